@@ -1,6 +1,6 @@
-"""What the published Glows have in common: names, order of rows, and what the first step determines.
+"""What the published Glows have in common: how a table of names becomes the origins of all tensors, and first fields.
 
-All of them are ``models.glow`` with different settings; each program's module says which, and where its tensors go.
+All of them are ``models.glow`` with different settings; each program's module says which, and holds its table.
 Conversions only reorder and change signs, so that nothing is rounded. In our order the rows of a coupling's last
 convolution and of a prior alternate: shift, raw scale, ...; mean, log-deviation, ...
 """
@@ -8,7 +8,8 @@ convolution and of a prior alternate: shift, raw scale, ...; mean, log-deviation
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from ...models.glow import GlowConfig
-from .source import PER_CHANNEL, PER_OUTPUT, SAME, Checkpoint, Origin, missing_field, take, take_all, take_conv
+from ..file import build_on_meta
+from .source import PER_CHANNEL, PER_OUTPUT, SAME, Checkpoint, Layout, Origin, missing_field, take, take_all, take_conv
 
 LICENSE = "MIT for the program; none is stated with published weights: check the license of your file"
 
@@ -28,6 +30,8 @@ SETTINGS = {
     "scaled": True,
     "split_prior": "conv",
     "last_mixing": "",
+    "learned_top": True,
+    "classes": 0,
 }
 
 # Errors of checks.
@@ -38,17 +42,32 @@ UNTRAINED = (
 CHANGED = "is not what the program makes of it. The file is damaged, or of a changed program, which is not supported."
 
 
-# --- our names --------------------------------------------------------------------------------------------------------
+# --- names ------------------------------------------------------------------------------------------------------------
+
+NAME = re.compile(r"(?:levels\.(\d+)\.)?(?:steps\.transforms\.(\d+)\.transforms\.)?(.+)")
 
 
-def steps_of(config: GlowConfig) -> Iterator[tuple[int, int, str]]:
-    """Iterate over level (0 is the finest), number in data-to-latent direction, and our name of every step.
+def glow_layout(config: GlowConfig, table: Iterable[Origin], given: Mapping[str, Tensor] = {}, **layout: Any) -> Layout:
+    """Look all of our tensors up in a table, but those that are ``given``, or that channel reversals determine.
 
-    A part's number follows the name: 0 for the actnorm, 1 for the mixing, 2 for the coupling.
+    Our names in the table are without the number of the level, and those of a step begin with 0 for the actnorm, 1 for
+    the mixing, and 2 for the coupling. Published ones refer to ``{level}``, 0 for the finest; ``{k}``, the number of a
+    step in data-to-latent direction; ``{deep}`` and ``{back}``, both counted from the other end; and ``{layer}``, the
+    index in one list of a squeeze, the steps and the split of every level.
     """
-    for level in range(config.levels):
-        for k in range(config.steps):
-            yield level, k, f"levels.{level}.steps.transforms.{k}.transforms"
+    rows, origins = {row.ours: row for row in table}, list[Origin]()
+    ours = build_on_meta("glow", config).state_dict()
+    if config.mixing == "reverse":
+        given = {name: torch.arange(len(t)).flip(0) for name, t in ours.items() if name.endswith(".1.order")}
+    for name in ours:
+        level, k, part = NAME.fullmatch(name).groups()  # pyright: ignore[reportOptionalMemberAccess]
+        if part in rows and name not in given:
+            level, k = int(level or config.levels - 1), int(k or config.steps)
+            numbers = {"level": level, "k": k, "deep": config.levels - 1 - level, "back": config.steps - 1 - k}
+            numbers["layer"] = level * (config.steps + 2) + 1 + k
+            names = [published.format(**numbers) for published in rows[part].names]
+            origins.append(replace(rows[part], ours=name, names=names))
+    return Layout(architecture="glow", config=config, origins=origins, given=given, **layout)
 
 
 def lu_factors(ours: str, published: str, names: str) -> Iterator[Origin]:
@@ -74,16 +93,6 @@ def zero_conv(ours: str, published: str, conv: str = "") -> Iterator[Origin]:
     yield take(f"{ours}.log_scale", f"{published}.logs", PER_OUTPUT)
 
 
-def reversals(config: GlowConfig) -> dict[str, Tensor]:
-    """Make the channel orders of a model whose steps reverse the channels."""
-    return {f"{name}.1.order": torch.arange(channels_of(config, level)).flip(0) for level, _, name in steps_of(config)}
-
-
-def channels_of(config: GlowConfig, level: int) -> int:
-    """Return the number of channels in the steps of a level."""
-    return config.channels * 4 * 2**level
-
-
 # --- order of rows ----------------------------------------------------------------------------------------------------
 
 
@@ -100,8 +109,16 @@ def alternate_swapped(t: Tensor) -> Tensor:
 # --- hyper-parameters -------------------------------------------------------------------------------------------------
 
 
-def first_step(found: Checkpoint, channels: int, outputs: int) -> dict[str, Any]:
-    """Derive image channels and coupling from the channels of the first step and the outputs of its network."""
+def first_step(
+    found: Checkpoint, bias: str, hidden: str, last: str, axes: tuple[int, int, int] = (1, 0, 0)
+) -> dict[str, Any]:
+    """Derive image channels, width and coupling from three tensors of the first step, and an axis of each.
+
+    These are the actnorm's bias, whose channels count, and the first and last kernel of the coupling, whose outputs do.
+    """
+    channels, width, outputs = (
+        found.shape(name, 4)[axis] for name, axis in zip((bias, hidden, last), axes, strict=True)
+    )
     if channels not in (4, 12):
         raise CheckpointError(
             f"the first step of this checkpoint of {found.program} has {channels} channels; expected 12, for color "
@@ -113,7 +130,8 @@ def first_step(found: Checkpoint, channels: int, outputs: int) -> dict[str, Any]
             f"{channels} channels; expected {channels} (affine) or {channels // 2} (additive). The file is damaged, or "
             "the variant is not supported."
         )
-    return {"channels": channels // 4, "coupling": "affine" if outputs == channels else "additive"}
+    coupling = "affine" if outputs == channels else "additive"
+    return {"channels": channels // 4, "hidden": width, "coupling": coupling}
 
 
 def levels_and_steps(found: Checkpoint, pattern: str) -> dict[str, int]:

@@ -16,7 +16,17 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from ...models.glow import GlowConfig
-from .glow import CHANGED, LICENSE, SETTINGS, UNTRAINED, first_step, is_identity, levels_and_steps, lu_factors, steps_of
+from .glow import (
+    CHANGED,
+    LICENSE,
+    SETTINGS,
+    UNTRAINED,
+    first_step,
+    glow_layout,
+    is_identity,
+    levels_and_steps,
+    lu_factors,
+)
 from .source import PER_CHANNEL, SAME, Check, Checkpoint, Form, Layout, Origin, Source, missing_field, take, take_conv
 
 # Published forms of our tables (classes, C, H, W):
@@ -36,11 +46,11 @@ def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
     Shifts and log-scales have the other sign. The priors do not depend on the latents that stay. No tensor determines
     ``scale_map`` and ``split_mode``: the defaults, "sigmoid" and "channel", are assumed.
     """
-    config = _config(found, overrides)
-    return Layout(
-        architecture="glow",
-        config=config,
-        origins=[*_origins(config, _base(found))],
+    base = _base(found)
+    config = _config(found, overrides, base)
+    return glow_layout(
+        config,
+        _table(config, base),
         unused=re.compile(rf"{INITIALIZED}|{STEP}\.1\.eye"),
         checks=(
             Check(re.compile(INITIALIZED), lambda t: bool(t.all()), UNTRAINED),
@@ -49,27 +59,21 @@ def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
     )
 
 
-def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> GlowConfig:
+def _config(found: Checkpoint, overrides: Mapping[str, Any], base: str) -> GlowConfig:
     shape = levels_and_steps(found, r"flows\.(\d{1,4})\.(\d{1,4})\.flows\.")
     levels = shape["levels"]
     first = f"flows.{levels - 1}.{shape['steps'] - 1}.flows"  # of the finest level
     network = f"{first}.0.flows.1.param_map.net"
     normalized = found.has(rf"{NETWORK}\.\d+\.actNorm\.")  # option net_actnorm
-    last = 6 if normalized else 4
-    channels = found.shape(f"{first}.2.t", 4)[1]
     detected: dict[str, Any] = {
         **SETTINGS,
         **shape,
-        "hidden": found.shape(f"{network}.0.weight", 4)[0],
-        **first_step(found, channels, found.shape(f"{network}.{last}.weight", 4)[0]),
+        **first_step(found, f"{first}.2.t", f"{network}.0.weight", f"{network}.{6 if normalized else 4}.weight"),
         "mixing": "conv" if "W" in found.parts(rf"{STEP}\.1\.") else "lu",
         "network": "actnorm" if normalized else "plain",
         "scaled": False,
         "split_prior": "table",
-        "learned_top": True,
-        "classes": 0,
     }
-    base = _base(found)
     if base == "GlowBase":
         if "q0.0.loc_cc" in found.shapes:
             detected["classes"] = found.shape("q0.0.loc_cc", 2)[0]
@@ -105,30 +109,28 @@ def _base(found: Checkpoint) -> str:
     )
 
 
-def _origins(config: GlowConfig, base: str) -> Iterator[Origin]:
+def _table(config: GlowConfig, base: str) -> Iterator[Origin]:
     rows = _negate_shifts if config.coupling == "affine" else torch.neg
-    for level, k, ours in steps_of(config):
-        published = f"flows.{config.levels - 1 - level}.{config.steps - 1 - k}.flows"
-        yield take(f"{ours}.0.bias", f"{published}.2.t", PER_CHANNEL.then(torch.neg))
-        yield take(f"{ours}.0.log_scale", f"{published}.2.s", PER_CHANNEL.then(torch.neg))
-        if config.mixing == "conv":
-            yield take(f"{ours}.1.weight", f"{published}.1.W")
+    step, network, net = (
+        "flows.{deep}.{back}.flows",
+        "2.conditioner",
+        "flows.{deep}.{back}.flows.0.flows.1.param_map.net",
+    )
+    yield take("0.bias", f"{step}.2.t", PER_CHANNEL.then(torch.neg))
+    yield take("0.log_scale", f"{step}.2.s", PER_CHANNEL.then(torch.neg))
+    yield take("1.weight", f"{step}.1.W")
+    yield from lu_factors("1", f"{step}.1", "P sign_S L U log_S")
+    normalized = config.network == "actnorm"
+    for k in range(2):
+        if normalized:
+            yield from _normalized_conv(f"{network}.hidden.{k}", f"{net}.{3 * k}", f"{net}.{3 * k + 1}")
         else:
-            yield from lu_factors(f"{ours}.1", f"{published}.1", "P sign_S L U log_S")
-        ours, published = f"{ours}.2.conditioner", f"{published}.0.flows.1.param_map.net"
-        normalized = config.network == "actnorm"
-        for k in range(2):
-            if normalized:
-                yield from _normalized_conv(f"{ours}.hidden.{k}", f"{published}.{3 * k}", f"{published}.{3 * k + 1}")
-            else:
-                yield from take_conv(f"{ours}.hidden.{k}", f"{published}.{2 * k}")
-        for part in ("weight", "bias"):
-            yield take(f"{ours}.last.{part}", f"{published}.{6 if normalized else 4}.{part}", SAME.then(rows))
-    for level in range(config.levels):
-        deep = config.levels - 1 - level
-        ours = "top.prior" if deep == 0 else f"levels.{level}.split.conditioner"
-        for part, name in (("mean", "loc"), ("log_std", "log_scale")):
-            yield _table(f"{ours}.{part}", f"q0.{deep}.{name}", config, base)
+            yield from take_conv(f"{network}.hidden.{k}", f"{net}.{2 * k}")
+    for part in ("weight", "bias"):
+        yield take(f"{network}.last.{part}", f"{net}.{6 if normalized else 4}.{part}", SAME.then(rows))
+    for ours in ("split.conditioner", "top.prior"):
+        yield _pixels(f"{ours}.mean", "q0.{deep}.loc", config, base)
+        yield _pixels(f"{ours}.log_std", "q0.{deep}.log_scale", config, base)
 
 
 def _normalized_conv(ours: str, conv: str, actnorm: str) -> Iterator[Origin]:
@@ -139,7 +141,7 @@ def _normalized_conv(ours: str, conv: str, actnorm: str) -> Iterator[Origin]:
     yield Origin(f"{ours}.actnorm.bias", [shift, scale], [PER_CHANNEL, PER_CHANNEL], _shift_before_scale)
 
 
-def _table(ours: str, published: str, config: GlowConfig, base: str) -> Origin:
+def _pixels(ours: str, published: str, config: GlowConfig, base: str) -> Origin:
     """A value for every label, channel and pixel, (classes, C, H, W)."""
     if base == "ClassCondDiagGaussian":
         return take(ours, published, LABEL_LAST)

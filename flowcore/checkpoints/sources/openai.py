@@ -13,17 +13,7 @@ from typing import Any
 
 import torch
 
-from ...models.glow import GlowConfig
-from .glow import (
-    LICENSE,
-    SETTINGS,
-    alternate,
-    first_step,
-    levels_and_steps,
-    require_bits,
-    reversals,
-    steps_of,
-)
+from .glow import LICENSE, SETTINGS, alternate, first_step, glow_layout, levels_and_steps, require_bits
 from .source import Checkpoint, Form, Layout, Origin, Source, take, take_all
 
 # TensorFlow's kernels are (height, width, in, out); its vectors are rows.
@@ -41,69 +31,6 @@ TRAINER = re.compile(
 )
 
 
-def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
-    """Convolutions see the border as one more channel, the last; log-scales are stored divided by 3.
-
-    The top prior is a convolution of zeros, so only its kernel for the border channel is read.
-    """
-    found = found.without(TRAINER)
-    config = _config(found, overrides)
-    return Layout(
-        architecture="glow",
-        config=config,
-        origins=[*_origins(config)],
-        given=reversals(config) if config.mixing == "reverse" else {},
-        unused=re.compile(rf"model/classifier/.*|model/\d+/\d+/shuffle/indices_inverse|{TRAINER.pattern}"),
-    )
-
-
-def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> GlowConfig:
-    shape = levels_and_steps(found, r"model/(\d{1,4})/(\d{1,4})/")
-    channels = found.shape("model/0/0/actnorm_center/b", 4)[3]
-    parts = found.parts(r"model/\d+/\d+/")
-    mixings = {"conv": "invconv/W", "shuffle": "shuffle/indices"}
-    detected = {
-        **SETTINGS,
-        **shape,
-        "hidden": found.shape("model/0/0/f1/l_1/W", 4)[3],
-        **first_step(found, channels, found.shape("model/0/0/f1/l_last/W", 4)[3]),
-        "mixing": next((mixing for mixing, part in mixings.items() if part in parts), "reverse"),
-        "learned_top": found.has("model/prior/p/"),
-        "classes": found.shape("model/prior/y_emb/W", 2)[0] if found.has("model/prior/y_emb/") else 0,
-        "edge": "flag",
-        "actnorm": "log3",
-    }
-    require_bits(found, "8 for CIFAR-10, LSUN and ImageNet, 5 for CelebA-HQ", detected, overrides)
-    return found.config("glow", detected, {"grid": "bins", "pixels": "centred"}, overrides)
-
-
-def _origins(config: GlowConfig) -> Iterator[Origin]:
-    for level, k, ours in steps_of(config):
-        published = f"model/{level}/{k}"
-        yield from _actnorm(f"{ours}.0", published)
-        if config.mixing == "conv":  # it multiplies rows by the matrix from the right
-            yield take(f"{ours}.1.weight", f"{published}/invconv/W", TRANSPOSED)
-        elif config.mixing == "shuffle":
-            yield take(f"{ours}.1.order", f"{published}/shuffle/indices")
-        ours, published = f"{ours}.2.conditioner", f"{published}/f1"
-        for place in (0, 1):
-            yield take(f"{ours}.hidden.{place}.weight", f"{published}/l_{place + 1}/W", HWIO)
-            yield from _actnorm(f"{ours}.hidden.{place}.actnorm", f"{published}/l_{place + 1}")
-        yield from _zero_conv(f"{ours}.last", f"{published}/l_last")
-    for level in range(config.levels - 1):
-        yield from _zero_conv(f"levels.{level}.split.conditioner", f"model/pool{level}/conv")
-    # Means in the first half of the rows, log-deviations in the second.
-    if config.learned_top:
-        ours, published = "top.prior.constants", "model/prior/p"
-        yield take(f"{ours}.weight", f"{published}/W", FLAG_OF_HWIO.then(alternate))
-        yield take(f"{ours}.bias", f"{published}/b", ROW_4D.then(alternate))
-        yield take(f"{ours}.log_scale", f"{published}/logs", ROW.then(alternate))
-    if config.classes:
-        ours, published = "top.prior.by_label", "model/prior/y_emb"
-        yield take(f"{ours}.weight", f"{published}/W", TRANSPOSED.then(alternate))
-        yield from take_all(ours, f"{published}/", {"bias": "b", "log_scale": "logs"}, ROW.then(alternate))
-
-
 def _actnorm(ours: str, published: str) -> Iterator[Origin]:
     return take_all(ours, f"{published}/actnorm_", {"bias": "center/b", "log_scale": "scale/logs"}, ROW_4D)
 
@@ -112,6 +39,51 @@ def _zero_conv(ours: str, published: str) -> Iterator[Origin]:
     yield take(f"{ours}.weight", f"{published}/W", HWIO)
     yield take(f"{ours}.bias", f"{published}/b", ROW_4D)
     yield take(f"{ours}.log_scale", f"{published}/logs", ROW)
+
+
+STEP, NETWORK = "model/{level}/{k}", "2.conditioner"
+TABLE = (
+    *_actnorm("0", STEP),
+    take("1.weight", f"{STEP}/invconv/W", TRANSPOSED),  # it multiplies rows by the matrix from the right
+    take("1.order", f"{STEP}/shuffle/indices"),
+    take(f"{NETWORK}.hidden.0.weight", f"{STEP}/f1/l_1/W", HWIO),
+    *_actnorm(f"{NETWORK}.hidden.0.actnorm", f"{STEP}/f1/l_1"),
+    take(f"{NETWORK}.hidden.1.weight", f"{STEP}/f1/l_2/W", HWIO),
+    *_actnorm(f"{NETWORK}.hidden.1.actnorm", f"{STEP}/f1/l_2"),
+    *_zero_conv(f"{NETWORK}.last", f"{STEP}/f1/l_last"),
+    *_zero_conv("split.conditioner", "model/pool{level}/conv"),
+    # Means in the first half of the rows, log-deviations in the second.
+    take("top.prior.constants.weight", "model/prior/p/W", FLAG_OF_HWIO.then(alternate)),
+    take("top.prior.constants.bias", "model/prior/p/b", ROW_4D.then(alternate)),
+    take("top.prior.constants.log_scale", "model/prior/p/logs", ROW.then(alternate)),
+    take("top.prior.by_label.weight", "model/prior/y_emb/W", TRANSPOSED.then(alternate)),
+    take("top.prior.by_label.bias", "model/prior/y_emb/b", ROW.then(alternate)),
+    take("top.prior.by_label.log_scale", "model/prior/y_emb/logs", ROW.then(alternate)),
+)
+
+
+def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
+    """Convolutions see the border as one more channel, the last; log-scales are stored divided by 3.
+
+    The top prior is a convolution of zeros, so only its kernel for the border channel is read.
+    """
+    found = found.without(TRAINER)
+    parts = found.parts(r"model/\d+/\d+/")
+    mixings = {"conv": "invconv/W", "shuffle": "shuffle/indices"}
+    detected = {
+        **SETTINGS,
+        **levels_and_steps(found, r"model/(\d{1,4})/(\d{1,4})/"),
+        **first_step(found, "model/0/0/actnorm_center/b", "model/0/0/f1/l_1/W", "model/0/0/f1/l_last/W", (3, 3, 3)),
+        "mixing": next((mixing for mixing, part in mixings.items() if part in parts), "reverse"),
+        "learned_top": found.has("model/prior/p/"),
+        "classes": found.shape("model/prior/y_emb/W", 2)[0] if found.has("model/prior/y_emb/") else 0,
+        "edge": "flag",
+        "actnorm": "log3",
+    }
+    require_bits(found, "8 for CIFAR-10, LSUN and ImageNet, 5 for CelebA-HQ", detected, overrides)
+    config = found.config("glow", detected, {"grid": "bins", "pixels": "centred"}, overrides)
+    unused = rf"model/classifier/.*|model/\d+/\d+/shuffle/indices_inverse|{TRAINER.pattern}"
+    return glow_layout(config, TABLE, unused=re.compile(unused))
 
 
 OPENAI = Source(

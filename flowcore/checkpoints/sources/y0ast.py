@@ -18,18 +18,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from ...models.glow import GlowConfig
-from .glow import (
-    LICENSE,
-    SETTINGS,
-    actnorm,
-    alternate,
-    channels_of,
-    first_step,
-    lu_factors,
-    reversals,
-    steps_of,
-    zero_conv,
-)
+from .glow import LICENSE, SETTINGS, actnorm, alternate, first_step, glow_layout, lu_factors, zero_conv
 from .source import (
     PER_OUTPUT,
     SAME,
@@ -71,34 +60,40 @@ CHAIYUJIN_NAMING = Naming(
     grid="levels", pixels="unit", network="f", conv="", linear="", factors="p sign_s l u log_s", top="learn_top"
 )
 
-SHUFFLE_INDICES = re.compile(r"(__extra__\.)?flow\.layers\.(\d+)\.shuffle\.indices")
+SHUFFLE_INDICES = re.compile(r"(__extra__\.)?flow\.layers\.\d+\.shuffle\.indices")
+
+
+def _table(naming: Naming) -> Iterator[Origin]:
+    step, network = "flow.layers.{layer}", "2.conditioner"
+    net, conv, linear = f"{step}.{naming.network}", naming.conv, f"project_ycond{naming.linear}"
+    yield from actnorm("0", f"{step}.actnorm")
+    yield take("1.weight", f"{step}.invconv.weight")
+    yield from lu_factors("1", f"{step}.invconv", naming.factors)
+    yield take("1.order", f"{step}.shuffle.indices")
+    for place in (0, 1):
+        yield take(f"{network}.hidden.{place}.weight", f"{net}.{2 * place}{conv}.weight")
+        yield from actnorm(f"{network}.hidden.{place}.actnorm", f"{net}.{2 * place}.actnorm")
+    yield from zero_conv(f"{network}.last", f"{net}.4", conv)
+    yield from zero_conv("split.conditioner", f"{step}.conv", conv)
+    # Means in the first half of the rows, log-deviations in the second.
+    yield take("top.prior.constants.bias", f"{naming.top}{conv}.bias", SAME.then(alternate))
+    yield take("top.prior.constants.log_scale", f"{naming.top}.logs", PER_OUTPUT.then(alternate))
+    names = {"weight": f"{linear}.weight", "bias": f"{linear}.bias", "log_scale": "project_ycond.logs"}
+    yield from take_all("top.prior.by_label", "", names, SAME.then(alternate))
 
 
 def _layout(naming: Naming, found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
     """Zero padding makes the top prior's convolution of zeros a constant, so its kernel is never read."""
     overrides = dict(overrides)
     permutations = overrides.pop("permutations", None)
-    saved = {int(m[2][:9]): name for name in found.shapes if (m := SHUFFLE_INDICES.fullmatch(name))}
-    config = _config(naming, found, overrides, shuffled=bool(saved or permutations is not None))
-    origins = [*_origins(naming, config)]
-    given: dict[str, Tensor] = {}
-    if config.mixing == "shuffle" and permutations is None:
-        for level, k, ours in steps_of(config):
-            layer = _layer(config, level, k)
-            origins.append(take(f"{ours}.1.order", saved.get(layer, f"flow.layers.{layer}.shuffle.indices")))
-    elif config.mixing == "shuffle":
-        given = _orders(permutations, config)
-    elif config.mixing == "reverse":
-        given = reversals(config)
-    return Layout(
-        architecture="glow",
-        config=config,
-        origins=origins,
-        given=given,
-        unused=re.compile(
-            rf"prior_h|project_class\..*|{naming.top}{re.escape(naming.conv)}\.weight"
-            + (rf"|{SHUFFLE_INDICES.pattern}" if permutations is not None else "")
-        ),
+    saved = any(SHUFFLE_INDICES.fullmatch(name) for name in found.shapes)
+    config = _config(naming, found, overrides, shuffled=saved or permutations is not None)
+    unused = rf"prior_h|project_class\..*|{naming.top}{re.escape(naming.conv)}\.weight"
+    return glow_layout(
+        config,
+        _table(naming),
+        {} if permutations is None or config.mixing != "shuffle" else _orders(permutations, config),
+        unused=re.compile(unused if permutations is None else f"{unused}|{SHUFFLE_INDICES.pattern}"),
         checks=(
             Check(
                 re.compile("prior_h"),
@@ -113,15 +108,12 @@ def _layout(naming: Naming, found: Checkpoint, overrides: Mapping[str, Any]) -> 
 def _config(naming: Naming, found: Checkpoint, overrides: Mapping[str, Any], *, shuffled: bool) -> GlowConfig:
     shape = _levels_and_steps(found)
     levels, steps = shape["levels"], shape["steps"]
-    network = f"flow.layers.1.{naming.network}"
-    channels = found.shape("flow.layers.1.actnorm.bias", 4)[1]
+    network, conv = f"flow.layers.1.{naming.network}", naming.conv
     detected: dict[str, Any] = {
         **shape,
-        "hidden": found.shape(f"{network}.0{naming.conv}.weight", 4)[0],
-        **first_step(found, channels, found.shape(f"{network}.4{naming.conv}.weight", 4)[0]),
-        "learned_top": found.has(rf"{naming.top}\."),
-        "classes": 0,
+        **first_step(found, "flow.layers.1.actnorm.bias", f"{network}.0{conv}.weight", f"{network}.4{conv}.weight"),
         **SETTINGS,
+        "learned_top": found.has(rf"{naming.top}\."),
     }
     if found.has(r"project_ycond\."):
         detected["classes"] = found.shape(f"project_ycond{naming.linear}.weight", 2)[1]
@@ -164,38 +156,6 @@ def _levels_and_steps(found: Checkpoint) -> dict[str, int]:
     return {"levels": levels, "steps": steps}
 
 
-def _layer(config: GlowConfig, level: int, k: int) -> int:
-    """Index of a step in the layer list; after a level's last step, that of its split."""
-    return level * (config.steps + 2) + 1 + k
-
-
-def _origins(naming: Naming, config: GlowConfig) -> Iterator[Origin]:
-    conv = naming.conv
-    for level, k, ours in steps_of(config):
-        published = f"flow.layers.{_layer(config, level, k)}"
-        yield from actnorm(f"{ours}.0", f"{published}.actnorm")
-        if config.mixing == "conv":
-            yield take(f"{ours}.1.weight", f"{published}.invconv.weight")
-        elif config.mixing == "lu":
-            yield from lu_factors(f"{ours}.1", f"{published}.invconv", naming.factors)
-        ours, published = f"{ours}.2.conditioner", f"{published}.{naming.network}"
-        for place in (0, 1):
-            yield take(f"{ours}.hidden.{place}.weight", f"{published}.{2 * place}{conv}.weight")
-            yield from actnorm(f"{ours}.hidden.{place}.actnorm", f"{published}.{2 * place}.actnorm")
-        yield from zero_conv(f"{ours}.last", f"{published}.4", conv)
-    for level in range(config.levels - 1):
-        layer = _layer(config, level, config.steps)
-        yield from zero_conv(f"levels.{level}.split.conditioner", f"flow.layers.{layer}.conv", conv)
-    # Means in the first half of the rows, log-deviations in the second.
-    if config.learned_top:
-        yield take("top.prior.constants.bias", f"{naming.top}{conv}.bias", SAME.then(alternate))
-        yield take("top.prior.constants.log_scale", f"{naming.top}.logs", PER_OUTPUT.then(alternate))
-    if config.classes:
-        linear = f"project_ycond{naming.linear}"
-        names = {"weight": f"{linear}.weight", "bias": f"{linear}.bias", "log_scale": "project_ycond.logs"}
-        yield from take_all("top.prior.by_label", "", names, SAME.then(alternate))
-
-
 def _orders(permutations: Any, config: GlowConfig) -> dict[str, Tensor]:
     """Validate channel orders given by the caller: one list per step, finest level first."""
     count = config.levels * config.steps
@@ -206,15 +166,16 @@ def _orders(permutations: Any, config: GlowConfig) -> dict[str, Tensor]:
             f"levels, finest level first; got {actual}."
         )
     orders: dict[str, Tensor] = {}
-    for number, (order, (level, k, ours)) in enumerate(zip(permutations, steps_of(config), strict=True)):
-        channels = channels_of(config, level)
+    for number, order in enumerate(permutations):
+        level, k = divmod(number, config.steps)
+        channels = config.channels * 4 * 2**level
         integers = isinstance(order, (list, tuple)) and all(type(index) is int for index in order)
         if not integers or sorted(order) != list(range(channels)):
             raise CheckpointError(
                 f"permutations[{number}], of step {k} on level {level}, must list each of 0 to {channels - 1} once; "
                 f"got {str(order)[:80]}."
             )
-        orders[f"{ours}.1.order"] = torch.tensor(order)
+        orders[f"levels.{level}.steps.transforms.{k}.transforms.1.order"] = torch.tensor(order)
     return orders
 
 
@@ -224,6 +185,7 @@ Y0AST = Source(
     detect=re.compile(r"flow\.layers\.\d+\.block\."),
     layout=partial(_layout, Y0AST_NAMING),
     integers=SHUFFLE_INDICES,
+    rename=lambda state: {name.removeprefix("__extra__."): t for name, t in state.items()},
 )
 
 CHAIYUJIN = Source(
@@ -232,4 +194,5 @@ CHAIYUJIN = Source(
     detect=re.compile(r"flow\.layers\.\d+\.f\."),
     layout=partial(_layout, CHAIYUJIN_NAMING),
     integers=SHUFFLE_INDICES,
+    rename=lambda state: {name.removeprefix("__extra__."): t for name, t in state.items()},
 )
