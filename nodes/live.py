@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..flowcore import FlowError, dequantization
-from ..flowcore.inference.recently_used import RecentlyUsed
+from ..flowcore.inference.condition_cache import RecentlyUsed
 from ..flowcore.tasks import Cancelled
 from ..flowcore.tasks.sample import decode
 from ..flowcore.tasks.subject import condition_for, source_for_latents

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..flowcore import FlowError, provenance
 from ..flowcore.device import free_memory
-from ..flowcore.inference.recently_used import RecentlyUsed
+from ..flowcore.inference.condition_cache import RecentlyUsed
 from ..flowcore.provenance import KEY, MAX_ENTRIES, MAX_PICTURES, Provenance
 from ..flowcore.tasks.model_defaults import resolve
 from .host.compat import io, log

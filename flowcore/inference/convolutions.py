@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from ..condition import MultiScaleFeatures, Source
 from ..networks import Edge
-from .progress import report
-from .strips import Rows, StripBudget, canvas, strips
+from .strips import Rows, StripBudget, canvas, report, strips
 
 NHWC = torch.channels_last
 

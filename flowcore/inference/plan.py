@@ -7,7 +7,7 @@ and small for the weights of one moment. What is folded, and why (``benchmarks/R
   actnorms and scales inside conditioners go into the weights beside them. Fewer passes over memory.
 - ``convolutions.py``: ``conv([x, c]) = conv_x(x) + conv_c(c)``: the condition's term is computed once for all samples,
   and from small features where the flow sees them enlarged. This is most of what SRFlow saves.
-- ``encoder.py``: Dense blocks in strips that compute no row twice.
+- ``encoders.py``: Dense blocks in strips that compute no row twice.
 - ``strips.py``: Everything runs on a few rows, or a few images, at a time: wide tensors stay in the cache, and memory
   does not grow with the image. ``steps.py`` takes a strip through a whole step.
 
@@ -33,17 +33,18 @@ from ..errors import FlowError, PrecisionError
 from ..flow import Flow, Level
 from ..networks import CompactUpscaler, IMDNEncoder, LowLightEncoder, RRDBEncoder
 from ..prior import log_prob
-from ..transforms import Variances, Whiten
+from ..transforms import CheckerboardCoupling, Variances, Whiten
 from .checksums import checksums
-from .compact import FoldedCompactUpscaler
 from .conditioners import FoldedConditioner
-from .encoder import FoldedEncoder, FoldedExtractor
-from .imdn import FoldedIMDNEncoder
-from .low_light import FoldedLowLightEncoder
-from .progress import report
+from .encoders import (
+    FoldedCompactUpscaler,
+    FoldedEncoder,
+    FoldedExtractor,
+    FoldedIMDNEncoder,
+    FoldedLowLightEncoder,
+)
 from .steps import (
     FoldedAffine,
-    FoldedCheckerboard,
     FoldedLevel,
     FoldedODE,
     FoldedResidual,
@@ -52,7 +53,7 @@ from .steps import (
     SharedWhiten,
     multi_scale,
 )
-from .strips import StripBudget
+from .strips import StripBudget, report, stop_before
 
 FOLDED_ENCODERS = (FoldedEncoder, FoldedIMDNEncoder, FoldedLowLightEncoder)  # these report their units themselves
 
@@ -64,7 +65,7 @@ class Plan(Flow):
 
     Attributes:
         precision: Of conditioners and encoder.
-        units: Units of work that one pass through the flow reports; see ``progress.observed``.
+        units: Units of work that one pass through the flow reports; see ``strips.observed``.
         encoder_units: Units that one ``encode_condition`` reports.
         prepare_units: Units that ``Condition.prepare`` reports.
         guide_units: Units that one ``make_guide`` reports.
@@ -113,7 +114,7 @@ class Plan(Flow):
             elif encoder is not None:
                 for layer in encoder.modules():
                     if isinstance(layer, nn.Conv2d):
-                        layer.register_forward_pre_hook(_report)  # the plan's own copy of the layer
+                        stop_before(layer)  # the plan's own copy of the layer
         super().__init__(
             levels,
             channels=flow.channels,
@@ -132,7 +133,7 @@ class Plan(Flow):
             guide=FoldedCompactUpscaler(guide, dtype, budget) if isinstance(guide, CompactUpscaler) else guide,
         )
         parts = list(self.levels.modules())
-        self.units = sum(isinstance(part, (FoldedAffine, FoldedCheckerboard, FoldedResidual)) for part in parts)
+        self.units = sum(isinstance(part, (FoldedAffine, CheckerboardCoupling, FoldedResidual)) for part in parts)
         self.units += sum(part.patches for part in parts if isinstance(part, ReportingPredictor))
         self.units += sum(part.steps for part in parts if isinstance(part, FoldedODE))
         self.units += sum(part.units for part in parts if isinstance(part, FoldedExtractor))
@@ -246,11 +247,6 @@ class Plan(Flow):
             )
         with torch.no_grad(), float32_arithmetic(tf32_convolutions=self.precision == "tf32"):
             yield
-
-
-def _report(*_: Any) -> None:
-    """Let the caller stop the run before a layer."""
-    report()
 
 
 class PlanCache:

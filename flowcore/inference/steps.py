@@ -36,10 +36,9 @@ from ..transforms import (
 from ..transforms.coupling import SIGMOID_OFFSET, halves, log_scale_of, scale_of
 from .conditioners import FoldedConditioner, UnsplitConditioner, folded_conditioner
 from .convolutions import ConditionConv, StreamedConditionConv, rows_of
-from .encoder import FoldedExtractor
+from .encoders import FoldedExtractor
 from .fold import Mixing, PixelMap, pixel_map
-from .progress import report
-from .strips import Rows, StripBudget, Tile, canvas
+from .strips import Rows, StripBudget, Tile, canvas, report, stop_before
 
 
 class FoldedLevel(Level):
@@ -207,15 +206,6 @@ def _invert_in_strips(parts: Sequence[FoldedAffine], z: Tensor, cond: Any, last:
     return x
 
 
-class FoldedCheckerboard(CheckerboardCoupling):
-    """``CheckerboardCoupling`` that reports its progress."""
-
-    def _affine(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        result = super()._affine(x, mask)
-        report(1)
-        return result
-
-
 class FoldedODE(ODE):
     """``ODE`` that reports the progress of its steps."""
 
@@ -277,7 +267,7 @@ class ReportingPredictor(nn.Module):
         self.network = network.requires_grad_(False).to(dtype)
         self.patches, self._dtype = len(network.position), dtype
         for layer in network.layers:
-            layer.register_forward_pre_hook(_report)  # lets the caller stop
+            stop_before(layer)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         predicted = checkpoint(self.network, x.to(self._dtype), labels, use_reentrant=False, preserve_rng_state=False)
@@ -298,10 +288,6 @@ class ReportingPredictor(nn.Module):
             float(step(patch)[0, 0])  # waits for the device
             times.append(time.perf_counter() - start)
         return min(times)
-
-
-def _report(*_: Any) -> None:
-    report()
 
 
 def _reported(result: Any) -> Any:
@@ -386,8 +372,9 @@ class LevelFolder:
             inner = self._steps(transform.transform, channels - transform.kept, kept + transform.kept)
             return FoldedConditionOnChannels(transform.kept, Chain(*inner))
         if isinstance(transform, CheckerboardCoupling):
-            network = folded_conditioner(transform.conditioner, channels, None, self.dtype, self.budget)
-            return FoldedCheckerboard(network, parity=transform.parity, mask_channel=transform.mask_channel)
+            transform.conditioner = folded_conditioner(transform.conditioner, channels, None, self.dtype, self.budget)
+            transform.conditioner.register_forward_hook(lambda *_: report(1))  # pyright: ignore[reportUnknownLambdaType]
+            return transform
         if isinstance(transform, Residual):
             return FoldedResidual(transform, self.like)
         if isinstance(transform, ODE):

@@ -1,7 +1,7 @@
 """Strips: images are decoded a few rows at a time, so that the wide tensors in between stay small and in the cache.
 
 A 3x3 convolution reads one row more on either side, and sees zeros beyond the image. So strips give exactly the result
-of the whole image, and need memory for their own height only.
+of the whole image, and need memory for their own height only. Between them a caller can follow a plan, and stop it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..device import free_memory
 
@@ -29,6 +29,8 @@ Tile = tuple[slice, int, int]
 """Some images of a batch; a first row and the row after the last."""
 
 _minimum: ContextVar[bool] = ContextVar("minimum", default=False)  # per thread: plans may be shared
+Observer = Callable[[int], None]
+_observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
 
 
 @contextmanager
@@ -39,6 +41,34 @@ def minimum_memory() -> Generator[None, None, None]:
         yield
     finally:
         _minimum.reset(token)
+
+
+@contextmanager
+def observed(observer: Observer) -> Generator[None, None, None]:
+    """Follow every plan that the body of the ``with`` statement runs in this thread.
+
+    The observer is called before every convolution with 0, and after every finished unit of work (a block of the
+    encoder, a coupling or an injector) with the number of units; ``Plan.units`` and ``Plan.encoder_units`` say how many
+    there will be. An exception that it raises ends the run. Inside another ``observed`` it replaces that one's
+    observer.
+    """
+    token = _observer.set(observer)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
+
+
+def report(units: int = 0) -> None:
+    """Tell this thread's observer, if there is one, of finished units of work; with 0, let it stop the run."""
+    observer = _observer.get()
+    if observer is not None:
+        observer(units)
+
+
+def stop_before(layer: nn.Module) -> None:
+    """Let this thread's observer stop every run before it reaches a layer."""
+    layer.register_forward_pre_hook(lambda _layer, _inputs: report())
 
 
 class StripBudget:

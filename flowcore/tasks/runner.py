@@ -20,8 +20,7 @@ from ..device import actual_precision, empty_cache, float32_arithmetic, is_out_o
 from ..errors import FlowError
 from ..flow import Flow
 from ..inference.plan import Plan, forget_plan, planned
-from ..inference.progress import observed
-from ..inference.strips import minimum_memory
+from ..inference.strips import minimum_memory, observed
 from . import Cancelled, Precision, Progress, part_of
 from .intake import require_tensor
 

@@ -12,8 +12,8 @@ from typing_extensions import Unpack
 from ..errors import FlowError
 from ..flow import Flow
 from ..images.resize import resize
-from ..inference.compact import IN_FLIGHT
 from ..inference.condition_cache import ConditionStore
+from ..inference.encoders import IN_FLIGHT
 from ..inference.strips import DENSE_BYTES, MIN_ROWS
 from ..models.hcflow import HCFlowConfig
 from ..models.srflow import SRFlowConfig

@@ -28,7 +28,7 @@ from flowcore import (
 from flowcore.images import color
 from flowcore.images.color import NEUTRAL
 from flowcore.inference.plan import forget_plan, planned
-from flowcore.inference.progress import observed
+from flowcore.inference.strips import observed
 from flowcore.prior import sample_latents
 from flowcore.tasks.chroma import schedule
 from flowcore.tasks.colorize import memory_required

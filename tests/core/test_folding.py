@@ -11,15 +11,14 @@ from builders import move_buffers
 
 from flowcore.condition import MultiScaleFeatures
 from flowcore.inference import convolutions
-from flowcore.inference.conditioners import UnsplitConditioner, folded_conditioner
+from flowcore.inference.conditioners import FoldedResidualConditioner, UnsplitConditioner, folded_conditioner
 from flowcore.inference.convolutions import (
     ConditionConv,
     StreamedConditionConv,
     convolve_enlarged,
 )
-from flowcore.inference.encoder import FoldedDenseBlock
+from flowcore.inference.encoders import FoldedDenseBlock
 from flowcore.inference.fold import Mixing, PixelMap, conv_weights, pixel_map
-from flowcore.inference.residual import FoldedResidual
 from flowcore.inference.strips import StripBudget, canvas, minimum_memory, strips
 from flowcore.networks import (
     Conditioner,
@@ -243,7 +242,7 @@ def test_other_conditioners_run_whole(name, offset, strip_bytes):
     before = x.clone()
     conditioner = folded(network, inputs, offset, strip_bytes=strip_bytes)
     assert isinstance(conditioner, UnsplitConditioner)
-    assert isinstance(conditioner.network, FoldedResidual if name == "residual" else type(network))
+    assert isinstance(conditioner.network, FoldedResidualConditioner if name == "residual" else type(network))
     close(conditioner(x), expected_of(network, x, offset))
     assert torch.equal(x, before)
     low = folded(network.float(), inputs, offset, torch.bfloat16)(x.float())

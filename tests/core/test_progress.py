@@ -7,7 +7,7 @@ from every_task import sides, source_of
 
 from flowcore.inference.convolutions import Conv
 from flowcore.inference.plan import Plan
-from flowcore.inference.progress import observed
+from flowcore.inference.strips import observed
 from flowcore.prior import sample_latents
 
 

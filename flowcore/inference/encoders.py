@@ -1,0 +1,393 @@
+"""The folded networks that read a source: the encoders of SRFlow, HCFlow and LLFlow, and what makes a guide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..condition import MultiScaleFeatures
+from ..device import no_autocast
+from ..images.resize import enlarge
+from ..networks import CompactUpscaler, HierarchicalExtractor, IMDNEncoder, LowLightEncoder, RRDBEncoder
+from ..networks.compact import enlarge_nearest
+from ..networks.imdn import DistillationBlock
+from ..networks.lr_encoder import doublings, grids_wanted
+from ..networks.rrdb import DenseBlock
+from .convolutions import NHWC, ConditionConv, Conv, StreamedConv, rows_of, weights_of
+from .strips import Rows, StripBudget, canvas, report, strips
+
+IN_FLIGHT = 4  # tensors: what a convolution reads, and what it makes, before the PReLU, after it, and with older rows
+
+
+# --- SRFlow -----------------------------------------------------------------------------------------------------------
+
+
+class FoldedEncoder(nn.Module):
+    """``RRDBEncoder`` in strips, with nothing enlarged early; it shares the weights."""
+
+    def __init__(self, encoder: RRDBEncoder, dtype: torch.dtype, budget: StripBudget) -> None:
+        super().__init__()
+        self.dtype, self.budget = dtype, budget
+        self.scale = encoder.scale
+        # with weights of that precision, because not every device has autocast
+        self.conv_first, self.conv_trunk = (
+            Conv(*weights_of(conv), dtype) for conv in (encoder.conv_first, encoder.conv_trunk)
+        )
+        self.blocks = FoldedBlocks(encoder.blocks, budget, encoder.stacked_blocks)
+        self.up = nn.ModuleList(ConditionConv(*weights_of(conv), dtype) for conv in encoder.conv_up)
+        self.fine, self.last = (Conv(*weights_of(conv), dtype) for conv in (encoder.conv_hr, encoder.conv_last))
+        self.units = self.blocks.units + len(self.up)
+
+    def forward(
+        self, lr: Tensor, levels: int | Sequence[int], *, with_enlargement: bool = False
+    ) -> tuple[list[MultiScaleFeatures], Tensor | None]:
+        """Compute features per level, on their own grids, and the enlargement or None; see ``RRDBEncoder.forward``."""
+        scale, wanted = self.scale, grids_wanted(levels)
+        trunk, stack = self._trunk(lr.to(self.dtype).contiguous(memory_format=torch.channels_last))
+        native = {1: trunk}  # features by their scale
+        features = trunk
+        for k, conv in enumerate(self.up[: len(self.up) - 1 if with_enlargement else doublings(wanted, scale)]):
+            assert isinstance(conv, ConditionConv)
+            (enlarged,) = conv.on_canvas(MultiScaleFeatures(sources=((features, 2),)), self.budget)
+            native[2 ** (k + 1)] = features = F.leaky_relu_(enlarged, 0.2)
+            report(1)
+        picture = self._picture(lr, features) if with_enlargement else None
+        report(1)
+        return features_by_grid(native, stack, wanted, scale), picture
+
+    def _trunk(self, lr: Tensor) -> tuple[Tensor, Tensor]:
+        """Features ``(B, width, h, w)``, and the outputs of the stacked blocks, ``(B, stacked * width, h, w)``."""
+        x, stack = self.blocks(self.conv_first.on_canvas(lr, self.budget))
+        return self.conv_trunk.on_canvas(x, self.budget).add_(x), stack
+
+    def _picture(self, lr: Tensor, features: Tensor) -> Tensor:
+        """The enlargement ``(B, 3, scale * h, scale * w)``; its wide tensors exist in strips only."""
+        up, fine, last = self.up[-1], self.fine, self.last
+        result = enlarge(lr, self.scale)
+        height, width = result.shape[2:]
+        each = self.budget.rows(result.shape[0] * width * fine.weight.shape[0] * features.element_size())
+        for top, bottom in strips(height, each // 2 * 2):
+            middle = last.reads(top, bottom, height)
+            outer = fine.reads(middle.start, middle.stop, height)
+            first, end = outer.start // 2 * 2, -(-outer.stop // 2) * 2  # whole pixels of the features
+            x = F.leaky_relu_(up([(features, 2)], first, end), 0.2)[:, :, outer.start - first : outer.stop - first]
+            x = F.leaky_relu_(fine(x, middle.start, middle.stop, height), 0.2)
+            result[:, :, top:bottom] += last(x, top, bottom, height)
+        return result
+
+
+class FoldedExtractor(nn.Module):
+    """``HierarchicalExtractor`` in strips, some images at a time; it shares the weights.
+
+    Where all images have the same input (expanded tensors), it is computed once: at the deepest level of an HCFlow all
+    samples of an LR image share their features.
+    """
+
+    def __init__(self, extractor: HierarchicalExtractor, dtype: torch.dtype, budget: StripBudget) -> None:
+        super().__init__()
+        self.dtype, self.budget, self.both = dtype, budget, extractor.both
+        self.features = extractor.features
+        self.conv_first = ConditionConv(*weights_of(extractor.conv_first), dtype)
+        self.first, self.second = (FoldedBlocks(half, budget) for half in (extractor.first, extractor.second))
+        self.last = Conv(*weights_of(extractor.conv_last), dtype)
+        self.units = self.first.units + self.second.units
+
+    def forward(self, kept: Tensor, deeper: Sequence[Tensor]) -> Tensor:
+        batch = len(kept)
+        if batch > 1 and all(t.stride(0) == 0 for t in (kept, *deeper)):
+            return self(kept[:1], [t[:1] for t in deeper]).expand(batch, -1, -1, -1)
+        result = canvas(kept.new_empty((batch, 0, *kept.shape[2:]), dtype=self.dtype), self.features)
+        several = max(1, self.budget.dense // (16 * result[0].numel() * result.element_size()))
+        for start in range(0, batch, several):
+            items = slice(start, start + several)
+            self._run(kept[items], [t[items] for t in deeper], result[items])
+        return result
+
+    def _run(self, kept: Tensor, deeper: Sequence[Tensor], result: Tensor) -> None:
+        width = self.conv_first.outputs
+        sources = [(kept, 1), *((t, 2 ** (k + 1)) for k, t in enumerate(deeper))]
+        (x,) = self.conv_first.on_canvas(MultiScaleFeatures(sources=tuple(sources)), self.budget)
+        end = result[:, -width:]  # holds the start of the long skip until the end
+        end.copy_(x)
+        x, _ = self.first(x)
+        if self.both:
+            result[:, :width] = x
+        x, _ = self.second(x)
+        height = x.shape[2]
+        for items, top, bottom in self.budget.tiles(len(x), height, x.shape[3] * width * x.element_size()):
+            rows = x[items, :, self.last.reads(top, bottom, height)]
+            end[items, :, top:bottom] += self.last(rows, top, bottom, height)
+
+
+class FoldedBlocks(nn.Module):
+    """RRDBs, of three folded dense blocks each."""
+
+    def __init__(self, blocks: nn.Module, budget: StripBudget, stacked_blocks: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.dense = nn.ModuleList(
+            FoldedDenseBlock(part, budget) for part in blocks.modules() if isinstance(part, DenseBlock)
+        )
+        self.stacked_blocks = stacked_blocks
+        self.units = len(self.dense)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute features ``(B, width, h, w)``, and the stacked blocks' outputs, ``(B, stacked * width, h, w)``."""
+        width = x.shape[1]
+        stack = canvas(x, width * len(self.stacked_blocks))
+        for number in range(len(self.dense) // 3):
+            inner = x
+            for dense in self.dense[3 * number : 3 * number + 3]:
+                inner = dense(inner)
+                report(1)
+            x = inner.mul_(0.2).add_(x)
+            for place, stacked in enumerate(self.stacked_blocks):
+                if stacked == number:
+                    stack[:, place * width : (place + 1) * width] = x
+        return x, stack
+
+
+class FoldedDenseBlock(nn.Module):
+    """A dense block in strips that compute no row twice; it shares the weights.
+
+    Each of its five convolutions reads the input and all earlier outputs, and a row more above and below. The earlier
+    ones therefore compute more rows than the strip has, and keep the few that the next strip reads, too.
+    """
+
+    def __init__(self, block: DenseBlock, budget: StripBudget) -> None:
+        super().__init__()
+        self.budget = budget
+        self.convs = [conv for conv in block.convs if isinstance(conv, nn.Conv2d)]
+        self.widest = 2 * sum(conv.weight.shape[0] for conv in self.convs)  # what a convolution reads, and all outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        height = x.shape[2]
+        *convs, last = (Conv(conv.weight, conv.bias, x.dtype) for conv in self.convs)
+
+        def rows(earlier: Sequence[StreamedConv], start: int, stop: int) -> Tensor:
+            """Concatenate the input with all earlier outputs, computing the latest first."""
+            outputs = [stream(start, stop) for stream in reversed(earlier)][::-1]
+            return torch.cat([x[:, :, start:stop], *outputs], dim=1) if earlier else x[:, :, start:stop]
+
+        streams: list[StreamedConv] = []
+        for conv in convs:  # each refers to earlier ones only: a cycle would keep its rows until garbage collection
+            streams.append(StreamedConv(conv, partial(rows, tuple(streams)), height, 0.2))
+        result = torch.empty_like(x)
+        for top, bottom in strips(height, self.budget.dense_rows(x.shape[0] * x.shape[3] * self.widest * x.itemsize)):
+            reads = last.reads(top, bottom, height)
+            for stream in streams:
+                stream.forget(reads.start)
+            y = last(rows(streams, reads.start, reads.stop), top, bottom, height)
+            torch.add(x[:, :, top:bottom], y, alpha=0.2, out=result[:, :, top:bottom])
+        return result
+
+
+def features_by_grid(
+    native: dict[int, Tensor], shared: Tensor, wanted: Sequence[int], scale: int
+) -> list[MultiScaleFeatures]:
+    """Put the features of every grid together, with nothing enlarged; see ``LREncoder.by_grid``."""
+    result: list[MultiScaleFeatures] = []
+    for level in wanted:
+        if 2**level <= scale:
+            factor = scale // 2**level
+            sources = [(native[factor], 1), (shared, factor)]
+        else:
+            half = F.interpolate(native[1], scale_factor=0.5, mode="bilinear", align_corners=False)
+            sources = [(half, 1), (shared[:, :, ::2, ::2], 1)]
+        result.append(MultiScaleFeatures(sources=tuple(source for source in sources if source[0].shape[1])))
+    return result
+
+
+# --- SRFlow with an IMDN ----------------------------------------------------------------------------------------------
+
+
+class FoldedIMDNEncoder(nn.Module):
+    """``IMDNEncoder`` in strips; the skips, which carry the image itself, stay in the encoder's own precision."""
+
+    def __init__(self, encoder: IMDNEncoder, dtype: torch.dtype, budget: StripBudget) -> None:
+        super().__init__()
+        backbone = encoder.backbone
+        self.budget, self.own_dtype = budget, backbone.conv_first.weight.dtype
+        self.scale, self.own_scale, self.at_scale = encoder.scale, backbone.own_scale, backbone.at_scale
+        self.first, self.last = (
+            Conv(*weights_of(conv), self.own_dtype) for conv in (backbone.conv_first, backbone.conv_last)
+        )
+        self.blocks = [FoldedDistillation(block, dtype, budget) for block in backbone.distillation_blocks()]
+        self.trunk, *self.mix = (Conv(*weights_of(conv), dtype) for conv in (backbone.conv_trunk, *encoder.mix))
+        weight, bias = weights_of(encoder.gather)
+        self.gather_trunk, *gather = (
+            Conv(part, None if number else bias, dtype)
+            for number, part in enumerate(weight.split(backbone.conv_trunk.out_channels, dim=1))
+        )
+        self.gather = list(zip(encoder.stacked_blocks, gather, strict=True))
+        self.up, self.fine = (
+            [Conv(*weights_of(conv), dtype) for conv in convs] for convs in (encoder.conv_up, encoder.conv_fine)
+        )
+        self.units = len(self.blocks) + 1
+
+    def forward(
+        self, lr: Tensor, levels: int | Sequence[int], *, with_enlargement: bool = False
+    ) -> tuple[list[MultiScaleFeatures], Tensor | None]:
+        """Compute features per level, on their own grids, and the enlargement or None; see ``IMDNEncoder.forward``."""
+        wanted = grids_wanted(levels)
+        with no_autocast(lr.device):  # every convolution states its own precision
+            trunk, x = self._trunk(lr.to(self.own_dtype).contiguous(memory_format=NHWC))
+            picture = self._picture(trunk).to(lr.dtype) if with_enlargement else None
+            self._mix(x)
+            own, shared = x.chunk(2, dim=1)
+            native = {1: own}
+            for k in range(doublings(wanted, self.scale)):
+                native[2 ** (k + 1)] = x = self._double(x, self.up[k], self.fine[k])
+        report(1)
+        return features_by_grid(native, shared, wanted, self.scale), picture
+
+    def _trunk(self, lr: Tensor) -> tuple[Tensor, Tensor]:
+        """The trunk's features, in its own precision, and the sum that the adapter gathers from it and the blocks."""
+        first = self.first.on_canvas(lr, self.budget)
+        x = first.clone()
+        gathered = canvas(first.to(self.gather_trunk.weight.dtype), len(self.gather_trunk.weight)).zero_()
+        for number, block in enumerate(self.blocks):
+            block(x)
+            for stacked, conv in self.gather:
+                if stacked == number:
+                    self._add(conv, x, gathered)
+            report(1)
+        self._add(self.trunk, x, first)
+        self._add(self.gather_trunk, first, gathered)
+        return first, F.leaky_relu_(gathered, 0.2)
+
+    def _add(self, conv: Conv, x: Tensor, result: Tensor) -> None:
+        for top, bottom in self._strips(result):
+            reads = conv.reads(top, bottom, x.shape[2])
+            result[:, :, top:bottom] += conv(x[:, :, reads], top, bottom, x.shape[2])
+
+    def _picture(self, trunk: Tensor) -> Tensor:
+        batch, _, height, width = trunk.shape
+        scale = self.own_scale
+        result = trunk.new_empty(batch, 3, height * scale, width * scale)
+        for top, bottom in self._strips(trunk):
+            rows = self.last(trunk[:, :, self.last.reads(top, bottom, height)], top, bottom, height)
+            result[:, :, top * scale : bottom * scale] = F.pixel_shuffle(rows, scale)
+        return self.at_scale(result)
+
+    def _mix(self, x: Tensor) -> None:
+        """Run the two convolutions beside the identity, in place: rows of a strip have been read before they change."""
+        (first, second), height = self.mix, x.shape[2]
+        inner = StreamedConv(first, rows_of(x), height, 0.2)
+        for top, bottom in self._strips(x):
+            reads = second.reads(top, bottom, height)
+            inner.forget(reads.start)
+            x[:, :, top:bottom] += second(inner(reads.start, reads.stop), top, bottom, height)
+
+    def _double(self, x: Tensor, up: Conv, fine: Conv) -> Tensor:
+        """Compute the features of the next finer grid."""
+        height = 2 * x.shape[2]
+        small = StreamedConv(up, rows_of(x), x.shape[2], 0.2)
+        result = canvas(x.new_empty(len(x), 0, height, 2 * x.shape[3]), len(fine.weight))
+        for top, bottom in self._strips(result):
+            reads = fine.reads(top, bottom, height)
+            first, end = reads.start // 2, -(-reads.stop // 2)
+            small.forget(first)
+            rows = F.pixel_shuffle(small(first, end), 2)[:, :, reads.start - 2 * first : reads.stop - 2 * first]
+            result[:, :, top:bottom] = F.leaky_relu_(fine(rows, top, bottom, height), 0.2)
+        return result
+
+    def _strips(self, t: Tensor) -> list[tuple[int, int]]:
+        return strips(t.shape[2], self.budget.rows(t[:, :, 0].numel() * t.element_size()))
+
+
+class FoldedDistillation(nn.Module):
+    """A ``DistillationBlock`` in strips that compute no row twice, in place."""
+
+    def __init__(self, block: DistillationBlock, dtype: torch.dtype, budget: StripBudget) -> None:
+        super().__init__()
+        self.budget, self.kept = budget, block.kept
+        self.convs = [Conv(*weights_of(conv), dtype) for conv in block.convs]
+        self.fuse = Conv(*weights_of(block.fuse), dtype)
+
+    def forward(self, x: Tensor) -> None:
+        """Change ``(B, 4 * kept, h, w)`` in place: the convolutions have read a strip's rows before they change."""
+        height, kept = x.shape[2], self.kept
+        *convs, last = self.convs
+        rows, streams = rows_of(x), list[StreamedConv]()
+        for conv in convs:
+            stream = StreamedConv(conv, rows, height, 0.05)
+            streams.append(stream)
+            rows = stream.channels(kept)
+        row_bytes = 6 * x[:, :, 0].numel() * last.weight.element_size()  # of three outputs, and of what is read
+        for top, bottom in strips(height, self.budget.dense_rows(row_bytes)):
+            reads = last.reads(top, bottom, height)
+            for stream in streams:
+                stream.forget(reads.start)
+            parts = [last(rows(reads.start, reads.stop), top, bottom, height)]
+            parts = [stream(top, bottom)[:, :kept] for stream in streams] + parts
+            x[:, :, top:bottom] += self.fuse(torch.cat(parts, dim=1), top, bottom, height)
+
+
+# --- LLFlow -----------------------------------------------------------------------------------------------------------
+
+
+class FoldedLowLightEncoder(nn.Module):
+    """``LowLightEncoder`` whose blocks run in strips; it shares the weights."""
+
+    def __init__(self, encoder: LowLightEncoder, budget: StripBudget) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.blocks = FoldedBlocks(encoder.blocks, budget, encoder.stacked_blocks)
+        self.units = self.blocks.units + 1
+
+    def forward(self, x: Tensor) -> tuple[list[MultiScaleFeatures], Tensor]:
+        native, stacks, color = self.encoder.by_source(x, self._run_blocks)
+        report(1)
+        features: list[MultiScaleFeatures] = []
+        for own, stack in zip(native, stacks, strict=True):
+            sources = tuple((t, 1) for t in (own, stack) if t.shape[1])
+            features.append(MultiScaleFeatures(sources=sources))
+        return features, color
+
+    def _run_blocks(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.blocks(x.contiguous(memory_format=torch.channels_last))
+
+
+# --- guides -----------------------------------------------------------------------------------------------------------
+
+
+class FoldedCompactUpscaler(nn.Module):
+    """``CompactUpscaler`` in strips that compute no row twice; of every layer but two, two rows are held."""
+
+    def __init__(self, network: CompactUpscaler, dtype: torch.dtype, budget: StripBudget) -> None:
+        super().__init__()
+        self.budget, self.scale = budget, network.scale
+        self.units = -(-len(network.convs) // 4)  # four are as much work as a coupling or injector of srflow-x4-photo
+        self.convs = [Conv(*weights_of(conv), dtype) for conv in network.convs]
+        self.slopes = [slope.detach().to(dtype) for slope in network.activations.parameters()]
+
+    def forward(self, lr: Tensor) -> Tensor:
+        batch, _, height, width = lr.shape
+        rows = rows_of(lr)
+        *convs, last = self.convs
+        for conv, slope in zip(convs, self.slopes, strict=True):
+            rows = _read_once(StreamedConv(conv, rows, height, slope))
+        row = IN_FLIGHT * batch * width * max(len(conv.weight) for conv in self.convs) * last.weight.element_size()
+        result = enlarge_nearest(lr, self.scale)
+        for top, bottom in strips(height, self.budget.dense_rows(row)):
+            reads = last.reads(top, bottom, height)
+            added = last(rows(reads.start, reads.stop), top, bottom, height)
+            result[:, :, top * self.scale : bottom * self.scale] += F.pixel_shuffle(added, self.scale)
+            report(self.units * bottom // height - self.units * top // height)
+        return result
+
+
+def _read_once(stream: StreamedConv) -> Rows:
+    """Return the rows of a convolution that only one other reads, and hold no more than the two that it reads again."""
+
+    def rows(start: int, stop: int) -> Tensor:
+        result = stream(start, stop)
+        stream.forget(stop - 2)
+        stream.held = [t.clone() for t in stream.held]
+        return result
+
+    return rows
