@@ -67,8 +67,7 @@ def sample_latents(
         resize_temperature_map(tau, *shape[1:]) if isinstance(tau, Tensor) else tau
         for tau, shape in zip(level_temperatures(temperature, len(shapes), n), shapes, strict=True)
     ]
-    if not isinstance(seed, int) or not 0 <= seed < 2**64:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise FlowError(f"A seed must be a whole number in [0, 2^64); got {seed!r}.")
+    check_seed(seed)
     if n < 1:
         raise FlowError(f"The number of samples must be at least 1; got {n}.")
     # explicit, whatever torch's default type and device are
@@ -81,6 +80,12 @@ def sample_latents(
         check()
         level.mul_(tau)
     return levels
+
+
+def check_seed(seed: int) -> None:
+    """Raise FlowError for what is no seed."""
+    if not isinstance(seed, int) or not 0 <= seed < 2**64:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise FlowError(f"A seed must be a whole number in [0, 2^64); got {seed!r}.")
 
 
 def level_temperatures(temperature: Temperature, levels: int, n: int) -> list[float | Tensor]:

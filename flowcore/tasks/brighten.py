@@ -14,7 +14,7 @@ from ..inference.strips import DENSE_BYTES
 from ..networks.low_light import network_input
 from .intake import gray_images, validate_image, with_alpha, with_channels_of
 from .model_defaults import resolve
-from .runner import Runner, Running, RunOptions, SamplingOptions, runs_with
+from .runner import Runner, Running, RunOptions, check_draws, runs_with
 from .sample import MAX_DEVIATION
 from .tiles import STRIPS, Border, TiledDecoder, Tiling
 
@@ -77,7 +77,7 @@ def brighten(
     Source: Wang et al., "Low-Light Image Enhancement with Normalizing Flow" (AAAI 2022); noise and tiling are ours.
     """
     flow.require("brighten")
-    sampling = SamplingOptions(seed=seed, samples=samples)
+    check_draws(seed, samples)
     if not (math.isfinite(exposure) and abs(exposure) <= MAX_EXPOSURE):
         raise FlowError(f"exposure must lie in -{MAX_EXPOSURE} to {MAX_EXPOSURE} stops; got {exposure}.")
     tau = resolve(flow, {"temperature": temperature})["temperature"]
@@ -87,7 +87,7 @@ def brighten(
     def task() -> Tensor:
         rgb, alpha = validate_image(image)
         gray = gray_images(image, rgb, run.notify)
-        pictures = decoder(rgb, [(tau, 0.0)], sampling, gray)
+        pictures = decoder(rgb, [(tau, 0.0)], seed, samples, gray)
         if exposure:
             pictures = (pictures * 2 ** (exposure / GAMMA)).clamp(0, 1)
         return with_alpha(with_channels_of(image, pictures, gray).to(image.device), alpha)

@@ -34,7 +34,7 @@ from .chroma import (
 )
 from .hints import Hints
 from .intake import require_tensor, validate_image
-from .runner import Batching, Runner, Running, RunOptions, SamplingOptions, runs_with
+from .runner import Batching, Runner, Running, RunOptions, check_draws, runs_with
 
 AT_ONCE = 8  # colorings decoded together
 MEMORY_STEPS = 20  # how far the colors of the caller's memory spread, in positions of the finest grid
@@ -111,7 +111,7 @@ def colorize(
 
     Source: Ardizzone et al. 2019, section 4.2 (sampling); see also ``coherent_factor`` and ``spread_hints``.
     """
-    drawing = SamplingOptions(seed=seed, samples=samples)
+    check_draws(seed, samples)
     if hint_steps < 0:
         raise FlowError(f"hint_steps must not be negative; got {hint_steps}.")
     check_blend(latents_strength, latents_levels)
@@ -140,9 +140,9 @@ def colorize(
                 zeros = [torch.zeros(1, *shape, device=run.device) for shape in job.shapes]
                 calm = own * job.decode_guarded(len(pictures), zeros, cond, None)
             for group in groups:
-                z = sample_latents(job.shapes, len(group), taus, seed=(drawing.seed + group.start) % 2**64)
+                z = sample_latents(job.shapes, len(group), taus, seed=(seed + group.start) % 2**64)
                 z = [level.to(run.device) for level in (*z[:-1], share_noise(flow, z[-1], cond, rho))]
-                seeds = [(drawing.seed + sample) % 2**64 for sample in group] if job.has_parts and taus[-1] else ()
+                seeds = [(seed + sample) % 2**64 for sample in group] if job.has_parts and taus[-1] else ()
                 if given is not None:
                     z = blend_latents(z, given, latents_strength, latents_levels)
                 shared = job.condition(part, planes, seeds) if seeds else cond.expand(len(group))
@@ -152,7 +152,7 @@ def colorize(
                 if calm is not None:
                     decoded = change_cast(decoded, calm, small_y, cast)
                 if memory is not None:
-                    numbers = [(drawing.seed + sample) % 2**64 for sample in group]
+                    numbers = [(seed + sample) % 2**64 for sample in group]
                     asked = job.remembered(part, numbers if taus[-1] else ())
                     each = zip(decoded.split(1), asked * (len(decoded) // len(asked)), strict=True)
                     decoded = torch.cat([job.follow(one, part, cond, wish, MEMORY_STEPS) for one, wish in each])

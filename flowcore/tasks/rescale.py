@@ -19,7 +19,7 @@ from ..inference.condition_cache import ConditionStore
 from ..prior import Temperature
 from .intake import validate_image, with_alpha
 from .model_defaults import resolve
-from .runner import Reporting, Runner, Running, RunOptions, SamplingOptions, runs_with
+from .runner import Reporting, Runner, Running, RunOptions, check_draws, runs_with
 from .tiles import TiledDecoder
 from .upscale import HALO, TILING, border, pad
 
@@ -134,7 +134,7 @@ def restore(
     Source: as ``shrink``.
     """
     flow.require("rescale")
-    sampling = SamplingOptions(seed=seed, samples=samples)
+    check_draws(seed, samples)
     run = Runner(flow, RunOptions(**options), RESTORE_ADVICE, small)
     decoder = TiledDecoder(TILING, run, flow, tile, halo, store)
     tau = resolve(flow, {"temperature": temperature})["temperature"]
@@ -148,7 +148,7 @@ def restore(
                 f"size must be that of an image which shrinks {scale} times to {sides[0]}x{sides[1]} (height x width), "
                 f"such as {sides[0] * scale}x{sides[1] * scale}; got {height}x{width}."
             )
-        pictures = decoder(rgb, [(tau, 0.0)], sampling).to(small.device)
+        pictures = decoder(rgb, [(tau, 0.0)], seed, samples).to(small.device)
         return with_alpha(pictures, alpha)[..., :height, :width]
 
     return run(task, decoder.tiles.halve)

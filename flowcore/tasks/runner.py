@@ -21,24 +21,18 @@ from ..errors import FlowError
 from ..flow import Flow
 from ..inference.plan import Plan, forget_plan, planned
 from ..inference.strips import minimum_memory, observed
+from ..prior import check_seed
 from . import Cancelled, Precision, Progress, part_of
 from .intake import require_tensor
 
 Task = TypeVar("Task", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True, kw_only=True)
-class SamplingOptions:
-    """What is drawn: ``samples`` results per image, sample s of every image with ``seed + s``."""
-
-    seed: int = 0
-    samples: int = 1
-
-    def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise FlowError(f"samples must be at least 1; got {self.samples}.")
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**64:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise FlowError(f"A seed must be a whole number in [0, 2^64); got {self.seed!r}.")
+def check_draws(seed: int, samples: int = 1) -> None:
+    """Raise FlowError for what is no seed, or no number of samples, of which sample s is drawn with ``seed + s``."""
+    if samples < 1:
+        raise FlowError(f"samples must be at least 1; got {samples}.")
+    check_seed(seed)
 
 
 @dataclass(frozen=True, kw_only=True)

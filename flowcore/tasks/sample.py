@@ -26,7 +26,7 @@ from ..latents import add, scale
 from ..likelihood import select_items
 from ..prior import sample_latents
 from . import duration, overflow, upscale
-from .runner import Batching, Runner, Running, RunOptions, SamplingOptions, images_at_once, runs_with
+from .runner import Batching, Runner, Running, RunOptions, check_draws, images_at_once, runs_with
 from .subject import Labels, check_image, check_labels, check_latents, size_of_latents
 
 LARGE = 2**28  # bytes of weights
@@ -206,14 +206,14 @@ def sample(
     """
     flow.require("sample")
     require_full_precision(next(flow.parameters()).dtype)
-    drawing = SamplingOptions(seed=seed, samples=n)
+    check_draws(seed, n)
     height, width = flow.sides(size)
     shapes = flow.latent_shapes(height, width)
     numbers = check_labels(flow, labels, n)
     run = Runner(flow, RunOptions(**options), ADVICE)
 
     def task() -> Tensor:
-        latents = sample_latents(shapes, n, temperature, drawing.seed)
+        latents = sample_latents(shapes, n, temperature, seed)
         if styles:
             latents = apply_style(flow, [z.to(run.device) for z in latents], styles)
         passes = Passes(run, n)

@@ -33,7 +33,7 @@ from ..likelihood import effective_samples, importance_weighted, select_items, w
 from ..prior import log_density
 from ..transforms import Estimated, NoPositionsError
 from .intake import LARGEST, refuse_integer_range, require_pixels
-from .runner import Batching, Runner, RunOptions, SamplingOptions, images_at_once, runs_with
+from .runner import Batching, Runner, RunOptions, check_draws, images_at_once, runs_with
 
 Dequantization = Literal["uniform", "gaussian", "variational"]
 
@@ -178,14 +178,14 @@ def score(
         normalizing flows fail to detect out-of-distribution data"; Le Lan & Dinh, "Perfect density models cannot
         guarantee anomaly detection".
     """
-    sampling = SamplingOptions(seed=seed, samples=samples)
+    check_draws(seed, samples)
     if probes < 0 or terms < 1:
         raise FlowError(f"probes must be at least 0, and terms at least 1; got {probes} and {terms}.")
     advice = "Score smaller images, ask for fewer samples, or free memory on the device."
     run = Runner(flow, RunOptions(**options), advice, image)
     series = any(isinstance(part, Estimated) and part.has_series for part in flow.modules())
     estimate = _Estimate(probes, terms if series else 0) if flow.estimated and probes else None
-    return run(lambda: _score(run, flow, image, cond, dequantization, sampling, noise, complexity, estimate))
+    return run(lambda: _score(run, flow, image, cond, dequantization, seed, samples, noise, complexity, estimate))
 
 
 def _score(
@@ -194,7 +194,8 @@ def _score(
     image: Tensor,
     cond: Any,
     dequantization: Dequantization | Dequantizer,
-    sampling: SamplingOptions,
+    seed: int,
+    samples: int,
     noise: Tensor | None,
     complexity: bool,
     estimate: _Estimate | None,
@@ -205,7 +206,7 @@ def _score(
     k = _integers(flow, image, bins, notes)  # (B, C, H, W)
     images, channels, height, width = k.shape
     dimensions = channels * height * width
-    samples = _draws_per_image(sampling.samples, noise, k)
+    samples = _draws_per_image(samples, noise, k)
     cond = _condition(run, cond, images)
     run.expect(images * (samples + complexity))
 
@@ -217,7 +218,7 @@ def _score(
     maps = True
     inside = True
     batch = run.at_once(images_at_once(height, width))
-    seeds = image_seeds(sampling.seed, k)
+    seeds = image_seeds(seed, k)
     draws = dequantized_batches(k, bins, dequantizer, samples=samples, seed=seeds, batch=batch, noise=noise)
     for chunk in draws:
         x = chunk.x.to(run.device, run.dtype)
@@ -285,7 +286,7 @@ def _score(
         grid=bins.grid,
         dequantization=dequantizer.name,
         samples=samples,
-        seed=sampling.seed,
+        seed=seed,
         bound=inside and estimate is None,
         probes=0 if estimate is None else estimate.probes,
         terms=0 if estimate is None else estimate.terms,

@@ -26,7 +26,7 @@ from ..prior import Shape, Temperature, level_temperatures, resize_temperature_m
 from . import overflow
 from .guide import NEARBY, Guide, bounded, drawn_share
 from .intake import without_color
-from .runner import Runner, SamplingOptions, images_at_once
+from .runner import Runner, images_at_once
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,8 @@ class TiledDecoder:
         self,
         rgb: Tensor,
         taus: Sequence[Settings],
-        sampling: SamplingOptions,
+        seed: int,
+        samples: int,
         gray: Sequence[bool] = (),
         guide: Guide | None = None,
     ) -> Tensor:
@@ -171,8 +172,8 @@ class TiledDecoder:
             run.device,
         )
         tiles = windows(rows, columns, tile=side // multiple * multiple, halo=self._halo, multiple=multiple)
-        latents = Latents(plan, rgb, border, tiling.pad_map, taus, sampling, run.check_cancelled, guide)
-        samples = len(taus) * sampling.samples
+        latents = Latents(plan, rgb, border, tiling.pad_map, taus, seed, samples, run.check_cancelled, guide)
+        samples = len(taus) * samples
         at_once = run.at_once(min(samples, MAX_SAMPLES))
         result = rgb.new_empty((batch, samples, 3, height * scale, width * scale), device="cpu")
         repairs = overflow.Repairs()
@@ -265,7 +266,8 @@ class Latents:
         border: Border,
         pad_map: Callable[[Tensor, Border], Tensor],
         taus: Sequence[Settings],
-        sampling: SamplingOptions,
+        seed: int,
+        samples: int,
         check: Callable[[], None],
         guide: Guide | None = None,
     ) -> None:
@@ -273,7 +275,7 @@ class Latents:
         self.rows, scale = height + top + bottom, plan.condition_scale
         shapes = plan.latent_shapes(self.rows * scale, (width + left + right) * scale)
         # the same for every image and temperature
-        self.noise = sample_latents(shapes, sampling.samples, 1.0, sampling.seed, anchored=plan.anchored, check=check)
+        self.noise = sample_latents(shapes, samples, 1.0, seed, anchored=plan.anchored, check=check)
         check()
         self.still = [self.noise.pop()[:1]] if plan.anchored else []  # zero for all samples
         finest = max(1, shapes[0][1] // self.rows)  # the finest latents may be coarser than the image

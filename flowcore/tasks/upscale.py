@@ -24,7 +24,7 @@ from .choose import advise
 from .guide import Strength, own_strength, prepare_guide
 from .intake import gray_images, validate_image, with_alpha, with_channels_of
 from .model_defaults import resolve
-from .runner import Runner, Running, RunOptions, SamplingOptions, runs_with
+from .runner import Runner, Running, RunOptions, check_draws, runs_with
 from .tiles import STRIPS, Border, TiledDecoder, Tiling
 
 HALO = 24  # LR pixels; how far tiles then differ from the whole image: docs/decisions/0004
@@ -108,7 +108,7 @@ def upscale(
     Source: Lugmayr et al., "SRFlow", sections 3 and 4; the tiling is ours, and so is the guide.
     """
     flow.require("upscale")
-    sampling = SamplingOptions(seed=seed, samples=samples)
+    check_draws(seed, samples)
     settings = sampling_settings(flow, temperature, calm_edges)
     strength = own_strength(flow, guide, guide_strength)
     run = Runner(flow, RunOptions(**options), ADVICE, lr)
@@ -127,7 +127,7 @@ def upscale(
             advise(run, flow, rgb)
         gray = gray_images(lr, rgb, run.notify)
         guides = prepare_guide(run, flow, rgb, guide, strength, guide_bounded)
-        pictures = decoder(rgb, [settings], sampling, gray, guides)
+        pictures = decoder(rgb, [settings], seed, samples, gray, guides)
         if size != tuple(pictures.shape[-2:]):
             pictures = _resize_each(run, pictures, size)
         if match_source and (size[0] < height or size[1] < width):
@@ -183,7 +183,7 @@ def temperature_grid(
     flow.require("upscale")
     if not temperatures or seeds < 1:
         raise FlowError(f"Expected at least one temperature and one seed; got {len(temperatures)} and {seeds}.")
-    sampling = SamplingOptions(seed=seed, samples=seeds)
+    check_draws(seed, seeds)
     settings = [sampling_settings(flow, tau, calm_edges) for tau in temperatures]
     strength = own_strength(flow, guide, guide_strength)
     run = Runner(flow, RunOptions(**options), ADVICE.replace("samples", "seeds"), lr)
@@ -194,7 +194,7 @@ def temperature_grid(
         advise(run, flow, rgb)
         gray = gray_images(lr, rgb, run.notify)
         guides = prepare_guide(run, flow, rgb, guide, strength)
-        return with_channels_of(lr, decoder(rgb, settings, sampling, gray, guides), gray).to(lr.device)
+        return with_channels_of(lr, decoder(rgb, settings, seed, seeds, gray, guides), gray).to(lr.device)
 
     return run(task, decoder.tiles.halve)
 

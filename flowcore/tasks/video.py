@@ -22,7 +22,7 @@ from .chroma import Colorization, Gamut, blend_latents, check_blend, check_color
 from .colorize import ADVICE, AT_ONCE
 from .hints import Hints
 from .intake import validate_image
-from .runner import Runner, Running, RunOptions, SamplingOptions, part_of_run, runs_with
+from .runner import Runner, Running, RunOptions, check_draws, part_of_run, runs_with
 from .upscale import ADVICE as UPSCALE_ADVICE
 from .upscale import HALO, upscale
 
@@ -91,7 +91,7 @@ def colorize_video(
         raise FlowError(f"carry must lie in [0, 1); got {carry}.")
     if chunk < 1:
         raise FlowError(f"chunk must be at least 1; got {chunk}.")
-    drawing = SamplingOptions(seed=seed)
+    check_draws(seed)
     check_blend(latents_strength, latents_levels)
     check_colors(saturation, gamut)
     options.setdefault("batch", chunk)
@@ -104,7 +104,7 @@ def colorize_video(
         chunks = [slice(start, min(start + at_once, len(job.y))) for start in range(0, len(job.y), at_once)]
         first, rho = slice(0, 1), job.coherence(coherence)
         run.expect(2 * len(chunks) + (rho > 0 and not before))
-        *finer, coarsest = sample_latents(job.shapes, 1, job.temperatures(temperature, detail), seed=drawing.seed)
+        *finer, coarsest = sample_latents(job.shapes, 1, job.temperatures(temperature, detail), seed=seed)
         if before:
             coarsest = before[1]
         elif rho:
@@ -195,7 +195,7 @@ def upscale_video(
     flow.require("upscale")
     if not 0 <= steadiness <= 1:
         raise FlowError(f"steadiness must lie in [0, 1]; got {steadiness}. 0 draws every frame alone.")
-    drawing = SamplingOptions(seed=seed)
+    check_draws(seed)
     run = Runner(flow, RunOptions(**options), UPSCALE_ADVICE, frames)
     options["notify"] = run.notify  # which says each sentence once
 
@@ -214,7 +214,7 @@ def upscale_video(
                 calm = upscale(flow, frame, temperature=0.0, **settings, **first)[:, :3].to(run.device)
                 if len(past) > 1:
                     guide, strength = _moved(calm, past[1], past[2], flow.condition_scale, steadiness)
-            drawn: Any = {"temperature": temperature, "seed": (drawing.seed + number) % 2**64}
+            drawn: Any = {"temperature": temperature, "seed": (seed + number) % 2**64}
             drawn |= {"guide": guide, "guide_strength": strength}
             picture = upscale(flow, frame, **drawn, **settings, **second)
             result = picture.new_empty(len(frames), *picture.shape[1:]) if result is None else result

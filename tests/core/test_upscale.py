@@ -20,7 +20,6 @@ from flowcore.prior import masked_temperature, sample_latents
 from flowcore.quality.metrics import lr_psnr
 from flowcore.tasks import Cancelled
 from flowcore.tasks import upscale as task
-from flowcore.tasks.runner import SamplingOptions
 from flowcore.tasks.tiles import Latents
 from flowcore.training.memory import PeakMemory
 
@@ -318,7 +317,7 @@ def test_each_half_of_a_map_has_its_temperature(flow, resolution):
 def test_a_map_covers_the_image_and_not_the_padded_one(flow):
     """With 9 columns padded to 10, the middle of the map is column 4.5 of the image."""
     lr, taus = picture(1, 3, 8, 9), [(right_half(8, 90), 0.0)]
-    latents = Latents(planned(flow), lr, (0, 1, 0, 0), task.TILING.pad_map, taus, SamplingOptions(), lambda: None)
+    latents = Latents(planned(flow), lr, (0, 1, 0, 0), task.TILING.pad_map, taus, 0, 1, lambda: None)
     tau = latents.taus[0][0]
     assert isinstance(tau, Tensor)
     assert tau.shape[-1] == 10 * 2
