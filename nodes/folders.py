@@ -54,7 +54,7 @@ class FlowcoreFolder(FlowNode):
         model: Annotated[FlowModel, flow_model("upscale", "colorize")],
         folder: Annotated[str, partial(io.String.Input, default="photos")],
         subfolder: Annotated[str, partial(io.String.Input, default="flowcore")],
-        temperature: Annotated[float, widgets.temperature(widgets.OWN, own=True)],
+        temperature: Annotated[float | None, widgets.own_temperature()],
         seed: Annotated[int, widgets.seed(control=False)],
         samples: Annotated[int, widgets.samples],
     ) -> Any:
@@ -64,10 +64,10 @@ class FlowcoreFolder(FlowNode):
         source, out = inside("input", folder), inside("output", subfolder)
         if not os.path.isdir(source):
             raise FlowError(f"folder: {shown(folder)} is no folder in ComfyUI's input folder. Put pictures into one.")
-        flow, tau, colorizes = model.flow, widgets.own_or(temperature), "colorize" in model.flow.capabilities.tasks
+        flow, colorizes = model.flow, "colorize" in model.flow.capabilities.tasks
         own_guide = () if flow.guide is None else ("guide_strength",)
         left = ("detail", "coherence", "saturation") if colorizes else ("calm_edges", *own_guide)
-        settings: dict[str, Any] = {"temperature": tau, **dict.fromkeys(left)}
+        settings: dict[str, Any] = {"temperature": temperature, **dict.fromkeys(left)}
         command, scale = "colorize" if colorizes else "upscale", flow.condition_scale
         work = Work(
             command=command,
@@ -79,7 +79,7 @@ class FlowcoreFolder(FlowNode):
             samples=samples,
             bits=None,  # those of the picture
         )
-        end = Path(model.name).stem + ("" if tau is None else f"_tau{tau:g}")
+        end = Path(model.name).stem + ("" if temperature is None else f"_tau{temperature:g}")
         names = [f"_{end}_seed{seed}" for seed in work.seeds()]
 
         def results(picture: str) -> list[str]:

@@ -105,7 +105,7 @@ on_free.append(LIVE.clear)
 
 
 def _picture(run: LiveRun, given: dict[str, Any], cancelled: Callable[[], bool]) -> Answer:
-    described = run.node.define_schema().inputs
+    described = run.node.SCHEMA.inputs
     if not given.keys() <= {each.id for each in described if str(each.get_io_type()) == "FLOAT"}:
         return WRONG, b""
     if cancelled():

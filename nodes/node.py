@@ -20,7 +20,7 @@ from .host.compat import io
 from .host.paths import input_path
 from .host.ui import Notes, show_text
 from .sockets import SOCKETS, shown
-from .widgets import FileNames
+from .widgets import OWN, FileNames
 
 
 def _english(file: str) -> dict[str, Any]:
@@ -111,14 +111,17 @@ class FlowNode(io.ComfyNode):
 
     @classmethod
     def validated(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Check values against the schema and fill in defaults; names that it does not have are dropped."""
+        """Check values against the schema and fill in defaults; names that it does not have are dropped.
+
+        Of an input that can follow the model, whose slider begins at `OWN`, values below 0 become None.
+        """
         result: dict[str, Any] = {}
-        for wanted in cls.define_schema().inputs:
+        for wanted in cls.SCHEMA.inputs:
             if wanted.id in values:
                 validate = _validated_list if cls.IS_INPUT_LIST else _validated
                 result[wanted.id] = validate(wanted, values[wanted.id])
             elif wanted.optional:
-                default = wanted.default if str(wanted.get_io_type()) in WIDGETS else None
+                default = _or_own(wanted, wanted.default) if str(wanted.get_io_type()) in WIDGETS else None
                 result[wanted.id] = [default] if cls.IS_INPUT_LIST and default is not None else default
             else:
                 raise FlowError(f"{wanted.id} is missing: nothing came along its wire. Connect it.")
@@ -127,7 +130,7 @@ class FlowNode(io.ComfyNode):
     @classmethod
     def notes(cls) -> Notes:
         """Return the collector of this run's messages."""
-        return Notes(cls.define_schema().display_name, cls.hidden.unique_id)
+        return Notes(cls.SCHEMA.display_name, cls.hidden.unique_id)
 
     @classmethod
     def show(cls, text: str) -> None:
@@ -194,12 +197,16 @@ def _validated(described: Any, value: Any) -> Any:
     if kind == "INT":
         return _in_range(described, _integer(value, name))
     if kind == "FLOAT":
-        return _in_range(described, _finite(value, name))
+        return _or_own(described, _in_range(described, _finite(value, name)))
     if kind == "BOOLEAN" and not isinstance(value, bool):
         raise FlowError(f"{name} is on or off; got {shown(value)}. Send true or false.")
     if kind in ("STRING", "COMBO"):
         return _text(described, value)
     return value
+
+
+def _or_own(described: Any, value: Any) -> Any:
+    return None if getattr(described, "min", None) == OWN and value < 0 else value
 
 
 def _integer(value: Any, name: str) -> int:

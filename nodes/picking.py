@@ -26,7 +26,6 @@ from .host.memory import on_free
 from .host.ui import from_canvas
 from .node import FlowNode
 from .sockets import FlowModel, Latents
-from .widgets import own_or
 
 MAX_RUNS = 8
 
@@ -65,9 +64,7 @@ class PickingNode(FlowNode):
     def resolved(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Return the values that the run uses: what the model's file states in place of those that follow it."""
         model = values.get("model")
-        if not isinstance(model, FlowModel):
-            return values
-        return resolve(model.flow, {k: own_or(v) if isinstance(v, float) else v for k, v in values.items()})
+        return resolve(model.flow, values) if isinstance(model, FlowModel) else values
 
     @classmethod
     def _sent(cls) -> dict[str, Any]:
@@ -174,7 +171,7 @@ class RecordingNode(PickingNode):
     @classmethod
     def finished(cls, values: dict[str, Any], output: Any) -> None:
         try:
-            PROVENANCE_LOG.write(cls.hidden, cls.define_schema().node_id, values, output.args[0])
+            PROVENANCE_LOG.write(cls.hidden, cls.SCHEMA.node_id, values, output.args[0])
         except Exception:  # the picture is worth more than its provenance
             log.exception("flowcore could not write the provenance of a picture")
 

@@ -70,7 +70,7 @@ class FlowcoreUpscale(RecordingNode):
         cls,
         image: Annotated[Tensor, io.Image.Input],
         model: Annotated[FlowModel, flow_model("upscale")],
-        temperature: Annotated[float, widgets.temperature(widgets.OWN, own=True)],
+        temperature: Annotated[float | None, widgets.own_temperature()],
         seed: Annotated[int, widgets.seed()],
         samples: Annotated[int, widgets.samples],
         tile: Annotated[int, widgets.tile],
@@ -81,15 +81,14 @@ class FlowcoreUpscale(RecordingNode):
         factor: Annotated[float, widgets.number(0.0, 0.0, 16.0, 0.05, optional=True)],
         longest_side: Annotated[int, widgets.integer(0, 0, 16384, optional=True, advanced=True)],
         match_source: Annotated[bool, partial(widgets.switch, advanced=True)],
-        calm_edges: Annotated[float, widgets.calm_edges],
+        calm_edges: Annotated[float | None, widgets.calm_edges],
         pick: Annotated[int, widgets.pick],
         guide: Annotated[Tensor | None, partial(io.Image.Input, optional=True)],
-        guide_strength: Annotated[float, widgets.guide_strength],
+        guide_strength: Annotated[float | None, widgets.guide_strength],
     ) -> Any:
         levels = widgets.parse_numbers(temperatures, "temperatures")
-        own = {"temperature": temperature, "calm_edges": calm_edges, "guide_strength": guide_strength}
-        own = {"guide": guide} | {name: widgets.own_or(value) for name, value in own.items()}
-        _, tau, calm, strength = resolve(model.flow, own).values()
+        own = {"temperature": temperature, "calm_edges": calm_edges, "guide_strength": guide_strength, "guide": guide}
+        tau, calm, strength, _ = resolve(model.flow, own).values()
         notes, pixels = cls.notes(), from_image(image)
         height, width = pixels.shape[-2:]
         size = target_size(model.flow, height, width, factor, longest_side)
@@ -178,8 +177,8 @@ def _masked(inside: float | list[float], mask: Tensor, outside: float, notes: No
 
 def _each_temperature(model: FlowModel, text: str) -> list[float]:
     """Parse the temperatures of a sheet, with the model's own where one follows it."""
-    own = [widgets.own_or(tau) for tau in widgets.temperature_list(text)]
-    return [resolve(model.flow, {"temperature": tau})["temperature"] for tau in own]
+    own = resolve(model.flow, {"temperature": None})["temperature"]
+    return [own if widgets.OWN <= tau < 0 else tau for tau in widgets.temperature_list(text)]
 
 
 class FlowcoreUpscaleVideo(RecordingNode):
@@ -193,10 +192,10 @@ class FlowcoreUpscaleVideo(RecordingNode):
         cls,
         image: Annotated[Tensor, io.Image.Input],
         model: Annotated[FlowModel, flow_model("upscale")],
-        temperature: Annotated[float, widgets.temperature(widgets.OWN, own=True)],
+        temperature: Annotated[float | None, widgets.own_temperature()],
         seed: Annotated[int, widgets.seed()],
         steadiness: Annotated[float, widgets.slider(STEADINESS, 0.0, 1.0)],
-        calm_edges: Annotated[float, widgets.calm_edges],
+        calm_edges: Annotated[float | None, widgets.calm_edges],
         tile: Annotated[int, widgets.tile],
         precision: Annotated[Precision, widgets.precision],
         pick: Annotated[int, widgets.pick],
@@ -208,8 +207,8 @@ class FlowcoreUpscaleVideo(RecordingNode):
         pictures = flowcore.upscale_video(
             model.load(memory_required(model.flow, height, width, tile or ORDINARY_TILE, guided=steadiness > 0)),
             pixels,
-            temperature=widgets.own_or(temperature),
-            calm_edges=widgets.own_or(calm_edges),
+            temperature=temperature,
+            calm_edges=calm_edges,
             seed=seed,
             steadiness=steadiness,
             tile=tile,
@@ -246,7 +245,7 @@ class FlowcoreTemperatureGrid(PickingNode):
         seeds: Annotated[int, widgets.integer(3, 1, 16, optional=True)],
         tile: Annotated[int, widgets.tile],
         precision: Annotated[Precision, widgets.precision],
-        calm_edges: Annotated[float, widgets.calm_edges],
+        calm_edges: Annotated[float | None, widgets.calm_edges],
         pick: Annotated[int, widgets.pick],
     ) -> Any:
         notes, pixels = cls.notes(), from_image(image)
@@ -259,7 +258,7 @@ class FlowcoreTemperatureGrid(PickingNode):
             model.load(needed),
             pixels,
             taus,
-            calm_edges=widgets.own_or(calm_edges),
+            calm_edges=calm_edges,
             seed=seed,
             seeds=seeds,
             tile=tile,
@@ -337,15 +336,15 @@ class FlowcoreAsUpscaleModel(FlowNode):
     def run(
         cls,
         model: Annotated[FlowModel, flow_model("upscale")],
-        temperature: Annotated[float, widgets.temperature(widgets.OWN, own=True)],
+        temperature: Annotated[float | None, widgets.own_temperature()],
         seed: Annotated[int, widgets.seed()],
-        calm_edges: Annotated[float, widgets.calm_edges],
+        calm_edges: Annotated[float | None, widgets.calm_edges],
     ) -> Any:
         notes = cls.notes()
         upscaler = Upscaler(
             model.flow,
-            temperature=widgets.own_or(temperature),
-            calm_edges=widgets.own_or(calm_edges),
+            temperature=temperature,
+            calm_edges=calm_edges,
             seed=seed,
             cancelled=stop_if_cancelled,
         )
@@ -400,7 +399,7 @@ class FlowcoreRestore(PickingNode):
         cls,
         small: Annotated[Tensor, io.Image.Input],
         model: Annotated[FlowModel, flow_model("rescale")],
-        temperature: Annotated[float, widgets.temperature(widgets.OWN, own=True)],
+        temperature: Annotated[float | None, widgets.own_temperature()],
         seed: Annotated[int, widgets.seed()],
         samples: Annotated[int, widgets.samples],
         width: Annotated[int, widgets.integer(0, 0, 65536, optional=True, advanced=True)],
@@ -419,7 +418,7 @@ class FlowcoreRestore(PickingNode):
         pictures = flowcore.restore(
             flow,
             pixels,
-            temperature=widgets.own_or(temperature),
+            temperature=temperature,
             seed=seed,
             samples=samples,
             size=(height or rows * scale, width or columns * scale),

@@ -22,12 +22,17 @@ MAX_ITEMS = 4096  # labels in one text
 Input = Callable[..., Any]
 
 
-def temperature(default: float, *, own: bool = False, **fields: Any) -> Input:
-    """Describe a temperature: a slider, colored from cold to hot.
+def own_temperature(**fields: Any) -> Input:
+    """Describe a temperature that follows the model unless its slider is moved.
 
-    With `own` its left end, `OWN`, is no temperature: the node takes what the model's file states, see `own_or`. It
-    is a value of the slider because nothing else tells a slider that nobody moved from one that a workflow has saved.
+    The left end, `OWN`, is no temperature: `run` gets None, and the task takes what the model's file states. It is a
+    value of the slider because nothing else tells a slider that nobody moved from one that a workflow has saved.
     """
+    return temperature(OWN, own=True, **fields)
+
+
+def temperature(default: float, *, own: bool = False, **fields: Any) -> Input:
+    """Describe a temperature: a slider, colored from cold to hot."""
     zero = OWN / (OWN - MAX_TEMPERATURE) if own else 0.0  # where on the slider 0 is
     stops = [(0.0, OWN_COLOR), (zero, OWN_COLOR)] if own else []
     stops += [(zero, COLD), (zero + 0.55 * (1 - zero), MILD), (1.0, HOT)]
@@ -41,11 +46,6 @@ def temperature(default: float, *, own: bool = False, **fields: Any) -> Input:
         gradient_stops=[{"offset": round(offset, 4), "color": color} for offset, color in stops],
         **fields,
     )
-
-
-def own_or(value: float) -> float | None:
-    """Read a value that can follow the model: None for that, which is what tasks call it."""
-    return None if OWN <= value < 0 else value
 
 
 def seed(default: int = 0, *, control: bool = True, **fields: Any) -> Input:
