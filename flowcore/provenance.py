@@ -17,6 +17,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -66,16 +67,26 @@ class Provenance:
     version: str = ""  # of flowcore
 
     @staticmethod
-    def of(values: dict[str, Any], *, device: torch.device, **fields: Any) -> Provenance:
-        """Describe what was made of values by name: temperature, seed and samples; plain others are its settings.
+    def of(
+        values: dict[str, Any], flow: Flow, pictures: Iterable[Tensor], *, device: Any = None, **fields: Any
+    ) -> Provenance:
+        """Describe pictures, as they are stored, that a flow made of values by name on a device, by default its own.
 
-        ``fields`` are the other fields. A precision of "auto", which another machine reads otherwise, is resolved.
+        Temperature, seed and samples are fields, plain others its settings; ``fields`` are the other fields. A
+        precision of "auto", which another machine reads otherwise, is resolved.
         """
         settings = {name: value for name, value in values.items() if name not in NAMED and is_plain(value)}
         if "precision" in settings:
+            device = torch.device(device or next(flow.parameters()).device)
             settings["precision"] = actual_precision(settings["precision"], device)
         named = {name: values[name] for name in NAMED if name in values}
-        return Provenance(settings=settings, version=VERSION, **named, **fields)
+        made = tuple(fingerprint(picture) for picture in islice(pictures, MAX_PICTURES))
+        common: dict[str, Any] = {"architecture": flow.architecture, "pictures": made, "version": VERSION}
+        return Provenance(settings=settings, **common, **named, **fields)
+
+    def text(self) -> dict[str, str]:
+        """Return the text chunk of a PNG file whose only entry this is."""
+        return {KEY: json.dumps([self.to_json()])}
 
     def to_json(self) -> dict[str, Any]:
         """Return the non-empty fields as JSON types."""

@@ -13,13 +13,12 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from ..flowcore import FlowError, provenance
 from ..flowcore.device import free_memory
 from ..flowcore.inference.condition_cache import RecentlyUsed
-from ..flowcore.provenance import KEY, MAX_ENTRIES, MAX_PICTURES, Provenance
+from ..flowcore.provenance import KEY, MAX_ENTRIES, Provenance
 from ..flowcore.tasks.model_defaults import resolve
 from .host.compat import io, log
 from .host.memory import on_free
@@ -245,17 +244,16 @@ PROVENANCE_LOG = ProvenanceLog()
 
 def _provenance(node_id: str, kind: str, values: dict[str, Any], images: Tensor) -> Provenance:
     model: FlowModel = values["model"]
-    pictures = images.permute(0, 3, 1, 2)
     return Provenance.of(
         values,
-        device=torch.device(model.patcher.load_device),
+        model.flow,
+        images.permute(0, 3, 1, 2),
+        device=model.patcher.load_device,
         node_id=node_id,
         node=kind,
         model=model.name,
         model_sha256=model.sha256,
-        architecture=model.flow.architecture,
         sources={name: describe(value) for name, value in values.items() if name != "model" and _is_source(value)},
-        pictures=tuple(provenance.fingerprint(picture) for picture in pictures[:MAX_PICTURES]),
     )
 
 

@@ -30,7 +30,7 @@ from ..images.color import NEUTRAL
 from ..images.files import DecodedImage, Format
 from ..images.metadata import losses
 from ..images.rounding import to_uint8, truncate_16_bits
-from ..provenance import KEY, Provenance, fingerprint, source
+from ..provenance import Provenance, source
 from ..tasks import Progress
 from ..tasks.brighten import brighten
 from ..tasks.colorize import colorize, transfer_palette
@@ -215,17 +215,16 @@ class Worker:
         used = {"temperature": 0.0, **work.settings, **work.own, "seed": work.seed, "samples": work.samples}
         provenance = Provenance.of(
             used,
-            device=next(self.flow.parameters()).device,
+            self.flow,
+            map(truncate_16_bits if bits == 16 else to_uint8, pictures),
             node_id=COMMAND,
             # the node that makes the same picture
             node="FlowcorePasteFace" if self._faces else f"Flowcore{work.command.capitalize()}",
             model=work.model,
             model_sha256=self.model_sha256,
-            architecture=self.flow.architecture,
             sources=sources,
-            pictures=tuple(fingerprint((truncate_16_bits if bits == 16 else to_uint8)(one)) for one in pictures),
         )
-        text[KEY] = json.dumps([provenance.to_json()])
+        text |= provenance.text()
         options: dict[str, Any] = {"format": work.format, "bits": bits, "quality": work.quality, "text": text}
         # the pictures of ``shrink`` have 8 bits by the method, others where that was asked for
         before = photograph.bits if work.command == "shrink" or work.bits is None else bits

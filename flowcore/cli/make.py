@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -338,7 +337,7 @@ def _save(
     from ..checkpoints.writing import write_atomic
     from ..images.files import encode
     from ..images.rounding import to_uint8
-    from ..provenance import KEY, MAX_PICTURES, Provenance, fingerprint
+    from ..provenance import Provenance
     from ..tasks import duration
     from .batches import named_format, numbered
 
@@ -353,10 +352,8 @@ def _save(
         log(f"{len(targets)} of {len(targets)} were there already (--again makes them anew).")
         return
     images = make()
-    made = tuple(fingerprint(to_uint8(image)) for image in images[:MAX_PICTURES])
-    common = {"node_id": "command", "model": options.model, "model_sha256": sha, "architecture": flow.architecture}
-    device = next(flow.parameters()).device
-    text = {KEY: json.dumps([Provenance.of(values, device=device, **common, **entry, pictures=made).to_json()])}
+    common = {"node_id": "command", "model": options.model, "model_sha256": sha}
+    text = Provenance.of(values, flow, map(to_uint8, images), **common, **entry).text()
     for target, image, id in zip(targets, images, ids, strict=True):
         write_atomic(target, encode(image, format=format or "png", unique_id=id, text=text))
     write_result(options, None, targets, seconds=round(time.monotonic() - start, 2))
