@@ -140,7 +140,7 @@ class Colorization:
         return chosen
 
     def own_saturation(self, stated: float | None, latents: Sequence[Tensor] | None) -> float:
-        """The model's factor on the chroma that it draws; 1.0 if the caller sets saturation or passes latents."""
+        """Choose the factor on the chroma as drawn: the model's own, or 1 where a saturation or latents were given."""
         return left_to_model(self.flow, {"saturation": stated, "latents": latents}).get("saturation", 1.0)
 
     def hint_planes(self, hints: Hints | None, part: slice) -> HintPlanes | None:

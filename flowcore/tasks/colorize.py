@@ -146,7 +146,7 @@ def colorize(
                 if given is not None:
                     z = blend_latents(z, given, latents_strength, latents_levels)
                 shared = job.condition(part, planes, seeds) if seeds else cond.expand(len(group))
-                # decode without locking, or spreading would find no difference
+                # colors that were locked into the drawing would leave nothing to spread
                 locked = None if steps else planes
                 decoded = own * job.decode_guarded(len(pictures), z, shared, locked)
                 if calm is not None:

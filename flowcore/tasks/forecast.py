@@ -88,8 +88,10 @@ class _Trial:
 
     def __init__(self, flow: Flow, precision: Precision, cancelled: Callable[[], bool] | None) -> None:
         self.flow, self.options = flow, {"precision": precision, "cancelled": cancelled, "notify": log.debug}
-        self.image = torch.full((1, 3, PROBE, PROBE), 0.5)  # flat gray: noise could overflow
-        self.plan = planned(flow, actual_precision(precision, next(flow.parameters()).device))  # not timed
+        self.image = torch.full((1, 3, PROBE, PROBE), 0.5)  # gray: noise could overflow
+        self.plan = planned(
+            flow, actual_precision(precision, next(flow.parameters()).device)
+        )  # before the clock
 
     def of_samples(self, samples: int, guided: bool) -> float:
         """Time one sample; all samples of an image share what depends on it, and on its guide, alone."""

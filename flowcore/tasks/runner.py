@@ -7,8 +7,8 @@ import functools
 import inspect
 import logging
 import re
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypedDict, TypeVar, cast, get_args
 
@@ -130,9 +130,9 @@ log = logging.getLogger("flowcore")
 class Runner:
     """Runs one task, again with less at once if memory runs out.
 
-    Progress is counted in units: ``expect`` sets their number, ``advance`` counts finished ones, and ``stage``
-    announces units that are counted while the plan computes them. ``advice`` says what to do if memory does not
-    suffice, naming the arguments that matter; ``image`` is what the task works on, and named by its size then.
+    Progress is counted in units: ``expect`` sets their number, ``advance`` counts finished ones, and within ``part``
+    they are counted while the plan computes them. ``advice`` says what to do if memory does not suffice, naming the
+    arguments that matter; ``image`` is what the task works on, and named by its size then.
     """
 
     def __init__(self, flow: Flow | None, options: RunOptions, advice: str, image: Tensor | None = None) -> None:
@@ -228,27 +228,28 @@ class Runner:
     def expect(self, total: int) -> None:
         """Start counting from 0 to so many units of work."""
         self._total = self._work = total
-        self._settled = 0, 0  # units that were done, and the share of the total that was reported for them
-        self._reported = self._done = self._end = 0
-        self._weight = 0
+        self._before = (
+            0,
+            0,
+        )  # when the last part ended: units that were done, and those of the total that were reported
+        self._reported = self._done = self._end = self._weight = 0
 
-    def stage(self, units: int, weight: int = 1) -> None:
-        """Begin units of work that are counted while the plan computes them, with so much weight per unit of the plan.
+    @contextmanager
+    def part(self, units: int, weight: int = 1) -> Generator[None, None, None]:
+        """Count so many units while the plan computes them, each of its own as ``weight``.
 
-        They are done when the next ``stage`` or ``advance`` ends this one, whatever was counted.
+        What it computes without, such as a condition that was kept, makes every later unit count for more.
         """
         self.check_cancelled()
-        self._done, self._end, self._weight = self._end, self._end + units, weight
-
-    def settle(self) -> None:
-        """End the current stage, and redistribute units that the plan did not use over the remaining stages."""
-        missing = self._end - self._done
-        self._settled = self._done, self._share()
-        self._work, self._end = self._work - missing, self._done
+        self._end, self._weight = self._done + units, weight
+        yield
+        self._before = self._done, self._share()
+        self._work -= self._end - self._done
+        self._end = self._done
 
     def advance(self, units: int = 1, preview: Tensor | None = None) -> None:
-        """End the current stage, if there is one, and count finished units; a preview is ``(3, H, W)`` in [0, 1]."""
-        self._done = self._end = self._end + units
+        """Count finished units; a preview is ``(3, H, W)`` in [0, 1]."""
+        self._done = self._end = self._done + units
         self._report(preview)
 
     def _observe(self, units: int) -> None:
@@ -266,7 +267,7 @@ class Runner:
 
     def _share(self) -> int:
         """Units of the total to report as done."""
-        done, share = self._settled
+        done, share = self._before
         return share + (self._total - share) * (self._done - done) // max(1, self._work - done)
 
     def _precision(self) -> DevicePrecision:

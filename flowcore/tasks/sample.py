@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
@@ -47,13 +48,13 @@ class Passes:
         run.expect(count * (run.plan.units + 1))
 
     def batches(self, images: int, pixels: int) -> Iterator[slice]:
-        """Divide images of so many pixels into batches, and count the layers of each batch as they run."""
+        """Divide images of so many pixels into batches."""
         at_once = self.run.at_once(images_at_once(1, pixels))
-        for start in range(0, images, at_once):
-            part = slice(start, min(images, start + at_once))
-            count = part.stop - part.start
-            self.run.stage(count * self.run.plan.units, count)
-            yield part
+        return (slice(start, min(images, start + at_once)) for start in range(0, images, at_once))
+
+    def _layers(self, count: int) -> AbstractContextManager[None]:
+        """Count the layers of a batch as they run."""
+        return self.run.part(count * self.run.plan.units, count)
 
     def announce(self, images: int, pixels: int, memory: int, *, guided: bool) -> None:
         """Say what decoding patch by patch will take, from the time of a few patches; nothing if that is little."""
@@ -79,7 +80,8 @@ class Passes:
         for part in self.batches(len(pixels), pixels[0, 0].numel()):
             x = pixels[part]
             own = self.condition_of(cond, part, len(pixels))
-            latents = self.run.plan.encode(x.to(self.run.device), own)
+            with self._layers(len(x)):
+                latents = self.run.plan.encode(x.to(self.run.device), own)
             refuse_nonfinite(latents, x, part.start)
             encoded.append([z.to(pixels.device) for z in latents])
             self.finish(len(x))
@@ -108,7 +110,8 @@ class Passes:
         decoder = overflow.bounded_decoder(self.run.plan, cond, self._max_deviation)
         latents = [z.to(self.run.device, self.run.dtype) for z in latents]
         gray = torch.full((1, self.run.plan.channels, 1, 1), 0.5)
-        decoded = overflow.decode_with_backoff(decoder, latents, lambda: gray)
+        with self._layers(len(latents[0])):
+            decoded = overflow.decode_with_backoff(decoder, latents, lambda: gray)
         self._repairs.add(first, decoded.attenuated, decoded.filled)
         sigma = getattr(self.run.plan.config, "noise", 0.0) / 2  # of images in [0, 1]
         if not (denoise and sigma):

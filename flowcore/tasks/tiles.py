@@ -129,7 +129,7 @@ class TileSize:
 
 
 STRIPS = 2**26  # bytes that strips take at most, whatever the image
-ANALYSIS = 4  # encoder's cost per unit of progress, relative to decoding: srflow-x4, 72x48, one core
+ANALYSIS = 4  # times as long as a unit of decoding takes one of the encoder: srflow-x4, 72x48, one core
 MAX_SAMPLES = 8  # at once: they share what every step computes from the image; more would share little more
 
 Index = tuple[EllipsisType, slice, slice]
@@ -189,10 +189,9 @@ class TiledDecoder:
             seen = tiling.encoder_input(padded)
             guiding = None if guide is None else self._guide(guide, rgb, item, border)
             for tile in tiles:
-                run.stage(analysis, weight)
                 source = _crop(padded, tile)
-                cond = self._condition(_crop(seen, tile).to(run.dtype), reused=samples > at_once)
-                run.settle()
+                with run.part(analysis, weight):
+                    cond = self._condition(_crop(seen, tile).to(run.dtype), reused=samples > at_once)
                 kept = None if guiding is None else self._kept(guiding, tile, cond)
                 inner, outer = _without_halo(tile, scale, border, height, width)
                 each = at_once
@@ -202,11 +201,11 @@ class TiledDecoder:
                 for first in range(0, samples, each):
                     part = range(first, min(first + each, samples))
                     counted = len(part) if tiling.shares else 1
-                    run.stage(counted * plan.units, counted)
                     z = [z.to(run.device, run.dtype) for z in latents.crop(item, part, tile)]
                     z = z if kept is None else latents.guided(z, kept, item, tile)
                     decode = overflow.bounded_decoder(plan, cond, tiling.max_deviation)
-                    decoded = overflow.decode_with_backoff(decode, z, partial(enlarge, source, scale))
+                    with run.part(counted * plan.units, counted):
+                        decoded = overflow.decode_with_backoff(decode, z, partial(enlarge, source, scale))
                     images, *marks = (None if t is None else t[inner] for t in decoded)
                     repairs.add(item * samples + part.start, *marks)
                     assert images is not None
@@ -227,9 +226,8 @@ class TiledDecoder:
         if guide.pictures is not None:
             made = guide.pictures[item, None]
         else:
-            run.stage(run.plan.guide_units)
-            made = run.plan.make_guide(rgb[item, None].to(run.device, run.dtype)).clamp_(0, 1).to(rgb)
-            run.settle()
+            with run.part(run.plan.guide_units):
+                made = run.plan.make_guide(rgb[item, None].to(run.device, run.dtype)).clamp_(0, 1).to(rgb)
         left, right, top, bottom = (side * scale for side in border)
         return self._tiling.pad(made, (left, right, top, bottom)) if any(border) else made
 
@@ -237,10 +235,8 @@ class TiledDecoder:
         """Encode a padded guide in a tile."""
         run = self._run
         x = _crop(picture, tile, self._flow.condition_scale)
-        run.stage(run.plan.units)
-        latents = run.plan.encode_guide(x.to(run.device, run.dtype), cond)
-        run.settle()
-        return latents
+        with run.part(run.plan.units):
+            return run.plan.encode_guide(x.to(run.device, run.dtype), cond)
 
     def _condition(self, source: Tensor, *, reused: bool) -> Condition:
         """The condition of a tile, prepared if it is used again and memory allows."""
