@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,8 +73,11 @@ def forecast(
     tiles = TileSize(tile, HALO, TILING)
     needed = partial(memory_required, flow, rows, columns, guided=guided or bool(steadiness))
     working = needed(tiles.choose(max(rows, columns), needed, device))
-    trial = _Trial(flow, precision, cancelled)
-    per_pixel = trial.of_frames(steadiness) if steadiness else trial.of_samples(samples, guided)
+    how: Any = {"precision": precision, "cancelled": cancelled, "notify": log.debug}
+    if steadiness:
+        per_pixel = _seconds_of_frames(flow, steadiness, **how)
+    else:
+        per_pixel = _seconds_of_samples(flow, samples=samples, guided=guided, **how)
     return Forecast(
         pictures=samples * len(results),
         largest=max(results, key=lambda size: size[0] * size[1]),
@@ -83,33 +87,25 @@ def forecast(
     )
 
 
-class _Trial:
-    """Seconds per pixel, from enlarging a small image."""
+def _seconds_of_samples(flow: Flow, precision: Precision, samples: int, *, guided: bool, **how: Any) -> float:
+    """Seconds per pixel, from timing one sample: all share what depends on the image, and on its guide, alone."""
+    plan = planned(flow, actual_precision(precision, next(flow.parameters()).device))  # folded before the clock starts
+    own = plan.guide_units + plan.units if flow.guide is not None else 0
+    once = _time(upscale if "upscale" in flow.capabilities.tasks else restore, flow, precision=precision, **how)
+    shared = ANALYSIS * (plan.encoder_units + plan.prepare_units)
+    guide = plan.units if guided else own
+    return once * (shared + guide + samples * plan.units) / (shared + own + plan.units)
 
-    def __init__(self, flow: Flow, precision: Precision, cancelled: Callable[[], bool] | None) -> None:
-        self.flow, self.options = flow, {"precision": precision, "cancelled": cancelled, "notify": log.debug}
-        self.image = torch.full((1, 3, PROBE, PROBE), 0.5)  # gray: noise could overflow
-        self.plan = planned(
-            flow, actual_precision(precision, next(flow.parameters()).device)
-        )  # before the clock
 
-    def of_samples(self, samples: int, guided: bool) -> float:
-        """Time one sample; all samples of an image share what depends on it, and on its guide, alone."""
-        plan = self.plan
-        own = plan.guide_units + plan.units if self.flow.guide is not None else 0
-        task = upscale if "upscale" in self.flow.capabilities.tasks else restore
-        once = self._time(task)
-        shared = ANALYSIS * (plan.encoder_units + plan.prepare_units)
-        guide = plan.units if guided else own
-        return once * (shared + guide + samples * plan.units) / (shared + own + plan.units)
+def _seconds_of_frames(flow: Flow, steadiness: float, **how: Any) -> float:
+    """Seconds per pixel, from timing a frame with one before it: two enlargements, the guide's pass and the motion."""
+    task = partial(upscale_video, steadiness=steadiness, before=list[Tensor]())
+    _time(task, flow, **how)
+    return _time(task, flow, **how)
 
-    def of_frames(self, steadiness: float) -> float:
-        """Time a frame with one before it: two enlargements, the guide's pass and the motion."""
-        task = partial(upscale_video, steadiness=steadiness, before=list[Tensor]())
-        self._time(task)
-        return self._time(task)
 
-    def _time(self, task: Callable[..., Tensor]) -> float:
-        start = time.perf_counter()
-        task(self.flow, self.image, **self.options)
-        return (time.perf_counter() - start) / PROBE**2
+def _time(task: Callable[..., Tensor], flow: Flow, **how: Any) -> float:
+    """Seconds per pixel of a small image, gray, since the model could overflow at noise, and that takes longer."""
+    start = time.perf_counter()
+    task(flow, torch.full((1, 3, PROBE, PROBE), 0.5), **how)
+    return (time.perf_counter() - start) / PROBE**2
