@@ -2,20 +2,7 @@
 
 from functools import partial
 
-from . import (
-    analysis,
-    color,
-    faces,
-    folders,
-    latents,
-    light,
-    loaders,
-    painting,
-    sampling,
-    saving,
-    training,
-    upscaling,
-)
+from . import analysis, color, faces, folders, latents, light, loaders, painting, sampling, saving, training, upscaling
 from .host.compat import Extension, on_prompt
 from .host.memory import free_kept
 from .host.routes import post, show_as_inputs, when_asked_to_free

@@ -245,10 +245,5 @@ class FlowcoreBestOf(PickingNode):
             to_image(pixels[numbers]),
             values,
             numbers,
-            ui=shown
-            | {
-                "text": [*lines, *notes.lines],
-                "scores": finite(scores.flatten()),
-                "order": numbers,
-            },
+            ui=shown | {"text": [*lines, *notes.lines], "scores": finite(scores.flatten()), "order": numbers},
         )

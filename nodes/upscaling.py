@@ -342,11 +342,7 @@ class FlowcoreAsUpscaleModel(FlowNode):
     ) -> Any:
         notes = cls.notes()
         upscaler = Upscaler(
-            model.flow,
-            temperature=temperature,
-            calm_edges=calm_edges,
-            seed=seed,
-            cancelled=stop_if_cancelled,
+            model.flow, temperature=temperature, calm_edges=calm_edges, seed=seed, cancelled=stop_if_cancelled
         )
         if upscaler.temperature:
             notes(SEAMS)

@@ -246,10 +246,7 @@ def eyes_from_landmarks(points: Sequence[Sequence[float]]) -> tuple[Point, Point
         raise ImageError(f"A face mesh has 478 points, or 468 without irises; got {len(points)}.")
     groups = ((468,), (473,)) if len(points) >= 478 else ((33, 133), (362, 263))
     one, other = (
-        (
-            sum(float(points[k][0]) for k in group) / len(group),
-            sum(float(points[k][1]) for k in group) / len(group),
-        )
+        (sum(float(points[k][0]) for k in group) / len(group), sum(float(points[k][1]) for k in group) / len(group))
         for group in groups
     )
     return one, other

@@ -45,11 +45,7 @@ Pixels = npt.NDArray[Any]  # of uint8 or uint16, (h, w, channels)
 V = TypeVar("V")
 
 SUFFIXES: dict[Format, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
-FORMATS: dict[str, Format] = {
-    **{suffix: name for name, suffix in SUFFIXES.items()},
-    ".jpeg": "jpeg",
-    ".tiff": "tiff",
-}
+FORMATS: dict[str, Format] = {**{suffix: name for name, suffix in SUFFIXES.items()}, ".jpeg": "jpeg", ".tiff": "tiff"}
 DEEP: tuple[Format, ...] = ("png", "tiff")  # that hold 16 bits per channel
 QUALITY = {"jpeg": 95, "webp": 90}
 OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}  # of bytes, as Pillow names it

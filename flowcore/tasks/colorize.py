@@ -171,11 +171,7 @@ def colorize(
 
 @runs_with(Batching)
 def encode_colors(
-    flow: Flow,
-    image: Tensor,
-    *,
-    working_size: int | None = None,
-    **options: Unpack[Batching],
+    flow: Flow, image: Tensor, *, working_size: int | None = None, **options: Unpack[Batching]
 ) -> list[Tensor]:
     """Encode the colors that pictures have.
 

@@ -38,11 +38,7 @@ def consistency(images: Tensor, source: Tensor) -> Tensor:
 
 @runs_with(Reporting)
 def match_source(
-    images: Tensor,
-    source: Tensor,
-    *,
-    iterations: int = ITERATIONS,
-    **options: Unpack[Reporting],
+    images: Tensor, source: Tensor, *, iterations: int = ITERATIONS, **options: Unpack[Reporting]
 ) -> Tensor:
     """Change enlargements as little as necessary for them to shrink to their source: back-projection.
 

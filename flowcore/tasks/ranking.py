@@ -67,12 +67,7 @@ def relative_distance(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 @runs_with(Reporting)
-def palette_bits(
-    flow: Flow,
-    images: Tensor,
-    source: Tensor,
-    **options: Unpack[Reporting],
-) -> Tensor:
+def palette_bits(flow: Flow, images: Tensor, source: Tensor, **options: Unpack[Reporting]) -> Tensor:
     """Compute how many bits per dimension a colorizer needs for the palettes of colorings, given the luma.
 
     A palette is what the coarsest grid holds, where the colors are decided; the finer ones follow luma, and their
@@ -163,11 +158,7 @@ def diversity_map(images: Tensor, samples: int = 0) -> Tensor:
 
 @runs_with(Reporting)
 def ranked(
-    images: Tensor,
-    source: Tensor,
-    by: By = "consistency",
-    flow: Flow | None = None,
-    **options: Unpack[Reporting],
+    images: Tensor, source: Tensor, by: By = "consistency", flow: Flow | None = None, **options: Unpack[Reporting]
 ) -> tuple[Tensor, Tensor]:
     """Sort the samples of every image, best first.
 

@@ -28,11 +28,7 @@ RESTORE_ADVICE = "Set tile to 32, ask for fewer samples, restore a smaller image
 
 
 @runs_with(Reporting)
-def shrink(
-    flow: Flow,
-    image: Tensor,
-    **options: Unpack[Reporting],
-) -> Tensor:
+def shrink(flow: Flow, image: Tensor, **options: Unpack[Reporting]) -> Tensor:
     """Shrink photographs to small pictures that ``restore`` brings back.
 
     >>> flow = flowcore.load("hcflow-rescaling.safetensors")

@@ -158,13 +158,7 @@ class Runner:
             self._plan = None
             try:
                 strips = minimum_memory() if self.minimum_memory else nullcontext()
-                with (
-                    torch.no_grad(),
-                    no_autocast(self.device),
-                    float32_arithmetic(),
-                    observed(self._observe),
-                    strips,
-                ):
+                with torch.no_grad(), no_autocast(self.device), float32_arithmetic(), observed(self._observe), strips:
                     self._check_range()
                     return task()
             except (RuntimeError, MemoryError) as error:  # what torch and Python raise, on every device

@@ -236,12 +236,7 @@ def sample(
 
 
 @runs_with(Batching)
-def encode(
-    flow: Flow,
-    image: Tensor,
-    cond: Condition | None = None,
-    **options: Unpack[Batching],
-) -> list[Tensor]:
+def encode(flow: Flow, image: Tensor, cond: Condition | None = None, **options: Unpack[Batching]) -> list[Tensor]:
     """Encode images exactly: ``decode`` gives them back, up to rounding.
 
     Runs in the flow's own precision, whatever autocast is in force: the latents of a lower one would not decode to the

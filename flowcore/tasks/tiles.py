@@ -167,9 +167,7 @@ class TiledDecoder:
         rows, columns = height + top + bottom, width + left + right
         sizes, guided = ((height, width), (rows, columns)), guide is not None
         side = self.tiles.choose(
-            max(rows, columns),
-            lambda side: tiling.memory(self._flow, *sizes, side, self._halo, guided),
-            run.device,
+            max(rows, columns), lambda side: tiling.memory(self._flow, *sizes, side, self._halo, guided), run.device
         )
         tiles = windows(rows, columns, tile=side // multiple * multiple, halo=self._halo, multiple=multiple)
         latents = Latents(plan, rgb, border, tiling.pad_map, taus, seed, samples, run.check_cancelled, guide)

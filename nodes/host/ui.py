@@ -93,11 +93,7 @@ def show_text(text: str, node_id: str | None) -> None:
 
 
 def gallery(
-    pictures: torch.Tensor,
-    facts: list[dict[str, Any]],
-    notes: Notes,
-    pnginfo: Any,
-    sources: torch.Tensor | None = None,
+    pictures: torch.Tensor, facts: list[dict[str, Any]], notes: Notes, pnginfo: Any, sources: torch.Tensor | None = None
 ) -> dict[str, Any]:
     """Save what the canvas shows of a run's pictures (N, C, H, W), where a click on one picks it: the node's `ui`.
 
