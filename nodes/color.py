@@ -21,7 +21,7 @@ from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled
 from .host.paths import inside
-from .host.ui import Progress, gallery, seeds_in_turn
+from .host.ui import Progress
 from .node import FlowNode
 from .picking import RecordingNode
 from .sockets import (
@@ -129,8 +129,7 @@ class FlowcoreColorize(RecordingNode):
                 notes("carry is ignored: it is for frames = video.")
             options |= {"memory": memory, "cast": cast, "vivid": vivid, "hint_steps": hint_steps}
             pictures = flowcore.colorize(flow, pixels, samples=samples, **options)
-        facts = seeds_in_turn(seed, 1 if video else samples, len(pictures))
-        return io.NodeOutput(to_image(pictures), ui=gallery(pictures, facts, notes, cls.hidden.extra_pnginfo, sources))
+        return cls.made(pictures, seed, 1 if video else samples, notes, sources)
 
 
 class FlowcoreColorHints(FlowNode):

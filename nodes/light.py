@@ -13,9 +13,9 @@ from ..flowcore.tasks import Precision
 from ..flowcore.tasks.brighten import memory_required
 from . import widgets
 from .host.compat import io
-from .host.ui import Progress, gallery, seeds_in_turn
+from .host.ui import Progress
 from .picking import RecordingNode
-from .sockets import FlowModel, check_memory, flow_model, from_image, from_mask, to_image
+from .sockets import FlowModel, check_memory, flow_model, from_image, from_mask
 
 ORDINARY_TILE = 1024  # pixels
 
@@ -62,5 +62,4 @@ class FlowcoreBrighten(RecordingNode):
         )
         if samples > 1 and temperature == 0 and (mask is None or outside == 0):
             notes("At temperature 0 all samples are the same picture. Raise it for other exposures.")
-        facts = seeds_in_turn(seed, samples, len(pictures))
-        return io.NodeOutput(to_image(pictures), ui=gallery(pictures, facts, notes, cls.hidden.extra_pnginfo, pixels))
+        return cls.made(pictures, seed, samples, notes, pixels)

@@ -22,9 +22,9 @@ from ..flowcore.provenance import KEY, MAX_ENTRIES, Provenance
 from ..flowcore.tasks.model_defaults import resolve
 from .host.compat import io, log
 from .host.memory import on_free
-from .host.ui import from_canvas
+from .host.ui import Notes, from_canvas, gallery, seeds_in_turn
 from .node import FlowNode
-from .sockets import FlowModel, Latents
+from .sockets import FlowModel, Latents, to_image
 
 MAX_RUNS = 8
 
@@ -64,6 +64,18 @@ class PickingNode(FlowNode):
         """Return the values that the run uses: what the model's file states in place of those that follow it."""
         model = values.get("model")
         return resolve(model.flow, values) if isinstance(model, FlowModel) else values
+
+    @classmethod
+    def made(
+        cls, pictures: Tensor, seed: int, samples: int, notes: Notes, sources: Tensor | None, *more: Any, **ui: Any
+    ) -> Any:
+        """Return and show pictures (N, C, H, W) whose seeds count up and start again for every source; see `gallery`.
+
+        `more` are outputs beside the pictures, `ui` what the page gets beside them.
+        """
+        facts = seeds_in_turn(seed, samples, len(pictures))
+        shown = gallery(pictures, facts, notes, cls.hidden.extra_pnginfo, sources)
+        return io.NodeOutput(to_image(pictures), *more, ui=shown | ui)
 
     @classmethod
     def _sent(cls) -> dict[str, Any]:

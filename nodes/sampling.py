@@ -27,7 +27,7 @@ from ..flowcore.tasks.subject import (
 from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled
-from .host.ui import Notes, Progress, finite, gallery, seeds_in_turn
+from .host.ui import Notes, Progress, finite
 from .node import FlowNode
 from .picking import RecordingNode
 from .sockets import FLOW_LATENTS, FlowModel, Latents, check_memory, flow_model, from_image, to_image
@@ -78,9 +78,7 @@ class FlowcoreSample(RecordingNode):
             **notes.follow(),
         )
         levels = sample_latents(flow.latent_shapes(*size), samples, taus, seed)  # the same draw again
-        facts = seeds_in_turn(seed, samples, samples)
-        ui = gallery(images, facts, notes, cls.hidden.extra_pnginfo)
-        return io.NodeOutput(to_image(images), model.latents(levels, labels=shown), ui=ui)
+        return cls.made(images, seed, samples, notes, None, model.latents(levels, labels=shown))
 
 
 def grid_outputs() -> tuple[Any, ...]:

@@ -28,7 +28,7 @@ from . import widgets
 from .host.compat import curve_values, io, log
 from .host.memory import load_to_device, on_release, stop_if_cancelled
 from .host.paths import model_files, model_path, upscale_model_files
-from .host.ui import Notes, Progress, gallery, of_image, seeds_in_turn
+from .host.ui import Notes, Progress, gallery, of_image
 from .node import FlowNode
 from .picking import PickingNode, RecordingNode
 from .sampling import grid_outputs
@@ -129,13 +129,9 @@ class FlowcoreUpscale(RecordingNode):
         stated = [] if levels else [f"temperature {tau:g}{edges}"]
         stated += [f"guided, {strength:g}"] if strength else []
         lines = [*notes.lines, *stated, f"shrunk to the input's size: {_distance(worst)} from the input"]
-        return io.NodeOutput(
-            to_image(pictures),
-            worst,
-            ui=gallery(pictures, seeds_in_turn(seed, samples, len(pictures)), notes, cls.hidden.extra_pnginfo, pixels)
-            | {"text": lines, "consistency": [worst], "each": each, "temperature": [tau], "calm_edges": [calm]}
-            | {"guide_strength": [strength], "flowcore_better": _better_model(model, notes)},
-        )
+        facts: Any = {"text": lines, "consistency": [worst], "each": each, "temperature": [tau], "calm_edges": [calm]}
+        facts |= {"guide_strength": [strength], "flowcore_better": _better_model(model, notes)}
+        return cls.made(pictures, seed, samples, notes, pixels, worst, **facts)
 
     @classmethod
     def picked(cls, output: Any, place: int) -> tuple[Any, ...]:
@@ -215,12 +211,8 @@ class FlowcoreUpscaleVideo(RecordingNode):
             precision=precision,
             **notes.follow(Progress(pixels)),
         )
-        facts = seeds_in_turn(seed, len(pictures), len(pictures))
-        return io.NodeOutput(
-            to_image(pictures),
-            ui=gallery(pictures, facts, notes, cls.hidden.extra_pnginfo, pixels)
-            | {"flowcore_better": _better_model(model, notes)},
-        )
+        better = _better_model(model, notes)
+        return cls.made(pictures, seed, len(pictures), notes, pixels, flowcore_better=better)
 
 
 class FlowcoreTemperatureGrid(PickingNode):
@@ -422,8 +414,7 @@ class FlowcoreRestore(PickingNode):
             precision=precision,
             **notes.follow(Progress(pixels)),
         )
-        facts = seeds_in_turn(seed, samples, len(pictures))
-        return io.NodeOutput(to_image(pictures), ui=gallery(pictures, facts, notes, cls.hidden.extra_pnginfo, pixels))
+        return cls.made(pictures, seed, samples, notes, pixels)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
