@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ from ..prior import Shape
 from . import overflow
 from .hints import Hints, average_covered, check_items, covered_planes, spread_hints
 from .intake import validate_image
-from .model_defaults import left_to_model, resolve
+from .model_defaults import resolve
 from .runner import Runner
 from .scans import clear_borders, fill_borders, find_border, is_tinted
 
@@ -124,24 +124,20 @@ class Colorization:
         self._cells = None if self._places is None else self._places.all_cells()
         self._is_shown = own is not None  # whether the encoder has input channels for what was recalled
 
-    def temperatures(self, palette: float | None, detail: float | None) -> list[float]:
-        """Choose a temperature per level, finest first; None is what the model was made for."""
-        own = resolve(self.flow, {"temperature": palette, "detail": detail})
-        for name, tau in own.items():
-            if not (math.isfinite(tau) and tau >= 0):
-                raise FlowError(f"{name} must be a finite number >= 0; got {tau}.")
-        return schedule(own["temperature"], own["detail"], len(self.shapes))
+    def resolve(self, **settings: Any) -> tuple[list[float], float, float]:
+        """Fill in what the model states for temperature, detail, coherence and saturation; ``latents`` may be given.
 
-    def coherence(self, rho: float | None) -> float:
-        """Choose how much of the coarsest noise similar places share; None is what the model was made for."""
-        chosen: float = resolve(self.flow, {"coherence": rho})["coherence"]
-        if not 0 <= chosen <= 1:
-            raise FlowError(f"coherence must lie in [0, 1]; got {chosen}. 0 draws every place for itself.")
-        return chosen
-
-    def own_saturation(self, stated: float | None, latents: Sequence[Tensor] | None) -> float:
-        """Choose the factor on the chroma as drawn: the model's own, or 1 where a saturation or latents were given."""
-        return left_to_model(self.flow, {"saturation": stated, "latents": latents}).get("saturation", 1.0)
+        Returns a temperature per level, finest first; the coherence; and the factor on the chroma as drawn: 1 where a
+        saturation is stated, which comes after hints, or latents are given.
+        """
+        own = resolve(self.flow, settings)
+        for name in ("temperature", "detail"):
+            if not (math.isfinite(own[name]) and own[name] >= 0):
+                raise FlowError(f"{name} must be a finite number >= 0; got {own[name]}.")
+        if not 0 <= own["coherence"] <= 1:
+            raise FlowError(f"coherence must lie in [0, 1]; got {own['coherence']}. 0 draws every place for itself.")
+        taus = schedule(own["temperature"], own["detail"], len(self.shapes))
+        return taus, own["coherence"], own["saturation"] if settings["saturation"] is None else 1.0
 
     def hint_planes(self, hints: Hints | None, part: slice) -> HintPlanes | None:
         """Resize the hints of some images to the working size."""
