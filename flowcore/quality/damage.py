@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..images.color import luma
 
-SIDE, LEAST = 192, 32  # pixels: the middle that is looked at, and the shorter side below which nothing can be told
+SIDE, MIN_SIDE = 192, 32  # pixels: the middle that is measured, and the least shorter side of images that are
 BLOCK = 8
 # Quantization steps of JPEG's luma at quality 50, of the lowest frequencies (u, v).
 STEPS = {
@@ -25,7 +25,7 @@ CERTAIN = 4.0  # the same of one coefficient
 PATCH, CALM = 5, 0.25  # pixels of the side of patches, and the share of them in which noise is measured: the calmest
 BIAS = 1.13  # times as much noise is in all patches as in these
 WHITE = 1.45  # times the second smallest deviation that of the middle may be: noise goes in all directions alike
-NOISE, LOUD = 4.5, 40.0  # deviations, of 255, between which noise is told; above, a picture is no photograph
+MIN_NOISE, MAX_NOISE = 4.5, 40.0  # deviations, of 255, that count as noise; above, a picture is no photograph
 
 
 def jpeg_quality(image: Tensor) -> float | None:
@@ -38,7 +38,7 @@ def jpeg_quality(image: Tensor) -> float | None:
     Source: Fan & de Queiroz, "Identification of bitmap compression history", IEEE TIP 2003: the idea; the search is
     ours.
     """
-    if min(image.shape[-2:]) < LEAST:
+    if min(image.shape[-2:]) < MIN_SIDE:
         return None
     y = 255 * luma(_middle(image)[None])[0, 0] - 128
     grids = [_spectrum(y[top:, left:]) for top in range(BLOCK) for left in range(BLOCK)]
@@ -61,11 +61,11 @@ def noise_level(image: Tensor) -> float:
 
     Source: Liu, Tanaka & Okutomi, "Noise level estimation using weak textured patches", ICIP 2012: the idea.
     """
-    if min(image.shape[-2:]) < LEAST:
+    if min(image.shape[-2:]) < MIN_SIDE:
         return 0.0
     levels = [_noise(255 * channel) for channel in _middle(image).double()]
     level = sum(levels) / len(levels)
-    return level / 255 if min(levels) > 0 and NOISE <= level <= LOUD else 0.0
+    return level / 255 if min(levels) > 0 and MIN_NOISE <= level <= MAX_NOISE else 0.0
 
 
 def _middle(image: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from ..quality.damage import jpeg_quality, noise_level
 from .runner import Runner
 
 BLOCKY = 80  # quality of JPEG up to which blocks are told
-MANY = 4  # images of a batch that are looked at
+MAX_EXAMINED = 4  # images of a batch that are looked at
 MADE = "; {} is made for it."
 
 
@@ -26,7 +26,7 @@ def model_for_damaged(flow: Flow) -> str | None:
 def advise(run: Runner, flow: Flow, images: Tensor) -> None:
     """Say so where an image, (B, 3, H, W) in [0, 1], has blocks or noise and another model is made for them."""
     name = model_for_damaged(flow)
-    for number, image in enumerate(images[:MANY] if name else [], start=1):
+    for number, image in enumerate(images[:MAX_EXAMINED] if name else [], start=1):
         if found := describe_damage(image):
             which = f"Picture {number}" if len(images) > 1 else "This picture"
             run.notify(f"{which} has {found}" + MADE.format(name))

@@ -37,9 +37,9 @@ from .runner import Reporting, Runner, RunOptions, log, part_of_run, runs_with
 from .score import score
 
 SIDE = 64  # shorter side at which colorings are compared
-LEAST = 1e-3  # colorfulness below which a picture is gray, and hues are noise
-MOST_SCALING = 4.0  # largest factor on chroma when colorfulness is equalized
-ENOUGH = 4  # least number of colorings whose trend by colorfulness is removed
+MIN_COLORFULNESS = 1e-3  # colorfulness below which a picture is gray, and hues are noise
+MAX_SCALING = 4.0  # of chroma, when colorfulness is equalized
+MIN_COLORINGS = 4  # whose trend by colorfulness is removed
 
 
 @torch.no_grad()
@@ -60,7 +60,7 @@ def consensus(images: Tensor, source: Tensor) -> Tensor:
 
 def relative_distance(x: Tensor) -> Tensor:
     """Compute the mean of ``|a - b|^2 / (|a| |b|)`` over all others, of chroma ``(N, 2 * pixels)``: ``(N,)``."""
-    length = x.norm(dim=1).clamp_min(LEAST * (x.shape[1] / 2) ** 0.5)
+    length = x.norm(dim=1).clamp_min(MIN_COLORFULNESS * (x.shape[1] / 2) ** 0.5)
     distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()  # 0 on the diagonal
     return (distance / (length[:, None] * length)).sum(1) / max(1, len(x) - 1)
 
@@ -90,13 +90,13 @@ def palette_bits(flow: Flow, images: Tensor, source: Tensor, **options: Unpack[R
             colorings = images[number * each : (number + 1) * each].split(1)
             chroma = torch.cat([job.chroma_on_grid(one, slice(number, number + 1)) for one in colorings])
             strength = float64(colorfulness(chroma))
-            scale = (strength.median() / strength.clamp_min(LEAST)).clamp(1 / MOST_SCALING, MOST_SCALING)
+            scale = (strength.median() / strength.clamp_min(MIN_COLORFULNESS)).clamp(1 / MAX_SCALING, MAX_SCALING)
             chroma = chroma * scale.to(chroma)[:, None, None, None]
             bits: list[Tensor] = []
             for part in chroma.split(at_once):
                 bits.append(_bits_of_coarsest(run, flow, part + NEUTRAL, cond.expand(len(part))))
                 run.advance(len(part))
-            rows.append(without_trend(torch.cat(bits), strength.clamp_min(LEAST).log().cpu()))
+            rows.append(without_trend(torch.cat(bits), strength.clamp_min(MIN_COLORFULNESS).log().cpu()))
         return torch.stack(rows)
 
     return run(task)
@@ -116,7 +116,7 @@ def without_trend(bits: Tensor, strength: Tensor) -> Tensor:
     """Remove from bits ``(N,)`` what depends linearly on strengths ``(N,)``; from fewer than 4 nothing."""
     centered = strength - strength.mean()
     variance = centered.square().sum()
-    if len(bits) < ENOUGH or not bits.isfinite().all() or not variance > 1e-12:
+    if len(bits) < MIN_COLORINGS or not bits.isfinite().all() or not variance > 1e-12:
         return bits
     return bits - (centered * bits).sum() / variance * centered
 
