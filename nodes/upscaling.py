@@ -18,9 +18,9 @@ from ..flowcore.inference.plan import forget_plan
 from ..flowcore.integrations.spandrel import Upscaler, descriptor, register
 from ..flowcore.prior import Temperature, masked_temperature
 from ..flowcore.tasks import Precision
-from ..flowcore.tasks.choose import advised
 from ..flowcore.tasks.consistency import consistency
 from ..flowcore.tasks.forecast import NOTEWORTHY, forecast
+from ..flowcore.tasks.intake import advised
 from ..flowcore.tasks.model_defaults import resolve
 from ..flowcore.tasks.upscale import memory_required, target_size
 from ..flowcore.tasks.video import STEADINESS

@@ -1,20 +1,28 @@
 """Images as callers pass them: checked, converted to floats in [0, 1], and given back their channels at the end.
 
+What is noted about them: that they are gray, or as damaged as another model is made for.
+
 Gray stays gray: what is made of an image without color has no color, although models make colors of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from ..checkpoints import catalog
 from ..errors import ImageError
+from ..flow import Flow
 from ..images.color import luma
 from ..images.resize import resize
+from ..quality.damage import jpeg_quality, noise_level
 
 LARGEST = {torch.uint8: 255, torch.uint16: 65535}  # value of integers, white
+BLOCKY = 80  # quality of JPEG up to which blocks are told
+MAX_EXAMINED = 4  # images of a batch that are looked at
+MADE = "; {} is made for it."
 
 
 def require_tensor(image: object) -> None:
@@ -113,3 +121,33 @@ def with_channels_of(image: Tensor, pictures: Tensor, gray: list[bool]) -> Tenso
         if is_gray:
             made[:, 1:] = made[:, :1]
     return pictures
+
+
+def model_for_damaged(flow: Flow) -> str | None:
+    """Name the shipped model that enlarges damaged photographs as far as an upscaler; None if it is one, or none is."""
+    if catalog.is_for_damaged(flow.provenance):
+        return None
+    return catalog.for_damaged(flow.condition_scale)
+
+
+def advise(flow: Flow, images: Tensor, notify: Callable[[str], None]) -> None:
+    """Say so where an image, (B, 3, H, W) in [0, 1], has blocks or noise and another model is made for them."""
+    name = model_for_damaged(flow)
+    for number, image in enumerate(images[:MAX_EXAMINED] if name else [], start=1):
+        if found := describe_damage(image):
+            which = f"Picture {number}" if len(images) > 1 else "This picture"
+            notify(f"{which} has {found}" + MADE.format(name))
+            return
+
+
+def advised(flow: Flow, notes: Sequence[str]) -> str | None:
+    """Return the model that the notes of a run with a flow recommend, if any."""
+    name = model_for_damaged(flow)
+    return name if name and any(note.endswith(MADE.format(name)) for note in notes) else None
+
+
+def describe_damage(image: Tensor) -> str:
+    """Describe the blocks and the noise of a photograph, (1 or 3, H, W) in [0, 1]; nothing of a clean one."""
+    quality, noise = jpeg_quality(image), noise_level(image)
+    blocks = f"JPEG blocks (about quality {quality:.0f})" if quality is not None and quality <= BLOCKY else ""
+    return blocks or (f"noise (about {255 * noise:.0f}/255)" if noise else "")

@@ -20,9 +20,8 @@ from ..models.srflow import SRFlowConfig
 from ..networks.compact import CompactUpscaler
 from ..prior import Temperature
 from . import consistency
-from .choose import advise
 from .guide import Strength, own_strength, prepare_guide
-from .intake import gray_images, validate_image, with_alpha, with_channels_of
+from .intake import advise, gray_images, validate_image, with_alpha, with_channels_of
 from .model_defaults import resolve
 from .runner import Runner, Running, RunOptions, check_draws, runs_with
 from .tiles import STRIPS, Border, TiledDecoder, Tiling
@@ -124,7 +123,7 @@ def upscale(
                 "resize (bicubic)."
             )
         if not guide_bounded:  # a frame of a clip, of which the first is enough
-            advise(run, flow, rgb)
+            advise(flow, rgb, run.notify)
         gray = gray_images(lr, rgb, run.notify)
         guides = prepare_guide(run, flow, rgb, guide, strength, guide_bounded)
         pictures = decoder(rgb, [settings], seed, samples, gray, guides)
@@ -191,7 +190,7 @@ def temperature_grid(
 
     def task() -> Tensor:
         rgb = validate_image(lr)[0]
-        advise(run, flow, rgb)
+        advise(flow, rgb, run.notify)
         gray = gray_images(lr, rgb, run.notify)
         guides = prepare_guide(run, flow, rgb, guide, strength)
         return with_channels_of(lr, decoder(rgb, settings, seed, seeds, gray, guides), gray).to(lr.device)

@@ -17,11 +17,10 @@ from ..images.motion import blur, estimate_motion, move, sample_at
 from ..images.resize import shrink
 from ..inference.condition_cache import ConditionStore
 from ..prior import Temperature, sample_latents
-from .choose import advise
 from .chroma import Colorization, Gamut, blend_latents, check_blend, check_colors, share_noise
 from .colorize import ADVICE, AT_ONCE
 from .hints import Hints
-from .intake import validate_image
+from .intake import advise, validate_image
 from .runner import Runner, Running, RunOptions, check_draws, part_of_run, runs_with
 from .upscale import ADVICE as UPSCALE_ADVICE
 from .upscale import HALO, upscale
@@ -206,7 +205,7 @@ def upscale_video(
         for place, frame in enumerate(frames.split(1)):
             number = int(past[0]) + 1 if past else 0
             if not number:
-                advise(run, flow, validate_image(frame)[0])
+                advise(flow, validate_image(frame)[0], run.notify)
             settings: Any = {"calm_edges": calm_edges, "tile": tile, "halo": halo, "store": ConditionStore(count=1)}
             settings |= {"guide_bounded": True}
             first, second = (part_of_run(options, (place + k / 2) / len(frames), 0.5 / len(frames)) for k in (0, 1))

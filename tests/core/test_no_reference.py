@@ -11,7 +11,7 @@ from PIL import Image
 
 from flowcore.errors import ShapeError
 from flowcore.quality.no_reference import brisque, niqe, piqe
-from flowcore.tasks.choose import describe_damage
+from flowcore.tasks.intake import describe_damage
 
 from .pictures_to_measure import PICTURES
 

@@ -19,8 +19,8 @@ from flowcore.likelihood import log_prob
 from flowcore.prior import sample_latents
 from flowcore.quality.color_metrics import chroma_rmse, colorfulness
 from flowcore.quality.metrics import diversity, false_specks, lr_psnr, psnr
-from flowcore.tasks.choose import advised
 from flowcore.tasks.hints import hints_from_points
+from flowcore.tasks.intake import advised
 from flowcore.tasks.sample import apply_style
 from flowcore.tasks.upscale import sampling_settings
 from flowcore.training.styles import STYLES, attributes, read_images
