@@ -82,7 +82,7 @@ def measure_styles(flow: Flow, images: Tensor, labels: Tensor, *, log: Callable[
     targets = center_groups(attributes(images), labels)
     targets = targets / targets.square().mean(0).sqrt()  # (N, 4), unit variance within a digit
     latents: list[Tensor] = []
-    for x, y in zip(images.split(BATCH_OF_DIGITS), labels.split(BATCH), strict=True):
+    for x, y in zip(images.split(BATCH_OF_DIGITS), labels.split(BATCH_OF_DIGITS), strict=True):
         k = to_integers(x, bins.n_bits)[0]
         noisy = bins.place(k, torch.rand(k.shape, generator=generator))
         latents.append(torch.cat([z.flatten(1) for z in flow(noisy, flow.encode_condition(y))[0]], dim=1))
