@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("target", type=Path)
     target = parser.parse_args().target
-    rows = [*upscaling(), colours(), digits_and_bits()]
+    rows = [*upscaling(), colors(), digits_and_bits()]
     canvas = Image.new("RGB", (WIDTH, sum(row.height for row in rows) + GAP * (len(rows) - 1)), "white")
     top = 0
     for row in rows:
@@ -51,11 +51,11 @@ def upscaling() -> list[Image.Image]:
     return [first, panels(strip, [f"temperature {tau:g}" for tau in taus])]
 
 
-def colours() -> Image.Image:
+def colors() -> Image.Image:
     """The luma of a photograph from about 1935, and four colorings."""
-    grey = luma(read("house.jpg"))
-    coloured = flowcore.colorize(flowcore.load("color-photos"), grey, seed=4, samples=4)
-    return panels([grey, *coloured.split(1)], ["black and white", *(f"colors, seed {4 + k}" for k in range(4))])
+    gray = luma(read("house.jpg"))
+    colored = flowcore.colorize(flowcore.load("color-photos"), gray, seed=4, samples=4)
+    return panels([gray, *colored.split(1)], ["black and white", *(f"colors, seed {4 + k}" for k in range(4))])
 
 
 def digits_and_bits() -> Image.Image:

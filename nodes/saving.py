@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast
 from torch import Tensor
 
 from ..flowcore import FlowError
-from ..flowcore.batch.result import encode_like
+from ..flowcore.batch.job import encode_like
 from ..flowcore.checkpoints.writing import write_atomic
 from ..flowcore.images.files import SUFFIXES, Format, check_format, read, read_bytes
 from ..flowcore.tasks.intake import validate_image, with_alpha

@@ -329,3 +329,31 @@ def hints_of(settings: dict[str, Any], size: tuple[int, int]) -> Hints | None:
         hints_from_points(points, size, radius=radius, lock=lock) if points else None,
         Hints(coverage=None, chroma=None, palette=palette_from(colors), lock=False) if colors else None,
     )
+
+
+def encode_like(
+    original: DecodedImage | None,
+    picture: Tensor,
+    *,
+    format: Format,
+    bits: int | None,
+    quality: int | None = None,
+    text: dict[str, str],
+    notify: Callable[[str], None],
+) -> bytes:
+    """Encode a picture ``(C, H, W)`` in [0, 1] with the metadata of the file that it was made of; gray if both are.
+
+    ``bits`` None takes those of the original, where the format can hold them. Provenance in ``text``, for PNG, knows
+    the picture as the host would store it, and the file afterward. ``notify`` is told what the file cannot hold.
+    """
+    actual = original.bits if original and format in files.DEEP else 8
+    chosen = bits or actual
+    if original and original.gray and len(picture) == 3 and bool((picture == picture[:1]).all()):
+        picture = picture[:1]
+    for loss in losses(original.metadata, len(picture), 0 if bits else original.bits, chosen) if original else ():
+        notify(loss)
+    if KEY in text:
+        stored = truncate_16_bits(picture) if chosen == 16 else to_uint8(picture)
+        text = {**text, KEY: text[KEY].replace(fingerprint(picture), fingerprint(stored))}
+    metadata = original and original.metadata
+    return files.encode(picture, metadata, format=format, bits=chosen, quality=quality, text=text)

@@ -114,7 +114,7 @@ def make_images(
         if job in refused:
             raise refused[job]
         if job not in done and folders.is_done(job, work, model, again=options.again):
-            done.add(job)  # looked at once: the announcement, the run and its clips ask, and all pixels are decoded
+            done.add(job)  # remembered: it is asked up to three times, and every look decodes the files
         return job in done
 
     if command in ("upscale", "restore", "faces"):
@@ -262,7 +262,7 @@ def announce(
         Jobs whose results would be too large, where nobody can be asked: those are left out, and the others made.
     """
     coming = [(job, *sizes) for job in jobs if (sizes := _sizes(work, job.source)) is not None]
-    if _is_small(options, work, coming):  # it does not matter what is there
+    if _is_small(options, work, coming):  # no need to look which results exist
         return {}
     coming = [one for one in coming if not state_of(one[0], is_done)]
     refused = _too_large(options, coming)

@@ -26,7 +26,7 @@ from .recipe import Stage
 ROULETTE = 2.0  # mean number of terms, beside those that are always there
 COLOR_BLOCK = 32  # pixels a side over which the colors of samples are averaged
 MAX_COLOR_ERROR = 0.05  # of a block: an overflow would drown all others
-PLAIN = Stage(name="likelihood", objective="likelihood", steps=1, series_terms=0)
+PLAIN = Stage(name="plain", objective="likelihood", steps=1, series_terms=0)  # no penalties; only noise is random
 
 
 class _WithoutNoise(nn.Module):

@@ -21,13 +21,6 @@ from ..models.colorizer import ColorizerConfig
 from ..models.fields import Range, annotated_types, suggestion
 from .degradation import DegradationKind
 
-Objective = Literal["l1", "chroma", "likelihood", "rescale"]
-Sampling = Literal["area", "photograph"]
-Schedule = Literal["constant", "cosine", "halving"]
-Precision = Literal["auto", "float32", "bfloat16"]
-Optimizer = Literal["adamw", "adam"]
-Recompute = Literal["auto", "always", "never"]
-
 Count = Annotated[int, Range(1, math.inf)]
 Share = Annotated[float, Range(0, 1)]
 POSITIVE = Range(math.ulp(0.0), math.inf)
@@ -66,14 +59,15 @@ class Stage:
     # model on that of its picture at temperature 0; "chroma" trains a colorizer's encoder on the mean squared error of
     # the chroma that it predicts; "likelihood" trains the flow, on bits per dimension of dequantized HR images;
     # "rescale" trains a rescaling model to shrink images and to restore them, see ``objective.Rescaling``
-    objective: Objective
+    objective: Literal["l1", "chroma", "likelihood", "rescale"]
     steps: Count  # of the optimizer
     batch: Count = 16  # crops per step
     crop: Count = 96  # side of the HR crops in pixels
     learning_rate: float = 5e-4  # peak rate of the optimizer
-    optimiser: Optimizer = "adamw"  # or "adam", whose weight decay is part of the gradient; betas 0.9 and 0.99
+    # or "adam", whose weight decay is part of the gradient; betas 0.9 and 0.99
+    optimiser: Literal["adamw", "adam"] = "adamw"
     # "constant", "cosine" (to 1 % of the peak), or "halving" (at 50, 75, 90 and 95 % of the stage, as published)
-    schedule: Schedule = "cosine"
+    schedule: Literal["constant", "cosine", "halving"] = "cosine"
     warmup: int = 100  # steps over which the rate rises from 0
     clip: float = 10.0  # maximum norm of the gradient; 0 for no clipping
     train_encoder_after: Share = 0.5  # part of a likelihood stage during which the encoder is frozen (published: 0.5)
@@ -126,10 +120,11 @@ class Recipe:
     # photographs in the shipped models' data; if any of them exists, these are held out instead
     held_out: str = ""
     ema: Share = 0.999  # decay per step of the averaged weights, which are the ones saved; 0 for no averaging
-    precision: Precision = "auto"  # of conditioners and encoder; bfloat16 on devices that have instructions for it
+    # of conditioners and encoder; bfloat16 on devices that have instructions for it
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     # whether activations are recomputed in the backward pass, which takes a third more time and a fraction of the
     # memory: "auto" does so where the batch would not fit otherwise
-    recompute: Recompute = "auto"
+    recompute: Literal["auto", "always", "never"] = "auto"
     compile: bool = False  # networks inside the flow, by ``torch.compile``; needs a C++ compiler on a CPU
     # after this many consecutive steps with non-finite loss or gradient, a run returns to its last good checkpoint,
     # with half the rate
@@ -146,7 +141,8 @@ class Recipe:
     # instead of the pyramid: lengths of the shorter side to which every photograph is resized
     short_sides: Annotated[tuple[int, ...], Items("whole numbers above 0, e.g. [256]", Range(1, math.inf))] = ()
     enlarge: Annotated[float, Range(1, 4)] = 1.0  # greatest factor of an enlargement to a short side; 1 for none
-    sampling: Sampling = "area"  # what is equally likely in a crop: every part of the data's "area", or "photograph"
+    # what is equally likely in a crop: every part of the data's "area", or "photograph"
+    sampling: Literal["area", "photograph"] = "area"
     # how LR images are made from HR ones: "bicubic", or "realistic" with blur, noise and JPEG, for upscalers of
     # people's own photographs; "dark" ones for low-light models; see ``degradation.py``
     degradation: DegradationKind = "bicubic"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,7 @@ from ..prior import Temperature, sample_latents
 from ..quality.metrics import lr_psnr, psnr
 from ..tasks.chroma import schedule
 from .data import Data
-from .objective import Rescaling, bits_by_level, lr_encoder, make_objective
+from .objective import PLAIN, Rescaling, bits_by_level, lr_encoder, make_objective
 from .recipe import Recipe, Stage
 
 LOSSES = {
@@ -29,16 +28,6 @@ LOSSES = {
     "chroma": "validation_mse",
     "likelihood": "validation_bits_per_dim",
     "rescale": "validation_l1",
-}
-WITHOUT_PENALTIES: dict[str, Any] = {
-    "lr_consistency": 0.0,
-    "teacher_weight": 0.0,
-    "balanced": False,
-    "calm_weight": 0.0,
-    "color_weight": 0.0,
-    "series_terms": 0,  # fixed at 20 terms, none of them random
-    "kinetic_weight": 0.0,
-    "jacobian_weight": 0.0,
 }
 CROPS = {"low_resolution": 8, "low_light": 32, "luma": 64}  # by the source of the condition; of the others, 256
 UPSCALER_TEMPERATURES = (0.0, 0.8, 0.8)
@@ -59,7 +48,7 @@ def validate(flow: Flow, data: Data, recipe: Recipe, stage: Stage, *, device: st
     x, source = data.batch(size, stage.crop, 0, 0, held_out=True)
     x, source = x.to(device), None if source is None else source.to(device)
     # without terms that only training has, and with the same noise every time
-    objective = make_objective(flow, dataclasses.replace(stage, **WITHOUT_PENALTIES))
+    objective = make_objective(flow, dataclasses.replace(PLAIN, objective=stage.objective))
     noise = objective.noise(tuple(x.shape), torch.Generator("cpu").manual_seed(recipe.seed * 1_000_003))
     with autocast(x.device, torch.bfloat16 if precision == "bfloat16" else torch.float32):
         loss = float(objective(x, source, noise))
