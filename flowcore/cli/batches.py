@@ -30,6 +30,7 @@ from ..tasks.model_defaults import left_to_model
 from .options import parse_fields
 from .output import ProgressBar, SomeFailed, log, write_result
 
+# suffixes of pictures that we never write
 UNWRITTEN = {*IMAGE_SUFFIXES, ".avif", ".exr", ".hdr", ".jp2", ".jxl", ".ppm", ".tga"} - FORMATS.keys()
 
 

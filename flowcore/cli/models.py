@@ -168,7 +168,7 @@ def _train(options: argparse.Namespace) -> None:
     from ..device import check_device, keep_freed_memory
     from ..training.loop import train
     from ..training.recipe import read_recipe
-    from ..training.stage import init_distributed
+    from ..training.run import init_distributed
 
     recipe = read_recipe(options.recipe)
     data = options.data or [Path(folder) for folder in recipe.data]

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from ..batch.folders import Job, Made
     from ..tasks import Progress
 
-PATIENCE = 30  # seconds after which a log file, which shows no bar, hears of the image in work
-
-
+PATIENCE = 30  # seconds between lines on an image in work, where there is no bar, as in log files
 QUIET = ContextVar("QUIET", default=False)  # whether a command was told to write nothing but results and errors
 
 

@@ -17,7 +17,7 @@ from ..flow import Flow
 from ..images.files import fit, read_bytes, read_rgb
 from ..images.folders import image_files
 
-Result = TypeVar("Result")
+Content = TypeVar("Content")
 
 
 def list_images(
@@ -39,8 +39,8 @@ def list_images(
 
 
 def read_each(
-    files: Sequence[Path], read: Callable[[Path], Result], log: Callable[[str], None] | None = None
-) -> Generator[tuple[int, Path, Result], None, None]:
+    files: Sequence[Path], read: Callable[[Path], Content], log: Callable[[str], None] | None = None
+) -> Generator[tuple[int, Path, Content], None, None]:
     """Yield number, file and ``read(file)`` of the images of a test set, without those for which it raises ImageError.
 
     ``log``, or the process's own log, names each of these. If all were skipped, ImageError is raised at the end.

@@ -1,4 +1,5 @@
 """Training: images in, a model file out.
 
-Top-down: ``recipe`` states what to train, ``loop`` runs it, ``stage`` makes the steps of one part of it.
+Top-down: ``recipe`` states what to train, ``loop`` trains it, ``stage`` makes the steps of one part of it, and ``run``
+is what these share.
 """

@@ -236,7 +236,7 @@ PARTS = ((1.0, 0.1), (0.15, 0.6), (0.04, 0.3))  # share of the photographs that 
 class Recall:
     """Looks up crops in a memory, each in that of all other photographs and series.
 
-    Every step looks at another part of the memory, of another size, as samples do and as smaller memories are.
+    Every step takes another random part of the memory: samples take parts, too, and other memories are smaller.
     """
 
     def __init__(self, flow: Flow, data: Photographs) -> None:

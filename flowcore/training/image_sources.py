@@ -42,7 +42,7 @@ MAX_THREADS = 4
 MAX_SEARCHED = 100_000  # files and folders, before the first image
 SMALL_IMAGE = 2**14  # pixels; handing such an image to a thread takes longer than decoding it
 
-Result = TypeVar("Result")
+Processed = TypeVar("Processed")
 Read = TypeVar("Read")
 
 
@@ -157,15 +157,15 @@ def folder_problem(folder: Path, *, digits: bool | None) -> str | None:
 
 
 def decode_each(
-    sources: Iterable[ImageSource], process: Callable[[Image.Image], Result]
-) -> Generator[tuple[ImageSource, Result | None, str], None, None]:
+    sources: Iterable[ImageSource], process: Callable[[Image.Image], Processed]
+) -> Generator[tuple[ImageSource, Processed | None, str], None, None]:
     """Decode images, several at a time in threads, and call ``process`` with each, upright and RGB.
 
     It yields, in the order of the images: the source; the result, None if it could not be decoded; and why not. Only a
     few are in memory at once, see ``MAX_PIXELS_IN_FLIGHT``. What ``process`` raises ends the iteration.
     """
     threads = min(MAX_THREADS, os.cpu_count() or 1)
-    pending: deque[tuple[ImageSource, int, Future[tuple[Result | None, str]]]] = deque()
+    pending: deque[tuple[ImageSource, int, Future[tuple[Processed | None, str]]]] = deque()
     archives: dict[Path, zipfile.ZipFile] = {}
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(threads))
@@ -179,7 +179,7 @@ def decode_each(
             ):
                 first, _, future = pending.popleft()
                 yield first, *future.result()
-            future: Future[tuple[Result | None, str]] = Future()
+            future: Future[tuple[Processed | None, str]] = Future()
             if pixels <= SMALL_IMAGE:
                 future.set_result(_decode(opened, reason, process))
             else:
@@ -219,8 +219,8 @@ def _open(source: ImageSource, archive: zipfile.ZipFile | None) -> tuple[Image.I
 
 
 def _decode(
-    opened: tuple[Image.Image, bytes] | None, reason: str, process: Callable[[Image.Image], Result]
-) -> tuple[Result | None, str]:
+    opened: tuple[Image.Image, bytes] | None, reason: str, process: Callable[[Image.Image], Processed]
+) -> tuple[Processed | None, str]:
     if opened is None:
         return None, reason
     image, reason = _attempt(lambda: decode_rgb(*opened))

@@ -38,10 +38,10 @@ from .checkpoint import (
 )
 from .data import ColorPhotographs, Recall, count_images, fill_memories, open_data
 from .objective import initialize_flow, pretrained_backbone
-from .pace import Pace, Stages
 from .recipe import Recipe, Stage, fingerprint
+from .run import Distributed, Pace, Run
 from .run_folder import START_FILE, Result, Results, RunLog
-from .stage import Distributed, Diverged, Run, StageRunner, check_stage, unchanged_moments
+from .stage import Diverged, StageRunner, check_stage, unchanged_moments
 from .validate import validate
 
 MAX_RETREATS = 6
@@ -156,7 +156,6 @@ class _Trainer(Run):
             check_stage(stage, recipe, opened, flow)
             distributed.shard(stage.batch)
         super().__init__(recipe, opened, flow, copy.deepcopy(flow), state, log, device, distributed)
-        self.stages = Stages(recipe, state)
         self.optimizer_state: dict[str, Any] | None = None
         self.was_cancelled = False
         self.pace = Pace(deadline, self._mean)
@@ -182,7 +181,7 @@ class _Trainer(Run):
                 self.log.line("remembering places of the photographs to train on")
                 fill_memories([self.flow, self.average], self.data, self._while_decoding)
             self.data.recall = Recall(self.flow, self.data)
-        if any(stage.teacher_weight for stage in self.stages.whole()):
+        if any(stage.teacher_weight for stage in self.whole_stages()):
             self.teacher = read(start or self.results.start).to(self.device, memory_format=torch.channels_last)
         for model in (self.flow, self.average):
             model.to(device=self.device, memory_format=torch.channels_last)
@@ -193,10 +192,10 @@ class _Trainer(Run):
             self.log.line(f"precision of conditioners and encoder: {state.precision}")
         if start is not None and resumed is None:
             self._measure_start()
-        if self.pace.is_limited and (state.stage_steps or not state.step) and state.step < self.stages.total():
+        if self.pace.is_limited and (state.stage_steps or not state.step) and state.step < self.total():
             self._plan()
-        if self.stages.total() < sum(stage.steps for stage in self.stages.whole()):
-            lengths = ", ".join(f"{stage.name} {stage.steps}" for stage in self.stages.shortened())
+        if self.total() < sum(stage.steps for stage in self.whole_stages()):
+            lengths = ", ".join(f"{stage.name} {stage.steps}" for stage in self.stages())
             self.log.line(f"shortened to fit the time, steps: {lengths}")
         if self.recipe.compile:
             for module in self.flow.modules():
@@ -240,28 +239,28 @@ class _Trainer(Run):
         """Measure the model that the run starts from, at the crops of every stage that it trains."""
         begin, start = time.monotonic(), self.state.start
         start += [{} for _ in self.recipe.stages_from_start()]
-        for number, stage in enumerate(self.stages.shortened()):
+        for number, stage in enumerate(self.stages()):
             if not self.distributed.is_main:
                 continue
             self._stop_before_step()
             start[number], sheet = self._measure(stage)
             if self.progress is not None and sheet is not None:
-                self.progress(0, self.stages.total(), sheet)
+                self.progress(0, self.total(), sheet)
         self.pace.closing = (time.monotonic() - begin) / len(start)
 
     def _plan(self) -> None:
         """Give every stage as many steps as fit into the time."""
         state = self.state
-        whole = [stage.steps for stage in self.stages.whole()]
-        number = self.stages.number_of(state.step + 1)
+        whole = [stage.steps for stage in self.whole_stages()]
+        number = self.number_of(state.step + 1)
         self.pace.trial = self._seconds_per_step(number)
-        first = sum(stage.steps for stage in self.stages.shortened()[:number])
+        first = sum(stage.steps for stage in self.stages()[:number])
         state.stage_steps = self.pace.fit(state.stage_steps or whole, whole, number, state.step - first)
 
     def _seconds_per_step(self, number: int) -> list[float]:
         """Time the gradient of every stage, the encoder's included, from the present one on."""
         result: list[float] = []
-        for k, stage in enumerate(self.stages.shortened()):
+        for k, stage in enumerate(self.stages()):
             seconds = 0.0
             if k >= number:
                 runner = StageRunner(self, dataclasses.replace(stage, train_encoder_after=0.0), 0)
@@ -293,10 +292,10 @@ class _Trainer(Run):
                 self._go_back()
         state = self.state
         if self.distributed.is_main and not self.was_cancelled and not self.results.is_of(state.step):
-            self._publish(self.stages.at(state.step))
+            self._publish(self.stages()[self.number_of(state.step)])
         self.distributed.barrier()
         self.log.line(
-            f"{state.step} of {self.stages.total()} steps, {state.skipped} skipped, {state.seconds / 60:.1f} "
+            f"{state.step} of {self.total()} steps, {state.skipped} skipped, {state.seconds / 60:.1f} "
             f"minutes: {self.results.model}{'' if finished else '; run again to go on'}"
         )
         compared = state.start and self.distributed.is_main
@@ -306,7 +305,7 @@ class _Trainer(Run):
         return Result(
             model=self.results.model,
             steps=state.step,
-            total=self.stages.total(),
+            total=self.total(),
             new_steps=state.step - before,
             skipped=state.skipped,
             minutes=state.seconds / 60,
@@ -318,21 +317,21 @@ class _Trainer(Run):
         """Run the stages from the present step on; return True if all of them are finished."""
         state, first = self.state, 0
         limit = math.inf if stop_after is None else stop_after
-        for number in range(len(self.stages.shortened())):
-            stage = self.stages.shortened()[number]
+        for number in range(len(self.stages())):
+            stage = self.stages()[number]
             if first <= state.step < min(first + stage.steps, limit):
                 if state.step == first:
                     self._begin_stage(stage)
                 if not self._run_stage(number, StageRunner(self, stage, first), limit):
                     return False
                 self.optimizer_state = None
-            first += self.stages.shortened()[number].steps
-        return state.step == self.stages.total()
+            first += self.stages()[number].steps
+        return state.step == self.total()
 
     def _run_stage(self, number: int, runner: StageRunner, limit: float) -> bool:
         """Make the steps of a stage, up to its end or a limit, with checkpoints; return False if it was stopped."""
         state, every = self.state, self.recipe.checkpoint_every
-        share = self.stages.total() / sum(stage.steps for stage in self.stages.whole())
+        share = self.total() / sum(stage.steps for stage in self.whole_stages())
         if share < 1:
             every = max(min(every, 25), round(every * share))
         if self.optimizer_state is not None:
@@ -387,7 +386,7 @@ class _Trainer(Run):
     def _asked_to_stop(self, *, after_step: bool = False) -> Stopped | None:
         try:
             if after_step and self.progress is not None:
-                self.progress(self.state.step, self.stages.total())
+                self.progress(self.state.step, self.total())
             return Stopped(CANCELLED) if self.cancelled is not None and self.cancelled() else None
         except BaseException as raised:  # the host's own interruption, to be raised again after the checkpoint
             return Stopped(CANCELLED, raised)
@@ -420,15 +419,15 @@ class _Trainer(Run):
             return  # it takes the mean over the processes
         done = state.step - runner.first
         self.pace.count(number, done)
-        whole = [stage.steps for stage in self.stages.whole()]
+        whole = [stage.steps for stage in self.whole_stages()]
         state.stage_steps = self.pace.fit(state.stage_steps, whole, number, done)
-        runner.stage = self.stages.shortened()[number]  # of another length, to which its rate decays
+        runner.stage = self.stages()[number]  # of another length, to which its rate decays
 
     def _go_back(self) -> None:
         """Return to the last good checkpoint with half the learning rate, or raise."""
         state, patience = self.state, self.recipe.patience
         self.distributed.barrier()
-        stage, step = self.stages.at(state.step), state.step
+        stage, step = self.stages()[self.number_of(state.step)], state.step
         content = self.checkpoints.read(self.log.line, good=True)
         retreats = state.retreats + 1
         if content is None or retreats > MAX_RETREATS:
@@ -472,7 +471,7 @@ class _Trainer(Run):
         }
         self.results.publish(flow, provenance, self._start_metrics(), measured=measured)
         if self.progress is not None and sheet is not None:
-            self.progress(state.step, self.stages.total(), sheet)
+            self.progress(state.step, self.total(), sheet)
 
     def _measure(self, stage: Stage) -> tuple[dict[str, float], Tensor | None]:
         """Measure the averaged weights on held-out images, if there are any, and write the sample sheet and curve."""
@@ -491,4 +490,4 @@ class _Trainer(Run):
     def _start_metrics(self) -> dict[str, float]:
         """What the present stage measured of the model that the run started from; nothing if it began anew."""
         start = self.state.start
-        return start[self.stages.number_of(self.state.step)] if start else {}
+        return start[self.number_of(self.state.step)] if start else {}

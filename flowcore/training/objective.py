@@ -23,7 +23,7 @@ from ..prior import sample_latents
 from ..transforms import Probes, path_costs
 from .recipe import Stage
 
-ROULETTE = 2.0  # mean number of terms, beside those that are always there
+ROULETTE = 2.0  # mean number of random terms of a series, after the fixed ones
 COLOR_BLOCK = 32  # pixels a side over which the colors of samples are averaged
 MAX_COLOR_ERROR = 0.05  # of a block: an overflow would drown all others
 PLAIN = Stage(name="plain", objective="likelihood", steps=1, series_terms=0)  # no penalties; only noise is random
@@ -245,7 +245,7 @@ def make_objective(flow: Flow, stage: Stage, teacher: Flow | None = None) -> Obj
 
 
 def roulette(count: int) -> tuple[float, ...]:
-    """Weight the terms k = 1 to N of a series by ``1 / P(N >= k)``, N from Poisson(``ROULETTE``), so its mean is whole.
+    """Weight the terms k = 1 to N of a series by ``1 / P(N >= k)``, N from Poisson(``ROULETTE``): unbiased.
 
     Source: Chen et al., "Residual flows", section 3.1.
     """

@@ -27,7 +27,7 @@ POSITIVE = Range(math.ulp(0.0), math.inf)
 
 RECIPES = Path(__file__).parent / "recipes"
 HELD_OUT = Path(__file__).parent / "held_out.txt"
-WITHOUT_EFFECT = (  # on the parameters that a run ends with
+WITHOUT_EFFECT = (  # keys that do not change the parameters that a run ends with
     "name",
     "data",
     "precision",  # chosen once, then stored in the checkpoint

@@ -485,7 +485,7 @@ def test_what_a_choice_means(monkeypatch):
 
 ELSEWHERE = {
     "cli/options.py": {"cuda"},  # the default of --device
-    "training/stage.py": {"cuda"},  # one process, one GPU
+    "training/run.py": {"cuda"},  # one process, one GPU
 }
 
 

@@ -29,7 +29,8 @@ from flowcore.training.data import ColorPhotographs, Recall, fill_memories, open
 from flowcore.training.loop import train
 from flowcore.training.objective import calm_error, initialize_flow, make_objective
 from flowcore.training.recipe import parse_recipe
-from flowcore.training.stage import Distributed, Run, StageRunner
+from flowcore.training.run import Distributed, Run
+from flowcore.training.stage import StageRunner
 
 from .photographs import photographs
 from .test_training_loop import assert_same_run, content

@@ -12,8 +12,8 @@ import pytest
 from flowcore.errors import FlowError
 from flowcore.training.loop import train
 from flowcore.training.recipe import parse_recipe
+from flowcore.training.run import Distributed
 from flowcore.training.run_folder import read_rows
-from flowcore.training.stage import Distributed
 
 from .test_training_families import recipe as family
 from .test_training_loop import RECIPE as UPSCALER

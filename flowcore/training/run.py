@@ -1,0 +1,184 @@
+"""A run: what all its stages share, how many steps they have, and the processes that train together."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import os
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as differentiable
+from torch import Tensor
+
+from ..errors import FlowError
+from ..flow import Flow
+from .checkpoint import RunState
+from .data import Data
+from .recipe import Recipe, Stage
+from .run_folder import RunLog
+
+UNMEASURED = 0.1  # share of the time that is kept for the last checkpoint, before one was timed
+
+
+@dataclass
+class Run:
+    """What all stages of a run share."""
+
+    recipe: Recipe
+    data: Data
+    flow: Flow
+    average: Flow
+    state: RunState
+    log: RunLog
+    device: str
+    distributed: Distributed
+    teacher: Flow | None = None  # the model that the run started from
+
+    def whole_stages(self) -> tuple[Stage, ...]:
+        """The stages that are trained, at the recipe's length."""
+        return self.recipe.stages_from_start() if self.state.start else self.recipe.stages
+
+    def stages(self) -> list[Stage]:
+        """The same at the length of this run, with warmups in proportion."""
+        whole = self.whole_stages()
+        return [
+            dataclasses.replace(
+                stage, steps=steps, warmup=min(stage.warmup, max(1, round(stage.warmup * steps / stage.steps)))
+            )
+            for stage, steps in zip(whole, self.state.stage_steps or [s.steps for s in whole], strict=True)
+        ]
+
+    def total(self) -> int:
+        """Steps of all stages."""
+        return sum(stage.steps for stage in self.stages())
+
+    def number_of(self, step: int) -> int:
+        """The number of the stage that a step belongs to."""
+        ends = itertools.accumulate(stage.steps for stage in self.stages())
+        return next((number for number, end in enumerate(ends) if step <= end), len(self.whole_stages()) - 1)
+
+
+class Pace:
+    """Fits the steps that are left of a run into the time that is left; ``mean`` averages over its processes."""
+
+    def __init__(self, deadline: float, mean: Callable[[float], float]) -> None:
+        self.deadline, self._mean = deadline, mean  # the deadline as ``time.monotonic`` tells it, or infinity
+        self.trial: list[float] = []  # seconds per step of every stage, as tried before the first step
+        self.closing: float | None = None  # seconds of a checkpoint with its measurements
+        self._stage, self._first, self._done = -1, 0, 0  # steps of the stage at its first and last ``count``
+        self._begun, self._now = 0.0, 0.0
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is a deadline."""
+        return self.deadline < math.inf
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the deadline has passed."""
+        return time.monotonic() > self.deadline
+
+    def count(self, stage: int, done: int) -> None:
+        """Note that a stage has made so many steps by now."""
+        self._done, self._now = done, time.monotonic()
+        if stage != self._stage or done < self._first:
+            self._stage, self._first, self._begun = stage, done, self._now
+
+    def fit(self, plan: Sequence[int], longest: Sequence[int], stage: int, done: int) -> list[int]:
+        """Scale what is left of a plan, steps of every stage, to the time that is left.
+
+        A stage keeps at least one step, and has ``longest`` at most; ``done`` are those that the present one has made.
+        """
+        left = max(0.0, self.deadline - time.monotonic())
+        if self.closing is None:
+            self.closing = UNMEASURED * left
+        slower = self._seconds_per_step(stage) / self.trial[stage]
+        ahead = [0] * stage + [plan[stage] - done, *plan[stage + 1 :]]
+        seconds = slower * sum(each * steps for each, steps in zip(self.trial, ahead, strict=True))
+        factor = self._mean(max(0.0, left - self.closing) / max(seconds, 1e-9))
+        past = [*plan[:stage], done, *[0] * (len(plan) - stage - 1)]
+        return [
+            max(1, min(most, made + round(factor * steps)))
+            for made, steps, most in zip(past, ahead, longest, strict=True)
+        ]
+
+    def _seconds_per_step(self, stage: int) -> float:
+        """The mean of all steps that were counted, the first of which is the trial."""
+        if stage != self._stage:
+            return self.trial[stage]
+        return (self.trial[stage] + self._now - self._begun) / (1 + self._done - self._first)
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+# Data-parallel training: every process takes its share of every batch. Start them with
+# ``torchrun --nproc-per-node N -m flowcore train ...``. All processes read the same data and the same run folder (on
+# several machines, a shared one); only the main process writes.
+
+
+@dataclass(frozen=True)
+class Distributed:
+    """This process among those that train together; by default it is alone."""
+
+    rank: int = 0  # number of this process, from 0
+    world_size: int = 1  # number of processes
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes and logs."""
+        return self.rank == 0
+
+    @property
+    def is_active(self) -> bool:
+        """Whether there is more than one process."""
+        return self.world_size > 1
+
+    def shard(self, batch: int) -> slice:
+        """Select this process's share of a batch; all shares must be equal, for the mean over processes."""
+        if batch % self.world_size:
+            raise FlowError(
+                f"A batch of {batch} cannot be shared equally by {self.world_size} processes. Start a number of "
+                f"processes that divides {batch}, or change the recipe's batch."
+            )
+        each = batch // self.world_size
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Average a tensor over the processes, differentiably."""
+        return differentiable.all_reduce(value) / self.world_size if self.is_active else value
+
+    def any(self, condition: bool, device: str) -> bool:
+        """Return True in every process if the condition holds in one of them."""
+        return bool(self.mean(torch.tensor(float(condition), device=device)) > 0)
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.is_active:
+            dist.barrier()
+
+
+@contextmanager
+def init_distributed(device: str) -> Generator[tuple[Distributed, str], None, None]:
+    """Join the processes that torchrun started, if any: on "cpu" by gloo, on "cuda" by nccl with a GPU each.
+
+    It yields this process's place, and its device, e.g. "cuda:1".
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        yield Distributed(), device
+        return
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield Distributed(dist.get_rank(), dist.get_world_size()), device
+    finally:
+        dist.destroy_process_group()
