@@ -34,8 +34,8 @@ from flowcore.inference.plan import Plan
 from flowcore.likelihood import log_prob
 from flowcore.models.glow import GlowConfig, glow
 from flowcore.prior import sample_latents
-from flowcore.training.memory import recompute_activations
 from flowcore.training.objective import Likelihood
+from flowcore.training.stage import recompute_activations
 
 from . import peers
 from .fresh import fresh

@@ -11,7 +11,7 @@ import torch
 
 from flowcore.inference.plan import Plan
 from flowcore.models.tarflow import TarFlowConfig, tarflow
-from flowcore.training.memory import PeakMemory
+from flowcore.training.stage import PeakMemory
 
 from .measure import say
 

@@ -3,28 +3,32 @@
 Each result stores the fingerprint of its work (``job.Work.ids``) as EXIF ImageUniqueID. So a run that was stopped at
 any moment can be resumed, and a file that something else made is never replaced. Results are complete or absent
 (``checkpoints.writing``). A picture that fails does not stop the others. Processes that share a folder of results make
-each picture once (``claims``).
+each picture once (``Claims``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import itertools
+import json
 import os
+import platform
 import re
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ..checkpoints.writing import SavingError, write_atomic
+from ..checkpoints.writing import ABANDONED, SavingError, is_gone, write_atomic
 from ..errors import FlowError
 from ..images import files
 from ..images.files import IMAGE_SUFFIXES
 from ..images.folders import walk_files, walk_folders
 from ..tasks import Progress
-from .claims import Claims
 from .job import MARK, Work, Worker
 
 MAGIC = re.compile(r"[*?[]")
@@ -340,3 +344,95 @@ def save(job: Job, made: Made) -> None:
     """Save the results of a job, each file atomically."""
     for target, result in zip(job.targets, made.files, strict=True):
         write_atomic(target, result)
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+# A claim is a file beside the result, ``.<name>.lock``, that names the process and its machine. It is touched while the
+# picture is in work, so that the claim of a process that was killed can be taken over: at once on its own machine,
+# elsewhere when it has not been touched for ``ABANDONED`` seconds. At worst, the same picture is made twice.
+
+TOUCHED = 60  # seconds from one touch of a claim to the next
+
+
+class Claims:
+    """The claims that this process holds; as a context, they are kept fresh, and released at its end."""
+
+    def __init__(self) -> None:
+        self._held = set[Path]()
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Claims:
+        threading.Thread(target=self._touch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for claim in [*self._held]:
+            self._remove(claim)
+
+    def take(self, target: Path) -> bool:
+        """Claim a file that is to be made; False if another process has done so."""
+        claim = _claim(target)
+        if claim in self._held:
+            return True
+        self.clear(target)
+        try:
+            claim.parent.mkdir(parents=True, exist_ok=True)
+            with claim.open("x") as file:
+                json.dump({"process": os.getpid(), "host": platform.node()}, file)
+        except FileExistsError:
+            return not claim.parent.is_dir()  # a file is where the folder should be
+        except OSError:  # nothing can be written here, as whoever saves the file will say
+            return True
+        self._held.add(claim)
+        return True
+
+    def release(self, target: Path) -> None:
+        """Give a claim back, if it is held."""
+        if (claim := _claim(target)) in self._held:
+            self._remove(claim)
+
+    @staticmethod
+    def clear(target: Path) -> None:
+        """Remove a claim whose process is gone."""
+        with contextlib.suppress(OSError):
+            claim = _claim(target)
+            idle, owner = time.time() - claim.stat().st_mtime, _read(claim)
+            here = owner.get("host") == platform.node()
+            if idle > ABANDONED or (here and is_gone(int(owner["process"]))):
+                claim.unlink()
+
+    def _remove(self, claim: Path) -> None:
+        self._held.discard(claim)
+        with contextlib.suppress(OSError):
+            claim.unlink()
+
+    def _touch(self) -> None:
+        while not self._ended.wait(TOUCHED):
+            for claim in [*self._held]:
+                with contextlib.suppress(OSError):
+                    os.utime(claim)
+
+
+@contextlib.contextmanager
+def exclusive(target: Path) -> Generator[None]:
+    """Wait for the claim of a file, and hold it for a moment."""
+    claims = Claims()
+    while not claims.take(target):
+        time.sleep(0.05)
+    try:
+        yield
+    finally:
+        claims.release(target)
+
+
+def _claim(target: Path) -> Path:
+    return target.with_name(f".{target.name}.lock")
+
+
+def _read(claim: Path) -> dict[str, Any]:
+    try:
+        return json.loads(claim.read_text())
+    except ValueError:  # it is being written
+        return {}

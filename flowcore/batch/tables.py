@@ -13,7 +13,7 @@ from typing import Any
 
 from ..checkpoints.writing import write_atomic
 from ..errors import FlowError
-from .claims import exclusive
+from .folders import exclusive
 
 COLUMNS = ("input", "output", "seed", "model", "model_sha256", "seconds", "note")
 NAME = "manifest.csv"

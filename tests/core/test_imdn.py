@@ -19,7 +19,7 @@ from flowcore.networks import IMDN, CompactUpscaler, IMDNEncoder
 from flowcore.tasks.upscale import STRIPS, memory_required
 from flowcore.testing import perturbed
 from flowcore.training.checkpoint import load_encoder, load_weights, take_sampling_defaults, with_guide_of
-from flowcore.training.memory import PeakMemory, recomputable_modules
+from flowcore.training.stage import PeakMemory, recomputable_modules
 
 RECORDING = Path(__file__).parents[1] / "conformance" / "imdn.safetensors"  # of the published program, in float64
 GUIDE = RECORDING.with_name("realesr_general.safetensors")  # likewise, of half of both networks

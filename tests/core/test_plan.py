@@ -36,7 +36,7 @@ from flowcore.testing import (
     close,
     tensors,
 )
-from flowcore.training.memory import PeakMemory
+from flowcore.training.stage import PeakMemory
 from flowcore.transforms import Chain, Permutation, Squeeze
 
 from .test_shipped_models import PHOTO

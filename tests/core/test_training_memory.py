@@ -17,9 +17,9 @@ import torch
 from builders import TINY, build_tiny, source_of
 
 from flowcore.networks.residual import NetworkNorm
-from flowcore.training.memory import PeakMemory, largest_batch, recomputable_modules, recompute_activations
 from flowcore.training.objective import PLAIN, Likelihood, make_objective
 from flowcore.training.recipe import Stage
+from flowcore.training.stage import PeakMemory, largest_batch, recomputable_modules, recompute_activations
 from flowcore.transforms import BatchNorm, batch_moments
 
 pytestmark = pytest.mark.slow

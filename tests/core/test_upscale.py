@@ -21,7 +21,7 @@ from flowcore.quality.metrics import lr_psnr
 from flowcore.tasks import Cancelled
 from flowcore.tasks import upscale as task
 from flowcore.tasks.tiles import Latents
-from flowcore.training.memory import PeakMemory
+from flowcore.training.stage import PeakMemory
 
 
 @pytest.fixture(scope="module")
