@@ -30,7 +30,7 @@ from ..images.color import NEUTRAL
 from ..images.files import DecodedImage, Format
 from ..images.metadata import losses
 from ..images.rounding import to_uint8, truncate_16_bits
-from ..provenance import Provenance, source
+from ..provenance import KEY, Provenance, fingerprint, source
 from ..tasks import Progress
 from ..tasks.brighten import brighten
 from ..tasks.colorize import colorize, transfer_palette
