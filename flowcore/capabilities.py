@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Source = Literal["none", "low_resolution", "luma", "labels", "low_light"]
+SourceKind = Literal["none", "low_resolution", "luma", "labels", "low_light"]
 Task = Literal["upscale", "colorize", "sample", "rescale", "brighten"]
 SUITABLE_MODELS: dict[Task, str] = {
     "upscale": "a model that enlarges images, such as srflow-x4",
@@ -23,7 +23,7 @@ UNGUIDED = "Guidance is for models with labels that were made for it, such as Ta
 class Capabilities:
     """What a model can do and what it needs, as stated by its builder. Any flow encodes, decodes and scores."""
 
-    source: Source  # what its condition is encoded from; "luma" has hints, too, "low_light" is a dark photograph
+    source: SourceKind  # what its condition is encoded from; "luma" has hints, too, "low_light" is a dark photograph
     tasks: frozenset[Task]  # that it is made for
     floats_per_pixel: float = 0.0  # peak working memory of its networks, per pixel of the image; 0 if negligible
     guided: bool = False  # whether decoding can be led to the labels; see ``condition.Guidance``

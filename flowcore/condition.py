@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor
 from .errors import ConditionError, FlowError
 from .transforms import Probes
 
-Source = tuple[Tensor, int]
+ScaledFeatures = tuple[Tensor, int]
 """Features, and the factor by which they are to be enlarged by nearest neighbor."""
 
 ConditionTerms = tuple[Tensor | None, Tensor | None]
@@ -26,7 +26,7 @@ nothing else enters its network, the network's output."""
 class MultiScaleFeatures:
     """Features of one level on several grids; those that are to be enlarged stay small."""
 
-    sources: tuple[Source, ...]  # (B, C_i, H / factor, W / factor); their channels are concatenated
+    sources: tuple[ScaledFeatures, ...]  # (B, C_i, H / factor, W / factor); their channels are concatenated
     # per coupling and injector of the level, in the data-to-latent direction, if prepared
     precomputed: tuple[ConditionTerms, ...] | None = None
 
@@ -38,16 +38,6 @@ class MultiScaleFeatures:
     def tensors(self) -> list[Tensor]:
         """List all tensors held."""
         return [t for t, _ in self.sources] + [t for terms in self.precomputed or () for t in terms if t is not None]
-
-
-class Preparer(Protocol):
-    """Computes what every step needs from the condition alone: ``inference.plan.Plan``."""
-
-    def precompute(
-        self, features: Sequence[Tensor | MultiScaleFeatures | None]
-    ) -> tuple[Tensor | MultiScaleFeatures | None, ...]:
-        """Return the features of all levels with their ``precomputed`` filled in."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -161,7 +151,7 @@ class Condition:
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self._tensors()}
         return sum(storages.values())
 
-    def prepare(self, plan: Preparer) -> Condition:
+    def prepare(self, plan: Any) -> Condition:
         """Precompute, for every step of a plan, what depends on the condition alone.
 
         All samples of one image share it: an injector's shift and scale, and the condition's term of a coupling's first
@@ -169,7 +159,7 @@ class Condition:
         the same, step by step.
 
         Args:
-            plan: The plan that will decode.
+            plan: The ``Plan`` that will decode.
 
         Returns:
             The same condition with precomputed terms, for this plan only.

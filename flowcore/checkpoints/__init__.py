@@ -11,8 +11,8 @@ from ..device import check_device
 from ..errors import CheckpointError
 from ..flow import Flow
 from . import catalog
-from .convert import convert
 from .file import Header, is_ours, read, read_config, read_header, save
+from .published import convert
 from .sources import SOURCES, register_source
 from .sources.source import Source
 

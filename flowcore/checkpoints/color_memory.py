@@ -155,8 +155,5 @@ def _parse(name: str, metadata: Mapping[str, str], advice: str) -> dict[str, Any
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"The header of {name} is damaged ({str(error)[:200]}). {advice}") from error
     if raw["format"] > FORMAT:
-        raise CheckpointError(
-            f"{name} was written by a newer flowcore (format {raw['format']}; this one reads up to {FORMAT}). Update "
-            "flowcore."
-        )
+        raise file.newer(name, raw["format"], FORMAT)
     return raw

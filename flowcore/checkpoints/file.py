@@ -79,10 +79,7 @@ def read_header(path: str | Path) -> Header:
             f"The flowcore header of {Path(path).name} is damaged ({str(error)[:200]}). Fetch the file again."
         ) from error
     if header.format > FORMAT:
-        raise CheckpointError(
-            f"{Path(path).name} was written by a newer flowcore (format {header.format}; this one reads up to "
-            f"{FORMAT}). Update flowcore."
-        )
+        raise newer(Path(path).name, header.format, FORMAT)
     return header
 
 
@@ -240,6 +237,13 @@ class _LimitedCalls(TorchFunctionMode):
                 "steps, layers or blocks are too large."
             )
         return func(*args, **(kwargs or {}))
+
+
+def newer(name: str, version: int, newest: int) -> CheckpointError:
+    """Make the error for the file ``name`` of a format that this version does not know."""
+    return CheckpointError(
+        f"{name} was written by a newer flowcore (format {version}; this one reads up to {newest}). Update flowcore."
+    )
 
 
 def refuse_nonfinite(name: str, tensors: Mapping[str, Tensor]) -> None:

@@ -46,7 +46,7 @@ class LatentsHeader:
 
 
 # fields that do not change the bijection
-IRRELEVANT = ("styles", "dequantizer_steps", *SAMPLING)
+OUTSIDE_BIJECTION = ("styles", "dequantizer_steps", *SAMPLING)
 
 
 def model_sha256(flow: Flow) -> str:
@@ -68,7 +68,8 @@ def model_sha256(flow: Flow) -> str:
     fields = {
         field.name: (getattr(flow.config, field.name), field.default) for field in dataclasses.fields(flow.config)
     }
-    changed = {name: value for name, (value, default) in fields.items() if value != default and name not in IRRELEVANT}
+    own = {name: pair for name, pair in fields.items() if name not in OUTSIDE_BIJECTION}
+    changed = {name: value for name, (value, default) in own.items() if value != default}
     update(json.dumps(changed, sort_keys=True))
     for name, tensor in sorted(flow.state_dict().items()):
         if name == "style_directions" or name.startswith("dequantizer."):
@@ -184,10 +185,7 @@ def _parse(name: str, raw: Any) -> LatentsHeader:
         raise TypeError(f"format {version!r}")
     fields = {field.name for field in dataclasses.fields(LatentsHeader)}
     if version > FORMAT or raw.keys() - fields:
-        raise CheckpointError(
-            f"{name} was written by a newer flowcore (format {version}; this one reads up to {FORMAT}). Update "
-            "flowcore."
-        )
+        raise file.newer(name, version, FORMAT)
     shapes = tuple(tuple(shape) for shape in raw["shapes"])
     if (
         not 1 <= len(shapes) <= MAX_LEVELS

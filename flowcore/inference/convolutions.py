@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..condition import MultiScaleFeatures, Source
+from ..condition import MultiScaleFeatures, ScaledFeatures
 from ..networks import Edge
 from .strips import Rows, StripBudget, canvas, report, strips
 
@@ -112,7 +112,7 @@ class ConditionConv(nn.Module):
         self.bias = bias.to(device, dtype)
         self.outputs = weight.shape[0]
 
-    def forward(self, sources: Sequence[Source], top: int, bottom: int) -> Tensor:
+    def forward(self, sources: Sequence[ScaledFeatures], top: int, bottom: int) -> Tensor:
         """Compute the rows from ``top`` to ``bottom``, multiples of every source's factor, without enlarging."""
         report()
         weights = self.weight.split([t.shape[1] for t, _ in sources], dim=1)
@@ -240,7 +240,7 @@ def _columns(x: Tensor, kernel: Tensor, factor: int, beyond: int) -> Tensor:
     return result
 
 
-def _deduplicated(features: MultiScaleFeatures) -> tuple[list[Source], tuple[int, int, int]]:
+def _deduplicated(features: MultiScaleFeatures) -> tuple[list[ScaledFeatures], tuple[int, int, int]]:
     """Sources in which an expanded batch counts as one image; and batch, height and width of their common grid."""
     sources = [(_first(t) if t.stride(0) == 0 else t, factor) for t, factor in features.sources]
     t, factor = sources[0]

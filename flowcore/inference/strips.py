@@ -21,7 +21,7 @@ DENSE_BYTES = {"cpu": 2**23, "cuda": 2**27}
 """Bytes of a dense block's tensors for a strip: every convolution repacks its weights, so low strips cost time."""
 MINIMUM_BYTES = 2**18
 """Bytes of both inside ``minimum_memory``."""
-MIN_ROWS = 8  # lower strips mostly recompute their borders
+MIN_ROWS = 8  # of lower strips, most of the work would be rows beside them, which their neighbors compute, too
 
 Rows = Callable[[int, int], Tensor]
 """From a first row and the row after the last to these rows of an image, ``(B or 1, C, rows, W)``."""

@@ -19,7 +19,7 @@ from ..flow import Capabilities, Flow, Level, Task
 from ..networks import DenseConditioner
 from ..transforms import Coupling, Flatten, Permutation, PixelMap, Transform
 from .fields import Range, check_fields, short_repr, size_tuple
-from .sources import one_hot
+from .inputs import one_hot
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,7 @@ from ..transforms import (
     Transform,
 )
 from .fields import Range, check_fields
-from .sources import check_source
+from .inputs import check_source
 
 SOURCE_CHANNELS = (1, 4, 8, 13)  # luma; with hints; and a palette; and what a memory recalled
 

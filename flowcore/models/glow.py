@@ -30,7 +30,7 @@ from ..transforms import (
     Whiten,
 )
 from .fields import Range, check_fields, short_repr, size_tuple
-from .sources import one_hot
+from .inputs import one_hot
 
 Mixing = Literal["reverse", "shuffle", "conv", "lu"]
 

@@ -35,7 +35,7 @@ from ..transforms import (
     Whiten,
 )
 from .fields import Range, check_fields
-from .sources import LR, check_source
+from .inputs import LR, check_source
 
 LR_LOG_STD = -6.0  # of the LR image: 0.0025, or 0.63 of an 8-bit step
 IMAGE = 3  # channels that the deepest level keeps

@@ -21,7 +21,7 @@ from ..networks import Conditioner, LowLightEncoder
 from ..networks.low_light import network_input
 from ..transforms import ActNorm, Center, Chain, Coupling, Injector, InvertibleConv, Transform
 from .fields import Range, check_fields, integer_tuple
-from .sources import check_source
+from .inputs import check_source
 
 LEVELS = 3  # as many as the encoder has grids
 MULTIPLE = 2**LEVELS

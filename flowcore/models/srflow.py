@@ -18,7 +18,7 @@ from ..flow import Capabilities, Flow, Level, Task
 from ..networks import CompactUpscaler, Conditioner, IMDNEncoder, RRDBEncoder, ScaledConv
 from ..transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, Split, Transform
 from .fields import Range, check_fields, check_integer, integer_tuple, short_repr
-from .sources import check_lr
+from .inputs import check_lr
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from ..flow import Capabilities, Flow, Level, Task
 from ..networks import PlainConditioner, RRDBEncoder, ScaledConv
 from ..transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, Split, Squeeze, Transform
 from .fields import Range, check_fields, integer_tuple, short_repr
-from .sources import check_lr
+from .inputs import check_lr
 
 LAYERS = re.compile(r"s[248][pc]+((d|d?s[248])[pc]+)*")
 

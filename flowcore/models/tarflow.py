@@ -17,7 +17,7 @@ from ..flow import Capabilities, Flow, Level, Task
 from ..networks import CausalTransformer
 from ..transforms import Autoregression, PixelMap, Squeeze, Transform, Variances
 from .fields import Range, check_fields, short_repr, size_tuple
-from .sources import one_hot
+from .inputs import one_hot
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ ROWS = [
 ]
 LEAVES = {"images", "quality"}
 # What several models are made with; like leaves, they know no model.
-SHARED_BY_MODELS = {"fields", "registry", "sources"}
+SHARED_BY_MODELS = {"fields", "registry", "inputs"}
 RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
 
 

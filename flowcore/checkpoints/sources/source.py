@@ -195,7 +195,7 @@ class Checkpoint:
         return max(self.indices(pattern), default=-1) + 1
 
     def parts(self, pattern: str) -> set[str]:
-        """Collect suffixes of a module's tensors, united over all steps, since a damaged file may lack some."""
+        """Collect what follows a pattern in names, of all steps together: a damaged file may lack some of one."""
         matches = ((name, re.match(pattern, name)) for name in self.shapes)
         return {name[match.end() :] for name, match in matches if match}
 
