@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flowcore.tasks.face_finder import network
+from flowcore.tasks.faces import network
 
 RECORDED = load_file(Path(__file__).parent / "blazeface.safetensors")  # every seventh place, by LiteRT
 
