@@ -84,7 +84,7 @@ def _free_main_memory() -> int | None:
 
 
 def _free_in_control_groups() -> list[int]:
-    """What each limit on this process (that of a container, of a batch job) leaves, with file caches that it counts."""
+    """Bytes left by every limit on this process (of a container, of a batch job); file caches count as free."""
     free: list[int] = []
     for line in OWN_GROUPS.read_text().splitlines() if OWN_GROUPS.exists() else []:
         _, controllers, group = line.split(":", 2)
@@ -242,7 +242,7 @@ def float32_arithmetic(*, tf32_convolutions: bool = False) -> AbstractContextMan
 
 
 class _Float32Arithmetic:
-    """The process's settings of float32 arithmetic, and who needs them otherwise at the moment."""
+    """The process's settings of float32 arithmetic, and the contexts that override them at the moment."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

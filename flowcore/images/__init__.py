@@ -1,1 +1,1 @@
-"""Images as files and as tensors: reading and writing, sizes, colors, tiles and contact sheets."""
+"""Images as files and as tensors: reading and writing, sizes, colors and contact sheets."""

@@ -1,4 +1,4 @@
-"""Pictures about pictures: labeled contact sheets, and maps of numbers in colors."""
+"""Labeled contact sheets, and maps of numbers in colors."""
 
 from __future__ import annotations
 

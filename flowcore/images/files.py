@@ -262,7 +262,7 @@ _STRICT = threading.RLock()
 
 @contextmanager
 def _strict() -> Generator[None]:
-    """Make Pillow raise on truncated files: other programs in this process set that it does not."""
+    """Make Pillow raise on truncated files, whatever other code in this process has set."""
     with _STRICT:
         before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
         try:

@@ -100,7 +100,7 @@ Box = tuple[slice, slice, slice]
 
 
 def _coverage(stroke: Stroke, size: tuple[int, int], cancelled: Callable[[], bool] | None) -> tuple[Box, Tensor]:
-    """How far a stroke covers each pixel of the box around it, (h, w): one minus what its edge leaves free."""
+    """Compute how far a stroke covers each pixel of the box around it, (h, w), in [0, 1]."""
     height, width = size
     radius = max(0.5, stroke.size * max(size) / 2)
     way = [(x * width, y * height) for x, y in stroke.points]

@@ -1,4 +1,4 @@
-"""What a file did to a photograph: the blocks of JPEG, and noise. Both measures are silent on clean photographs."""
+"""Damage of a photograph: JPEG blocks, and noise. Both measures find nothing in clean photographs."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def memory_required(flow: Flow, height: int, width: int, tile: int = 0, halo: in
 
 
 def border(height: int, width: int, multiple: int = PADDING) -> Border:
-    """What is added to an image on all sides: to multiples of 16, always some, as the published program does."""
+    """Compute the padding of all sides to the next multiple of 16, at least 1, as the published program does."""
     columns, rows = (PADDING - side % PADDING for side in (width, height))
     return columns // 2, columns - columns // 2, rows // 2, rows - rows // 2
 

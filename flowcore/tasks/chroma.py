@@ -175,7 +175,7 @@ class Colorization:
         ]
 
     def condition(self, part: slice, hints: HintPlanes | None, seeds: Sequence[int] = ()) -> Condition:
-        """Encode luma and hints of some images; or of one, with what the part of the memory recalls of every seed."""
+        """Encode luma and hints of some images; or of one, per seed with what its part of the memory recalls."""
         source = _pad(self._small_y[part].to(self.run.device), self._padded)
         recalled = self._recall_parts(source, seeds) if seeds else None
         if recalled is None and self._is_shown and not self.has_parts:
@@ -296,7 +296,7 @@ class Colorization:
             self.run.notify(sentence)
 
     def locking(self, hints: HintPlanes | None) -> Change | None:
-        """Return what puts locked colors into the means that each level decodes, where a cell is covered."""
+        """Make the change between levels that replaces what was decoded by locked colors, in cells that hints cover."""
         if hints is None or not hints.lock:
             return None
 
@@ -322,7 +322,7 @@ class Colorization:
         return merge(y, full, alpha, gamut).to(self._home)
 
     def _notify_of_scans(self, rgb: Tensor | None) -> None:
-        """Tell the caller what of the pictures is not used: colors, a tint, a border."""
+        """Tell the caller which of colors, a tint and a border are ignored."""
         tinted = False
         for one, inside in zip(() if rgb is None else rgb.split(1), self._inside, strict=False):
             photograph = one if inside is None else inside.cut(one)
@@ -406,7 +406,7 @@ def check_blend(strength: float, levels: int) -> None:
 
 
 def _lock(chroma: Tensor, coverage: Tensor, target: Tensor) -> Tensor:
-    """Meet the wanted chroma where it is covered, and let the correction fade out around."""
+    """Replace chroma by the wanted one where it is covered, and let the correction fade out around."""
     planes = resize_bilinear(covered_planes(coverage, target), chroma.shape[-2:])
     coverage, target = average_covered(planes.expand(len(chroma), -1, -1, -1))
     reach = max(1, min(chroma.shape[-2:]) // 64)  # a pixel of the finest grid or two

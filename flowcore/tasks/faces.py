@@ -189,7 +189,7 @@ def _search(picture: Tensor, smallest: float, score: float, run: Runner) -> _Fou
 
 
 def _starts(side: int) -> list[int]:
-    """Where squares begin along a side, evenly."""
+    """Evenly spaced starts of overlapping squares along a side."""
     rest = max(0, side - SIDE)
     count = math.ceil(rest / STRIDE)
     return [round(rest * k / max(1, count)) for k in range(count + 1)]
@@ -202,7 +202,7 @@ def _points(numbers: Tensor) -> Tensor:
 
 
 def _look_again(picture: Tensor, found: _Found, run: Runner) -> _Found:
-    """Look at a face upright, from near by, and in the mirror: the mean of both, but the lower score."""
+    """Run the network on an upright crop of a face and its mirror image: the mean of both, but the lower score."""
     run.check_cancelled()
     one, other = found.points[0, 1], found.points[0, 2]
     side = SEEN * float(found.widths)
@@ -231,7 +231,7 @@ def _look_again(picture: Tensor, found: _Found, run: Runner) -> _Found:
 
 
 def _distinct(found: _Found) -> _Found:
-    """Take the best of faces that are one."""
+    """Keep the best of detections of the same face."""
     kept: list[int] = []
     for k in found.scores.argsort(descending=True, stable=True).tolist():
         near = NEAR * torch.maximum(found.widths[kept], found.widths[k])
@@ -242,7 +242,7 @@ def _distinct(found: _Found) -> _Found:
 
 @cache
 def network() -> BlazeFace:
-    """The shipped network, which nothing changes."""
+    """Load the shipped network once."""
     with open_safetensors(catalog.FOLDER / "face-finder.safetensors", "Install flowcore again.") as file:
         state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     finder = BlazeFace().requires_grad_(False)
@@ -293,7 +293,7 @@ def align_faces(
 
 
 def _oddities(pictures: Sequence[Tensor], places: Sequence[FacePlace]) -> Iterator[str]:
-    """Say what is not as faces are, once each."""
+    """Describe what is unusual for faces, once each."""
     strange = [place for picture, place in zip(pictures, places, strict=True) if not looks_like_face(picture, place)]
     if strange:
         (x, y), (u, v) = strange[0].left_eye, strange[0].right_eye

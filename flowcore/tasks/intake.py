@@ -26,7 +26,7 @@ MADE = "; {} is made for it."
 
 
 def require_tensor(image: object) -> None:
-    """Refuse what is no tensor as an ImageError, and say how to make one of it."""
+    """Raise ImageError unless an image is a tensor, and say how to make one of it."""
     if isinstance(image, Tensor):
         return
     kind = f"{type(image).__module__.split('.')[0]}.{type(image).__name__}"
@@ -38,7 +38,7 @@ def require_tensor(image: object) -> None:
 
 
 def require_pixels(image: Tensor) -> None:
-    """Refuse a batch without images, or images without pixels, as an ImageError."""
+    """Raise ImageError for a batch without images, or images without pixels."""
     if 0 in image.shape:
         raise ImageError(
             f"The batch is empty or an image has no pixels, {tuple(image.shape)}. Pass at least one image."
@@ -83,7 +83,7 @@ def to_float(image: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def refuse_integer_range(image: Tensor) -> None:
-    """Refuse floats in [0, 255] or [0, 65535], which would be white: brighter on average than white, none negative."""
+    """Raise ImageError for floats that look like [0, 255] or [0, 65535]: none negative, the mean above 1."""
     low, high = (float(value) for value in image.aminmax())
     if low >= 0 and 4 < high <= 65536 and float(image.mean()) > 1:
         largest = 255 if high <= 256 else 65535  # bfloat16 rounds up
@@ -131,7 +131,7 @@ def model_for_damaged(flow: Flow) -> str | None:
 
 
 def advise(flow: Flow, images: Tensor, notify: Callable[[str], None]) -> None:
-    """Say so where an image, (B, 3, H, W) in [0, 1], has blocks or noise and another model is made for them."""
+    """Tell the caller if an image, (B, 3, H, W), has JPEG blocks or noise and another model is made for them."""
     name = model_for_damaged(flow)
     for number, image in enumerate(images[:MAX_EXAMINED] if name else [], start=1):
         if found := describe_damage(image):

@@ -113,7 +113,7 @@ def _bits_of_coarsest(run: Runner, flow: Flow, x: Tensor, cond: Condition) -> Te
 
 
 def without_trend(bits: Tensor, strength: Tensor) -> Tensor:
-    """Remove from bits ``(N,)`` what depends linearly on strengths ``(N,)``; from fewer than 4 nothing."""
+    """Remove the linear trend over strengths ``(N,)`` from bits ``(N,)``, if there are at least 4."""
     centered = strength - strength.mean()
     variance = centered.square().sum()
     if len(bits) < MIN_COLORINGS or not bits.isfinite().all() or not variance > 1e-12:

@@ -1,4 +1,4 @@
-"""Remember: the colors of photographs, to color others with; see ``networks.memory``."""
+"""Build a memory of the colors of photographs, to color others with; see ``networks.memory``."""
 
 from __future__ import annotations
 

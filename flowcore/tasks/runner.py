@@ -29,7 +29,7 @@ Task = TypeVar("Task", bound=Callable[..., Any])
 
 
 def check_draws(seed: int, samples: int = 1) -> None:
-    """Raise FlowError for what is no seed, or no number of samples, of which sample s is drawn with ``seed + s``."""
+    """Raise FlowError for an invalid seed or number of samples, of which sample s is drawn with ``seed + s``."""
     if samples < 1:
         raise FlowError(f"samples must be at least 1; got {samples}.")
     check_seed(seed)

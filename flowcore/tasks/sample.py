@@ -37,7 +37,7 @@ ADVICE = "Choose a smaller size (width, height), ask for fewer samples, or free 
 
 
 class Passes:
-    """Passes through the plan of a task, ``count`` in all; an image that is encoded and decoded makes two."""
+    """Encodes and decodes images with the plan of a task; ``count`` is how many images, each way counted."""
 
     def __init__(self, run: Runner, count: int) -> None:
         require_full_precision(run.dtype)
@@ -57,7 +57,7 @@ class Passes:
         return self.run.part(count * self.run.plan.units, count)
 
     def announce(self, images: int, pixels: int, memory: int, *, guided: bool) -> None:
-        """Say what decoding patch by patch will take, from the time of a few patches; nothing if that is little."""
+        """Tell the caller how long decoding patch by patch will take, from timing a few, unless that is short."""
         plan = self.run.plan
         predictors = [part for part in plan.modules() if isinstance(part, ReportingPredictor)]
         if not predictors or plan.units < NOTEWORTHY:
@@ -70,7 +70,7 @@ class Passes:
         )
 
     def finish(self, images: int, pictures: Tensor | None = None) -> None:
-        """End a pass of a batch, and show the pictures."""
+        """Count the images of a batch as finished, and show them."""
         for i in range(images):
             self.run.advance(preview=None if pictures is None else pictures[i])
 
@@ -120,7 +120,7 @@ class Passes:
         return decoded.images + sigma**2 * self.run.plan.gradient(decoded.images, plain)
 
     def report(self, images: Tensor) -> Tensor:
-        """Tell the caller where the model overflowed; hands the images on."""
+        """Tell the caller where the model overflowed, and return the images."""
         for sentence in self._repairs.sentences(images[0, 0].numel(), "left gray"):
             self.run.notify(sentence)
         return images
@@ -327,7 +327,7 @@ def decode(
 
 
 def guided(flow: Flow, cond: Condition | None, guidance: float | Guidance) -> Condition | None:
-    """Lead decoding to the labels of a condition; ConditionError for models that cannot be led."""
+    """Add guidance to a condition; ConditionError for models that were not made for it."""
     if not _weight(guidance):
         return cond
     if cond is None or not flow.capabilities.guided:

@@ -1,4 +1,4 @@
-"""What scans bring along: a plain border around the photograph, and a tint of its paper."""
+"""Artifacts of scans: a plain border around the photograph, and a tint of its paper."""
 
 from __future__ import annotations
 

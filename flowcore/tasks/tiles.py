@@ -117,7 +117,7 @@ class TileSize:
         return self._side
 
     def finish(self) -> None:
-        """Note that all tiles are computed: smaller ones would not help what comes after."""
+        """Stop offering smaller tiles: all are computed, and what comes after needs none."""
         self._longest = 0
 
     def halve(self) -> str | None:
@@ -346,7 +346,7 @@ def _without_halo(tile: Window, scale: int, border: Border, height: int, width: 
     start, end = max(tile.left, left), min(tile.right, left + width)
 
     def index(row: int, column: int) -> Index:
-        """Where the tile lies in something that begins at this row and column."""
+        """Index the tile in an array that begins at this row and column."""
         rows, columns = (
             slice((top - row) * scale, (bottom - row) * scale),
             slice((start - column) * scale, (end - column) * scale),

@@ -302,7 +302,7 @@ def pad(image: Tensor, border: Border) -> Tensor:
 
 
 def border(height: int, width: int, multiple: int) -> Border:
-    """What lacks right and below to sides that are multiples of a number."""
+    """Compute the padding at the right and below to sides that are multiples of a number."""
     return 0, -width % multiple, 0, -height % multiple
 
 
