@@ -65,6 +65,8 @@ def known(image=None, samples=1, **options):
         {"working_size": 32},
         {"seed": 2**64 - 2},
         {"cast": -1.0},
+        {"cast": -0.02},
+        {"cast": -0.1},  # which a key once took for the one before: both looked like sliders that follow the model
         {"vivid": 1.6},
     ],
 )
