@@ -121,17 +121,12 @@ def score(
 ) -> Score:
     """Compute how many bits per dimension a model needs for images: the fewer, the likelier it finds them.
 
-    What this number can tell: which of two models fits a set of images better, and, for one model, where in an image
-    and at which level of detail the surprise lies.
-
-    What it cannot tell: whether an image is good, real, or like the training set. Smooth images score absurdly well
-    under every image model: a blank one beats every photograph of the training set, and digits may beat the clothes
-    that a model was trained on. Likely is not typical: nearly all images that a model would draw have nearly the same
-    score, and an image that is much *better* is as unusual as one that is much worse. So compare on both sides,
-    or subtract the cost of plain detail (``complexity_corrected``), and take neither as proof:
-    couplings mostly learn local correlations of pixels, and even a perfect density ranks images differently in other
-    coordinates. Numbers compare only for the same model and the same settings (bits, grid, noise, draws, and how the
-    log-determinant is estimated where it is); 5-bit numbers never compare with 8-bit ones.
+    The number tells which of two models fits a set of images better and, for one model, where in an image and at which
+    level of detail the surprise lies. It does not tell whether an image is good, real, or like the training set: a
+    blank one beats every photograph of it. Nearly all images that a model would draw have nearly the same score, and
+    one that is much *better* is as unusual as one that is much worse. So compare on both sides, or subtract the cost of
+    plain detail (``complexity_corrected``), and take neither as proof. Numbers compare only for the same model and the
+    same settings (bits, grid, noise, draws, and how the log-determinant is estimated where it is).
 
     Every image has its own random generator, seeded with ``seed`` and its content (see ``image_seeds``), which makes
     its draws one after the other: neither the batch, nor the place there, nor the number of draws changes a draw. Runs
