@@ -24,7 +24,7 @@ from flowcore.tasks.tiles import edge_map
 from flowcore.tasks.upscale import sampling_settings
 from flowcore.training.checkpoint import load_weights
 
-from .test_command_line import photograph
+from .commands import photograph
 
 OWN = {"temperature": 0.6, "calm_edges": 0.75}
 

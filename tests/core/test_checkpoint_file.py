@@ -81,10 +81,10 @@ def test_eight_bit_storage_survives_another_configuration(eight_bits, tmp_path):
     assert (read_header(file).format, read_header(half).format) == (2, 1)
     stored = load_file(file)
     rounded = {name for name, t in stored.items() if t.dtype == torch.int8}
+    assert rounded == {name for name, t in flow.state_dict().items() if t.ndim == 4 and t.numel() >= 1024}
     assert KERNEL in rounded
     saved = sum(stored[name].numel() - 2 * stored[f"{name}.scale"].numel() for name in rounded)
     assert half.stat().st_size - file.stat().st_size == pytest.approx(saved, rel=0.15)
-    assert rounded == {name for name, t in flow.state_dict().items() if t.ndim == 4 and t.numel() >= 1024}
     assert int(stored[KERNEL].abs().max()) == 127
     scale = stored[f"{KERNEL}.scale"].float()
     assert torch.equal(read(file).state_dict()[KERNEL], stored[KERNEL] * scale[..., None, None])  # of rows of 48
@@ -97,20 +97,20 @@ def test_eight_bit_storage_survives_another_configuration(eight_bits, tmp_path):
     assert all(torch.equal(t, read(file).state_dict()[name]) for name, t in flow.state_dict().items())
 
 
-@pytest.mark.parametrize("shape", [(3, 1), (3, 64), (3, 65), (2, 7, 3, 3), (2, 128, 1, 1), (5, 1, 5, 5), (2, 201)])
-def test_a_block_of_64_numbers_has_a_scale(shape):
-    kernel = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    values, scale = to_eight_bits(kernel)
-    assert (values.shape, values.dtype) == (kernel.shape, torch.int8)
-    assert tuple(scale.shape) == scales_shape(shape)
-    back = from_eight_bits(values, scale).flatten(1)
-    for i, (rows, rounded) in enumerate(zip(kernel.flatten(1).split(64, 1), back.split(64, 1), strict=True)):
-        step = scale[:, i : i + 1].float()
-        assert torch.allclose(step, rows.abs().amax(1, keepdim=True) / 127, rtol=2**-8)
-        assert bool(((rounded - rows).abs() <= 0.5001 * step).all())
-    again, same = to_eight_bits(back.view(shape))
-    assert torch.equal(again, values)
-    assert torch.equal(same, scale)
+def test_a_block_of_64_numbers_has_a_scale():
+    for shape in ((3, 1), (3, 64), (3, 65), (2, 7, 3, 3), (2, 128, 1, 1), (5, 1, 5, 5), (2, 201)):
+        kernel = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        values, scale = to_eight_bits(kernel)
+        assert (values.shape, values.dtype) == (kernel.shape, torch.int8)
+        assert tuple(scale.shape) == scales_shape(shape)
+        back = from_eight_bits(values, scale).flatten(1)
+        for i, (rows, rounded) in enumerate(zip(kernel.flatten(1).split(64, 1), back.split(64, 1), strict=True)):
+            step = scale[:, i : i + 1].float()
+            assert torch.allclose(step, rows.abs().amax(1, keepdim=True) / 127, rtol=2**-8)
+            assert bool(((rounded - rows).abs() <= 0.5001 * step).all())
+        again, same = to_eight_bits(back.view(shape))
+        assert torch.equal(again, values)
+        assert torch.equal(same, scale)
 
 
 def test_rows_of_any_size_survive_eight_bits(tmp_path):
@@ -130,37 +130,36 @@ SCALE = f"{KERNEL}.scale"
 ACTNORM = "levels.0.steps.transforms.0.transforms.0.bias"
 
 
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        (lambda t: t.pop(SCALE), f"in 1 places: {SCALE} is missing"),
-        (lambda t: t.pop(KERNEL), f"{KERNEL} is missing; {SCALE} is not known"),
-        (lambda t: t.update({KERNEL: t[KERNEL].half()}), f"in 1 places: {SCALE} is not known"),
-        (lambda t: t.update({SCALE: t[SCALE][1:]}), rf"{SCALE} is \(47, 1\) instead of \(48, 1\)"),
-        (lambda t: t.update({SCALE: t[SCALE].long()}), f"{SCALE} in .* is of type I64; expected F64, F32"),
-        (lambda t: t.update({SCALE: -t[SCALE]}), f"{SCALE} in .* holds scales that are not positive"),
-        (lambda t: t[SCALE].fill_(float("nan")), rf"2304 values that are not finite numbers.*{KERNEL}"),
-        (lambda t: t.update({SCALE: t[SCALE].double() + 1e300}), rf"values that are not finite numbers.*{KERNEL}"),
-        (lambda t: t.update({KERNEL: t[KERNEL].to(torch.uint8)}), f"{SCALE} is not known"),
-        (lambda t: t.update({ACTNORM: t[ACTNORM].to(torch.int8)}), f"{ACTNORM} in .* is of type I8; expected F64"),
-        (
-            lambda t: t.update({ACTNORM: t[ACTNORM].to(torch.int8), f"{ACTNORM}.scale": torch.ones(1)}),
-            rf"{ACTNORM}\.scale is not known",
-        ),
-    ],
-)
-def test_damaged_eight_bits_are_refused(eight_bits, change, match):
-    _, file = eight_bits
-    tensors = load_file(file)
-    change(tensors)
-    rewrite(file, header=header_of(file), tensors=tensors)
-    with pytest.raises(CheckpointError, match=match):
-        read(file)
+DAMAGES = [  # to the tensors of a file in 8 bits, and what is said
+    (lambda t: t.pop(SCALE), f"in 1 places: {SCALE} is missing"),
+    (lambda t: t.pop(KERNEL), f"{KERNEL} is missing; {SCALE} is not known"),
+    (lambda t: t.update({KERNEL: t[KERNEL].half()}), f"in 1 places: {SCALE} is not known"),
+    (lambda t: t.update({SCALE: t[SCALE][1:]}), rf"{SCALE} is \(47, 1\) instead of \(48, 1\)"),
+    (lambda t: t.update({SCALE: t[SCALE].long()}), f"{SCALE} in .* is of type I64; expected F64, F32"),
+    (lambda t: t.update({SCALE: -t[SCALE]}), f"{SCALE} in .* holds scales that are not positive"),
+    (lambda t: t[SCALE].fill_(float("nan")), rf"2304 values that are not finite numbers.*{KERNEL}"),
+    (lambda t: t.update({SCALE: t[SCALE].double() + 1e300}), rf"values that are not finite numbers.*{KERNEL}"),
+    (lambda t: t.update({KERNEL: t[KERNEL].to(torch.uint8)}), f"{SCALE} is not known"),
+    (lambda t: t.update({ACTNORM: t[ACTNORM].to(torch.int8)}), f"{ACTNORM} in .* is of type I8; expected F64"),
+    (
+        lambda t: t.update({ACTNORM: t[ACTNORM].to(torch.int8), f"{ACTNORM}.scale": torch.ones(1)}),
+        rf"{ACTNORM}\.scale is not known",
+    ),
+]
 
 
-def test_eight_bits_in_a_file_of_the_first_format_are_refused(eight_bits):
+def test_damaged_eight_bits_are_refused(eight_bits):
     _, file = eight_bits
-    rewrite(file, header=header_of(file) | {"format": 1})
+    whole = file.read_bytes()
+    for change, match in DAMAGES:
+        file.write_bytes(whole)
+        tensors = load_file(file)
+        change(tensors)
+        rewrite(file, header=header_of(file), tensors=tensors)
+        with pytest.raises(CheckpointError, match=match):
+            read(file)
+    file.write_bytes(whole)
+    rewrite(file, header=header_of(file) | {"format": 1})  # which has no 8 bits
     with pytest.raises(CheckpointError, match=r"weight\.scale is not known"):
         read(file)
 
@@ -237,46 +236,39 @@ def test_missing_and_foreign_files_are_refused_by_name(tmp_path, file):
             action(file)
 
 
-@pytest.mark.parametrize(
-    ("header", "config", "match"),
-    [
-        ({"format": FORMAT + 1}, {}, f"newer flowcore .format {FORMAT + 1}; this one reads up to {FORMAT}.*Update"),
-        ({}, {"colour": 3}, "'colour'.*written by a newer flowcore"),
-        ({"architecture": "starflow"}, {}, "'starflow'.*srflow"),
-        ({}, {"scale": 3}, "scale must be 2, 4 or 8; got 3"),
-        # Shapes are compared before any tensor of a terabyte exists.
-        (
-            {},
-            {"hidden": 4096, "hidden_layers": 64, "hidden_kernel": 3, "encoder_width": 4096, "encoder_growth": 4096},
-            "do not fit its configuration",
-        ),
-    ],
-)
-def test_invalid_headers_are_refused(file, header, config, match):
+LARGE = dict.fromkeys(("hidden", "encoder_width", "encoder_growth"), 4096) | {"hidden_layers": 64, "hidden_kernel": 3}
+INVALID = [  # fields of the header, of the configuration, and what is said
+    ({"format": FORMAT + 1}, {}, f"newer flowcore .format {FORMAT + 1}; this one reads up to {FORMAT}.*Update"),
+    ({}, {"colour": 3}, "'colour'.*written by a newer flowcore"),
+    ({"architecture": "starflow"}, {}, "'starflow'.*srflow"),
+    ({}, {"scale": 3}, "scale must be 2, 4 or 8; got 3"),
+    ({}, LARGE, "do not fit its configuration"),  # compared before any tensor of a terabyte exists
+]
+
+
+def test_invalid_headers_are_refused(file):
     before = header_of(file)
-    rewrite(file, header={**before, **header, "config": {**before["config"], **config}})
-    with pytest.raises(CheckpointError, match=match):
-        read(file)
+    for header, config, match in INVALID:
+        rewrite(file, header={**before, **header, "config": {**before["config"], **config}})
+        with pytest.raises(CheckpointError, match=match):
+            read(file)
 
 
 GOOD = {"architecture": "srflow", "format": 1, "config": {}, "provenance": {}}
 DAMAGED = {"config": (3, "abc"), "provenance": (None,), "architecture": (3, ["srflow"]), "format": ("1", None, 0)}
 
 
-@pytest.mark.parametrize(
-    "header",
-    [
+def test_damaged_headers_are_refused(file):
+    for header in (
         *("", "{", "[]", "null", "3", '"srflow"'),
         *(json.dumps({k: v for k, v in GOOD.items() if k != missing}) for missing in GOOD),
         *(json.dumps({**GOOD, field: value}) for field, values in DAMAGED.items() for value in values),
-    ],
-)
-def test_damaged_headers_are_refused(file, header):
-    rewrite(file, header=header)
-    with pytest.raises(CheckpointError, match=r"header of model\.safetensors is damaged"):
-        read_header(file)
-    with pytest.raises(CheckpointError):
-        read(file)
+    ):
+        rewrite(file, header=header)
+        with pytest.raises(CheckpointError, match=r"header of model\.safetensors is damaged"):
+            read_header(file)
+        with pytest.raises(CheckpointError):
+            read(file)
 
 
 # --- atomic saving ----------------------------------------------------------------------------------------------------

@@ -63,9 +63,6 @@ def album(flow):
     return remember(flow, photograph())
 
 
-# --- the memory -------------------------------------------------------------------------------------------------------
-
-
 def test_a_place_finds_itself_with_its_color():
     memory, (described, chroma, _) = filled(), cells()
     found = memory.look_up(described.T.reshape(1, WIDTH, 7, 10), neighbors=1)
@@ -89,9 +86,6 @@ def test_a_part_depends_on_its_seed_and_holds_its_share_of_the_photographs():
     assert [len(numbers[part].unique()) for part in parts] == [3] * 6
     assert len({tuple(part.tolist()) for part in parts}) > 1
     assert torch.equal(parts[2], memory.part(2, 3 / 7))
-
-
-# --- in a model -------------------------------------------------------------------------------------------------------
 
 
 def remembering(strength=0.3):
@@ -134,9 +128,6 @@ def test_a_memory_needs_a_backbone():
         remember(build("colorizer", configure("colorizer", THREE)), photograph())
 
 
-# --- an album of one's own --------------------------------------------------------------------------------------------
-
-
 def test_a_coloring_follows_an_album_and_keeps_its_luma(flow, album):
     y = color.luma(photograph())
     one, plain = (colorize(flow, y, temperature=0, memory=given) for given in (album, None))
@@ -172,22 +163,16 @@ def test_a_folder_makes_an_album_of_its_photographs_in_color(flow, tmp_path):
     assert any("c.png is left out" in note for note in notes)
 
 
-@pytest.mark.parametrize(
-    ("photographs", "sentence"),
-    [
-        (color.luma(photograph()), "of 1 there is none: they are gray"),
-        (
-            color.compress(color.luma(photograph()), torch.tensor([-0.05, 0.04]).view(1, 2, 1, 1).expand(1, 2, 64, 96)),
-            "or of one tint",
-        ),
+def test_what_has_no_colors_is_refused_with_a_sentence(flow):
+    y, tint = color.luma(photograph()), torch.tensor([-0.05, 0.04]).view(1, 2, 1, 1).expand(1, 2, 64, 96)
+    for photographs, sentence in (
+        (y, "of 1 there is none: they are gray"),
+        (color.compress(y, tint), "or of one tint"),
         ([], "needs photographs in color; got none"),
         ("/no/such/album", "There is no folder or file /no/such/album"),
-    ],
-    ids=["gray", "sepia", "empty", "missing"],
-)
-def test_what_has_no_colors_is_refused_with_a_sentence(flow, photographs, sentence):
-    with pytest.raises(ImageError, match=sentence):
-        remember(flow, photographs)
+    ):
+        with pytest.raises(ImageError, match=sentence):
+            remember(flow, photographs)
 
 
 def test_an_album_of_another_backbone_is_refused(album):
@@ -205,9 +190,6 @@ def test_two_albums_together_find_the_places_of_both(flow, album):
     with torch.no_grad():
         described = flow.encoder.describe(color.luma(photograph(seed=8, height=192, width=288)))
     assert torch.allclose(both.places.look_up(described), both.places.look_up(described, both.places.all_cells()))
-
-
-# --- its file ---------------------------------------------------------------------------------------------------------
 
 
 def test_an_album_comes_back_from_its_file(album, tmp_path):
@@ -229,30 +211,25 @@ def damaged(change):
     return write
 
 
-@pytest.mark.parametrize(
-    ("damage", "sentence"),
-    [
-        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "truncated or damaged"),
-        (lambda path: save_file({"x": torch.zeros(2)}, path), "a safetensors file of another kind; expected a memory"),
-        (damaged(lambda tensors, header: tensors.pop("scale")), "scale is missing"),
-        (damaged(lambda tensors, header: tensors["scale"].fill_(torch.nan)), "not finite numbers"),
-        (damaged(lambda tensors, header: tensors["photograph"].fill_(9)), "numbers its photographs wrongly"),
-        (damaged(lambda tensors, header: header.update(format=9)), "written by a newer flowcore"),
-        (damaged(lambda tensors, header: header.pop("backbone")), "is damaged .'backbone'"),
-        (damaged(lambda tensors, header: tensors.update(keys=torch.zeros(0, COMPONENTS))), "holds 0 places"),
-        (damaged(lambda tensors, header: tensors.update(keys=tensors["keys"].float())), "is of type F32"),
-    ],
-    ids=["truncated", "other", "missing", "nan", "numbers", "newer", "header", "empty", "type"],
-)
-def test_a_damaged_file_is_refused_with_a_sentence(album, tmp_path, damage, sentence):
-    path = tmp_path / "album.safetensors"
-    album.save(path)
-    damage(path)
-    with pytest.raises(CheckpointError, match=sentence):
-        ColorMemory.load(path)
+DAMAGES = [
+    (lambda path: path.write_bytes(path.read_bytes()[:-9]), "truncated or damaged"),
+    (lambda path: save_file({"x": torch.zeros(2)}, path), "a safetensors file of another kind; expected a memory"),
+    (damaged(lambda tensors, header: tensors.pop("scale")), "scale is missing"),
+    (damaged(lambda tensors, header: tensors["scale"].fill_(torch.nan)), "not finite numbers"),
+    (damaged(lambda tensors, header: tensors["photograph"].fill_(9)), "numbers its photographs wrongly"),
+    (damaged(lambda tensors, header: header.update(format=9)), "written by a newer flowcore"),
+    (damaged(lambda tensors, header: header.pop("backbone")), "is damaged .'backbone'"),
+    (damaged(lambda tensors, header: tensors.update(keys=torch.zeros(0, COMPONENTS))), "holds 0 places"),
+    (damaged(lambda tensors, header: tensors.update(keys=tensors["keys"].float())), "is of type F32"),
+]
 
 
-# --- cast -------------------------------------------------------------------------------------------------------------
+def test_a_damaged_file_is_refused_with_a_sentence(album, tmp_path):
+    for damage, sentence in DAMAGES:
+        album.save(tmp_path / "album.safetensors")
+        damage(tmp_path / "album.safetensors")
+        with pytest.raises(CheckpointError, match=sentence):
+            ColorMemory.load(tmp_path / "album.safetensors")
 
 
 def test_a_cast_becomes_that_of_the_calm_coloring_or_none():
@@ -270,15 +247,12 @@ def test_a_cast_becomes_that_of_the_calm_coloring_or_none():
     assert torch.equal(change_cast(drawn, calm, black, -1), drawn)
 
 
-def test_vivid_moves_colors_away_from_their_mean(flow):
+def test_vivid_moves_colors_away_from_their_mean_and_impossible_values_are_refused(flow):
     y = torch.full((1, 1, 4, 4), 0.5)
     chroma = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(2))
     mean = chroma.mean((2, 3), keepdim=True)
     assert torch.allclose(make_vivid(chroma, y, 1.3) - mean, 1.3 * (chroma - mean), atol=1e-6)
     assert torch.equal(colorize(flow, photograph(), seed=1, cast=1.0, vivid=1.0), colorize(flow, photograph(), seed=1))
-
-
-@pytest.mark.parametrize(("options", "name"), [({"cast": 1.5}, "cast"), ({"vivid": -1.0}, "vivid")])
-def test_a_cast_out_of_range_is_refused(flow, options, name):
-    with pytest.raises(FlowError, match=f"{name} must"):
-        colorize(flow, photograph(), **options)
+    for options, name in (({"cast": 1.5}, "cast"), ({"vivid": -1.0}, "vivid")):
+        with pytest.raises(FlowError, match=f"{name} must"):
+            colorize(flow, photograph(), **options)

@@ -20,14 +20,9 @@ from flowcore.likelihood import bits_per_dim
 from flowcore.models.realnvp import RealNVPConfig, realnvp
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted(
-    [
-        *ROOT.glob("*.md"),
-        *(ROOT / "docs").rglob("*.md"),
-        *(ROOT / "benchmarks").glob("*.md"),
-        *(ROOT / "web" / "docs").glob("*.md"),
-    ]
-)
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+DOCUMENTS += sorted((ROOT / "web" / "docs").glob("*.md"))
+README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.slow
@@ -39,9 +34,6 @@ def test_walk_through_runs_and_makes_its_images(tmp_path, monkeypatch):
     made = {file.name for file in tmp_path.iterdir()}
     shown = set(re.findall(r"\(walk-through/([a-z]+\.png)\)", (ROOT / "docs" / "walk-through.md").read_text()))
     assert made == shown == {file.name for file in (ROOT / "docs" / "walk-through").iterdir()}
-
-
-README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ from PIL import Image
 
 from flowcore import FlowError, ImageError
 from flowcore.checkpoints.file import save
-from flowcore.cli.main import main
 from flowcore.evaluation import colorization, upscaling
 from flowcore.evaluation.colorization import colorizer_table, evaluate_colorizer
 from flowcore.evaluation.density import evaluate_density
@@ -27,6 +26,7 @@ from flowcore.tasks.score import score
 from flowcore.tasks.upscale import upscale
 from flowcore.training.recipe import held_out_names
 
+from .commands import run
 from .photographs import photograph
 
 SPREAD = 0.05  # of the chroma that the models below draw
@@ -122,14 +122,8 @@ def test_gray_colorings_are_as_far_as_gray(folder, monkeypatch):
         assert [row[f"rmse_{by}_of_grey"], row[f"colourfulness_{by}"]] == pytest.approx([1, 0], abs=1e-12)
     assert math.isnan(row["seams"])
     first, calm, second, _ = calls
-    assert first == {
-        "temperature": 0.7,
-        "detail": None,
-        "coherence": None,
-        "seed": 10,
-        "samples": 3,
-        "working_size": 48,
-    }
+    asked = {"temperature": 0.7, "detail": None, "coherence": None, "seed": 10, "samples": 3, "working_size": 48}
+    assert first == asked
     assert calm == {"temperature": 0, "detail": 0, "working_size": 48}
     assert second["seed"] == 13  # no two images share their draws
 
@@ -268,10 +262,6 @@ def test_invalid_arguments_raise_readable_errors(folder, tmp_path):
             evaluate_colorizer(flow, folder, **options)
     with pytest.raises(ImageError, match="No images in"):
         evaluate_colorizer(model(), tmp_path / "nowhere")
-    for file in folder.iterdir():
-        file.write_bytes(b"no picture")
-    with pytest.raises(ImageError, match=r"None of the \d images can be measured.*Pillow does not know its format"):
-        evaluate_colorizer(model(), folder, samples=2)
 
 
 def test_table_has_a_row_per_set_and_model(folder):
@@ -280,15 +270,9 @@ def test_table_has_a_row_per_set_and_model(folder):
     titles, first, second = ([cell.strip() for cell in lines[k].split("|")[1:-1]] for k in (0, 2, 3))
     assert len(titles) == len(first) == len(second) == lines[1].count("---")
     assert first[2] == "pyramid"
-    expected = {
-        "set": "photos",
-        "model": "single",
-        "coherence, tau 1": "0.250",
-        "bits/dim": f"{row['bits_per_dim']:.3f}",
-        "best of 2": f"{row['rmse_best']:.4f}",
-        "gap": f"{row['colourfulness_gap']:+.0%}",
-        "8-bit luma kept": "100%",
-    }
+    expected = {"set": "photos", "model": "single", "coherence, tau 1": "0.250", "8-bit luma kept": "100%"}
+    expected |= {"bits/dim": f"{row['bits_per_dim']:.3f}", "best of 2": f"{row['rmse_best']:.4f}"}
+    expected |= {"gap": f"{row['colourfulness_gap']:+.0%}"}
     assert expected.items() <= dict(zip(titles, second, strict=True)).items()
     assert "not skin" not in titles
     both = colorizer_table({"photos": {"a": row}, "faces": {"a": {**row, "skin_outside": 0.045, "skin_grey": 0.0}}})
@@ -355,9 +339,8 @@ def test_measures_of_an_upscaler_are_means_over_images(enlarged):
 
 def test_only_the_requested_measures_are_taken_and_means_are_finite(enlarged):
     flow, lines = upscaler(), []
-    rows = evaluate_upscaler(
-        flow, enlarged, temperatures=(0,), log=lines.append, measures=("piqe", "ssim", "lpips", "bits_per_dim")
-    )
+    options = {"temperatures": (0,), "log": lines.append}
+    rows = evaluate_upscaler(flow, enlarged, **options, measures=("piqe", "ssim", "lpips", "bits_per_dim"))
     assert set(rows["bicubic"]) == {"ssim", "piqe"}
     assert set(rows["tau 0"]) == {"ssim", "piqe", "bits_per_dim"}
     assert all("dB" in line for line in lines)
@@ -422,40 +405,37 @@ def test_diversity_score_uses_lpips_if_installed(enlarged, monkeypatch):
 def test_the_command_line_chooses_measures(enlarged, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(upscaling, "lpips_missing", lambda: "a package")
     save(upscaler(), tmp_path / "model.safetensors")
-    words = ["eval", str(enlarged), "--model", str(tmp_path / "model.safetensors"), "--device", "cpu"]
-    words += ["--temperature", "0", "--json", str(tmp_path / "numbers.json")]
-    assert main([*words, "--measures", "LR-PSNR,brisque"]) == 0
-    captured = capsys.readouterr()
+    save(model(), tmp_path / "colorizer.safetensors")
+    numbers = tmp_path / "numbers.json"
+
+    def shown(*words, code=0, name="model"):
+        words = [enlarged, "--model", tmp_path / f"{name}.safetensors", "--temperature", 0, "--json", numbers, *words]
+        assert run("eval", *words) == code
+        return capsys.readouterr()
+
+    captured = shown("--measures", "LR-PSNR,brisque")
     assert captured.out.splitlines()[0] == "| set | method | LR-PSNR | BRISQUE |"
     assert "Missing" not in captured.err
-    assert set(json.loads((tmp_path / "numbers.json").read_text())["hr"]["tau 0"]) == {"lr_psnr", "brisque"}
-    assert main(words) == 0
-    captured = capsys.readouterr()
+    assert set(json.loads(numbers.read_text())["hr"]["tau 0"]) == {"lr_psnr", "brisque"}
+    captured = shown()
     assert captured.out.count("missing") == 2  # LPIPS of bicubic and tau 0
     assert captured.err.strip().splitlines()[-1].startswith("Missing: LPIPS and")
-    assert main([*words, "--measures", "psnr,fid"]) == 1
-    assert "no measure 'fid'" in capsys.readouterr().err
-    save(model(), tmp_path / "colorizer.safetensors")
-    words[3] = str(tmp_path / "colorizer.safetensors")
-    assert main([*words, "--measures", "psnr"]) == 1
-    assert "measures of upscalers" in capsys.readouterr().err
+    assert "no measure 'fid'" in shown("--measures", "psnr,fid", code=1).err
+    assert "measures of upscalers" in shown("--measures", "psnr", code=1, name="colorizer").err
 
 
-def test_held_out_images_alone_are_measured(enlarged, tmp_path, capsys):
+def test_held_out_images_alone_are_measured(enlarged, folder, tmp_path, capsys):
     listed = sorted(held_out_names("standard"))[0]
     (enlarged / "small.png").rename(enlarged / listed)
     save(upscaler(), tmp_path / "model.safetensors")
-    words = ["eval", str(enlarged), "--model", str(tmp_path / "model.safetensors"), "--device", "cpu"]
-    assert main([*words, "--temperature", "0", "--measures", "psnr", "--held-out"]) == 0
+    words = ["eval", enlarged, "--model", tmp_path / "model.safetensors", "--held-out"]
+    assert run(*words, "--temperature", 0, "--measures", "psnr") == 0
     captured = capsys.readouterr()
     assert listed in captured.err
     assert "large.png" not in captured.err
     (enlarged / listed).unlink()
-    assert main([*words, "--held-out"]) == 1
+    assert run(*words) == 1
     assert "held-out images" in capsys.readouterr().err
-
-
-def test_held_out_images_of_other_models(folder):
     assert evaluate_colorizer(model(), folder, samples=2, only={"1.png"})["images"] == 1
     glow = build_tiny("glow", image_size=16)
     assert evaluate_density(glow, folder, only={"0.png", "other.png"})["images"] == 1
@@ -466,9 +446,8 @@ def test_held_out_images_of_other_models(folder):
 def test_densities_are_measured_with_the_noise_that_is_named(folder, tmp_path, capsys):
     glow = build_tiny("glow", image_size=16, dequantizer_steps=1)
     save(glow, tmp_path / "model.safetensors")
-    words = ["eval", str(folder), "--model", str(tmp_path / "model.safetensors"), "--device", "cpu", "--dequantization"]
     for kind in ("uniform", "variational"):
-        assert main([*words, kind]) == 0
+        assert run("eval", folder, "--model", tmp_path / "model.safetensors", "--dequantization", kind) == 0
         measured = evaluate_density(glow, folder, dequantization=kind)
         assert f"| {measured['bits_per_dim']:.4f} |" in capsys.readouterr().out
     assert measured != evaluate_density(glow, folder)

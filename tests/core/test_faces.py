@@ -10,14 +10,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from flowcore.errors import ImageError, ShapeError
-from flowcore.images.faces import (
-    cut_face,
-    eyes_from_landmarks,
-    eyes_from_mask,
-    is_profile,
-    locate_face,
-    paste_face,
-)
+from flowcore.images.faces import cut_face, eyes_from_landmarks, eyes_from_mask, is_profile, locate_face, paste_face
 from flowcore.images.files import read
 from flowcore.tasks.faces import align_faces, eyes_from_meshes, paste_faces
 
@@ -51,27 +44,22 @@ def place(one=LEFT_EYE, other=RIGHT_EYE, height=HEIGHT, width=WIDTH):
     return locate_face(one, other, height, width)
 
 
-# --- where the eyes land ----------------------------------------------------------------------------------------------
+def test_eyes_land_where_the_data_have_them():
+    for size in (None, 48, 64, 177, 400):
+        for eye, x in ((LEFT_EYE, 0.377), (RIGHT_EYE, 0.614)):
+            face = cut_face(spot(*eye), place(), size)
+            assert face.shape[-1] == (size or 178)
+            assert middle(face) == pytest.approx((x, 0.447), abs=0.002)
 
 
-@pytest.mark.parametrize("size", [None, 48, 64, 177, 400])
-def test_eyes_land_where_the_data_have_them(size):
-    for eye, x in ((LEFT_EYE, 0.377), (RIGHT_EYE, 0.614)):
-        face = cut_face(spot(*eye), place(), size)
-        assert face.shape[-1] == (size or 178)
-        assert middle(face) == pytest.approx((x, 0.447), abs=0.002)
-
-
-@pytest.mark.parametrize("degrees", [-80, -30, 0, 45, 85])
-def test_a_face_that_leans_is_upright(degrees):
-    a = math.radians(degrees)
-    one, other = ((150 + s * 20 * math.cos(a), 120 + s * 20 * math.sin(a)) for s in (-1, 1))
-    found = place(one, other)
-    assert found.roll == pytest.approx(degrees)
-    below = (150 - 40 * math.sin(a), 120 + 40 * math.cos(a))  # a mouth
-    x, y = middle(cut_face(spot(*below), found, 100))
-    assert x == pytest.approx(0.4955, abs=0.002)
-    assert y == pytest.approx(0.447 + 40 * 0.237 / 40, abs=0.002)
+def test_a_face_that_leans_is_upright():
+    for degrees in (-80, -30, 0, 45, 85):
+        a = math.radians(degrees)
+        found = place(*((150 + s * 20 * math.cos(a), 120 + s * 20 * math.sin(a)) for s in (-1, 1)))
+        assert found.roll == pytest.approx(degrees)
+        below = (150 - 40 * math.sin(a), 120 + 40 * math.cos(a))  # a mouth
+        expected = (0.4955, 0.447 + 40 * 0.237 / 40)
+        assert middle(cut_face(spot(*below), found, 100)) == pytest.approx(expected, abs=0.002)
 
 
 def test_eyes_in_any_order_are_the_same_face_and_points_come_back_exactly():
@@ -99,17 +87,12 @@ def test_shrinking_does_not_alias_and_edges_are_continued():
     torch.testing.assert_close(cut_face(picture, found), torch.full((1, 3, 211, 211), 0.25))
 
 
-# --- back into the picture --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [None, 256])
-@pytest.mark.parametrize(
-    "eyes", [(LEFT_EYE, RIGHT_EYE), ((14.0, 60.5), (54.0, 70.0)), ((266.2, 190.0), (307.0, 180.0))]
-)
-def test_an_unchanged_face_gives_the_picture_back(eyes, size):
-    picture, found = smooth(), place(*eyes)
-    pasted = paste_face(picture, cut_face(picture, found, size), found, feather=0.0)
-    assert (pasted - picture).abs().max() < 1 / 255  # on a picture without detail, resampling costs less than a step
+def test_an_unchanged_face_gives_the_picture_back():
+    picture = smooth()
+    for eyes in ((LEFT_EYE, RIGHT_EYE), ((14.0, 60.5), (54.0, 70.0)), ((266.2, 190.0), (307.0, 180.0))):
+        for size in (None, 256):
+            pasted = paste_face(picture, cut_face(picture, place(*eyes), size), place(*eyes), feather=0.0)
+            assert (pasted - picture).abs().max() < 1 / 255  # without detail, resampling costs less than a step
 
 
 def test_outside_the_crop_the_picture_stays_bit_for_bit():
@@ -137,14 +120,13 @@ def test_the_border_is_soft():
     assert row.diff().abs().max() < 0.05
 
 
-@pytest.mark.parametrize("factor", [4, 1.5, 0.5])
-def test_a_face_is_pasted_into_an_enlarged_picture(factor):
-    height, width = round(HEIGHT * factor), round(WIDTH * factor)
-    eye = (LEFT_EYE[0] * factor, LEFT_EYE[1] * factor)
+def test_a_face_is_pasted_into_an_enlarged_picture():
     face = cut_face(spot(*LEFT_EYE, radius=6), place(), 600)
-    pasted = paste_face(torch.zeros(1, 1, height, width), face, place())
-    x, y = middle(pasted)
-    assert (x * width, y * height) == pytest.approx(eye, abs=0.1 * factor)
+    for factor in (4, 1.5, 0.5):
+        height, width = round(HEIGHT * factor), round(WIDTH * factor)
+        x, y = middle(paste_face(torch.zeros(1, 1, height, width), face, place()))
+        expected = (LEFT_EYE[0] * factor, LEFT_EYE[1] * factor)
+        assert (x * width, y * height) == pytest.approx(expected, abs=0.1 * factor)
 
 
 def test_several_faces_make_several_pictures_and_alpha_stays():
@@ -159,12 +141,8 @@ def test_several_faces_make_several_pictures_and_alpha_stays():
     assert torch.equal(picture, before)  # not written into
 
 
-# --- bad input --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "size", "words"),
-    [
+def test_bad_points_are_refused():
+    for one, other, size, words in (
         ((-1, 50), (50, 50), (HEIGHT, WIDTH), "Both eyes must be in the picture"),
         ((50, 50), (50, 241), (HEIGHT, WIDTH), "Both eyes must be in the picture"),
         ((math.nan, 50), (50, 50), (HEIGHT, WIDTH), "Both eyes must be in the picture"),
@@ -172,11 +150,9 @@ def test_several_faces_make_several_pictures_and_alpha_stays():
         ((50, 50), (51.5, 50), (HEIGHT, WIDTH), "at least 8"),
         ((1, 1), (3, 1), (4, 4), "of the face is in the picture of 4x4"),
         ((2, 2), (100, 2), (HEIGHT, WIDTH), "of the face is in the picture"),
-    ],
-)
-def test_bad_points_are_refused(one, other, size, words):
-    with pytest.raises(ImageError, match=words):
-        locate_face(one, other, *size)
+    ):
+        with pytest.raises(ImageError, match=words):
+            locate_face(one, other, *size)
 
 
 def test_what_does_not_fit_is_refused():
@@ -193,9 +169,6 @@ def test_what_does_not_fit_is_refused():
         cut_face(picture[..., :-1], place())
 
 
-# --- marked and found eyes --------------------------------------------------------------------------------------------
-
-
 def dots(*centers, radius=4, height=120, width=160):
     rows, columns = torch.arange(height)[:, None] + 0.5, torch.arange(width)[None] + 0.5
     mask = torch.zeros(height, width)
@@ -209,14 +182,9 @@ def test_two_dots_of_a_mask_are_eyes():
     eyes = sorted(eyes_from_mask(dots((40, 50), (60, 45)), HEIGHT, WIDTH))
     assert eyes[0] == pytest.approx((80, 100), abs=0.5)
     assert eyes[1] == pytest.approx((120, 90), abs=0.5)
-
-
-@pytest.mark.parametrize(
-    ("centers", "count"), [((), "none"), (((40, 50),), "1"), (((40, 50), (60, 50), (90, 52)), "3")]
-)
-def test_other_numbers_of_dots_are_refused(centers, count):
-    with pytest.raises(ImageError, match=f"two dots, one on each eye; it has {count}"):
-        eyes_from_mask(dots(*centers), HEIGHT, WIDTH)
+    for centers, count in (((), "none"), (((40, 50),), "1"), (((40, 50), (60, 50), (90, 52)), "3")):
+        with pytest.raises(ImageError, match=f"two dots, one on each eye; it has {count}"):
+            eyes_from_mask(dots(*centers), HEIGHT, WIDTH)
 
 
 def mesh(count=478, nose=(140, 130)):

@@ -26,7 +26,7 @@ from flowcore.provenance import fingerprint
 from flowcore.provenance import read as read_provenance
 from flowcore.tasks.upscale import upscale
 
-from .test_command_line import model, photograph, pixels, small_colorizer, small_glow  # noqa: F401
+from .commands import contents, photograph, pixels, run
 
 NAMES = ["a2.png", "a10.png", "deep/b.png", "deep/er/c.png"]
 
@@ -38,93 +38,74 @@ def folder(tmp_path):
     return tmp_path / "in"
 
 
-def results(out):
-    return [p for p in out.rglob("*") if p.is_file() and p.name != "manifest.csv"]
-
-
 def stamps(out):
-    return {str(p.relative_to(out)): p.stat().st_mtime_ns for p in results(out)}
+    return {name: (out / name).stat().st_mtime_ns for name in contents(out)}
 
 
-def contents(out):
-    return {str(p.relative_to(out)): p.read_bytes() for p in results(out)}
-
-
-def test_folder_keeps_its_structure_and_resumes(model, folder, tmp_path, capsys):  # noqa: F811
+def test_folder_keeps_its_structure_and_resumes(model, folder, tmp_path, capsys):
     out = tmp_path / "in" / "out"  # which is not searched
-    words = ["upscale", str(folder), "-o", str(out), "--model", str(model), "--device", "cpu"]
+    words = ["upscale", folder, "-o", out, "--model", model]
     (folder / "bad.jpg").write_bytes(b"nothing")
-    assert main(words) == 3
+    assert run(*words) == 3
     said = capsys.readouterr().err
     assert f"1 of 5 images could not be done:\n  {folder / 'bad.jpg'}: Cannot read bad.jpg" in said
     assert said.index("a2.png") < said.index("a10.png") < said.index("b.png")
     made = [str(Path(name).with_suffix("")) + "_tiny_tau0.8_seed0.png" for name in NAMES]
-    assert sorted(stamps(out)) == sorted(made)
+    before, stamped = contents(out), stamps(out)
+    assert sorted(before) == sorted(made)
 
     (folder / "bad.jpg").unlink()
-    before = stamps(out)
     (out / made[0]).unlink()
     (out / f".{made[0]}.999999999.partial").write_bytes(b"half")  # of a run that was killed
-    assert main(words) == 0
+    assert run(*words) == 0
     assert "3 of 4 were there already" in capsys.readouterr().err
     after = stamps(out)
-    assert {name: after[name] for name in made[1:]} == {name: before[name] for name in made[1:]}
-    assert after[made[0]] != before[made[0]]
-
-    # --again makes all of them again, and the same.
-    before, stamped = contents(out), stamps(out)
-    assert main([*words, "--again"]) == 0
-    assert all(stamped[name] != stamp for name, stamp in stamps(out).items() if name in made)
-    assert contents(out) == before
+    assert [name for name in made if after[name] != stamped[name]] == made[:1]
+    assert run(*words, "--again") == 0  # all of them, and the same
+    assert all(stamped[name] != stamps(out)[name] for name in made)
+    assert {name: contents(out)[name] for name in made} == before
 
 
-def test_metadata_is_kept(model, tmp_path):  # noqa: F811
+def test_metadata_is_kept(model, tmp_path):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif = Image.Exif()
     exif[271], exif[0x0112] = "Maker", 6
-    (tmp_path / "in").mkdir()
-    picture = Image.open(photograph(tmp_path / "made.png", (12, 7)))
-    picture.save(tmp_path / "in" / "photo.jpg", exif=exif, icc_profile=profile, dpi=(240, 240), xmp=b"<x:xmpmeta/>")
-    words = ["upscale", str(tmp_path / "in"), "--model", str(model), "--device", "cpu"]
+    picture, photo = Image.open(photograph(tmp_path / "made.png", (12, 7))), tmp_path / "photo.jpg"
+    picture.save(photo, exif=exif, icc_profile=profile, dpi=(240, 240), xmp=b"<x:xmpmeta/>")
+    expected = upscale(flowcore.load(model), files.read(photo.read_bytes(), "x").pixels, temperature=0.8)
     for format, bits in (("png", 8), ("png", 16), ("tiff", 16), ("jpeg", 8), ("webp", 8)):
-        out = tmp_path / f"{format}{bits}"
-        assert main([*words, "-o", str(out), "--format", format, "--bits", str(bits)]) == 0
-        (file,) = out.iterdir()
-        assert file.suffix == files.SUFFIXES[format]
+        file = tmp_path / f"{bits}{files.SUFFIXES[format]}"
+        assert run("upscale", photo, "--model", model, "-o", file, "--format", format, "--bits", bits) == 0
         came = files.read(file.read_bytes(), file.name)
         assert came.pixels.shape == (1, 3, 48, 28)  # it stands upright
-        assert came.metadata.icc == profile
-        assert came.metadata.xmp == b"<x:xmpmeta/>"
+        assert (came.metadata.icc, came.metadata.xmp) == (profile, b"<x:xmpmeta/>")
         assert came.metadata.dpi == pytest.approx((240, 240), rel=1e-3)
         assert came.metadata.exif[271] == "Maker"
-        lr = files.read((tmp_path / "in" / "photo.jpg").read_bytes(), "x").pixels
-        expected = upscale(flowcore.load(model), lr, temperature=0.8)
         close = {"png": 0.51, "tiff": 0.51, "jpeg": 20, "webp": 60}[format] / (2**bits - 1)
         assert (came.pixels - expected).abs().max() <= close
 
 
-def test_what_is_not_kept_is_named_with_its_picture(model, small_colorizer, tmp_path, capsys):  # noqa: F811
+def test_what_is_not_kept_is_named_with_its_picture(model, small_colorizer, tmp_path, capsys):
     frames, profile = [Image.new("L", (8, 6), k) for k in (50, 90)], ImageCms.createProfile("sRGB")
     gray = ImageCms.ImageCmsProfile(profile).tobytes()
     gray = gray[:16] + b"GRAY" + gray[20:]
     frames[0].save(tmp_path / "scan.tif", save_all=True, append_images=frames[1:], icc_profile=gray)
     for command, path in (("upscale", model), ("colorize", small_colorizer)):
         out = tmp_path / f"{command}.png"
-        assert main([command, str(tmp_path / "scan.tif"), "-o", str(out), "--model", str(path), "--device", "cpu"]) == 0
+        assert run(command, tmp_path / "scan.tif", "-o", out, "--model", path) == 0
         said = capsys.readouterr().err
         assert "scan.tif: It has 2 frames or pages; the first is taken, the others are left out." in said
         kept = files.read(out.read_bytes(), "x").metadata.icc == gray
         assert kept == (command == "upscale") == ("gray color profile does not fit" not in said)
 
 
-def test_16_bits_stay_16_bits_where_the_format_can(model, tmp_path, capsys):  # noqa: F811
+def test_16_bits_stay_16_bits_where_the_format_can(model, tmp_path, capsys):
     image = tmp_path / "deep.png"
     image.write_bytes(files.encode(torch.rand(3, 6, 8), bits=16))
-    words = ["upscale", str(image), "--model", str(model), "--device", "cpu", "-o"]
     for end, wanted in ((["a.png"], 16), (["a.tif"], 16), (["a.webp"], 8), (["b.png", "--bits", "8"], 8)):
         target = tmp_path / end[0]
         for _ in range(2):  # the second time it is there already
-            assert main([*words, str(target), *end[1:]]) == 0
+            assert run("upscale", image, "--model", model, "-o", target, *end[1:]) == 0
         assert files.bits_per_channel(target) == files.read(target.read_bytes(), "x").bits == wanted
     stored = truncate_16_bits(files.read((tmp_path / "a.png").read_bytes(), "x").pixels[0])
     assert fingerprint(stored) in read_provenance(tmp_path / "a.png")[0].pictures
@@ -134,9 +115,9 @@ def test_16_bits_stay_16_bits_where_the_format_can(model, tmp_path, capsys):  # 
     assert said.count("were there already") == 4
 
 
-def test_png_has_provenance(model, folder, tmp_path, capsys):  # noqa: F811
-    words = ["upscale", str(folder / "a2.png"), "-o", str(tmp_path), "--model", str(model), "--samples", "2"]
-    assert main([*words, "--device", "cpu", "--seed", "7"]) == 0
+def test_png_has_provenance(model, folder, tmp_path, capsys):
+    words = ["upscale", folder / "a2.png", "-o", tmp_path, "--model", model, "--samples", 2]
+    assert run(*words, "--seed", 7) == 0
     file = tmp_path / "a2_tiny_tau0.8_seed8.png"
     (recipe,) = read_provenance(file)
     assert (recipe.temperature, recipe.seed, recipe.samples) == (0.8, 7, 2)
@@ -145,8 +126,15 @@ def test_png_has_provenance(model, folder, tmp_path, capsys):  # noqa: F811
     capsys.readouterr()
     assert main(["inspect", str(file)]) == 0
     assert json.loads(capsys.readouterr().out)[0]["model_sha256"] == recipe.model_sha256
-    assert main(["inspect", str(folder / "a2.png")]) == 1
-    assert "holds no recipe" in capsys.readouterr().err
+    for name, said in (
+        ("a2.png", "holds no recipe"),
+        ("photo.jpg", "Only PNG and EXR files hold what made them; photo.jpg is neither"),
+        ("photo.WEBP", "Only PNG and EXR files hold what made them; photo.WEBP is neither"),
+    ):
+        if name != "a2.png":
+            Image.new("RGB", (4, 4)).save(folder / name)
+        assert main(["inspect", str(folder / name)]) == 1
+        assert said in capsys.readouterr().err
 
 
 def test_patterns_and_name_collisions(folder, tmp_path):
@@ -180,14 +168,13 @@ def test_patterns_and_name_collisions(folder, tmp_path):
         folders.jobs(folders.find([f"{folder}/a10.png"]), folder, lambda name: [name])
 
 
-def test_names_depend_on_the_picture_alone_and_keep_sequences(model, tmp_path, capsys):  # noqa: F811
+def test_names_depend_on_the_picture_alone_and_keep_sequences(model, tmp_path, capsys):
     for name in ("same.png", "same.jpg", "same.JPEG", "shot.v01.0001.png", "shot.v01.0002.png", "v1.2.png"):
         photograph(tmp_path / "in" / name, (4, 4 if name.endswith(".png") else len(name)))
-    words = ["upscale", str(tmp_path / "in"), "--model", str(model), "--device", "cpu", "-o"]
 
     def made(out, *options, code=0):
-        assert main([*words, str(tmp_path / out), *options]) == code
-        return sorted(path.name for path in results(tmp_path / out))
+        assert run("upscale", tmp_path / "in", "--model", model, "-o", tmp_path / out, *options) == code
+        return sorted(contents(tmp_path / out))
 
     assert made("a", code=3) == [
         "same_tiny_tau0.8_seed0.png",
@@ -204,7 +191,7 @@ def test_names_depend_on_the_picture_alone_and_keep_sequences(model, tmp_path, c
         assert f"{name}: Its results would have the names of those of same.JPEG. Rename it, or add" in said
     assert "same_tiny_tau0.8_seed0.png exists, made by another model, with other settings or of another picture" in said
     assert made("b", "--name", "{base}-{suffix}_{model}{sample}{frame}") == [
-        *("same-jpg_tiny.png", "shot.v01-png_tiny.0001.png", "shot.v01-png_tiny.0002.png", "v1.2-png_tiny.png"),
+        *("same-jpg_tiny.png", "shot.v01-png_tiny.0001.png", "shot.v01-png_tiny.0002.png", "v1.2-png_tiny.png")
     ]
     several = ["--samples", "2", "--seed", "5"]
     assert made("c", "--name", "{stem}{sample}.png", *several)[:2] == ["same_seed5.png", "same_seed6.png"]
@@ -214,14 +201,14 @@ def test_names_depend_on_the_picture_alone_and_keep_sequences(model, tmp_path, c
         (["--name", "{stem}", *several], "2 results of an image would have one name. Add {sample}"),
         (["--name", "{model}"], "have the names of those of"),
     ):
-        assert main([*words, str(tmp_path / "d"), *options]) == (3 if "{model}" in options else 1)
+        made("d", *options, code=3 if "{model}" in options else 1)
         assert said in capsys.readouterr().err
-    image = str(tmp_path / "in" / "same.jpg")
-    assert main(["upscale", image, "--model", str(model), "-o", str(tmp_path / "x.png"), "--name", "{stem}"]) == 1
+    image = tmp_path / "in" / "same.jpg"
+    assert run("upscale", image, "--model", model, "-o", tmp_path / "x.png", "--name", "{stem}") == 1
     assert "--name names results in a folder" in capsys.readouterr().err
 
 
-def test_links_are_followed_named_or_counted(model, folder, tmp_path, capsys):  # noqa: F811
+def test_links_are_followed_named_or_counted(model, folder, tmp_path, capsys):
     photograph(tmp_path / "elsewhere" / "e.png", (4, 4))
     (folder / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "to").symlink_to(folder)  # a loop through two links
@@ -235,19 +222,19 @@ def test_links_are_followed_named_or_counted(model, folder, tmp_path, capsys):  
         (line,) = said
         assert "a broken link" in line
         assert "a link that leads back" in line
-    assert main(["upscale", str(folder), "-o", str(tmp_path / "out"), "--model", str(model), "--device", "cpu"]) == 3
+    assert run("upscale", folder, "-o", tmp_path / "out", "--model", model) == 3
     assert "gone.png: Cannot read gone.png as an image: No such file" in capsys.readouterr().err
-    assert len(results(tmp_path / "out")) == 5
+    assert len(contents(tmp_path / "out")) == 5
 
 
-def test_results_are_lines_of_stdout_for_scripts(model, folder, tmp_path, capsys):  # noqa: F811
+def test_results_are_lines_of_stdout_for_scripts(model, folder, tmp_path, capsys):
     (folder / "bad.png").write_bytes(b"nothing")
-    words = ["upscale", str(folder), "-o", str(tmp_path / "out"), "--model", str(model), "--device", "cpu"]
+    words = ["upscale", folder, "-o", tmp_path / "out", "--model", model]
     for _ in range(2):  # those that are there already, too
-        assert main(words) == 3
+        assert run(*words) == 3
         lines = capsys.readouterr().out.splitlines()
-        assert sorted(map(Path, lines)) == sorted(results(tmp_path / "out"))
-    assert main([*words, "--json", "--quiet"]) == 3
+        assert sorted(lines) == sorted(str(tmp_path / "out" / name) for name in contents(tmp_path / "out"))
+    assert run(*words, "--json", "--quiet") == 3
     shown = capsys.readouterr()
     rows = [json.loads(line) for line in shown.out.splitlines()]
     assert all(list(row) == ["input", "outputs", "seconds", "notes", "error"] for row in rows)
@@ -255,34 +242,19 @@ def test_results_are_lines_of_stdout_for_scripts(model, folder, tmp_path, capsys
         "bad.png": "Cannot read bad.png as an image: Pillow does not know its format."
     }
     assert shown.err.startswith("flowcore: 1 of 5 images could not be done:")
-    assert main([*words, "--again", "--json"]) == 3
+    assert run(*words, "--again", "--json") == 3
     assert all(row["seconds"] > 0 for row in map(json.loads, capsys.readouterr().out.splitlines()) if row["outputs"])
 
 
-def test_an_image_that_takes_too_long_is_given_up(model, folder, tmp_path, capsys):  # noqa: F811
-    words = ["upscale", str(folder), "-o", str(tmp_path / "out"), "--model", str(model), "--device", "cpu"]
-    assert main([*words, "--time-limit", "0"]) == 1
+def test_an_image_that_takes_too_long_is_given_up(model, folder, tmp_path, capsys):
+    words = ["upscale", folder, "-o", tmp_path / "out", "--model", model, "--time-limit"]
+    assert run(*words, 0) == 1
     assert "a2.png: It took longer than --time-limit, 0 s." in capsys.readouterr().err
-    assert results(tmp_path / "out") == []
-    assert main([*words, "--time-limit", "100"]) == 0
+    assert contents(tmp_path / "out") == {}
+    assert run(*words, 100) == 0
 
 
-def test_a_manifest_has_one_row_per_input_and_output(model, folder, tmp_path, capsys):  # noqa: F811
-    out = tmp_path / "out"
-    words = ["upscale", str(folder), "-o", str(out), "--model", str(model), "--device", "cpu"]
-    (folder / "bad.png").write_bytes(b"nothing")
-    for options in ([], [], ["--again"]):
-        assert main([*words, *options]) == 3
-        rows = list(csv.DictReader((out / "manifest.csv").read_text().splitlines()))
-        assert sorted(Path(row["input"]).name for row in rows) == ["a10.png", "a2.png", "b.png", "bad.png", "c.png"]
-    photograph(folder / "bad.png", (8, 6))
-    assert main(words) == 0
-    rows = list(csv.DictReader((out / "manifest.csv").read_text().splitlines()))
-    assert len(rows) == 5
-    assert all(row["output"] for row in rows)
-
-
-def test_processes_share_a_folder(model, folder, tmp_path):  # noqa: F811
+def test_processes_share_a_folder(model, folder, tmp_path):
     for k in range(12):
         photograph(folder / f"more{k}.png", (90, 80), seed=k)
     out = tmp_path / "out"
@@ -349,45 +321,44 @@ def test_unsaved_results_stop_the_run(folder, tmp_path):
     assert len(done) == 1
 
 
+def clip_of(folder):
+    return torch.cat([files.read(path.read_bytes(), "x").pixels for path in folder])
+
+
 def test_clip_carries_colors_over(tmp_path, capsys):
     frames = [photograph(tmp_path / "clip" / f"f{k}.png", (24, 16), seed=k) for k in (1, 2, 9, 10, 11)]
-    out = tmp_path / "out"
-    words = ["colorize", str(tmp_path / "clip"), "-o", str(out), "--working-size", "32", "--device", "cpu"]
-    video = [*words, "--frames", "video", "--seed", "3", "--bits", "16", "--carry", "0.9"]
-    assert main(video) == 0
-    flow = flowcore.load("color-photos")
-    clip = torch.stack([pixels(f) for f in frames])
-    expected = flowcore.colorize_video(flow, clip, seed=3, working_size=32, carry=0.9)
-    alone = flowcore.colorize_video(flow, clip, seed=3, working_size=32)
-    came = torch.cat([files.read((out / frame.name).read_bytes(), "x").pixels for frame in frames])
+    out, flow, clip = tmp_path / "out", flowcore.load("color-photos"), clip_of(frames)
+    words = ["colorize", tmp_path / "clip", "-o", out, "--working-size", 32]
+    video = [*words, "--frames", "video", "--seed", 3, "--bits", 16, "--carry", 0.9]
+    assert run(*video) == 0
+    expected, alone = (flowcore.colorize_video(flow, clip, seed=3, working_size=32, carry=c) for c in (0.9, 0.0))
+    came = clip_of(out / frame.name for frame in frames)
     assert (came - expected).abs().max() < 5e-4 < 2e-3 < (alone - expected).abs().max()
     before = contents(out)
     (out / "f10.png").unlink()
-    capsys.readouterr()
-    assert main(video) == 0
-    assert contents(out) == before
-    assert main(video) == 0
+    for _ in range(2):
+        capsys.readouterr()
+        assert run(*video) == 0
+        assert contents(out) == before
     assert "5 of 5 were there already" in capsys.readouterr().err
     video = ["--frames", "video"]
-    wrong = {"--frames video": ["--carry", "0.5"], "--samples": [*video, "--samples", "2"], "--ray": [*video, "--ray"]}
+    wrong = {"--frames video": ["--carry", 0.5], "--samples": [*video, "--samples", 2], "--ray": [*video, "--ray"]}
     for option, arguments in wrong.items():
-        assert main([*words, *arguments]) == 1
+        assert run(*words, *arguments) == 1
         assert option in capsys.readouterr().err
 
 
 def test_frames_of_a_folder_are_enlarged_as_one_clip(tmp_path, capsys):
     frames = [photograph(tmp_path / "clip" / f"f{k}.png", (24, 16), seed=1) for k in (9, 10)]
     out = tmp_path / "out"
-    words = ["upscale", str(tmp_path / "clip"), "-o", str(out), "--device", "cpu", "--steadiness", "0.9"]
-    assert main([*words, "--seed", "3"]) == 0
-    expected = flowcore.upscale_video(flowcore.load("srflow-x4"), torch.stack([pixels(f) for f in frames]), seed=3)
-    came = torch.cat([files.read((out / frame.name).read_bytes(), "x").pixels for frame in frames])
-    assert (came - expected).abs().max() < 1 / 255
-    (out / "f10.png").unlink()
-    assert main([*words, "--seed", "3"]) == 0
-    assert (files.read((out / "f10.png").read_bytes(), "x").pixels - expected[1:]).abs().max() < 1 / 255
-    for wrong in (["--samples", "2"], ["--ray"]):
-        assert main([*words, *wrong]) == 1
+    words = ["upscale", tmp_path / "clip", "-o", out, "--steadiness", 0.9]
+    expected = flowcore.upscale_video(flowcore.load("srflow-x4"), clip_of(frames), seed=3)
+    for _ in range(2):
+        assert run(*words, "--seed", 3) == 0
+        assert (clip_of(out / frame.name for frame in frames) - expected).abs().max() < 1 / 255
+        (out / "f10.png").unlink()
+    for wrong in (["--samples", 2], ["--ray"]):
+        assert run(*words, *wrong) == 1
         assert wrong[0] in capsys.readouterr().err
 
 
@@ -395,71 +366,62 @@ def test_an_animated_image_is_enlarged_as_one_clip(tmp_path):
     clip = (torch.rand(3, 3, 12, 16, generator=torch.Generator().manual_seed(1)) * 255).round() / 255
     times = {"duration": [40, 80, 120], "loop": 0}
     (tmp_path / "a.webp").write_bytes(files.encode(clip[0], format="webp", quality=100, later=clip[1:], times=times))
-    words = ["upscale", str(tmp_path / "a.webp"), "-o", str(tmp_path / "b.png"), "--device", "cpu"]
-    assert main([*words, "--steadiness", "0.8"]) == 0
+    words = ["upscale", tmp_path / "a.webp", "-o", tmp_path / "b.png"]
+    assert run(*words, "--steadiness", 0.8) == 0
     expected = flowcore.upscale_video(flowcore.load("srflow-x4"), clip, steadiness=0.8)
     made = (tmp_path / "b.png").read_bytes()
     assert (files.read_frames(made, "b.png")[:, :3] - expected).abs().max() < 1 / 255
     assert files.frame_times(made) == times
 
 
-def test_colorize_folders(small_colorizer, folder, tmp_path, capsys):  # noqa: F811
-    model = ["--model", str(small_colorizer), "--device", "cpu"]  # noqa: F811
-    assert main(["colorize", str(folder), str(tmp_path / "old form"), *model]) == 0
-    assert main(["colorize", str(folder), "--out", str(tmp_path / "new"), *model]) == 0
-    assert contents(tmp_path / "old form") == contents(tmp_path / "new")
-    assert len(contents(tmp_path / "new")) == 4
-    image, new = str(folder / "a2.png"), str(tmp_path / "new")
+def test_a_folder_as_second_word_is_the_output(small_colorizer, folder, tmp_path, capsys):
+    new, image = tmp_path / "new", folder / "a2.png"
+    assert run("colorize", folder, new, "--model", small_colorizer) == 0
+    assert len(contents(new)) == 4
     for arguments, message in (
-        ([str(folder), str(tmp_path / "x.png")], "one file, for 4 images"),
-        ([image], "needs an output"),
+        ([folder, tmp_path / "x.png"], "one file, for 4 images"),
         ([image, image], "would overwrite"),
-        ([str(folder), "-o", new, "--bits", "16", "--format", "webp"], "16 bits per channel"),
+        ([folder, "-o", new, "--bits", 16, "--format", "webp"], "16 bits per channel"),
     ):
-        assert main(["colorize", *arguments, *model]) == 1
+        assert run("colorize", *arguments, "--model", small_colorizer) == 1
         assert message in capsys.readouterr().err
 
 
-def test_scores_are_a_resumable_table(small_glow, folder, tmp_path, capsys):  # noqa: F811
+def test_scores_are_a_resumable_table(small_glow, folder, tmp_path, capsys):
     table, other = tmp_path / "out" / "scores.csv", tmp_path / "other.csv"
-    words = ["score", str(folder), "--model", str(small_glow), "--device", "cpu", "-o"]
+    words = ["score", folder, "--model", small_glow, "-o"]
 
-    def rows():
+    def rows(code=0, there=0, *options):
+        capsys.readouterr()
+        assert run(*words, table.parent, *options) == code
+        assert (f"{there} of 4 were there already" in capsys.readouterr().err) == bool(there)
         return list(csv.DictReader(table.read_text().splitlines()))
 
     (folder / "bad.png").write_bytes(b"nothing")
-    assert main([*words, str(table.parent)]) == 3
-    assert "1 of 5 images could not be done" in capsys.readouterr().err
-    assert [Path(row["image"]).name for row in rows()] == ["a2.png", "a10.png", "bad.png", "b.png", "c.png"]
-    assert rows()[2]["error"] == "Cannot read bad.png as an image: Pillow does not know its format."
+    first = rows(code=3)
+    assert [Path(row["image"]).name for row in first] == ["a2.png", "a10.png", "bad.png", "b.png", "c.png"]
+    assert first[2]["error"] == "Cannot read bad.png as an image: Pillow does not know its format."
     (folder / "bad.png").unlink()
-    assert main([*words, str(table.parent)]) == 0
-    expected = rows()
+    expected = rows(there=4)
     assert {row["model_sha256"] for row in expected} == {model_sha256(flowcore.load(small_glow))}
     assert "bad.png" not in table.read_text()
     lines = table.read_text().splitlines(keepends=True)
     table.write_text("".join(lines[:3]) + lines[3][:-20])  # killed while writing
-    capsys.readouterr()
-    assert main([*words, str(table.parent)]) == 0
-    assert "2 of 4 were there already" in capsys.readouterr().err
-    assert [row["bits_per_dim"] for row in rows()] == [row["bits_per_dim"] for row in expected]
+    assert [row["bits_per_dim"] for row in rows(there=2)] == [row["bits_per_dim"] for row in expected]
     table.write_text(re.sub(",[^,\n]*$", "", table.read_text(), flags=re.MULTILINE))  # before it named the model
-    assert main([*words, str(table.parent)]) == 0
-    assert "4 of 4 were there already" in capsys.readouterr().err
-    assert rows() == expected
-    assert main([*words, str(table.parent), "--seed", "1"]) == 0
-    assert "were there" not in capsys.readouterr().err
+    assert rows(there=4) == expected
+    assert rows(0, 0, "--seed", "1") != expected
     other.write_text("a,b\n1,2\n")
-    assert main([*words, str(other)]) == 1
+    assert run(*words, other) == 1
     assert "a table of something else" in capsys.readouterr().err
     assert other.read_text() == "a,b\n1,2\n"
 
 
-def test_terminal_shows_a_bar(model, folder, tmp_path, monkeypatch):  # noqa: F811
+def test_terminal_shows_a_bar(model, folder, tmp_path, monkeypatch):
     shown = io.StringIO()
     shown.isatty = lambda: True
     monkeypatch.setattr("sys.stderr", shown)
-    assert main(["upscale", str(folder), "-o", str(tmp_path / "out"), "--model", str(model), "--device", "cpu"]) == 0
+    assert run("upscale", folder, "-o", tmp_path / "out", "--model", model) == 0
     drawn = shown.getvalue().split("\r")
     assert any("%|#" in line and "3/4 b.png" in line for line in drawn)
     assert re.search(r"1/4 a2.png: 100%, \S+ s, about .* to go\n", shown.getvalue())

@@ -1,15 +1,16 @@
 """Untrusted files are read, or refused by a readable error, in bounded time and memory, whatever is in them.
 
-`hostile.py` builds them, and watches a child process that reads them. Every past finding has its own test; generated
-cases (`fuzz`) search for more.
+`hostile.py` builds them, and looks on while they are read. Generated cases (`fuzz`) search for more.
 """
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import json
 import math
+import operator
 import os
 import pickle
 import socket
@@ -17,6 +18,7 @@ import struct
 import sys
 import warnings
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,10 +30,10 @@ from safetensors.torch import load as parse
 from safetensors.torch import save as serialize
 
 from flowcore.checkpoints import read, save
-from flowcore.checkpoints.file import MAX_HEADER
+from flowcore.checkpoints.file import MAX_HEADER, build_on_meta
 from flowcore.checkpoints.latents_file import save_latents
 from flowcore.errors import FlowError
-from flowcore.models import ARCHITECTURES
+from flowcore.models import configure
 from flowcore.training.styles import with_styles
 
 from . import hostile
@@ -81,14 +83,7 @@ def good(tmp_path_factory):
     return files
 
 
-PUBLISHED = (
-    "published safetensors",
-    "published srflow_da",
-    "published llflow",
-    "published hcflow",
-    "published pth",
-    "published old pth",
-)
+PUBLISHED = tuple(f"published {kind}" for kind in ("safetensors", "srflow_da", "llflow", "hcflow", "pth", "old pth"))
 MODELS = (*TINY, "eight bits", *PUBLISHED)
 LATENTS = ("latents", "latents with source")
 
@@ -98,32 +93,34 @@ def overrides_for(name: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def child(tmp_path_factory):
+def folder(tmp_path_factory):
+    """A folder for files, in which nothing else is written."""
     if not sys.platform.startswith("linux"):
-        pytest.skip("the child's memory is read the Linux way")
-    child = hostile.Child(tmp_path_factory.mktemp("hostile"))
-    yield child
-    child.stop()
+        pytest.skip("the memory of the process is read the Linux way")
+    for name in ("glow", "class_conditional"):  # torch imports modules for its meta device once
+        build_on_meta(name, configure(name, {}))
+    torch.randperm(4, device="meta")
+    return tmp_path_factory.mktemp("hostile")
 
 
 @pytest.fixture(scope="module")
-def look_at(child):
-    """Let the child read a path within its limits, and return the errors by function."""
+def look_at(folder):
+    """Read a path within the limits, and return the errors by function."""
 
     def look_at(path, overrides=None):
-        verdict = child.look(path, overrides)
-        assert verdict["wrong"] == []
-        return verdict["errors"]
+        errors, wrong = hostile.look(Path(path), overrides)
+        assert wrong == []
+        return errors
 
     return look_at
 
 
 @pytest.fixture(scope="module")
-def look(child, look_at):
-    """Let the child read a content, and return the errors by function."""
+def look(folder, look_at):
+    """The same for a content."""
 
     def look(content: bytes, suffix: str = ".safetensors", overrides=None):
-        path = child.folder / f"file{suffix}"
+        path = folder / f"file{suffix}"
         path.write_bytes(content)
         errors = look_at(path, overrides)
         path.unlink()
@@ -150,11 +147,10 @@ def test_good_files_are_read(good, look, name):
         assert {errors[way] for way in ways} == {""}
 
 
-@pytest.mark.parametrize("target", ["file", "link to a file"])
-def test_symlinks_are_followed(good, look_at, tmp_path, target):
+def test_symlinks_are_followed(good, look_at, tmp_path):
     (tmp_path / "file").write_bytes(good["glow"])
     (tmp_path / "link to a file").symlink_to(tmp_path / "file")
-    (tmp_path / "link.safetensors").symlink_to(tmp_path / target)
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / "link to a file")
     assert look_at(tmp_path / "link.safetensors")["load"] == ""
 
 
@@ -179,35 +175,29 @@ def test_special_files_are_refused_without_waiting(look_at, tmp_path, kind):
         refused(look_at(path), "odd.safetensors")
 
 
-@pytest.mark.parametrize(
-    "name", ["x" * 300, "a\0b", "~nobody-of-that-name/x", "x" * 5000, "\udcff"], ids=lambda name: ascii(name)[:12]
-)
-def test_impossible_names_are_refused(child, look_at, name):
-    refused(look_at(child.folder / name if name[0] != "~" else name))
+def test_impossible_names_are_refused(folder, look_at):
+    for name in ("x" * 300, "a\0b", "x" * 5000, "\udcff"):
+        refused(look_at(folder / name))
+    refused(look_at("~nobody-of-that-name/x"))
 
 
-OTHER_FILES = {
-    "one byte": b"\x80",
-    "gzip bomb": gzip.compress(bytes(2**22)),
-    "only a length": struct.pack("<Q", 2),
-    "a length of 4 EiB": struct.pack("<Q", 2**62) + b"{}",
-    "a broken header": struct.pack("<Q", 9) + b'{"a": nul',
-    "text": b"this is no model, whatever its name says\n" * 20,
-    "eight zeros": bytes(8),
-    "magic of a zip": b"PK\x03\x04",
-    "an empty zip": b"PK\x05\x06" + bytes(18),
-    "zeros": bytes(100_000),
-    "ones": b"\xff" * 100_000,
-}
+OTHER_FILES = [
+    *(b"\x80", bytes(8), bytes(100_000), b"\xff" * 100_000, b"this is no model, whatever its name says\n" * 20),
+    *(b"PK\x03\x04", b"PK\x05\x06" + bytes(18)),  # the magic of a zip, and an empty one
+    gzip.compress(bytes(2**22)),
+    struct.pack("<Q", 2),  # only a length
+    struct.pack("<Q", 2**62) + b"{}",
+    struct.pack("<Q", 9) + b'{"a": nul',
+]
 
 
-@pytest.mark.parametrize("name", OTHER_FILES)
-def test_other_files_are_refused(look, name):
-    for suffix in (".safetensors", ".pth"):
-        errors = look(OTHER_FILES[name], suffix)
-        refused(errors)
-        for way in ("read_header", "read_latents_header", "load_latents"):
-            assert "not a safetensors file, or it is truncated" in errors[way], errors[way]
+def test_other_files_are_refused(look):
+    for content in OTHER_FILES:
+        for suffix in (".safetensors", ".pth"):
+            errors = look(content, suffix)
+            refused(errors)
+            for way in ("read_header", "read_latents_header", "load_latents"):
+                assert "not a safetensors file, or it is truncated" in errors[way], errors[way]
 
 
 # --- past findings: each one made the reader crash, hang, use too much memory, or report nonsense ---------------------
@@ -235,7 +225,7 @@ PICKLES = {
     "a million opcodes": (dictionary(b"N0" * 500_000 + b"N"), "more than 500000 steps"),
     "dictionaries that share their parts": (b"\x80\x02}" + SHARED + b".", "holds no weights"),
     "an ordered dictionary whose items are none": (b"\x80\x02" + NO_ITEMS + b"b.", "holds no weights"),
-    "a count of what a tensor holds": (
+    "a count of a tensor": (
         dictionary(b"ccollections\nCounter\n" + tensor(1, [2**40], [0]) + b"\x85R"),
         "in an unusual way",
     ),
@@ -259,18 +249,15 @@ PICKLES = {
 SLOW = {"a million opcodes", "a value a hundred thousand lists deep", "marks without end"}  # to unpickle
 
 
-@pytest.mark.parametrize(
-    ("name", "form"),
-    [(name, "archive") for name in PICKLES]
-    + [pytest.param(name, "old", marks=[pytest.mark.soak] if name in SLOW else []) for name in PICKLES],
-)
-def test_pickles_that_ask_for_too_much(look, name, form):
+@pytest.mark.parametrize("name", PICKLES)
+def test_pickles_that_ask_for_too_much(look, name):
     pickled, words = PICKLES[name]
-    content = archive(pickled, extra={"m/data/0": bytes(4)}) if form == "archive" else legacy(pickled)
-    errors = look(content, ".pth")
-    refused(errors)
-    # an old file has its numbers behind its pickles, and torch may complain of these first
-    assert words in errors["load"] or (form == "old" and "truncated or damaged" in errors["load"]), errors["load"]
+    errors = look(archive(pickled, extra={"m/data/0": bytes(4)}), ".pth")
+    refused(errors, words)
+    if name not in SLOW:
+        # an old file has its numbers behind its pickles, and torch may complain of these first
+        errors = look(legacy(pickled), ".pth")
+        assert words in errors["load"] or "truncated or damaged" in errors["load"], errors["load"]
 
 
 class Payload:
@@ -286,8 +273,8 @@ class Payload:
     # A name is written in three ways, by protocol: as a line, as a line with a later opcode, and from the stack.
     [("archive", 2), *((form, protocol) for form in ("archive", "old", "bare") for protocol in (0, 3, 4))],
 )
-def test_code_in_pickles_is_not_run(child, look, form, protocol):
-    trace = child.folder.parent / "trace"
+def test_code_in_pickles_is_not_run(folder, look, form, protocol):
+    trace = folder.parent / "trace"
     payload = Payload(os.system, f"touch {trace}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -344,49 +331,35 @@ def test_archives(look, name):
     refused(look(change(good_pickle), ".pth"), words)
 
 
-HUGE = {
-    "srflow of a million convolutions": (
-        "srflow",
-        {"steps": 256, "transition_steps": 16, "scale": 8, "levels": 4, "hidden_layers": 64, "encoder_blocks": 256},
-    ),
-    "glow of 2048 steps": ("glow", {"levels": 8, "steps": 256, "image_size": 256}),
-    "realnvp of 8 scales": ("realnvp", {"scales": 8, "blocks": 64, "image_size": None}),
-    "ffjord of a thousand widths": ("ffjord", {"scales": 1, "hidden": [4096] * 1000, "image_size": None}),
-    "ffjord of 64 blocks": ("ffjord", {"scales": 8, "blocks": 64, "hidden": [4096] * 16, "image_size": None}),
-    "residual flow of 2048 blocks": ("residual_flow", {"blocks": [256] * 8, "full_blocks": 64, "image_size": 128}),
-    "residual flow of a large image": (
-        "residual_flow",
-        {"blocks": [1], "hidden": 4096, "full_hidden": 4096, "image_size": 16384},
-    ),
-    "colorizer of 512 steps": (
-        "colorizer",
-        {"steps": [64] * 8, "hidden": [4096] * 8, "widths": [4096] * 9, "merged": 1024, "features": 1024},
-    ),
-    "digits of 65536 pixels": ("class_conditional", {"steps": 64, "hidden": 4096, "image_size": [256, 256]}),
-    "hcflow of 512 steps and blocks": (
-        "hcflow",
-        {"scale": 8, "steps": 256, "detail_steps": 256, "hidden": 4096, "extractor_blocks": [256, 256]},
-    ),
-    "blocks a million times": ("srflow", {"stacked_blocks": [0] * 1_000_000}),
-    "styles by the thousand": ("class_conditional", {"styles": [f"style {i}" for i in range(100_000)]}),
-}
+HUGE = [
+    ("srflow", {"steps": 256, "scale": 8, "levels": 4, "hidden_layers": 64, "encoder_blocks": 256}),
+    ("srflow", {"stacked_blocks": [0] * 1_000_000}),
+    ("glow", {"levels": 8, "steps": 256, "image_size": 256}),
+    ("realnvp", {"scales": 8, "blocks": 64, "image_size": None}),
+    ("ffjord", {"scales": 1, "hidden": [4096] * 1000, "image_size": None}),
+    ("ffjord", {"scales": 8, "blocks": 64, "hidden": [4096] * 16, "image_size": None}),
+    ("residual_flow", {"blocks": [256] * 8, "full_blocks": 64, "image_size": 128}),
+    ("residual_flow", {"blocks": [1], "hidden": 4096, "full_hidden": 4096, "image_size": 16384}),
+    ("colorizer", {"steps": [64] * 8, "hidden": [4096] * 8, "widths": [4096] * 9, "merged": 1024, "features": 1024}),
+    ("class_conditional", {"steps": 64, "hidden": 4096, "image_size": [256, 256]}),
+    ("class_conditional", {"styles": [f"style {i}" for i in range(100_000)]}),
+    ("hcflow", {"scale": 8, "steps": 256, "detail_steps": 256, "hidden": 4096, "extractor_blocks": [256, 256]}),
+]
 
 
-@pytest.mark.parametrize("name", [next(iter(HUGE)), *(pytest.param(n, marks=pytest.mark.soak) for n in [*HUGE][1:])])
-def test_huge_configurations_are_refused_quickly(good, look, name):
-    architecture, fields = HUGE[name]
-    refused(look(with_config(good[architecture], fields)))
+@pytest.mark.parametrize("huge", [HUGE[0], *(pytest.param(huge, marks=pytest.mark.soak) for huge in HUGE[1:])])
+def test_huge_configurations_are_refused_quickly(good, look, huge):
+    refused(look(with_config(good[huge[0]], huge[1])))
 
 
-@pytest.mark.parametrize(
-    ("name", "key", "place"), [("glow", "flowcore", "config"), ("latents", "flowcore_latents", "extra")]
-)
-def test_json_within_json(good, look, name, key, place):
-    header = json.loads(parts(good[name])[0]["__metadata__"][key])
-    for depth in (500, 985, 990, 995, 1000, 100_000):
-        nested = "[" * depth + "]" * depth
-        for text_ in (nested, json.dumps({**header, place: "here"}).replace('"here"', '{"hidden": ' + nested + "}")):
-            look(with_header(good[name], key, text_))
+def test_json_within_json(good, look):
+    for name, key, place in (("glow", "flowcore", "config"), ("latents", "flowcore_latents", "extra")):
+        header = json.loads(parts(good[name])[0]["__metadata__"][key])
+        holed = json.dumps({**header, place: "here"})
+        for depth in (500, *range(850, 1001, 10), 100_000):  # about the limit of recursion, from wherever it counts
+            nested = "[" * depth + "]" * depth
+            for text_ in (nested, holed.replace('"here"', '{"hidden": ' + nested + "}")):
+                look(with_header(good[name], key, text_))
 
 
 def test_messages_are_bounded(good, look):
@@ -415,35 +388,38 @@ def test_oversized_headers_are_not_parsed(look):
 WRONG_TYPES = {"BOOL": 1, "I8": 1, "I32": 4, "U64": 8, "C64": 8, "F8_E4M3": 1, "F8_E8M0": 1}  # to bytes per value
 
 
-@pytest.mark.parametrize("kind", WRONG_TYPES)
-def test_weights_of_another_type_are_refused(good, look, kind):
-    # a published file in eight bits is widened like any other
-    for name in ("realnvp", "latents", *(["published safetensors"] if kind[:2] != "F8" else [])):
-        header, tensors = parts(good[name])[0], parse(good[name])
-        key = next(k for k, t in tensors.items() if t.ndim == 4)
-        size = tensors.pop(key).numel() * WRONG_TYPES[kind]
-        others, data = parts(serialize(tensors))
-        moved = {k: {**v, "data_offsets": [n + size for n in v["data_offsets"]]} for k, v in others.items()}
-        first = {**header[key], "dtype": kind, "data_offsets": [0, size]}
-        metadata = {k: v for k, v in header.items() if k == "__metadata__"}
-        errors = look(safetensors({**metadata, key: first, **moved}, bytes(size) + data), overrides=overrides_for(name))
-        assert errors["load_latents" if name == "latents" else "load"]
+def test_weights_of_another_type_are_refused(good, look):
+    for name in ("realnvp", "latents", "published safetensors"):
+        header = parts(good[name])[0]
+        for kind, width in WRONG_TYPES.items():
+            if name.startswith("published") and kind[:2] == "F8":
+                continue  # widened like any other
+            tensors = parse(good[name])
+            key = next(k for k, t in tensors.items() if t.ndim == 4)
+            size = tensors.pop(key).numel() * width
+            others, data = parts(serialize(tensors))
+            moved = {k: {**v, "data_offsets": [n + size for n in v["data_offsets"]]} for k, v in others.items()}
+            moved |= {key: {**header[key], "dtype": kind, "data_offsets": [0, size]}}
+            metadata = {k: v for k, v in header.items() if k == "__metadata__"}
+            content = safetensors(metadata | moved, bytes(size) + data)
+            errors = look(content, overrides=overrides_for(name))
+            assert errors["load_latents" if name == "latents" else "load"]
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("realnvp", value) for value in (math.nan, math.inf, -math.inf, 1e60)]
-    + [("published safetensors", math.nan), ("published pth", 1e60), ("published old pth", math.nan)],
-)
-def test_nonfinite_weights_are_counted_and_named(good, look, name, value):
-    flat = good["published safetensors" if name.startswith("published") else name]
-    tensors = {key: t.double() if t.is_floating_point() else t for key, t in parse(flat).items()}
-    key = next(k for k, t in sorted(tensors.items()) if t.ndim == 4 and t.is_floating_point())
-    tensors[key].view(-1)[1:3] = value
-    metadata = parts(flat)[0].get("__metadata__")
-    content = serialize(tensors, metadata) if "pth" not in name else torch_file(tensors, old="old" in name)
-    errors = look(content, overrides=overrides_for(name))
-    refused(errors, "2 values that are not finite", "in 1 of its tensors")
+NONFINITE = [("realnvp", value) for value in (math.nan, math.inf, -math.inf, 1e60)]
+NONFINITE += [("published safetensors", math.nan), ("published pth", 1e60), ("published old pth", math.nan)]
+
+
+def test_nonfinite_weights_are_counted_and_named(good, look):
+    for name, value in NONFINITE:
+        flat = good["published safetensors" if name.startswith("published") else name]
+        tensors = {key: t.double() if t.is_floating_point() else t for key, t in parse(flat).items()}
+        key = next(k for k, t in sorted(tensors.items()) if t.ndim == 4 and t.is_floating_point())
+        tensors[key].view(-1)[1:3] = value
+        metadata = parts(flat)[0].get("__metadata__")
+        content = serialize(tensors, metadata) if "pth" not in name else torch_file(tensors, old="old" in name)
+        errors = look(content, overrides=overrides_for(name))
+        refused(errors, "2 values that are not finite", "in 1 of its tensors")
 
 
 def test_invalid_channel_orders_are_refused(good, look):
@@ -454,22 +430,17 @@ def test_invalid_channel_orders_are_refused(good, look):
         refused(look(changed), key, "does not list each of 0 to")
 
 
-@pytest.mark.parametrize(
-    ("model", "end", "value", "words"),
-    [
+def test_values_without_inverse_are_refused(good, look):
+    for model, end, value, words in (
         ("colorizer", "matrix", 0.0, "singular"),
         ("srflow", "weight", 1.0, "singular"),
         ("realnvp", "var", -1.0, "negative"),
-    ],
-)
-def test_values_without_inverse_are_refused(good, look, model, end, value, words):
-    tensors = parse(good[model])
-    key = next(
-        k for k, t in tensors.items() if k.endswith(end) and t.ndim < 3 and (end == "var" or len(t) == t.shape[1])
-    )
-    changed = {**tensors, key: torch.full_like(tensors[key], value)}
-    changed = serialize(changed, parts(good[model])[0]["__metadata__"])
-    refused(look(changed), words)
+    ):
+        tensors = parse(good[model])
+        named = {k: t for k, t in tensors.items() if k.endswith(end) and t.ndim < 3}
+        key = next(k for k, t in named.items() if end == "var" or len(t) == t.shape[1])
+        changed = {**tensors, key: torch.full_like(tensors[key], value)}
+        refused(look(serialize(changed, parts(good[model])[0]["__metadata__"])), words)
 
 
 def test_loaded_model_is_independent_of_its_file(good, tmp_path):
@@ -531,165 +502,74 @@ def damaged(draw, content: bytes) -> bytes:
     return content
 
 
-ODD_NUMBERS = st.sampled_from(
-    [0, -1, 1, 2, 3, 2**31, 2**32, 2**53, 2**63 - 1, 2**63, 2**64, -(2**63), 10**9, 10**18, 10**400, 0.5, 1e300, -0.0]
-)
+WHOLE = [0, -1, 1, 2, 3, 2**31, 2**32, 2**53, 2**63 - 1, 2**63, 2**64, -(2**63), 10**9, 10**18, 10**400]
+ODD_NUMBERS = st.sampled_from([*WHOLE, 0.5, 1e300, -0.0])
+WORDS = ["", "x", "conv", "glow", "F16", "I8", "BOOL", "F4", "F8_E5M2", "C64", "a\0b", "\ud800", "x" * 3000]
 ODD = st.one_of(
     ODD_NUMBERS,
-    st.sampled_from([None, True, False, "", "x", "conv", "a\0b", "\ud800", "x" * 3000, float("nan"), float("inf")]),
-    st.lists(ODD_NUMBERS, max_size=5),
+    st.sampled_from([None, True, False, *WORDS, float("nan"), float("inf")]),
+    st.lists(ODD_NUMBERS, max_size=6),
     st.lists(st.sampled_from(["bold", "", None, [], {}]), max_size=3),
     st.recursive(st.none(), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=2)),
-    st.integers(-5, 70),
+    st.integers(-5, 4096),
     st.floats(),
 )
-JSON_TRICKS = st.sampled_from(
-    [
-        *("", "{", "null", "[]", "7", '"text"', "NaN", "Infinity", "-Infinity", "\ufeff{}", "{}\0", "\x00"),
-        *("[" * 100_000, "[" * 990 + "]" * 990, '{"a":' * 100_000),
-        *('{"format": 1, "format": 2}', '{"format": NaN}', '{"format": 1e400}', '{"format": ' + "9" * 5000 + "}"),
-        '{"architecture": "glow", "format": 1, "config": [["levels", 1]], "provenance": {}}',
-        '{"architecture": "glow", "format": 1, "config": {}, "provenance": []}',
-    ]
-)
-DTYPES = ["F16", "BF16", "F64", "I8", "U8", "I64", "BOOL", "F4", "F6_E2M3", "F8_E5M2", "C64", "XX", "", None, 3]
-ENTRY = {  # what a header says of a tensor
-    "dtype": st.sampled_from(DTYPES),
-    "shape": st.one_of(ODD, st.lists(ODD_NUMBERS, max_size=6)),
-    "data_offsets": st.one_of(ODD, st.lists(ODD_NUMBERS, min_size=2, max_size=2)),
-}
-METADATA = st.one_of(ODD, st.dictionaries(st.sampled_from(["flowcore", "flowcore_latents", "x"]), ODD, max_size=2))
+CUT = st.sampled_from([*[0] * 9, 1, 2**20])  # characters that the JSON of the metadata lacks
+
+
+def places(value, path=()) -> list[tuple]:
+    """Where values are within JSON: the keys that lead there."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, each in inner for place in places(each, (*path, key)))]
 
 
 @st.composite
 def odd_headers(draw, content: bytes) -> bytes:
-    """A safetensors file with a changed header."""
+    """A safetensors file with odd values in its header, or in the JSON of its metadata."""
     header, data = parts(content)
-    good = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    for _ in range(draw(st.integers(1, 3))):
-        name = draw(st.sampled_from([*good]))
-        what = draw(st.sampled_from([*ENTRY, "nudge", "gone", "more", "metadata", "odd"]))
-        if what in ENTRY:
-            header[name] = {**good[name], what: draw(ENTRY[what])}
-        elif what == "nudge":
-            nudged = [n + draw(st.sampled_from([-4, -1, 0, 1, 4])) for n in good[name]["data_offsets"]]
-            header[name] = {**good[name], "data_offsets": nudged}
-        elif what == "gone":
-            header.pop(name, None)
-        elif what == "more":
-            header[draw(st.text(max_size=20))] = draw(st.one_of(ODD, st.just(good[name])))
-        elif what == "metadata":
-            header["__metadata__"] = draw(METADATA)
-        else:
-            header[name] = draw(st.one_of(ODD, st.sampled_from([*good.values()])))
+    header["__metadata__"] = {key: json.loads(value) for key, value in header.get("__metadata__", {}).items()}
+    for _ in range(draw(st.integers(1, 4))):
+        every = places(header)[1:]
+        deep = [place for place in every if place[0] == "__metadata__"]
+        *path, last = draw(st.sampled_from(draw(st.sampled_from([every, deep or every]))))
+        owner = functools.reduce(operator.getitem, path, header)
+        match draw(st.sampled_from(["odd", "odd", "nudge", "other", "gone", "more"])):
+            case "nudge" if isinstance(owner[last], int):
+                owner[last] += draw(st.sampled_from([-4, -1, 1, 4]))
+            case "gone":
+                del owner[last]
+            case "more" if isinstance(owner, dict):
+                owner[draw(st.text(max_size=20))] = draw(ODD)
+            case "other":
+                owner[last] = draw(st.sampled_from([*(owner.values() if isinstance(owner, dict) else owner)]))
+            case _:
+                owner[last] = draw(ODD)
+    if isinstance(metadata := header.get("__metadata__"), dict):
+        header["__metadata__"] = {key: json.dumps(value)[draw(CUT) :] for key, value in metadata.items()}
     raw = json.dumps(header).encode()
-    how = draw(st.sampled_from(["", "", "", "length", "duplicate", "bytes", "deep", "spaces"]))
-    length = draw(ODD_NUMBERS.filter(lambda n: isinstance(n, int))) if how == "length" else None
-    if how == "duplicate":
-        raw = raw[:-1] + b"," + raw[1:]
-    elif how == "bytes":
-        at = draw(st.integers(0, len(raw)))
-        tricks = [b"\xff", b"\0", b"\xed\xa0\x80", b"\\ud800", b"\\u0000", b"1e999", b"NaN"]
-        raw = raw[:at] + draw(st.sampled_from(tricks)) + raw[at:]
-    elif how == "deep":
-        raw = raw[:-1] + b',"deep":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
-    elif how == "spaces":
-        raw += b" " * draw(st.integers(1, 5000))
-    return safetensors(raw, data, length=length)
+    return safetensors(raw, data, length=draw(st.sampled_from([*[len(raw)] * 20, *WHOLE])))
 
 
-@st.composite
-def odd_configurations(draw, files: dict[str, bytes]) -> bytes:
-    """A model file with odd values in its configuration or header."""
-    name = draw(st.sampled_from(sorted(TINY)))
-    fields = sorted(ARCHITECTURES[name].config.__dataclass_fields__)
-    if draw(st.integers(0, 4)) == 0:
-        part = draw(st.sampled_from(["architecture", "format", "config", "provenance", "more"]))
-        value = draw(st.one_of(ODD, st.sampled_from(sorted(TINY))))
-        return with_header(files[name], "flowcore", draw(st.one_of(JSON_TRICKS, st.just({part: value}))))
-    changed = draw(
-        st.dictionaries(st.sampled_from(fields), st.one_of(ODD, st.integers(1, 4096)), min_size=1, max_size=4)
-    )
-    return with_config(files[name], changed)
+STARTS = st.sampled_from([b"", b"\x80\x02", b"PK\x03\x04", b"\x40\0\0\0\0\0\0\0{"])
+RANDOM = st.builds(bytes.__add__, STARTS, st.binary(max_size=2000))
 
 
-GLOBALS = """torch FloatStorage, torch._utils _rebuild_tensor_v2, torch Size, collections OrderedDict,
-collections Counter, torch._utils _rebuild_parameter, torch._utils _rebuild_sparse_tensor,
-torch.serialization _get_layout, os system, builtins eval, torch int64, torch device"""
-OPCODES = [
-    *(bytes([code]) for code in b"(t\x85\x86\x87)]}aesuRbQN0\x88\x89\x81\x8f21.\x94"),
-    *(f"c{name}\n".replace(" ", "\n").encode() for name in GLOBALS.replace("\n", " ").split(", ")),
-    *(text(word) for word in ("weight", "storage", "0", "cpu", "torch.sparse_coo")),
-    *(b"q\0", b"h\0", b"q\1", b"h\1", b"K\1", b"\x8a\x00", b"\x8c\x01a", b"G" + bytes(8), b"J\xff\xff\xff\xff"),
-    *(whole(2**40), tensor(1, [1], [1]), tensor(1, [1, 1], [1, 1]), tensor(100, [100], [1], key="1")),
-]
-
-
-@st.composite
-def odd_pickles(draw, state: bytes) -> bytes:
-    """A torch file around a random or damaged pickle."""
-    if draw(st.booleans()):
-        pickled = b"\x80\x02" + b"".join(draw(st.lists(st.sampled_from(OPCODES), max_size=40))) + b"."
-    else:
-        pickled = draw(damaged(b"\x80\x02" + dictionary(tensor(1, [1], [1]))[2:-2] + b"s."))
-    if draw(st.booleans()):
-        return legacy(pickled)
-    return archive(pickled, extra={"m/data/0": bytes(4), "m/data/1": bytes(400)}, deflate=draw(st.integers(0, 9)) == 0)
-
-
-def fuzz(short: int, long: int):
-    """Run a test on generated data; see ``cases`` for the numbers of cases."""
-    return lambda test: pytest.mark.fuzz(cases(short=short, long=long)(given(data=st.data())(test)))
-
-
-@fuzz(70, 4500)
-def test_damaged_models(good, look, data):
-    name = data.draw(st.sampled_from(MODELS))
-    content = data.draw(damaged(good[name]))
-    look(content, data.draw(st.sampled_from([".pth", ".safetensors"])), overrides_for(name))
+@pytest.mark.fuzz
+@cases(210, 13_500)
+@given(data=st.data())
+def test_generated_models(good, look, data):
+    how = data.draw(st.sampled_from([damaged, damaged, odd_headers, odd_headers, None]))
+    name = data.draw(st.sampled_from([*TINY, "published safetensors"] if how is odd_headers else MODELS))
+    content = data.draw(RANDOM if how is None else how(good[name]))
+    suffix = ".safetensors" if how is odd_headers else data.draw(st.sampled_from([".pth", ".safetensors"]))
+    look(content, suffix, overrides_for(name))
     tried("checkpoints")
 
 
-@fuzz(30, 2500)
-def test_models_with_odd_headers(good, look, data):
-    name = data.draw(st.sampled_from([*TINY, "published safetensors"]))
-    look(data.draw(odd_headers(good[name])), overrides=overrides_for(name))
-    tried("checkpoints")
-
-
-@fuzz(60, 3500)
-def test_models_with_odd_configurations(good, look, data):
-    look(data.draw(odd_configurations(good)))
-    tried("checkpoints")
-
-
-@fuzz(30, 2500)
-def test_odd_pickles(good, look, data):
-    look(data.draw(odd_pickles(good["published pth"])), ".pth")
-    tried("checkpoints")
-
-
-@fuzz(20, 500)
-def test_random_bytes(look, data):
-    start = data.draw(st.sampled_from([b"", b"\x80\x02", b"PK\x03\x04", b"\x40\0\0\0\0\0\0\0{"]))
-    look(start + data.draw(st.binary(max_size=2000)), ".pth")
-    tried("checkpoints")
-
-
-@fuzz(30, 1500)
-def test_damaged_latents(good, look, data):
-    look(data.draw(damaged(good[data.draw(st.sampled_from(LATENTS))])))
-    tried("latents files")
-
-
-@fuzz(30, 1500)
-def test_latents_with_odd_headers(good, look, data):
-    content = good[data.draw(st.sampled_from(LATENTS))]
-    if data.draw(st.booleans()):
-        content = data.draw(odd_headers(content))
-    else:
-        fields = ["format", "model_sha256", "model_name", "architecture", "shapes", "extra", "source", "more"]
-        change = st.dictionaries(st.sampled_from(fields), ODD, min_size=1, max_size=3)
-        content = with_header(content, "flowcore_latents", data.draw(st.one_of(JSON_TRICKS, change)))
-    look(content)
+@pytest.mark.fuzz
+@cases(60, 3000)
+@given(data=st.data())
+def test_generated_latents(good, look, data):
+    how = data.draw(st.sampled_from([damaged, odd_headers]))
+    look(data.draw(how(good[data.draw(st.sampled_from(LATENTS))])))
     tried("latents files")

@@ -16,14 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from flowcore.checkpoints import latents_file
 from flowcore.checkpoints.file import read, save
-from flowcore.checkpoints.latents_file import (
-    FORMAT,
-    KEY,
-    load_latents,
-    model_sha256,
-    read_latents_header,
-    save_latents,
-)
+from flowcore.checkpoints.latents_file import FORMAT, KEY, load_latents, model_sha256, read_latents_header, save_latents
 from flowcore.errors import CheckpointError, FlowError, ShapeError
 from flowcore.models import build
 from flowcore.models.glow import GlowConfig
@@ -153,16 +146,11 @@ def test_fingerprint_separates_names_shapes_and_values():
     def fingerprint(**tensors):
         return model_sha256(SimpleNamespace(architecture="glow", config=GlowConfig(), state_dict=lambda: tensors))
 
-    one, two = torch.ones(2), torch.zeros(2)
+    one, two, none = torch.ones(2), torch.zeros(2), torch.zeros(0)
     both = torch.cat([one, two])
-    named = (
-        {"a": one, "b": two},
-        {"a": one, "z": two},
-        {"b": one, "a": two},
-        {"a": one, "b": two, "c": torch.zeros(0)},
-    )
-    shaped = ({"a": both}, {"a": both.view(2, 2)}, {"a": both.view(1, 4)})
-    assert len({fingerprint(**tensors) for tensors in (*named, *shaped)}) == 7
+    different = [{"a": one, "b": two}, {"a": one, "z": two}, {"b": one, "a": two}, {"a": one, "b": two, "c": none}]
+    different += [{"a": both}, {"a": both.view(2, 2)}, {"a": both.view(1, 4)}]
+    assert len({fingerprint(**tensors) for tensors in different}) == 7
     assert fingerprint(b=two, a=one) == fingerprint(a=one, b=two)
 
 
@@ -177,11 +165,11 @@ def refused(file, *words):
         assert word in str(caught.value)
 
 
-@pytest.mark.parametrize("part", [0.05, 0.3, 0.9, 0.999])
-def test_truncated_files(file, part):
+def test_truncated_files(file):
     content = file.read_bytes()
-    file.write_bytes(content[: int(part * len(content))])
-    refused(file, "truncated")
+    for part in (0.05, 0.3, 0.9, 0.999):
+        file.write_bytes(content[: int(part * len(content))])
+        refused(file, "truncated")
 
 
 HEADERS = {
@@ -205,18 +193,16 @@ UNMATCHED = (  # the tensors of the file
 DAMAGED, NEWER = ("header of", "is damaged ("), ("newer flowcore",)
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "words"),
-    [
+def test_invalid_headers(file):
+    whole = file.read_bytes()
+    for field, value, words in (
         *((field, value, DAMAGED) for field, values in HEADERS.items() for value in values),
         *(("format", 2, NEWER), ("colour", "red", NEWER)),
         *(("shapes", value, ("claims",)) for value in UNMATCHED),
-    ],
-    ids=lambda value: str(value)[:20],
-)
-def test_invalid_headers(file, field, value, words):
-    rewrite(file, **{field: value})
-    refused(file, *words)
+    ):
+        file.write_bytes(whole)
+        rewrite(file, **{field: value})
+        refused(file, *words)
 
 
 def test_tensors_that_do_not_match_and_other_files(file, flow, tmp_path):
@@ -234,12 +220,12 @@ def test_tensors_that_do_not_match_and_other_files(file, flow, tmp_path):
     refused(file, "without a flowcore_latents header")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_nonfinite_values(file, value):
-    tensors = load_file(file)
-    tensors["level1"][0, 3, 2, 1] = value
-    rewrite(file, tensors=tensors)
-    refused(file, "1 values that are not finite")
+def test_nonfinite_values(file):
+    for value in (float("nan"), float("inf"), -float("inf")):
+        tensors = load_file(file)
+        tensors["level1"][0, 3, 2, 1] = value
+        rewrite(file, tensors=tensors)
+        refused(file, "1 values that are not finite")
 
 
 def test_header_is_checked_before_tensors_are_read(file, monkeypatch):
@@ -275,10 +261,9 @@ def test_source_image_is_stored(latents, tmp_path):
         save_latents(path, latents, model=SHA, architecture="srflow", source=small / 0)
 
 
-@pytest.mark.parametrize("source", [[1, 3, 4], [0, 3, 4, 5], [7, 3, 4, 5], [1, 3, 4, 6], "x", [1, 3, 4, 5.0]])
-def test_invalid_sources(latents, tmp_path, source):
+def test_invalid_sources(latents, tmp_path):
     path = tmp_path / "up.safetensors"
-    save_latents(path, latents, model=SHA, architecture="srflow", source=torch.rand(1, 3, 4, 5))
-    rewrite(path, source=source)
-    with pytest.raises(CheckpointError, match="damaged"):
-        load_latents(path)
+    for source in ([1, 3, 4], [0, 3, 4, 5], [7, 3, 4, 5], [1, 3, 4, 6], "x", [1, 3, 4, 5.0]):
+        save_latents(path, latents, model=SHA, architecture="srflow", source=torch.rand(1, 3, 4, 5))
+        rewrite(path, source=source)
+        refused(path, "damaged")

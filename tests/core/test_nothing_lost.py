@@ -17,17 +17,16 @@ from flowcore.checkpoints.file import save
 from flowcore.checkpoints.latents_file import model_sha256
 from flowcore.cli.main import main
 from flowcore.cli.output import ProgressBar
-from flowcore.images import files
-from flowcore.images.rounding import to_uint8
-from flowcore.provenance import fingerprint, read
+from flowcore.provenance import read
 from flowcore.tasks import duration
 
+from .commands import names, photograph, pixels, run
 from .digits import write_mnist
-from .test_command_line import photograph
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
+    """The head of a command that uses a small model."""
     folder = tmp_path_factory.mktemp("models")
     small = {"steps": 1, "hidden": 4, "encoder_blocks": 1, "stacked_blocks": (0,)}
     flows = {
@@ -43,7 +42,7 @@ def models(tmp_path_factory):
         save(flow, folder / f"{name}.safetensors", provenance={"licence": "CC0-1.0", "source": "a test"})
 
     def words(name, command="upscale"):
-        return [command, "--model", str(folder / f"{name}.safetensors"), "--device", "cpu"]
+        return [command, "--model", folder / f"{name}.safetensors"]
 
     words.sha = {name: model_sha256(flow) for name, flow in flows.items()}
     return words
@@ -54,23 +53,18 @@ def photo(tmp_path):
     return photograph(tmp_path / "in" / "photo.png", (8, 6))
 
 
-def names(folder):
-    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-
-
 def test_names_tell_what_made_them(models, photo, tmp_path, monkeypatch):
     monkeypatch.setattr("flowcore.device._cpu_has_bfloat16", lambda: True)
-    out = tmp_path / "out"
-    words = [str(photo), "-o", str(out)]
+    out, samples = tmp_path / "out", tmp_path / "samples"
     for model, *options in (
         ("one",),
         ("two",),
-        ("one", "--temperature", "0.3", "--calm-edges", "0.5"),
+        ("one", "--temperature", 0.3, "--calm-edges", 0.5),
         ("one", "--precision", "auto"),
-        ("one", "--seed", "7", "--samples", "2"),
+        ("one", "--seed", 7, "--samples", 2),
         ("one", "--format", "jpeg"),
     ):
-        assert main([*models(model), *words, *options]) == 0
+        assert run(*models(model), photo, "-o", out, *options) == 0
     assert names(out) == [
         "photo_one_tau0.3_calm0.5_seed0.png",
         "photo_one_tau0.8_bfloat16_seed0.png",
@@ -80,223 +74,203 @@ def test_names_tell_what_made_them(models, photo, tmp_path, monkeypatch):
         "photo_one_tau0.8_seed8.png",
         "photo_two_tau0.8_seed0.png",
     ]
-    samples = ["--samples", "2", "--out", str(tmp_path / "samples")]
-    assert main([*models("digits", "sample"), *samples, "--labels", "2", "1"]) == 0
-    assert main([*models("glow", "sample"), *samples, "--size", "32", "16", "--precision", "bfloat16"]) == 0
-    assert names(tmp_path / "samples") == [
+    assert read(out / names(out)[1])[0].settings["precision"] == "bfloat16"
+    assert run(*models("digits", "sample"), "--samples", 2, "--out", samples, "--labels", 2, 1) == 0
+    wide = ["--size", 32, 16, "--precision", "bfloat16"]
+    assert run(*models("glow", "sample"), "--samples", 2, "--out", samples, *wide) == 0
+    assert names(samples) == [
         "digits_tau0.7_label1_seed1.png",
         "digits_tau0.7_label2_seed0.png",
         "glow_32x16_tau0.7_bfloat16_seed0.png",
         "glow_32x16_tau0.7_bfloat16_seed1.png",
     ]
+    assert read(samples / names(samples)[1])[0].settings["labels"] == "2, 1"
 
 
+# Command to a model, options that change no pixel, and those that change some.
 COMMANDS = {
-    "upscale": ("one", ["--tile", "64"], ["--bits", "16"]),
-    "brighten": ("night", ["--tile", "256"], ["--bits", "16"]),
-    "colorize": ("color", [], ["--saturation", "0.5"]),
+    "upscale": ("one", ["--tile", 64], ["--bits", 16]),
+    "brighten": ("night", ["--tile", 256], ["--bits", 16]),
+    "colorize": ("color", [], ["--saturation", 0.5]),
     "shrink": ("both-ways", [], None),
-    "restore": ("both-ways", ["--tile", "64"], None),
-    "sample": ("glow", [], ["--style", ""]),
+    "restore": ("both-ways", ["--tile", 64], None),
+    "sample": ("glow", [], None),
     "interpolate": ("glow", [], None),
 }
 
 
 def given(command, photo):
     """What a command makes one picture of."""
-    photos = {"sample": ["--samples", "1"], "interpolate": [str(photo), str(photo), "--frames", "1"]}
-    return photos.get(command, [str(photo)])
+    return {"sample": ["--samples", 1], "interpolate": [photo, photo, "--frames", 1]}.get(command, [photo])
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_what_is_there_is_checked(models, photo, tmp_path, capsys, command):
     model, same, other = COMMANDS[command]
     out = tmp_path / "out"
-    words = [*models(model, command), *given(command, photo), "-o", str(out)]
 
-    def run(*options):
-        code = main([*words, *options])
+    def make(*options):
+        code = run(*models(model, command), *given(command, photo), "-o", out, *options)
         return code, capsys.readouterr().err
 
-    assert run()[0] == 0
-    (name,) = names(out)
-    file = out / name
+    assert make()[0] == 0
+    file = out / names(out)[0]
     whole, made = file.read_bytes(), file.stat().st_mtime_ns
 
-    for options in ([], same):  # whole, of the same settings, but for those that change no pixel
-        code, said = run(*options)
+    def refused(words, *options):
+        before = file.read_bytes()
+        code, said = make(*options)
+        assert code == 1
+        assert words in said
+        assert file.read_bytes() == before
+
+    for options in ([], same):
+        code, said = make(*options)
         assert code == 0
         assert "1 of 1 were there already" in said
         assert file.stat().st_mtime_ns == made
     for content in (b"", whole[: whole.index(b"IDAT") + 12]):  # empty or cut off: made again
         file.write_bytes(content)
-        assert run()[0] == 0
+        assert make()[0] == 0
         assert file.read_bytes() == whole
-
     with Image.open(file) as opened:
         exif, small = opened.getexif(), opened.resize((3, 3))
     small.save(file, exif=exif)
-    resized = file.read_bytes()
-    code, said = run()
-    assert code == 1
-    assert "resized since it was made. --again replaces it" in said
-    assert file.read_bytes() == resized
-    assert run("--again")[0] == 0
+    refused("resized since it was made. --again replaces it")
+    assert make("--again")[0] == 0
     assert file.read_bytes() == whole
-
-    if other and command != "sample":
-        code, said = run(*other)
-        assert code == 1
-        assert "with other settings or of another picture. --again replaces it" in said
-        assert file.read_bytes() == whole
-        assert run(*other, "--again")[0] == 0
+    if other:
+        refused("with other settings or of another picture. --again replaces it", *other)
+        assert make(*other, "--again")[0] == 0
         assert file.read_bytes() != whole
     small.save(file)  # of another program
-    foreign = file.read_bytes()
     for options in ([], ["--again"]):
-        code, said = run(*options)
-        assert code == 1
-        assert "flowcore did not make it" in said
-        assert file.read_bytes() == foreign
+        refused("flowcore did not make it", *options)
     file.unlink()
     file.mkdir()
-    assert run("--again")[0] == 1
+    assert make("--again")[0] == 1
 
 
 def test_another_picture_of_the_same_name(models, photo, tmp_path, capsys):
-    words = [*models("one"), str(photo), "-o", str(tmp_path / "out")]
-    assert main(words) == 0
-    before = {name: (tmp_path / "out" / name).read_bytes() for name in names(tmp_path / "out")}
-    photograph(photo, (8, 6), seed=5)
-    assert main(words) == 1
+    out, before = tmp_path / "out.png", None
+    for _ in range(2):
+        assert run(*models("one"), photo, "-o", out) == (1 if before else 0)
+        assert before in (None, out.read_bytes())
+        before = out.read_bytes()
+        photograph(photo, (8, 6), seed=5)
     assert "of another picture" in capsys.readouterr().err
-    assert {name: (tmp_path / "out" / name).read_bytes() for name in names(tmp_path / "out")} == before
-    assert main([*words, "--again"]) == 0
+    assert run(*models("one"), photo, "-o", out, "--again") == 0
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_file_name_is_a_file(models, photo, tmp_path, capsys, command):
-    model, _, _ = COMMANDS[command]
-    target = tmp_path / "out" / "result.png"
-    words = [*models(model, command), *given(command, photo), "-o", str(target)]
-    assert main(words) == 0
+    target, several = tmp_path / "out" / "result.png", tmp_path / "several"
+    words = [*models(COMMANDS[command][0], command), *given(command, photo)]
+    assert run(*words, "-o", target) == 0
     assert names(tmp_path / "out") == ["result.png"]
-    assert files.read(target.read_bytes(), "a").pixels.isfinite().all()
+    assert pixels(target).isfinite().all()
     if command not in ("sample", "interpolate"):
         photograph(photo.with_name("second.png"), (8, 6))
-        assert main([*models(model, command), str(photo.parent), "-o", str(tmp_path / "all.png")]) == 1
+        assert run(*words[:3], photo.parent, "-o", tmp_path / "all.png") == 1
         assert "is one file, for 2 images" in capsys.readouterr().err
-    many = {"shrink": None, "sample": ["--samples", "2"], "interpolate": ["--frames", "2"]}
-    more = many.get(command, ["--samples", "2"])
-    if more:
-        several = [*words[:-1], str(tmp_path / "several" / "a.png")]
-        assert main([*several, *more]) == 0
+    if command != "shrink":
+        assert run(*words, "-o", several / "a.png", "--frames" if command == "interpolate" else "--samples", 2) == 0
         ends = ("000", "001") if command == "interpolate" else ("seed0", "seed1")
-        assert names(tmp_path / "several") == [f"a_{end}.png" for end in ends]
+        assert names(several) == [f"a_{end}.png" for end in ends]
 
 
 def test_formats_of_named_files(models, photo, tmp_path, capsys):
-    assert main([*models("one"), str(photo), "-o", str(tmp_path / "a.webp")]) == 0
+    assert run(*models("one"), photo, "-o", tmp_path / "a.webp") == 0
     with Image.open(tmp_path / "a.webp") as opened:
         assert (opened.format, opened.size) == ("WEBP", (32, 24))
-    assert main([*models("one"), str(photo), "-o", str(tmp_path / "b.png"), "--format", "jpeg"]) == 1
-    assert "b.png is not the name of a jpeg file" in capsys.readouterr().err
-    assert main([*models("both-ways", "shrink"), str(photo), "-o", str(tmp_path / "b.jpg")]) == 1
-    assert "PNG files, which lose nothing" in capsys.readouterr().err
-
-
-def test_sample_and_interpolate_store_what_made_them(models, photo, tmp_path, capsys):
-    assert main([*models("digits", "sample"), "--samples", "2", "--labels", "2", "-o", str(tmp_path / "a")]) == 0
-    (entry,) = read(tmp_path / "a" / "digits_tau0.7_label2_seed1.png")
-    assert (entry.node, entry.seed, entry.samples, entry.temperature) == ("FlowcoreSample", 0, 2, 0.7)
-    assert entry.model_sha256 == models.sha["digits"]
-    assert entry.settings["labels"] == "2"
-    picture = files.read((tmp_path / "a" / "digits_tau0.7_label2_seed1.png").read_bytes(), "a").pixels[0]
-    assert entry.seed_of(fingerprint(to_uint8(picture))) == 1
-    assert (
-        main([*models("glow", "interpolate"), str(photo), str(photo), "--frames", "2", "-o", str(tmp_path / "b")]) == 0
-    )
-    (entry,) = read(tmp_path / "b" / "photo_photo_glow_slerp_001.png")
-    assert entry.settings == {"mode": "slerp", "frames": 2}
+    for command, words, said in (
+        (models("one"), ["b.png", "--format", "jpeg"], "b.png is not the name of a jpeg file"),
+        (models("both-ways", "shrink"), ["b.jpg"], "PNG files, which lose nothing"),
+        (models("one"), ["b.bmp"], "Results are written as .png, .jpg, .webp, .tif, .jpeg, .tiff; got b.bmp."),
+    ):
+        assert run(*command, photo, "-o", tmp_path / words[0], *words[1:]) == 1
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / words[0]).exists()
 
 
 @pytest.mark.parametrize("command", ["convert", "styles"])
 def test_model_files_are_replaced_on_request_only(models, tmp_path, capsys, command):
-    model, target = models("digits")[2], tmp_path / "out.safetensors"
-    data = ["--data", str(write_mnist(tmp_path / "digits", 60))] if command == "styles" else []
-    words = [command, model, str(target), *data]
+    target = tmp_path / "out.safetensors"
+    data = ["--data", write_mnist(tmp_path / "digits", 60)] if command == "styles" else []
+
+    def make(*options):
+        return main([*map(str, [command, models("digits")[2], target, *data]), *options])
+
     for foreign in (b"my only copy", save_file({"weight": torch.zeros(2)})):
         target.write_bytes(foreign)
         for options in ([], ["--again"]):
-            assert main([*words, *options]) == 1
+            assert make(*options) == 1
             assert "is no model file of flowcore. It is kept." in capsys.readouterr().err
             assert target.read_bytes() == foreign
     target.write_bytes(b"")  # of a program that was killed
-    assert main(words) == 0
+    assert make() == 0
     made = target.stat().st_mtime_ns
-    assert main(words) == 1
+    assert make() == 1
     assert "--again replaces it" in capsys.readouterr().err
     assert target.stat().st_mtime_ns == made
-    assert main([*words, "--again"]) == 0
+    assert make("--again") == 0
     assert target.stat().st_mtime_ns != made
 
 
 def test_numbers_replace_numbers_only(models, photo, tmp_path, capsys):
-    words, numbers = [*models("glow", "score"), str(photo), "--json"], tmp_path / "numbers.json"
+    words, numbers = [*models("glow", "score"), photo, "--json", tmp_path / "numbers.json"], tmp_path / "numbers.json"
     for _ in range(2):
-        assert main([*words, str(numbers)]) == 0
+        assert run(*words) == 0
     for foreign in ('{"name": "my package"}', "no JSON"):
         numbers.write_text(foreign)
-        assert main([*words, str(numbers)]) == 1
+        assert run(*words) == 1
         assert "holds something else" in capsys.readouterr().err
         assert numbers.read_text() == foreign
 
 
-def test_more_samples_leave_the_first_ones_as_they_are(models, tmp_path):
-    words = [*models("glow", "sample"), "-o", str(tmp_path), "--samples"]
-    assert main([*words, "1"]) == 0
-    first = tmp_path / "glow_tau0.7_seed0.png"
-    before = files.read(first.read_bytes(), "a").pixels
-    assert main([*words, "2"]) == 0
-    assert names(tmp_path) == [first.name, "glow_tau0.7_seed1.png"]
-    assert (files.read(first.read_bytes(), "a").pixels - before).abs().max() < 1.5 / 255
-
-
 def test_a_batch_has_a_manifest_and_a_last_line(models, tmp_path, capsys):
-    flow_sha, folder, out = models.sha["one"], tmp_path / "in", tmp_path / "out"
+    folder, out = tmp_path / "in", tmp_path / "out"
     photograph(folder / "a.png", (8, 6), seed=1)
     Image.fromarray(np.full((6, 8, 3), 90, np.uint8)).save(folder / "gray.png")
     (folder / "bad.png").write_text("no picture")
-    words = [*models("one"), str(folder), "-o", str(out), "--samples", "2"]
-    assert main(words) == 3
-    said = capsys.readouterr().err
+    words = [*models("one"), folder, "-o", out, "--samples", 2]
+
+    def rows():
+        with (out / "manifest.csv").open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    for options in ([], [], ["--again"]):  # one row per input and output, however often it ran
+        assert run(*words, *options) == 3
+        said = capsys.readouterr().err
+        assert [(Path(row["input"]).name, row["seed"]) for row in rows() if row["output"]] == [
+            (name, seed) for name in ("a.png", "gray.png") for seed in ("0", "1")
+        ]
+        assert len(rows()) == 5
     assert "gray.png: The image is gray" in said  # notes name their picture
     assert re.search(r"1/3 a.png: 100%, \S+ s, about \S+ s to go\n", said)
     assert re.search(r"\n2 done, 1 failed, in \S+ s.\n$", said)
-
-    with (out / "manifest.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["input", "output", "seed", "model", "model_sha256", "seconds", "note"]
-    made = [row for row in rows if row["output"]]
-    assert [(row["input"], row["seed"]) for row in made] == [
-        (str(folder / name), seed) for name in ("a.png", "gray.png") for seed in ("0", "1")
-    ]
+    assert list(rows()[0]) == ["input", "output", "seed", "model", "model_sha256", "seconds", "note"]
+    made = [row for row in rows() if row["output"]]
     assert all((out / os.path.relpath(row["output"], out)).is_file() for row in made)
-    assert {row["model_sha256"] for row in rows} == {flow_sha}
+    assert {row["model_sha256"] for row in rows()} == {models.sha["one"]}
     assert all(float(row["seconds"]) > 0 for row in made)
     assert "is gray" in made[2]["note"]
-    (failed,) = (row for row in rows if not row["output"])
+    (failed,) = (row for row in rows() if not row["output"])
     assert failed["input"] == str(folder / "bad.png")
     assert "Pillow does not know its format" in failed["note"]
 
+    photograph(folder / "bad.png", (8, 6))
+    assert run(*words) == 0
+    assert len([row for row in rows() if row["output"]]) == len(rows()) == 6
     (folder / "bad.png").unlink()
-    assert main(words) == 0
+    capsys.readouterr()
+    assert run(*words) == 0
     assert re.search(r"\n?2 of 2 were there already \(--again makes them anew\), in \S+ s.\n$", capsys.readouterr().err)
     (out / "manifest.csv").write_text("my own list\n")
-    assert main([*words, "--again"]) == 1
+    assert run(*words, "--again") == 1
     assert "Name another file with --manifest" in capsys.readouterr().err
     assert (out / "manifest.csv").read_text() == "my own list\n"
-    assert main([*words, "--again", "--manifest", str(tmp_path / "list.csv")]) == 0
+    assert run(*words, "--again", "--manifest", tmp_path / "list.csv") == 0
     assert len((tmp_path / "list.csv").read_text().splitlines()) == 5
 
 

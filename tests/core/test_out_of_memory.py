@@ -80,25 +80,20 @@ def color_task(task, *arguments, **own):
     return lambda **options: task(flow("small-color"), *arguments, **own, **options)
 
 
-def digits(**options):
-    return flowcore.sample(flow("small-digits"), 3, labels=1, styles={"bold": 1.0}, snapped=True, **options)
-
-
 # Name to the task, and the words of its advice.
+ENLARGED = {"samples": 2, "seed": 3}
+DIGITS = {"labels": 1, "styles": {"bold": 1.0}, "snapped": True}
 TASKS = {
     "upscale": (
-        lambda **options: flowcore.upscale(flow("small-srflow"), SMALL, samples=2, seed=3, **options),
+        lambda **options: flowcore.upscale(flow("small-srflow"), SMALL, **ENLARGED, **options),
         ("tile", "samples", "smaller image"),
     ),
     "colorize": (color_task(flowcore.colorize, GRAY, samples=2, temperature=0.5), ("working_size", "samples")),
-    "colorize with hints": (
-        color_task(flowcore.colorize, GRAY, samples=2, hints=HINTS, hint_steps=2),
-        ("working_size", "samples"),
-    ),
+    "hints": (color_task(flowcore.colorize, GRAY, samples=2, hints=HINTS, hint_steps=2), ("working_size", "samples")),
     "colorize a clip": (color_task(colorize_video, CLIP, carry=0.5), ("working_size",)),
     "encode colors": (color_task(encode_colors, COLORS), ("working_size",)),
     "sample": (glow_task(flowcore.sample, 3), ("size", "samples")),
-    "sample digits": (digits, ("size", "samples")),
+    "digits": (lambda **options: flowcore.sample(flow("small-digits"), 3, **DIGITS, **options), ("size", "samples")),
     "encode": (glow_task(flowcore.encode, LARGE), ("size",)),
     "decode": (glow_task(flowcore.decode, latents("small-glow")), ("size",)),
     "score": (glow_task(score, LARGE), ("samples", "smaller")),

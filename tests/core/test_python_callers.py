@@ -60,7 +60,7 @@ def test_keywords_of_a_run_are_in_signature_and_help_and_others_are_refused():
 def test_every_task_takes_float64_and_refuses_arrays_and_integers_as_floats(task):
     make, run, image = TASKS[task]
     close = run(make(), image)
-    exact = run(copy_in_float64(make()), image)
+    exact = run(in_float64(make()), image)
     assert (exact - close).abs().max() < 2e-3 * max(1, float(close.abs().max()))
     for expected, convert in ARRAYS.items():
         with pytest.raises(ImageError) as raised:
@@ -70,17 +70,9 @@ def test_every_task_takes_float64_and_refuses_arrays_and_integers_as_floats(task
         run(make(), 255 * image)
 
 
-CLAMPING = (
-    "upscale",
-    "colorize",
-    "colorize_video",
-    "upscale_video",
-    "transfer_palette",
-    "brighten",
-    "shrink",
-    "restore",
-    "apply_chroma",
-)
+# Those that clamp what is outside of [0, 1].
+CLAMPING = ["upscale", "colorize", "colorize_video", "upscale_video", "transfer_palette"]
+CLAMPING += ["brighten", "shrink", "restore", "apply_chroma"]
 
 
 @pytest.mark.parametrize("task", CLAMPING)
@@ -98,6 +90,10 @@ def test_layouts_types_and_values_outside_do_not_matter(task):
     assert (run(make(), image.half()) - expected).abs().max() < 0.05
     with torch.inference_mode():
         assert torch.equal(run(make(), image.clone()), expected)
+
+
+def in_float64(flow):
+    return copy.deepcopy(flow).double()
 
 
 def to_bytes(image):
@@ -121,13 +117,9 @@ def test_what_is_no_image_is_refused(task):
             run(make(), bad)
 
 
-def copy_in_float64(flow):
-    return copy.deepcopy(flow).double()
-
-
 def test_hints_and_locks_reach_a_colorizer_in_float64():
     hints = hints_from_points(parse_points("9,9,#ff8040"), (32, 40), radius=6, lock=True)
-    pictures = [flowcore.colorize(f, PHOTO, hints=hints) for f in (colorizer(), copy_in_float64(colorizer()))]
+    pictures = [flowcore.colorize(f, PHOTO, hints=hints) for f in (colorizer(), in_float64(colorizer()))]
     assert (pictures[0] - pictures[1]).abs().max() < 2e-3
 
 
@@ -143,15 +135,12 @@ def look_like(largest, kind):
     return pytest.raises(ImageError, match=message)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_floats_of_every_type_in_the_range_of_longer_integers_are_refused(dtype):
-    with look_like(65535, "uint16"):
-        flowcore.upscale(upscaler(), (65535 * SMALL).to(dtype))
-
-
-@pytest.mark.parametrize("image", [PHOTO * 1.2, PHOTO * 30 * (PHOTO > 0.98), PHOTO - 0.5, torch.zeros_like(PHOTO)])
-def test_highlights_and_overshoots_are_no_integers(image):
-    assert flowcore.colorize(colorizer(), image).isfinite().all()
+def test_floats_of_every_type_in_the_range_of_longer_integers_are_refused_and_highlights_are_not():
+    for dtype in (torch.float64, torch.bfloat16):
+        with look_like(65535, "uint16"):
+            flowcore.upscale(upscaler(), (65535 * SMALL).to(dtype))
+    for image in (PHOTO * 1.2, PHOTO * 30 * (PHOTO > 0.98), PHOTO - 0.5, torch.zeros_like(PHOTO)):
+        assert flowcore.colorize(colorizer(), image).isfinite().all()
 
 
 def test_samples_and_decoded_images_are_clamped_as_asked():
@@ -164,7 +153,7 @@ def test_samples_and_decoded_images_are_clamped_as_asked():
     decoded = flowcore.decode(flow, latents)
     assert (decoded - free).abs().max() < 1e-3
     assert torch.equal(flowcore.decode(flow, latents, clamp=True), decoded.clamp(0, 1))
-    exact = flowcore.sample(copy_in_float64(flow), 3, temperature=3.0, clamp=False)
+    exact = flowcore.sample(in_float64(flow), 3, temperature=3.0, clamp=False)
     assert exact.dtype == torch.float64
     assert (exact - free).abs().max() < 1e-3
 

@@ -14,8 +14,7 @@ import pytest
 from flowcore.batch import cluster
 from flowcore.cli.main import main
 
-from .test_command_line import model, photograph  # noqa: F401
-from .test_folders import contents
+from .commands import contents, photograph
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - workers would starve beside other tests
@@ -47,7 +46,7 @@ def folder(tmp_path):
     return tmp_path / "in"
 
 
-def test_unreachable_address(model, folder, tmp_path, capsys):  # noqa: F811
+def test_unreachable_address(model, folder, tmp_path, capsys):
     pytest.importorskip("ray.data", reason="Ray Data is not installed; pip install 'ray[data]'")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -57,7 +56,7 @@ def test_unreachable_address(model, folder, tmp_path, capsys):  # noqa: F811
     assert f"Nothing answers at {address}" in capsys.readouterr().err
 
 
-def test_two_workers_match_one_process(ray, model, folder, tmp_path, capsys):  # noqa: F811
+def test_two_workers_match_one_process(ray, model, folder, tmp_path, capsys):
     words = ["upscale", str(folder), "--model", str(model), "--device", "cpu", "--samples", "2"]
     assert main([*words, "-o", str(tmp_path / "one")]) == 0
     (folder / "bad.png").write_bytes(b"nothing")
@@ -75,7 +74,7 @@ def test_two_workers_match_one_process(ray, model, folder, tmp_path, capsys):  #
     assert len(contents(tmp_path / "many")) == 8
 
 
-def test_ray_is_optional_and_a_missing_one_named(model, folder, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_ray_is_optional_and_a_missing_one_named(model, folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     words = ["upscale", str(folder), "--model", str(model), "--device", "cpu", "-o", str(tmp_path), "--ray"]
     assert main(words) == 1

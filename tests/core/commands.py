@@ -1,0 +1,55 @@
+"""The command line as the tests run it: words in, files out, with small pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from builders import build_tiny
+from PIL import Image
+
+from flowcore.checkpoints.file import save
+from flowcore.cli.main import main
+from flowcore.images import files
+
+
+def run(*words):
+    """Run a command on the CPU and return its exit code."""
+    return main([*map(str, words), "--device", "cpu"])
+
+
+def photograph(path: Path, size: tuple[int, int], seed: int = 0, mode: str = "RGB") -> Path:
+    generator = np.random.default_rng(seed)
+    coarse = generator.integers(0, 255, (4, 4, len(mode)), dtype=np.uint8)
+    path.parent.mkdir(exist_ok=True, parents=True)
+    Image.fromarray(coarse, mode).resize(size, Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def write_colorizer(path: Path, **changes: object) -> Path:
+    flow = build_tiny("colorizer", perturb=0.05, hidden=(4, 4), widths=(4, 4, 8), **changes)
+    with torch.no_grad():
+        flow.prelude.mean.fill_(128 / 255)
+        flow.prelude.matrix.mul_(20)  # chroma of a spread of 1/20
+    save(flow, path, provenance={"licence": "CC0-1.0"})
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    """The files in a folder and below."""
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What a run has made in a folder, without its manifest."""
+    return {name: (folder / name).read_bytes() for name in names(folder) if name != "manifest.csv"}
+
+
+def pixels(path: Path) -> torch.Tensor:
+    return files.read(path.read_bytes(), path.name).pixels[0, :3]
+
+
+def near(path: Path, expected: torch.Tensor) -> None:
+    """Expect a file of these pixels, but for the rounding to 8 bits."""
+    assert (pixels(path) - expected[:3]).abs().max() <= 0.51 / 255
