@@ -235,6 +235,16 @@ def near(ours: Tensor, theirs: Tensor, single: float = 1e-5) -> None:
     assert float((ours.double() - theirs.double()).abs().max()) <= tolerance * max(1.0, float(theirs.abs().max()))
 
 
+def error(a: Tensor, b: Tensor) -> float:
+    """The largest difference, whatever the shapes of as many numbers."""
+    assert a.numel() == b.numel()
+    return float((a.detach().double().flatten() - b.double().flatten()).abs().max())
+
+
+def flat(latents: list[Tensor]) -> Tensor:
+    return torch.cat([z.flatten(1) for z in latents], 1)
+
+
 def same(a, b) -> bool:
     """Return True if two flows have the same configuration and the same tensors."""
     pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)

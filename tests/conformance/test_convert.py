@@ -85,20 +85,17 @@ def test_wrapped_checkpoints(tmp_path, small_state, expected, wrapping):
         assert same(load(tmp_path / "model.pth", **BLOCKS), expected)
 
 
-@pytest.mark.parametrize("wrapping", ["plain", "module.", "float64"])
-def test_safetensors(tmp_path, small_state, expected, wrapping):
+def test_safetensors_and_half_precision(tmp_path, small_state, expected):
     path = tmp_path / "model.safetensors"
-    save_file(WRAPPED[wrapping](small_state), path, metadata={"format": "pt"})
-    assert same(load(path, stacked_blocks=list(STACKED)), expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_widened(tmp_path, small_state, dtype):
-    halved = {name: t.to(dtype) for name, t in small_state.items()}
-    torch.save(halved, tmp_path / "half.pth")
-    flow = load(tmp_path / "half.pth", **BLOCKS)
-    assert {p.dtype for p in flow.parameters()} == {torch.float32}
-    assert same(flow, SRFLOW.convert({name: t.float() for name, t in halved.items()}, BLOCKS))
+    for wrapping in ("plain", "module.", "float64"):
+        save_file(WRAPPED[wrapping](small_state), path, metadata={"format": "pt"})
+        assert same(load(path, stacked_blocks=list(STACKED)), expected)
+    for dtype in (torch.float16, torch.bfloat16):
+        halved = {name: t.to(dtype) for name, t in small_state.items()}
+        torch.save(halved, tmp_path / "half.pth")
+        flow = load(tmp_path / "half.pth", **BLOCKS)
+        assert {p.dtype for p in flow.parameters()} == {torch.float32}
+        assert same(flow, SRFLOW.convert({name: t.float() for name, t in halved.items()}, BLOCKS))
 
 
 def test_converted_flow_owns_its_tensors(tmp_path, small_state, expected):
@@ -131,9 +128,6 @@ def test_provenance_and_saving_again(tmp_path, small_state, expected):
     assert (config.quant_bins, config.affine_eps) == (256, 0.01)
 
 
-# --- stacked_blocks, which no file holds ------------------------------------------------------------------------------
-
-
 def test_missing_and_released_stacked_blocks(refused, small_state, tmp_path):
     message = refused(small_state, stacked_blocks=None)
     advice = ("stacked_blocks=(0, 1, 2, 3)", "--set stacked_blocks=0,1,2,3")
@@ -147,9 +141,8 @@ def test_missing_and_released_stacked_blocks(refused, small_state, tmp_path):
     assert load(tmp_path / "model.pth").config.stacked_blocks == (1, 8, 15, 22)
 
 
-@pytest.mark.parametrize(
-    ("given", "says"),
-    [
+def test_invalid_fields(refused, small_state):
+    for given, says in (
         ((0, 1, 2), ["names 3 blocks", "Give 4 indices", "40 channels"]),
         ((0, 1, 2, 3, 0), ["names 5 blocks", "Give 4 indices"]),
         ((0, 1, 2, 4), ["whole numbers from 0 to 3", "(0, 1, 2, 4)"]),
@@ -157,50 +150,46 @@ def test_missing_and_released_stacked_blocks(refused, small_state, tmp_path):
         ("0123", ["block indices such as (1, 8, 15, 22)", "'0123'"]),
         (("0", 1, 2, 3), ["stacked_blocks must be whole numbers"]),
         ((0, 1.0, 2, 3), ["stacked_blocks must be whole numbers"]),
-    ],
-)
-def test_invalid_stacked_blocks(refused, small_state, given, says):
-    message = refused(small_state, stacked_blocks=given)
-    assert all(part in message for part in says), message
-
-
-@pytest.mark.parametrize(
-    ("overrides", "says"),
-    [
-        ({"stackedblocks": (1, 2)}, "'stackedblocks'"),
-        ({"quant_bins": 0}, "quant_bins must be"),
-        ({"scale": 8}, "is missing"),
-    ],
-)
-def test_invalid_overrides(refused, small_state, overrides, says):
-    assert says in refused(small_state, **overrides)
+    ):
+        message = refused(small_state, stacked_blocks=given)
+        assert all(part in message for part in says), message
+    assert "'stackedblocks'" in refused(small_state, stackedblocks=(1, 2))
+    assert "quant_bins must be" in refused(small_state, quant_bins=0)
+    assert "is missing" in refused(small_state, scale=8)
 
 
 # --- damaged tensors --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
+def test_missing_misshapen_and_odd_tensors_are_named(refused, small_state):
+    def without(prefix):
+        return {k: t for k, t in small_state.items() if not k.startswith(prefix)}
+
+    for name in (
         *("RRDB.HRconv.bias", "flowUpsamplerNet.layers.2.invconv.weight", "RRDB.conv_first.bias"),
         *("flowUpsamplerNet.layers.1.actnorm.logs", "flowUpsamplerNet.layers.3.conv.weight"),
-    ],
-)
-def test_missing_and_misshapen_tensors_are_named(refused, small_state, name):
-    assert f"{name} is missing" in refused({k: t for k, t in small_state.items() if k != name})
-    assert f"{name} is (5, 5) instead of" in refused({**small_state, name: torch.ones(5, 5)})
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("RRDB.conv_first.weight", "RRDB.RRDB_trunk.0.RDB1.conv1.weight"),
-        "flowUpsamplerNet.layers.2.affine.fFeatures.0.weight",
-    ],
-)
-def test_tensors_that_determine_the_configuration_are_named(refused, small_state, name):
-    assert name in refused({k: t for k, t in small_state.items() if k != name})
-    assert name in refused({**small_state, name: torch.ones(5)})
+    ):
+        assert f"{name} is missing" in refused(without(name))
+        assert f"{name} is (5, 5) instead of" in refused({**small_state, name: torch.ones(5, 5)})
+    features = "flowUpsamplerNet.layers.2.affine.fFeatures.0.weight"
+    for name in ("RRDB.conv_first.weight", "RRDB.RRDB_trunk.0.RDB1.conv1.weight", features):  # they tell the fields
+        assert name in refused(without(name))
+        assert name in refused({**small_state, name: torch.ones(5)})
+    for prefix, says in (
+        *((f"flowUpsamplerNet.layers.{layer}.", "The file lacks layers") for layer in (1, 2, 3)),
+        ("flowUpsamplerNet.", "the encoder of an SRFlow without its flow"),
+        ("RRDB.", "RRDB."),
+    ):
+        assert says in refused(without(prefix))
+    kinds = [torch.ones(3, dtype=dtype) for dtype in (torch.int64, torch.bool, torch.complex64)]
+    for tensor in (*kinds, torch.ones(3).to_sparse()):
+        assert "RRDB.conv_last.bias" in refused({**small_state, "RRDB.conv_last.bias": tensor})
+    for name in (
+        "RRDB.RRDB_trunk.999999999999.RDB1.conv1.weight",
+        "flowUpsamplerNet.layers.99999999999999.actnorm.bias",
+        "flowUpsamplerNet.layers.2.affine.fFeatures.999999.weight",
+    ):
+        refused({**small_state, name: torch.ones(1)})
 
 
 def test_unknown_duplicate_and_oversized_tensors_are_named(refused, small_state):
@@ -211,36 +200,6 @@ def test_unknown_duplicate_and_oversized_tensors_are_named(refused, small_state)
     assert f"two tensors of the name {name}" in refused({**small_state, f"module.{name}": torch.ones(3)})
     expanded = torch.zeros(1).expand(2**20, 2**10, 3, 3)
     assert "damaged" in refused({**small_state, "RRDB.conv_first.weight": expanded})
-
-
-@pytest.mark.parametrize(
-    ("prefix", "says"),
-    [
-        *((f"flowUpsamplerNet.layers.{layer}.", "The file lacks layers") for layer in (1, 2, 3)),
-        ("flowUpsamplerNet.", "the encoder of an SRFlow without its flow"),
-        ("RRDB.", "RRDB."),
-    ],
-)
-def test_missing_parts(refused, small_state, prefix, says):
-    assert says in refused({k: t for k, t in small_state.items() if not k.startswith(prefix)})
-
-
-@pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.complex64, "sparse"])
-def test_tensors_that_are_not_plain_floats(refused, small_state, kind):
-    tensor = torch.ones(3).to_sparse() if kind == "sparse" else torch.ones(3, dtype=kind)
-    assert "RRDB.conv_last.bias" in refused({**small_state, "RRDB.conv_last.bias": tensor})
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "RRDB.RRDB_trunk.999999999999.RDB1.conv1.weight",
-        "flowUpsamplerNet.layers.99999999999999.actnorm.bias",
-        "flowUpsamplerNet.layers.2.affine.fFeatures.999999.weight",
-    ],
-)
-def test_absurd_indices(refused, small_state, name):
-    refused({**small_state, name: torch.ones(1)})
 
 
 # --- other architectures ----------------------------------------------------------------------------------------------
@@ -261,21 +220,18 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize(("what", "suffix"), [*((what, ".pth") for what in OTHERS), ("ESRGAN", ".safetensors")])
-def test_another_architecture(tmp_path, what, suffix):
-    state = {name: torch.ones(2) for name in OTHERS[what]}
-    path = tmp_path / f"other{suffix}"
-    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
-    message = refusal(path)
-    assert what in message
-    assert OTHERS[what][0] in message
-    assert "Supported: flowcore models (.safetensors) and the checkpoints of " in message
-    assert "SRFlow, HCFlow, Glow by y0ast, " in message
-    assert "docs/published-weights.md" in message
-    assert "Residual Flow, TarFlow (.pth, .pt, .safetensors)" in message
-
-
-# --- checkpoints of trainers ------------------------------------------------------------------------------------------
+def test_another_architecture(tmp_path):
+    for what, suffix in [*((what, ".pth") for what in OTHERS), ("ESRGAN", ".safetensors")]:
+        state = {name: torch.ones(2) for name in OTHERS[what]}
+        path = tmp_path / f"other{suffix}"
+        save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+        message = refusal(path)
+        assert what in message
+        assert OTHERS[what][0] in message
+        assert "Supported: flowcore models (.safetensors) and the checkpoints of " in message
+        assert "SRFlow, HCFlow, Glow by y0ast, " in message
+        assert "docs/published-weights.md" in message
+        assert "Residual Flow, TarFlow (.pth, .pt, .safetensors)" in message
 
 
 def test_trainer_with_two_networks(refused, tmp_path, small_state, expected):
@@ -291,24 +247,24 @@ def test_trainer_with_two_networks(refused, tmp_path, small_state, expected):
 OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(2)}}}
 
 
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (
-            {"epoch": 1, "iter": 100, "schedulers": [{"last_epoch": 1}], "optimizers": [OPTIMIZER]},
-            ["holds no weights", "epoch", "iter", "schedulers", "optimizers"],
-        ),
-        ({"step": 1, "optimizer": {**OPTIMIZER, "param_groups": []}}, ["holds no weights", "step", "optimizer"]),
-        ({}, ["holds no weights"]),
-        ({"epoch": 1, "params_ema": {"body.0.rdb1.conv1.weight": torch.ones(2)}}, ["epoch, params_ema", "ESRGAN"]),
-        *((value, ["not a dictionary of tensors"]) for value in (torch.ones(3), [torch.ones(3)], 3, "text", None)),
-        (torch.nn.Linear(2, 2), ["torch.nn.modules.linear.Linear", "torch.save(model.state_dict()"]),
-        ({"args": argparse.Namespace(lr=1)}, ["argparse.Namespace"]),
-    ],
-)
-def test_other_contents(refused, content, says):
-    message = refused(content)
-    assert all(part in message for part in says), message
+CONTENTS = [
+    (
+        {"epoch": 1, "iter": 100, "schedulers": [{"last_epoch": 1}], "optimizers": [OPTIMIZER]},
+        ["holds no weights", "epoch", "iter", "schedulers", "optimizers"],
+    ),
+    ({"step": 1, "optimizer": {**OPTIMIZER, "param_groups": []}}, ["holds no weights", "step", "optimizer"]),
+    ({}, ["holds no weights"]),
+    ({"epoch": 1, "params_ema": {"body.0.rdb1.conv1.weight": torch.ones(2)}}, ["epoch, params_ema", "ESRGAN"]),
+    *((value, ["not a dictionary of tensors"]) for value in (torch.ones(3), [torch.ones(3)], 3, "text", None)),
+    (torch.nn.Linear(2, 2), ["torch.nn.modules.linear.Linear", "torch.save(model.state_dict()"]),
+    ({"args": argparse.Namespace(lr=1)}, ["argparse.Namespace"]),
+]
+
+
+def test_other_contents(refused):
+    for content, says in CONTENTS:
+        message = refused(content)
+        assert all(part in message for part in says), message
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -332,31 +288,32 @@ NOT_MODELS = {
 }
 
 
-@pytest.mark.parametrize("what", NOT_MODELS)
-def test_not_a_model(tmp_path, what):
-    for suffix in (".pth", ".safetensors"):
-        path = tmp_path / f"photo{suffix}"
-        path.write_bytes(NOT_MODELS[what])
-        message = refusal(path)
-        assert what in message
-        assert "Supported" in message or "Fetch it again" in message
+def test_not_a_model(tmp_path):
+    for what, content in NOT_MODELS.items():
+        for suffix in (".pth", ".safetensors"):
+            path = tmp_path / f"photo{suffix}"
+            path.write_bytes(content)
+            message = refusal(path)
+            assert what in message
+            assert "Supported" in message or "Fetch it again" in message
 
 
-@pytest.mark.parametrize("form", ["torch", "old torch", "safetensors", "ours"])
-def test_truncated_files(tmp_path, small_state, expected, form):
+def test_truncated_files(tmp_path, small_state, expected):
     path = tmp_path / "model.pth"
-    if form == "safetensors":
-        save_file(small_state, path)
-    elif form == "ours":
-        file.save(expected, path)
-    else:
-        torch.save(small_state, path, _use_new_zipfile_serialization=form == "torch")
-    data = path.read_bytes()
-    for length in (len(data) - 1, len(data) - 100, len(data) // 2, 5000, 300, 20):
-        path.write_bytes(data[:length])
-        assert "truncated or damaged" in refusal(path, **BLOCKS)
-    path.write_bytes(data[:5])
-    refusal(path, **BLOCKS)
+    for write in (
+        lambda: save_file(small_state, path),
+        lambda: file.save(expected, path),
+        lambda: torch.save(small_state, path),
+        lambda: torch.save(small_state, path, _use_new_zipfile_serialization=False),
+    ):
+        path.unlink(missing_ok=True)
+        write()
+        data = path.read_bytes()
+        for length in (len(data) - 1, len(data) - 100, len(data) // 2, 5000, 300, 20):
+            path.write_bytes(data[:length])
+            assert "truncated or damaged" in refusal(path, **BLOCKS)
+        path.write_bytes(data[:5])
+        refusal(path, **BLOCKS)
 
 
 def test_folders_archives_and_missing_files(tmp_path):
@@ -374,9 +331,6 @@ def test_folders_archives_and_missing_files(tmp_path):
     assert "Unpack it" in message
     assert issubclass(CheckpointError, FlowError)
     assert issubclass(FlowError, ValueError)
-
-
-# --- the catalog ------------------------------------------------------------------------------------------------------
 
 
 def test_catalog(tmp_path, monkeypatch, expected):

@@ -14,7 +14,7 @@ from flowcore import likelihood, prior
 from flowcore.checkpoints import load
 from flowcore.transforms import OrderedSqueeze
 
-from .published import GLOW, recorded_glow
+from .published import GLOW, error, recorded_glow
 
 CASES: dict[str, dict] = {
     "y0ast_affine_lu_learntop": {},
@@ -110,11 +110,6 @@ def cases(files):
         return loaded[name]
 
     return get
-
-
-def error(a: Tensor, b: Tensor) -> float:
-    assert a.shape == b.shape
-    return float((a.double() - b.double()).abs().max())
 
 
 @torch.no_grad()

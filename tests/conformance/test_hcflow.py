@@ -14,16 +14,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flowcore import likelihood, prior
-from flowcore.checkpoints.file import build_on_meta
 from flowcore.checkpoints.sources import HCFLOW
 from flowcore.checkpoints.sources.hcflow import hcflow_origins
-from flowcore.checkpoints.sources.source import Checkpoint
 from flowcore.flow import Flow
 from flowcore.inference.plan import Plan
 from flowcore.models.hcflow import HCFlowConfig
 
 from .published import HCFLOW as FOLDER
-from .published import HCFLOWS, keys, meta, near, published_draws, recorded_hcflow
+from .published import HCFLOWS, near, published_draws, recorded_hcflow
 
 PIXELS = 20 * 28  # of the recorded HR images
 LR_LOG_DENSITY = 6 - math.log(2 * math.pi) / 2  # of a value at its mean
@@ -157,9 +155,6 @@ def test_log_prob_takes_the_lr_image_as_it_is(flow, recorded):
     near(likelihood.log_prob(flow, hr, flow.encode_condition(lr)), total, 2e-6)
 
 
-# --- training ---------------------------------------------------------------------------------------------------------
-
-
 def noisy(flow: Flow, recorded: dict[str, Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:
     hr, lr = inputs(flow, recorded)
     latents, logdet = flow(hr + recorded["noise.u"].to(hr) / 64, flow.encode_condition(lr))
@@ -206,9 +201,6 @@ def test_data_dependent_initialization(flow64, recorded):
     near((-total / (math.log(2) * PIXELS)).mean().reshape(()), recorded["f64.init.nll"].reshape(()))
 
 
-# --- rescaling --------------------------------------------------------------------------------------------------------
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("planned", [False, True])
 def test_rescaling(rescaler, rescaling, planned):
@@ -234,34 +226,3 @@ def test_rescaling(rescaler, rescaling, planned):
     drawn = published_draws(rescaler.latent_shapes(20, 28)[:-1], 2, 1.0, 1234)
     x = walk.inverse([*(z.to(lr) for z in drawn), still], rescaler.encode_condition(lr))
     near(x.float(), rescaling["f32.seed1234.x"], 1e-5)
-
-
-# --- the published files ----------------------------------------------------------------------------------------------
-
-PUBLISHED_CONFIGS = {
-    "SR_DF2K_X4": HCFlowConfig(),
-    "SR_CelebA_X8": HCFlowConfig(scale=8, extractor_blocks=(5, 5), quant_bins=256, temperature=0.8),
-    "Rescaling_DF2K_X4": HCFlowConfig(
-        steps=8,
-        detail_steps=6,
-        hidden=32,
-        extractor_blocks=(2, 1),
-        extractor_growth=16,
-        rescaling=True,
-        temperature=1.0,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", PUBLISHED_CONFIGS)
-def test_the_published_layouts_are_recognized_and_every_tensor_is_used(name):
-    shapes: dict[str, list[int]] = keys(FOLDER)[name]
-    state = meta(shapes)
-    layout = HCFLOW.layout(Checkpoint("HCFlow", state), {})
-    assert layout.config == PUBLISHED_CONFIGS[name]
-    used = {published for origin in layout.origins for published in origin.names}
-    assert used == {key for key in state if not key.endswith("haar_weights")}
-    ours = build_on_meta("hcflow", layout.config).state_dict()
-    for origin in layout.origins:
-        assert origin.forms[0].shape(tuple(ours[origin.ours].shape)) == tuple(shapes[origin.names[0]])
-    assert {origin.ours for origin in layout.origins} == ours.keys()

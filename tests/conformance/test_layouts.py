@@ -20,13 +20,16 @@ from torch import Tensor
 
 from flowcore import likelihood
 from flowcore.checkpoints import load
-from flowcore.checkpoints.sources import CHRISCHUTE, SOURCES, SRFLOW
+from flowcore.checkpoints.file import build_on_meta
+from flowcore.checkpoints.sources import CHRISCHUTE, HCFLOW, LLFLOW, SOURCES, SRFLOW, SRFLOW_DA
 from flowcore.checkpoints.sources.source import Checkpoint
-from flowcore.checkpoints.sources.srflow import srflow_origins
 from flowcore.errors import CheckpointError
 from flowcore.models.glow import GlowConfig
+from flowcore.models.hcflow import HCFlowConfig
+from flowcore.models.llflow import LLFlowConfig
 from flowcore.models.realnvp import RealNVPConfig
 from flowcore.models.srflow import SRFlowConfig
+from flowcore.models.srflow_da import SRFlowDAConfig
 from flowcore.models.tarflow import TarFlowConfig
 
 from . import published
@@ -78,24 +81,42 @@ def test_srflow_layout(layout):
     near(flow.inverse(latents, cond), hr, 1e-5)
 
 
-SRFLOW_PUBLISHED = {
+# Published files by source: tensor names and shapes, the configuration that they tell, and which tensors nothing reads.
+DA, DA_UNREAD = published.keys(published.SRFLOW_DA), r"flowUpsamplerNet\.f\.0\.(weight|bias)"
+LL_UNREAD = r"(RRDB\.(downconv3|HRconv|conv_last|awb_para)|flowUpsamplerNet\.f\.0)\.(weight|bias)"
+BY_8 = {"scale": 8, "levels": 4, "stacked_blocks": (1, 3, 5, 7)}
+RESCALING = {"steps": 8, "detail_steps": 6, "hidden": 32, "extractor_blocks": (2, 1), "extractor_growth": 16}
+CONFIGS = {
     "SRFlow_DF2K_4X": SRFlowConfig(),
-    "SRFlow_DF2K_8X": SRFlowConfig(scale=8, levels=4, stacked_blocks=(1, 3, 5, 7)),
-    "SRFlow_CelebA_8X": SRFlowConfig(scale=8, levels=4, encoder_blocks=8, stacked_blocks=(1, 3, 5, 7)),
+    "SRFlow_DF2K_8X": SRFlowConfig(**BY_8),
+    "SRFlow_CelebA_8X": SRFlowConfig(**BY_8, encoder_blocks=8),
+    "SRFlow-DA_DF2K_4X": SRFlowDAConfig(),
+    "SR_DF2K_X4": HCFlowConfig(),
+    "SR_CelebA_X8": HCFlowConfig(scale=8, extractor_blocks=(5, 5), quant_bins=256, temperature=0.8),
+    "Rescaling_DF2K_X4": HCFlowConfig(**RESCALING, rescaling=True, temperature=1.0),
+    "LOL_smallNet": LLFlowConfig(steps=4, encoder_blocks=4, encoder_width=32, stacked_blocks=(1,)),
+    "LOL-pc": LLFlowConfig(),
 }
+SRFLOWS = {name: json.loads((published.SRFLOW / f"keys_{name}.json").read_text()) for name in [*CONFIGS][:3]}
+FILES = [
+    *((SRFLOW, name, shapes, r"flowUpsamplerNet\.f\..*") for name, shapes in SRFLOWS.items()),
+    *((SRFLOW_DA, name, known["shapes"], DA_UNREAD) for name, known in DA.items()),
+    *((HCFLOW, name, shapes, r".*haar_weights") for name, shapes in published.keys(published.HCFLOW).items()),
+    *((LLFLOW, name, shapes, LL_UNREAD) for name, shapes in published.keys(published.LLFLOW).items()),
+]
 
 
-@pytest.mark.parametrize("name", SRFLOW_PUBLISHED)
-def test_published_srflow_is_recognized_and_every_tensor_used_once(name):
-    text = (published.SRFLOW / f"keys_{name}.json").read_text()
-    shapes = {key: tuple(shape) for key, shape in json.loads(text).items()}
-    flow = SRFLOW.convert(meta(shapes), {})
-    assert flow.config == SRFLOW_PUBLISHED[name]
-    origins = [*srflow_origins(flow.config)]
-    assert {origin.ours for origin in origins} == flow.state_dict().keys()
-    used = {origin.names[0] for origin in origins}
-    assert len(used) == len(origins)
-    assert shapes.keys() - used == {key for key in shapes if key.startswith("flowUpsamplerNet.f.")}
+@pytest.mark.parametrize(("source", "name", "shapes", "unread"), FILES, ids=[name for _, name, *_ in FILES])
+def test_a_published_file_is_recognized_and_every_tensor_used_once(source, name, shapes, unread):
+    layout = source.layout(Checkpoint(source.name, meta(shapes)), {})
+    assert layout.config == CONFIGS.get(name, layout.config)
+    used = [name for origin in layout.origins for name in origin.names]
+    assert len(set(used)) == len(used)
+    assert {key for key in shapes if not re.fullmatch(unread, key)} == set(used)
+    ours = build_on_meta(layout.architecture, layout.config).state_dict()
+    assert {origin.ours for origin in layout.origins} == ours.keys()
+    for origin in layout.origins:
+        assert origin.forms[0].shape(tuple(ours[origin.ours].shape)) == tuple(shapes[origin.names[0]])
 
 
 def test_deep_subnets_are_recognized_and_missing_injectors_refused(small_state):
@@ -157,10 +178,7 @@ VARIANTS |= {
     "y0ast reversing": (lambda: shrink("y0ast_cifar10_shuffle"), {"mixing": "reverse"}),
     "openai with labels": (openai_with_labels, {"n_bits": 5}),
     "openai with labels alone": (lambda: without(openai_with_labels(), "model/prior/p/"), {"n_bits": 8}),
-    "openai with a standard normal": (
-        lambda: without(shrink("openai_lsun64_rnvp"), "model/prior/"),
-        {"n_bits": 8},
-    ),
+    "openai with a standard normal": (lambda: without(shrink("openai_lsun64_rnvp"), "model/prior/"), {"n_bits": 8}),
 }
 
 
@@ -241,6 +259,7 @@ UNUSED = {
 
 
 def test_all_configurations_are_tested():
+    assert CONFIGS.keys() <= {name for _, name, *_ in FILES}
     assert len(KEYS) == 20
     assert KEYS.keys() == PUBLISHED.keys() | FOREIGN.keys()
 

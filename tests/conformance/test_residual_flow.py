@@ -27,6 +27,7 @@ from flowcore.networks.contractive import LipschitzConv
 from flowcore.transforms import Flatten, Probes, Residual, Unflatten, flat_parts
 
 from . import published
+from .published import flat
 
 FOLDER = published.RESIDUAL_FLOW
 SETTINGS = json.loads((FOLDER / "cases.json").read_text())
@@ -69,10 +70,6 @@ def case32(request):
     return Case(request.param, torch.float32)
 
 
-def flat(latents: list[Tensor]) -> Tensor:
-    return torch.cat([z.flatten(1) for z in latents], 1)
-
-
 def bits(case: Case, latents: list[Tensor], logdet: Tensor) -> Tensor:
     return likelihood.bits_per_dim(prior.log_prob(latents) + logdet, case.x[0].numel(), 1 / 256)
 
@@ -80,9 +77,6 @@ def bits(case: Case, latents: list[Tensor], logdet: Tensor) -> Tensor:
 def squeezed(case: Case, x: Tensor) -> Tensor:
     """An image as the program returns it: squeezed if its model is."""
     return torch.nn.functional.pixel_unshuffle(x, 2) if case.flow.config.squeeze_first else x
-
-
-# --- values -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_configuration_is_read_from_the_tensors(case):
@@ -182,9 +176,6 @@ def test_gradients(kind):
     assert checked == sum(key.startswith(f"grad_{kind}.") for key in case.io) > 50
 
 
-# --- float32, plans, tasks --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("how", ["flow", "plan"])
 def test_float32(case32, how):
     flow = case32.flow if how == "flow" else Plan(case32.flow)
@@ -209,32 +200,20 @@ def test_score_is_the_recorded_number(case):
     assert ((estimated.bits_per_dim - exact.bits_per_dim).abs() < 4 * estimated.standard_error).all()
 
 
-# --- layouts ----------------------------------------------------------------------------------------------------------
+CIFAR = {"blocks": (16, 16, 16), "full_blocks": 4, "full_hidden": 128, "activation": "lipswish"}
+CELEBA = {"blocks": (16,) * 6, "full_blocks": 0, "factor_out": True, "squeeze_first": True, "activation": "elu"}
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters", "fields"),
-    [
-        (
-            "cifar10",
-            25_174_129,
-            {"blocks": (16, 16, 16), "full_blocks": 4, "full_hidden": 128, "activation": "lipswish"},
-        ),
-        (
-            "celebahq256",
-            136_777_176,
-            {"blocks": (16,) * 6, "full_blocks": 0, "factor_out": True, "squeeze_first": True, "activation": "elu"},
-        ),
-    ],
-)
-def test_published_names(name, parameters, fields):
-    shapes = {key: tuple(shape) for key, (shape, _) in published.keys(FOLDER)[name].items()}
-    state = published.meta(shapes)
-    flow = RESIDUAL_FLOW.convert(state, {})
-    assert sum(p.numel() for p in flow.parameters()) == parameters
-    for field, value in {**fields, "hidden": 512, "kernels": (3, 1, 3)}.items():
-        assert getattr(flow.config, field) == value
-    assert flow.config.image_size == {"cifar10": (32, 32), "celebahq256": (256, 256)}[name]
+def test_published_names():
+    for name, side, parameters, fields in (
+        ("cifar10", 32, 25_174_129, CIFAR),
+        ("celebahq256", 256, 136_777_176, CELEBA),
+    ):
+        shapes = {key: tuple(shape) for key, (shape, _) in published.keys(FOLDER)[name].items()}
+        flow = RESIDUAL_FLOW.convert(published.meta(shapes), {})
+        assert sum(p.numel() for p in flow.parameters()) == parameters
+        for field, value in {**fields, "hidden": 512, "kernels": (3, 1, 3), "image_size": (side, side)}.items():
+            assert getattr(flow.config, field) == value
 
 
 VARIANTS = [
@@ -289,23 +268,23 @@ def test_vectors_of_other_weights_are_renewed(tmp_path):
     assert float((z - recorded["f64.z"]).abs().max()) < 5e-3
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda s: s.pop("transforms.0.chain.2.nnet.2.weight"), "in the places"),
-        (lambda s: s.pop("transforms.1.chain.2.nnet.3.bias"), "is missing"),
-        (lambda s: s["transforms.0.chain.1.initialized"].zero_(), "never initialized"),
-        (lambda s: s.update({"transforms.0.chain.2.nnet.0.domain": torch.ones(())}), "learned norms"),
-        (lambda s: s["transforms.0.chain.2.nnet.0.spatial_dims"].fill_(math.nan), "does not give the sides"),
-        (lambda s: s.update({"transforms.0.chain.2.nnet.0.u": torch.zeros(10)}), "not give|in multiples of"),
-        (lambda s: s["transforms.0.chain.1.weight"].fill_(math.inf), "not finite"),
-    ],
-)
-def test_damaged_files_are_refused(change, message):
-    state = {key: t.clone() for key, t in load_file(FOLDER / "cifar_like_weights.safetensors").items()}
-    change(state)
-    with pytest.raises(FlowError, match=message):
-        RESIDUAL_FLOW.convert(state, {})
+DAMAGES = [
+    (lambda s: s.pop("transforms.0.chain.2.nnet.2.weight"), "in the places"),
+    (lambda s: s.pop("transforms.1.chain.2.nnet.3.bias"), "is missing"),
+    (lambda s: s["transforms.0.chain.1.initialized"].zero_(), "never initialized"),
+    (lambda s: s.update({"transforms.0.chain.2.nnet.0.domain": torch.ones(())}), "learned norms"),
+    (lambda s: s["transforms.0.chain.2.nnet.0.spatial_dims"].fill_(math.nan), "does not give the sides"),
+    (lambda s: s.update({"transforms.0.chain.2.nnet.0.u": torch.zeros(10)}), "not give|in multiples of"),
+    (lambda s: s["transforms.0.chain.1.weight"].fill_(math.inf), "not finite"),
+]
+
+
+def test_damaged_files_are_refused():
+    for change, message in DAMAGES:
+        state = {key: t.clone() for key, t in load_file(FOLDER / "cifar_like_weights.safetensors").items()}
+        change(state)
+        with pytest.raises(FlowError, match=message):
+            RESIDUAL_FLOW.convert(state, {})
 
 
 def test_stored_numbers_of_terms_may_differ_in_length():

@@ -20,9 +20,7 @@ from flowcore import likelihood, prior
 from flowcore.checkpoints import load
 from flowcore.checkpoints.sources import SRFLOW_DA
 from flowcore.checkpoints.sources.source import Checkpoint
-from flowcore.checkpoints.sources.srflow_da import srflow_da_origins
 from flowcore.errors import CheckpointError
-from flowcore.models.srflow_da import SRFlowDAConfig
 
 from . import published
 from .published import near
@@ -65,32 +63,17 @@ def test_encode_and_decode(flow, recorded):
     near(flow.inverse(given, cond), recorded[f"{t}.given.x"])
 
 
-# --- recognized -------------------------------------------------------------------------------------------------------
+def test_the_fields_of_every_published_file_are_recognized():
+    residual_blocks = {"DA_": 0, "DA-S": 0, "DA-R": 1, "DA-D": 18}
+    for name, known in published.keys(published.SRFLOW_DA).items():
+        config = SRFLOW_DA.layout(Checkpoint("SRFlow-DA", published.meta(known["shapes"])), {}).config
+        assert config.layers == known["layers"]
+        assert config.scale == int(name[-2])
+        assert config.stacked_blocks == (1, 8, 15, 22)  # SRFlow's by 8 are (1, 3, 5, 7)
+        assert config.residual_blocks == next(n for part, n in residual_blocks.items() if part in name)
+        assert config.hidden_layers == (36 if "DA-D" in name else 4)
+        assert max(config.grids) == math.log2(config.scale)  # any LR size fits
 
-KEYS = published.keys(published.SRFLOW_DA)
-RESIDUAL_BLOCKS = {"DA_": 0, "DA-S": 0, "DA-R": 1, "DA-D": 18}
-
-
-@pytest.mark.parametrize("name", KEYS)
-def test_every_published_file_is_recognized_and_every_tensor_used_once(name):
-    state = published.meta(KEYS[name]["shapes"])
-    config = SRFLOW_DA.layout(Checkpoint("SRFlow-DA", state), {}).config
-    assert config.layers == KEYS[name]["layers"]
-    assert config.scale == int(name[-2])
-    assert config.stacked_blocks == (1, 8, 15, 22)  # SRFlow's by 8 are (1, 3, 5, 7)
-    assert config.residual_blocks == next(n for part, n in RESIDUAL_BLOCKS.items() if part in name)
-    assert config.hidden_layers == (36 if "DA-D" in name else 4)
-    used = [origin.names[0] for origin in srflow_da_origins(config)]
-    assert len(set(used)) == len(used)
-    assert state.keys() - set(used) == {"flowUpsamplerNet.f.0.weight", "flowUpsamplerNet.f.0.bias"}
-    assert max(config.grids) == math.log2(config.scale)  # any LR size fits
-
-
-def test_the_default_is_the_published_network():
-    assert SRFLOW_DA.convert(published.meta(KEYS["SRFlow-DA_DF2K_4X"]["shapes"]), {}).config == SRFlowDAConfig()
-
-
-# --- variants ---------------------------------------------------------------------------------------------------------
 
 VARIANTS = {
     "-S by 4": {"layers": "s4ppcdccdc"},
@@ -122,9 +105,6 @@ def test_variants_compute_what_a_second_implementation_does(variant, tmp_path):
         near(z, expected[f"{variant}.latent{i}"])
     near(logdet, expected[f"{variant}.logdet"])
     near(flow.inverse(latents, cond), x)
-
-
-# --- nearly one -------------------------------------------------------------------------------------------------------
 
 
 def test_files_that_are_nearly_an_srflow_da_are_named_so(state):

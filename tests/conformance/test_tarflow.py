@@ -120,9 +120,6 @@ def test_bits_per_dimension_are_of_the_density_of_pixels(name):
     near(likelihood.bits_per_dim(flow.log_prob(x, cond), x[0].numel(), 1 / 256), bits)
 
 
-# --- other structures, and files that are none ------------------------------------------------------------------------
-
-
 def random_config(seed: int) -> TarFlowConfig:
     draw, patch = random.Random(seed), seed % 3 + 1
     scale = draw.random() < 0.5
@@ -173,33 +170,26 @@ def test_patches_that_make_no_square_need_a_size():
     assert TARFLOW.convert(state, {"image_size": (4, 6)}).config.image_size == (4, 6)
 
 
-DAMAGED = {
-    "missing": (lambda s: s.pop("blocks.1.attn_blocks.1.attention.proj.bias"), "attention.proj.bias is missing"),
-    "block": (
-        lambda s: [s.pop(n) for n in [*s] if n.startswith("blocks.0.")],
-        "blocks.0.pos_embed.*missing",
-    ),
-    "unknown": (lambda s: s.update(more=torch.ones(1)), "more is not known"),
-    "shape": (lambda s: s.update({"blocks.1.pos_embed": torch.ones(9, 128)}), r"pos_embed is \(9, 128\) instead"),
-    "patch": (lambda s: s.update({"blocks.0.proj_in.weight": torch.ones(128, 26)}), "patches of 26 numbers"),
-    "outputs": (
-        lambda s: s.update({"blocks.0.proj_out.weight": torch.ones(40, 128)}),
-        "predicts 40 numbers",
-    ),
-    "width": (lambda s: s.update({"blocks.0.pos_embed": torch.ones(16, 100)}), "width must be a multiple of head"),
-    "infinite": (lambda s: s["var"].fill_(math.inf), "432 values that are not finite"),
-    "negative": (lambda s: s["var"].fill_(-1), "transforms.2.var in .* is not positive"),
-}
+DAMAGES = [
+    (lambda s: s.pop("blocks.1.attn_blocks.1.attention.proj.bias"), "attention.proj.bias is missing"),
+    (lambda s: [s.pop(n) for n in [*s] if n.startswith("blocks.0.")], "blocks.0.pos_embed.*missing"),
+    (lambda s: s.update(more=torch.ones(1)), "more is not known"),
+    (lambda s: s.update({"blocks.1.pos_embed": torch.ones(9, 128)}), r"pos_embed is \(9, 128\) instead"),
+    (lambda s: s.update({"blocks.0.proj_in.weight": torch.ones(128, 26)}), "patches of 26 numbers"),
+    (lambda s: s.update({"blocks.0.proj_out.weight": torch.ones(40, 128)}), "predicts 40 numbers"),
+    (lambda s: s.update({"blocks.0.pos_embed": torch.ones(16, 100)}), "width must be a multiple of head"),
+    (lambda s: s["var"].fill_(math.inf), "432 values that are not finite"),
+    (lambda s: s["var"].fill_(-1), "transforms.2.var in .* is not positive"),
+]
 
 
-@pytest.mark.parametrize("what", DAMAGED)
-def test_damaged_files_are_refused_with_a_reason(tmp_path, what):
-    state = weights("cond")
-    change, sentence = DAMAGED[what]
-    change(state)
-    save_file(state, tmp_path / "damaged.safetensors")
-    with pytest.raises(FlowError, match=rf"(?s)damaged\.safetensors.*{sentence}"):
-        load(tmp_path / "damaged.safetensors")
+def test_damaged_files_are_refused_with_a_reason(tmp_path):
+    for change, sentence in DAMAGES:
+        state = weights("cond")
+        change(state)
+        save_file(state, tmp_path / "damaged.safetensors")
+        with pytest.raises(FlowError, match=rf"(?s)damaged\.safetensors.*{sentence}"):
+            load(tmp_path / "damaged.safetensors")
 
 
 def test_overrides_may_not_contradict_the_tensors():
