@@ -48,15 +48,7 @@ class Client:
             return answer.read()
 
     def queue(self, workflow: Json, **extra: Any) -> str:
-        """Queue a workflow in API format; the id of the run.
-
-        Args:
-            workflow: Node id to node.
-            extra: What the frontend sends beside it.
-
-        Raises:
-            RunError: The server refused it.
-        """
+        """Queue a workflow in API format, with what the frontend sends beside it; the id of the run, or a RunError."""
         try:
             answer = self.post("/prompt", {"prompt": workflow, "client_id": self.id, "extra_data": extra})
         except urllib.error.HTTPError as error:
@@ -67,16 +59,9 @@ class Client:
         return json.loads(answer)["prompt_id"]
 
     def wait(self, run: str, on_event: Callable[[Json | bytes], None] | None = None, timeout: float = 600) -> Json:
-        """Wait until a run has ended; its entry in the server's history.
+        """Wait until a run has ended; its entry in the server's history, or a RunError or TimeoutError.
 
-        Args:
-            run: What `queue` returned.
-            on_event: Called with every message of the server meanwhile: JSON, or the bytes of a preview.
-            timeout: Seconds to wait at most.
-
-        Raises:
-            RunError: A node failed, or the run was cancelled.
-            TimeoutError: It did not end in time.
+        Meanwhile `on_event` is called with every message of the server: JSON, or the bytes of a preview.
         """
         deadline = time.monotonic() + timeout
         with Events(self.url, self.id) as events:

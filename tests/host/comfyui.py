@@ -77,8 +77,7 @@ class HostError(RuntimeError):
     """A host is missing, could not be fetched, or did not start."""
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# fetch
+# --- fetch ------------------------------------------------------------------------------------------------------------
 
 
 def trees() -> dict[str, Path]:
@@ -196,8 +195,7 @@ def _pip(*arguments: str) -> None:
         raise HostError(f"pip could not do its part; by hand: {' '.join(command)}")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# boot
+# --- boot -------------------------------------------------------------------------------------------------------------
 
 # The server reads its standard input, whose other end we hold: when this process ends, however it ends, so does that.
 BOOT = """
@@ -241,15 +239,8 @@ def running(
 ) -> Iterator[Server]:
     """Run a ComfyUI with this pack until the block ends; it is always stopped, by its process.
 
-    Args:
-        comfyui: The tree that holds main.py.
-        base: Base directory of the server, made when it does not exist.
-        port: Loopback port; 0 takes a free one.
-        frontend: Serve the installed frontend, or that of COMFYUI_FRONTEND; otherwise an empty page.
-        name: Name of the folder in which this pack is installed.
-        packs: Other node packs to install beside ours.
-        flags: More arguments for main.py.
-        timeout: Seconds to wait for the first answer; a HostError after that ends with the last lines of the console.
+    Without a port it takes a free one, and without the real frontend it serves an empty page. `name` is the folder in
+    which this pack is installed, `packs` are others, and `flags` more arguments for main.py.
     """
     for folder in ("input", "output", "temp", "user", "custom_nodes", "models/flows", "extra/flows", "page"):
         (base / folder).mkdir(parents=True, exist_ok=True)
@@ -311,8 +302,7 @@ def _wait_until_ready(server: Server, timeout: float) -> None:
     raise HostError(f"ComfyUI {state}. Its last lines:\n" + "\n".join(server.console().splitlines()[-40:]))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# command line
+# --- command line -----------------------------------------------------------------------------------------------------
 
 
 def serve(port: int) -> None:

@@ -32,15 +32,9 @@ NOTES = {"MarkdownNote", "Note"}  # nodes for people, which a host does not know
 
 
 def kept(every: dict[str, Any], module: str) -> dict[str, Any]:
-    """Reduce `/object_info` to what saved workflows of a pack depend on.
+    """Reduce `/object_info` to what saved workflows of a pack depend on; its modules' names end with `module`.
 
-    Args:
-        every: As a host serves it.
-        module: What the names of the pack's modules end with.
-
-    Returns:
-        Node id to inputs in the order of the canvas, outputs in order, and whether it is an output node. The options of
-        files hold what the pack brings, when the host's folders are empty; a host with files has more.
+    The options of files hold what the pack brings, when the host's folders are empty; a host with files has more.
     """
     return {
         name: {
@@ -88,11 +82,7 @@ def _input(name: str, required: bool, kind: Any, properties: dict[str, Any]) -> 
 
 
 def changes(golden: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Compare schemas as `kept` made them once and makes them now.
-
-    Returns:
-        A sentence for everything that breaks saved workflows or changes what they make; appending breaks nothing.
-    """
+    """Compare schemas: a sentence for everything that breaks saved workflows or changes what they make."""
     found: list[str] = []
     for node, was in golden.items():
         if node not in now:
@@ -132,19 +122,11 @@ def _changed(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return found
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# workflows
+# --- workflows --------------------------------------------------------------------------------------------------------
 
 
 def kept_workflow(workflow: dict[str, Any]) -> dict[str, Any]:
-    """Reduce a workflow to what it does: without places, sizes, notes, and the release that wrote it.
-
-    Args:
-        workflow: For the canvas, or in API format, which stays as it is.
-
-    Returns:
-        The nodes with their widgets' values and slots, and the wires.
-    """
+    """Reduce a workflow for the canvas to what it does: without places, sizes, notes, and the release that wrote it."""
     if "nodes" not in workflow:
         return workflow
     return {
@@ -162,12 +144,7 @@ def kept_workflow(workflow: dict[str, Any]) -> dict[str, Any]:
 
 
 def versions(place: str, story: str) -> list[tuple[Path, dict[str, Any]]]:
-    """Read all versions of a story that are kept, oldest first: file and content.
-
-    Args:
-        place: "." for the canvas, "api" for the prompts.
-        story: Its name.
-    """
+    """Read all kept versions of a story, of the canvas (".") or the prompts ("api"), oldest first."""
     files = sorted((RELEASED / place).glob(f"{story}.*.json"), key=lambda path: int(path.suffixes[0][1:]))
     return [(path, json.loads(path.read_text())) for path in files]
 
@@ -182,11 +159,7 @@ def shipped(place: str) -> dict[str, dict[str, Any]]:
 
 
 def record_workflows(replace: bool) -> None:
-    """Keep every story that has changed.
-
-    Args:
-        replace: Whether it takes the place of the newest version.
-    """
+    """Keep every story that has changed, in place of its newest version or beside it."""
     for place in (".", "api"):
         for story, now in shipped(place).items():
             old = versions(place, story)

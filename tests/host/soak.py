@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import json
 import os
 import random
 import subprocess
@@ -27,18 +29,17 @@ LASTING = ("--cache-lru", "12")
 class Prompt:
     """A prompt, and what must come of it."""
 
-    key: str  # the same for prompts that must give the same; its first word is the kind
+    kind: str  # for the table
     workflow: dict[str, Any]  # its node "digest" says what came of it
     refusal: tuple[str, ...] = ()  # words of the error that must come of it; none for a good one
 
     @property
-    def kind(self) -> str:
-        """For the table."""
-        return self.key.split()[0]
+    def key(self) -> str:
+        """The same for prompts that must give the same."""
+        return json.dumps(self.workflow)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# prompts
+# --- prompts ----------------------------------------------------------------------------------------------------------
 
 
 def upscaling(number: int = 0, **inputs: Any) -> Prompt:
@@ -46,7 +47,7 @@ def upscaling(number: int = 0, **inputs: Any) -> Prompt:
     height, width = 8 + 5 * (number % 3), 10 + 4 * (number % 4)
     asked = {"image": "image.0", "model": "model.0", "temperature": 0.8, "seed": number} | inputs
     image = picture(fill=f"photo{number}", height=height, width=width)
-    return _prompt(f"upscale {number} {inputs}", "srflow-x4", image=image, made=("FlowcoreUpscale", asked))
+    return _prompt("upscale", "srflow-x4", image=image, made=("FlowcoreUpscale", asked))
 
 
 def coloring(number: int = 0, sides: tuple[int, int] = (40, 48), points: str = "", **inputs: Any) -> Prompt:
@@ -56,21 +57,19 @@ def coloring(number: int = 0, sides: tuple[int, int] = (40, 48), points: str = "
     if points:
         nodes["hints"] = ("FlowcoreColorHints", {"image": "image.0", "points": points, "radius": 6})
         asked["hints"] = "hints.0"
-    key = f"colorize {number} {sides} {points} {inputs}"
-    return _prompt(key, "color-photos", **nodes, made=("FlowcoreColorize", asked))
+    return _prompt("colorize", "color-photos", **nodes, made=("FlowcoreColorize", asked))
 
 
 def sampling(number: int = 0, model: str = "realnvp-photos", **inputs: Any) -> Prompt:
     """Images out of noise, and their latents."""
     asked = {"model": "model.0", "samples": 1, "temperature": 0.7, "seed": number} | inputs
-    sample = ("FlowcoreSample", asked)
-    return _prompt(f"sample {number} {model} {inputs}", model, digest={"latents": "made.1"}, made=sample)
+    return _prompt("sample", model, digest={"latents": "made.1"}, made=("FlowcoreSample", asked))
 
 
 def scoring(number: int = 0, batch: int = 1, **inputs: Any) -> Prompt:
     """Bits per dimension of pieces of a photograph."""
     return _prompt(
-        f"score {number} {batch} {inputs}",
+        "score",
         "realnvp-photos",
         digest={"number": "made.0", "image": "made.1"},
         image=picture(fill=f"photo{number}", height=32, width=32, batch=batch),
@@ -81,7 +80,7 @@ def scoring(number: int = 0, batch: int = 1, **inputs: Any) -> Prompt:
 def round_trip(number: int = 0, batch: int = 1) -> Prompt:
     """There and back: latents and the image again."""
     return _prompt(
-        f"encode {number} {batch}",
+        "encode",
         "realnvp-photos",
         digest={"latents": "encoded.0"},
         image=picture(fill=f"photo{number}", height=32, width=32, batch=batch),
@@ -94,7 +93,7 @@ def saving(number: int = 0, frames: int = 2, folder: str = "latents", items: int
     """Latents into a file; with many frames and items, a large one: 3 kB each."""
     drawn = {"model": "model.0", "samples": items, "temperature": 0.7, "seed": number, "labels": "1"}
     return _prompt(
-        f"save {number} {frames} {items}",
+        "save",
         "mnist-styles",
         digest={"image": None, "latents": "made.0"},
         one=("FlowcoreSample", drawn),
@@ -107,7 +106,7 @@ def saving(number: int = 0, frames: int = 2, folder: str = "latents", items: int
 def loading(file: str) -> Prompt:
     """Latents out of a file, decoded."""
     return _prompt(
-        f"load {file}",
+        "load",
         "mnist-styles",
         digest={"latents": "kept.0"},
         kept=("FlowcoreLoadLatents", {"file": file}),
@@ -115,11 +114,11 @@ def loading(file: str) -> Prompt:
     )
 
 
-def _prompt(key: str, model: str, digest: dict[str, str | None] | None = None, **nodes: Any) -> Prompt:
+def _prompt(kind: str, model: str, digest: dict[str, str | None] | None = None, **nodes: Any) -> Prompt:
     """A prompt whose node "made" is digested, and what else is said."""
     wires = {name: wire for name, wire in ({"image": "made.0"} | (digest or {})).items() if wire}
     loader = ("FlowcoreLoadModel", {"model_name": model})
-    return Prompt(key, graph(model=loader, **nodes, digest=("FlowcoreTestDigest", wires)))
+    return Prompt(kind, graph(model=loader, **nodes, digest=("FlowcoreTestDigest", wires)))
 
 
 def bad(number: int) -> Prompt:
@@ -138,7 +137,7 @@ def bad(number: int) -> Prompt:
         (upscaling(number, samples=1000 + number), ("samples", str(1000 + number))),
     ]
     prompt, words = made[number % len(made)]
-    return Prompt(f"bad {number}", prompt.workflow, words)
+    return Prompt("bad", prompt.workflow, words)
 
 
 def _with(prompt: Prompt, **nodes: tuple[str, dict[str, Any]]) -> Prompt:
@@ -152,8 +151,7 @@ def good(number: int) -> Prompt:
     return kinds[number % len(kinds)](number // len(kinds))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# what comes of them
+# --- what comes of them -----------------------------------------------------------------------------------------------
 
 
 def outcome(host: Host, prompt: Prompt) -> tuple[str, str]:
@@ -167,11 +165,10 @@ def refused(host: Host, prompt: Prompt) -> None:
     with pytest.raises(RunError) as error:
         host.run(prompt.workflow)
     missing = [word for word in prompt.refusal if word.lower() not in str(error.value).lower()]
-    assert not missing, f"{prompt.key}: {missing} not in: {error.value}"
+    assert not missing, f"{prompt.kind}: {missing} not in: {error.value}"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# servers and their processes
+# --- servers and their processes --------------------------------------------------------------------------------------
 
 
 def server(base: Path, *flags: str) -> Any:
@@ -197,16 +194,14 @@ def held(process: int) -> Held:
 
 def settled(process: int, before: Held | None = None, seconds: float = 10) -> Held:
     """Look at a process when connections of clients that have gone are closed; or, at the latest, after some time."""
-    deadline = time.monotonic() + seconds
-    found = held(process)
+    deadline, found = time.monotonic() + seconds, held(process)
     while time.monotonic() < deadline and (
         before is None or found.files > before.files or found.threads > before.threads
     ):
         time.sleep(0.25)
-        again = held(process)
-        if before is None and again[1:] == found[1:]:
-            return again
-        found = again
+        last, found = found, held(process)
+        if before is None and last[1:] == found[1:]:
+            break
     return found
 
 
@@ -214,10 +209,8 @@ def open_files(process: int) -> list[str]:
     """Name what a process has open, for a message."""
     names = []
     for link in Path(f"/proc/{process}/fd").iterdir():
-        try:
+        with contextlib.suppress(OSError):
             names.append(os.readlink(link))
-        except OSError:
-            continue
     return sorted(names)
 
 
@@ -232,8 +225,7 @@ def objects(host: Host) -> tuple[int, float, int]:
     return found["tensors"][0], found["bytes"][0] / 2**20, found["modules"][0]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# cancel
+# --- cancel -----------------------------------------------------------------------------------------------------------
 
 
 def long_ones(factor: float = 1.0) -> list[Prompt]:
@@ -289,8 +281,7 @@ def cancelled(host: Host, server: comfyui.Server, times: int, chance: random.Ran
     return f"{times} prompts cancelled at random moments, {finished} of them too late; at most {longest(latencies)}"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# several clients
+# --- several clients --------------------------------------------------------------------------------------------------
 
 
 def variants() -> list[Prompt]:
@@ -337,8 +328,7 @@ def clients(
     return f"{count} clients, {passed:.0f} s, {total} prompts; at most {longest(taken)}"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# crash
+# --- crash ------------------------------------------------------------------------------------------------------------
 
 # A process that is born again and again, saves in a circle, and is killed: 8 MB of latents, and a model.
 SAVER = """

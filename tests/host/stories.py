@@ -99,9 +99,8 @@ APP: dict[str, dict[str, tuple[str, ...]]] = {
 SOURCES = {"photo": "pictures/parrots.jpg", "latent-normalisation": "pictures/poor.png", "faces": "pictures/group.png"}
 SOURCES |= {"clean-up": SOURCES["photo"], "night": "pictures/dark.jpg"}
 SOURCES |= dict.fromkeys(("upscale", "best-of", "painted"), "photo.png")
-SOURCES |= dict.fromkeys(("palette-transfer", "clip"), "alps.jpg") | dict.fromkeys(
-    ("colourings", "strokes"), "house.jpg"
-)
+SOURCES |= dict.fromkeys(("palette-transfer", "clip"), "alps.jpg")
+SOURCES |= dict.fromkeys(("colourings", "strokes"), "house.jpg")
 # Stories of films that are also run with other values, whose frames stand above.
 CONTRASTS = {"steady-clip": {"upscale": {"steadiness": 0.0}}}
 EXAMPLE = ("FlowcoreExample", {"picture": "photograph"})  # what stands on the canvas for a photograph of a script
@@ -120,15 +119,9 @@ def on_canvas(api: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_canvas(name: str, api: dict[str, Any], every: dict[str, Any]) -> dict[str, Any]:
-    """Lay a story out for the canvas.
+    """Lay a story in API format, with the value of every widget, out as the frontend saves it.
 
-    Args:
-        name: Of the story.
-        api: It, in API format; every widget of every node has its value there.
-        every: `/object_info` of a host.
-
-    Returns:
-        The workflow as the frontend saves it.
+    `every` is `/object_info` of a host.
     """
     api = on_canvas(api)
     numbers = {key: k + 1 for k, key in enumerate(api)}

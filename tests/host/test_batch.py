@@ -34,15 +34,9 @@ BATCH = WORKFLOWS / "api" / "batch.py"
 CUT = ["cut.jpg", "cut.png", "float.tif", "gone.png"]
 NAMES = ["a.png", "b.png", "deep/a.jpg", "deep/c.png", "deep/er/d.png", "e.jpeg"]
 # What loads the picture in each story that takes one; the others make their own, or read a folder of the server.
-LOADERS = {
-    "clip": "film",
-    "steady-clip": "film",
-    "morph": "photos",
-    "morph-faces": "portraits",
-    "rank": "photos",
-    "retouched": "photos",
-}
-LOADERS |= {"smile": "portraits", "digits": None, "handwriting": None, "temperatures": None, "train": None}
+LOADERS = dict.fromkeys(("morph", "rank", "retouched"), "photos") | dict.fromkeys(("clip", "steady-clip"), "film")
+LOADERS |= dict.fromkeys(("morph-faces", "smile"), "portraits")
+LOADERS |= dict.fromkeys(("digits", "handwriting", "temperatures", "train"))
 
 
 @pytest.fixture
@@ -93,8 +87,6 @@ def test_a_folder_whose_script_was_killed_is_resumed(host, flows, folder, tmp_pa
     with (here / "batch.jsonl").open("a") as file:
         file.write('\n{"image": "e.jpeg", "key')  # cut off
     (folder / "bad.png").write_text("no picture")
-
-    # Two names of one server, and one where nobody is.
     other = host.url.replace("127.0.0.1", "localhost")
     servers = [word for url in (nobody(), host.url, other) for word in ("--server", url)]
     went_on = run(folder, here, *servers, *settings)
@@ -119,24 +111,20 @@ def test_a_folder_whose_script_was_killed_is_resumed(host, flows, folder, tmp_pa
     (made,) = again.glob("deep/a_*_02.png")
     with Image.open(made) as picture:
         assert picture.size == (32, 24)
+    assert read_provenance(made)
 
-    # A third time there is nothing to do, but for other settings, whose files are others.
+    # What a server has at hand is fetched again.
+    for path in again.glob("deep/er/*.png"):
+        path.unlink()
+    assert run(folder, again, "--server", host.url, *settings).returncode == 0
+    assert results(here) == results(again)
+
+    # Another time there is nothing to do, but for other settings, whose files are others.
     stamps = {path: path.stat().st_mtime_ns for path in again.rglob("*.png")}
     assert run(folder, again, "--server", nobody(), *settings).returncode == 0
     assert run(folder, again, "--server", host.url, *settings, "--set", "upscale.temperature=0.1").returncode == 0
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert len(results(again)) == 4 * len(NAMES)
-
-
-def test_what_a_server_has_at_hand_is_fetched_again(host, flows, folder, tmp_path):
-    words = ("--server", host.url, "--set", f"model.model_name={flows['small-srflow']}")
-    assert run(folder / "deep" / "er", tmp_path / "out", *words).returncode == 0
-    made = results(tmp_path / "out")
-    for name in made:
-        (tmp_path / "out" / name).unlink()
-    assert run(folder / "deep" / "er", tmp_path / "out", *words).returncode == 0
-    assert results(tmp_path / "out") == made
-    assert made
 
 
 def test_every_story_that_loads_a_picture_takes_a_folder():
@@ -250,11 +238,10 @@ def test_a_full_disk_stops_the_batch(folder, tmp_path, monkeypatch, capsys):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     output = {"save": {"images": [{"type": "output", "filename": "a.png"}]}}
-    monkeypatch.setattr(batch, "ask", lambda *_: b"{}")
-    monkeypatch.setattr(batch, "upload", lambda server, name, *_: name)
+    for name, made in {"ask": lambda *_: b"{}", "upload": lambda server, name, *_: name, "check": print}.items():
+        monkeypatch.setattr(batch, name, made)
     monkeypatch.setattr(batch, "run", lambda *_: output)
     monkeypatch.setattr(Path, "write_bytes", full)
-    monkeypatch.setattr(batch, "check", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["batch.py", str(folder), "-o", str(tmp_path / "out")])
     assert batch.main() == 1
     assert "could not be saved: No space left on device. Nothing else is begun." in capsys.readouterr().err
@@ -309,18 +296,6 @@ def test_the_last_picture_of_a_server_that_dies_goes_to_another(folder, tmp_path
         thread.join(20)
     assert (shared.waiting, shared.failed) == ([], [])
     assert sorted(row["image"] for row in rows(tmp_path / "out")) == NAMES
-
-
-def test_prompts_ask_for_what_made_a_picture(monkeypatch):
-    sent = []
-
-    def stand_in(url, body=None):
-        sent.append(body)
-        return json.dumps({"prompt_id": "1", "1": {"outputs": {}}}).encode()
-
-    monkeypatch.setattr(batch, "ask", stand_in)
-    assert batch.run("", {}) == {}
-    assert json.loads(sent[0])["extra_data"]["extra_pnginfo"] == {}
 
 
 class Forward(socketserver.BaseRequestHandler):
@@ -381,10 +356,6 @@ def mine(host, flows, folder):
     shutil.rmtree(host.server.base / "output" / "made", ignore_errors=True)
 
 
-def test_flow_folder_takes_no_empty_name_for_the_whole_input_folder(host, flows):
-    refusal(host, in_folder(" ", subfolder="made"), "name a folder in ComfyUI's input folder")
-
-
 def test_flow_folder_keeps_metadata_and_goes_on_where_it_stopped(host, mine):
     for flow, scale in (("small-srflow.safetensors", 2), ("small-color.safetensors", 1)):
         info, *said = host.run(in_folder(flow=flow, samples=2))["outputs"]["folder"]["text"]
@@ -430,6 +401,7 @@ def test_flow_folder_stays_in_the_folders_of_the_host(host, mine, tmp_path):
     (base / "input" / "link").symlink_to(secret)
     (base / "output" / "link").symlink_to(secret)
     try:
+        refusal(host, in_folder(" ", subfolder="made"), "name a folder in ComfyUI's input folder")
         for names in ({"name": str(secret)}, {"name": "../.."}, {"name": "link"}, {"name": "x" * 300}, {"name": "no"}):
             refusal(host, in_folder(**names), "input folder")
         for out in ("../x", str(secret), "link", "link/deeper", "a\0b"):

@@ -11,6 +11,7 @@ BATCH = picture(fill="noise", batch=COUNT, height=8)
 LARGE = picture(fill="noise", batch=COUNT, height=16, width=24)  # for a face
 TABLE = {"temperatures": "0, 0.8", "seed": 5, "seeds": 2}
 SAMPLES = {"temperature": 0.8, "seed": 5, "samples": 2}
+BEST = {"images": "node.0", "source": "image.0", "by": "consistency", "keep": 1}
 FACE = {"left_eye": "9, 7", "right_eye": "14, 7", "size": 16}
 
 
@@ -27,12 +28,7 @@ DONE = {
     "upscale": (UPSCALED, "node.0", 2),
     "grid": (one("small-srflow", "FlowcoreTemperatureGrid", image="image.0", **TABLE), "node.1", 4),
     "sheets": (one("small-srflow", "FlowcoreTemperatureGrid", image="image.0", **TABLE), "node.0", 1),
-    "best": (
-        UPSCALED
-        | {"best": ("FlowcoreBestOf", {"images": "node.0", "source": "image.0", "by": "consistency", "keep": 1})},
-        "best.0",
-        1,
-    ),
+    "best": (UPSCALED | {"best": ("FlowcoreBestOf", BEST)}, "best.0", 1),
     "diversity": (UPSCALED | {"map": ("FlowcoreDiversityMap", {"images": "node.0", "samples": 2})}, "map.0", 1),
     "colorize": (one("small-color", "FlowcoreColorize", image="image.0", **SAMPLES), "node.0", 2),
     "transfer": (
@@ -64,10 +60,7 @@ def test_each_of_twenty_images_becomes_what_it_would_become_alone(host, flows, n
     batch = LARGE if name in ("face", "pasted") else BATCH
     outputs, shape, rows = pictures(host, nodes, wire, {"image": batch})
     assert shape[0] == COUNT * each
-    first = {
-        "batch": batch,
-        "image": ("ImageFromBatch", {"image": "batch.0", "batch_index": PLACE, "length": 1}),
-    }
+    first = {"batch": batch, "image": ("ImageFromBatch", {"image": "batch.0", "batch_index": PLACE, "length": 1})}
     _, alone, expected = pictures(host, nodes, wire, first)
     assert alone == [each, *shape[1:]]
     if len(rows):  # else there are more numbers than the report sends

@@ -22,10 +22,6 @@ def ran(host, **nodes):
     return host.run(graph(**nodes))["outputs"]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Flow Temperature Grid
-
-
 def grid(flows, **more):
     asked = {"image": "image.0", "model": "model.0", "temperatures": "0, 0.8", "seed": 5, "seeds": 3}
     return enlarged(flows) | {"grid": ("FlowcoreTemperatureGrid", asked | more)}
@@ -64,10 +60,6 @@ def test_invalid_temperatures_of_a_grid_raise_a_readable_error(host, flows):
         refusal(host, graph(**grid(flows, temperatures=text), show=report("grid.0")), "emperature")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Flow Temperature Curve
-
-
 def curve(**inputs):
     asked = {"fine": 0.2, "coarse": 1.0, "levels": 3} | inputs
     return graph(curve=("FlowcoreTemperatureCurve", asked), **shows(text="curve.0"))
@@ -99,10 +91,6 @@ def test_a_curve_goes_into_the_upscaler(host, flows):
     refusal(host, graph(**drawn), "1 levels of latents; got 5")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Flow Diversity Map
-
-
 def mapped(flows, made, samples, gain=1.0, batch=1):
     workflow = enlarged(flows, samples=made, image=picture(fill="photo", height=6, width=8, batch=batch))
     asked = {"images": "up.0", "samples": samples, "gain": gain}
@@ -125,10 +113,6 @@ def test_maps_of_a_batch_and_their_gain(host, flows):
     assert "average" in two["map"]["text"][0]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Flow Best Of
-
-
 def best(flows, **more):
     workflow = enlarged(flows, samples=4, image=picture(fill="photo", height=8, width=12, batch=2))
     asked = {"images": "up.0", "source": "image.0", "by": "consistency", "keep": 2} | more
@@ -144,25 +128,23 @@ def best_coloring(flows, **more):
     }
 
 
-@pytest.mark.parametrize(
-    ("made", "by", "sign"),
-    [
+def test_the_best_of_every_source_come_first_with_their_scores_and_numbers(host, flows):
+    for made, by, sign in (
         (best, "consistency", -1),
         (best, "likelihood", 1),
         (best_coloring, "consensus", 1),
         (best_coloring, "likelihood", 1),
-    ],
-)
-def test_the_best_of_every_source_come_first_with_their_scores_and_numbers(host, flows, made, by, sign):
-    outputs = ran(host, **made(flows, by=by, model="model.0"), **shows(scores="best.1", order="best.2"))
-    every, order = outputs["best"]["scores"], outputs["best"]["order"]
-    assert len(every) == 8
-    assert len(set(every[:4])) == 4
-    assert order == [k for first in (0, 4) for k in sorted(range(first, first + 4), key=lambda k: sign * every[k])[:2]]
-    assert [float(x) for x in outputs["scores"]["text"]] == pytest.approx([every[k] for k in order])
-    assert [int(x) for x in outputs["order"]["text"]] == order
-    assert outputs["show"]["rows"] == [outputs["all"]["rows"][k] for k in order]
-    assert sign == 1 or max(every) <= 100
+    ):
+        outputs = ran(host, **made(flows, by=by, model="model.0"), **shows(scores="best.1", order="best.2"))
+        every, order = outputs["best"]["scores"], outputs["best"]["order"]
+        assert len(every) == 8
+        assert len(set(every[:4])) == 4
+        firsts = [sorted(range(first, first + 4), key=lambda k, x=every, s=sign: s * x[k])[:2] for first in (0, 4)]
+        assert order == [k for first in firsts for k in first]
+        assert [float(x) for x in outputs["scores"]["text"]] == pytest.approx([every[k] for k in order])
+        assert [int(x) for x in outputs["order"]["text"]] == order
+        assert outputs["show"]["rows"] == [outputs["all"]["rows"][k] for k in order]
+        assert sign == 1 or max(every) <= 100
 
 
 def test_a_ranking_of_colorings_as_enlargements_gets_a_note(host, flows):
@@ -170,10 +152,6 @@ def test_a_ranking_of_colorings_as_enlargements_gets_a_note(host, flows):
     assert "Choose consensus for colorings" in " ".join(outputs["best"]["text"])
     assert ran(host, **best(flows, keep=64))["show"]["shape"] == [8, 16, 24, 3]
     refusal(host, graph(**best(flows, by="likelihood")), "likelihood needs the model")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Flow Match Source
 
 
 def test_matched_images_are_their_source_again(host):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,8 @@ from small_flows import flow
 from talk import graph, loader, noise, picture, pixels, refusal, report
 
 import flowcore
-from flowcore.images import color
 from flowcore.latents import interpolate
-from flowcore.tasks.hints import Hints, hints_from_points, hints_from_strokes, palette_from, parse_points
+from flowcore.tasks.hints import Hints, combine_hints, hints_from_points, hints_from_strokes, palette_from, parse_points
 
 CLOSE = 1e-5
 COLOR = "small-color.safetensors"
@@ -49,27 +50,16 @@ def apart(one, other):
 def known(image=None, samples=1, **options):
     """Color in Python with the same defaults, (B, C, H, W)."""
     asked = {"temperature": 1.0, "detail": 0.3, "seed": 5} | options
-    return flowcore.colorize(
-        flow("small-color"), noise(1, 1, 32, 48) if image is None else image, samples=samples, **asked
-    )
+    image = noise(1, 1, 32, 48) if image is None else image
+    return flowcore.colorize(flow("small-color"), image, samples=samples, **asked)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"samples": 4},
-        {"temperature": 0.0, "detail": 0.0},
-        {"detail": 1.2},
-        {"saturation": 0.0},
-        {"saturation": 2.5, "gamut": "clip"},
-        {"working_size": 32},
-        {"seed": 2**64 - 2},
-        {"cast": -1.0},
-        {"cast": -0.02},
-        {"cast": -0.1},  # which a key once took for the one before: both looked like sliders that follow the model
-        {"vivid": 1.6},
-    ],
-)
+WIDGETS = [{"samples": 4}, {"temperature": 0.0, "detail": 0.0}, {"detail": 1.2}, {"saturation": 0.0}, {"vivid": 1.6}]
+WIDGETS += [{"saturation": 2.5, "gamut": "clip"}, {"working_size": 32}, {"seed": 2**64 - 2}, {"cast": -1.0}]
+WIDGETS += [{"cast": -0.02}, {"cast": -0.1}]  # a key once took them for the model's own
+
+
+@pytest.mark.parametrize("options", WIDGETS)
 def test_every_widget_reaches_the_task(host, flows, options):
     made = colored(host, coloring(**options))
     assert apart(made, known(**options)) < CLOSE
@@ -81,105 +71,76 @@ def test_low_precision_changes_the_colors_slightly(host, flows):
     assert 0 < (wide - narrow).abs().mean() < 0.02
 
 
-# --- hints ------------------------------------------------------------------------------------------------------------
+MILD, MIDDLE = picture(fill="0.5", **SIDES), torch.full((1, 3, 32, 48), 0.5)
 
 
-def misses(image, hints):
-    """How far the chroma of pictures is from that of hints where they cover, each."""
-    covered = hints.coverage[0, 0] > 0.5
-    return (color.split(image)[1] - hints.chroma)[..., covered].square().sum(1).sqrt().mean(1)
-
-
-MILD = picture(fill="0.5", **SIDES)
-
-
-def test_points_are_followed_in_inference_mode_and_met_exactly_when_locked(host, flows):
-    wanted = hints_from_points(parse_points(POINTS), (32, 48), radius=6)
+def test_points_are_followed_in_inference_mode(host, flows):
     hints = {"points": POINTS, "radius": 6}
     outputs = host.run(coloring(MILD, samples=2, hints=hints, hint_steps=10))["outputs"]
     made = pixels(outputs["report"])
     assert (made[0] - made[1]).abs().mean() > 5 / 255
-    options = {"image": torch.full((1, 3, 32, 48), 0.5), "samples": 2, "hints": wanted}
-    assert apart(made, known(hint_steps=10, **options)) < 1e-3
-    unspread = colored(host, coloring(MILD, samples=2, hints=hints, hint_steps=0))
-    assert apart(unspread, known(hint_steps=0, **options)) < CLOSE
+    wanted = hints_from_points(parse_points(POINTS), (32, 48), radius=6)
+    assert apart(made, known(MIDDLE, samples=2, hints=wanted, hint_steps=10)) < 1e-3
     assert "hints cover" in outputs["hints"]["text"][0]
-    outputs = host.run(coloring(MILD, hints=hints | {"lock": True}))["outputs"]
-    assert misses(pixels(outputs["report"]), wanted).max() < 1e-4
-    assert "locked" in outputs["hints"]["text"][0]
 
 
-def test_strokes_of_another_size_are_stretched_and_need_no_mask(host, flows):
+def test_hints_of_every_kind_reach_the_task(host, flows):
+    size, one = (32, 48), "10, 10, #c04020"
     strokes = Image.new("RGB", (24, 16), "gray")
     strokes.paste((200, 60, 20), (2, 2, 10, 10))
-    workflow = coloring(MILD, hints={"strokes": ["strokes", 0], "lock": True}, hint_steps=0)
-    workflow |= graph(strokes=("LoadImage", {"image": host.put("strokes.png", strokes)}))
-    rgb = torch.from_numpy(np.array(strokes)).permute(2, 0, 1)[None] / 255
-    wanted = hints_from_strokes(rgb, size=(32, 48), lock=True)
-    made = colored(host, workflow)
-    assert apart(made, known(torch.full((1, 3, 32, 48), 0.5), hints=wanted, hint_steps=0)) < CLOSE
-    assert apart(color.split(made)[1][..., 6:18, 6:18], wanted.chroma[..., 6:18, 6:18]) < 1e-4
-
-
-def test_a_mask_says_where_strokes_are(host, flows):
-    workflow = coloring(MILD, hints={"strokes": ["strokes", 0], "mask": ["mask", 0], "lock": True}, hint_steps=0)
-    mask = ("SolidMask", {"value": 1.0, "width": 12, "height": 8})
-    workflow = graph(workflow, strokes=picture(fill="noise7", **SIDES), mask=mask)
-    outputs = host.run(workflow)["outputs"]
-    assert "cover 100 %" in outputs["hints"]["text"][0]
-    room = color.compress(torch.full((1, 1, 32, 48), 0.5), color.split(noise(1, 3, 32, 48, number=7))[1])
-    assert apart(pixels(outputs["report"]), room) < 1e-4
-    del workflow["hints"]["inputs"]["strokes"]
-    assert "mask is ignored" in host.run(workflow)["outputs"]["hints"]["text"][0]
-
-
-def test_a_palette_of_colors_or_of_an_image(host, flows):
-    typed = coloring(hints={"palette": "#c04020, 2040c0;#8a8"})
-    taken = coloring(hints={"palette_image": ["palette", 0]})
-    taken = graph(taken, palette=picture(fill="noise3", height=16, width=16))
-    for workflow, palette in (
-        (typed, palette_from(["#c04020", "#2040c0", "#88aa88"])),
-        (taken, palette_from(image=noise(1, 3, 16, 16, number=3))),
+    rgb, painted = torch.from_numpy(np.array(strokes)).permute(2, 0, 1)[None] / 255, noise(1, 3, *size, number=7)
+    over = {"image": "image.0", "points": "10, 10, #2040c0; 40, 20, #20c040", "radius": 4, "palette": "#888888"}
+    below = hints_from_points(parse_points(over["points"]), size, radius=4)
+    below = dataclasses.replace(below, palette=palette_from(["#888888"]))
+    nodes = {
+        "strokes": ("LoadImage", {"image": host.put("strokes.png", strokes)}),
+        "painted": picture(fill="noise7", **SIDES),
+        "mask": ("SolidMask", {"value": 1.0, "width": 12, "height": 8}),
+        "palette": picture(fill="noise3", height=16, width=16),
+        "earlier": ("FlowcoreColorHints", over),
+    }
+    for inputs, wanted, note in (
+        ({"points": POINTS, "radius": 6}, hints_from_points(parse_points(POINTS), size, radius=6), "hints cover"),
+        ({"strokes": ["strokes", 0], "lock": True}, hints_from_strokes(rgb, size=size, lock=True), "locked"),
+        (
+            {"strokes": ["painted", 0], "mask": ["mask", 0]},
+            hints_from_strokes(painted, torch.ones(1, 1, 8, 12), size=size),
+            "cover 100 %",
+        ),
+        ({"palette": "#c04020, 2040c0;#8a8"}, Hints(palette=palette_from(["#c04020", "#2040c0", "#88aa88"])), ""),
+        ({"palette_image": ["palette", 0]}, Hints(palette=palette_from(image=noise(1, 3, 16, 16, number=3))), ""),
+        (
+            {"points": one, "radius": 4, "hints": ["earlier", 0]},
+            combine_hints(hints_from_points(parse_points(one), size, radius=4), below),
+            "",
+        ),
+        ({}, None, "no hints yet"),
     ):
-        expected = known(hints=Hints(palette=palette))
-        assert apart(colored(host, workflow), expected) < CLOSE
-        assert apart(expected, known()) > 1e-3
-    taken["hints"]["inputs"]["palette"] = "#c04020"
-    refusal(host, taken, "one of the two")
+        outputs = host.run(graph(coloring(MILD, hints=inputs, hint_steps=0), **nodes))["outputs"]
+        expected = known(MIDDLE, hints=wanted, hint_steps=0)
+        assert apart(pixels(outputs["report"]), expected) < CLOSE, inputs
+        assert wanted is None or apart(expected, known(MIDDLE)) > 1e-3, inputs
+        assert note in " ".join(outputs["hints"].get("text", [])), inputs
+    masked = graph(coloring(MILD, hints={"mask": ["mask", 0]}), **nodes)
+    assert "mask is ignored" in host.run(masked)["outputs"]["hints"]["text"][0]
+    both = {"palette": "#c04020", "palette_image": ["palette", 0]}
+    refusal(host, graph(coloring(hints=both), **nodes), "one of the two")
 
 
-def test_new_hints_lie_over_earlier_ones(host, flows):
-    workflow = coloring(MILD, hints={"points": "10, 10, #c04020", "lock": True}, hint_steps=0)
-    earlier = {"image": "image.0", "points": "10, 10, #2040c0; 40, 20, #20c040", "palette": "#888888"}
-    workflow = graph(workflow, earlier=("FlowcoreColorHints", earlier))
-    workflow["hints"]["inputs"]["hints"] = ["earlier", 0]
-    made = color.split(colored(host, workflow))[1]
-    for x, y, value in ((10, 10, "#c04020"), (40, 20, "#20c040")):
-        wanted = hints_from_points([(x, y, value)], (32, 48)).chroma[..., y, x]
-        assert apart(made[..., y, x], wanted) < 1e-4
-
-
-def test_no_hints_at_all_are_a_note_and_change_nothing(host, flows):
-    outputs = host.run(coloring(hints={}))["outputs"]
-    assert "no hints yet" in outputs["hints"]["text"][0]
-    assert apart(pixels(outputs["report"]), colored(host, coloring())) < CLOSE
-
-
-@pytest.mark.parametrize(
-    ("inputs", "words"),
-    [
+def test_invalid_inputs_raise_a_readable_error(host, flows):
+    for inputs, words in (
         ({"model": "small-glow.safetensors"}, ["colorizer", "color-photos", "glow"]),
         ({"model": "srflow-x4"}, ["colorizer", "srflow"]),
         ({"image": MILD, "model": "small-glow.safetensors", "latents": {"image": ["image", 0]}}, ["colorizer", "glow"]),
         ({"working_size": 8}, ["working_size", "16", "8"]),
         ({"hints": {"points": "48, 10, #c04020"}}, ["Hint 1", "x 48", "48x32"]),
-    ],
-)
-def test_invalid_inputs_raise_a_readable_error(host, flows, inputs, words):
-    refusal(host, coloring(**inputs), *words)
-
-
-# --- latents ----------------------------------------------------------------------------------------------------------
+    ):
+        refusal(host, coloring(**inputs), *words)
+    latents = {"image": ["image", 0], "model": ["other", 0]}
+    workflow = coloring(picture(fill="noise", **SIDES), latents=latents)
+    refusal(host, graph(workflow, other=loader("other-color.safetensors")), "other-color", "small-color")
+    refusal(host, remembering(), "connect images, or name a folder")
+    refusal(host, remembering(folder="../.."), "leads out of")
 
 
 @pytest.mark.parametrize("options", [{}, {"latents_strength": 0.5, "latents_levels": 1}, {"latents_strength": 0.0}])
@@ -192,48 +153,29 @@ def test_a_palette_is_transferred(host, flows, options):
     assert apart(made, flowcore.transfer_palette(flow("small-color"), *images, **asked)) < CLOSE
 
 
-def test_latents_of_colors_are_walked_mixed_varied_and_kept_like_others(host, flows):
-    rgb = [noise(1, 3, 40, 40, number=k) for k in (4, 6)]
-    workflow = coloring(picture(fill="noise", channels=1, height=24, width=32), latents_levels=0)
+def test_latents_of_colors_are_walked_and_kept_like_others(host, flows):
+    gray = picture(fill="noise", channels=1, height=24, width=32)
     workflow = graph(
-        workflow,
+        coloring(gray, latents_levels=0),
         one=picture(fill="noise4", height=40, width=40),
         two=picture(fill="noise6", height=40, width=40),
         a=("FlowcoreEncodeColor", {"image": "one.0", "model": "model.0"}),
         b=("FlowcoreEncodeColor", {"image": "two.0", "model": "model.0"}),
         walk=("FlowcoreInterpolate", {"a": "a.0", "b": "b.0", "frames": 5, "mode": "slerp"}),
-        mix=("FlowcoreMixLatents", {"a": "a.0", "b": "b.0", "coarse": 1.0, "fine": 0.0}),
-        vary=("FlowcoreVaryLatents", {"latents": "mix.0", "seed": 9, "strength": 0.3}),
-        show=("FlowcoreTestLatents", {"latents": "vary.0"}),
         keep=("FlowcoreSaveLatents", {"latents": "a.0", "filename_prefix": "latents/colors"}),
     )
     workflow["color"]["inputs"]["latents"] = ["walk", 0]
     outputs = host.run(workflow)["outputs"]
-    made, small = pixels(outputs["report"]), flow("small-color")
+    made, small, image = pixels(outputs["report"]), flow("small-color"), noise(1, 1, 24, 32)
     assert made.shape == (5, 3, 24, 32)  # a single picture in the colors of every item
-    image = noise(1, 1, 24, 32)
-    a, b = (flowcore.encode_colors(small, x) for x in rgb)
-    assert apart(made[:1], flowcore.decode_colors(small, a, image)) < 1e-4
-    assert apart(made[4:], flowcore.decode_colors(small, b, image)) < 1e-4
-    assert apart(made[2:3], flowcore.decode_colors(small, interpolate(a, b, 0.5), image)) < 1e-4
-    assert [torch.tensor(z).shape for z in outputs["show"]["levels"]] == [z.shape for z in a]
-    # and back from the file
+    a, b = (flowcore.encode_colors(small, noise(1, 3, 40, 40, number=k)) for k in (4, 6))
+    for place, latents in ((0, a), (2, interpolate(a, b, 0.5)), (4, b)):
+        assert apart(made[place : place + 1], flowcore.decode_colors(small, latents, image)) < 1e-4
     record = outputs["keep"]["latents"][0]
-    name = f"{record['subfolder']}/{record['filename']} [output]"
-    loaded = coloring(picture(fill="noise", channels=1, height=24, width=32), latents_levels=0)
-    loaded |= graph(load=("FlowcoreLoadLatents", {"file": name}))
+    load = ("FlowcoreLoadLatents", {"file": f"{record['subfolder']}/{record['filename']} [output]"})
+    loaded = graph(coloring(gray, latents_levels=0), load=load)
     loaded["color"]["inputs"]["latents"] = ["load", 0]
     assert apart(colored(host, loaded), made[:1]) < CLOSE
-
-
-def test_latents_of_another_model_are_refused(host, flows):
-    workflow = coloring(picture(fill="noise", **SIDES), latents={"image": ["image", 0]})
-    workflow = graph(workflow, other=loader("other-color.safetensors"))
-    workflow["encode"]["inputs"]["model"] = ["other", 0]
-    refusal(host, workflow, "other-color", "small-color")
-
-
-# --- clips ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_clip_is_colored_as_in_python(host, flows):
@@ -257,20 +199,16 @@ def test_unused_values_get_a_note(host, flows):
     assert text.startswith("carry is ignored")
 
 
-# --- apply chroma -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("options", [{}, {"saturation": 1.7}, {"gamut": "clip"}])
-def test_chroma_is_put_on_luma_as_in_python(host, options):
-    asked = {"luma_from": "luma.0", "colors_from": "colors.0"} | options
-    workflow = graph(
-        luma=picture(fill="noise", **SIDES),
-        colors=picture(fill="noise1", height=50, width=31),
-        apply=("FlowcoreApplyChroma", asked),
-        report=report("apply.0"),
-    )
-    wanted = flowcore.apply_chroma(noise(1, 3, 32, 48), noise(1, 3, 50, 31, number=1), **options)
-    assert apart(colored(host, workflow), wanted) < CLOSE
+def test_chroma_is_put_on_luma_as_in_python(host):
+    for options in ({}, {"saturation": 1.7}, {"gamut": "clip"}):
+        workflow = graph(
+            luma=picture(fill="noise", **SIDES),
+            colors=picture(fill="noise1", height=50, width=31),
+            apply=("FlowcoreApplyChroma", {"luma_from": "luma.0", "colors_from": "colors.0"} | options),
+            report=report("apply.0"),
+        )
+        wanted = flowcore.apply_chroma(noise(1, 3, 32, 48), noise(1, 3, 50, 31, number=1), **options)
+        assert apart(colored(host, workflow), wanted) < CLOSE
 
 
 def remembering(**inputs):
@@ -286,8 +224,3 @@ def test_a_memory_of_ones_own_reaches_the_task(host, flows):
     memory = flowcore.remember(shipped, noise(1, 3, 32, 48))
     expected = flowcore.colorize(shipped, noise(1, 1, 32, 48), temperature=1.0, seed=5, memory=memory)
     assert apart(colored(host, remembering(images="album.0")), expected) < CLOSE
-
-
-def test_a_memory_of_nothing_is_refused(host, flows):
-    refusal(host, remembering(), "connect images, or name a folder")
-    refusal(host, remembering(folder="../.."), "leads out of")

@@ -83,9 +83,8 @@ def test_a_folder_of_ones_own_is_a_batch_or_a_list_where_sizes_differ(host):
     folder.mkdir(parents=True)
     for k in range(3):
         Image.new("RGB", (8, 6), (60 * k, 0, 0)).save(folder / f"{k}.png")
-    workflow = graph(
-        own=("FlowcoreExample", {"picture": "flowcore/holiday"}), image=report("own.0"), **shows(folder="own.2")
-    )
+    own = ("FlowcoreExample", {"picture": "flowcore/holiday"})
+    workflow = graph(own=own, image=report("own.0"), **shows(folder="own.2"))
     outputs = host.run(workflow)["outputs"]
     batch = pixels(outputs["image"])
     assert batch.shape == (3, 3, 6, 8)
@@ -100,15 +99,15 @@ def test_a_folder_of_ones_own_is_a_batch_or_a_list_where_sizes_differ(host):
     assert host.run(workflow)["outputs"]["image"]["shape"] == 3 * [1, 6, 8, 3] + [1, 10, 4, 3]
 
 
-@pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
-def test_an_animated_picture_is_all_of_its_frames_with_even_sides(host, suffix):
+def test_an_animated_picture_is_all_of_its_frames_with_even_sides(host):
     first, *others = [Image.new("RGB", (9, 7), (60 * k, 0, 0)) for k in range(4)]
-    options = {"lossless": True} if suffix == "webp" else {}
-    first.save(host.server.base / "input" / f"moving.{suffix}", save_all=True, append_images=others, **options)
-    workflow = graph(example=("FlowcoreExample", {"picture": f"moving.{suffix}"}), report=report("example.0"))
-    frames = pixels(host.run(workflow)["outputs"]["report"])
-    assert frames.shape == (4, 3, 6, 8)
-    assert (255 * frames[:, 0].mean((1, 2))).round().tolist() == [0, 60, 120, 180]
+    for suffix in ("gif", "webp", "png"):
+        options = {"lossless": True} if suffix == "webp" else {}
+        first.save(host.server.base / "input" / f"moving.{suffix}", save_all=True, append_images=others, **options)
+        workflow = graph(example=("FlowcoreExample", {"picture": f"moving.{suffix}"}), report=report("example.0"))
+        frames = pixels(host.run(workflow)["outputs"]["report"])
+        assert frames.shape == (4, 3, 6, 8)
+        assert (255 * frames[:, 0].mean((1, 2))).round().tolist() == [0, 60, 120, 180]
 
 
 def test_the_page_shows_examples_as_it_shows_files_of_the_input_folder(host):
@@ -116,11 +115,8 @@ def test_the_page_shows_examples_as_it_shows_files_of_the_input_folder(host):
         with Image.open(io.BytesIO(host.get(f"/api/view?{urlencode({'filename': name, 'type': place})}"))) as shown:
             return shown.size
 
-    assert [seen("photograph"), seen("four portraits"), seen("ten photographs")] == [
-        (188, 124),
-        (256, 256),
-        (1200, 480),
-    ]
+    sizes = {"photograph": (188, 124), "four portraits": (256, 256), "ten photographs": (1200, 480)}
+    assert {name: seen(name) for name in sizes} == sizes
     host.put("plain.png", Image.new("RGB", (5, 4)))
     assert seen("plain.png") == (5, 4)
     with pytest.raises(HTTPError):

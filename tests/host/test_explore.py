@@ -51,10 +51,6 @@ def test_labels_are_those_of_the_nearest_and_other_models_are_refused(host, flow
     refusal(host, explore("ab", other="other-glow.safetensors"), "different models")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# the gallery
-
-
 def gallery(host, workflow, node):
     entries = host.run(workflow)["outputs"][node]["flowcore_gallery"]
     for entry in entries:

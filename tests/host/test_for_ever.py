@@ -14,9 +14,6 @@ from record_golden import GOLDEN, changes, kept, shipped, versions
 from stories import on_canvas
 from test_workflows import RESULTS, STORIES, canonical, known, run_small, to_api
 
-# ---------------------------------------------------------------------------------------------------------------------
-# schemas
-
 
 def test_schemas_are_those_recorded_and_what_was_appended_is_recorded_too(host):
     golden, now = json.loads(GOLDEN.read_text()), kept(host.get_json("/object_info"), comfyui.PACK_NAME)
@@ -24,10 +21,6 @@ def test_schemas_are_those_recorded_and_what_was_appended_is_recorded_too(host):
     for part in ("inputs", "outputs"):
         names = [{node: [x["name"] for x in info[part]] for node, info in side.items()} for side in (golden, now)]
         assert names[0] == names[1], "run `python tests/host/record_golden.py`"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# workflows
 
 
 def test_every_shipped_workflow_is_kept():
@@ -52,9 +45,6 @@ def test_every_released_version_opens_as_it_was_and_runs(host, photo, folder_of_
                     assert (len(pictures), pictures[0].size) == RESULTS[story], path
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# hosts that are too old
-
 FLOOR = re.findall(r'requires-comfyui = ">=(.+)"', (comfyui.ROOT / "pyproject.toml").read_text())[0]
 OPENS = """
 import asyncio, importlib.util, logging, sys
@@ -71,9 +61,8 @@ def opens(*arguments, path):
     """What a process says that opens the door of the pack, as a host does that has only what is on the path."""
     command = [sys.executable, "-c", f"{'import folder_paths' if path else ''}\n{OPENS}", comfyui.ROOT / "__init__.py"]
     environment = os.environ | {"PYTHONPATH": str(path or "")}
-    return subprocess.run(
-        [*command, *arguments], env=environment, capture_output=True, text=True, check=False, timeout=60
-    )
+    options = {"env": environment, "capture_output": True, "text": True, "check": False, "timeout": 60}
+    return subprocess.run([*command, *arguments], **options)
 
 
 @pytest.mark.parametrize("version", [None, "0.3.75", "0.19.9"])

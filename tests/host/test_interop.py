@@ -43,10 +43,6 @@ def pixels(image):
     return torch.from_numpy(array(image)).permute(2, 0, 1)[None].float()  # (1, 3, H, W)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# the host's own nodes
-
-
 def stock(name, photo):
     """The host's own nodes; what they load and make."""
     return graph(
@@ -154,8 +150,7 @@ def test_the_node_warns_of_seams_and_refuses_what_is_no_upscaler(host, photo, fl
     refusal(host, as_model(photo, flows["free-glow"]), "made of an SRFlow; got a glow model")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# without a host
+# --- without a host ---------------------------------------------------------------------------------------------------
 
 
 def shipped():
@@ -185,17 +180,14 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_other_architectures_load_as_before(registry, name):
-    kind = getattr(getattr(spandrel.architectures, name), name)
-    state = kind(**OTHERS[name]).state_dict()
-    assert not detect(state)
-    before = spandrel.ArchRegistry()
-    before.add(*[known for known in registry if known.architecture.id != ID])
-    assert type(registry.load(dict(state)).model) is type(before.load(dict(state)).model) is kind
-
-
-def test_empty_and_odd_dictionaries_are_not_claimed():
+def test_other_architectures_load_as_before(registry):
+    for name, fields in OTHERS.items():
+        kind = getattr(getattr(spandrel.architectures, name), name)
+        state = kind(**fields).state_dict()
+        assert not detect(state)
+        before = spandrel.ArchRegistry()
+        before.add(*[known for known in registry if known.architecture.id != ID])
+        assert type(registry.load(dict(state)).model) is type(before.load(dict(state)).model) is kind
     for state in ({}, {"model": 3}, {"encoder.conv_first.weight": 1}, dict.fromkeys(sorted(OURS[0])[:2])):
         assert not detect(state)
 

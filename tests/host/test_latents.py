@@ -58,9 +58,6 @@ def same(ours, known, within=0.0):
         assert (z - expected).abs().max() <= within
 
 
-# --- interpolate ------------------------------------------------------------------------------------------------------
-
-
 def test_a_walk_begins_and_ends_exactly_where_it_should(host, flows):
     a, b = drawn(1, 10), drawn(1, 20)
     for mode in ("slerp", "linear", "norm"):
@@ -121,8 +118,6 @@ def test_small_images_fade_along_a_walk_of_an_upscaler(host, flows):
     assert (images[2] - noise(1, 3, 16, 12, number=1)).abs().max() < 1e-4
 
 
-# --- mix, vary, normalize, scale --------------------------------------------------------------------------------------
-
 MIX, VARY, NORMALIZE, SCALE = (f"Flowcore{name}Latents" for name in ("Mix", "Vary", "Normalize", "Scale"))
 WALK = "FlowcoreInterpolate"
 TWO = {"a": "one.1", "b": "two.1"}
@@ -156,16 +151,13 @@ def test_every_widget_reaches_the_task(host, flows, node, values, expected):
     same(levels(host, working(node, **values)), expected(drawn(1, 10), drawn(1, 20)), 1e-5)
 
 
-@pytest.mark.parametrize(
-    ("node", "values", "words"),
-    [
+def test_invalid_values_raise_a_readable_error(host, flows):
+    for node, values, words in (
         (MIX, MIXED | {"levels": "all"}, ["levels takes one number per level", "`all`"]),
         (MIX, TWO | OTHER | {"coarse": 1.0, "fine": 0.0}, DIFFER),
         (WALK, TWO | OTHER | {"frames": 3, "mode": "slerp"}, DIFFER),
-    ],
-)
-def test_invalid_values_raise_a_readable_error(host, flows, node, values, words):
-    refusal(host, working(node, **values), *words)
+    ):
+        refusal(host, working(node, **values), *words)
 
 
 def test_a_single_level_is_coarse_and_fine_at_once(host, flows):
@@ -174,9 +166,6 @@ def test_a_single_level_is_coarse_and_fine_at_once(host, flows):
     same(tensors(outputs["report"]), material.mix_levels(a, b, weights=0.5), 1e-6)
     assert outputs["report"]["labels"] == [2]
     assert "those of a are kept" in outputs["node"]["text"][0]
-
-
-# --- styles and directions --------------------------------------------------------------------------------------------
 
 
 def restyled(name=DIGITS, other=None, samples=(2, 1), **values):
@@ -231,9 +220,6 @@ def test_directions_of_labelled_models_and_of_upscalers(host, flows):
     same(levels(host, directed(DIGITS, label=2, size=(8, 12))), known, 1e-4)
     refusal(host, directed(DIGITS), "set label to 0 to 2")
     refusal(host, directed("small-srflow.safetensors"), "models that make images from noise")
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -301,11 +287,8 @@ def test_labels_that_are_wrong_or_missing_raise_a_readable_error(host, flows, fi
     good = drawn(2, 1, model="small-digits")
     keep(files / "labels.safetensors", good, "small-digits", extra={"labels": [1]})
     keep(files / "unlabelled.safetensors", good, "small-digits")
-    for name, words in {
-        "labels": ["labels that do not fit"],
-        "unlabelled": ["do not say what they show", "0 to 2"],
-    }.items():
-        refusal(host, loading(f"latents/{name}.safetensors"), *words)
+    refusal(host, loading("latents/labels.safetensors"), "labels that do not fit")
+    refusal(host, loading("latents/unlabelled.safetensors"), "do not say what they show", "0 to 2")
 
 
 def test_latents_of_an_upscaler_bring_their_small_image_along(host, flows, files):

@@ -70,11 +70,6 @@ def test_the_host_serves_all_languages(host):
             assert found == text
 
 
-def english_left(text):
-    """Whether a text reads as English: four words in a row, without names in them."""
-    return bool(re.search(r"\b[a-z]{2,}( [a-z]{2,}){3}\b", text))
-
-
 def test_every_language_has_the_same_words_in_its_own_language():
     for language, file in itertools.product(LANGUAGES, ("main.json", "nodeDefs.json")):
         source, there = (dict(texts(read(each, file))) for each in ("en", language))

@@ -92,9 +92,6 @@ def test_a_colorizer_is_sent_to_its_own_nodes(host, flows):
         refusal(host, workflow, "Flow Colorize", "Flow Encode Color")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# progress and Cancel
-
 HINTED = making("FlowcoreColorize", picture(), samples=3, hints=["hints", 0], hint_steps=7)
 SAMPLED = ("FlowcoreSample", {"model": "model.0", "samples": 4, "temperature": 0.7, "seed": 77})
 RUNS = {  # and the sizes of the previews

@@ -20,14 +20,10 @@ def test_the_pack_loads_without_complaint(host):
     assert "flowcore needs ComfyUI" not in console
 
 
-def test_every_input_has_a_tooltip_and_every_node_a_place_in_the_menu(host):
+def test_every_node_has_a_place_in_the_menu(host):
     for name in GOLDEN:
         info = host.get_json(f"/object_info/{name}")[name]
         assert info["category"].startswith("flowcore/")
-        assert info["display_name"] != name
-        assert info["description"]
-        assert all(properties.get("tooltip") for _, _, properties in inputs(info))
-        assert all(info["output_tooltips"])
         assert info["search_aliases"]
         essential = name in ("FlowcoreUpscale", "FlowcoreColorize")
         assert info["essentials_category"] == ("Image Tools" if essential else None)

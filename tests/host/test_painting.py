@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from talk import graph, picture, pixels, refusal
+from talk import graph, loader, picture, pixels, refusal, report
 from test_color import CLOSE, COLOR, GRAY, SIDES, apart, known
 
 from flowcore.images.strokes import paint_colors, paint_mask, parse_strokes
@@ -19,35 +19,30 @@ COLORS = [
 AMOUNTS = [{"amount": 0.75, "size": 0.3, "points": [[0.5, 0.5]]}, {"erase": True, "size": 0.1, "points": [[0.5, 0.5]]}]
 
 COLORED = {"image": "image.0", "model": "model.0", "temperature": 1.0, "seed": 5, "detail": 0.3, "hints": "paint.0"}
+COLORING = {"model": loader(COLOR), "color": ("FlowcoreColorize", COLORED), "report": report("color.0")}
 
 
 def painting(strokes=COLORS, **values):
-    return graph(
-        image=GRAY, paint=("FlowcorePaintHints", {"image": "image.0", "painting": json.dumps(strokes)} | values)
-    )
+    asked = {"image": "image.0", "painting": json.dumps(strokes)} | values
+    return graph(image=GRAY, paint=("FlowcorePaintHints", asked))
 
 
 def test_painted_colors_are_the_hints_of_a_coloring(host, flows):
-    outputs = host.run(
-        graph(
-            painting(lock=True),
-            model=("FlowcoreLoadModel", {"model_name": COLOR}),
-            color=("FlowcoreColorize", COLORED),
-            report=("FlowcoreTestReport", {"image": "color.0"}),
-        )
-    )["outputs"]
+    workflow = graph(painting(lock=True), **COLORING)
+    outputs = host.run(workflow)["outputs"]
     coverage, rgb = paint_colors(parse_strokes(json.dumps(COLORS)), SIZE)
     assert apart(pixels(outputs["report"]), known(hints=hints_from_strokes(rgb, coverage, lock=True))) < CLOSE
     assert outputs["paint"]["text"] == [f"strokes cover {100 * float(coverage.mean()):.3g} % of the picture, locked"]
 
 
 def test_the_painted_picture_shows_the_strokes(host):
-    report = host.run(graph(painting(), report=("FlowcoreTestReport", {"image": "paint.1"})))["outputs"]["report"]
-    plain = host.run(graph(painting([]), report=("FlowcoreTestReport", {"image": "paint.1"})))["outputs"]["report"]
+    shown, gray = (
+        pixels(host.run(graph(paint, report=report("paint.1")))["outputs"]["report"])
+        for paint in (painting(), painting([]))
+    )
     coverage, rgb = paint_colors(parse_strokes(json.dumps(COLORS)), SIZE)
-    gray = pixels(plain)
-    assert apart(pixels(report), gray + coverage * (rgb - gray)) < 1e-5
-    assert apart(pixels(report), gray) > 0.2
+    assert apart(shown, gray + coverage * (rgb - gray)) < 1e-5
+    assert apart(shown, gray) > 0.2
 
 
 def test_painted_hints_lie_over_others_and_nothing_painted_leaves_them(host, flows):
@@ -59,9 +54,7 @@ def test_painted_hints_lie_over_others_and_nothing_painted_leaves_them(host, flo
         workflow = graph(
             painting(strokes),
             below=("FlowcoreColorHints", {"image": "image.0", "points": point, "radius": 30}),
-            model=("FlowcoreLoadModel", {"model_name": COLOR}),
-            color=("FlowcoreColorize", COLORED),
-            report=("FlowcoreTestReport", {"image": "color.0"}),
+            **COLORING,
         )
         workflow["paint"]["inputs"]["hints"] = ["below", 0]
         outputs = host.run(workflow)["outputs"]
@@ -74,7 +67,7 @@ def test_painted_temperature_is_a_mask(host):
         image=picture(height=9, width=14),
         paint=("FlowcorePaintTemperature", {"image": "image.0", "painting": json.dumps(AMOUNTS), "ground": 0.25}),
         shown=("MaskToImage", {"mask": "paint.0"}),
-        report=("FlowcoreTestReport", {"image": "shown.0"}),
+        report=report("shown.0"),
     )
     outputs = host.run(workflow)["outputs"]
     expected = paint_mask(parse_strokes(json.dumps(AMOUNTS)), (9, 14), ground=0.25)

@@ -71,31 +71,22 @@ def test_the_picked_one_goes_on_alone_and_nothing_is_made_anew(host, flows, kind
     refusal(host, several(flows, kind, pick=count + 1), f"pick is {count + 1}", f"1 to {count}")
 
 
-@pytest.mark.parametrize(
-    ("kind", "stated"),
-    [
-        ("FlowcoreUpscale", {"temperature": 0.2}),
-        ("FlowcoreTemperatureGrid", {"temperature": 0.2}),
-        ("FlowcoreRestore", {"temperature": 0.2}),
-        ("FlowcoreColorize", {"saturation": 3}),
-        ("FlowcoreColorize", {"coherence": 1}),
-    ],
-    ids=str,
-)
-def test_what_a_file_states_anew_makes_new_pictures(host, flows, kind, stated):
+def test_what_a_file_states_anew_makes_new_pictures(host, flows):
     """The weights are the same, and so are all widgets: they follow the file."""
-    name = flows[USED_BY[kind]]
-    file = host.server.base / "models" / "flows" / name
-    asked = {"temperatures": "-0.1, 0.8"} if kind == "FlowcoreTemperatureGrid" else {"temperature": -0.1}
-    before = host.run(several(flows, kind, **asked))["outputs"]
-    content = file.read_bytes()
-    try:
-        reconfigure(file, file, stated)
-        after = host.run(several(flows, kind, **asked))["outputs"]
-    finally:
-        file.write_bytes(content)
-    assert after["show"]["rows"] != before["show"]["rows"]
-    assert host.run(several(flows, kind, **asked))["outputs"]["show"]["rows"] == before["show"]["rows"]
+    for kind, stated in (
+        *((f"Flowcore{kind}", {"temperature": 0.2}) for kind in ("Upscale", "TemperatureGrid", "Restore")),
+        *(("FlowcoreColorize", stated) for stated in ({"saturation": 3}, {"coherence": 1})),
+    ):
+        file = host.server.base / "models" / "flows" / flows[USED_BY[kind]]
+        asked = {"temperatures": "-0.1, 0.8"} if kind == "FlowcoreTemperatureGrid" else {"temperature": -0.1}
+        before, content = host.run(several(flows, kind, **asked))["outputs"], file.read_bytes()
+        try:
+            reconfigure(file, file, stated)
+            after = host.run(several(flows, kind, **asked))["outputs"]
+        finally:
+            file.write_bytes(content)
+        assert after["show"]["rows"] != before["show"]["rows"], (kind, stated)
+        assert host.run(several(flows, kind, **asked))["outputs"]["show"]["rows"] == before["show"]["rows"]
 
 
 def test_a_node_with_a_gallery_runs_alone(host, flows):
@@ -181,18 +172,13 @@ def test_the_canvas_gets_all_pixels_and_the_source_and_scripts_get_no_files(host
         assert opened(entry["source"]).shape == (8, 12, 3)
 
 
-def test_freed_memory_is_free_of_pictures(host, flows):
-    workflow = several(flows, "FlowcoreSample", seed=71)
-    assert followed(host, workflow)[1] == 3
-    assert followed(host, several(flows, "FlowcoreSample", seed=71, pick=1))[1] == 0
-    host.forget()
-    assert followed(host, several(flows, "FlowcoreSample", seed=71, pick=2))[1] == 3
-
-
-def test_freed_memory_is_free_of_pictures_of_a_model_that_was_offloaded_before(host, flows):
-    assert followed(host, several(flows, "FlowcoreSample", seed=72))[1] == 3
-    host.run(graph(offload=("FlowcoreTestOffload", {})))
-    assert followed(host, several(flows, "FlowcoreSample", seed=72, pick=1))[1] == 0
-    host.run(graph(offload=("FlowcoreTestOffload", {})))
-    host.forget()
-    assert followed(host, several(flows, "FlowcoreSample", seed=72, pick=2))[1] == 3
+def test_freed_memory_is_free_of_pictures_also_of_a_model_that_was_offloaded_before(host, flows):
+    for seed in (71, 72):
+        previews = []
+        for pick in (0, 1, 2):
+            previews.append(followed(host, several(flows, "FlowcoreSample", seed=seed, pick=pick))[1])
+            if seed == 72:
+                host.run(graph(offload=("FlowcoreTestOffload", {})))
+            if pick == 1:
+                host.forget()
+        assert previews == [3, 0, 3]

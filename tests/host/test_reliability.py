@@ -8,7 +8,6 @@ import random
 import shutil
 import sys
 import time
-from collections import Counter
 
 import pytest
 import soak
@@ -33,9 +32,6 @@ def process(host):
 def newest(host):
     if not newer(host.version, "0.30.0"):
         pytest.skip("to save time: the newer host is enough")
-
-
-# --- memory, files, threads -------------------------------------------------------------------------------------------
 
 
 def test_prompts_leave_no_file_open_and_no_thread(host, process, newest):
@@ -106,16 +102,10 @@ def test_freed_memory_is_gone_and_the_next_prompt_is_right(host):
     assert soak.outcome(host, long)[0] == freed
 
 
-# --- cancel -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.fuzz
 def test_prompts_cancelled_at_random_moments_leave_no_trace(host, process, newest):
     times, chance, factor = (200, random.Random(), 1.0) if LONG else (4, random.Random(8), 0.15)
     print(soak.cancelled(host, host.server, times, chance, factor))  # noqa: T201
-
-
-# --- several clients --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.fuzz
@@ -131,9 +121,7 @@ def test_cached_conditions_of_other_settings_are_not_mixed_up(host, newest):
     for prompt in prompts:
         host.forget()
         alone.append(soak.outcome(host, prompt))
-    ways = dict(zip([prompt.key for prompt in prompts], alone, strict=True))
-    tiled = ways["upscale 33 {'tile': 32}"]
-    assert tiled == ways["upscale 33 {}"]  # smaller than a tile
+    assert alone[0] == alone[5]  # smaller than a tile
     assert len(set(alone)) == len(alone) - 1
     assert [soak.outcome(host, prompt) for prompt in prompts[::-1]] == alone[::-1]
 
@@ -146,37 +134,6 @@ def test_savers_that_are_killed_leave_no_half_file(tmp_path):
     if not hasattr(soak.os, "fork"):
         pytest.skip("needs a system that forks")
     print(soak.killed_savers(tmp_path, 100 if LONG else 8))  # noqa: T201
-
-
-@pytest.mark.soak
-def test_20_servers_killed_during_a_save_leave_no_half_file(tmp_path):
-    chance, left, whole = random.Random(time.time()), Counter(), 0
-    for life in range(20):
-        with soak.server(tmp_path) as server:
-            host = Host(server)
-            if life:  # nothing that is listed is half; what the last life left is not listed
-                info = host.get_json("/object_info")
-                listed = info["FlowcoreLoadLatents"]["input"]["required"]["file"]
-                assert "partial" not in str(listed)
-                assert "partial" not in str(info["FlowcoreLoadModel"]["input"]["required"]["model_name"])
-            for number in range(12):  # 25 MB each
-                host.queue(soak.saving(100 * life + number, frames=512, folder="latents").workflow)
-            time.sleep(chance.uniform(0.5, 2.5))
-            server.process.kill()
-            server.process.wait()
-        tried("servers killed during a save")
-        for file in (tmp_path / "output").rglob("*"):
-            if file.is_file() and file.suffix == ".safetensors":
-                load_latents(file)
-                whole += 1
-                file.unlink()
-            elif file.is_file():
-                assert file.name.startswith(".")
-                assert file.suffix == ".partial"
-                left["partial files"] += 1
-                file.rename(tmp_path / "input" / file.name)  # where loaders look
-    print(f"20 servers killed: {whole} whole files, {dict(left)}")  # noqa: T201
-    assert whole
 
 
 def test_a_full_disk_raises_a_readable_error_and_leaves_no_file(host, process):
@@ -212,11 +169,8 @@ def test_partial_files_of_a_killed_server_are_hidden_and_removed(host, process):
     for partial in (old, living):
         partial.write_bytes(file.read_bytes()[:100])
     soak.os.utime(old, (1, 1))
-    # The same where loaders look.
-    beside = [
-        host.server.base / place / f".x.safetensors.{process}.partial"
-        for place in ("input", "input/latents", "models/flows")
-    ]
+    places = [host.server.base / place for place in ("input", "input/latents", "models/flows")]
+    beside = [place / f".x.safetensors.{process}.partial" for place in places]  # where loaders look
     for partial in beside:
         partial.parent.mkdir(exist_ok=True)
         partial.write_bytes(b"half")
@@ -230,9 +184,6 @@ def test_partial_files_of_a_killed_server_are_hidden_and_removed(host, process):
     finally:
         for partial in beside:
             partial.unlink()
-
-
-# --- one seed, one picture --------------------------------------------------------------------------------------------
 
 
 def test_hosts_make_the_same(host, shared):

@@ -63,8 +63,6 @@ def apart(ours, known):
     return max(float((a - b).abs().max()) for a, b in pairs)
 
 
-# --- TarFlow ----------------------------------------------------------------------------------------------------------
-
 ANIMALS = "small-animals.safetensors"
 GRAPHS = sorted((comfyui.ROOT / "docs" / "tarflow").glob("*.json"))
 
@@ -92,9 +90,6 @@ def test_guidance_and_noise_reach_the_task_and_other_models_ignore_them(host, fl
     assert apart(made, expected) < CLOSE
     outputs = host.run(sampling(guidance=2.0))["outputs"]
     assert "guidance is ignored: this model was not made for it." in outputs["sample"]["text"][0]
-
-
-# --- sample -----------------------------------------------------------------------------------------------------------
 
 
 def test_samples_equal_those_of_python_and_decode_to_themselves(host, flows):
@@ -161,9 +156,6 @@ def test_invalid_values_raise_a_readable_error(host, flows):
         refusal(host, sampling(**inputs), *words)
 
 
-# --- encode and decode ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("model", "inputs", "facts"),
     [
@@ -185,13 +177,11 @@ def test_an_image_is_encoded_as_in_python_and_decodes_to_itself(host, flows, mod
     assert "largest error" in ui["text"][0]
     assert outputs["latents"]["labels"] == [2] * (2 * ("label" in inputs))
     source = torch.tensor([2]) if made.classes else shrink(given, 2).clamp(0, 1)
-    cond = made.encode_condition(source) if made.classes or model == "small-srflow" else None
-    latents = encode(made, given, cond)
+    latents = encode(made, given, made.encode_condition(source) if made.classes or model == "small-srflow" else None)
     assert apart(tensors(outputs["latents"]), latents) < 1e-4
     assert ui["mean"] == pytest.approx([float(z.mean()) for z in latents], abs=1e-4)
-    assert ui["deviation"] == pytest.approx(
-        [float(z.flatten(1).std(1, correction=0).mean()) for z in latents], rel=1e-4
-    )
+    deviation = [float(z.flatten(1).std(1, correction=0).mean()) for z in latents]
+    assert ui["deviation"] == pytest.approx(deviation, rel=1e-4)
 
 
 def test_unused_values_are_ignored_with_a_note(host, flows):
@@ -225,15 +215,13 @@ def test_other_labels_show_other_things_in_the_same_style(host, flows, how, snap
     assert apart(again[1], drawn[0].expand(3, -1, -1)) < close
 
 
-@pytest.mark.parametrize(
-    ("model", "label", "sides"), [("small-glow", -1, (3, 12, 16)), ("small-digits", 1, (1, 8, 12))]
-)
-def test_only_images_of_models_with_labels_are_dequantized_by_default(host, flows, model, label, sides):
-    image = picture(fill="noise", channels=sides[0], height=sides[1], width=sides[2])
-    outputs = ran(host, encoding(flows[model], image, label=label, dequantize="auto"))
-    moved = apart(pixels(outputs["encoded"])[:, : sides[0]], noise(1, *sides))
-    assert (moved > 1e-4) == (label == 1)
-    assert moved < 1.1 / 255
+def test_only_images_of_models_with_labels_are_dequantized_by_default(host, flows):
+    for model, label, sides in (("small-glow", -1, (3, 12, 16)), ("small-digits", 1, (1, 8, 12))):
+        image = picture(fill="noise", channels=sides[0], height=sides[1], width=sides[2])
+        outputs = ran(host, encoding(flows[model], image, label=label, dequantize="auto"))
+        moved = apart(pixels(outputs["encoded"])[:, : sides[0]], noise(1, *sides))
+        assert (moved > 1e-4) == (label == 1)
+        assert moved < 1.1 / 255
 
 
 def test_content_goes_onto_another_small_image(host, flows):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 
 import comfyui
 import numpy as np
@@ -63,9 +64,8 @@ def masked(**inputs):
 )
 def test_every_widget_reaches_the_task(host, inputs, options):
     asked = {"seed": 5} | inputs
-    workflow = (
-        masked(**{k: v for k, v in asked.items() if k != "mask"}) if "mask" in asked else probe(fill="photo", **asked)
-    )
+    drawn = masked if "mask" in asked else partial(probe, fill="photo")
+    workflow = drawn(**{name: value for name, value in asked.items() if name != "mask"})
     outputs = host.run(graph(workflow, **shows(number="upscale.1")))["outputs"]
     size = {name: asked.pop(name) for name in ("batch", "height", "width") if name in asked}
     asked = {name: value for name, value in asked.items() if name not in ("mask", "outside", "temperatures")} | options
@@ -77,9 +77,8 @@ def test_every_widget_reaches_the_task(host, inputs, options):
     assert float(outputs["number"]["text"][0]) == number
     assert number >= 60 or not asked.get("match_source")
     assert "could not write the provenance" not in host.server.console()
-    assert ("ordinary resize" in " ".join(outputs["upscale"]["text"])) == (
-        max(known.shape[2:]) > 4 * size.get("width", 8)
-    )
+    resized = max(known.shape[2:]) > 4 * size.get("width", 8)
+    assert ("ordinary resize" in " ".join(outputs["upscale"]["text"])) == resized
 
 
 def test_the_history_names_the_files_and_the_model(host, photo):
