@@ -154,17 +154,10 @@ MODELS = {
 
 
 def build_tiny(architecture: str, *, seed: int = 0, perturb: float = 0.0, **fields: Any) -> Flow:
-    """Build a small flow with random weights, the same for the same arguments.
+    """Build a small flow of ``TINY`` with other fields, in evaluation mode, the same for the same arguments.
 
-    Args:
-        architecture: A key of ``TINY``.
-        seed: Of all weights.
-        perturb: Standard deviation of noise on every parameter. A coupling that starts at zero is nearly the identity
-            and lets wrong code pass, so anything that is to be tested as a flow wants 0.05 to 0.1.
-        fields: Fields of the configuration that differ from ``TINY``.
-
-    Returns:
-        The flow in evaluation mode.
+    ``perturb`` is the standard deviation of noise on every parameter. A coupling that starts at zero is nearly the
+    identity and lets wrong code pass, so anything that is to be tested as a flow wants 0.05 to 0.1.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -177,15 +170,7 @@ def build_tiny(architecture: str, *, seed: int = 0, perturb: float = 0.0, **fiel
 
 
 def build_upscaler(scale: int = 4, **fields: Any) -> Flow:
-    """Build a small SRFlow whose samples are pictures, as those of trained models are: nothing overflows.
-
-    Args:
-        scale: 2, 4 or 8.
-        fields: Other fields of the configuration that differ from ``TINY``.
-
-    Returns:
-        The flow in evaluation mode.
-    """
+    """Build a small SRFlow whose samples are pictures, as those of trained models are: nothing overflows."""
     flow = build_tiny("srflow", **{"scale": scale, "levels": {2: 2, 4: 3, 8: 4}[scale], "residual": True, **fields})
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -197,14 +182,7 @@ def build_upscaler(scale: int = 4, **fields: Any) -> Flow:
 
 
 def build_hcflow(**fields: Any) -> Flow:
-    """Build a small HCFlow whose samples are pictures: what it adds to the LR image is small.
-
-    Args:
-        fields: Fields of the configuration that differ from ``TINY``.
-
-    Returns:
-        The flow in evaluation mode.
-    """
+    """Build a small HCFlow whose samples are pictures: what it adds to the LR image is small."""
     flow = build_tiny("hcflow", perturb=0.02, **fields)
     with torch.no_grad():
         for level in flow.levels:
@@ -250,16 +228,9 @@ def build_minimal(architecture: str, *, seed: int = 4, **fields: Any) -> Flow:
 
 
 def build_model(name: str, *, rows: int | None = None, seed: int = 4) -> Flow:
-    """Build a model of ``MODELS`` away from its start, buffers included.
+    """Build a model of ``MODELS`` in training mode, float32, away from its start, buffers included.
 
-    Args:
-        name: A key of ``MODELS``.
-        rows: Rows of the coarsest grid of the images of a model that takes images of one size; None for those of
-            ``MODELS``.
-        seed: Of all weights.
-
-    Returns:
-        The flow in training mode, float32.
+    One that takes images of one size takes those with so many ``rows`` on the coarsest grid, if given.
     """
     architecture, fields = MODELS[name]
     with torch.random.fork_rng(devices=[]):

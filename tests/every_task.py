@@ -36,12 +36,7 @@ BUILDERS: dict[str, Callable[[], flowcore.Flow]] = {
 
 
 class Place:
-    """A device, with flows and inputs on it.
-
-    Args:
-        device: Of the flows.
-        inputs: Of the images and latents that tasks are given.
-    """
+    """A device, with flows on it, and where the images and latents are that tasks are given."""
 
     def __init__(self, device: str | torch.device, inputs: str | torch.device) -> None:
         self.device, self.inputs = torch.device(device), torch.device(inputs)

@@ -4,8 +4,6 @@ Inside ``StandIn(...)`` tensors can be moved to the device and made on it. They 
 everything that is done to them passes through ``StandIn.__torch_dispatch__``, which knows what the device lacks.
 """
 
-from __future__ import annotations
-
 import sys
 import types
 from collections import Counter
@@ -84,15 +82,9 @@ class Elsewhere(torch.Tensor):
 
 
 class StandIn(TorchDispatchMode):
-    """Plays a device while the context lasts.
+    """Plays a device, of a type as torch writes it, while the context lasts; without float64 it has no linear algebra.
 
-    Args:
-        name: Its type as torch writes it: "mps", "xpu", "privateuseone", "cuda".
-        float64: Whether it computes in float64; if not, it has no linear algebra either.
-
-    Attributes:
-        waits: How often the host waited for values, by operation.
-        operations: Operations run on the device.
+    ``waits`` counts how often the host waited for values, by operation, and ``operations`` those run on the device.
     """
 
     def __init__(self, name, *, float64):
@@ -197,12 +189,7 @@ class Python(TorchFunctionMode):
 
 @contextmanager
 def stand_in(name, *, float64=False):
-    """Play a device, without what torch would do to start a real one of that type.
-
-    Args:
-        name: As in ``StandIn``.
-        float64: As in ``StandIn``.
-    """
+    """Play a device, without what torch would do to start a real one of that type."""
     module = sys.modules.get(f"torch.{name}")
     before = getattr(module, "_lazy_init", None)
     if module is None:  # DirectML registers no module: torch.autocast finds none either

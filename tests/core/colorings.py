@@ -1,7 +1,5 @@
 """A tiny colorizer, pictures and hints for it, for the tests of colorizing."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """The core tests run on one thread: they are tiny, and sums in one order are the same numbers everywhere."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from builders import build_tiny

@@ -1,7 +1,5 @@
 """Digits for the tests: bars that are thick or thin, leaning or upright, in MNIST's file format."""
 
-from __future__ import annotations
-
 import gzip
 import struct
 

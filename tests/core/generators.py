@@ -1,7 +1,5 @@
 """Tiny flows of every kind that encodes and decodes whole images, of 8x12 pixels, for the tests of generating."""
 
-from __future__ import annotations
-
 import torch
 from builders import build_tiny, random_image
 

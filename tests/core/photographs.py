@@ -1,7 +1,5 @@
 """Photographs for the tests: smooth, colored, textured, and the same every time."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Pictures whose quality was measured by other programs: 8 bits, made of integers, so the same everywhere."""
 
-from __future__ import annotations
-
 import functools
 
 import numpy as np

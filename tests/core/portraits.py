@@ -1,7 +1,5 @@
 """A folder of made-up portraits with a table of attributes, for the tests of styles."""
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image
 

@@ -11,8 +11,6 @@ The second needs an environment of its own with numpy, scipy, opencv-contrib-pyt
 torch and pypiqe 1.2 (`--no-deps`).
 """
 
-from __future__ import annotations
-
 import ast
 import importlib.util
 import json

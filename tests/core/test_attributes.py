@@ -13,12 +13,7 @@ from flowcore.checkpoints import save
 from flowcore.cli.main import main
 from flowcore.errors import FlowError
 from flowcore.tasks.sample import apply_style
-from flowcore.training.styles import (
-    measure_attributes,
-    parse_attribute,
-    read_attribute_table,
-    read_images,
-)
+from flowcore.training.styles import measure_attributes, parse_attribute, read_attribute_table, read_images
 
 from .portraits import BOTTOM, HEADER, SIDE, TOP, write_portraits
 
@@ -39,9 +34,6 @@ def table(folder, *texts, **options):
     return read_attribute_table(folder / "attributes.tsv", [parse_attribute(t) for t in texts or PLAIN], **options)
 
 
-# --- the table --------------------------------------------------------------------------------------------------------
-
-
 def test_a_table_is_read_with_its_gaps(folder):
     read = table(folder, held_out=frozenset({"member-1.png"}))
     assert len(read.paths) == 157  # of judge-0 and judge-140 nothing is known
@@ -58,12 +50,10 @@ def test_a_table_is_read_with_its_gaps(folder):
     assert [path.name for path in kept.paths] == ["member-1.png"]
 
 
-@pytest.mark.parametrize(
-    "text", ["smile", "=lips", "smile=", "a=b:c", "a=b:c/", "a=-b:c/d", "a=b*", "a=b*-2", "a=b*c", ""]
-)
-def test_what_is_no_attribute_is_refused(text):
-    with pytest.raises(FlowError, match="smile=lips_parted"):
-        parse_attribute(text)
+def test_what_is_no_attribute_is_refused():
+    for text in ("smile", "=lips", "smile=", "a=b:c", "a=b:c/", "a=-b:c/d", "a=b*", "a=b*-2", "a=b*c", ""):
+        with pytest.raises(FlowError, match="smile=lips_parted"):
+            parse_attribute(text)
 
 
 @pytest.mark.parametrize(
@@ -91,9 +81,6 @@ def test_constant_attributes_and_other_models_are_refused(glow, folder, tmp_path
     for flow in (build_tiny("class_conditional"), build_tiny("glow", image_size=None)):
         with pytest.raises(FlowError, match="unconditional models that state their image_size"):
             measure_attributes(flow, table(folder))
-
-
-# --- the directions ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def test_temperature_0_is_the_decoded_mean_of_the_padded_photograph(flow):
         torch.testing.assert_close(flowcore.brighten(flow, image, **options), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("side", [1, 2, 5, 7, 15, 16, 17, 32])
+@pytest.mark.parametrize("side", [1, 7, 15, 16, 17])
 def test_padding_is_numpys_symmetric_to_the_next_multiple_of_16(side):
     image = torch.arange(side * 3.0).view(1, 1, side, 3)
     left, right, top, bottom = added = border(side, 3)

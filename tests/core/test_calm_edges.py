@@ -22,7 +22,6 @@ from flowcore.prior import resize_temperature_map
 from flowcore.provenance import read as read_provenance
 from flowcore.tasks.tiles import edge_map
 from flowcore.tasks.upscale import sampling_settings
-from flowcore.training.checkpoint import load_weights
 
 from .commands import photograph
 
@@ -41,9 +40,6 @@ def halves(height: int = 12, width: int = 16) -> Tensor:
     return image
 
 
-# --- the map ----------------------------------------------------------------------------------------------------------
-
-
 def test_the_map_is_1_at_an_edge_and_0_elsewhere_and_in_weak_texture() -> None:
     edges = edge_map(halves())
     assert edges.shape == (1, 1, 12, 16)
@@ -54,9 +50,6 @@ def test_the_map_is_1_at_an_edge_and_0_elsewhere_and_in_weak_texture() -> None:
     assert (edge_map(0.5 + 0.02 * (picture(1, 3, 20, 20) - 0.5)) == 0).all()
     for size in ((1, 1), (1, 7), (2, 3)):
         assert edge_map(picture(2, 3, *size)).shape == (2, 1, *size)
-
-
-# --- what a file states -----------------------------------------------------------------------------------------------
 
 
 def test_temperature_and_calm_edges_of_a_file_hold_until_each_is_set(flow: Flow) -> None:
@@ -93,9 +86,6 @@ def test_a_share_outside_of_0_to_1_is_refused(flow: Flow) -> None:
         for call in (upscale, lambda *a, **o: temperature_grid(*a, [0.5], **o), lambda *_, **o: build_upscaler(**o)):
             with pytest.raises(FlowError, match=r"calm_edges must lie in \[0, 1\]"):
                 call(flow, picture(1, 3, 4, 4), calm_edges=calm)
-
-
-# --- pictures ---------------------------------------------------------------------------------------------------------
 
 
 def test_samples_agree_at_edges_and_differ_elsewhere_as_before(flow: Flow) -> None:
@@ -147,9 +137,6 @@ def test_an_upscale_model_takes_both_or_the_models_own(flow: Flow) -> None:
     assert not torch.equal(own, plain)
 
 
-# --- files, commands, measurements ------------------------------------------------------------------------------------
-
-
 def test_a_file_gets_another_default_and_keeps_every_byte_of_its_weights(tmp_path: Path) -> None:
     old, new = tmp_path / "old.safetensors", tmp_path / "new.safetensors"
     flow = build_upscaler()
@@ -173,20 +160,6 @@ def test_a_file_gets_another_default_and_keeps_every_byte_of_its_weights(tmp_pat
     with pytest.raises(FlowError, match="calm_edges"):
         reconfigure(new, new, {"calm_edges": 2})
     assert new.read_bytes() == content
-
-
-def test_training_starts_from_a_file_with_other_defaults(tmp_path: Path) -> None:
-    path = tmp_path / "own.safetensors"
-    save(build_upscaler(**OWN), path)
-    flow = build_upscaler()
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter.zero_()
-    load_weights(flow, path)
-    assert model_sha256(flow) == model_sha256(flowcore.load(path))
-    assert sampling_settings(flow) == (0.8, 0.0)  # the file's were measured with its weights
-    with pytest.raises(FlowError, match="quant_bins"):
-        load_weights(build_upscaler(quant_bins=7), path)
 
 
 def test_the_command_line_follows_the_file_and_says_so_in_names_and_recipes(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """The class-conditional flow: its labels, its fixed size, its style directions."""
 
-from __future__ import annotations
-
 import functools
 import math
 
@@ -20,9 +18,6 @@ def image(channels=1, height=3, width=4, batch=2):
     return torch.rand(batch, channels, height, width, generator=torch.Generator().manual_seed(6))
 
 
-# --- its parts --------------------------------------------------------------------------------------------------------
-
-
 def test_a_fresh_model_only_maps_pixels():
     """Its networks give zero, so that it is the affine pixel map, in another order."""
     flow = tiny(shift=0.25, width=0.5).double()
@@ -31,15 +26,6 @@ def test_a_fresh_model_only_maps_pixels():
     expected = ((x - 0.25) / 0.5).flatten(1)
     assert torch.allclose(z.flatten(1).sort()[0], expected.sort()[0], atol=1e-12)
     assert torch.allclose(logdet, torch.full((2,), 12 * math.log(2), dtype=torch.float64), atol=1e-12)
-
-
-def test_every_pixel_has_the_same_share_of_a_vector():
-    flow = perturbed(tiny()).double()
-    (share,) = flow.by_position(image().double(), flow.encode_condition(torch.tensor([0, 1])))[1]
-    assert torch.allclose(share, share[:, :1, :1].expand_as(share), atol=1e-12)
-
-
-# --- labels -----------------------------------------------------------------------------------------------------------
 
 
 def log_prob(flow, given):
@@ -60,9 +46,6 @@ def test_weights_may_leave_out_the_missing_label():
     assert torch.equal(log_prob(flow, torch.eye(3)[[2, 0]]), expected)
     assert torch.equal(log_prob(flow, torch.eye(4)[[2, 0]]), expected)
     assert torch.equal(log_prob(flow, torch.eye(4)[[3, 3]]), log_prob(flow, torch.tensor([3, 3])))
-
-
-# --- styles -----------------------------------------------------------------------------------------------------------
 
 
 def test_styles_are_directions_among_the_latents():

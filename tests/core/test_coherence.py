@@ -1,7 +1,5 @@
 """Coherent noise: similar places share it, every place keeps its distribution, and given latents are untouched."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Luma, chroma and palettes against JPEG's constants, kornia and closed forms."""
 
-from __future__ import annotations
-
 import kornia
 import numpy as np
 import pytest
@@ -158,9 +156,6 @@ def test_web_colors_are_parsed():
     for text in ("#e0b080", "e0b080", " #E0B080\n"):
         assert parse_color(text) == pytest.approx((0xE0 / 255, 0xB0 / 255, 0x80 / 255))
     assert parse_color("#eb8") == parse_color("eb8") == parse_color("#eebb88")
-
-
-@pytest.mark.parametrize("text", ["", "#", "red", "#12345", "#1234567", "##eb8", "#e0b0g0", "0x123456", "#e0b08\u0660"])
-def test_other_texts_raise_readable_error(text):
-    with pytest.raises(ImageError, match="Expected a color such as #e0b080; got '"):
-        parse_color(text)
+    for text in ("", "#", "red", "#12345", "#1234567", "##eb8", "#e0b0g0", "0x123456", "#e0b08\u0660"):
+        with pytest.raises(ImageError, match="Expected a color such as #e0b080; got '"):
+            parse_color(text)

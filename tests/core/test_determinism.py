@@ -50,9 +50,6 @@ def changed(one, other, levels=0):
     return (np.abs(one.astype(int) - other) > levels).mean()
 
 
-# --- as recorded ------------------------------------------------------------------------------------------------------
-
-
 def test_pictures_are_the_recorded_ones(name, pictures):
     """On another processor, rounding may change a value in 500 by one level; on the same one, nothing changes."""
     recorded = np.asarray(Image.open(golden.GOLDEN / f"{name}.png"))
@@ -67,9 +64,6 @@ def test_pictures_are_the_recorded_ones(name, pictures):
 def test_every_shipped_model_is_recorded():
     shipped = set(flowcore.checkpoints.catalog.names())
     assert shipped == set(golden.MAKERS) == {file.stem for file in golden.GOLDEN.glob("*.png")}
-
-
-# --- across runs, threads and places in a batch -----------------------------------------------------------------------
 
 
 def test_a_second_run_is_equal_bit_for_bit(name, flow, pictures):
@@ -120,9 +114,6 @@ def test_the_place_in_a_batch_changes_nothing(name, flow, pictures):
     assert difference(run(flow, small, seed=8, **options), pictures[1:2]) < 1e-5
     batch = torch.cat([small.flip(-1), small.flip(-2), small])
     assert difference(run(flow, batch, seed=7, samples=2, **options)[4:], pictures) < 1e-5
-
-
-# --- across settings of memory and time -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("upscaler", UPSCALERS)

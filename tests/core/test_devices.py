@@ -1,18 +1,15 @@
 """Devices that are not here: every task on stand-ins of them, their memory, and float32 that is float32."""
 
-from __future__ import annotations
-
 import ast
 import functools
 import sys
-import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import every_task
 import pytest
 import torch
-from builders import TINY, build_tiny
 from builders import random_image as noise
 from small_flows import flow as small_flow
 from stand_in import stand_in
@@ -169,43 +166,6 @@ def test_a_decode_does_not_wait_for_the_device(name, driver):
         assert device.waits  # so that this test can fail
 
 
-@pytest.mark.parametrize("architecture", TINY)
-def test_flows_run_on_meta(architecture):
-    """It has no values at all: shapes are computed without reading one, and without autocast."""
-    flow = build_tiny(architecture).to("meta")
-    source = every_task.source_of(flow, 2)
-    if source is not None and flow.classes:
-        pytest.skip("Labels are checked, which reads them.")
-    height, width = every_task.sides(flow)
-    with torch.no_grad():
-        cond = None if source is None else flow.encode_condition(source.to("meta"))
-        latents, logdet = flow(torch.empty(2, flow.channels, height, width, device="meta"), cond)
-        assert logdet.shape == (2,)
-        assert flow.inverse(latents, cond).shape == (2, flow.channels, height, width)
-
-
-def test_the_stand_in_refuses_what_the_devices_refuse(driver):
-    with stand_in("mps") as device:
-        x = torch.ones(3, device="mps")
-        assert x.device == torch.device("mps", 0)
-        with pytest.raises(RuntimeError, match="same device"):
-            x + torch.ones(3)
-        for widen in (lambda: x.double(), lambda: x.to("cpu", torch.float64), lambda: torch.ones(3).double().to("mps")):
-            with pytest.raises(TypeError, match="float64"):
-                widen()
-        with pytest.raises(NotImplementedError, match="linalg"):
-            torch.linalg.inv(torch.eye(2, device="mps"))
-        with pytest.raises(TypeError, match="numpy"):
-            x.numpy()
-        with pytest.raises(RuntimeError, match="without waiting"):
-            x.to("cpu", non_blocking=True)
-        assert torch.equal(devices.float64(x), torch.ones(3).double())
-        with device.watched():
-            float(x.sum())
-            x.cpu()
-        assert device.waits == {"_local_scalar_dense": 1, "_to_copy": 1}
-
-
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
@@ -230,14 +190,11 @@ def test_main_memory_with_and_without_psutil(monkeypatch, main_memory):
     assert devices.free_memory("privateuseone") is devices.free_memory("meta") is None
 
 
-@pytest.mark.parametrize(
-    ("group", "limit", "usage", "cached"),
-    [
-        ("0::/", "memory.max", "memory.current", "inactive_file"),
-        ("3:cpu,memory:/job", "memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
-    ],
-    ids=["version 2", "version 1"],
-)
+VERSION_2 = "0::/", "memory.max", "memory.current", "inactive_file"
+VERSION_1 = "3:cpu,memory:/job", "memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"
+
+
+@pytest.mark.parametrize(("group", "limit", "usage", "cached"), [VERSION_2, VERSION_1])
 def test_the_limit_of_a_container_counts(group, limit, usage, cached, main_memory, tmp_path, monkeypatch):
     main_memory(64 * GIB)
     monkeypatch.setattr(devices, "CONTROL_GROUPS", tmp_path)
@@ -379,45 +336,19 @@ def test_pictures_do_not_change_with_the_settings_of_others(task, left_on, resto
     assert torch.equal(make(), known)
 
 
-def test_one_thread_that_needs_float32_keeps_tf32_off_for_all(restored):
-    inside, leave = threading.Event(), threading.Event()
-
-    def other():
-        with devices.float32_arithmetic():
-            inside.set()
-            leave.wait(10)
-
-    before = settings()
-    thread = threading.Thread(target=other)
-    with devices.float32_arithmetic(tf32_convolutions=True):
-        assert settings()[0] == "tf32"
-        thread.start()
-        assert inside.wait(10)
-        assert settings()[0] == "ieee"
-        leave.set()
-        thread.join()
-        assert settings()[0] == "tf32"
-    assert settings() == before
-
-
-def test_the_last_thread_to_leave_restores_the_settings(restored):
+def test_one_thread_that_needs_float32_keeps_tf32_off_for_all_and_the_last_to_leave_restores_the_settings(restored):
     LEFT_ON["matrix products, medium"]()
-    before = settings()
-    first, second = devices.float32_arithmetic(), devices.float32_arithmetic()
-    started, leave = threading.Event(), threading.Event()
-
-    def other():
-        with second:
-            started.set()
-            leave.wait(10)
-
-    thread = threading.Thread(target=other)
-    with first:
-        thread.start()
-        assert started.wait(10)
-    assert set(settings()) <= {"ieee", "none", "highest"}  # the other still computes
-    leave.set()
-    thread.join()
+    before, brief, lasting = settings(), devices.float32_arithmetic(), devices.float32_arithmetic()
+    with ThreadPoolExecutor(1) as other:
+        with devices.float32_arithmetic(tf32_convolutions=True):
+            for context in (brief, lasting):
+                assert settings()[0] == "tf32"
+                other.submit(context.__enter__).result()
+                assert settings()[0] == "ieee"
+                if context is brief:
+                    other.submit(context.__exit__, None, None, None).result()
+        assert set(settings()) <= {"ieee", "none", "highest"}  # the other still computes
+        other.submit(lasting.__exit__, None, None, None).result()
     assert settings() == before
 
 
@@ -432,14 +363,11 @@ def test_the_instructions_of_a_cpu_decide_and_no_clock(monkeypatch):
         assert devices.preferred_precision(torch.device("cpu")) == choice
 
 
-@pytest.mark.parametrize(
-    ("machine", "flags", "has"),
-    [
-        ("x86_64", "avx512f avx512_bf16", False),  # measured slower than float32
-        ("x86_64", "avx512f avx512_bf16 amx_bf16", True),
-        ("aarch64", "asimd bf16", True),
-    ],
-)
+SLOWER = "x86_64", "avx512f avx512_bf16", False  # measured slower than float32
+FASTER = ("x86_64", "avx512f avx512_bf16 amx_bf16", True), ("aarch64", "asimd bf16", True)
+
+
+@pytest.mark.parametrize(("machine", "flags", "has"), [SLOWER, *FASTER])
 def test_a_cpu_is_faster_in_bfloat16_with_amx_or_on_arm(machine, flags, has, monkeypatch, tmp_path):
     (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
     monkeypatch.setattr(devices, "Path", lambda _: tmp_path / "cpuinfo")

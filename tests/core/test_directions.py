@@ -1,7 +1,5 @@
 """Directions among latents: styles by name."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

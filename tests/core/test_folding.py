@@ -1,7 +1,5 @@
 """Every rewrite is exact: folded parts against what they stand for, in float64."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -12,20 +10,11 @@ from builders import move_buffers
 from flowcore.condition import MultiScaleFeatures
 from flowcore.inference import convolutions
 from flowcore.inference.conditioners import FoldedResidualConditioner, UnsplitConditioner, folded_conditioner
-from flowcore.inference.convolutions import (
-    ConditionConv,
-    StreamedConditionConv,
-    convolve_enlarged,
-)
+from flowcore.inference.convolutions import ConditionConv, StreamedConditionConv, convolve_enlarged
 from flowcore.inference.encoders import FoldedDenseBlock
 from flowcore.inference.fold import Mixing, PixelMap, conv_weights, pixel_map
 from flowcore.inference.strips import StripBudget, canvas, minimum_memory, strips
-from flowcore.networks import (
-    Conditioner,
-    DenseConditioner,
-    ResidualConditioner,
-    ScaledConv,
-)
+from flowcore.networks import Conditioner, DenseConditioner, ResidualConditioner, ScaledConv
 from flowcore.networks.rrdb import DenseBlock
 from flowcore.testing import close, perturbed
 from flowcore.transforms import (
@@ -49,9 +38,6 @@ def random(*shape, seed=0):
 
 def sources_of(factors, height=72, width=8):
     return tuple((random(2, 2, height // f, width // f, seed=f), f) for f in factors)
-
-
-# --- convolutions -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4, 8])
@@ -110,9 +96,6 @@ def test_streamed_rows_are_computed_about_once(factors, strip_bytes):
         close(streamed(3, 9), expected[:, :, 3:9])  # up again
 
 
-# --- strips -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("height", [1, 7, 8, 9, 16, 17, 100])
 def test_strips_and_tiles_cover_everything_once(height):
     budgets = [StripBudget(size) for size in (1, 900, 5000, 2**30)]
@@ -134,9 +117,6 @@ def test_strips_and_canvas_follow_the_budget_and_the_model():
     assert budget.strip == 2**23
     empty = canvas(random(2, 3, 4, 5).float(), 7)
     assert (empty.shape, empty.dtype) == ((2, 7, 4, 5), torch.float32)
-
-
-# --- mixings ----------------------------------------------------------------------------------------------------------
 
 
 def pixelwise():
@@ -187,8 +167,6 @@ def test_mixing_is_multiplied_and_inverted_in_float64_and_rounded_once():
 def test_other_transforms_are_no_mixings(part):
     assert pixel_map(part) is None
 
-
-# --- conditioners -----------------------------------------------------------------------------------------------------
 
 OUT = 6
 
@@ -248,9 +226,6 @@ def test_other_conditioners_run_whole(name, offset, strip_bytes):
     low = folded(network.float(), inputs, offset, torch.bfloat16)(x.float())
     assert low.dtype == torch.float32
     assert float((low - expected_of(network, x.float(), offset)).abs().max()) < 0.1
-
-
-# --- the encoder ------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()

@@ -1,7 +1,5 @@
 """Glow: what its fields mean."""
 
-from __future__ import annotations
-
 import functools
 
 import pytest
@@ -17,9 +15,6 @@ tiny = functools.partial(build_minimal, "glow")
 
 def image(channels=3, height=4, width=8, batch=2):
     return torch.rand(batch, channels, height, width, generator=torch.Generator().manual_seed(6))
-
-
-# --- what the fields mean ---------------------------------------------------------------------------------------------
 
 
 def steps(flow):

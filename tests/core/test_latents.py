@@ -38,10 +38,7 @@ def b():
     return [1.5 * z for z in drawn(2, 20)]  # of another norm, as encoded images are
 
 
-# --- interpolate ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("angle", [1e-3, 0.05, 1.0, 2.5, 3.1])
+@pytest.mark.parametrize("angle", [1e-3, 1.0, 3.1])
 def test_slerp_is_its_formula_with_one_angle_per_level_and_item(angle):
     angles = torch.tensor([[angle, angle / 2], [angle / 3, angle]], dtype=torch.float64)  # (levels, items)
     for t in (0.1, 0.5, 0.8):
@@ -132,9 +129,14 @@ def test_arguments_out_of_range_are_named(a, b):
     for arguments in ({"strength": 1.5}, {"strength": -1}, {"per": "pixel"}, {"window": 4}, {"window": 3}):
         with pytest.raises(FlowError):
             la.normalize(a, **arguments)
-
-
-# --- mix, scale, vary -------------------------------------------------------------------------------------------------
+    for call, wrong, error, words in (
+        *((lambda w: la.mix_levels(a, b, w), weight, FlowError, r"\[0, 1\]") for weight in (-0.1, 1.1)),
+        (lambda w: la.mix_levels(a, b, w), [0, 1], ShapeError, "3 levels; got 2 weights"),
+        *((lambda tau: la.scale(a, tau), tau, FlowError, None) for tau in (-0.1, math.inf)),
+        (lambda tau: la.scale(a, tau), [1, 1], ShapeError, "temperatures"),
+    ):
+        with pytest.raises(error, match=words):
+            call(wrong)
 
 
 def test_weights_mix_by_their_roots(a, b):
@@ -145,23 +147,10 @@ def test_weights_mix_by_their_roots(a, b):
     assert equal([actual[0], actual[2]], [a[0], b[2]])
 
 
-def test_mix_levels_refuses_weights_out_of_range(a, b):
-    for weight in (-0.1, 1.1):
-        with pytest.raises(FlowError, match=r"\[0, 1\]"):
-            la.mix_levels(a, b, weight)
-    with pytest.raises(ShapeError, match="3 levels; got 2 weights"):
-        la.mix_levels(a, b, [0, 1])
-
-
 def test_scale_multiplies_by_level(a):
     close(la.scale(a, 0.5), [0.5 * z for z in a])
     taus = [0.3, 0.7, 1]
     assert equal(la.scale(sample_latents(SHAPES, 3, 1.0, 4), taus), sample_latents(SHAPES, 3, taus, 4))
-    for wrong in (-0.1, math.inf):
-        with pytest.raises(FlowError):
-            la.scale(a, wrong)
-    with pytest.raises(ShapeError, match="temperatures"):
-        la.scale(a, [1, 1])
 
 
 def test_vary_turns_towards_the_noise_of_its_seed(a):
@@ -185,9 +174,6 @@ def test_their_own_noise_cannot_vary_latents():
     assert equal(la.vary(z, 7, 0), z)  # nothing is mixed
     for latents, seed in ((z, 8), ([0 * level for level in z], 7)):
         assert len(la.vary(latents, seed, 0.2)) == 3
-
-
-# --- statistics and normalization -------------------------------------------------------------------------------------
 
 
 def strange():
@@ -248,24 +234,16 @@ def test_levels_of_few_positions_are_not_wiped_out(per):
     assert not torch.allclose(la.normalize(larger, per=per)[0], la.normalize(larger)[0])
 
 
-# --- directions -------------------------------------------------------------------------------------------------------
-
-
-def test_means_are_summed_in_float64():
-    small = [torch.full((1, 1, 1, 1), 0.1)]
-    direction = la.attribute_direction([small] * 1000, [[torch.zeros(1, 1, 1, 1)]])
-    assert equal(direction, small)
-
-
 def test_directions_refuse_strangers_and_nan(a):
-    spoilt = copy.deepcopy(a)
-    spoilt[1][0, 0, 0, 0] = math.nan
+    spoilt = [a[0], a[1] / 0, a[2]]
     for batch, kind, sentence in ((spoilt, FlowError, "not finite"), (a[:2], ShapeError, "fit together")):
         with pytest.raises(kind, match=sentence):
             la.attribute_direction([a, batch], [a])
 
 
 def test_an_attribute_direction_leads_from_one_mean_to_the_other(a):
+    small = [torch.full((1, 1, 1, 1), 0.1)]
+    assert equal(la.attribute_direction([small] * 1000, [[0 * small[0]]]), small)  # summed in float64
     with_it, without = drawn(5, 1), drawn(4, 50)
     read = []
 
@@ -291,8 +269,6 @@ def test_adding_moves_along_a_direction(a):
     close(moved, [z - 1.25 * d for z, d in zip(a, direction, strict=True)])
     assert equal(la.add(a, direction, [0, 2, 0]), [a[0], a[1] + 2 * direction[1], a[2]])
 
-
-# --- what holds for all -----------------------------------------------------------------------------------------------
 
 PAIRED = {
     "slerp": lambda a, b: la.interpolate(a, b, 0.3),
@@ -326,15 +302,14 @@ def test_arguments_are_not_changed_or_shared_with_the_result(a, b, name):
 
 @pytest.mark.parametrize("name", PAIRED)
 def test_lists_that_do_not_fit_together_are_refused(a, b, name):
-    function = PAIRED[name]
-    with pytest.raises(ShapeError, match=r"different sizes \(10x8 and 12x8 .*images of the same size"):
-        function(a, drawn(2, 1, [(6, 8, 12), (12, 4, 6), (24, 2, 3)]))
-    with pytest.raises(ShapeError, match=r"6 channels where the other has 3\. .*same model"):
-        function(a, [z[:, ::2] for z in b])
-    with pytest.raises(ShapeError, match=r"3 levels, the other 2\. .*same model"):
-        function(a, b[:2])
-    with pytest.raises(ShapeError, match="2 items and 3"):
-        function(a, drawn(3, 1))
+    for other, words in (
+        (drawn(2, 1, [(6, 8, 12), (12, 4, 6), (24, 2, 3)]), r"sizes \(10x8 and 12x8 .*images of the same size"),
+        ([z[:, ::2] for z in b], r"6 channels where the other has 3\. .*same model"),
+        (b[:2], r"3 levels, the other 2\. .*same model"),
+        (drawn(3, 1), "2 items and 3"),
+    ):
+        with pytest.raises(ShapeError, match=words):
+            PAIRED[name](a, other)
 
 
 @pytest.mark.parametrize("name", SINGLE)

@@ -1,7 +1,5 @@
 """Densities that can be checked by hand, and that integrate to one; noise and bounds against closed forms."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path
@@ -26,14 +24,7 @@ from flowcore.dequantization import (
     to_integers,
 )
 from flowcore.flow import Level
-from flowcore.likelihood import (
-    bits_per_dim,
-    effective_samples,
-    importance_weighted,
-    log_prob,
-    log_weight,
-    select_items,
-)
+from flowcore.likelihood import bits_per_dim, effective_samples, importance_weighted, log_prob, log_weight, select_items
 from flowcore.networks import Conditioner
 from flowcore.testing import check, jacobian_logdet, perturbed
 from flowcore.transforms import ActNorm, Coupling, InvertibleConv
@@ -83,18 +74,17 @@ def test_a_two_dimensional_coupled_density_integrates_to_one(eps):
     assert not torch.allclose(density, density.flip(0, 1), atol=1e-3)
 
 
-@pytest.mark.parametrize("bits", [0, 1, 5, 8])
-def test_bits_per_dim(bits):
+def test_bits_per_dim():
     """Uniform on [0, 1]^D has log density 0; quantized to 2^bits values it takes `bits` bits per dimension."""
     nats = torch.tensor([0.0, -100.0, 250.0], dtype=torch.float64)
-    expected = [bits, bits + 100 / 12 / math.log(2), bits - 250 / 12 / math.log(2)]
-    assert bits_per_dim(nats, 12, 2.0**-bits).tolist() == pytest.approx(expected, abs=1e-12)
+    for bits in (0, 5):
+        expected = [bits, bits + 100 / 12 / math.log(2), bits - 250 / 12 / math.log(2)]
+        assert bits_per_dim(nats, 12, 2.0**-bits).tolist() == pytest.approx(expected, abs=1e-12)
     assert bits_per_dim(nats, 12).tolist() == bits_per_dim(nats, 12, 1.0).tolist()
 
 
-@pytest.mark.parametrize("bins", [32, 256])
-def test_dequantization_noise_is_one_centered_bin_and_reproducible(bins):
-    x = torch.full((4, 3, 64, 64), 0.5, dtype=torch.float64)
+def test_dequantization_noise_is_one_centered_bin_and_reproducible():
+    x, bins = torch.full((4, 3, 64, 64), 0.5, dtype=torch.float64), 32
     one, two, other = (dequantize(x, bins, torch.Generator().manual_seed(seed)) for seed in (7, 7, 8))
     noise = (one - x) * bins
     assert (x == 0.5).all()
@@ -119,9 +109,6 @@ def test_a_real_nvp_of_two_pixels_integrates_to_one():
     density = along.exp().view(len(side), len(side))
     assert abs(torch.trapezoid(torch.trapezoid(density, side), side) - 1) < 1e-4
     assert not torch.allclose(density, density.T, atol=1e-3)  # the pixels are not exchangeable, let alone independent
-
-
-# --- integers and bins ------------------------------------------------------------------------------------------------
 
 
 def test_bins_lie_side_by_side_and_levels_are_centered():
@@ -170,16 +157,12 @@ def test_what_lies_off_the_grid_is_rounded_and_said():
         to_integers(torch.zeros(1, 1, 2, 2, dtype=torch.int64))
 
 
-# --- noise ------------------------------------------------------------------------------------------------------------
-
-
 def every_dequantizer():
     torch.manual_seed(7)
-    learned = perturbed(VariationalDequantizer(3, hidden=6, steps=2), 0.2)
-    return [Uniform(), Gaussian(), Gaussian(0.1), learned, learned.double()]
+    return [Uniform(), Gaussian(0.1), perturbed(VariationalDequantizer(3, hidden=6, steps=2), 0.2).double()]
 
 
-@pytest.mark.parametrize("which", range(5))
+@pytest.mark.parametrize("which", range(3))
 def test_a_draw_is_a_function_of_its_noise_and_lies_in_the_bin(which):
     q = every_dequantizer()[which]
     assert isinstance(q, Dequantizer)
@@ -221,13 +204,6 @@ def test_a_truncated_gaussian_has_its_density_and_draws_from_it(std):
     assert u.var().item() == pytest.approx(variance, rel=0.02)
     below = torch.searchsorted(u.flatten().sort()[0], grid[1:]) / n
     assert (below - torch.cumulative_trapezoid(log_q.exp(), grid)).abs().max() < 2.2 / math.sqrt(n)  # 1 in 10 000
-
-
-def test_uniform_noise_has_density_one():
-    flat, constant = Uniform().draw(torch.zeros(2, 3, 64, 64), torch.Generator().manual_seed(0))
-    assert constant.tolist() == [0, 0]
-    assert abs(flat.mean() - 0.5) < 5 * math.sqrt(1 / 12 / flat.numel())
-    assert flat.var().item() == pytest.approx(1 / 12, rel=0.02)
 
 
 def test_the_ends_of_a_truncated_gaussian_are_finite():
@@ -320,9 +296,6 @@ def test_variational_noise_refuses_what_it_cannot_do():
         VariationalDequantizer(1, steps=0)
     with pytest.raises(FlowError, match="conditioned on"):
         q(torch.zeros(1, 1, 2, 2))
-
-
-# --- bounds -----------------------------------------------------------------------------------------------------------
 
 
 def gaussian_flow(mean, std, n_bits=8, grid="bins"):
@@ -422,7 +395,7 @@ def test_several_draws_by_hand():
     assert effective_samples(w).tolist() == pytest.approx([ratio, 3, 1], abs=1e-9)
 
 
-@pytest.mark.parametrize("which", [0, 1, 4])
+@pytest.mark.parametrize("which", range(3))
 def test_a_draw_depends_on_its_image_and_its_number_alone(which):
     dequantizer = every_dequantizer()[which]
     k = torch.randint(0, 256, (5, 3, 4, 4)).float()

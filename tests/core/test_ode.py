@@ -1,7 +1,5 @@
 """The ODE: the law on its steps, the order of its rules, its trace, its inverse, and the costs of its path."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -36,9 +34,6 @@ def batch(channels=3, height=3, width=4, n=2):
 def signs(x, seed=3):
     e = torch.randint(0, 2, x.shape, generator=torch.Generator().manual_seed(seed)).to(x) * 2 - 1
     return Probes(vectors=(e,), coefficients=((),))
-
-
-# --- the law ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -82,11 +77,10 @@ def test_the_trace_keeps_the_other_laws():
         check_gradients(ode, x, cond)
 
 
-# --- the velocity -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("time", ["concat", "concatsquash", "ignore"])
-@pytest.mark.parametrize("activation", ["softplus", "tanh", "elu", "relu", "swish"])
+@pytest.mark.parametrize(
+    ("time", "activation"),
+    [("concat", "softplus"), ("concatsquash", "tanh"), ("ignore", "elu"), ("concat", "relu"), ("ignore", "swish")],
+)
 def test_the_written_derivative_is_that_of_autograd(time, activation):
     network = perturbed(field(2, (4, 4), strides=(2, -2, 1), time=time, activation=activation), 0.3).double()
     y, t = batch(2, 4, 6), torch.tensor(0.37, dtype=torch.float64)
@@ -103,9 +97,6 @@ def test_a_velocity_sees_the_time_as_it_should(time):
     y = batch(2)
     early, late = (network(torch.tensor(t, dtype=torch.float64), y) for t in (0.1, 0.9))
     assert torch.equal(early, late) == (time == "ignore")
-
-
-# --- the trace --------------------------------------------------------------------------------------------------------
 
 
 def test_all_unit_vectors_give_the_exact_trace_and_its_map():
@@ -141,9 +132,6 @@ def test_images_and_probes_that_do_not_fit_are_refused():
         moving(hidden=(4,), strides=(2, -2))(batch())
 
 
-# --- the inverse ------------------------------------------------------------------------------------------------------
-
-
 def test_a_round_trip_ends_in_the_same_numbers():
     ode, x = moving("trace", steps=4), batch()
     assert (ode.inverse(ode.encode(x)) - x).abs().max() < 1e-14
@@ -169,9 +157,6 @@ def test_a_fixed_point_of_one_item_does_not_depend_on_the_others():
     assert torch.allclose(together, (1 / (1 - slopes)).expand(3, 4), rtol=1e-13)
     x = fixed_point(lambda x: x * torch.tensor([[0.5], [1e300]], dtype=torch.float64), torch.ones(2, 1).double(), "")
     assert x.isfinite().flatten().tolist() == [True, False]  # one that overflows ends
-
-
-# --- costs of the path ------------------------------------------------------------------------------------------------
 
 
 class Rotation(nn.Module):
@@ -204,9 +189,6 @@ def test_costs_of_a_rotation():
     assert torch.allclose(jacobian, torch.full((2,), 1.5 * 0.49, dtype=torch.float64), atol=1e-12)
     ode(x, signs(x))
     assert len(costs) == 1  # outside, nothing is collected
-
-
-# --- the model --------------------------------------------------------------------------------------------------------
 
 
 def test_probes_are_as_many_as_odes_and_estimate_the_log_density():

@@ -69,18 +69,12 @@ def sentences():
     return []
 
 
-# --- nothing overflows ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("temperature", [0.0, 0.8, 1.0])
 def test_without_overflow_the_picture_is_the_flows_bit_for_bit(shipped, sentences, temperature):
     lr = picture(1, 3, 24, 32)
     result = upscale(shipped, lr, temperature=temperature, calm_edges=0, seed=3, notify=sentences.append)
     assert torch.equal(result, plain(shipped, lr, temperature, seed=3).clamp(0, 1))
     assert sentences == []
-
-
-# --- a temperature is too high ----------------------------------------------------------------------------------------
 
 
 def test_a_flow_that_overflows_with_temperature_is_attenuated(sentences):
@@ -165,9 +159,6 @@ def test_infinite_latents_end_as_zero(sentences):
     assert "1 picture" in sentences[0]
 
 
-# --- no temperature helps ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("tile", [0, 32])
 def test_a_flow_that_always_overflows_gives_a_bicubic_enlargement(sentences, tile):
     flow, lr = exploding_always(), picture(1, 3, 40, 44)
@@ -213,9 +204,6 @@ def test_a_glow_that_always_overflows_gives_gray(sentences):
     images = sample(flow, 2, temperature=0.7, notify=sentences.append)
     assert (images == 0.5).all()
     assert "2 pictures, 100.0 % of them: left gray" in sentences[0]
-
-
-# --- colors -----------------------------------------------------------------------------------------------------------
 
 
 def test_colors_that_overflow_are_attenuated_and_luma_stays(sentences):

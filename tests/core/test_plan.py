@@ -7,7 +7,6 @@ import gc
 import itertools
 import math
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -446,21 +445,6 @@ def test_a_cached_plan_does_not_outlive_its_flow():
     forget_plan()
     gc.collect()
     assert plan() is None
-
-
-def test_threads_share_the_cache():
-    flows = [fresh("glow", seed=seed) for seed in (4, 5)]
-    latents = latents_of("glow")
-    with torch.no_grad():
-        expected = [flow.inverse(latents) for flow in flows]
-
-    def decode(number):
-        return number % 2, planned(flows[number % 2]).inverse(latents)
-
-    with ThreadPoolExecutor(4) as pool:
-        for which, image in pool.map(decode, range(16)):
-            close(image, expected[which], 1e-9)
-    assert len(PLANS) == 2
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

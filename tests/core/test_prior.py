@@ -97,9 +97,6 @@ def test_log_prob_is_the_standard_normal_density():
     assert torch.allclose(log_prob(latents), expected, atol=1e-9)
 
 
-# --- maps of temperatures ---------------------------------------------------------------------------------------------
-
-
 def ramp(n=1, height=8, width=12):
     return torch.linspace(0, 1, n * height * width).view(n, 1, height, width)
 

@@ -1,7 +1,5 @@
 """Real NVP: the order of its couplings, and its batch norms."""
 
-from __future__ import annotations
-
 import functools
 
 import torch
@@ -9,9 +7,7 @@ from builders import build_minimal, move_buffers
 
 from flowcore import likelihood
 from flowcore.testing import perturbed
-from flowcore.transforms import (
-    batch_moments,
-)
+from flowcore.transforms import batch_moments
 
 tiny = functools.partial(build_minimal, "realnvp")
 
@@ -20,15 +16,9 @@ def image(channels=3, height=4, width=6, batch=2):
     return torch.rand(batch, channels, height, width, generator=torch.Generator().manual_seed(6))
 
 
-# --- its parts --------------------------------------------------------------------------------------------------------
-
-
 def test_log_scales_of_checkerboards_start_at_0_and_those_of_halves_are_bounded_by_1():
     rescales = {name: p for name, p in tiny().named_parameters() if name.endswith("rescale")}
     assert sorted(float(p.detach().unique()) for p in rescales.values()) == [0.0] * 7 + [1.0] * 3
-
-
-# --- batch moments ----------------------------------------------------------------------------------------------------
 
 
 def test_batch_moments_agree_with_evaluation_once_initialized():
@@ -40,16 +30,6 @@ def test_batch_moments_agree_with_evaluation_once_initialized():
         with batch_moments(flow):
             assert torch.allclose(likelihood.log_prob(flow, x), expected, atol=1e-8)
         assert torch.allclose(likelihood.log_prob(flow, x), expected, atol=1e-8)
-
-
-def test_only_batch_moments_make_images_depend_on_their_neighbors():
-    flow = move_buffers(tiny()).double().eval()
-    x = image(batch=3).double()
-    together = likelihood.log_prob(flow, x)
-    alone = torch.cat([likelihood.log_prob(flow, x[i : i + 1]) for i in range(3)])
-    assert torch.allclose(together, alone, atol=1e-10)
-    with batch_moments(flow):
-        assert not torch.allclose(likelihood.log_prob(flow, x), together, atol=1e-3)
 
 
 def test_the_mode_decides_whose_moments_a_density_takes():

@@ -77,10 +77,10 @@ def test_previews_cancelling_and_refusals(flow):
         shrink(flow, picture(1, 3, 8, 8) / 0)
 
 
-@pytest.mark.parametrize("size", [(16, 20), (12, 24), (17, 24)])
-def test_a_size_of_another_picture_is_refused(flow, size):
-    with pytest.raises(ImageError, match="such as 16x24"):
-        restore(flow, picture(1, 3, 4, 6), size=size)
+def test_a_size_of_another_picture_is_refused(flow):
+    for size in ((16, 20), (12, 24), (17, 24)):
+        with pytest.raises(ImageError, match="such as 16x24"):
+            restore(flow, picture(1, 3, 4, 6), size=size)
 
 
 def test_training_lowers_the_loss_of_small_and_restored_pictures():
@@ -126,12 +126,6 @@ def test_the_command_line_shrinks_and_restores(flow, tmp_path, capsys):
     assert main([*words, "--bits", "16", "-o", str(tmp_path / "deep")]) == 0
     deep = (tmp_path / "deep" / "a_model_restored_tau0.05_seed0.png").read_bytes()
     assert read(deep, "deep").bits == 16
-    assert main(words) == 0
-    assert "there already" in capsys.readouterr().err
     Image.fromarray(np.full((8, 8), 9000, np.uint16)).save(tmp_path / "deep.png")
     assert main(["shrink", str(tmp_path / "deep.png"), "-o", str(tmp_path / "out"), *model]) == 0
     assert "It has 16 bits per channel, and its result has 8." in capsys.readouterr().err
-    (tmp_path / "bad.png").write_bytes(b"text")
-    assert main(["shrink", str(tmp_path / "bad.png"), "-o", str(tmp_path / "out"), *model]) == 1
-    assert main(["shrink", str(tmp_path / "a.png"), "--model", "srflow-x4", "--device", "cpu"]) == 1
-    assert "rescale needs" in capsys.readouterr().err

@@ -1,7 +1,5 @@
 """Residual Flow: the law of its blocks, the series' own law, norms, inverses."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 
@@ -13,7 +11,6 @@ from torch import nn
 from flowcore import testing as laws
 from flowcore.errors import FlowError
 from flowcore.likelihood import with_probes
-from flowcore.models import configure
 from flowcore.networks import ContractiveNetwork
 from flowcore.networks.contractive import ELU, LipschitzConv, LipSwish
 from flowcore.transforms import Probes, Residual
@@ -34,9 +31,6 @@ def jacobian(network, x):
     return torch.autograd.functional.jacobian(flat, x.flatten()).reshape(size, size)
 
 
-# --- the law ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("activation", ["lipswish", "elu"])
 def test_a_block_obeys_the_law(activation):
     made, x = block(3, activation=activation, grid=(3, 4)), random_image(2, 3, 3, 4)
@@ -52,9 +46,6 @@ def test_with_probes_it_obeys_all_but_the_determinant():
     laws.check_by_position(flow, x, cond)
     laws.check_gradients(flow, x, cond)
     laws.check_precision(flow.float(), x.float(), cond, networks=False)
-
-
-# --- the law of the series --------------------------------------------------------------------------------------------
 
 
 def series(matrix, coefficients):
@@ -117,9 +108,6 @@ def test_gradients_by_neumann_have_the_mean_of_the_determinants():
                 assert torch.allclose(a, b, atol=1e-9)
 
 
-# --- networks ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("activation", [LipSwish, ELU])
 def test_slopes_are_derivatives_of_at_most_1(activation):
     made = activation().double()
@@ -148,11 +136,6 @@ def test_sigma_on_a_grid_is_the_norm_there(kernel):
     norm = float(torch.linalg.matrix_norm(matrix_of(convolution, 5, 6), 2))
     assert float(convolution.sigma()) == pytest.approx(norm, rel=2e-3)
     assert torch.allclose(convolution.bounded_weight(), convolution.weight / max(1, norm / 0.9), rtol=2e-3)
-
-
-def test_a_norm_on_the_grid_needs_a_size():
-    with pytest.raises(FlowError, match="image_size must be given"):
-        configure("residual_flow", {"image_size": None})
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(3, 4), (4, 3), (1, 2)])
@@ -184,9 +167,6 @@ def test_normalize_leaves_what_is_normalized_and_follows_what_is_not():
         convolution.weight.mul_(0.01)
     convolution.normalize()
     assert torch.equal(convolution.bounded_weight(), convolution.weight)  # small weights are left alone
-
-
-# --- the model --------------------------------------------------------------------------------------------------------
 
 
 def test_initialize_normalizes_every_actnorm_but_what_hardly_varies():

@@ -62,10 +62,10 @@ def test_autocast_changes_nothing_and_gradients_pass(resize):
     assert torch.autograd.gradcheck(lambda t: resize(t, 2), image)
 
 
-@pytest.mark.parametrize(("height", "width"), [(6, 8), (8, 6)])
-def test_indivisible_sides_raise_readable_error(height, width):
-    with pytest.raises(ShapeError, match=f"divisible by 4; got {height}x{width}"):
-        shrink(torch.zeros(1, 3, height, width), 4)
+def test_indivisible_sides_raise_readable_error():
+    for height, width in ((6, 8), (8, 6)):
+        with pytest.raises(ShapeError, match=f"divisible by 4; got {height}x{width}"):
+            shrink(torch.zeros(1, 3, height, width), 4)
 
 
 def test_padding_repeats_the_border_however_small_the_image():

@@ -1,7 +1,5 @@
 """No result mixes weights of two moments, in whatever way the weights are changed."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

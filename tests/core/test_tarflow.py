@@ -1,7 +1,5 @@
 """TarFlow: its inverse with a cache, labels by name, guidance, noise, and what is said and counted meanwhile."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -52,9 +50,6 @@ def test_a_patch_depends_on_those_before_it_alone():
         assert not seen[t + 1 :].any()
 
 
-# --- labels -----------------------------------------------------------------------------------------------------------
-
-
 def test_labels_by_name_are_those_by_number():
     flow = tiny(**NAMED)
     assert torch.equal(flowcore.sample(flow, 2, labels=["Dog", "2"]), flowcore.sample(flow, 2, labels=[1, 2]))
@@ -72,9 +67,6 @@ def test_a_photograph_comes_back_exactly_and_differs_under_another_label():
     levels = flowcore.encode(flow, photograph, cat)
     assert (flowcore.decode(flow, levels, cat) - photograph).abs().max() < 1e-12
     assert (flowcore.decode(flow, levels, dog) - photograph).abs().max() > 1e-3
-
-
-# --- guidance and noise -----------------------------------------------------------------------------------------------
 
 
 def test_guidance_changes_samples_and_zero_changes_nothing():
@@ -120,9 +112,6 @@ def test_training_and_encoding_draw_the_noise_that_the_model_states():
     assert torch.allclose(objective(x, None, noise), expected)
     assert bool((noise < 0).any())
     assert 0.08 < float((dequantized_image(flow, x) - x).std()) < 0.12
-
-
-# --- while it runs ----------------------------------------------------------------------------------------------------
 
 
 def test_every_patch_is_counted_and_may_be_the_last():

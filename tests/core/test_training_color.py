@@ -1,7 +1,5 @@
 """The term of the objective that keeps the colors of an upscaler's samples."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest

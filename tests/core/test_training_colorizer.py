@@ -1,7 +1,5 @@
 """Training of colorizers: it learns, resumes exactly, and every level counts the same where a recipe says so."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import shutil
@@ -24,13 +22,10 @@ from flowcore.likelihood import bits_per_dim, log_prob
 from flowcore.models import build
 from flowcore.networks.efficientnet import EfficientNetLite0
 from flowcore.networks.luma import split_source
-from flowcore.training.checkpoint import RunState
-from flowcore.training.data import ColorPhotographs, Recall, fill_memories, open_data
+from flowcore.training.data import Recall, fill_memories, open_data
 from flowcore.training.loop import train
 from flowcore.training.objective import calm_error, initialize_flow, make_objective
 from flowcore.training.recipe import parse_recipe
-from flowcore.training.run import Distributed, Run
-from flowcore.training.stage import StageRunner
 
 from .photographs import photographs
 from .test_training_loop import assert_same_run, content
@@ -73,7 +68,6 @@ balanced = true
 """
 FROZEN = ("learning_rate = 1e-2", "learning_rate = 0")
 
-
 recipe = partial(change_recipe, text=RECIPE)
 
 
@@ -100,24 +94,12 @@ def place(flow, x, seed):
 # --- a whole run ------------------------------------------------------------------------------------------------------
 
 
-def test_a_colorizer_is_trained_on_colors(photos, tmp_path):
-    data = open_data(recipe(), photos, tmp_path)
-    assert isinstance(data, ColorPhotographs)
-    assert {min(e.height, e.width) for e in data.training} == {32, 40}
-    assert data.recipe.turn is False
-
-
 def test_a_run_leaves_a_model_with_the_density_of_every_level(whole):
     header = read_header(whole / "model.safetensors")
     assert header.architecture == "colorizer"
     metrics = header.provenance["metrics"]
-    assert metrics.keys() == {
-        "validation_bits_per_dim",
-        "validation_level1",
-        "validation_level2",
-        "of_gray_tau0",
-        "of_gray_sample",
-    }
+    measures = {"validation_bits_per_dim", "validation_level1", "validation_level2", "of_gray_tau0", "of_gray_sample"}
+    assert metrics.keys() == measures
     assert all(math.isfinite(value) for value in metrics.values())
     # of 32 numbers of chroma in a block of 4x4, 24 are latents of the first level and 8 of the second
     mean = 0.75 * metrics["validation_level1"] + 0.25 * metrics["validation_level2"]
@@ -153,8 +135,7 @@ def test_it_learns(alone, tmp_path):
     metrics = []
     for steps in (1, 50):
         changes = (("steps = 3", f"steps = {steps}"), ("checkpoint_every = 3", "checkpoint_every = 1000"))
-        model = train(recipe(*changes), alone, tmp_path / str(steps)).model
-        metrics.append(read_header(model).provenance["metrics"])
+        metrics.append(read_header(train(recipe(*changes), alone, tmp_path / str(steps)).model).provenance["metrics"])
     assert all(metrics[1][name] < metrics[0][name] - 0.1 for name in metrics[0] if "validation" in name), metrics
     assert metrics[1]["of_gray_tau0"] < min(1, metrics[0]["of_gray_tau0"])
 
@@ -194,45 +175,27 @@ def test_metrics_are_measured_without_dropout(photos, tmp_path):
     assert bits[True] != pytest.approx(bits[False], abs=2e-3)  # so that it shows
 
 
-def test_dropout_is_for_training_only(whole, photos, tmp_path):
-    train(recipe(("dropout = 0.3\n", "")), photos, tmp_path)
-    with_it, without = (read(run / "model.safetensors") for run in (whole, tmp_path))
-    assert any(not torch.equal(one, two) for one, two in zip(with_it.parameters(), without.parameters(), strict=True))
-    luma = torch.rand(2, 1, 32, 48)
-    one, two = (with_it.encode_condition(luma).features for _ in range(2))
-    assert all(torch.equal(first, second) for first, second in zip(one, two, strict=True))
-
-
 SECOND = RECIPE[RECIPE.index("[[stages]]") :].replace('name = "flow"', 'name = "detail"') + "frozen_levels = 1\n"
 
 
 def test_a_stage_can_leave_the_coarsest_levels_and_the_encoder_as_they_are(photos, tmp_path):
     second = SECOND.replace("train_encoder_after = 0.0", "train_encoder_after = 1.0")
-    made = parse_recipe(RECIPE + second)
+    third = second.replace('"detail"', '"all"').replace("frozen_levels = 1", "frozen_levels = 0")
+    made = parse_recipe(RECIPE + second + third)
     states = []
-    for stop in (3, 4, None):  # also across the border, and resumed within the second stage
+    for stop in (3, 4, 6, None):  # also across the border, and resumed within the second stage
         train(made, photos, tmp_path / "run", stop_after=stop)
         states.append(content(tmp_path / "run"))
-    start, end = states[0]["average"], states[-1]["flow"]  # a stage begins at the average of the one before
+    start, end = states[0]["average"], states[2]["flow"]  # a stage begins at the average of the one before
     still = {name for name in start if torch.equal(start[name], end[name])}
     kept = {name for name in start if name.startswith(("encoder.", "levels.1.", "prelude."))}
     assert kept <= still
     assert not {name for name in still - kept if name.startswith("levels.0.steps")}
-    train(made, photos, tmp_path / "at once")
-    at_once = content(tmp_path / "at once")
-    assert all(torch.equal(value, at_once["flow"][name]) for name, value in end.items())
-
-
-def test_levels_that_were_frozen_are_trained_again_in_a_stage_after(photos, tmp_path):
-    changed = {}
-    for run, stop in (("start", 3), ("end", 6)):
-        first = RECIPE.replace("balanced = true", "balanced = true\nfrozen_levels = 1")
-        made = parse_recipe(first + SECOND.replace("frozen_levels = 1", "frozen_levels = 0"))
-        train(made, photos, tmp_path / run, stop_after=stop)
-        changed[run] = content(tmp_path / run)["flow"]
-    names = [name for name in changed["start"] if name.startswith("levels.1.") and name.endswith("log_scale")]
+    names = [name for name in start if name.startswith("levels.1.") and name.endswith("log_scale")]
     assert names
-    assert all(not torch.equal(changed["start"][name], changed["end"][name]) for name in names)
+    assert not any(torch.equal(end[name], states[3]["flow"][name]) for name in names)  # trained again in a stage after
+    train(made, photos, tmp_path / "at once")
+    assert_same_run(tmp_path / "run", tmp_path / "at once")
 
 
 # --- an encoder that predicts colors ---------------------------------------------------------------------------------
@@ -282,16 +245,6 @@ def test_objective_chroma_is_the_squared_error_of_every_grids_mean(photos, tmp_p
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def train_groups(checkpoint, made):
-    """Numbers of parameters per group of the optimizer, as a resumed run has them."""
-    optimiser = checkpoint["optimiser"]
-    flow = build("colorizer", made.model)
-    run = Run(made, None, flow, flow, RunState(), None, "cpu", Distributed())
-    groups = StageRunner(run, made.stages[0], 0).optimizer
-    groups.load_state_dict(optimiser)
-    return [len(group["params"]) for group in groups.param_groups]
-
-
 def remembering_recipe(backbone_rate, cells=12):
     return parse_recipe(seeing_recipe(backbone_rate).text.replace(BACKBONE, f"{BACKBONE}memory = {cells}\n"))
 
@@ -333,23 +286,6 @@ def test_a_backbone_starts_from_its_file_and_learns_at_its_own_rate(photos, back
     assert moved == 0 if rate == 0 else 1e-3 < moved < rate * 2e-2
 
 
-@pytest.mark.parametrize("merged", [8, 16])
-def test_an_encoder_of_another_size_lends_its_backbone(photos, tmp_path, merged):
-    """And one of the same size all of itself."""
-    flow = build("colorizer", seeing_recipe(0.0).model)
-    for parameter in flow.encoder.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    save(flow, tmp_path / "other.safetensors")
-    made = seeing_recipe(0.0)
-    made = dataclasses.replace(made, model=dataclasses.replace(made.model, merged=merged))
-    made = dataclasses.replace(made, stages=(dataclasses.replace(made.stages[0], learning_rate=0.0),))
-    train(made, photos, tmp_path / "run", encoder_from=tmp_path / "other.safetensors", stop_after=1)
-    after = content(tmp_path / "run")["flow"]
-    equal = {n: after[f"encoder.{n}"].equal(t) for n, t in flow.encoder.state_dict().items()}
-    assert all(value for name, value in equal.items() if name.startswith("backbone."))
-    assert all(equal.values()) == (merged == 8)
-
-
 @pytest.fixture
 def shipped(tmp_path, monkeypatch):
     """A folder of shipped models, one of which has the backbone, and its encoder."""
@@ -361,44 +297,49 @@ def shipped(tmp_path, monkeypatch):
         nn.init.normal_(parameter, std=0.1)
     save(flow, folder / "photo-colors.safetensors")
     save(build("colorizer", recipe().model), folder / "a-plain-one.safetensors")
-    return flow.encoder.state_dict()
+    return folder / "photo-colors.safetensors", flow.encoder.state_dict()
 
 
-@pytest.mark.parametrize("objective", ["chroma", "likelihood"])
-def test_without_a_file_the_backbone_is_that_of_the_shipped_model(photos, tmp_path, shipped, objective):
-    """Where the recipe trains the rest of the encoder itself; else all of its encoder."""
+def taken(run, encoder):
+    """Which part of an encoder the model of a run has: the encoder, or the backbone alone."""
+    after = content(run)["flow"]
+    equal = {name: after[f"encoder.{name}"].equal(value) for name, value in encoder.items()}
+    assert all(value for name, value in equal.items() if name.startswith("backbone."))
+    return "encoder" if all(equal.values()) else "backbone"
+
+
+def still_recipe(objective="chroma", **fields):
+    """A recipe that changes nothing, with other fields of the model."""
     made = seeing_recipe(0.0)
     stage = dataclasses.replace(made.stages[0], objective=objective, learning_rate=0.0)
+    return dataclasses.replace(made, stages=(stage,), model=dataclasses.replace(made.model, **fields))
+
+
+def test_an_encoder_of_another_size_lends_its_backbone_and_one_of_the_same_all_of_itself(photos, tmp_path, shipped):
+    for merged, part in ((8, "encoder"), (16, "backbone")):
+        train(still_recipe(merged=merged), photos, tmp_path / part, encoder_from=shipped[0], stop_after=1)
+        assert taken(tmp_path / part, shipped[1]) == part
+
+
+@pytest.mark.parametrize(("objective", "part"), [("chroma", "backbone"), ("likelihood", "encoder")])
+def test_without_a_file_the_backbone_is_that_of_the_shipped_model(photos, tmp_path, shipped, objective, part):
+    """Where the recipe trains the rest of the encoder itself; else all of its encoder."""
     lines = []
-    train(dataclasses.replace(made, stages=(stage,)), photos, tmp_path / "run", stop_after=1, log=lines.append)
-    part = "backbone" if objective == "chroma" else "encoder"
+    model = train(still_recipe(objective), photos, tmp_path / "run", stop_after=1, log=lines.append).model
     assert any(f"took the {part} of the shipped model photo-colors" in line for line in lines)
-    after = content(tmp_path / "run")["flow"]
-    equal = {name: after[f"encoder.{name}"].equal(value) for name, value in shipped.items()}
-    assert all(value for name, value in equal.items() if name.startswith("backbone."))
-    assert all(equal.values()) == (part == "encoder")
-    provenance = read_header(tmp_path / "run" / "model.safetensors").provenance
-    assert provenance["source"].endswith(f", with the {part} of photo-colors")
+    assert taken(tmp_path / "run", shipped[1]) == part
+    assert read_header(model).provenance["source"].endswith(f", with the {part} of photo-colors")
 
 
-def test_a_backbone_without_weights_is_refused(photos, tmp_path, monkeypatch):
+def test_a_backbone_without_weights_and_other_files_are_refused(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(catalog, "FOLDER", tmp_path / "shipped")
     with pytest.raises(FlowError, match=r"pretrained weights must be loaded .*--encoder-from"):
         train(seeing_recipe(0.1), photos, tmp_path)
-
-
-def test_a_file_that_is_no_backbone_is_refused_by_name(photos, tmp_path):
+    with pytest.raises(FlowError, match="predicts_chroma = true"):
+        train(parse_recipe(CHROMA.replace("predicts_chroma = true", "")), photos, tmp_path)
     save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(FlowError, match=r"The encoder of other\.safetensors does not fit"):
         train(seeing_recipe(0.1), photos, tmp_path / "run", encoder_from=tmp_path / "other.safetensors")
-
-
-def test_older_checkpoints_have_the_same_groups_of_parameters(whole):
-    """Kernels first, then the rest, with or without weight decay: what a run that was stopped holds must fit."""
-    checkpoint = content(whole)
-    plain = train_groups(checkpoint, recipe(("weight_decay = 0.1", "weight_decay = 0.0")))
-    assert plain == train_groups(checkpoint, recipe())
-    assert len(plain) == 2
 
 
 def test_the_flow_takes_over_the_encoder_of_the_stage_before(photos, tmp_path):
@@ -413,11 +354,6 @@ def test_the_flow_takes_over_the_encoder_of_the_stage_before(photos, tmp_path):
     moves = {n: (start[n] - end[n]).abs().max().item() for n in start if "weight" in n or "bias" in n}
     assert max(v for n, v in moves.items() if n.startswith("encoder.")) <= 1.01e-4
     assert max(v for n, v in moves.items() if n.startswith("levels.")) > 1e-3
-
-
-def test_objective_chroma_needs_an_encoder_that_predicts_it(photos, tmp_path):
-    with pytest.raises(FlowError, match="predicts_chroma = true"):
-        train(parse_recipe(CHROMA.replace("predicts_chroma = true", "")), photos, tmp_path)
 
 
 # --- the objective ----------------------------------------------------------------------------------------------------
@@ -450,14 +386,10 @@ def test_a_weight_on_the_calm_error_adds_it_to_the_loss_of_training_alone(photos
     flow = build("colorizer", made.model).eval()
     x, source = open_data(made, photos, tmp_path).batch(4, 32, 0, 0)
     initialize_flow(flow, x, source, 0)
-    stage = made.stages[0]
-    losses = [
-        make_objective(flow, s)(x, source, torch.zeros_like(x))
-        for s in (stage, dataclasses.replace(stage, calm_weight=0.0))
-    ]
-    assert (losses[0] - losses[1]).item() == pytest.approx(
-        0.5 * calm_error(flow, x, flow.encode_condition(source)).item(), rel=1e-3
-    )
+    stages = made.stages[0], dataclasses.replace(made.stages[0], calm_weight=0.0)
+    losses = [make_objective(flow, stage)(x, source, torch.zeros_like(x)) for stage in stages]
+    error = calm_error(flow, x, flow.encode_condition(source)).item()
+    assert (losses[0] - losses[1]).item() == pytest.approx(0.5 * error, rel=1e-3)
 
 
 @pytest.mark.parametrize("balanced", [True, False])

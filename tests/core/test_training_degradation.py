@@ -1,7 +1,5 @@
 """Realistic degradation: exactly what was drawn, no border effects, aligned with HR."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 
@@ -46,9 +44,6 @@ def lr_of(hr, scale, side, **way):
     return degrade(hr, scale, top, left, side, Degradation(**way), rng()).astype(float) / 255
 
 
-# --- applying a degradation -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("scale", [2, 4, 8])
 def test_without_degradation_lr_is_bicubic(scale):
     """Inside, and at every border of the photograph."""
@@ -65,11 +60,8 @@ def test_without_degradation_lr_is_bicubic(scale):
 @pytest.mark.parametrize(
     "way",
     [
-        {"blur": (0.9, 0.9)},
-        {"blur": (0.9, 0.3), "direction": 0.7},
         {"kernel": "bilinear"},
         {"kernel": "area"},
-        {"quality": 40, "grid": (5, 11)},
         {"quality": 40, "subsampled": True, "grid": (0, 15)},
         {"blur": (0.9, 0.5), "direction": 2.0, "quality": 60, "grid": (9, 1)},
     ],
@@ -89,8 +81,7 @@ def test_a_crop_is_the_part_of_a_larger_crop(scale, way):
 
 def test_crops_lie_anywhere_in_the_grid_of_jpegs_blocks():
     """At the lowest quality all steps of brightness are between blocks."""
-    rows = np.linspace(0, 255, 512)
-    hr = np.repeat(np.repeat(rows[:, None, None], 512, 1), 3, 2).astype(np.uint8)
+    hr = np.broadcast_to(np.linspace(0, 255, 512)[:, None, None], (512, 512, 3)).astype(np.uint8)
     for row in (0, 3, 9):
         lr = degrade(hr, 4, 20, 20, 96, Degradation(quality=1, grid=(row, 0)), rng())
         steps = np.flatnonzero(np.abs(np.diff(lr[:, 5, 1].astype(int))) > 1) + 1
@@ -144,9 +135,6 @@ def test_jpeg_error_grows_with_lower_quality_and_subsampled_chroma():
     assert half > 1.5 * full
 
 
-# --- drawing a degradation --------------------------------------------------------------------------------------------
-
-
 def test_every_part_is_left_out_of_some_crops_and_all_of_them_of_a_few():
     generator = rng()
     ways = [draw_degradation(generator) for _ in range(4000)]
@@ -175,9 +163,6 @@ def test_strength_is_a_factor_on_the_amounts(strength):
     qualities = [w.quality for w in ways if w.quality is not None]
     assert min(qualities) == pytest.approx(MAX_QUALITY - strength * (MAX_QUALITY - MIN_QUALITY), abs=1)
     assert max(qualities) == MAX_QUALITY
-
-
-# --- batches ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -234,9 +219,6 @@ def test_degradation_depends_on_seed_and_step(tmp_path):
 
     assert len({whole(lr) for _, lr in batches}) == len(kinds)
     assert len(whole(batches[0][1])) == 8
-
-
-# --- darkness ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_dark_picture_has_less_light_in_it_and_more_noise_for_the_light_that_is_left():

@@ -1,7 +1,5 @@
 """Memory of training: recomputed steps keep a fraction, with the same gradients; what fits is found by measuring."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import os
@@ -122,10 +120,6 @@ def test_peak_memory_counts_what_lives_at_one_time():
         c.add_(1)  # in place: nothing new
         c.view(10, 100)
     assert memory.peak == 8000
-    with PeakMemory() as memory:
-        x = torch.zeros(1000, requires_grad=True)
-        (x.exp().exp()).sum().backward()
-    assert memory.peak >= 16_000  # x, both exponentials, a gradient
 
 
 def test_the_largest_batch_is_found_from_small_ones():
@@ -153,25 +147,21 @@ def test_the_largest_batch_is_found_from_small_ones():
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is not glibc's")
-@pytest.mark.parametrize("keep", [True, False])
-def test_freed_memory_is_used_again_on_request_alone(keep):
+def test_freed_memory_is_used_again_on_request_alone():
     """Memory that is new to the process has a page fault per page; in a process of its own, which it changes."""
     program = textwrap.dedent(
         """
-        import resource, sys, torch
+        import resource, torch
         from flowcore.device import keep_freed_memory
-        if sys.argv[1] == "True":
-            keep_freed_memory()
-        faults = []
-        for _ in range(3):  # 64 MiB, 16,384 pages, each time
-            torch.empty(2**24).fill_(1.0)
-            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-        print(faults[2] - faults[1])
+        for keep in (lambda: None, keep_freed_memory):
+            keep()
+            for _ in range(3):  # 64 MiB, 16,384 pages, each time
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+                torch.empty(2**24).fill_(1.0)
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         """
     )
-    command = [sys.executable, "-c", program, str(keep)]
     root = Path(__file__).resolve().parents[2]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    assert (int(done.stdout) < 1000) == keep
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, env=environment)
+    assert [int(faults) < 1000 for faults in done.stdout.split()] == [False, True], done.stderr

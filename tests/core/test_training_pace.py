@@ -1,7 +1,5 @@
 """Minutes: all that a run does is inside them, and it ends with the decay of its rate however fast the machine is."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest
@@ -51,23 +49,15 @@ def run(photos, folder, text=LONG, **options):
     return lines, read_rows(folder / "history.csv")
 
 
-def different(objective, now):
-    """A step of the second stage takes four times as long."""
-    return 1.0 if objective == "l1" else 4.0
-
-
-def slower(objective, now):
-    """Another program takes half of the machine after a while."""
-    return 1.0 if now < 100 else 2.0
-
-
-def faster(objective, now):
-    """Another program ends, which slowed the trial."""
-    return 4.0 if now < 50 else 1.0
+SECONDS = {  # of a step
+    "the second stage takes four times as long": lambda objective, now: 1.0 if objective == "l1" else 4.0,
+    "another program takes half of the machine": lambda objective, now: 1.0 if now < 100 else 2.0,
+    "another program ends, which slowed the trial": lambda objective, now: 4.0 if now < 50 else 1.0,
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gradient", [different, slower, faster, lambda *_: 2.0], ids=lambda g: g.__name__)
+@pytest.mark.parametrize("gradient", SECONDS.values(), ids=SECONDS)
 def test_a_run_ends_in_its_minutes_and_with_a_low_rate(photos, tmp_path, monkeypatch, gradient):
     machine = Machine(monkeypatch, gradient=gradient)
     lines, history = run(photos, tmp_path, minutes=MINUTES)

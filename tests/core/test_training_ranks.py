@@ -1,7 +1,5 @@
 """Training on two processes: the same losses as on one, and a run that goes on with another number of them."""
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess
@@ -48,17 +46,13 @@ def by_two(recipe, data, run, *options):
     return done.stderr
 
 
-def table(run, name, value):
-    return {(row["step"], row.get("measure")): float(row[value]) for row in read_rows(run / name)}
-
-
-def losses(run):
-    return table(run, "history.csv", "loss")
-
-
-def assert_same_curve(one, two):
-    assert one.keys() == two.keys()
-    assert max(abs(one[step] - two[step]) for step in one) < 1e-4
+def assert_same_curve(one, two, name="history.csv", value="loss", measure=None):
+    a, b = (
+        {row["step"]: float(row[value]) for row in read_rows(run / name) if row.get("measure") == measure}
+        for run in (one, two)
+    )
+    assert a.keys() == b.keys()
+    assert max(abs(a[step] - b[step]) for step in a) < 1e-4
 
 
 # The one whose processes also share the moments of batch norms; the others take a while.
@@ -68,12 +62,10 @@ def test_two_processes_follow_the_curve_of_one(name, photos, tmp_path):
     recipe.write_text(RECIPES[name])
     train(parse_recipe(RECIPES[name]), photos, tmp_path / "one", log=lambda _: None)
     spoken = by_two(recipe, photos, tmp_path / "two")
-    assert_same_curve(losses(tmp_path / "one"), losses(tmp_path / "two"))
+    assert_same_curve(tmp_path / "one", tmp_path / "two")
     if name == "realnvp":  # biases before a batch norm have no gradient, and Adam makes steps of its rounding errors
         return
-    one, two = (table(tmp_path / run, "held_out.csv", "value") for run in ("one", "two"))
-    measure = "validation_bits_per_dim"
-    assert_same_curve(*({k: v for k, v in t.items() if k[1] == measure} for t in (one, two)))
+    assert_same_curve(tmp_path / "one", tmp_path / "two", "held_out.csv", "value", "validation_bits_per_dim")
     assert spoken.count(" to train on, ") == 1  # one of them speaks
 
 
@@ -83,17 +75,12 @@ def test_a_run_goes_on_with_another_number_of_processes(photos, tmp_path):
     train(parse_recipe(UPSCALER), photos, tmp_path / "one", log=lambda _: None)
     by_two(recipe, photos, tmp_path / "run", "--stop-after", "15")
     train(parse_recipe(UPSCALER), photos, tmp_path / "run", log=lambda _: None)
-    assert_same_curve(losses(tmp_path / "one"), losses(tmp_path / "run"))
+    assert_same_curve(tmp_path / "one", tmp_path / "run")
 
 
-def test_processes_share_a_batch_equally_or_not_at_all():
+def test_processes_share_a_batch_equally_or_refuse_it_before_the_first_step(photos, tmp_path):
     shares = [range(12)[Distributed(rank, 3).shard(12)] for rank in range(3)]
     assert [list(share) for share in shares] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
-    with pytest.raises(FlowError, match=r"batch of 16 cannot be shared equally by 3 processes.*divides 16"):
-        Distributed(0, 3).shard(16)
-
-
-def test_a_batch_that_cannot_be_shared_is_refused_before_the_first_step(photos, tmp_path):
-    with pytest.raises(FlowError, match="batch of 4"):
+    with pytest.raises(FlowError, match=r"batch of 4 cannot be shared equally by 3 processes.*divides 4"):
         train(parse_recipe(UPSCALER), photos, tmp_path / "run", distributed=Distributed(0, 3), log=lambda _: None)
     assert not (tmp_path / "run" / "checkpoint.pt").exists()

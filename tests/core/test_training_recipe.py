@@ -1,7 +1,5 @@
 """Recipes in TOML: valid ones are read, and errors name the key and the choices."""
 
-from __future__ import annotations
-
 import pytest
 
 from flowcore.errors import FlowError
@@ -48,9 +46,7 @@ def test_a_recipe_is_read():
 def test_a_recipe_is_read_from_a_file_or_by_the_name_of_a_shipped_one(tmp_path):
     (tmp_path / "mine.toml").write_text(GOOD)
     assert read_recipe(tmp_path / "mine.toml") == parse_recipe(GOOD)
-    recipe = read_recipe("glow-photos")
-    assert recipe.name == "glow-photos"
-    assert recipe == read_recipe("glow-photos.toml") == read_recipe(RECIPES / "glow-photos.toml")
+    assert read_recipe("glow-photos") == read_recipe("glow-photos.toml") == read_recipe(RECIPES / "glow-photos.toml")
     with pytest.raises(FlowError, match=r"no recipe .*nothing\.toml.*srflow-x4"):
         read_recipe(tmp_path / "nothing.toml")
     with pytest.raises(FlowError, match=r"no recipe srflow-x44\. Did you mean srflow-x4\?"):
@@ -67,44 +63,28 @@ def test_a_recipe_is_read_from_a_file_or_by_the_name_of_a_shipped_one(tmp_path):
         ("[model]", "[model]\ncolour = 1", ["'colour'", "Known:", "encoder_blocks"]),
         # a key that is not there
         ('name = "tiny"', "", ["lacks name"]),
-        ("steps = 20", "", ["lacks stages[1].steps"]),
         ('architecture = "srflow"', "", ["lacks architecture"]),
         # a choice that is none
         ('objective = "l1"', 'objective = "l2"', ["stages[0].objective", "l1, chroma, likelihood", "'l2'"]),
-        (
-            'schedule = "halving"',
-            'schedule = "linear"',
-            ["stages[1].schedule", "constant, cosine, halving", "'linear'"],
-        ),
         ('objective = "l1"', 'objective = ["l1"]', ["stages[0].objective", "l1, chroma, likelihood"]),
-        ('architecture = "srflow"', 'architecture = "glow3"', ["'glow3'", "srflow"]),
         # a value of another kind
         ("seed = 3", "seed = 1.5", ["seed", "int", "1.5"]),
-        ("steps = 10", "steps = true", ["stages[0].steps", "int", "True"]),
         ("learning_rate = 1", 'learning_rate = "fast"', ["stages[0].learning_rate", "float", "'fast'"]),
-        ('name = "tiny"', "name = 3", ["name", "str", "3"]),
         ("pyramid = [1, 0.5]", "pyramid = 0.5", ["pyramid", "0.5"]),
         ("pyramid = [1, 0.5]", 'pyramid = ["half"]', ["pyramid", "half"]),
-        ("pyramid = [1, 0.5]", "pyramid = [0.0]", ["pyramid", "0.0"]),
         ("pyramid = [1, 0.5]", "pyramid = []", ["pyramid"]),
-        ("scale = 2", "scale = 3", ["scale", "3"]),
         # a value out of range
         ("seed = 3", "seed = -1", ["seed", "-1"]),
-        ("learning_rate = 1", "learning_rate = nan", ["stages[0].learning_rate", "nan"]),
         ("steps = 10", "steps = 0", ["stages[0].steps", "0"]),
-        ("seed = 3", "ema = 1.5", ["ema", "1.5"]),
         ("seed = 3", "short_sides = 256", ["short_sides", "e.g. [256]", "256"]),
         ("seed = 3", "short_sides = [256, 0]", ["short_sides", "above 0", "[256, 0]"]),
-        ("seed = 3", "short_sides = [256.0]", ["short_sides", "whole numbers", "256.0"]),
         ("seed = 3", "short_sides = [true]", ["short_sides", "whole numbers", "True"]),
         ("steps = 20", "steps = 20\nweight_decay = -0.1", ["stages[1].weight_decay", "at least 0", "-0.1"]),
         ("steps = 20", "steps = 20\nbalanced = 1", ["stages[1].balanced", "bool", "1"]),
         ("seed = 3", "weight_decay = 0.1", ["Unknown recipe key weight_decay"]),  # it is a stage's
-        ("steps = 20", "steps = 20\nshort_sides = [256]", ["Unknown recipe key stages[1].short_sides"]),
         ("seed = 3", 'start_stages = ["flwo"]', ["start_stages", "'flwo'", "Did you mean flow?", "encoder, flow"]),
         ("seed = 3", 'start_stages = "flow"', ["start_stages", 'names of stages, e.g. ["flow"]', "'flow'"]),
         ("seed = 3", "degradation_strength = 0", ["degradation_strength", "at least 0.01", "at most 1"]),
-        ("seed = 3", "degradation_strength = 1.1", ["degradation_strength", "at most 1", "1.1"]),
         # crops that the model cannot take
         ("steps = 20", "steps = 20\ncrop = 42", ["stages[1].crop", "42", "4"]),
     ],
@@ -134,8 +114,8 @@ crop = 32
 weight_decay = 1
 balanced = true
 """
-
-
+CONSISTENT = "steps = 10\nlr_consistency = 0.5"
+HEAD, STAGES = GOOD.split("[[stages]]", 1)
 REALISTIC = GOOD.replace("seed = 3", 'degradation = "realistic"\ndegradation_strength = 0.5')
 
 
@@ -150,12 +130,6 @@ def test_the_keys_of_colorizers_and_of_the_degradation_are_read():
     assert parse_recipe(REALISTIC.replace("steps = 10", "steps = 10\nlr_consistency = 0")).stages[0].lr_consistency == 0
 
 
-HEAD, STAGES = GOOD.split("[[stages]]", 1)
-
-
-CONSISTENT = "steps = 10\nlr_consistency = 0.5"
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -165,21 +139,12 @@ CONSISTENT = "steps = 10\nlr_consistency = 0.5"
         ("model = 3\n" + HEAD.split("[model]")[0] + "[[stages]]" + STAGES, r"\[model\]"),
         ("name = ", "not valid TOML"),
         (GOOD.replace("levels = 2", "depth = 2"), "written by a newer flowcore, or misspelled"),
-        *(
-            (
-                COLORS.replace("crop = 32", f"crop = {crop}"),
-                rf"stages\[0\]\.crop must be a multiple of 16 .*; got {crop}",
-            )
-            for crop in (8, 24, 40)
-        ),
+        (COLORS.replace("crop = 32", "crop = 24"), r"stages\[0\]\.crop must be a multiple of 16 .*; got 24"),
         (
             REALISTIC.replace("steps = 10", CONSISTENT),
             r"stages\[0\]\.lr_consistency must be 0 .*'realistic'.*'bicubic'; got 0\.5",
         ),
-        (
-            'degradation = "realistic"\n' + COLORS,
-            r"a colorizer model trains with 'bicubic'; got 'realistic'",
-        ),
+        ('degradation = "realistic"\n' + COLORS, r"a colorizer model trains with 'bicubic'; got 'realistic'"),
     ],
 )
 def test_other_text_is_refused(text, message):

@@ -1,7 +1,5 @@
 """The shipped recipes: each states its command and expected result, and fits the model that it trains."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import re
@@ -35,13 +33,6 @@ def on_meta(name):
         return recipe, build(recipe.architecture, recipe.model)
 
 
-def test_there_are_recipes():
-    assert set(NAMES) >= {"color-photos", "glow-photos", "mnist-styles", "srflow-x4", "srflow-x8"}
-
-
-# --- comments -------------------------------------------------------------------------------------------------------
-
-
 @every_recipe
 def test_a_recipe_states_its_commands_an_expected_number_and_a_license(name):
     """The commands have its own name, and words that the command line takes."""
@@ -57,9 +48,6 @@ def test_a_recipe_states_its_commands_an_expected_number_and_a_license(name):
     assert expected
     assert re.search(r"(?<![\w/.-])-?\d+(?:[.,]\d+)*(?![\w/])", expected[1])  # not in srflow-x4, or a path
     assert recipe.licence != "unspecified"
-
-
-# --- what it trains ---------------------------------------------------------------------------------------------------
 
 
 @every_recipe

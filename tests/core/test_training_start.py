@@ -1,7 +1,5 @@
 """Training that starts from a model: it is measured first, changed with care, and kept where it stays better."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -99,11 +97,9 @@ def test_a_model_that_became_worse_does_not(photos, start, tmp_path):
     assert f"model.safetensors is the start; what was trained is {folder / 'worse.safetensors'}" in lines[-1]
     assert (folder / "model.safetensors").read_bytes() == start.read_bytes()
     assert train(made, photos, folder, log=lambda _: None).better_than_start is False
-    trained = read_header(folder / "worse.safetensors")
+    trained, before = read_header(folder / "worse.safetensors"), read_rows(folder / "held_out.csv")[0]
     assert trained.provenance["steps"] == STEPS
-    assert trained.provenance["metrics"]["validation_bits_per_dim"] > float(
-        read_rows(folder / "held_out.csv")[0]["value"]
-    )
+    assert trained.provenance["metrics"]["validation_bits_per_dim"] > float(before["value"])
     again = run(made, photos, folder)  # a finished run is left alone, and says so again
     assert again[-1] == lines[-1]
     assert not any("held out:" in line for line in again)
@@ -112,43 +108,28 @@ def test_a_model_that_became_worse_does_not(photos, start, tmp_path):
 MEASURED = {"validation_bits_per_dim": 2.0, "psnr_tau0.0": 29.38, "psnr_tau0.8": 28.0}
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
+def test_pictures_decide_as_well_as_the_likelihood():
+    for changes, expected in (
         ({}, ""),
         ({"validation_bits_per_dim": 1.9, "psnr_tau0.0": 29.3, "psnr_tau0.8": 27.0}, ""),
         ({"validation_bits_per_dim": 2.1, "psnr_tau0.0": 30.0}, "by 0.1 in validation_bits_per_dim"),
         ({"validation_bits_per_dim": 1.9, "psnr_tau0.0": 29.02}, "by 0.36 in psnr_tau0.0"),  # as it happened once
         ({"validation_bits_per_dim": math.nan}, "by nan in validation_bits_per_dim"),
         ({"psnr_tau0.0": math.nan}, "by nan in psnr_tau0.0"),
-    ],
-)
-def test_pictures_decide_as_well_as_the_likelihood(changes, expected):
-    assert became_worse(MEASURED, MEASURED | changes) == expected
-    assert became_worse({}, MEASURED | changes) == ""
+    ):
+        assert became_worse(MEASURED, MEASURED | changes) == expected
+        assert became_worse({}, MEASURED | changes) == ""
 
 
-def test_measures_that_fell_are_named(photos, start, tmp_path, monkeypatch):
-    found = iter([MEASURED, MEASURED | {"validation_bits_per_dim": 1.9, "psnr_tau0.8": 27.5}])
+def test_measures_that_fell_are_named_and_numbers_that_are_none_are_worse(photos, start, tmp_path, monkeypatch):
+    better, none = {"validation_bits_per_dim": 1.9, "psnr_tau0.8": 27.5}, dict.fromkeys(MEASURED, math.nan)
+    found = iter([MEASURED, MEASURED | better, MEASURED, none])
     monkeypatch.setattr("flowcore.training.loop.validate", lambda *_, **__: (next(found), [torch.zeros(1, 3, 8, 8)]))
-    lines = run(recipe(), photos, tmp_path / "run", start=start, stop_after=1)
+    lines = run(recipe(), photos, tmp_path / "better", start=start, stop_after=1)
     assert lines[-1].startswith("better than the start by 0.1 (validation_bits_per_dim 2 -> 1.9, ")
     assert lines[-1].endswith("), but not in psnr_tau0.8")
-
-
-def test_numbers_that_are_none_are_worse(photos, start, tmp_path, monkeypatch):
-    real = validate
-    seen = []
-
-    def broken(*words, **options):
-        metrics, columns = real(*words, **options)
-        seen.append(metrics)
-        return (metrics if len(seen) == 1 else dict.fromkeys(metrics, math.nan)), columns
-
-    monkeypatch.setattr("flowcore.training.loop.validate", broken)
-    lines = run(recipe(), photos, tmp_path / "run", start=start, stop_after=1)
-    assert lines[-1].startswith("worse than the start")
-    assert (tmp_path / "run" / "model.safetensors").read_bytes() == start.read_bytes()
+    assert run(recipe(), photos, tmp_path / "none", start=start, stop_after=1)[-1].startswith("worse than the start")
+    assert (tmp_path / "none" / "model.safetensors").read_bytes() == start.read_bytes()
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(photos, start, whole, tmp_path):
@@ -176,16 +157,9 @@ def test_a_run_goes_on_from_its_own_start_only(photos, start, tmp_path):
 
 
 def test_a_cancelled_run_returns_what_it_has_come_to(photos, start, tmp_path):
-    folder, done, lines = tmp_path / "run", [], []
-    result = train(
-        recipe(),
-        photos,
-        folder,
-        start=start,
-        log=lines.append,
-        progress=lambda steps, *_: done.append(steps),
-        cancelled=lambda: done[-1:] == [2],  # before anything was measured
-    )
+    done, lines = [], []
+    options = {"progress": lambda steps, *_: done.append(steps), "cancelled": lambda: done[-1:] == [2]}
+    result = train(recipe(), photos, tmp_path, start=start, log=lines.append, **options)  # before a measurement
     assert (result.new_steps, result.is_finished, result.better_than_start) == (2, False, None)
     assert result.model.read_bytes() == start.read_bytes()
     assert "stopped before it was measured" in result.verdict

@@ -1,7 +1,5 @@
 """The term of the objective that makes an encoder learn the features of the model that it started from."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 
@@ -25,10 +23,6 @@ start_stages = ["encoder"]
 start_rate = 1.0
 """ + UPSCALER[: UPSCALER.rindex("[[stages]]")].replace("lr_consistency = 1.0", "")
 WEIGHT = "teacher_weight = 0.5\n"
-
-
-def silent(_line):
-    pass
 
 
 def models():
@@ -73,12 +67,12 @@ def test_the_encoder_comes_nearer_to_its_teacher_which_stays():
 
 
 def test_a_run_learns_from_its_start_and_resumes_exactly(photos, tmp_path):
-    start = train(parse_recipe(RECIPE), photos, tmp_path / "start", stop_after=2, log=silent).model
+    start = train(parse_recipe(RECIPE), photos, tmp_path / "start", stop_after=2, log=lambda _: None).model
     weights = []
     for name, key, stops in (("whole", WEIGHT, (None,)), ("parts", WEIGHT, (2, None)), ("without", "", (None,))):
         for stop in stops:
             made = train(
-                parse_recipe(RECIPE + key), photos, tmp_path / name, start=start, stop_after=stop, log=silent
+                parse_recipe(RECIPE + key), photos, tmp_path / name, start=start, stop_after=stop, log=lambda _: None
             ).model
         weights.append(read(made).state_dict())
     whole, parts, without = weights
@@ -88,7 +82,7 @@ def test_a_run_learns_from_its_start_and_resumes_exactly(photos, tmp_path):
 
 def test_without_a_start_or_for_another_objective_there_is_no_teacher(photos, tmp_path):
     with pytest.raises(FlowError, match="teacher_weight of recipe tiny is about the features of the model that a run"):
-        train(parse_recipe(RECIPE + WEIGHT), photos, tmp_path / "run", log=silent)
+        train(parse_recipe(RECIPE + WEIGHT), photos, tmp_path / "run", log=lambda _: None)
     text = RECIPE.replace('"l1"', '"likelihood"') + WEIGHT
     with pytest.raises(FlowError, match=r'stages\[0\]\.teacher_weight is about the features .*objective "l1"'):
         parse_recipe(text)

@@ -1,7 +1,5 @@
 """Every transform obeys the law; and each does what its docstring says."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest
@@ -356,16 +354,14 @@ def test_starts_of_an_invertible_conv(lu):
     assert torch.allclose(principal.matrix() @ principal.matrix().T, identity, atol=1e-9)
 
 
-@pytest.mark.parametrize("eps", [0.0, 1e-4])
-def test_extreme_conditioner_outputs_stay_finite(eps):
+def test_extreme_conditioner_outputs_stay_finite():
     raw = torch.tensor([-60.0, -20.0, 20.0, 80.0]).repeat_interleave(2).view(1, 8, 1, 1).expand(1, 8, 2, 3)
-    injector = Injector(_Constant(raw), eps=eps)
     x = torch.randn(1, 4, 2, 3)
-    z, logdet = injector(x, x)
-    assert z.isfinite().all()
-    assert logdet.isfinite().all()
-    expected = torch.log(torch.sigmoid(raw[:, 1::2].double() + 2) + eps).sum()
-    assert torch.allclose(logdet.double(), expected, rtol=1e-5)
+    for eps in (0.0, 1e-4):
+        z, logdet = Injector(_Constant(raw), eps=eps)(x, x)
+        assert z.isfinite().all()
+        expected = torch.log(torch.sigmoid(raw[:, 1::2].double() + 2) + eps).sum()
+        assert torch.allclose(logdet.double(), expected, rtol=1e-5)
 
 
 class _Constant(nn.Module):
@@ -390,8 +386,8 @@ def test_transforms_that_start_as_the_identity():
 # --- batch normalization ----------------------------------------------------------------------------------------------
 
 
-def test_inside_batch_moments_the_batch_is_normalized_by_its_own():
-    norm = move_buffers(BatchNorm(3)).double()
+def test_inside_batch_moments_the_batch_is_normalized_by_its_own_and_outside_by_the_running_ones():
+    norm = move_buffers(BatchNorm(3)).double().train()
     x = 3 * data(batch=4) + 7
     before = norm.mean.clone(), norm.var.clone()
     with batch_moments(norm):
@@ -403,12 +399,6 @@ def test_inside_batch_moments_the_batch_is_normalized_by_its_own():
     # the running moments follow, a twentieth of the way
     assert torch.allclose(norm.mean, 0.95 * before[0] + 0.05 * mean, atol=1e-12)
     assert torch.allclose(norm.var, 0.95 * before[1] + 0.05 * var, atol=1e-12)
-
-
-def test_after_batch_moments_the_running_moments_serve_and_stay():
-    norm = move_buffers(BatchNorm(3)).double().train()
-    with batch_moments(norm):
-        norm(data())
     with pytest.raises(RuntimeError), batch_moments(norm):
         raise RuntimeError
     state = {name: t.clone() for name, t in norm.state_dict().items()}
@@ -443,17 +433,16 @@ def test_batch_moments_reaches_the_norms_of_a_whole_chain():
 # --- couplings and injectors ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("scaling", "eps", "log_scale"),
-    [
-        ("sigmoid", 0.0, lambda r: torch.log(1 / (1 + torch.exp(-(r + 2))))),
-        ("sigmoid", 1e-4, lambda r: torch.log(torch.sigmoid(r + 2) + 1e-4)),
-        ("atan", 0.0, lambda r: 1.2 * 0.636 * torch.atan(r)),
-        ("narrow", 0.0, lambda r: 0.318 * torch.atan(2 * r)),
-        ("exp", 0.0, lambda r: r),
-    ],
-    ids=["sigmoid", "sigmoid with eps", "atan", "narrow", "exp"],
-)
+SCALINGS = [
+    ("sigmoid", 0.0, lambda r: torch.log(1 / (1 + torch.exp(-(r + 2))))),
+    ("sigmoid", 1e-4, lambda r: torch.log(torch.sigmoid(r + 2) + 1e-4)),
+    ("atan", 0.0, lambda r: 1.2 * 0.636 * torch.atan(r)),
+    ("narrow", 0.0, lambda r: 0.318 * torch.atan(2 * r)),
+    ("exp", 0.0, lambda r: r),
+]
+
+
+@pytest.mark.parametrize(("scaling", "eps", "log_scale"), SCALINGS)
 def test_scalings_follow_their_formulas(scaling, eps, log_scale):
     x, raw = data(5), 2 * data(10, seed=5)
     shift, logs = raw[:, 0::2], log_scale(raw[:, 1::2])
@@ -556,19 +545,14 @@ def test_logit_of_black_and_white_is_finite_and_its_inverse_bounded():
 
 
 def test_a_split_keeps_half_of_the_channels_or_the_given_number():
-    assert [Split(None).kept_channels(channels) for channels in (4, 5)] == [2, 2]
-    assert [Split(None, kept=3).kept_channels(channels) for channels in (4, 5)] == [3, 3]
-    raw, x = data(6, seed=5), data(5)
-    prior = _Constant(raw)
-    (kept, latent), _ = Split(prior, kept=2)(x)
-    assert torch.equal(prior.seen, x[:, :2])
-    assert torch.equal(kept, x[:, :2])
-    assert torch.allclose(latent * raw[:, 1::2].exp() + raw[:, 0::2], x[:, 2:], atol=1e-12)
-    for split, count in ((Split(None), 2), (Split(None, kept=1), 1)):
+    prior, x = _Constant(torch.zeros_like(data(4))), data(5)
+    for split, count in ((Split(None), 2), (Split(None, kept=1), 1), (Split(prior, kept=3), 3)):
+        assert split.kept_channels(5) == count
         (kept, latent), logdet = split(x)
         assert torch.equal(kept, x[:, :count])
         assert torch.equal(latent, x[:, count:])
-        assert torch.equal(logdet, torch.zeros(2, dtype=torch.float64))
+        assert not logdet.any()
+    assert torch.equal(prior.seen, x[:, :3])
 
 
 def test_only_a_labeled_split_sees_the_labels():
@@ -579,14 +563,6 @@ def test_only_a_labeled_split_sees_the_labels():
         assert (prior.labels is not None) == labeled
         assert torch.allclose(split.inverse(z, labels()), data(4), atol=1e-12)
         assert (prior.labels is not None) == labeled
-
-
-def test_prior_of_one_item_broadcasts():
-    whiten = Whiten(_Constant(data(6, seed=5, batch=1)))
-    z, logdet = whiten(data())
-    assert logdet.shape == (2,)
-    assert whiten.by_position(data())[1].shape == (2, 4, 6)
-    assert torch.allclose(whiten.inverse(z), data(), atol=1e-12)
 
 
 # --- by position ------------------------------------------------------------------------------------------------------
@@ -618,25 +594,14 @@ def test_logdet_of_a_prior_lies_where_its_deviations_do():
     assert torch.allclose(at_places, -table.log_std.sum(1).expand(2, -1, -1), atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "transform",
-    [
-        perturbed(ActNorm(5, log_factor=3.0)),
-        perturbed(SignedActNorm(5)),
-        perturbed(InvertibleConv(5)),
-        move_buffers(BatchNorm(5)),
-        PixelMap(0.3, 0.7),
-        whitening(5),
-        Chain(Flatten(5, 4, 6), perturbed(Coupling(DenseConditioner(60, 6, 120)))),
-    ],
-    ids=lambda t: type(t).__name__,
-)
-def test_logdet_of_pixelwise_maps_is_spread_evenly(transform):
-    transform = transform.double()
-    amounts = transform.by_position(data(5))[1]
-    expected = transform(data(5))[1][:, None, None] / 24
-    assert expected.abs().min() > 1e-3
-    assert torch.allclose(amounts, expected.expand(2, 4, 6), atol=1e-12)
+def test_logdet_of_pixelwise_maps_is_spread_evenly():
+    flat = Chain(Flatten(5, 4, 6), perturbed(Coupling(DenseConditioner(60, 6, 120))))
+    norms = perturbed(ActNorm(5, log_factor=3.0)), perturbed(SignedActNorm(5)), move_buffers(BatchNorm(5))
+    for transform in (*norms, perturbed(InvertibleConv(5)), PixelMap(0.3, 0.7), whitening(5), flat):
+        amounts = transform.double().by_position(data(5))[1]
+        expected = transform(data(5))[1][:, None, None] / 24
+        assert expected.abs().min() > 1e-3
+        assert torch.allclose(amounts, expected.expand(2, 4, 6), atol=1e-12)
 
 
 def test_logdet_in_a_chain_covers_the_pixels_of_its_grid():
@@ -684,9 +649,8 @@ def test_a_transform_without_by_position_refuses_a_map():
 
 
 @pytest.mark.parametrize("norm", [ActNorm(4), SignedActNorm(4), BatchNorm(4)], ids=lambda t: type(t).__name__)
-@pytest.mark.parametrize("shape", [(8, 4), (4, 6, 4), (2, 1, 6, 4)], ids=str)
-def test_norms_refuse_what_would_broadcast(norm, shape):
-    for call in (norm, norm.inverse):
+def test_norms_refuse_what_would_broadcast(norm):
+    for call, shape in itertools.product((norm, norm.inverse), ((8, 4), (4, 6, 4), (2, 1, 6, 4))):
         with pytest.raises(ShapeError, match=r"takes data of shape \(B, 4, H, W\); got"):
             call(torch.ones(shape))
 
@@ -703,20 +667,14 @@ def test_an_image_without_details_beyond_interpolation_is_smooth():
 
 
 def test_odd_sides_are_refused():
-    for transform, (height, width) in itertools.product(
-        (Squeeze(), OrderedSqueeze(), Haar()), ((5, 6), (4, 7), (1, 2))
-    ):
+    for transform, (height, width) in itertools.product((Squeeze(), OrderedSqueeze(), Haar()), ((5, 6), (4, 7))):
         with pytest.raises(ShapeError, match=f"even sides; got {height}x{width}. Pad"):
             transform(data(height=height, width=width))
 
 
-@pytest.mark.parametrize(
-    ("transform", "channels"),
-    [(Injector(network(5, 10)), 5), (Coupling(network(5, 6)), 3), (ConditionOnChannels(2, ActNorm(3)), 1)],
-    ids=["injector", "coupling", "condition on channels"],
-)
-def test_condition_of_another_size_is_refused(transform, channels):
-    for wrong in ({"height": 2}, {"width": 3}, {"batch": 1}):
+def test_condition_of_another_size_is_refused():
+    takers = (Injector(network(5, 10)), 5), (Coupling(network(5, 6)), 3), (ConditionOnChannels(2, ActNorm(3)), 1)
+    for (transform, channels), wrong in itertools.product(takers, ({"height": 2}, {"width": 3}, {"batch": 1})):
         cond = data(channels, **wrong).float()
         given = f"{cond.shape[0]} items on a {cond.shape[2]}x{cond.shape[3]} grid"
         with pytest.raises(ConditionError, match=f"2 items on a 4x6 grid; got {given}"):
@@ -728,9 +686,8 @@ def test_condition_of_another_size_is_refused(transform, channels):
 def test_low_precision_is_refused_and_float64_is_not():
     chain = Chain(ActNorm(3), Coupling(network(1, 4)))
     for ask in (
-        lambda: chain.half(),
-        lambda: chain.bfloat16(),
-        lambda: chain.to(torch.float16),
+        chain.half,
+        chain.bfloat16,
         lambda: chain.to(dtype=torch.bfloat16),
         lambda: chain.to("cpu", torch.float16),
         lambda: chain.to(torch.zeros(1, dtype=torch.bfloat16)),

@@ -1,7 +1,5 @@
 """Atomic writes: errors of a full disk, and partial files of killed processes."""
 
-from __future__ import annotations
-
 import errno
 import os
 
