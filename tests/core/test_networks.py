@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from flowcore.images.resize import enlarge
 from flowcore.networks import (
@@ -17,6 +18,7 @@ from flowcore.networks import (
     TopPrior,
 )
 from flowcore.networks.conditioner import convolve
+from flowcore.networks.efficientnet import EfficientNetLite0
 from flowcore.networks.luma import CHROMA_UNIT
 from flowcore.networks.residual import NetworkNorm, WeightNormConv
 from flowcore.testing import perturbed
@@ -229,3 +231,26 @@ def test_dropout_hides_channels_from_the_coarser_half_in_training_only():
     assert not torch.equal(one[1], two[1])
     assert not torch.equal(one[2], two[2])
     assert all(torch.equal(a[:, 3:], b[:, 3:]) for a, b in zip(one, two, strict=True))  # hints are not hidden
+
+
+@pytest.fixture(scope="module")
+def network():
+    generator = torch.Generator().manual_seed(0)
+    network = EfficientNetLite0().eval()
+    for parameter in network.parameters():
+        fan_in = max(1, parameter[0].numel())
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * (2 / fan_in) ** 0.5)
+    return network.requires_grad_(False)
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_padding_is_that_of_tensorflow(network, kernel, stride):
+    """At stride 2, an even side gets more padding after it than before it."""
+    convs = [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
+    conv = next(m for m in convs if m.kernel_size[0] == kernel and m.stride[0] == stride)
+    x = torch.rand(1, conv.groups, 12, 16, generator=torch.Generator().manual_seed(2))
+    before = (kernel - stride) // 2
+    padded = F.pad(x, (before, kernel, before, kernel))
+    expected = F.conv2d(padded, conv.weight, conv.bias, stride, groups=conv.groups)[..., : 12 // stride, : 16 // stride]
+    assert torch.allclose(conv(x), expected, atol=1e-6)

@@ -1,0 +1,238 @@
+"""What the fields of Glow, Real NVP, SRFlow and the class-conditional flow mean; and their labels and styles."""
+
+import dataclasses
+import functools
+import math
+
+import pytest
+import torch
+from builders import build_minimal, encode_source, move_buffers, random_image
+
+from flowcore import likelihood
+from flowcore.dequantization import VariationalDequantizer
+from flowcore.errors import ConditionError, ShapeError
+from flowcore.testing import perturbed
+from flowcore.transforms import ActNorm, Coupling, Injector, InvertibleConv, Split, batch_moments
+
+glow, realnvp, digits = (functools.partial(build_minimal, name) for name in ("glow", "realnvp", "class_conditional"))
+
+
+def srflow(scale=4, **fields):
+    return build_minimal("srflow", **{"scale": scale, "levels": {2: 2, 4: 3, 8: 4}[scale], **fields})
+
+
+# --- Glow -------------------------------------------------------------------------------------------------------------
+
+
+def steps(flow):
+    return [chain.parts() for level in flow.levels for chain in level.steps.parts()]
+
+
+@pytest.mark.parametrize(("fields", "moved"), [({}, [False, True]), ({"split_prior": "table"}, [True, True])], ids=str)
+def test_labels_whiten_other_latents(fields, moved):
+    flow = perturbed(glow(classes=3, image_size=(4, 8), **fields), 0.05)
+    assert [m.labeled for m in flow.modules() if isinstance(m, Split)] == moved[:1]
+    one, two = (flow(random_image(2, 3, 4, 8), flow.encode_condition(torch.tensor([k, k])))[0] for k in (0, 1))
+    assert [not torch.equal(a, b) for a, b in zip(one, two, strict=True)] == moved
+
+
+def test_fields_choose_the_parts():
+    mixed = glow(levels=3, mixing="conv", last_mixing="lu", steps=2)
+    assert [step[1].lu for step in steps(mixed)] == [False] * 4 + [True] * 2
+    for mixing in ("conv", "lu"):  # sorts once a level and then reverses
+        principal = glow(mixing=mixing, mixing_start="principal", steps=3)
+        assert [step[1].start for step in steps(principal)] == ["principal", "reverse", "reverse"] * 2
+    for actnorm, factor in (("log3", 3.0), ("log", 1.0)):  # also in networks
+        assert {m.log_factor for m in glow(actnorm=actnorm).modules() if isinstance(m, ActNorm)} == {factor}
+    assert glow(learned_top=False).top is None
+    assert glow().top is not None
+    assert glow(learned_top=False, classes=3).top is not None
+    assert glow(pixels="unit").prelude is None
+    assert torch.equal(glow().prelude(random_image(2, 3, 4, 8))[0], random_image(2, 3, 4, 8) - 0.5)
+    dequantizer = glow(channels=1, dequantizer_steps=1, n_bits=5).dequantizer
+    assert isinstance(dequantizer, VariationalDequantizer)
+    assert dequantizer.n_bits == 5
+
+
+def test_a_fresh_flow_counts_a_pixel_where_it_is():
+    """All its networks give constants, so a pixel touches its own block at every level, and nothing else."""
+    flow = glow(mixing="conv").double()
+    x = random_image(2, 3, 4, 8).double()
+    moved = x.clone()
+    moved[0, 1, 2, 5] += 0.1
+    before, after = (flow.by_position(picture)[1] for picture in (x, moved))
+    for side, one, two in zip((2, 4), before, after, strict=True):
+        top, left = 2 // side * side, 5 // side * side
+        expected = torch.zeros(2, 4, 8, dtype=torch.bool)
+        expected[0, top : top + side, left : left + side] = True
+        assert torch.equal((two - one).abs() > 1e-9, expected)
+
+
+# --- Real NVP ---------------------------------------------------------------------------------------------------------
+
+
+def test_log_scales_of_checkerboards_start_at_0_and_those_of_halves_are_bounded_by_1():
+    rescales = {name: p for name, p in realnvp().named_parameters() if name.endswith("rescale")}
+    assert sorted(float(p.detach().unique()) for p in rescales.values()) == [0.0] * 7 + [1.0] * 3
+
+
+def test_batch_moments_agree_with_evaluation_once_initialized():
+    flow = perturbed(realnvp(), 0.05).double()
+    x = random_image(8, 3, 4, 6).double()
+    flow.initialize(x)
+    with torch.no_grad():
+        expected = likelihood.log_prob(flow, x)
+        with batch_moments(flow):
+            assert torch.allclose(likelihood.log_prob(flow, x), expected, atol=1e-8)
+        assert torch.allclose(likelihood.log_prob(flow, x), expected, atol=1e-8)
+
+
+def test_the_mode_decides_whose_moments_a_density_takes():
+    flow, x = move_buffers(realnvp()).double(), random_image(3, 3, 4, 6).double()
+    with batch_moments(flow, update=False):
+        expected = flow.log_prob(x)
+    before = {name: value.clone() for name, value in flow.named_buffers()}
+    for training, gradients in ((False, True), (True, False)):
+        with torch.set_grad_enabled(gradients):
+            assert not torch.allclose(flow.train(training).log_prob(x), expected, atol=1e-3)
+    assert all(torch.equal(value, before[name]) for name, value in flow.named_buffers())
+    assert torch.allclose(flow.train().log_prob(x), expected)
+    assert not any(torch.equal(value, before[name]) for name, value in flow.named_buffers() if "mean" in name)
+
+
+# --- class-conditional flows ------------------------------------------------------------------------------------------
+
+
+def test_a_fresh_model_only_maps_pixels():
+    """Its networks give zero, so that it is the affine pixel map, in another order."""
+    flow = digits(shift=0.25, width=0.5).double()
+    x = random_image(2, 1, 3, 4).double()
+    (z,), logdet = flow(x, flow.encode_condition(torch.tensor([0, 1])))
+    expected = ((x - 0.25) / 0.5).flatten(1)
+    assert torch.allclose(z.flatten(1).sort()[0], expected.sort()[0], atol=1e-12)
+    assert torch.allclose(logdet, torch.full((2,), 12 * math.log(2), dtype=torch.float64), atol=1e-12)
+
+
+def log_prob(flow, given):
+    return likelihood.log_prob(flow, random_image(2, 1, 3, 4).double(), flow.encode_condition(given))
+
+
+def test_no_label_is_a_label_of_its_own():
+    flow = perturbed(digits()).double()
+    every = torch.stack([log_prob(flow, torch.tensor([k, k])) for k in range(4)])  # 3 is none
+    assert (every[:, None] - every[None]).abs().amax(2)[~torch.eye(4, dtype=torch.bool)].min() > 1e-3
+    with pytest.raises(ConditionError, match=r"labels 0 to 3; got 4\."):
+        flow.encode_condition(torch.tensor([4]))
+
+
+def test_weights_may_leave_out_the_missing_label():
+    flow = perturbed(digits()).double()
+    expected = log_prob(flow, torch.tensor([2, 0]))
+    assert torch.equal(log_prob(flow, torch.eye(3)[[2, 0]]), expected)
+    assert torch.equal(log_prob(flow, torch.eye(4)[[2, 0]]), expected)
+    assert torch.equal(log_prob(flow, torch.eye(4)[[3, 3]]), log_prob(flow, torch.tensor([3, 3])))
+
+
+def test_styles_are_directions_among_the_latents():
+    assert digits().styles == {}
+    assert "style_directions" not in digits().state_dict()
+    flow = digits(styles=("bold", "slanted"))
+    assert flow.config.styles == ("bold", "slanted")
+    directions = flow.state_dict()["style_directions"]
+    directions.copy_(torch.arange(24.0).view(2, 12))
+    assert list(flow.styles) == ["bold", "slanted"]
+    assert [z.shape for z in flow.styles["slanted"]] == [(1, 12, 1, 1)]
+    assert flow.styles["slanted"][0].flatten().tolist() == list(range(12, 24))
+    cond = flow.encode_condition(torch.tensor([0, 1]))
+    (z,), _ = flow(random_image(2, 1, 3, 4), cond)
+    assert flow.inverse([z + flow.styles["bold"][0]], cond).shape == (2, 1, 3, 4)
+
+
+# --- SRFlow -----------------------------------------------------------------------------------------------------------
+
+
+def lr(height=2, width=4, batch=2):
+    return random_image(batch, 3, height, width, seed=5)
+
+
+def hr(height, width, batch=2):
+    return random_image(batch, 3, height, width, seed=6)
+
+
+@pytest.mark.parametrize("injector", [True, False])
+def test_the_parts_of_a_step_are_numbered_in_order(injector):
+    flow = srflow(injector=injector)
+    conditional = [Injector, Coupling] if injector else [Coupling]
+    for level in flow.levels:
+        plain, coupled = level.steps.parts()
+        assert [type(part) for part in plain.parts()] == [ActNorm, InvertibleConv]
+        assert [type(part) for part in coupled.parts()] == [ActNorm, InvertibleConv, *conditional]
+    last = f"levels.0.steps.transforms.1.transforms.{1 + len(conditional)}.conditioner.last.weight"
+    assert flow.state_dict()[last].shape == (12, 4, 3, 3)  # shift and scale of half of 12 channels
+    assert not any(f".transforms.{2 + len(conditional)}." in name for name in flow.state_dict())
+
+
+def test_residual_measures_from_the_encoders_picture():
+    flow = perturbed(srflow(residual=True), 0.05).double()
+    source, x = lr().double(), hr(8, 16).double()
+    cond = flow.encode_condition(source)
+    assert torch.equal(cond.origin, flow.encoder.enlargement(source))
+    from_zero = dataclasses.replace(cond, origin=torch.zeros_like(cond.origin))
+    for one, two in zip(flow(x, cond)[0], flow(x - cond.origin, from_zero)[0], strict=True):
+        assert torch.equal(one, two)
+    assert srflow(residual=False).encode_condition(lr()).origin is None
+
+
+@pytest.mark.parametrize("fields", [{}, {"transition_steps": 0}, {"transition_steps": 0, "injector": False}], ids=str)
+def test_every_level_starts_from_the_principal_axes_of_its_first_batch(fields):
+    """With transition steps or without, the first mixing holds them: in front of the first injector and coupling.
+
+    The deepest grid of the batch has more pixels than its 96 channels.
+    """
+    flow = srflow(steps=2, mixing="principal", **fields).double()
+    x, cond = hr(16, 32, batch=16).double(), encode_source(flow, lr(4, 8, batch=16))
+    flow.initialize(x, cond)
+    seen = []
+    first = [next(m for m in level.modules() if isinstance(m, InvertibleConv)) for level in flow.levels]
+    for mixing in first:
+        mixing.register_forward_hook(lambda module, arguments, result: seen.append(result[0]))
+    flow(x, cond)
+    for mixing, z in zip(first, seen, strict=True):
+        covariance = torch.cov(z.transpose(0, 1).flatten(1))
+        variances = covariance.diagonal()
+        assert (covariance - variances.diag()).abs().max() < 1e-9 * variances[0]
+        assert (variances.diff() <= 0).all()
+        assert torch.allclose(mixing.weight @ mixing.weight.T, torch.eye(len(variances)).double(), atol=1e-9)
+
+
+def test_without_an_injector_the_coupling_alone_depends_on_the_condition():
+    flow = perturbed(srflow(injector=False, levels=1), 0.05).double()
+    one, two = (flow(hr(8, 16).double(), encode_source(flow, source))[0][0] for source in (lr(), 1 - lr()))
+    assert torch.allclose(one[:, :6], two[:, :6], atol=1e-12)  # what the coupling lets pass
+    assert not torch.allclose(one[:, 6:], two[:, 6:], atol=1e-3)
+
+
+def test_images_and_sources_that_do_not_fit_are_refused():
+    flow = srflow()
+    with pytest.raises(ShapeError, match=r"divisible by 8; got 20x33.*16x32"):
+        flow(hr(20, 33), flow.encode_condition(lr()))
+    with pytest.raises(ShapeError, match="divisible by 8; got 0x8"):
+        flow.latent_shapes(0, 8)
+    for shape, sentence in (
+        ((1, 3, 3, 5), r"srflow model needs sides divisible by 2 here; got 3x5.*flowcore.upscale, which pads for you"),
+        ((1, 1, 4, 4), r"RGB source of shape \(B, 3, h, w\); got \(1, 1, 4, 4\)"),
+        ((1, 3, 0, 4), "got 0x4"),
+    ):
+        with pytest.raises(ShapeError, match=sentence):
+            flow.encode_condition(torch.zeros(shape))
+
+
+def test_a_condition_of_another_model_or_image_is_refused():
+    for flow, other, x, sentence in (
+        (srflow(residual=True), srflow(8), hr(16, 32), "3 levels; the condition has 4"),
+        (srflow(residual=True), srflow(residual=True), hr(16, 16), r"\(2, 3, 8, 16\); got \(2, 3, 16, 16\)"),
+        (srflow(), srflow(), hr(16, 16), "grid"),
+        (srflow(), srflow(), hr(8, 16, batch=3), "grid"),
+    ):
+        with pytest.raises(ConditionError, match=sentence):
+            flow(x, other.encode_condition(lr()))

@@ -1,0 +1,210 @@
+"""The terms of the objective: colors of samples, features of a teacher; and no step waits for the device."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from flowcore.checkpoints.file import read
+from flowcore.dequantization import round_to_integers, to_integers
+from flowcore.errors import FlowError
+from flowcore.images.resize import shrink
+from flowcore.images.rounding import as_stored
+from flowcore.models import build
+from flowcore.models.glow import GlowConfig, glow
+from flowcore.prior import sample_latents
+from flowcore.training.loop import train
+from flowcore.training.objective import Likelihood, color_error, initialize_flow, make_objective
+from flowcore.training.recipe import parse_recipe
+
+from .test_training_loop import RECIPE as UPSCALER
+
+MODEL, _, FLOW = UPSCALER.split("[[stages]]")
+COLORS = f"{MODEL}[[stages]]{FLOW}".replace("residual = true", "quant_bins = 64").replace("scale = 2", "scale = 4")
+
+
+class Stub:
+    """A flow whose samples are a dark gray on their left half, and as bright as their latents on the right."""
+
+    def inverse(self, latents, cond):
+        assert cond is None
+        samples = latents[0].expand(-1, 3, 64, 64).clone()
+        samples[..., :32] = 0.48
+        return samples
+
+
+def test_what_blocks_drift_costs_at_most_what_an_overflow_does():
+    """At temperature 0 the right half is black, and the next image is one at temperature 1."""
+    for images, expected in ((1, (0.02 + 0.05) / 2), (4, (0.02 + 0.05 + 0.02 + 0.01) / 4)):
+        x, latents = torch.full((images, 3, 64, 64), 0.5), torch.full((images, 1, 1, 1), 0.51)
+        assert float(color_error(Stub(), x, None, [latents])) == pytest.approx(expected, abs=1e-6)
+
+
+def test_detail_within_a_block_costs_nothing():
+    fine = (torch.arange(64) % 2 - 0.5).expand(1, 3, 64, 64)
+    x = torch.cat([torch.full((1, 3, 64, 32), 0.48), torch.zeros(1, 3, 64, 32)], dim=3) + 0.1 * fine
+    assert float(color_error(Stub(), x, None, [torch.zeros(1, 1, 1, 1)])) == pytest.approx(0, abs=1e-6)
+
+
+def prepared(weight):
+    stage = parse_recipe(COLORS + f"color_weight = {weight}").stages[0]
+    torch.manual_seed(0)
+    flow = build("srflow", parse_recipe(COLORS).model).eval()
+    x = torch.rand(2, 3, 32, 32) / 4 + 0.3
+    lr = torch.nn.functional.avg_pool2d(x, 4)
+    initialize_flow(flow, x, lr, 0)
+    return flow, stage, x, lr
+
+
+def test_a_color_weight_adds_the_drift_of_samples_to_the_loss():
+    flow, stage, x, lr = prepared(7.0)
+    objective = make_objective(flow, stage)
+    rows = objective.noise(tuple(x.shape), torch.Generator().manual_seed(3))
+    plain = make_objective(flow, dataclasses.replace(stage, color_weight=0.0))
+    noise = plain.noise(tuple(x.shape), torch.Generator().manual_seed(3))
+    sizes = [z.flatten(1).shape[1] for z in sample_latents(flow.latent_shapes(32, 32), 1)]
+    parts = rows[:, noise[0].numel() :].split(sizes, dim=1)
+    latents = [part.unflatten(1, shape) for part, shape in zip(parts, flow.latent_shapes(32, 32), strict=True)]
+    assert torch.cat(parts, dim=1).std().item() == pytest.approx(1.0, abs=0.03)
+    error = color_error(flow, x, flow.encode_condition(lr), latents)
+    assert error > 0
+    difference = objective(x, lr, rows) - plain(x, lr, noise)
+    assert difference.item() == pytest.approx(7 * error.item(), rel=1e-3)
+
+
+def test_training_with_a_color_weight_keeps_colors():
+    errors = []
+    for weight in (0.0, 1e4):
+        flow, stage, x, lr = prepared(weight)
+        x = torch.nn.functional.interpolate(lr, scale_factor=4, mode="bilinear") + 0.01
+        objective = make_objective(flow, stage)
+        optimizer = torch.optim.Adam(flow.parameters(), 1e-3)
+        for step in range(16):
+            noise = objective.noise(tuple(x.shape), torch.Generator().manual_seed(step))
+            optimizer.zero_grad()
+            objective(x, lr, noise).backward()
+            optimizer.step()
+        with torch.no_grad():
+            z = sample_latents(flow.latent_shapes(32, 32), 2, 1.0, 99)
+            errors.append(float(color_error(flow, x, flow.encode_condition(lr), z)))
+    assert 0 < errors[1] < 0.8 * errors[0]
+
+
+def test_models_without_samples_of_a_small_image_refuse_a_color_weight():
+    head, stage = COLORS[: COLORS.index("[model]")], COLORS[COLORS.index("[[stages]]") :]
+    with pytest.raises(FlowError, match="color_weight is about the samples of upscalers"):
+        parse_recipe(head.replace("srflow", "glow") + stage + "color_weight = 1.0\n")
+
+
+TEACHING = """
+degradation = "realistic"
+start_stages = ["encoder"]
+start_rate = 1.0
+""" + UPSCALER[: UPSCALER.rindex("[[stages]]")].replace("lr_consistency = 1.0", "")
+WEIGHT = "teacher_weight = 0.5\n"
+
+
+def models():
+    torch.manual_seed(1)
+    flow, teacher = (build("srflow", parse_recipe(TEACHING).model) for _ in range(2))
+    hr = torch.rand(2, 3, 32, 32)
+    clean = as_stored(shrink(hr, 2))
+    return flow, teacher, hr, clean, (clean + 0.1 * torch.randn(clean.shape)).clamp(0, 1)
+
+
+def test_the_error_of_a_teacher_is_the_relative_difference_of_the_features():
+    flow, teacher, hr, clean, lr = models()
+    stage = parse_recipe(TEACHING + WEIGHT).stages[0]
+    plain = make_objective(flow, dataclasses.replace(stage, teacher_weight=0.0), teacher)
+    objective = make_objective(flow, stage, teacher)
+    pairs = zip(flow.encoder(lr, 2)[0], teacher.encoder(clean, 2)[0], strict=True)
+    error = sum(float((f - e).abs().sum() / e.abs().sum()) for f, e in pairs) / 2
+    assert float(objective(hr, lr) - plain(hr, lr)) == pytest.approx(0.5 * error, rel=1e-4)
+    assert error > 0.1
+
+    same = make_objective(flow, stage, copy.deepcopy(flow))
+    assert float(same(hr, clean)) == pytest.approx(float(plain(hr, clean)), rel=1e-5)  # nothing left to learn
+
+
+def test_the_encoder_comes_nearer_to_its_teacher_which_stays():
+    errors = []
+    for weight in (0.0, 5.0):
+        flow, teacher, hr, clean, lr = models()
+        before = {name: value.clone() for name, value in teacher.state_dict().items()}
+        stage = dataclasses.replace(parse_recipe(TEACHING).stages[0], teacher_weight=weight)
+        objective = make_objective(flow, stage, teacher)
+        optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], 1e-2)
+        for _ in range(20):
+            optimizer.zero_grad()
+            objective(hr, lr).backward()
+            optimizer.step()
+        assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+        with torch.no_grad():
+            pairs = zip(flow.encoder(lr, 2)[0], teacher.encoder(clean, 2)[0], strict=True)
+            errors.append(sum(float((f - e).abs().sum() / e.abs().sum()) for f, e in pairs))
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_a_run_learns_from_its_start_as_teacher_and_resumes_exactly(photos, tmp_path):
+    start = train(parse_recipe(TEACHING), photos, tmp_path / "start", stop_after=2, log=lambda _: None).model
+    weights = []
+    for name, key, stops in (("whole", WEIGHT, (None,)), ("parts", WEIGHT, (2, None)), ("without", "", (None,))):
+        for stop in stops:
+            made = train(
+                parse_recipe(TEACHING + key), photos, tmp_path / name, start=start, stop_after=stop, log=lambda _: None
+            ).model
+        weights.append(read(made).state_dict())
+    whole, parts, without = weights
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert not all(torch.equal(whole[name], without[name]) for name in whole)
+
+
+def test_without_a_start_or_for_another_objective_there_is_no_teacher(photos, tmp_path):
+    with pytest.raises(FlowError, match="teacher_weight of recipe tiny is about the features of the model that a run"):
+        train(parse_recipe(TEACHING + WEIGHT), photos, tmp_path / "run", log=lambda _: None)
+    text = TEACHING.replace('"l1"', '"likelihood"') + WEIGHT
+    with pytest.raises(FlowError, match=r'stages\[0\]\.teacher_weight is about the features .*objective "l1"'):
+        parse_recipe(text)
+
+
+WAITS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations whose result the host has to wait for."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+        self.count += func in WAITS
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mixing", ["conv", "lu"])
+@pytest.mark.parametrize("dequantizer_steps", [0, 1])
+def test_loss_and_gradient_wait_for_nothing(mixing, dequantizer_steps):
+    flow = glow(GlowConfig(levels=2, steps=1, hidden=8, mixing=mixing, dequantizer_steps=dequantizer_steps))
+    x, noise = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)
+    with Waits() as waits:
+        Likelihood(flow)(x, None, noise).backward()
+    assert waits.count == 0
+    with Waits() as waits:
+        to_integers(x)  # which looks for NaN
+    assert waits.count == 1
+
+
+@pytest.mark.parametrize("n_bits", [8, 5])
+def test_integers_are_those_of_the_look(n_bits):
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 8, 8) * 1.2 - 0.1
+    assert torch.equal(round_to_integers(x, n_bits), to_integers(x, n_bits)[0])
+    assert torch.equal(round_to_integers((x * 255).byte(), n_bits), to_integers((x * 255).byte(), n_bits)[0])
+    x[0, 0, 0, 0] = torch.nan
+    assert round_to_integers(x, n_bits).isnan().sum() == 1
