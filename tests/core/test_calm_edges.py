@@ -112,13 +112,6 @@ def test_it_multiplies_numbers_maps_and_temperatures_per_level(scale: int, level
         assert (calm - upscale(flow, lr, temperature=given, seed=4)).abs().max() > 1e-3
 
 
-def test_every_image_of_a_batch_has_its_own_map(flow: Flow) -> None:
-    lr = torch.cat([halves(), picture(1, 3, 12, 16), torch.full((1, 3, 12, 16), 0.5)])
-    batch = upscale(flow, lr, samples=2, seed=5)
-    alone = torch.cat([upscale(flow, image, samples=2, seed=5) for image in lr.split(1)])
-    torch.testing.assert_close(batch, alone, atol=1e-5, rtol=0)
-
-
 def test_a_grid_has_the_models_own_temperature_among_others(flow: Flow) -> None:
     lr = picture(1, 3, 6, 8)
     for calm, expected in ((None, [{}, {"temperature": 0.9}]), (0.4, [{"temperature": 0.6}, {"temperature": 0.9}])):

@@ -51,13 +51,6 @@ def test_the_model_states_the_coherence_and_0_is_without(flow):
     assert (own - without).abs().max() > 0.01
 
 
-def test_seeds_and_batch_positions_agree(flow):
-    pictures = torch.cat([gray(64, 64), gray(64, 64, seed=1)])
-    all_of_them = colorize(flow, pictures, seed=3, samples=2)
-    alone = [colorize(flow, picture, seed=seed) for picture in pictures.split(1) for seed in (3, 4)]
-    assert torch.allclose(all_of_them, torch.cat(alone), atol=1e-5)
-
-
 def test_given_latents_are_untouched(flow):
     picture, other = colored(64, 64), tiny_colorizer()
     latents = encode_colors(flow, picture)

@@ -349,7 +349,7 @@ def test_hints_spread_in_inference_mode_with_a_model_loaded_in_it(flow, tmp_path
 POINTS = [(9, 12, WANTED), (40, 30, "#6d8079"), (55, 3, "#808078")]
 
 
-@pytest.mark.parametrize(("saturation", "steps"), [(1.0, 0), (1.0, 5), (0.0, 5), (1.7, 0), (1.7, 5)])
+@pytest.mark.parametrize(("saturation", "steps"), [(1.0, 5), (0.0, 5), (1.7, 0)])
 def test_locked_points_are_met_at_every_covered_pixel(flow, saturation, steps):
     image = middle(40, 64, batch=2)
     hints = hints_from_points(POINTS, (40, 64), radius=4, lock=True)
@@ -363,19 +363,6 @@ def test_locked_points_are_met_at_every_covered_pixel(flow, saturation, steps):
     assert luma_error(result, image) <= 1e-6
     elsewhere = F.max_pool2d(hints.coverage, 5, 1, 2) == 0
     assert ((chroma_of(result).abs() * elsewhere).max() < 1e-6) == (saturation == 0)
-
-
-@pytest.mark.parametrize("size", [None, (24, 100)])
-def test_locked_strokes_are_met_too_and_may_be_of_another_size(flow, size):
-    strokes = torch.full((2, 3, 48, 50), 0.5)
-    strokes[0, :, 10:30, 5:25] = torch.tensor(WANTED)[:, None, None]
-    strokes[1, :, 20:40, 20:40] = torch.tensor([0.45, 0.5, 0.57])[:, None, None]
-    hints = hints_from_strokes(strokes, size=size, lock=True)
-    image = middle(48, 50, batch=2)
-    result = chroma_of(colorize(flow, image, hints=hints, hint_steps=0, saturation=1.3, temperature=0.4))
-    for k, (rows, columns) in enumerate([(slice(13, 27), slice(8, 22)), (slice(23, 37), slice(23, 37))]):
-        wanted = chroma_of(strokes[k : k + 1, :, rows, columns])
-        assert (result[k : k + 1, :, rows, columns] - wanted).abs().max() < 1 / 255
 
 
 def test_half_covered_pixels_are_not_locked(flow):
