@@ -77,9 +77,6 @@ def on(kind):
     return stand_in(name, float64=wide), every_task.Place(name, inputs)
 
 
-# --- every task on every stand-in -------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def expected():
     return functools.cache(lambda task: every_task.run(task, every_task.Place("cpu", "cpu")))
@@ -164,9 +161,6 @@ def test_a_decode_does_not_wait_for_the_device(name, driver):
         assert not device.waits
         float(picture.sum())
         assert device.waits  # so that this test can fail
-
-
-# --- memory -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -261,8 +255,6 @@ def test_out_of_memory_in_the_words_of_every_device():
         assert not devices.is_out_of_memory(RuntimeError(words)), words
 
 
-# --- float32 is float32 -----------------------------------------------------------------------------------------------
-
 NEW = hasattr(torch.backends, "fp32_precision")  # the interface since torch 2.9
 B = torch.backends
 
@@ -349,9 +341,6 @@ def test_one_thread_that_needs_float32_keeps_tf32_off_for_all_and_the_last_to_le
     assert settings() == before
 
 
-# --- the choice of a precision ----------------------------------------------------------------------------------------
-
-
 def test_the_instructions_of_a_cpu_decide_and_no_clock(monkeypatch):
     for clock in ("perf_counter", "time", "monotonic"):
         monkeypatch.setattr(f"time.{clock}", lambda: pytest.fail("A clock was read."))
@@ -402,8 +391,6 @@ def test_what_a_choice_means(monkeypatch):
     assert devices.actual_precision("auto", directml) == "float32"
     assert devices.actual_precision("bfloat16", directml) == "bfloat16"
 
-
-# --- one room ---------------------------------------------------------------------------------------------------------
 
 ELSEWHERE = {
     "cli/options.py": {"cuda"},  # the default of --device

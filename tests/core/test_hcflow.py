@@ -143,11 +143,8 @@ NEARLY = {
     "without a trunk step": (without(r"^flow\.layers\.2\."), "this HCFlow.*got 2 levels and trunk steps at layers"),
     "without the trunk": (without(r"^flow\.layers\."), "this HCFlow.*trunk steps at layers none"),
     "without the deepest level": (without(r"level1_"), "this HCFlow.*got 1 levels"),
-    "without conditional flows": (without(r"_condFlow"), "this HCFlow.*got 0 levels"),
     "without a prior": (without(r"level0_condFlow\.f\.bias"), r"0_condFlow\.f\.bias is missing"),
     "without a dense block": (without(r"level1_condFlow\.RRDB_trunk1\.0\.RDB2"), "HCFlow.*RDB2.*missing"),
-    "with steps of one level only": (without(r"level1_condFlow\.additional"), "HCFlow.*missing"),
-    "with one tensor more": (lambda s: {**s, "flow.layers.1.more": torch.ones(1)}, "more is not known"),
     "wider at one place": (
         changed("flow.level0_condFlow.conv_first.weight", lambda t: t.repeat(1, 2, 1, 1)),
         "HCFlow.*conv_first.weight is",

@@ -69,9 +69,6 @@ def mix(z, matrix):
     return torch.nn.functional.conv2d(z, matrix[:, :, None, None])
 
 
-# --- the mistakes -----------------------------------------------------------------------------------------------------
-
-
 def with_density(t, x, z, right):
     return right - 0.5 * (z[1].square() + math.log(2 * math.pi)).flatten(1).sum(1)
 

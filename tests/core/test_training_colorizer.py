@@ -91,9 +91,6 @@ def place(flow, x, seed):
     return quantization(flow).place(k, Uniform().draw(k, torch.Generator().manual_seed(seed))[0])
 
 
-# --- a whole run ------------------------------------------------------------------------------------------------------
-
-
 def test_a_run_leaves_a_model_with_the_density_of_every_level(whole):
     header = read_header(whole / "model.safetensors")
     assert header.architecture == "colorizer"
@@ -197,8 +194,6 @@ def test_a_stage_can_leave_the_coarsest_levels_and_the_encoder_as_they_are(photo
     train(made, photos, tmp_path / "at once")
     assert_same_run(tmp_path / "run", tmp_path / "at once")
 
-
-# --- an encoder that predicts colors ---------------------------------------------------------------------------------
 
 CHROMA = RECIPE.replace("dropout = 0.3", "dropout = 0.0\npredicts_chroma = true").replace("likelihood", "chroma")
 BACKBONE = """backbone = "efficientnet-lite0"
@@ -354,9 +349,6 @@ def test_the_flow_takes_over_the_encoder_of_the_stage_before(photos, tmp_path):
     moves = {n: (start[n] - end[n]).abs().max().item() for n in start if "weight" in n or "bias" in n}
     assert max(v for n, v in moves.items() if n.startswith("encoder.")) <= 1.01e-4
     assert max(v for n, v in moves.items() if n.startswith("levels.")) > 1e-3
-
-
-# --- the objective ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("residual", [False, True])

@@ -180,9 +180,6 @@ def test_the_penalties_on_paths_are_part_of_the_loss_and_need_paths(data, tmp_pa
         train(penalized, data / "photos", tmp_path)
 
 
-# --- digits -----------------------------------------------------------------------------------------------------------
-
-
 def test_digits_are_read_as_written(tmp_path):
     pixels, labels = digits(40)[:2]
     for zipped in (True, False):
@@ -218,9 +215,6 @@ def test_what_is_no_mnist_is_refused(tmp_path):
         Digits(tmp_path)
     with pytest.raises(FlowError, match="class_conditional"):
         measure_styles(build_tiny("glow"), torch.rand(2, 3, 8, 8), torch.zeros(2).long())
-
-
-# --- styles -----------------------------------------------------------------------------------------------------------
 
 
 def test_attributes_measure_what_digits_were_drawn_with():
