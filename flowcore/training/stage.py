@@ -141,15 +141,21 @@ class StageRunner:
         self.optimizer.zero_grad(set_to_none=True)
         # dropout must differ between processes
         torch.manual_seed(self.recipe.seed * 1_000_003 + self.state.step + 7_919 * self.distributed.rank)
+        loss = None
         try:
             loss = self.gradient(x, source, noise)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            raise FlowError(
-                f"Stage {self.stage.name} ran out of memory with a batch of {self.stage.batch} crops of "
-                f"{self.stage.crop} pixels. Lower batch or crop, or set recompute = 'always' in the recipe."
-            ) from error
+            if self.recipe.recompute != "auto" or self.state.recompute == "always" or self.distributed.is_active:
+                raise FlowError(
+                    f"Stage {self.stage.name} ran out of memory with a batch of {self.stage.batch} crops of "
+                    f"{self.stage.crop} pixels. Lower batch or crop, or set recompute = 'always' in the recipe."
+                ) from error
+        if loss is None:  # here, where no error holds tensors of the failed attempt any more
+            self.state.recompute = "always"
+            self.run.log.line(f"{self.stage.name}: out of memory; from now on activations are recomputed")
+            return self.step(x, source, noise)
         loss = self.distributed.mean(loss)
         self.norm = nn.utils.clip_grad_norm_(self.parameters, self.stage.clip or math.inf)
         finite = loss.isfinite() & self.norm.isfinite()

@@ -17,6 +17,7 @@ from flowcore.errors import FlowError
 from flowcore.training.loop import train
 from flowcore.training.recipe import parse_recipe
 from flowcore.training.run_folder import read_rows
+from flowcore.training.stage import StageRunner
 
 from .photographs import photographs
 
@@ -307,6 +308,25 @@ def test_too_many_steps_not_finite_in_a_row_stop_the_run(photos, tmp_path):
     ]
     with pytest.raises(FlowError, match=r"4 steps in a row were not finite.*Lower the learning rate of stage encoder"):
         run_recipe(photos, tmp_path / "run", *hopeless)
+
+
+def test_a_step_that_runs_out_of_memory_is_made_again_with_less(photos, tmp_path, monkeypatch):
+    real, failed = StageRunner.gradient, []
+
+    def gradient(runner, *batch):
+        if runner.state.step == 4 and runner.state.recompute == "never":
+            failed.append(runner)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(runner, *batch)
+
+    monkeypatch.setattr(StageRunner, "gradient", gradient)
+    lines = run_recipe(photos, tmp_path / "run", stop_after=5)
+    assert any(line.endswith("encoder: out of memory; from now on activations are recomputed") for line in lines)
+    assert len(failed) == 1
+    progress = content(tmp_path / "run")["progress"]
+    assert (progress["step"], progress["recompute"]) == (5, "always")
+    with pytest.raises(FlowError, match="ran out of memory with a batch of 4 crops"):
+        run_recipe(photos, tmp_path / "never", ("ema = 0.6", "ema = 0.6\nrecompute = 'never'"), stop_after=5)
 
 
 # --- what comes from outside ------------------------------------------------------------------------------------------
