@@ -38,14 +38,14 @@ from flowcore.flow import Flow
 from flowcore.images.color import luma
 from flowcore.images.resize import shrink
 from flowcore.images.rounding import as_stored
-from flowcore.inference.plan import Plan, Precision
+from flowcore.inference.plan import ActualPrecision, Plan
 from flowcore.prior import sample_latents
 from flowcore.tasks.chroma import schedule
 
 from .measure import arguments, middle
 
 MODELS = ("srflow-x4", "srflow-x8", "color-photos", "glow-photos", "mnist-styles")
-PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bfloat16", "float16")
+PRECISIONS: tuple[ActualPrecision, ...] = ("float32", "tf32", "bfloat16", "float16")
 DTYPES = {"float16": torch.float16, "8 bits": torch.int8}
 CHANGES = ("mean", "RMS", "999 of 1000 below", "largest")
 
@@ -103,7 +103,7 @@ def computed(name: str, files: Sequence[Path], device: str, precisions: Sequence
     flow.to(device)
     found: dict[str, dict[str, float]] = {}
     for precision in precisions:
-        plan = Plan(flow, cast(Precision, precision))
+        plan = Plan(flow, cast(ActualPrecision, precision))
         found[precision] = changes(expected, [_decoded(plan, source, z, device) for source, z in cases])
     return found
 

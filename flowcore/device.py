@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .errors import FlowError, PrecisionError
 
-Precision = Literal["float32", "bfloat16", "float16", "tf32"]
+ActualPrecision = Literal["float32", "bfloat16", "float16", "tf32"]
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 OUT_OF_MEMORY = (  # how CUDA, Apple and Intel, Linux, Windows, DirectML, and the libraries of CUDA and ROCm word it
     "out of memory",
@@ -300,7 +300,7 @@ def _set_float32(settings: list[str]) -> None:
             place.fp32_precision = setting
 
 
-def preferred_precision(device: torch.device) -> Precision:
+def preferred_precision(device: torch.device) -> ActualPrecision:
     """Choose the fastest precision for conditioners that a device has hardware for.
 
     "float16" on AMD's GPUs and NVIDIA's with tensor cores; "bfloat16" on a CPU that is faster in it (AMX, Arm's BF16);
@@ -324,7 +324,7 @@ def has_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and _cpu_has_bfloat16()
 
 
-def actual_precision(precision: Precision | Literal["auto"], device: torch.device) -> Precision:
+def actual_precision(precision: ActualPrecision | Literal["auto"], device: torch.device) -> ActualPrecision:
     """Return the precision that a choice means on a device: the preferred one for "auto".
 
     "float32" where it gains nothing: for "float16" on a CPU, for "tf32" elsewhere than on an NVIDIA GPU.

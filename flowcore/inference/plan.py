@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ..condition import Condition, MultiScaleFeatures
-from ..device import Precision, autocast, float32_arithmetic, free_memory
+from ..device import ActualPrecision, autocast, float32_arithmetic, free_memory
 from ..errors import FlowError, PrecisionError
 from ..flow import Flow, Level
 from ..networks import CompactUpscaler, IMDNEncoder, LowLightEncoder, RRDBEncoder
@@ -74,7 +74,7 @@ class Plan(Flow):
     Source: the models' papers; the rewrites are ours.
     """
 
-    def __init__(self, flow: Flow, precision: Precision = "float32", *, strip_bytes: int = 0) -> None:
+    def __init__(self, flow: Flow, precision: ActualPrecision = "float32", *, strip_bytes: int = 0) -> None:
         """Fold a flow.
 
         Args:
@@ -141,7 +141,7 @@ class Plan(Flow):
         self.prepare_units = sum(part.network.condition is not None for part in affine)
         self.encoder_units = 0 if encoder is None else encoder.units if isinstance(encoder, FOLDED_ENCODERS) else 1
         self.guide_units = self.guide.units if isinstance(self.guide, FoldedCompactUpscaler) else 0
-        self.precision: Precision = precision
+        self.precision: ActualPrecision = precision
         self.dtype = dtype
         self.device = like.device
         self.budget = budget
@@ -262,7 +262,7 @@ class PlanCache:
     def __len__(self) -> int:
         return len(self._plans)
 
-    def plan(self, flow: Flow, precision: Precision) -> Plan:
+    def plan(self, flow: Flow, precision: ActualPrecision) -> Plan:
         """Return the cached plan if it is this flow's and the weights are unchanged, else a new one."""
         identity = weakref.ref(flow), precision, checksums(flow)
         with self._lock:
@@ -296,7 +296,7 @@ class PlanCache:
 PLANS = PlanCache()
 
 
-def planned(flow: Flow, precision: Precision = "float32") -> Plan:
+def planned(flow: Flow, precision: ActualPrecision = "float32") -> Plan:
     """Return a flow's plan: a cached one if it still matches the flow's weights, else a new one; see ``PlanCache``.
 
     A plan is returned unchanged.

@@ -15,8 +15,7 @@ from typing import Any, TypedDict, TypeVar, cast, get_args
 import torch
 from torch import Tensor
 
-from ..device import Precision as DevicePrecision
-from ..device import actual_precision, empty_cache, float32_arithmetic, is_out_of_memory, no_autocast
+from ..device import ActualPrecision, actual_precision, empty_cache, float32_arithmetic, is_out_of_memory, no_autocast
 from ..errors import FlowError
 from ..flow import Flow
 from ..inference.plan import Plan, forget_plan, planned
@@ -264,7 +263,7 @@ class Runner:
         done, share = self._before
         return share + (self._total - share) * (self._done - done) // max(1, self._work - done)
 
-    def _precision(self) -> DevicePrecision:
+    def _precision(self) -> ActualPrecision:
         precision = self.options.precision
         if precision == "float16" and self.device.type == "cpu":
             self.notify("float16 is many times slower than float32 on a CPU: going on in float32.")
