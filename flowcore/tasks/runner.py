@@ -221,17 +221,15 @@ class Runner:
     def expect(self, total: int) -> None:
         """Start counting from 0 to so many units of work."""
         self._total = self._work = total
-        self._before = (
-            0,
-            0,
-        )  # when the last part ended: units that were done, and those of the total that were reported
+        # When the last part ended: units that were done, and those of the total that were reported.
+        self._before = 0, 0
         self._reported = self._done = self._end = self._weight = 0
 
     @contextmanager
     def part(self, units: int, weight: int = 1) -> Generator[None, None, None]:
-        """Count so many units while the plan computes them, each of its own as ``weight``.
+        """Count so many units while the plan computes them: ``weight`` for each of the plan's own.
 
-        What it computes without, such as a condition that was kept, makes every later unit count for more.
+        Those that it does not need, since a condition was kept, are spread over the units that follow.
         """
         self.check_cancelled()
         self._end, self._weight = self._done + units, weight
