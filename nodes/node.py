@@ -116,7 +116,7 @@ class FlowNode(io.ComfyNode):
         Of an input that can follow the model, whose slider begins at `OWN`, values below 0 become None.
         """
         result: dict[str, Any] = {}
-        for wanted in cls.SCHEMA.inputs:
+        for wanted in cls.SCHEMA.inputs:  # which the host has built by `define_schema`
             if wanted.id in values:
                 validate = _validated_list if cls.IS_INPUT_LIST else _validated
                 result[wanted.id] = validate(wanted, values[wanted.id])
