@@ -122,19 +122,11 @@ def test_bits_per_dimension_are_of_the_density_of_pixels(name):
 
 def random_config(seed: int) -> TarFlowConfig:
     draw, patch = random.Random(seed), seed % 3 + 1
-    scale = draw.random() < 0.5
-    return TarFlowConfig(
-        channels=draw.choice((1, 3)),
-        image_size=(patch * draw.randint(2, 4),) * 2,
-        patch=patch,
-        width=64 * draw.randint(1, 2),
-        blocks=draw.randint(1, 4),
-        layers=draw.randint(1, 3),
-        hidden=draw.choice((32, 96)),
-        scale=scale,
-        variances=not scale or draw.random() < 0.5,
-        classes=draw.choice((0, 1, 5)),
-    )
+    scale, side = draw.random() < 0.5, patch * draw.randint(2, 4)
+    sizes = {"width": 64 * draw.randint(1, 2), "blocks": draw.randint(1, 4), "layers": draw.randint(1, 3)}
+    sizes |= {"channels": draw.choice((1, 3)), "hidden": draw.choice((32, 96)), "classes": draw.choice((0, 1, 5))}
+    variances = not scale or draw.random() < 0.5
+    return TarFlowConfig(image_size=(side, side), patch=patch, scale=scale, variances=variances, **sizes)
 
 
 def checkpoint_of(flow: Flow) -> dict[str, Tensor]:

@@ -18,7 +18,6 @@ import struct
 import sys
 import warnings
 import zipfile
-from pathlib import Path
 
 import pytest
 import torch
@@ -36,8 +35,19 @@ from flowcore.errors import FlowError
 from flowcore.models import configure
 from flowcore.training.styles import with_styles
 
-from . import hostile
-from .hostile import archive, dictionary, legacy, parts, safetensors, tensor, text, whole, with_config, with_header
+from .hostile import (
+    archive,
+    dictionary,
+    legacy,
+    look_at,
+    parts,
+    safetensors,
+    tensor,
+    text,
+    whole,
+    with_config,
+    with_header,
+)
 
 # Fields that differ from TINY: with channel orders and labels in the file.
 FIELDS = {"glow": {"mixing": "shuffle", "classes": 2, "image_size": 8}}
@@ -104,20 +114,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def look_at(folder):
-    """Read a path within the limits, and return the errors by function."""
-
-    def look_at(path, overrides=None):
-        errors, wrong = hostile.look(Path(path), overrides)
-        assert wrong == []
-        return errors
-
-    return look_at
-
-
-@pytest.fixture(scope="module")
-def look(folder, look_at):
-    """The same for a content."""
+def look(folder):
+    """Read a content within the limits, and return the errors by function."""
 
     def look(content: bytes, suffix: str = ".safetensors", overrides=None):
         path = folder / f"file{suffix}"
@@ -147,7 +145,7 @@ def test_good_files_are_read(good, look, name):
         assert {errors[way] for way in ways} == {""}
 
 
-def test_symlinks_are_followed(good, look_at, tmp_path):
+def test_symlinks_are_followed(good, folder, tmp_path):
     (tmp_path / "file").write_bytes(good["glow"])
     (tmp_path / "link to a file").symlink_to(tmp_path / "file")
     (tmp_path / "link.safetensors").symlink_to(tmp_path / "link to a file")
@@ -167,7 +165,7 @@ SPECIAL_FILES = {
 
 
 @pytest.mark.parametrize("kind", [*SPECIAL_FILES, "socket"])
-def test_special_files_are_refused_without_waiting(look_at, tmp_path, kind):
+def test_special_files_are_refused_without_waiting(folder, tmp_path, kind):
     path = tmp_path / "odd.safetensors"
     with socket.socket(socket.AF_UNIX) as opened:
         make = SPECIAL_FILES.get(kind) or (lambda path: opened.bind(str(path)))
@@ -175,7 +173,7 @@ def test_special_files_are_refused_without_waiting(look_at, tmp_path, kind):
         refused(look_at(path), "odd.safetensors")
 
 
-def test_impossible_names_are_refused(folder, look_at):
+def test_impossible_names_are_refused(folder):
     for name in ("x" * 300, "a\0b", "x" * 5000, "\udcff"):
         refused(look_at(folder / name))
     refused(look_at("~nobody-of-that-name/x"))
