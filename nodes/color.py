@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from functools import partial, reduce
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -23,8 +23,9 @@ from .host.memory import stop_if_cancelled
 from .host.paths import inside
 from .host.ui import Progress
 from .node import FlowNode
-from .picking import RecordingNode
+from .picking import ClipNode
 from .sockets import (
+    CLIP,
     FLOW_HINTS,
     FLOW_LATENTS,
     FLOW_MEMORY,
@@ -39,7 +40,7 @@ from .sockets import (
 REMEMBERING = 2**28  # bytes that one photograph takes
 
 
-class FlowcoreColorize(RecordingNode):
+class FlowcoreColorize(ClipNode):
     """All colorings of the first image, then of the second; or those of a clip."""
 
     ALIASES = (
@@ -53,12 +54,13 @@ class FlowcoreColorize(RecordingNode):
         "ddcolor",
     )
     ESSENTIALS = "Image Tools"
-    OUTPUTS = (io.Image.Output("images"),)
+    OUTPUTS = (io.Image.Output("images"), io.Video.Output("video"))
+    OF_VIDEO: ClassVar[dict[str, Any]] = {"frames": "video"}
 
     @classmethod
     def run(
         cls,
-        image: Annotated[Tensor, io.Image.Input],
+        image: Annotated[Tensor, CLIP],
         model: Annotated[FlowModel, flow_model("colorize")],
         temperature: Annotated[float | None, widgets.own_temperature()],
         seed: Annotated[int, widgets.seed()],

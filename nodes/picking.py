@@ -20,7 +20,7 @@ from ..flowcore.device import free_memory
 from ..flowcore.inference.condition_cache import RecentlyUsed
 from ..flowcore.provenance import KEY, MAX_ENTRIES, Provenance
 from ..flowcore.tasks.model_defaults import resolve
-from .host.compat import io, log
+from .host.compat import components, io, log, video_of
 from .host.memory import on_free
 from .host.ui import Notes, from_canvas, gallery, seeds_in_turn
 from .node import FlowNode
@@ -185,6 +185,24 @@ class RecordingNode(PickingNode):
             PROVENANCE_LOG.write(cls.hidden, cls.SCHEMA.node_id, values, output.args[0])
         except Exception:  # the picture is worth more than its provenance
             log.exception("flowcore could not write the provenance of a picture")
+
+
+class ClipNode(RecordingNode):
+    """A node whose `image` may be a VIDEO of the host, and which passes its pictures on as a VIDEO, too, last of all.
+
+    Attributes:
+        OF_VIDEO: Values that a VIDEO sets.
+    """
+
+    OF_VIDEO: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def execute(cls, **values: Any) -> Any:
+        clip = components(values.get("image"))
+        if clip is not None:
+            values |= {"image": clip.images, **cls.OF_VIDEO}
+        output = super().execute(**values)
+        return io.NodeOutput(*output.args, video_of(output.args[0], clip), ui=output.ui)
 
 
 class ProvenanceLog:

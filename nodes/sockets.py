@@ -24,6 +24,7 @@ FLOW_LATENTS = io.Custom("FLOW_LATENTS")  # a Latents
 FLOW_HINTS = io.Custom("FLOW_HINTS")  # a flowcore.Hints, on the CPU
 FLOW_MEMORY = io.Custom("FLOW_MEMORY")  # a flowcore.ColorMemory
 FLOW_FACE = io.Custom("FLOW_FACE")  # a tuple of FacePlace, one for every face
+CLIP = partial(io.MultiType.Input, types=[io.Image, io.Video])  # frames, see nodes/picking.ClipNode
 FACE_LANDMARKS = io.Custom("FACE_LANDMARKS")  # of the host's face detector, since 0.30: a dict with "frames"
 
 TASKS = "flowcore_tasks"  # of an input, for web/js/models.js
@@ -236,6 +237,7 @@ def _is_landmarks(value: Any, name: str) -> list[Any]:
 
 SOCKETS: dict[str, Callable[[Any, str], Any]] = {
     "IMAGE": _is_tensor,
+    "IMAGE,VIDEO": _is_tensor,
     "MASK": _is_tensor,
     "FLOW_MODEL": _expect(FlowModel, "Expected a model of Load Flow Model; got {type}. Connect that node."),
     "FLOW_LATENTS": _expect(

@@ -30,9 +30,9 @@ from .host.memory import load_to_device, on_release, stop_if_cancelled
 from .host.paths import model_files, model_path, upscale_model_files
 from .host.ui import Notes, Progress, gallery, of_image
 from .node import FlowNode
-from .picking import PickingNode, RecordingNode
+from .picking import ClipNode, PickingNode, RecordingNode
 from .sampling import grid_outputs
-from .sockets import FlowModel, check_memory, flow_model, from_image, from_mask, to_image
+from .sockets import CLIP, FlowModel, check_memory, flow_model, from_image, from_mask, to_image
 
 MAX_MEGAPIXELS = 400  # of a picture whose size nobody stated: 4.8 GB of memory
 ORDINARY_TILE = 512  # pixels of the low-resolution image
@@ -177,16 +177,16 @@ def _each_temperature(model: FlowModel, text: str) -> list[float]:
     return [own if widgets.OWN <= tau < 0 else tau for tau in widgets.temperature_list(text)]
 
 
-class FlowcoreUpscaleVideo(RecordingNode):
+class FlowcoreUpscaleVideo(ClipNode):
     """A clip whose frames are enlarged as one."""
 
     ALIASES = ("upscale video", "video", "clip", "flicker", "steady", "temporal consistency", "frames", "deflicker")
-    OUTPUTS = (io.Image.Output("images"),)
+    OUTPUTS = (io.Image.Output("images"), io.Video.Output("video"))
 
     @classmethod
     def run(
         cls,
-        image: Annotated[Tensor, io.Image.Input],
+        image: Annotated[Tensor, CLIP],
         model: Annotated[FlowModel, flow_model("upscale")],
         temperature: Annotated[float | None, widgets.own_temperature()],
         seed: Annotated[int, widgets.seed()],

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
-from comfy_api.v0_0_2 import ComfyExtension
+from comfy_api.v0_0_2 import ComfyExtension, Input, InputImpl, Types
 from comfy_api.v0_0_2 import io as host_io
 from server import PromptServer
 
@@ -18,6 +19,8 @@ from .paths import register_model_folder
 
 # Not typed: what it holds depends on the host's version.
 io: Any = host_io
+
+FPS = 24  # of a video of frames alone
 
 log = logging.getLogger("flowcore")
 
@@ -53,6 +56,17 @@ def curve_values(curve: Any, positions: list[float]) -> list[float]:
     if not all(-1e3 < value < 1e3 for value in values):
         raise FlowError(f"curve must stay between 0 and 1; it reaches {max(values, key=abs):.6g}. Draw it lower.")
     return values
+
+
+def components(value: Any) -> Any:
+    """Read the frames, sound and frame rate of the host's VIDEO; None for anything else."""
+    return value.get_components() if isinstance(value, Input.Video) else None
+
+
+def video_of(frames: Any, like: Any) -> Any:
+    """Make a VIDEO of an IMAGE, with the sound and frame rate of the components of another, if there are any."""
+    rate, audio = (like.frame_rate, like.audio) if like else (Fraction(FPS), None)
+    return InputImpl.VideoFromComponents(Types.VideoComponents(images=frames, frame_rate=rate, audio=audio))
 
 
 def on_prompt(inspect_body: Callable[[Any], None]) -> None:

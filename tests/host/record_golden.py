@@ -112,7 +112,8 @@ def _changed(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     for key in ("type", "required", *KEPT):
         one, other = was.get(key), now.get(key)
         wider = (
-            (key == "min" and (other is None or (one is not None and other <= one)))
+            (key == "type" and set(one.split(",")) <= set(other.split(",")))
+            or (key == "min" and (other is None or (one is not None and other <= one)))
             or (key == "max" and (other is None or (one is not None and other >= one)))
             # Every saved workflow and every prompt states the value of a required input.
             or (key == "default" and (one is None or (was["required"] and now["required"])))

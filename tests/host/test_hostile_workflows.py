@@ -53,7 +53,8 @@ VALUES = {  # where the defaults are none, or take long
     "FlowcoreTrain": TRAINED,
     "FlowcoreFolder": {"folder": "photos", "subfolder": "hostile"},
 }
-WIRES = {"IMAGE": "image.0", "MASK": "mask.0", "FLOW_MODEL": "model.0", "FLOW_LATENTS": "z.0", "FLOW_HINTS": "hints.0"}
+WIRES = {"IMAGE": "image.0", "IMAGE,VIDEO": "image.0"}
+WIRES |= {"MASK": "mask.0", "FLOW_MODEL": "model.0", "FLOW_LATENTS": "z.0", "FLOW_HINTS": "hints.0"}
 
 
 def good_prompt(kind):

@@ -43,6 +43,18 @@ def test_invalid_images_raise_a_readable_error_and_the_next_run_works(host, flow
     assert host.run(making(node, picture()))["outputs"]["report"]["shape"][0] == (3 if "Grid" in node else 1)
 
 
+@pytest.mark.parametrize("node", ["FlowcoreUpscaleVideo", "FlowcoreColorize"])
+def test_a_video_is_worked_on_as_one_clip_and_keeps_its_frame_rate(host, flows, node):
+    frames = picture(fill="noise", batch=3, height=8)
+    more = {"frames": "video"} if node == "FlowcoreColorize" else {}
+    expected = host.run(making(node, frames, **more))["outputs"]["report"]["rows"]
+    workflow = making(node, ("CreateVideo", {"images": ["frames", 0], "fps": 7.0}))
+    parts = ("GetVideoComponents", {"video": "node.1"})
+    outputs = host.run(graph(workflow, frames=frames, parts=parts, **shows(fps="parts.2")))["outputs"]
+    assert outputs["report"]["rows"] == expected
+    assert outputs["fps"]["text"] == ["7.0"]
+
+
 UNUSUAL = [
     *({"height": height, "width": width} for height, width in ((1, 1), (7, 5), (2, 300))),
     {"height": 500, "width": 2},  # a preview of it would have no width

@@ -68,8 +68,7 @@ const galleries = new WeakMap(); // from nodes
 const working = new Set(); // galleries with previews of a run
 const begun = new Set(); // places of the nodes of which this run has sent a preview
 
-// ---------------------------------------------------------------------------------------------------------------------
-// what is shown
+// --- what is shown
 
 async function show(node, pictures, run, sent = {}) {
   const gallery = galleries.get(node);
@@ -149,7 +148,7 @@ function attach(node) {
   after(pick, "callback", () => mark(node));
   galleries.set(node, gallery);
   // Of another photograph nothing is picked yet, unless a pick has brought it back.
-  for (const { name, type } of node.inputs ?? []) if (type === "IMAGE") onChoice(node, name, choiceOf, (choice, another) => {
+  for (const { name, type } of node.inputs ?? []) if (/^IMAGE\b/.test(type)) onChoice(node, name, choiceOf, (choice, another) => {
     const sent = Object.values(pickedOf(node, gallery)?.sent ?? {});
     if (another && pick.value && !sent.some(({ inputs }) => Object.values(inputs).includes(choice.value))) set(node, pick, 0);
   });
@@ -175,14 +174,13 @@ function thumbnail(url, text) {
   return made;
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// while it runs
+// --- while it runs
 
 /** Show a preview: the first of a run is what is worked on, then comes every picture as it is ready. */
 function preview(node, blob, first) {
   const gallery = galleries.get(node);
   if (!gallery) return;
-  const begins = first && node.inputs.some((input) => input.type === "IMAGE");
+  const begins = first && node.inputs.some(({ type }) => /^IMAGE\b/.test(type));
   if (first) forget(gallery);
   working.add(gallery);
   if (gallery.made.length >= SHOWN) return; // as many as are there afterwards
@@ -205,8 +203,7 @@ function preview(node, blob, first) {
   gallery.viewer.show(shown, shown.length - 1);
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// picking
+// --- picking
 
 /** Let one picture go on alone, or all of its run if it was the one that did. */
 function choose(node, gallery, picture) {
@@ -276,8 +273,7 @@ function mark(node) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// saving
+// --- saving
 
 /**
  * Save a picture in full: its run once more, as it was sent then, with that picture picked and the host's Save Image behind

@@ -9,7 +9,7 @@ app.registerExtension({
   name: "flowcore.picture",
   nodeCreated(node) {
     if (node.comfyClass === "FlowcoreExample") return takeSeveral(node);
-    const input = isOurs(node) && node.inputs?.find(({ type }) => type === "IMAGE")?.name;
+    const input = isOurs(node) && node.inputs?.find(({ type }) => /^IMAGE\b/.test(type))?.name;
     if (!input) return;
     for (const event of ["onDragOver", "onDragDrop"])
       node[event] = (...dropped) => originOf(node, input)?.[event]?.(...dropped) ?? false;
