@@ -22,7 +22,7 @@ from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled
 from .host.paths import input_files, output_path
-from .host.ui import Progress
+from .host.ui import Progress, canvas_pictures
 from .live import LiveNode
 from .node import FileNode, FlowNode
 from .sockets import FLOW_LATENTS, FlowModel, Latents, check_memory, flow_model, from_image, shown, to_image
@@ -269,6 +269,7 @@ class FlowcoreMorph(FlowNode):
 
     ALIASES = ("morph", "morphing", "animation", "film", "transition", "blend photographs", "glow", "tween")
     OUTPUTS = (io.Image.Output("film"),)
+    HIDDEN = (io.Hidden.extra_pnginfo,)
     IS_INPUT_LIST = True
 
     @classmethod
@@ -293,7 +294,8 @@ class FlowcoreMorph(FlowNode):
             fit=fit[0],
             **notes.follow(),
         )
-        return io.NodeOutput(to_image(film), ui=notes.ui)
+        ui = {"text": notes.lines} | canvas_pictures(film, cls.hidden.extra_pnginfo)
+        return io.NodeOutput(to_image(film), ui=ui)
 
 
 class FlowcoreHarmonize(FlowNode):

@@ -13,7 +13,7 @@ from ..flowcore.tasks.hints import combine_hints, hints_from_strokes
 from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled
-from .host.ui import canvas_picture
+from .host.ui import canvas_pictures
 from .node import FlowNode
 from .sockets import FLOW_HINTS, from_image, to_image
 
@@ -41,7 +41,8 @@ class FlowcorePaintHints(FlowNode):
             notes("Nothing is painted yet: choose a color and paint on the picture.")
         made = hints_from_strokes(rgb, coverage, lock=lock) if strokes else None
         painted = pixels[:, :3] + coverage.to(pixels) * (rgb.to(pixels) - pixels[:, :3])
-        ui = {"text": ["\n".join([text, *notes.lines])]} | canvas_picture(pixels[0], cls.hidden.extra_pnginfo)
+        ui = canvas_pictures(pixels[:1], cls.hidden.extra_pnginfo, "flowcore_canvas")
+        ui["text"] = ["\n".join([text, *notes.lines])]
         return io.NodeOutput(combine_hints(made, hints) or Hints(), to_image(painted), ui=ui)
 
 
@@ -66,5 +67,6 @@ class FlowcorePaintTemperature(FlowNode):
         height, width = pixels.shape[-2:]
         mask = paint_mask(strokes, (height, width), ground=ground, cancelled=stop_if_cancelled)
         text = f"mask from {float(mask.min()):.2g} to {float(mask.max()):.2g}, {float(mask.mean()):.2g} on average"
-        ui = {"text": ["\n".join([text, *notes.lines])]} | canvas_picture(pixels[0], cls.hidden.extra_pnginfo)
+        ui = canvas_pictures(pixels[:1], cls.hidden.extra_pnginfo, "flowcore_canvas")
+        ui["text"] = ["\n".join([text, *notes.lines])]
         return io.NodeOutput(mask, ui=ui)

@@ -27,7 +27,7 @@ from ..flowcore.tasks.subject import (
 from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled
-from .host.ui import Notes, Progress, finite
+from .host.ui import Notes, Progress, canvas_pictures, finite
 from .node import FlowNode
 from .picking import RecordingNode
 from .sockets import FLOW_LATENTS, FlowModel, Latents, check_memory, flow_model, from_image, to_image
@@ -145,6 +145,7 @@ class FlowcoreEncode(FlowNode):
 
     ALIASES = ("flow", "glow", "encode image", "invert image", "image to latents", "vae encode", "latents")
     OUTPUTS = (FLOW_LATENTS.Output("latents"), io.Float.Output("error"), io.Image.Output("encoded"))
+    HIDDEN = (io.Hidden.extra_pnginfo,)
 
     @classmethod
     def run(
@@ -191,6 +192,7 @@ class FlowcoreEncode(FlowNode):
                 "error": finite([error]),
                 "mean": finite(means),
                 "deviation": finite(stds),
+                **canvas_pictures(subject.pixels, cls.hidden.extra_pnginfo),
             },
         )
 
@@ -200,6 +202,7 @@ class FlowcoreDecode(FlowNode):
 
     ALIASES = ("flow", "glow", "decode latents", "latents to image", "style transfer", "vae decode")
     OUTPUTS = (io.Image.Output("images"),)
+    HIDDEN = (io.Hidden.extra_pnginfo,)
 
     @classmethod
     def run(
@@ -235,7 +238,8 @@ class FlowcoreDecode(FlowNode):
         cond = condition_for(flow, shown, small, cancelled=stop_if_cancelled, notify=notes)
         images = decode(flow, levels, cond, **notes.follow())
         images = dequantization.quantize(flow, images) if snap else images.clamp(0, 1)
-        return io.NodeOutput(to_image(images), ui=notes.ui)
+        ui = {"text": notes.lines} | canvas_pictures(images, cls.hidden.extra_pnginfo)
+        return io.NodeOutput(to_image(images), ui=ui)
 
 
 def _size(flow: Flow, width: int, height: int) -> tuple[int, int]:

@@ -31,7 +31,11 @@ log = logging.getLogger("flowcore")
 
 
 class Progress:
-    """The progress bar on the running node, with previews."""
+    """The progress bar on the running node, with previews.
+
+    Not by `ComfyAPI().execution.set_progress`, which leaves out the messages `progress` that scripts follow, and which
+    sends every step: the host's ProgressBar does both, and reports to the same place.
+    """
 
     def __init__(self, sources: torch.Tensor | None = None) -> None:
         """Start at 0, with the first of the pictures that are worked on, (B, C, H, W), as the preview."""
@@ -134,16 +138,16 @@ def of_image(place: int, each: int, count: int) -> dict[str, int]:
     return {"image": place // each} if count > each else {}
 
 
-def canvas_picture(picture: torch.Tensor, pnginfo: Any) -> dict[str, list[Any]]:
-    """Save a picture to paint on, (C, H, W), for the node's `ui`; nothing for scripts, which have no canvas."""
+def canvas_pictures(pictures: torch.Tensor, pnginfo: Any, key: str = "images") -> dict[str, list[Any]]:
+    """Save pictures, (N, C, H, W), for the node's `ui`, which shows `images`; nothing for scripts, without a canvas."""
     if not from_canvas(pnginfo):
         return {}
     saved: list[Any] = []
     try:
-        saved.append(_save_full(picture))
+        saved += map(_save_full, pictures[:GALLERY])
     except OSError as error:  # the run is done, and its result is safe
-        log.warning("The picture is not shown under the brush: %s", error)
-    return {"flowcore_canvas": saved}
+        log.warning("The pictures are not shown on the node: %s", error)
+    return {key: saved}
 
 
 def png_texts(hidden: Any) -> dict[str, str]:

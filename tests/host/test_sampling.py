@@ -240,6 +240,13 @@ def test_content_goes_onto_another_small_image(host, flows):
     refusal(host, workflow, "8x6", "8x7")
 
 
+def test_a_canvas_is_shown_all_pictures_that_were_decoded_and_scripts_none(host, flows):
+    workflow = sampling(seed=77)
+    assert "images" not in ran(host, workflow)["decode"]
+    host.forget()
+    assert len(host.wait(host.queue_from_canvas(workflow))["outputs"]["decode"]["images"]) == 3
+
+
 def test_decoding_at_a_temperature(host, flows):
     outputs = ran(host, encoding(decode={"temperature": 0.5}))
     known = decode(flow("small-glow"), [z / 2 for z in tensors(outputs["latents"])]).clamp(0, 1)
