@@ -62,7 +62,7 @@ class Canvas:
         """Open a workflow, in either format."""
         # Or Nodes 2.0 would show the results of another workflow's nodes of the same number.
         self.page.evaluate(
-            """() => { app.nodeOutputs = {}; app.nodePreviewImages = {};
+            """() => { app.canvas.setGraph(app.graph); app.nodeOutputs = {}; app.nodePreviewImages = {};
                 window.openedBefore = app.extensionManager.workflow.activeWorkflow; }"""
         )
         if "nodes" in workflow:
@@ -179,6 +179,33 @@ class Canvas:
                 } }""",
             [list(picture), names, *place],
         )
+
+    def drop_folder(self, folder: Path, place: tuple[float, float]) -> None:
+        """Drop a folder on a place of the page."""
+        session = self.page.context.new_cdp_session(self.page)
+        data = {"items": [], "files": [str(folder)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            event = {"type": kind, "x": place[0], "y": place[1], "data": data}
+            session.send("Input.dispatchDragEvent", event)
+            self.page.wait_for_timeout(100)
+
+    def close_up(self, *kinds: str) -> None:
+        """Turn the nodes of some kinds into a subgraph, as its menu does."""
+        self.page.evaluate(
+            """async kinds => { app.canvas.deselectAll();
+                for (const node of app.graph.nodes) if (kinds.includes(node.type)) app.canvas.select(node);
+                await app.extensionManager.command.execute('Comfy.Graph.ConvertToSubgraph'); }""",
+            kinds,
+        )
+        self.page.wait_for_timeout(300)
+
+    def enter(self) -> None:
+        """Open the only subgraph."""
+        self.page.evaluate(
+            """() => { const node = app.graph.nodes.find(n => n.subgraph);
+                app.canvas.openSubgraph(node.subgraph, node); }"""
+        )
+        self.page.wait_for_timeout(300)
 
     def sent(self, kind: str) -> dict[str, Any]:
         """What would be sent as the inputs of the only node of a kind."""

@@ -177,6 +177,24 @@ def test_a_picture_behind_other_nodes_is_there_after_a_run(canvases):
     assert len(json.loads(canvas.value("FlowcorePaintHints", "painting"))) == 1
 
 
+def test_what_is_painted_is_seen_in_a_subgraph_that_was_closed_during_a_run(canvases):
+    """Its picture comes from outside of the subgraph, and needs no pointer over the board."""
+    canvas, page = canvases(vue=False), canvases(vue=False).page
+    stroke = json.dumps([{"color": "#ff0000", "size": 0.1, "points": [[0.2, 0.5], [0.8, 0.5]]}])
+    canvas.open(painting(painting=stroke))
+    canvas.close_up("FlowcorePaintHints")
+    canvas.run()
+    canvas.enter()
+    page.wait_for_function("() => document.querySelector('.flowcore-brush-board img')?.naturalWidth > 0")
+    page.wait_for_timeout(300)
+    canvas.shot("brush-subgraph")
+    assert page.evaluate(
+        """() => { const layer = document.querySelector('.flowcore-brush-board canvas'), {width, height} = layer;
+            const at = (x, y) => layer.getContext('2d').getImageData(x * width, y * height, 1, 1).data[3];
+            return [Math.round(100 * width / height), at(0.5, 0.5), at(0.5, 0.1)]; }"""
+    ) == [150, 255, 0]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # what a node says
 

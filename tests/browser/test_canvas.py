@@ -7,6 +7,7 @@ import io
 import json
 import operator
 
+import comfyui
 import numpy as np
 import pytest
 from PIL import Image
@@ -256,13 +257,14 @@ def test_results_of_every_run_stay_in_one_area_of_one_height_and_one_is_saved(ca
     canvas.fit()
     heights = [page.evaluate(HEIGHT)]
     canvas.move("FlowcoreUpscale", "samples", 1)
-    seeds = [str(900 + 10 * vue + k) for k in range(5)]  # others than in the other renderer: all would be cached
+    seeds = [str(4274389000 + 10 * vue + k) for k in range(5)]  # others than in the other renderer, which are cached
     for seed in seeds:
         canvas.move("FlowcoreUpscale", "seed", int(seed))
         page.evaluate("() => app.queuePrompt(0, 1)")
     buttons = page.locator(".flowcore-gallery button:enabled")
     page.wait_for_function("() => document.querySelectorAll('.flowcore-gallery button:enabled').length === 5")
     assert [button.get_attribute("data-seed") for button in buttons.all()] == seeds
+    assert [button.inner_text() for button in buttons.all()] == [f"…{seed[-4:]}" for seed in seeds]
     heights.append(page.evaluate(HEIGHT))
     buttons.nth(1).click()
     assert canvas.value("FlowcoreUpscale", "pick", "seed") == [1, int(seeds[1])]
@@ -399,6 +401,17 @@ def test_several_pictures_that_are_dropped_become_a_folder(canvases, served, vue
     assert folder.startswith("flowcore/one ")
     names = sorted(file.name for file in (served.base / "input" / folder).iterdir())
     assert names == ["0001 one.png", "0002 two.png"]
+    holiday = served.base / "holiday"
+    (holiday / "more").mkdir(parents=True, exist_ok=True)
+    for name in ("b.png", "more/a.png", "a.txt"):
+        (holiday / name).write_bytes(picture.getvalue())
+    canvas.drop_folder(holiday, ((left + right) / 2, top + 45))
+    page.wait_for_function(
+        "() => app.graph.nodes.find(n => n.type === 'FlowcoreExample').widgets[0].value.includes('holiday')"
+    )
+    folder = canvas.sent("FlowcoreExample")["picture"]
+    names = sorted(file.name for file in (served.base / "input" / folder).iterdir())
+    assert names == ["0001 b.png", "0002 a.png"]
 
 
 WHERE = """() => {
@@ -867,6 +880,96 @@ def test_a_number_that_the_model_decides_says_so(canvases, vue):
     canvas.move("FlowcoreUpscale", "temperature", -0.05)
     canvas.move("FlowcoreUpscale", "factor", 0)
     assert shown(*names) == [["temperature (model's)", 1], [factor, 4], [own, 0.35], everything]
+
+
+def test_numbers_in_a_subgraph_show_what_the_model_states(canvases):
+    canvas = canvases(vue=False)
+    workflow = upscaling("fixed")
+    (node,) = [node for node in workflow["nodes"] if node["type"] == "FlowcoreUpscale"]
+    node["widgets_values"][0] = -0.1
+    canvas.open(workflow)
+    canvas.close_up("FlowcoreUpscale", "FlowcoreLoadModel")
+    canvas.enter()
+    shown = """() => Object.fromEntries(
+        app.canvas.graph.nodes.find(n => n.type === 'FlowcoreUpscale').widgets.map(w => [w.name, w.value]))"""
+    names = ("temperature", "factor", "calm_edges")
+    canvas.page.wait_for_function(f"() => ({shown})().factor")
+    values = canvas.page.evaluate(shown)
+    assert [values[name] for name in names] == [1, 4, 0.35]
+    sent = canvas.sent("FlowcoreUpscale")
+    assert [sent[name] for name in names] == [-0.1, 0, -0.1]
+    (inside,) = canvas.saved()["definitions"]["subgraphs"]
+    (saved,) = [node["widgets_values"] for node in inside["nodes"] if node["type"] == "FlowcoreUpscale"]
+    assert [saved[place] for place in (0, 8, 11)] == [-0.1, 0, -0.1]
+
+
+def test_a_wire_that_is_dragged_from_a_model_input_gets_a_loader(canvases):
+    canvas, page = canvases(vue=False), canvases(vue=False).page
+    settings = {"Comfy.LinkRelease.Action": "search box", "Comfy.NodeSearchBoxImpl.FollowCursor": False}
+    for name, value in settings.items():
+        page.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [name, value])
+    canvas.open(numbered(up=("FlowcoreUpscale", {"temperature": 0.3, "seed": 1})))
+    canvas.look_at("FlowcoreUpscale")
+    left, top, _, _ = canvas.bounds("FlowcoreUpscale")
+    place = page.evaluate(
+        """() => { const [node] = app.graph.nodes, slot = node.inputs.findIndex(({name}) => name === 'model');
+            const [x, y] = node.getConnectionPos(true, slot), [left, top] = node.boundingRect;
+            return [x - left, y - top]; }"""
+    )
+    start = (left + place[0], top + place[1])
+    canvas.drag(start, (start[0] - 60, start[1] + 300))
+    page.wait_for_timeout(1000)
+    canvas.shot("loader-first")
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => app.graph.nodes.length === 2")
+    page.wait_for_timeout(500)
+    assert canvas.sent("FlowcoreUpscale")["model"] == [str(canvas.only("FlowcoreLoadModel")["id"]), 0]
+
+
+@RENDERERS
+def test_a_selected_picture_is_enlarged_from_its_toolbox(canvases, vue):
+    canvas, page = canvases(vue=vue), canvases(vue=vue).page
+    canvas.open(numbered(photo=("LoadImage", {"image": "example.png"})))
+    page.evaluate("() => app.canvas.selectItems([app.graph.nodes[0]])")
+    button = page.get_by_label("Enlarge this picture")
+    button.wait_for()
+    canvas.shot("toolbox")
+    button.click()
+    page.wait_for_function("() => app.graph.nodes.length === 3")
+    page.wait_for_timeout(300)
+    canvas.fit()
+    canvas.shot("toolbox-enlarged")
+    photo, loader = (str(canvas.only(kind)["id"]) for kind in ("LoadImage", "FlowcoreLoadModel"))
+    sent = canvas.sent("FlowcoreUpscale")
+    assert (sent["image"], sent["model"]) == ([photo, 0], [loader, 0])
+    assert canvas.value("FlowcoreLoadModel", "model_name") == "srflow-x4"
+    assert canvas.overlapping() == []
+
+
+@RENDERERS
+def test_all_pictures_that_were_decoded_are_shown_on_the_node(canvases, vue):
+    canvas = canvases(vue=vue)
+    drawn = {"model": "model.0", "samples": 3, "temperature": 0.7, "seed": 30 + vue, "labels": "4"}
+    canvas.open(digits("FlowcoreDecode", {"latents": "drawn.1", "model": "model.0"}, drawn=("FlowcoreSample", drawn)))
+    canvas.run()
+    canvas.spread()
+    canvas.shot("decoded")
+    shown = "() => app.graph.nodes.find(n => n.type === 'FlowcoreDecode').imgs?.length"
+    if vue:
+        shown = "() => document.querySelectorAll('[data-node-id=\"2\"] img').length"
+    assert canvas.page.evaluate(shown) == 3
+
+
+def test_the_wipe_is_there_where_the_source_comes_after_pictures(canvases):
+    """As after a reload during a run, whose first preview, the source, was sent to the page before."""
+    assert canvases(vue=False).page.evaluate(
+        """async path => { const {Viewer} = await import(path), none = () => {}, viewer = new Viewer(none, none, none);
+            const picture = {name: '1', url: 'data:,'};
+            viewer.show([picture]);
+            viewer.show([{...picture, source: 'data:,', sourceName: 'source'}]);
+            return [viewer.left, viewer.compared]; }""",
+        f"/extensions/{comfyui.PACK_NAME}/js/viewer.js",
+    ) == ["source", True]
 
 
 def dot(pad):

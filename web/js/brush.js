@@ -336,13 +336,10 @@ class Brush {
     const sides = [width, height].map((side) => Math.max(1, Math.round(side * scale)));
     if (this.layer.width !== sides[0] || this.layer.height !== sides[1]) [this.layer.width, this.layer.height] = sides;
     draw(this.layer, this.stroke ? [...this.strokes, this.stroke] : this.strokes);
-    this.ring.style.background = this.tool === "erase" ? "" : `color-mix(in srgb, ${this.tone()} 45%, transparent)`;
+    const tone = this.kind === "color" ? this.color : heat(this.amount);
+    this.ring.style.background = this.tool === "erase" ? "" : `color-mix(in srgb, ${tone} 45%, transparent)`;
     this.buttons.undo.disabled = !this.past.length;
     this.buttons.redo.disabled = !this.undone.length;
     this.buttons.clear.disabled = !this.strokes.length;
-  }
-
-  tone() {
-    return this.kind === "color" ? this.color : heat(this.amount);
   }
 }

@@ -101,9 +101,7 @@ export function hide(node, widgets, isHidden) {
 }
 
 /** Whether a value comes along a wire, so that the widget does not count. */
-export function wired(node, name) {
-  return node.inputs?.some((input) => input.name === name && input.link != null) ?? false;
-}
+export const wired = (node, name) => node.inputs?.some((input) => input.name === name && input.link != null) ?? false;
 
 /** Whether a click picks one of a node's pictures. */
 export const picks = (node) => isOurs(node) && widgetOf(node, "pick");

@@ -105,12 +105,7 @@ function attach(node, axes) {
 
   addElement(node, "flowcore_pad", frame, HEIGHT, LOOK);
   // Whatever else changes the numbers moves the point.
-  for (const axis of axes) {
-    after(axis, "callback", () => {
-      shown();
-      live.ask("pad", place());
-    });
-  }
+  for (const axis of axes) after(axis, "callback", () => (shown(), live.ask("pad", place())));
   for (const event of ["onConfigure", "onConnectionsChange"]) after(node, event, shown);
   shown();
   grow(node, WIDTH);

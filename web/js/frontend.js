@@ -7,8 +7,17 @@ export const isOpening = () => Boolean(app.configuringGraph);
 /** The first picture that a node has shown after a run, as the server names it. */
 export const shownBy = (node) => app.nodeOutputs?.[String(node.id)]?.images?.[0];
 
+const store = (name) => app.extensionManager._p?._s?.get(name);
+
+/** Let the pictures in a node's output stand where the previews of its run do. */
+export const endPreviews = ({ id, graph }) =>
+  store("nodeOutput")?.revokePreviewsByLocatorId?.(graph.isRootGraph ? String(id) : `${graph.id}:${id}`);
+
 /** The path of the workflow that a run was queued from, if this page has queued it. */
-export const origin = (run) => app.extensionManager._p?._s?.get("execution")?.jobIdToSessionWorkflowPath?.get(run);
+export const origin = (run) => store("execution")?.jobIdToSessionWorkflowPath?.get(run);
+
+/** Let a node stand first in a search among equals, as if it were in use more. */
+export const favor = (definition) => (definition.postProcessSearchScores = ([kind, ...more]) => [kind, -1, ...more]);
 
 /** Act when the server is asked to stop, which the page does not say. */
 export const onStop = (act) =>

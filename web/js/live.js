@@ -16,10 +16,7 @@ api.addEventListener("status", ({ detail }) => {
   if (idle) for (const live of every.values()) live.go();
 });
 
-onResult((node, output) => {
-  const [run] = output[KEY] ?? [];
-  if (run !== undefined) every.get(node)?.begin(run);
-});
+onResult((node, { [KEY]: [run] = [] }) => run !== undefined && every.get(node)?.begin(run));
 
 /** The live pictures of a node: one for every place that is asked for, each the latest that has come. */
 export class Live {
@@ -60,13 +57,8 @@ export class Live {
     clearTimeout(this.#timer);
     if (!idle || !this.run || !this.#asked.size) return;
     const wait = this.#sent ? this.#sent.since + PATIENCE - performance.now() : 0;
-    if (wait > 0) this.#goAfter(wait);
+    if (wait > 0) this.#timer = setTimeout(() => this.go(), wait);
     else this.#send();
-  }
-
-  #goAfter(milliseconds) {
-    clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.go(), milliseconds);
   }
 
   async #send() {
@@ -88,7 +80,8 @@ export class Live {
     }
     if (this.#sent !== sent) return;
     this.#sent = undefined;
-    this.#goAfter(status === STOPPED ? PATIENCE : 0);
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.go(), status === STOPPED ? PATIENCE : 0);
     if (this.run !== run) return;
     if (picture) this.#receive(place, picture);
     else if (status === STOPPED) this.#askAgain(sent);

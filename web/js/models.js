@@ -3,7 +3,7 @@
 // what models are for.
 import { app } from "../../../scripts/app.js";
 import { after, language, refresh, set, texts, widgetOf, wired } from "./canvas.js";
-import { isOpening } from "./frontend.js";
+import { favor, isOpening } from "./frontend.js";
 import { onChoice, originOf } from "./picture.js";
 import { onResult } from "./runs.js";
 import { offer, show } from "./text.js";
@@ -14,6 +14,7 @@ const FIRST = ["srflow-x4", "glow-photos"]; // where there are several, the ones
 
 app.registerExtension({
   name: "flowcore.models",
+  beforeRegisterVueAppNodeDefs: (every) => every.filter(({ name }) => name === "FlowcoreLoadModel").forEach(favor),
   nodeCreated(node) {
     const menu = node.comfyClass === "FlowcoreLoadModel" && widgetOf(node, "model_name");
     if (!menu) return;
@@ -85,17 +86,11 @@ function offered(node, every, kept) {
 }
 
 /** What the inputs at the wires of an output need, past what only leads them along. */
-function needed(node, slot) {
-  const found = [];
-  for (const id of node.outputs?.[slot]?.links ?? []) {
-    const link = node.graph?.getLink(id);
-    const target = link && node.graph.getNodeById(link.target_id);
-    if (!target) continue;
-    if (target.type === "Reroute") found.push(...needed(target, 0));
-    const { required, optional } = target.constructor.nodeData?.input ?? {};
-    const { name } = target.inputs[link.target_slot] ?? {};
+const needed = (node, slot) =>
+  (node.outputs?.[slot]?.links ?? []).flatMap((id) => {
+    const link = node.graph?.getLink(id), target = link && node.graph.getNodeById(link.target_id);
+    if (target?.type === "Reroute") return needed(target, 0);
+    const { required, optional } = target?.constructor.nodeData?.input ?? {}, { name } = target?.inputs[link.target_slot] ?? {};
     const tasks = (required?.[name] ?? optional?.[name])?.[1]?.[TASKS];
-    if (tasks) found.push(tasks);
-  }
-  return found;
-}
+    return tasks ? [tasks] : [];
+  });

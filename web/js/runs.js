@@ -3,7 +3,7 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { after, isOurs } from "./canvas.js";
-import { origin } from "./frontend.js";
+import { endPreviews, origin } from "./frontend.js";
 
 let running; // id of the run that the server's last messages were about
 let asking; // a node of the workflow whose run waits for the server's answer: the run may be quicker than that
@@ -33,6 +33,7 @@ app.registerExtension({
   nodeCreated(node) {
     if (!isOurs(node)) return;
     after(node, "onExecuted", (output) => {
+      if (output?.images) endPreviews(node);
       if (isHere()) handle(node, output, running);
     });
   },

@@ -16,15 +16,11 @@ export function parse(text) {
 }
 
 /** Write strokes, one a line. */
-export function format(strokes) {
-  return strokes.length ? `[${strokes.map((stroke) => JSON.stringify(stroke)).join(",\n")}]` : "";
-}
+export const format = (strokes) => (strokes.length ? `[${strokes.map((stroke) => JSON.stringify(stroke)).join(",\n")}]` : "");
 
 /** Leave out the points that a straight line passes anyway, and digits that nobody sees. */
-export function simplified(points) {
-  const kept = thinned(points);
-  return kept.map((point) => point.map((share) => Math.round(share * DIGITS) / DIGITS));
-}
+export const simplified = (points) =>
+  thinned(points).map((point) => point.map((share) => Math.round(share * DIGITS) / DIGITS));
 
 function thinned(points) {
   if (points.length < 3) return points;

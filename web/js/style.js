@@ -20,10 +20,7 @@ app.registerExtension({
       live.ask("style", Object.fromEntries(own.map((widget) => [widget.name, widget.value])));
     };
     let image;
-    const live = new Live(node, ask, (_, url) => {
-      image ??= attach(node);
-      sharpen(image, url);
-    });
+    const live = new Live(node, ask, (_, url) => sharpen((image ??= attach(node)), url));
     for (const widget of numbers) after(widget, "callback", ask);
     const sliders = numbers.filter(({ name }) => name !== "strength");
     // One that would be an error says so by its number.

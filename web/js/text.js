@@ -36,16 +36,11 @@ app.registerExtension({
       if (executing == null) stopped();
     });
     // The page says that a node failed, and not why.
-    api.addEventListener("execution_error", ({ detail }) => {
-      if (isHere(detail.prompt_id)) fail(nodeAt(detail.node_id), detail.exception_message);
-    });
-    api.addEventListener("execution_start", () => {
-      if (failed) show(failed, "");
-    });
+    api.addEventListener("execution_error", ({ detail: { prompt_id: run, node_id: place, exception_message: reason } }) =>
+      isHere(run) && fail(nodeAt(place), reason));
+    api.addEventListener("execution_start", () => failed && show(failed, ""));
     for (const end of ["interrupted", "error", "success"]) api.addEventListener(`execution_${end}`, stopped);
-    api.addEventListener("flowcore.text", ({ detail }) => {
-      if (isHere(detail.prompt_id)) show(nodeAt(detail.node), detail.text);
-    });
+    api.addEventListener("flowcore.text", ({ detail: { prompt_id: run, node, text } }) => isHere(run) && show(nodeAt(node), text));
     onStop(stop);
   },
 });

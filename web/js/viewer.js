@@ -276,17 +276,11 @@ export class Viewer {
       if (clicked && !this.full) this.open();
     };
     for (const name of ["pointerup", "pointercancel"]) element.addEventListener(name, end);
-    for (const name of ["fullscreenchange", "toggle"]) {
-      element.addEventListener(name, () => {
-        element.classList.toggle("full", element.matches(":fullscreen, :popover-open"));
-        this.fit();
-      });
-    }
+    const fill = () => (element.classList.toggle("full", element.matches(":fullscreen, :popover-open")), this.fit());
+    for (const name of ["fullscreenchange", "toggle"]) element.addEventListener(name, fill);
     element.addEventListener("dblclick", (event) => event.stopPropagation());
     element.addEventListener("keydown", (event) => this.key(event));
-    element.addEventListener("keyup", (event) => {
-      if (event.key === " " && this.alone) (this.alone = false), this.place();
-    });
+    element.addEventListener("keyup", ({ key }) => key === " " && this.alone && ((this.alone = false), this.place()));
   }
 
   /** Act on a key, unless a modifier or a menu of choices takes it. */

@@ -6,25 +6,25 @@ import { onModel } from "./models.js";
 const OWN = -0.1; // the left end of sliders that can follow the model; anything below 0 does
 const ZERO = { factor: "scale", pick: "all" }; // numbers whose 0 means something else, and what is said then
 
-/**
- * Show the number that the model states where one follows it. Files and prompts hold OWN or 0 for it, as ever; so do nodes in
- * a subgraph, whose widgets may stand outside of it, too.
- */
+/** Show the number that the model states where one follows it. Files and prompts hold OWN or 0 for it, as ever. */
 function follow(node) {
   const numbers = node.widgets.filter(({ name, options }) => options?.min === OWN || name in ZERO);
   const rest = ({ name }) => (name in ZERO ? 0 : OWN);
-  const following = new Set(); // names
-  const read = ({ name, value }) => following[value < 0 || (value === 0 && name in ZERO) ? "add" : "delete"](name);
+  const following = new Map(); // to the values that they show: another one is a person's, wherever it was written
+  const follows = (widget) => following.get(widget) === widget.value;
+  const read = (widget) => {
+    following.delete(widget);
+    if (widget.value < 0 || (widget.value === 0 && widget.name in ZERO)) following.set(widget, widget.value);
+  };
   const labels = new Map(numbers.map((widget) => [widget, [widget.label ?? widget.name]]));
   let model;
   const show = () => {
     const before = JSON.stringify(numbers.map(({ label, value }) => [label, value]));
     for (const widget of numbers) {
-      const own = following.has(widget.name);
+      const own = follows(widget);
       // Colors of other pictures are not strengthened.
       const given = widget.name === "saturation" && (wired(node, "latents") || wired(node, "reference"));
-      const number = given ? 1 : model?.own[widget.name];
-      if (own) widget.value = (node.graph?.isRootGraph === false ? undefined : number) ?? rest(widget);
+      if (own) following.set(widget, (widget.value = (given ? 1 : model?.own[widget.name]) ?? rest(widget)));
       widget.label = labels.get(widget)[Number(own)] ?? widget.label;
     }
     if (before === JSON.stringify(numbers.map(({ label, value }) => [label, value]))) return;
@@ -34,12 +34,12 @@ function follow(node) {
   for (const widget of numbers) {
     read(widget);
     after(widget, "callback", () => show(read(widget)));
-    widget.serializeValue = () => (following.has(widget.name) ? rest(widget) : widget.value);
+    widget.serializeValue = () => (follows(widget) ? rest(widget) : widget.value);
     say(ZERO[widget.name] ?? "own", { name: labels.get(widget)[0] }).then((words) => show(labels.get(widget).push(words)));
   }
   after(node, "onConfigure", () => numbers.forEach(read));
   after(node, "onSerialize", ({ widgets_values: saved }) => {
-    for (const widget of numbers) if (saved && following.has(widget.name)) saved[node.widgets.indexOf(widget)] = rest(widget);
+    for (const widget of numbers) if (saved && follows(widget)) saved[node.widgets.indexOf(widget)] = rest(widget);
   });
   onModel(node, (stated) => show((model = stated)));
 }
