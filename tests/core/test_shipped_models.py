@@ -218,12 +218,3 @@ def test_enlarged_faces_shrink_to_the_small_one_and_differ():
     samples = flowcore.upscale(flow, lr, samples=4)
     assert float(lr_psnr(samples, lr).min()) > 42
     assert diversity(samples) > 1
-
-
-def test_enlarged_faces_take_a_guide():
-    flow = flowcore.load("srflow-faces-x8")
-    lr = pixels((PHOTO.parent / "pictures" / "face.png").read_bytes())[..., 8:32, 13:37]
-    guide, other = (flowcore.upscale(flow, lr, seed=seed) for seed in (1, 2))
-    half, whole = (flowcore.upscale(flow, lr, seed=2, guide=guide, guide_strength=a) for a in (0.8, 1.0))
-    assert float((whole - guide).abs().max()) < 2e-4
-    assert 0 < float(psnr(half, guide)) - float(psnr(half, other)) < 20

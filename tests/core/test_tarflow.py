@@ -145,12 +145,11 @@ def test_the_memory_of_the_published_size_is_that_of_its_keys_and_values_and_of_
     assert 0 < memory_required(flow, 1, 256, 256) - weights - cache < 10e6
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
-def test_a_plan_in_low_precision_is_near(precision):
+def test_a_plan_in_low_precision_is_near():
     flow = tiny(**NAMED)
     cond = flow.encode_condition(torch.tensor([0, 1]))
-    ours = Plan(flow, precision).inverse(latents(flow), cond)
-    assert (ours - flow.inverse(latents(flow), cond)).abs().max() < (0.05 if precision == "bfloat16" else 1e-5)
+    ours = Plan(flow, "bfloat16").inverse(latents(flow), cond)
+    assert (ours - flow.inverse(latents(flow), cond)).abs().max() < 0.05
 
 
 def test_the_command_line_takes_names_guidance_and_noise(tmp_path):
