@@ -120,15 +120,7 @@ class Condition:
         return x if self.origin is None else x + self._origin_of(x)
 
     def check_batch(self, batch: int, classes: int) -> None:
-        """Check that it is of so many images, or of one for all.
-
-        Args:
-            batch: Number of images.
-            classes: Number of labels of the model.
-
-        Raises:
-            ConditionError: If labels or anchor are not.
-        """
+        """Raise ConditionError unless labels and anchor are of ``batch`` images, or of one for all."""
         if self.labels is not None and tuple(self.labels.shape) not in ((1, classes), (batch, classes)):
             raise ConditionError(
                 f"Expected labels of {batch} items and {classes} classes; the condition has "

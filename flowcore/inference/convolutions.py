@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..condition import MultiScaleFeatures, ScaledFeatures
 from ..networks import Edge
+from ..networks.conditioner import with_border
 from .strips import Rows, StripBudget, canvas, report, strips
 
 NHWC = torch.channels_last
@@ -51,11 +52,8 @@ class Conv(nn.Module):
         if self.edge == "zeros":
             return convolve_rows(x, self.weight, self.bias, top, bottom, height)
         above, below = max(0, self.reach - top), max(0, bottom + self.reach - height)  # rows beyond the border
-        around = (self.reach, self.reach, above, below)
-        if self.edge == "ones":
-            return F.conv2d(F.pad(x, around, value=1), self.weight, self.bias)
-        flag = F.pad(x.new_zeros(x.shape[0], 1, *x.shape[2:]), around, value=1)
-        return F.conv2d(torch.cat([F.pad(x, around), flag], dim=1), self.weight, self.bias)
+        x = with_border(x, (self.reach, self.reach, above, below), self.edge)
+        return F.conv2d(x, self.weight, self.bias)
 
     def on_canvas(self, x: Tensor, budget: StripBudget) -> Tensor:
         """Convolve whole images strip by strip, so that a caller can stop it in between."""

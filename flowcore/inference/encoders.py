@@ -168,7 +168,7 @@ class FoldedDenseBlock(nn.Module):
         *convs, last = (Conv(conv.weight, conv.bias, x.dtype) for conv in self.convs)
 
         def rows(earlier: Sequence[StreamedConv], start: int, stop: int) -> Tensor:
-            """Concatenate the input and all earlier outputs; the latest is computed first, from the rows it reads."""
+            """Concatenate the input and all earlier outputs, the latest computed first: it needs rows of the others."""
             outputs = [stream(start, stop) for stream in reversed(earlier)][::-1]
             return torch.cat([x[:, :, start:stop], *outputs], dim=1) if earlier else x[:, :, start:stop]
 

@@ -193,7 +193,12 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, edge: Edge) -> Tens
     border = weight.shape[-1] // 2
     if edge == "zeros":
         return F.conv2d(x, weight, bias, padding=border)
+    return F.conv2d(with_border(x, (border, border, border, border), edge), weight, bias)
+
+
+def with_border(x: Tensor, around: tuple[int, int, int, int], edge: Edge) -> Tensor:
+    """Append the border of "ones" or a "flag", of so many columns and rows: left, right, above and below."""
     if edge == "ones":
-        return F.conv2d(F.pad(x, (border,) * 4, value=1), weight, bias)
-    flag = F.pad(x.new_zeros(x.shape[0], 1, *x.shape[2:]), (border,) * 4, value=1)
-    return F.conv2d(torch.cat([F.pad(x, (border,) * 4), flag], dim=1), weight, bias)
+        return F.pad(x, around, value=1)
+    flag = F.pad(x.new_zeros(x.shape[0], 1, *x.shape[2:]), around, value=1)
+    return torch.cat([F.pad(x, around), flag], dim=1)

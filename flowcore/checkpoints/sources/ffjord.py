@@ -11,12 +11,9 @@ from collections.abc import Iterator, Mapping
 from itertools import count, takewhile
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ...errors import CheckpointError
 from ...models.ffjord import FFJORDConfig
-from .source import SAME, Checkpoint, Layout, Origin, Source, State, take, take_all, take_conv
+from .source import SAME, Checkpoint, Layout, Origin, Source, State, shift_before_scale, take, take_all, take_conv
 
 LICENSE = "MIT for the program, which publishes no weights: check the license of your file"
 
@@ -120,7 +117,7 @@ def ffjord_origins(config: FFJORDConfig, multiscale: bool) -> Iterator[Origin]:
             yield from take_all(f"{ours}.{config.blocks}", f"{norm}.running_", {"mean": "mean", "var": "var"})
             yield take(f"{ours}.{config.blocks + 1}.log_scale", f"{norm}.weight")
             pair = f"{norm}.bias", f"{norm}.weight"
-            yield Origin(f"{ours}.{config.blocks + 1}.bias", pair, (SAME, SAME), _before_scale)
+            yield Origin(f"{ours}.{config.blocks + 1}.bias", pair, (SAME, SAME), shift_before_scale)
 
 
 def _ode(ours: str, published: str, config: FFJORDConfig) -> Iterator[Origin]:
@@ -131,11 +128,6 @@ def _ode(ours: str, published: str, config: FFJORDConfig) -> Iterator[Origin]:
         if config.time == "concatsquash":
             yield from take_conv(f"{layer}.gate", f"{theirs}._hyper_gate")
             yield take(f"{layer}.shift.weight", f"{theirs}._hyper_bias.weight")
-
-
-def _before_scale(shift: Tensor, logs: Tensor) -> Tensor:
-    """Their shift follows the scale, that of our actnorm precedes it."""
-    return (shift.double() * torch.exp(-logs.double())).to(shift)
 
 
 FFJORD = Source(

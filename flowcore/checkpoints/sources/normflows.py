@@ -27,7 +27,20 @@ from .glow import (
     levels_and_steps,
     lu_factors,
 )
-from .source import PER_CHANNEL, SAME, Check, Checkpoint, Form, Layout, Origin, Source, missing_field, take, take_conv
+from .source import (
+    PER_CHANNEL,
+    SAME,
+    Check,
+    Checkpoint,
+    Form,
+    Layout,
+    Origin,
+    Source,
+    missing_field,
+    shift_before_scale,
+    take,
+    take_conv,
+)
 
 # Published forms of our tables (classes, C, H, W):
 LABEL_LAST = Form(lambda s: (*s[1:], s[0]), lambda t: t.permute(3, 0, 1, 2))
@@ -138,7 +151,7 @@ def _normalized_conv(ours: str, conv: str, actnorm: str) -> Iterator[Origin]:
     scale, shift = f"{actnorm}.actNorm.s", f"{actnorm}.actNorm.t"
     yield take(f"{ours}.weight", f"{conv}.weight")
     yield take(f"{ours}.actnorm.log_scale", scale, PER_CHANNEL)
-    yield Origin(f"{ours}.actnorm.bias", [shift, scale], [PER_CHANNEL, PER_CHANNEL], _shift_before_scale)
+    yield Origin(f"{ours}.actnorm.bias", [shift, scale], [PER_CHANNEL, PER_CHANNEL], shift_before_scale)
 
 
 def _pixels(ours: str, published: str, config: GlowConfig, base: str) -> Origin:
@@ -156,10 +169,6 @@ def _pixels(ours: str, published: str, config: GlowConfig, base: str) -> Origin:
 def _negate_shifts(t: Tensor) -> Tensor:
     """Change the sign of every other row, from the first."""
     return torch.stack([-t[0::2], t[1::2]], dim=1).flatten(0, 1)
-
-
-def _shift_before_scale(shift: Tensor, log_scale: Tensor) -> Tensor:
-    return shift.double() * torch.exp(-log_scale.double())
 
 
 def _scaled(value: Tensor, logs: Tensor, by_label: Tensor | None = None) -> Tensor:

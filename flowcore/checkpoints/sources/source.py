@@ -74,6 +74,11 @@ def take_conv(ours: str, published: str) -> Iterator[Origin]:
     return take_all(ours, f"{published}.", {"weight": "weight", "bias": "bias"})
 
 
+def shift_before_scale(shift: Tensor, log_scale: Tensor) -> Tensor:
+    """Convert an actnorm's shift that follows the scale to ours, which precedes it; in float64, rounded once."""
+    return shift.double() * torch.exp(-log_scale.double())
+
+
 @dataclass(frozen=True)
 class Check:
     """A condition on values, where shapes do not show what is wrong."""
