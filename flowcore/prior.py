@@ -61,8 +61,8 @@ def sample_latents(
     ``check`` is called every few million draws, which take seconds for large images; what it raises ends it.
     """
     if anchored:
-        still = torch.zeros(1, *shapes[-1]).expand(max(n, 1), -1, -1, -1)
-        return [*sample_latents(shapes[:-1], n, temperature, seed, check=check), still]
+        deviation = torch.zeros(1, *shapes[-1]).expand(max(n, 1), -1, -1, -1)
+        return [*sample_latents(shapes[:-1], n, temperature, seed, check=check), deviation]
     taus = [
         resize_temperature_map(tau, *shape[1:]) if isinstance(tau, Tensor) else tau
         for tau, shape in zip(level_temperatures(temperature, len(shapes), n), shapes, strict=True)
