@@ -83,11 +83,7 @@ _VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "s": {"scale": 8, "layers": "s4pcdcds2cs2c"},
         "d": {"layers": "s4pcdc", "hidden": 8, "hidden_layers": 6, "residual_blocks": 3},
     },
-    "hcflow": {
-        "": {},
-        "x8": {"scale": 8},
-        "for rescaling": {"rescaling": True},
-    },
+    "hcflow": {"": {}, "x8": {"scale": 8}, "for rescaling": {"rescaling": True}},
     "llflow": {"": {}},
     "ffjord": {
         "": {"scales": 2, "steps": 2},

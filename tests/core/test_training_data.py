@@ -351,13 +351,7 @@ def test_held_out_photographs_are_never_in_training(tmp_path):
 
 
 def test_held_out_images_are_spread_over_the_names_and_half_at_most(tmp_path):
-    for count, held, names in (
-        (1, 4, []),
-        (3, 4, [0]),
-        (7, 6, [0, 2, 5]),
-        (6, 12, [0, 2, 4]),
-        (12, 3, [0, 4, 8]),
-    ):
+    for count, held, names in ((1, 4, []), (3, 4, [0]), (7, 6, [0, 2, 5]), (6, 12, [0, 2, 4]), (12, 3, [0, 4, 8])):
         data = opened(flat(tmp_path / f"{count}", range(count)), tmp_path, validation=held)
         assert sorted(e.name for e in data.held_out) == [f"{k:02d}.png" for k in names]
         assert len(data.training) + len(data.held_out) == count

@@ -137,18 +137,13 @@ def test_with_a_store_another_seed_skips_the_encoder(flow, encoded):
     assert len(encoded) == 4
 
 
-def test_stored_conditions_belong_to_weights_and_precision():
-    store, lr, flow = ConditionStore(), picture(1, 3, 6, 6), build_upscaler()
-    before = upscale(flow, lr, store=store)
-    with torch.no_grad():
-        flow.levels[0].steps.transforms[-1].transforms[-1].conditioner.last.bias += 0.3  # pyright: ignore
-    after = upscale(flow, lr, store=store)
-    assert (after - before).abs().max() > 1e-3
-    assert torch.allclose(after, upscale(flow, lr), atol=1e-5)
-    low = upscale(flow, lr, precision="bfloat16", store=store)
+def test_stored_conditions_belong_to_a_precision(flow):
+    """And to weights, as test_stale_plans.py shows."""
+    store, lr = ConditionStore(), picture(1, 3, 6, 6)
+    exact, low = (upscale(flow, lr, precision=precision, store=store) for precision in ("float32", "bfloat16"))
     assert torch.allclose(low, upscale(flow, lr, precision="bfloat16"), atol=1e-2)
-    assert not torch.equal(low, after)
-    assert len(store) == 3
+    assert not torch.equal(low, exact)
+    assert len(store) == 2
 
 
 def test_a_store_does_not_grow(flow):
