@@ -48,7 +48,8 @@ class RunState:
 class Checkpoints:
     """The two checkpoints of a run: ``checkpoint.pt``, the newest, and ``checkpoint.previous.pt``, the one before it.
 
-    While steps are not finite, the previous one stays the last good one. ``fingerprint`` is that of the run's recipe.
+    They are written atomically, so that a complete one exists whenever the process is killed. While steps are not
+    finite, the previous one stays the last good one. ``fingerprint`` is that of the run's recipe.
     """
 
     def __init__(self, run: Path, fingerprint: str) -> None:

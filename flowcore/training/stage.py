@@ -38,8 +38,7 @@ class StageRunner:
 
     def __init__(self, run: Run, stage: Stage, first: int) -> None:
         self.run, self.stage, self.first = run, stage, first
-        self.recipe, self.state, self.device = run.recipe, run.state, run.device
-        self.flow, self.average, self.distributed = run.flow, run.average, run.distributed
+        self.flow, self.state = run.flow, run.state
         self.flow.requires_grad_(True)
         trained_levels = len(self.flow.levels) - stage.frozen_levels
         if not trained_levels:  # nothing but the dequantizer is trained
@@ -51,17 +50,17 @@ class StageRunner:
         self.objective = make_objective(self.flow, stage, run.teacher)
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         kind = torch.optim.AdamW if stage.optimiser == "adamw" else torch.optim.Adam
-        self.fused = supports_fused_optimizer(torch.device(self.device))
+        self.fused = supports_fused_optimizer(torch.device(self.run.device))
         self.optimizer = kind(self._parameter_groups(), stage.learning_rate, betas=(0.9, 0.99), fused=self.fused)
         self._freeze_encoder()
         self.module = self._wrap()
         # counters on the device, so that no step waits for it
-        self.skipped = torch.tensor(self.state.skipped, device=self.device)
-        self.bad = torch.tensor(self.state.bad, device=self.device)
-        wide = torch.float64 if supports_float64(torch.device(self.device)) else torch.float32
-        self.sum = torch.zeros((), dtype=wide, device=self.device)
-        self.count = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.norm = torch.zeros((), device=self.device)
+        self.skipped = torch.tensor(self.state.skipped, device=self.run.device)
+        self.bad = torch.tensor(self.state.bad, device=self.run.device)
+        wide = torch.float64 if supports_float64(torch.device(self.run.device)) else torch.float32
+        self.sum = torch.zeros((), dtype=wide, device=self.run.device)
+        self.count = torch.zeros((), dtype=torch.int64, device=self.run.device)
+        self.norm = torch.zeros((), device=self.run.device)
 
     @property
     def end(self) -> int:
@@ -77,7 +76,7 @@ class StageRunner:
     def read_counters(self) -> None:
         """Read what was counted on the device; raise Diverged if too many consecutive steps were not finite."""
         self.state.skipped, self.state.bad = int(self.skipped), int(self.bad)
-        if self.state.bad >= self.recipe.patience:
+        if self.state.bad >= self.run.recipe.patience:
             raise Diverged
 
     def log_progress(self, steps_per_second: float, data_wait: float) -> None:
@@ -109,10 +108,10 @@ class StageRunner:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Make this process's share of a step's images, sources and noise; runs beside the step before."""
-        stage, seed = self.stage, self.recipe.seed
+        stage, seed = self.stage, self.run.recipe.seed
         x, source = self.run.data.batch(stage.batch, stage.crop, seed, step)
         noise = self.objective.noise(tuple(x.shape), torch.Generator("cpu").manual_seed(seed * 1_000_003 + step))
-        shard = self.distributed.shard(stage.batch)
+        shard = self.run.distributed.shard(stage.batch)
         return (
             self._to_device(x[shard]),
             None if source is None else self._to_device(source[shard]),
@@ -121,12 +120,12 @@ class StageRunner:
 
     def gradient(self, x: Tensor, source: Tensor | None, noise: Tensor | None) -> Tensor:
         """Compute the loss, and accumulate its gradient."""
-        average = self.distributed.mean if self.distributed.is_active else None
+        average = self.run.distributed.mean if self.run.distributed.is_active else None
         low = self.state.precision == "bfloat16"
         with recompute_activations(self.flow) if self.state.recompute == "always" else nullcontext():
             with (
                 batch_moments(self.flow, average=average),
-                autocast(torch.device(self.device), torch.bfloat16 if low else torch.float32),
+                autocast(torch.device(self.run.device), torch.bfloat16 if low else torch.float32),
             ):
                 loss = self.module(x, source, noise)
             loss.backward()
@@ -140,14 +139,18 @@ class StageRunner:
             group["lr"] = self._learning_rate() * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
         # dropout must differ between processes
-        torch.manual_seed(self.recipe.seed * 1_000_003 + self.state.step + 7_919 * self.distributed.rank)
+        torch.manual_seed(self.run.recipe.seed * 1_000_003 + self.state.step + 7_919 * self.run.distributed.rank)
         loss = None
         try:
             loss = self.gradient(x, source, noise)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if self.recipe.recompute != "auto" or self.state.recompute == "always" or self.distributed.is_active:
+            if (
+                self.run.recipe.recompute != "auto"
+                or self.state.recompute == "always"
+                or self.run.distributed.is_active
+            ):
                 raise FlowError(
                     f"Stage {self.stage.name} ran out of memory with a batch of {self.stage.batch} crops of "
                     f"{self.stage.crop} pixels. Lower batch or crop, or set recompute = 'always' in the recipe."
@@ -156,7 +159,7 @@ class StageRunner:
             self.state.recompute = "always"
             self.run.log.line(f"{self.stage.name}: out of memory; from now on activations are recomputed")
             return self.step(x, source, noise)
-        loss = self.distributed.mean(loss)
+        loss = self.run.distributed.mean(loss)
         self.norm = nn.utils.clip_grad_norm_(self.parameters, self.stage.clip or math.inf)
         finite = loss.isfinite() & self.norm.isfinite()
         if self.fused:  # it skips the update by itself, without reading the flag off the device
@@ -174,12 +177,12 @@ class StageRunner:
     def _update_average(self, finite: Tensor) -> None:
         """Move the average toward the weights, unless the update was skipped."""
         done = self.state.step - self.first
-        decay = min(self.recipe.ema, (1 + done) / (10 + done))
+        decay = min(self.run.recipe.ema, (1 + done) / (10 + done))
         weight = (1 - decay) * finite.float()
-        for mean, value in zip(self.average.parameters(), self.flow.parameters(), strict=True):
+        for mean, value in zip(self.run.average.parameters(), self.flow.parameters(), strict=True):
             if value.requires_grad:  # the others are equal already
                 mean.lerp_(value, weight)
-        for mean, value in zip(self.average.buffers(), self.flow.buffers(), strict=True):
+        for mean, value in zip(self.run.average.buffers(), self.flow.buffers(), strict=True):
             mean.copy_(value)  # constants, and moments that are running means already
 
     def _freeze_encoder(self) -> bool:
@@ -216,7 +219,7 @@ class StageRunner:
 
     def _wrap(self) -> nn.Module:
         """Distribute the objective; DistributedDataParallel must know which parameters have gradients."""
-        if not self.distributed.is_active:
+        if not self.run.distributed.is_active:
             return self.objective
         return DistributedDataParallel(self.objective, broadcast_buffers=False, find_unused_parameters=True)
 
@@ -224,23 +227,23 @@ class StageRunner:
         return self.stage.learning_rate * self.state.rate * _schedule(self.stage, self.state.step - self.first)
 
     def _to_device(self, t: Tensor) -> Tensor:
-        if self.device.startswith("cuda"):
-            return t.pin_memory().to(self.device, non_blocking=True)
-        return t.to(self.device)
+        if self.run.device.startswith("cuda"):
+            return t.pin_memory().to(self.run.device, non_blocking=True)
+        return t.to(self.run.device)
 
     # --- memory
 
     def fit_into_memory(self) -> None:
         """Log how large a batch fits, and choose whether to recompute activations, unless the run has chosen before."""
         stage, state = self.stage, self.state
-        free = free_memory(self.device)
-        if self.recipe.recompute != "auto":
-            state.recompute = self.recipe.recompute
+        free = free_memory(self.run.device)
+        if self.run.recipe.recompute != "auto":
+            state.recompute = self.run.recipe.recompute
         chosen = state.recompute
         state.recompute = chosen or "never"
         if free is None:
             return
-        per_process = stage.batch // self.distributed.world_size
+        per_process = stage.batch // self.run.distributed.world_size
         images = self.batch(state.step)
 
         def step(items: int) -> None:
