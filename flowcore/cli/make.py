@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -264,21 +265,20 @@ def _sample(options: argparse.Namespace) -> None:
     labels = [numbers[i % len(numbers)] for i in range(options.samples)] if numbers else None
     styles = parse_fields(options.style)
 
-    def make() -> Tensor:
-        return sample(
-            flow,
-            options.samples,
-            size=size,
-            temperature=options.temperature,
-            seed=options.seed,
-            labels=labels,
-            styles=styles,
-            snapped=True,
-            guidance=options.guidance,
-            denoise=not options.keep_noise,
-            precision=options.precision,
-        )
-
+    make = partial(
+        sample,
+        flow,
+        options.samples,
+        size=size,
+        temperature=options.temperature,
+        seed=options.seed,
+        labels=labels,
+        styles=styles,
+        snapped=True,
+        guidance=options.guidance,
+        denoise=not options.keep_noise,
+        precision=options.precision,
+    )
     parts = [f"{height}x{width}" for height, width in [size] if size != flow.image_size]
     parts += [f"{name}{strength}" for name, strength in styles.items()]
     parts += [f"guided{options.guidance:g}"] * (options.guidance > 0) + ["noisy"] * options.keep_noise

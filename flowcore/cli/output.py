@@ -104,7 +104,7 @@ class ProgressBar:
         self._worked += 0 if result is None else pixels
         if result is None:
             self._skipped += 1
-            self._bar.initial = self._bar.total - self._left - self._worked  # these do not count towards the speed
+            self._bar.initial = self._bar.total - self._left - self._worked  # these do not count toward the speed
         elif isinstance(result, Exception):
             self._failed += 1
             if self._total > 1:

@@ -51,7 +51,7 @@ def attributes(images: Tensor) -> Tensor:
 
     - bold: width of the stroke, twice the ink over the length of its outline;
     - wide: horizontal standard deviation of the ink, in pixels;
-    - slanted: how many pixels the ink leans to the right per pixel upwards;
+    - slanted: how many pixels the ink leans to the right per pixel upward;
     - messy: length of the outline over that of the same digit, smoothed.
     """
     ink = images[:, 0].double().clamp(0, 1)
@@ -62,7 +62,7 @@ def attributes(images: Tensor) -> Tensor:
     x = columns - ((ink * columns).sum((1, 2)) / mass)[:, None, None]
     variance_x = (ink * x * x).sum((1, 2)) / mass
     variance_y = ((ink * y * y).sum((1, 2)) / mass).clamp_min(1e-6)
-    slant = -(ink * x * y).sum((1, 2)) / mass / variance_y  # rows count downwards
+    slant = -(ink * x * y).sum((1, 2)) / mass / variance_y  # rows count downward
     outline = _outline(ink)
     smooth = F.avg_pool2d(ink[:, None], 3, 1, 1)[:, 0]
     return torch.stack([2 * mass / outline, variance_x.sqrt(), slant, outline / _outline(smooth)], dim=1)
