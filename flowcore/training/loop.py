@@ -283,7 +283,6 @@ class _Trainer(Run):
     def train(self, stop_after: int | None) -> Result:
         """Run the remaining stages, going back to a checkpoint where steps are not finite."""
         before = self.state.step
-        self._stop_before_step()
         while True:
             try:
                 finished = self._run_stages(stop_after)
@@ -320,6 +319,7 @@ class _Trainer(Run):
         for number in range(len(self.stages())):
             stage = self.stages()[number]
             if first <= state.step < min(first + stage.steps, limit):
+                self._stop_before_step()
                 if state.step == first:
                     self._begin_stage(stage)
                 if not self._run_stage(number, StageRunner(self, stage, first), limit):
