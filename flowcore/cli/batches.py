@@ -259,8 +259,7 @@ def announce(
 ) -> dict[Job, FlowError]:
     """Say the size of what will be made, and the memory and time that it takes; ask if it is very large.
 
-    Returns:
-        Jobs whose results would be too large, where nobody can be asked: those are left out, and the others made.
+    Where nobody can be asked, it returns the jobs whose results would be too large, which are left out.
     """
     coming = [(job, *sizes) for job in jobs if (sizes := _sizes(work, job.source)) is not None]
     if _is_small(options, work, coming):  # no need to look which results exist

@@ -37,14 +37,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        arguments: Words of the command line; None for the process's own.
-
-    Returns:
-        The exit status: 0; 1 after an error message, 3 if a part was done nevertheless; 130 after Ctrl-C.
-    """
+    """Run one command, and return the exit status: 0; 1 after an error, 3 if a part was done; 130 after Ctrl-C."""
     options = build_parser().parse_args(arguments)
     quiet = QUIET.set(getattr(options, "quiet", False))
     try:

@@ -106,11 +106,8 @@ def _score(options: argparse.Namespace) -> None:
         return True
 
     def save(job: Job, made: Made) -> None:
-        rows[str(job.source)] = row = {
-            "image": str(job.source),
-            **json.loads(made.files[0]),
-            "model_sha256": model,
-        }
+        row = {"image": str(job.source), **json.loads(made.files[0]), "model_sha256": model}
+        rows[row["image"]] = row
         if table is not None:
             table.append(row)
 
@@ -120,7 +117,6 @@ def _score(options: argparse.Namespace) -> None:
     ranked = sorted(
         rows.values(), key=lambda row: ranking_key(row["bits_per_dim"], row["complexity_corrected"], row["enlarged"])
     )
-    titles = ("image", "bits per dimension", "spread", "minus those of a lossless file", "scored")
     lines: list[list[str]] = []
     for row in ranked:
         spread, corrected = (
@@ -128,7 +124,8 @@ def _score(options: argparse.Namespace) -> None:
         )
         scored = next((note for note in row["notes"] if note.startswith("Scored: ")), "").removeprefix("Scored: ")
         lines.append([row["image"], f"{row['bits_per_dim']:.4f}", spread, corrected, scored])
-    sys.stdout.write(markdown(list(titles), lines) + "\n")
+    titles = ["image", "bits per dimension", "spread", "minus those of a lossless file", "scored"]
+    sys.stdout.write(markdown(titles, lines) + "\n")
     if options.json:
         _write_json(options.json, [{name: value for name, value in row.items() if name != "id"} for row in ranked])
     if table is not None:
@@ -205,8 +202,13 @@ def _kind(flow: Flow) -> str:
     return next((task for task in ("upscale", "colorize") if task in flow.capabilities.tasks), "density")
 
 
-def _label(model: str, folder: Path, flows: dict[str, Flow]) -> str:
-    return folder.name if len(flows) == 1 else f"{folder.name}, {model}"
+def _by_set(folders: list[Path], flows: dict[str, Flow], evaluate: Callable[..., Any], **settings: Any) -> Any:
+    """Evaluate every model on every folder: results by name of the folder, and of the model if there are several."""
+    return {
+        folder.name if len(flows) == 1 else f"{folder.name}, {model}": evaluate(flow, folder, **settings)
+        for folder in folders
+        for model, flow in flows.items()
+    }
 
 
 def _eval_upscalers(
@@ -214,21 +216,18 @@ def _eval_upscalers(
 ) -> tuple[str, dict[str, Any]]:
     from ..evaluation.upscaling import evaluate_upscaler, upscaler_table
 
-    results = {
-        _label(model, folder, flows): evaluate_upscaler(
-            flow,
-            folder,
-            temperatures=options.temperature or [0.0, None],
-            calm_edges=options.calm_edges,
-            samples=options.samples or 8,
-            log=log,
-            skip=skip,
-            measures=_measures(options),
-            only=_only(options),
-        )
-        for folder in options.folders
-        for model, flow in flows.items()
-    }
+    results = _by_set(
+        options.folders,
+        flows,
+        evaluate_upscaler,
+        temperatures=options.temperature or [0.0, None],
+        calm_edges=options.calm_edges,
+        samples=options.samples or 8,
+        log=log,
+        skip=skip,
+        measures=_measures(options),
+        only=_only(options),
+    )
     return upscaler_table(results, _measures(options)), results
 
 
@@ -276,11 +275,7 @@ def _eval_densities(
 
     settings: dict[str, Any] = {"dequantization": options.dequantization, "samples": options.samples or 1}
     settings |= {"only": _only(options), **_limit(options)}
-    results = {
-        _label(model, folder, flows): evaluate_density(flow, folder, **settings, log=skip)
-        for folder in options.folders
-        for model, flow in flows.items()
-    }
+    results = _by_set(options.folders, flows, evaluate_density, **settings, log=skip)
     return density_table(results), results
 
 

@@ -159,10 +159,9 @@ def take_sampling_defaults(flows: Sequence[Flow], path: Path) -> None:
 
 
 def with_guide_of(flow: Flow, start: Path) -> tuple[Flow, str]:
-    """Copy a flow with the guide of the model that it started from, which is not trained.
+    """Copy a flow with the guide of the model that it started from, which is not trained, and that guide's license.
 
-    Returns:
-        It, and the guide's part of that model's license; the flow itself and "" if there is no start, or no guide.
+    Without a start, or a guide, it is the flow itself and "".
     """
     other = read(start) if start.exists() else None
     if other is None or other.guide is None or flow.guide is not None:

@@ -77,15 +77,16 @@ def measure_styles(flow: Flow, images: Tensor, labels: Tensor, *, log: Callable[
     """
     if not isinstance(flow.config, ClassConditionalConfig):
         raise FlowError(f"Styles are measured on class_conditional models; got a {flow.architecture} model.")
-    bins = quantization(flow)
     generator = torch.Generator("cpu").manual_seed(0)
     targets = center_groups(attributes(images), labels)
     targets = targets / targets.square().mean(0).sqrt()  # (N, 4), unit variance within a digit
     latents: list[Tensor] = []
     for x, y in zip(images.split(BATCH_OF_DIGITS), labels.split(BATCH_OF_DIGITS), strict=True):
-        k = to_integers(x, bins.n_bits)[0]
-        noisy = bins.place(k, torch.rand(k.shape, generator=generator))
-        latents.append(torch.cat([z.flatten(1) for z in flow(noisy, flow.encode_condition(y))[0]], dim=1))
+        latents.append(
+            torch.cat(
+                [z.flatten(1) for z in flow(_dequantized(flow, x, generator), flow.encode_condition(y))[0]], dim=1
+            )
+        )
     z = center_groups(torch.cat(latents).double(), labels)
     covariance = targets.T @ z / len(z)  # (4, D)
     directions = torch.linalg.solve(targets.T @ targets / len(z), covariance)
@@ -96,6 +97,13 @@ def measure_styles(flow: Flow, images: Tensor, labels: Tensor, *, log: Callable[
             + ", ".join(f"{name} {float(value):.2f}" for name, value in zip(STYLES, explained, strict=True))
         )
     return with_styles(flow, STYLES, directions.float())
+
+
+def _dequantized(flow: Flow, images: Tensor, generator: torch.Generator) -> Tensor:
+    """Round images to the bins of a flow, and place each value at random within its bin."""
+    bins = quantization(flow)
+    k = to_integers(images, bins.n_bits)[0]
+    return bins.place(k, torch.rand(k.shape, generator=generator))
 
 
 def with_styles(flow: Flow, names: tuple[str, ...], directions: Tensor) -> Flow:
@@ -237,14 +245,11 @@ def measure_attributes(flow: Flow, table: AttributeTable, *, log: Callable[[str]
         )
     names = tuple(attribute.name for attribute in table.attributes)
     targets = _standardize(table, names)
-    bins = quantization(flow)
     generator = torch.Generator("cpu").manual_seed(0)
     latents: list[Tensor] = []
     for start in range(0, len(table.paths), BATCH):
         x = read_images(flow, table.paths[start : start + BATCH])
-        k = to_integers(x, bins.n_bits)[0]
-        k = torch.cat([k, k.flip(-1)])
-        noisy = bins.place(k, torch.rand(k.shape, generator=generator))
+        noisy = _dequantized(flow, torch.cat([x, x.flip(-1)]), generator)
         z = torch.cat([level.flatten(1) for level in flow.encode(noisy)], dim=1)
         latents.append(z.unflatten(0, (-1, len(x))).mean(0))  # of an image and its mirror image
     z = torch.cat(latents).double()  # (N, D)
