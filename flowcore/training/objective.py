@@ -268,12 +268,15 @@ def bits_by_level(flow: Flow, x: Tensor, cond: Condition | None, noise: Tensor) 
 
 
 def calm_error(flow: Flow, x: Tensor, cond: Condition | None) -> Tensor:
-    """Mean squared error of what latents of zero decode to, in whitened units, mean over levels.
+    """Mean squared error of what latents of zero decode to: of images, or in whitened units and mean over levels.
 
-    Every level starts from the true image at the next coarser one, as in the likelihood. An invertible map that is fit
-    by likelihood alone takes zero about to the median of the colors, which is grayer than their mean. Of all that fit
-    the data as well, this term chooses one whose temperature 0 is the mean: the best guess.
+    An invertible map that is fit by likelihood alone takes zero about to the median, which of colors is grayer than
+    their mean. Of all that fit the data as well, this term chooses one whose temperature 0 is the mean: the best guess.
+    Of a colorizer, every level starts from the true chroma at the next coarser one, as in the likelihood.
     """
+    zeros = [x.new_zeros(len(x), *shape) for shape in flow.latent_shapes(x.shape[2], x.shape[3])]
+    if flow.capabilities.source != "luma":
+        return F.mse_loss(flow.inverse(zeros, cond), x)
     errors: list[Tensor] = []
 
     def compare(level: int, decoded: Tensor) -> Tensor:
@@ -285,7 +288,6 @@ def calm_error(flow: Flow, x: Tensor, cond: Condition | None) -> Tensor:
     if cond is not None and cond.origin is not None:
         whitened = whitened - cond.origin
 
-    zeros = [x.new_zeros(len(x), *shape) for shape in flow.latent_shapes(x.shape[2], x.shape[3])]
     flow.inverse(zeros, cond, compare)
     return torch.stack(errors).mean()
 

@@ -79,7 +79,7 @@ class Stage:
     # weight of the difference between the encoder's features and those that the model which the run starts from has of
     # the clean LR image (objective "l1"); see ``objective.AbsoluteError``
     teacher_weight: float = 0.0
-    calm_weight: float = 0.0  # of a colorizer's error at temperature 0 (objective "likelihood"); see ``calm_error``
+    calm_weight: float = 0.0  # of the error at temperature 0 (objective "likelihood"); see ``calm_error``
     # of the drift of colors in an upscaler's samples (objective "likelihood"); see ``color_error``
     color_weight: float = 0.0
     # terms of the series of a Residual Flow's log-determinant that every step has (objective "likelihood"); a number
