@@ -61,6 +61,17 @@ def prepared(weight):
     return flow, stage, x, lr
 
 
+def test_a_calm_weight_adds_the_squared_error_at_temperature_0():
+    flow, stage, x, lr = prepared(0.0)
+    losses = [
+        make_objective(flow, dataclasses.replace(stage, calm_weight=weight))(x, lr, torch.zeros_like(x))
+        for weight in (3.0, 0.0)
+    ]
+    cond = flow.encode_condition(lr)
+    guess = flow.inverse(sample_latents(flow.latent_shapes(32, 32), 2, 0.0), cond)
+    assert (losses[0] - losses[1]).item() == pytest.approx(3 * ((guess - x) ** 2).mean().item(), rel=1e-3)
+
+
 def test_a_color_weight_adds_the_drift_of_samples_to_the_loss():
     flow, stage, x, lr = prepared(7.0)
     objective = make_objective(flow, stage)
