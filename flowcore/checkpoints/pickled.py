@@ -2,15 +2,16 @@
 
 ``weights_only=True`` keeps code from running. It does not keep a few hundred bytes from asking for gigabytes
 (``bytearray(10**10)``, a storage or tensor larger than the file) or hours (a codec of quadratic time; a dictionary key
-of nested tuples that share their parts, whose hash visits every copy). So Python's unpickler reads it first, with
-stand-ins for what is imported, in time proportional to the pickle.
+of nested tuples that share their parts, whose hash visits every copy). So the opcodes are interpreted first, with
+names in place of what is imported and sizes in place of tensors; it takes time proportional to the pickle.
 """
 
-import pickle
+from __future__ import annotations
+
+import math
 import pickletools
 import re
-from collections import OrderedDict
-from typing import Any, ClassVar
+from typing import Any
 
 from ..errors import CheckpointError
 
@@ -18,112 +19,179 @@ MAX_OPCODES = 500_000  # 20,000 tensors, ten times as many as the largest publis
 MAX_TUPLE = 10_000  # parts of a tuple, counted as its hash visits them
 MAX_PICKLES = 5  # in an old torch file: magic number, protocol, system, objects, keys of storages
 
-
-class _Storage(str):
-    """Stands for a storage of this name; immutable, so that no pickle can change what it claims."""
-
-
-class _Tuple(tuple[Any, ...]):
-    """A tuple whose own hash does not visit the parts; its size counts them."""
-
-    __hash__ = object.__hash__
-    size = 1
-
-
-# What pickles of plain tensors import, and the first argument that it may be called with; nothing else is accepted.
-HARMLESS: dict[str, tuple[type, ...]] = {
-    r"collections\.OrderedDict": (list, dict, type(None)),
-    r"collections\.Counter": (dict,),
-    r"torch\._utils\._rebuild_tensor(_v2)?": (_Storage,),
-    r"torch\._utils\._rebuild_(parameter|sparse_tensor)": (object,),
-    r"torch\.device|torch\.serialization\._get_layout": (str,),
-    r"torch\.Size": (list, tuple),
-    r"torch\.(\w+Storage|storage\.(Untyped|Typed)Storage|(b?float|double|half|u?int|long|short|bool|complex)\w*)": (),
-}
+# What pickles of plain tensors import; nothing else is accepted.
+HARMLESS = re.compile(
+    r"collections\.(OrderedDict|Counter)"
+    r"|torch\._utils\._rebuild_(tensor|tensor_v2|parameter|sparse_tensor)"
+    r"|torch\.serialization\._get_layout"
+    r"|torch\.\w+Storage|torch\.storage\.(Untyped|Typed)Storage"
+    r"|torch\.(b?float|double|half|u?int|long|short|bool|complex)\w*|torch\.(Size|device)"
+)
+DAMAGED = "this is a truncated or damaged torch checkpoint, or none: its pickle cannot be read. Fetch it again."
+EXCESS = "which no checkpoint needs. It was not read. If you trust it, save its tensors again: "
 TRAINERS = ("argparse.Namespace", "lib.utils.ExponentialMovingAverage")  # programs that pickle their own objects
-RESCUE = (  # averaged weights, where there are some, are the better ones
-    "this file of a training program holds its settings beside the weights: reading it would import {}, which could "
-    "run code; it was not read. If you trust the file, these two lines save its weights alone, where that program can "
-    "be imported (that of FFJORD or Residual Flow): c = torch.load(FILE, weights_only=False); "
-    "torch.save({{**c['state_dict'], **getattr(c.get('ema'), 'shadow_params', {{}})}}, 'model.pth')."
+# Averaged weights, where there are some, are the better ones.
+RESCUE = (
+    "c = torch.load(FILE, weights_only=False); "
+    "torch.save({**c['state_dict'], **getattr(c.get('ema'), 'shadow_params', {})}, 'model.pth')."
 )
 RESAVE = "torch.save(model.state_dict(), 'model.pth')."
-FOREIGN = (
-    "reading this pickle would import {}, which could run code; it was not read. Supported are files of tensors only. "
-    f"If you trust it, save those again where the file comes from: {RESAVE}"
-)
-EXCESS = f"which no checkpoint needs. It was not read. If you trust it, save its tensors again: {RESAVE}"
+
+
+class _Tuple:
+    """Represents a tuple; its own hash does not visit the parts."""
+
+    def __init__(self, *parts: Any) -> None:
+        self.parts = parts
+        self.size = 1 + sum(part.size if isinstance(part, _Tuple) else 1 for part in parts)
+        if self.size > MAX_TUPLE:
+            raise CheckpointError(f"this pickle nests tuples of more than {MAX_TUPLE} parts, {EXCESS}{RESAVE}")
+
+
+# Which imports are called, with which first argument; storages and types are only named.
+CALLED: dict[str, tuple[type, ...]] = {
+    "collections.OrderedDict": (list, dict, type(None)),
+    "collections.Counter": (dict,),
+    "torch._utils._rebuild_tensor": (tuple,),
+    "torch._utils._rebuild_tensor_v2": (tuple,),
+    "torch._utils._rebuild_parameter": (object,),
+    "torch._utils._rebuild_sparse_tensor": (object,),
+    "torch.serialization._get_layout": (str,),
+    "torch.Size": (list, _Tuple),
+    "torch.device": (str,),
+}
 
 
 def refuse_excess(stream: Any, size: int, *, many: bool = False) -> None:
-    """Refuse a pickle that imports, allocates or computes what plain tensors do not need; other errors if damaged.
+    """Refuse a pickle that imports, allocates or computes what plain tensors do not need.
 
     ``stream`` is in memory or mapped, since a file would allocate whatever length it claims; ``size`` bytes of the file
     bound what all tensors together may claim; ``many`` pickles may follow each other in old torch files.
     """
-    opcodes, storages = 0, dict[str, int]()
-    for number in range(MAX_PICKLES if many else 1):
-        start = stream.tell()
-        for _ in pickletools.genops(stream):  # fails at a length beyond the end
-            opcodes += 1
-            if opcodes > MAX_OPCODES:
-                raise CheckpointError(f"this pickle has more than {MAX_OPCODES} steps, {EXCESS}")
-        stream.seek(start)
-        reader = _Reader(stream, fix_imports=False, encoding="latin-1")
-        reader.storages = storages
-        if not isinstance(reader.load(), int) and number == 0:  # no magic number: torch reads no further either
-            break
-    if (claimed := sum(storages.values())) > size:
+    interpreter = _Interpreter(size)
+    try:
+        result = interpreter.run(stream)
+        if many and isinstance(result, int):  # a magic number; else torch reads no further either
+            for _ in range(MAX_PICKLES - 1):
+                interpreter.run(stream)
+    except CheckpointError:
+        raise
+    except Exception as error:  # of many classes, if the bytes are hostile
+        interpreter.refuse_imports()
+        raise CheckpointError(DAMAGED) from error
+    interpreter.refuse_imports()
+
+
+class _Interpreter:
+    """Interprets opcodes symbolically: imports become names, storages ``(length,)``, tensors None."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.claimed, self.opcodes = size, 0, 0
+        self.storages: dict[str | int, int] = {}
+        self.imports: dict[str, None] = {}
+
+    def run(self, stream: Any) -> Any:
+        """Interpret a pickle, and return what represents its object."""
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+        result = None
+        for opcode, argument, _ in pickletools.genops(stream):
+            self.opcodes += 1
+            if self.opcodes > MAX_OPCODES:
+                raise CheckpointError(f"this pickle has more than {MAX_OPCODES} steps, {EXCESS}{RESAVE}")
+            if opcode.name.endswith("PUT") or opcode.name == "MEMOIZE":
+                self.memo[len(self.memo) if argument is None else int(argument)] = self.stack[-1]
+                continue
+            taken = self._take(opcode)
+            result = taken[0] if opcode.name == "STOP" else None
+            self.stack += [self._made(opcode, argument, taken) for _ in opcode.stack_after]
+        return result
+
+    def _take(self, opcode: pickletools.OpcodeInfo) -> list[Any]:
+        """Pop what an opcode takes from the stack, without the mark."""
+        taken: list[Any] = []
+        for kind in reversed(opcode.stack_before):
+            if kind is pickletools.stackslice:
+                while (item := self.stack.pop()) is not pickletools.markobject:
+                    taken.append(item)
+            elif kind is not pickletools.markobject:
+                taken.append(self.stack.pop())
+        if pickletools.markobject in taken:
+            raise ValueError("a mark")
+        return taken[::-1]
+
+    def _made(self, opcode: pickletools.OpcodeInfo, argument: Any, taken: list[Any]) -> Any:
+        """Return what an opcode pushes."""
+        name, made = opcode.name, opcode.stack_after[0]
+        if name in ("NEWOBJ", "NEWOBJ_EX", "INST", "OBJ") or (name == "BUILD" and not isinstance(taken[0], dict)):
+            raise ValueError(name)
+        if name in ("GLOBAL", "STACK_GLOBAL"):
+            imported = str(argument).replace(" ", ".") if name == "GLOBAL" else f"{taken[0]}.{taken[1]}"
+            self.imports[imported] = None
+            return imported
+        if name == "REDUCE":
+            return self._called(*taken)
+        if name == "BINPERSID":
+            return self._storage(taken[0])
+        if name.endswith("GET"):
+            return self.memo[int(argument)]
+        if made is pickletools.pytuple:
+            return _Tuple(*taken)
+        if name in ("EMPTY_DICT", "DICT"):
+            return {}
+        if name in ("EMPTY_LIST", "LIST"):
+            return []
+        if taken:  # it fills a dictionary or a list, and leaves it there
+            return taken[0]
+        return made if made is pickletools.markobject else argument
+
+    def _storage(self, fields: Any) -> tuple[int]:
+        """Represent a storage by its number of elements; all of them must fit into the file."""
+        kind, _, key, _, length = fields.parts[:5]
+        if kind != "storage" or type(key) not in (str, int) or type(length) is not int or length < 0:
+            raise ValueError("no storage")
+        self.claimed += max(0, length - self.storages.get(key, 0))
+        self.storages[key] = max(length, self.storages.get(key, 0))
+        if self.claimed > self.size:
+            raise CheckpointError(
+                f"the tensors claim {self.claimed} numbers in a file of {self.size} bytes. The file is truncated or "
+                "damaged; fetch it again."
+            )
+        return (length,)
+
+    def _called(self, function: str, arguments: _Tuple) -> dict[Any, Any] | None:
+        first = arguments.parts[0] if arguments.parts else None
+        if HARMLESS.fullmatch(function) and not isinstance(first, CALLED.get(function, ())):
+            raise CheckpointError(f"this pickle calls {function} in an unusual way, {EXCESS}{RESAVE}")
+        if function.startswith("torch._utils._rebuild_tensor"):
+            _refuse_view(*arguments.parts[:4])
+        return {} if function.startswith("collections.") else None  # foreign imports are refused in the end
+
+    def refuse_imports(self) -> None:
+        foreign = [name for name in self.imports if not HARMLESS.fullmatch(name)]
+        if not foreign:
+            return
+        named = ", ".join(name[:80] for name in foreign[:3])
+        if foreign[0] in TRAINERS:
+            raise CheckpointError(
+                f"this file of a training program holds its settings beside the weights: reading it would import "
+                f"{named}, which could run code; it was not read. If you trust the file, these two lines save its "
+                f"weights alone, where that program can be imported (that of FFJORD or Residual Flow): {RESCUE}"
+            )
         raise CheckpointError(
-            f"the tensors claim {claimed} numbers in a file of {size} bytes. The file is truncated or damaged; fetch "
-            "it again."
+            f"reading this pickle would import {named}, which could run code; it was not read. Supported are files "
+            f"of tensors only. If you trust it, save those again where the file comes from: {RESAVE}"
         )
 
 
-def _sized(load: Any) -> Any:
-    def load_tuple(reader: Any) -> None:
-        load(reader)
-        reader.stack[-1] = made = _Tuple(reader.stack[-1])
-        made.size += sum(part.size if isinstance(part, _Tuple) else 1 for part in made)
-        if made.size > MAX_TUPLE:
-            raise CheckpointError(f"this pickle nests tuples of more than {MAX_TUPLE} parts, {EXCESS}")
-
-    return load_tuple
-
-
-class _Reader(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
-    """Python's unpickler, with a ``_Storage`` for a storage, and None for a tensor and all else that is imported."""
-
-    dispatch: ClassVar[dict[int, Any]] = {
-        code: _sized(load) if load.__name__.startswith("load_tuple") else load
-        for code, load in pickle._Unpickler.dispatch.items()  # pyright: ignore[reportPrivateUsage]
-    }
-    storages: dict[str, int]  # how many numbers each claims to hold
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, _, key, _, numbers = pid[:5]
-        if kind != "storage" or type(key) is not str or numbers < 0:
-            raise ValueError("no storage")
-        self.storages[key] = max(numbers, self.storages.get(key, 0))
-        return _Storage(key)
-
-    def find_class(self, module: str, name: str) -> Any:
-        name = f"{module}.{name}"
-        allowed = next((kinds for pattern, kinds in HARMLESS.items() if re.fullmatch(pattern, name)), None)
-        if allowed is None:
-            raise CheckpointError((RESCUE if name in TRAINERS else FOREIGN).format(name[:80]))
-
-        def call(first: Any = None, *rest: Any) -> Any:
-            if not isinstance(first, allowed):
-                raise CheckpointError(f"this pickle calls {name} in an unusual way, {EXCESS}")
-            if isinstance(first, _Storage):
-                offset, sides, strides = rest[:3]
-                last = offset + sum((side - 1) * stride for side, stride in zip(sides, strides, strict=True))
-                if last >= self.storages[first] and 0 not in sides:  # torch would enlarge the storage
-                    raise CheckpointError(
-                        f"a tensor of shape {str(sides)[:80]} does not fit into its {self.storages[first]} numbers. "
-                        "The file is damaged; fetch it again."
-                    )
-            return OrderedDict[Any, Any]() if name.startswith("collections.") else None
-
-        return call
+def _refuse_view(storage: tuple[int], offset: Any, shape: _Tuple, strides: _Tuple) -> None:
+    """Refuse a tensor that exceeds its storage, which torch would enlarge."""
+    sides, steps = shape.parts, strides.parts
+    if not all(type(n) is int and n >= 0 for n in (offset, *sides, *steps)) or len(sides) != len(steps):
+        raise ValueError("no view")
+    last = offset + sum((side - 1) * step for side, step in zip(sides, steps, strict=True))
+    if math.prod(sides) and last >= storage[0]:
+        raise CheckpointError(
+            f"a tensor of shape {str(sides)[:80]} does not fit into its {storage[0]} numbers. The file is damaged; "
+            "fetch it again."
+        )

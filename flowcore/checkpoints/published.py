@@ -119,17 +119,20 @@ def _read(path: Path) -> Any:
         raise CheckpointError(f"this is a folder; give the file in it. {_supported()}")
     if not path.is_file():
         raise CheckpointError(f"there is no such file in {path.parent}. Check the name.")
+    size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(64)
     if not head:
         raise CheckpointError("the file is empty, as after a download that failed. Fetch it again.")
     if head.startswith(b"PK\x03\x04"):
-        return _read_torch(path, io.BytesIO(_pickle_of_archive(path)))
+        refuse_excess(io.BytesIO(_pickle_of_archive(path)), size)
+        return _read_torch(path, mmap=True)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**31:
         return _read_safetensors(path)
     if head.startswith(b"\x80"):
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            return _read_torch(path, mapped)
+            refuse_excess(mapped, size, many=True)
+        return _read_torch(path, mmap=False)
     looks = next(
         (f"this is {what}" for first, what in FIRST_BYTES.items() if head.lstrip().startswith(first)),
         "this is not a model file",
@@ -191,17 +194,12 @@ def _pickle_of_archive(path: Path) -> bytes:
         ) from error
 
 
-def _read_torch(path: Path, pickled: io.BytesIO | mmap.mmap) -> Any:
-    """Read a torch file after a check of its pickle, or, in an old file, of its pickles, which are mapped."""
-    archive = isinstance(pickled, io.BytesIO)
+def _read_torch(path: Path, *, mmap: bool) -> Any:
     try:
-        refuse_excess(pickled, path.stat().st_size, many=not archive)
         if path.suffix == ".safetensors":  # torch would trust the suffix
             with path.open("rb") as file:
                 return torch.load(file, map_location="cpu", weights_only=True)
-        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=archive)
-    except CheckpointError:
-        raise
+        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # of many types, if the bytes are hostile
         reason = str(error).partition("\n")[0][:200]
         raise CheckpointError(
