@@ -324,7 +324,7 @@ def test_training_is_cancelled_by_the_button(canvases, vue):
         """() => { window.steps = 0; app.api.addEventListener('progress', () => { window.steps++ });
             app.queuePrompt(0, 1); }"""
     )
-    page.wait_for_function("() => window.steps")
+    page.wait_for_function("() => window.steps", timeout=240_000)
     page.get_by_label("Cancel current run").click()
     page.wait_for_function("() => window.ended")
     assert page.evaluate("() => window.ended") == "execution_interrupted"
