@@ -210,7 +210,7 @@ def app(name: str, api: dict[str, Any], numbers: dict[str, int], every: dict[str
 WIDGETS = ("COMBO", "COMFY_DYNAMICCOMBO_V3", "INT", "FLOAT", "STRING", "BOOLEAN")
 AREA, TEXT = 320, 130  # pixels of what a node shows of its runs, with pictures and without: web/js/canvas.js
 # Pixels that the pictures of a node take, besides its inputs.
-TALLER = {"FlowcoreExample": 240, "PreviewAny": 160, "FlowcoreTrain": 150, "FlowcoreAlignFace": 280}
+TALLER = {"FlowcoreExample": 280, "PreviewAny": 160, "FlowcoreTrain": 150, "FlowcoreAlignFace": 280}
 TALLER |= dict.fromkeys(("SaveImage", "SaveAnimatedWEBP", "SaveVideo", "PreviewImage"), 260)
 TALLER |= dict.fromkeys(("FlowcorePaintHints", "FlowcorePaintTemperature"), 420)
 
