@@ -30,7 +30,8 @@ def named(workflow, every):
 
 def positions(workflow):
     """Widget values of a saved workflow, by position."""
-    return {node["id"]: node["widgets_values"] for node in workflow["nodes"] if node["type"].startswith("Flowcore")}
+    ours = [node for node in workflow["nodes"] if node["type"].startswith("Flowcore")]
+    return {node["id"]: node.get("widgets_values", []) for node in ours}  # newer frontends leave out an empty list
 
 
 def counts(workflow):
