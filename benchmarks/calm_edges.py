@@ -22,8 +22,8 @@ from torch import Tensor
 import flowcore
 from flowcore.evaluation.image_set import list_images, read_cropped
 from flowcore.flow import Flow
+from flowcore.images.color import as_stored
 from flowcore.images.resize import shrink
-from flowcore.images.rounding import as_stored
 from flowcore.inference.condition_cache import ConditionStore
 from flowcore.quality.metrics import diversity, false_specks, lr_psnr, psnr
 from flowcore.quality.no_reference import niqe

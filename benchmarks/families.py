@@ -24,8 +24,7 @@ from torch import Tensor
 
 import flowcore
 from flowcore.checkpoints.file import read_header
-from flowcore.evaluation.density import evaluate_density
-from flowcore.evaluation.image_set import list_images, read_upright, resize_to_own
+from flowcore.evaluation.image_set import evaluate_density, list_images, read_upright, resize_to_own
 from flowcore.flow import Flow
 from flowcore.images.contact_sheet import contact_sheet
 from flowcore.training.data import open_data

@@ -25,8 +25,8 @@ from torch import Tensor
 
 import flowcore
 from flowcore.evaluation.image_set import list_images, read_cropped
+from flowcore.images.color import as_stored, to_uint8
 from flowcore.images.resize import shrink
-from flowcore.images.rounding import as_stored, to_uint8
 from flowcore.quality.metrics import psnr
 from flowcore.quality.no_reference import niqe
 from flowcore.training.degradation import darken

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flowcore.images.rounding import to_uint8
+from flowcore.images.color import to_uint8
 
 Program = Callable[[], Any]
 Clock = Callable[[], float]

@@ -35,9 +35,8 @@ import flowcore
 from flowcore.checkpoints.file import save
 from flowcore.evaluation.image_set import list_images, read_cropped, read_upright
 from flowcore.flow import Flow
-from flowcore.images.color import luma
+from flowcore.images.color import as_stored, luma
 from flowcore.images.resize import shrink
-from flowcore.images.rounding import as_stored
 from flowcore.inference.plan import ActualPrecision, Plan
 from flowcore.prior import sample_latents
 from flowcore.tasks.chroma import schedule

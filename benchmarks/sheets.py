@@ -23,11 +23,10 @@ from torch import Tensor
 import flowcore
 from flowcore.evaluation.image_set import list_images, read_upright
 from flowcore.flow import Flow
-from flowcore.images.color import luma
+from flowcore.images.color import as_stored, luma
 from flowcore.images.contact_sheet import contact_sheet
 from flowcore.images.files import fit
 from flowcore.images.resize import enlarge, shrink
-from flowcore.images.rounding import as_stored
 from flowcore.training.recipe import held_out_names
 
 from .measure import arguments, as_image

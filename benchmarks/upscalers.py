@@ -34,9 +34,9 @@ from torch import Tensor
 import flowcore
 from flowcore.checkpoints import catalog
 from flowcore.evaluation.image_set import list_images, read_cropped
+from flowcore.images.color import as_stored, to_uint8
 from flowcore.images.contact_sheet import contact_sheet
 from flowcore.images.resize import enlarge, shrink
-from flowcore.images.rounding import as_stored, to_uint8
 from flowcore.quality.metrics import false_specks, lr_psnr, psnr
 from flowcore.quality.no_reference import niqe
 

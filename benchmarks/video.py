@@ -24,9 +24,9 @@ import flowcore
 from flowcore.evaluation.image_set import list_images
 from flowcore.flow import Flow
 from flowcore.images import files
+from flowcore.images.color import as_stored
 from flowcore.images.motion import estimate_motion, move, sample_at
 from flowcore.images.resize import shrink
-from flowcore.images.rounding import as_stored
 from flowcore.quality.metrics import psnr
 from flowcore.quality.no_reference import niqe
 

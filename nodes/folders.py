@@ -13,7 +13,7 @@ from ..flowcore import FlowError
 from ..flowcore.batch.folders import Job, Made, find, in_turn, is_done, jobs, run, save, split_name
 from ..flowcore.batch.job import Work, Worker
 from ..flowcore.tasks.colorize import memory_required as memory_to_colorize
-from ..flowcore.tasks.model_defaults import left_to_model
+from ..flowcore.tasks.intake import left_to_model
 from ..flowcore.tasks.upscale import memory_required
 from . import widgets
 from .host.compat import io

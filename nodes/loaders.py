@@ -15,8 +15,8 @@ from torch import Tensor
 from .. import flowcore
 from ..flowcore import ImageError, provenance
 from ..flowcore.checkpoints import catalog, read_config
+from ..flowcore.images.color import truncate_16_bits
 from ..flowcore.images.files import fit, frame_count, read, read_frames, read_rgb, upright_size
-from ..flowcore.images.rounding import truncate_16_bits
 from ..flowcore.provenance import ProvenanceError
 from ..flowcore.tasks.subject import label_names
 from . import widgets
@@ -67,7 +67,7 @@ def _facts_for_page() -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1024)
-def _stated(path: Path, *_: Any) -> dict[str, Any]:
+def _stated(path: Path, *_fingerprint: Any) -> dict[str, Any]:
     """Read what a model's file states before it is loaded; nothing if it does not tell what it is made for."""
     config = read_config(path)
     tasks = sorted(getattr(config, "tasks", None) or ())

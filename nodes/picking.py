@@ -19,14 +19,14 @@ from ..flowcore import FlowError, provenance
 from ..flowcore.device import free_memory
 from ..flowcore.inference.condition_cache import RecentlyUsed
 from ..flowcore.provenance import KEY, MAX_ENTRIES, Provenance
-from ..flowcore.tasks.model_defaults import resolve
+from ..flowcore.tasks.intake import resolve
 from .host.compat import components, io, log, video_of
 from .host.memory import on_free
 from .host.ui import Notes, from_canvas, gallery, seeds_in_turn
 from .node import FlowNode
 from .sockets import FlowModel, Latents, to_image
 
-MAX_RUNS = 8
+MAX_RUNS = 8  # whose pictures are kept
 
 
 class PickingNode(FlowNode):
@@ -175,8 +175,8 @@ MAX_REMEMBERED = 64  # prompts, and pictures, whose provenance is kept
 class RecordingNode(PickingNode):
     """A node that writes the provenance of the pictures in its first output: of all, whichever is picked.
 
-    It goes into the hidden `extra_pnginfo`, which the host writes into every PNG file, and which does not
-    decide whether a node runs again.
+    It goes into the hidden `extra_pnginfo`, which the host writes into every PNG file, and which does not decide
+    whether a node runs again.
     """
 
     @classmethod

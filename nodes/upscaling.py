@@ -20,8 +20,7 @@ from ..flowcore.prior import Temperature, masked_temperature
 from ..flowcore.tasks import Precision
 from ..flowcore.tasks.consistency import consistency
 from ..flowcore.tasks.forecast import NOTEWORTHY, forecast
-from ..flowcore.tasks.intake import advised
-from ..flowcore.tasks.model_defaults import resolve
+from ..flowcore.tasks.intake import advised, resolve
 from ..flowcore.tasks.upscale import memory_required, target_size
 from ..flowcore.tasks.video import STEADINESS
 from . import widgets
@@ -36,7 +35,7 @@ from .sockets import CLIP, FlowModel, check_memory, flow_model, from_image, from
 
 MAX_MEGAPIXELS = 400  # of a picture whose size nobody stated: 4.8 GB of memory
 ORDINARY_TILE = 512  # pixels of the low-resolution image
-STORE = ConditionStore()  # another seed or temperature skips the analysis of the image
+STORE = ConditionStore()  # another seed or temperature does not encode the image again
 on_release += [STORE.clear, forget_plan]
 
 SEAMS = (

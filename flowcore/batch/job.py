@@ -26,10 +26,9 @@ from ..evaluation.colorization import chroma_on_grid
 from ..evaluation.image_set import resize_to_own
 from ..flow import Flow
 from ..images import files
-from ..images.color import NEUTRAL
+from ..images.color import NEUTRAL, to_uint8, truncate_16_bits
 from ..images.files import DecodedImage, Format
 from ..images.metadata import losses
-from ..images.rounding import to_uint8, truncate_16_bits
 from ..provenance import KEY, Provenance, fingerprint, source
 from ..tasks import Progress
 from ..tasks.brighten import brighten

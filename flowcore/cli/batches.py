@@ -26,7 +26,7 @@ from ..flow import Flow, Task
 from ..images.files import FORMATS, IMAGE_SUFFIXES, SUFFIXES, Format, check_format, upright_size
 from ..tasks import Progress
 from ..tasks.forecast import NOTEWORTHY, Size, forecast
-from ..tasks.model_defaults import left_to_model
+from ..tasks.intake import left_to_model
 from .options import parse_fields
 from .output import ProgressBar, SomeFailed, log, write_result
 

@@ -142,7 +142,7 @@ def _sample_names(options: argparse.Namespace) -> list[str]:
 
 
 def _colorized_names(options: argparse.Namespace, flow: Flow, stem: str) -> list[str]:
-    from ..tasks.model_defaults import resolve
+    from ..tasks.intake import resolve
     from .batches import describe
 
     if options.frames == "video":

@@ -155,7 +155,7 @@ def add_interpolate(command: argparse.ArgumentParser) -> None:
 
 def _upscale(options: argparse.Namespace) -> None:
     from ..tasks.guide import own_strength
-    from ..tasks.model_defaults import resolve
+    from ..tasks.intake import resolve
     from ..tasks.upscale import sampling_settings
     from .batches import load_model
 
@@ -176,7 +176,7 @@ def _upscale(options: argparse.Namespace) -> None:
 
 
 def _brighten(options: argparse.Namespace) -> None:
-    from ..tasks.model_defaults import resolve
+    from ..tasks.intake import resolve
     from .batches import load_model
 
     flow = load_model(options, "brighten")
@@ -196,7 +196,7 @@ def _shrink(options: argparse.Namespace) -> None:
 
 
 def _restore(options: argparse.Namespace) -> None:
-    from ..tasks.model_defaults import resolve
+    from ..tasks.intake import resolve
     from .batches import load_model
 
     flow = load_model(options, "rescale")
@@ -335,8 +335,8 @@ def _save(
     from ..batch.job import picture_id
     from ..checkpoints.latents_file import model_sha256
     from ..checkpoints.writing import write_atomic
+    from ..images.color import to_uint8
     from ..images.files import encode
-    from ..images.rounding import to_uint8
     from ..provenance import Provenance
     from ..tasks import duration
     from .batches import named_format, numbered

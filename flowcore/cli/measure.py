@@ -271,7 +271,7 @@ def _eval_colorizers(
 def _eval_densities(
     options: argparse.Namespace, flows: dict[str, Flow], skip: Callable[[str], None]
 ) -> tuple[str, dict[str, Any]]:
-    from ..evaluation.density import density_table, evaluate_density
+    from ..evaluation.image_set import density_table, evaluate_density
 
     settings: dict[str, Any] = {"dequantization": options.dequantization, "samples": options.samples or 1}
     settings |= {"only": _only(options), **_limit(options)}

@@ -32,7 +32,7 @@ from ..quality.color_metrics import (
 )
 from ..tasks.chroma import clamp_level, schedule, share_noise, working_sides
 from ..tasks.colorize import colorize
-from ..tasks.model_defaults import resolve
+from ..tasks.intake import resolve
 from ..tasks.ranking import By, ranked
 from ..tasks.score import score
 from .image_set import list_images, markdown, read_each, read_upright

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..errors import FlowError, ShapeError
 from ..flow import Flow
+from ..images.color import as_stored, to_uint8
 from ..images.resize import enlarge, shrink
-from ..images.rounding import as_stored, to_uint8
 from ..quality.metrics import (
     diversity,
     diversity_score,

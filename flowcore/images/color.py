@@ -1,4 +1,4 @@
-"""Luma and chroma as in JPEG, and back to RGB in gamut without a change of luma.
+"""Luma and chroma as in JPEG, and back to RGB in gamut without a change of luma; rounding to 8 bits per channel.
 
 Full-range BT.601: with R, G, B in [0, 1], ``Y = 0.299 R + 0.587 G + 0.114 B``, ``Cb = (B - Y) / 1.772``,
 ``Cr = (R - Y) / 1.402``, both centered on 0, in [-1/2, 1/2]. The inverse solves these equations instead of using
@@ -121,3 +121,22 @@ def _channels(rgb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if rgb.ndim != 4 or rgb.shape[1] != 3:
         raise ShapeError(f"Expected RGB of shape (B, 3, H, W); got {tuple(rgb.shape)}.")
     return rgb[:, :1], rgb[:, 1:2], rgb[:, 2:]
+
+
+def to_uint8(pixels: Tensor) -> Tensor:
+    """Round values in [0, 1] to uint8 in [0, 255], after clamping."""
+    return _steps(pixels).to(torch.uint8)
+
+
+def truncate_16_bits(pixels: Tensor) -> Tensor:
+    """Truncate values in [0, 1] that a file stores in 8 or 16 bits to uint8: 255 v of what was written as 65535 v."""
+    return pixels.clamp(0, 1).double().mul(65535).round().div(257, rounding_mode="floor").to(torch.uint8)
+
+
+def as_stored(pixels: Tensor) -> Tensor:
+    """Round values to multiples of 1/255 in [0, 1], after clamping; the type stays."""
+    return _steps(pixels) / 255
+
+
+def _steps(pixels: Tensor) -> Tensor:
+    return pixels.clamp(0, 1).mul(255).round()

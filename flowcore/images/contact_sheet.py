@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..errors import ShapeError
+from .color import to_uint8
 from .resize import resize
-from .rounding import to_uint8
 
 MAX_SIDE = 8192  # pixels of the sheet; larger images are shrunk
 MIN_CELL = 48  # pixels of an image's longer side, so that labels can be read; wins over MAX_SIDE

@@ -26,6 +26,7 @@ from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageErr
 from torch import Tensor
 
 from ..errors import ImageError
+from .color import to_uint8
 from .metadata import (
     EXIF,
     Metadata,
@@ -37,7 +38,6 @@ from .metadata import (
     tags_and_orientation,
     xmp_packet,
 )
-from .rounding import to_uint8
 
 Format = Literal["png", "jpeg", "webp", "tiff"]
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # of files that are read

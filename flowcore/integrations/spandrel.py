@@ -24,7 +24,7 @@ from ..checkpoints import SOURCES, is_ours, load, read_header
 from ..checkpoints.sources.srflow import SRFLOW
 from ..errors import CheckpointError, FlowError
 from ..flow import Flow, Level
-from ..images.rounding import to_uint8
+from ..images.color import to_uint8
 from ..inference.plan import forget_plan
 from ..tasks.upscale import sampling_settings, upscale
 from ..transforms import Coupling

@@ -12,8 +12,7 @@ from ..flow import Flow
 from ..images.resize import pad_symmetric
 from ..inference.strips import DENSE_BYTES
 from ..networks.low_light import network_input
-from .intake import gray_images, validate_image, with_alpha, with_channels_of
-from .model_defaults import resolve
+from .intake import gray_images, resolve, validate_image, with_alpha, with_channels_of
 from .runner import Runner, Running, RunOptions, check_draws, runs_with
 from .sample import MAX_DEVIATION
 from .tiles import STRIPS, Border, TiledDecoder, Tiling

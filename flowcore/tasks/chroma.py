@@ -30,8 +30,7 @@ from ..networks.memory import CELL
 from ..prior import Shape
 from . import overflow
 from .hints import Hints, average_covered, check_items, covered_planes, spread_hints
-from .intake import validate_image
-from .model_defaults import resolve
+from .intake import resolve, validate_image
 from .runner import Runner
 from .scans import clear_borders, fill_borders, find_border, is_tinted
 

@@ -25,8 +25,7 @@ from ..images.motion import blur
 from ..images.resize import resize
 from ..prior import number_or_map
 from ..quality.metrics import lr_psnr
-from .intake import validate_image
-from .model_defaults import resolve
+from .intake import resolve, validate_image
 from .runner import Runner
 
 Strength = float | Tensor

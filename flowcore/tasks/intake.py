@@ -1,13 +1,15 @@
-"""Images as callers pass them: checked, converted to floats in [0, 1], and given back their channels at the end.
+"""What callers pass to tasks: images, checked and converted to floats in [0, 1], and settings left to the model.
 
-What is noted about them: that they are gray, or as damaged as another model is made for.
+Gray stays gray: what is made of an image without color has no color, although models make colors of their own. The
+caller is told of gray images, and of damage (JPEG blocks, noise) that another shipped model is made for.
 
-Gray stays gray: what is made of an image without color has no color, although models make colors of their own.
+Settings are resolved first and once: what identifies a result (a key, an ID, its provenance) holds the numbers used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from ..errors import ImageError
 from ..flow import Flow
 from ..images.color import luma
 from ..images.resize import resize
+from ..models.fields import SAMPLING
 from ..quality.damage import jpeg_quality, noise_level
 
 LARGEST = {torch.uint8: 255, torch.uint16: 65535}  # value of integers, white
@@ -151,3 +154,29 @@ def describe_damage(image: Tensor) -> str:
     quality, noise = jpeg_quality(image), noise_level(image)
     blocks = f"JPEG blocks (about quality {quality:.0f})" if quality is not None and quality <= BLOCKY else ""
     return blocks or (f"noise (about {255 * noise:.0f}/255)" if noise else "")
+
+
+def resolve(flow: Flow, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in what a model's file states where settings, arguments of a task by name, are None; see ``left_to_model``.
+
+    What no file states stays None.
+    """
+    return {**settings, **left_to_model(flow, settings)}
+
+
+def left_to_model(flow: Flow, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Find what a model's file states for the settings that are None: temperature, calm edges, saturation, ...
+
+    The saturation is that of colors that the model draws, 1 where settings have ``latents`` or a ``reference``. With a
+    coherence come its scales, which only the file states. Without a guide, the model's or a given one, its strength is
+    0; a file that states none means 0.5.
+    """
+    own = {name: getattr(flow.config, name) for name in SAMPLING if hasattr(flow.config, name)}
+    if "temperatures" in own:
+        own["temperature"], own["detail"] = own.pop("temperatures")
+    if settings.get("latents") is not None or settings.get("reference") is not None:
+        own["saturation"] = 1.0
+    guided = flow.guide is not None or settings.get("guide") is not None
+    own["guide_strength"] = own.get("guide_strength", 0.5) if guided else 0.0
+    left = {name: float(own[name]) for name, value in settings.items() if value is None and name in own}
+    return left | {name: list(own[name]) for name in ("coherence_scales",) if "coherence" in settings and name in own}

@@ -13,12 +13,11 @@ from typing_extensions import Unpack
 
 from ..errors import ImageError
 from ..flow import Flow
+from ..images.color import as_stored
 from ..images.resize import resize
-from ..images.rounding import as_stored
 from ..inference.condition_cache import ConditionStore
 from ..prior import Temperature
-from .intake import validate_image, with_alpha
-from .model_defaults import resolve
+from .intake import resolve, validate_image, with_alpha
 from .runner import Reporting, Runner, Running, RunOptions, check_draws, runs_with
 from .tiles import TiledDecoder
 from .upscale import HALO, TILING, border, pad

@@ -21,8 +21,7 @@ from ..networks.compact import CompactUpscaler
 from ..prior import Temperature
 from . import consistency
 from .guide import Strength, own_strength, prepare_guide
-from .intake import advise, gray_images, validate_image, with_alpha, with_channels_of
-from .model_defaults import resolve
+from .intake import advise, gray_images, resolve, validate_image, with_alpha, with_channels_of
 from .runner import Runner, Running, RunOptions, check_draws, runs_with
 from .tiles import STRIPS, Border, TiledDecoder, Tiling
 
@@ -122,7 +121,7 @@ def upscale(
                 f"The model enlarges {flow.condition_scale} times; the rest, to {size[1]}x{size[0]}, is an ordinary "
                 "resize (bicubic)."
             )
-        if not guide_bounded:  # a frame of a clip, of which the first is enough
+        if not guide_bounded:  # else it is a frame of a clip, which ``upscale_video`` looks at once
             advise(flow, rgb, run.notify)
         gray = gray_images(lr, rgb, run.notify)
         guides = prepare_guide(run, flow, rgb, guide, strength, guide_bounded)

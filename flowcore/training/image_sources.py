@@ -28,10 +28,10 @@ import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ..errors import ImageError
+from ..images.color import to_uint8
 from ..images.files import IMAGE_SUFFIXES, decode_rgb
 from ..images.folders import image_files, walk_folders
 from ..images.resize import shrink
-from ..images.rounding import to_uint8
 from ..tasks import Progress
 from .recipe import Recipe
 

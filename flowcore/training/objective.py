@@ -13,9 +13,8 @@ from ..condition import Condition
 from ..dequantization import Uniform, VariationalDequantizer, dequantize, quantization, round_to_integers
 from ..errors import FlowError
 from ..flow import Flow
-from ..images.color import NEUTRAL
+from ..images.color import NEUTRAL, as_stored
 from ..images.resize import shrink
-from ..images.rounding import as_stored
 from ..likelihood import bits_per_dim, log_prob, log_weight, probe_shapes, series_coefficients, with_probes
 from ..networks import IMDNEncoder, LREncoder, LumaEncoder
 from ..networks.luma import CHROMA_UNIT, split_source

@@ -29,7 +29,7 @@ from ..checkpoints.file import read_header, save
 from ..checkpoints.writing import replacing, write_atomic
 from ..errors import FlowError
 from ..flow import Flow
-from ..images.rounding import to_uint8
+from ..images.color import to_uint8
 from .checkpoint import copy_file
 
 TRAINING = ("step", "stage", "unit", "loss", "rate", "gradient_norm", "steps_per_second", "data_wait", "skipped")

@@ -20,7 +20,7 @@ from comfy.cli_args import args
 from PIL import Image
 from server import PromptServer
 
-from ...flowcore.images.rounding import to_uint8
+from ...flowcore.images.color import to_uint8
 from ...flowcore.tasks import part_of
 from .memory import stop_if_cancelled
 

@@ -16,9 +16,8 @@ from stand_in import stand_in
 
 import flowcore
 from flowcore import device as devices
-from flowcore.inference import checksums as sums
-from flowcore.inference.checksums import checksums
-from flowcore.inference.plan import Plan, forget_plan
+from flowcore.inference import plan as plans
+from flowcore.inference.plan import Plan, checksums, forget_plan
 from flowcore.transforms import InvertibleConv
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,12 +119,12 @@ def test_devices_that_cannot_sum_are_read(monkeypatch, driver, numbers):
             raise RuntimeError("Int64 is not supported")
         return torch.arange(count, device=device) * 2 + (1 if device.type == "cpu" else 3)
 
-    monkeypatch.setattr(sums, "_odd_numbers", odd_numbers)
-    sums._sums_alike.cache_clear()
+    monkeypatch.setattr(plans, "_odd_numbers", odd_numbers)
+    plans._sums_alike.cache_clear()
     context, place = on("directml")
     with context:
         made = [number for *_, number in checksums(place.flow("small-glow"))]
-    sums._sums_alike.cache_clear()
+    plans._sums_alike.cache_clear()
     assert made == [number for *_, number in checksums(small_flow("small-glow"))]
 
 

@@ -14,7 +14,7 @@ from flowcore import FlowError, ImageError
 from flowcore.checkpoints.file import save
 from flowcore.evaluation import colorization, upscaling
 from flowcore.evaluation.colorization import colorizer_table, evaluate_colorizer
-from flowcore.evaluation.density import evaluate_density
+from flowcore.evaluation.image_set import evaluate_density
 from flowcore.evaluation.upscaling import MEASURES, USUAL_MEASURES, evaluate_upscaler, missing_measures, upscaler_table
 from flowcore.images.color import NEUTRAL, compress, luma, merge, split
 from flowcore.images.resize import enlarge, shrink

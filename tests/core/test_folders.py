@@ -21,7 +21,7 @@ from flowcore.checkpoints.latents_file import model_sha256
 from flowcore.cli.main import main
 from flowcore.errors import FlowError
 from flowcore.images import files
-from flowcore.images.rounding import truncate_16_bits
+from flowcore.images.color import truncate_16_bits
 from flowcore.provenance import fingerprint
 from flowcore.provenance import read as read_provenance
 from flowcore.tasks.upscale import upscale

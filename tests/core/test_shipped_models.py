@@ -12,9 +12,9 @@ from flowcore.checkpoints import catalog
 from flowcore.checkpoints.file import read_header
 from flowcore.dequantization import quantize
 from flowcore.images import color
+from flowcore.images.color import as_stored, to_uint8
 from flowcore.images.files import read
 from flowcore.images.resize import enlarge, shrink
-from flowcore.images.rounding import as_stored, to_uint8
 from flowcore.likelihood import log_prob
 from flowcore.prior import sample_latents
 from flowcore.quality.color_metrics import chroma_rmse, colorfulness

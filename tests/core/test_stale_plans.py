@@ -101,7 +101,7 @@ def test_a_plan_holds_the_weights_of_the_moment_when_it_was_made(model, layout):
 
 @pytest.mark.gpu
 def test_checksums_on_a_gpu_see_a_bit_and_an_order():
-    from flowcore.inference.checksums import checksums
+    from flowcore.inference.plan import checksums
 
     flow = build_tiny("glow", perturb=0.05).cuda()
     first = checksums(flow)

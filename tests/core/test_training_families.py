@@ -13,7 +13,7 @@ from builders import build_tiny
 import flowcore
 from flowcore.dequantization import VariationalDequantizer
 from flowcore.errors import FlowError, ImageError
-from flowcore.evaluation.density import density_table, evaluate_density
+from flowcore.evaluation.image_set import density_table, evaluate_density
 from flowcore.models import build, configure
 from flowcore.training.data import Digits, Photographs, read_idx
 from flowcore.training.loop import train

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flowcore.checkpoints.file import read
 from flowcore.dequantization import round_to_integers, to_integers
 from flowcore.errors import FlowError
+from flowcore.images.color import as_stored
 from flowcore.images.resize import shrink
-from flowcore.images.rounding import as_stored
 from flowcore.models import build
 from flowcore.models.glow import GlowConfig, glow
 from flowcore.prior import sample_latents
