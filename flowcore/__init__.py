@@ -26,10 +26,11 @@ Reading order, for someone who wants to learn how flows work:
 7. ``inference/``: the same flows, folded to be fast and small; ``plan.py`` first. Tasks run plans.
 8. ``tasks/``: image in, image out. ``images/`` reads, writes and resizes.
 9. ``checkpoints/``, ``training/``: where weights come from. ``evaluation/``, ``quality/``: how good they are.
-10. ``cli/``, ``batch/``: the command line, and folders of images.
+10. ``cli/``, ``batch/``: the command line, and folders of images. ``integrations/``: other packages load our models.
 
 ``CONTRIBUTING.md`` names the 4,100 lines of a first reading. ``errors.py`` and ``device.py`` serve all of them;
-``testing.py`` checks transforms and models of your own.
+``capabilities.py`` says what a model is made for, ``provenance.py`` what made a picture. ``testing.py`` checks
+transforms and models of your own.
 """
 
 from .checkpoints import load, register_source, save

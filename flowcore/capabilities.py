@@ -14,8 +14,6 @@ SUITABLE_MODELS: dict[Task, str] = {
     "rescale": "a model that shrinks images and restores them, such as rescale-x4",
     "brighten": "a low-light model, such as brighten-photos",
 }
-
-
 UNGUIDED = "Guidance is for models with labels that were made for it, such as TarFlow"
 
 
@@ -26,4 +24,4 @@ class Capabilities:
     source: SourceKind  # what its condition is encoded from; "luma" has hints, too, "low_light" is a dark photograph
     tasks: frozenset[Task]  # that it is made for
     floats_per_pixel: float = 0.0  # peak working memory of its networks, per pixel of the image; 0 if negligible
-    guided: bool = False  # whether decoding can be led to the labels; see ``condition.Guidance``
+    guided: bool = False  # whether decoding takes classifier-free guidance; see ``condition.Guidance``

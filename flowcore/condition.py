@@ -42,7 +42,7 @@ class MultiScaleFeatures:
 
 @dataclass(frozen=True)
 class Guidance:
-    """How far decoding is led to the labels, beyond what they are worth to the model: sharper, and less varied.
+    """Classifier-free guidance: how far decoding is moved toward the labels; sharper pictures, and less varied.
 
     What is predicted with the label is moved away from what is predicted without, by ``weight`` times the difference.
     This is another map than the one that encodes: guided latents decode to another image, and do not come back.
@@ -91,7 +91,7 @@ class Condition:
         probes: From which a flow without a closed form of its log-determinant estimates it, made by
             ``likelihood.with_probes``; its steps see them in place of features. None for other flows, and for an exact
             log-determinant.
-        guidance: How far decoding is led to the labels, ``(B or 1, 4)``, see ``guided``; None for not at all.
+        guidance: Classifier-free guidance as numbers, ``(B or 1, 4)``, see ``guided``; None for none.
     """
 
     features: tuple[Tensor | MultiScaleFeatures | None, ...]
@@ -170,7 +170,7 @@ class Condition:
         return self.map_tensors(lambda tensor: tensor.expand(samples, *tensor.shape[1:]))
 
     def guided(self, guidance: float | Guidance) -> Condition:
-        """Lead decoding to the labels; see ``Guidance``, of which a number is the weight. 0 for not at all."""
+        """Return the condition with classifier-free guidance; a number is the weight of a ``Guidance``, 0 for none."""
         g = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
         like = self._tensors()[0]
         numbers = torch.tensor([[g.weight, g.scale, g.annealed, g.temperature]], dtype=like.dtype, device=like.device)

@@ -132,18 +132,19 @@ class Flow(Transform, Generic[C]):
             PrecisionError: If they are not in the precision of the model's parameters.
             ConditionError: If the condition is missing, superfluous or of another image size.
         """
-        latents, changes = self._walk(x, cond, lambda part, data, own: part(data, own))
+        latents, shares = self._walk(x, cond, lambda part, data, own: part(data, own))
         logdet = x.new_zeros(x.shape[0])
-        for _, change in changes:
-            logdet = logdet + change
+        for _, share in shares:
+            logdet = logdet + share
         return latents, logdet
 
     def _walk(
         self, x: Tensor, cond: Condition | None, apply: Callable[[Transform, Tensor, Any], tuple[Any, Any]]
     ) -> tuple[list[Tensor], list[tuple[int, Any]]]:
-        """Take images to latents, finest first, and list the shares of all parts, each with the number of its latent.
+        """Encode images by applying every part in turn: latents, finest first, and each part's share of the logdet.
 
-        ``apply`` goes from a part, its data and its condition to its latent, and its share of the logdet in any form.
+        ``apply`` goes from a part, its data and its condition to its latent and its share, in any form; a share stands
+        beside the number of the latent whose level the part is on.
         """
         self._check_image(x)
         given = self._check_condition(cond, x.shape[0])
@@ -279,13 +280,13 @@ class Flow(Transform, Generic[C]):
             Latents, finest first, and for each the log density in nats by pixel, ``(B, H, W)``; the sum over all levels
             and pixels is ``log_prob``.
         """
-        latents, changes = self._walk(x, cond, lambda part, data, own: part.by_position(data, own))
+        latents, shares = self._walk(x, cond, lambda part, data, own: part.by_position(data, own))
         height, width = x.shape[-2:]
-        shares = [x.new_zeros(x.shape[0], height, width) for _ in latents]
-        for number, change in changes:
-            shares[number] = shares[number] + spread(change, height, width)
+        logdets = [x.new_zeros(x.shape[0], height, width) for _ in latents]
+        for number, share in shares:
+            logdets[number] = logdets[number] + spread(share, height, width)
         densities = [spread(log_density(latent).sum(1), height, width) for latent in latents]
-        return latents, [share + density for share, density in zip(shares, densities, strict=True)]
+        return latents, [logdet + density for logdet, density in zip(logdets, densities, strict=True)]
 
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
@@ -387,7 +388,7 @@ class Flow(Transform, Generic[C]):
         }
 
     def reduce(self, x: Tensor) -> Tensor:
-        """Walk down to the output of the last level, without latents and without a condition.
+        """Compute the output of the last level alone, without latents and without a condition.
 
         Args:
             x: ``(B, C, H, W)``, sides multiples of ``size_multiple``.

@@ -13,9 +13,9 @@ from .transforms import Chain, Split, Squeeze, Transform
 class Level(nn.Module):
     """One grid of a flow: squeeze, steps, and a split unless all channels continue.
 
-    ``squeeze`` is ``Squeeze`` for None, an empty ``Chain()`` for none. ``downscale`` is the factor by which squeeze and
-    steps together reduce the sides: 2, 1, or 0 for a reduction to a single position. ``details`` turn the channels that
-    the split factored out into latents, if they are none already.
+    ``squeeze`` None is a ``Squeeze()``; an empty ``Chain()`` keeps the grid. ``downscale`` is the factor by which
+    squeeze and steps together reduce the sides: 2, 1, or 0 for a reduction to a single position. ``details`` turn the
+    channels that the split factored out into latents, if they are none already.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Level(nn.Module):
 class Details(nn.Module):
     """What becomes of the channels that a level factors out, given all that the coarser levels hold.
 
-    Unlike the prior of a split it runs when the way down is complete, from the deepest level up. ``extractor`` goes
+    Unlike the prior of a split it runs when all levels are encoded, from the deepest up. ``extractor`` goes
     from the kept channels ``(B, K, H, W)`` and the features of all deeper levels, a list that begins with the next one,
     ``(B, F, H/2, W/2)``, to features ``(B, F, H, W)``; the transform of the channels factored out is conditioned on
     them.

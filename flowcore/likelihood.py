@@ -1,4 +1,4 @@
-"""Likelihoods: log densities, bounds on discrete probabilities, bits per dimension.
+"""Likelihoods: log densities, bounds on discrete probabilities, bits per dimension; probes for estimated logdets.
 
 A flow is a density over real numbers; an image consists of integers k in {0, ..., 2^n - 1}. The probability of an image
 is that of its bin,

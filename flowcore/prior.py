@@ -1,4 +1,4 @@
-"""The prior of every flow: independent standard normals."""
+"""The prior of every flow: independent standard normals; seeds and temperatures of what is drawn from it."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..flowcore import ShapeError
 from ..flowcore.images.contact_sheet import heat_map
-from ..flowcore.tasks import score as task
+from ..flowcore.tasks import score as scoring
 from ..flowcore.tasks.colorize import memory_required as colorizer_memory
 from ..flowcore.tasks.ranking import By, diversity_map, ranked
 from ..flowcore.tasks.sample import memory_required
@@ -48,7 +48,7 @@ class FlowcoreScore(FlowNode):
         image: Annotated[list[Tensor], io.Image.Input],
         model: Annotated[list[FlowModel], flow_model("sample", "upscale", "rescale")],
         dequantization: Annotated[
-            list[task.Dequantization],
+            list[scoring.Dequantization],
             widgets.choice("uniform", "gaussian", "variational", optional=True, advanced=True),
         ],
         samples: Annotated[list[int], widgets.integer(1, 1, 1024, optional=True)],
@@ -74,13 +74,13 @@ class FlowcoreScore(FlowNode):
         if any(enlarged):
             notes(f"{sum(enlarged)} of {len(sizes)} images were enlarged, and stand last without a rank.")
         progress, total, done = Progress(), len(sizes), 0
-        scores: list[task.Score] = []
+        scores: list[scoring.Score] = []
         for subject in subjects:
             count, _, *size = subject.pixels.shape
             # The share of every pixel is computed beside the pass itself: twice the memory of one.
             model[0].load(2 * memory_required(flow, count * draws, *size))
             scores.append(
-                task.score(
+                scoring.score(
                     flow,
                     subject.pixels,
                     subject.condition(flow, cancelled=stop_if_cancelled, notify=notes),
@@ -97,7 +97,7 @@ class FlowcoreScore(FlowNode):
             [float(value) for s in scores for value in getattr(s, name)]
             for name in ("bits_per_dim", "complexity_corrected", "spread", "standard_error")
         )
-        order = sorted(range(total), key=lambda i: task.ranking_key(bits[i], corrected[i], enlarged[i]))
+        order = sorted(range(total), key=lambda i: scoring.ranking_key(bits[i], corrected[i], enlarged[i]))
         messages = [*dict.fromkeys([*notes.lines, *(note for s in scores for note in s.notes)])]
         report = "\n".join([*_table(order, bits, corrected, spread, enlarged), "", *messages])
         maps = _batches([part[None] for s, own in zip(scores, subjects, strict=True) for part in _maps(s, own.pixels)])
@@ -121,7 +121,7 @@ class FlowcoreScore(FlowNode):
         )
 
 
-def _maps(score: task.Score, pixels: Tensor) -> list[Tensor]:
+def _maps(score: scoring.Score, pixels: Tensor) -> list[Tensor]:
     """Bits of every image, (H, W), scaled to [0, 1]; zeros where the model has no map, as the score's notes say."""
     return [*torch.zeros_like(pixels[:, 0])] if score.map is None else [_normalized(bits) for bits in score.map]
 

@@ -1,4 +1,4 @@
-"""Latents as material: interpolate, mix, vary, normalize, restyle, explore, morph, harmonize, save and load."""
+"""Operations on latents: interpolate, mix, vary, normalize, restyle, explore, morph, harmonize, save and load."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..flowcore import CheckpointError, FlowError
-from ..flowcore import latents as material
+from ..flowcore import latents as operations
 from ..flowcore.checkpoints.latents_file import LatentsHeader, load_latents, read_latents_header, save_latents
 from ..flowcore.tasks.morph import harmonize, morph
 from ..flowcore.tasks.sample import apply_style, encode, memory_required
@@ -46,7 +46,7 @@ class FlowcoreInterpolate(FlowNode):
         a: Annotated[Latents, FLOW_LATENTS.Input],
         b: Annotated[Latents, FLOW_LATENTS.Input],
         frames: Annotated[int, widgets.integer(16, 2, 512)],
-        mode: Annotated[material.Mode, widgets.mode],
+        mode: Annotated[operations.Mode, widgets.mode],
         coarse_first: Annotated[float, widgets.number(0.0, 0.0, 1.0, 0.01, optional=True, advanced=True)],
         loop: Annotated[bool, widgets.switch],
     ) -> Any:
@@ -60,7 +60,9 @@ class FlowcoreInterpolate(FlowNode):
         walk: list[list[Tensor]] = []
         for t in positions:
             stop_if_cancelled()
-            walk.append(material.interpolate(a.levels, b.levels, _staggered(t, len(a.levels), coarse_first), mode=mode))
+            walk.append(
+                operations.interpolate(a.levels, b.levels, _staggered(t, len(a.levels), coarse_first), mode=mode)
+            )
         levels = [torch.stack(level, 1).flatten(0, 1) for level in zip(*walk, strict=True)]  # frames of pair 0 first
         labels, source = _along_walk(a, b, positions, notes)
         return io.NodeOutput(replace(a, levels=levels, labels=labels, source=source), ui=notes.ui)
@@ -86,7 +88,7 @@ class FlowcoreMixLatents(FlowNode):
         shares = widgets.parse_numbers(levels, "levels") or [
             fine + (coarse - fine) * depth for depth in _depths(len(a.levels), single=0.5)
         ]
-        mixed = material.mix_levels(a.levels, b.levels, weights=shares)
+        mixed = operations.mix_levels(a.levels, b.levels, weights=shares)
         count = max(a.items, b.items)
         labels, sources = _both(a.labels, b.labels, count), _both(a.source, b.source, count)
         if labels is not None and not torch.equal(*labels):
@@ -112,7 +114,7 @@ class FlowcoreVaryLatents(FlowNode):
         strength: Annotated[float, widgets.number(0.2, 0.0, 1.0, 0.01)],
         temperature: Annotated[float, widgets.temperature(1.0, optional=True)],
     ) -> Any:
-        varied = material.vary(latents.levels, seed, strength, temperature=temperature)
+        varied = operations.vary(latents.levels, seed, strength, temperature=temperature)
         return io.NodeOutput(replace(latents, levels=varied))
 
 
@@ -128,10 +130,10 @@ class FlowcoreNormalizeLatents(FlowNode):
         cls,
         latents: Annotated[Latents, FLOW_LATENTS.Input],
         strength: Annotated[float, widgets.number(1.0, 0.0, 1.0, 0.01)],
-        per: Annotated[material.Per, widgets.per],
+        per: Annotated[operations.Per, widgets.per],
         window: Annotated[int, widgets.window],
     ) -> Any:
-        levels = material.normalize(latents.levels, strength, per, window=window)
+        levels = operations.normalize(latents.levels, strength, per, window=window)
         return io.NodeOutput(replace(latents, levels=levels))
 
 
@@ -150,7 +152,7 @@ class FlowcoreScaleLatents(FlowNode):
         temperatures: Annotated[str, widgets.text],
     ) -> Any:
         factors = widgets.parse_numbers(temperatures, "temperatures") or temperature
-        return io.NodeOutput(replace(latents, levels=material.scale(latents.levels, factors)))
+        return io.NodeOutput(replace(latents, levels=operations.scale(latents.levels, factors)))
 
 
 class FlowcoreStyle(LiveNode):
@@ -182,7 +184,7 @@ class FlowcoreStyle(LiveNode):
         labels, source = latents.labels, latents.source
         if direction is not None:
             latents.check_same_model(direction)
-            levels = material.add(levels, direction.levels, strength)
+            levels = operations.add(levels, direction.levels, strength)
             labels, source = _repeat(labels, len(levels[0])), _repeat(source, len(levels[0]))
         return replace(latents, levels=levels, labels=labels, source=source)
 
@@ -223,7 +225,7 @@ class FlowcoreAttributeDirection(FlowNode):
                 cancelled=stop_if_cancelled,
             )
 
-        direction = material.attribute_direction(
+        direction = operations.attribute_direction(
             (encoded(image, i) for i, image in enumerate(with_attribute)),
             (encoded(image, i) for i, image in enumerate(without_attribute, len(with_attribute))),
         )
@@ -252,7 +254,7 @@ class FlowcoreLatentExplorer(LiveNode):
         def between(one: Latents, other: Latents, t: float) -> Latents:  # 0 and 1 give the ends bit for bit
             one.check_same_model(other)
             labels, source = _along_walk(one, other, [t], differences.append)
-            levels = material.interpolate(one.levels, other.levels, t)
+            levels = operations.interpolate(one.levels, other.levels, t)
             return replace(one, levels=levels, labels=labels, source=source)
 
         found = between(a, b, x)
@@ -279,7 +281,7 @@ class FlowcoreMorph(FlowNode):
         model: Annotated[list[FlowModel], flow_model("sample")],
         frames: Annotated[list[int], widgets.integer(24, 2, 512)],
         loop: Annotated[list[bool], partial(widgets.switch, default=True)],
-        mode: Annotated[list[material.Mode], partial(widgets.mode, optional=True)],
+        mode: Annotated[list[operations.Mode], partial(widgets.mode, optional=True)],
         fit: Annotated[list[Fit], partial(widgets.fit, advanced=True)],
     ) -> Any:
         notes, flow, count = cls.notes(), model[0].flow, sum(map(len, images)) * frames[0]
@@ -319,7 +321,7 @@ class FlowcoreHarmonize(FlowNode):
         image: Annotated[Tensor, io.Image.Input],
         model: Annotated[FlowModel, flow_model("upscale")],
         strength: Annotated[float, widgets.slider(1.0, 0.0, 1.0)],
-        per: Annotated[material.Per, partial(widgets.per, optional=True)],
+        per: Annotated[operations.Per, partial(widgets.per, optional=True)],
         window: Annotated[int, widgets.window],
     ) -> Any:
         notes = cls.notes()

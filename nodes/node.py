@@ -1,8 +1,8 @@
 """The base class of our nodes: words from the English locale, and values that are what the schema says.
 
 The host checks typed values only, and not all of them: NaN is neither below a minimum nor above a maximum, and what
-arrives through a wire is not checked at all. So `FlowNode.execute` validates
-every value, fills in the defaults of inputs that a script left out, and calls the node's `run`.
+arrives through a wire is not checked at all. So `FlowNode.execute` validates every value, fills in the defaults of
+inputs that a script left out, and calls the node's `run`.
 """
 
 from __future__ import annotations
@@ -206,6 +206,7 @@ def _validated(described: Any, value: Any) -> Any:
 
 
 def _or_own(described: Any, value: Any) -> Any:
+    """Turn a value below 0 into None, the model's own, for an input whose slider begins at `OWN`."""
     return None if getattr(described, "min", None) == OWN and value < 0 else value
 
 

@@ -1,4 +1,4 @@
-"""What travels along the wires: FLOW_MODEL, FLOW_LATENTS, FLOW_HINTS, FLOW_FACE, and the host's IMAGE and MASK."""
+"""What travels along wires: FLOW_MODEL, _LATENTS, _HINTS, _MEMORY and _FACE, and the host's IMAGE, VIDEO and MASK."""
 
 from __future__ import annotations
 

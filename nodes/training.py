@@ -103,7 +103,7 @@ class FlowcoreTrain(FlowNode):
         with freed_device() as device:
             try:
                 result = train(
-                    _with_own_licence(plan, recipe, start_file),
+                    _with_own_license(plan, recipe, start_file),
                     path,
                     run.folder,
                     device=device,
@@ -179,8 +179,8 @@ def _takes_digits(recipe: str | None) -> bool | None:
         return False
 
 
-def _with_own_licence(plan: Recipe, recipe: str, start: Path | None) -> Recipe:
-    """Replace the licence that a shipped recipe states, which is that of the shipped weights."""
+def _with_own_license(plan: Recipe, recipe: str, start: Path | None) -> Recipe:
+    """Replace the license that a shipped recipe states, which is that of the shipped weights."""
     if recipe in recipe_files():
         return plan
     licence = "not stated; trained on images of the person who trained it"

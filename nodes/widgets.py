@@ -15,9 +15,9 @@ from .host.compat import io
 
 COLD, MILD, HOT = [36, 92, 201], [236, 232, 220], [214, 62, 38]
 OWN, OWN_COLOR = -0.1, [128, 128, 128]  # the left end of sliders that can follow the model; anything below 0 does
-MAX_TEMPERATURE = 1.5  # temperature
+MAX_TEMPERATURE = 1.5
 MAX_TEMPERATURES = 64  # on one sheet; stated in the tooltips, too
-MAX_ITEMS = 4096  # labels in one text
+MAX_ITEMS = 4096  # labels in one text, and pictures to pick one of
 
 Input = Callable[..., Any]
 

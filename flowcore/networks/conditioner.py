@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..transforms import ActNorm
 
 M = TypeVar("M", bound=nn.Module)
-Edge = Literal["zeros", "ones", "flag"]
+Edge = Literal["zeros", "ones", "flag"]  # what a convolution sees beyond the border; see ``convolve``
 
 
 class NormalizedConv(nn.Module):

@@ -22,7 +22,7 @@ CHROMA_UNIT = 0.1  # chroma that counts as 1 in the planes of hints and palette
 class LumaEncoder(nn.Module):
     """A feature pyramid of luma and hints: down to a coarse grid with a global view, and up again.
 
-    Downwards, strided convolutions and residual blocks; at the coarsest grid, attention between all positions; upwards,
+    Downward, strided convolutions and residual blocks; at the coarsest grid, attention between all positions; upward,
     each grid adds the features of the coarser ones. Hints enter at every grid, pooled to it, and the palette at every
     position. Features of a backbone are added on the way down, at strides 8, 16 and 32, and their average over the
     photograph at the coarsest grid. What a memory of colors says of similar places is added on every grid, both ways.

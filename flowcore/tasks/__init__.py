@@ -9,7 +9,7 @@ from torch import Tensor
 STEPS = 10_000  # of a progress that several tasks share
 
 Precision = Literal["float32", "bfloat16", "float16", "auto", "tf32"]
-"""Of conditioners and encoder, see ``inference.Plan``; "auto" is ``device.preferred_precision``."""
+"""Of conditioners and encoder, see ``inference.plan.Plan``; "auto" is ``device.preferred_precision``."""
 
 
 class Cancelled(Exception):
@@ -20,7 +20,7 @@ class Progress(Protocol):
     """What a task calls as its work advances."""
 
     def __call__(self, done: int, total: int, preview: Tensor | None = None) -> None:
-        """Report finished of all units of work, with each new finished picture, ``(3, H, W)`` in [0, 1]."""
+        """Report that ``done`` of ``total`` units are finished, and a picture ``(3, H, W)`` in [0, 1] if one is new."""
 
 
 def part_of(progress: Progress | None, start: float, share: float) -> Progress | None:

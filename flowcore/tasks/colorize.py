@@ -95,7 +95,7 @@ def colorize(
             cut off, as most programs do, and the luma changes.
         memory: Photographs whose colors are taken over, thing by thing, see ``remember``: of every seed another half,
             at temperature 0 all. None for those that the model's file remembers, of which every seed has its part.
-        cast: Of the picture as a whole, in [-1, 1]: 1 as drawn; 0 that of the coloring at temperature 0; -1 none.
+        cast: Color cast of the whole picture, in [-1, 1]: 1 as drawn; 0 that of the coloring at temperature 0; -1 none.
         vivid: Factor by which colors move away from their mean, at least 0; 1 for as drawn.
         options: How to run, see ``RunOptions``.
 
@@ -123,7 +123,7 @@ def colorize(
         job = Colorization(run, flow, image, working_size, memory=memory)
         wanted = None if hints is None else hints.expand(len(job.y))
         own: Any = {"temperature": temperature, "detail": detail, "coherence": coherence}
-        taus, rho, strength = job.resolve(**own, saturation=saturation, latents=latents)
+        taus, rho, factor = job.resolve(**own, saturation=saturation, latents=latents)
         at_once = run.at_once(AT_ONCE)
         groups = [range(start, min(start + at_once, samples)) for start in range(0, samples, at_once)]
         steps = hint_steps if wanted is not None and wanted.coverage is not None else 0
@@ -138,7 +138,7 @@ def colorize(
             calm = None
             if cast < 1:
                 zeros = [torch.zeros(1, *shape, device=run.device) for shape in job.shapes]
-                calm = strength * job.decode_guarded(len(pictures), zeros, cond, None)
+                calm = factor * job.decode_guarded(len(pictures), zeros, cond, None)
             for group in groups:
                 z = sample_latents(job.shapes, len(group), taus, seed=(seed + group.start) % 2**64)
                 z = [level.to(run.device) for level in (*z[:-1], share_noise(flow, z[-1], cond, rho))]
@@ -148,7 +148,7 @@ def colorize(
                 shared = job.condition(part, planes, seeds) if seeds else cond.expand(len(group))
                 # colors that were locked into the drawing would leave nothing to spread
                 locked = None if steps else planes
-                decoded = strength * job.decode_guarded(len(pictures), z, shared, locked)
+                decoded = factor * job.decode_guarded(len(pictures), z, shared, locked)
                 if calm is not None:
                     decoded = change_cast(decoded, calm, small_y, cast)
                 if memory is not None:

@@ -17,7 +17,7 @@ from ..flow import Flow
 from ..inference.plan import planned
 from . import Precision, duration
 from .rescale import restore
-from .tiles import ANALYSIS, TileSize
+from .tiles import ENCODING, TileSize
 from .upscale import HALO, TILING, memory_required, upscale
 from .video import upscale_video
 
@@ -92,7 +92,7 @@ def _seconds_of_samples(flow: Flow, precision: Precision, samples: int, *, guide
     plan = planned(flow, actual_precision(precision, next(flow.parameters()).device))  # folded before the clock starts
     own = plan.guide_units + plan.units if flow.guide is not None else 0
     once = _time(upscale if "upscale" in flow.capabilities.tasks else restore, flow, precision=precision, **how)
-    shared = ANALYSIS * (plan.encoder_units + plan.prepare_units)
+    shared = ENCODING * (plan.encoder_units + plan.prepare_units)
     guide = plan.units if guided else own
     return once * (shared + guide + samples * plan.units) / (shared + own + plan.units)
 

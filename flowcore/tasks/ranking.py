@@ -89,14 +89,14 @@ def palette_bits(flow: Flow, images: Tensor, source: Tensor, **options: Unpack[R
             cond = job.condition(slice(number, number + 1), None)
             colorings = images[number * each : (number + 1) * each].split(1)
             chroma = torch.cat([job.chroma_on_grid(one, slice(number, number + 1)) for one in colorings])
-            strength = float64(colorfulness(chroma))
-            scale = (strength.median() / strength.clamp_min(MIN_COLORFULNESS)).clamp(1 / MAX_SCALING, MAX_SCALING)
+            colorful = float64(colorfulness(chroma))
+            scale = (colorful.median() / colorful.clamp_min(MIN_COLORFULNESS)).clamp(1 / MAX_SCALING, MAX_SCALING)
             chroma = chroma * scale.to(chroma)[:, None, None, None]
             bits: list[Tensor] = []
             for part in chroma.split(at_once):
                 bits.append(_bits_of_coarsest(run, flow, part + NEUTRAL, cond.expand(len(part))))
                 run.advance(len(part))
-            rows.append(without_trend(torch.cat(bits), strength.clamp_min(MIN_COLORFULNESS).log().cpu()))
+            rows.append(without_trend(torch.cat(bits), colorful.clamp_min(MIN_COLORFULNESS).log().cpu()))
         return torch.stack(rows)
 
     return run(task)
@@ -112,9 +112,9 @@ def _bits_of_coarsest(run: Runner, flow: Flow, x: Tensor, cond: Condition) -> Te
     return (-(log_prob / dimensions + math.log(quantization(flow).width)) / math.log(2)).cpu()
 
 
-def without_trend(bits: Tensor, strength: Tensor) -> Tensor:
-    """Remove the linear trend over strengths ``(N,)`` from bits ``(N,)``, if there are at least 4."""
-    centered = strength - strength.mean()
+def without_trend(bits: Tensor, colorful: Tensor) -> Tensor:
+    """Remove the linear trend over log colorfulness ``(N,)`` from bits ``(N,)``, if there are at least 4."""
+    centered = colorful - colorful.mean()
     variance = centered.square().sum()
     if len(bits) < MIN_COLORINGS or not bits.isfinite().all() or not variance > 1e-12:
         return bits
@@ -131,9 +131,9 @@ def _colorings_per_source(images: Tensor, source: Tensor) -> int:
 
 
 By = Literal["consistency", "likelihood", "consensus"]
-"""How nearly a sample shrinks to its source, in dB, most first; or how many bits per dimension the model needs for it,
-fewest first (of colorings: for their palettes, see ``palette_bits``); or how far a coloring is from the other colorings
-of its photograph, nearest first."""
+"""How nearly a sample shrinks to its source, in dB, most first ("consistency"); how many bits per dimension the model
+needs for it, fewest first ("likelihood"; of colorings: for their palettes, see ``palette_bits``); or how far a coloring
+is from the other ones of its photograph, nearest first ("consensus")."""
 
 
 LEVEL = 0.1  # dB of consistency within which no sample is the better one

@@ -24,7 +24,7 @@ from ..prior import check_seed
 from . import Cancelled, Precision, Progress, part_of
 from .intake import require_tensor
 
-Task = TypeVar("Task", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., Any])  # a task's
 
 
 def check_draws(seed: int, samples: int = 1) -> None:
@@ -70,13 +70,13 @@ class Reporting(TypedDict, total=False):
 
 
 class Batching(Reporting, total=False):
-    """Those of exact tasks on batches."""
+    """``Reporting``, and the batch: of exact tasks, which run in the precision of the flow."""
 
     batch: int | None
 
 
 class Running(Batching, total=False):
-    """Those of tasks that may compute in a lower precision."""
+    """``Batching``, and the precision: of tasks that may compute in a lower one."""
 
     precision: Precision
 
@@ -86,7 +86,7 @@ def part_of_run(options: Reporting, start: float, share: float) -> Reporting:
     return {**options, "progress": part_of(options.get("progress"), start, share)}
 
 
-def runs_with(keywords: type[Reporting]) -> Callable[[Task], Task]:
+def runs_with(keywords: type[Reporting]) -> Callable[[Function], Function]:
     """Show keywords of ``RunOptions``, which a task takes as ``**options``, in its signature and help; refuse others.
 
     They replace the line of its docstring that names ``options``.
@@ -96,7 +96,7 @@ def runs_with(keywords: type[Reporting]) -> Callable[[Task], Task]:
     meanings = dict(entry.findall(RunOptions.__doc__ or ""))
     lines = "".join(f"        {field.name}: {meanings[field.name]}" for field in fields)
 
-    def decorate(task: Task) -> Task:
+    def decorate(task: Function) -> Function:
         signature = inspect.signature(task)
         own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
         shown = [
@@ -113,7 +113,7 @@ def runs_with(keywords: type[Reporting]) -> Callable[[Task], Task]:
 
         checked.__signature__ = signature.replace(parameters=[*own, *shown])  # pyright: ignore[reportAttributeAccessIssue]
         checked.__doc__ = (task.__doc__ or "").replace("        options: How to run, see ``RunOptions``.\n", lines)
-        return cast(Task, checked)
+        return cast(Function, checked)
 
     return decorate
 
@@ -244,6 +244,7 @@ class Runner:
         self._report(preview)
 
     def _observe(self, units: int) -> None:
+        """Count units that the plan has finished; with 0, it is about to compute a layer. See ``strips.report``."""
         if not units:
             self.check_cancelled()
         self._done = min(self._done + self._weight * units, self._end)

@@ -37,7 +37,7 @@ ADVICE = "Choose a smaller size (width, height), ask for fewer samples, or free 
 
 
 class Passes:
-    """Encodes and decodes images with the plan of a task; ``count`` is how many images, each way counted."""
+    """Encodes and decodes images with the plan of a task; ``count`` of images, for the progress."""
 
     def __init__(self, run: Runner, count: int) -> None:
         require_full_precision(run.dtype)

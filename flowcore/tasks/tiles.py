@@ -129,7 +129,7 @@ class TileSize:
 
 
 STRIPS = 2**26  # bytes that strips take at most, whatever the image
-ANALYSIS = 4  # times as long as a unit of decoding takes one of the encoder: srflow-x4, 72x48, one core
+ENCODING = 4  # how many times longer a unit of the encoder takes than one of decoding: srflow-x4, 72x48, one core
 MAX_SAMPLES = 8  # at once: they share what every step computes from the image; more would share little more
 
 Index = tuple[EllipsisType, slice, slice]
@@ -175,22 +175,22 @@ class TiledDecoder:
         at_once = run.at_once(min(samples, MAX_SAMPLES))
         result = rgb.new_empty((batch, samples, 3, height * scale, width * scale), device="cpu")
         repairs = overflow.Repairs()
-        weight = ANALYSIS if tiling.shares else 1
-        analysis = weight * (plan.encoder_units + (plan.prepare_units if tiling.shares else 0))
+        weight = ENCODING if tiling.shares else 1
+        encoding = weight * (plan.encoder_units + (plan.prepare_units if tiling.shares else 0))
         passes = samples if tiling.shares else -(-samples // at_once)
         passes += guided
         own_guide = guide is not None and guide.pictures is None
         guides = batch * plan.guide_units if own_guide else 0
-        run.expect(guides + batch * len(tiles) * (analysis + passes * plan.units + samples))
+        run.expect(guides + batch * len(tiles) * (encoding + passes * plan.units + samples))
         for item, pictures in enumerate(result):
             padded = tiling.pad(rgb[item, None], border)
             seen = tiling.encoder_input(padded)
-            guiding = None if guide is None else self._guide(guide, rgb, item, border)
+            guiding = None if guide is None else self._make_guide(guide, rgb, item, border)
             for tile in tiles:
                 source = _crop(padded, tile)
-                with run.part(analysis, weight):
+                with run.part(encoding, weight):
                     cond = self._condition(_crop(seen, tile).to(run.dtype), reused=samples > at_once)
-                kept = None if guiding is None else self._kept(guiding, tile, cond)
+                kept = None if guiding is None else self._encode_guide(guiding, tile, cond)
                 inner, outer = _without_halo(tile, scale, border, height, width)
                 each = at_once
                 if cond.prepared:  # to show every sample as soon as it is ready
@@ -218,7 +218,7 @@ class TiledDecoder:
         self.tiles.finish()
         return result.flatten(0, 1)
 
-    def _guide(self, guide: Guide, rgb: Tensor, item: int, border: Border) -> Tensor:
+    def _make_guide(self, guide: Guide, rgb: Tensor, item: int, border: Border) -> Tensor:
         """Return the guide of an image, which a model makes of the whole image; padded as the image is."""
         run, scale = self._run, self._flow.condition_scale
         if guide.pictures is not None:
@@ -229,7 +229,7 @@ class TiledDecoder:
         left, right, top, bottom = (side * scale for side in border)
         return self._tiling.pad(made, (left, right, top, bottom)) if any(border) else made
 
-    def _kept(self, picture: Tensor, tile: Window, cond: Condition) -> list[Tensor]:
+    def _encode_guide(self, picture: Tensor, tile: Window, cond: Condition) -> list[Tensor]:
         """Encode a padded guide in a tile."""
         run = self._run
         x = _crop(picture, tile, self._flow.condition_scale)

@@ -102,7 +102,7 @@ def colorize_video(
         at_once = run.at_once(AT_ONCE)
         chunks = [slice(start, min(start + at_once, len(job.y))) for start in range(0, len(job.y), at_once)]
         own: Any = {"temperature": temperature, "detail": detail, "coherence": coherence}
-        taus, rho, strength = job.resolve(**own, saturation=saturation, latents=latents)
+        taus, rho, factor = job.resolve(**own, saturation=saturation, latents=latents)
         first = slice(0, 1)
         run.expect(2 * len(chunks) + (rho > 0 and not before))
         *finer, coarsest = sample_latents(job.shapes, 1, taus, seed=seed)
@@ -132,7 +132,7 @@ def colorize_video(
             planes = job.hint_planes(wanted, part)
             shared = [level.to(run.device).expand(part.stop - part.start, -1, -1, -1) for level in z]
             chroma = job.decode(shared, job.condition(part, planes), job.clamp, carry_on, job.locking(planes))
-            pictures = job.finish(strength * chroma, part, wanted, saturation, gamut)
+            pictures = job.finish(factor * chroma, part, wanted, saturation, gamut)
             result = pictures.new_empty(len(job.y), *pictures.shape[1:]) if result is None else result
             result[part] = pictures
             run.advance(preview=pictures[-1, :3])

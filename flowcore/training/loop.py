@@ -122,6 +122,8 @@ class Stopped(Exception):
 
 
 class _Trainer(Run):
+    """A run with what trains it: data and checkpoints are opened, then ``prepare`` and ``train`` are called."""
+
     def __init__(
         self,
         recipe: Recipe,
@@ -139,7 +141,7 @@ class _Trainer(Run):
         self.results = Results(folder)
         self.checkpoints = Checkpoints(folder, fingerprint(recipe))
         state, lines = RunState(), list[str]()
-        self.content = self.checkpoints.read(lines.append)
+        self.content = self.checkpoints.read(lines.append)  # of the checkpoint to resume from, until ``prepare``
         if self.content is not None:
             state.step = self.content["progress"]["step"]
         log = RunLog(folder, write_line, step=state.step, enabled=distributed.is_main)
@@ -161,6 +163,7 @@ class _Trainer(Run):
         self.pace = Pace(deadline, self._mean)
 
     def _while_decoding(self, done: int, total: int, preview: Tensor | None = None) -> None:
+        """Stop reading images if the caller asks for it; a ``Progress`` that reports nothing."""
         if self.cancelled is not None and self.cancelled():
             raise FlowError(f"Stopped after {done} of {total} images were read: nothing has been trained yet.")
 

@@ -43,7 +43,7 @@ WITHOUT_EFFECT = (  # keys that do not change the parameters that a run ends wit
 
 @dataclass(frozen=True)
 class Items:
-    """What the items of a list are, beside its field."""
+    """What the items of a list are; stands in the annotation of its field."""
 
     words: str  # what they are, with an example
     range: Range | None = None  # of numbers; None for texts

@@ -54,7 +54,7 @@ class StageRunner:
         self.optimizer = kind(self._parameter_groups(), stage.learning_rate, betas=(0.9, 0.99), fused=self.fused)
         self._freeze_encoder()
         self.module = self._wrap()
-        # counters on the device, so that no step waits for it
+        # counters on the device, so that no step waits for it; bad steps are those in a row that were not finite
         self.skipped = torch.tensor(self.state.skipped, device=self.run.device)
         self.bad = torch.tensor(self.state.bad, device=self.run.device)
         wide = torch.float64 if supports_float64(torch.device(self.run.device)) else torch.float32
@@ -107,7 +107,7 @@ class StageRunner:
     # --- one step
 
     def batch(self, step: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Make this process's share of a step's images, sources and noise; runs beside the step before."""
+        """Make this process's share of a step's images, sources and noise, in a thread beside the step before."""
         stage, seed = self.stage, self.run.recipe.seed
         x, source = self.run.data.batch(stage.batch, stage.crop, seed, step)
         noise = self.objective.noise(tuple(x.shape), torch.Generator("cpu").manual_seed(seed * 1_000_003 + step))

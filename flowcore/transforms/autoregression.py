@@ -13,7 +13,7 @@ from .transform import Transform
 
 
 class Guided(NamedTuple):
-    """Labels, and classifier-free guidance towards them.
+    """Labels, and classifier-free guidance toward them.
 
     ``labels`` are weights of the classes, ``(B or 1, K)``. ``guidance`` is ``(B or 1, 4)``: the weight, whether scales
     are guided, too (1 or 0), whether the weight rises from patch to patch (1 or 0), and the temperature of the

@@ -58,7 +58,7 @@ class BatchNorm(Transform):
 
     @torch.no_grad()
     def update_running(self, mean: Tensor, var: Tensor) -> None:
-        """Move the running moments towards those of a batch, ``(C,)`` each, except by values that are not finite."""
+        """Move the running moments toward those of a batch, ``(C,)`` each, except by values that are not finite."""
         if not self.updates_running:
             return
         for name, value in (("mean", mean), ("var", var)):

@@ -13,7 +13,7 @@ from ..errors import ConditionError
 from .transform import Transform
 
 Scaling = Literal["sigmoid", "atan", "narrow", "exp", "none"]
-ATAN_LIMIT = 1.2  # 0.636 is 2 / pi: log scales stay within it
+ATAN_LIMIT = 1.2  # of log scales: 0.636 atan(r), 0.636 about 2 / pi, stays within 1
 NARROW = 0.318  # 0.5 * 2 / pi, as published with three digits: log scales stay within 0.4995
 SIGMOID_OFFSET = 2.0  # of the raw scale for "sigmoid": a conditioner that outputs zeros is nearly the identity
 

@@ -55,7 +55,7 @@ class ODE(Estimated):
 
     Forward: ``steps`` equal steps ``y' = y + h phi(t, y)``, h = T / steps, of a Runge-Kutta rule. Inverse: of every
     step, the last first, ``y = y' - h phi(t, y)`` as a fixed point, which gives the same numbers to rounding;
-    integrating backwards would differ by the error of the rule. T starts at 1.
+    integrating backward would differ by the error of the rule. T starts at 1.
 
     Logdet by "trace": ``integral of tr(df/dy) dt``, by the same rule. It is that of the ODE; that of the steps differs
     by the rule's error, which falls with the fourth power of h for "rk4". With a probe e in place of the trace the
@@ -139,7 +139,7 @@ class ODE(Estimated):
     # --- one step of the rule
 
     def _stages(self, y: Tensor, number: int, direction: int, *, slopes: bool = False) -> list[Stage]:
-        """Evaluate the velocity at all stages of step ``number``, from its start, forwards or backwards."""
+        """Evaluate the velocity at all stages of step ``number``, from its start, forward or backward."""
         h = self.sqrt_end_time.square() / self.steps
         tableau = TABLEAUS[self.solver]
         stages: list[Stage] = []

@@ -1,4 +1,4 @@
-"""Split: some channels (half, by default) become standard-normal latents; Whiten: all remaining ones do."""
+"""Split, Whiten, Center: how some channels of a level (half, by default), or all of the last, become latents."""
 
 from __future__ import annotations
 

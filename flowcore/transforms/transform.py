@@ -4,8 +4,8 @@ The law
 -------
 ``forward(x, cond) -> (z, logdet)`` maps data to latent. ``inverse(z, cond) -> x`` maps back and returns the data only.
 ``logdet`` is ``log|det dz/dx|``, in nats, summed over dimensions, shape ``(B,)``, float32 or wider. It never contains
-the prior. Neither method changes its arguments, its module or global state. There is no ``reverse=`` flag and no other
-sign in the package.
+the prior. Neither method changes its arguments, its module or global state. There is no ``reverse=`` flag, and the sign
+of logdet is the same throughout the package.
 
 ``initialize(x, cond) -> z`` is the only method that sets parameters from data (actnorm's first batch). Training calls
 it once; sampling, loading and ``forward`` never do.

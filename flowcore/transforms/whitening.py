@@ -17,7 +17,7 @@ class ChannelWhitening(Transform):
 
     Forward: ``z = M (x - mean)`` per pixel; logdet: ``H * W * log|det M|``; inverse: ``x = M^-1 z + mean``.
     ``initialize`` sets mean and M from its batch, whose pixels then have mean 0 and the identity as covariance
-    (``M = L^-1`` with the covariance ``L L^T``); nothing trains them afterwards.
+    (``M = L^-1`` with the covariance ``L L^T``); nothing trains them afterward.
     """
 
     uniform_logdet = True

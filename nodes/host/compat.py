@@ -1,4 +1,4 @@
-"""The host's node API: schemas, curves, and the extension that lists our nodes."""
+"""The host's node API: schemas, curves, videos, posted prompts, and the extension that lists our nodes."""
 
 # The host is not installed in the environment that checks types.
 # pyright: reportMissingImports=false, reportUntypedBaseClass=false

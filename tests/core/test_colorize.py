@@ -336,7 +336,7 @@ def test_a_transfer_takes_the_coarse_latents_of_the_reference(flow):
 
 
 def test_a_transfer_brings_the_colors_of_the_reference(shipped):
-    """A photograph is tinted two ways; the colors of another move towards either."""
+    """A photograph is tinted two ways; the colors of another move toward either."""
     image, seeds = gray(256, 256, seed=3), 4
     free = chroma_of(colorize(shipped, image, samples=seeds)).mean((2, 3))
     for tint in ((0.05, -0.08), (-0.06, 0.07)):
@@ -386,7 +386,7 @@ def test_of_a_colored_picture_the_luma_is_used_and_the_caller_is_notified(flow, 
 
 
 def tinted(y, tint, strength=1.0):
-    """A tint that fades towards black and white, as of paper."""
+    """A tint that fades toward black and white, as of paper."""
     chroma = torch.tensor(tint).view(1, 2, 1, 1) * (4 * y * (1 - y)) * strength
     return color.compress(y, chroma)
 
