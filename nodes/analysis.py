@@ -227,7 +227,7 @@ class FlowcoreBestOf(PickingNode):
                 memory = colorizer_memory(model.flow, size[0], size[1], samples)
             else:
                 memory = memory_required(model.flow, samples, *size)
-            flow = model.load(2 * memory)  # as in Score
+            flow = model.load(2 * memory)  # as in `FlowcoreScore`
         scores, order = ranked(pixels, small, by, flow, **notes.follow())
         best = order[:, :keep] + torch.arange(len(order))[:, None] * order.shape[1]
         numbers = best.flatten().tolist()

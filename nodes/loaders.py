@@ -140,25 +140,25 @@ class FlowcoreLoadRecipe(FileNode):
         every = provenance.read(path)
         picture = _read_png(path)
         mark = provenance.fingerprint(truncate_16_bits(picture))
-        recipe = provenance.select(every, mark)
-        if mark not in recipe.pictures:
+        made = provenance.select(every, mark)
+        if mark not in made.pictures:
             notes(
                 "The picture was changed after it was made (resized, joined, retouched): the recipe makes what it was "
                 "before."
             )
-        name, flow = provenance.find_model(recipe, locate_model(recipe.model), _models())
-        seed = recipe.seed_of(mark)
-        text = json.dumps(recipe.to_json(), indent=2, ensure_ascii=False)
-        facts = {"node": [recipe.node], "model": [name], "temperature": [recipe.temperature], "seed": [seed]}
+        name, flow = provenance.find_model(made, locate_model(made.model), _models())
+        seed = made.seed_of(mark)
+        text = json.dumps(made.to_json(), indent=2, ensure_ascii=False)
+        facts = {"node": [made.node], "model": [name], "temperature": [made.temperature], "seed": [seed]}
         lines = [f"{key}: {value[0]}" for key, value in facts.items()]
-        lines += [f"{key}: {shown(value)}" for key, value in recipe.settings.items() if provenance.is_plain(value)]
+        lines += [f"{key}: {shown(value)}" for key, value in made.settings.items() if provenance.is_plain(value)]
         return io.NodeOutput(
             FlowModel.of(flow, name),
-            recipe.temperature,
+            made.temperature,
             seed,
             text,
             to_image(picture[None]),
-            *(_share(recipe, name) for name in ("calm_edges", "guide_strength")),
+            *(_share(made, name) for name in ("calm_edges", "guide_strength")),
             ui={"text": ["\n".join([*lines, *notes.lines])], **facts},
         )
 
@@ -189,9 +189,9 @@ def _labels(flow: flowcore.Flow) -> str | None:
     return named or (f"0 to {flow.classes - 1}" if flow.classes else None)
 
 
-def _share(recipe: provenance.Provenance, name: str) -> float:
-    """Return the calm_edges or guide_strength of a picture; 0 if its recipe has none, as those of colorings."""
-    value = recipe.settings.get(name, 0.0)
+def _share(made: provenance.Provenance, name: str) -> float:
+    """Return the calm_edges or guide_strength of a picture; 0 if its provenance has none, as those of colorings."""
+    value = made.settings.get(name, 0.0)
     return float(value) if type(value) in (int, float) and 0 <= value <= 1 else 0.0
 
 

@@ -1,6 +1,8 @@
 """From the luma of photographs to their chroma, at the working size, and back to pictures.
 
 luma -> working size -> condition (+ hints) -> flow: latents <-> chroma -> size of the image, beside the luma
+
+And the noise that similar places share, so that a thing gets one color: ``coherent_factor``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The steps of one training stage: batches, gradients, optimizer, averaged weights, and memory."""
+"""The steps of one training stage: batches, gradients, optimizer, averaged weights; and the memory that they take."""
 
 from __future__ import annotations
 
