@@ -120,7 +120,9 @@ def look(folder):
     def look(content: bytes, suffix: str = ".safetensors", overrides=None):
         path = folder / f"file{suffix}"
         path.write_bytes(content)
-        errors = look_at(path, overrides)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)  # elsewhere other processes write
+            errors = look_at(path, overrides)
         path.unlink()
         return errors
 

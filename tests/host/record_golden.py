@@ -160,14 +160,15 @@ def shipped(place: str) -> dict[str, dict[str, Any]]:
 
 
 def record_workflows(replace: bool) -> None:
-    """Keep every story that has changed, in place of its newest version or beside it."""
-    for place in (".", "api"):
-        for story, now in shipped(place).items():
-            old = versions(place, story)
-            if not old or old[-1][1] != now:
-                number = max(1, len(old) + (not replace))
+    """Keep every story that has changed, in place of its newest version or beside it, in both formats."""
+    now = {place: shipped(place) for place in (".", "api")}
+    for story in now["."]:
+        old = {place: versions(place, story) for place in now}
+        if any(not old[place] or old[place][-1][1] != now[place][story] for place in now):
+            number = max(1, len(old["."]) + (not replace))
+            for place, stories in now.items():
                 path = RELEASED / place / f"{story}.{number}.json"
-                path.write_text(as_text(now))
+                path.write_text(as_text(stories[story]))
                 sys.stdout.write(f"{path}\n")
 
 
