@@ -244,7 +244,8 @@ class Batch:
             seconds = None if problem else round(time.monotonic() - began, 2)
             told = {"input": str(path), "outputs": lines, "seconds": seconds, "notes": [], "error": problem or None}
             lines = [json.dumps(told)]
-        print(*lines, sep="\n", end="\n" * bool(lines), flush=True)
+        sys.stdout.write("".join(f"{line}\n" for line in lines))  # at once: servers are served by threads
+        sys.stdout.flush()
         self.say(f"{row['image']}  {server}  {f'failed: {problem}' if problem else ' '.join(made)}")
         self.done.add(key)
 
@@ -265,7 +266,7 @@ class Batch:
     def say(self, text: str) -> None:
         """Tell a person something."""
         if not self.options.quiet:
-            print(text, file=sys.stderr, flush=True)
+            sys.stderr.write(f"{text}\n")
 
 
 def save(path: Path, data: bytes) -> None:
