@@ -55,6 +55,12 @@ def test_a_video_is_worked_on_as_one_clip_and_keeps_its_frame_rate(host, flows, 
     assert outputs["fps"]["text"] == ["7.0"]
 
 
+def test_a_video_of_pictures_with_odd_sides_and_alpha_can_be_saved(host, flows):
+    video = ("SaveVideo", {"video": "node.1", "filename_prefix": "odd", "format": "auto", "codec": "auto"})
+    workflow = making("FlowcoreColorize", picture(height=7, width=5, channels=4))
+    assert host.run(graph(workflow, save=video))["outputs"]["save"]["images"]
+
+
 UNUSUAL = [
     *({"height": height, "width": width} for height, width in ((1, 1), (7, 5), (2, 300))),
     {"height": 500, "width": 2},  # a preview of it would have no width
