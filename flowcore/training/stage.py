@@ -295,6 +295,11 @@ def check_stage(stage: Stage, recipe: Recipe, data: Data, flow: Flow) -> None:
             f"kinetic_weight and jacobian_weight of stage {stage.name} are about the paths of an ODE; a "
             f"{flow.architecture} model has none. Leave them out."
         )
+    if stage.calm_weight and flow.capabilities.source in ("none", "labels"):
+        raise FlowError(
+            f"calm_weight of stage {stage.name} is about the best guess for a picture; a {flow.architecture} model "
+            "draws without one. Leave it out."
+        )
     frozen = stage.objective == "likelihood" and (stage.train_encoder_after == 1 or not stage.encoder_rate)
     if getattr(recipe.model, "memory", 0) and stage.backbone_rate and not frozen:
         raise FlowError(

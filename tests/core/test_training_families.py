@@ -163,7 +163,7 @@ def test_a_model_of_gray_images_trains_on_digits_without_their_labels(data, tmp_
     assert Digits(data / "digits", labeled=False).batch(4, 28, 0, 0)[1] is None
 
 
-def test_the_penalties_on_paths_are_part_of_the_loss_and_need_paths(data, tmp_path):
+def test_the_penalties_on_paths_are_part_of_the_loss_and_models_refuse_what_is_not_theirs(data, tmp_path):
     made = recipe("ffjord", 1)
     flow = build_tiny("ffjord", perturb=0.2)
     x = torch.rand(4, 3, 8, 12)
@@ -175,9 +175,12 @@ def test_the_penalties_on_paths_are_part_of_the_loss_and_need_paths(data, tmp_pa
     noise = losses[0].noise(tuple(x.shape), torch.Generator().manual_seed(0))
     bits, kinetic, jacobian = (float(loss(x, None, noise).detach()) for loss in losses)
     assert bits < kinetic != jacobian > bits
-    penalized = dataclasses.replace(recipe("glow", 1), stages=(stages[1],))
-    with pytest.raises(FlowError, match="paths of an ODE; a glow model has none"):
-        train(penalized, data / "photos", tmp_path)
+    for stage, words in (
+        (stages[1], "paths of an ODE; a glow model has none"),
+        (dataclasses.replace(made.stages[0], calm_weight=1.0), "a glow model draws without one"),
+    ):
+        with pytest.raises(FlowError, match=words):
+            train(dataclasses.replace(recipe("glow", 1), stages=(stage,)), data / "photos", tmp_path)
 
 
 def test_digits_are_read_as_written(tmp_path):
