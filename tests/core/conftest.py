@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from builders import build_tiny
+from builders import build_tiny, build_upscaler
 
 from flowcore.checkpoints.file import save
-from flowcore.transforms import ActNorm
 
 from .commands import write_colorizer
 from .photographs import photographs
@@ -30,29 +29,36 @@ def fixed_seed(one_thread):
     torch.manual_seed(0)
 
 
-# --- small models for the command line, which no test changes ---------------------------------------------------------
+@pytest.fixture(scope="session")
+def model_files(tmp_path_factory):
+    """Files of small models, by the name that results have from them."""
+    folder = tmp_path_factory.mktemp("models")
+    small = {"steps": 1, "hidden": 4, "encoder_blocks": 1, "stacked_blocks": (0,)}
+    flows = {
+        "tiny": build_upscaler(**small, encoder_width=4, encoder_growth=2),
+        "other": build_upscaler(**small),
+        "color": build_tiny("colorizer", perturb=0.02),
+        "night": build_tiny("llflow", perturb=0.02),
+        "both-ways": build_tiny("hcflow", rescaling=True, perturb=0.02, steps=1),
+        "small-glow": build_tiny("glow", steps=1, hidden=4, image_size=16, mixing="conv"),
+        "digits": build_tiny("class_conditional", image_size=(28, 28), steps=1),
+    }
+    files = {name: folder / f"{name}.safetensors" for name in flows}
+    for name, flow in flows.items():
+        save(flow, files[name], provenance={"licence": "CC0-1.0", "source": "a test"})
+    return files | {"small-colorizer": write_colorizer(folder / "small-colorizer.safetensors")}
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory):
-    """An upscaler."""
-    path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
-    small = {"steps": 1, "hidden": 4, "encoder_blocks": 1, "encoder_width": 4, "encoder_growth": 2}
-    flow = build_tiny("srflow", **small, stacked_blocks=(0,), residual=True)
-    with torch.no_grad():  # as in trained models, most latents mean pictures: the guard looks on
-        next(m for m in flow.levels.modules() if isinstance(m, ActNorm)).log_scale += 3
-    save(flow, path, provenance={"licence": "CC0-1.0", "source": "a test"})
-    return path
+def model(model_files):
+    return model_files["tiny"]
 
 
 @pytest.fixture(scope="session")
-def small_glow(tmp_path_factory):
-    path = tmp_path_factory.mktemp("models") / "small-glow.safetensors"
-    flow = build_tiny("glow", steps=1, hidden=4, image_size=16, mixing="conv")
-    save(flow, path, provenance={"licence": "CC0-1.0"})
-    return path
+def small_glow(model_files):
+    return model_files["small-glow"]
 
 
 @pytest.fixture(scope="session")
-def small_colorizer(tmp_path_factory):
-    return write_colorizer(tmp_path_factory.mktemp("models") / "small-colorizer.safetensors")
+def small_colorizer(model_files):
+    return model_files["small-colorizer"]

@@ -203,12 +203,9 @@ def test_score_says_what_it_scored_and_fits_as_asked(small_glow, small_colorizer
     assert re.fullmatch(r"the chroma of 40x48, shrunk to \d+x\d+, given its luma\.", text)
 
 
-def test_styles_are_measured_and_used(tmp_path, capsys):
-    folder = write_mnist(tmp_path / "digits", 60)
-    plain, styled, out = tmp_path / "plain.safetensors", tmp_path / "styled.safetensors", tmp_path / "out"
-    flow = build_tiny("class_conditional", image_size=(28, 28), steps=1)
-    save(flow, plain, provenance={"licence": "CC0-1.0"})
-    assert main(["styles", str(plain), str(styled), "--data", str(folder)]) == 0
+def test_styles_are_measured_and_used(model_files, tmp_path, capsys):
+    folder, styled, out = write_mnist(tmp_path / "digits", 60), tmp_path / "styled.safetensors", tmp_path / "out"
+    assert main(["styles", str(model_files["digits"]), str(styled), "--data", str(folder)]) == 0
     assert list(flowcore.load(styled).styles) == ["bold", "wide", "slanted", "messy"]
     words = ["sample", "--model", styled, "--out", out, "--labels", 2, "--samples", 2]
     assert run(*words) == 0
@@ -294,11 +291,8 @@ def test_colorize_samples(small_colorizer, tmp_path, capsys):
 
 
 def test_options_of_colorize_reach_the_task(small_colorizer, tmp_path):
-    image, target, flow = (
-        photograph(tmp_path / "old.png", (40, 28)),
-        tmp_path / "new.png",
-        flowcore.load(small_colorizer),
-    )
+    image, target = photograph(tmp_path / "old.png", (40, 28)), tmp_path / "new.png"
+    flow = flowcore.load(small_colorizer)
     for name, value in {"saturation": 0, "working_size": 64, "detail": 1.5, "seed": 7}.items():
         option = f"--{name.replace('_', '-')}"
         assert run("colorize", image, target, "--model", small_colorizer, "--again", option, value) == 0
@@ -469,18 +463,16 @@ def test_training_takes_shipped_models_by_name(tmp_path, monkeypatch):
             assert taken.pop()[option] == file
 
 
-def test_brighten_writes_exposures_and_what_made_them(tmp_path, model, capsys):
-    flow, dark, out = build_tiny("llflow", perturb=0.02), tmp_path / "dark.safetensors", tmp_path / "out"
-    save(flow, dark, provenance={"licence": "CC0-1.0", "source": "a test"})
-    photo = photograph(tmp_path / "a.png", (21, 13))
+def test_brighten_writes_exposures_and_what_made_them(tmp_path, model, model_files, capsys):
+    photo, out = photograph(tmp_path / "a.png", (21, 13)), tmp_path / "out"
     words = ["brighten", photo, "-o", out, "--model"]
-    assert run(*words, dark) == 0
-    assert run(*words, dark, "--temperature", 0.5, "--samples", 2, "--seed", 7) == 0
-    assert names(out) == [f"a_dark_light_tau{end}.png" for end in ("0.5_seed7", "0.5_seed8", "0_seed0")]
-    (entry,) = read_provenance(out / "a_dark_light_tau0.5_seed8.png")
+    assert run(*words, model_files["night"]) == 0
+    assert run(*words, model_files["night"], "--temperature", 0.5, "--samples", 2, "--seed", 7) == 0
+    assert names(out) == [f"a_night_light_tau{end}.png" for end in ("0.5_seed7", "0.5_seed8", "0_seed0")]
+    (entry,) = read_provenance(out / names(out)[1])
     assert (entry.node, entry.architecture, entry.temperature) == ("FlowcoreBrighten", "llflow", 0.5)
-    expected = flowcore.brighten(flow, pixels(photo)[None], temperature=0.5, seed=8)
-    near(out / "a_dark_light_tau0.5_seed8.png", expected[0])
+    flow = flowcore.load(model_files["night"])
+    near(out / names(out)[1], flowcore.brighten(flow, pixels(photo)[None], temperature=0.5, seed=8)[0])
     assert run(*words, model) == 1
     assert "brighten needs a low-light model" in capsys.readouterr().err
 

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import build_tiny, build_upscaler
 from PIL import Image
 from safetensors.torch import save as save_file
 
+import flowcore
 from flowcore.batch.folders import Job, Made
-from flowcore.checkpoints.file import save
 from flowcore.checkpoints.latents_file import model_sha256
 from flowcore.cli.main import main
 from flowcore.cli.output import ProgressBar
@@ -24,28 +23,10 @@ from .commands import names, photograph, pixels, run
 from .digits import write_mnist
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
+@pytest.fixture
+def models(model_files):
     """The head of a command that uses a small model."""
-    folder = tmp_path_factory.mktemp("models")
-    small = {"steps": 1, "hidden": 4, "encoder_blocks": 1, "stacked_blocks": (0,)}
-    flows = {
-        "one": build_upscaler(**small),
-        "two": build_upscaler(**small, encoder_width=4),
-        "color": build_tiny("colorizer", perturb=0.02),
-        "night": build_tiny("llflow", perturb=0.02),
-        "both-ways": build_tiny("hcflow", rescaling=True, perturb=0.02, steps=1),
-        "glow": build_tiny("glow", steps=1, hidden=4, image_size=16, mixing="conv"),
-        "digits": build_tiny("class_conditional", image_size=(28, 28), steps=1),
-    }
-    for name, flow in flows.items():
-        save(flow, folder / f"{name}.safetensors", provenance={"licence": "CC0-1.0", "source": "a test"})
-
-    def words(name, command="upscale"):
-        return [command, "--model", folder / f"{name}.safetensors"]
-
-    words.sha = {name: model_sha256(flow) for name, flow in flows.items()}
-    return words
+    return lambda name, command="upscale": [command, "--model", model_files[name]]
 
 
 @pytest.fixture
@@ -57,45 +38,38 @@ def test_names_tell_what_made_them(models, photo, tmp_path, monkeypatch):
     monkeypatch.setattr("flowcore.device._cpu_has_bfloat16", lambda: True)
     out, samples = tmp_path / "out", tmp_path / "samples"
     for model, *options in (
-        ("one",),
-        ("two",),
-        ("one", "--temperature", 0.3, "--calm-edges", 0.5),
-        ("one", "--precision", "auto"),
-        ("one", "--seed", 7, "--samples", 2),
-        ("one", "--format", "jpeg"),
+        ("tiny",),
+        ("other",),
+        ("tiny", "--temperature", 0.3, "--calm-edges", 0.5),
+        ("tiny", "--precision", "auto"),
+        ("tiny", "--seed", 7, "--samples", 2),
+        ("tiny", "--format", "jpeg"),
     ):
         assert run(*models(model), photo, "-o", out, *options) == 0
     assert names(out) == [
-        "photo_one_tau0.3_calm0.5_seed0.png",
-        "photo_one_tau0.8_bfloat16_seed0.png",
-        "photo_one_tau0.8_seed0.jpg",
-        "photo_one_tau0.8_seed0.png",
-        "photo_one_tau0.8_seed7.png",
-        "photo_one_tau0.8_seed8.png",
-        "photo_two_tau0.8_seed0.png",
+        "photo_other_tau0.8_seed0.png",
+        "photo_tiny_tau0.3_calm0.5_seed0.png",
+        "photo_tiny_tau0.8_bfloat16_seed0.png",
+        "photo_tiny_tau0.8_seed0.jpg",
+        "photo_tiny_tau0.8_seed0.png",
+        "photo_tiny_tau0.8_seed7.png",
+        "photo_tiny_tau0.8_seed8.png",
     ]
-    assert read(out / names(out)[1])[0].settings["precision"] == "bfloat16"
-    assert run(*models("digits", "sample"), "--samples", 2, "--out", samples, "--labels", 2, 1) == 0
+    assert read(out / names(out)[2])[0].settings["precision"] == "bfloat16"
     wide = ["--size", 32, 16, "--precision", "bfloat16"]
-    assert run(*models("glow", "sample"), "--samples", 2, "--out", samples, *wide) == 0
-    assert names(samples) == [
-        "digits_tau0.7_label1_seed1.png",
-        "digits_tau0.7_label2_seed0.png",
-        "glow_32x16_tau0.7_bfloat16_seed0.png",
-        "glow_32x16_tau0.7_bfloat16_seed1.png",
-    ]
-    assert read(samples / names(samples)[1])[0].settings["labels"] == "2, 1"
+    assert run(*models("small-glow", "sample"), "--samples", 1, "--out", samples, *wide) == 0
+    assert names(samples) == ["small-glow_32x16_tau0.7_bfloat16_seed0.png"]
 
 
 # Command to a model, options that change no pixel, and those that change some.
 COMMANDS = {
-    "upscale": ("one", ["--tile", 64], ["--bits", 16]),
+    "upscale": ("tiny", ["--tile", 64], ["--bits", 16]),
     "brighten": ("night", ["--tile", 256], ["--bits", 16]),
     "colorize": ("color", [], ["--saturation", 0.5]),
     "shrink": ("both-ways", [], None),
     "restore": ("both-ways", ["--tile", 64], None),
-    "sample": ("glow", [], None),
-    "interpolate": ("glow", [], None),
+    "sample": ("small-glow", [], None),
+    "interpolate": ("small-glow", [], None),
 }
 
 
@@ -154,12 +128,12 @@ def test_what_is_there_is_checked(models, photo, tmp_path, capsys, command):
 def test_another_picture_of_the_same_name(models, photo, tmp_path, capsys):
     out, before = tmp_path / "out.png", None
     for _ in range(2):
-        assert run(*models("one"), photo, "-o", out) == (1 if before else 0)
+        assert run(*models("tiny"), photo, "-o", out) == (1 if before else 0)
         assert before in (None, out.read_bytes())
         before = out.read_bytes()
         photograph(photo, (8, 6), seed=5)
     assert "of another picture" in capsys.readouterr().err
-    assert run(*models("one"), photo, "-o", out, "--again") == 0
+    assert run(*models("tiny"), photo, "-o", out, "--again") == 0
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -180,13 +154,13 @@ def test_a_file_name_is_a_file(models, photo, tmp_path, capsys, command):
 
 
 def test_formats_of_named_files(models, photo, tmp_path, capsys):
-    assert run(*models("one"), photo, "-o", tmp_path / "a.webp") == 0
+    assert run(*models("tiny"), photo, "-o", tmp_path / "a.webp") == 0
     with Image.open(tmp_path / "a.webp") as opened:
         assert (opened.format, opened.size) == ("WEBP", (32, 24))
     for command, words, said in (
-        (models("one"), ["b.png", "--format", "jpeg"], "b.png is not the name of a jpeg file"),
+        (models("tiny"), ["b.png", "--format", "jpeg"], "b.png is not the name of a jpeg file"),
         (models("both-ways", "shrink"), ["b.jpg"], "PNG files, which lose nothing"),
-        (models("one"), ["b.bmp"], "Results are written as .png, .jpg, .webp, .tif, .jpeg, .tiff; got b.bmp."),
+        (models("tiny"), ["b.bmp"], "Results are written as .png, .jpg, .webp, .tif, .jpeg, .tiff; got b.bmp."),
     ):
         assert run(*command, photo, "-o", tmp_path / words[0], *words[1:]) == 1
         assert said in capsys.readouterr().err
@@ -218,7 +192,8 @@ def test_model_files_are_replaced_on_request_only(models, tmp_path, capsys, comm
 
 
 def test_numbers_replace_numbers_only(models, photo, tmp_path, capsys):
-    words, numbers = [*models("glow", "score"), photo, "--json", tmp_path / "numbers.json"], tmp_path / "numbers.json"
+    numbers = tmp_path / "numbers.json"
+    words = [*models("small-glow", "score"), photo, "--json", numbers]
     for _ in range(2):
         assert run(*words) == 0
     for foreign in ('{"name": "my package"}', "no JSON"):
@@ -233,7 +208,7 @@ def test_a_batch_has_a_manifest_and_a_last_line(models, tmp_path, capsys):
     photograph(folder / "a.png", (8, 6), seed=1)
     Image.fromarray(np.full((6, 8, 3), 90, np.uint8)).save(folder / "gray.png")
     (folder / "bad.png").write_text("no picture")
-    words = [*models("one"), folder, "-o", out, "--samples", 2]
+    words = [*models("tiny"), folder, "-o", out, "--samples", 2]
 
     def rows():
         with (out / "manifest.csv").open(newline="") as file:
@@ -252,7 +227,7 @@ def test_a_batch_has_a_manifest_and_a_last_line(models, tmp_path, capsys):
     assert list(rows()[0]) == ["input", "output", "seed", "model", "model_sha256", "seconds", "note"]
     made = [row for row in rows() if row["output"]]
     assert all((out / os.path.relpath(row["output"], out)).is_file() for row in made)
-    assert {row["model_sha256"] for row in rows()} == {models.sha["one"]}
+    assert {row["model_sha256"] for row in rows()} == {model_sha256(flowcore.load(models("tiny")[2]))}
     assert all(float(row["seconds"]) > 0 for row in made)
     assert "is gray" in made[2]["note"]
     (failed,) = (row for row in rows() if not row["output"])
