@@ -10,7 +10,6 @@ import torch
 from builders import build_tiny
 from safetensors.torch import load_file, save_file
 
-from flowcore.checkpoints.eight_bits import from_eight_bits, scales_shape, to_eight_bits
 from flowcore.checkpoints.file import FORMAT, KEY, is_ours, read, read_config, read_header, reconfigure, save
 from flowcore.errors import CheckpointError
 from flowcore.models import build, configure
@@ -39,9 +38,6 @@ def rewrite(file, *, header=None, tensors=None, keep=True):
 def header_of(file):
     size = struct.unpack("<Q", file.read_bytes()[:8])[0]
     return json.loads(json.loads(file.read_bytes()[8 : 8 + size])["__metadata__"][KEY])
-
-
-# --- round trip -------------------------------------------------------------------------------------------------------
 
 
 def test_a_model_is_read_in_float32_for_evaluation_and_training(file):
@@ -95,22 +91,6 @@ def test_eight_bit_storage_survives_another_configuration(eight_bits, tmp_path):
     assert after.keys() == before.keys()
     assert all(t.dtype == before[name].dtype and torch.equal(t, before[name]) for name, t in after.items())
     assert all(torch.equal(t, read(file).state_dict()[name]) for name, t in flow.state_dict().items())
-
-
-def test_a_block_of_64_numbers_has_a_scale():
-    for shape in ((3, 1), (3, 64), (3, 65), (2, 7, 3, 3), (2, 128, 1, 1), (5, 1, 5, 5), (2, 201)):
-        kernel = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        values, scale = to_eight_bits(kernel)
-        assert (values.shape, values.dtype) == (kernel.shape, torch.int8)
-        assert tuple(scale.shape) == scales_shape(shape)
-        back = from_eight_bits(values, scale).flatten(1)
-        for i, (rows, rounded) in enumerate(zip(kernel.flatten(1).split(64, 1), back.split(64, 1), strict=True)):
-            step = scale[:, i : i + 1].float()
-            assert torch.allclose(step, rows.abs().amax(1, keepdim=True) / 127, rtol=2**-8)
-            assert bool(((rounded - rows).abs() <= 0.5001 * step).all())
-        again, same = to_eight_bits(back.view(shape))
-        assert torch.equal(again, values)
-        assert torch.equal(same, scale)
 
 
 def test_rows_of_any_size_survive_eight_bits(tmp_path):
@@ -216,9 +196,6 @@ def test_reading_the_header_reads_no_tensor(tmp_path):
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
-# --- other and damaged files ------------------------------------------------------------------------------------------
-
-
 def test_missing_and_foreign_files_are_refused_by_name(tmp_path, file):
     with pytest.raises(CheckpointError, match=r"no file gone\.safetensors"):
         read(tmp_path / "gone.safetensors")
@@ -269,9 +246,6 @@ def test_damaged_headers_are_refused(file):
             read_header(file)
         with pytest.raises(CheckpointError):
             read(file)
-
-
-# --- atomic saving ----------------------------------------------------------------------------------------------------
 
 
 def test_failed_save_keeps_the_previous_file(flow, file):

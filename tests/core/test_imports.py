@@ -8,16 +8,8 @@ from flowcore.models import ARCHITECTURES
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("flowcore", "nodes")
-HOST = {
-    "comfy",
-    "comfy_api",
-    "comfy_execution",
-    "comfy_extras",
-    "comfyui_version",
-    "folder_paths",
-    "execution",
-    "server",
-}
+HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfyui_version", "folder_paths", "execution"}
+HOST |= {"server"}
 
 # A room may import the rows before its own, and its own; a leaf imports errors, device and leaves, and every room from
 # networks on may import it.

@@ -52,9 +52,6 @@ def rewrite(file, *, tensors=None, raw=None, **fields):
     save_file(tensors or load_file(file), file, metadata={KEY: json.dumps(header) if raw is None else raw})
 
 
-# --- round trip -------------------------------------------------------------------------------------------------------
-
-
 def test_round_trip_is_exact(latents, file, tmp_path):
     back, header, _ = load_latents(file)
     assert len(back) == 3
@@ -94,9 +91,6 @@ def test_invalid_latents_are_not_saved(latents, tmp_path):
         with pytest.raises(kind, match=match):
             save_latents(path, levels, **{"model": SHA, "architecture": "glow", **fields})
     assert list(tmp_path.iterdir()) == []
-
-
-# --- fingerprints -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +146,6 @@ def test_fingerprint_separates_names_shapes_and_values():
     different += [{"a": both}, {"a": both.view(2, 2)}, {"a": both.view(1, 4)}]
     assert len({fingerprint(**tensors) for tensors in different}) == 7
     assert fingerprint(b=two, a=one) == fingerprint(a=one, b=two)
-
-
-# --- damaged files ----------------------------------------------------------------------------------------------------
 
 
 def refused(file, *words):

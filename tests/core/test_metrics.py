@@ -8,71 +8,48 @@ import torch
 from flowcore.errors import FlowError, ShapeError
 from flowcore.images.color import parse_color, split
 from flowcore.images.resize import enlarge, shrink
-from flowcore.quality.color_metrics import (
-    SKIN_PATCH,
-    chroma_rmse,
-    coherence_parts,
-    colorfulness,
-    fog,
-    global_share,
-    seam_ratio,
-    seam_sums,
-    skin_color,
-    skin_verdict,
-)
-from flowcore.quality.metrics import (
-    ALEXNET,
-    diversity,
-    diversity_score,
-    false_specks,
-    lpips,
-    lpips_map,
-    lpips_missing,
-    lr_psnr,
-    psnr,
-    ssim,
-)
+from flowcore.quality import color_metrics, metrics
 
 
 def test_psnr_of_a_constant_difference_and_ssim_of_noise():
     a = torch.full((2, 3, 8, 6), 0.5)
     b = a + torch.tensor([0.1, 0.01])[:, None, None, None]
-    assert psnr(a, b).tolist() == pytest.approx([20.0, 40.0], abs=1e-3)
+    assert metrics.psnr(a, b).tolist() == pytest.approx([20.0, 40.0], abs=1e-3)
     sr = torch.rand(1, 3, 32, 24, generator=torch.Generator().manual_seed(0))
-    assert math.isinf(float(lr_psnr(sr, shrink(sr, 4))))
+    assert math.isinf(float(metrics.lr_psnr(sr, shrink(sr, 4))))
     lr = torch.full((1, 3, 6, 5), 0.25)
-    assert float(lr_psnr(enlarge(lr, 4) + 0.1, lr)) == pytest.approx(20.0, abs=1e-3)
+    assert float(metrics.lr_psnr(enlarge(lr, 4) + 0.1, lr)) == pytest.approx(20.0, abs=1e-3)
     generator = torch.Generator().manual_seed(0)
     a = torch.rand(1, 3, 32, 40, generator=generator)
     noisy = (a + 0.1 * torch.randn(a.shape, generator=generator)).clamp(0, 1)
-    assert float(ssim(a, a)) == pytest.approx(1.0, abs=1e-5)
-    assert 0.5 < float(ssim(a, noisy)) < 0.98
+    assert float(metrics.ssim(a, a)) == pytest.approx(1.0, abs=1e-5)
+    assert 0.5 < float(metrics.ssim(a, noisy)) < 0.98
 
 
 def test_diversity_is_the_mean_deviation_in_eighth_bit_steps():
     samples = torch.stack([torch.zeros(3, 4, 4), torch.full((3, 4, 4), 2 / 255)])
-    assert diversity(samples) == pytest.approx(1.0, abs=1e-5)
-    assert diversity(samples[:1].repeat(3, 1, 1, 1)) == 0
+    assert metrics.diversity(samples) == pytest.approx(1.0, abs=1e-5)
+    assert metrics.diversity(samples[:1].repeat(3, 1, 1, 1)) == 0
 
 
 def test_false_specks_are_isolated_pixels_where_the_original_is_smooth():
     hr = torch.full((1, 3, 20, 30), 0.5)
     hr[..., 20:] = 0.7  # an edge: no pixel of it differs from its local median
-    assert false_specks(hr, hr).tolist() == [0]
+    assert metrics.false_specks(hr, hr).tolist() == [0]
     sr = hr.clone()
     sr[..., 5, 5] += 0.09
     sr[..., 12, 8] -= 0.09
     sr[..., 12, 20] += 0.07  # too faint
     sr[..., 2:4, 10:14] += 0.3  # an area, whose inner pixels are their own median; its four corners are not
-    assert false_specks(sr, hr).tolist() == pytest.approx([1000 * 6 / 600])
+    assert metrics.false_specks(sr, hr).tolist() == pytest.approx([1000 * 6 / 600])
     detailed = hr.clone()
     detailed[..., 7, 7] += 0.05  # detail of the original, 2 pixels away from the first speck
-    assert false_specks(sr, detailed).tolist() == pytest.approx([1000 * 5 / 600])
+    assert metrics.false_specks(sr, detailed).tolist() == pytest.approx([1000 * 5 / 600])
     detailed[..., 7, 7], detailed[..., 5, 2] = 0.5, 0.55  # 3 pixels away
-    assert false_specks(sr, detailed).tolist() == pytest.approx([1000 * 6 / 600])
+    assert metrics.false_specks(sr, detailed).tolist() == pytest.approx([1000 * 6 / 600])
     detailed[..., 5, 2], detailed[..., 5, 6] = 0.5, 0.53  # too faint to count as detail
-    assert false_specks(sr, detailed).tolist() == pytest.approx([1000 * 6 / 600])
-    assert false_specks(torch.cat([sr, hr]), hr).tolist() == pytest.approx([10, 0])
+    assert metrics.false_specks(sr, detailed).tolist() == pytest.approx([1000 * 6 / 600])
+    assert metrics.false_specks(torch.cat([sr, hr]), hr).tolist() == pytest.approx([10, 0])
 
 
 def flat(*colors: tuple[float, float], size: tuple[int, int] = (6, 10)) -> torch.Tensor:
@@ -87,30 +64,30 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_chroma_rmse_is_over_both_channels_and_one_number_per_picture():
     a, gray = flat((0.3, -0.4), (0.0, 0.2)), flat((0.0, 0.0))
     expected = [0.25**0.5 / 2**0.5, 0.2 / 2**0.5]
-    assert chroma_rmse(a, gray).tolist() == pytest.approx(expected)
-    assert chroma_rmse(gray, a).tolist() == pytest.approx(expected)
-    assert chroma_rmse(a, a).tolist() == [0, 0]
+    assert color_metrics.chroma_rmse(a, gray).tolist() == pytest.approx(expected)
+    assert color_metrics.chroma_rmse(gray, a).tolist() == pytest.approx(expected)
+    assert color_metrics.chroma_rmse(a, a).tolist() == [0, 0]
     half = a.clone()
     half[..., :5] = 0  # an error on half of the pixels: sqrt(1/2) of it
-    assert chroma_rmse(half, gray).tolist() == pytest.approx([e / 2**0.5 for e in expected])
+    assert color_metrics.chroma_rmse(half, gray).tolist() == pytest.approx([e / 2**0.5 for e in expected])
 
 
 def test_global_share_is_one_for_a_change_of_the_whole_and_one_over_the_pixels_for_noise():
-    assert global_share(flat((0.02, -0.1), (0.0, 0.3))).tolist() == pytest.approx([1, 1])
+    assert color_metrics.global_share(flat((0.02, -0.1), (0.0, 0.3))).tolist() == pytest.approx([1, 1])
     pixels = 12 * 20
-    shares = global_share(noise(400, 2, 12, 20))
+    shares = color_metrics.global_share(noise(400, 2, 12, 20))
     assert float(shares.mean()) * pixels == pytest.approx(1, rel=0.15)
     halves = flat((0.1, 0.0), size=(4, 8)).clone()
     halves[..., 4:] *= -1  # two patches that disagree
-    assert global_share(halves).tolist() == pytest.approx([0], abs=1e-12)
+    assert color_metrics.global_share(halves).tolist() == pytest.approx([0], abs=1e-12)
     three = flat((0.1, 0.0), size=(4, 8)).clone()
     three[..., 6:] *= -1  # three quarters agree: mean 1/2, energy 1
-    assert global_share(three).tolist() == pytest.approx([0.25])
-    assert math.isnan(float(global_share(flat((0.0, 0.0)))))
+    assert color_metrics.global_share(three).tolist() == pytest.approx([0.25])
+    assert math.isnan(float(color_metrics.global_share(flat((0.0, 0.0)))))
 
 
 def coherence(samples, truth):
-    own, true = coherence_parts(samples, truth)
+    own, true = color_metrics.coherence_parts(samples, truth)
     return own / true
 
 
@@ -119,7 +96,7 @@ def test_coherence_divides_the_share_of_the_samples_by_that_of_the_truth():
     truth = flat((0.0, 0.2), size=(6, 10)).clone()
     truth[..., 5:] *= -1
     truth += flat((0.1, 0.0))  # 1/5 of its energy is global
-    assert coherence_parts(whole, truth) == pytest.approx((1.0, 0.2))
+    assert color_metrics.coherence_parts(whole, truth) == pytest.approx((1.0, 0.2))
     assert coherence(whole, truth) == pytest.approx(5)
     base = noise(1, 2, 6, 10)  # what all have in common does not count
     assert coherence(whole + base, truth + base) == pytest.approx(5, rel=1e-4)
@@ -131,7 +108,7 @@ def test_colorfulness_is_the_length_of_chroma():
     half = flat((0.3, 0.4)).clone()
     half[..., :5] = 0
     values = torch.cat([flat((0.3, 0.4), (-0.3, -0.4), (0.0, 0.0)), half])
-    assert colorfulness(values).tolist() == pytest.approx([0.5, 0.5, 0, 0.5 / 2**0.5])
+    assert color_metrics.colorfulness(values).tolist() == pytest.approx([0.5, 0.5, 0, 0.5 / 2**0.5])
 
 
 def stairs(size: int = 16, cell: int = 4, rise: float = 0.04) -> torch.Tensor:
@@ -141,7 +118,7 @@ def stairs(size: int = 16, cell: int = 4, rise: float = 0.04) -> torch.Tensor:
 
 
 def seams(chroma, luma, cell):
-    return seam_ratio(seam_sums(chroma, luma, cell))
+    return color_metrics.seam_ratio(color_metrics.seam_sums(chroma, luma, cell))
 
 
 def test_seams_compare_borders_of_cells_with_insides():
@@ -155,8 +132,8 @@ def test_seams_compare_borders_of_cells_with_insides():
     assert math.isnan(seams(flat((0.1, 0.2), size=(16, 16)), gray, 4))
     assert math.isnan(seams(stairs(), gray, 16))  # one cell has no borders
     both = torch.cat([stairs(), stairs(rise=0)])
-    added = seam_sums(both[:1], gray, 4) + seam_sums(both[1:], gray, 4)
-    assert seams(both, gray, 4) == pytest.approx(seam_ratio(added)) == pytest.approx(3, rel=1e-3)
+    added = color_metrics.seam_sums(both[:1], gray, 4) + color_metrics.seam_sums(both[1:], gray, 4)
+    assert seams(both, gray, 4) == pytest.approx(color_metrics.seam_ratio(added)) == pytest.approx(3, rel=1e-3)
 
 
 def test_fog_is_the_change_of_color_where_luma_stays():
@@ -165,7 +142,7 @@ def test_fog_is_the_change_of_color_where_luma_stays():
     chroma = torch.zeros(2, 2, 4, 4)
     chroma[0, :, :, 2:] = 0.3
     chroma[1, :, 2:] = 0.1  # of 12 + 8 neighbors without an edge 4 change
-    assert fog(chroma, luma).tolist() == pytest.approx([0, 0.1 * (4 / 20) ** 0.5])
+    assert color_metrics.fog(chroma, luma).tolist() == pytest.approx([0, 0.1 * (4 / 20) ** 0.5])
 
 
 def test_seams_are_no_seams_where_luma_has_edges():
@@ -183,7 +160,7 @@ def test_seams_are_no_seams_where_luma_has_edges():
 def test_skin_is_neither_blue_nor_green():
     def portrait(color: str, around: str = "#3060c0") -> torch.Tensor:
         rgb = torch.tensor(parse_color(around))[:, None, None].repeat(1, 50, 50)
-        top, bottom, left, right = (round(50 * part) for part in SKIN_PATCH)
+        top, bottom, left, right = (round(50 * part) for part in color_metrics.SKIN_PATCH)
         rgb[:, top:bottom, left:right] = torch.tensor(parse_color(color))[:, None, None]
         return split(rgb[None])[1]
 
@@ -191,10 +168,10 @@ def test_skin_is_neither_blue_nor_green():
     wrong = ("#7080c0", "#60a080", "#a0c040", "#9060b0", "#c0b040")
     pale = ("#808080", "#7f8083")
     chroma = torch.cat([portrait(color) for color in (*tones, *wrong, *pale)])
-    outside, gray = skin_verdict(chroma)
+    outside, gray = color_metrics.skin_verdict(chroma)
     assert outside.tolist() == [False] * len(tones) + [True] * len(wrong) + [False] * len(pale)
     assert gray.tolist() == [False] * (len(tones) + len(wrong)) + [True] * len(pale)
-    hue, length = skin_color(flat((-0.3, 0.3), (0.0, -0.2)))
+    hue, length = color_metrics.skin_color(flat((-0.3, 0.3), (0.0, -0.2)))
     assert hue.tolist() == pytest.approx([135, 270])
     assert length.tolist() == pytest.approx([0.3 * 2**0.5, 0.2])
 
@@ -204,23 +181,23 @@ def test_diversity_score_is_what_choosing_by_pixel_gains():
     samples = torch.zeros(2, 3, 2, 2)
     samples[0, :, 0] = 0.2  # wrong above: mean square 0.02
     samples[1, :, 1] = 0.4  # wrong below, and more so
-    assert diversity_score(samples, hr) == pytest.approx(100)  # each pixel is right in one of them
+    assert metrics.diversity_score(samples, hr) == pytest.approx(100)  # each pixel is right in one of them
     samples[:, 0, 1, 1] = 0.3  # one of four pixels, one of three colors, in both: 0.03 on the map
     # best whole: (0.04 + 0.04 + 0 + 0.03) / 4; best by pixel: 0.03 / 4
-    assert diversity_score(samples, hr) == pytest.approx(100 * (0.11 - 0.03) / 0.11, rel=1e-5)
-    linear = diversity_score(samples, hr, lambda a, b: (a - b).abs().mean(1, keepdim=True))
+    assert metrics.diversity_score(samples, hr) == pytest.approx(100 * (0.11 - 0.03) / 0.11, rel=1e-5)
+    linear = metrics.diversity_score(samples, hr, lambda a, b: (a - b).abs().mean(1, keepdim=True))
     assert linear == pytest.approx(100 * (0.5 - 0.1) / 0.5, rel=1e-5)
-    assert diversity_score(samples[:1].repeat(5, 1, 1, 1), hr) == 0
-    assert diversity_score(torch.cat([samples, hr]), hr) == 0  # nothing is nearer than the truth
+    assert metrics.diversity_score(samples[:1].repeat(5, 1, 1, 1), hr) == 0
+    assert metrics.diversity_score(torch.cat([samples, hr]), hr) == 0  # nothing is nearer than the truth
 
 
 def test_lpips_says_what_it_lacks_and_measures_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", None)  # whoever downloads fails
-    missing = lpips_missing()
+    missing = metrics.lpips_missing()
     assert missing is not None
-    assert f"{ALEXNET} in {tmp_path / 'checkpoints'}" in missing
-    for measure in (lpips, lpips_map):
+    assert f"{metrics.ALEXNET} in {tmp_path / 'checkpoints'}" in missing
+    for measure in (metrics.lpips, metrics.lpips_map):
         with pytest.raises(FlowError, match="LPIPS is not installed"):
             measure(torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64))
 
@@ -230,18 +207,18 @@ def test_lpips_is_that_of_its_package(tmp_path, monkeypatch):
     package = pytest.importorskip("lpips")
     from torchvision.models import AlexNet_Weights, alexnet
 
-    assert AlexNet_Weights.IMAGENET1K_V1.url.endswith(f"/{ALEXNET}")
+    assert AlexNet_Weights.IMAGENET1K_V1.url.endswith(f"/{metrics.ALEXNET}")
     torch.manual_seed(0)
     weights = alexnet().state_dict()
     (tmp_path / "checkpoints").mkdir()
-    torch.save(weights, tmp_path / "checkpoints" / ALEXNET)
+    torch.save(weights, tmp_path / "checkpoints" / metrics.ALEXNET)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", None)
-    assert lpips_missing() is None
+    assert metrics.lpips_missing() is None
     images = torch.rand(2, 3, 70, 64, generator=torch.Generator().manual_seed(1))
     noisy = (images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(2))).clamp(0, 1)
     before = torch.get_rng_state()
-    came, spatial = lpips(images, noisy), lpips_map(images, noisy)
+    came, spatial = metrics.lpips(images, noisy), metrics.lpips_map(images, noisy)
     assert torch.equal(torch.get_rng_state(), before)
     with monkeypatch.context() as patched:
         patched.setattr("torchvision.models._api.WeightsEnum.get_state_dict", lambda *_, **__: weights)
@@ -250,6 +227,6 @@ def test_lpips_is_that_of_its_package(tmp_path, monkeypatch):
     theirs.spatial = True
     assert torch.allclose(spatial, theirs(images, noisy, normalize=True), atol=1e-6)
     assert spatial.shape == (2, 1, 70, 64)
-    assert lpips(images, images).tolist() == [0, 0]
+    assert metrics.lpips(images, images).tolist() == [0, 0]
     with pytest.raises(ShapeError, match="sides of 32"):
-        lpips(images[..., :31], noisy[..., :31])
+        metrics.lpips(images[..., :31], noisy[..., :31])

@@ -17,7 +17,6 @@ from flowcore.networks import (
     TablePrior,
     TopPrior,
 )
-from flowcore.networks.conditioner import convolve
 from flowcore.networks.efficientnet import EfficientNetLite0
 from flowcore.networks.luma import CHROMA_UNIT
 from flowcore.networks.residual import NetworkNorm, WeightNormConv
@@ -31,26 +30,6 @@ def image(height=6, width=8, channels=3, batch=2):
 
 def encoder(scale=4, stacked=(1, 0), blocks=2):
     return perturbed(RRDBEncoder(scale, blocks, 5, 3, stacked), 0.02).double()
-
-
-def around(x, edge):
-    """The image with a ring of one pixel around it, made by hand."""
-    batch, channels, height, width = x.shape
-    ring = x.new_full((batch, channels, height + 2, width + 2), 1.0 if edge == "ones" else 0.0)
-    ring[:, :, 1:-1, 1:-1] = x
-    if edge != "flag":
-        return ring
-    flag = x.new_ones(batch, 1, height + 2, width + 2)
-    flag[:, :, 1:-1, 1:-1] = 0
-    return torch.cat([ring, flag], dim=1)
-
-
-@pytest.mark.parametrize("edge", ["zeros", "ones", "flag"])
-def test_convolutions_see_what_is_said_beyond_the_border(edge):
-    weight = torch.randn(4, 3 + (edge == "flag"), 3, 3, dtype=torch.float64)
-    bias = torch.randn(4, dtype=torch.float64)
-    expected = F.conv2d(around(image(), edge), weight, bias)
-    assert torch.allclose(convolve(image(), weight, bias, edge), expected, atol=1e-13)
 
 
 def test_networks_of_couplings_and_priors_start_at_zero():

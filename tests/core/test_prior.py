@@ -9,7 +9,7 @@ import torch
 
 from flowcore import prior
 from flowcore.errors import FlowError, ShapeError
-from flowcore.prior import log_prob, masked_temperature, resize_temperature_map, sample_latents
+from flowcore.prior import masked_temperature, resize_temperature_map, sample_latents
 
 SHAPES = [(6, 4, 6), (12, 2, 3)]
 
@@ -60,13 +60,6 @@ def test_draws_do_not_depend_on_global_state_nor_disturb_it():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_draws_are_standard_normal():
-    z = sample_latents([(50, 32, 32)], 2, seed=1)[0].double()
-    assert abs(z.mean()) < 5 / math.sqrt(z.numel())
-    assert abs(z.var() - 1) < 0.02
-    assert abs(z.pow(4).mean() - 3) < 0.1
-
-
 def test_wrong_temperatures_seeds_and_numbers_are_refused():
     for tau in (-0.1, math.nan, math.inf, -math.inf, [0.5, -1.0], [math.nan, 1.0]):
         with pytest.raises(FlowError, match="Temperature must be a finite number >= 0"):
@@ -90,22 +83,8 @@ def test_wrong_temperatures_seeds_and_numbers_are_refused():
             sample_latents(SHAPES, n)
 
 
-def test_log_prob_is_the_standard_normal_density():
-    latents = [z.double() for z in sample_latents(SHAPES, 3, 0.7, seed=2)]
-    expected = sum(torch.distributions.Normal(0, 1).log_prob(z).flatten(1).sum(1) for z in latents)
-    assert log_prob(latents).shape == (3,)
-    assert torch.allclose(log_prob(latents), expected, atol=1e-9)
-
-
 def ramp(n=1, height=8, width=12):
     return torch.linspace(0, 1, n * height * width).view(n, 1, height, width)
-
-
-def test_a_constant_map_is_the_number():
-    number = sample_latents(SHAPES, 2, 0.7, seed=9)
-    for size in ((1, 1), (4, 6), (2, 3), (40, 7)):
-        for z, expected in zip(sample_latents(SHAPES, 2, torch.full((1, 1, *size), 0.7), seed=9), number, strict=True):
-            torch.testing.assert_close(z, expected, atol=1e-6, rtol=0)
 
 
 def test_a_map_multiplies_every_level_on_its_own_grid():

@@ -18,22 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from flowcore import FlowError, load
+from flowcore import FlowError, load, provenance
 from flowcore.checkpoints import catalog, save
 from flowcore.checkpoints.latents_file import model_sha256
-from flowcore.provenance import (
-    MAX_TEXT,
-    SIGNATURE,
-    Provenance,
-    ProvenanceError,
-    describe,
-    find_model,
-    fingerprint,
-    is_plain,
-    read,
-    select,
-    source,
-)
+from flowcore.provenance import Provenance, ProvenanceError
 
 ENTRY = Provenance(
     node_id="3",
@@ -76,7 +64,7 @@ def to_text(**changes):
 def test_every_kind_of_text_chunk_is_read(tmp_path):
     for kind in ("tEXt", "zTXt", "iTXt", "iTXt packed"):
         path = png(tmp_path / "a.png", to_text(), kind)
-        assert read(path) == [ENTRY], kind
+        assert provenance.read(path) == [ENTRY], kind
         assert Image.open(path).size == (3, 2)
 
 
@@ -85,8 +73,8 @@ def test_text_of_pillow_and_of_newer_versions_is_read(tmp_path):
     text.add_text("prompt", "{}" * 1000)
     text.add_text("flowcore", json.dumps([ENTRY.to_json(), ENTRY.to_json() | {"node_id": "5"}]))
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png", pnginfo=text)
-    assert [entry.node_id for entry in read(tmp_path / "a.png")] == ["3", "5"]
-    assert read(png(tmp_path / "a.png", to_text(mood="calm"))) == [ENTRY]
+    assert [entry.node_id for entry in provenance.read(tmp_path / "a.png")] == ["3", "5"]
+    assert provenance.read(png(tmp_path / "a.png", to_text(mood="calm"))) == [ENTRY]
 
 
 def test_pictures_made_through_the_api_are_described_by_their_prompt(tmp_path):
@@ -95,16 +83,16 @@ def test_pictures_made_through_the_api_are_described_by_their_prompt(tmp_path):
     upscale, saved = {"class_type": "FlowcoreUpscale", "inputs": inputs}, {"class_type": "SaveImage", "inputs": {}}
     text.add_text("prompt", json.dumps({"2": upscale, "3": saved}))
     Image.new("RGB", (4, 4)).save(path, pnginfo=text)
-    assert describe(path) == [{"node_id": "2", "node": "FlowcoreUpscale", "settings": inputs}]
+    assert provenance.describe(path) == [{"node_id": "2", "node": "FlowcoreUpscale", "settings": inputs}]
     text.add_text("flowcore", to_text())
     Image.new("RGB", (4, 4)).save(path, pnginfo=text)
-    assert describe(path) == [ENTRY.to_json()]
+    assert provenance.describe(path) == [ENTRY.to_json()]
     for prompt in ("{", "[]", "7", '{"1": 2}', json.dumps({"3": saved})):
         text = PngInfo()
         text.add_text("prompt", prompt)
         Image.new("RGB", (4, 4)).save(path, pnginfo=text)
         with pytest.raises(ProvenanceError, match="holds no recipe"):
-            describe(path)
+            provenance.describe(path)
 
 
 INVALID = {
@@ -132,7 +120,7 @@ INVALID = {
 def test_invalid_entries_raise_readable_error(tmp_path):
     for text, words in INVALID.values():
         with pytest.raises(ProvenanceError) as refused:
-            read(png(tmp_path / "odd.png", text))
+            provenance.read(png(tmp_path / "odd.png", text))
         assert words in str(refused.value)
         assert "odd.png" in str(refused.value)
         assert len(str(refused.value)) < 400
@@ -142,13 +130,13 @@ def test_oversized_text_is_refused_without_reading_it(tmp_path):
     start = time.monotonic()
     for name, words in (("flowcore", "bytes long"), ("prompt", "no recipe")):  # text of other programs is skipped
         with (tmp_path / "a.png").open("wb") as file:
-            file.write(SIGNATURE + struct.pack(">I", 100 * 2**20) + f"tEXt{name}\0".encode())
+            file.write(provenance.SIGNATURE + struct.pack(">I", 100 * 2**20) + f"tEXt{name}\0".encode())
             file.truncate(101 * 2**20)
         with pytest.raises(ProvenanceError, match=words):
-            read(tmp_path / "a.png")
+            provenance.read(tmp_path / "a.png")
     assert time.monotonic() - start < 20
-    with pytest.raises(ProvenanceError, match=f"more than {MAX_TEXT}"):
-        read(png(tmp_path / "a.png", " " * (MAX_TEXT + 1), "zTXt"))
+    with pytest.raises(ProvenanceError, match=f"more than {provenance.MAX_TEXT}"):
+        provenance.read(png(tmp_path / "a.png", " " * (provenance.MAX_TEXT + 1), "zTXt"))
 
 
 def test_other_files_raise_readable_error(tmp_path):
@@ -158,7 +146,7 @@ def test_other_files_raise_readable_error(tmp_path):
     said = {"a.png": "not a PNG", "b.png": "not a PNG", "c.png": "no recipe", "d.png": "No such file"}
     for name, words in (said | {"\0": "read", ".": "read"}).items():
         with pytest.raises(ProvenanceError, match=words):
-            read(tmp_path / name)
+            provenance.read(tmp_path / name)
 
 
 @pytest.mark.fuzz
@@ -173,7 +161,7 @@ def test_corrupted_files_are_read_or_refused(tmp_path_factory, data):
     path.write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
     tried("changed PNG files")
     with contextlib.suppress(FlowError):
-        assert all(isinstance(entry, Provenance) for entry in read(path))
+        assert all(isinstance(entry, Provenance) for entry in provenance.read(path))
 
 
 def test_seed_and_entry_of_a_picture():
@@ -184,9 +172,9 @@ def test_seed_and_entry_of_a_picture():
     clip = Provenance(**{**ENTRY.__dict__, "settings": {"frames": "video"}})
     assert clip.seed_of("b" * 12) == ENTRY.seed
     other = replace(ENTRY, node_id="9", pictures=("e" * 12,))
-    assert select([ENTRY, other], "b" * 12) is ENTRY
-    assert select([other, ENTRY], "e" * 12) is other
-    assert select([ENTRY, other], "f" * 12) is other  # changed since it was made
+    assert provenance.select([ENTRY, other], "b" * 12) is ENTRY
+    assert provenance.select([other, ENTRY], "e" * 12) is other
+    assert provenance.select([ENTRY, other], "f" * 12) is other  # changed since it was made
 
 
 def test_fingerprints_and_plain_values(tmp_path):
@@ -195,13 +183,13 @@ def test_fingerprints_and_plain_values(tmp_path):
     saved = np.clip(255.0 * picture.permute(1, 2, 0).numpy(), 0, 255).astype(np.uint8)  # as ComfyUI writes it
     Image.fromarray(saved).save(tmp_path / "a.png")
     back = torch.from_numpy(np.array(Image.open(tmp_path / "a.png"))).permute(2, 0, 1)
-    assert fingerprint(picture) == fingerprint(back)
-    assert fingerprint(picture.flip(0)) != fingerprint(back)
-    assert fingerprint(picture.transpose(1, 2)) != fingerprint(back)
-    assert source(picture)["shape"] == [3, 9, 7]
-    assert source(picture)["sha256"] != source(picture + 1e-6)["sha256"]
-    assert all(map(is_plain, (1, 0.5, "a", True)))
-    assert not any(map(is_plain, (float("nan"), float("inf"), None, [1], {})))
+    assert provenance.fingerprint(picture) == provenance.fingerprint(back)
+    assert provenance.fingerprint(picture.flip(0)) != provenance.fingerprint(back)
+    assert provenance.fingerprint(picture.transpose(1, 2)) != provenance.fingerprint(back)
+    assert provenance.source(picture)["shape"] == [3, 9, 7]
+    assert provenance.source(picture)["sha256"] != provenance.source(picture + 1e-6)["sha256"]
+    assert all(map(provenance.is_plain, (1, 0.5, "a", True)))
+    assert not any(map(provenance.is_plain, (float("nan"), float("inf"), None, [1], {})))
 
 
 @pytest.fixture
@@ -221,22 +209,22 @@ def provenance_of(flow, name="mine.safetensors"):
 def test_find_model_by_name_or_fingerprint(models):
     entry = provenance_of(build_tiny("glow"))
     shipped = [(name, catalog.path(name)) for name in catalog.names()]
-    assert find_model(entry, models / "mine.safetensors", [])[0] == "mine.safetensors"
+    assert provenance.find_model(entry, models / "mine.safetensors", [])[0] == "mine.safetensors"
     shutil.move(models / "mine.safetensors", models / "renamed.safetensors")
     every = [(path.name, path) for path in sorted(models.iterdir())]
-    name, flow = find_model(entry, None, [*shipped, *every])
+    name, flow = provenance.find_model(entry, None, [*shipped, *every])
     assert name == "renamed.safetensors"
     assert model_sha256(flow) == entry.model_sha256
     # Another model has taken its name.
     shutil.copy(models / "other.safetensors", models / "mine.safetensors")
-    assert find_model(entry, models / "mine.safetensors", every)[0] == "renamed.safetensors"
+    assert provenance.find_model(entry, models / "mine.safetensors", every)[0] == "renamed.safetensors"
 
 
 def test_missing_model_error_names_both_fingerprints(models):
     entry, other = provenance_of(build_tiny("glow")), load(models / "other.safetensors")
     with pytest.raises(ProvenanceError) as refused:
-        find_model(entry, models / "other.safetensors", [])
+        provenance.find_model(entry, models / "other.safetensors", [])
     for sha in (entry.model_sha256, model_sha256(other)):
         assert sha[:12] in str(refused.value)
     with pytest.raises(ProvenanceError, match=r"no such model here.*models/flows"):
-        find_model(entry, None, [("other", models / "other.safetensors"), ("broken", models / "broken.safetensors")])
+        provenance.find_model(entry, None, [(name, models / f"{name}.safetensors") for name in ("other", "broken")])

@@ -129,17 +129,6 @@ HEAD, STAGES = GOOD.split("[[stages]]", 1)
 REALISTIC = GOOD.replace("seed = 3", 'degradation = "realistic"\ndegradation_strength = 0.5')
 
 
-def test_the_keys_of_colorizers_and_of_the_degradation_are_read():
-    plain, colors, realistic = (parse_recipe(text) for text in (GOOD, COLORS, REALISTIC))
-    assert (plain.short_sides, colors.short_sides) == ((), (64, 96))
-    assert {(stage.weight_decay, stage.balanced) for stage in plain.stages} == {(0.0, False)}
-    assert (colors.stages[0].weight_decay, colors.stages[0].balanced) == (1.0, True)
-    assert (plain.degradation, plain.degradation_strength) == ("bicubic", 1.0)
-    assert (realistic.degradation, realistic.degradation_strength) == ("realistic", 0.5)
-    assert parse_recipe(GOOD.replace("steps = 10", CONSISTENT)).stages[0].lr_consistency == 0.5
-    assert parse_recipe(REALISTIC.replace("steps = 10", "steps = 10\nlr_consistency = 0")).stages[0].lr_consistency == 0
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
