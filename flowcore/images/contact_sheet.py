@@ -17,23 +17,27 @@ MAX_SIDE = 8192  # pixels of the sheet; larger images are shrunk
 MIN_CELL = 48  # pixels of an image's longer side, so that labels can be read; wins over MAX_SIDE
 GAP = 6
 TEXT, BACKGROUND = (32, 32, 32), (255, 255, 255)
-MAX_FONT, MIN_FONT = 40, 9  # pixels
+MAX_FONT, MIN_FONT = 40, 9
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 def contact_sheet(images: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Tensor:
-    """Lay images ``(rows * columns, 3, H, W)`` in [0, 1] out in a labeled grid, row by row: ``(3, height, width)``.
-
-    Images are shrunk if the sheet would exceed 8192 pixels, and small ones are enlarged to make room for labels.
-    """
+    """Lay images ``(rows * columns, 3, H, W)`` in [0, 1] out in a labeled grid, row by row: ``(3, height, width)``."""
     if len(images) != len(rows) * len(columns):
         raise ShapeError(
             f"Expected {len(rows)} x {len(columns)} images, one per pair of labels; got {len(images)}. Pass one label "
             "per row and per column."
         )
-    height, width = _cell(images.shape[2], images.shape[3], len(rows), len(columns))
-    font = _fit_font(columns, width, min(MAX_FONT, max(MIN_FONT, height // 8)))
+    height, width = images.shape[-2:]
+    factor = min(1.0, MAX_SIDE / (height * len(rows)), MAX_SIDE / (width * len(columns)))
+    if max(height, width) * factor < MIN_CELL:
+        factor = MIN_CELL / max(height, width)
+    height, width = max(1, round(height * factor)), max(1, round(width * factor))
+    points = min(MAX_FONT, max(MIN_FONT, height // 8))
+    while points > MIN_FONT and max(_text_size(text, _font(points))[0] for text in columns) > width:
+        points -= 1  # until every label fits its column
+    font = _font(points)
     label_width = max(_text_size(text, font)[0] for text in rows)
     line = max(_text_size(text, font)[1] for text in (*rows, *columns))
     margin = GAP + label_width + GAP, GAP + line + GAP
@@ -53,21 +57,6 @@ def contact_sheet(images: Tensor, rows: Sequence[str], columns: Sequence[str]) -
     return torch.from_numpy(np.array(sheet)).permute(2, 0, 1).float() / 255
 
 
-def _cell(height: int, width: int, rows: int, columns: int) -> tuple[int, int]:
-    """Height and width of an image on the sheet."""
-    factor = min(1.0, MAX_SIDE / (height * rows), MAX_SIDE / (width * columns))
-    if max(height, width) * factor < MIN_CELL:
-        factor = MIN_CELL / max(height, width)
-    return max(1, round(height * factor)), max(1, round(width * factor))
-
-
-def _fit_font(labels: Sequence[str], width: int, size: int) -> Font:
-    """Find the largest font in which every label fits its column, at least MIN_FONT."""
-    while size > MIN_FONT and max(_text_size(text, _font(size))[0] for text in labels) > width:
-        size -= 1
-    return _font(size)
-
-
 def _font(size: int) -> Font:
     try:
         return ImageFont.load_default(size)
@@ -82,16 +71,8 @@ def _text_size(text: str, font: Font) -> tuple[int, int]:
 
 # Inferno of matplotlib at ten places (van der Walt and Smith, CC0): perceptually uniform, also in gray.
 COLORS = (
-    (0, 0, 4),
-    (27, 12, 65),
-    (74, 12, 107),
-    (120, 28, 109),
-    (165, 44, 96),
-    (207, 68, 70),
-    (237, 105, 37),
-    (251, 155, 6),
-    (247, 209, 61),
-    (252, 255, 164),
+    *((0, 0, 4), (27, 12, 65), (74, 12, 107), (120, 28, 109), (165, 44, 96)),
+    *((207, 68, 70), (237, 105, 37), (251, 155, 6), (247, 209, 61), (252, 255, 164)),
 )
 
 

@@ -1,9 +1,6 @@
 """Aligned faces: cut out of a picture by two eye points, and pasted back where they came from.
 
-The crop is a square that stands upright on the line between the eyes: the irises are at 0.377 and 0.614 of its width
-and at 0.447 of its height, hair included, as in the faces that the shipped models learn from. It is a similarity
-transform of the picture: turned, moved and resized, never sheared or mirrored.
-
+The crop is a square, turned so that both eyes are at one height; they are where the shipped models have learned them.
 Points are ``(x, y)`` in pixels from the top left corner of the picture; the middle of its first pixel is (0.5, 0.5).
 """
 
@@ -28,9 +25,8 @@ MARGIN = 4  # pixels around what is resampled, for the cubic kernel
 SEPARATE = 2.0  # pixels between the dots of a mask
 
 # The left half of 8x8 cells from (0.2, 0.275) to (0.8, 0.875) of the crop: the brightness that tells faces from other
-# places, by ridge regression of 586 training faces and 73 of snapshots against misplaced crops of the former and of
-# photographs. Less alike than ALIKE are 1 % of 107 other portraits, of those at 24 pixels and of the snapshots
-# (cross-validated), and 87 % of misplaced crops of portraits, 76 % of those of other photographs.
+# places, by ridge regression of 586 training faces and 73 of snapshots against misplaced crops. Less alike than ALIKE
+# are 1 % of other portraits, and 87 % of misplaced crops of portraits, 76 % of those of other photographs.
 TEMPLATE = (
     (-33, -9, 41, 66),
     (-24, -36, -18, 15),
@@ -48,25 +44,15 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class FacePlace:
-    """Where a face is in a picture.
+    """Where a face is in a picture of a height and width."""
 
-    Attributes:
-        left_eye: The iris on the left in the picture.
-        right_eye: That on the right.
-        height: Of the picture.
-        width: Of the picture.
-        window: Left, top and side of the crop, if it is cut along the pixels of the picture; else it stands upright.
-        image: Which of a batch of pictures it is in.
-        images: How many there are.
-    """
-
-    left_eye: Point
+    left_eye: Point  # the iris on the left in the picture
     right_eye: Point
     height: int
     width: int
-    window: tuple[float, float, float] | None = None
-    image: int = 0
-    images: int = 1
+    window: tuple[float, float, float] | None = None  # left, top and side of a crop along the picture's pixels
+    image: int = 0  # of a batch of pictures, the one with the face
+    images: int = 1  # in that batch
 
     @property
     def face(self) -> float:
@@ -88,7 +74,7 @@ class FacePlace:
     def inside(self) -> float:
         """Share of the crop that lies in the picture."""
         steps = (torch.arange(64, dtype=torch.float64) + 0.5) / 64
-        points = self.to_picture(torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1))
+        points = self.to_picture(_grid(steps, steps))
         limit = torch.tensor([self.width, self.height], dtype=torch.float64)
         return float(((points >= 0) & (points <= limit)).all(-1).double().mean())
 
@@ -158,16 +144,19 @@ def locate_face(one_eye: Point, other_eye: Point, height: int, width: int) -> Fa
 
 
 def cut_face(picture: Tensor, place: FacePlace, size: int | None = None) -> Tensor:
-    """Cut a face out of a picture ``(B, C, H, W)`` in [0, 1], upright: bicubic, antialiased where the face shrinks.
+    """Cut a face out of a picture ``(B, C, H, W)`` in [0, 1], upright: bicubic, antialiased, the edge continued.
 
-    Beyond the picture's edge, the edge is continued. ``size`` is the side of the result; None for about as many pixels
-    as the face has in the picture.
+    ``size`` is the side of the result; None for about as many pixels as the face has in the picture.
     """
-    _check_size(picture, place)
+    if tuple(picture.shape[-2:]) != (place.height, place.width):
+        raise ShapeError(
+            f"The face is at a place in a picture of {place.width}x{place.height}; got one of {picture.shape[-1]}x"
+            f"{picture.shape[-2]}. Locate it in this picture."
+        )
     size = max(1, round(place.side)) if size is None else size
     finer = max(1, math.ceil(place.side / size - 0.01))
     steps = (torch.arange(size * finer, dtype=torch.float64) + 0.5) / (size * finer)
-    points = place.to_picture(torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1))
+    points = place.to_picture(_grid(steps, steps))
     top, bottom, left, right = _box(place, MARGIN)
     region = picture[..., top:bottom, left:right]
     face = _sample(region, points - torch.tensor([left, top], dtype=torch.float64))
@@ -185,11 +174,10 @@ def looks_like_face(picture: Tensor, place: FacePlace) -> bool:
 
 
 def paste_face(picture: Tensor, face: Tensor, place: FacePlace, *, feather: float = 0.15) -> Tensor:
-    """Paste a face ``(B or 1, C or 1, S, S)`` where it was cut out, blended at its border.
+    """Paste a face ``(B or 1, C or 1, S, S)`` where it was cut out; the picture may have been resized since.
 
-    ``picture`` is ``(1 or B, C, H, W)``: the one that it was cut out of, or that enlarged or shrunk; outside the crop
-    and in its alpha it stays bit for bit. ``feather`` is the width of the border over which the face fades in, as a
-    share of the face's side, up to 0.5.
+    Outside the crop and in its alpha, ``picture``, ``(1 or B, C, H, W)``, stays bit for bit. The face fades in over a
+    border of ``feather`` of its side, up to 0.5.
     """
     place = place.scaled(*picture.shape[-2:])
     if face.ndim != 4 or face.shape[-1] != face.shape[-2]:
@@ -207,7 +195,7 @@ def paste_face(picture: Tensor, face: Tensor, place: FacePlace, *, feather: floa
         face = resize(face, side, side)
     top, bottom, left, right = _box(place, 0)
     rows, columns = (torch.arange(a, b, dtype=torch.float64) + 0.5 for a, b in ((top, bottom), (left, right)))
-    shares = place.to_crop(torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1))  # (h, w, 2)
+    shares = place.to_crop(_grid(columns, rows))
     share = min(1.0, place.face / place.side)  # of a window, which others than the largest face do not fill
     depth = torch.minimum(shares, 1 - shares).amin(-1) - (1 - share) / 2  # from the face's border, negative outside
     weight = (depth / max(feather * share, 0.5 / place.side)).clamp(0, 1)
@@ -245,11 +233,8 @@ def eyes_from_landmarks(points: Sequence[Sequence[float]]) -> tuple[Point, Point
     if len(points) < 468:
         raise ImageError(f"A face mesh has 478 points, or 468 without irises; got {len(points)}.")
     groups = ((468,), (473,)) if len(points) >= 478 else ((33, 133), (362, 263))
-    one, other = (
-        (sum(float(points[k][0]) for k in group) / len(group), sum(float(points[k][1]) for k in group) / len(group))
-        for group in groups
-    )
-    return one, other
+    one, other = (tuple(sum(float(points[k][i]) for k in group) / len(group) for i in (0, 1)) for group in groups)
+    return (one[0], one[1]), (other[0], other[1])
 
 
 def is_profile(points: Sequence[Sequence[float]], place: FacePlace) -> bool:
@@ -258,12 +243,9 @@ def is_profile(points: Sequence[Sequence[float]], place: FacePlace) -> bool:
     return not LEFT <= float(nose[0]) <= RIGHT
 
 
-def _check_size(picture: Tensor, place: FacePlace) -> None:
-    if tuple(picture.shape[-2:]) != (place.height, place.width):
-        raise ShapeError(
-            f"The face is at a place in a picture of {place.width}x{place.height}; got one of {picture.shape[-1]}x"
-            f"{picture.shape[-2]}. Locate it in this picture."
-        )
+def _grid(x: Tensor, y: Tensor) -> Tensor:
+    """All points of these columns and rows, ``(h, w, 2)``."""
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
 
 
 def _box(place: FacePlace, margin: int) -> tuple[int, int, int, int]:
@@ -279,10 +261,7 @@ def _box(place: FacePlace, margin: int) -> tuple[int, int, int, int]:
 
 
 def _sample(image: Tensor, points: Tensor) -> Tensor:
-    """Interpolate ``(B, C, H, W)`` at points ``(h, w, 2)`` in its pixels: Keys' cubic as in ``resize``, edge continued.
-
-    Torch's ``grid_sample`` has another cubic, with a = -0.75, which does not reproduce a gradient.
-    """
+    """Interpolate ``(B, C, H, W)`` at points ``(h, w, 2)`` by Keys' cubic; ``grid_sample`` has another, a = -0.75."""
     height, width = image.shape[-2:]
     first = (points - 0.5).floor()
     columns, rows = (first.long().to(image.device) - 1).unbind(-1)  # of the first of 4x4 pixels
@@ -297,11 +276,5 @@ def _sample(image: Tensor, points: Tensor) -> Tensor:
 
 def _cubic(t: Tensor) -> Tensor:
     """Weights of the four pixels around a point that lies at ``t`` in [0, 1) between the inner two."""
-    return torch.stack(
-        [
-            ((-0.5 * t + 1.0) * t - 0.5) * t,
-            (1.5 * t - 2.5) * t * t + 1.0,
-            ((-1.5 * t + 2.0) * t + 0.5) * t,
-            (0.5 * t - 0.5) * t * t,
-        ]
-    )
+    inner = (1.5 * t - 2.5) * t * t + 1.0, ((-1.5 * t + 2.0) * t + 0.5) * t
+    return torch.stack([((-0.5 * t + 1.0) * t - 0.5) * t, *inner, (0.5 * t - 0.5) * t * t])

@@ -1,8 +1,7 @@
 """Image files: all 16 bits, alpha, color profile, EXIF, XMP and resolution are read and written.
 
-Pillow decodes 16 bits per channel to 8 in all modes but gray. Its decoders do see both bytes, so such a file is decoded
-twice: once for the upper bytes and once, with the byte order swapped, for the lower ones. Pillow cannot encode them;
-PNG and TIFF of 16 bits are written here.
+Pillow decodes 16 bits per channel to the upper 8 in all modes but gray; with the byte order swapped, to the lower 8. So
+such files are decoded twice. It cannot encode them: PNG and TIFF of 16 bits are written here.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -27,17 +26,7 @@ from torch import Tensor
 
 from ..errors import ImageError
 from .color import to_uint8
-from .metadata import (
-    EXIF,
-    Metadata,
-    cmyk_to_srgb,
-    fits_profile,
-    notes,
-    pixels_per_inch,
-    profile,
-    tags_and_orientation,
-    xmp_packet,
-)
+from .metadata import EXIF, Metadata, cmyk_to_srgb, fits_profile, notes, read_metadata, tags_and_orientation
 
 Format = Literal["png", "jpeg", "webp", "tiff"]
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # of files that are read
@@ -50,47 +39,30 @@ DEEP: tuple[Format, ...] = ("png", "tiff")  # that hold 16 bits per channel
 QUALITY = {"jpeg": 95, "webp": 90}
 OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}  # of bytes, as Pillow names it
 UNIQUE_ID, SIZES = 0xA420, (0xA002, 0xA003)
-TRANSPOSED = {  # by EXIF orientation: whether rows and columns are swapped, and the axes flipped after that
-    **{1: (False, ()), 2: (False, (1,)), 3: (False, (0, 1)), 4: (False, (0,))},
-    **{5: (True, ()), 6: (True, (1,)), 7: (True, (0, 1)), 8: (True, (0,))},
-}
-
-
+SWAPPED = (5, 6, 7, 8)  # EXIF orientations whose rows and columns are swapped
+FLIPPED = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}  # the axes that they flip, after that
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # Pillow's names of the formats whose further pictures are frames
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """An image file in memory.
+    """An image file in memory."""
 
-    Attributes:
-        pixels: ``(1, C, H, W)`` float32 in [0, 1], C = 3 or 4, upright.
-        metadata: What else the file contains.
-        gray: Whether the file has one channel; in ``pixels`` it is there three times.
-        bits: Per channel of the file, 8 or 16.
-        notes: What the file contains and this does not, or in another way: further frames, a profile; in sentences.
-    """
-
-    pixels: Tensor
+    pixels: Tensor  # (1, C, H, W) float32 in [0, 1], C = 3 or 4, upright
     metadata: Metadata
-    gray: bool = False
-    bits: int = 8
-    notes: tuple[str, ...] = ()
+    gray: bool = False  # the file has one channel, which ``pixels`` holds three times
+    bits: int = 8  # per channel of the file, 8 or 16
+    notes: tuple[str, ...] = ()  # sentences: what is not kept, or not as it was, such as further frames
 
 
 def read(data: bytes, name: str) -> DecodedImage:
     """Decode the contents of an image file, of several frames the first; ImageError, with its name, if it cannot be."""
     with _opened(data, name) as opened:
-        pixels = _decode(opened, data)
-        metadata = Metadata(
-            tags_and_orientation(opened)[0], xmp_packet(opened), profile(opened), pixels_per_inch(opened)
-        )
-        gray = opened.mode in ("1", "L", "I") or opened.mode.startswith("I;")
-        gray &= pixels.shape[2] == 3
+        pixels, metadata = _decode(opened, data), read_metadata(opened)
+        gray = (opened.mode in ("1", "L", "I") or opened.mode.startswith("I;")) and pixels.shape[2] == 3
         said = notes(opened)
     bits = 8 * pixels.itemsize
-    scale = 2**bits - 1
-    tensor = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None] / scale
+    tensor = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None] / (2**bits - 1)
     return DecodedImage(tensor.contiguous(), metadata, gray, bits, said)
 
 
@@ -168,24 +140,10 @@ def encode(
     later: Tensor | None = None,
     times: dict[str, Any] | None = None,
 ) -> bytes:
-    """Encode an image, or an animated one, as a file.
+    """Encode an image ``(C, H, W)`` in [0, 1], C = 1, 3 or 4, as a file; ImageError if the format cannot hold it.
 
-    Args:
-        picture: ``(C, H, W)`` in [0, 1], C = 1, 3 or 4.
-        metadata: What else the file shall contain.
-        format: Of the file.
-        bits: Per channel: 8, or 16 in PNG and TIFF.
-        quality: Of JPEG and WebP, 1 to 100; a WebP of 100 is lossless. None for 95 and 90.
-        unique_id: For EXIF's ImageUniqueID, 32 hexadecimal digits.
-        text: For the text chunks of a PNG.
-        later: ``(T, C, H, W)``, the frames after ``picture``, in PNG of 8 bits and WebP.
-        times: Of all frames, see ``frame_times``.
-
-    Returns:
-        The file's contents.
-
-    Raises:
-        ImageError: If the format cannot hold the image.
+    ``unique_id`` is EXIF's ImageUniqueID, ``text`` for the chunks of a PNG. Animated PNG and WebP have the frames
+    ``later``, ``(T, C, H, W)``, and ``times`` of all, see ``frame_times``. A WebP of quality 100 is lossless.
     """
     check_format(format, bits, quality, alpha=picture.shape[0] == 4)
     metadata = metadata or Metadata()
@@ -206,7 +164,7 @@ def encode(
             return _tiff(pixels, metadata, tags)
         if bits == 16:
             return _png16(pixels, metadata, tags, text or {})
-        return _encode_with_pillow(pixels, metadata, tags, format, quality, {"text": text or {}, **animation})
+        return _encode_with_pillow(pixels, metadata, tags, text or {}, format, quality, animation)
     except (ValueError, OSError) as error:
         raise ImageError(
             f"A {format} file cannot hold this image of {pixels.shape[1]}x{pixels.shape[0]} pixels: {error}. "
@@ -238,7 +196,7 @@ def upright_size(data: bytes | Path) -> tuple[int, int] | None:
     """Read height and width of an image as it is to be shown, from the header of a file; None if it is not an image."""
 
     def size(opened: Image.Image) -> tuple[int, int]:
-        swapped = TRANSPOSED.get(tags_and_orientation(opened)[1], TRANSPOSED[1])[0]
+        swapped = tags_and_orientation(opened)[1] in SWAPPED
         return (opened.width, opened.height) if swapped else (opened.height, opened.width)
 
     return _read_from(data, size)
@@ -261,22 +219,16 @@ _STRICT = threading.RLock()
 
 
 @contextmanager
-def _strict() -> Generator[None]:
-    """Make Pillow raise on truncated files, whatever other code in this process has set."""
-    with _STRICT:
-        before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-        try:
-            yield
-        finally:
-            ImageFile.LOAD_TRUNCATED_IMAGES = before
-
-
-@contextmanager
-def _opened(data: bytes, name: str) -> Generator[Image.Image]:
-    """Open a file with Pillow; whatever goes wrong inside is an ImageError with the file's name."""
+def _opened(data: bytes | Path, name: str = "") -> Generator[Image.Image]:
+    """Open a file with Pillow, truncated ones refused; whatever goes wrong inside is an ImageError with its name."""
     try:
-        with _strict(), Image.open(io.BytesIO(data)) as opened:
-            yield opened
+        with _STRICT:
+            before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+            try:
+                with Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as opened:
+                    yield opened
+            finally:
+                ImageFile.LOAD_TRUNCATED_IMAGES = before
     except UnidentifiedImageError as error:
         raise ImageError(f"Cannot read {name} as an image: Pillow does not know its format.") from error
     except (ImageError, MemoryError):
@@ -288,9 +240,9 @@ def _opened(data: bytes, name: str) -> Generator[Image.Image]:
 def _read_from(data: bytes | Path, read: Callable[[Image.Image], V]) -> V | None:
     """Read something from an image file; None if that is impossible."""
     try:
-        with _strict(), Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as opened:
+        with _opened(data) as opened:
             return read(opened)
-    except Exception:  # damaged files make Pillow raise almost anything
+    except (ImageError, MemoryError):
         return None
 
 
@@ -298,9 +250,8 @@ def _decode(opened: Image.Image, data: bytes) -> Pixels:
     """The pixels, upright, (h, w, 3 or 4)."""
     low = _low_bytes(opened, data)
     opened.load()
-    pixels = _pixels(opened, low)
-    swapped, flips = TRANSPOSED.get(tags_and_orientation(opened)[1], TRANSPOSED[1])
-    return np.flip(pixels.swapaxes(0, 1) if swapped else pixels, flips)
+    pixels, orientation = _pixels(opened, low), tags_and_orientation(opened)[1]
+    return np.flip(pixels.swapaxes(0, 1) if orientation in SWAPPED else pixels, FLIPPED.get(orientation, ()))
 
 
 def _low_bytes(opened: Image.Image, data: bytes) -> Pixels | None:
@@ -311,11 +262,8 @@ def _low_bytes(opened: Image.Image, data: bytes) -> Pixels | None:
     if found is None or opened.format != "TIFF":
         return None
     other = f"{found[1]};16{OTHER_ORDER[found[2]]}"
-    again = Image.open(io.BytesIO(data))
-    again.tile = [
-        t._replace(args=other if isinstance(t.args, str) else (other, *cast("tuple[Any, ...]", t.args)[1:]))
-        for t in again.tile
-    ]
+    again: Any = Image.open(io.BytesIO(data))
+    again.tile = [t._replace(args=other if isinstance(t.args, str) else (other, *t.args[1:])) for t in again.tile]
     again.load()
     return np.asarray(again)
 
@@ -327,10 +275,7 @@ def _raw_mode(opened: Image.Image) -> str:
 
 
 def _low_bytes_of_png(data: bytes, size: tuple[int, int]) -> Pixels | None:
-    """Decode the lower bytes from the chunks, which is simpler than changing how Pillow reads them.
-
-    The size is Pillow's, which has refused decompression bombs.
-    """
+    """Decode the lower bytes from the chunks; the size is Pillow's, which has refused decompression bombs."""
     kind, interlaced, stream, position = 0, 0, [b""], 8
     while position + 8 <= len(data):
         length, chunk = struct.unpack_from(">I4s", data, position)
@@ -394,14 +339,19 @@ def _tiff_directory(tags: dict[int, Any]) -> bytes:
 
 
 def _encode_with_pillow(
-    pixels: Pixels, metadata: Metadata, tags: dict[int, Any], format: Format, quality: int | None, more: dict[str, Any]
+    pixels: Pixels,
+    metadata: Metadata,
+    tags: dict[int, Any],
+    text: dict[str, str],
+    format: Format,
+    quality: int | None,
+    options: dict[str, Any],
 ) -> bytes:
     if metadata.dpi and format == "webp":  # it has no other field for the resolution
         tags = {**tags, 282: metadata.dpi[0], 283: metadata.dpi[1], 296: 2}
-    options: dict[str, Any] = {"exif": b"Exif\0\0" + _tiff_directory(tags)} if tags else {}
+    options |= {"exif": b"Exif\0\0" + _tiff_directory(tags)} if tags else {}
     options |= {"icc_profile": metadata.icc} if metadata.icc else {}
     options |= {"dpi": metadata.dpi} if metadata.dpi and format != "webp" else {}
-    text = more.pop("text")
     if format == "png":
         options["pnginfo"] = _texts(text, metadata)
     else:
@@ -415,7 +365,7 @@ def _encode_with_pillow(
                 if len(options.get(name, b"")) > 65_500:
                     del options[name]
     file = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, format, **more, **options)
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, format, **options)
     return file.getvalue()
 
 
@@ -449,10 +399,7 @@ def _png16(pixels: Pixels, metadata: Metadata, tags: dict[int, Any], text: dict[
 
 
 def _tiff(pixels: Pixels, metadata: Metadata, tags: dict[int, Any]) -> bytes:
-    """Write a TIFF of 8 or 16 bits with horizontal differencing (predictor 2) and deflate.
-
-    Pillow encodes the directory with all tags and inner directories, which it omits from its own compressed TIFFs.
-    """
+    """Write a TIFF: horizontal differencing (predictor 2), deflate, and all tags, which Pillow's own would omit."""
     height, width, channels = pixels.shape
     per_strip = max(1, 2**18 // (width * channels * pixels.itemsize))
     differences = pixels.copy()

@@ -12,10 +12,7 @@ from .files import IMAGE_SUFFIXES
 
 
 def image_files(folder: Path) -> list[Path]:
-    """List the image files of a folder, at any depth, sorted; ImageError if there are none.
-
-    Broken links, and folders that cannot be opened or lead back, are named in the log.
-    """
+    """List the image files of a folder, at any depth, sorted; log what is left out. ImageError if there are none."""
     left_out = dict[Path, str]()
     paths = [path for path in walk_files(folder, left_out) if path.suffix.lower() in IMAGE_SUFFIXES]
     files = sorted(path for path in paths if path.is_file())
@@ -35,25 +32,19 @@ def walk_files(folder: Path, left_out: dict[Path, str]) -> Iterator[Path]:
 
 
 def walk_folders(top: Path, left_out: dict[Path, str]) -> Iterator[tuple[str, list[str]]]:
-    """List the folders of a folder at any depth, itself and linked ones included, with the names of their files.
+    """List a folder and those in it at any depth, linked ones too, with the names of their files.
 
-    ``left_out`` gets what is not listed, and why: links that lead back, and folders that cannot be opened.
+    ``left_out`` gets what is not listed, and why: links to a folder on the way to them, folders that cannot be opened.
     """
 
     def skip(error: OSError) -> None:
         left_out[Path(error.filename).absolute()] = "a folder that cannot be opened"
 
     for here, folders, names in os.walk(top, followlinks=True, onerror=skip):
-        folders[:] = sorted(name for name in folders if not _leads_back(Path(here, name), left_out))
+        for folder in [Path(here, name) for name in sorted(folders) if Path(here, name).is_symlink()]:
+            real = folder.resolve()
+            if any(above.resolve().is_relative_to(real) for above in folder.absolute().parents):
+                left_out[folder.absolute()] = "a link that leads back"
+                folders.remove(folder.name)
+        folders.sort()
         yield here, names
-
-
-def _leads_back(folder: Path, left_out: dict[Path, str]) -> bool:
-    """Whether a folder is a link to one of the folders on the way to it, or to one that holds these."""
-    if not folder.is_symlink():
-        return False
-    real, way = folder.resolve(), [above.resolve() for above in folder.absolute().parents]
-    back = any(real == above or real in above.parents for above in way)
-    if back:
-        left_out[folder.absolute()] = "a link that leads back"
-    return back

@@ -20,18 +20,12 @@ STRUCTURE = {
 
 @dataclass(frozen=True)
 class Metadata:
-    """What an image file contains beside its pixels.
+    """What an image file contains beside its pixels."""
 
-    Attributes:
-        exif: Tags by number, those of inner directories as dictionaries; without the orientation.
-        xmp: The XMP packet, with the orientation reset.
-        icc: The color profile, for RGB or gray as the pixels of the file are.
-        dpi: Pixels per inch.
-    """
-
+    # tags by number, those of inner directories as dictionaries; without the orientation
     exif: dict[int, Any] = field(default_factory=dict[int, Any])
-    xmp: bytes | None = None
-    icc: bytes | None = None
+    xmp: bytes | None = None  # the packet, with the orientation reset
+    icc: bytes | None = None  # the color profile, for RGB or gray as the pixels of the file are
     dpi: tuple[float, float] | None = None
 
 
@@ -60,19 +54,18 @@ def tags_and_orientation(opened: Image.Image) -> tuple[dict[int, Any], int]:
     return {**tags, **inner}, orientation
 
 
-def xmp_packet(opened: Image.Image) -> bytes | None:
-    """The XMP packet, with the orientation reset."""
-    found = opened.info.get("xmp") or opened.info.get("XML:com.adobe.xmp")
-    if found is None and opened.format == "TIFF":
-        found = cast("Any", opened).tag_v2.get(700)
-    if not found:
-        return None
-    xmp = found.encode() if isinstance(found, str) else bytes(found)
-    return re.sub(rb"(tiff:Orientation(?:=[\"']|>))\d", rb"\g<1>1", xmp)
+def read_metadata(opened: Image.Image) -> Metadata:
+    """Read what can be kept of a file."""
+    xmp = opened.info.get("xmp") or opened.info.get("XML:com.adobe.xmp")
+    if xmp is None and opened.format == "TIFF":
+        xmp = cast("Any", opened).tag_v2.get(700)
+    if xmp:
+        xmp = xmp.encode() if isinstance(xmp, str) else bytes(xmp)
+        xmp = re.sub(rb"(tiff:Orientation(?:=[\"']|>))\d", rb"\g<1>1", xmp)
+    return Metadata(tags_and_orientation(opened)[0], xmp or None, profile(opened), _pixels_per_inch(opened))
 
 
-def pixels_per_inch(opened: Image.Image) -> tuple[float, float] | None:
-    """The resolution, if the file states one."""
+def _pixels_per_inch(opened: Image.Image) -> tuple[float, float] | None:
     if opened.format == "TIFF" and 282 not in cast("Any", opened).tag_v2:
         return None  # where Pillow says 1
     try:

@@ -22,22 +22,21 @@ TAPS = 6  # of the Lanczos kernel
 
 
 def estimate_motion(picture: Tensor, other: Tensor) -> Tensor:
-    """Estimate where each pixel of a picture is in another: iterative Lucas-Kanade, from coarse to fine.
+    """Estimate where each pixel of a picture ``(1, C, H, W)`` in [0, 1] is in another: Lucas-Kanade, coarse to fine.
 
     Around every pixel p, with a Gaussian window w and the gradient g of the other picture moved by the motion d so far,
     the next motion minimizes
 
         sum over q of w(q - p) (picture(q) - other(q + d(q)) - g(q) (d'(p) - d(q)))^2 + stiffness |d'(p) - (w * d)(p)|^2
 
-    so motions of neighbors agree, as far as texture allows, and fill what has none.
-    Pictures are ``(1, C, H, W)`` in [0, 1], and the colors count alike; the motion between equal pictures is exactly 0.
-
-    Source: Le Besnerais & Champagnat, "Dense optical flow by iterative local window registration" (ICIP 2005). The pull
-    to the neighbors' mean is ours.
+    as in Le Besnerais & Champagnat, "Dense optical flow by iterative local window registration" (ICIP 2005), but for
+    the pull to the neighbors' mean, which fills what has no texture. Between equal pictures it is exactly 0.
     """
     sizes = [(picture, other)]
     while min(sizes[-1][0].shape[-2:]) >= 2 * SMALLEST:
-        sizes.append((_halve(sizes[-1][0]), _halve(sizes[-1][1])))
+        height, width = sizes[-1][0].shape[-2:]
+        one, another = (shrink(pad_symmetric(each, (0, width % 2, 0, height % 2)), 2) for each in sizes[-1])
+        sizes.append((one, another))
     motion = picture.new_zeros(1, 2, *sizes[-1][0].shape[-2:])
     for one, another in reversed(sizes):
         if motion.shape[-2:] != one.shape[-2:]:
@@ -46,11 +45,6 @@ def estimate_motion(picture: Tensor, other: Tensor) -> Tensor:
         for _ in range(ITERATIONS):
             motion = _refine(one, another, motion)
     return motion
-
-
-def _halve(picture: Tensor) -> Tensor:
-    height, width = picture.shape[-2:]
-    return shrink(pad_symmetric(picture, (0, width % 2, 0, height % 2)), 2)
 
 
 def _refine(picture: Tensor, other: Tensor, motion: Tensor) -> Tensor:
@@ -96,8 +90,14 @@ def move(image: Tensor, motion: Tensor) -> Tensor:
     x = (torch.arange(width, device=image.device) + motion[0, 0]).clamp(0, width - 1)  # (H, W)
     y = (torch.arange(height, device=image.device)[:, None] + motion[0, 1]).clamp(0, height - 1)
     left, top = x.floor(), y.floor()
-    across, down = _lanczos(x - left), _lanczos(y - top)  # (TAPS, H, W)
     reach = TAPS // 2
+
+    def lanczos(fraction: Tensor) -> Tensor:
+        distances = fraction - torch.arange(1 - reach, reach + 1, device=fraction.device).view(-1, 1, 1)
+        weights = torch.sinc(distances) * torch.sinc(distances / reach)
+        return weights / weights.sum(0)  # (TAPS, H, W)
+
+    across, down = lanczos(x - left), lanczos(y - top)
     pixels = pad_symmetric(image, reach)[0].flatten(1)  # (C, (H + 2 reach) (W + 2 reach))
     corner = (top.long() + 1) * (width + 2 * reach) + left.long() + 1  # of the taps, in what was padded
     moved = torch.zeros_like(image[0])
@@ -105,10 +105,3 @@ def move(image: Tensor, motion: Tensor) -> Tensor:
         place = corner + row * (width + 2 * reach) + column
         moved += down[row] * across[column] * pixels[:, place.flatten()].view_as(moved)
     return moved[None]
-
-
-def _lanczos(fraction: Tensor) -> Tensor:
-    reach = TAPS // 2
-    distances = fraction - torch.arange(1 - reach, reach + 1, device=fraction.device).view(-1, 1, 1)
-    weights = torch.sinc(distances) * torch.sinc(distances / reach)
-    return weights / weights.sum(0)

@@ -1,8 +1,6 @@
-"""The bicubic resize of the super-resolution literature.
+"""The bicubic resize of the super-resolution literature: MATLAB's ``imresize``, which made the papers' LR images.
 
-Keys' cubic kernel with a = -0.5, stretched by the factor when shrinking (antialiasing), on an image with symmetric
-padding: what MATLAB's ``imresize`` does, which made the papers' LR images. The kernel is torch's; only the padding is
-ours, since torch truncates the kernel at the border.
+Torch has the kernel (Keys' with a = -0.5, stretched when shrinking), but truncates it at the border, so we pad.
 """
 
 from __future__ import annotations
@@ -20,10 +18,7 @@ PADDING = 4  # pixels of the coarser grid; the kernel reaches 2
 
 
 def shrink(image: Tensor, factor: int) -> Tensor:
-    """Shrink ``(B, C, H, W)`` by an integer factor: antialiased bicubic, as LR images are made.
-
-    H and W are multiples of the factor. Not clamped: bicubic overshoots at edges.
-    """
+    """Shrink ``(B, C, H, W)`` by an integer factor, which divides H and W; not clamped: bicubic overshoots at edges."""
     height, width = image.shape[-2:]
     if height % factor or width % factor:
         raise ShapeError(
@@ -33,16 +28,15 @@ def shrink(image: Tensor, factor: int) -> Tensor:
 
 
 def enlarge(image: Tensor, factor: int) -> Tensor:
-    """Enlarge ``(B, C, h, w)`` by an integer factor: bicubic, the baseline of every paper; not clamped."""
+    """Enlarge ``(B, C, h, w)`` by an integer factor: the baseline of every paper; not clamped."""
     height, width = image.shape[-2:]
     return _resize(image, PADDING, (height * factor, width * factor), PADDING * factor)
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Resize ``(B, C, H, W)`` to any size: bicubic, antialiased when shrinking; not clamped.
+    """Resize ``(B, C, H, W)`` to any size, not clamped: by ``enlarge`` or ``shrink`` if both sides share a factor.
 
-    If both sides change by the same integer factor this is ``enlarge`` or ``shrink``. Otherwise torch truncates the
-    kernel at the border, which affects two pixels of the coarser grid.
+    Otherwise torch truncates the kernel at the border, which affects two pixels of the coarser grid.
     """
     before, after = image.shape[-2:], (height, width)
     for new, old, change in ((after, before, enlarge), (before, after, shrink)):
@@ -76,16 +70,10 @@ def limit_shorter_side(image: Tensor, side: int) -> Tensor:
 
 
 def pad_symmetric(image: Tensor, border: int | tuple[int, int, int, int]) -> Tensor:
-    """Pad by reflection that repeats the border pixel, by any amount, however small the image.
-
-    The border is of all sides; or left, right, top and bottom.
-    """
+    """Pad all sides, or left, right, top and bottom, by reflection that repeats the border pixel, by any amount."""
     left, right, top, bottom = (border,) * 4 if isinstance(border, int) else border
-    rows = _symmetric(image.shape[-2], top, bottom, image.device)
-    columns = _symmetric(image.shape[-1], left, right, image.device)
-    return image.index_select(-2, rows).index_select(-1, columns)
-
-
-def _symmetric(n: int, before: int, after: int, device: torch.device) -> Tensor:
-    index = torch.arange(-before, n + after, device=device) % (2 * n)
-    return torch.minimum(index, 2 * n - 1 - index)
+    for dim, before, after in ((-2, top, bottom), (-1, left, right)):
+        n = image.shape[dim]
+        index = torch.arange(-before, n + after, device=image.device) % (2 * n)
+        image = image.index_select(dim, torch.minimum(index, 2 * n - 1 - index))
+    return image

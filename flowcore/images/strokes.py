@@ -1,11 +1,10 @@
-"""Brush strokes: what was painted over a picture of any size, as text, and the planes that it makes.
+"""Brush strokes as text, a JSON list, the lowest first; and the planes that they paint.
 
-The text is a JSON list of strokes, the lowest first. Places and sizes are shares of the picture, so that the same text
-paints a picture and a smaller copy of it::
+Places and sizes are shares of the picture, so that the same text paints a picture and a smaller copy of it::
 
-    [{"color": "#c03020", "size": 0.05, "points": [[0.31, 0.42], [0.35, 0.44]]},
-     {"amount": 0.5, "size": 0.1, "points": [[0.7, 0.2]]},
-     {"erase": true, "size": 0.02, "points": [[0.33, 0.43]]}]
+[{"color": "#c03020", "size": 0.05, "points": [[0.31, 0.42], [0.35, 0.44]]},
+ {"amount": 0.5, "size": 0.1, "points": [[0.7, 0.2]]},
+ {"erase": true, "size": 0.02, "points": [[0.33, 0.43]]}]
 """
 
 from __future__ import annotations
@@ -23,49 +22,43 @@ from ..errors import FlowError
 from .color import parse_color
 
 MAX_POINTS = 100_000  # of all strokes together
+Cancelled = Callable[[], bool] | None
+Box = tuple[slice, slice, slice]  # a region of planes (C, H, W)
 EXAMPLE = '[{"color": "#c03020", "size": 0.05, "points": [[0.31, 0.42], [0.35, 0.44]]}]'
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stroke:
-    """One pull of a round brush.
+    """One pull of a round brush; without a color and an amount, of an eraser."""
 
-    Attributes:
-        points: Its way: shares of the picture's width and height, from the top left corner. They may lie outside.
-        size: Diameter, as a share of the picture's longer side.
-        color: Red, green and blue in [0, 1]; None if it paints none.
-        amount: In [0, 1], for a mask; None if it paints none. A stroke with neither erases.
-    """
-
-    points: tuple[tuple[float, float], ...]
-    size: float
-    color: tuple[float, float, float] | None = None
-    amount: float | None = None
+    points: tuple[tuple[float, float], ...]  # (x, y) in shares of width and height; they may lie outside
+    size: float  # diameter, as a share of the picture's longer side
+    color: tuple[float, float, float] | None = None  # red, green and blue in [0, 1]
+    amount: float | None = None  # in [0, 1], for a mask
 
 
 def parse_strokes(text: str) -> list[Stroke]:
-    """Read strokes from a text as above, empty for none; the error names the first that is none."""
+    """Read strokes from a text, empty for none; the FlowError names the first that is none."""
     if not text.strip():
         return []
     try:
-        parsed: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FlowError(f"Strokes are a JSON list such as {EXAMPLE}; got {text.strip()[:60]!r}.") from error
-    if not isinstance(parsed, list):
+        entries: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        entries = None
+    if not isinstance(entries, list):
         raise FlowError(f"Strokes are a JSON list such as {EXAMPLE}; got {text.strip()[:60]!r}.")
-    strokes = [_parse_stroke(entry, number) for number, entry in enumerate(parsed, start=1)]
+    strokes = [_parse_stroke(entry, number) for number, entry in enumerate(entries, start=1)]
     if sum(len(stroke.points) for stroke in strokes) > MAX_POINTS:
         raise FlowError(f"The strokes have more than {MAX_POINTS} points. Leave out points that lie close together.")
     return strokes
 
 
 def paint_colors(
-    strokes: Sequence[Stroke], size: tuple[int, int], *, cancelled: Callable[[], bool] | None = None
+    strokes: Sequence[Stroke], size: tuple[int, int], *, cancelled: Cancelled = None
 ) -> tuple[Tensor, Tensor]:
-    """Paint strokes of color, the lowest first, whose edges fade over one pixel, on nothing of a height and width.
+    """Paint colors: coverage ``(1, 1, H, W)`` in [0, 1], and the color there, ``(1, 3, H, W)``, 0 where coverage is.
 
-    ``cancelled`` is asked before every segment, and raises to stop. Coverage ``(1, 1, H, W)`` in [0, 1], and the color
-    there, ``(1, 3, H, W)``, 0 where coverage is.
+    ``cancelled`` is asked before every segment, and raises to stop.
     """
     planes = torch.zeros(4, *size)  # coverage, and the color times it
     for number, stroke in enumerate(strokes, start=1):
@@ -79,13 +72,9 @@ def paint_colors(
 
 
 def paint_mask(
-    strokes: Sequence[Stroke],
-    size: tuple[int, int],
-    *,
-    ground: float = 0.0,
-    cancelled: Callable[[], bool] | None = None,
+    strokes: Sequence[Stroke], size: tuple[int, int], *, ground: float = 0.0, cancelled: Cancelled = None
 ) -> Tensor:
-    """Paint strokes of amounts on a ground in [0, 1], which an eraser brings back: ``(1, H, W)``."""
+    """Paint amounts on a ground in [0, 1], which an eraser brings back: ``(1, H, W)``."""
     mask = torch.full((1, *size), float(ground))
     for number, stroke in enumerate(strokes, start=1):
         if stroke.color is not None:
@@ -95,11 +84,7 @@ def paint_mask(
     return mask
 
 
-# A region of planes (C, H, W).
-Box = tuple[slice, slice, slice]
-
-
-def _coverage(stroke: Stroke, size: tuple[int, int], cancelled: Callable[[], bool] | None) -> tuple[Box, Tensor]:
+def _coverage(stroke: Stroke, size: tuple[int, int], cancelled: Cancelled) -> tuple[Box, Tensor]:
     """Compute how far a stroke covers each pixel of the box around it, (h, w), in [0, 1]."""
     height, width = size
     radius = max(0.5, stroke.size * max(size) / 2)
