@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import platform
+import re
 import sys
 import threading
 from collections.abc import Generator
@@ -23,17 +24,9 @@ from .errors import FlowError, PrecisionError
 
 ActualPrecision = Literal["float32", "bfloat16", "float16", "tf32"]
 LOW_PRECISION = (torch.float16, torch.bfloat16)
-OUT_OF_MEMORY = (  # how CUDA, Apple and Intel, Linux, Windows, DirectML, and the libraries of CUDA and ROCm word it
-    "out of memory",
-    "can't allocate memory",
-    "not enough memory",
-    "could not allocate tensor",
-    "not enough gpu video memory",
-    "out_of_device_memory",
-    "out_of_host_memory",
-    "out_of_resources",
-    "status_alloc_failed",
-    "status_memory_error",
+OUT_OF_MEMORY = re.compile(  # how CUDA, Apple, Intel, Linux, Windows, DirectML, and libraries of CUDA and ROCm word it
+    "out of memory|can't allocate memory|not enough memory|could not allocate tensor|not enough gpu video memory"
+    "|out_of_device_memory|out_of_host_memory|out_of_resources|status_alloc_failed|status_memory_error"
 )
 WITHOUT_FLOAT64 = ("mps", "privateuseone")  # Apple and DirectML
 CONTROL_GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # Linux limits containers by these
@@ -56,15 +49,18 @@ def check_device(name: str | torch.device) -> torch.device:
 
 
 def free_memory(device: torch.device | str) -> int | None:
-    """Query how many bytes can be allocated on a device: free ones, and those that torch holds for the next tensors.
+    """Query how many bytes can be allocated on a device, with those that torch holds for the next tensors.
 
     None if neither torch nor the system tells (DirectML; main memory on Windows and macOS without psutil).
     """
     device = torch.device(device)
     if device.type == "cpu":
         return _free_main_memory()
-    if device.type == "mps":
-        return _free_on_apple()
+    if device.type == "mps":  # a GPU that shares main memory with everything else
+        allocated, main = torch.mps.current_allocated_memory(), _free_main_memory()
+        held = torch.mps.driver_allocated_memory()  # with what torch keeps for the next tensors
+        allowed = torch.mps.recommended_max_memory() - allocated
+        return max(0, allowed if main is None else min(allowed, main + held - allocated))
     module: Any = getattr(torch, device.type, None)  # such as torch.cuda, which is also that of ROCm
     if device.type == "meta" or not hasattr(module, "mem_get_info"):
         return None
@@ -79,13 +75,17 @@ def free_memory(device: torch.device | str) -> int | None:
 
 
 def _free_main_memory() -> int | None:
-    amounts = [_free_on_machine(), *_free_in_control_groups()]
-    return min((amount for amount in amounts if amount is not None), default=None)
-
-
-def _free_in_control_groups() -> list[int]:
-    """Bytes left by every limit on this process (of a container, of a batch job); file caches count as free."""
+    """Bytes left on this machine and by every limit on this process (of a container, of a batch job)."""
     free: list[int] = []
+    try:
+        import psutil  # comes with ComfyUI
+    except ImportError:
+        meminfo = Path("/proc/meminfo")
+        if meminfo.exists():
+            lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+            free.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    else:
+        free.append(int(psutil.virtual_memory().available))
     for line in OWN_GROUPS.read_text().splitlines() if OWN_GROUPS.exists() else []:
         _, controllers, group = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
@@ -98,39 +98,17 @@ def _free_in_control_groups() -> list[int]:
                 most = int((folder / f"memory.{limit}").read_text())
                 used = int((folder / f"memory.{usage}").read_text())
                 counted = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
-                cached = int(counted.get("total_inactive_file") or counted.get("inactive_file") or 0)
+                cached = int(counted.get("total_inactive_file") or counted.get("inactive_file") or 0)  # of files
                 free.append(max(0, most - max(0, used - cached)))
             except (OSError, ValueError):  # OSError: no such group in this container; ValueError: "max", no limit
                 pass
             folder = folder.parent
-    return free
-
-
-def _free_on_machine() -> int | None:
-    try:
-        import psutil  # comes with ComfyUI
-    except ImportError:
-        meminfo = Path("/proc/meminfo")
-        if not meminfo.exists():
-            return None
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    return int(psutil.virtual_memory().available)
-
-
-def _free_on_apple() -> int | None:
-    """A GPU that shares main memory with everything else, and may use so much of it."""
-    allocated = torch.mps.current_allocated_memory()
-    held = torch.mps.driver_allocated_memory()  # with what torch keeps for the next tensors
-    allowed = torch.mps.recommended_max_memory() - allocated
-    main = _free_main_memory()
-    return max(0, allowed if main is None else min(allowed, main + held - allocated))
+    return min(free, default=None)
 
 
 def is_out_of_memory(error: Exception) -> bool:
     """Tell running out of memory from other errors of torch and Python, on every device and system."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)
+    return isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error).lower()) is not None
 
 
 def empty_cache() -> None:
@@ -145,12 +123,10 @@ def empty_cache() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep freed memory for the next allocation, instead of returning it to the system after every step.
+    """Make glibc keep freed memory for the next allocation: large tensors are not mapped and cleared anew every step.
 
-    Otherwise each large tensor is mapped anew and its pages are cleared at first use, in every step again: a training
-    step of ``srflow-x4`` takes 1.159 s of processor time instead of 1.096 on an idle AMD EPYC. This is a setting of the
-    process, so it is for programs of their own, such as the command line, and not for a host's process. It does nothing
-    where the allocator is not glibc's.
+    A training step of ``srflow-x4`` takes 1.096 s of processor time instead of 1.159 on an idle AMD EPYC. A setting of
+    the process, so it is for programs of their own, such as the command line, and not for a host's process.
     """
     libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "gnu_get_libc_version"):
@@ -206,10 +182,7 @@ def require_full_precision(dtype: torch.dtype) -> None:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """Make torch run convolutions and matrix products in a precision: autocast for a low one, none for a wide one.
-
-    It does nothing where torch has no autocast, such as DirectML.
-    """
+    """Make torch run convolutions and matrix products in a low precision, or turn autocast off; if torch has it."""
     low = dtype in LOW_PRECISION
     if not _has_autocast(device.type):
         return nullcontext()
@@ -230,51 +203,39 @@ def _has_autocast(device_type: str) -> bool:
     return True
 
 
-def float32_arithmetic(*, tf32_convolutions: bool = False) -> AbstractContextManager[None]:
+_FLOAT32_LOCK = threading.Lock()
+_FLOAT32_ASKED: dict[int, list[bool]] = {}  # by thread, whether its nested contexts allow TF32
+_FLOAT32_BEFORE: list[str] = []  # settings of the process, to be restored
+
+
+@contextmanager
+def float32_arithmetic(*, tf32_convolutions: bool = False) -> Generator[None, None, None]:
     """Compute in float32 what is in float32, whatever the process has been set to; restore the settings at the end.
 
-    Another program may have allowed TF32, which keeps 10 bits of the mantissa, or bfloat16 for convolutions or for
-    matrix products: on NVIDIA's and Intel's GPUs, and on CPUs. ``tf32_convolutions`` allows TF32 on NVIDIA's GPUs
-    nevertheless. The settings are the process's. So while several threads compute, TF32 is allowed only if all of them
-    allow it, and the innermost context of a thread holds.
+    Another program may have allowed TF32 or bfloat16, on GPUs and on CPUs. ``tf32_convolutions`` allows TF32 on
+    NVIDIA's GPUs nevertheless. The settings are the process's, so while several threads compute, TF32 is allowed only
+    if all of them allow it, and the innermost context of a thread holds.
     """
-    return _FLOAT32.held(tf32_convolutions)
+    thread = threading.get_ident()
+    with _FLOAT32_LOCK:
+        if not _FLOAT32_ASKED:
+            _FLOAT32_BEFORE[:] = _float32_settings()
+        _FLOAT32_ASKED.setdefault(thread, []).append(tf32_convolutions)
+        _apply_float32()
+    try:
+        yield
+    finally:
+        with _FLOAT32_LOCK:
+            _FLOAT32_ASKED[thread].pop()
+            if not _FLOAT32_ASKED[thread]:
+                del _FLOAT32_ASKED[thread]
+            _apply_float32()
 
 
-class _Float32Arithmetic:
-    """The process's settings of float32 arithmetic, and the contexts that override them at the moment."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._asked: dict[int, list[bool]] = {}  # by thread, whether its nested contexts allow TF32
-        self._before: list[str] = []
-
-    @contextmanager
-    def held(self, tf32_convolutions: bool) -> Generator[None, None, None]:
-        thread = threading.get_ident()
-        with self._lock:
-            if not self._asked:
-                self._before = _float32_settings()
-            self._asked.setdefault(thread, []).append(tf32_convolutions)
-            self._apply()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._asked[thread].pop()
-                if not self._asked[thread]:
-                    del self._asked[thread]
-                self._apply()
-
-    def _apply(self) -> None:
-        if not self._asked:
-            _set_float32(self._before)
-            return
-        allowed = all(contexts[-1] for contexts in self._asked.values())
-        _set_float32(["tf32" if allowed else EXACT, *[EXACT] * (len(self._before) - 1)])
-
-
-_FLOAT32 = _Float32Arithmetic()
+def _apply_float32() -> None:
+    allowed = all(contexts[-1] for contexts in _FLOAT32_ASKED.values())
+    exact = ["tf32" if allowed else EXACT, *[EXACT] * (len(_FLOAT32_BEFORE) - 1)]
+    _set_float32(exact if _FLOAT32_ASKED else _FLOAT32_BEFORE)
 
 
 def _float32_places() -> list[Any]:
@@ -301,23 +262,18 @@ def _set_float32(settings: list[str]) -> None:
 
 
 def preferred_precision(device: torch.device) -> ActualPrecision:
-    """Choose the fastest precision for conditioners that a device has hardware for.
-
-    "float16" on AMD's GPUs and NVIDIA's with tensor cores; "bfloat16" on a CPU that is faster in it (AMX, Arm's BF16);
-    else "float32".
-    """
+    """Choose the fastest precision for conditioners that a device has hardware for."""
     if device.type == "cuda":
-        tensor_cores = torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (7, 0)
-        return "float16" if tensor_cores else "float32"
+        has_tensor_cores = torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (7, 0)
+        return "float16" if has_tensor_cores else "float32"
     return "bfloat16" if has_bfloat16(device) else "float32"
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Tell whether a device is faster in bfloat16, the low precision whose range is that of float32.
+    """Tell whether a device is faster in bfloat16: AMD's GPUs, NVIDIA's from Ampere on, CPUs with AMX or Arm's BF16.
 
-    So are AMD's GPUs, NVIDIA's from Ampere on, and CPUs with AMX or Arm's BF16. The instructions of AVX-512 BF16 alone
-    make nothing faster: without AMX, one core of a Xeon made 1.08 training steps a second of an encoder of 64-channel
-    3x3 convolutions, and 1.70 in float32; encoding took 0.66 and 0.41 s.
+    The instructions of AVX-512 BF16 alone make nothing faster: without AMX, one core of a Xeon made 1.08 training steps
+    a second of an encoder of 64-channel 3x3 convolutions, and 1.70 in float32.
     """
     if device.type == "cuda":
         return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
@@ -325,10 +281,7 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def actual_precision(precision: ActualPrecision | Literal["auto"], device: torch.device) -> ActualPrecision:
-    """Return the precision that a choice means on a device: the preferred one for "auto".
-
-    "float32" where it gains nothing: for "float16" on a CPU, for "tf32" elsewhere than on an NVIDIA GPU.
-    """
+    """Return what a choice means on a device: "float32" for "float16" on a CPU, and for "tf32" but on NVIDIA's GPUs."""
     if precision == "auto":
         return preferred_precision(device)
     if precision == "float16" and device.type == "cpu":

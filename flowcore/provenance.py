@@ -1,9 +1,7 @@
 """The provenance of a picture: what made it, stored in its own PNG or EXR file, and how to find that model again.
 
-Every node that makes pictures adds an entry. Whoever saves the picture writes all entries as one JSON list into the
-PNG text chunk ``flowcore``, or the EXR attribute. The same model, source and entry give the same picture, bit for bit.
-
-Files are untrusted. Reading one takes at most 4 MiB of text, 64 entries and a scan of 256 MiB; no pixel is decoded.
+A JSON list in the PNG text chunk ``flowcore``, or the EXR attribute: an entry of each node that took part. The same
+model, source and entry give the same picture, bit for bit. Files are untrusted, and no pixel of them is decoded.
 """
 
 from __future__ import annotations
@@ -72,8 +70,7 @@ class Provenance:
     ) -> Provenance:
         """Describe pictures, as they are stored, that a flow made of values by name on a device, by default its own.
 
-        Temperature, seed and samples are fields, plain others its settings; ``fields`` are the other fields. A
-        precision of "auto", which another machine reads otherwise, is resolved.
+        A precision of "auto", which another machine reads otherwise, is resolved. ``fields`` are the other fields.
         """
         settings = {name: value for name, value in values.items() if name not in NAMED and is_plain(value)}
         if "precision" in settings:
@@ -97,18 +94,15 @@ class Provenance:
         """Validate one untrusted entry, or raise ProvenanceError; fields added by a newer flowcore are dropped."""
         if not isinstance(raw, dict):
             raise ProvenanceError(f"an entry of the recipe is a {type(raw).__name__}; expected an object with fields.")
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = {name: raw[name] for name in FIELDS if name in raw}
         for part in dataclasses.fields(Provenance):
-            if part.name in raw:
-                values[part.name] = raw[part.name]
-            elif part.default is dataclasses.MISSING and part.default_factory is dataclasses.MISSING:
+            if part.name not in raw and part.default is part.default_factory:  # none and none: it is required
                 raise ProvenanceError(f"an entry of the recipe has no {part.name}.")
-        for name, (is_valid, expected) in FIELDS.items():
-            if name in values and not is_valid(values[name]):
-                raise ProvenanceError(f"{name} in the recipe is {_shown(values[name])}; expected {expected}.")
-        if "pictures" in values:
-            values["pictures"] = tuple(values["pictures"])
-        values["temperature"] = float(values["temperature"])
+        for name, value in values.items():
+            is_valid, expected = FIELDS[name]
+            if not is_valid(value):
+                raise ProvenanceError(f"{name} in the recipe is {_shown(value)}; expected {expected}.")
+        values |= {"pictures": tuple(values.get("pictures", ())), "temperature": float(values["temperature"])}
         return Provenance(**values)
 
     def seed_of(self, picture: str) -> int:
@@ -125,18 +119,13 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= MAX_NAME
 
 
-def _is_integer(low: int, high: int) -> Callable[[Any], bool]:
-    return lambda value: type(value) is int and low <= value < high
-
-
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("node_id", "node", "model", "architecture", "version"), (_is_name, "a short text")),
     "model_sha256": (lambda v: isinstance(v, str) and re.fullmatch("[0-9a-f]{64}", v) is not None, "64 hex digits"),
     "temperature": (lambda v: type(v) in (int, float) and 0 <= v <= 1000, "a number of at least 0"),
-    "seed": (_is_integer(0, 2**64), "a whole number from 0 to 2^64 - 1"),
-    "samples": (_is_integer(1, 2**31), "a whole number of at least 1"),
-    "settings": (lambda v: isinstance(v, dict), "an object"),
-    "sources": (lambda v: isinstance(v, dict), "an object"),
+    "seed": (lambda v: type(v) is int and 0 <= v < 2**64, "a whole number from 0 to 2^64 - 1"),
+    "samples": (lambda v: type(v) is int and 1 <= v < 2**31, "a whole number of at least 1"),
+    **dict.fromkeys(("settings", "sources"), (lambda v: isinstance(v, dict), "an object")),
     "pictures": (
         lambda v: isinstance(v, (list, tuple)) and len(v) <= MAX_PICTURES and all(_is_name(item) for item in v),
         "a list of fingerprints",
@@ -156,10 +145,7 @@ def _shown(value: Any) -> str:
 
 
 def read(path: str | Path) -> list[Provenance]:
-    """Read the provenance in a PNG or EXR file: one entry per node that took part, in the order in which they ran.
-
-    ProvenanceError if the file cannot be read, is neither, or has no valid provenance.
-    """
+    """Read the provenance in a PNG or EXR file, in the order in which the nodes ran; ProvenanceError if it has none."""
     name, text = Path(path).name[:100], _text(Path(path), KEY)
     if text is None:
         raise ProvenanceError(
@@ -169,26 +155,18 @@ def read(path: str | Path) -> list[Provenance]:
         )
     try:
         raw = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ProvenanceError(
-            f"The recipe in {name} is damaged: it is not JSON. Use the file as it was saved."
-        ) from error
-    if not isinstance(raw, list) or not 0 < len(raw) <= MAX_ENTRIES:
-        raise ProvenanceError(
-            f"The recipe in {name} is damaged: expected a list of 1 to {MAX_ENTRIES} entries; got {_shown(raw)}. Use "
-            "the file as it was saved."
-        )
-    try:
+        if not isinstance(raw, list) or not 0 < len(raw) <= MAX_ENTRIES:
+            raise ProvenanceError(f"expected a list of 1 to {MAX_ENTRIES} entries; got {_shown(raw)}.")
         return [Provenance.from_json(entry) for entry in raw]
-    except ProvenanceError as error:
-        raise ProvenanceError(f"The recipe in {name} is damaged: {error} Use the file as it was saved.") from error
+    except (ProvenanceError, ValueError, RecursionError) as error:
+        problem = error if isinstance(error, ProvenanceError) else "it is not JSON."
+        raise ProvenanceError(f"The recipe in {name} is damaged: {problem} Use the file as it was saved.") from error
 
 
 def describe(path: str | Path) -> list[dict[str, Any]]:
-    """Describe what made a picture: its provenance or, if it was made through ComfyUI's API, the nodes in its prompt.
+    """Describe what made a picture: its provenance or, if it was made through ComfyUI's API, our nodes in its prompt.
 
-    Of the prompt, "node_id", "node" and "settings" of every node of flowcore, where a list of a node and a number is a
-    link. ProvenanceError if there is neither.
+    Of these, "node_id", "node" and "settings", where a list of a node and a number is a link.
     """
     if _text(Path(path), KEY) is None and (prompt := _text(Path(path), "prompt")) is not None:
         with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError, AttributeError):  # no ComfyUI prompt
@@ -205,9 +183,9 @@ def _text(path: Path, key: str) -> str | None:
     try:
         with path.open("rb") as file:
             return _find(file, name, key)
+    except FlowError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        if isinstance(error, FlowError):
-            raise
         raise ProvenanceError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
 
@@ -252,11 +230,10 @@ def _find_attribute(file: BinaryIO, key: str) -> str | None:
 
 
 def _decoded(kind: bytes, content: bytes, name: str) -> str:
-    compressed, encoding = kind == b"zTXt", "latin-1"
+    compressed = kind == b"zTXt" or (kind == b"iTXt" and content[:1] == b"\1")
     if kind == b"zTXt":
         content = content[1:]  # skip the compression method; PNG has only one
-    if kind == b"iTXt":
-        compressed, encoding = content[:1] == b"\1", "utf-8"
+    elif kind == b"iTXt":
         content = content[2:].split(b"\0", 2)[-1]  # after the language, and the keyword in it
     try:
         if compressed:
@@ -266,7 +243,7 @@ def _decoded(kind: bytes, content: bytes, name: str) -> str:
                 raise ProvenanceError(
                     f"The recipe in {name} unpacks to more than {MAX_TEXT} bytes. No node writes such."
                 )
-        return content.decode(encoding)
+        return content.decode("utf-8" if kind == b"iTXt" else "latin-1")
     except (zlib.error, UnicodeDecodeError) as error:
         raise ProvenanceError(f"The recipe in {name} is damaged. Use the file as it was saved.") from error
 
@@ -275,10 +252,7 @@ def _decoded(kind: bytes, content: bytes, name: str) -> str:
 
 
 def fingerprint(picture: Tensor) -> str:
-    """Fingerprint a picture ``(C, H, W)``, C = 1, 3 or 4, as an 8-bit file stores it: 12 hexadecimal digits.
-
-    Gray counts as three channels, alpha is ignored, and values are truncated as ComfyUI does.
-    """
+    """Fingerprint a picture ``(C, H, W)``, C = 1, 3 or 4, as ComfyUI stores it in 8 bits: as RGB without alpha."""
     pixels = picture[:3].expand(3, -1, -1)
     if pixels.dtype != torch.uint8:
         pixels = (pixels.float() * 255).clamp(0, 255).to(torch.uint8)
@@ -298,28 +272,21 @@ def select(entries: Sequence[Provenance], picture: str) -> Provenance:
 
 
 def find_model(entry: Provenance, named: Path | None, others: Iterable[tuple[str, Path]]) -> tuple[str, Flow]:
-    """Find the model of a picture by its name or, if that is another model now, by its fingerprint; and its name now.
-
-    ``named`` is the file with the model's name, ``others`` are names and files of all models. ProvenanceError if none
-    of them is the model.
-    """
+    """Find the model of a picture, and its name now: ``named``, the file of that name, or one of all ``others``."""
     seen = ""
     if named is not None:
         flow = load(named)
-        if model_sha256(flow) == entry.model_sha256:
+        if (seen := model_sha256(flow)) == entry.model_sha256:
             return entry.model, flow
-        seen = model_sha256(flow)
     for name, path in others:
         # reading a header is cheap; files without one would have to be converted first, and are skipped
-        if path != named and is_ours(path):
-            try:
-                if read_header(path).architecture != entry.architecture:
-                    continue
+        if path == named or not is_ours(path):
+            continue
+        with contextlib.suppress(CheckpointError):
+            if read_header(path).architecture == entry.architecture:
                 flow = load(path)
-            except CheckpointError:
-                continue
-            if model_sha256(flow) == entry.model_sha256:
-                return name, flow
+                if model_sha256(flow) == entry.model_sha256:
+                    return name, flow
     wanted = entry.model_sha256[:DIGITS]
     if seen:
         raise ProvenanceError(
@@ -333,7 +300,5 @@ def find_model(entry: Provenance, named: Path | None, others: Iterable[tuple[str
 
 
 def is_plain(value: Any) -> bool:
-    """Return True if a setting can be stored: a finite number, a boolean or a string."""
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return isinstance(value, (str, bool, int))
+    """Tell whether a setting can be stored: a finite number, a boolean or a string."""
+    return math.isfinite(value) if isinstance(value, float) else isinstance(value, (str, bool, int))
