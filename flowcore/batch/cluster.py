@@ -2,9 +2,7 @@
 
     paths of pictures -> workers, which read them, each with the model in memory -> results, saved by this program
 
-Every machine needs flowcore and Ray, and sees the pictures under the same path; the model is sent to the workers.
-Without an address, Ray runs a cluster on this machine for the duration of the batch; its ports are open on all
-interfaces, as Ray's always are.
+Every machine needs flowcore and Ray, and sees the pictures under the same path. Ray's ports are open on all interfaces.
 """
 
 from __future__ import annotations
@@ -36,10 +34,7 @@ SHARED_MEMORY = 2**29  # bytes for pictures in transit, of a cluster that is sta
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Where to run, and which model every worker loads.
-
-    Results are those of a single process with as many threads as a worker has.
-    """
+    """Where to run, and which model every worker loads; results are those of one process with a worker's threads."""
 
     model: str  # name of a shipped model, or a file
     device: str = "cpu"  # of every worker
@@ -63,19 +58,18 @@ class _Remote:
             self._worker = Worker(work, load(name, cluster.device, **cluster.overrides))
 
     def __call__(self, batch: Any) -> Any:
-        return _table([self._process(row) for row in batch.to_pylist()])
-
-    def _process(self, row: dict[str, Any]) -> dict[str, Any]:
-        notes: list[str] = []
-        try:
-            path = Path(row["path"])
-            start = time.monotonic()
-            results = self._worker(path.read_bytes(), path.name, notify=notes.append)
-            seconds = time.monotonic() - start
-        except Exception as error:  # one picture does not stop the others
-            text = str(error) if isinstance(error, FlowError) else f"{type(error).__name__}: {error}"
-            return {"number": row["number"], "results": [], "error": text, "notes": notes, "seconds": 0.0}
-        return {"number": row["number"], "results": results, "error": "", "notes": notes, "seconds": seconds}
+        rows: list[dict[str, Any]] = []
+        for row in batch.to_pylist():
+            path, start, notes = Path(row["path"]), time.monotonic(), list[str]()
+            made: dict[str, Any] = {"number": row["number"], "error": "", "notes": notes, "seconds": 0.0}
+            try:
+                made["results"] = self._worker(path.read_bytes(), path.name, notify=notes.append)
+                made["seconds"] = time.monotonic() - start
+            except Exception as error:  # one picture does not stop the others
+                text = str(error) if isinstance(error, FlowError) else f"{type(error).__name__}: {error}"
+                made |= {"results": [], "error": text}
+            rows.append(made)
+        return _table(rows)
 
 
 def _table(rows: list[dict[str, Any]]) -> Any:
@@ -92,10 +86,7 @@ def _table(rows: list[dict[str, Any]]) -> Any:
 
 
 def execute(work: Work, cluster: Cluster, notify: Callable[[str], None], jobs: Iterable[Job]) -> Generator[Result]:
-    """Execute jobs on a cluster, and yield each when it is finished; those that fail are tried once more.
-
-    It raises FlowError if there is no Ray, or no cluster at that address.
-    """
+    """Execute jobs on a cluster, and yield each when it is finished; those that fail are tried once more."""
     pending, failed = dict(enumerate(jobs)), dict[int, str]()
     if not pending:
         return
@@ -164,7 +155,15 @@ def _running(cluster: Cluster) -> Generator[Any]:
     if ray.is_initialized():  # by the calling program
         yield ray
         return
-    _check_reachable(cluster.address)
+    host, colon, port = (cluster.address or "").rpartition("//")[2].rpartition(":")
+    if colon and port.isdecimal():  # look whether it answers: Ray itself would wait for minutes
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise FlowError(
+                f"Nothing answers at {cluster.address}: {error}. Start a cluster with `ray start --head`, and give the "
+                "address that it prints."
+            ) from error
     options: dict[str, Any] = {"address": cluster.address}
     if cluster.address is None:
         cpus = (cluster.workers or 0) * cluster.threads or os.cpu_count() or 1
@@ -179,20 +178,6 @@ def _running(cluster: Cluster) -> Generator[Any]:
         yield ray
     finally:
         ray.shutdown()
-
-
-def _check_reachable(address: str | None) -> None:
-    """Try to connect to an address: Ray itself would wait for minutes."""
-    host, colon, port = (address or "").rpartition("//")[2].rpartition(":")
-    if not colon or not port.isdecimal():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, OverflowError) as error:
-        raise FlowError(
-            f"Nothing answers at {address}: {error}. Start a cluster with `ray start --head`, and give the address "
-            "that it prints."
-        ) from error
 
 
 def _ray() -> Any:

@@ -1,9 +1,8 @@
 """Folders of pictures: which files, where their results go, which are done, and which failed.
 
-Each result stores the fingerprint of its work (``job.Work.ids``) as EXIF ImageUniqueID. So a run that was stopped at
-any moment can be resumed, and a file that something else made is never replaced. Results are complete or absent
-(``checkpoints.writing``). A picture that fails does not stop the others. Processes that share a folder of results make
-each picture once (``Claims``).
+Each result stores the fingerprint of its work (``job.Work.ids``) as EXIF ImageUniqueID. So a run that was stopped can
+be resumed, and a file that something else made is never replaced. A picture that fails does not stop the others.
+Processes that share a folder of results make each picture once (``Claims``).
 """
 
 from __future__ import annotations
@@ -70,12 +69,10 @@ Result = tuple[Job, Made | Exception]
 
 
 def find(words: Sequence[str], out: Path | None = None, notify: Callable[[str], None] | None = None) -> list[Found]:
-    """Find picture files: word by word, each file once, in natural order of their names.
+    """Find picture files: word by word, each file once, in natural order of their names; report what is left out.
 
     Words are files, folders (searched at any depth, linked ones too, but for ``out``) and patterns such as
-    ``photos/**/*.jpg``. Files of other kinds, links that lead back to where they are, and folders that cannot be opened
-    are reported; a link to a picture that is not there is found, so that the run can say so. A folder or pattern
-    without a picture is refused, and so is ``out`` as one of the folders.
+    ``photos/**/*.jpg``. A link to a picture that is not there is found, so that the run can say so.
     """
     found: dict[Path, Found] = {}
     ignored = dict[Path, str]()  # file to reason
@@ -93,9 +90,17 @@ def find(words: Sequence[str], out: Path | None = None, notify: Callable[[str], 
             continue
         # the folder of the results, if it lies inside
         excluded = out.resolve() if out is not None and above.resolve() in out.resolve().parents else None
-        files = {p for p in paths if _is_visible(p, excluded)}
-        matches = [Found(p, p.relative_to(above)) for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
-        ignored |= {p.absolute(): _kind(p) for p in files if p.suffix.lower() not in IMAGE_SUFFIXES}
+        matches = list[Found]()
+        for file in {*paths}:
+            broken = file.is_symlink() and not file.exists()
+            if file.name.startswith(".") or not (file.is_file() or broken):
+                continue
+            if excluded is not None and excluded in file.resolve().parents:
+                continue
+            if file.suffix.lower() in IMAGE_SUFFIXES:
+                matches.append(Found(file, file.relative_to(above)))
+            else:
+                ignored[file.absolute()] = "a broken link" if broken else file.suffix.lower() or "no suffix"
         if not matches:
             raise FlowError(f"{problem}. Expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}.")
         for one in sorted(matches, key=lambda one: natural_key(one.inside)):
@@ -124,40 +129,23 @@ def _matching(pattern: str, ignored: dict[Path, str]) -> Iterator[str]:
                 yield from _matching(os.path.join(glob.escape(here), rest), ignored)
 
 
-def _kind(path: Path) -> str:
-    return path.suffix.lower() or "no suffix" if path.exists() else "a broken link"
-
-
-def _is_visible(path: Path, excluded: Path | None) -> bool:
-    if path.name.startswith(".") or not (path.is_file() or (path.is_symlink() and not path.exists())):
-        return False
-    return excluded is None or excluded not in path.resolve().parents
-
-
 # --- where results go -------------------------------------------------------------------------------------------------
 
 
 def jobs(found: Sequence[Found], out: Path, names: Callable[[str], list[str]]) -> list[Job]:
-    """Make a job for each picture; results go into the same sub-folder of ``out`` as the picture was found in.
+    """Make a job for each picture, with results of ``names(its name)`` in the sub-folder that it was found in.
 
-    Pictures of different folders that have one name where they were found or given keep those folders. ``names`` goes
-    from the name of a picture to those of its results; see ``check_targets`` for what is refused.
+    Pictures of different folders that have one name where they were found or given keep those folders.
     """
     above = Path(os.path.commonpath([one.path.absolute().parent for one in found])) if found else Path()
     times = Counter(one.inside for one in found)
     inside = [one.inside if times[one.inside] == 1 else one.path.absolute().relative_to(above) for one in found]
-    made = [
-        Job(one.path, tuple(out / path.parent / name for name in names(path.name)))
-        for one, path in zip(found, inside, strict=True)
-    ]
-    return check_targets(made)
+    targets = [tuple(out / path.parent / name for name in names(path.name)) for path in inside]
+    return check_targets([Job(one.path, files) for one, files in zip(found, targets, strict=True)])
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Split the name of a picture into what names of its results begin with, its stem, and the number of a frame.
-
-    They end in that, so that frames stay a sequence. A name does not depend on which other pictures there are.
-    """
+    """Split the name of a picture into what names of its results begin with, and the number of a frame, their end."""
     frame = FRAME.fullmatch(Path(name).stem)
     return (frame[1], frame[2]) if frame else (Path(name).stem, "")
 
@@ -195,12 +183,11 @@ def run(
 ) -> list[tuple[Job, Exception]]:
     """Execute all jobs whose results do not exist yet, and return those that failed, and why.
 
-    ``executor`` takes jobs in any order; an exception that it raises ends the run, and so does a ``SavingError`` of
-    ``save``, after which no other results could be saved either. ``is_done`` returns True if the results of a job
-    exist, and raises FlowError if they cannot be saved. ``on_result`` is called after every job with its results or its
-    failure; with None if it was skipped. With ``whole_clips``, results depend on the frames before them in the folder:
-    if one is missing, all are made again. With ``claims``, pictures are left to the processes that are at work on them,
-    and waited for, of which ``notify`` is told; without, ``executor`` may take all jobs before it begins.
+    An exception of ``executor`` ends the run, and so does a ``SavingError``, after which nothing could be saved.
+    ``is_done`` raises FlowError if results cannot be saved. ``on_result`` gets None for a job that was skipped. With
+    ``whole_clips``, results depend on the frames before them in the folder: if one is missing, all are made again. With
+    ``claims``, pictures are left to the processes that are at work on them, and waited for, of which ``notify`` is
+    told; without, ``executor`` may take all jobs before it begins.
     """
     failed: list[tuple[Job, Exception]] = []
     incomplete = set[Path]()  # clips
@@ -271,11 +258,7 @@ def in_turn(
     jobs: Iterable[Job],
     cancelled: Callable[[], bool] | None = None,
 ) -> Iterator[Result]:
-    """Execute jobs in this process, one after the other.
-
-    ``start`` is called before every job with its picture, and may return what follows the job; ``notify`` with what the
-    task has to say, after the name of the picture. An exception that ``cancelled`` raises is the job's failure.
-    """
+    """Execute jobs in this process, one after the other; ``start`` may return what follows the progress of a job."""
     for job in jobs:
         progress, notes, began = start(job.source), list[str](), time.monotonic()
 
@@ -314,8 +297,7 @@ def targets_done(
 ) -> bool:
     """Return True if all outputs exist, are whole, of this height and width (if known), and what would be made now.
 
-    Empty and damaged outputs of ours are made again, and ``again`` makes all of them. FlowError if an output exists
-    that something else has made; with ``again`` only if it is not one of ours.
+    Empty and damaged outputs of ours are made again. FlowError for others, with ``again`` only if they are not ours.
     """
     done = bool(targets) and not again
     for target, id in zip(targets, ids, strict=True):
@@ -363,7 +345,13 @@ class Claims:
         self._ended = threading.Event()
 
     def __enter__(self) -> Claims:
-        threading.Thread(target=self._touch, daemon=True).start()
+        def touch() -> None:
+            while not self._ended.wait(TOUCHED):
+                for claim in [*self._held]:
+                    with contextlib.suppress(OSError):
+                        os.utime(claim)
+
+        threading.Thread(target=touch, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -398,7 +386,9 @@ class Claims:
         """Remove a claim whose process is gone."""
         with contextlib.suppress(OSError):
             claim = _claim(target)
-            idle, owner = time.time() - claim.stat().st_mtime, _read(claim)
+            idle, owner = time.time() - claim.stat().st_mtime, dict[str, Any]()
+            with contextlib.suppress(ValueError):  # it is being written
+                owner = json.loads(claim.read_text())
             here = owner.get("host") == platform.node()
             if idle > ABANDONED or (here and is_gone(int(owner["process"]))):
                 claim.unlink()
@@ -407,12 +397,6 @@ class Claims:
         self._held.discard(claim)
         with contextlib.suppress(OSError):
             claim.unlink()
-
-    def _touch(self) -> None:
-        while not self._ended.wait(TOUCHED):
-            for claim in [*self._held]:
-                with contextlib.suppress(OSError):
-                    os.utime(claim)
 
 
 @contextlib.contextmanager
@@ -429,10 +413,3 @@ def exclusive(target: Path) -> Generator[None]:
 
 def _claim(target: Path) -> Path:
     return target.with_name(f".{target.name}.lock")
-
-
-def _read(claim: Path) -> dict[str, Any]:
-    try:
-        return json.loads(claim.read_text())
-    except ValueError:  # it is being written
-        return {}

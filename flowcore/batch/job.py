@@ -10,7 +10,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +37,7 @@ from ..tasks.faces import restore_faces
 from ..tasks.hints import Hints, combine_hints, hints_from_points, palette_from, parse_points
 from ..tasks.ranking import By, ranked
 from ..tasks.rescale import restore, shrink
-from ..tasks.score import Score, score
+from ..tasks.score import score
 from ..tasks.subject import prepare_subject
 from ..tasks.upscale import upscale
 from ..tasks.video import colorize_video, upscale_video
@@ -171,10 +171,7 @@ class Worker:
         notify: Callable[[str], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> list[bytes]:
-        """Process the content of one picture file: a file per sample or kept sample; for ``score``, one row as JSON.
-
-        ``clip`` identifies the clip of a video frame.
-        """
+        """Process the content of one picture file, of a clip: a file per sample that is kept; for ``score``, JSON."""
         ids = self.work.ids(picture, self.model_sha256, name)
         if self.work.command == "score":
             return [json.dumps({**self._score(picture, name), "id": ids[0]}).encode()]
@@ -254,7 +251,13 @@ class Worker:
         return self._before
 
     def _colorize(self, image: Tensor, clip: object, settings: dict[str, Any]) -> Tensor:
-        settings["hints"] = hints_of(settings, (image.shape[-2], image.shape[-1]))
+        points = [point for text in settings.pop("points", ()) for point in parse_points(text)]
+        brush = {"radius": settings.pop("radius", 8.0), "lock": settings.pop("lock", False)}
+        colors = settings.pop("colours", ())
+        settings["hints"] = combine_hints(
+            hints_from_points(points, (image.shape[-2], image.shape[-1]), **brush) if points else None,
+            Hints(coverage=None, chroma=None, palette=palette_from(colors), lock=False) if colors else None,
+        )
         if self.work.memory is not None:
             settings["memory"] = self.work.memory
         if settings.pop("frames", "photographs") == "video":
@@ -274,60 +277,40 @@ class Worker:
         return pictures[order]
 
     def _score(self, picture: bytes, name: str) -> dict[str, Any]:
-        flow, settings = self.flow, dict(self.work.settings)
-        fit = settings.pop("fit", "resize")
-        photograph = files.read(picture, name)
-        image, notes = photograph.pixels, [*photograph.notes]
-        height, width = image.shape[-2:]
-        drawing: dict[str, Any] = {"samples": self.work.samples, "seed": self.work.seed, **settings}
+        flow = self.flow
+        drawing: dict[str, Any] = {"samples": self.work.samples, "seed": self.work.seed, **self.work.settings}
+        fit = drawing.pop("fit", "resize")
+        photograph, cond = files.read(picture, name), None
+        notes = [*photograph.notes]
         if flow.capabilities.source == "luma":
             chroma, cond = chroma_on_grid(flow, files.read_rgb(picture, name))
-            result = score(flow, chroma + NEUTRAL, cond, complexity=False, **drawing)
-            grid = tuple(chroma.shape[-2:])
-            how = "enlarged" if _is_larger(grid, (height, width)) else "shrunk"
-            text = f"Scored: the chroma of {width}x{height}, {how} to {grid[1]}x{grid[0]}, given its luma."
-            return _row(result, [text, *notes], enlarged=how == "enlarged")
-        cond = None
-        if flow.image_size is not None and fit == "resize" and flow.capabilities.source == "none":
+            pixels, drawing["complexity"] = chroma + NEUTRAL, False
+        elif flow.image_size is not None and fit == "resize" and flow.capabilities.source == "none":
             pixels = resize_to_own(flow, files.read_rgb(picture, name))[None]
         else:
-            subject = prepare_subject(flow, image, fit=fit, notify=notes.append)
+            subject = prepare_subject(flow, photograph.pixels, fit=fit, notify=notes.append)
             pixels, cond = to_uint8(subject.pixels), subject.condition(flow, notify=notes.append)
-        result, size = score(flow, pixels, cond, **drawing), tuple(pixels.shape[-2:])
-        resized = flow.image_size is not None and fit == "resize" and min(height - size[0], width - size[1]) > 0
-        enlarged = _is_larger(size, (height, width))
-        part = "all of" if size == (height, width) else f"{size[1]}x{size[0]} pixels in the middle of"
-        how = f", resized so that it covers {size[1]}x{size[0]}" if resized else ""
-        how = f", enlarged so that it covers {size[1]}x{size[0]}, and not ranked" if enlarged else how
-        return _row(result, [f"Scored: {part} {width}x{height}{how}.", *notes], enlarged=enlarged)
-
-
-def _is_larger(size: tuple[int, ...], before: tuple[int, int]) -> bool:
-    return size[0] > before[0] or size[1] > before[1]
-
-
-def _row(result: Score, notes: list[str], *, enlarged: bool) -> dict[str, Any]:
-    corrected, spread = result.complexity_corrected, float(result.spread)
-    return {
-        "bits_per_dim": float(result.bits_per_dim),
-        "complexity_corrected": None if corrected is None else float(corrected),
-        "per_level": result.per_level[0].tolist(),
-        "notes": [*notes, *result.notes],
-        "spread": spread if math.isfinite(spread) else None,
-        "enlarged": enlarged,
-    }
-
-
-def hints_of(settings: dict[str, Any], size: tuple[int, int]) -> Hints | None:
-    """Take "points", "radius", "lock" and "colours" out of settings, as ``Hints`` of an image of this size."""
-    texts: Sequence[str] = settings.pop("points", ())
-    radius, lock = settings.pop("radius", 8.0), settings.pop("lock", False)
-    colors: Sequence[str] = settings.pop("colours", ())
-    points = [point for text in texts for point in parse_points(text)]
-    return combine_hints(
-        hints_from_points(points, size, radius=radius, lock=lock) if points else None,
-        Hints(coverage=None, chroma=None, palette=palette_from(colors), lock=False) if colors else None,
-    )
+        result = score(flow, pixels, cond, **drawing)
+        (height, width), (rows, columns) = photograph.pixels.shape[-2:], pixels.shape[-2:]
+        enlarged = rows > height or columns > width
+        if flow.capabilities.source == "luma":
+            how = "enlarged" if enlarged else "shrunk"
+            said = f"the chroma of {width}x{height}, {how} to {columns}x{rows}, given its luma."
+        else:
+            resized = flow.image_size is not None and fit == "resize" and min(height - rows, width - columns) > 0
+            part = "all of" if (rows, columns) == (height, width) else f"{columns}x{rows} pixels in the middle of"
+            how = f", resized so that it covers {columns}x{rows}" if resized else ""
+            how = f", enlarged so that it covers {columns}x{rows}, and not ranked" if enlarged else how
+            said = f"{part} {width}x{height}{how}."
+        corrected, spread = result.complexity_corrected, float(result.spread)
+        return {
+            "bits_per_dim": float(result.bits_per_dim),
+            "complexity_corrected": None if corrected is None else float(corrected),
+            "per_level": result.per_level[0].tolist(),
+            "notes": [f"Scored: {said}", *notes, *result.notes],
+            "spread": spread if math.isfinite(spread) else None,
+            "enlarged": enlarged,
+        }
 
 
 def encode_like(
@@ -342,8 +325,8 @@ def encode_like(
 ) -> bytes:
     """Encode a picture ``(C, H, W)`` in [0, 1] with the metadata of the file that it was made of; gray if both are.
 
-    ``bits`` None takes those of the original, where the format can hold them. Provenance in ``text``, for PNG, knows
-    the picture as the host would store it, and the file afterward. ``notify`` is told what the file cannot hold.
+    ``bits`` None takes those of the original. Provenance in ``text`` knows the picture as the host would store it, and
+    the file afterward. ``notify`` is told what the file cannot hold.
     """
     actual = original.bits if original and format in files.DEEP else 8
     chosen = bits or actual

@@ -18,33 +18,22 @@ from .folders import exclusive
 COLUMNS = ("input", "output", "seed", "model", "model_sha256", "seconds", "note")
 NAME = "manifest.csv"
 SCORE_COLUMNS = (
-    "image",
-    "bits_per_dim",
-    "complexity_corrected",
-    "per_level",
-    "notes",
-    "error",
-    "id",
-    "spread",
-    "enlarged",
-    "model_sha256",
+    *("image", "bits_per_dim", "complexity_corrected", "per_level", "notes"),
+    *("error", "id", "spread", "enlarged", "model_sha256"),
 )
 
 
 class Manifest:
     """Rows of ``COLUMNS``, appended as results are saved, by any number of processes; one per input and output.
 
-    Of those that are in several rows, the last one counts, until ``compact`` removes the others. An input that failed
-    has a row without an output, whose note says why. Seconds are those of the input, with all its outputs.
+    The last row of an input and output counts. An input that failed has a row without an output, whose note says why.
     """
 
     def __init__(self, path: Path) -> None:
         """Open the table of a run, which need not exist yet; refuse a file that is something else."""
         self.path = path
         if path.exists():
-            with path.open(newline="", encoding="utf-8", errors="replace") as file:
-                first = next(csv.reader(file), list(COLUMNS))
-            if tuple(first) != COLUMNS:
+            if tuple([*self._read(), COLUMNS][0]) != COLUMNS:
                 raise FlowError(f"{path} is something else than a list of results. Name another file with --manifest.")
             self.compact()
 
@@ -53,8 +42,7 @@ class Manifest:
         if not self.path.exists():
             return
         with exclusive(self.path):
-            with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
-                rows = [row for row in csv.reader(file) if row]
+            rows = [*filter(None, self._read())]
             kept = dict[tuple[str, str], list[str]]()
             for row in rows[1:]:
                 if len(row) == len(COLUMNS):  # or it was cut off
@@ -63,6 +51,10 @@ class Manifest:
             if len(kept) + 1 < len(rows):
                 write_atomic(self.path, _text([COLUMNS, *kept.values()]).encode())
 
+    def _read(self) -> list[list[str]]:
+        with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
+            return list(csv.reader(file))
+
     def append(self, rows: Iterable[tuple[object, ...]]) -> None:
         """Write rows, and flush them to the disk."""
         with exclusive(self.path):
@@ -70,14 +62,11 @@ class Manifest:
 
 
 class Scores:
-    """A CSV table of scores, one row per picture, that a later run can resume; the file need not exist yet.
-
-    ``rows`` holds the complete rows by picture; failures and a last row that was cut off are left out.
-    """
+    """A CSV table of scores, one row per picture, that a later run can resume; the file need not exist yet."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows: dict[str, dict[str, Any]] = {}
+        self.rows: dict[str, dict[str, Any]] = {}  # by picture; without failures and a last row that was cut off
         if not path.exists():
             return
         with path.open(newline="", encoding="utf-8") as file:
@@ -88,17 +77,12 @@ class Scores:
                 model = row.get("model_sha256", "")  # not in tables of earlier versions; None if the row was cut off
                 is_whole = model is not None and re.fullmatch("([0-9a-f]{64})?", model)
                 if is_whole and re.fullmatch("[0-9a-f]{32}", row["id"] or "") and not row["error"]:
-                    corrected, spread = row["complexity_corrected"], row["spread"]
                     self.rows[row["image"]] = {
-                        "image": row["image"],
+                        **{k: row.get(k, "") for k in SCORE_COLUMNS if k != "error"},
                         "bits_per_dim": float(row["bits_per_dim"]),
-                        "complexity_corrected": float(corrected) if corrected else None,
-                        "per_level": json.loads(row["per_level"]),
-                        "notes": json.loads(row["notes"]),
-                        "id": row["id"],
-                        "spread": float(spread) if spread else None,
+                        **{k: float(row[k]) if row[k] else None for k in ("complexity_corrected", "spread")},
+                        **{k: json.loads(row[k]) for k in ("per_level", "notes")},
                         "enlarged": row["enlarged"] == "True",
-                        "model_sha256": model,
                     }
 
     def append(self, row: dict[str, Any]) -> None:
