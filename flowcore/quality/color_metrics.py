@@ -1,7 +1,6 @@
-"""Measures of colorization: distance, coherence, colorfulness, seams, and color of skin.
+"""Measures of colorization, all ours: distance, coherence, colorfulness, seams, and color of skin.
 
-Chroma is ``(B, 2, H, W)`` as ``color.split`` returns it: centered on 0, 1 is the range from darkest to brightest. All
-measures are ours.
+Chroma is ``(B, 2, H, W)`` as ``color.split`` returns it: centered on 0, 1 is the range from darkest to brightest.
 """
 
 from __future__ import annotations
@@ -13,36 +12,18 @@ from torch import Tensor
 
 from ..device import float64
 
-FLAT = 4 / 255
-"""Change of luma between neighboring positions below which there is no edge: a change of chroma there may be a seam.
-
-Half of all neighbors in 29 test photographs, on a grid of 64 positions for the shorter side. At half or twice this
-threshold photographs have no seams either, and colorings have (docs/decisions/0014).
-"""
-
+FLAT = 4 / 255  # change of luma to a neighbor below which there is no edge, see docs/decisions/0014: half of them
 ROUNDING = 1e-6  # mean change of chroma that is none
-
+# top, bottom, left and right, over the side, of nose and cheeks in a portrait whose eyes are at 0.45 of its height
 SKIN_PATCH = (0.50, 0.64, 0.40, 0.60)
-"""Top, bottom, left and right, over the side, of nose and cheeks in a portrait whose eyes are at 0.45 of its height."""
-
+# The hue of human skin, an angle of (Cb, Cr) in degrees: the 0.1st and 99.9th percentile, rounded, of SKIN_PATCH in
+# 1,171 portraits in color. All 107 held-out ones are within. Blue is below 60, green above 180.
 SKIN_HUES = (80.0, 136.0)
-"""Range of the hue of human skin: angle of (Cb, Cr), in degrees. Blue is below 60, green above 180.
-
-The 0.1st and 99.9th percentile, rounded, of the mean chroma of ``SKIN_PATCH`` in 1,171 portraits, none of them black
-and white. The two faces below have a magenta cast, the two above a yellow one. All 107 held-out portraits are within.
-"""
-
-SKIN_MIN_CHROMA = 0.02
-"""Length of the mean chroma below which skin counts as gray, whatever its hue; the palest of these portraits has 0.027.
-"""
+SKIN_MIN_CHROMA = 0.02  # below which skin counts as gray; the palest of these portraits has 0.027
 
 
 def chroma_rmse(a: Tensor, b: Tensor) -> Tensor:
-    """Root mean square difference of chroma, over both channels and all pixels: ``sqrt(mean (a - b)^2)``, ``(B,)``.
-
-    The tables of Ardizzone et al. 2019 (arXiv 1907.02392) take the least of several samples per pixel and channel,
-    which noise improves; it does not improve the least of these numbers, one per image.
-    """
+    """Root mean square difference of chroma, over both channels and all pixels: ``sqrt(mean (a - b)^2)``, ``(B,)``."""
     return (a - b).square().flatten(1).mean(1).sqrt()
 
 
@@ -56,37 +37,30 @@ def global_share(residual: Tensor) -> Tensor:
 
 
 def coherence_parts(samples: Tensor, truth: Tensor) -> tuple[float, float]:
-    """Compare how samples differ from each other with how the truth differs from them: globally, or in patches.
+    """Compare how samples differ from their mean with how the truth does: globally, or in patches.
 
-    With m the mean of the samples (chroma ``(N, 2, H, W)``, N at least 2; truth ``(1, 2, H, W)``) and g
-    ``global_share``: ``mean over samples of g(sample - m)``, and ``g(truth - m)``. The coherence of many images is the
-    mean of the first over the mean of the second. If the truth is one more draw from the samples' distribution, both
-    have the same expectation: 1 is ideal, and near 0 every patch chooses a color of its own. One image says little.
+    With m the mean of the samples ``(N, 2, H, W)`` and g ``global_share``: ``mean over samples of g(sample - m)``, and
+    ``g(truth - m)``. The coherence of many images is the mean of the first over that of the second: 1 is ideal, and
+    near 0 every patch chooses a color of its own.
     """
     mean = samples.mean(0, keepdim=True)
     return float(global_share(samples - mean).mean()), float(global_share(truth - mean))
 
 
 def colorfulness(chroma: Tensor) -> Tensor:
-    """Root mean square length of chroma: ``sqrt(mean over pixels of (Cb^2 + Cr^2))``, ``(B,)``; 0 for gray.
-
-    Simpler than Hasler & Suesstrunk, "Measuring colourfulness in natural images" (2003), which weighs spread and mean
-    of opponent colors.
-    """
+    """Root mean square length of chroma: ``sqrt(mean over pixels of (Cb^2 + Cr^2))``, ``(B,)``; 0 for gray."""
     return chroma.square().sum(1).mean((1, 2)).sqrt()
 
 
 def seam_sums(chroma: Tensor, luma: Tensor, cell: int) -> Tensor:
     """Add up changes of chroma across the borders of a grid's cells, and inside them, for ``seam_ratio``.
 
-    Sum and number of ``|chroma[i + 1] - chroma[i]|`` (mean of both channels, rows and columns) of neighboring positions
-    in different cells, then of neighbors in one cell: ``(4,)`` float64, to be added up over images. Only neighbors with
-    ``|luma[i + 1] - luma[i]| < FLAT`` count, where a change of color has no edge to follow. Chroma is ``(B, 2, h, w)``
-    on the finest grid that a colorizer decides on (what is finer is interpolated), luma ``(B or 1, 1, h, w)``; cells of
-    ``cell >= 2`` positions start at the top left.
+    Sum and number of ``|chroma[i + 1] - chroma[i]|`` of neighbors in different cells, then of neighbors in one cell:
+    ``(4,)`` float64, to be added up over images. Only neighbors whose lumas differ by less than ``FLAT`` count, where a
+    change of color has no edge to follow. Luma is ``(B or 1, 1, h, w)``; cells of ``cell >= 2`` positions start at the
+    top left.
 
-    Source: the idea of Wu and Yuen, "A generalized block-edge impairment metric for video coding" (1997), applied to
-    chroma.
+    Source: the idea of Wu and Yuen, "A generalized block-edge impairment metric for video coding" (1997).
     """
     sums = torch.zeros(4, dtype=torch.float64)
     for dim in (2, 3):
@@ -103,9 +77,8 @@ def seam_sums(chroma: Tensor, luma: Tensor, cell: int) -> Tensor:
 def seam_ratio(sums: Tensor) -> float:
     """Ratio of the mean change across borders to that inside cells, of the ``seam_sums`` of all images.
 
-    A photograph knows nothing of cells: 1, or up to 1.1 where cells are so large that their borders pass through the
-    subject in the middle. Cells that disagree: more. Infinite if chroma changes across borders only; NaN if it does not
-    change at all, or without neighbors on either side.
+    Photographs have 1 to 1.1, cells that disagree more. Infinite if chroma changes across borders only; NaN if it does
+    not change at all, or without neighbors on either side.
     """
     across, across_number, inside, inside_number = sums.tolist()
     if not across_number or not inside_number:
@@ -117,10 +90,9 @@ def seam_ratio(sums: Tensor) -> float:
 
 
 def fog(chroma: Tensor, luma: Tensor) -> Tensor:
-    """Measure how much color changes where luma does not: root mean square over both channels of those neighbors.
+    """Root mean square change of color between neighbors where luma does not change, ``(B,)`` float64.
 
-    ``(B,)`` float64, of chroma as in ``seam_sums``; NaN where luma changes everywhere. Relative to that of the
-    photograph's own colors, above 1 means blobs that follow no object.
+    NaN where luma changes everywhere. More than in the photograph's own colors means blobs that follow no object.
     """
     squares, number = torch.zeros(len(chroma), dtype=torch.float64), torch.zeros(len(chroma), dtype=torch.float64)
     for dim in (2, 3):
@@ -132,23 +104,19 @@ def fog(chroma: Tensor, luma: Tensor) -> Tensor:
 
 
 def skin_color(chroma: Tensor) -> tuple[Tensor, Tensor]:
-    """Measure the color of the skin in portraits: hue and strength of the mean chroma of ``SKIN_PATCH``.
+    """Measure the skin in aligned portraits: hue in degrees, and length, of the mean chroma of ``SKIN_PATCH``.
 
-    That is the angle of (Cb, Cr) in degrees, in [0, 360), and its length; ``(B,)`` each. Portraits are aligned: irises
-    at 0.45 of the height, 0.38 and 0.61 of the width.
+    Irises are at 0.45 of the height, 0.38 and 0.61 of the width.
     """
-    top, bottom, left, right = (
-        round(part * side) for part, side in zip(SKIN_PATCH, [chroma.shape[2]] * 2 + [chroma.shape[3]] * 2, strict=True)
-    )
+    height, width = chroma.shape[2:]
+    top, bottom = (round(part * height) for part in SKIN_PATCH[:2])
+    left, right = (round(part * width) for part in SKIN_PATCH[2:])
     patch = chroma[:, :, top : max(bottom, top + 1), left : max(right, left + 1)].mean((2, 3))
     return torch.rad2deg(torch.atan2(patch[:, 1], patch[:, 0])) % 360, patch.norm(dim=1)
 
 
 def skin_verdict(chroma: Tensor) -> tuple[Tensor, Tensor]:
-    """Judge the skin in portraits, see ``skin_color``: whether its hue is that of no human skin, and if it is gray.
-
-    Outside ``SKIN_HUES``; or shorter than ``SKIN_MIN_CHROMA``, and then not outside. ``(B,)`` bool each.
-    """
+    """Judge the skin in portraits, see ``skin_color``: whether its hue is that of no human skin, or if it is gray."""
     hue, strength = skin_color(chroma)
     gray = strength < SKIN_MIN_CHROMA
     return ~gray & ((hue < SKIN_HUES[0]) | (hue > SKIN_HUES[1])), gray

@@ -35,8 +35,7 @@ def jpeg_quality(image: Tensor) -> float | None:
     of the quantization steps; the quality is that whose table has these steps. None where there is no grid: in files
     that were never stored so, or were resized since.
 
-    Source: Fan & de Queiroz, "Identification of bitmap compression history", IEEE TIP 2003: the idea; the search is
-    ours.
+    Source: the idea of Fan & de Queiroz, "Identification of bitmap compression history", IEEE TIP 2003.
     """
     if min(image.shape[-2:]) < MIN_SIDE:
         return None
@@ -57,9 +56,8 @@ def noise_level(image: Tensor) -> float:
     """Estimate the standard deviation of the noise of a photograph, in [0, 1]; 0 where none is told from detail.
 
     Noise fills all directions of the space of small patches, and what photographs show only some: the smallest
-    eigenvalues of the covariance of calm patches are the variance of the noise.
-
-    Source: Liu, Tanaka & Okutomi, "Noise level estimation using weak textured patches", ICIP 2012: the idea.
+    eigenvalues of the covariance of calm patches are its variance. Source: the idea of Liu, Tanaka & Okutomi, "Noise
+    level estimation using weak textured patches", ICIP 2012.
     """
     if min(image.shape[-2:]) < MIN_SIDE:
         return 0.0

@@ -25,29 +25,19 @@ DETAIL = 0.04  # the same deviation above which the original has detail of its o
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio over all channels, ``-10 log10 mean (a - b)^2``: decibels per image, ``(B,)``.
-
-    Infinite for equal images. (``kornia.metrics.psnr`` takes one mean over a batch.)
-    """
+    """Peak signal-to-noise ratio over all channels, ``-10 log10 mean (a - b)^2``: decibels per image, ``(B,)``."""
     return -10 * torch.log10((a - b).square().flatten(1).mean(1))
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity, 11x11 Gaussian window of std 1.5, mean over channels and pixels: ``(B,)``, 1 if equal.
-
-    Source: Wang et al., "Image quality assessment: from error visibility to structural similarity"; kornia's
-    implementation.
-    """
+    """Structural similarity (Wang et al. 2004), 11x11 Gaussian window, mean over channels and pixels: ``(B,)``."""
     from kornia.metrics import ssim as kornia_ssim  # a slow import that only measurements need
 
     return kornia_ssim(a, b, window_size=11, max_val=1.0).flatten(1).mean(1)
 
 
 def lr_psnr(sr: Tensor, lr: Tensor) -> Tensor:
-    """PSNR between an enlargement, shrunk again by antialiased bicubic, and the LR image that it was made from.
-
-    Source: "LR-PSNR" in Lugmayr et al., "SRFlow", section 5.
-    """
+    """PSNR between an enlargement, shrunk again by antialiased bicubic, and its LR image; SRFlow, section 5."""
     return psnr(resize(sr, *lr.shape[-2:]), lr)
 
 
@@ -55,10 +45,7 @@ def false_specks(sr: Tensor, hr: Tensor) -> Tensor:
     """Isolated bright or dark pixels where the original is smooth, per mille of the pixels, ``(B,)``: a flow's powder.
 
     A pixel is a false speck if its luma differs by more than 0.08 from the median of its 3x3 neighborhood, while within
-    2 pixels of it no pixel of the original differs by more than 0.04 from its own. NIQE does not see them: it takes
-    powder for texture, and improves.
-
-    Source: ours.
+    2 pixels of it no pixel of the original differs by more than 0.04 from its own. Ours: NIQE takes powder for texture.
     """
     nearby = F.max_pool2d(_deviation_from_median(luma(hr)), 5, stride=1, padding=2)  # (B, 1, H, W)
     specks = (_deviation_from_median(luma(sr)) > SPECK) & (nearby <= DETAIL)
@@ -86,13 +73,11 @@ def squared_error(a: Tensor, b: Tensor) -> Tensor:
 def diversity_score(samples: Tensor, hr: Tensor, distance: Callable[[Tensor, Tensor], Tensor] = squared_error) -> float:
     """How much closer to the original the best sample at every pixel is than the best sample as a whole, in percent.
 
-    ``100 (global best - local best) / global best``: the global best is the least mean of the samples' distance maps,
-    the local best the mean of the least of the maps at every pixel; 0 if all samples are equal, or one is the original.
-    ``distance`` goes from two images to a map ``(1, 1, H, W)``. The challenge takes 10 samples (more give a higher
-    score) and ``lpips_map``; scores with another distance are not comparable to it and must be labeled as such.
+    ``100 (global best - local best) / global best``: the least mean of the samples' maps of the distance, against the
+    mean of the least of the maps at every pixel. The challenge takes 10 samples (more give a higher score) and
+    ``lpips_map``; scores with another distance are not comparable to it.
 
-    Source: Lugmayr et al., "NTIRE 2021 learning the super-resolution space challenge" (CVPR workshops), section 2, and
-    the challenge's program.
+    Source: Lugmayr et al., "NTIRE 2021 learning the super-resolution space challenge" (CVPR workshops), section 2.
     """
     maps = torch.cat([distance(sample[None], hr) for sample in samples])  # (N, 1, H, W)
     best, local = float(maps.flatten(1).mean(1).min()), float(maps.amin(0).mean())
@@ -112,11 +97,7 @@ def lpips_missing() -> str | None:
 
 
 def lpips(a: Tensor, b: Tensor) -> Tensor:
-    """Learned perceptual distance, weighted differences of AlexNet's features; ``(B,)`` on the CPU, 0 for equal images.
-
-    Source: Zhang et al., "The unreasonable effectiveness of deep features as a perceptual metric", CVPR 2018, version
-    0.1 with AlexNet: what papers on super-resolution report.
-    """
+    """Learned perceptual distance (Zhang et al. 2018), version 0.1 with AlexNet as in papers: ``(B,)``, on the CPU."""
     return _distance(a, b, spatial=False).flatten()
 
 

@@ -1,11 +1,8 @@
 """Image quality without a reference: NIQE, BRISQUE, PIQE.
 
 All three normalize luma by its local mean and deviation: in natural photographs these coefficients, and the products of
-neighbors, follow distributions that blur, noise and compression distort. Lower is better for all three. They were made
-to find distortions; on enlargements they rank textures by how photographic they look, not by how correct they are.
-
-The models of NIQE and BRISQUE are in ``no_reference.safetensors``; ``no_reference.licences.txt`` has their sources,
-licenses and the command that wrote them.
+neighbors, follow distributions that blur, noise and compression distort. Lower is better. The models of NIQE and
+BRISQUE are in ``no_reference.safetensors``; ``no_reference.licences.txt`` has their sources and licenses.
 """
 
 from __future__ import annotations
@@ -35,14 +32,11 @@ ACTIVE, IMPAIRED = 0.1, 0.1  # PIQE: variance above which a block counts; deviat
 def niqe(images: Tensor) -> Tensor:
     """Distance between the statistics of an image's patches and those of 125 pristine photographs.
 
-    With mean m and covariance S of 36 features over the patches, and m0, S0 those of the photographs, ``sqrt((m - m0)^T
-    ((S + S0) / 2)^-1 (m - m0))``: ``(B,)``, float64, on the CPU, about 3 to 5 for good photographs; NaN for an image
-    without two patches that are not flat. Images have 1 or 3 channels, sides of 96 at least and one of 192; they are
-    cropped to multiples of 96, and colors are converted to luma of 16 to 235, as in the super-resolution literature,
-    and rounded.
+    ``sqrt((m - m0)^T ((S + S0) / 2)^-1 (m - m0))`` with mean m and covariance S of 36 features over the patches:
+    ``(B,)``, float64, on the CPU, about 3 to 5 for good photographs; NaN without two patches that are not flat. Images
+    are cropped to multiples of 96; colors become luma of 16 to 235, as in the super-resolution literature.
 
-    Source: Mittal, Soundararajan & Bovik, "Making a completely blind image quality analyzer", IEEE SPL 2013, with the
-    parameters of its release. Matches the published value of BasicSR's baboon, 5.7296 by MATLAB R2021a.
+    Source: Mittal, Soundararajan & Bovik, "Making a completely blind image quality analyzer", IEEE SPL 2013.
     """
     gray = (16 + 219 * _luma(images)).round() if images.shape[1:2] == (3,) else _gray(images)
     rows, columns = (side // NIQE_SIDE for side in gray.shape[-2:])
@@ -58,12 +52,9 @@ def niqe(images: Tensor) -> Tensor:
 def brisque(images: Tensor) -> Tensor:
     """Predicted human rating, learned from the LIVE database: 0 for good photographs, 100 for the worst.
 
-    36 features of the image at two sizes (sides of 16 at least, luma, rounded), and a support vector regression with
-    radial basis functions: ``sum over k of w_k exp(-0.05 |f - s_k|^2) + b``, clamped to [0, 100]; ``(B,)``, float64, on
-    the CPU.
-
-    Source: Mittal, Moorthy & Bovik, "No-reference image quality assessment in the spatial domain", IEEE TIP 2012, with
-    the model that OpenCV trained; its ``cv2.quality.QualityBRISQUE`` in float64.
+    36 features of the image at two sizes, and a support vector regression with radial basis functions: ``sum over k of
+    w_k exp(-0.05 |f - s_k|^2) + b``, clamped; ``(B,)``, float64, on the CPU. Source: Mittal, Moorthy & Bovik,
+    "No-reference image quality assessment in the spatial domain", IEEE TIP 2012, with the model that OpenCV trained.
     """
     gray = _gray(images)  # (B, 1, H, W)
     if min(images.shape[-2:]) < 16:
@@ -82,11 +73,8 @@ def piqe(images: Tensor) -> Tensor:
     """Share of the structured blocks of an image that are distorted, weighted by how much: 0 to 100, and 100 if flat.
 
     Of N blocks of 16x16 whose variance v (after normalization) is above 0.1, one with a flat segment on its edge counts
-    ``1 - v``, a noisy one counts ``v``: ``100 (1 + sum) / (1 + N)``, more than 100 for the smallest images only;
-    ``(B,)``, float64, on the CPU.
-
-    Source: Venkatanath et al., "Blind image quality evaluation using perception based features", NCC 2015, with the
-    constants and details of MATLAB's program and PyPI's ``pypiqe`` 1.2.
+    ``1 - v``, a noisy one counts ``v``: ``100 (1 + sum) / (1 + N)``; ``(B,)``, float64, on the CPU. Source: Venkatanath
+    et al., "Blind image quality evaluation using perception based features", NCC 2015, as in MATLAB and ``pypiqe`` 1.2.
     """
     gray = _gray(images)
     height, width = gray.shape[-2:]
@@ -153,10 +141,7 @@ def _products(x: Tensor, *, wrap: bool) -> list[Tensor]:
 
 
 def _fit(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Fit an asymmetric generalized Gaussian: shape, and deviations of the negative and of the positive values, (N,).
-
-    By moments (Lasmar, Stitou & Berthoumieu 2009), with the shape on a grid of 0.001.
-    """
+    """Fit an asymmetric generalized Gaussian by moments: shape, and deviations of values below and above 0, (N,)."""
     x = x.flatten(1)
     square = x.square()
     left, right = ((square * side).sum(1).div(side.sum(1)).sqrt() for side in (x < 0, x > 0))
@@ -172,33 +157,27 @@ def _fit(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _shapes() -> tuple[Tensor, Tensor]:
     """Shapes a from 0.2 to 10 and their increasing moments, Gamma(2/a)^2 / (Gamma(1/a) Gamma(3/a))."""
     shapes = torch.arange(200, 10_001, dtype=torch.float64) / 1000
-    return shapes, (2 * _lgamma(2, shapes) - _lgamma(1, shapes) - _lgamma(3, shapes)).exp()
+    return shapes, (2 * torch.lgamma(2 / shapes) - torch.lgamma(1 / shapes) - torch.lgamma(3 / shapes)).exp()
 
 
 def _scale(shape: Tensor) -> Tensor:
     """Factor from a deviation to the scale parameter."""
-    return ((_lgamma(1, shape) - _lgamma(3, shape)) / 2).exp()
+    return ((torch.lgamma(1 / shape) - torch.lgamma(3 / shape)) / 2).exp()
 
 
 def _mean(shape: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    return (right - left) * _scale(shape) * (_lgamma(2, shape) - _lgamma(1, shape)).exp()
-
-
-def _lgamma(k: int, shape: Tensor) -> Tensor:
-    return torch.lgamma(k / shape)
+    return (right - left) * _scale(shape) * (torch.lgamma(2 / shape) - torch.lgamma(1 / shape)).exp()
 
 
 def _normalized(gray: Tensor) -> Tensor:
-    """Luma in [0, 255] minus its local mean, over its local deviation plus 1: (B, 1, H, W).
-
-    Local means a Gaussian window of 7x7 pixels and std 7/6; borders are replicated.
-    """
+    """Luma in [0, 255] minus its local mean, over its local deviation plus 1: (B, 1, H, W)."""
     mean = _smoothed(gray)
     deviation = (_smoothed(gray.square()) - mean.square()).clamp(min=0).sqrt()
     return (gray - mean) / (deviation + 1)
 
 
 def _smoothed(x: Tensor) -> Tensor:
+    """Weight by a Gaussian window of 7x7 pixels and std 7/6."""
     window = torch.exp(-torch.arange(-3, 4, dtype=x.dtype).square() / (2 * (7 / 6) ** 2))
     window = window / window.sum()
     x = F.pad(x, (3, 3, 3, 3), mode="replicate")
