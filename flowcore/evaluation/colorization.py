@@ -87,32 +87,21 @@ def evaluate_colorizer(
 ) -> dict[str, float]:
     """Measure a colorizer on a folder of photographs in color; several folders are one set.
 
-    Two kinds of measurements, each a mean over images unless stated otherwise, each image with seeds of its own (image
-    i from ``seed + i * samples`` on); of more than ``limit`` images, so many, evenly spread over the sorted names.
+    The result has means over images, ratios of means, and the largest "luma_error". Image i has seeds from ``seed + i *
+    samples`` on; of more than ``limit`` images, so many, evenly spread over the sorted names.
 
-    On the grid that the model works on (chroma at a quarter of the working size; the photograph is resized so that both
-    sides are the nearest multiples that the model takes, and center-cropped): "bits_per_dim" (uniform noise) and its
-    "standard_error", "coherence" (all levels at temperature 1) and "coherence_default" (at the requested temperatures),
-    see ``coherence_parts``: both are ratios of means, "global_share" over "global_share_truth", and those with
-    "_default".
+    On the grid that the model works on, see ``chroma_on_grid``: "bits_per_dim" with uniform noise, its
+    "standard_error", and the coherence at temperature 1 and at the requested temperatures, see ``coherence_parts``.
 
-    On what ``colorize`` makes of the photograph's luma, rounded to 8 bits, at the photograph's own size, with K =
-    ``samples`` colorings (at least 2): "rmse" (``chroma_rmse`` of one coloring: the mean of all K), "rmse_best" (of the
-    best image, never the best pixel of each), "rmse_mean" (of the mean of K), "rmse_calm" (of the one at temperature
-    0), "rmse_grey" (of no color), "diversity" (standard deviation of the K, mean over pixels and channels),
-    "colourfulness", "colourfulness_truth" and "colourfulness_gap" (the one relative to the other, minus 1: negative is
-    washed out). "rmse_consensus" and "rmse_likelihood" are means of the first 2 of the K by these criteria, see
-    ``ranking.By``, "colourfulness_consensus" and "colourfulness_likelihood" their colorfulness. "luma_error" is the
-    largest of all pixels of all images, "luma_kept" the share of the images whose 8-bit colorings have exactly the
-    8-bit luma that went in. "rmse_of_grey", "rmse_best_of_grey" and "rmse_calm_of_grey" are sum of RMSE over sum of
-    gray's RMSE, below 1 if colors help.
+    On what ``colorize`` makes of the photograph's 8-bit luma at its own size, with K = ``samples`` colorings: "rmse" is
+    the mean ``chroma_rmse`` of all K, "rmse_best" that of the best image, "rmse_mean" of their mean, "rmse_calm" of the
+    one at temperature 0, "rmse_grey" of no color, "rmse_consensus" and "rmse_likelihood" of the first 2 by ``ranking``;
+    keys that end in "_of_grey" are relative to gray, below 1 if colors help. "colourfulness_gap" is relative to the
+    truth, minus 1; "luma_kept" the share of images whose colorings have exactly the luma that went in.
 
-    Also on these pictures, since they are what is seen, at the resolution of the grid: "seams_8", "seams_16", ..., the
-    change of chroma across the borders of cells of so many pixels of the working size, relative to the change inside,
-    see ``seam_ratio``; "seams", the worst of them, "seams_truth" that of the photographs; and "fog", the change of
-    chroma where luma has none over that of the photographs, see ``fog``. With ``portraits``, all aligned as
-    ``skin_color`` states, also "skin_outside" and "skin_grey", the shares of colorings whose skin has a hue of no human
-    skin, or none, see ``skin_verdict``, and "skin_outside_truth", that of the photographs.
+    On these pictures at the resolution of the grid: "seams_8", "seams_16", ..., see ``seam_ratio``, for cells of so
+    many pixels of the working size, and the worst of them; ``fog`` over that of the photographs; with ``portraits``,
+    all aligned, the shares of colorings whose skin has a hue of no human skin, or is gray, see ``skin_verdict``.
     """
     flow.require("colorize")
     if samples < 2 or limit < 1:
@@ -124,16 +113,16 @@ def evaluate_colorizer(
         first_seed = (seed + number * samples) % 2**64
         settings: dict[str, Any] = {**asked, "samples": samples, "seed": first_seed}
         row, sums = _measure_colorings(flow, image, settings, portraits=portraits)
-        row |= _measure_grid(flow, image, **settings)
-        rows.append(row)
+        rows.append(row | _measure_grid(flow, image, settings))
         seams += sums
         if log is not None:
             log(
-                f"{file.name}: {row['bits_per_dim']:.3f} bits/dim, RMSE {row['rmse']:.4f}, best of {samples} "
+                f"{file.name}: {rows[-1]['bits_per_dim']:.3f} bits/dim, RMSE {row['rmse']:.4f}, best of {samples} "
                 f"{row['rmse_best']:.4f}, gray {row['rmse_grey']:.4f}"
             )
     means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
     bits = torch.tensor([row["bits_per_dim"] for row in rows], dtype=torch.float64)
+    drawn, truth = ([seam_ratio(grid) for grid in grids] for grids in seams)
     return {
         "images": len(rows),
         "samples": samples,
@@ -145,7 +134,9 @@ def evaluate_colorizer(
         "luma_error": max(row["luma_error"] for row in rows),
         **{f"{key}_of_grey": _ratio(means[key], means["rmse_grey"]) for key in RELATIVE_TO_GRAY},
         "fog": _ratio(means["fog"], means["fog_truth"]),
-        **_seam_ratios(seams),
+        "seams": _worst(drawn),
+        "seams_truth": _worst(truth),
+        **{f"seams_{STRIDE * 2**level}": ratio for level, ratio in enumerate(drawn, start=1)},
     }
 
 
@@ -156,32 +147,17 @@ def colorizer_table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     present = {key for models in results.values() for row in models.values() for key in row}
     columns = {key: column for key, column in COLUMNS.items() if key in present}
     titles = [title.replace("of K", f"of {number}") for title, _ in columns.values()]
-    rows = [
-        [
-            name,
-            f"{row['images']:.0f}",
-            model,
-            *(format(row[key], style) if key in row else "-" for key, (_, style) in columns.items()),
-        ]
-        for name, models in results.items()
-        for model, row in models.items()
-    ]
+    rows: list[list[str]] = []
+    for name, models in results.items():
+        for model, row in models.items():
+            cells = (format(row[key], style) if key in row else "-" for key, (_, style) in columns.items())
+            rows.append([name, f"{row['images']:.0f}", model, *cells])
     return markdown(["set", "images", "model", *titles], rows)
-
-
-def _seam_ratios(sums: Tensor) -> dict[str, float]:
-    drawn, truth = ([seam_ratio(grid) for grid in grids] for grids in sums)
-    worst = [max((ratio for ratio in ratios if not math.isnan(ratio)), default=math.nan) for ratios in (drawn, truth)]
-    each = {f"seams_{STRIDE * 2**level}": ratio for level, ratio in enumerate(drawn, start=1)}
-    return {"seams": worst[0], "seams_truth": worst[1], **each}
 
 
 @torch.no_grad()
 def chroma_on_grid(flow: Flow, image: Image.Image, working_size: int | None = None) -> tuple[Tensor, Condition]:
-    """Chroma ``(1, 2, h, w)`` of an RGB photograph on the grid that a colorizer works on, and its luma's condition.
-
-    Of a photograph with other proportions than the grid's, the middle.
-    """
+    """Chroma ``(1, 2, h, w)`` of an RGB photograph, cropped to a colorizer's grid, and the condition of its luma."""
     config: Any = flow.config
     multiple = config.source_multiple
     factor = (working_size or config.working_size) / min(image.size)
@@ -192,30 +168,22 @@ def chroma_on_grid(flow: Flow, image: Image.Image, working_size: int | None = No
 
 
 @torch.no_grad()
-def _measure_grid(
-    flow: Flow,
-    image: Image.Image,
-    *,
-    samples: int,
-    seed: int,
-    temperature: float | None,
-    detail: float | None,
-    coherence: float | None,
-    working_size: int | None,
-) -> dict[str, float]:
+def _measure_grid(flow: Flow, image: Image.Image, settings: dict[str, Any]) -> dict[str, float]:
     """Measure a colorizer on the grid that it works on."""
-    truth, cond = chroma_on_grid(flow, image, working_size)
+    samples, seed = settings["samples"], settings["seed"]
+    truth, cond = chroma_on_grid(flow, image, settings["working_size"])
     device = next(flow.parameters()).device
     shapes = flow.latent_shapes(*truth.shape[-2:])
-    own = resolve(flow, {"temperature": temperature, "detail": detail, "coherence": coherence})
+    own = resolve(flow, {name: settings[name] for name in ("temperature", "detail", "coherence")})
     row = {"bits_per_dim": float(score(flow, truth + NEUTRAL, cond, seed=seed, complexity=False).bits_per_dim)}
     for name, tau in (("", 1.0), ("_default", schedule(own["temperature"], own["detail"], len(shapes)))):
         latents = sample_latents(shapes, samples, tau, seed=seed)
         if name:
             latents[-1] = share_noise(flow, latents[-1], cond, own["coherence"])
-        latents = [z.to(device) for z in latents]
         shared = cond.expand(samples)
-        drawn = flow.inverse(latents, shared, partial(clamp_level, flow, shared)).cpu() - NEUTRAL
+        drawn = (
+            flow.inverse([z.to(device) for z in latents], shared, partial(clamp_level, flow, shared)).cpu() - NEUTRAL
+        )
         row[f"global_share{name}"], row[f"global_share_truth{name}"] = coherence_parts(drawn, truth)
     return row
 
@@ -223,10 +191,7 @@ def _measure_grid(
 def _measure_colorings(
     flow: Flow, image: Image.Image, settings: dict[str, Any], *, portraits: bool
 ) -> tuple[dict[str, float], Tensor]:
-    """Measure what ``colorize`` makes of a photograph's luma at its own size.
-
-    The other result is ``seam_sums`` of colorings and truth for the cells of every grid, (2, grids, 4).
-    """
+    """Measure what ``colorize`` makes of a photograph's luma; and ``seam_sums`` of it and the truth, (2, grids, 4)."""
     y, truth = split(_pixels(image).double() / 255)
     gray = (y * 255).round()  # (1, 1, H, W), as a grayscale file stores it
     stored, working_size = gray.to(torch.uint8), settings["working_size"]
@@ -261,6 +226,10 @@ def _measure_colorings(
     row["fog"], row["fog_truth"] = float(fog(chroma, y).nanmean()), float(fog(truth, y).nan_to_num())
     cells = [2**level for level in range(1, len(flow.config.steps) + 1)]
     return row, torch.stack([torch.stack([seam_sums(c, y, cell) for cell in cells]) for c in (chroma, truth)])
+
+
+def _worst(ratios: list[float]) -> float:
+    return max((ratio for ratio in ratios if not math.isnan(ratio)), default=math.nan)
 
 
 def _ratio(a: float, b: float) -> float:

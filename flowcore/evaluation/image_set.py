@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Generator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,8 +28,7 @@ def list_images(
 ) -> list[Path]:
     """List the images of folders, at any depth and sorted, first those of the first.
 
-    ``only`` has file names without folders; of more than ``limit`` images, so many, evenly spread over the sorted
-    names.
+    ``only`` has file names without folders; of more than ``limit`` images, so many, evenly spread.
     """
     folders = [folders] if isinstance(folders, Path) else folders
     files = [file for folder in folders for file in image_files(folder)]
@@ -103,15 +102,16 @@ def evaluate_density(
 ) -> dict[str, float]:
     """Measure the bits per dimension of images under a model that has an ``image_size``: mean and standard error.
 
-    ``data`` is a folder of images at any depth; for models of digits, of the test files of MNIST. Images larger than
-    the model's size are shrunk (antialiased) until their shorter side fits, and center-cropped; of more than ``limit``,
-    so many, evenly spread over the sorted names. More than one of ``samples`` gives the importance-weighted bound.
+    ``data`` is a folder of images at any depth; for models of digits, of the test files of MNIST. Of more than
+    ``limit`` images, so many, evenly spread. More than one of ``samples`` gives the importance-weighted bound.
     """
     labels = None
     if flow.channels == 1 and (flow.classes or any(data.glob("t10k-images-idx3-ubyte*"))):
         if only is not None:
             raise FlowError("Digits are not files with names; their held-out part is MNIST's own test set. Use all.")
-        images, labels = _test_digits(data, limit, labeled=flow.classes > 0)
+        images = torch.from_numpy(read_idx(data, "t10k-images-idx3-ubyte")[:limit])[:, None]
+        if flow.classes:
+            labels = torch.from_numpy(read_idx(data, "t10k-labels-idx1-ubyte")[:limit]).long()
     else:
         each = read_each(list_images(data, only, limit), lambda file: resize_to_own(flow, read_upright(file)), log)
         images = torch.stack([image for _, _, image in each])
@@ -119,8 +119,10 @@ def evaluate_density(
     for start in range(0, len(images), batch):
         part = slice(start, start + batch)
         cond = None if labels is None else flow.encode_condition(labels[part])
-        settings: dict[str, Any] = {"dequantization": dequantization, "samples": samples, "seed": seed}
-        values.append(score(flow, images[part], cond, **settings, complexity=False).bits_per_dim)
+        found = score(
+            flow, images[part], cond, dequantization=dequantization, samples=samples, seed=seed, complexity=False
+        )
+        values.append(found.bits_per_dim)
     bits = torch.cat(values).double()
     return {
         "images": len(bits),
@@ -136,9 +138,3 @@ def density_table(results: dict[str, dict[str, float]]) -> str:
         for name, row in results.items()
     ]
     return markdown(["set", "images", "bits per dimension", "standard error"], rows)
-
-
-def _test_digits(folder: Path, limit: int, *, labeled: bool) -> tuple[Tensor, Tensor | None]:
-    images = torch.from_numpy(read_idx(folder, "t10k-images-idx3-ubyte")[:limit])[:, None]
-    labels = read_idx(folder, "t10k-labels-idx1-ubyte")[:limit] if labeled else None
-    return images, None if labels is None else torch.from_numpy(labels).long()

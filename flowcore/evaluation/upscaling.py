@@ -79,18 +79,14 @@ def evaluate_upscaler(
 ) -> dict[str, dict[str, float]]:
     """Measure bicubic and a model on a folder of HR images, whose sides are cropped to multiples of the scale.
 
-    LR images are antialiased bicubic, rounded to 8 bits; results are rounded to 8 bits; PSNR, SSIM and LPIPS are over
-    RGB and entire images. The first sample at each temperature is measured, and all for the diversities. Diversity is
-    the mean per-pixel standard deviation of the samples; the diversity score is the challenge's, which takes 10
-    samples, if LPIPS is installed, and otherwise the same formula with squared differences, under another key.
+    LR images are antialiased bicubic; they and results are rounded to 8 bits. The first sample at each temperature is
+    measured, and all for "diversity" (mean per-pixel standard deviation, in 1/255) and "diversity_score_lpips", which
+    without LPIPS is "diversity_score_mse", with squared differences. "gain" is the PSNR over that of bicubic,
+    "bits_per_dim" that of HR under the model, given LR.
 
     The result maps a method ("bicubic", "tau 0", "tau 0.8, calm 0.75", ..., "original") to the means over images of the
-    requested ones of ``MEASURES``: "psnr", "ssim", "lr_psnr" (dB), "diversity" (1/255), "gain" (PSNR over that of
-    bicubic, dB), "diversity_score_lpips" or "diversity_score_mse" (percent), "niqe", "brisque", "piqe", "lpips",
-    "false_specks" (per mille) and "bits_per_dim" (of HR under the model, given LR; not for bicubic); for "original"
-    those that need no reference, and false specks, 0 by definition. Images that are too small for a measure, or for
-    which it is infinite, are left out of its mean, and the measure if all are; LPIPS where it is missing, see
-    ``missing_measures``.
+    requested ones of ``MEASURES``; for "original" those that need no reference. Images that are too small for a
+    measure, or for which it is infinite, are left out of its mean, and the measure if all are.
     """
     flow.require("upscale")
     if unknown := [name for name in measures if name not in MEASURES]:
@@ -112,22 +108,21 @@ def evaluate_upscaler(
         if log is not None:
             log(f"{file.name}: " + ", ".join(f"{method} {row['psnr']:.2f} dB" for method, row in of_this.items()))
         if without_reference := [name for name in measures if name in OF_ORIGINALS]:
-            of_this["original"] = {**_measure(hr, hr, lr, base, without_reference)}
+            of_this["original"] = _measure(hr, hr, lr, base, without_reference)
             del of_this["original"]["psnr"]
-        if infinite := _forget_infinite(of_this):
+        infinite = {key for row in of_this.values() for key, value in row.items() if math.isinf(value)}
+        if infinite:
             (log or logging.getLogger("flowcore").warning)(
-                f"{file.name}: {', '.join(infinite)} left out of the means: a picture equals what it is compared with."
+                f"{file.name}: {', '.join(sorted(infinite))} left out of the means: a picture equals what it is "
+                "compared with."
             )
         for method, row in of_this.items():
-            rows.setdefault(method, []).append(row)
-    return {
-        method: {
-            key: mean
-            for key in values[0]
-            if (key != "psnr" or key in measures) and not math.isnan(mean := _mean_of_measured(values, key))
-        }
-        for method, values in rows.items()
-    }
+            rows.setdefault(method, []).append(row | dict.fromkeys(infinite & row.keys(), math.nan))
+    means = {method: _means(values) for method, values in rows.items()}
+    if "psnr" not in measures:  # it was for the log, and the gain
+        for row in means.values():
+            row.pop("psnr", None)
+    return means
 
 
 def missing_measures(measures: Sequence[str] = USUAL_MEASURES) -> str | None:
@@ -135,7 +130,7 @@ def missing_measures(measures: Sequence[str] = USUAL_MEASURES) -> str | None:
     based_on_lpips = {"lpips": "LPIPS", "diversity_score": "the diversity score on LPIPS"}
     lacking = [title for name, title in based_on_lpips.items() if name in measures]
     missing = lpips_missing() if lacking else None
-    return None if missing is None else f"Missing: {' and '.join(lacking)}. To get it: {missing}."
+    return missing and f"Missing: {' and '.join(lacking)}. To get it: {missing}."
 
 
 def _measure(images: Tensor, hr: Tensor, lr: Tensor, base: float, measures: Sequence[str]) -> dict[str, float]:
@@ -179,17 +174,10 @@ def _bits(flow: Flow, hr: Tensor) -> dict[str, float]:
     return {"bits_per_dim": float(score(flow, to_uint8(hr), cond, complexity=False).bits_per_dim)}
 
 
-def _forget_infinite(of_this: dict[str, dict[str, float]]) -> list[str]:
-    """Replace measures of an image that are infinite for one method by NaN for all, and name them."""
-    infinite = {key for row in of_this.values() for key, value in row.items() if math.isinf(value)}
-    for row in of_this.values():
-        row |= dict.fromkeys(infinite & row.keys(), math.nan)
-    return sorted(infinite)
-
-
-def _mean_of_measured(rows: list[dict[str, float]], key: str) -> float:
-    values = [row[key] for row in rows if not math.isnan(row[key])]
-    return sum(values) / len(values) if values else math.nan
+def _means(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Average every measure over the images that have it."""
+    measured = {key: [row[key] for row in rows if not math.isnan(row[key])] for key in rows[0]}
+    return {key: sum(values) / len(values) for key, values in measured.items() if values}
 
 
 def upscaler_table(results: dict[str, dict[str, dict[str, float]]], measures: Sequence[str] | None = None) -> str:
@@ -202,13 +190,10 @@ def upscaler_table(results: dict[str, dict[str, dict[str, float]]], measures: Se
     if "diversity_score_lpips" in present:
         requested.discard("diversity_score_mse")
     columns = {key: column for key, column in COLUMNS.items() if key in present | requested}
-    rows = [
-        [name, method]
-        + [
-            format(row[key], style) if key in row else "-" if key in present or method == "original" else "missing"
-            for key, (_, style) in columns.items()
-        ]
-        for name, methods in results.items()
-        for method, row in methods.items()
-    ]
+    rows: list[list[str]] = []
+    for name, methods in results.items():
+        for method, row in methods.items():
+            lacking = {key: "-" if key in present or method == "original" else "missing" for key in columns}
+            cells = (format(row[key], style) if key in row else lacking[key] for key, (_, style) in columns.items())
+            rows.append([name, method, *cells])
     return markdown(["set", "method", *(title for title, _ in columns.values())], rows)
