@@ -1,11 +1,7 @@
 """Realistic degradation of photographs: blur, shrinking, noise and JPEG for upscalers, darkness for low-light models.
 
-Models that only ever saw bicubic LR images take the noise of a camera and the blocks of a JPEG file for detail, and
-amplify them. So each crop is degraded differently, from not at all to strongly.
-
-Source: the idea of random degradations of many kinds is that of Zhang, Liang, Van Gool, Timofte, "Designing a Practical
-Degradation Model for Deep Blind Image Super-Resolution" (2021), and of Wang, Xie, Dong, Shan, "Real-ESRGAN" (2021).
-Simpler here: one round, in a fixed order, with amounts that are common in people's own photographs.
+Source: the idea of Zhang et al., "Designing a Practical Degradation Model for Deep Blind Image Super-Resolution"
+(2021), and Wang et al., "Real-ESRGAN" (2021), here in one round, with the amounts of people's own photographs.
 """
 
 from __future__ import annotations
@@ -49,9 +45,8 @@ BLACK, GAMMA = 0.15, 2.2  # below this brightness the slope of the gamma curve i
 class Degradation:
     """Parameters of one degradation.
 
-    The variance of photon shot noise is proportional to light, but gamma encoding cancels that: it is nearly the same
-    at all brightnesses. The sensor's read noise is constant in linear light, so gamma encoding makes it strong in
-    shadows and weak in highlights.
+    Gamma encoding makes the photon shot noise nearly the same at all brightnesses, and the sensor's read noise strong
+    in shadows.
     """
 
     blur: tuple[float, float] = (0.0, 0.0)  # standard deviations along and across a direction, in LR pixels
@@ -98,8 +93,7 @@ def degrade(
     """Make a crop ``(side, side, 3)`` of the LR image of a photograph; rows, columns and sides are in LR pixels.
 
     It degrades more than it returns, complete JPEG blocks and the reach of blur and kernels around them, so that crops
-    have no border effects; beyond its own border a photograph, whose sides are multiples of the scale, is padded
-    symmetrically.
+    have no border effects; beyond its own border a photograph is padded symmetrically.
     """
     above, before = way.grid if way.quality is not None else (0, 0)
     rows, columns = (GRID * math.ceil((n + side) / GRID) if way.quality is not None else side for n in (above, before))
@@ -112,7 +106,12 @@ def degrade(
         (columns + 2 * reach) * scale,
     )
     x = torch.from_numpy(hr).permute(2, 0, 1)[None].float() / 255  # (1, 3, rows + 2 reach, columns + 2 reach) x scale
-    lr = _shrink(_blur(x.contiguous(), way, scale), scale, way.kernel)[..., reach:-reach, reach:-reach]
+    x = _blur(x.contiguous(), way, scale)
+    if way.kernel == "area":
+        lr = F.avg_pool2d(x, scale)
+    else:
+        lr = F.interpolate(x, (rows + 2 * reach, columns + 2 * reach), mode=way.kernel, antialias=True)
+    lr = lr[..., reach:-reach, reach:-reach]
     pixels = lr[0].permute(1, 2, 0).clamp(0, 1).numpy()  # (rows, columns, 3)
     if way.photon or way.read:
         drawn = rng.standard_normal((rows, columns, 1 if way.gray else 3), dtype=np.float32)
@@ -127,9 +126,8 @@ def degrade(
 def darken(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Photograph a picture ``(H, W, 3)`` of uint8 again in little light.
 
-    Linear light is multiplied by a gain, in half of the pictures by one that varies softly. Photon noise, whose
-    variance is proportional to the light that is left, and the sensor's read noise are those of a camera that keeps its
-    settings; then come gamma, 8 bits, and in half of the pictures JPEG.
+    Linear light is multiplied by a gain, in half of the pictures one that varies softly; noise is that of a camera that
+    keeps its settings; then come gamma, 8 bits, and in half of the pictures JPEG.
     """
     uneven, compressed, quality, photon, read = rng.random(5).tolist()
     gain = math.log(MIN_GAIN) + rng.random() * math.log(MAX_GAIN / MIN_GAIN)
@@ -169,13 +167,6 @@ def _blur(x: Tensor, way: Degradation, scale: int) -> Tensor:
     exponent = ((u * cos + v * sin) / along) ** 2 + ((v * cos - u * sin) / across) ** 2
     kernel = torch.exp(-0.5 * exponent)[None]
     return filter2d(x, kernel / kernel.sum(), border_type="replicate")
-
-
-def _shrink(x: Tensor, scale: int, kernel: Kernel) -> Tensor:
-    if kernel == "area":
-        return F.avg_pool2d(x, scale)
-    size = x.shape[-2] // scale, x.shape[-1] // scale
-    return F.interpolate(x, size, mode=kernel, antialias=True)
 
 
 def _compress(pixels: np.ndarray, quality: int, *, subsampled: bool) -> np.ndarray:

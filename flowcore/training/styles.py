@@ -1,22 +1,12 @@
 """Style directions: attributes of images, as directions among a model's latents.
 
 ``direction_k`` is the average difference of the latents when attribute k is one standard deviation higher and the
-others are unchanged: all attributes are regressed on at once.
+others are unchanged: all are regressed on at once, minus the mean of the digit, or of the source that images come from,
+or directions would hold what tells these apart. With more latents than images, most of a plain mean difference is
+chance: each place of a level is shrunk toward zero by the share that chance explains around it.
 
-Of digits, the attributes are measured on the images: how bold, wide, slanted and messy they are, minus the mean of
-their digit. The label that conditions the flow explains the digit, so its latents hold the rest: the handwriting.
-
-Of other images, a table has a line per image and a column per attribute, such as ``lips_parted``. Values may be
-missing: each direction rests on the images whose value is known, and what is not known of them counts as average.
-Images of one source (whose names begin alike) are compared with each other only, or the direction would hold what tells
-the sources apart: walls, light, the camera. There are more latents than images, so most of what a plain mean difference
-holds is the chance of which images there are. Each place of a level is shrunk toward zero by the share that chance
-explains around it, after James & Stein: what remains adds up, and a smile stays at the mouth.
-
-Sources: Ardizzone et al., "Guided Image Generation with Conditional Invertible Neural Networks" (2019), section 4.1,
-finds such axes by principal components; measured attributes have names and signs. Kingma & Dhariwal, "Glow" (NeurIPS
-2018), section 5.2, takes plain mean differences, of 30,000 faces; W. James & C. Stein, "Estimation with quadratic loss"
-(1961), the positive part.
+Sources: Ardizzone et al., "Guided Image Generation with Conditional Invertible Neural Networks" (2019), section 4.1;
+Kingma & Dhariwal, "Glow" (2018), section 5.2; W. James & C. Stein, "Estimation with quadratic loss" (1961).
 """
 
 from __future__ import annotations
@@ -27,6 +17,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -72,8 +63,7 @@ def attributes(images: Tensor) -> Tensor:
 def measure_styles(flow: Flow, images: Tensor, labels: Tensor, *, log: Callable[[str], None] | None = None) -> Flow:
     """Measure the directions of ``STYLES`` on labeled images, and add them to a class-conditional model.
 
-    Strengths are in standard deviations of the attribute within a digit. The lines of ``log`` say how much of the
-    variance of each attribute the latents explain linearly.
+    Strengths are in standard deviations of the attribute within a digit.
     """
     if not isinstance(flow.config, ClassConditionalConfig):
         raise FlowError(f"Styles are measured on class_conditional models; got a {flow.architecture} model.")
@@ -82,20 +72,15 @@ def measure_styles(flow: Flow, images: Tensor, labels: Tensor, *, log: Callable[
     targets = targets / targets.square().mean(0).sqrt()  # (N, 4), unit variance within a digit
     latents: list[Tensor] = []
     for x, y in zip(images.split(BATCH_OF_DIGITS), labels.split(BATCH_OF_DIGITS), strict=True):
-        latents.append(
-            torch.cat(
-                [z.flatten(1) for z in flow(_dequantized(flow, x, generator), flow.encode_condition(y))[0]], dim=1
-            )
-        )
+        levels, _ = flow(_dequantized(flow, x, generator), flow.encode_condition(y))
+        latents.append(torch.cat([level.flatten(1) for level in levels], dim=1))
     z = center_groups(torch.cat(latents).double(), labels)
     covariance = targets.T @ z / len(z)  # (4, D)
     directions = torch.linalg.solve(targets.T @ targets / len(z), covariance)
     if log is not None:
         explained = directions.square().sum(1)  # latents are nearly independent, of unit variance each
-        log(
-            "variance of the attribute along its direction: "
-            + ", ".join(f"{name} {float(value):.2f}" for name, value in zip(STYLES, explained, strict=True))
-        )
+        values = ", ".join(f"{name} {float(value):.2f}" for name, value in zip(STYLES, explained, strict=True))
+        log(f"variance of the attribute along its direction: {values}")
     return with_styles(flow, STYLES, directions.float())
 
 
@@ -117,8 +102,7 @@ def with_styles(flow: Flow, names: tuple[str, ...], directions: Tensor) -> Flow:
 
 def _outline(ink: Tensor) -> Tensor:
     """Length of the outline: the total variation of the ink."""
-    across = (ink[:, :, 1:] - ink[:, :, :-1])[:, :-1]
-    down = (ink[:, 1:] - ink[:, :-1])[:, :, :-1]
+    across, down = ink.diff(dim=2)[:, :-1], ink.diff(dim=1)[:, :, :-1]
     return torch.sqrt(across.square() + down.square() + 1e-12).sum((1, 2)).clamp_min(1e-6)
 
 
@@ -178,13 +162,8 @@ def parse_attribute(text: str) -> Attribute:
             f"age=-birth_year or gender=gender:F/M, with *GAIN at its end to make it stronger; got {text!r}."
         )
     name, minus, column, positive, negative, gain = found.groups()
-    return Attribute(
-        name=name,
-        column=column,
-        words=(positive, negative) if positive else None,
-        sign=-1 if minus else 1,
-        gain=float(gain or 1),
-    )
+    words = (positive, negative) if positive else None
+    return Attribute(name=name, column=column, words=words, sign=-1 if minus else 1, gain=float(gain or 1))
 
 
 def read_attribute_table(
@@ -195,9 +174,7 @@ def read_attribute_table(
     Column ``file`` holds paths of images relative to the table's folder. Left out are images of which no attribute is
     known, and those whose names, without folders, are in ``held_out``, or with ``keep`` all others.
     """
-    paths: list[Path] = []
-    values: list[list[float]] = []
-    sources: list[str] = []
+    paths, values, sources = list[Path](), list[list[float]](), list[str]()
     try:
         with table.open(encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file, delimiter="\t")
@@ -235,8 +212,7 @@ def read_attribute_table(
 def measure_attributes(flow: Flow, table: AttributeTable, *, log: Callable[[str], None] | None = None) -> Flow:
     """Measure the directions of attributes, and add them to an unconditional model as styles.
 
-    Images are resized to cover the model's size, and cropped to it; a mirrored image shows the same. At gain 1, a
-    strength of 1 adds what images differ by on average when the attribute is one standard deviation higher.
+    At gain 1, a strength of 1 adds what images differ by on average when the attribute is a standard deviation higher.
     """
     if flow.condition_encoder is not None or flow.image_size is None:
         raise FlowError(
@@ -251,7 +227,7 @@ def measure_attributes(flow: Flow, table: AttributeTable, *, log: Callable[[str]
         x = read_images(flow, table.paths[start : start + BATCH])
         noisy = _dequantized(flow, torch.cat([x, x.flip(-1)]), generator)
         z = torch.cat([level.flatten(1) for level in flow.encode(noisy)], dim=1)
-        latents.append(z.unflatten(0, (-1, len(x))).mean(0))  # of an image and its mirror image
+        latents.append(z.unflatten(0, (-1, len(x))).mean(0))  # of an image and its mirror image, which shows the same
     z = torch.cat(latents).double()  # (N, D)
     directions, noise = _regress(targets, z, table.sources)
     shrunk = _shrink(directions, noise, flow.latent_shapes(*flow.image_size))
@@ -267,12 +243,8 @@ def measure_attributes(flow: Flow, table: AttributeTable, *, log: Callable[[str]
 
 def read_images(flow: Flow, paths: Sequence[Path]) -> Tensor:
     """Read images at the size that a model was made for: resized to cover it, and cropped. ``(B, C, H, W)``."""
-    return torch.cat(
-        [
-            prepare_subject(flow, files.read(path.read_bytes(), path.name).pixels, notify=lambda _: None).pixels
-            for path in paths
-        ]
-    )
+    pixels = (files.read(path.read_bytes(), path.name).pixels for path in paths)
+    return torch.cat([prepare_subject(flow, image, notify=lambda _: None).pixels for image in pixels])
 
 
 def _standardize(table: AttributeTable, names: Sequence[str]) -> Tensor:
@@ -293,8 +265,7 @@ def _standardize(table: AttributeTable, names: Sequence[str]) -> Tensor:
 
 def _regress(targets: Tensor, z: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
     """Directions ``(S, D)`` by least squares, each on the images of which it is known, and the variance of errors."""
-    directions: list[Tensor] = []
-    noise: list[Tensor] = []
+    directions, noise = list[Tensor](), list[Tensor]()
     for k in range(targets.shape[1]):
         rows = targets[:, k].isfinite()
         t = center_groups(targets[rows].nan_to_num(0.0), sources[rows])  # (n, S)
@@ -310,13 +281,11 @@ def _shrink(directions: Tensor, noise: Tensor, shapes: Sequence[Shape]) -> Tenso
     sizes = [math.prod(shape) for shape in shapes]
     result: list[Tensor] = []
     for d, n, shape in zip(directions.split(sizes, 1), noise.split(sizes, 1), shapes, strict=True):
-        signal, chance = (_around(part.unflatten(1, shape)) for part in (d.square(), n))
+        reach = [side // 8 for side in shape[1:]]
+        around = partial(F.avg_pool2d, kernel_size=[2 * r + 1 for r in reach], stride=1, padding=reach)
+        signal, chance = (
+            around(part.unflatten(1, shape).mean(1, True), count_include_pad=False) for part in (d.square(), n)
+        )
         kept = (1 - chance / signal.clamp_min(1e-30)).clamp_min(0)
         result.append((d.unflatten(1, shape) * kept).flatten(1))
     return torch.cat(result, dim=1)
-
-
-def _around(x: Tensor) -> Tensor:
-    """Average ``(S, C, H, W)`` over channels and the places around each: ``(S, 1, H, W)``."""
-    reach = [side // 8 for side in x.shape[2:]]
-    return F.avg_pool2d(x.mean(1, True), [2 * r + 1 for r in reach], 1, reach, count_include_pad=False)
