@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -38,20 +39,14 @@ class _WithoutNoise(nn.Module):
 class AbsoluteError(_WithoutNoise):
     """Mean absolute error of an encoder's own enlargement, of that shrunk again, and of its features.
 
-    ``mean |enlarged(lr) - hr| + lr_consistency * mean |shrink(enlarged(lr)) - lr|``; with a teacher, ``teacher_weight``
-    times the mean over grids of ``mean |features(lr) - teacher(shrink(hr))| / mean |teacher(shrink(hr))|`` is added. An
-    encoder that sees a degraded LR image so learns the features that its teacher has of the clean one, which the flow
-    already understands.
-
-    Source: Romero et al., "FitNets: Hints for thin deep nets" (2015), section 2.2, with a teacher that sees more
-    instead of a larger one.
+    ``mean |enlarged(lr) - hr| + lr_consistency * mean |shrink(enlarged(lr)) - lr|``; with a teacher, which sees the
+    clean LR image, plus ``teacher_weight`` times the mean over grids of ``mean |features(lr) - teacher(shrink(hr))| /
+    mean |teacher(shrink(hr))|``. Source: Romero et al., "FitNets: Hints for thin deep nets" (2015), section 2.2.
     """
 
     def __init__(self, flow: Flow, stage: Stage, teacher: Flow | None = None) -> None:
         super().__init__()
-        self.encoder = lr_encoder(flow)
-        self.stage = stage
-        self.grids = len(flow.levels)
+        self.encoder, self.stage, self.grids = lr_encoder(flow), stage, len(flow.levels)
         self.teacher = None
         if teacher is not None and stage.teacher_weight:
             self.teacher = lr_encoder(teacher).requires_grad_(False)
@@ -83,23 +78,15 @@ class Brightening(_WithoutNoise):
 
     def forward(self, x: Tensor, dark: Tensor, noise: None = None) -> Tensor:
         """Compute the loss from photographs and dark ones, both ``(B, 3, H, W)`` in [0, 1]."""
-        return F.l1_loss(self.restore(dark), x)
-
-    def restore(self, dark: Tensor) -> Tensor:
-        """Brighten dark photographs ``(B, 3, H, W)`` at temperature 0."""
-        zeros = [dark.new_zeros(len(dark), *shape) for shape in self.flow.latent_shapes(*dark.shape[-2:])]
-        return self.flow.inverse(zeros, self.flow.encode_condition(dark))
+        return F.l1_loss(_decode_zeros(self.flow, dark, self.flow.encode_condition(dark)), x)
 
 
 class Rescaling(_WithoutNoise):
     """Mean absolute error of images that a rescaling model shrank and restored, and of the small pictures.
 
     ``mean |restore(round(small)) - hr| + lr_consistency * mean |small - lr|`` with ``small = reduce(hr)``: restored at
-    temperature 0 from 8 bits, whose rounding passes gradients on; ``lr`` is the bicubic thumbnail, which keeps the
-    small picture natural.
-
-    Source: Xiao et al., "Invertible Image Rescaling" (ECCV 2020), section 3.3; its penalty on the latents is missing,
-    since restoring at temperature 0 already leaves nothing to them.
+    temperature 0 from 8 bits, whose rounding passes gradients on; ``lr`` is the bicubic thumbnail. Source: Xiao et al.,
+    "Invertible Image Rescaling" (ECCV 2020), section 3.3, without a penalty on the latents, which are not used.
     """
 
     def __init__(self, flow: Flow, stage: Stage) -> None:
@@ -119,15 +106,11 @@ class Rescaling(_WithoutNoise):
         """Shrink images ``(B, 3, H, W)`` in [0, 1], not clamped, and restore them at temperature 0; return both."""
         small = self.flow.reduce(hr)
         stored = small + (as_stored(small) - small).detach()
-        zeros = [hr.new_zeros(len(hr), *shape) for shape in self.flow.latent_shapes(*hr.shape[-2:])]
-        return small, self.flow.inverse(zeros, self.flow.encode_condition(stored))
+        return small, _decode_zeros(self.flow, hr, self.flow.encode_condition(stored))
 
 
 class ChromaError(_WithoutNoise):
-    """Mean squared error of the chroma that a colorizer's encoder predicts, in ``CHROMA_UNIT``, mean over its grids.
-
-    Source: Ardizzone et al. 2019, section 4.2: the condition network is pre-trained to predict colors.
-    """
+    """Mean squared error of the chroma that a colorizer's encoder predicts, in ``CHROMA_UNIT``, mean over its grids."""
 
     unit = "MSE"
 
@@ -151,16 +134,10 @@ class ChromaError(_WithoutNoise):
 class Likelihood(nn.Module):
     """Bits per dimension of dequantized images under a flow, mean over the batch.
 
-    The noise is the one that the model's configuration names: ``quant_bins`` (SRFlow, wider than the 8-bit step on
-    purpose), Gaussian ``noise`` (TarFlow), otherwise that of its own bins, from a variational dequantizer where it has
-    one. Keys of the stage ask for more. With ``balanced``, the mean over levels of each level's own bits per dimension,
-    with uniform noise. With ``calm_weight``, that times ``calm_error`` is added; with ``color_weight``, that times
-    ``color_error`` of samples; with ``kinetic_weight`` and ``jacobian_weight``, the costs of the paths of an FFJORD,
-    see ``path_costs``, summed over its ODEs. A log-determinant without a closed form is estimated from a probe per
-    image; as a series, of ``series_terms`` terms and a number more that is drawn from Poisson(2), with Neumann's
-    gradient; with ``series_terms`` 0, of 20 terms.
-
-    Source: Theis et al., "A note on the evaluation of generative models", section 3.1; Glow, section 3.
+    The noise is the one that the model's configuration names, see ``_bits``. The stage's weights add ``calm_error``,
+    ``color_error`` and the costs of the paths of an FFJORD, see ``path_costs``. A log-determinant without a closed form
+    is estimated from a probe per image; as a series, of ``series_terms`` terms and a number more that is drawn from
+    Poisson(2), with Neumann's gradient; with ``series_terms`` 0, of 20 terms.
     """
 
     unit = "bits/dim"
@@ -173,12 +150,12 @@ class Likelihood(nn.Module):
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Draw the noise of a step on the CPU: uniform in [0, 1), or normal for a variational dequantizer or ``noise``.
 
-        With a flow that takes probes, a row per image of that noise, of the probes, and of how many terms more every
-        series has, which is the same in all rows. With ``color_weight``, a row per image of the noise and of latents.
+        With ``color_weight``, rows of the noise and of latents. With a flow that takes probes, rows of the noise, of
+        probes, and of how many terms more every series has, which is the same in all rows.
         """
-        dequantizer = None if self.stage.balanced else _variational(self.flow)
         if getattr(self.flow.config, "noise", 0.0):
             return torch.randn(shape, generator=generator)
+        dequantizer = None if self.stage.balanced else _variational(self.flow)
         noise = (dequantizer or Uniform()).noise(shape, generator)
         if self.stage.color_weight:
             shapes, seed = self.flow.latent_shapes(*shape[2:]), int(torch.randint(2**62, (1,), generator=generator))
@@ -220,12 +197,10 @@ class Likelihood(nn.Module):
         shapes = [tuple(x.shape[1:]), *probe_shapes(self.flow, *x.shape[2:])]
         rows, more = rows.tensor_split([1 - len(shapes)], dim=1)
         noise, *vectors = _split_rows(rows, shapes)
-        coefficients = series_coefficients(self.flow)
-        terms = self.stage.series_terms
+        coefficients, terms = series_coefficients(self.flow), self.stage.series_terms
         if terms:
-            exact = (1.0,) * terms
             drawn = zip(coefficients, more[0].tolist(), strict=True)
-            coefficients = tuple(c and exact + roulette(round(count)) for c, count in drawn)
+            coefficients = tuple(c and (1.0,) * terms + roulette(round(count)) for c, count in drawn)
         probes = Probes(vectors=tuple(vectors), coefficients=coefficients, neumann=terms > 0)
         return noise, Condition(features=(), probes=probes)
 
@@ -244,10 +219,7 @@ def make_objective(flow: Flow, stage: Stage, teacher: Flow | None = None) -> Obj
 
 
 def roulette(count: int) -> tuple[float, ...]:
-    """Weight the terms k = 1 to N of a series by ``1 / P(N >= k)``, N from Poisson(``ROULETTE``): unbiased.
-
-    Source: Chen et al., "Residual flows", section 3.1.
-    """
+    """Weight the terms k = 1 to N of a series by ``1 / P(N >= k)``, N from Poisson(``ROULETTE``); Chen et al., 3.1."""
     missed, weights = math.exp(-ROULETTE), list[float]()  # P(N < 1)
     for k in range(1, count + 1):
         weights.append(1 / (1 - missed))
@@ -260,22 +232,19 @@ def bits_by_level(flow: Flow, x: Tensor, cond: Condition | None, noise: Tensor) 
     bins = quantization(flow)
     k = round_to_integers(x, bins.n_bits)
     latents, shares = flow.by_position(bins.place(k, noise.to(k)).to(x), cond)
-    per_level = [
-        bits_per_dim(share.sum((1, 2)), z[0].numel(), bins.width) for z, share in zip(latents, shares, strict=True)
-    ]
-    return torch.stack(per_level)
+    levels = zip(latents, shares, strict=True)
+    return torch.stack([bits_per_dim(share.sum((1, 2)), z[0].numel(), bins.width) for z, share in levels])
 
 
 def calm_error(flow: Flow, x: Tensor, cond: Condition | None) -> Tensor:
     """Mean squared error of what latents of zero decode to: of images, or in whitened units and mean over levels.
 
-    An invertible map that is fit by likelihood alone takes zero about to the median, which of colors is grayer than
-    their mean. Of all that fit the data as well, this term chooses one whose temperature 0 is the mean: the best guess.
-    Of a colorizer, every level starts from the true chroma at the next coarser one, as in the likelihood.
+    Likelihood alone takes zero about to the median, which of colors is grayer than their mean. Of all maps that fit the
+    data as well, this term chooses one whose temperature 0 is the mean. Of a colorizer, every level starts from the
+    true chroma at the next coarser one.
     """
-    zeros = [x.new_zeros(len(x), *shape) for shape in flow.latent_shapes(x.shape[2], x.shape[3])]
     if flow.capabilities.source != "luma":
-        return F.mse_loss(flow.inverse(zeros, cond), x)
+        return F.mse_loss(_decode_zeros(flow, x, cond), x)
     errors: list[Tensor] = []
 
     def compare(level: int, decoded: Tensor) -> Tensor:
@@ -286,18 +255,15 @@ def calm_error(flow: Flow, x: Tensor, cond: Condition | None) -> Tensor:
     whitened = x if flow.prelude is None else flow.prelude(x)[0]
     if cond is not None and cond.origin is not None:
         whitened = whitened - cond.origin
-
-    flow.inverse(zeros, cond, compare)
+    _decode_zeros(flow, x, cond, compare)
     return torch.stack(errors).mean()
 
 
 def color_error(flow: Flow, x: Tensor, cond: Condition | None, latents: list[Tensor]) -> Tensor:
-    """Mean absolute difference between the colors of samples and of images, averaged over blocks of 32 pixels.
+    """Mean absolute difference between the colors of samples and images, over blocks of 32 pixels, at most 0.05 each.
 
-    Likelihood alone lets them drift by 1/255 or so, darker in smooth places. Samples are drawn for the first half of
-    the images, at temperatures 0 and 1 in turn, from ``latents`` of temperature 1. A block counts for at most 0.05.
-
-    Source: ours; see docs/decisions/0016.
+    Samples are drawn for the first half of the images, at temperatures 0 and 1 in turn, from ``latents`` of temperature
+    1. Likelihood alone lets their colors drift by 1/255 or so; see docs/decisions/0016.
     """
     count = (len(x) + 1) // 2
     temperatures = (torch.arange(count, device=x.device) % 2).view(-1, 1, 1, 1)
@@ -351,6 +317,14 @@ def _bits(flow: Flow, x: Tensor, cond: Condition | None, noise: Tensor) -> Tenso
         return bits_per_dim(log_prob(flow, x + sigma * noise, cond), x[0].numel(), quantization(flow).width)
     k = round_to_integers(x, quantization(flow).n_bits)
     return bits_per_dim(log_weight(flow, k, cond, dequantizer=_variational(flow), noise=noise), x[0].numel())
+
+
+def _decode_zeros(
+    flow: Flow, like: Tensor, cond: Condition | None, between: Callable[[int, Tensor], Tensor] | None = None
+) -> Tensor:
+    """Decode latents of zero to images of the size of others: the best guess."""
+    zeros = [like.new_zeros(len(like), *shape) for shape in flow.latent_shapes(*like.shape[2:])]
+    return flow.inverse(zeros, cond, between)
 
 
 def _split_rows(rows: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
