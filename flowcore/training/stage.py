@@ -39,10 +39,10 @@ class StageRunner:
     def __init__(self, run: Run, stage: Stage, first: int) -> None:
         self.run, self.stage, self.first = run, stage, first
         self.flow, self.state = run.flow, run.state
-        self.flow.requires_grad_(True)
+        device = torch.device(run.device)
         trained_levels = len(self.flow.levels) - stage.frozen_levels
-        if not trained_levels:  # nothing but the dequantizer is trained
-            self.flow.requires_grad_(False)
+        self.flow.requires_grad_(trained_levels > 0)
+        if not trained_levels:
             self.flow.get_submodule("dequantizer").requires_grad_(True)
         for number, level in enumerate(self.flow.levels):
             level.requires_grad_(number < trained_levels)
@@ -50,17 +50,17 @@ class StageRunner:
         self.objective = make_objective(self.flow, stage, run.teacher)
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         kind = torch.optim.AdamW if stage.optimiser == "adamw" else torch.optim.Adam
-        self.fused = supports_fused_optimizer(torch.device(self.run.device))
+        self.fused = supports_fused_optimizer(device)
         self.optimizer = kind(self._parameter_groups(), stage.learning_rate, betas=(0.9, 0.99), fused=self.fused)
         self._freeze_encoder()
         self.module = self._wrap()
         # counters on the device, so that no step waits for it; bad steps are those in a row that were not finite
-        self.skipped = torch.tensor(self.state.skipped, device=self.run.device)
-        self.bad = torch.tensor(self.state.bad, device=self.run.device)
-        wide = torch.float64 if supports_float64(torch.device(self.run.device)) else torch.float32
-        self.sum = torch.zeros((), dtype=wide, device=self.run.device)
-        self.count = torch.zeros((), dtype=torch.int64, device=self.run.device)
-        self.norm = torch.zeros((), device=self.run.device)
+        self.skipped = torch.tensor(self.state.skipped, device=device)
+        self.bad = torch.tensor(self.state.bad, device=device)
+        wide = torch.float64 if supports_float64(device) else torch.float32
+        self.sum = torch.zeros((), dtype=wide, device=device)
+        self.count = torch.zeros((), dtype=torch.int64, device=device)
+        self.norm = torch.zeros((), device=device)
 
     @property
     def end(self) -> int:
@@ -82,20 +82,20 @@ class StageRunner:
     def log_progress(self, steps_per_second: float, data_wait: float) -> None:
         """Log the mean loss since the last time; ``data_wait`` is the share of the time that steps waited for data."""
         state, stage = self.state, self.stage
-        done = state.step - self.first
+        done, unit = state.step - self.first, self.objective.unit
         mean = float(self.sum / self.count)
         self.sum.zero_()
         self.count.zero_()
         minutes = (stage.steps - done) / max(steps_per_second, 1e-9) / 60
         bar = "#" * round(20 * done / stage.steps)
         self.run.log.line(
-            f"{stage.name} [{bar:<20}] {done}/{stage.steps} {self.objective.unit} {mean:.4f} "
-            f"{steps_per_second:.2f} steps/s data wait {data_wait:.1%} skipped {state.skipped} {minutes:.0f} min left"
+            f"{stage.name} [{bar:<20}] {done}/{stage.steps} {unit} {mean:.4f} {steps_per_second:.2f} steps/s "
+            f"data wait {data_wait:.1%} skipped {state.skipped} {minutes:.0f} min left"
         )
         self.run.log.training(
             step=state.step,
             stage=stage.name,
-            unit=self.objective.unit,
+            unit=unit,
             loss=round(mean, 6),
             rate=f"{self._learning_rate():.6g}",
             gradient_norm=round(float(self.norm), 6),
@@ -111,12 +111,12 @@ class StageRunner:
         stage, seed = self.stage, self.run.recipe.seed
         x, source = self.run.data.batch(stage.batch, stage.crop, seed, step)
         noise = self.objective.noise(tuple(x.shape), torch.Generator("cpu").manual_seed(seed * 1_000_003 + step))
-        shard = self.run.distributed.shard(stage.batch)
-        return (
-            self._to_device(x[shard]),
-            None if source is None else self._to_device(source[shard]),
-            None if noise is None else self._to_device(noise[shard]),
-        )
+        shard, on_gpu = self.run.distributed.shard(stage.batch), self.run.device.startswith("cuda")
+
+        def place(t: Tensor) -> Tensor:
+            return (t[shard].pin_memory() if on_gpu else t[shard]).to(self.run.device, non_blocking=on_gpu)
+
+        return place(x), None if source is None else place(source), None if noise is None else place(noise)
 
     def gradient(self, x: Tensor, source: Tensor | None, noise: Tensor | None) -> Tensor:
         """Compute the loss, and accumulate its gradient."""
@@ -146,11 +146,8 @@ class StageRunner:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if (
-                self.run.recipe.recompute != "auto"
-                or self.state.recompute == "always"
-                or self.run.distributed.is_active
-            ):
+            can_recompute = self.run.recipe.recompute == "auto" and self.state.recompute != "always"
+            if not can_recompute or self.run.distributed.is_active:
                 raise FlowError(
                     f"Stage {self.stage.name} ran out of memory with a batch of {self.stage.batch} crops of "
                     f"{self.stage.crop} pixels. Lower batch or crop, or set recompute = 'always' in the recipe."
@@ -177,8 +174,7 @@ class StageRunner:
     def _update_average(self, finite: Tensor) -> None:
         """Move the average toward the weights, unless the update was skipped."""
         done = self.state.step - self.first
-        decay = min(self.run.recipe.ema, (1 + done) / (10 + done))
-        weight = (1 - decay) * finite.float()
+        weight = (1 - min(self.run.recipe.ema, (1 + done) / (10 + done))) * finite.float()
         for mean, value in zip(self.run.average.parameters(), self.flow.parameters(), strict=True):
             if value.requires_grad:  # the others are equal already
                 mean.lerp_(value, weight)
@@ -224,12 +220,14 @@ class StageRunner:
         return DistributedDataParallel(self.objective, broadcast_buffers=False, find_unused_parameters=True)
 
     def _learning_rate(self) -> float:
-        return self.stage.learning_rate * self.state.rate * _schedule(self.stage, self.state.step - self.first)
-
-    def _to_device(self, t: Tensor) -> Tensor:
-        if self.run.device.startswith("cuda"):
-            return t.pin_memory().to(self.run.device, non_blocking=True)
-        return t.to(self.run.device)
+        """The stage's rate at this step of its schedule."""
+        stage, done = self.stage, self.state.step - self.first
+        part, factor = done / stage.steps, min(1.0, (done + 1) / max(stage.warmup, 1))
+        if stage.schedule == "cosine":
+            factor *= 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * part))
+        elif stage.schedule == "halving":
+            factor *= 0.5 ** sum(part >= p for p in (0.5, 0.75, 0.9, 0.95))
+        return stage.learning_rate * self.state.rate * factor
 
     # --- memory
 
@@ -246,8 +244,11 @@ class StageRunner:
         per_process = stage.batch // self.run.distributed.world_size
         images = self.batch(state.step)
 
+        def repeated(t: Tensor | None, items: int) -> Any:
+            return None if t is None else t.repeat(math.ceil(items / len(t)), *[1] * (t.ndim - 1))[:items]
+
         def step(items: int) -> None:
-            self.gradient(*(None if t is None else _repeat_to(t, items) for t in images))  # pyright: ignore[reportArgumentType]
+            self.gradient(*(repeated(t, items) for t in images))
             self.optimizer.zero_grad(set_to_none=True)
 
         with unchanged_moments(self.flow):
@@ -256,17 +257,17 @@ class StageRunner:
                 state.recompute = "always"
                 fits, each = largest_batch(step, round(USABLE * free), per_process)
         how = ", activations recomputed" if state.recompute == "always" else ""
+        fewer = f", fewer than {per_process}: expect to run out of memory" if fits < per_process else ""
         self.run.log.line(
             f"{stage.name}: {each / 2**20:.3g} MB per crop of {stage.crop}{how}; the largest batch that fits into "
-            f"{free / 2**30:.1f} GB of free memory is about {fits}"
-            + (f", fewer than {per_process}: expect to run out of memory" if fits < per_process else "")
+            f"{free / 2**30:.1f} GB of free memory is about {fits}{fewer}"
         )
 
 
 @contextmanager
 def unchanged_moments(flow: Flow) -> Generator[None, None, None]:
     """Undo what trial steps do to running moments."""
-    norms = [module for module in flow.modules() if isinstance(module, BatchNorm)]
+    norms = (module for module in flow.modules() if isinstance(module, BatchNorm))
     before = [(moment, moment.clone()) for norm in norms for moment in norm.buffers()]
     try:
         yield
@@ -319,22 +320,6 @@ def check_stage(stage: Stage, recipe: Recipe, data: Data, flow: Flow) -> None:
             )
 
 
-def _repeat_to(t: Tensor, items: int) -> Tensor:
-    """The first items of a batch, repeated if there are too few."""
-    return t.repeat(math.ceil(items / len(t)), *[1] * (t.ndim - 1))[:items]
-
-
-def _schedule(stage: Stage, done: int) -> float:
-    """Factor on the peak learning rate after some steps of a stage."""
-    warmup = min(1.0, (done + 1) / max(stage.warmup, 1))
-    part = done / stage.steps
-    if stage.schedule == "cosine":
-        return warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * part)))
-    if stage.schedule == "halving":
-        return warmup * 0.5 ** sum(part >= p for p in (0.5, 0.75, 0.9, 0.95))
-    return warmup
-
-
 # --- memory of a step: recomputed activations, and the largest batch that fits ----------------------------------------
 
 
@@ -343,21 +328,20 @@ def recompute_activations(flow: Flow) -> Generator[None, None, None]:
     """Discard the activations inside every step of a flow and every block of an LR encoder, and recompute them.
 
     Each of these modules stores its input alone; the backward pass, which must run inside this context too, runs it
-    again. Memory hardly grows with the number of steps, for about a third more work, and gradients are the same.
-
-    Source: Chen et al., "Training deep nets with sublinear memory cost" (2016); torch's implementation.
+    again: gradients are the same. Source: Chen et al., "Training deep nets with sublinear memory cost" (2016).
     """
-    modules = recomputable_modules(flow)
-    for module in modules:
-        for method in _methods(module):
+    changed: list[tuple[nn.Module, str]] = []
+    for module in recomputable_modules(flow):
+        # of an ODE every step of its solver
+        for method in ("step",) if isinstance(module, ODE) else ("forward", "by_position"):
             if hasattr(module, method):
+                changed.append((module, method))
                 setattr(module, method, _recomputing(module, getattr(module, method)))
     try:
         yield
     finally:
-        for module in modules:
-            for method in _methods(module):
-                module.__dict__.pop(method, None)  # uncovers the class's own method
+        for module, method in changed:
+            module.__dict__.pop(method, None)  # uncovers the class's own method
 
 
 def recomputable_modules(flow: Flow) -> list[nn.Module]:
@@ -369,11 +353,6 @@ def recomputable_modules(flow: Flow) -> list[nn.Module]:
     if isinstance(flow.encoder, LREncoder):
         modules += flow.encoder.residual_blocks()
     return modules
-
-
-def _methods(module: nn.Module) -> tuple[str, ...]:
-    """What is recomputed as a whole: of an ODE every step of its solver."""
-    return ("step",) if isinstance(module, ODE) else ("forward", "by_position")
 
 
 def _recomputing(module: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
@@ -396,8 +375,7 @@ def _recomputing(module: nn.Module, run: Callable[..., Any]) -> Callable[..., An
 class PeakMemory(TorchDispatchMode):
     """Measures the most bytes that tensors made inside this context occupy at one time, on any device.
 
-    It counts the storages that operations return, including the backward pass, until they are freed; not the temporary
-    memory inside an operation. The same program gives the same number every time.
+    It counts the storages that operations return until they are freed; not the temporary memory inside an operation.
     """
 
     def __init__(self) -> None:
@@ -410,19 +388,18 @@ class PeakMemory(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        inputs = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        known = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         for t in tree_leaves(result):
-            if isinstance(t, Tensor) and t.untyped_storage().data_ptr() not in inputs:
-                self._add(t.untyped_storage())
+            if not isinstance(t, Tensor):
+                continue
+            storage = t.untyped_storage()
+            key, size = storage.data_ptr(), storage.nbytes()
+            if size and key not in known and key not in self._live:
+                self._live.add(key)
+                self._current += size
+                weakref.finalize(storage, self._remove, key, size)
         self.peak = max(self.peak, self._current)
         return result
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage.data_ptr(), storage.nbytes()
-        if key not in self._live and size:
-            self._live.add(key)
-            self._current += size
-            weakref.finalize(storage, self._remove, key, size)
 
     def _remove(self, key: int, size: int) -> None:
         self._live.discard(key)
@@ -435,17 +412,17 @@ def largest_batch(step: Callable[[int], None], free: int, most: int = 64) -> tup
     Gradients, which do not grow with a batch, hide the memory of a few small items; so the number is raised until the
     difference between a few and twice as many shows.
     """
+
+    def peak(items: int) -> int:
+        with PeakMemory() as memory:
+            step(items)
+        return memory.peak
+
     items = 1
     while True:
-        few, twice = _peak(step, items), _peak(step, 2 * items)
+        few, twice = peak(items), peak(2 * items)
         if 4 * (twice - few) >= few or 2 * items >= most:
             break
         items = min(4 * items, most // 2)
     each = max(1, (twice - few) // items)
     return max(0, (free - (few - items * each)) // each), each
-
-
-def _peak(step: Callable[[int], None], items: int) -> int:
-    with PeakMemory() as memory:
-        step(items)
-    return memory.peak
