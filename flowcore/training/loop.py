@@ -67,23 +67,18 @@ def train(
 ) -> Result:
     """Run a recipe to its end, resuming from the checkpoint in the folder ``run`` if there is one.
 
-    ``data`` is a folder or ZIP archive of images, or several, see ``open_data``; ``run`` is for the checkpoints, the
-    model file, sample sheets, logs and the decoded photographs.
-
-    ``start`` is a model file whose weights to start from, with the recipe's configuration, but for the encoder where
-    ``encoder_from`` names another. It is measured before the first step, the stages and rates are those that the recipe
-    has for it (``start_stages``, ``start_rate``), and the model file holds the better of the two: the start, or what
-    was trained. ``encoder_from`` is a model file whose encoder to start from; or, for an encoder with a backbone, the
-    file of the backbone alone, as ``benchmarks/read_efficientnet.py`` writes it. None for such an encoder takes those
-    of the shipped model that has the backbone.
+    ``data`` is a folder or ZIP archive of images, or several, see ``open_data``. ``start`` is a model file whose
+    weights to start from, with the recipe's configuration, but for the encoder where ``encoder_from`` names another. It
+    is measured before the first step, the recipe has stages and rates of its own for it (``start_stages``,
+    ``start_rate``), and the model file holds the better of the two: the start, or what was trained. ``encoder_from`` is
+    a model file whose encoder to start from; or, for an encoder with a backbone, the file of the backbone alone, as
+    ``benchmarks/read_efficientnet.py`` writes it. None for such an encoder takes the shipped model that has it.
 
     The run stops, with a checkpoint, after ``stop_after`` steps in all. ``minutes`` shortens all stages so that a new
-    run ends, with the decay of its rate, in this time, preparation and measurements included; a run that was begun so
-    keeps to the minutes of every later call, too; any other run stops, with a checkpoint, when this call has taken
-    them.
-
-    ``progress`` is called after every step, and with every sample sheet, ``(3, H, W)``. So is ``cancelled``; if it
-    returns True, or raises, the run stops with a checkpoint, without measuring the model.
+    run ends, with the decay of its rate, in this time, all included; a run that was begun so keeps to the minutes of
+    every later call, too; any other run stops, with a checkpoint, when this call has taken them. After every step
+    ``progress`` is called, also with every sample sheet, ``(3, H, W)``, and ``cancelled``; if that returns True, or
+    either raises, the run stops with a checkpoint, without measuring the model.
     """
     devices = [torch.device(device)] if device.startswith("cuda") else []
     if start is None and not (run / START_FILE).exists() and any(stage.teacher_weight for stage in recipe.stages):
@@ -252,20 +247,12 @@ class _Trainer(Run):
         self.pace.closing = (time.monotonic() - begin) / len(start)
 
     def _plan(self) -> None:
-        """Give every stage as many steps as fit into the time."""
-        state = self.state
-        whole = [stage.steps for stage in self.whole_stages()]
-        number = self.number_of(state.step + 1)
-        self.pace.trial = self._seconds_per_step(number)
-        first = sum(stage.steps for stage in self.stages()[:number])
-        state.stage_steps = self.pace.fit(state.stage_steps or whole, whole, number, state.step - first)
-
-    def _seconds_per_step(self, number: int) -> list[float]:
-        """Time the gradient of every stage, the encoder's included, from the present one on."""
-        result: list[float] = []
+        """Time the gradient of every stage from the present one on, and give each as many steps as fit."""
+        state, number = self.state, self.number_of(self.state.step + 1)
         for k, stage in enumerate(self.stages()):
             seconds = 0.0
             if k >= number:
+                # also of the encoder, if it is trained at all
                 runner = StageRunner(self, dataclasses.replace(stage, train_encoder_after=0.0), 0)
                 with unchanged_moments(self.flow):
                     for _ in range(2):  # the first one also warms up what later ones reuse
@@ -274,8 +261,13 @@ class _Trainer(Run):
                         runner.gradient(*runner.batch(0)).item()
                         seconds = time.monotonic() - begin
                 runner.optimizer.zero_grad(set_to_none=True)
-            result.append(max(self._mean(seconds), 1e-9))
-        return result
+            self.pace.trial.append(max(self._mean(seconds), 1e-9))
+        self._fit_into_time(number, state.step - sum(stage.steps for stage in self.stages()[:number]))
+
+    def _fit_into_time(self, number: int, done: int) -> None:
+        """Choose the length of the stages that are left; the present one has made so many steps."""
+        whole = [stage.steps for stage in self.whole_stages()]
+        self.state.stage_steps = self.pace.fit(self.state.stage_steps or whole, whole, number, done)
 
     def _mean(self, value: float) -> float:
         """Average a number over the processes, so that all decide alike."""
@@ -300,9 +292,9 @@ class _Trainer(Run):
             f"{state.step} of {self.total()} steps, {state.skipped} skipped, {state.seconds / 60:.1f} "
             f"minutes: {self.results.model}{'' if finished else '; run again to go on'}"
         )
-        compared = state.start and self.distributed.is_main
-        better, verdict = self.results.verdict(self._start_metrics()) if compared else (None, "")
-        if verdict:
+        better, verdict = None, ""
+        if state.start and self.distributed.is_main:
+            better, verdict = self.results.verdict(self._start_metrics())
             self.log.line(verdict)
         return Result(
             model=self.results.model,
@@ -375,8 +367,7 @@ class _Trainer(Run):
     def _begin_stage(self, stage: Stage) -> None:
         """Continue from the averaged weights of the stage before, and initialize the flow if that is still to do."""
         self.flow.load_state_dict(self.average.state_dict())
-        trains_flow = stage.objective == "likelihood" or self.recipe.brightens
-        if trains_flow and not self.state.initialised:
+        if not self.state.initialised and (stage.objective == "likelihood" or self.recipe.brightens):
             x, source = self.data.batch(self.recipe.init_batch, stage.crop, self.recipe.seed + 1, 0)
             source = None if source is None else source.to(self.device)
             initialize_flow(self.flow, x.to(self.device), source, self.recipe.seed)
@@ -405,26 +396,18 @@ class _Trainer(Run):
     def _reason_to_stop(self, number: int, runner: StageRunner, limit: float) -> Stopped | None:
         """Fit the stage into the time, report the step, and tell whether to stop after it."""
         state = self.state
-        if self.pace.is_limited and state.stage_steps:
-            self._keep_pace(number, runner)
+        # several processes agree now and then only, because it waits for the device
+        agrees = not self.distributed.is_active or state.step % SYNC_EVERY == 0
+        if self.pace.is_limited and state.stage_steps and agrees:
+            self.pace.count(number, state.step - runner.first)
+            self._fit_into_time(number, state.step - runner.first)
+            runner.stage = self.stages()[number]  # of another length, to which its rate decays
         stop = self._asked_to_stop(after_step=True)
         if stop is None and self.pace.is_over and not state.stage_steps and state.step < min(runner.end, limit):
             stop = Stopped("the time is up")
-        if self.distributed.is_active:  # now and then, because it waits for the device
-            due = state.step % SYNC_EVERY == 0
-            return (stop or Stopped(CANCELLED)) if due and self.distributed.any(stop is not None, self.device) else None
-        return stop
-
-    def _keep_pace(self, number: int, runner: StageRunner) -> None:
-        """Change the length of the run, now that more of its pace is known."""
-        state = self.state
-        if self.distributed.is_active and state.step % SYNC_EVERY:
-            return  # it takes the mean over the processes
-        done = state.step - runner.first
-        self.pace.count(number, done)
-        whole = [stage.steps for stage in self.whole_stages()]
-        state.stage_steps = self.pace.fit(state.stage_steps, whole, number, done)
-        runner.stage = self.stages()[number]  # of another length, to which its rate decays
+        if not self.distributed.is_active:
+            return stop
+        return (stop or Stopped(CANCELLED)) if agrees and self.distributed.any(stop is not None, self.device) else None
 
     def _go_back(self) -> None:
         """Return to the last good checkpoint with half the learning rate, or raise."""
@@ -461,8 +444,8 @@ class _Trainer(Run):
 
     def _publish(self, stage: Stage) -> None:
         """Measure the averaged weights unless the caller waits, and write model, sample sheet and curve."""
-        state, measured = self.state, not self.was_cancelled
-        metrics, sheet = self._measure(stage) if measured else ({}, None)
+        state = self.state
+        metrics, sheet = ({}, None) if self.was_cancelled else self._measure(stage)
         flow, of_guide = with_guide_of(self.average, self.results.start)
         provenance = {
             "source": f"trained by flowcore, recipe {self.recipe.name}{state.origin}",
@@ -472,7 +455,7 @@ class _Trainer(Run):
             "recipe": self.recipe.text,
             "metrics": metrics,
         }
-        self.results.publish(flow, provenance, self._start_metrics(), measured=measured)
+        self.results.publish(flow, provenance, self._start_metrics(), measured=not self.was_cancelled)
         if self.progress is not None and sheet is not None:
             self.progress(state.step, self.total(), sheet)
 
