@@ -1,7 +1,7 @@
 """The training data that a recipe asks for.
 
-Whatever the kind, ``batch(size, crop, seed, step)`` is a function of its arguments alone and may be called from any
-thread; ``training``, ``held_out`` and ``skipped`` list what there is.
+Whatever the kind, ``batch(size, crop, seed, step)`` is a function of its arguments alone, which makes resuming exact,
+and may be called from any thread; ``training``, ``held_out`` and ``skipped`` list what there is.
 """
 
 from __future__ import annotations
@@ -37,17 +37,14 @@ from .recipe import Recipe, held_out_names
 class Photographs:
     """Crops of 8-bit images; for upscalers pairs of HR and LR crops, for low-light models of bright and dark ones.
 
-    The recipe says at which sizes images are used, what is held out, and how crops are cut and degraded. With realistic
-    degradation LR crops are made anew every time, with blur, noise and JPEG; HR crops stay the same. The crops of a
-    training step are a function of (seed, step) alone: that is what makes resuming exact.
+    The recipe says at which sizes images are used, what is held out, and how crops are cut and degraded.
     """
 
     def __init__(
         self, folders: Path | Sequence[Path], cache: Path, recipe: Recipe, progress: Progress | None = None
     ) -> None:
         held_out = held_out_names(recipe.held_out)
-        self.cache = open_pixel_cache(folders, cache, recipe, progress)
-        self.recipe = recipe
+        self.recipe, self.cache = recipe, open_pixel_cache(folders, cache, recipe, progress)
         self.skipped = self.cache.skipped
         names = sorted({entry.name for entry in self.cache.entries})
         held = {name for name in names if PurePosixPath(name).name in held_out}
@@ -83,8 +80,7 @@ class Photographs:
         HR ``(B, 3, crop, crop)`` and LR ``(B, 3, crop / scale, crop / scale)``, float32 in [0, 1]; of low-light models
         the dark crop for LR; of others with scale 1 None.
         """
-        rng = np.random.default_rng([seed, step, int(held_out)])
-        chosen = self._choose(size, crop, held_out, rng)
+        chosen, rng = self._choose(size, crop, seed, step, held_out)
         # the degradation has a generator of its own, so that HR crops do not depend on it
         degradation_rng = np.random.default_rng([seed, step, int(held_out), 2])
         pairs = [self._crop(entry, crop, rng, degradation_rng) for entry in chosen]
@@ -93,16 +89,19 @@ class Photographs:
 
     def names(self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False) -> list[str]:
         """Name the photographs that the crops of a step are cut from; arguments as for ``batch``."""
-        rng = np.random.default_rng([seed, step, int(held_out)])
-        return [entry.name for entry in self._choose(size, crop, held_out, rng)]
+        return [entry.name for entry in self._choose(size, crop, seed, step, held_out)[0]]
 
     def fitting(self, crop: int, *, held_out: bool = False) -> list[Entry]:
         """List the training or held-out images whose sides are both at least as long as the crop."""
         return self._candidates(crop, held_out)[0]
 
-    def _choose(self, size: int, crop: int, held_out: bool, rng: np.random.Generator) -> list[Entry]:
+    def _choose(
+        self, size: int, crop: int, seed: int, step: int, held_out: bool
+    ) -> tuple[list[Entry], np.random.Generator]:
+        """Choose the images of a step, and return the generator of what else is random about it."""
+        rng = np.random.default_rng([seed, step, int(held_out)])
         entries, probabilities = self._candidates(crop, held_out)
-        return [entries[i] for i in rng.choice(len(entries), size, p=probabilities)]
+        return [entries[i] for i in rng.choice(len(entries), size, p=probabilities)], rng
 
     def _list_candidates(self, crop: int, held_out: bool) -> tuple[list[Entry], np.ndarray]:
         """Images to cut from, and their probabilities."""
@@ -119,8 +118,7 @@ class Photographs:
         self, entry: Entry, crop: int, rng: np.random.Generator, degradation_rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         hr, lr = self.cache.images(entry)
-        recipe, s = self.recipe, self.recipe.scale
-        small = crop // s
+        recipe, s, small = self.recipe, self.recipe.scale, crop // self.recipe.scale
         top = int(rng.integers(0, lr.shape[0] - small + 1))
         left = int(rng.integers(0, lr.shape[1] - small + 1))
         turn, mirror = int(rng.integers(4)) if recipe.turn else 0, bool(rng.integers(2))
@@ -149,9 +147,8 @@ GRAY = 0.008  # standard deviation of a channel's difference from gray, below wh
 class ColorPhotographs(Photographs):
     """Crops of photographs for colorizers: chroma, and the luma and hints to predict it from.
 
-    Hints and palettes are taken from the crop's own colors, for a share of the crops each. Luma and chroma are varied
-    as old photographs and cameras do: exposure, contrast and grain of the luma alone, saturation and white balance of
-    the chroma alone. Held-out crops are not varied and have no hints.
+    Hints and palettes are taken from the crop's own colors, for a share of the crops each. Held-out crops are not
+    varied and have no hints.
     """
 
     hinted = 0.5  # share of the crops that have hints
@@ -168,8 +165,7 @@ class ColorPhotographs(Photographs):
         y, chroma = split(rgb)
         rng = np.random.default_rng([seed, step, int(held_out), 1])
         if not held_out:
-            chroma = _vary_chroma(chroma, rng)
-            y = _vary_luma(luma(merge(y, chroma).clamp_(0, 1)), rng)
+            y, chroma = _vary(y, chroma, rng)
         coarse = F.avg_pool2d(chroma, STRIDE)  # (B, 2, crop / 4, crop / 4)
         source = torch.zeros(size, 8, crop, crop)  # luma, 3 planes of hints, 4 of the palette
         source[:, :1] = y
@@ -181,8 +177,7 @@ class ColorPhotographs(Photographs):
         if self.recall is not None:
             names = self.names(size, crop, seed, step, held_out=held_out)
             recalled = self.recall(y, names, None if held_out else rng)
-            blocks = recalled.repeat_interleave(CELL, 2).repeat_interleave(CELL, 3)
-            source = torch.cat([source, blocks], dim=1)
+            source = torch.cat([source, recalled.repeat_interleave(CELL, 2).repeat_interleave(CELL, 3)], dim=1)
         return coarse + NEUTRAL, source
 
 
@@ -193,24 +188,19 @@ def is_gray(pixels: np.ndarray) -> bool:
     return float(differences.std((0, 1)).max()) < GRAY
 
 
-def _vary_chroma(chroma: Tensor, rng: np.random.Generator) -> Tensor:
-    """Vary saturation by up to a fifth, and white balance slightly."""
-    size = len(chroma)
-    saturation = torch.from_numpy(rng.uniform(0.8, 1.2, (size, 1, 1, 1))).float()
-    balance = torch.from_numpy(rng.normal(0, 0.008, (size, 2, 1, 1))).float()
-    return chroma * saturation + balance
-
-
-def _vary_luma(y: Tensor, rng: np.random.Generator) -> Tensor:
-    """Vary exposure and contrast; add grain to a third of the crops."""
+def _vary(y: Tensor, chroma: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Vary as old photographs and cameras do: saturation, white balance, exposure, contrast, a third with grain."""
     size = len(y)
 
     def uniform(low: float, high: float) -> Tensor:
         return torch.from_numpy(rng.uniform(low, high, (size, 1, 1, 1))).float()
 
-    y = y.clamp(0, 1).pow_(uniform(0.8, 1.25)).mul_(uniform(0.9, 1.0)).add_(uniform(0, 0.08))
+    saturation = uniform(0.8, 1.2)
+    chroma = chroma * saturation + torch.from_numpy(rng.normal(0, 0.008, (size, 2, 1, 1))).float()
+    y = luma(merge(y, chroma).clamp_(0, 1)).clamp(0, 1)
+    y = y.pow_(uniform(0.8, 1.25)).mul_(uniform(0.9, 1.0)).add_(uniform(0, 0.08))
     noise = torch.from_numpy(rng.standard_normal(y.shape, dtype=np.float32))
-    return y.add_(noise.mul_(uniform(-0.1, 0.05).clamp_min(0))).clamp_(0, 1)
+    return y.add_(noise.mul_(uniform(-0.1, 0.05).clamp_min(0))).clamp_(0, 1), chroma
 
 
 def _draw_hints(chroma: Tensor, rng: np.random.Generator) -> Tensor:
@@ -221,9 +211,9 @@ def _draw_hints(chroma: Tensor, rng: np.random.Generator) -> Tensor:
     for _ in range(int(2 ** rng.uniform(0, 4))):
         side = int(rng.integers(1, largest + 1))
         top, left = int(rng.integers(0, height - side + 1)), int(rng.integers(0, width - side + 1))
-        rows, columns = slice(top, top + side), slice(left, left + side)
-        planes[0, rows, columns] = 1
-        planes[1:, rows, columns] = chroma[:, rows, columns].mean((1, 2), keepdim=True)
+        place = (..., slice(top, top + side), slice(left, left + side))
+        planes[0][place] = 1
+        planes[1:][place] = chroma[place].mean((1, 2), keepdim=True)
     return F.interpolate(planes[None], scale_factor=STRIDE, mode="nearest")[0]
 
 
@@ -234,10 +224,7 @@ PARTS = ((1.0, 0.1), (0.15, 0.6), (0.04, 0.3))  # share of the photographs that 
 
 
 class Recall:
-    """Looks up crops in a memory, each in that of all other photographs and series.
-
-    Every step takes another random part of the memory: samples take parts, too, and other memories are smaller.
-    """
+    """Looks up crops in a random part of a memory, each in that of all other photographs and series."""
 
     def __init__(self, flow: Flow, data: Photographs) -> None:
         """Take the memory of a model that was filled with the photographs to train on."""
@@ -253,10 +240,7 @@ class Recall:
 
     @torch.no_grad()
     def __call__(self, y: Tensor, names: Sequence[str], rng: np.random.Generator | None) -> Tensor:
-        """Look up crops of luma ``(B, 1, H, W)``, see ``CellMemory.look_up``: ``(B, 5, H / 16, W / 16)``.
-
-        Without ``rng``, crops of photographs that are not trained on are looked up in all of the memory.
-        """
+        """Look up crops of luma ``(B, 1, H, W)``: ``(B, 5, H / 16, W / 16)``; without ``rng``, in all of the memory."""
         described = self.encoder.describe(y)
         if rng is None:
             return self.memory.look_up(described, self.cells)
@@ -321,10 +305,7 @@ class Digits:
     """Labeled gray images of the files ``train-images-idx3-ubyte`` and ``train-labels-idx1-ubyte``, gzipped or not.
 
     The last ones are held out for validation. With ``labeled``, the share ``unlabeled`` of the others has the label
-    "not given", which is the number of classes; without, batches have no labels. The digits of a training step are a
-    function of (seed, step) alone.
-
-    Source: LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition" (1998).
+    "not given", which is the number of classes; without, batches have no labels.
     """
 
     skipped: tuple[str, ...] = ()
@@ -378,10 +359,7 @@ Data = Photographs | Digits
 
 
 def open_data(recipe: Recipe, data: Path | Sequence[Path], cache: Path, progress: Progress | None = None) -> Data:
-    """Open the training data of a recipe, with decoded pixels in the cache folder.
-
-    That is folders of images, or ZIP archives; for models of gray images one folder, of the files of MNIST.
-    """
+    """Open the folders or ZIP archives of images, or one folder of MNIST, with decoded pixels in the cache folder."""
     if recipe.takes_digits:
         if not isinstance(data, Path):
             raise FlowError("Digits come from one folder, that of the four files of MNIST; got several.")
