@@ -47,7 +47,7 @@ def convert(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Flo
         flow = source.convert(state, overrides or {})
         flow.provenance = {
             "source": f"converted from {path.name} ({source.name})",
-            "sha256": _sha256(path),
+            "sha256": file_sha256(path),
             "licence": source.licence,
         }
     except OSError as error:
@@ -292,7 +292,8 @@ def _refuse_unusual(source: Source, state: State, size: int) -> None:
         raise CheckpointError(f"the tensors claim {claimed} bytes in a file of {size}. The file is damaged.")
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Hash the content of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):

@@ -1,8 +1,8 @@
 """Finding and decoding the images of folders and ZIP archives, and the cache of their pixels.
 
 The cache is two files per set of images, named by a hash of what is in them: ``HASH.u8`` holds the pixels, which are
-mapped into memory, ``HASH.json`` the index. The index is written last: a cache without one does not exist. Processes
-may write the same cache at the same time: each renames files of its own, with equal contents.
+mapped into memory, ``HASH.json`` the index, which is written last. Processes may write the same cache at the same time:
+each renames files of its own, with equal contents.
 """
 
 from __future__ import annotations
@@ -60,9 +60,8 @@ class ImageSource:
 def find_images(folders: Path | Sequence[Path]) -> list[ImageSource]:
     """List the images of folders, archives (``photos.zip``) and folders in these (``photos.zip/train``), at any depth.
 
-    None is opened, nor are archives inside folders. They are sorted by name within each folder. With several folders,
-    names begin with the folder's number and name (``2-holiday/a.jpg``), and an image that is in two of them is listed
-    once. A folder or archive that does not exist, is damaged or has no images is refused.
+    They are sorted by name within each folder. With several folders, names begin with the folder's number and name
+    (``2-holiday/a.jpg``), and an image that is in two of them is listed once.
     """
     folders = [folders] if isinstance(folders, Path) else list(folders)
     if not folders:
@@ -103,10 +102,8 @@ def _members(archive: Path, folder: str) -> list[ImageSource]:
     sources = [
         ImageSource(member.removeprefix(prefix), archive, member, info.file_size, info.CRC)
         for member, info in infos.items()
-        if member.startswith(prefix)
-        and os.path.splitext(member)[1].lower() in IMAGE_SUFFIXES
-        and not member.startswith("__MACOSX/")
-        and not info.is_dir()
+        if member.startswith(prefix) and not member.startswith("__MACOSX/") and not info.is_dir()
+        if os.path.splitext(member)[1].lower() in IMAGE_SUFFIXES
     ]
     if not sources:
         tops = sorted({PurePosixPath(member).parts[0] for member in infos if PurePosixPath(member).parts})
@@ -118,10 +115,9 @@ def _members(archive: Path, folder: str) -> list[ImageSource]:
 
 
 def folder_stamp(folder: Path) -> str:
-    """Digest what changes when a file is added to a folder or removed from it, at any depth.
+    """Digest what changes when a file is added to a folder, which need not exist, or removed from it, at any depth.
 
-    Only folders are asked when they changed: asking every file takes minutes where a folder of many images lies on a
-    network. So an image that was edited in place is not noticed. A folder that does not exist has a stamp, too.
+    Only folders are asked when they changed: asking every file of a large folder on a network takes minutes.
     """
     digest = hashlib.sha256()
     if folder.is_file():
@@ -134,14 +130,12 @@ def folder_stamp(folder: Path) -> str:
 def folder_problem(folder: Path, *, digits: bool | None) -> str | None:
     """Say what is wrong with a folder, or file, to train on; None if nothing is.
 
-    ``digits`` asks for files of MNIST directly in it, else for images at any depth; None accepts both. It looks as far
-    as the first such file, and at ``MAX_SEARCHED`` things at most: a server waits for the answer.
+    ``digits`` asks for files of MNIST directly in it, else for images at any depth; None accepts both. It looks at
+    ``MAX_SEARCHED`` things at most: a server waits for the answer.
     """
-    sought = (
-        "file of MNIST (train-images-idx3-ubyte and the other three, gzipped or not), which this recipe needs"
-        if digits
-        else f"image ({', '.join(sorted(IMAGE_SUFFIXES))})"
-    )
+    sought = f"image ({', '.join(sorted(IMAGE_SUFFIXES))})"
+    if digits:
+        sought = "file of MNIST (train-images-idx3-ubyte and the other three, gzipped or not), which this recipe needs"
     files = 0
     inside = (Path(here, name) for here, names in walk_folders(folder, {}) for name in (*names, ""))
     for number, path in enumerate([folder] if folder.is_file() else inside):
@@ -164,6 +158,13 @@ def decode_each(
     It yields, in the order of the images: the source; the result, None if it could not be decoded; and why not. Only a
     few are in memory at once, see ``MAX_PIXELS_IN_FLIGHT``. What ``process`` raises ends the iteration.
     """
+
+    def decode(opened: tuple[Image.Image, bytes] | None, reason: str) -> tuple[Processed | None, str]:
+        image = None
+        if opened is not None:
+            image, reason = _attempt(lambda: decode_rgb(*opened))
+        return (None, reason) if image is None else (process(image), "")
+
     threads = min(MAX_THREADS, os.cpu_count() or 1)
     pending: deque[tuple[ImageSource, int, Future[tuple[Processed | None, str]]]] = deque()
     archives: dict[Path, zipfile.ZipFile] = {}
@@ -181,9 +182,9 @@ def decode_each(
                 yield first, *future.result()
             future: Future[tuple[Processed | None, str]] = Future()
             if pixels <= SMALL_IMAGE:
-                future.set_result(_decode(opened, reason, process))
+                future.set_result(decode(opened, reason))
             else:
-                future = pool.submit(_decode, opened, reason, process)
+                future = pool.submit(decode, opened, reason)
             pending.append((source, pixels, future))
         while pending:
             first, _, future = pending.popleft()
@@ -216,15 +217,6 @@ def _open(source: ImageSource, archive: zipfile.ZipFile | None) -> tuple[Image.I
     if opened.width * opened.height > MAX_PIXELS:
         raise ValueError(f"{opened.width}x{opened.height} are more than {MAX_PIXELS} pixels")
     return opened, data
-
-
-def _decode(
-    opened: tuple[Image.Image, bytes] | None, reason: str, process: Callable[[Image.Image], Processed]
-) -> tuple[Processed | None, str]:
-    if opened is None:
-        return None, reason
-    image, reason = _attempt(lambda: decode_rgb(*opened))
-    return (None, reason) if image is None else (process(image), "")
 
 
 def _attempt(read: Callable[[], Read]) -> tuple[Read | None, str]:
@@ -283,8 +275,7 @@ def open_pixel_cache(
     """Open the cache of the images in folders and archives, or decode them into it.
 
     ``scale``, ``pyramid``, ``short_sides`` and ``enlarge`` of the recipe say what is made of every image. LR images are
-    made from entire images (antialiased bicubic, rounded to 8 bits), so crops have no border effects. If ``progress``
-    raises, no cache is left.
+    made from entire images, so crops have no border effects. If ``progress`` raises, no cache is left.
     """
     sources = find_images(folders)
     described = [[source.name, source.size, source.stamp] for source in sources]
@@ -334,9 +325,7 @@ def _bytes_of(height: int, width: int, scale: int) -> int:
 
 
 def _write(sources: list[ImageSource], recipe: Recipe, pixels: Path, index: Path, progress: Progress | None) -> None:
-    entries: list[tuple[str, int, int, int, float]] = []
-    skipped: list[str] = []
-    unique = uuid.uuid4().hex
+    entries, skipped, unique = list[tuple[str, int, int, int, float]](), list[str](), uuid.uuid4().hex
     new, new_index = pixels.with_suffix(f".{unique}.partial"), index.with_suffix(f".{unique}.index.partial")
     try:
         with strict_decoding(), new.open("wb") as out:
@@ -362,16 +351,15 @@ def _write(sources: list[ImageSource], recipe: Recipe, pixels: Path, index: Path
 
 def _at_all_sizes(recipe: Recipe, image: Image.Image) -> list[tuple[int, int, float, bytes | None]]:
     """Height, width and factor at each size, and HR pixels followed by LR pixels, or None if it is too small."""
-    results: list[tuple[int, int, float, bytes | None]] = []
-    scale = recipe.scale
+    results, scale = list[tuple[int, int, float, bytes | None]](), recipe.scale
     multiple = 2 * scale if scale > 1 else 1
     for factor in [min(recipe.enlarge, side / min(image.size)) for side in recipe.short_sides] or recipe.pyramid:
-        sides = round(image.width * factor), round(image.height * factor)
-        if min(sides) < multiple:
-            results.append((sides[1], sides[0], factor, None))
+        width, height = round(image.width * factor), round(image.height * factor)
+        if min(width, height) < multiple:
+            results.append((height, width, factor, None))
             continue
-        resized = image if factor == 1 else image.resize(sides, Image.Resampling.BICUBIC)
-        height, width = resized.height // multiple * multiple, resized.width // multiple * multiple
+        resized = image if factor == 1 else image.resize((width, height), Image.Resampling.BICUBIC)
+        width, height = width // multiple * multiple, height // multiple * multiple
         hr = np.asarray(resized.crop((0, 0, width, height)))
         content = hr.tobytes()
         if scale > 1:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import filecmp
-import hashlib
 import importlib
 import json
 import math
@@ -26,6 +25,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..checkpoints.file import read_header, save
+from ..checkpoints.published import file_sha256
 from ..checkpoints.writing import replacing, write_atomic
 from ..errors import FlowError
 from ..flow import Flow
@@ -331,8 +331,8 @@ class NamedRun:
         """Copy the model to the target, atomically, unless a foreign file is there now, and write the record."""
         model = self.folder / MODEL
         if model.exists():
-            digest = _digest(model)
-            if not self.target.exists() or _digest(self.target) != digest:
+            digest = file_sha256(model)
+            if not self.target.exists() or file_sha256(self.target) != digest:
                 self._refuse_to_overwrite(record)
                 copy_file(model, self.target)
             record.saved, record.ours = digest, True
@@ -371,7 +371,7 @@ class NamedRun:
         found = self._find()
         if found is not None and found.resolve() != self.target.resolve():
             raise FlowError(f"There is a model {self.target.name} in {found.parent} already. Choose another name.")
-        if self.target.exists() and (record is None or _digest(self.target) != record.saved):
+        if self.target.exists() and (record is None or file_sha256(self.target) != record.saved):
             raise FlowError(
                 f"models/flows has a model {self.target.name} that is not the one that the runs in {self.folder} have "
                 "made. It is not overwritten: choose another name, or move the file away."
@@ -391,11 +391,3 @@ class NamedRun:
                 f"back to go on, set restart to begin anew, or choose another name (with {self.target.name} as start, "
                 f"to build on it). What it has made so far is {self.target.name} in Load Flow Model."
             )
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
