@@ -48,8 +48,7 @@ class RunState:
 class Checkpoints:
     """The two checkpoints of a run: ``checkpoint.pt``, the newest, and ``checkpoint.previous.pt``, the one before it.
 
-    They are written atomically, so that a complete one exists whenever the process is killed. While steps are not
-    finite, the previous one stays the last good one. ``fingerprint`` is that of the run's recipe.
+    They are written atomically. While steps are not finite, the previous one stays the last good one.
     """
 
     def __init__(self, run: Path, fingerprint: str) -> None:
@@ -159,10 +158,7 @@ def take_sampling_defaults(flows: Sequence[Flow], path: Path) -> None:
 
 
 def with_guide_of(flow: Flow, start: Path) -> tuple[Flow, str]:
-    """Copy a flow with the guide of the model that it started from, which is not trained, and that guide's license.
-
-    Without a start, or a guide, it is the flow itself and "".
-    """
+    """Copy a flow with the guide of its start, which is not trained, and its license; without one, the flow and ""."""
     other = read(start) if start.exists() else None
     if other is None or other.guide is None or flow.guide is not None:
         return flow, ""
@@ -175,7 +171,7 @@ def with_guide_of(flow: Flow, start: Path) -> tuple[Flow, str]:
 
 
 def shipped_with_backbone(config: Any) -> Path | None:
-    """Find the file of the shipped model whose encoder has the backbone of a configuration.
+    """Find the shipped model whose encoder has the backbone of a configuration.
 
     None for an IMDN of another size, which can be trained without; a colorizer without it is refused.
     """
@@ -194,27 +190,23 @@ def shipped_with_backbone(config: Any) -> Path | None:
 
 
 def load_encoder(flow: Flow, path: Path, *, backbone_alone: bool = False) -> str:
-    """Load the encoder of a model file, or the file of a backbone; where the rest is of another size, that alone.
-
-    It says what was taken: "encoder" or "backbone".
-    """
+    """Load the encoder of a model file, or a file's backbone alone where the rest is of another size; say which."""
     encoder, backbone = flow.encoder, pretrained_backbone(flow)
     try:
         if backbone is None:
             lr_encoder(flow).load_state_dict(lr_encoder(read(path)).state_dict())
             return "encoder"
         assert encoder is not None
+        inner = "backbone."
         if not is_ours(path):
-            theirs = {f"backbone.{name}": t.float() for name, t in load_file(path).items()}
+            theirs = {inner + name: t.float() for name, t in load_file(path).items()}
         else:
             other = read(path).encoder
             theirs = {} if other is None else other.state_dict()
-        own = encoder.state_dict()
-        same = {n: t.shape for n, t in theirs.items()} == {n: t.shape for n, t in own.items()}
-        if same and not backbone_alone:
+        shapes, own = ({name: t.shape for name, t in state.items()} for state in (theirs, encoder.state_dict()))
+        if shapes == own and not backbone_alone:
             encoder.load_state_dict(theirs)
             return "encoder"
-        inner = "backbone."
         backbone.load_state_dict({n.removeprefix(inner): t for n, t in theirs.items() if n.startswith(inner)})
         return "backbone"
     except (RuntimeError, SafetensorError) as error:

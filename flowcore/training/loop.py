@@ -403,7 +403,12 @@ class _Trainer(Run):
             self._fit_into_time(number, state.step - runner.first)
             runner.stage = self.stages()[number]  # of another length, to which its rate decays
         stop = self._asked_to_stop(after_step=True)
-        if stop is None and self.pace.is_over and not state.stage_steps and state.step < min(runner.end, limit):
+        if (
+            stop is None
+            and time.monotonic() > self.pace.deadline
+            and not state.stage_steps
+            and state.step < min(runner.end, limit)
+        ):
             stop = Stopped("the time is up")
         if not self.distributed.is_active:
             return stop

@@ -79,11 +79,6 @@ class Pace:
         """Whether there is a deadline."""
         return self.deadline < math.inf
 
-    @property
-    def is_over(self) -> bool:
-        """Whether the deadline has passed."""
-        return time.monotonic() > self.deadline
-
     def count(self, stage: int, done: int) -> None:
         """Note that a stage has made so many steps by now."""
         self._done, self._now = done, time.monotonic()
@@ -98,7 +93,10 @@ class Pace:
         left = max(0.0, self.deadline - time.monotonic())
         if self.closing is None:
             self.closing = UNMEASURED * left
-        slower = self._seconds_per_step(stage) / self.trial[stage]
+        per_step = self.trial[stage]
+        if stage == self._stage:  # the mean of all steps that were counted, and of the trial
+            per_step = (per_step + self._now - self._begun) / (1 + self._done - self._first)
+        slower = per_step / self.trial[stage]
         ahead = [0] * stage + [plan[stage] - done, *plan[stage + 1 :]]
         seconds = slower * sum(each * steps for each, steps in zip(self.trial, ahead, strict=True))
         factor = self._mean(max(0.0, left - self.closing) / max(seconds, 1e-9))
@@ -108,23 +106,16 @@ class Pace:
             for made, steps, most in zip(past, ahead, longest, strict=True)
         ]
 
-    def _seconds_per_step(self, stage: int) -> float:
-        """The mean of all steps that were counted, the first of which is the trial."""
-        if stage != self._stage:
-            return self.trial[stage]
-        return (self.trial[stage] + self._now - self._begun) / (1 + self._done - self._first)
 
-
-# --- several processes ------------------------------------------------------------------------------------------------
-
-# Data-parallel training: every process takes its share of every batch. Start them with
-# ``torchrun --nproc-per-node N -m flowcore train ...``. All processes read the same data and the same run folder (on
-# several machines, a shared one); only the main process writes.
+# --- several processes, started by ``torchrun --nproc-per-node N -m flowcore train ...`` ------------------------------
 
 
 @dataclass(frozen=True)
 class Distributed:
-    """This process among those that train together; by default it is alone."""
+    """This process among those that train together, each a share of every batch; by default it is alone.
+
+    All read the same data and the same run folder; only the main process writes.
+    """
 
     rank: int = 0  # number of this process, from 0
     world_size: int = 1  # number of processes
@@ -165,10 +156,7 @@ class Distributed:
 
 @contextmanager
 def init_distributed(device: str) -> Generator[tuple[Distributed, str], None, None]:
-    """Join the processes that torchrun started, if any: on "cpu" by gloo, on "cuda" by nccl with a GPU each.
-
-    It yields this process's place, and its device, e.g. "cuda:1".
-    """
+    """Join the processes that torchrun started, if any, and yield this one's place and its device, e.g. "cuda:1"."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
         yield Distributed(), device

@@ -1,7 +1,4 @@
-"""What a run writes into its folder: log, tables, curve and sheets; model files; and the name it is published under.
-
-The log is ``log.txt``, ``history.csv``, ``held_out.csv``, ``curve.png``, ``sheets/``, and TensorBoard's files.
-"""
+"""What a run writes into its folder: log, tables, curve and sheets; model files; and the name it is published under."""
 
 from __future__ import annotations
 
@@ -117,37 +114,31 @@ def _append(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:
 
 
 def draw_curve(training: Sequence[Mapping[str, str]], held_out: Sequence[Mapping[str, str]], path: Path) -> None:
-    """Draw the loss of every stage against its steps, a panel per stage, with dots for the held-out images.
-
-    It takes the rows of ``history.csv`` and ``held_out.csv``, where the first measure of a step is its loss.
-    """
+    """Draw the loss of every stage, a panel each, from the rows of ``history.csv``, and ``held_out.csv`` as dots."""
     stages = list(dict.fromkeys(row["stage"] for row in training))
     image = Image.new("RGB", (WIDTH * max(1, len(stages)), HEIGHT), "white")
     draw = ImageDraw.Draw(image)
     for number, stage in enumerate(stages):
         rows = [row for row in training if row["stage"] == stage]
         line = [(int(row["step"]), float(row["loss"])) for row in rows]
+        # the first measure of a step is its loss
         losses = {int(row["step"]): float(row["value"]) for row in reversed(held_out) if row["stage"] == stage}
         _draw_panel(draw, number * WIDTH, f"{stage}: {rows[0]['unit']}", line, sorted(losses.items()))
     with replacing(path) as partial:
         image.save(partial, "PNG")
 
 
-def _draw_panel(
-    draw: ImageDraw.ImageDraw,
-    left: int,
-    title: str,
-    line: Sequence[tuple[int, float]],
-    dots: Sequence[tuple[int, float]],
-) -> None:
+Point = tuple[int, float]
+
+
+def _draw_panel(draw: ImageDraw.ImageDraw, left: int, title: str, line: list[Point], dots: list[Point]) -> None:
     """Draw one stage. The first, large losses are cut off: all above twice the range of the later half."""
-    finite = [(x, y) for x, y in [*line, *dots] if abs(y) < float("inf")]
+    finite = [(x, y) for x, y in [*line, *dots] if abs(y) < math.inf]
     if not finite:
         return
-    xs, ys = [x for x, _ in finite], [y for _, y in finite]
-    later = ys[len(line) // 2 :] or ys
-    low = min(ys)
-    high = min(max(ys), max(later) + 2 * (max(later) - low) + 1e-9)
+    xs, ys = zip(*finite, strict=True)
+    low, later = min(ys), max(ys[len(line) // 2 :] or ys)
+    high = min(max(ys), later + 2 * (later - low) + 1e-9)
 
     def place(point: tuple[int, float]) -> tuple[float, float]:
         across = (point[0] - min(xs)) / max(1, max(xs) - min(xs))
@@ -250,8 +241,8 @@ class Results:
 def became_worse(start: Mapping[str, float], metrics: Mapping[str, float]) -> str:
     """Say in which measure, and by how much, a model became worse than the one that it started from; "" if it did not.
 
-    It did if the loss of held-out images is higher, which is their first measure, or if the picture at temperature 0
-    has become much worse: the likelihood alone may still rise while pictures lose.
+    That is in the first, the loss of held-out images, or much in the picture at temperature 0, which may lose while the
+    likelihood still rises.
     """
     limits = dict.fromkeys([*start][:1], 0.0) | {name: TOLERANCE[name] for name in TOLERANCE if name in start}
     for name, limit in limits.items():
@@ -291,13 +282,8 @@ class NamedRun:
     """The folder of a run, and the model file that it is published as."""
 
     def __init__(self, folder: Path, target: Path, find: Callable[[], Path | None]) -> None:
-        """Name a run, which need not exist: the trainer's folder, and the model file that it is published as.
-
-        ``find`` returns the file that a loader finds under the name of the target, wherever it is.
-        """
-        self.folder = folder
-        self.target = target
-        self._find = find
+        """Name a run, which need not exist; ``find`` returns what a loader finds under the name of the target."""
+        self.folder, self.target, self._find = folder, target, find
 
     def record(self) -> Record | None:
         """Read the record; None if there is no run."""
@@ -310,14 +296,18 @@ class NamedRun:
         """Resume the run, or begin it with the settings asked for; return its record.
 
         Other settings are refused, and so is to replace a model file that the run has not made. ``restart`` begins
-        again; what the earlier run made is moved into its folder ``earlier``, which has room for one run. Decoded
-        images stay.
+        again; what the earlier run made, but for decoded images, is moved into its folder ``earlier``.
         """
         record = self.record()
         self._refuse_to_overwrite(record)
         if restart and self.folder.exists():
             settings.saved = "" if record is None else record.saved
-            self._set_aside()
+            earlier = self.folder / EARLIER
+            shutil.rmtree(earlier, ignore_errors=True)
+            earlier.mkdir()
+            for item in list(self.folder.iterdir()):
+                if item.name not in NOT_SET_ASIDE:
+                    os.replace(item, earlier / item.name)
             record = None
         elif record is not None and not (self.folder / CHECKPOINT).exists():
             settings.saved, record = record.saved, None  # it stopped before its first step
@@ -358,14 +348,6 @@ class NamedRun:
     def _write(self, record: Record) -> None:
         text = json.dumps(dataclasses.asdict(record), indent=2) + "\n"
         write_atomic(self.folder / RECORD, text.encode())
-
-    def _set_aside(self) -> None:
-        earlier = self.folder / EARLIER
-        shutil.rmtree(earlier, ignore_errors=True)
-        earlier.mkdir()
-        for item in list(self.folder.iterdir()):
-            if item.name not in NOT_SET_ASIDE:
-                os.replace(item, earlier / item.name)
 
     def _refuse_to_overwrite(self, record: Record | None) -> None:
         found = self._find()
