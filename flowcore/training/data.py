@@ -265,14 +265,12 @@ def fill_memories(flows: Sequence[Flow], data: Photographs, progress: Progress |
             f"memory must be at least the number of photographs to train on, {len(names)}, so that each has a cell in "
             f"it; got {total}."
         )
-    nearest: dict[str, tuple[int, int]] = {}  # of a photograph in several sizes
-    for place, entry in enumerate(data.training):
-        found = abs(min(entry.height, entry.width) - SIDE), place
-        nearest[entry.name] = min(nearest.get(entry.name, found), found)
+    by_distance = sorted(data.training, key=lambda entry: abs(min(entry.height, entry.width) - SIDE))
+    nearest = {entry.name: entry for entry in by_distance[::-1]}  # of the sizes of a photograph
     rng = np.random.default_rng(0)
     described, chroma, photograph = list[Tensor](), list[Tensor](), list[int]()
     for number, name in enumerate(names):
-        pixels = data.cache.images(data.training[nearest[name][1]])[0]
+        pixels = data.cache.images(nearest[name])[0]
         rgb = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float().div_(255)
         features, colors = cells_of(encoder, rgb)
         count = (number + 1) * total // len(names) - number * total // len(names)

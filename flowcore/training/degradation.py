@@ -98,13 +98,11 @@ def degrade(
     above, before = way.grid if way.quality is not None else (0, 0)
     rows, columns = (GRID * math.ceil((n + side) / GRID) if way.quality is not None else side for n in (above, before))
     reach = KERNEL_REACH + math.ceil(3 * max(way.blur))
-    hr = _crop_padded(
-        image,
-        (top - above - reach) * scale,
-        (left - before - reach) * scale,
-        (rows + 2 * reach) * scale,
-        (columns + 2 * reach) * scale,
-    )
+    first = (top - above - reach) * scale, (left - before - reach) * scale
+    last = first[0] + (rows + 2 * reach) * scale, first[1] + (columns + 2 * reach) * scale
+    inside = image[max(first[0], 0) : last[0], max(first[1], 0) : last[1]]
+    missing = [(max(-a, 0), max(b - side, 0)) for a, b, side in zip(first, last, image.shape, strict=False)]
+    hr = np.pad(inside, [*missing, (0, 0)], mode="symmetric")
     x = torch.from_numpy(hr).permute(2, 0, 1)[None].float() / 255  # (1, 3, rows + 2 reach, columns + 2 reach) x scale
     x = _blur(x.contiguous(), way, scale)
     if way.kernel == "area":
@@ -143,13 +141,6 @@ def darken(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if compressed < DARK_COMPRESSED:
         dark = _compress(dark, round(MAX_QUALITY - (MAX_QUALITY - DARK_MIN_QUALITY) * quality), subsampled=True)
     return dark
-
-
-def _crop_padded(image: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
-    bottom, right = top + height, left + width
-    inside = image[max(top, 0) : bottom, max(left, 0) : right]
-    missing = [(max(-top, 0), max(bottom - image.shape[0], 0)), (max(-left, 0), max(right - image.shape[1], 0)), (0, 0)]
-    return np.pad(inside, missing, mode="symmetric")
 
 
 def _blur(x: Tensor, way: Degradation, scale: int) -> Tensor:

@@ -55,17 +55,14 @@ class Stage:
     """One part of a training run."""
 
     name: str  # shown in the progress line
-    # "l1" trains the encoder as an ordinary upscaler, on the mean absolute error of its enlargement, or a low-light
-    # model on that of its picture at temperature 0; "chroma" trains a colorizer's encoder on the mean squared error of
-    # the chroma that it predicts; "likelihood" trains the flow, on bits per dimension of dequantized HR images;
-    # "rescale" trains a rescaling model to shrink images and to restore them, see ``objective.Rescaling``
+    # "l1" trains the encoder as an ordinary upscaler, or a low-light model at temperature 0; "chroma" a colorizer's
+    # encoder; "likelihood" the flow, on bits per dimension; "rescale" a rescaling model; see ``make_objective``
     objective: Literal["l1", "chroma", "likelihood", "rescale"]
     steps: Count  # of the optimizer
     batch: Count = 16  # crops per step
     crop: Count = 96  # side of the HR crops in pixels
     learning_rate: float = 5e-4  # peak rate of the optimizer
-    # or "adam", whose weight decay is part of the gradient; betas 0.9 and 0.99
-    optimiser: Literal["adamw", "adam"] = "adamw"
+    optimiser: Literal["adamw", "adam"] = "adamw"  # or "adam", whose weight decay is part of the gradient
     # "constant", "cosine" (to 1 % of the peak), or "halving" (at 50, 75, 90 and 95 % of the stage, as published)
     schedule: Literal["constant", "cosine", "halving"] = "cosine"
     warmup: int = 100  # steps over which the rate rises from 0
@@ -73,28 +70,24 @@ class Stage:
     train_encoder_after: Share = 0.5  # part of a likelihood stage during which the encoder is frozen (published: 0.5)
     encoder_rate: Share = 1.0  # factor on the learning rate for the encoder in a likelihood stage
     backbone_rate: Share = 0.1  # factor on the learning rate for an encoder's pretrained backbone; 0 keeps it fixed
-    # weight of the mean absolute error on the LR grid: of the enlargement, shrunk again (objective "l1"), or of the
-    # model's own small picture (objective "rescale")
+    # weights of the error on the LR grid (objectives "l1", "rescale"); of the features that the model which the run
+    # starts from has of the clean LR image ("l1"); and, of objective "likelihood", see there, of the error at
+    # temperature 0, and of the drift of colors in an upscaler's samples
     lr_consistency: float = 0.0
-    # weight of the difference between the encoder's features and those that the model which the run starts from has of
-    # the clean LR image (objective "l1"); see ``objective.AbsoluteError``
     teacher_weight: float = 0.0
-    calm_weight: float = 0.0  # of the error at temperature 0 (objective "likelihood"); see ``calm_error``
-    # of the drift of colors in an upscaler's samples (objective "likelihood"); see ``color_error``
+    calm_weight: float = 0.0
     color_weight: float = 0.0
-    # terms of the series of a Residual Flow's log-determinant that every step has (objective "likelihood"); a number
-    # drawn from Poisson(2) more, weighted so that nothing is left out on average. With 0 there are 20, and none drawn
+    # terms of the series of a Residual Flow's log-determinant that every step has, besides a number that is drawn from
+    # Poisson(2), weighted so that nothing is left out on average. With 0 there are 20, and none drawn
     series_terms: int = 2
-    # of the mean squared speed along the paths of an FFJORD (objective "likelihood"), and of the mean squared
-    # derivative along the probe there. Both make the paths straight, so that few steps suffice; published: 0.01 each
+    # of the mean squared speed along the paths of an FFJORD, and of the mean squared derivative along the probe there.
+    # Both make the paths straight, so that few steps suffice; published: 0.01 each
     kinetic_weight: float = 0.0
     jacobian_weight: float = 0.0
     weight_decay: float = 0.0  # of the kernels of convolutions; of "adamw" relative to the rate
-    # whether all levels have the same weight in the loss, however few latents they have; otherwise all latents do
-    balanced: bool = False
+    balanced: bool = False  # whether all levels have the same weight in the loss, however few latents they have
     # number of coarsest levels whose weights a likelihood stage keeps fixed: with few latents per image they are the
-    # first to overfit, while finer levels still improve. With all of them, a variational dequantizer alone is trained:
-    # what the model draws and encodes stays the same
+    # first to overfit. With all, a variational dequantizer alone is trained: what the model draws stays the same
     frozen_levels: int = 0
 
 
@@ -107,8 +100,7 @@ class Recipe:
     model: Any  # its configuration
     stages: tuple[Stage, ...]  # in order
     seed: int = 0  # of weights, crops and noise
-    # folders or ZIP archives of images; a caller may name others
-    data: Annotated[tuple[str, ...], Items('folders, e.g. ["photos"]')] = ()
+    data: Annotated[tuple[str, ...], Items('folders, e.g. ["photos"]')] = ()  # or ZIP archives
     # scale factors at which every photograph is used; shrunk copies are sharper than their originals
     pyramid: Annotated[tuple[float, ...], Items("finite numbers above 0, e.g. [1.0, 0.5]", POSITIVE, empty=False)] = (
         1.0,
@@ -122,8 +114,8 @@ class Recipe:
     ema: Share = 0.999  # decay per step of the averaged weights, which are the ones saved; 0 for no averaging
     # of conditioners and encoder; bfloat16 on devices that have instructions for it
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    # whether activations are recomputed in the backward pass, which takes a third more time and a fraction of the
-    # memory: "auto" does so where the batch would not fit otherwise
+    # whether activations are recomputed in the backward pass, in a third more time and a fraction of the memory; "auto"
+    # does so where the batch would not fit otherwise
     recompute: Literal["auto", "always", "never"] = "auto"
     compile: bool = False  # networks inside the flow, by ``torch.compile``; needs a C++ compiler on a CPU
     # after this many consecutive steps with non-finite loss or gradient, a run returns to its last good checkpoint,
@@ -135,21 +127,18 @@ class Recipe:
     sheet: Annotated[tuple[float, ...], Items("temperatures from 0 to 4, e.g. [0, 0.8]", Range(0, 4))] = ()
     init_batch: Count = 32  # crops in the batch of the data-dependent initialization
     turn: bool = True  # whether crops are rotated by random multiples of 90 degrees; they are mirrored in any case
-    # share of the labeled images that are shown without their label, so that a class-conditional model learns to work
-    # without one
-    unlabelled: Share = 0.0
+    unlabelled: Share = 0.0  # of the labeled images are shown without their label: a model learns to work without
     # instead of the pyramid: lengths of the shorter side to which every photograph is resized
     short_sides: Annotated[tuple[int, ...], Items("whole numbers above 0, e.g. [256]", Range(1, math.inf))] = ()
     enlarge: Annotated[float, Range(1, 4)] = 1.0  # greatest factor of an enlargement to a short side; 1 for none
     # what is equally likely in a crop: every part of the data's "area", or "photograph"
     sampling: Literal["area", "photograph"] = "area"
-    # how LR images are made from HR ones: "bicubic", or "realistic" with blur, noise and JPEG, for upscalers of
-    # people's own photographs; "dark" ones for low-light models; see ``degradation.py``
+    # of LR images: "bicubic", or "realistic" with blur, noise and JPEG, for people's own photographs; "dark" ones for
+    # low-light models; see ``degradation.py``
     degradation: DegradationKind = "bicubic"
     degradation_strength: Annotated[float, Range(0.01, 1)] = 1.0  # factor on the amounts of blur, noise and JPEG
     start_rate: float = 0.1  # factor on the learning rates of a run that starts from a model
-    # names of the stages that such a run trains; empty for those with objective "likelihood", or for all if there are
-    # none
+    # names of the stages that such a run trains; empty for those of objective "likelihood", or for all without any
     start_stages: Annotated[tuple[str, ...], Items('names of stages, e.g. ["flow"]')] = ()
     licence: str = "unspecified"  # of the resulting weights, for their header
     text: str = field(default="", repr=False)  # TOML that it was parsed from
@@ -264,9 +253,7 @@ def fingerprint(recipe: Recipe) -> str:
 
     Fields at their defaults are left out, so that a field that is added later changes no fingerprint.
     """
-    fields = _without_defaults(recipe)
-    for key in WITHOUT_EFFECT:
-        fields.pop(key, None)
+    fields = {key: value for key, value in _without_defaults(recipe).items() if key not in WITHOUT_EFFECT}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 

@@ -152,8 +152,8 @@ class AttributeTable:
 def parse_attribute(text: str) -> Attribute:
     """Read how a style is to be measured.
 
-    ``NAME=COLUMN`` for numbers, ``NAME=-COLUMN`` for numbers whose small values are strong, such as a year of birth for
-    age, ``NAME=COLUMN:WORD/WORD`` for words, the positive one first; each may end in ``*GAIN``.
+    ``NAME=COLUMN`` for numbers, ``NAME=-COLUMN`` for numbers whose small values are strong, ``NAME=COLUMN:WORD/WORD``
+    for words, the positive one first; each may end in ``*GAIN``.
     """
     found = re.fullmatch(r"([^=]+)=(-?)([^=:*]+)(?::([^/]+)/([^/*]+))?(?:\*(\d+(?:\.\d+)?))?", text.strip())
     if found is None or (found[2] and found[4]):
@@ -220,7 +220,7 @@ def measure_attributes(flow: Flow, table: AttributeTable, *, log: Callable[[str]
             f"{flow.architecture} model."
         )
     names = tuple(attribute.name for attribute in table.attributes)
-    targets = _standardize(table, names)
+    targets = _standardize(table)
     generator = torch.Generator("cpu").manual_seed(0)
     latents: list[Tensor] = []
     for start in range(0, len(table.paths), BATCH):
@@ -247,17 +247,17 @@ def read_images(flow: Flow, paths: Sequence[Path]) -> Tensor:
     return torch.cat([prepare_subject(flow, image, notify=lambda _: None).pixels for image in pixels])
 
 
-def _standardize(table: AttributeTable, names: Sequence[str]) -> Tensor:
+def _standardize(table: AttributeTable) -> Tensor:
     """Targets ``(N, S)``, of zero mean within a source and unit variance; NaN where unknown."""
     targets = table.values.clone()
-    for k, name in enumerate(names):
+    for k, attribute in enumerate(table.attributes):
         known = targets[:, k].isfinite()
         column = center_groups(targets[known, k], table.sources[known])
         spread = float(column.square().mean().sqrt()) if len(column) else 0.0
         if len(column) < MIN_IMAGES or spread < 1e-9:
             raise FlowError(
-                f"Attribute {name} needs at least {MIN_IMAGES} images with different values within a source; column "
-                f"{table.attributes[k].column} has {len(column)} values. Name another column."
+                f"Attribute {attribute.name} needs at least {MIN_IMAGES} images with different values within a source; "
+                f"column {attribute.column} has {len(column)} values. Name another column."
             )
         targets[known, k] = column / spread
     return targets
