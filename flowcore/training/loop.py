@@ -80,12 +80,12 @@ def train(
     ``progress`` is called, also with every sample sheet, ``(3, H, W)``, and ``cancelled``; if that returns True, or
     either raises, the run stops with a checkpoint, without measuring the model.
     """
-    devices = [torch.device(device)] if device.startswith("cuda") else []
     if start is None and not (run / START_FILE).exists() and any(stage.teacher_weight for stage in recipe.stages):
         raise FlowError(
             f"teacher_weight of recipe {recipe.name} is about the features of the model that a run starts from, but "
             "this run starts from none. Name one by start (--start), or leave teacher_weight out."
         )
+    devices = [torch.device(device)] if device.startswith("cuda") else []
     # a host may call this in inference mode, and has random numbers of its own
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
         deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
@@ -237,9 +237,7 @@ class _Trainer(Run):
         """Measure the model that the run starts from, at the crops of every stage that it trains."""
         begin, start = time.monotonic(), self.state.start
         start += [{} for _ in self.recipe.stages_from_start()]
-        for number, stage in enumerate(self.stages()):
-            if not self.distributed.is_main:
-                continue
+        for number, stage in enumerate(self.stages() if self.distributed.is_main else ()):
             self._stop_before_step()
             start[number], sheet = self._measure(stage)
             if self.progress is not None and sheet is not None:
@@ -320,7 +318,7 @@ class _Trainer(Run):
                 if not self._run_stage(number, StageRunner(self, stage, first), limit):
                     return False
                 self.optimizer_state = None
-            first += self.stages()[number].steps
+            first += self.stages()[number].steps  # which may have changed
         return state.step == self.total()
 
     def _run_stage(self, number: int, runner: StageRunner, limit: float) -> bool:
@@ -416,23 +414,20 @@ class _Trainer(Run):
 
     def _go_back(self) -> None:
         """Return to the last good checkpoint with half the learning rate, or raise."""
-        state, patience = self.state, self.recipe.patience
+        state, stage = self.state, self.stages()[self.number_of(self.state.step)]
+        problem = f"{self.recipe.patience} steps in a row were not finite, the last at step {state.step}"
         self.distributed.barrier()
-        stage, step = self.stages()[self.number_of(state.step)], state.step
         content = self.checkpoints.read(self.log.line, good=True)
-        retreats = state.retreats + 1
-        if content is None or retreats > MAX_RETREATS:
+        if content is None or state.retreats >= MAX_RETREATS:
             raise FlowError(
-                f"{patience} steps in a row were not finite, the last at step {step}. Lower the learning rate of stage "
-                f"{stage.name} ({stage.learning_rate}); a checkpoint, if there is one, is in {self.folder}."
+                f"{problem}. Lower the learning rate of stage {stage.name} ({stage.learning_rate}); a checkpoint, if "
+                f"there is one, is in {self.folder}."
             )
-        rate, skipped = state.rate / 2, state.skipped
-        self.optimizer_state = restore(content, self.flow, self.average, state)
-        state.rate, state.retreats, state.skipped = rate, retreats, skipped
-        self.log.line(
-            f"{patience} steps in a row were not finite, the last at step {step}: back to step {state.step}, with "
-            f"learning rates times {rate:g}"
+        kept = {"rate": state.rate / 2, "retreats": state.retreats + 1, "skipped": state.skipped}
+        self.optimizer_state = restore(
+            content | {"progress": content["progress"] | kept}, self.flow, self.average, state
         )
+        self.log.line(f"{problem}: back to step {state.step}, with learning rates times {state.rate:g}")
         self.distributed.barrier()
 
     # --- results
