@@ -1,17 +1,13 @@
 """Densities that can be checked by hand, and that integrate to one; noise and bounds against closed forms."""
 
-import json
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from builders import assemble, build_tiny, random_image
 
 from flowcore import FlowError, ImageError, PrecisionError, ShapeError
-from flowcore.condition import Condition
 from flowcore.dequantization import (
     Dequantizer,
     Gaussian,
@@ -19,12 +15,11 @@ from flowcore.dequantization import (
     Uniform,
     VariationalDequantizer,
     dequantize,
-    dequantized_batches,
     quantization,
     to_integers,
 )
 from flowcore.flow import Level
-from flowcore.likelihood import bits_per_dim, effective_samples, importance_weighted, log_prob, log_weight, select_items
+from flowcore.likelihood import bits_per_dim, effective_samples, importance_weighted, log_prob, log_weight
 from flowcore.testing import check, jacobian_logdet, perturbed
 from flowcore.transforms import ActNorm, InvertibleConv
 
@@ -77,20 +72,6 @@ def test_dequantization_noise_is_one_centered_bin_and_reproducible():
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
     assert dequantize(x.float(), bins).dtype == torch.float32
-
-
-def test_a_real_nvp_of_two_pixels_integrates_to_one():
-    """A whole model with its logit: over the logits of the pixels, where the density is smooth and has no edges."""
-    flow = build_tiny("realnvp", perturb=0.2, channels=1, scales=1, hidden=6).double()
-    side = torch.linspace(-18, 18, 241, dtype=torch.float64)
-    t = torch.cartesian_prod(side, side).view(-1, 1, 1, 2)
-    a = flow.config.alpha
-    x = (torch.sigmoid(t) - a) / (1 - 2 * a)
-    with torch.no_grad():
-        along = log_prob(flow, x) + (F.logsigmoid(t) + F.logsigmoid(-t) - math.log(1 - 2 * a)).flatten(1).sum(1)
-    density = along.exp().view(len(side), len(side))
-    assert abs(torch.trapezoid(torch.trapezoid(density, side), side) - 1) < 1e-4
-    assert not torch.allclose(density, density.T, atol=1e-3)  # the pixels are not exchangeable, let alone independent
 
 
 def test_bins_lie_side_by_side_and_levels_are_centered():
@@ -354,31 +335,6 @@ def test_several_draws_by_hand():
     assert effective_samples(w).tolist() == pytest.approx([ratio, 3, 1], abs=1e-9)
 
 
-@pytest.mark.parametrize("which", range(3))
-def test_a_draw_depends_on_its_image_and_its_number_alone(which):
-    dequantizer = every_dequantizer()[which]
-    k = torch.randint(0, 256, (5, 3, 4, 4)).float()
-
-    def draw(image, seed=10, samples=7, batch=64):
-        x = torch.empty(len(image), samples, 3, 4, 4, dtype=torch.float64)
-        q = torch.empty(len(image), samples, dtype=torch.float64)
-        for chunk in dequantized_batches(image, Quantization(), dequantizer, samples=samples, seed=seed, batch=batch):
-            assert len(chunk.items) <= batch
-            x[chunk.items, chunk.draws], q[chunk.items, chunk.draws] = chunk.x, chunk.log_q
-            assert chunk.inside.all()
-        return torch.cat([x.flatten(2), q[..., None]], 2)
-
-    state = torch.get_rng_state()
-    expected = draw(k)
-    assert torch.equal(torch.get_rng_state(), state)
-    for batch in (1, 3, 35):
-        assert torch.allclose(draw(k, batch=batch), expected, rtol=0, atol=1e-12)
-    assert torch.allclose(draw(k, samples=3, batch=4), expected[:, :3], rtol=0, atol=1e-12)
-    assert torch.allclose(draw(k[3:4], seed=13, batch=4), expected[3:4], rtol=0, atol=1e-12)
-    assert not torch.allclose(expected[0, 0, :-1], expected[0, 1, :-1], atol=1e-4)
-    assert not torch.allclose(draw(k, seed=11, samples=1), expected[:, :1], atol=1e-4)
-
-
 def test_one_weight_with_gradients_is_one_weight_without():
     flow, k = affine_flow(), torch.randint(0, 256, (3, 1, 4, 6)).double()
     q = variational()
@@ -392,53 +348,3 @@ def test_one_weight_with_gradients_is_one_weight_without():
         assert parameter.grad.abs().max() > 0, name
     uniform = log_weight(flow, k, noise=noise[0] % 1)
     assert torch.allclose(uniform, log_weights(flow, k, noise=noise % 1)[:, 0], rtol=0, atol=1e-9)
-
-
-def test_training_variational_noise_tightens_the_bound():
-    """On the narrow density, where uniform noise loses bits; the exact number stays out of reach."""
-    k, mean, std, quantized = narrow()
-    flow = gaussian_flow(mean, std).requires_grad_(False)
-    torch.manual_seed(2)
-    q = VariationalDequantizer(3, hidden=8, steps=1)
-    optimiser = torch.optim.Adam(q.parameters(), lr=0.01)
-    many = k.repeat(24, 1, 1, 1)
-    q.initialize(q.noise(tuple(many.shape)), many)
-    for _ in range(100):
-        loss = -log_weight(flow, many, dequantizer=q).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    truth = exact(k, mean, std, quantized)
-    uniform, learned = (log_weights(flow, k, dequantizer=d, samples=1000, batch=4000).mean(1) for d in (Uniform(), q))
-    assert (learned < truth).all()
-    assert (truth - learned).mean() < 0.4 * (truth - uniform).mean()
-
-
-def test_rows_of_conditions():
-    items = torch.tensor([2, 0, 2])
-    a, one = torch.arange(6.0).view(3, 2), torch.ones(1, 2)
-    cond = Condition(features=(a, None), labels=one)
-    actual = select_items(cond, items)
-    assert torch.equal(actual.features[0], a[items])
-    assert actual.features[1] is None
-    assert actual.labels.shape == (3, 2)
-    assert select_items(None, items) is None
-    assert torch.equal(select_items([a], items)[0], a[items])
-
-
-def test_recorded_bounds_of_uniform_noise():
-    """Closed-form values for a factorized Gaussian."""
-    values = json.loads((Path(__file__).parent / "data" / "dequant_oracle.json").read_text())
-    x, mean, std, u = (torch.tensor(values[key], dtype=torch.float64) for key in ("x", "mu", "sigma", "u"))
-    flow = gaussian_flow(mean, std)
-    w = log_weights(flow, x, noise=u)
-    for count, expected in values["uniform_iw_bpd"].items():
-        bound = importance_weighted(w[:, : int(count)])
-        assert bits_per_dim(bound, 12).tolist() == pytest.approx(expected, abs=1e-9)
-    assert bits_per_dim(w.mean(1), 12).tolist() == pytest.approx(values["uniform_elbo_bpd_mc64"], abs=1e-9)
-    # log p is quadratic in every u, so two points of Gauss and Legendre integrate it exactly
-    nodes = torch.tensor([0.5 - 0.5 / math.sqrt(3), 0.5 + 0.5 / math.sqrt(3)], dtype=torch.float64)
-    w = log_weights(flow, x, noise=nodes.view(2, 1, 1, 1, 1).expand(2, *x.shape))
-    assert bits_per_dim(w.mean(1), 12).tolist() == pytest.approx(values["uniform_elbo_bpd_analytic"], abs=1e-9)
-    exact_bits = bits_per_dim(exact(x, mean, std, Quantization()), 12)
-    assert exact_bits.tolist() == pytest.approx(values["exact_discrete_bpd"], abs=1e-9)

@@ -67,9 +67,6 @@ def assert_same(one, two, tolerance=0.0, ignore=()):
             assert a == b, field.name
 
 
-# --- against the formulas, which test_likelihood compares with closed forms -------------------------------------------
-
-
 @pytest.mark.parametrize(
     "dequantization", ["uniform", "gaussian", VariationalDequantizer(3, hidden=4, steps=1).double()]
 )
@@ -209,8 +206,10 @@ def test_scoring_again_gives_the_same_and_changes_nothing(flow):
 def test_the_place_in_a_batch_does_not_change_a_score(flow):
     a, b, c = picture(3).split(1)
     forward, backward = (score(flow, torch.cat(images), samples=2, seed=9) for images in ([a, b, c], [c, b, a]))
+    parts = score(flow, torch.cat([a, b, c]), samples=2, seed=9, batch=4)
     for name in ("bits_per_dim", "spread", "map"):
-        assert torch.allclose(getattr(forward, name), getattr(backward, name).flip(0), atol=1e-6), name
+        for other in (getattr(backward, name).flip(0), getattr(parts, name)):
+            assert torch.allclose(getattr(forward, name), other, atol=1e-6), name
     assert len({*image_seeds(9, picture(3) * 255)}) == 3
 
 
@@ -346,9 +345,6 @@ def test_progress_counts_every_draw(flow):
         options = {"samples": 5, "batch": 4, "complexity": complexity}
         score(flow, picture(), progress=lambda done, total, preview=None, c=calls: c.append((done, total)), **options)
         assert calls == [(done, total) for done in (4, 8, 12, 15, *range(16, total + 1))]
-
-
-# --- complexity -------------------------------------------------------------------------------------------------------
 
 
 def noise_image(side=64, channels=3):

@@ -86,24 +86,9 @@ def test_a_color_weight_adds_the_drift_of_samples_to_the_loss():
     assert error > 0
     difference = objective(x, lr, rows) - plain(x, lr, noise)
     assert difference.item() == pytest.approx(7 * error.item(), rel=1e-3)
-
-
-def test_training_with_a_color_weight_keeps_colors():
-    errors = []
-    for weight in (0.0, 1e4):
-        flow, stage, x, lr = prepared(weight)
-        x = torch.nn.functional.interpolate(lr, scale_factor=4, mode="bilinear") + 0.01
-        objective = make_objective(flow, stage)
-        optimizer = torch.optim.Adam(flow.parameters(), 1e-3)
-        for step in range(16):
-            noise = objective.noise(tuple(x.shape), torch.Generator().manual_seed(step))
-            optimizer.zero_grad()
-            objective(x, lr, noise).backward()
-            optimizer.step()
-        with torch.no_grad():
-            z = sample_latents(flow.latent_shapes(32, 32), 2, 1.0, 99)
-            errors.append(float(color_error(flow, x, flow.encode_condition(lr), z)))
-    assert 0 < errors[1] < 0.8 * errors[0]
+    weight = next(flow.levels.parameters())
+    learned, expected = (torch.autograd.grad(of, weight)[0] for of in (difference, 7 * error))
+    assert (learned - expected).norm() < 1e-2 * expected.norm()
 
 
 def test_models_without_samples_of_a_small_image_refuse_a_color_weight():
@@ -135,30 +120,13 @@ def test_the_error_of_a_teacher_is_the_relative_difference_of_the_features():
     objective = make_objective(flow, stage, teacher)
     pairs = zip(flow.encoder(lr, 2)[0], teacher.encoder(clean, 2)[0], strict=True)
     error = sum(float((f - e).abs().sum() / e.abs().sum()) for f, e in pairs) / 2
-    assert float(objective(hr, lr) - plain(hr, lr)) == pytest.approx(0.5 * error, rel=1e-4)
+    difference = objective(hr, lr) - plain(hr, lr)
+    assert float(difference) == pytest.approx(0.5 * error, rel=1e-4)
     assert error > 0.1
-
+    assert torch.autograd.grad(difference, flow.encoder.conv_first.weight)[0].abs().max() > 1e-3
+    assert not any(parameter.requires_grad for parameter in teacher.encoder.parameters())
     same = make_objective(flow, stage, copy.deepcopy(flow))
     assert float(same(hr, clean)) == pytest.approx(float(plain(hr, clean)), rel=1e-5)  # nothing left to learn
-
-
-def test_the_encoder_comes_nearer_to_its_teacher_which_stays():
-    errors = []
-    for weight in (0.0, 5.0):
-        flow, teacher, hr, clean, lr = models()
-        before = {name: value.clone() for name, value in teacher.state_dict().items()}
-        stage = dataclasses.replace(parse_recipe(TEACHING).stages[0], teacher_weight=weight)
-        objective = make_objective(flow, stage, teacher)
-        optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], 1e-2)
-        for _ in range(20):
-            optimizer.zero_grad()
-            objective(hr, lr).backward()
-            optimizer.step()
-        assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
-        with torch.no_grad():
-            pairs = zip(flow.encoder(lr, 2)[0], teacher.encoder(clean, 2)[0], strict=True)
-            errors.append(sum(float((f - e).abs().sum() / e.abs().sum()) for f, e in pairs))
-    assert errors[1] < 0.8 * errors[0]
 
 
 def test_a_run_learns_from_its_start_as_teacher_and_resumes_exactly(photos, tmp_path):
