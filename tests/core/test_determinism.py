@@ -1,4 +1,4 @@
-"""One seed, one picture: across runs, threads, places in a batch, tiles, strips and precisions; and as recorded."""
+"""One seed, one picture of every shipped model: across runs, threads, tiles and precisions; and as recorded."""
 
 import subprocess
 import sys
@@ -78,6 +78,13 @@ def test_threads_change_rounding_only(name, flow, pictures, threads):
     assert difference(golden.MAKERS[name](flow), pictures) < 1e-5
 
 
+def test_bfloat16_is_near(name, flow, pictures):
+    """Measured: 0.0103 at most and 0.003 as a root mean square."""
+    change = golden.MAKERS[name](flow, precision="bfloat16") - pictures
+    assert 0 < change.abs().max() <= 0.02
+    assert change.square().mean().sqrt() <= 0.004
+
+
 def test_another_process_makes_the_same(tmp_path):
     """In another working directory and after another use of torch's generator."""
     names = ("color-photos", "glow-photos")
@@ -89,31 +96,6 @@ def test_another_process_makes_the_same(tmp_path):
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=300)
     for name, made in torch.load(tmp_path / "pictures.pt").items():
         assert torch.equal(made, golden.MAKERS[name](flowcore.load(name))), name
-
-
-def test_the_place_in_a_batch_changes_nothing(name, flow, pictures):
-    """A picture among others, and a sample among others, is what it is alone with its own seed."""
-    if "sample" in flow.capabilities.tasks:
-        labels = [8] if flow.classes else None
-        alone = flowcore.sample(flow, 1, seed=8, temperature=0.7, labels=labels)
-        assert difference(alone, pictures[1:2]) < 1e-5
-        return
-    if name in UPSCALERS:
-        small = golden.photo(160 // flow.condition_scale, 144 // flow.condition_scale)
-        run, options = flowcore.upscale, {"temperature": 0.8}
-    elif "rescale" in flow.capabilities.tasks:
-        small = flowcore.shrink(flow, golden.photo(64, 80))
-        batch = torch.cat([small.flip(-1), small])
-        assert difference(flowcore.restore(flow, batch)[1:], pictures) < 1e-5
-        return
-    elif "brighten" in flow.capabilities.tasks:
-        small, run, options = golden.photo(64, 80) / 4, flowcore.brighten, {"temperature": 0.8}
-    else:
-        small = flowcore.images.color.luma(golden.photo(64, 80))
-        run, options = flowcore.colorize, {}
-    assert difference(run(flow, small, seed=8, **options), pictures[1:2]) < 1e-5
-    batch = torch.cat([small.flip(-1), small.flip(-2), small])
-    assert difference(run(flow, batch, seed=7, samples=2, **options)[4:], pictures) < 1e-5
 
 
 @pytest.mark.parametrize("upscaler", UPSCALERS)

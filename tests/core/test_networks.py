@@ -14,7 +14,6 @@ from flowcore.networks import (
     ResidualConditioner,
     RRDBEncoder,
     ScaledConv,
-    TablePrior,
     TopPrior,
 )
 from flowcore.networks.efficientnet import EfficientNetLite0
@@ -99,26 +98,6 @@ LABELS = torch.eye(4, dtype=torch.float64)[[2, 0]]
 
 def grid(height=4, width=5, channels=3, batch=2):
     return torch.full((batch, channels, height, width), float("nan"), dtype=torch.float64)  # values are not to be read
-
-
-def test_a_top_prior_that_learns_nothing_else_has_only_labels():
-    prior = TopPrior(3, learned=False, classes=4)
-    assert {name.split(".")[0] for name, _ in prior.named_parameters()} == {"by_label"}
-    assert [p.numel() for p in prior.parameters()] == [24, 6, 6]
-
-
-def test_a_table_prior_looks_up_the_label():
-    prior = TablePrior(3, 4, 5, classes=4).double()
-    assert prior(grid(), LABELS).abs().max() == 0
-    prior = perturbed(prior)
-    raw = prior(grid(), LABELS)
-    assert torch.equal(raw[:, 0::2], prior.mean[[2, 0]])
-    assert torch.equal(raw[:, 1::2], prior.log_std[[2, 0]])
-    mixed = prior(grid(), torch.tensor([[0.5, 0, 0.5, 0]]))
-    assert torch.allclose(mixed, (raw[:1] + raw[1:]) / 2, atol=1e-13)
-    one_for_all = perturbed(TablePrior(3, 4, 5)).double()
-    assert one_for_all(grid()).shape == (1, 6, 4, 5)
-    assert torch.equal(one_for_all(grid())[:, 0::2], one_for_all.mean)
 
 
 @pytest.mark.parametrize(("scale", "levels"), [(2, 2), (4, 3), (8, 4)])
