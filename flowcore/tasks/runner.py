@@ -15,7 +15,7 @@ from typing import Any, TypedDict, TypeVar, cast, get_args
 import torch
 from torch import Tensor
 
-from ..device import ActualPrecision, actual_precision, empty_cache, float32_arithmetic, is_out_of_memory, no_autocast
+from ..device import actual_precision, empty_cache, float32_arithmetic, is_out_of_memory, no_autocast
 from ..errors import FlowError
 from ..flow import Flow
 from ..inference.plan import Plan, forget_plan, planned
@@ -25,6 +25,12 @@ from . import Cancelled, Precision, Progress, part_of
 from .intake import require_tensor
 
 Function = TypeVar("Function", bound=Callable[..., Any])  # a task's
+R = TypeVar("R")
+
+PIXELS_AT_ONCE = 2**18  # a batch as large as one 512x512 image: a few hundred MB in a Glow of width 512
+MAX_AT_ONCE = 64  # more than this is no faster
+
+log = logging.getLogger("flowcore")
 
 
 def check_draws(seed: int, samples: int = 1) -> None:
@@ -96,14 +102,15 @@ def runs_with(keywords: type[Reporting]) -> Callable[[Function], Function]:
     meanings = dict(entry.findall(RunOptions.__doc__ or ""))
     lines = "".join(f"        {field.name}: {meanings[field.name]}" for field in fields)
 
+    shown = [
+        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+        for field in fields
+    ]
+
     def decorate(task: Function) -> Function:
         signature = inspect.signature(task)
-        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        shown = [
-            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
-            for field in fields
-        ]
-        known = {parameter.name for parameter in [*own, *shown]}
+        parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD] + shown
+        known = {parameter.name for parameter in parameters}
 
         @functools.wraps(task)
         def checked(*args: Any, **given: Any) -> Any:
@@ -111,47 +118,36 @@ def runs_with(keywords: type[Reporting]) -> Callable[[Function], Function]:
                 raise TypeError(f"{task.__name__}() got an unexpected keyword argument {name!r}")
             return task(*args, **given)
 
-        checked.__signature__ = signature.replace(parameters=[*own, *shown])  # pyright: ignore[reportAttributeAccessIssue]
+        checked.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
         checked.__doc__ = (task.__doc__ or "").replace("        options: How to run, see ``RunOptions``.\n", lines)
         return cast(Function, checked)
 
     return decorate
 
 
-R = TypeVar("R")
-
-PIXELS_AT_ONCE = 2**18  # a batch as large as one 512x512 image: a few hundred MB in a Glow of width 512
-MAX_AT_ONCE = 64  # more than this is no faster
-
-log = logging.getLogger("flowcore")
-
-
 class Runner:
     """Runs one task, again with less at once if memory runs out.
 
     Progress is counted in units: ``expect`` sets their number, ``advance`` counts finished ones, and within ``part``
-    they are counted while the plan computes them. ``advice`` says what to do if memory does not suffice, naming the
-    arguments that matter; ``image`` is what the task works on, and named by its size then.
+    they are counted while the plan computes them. ``advice`` says what to do if memory does not suffice; ``image`` is
+    what the task works on.
     """
 
     def __init__(self, flow: Flow | None, options: RunOptions, advice: str, image: Tensor | None = None) -> None:
         if image is not None:
             require_tensor(image)
-        self.options = options
+        self.options, self._flow, self._advice, self._image = options, flow, advice, image
+        parameter = torch.empty(0) if flow is None else next(flow.parameters(), torch.empty(0))
+        self.device, self.dtype = parameter.device, parameter.dtype
         self.minimum_memory = False
-        self._flow, self._plan = flow, None
+        self._plan: Plan | None = None
         self._notified: set[str] = set()
-        self._size = "" if image is None or image.ndim != 4 else f" at {image.shape[3]}x{image.shape[2]} pixels"
-        self._advice = advice
-        self._image = image
         self.expect(0)
 
     def __call__(self, task: Callable[[], R], smaller: Callable[[], str | None] | None = None) -> R:
         """Run a task: all at once; if memory runs out, one image at a time with minimum memory; then ever smaller.
 
-        The task computes the result from the start; nothing of an attempt that failed is used. ``smaller`` is called
-        when memory runs out even with minimum memory: it makes the next attempt smaller and says how ("with tiles of 64
-        pixels"), or returns None if that is impossible.
+        ``smaller`` makes the next attempt smaller and says how ("with tiles of 64 pixels"); None if that is impossible.
         """
         while True:
             self._plan = None
@@ -167,7 +163,9 @@ class Runner:
                 if self.minimum_memory:
                     less = None if smaller is None else smaller()
                 if less is None:
-                    raise FlowError(f"Out of memory{self._size}. {self._advice}") from error
+                    image = self._image
+                    size = "" if image is None or image.ndim != 4 else f" at {image.shape[3]}x{image.shape[2]} pixels"
+                    raise FlowError(f"Out of memory{size}. {self._advice}") from error
             # Outside of the except clause, because an error keeps alive what its attempt has made.
             self.minimum_memory = True
             self.notify(f"Out of memory: going on {less}.")
@@ -190,18 +188,11 @@ class Runner:
         """The model folded in the precision of the options; made when first asked for."""
         if self._plan is None:
             assert self._flow is not None
-            self._plan = planned(self._flow, self._precision())
+            precision = self.options.precision
+            if precision == "float16" and self.device.type == "cpu":
+                self.notify("float16 is many times slower than float32 on a CPU: going on in float32.")
+            self._plan = planned(self._flow, actual_precision(precision, self.device))
         return self._plan
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self._parameter().device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the model's parameters."""
-        return self._parameter().dtype
 
     def at_once(self, preferred: int) -> int:
         """Choose how many images or samples go through the flow together: what the caller set, else ``preferred``."""
@@ -261,16 +252,6 @@ class Runner:
         """Units of the total to report as done."""
         done, share = self._before
         return share + (self._total - share) * (self._done - done) // max(1, self._work - done)
-
-    def _precision(self) -> ActualPrecision:
-        precision = self.options.precision
-        if precision == "float16" and self.device.type == "cpu":
-            self.notify("float16 is many times slower than float32 on a CPU: going on in float32.")
-        return actual_precision(precision, self.device)
-
-    def _parameter(self) -> Tensor:
-        parameter = None if self._flow is None else next(self._flow.parameters(), None)
-        return torch.empty(0) if parameter is None else parameter
 
 
 def images_at_once(height: int, width: int) -> int:
