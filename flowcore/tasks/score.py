@@ -17,7 +17,6 @@ from typing_extensions import Unpack
 
 from ..condition import Condition
 from ..dequantization import (
-    DequantizedBatch,
     Dequantizer,
     Gaussian,
     Grid,
@@ -178,122 +177,131 @@ def score(
         raise FlowError(f"probes must be at least 0, and terms at least 1; got {probes} and {terms}.")
     advice = "Score smaller images, ask for fewer samples, or free memory on the device."
     run = Runner(flow, RunOptions(**options), advice, image)
-    series = any(isinstance(part, Estimated) and part.has_series for part in flow.modules())
-    estimate = _Estimate(probes, terms if series else 0) if flow.estimated and probes else None
-    return run(lambda: _score(run, flow, image, cond, dequantization, seed, samples, noise, complexity, estimate))
+    estimated = flow.estimated and probes > 0
+    if not any(isinstance(part, Estimated) and part.has_series for part in flow.modules()):
+        terms = 0
 
+    def task() -> Score:
+        bins, dequantizer, notes = quantization(flow), _dequantizer(flow, dequantization), list[str]()
+        k = _integers(flow, image, bins, notes)  # (B, C, H, W)
+        images, channels, height, width = k.shape
+        dimensions = channels * height * width
+        draws = _draws_per_image(samples, noise, k)
+        given = cond
+        if isinstance(cond, Tensor):
+            given = run.plan.encode_condition(cond.to(run.device, run.dtype if cond.is_floating_point() else None))
+        if isinstance(given, Condition) and given.batch not in (1, images):
+            raise ConditionError(
+                f"Got a condition of {given.batch} items for {images} images. Encode one for every image, or one for "
+                "all."
+            )
+        run.expect(images * (draws + complexity))
 
-def _score(
-    run: Runner,
-    flow: Flow,
-    image: Tensor,
-    cond: Any,
-    dequantization: Dequantization | Dequantizer,
-    seed: int,
-    samples: int,
-    noise: Tensor | None,
-    complexity: bool,
-    estimate: _Estimate | None,
-) -> Score:
-    bins = quantization(flow)
-    dequantizer = _dequantizer(flow, dequantization)
-    notes: list[str] = []
-    k = _integers(flow, image, bins, notes)  # (B, C, H, W)
-    images, channels, height, width = k.shape
-    dimensions = channels * height * width
-    samples = _draws_per_image(samples, noise, k)
-    cond = _condition(run, cond, images)
-    run.expect(images * (samples + complexity))
+        latent_dimensions = [math.prod(shape) for shape in flow.latent_shapes(height, width)]
+        passes = probes if estimated else 1
+        weights = torch.empty(images, draws, passes, dtype=torch.float64)
+        levels = torch.zeros(images, len(latent_dimensions), dtype=torch.float64)  # nats of density, summed over draws
+        pixels = torch.zeros(images, height, width, dtype=torch.float64)  # likewise
+        maps = inside = True
+        batch, seeds = run.at_once(images_at_once(height, width)), image_seeds(seed, k)
+        for chunk in dequantized_batches(k, bins, dequantizer, samples=draws, seed=seeds, batch=batch, noise=noise):
+            x = chunk.x.to(run.device, run.dtype)
+            for probe in range(passes):
+                run.check_cancelled()
+                own = select_items(given, chunk.items)
+                if estimated:  # one probe for every draw of a batch
+                    numbers = (SEEDS_APART * (chunk.draws * probes + probe)).tolist()
+                    items = zip(chunk.items.tolist(), numbers, strict=True)
+                    drawn = [(seeds[item] + number) % 2**64 for item, number in items]
+                    own = with_probes(run.plan, chunk.x.shape, drawn, terms=terms)
+                shares = None
+                if maps:
+                    try:
+                        shares = run.plan.by_position(x, own)[1]
+                    except NoPositionsError as error:
+                        maps = False
+                        notes.append(f"No map: {str(error).partition(', so')[0]}.")
+                if shares is not None:
+                    density = torch.stack([share.cpu().double() for share in shares], 1)  # (N, levels, H, W), nats
+                    log_p = density.flatten(1).sum(1)
+                    pixels.index_add_(0, chunk.items, density.sum(1) / passes)
+                else:
+                    latents, logdet = run.plan(x, own)
+                    prior = [log_density(z).cpu().double().flatten(1).sum(1) for z in latents]
+                    density = torch.stack(prior, 1)[:, :, None]  # (N, levels, 1)
+                    log_p = density.flatten(1).sum(1) + logdet.cpu().double()
+                log_bins = log_p + dimensions * math.log(bins.width)
+                weights[chunk.items, chunk.draws, probe] = log_bins - chunk.log_q
+                levels.index_add_(0, chunk.items, density.flatten(2).sum(2) / passes)
+            inside = inside and bool(chunk.inside.all())
+            run.advance(len(chunk.items))
+        if not inside:
+            notes.append(
+                "The noise leaks into neighboring bins (it lies outside [0, 1) in places): the number is the density "
+                "of a noisy image, not a bound on the bits of the image."
+            )
+        if not weights.isfinite().all():
+            notes.append(
+                "The model gave values that are not finite numbers: these images lie outside what it can encode."
+            )
+        compressed = None
+        if complexity:
+            compressed = torch.zeros(images, dtype=torch.float64)
+            for number, item in enumerate(k):
+                run.check_cancelled()
+                compressed[number] = lossless_bits(item) / dimensions
+                run.advance()
 
-    latent_dimensions = [math.prod(shape) for shape in flow.latent_shapes(height, width)]
-    probes = 1 if estimate is None else estimate.probes
-    weights = torch.empty(images, samples, probes, dtype=torch.float64)  # then their means over probes
-    levels = torch.zeros(images, len(latent_dimensions), dtype=torch.float64)  # nats of density, summed over draws
-    pixels = torch.zeros(images, height, width, dtype=torch.float64)  # likewise
-    maps = True
-    inside = True
-    batch = run.at_once(images_at_once(height, width))
-    seeds = image_seeds(seed, k)
-    draws = dequantized_batches(k, bins, dequantizer, samples=samples, seed=seeds, batch=batch, noise=noise)
-    for chunk in draws:
-        x = chunk.x.to(run.device, run.dtype)
-        for probe in range(probes):
-            run.check_cancelled()
-            own = select_items(cond, chunk.items)
-            own = own if estimate is None else estimate.condition(run.plan, chunk, probe, seeds)
-            shares = _by_position(run.plan, x, own, notes) if maps else None
-            maps = shares is not None
-            if shares is not None:
-                density = torch.stack([share.cpu().double() for share in shares], 1)  # (N, levels, H, W), nats
-                log_p = density.flatten(1).sum(1)
-                pixels.index_add_(0, chunk.items, density.sum(1) / probes)
-            else:
-                latents, logdet = run.plan(x, own)
-                prior = [log_density(z).cpu().double().flatten(1).sum(1) for z in latents]
-                density = torch.stack(prior, 1)[:, :, None]  # (N, levels, 1)
-                log_p = density.flatten(1).sum(1) + logdet.cpu().double()
-            log_bins = log_p + dimensions * math.log(bins.width)
-            weights[chunk.items, chunk.draws, probe] = log_bins - chunk.log_q
-            levels.index_add_(0, chunk.items, density.flatten(2).sum(2) / probes)
-        inside = inside and bool(chunk.inside.all())
-        run.advance(len(chunk.items))
-    if not inside:
-        notes.append(
-            "The noise leaks into neighboring bins (it lies outside [0, 1) in places): the number is the density of a "
-            "noisy image, not a bound on the bits of the image."
+        per_dim = -1 / (dimensions * math.log(2))  # nats to bits per dimension
+        error = torch.full((images,), math.nan if estimated else 0.0, dtype=torch.float64)
+        if passes > 1:
+            derivatives = torch.softmax(weights.mean(2), 1)  # of the bound
+            error = -per_dim * (derivatives.square() * weights.var(2) / probes).sum(1).sqrt()
+        if estimated:
+            series = f" and {terms} terms of its series" if terms else ""
+            spread = "unknown error, with a single probe"
+            if probes > 1:
+                spread = f"a standard error of up to {float(error.max()):.4f} bits per dimension"
+            notes.append(
+                f"The log-determinant was estimated, from {probes} random probe{'s' * (probes > 1)} per draw{series}: "
+                f"{spread}, and no bound on the bits of the image."
+            )
+        weights = weights.mean(2)
+        bound = importance_weighted(weights)
+        bits = per_dim * bound
+        level_bits, pixel_bits = per_dim * levels / draws, per_dim * pixels / draws
+        # The bin width, the density of the noise and the gain of several draws belong to no place: spread them evenly.
+        by_dimensions = torch.tensor(latent_dimensions, dtype=torch.float64) / sum(latent_dimensions)
+        level_bits = level_bits + (bits - level_bits.sum(1))[:, None] * by_dimensions
+        pixel_bits = pixel_bits + ((bits - pixel_bits.flatten(1).sum(1)) / (height * width))[:, None, None]
+        return Score(
+            bits_per_dim=bits,
+            mean=per_dim * weights.mean(1),
+            spread=(per_dim * weights).std(1) if draws > 1 else torch.full_like(bits, math.nan),
+            effective_samples=effective_samples(weights),
+            log_prob=bound - dimensions * math.log(bins.width),
+            per_level=level_bits,
+            constant=-math.log2(bins.width),
+            map=pixel_bits if maps else None,
+            complexity=compressed,
+            complexity_corrected=None if compressed is None else bits - compressed,
+            notes=tuple(notes),
+            n_bits=bins.n_bits,
+            grid=bins.grid,
+            dequantization=dequantizer.name,
+            samples=draws,
+            seed=seed,
+            bound=inside and not estimated,
+            probes=probes if estimated else 0,
+            terms=terms if estimated else 0,
+            standard_error=error,
         )
-    if not weights.isfinite().all():
-        notes.append("The model gave values that are not finite numbers: these images lie outside what it can encode.")
-    compressed = None
-    if complexity:
-        sizes: list[float] = []
-        for item in k:
-            run.check_cancelled()
-            sizes.append(lossless_bits(item) / dimensions)
-            run.advance()
-        compressed = torch.tensor(sizes, dtype=torch.float64)
 
-    per_dim = -1 / (dimensions * math.log(2))  # nats to bits per dimension
-    weights, error = _over_probes(weights, exact=estimate is None)
-    error = error * -per_dim
-    if estimate is not None:
-        notes.append(estimate.sentence(float(error.max())))
-    bound = importance_weighted(weights)
-    bits = per_dim * bound
-    level_bits, pixel_bits = per_dim * levels / samples, per_dim * pixels / samples
-    # The bin width, the density of the noise and the gain of several draws belong to no place: spread them evenly.
-    by_dimensions = torch.tensor(latent_dimensions, dtype=torch.float64) / sum(latent_dimensions)
-    level_bits = level_bits + (bits - level_bits.sum(1))[:, None] * by_dimensions
-    pixel_bits = pixel_bits + ((bits - pixel_bits.flatten(1).sum(1)) / (height * width))[:, None, None]
-    return Score(
-        bits_per_dim=bits,
-        mean=per_dim * weights.mean(1),
-        spread=(per_dim * weights).std(1) if samples > 1 else torch.full_like(bits, math.nan),
-        effective_samples=effective_samples(weights),
-        log_prob=bound - dimensions * math.log(bins.width),
-        per_level=level_bits,
-        constant=-math.log2(bins.width),
-        map=pixel_bits if maps else None,
-        complexity=compressed,
-        complexity_corrected=None if compressed is None else bits - compressed,
-        notes=tuple(notes),
-        n_bits=bins.n_bits,
-        grid=bins.grid,
-        dequantization=dequantizer.name,
-        samples=samples,
-        seed=seed,
-        bound=inside and estimate is None,
-        probes=0 if estimate is None else estimate.probes,
-        terms=0 if estimate is None else estimate.terms,
-        standard_error=error,
-    )
+    return run(task)
 
 
 def image_seeds(seed: int, integers: Tensor) -> list[int]:
-    """Derive a seed for each image: ``seed`` plus 64 bits of the SHA-256 of its integers (0 to 255), modulo 2^64.
-
-    So neither its place in a batch nor other images matter.
-    """
+    """Derive a seed for each image, whatever its batch: ``seed`` plus 64 bits of its integers' SHA-256, mod 2^64."""
     contents = [item.to("cpu", torch.uint8).contiguous().numpy().tobytes() for item in integers]
     digests = [hashlib.sha256(content).digest()[:8] for content in contents]
     return [(seed + int.from_bytes(digest, "big")) % 2**64 for digest in digests]
@@ -305,48 +313,8 @@ def ranking_key(bits: float, corrected: float | None, enlarged: bool) -> tuple[b
     return enlarged, not math.isfinite(value), value
 
 
-class _Estimate:
-    """How a score estimates a log-determinant."""
-
-    def __init__(self, probes: int, terms: int) -> None:
-        self.probes, self.terms = probes, terms
-
-    def condition(self, flow: Flow, chunk: DequantizedBatch, probe: int, image_seeds: list[int]) -> Condition:
-        """Draw one probe for every draw of a batch."""
-        numbers = SEEDS_APART * (chunk.draws * self.probes + probe)
-        seeds = [
-            (image_seeds[item] + number) % 2**64
-            for item, number in zip(chunk.items.tolist(), numbers.tolist(), strict=True)
-        ]
-        return with_probes(flow, chunk.x.shape, seeds, terms=self.terms)
-
-    def sentence(self, error: float) -> str:
-        series = f" and {self.terms} terms of its series" if self.terms else ""
-        spread = "unknown error, with a single probe"
-        if self.probes > 1:
-            spread = f"a standard error of up to {error:.4f} bits per dimension"
-        return (
-            f"The log-determinant was estimated, from {self.probes} random probe{'s' * (self.probes > 1)} per draw"
-            f"{series}: {spread}, and no bound on the bits of the image."
-        )
-
-
-def _over_probes(weights: Tensor, *, exact: bool) -> tuple[Tensor, Tensor]:
-    """Average log weights ``(B, draws, probes)`` over probes; with the standard error of their bound, ``(B,)``."""
-    mean, probes = weights.mean(2), weights.shape[2]
-    if exact:
-        return mean, torch.zeros_like(mean[:, 0])
-    if probes == 1:
-        return mean, torch.full_like(mean[:, 0], math.nan)
-    shares = torch.softmax(mean, 1)  # derivatives of the bound
-    return mean, (shares.square() * weights.var(2) / probes).sum(1).sqrt()
-
-
 def lossless_bits(integers: Tensor) -> float:
-    """Measure how many bits an image takes after lossless compression, beyond a flat image of its size.
-
-    The least over Pillow's optimized PNG, lossless WebP and lossless JPEG 2000 of ``8 * (bytes - bytes of black)``, at
-    least 0, of whole numbers ``(C, H, W)`` from 0 to 255. Other versions of the compressors differ by a few per mille.
+    """Measure how many bits ``(C, H, W)`` of 0 to 255 takes beyond black, by the best of PNG, WebP and JPEG 2000.
 
     Source: Serra et al., "Input complexity and out-of-distribution detection with likelihood-based generative models",
     section 3, with more compressors and without their containers.
@@ -382,21 +350,17 @@ def _file_sizes(pixels: np.ndarray[Any, Any]) -> list[int]:
 def _dequantizer(flow: Flow, dequantization: Dequantization | Dequantizer) -> Dequantizer:
     if not isinstance(dequantization, str):
         return dequantization
-    if dequantization == "uniform":
-        return Uniform()
-    if dequantization == "gaussian":
-        return Gaussian()
-    if dequantization != "variational":
+    named: dict[str, Any] = {"uniform": Uniform(), "gaussian": Gaussian(), "variational": flow.dequantizer}
+    if dequantization not in named:
         raise FlowError(
             f'dequantization must be "uniform", "gaussian", "variational" or a dequantizer; got {dequantization!r}.'
         )
-    own: Any = flow.dequantizer
-    if own is None:
+    if named[dequantization] is None:
         raise FlowError(
             f"This {flow.architecture} model has no variational dequantizer: it was trained without one. Use "
             'dequantization="uniform", and more samples for a tighter bound.'
         )
-    return own
+    return named[dequantization]
 
 
 def _integers(flow: Flow, image: Tensor, bins: Quantization, notes: list[str]) -> Tensor:
@@ -436,15 +400,6 @@ def _integers(flow: Flow, image: Tensor, bins: Quantization, notes: list[str]) -
     return k
 
 
-def _by_position(flow: Flow, x: Tensor, cond: Any, notes: list[str]) -> list[Tensor] | None:
-    """Densities by position; None, with a note, if a transform does not say where its log-determinant comes from."""
-    try:
-        return flow.by_position(x, cond)[1]
-    except NoPositionsError as error:
-        notes.append(f"No map: {str(error).partition(', so')[0]}.")
-        return None
-
-
 def _check_size(flow: Flow, height: int, width: int) -> None:
     size, m = flow.image_size, flow.size_multiple
     if flow.fixed_size and size is not None and (height, width) != tuple(size):
@@ -472,13 +427,3 @@ def _draws_per_image(samples: int, noise: Tensor | None, k: Tensor) -> int:
     if not noise.isfinite().all():
         raise FlowError("The noise holds values that are not finite numbers. Draw it again.")
     return noise.shape[0]
-
-
-def _condition(run: Runner, cond: Any, images: int) -> Any:
-    if isinstance(cond, Tensor):
-        cond = run.plan.encode_condition(cond.to(run.device, run.dtype if cond.is_floating_point() else None))
-    if isinstance(cond, Condition) and cond.batch not in (1, images):
-        raise ConditionError(
-            f"Got a condition of {cond.batch} items for {images} images. Encode one for every image, or one for all."
-        )
-    return cond
