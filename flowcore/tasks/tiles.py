@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
-from types import EllipsisType
+from itertools import pairwise, product
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,21 +29,19 @@ from .intake import without_color
 from .runner import Runner, images_at_once
 
 
-@dataclass(frozen=True)
-class Window:
-    """A tile, and the larger area (the halo) that is read to compute it. Rows and columns in pixels, ends exclusive."""
+class Span(NamedTuple):
+    """Rows or columns of a tile, and of the larger area (the halo) that is read to compute it; ends exclusive."""
 
-    top: int
-    bottom: int
-    left: int
-    right: int
-    halo_top: int
-    halo_bottom: int
-    halo_left: int
-    halo_right: int
+    start: int
+    end: int
+    halo_start: int
+    halo_end: int
 
 
-def windows(height: int, width: int, *, tile: int, halo: int, multiple: int) -> list[Window]:
+Tile = tuple[Span, Span]  # its rows and columns
+
+
+def windows(height: int, width: int, *, tile: int, halo: int, multiple: int) -> list[Tile]:
     """Cover an image with tiles of at most a side that do not overlap, each with a halo that does, row by row.
 
     Height, width and all edges are multiples of ``multiple``, so that every tile is squeezed on the image's own grid.
@@ -52,21 +50,14 @@ def windows(height: int, width: int, *, tile: int, halo: int, multiple: int) -> 
         raise FlowError(
             f"A tile must be at least {multiple} pixels and its halo at least 0; got tile {tile}, halo {halo}."
         )
-    rows, columns = (_axis(n, tile, halo, multiple) for n in (height, width))
-    return [
-        Window(top, bottom, left, right, halo_top, halo_bottom, halo_left, halo_right)
-        for top, bottom, halo_top, halo_bottom in rows
-        for left, right, halo_left, halo_right in columns
-    ]
-
-
-def _axis(n: int, tile: int, halo: int, multiple: int) -> list[tuple[int, int, int, int]]:
-    """Divide one axis into equal tiles: (start, end, start with halo, end with halo)."""
-    units, largest = n // multiple, tile // multiple
-    count = -(-units // largest)
-    edges = [units * k // count * multiple for k in range(count + 1)]
     reach = -(-halo // multiple) * multiple
-    return [(a, b, max(0, a - reach), min(n, b + reach)) for a, b in pairwise(edges)]
+    axes: list[list[Span]] = []
+    for side in (height, width):
+        units = side // multiple
+        count = -(-units // (tile // multiple))
+        edges = [units * k // count * multiple for k in range(count + 1)]
+        axes.append([Span(a, b, max(0, a - reach), min(side, b + reach)) for a, b in pairwise(edges)])
+    return list(product(axes[0], axes[1]))
 
 
 Size = tuple[int, int]  # height and width
@@ -132,7 +123,7 @@ STRIPS = 2**26  # bytes that strips take at most, whatever the image
 ENCODING = 4  # how many times longer a unit of the encoder takes than one of decoding: srflow-x4, 72x48, one core
 MAX_SAMPLES = 8  # at once: they share what every step computes from the image; more would share little more
 
-Index = tuple[EllipsisType, slice, slice]
+Index = tuple[Any, ...]
 Settings = tuple[Temperature, float]  # temperature, and how much lower it is at edges: see ``edge_map``
 
 
@@ -190,8 +181,11 @@ class TiledDecoder:
                 source = _crop(padded, tile)
                 with run.part(encoding, weight):
                     cond = self._condition(_crop(seen, tile).to(run.dtype), reused=samples > at_once)
-                kept = None if guiding is None else self._encode_guide(guiding, tile, cond)
-                inner, outer = _without_halo(tile, scale, border, height, width)
+                kept = None
+                if guiding is not None:
+                    with run.part(plan.units):
+                        kept = plan.encode_guide(_crop(guiding, tile, scale).to(run.device, run.dtype), cond)
+                inner, outer = _without_halo(tile, scale, border, (height, width))
                 each = at_once
                 if cond.prepared:  # to show every sample as soon as it is ready
                     shown = 1 if run.device.type == "cpu" else images_at_once(scale * height, scale * width)
@@ -228,13 +222,6 @@ class TiledDecoder:
                 made = run.plan.make_guide(rgb[item, None].to(run.device, run.dtype)).clamp_(0, 1).to(rgb)
         left, right, top, bottom = (side * scale for side in border)
         return self._tiling.pad(made, (left, right, top, bottom)) if any(border) else made
-
-    def _encode_guide(self, picture: Tensor, tile: Window, cond: Condition) -> list[Tensor]:
-        """Encode a padded guide in a tile."""
-        run = self._run
-        x = _crop(picture, tile, self._flow.condition_scale)
-        with run.part(run.plan.units):
-            return run.plan.encode_guide(x.to(run.device, run.dtype), cond)
 
     def _condition(self, source: Tensor, *, reused: bool) -> Condition:
         """The condition of a tile, prepared if it is used again and memory allows."""
@@ -300,60 +287,51 @@ class Latents:
             for levels, calm in per_level
         ]
 
-    def crop(self, item: int, samples: range, tile: Window) -> list[Tensor]:
+    def _in_tile(self, plane: float | Tensor, item: int, tile: Tile, like: Tensor) -> float | Tensor:
+        """Crop a map of one or all images, which covers the padded image; a number is the same everywhere."""
+        if not isinstance(plane, Tensor):
+            return plane
+        return _crop(plane[min(item, len(plane) - 1), None], tile, plane.shape[-2] / self.rows).to(like)
+
+    def crop(self, item: int, samples: range, tile: Tile) -> list[Tensor]:
         """The latents of some samples of an image in a tile, finest first."""
         latents: list[Tensor] = []
         for level, noise in enumerate(self.noise):
-            factor = noise.shape[-2] / self.rows
             each: list[Tensor] = []
             for sample in samples:
                 which, seed = divmod(sample, len(noise))
-                tau = self.taus[which][level]
-                if isinstance(tau, Tensor):
-                    tau = _crop(tau[min(item, len(tau) - 1), None], tile, factor)
-                each.append(tau * _crop(noise[seed, None], tile, factor))
+                tau = self._in_tile(self.taus[which][level], item, tile, like=noise)
+                each.append(tau * _crop(noise[seed, None], tile, noise.shape[-2] / self.rows))
             latents.append(torch.cat(each))
         still = [_crop(z, tile, z.shape[-2] / self.rows).expand(len(samples), -1, -1, -1) for z in self.still]
         return latents + still
 
-    def guided(self, latents: Sequence[Tensor], guide: Sequence[Tensor], item: int, tile: Window) -> list[Tensor]:
+    def guided(self, latents: Sequence[Tensor], guide: Sequence[Tensor], item: int, tile: Tile) -> list[Tensor]:
         """Add what is kept of a guide's latents in a tile to those that ``crop`` returned."""
         result: list[Tensor] = []
-
-        def in_tile(a: float | Tensor) -> float | Tensor:
-            here = a[min(item, len(a) - 1), None] if isinstance(a, Tensor) else a
-            return _crop(here, tile, here.shape[-2] / self.rows).to(guide[0]) if isinstance(here, Tensor) else here
-
         for level, (drawn, kept, a) in enumerate(zip(latents, guide, self.strengths, strict=True)):
             if level < len(self.spreads):
-                kept = bounded(kept, in_tile(self.spreads[level]))
-            result.append(drawn + in_tile(a) * kept)
+                kept = bounded(kept, self._in_tile(self.spreads[level], item, tile, like=kept))
+            result.append(drawn + self._in_tile(a, item, tile, like=kept) * kept)
         return result
 
 
-def _crop(tensor: Tensor, tile: Window, factor: float = 1) -> Tensor:
+def _crop(tensor: Tensor, tile: Tile, factor: float = 1) -> Tensor:
     """Crop a tile with its halo out of something ``factor`` times as large as the padded image."""
-    top, bottom, left, right = (
-        round(edge * factor) for edge in (tile.halo_top, tile.halo_bottom, tile.halo_left, tile.halo_right)
-    )
-    return tensor[..., top:bottom, left:right]
+    rows, columns = (slice(round(span.halo_start * factor), round(span.halo_end * factor)) for span in tile)
+    return tensor[..., rows, columns]
 
 
-def _without_halo(tile: Window, scale: int, border: Border, height: int, width: int) -> tuple[Index, Index]:
+def _without_halo(tile: Tile, scale: int, border: Border, size: Size) -> tuple[Index, Index]:
     """Where a tile lies in the decoded tile and in the picture, without its halo and the border."""
     left, _, above, _ = border
-    top, bottom = max(tile.top, above), min(tile.bottom, above + height)
-    start, end = max(tile.left, left), min(tile.right, left + width)
-
-    def index(row: int, column: int) -> Index:
-        """Index the tile in an array that begins at this row and column."""
-        rows, columns = (
-            slice((top - row) * scale, (bottom - row) * scale),
-            slice((start - column) * scale, (end - column) * scale),
-        )
-        return ..., rows, columns
-
-    return index(tile.halo_top, tile.halo_left), index(above, left)
+    inner: list[slice] = []
+    outer: list[slice] = []
+    for span, before, side in zip(tile, (above, left), size, strict=True):
+        start, end = max(span.start, before), min(span.end, before + side)
+        inner.append(slice((start - span.halo_start) * scale, (end - span.halo_start) * scale))
+        outer.append(slice((start - before) * scale, (end - before) * scale))
+    return (..., *inner), (..., *outer)
 
 
 WEAK, STRONG = 0.08, 0.4  # luma's differences to its neighbors between which the temperature falls
@@ -362,12 +340,9 @@ WEAK, STRONG = 0.08, 0.4  # luma's differences to its neighbors between which th
 def edge_map(lr: Tensor) -> Tensor:
     """Find the edges of images ``(B, 3, h, w)`` in [0, 1]: 0 in smooth places and weak texture, 1 at strong edges.
 
-    ``d = sqrt(dx^2 + dy^2)``, where dx and dy add the absolute differences of luma to both neighbors along an axis, so
-    that lines as thin as a pixel count double; its maximum over 3x3 pixels, averaged over 3x3; and of that a ramp in
-    the logarithm, 0 up to ``WEAK`` and 1 from ``STRONG`` on. ``(B, 1, h, w)``, float32 on the CPU, so that a seed is
-    the same picture on every device.
-
-    Source: ours; docs/decisions/0015 compares it with other maps.
+    A ramp over the logarithm of ``sqrt(dx^2 + dy^2)``, whose maximum over 3x3 pixels is averaged over 3x3; dx and dy
+    add the differences of luma to both neighbors, so that lines as thin as a pixel count double. ``(B, 1, h, w)``,
+    float32 on the CPU, so that a seed is the same picture on every device. Source: ours, see docs/decisions/0015.
     """
     y = F.pad(luma(lr.to("cpu", torch.float32)), (1, 1, 1, 1), mode="replicate")
     center = y[..., 1:-1, 1:-1]

@@ -475,14 +475,13 @@ def test_a_matched_picture_shrinks_to_the_image(flow, size):
 )
 def test_tiles_cover_every_pixel_once_and_stay_on_the_grid(height: int, width: int, tile: int, halo: int) -> None:
     count = torch.zeros(height, width)
-    for w in windows(height, width, tile=tile, halo=halo, multiple=2):
-        count[w.top : w.bottom, w.left : w.right] += 1
-        assert 0 < w.bottom - w.top <= tile
-        assert 0 < w.right - w.left <= tile
-        for edge in (w.top, w.bottom, w.left, w.right, w.halo_top, w.halo_bottom, w.halo_left, w.halo_right):
-            assert edge % 2 == 0
-        assert w.halo_top == max(0, w.top - halo - halo % 2)
-        assert w.halo_right == min(width, w.right + halo + halo % 2)
+    for rows, columns in windows(height, width, tile=tile, halo=halo, multiple=2):
+        count[rows.start : rows.end, columns.start : columns.end] += 1
+        assert 0 < rows.end - rows.start <= tile
+        assert 0 < columns.end - columns.start <= tile
+        assert all(edge % 2 == 0 for edge in rows + columns)
+        assert rows.halo_start == max(0, rows.start - halo - halo % 2)
+        assert columns.halo_end == min(width, columns.end + halo + halo % 2)
     assert torch.equal(count, torch.ones(height, width))
 
 
