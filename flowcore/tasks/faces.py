@@ -119,52 +119,37 @@ def find_faces(
     return run(task)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Found:
-    """N faces: scores and widths ``(N,)``; middle of the box, eyes, nose and mouth ``(N, 5, 2)``, in pixels."""
-
-    scores: Tensor
-    widths: Tensor
-    points: Tensor
-
-    def __getitem__(self, which: Tensor | slice) -> _Found:
-        return _Found(scores=self.scores[which], widths=self.widths[which], points=self.points[which])
-
-
-def _together(parts: list[_Found]) -> _Found:
-    return _Found(**{name: torch.cat([getattr(part, name) for part in parts]) for name in _Found.__annotations__})
+# Found faces are rows of 12 numbers: score, width of the box, and x, y of its middle, both eyes, nose and mouth.
 
 
 def _faces_of(picture: Tensor, smallest: float, score: float, run: Runner) -> list[Face]:
     height, width = picture.shape[-2:]
-    parts: list[_Found] = []
+    parts: list[Tensor] = []
     for turns in (0, 1, 3):  # of 90 degrees, counterclockwise
         found = _search(picture.rot90(turns, (-2, -1)), smallest, LESS * score, run)
-        x, y = found.points.unbind(-1)
+        x, y = found[:, 2::2], found[:, 3::2]
         back = {0: (x, y), 1: (width - y, x), 3: (y, height - x)}[turns]
-        parts.append(_Found(scores=found.scores, widths=found.widths, points=torch.stack(back, -1)))
-    found = _distinct(_together(parts))
-    if len(found.scores):
-        seen = [_look_again(picture, found[k : k + 1], run) for k in range(len(found.scores))]
-        found = _distinct(_together(seen))
-    found = found[(found.scores >= score) & (found.widths >= smallest)]
-    return [_face(found[k]) for k in found.widths.argsort(descending=True, stable=True)]
+        parts.append(torch.cat([found[:, :2], torch.stack(back, -1).flatten(1)], 1))
+    found = _distinct(torch.cat(parts))
+    if len(found):
+        found = _distinct(torch.stack([_look_again(picture, one, run) for one in found]))
+    found = found[(found[:, 0] >= score) & (found[:, 1] >= smallest)]
+    faces: list[Face] = []
+    for sureness, side, *numbers in found[found[:, 1].argsort(descending=True, stable=True)].tolist():
+        (x, y), one, other, nose, mouth = zip(numbers[::2], numbers[1::2], strict=True)
+        left, right = sorted((one, other))
+        half = side / 2
+        box = (x - half, y - half, x + half, y + half)
+        faces.append(Face(score=sureness, box=box, eyes=(left, right), nose=nose, mouth=mouth))
+    return faces
 
 
-def _face(found: _Found) -> Face:
-    (x, y), *points = [(float(x), float(y)) for x, y in found.points]
-    half = float(found.widths) / 2
-    one, other = sorted(points[:2])
-    box = (x - half, y - half, x + half, y + half)
-    return Face(score=float(found.scores), box=box, eyes=(one, other), nose=points[2], mouth=points[3])
-
-
-def _search(picture: Tensor, smallest: float, score: float, run: Runner) -> _Found:
+def _search(picture: Tensor, smallest: float, score: float, run: Runner) -> Tensor:
     """Look at squares of a picture ``(1, 3, H, W)``, from its longest side down to where the smallest face is seen."""
     height, width = picture.shape[-2:]
     longest, last = max(height, width), min(max(height, width) / 2**DOUBLINGS, SIDE * smallest / SMALLEST)
     steps = math.ceil(math.log2(longest / last) - 0.1)
-    parts: list[_Found] = []
+    parts: list[Tensor] = []
     for step in range(steps + 1):
         scale = SIDE / longest * (longest / last) ** (step / steps)
         size = max(1, round(height * scale)), max(1, round(width * scale))
@@ -173,19 +158,20 @@ def _search(picture: Tensor, smallest: float, score: float, run: Runner) -> _Fou
         before = [max(0, SIDE - side) for side in size]  # of the rest, half goes before the picture
         border = [before[1] // 2, before[1] - before[1] // 2, before[0] // 2, before[0] - before[0] // 2]
         level = F.pad(level, border)
+        ratio = torch.tensor([width / size[1], height / size[0]])
         corners = list(itertools.product(tops, lefts))
         for some in range(0, len(corners), AT_ONCE):
             run.check_cancelled()
             part = corners[some : some + AT_ONCE]
             squares = torch.cat([level[..., top : top + SIDE, left : left + SIDE] for top, left in part])
             logits, numbers = network()(squares)
-            square, place = (logits.sigmoid() > score).nonzero(as_tuple=True)
+            scores = logits.sigmoid()
+            square, place = (scores > score).nonzero(as_tuple=True)
             offset = torch.tensor([(left - border[0], top - border[2]) for top, left in part])[square]
-            points = _points(numbers)[square, place] + offset[:, None]
-            ratio = torch.tensor([width / size[1], height / size[0]])
+            points = (_points(numbers)[square, place] + offset[:, None]) * ratio
             widths = numbers[square, place, 2] * ratio[0]
-            parts.append(_Found(scores=logits.sigmoid()[square, place], widths=widths, points=points * ratio))
-    return _together(parts)
+            parts.append(torch.cat([scores[square, place, None], widths[:, None], points.flatten(1)], 1))
+    return torch.cat(parts)
 
 
 def _starts(side: int) -> list[int]:
@@ -201,11 +187,11 @@ def _points(numbers: Tensor) -> Tensor:
     return points + positions()[:, None]
 
 
-def _look_again(picture: Tensor, found: _Found, run: Runner) -> _Found:
+def _look_again(picture: Tensor, found: Tensor, run: Runner) -> Tensor:
     """Run the network on an upright crop of a face and its mirror image: the mean of both, but the lower score."""
     run.check_cancelled()
-    one, other = found.points[0, 1], found.points[0, 2]
-    side = SEEN * float(found.widths)
+    one, other = found[4:6], found[6:8]
+    side = SEEN * float(found[1])
     along = other - one
     half = along / along.norm().clamp(min=1e-6) * side * (RIGHT - LEFT) / 2
     middle = (one + other) / 2
@@ -221,21 +207,17 @@ def _look_again(picture: Tensor, found: _Found, run: Runner) -> _Found:
     far = (points[:, :, 1:3].mean(2) - expected).norm(dim=-1) > SIDE / SEEN / 2
     best = logits.masked_fill(far, -math.inf).argmax(1)
     both = torch.arange(2)
-    seen = points[both, best].mean(0)
-    widths = numbers[both, best, 2].mean() * side / SIDE
-    return _Found(
-        scores=logits[both, best].sigmoid().min()[None],
-        widths=widths[None],
-        points=place.to_picture(seen / SIDE).float()[None],
-    )
+    box = torch.stack([logits[both, best].sigmoid().min(), numbers[both, best, 2].mean() * side / SIDE])
+    return torch.cat([box, place.to_picture(points[both, best].mean(0) / SIDE).float().flatten()])
 
 
-def _distinct(found: _Found) -> _Found:
+def _distinct(found: Tensor) -> Tensor:
     """Keep the best of detections of the same face."""
+    widths, middles = found[:, 1], found[:, 2:4]
     kept: list[int] = []
-    for k in found.scores.argsort(descending=True, stable=True).tolist():
-        near = NEAR * torch.maximum(found.widths[kept], found.widths[k])
-        if not bool(((found.points[kept, 0] - found.points[k, 0]).norm(dim=-1) < near).any()):
+    for k in found[:, 0].argsort(descending=True, stable=True).tolist():
+        near = NEAR * torch.maximum(widths[kept], widths[k])
+        if not bool(((middles[kept] - middles[k]).norm(dim=-1) < near).any()):
             kept.append(k)
     return found[torch.tensor(kept, dtype=torch.long)]
 
@@ -261,12 +243,10 @@ WHOLE = 0.995  # of a face inside the picture; less is noted
 def align_faces(
     image: Tensor, eyes: Sequence[Sequence[Eyes]], *, size: int = 0, notify: Notify | None = None
 ) -> tuple[Tensor, tuple[FacePlace, ...]]:
-    """Cut the faces at pairs of eye points out of every image; see ``images.faces``.
+    """Cut the faces at pairs of eye points, of every image or the same of all, out of images: all of image 0 first.
 
-    ``eyes`` are the irises of every image's faces; or those of one image, for all. ``size`` is the side of the results,
-    0 for as many pixels as the largest face has: then faces are windows of the images' own pixels, which models enlarge
-    far better than resampled ones; only those that lie are turned. ``notify`` is told what is not as the faces that
-    models learn from. ``(N, 3, size, size)`` in [0, 1], all of image 0, then of image 1; and where each was.
+    ``size`` is the side of the results, 0 for as many pixels as the largest face has: then faces are windows of the
+    images' own pixels, which models enlarge far better than resampled ones; only those that lie are turned.
     """
     pixels, _ = validate_image(image)
     if len(eyes) not in (1, len(pixels)):
@@ -313,10 +293,7 @@ def _oddities(pictures: Sequence[Tensor], places: Sequence[FacePlace]) -> Iterat
 def found_eyes(
     image: Tensor, *, smallest: float = 0, number: int = 0, **options: Unpack[Reporting]
 ) -> list[list[Eyes]]:
-    """Find faces, see ``find_faces``, and return the eyes of every image's: at most a number, the largest; 0 for all.
-
-    ``smallest`` is the side in pixels of the smallest face that counts, hair included.
-    """
+    """Find the eyes of every image's largest faces, a number or 0 for all, of a side in pixels, hair included."""
     boxes = max(SMALLEST, smallest / 2)  # a box has three fifths of the side, more or less
     return [
         [face.eyes for face in faces if math.dist(*face.eyes) / (RIGHT - LEFT) >= smallest][: number or None]
@@ -325,12 +302,10 @@ def found_eyes(
 
 
 def paste_faces(image: Tensor, faces: Tensor, places: Sequence[FacePlace], *, feather: float = 0.15) -> Tensor:
-    """Paste faces where they were cut out, all of a picture's into it: all samples of picture 0, then of picture 1.
+    """Paste faces, all samples of face 0 first, into their pictures, enlarged or not, or as many samples of each.
 
-    ``image`` are the pictures that they were cut out of, ``(B, C, H, W)``, or those enlarged, or as many samples of
-    each. ``faces`` are ``(N, C, S, S)``: all samples of face 0, then of face 1; if N is no multiple of the places, some
-    were picked, and each goes where the picture looks most like it. ``feather`` is the width of the soft border, as a
-    share of the face's side.
+    If their number is no multiple of the places, some were picked, and each goes where the picture looks most like it.
+    ``feather`` is the width of the soft border, as a share of the face's side.
     """
     pixels, alpha = validate_image(image)
     cut, _ = validate_image(faces)
@@ -373,9 +348,7 @@ def restore_faces(
 ) -> Tensor:
     """Enlarge photographs by a model at its own temperature, and the faces that are found in them by a model of faces.
 
-    Sample s of every face is drawn with ``seed + s``, at the faces' temperature, None for their model's own; the rest
-    of the picture with ``seed``. ``smallest`` and ``number`` as in ``found_eyes``; ``factor`` is the total enlargement.
-    All samples of image 0, then of image 1. An image without a face is enlarged as it is, and ``notify`` is called.
+    Sample s of every face is drawn with ``seed + s`` at the temperature; the rest of the picture with ``seed``.
     """
     notify, reporting = options.get("notify"), {name: options.get(name) for name in ("cancelled", "notify")}
     drawing: Any = {"seed": seed, "tile": tile}
@@ -404,11 +377,9 @@ def _most_alike(face: Tensor, pictures: Tensor, places: Sequence[FacePlace]) -> 
 def eyes_from_meshes(
     frames: Sequence[Any], number: int = 1, *, smallest: float = 0, notify: Notify | None = None
 ) -> list[list[Eyes]]:
-    """Choose faces in every image by their size, and read their irises from their meshes.
+    """Read the irises of faces in every image, mappings with ``landmarks_xy``: the points of MediaPipe's face mesh.
 
-    ``frames`` are for every image mappings with ``landmarks_xy``, the points of MediaPipe's face mesh in pixels.
     ``number`` says which face, 1 for the largest; ImageError if there is none. 0 for all; there may be none.
-    ``notify`` is told of others, and of a face that is seen from the side.
     """
     eyes: list[list[Eyes]] = []
     for frame in frames:
@@ -418,8 +389,12 @@ def eyes_from_meshes(
             raise ImageError(
                 f"Expected faces with landmarks_xy, pairs of numbers; got another thing ({error})."
             ) from error
-        faces = [(mesh, _place(mesh)) for mesh in sorted(meshes, key=_extent, reverse=True)]
-        faces = [(mesh, place) for mesh, place in faces if place.face >= smallest]
+        faces: list[tuple[list[Point], FacePlace]] = []
+        for mesh in sorted(meshes, key=_extent, reverse=True):
+            one, other = sorted(eyes_from_landmarks(mesh))
+            place = FacePlace(left_eye=one, right_eye=other, height=1, width=1)
+            if place.face >= smallest:
+                faces.append((mesh, place))
         if len(faces) < number:
             found = {0: "No face was", 1: "One face was"}.get(len(faces), f"{len(faces)} faces were")
             raise ImageError(
@@ -434,11 +409,6 @@ def eyes_from_meshes(
                 notify("The face is seen from the side. Models of faces learn from those that look at the camera.")
         eyes.append([(place.left_eye, place.right_eye) for _, place in chosen])
     return eyes
-
-
-def _place(mesh: Sequence[Point]) -> FacePlace:
-    one, other = sorted(eyes_from_landmarks(mesh))
-    return FacePlace(left_eye=one, right_eye=other, height=1, width=1)
 
 
 def _extent(mesh: Sequence[Point]) -> float:

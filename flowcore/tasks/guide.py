@@ -5,10 +5,8 @@
 
 If z_g were a draw from the prior, z would be one for every a. 0 is sampling without a guide, 1 gives the guide back.
 
-Source: the move is the autoregressive one of Neal, "Regression and classification using Gaussian process priors"
-(1998), also Cotter et al., "MCMC methods for functions" (2013); latents of another picture under the condition of an LR
-image are those of SRFlow's content transfer (section 4.3). Keeping a part of a published upscaler's is ours; see
-docs/decisions/0020.
+Source: Neal, "Regression and classification using Gaussian process priors" (1998), for the move; SRFlow, section 4.3,
+for latents of another picture under an LR image. Keeping a part of them is ours; see docs/decisions/0020.
 """
 
 from __future__ import annotations

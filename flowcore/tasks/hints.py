@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,15 +58,15 @@ class Hints:
                     f"Expected hints of coverage (B, 1, H, W) and chroma (B, 2, H, W); got {tuple(coverage.shape)} and "
                     f"{tuple(chroma.shape)}."
                 )
-            check_items("hints", len(coverage), images)
-            check_items("hints", len(chroma), images)
+            for plane in (coverage, chroma):
+                check_items("hints", len(plane), images)
             items = max(len(coverage), len(chroma))
             coverage, chroma = coverage.expand(items, -1, -1, -1), chroma.expand(items, -1, -1, -1)
         if self.palette is not None:
             if self.palette.ndim != 2 or self.palette.shape[1] != 4:
                 raise ShapeError(f"Expected a palette of shape (B, 4); got {tuple(self.palette.shape)}.")
             check_items("palettes", len(self.palette), images)
-        return Hints(coverage=coverage, chroma=chroma, palette=self.palette, lock=self.lock)
+        return replace(self, coverage=coverage, chroma=chroma)
 
 
 def hints_from_strokes(
@@ -74,8 +74,7 @@ def hints_from_strokes(
 ) -> Hints:
     """Make hints of strokes in color, ``(B, 3 or 4, H, W)`` in [0, 1], painted on anything; only their chroma counts.
 
-    The mask says where, ``(1 or B, 1, h, w)`` in [0, 1], of any size; None for wherever the image is in color, weighted
-    by its alpha if it has one. ``size`` is that of the hints, None for that of the strokes.
+    The mask ``(1 or B, 1, h, w)`` says where; None for wherever the image is in color, as opaque as it is.
     """
     rgb, alpha = validate_image(strokes)
     if strokes.shape[1] < 3:
@@ -142,10 +141,7 @@ def parse_points(text: str) -> list[Point]:
 
 
 def palette_from(colors: Sequence[Color] | None = None, image: Tensor | None = None) -> Tensor:
-    """Make a palette ``(1 or B, 4)``, which describes a picture as a whole, of colors in equal parts or of an image.
-
-    See ``color.palette_from_chroma``.
-    """
+    """Make a palette ``(1 or B, 4)`` of colors in equal parts, or of an image; see ``color.palette_from_chroma``."""
     if (image is None) == (not colors):
         raise FlowError("A palette is made of colors or of an image: give one of the two.")
     if image is not None:
@@ -154,20 +150,15 @@ def palette_from(colors: Sequence[Color] | None = None, image: Tensor | None = N
 
 
 def combine_hints(*hints: Hints | None) -> Hints | None:
-    """Lay hints of one size over each other, the topmost first, which counts as far as it covers a pixel.
-
-    So does the first palette; None is skipped. The result is locked if one of them is.
-    """
+    """Lay hints of one size over each other, the topmost first; the first palette counts, and one lock locks all."""
     given = [hint for hint in hints if hint is not None]
     if not given:
         return None
-    coverage = chroma = None
-    for over, wanted in ((hint.coverage, hint.chroma) for hint in reversed(given)):
-        if over is None or wanted is None:
-            continue
-        if coverage is None or chroma is None:
-            coverage, chroma = over, wanted
-            continue
+    layers = [(h.coverage, h.chroma) for h in given if h.coverage is not None and h.chroma is not None]
+    coverage, chroma = layers.pop() if layers else (None, None)
+    for over, wanted in reversed(layers):
+        assert coverage is not None
+        assert chroma is not None
         if coverage.shape[-2:] != over.shape[-2:]:
             raise ShapeError(
                 f"Hints of {coverage.shape[-1]}x{coverage.shape[-2]} and {over.shape[-1]}x{over.shape[-2]} pixels do "
@@ -220,19 +211,15 @@ def spread_hints(
     steps: float,
     check: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Continue what hints ask for beyond what was drawn: ``(B, 2, h, w)``, to be added to the drawn chroma.
+    """Continue what hints ask for, ``missing`` in the drawn chroma ``(B, 2, h, w)``, to neighbors that look alike.
 
-    ``missing`` is wanted minus drawn chroma, ignored where nothing is covered. Coverage and luma are in [0, 1],
-    features standardized, ``(1, C, h, w)``; ``steps`` is above 0. ``check`` is called as the work advances; what it
-    raises ends it. The result is the field d that minimizes
+    The field d, to be added to the drawn chroma, minimizes
 
         100 sum_i c_i |d_i - h_i|^2 + sum_ij a_ij |d_i - d_j|^2 + sum_i |d_i|^2 / steps^2
         a_ij = exp(-|f_i - f_j|^2 / (2 s^2 C) - (y_i - y_j)^2 / (2 t^2)) / |p_i - p_j|^2,    j one of 8 neighbors of i
 
-    with h the difference at a hint and c its coverage, f the C features, y the luma and p the place: the hint's where
-    it is painted, alike in neighbors that look alike, and fading over some ``steps`` positions. Continued in the same
-    way, 1 at every hint becomes how far hints reach; d is divided by it, at least by ``HELD``: so a color holds to the
-    end of a thing.
+    with h what is missing at a hint and c its coverage, f the C standardized features, y the luma and p the place. 1 at
+    every hint, continued likewise, is how far hints reach; d is divided by it, so that a color holds to a thing's end.
 
     Source: Levin, Lischinski and Weiss, "Colorization using Optimization" (SIGGRAPH 2004), for luma alone and without a
     coloring to start from; the features, the fading and that it corrects a draw are ours.
@@ -245,22 +232,33 @@ def spread_hints(
 def minimize(
     asked: Tensor, coverage: Tensor, features: Tensor, luma: Tensor, steps: float, check: Callable[[], None]
 ) -> Tensor:
-    """Minimize the energy above for each channel of what is asked for, ``(B, C, h, w)``."""
-    affinities = [_affinity(features.float(), luma.float(), *offset) for offset in NEIGHBORS]
+    """Minimize the energy above for each channel of what is asked for, ``(B, C, h, w)``.
+
+    By conjugate gradients from 0, preconditioned by the diagonal; as many steps for every batch.
+    """
+    affinities = [(_affinity(features.float(), luma.float(), *offset), *offset) for offset in NEIGHBORS]
     held = MET * coverage.float() + 1 / steps**2
-    diagonal = held + sum(
-        weight + _shift(weight, -dy, -dx) for weight, (dy, dx) in zip(affinities, NEIGHBORS, strict=True)
-    )
+    diagonal = held + sum(weight + _shift(weight, -dy, -dx) for weight, dy, dx in affinities)
 
     def apply(d: Tensor) -> Tensor:
         check()
         result = held * d
-        for weight, (dy, dx) in zip(affinities, NEIGHBORS, strict=True):
+        for weight, dy, dx in affinities:
             difference = weight * (d - _shift(d, dy, dx))
             result = result + difference - _shift(difference, -dy, -dx)
         return result
 
-    return _conjugate_gradient(apply, MET * coverage.float() * asked.float(), diagonal)
+    rest = MET * coverage.float() * asked.float()
+    x, scaled = torch.zeros_like(rest), rest / diagonal
+    direction, size = scaled, _dot(rest, scaled)
+    for _ in range(ITERATIONS):
+        image = apply(direction)
+        length = size / _dot(direction, image).clamp_min(1e-30)
+        x, rest = x + length * direction, rest - length * image
+        scaled = rest / diagonal
+        before, size = size, _dot(rest, scaled)
+        direction = scaled + size / before.clamp_min(1e-30) * direction
+    return x
 
 
 def _affinity(features: Tensor, luma: Tensor, dy: int, dx: int) -> Tensor:
@@ -276,23 +274,8 @@ def _affinity(features: Tensor, luma: Tensor, dy: int, dx: int) -> Tensor:
 
 
 def _shift(t: Tensor, dy: int, dx: int) -> Tensor:
-    """At each position the value dy below and dx to the right; beyond the border that of the other side."""
+    """Take at each position the value dy below and dx to the right; beyond the border that of the other side."""
     return t.roll((-dy, -dx), (-2, -1))
-
-
-def _conjugate_gradient(apply: Callable[[Tensor], Tensor], b: Tensor, diagonal: Tensor) -> Tensor:
-    """Solve ``apply(x) = b`` for each item, from 0, preconditioned by the diagonal; as many steps for every batch."""
-    x, rest = torch.zeros_like(b), b
-    scaled = rest / diagonal
-    direction, size = scaled, _dot(rest, scaled)
-    for _ in range(ITERATIONS):
-        image = apply(direction)
-        length = size / _dot(direction, image).clamp_min(1e-30)
-        x, rest = x + length * direction, rest - length * image
-        scaled = rest / diagonal
-        before, size = size, _dot(rest, scaled)
-        direction = scaled + size / before.clamp_min(1e-30) * direction
-    return x
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -1,8 +1,5 @@
 """What callers pass to tasks: images, checked and converted to floats in [0, 1], and settings left to the model.
 
-Gray stays gray: what is made of an image without color has no color, although models make colors of their own. The
-caller is told of gray images, and of damage (JPEG blocks, noise) that another shipped model is made for.
-
 Settings are resolved first and once: what identifies a result (a key, an ID, its provenance) holds the numbers used.
 """
 
@@ -51,8 +48,7 @@ def require_pixels(image: Tensor) -> None:
 def validate_image(image: Tensor) -> tuple[Tensor, Tensor | None]:
     """Check an image that is passed to a task: ``(B, 3, H, W)`` float32 in [0, 1], and alpha ``(B, 1, H, W)`` if any.
 
-    It has 1 (gray), 3 or 4 channels (with alpha), floats of any precision in [0, 1], uint8 in [0, 255] or uint16 in [0,
-    65535]; values outside are clamped. ImageError if it is of another kind, empty, or holds NaN or infinity.
+    It has 1, 3 or 4 channels of floats in [0, 1], uint8 or uint16; values outside are clamped.
     """
     require_tensor(image)
     if image.ndim != 4 or image.shape[1] not in (1, 3, 4):
@@ -97,10 +93,7 @@ def refuse_integer_range(image: Tensor) -> None:
 
 
 def gray_images(image: Tensor, rgb: Tensor, notify: Callable[[str], None]) -> list[bool]:
-    """Tell of which images all three channels are equal; ``notify`` is told where they are stored as color images.
-
-    ``image`` is as the caller passed it, ``(B, C, H, W)``, C = 1, 3 or 4; ``rgb`` as ``validate_image`` returns it.
-    """
+    """Tell of which images, as passed and as validated, all three channels are equal; what is made of them is gray."""
     gray = [bool((one == one[:1]).all()) for one in rgb]
     if image.shape[1] != 1 and any(gray):
         which, them = ("The image is", "it") if len(gray) == 1 else (f"{sum(gray)} of {len(gray)} images are", "them")
@@ -114,10 +107,7 @@ def without_color(rgb: Tensor) -> Tensor:
 
 
 def with_channels_of(image: Tensor, pictures: Tensor, gray: list[bool]) -> Tensor:
-    """Make pictures ``(B * N, 3, H, W)`` of gray images exactly gray, in place: resizing may have rounded them.
-
-    Of images of one channel the result is ``(B * N, 1, H, W)``.
-    """
+    """Make pictures ``(B * N, 3, H, W)`` of gray images exactly gray, in place, with one channel if these have one."""
     if image.shape[1] == 1:
         return pictures[:, :1].contiguous()
     for is_gray, made in zip(gray, pictures.unflatten(0, (len(gray), -1)), strict=True):
@@ -157,19 +147,15 @@ def describe_damage(image: Tensor) -> str:
 
 
 def resolve(flow: Flow, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill in what a model's file states where settings, arguments of a task by name, are None; see ``left_to_model``.
-
-    What no file states stays None.
-    """
+    """Fill in what a model's file states where settings, arguments of a task by name, are None."""
     return {**settings, **left_to_model(flow, settings)}
 
 
 def left_to_model(flow: Flow, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Find what a model's file states for the settings that are None: temperature, calm edges, saturation, ...
+    """Find what a model's file states for the settings that are None; with a coherence come its scales.
 
-    The saturation is that of colors that the model draws, 1 where settings have ``latents`` or a ``reference``. With a
-    coherence come its scales, which only the file states. Without a guide, the model's or a given one, its strength is
-    0; a file that states none means 0.5.
+    The saturation is 1 where settings have ``latents`` or a ``reference``; a guide's strength 0 where there is none,
+    and 0.5 where the file states none.
     """
     own = {name: getattr(flow.config, name) for name in SAMPLING if hasattr(flow.config, name)}
     if "temperatures" in own:

@@ -1,8 +1,6 @@
-"""Overflow: where decoding overflows, latents are attenuated and decoded again.
+"""Overflow: where decoding overflows, latents are scaled towards zero, nearer to the training data, and decoded again.
 
-A flow's inverse divides by learned scales. Far from the training data (a high temperature, an unusual image) the
-quotients enter the next step's networks, grow, and end in infinities over the whole receptive field. The same latents
-closer to zero are less far away. Where nothing overflows, the decoded image is returned bit for bit.
+A flow's inverse divides by learned scales; far from the training data the quotients grow from step to step.
 
 Source: Hong et al., "On the Robustness of Normalizing Flows for Inverse Problems in Imaging" (ICCV 2023), where the
 explosions of conditional flows are described; the remedy is ours.
@@ -85,9 +83,9 @@ def bounded_decoder(plan: Plan, cond: Condition | None, max_deviation: float) ->
 
 
 def decode_with_backoff(decode: Decoder, latents: Sequence[Tensor], fallback: Callable[[], Tensor]) -> Decoded:
-    """Decode latents to images that overflow nowhere; if nothing does at first, these are the images.
+    """Decode latents to images that overflow nowhere; if nothing does at first, these are the images, bit for bit.
 
-    The fallback is called for what to show where no scale helps: finite, ``(1 or B, C, H or 1, W or 1)``.
+    The fallback makes what is shown where no scale helps: finite, ``(1 or B, C, H or 1, W or 1)``.
     """
     images, overflowed = decode(latents, None)
     if overflowed is None:
@@ -99,7 +97,9 @@ def decode_with_backoff(decode: Decoder, latents: Sequence[Tensor], fallback: Ca
     scales = torch.tensor(BACKOFF_SCALES, device=images.device)
     repaired, remaining = images[affected], overflowed[affected]
     for _ in range(ATTEMPTS if any(bool(level.any()) for level in z) else 0):
-        failures = (failures + _touched_cells(remaining, grid)).clamp(max=len(BACKOFF_SCALES) - 1)
+        # of the cells that hold a marked pixel, or are next to one that does
+        touched = F.max_pool2d(F.adaptive_max_pool2d(remaining.float(), (grid[0], grid[1])), 3, stride=1, padding=1)
+        failures = (failures + touched).clamp(max=len(BACKOFF_SCALES) - 1)
         repaired, mask = decode([_scale(level, scales[failures.long()]) for level in z], affected)
         remaining = torch.zeros_like(remaining) if mask is None else mask
         if mask is None:
@@ -111,15 +111,7 @@ def decode_with_backoff(decode: Decoder, latents: Sequence[Tensor], fallback: Ca
         replacement = fallback().to(repaired)
         replacement = replacement if len(replacement) == 1 else replacement[affected]
         repaired = _blend(repaired, replacement.expand_as(repaired), remaining)
-    images = images.clone()
-    images[affected] = repaired
-    return Decoded(images, attenuated, filled)
-
-
-def _touched_cells(mask: Tensor, grid: Sequence[int]) -> Tensor:
-    """Cells of a grid that hold a marked pixel, or are next to one that does."""
-    cells = F.adaptive_max_pool2d(mask.float(), (grid[0], grid[1]))
-    return F.max_pool2d(cells, 3, stride=1, padding=1)
+    return Decoded(images.index_copy(0, affected, repaired), attenuated, filled)
 
 
 def _scale(z: Tensor, factor: Tensor) -> Tensor:

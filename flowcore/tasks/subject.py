@@ -24,6 +24,8 @@ from .runner import Reporting, Runner, RunOptions, runs_with
 Fit = Literal["resize", "crop"]
 Labels = int | str | Sequence[int | str] | Tensor
 
+SOURCE_IGNORED = "source is ignored: only upscaling models take a small image."
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Subject:
@@ -50,17 +52,15 @@ def prepare_subject(
     """Convert images of any size to the channels and a size that a model takes, and collect its condition's source.
 
     ``fit`` "resize" covers the model's own size and crops the middle; "crop" only crops, to the largest size that the
-    model takes, as do models without a size of their own. Alpha is dropped, values outside [0, 1] are clamped.
-    ``label`` is what all the images show, -1 for none; ``source`` has, for upscaling models, the small images that
-    belong to these, ``(1 or B, C, h, w)``; None shrinks the images themselves. ``notify`` is told when an argument is
-    ignored or replaced.
+    model takes. ``label`` is what all images show, -1 for none; ``source``, for upscaling models, the small images that
+    belong to these, None for the images themselves, shrunk.
     """
     refuse_colorizer(flow)
     upscales = flow.capabilities.source == "low_resolution"
     pixels = _with_channels(image, flow.channels)
     small = None if source is None else _with_channels(source, 3)
     if small is not None and not upscales:
-        notify("source is ignored: only upscaling models take a small image.")
+        notify(SOURCE_IGNORED)
         small = None
     if small is not None:
         pixels, small = _crop_pair(flow, pixels, small)
@@ -100,10 +100,7 @@ def refuse_colorizer(flow: Flow) -> None:
 def condition_for(
     flow: Flow, labels: Tensor | None, source: Tensor | None, **options: Unpack[Reporting]
 ) -> Condition | None:
-    """Encode the labels or small images that a flow is conditioned on, as the tasks do: in strips, without gradients.
-
-    None for unconditional models.
-    """
+    """Encode the labels or small images that a flow is conditioned on, in strips; None for unconditional models."""
     given = labels if flow.classes else source
     if given is None:
         return None
@@ -115,13 +112,10 @@ def condition_for(
 def source_for_latents(
     flow: Flow, latents: Sequence[Tensor], source: Tensor | None, notify: Callable[[str], None]
 ) -> Tensor | None:
-    """Check the small image under which latents of an upscaling model are decoded, and convert it to 3 channels.
-
-    None for other models, of which ``notify`` is told if there is a source.
-    """
+    """Check the small image under which latents of an upscaling model are decoded; None for other models."""
     if flow.capabilities.source != "low_resolution":
         if source is not None:
-            notify("source is ignored: only upscaling models take a small image.")
+            notify(SOURCE_IGNORED)
         return None
     if source is None:
         raise ConditionError(
