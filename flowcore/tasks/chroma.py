@@ -1,8 +1,6 @@
 """From the luma of photographs to their chroma, at the working size, and back to pictures.
 
 luma -> working size -> condition (+ hints) -> flow: latents <-> chroma -> size of the image, beside the luma
-
-And the noise that similar places share, so that a thing gets one color: ``coherent_factor``.
 """
 
 from __future__ import annotations
@@ -11,7 +9,8 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +27,7 @@ from ..images.resize import limit_shorter_side, pad_symmetric, resize_bilinear
 from ..likelihood import select_items
 from ..networks import LumaEncoder
 from ..networks.luma import STRIDE
-from ..networks.memory import CELL
+from ..networks.memory import CELL, NEIGHBORS
 from ..prior import Shape
 from . import overflow
 from .hints import Hints, average_covered, check_items, covered_planes, spread_hints
@@ -103,18 +102,18 @@ class Colorization:
         if not 16 <= size <= 4096:
             raise FlowError(f"working_size must lie between 16 and 4096 pixels; got {size}.")
         self.run, self.flow, self._home = run, flow, image.device
-        self.clamp: Change = lambda cond, level, x: clamp_level(flow, cond, level, x)
+        self.clamp: Change = partial(clamp_level, flow)
         rgb, self._alpha = validate_image(image)
         self.y = color.luma(rgb)  # (B, 1, H, W)
         self._inside = [None if frames else find_border(one) for one in rgb.split(1)]
         self._guide = fill_borders(self.y, self._inside)  # the luma that colors are decided and enlarged by
         if not encoding:
             self._notify_of_scans(rgb if image.shape[1] > 1 else None)
-        self._working = working_sides(self.y.shape[-2], self.y.shape[-1], size)
+        rows, columns = self._working = working_sides(self.y.shape[-2], self.y.shape[-1], size)
         multiple = flow.config.source_multiple
-        self._padded = cast(tuple[int, int], tuple(-(-side // multiple) * multiple for side in self._working))
-        self.grid = cast(tuple[int, int], tuple(side // STRIDE for side in self._padded))
-        self.chroma_size = cast(tuple[int, int], tuple(side // STRIDE for side in self._working))
+        self._padded = -(-rows // multiple) * multiple, -(-columns // multiple) * multiple
+        self.grid = self._padded[0] // STRIDE, self._padded[1] // STRIDE
+        self.chroma_size = rows // STRIDE, columns // STRIDE
         self._small_y = resize_bilinear(self._guide, self._working)  # (B, 1, h, w)
         self.shapes: list[Shape] = flow.latent_shapes(*self.grid)
         self._repairs = overflow.Repairs()
@@ -123,13 +122,12 @@ class Colorization:
         self.has_parts = own is not None and memory is None  # whether every seed remembers another part
         self._places = own if memory is None else copy.deepcopy(memory.places).to(run.device)
         self._cells = None if self._places is None else self._places.all_cells()
-        self._is_shown = own is not None  # whether the encoder has input channels for what was recalled
+        self._is_shown = own is not None  # the encoder has input channels for what was recalled
 
     def resolve(self, **settings: Any) -> tuple[list[float], float, float]:
-        """Fill in what the model states for temperature, detail, coherence and saturation; ``latents`` may be given.
+        """Fill in what the model states: a temperature per level, finest first, coherence, and a factor on the chroma.
 
-        Returns a temperature per level, finest first; the coherence; and the factor on the chroma as drawn: 1 where a
-        saturation is stated, which comes after hints, or latents are given.
+        The factor is 1 where a saturation is stated, which comes after hints, or latents are given.
         """
         own = resolve(self.flow, settings)
         for name in ("temperature", "detail"):
@@ -178,9 +176,9 @@ class Colorization:
     def condition(self, part: slice, hints: HintPlanes | None, seeds: Sequence[int] = ()) -> Condition:
         """Encode luma and hints of some images; or of one, per seed with what its part of the memory recalls."""
         source = _pad(self._small_y[part].to(self.run.device), self._padded)
-        recalled = self._recall_parts(source, seeds) if seeds else None
-        if recalled is None and self._is_shown and not self.has_parts:
-            recalled = self.recall(source)
+        recalled, config = None, self.flow.config
+        if seeds or (self._is_shown and not self.has_parts):
+            recalled = self._recall(source, seeds, config.memory_share, config.memory_neighbors)
         if hints is not None or recalled is not None:
             given = hints or HintPlanes(source.new_zeros(1, 3, 1, 1), source.new_zeros(1, 4), lock=False)
             planes = given.planes.expand(len(source), -1, *self._padded)
@@ -193,26 +191,19 @@ class Colorization:
         self.run.advance()
         return cond.map_tensors(lambda t: t.to(self.run.dtype))
 
-    def recall(self, y: Tensor) -> Tensor:
-        """Look up padded luma ``(B, 1, h, w)`` in all of the memory: ``(B, 5, h / 16, w / 16)``."""
-        assert self._places is not None
-        return self._places.look_up(self._describe(y), self._cells)
+    def _recall(self, y: Tensor, seeds: Sequence[int], share: float, neighbors: int = NEIGHBORS) -> Tensor:
+        """Look up padded luma ``(B, 1, h, w)`` in all of the memory, or that of an image in every seed's part of it.
 
-    def _recall_parts(self, y: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Look up the luma of an image in the parts of the memory that seeds choose: ``(seeds, 5, h / 16, w / 16)``."""
+        ``(B or seeds, 5, h / 16, w / 16)``, see ``CellMemory.look_up``.
+        """
         assert self._places is not None
         assert self._cells is not None
-        config, described = self.flow.config, self._describe(y)
-        parts = (self._cells.among(self._places.part(seed, config.memory_share)) for seed in seeds)
-        return torch.cat([self._places.look_up(described, part, config.memory_neighbors) for part in parts])
-
-    def _describe(self, y: Tensor) -> Tensor:
         assert isinstance(self.flow.encoder, LumaEncoder)
-        return self.flow.encoder.describe(y.to(self.run.dtype)).float()
-
-    def encode(self, image: Tensor, part: slice) -> list[Tensor]:
-        """Encode the colors of some images."""
-        return self.run.plan.encode(self.chroma_on_grid(image[part], part) + NEUTRAL, self.condition(part, None))
+        described = self.flow.encoder.describe(y.to(self.run.dtype)).float()
+        if not seeds:
+            return self._places.look_up(described, self._cells)
+        parts = (self._cells.among(self._places.part(seed, share)) for seed in seeds)
+        return torch.cat([self._places.look_up(described, part, neighbors) for part in parts])
 
     def chroma_on_grid(self, image: Tensor, part: slice) -> Tensor:
         """Resize the chroma of colored images, as many as the part, to the padded finest grid, centered on 0."""
@@ -258,29 +249,20 @@ class Colorization:
         return decoded.images
 
     def remembered(self, part: slice, seeds: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """Coverage and wanted chroma on the padded finest grid, from a memory that the caller gave.
+        """Look up coverage and wanted chroma on the padded finest grid, in a memory that the caller gave.
 
-        Every seed remembers its part of the photographs; without seeds, one pair comes from all.
+        One pair for every seed, which remembers its part of the photographs; without seeds, one from all.
         """
-        assert self._places is not None
-        assert self._cells is not None
-        described = self._describe(_pad(self._small_y[part].to(self.run.device), self._padded))
-        parts = [self._cells.among(self._places.part(seed, ALBUM_SHARE)) for seed in seeds] or [self._cells]
+        found = self._recall(_pad(self._small_y[part].to(self.run.device), self._padded), seeds, ALBUM_SHARE)
+        found = F.interpolate(found, self.grid, mode="bilinear")
         low, high = SIMILAR
-        asked: list[tuple[Tensor, Tensor]] = []
-        for cells in parts:
-            found = F.interpolate(self._places.look_up(described, cells), self.grid, mode="bilinear")
-            trust = ((found[:, 4:] - low) / (high - low)).clamp(0, 1)
-            asked.append((MEMORY_WEIGHT * trust, found[:, :2]))
-        return asked
+        trust = ((found[:, 4:] - low) / (high - low)).clamp(0, 1)
+        return list(zip((MEMORY_WEIGHT * trust).split(1), found[:, :2].split(1), strict=True))
 
     def follow(
         self, chroma: Tensor, part: slice, cond: Condition, asked: tuple[Tensor, Tensor], steps: float
     ) -> Tensor:
-        """Spread wanted chroma of an image over its drawn chroma, ``(B, 2, h, w)``; see ``spread_hints``.
-
-        ``asked`` is coverage and wanted chroma on the padded finest grid.
-        """
+        """Spread asked coverage and chroma, on the padded finest grid, over the drawn chroma ``(B, 2, h, w)``."""
         height, width = self.chroma_size
         covered, wanted = (plane[..., :height, :width] for plane in asked)
         features = cond.features[0]
@@ -341,8 +323,7 @@ class Colorization:
 def clamp_level(flow: Flow, cond: Condition, level: int, x: Tensor) -> Tensor:
     """Clamp what a level decodes to, means of chroma ``(B, 2, h, w)``, to those of colors; for ``Flow.inverse``.
 
-    No picture is changed by it. But what a flow makes of hints or temperatures unlike all it was trained on may lie
-    beyond all colors, and each level that starts from there would go further, up to infinity.
+    No picture is changed by it. But beyond all colors, each level would go further, up to infinity.
     """
     chroma = _chroma_of_level(flow, cond, level, x)
     possible = chroma.nan_to_num(0, MAX_CHROMA, -MAX_CHROMA).clamp(-MAX_CHROMA, MAX_CHROMA)
@@ -429,21 +410,16 @@ JITTER = 1e-4  # added to the diagonal, so that the Cholesky factor exists
 def coherent_factor(features: Tensor, coherence: float, scales: tuple[float, float]) -> Tensor | None:
     """Factorize the covariance of noise that similar places share, so that what belongs together gets one color.
 
-    With independent noise, colors cancel at a low temperature and disagree at a high one. Here the noise of the
-    coarsest grid is a Gaussian process over its positions, each of them standard normal, with the covariance
+    The noise of the coarsest grid is a Gaussian process over its positions, each standard normal, with the covariance
 
         K_ij = rho exp(-|f_i - f_j|^2 / (2 s^2 C)) exp(-|p_i - p_j|^2 / (2 l^2)) + (1 - rho) delta_ij
 
-    of the encoder's C features f, standardized over the photograph, and places p in cells. Noise times the factor's
-    transpose has it.
-
-    Lower triangular, with rows of length 1, ``(h * w, h * w)``, float64 on the CPU, from the features of the coarsest
-    grid, ``(1, C, h, w)``, rho, and (s, l). None if the noise stays independent: at coherence 0, of a single position,
-    and of more than 4096.
+    of the C features f ``(1, C, h, w)``, standardized over the photograph, and places p in cells; s and l are the
+    scales, rho the coherence. Lower triangular, ``(h * w, h * w)``; None if the noise stays independent.
 
     Source: Rasmussen and Williams, "Gaussian Processes for Machine Learning" (2006), chapters 2 and 4; Ardizzone et al.
-    2019, section 4.2, whose dense tail shares one draw over the picture. That the features tell which places belong
-    together is ours.
+    2019, section 4.2, whose dense tail shares one draw over the picture. That the features tell what belongs together
+    is ours.
     """
     _, channels, height, width = features.shape
     if coherence == 0 or not 1 < height * width <= MAX_POSITIONS:

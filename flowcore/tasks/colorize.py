@@ -1,8 +1,4 @@
-"""Colorize: several colorings of a photograph, all with its own luma.
-
-Colors are decided at a working size, which depends on the proportions of the photograph only; enlarging the chroma and
-merging it with the luma happen at the size of the image.
-"""
+"""Colorize: several colorings of a photograph, all with its own luma; see ``chroma`` for the way there and back."""
 
 from __future__ import annotations
 
@@ -116,7 +112,12 @@ def colorize(
         raise FlowError(f"hint_steps must not be negative; got {hint_steps}.")
     check_blend(latents_strength, latents_levels)
     check_colors(saturation, gamut)
-    check_cast(cast, vivid)
+    if not -1 <= cast <= 1:
+        raise FlowError(
+            f"cast must lie in [-1, 1]: 1 as drawn, 0 that of the calmest coloring, -1 no cast at all; got {cast}."
+        )
+    if not (math.isfinite(vivid) and vivid >= 0):
+        raise FlowError(f"vivid must be a finite number >= 0, 1 for as drawn; got {vivid}.")
     run = Runner(flow, RunOptions(**options), ADVICE, image)
 
     def task() -> Tensor:
@@ -142,18 +143,19 @@ def colorize(
             for group in groups:
                 z = sample_latents(job.shapes, len(group), taus, seed=(seed + group.start) % 2**64)
                 z = [level.to(run.device) for level in (*z[:-1], share_noise(flow, z[-1], cond, rho))]
-                seeds = [(seed + sample) % 2**64 for sample in group] if job.has_parts and taus[-1] else ()
+                # of a memory every seed has its part, and all of it counts at temperature 0
+                seeds = [(seed + sample) % 2**64 for sample in group] if taus[-1] else []
                 if given is not None:
                     z = blend_latents(z, given, latents_strength, latents_levels)
-                shared = job.condition(part, planes, seeds) if seeds else cond.expand(len(group))
+                apart = seeds and job.has_parts
+                shared = job.condition(part, planes, seeds) if apart else cond.expand(len(group))
                 # colors that were locked into the drawing would leave nothing to spread
                 locked = None if steps else planes
                 decoded = factor * job.decode_guarded(len(pictures), z, shared, locked)
                 if calm is not None:
                     decoded = change_cast(decoded, calm, small_y, cast)
                 if memory is not None:
-                    numbers = [(seed + sample) % 2**64 for sample in group]
-                    asked = job.remembered(part, numbers if taus[-1] else ())
+                    asked = job.remembered(part, seeds)
                     each = zip(decoded.split(1), asked * (len(decoded) // len(asked)), strict=True)
                     decoded = torch.cat([job.follow(one, part, cond, wish, MEMORY_STEPS) for one, wish in each])
                 if vivid != 1:
@@ -202,7 +204,11 @@ def encode_colors(
     def task() -> list[Tensor]:
         job = Colorization(run, flow, image, working_size, encoding=True)
         at_once = run.at_once(AT_ONCE)
-        encoded = [job.encode(image, slice(start, start + at_once)) for start in range(0, len(image), at_once)]
+        encoded: list[list[Tensor]] = []
+        for start in range(0, len(image), at_once):
+            part = slice(start, start + at_once)
+            x = job.chroma_on_grid(image[part], part) + color.NEUTRAL
+            encoded.append(run.plan.encode(x, job.condition(part, None)))
         return [torch.cat(levels).to(image.device) for levels in zip(*encoded, strict=True)]
 
     return run(task)
@@ -296,11 +302,7 @@ def apply_chroma(
 
 
 def memory_required(flow: Flow, height: int, width: int, samples: int = 1, *, working_size: int | None = None) -> int:
-    """Estimate the bytes that ``colorize`` works with in float32, beyond the weights and the resulting pictures.
-
-    Counts the merge of one coloring at full size, and the peak at the working size: all features and one conditioner on
-    the finest grid.
-    """
+    """Estimate the bytes that ``colorize`` works with in float32, beyond the weights and the resulting pictures."""
     flow.require("colorize")
     config = flow.config
     rows, columns = working_sides(max(1, height), max(1, width), working_size or config.working_size)
@@ -310,22 +312,10 @@ def memory_required(flow: Flow, height: int, width: int, samples: int = 1, *, wo
     return round(4 * (encoder + conditioner + 24 * height * width))
 
 
-def check_cast(cast: float, vivid: float) -> None:
-    """Raise FlowError if either is out of its range."""
-    if not -1 <= cast <= 1:
-        raise FlowError(
-            f"cast must lie in [-1, 1]: 1 as drawn, 0 that of the calmest coloring, -1 no cast at all; got {cast}."
-        )
-    if not (math.isfinite(vivid) and vivid >= 0):
-        raise FlowError(f"vivid must be a finite number >= 0, 1 for as drawn; got {vivid}.")
-
-
 def change_cast(chroma: Tensor, calm: Tensor, y: Tensor, cast: float) -> Tensor:
     """Change the cast of colorings ``(B, 2, h, w)``: 1 as it is; 0 that of ``calm``; -1 none; between linearly.
 
-    With w = y (1 - y), which is large in midtones and 0 in black and white, and m the mean chroma weighted by w: a
-    multiple of w is added, so that m becomes what is asked for. Black and white keep their color.
-    ``calm`` is the coloring at temperature 0, ``(1, 2, h, w)``, y their luma, ``(1, 1, h, w)``.
+    A multiple of ``y (1 - y)``, which is 0 in black and white, is added, so that the mean chroma becomes the wanted.
     """
     own, theirs = _mean(chroma, y), _mean(calm, y)
     wanted = theirs + cast * (own - theirs) if cast >= 0 else (1 + cast) * theirs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +74,23 @@ def remember(
     assert isinstance(encoder, LumaEncoder)
 
     def task() -> ColorMemory:
-        total, each = _each(photographs, run)
+        named = _named(photographs)
+        total = len(named)
         run.expect(total)
         described, chroma, photograph = list[Tensor](), list[Tensor](), list[int]()
         known, left_out = 0, list[str]()
-        for name, rgb in each:
+        for name, one in named:
+            try:
+                pixels = one if isinstance(one, Tensor) else files.read(files.read_bytes(one), name).pixels
+                rgb = validate_image(pixels)[0]
+            except ImageError as error:
+                run.notify(f"{name} is left out: {error}")
+                continue
             run.check_cancelled()
             inside = find_border(rgb)
             rgb = rgb if inside is None else inside.cut(rgb)
-            if _is_colored(rgb):
+            small = limit_shorter_side(rgb, SIDE)
+            if float(color.split(small)[1].abs().max()) > COLORED and not is_tinted(small):
                 seen, colors = cells_of(encoder, rgb.to(run.device, run.dtype))
                 # evenly spread places, if not all fit
                 chosen = torch.linspace(0, len(seen) - 1, min(len(seen), max(1, cells // total))).round().long()
@@ -129,31 +137,15 @@ def cells_of(encoder: LumaEncoder, rgb: Tensor) -> tuple[Tensor, Tensor]:
     return described[0].flatten(1).T, F.avg_pool2d(chroma, CELL)[0].flatten(1).T
 
 
-def _each(photographs: Photographs, run: Runner) -> tuple[int, Iterator[tuple[str, Tensor]]]:
-    """Count photographs, and give the name and pixels ``(1, 3, H, W)`` of each."""
+def _named(photographs: Photographs) -> list[tuple[str, Tensor | Path]]:
+    """List photographs, pixels ``(1, 3, H, W)`` or the path of a file, by names for messages."""
     if isinstance(photographs, str | Path):
         path = Path(photographs).expanduser()
         if not path.exists():
             raise ImageError(f"There is no folder or file {path} to remember.")
-        found = image_files(path) if path.is_dir() else [path]
-        return len(found), _read(found, run)
+        return [(file.name, file) for file in (image_files(path) if path.is_dir() else [path])]
     batches = [photographs] if isinstance(photographs, Tensor) else list(photographs)
     if not batches:
         raise ImageError("A memory needs photographs in color; got none.")
     pictures = [one for batch in batches for one in validate_image(batch)[0].split(1)]
-    return len(pictures), ((f"photograph {number}", one) for number, one in enumerate(pictures, start=1))
-
-
-def _read(paths: Iterable[Path], run: Runner) -> Iterator[tuple[str, Tensor]]:
-    for path in paths:
-        try:
-            pixels = files.read(files.read_bytes(path), path.name).pixels
-        except ImageError as error:
-            run.notify(f"{path.name} is left out: {error}")
-            continue
-        yield path.name, validate_image(pixels)[0]
-
-
-def _is_colored(rgb: Tensor) -> bool:
-    small = limit_shorter_side(rgb, SIDE)
-    return float(color.split(small)[1].abs().max()) > COLORED and not is_tinted(small)
+    return [(f"photograph {number}", one) for number, one in enumerate(pictures, start=1)]

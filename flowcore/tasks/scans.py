@@ -31,28 +31,15 @@ class Inside:
     left: int
     right: int
 
-    def fill(self, image: Tensor) -> Tensor:
-        """Continue the photograph symmetrically over the border of images ``(B, C, H, W)``."""
-        height, width = image.shape[-2:]
-        border = (self.left, width - self.right, self.top, height - self.bottom)
-        return pad_symmetric(self.cut(image), border)
-
     def cut(self, image: Tensor) -> Tensor:
         """Return the photograph alone."""
         return image[..., self.top : self.bottom, self.left : self.right]
 
-    def clear(self, chroma: Tensor) -> Tensor:
-        """Set the border of chroma ``(B, 2, H, W)`` to gray."""
-        result = torch.zeros_like(chroma)
-        self.cut(result).copy_(self.cut(chroma))
-        return result
-
 
 def find_border(rgb: Tensor) -> Inside | None:
-    """Find a plain border on all four sides of a picture ``(1, 3, H, W)``: the mat or frame of a scan, of any color.
+    """Find a plain border on all four sides of a picture ``(1, 3, H, W)``, from which it stands out by straight edges.
 
-    The border has one color, and the photograph begins at a straight edge. What merely stands in front of a plain
-    background (a bird in the sky) is no border, and bars on two sides are none.
+    What merely stands in front of a plain background (a bird in the sky) has no border, nor have bars on two sides.
     """
     height, width = rgb.shape[-2:]
     if min(height, width) < 16:
@@ -77,24 +64,32 @@ def find_border(rgb: Tensor) -> Inside | None:
 
 
 def fill_borders(images: Tensor, inside: Sequence[Inside | None]) -> Tensor:
-    """Continue each photograph over its border; those without one stay as they are."""
+    """Continue each photograph symmetrically over its border; those without one stay as they are."""
     if not any(inside):
         return images
-    return torch.cat([one if i is None else i.fill(one) for one, i in zip(images.split(1), inside, strict=True)])
+    height, width = images.shape[-2:]
+    return torch.cat(
+        [
+            one if i is None else pad_symmetric(i.cut(one), (i.left, width - i.right, i.top, height - i.bottom))
+            for one, i in zip(images.split(1), inside, strict=True)
+        ]
+    )
 
 
 def clear_borders(chroma: Tensor, inside: Sequence[Inside | None]) -> Tensor:
     """Set the border of each photograph to gray; those without one stay as they are."""
     if not any(inside):
         return chroma
-    return torch.cat([one if i is None else i.clear(one) for one, i in zip(chroma.split(1), inside, strict=True)])
+    result = torch.zeros_like(chroma)
+    for cleared, one, i in zip(result.split(1), chroma.split(1), inside, strict=True):
+        (cleared if i is None else i.cut(cleared)).copy_(one if i is None else i.cut(one))
+    return result
 
 
 def is_tinted(rgb: Tensor) -> bool:
     """Tell whether a picture ``(1, 3, H, W)`` has one tint (sepia, cyanotype, yellowed paper) instead of colors.
 
-    Its chroma is then a function of luma alone: what it deviates from its mean at that luma is noise. A shrunk picture
-    has less grain.
+    Its chroma is then a function of luma alone: what it deviates from its mean at that luma is noise.
     """
     y, chroma = color.split(rgb)
     bins = (y * BINS).long().clamp(0, BINS - 1).flatten()  # (HW,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -206,17 +207,18 @@ def upscale_video(
             number = int(past[0]) + 1 if past else 0
             if not number:
                 advise(flow, validate_image(frame)[0], run.notify)
-            settings: Any = {"calm_edges": calm_edges, "tile": tile, "halo": halo, "store": ConditionStore(count=1)}
-            settings |= {"guide_bounded": True}
+            store = ConditionStore(count=1)
+            enlarge = partial(
+                upscale, flow, frame, calm_edges=calm_edges, tile=tile, halo=halo, store=store, guide_bounded=True
+            )
             first, second = (part_of_run(options, (place + k / 2) / len(frames), 0.5 / len(frames)) for k in (0, 1))
             calm, guide, strength = None, None, None
             if steadiness:
-                calm = upscale(flow, frame, temperature=0.0, **settings, **first)[:, :3].to(run.device)
+                calm = enlarge(temperature=0.0, **first)[:, :3].to(run.device)
                 if len(past) > 1:
                     guide, strength = _moved(calm, past[1], past[2], flow.condition_scale, steadiness)
-            drawn: Any = {"temperature": temperature, "seed": (seed + number) % 2**64}
-            drawn |= {"guide": guide, "guide_strength": strength}
-            picture = upscale(flow, frame, **drawn, **settings, **second)
+            own = (seed + number) % 2**64
+            picture = enlarge(temperature=temperature, seed=own, guide=guide, guide_strength=strength, **second)
             result = picture.new_empty(len(frames), *picture.shape[1:]) if result is None else result
             result[place] = picture[0]
             past = [torch.tensor(number), *([] if calm is None else [calm, picture[:, :3].to(run.device)])]
@@ -233,25 +235,20 @@ def upscale_video(
 def _moved(
     calm: Tensor, last_calm: Tensor, last: Tensor, scale: int, steadiness: float
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Move the last result to where a frame shows the same; and say how much of it is to be kept, by place.
+    """Move the last result to where a frame shows the same, and say how much of it is kept, by place; None after a cut.
 
-    All are ``(1, C, s * h, s * w)``; ``calm`` are enlargements at temperature 0, which also have less of the noise and
-    compression of the LR frames. None after a cut.
+    The motion is that between enlargements at temperature 0, which have less of the LR frames' noise and compression.
     """
     if calm.shape != last_calm.shape:
         return None, None
     there, back = estimate_motion(calm, last_calm), estimate_motion(last_calm, calm)
     guide = move(last, there).clamp(0, 1)
-    apart = _length(there + sample_at(back, there))
+    apart = (there + sample_at(back, there)).norm(dim=1, keepdim=True)
     error = blur(shrink(guide - calm, scale).square().mean(1, keepdim=True), NEIGHBORS)  # (1, 1, h, w)
     explained = F.interpolate(1 / (1 + (error / UNEXPLAINED**2) ** 4), scale_factor=float(scale), mode="bilinear")
     trusted = explained / (1 + (apart / DISAGREEMENT) ** 4)
     if float(trusted.mean()) < CUT:
         return None, None
-    moving = (_length(there) / MOVED).clamp(max=1)
+    moving = (there.norm(dim=1, keepdim=True) / MOVED).clamp(max=1)
     guide = torch.lerp(calm, guide, (2 * trusted).clamp(max=1))  # nothing strange beside what is kept
     return guide, trusted * (1 - (1 - steadiness) * moving)
-
-
-def _length(motion: Tensor) -> Tensor:
-    return motion.norm(dim=1, keepdim=True)
