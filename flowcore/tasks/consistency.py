@@ -21,10 +21,9 @@ STEP = 1.6  # shrinking an enlargement keeps 0.25 (the finest pattern) to 1 of i
 
 @torch.no_grad()
 def consistency(images: Tensor, source: Tensor) -> Tensor:
-    """Compare enlargements ``(B * N, C, H, W)`` with their sources ``(B, C, h, w)``: ``metrics.lr_psnr``, at most 100.
+    """Compare enlargements ``(B * N, C, H, W)`` with their sources ``(B, C, h, w)``: ``metrics.lr_psnr``, ``(B * N,)``.
 
-    In decibels, ``(B * N,)``, on the CPU. Alpha is ignored; a source that is larger is shrunk to the size of the
-    images.
+    At most 100 dB, on the CPU. Alpha is ignored; a source that is larger is shrunk to the size of the images.
     """
     validate_image(images[:1])  # also an empty batch
     small = validate_image(source)[0].cpu()
@@ -70,44 +69,43 @@ def match_source(
     Source: Irani and Peleg, "Improving resolution by image registration" (1991), with the resize of the papers as the
         camera, a longer step, and a clamp.
     """
-    run = Runner(
-        None, RunOptions(**options), "Match smaller images, or fewer at once, or free memory on the device.", images
-    )
-    return run(lambda: _match_source(run, images, source, iterations))
+    advice = "Match smaller images, or fewer at once, or free memory on the device."
+    run = Runner(None, RunOptions(**options), advice, images)
 
+    def task() -> Tensor:
+        validate_image(images[:1])  # also an empty batch
+        small = validate_image(source)[0].to(images.device)
+        each = samples_per_source(images, small)
+        size, least = images.shape[-2:], small.shape[-2:]
+        if size[0] < least[0] or size[1] < least[1]:
+            raise ShapeError(
+                f"The images must be at least as large as the source; got {size[1]}x{size[0]} for a source of "
+                f"{least[1]}x{least[0]}. Swap the two, or pass what the images were made from."
+            )
+        matched = torch.empty((len(images), max(3, images.shape[1]), *size), dtype=torch.float32, device=images.device)
+        worst = MAX_DB
+        run.expect(len(images))
+        for k, result in enumerate(matched):
+            (x, alpha), y = validate_image(images[k, None]), small[k // each, None]
+            for _ in range(iterations):
+                run.check_cancelled()
+                missing = y - resize(x, *least)
+                if float(missing.square().mean()) <= 10 ** (-STOP_DB / 10):
+                    break
+                x = (x + STEP * resize(missing, *size)).clamp(0, 1)
+            result[:3] = x[0]
+            if alpha is not None:
+                result[3:] = alpha[0]
+            worst = min(worst, float(lr_psnr(x, y)))
+            run.advance(preview=result[:3])
+        if worst < GOAL:
+            run.notify(
+                f"The source could be matched to {worst:.0f} dB only: black or white limit the correction, or the "
+                "images show something else."
+            )
+        return matched
 
-def _match_source(run: Runner, images: Tensor, source: Tensor, iterations: int) -> Tensor:
-    validate_image(images[:1])  # also an empty batch
-    small = validate_image(source)[0].to(images.device)
-    each = samples_per_source(images, small)
-    size, least = images.shape[-2:], small.shape[-2:]
-    if size[0] < least[0] or size[1] < least[1]:
-        raise ShapeError(
-            f"The images must be at least as large as the source; got {size[1]}x{size[0]} for a source of "
-            f"{least[1]}x{least[0]}. Swap the two, or pass what the images were made from."
-        )
-    matched = torch.empty((len(images), max(3, images.shape[1]), *size), dtype=torch.float32, device=images.device)
-    worst = MAX_DB
-    run.expect(len(images))
-    for k, result in enumerate(matched):
-        (x, alpha), y = validate_image(images[k, None]), small[k // each, None]
-        for _ in range(iterations):
-            run.check_cancelled()
-            missing = y - resize(x, *least)
-            if float(missing.square().mean()) <= 10 ** (-STOP_DB / 10):
-                break
-            x = (x + STEP * resize(missing, *size)).clamp(0, 1)
-        result[:3] = x[0]
-        if alpha is not None:
-            result[3:] = alpha[0]
-        worst = min(worst, float(lr_psnr(x, y)))
-        run.advance(preview=result[:3])
-    if worst < GOAL:
-        run.notify(
-            f"The source could be matched to {worst:.0f} dB only: black or white limit the correction, or the images "
-            "show something else."
-        )
-    return matched
+    return run(task)
 
 
 def samples_per_source(images: Tensor, source: Tensor) -> int:

@@ -73,38 +73,28 @@ def forecast(
     tiles = TileSize(tile, HALO, TILING)
     needed = partial(memory_required, flow, rows, columns, guided=guided or bool(steadiness))
     working = needed(tiles.choose(max(rows, columns), needed, device))
-    how: Any = {"precision": precision, "cancelled": cancelled, "notify": log.debug}
-    if steadiness:
-        per_pixel = _seconds_of_frames(flow, steadiness, **how)
-    else:
-        per_pixel = _seconds_of_samples(flow, samples=samples, guided=guided, **how)
+    time_task = partial(_seconds, flow, precision=precision, cancelled=cancelled, notify=log.debug)
+    if steadiness:  # of a frame with one before it: two enlargements, the guide's pass and the motion
+        task = partial(upscale_video, steadiness=steadiness, before=list[Tensor]())
+        time_task(task)
+        seconds = time_task(task)
+    else:  # of one sample: all share what depends on the image, and on its guide, alone
+        plan = planned(flow, actual_precision(precision, device))  # folded before the clock starts
+        own = plan.guide_units + plan.units if flow.guide is not None else 0
+        once = time_task(upscale if "upscale" in flow.capabilities.tasks else restore)
+        shared = ENCODING * (plan.encoder_units + plan.prepare_units)
+        guide = plan.units if guided else own
+        seconds = once * (shared + guide + samples * plan.units) / (shared + own + plan.units)
     return Forecast(
         pictures=samples * len(results),
         largest=max(results, key=lambda size: size[0] * size[1]),
         megapixels=samples * sum(areas) / 1e6,
         memory=working + PICTURE_BYTES * samples * max(areas),
-        seconds=per_pixel * sum(height * width for height, width in sources),
+        seconds=seconds * sum(height * width for height, width in sources),
     )
 
 
-def _seconds_of_samples(flow: Flow, precision: Precision, samples: int, *, guided: bool, **how: Any) -> float:
-    """Seconds per pixel, from timing one sample: all share what depends on the image, and on its guide, alone."""
-    plan = planned(flow, actual_precision(precision, next(flow.parameters()).device))  # folded before the clock starts
-    own = plan.guide_units + plan.units if flow.guide is not None else 0
-    once = _time(upscale if "upscale" in flow.capabilities.tasks else restore, flow, precision=precision, **how)
-    shared = ENCODING * (plan.encoder_units + plan.prepare_units)
-    guide = plan.units if guided else own
-    return once * (shared + guide + samples * plan.units) / (shared + own + plan.units)
-
-
-def _seconds_of_frames(flow: Flow, steadiness: float, **how: Any) -> float:
-    """Seconds per pixel, from timing a frame with one before it: two enlargements, the guide's pass and the motion."""
-    task = partial(upscale_video, steadiness=steadiness, before=list[Tensor]())
-    _time(task, flow, **how)
-    return _time(task, flow, **how)
-
-
-def _time(task: Callable[..., Tensor], flow: Flow, **how: Any) -> float:
+def _seconds(flow: Flow, task: Callable[..., Tensor], **how: Any) -> float:
     """Seconds per pixel of a small image, gray, since the model could overflow at noise, and that takes longer."""
     start = time.perf_counter()
     task(flow, torch.full((1, 3, PROBE, PROBE), 0.5), **how)

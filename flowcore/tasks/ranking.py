@@ -1,11 +1,7 @@
 """Ranking: how much samples differ and where, and which of them is best.
 
-The log density of a coloring does not tell by itself. A density depends on the coordinates, and in those of chroma it
-is highest where all colors are near gray: sorted by it, colorings come out in the order of their colorfulness. Both
-criteria for colorings leave the colorfulness out. With the first ``color-photos`` on 29 test photographs, the best 2 of
-every 8 colorings by log density had 0.65 to 0.72 of the mean colorfulness and, scaled to the same one, 1.01 of the mean
-RMSE or more; those by ``palette_bits`` 0.98 and 0.98, those by ``consensus`` 0.96 and 0.96. ``python -m flowcore eval``
-measures both, as ``rmse_likelihood`` and ``rmse_consensus``.
+By log density, colorings come out in the order of their colorfulness, since it is highest near gray. Both criteria for
+colorings leave the colorfulness out; ``python -m flowcore eval`` measures both.
 
 Source: ours. That densities rank differently in other coordinates: Le Lan & Dinh, "Perfect density models cannot
 guarantee anomaly detection" (2021). The least expected distance: minimum Bayes risk decoding, Kumar & Byrne (2004).
@@ -20,7 +16,6 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..condition import Condition
 from ..dequantization import quantization
 from ..device import float64
 from ..errors import FlowError, ShapeError
@@ -44,12 +39,10 @@ MIN_COLORINGS = 4  # whose trend by colorfulness is removed
 
 @torch.no_grad()
 def consensus(images: Tensor, source: Tensor) -> Tensor:
-    """Compute how far each coloring is from the other ones: the mean of ``|a - b|^2 / (|a| |b|)`` of their chroma.
+    """Compute how far each coloring is from the other ones: the expected distance from the true colors, ``(B, N)``.
 
-    Where samples are draws of the colors that a photograph may have, this is the expected distance from its true ones.
-    The distance is relative, so that twice as colorful is as far as half as colorful; a plain one prefers the calm.
-    ``(B, N)`` on the CPU, for ``(B * N, C, H, W)`` (all colorings of image 0, then of image 1): 0 if all are alike,
-    about 2 if they have nothing in common.
+    The distance is relative, so that twice as colorful is as far as half as colorful; a plain one prefers the calm. For
+    ``(B * N, C, H, W)``, all colorings of image 0 first; 0 if all are alike, about 2 if they have nothing in common.
     """
     each = _colorings_per_source(images, source)
     # One by one, because a batch may fill half of the memory.
@@ -68,20 +61,17 @@ def relative_distance(x: Tensor) -> Tensor:
 @torch.no_grad()
 @runs_with(Reporting)
 def palette_bits(flow: Flow, images: Tensor, source: Tensor, **options: Unpack[Reporting]) -> Tensor:
-    """Compute how many bits per dimension a colorizer needs for the palettes of colorings, given the luma.
+    """Compute how many bits per dimension a colorizer needs for the coarsest grid, which decides on colors: ``(B, N)``.
 
-    A palette is what the coarsest grid holds, where the colors are decided; the finer ones follow luma, and their
-    density says how much detail there is. All colorings of a photograph are scaled to the same colorfulness (the
-    median) before, and of 4 or more the trend that is left is removed: the slope of their bits over the logarithm of
-    their own colorfulness. So neither calm nor vivid ones come first. ``(B, N)`` on the CPU, float64, in bits of 8-bit
-    chroma, for colorings as in ``consensus``; lower is likelier. Comparable among the colorings of one photograph only.
+    All colorings of a photograph are scaled to their median colorfulness before, and the trend that is left is removed,
+    so that neither calm nor vivid ones come first. Comparable among the colorings of one photograph only.
     """
     flow.require("colorize")
     each = _colorings_per_source(images, source)
     run = Runner(flow, RunOptions(**options), ADVICE, source)
 
     def task() -> Tensor:
-        job = Colorization(run, flow, source, None, encoding=True)
+        job, prelude = Colorization(run, flow, source, None, encoding=True), flow.prelude
         at_once = run.at_once(AT_ONCE)
         run.expect(len(job.y) + len(images))
         rows: list[Tensor] = []
@@ -94,22 +84,18 @@ def palette_bits(flow: Flow, images: Tensor, source: Tensor, **options: Unpack[R
             chroma = chroma * scale.to(chroma)[:, None, None, None]
             bits: list[Tensor] = []
             for part in chroma.split(at_once):
-                bits.append(_bits_of_coarsest(run, flow, part + NEUTRAL, cond.expand(len(part))))
+                x = part + NEUTRAL
+                latents, shares = run.plan.by_position(x, cond.expand(len(part)))
+                dimensions = latents[-1][0].numel()
+                log_prob = float64(shares[-1]).flatten(1).sum(1)
+                if prelude is not None and len(shares) > 1:  # its density is all levels', by their dimensions
+                    log_prob = log_prob + float64(prelude(x)[1]) * dimensions / x[0].numel()
+                bits.append((-(log_prob / dimensions + math.log(quantization(flow).width)) / math.log(2)).cpu())
                 run.advance(len(part))
             rows.append(without_trend(torch.cat(bits), colorful.clamp_min(MIN_COLORFULNESS).log().cpu()))
         return torch.stack(rows)
 
     return run(task)
-
-
-def _bits_of_coarsest(run: Runner, flow: Flow, x: Tensor, cond: Condition) -> Tensor:
-    """Bits per dimension of the coarsest latents, of chroma x as the flow has it, (N,)."""
-    latents, shares = run.plan.by_position(x, cond)
-    dimensions = latents[-1][0].numel()
-    log_prob = float64(shares[-1]).flatten(1).sum(1)
-    if flow.prelude is not None and len(shares) > 1:  # its density belongs to all levels by their dimensions
-        log_prob = log_prob + float64(flow.prelude(x)[1]) * dimensions / x[0].numel()
-    return (-(log_prob / dimensions + math.log(quantization(flow).width)) / math.log(2)).cpu()
 
 
 def without_trend(bits: Tensor, colorful: Tensor) -> Tensor:
@@ -135,7 +121,6 @@ By = Literal["consistency", "likelihood", "consensus"]
 needs for it, fewest first ("likelihood"; of colorings: for their palettes, see ``palette_bits``); or how far a coloring
 is from the other ones of its photograph, nearest first ("consensus")."""
 
-
 LEVEL = 0.1  # dB of consistency within which no sample is the better one
 
 
@@ -143,8 +128,7 @@ LEVEL = 0.1  # dB of consistency within which no sample is the better one
 def diversity_map(images: Tensor, samples: int = 0) -> Tensor:
     """Compute the standard deviation of samples at every pixel, averaged over the channels: ``(B, 1, H, W)``.
 
-    Of ``(B * N, C, H, W)``: all N samples of image 0, then of image 1; 0 samples if all are of one image. Alpha is
-    ignored. Its mean is ``metrics.diversity`` / 255.
+    Of ``(B * N, C, H, W)``: all N samples of image 0, then of image 1; 0 samples if all are of one image.
     """
     rgb = validate_image(images)[0].cpu()
     each = samples or len(rgb)
@@ -186,6 +170,7 @@ def ranked(
     """
     if by not in get_args(By):
         raise FlowError(f"by must be one of {', '.join(get_args(By))}; got {by!r}.")
+    notify = options.get("notify") or log.warning
     rgb, small = validate_image(images)[0], validate_image(source)[0]
     each = samples_per_source(rgb, small)
     if by == "consensus":
@@ -193,14 +178,14 @@ def ranked(
         return scores, torch.argsort(scores, dim=1, stable=True)
     if by == "consistency":
         if rgb.shape[-2:] == small.shape[-2:]:
-            (options.get("notify") or log.warning)(
+            notify(
                 "consistency compares enlargements with their source; these are as large as it. Choose consensus for "
                 "colorings."
             )
         scores = consistency(rgb, small).view(-1, each)
         spread = float((scores.amax(1) - scores.amin(1)).nan_to_num(nan=0.0).max())
         if each > 1 and spread < LEVEL:
-            (options.get("notify") or log.warning)(
+            notify(
                 f"The samples are level: their consistency differs by {spread:.2g} dB. Choose likelihood, or by eye."
             )
         return scores, torch.argsort(scores, dim=1, descending=True, stable=True)

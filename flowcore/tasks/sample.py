@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
@@ -52,10 +51,6 @@ class Passes:
         at_once = self.run.at_once(images_at_once(1, pixels))
         return (slice(start, min(images, start + at_once)) for start in range(0, images, at_once))
 
-    def _layers(self, count: int) -> AbstractContextManager[None]:
-        """Count the layers of a batch as they run."""
-        return self.run.part(count * self.run.plan.units, count)
-
     def announce(self, images: int, pixels: int, memory: int, *, guided: bool) -> None:
         """Tell the caller how long decoding patch by patch will take, from timing a few, unless that is short."""
         plan = self.run.plan
@@ -80,9 +75,17 @@ class Passes:
         for part in self.batches(len(pixels), pixels[0, 0].numel()):
             x = pixels[part]
             own = self.condition_of(cond, part, len(pixels))
-            with self._layers(len(x)):
+            with self.run.part(len(x) * self.run.plan.units, len(x)):
                 latents = self.run.plan.encode(x.to(self.run.device), own)
-            refuse_nonfinite(latents, x, part.start)
+            finite = torch.stack([z.isfinite().flatten(1).all(1) for z in latents]).all(0)  # (B,)
+            if not finite.all():
+                i = int((~finite).nonzero()[0])
+                low, high = float(x[i].min()), float(x[i].max())
+                raise ImageError(
+                    f"Image {part.start + i} has no finite latents: the model is unstable there, or does not reach it. "
+                    f"Its values go from {low:.3g} to {high:.3g}; expected are 0 to 1. Clamp it, or choose another "
+                    "image."
+                )
             encoded.append([z.to(pixels.device) for z in latents])
             self.finish(len(x))
         return [torch.cat(level) for level in zip(*encoded, strict=True)]
@@ -103,14 +106,12 @@ class Passes:
     ) -> Tensor:
         """Decode one batch to finite images, whose first has the number ``first``; see ``overflow``.
 
-        With ``denoise``, the noise that the model was trained with is removed: ``x + sigma^2 grad log p(x)``.
-
-        Source: Zhai et al., TarFlow (2024), section 3.2: Tweedie's formula.
+        ``denoise`` removes the noise of the training: ``x + sigma^2 grad log p(x)`` (TarFlow, 2024, section 3.2).
         """
         decoder = overflow.bounded_decoder(self.run.plan, cond, self._max_deviation)
         latents = [z.to(self.run.device, self.run.dtype) for z in latents]
         gray = torch.full((1, self.run.plan.channels, 1, 1), 0.5)
-        with self._layers(len(latents[0])):
+        with self.run.part(len(latents[0]) * self.run.plan.units, len(latents[0])):
             decoded = overflow.decode_with_backoff(decoder, latents, lambda: gray)
         self._repairs.add(first, decoded.attenuated, decoded.filled)
         sigma = getattr(self.run.plan.config, "noise", 0.0) / 2  # of images in [0, 1]
@@ -136,24 +137,6 @@ class Passes:
             )
         selected: Condition = select_items(cond, torch.arange(part.start, part.stop))
         return selected.map_tensors(lambda t: t.to(self.run.device, self.run.dtype))
-
-    def encode_labels(self, labels: Tensor | None) -> Condition | None:
-        """Encode labels as a condition, in the model's precision; None for models without labels."""
-        if labels is None:
-            return None
-        return self.run.plan.encode_condition(labels.to(self.run.device)).map_tensors(lambda t: t.to(self.run.dtype))
-
-
-def refuse_nonfinite(latents: Sequence[Tensor], pixels: Tensor, first: int) -> None:
-    """Raise ImageError if the latents of an image are not finite; the first image has the number ``first``."""
-    finite = torch.stack([z.isfinite().flatten(1).all(1) for z in latents]).all(0)  # (B,)
-    if not finite.all():
-        i = int((~finite).nonzero()[0])
-        low, high = float(pixels[i].min()), float(pixels[i].max())
-        raise ImageError(
-            f"Image {first + i} has no finite latents: the model is unstable there, or does not reach it. Its values "
-            f"go from {low:.3g} to {high:.3g}; expected are 0 to 1. Clamp it, or choose another image."
-        )
 
 
 @runs_with(Running)
@@ -223,7 +206,10 @@ def sample(
         passes.announce(n, height * width, memory_required(flow, n, height, width), guided=_weight(guidance) > 0)
         result = torch.empty((n, flow.channels, height, width), dtype=run.dtype, device="cpu")
         for part in passes.batches(n, height * width):
-            cond = guided(flow, passes.encode_labels(None if numbers is None else numbers[part]), guidance)
+            cond = None
+            if numbers is not None:
+                cond = run.plan.encode_condition(numbers[part].to(run.device)).map_tensors(lambda t: t.to(run.dtype))
+            cond = guided(flow, cond, guidance)
             own = [z[part] for z in latents]
             images = passes.decode_batch(own, cond, part.start, denoise=denoise).cpu()
             images = quantize(flow, images) if snapped else images
@@ -340,11 +326,9 @@ def _weight(guidance: float | Guidance) -> float:
 
 
 def dequantized_image(flow: Flow, image: Tensor, *, seed: int = 0) -> Tensor:
-    """Add the noise of one bin to images, which the images of the model's training have, too; image i by ``seed + i``.
+    """Add the noise that the images of the model's training have, of one bin or Gaussian; image i by ``seed + i``.
 
-    A model of few bits has never seen a pixel that lies exactly on a gray level: the latents of the black around a
-    digit, say, are far from typical, and decoded under another label they fall apart. ``dequantization.quantize``
-    removes the noise. For a model that was trained with Gaussian ``noise`` it is that.
+    A model of few bits has never seen a pixel that lies exactly on a gray level, whose latents are far from typical.
     """
     pixels = check_image(flow, image)
     bins, sigma = quantization(flow), getattr(flow.config, "noise", 0.0) / 2  # of images in [0, 1]
@@ -361,8 +345,7 @@ def dequantized_image(flow: Flow, image: Tensor, *, seed: int = 0) -> Tensor:
 def memory_required(flow: Flow, images: int, height: int, width: int) -> int:
     """Estimate the bytes that one pass works with, beyond the weights, for as many images as go through at once.
 
-    Counts, per pixel, the peak: the image and its neighbors in the chain, eight times its channels; and one network.
-    Where the weights are large, the plan's copy of them counts, too.
+    Per pixel: the image and its neighbors in the chain, and one network. The plan's copy of large weights counts, too.
     """
     at_once = min(images, images_at_once(height, width))
     if flow.capabilities.source == "low_resolution":
@@ -383,9 +366,8 @@ MAX_STYLE = 5.0
 def apply_style(flow: Flow, latents: Sequence[Tensor], styles: Mapping[str, float | Sequence[float]]) -> list[Tensor]:
     """Move latents along directions that the model carries, by name: ``z + sum over styles of strength d``.
 
-    A messy hand is messy in all its details at once, so "messy" is also a temperature: it multiplies the latents by
-    ``exp(MESSY_RATE * strength)`` first. A strength is one number, or one per level; negative for the opposite. Each
-    item stops at ``MAX_STYLE`` along a style: beyond, the model has seen nothing. What lies there stays.
+    A strength is one number, or one per level; "messy" first multiplies the latents by ``exp(MESSY_RATE * strength)``,
+    since a messy hand is messy in all its details. Each item stops at ``MAX_STYLE`` along a style.
     """
     known: dict[str, list[Tensor]] = flow.styles
     unknown = [name for name in styles if name not in known]

@@ -211,10 +211,7 @@ def sampling_settings(
 
 
 def target_size(flow: Flow, height: int, width: int, factor: float = 0.0, longest_side: int = 0) -> tuple[int, int]:
-    """Compute height and width of the pictures that ``upscale`` returns for an LR image; see there.
-
-    They have the proportions of the LR image as nearly as whole pixels allow.
-    """
+    """Compute height and width of the pictures that ``upscale`` returns for an LR image; see there."""
     if not (math.isfinite(factor) and factor >= 0) or longest_side < 0:
         raise FlowError(
             f"factor and longest_side must be finite and not negative; got {factor} and {longest_side}. 0 leaves the "
@@ -233,10 +230,7 @@ def memory_required(
     """Estimate the bytes that ``upscale`` works with in float32, beyond the weights and the resulting pictures.
 
     Counts what is held for the whole image or tile at the widest moment, the end of level 1 (in small images a dense
-    block of the encoder): the features of all levels, for every sample that is computed at once its latents and the
-    image before and after a step; and the strips, which do not grow with the image. With a guide, which is ``guided``
-    or the model's own, that is held for the whole image, and its latents for the tile; the network that makes it runs
-    before, in strips of the whole image.
+    block of the encoder): all features, every sample's latents and image, the strips; and a guide, given or made.
     """
     if flow.capabilities.source != "low_resolution":
         flow.require("upscale")
@@ -245,7 +239,11 @@ def memory_required(
     pictures = 4 * 3 * flow.condition_scale**2
     cropped = 1 if (rows, columns) == (height, width) else 2  # its latents, and of tiles the crop that is encoded
     guide = pictures * (height * width + cropped * rows * columns) if guided or network is not None else 0
-    making = 0 if network is None else pictures * height * width + _network_bytes(network, height, width)
+    making = 0
+    if network is not None:  # beside pictures, the rows of a strip, those that the first layer is ahead, two per layer
+        layers, row = len(network.convs), 4 * width * network.width
+        strip = max(2 * MIN_ROWS, DENSE_BYTES["cuda"] // (IN_FLIGHT * row)) + layers
+        making = pictures * height * width + row * (IN_FLIGHT * min(height, strip) + 2 * layers)
     config = flow.config
     if isinstance(config, HCFlowConfig):
         return _hcflow_bytes(config, rows, columns, samples) + guide + STRIPS
@@ -260,22 +258,8 @@ def memory_required(
     return round(max(working, making)) + STRIPS
 
 
-def _network_bytes(network: CompactUpscaler, height: int, width: int) -> int:
-    """What the network of a guide holds of an image beside pictures; see ``FoldedCompactUpscaler``.
-
-    The rows of a strip, and those that the first layer is ahead of the last; and two of every layer.
-    """
-    layers, row = len(network.convs), 4 * width * network.width
-    rows = max(2 * MIN_ROWS, DENSE_BYTES["cuda"] // (IN_FLIGHT * row)) + layers
-    return row * (IN_FLIGHT * min(height, rows) + 2 * layers)
-
-
 def _hcflow_bytes(config: HCFlowConfig, rows: int, columns: int, samples: int) -> int:
-    """What an HCFlow holds for so many LR pixels at its widest moment, the features of level 1 of the last sample.
-
-    The features of all samples and levels; of the samples that are in the extractor at once, the trunk before and after
-    a dense block and that of the RRDB; and all samples' latents and images.
-    """
+    """Estimate what an HCFlow holds for so many LR pixels at its widest moment, the extractor of the last sample."""
     grids = [(config.scale / 2**level) ** 2 for level in range(1, config.levels + 1)]  # positions per LR pixel
     features = config.extractor_width * (1 if config.rescaling else 2)
     held = samples * (features * sum(grids) + 5 * 3 * config.scale**2)
@@ -294,10 +278,9 @@ def _resize_each(run: Runner, pictures: Tensor, size: tuple[int, int]) -> Tensor
 
 def pad(image: Tensor, border: Border) -> Tensor:
     """Extend images ``(B, C, H, W)`` to the right and below, by reflection where there are enough pixels to reflect."""
-    for axis, missing in ((3, border[1]), (2, border[3])):
-        padding = (0, missing, 0, 0) if axis == 3 else (0, 0, 0, missing)
-        image = F.pad(image, padding, mode="reflect" if image.shape[axis] > missing else "replicate")
-    return image
+    _, right, _, below = border
+    image = F.pad(image, (0, right, 0, 0), mode="reflect" if image.shape[3] > right else "replicate")
+    return F.pad(image, (0, 0, 0, below), mode="reflect" if image.shape[2] > below else "replicate")
 
 
 def border(height: int, width: int, multiple: int) -> Border:
