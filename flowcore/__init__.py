@@ -50,10 +50,9 @@ from .tasks.faces import Face, find_faces
 from .tasks.hints import Hints
 from .tasks.ranking import ranked
 from .tasks.remember import remember
-from .tasks.rescale import restore, shrink
 from .tasks.sample import decode, encode, sample
 from .tasks.score import Score, score
-from .tasks.upscale import temperature_grid, upscale
+from .tasks.upscale import restore, shrink, temperature_grid, upscale
 from .tasks.video import colorize_video, upscale_video
 from .transforms import Transform
 

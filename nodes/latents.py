@@ -15,8 +15,7 @@ from torch import Tensor
 from ..flowcore import CheckpointError, FlowError
 from ..flowcore import latents as operations
 from ..flowcore.checkpoints.latents_file import LatentsHeader, load_latents, read_latents_header, save_latents
-from ..flowcore.tasks.morph import harmonize, morph
-from ..flowcore.tasks.sample import apply_style, encode, memory_required
+from ..flowcore.tasks.sample import apply_style, encode, harmonize, memory_required, morph
 from ..flowcore.tasks.subject import Fit, prepare_subject
 from . import widgets
 from .host.compat import io

@@ -36,10 +36,9 @@ from ..tasks.colorize import colorize, transfer_palette
 from ..tasks.faces import restore_faces
 from ..tasks.hints import Hints, combine_hints, hints_from_points, palette_from, parse_points
 from ..tasks.ranking import By, ranked
-from ..tasks.rescale import restore, shrink
 from ..tasks.score import score
 from ..tasks.subject import prepare_subject
-from ..tasks.upscale import upscale
+from ..tasks.upscale import restore, shrink, upscale
 from ..tasks.video import colorize_video, upscale_video
 
 Command = Literal["upscale", "colorize", "brighten", "shrink", "restore", "faces", "score"]

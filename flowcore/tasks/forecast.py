@@ -16,9 +16,8 @@ from ..device import actual_precision
 from ..flow import Flow
 from ..inference.plan import planned
 from . import Precision, duration
-from .rescale import restore
 from .tiles import ENCODING, TileSize
-from .upscale import HALO, TILING, memory_required, upscale
+from .upscale import HALO, TILING, memory_required, restore, upscale
 from .video import upscale_video
 
 NOTEWORTHY = 16  # megapixels of all results; for fewer, the forecast costs more than it tells

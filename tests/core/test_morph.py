@@ -7,8 +7,7 @@ from builders import build_tiny
 from flowcore import FlowError, ImageError
 from flowcore.images.resize import pad_symmetric, shrink
 from flowcore.latents import interpolate, normalize
-from flowcore.tasks.morph import harmonize, morph
-from flowcore.tasks.sample import decode, encode
+from flowcore.tasks.sample import decode, encode, harmonize, morph
 
 
 def glow():

@@ -15,7 +15,7 @@ from PIL import Image
 from small_flows import flow
 from talk import examples, graph, loader, noise, options, picture, pixels, refusal, report, shows
 
-from flowcore.tasks.morph import harmonize
+from flowcore.tasks.sample import harmonize
 
 FILES = comfyui.ROOT / "workflows"
 FILMS = {"black-and-white film": (16, 192, 336), "small film": (12, 72, 96)}
