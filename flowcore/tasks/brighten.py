@@ -71,7 +71,6 @@ def brighten(
         ShapeError: If a map of temperatures has another shape.
         FlowError: If the model does not brighten, another argument is out of its range, or memory does not suffice for
             the smallest tile.
-        Cancelled: If stopped.
 
     Source: Wang et al., "Low-Light Image Enhancement with Normalizing Flow" (AAAI 2022); noise and tiling are ours.
     """

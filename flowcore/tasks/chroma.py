@@ -79,10 +79,7 @@ class HintPlanes:
 
 
 class Colorization:
-    """A batch of photographs on its way through a colorizer; with ``encoding``, their own colors are used.
-
-    Colors are decided as if a plain border of a photograph were not there (see ``scans``), unless these are frames.
-    """
+    """Photographs, or frames, on their way through a colorizer; with ``encoding``, their own colors are used."""
 
     def __init__(
         self,
@@ -125,10 +122,7 @@ class Colorization:
         self._is_shown = own is not None  # the encoder has input channels for what was recalled
 
     def resolve(self, **settings: Any) -> tuple[list[float], float, float]:
-        """Fill in what the model states: a temperature per level, finest first, coherence, and a factor on the chroma.
-
-        The factor is 1 where a saturation is stated, which comes after hints, or latents are given.
-        """
+        """Fill in what the model states: temperatures by level, coherence, and a factor on the chroma before hints."""
         own = resolve(self.flow, settings)
         for name in ("temperature", "detail"):
             if not (math.isfinite(own[name]) and own[name] >= 0):
@@ -192,10 +186,7 @@ class Colorization:
         return cond.map_tensors(lambda t: t.to(self.run.dtype))
 
     def _recall(self, y: Tensor, seeds: Sequence[int], share: float, neighbors: int = NEIGHBORS) -> Tensor:
-        """Look up padded luma ``(B, 1, h, w)`` in all of the memory, or that of an image in every seed's part of it.
-
-        ``(B or seeds, 5, h / 16, w / 16)``, see ``CellMemory.look_up``.
-        """
+        """Look up padded luma ``(B, 1, h, w)`` in all of the memory, or that of one image in seeds' parts of it."""
         assert self._places is not None
         assert self._cells is not None
         assert isinstance(self.flow.encoder, LumaEncoder)
@@ -249,10 +240,7 @@ class Colorization:
         return decoded.images
 
     def remembered(self, part: slice, seeds: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """Look up coverage and wanted chroma on the padded finest grid, in a memory that the caller gave.
-
-        One pair for every seed, which remembers its part of the photographs; without seeds, one from all.
-        """
+        """Look up coverage and wanted chroma on the padded finest grid in the caller's memory, or every seed's part."""
         found = self._recall(_pad(self._small_y[part].to(self.run.device), self._padded), seeds, ALBUM_SHARE)
         found = F.interpolate(found, self.grid, mode="bilinear")
         low, high = SIMILAR
@@ -321,10 +309,7 @@ class Colorization:
 
 
 def clamp_level(flow: Flow, cond: Condition, level: int, x: Tensor) -> Tensor:
-    """Clamp what a level decodes to, means of chroma ``(B, 2, h, w)``, to those of colors; for ``Flow.inverse``.
-
-    No picture is changed by it. But beyond all colors, each level would go further, up to infinity.
-    """
+    """Clamp a level's means of chroma to those of colors, beyond which each level would go further, up to infinity."""
     chroma = _chroma_of_level(flow, cond, level, x)
     possible = chroma.nan_to_num(0, MAX_CHROMA, -MAX_CHROMA).clamp(-MAX_CHROMA, MAX_CHROMA)
     changed = _level_of_chroma(flow, cond, level, possible).to(x)

@@ -103,7 +103,6 @@ def colorize(
         ImageError: If the batch is empty, has no pixels, a wrong number of channels, or values that are not numbers.
         FlowError: If the model is no colorizer, or another argument is out of its range.
         ShapeError: If hints or latents do not fit.
-        Cancelled: If stopped.
 
     Source: Ardizzone et al. 2019, section 4.2 (sampling); see also ``coherent_factor`` and ``spread_hints``.
     """
@@ -194,7 +193,6 @@ def encode_colors(
 
     Raises:
         ImageError: If it is no color image.
-        Cancelled: If stopped.
     """
     require_tensor(image)
     if image.ndim != 4 or image.shape[1] not in (3, 4):
@@ -313,10 +311,7 @@ def memory_required(flow: Flow, height: int, width: int, samples: int = 1, *, wo
 
 
 def change_cast(chroma: Tensor, calm: Tensor, y: Tensor, cast: float) -> Tensor:
-    """Change the cast of colorings ``(B, 2, h, w)``: 1 as it is; 0 that of ``calm``; -1 none; between linearly.
-
-    A multiple of ``y (1 - y)``, which is 0 in black and white, is added, so that the mean chroma becomes the wanted.
-    """
+    """Change the mean of colorings by a multiple of ``y (1 - y)``: cast 1 keeps it; 0 is that of ``calm``; -1 none."""
     own, theirs = _mean(chroma, y), _mean(calm, y)
     wanted = theirs + cast * (own - theirs) if cast >= 0 else (1 + cast) * theirs
     weight = y * (1 - y)

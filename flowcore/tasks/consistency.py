@@ -64,7 +64,6 @@ def match_source(
         ShapeError: If the source is larger, or the number of images is not a multiple of the number of sources.
         ImageError: If either is no valid image.
         FlowError: If memory does not suffice.
-        Cancelled: If stopped.
 
     Source: Irani and Peleg, "Improving resolution by image registration" (1991), with the resize of the papers as the
         camera, a longer step, and a clamp.

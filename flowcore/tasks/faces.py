@@ -1,7 +1,4 @@
-"""Faces in pictures: found, cut out upright and of one size, and pasted back.
-
-They are found in squares of every size, at three turns, and looked at a second time.
-"""
+"""Faces in pictures: found in squares of every size, at three turns, cut out upright and of one size, pasted back."""
 
 from __future__ import annotations
 
@@ -96,7 +93,6 @@ def find_faces(
     Raises:
         ImageError: If an image is not usable.
         FlowError: If another argument is out of its range.
-        Cancelled: If stopped.
 
     Source: Bazarevsky et al., "BlazeFace" (2019), with the published weights of MediaPipe's full-range model; pyramid,
         turns and the second look are ours.
@@ -346,10 +342,7 @@ def restore_faces(
     tile: int = 0,
     **options: Unpack[Running],
 ) -> Tensor:
-    """Enlarge photographs by a model at its own temperature, and the faces that are found in them by a model of faces.
-
-    Sample s of every face is drawn with ``seed + s`` at the temperature; the rest of the picture with ``seed``.
-    """
+    """Enlarge photographs once, and the faces found in them by a model of faces, in samples at a temperature."""
     notify, reporting = options.get("notify"), {name: options.get(name) for name in ("cancelled", "notify")}
     drawing: Any = {"seed": seed, "tile": tile}
     large = upscale(flow, image, factor=factor, **drawing, **part_of_run(options, 0.0, 0.6))
@@ -377,10 +370,7 @@ def _most_alike(face: Tensor, pictures: Tensor, places: Sequence[FacePlace]) -> 
 def eyes_from_meshes(
     frames: Sequence[Any], number: int = 1, *, smallest: float = 0, notify: Notify | None = None
 ) -> list[list[Eyes]]:
-    """Read the irises of faces in every image, mappings with ``landmarks_xy``: the points of MediaPipe's face mesh.
-
-    ``number`` says which face, 1 for the largest; ImageError if there is none. 0 for all; there may be none.
-    """
+    """Read the irises of a numbered face, 1 for the largest, 0 for all, in every image from MediaPipe's face meshes."""
     eyes: list[list[Eyes]] = []
     for frame in frames:
         try:

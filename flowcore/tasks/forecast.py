@@ -62,10 +62,7 @@ def forecast(
     steadiness: float | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> Forecast:
-    """Estimate what enlarging images takes, from heights and widths of LR images and of results, resized or not.
-
-    ``guided`` says that a guide stands beside the images; ``steadiness`` that they are frames of clips.
-    """
+    """Estimate what enlarging images, or frames of clips steadily, takes, by sizes of LR images and of results."""
     areas = [height * width for height, width in results]
     device = next(flow.parameters()).device
     rows, columns = max(sources, key=lambda size: size[0] * size[1])

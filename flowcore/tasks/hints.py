@@ -72,10 +72,7 @@ class Hints:
 def hints_from_strokes(
     strokes: Tensor, mask: Tensor | None = None, *, size: tuple[int, int] | None = None, lock: bool = False
 ) -> Hints:
-    """Make hints of strokes in color, ``(B, 3 or 4, H, W)`` in [0, 1], painted on anything; only their chroma counts.
-
-    The mask ``(1 or B, 1, h, w)`` says where; None for wherever the image is in color, as opaque as it is.
-    """
+    """Make hints of the chroma of strokes, ``(B, 3 or 4, H, W)``, where a mask says, or wherever they have color."""
     rgb, alpha = validate_image(strokes)
     if strokes.shape[1] < 3:
         raise ImageError(f"Strokes need colors: expected (B, 3, H, W); got {tuple(strokes.shape)}.")
@@ -232,10 +229,7 @@ def spread_hints(
 def minimize(
     asked: Tensor, coverage: Tensor, features: Tensor, luma: Tensor, steps: float, check: Callable[[], None]
 ) -> Tensor:
-    """Minimize the energy above for each channel of what is asked for, ``(B, C, h, w)``.
-
-    By conjugate gradients from 0, preconditioned by the diagonal; as many steps for every batch.
-    """
+    """Minimize the energy above for each channel of ``asked``, by preconditioned conjugate gradients."""
     affinities = [(_affinity(features.float(), luma.float(), *offset), *offset) for offset in NEIGHBORS]
     held = MET * coverage.float() + 1 / steps**2
     diagonal = held + sum(weight + _shift(weight, -dy, -dx) for weight, dy, dx in affinities)

@@ -1,7 +1,4 @@
-"""What callers pass to tasks: images, checked and converted to floats in [0, 1], and settings left to the model.
-
-Settings are resolved first and once: what identifies a result (a key, an ID, its provenance) holds the numbers used.
-"""
+"""What callers pass to tasks: images, checked and converted to floats in [0, 1], and settings left to the model."""
 
 from __future__ import annotations
 
@@ -46,10 +43,7 @@ def require_pixels(image: Tensor) -> None:
 
 
 def validate_image(image: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Check an image that is passed to a task: ``(B, 3, H, W)`` float32 in [0, 1], and alpha ``(B, 1, H, W)`` if any.
-
-    It has 1, 3 or 4 channels of floats in [0, 1], uint8 or uint16; values outside are clamped.
-    """
+    """Check images that are passed to a task: ``(B, 3, H, W)`` float32 in [0, 1], and alpha ``(B, 1, H, W)`` if any."""
     require_tensor(image)
     if image.ndim != 4 or image.shape[1] not in (1, 3, 4):
         raise ImageError(f"Expected images of shape (B, C, H, W), C = 1, 3 or 4; got {tuple(image.shape)}.")
@@ -152,11 +146,7 @@ def resolve(flow: Flow, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def left_to_model(flow: Flow, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Find what a model's file states for the settings that are None; with a coherence come its scales.
-
-    The saturation is 1 where settings have ``latents`` or a ``reference``; a guide's strength 0 where there is none,
-    and 0.5 where the file states none.
-    """
+    """Find what a model's file states for the settings that are None; with a coherence come its scales."""
     own = {name: getattr(flow.config, name) for name in SAMPLING if hasattr(flow.config, name)}
     if "temperatures" in own:
         own["temperature"], own["detail"] = own.pop("temperatures")

@@ -83,9 +83,9 @@ def bounded_decoder(plan: Plan, cond: Condition | None, max_deviation: float) ->
 
 
 def decode_with_backoff(decode: Decoder, latents: Sequence[Tensor], fallback: Callable[[], Tensor]) -> Decoded:
-    """Decode latents to images that overflow nowhere; if nothing does at first, these are the images, bit for bit.
+    """Decode latents to images, bit for bit if none overflows; the fallback is shown where no scale helps.
 
-    The fallback makes what is shown where no scale helps: finite, ``(1 or B, C, H or 1, W or 1)``.
+    It is finite, ``(1 or B, C, H or 1, W or 1)``.
     """
     images, overflowed = decode(latents, None)
     if overflowed is None:

@@ -126,10 +126,7 @@ LEVEL = 0.1  # dB of consistency within which no sample is the better one
 
 @torch.no_grad()
 def diversity_map(images: Tensor, samples: int = 0) -> Tensor:
-    """Compute the standard deviation of samples at every pixel, averaged over the channels: ``(B, 1, H, W)``.
-
-    Of ``(B * N, C, H, W)``: all N samples of image 0, then of image 1; 0 samples if all are of one image.
-    """
+    """Compute the standard deviation of every image's samples, 0 for all, over pixels, ``(B, 1, H, W)``, on the CPU."""
     rgb = validate_image(images)[0].cpu()
     each = samples or len(rgb)
     if each < 2 or len(rgb) % each:
@@ -166,7 +163,6 @@ def ranked(
         ShapeError: If the number of images is not a multiple of the number of sources, or the flow makes other sizes.
         FlowError: If the flow is missing or makes no such samples, ``by`` is unknown, or memory does not suffice.
         ImageError: If either is no valid image.
-        Cancelled: If stopped.
     """
     if by not in get_args(By):
         raise FlowError(f"by must be one of {', '.join(get_args(By))}; got {by!r}.")

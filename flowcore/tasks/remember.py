@@ -64,7 +64,6 @@ def remember(
     Raises:
         ImageError: If there is no photograph in color.
         FlowError: If the model has no backbone.
-        Cancelled: If stopped.
     """
     if cells < 1:
         raise FlowError(f"cells must be at least 1; got {cells}.")

@@ -50,7 +50,7 @@ class RunOptions:
             cores; elsewhere the same as float32.
         batch: Images or samples that go through the flow at once; None or 0 chooses by their size.
         progress: Called with ``(done, total, preview)`` as the work advances; a preview with every finished picture.
-        cancelled: Asked before every network layer; returns True (or raises) to stop.
+        cancelled: Asked before every network layer; returns True (or raises) to stop, for which Cancelled is raised.
         notify: Called with a sentence when something is done otherwise than asked; None logs it.
     """
 
@@ -93,10 +93,7 @@ def part_of_run(options: Reporting, start: float, share: float) -> Reporting:
 
 
 def runs_with(keywords: type[Reporting]) -> Callable[[Function], Function]:
-    """Show keywords of ``RunOptions``, which a task takes as ``**options``, in its signature and help; refuse others.
-
-    They replace the line of its docstring that names ``options``.
-    """
+    """Show keywords of ``RunOptions``, a task's ``**options``, in its signature and in its help; refuse others."""
     fields = [field for field in dataclasses.fields(RunOptions) if field.name in keywords.__annotations__]
     entry = re.compile(r"^ {8}(\w+): (.*\n(?: {12}.*\n)*)", re.MULTILINE)
     meanings = dict(entry.findall(RunOptions.__doc__ or ""))
@@ -126,11 +123,10 @@ def runs_with(keywords: type[Reporting]) -> Callable[[Function], Function]:
 
 
 class Runner:
-    """Runs one task, again with less at once if memory runs out.
+    """Runs one task on an image, again with less at once if memory runs out; if that does not help, gives advice.
 
     Progress is counted in units: ``expect`` sets their number, ``advance`` counts finished ones, and within ``part``
-    they are counted while the plan computes them. ``advice`` says what to do if memory does not suffice; ``image`` is
-    what the task works on.
+    they are counted while the plan computes them.
     """
 
     def __init__(self, flow: Flow | None, options: RunOptions, advice: str, image: Tensor | None = None) -> None:
@@ -147,7 +143,7 @@ class Runner:
     def __call__(self, task: Callable[[], R], smaller: Callable[[], str | None] | None = None) -> R:
         """Run a task: all at once; if memory runs out, one image at a time with minimum memory; then ever smaller.
 
-        ``smaller`` makes the next attempt smaller and says how ("with tiles of 64 pixels"); None if that is impossible.
+        ``smaller`` makes the next attempt smaller and says how ("with tiles of 64 pixels"), or returns None.
         """
         while True:
             self._plan = None

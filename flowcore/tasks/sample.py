@@ -200,7 +200,6 @@ def sample(
         FlowError: If the model makes images from an image, an argument is out of its range, or the size is missing.
         ConditionError: If labels are missing, superfluous, or not as many as images; if there is no guidance.
         ShapeError: If the model cannot make that size.
-        Cancelled: If stopped.
     """
     flow.require("sample")
     require_full_precision(next(flow.parameters()).dtype)
@@ -259,7 +258,6 @@ def encode(flow: Flow, image: Tensor, cond: Condition | None = None, **options: 
         ShapeError: If the model does not take images of that shape.
         ConditionError: If the condition is missing, superfluous, or not of as many images.
         PrecisionError: If the flow was converted to a low precision.
-        Cancelled: If stopped.
     """
     run = Runner(flow, RunOptions(**options), ADVICE, image)
 
@@ -309,7 +307,6 @@ def decode(
         ShapeError: If the latents are not of this model.
         ConditionError: If the condition is missing, superfluous, or not of as many images.
         PrecisionError: If the flow was converted to a low precision.
-        Cancelled: If stopped.
     """
     levels = check_latents(latents)
     run = Runner(flow, RunOptions(**options), ADVICE)
@@ -338,10 +335,7 @@ def _weight(guidance: float | Guidance) -> float:
 
 
 def dequantized_image(flow: Flow, image: Tensor, *, seed: int = 0) -> Tensor:
-    """Add the noise that the images of the model's training have, of one bin or Gaussian; image i by ``seed + i``.
-
-    A model of few bits has never seen a pixel that lies exactly on a gray level, whose latents are far from typical.
-    """
+    """Add the noise, of one bin or Gaussian, that images of the training have; to image i that of ``seed + i``."""
     pixels = check_image(flow, image)
     bins, sigma = quantization(flow), getattr(flow.config, "noise", 0.0) / 2  # of images in [0, 1]
     draw = torch.randn if sigma else torch.rand
@@ -355,10 +349,7 @@ def dequantized_image(flow: Flow, image: Tensor, *, seed: int = 0) -> Tensor:
 
 
 def memory_required(flow: Flow, images: int, height: int, width: int) -> int:
-    """Estimate the bytes that one pass works with, beyond the weights, for as many images as go through at once.
-
-    Per pixel: the image and its neighbors in the chain, and one network. The plan's copy of large weights counts, too.
-    """
+    """Estimate the bytes of one pass: images at once, neighbors in the chain, a network, a copy of large weights."""
     at_once = min(images, images_at_once(height, width))
     if flow.capabilities.source == "low_resolution":
         small = (-(-side // flow.condition_scale) for side in (height, width))

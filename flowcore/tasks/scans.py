@@ -87,10 +87,7 @@ def clear_borders(chroma: Tensor, inside: Sequence[Inside | None]) -> Tensor:
 
 
 def is_tinted(rgb: Tensor) -> bool:
-    """Tell whether a picture ``(1, 3, H, W)`` has one tint (sepia, cyanotype, yellowed paper) instead of colors.
-
-    Its chroma is then a function of luma alone: what it deviates from its mean at that luma is noise.
-    """
+    """Tell whether a picture ``(1, 3, H, W)`` has one tint, such as sepia: its chroma is a function of luma alone."""
     y, chroma = color.split(rgb)
     bins = (y * BINS).long().clamp(0, BINS - 1).flatten()  # (HW,)
     values = chroma[0].flatten(1).T  # (HW, 2)

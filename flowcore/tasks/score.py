@@ -164,7 +164,6 @@ def score(
         ConditionError: If the condition does not fit.
         FlowError: If another argument is out of its range, the model has no variational noise, or memory does not
             suffice.
-        Cancelled: If stopped.
 
     Source: bounds as in ``likelihood``. Nalisnick et al., "Do deep generative models know what they don't know?", and
         "Detecting out-of-distribution inputs to deep generative models using typicality"; Serra et al., "Input

@@ -95,10 +95,7 @@ class TileSize:
         self._longest = 0  # side of the images while there are tiles to compute, else 0
 
     def choose(self, longest: int, memory: Callable[[int], int], device: torch.device) -> int:
-        """Return the side; if it was not asked for, the whole image or the largest one that half of free memory holds.
-
-        ``longest`` is the longer side of the images; ``memory`` says how many bytes tiles of a side need on the device.
-        """
+        """Return the side; if none was asked for, the whole image or the largest one that half of free memory holds."""
         self._longest = longest
         if not self._side:
             free = free_memory(device)
@@ -145,10 +142,7 @@ class TiledDecoder:
         gray: Sequence[bool] = (),
         guide: Guide | None = None,
     ) -> Tensor:
-        """Compute all samples at every temperature, ``(B * taus * samples, 3, s * h, s * w)``, on the CPU.
-
-        ``gray`` says of each image whether what is made of it becomes gray; none if empty.
-        """
+        """Compute all samples at every temperature, ``(B * taus * samples, 3, s * h, s * w)`` on the CPU, some gray."""
         run, plan, tiling, scale = self._run, self._run.plan, self._tiling, self._flow.condition_scale
         if self._store is not None and run.minimum_memory:
             self._store.clear()

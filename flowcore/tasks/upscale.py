@@ -106,7 +106,6 @@ def upscale(
         ShapeError: If there are not as many temperatures as levels, or a map has another shape.
         FlowError: If the model does not upscale, another argument is out of its range, or memory does not suffice for
             the smallest tile.
-        Cancelled: If stopped.
 
     Source: Lugmayr et al., "SRFlow", sections 3 and 4; the tiling is ours, and so is the guide.
     """
@@ -181,7 +180,6 @@ def temperature_grid(
     Raises:
         FlowError: If there are no temperatures, or as in ``upscale``.
         ImageError: As in ``upscale``.
-        Cancelled: If stopped.
     """
     flow.require("upscale")
     if not temperatures or seeds < 1:
@@ -333,7 +331,6 @@ def shrink(flow: Flow, image: Tensor, **options: Unpack[Reporting]) -> Tensor:
     Raises:
         ImageError: If the batch is empty, has no pixels, a wrong number of channels, or values that are not numbers.
         FlowError: If the model does not rescale, or memory does not suffice.
-        Cancelled: If stopped.
 
     Source: Xiao et al., "Invertible Image Rescaling" (ECCV 2020); Liang et al., "Hierarchical Conditional Flow" (2021),
     section 3.
@@ -408,7 +405,6 @@ def restore(
     Raises:
         ImageError: As in ``upscale``; or if ``size`` is not what shrinks to the picture's size.
         FlowError: If the model does not rescale, or as in ``upscale``.
-        Cancelled: If stopped.
 
     Source: as ``shrink``.
     """

@@ -85,7 +85,6 @@ def colorize_video(
         ImageError: See ``colorize``.
         FlowError: If the model is no colorizer, or an argument is out of its range.
         ShapeError: If hints or latents do not fit.
-        Cancelled: If stopped.
     """
     if not 0 <= carry < 1:
         raise FlowError(f"carry must lie in [0, 1); got {carry}.")
@@ -189,7 +188,6 @@ def upscale_video(
         ImageError: See ``upscale``.
         FlowError: If the model does not upscale, ``steadiness`` lies outside [0, 1], or as in ``upscale``.
         PrecisionError: If ``precision`` is too low to encode.
-        Cancelled: If stopped.
 
     Source: the guide, see ``tasks.guide``; the motion, see ``images.motion``.
     """
@@ -235,10 +233,7 @@ def upscale_video(
 def _moved(
     calm: Tensor, last_calm: Tensor, last: Tensor, scale: int, steadiness: float
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Move the last result to where a frame shows the same, and say how much of it is kept, by place; None after a cut.
-
-    The motion is that between enlargements at temperature 0, which have less of the LR frames' noise and compression.
-    """
+    """Move the last result as enlargements at temperature 0 move, and say how much is kept where; None after a cut."""
     if calm.shape != last_calm.shape:
         return None, None
     there, back = estimate_motion(calm, last_calm), estimate_motion(last_calm, calm)
