@@ -356,20 +356,16 @@ def merge(y: Tensor, chroma: Tensor, alpha: Tensor | None, gamut: Gamut) -> Tens
     return rgb if alpha is None else torch.cat([rgb, alpha.to(rgb).expand(count, -1, -1, -1)], dim=1)
 
 
-def check_colors(saturation: float | None, gamut: str) -> None:
-    """Raise FlowError if saturation or gamut are invalid."""
+def check_colors(saturation: float | None, gamut: str, latents_strength: float = 0.0, latents_levels: int = 0) -> None:
+    """Raise FlowError if saturation, gamut, or how latents are blended is out of its range."""
+    if not 0 <= latents_strength <= 1:
+        raise FlowError(f"latents_strength must lie in [0, 1]; got {latents_strength}.")
+    if latents_levels < 0:
+        raise FlowError(f"latents_levels must be at least 0, which means all; got {latents_levels}.")
     if saturation is not None and not (math.isfinite(saturation) and saturation >= 0):
         raise FlowError(f"saturation must be a finite number >= 0; got {saturation}.")
     if gamut not in ("compress", "clip"):
         raise FlowError(f"gamut must be compress or clip; got {gamut!r}.")
-
-
-def check_blend(strength: float, levels: int) -> None:
-    """Raise FlowError if latents cannot be blended with that strength, on that many levels."""
-    if not 0 <= strength <= 1:
-        raise FlowError(f"latents_strength must lie in [0, 1]; got {strength}.")
-    if levels < 0:
-        raise FlowError(f"latents_levels must be at least 0, which means all; got {levels}.")
 
 
 def _lock(chroma: Tensor, coverage: Tensor, target: Tensor) -> Tensor:

@@ -21,7 +21,6 @@ from .chroma import (
     Colorization,
     Gamut,
     blend_latents,
-    check_blend,
     check_colors,
     enlarge,
     merge,
@@ -75,7 +74,7 @@ def colorize(
             was made for.
         detail: Standard deviation of the finest latents; those between follow geometrically. None likewise.
         coherence: Share of the noise of the coarsest grid that similar places have in common, in [0, 1], so that what
-            belongs together gets one color; see ``coherent_factor``. 0 draws every place for itself. None likewise.
+            belongs together gets one color. 0 draws every place for itself. None likewise.
         seed: In [0, 2^64). Sample s of every image is drawn with ``seed + s``.
         samples: Colorings per image, at least 1.
         saturation: Factor on the chroma, before the colors are fitted into the gamut. None for that of what the model
@@ -109,8 +108,7 @@ def colorize(
     check_draws(seed, samples)
     if hint_steps < 0:
         raise FlowError(f"hint_steps must not be negative; got {hint_steps}.")
-    check_blend(latents_strength, latents_levels)
-    check_colors(saturation, gamut)
+    check_colors(saturation, gamut, latents_strength, latents_levels)
     if not -1 <= cast <= 1:
         raise FlowError(
             f"cast must lie in [-1, 1]: 1 as drawn, 0 that of the calmest coloring, -1 no cast at all; got {cast}."

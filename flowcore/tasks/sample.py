@@ -63,17 +63,19 @@ class Passes:
         at_once = self.run.at_once(images_at_once(1, pixels))
         return (slice(start, min(images, start + at_once)) for start in range(0, images, at_once))
 
-    def announce(self, images: int, pixels: int, memory: int, *, guided: bool) -> None:
+    def announce(self, flow: Flow, images: int, height: int, width: int, guidance: float | Guidance) -> None:
         """Tell the caller how long decoding patch by patch will take, from timing a few, unless that is short."""
         plan = self.run.plan
         predictors = [part for part in plan.modules() if isinstance(part, ReportingPredictor)]
         if not predictors or plan.units < NOTEWORTHY:
             return
-        at_once = min(images, self.run.at_once(images_at_once(1, pixels)))
-        seconds = predictors[0].seconds((1 + guided) * at_once) * plan.units * -(-images // at_once)
+        at_once = min(images, self.run.at_once(images_at_once(height, width)))
+        gigabytes = memory_required(flow, images, height, width) / 1e9
+        passes = 2 if _weight(guidance) > 0 else 1
+        seconds = predictors[0].seconds(passes * at_once) * plan.units * -(-images // at_once)
         self.run.notify(
-            f"{images} pictures, each of {plan.units} patches one after the other, will take about "
-            f"{memory / 1e9:.1f} GB of memory beside the model and {duration(seconds)}."
+            f"{images} pictures, each of {plan.units} patches one after the other, will take about {gigabytes:.1f} GB "
+            f"of memory beside the model and {duration(seconds)}."
         )
 
     def finish(self, images: int, pictures: Tensor | None = None) -> None:
@@ -214,7 +216,7 @@ def sample(
         if styles:
             latents = apply_style(flow, [z.to(run.device) for z in latents], styles)
         passes = Passes(run, n)
-        passes.announce(n, height * width, memory_required(flow, n, height, width), guided=_weight(guidance) > 0)
+        passes.announce(flow, n, height, width, guidance)
         result = torch.empty((n, flow.channels, height, width), dtype=run.dtype, device="cpu")
         for part in passes.batches(n, height * width):
             cond = None
@@ -281,9 +283,8 @@ def decode(
 ) -> Tensor:
     """Decode latents to images.
 
-    Runs in the flow's own precision, whatever autocast is in force. Where the model overflows, the latents are decoded
-    at a lower temperature, see ``overflow``; everywhere else this is the exact inverse of ``encode``,
-    unless there is guidance or noise is removed.
+    Runs in the flow's own precision, whatever autocast is in force; the exact inverse of ``encode``, but where the
+    model overflows, which is decoded at a lower temperature, and unless there is guidance or noise is removed.
 
     >>> flow = flowcore.load("glow-photos")
     >>> latents = flowcore.encode(flow, torch.rand(2, 3, 32, 48))
@@ -312,9 +313,8 @@ def decode(
     run = Runner(flow, RunOptions(**options), ADVICE)
 
     def task() -> Tensor:
-        passes, (height, width) = Passes(run, len(levels[0])), size_of_latents(flow, levels)
-        memory = memory_required(flow, len(levels[0]), height, width)
-        passes.announce(len(levels[0]), height * width, memory, guided=_weight(guidance) > 0)
+        passes = Passes(run, len(levels[0]))
+        passes.announce(flow, len(levels[0]), *size_of_latents(flow, levels), guidance)
         images = passes.decode(levels, guided(flow, cond, guidance), denoise=denoise)
         return images.clamp(0, 1) if clamp else images
 

@@ -62,9 +62,9 @@ class Score:
         per_level: Share of every latent, finest first, ``(B, levels)``, summing to ``bits_per_dim``. ``constant`` is
             spread over the levels by their dimensions.
         constant: ``-log2(width)``, the contribution of the bin width to every image: n_bits on the grid "bins".
-        map: Share of every pixel, ``(B, H, W)``, summing to ``bits_per_dim``. It shows where, not why: receptive fields
-            overlap. None if a transform of the model does not define ``by_position``; ``per_level`` then spreads the
-            log-determinant over the levels by their dimensions, too.
+        map: Share of every pixel, ``(B, H, W)``, summing to ``bits_per_dim``: where, not why, as receptive fields
+            overlap. None if a transform does not define ``by_position``; the log-determinant is then spread over the
+            levels by their dimensions, too.
         complexity: Bits per dimension of the best lossless compressor, ``(B,)``; None if not requested.
         complexity_corrected: ``bits_per_dim - complexity``, ``(B,)``: high means more unusual than its detail explains;
             None if not requested.
@@ -124,12 +124,10 @@ def score(
     level of detail the surprise lies. It does not tell whether an image is good, real, or like the training set: a
     blank one beats every photograph of it. Nearly all images that a model would draw have nearly the same score, and
     one that is much *better* is as unusual as one that is much worse. So compare on both sides, or subtract the cost of
-    plain detail (``complexity_corrected``), and take neither as proof. Numbers compare only for the same model and the
-    same settings (bits, grid, noise, draws, and how the log-determinant is estimated where it is).
+    plain detail (``complexity_corrected``), and take neither as proof. ``Score`` says which numbers compare.
 
-    Every image has its own random generator, seeded with ``seed`` and its content (see ``image_seeds``), which makes
-    its draws one after the other: neither the batch, nor the place there, nor the number of draws changes a draw. Runs
-    in the precision of the flow's parameters.
+    Draws depend on ``seed`` and the image's content (see ``image_seeds``), not on the batch, the place there, or the
+    number of draws. Runs in the precision of the flow's parameters.
 
     >>> result = flowcore.score(flowcore.load("glow-photos"), torch.rand(2, 3, 32, 32), samples=3)
     >>> result.bits_per_dim.shape, bool((result.mean >= result.bits_per_dim).all())
@@ -141,8 +139,7 @@ def score(
             model gets a gray image as RGB.
         cond: The model's condition, or what its ``encode_condition`` takes; None for unconditional models.
         dequantization: The noise that spreads integers over their bins: "uniform"; "gaussian", truncated to the bin;
-            "variational", the model's own, if it has one; or a ``dequantization.Dequantizer``. Another noise
-            gives another bound on the same number.
+            "variational", the model's own; or a ``dequantization.Dequantizer``. Each gives another bound.
         samples: Draws per image. More draws tighten the bound (importance weighting) and cost as many passes.
         seed: In [0, 2^64).
         noise: ``(samples, B, C, H, W)``, replaces the random draws: u itself for "uniform", what the noise is computed
@@ -151,7 +148,7 @@ def score(
         complexity: Whether to compress the images for comparison.
         probes: For models without a closed form of their log-determinant (Residual Flow, FFJORD): random probes per
             draw, whose estimates are averaged and tell the standard error; 0 for the exact value, which small images
-            alone allow. Probe p of draw s of an image depends on (its seed, s, p) only. Other models ignore it.
+            alone allow. Other models ignore it.
         terms: Of the power series in these estimates; those left out are a bias that no number of probes shows.
         options: How to run, see ``RunOptions``.
 

@@ -162,10 +162,8 @@ class TiledDecoder:
         repairs = overflow.Repairs()
         weight = ENCODING if tiling.shares else 1
         encoding = weight * (plan.encoder_units + (plan.prepare_units if tiling.shares else 0))
-        passes = samples if tiling.shares else -(-samples // at_once)
-        passes += guided
-        own_guide = guide is not None and guide.pictures is None
-        guides = batch * plan.guide_units if own_guide else 0
+        passes = (samples if tiling.shares else -(-samples // at_once)) + guided
+        guides = batch * plan.guide_units if guide is not None and guide.pictures is None else 0
         run.expect(guides + batch * len(tiles) * (encoding + passes * plan.units + samples))
         for item, pictures in enumerate(result):
             padded = tiling.pad(rgb[item, None], border)

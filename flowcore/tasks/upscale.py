@@ -58,14 +58,12 @@ def upscale(
 ) -> Tensor:
     """Enlarge images; every sample is another plausible enlargement of the same LR image.
 
-    The whole image is processed in strips of rows, which is exact (see ``inference``); tiles are used only if memory
-    does not suffice for that, or ``tile`` asks for them. The latents are drawn for the whole image and cropped, so a
-    seed gives the same picture whatever the tile size, the batch position and the device. Where the model overflows,
-    the temperature is lowered, see ``overflow``, and ``notify`` is called.
+    The whole image is processed in strips of rows, which is exact; tiles are used only if memory does not suffice, or
+    ``tile`` asks for them. Latents are drawn for the whole image: a seed is the same picture whatever the tile size,
+    the batch position and the device. Where the model overflows, the temperature is lowered, and ``notify`` is called.
 
     Args:
-        flow: An upscaling model, such as an SRFlow. Samples of an SRFlow share most of the work; those of an HCFlow
-            share a fifth at 4x, since its finer levels are conditioned on what is drawn at the deeper ones.
+        flow: An upscaling model. Samples of an SRFlow share most of the work, those of an HCFlow a fifth at 4x.
         lr: ``(B, C, h, w)`` in [0, 1], any size from 1x1, float of any precision or uint8 in [0, 255]; values outside
             are clamped. C is 3; or 1 (gray); or 4, whose alpha is enlarged by a bicubic resize. What is gray stays
             gray: of an image whose three channels are equal, the luma of what the model makes is taken.
@@ -73,23 +71,19 @@ def upscale(
             model's own spread. Each may be a map ``(1 or B, 1, any height, any width)`` that covers the image, for
             example from ``prior.masked_temperature``. None for the model's own, which its file states: the highest
             that was measured to draw hardly any false specks.
-        calm_edges: In [0, 1]: how much lower the temperature is at edges, where samples break lines into specks; it
-            multiplies whatever ``temperature`` says by a map of the whole image. 0 for off; None for the model's own,
-            whatever the temperature.
+        calm_edges: In [0, 1]: how much lower any ``temperature`` is at edges, where samples break lines into specks. 0
+            for off; None for the model's own, whatever the temperature.
         seed: In [0, 2^64). Sample s of every image is drawn with ``seed + s``.
         samples: Enlargements per image, at least 1.
         tile: Side of the tiles in LR pixels, at least 32; 0 for the whole image if memory allows, else the largest tile
             that fits. Changes memory and time, not the picture (at most 1/255).
         halo: LR pixels read around every tile.
-        factor: Total enlargement: the model enlarges by its scale, and one bicubic resize does the rest, up or down. 0
-            for the model's scale.
+        factor: Total enlargement: what the model's scale leaves is one bicubic resize, up or down. 0 for that scale.
         longest_side: Longest side of the result in pixels, reached the same way; 0 for no limit. Wins over ``factor``.
-        match_source: Whether to change the pictures slightly so that shrinking them gives the LR image again, see
-            ``consistency.match_source``.
+        match_source: Whether to change the pictures so that they shrink to the LR image again, see ``match_source``.
         store: Where the conditions of the images are kept for the next call; None for nowhere.
-        guide: Another enlargement of the same images, ``(B or 1, C, s * h, s * w)`` in [0, 1] as ``lr``, for example of
-            another model, or painted; alpha is ignored, and another size is resized. Each is encoded once, under the
-            condition of its image, and a part of its latents is kept; see ``tasks.guide``.
+        guide: Another enlargement of the same images, ``(B or 1, C, s * h, s * w)`` in [0, 1] as ``lr``, a part of
+            whose latents is kept, see ``tasks.guide``; alpha is ignored, and another size is resized.
         guide_strength: That part a, in [0, 1]: a number, or a map as of ``temperature``. 0 ignores the guide, 1 gives
             it back. None for the model's own, which its file states, or 0.5.
         guide_bounded: Whether the guide's latents are scaled down where they deviate more than those that are drawn.

@@ -18,7 +18,7 @@ from ..images.motion import blur, estimate_motion, move, sample_at
 from ..images.resize import shrink
 from ..inference.condition_cache import ConditionStore
 from ..prior import Temperature, sample_latents
-from .chroma import Colorization, Gamut, blend_latents, check_blend, check_colors, share_noise
+from .chroma import Colorization, Gamut, blend_latents, check_colors, share_noise
 from .colorize import ADVICE, AT_ONCE
 from .hints import Hints
 from .intake import advise, validate_image
@@ -91,8 +91,7 @@ def colorize_video(
     if chunk < 1:
         raise FlowError(f"chunk must be at least 1; got {chunk}.")
     check_draws(seed)
-    check_blend(latents_strength, latents_levels)
-    check_colors(saturation, gamut)
+    check_colors(saturation, gamut, latents_strength, latents_levels)
     options.setdefault("batch", chunk)
     run = Runner(flow, RunOptions(**options), ADVICE, frames)
 
@@ -161,11 +160,10 @@ def upscale_video(
 ) -> Tensor:
     """Enlarge the frames of one clip, each guided by the one before, moved as the picture moves.
 
-    The previous result, moved by the motion between both frames at temperature 0, is the guide of the next; see
-    ``upscale``. Its strength is ``steadiness`` where there is motion, which blurs, and 1 where there is none. It falls
-    to 0 where the motions there and back disagree, or the moved result, shrunk, is not the frame: what a motion
-    uncovers is drawn anew, and so is a frame of which less than half is explained, such as that after a cut. A guide
-    of the model's own serves frames that have no other.
+    The previous result, moved by the motion between both frames at temperature 0, is the guide of the next. Its
+    strength is ``steadiness`` where there is motion, which blurs, and 1 where there is none. It falls to 0 where the
+    motions there and back disagree, or the moved result, shrunk, is not the frame: what a motion uncovers is drawn
+    anew, and so is a frame of which less than half is explained. A guide of the model's own serves frames without one.
 
     Args:
         flow: An upscaling model that encodes.
