@@ -171,8 +171,7 @@ def ranked(
     each = samples_per_source(rgb, small)
     if by == "consensus":
         scores = consensus(rgb, small)
-        return scores, torch.argsort(scores, dim=1, stable=True)
-    if by == "consistency":
+    elif by == "consistency":
         if rgb.shape[-2:] == small.shape[-2:]:
             notify(
                 "consistency compares enlargements with their source; these are as large as it. Choose consensus for "
@@ -184,30 +183,30 @@ def ranked(
             notify(
                 f"The samples are level: their consistency differs by {spread:.2g} dB. Choose likelihood, or by eye."
             )
-        return scores, torch.argsort(scores, dim=1, descending=True, stable=True)
-    if flow is None:
+    elif flow is None:
         raise FlowError(
             "likelihood needs the model that made the samples; got none. Without one choose consistency for "
             "enlargements, or consensus for colorings."
         )
-    if "colorize" in flow.capabilities.tasks:
+    elif "colorize" in flow.capabilities.tasks:
         scores = palette_bits(flow, rgb, small, **options)
-        return scores, torch.argsort(scores.nan_to_num(nan=torch.inf), dim=1, stable=True)
-    flow.require("upscale")
-    scale, device = flow.condition_scale, next(flow.parameters()).device
-    height, width = (side * scale for side in small.shape[-2:])
-    if rgb.shape[-2:] != (height, width) or height % flow.size_multiple or width % flow.size_multiple:
-        side = max(1, flow.size_multiple // scale)
-        raise ShapeError(
-            f"likelihood needs images {scale} times as large as a source with sides divisible by {side}; got "
-            f"{rgb.shape[3]}x{rgb.shape[2]} for {small.shape[3]}x{small.shape[2]}. Leave the model's own scale, crop "
-            "the source before it is enlarged, or choose consistency."
-        )
-    rows: list[Tensor] = []
-    for k, one in enumerate(small):
-        part = part_of_run(options, k / len(small), 1 / len(small))
-        samples = rgb[k * each : (k + 1) * each].to(device)
-        made = score(flow, samples, one[None], complexity=False, **part)
-        rows.append(made.bits_per_dim.float().cpu())
-    scores = torch.stack(rows)
-    return scores, torch.argsort(scores.nan_to_num(nan=torch.inf), dim=1, stable=True)
+    else:
+        flow.require("upscale")
+        scale, device = flow.condition_scale, next(flow.parameters()).device
+        height, width = (side * scale for side in small.shape[-2:])
+        if rgb.shape[-2:] != (height, width) or height % flow.size_multiple or width % flow.size_multiple:
+            side = max(1, flow.size_multiple // scale)
+            raise ShapeError(
+                f"likelihood needs images {scale} times as large as a source with sides divisible by {side}; got "
+                f"{rgb.shape[3]}x{rgb.shape[2]} for {small.shape[3]}x{small.shape[2]}. Leave the model's own scale, "
+                "crop the source before it is enlarged, or choose consistency."
+            )
+        rows: list[Tensor] = []
+        for k, one in enumerate(small):
+            part = part_of_run(options, k / len(small), 1 / len(small))
+            samples = rgb[k * each : (k + 1) * each].to(device)
+            made = score(flow, samples, one[None], complexity=False, **part)
+            rows.append(made.bits_per_dim.float().cpu())
+        scores = torch.stack(rows)
+    worse = -scores if by == "consistency" else scores.nan_to_num(nan=torch.inf)
+    return scores, torch.argsort(worse, dim=1, stable=True)

@@ -83,17 +83,15 @@ def prepare_subject(
 
 def refuse_colorizer(flow: Flow) -> None:
     """Raise FlowError for a colorizer, which neither takes nor makes whole images, and for a low-light model."""
-    if flow.capabilities.source == "luma":
-        raise FlowError(
-            "A colorizer makes colors for the luma of a photograph. Load a model of whole images, such as glow-photos; "
-            "or use Flow Colorize, which takes latents, too, and Flow Encode Color, which makes them of a picture's "
-            "colors."
-        )
-    if flow.capabilities.source == "low_light":
-        raise FlowError(
-            "A low-light model makes pictures from a dark photograph only. Load a model such as glow-photos; or use "
-            "Flow Brighten, or in Python flow.encode_condition(dark) with encode, decode and score."
-        )
+    refused = {
+        "luma": "A colorizer makes colors for the luma of a photograph. Load a model of whole images, such as "
+        "glow-photos; or use Flow Colorize, which takes latents, too, and Flow Encode Color, which makes them of a "
+        "picture's colors.",
+        "low_light": "A low-light model makes pictures from a dark photograph only. Load a model such as glow-photos; "
+        "or use Flow Brighten, or in Python flow.encode_condition(dark) with encode, decode and score.",
+    }
+    if flow.capabilities.source in refused:
+        raise FlowError(refused[flow.capabilities.source])
 
 
 @runs_with(Reporting)
@@ -216,9 +214,7 @@ def check_labels(flow: Flow, labels: Labels | None, n: int) -> Tensor | None:
         )
     if numbers:
         tensor = tensor.long().reshape(-1)
-    if len(tensor) == n:
-        return tensor
-    if len(tensor) != 1:
+    if len(tensor) not in (1, n):
         raise ConditionError(f"Got {len(tensor)} labels for {n} images. Give one for all, or one per image.")
     return tensor.expand(n, *tensor.shape[1:])
 

@@ -136,7 +136,7 @@ def upscale(
 
 
 @runs_with(Running)
-def temperature_grid(
+def temperature_grid(  # noqa: D417
     flow: Flow,
     lr: Tensor,
     temperatures: Sequence[float | None],
@@ -157,14 +157,8 @@ def temperature_grid(
         flow: As in ``upscale``; so are the arguments that are not named here.
         lr: ``(B, C, h, w)``; an alpha channel is dropped.
         temperatures: Each gives one picture per seed; None is the model's own.
-        calm_edges: See ``upscale``.
         seed: The first.
         seeds: How many, counted up from ``seed``.
-        tile: See ``upscale``.
-        halo: See ``upscale``.
-        store: See ``upscale``.
-        guide: See ``upscale``.
-        guide_strength: See ``upscale``.
         options: How to run, see ``RunOptions``.
 
     Returns:
@@ -358,7 +352,7 @@ def shrink(flow: Flow, image: Tensor, **options: Unpack[Reporting]) -> Tensor:
 
 
 @runs_with(Running)
-def restore(
+def restore(  # noqa: D417
     flow: Flow,
     small: Tensor,
     *,
@@ -379,17 +373,13 @@ def restore(
     torch.Size([1, 3, 45, 64])
 
     Args:
-        flow: The rescaling model that shrank them; another gives a wrong picture.
+        flow: The rescaling model that shrank them; another gives a wrong picture. Arguments that are not named here are
+            as in ``upscale``.
         small: ``(B, C, h, w)`` in [0, 1], as ``shrink`` returns it or uint8. A picture that was shrunk otherwise is
             enlarged, but not well.
         temperature: As in ``upscale``; None for the model's own. 0 gives the mean of what the small picture leaves
             open.
-        seed: As in ``upscale``; so are the arguments that are not named here.
-        samples: See ``upscale``.
         size: Height and width of the original, whose extension is cropped away; None keeps all.
-        tile: See ``upscale``.
-        halo: See ``upscale``.
-        store: See ``upscale``.
         options: How to run, see ``RunOptions``.
 
     Returns:

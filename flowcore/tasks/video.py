@@ -35,7 +35,7 @@ CUT = 0.5  # where less of a frame is explained, on average, it is drawn anew
 
 
 @runs_with(Running)
-def colorize_video(
+def colorize_video(  # noqa: D417
     flow: Flow,
     frames: Tensor,
     *,
@@ -58,22 +58,15 @@ def colorize_video(
     """Color the frames of one clip from the same latents, optionally with colors carried along.
 
     Args:
-        flow: A colorizer.
-        frames: ``(T, C, H, W)`` in order; see ``colorize``.
-        temperature: See ``colorize``.
-        detail: See ``colorize``.
-        coherence: See ``colorize``; places are similar as they are in the first frame.
-        seed: See ``colorize``; one for all frames.
-        saturation: See ``colorize``.
-        working_size: See ``colorize``.
+        flow: A colorizer. Arguments that are not named here are as in ``colorize``.
+        frames: ``(T, C, H, W)`` in order.
+        coherence: Places are similar as they are in the first frame.
+        seed: One for all frames.
         hints: One for all frames, or one per frame; they are not spread.
-        latents: See ``colorize``; 1 item.
-        latents_strength: See ``colorize``.
-        latents_levels: See ``colorize``.
+        latents: 1 item.
         carry: Share of the previous frame's coarsest chroma in each frame, in [0, 1). More is steadier, and slower to
             follow a cut.
         chunk: Frames decoded together. Changes memory and time, not the result.
-        gamut: See ``colorize``.
         before: For a clip that comes in parts: an empty list with the first part, and the same list with all others. It
             receives what the next part needs. None: these are all frames.
         options: How to run, see ``RunOptions``.
@@ -145,7 +138,7 @@ def colorize_video(
 
 
 @runs_with(Running)
-def upscale_video(
+def upscale_video(  # noqa: D417
     flow: Flow,
     frames: Tensor,
     *,
@@ -166,15 +159,11 @@ def upscale_video(
     anew, and so is a frame of which less than half is explained. A guide of the model's own serves frames without one.
 
     Args:
-        flow: An upscaling model that encodes.
-        frames: ``(T, C, h, w)`` in order; see ``upscale``.
+        flow: An upscaling model that encodes. Arguments that are not named here are as in ``upscale``.
+        frames: ``(T, C, h, w)`` in order.
         seed: Of the first frame, which is the picture that ``upscale`` draws with it; that of frame t is ``seed + t``.
         steadiness: Share of the moved frame's latents that is kept, in [0, 1]. 0 draws every frame alone; 1 refreshes
             nothing, and blurs in the long run.
-        temperature: See ``upscale``.
-        calm_edges: See ``upscale``.
-        tile: See ``upscale``.
-        halo: See ``upscale``.
         before: For a clip that comes in parts: an empty list with the first part, and the same list with all others. It
             receives what the next part needs. None: these are all frames.
         options: How to run, see ``RunOptions``.
