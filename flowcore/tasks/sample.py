@@ -83,38 +83,6 @@ class Passes:
         for i in range(images):
             self.run.advance(preview=None if pictures is None else pictures[i])
 
-    def encode(self, pixels: Tensor, cond: Condition | None) -> list[Tensor]:
-        """Encode images, and refuse those whose latents are not finite."""
-        encoded: list[list[Tensor]] = []
-        for part in self.batches(len(pixels), pixels[0, 0].numel()):
-            x = pixels[part]
-            own = self.condition_of(cond, part, len(pixels))
-            with self.run.part(len(x) * self.run.plan.units, len(x)):
-                latents = self.run.plan.encode(x.to(self.run.device), own)
-            finite = torch.stack([z.isfinite().flatten(1).all(1) for z in latents]).all(0)  # (B,)
-            if not finite.all():
-                i = int((~finite).nonzero()[0])
-                low, high = float(x[i].min()), float(x[i].max())
-                raise ImageError(
-                    f"Image {part.start + i} has no finite latents: the model is unstable there, or does not reach it. "
-                    f"Its values go from {low:.3g} to {high:.3g}; expected are 0 to 1. Clamp it, or choose another "
-                    "image."
-                )
-            encoded.append([z.to(pixels.device) for z in latents])
-            self.finish(len(x))
-        return [torch.cat(level) for level in zip(*encoded, strict=True)]
-
-    def decode(self, latents: Sequence[Tensor], cond: Condition | None, *, denoise: bool = False) -> Tensor:
-        """Decode latents to finite images, not clamped."""
-        count = len(latents[0])
-        decoded: list[Tensor] = []
-        for part in self.batches(count, sum(z[0].numel() for z in latents) // self.run.plan.channels):
-            own = self.condition_of(cond, part, count)
-            pictures = self.decode_batch([z[part] for z in latents], own, part.start, denoise=denoise)
-            decoded.append(pictures.to(latents[0].device))
-            self.finish(len(pictures), pictures.clamp(0, 1))
-        return self.report(torch.cat(decoded))
-
     def decode_batch(
         self, latents: Sequence[Tensor], cond: Condition | None, first: int, *, denoise: bool = False
     ) -> Tensor:
@@ -265,7 +233,23 @@ def encode(flow: Flow, image: Tensor, cond: Condition | None = None, **options: 
 
     def task() -> list[Tensor]:
         pixels = check_image(flow, image)
-        return Passes(run, len(pixels)).encode(pixels, cond)
+        passes, encoded = Passes(run, len(pixels)), list[list[Tensor]]()
+        for part in passes.batches(len(pixels), pixels[0, 0].numel()):
+            x, own = pixels[part], passes.condition_of(cond, part, len(pixels))
+            with run.part(len(x) * run.plan.units, len(x)):
+                latents = run.plan.encode(x.to(run.device), own)
+            finite = torch.stack([z.isfinite().flatten(1).all(1) for z in latents]).all(0)  # (B,)
+            if not finite.all():
+                i = int((~finite).nonzero()[0])
+                low, high = float(x[i].min()), float(x[i].max())
+                raise ImageError(
+                    f"Image {part.start + i} has no finite latents: the model is unstable there, or does not reach it. "
+                    f"Its values go from {low:.3g} to {high:.3g}; expected are 0 to 1. Clamp it, or choose another "
+                    "image."
+                )
+            encoded.append([z.to(pixels.device) for z in latents])
+            passes.finish(len(x))
+        return [torch.cat(level) for level in zip(*encoded, strict=True)]
 
     return run(task)
 
@@ -313,9 +297,16 @@ def decode(
     run = Runner(flow, RunOptions(**options), ADVICE)
 
     def task() -> Tensor:
-        passes = Passes(run, len(levels[0]))
-        passes.announce(flow, len(levels[0]), *size_of_latents(flow, levels), guidance)
-        images = passes.decode(levels, guided(flow, cond, guidance), denoise=denoise)
+        count = len(levels[0])
+        passes, decoded = Passes(run, count), list[Tensor]()
+        passes.announce(flow, count, *size_of_latents(flow, levels), guidance)
+        given = guided(flow, cond, guidance)
+        for part in passes.batches(count, sum(z[0].numel() for z in levels) // flow.channels):
+            own = passes.condition_of(given, part, count)
+            pictures = passes.decode_batch([z[part] for z in levels], own, part.start, denoise=denoise)
+            decoded.append(pictures.to(levels[0].device))
+            passes.finish(len(pictures), pictures.clamp(0, 1))
+        images = passes.report(torch.cat(decoded))
         return images.clamp(0, 1) if clamp else images
 
     return run(task)
