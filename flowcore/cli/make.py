@@ -154,8 +154,8 @@ def add_interpolate(command: argparse.ArgumentParser) -> None:
 
 
 def _upscale(options: argparse.Namespace) -> None:
-    from ..tasks.guide import own_strength
     from ..tasks.intake import resolve
+    from ..tasks.tiles import own_strength
     from ..tasks.upscale import sampling_settings
     from .batches import load_model
 

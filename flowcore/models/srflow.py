@@ -48,7 +48,7 @@ class SRFlowConfig:
         temperature: Recommended for sampling, also with files that do not state it.
         calm_edges: Recommended reduction of the temperature at edges, in [0, 1]; see ``upscale``.
         guide_layers: Convolutions of a network that makes a guide, see ``networks.CompactUpscaler`` and
-            ``tasks.guide``; 0 for none.
+            ``tasks.tiles``; 0 for none.
         guide_width: Channels between them.
         guide_strength: Recommended share of the guide's latents, in [0, 1].
     """

@@ -31,9 +31,8 @@ from ..networks.memory import CELL, NEIGHBORS
 from ..prior import Shape
 from . import overflow
 from .hints import Hints, average_covered, check_items, covered_planes, spread_hints
-from .intake import resolve, validate_image
+from .intake import clear_borders, fill_borders, find_border, is_tinted, resolve, validate_image
 from .runner import Runner
-from .scans import clear_borders, fill_borders, find_border, is_tinted
 
 Gamut = Literal["compress", "clip"]
 Change = Callable[[Condition, int, Tensor], Tensor]

@@ -19,9 +19,8 @@ from ..images.folders import image_files
 from ..images.resize import limit_shorter_side, resize_bilinear
 from ..networks import LumaEncoder
 from ..networks.memory import CELL, SIDE, CellMemory
-from .intake import validate_image
+from .intake import find_border, is_tinted, validate_image
 from .runner import Reporting, Runner, RunOptions, runs_with
-from .scans import find_border, is_tinted
 
 MULTIPLE = 32  # of the sides that a backbone takes
 MAX_ASPECT = 4  # the longer side is at most so many times the shorter

@@ -25,10 +25,9 @@ from ..models.srflow import SRFlowConfig
 from ..networks.compact import CompactUpscaler
 from ..prior import Temperature
 from . import consistency
-from .guide import Strength, own_strength, prepare_guide
 from .intake import advise, gray_images, resolve, validate_image, with_alpha, with_channels_of
 from .runner import Reporting, Runner, Running, RunOptions, check_draws, runs_with
-from .tiles import STRIPS, Border, TiledDecoder, Tiling
+from .tiles import STRIPS, Border, Strength, TiledDecoder, Tiling, own_strength, prepare_guide
 
 HALO = 24  # LR pixels; how far tiles then differ from the whole image: docs/decisions/0004
 MAX_DEVIATION = 2.0  # from 0.5: temperature 1 stays within 1.6, overflows do not: docs/decisions/0013
@@ -83,7 +82,7 @@ def upscale(
         match_source: Whether to change the pictures so that they shrink to the LR image again, see ``match_source``.
         store: Where the conditions of the images are kept for the next call; None for nowhere.
         guide: Another enlargement of the same images, ``(B or 1, C, s * h, s * w)`` in [0, 1] as ``lr``, a part of
-            whose latents is kept, see ``tasks.guide``; alpha is ignored, and another size is resized.
+            whose latents is kept, see ``tiles.Guide``; alpha is ignored, and another size is resized.
         guide_strength: That part a, in [0, 1]: a number, or a map as of ``temperature``. 0 ignores the guide, 1 gives
             it back. None for the model's own, which its file states, or 0.5.
         guide_bounded: Whether the guide's latents are scaled down where they deviate more than those that are drawn.

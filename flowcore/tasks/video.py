@@ -176,7 +176,7 @@ def upscale_video(  # noqa: D417
         FlowError: If the model does not upscale, ``steadiness`` lies outside [0, 1], or as in ``upscale``.
         PrecisionError: If ``precision`` is too low to encode.
 
-    Source: the guide, see ``tasks.guide``; the motion, see ``images.motion``.
+    Source: the guide, see ``tiles.Guide``; the motion, see ``images.motion``.
     """
     flow.require("upscale")
     if not 0 <= steadiness <= 1:
