@@ -60,7 +60,6 @@ def brighten(
             that fits. Tiles differ from the whole image by what lies beyond ``halo``.
         halo: Pixels read around every tile.
         exposure: Stops, -4 to 4, by which the results are lighter than the model draws them: 1 doubles their light.
-        options: How to run, see ``RunOptions``.
 
     Returns:
         ``(B * samples, C, H, W)`` float32 in [0, 1] on the device of ``image``: all samples of image 0, then of

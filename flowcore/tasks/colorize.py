@@ -92,7 +92,6 @@ def colorize(
             at temperature 0 all. None for those that the model's file remembers, of which every seed has its part.
         cast: Color cast of the whole picture, in [-1, 1]: 1 as drawn; 0 that of the coloring at temperature 0; -1 none.
         vivid: Factor by which colors move away from their mean, at least 0; 1 for as drawn.
-        options: How to run, see ``RunOptions``.
 
     Returns:
         ``(B * samples, 3 or 4, H, W)`` float32 in [0, 1] on the device of ``image``: all samples of image 0, then of
@@ -183,7 +182,6 @@ def encode_colors(
         flow: A colorizer.
         image: In color, ``(B, C, H, W)``, C = 3 or 4; see ``colorize``.
         working_size: See ``colorize``.
-        options: How to run, see ``RunOptions``.
 
     Returns:
         Latents, finest first, float32. ``decode_colors`` on the same image gives its colors back, at the resolution of
@@ -237,7 +235,7 @@ def decode_colors(flow: Flow, latents: Sequence[Tensor], image: Tensor, **option
 def transfer_palette(
     flow: Flow, image: Tensor, reference: Tensor, *, strength: float = 1.0, levels: int = 2, **options: Any
 ) -> Tensor:
-    """Color a picture like another one, with the coarse latents of the other's colors.
+    """Color a picture like another one, with the coarse latents of the other's colors; returns what ``colorize`` does.
 
     >>> flow, reference = flowcore.load("color-photos"), torch.rand(1, 3, 40, 40)
     >>> flowcore.transfer_palette(flow, torch.rand(1, 1, 48, 64), reference, strength=0.8).shape
@@ -250,12 +248,6 @@ def transfer_palette(
         strength: Share of the latents' variance that is taken over, in [0, 1].
         levels: How many of the coarsest levels are taken over; 0 for all.
         options: Any of ``colorize``, such as seed and samples.
-
-    Returns:
-        See ``colorize``.
-
-    Raises:
-        ImageError: See ``colorize``.
     """
     working = options.get("working_size")
     latents = encode_colors(flow, reference, working_size=working, cancelled=options.get("cancelled"))

@@ -55,7 +55,6 @@ def match_source(
         images: ``(B * N, C, H, W)`` in [0, 1]: all samples of image 0, then of image 1. An alpha channel is kept.
         source: ``(B, C, h, w)`` in [0, 1], no larger than the images.
         iterations: At most.
-        options: How to run, see ``RunOptions``.
 
     Returns:
         ``(B * N, 3 or 4, H, W)`` float32 in [0, 1], on the device of ``images``.

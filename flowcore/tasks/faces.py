@@ -85,7 +85,6 @@ def find_faces(
         image: ``(B, C, H, W)`` in [0, 1], C = 1, 3 or 4; alpha is dropped.
         smallest: Width in pixels of the smallest box that counts, at least 4. Half of it takes four times as long.
         score: In (0, 1): how sure the network must be.
-        options: How to run, see ``RunOptions``.
 
     Returns:
         The faces of every image, the largest first; an image may have none.
@@ -289,7 +288,7 @@ def _oddities(pictures: Sequence[Tensor], places: Sequence[FacePlace]) -> Iterat
 def found_eyes(
     image: Tensor, *, smallest: float = 0, number: int = 0, **options: Unpack[Reporting]
 ) -> list[list[Eyes]]:
-    """Find the eyes of every image's largest faces, a number or 0 for all, of a side in pixels, hair included."""
+    """Find the eyes of every image's largest faces, so many or (0) all; ``smallest`` is a side, hair included."""
     boxes = max(SMALLEST, smallest / 2)  # a box has three fifths of the side, more or less
     return [
         [face.eyes for face in faces if math.dist(*face.eyes) / (RIGHT - LEFT) >= smallest][: number or None]

@@ -126,7 +126,7 @@ LEVEL = 0.1  # dB of consistency within which no sample is the better one
 
 @torch.no_grad()
 def diversity_map(images: Tensor, samples: int = 0) -> Tensor:
-    """Compute the standard deviation of every image's samples, 0 for all, over pixels, ``(B, 1, H, W)``, on the CPU."""
+    """Compute the standard deviation of so many samples of every image, or (0) of all, by pixel, ``(B, 1, H, W)``."""
     rgb = validate_image(images)[0].cpu()
     each = samples or len(rgb)
     if each < 2 or len(rgb) % each:
@@ -153,7 +153,6 @@ def ranked(
         source: ``(B, C, h, w)``, what they were made from: small images, or the photographs that were colored.
         by: The criterion, see ``By``. For colorings "consensus" is the better one.
         flow: The model that made them, needed for "likelihood"; an upscaling model takes images of its own scale only.
-        options: How to run, see ``RunOptions``.
 
     Returns:
         The scores, ``(B, N)`` in the order of the images, and the indices of every image's samples, best first,

@@ -55,7 +55,6 @@ def remember(
             files that are no image or in no color are left out, or one file. Plain borders are left out, too.
         cells: How many places are kept at most; of more, about as many of every photograph.
         provenance: What to note of where they come from, such as their license, for the file.
-        options: How to run, see ``RunOptions``.
 
     Returns:
         The memory; see ``ColorMemory``.

@@ -93,7 +93,7 @@ def part_of_run(options: Reporting, start: float, share: float) -> Reporting:
 
 
 def runs_with(keywords: type[Reporting]) -> Callable[[Function], Function]:
-    """Show keywords of ``RunOptions``, a task's ``**options``, in its signature and in its help; refuse others."""
+    """Show fields of ``RunOptions``, a task's ``**options``, in its signature and help; refuse other keywords."""
     fields = [field for field in dataclasses.fields(RunOptions) if field.name in keywords.__annotations__]
     entry = re.compile(r"^ {8}(\w+): (.*\n(?: {12}.*\n)*)", re.MULTILINE)
     meanings = dict(entry.findall(RunOptions.__doc__ or ""))
@@ -116,7 +116,7 @@ def runs_with(keywords: type[Reporting]) -> Callable[[Function], Function]:
             return task(*args, **given)
 
         checked.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
-        checked.__doc__ = (task.__doc__ or "").replace("        options: How to run, see ``RunOptions``.\n", lines)
+        checked.__doc__ = (task.__doc__ or "").replace("\n\n    Returns:", f"\n{lines}\n    Returns:")
         return cast(Function, checked)
 
     return decorate

@@ -161,7 +161,6 @@ def sample(
         clamp: Whether to clamp the images to [0, 1]; False for the values that the flow computes.
         guidance: How far images are led to their labels, for models made for it (TarFlow): 0 for not, 1 to 3 are usual.
         denoise: Whether to remove the Gaussian noise that a model was trained with, where it states one (TarFlow).
-        options: How to run, see ``RunOptions``.
 
     Returns:
         ``(n, C, H, W)`` in [0, 1] unless ``clamp`` is False, float32 (float64 if the flow is), on the CPU.
@@ -218,7 +217,6 @@ def encode(flow: Flow, image: Tensor, cond: Condition | None = None, **options: 
         flow: The model.
         image: ``(B, C, H, W)`` of a size that the model takes: float in [0, 1], not clamped, or uint8, divided by 255.
         cond: From ``flow.encode_condition``, of one image or of as many as there are; None for unconditional models.
-        options: How to run, see ``RunOptions``.
 
     Returns:
         Latents, finest first, float32 (float64 if the flow is), on the device of the image.
@@ -283,7 +281,6 @@ def decode(
         clamp: Whether to clamp the images to [0, 1].
         guidance: As in ``sample``.
         denoise: As in ``sample``.
-        options: How to run, see ``RunOptions``.
 
     Returns:
         ``(B, C, H, W)``, not clamped unless asked, float32 (float64 if the flow is), on the device of the latents.

@@ -150,7 +150,6 @@ def score(
             draw, whose estimates are averaged and tell the standard error; 0 for the exact value, which small images
             alone allow. Other models ignore it.
         terms: Of the power series in these estimates; those left out are a bias that no number of probes shows.
-        options: How to run, see ``RunOptions``.
 
     Returns:
         The score.

@@ -142,7 +142,7 @@ class TiledDecoder:
         gray: Sequence[bool] = (),
         guide: Guide | None = None,
     ) -> Tensor:
-        """Compute all samples at every temperature, ``(B * taus * samples, 3, s * h, s * w)`` on the CPU, some gray."""
+        """Compute ``(B * taus * samples, 3, s * h, s * w)`` on the CPU; ``gray`` says which images stay gray."""
         run, plan, tiling, scale = self._run, self._run.plan, self._tiling, self._flow.condition_scale
         if self._store is not None and run.minimum_memory:
             self._store.clear()

@@ -87,7 +87,6 @@ def upscale(
             it back. None for the model's own, which its file states, or 0.5.
         guide_bounded: Whether the guide's latents are scaled down where they deviate more than those that are drawn.
             For guides that are made from results again and again, whose detail would otherwise grow.
-        options: How to run, see ``RunOptions``.
 
     Returns:
         ``(B * samples, C, s * h, s * w)`` float32 in [0, 1] on the device of ``lr``: all samples of image 0, then of
@@ -158,7 +157,6 @@ def temperature_grid(  # noqa: D417
         temperatures: Each gives one picture per seed; None is the model's own.
         seed: The first.
         seeds: How many, counted up from ``seed``.
-        options: How to run, see ``RunOptions``.
 
     Returns:
         ``(B * temperatures * seeds, 1 or 3, s * h, s * w)``, on the device of ``lr``: of image 0 all seeds of the first
@@ -309,7 +307,6 @@ def shrink(flow: Flow, image: Tensor, **options: Unpack[Reporting]) -> Tensor:
             outside are clamped. C is 3; or 1 (gray, which becomes color: colors carry detail); or 4, whose alpha is
             shrunk by a bicubic resize. Sides that the model's scale does not divide are extended to the right and
             below.
-        options: How to run, see ``RunOptions``.
 
     Returns:
         ``(B, 3 or 4, ceil(H / s), ceil(W / s))`` float32 in [0, 1], rounded to 8 bits, on the device of ``image``.
@@ -379,7 +376,6 @@ def restore(  # noqa: D417
         temperature: As in ``upscale``; None for the model's own. 0 gives the mean of what the small picture leaves
             open.
         size: Height and width of the original, whose extension is cropped away; None keeps all.
-        options: How to run, see ``RunOptions``.
 
     Returns:
         ``(B * samples, 3 or 4, s * h, s * w)``, or of ``size``, float32 in [0, 1] on the device of ``small``: all

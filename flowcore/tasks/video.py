@@ -69,7 +69,6 @@ def colorize_video(  # noqa: D417
         chunk: Frames decoded together. Changes memory and time, not the result.
         before: For a clip that comes in parts: an empty list with the first part, and the same list with all others. It
             receives what the next part needs. None: these are all frames.
-        options: How to run, see ``RunOptions``.
 
     Returns:
         ``(T, 3 or 4, H, W)``.
@@ -166,7 +165,6 @@ def upscale_video(  # noqa: D417
             nothing, and blurs in the long run.
         before: For a clip that comes in parts: an empty list with the first part, and the same list with all others. It
             receives what the next part needs. None: these are all frames.
-        options: How to run, see ``RunOptions``.
 
     Returns:
         ``(T, C, s * h, s * w)`` float32 in [0, 1] on the device of ``frames``. Beside them two frames are held.
