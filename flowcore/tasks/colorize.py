@@ -17,16 +17,7 @@ from ..images import color
 from ..images.resize import resize_bilinear
 from ..networks.luma import STRIDE
 from ..prior import sample_latents
-from .chroma import (
-    Colorization,
-    Gamut,
-    blend_latents,
-    check_colors,
-    enlarge,
-    merge,
-    share_noise,
-    working_sides,
-)
+from .chroma import Colorization, Gamut, blend_latents, check_colors, enlarge, merge, share_noise, working_sides
 from .hints import Hints
 from .intake import require_tensor, validate_image
 from .runner import Batching, Runner, Running, RunOptions, check_draws, runs_with

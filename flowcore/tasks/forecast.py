@@ -16,15 +16,13 @@ from ..device import actual_precision
 from ..flow import Flow
 from ..inference.plan import planned
 from . import Precision, duration
-from .tiles import ENCODING, TileSize
+from .tiles import ENCODING, Size, TileSize
 from .upscale import HALO, TILING, memory_required, restore, upscale
 from .video import upscale_video
 
 NOTEWORTHY = 16  # megapixels of all results; for fewer, the forecast costs more than it tells
 PROBE = 64  # side of the LR image whose enlargement is timed
 PICTURE_BYTES = 2 * 4 * 3  # per pixel: a float32 picture, and a copy in which it is rounded, resized or handed on
-
-Size = tuple[int, int]
 
 log = logging.getLogger("flowcore")
 

@@ -16,16 +16,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..condition import Condition
-from ..dequantization import (
-    Dequantizer,
-    Gaussian,
-    Grid,
-    Quantization,
-    Uniform,
-    dequantized_batches,
-    quantization,
-    to_integers,
-)
+from ..dequantization import Dequantizer, Gaussian, Grid, Uniform, dequantized_batches, quantization, to_integers
 from ..errors import ConditionError, FlowError, ImageError, ShapeError
 from ..flow import Flow
 from ..likelihood import effective_samples, importance_weighted, select_items, with_probes
@@ -178,7 +169,7 @@ def score(
 
     def task() -> Score:
         bins, dequantizer, notes = quantization(flow), _dequantizer(flow, dequantization), list[str]()
-        k = _integers(flow, image, bins, notes)  # (B, C, H, W)
+        k = _integers(flow, image, bins.n_bits, notes)  # (B, C, H, W)
         images, channels, height, width = k.shape
         dimensions = channels * height * width
         draws = _draws_per_image(samples, noise, k)
@@ -358,7 +349,7 @@ def _dequantizer(flow: Flow, dequantization: Dequantization | Dequantizer) -> De
     return named[dequantization]
 
 
-def _integers(flow: Flow, image: Tensor, bins: Quantization, notes: list[str]) -> Tensor:
+def _integers(flow: Flow, image: Tensor, n_bits: int, notes: list[str]) -> Tensor:
     """Convert an image to the integers and channels of the model, with a note on every change."""
     if image.ndim != 4:
         raise ImageError(f"Expected images of shape (B, C, H, W); got {tuple(image.shape)}.")
@@ -378,7 +369,7 @@ def _integers(flow: Flow, image: Tensor, bins: Quantization, notes: list[str]) -
     if image.is_floating_point() and image.isfinite().all():
         refuse_integer_range(image)
     image = image.float() / LARGEST[torch.uint16] if image.dtype == torch.uint16 else image
-    k, off = to_integers(image.cpu().contiguous(), bins.n_bits)  # another layout would round differently
+    k, off = to_integers(image.cpu().contiguous(), n_bits)  # another layout would round differently
     furthest = float(off.max())
     if furthest > 0.5 + OFF_GRID:
         notes.append("Values outside [0, 1] were clamped.")
@@ -387,10 +378,9 @@ def _integers(flow: Flow, image: Tensor, bins: Quantization, notes: list[str]) -
             f"The image is not on the 8-bit grid (off it by up to {furthest:.2g} of a step) and was rounded to it: it "
             "was probably resized, filtered or blended before, which changes its score."
         )
-    if bins.n_bits < 8:
+    if n_bits < 8:
         notes.append(
-            f"Scored at {bins.n_bits} bits: {2**bins.n_bits} values per channel. Such numbers do not compare "
-            "with 8-bit ones."
+            f"Scored at {n_bits} bits: {2**n_bits} values per channel. Such numbers do not compare with 8-bit ones."
         )
     return k
 
