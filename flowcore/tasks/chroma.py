@@ -246,9 +246,7 @@ class Colorization:
         trust = ((found[:, 4:] - low) / (high - low)).clamp(0, 1)
         return list(zip((MEMORY_WEIGHT * trust).split(1), found[:, :2].split(1), strict=True))
 
-    def follow(
-        self, chroma: Tensor, part: slice, cond: Condition, asked: tuple[Tensor, Tensor], steps: float
-    ) -> Tensor:
+    def follow(self, drawn: Tensor, part: slice, cond: Condition, asked: tuple[Tensor, Tensor], steps: float) -> Tensor:
         """Spread asked coverage and chroma, on the padded finest grid, over the drawn chroma ``(B, 2, h, w)``."""
         height, width = self.chroma_size
         covered, wanted = (plane[..., :height, :width] for plane in asked)
@@ -258,7 +256,7 @@ class Colorization:
         f = (f - f.mean((2, 3), keepdim=True)) / f.std((2, 3), keepdim=True).clamp_min(1e-6)
         f = F.interpolate(f, self.grid, mode="bilinear")[..., :height, :width]
         small_y = self.luma_on_grid(part)
-        return chroma + spread_hints(wanted - chroma, covered, f, small_y, steps, self.run.check_cancelled)
+        return drawn + spread_hints(wanted - drawn, covered, f, small_y, steps, self.run.check_cancelled)
 
     def report(self) -> None:
         """Tell the caller where colors were drawn at a lower temperature or left gray."""
@@ -276,12 +274,10 @@ class Colorization:
 
         return change
 
-    def finish(
-        self, chroma: Tensor, part: slice, hints: Hints | None, saturation: float | None, gamut: Gamut
-    ) -> Tensor:
-        """Enlarge chroma to the size of the images, and merge it with their luma."""
+    def finish(self, drawn: Tensor, part: slice, hints: Hints | None, saturation: float | None, gamut: Gamut) -> Tensor:
+        """Enlarge drawn chroma to the size of the images, and merge it with their luma."""
         y, guide = self.y[part].to(self.run.device), self._guide[part].to(self.run.device)
-        full = enlarge(chroma.float(), resize_bilinear(guide, self.chroma_size), guide)
+        full = enlarge(drawn.float(), resize_bilinear(guide, self.chroma_size), guide)
         full = full if saturation is None else full * saturation
         if hints is not None and hints.lock and hints.coverage is not None and hints.chroma is not None:
             one = len(hints.coverage) == 1

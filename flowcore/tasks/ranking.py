@@ -28,7 +28,7 @@ from .chroma import Colorization
 from .colorize import ADVICE, AT_ONCE
 from .consistency import consistency, samples_per_source
 from .intake import validate_image
-from .runner import Reporting, Runner, RunOptions, log, part_of_run, runs_with
+from .runner import Reporting, Runner, RunOptions, part_of_run, runs_with
 from .score import score
 
 SIDE = 64  # shorter side at which colorings are compared
@@ -165,23 +165,21 @@ def ranked(
     """
     if by not in get_args(By):
         raise FlowError(f"by must be one of {', '.join(get_args(By))}; got {by!r}.")
-    notify = options.get("notify") or log.warning
+    tell = RunOptions(**options).tell
     rgb, small = validate_image(images)[0], validate_image(source)[0]
     each = samples_per_source(rgb, small)
     if by == "consensus":
         scores = consensus(rgb, small)
     elif by == "consistency":
         if rgb.shape[-2:] == small.shape[-2:]:
-            notify(
+            tell(
                 "consistency compares enlargements with their source; these are as large as it. Choose consensus for "
                 "colorings."
             )
         scores = consistency(rgb, small).view(-1, each)
         spread = float((scores.amax(1) - scores.amin(1)).nan_to_num(nan=0.0).max())
         if each > 1 and spread < LEVEL:
-            notify(
-                f"The samples are level: their consistency differs by {spread:.2g} dB. Choose likelihood, or by eye."
-            )
+            tell(f"The samples are level: their consistency differs by {spread:.2g} dB. Choose likelihood, or by eye.")
     elif flow is None:
         raise FlowError(
             "likelihood needs the model that made the samples; got none. Without one choose consistency for "

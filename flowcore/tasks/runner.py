@@ -66,6 +66,10 @@ class RunOptions:
         if self.batch is not None and self.batch < 0:
             raise FlowError(f"batch must not be negative; got {self.batch}. 0 chooses by the image's size.")
 
+    def tell(self, sentence: str) -> None:
+        """Tell the caller something, or the log."""
+        (self.notify or log.warning)(sentence)
+
 
 class Reporting(TypedDict, total=False):
     """The fields of ``RunOptions`` that every task takes as keywords."""
@@ -195,10 +199,10 @@ class Runner:
         return 1 if self.minimum_memory else self.options.batch or preferred
 
     def notify(self, sentence: str) -> None:
-        """Tell the caller something, or the log; each sentence once, however many attempts it takes."""
+        """Tell the caller something, each sentence once, however many attempts it takes."""
         if sentence not in self._notified:
             self._notified.add(sentence)
-            (self.options.notify or log.warning)(sentence)
+            self.options.tell(sentence)
 
     def check_cancelled(self) -> None:
         """Raise Cancelled if the caller asks to stop."""
@@ -250,6 +254,6 @@ class Runner:
         return share + (self._total - share) * (self._done - done) // max(1, self._work - done)
 
 
-def images_at_once(height: int, width: int) -> int:
+def batch_size(height: int, width: int) -> int:
     """Choose how many images of a size go through a flow together unless the caller says."""
     return max(1, min(MAX_AT_ONCE, PIXELS_AT_ONCE // max(1, height * width)))

@@ -27,18 +27,7 @@ from ..latents import Mode, Per, add, interpolate, normalize, scale
 from ..likelihood import select_items
 from ..prior import sample_latents
 from . import duration, overflow, upscale
-from .runner import (
-    Batching,
-    Reporting,
-    Runner,
-    Running,
-    RunOptions,
-    check_draws,
-    images_at_once,
-    log,
-    part_of_run,
-    runs_with,
-)
+from .runner import Batching, Reporting, Runner, Running, RunOptions, batch_size, check_draws, part_of_run, runs_with
 from .subject import Fit, Labels, check_image, check_labels, check_latents, prepare_subject, size_of_latents
 
 LARGE = 2**28  # bytes of weights
@@ -60,7 +49,7 @@ class Passes:
 
     def batches(self, images: int, pixels: int) -> Iterator[slice]:
         """Divide images of so many pixels into batches."""
-        at_once = self.run.at_once(images_at_once(1, pixels))
+        at_once = self.run.at_once(batch_size(1, pixels))
         return (slice(start, min(images, start + at_once)) for start in range(0, images, at_once))
 
     def announce(self, flow: Flow, images: int, height: int, width: int, guidance: float | Guidance) -> None:
@@ -69,7 +58,7 @@ class Passes:
         predictors = [part for part in plan.modules() if isinstance(part, ReportingPredictor)]
         if not predictors or plan.units < NOTEWORTHY:
             return
-        at_once = min(images, self.run.at_once(images_at_once(height, width)))
+        at_once = min(images, self.run.at_once(batch_size(height, width)))
         gigabytes = memory_required(flow, images, height, width) / 1e9
         passes = 2 if _weight(guidance) > 0 else 1
         seconds = predictors[0].seconds(passes * at_once) * plan.units * -(-images // at_once)
@@ -83,18 +72,16 @@ class Passes:
         for i in range(images):
             self.run.advance(preview=None if pictures is None else pictures[i])
 
-    def decode_batch(
-        self, latents: Sequence[Tensor], cond: Condition | None, first: int, *, denoise: bool = False
-    ) -> Tensor:
+    def decode_batch(self, z: Sequence[Tensor], cond: Condition | None, first: int, *, denoise: bool = False) -> Tensor:
         """Decode one batch to finite images, whose first has the number ``first``; see ``overflow``.
 
         ``denoise`` removes the noise of the training: ``x + sigma^2 grad log p(x)`` (TarFlow, 2024, section 3.2).
         """
         decoder = overflow.bounded_decoder(self.run.plan, cond, self._max_deviation)
-        latents = [z.to(self.run.device, self.run.dtype) for z in latents]
+        z = [level.to(self.run.device, self.run.dtype) for level in z]
         gray = torch.full((1, self.run.plan.channels, 1, 1), 0.5)
-        with self.run.part(len(latents[0]) * self.run.plan.units, len(latents[0])):
-            decoded = overflow.decode_with_backoff(decoder, latents, lambda: gray)
+        with self.run.part(len(z[0]) * self.run.plan.units, len(z[0])):
+            decoded = overflow.decode_with_backoff(decoder, z, lambda: gray)
         self._repairs.add(first, decoded.attenuated, decoded.filled)
         sigma = getattr(self.run.plan.config, "noise", 0.0) / 2  # of images in [0, 1]
         if not (denoise and sigma):
@@ -338,7 +325,7 @@ def dequantized_image(flow: Flow, image: Tensor, *, seed: int = 0) -> Tensor:
 
 def memory_required(flow: Flow, images: int, height: int, width: int) -> int:
     """Estimate the bytes of one pass: images at once, neighbors in the chain, a network, a copy of large weights."""
-    at_once = min(images, images_at_once(height, width))
+    at_once = min(images, batch_size(height, width))
     if flow.capabilities.source == "low_resolution":
         small = (-(-side // flow.condition_scale) for side in (height, width))
         return at_once * upscale.memory_required(flow, *small)
@@ -412,8 +399,8 @@ def morph(
         raise ImageError("A morph needs two images or more; got one. Pass a batch, such as two images in Batch Images.")
     if frames < 2:
         raise FlowError(f"frames must be at least 2; got {frames}. Both images count: 2 is the images alone.")
-    notify = options.get("notify") or log.warning
-    fitted = [prepare_subject(flow, batch, fit=fit, notify=notify).pixels for batch in batches]
+    tell = RunOptions(**options).tell
+    fitted = [prepare_subject(flow, batch, fit=fit, notify=tell).pixels for batch in batches]
     if len({batch.shape[2:] for batch in fitted}) > 1:
         raise ImageError(
             "A morph needs images of one size, or a model with a size of its own, such as glow-photos, and fit resize. "

@@ -23,7 +23,7 @@ from ..likelihood import effective_samples, importance_weighted, select_items, w
 from ..prior import log_density
 from ..transforms import Estimated, NoPositionsError
 from .intake import LARGEST, refuse_integer_range, require_pixels
-from .runner import Batching, Runner, RunOptions, check_draws, images_at_once, runs_with
+from .runner import Batching, Runner, RunOptions, batch_size, check_draws, runs_with
 
 Dequantization = Literal["uniform", "gaussian", "variational"]
 
@@ -189,7 +189,7 @@ def score(
         levels = torch.zeros(images, len(latent_dimensions), dtype=torch.float64)  # nats of density, summed over draws
         pixels = torch.zeros(images, height, width, dtype=torch.float64)  # likewise
         maps = inside = True
-        batch, seeds = run.at_once(images_at_once(height, width)), image_seeds(seed, k)
+        batch, seeds = run.at_once(batch_size(height, width)), image_seeds(seed, k)
         for chunk in dequantized_batches(k, bins, dequantizer, samples=draws, seed=seeds, batch=batch, noise=noise):
             x = chunk.x.to(run.device, run.dtype)
             for probe in range(passes):

@@ -26,7 +26,7 @@ from ..prior import Shape, Temperature, level_temperatures, number_or_map, resiz
 from ..quality.metrics import lr_psnr
 from . import overflow
 from .intake import resolve, validate_image, without_color
-from .runner import Runner, images_at_once
+from .runner import Runner, batch_size
 
 
 class Span(NamedTuple):
@@ -180,7 +180,7 @@ class TiledDecoder:
                 inner, outer = _without_halo(tile, scale, border, (height, width))
                 each = at_once
                 if cond.prepared:  # to show every sample as soon as it is ready
-                    shown = 1 if run.device.type == "cpu" else images_at_once(scale * height, scale * width)
+                    shown = 1 if run.device.type == "cpu" else batch_size(scale * height, scale * width)
                     each = min(at_once, shown)
                 for first in range(0, samples, each):
                     part = range(first, min(first + each, samples))
