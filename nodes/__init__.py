@@ -8,7 +8,7 @@ from .host.memory import free_kept
 from .host.routes import post, show_as_inputs, when_asked_to_free
 from .live import LIVE, ROUTE
 from .node import FlowNode
-from .picking import PROVENANCE_LOG, RecordingNode
+from .picking import PROVENANCE_LOG, PickingNode
 from .upscaling import register_srflow
 
 NODES = [
@@ -34,7 +34,7 @@ NODES = [
 
 def extension() -> Extension:
     """Return what the host asks for: our nodes, and the hooks that run once at its start."""
-    recording = {node.__name__ for node in NODES if issubclass(node, RecordingNode)}
+    recording = {node.__name__ for node in NODES if issubclass(node, PickingNode) and node.RECORDS}
     read_prompt = partial(PROVENANCE_LOG.read_prompt, kinds=recording)
     routes = [
         lambda: post(ROUTE, LIVE.prepare),

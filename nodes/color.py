@@ -12,8 +12,6 @@ from torch import Tensor
 
 from .. import flowcore
 from ..flowcore import ColorMemory, FlowError, Hints
-from ..flowcore.tasks import Precision
-from ..flowcore.tasks.chroma import Gamut
 from ..flowcore.tasks.colorize import memory_required
 from ..flowcore.tasks.hints import combine_hints, hints_from_points, hints_from_strokes, palette_from, parse_points
 from ..flowcore.training.image_sources import folder_stamp
@@ -21,21 +19,9 @@ from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled
 from .host.paths import inside
-from .host.ui import Progress
 from .node import FlowNode
 from .picking import ClipNode
-from .sockets import (
-    CLIP,
-    FLOW_HINTS,
-    FLOW_LATENTS,
-    FLOW_MEMORY,
-    FlowModel,
-    Latents,
-    check_memory,
-    flow_model,
-    from_image,
-    to_image,
-)
+from .sockets import FLOW_HINTS, FLOW_LATENTS, FLOW_MEMORY, Clip, ColorizeModel, Image, Latents, Mask, check_memory
 
 REMEMBERING = 2**28  # bytes that one photograph takes
 
@@ -43,49 +29,38 @@ REMEMBERING = 2**28  # bytes that one photograph takes
 class FlowcoreColorize(ClipNode):
     """All colorings of the first image, then of the second; or those of a clip."""
 
-    ALIASES = (
-        "colorize",
-        "colourize",
-        "colorise",
-        "colorization",
-        "black and white",
-        "restore old photo",
-        "color",
-        "ddcolor",
-    )
+    ALIASES = "colorize, colourize, colorise, colorization, black and white, restore old photo, color, ddcolor"
     ESSENTIALS = "Image Tools"
     OUTPUTS = (io.Image.Output("images"), io.Video.Output("video"))
     OF_VIDEO: ClassVar[dict[str, Any]] = {"frames": "video"}
 
-    @classmethod
     def run(
-        cls,
-        image: Annotated[Tensor, CLIP],
-        model: Annotated[FlowModel, flow_model("colorize")],
-        temperature: Annotated[float | None, widgets.own_temperature()],
-        seed: Annotated[int, widgets.seed()],
-        samples: Annotated[int, widgets.samples],
-        detail: Annotated[float | None, widgets.own_temperature(optional=True, advanced=True)],
+        self,
+        image: Clip,
+        model: ColorizeModel,
+        temperature: widgets.OwnTemperature,
+        seed: widgets.Seed,
+        samples: widgets.Samples,
+        detail: Annotated[float | None, widgets.temperature(widgets.OWN, own=True, optional=True, advanced=True)],
         saturation: Annotated[float | None, widgets.slider(widgets.OWN, widgets.OWN, 3.0, optional=True)],
-        working_size: Annotated[int, widgets.working_size],
-        hints: Annotated[Hints | None, partial(FLOW_HINTS.Input, optional=True)],
+        working_size: widgets.WorkingSize,
+        hints: Hints | None,
         hint_steps: Annotated[int, widgets.integer(20, 0, 200, optional=True, advanced=True)],
-        latents: Annotated[Latents | None, partial(FLOW_LATENTS.Input, optional=True)],
+        latents: Latents | None,
         latents_strength: Annotated[float, widgets.slider(1.0, 0.0, 1.0, optional=True, advanced=True)],
         latents_levels: Annotated[int, widgets.integer(2, 0, 8, optional=True, advanced=True)],
         frames: Annotated[Literal["images", "video"], widgets.choice("images", "video", optional=True)],
         carry: Annotated[float, widgets.number(0.0, 0.0, 0.95, 0.01, optional=True, advanced=True)],
-        gamut: Annotated[Gamut, widgets.gamut],
-        precision: Annotated[Precision, widgets.precision],
-        pick: Annotated[int, widgets.pick],
-        reference: Annotated[Tensor | None, partial(io.Image.Input, optional=True)],
+        gamut: widgets.Gamut,
+        precision: widgets.Precision,
+        pick: widgets.Pick,
+        reference: Image | None,
         coherence: Annotated[float | None, widgets.slider(widgets.OWN, widgets.OWN, 1.0, optional=True, advanced=True)],
-        memory: Annotated[ColorMemory | None, partial(FLOW_MEMORY.Input, optional=True)],
+        memory: ColorMemory | None,
         cast: Annotated[float, widgets.slider(1.0, -1.0, 1.0, optional=True, advanced=True)],
         vivid: Annotated[float, widgets.slider(1.0, 0.0, 2.0, optional=True, advanced=True)],
     ) -> Any:
-        notes, pixels, video = cls.notes(), from_image(image), frames == "video"
-        sources = pixels
+        notes, pixels, video = self.notes, image, frames == "video"
         count, _, height, width = pixels.shape
         made = count if video else count * samples
         check_memory(made, 3 * height * width, "pictures need", "Lower samples, or pass fewer images.")
@@ -98,9 +73,8 @@ class FlowcoreColorize(ClipNode):
             if reference is not None:
                 notes("reference is ignored: latents are connected.")
         elif reference is not None:
-            levels = flowcore.encode_colors(
-                flow, from_image(reference), working_size=working_size or None, cancelled=stop_if_cancelled
-            )
+            size = working_size or None
+            levels = flowcore.encode_colors(flow, reference, working_size=size, cancelled=stop_if_cancelled)
         if levels is not None and not video and count == 1:
             pixels = pixels.expand(len(levels[0]), -1, -1, -1)
         options: dict[str, Any] = {
@@ -116,7 +90,7 @@ class FlowcoreColorize(ClipNode):
             "latents_levels": latents_levels,
             "gamut": gamut,
             "precision": precision,
-            **notes.follow(Progress(pixels)),
+            **notes.follow(sources=pixels),
         }
         if video:
             if samples > 1:
@@ -131,132 +105,111 @@ class FlowcoreColorize(ClipNode):
                 notes("carry is ignored: it is for frames = video.")
             options |= {"memory": memory, "cast": cast, "vivid": vivid, "hint_steps": hint_steps}
             pictures = flowcore.colorize(flow, pixels, samples=samples, **options)
-        return cls.made(pictures, seed, 1 if video else samples, notes, sources)
+        return self.made(pictures, seed, 1 if video else samples, image)
 
 
 class FlowcoreColorHints(FlowNode):
     """Which colors are wanted, and where."""
 
-    ALIASES = ("color hints", "strokes", "scribble", "palette", "hex color", "color picker", "colorize")
+    ALIASES = "color hints, strokes, scribble, palette, hex color, color picker, colorize"
     OUTPUTS = (FLOW_HINTS.Output("all_hints"),)
 
-    @classmethod
     def run(
-        cls,
-        image: Annotated[Tensor, io.Image.Input],
-        strokes: Annotated[Tensor | None, partial(io.Image.Input, optional=True)],
-        mask: Annotated[Tensor | None, partial(io.Mask.Input, optional=True)],
+        self,
+        image: Image,
+        strokes: Image | None,
+        mask: Mask | None,
         points: Annotated[str, partial(io.String.Input, default="", multiline=True, optional=True)],
         radius: Annotated[int, widgets.integer(12, 0, 512, optional=True)],
-        palette: Annotated[str, widgets.text],
-        palette_image: Annotated[Tensor | None, partial(io.Image.Input, optional=True)],
+        palette: widgets.Text,
+        palette_image: Image | None,
         lock: Annotated[bool, partial(widgets.switch, advanced=True)],
-        hints: Annotated[Hints | None, partial(FLOW_HINTS.Input, optional=True)],
+        hints: Hints | None,
     ) -> Any:
-        notes = cls.notes()
-        height, width = from_image(image[:1]).shape[-2:]
-        size = height, width
+        size = image.shape[2], image.shape[3]
         parts: list[Hints | None] = []
         if strokes is not None:
             where = None if mask is None else mask.reshape(-1, 1, *mask.shape[-2:]).float().cpu()
-            parts.append(hints_from_strokes(from_image(strokes).cpu(), where, size=size, lock=lock))
+            parts.append(hints_from_strokes(strokes.cpu(), where, size=size, lock=lock))
         elif mask is not None:
-            notes("mask is ignored: it says where strokes are, and none are connected.")
+            self.notes("mask is ignored: it says where strokes are, and none are connected.")
         if points.strip():
             parts.append(hints_from_points(parse_points(points), size, radius=radius, lock=lock))
         colors = [word for word in re.split(r"[,;\s]+", palette) if word]
         if colors or palette_image is not None:
-            picture = None if palette_image is None else from_image(palette_image).cpu()
+            picture = None if palette_image is None else palette_image.cpu()
             parts.append(Hints(palette=palette_from(colors, picture)))
         combined = combine_hints(*parts, hints)
         if combined is None:
-            notes("There are no hints yet: connect strokes, or write points or a palette.")
+            self.notes("There are no hints yet: connect strokes, or write points or a palette.")
             combined = Hints()
-        lines = _facts(combined)
-        return io.NodeOutput(combined, ui={"text": ["\n".join([*lines, *notes.lines])]})
-
-
-def _facts(hints: Hints) -> list[str]:
-    lines: list[str] = []
-    if hints.coverage is not None:
-        locked = ", locked" if hints.lock else ""
-        lines.append(f"hints cover {100 * float(hints.coverage.mean()):.3g} % of the picture{locked}")
-    if hints.palette is not None:
-        blue, red, strength = (float(value) for value in hints.palette.mean(0)[1:])
-        lines.append(f"palette: mean Cb {blue:+.3f}, mean Cr {red:+.3f}, colorfulness {strength:.3f}")
-    return lines
+        lines: list[str] = []
+        if combined.coverage is not None:
+            locked = ", locked" if combined.lock else ""
+            lines.append(f"hints cover {100 * float(combined.coverage.mean()):.3g} % of the picture{locked}")
+        if combined.palette is not None:
+            blue, red, strength = (float(value) for value in combined.palette.mean(0)[1:])
+            lines.append(f"palette: mean Cb {blue:+.3f}, mean Cr {red:+.3f}, colorfulness {strength:.3f}")
+        return self.output(combined, text=["\n".join([*lines, *self.notes.lines])])
 
 
 class FlowcoreColorMemory(FlowNode):
     """The colors of photographs of one's own."""
 
-    ALIASES = ("color memory", "album", "reference colors", "exemplar", "family photos", "remember", "color transfer")
+    ALIASES = "color memory, album, reference colors, exemplar, family photos, remember, color transfer"
     OUTPUTS = (FLOW_MEMORY.Output("all_memory"),)
-    IS_INPUT_LIST = True
 
     @classmethod
     def fingerprint_inputs(cls, folder: Sequence[str | None] = (), **_: Any) -> list[str]:
         return [folder_stamp(Path(inside("input", name))) for name in folder if name and name.strip()]
 
-    @classmethod
     def run(
-        cls,
-        model: Annotated[list[FlowModel], flow_model("colorize")],
-        images: Annotated[list[Tensor] | None, partial(io.Image.Input, optional=True)],
-        folder: Annotated[list[str], widgets.text],
-        memory: Annotated[list[ColorMemory] | None, partial(FLOW_MEMORY.Input, optional=True)],
+        self,
+        model: ColorizeModel,
+        images: list[Image] | None,
+        folder: list[widgets.Text],
+        memory: list[ColorMemory] | None,
     ) -> Any:
-        notes = cls.notes()
-        known: list[ColorMemory] = [*(memory or [])]
-        given: list[Any] = [[from_image(batch) for batch in images]] if images else []
+        known, given = [*(memory or [])], list[Any]([images] if images else [])
         given += [Path(inside("input", name)) for name in folder if name.strip()]
         if not given and not known:
             raise FlowError(
                 "A memory needs photographs in color: connect images, or name a folder in the input folder."
             )
-        flow = model[0].load(REMEMBERING)
-        known += [flowcore.remember(flow, photographs, **notes.follow()) for photographs in given]
+        flow = model.load(REMEMBERING)
+        known += [flowcore.remember(flow, photographs, **self.notes.follow()) for photographs in given]
         every = reduce(ColorMemory.merge, known)
         every.check(flow)
-        lines = [f"{every.places.cells} places of {every.photographs} photographs"]
-        return io.NodeOutput(every, ui={"text": ["\n".join([*lines, *notes.lines])]})
+        text = f"{every.places.cells} places of {every.photographs} photographs"
+        return self.output(every, text=["\n".join([text, *self.notes.lines])])
 
 
 class FlowcoreEncodeColor(FlowNode):
     """The latents of a picture's own colors."""
 
-    ALIASES = ("encode color", "palette transfer", "color transfer", "reference colors", "color latents")
+    ALIASES = "encode color, palette transfer, color transfer, reference colors, color latents"
     OUTPUTS = (FLOW_LATENTS.Output("latents"),)
     REPORTS = False
 
-    @classmethod
-    def run(
-        cls,
-        image: Annotated[Tensor, io.Image.Input],
-        model: Annotated[FlowModel, flow_model("colorize")],
-        working_size: Annotated[int, widgets.working_size],
-    ) -> Any:
-        pixels = from_image(image)
-        count, _, height, width = pixels.shape
+    def run(self, image: Image, model: ColorizeModel, working_size: widgets.WorkingSize) -> Any:
+        count, _, height, width = image.shape
         flow = model.load(memory_required(model.flow, height, width, count, working_size=working_size))
-        levels = flowcore.encode_colors(flow, pixels, working_size=working_size or None, cancelled=stop_if_cancelled)
-        return io.NodeOutput(model.latents(levels))
+        levels = flowcore.encode_colors(flow, image, working_size=working_size or None, cancelled=stop_if_cancelled)
+        return self.output(model.latents(levels))
 
 
 class FlowcoreApplyChroma(FlowNode):
     """The colors of one picture on the exact luma of another, without a model."""
 
-    ALIASES = ("apply chroma", "luma", "luminance", "color blend", "desaturate", "grayscale", "ycbcr")
+    ALIASES = "apply chroma, luma, luminance, color blend, desaturate, grayscale, ycbcr"
     OUTPUTS = (io.Image.Output("merged"),)
     REPORTS = False
 
-    @classmethod
     def run(
-        cls,
-        luma_from: Annotated[Tensor, io.Image.Input],
-        colors_from: Annotated[Tensor, io.Image.Input],
-        saturation: Annotated[float, widgets.saturation],
-        gamut: Annotated[Gamut, widgets.gamut],
+        self,
+        luma_from: Image,
+        colors_from: Image,
+        saturation: Annotated[float, widgets.slider(1.0, 0.0, 3.0, optional=True)],
+        gamut: widgets.Gamut,
     ) -> Any:
-        luma, colors = from_image(luma_from), from_image(colors_from)
-        return io.NodeOutput(to_image(flowcore.apply_chroma(luma, colors, saturation=saturation, gamut=gamut)))
+        return self.output(flowcore.apply_chroma(luma_from, colors_from, saturation=saturation, gamut=gamut))

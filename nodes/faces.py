@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from typing import Annotated, Any
 
-from torch import Tensor
-
 from ..flowcore import FlowError, ImageError
-from ..flowcore.images.faces import FacePlace, Point, eyes_from_mask
+from ..flowcore.images.faces import Point, eyes_from_mask
 from ..flowcore.images.resize import resize
 from ..flowcore.tasks.faces import Eyes, align_faces, eyes_from_meshes, found_eyes, paste_faces
 from . import widgets
 from .host.compat import io
 from .node import FlowNode
-from .sockets import FACE_LANDMARKS, FLOW_FACE, check_memory, from_image, from_mask, to_image
+from .sockets import FLOW_FACE, Face, Image, Landmarks, Mask, check_memory, from_mask
 
 NO_FACE = (
     "No face was found. Lower smallest; or click both eyes of every face in the picture on the node; or type left_eye "
@@ -27,69 +24,66 @@ NO_FACE = (
 class FlowcoreAlignFace(FlowNode):
     """The faces that are found, or those at pairs of eye points; web/js/eyes.js shows and changes them."""
 
-    ALIASES = ("align face", "crop face", "face crop", "face detailer", "face restore", "portrait", "eyes")
+    ALIASES = "align face, crop face, face crop, face detailer, face restore, portrait, eyes"
     OUTPUTS = (io.Image.Output("aligned"), FLOW_FACE.Output("place"))
 
-    @classmethod
     def run(
-        cls,
-        image: Annotated[Tensor, io.Image.Input],
+        self,
+        image: Image,
         size: Annotated[int, widgets.integer(0, 0, 2048)],
-        left_eye: Annotated[str, widgets.text],
-        right_eye: Annotated[str, widgets.text],
-        eyes: Annotated[Tensor | None, partial(io.Mask.Input, optional=True)],
-        landmarks: Annotated[list[Any] | None, partial(FACE_LANDMARKS.Input, optional=True)],
+        left_eye: widgets.Text,
+        right_eye: widgets.Text,
+        eyes: Mask | None,
+        landmarks: Landmarks | None,
         face: Annotated[int, widgets.integer(1, 0, 64, optional=True)],
         smallest: Annotated[int, widgets.integer(0, 0, 2048, optional=True)],
         number: Annotated[int, widgets.integer(0, 0, 64, optional=True)],
     ) -> Any:
-        notes, pixels, shown = cls.notes(), from_image(image), dict[str, Any]()
+        notes, shown = self.notes, dict[str, Any]()
         found = _typed(left_eye, right_eye)
-        if found is None and eyes is not None and bool((marks := from_mask(eyes, len(pixels))).any()):
-            found = [[eyes_from_mask(each[0], *pixels.shape[-2:])] for each in marks]
+        if found is None and eyes is not None and bool((marks := from_mask(eyes, len(image))).any()):
+            found = [[eyes_from_mask(each[0], *image.shape[-2:])] for each in marks]
         if found is None and landmarks is not None:
             found = eyes_from_meshes(landmarks, face, smallest=smallest, notify=notes)
         if found is None:
-            found = found_eyes(pixels, smallest=smallest, number=number, **notes.follow())
+            found = found_eyes(image, smallest=smallest, number=number, **notes.follow())
             if not any(found):
                 raise ImageError(NO_FACE)
             if len(found) == 1:
                 shown["eyes"] = [list(side) for side in zip(*found[0], strict=True)]
         if size:
-            count = sum(len(found[k % len(found)]) for k in range(len(pixels)))
+            count = sum(len(found[k % len(found)]) for k in range(len(image)))
             check_memory(count, 3 * size * size, "faces need", "Lower size, or pass fewer images.")
-        faces, places = align_faces(pixels, found, size=size, notify=notes)
+        faces, places = align_faces(image, found, size=size, notify=notes)
         (x, y), (u, v) = places[0].left_eye, places[0].right_eye
         text = f"eyes at {x:.1f}, {y:.1f} and {u:.1f}, {v:.1f}; the face has {places[0].face:.0f} pixels"
         if len({place.left_eye for place in places}) > 1:
             sides = sorted(place.face for place in places)
             text = f"{len(places)} faces of {sides[0]:.0f} to {sides[-1]:.0f} pixels"
-        return io.NodeOutput(to_image(faces), places, ui={"text": [text, *notes.lines], **shown})
+        return self.output(faces, places, text=[text, *notes.lines], **shown)
 
 
 class FlowcorePasteFace(FlowNode):
     """Faces back in their pictures."""
 
-    ALIASES = ("paste face", "put face back", "blend face", "composite face", "face restore", "uncrop")
+    ALIASES = "paste face, put face back, blend face, composite face, face restore, uncrop"
     OUTPUTS = (io.Image.Output("pasted"),)
     REPORTS = False
 
-    @classmethod
     def run(
-        cls,
-        image: Annotated[Tensor, io.Image.Input],
-        face: Annotated[Tensor, io.Image.Input],
-        place: Annotated[tuple[FacePlace, ...], FLOW_FACE.Input],
+        self,
+        image: Image,
+        face: Image,
+        place: Face,
         feather: Annotated[float, widgets.slider(0.15, 0.0, 0.5, optional=True, advanced=True)],
-        enlarge: Annotated[bool, widgets.switch],
+        enlarge: widgets.Switch,
     ) -> Any:
-        pixels, faces = from_image(image), from_image(face)
         if enlarge:
-            factor = faces.shape[-1] / max(one.side for one in place)
-            pixels = resize(pixels, *(max(side, round(side * factor)) for side in pixels.shape[-2:])).clamp(0, 1)
+            factor = face.shape[-1] / max(one.side for one in place)
+            image = resize(image, *(max(side, round(side * factor)) for side in image.shape[-2:])).clamp(0, 1)
         advice = "Pass fewer faces, or a smaller picture."
-        check_memory(len(faces), 3 * pixels.shape[-1] * pixels.shape[-2], "pictures need", advice)
-        return io.NodeOutput(to_image(paste_faces(pixels, faces, place, feather=feather)))
+        check_memory(len(face), 3 * image.shape[-1] * image.shape[-2], "pictures need", advice)
+        return self.output(paste_faces(image, face, place, feather=feather))
 
 
 def _typed(left: str, right: str) -> list[list[Eyes]] | None:

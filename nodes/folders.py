@@ -21,7 +21,7 @@ from .host.memory import Interrupted, stop_if_cancelled
 from .host.paths import inside
 from .host.ui import Progress
 from .node import FlowNode
-from .sockets import FlowModel, flow_model, shown
+from .sockets import PhotoModel, shown
 from .upscaling import ORDINARY_TILE
 
 LARGE = 2048  # pixels of a side of a photograph
@@ -31,16 +31,7 @@ class FlowcoreFolder(FlowNode):
     """Every picture of a folder, with its metadata; what is there already is skipped."""
 
     MENU = "batch"
-    ALIASES = (
-        "folder",
-        "batch folder",
-        "directory",
-        "bulk",
-        "upscale folder",
-        "colorize folder",
-        "exif",
-        "load images",
-    )
+    ALIASES = "folder, batch folder, directory, bulk, upscale folder, colorize folder, exif, load images"
     OUTPUTS = (io.String.Output("info"),)
     IS_OUTPUT_NODE = True
 
@@ -48,19 +39,18 @@ class FlowcoreFolder(FlowNode):
     def fingerprint_inputs(cls, **_: Any) -> int:
         return time.time_ns()  # pictures and results may have changed
 
-    @classmethod
     def run(
-        cls,
-        model: Annotated[FlowModel, flow_model("upscale", "colorize")],
+        self,
+        model: PhotoModel,
         folder: Annotated[str, partial(io.String.Input, default="photos")],
         subfolder: Annotated[str, partial(io.String.Input, default="flowcore")],
-        temperature: Annotated[float | None, widgets.own_temperature()],
+        temperature: widgets.OwnTemperature,
         seed: Annotated[int, widgets.seed(control=False)],
-        samples: Annotated[int, widgets.samples],
+        samples: widgets.Samples,
     ) -> Any:
         if not folder.strip():
             raise FlowError("folder: name a folder in ComfyUI's input folder, or write . for all pictures in it.")
-        notes, progress, count = cls.notes(), Progress(), Counter[str]()
+        notes, progress, count = self.notes, Progress(), Counter[str]()
         source, out = inside("input", folder), inside("output", subfolder)
         if not os.path.isdir(source):
             raise FlowError(f"folder: {shown(folder)} is no folder in ComfyUI's input folder. Put pictures into one.")
@@ -94,7 +84,7 @@ class FlowcoreFolder(FlowNode):
         model.load(need(flow, side, side))
 
         def start(picture: Path) -> Any:
-            cls.show(f"{count.total() + 1} of {len(todo)}: {picture.name}")
+            self.show(f"{count.total() + 1} of {len(todo)}: {picture.name}")
             return progress.part(count.total() / len(todo), 1 / len(todo))
 
         def on_result(job: Job, result: Made | Exception | None) -> None:
@@ -109,4 +99,4 @@ class FlowcoreFolder(FlowNode):
         done = partial(is_done, work=work, model=model.sha256)
         run(todo, executor, is_done=done, save=save, on_result=on_result, notify=notes)
         info = f"{len(todo)} pictures: {', '.join(f'{n} {what}' for what, n in count.items())}; in output/{subfolder}"
-        return io.NodeOutput(info, ui={"text": [info, *notes.lines]})
+        return self.output(info, text=[info, *notes.lines])

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ..flowcore import CheckpointError, FlowError
 from ..flowcore import latents as operations
-from ..flowcore.checkpoints.latents_file import LatentsHeader, load_latents, read_latents_header, save_latents
+from ..flowcore.checkpoints.latents_file import load_latents, read_latents_header, save_latents
 from ..flowcore.tasks.sample import apply_style, encode, harmonize, memory_required, morph
 from ..flowcore.tasks.subject import Fit, prepare_subject
 from . import widgets
@@ -24,7 +23,7 @@ from .host.paths import input_files, output_path
 from .host.ui import Progress, canvas_pictures
 from .live import LiveNode
 from .node import FileNode, FlowNode
-from .sockets import FLOW_LATENTS, FlowModel, Latents, check_memory, flow_model, from_image, shown, to_image
+from .sockets import FLOW_LATENTS, Image, Latents, SampleModel, UpscaleModel, check_memory, shown
 
 SUFFIX = ".safetensors"
 SUBFOLDER = "latents"  # of the input folder; where Save Flow Latents puts its files in the output folder
@@ -36,20 +35,18 @@ FaceStyle = Annotated[float, widgets.slider(0.0, -3.0, 3.0, 0.1, optional=True)]
 class FlowcoreInterpolate(FlowNode):
     """A walk from one image to another, frame by frame."""
 
-    ALIASES = ("interpolate latents", "morph", "slerp", "animation", "latent walk", "blend", "tween")
+    ALIASES = "interpolate latents, morph, slerp, animation, latent walk, blend, tween"
     OUTPUTS = (FLOW_LATENTS.Output("frames_of_latents"),)
 
-    @classmethod
     def run(
-        cls,
-        a: Annotated[Latents, FLOW_LATENTS.Input],
-        b: Annotated[Latents, FLOW_LATENTS.Input],
+        self,
+        a: Latents,
+        b: Latents,
         frames: Annotated[int, widgets.integer(16, 2, 512)],
         mode: Annotated[operations.Mode, widgets.mode],
         coarse_first: Annotated[float, widgets.number(0.0, 0.0, 1.0, 0.01, optional=True, advanced=True)],
-        loop: Annotated[bool, widgets.switch],
+        loop: widgets.Switch,
     ) -> Any:
-        notes = cls.notes()
         a.check_same_model(b)
         positions = [i / (frames - 1) for i in range(frames)]
         if loop:
@@ -59,122 +56,115 @@ class FlowcoreInterpolate(FlowNode):
         walk: list[list[Tensor]] = []
         for t in positions:
             stop_if_cancelled()
-            walk.append(
-                operations.interpolate(a.levels, b.levels, _staggered(t, len(a.levels), coarse_first), mode=mode)
-            )
+            # Deep levels run ahead of fine ones: with c half of `coarse_first`, the level of depth d moves at constant
+            # speed while t goes from c (1 - d) to 1 - c d.
+            c, depths = coarse_first / 2, _depths(len(a.levels), single=1.0)
+            each = [min(1.0, max(0.0, (t - c * (1 - depth)) / (1 - c))) for depth in depths]
+            walk.append(operations.interpolate(a.levels, b.levels, each if len(each) > 1 else [t], mode=mode))
         levels = [torch.stack(level, 1).flatten(0, 1) for level in zip(*walk, strict=True)]  # frames of pair 0 first
-        labels, source = _along_walk(a, b, positions, notes)
-        return io.NodeOutput(replace(a, levels=levels, labels=labels, source=source), ui=notes.ui)
+        labels, source = _along_walk(a, b, positions, self.notes)
+        return self.output(replace(a, levels=levels, labels=labels, source=source))
 
 
 class FlowcoreMixLatents(FlowNode):
     """The composition of one image with the texture of another."""
 
-    ALIASES = ("mix latents", "blend latents", "style mixing", "combine latents", "merge latents")
+    ALIASES = "mix latents, blend latents, style mixing, combine latents, merge latents"
     OUTPUTS = (FLOW_LATENTS.Output("mixed"),)
 
-    @classmethod
     def run(
-        cls,
-        a: Annotated[Latents, FLOW_LATENTS.Input],
-        b: Annotated[Latents, FLOW_LATENTS.Input],
+        self,
+        a: Latents,
+        b: Latents,
         coarse: Annotated[float, widgets.slider(1.0, 0.0, 1.0)],
         fine: Annotated[float, widgets.slider(0.0, 0.0, 1.0)],
         levels: Annotated[str, partial(widgets.text, advanced=True)],
     ) -> Any:
-        notes = cls.notes()
         a.check_same_model(b)
         shares = widgets.parse_numbers(levels, "levels") or [
             fine + (coarse - fine) * depth for depth in _depths(len(a.levels), single=0.5)
         ]
         mixed = operations.mix_levels(a.levels, b.levels, weights=shares)
-        count = max(a.items, b.items)
-        labels, sources = _both(a.labels, b.labels, count), _both(a.source, b.source, count)
+        labels, sources = _both(a, b, "labels"), _both(a, b, "source")
         if labels is not None and not torch.equal(*labels):
-            notes("a and b show different labels: those of a are kept. Flow Decode can show others.")
+            self.notes("a and b show different labels: those of a are kept. Flow Decode can show others.")
         if sources is not None and not torch.equal(*sources):
-            notes("a and b have different sources: that of a is kept. Flow Decode can be given another.")
-        result = replace(a, levels=mixed, labels=labels and labels[0], source=sources and sources[0])
-        return io.NodeOutput(result, ui=notes.ui)
+            self.notes("a and b have different sources: that of a is kept. Flow Decode can be given another.")
+        return self.output(replace(a, levels=mixed, labels=labels and labels[0], source=sources and sources[0]))
 
 
 class FlowcoreVaryLatents(FlowNode):
     """Similar images."""
 
-    ALIASES = ("vary latents", "variation", "variation seed", "similar image", "subseed")
+    ALIASES = "vary latents, variation, variation seed, similar image, subseed"
     OUTPUTS = (FLOW_LATENTS.Output("varied"),)
     REPORTS = False
 
-    @classmethod
     def run(
-        cls,
-        latents: Annotated[Latents, FLOW_LATENTS.Input],
+        self,
+        latents: Latents,
         seed: Annotated[int, widgets.seed(1000)],
         strength: Annotated[float, widgets.number(0.2, 0.0, 1.0, 0.01)],
         temperature: Annotated[float, widgets.temperature(1.0, optional=True)],
     ) -> Any:
         varied = operations.vary(latents.levels, seed, strength, temperature=temperature)
-        return io.NodeOutput(replace(latents, levels=varied))
+        return self.output(replace(latents, levels=varied))
 
 
 class FlowcoreNormalizeLatents(FlowNode):
     """Latents with the statistics that the model expects."""
 
-    ALIASES = ("normalize latents", "normalise latents", "restore", "harmonize", "content transfer")
+    ALIASES = "normalize latents, normalise latents, restore, harmonize, content transfer"
     OUTPUTS = (FLOW_LATENTS.Output("normalized"),)
     REPORTS = False
 
-    @classmethod
     def run(
-        cls,
-        latents: Annotated[Latents, FLOW_LATENTS.Input],
+        self,
+        latents: Latents,
         strength: Annotated[float, widgets.number(1.0, 0.0, 1.0, 0.01)],
         per: Annotated[operations.Per, widgets.per],
-        window: Annotated[int, widgets.window],
+        window: widgets.Window,
     ) -> Any:
         levels = operations.normalize(latents.levels, strength, per, window=window)
-        return io.NodeOutput(replace(latents, levels=levels))
+        return self.output(replace(latents, levels=levels))
 
 
 class FlowcoreScaleLatents(FlowNode):
     """Calmer or livelier images."""
 
-    ALIASES = ("scale latents", "multiply latents", "temperature", "calm", "smooth")
+    ALIASES = "scale latents, multiply latents, temperature, calm, smooth"
     OUTPUTS = (FLOW_LATENTS.Output("scaled"),)
     REPORTS = False
 
-    @classmethod
     def run(
-        cls,
-        latents: Annotated[Latents, FLOW_LATENTS.Input],
+        self,
+        latents: Latents,
         temperature: Annotated[float, widgets.temperature(1.0)],
-        temperatures: Annotated[str, widgets.text],
+        temperatures: widgets.Text,
     ) -> Any:
         factors = widgets.parse_numbers(temperatures, "temperatures") or temperature
-        return io.NodeOutput(replace(latents, levels=operations.scale(latents.levels, factors)))
+        return self.output(replace(latents, levels=operations.scale(latents.levels, factors)))
 
 
 class FlowcoreStyle(LiveNode):
     """The same content in another style."""
 
-    ALIASES = ("style", "bold", "slant", "smile", "age", "attribute", "edit latents", "latent direction", "slider")
+    ALIASES = "style, bold, slant, smile, age, attribute, edit latents, latent direction, slider"
     OUTPUTS = (FLOW_LATENTS.Output("styled"),)
 
-    @classmethod
     def run(
-        cls,
-        latents: Annotated[Latents, FLOW_LATENTS.Input],
-        model: Annotated[FlowModel, flow_model("sample")],
+        self,
+        latents: Latents,
+        model: SampleModel,
         bold: Style,
         wide: Style,
         slanted: Style,
         messy: Style,
-        direction: Annotated[Latents | None, partial(FLOW_LATENTS.Input, optional=True)],
+        direction: Latents | None,
         strength: Annotated[float, widgets.number(1.0, -5.0, 5.0, 0.05, optional=True)],
         smile: FaceStyle,
         age: FaceStyle,
         gender: FaceStyle,
-        notify: Callable[[str], None],
     ) -> Latents:
         model.check_latents(latents)
         styles = {"bold": bold, "wide": wide, "slanted": slanted, "messy": messy}
@@ -184,27 +174,25 @@ class FlowcoreStyle(LiveNode):
         if direction is not None:
             latents.check_same_model(direction)
             levels = operations.add(levels, direction.levels, strength)
-            labels, source = _repeat(labels, len(levels[0])), _repeat(source, len(levels[0]))
+            labels, source = (_repeat(values, len(levels[0])) for values in (labels, source))
         return replace(latents, levels=levels, labels=labels, source=source)
 
 
 class FlowcoreAttributeDirection(FlowNode):
     """The direction from images without an attribute to images with it."""
 
-    ALIASES = ("attribute", "direction", "latent direction", "concept", "edit", "steering vector")
+    ALIASES = "attribute, direction, latent direction, concept, edit, steering vector"
     OUTPUTS = (FLOW_LATENTS.Output("direction"),)
-    IS_INPUT_LIST = True
 
-    @classmethod
     def run(
-        cls,
-        model: Annotated[list[FlowModel], flow_model("sample")],
-        with_attribute: Annotated[list[Tensor], io.Image.Input],
-        without_attribute: Annotated[list[Tensor], io.Image.Input],
-        fit: Annotated[list[Fit], widgets.fit],
-        label: Annotated[list[int], widgets.label],
+        self,
+        model: SampleModel,
+        with_attribute: list[Image],
+        without_attribute: list[Image],
+        fit: widgets.Fit,
+        label: widgets.Label,
     ) -> Any:
-        notes, flow = cls.notes(), model[0].flow
+        notes, flow = self.notes, model.flow
         if flow.capabilities.source == "low_resolution":
             raise FlowError(
                 "The latents of an upscaling model belong to a small image each. Directions are for models that make "
@@ -213,40 +201,34 @@ class FlowcoreAttributeDirection(FlowNode):
         progress, pieces = Progress(), len(with_attribute) + len(without_attribute)
 
         def encoded(image: Tensor, piece: int) -> list[Tensor]:
-            subject = prepare_subject(flow, from_image(image).cpu(), fit=fit[0], label=label[0], notify=notes)
+            subject = prepare_subject(flow, image.cpu(), fit=fit, label=label, notify=notes)
             count, _, *size = subject.pixels.shape
-            model[0].load(memory_required(flow, count, *size))
-            return encode(
-                flow,
-                subject.pixels,
-                subject.condition(flow, cancelled=stop_if_cancelled, notify=notes),
-                progress=progress.part(piece / pieces, 1 / pieces),
-                cancelled=stop_if_cancelled,
-            )
+            model.load(memory_required(flow, count, *size))
+            cond = subject.condition(flow, cancelled=stop_if_cancelled, notify=notes)
+            part = progress.part(piece / pieces, 1 / pieces)
+            return encode(flow, subject.pixels, cond, progress=part, cancelled=stop_if_cancelled)
 
         direction = operations.attribute_direction(
             (encoded(image, i) for i, image in enumerate(with_attribute)),
             (encoded(image, i) for i, image in enumerate(without_attribute, len(with_attribute))),
         )
-        return io.NodeOutput(model[0].latents(direction), ui=notes.ui)
+        return self.output(model.latents(direction))
 
 
 class FlowcoreLatentExplorer(LiveNode):
     """One image from the square between two to four others."""
 
-    ALIASES = ("latent explorer", "2d pad", "xy pad", "morph", "blend four", "interpolate latents")
+    ALIASES = "latent explorer, 2d pad, xy pad, morph, blend four, interpolate latents"
     OUTPUTS = (FLOW_LATENTS.Output("explored"),)
 
-    @classmethod
     def run(
-        cls,
-        a: Annotated[Latents, FLOW_LATENTS.Input],
-        b: Annotated[Latents, FLOW_LATENTS.Input],
-        c: Annotated[Latents | None, partial(FLOW_LATENTS.Input, optional=True)],
-        d: Annotated[Latents | None, partial(FLOW_LATENTS.Input, optional=True)],
+        self,
+        a: Latents,
+        b: Latents,
+        c: Latents | None,
+        d: Latents | None,
         x: Annotated[float, widgets.slider(0.5, 0.0, 1.0, 0.001, optional=True)],
         y: Annotated[float, widgets.slider(0.5, 0.0, 1.0, 0.001, optional=True)],
-        notify: Callable[[str], None],
     ) -> Latents:
         differences = list[str]()
 
@@ -261,92 +243,71 @@ class FlowcoreLatentExplorer(LiveNode):
         if lower:
             found = between(found, between(lower[0], lower[1], x) if len(lower) == 2 else lower[0], y)
         if differences:
-            notify("The images show different labels: that of the nearest is kept. Flow Decode can show others.")
+            self.notes("The images show different labels: that of the nearest is kept. Flow Decode can show others.")
         return found
 
 
 class FlowcoreMorph(FlowNode):
     """A film through a batch or a list of pictures."""
 
-    ALIASES = ("morph", "morphing", "animation", "film", "transition", "blend photographs", "glow", "tween")
+    ALIASES = "morph, morphing, animation, film, transition, blend photographs, glow, tween"
     OUTPUTS = (io.Image.Output("film"),)
     HIDDEN = (io.Hidden.extra_pnginfo,)
-    IS_INPUT_LIST = True
 
-    @classmethod
     def run(
-        cls,
-        images: Annotated[list[Tensor], io.Image.Input],
-        model: Annotated[list[FlowModel], flow_model("sample")],
-        frames: Annotated[list[int], widgets.integer(24, 2, 512)],
-        loop: Annotated[list[bool], partial(widgets.switch, default=True)],
-        mode: Annotated[list[operations.Mode], partial(widgets.mode, optional=True)],
-        fit: Annotated[list[Fit], partial(widgets.fit, advanced=True)],
+        self,
+        images: list[Image],
+        model: SampleModel,
+        frames: Annotated[int, widgets.integer(24, 2, 512)],
+        loop: Annotated[bool, partial(widgets.switch, default=True)],
+        mode: Annotated[operations.Mode, partial(widgets.mode, optional=True)],
+        fit: Annotated[Fit, widgets.choice("resize", "crop", optional=True, advanced=True)],
     ) -> Any:
-        notes, flow, count = cls.notes(), model[0].flow, sum(map(len, images)) * frames[0]
-        size = flow.image_size if fit[0] == "resize" and flow.image_size else (images[0].shape[1], images[0].shape[2])
+        flow, count = model.flow, sum(map(len, images)) * frames
+        size = flow.image_size if fit == "resize" and flow.image_size else (images[0].shape[2], images[0].shape[3])
         check_memory(count, 3 * math.prod(size), "frames need", "Lower frames, or pass fewer images.")
         film = morph(
-            model[0].load(memory_required(flow, count, *size)),
-            [from_image(batch).cpu() for batch in images],
-            frames=frames[0],
-            mode=mode[0],
-            loop=loop[0],
-            fit=fit[0],
-            **notes.follow(),
+            model.load(memory_required(flow, count, *size)),
+            [batch.cpu() for batch in images],
+            frames=frames,
+            mode=mode,
+            loop=loop,
+            fit=fit,
+            **self.notes.follow(),
         )
-        ui = {"text": notes.lines} | canvas_pictures(film, cls.hidden.extra_pnginfo)
-        return io.NodeOutput(to_image(film), ui=ui)
+        return self.output(film, text=self.notes.lines, **canvas_pictures(self, film))
 
 
 class FlowcoreHarmonize(FlowNode):
     """An edited picture with the texture that the model expects."""
 
-    ALIASES = (
-        "harmonize",
-        "blend edit",
-        "content transfer",
-        "restore",
-        "restoration",
-        "remove dither",
-        "clean up",
-        "composite",
-    )
+    ALIASES = "harmonize, blend edit, content transfer, restore, restoration, remove dither, clean up, composite"
     OUTPUTS = (io.Image.Output("harmonized"),)
 
-    @classmethod
     def run(
-        cls,
-        image: Annotated[Tensor, io.Image.Input],
-        model: Annotated[FlowModel, flow_model("upscale")],
+        self,
+        image: Image,
+        model: UpscaleModel,
         strength: Annotated[float, widgets.slider(1.0, 0.0, 1.0)],
         per: Annotated[operations.Per, partial(widgets.per, optional=True)],
-        window: Annotated[int, widgets.window],
+        window: widgets.Window,
     ) -> Any:
-        notes = cls.notes()
-        count, height, width = image.shape[:3]
-        result = harmonize(
-            model.load(memory_required(model.flow, count, height, width)),
-            from_image(image).cpu(),
-            strength=strength,
-            per=per,
-            window=window,
-            **notes.follow(),
-        )
-        return io.NodeOutput(to_image(result), ui=notes.ui)
+        count, _, height, width = image.shape
+        flow = model.load(memory_required(model.flow, count, height, width))
+        follow = self.notes.follow()
+        return self.output(harmonize(flow, image.cpu(), strength=strength, per=per, window=window, **follow))
 
 
 class FlowcoreSaveLatents(FlowNode):
     """Latents to a file."""
 
-    ALIASES = ("save latents", "export latents", "store latents")
+    ALIASES = "save latents, export latents, store latents"
     REPORTS = False
     IS_OUTPUT_NODE = True
 
-    @classmethod
     def run(
-        cls,
-        latents: Annotated[Latents, FLOW_LATENTS.Input],
+        self,
+        latents: Latents,
         filename_prefix: Annotated[str, partial(io.String.Input, default="latents/flowcore")],
     ) -> Any:
         path, record = output_path(filename_prefix, SUFFIX)
@@ -359,13 +320,13 @@ class FlowcoreSaveLatents(FlowNode):
             extra={} if latents.labels is None else {"labels": latents.labels.tolist()},
             source=latents.source,
         )
-        return io.NodeOutput(ui={"latents": [record], "text": [f"saved {record['filename']}"]})
+        return self.output(latents=[record], text=[f"saved {record['filename']}"])
 
 
 class FlowcoreLoadLatents(FileNode):
     """Latents from a file."""
 
-    ALIASES = ("load latents", "import latents", "open latents")
+    ALIASES = "load latents, import latents, open latents"
     OUTPUTS = (FLOW_LATENTS.Output("latents"), io.String.Output("info"))
 
     @classmethod
@@ -375,16 +336,23 @@ class FlowcoreLoadLatents(FileNode):
             f"input/{SUBFOLDER} and press R."
         )
 
-    @classmethod
-    def run(cls, file: Annotated[str, widgets.file_choice(partial(input_files, SUBFOLDER, SUFFIX))], path: Path) -> Any:
-        labels = _saved_labels(read_latents_header(path), file)  # before any tensor is read
+    def run(self, file: Annotated[str, widgets.file_choice(partial(input_files, SUBFOLDER, SUFFIX))]) -> Any:
+        path = self.found(file)
+        stated = read_latents_header(path)  # before any tensor is read
+        labels: Any = stated.extra.get("labels")
+        if labels is not None:
+            valid = isinstance(labels, list) and all(type(label) is int and 0 <= label < 2**31 for label in labels)
+            if not valid or len(labels) != stated.shapes[0][0]:
+                raise CheckpointError(
+                    f"{file} notes labels that do not fit its items: it is damaged. Save the latents again."
+                )
         levels, header, source = load_latents(path)
         latents = Latents(
             levels=levels,
             model_sha256=header.model_sha256,
             model_name=header.model_name[:80],
             architecture=header.architecture[:80],
-            labels=labels,
+            labels=None if labels is None else torch.tensor(labels),
             source=source,
         )
         lines = [
@@ -393,55 +361,30 @@ class FlowcoreLoadLatents(FileNode):
             f"levels, finest first: {', '.join('x'.join(map(str, shape[1:])) for shape in header.shapes)}",
         ]
         if labels is not None:
-            lines.append(f"labels: {', '.join(map(str, labels.tolist()))}")
-        if latents.source is not None:
-            lines.append(f"small image: {latents.source.shape[3]}x{latents.source.shape[2]}")
+            lines.append(f"labels: {', '.join(map(str, labels))}")
+        if source is not None:
+            lines.append(f"small image: {source.shape[3]}x{source.shape[2]}")
         info = "\n".join(lines)
-        return io.NodeOutput(latents, info, ui={"text": [info]})
-
-
-def _saved_labels(header: LatentsHeader, name: str) -> Tensor | None:
-    saved: Any = header.extra.get("labels")
-    if saved is None:
-        return None
-    valid = isinstance(saved, list) and all(type(label) is int and 0 <= label < 2**31 for label in saved)
-    if not valid or len(saved) != header.shapes[0][0]:
-        raise CheckpointError(f"{name} notes labels that do not fit its items: it is damaged. Save the latents again.")
-    return torch.tensor(saved)
+        return self.output(latents, info, text=[info])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # levels, labels and sources of two latents
 
 
-def _staggered(t: float, levels: int, coarse_first: float) -> list[float]:
-    """Let deep levels of a walk run ahead of fine ones: the position of every level in frame t, finest first.
-
-    With c half of `coarse_first` and d the depth of a level, 0 for the finest and 1 for the deepest, the level moves
-    at constant speed while t goes from ``c (1 - d)`` to ``1 - c d``::
-
-        t_l = clamp((t - c (1 - d)) / (1 - c), 0, 1)
-    """
-    c = coarse_first / 2
-    if levels == 1:
-        return [t]
-    return [min(1.0, max(0.0, (t - c * (1 - depth)) / (1 - c))) for depth in _depths(levels)]
-
-
-def _depths(levels: int, single: float = 1.0) -> list[float]:
+def _depths(levels: int, single: float) -> list[float]:
     """Return the depth of every level from 0, the finest, to 1, the deepest; `single` if there is only one."""
     return [single] if levels == 1 else [number / (levels - 1) for number in range(levels)]
 
 
 def _repeat(values: Tensor | None, count: int) -> Tensor | None:
     """Give every item the value of a single one."""
-    if values is None or len(values) == count:
-        return values
-    return values.expand(count, *values.shape[1:])
+    return values if values is None or len(values) == count else values.expand(count, *values.shape[1:])
 
 
-def _both(one: Tensor | None, other: Tensor | None, count: int) -> tuple[Tensor, Tensor] | None:
-    """Pair the labels, or the sources, of two latents item by item; a missing side takes those of the other."""
+def _both(a: Latents, b: Latents, name: str) -> tuple[Tensor, Tensor] | None:
+    """Pair the labels, or the source, of two latents item by item; a missing side takes those of the other."""
+    one, other, count = getattr(a, name), getattr(b, name), max(a.items, b.items)
     first = _repeat(one if one is not None else other, count)
     second = _repeat(other if other is not None else one, count)
     return None if first is None or second is None else (first, second)
@@ -451,8 +394,7 @@ def _along_walk(
     a: Latents, b: Latents, positions: list[float], notify: Callable[[str], None]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return labels (of a up to the middle of a walk, then of b) and sources (faded); frames of pair 0 come first."""
-    count = max(a.items, b.items)
-    labels, sources = _both(a.labels, b.labels, count), _both(a.source, b.source, count)
+    labels, sources = _both(a, b, "labels"), _both(a, b, "source")
     shown, small = None, None
     if labels is not None:
         if not torch.equal(*labels):

@@ -22,7 +22,6 @@ from ..flowcore.inference.condition_cache import RecentlyUsed
 from ..flowcore.tasks import Cancelled
 from ..flowcore.tasks.sample import decode
 from ..flowcore.tasks.subject import condition_for, source_for_latents
-from .host.compat import io
 from .host.memory import moving, on_free
 from .host.routes import Answer, is_at_work
 from .host.ui import png
@@ -38,16 +37,11 @@ OK, WRONG, GONE, BUSY, IMPOSSIBLE = 200, 400, 404, 409, 422
 
 
 class LiveNode(FlowNode):
-    """A node of latents whose result can be seen while its numbers are dragged.
+    """A node of latents whose result can be seen while its numbers are dragged; `run` returns the latents."""
 
-    `run` gets `notify`, too, and returns the latents.
-    """
-
-    @classmethod
-    def run_validated(cls, values: dict[str, Any]) -> Any:
-        notes = cls.notes()
-        latents = cls.run(**values, notify=notes)
-        return io.NodeOutput(latents, ui={"text": notes.lines, "flowcore_live": LIVE.keep(cls, values, latents)})
+    def answer(self, values: dict[str, Any]) -> Any:
+        latents = self.run(**values)
+        return self.output(latents, text=self.notes.lines, flowcore_live=LIVE.keep(type(self), values, latents))
 
 
 @dataclass(eq=False)
@@ -116,8 +110,10 @@ def _picture(run: LiveRun, given: dict[str, Any], cancelled: Callable[[], bool])
     models = {each.id: model for each in described if str(each.get_io_type()) == "FLOW_MODEL"}
     try:
         values = run.node.validated({**run.values, **models, **given})
+        node = run.node()
+        node.__dict__["notes"] = _ignore  # the host's class takes no attributes
         with torch.inference_mode():  # as the host runs its nodes
-            latents = run.node.run(**values, notify=_ignore)
+            latents = node.run(**values)
             source = source_for_latents(model.flow, latents.levels, latents.source, _ignore)
             cond = condition_for(model.flow, latents.labels, source, cancelled=cancelled, notify=_ignore)
             images = decode(model.flow, latents.levels, cond, cancelled=cancelled, notify=_ignore)

@@ -34,7 +34,7 @@ from .host.paths import (
 from .host.ui import png
 from .live import side_by_side
 from .node import TEXTS, FileNode, file_fingerprint
-from .sockets import FLOW_MODEL, TASKS, FlowModel, check_memory, shown, to_image
+from .sockets import FLOW_MODEL, TASKS, FlowModel, check_memory, shown
 
 # What each shipped model is for, and each task of the others.
 USES: dict[str, str] = TEXTS["uses"]
@@ -86,7 +86,7 @@ def locate_model(name: str) -> Path | None:
 class FlowcoreLoadModel(FileNode):
     """A model file or a shipped model, as a FLOW_MODEL."""
 
-    ALIASES = ("flow", "srflow", "load srflow", "normalizing flow", "super resolution", "upscale model", "colorizer")
+    ALIASES = "flow, srflow, load srflow, normalizing flow, super resolution, upscale model, colorizer"
     OUTPUTS = (FLOW_MODEL.Output("model"), io.String.Output("info"))
 
     @classmethod
@@ -100,22 +100,21 @@ class FlowcoreLoadModel(FileNode):
             f"choose one of: {', '.join(model_choices())}."
         )
 
-    @classmethod
     def run(
-        cls,
-        model_name: Annotated[str, widgets.file_choice(model_choices, _facts_for_page, default="srflow-x4")],
-        path: Path,
+        self, model_name: Annotated[str, widgets.file_choice(model_choices, _facts_for_page, default="srflow-x4")]
     ) -> Any:
+        path = self.found(model_name)
         flow = flowcore.load(model_name if model_name in catalog.names() else path)
-        facts = {"use": _use(model_name, flow), **_facts(flow)}
+        use = USES.get(model_name) or "; ".join(USES[task] for task in sorted(flow.capabilities.tasks))
+        facts = {"use": use, **_facts(flow)}
         info = "\n".join(f"{name}: {value}" for name, value in facts.items())
-        return io.NodeOutput(FlowModel.of(flow, model_name), info, ui={name: [value] for name, value in facts.items()})
+        return self.output(FlowModel.of(flow, model_name), info, **{name: [value] for name, value in facts.items()})
 
 
 class FlowcoreLoadRecipe(FileNode):
     """What made a PNG file: model, temperature, seed."""
 
-    ALIASES = ("recipe", "metadata", "png info", "seed", "reproduce", "flow", "load image")
+    ALIASES = "recipe, metadata, png info, seed, reproduce, flow, load image"
     OUTPUTS = (
         FLOW_MODEL.Output("model"),
         io.Float.Output("temperature"),
@@ -130,19 +129,21 @@ class FlowcoreLoadRecipe(FileNode):
     def missing(cls, name: Any) -> str:
         return f"there is no file {shown(name)} in the input folder. Upload it, or choose one that is there."
 
-    @classmethod
     def run(
-        cls,
-        image: Annotated[str, widgets.file_choice(partial(input_files, "", ".png"), upload=io.UploadType.image)],
-        path: Path,
+        self, image: Annotated[str, widgets.file_choice(partial(input_files, "", ".png"), upload=io.UploadType.image)]
     ) -> Any:
-        notes = cls.notes()
+        path = self.found(image)
         every = provenance.read(path)
-        picture = _read_png(path)
+        try:
+            picture = read(path.read_bytes(), path.name).pixels[0, :3]
+        except (ImageError, OSError) as error:
+            raise ProvenanceError(
+                f"{error} Either it is damaged, or no PNG file; use the file as it was saved."
+            ) from error
         mark = provenance.fingerprint(truncate_16_bits(picture))
         made = provenance.select(every, mark)
         if mark not in made.pictures:
-            notes(
+            self.notes(
                 "The picture was changed after it was made (resized, joined, retouched): the recipe makes what it was "
                 "before."
             )
@@ -152,19 +153,16 @@ class FlowcoreLoadRecipe(FileNode):
         facts = {"node": [made.node], "model": [name], "temperature": [made.temperature], "seed": [seed]}
         lines = [f"{key}: {value[0]}" for key, value in facts.items()]
         lines += [f"{key}: {shown(value)}" for key, value in made.settings.items() if provenance.is_plain(value)]
-        return io.NodeOutput(
+        return self.output(
             FlowModel.of(flow, name),
             made.temperature,
             seed,
             text,
-            to_image(picture[None]),
+            picture[None],
             *(_share(made, name) for name in ("calm_edges", "guide_strength")),
-            ui={"text": ["\n".join([*lines, *notes.lines])], **facts},
+            text=["\n".join([*lines, *self.notes.lines])],
+            **facts,
         )
-
-
-def _use(name: str, flow: flowcore.Flow) -> str:
-    return USES.get(name) or "; ".join(USES[task] for task in sorted(flow.capabilities.tasks))
 
 
 def _facts(flow: flowcore.Flow) -> dict[str, Any]:
@@ -193,14 +191,6 @@ def _share(made: provenance.Provenance, name: str) -> float:
     """Return the calm_edges or guide_strength of a picture; 0 if its provenance has none, as those of colorings."""
     value = made.settings.get(name, 0.0)
     return float(value) if type(value) in (int, float) and 0 <= value <= 1 else 0.0
-
-
-def _read_png(path: Path) -> torch.Tensor:
-    """Read a PNG file of 8 or 16 bits: (3, H, W) in [0, 1]."""
-    try:
-        return read(path.read_bytes(), path.name).pixels[0, :3]
-    except (ImageError, OSError) as error:
-        raise ProvenanceError(f"{error} Either it is damaged, or no PNG file; use the file as it was saved.") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -252,7 +242,7 @@ EXAMPLES = widgets.file_choice(
 class FlowcoreExample(FileNode):
     """A picture, a batch, a film or a folder to try things with; or a file or folder of the input folder."""
 
-    ALIASES = ("example", "sample image", "demo picture", "test image", "photograph", "load image", "flow")
+    ALIASES = "example, sample image, demo picture, test image, photograph, load image, flow"
     OUTPUTS = (
         io.Image.Output("image", is_output_list=True),
         io.Mask.Output("mask", is_output_list=True),
@@ -280,9 +270,8 @@ class FlowcoreExample(FileNode):
         files = _files(name) if isinstance(name, str) else []
         return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
 
-    @classmethod
-    def run(cls, picture: Annotated[str, EXAMPLES], path: Path) -> Any:
-        files = _files(picture)
+    def run(self, picture: Annotated[str, EXAMPLES]) -> Any:
+        path, files = self.found(picture), _files(picture)
         values = [4 * math.prod(upright_size(file) or ()) for file in files]
         check_memory(len(files), max(values), "pictures need", "Choose a folder of fewer or smaller ones.")
         every = [_read_with_alpha(file) for file in files]  # each (B, 4, H, W)
@@ -292,8 +281,8 @@ class FlowcoreExample(FileNode):
             every = [_pan(every[0], *FILMS[picture])]
         # Beside a file that was dropped lies whatever else was: it stands for itself.
         is_file = path == input_path(picture)
-        return io.NodeOutput(
-            [to_image(pixels[:, :3]) for pixels in every],
+        return self.output(
+            [pixels[:, :3] for pixels in every],
             [1 - pixels[:, 3] for pixels in every],
             str(path if is_file and "/" not in picture else path.parent),
             picture if is_file else "",

@@ -11,16 +11,18 @@ import json
 import math
 import operator
 from collections.abc import Callable
-from functools import cache
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
 
 from ..flowcore import FlowError
 from .host.compat import io
 from .host.paths import input_path
 from .host.ui import Notes, show_text
-from .sockets import SOCKETS, shown
+from .sockets import SOCKETS, WIRES, shown, to_image
 from .widgets import OWN, FileNames
+
+WIDGETS = {"INT", "FLOAT", "BOOLEAN", "STRING", "COMBO"}
 
 
 def _english(file: str) -> dict[str, Any]:
@@ -38,42 +40,58 @@ def _without_path(kind: type[FlowError]) -> type[FlowError]:
     return type(kind.__name__, (kind,), {"__module__": "flowcore"})
 
 
-class FlowNode(io.ComfyNode):
-    """A node: the classmethod `run` gets a value of every input, and its signature describes the inputs.
+@cache
+def _inputs(run: Callable[..., Any]) -> dict[str, tuple[Callable[[str], Any], bool]]:
+    """Read the annotations of a `run`, see `FlowNode`: input to what describes it, and whether it takes a list."""
+    found: dict[str, tuple[Callable[[str], Any], bool]] = {}
+    for name, hint in get_type_hints(run, include_extras=True).items():
+        if name == "return":
+            continue
+        options: dict[str, Any] = {}
+        if type(None) in get_args(hint):
+            hint, options = get_args(hint)[0], {"optional": True}
+        is_list = get_origin(hint) is list
+        hint = get_args(hint)[0] if is_list else hint
+        describe = hint.__metadata__[0] if get_origin(hint) is Annotated else WIRES[hint].Input
+        found[name] = partial(describe, **options), is_list
+    return found
 
-    The annotation of an input is `Annotated[type, describe]`, where `describe(name)` returns the host's input. Saved
-    workflows hold widget values and wires by position: append inputs and outputs, never reorder them. The node's id is
-    the name of the class, and its texts come from the English locale.
+
+class FlowNode(io.ComfyNode):
+    """A node; every run has an instance, whose method `run` gets a value of every input.
+
+    The annotations of `run` describe the inputs: `Annotated[type, describe]`, where `describe(name)` returns the host's
+    input, or a class of `WIRES`; `... | None` is an optional one. If one is a `list[...]`, the node runs once for the
+    lists of all inputs, of which the others take the first value. Saved workflows hold widget values and wires by
+    position: append inputs and outputs, never reorder them. The node's id is the name of the class, and its texts come
+    from the English locale.
 
     Attributes:
         MENU: Its menu; None: the name of the module.
-        ALIASES: Words under which the search finds it.
+        ALIASES: Words under which the search finds it, separated by ", ".
         ESSENTIALS: Its place among the host's essential nodes, if it has one.
         OUTPUTS: The host's outputs, without display names and tooltips.
         HIDDEN: Hidden inputs besides `unique_id`.
         REPORTS: Whether it shows text. Text reaches the history of every run, also of one that finds the result cached.
         IS_OUTPUT_NODE: Whether it runs although nothing is connected to it.
-        IS_INPUT_LIST: Whether `run` gets a list of values of every input.
     """
 
     MENU: ClassVar[str | None] = None
-    ALIASES: ClassVar[tuple[str, ...]] = ()
+    ALIASES: ClassVar[str]
     ESSENTIALS: ClassVar[str | None] = None
     OUTPUTS: ClassVar[tuple[Any, ...]] = ()
     HIDDEN: ClassVar[tuple[Any, ...]] = ()
     REPORTS: ClassVar[bool] = True
     IS_OUTPUT_NODE: ClassVar[bool] = False
-    IS_INPUT_LIST: ClassVar[bool] = False
 
-    run: ClassVar[Callable[..., Any]]
+    run: Callable[..., Any]
 
     @classmethod
     def define_schema(cls) -> Any:
         # The host runs a clone of the class, whose name is another.
         node_id = next((kind.__name__ for kind in cls.__mro__ if kind.__name__ in WORDS), cls.__name__)
-        words = WORDS[node_id]
-        hints = get_type_hints(cls.run, include_extras=True)
-        inputs = [hint.__metadata__[0](name) for name, hint in hints.items() if get_origin(hint) is Annotated]
+        words, annotated = WORDS[node_id], _inputs(cls.run)
+        inputs = [describe(name) for name, (describe, _) in annotated.items()]
         for described in inputs:
             described.display_name = words["inputs"][described.id]["name"]
             described.tooltip = words["inputs"][described.id]["tooltip"]
@@ -85,61 +103,64 @@ class FlowNode(io.ComfyNode):
             display_name=words["display_name"],
             category=f"flowcore/{cls.MENU or cls.__module__.rpartition('.')[2]}",
             description=words["description"],
-            search_aliases=list(cls.ALIASES),
+            search_aliases=cls.ALIASES.split(", "),
             essentials_category=cls.ESSENTIALS,
             inputs=inputs,
             outputs=list(cls.OUTPUTS),
             hidden=[io.Hidden.unique_id, *cls.HIDDEN] if cls.REPORTS else [],
             has_intermediate_output=cls.REPORTS and not cls.IS_OUTPUT_NODE,
             is_output_node=cls.IS_OUTPUT_NODE,
-            is_input_list=cls.IS_INPUT_LIST,
+            is_input_list=any(is_list for _, is_list in annotated.values()),
         )
 
     @classmethod
     def execute(cls, **values: Any) -> Any:
         try:
-            return cls.run_validated(cls.validated(values))
+            return cls().answer(cls.validated(values))
         except FlowError as error:
             # The host shows an error's class and module before its sentence; the module's name is a path on the server.
             error.__class__ = _without_path(type(error))
             raise error  # not a bare raise, which keeps the old class in Python 3.10
 
     @classmethod
-    def run_validated(cls, values: dict[str, Any]) -> Any:
-        """Call `run` with what `validated` returned."""
-        return cls.run(**values)
-
-    @classmethod
     def validated(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Check values against the schema and fill in defaults; names that it does not have are dropped.
-
-        Of an input that can follow the model, whose slider begins at `OWN`, values below 0 become None.
-        """
+        """Check values against the schema, drop others, and fill in defaults; None for what follows the model."""
         result: dict[str, Any] = {}
         for wanted in cls.SCHEMA.inputs:  # which the host has built by `define_schema`
-            if wanted.id in values:
-                validate = _validated_list if cls.IS_INPUT_LIST else _validated
-                result[wanted.id] = validate(wanted, values[wanted.id])
+            name, is_list = wanted.id, _inputs(cls.run)[wanted.id][1]
+            if name in values and cls.SCHEMA.is_input_list:
+                every = [_validated(wanted, value) for value in values[name]]
+                result[name] = every if is_list and every != [None] else every[0]
+            elif name in values:
+                result[name] = _validated(wanted, values[name])
             elif wanted.optional:
                 default = _or_own(wanted, wanted.default) if str(wanted.get_io_type()) in WIDGETS else None
-                result[wanted.id] = [default] if cls.IS_INPUT_LIST and default is not None else default
+                result[name] = [default] if is_list and default is not None else default
             else:
-                raise FlowError(f"{wanted.id} is missing: nothing came along its wire. Connect it.")
+                raise FlowError(f"{name} is missing: nothing came along its wire. Connect it.")
         return result
 
-    @classmethod
-    def notes(cls) -> Notes:
-        """Return the collector of this run's messages."""
-        return Notes(cls.SCHEMA.display_name, cls.hidden.unique_id)
+    def answer(self, values: dict[str, Any]) -> Any:
+        """Return the host's output for valid values: here what `run` makes of them."""
+        return self.run(**values)
 
-    @classmethod
-    def show(cls, text: str) -> None:
+    def output(self, *values: Any, **ui: Any) -> Any:
+        """Pass values on, pictures (B, C, H, W), or lists of them, as IMAGE; and show `ui`, or else the notes."""
+        args = map(_sent, self.OUTPUTS, values)
+        return io.NodeOutput(*args, ui=ui or self.notes.ui)
+
+    @cached_property
+    def notes(self) -> Notes:
+        """The messages of this run."""
+        return Notes(self.SCHEMA.display_name, self.hidden.unique_id)
+
+    def show(self, text: str) -> None:
         """Show text on the node while it runs; its result replaces it."""
-        show_text(text, cls.hidden.unique_id)
+        show_text(text, self.hidden.unique_id)
 
 
 class FileNode(FlowNode):
-    """A node whose only input names a file; `run` gets its `path`, too."""
+    """A node whose only input names a file."""
 
     @classmethod
     def locate(cls, name: str) -> Path | None:
@@ -152,6 +173,13 @@ class FileNode(FlowNode):
         raise NotImplementedError
 
     @classmethod
+    def found(cls, name: str) -> Path:
+        """Find the file, or raise a FlowError."""
+        if path := cls.locate(name):
+            return path
+        raise FlowError(cls.missing(name))
+
+    @classmethod
     def validate_inputs(cls, **named: Any) -> bool | str:
         name = next(iter(named.values()), None)  # None: it comes along a wire, or the host finds it missing
         return name is None or (isinstance(name, str) and cls.locate(name) is not None) or cls.missing(name)
@@ -160,14 +188,6 @@ class FileNode(FlowNode):
     def fingerprint_inputs(cls, **named: Any) -> list[Any]:
         name = next(iter(named.values()), None)
         return file_fingerprint(cls.locate(name) if isinstance(name, str) else None)
-
-    @classmethod
-    def run_validated(cls, values: dict[str, Any]) -> Any:
-        (name,) = values.values()
-        path = cls.locate(name)
-        if path is None:
-            raise FlowError(cls.missing(name))
-        return cls.run(**values, path=path)
 
 
 def file_fingerprint(path: Path | None) -> list[Any]:
@@ -178,16 +198,15 @@ def file_fingerprint(path: Path | None) -> list[Any]:
     return [str(path), stat.st_size, stat.st_mtime_ns]
 
 
+def _sent(output: Any, value: Any) -> Any:
+    """Convert pictures for an output of IMAGE: a batch, or a list of them."""
+    if output.get_io_type() != "IMAGE":
+        return value
+    return [*map(to_image, value)] if isinstance(value, list) else to_image(value)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # validation
-
-WIDGETS = {"INT", "FLOAT", "BOOLEAN", "STRING", "COMBO"}
-
-
-def _validated_list(described: Any, values: Any) -> Any:
-    """Validate the list of values that nodes with `is_input_list` get."""
-    valid = [_validated(described, value) for value in values]
-    return None if valid == [None] else valid
 
 
 def _validated(described: Any, value: Any) -> Any:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated, Any
-
-from torch import Tensor
 
 from ..flowcore import Hints
 from ..flowcore.images.strokes import paint_colors, paint_mask, parse_strokes
@@ -15,58 +12,51 @@ from .host.compat import io
 from .host.memory import stop_if_cancelled
 from .host.ui import canvas_pictures
 from .node import FlowNode
-from .sockets import FLOW_HINTS, from_image, to_image
+from .sockets import FLOW_HINTS, Image
+
+CANVAS = "flowcore_canvas"  # for web/js/brush.js
 
 
 class FlowcorePaintHints(FlowNode):
     """Colors painted on a picture, as hints."""
 
-    ALIASES = ("brush", "paint", "color brush", "color hints", "scribble", "strokes", "color picker", "colorize")
+    ALIASES = "brush, paint, color brush, color hints, scribble, strokes, color picker, colorize"
     OUTPUTS = (FLOW_HINTS.Output("all_hints"), io.Image.Output("painted"))
     HIDDEN = (io.Hidden.extra_pnginfo,)
 
-    @classmethod
-    def run(
-        cls,
-        image: Annotated[Tensor, io.Image.Input],
-        painting: Annotated[str, widgets.painting],
-        lock: Annotated[bool, widgets.switch],
-        hints: Annotated[Hints | None, partial(FLOW_HINTS.Input, optional=True)],
-    ) -> Any:
-        notes, pixels, strokes = cls.notes(), from_image(image), parse_strokes(painting)
-        height, width = pixels.shape[-2:]
+    def run(self, image: Image, painting: widgets.Painting, lock: widgets.Switch, hints: Hints | None) -> Any:
+        strokes, (height, width) = parse_strokes(painting), image.shape[-2:]
         coverage, rgb = paint_colors(strokes, (height, width), cancelled=stop_if_cancelled)
         text = f"strokes cover {100 * float(coverage.mean()):.3g} % of the picture{', locked' if lock else ''}"
         if not strokes:
-            notes("Nothing is painted yet: choose a color and paint on the picture.")
+            self.notes("Nothing is painted yet: choose a color and paint on the picture.")
         made = hints_from_strokes(rgb, coverage, lock=lock) if strokes else None
-        painted = pixels[:, :3] + coverage.to(pixels) * (rgb.to(pixels) - pixels[:, :3])
-        ui = canvas_pictures(pixels[:1], cls.hidden.extra_pnginfo, "flowcore_canvas")
-        ui["text"] = ["\n".join([text, *notes.lines])]
-        return io.NodeOutput(combine_hints(made, hints) or Hints(), to_image(painted), ui=ui)
+        painted = image[:, :3] + coverage.to(image) * (rgb.to(image) - image[:, :3])
+        return self.output(
+            combine_hints(made, hints) or Hints(),
+            painted,
+            text=["\n".join([text, *self.notes.lines])],
+            **canvas_pictures(self, image[:1], CANVAS),
+        )
 
 
 class FlowcorePaintTemperature(FlowNode):
     """Where a picture shall be calm and where lively, painted on it, as a mask."""
 
-    ALIASES = ("brush", "paint", "paint temperature", "paint mask", "mask editor", "draw mask", "local detail")
+    ALIASES = "brush, paint, paint temperature, paint mask, mask editor, draw mask, local detail"
     OUTPUTS = (io.Mask.Output("mask"),)
     HIDDEN = (io.Hidden.extra_pnginfo,)
 
-    @classmethod
     def run(
-        cls,
-        image: Annotated[Tensor, io.Image.Input],
-        painting: Annotated[str, widgets.painting],
+        self,
+        image: Image,
+        painting: widgets.Painting,
         ground: Annotated[float, widgets.slider(0.0, 0.0, 1.0, optional=True)],
     ) -> Any:
-        notes, pixels = cls.notes(), from_image(image)
-        strokes = parse_strokes(painting)
+        strokes, (height, width) = parse_strokes(painting), image.shape[-2:]
         if not strokes:
-            notes("Nothing is painted yet: paint on the picture where it shall be livelier or calmer.")
-        height, width = pixels.shape[-2:]
+            self.notes("Nothing is painted yet: paint on the picture where it shall be livelier or calmer.")
         mask = paint_mask(strokes, (height, width), ground=ground, cancelled=stop_if_cancelled)
         text = f"mask from {float(mask.min()):.2g} to {float(mask.max()):.2g}, {float(mask.mean()):.2g} on average"
-        ui = canvas_pictures(pixels[:1], cls.hidden.extra_pnginfo, "flowcore_canvas")
-        ui["text"] = ["\n".join([text, *notes.lines])]
-        return io.NodeOutput(mask, ui=ui)
+        shown = canvas_pictures(self, image[:1], CANVAS)
+        return self.output(mask, text=["\n".join([text, *self.notes.lines])], **shown)

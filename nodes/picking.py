@@ -22,9 +22,9 @@ from ..flowcore.provenance import KEY, MAX_ENTRIES, Provenance
 from ..flowcore.tasks.intake import resolve
 from .host.compat import components, io, log, video_of
 from .host.memory import on_free
-from .host.ui import Notes, from_canvas, gallery, seeds_in_turn
+from .host.ui import from_canvas, gallery, seeds_in_turn
 from .node import FlowNode
-from .sockets import FlowModel, Latents, to_image
+from .sockets import FlowModel, Latents
 
 MAX_RUNS = 8  # whose pictures are kept
 
@@ -36,76 +36,61 @@ class PickingNode(FlowNode):
 
     Attributes:
         PICKED: Places of the outputs with one item per picture; the first of them counts.
+        RECORDS: Whether it writes the provenance of the pictures in its first output, of all, whichever is picked. It
+            goes into the hidden `extra_pnginfo`, which the host writes into every PNG file, and which does not decide
+            whether a node runs again.
     """
 
     IS_OUTPUT_NODE = True  # it shows its pictures, whether or not they go on
     HIDDEN = (io.Hidden.prompt, io.Hidden.extra_pnginfo)
     PICKED: ClassVar[tuple[int, ...]] = (0,)
+    RECORDS: ClassVar[bool] = False
 
-    @classmethod
-    def run_validated(cls, values: dict[str, Any]) -> Any:
-        pick = values.pop("pick")
-        used = cls.resolved(values)
-        key = _key(cls, used)
+    def answer(self, values: dict[str, Any]) -> Any:
+        pick, model = values.pop("pick"), values["model"]
+        used = values if model is None else resolve(model.flow, values)  # each task does so, too
+        # An image that was loaded again is the same image.
+        described = {name: _describe(_as_sent(value)) for name, value in used.items()}
+        key = _sha256([type(self).__name__, described])
         output = RUNS.get(key)
         if output is None:
-            output = cls.run(**values, pick=0)
+            output = self.run(**values, pick=0)
             free = free_memory("cpu")
             RUNS.put(key, output, budget=2**30 if free is None else free // 8)
-        cls.finished(used, output)
-        count = len(output.args[cls.PICKED[0]])
+        if self.RECORDS:
+            try:
+                PROVENANCE_LOG.write(self, used, described, output.args[0])
+            except Exception:  # the picture is worth more than its provenance
+                log.exception("flowcore could not write the provenance of a picture")
+        count = len(output.args[self.PICKED[0]])
         if pick > count:
             raise FlowError(f"pick is {pick}, and this makes {count}. Choose 1 to {count}, or 0 for all.")
-        args = cls.picked(output, pick - 1) if pick else output.args
-        return io.NodeOutput(*args, ui=dict(output.ui) | cls._sent())
+        args = self.picked(output, pick - 1) if pick else output.args
+        return io.NodeOutput(*args, ui=dict(output.ui) | self._sent())
 
-    @classmethod
-    def resolved(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the values that the run uses: what the model's file states in place of those that follow it."""
-        model = values.get("model")
-        return resolve(model.flow, values) if isinstance(model, FlowModel) else values
-
-    @classmethod
-    def made(
-        cls, pictures: Tensor, seed: int, samples: int, notes: Notes, sources: Tensor | None, *more: Any, **ui: Any
-    ) -> Any:
+    def made(self, pictures: Tensor, seed: int, samples: int, sources: Tensor | None, *more: Any, **ui: Any) -> Any:
         """Return and show pictures (N, C, H, W) whose seeds count up and start again for every source; see `gallery`.
 
         `more` are outputs beside the pictures, `ui` what the page gets beside them.
         """
         facts = seeds_in_turn(seed, samples, len(pictures))
-        shown = gallery(pictures, facts, notes, cls.hidden.extra_pnginfo, sources)
-        return io.NodeOutput(to_image(pictures), *more, ui=shown | ui)
+        return self.output(pictures, *more, **gallery(self, pictures, facts, sources) | ui)
 
-    @classmethod
-    def _sent(cls) -> dict[str, Any]:
+    def _sent(self) -> dict[str, Any]:
         """Return what the canvas sent for this node and all before it, which a pick brings back there."""
-        if not from_canvas(cls.hidden.extra_pnginfo):
+        prompt, name = self.hidden.prompt, str(self.hidden.unique_id)
+        if not from_canvas(self) or not isinstance(prompt.get(name), dict):  # made by a loop
             return {}
-        name = str(cls.hidden.unique_id)
-        sent = before(cls.hidden.prompt, name)
-        if name not in sent:  # a node that a loop has made
-            return {}
+        sent: dict[str, Any] = {}
+        for node, kind, values in nodes_before(prompt, name):
+            plain = {key: value for key, value in values.items() if not isinstance(value, list)}
+            sent[node] = {"class_type": kind, "inputs": plain}
         sent[name]["inputs"].pop("pick", None)
         return {"flowcore_sent": [sent]}
 
-    @classmethod
-    def finished(cls, values: dict[str, Any], output: Any) -> None:
-        """Called with the values that were used, and all that was made of them, now or earlier."""
-
-    @classmethod
-    def picked(cls, output: Any, place: int) -> tuple[Any, ...]:
+    def picked(self, output: Any, place: int) -> tuple[Any, ...]:
         """Return the outputs for the picture of a place, from 0, of what `run` returned."""
-        return tuple(_one(value, place) if k in cls.PICKED else value for k, value in enumerate(output.args))
-
-
-def before(prompt: dict[str, Any], node_id: str) -> dict[str, dict[str, Any]]:
-    """Find a node and all nodes before it in a prompt: each one's class, and its inputs but for the wires."""
-    found = {}
-    for name, kind, values in nodes_before(prompt, node_id):
-        plain = {key: value for key, value in values.items() if not isinstance(value, list)}
-        found[name] = {"class_type": kind, "inputs": plain}
-    return found
+        return tuple(_one(value, place) if k in self.PICKED else value for k, value in enumerate(output.args))
 
 
 def nodes_before(prompt: dict[str, Any], node_id: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
@@ -121,12 +106,8 @@ def nodes_before(prompt: dict[str, Any], node_id: str) -> Iterator[tuple[str, An
         values = node.get("inputs")
         values = values if isinstance(values, dict) else {}
         yield name, node.get("class_type"), values
-        waiting += [value[0] for value in values.values() if _is_wire(value)]
-
-
-def _is_wire(value: Any) -> bool:
-    """Whether an input of a prompt comes from another node."""
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
+        wires = [value for value in values.values() if isinstance(value, list) and len(value) == 2]
+        waiting += [wire[0] for wire in wires if isinstance(wire[0], str)]
 
 
 def _one(value: Any, place: int) -> Any:
@@ -149,51 +130,40 @@ RUNS: RecentlyUsed[Any] = RecentlyUsed(MAX_RUNS, _size)
 on_free.append(RUNS.clear)
 
 
-def _key(node: type, values: dict[str, Any]) -> str:
-    """Fingerprint what decides on the pictures, so that an image that was loaded again is the same image."""
-    described = [node.__name__, {name: describe(value) for name, value in values.items()}]
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+def _as_sent(value: Any) -> Any:
+    """Return an image as it came, (B, H, W, C)."""
+    return value.permute(0, 2, 3, 1) if isinstance(value, Tensor) and value.ndim == 4 else value
 
 
-def describe(value: Any) -> Any:
+def _describe(value: Any) -> Any:
     """Describe a value by its content, in JSON; what has none that is known, by its type."""
     if isinstance(value, FlowModel):
         return {"model": value.sha256}
     if isinstance(value, Tensor):
         return provenance.source(value)
     if isinstance(value, list):
-        return [describe(item) for item in value]
+        return [_describe(item) for item in value]
     if dataclasses.is_dataclass(value):
         parts = {part.name: getattr(value, part.name) for part in dataclasses.fields(value)}
-        return {name: describe(part) for name, part in parts.items() if part is not None}
+        return {name: _describe(part) for name, part in parts.items() if part is not None}
     return value if value is None or provenance.is_plain(value) else {"kind": type(value).__name__}
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 MAX_REMEMBERED = 64  # prompts, and pictures, whose provenance is kept
 
 
-class RecordingNode(PickingNode):
-    """A node that writes the provenance of the pictures in its first output: of all, whichever is picked.
-
-    It goes into the hidden `extra_pnginfo`, which the host writes into every PNG file, and which does not decide
-    whether a node runs again.
-    """
-
-    @classmethod
-    def finished(cls, values: dict[str, Any], output: Any) -> None:
-        try:
-            PROVENANCE_LOG.write(cls.hidden, cls.SCHEMA.node_id, values, output.args[0])
-        except Exception:  # the picture is worth more than its provenance
-            log.exception("flowcore could not write the provenance of a picture")
-
-
-class ClipNode(RecordingNode):
+class ClipNode(PickingNode):
     """A node whose `image` may be a VIDEO of the host, and which passes its pictures on as a VIDEO, too, last of all.
 
     Attributes:
         OF_VIDEO: Values that a VIDEO sets.
     """
 
+    RECORDS = True
     OF_VIDEO: ClassVar[dict[str, Any]] = {}
 
     @classmethod
@@ -217,10 +187,21 @@ class ProvenanceLog:
         self._written: OrderedDict[tuple[str, ...], dict[str, Any]] = OrderedDict()  # by node and pictures
         self._posted: deque[tuple[str, str, dict[str, Any]]] = deque(maxlen=MAX_REMEMBERED)
 
-    def write(self, hidden: Any, kind: str, values: dict[str, Any], images: Tensor) -> None:
+    def write(self, node: PickingNode, values: dict[str, Any], described: dict[str, Any], images: Tensor) -> None:
         """Write the provenance of a run, its pictures (B, H, W, C), into its prompt, and those with the same inputs."""
-        node_id = str(hidden.unique_id)
-        entry = _provenance(node_id, kind, values, images).to_json()
+        hidden, model, node_id = node.hidden, values["model"], str(node.hidden.unique_id)
+        is_source = {name: isinstance(v, (Tensor, list)) or dataclasses.is_dataclass(v) for name, v in values.items()}
+        entry = Provenance.of(
+            values,
+            model.flow,
+            images.permute(0, 3, 1, 2),
+            device=model.patcher.load_device,
+            node_id=node_id,
+            node=node.SCHEMA.node_id,
+            model=model.name,
+            model_sha256=model.sha256,
+            sources={name: what for name, what in described.items() if name != "model" and is_source[name]},
+        ).to_json()
         if isinstance(hidden.extra_pnginfo, dict):
             _put(hidden.extra_pnginfo, node_id, entry)
         if not isinstance(hidden.prompt, dict) or node_id not in hidden.prompt:
@@ -237,14 +218,14 @@ class ProvenanceLog:
                     _put(pnginfo, name, entry)
 
     def seeds(self, images: Tensor) -> list[int | None]:
-        """Return the seed that made each of some pictures, (B, H, W, C), as far as the runs are remembered."""
+        """Return the seed that made each of some pictures, (B, C, H, W), as far as the runs are remembered."""
         with self._lock:
             entries = [*reversed(self._written.values())]
         known: dict[str, int] = {}
         for entry in entries:
             for number, mark in enumerate(entry["pictures"]):
                 known.setdefault(mark, (entry["seed"] + number % entry["samples"]) % 2**64)
-        return [known.get(provenance.fingerprint(image)) for image in images.permute(0, 3, 1, 2)]
+        return [known.get(provenance.fingerprint(image)) for image in images]
 
     def read_prompt(self, body: Any, kinds: set[str]) -> None:
         """Write what is known of nodes of some kinds into a posted prompt, whose body may be anything."""
@@ -272,36 +253,13 @@ class ProvenanceLog:
 PROVENANCE_LOG = ProvenanceLog()
 
 
-def _provenance(node_id: str, kind: str, values: dict[str, Any], images: Tensor) -> Provenance:
-    model: FlowModel = values["model"]
-    return Provenance.of(
-        values,
-        model.flow,
-        images.permute(0, 3, 1, 2),
-        device=model.patcher.load_device,
-        node_id=node_id,
-        node=kind,
-        model=model.name,
-        model_sha256=model.sha256,
-        sources={name: describe(value) for name, value in values.items() if name != "model" and _is_source(value)},
-    )
-
-
-def _is_source(value: Any) -> bool:
-    return isinstance(value, (Tensor, list)) or dataclasses.is_dataclass(value)
-
-
 def _put(pnginfo: dict[str, Any], node_id: str, entry: dict[str, Any]) -> None:
     """Put the provenance of a node into the `extra_pnginfo` of a prompt, in place of one of the same pictures."""
     before = pnginfo.get(KEY)
-    others = before if isinstance(before, list) else []
-    entry = {**entry, "node_id": node_id}
-    others = [other for other in others if isinstance(other, dict) and _subject(other) != _subject(entry)]
-    pnginfo[KEY] = [*others, entry][-MAX_ENTRIES:]
-
-
-def _subject(entry: dict[str, Any]) -> tuple[Any, Any]:
-    return entry.get("node_id"), entry.get("pictures")
+    others = [other for other in before if isinstance(other, dict)] if isinstance(before, list) else []
+    subject = node_id, entry.get("pictures")
+    others = [other for other in others if (other.get("node_id"), other.get("pictures")) != subject]
+    pnginfo[KEY] = [*others, {**entry, "node_id": node_id}][-MAX_ENTRIES:]
 
 
 def _fingerprint(prompt: dict[str, Any], node_id: str, digests: dict[str, str]) -> str:
@@ -311,6 +269,6 @@ def _fingerprint(prompt: dict[str, Any], node_id: str, digests: dict[str, str]) 
         if name not in digests:
             # The host makes 1.0 of 1 where a number need not be whole.
             plain = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in values.items()}
-            digests[name] = hashlib.sha256(json.dumps([kind, plain], sort_keys=True).encode()).hexdigest()
+            digests[name] = _sha256([kind, plain])
         found[name] = digests[name]
-    return hashlib.sha256(json.dumps([node_id, found], sort_keys=True).encode()).hexdigest()
+    return _sha256([node_id, found])

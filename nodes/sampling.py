@@ -16,7 +16,6 @@ from ..flowcore.latents import scale, statistics
 from ..flowcore.prior import sample_latents
 from ..flowcore.tasks.sample import decode, dequantized_image, encode, memory_required, sample
 from ..flowcore.tasks.subject import (
-    Fit,
     condition_for,
     label_names,
     prepare_subject,
@@ -29,39 +28,38 @@ from .host.compat import io
 from .host.memory import stop_if_cancelled
 from .host.ui import Notes, Progress, canvas_pictures, finite
 from .node import FlowNode
-from .picking import RecordingNode
-from .sockets import FLOW_LATENTS, FlowModel, Latents, check_memory, flow_model, from_image, to_image
+from .picking import PickingNode
+from .sockets import FLOW_LATENTS, EncodingModel, Image, Latents, SampleModel, check_memory
 
 
-class FlowcoreSample(RecordingNode):
+class FlowcoreSample(PickingNode):
     """Images from nothing but a seed, and their latents."""
 
     PICKED = (0, 1)
-    ALIASES = ("flow", "glow", "real nvp", "generate image", "normalizing flow", "random image", "mnist")
+    ALIASES = "flow, glow, real nvp, generate image, normalizing flow, random image, mnist"
     OUTPUTS = (io.Image.Output("images"), FLOW_LATENTS.Output("latents"))
+    RECORDS = True
 
-    @classmethod
     def run(
-        cls,
-        model: Annotated[FlowModel, flow_model("sample")],
+        self,
+        model: SampleModel,
         samples: Annotated[int, widgets.integer(4, 1, 256)],
         temperature: Annotated[float, widgets.temperature(0.7)],
-        seed: Annotated[int, widgets.seed()],
-        labels: Annotated[str, widgets.text],
+        seed: widgets.Seed,
+        labels: widgets.Text,
         width: Annotated[int, widgets.integer(0, 0, 4096, optional=True, advanced=True)],
         height: Annotated[int, widgets.integer(0, 0, 4096, optional=True, advanced=True)],
         temperatures: Annotated[str, partial(widgets.text, advanced=True)],
         snap: Annotated[bool, partial(widgets.switch, default=True, advanced=True)],
-        pick: Annotated[int, widgets.pick],
-        guidance: Annotated[float, widgets.guidance],
+        pick: widgets.Pick,
+        guidance: Annotated[float, widgets.number(0.0, 0.0, 10.0, 0.1, optional=True)],
         denoise: Annotated[bool, partial(widgets.switch, default=True, advanced=True)],
     ) -> Any:
-        notes = cls.notes()
         size = _size(model.flow, width, height)
-        shown = _labels_in_turn(model.flow, labels, samples, notes)
+        shown = _labels_in_turn(model.flow, labels, samples, self.notes)
         taus = widgets.parse_numbers(temperatures, "temperatures") or temperature
         if guidance and not model.flow.capabilities.guided:
-            notes("guidance is ignored: this model was not made for it.")
+            self.notes("guidance is ignored: this model was not made for it.")
             guidance = 0.0
         check_memory(samples, 3 * math.prod(size), "pictures need", "Lower samples, width or height.")
         flow = model.load(memory_required(model.flow, samples, *size))
@@ -75,10 +73,10 @@ class FlowcoreSample(RecordingNode):
             snapped=snap,
             guidance=guidance,
             denoise=denoise,
-            **notes.follow(),
+            **self.notes.follow(),
         )
         levels = sample_latents(flow.latent_shapes(*size), samples, taus, seed)  # the same draw again
-        return cls.made(images, seed, samples, notes, None, model.latents(levels, labels=shown))
+        return self.made(images, seed, samples, None, model.latents(levels, labels=shown))
 
 
 def grid_outputs() -> tuple[Any, ...]:
@@ -94,80 +92,57 @@ def grid_outputs() -> tuple[Any, ...]:
 class FlowcoreSampleGrid(FlowNode):
     """The same seeds at several temperatures, on one sheet."""
 
-    ALIASES = ("temperature", "xy plot", "grid", "contact sheet", "compare temperatures", "glow", "generate image")
+    ALIASES = "temperature, xy plot, grid, contact sheet, compare temperatures, glow, generate image"
     OUTPUTS = grid_outputs()
 
-    @classmethod
     def run(
-        cls,
-        model: Annotated[FlowModel, flow_model("sample")],
+        self,
+        model: SampleModel,
         temperatures: Annotated[str, partial(io.String.Input, default="0.4, 0.7, 1")],
-        seed: Annotated[int, widgets.seed()],
+        seed: widgets.Seed,
         seeds: Annotated[int, widgets.integer(6, 1, 16)],
-        labels: Annotated[str, widgets.text],
+        labels: widgets.Text,
         snap: Annotated[bool, partial(widgets.switch, default=True, advanced=True)],
     ) -> Any:
-        notes, progress = cls.notes(), Progress()
-        size = _size(model.flow, 0, 0)
+        progress, size = Progress(), _size(model.flow, 0, 0)
         taus = widgets.temperature_list(temperatures)
-        shown = _labels_in_turn(model.flow, labels, seeds, notes)
+        shown = _labels_in_turn(model.flow, labels, seeds, self.notes)
         check_memory(len(taus) * seeds, 3 * math.prod(size), "pictures need", "Ask for fewer temperatures or seeds.")
         flow = model.load(memory_required(model.flow, seeds, *size))
-        pictures = torch.cat(
-            [
-                sample(
-                    flow,
-                    seeds,
-                    size=size,
-                    temperature=tau,
-                    seed=seed,
-                    labels=shown,
-                    snapped=snap,
-                    **notes.follow(progress.part(row / len(taus), 1 / len(taus))),
-                )
-                for row, tau in enumerate(taus)
-            ]
-        )
+        options: Any = {"size": size, "seed": seed, "labels": shown, "snapped": snap}
+        made: list[Tensor] = []
+        for row, tau in enumerate(taus):
+            follow = self.notes.follow(progress.part(row / len(taus), 1 / len(taus)))
+            made.append(sample(flow, seeds, temperature=tau, **options, **follow))
+        pictures = torch.cat(made)
         drawn = [(seed + k) % 2**64 for k in range(seeds)]
         rows, columns = [f"temperature {tau:g}" for tau in taus], [f"seed {k}" for k in drawn]
         sheet = contact_sheet(pictures.expand(-1, 3, -1, -1), rows, columns)
-        return io.NodeOutput(
-            to_image(sheet[None]),
-            to_image(pictures),
-            [tau for tau in taus for _ in drawn],
-            drawn * len(taus),
-            ui={"text": notes.lines, "temperatures": taus, "seeds": drawn},
-        )
+        each = [tau for tau in taus for _ in drawn], drawn * len(taus)
+        return self.output(sheet[None], pictures, *each, text=self.notes.lines, temperatures=taus, seeds=drawn)
 
 
 class FlowcoreEncode(FlowNode):
     """The exact latents of images, and how exact they are."""
 
-    ALIASES = ("flow", "glow", "encode image", "invert image", "image to latents", "vae encode", "latents")
+    ALIASES = "flow, glow, encode image, invert image, image to latents, vae encode, latents"
     OUTPUTS = (FLOW_LATENTS.Output("latents"), io.Float.Output("error"), io.Image.Output("encoded"))
     HIDDEN = (io.Hidden.extra_pnginfo,)
 
-    @classmethod
     def run(
-        cls,
-        image: Annotated[Tensor, io.Image.Input],
-        model: Annotated[FlowModel, flow_model("sample", "upscale", "rescale")],
-        fit: Annotated[Fit, widgets.fit],
-        label: Annotated[int, widgets.label],
-        source: Annotated[Tensor | None, partial(io.Image.Input, optional=True)],
+        self,
+        image: Image,
+        model: EncodingModel,
+        fit: widgets.Fit,
+        label: widgets.Label,
+        source: Image | None,
         dequantize: Annotated[
             Literal["auto", "off", "on"], widgets.choice("auto", "off", "on", optional=True, advanced=True)
         ],
     ) -> Any:
-        notes, progress = cls.notes(), Progress()
-        subject = prepare_subject(
-            model.flow,
-            from_image(image).cpu(),
-            fit=fit,
-            label=label,
-            source=None if source is None else from_image(source).cpu(),
-            notify=notes,
-        )
+        notes, progress = self.notes, Progress()
+        small = None if source is None else source.cpu()
+        subject = prepare_subject(model.flow, image.cpu(), fit=fit, label=label, source=small, notify=notes)
         noisy = getattr(model.flow.config, "noise", 0.0)  # visible, so only when asked for
         if dequantize == "on" or (dequantize == "auto" and model.flow.classes and not noisy):
             subject = replace(subject, pixels=dequantized_image(model.flow, subject.pixels))
@@ -180,48 +155,43 @@ class FlowcoreEncode(FlowNode):
         measured = statistics(levels)
         means, stds = ([float(getattr(level, name).mean()) for level in measured] for name in ("mean", "std"))
         lines = [f"largest error of image -> latents -> image: {error:.3g}"]
+        places = {0: " (finest)", len(means) - 1: " (deepest)"} if len(means) > 1 else {}
         for number, (mean, std) in enumerate(zip(means, stds, strict=True)):
-            lines.append(f"level {number}{_place(number, len(means))}: mean {mean:+.3f}, deviation {std:.3f}")
+            lines.append(f"level {number}{places.get(number, '')}: mean {mean:+.3f}, deviation {std:.3f}")
         lines.append("A typical image has mean 0 and deviation 1 on every level.")
-        return io.NodeOutput(
+        return self.output(
             model.latents(levels, labels=subject.labels, source=subject.source),
             error,
-            to_image(subject.pixels),
-            ui={
-                "text": ["\n".join([*lines, *notes.lines])],
-                "error": finite([error]),
-                "mean": finite(means),
-                "deviation": finite(stds),
-                **canvas_pictures(subject.pixels, cls.hidden.extra_pnginfo),
-            },
+            subject.pixels,
+            text=["\n".join([*lines, *notes.lines])],
+            error=finite([error]),
+            mean=finite(means),
+            deviation=finite(stds),
+            **canvas_pictures(self, subject.pixels),
         )
 
 
 class FlowcoreDecode(FlowNode):
     """The images of latents, with their own labels and source, or with others."""
 
-    ALIASES = ("flow", "glow", "decode latents", "latents to image", "style transfer", "vae decode")
+    ALIASES = "flow, glow, decode latents, latents to image, style transfer, vae decode"
     OUTPUTS = (io.Image.Output("images"),)
     HIDDEN = (io.Hidden.extra_pnginfo,)
 
-    @classmethod
     def run(
-        cls,
-        latents: Annotated[Latents, FLOW_LATENTS.Input],
-        model: Annotated[FlowModel, flow_model("sample", "upscale", "rescale")],
-        labels: Annotated[str, widgets.text],
-        source: Annotated[Tensor | None, partial(io.Image.Input, optional=True)],
+        self,
+        latents: Latents,
+        model: EncodingModel,
+        labels: widgets.Text,
+        source: Image | None,
         temperature: Annotated[float, widgets.temperature(1.0, optional=True)],
         snap: Annotated[bool, partial(widgets.switch, advanced=True)],
     ) -> Any:
-        notes, flow = cls.notes(), model.flow
+        notes, flow = self.notes, model.flow
         model.check_latents(latents)
         refuse_colorizer(flow)
-        levels = scale(latents.levels, temperature)
-        shown = latents.labels
-        wanted = widgets.parse_labels(labels, flow.classes, label_names(flow)) if flow.classes else None
-        if labels.strip() and not flow.classes:
-            notes("labels is ignored: this model knows no labels.")
+        levels, shown = scale(latents.levels, temperature), latents.labels
+        wanted = _parse_labels(flow, labels, notes)
         pictures = latents.items * len(wanted or [0])
         size = size_of_latents(flow, levels)
         check_memory(pictures, 3 * math.prod(size), "pictures need", "Pass fewer items or labels.")
@@ -232,14 +202,12 @@ class FlowcoreDecode(FlowNode):
             raise ConditionError(
                 f"These latents do not say what they show. Set labels to one or more of 0 to {flow.classes - 1}."
             )
-        given = latents.source if source is None else from_image(source).cpu()
-        small = source_for_latents(flow, latents.levels, given, notes)
+        small = source_for_latents(flow, latents.levels, latents.source if source is None else source.cpu(), notes)
         model.load(memory_required(flow, pictures, *size))
         cond = condition_for(flow, shown, small, cancelled=stop_if_cancelled, notify=notes)
         images = decode(flow, levels, cond, **notes.follow())
         images = dequantization.quantize(flow, images) if snap else images.clamp(0, 1)
-        ui = {"text": notes.lines} | canvas_pictures(images, cls.hidden.extra_pnginfo)
-        return io.NodeOutput(to_image(images), ui=ui)
+        return self.output(images, text=notes.lines, **canvas_pictures(self, images))
 
 
 def _size(flow: Flow, width: int, height: int) -> tuple[int, int]:
@@ -256,15 +224,15 @@ def _size(flow: Flow, width: int, height: int) -> tuple[int, int]:
     return size
 
 
+def _parse_labels(flow: Flow, text: str, notes: Notes) -> list[int] | None:
+    if flow.classes:
+        return widgets.parse_labels(text, flow.classes, label_names(flow))
+    if text.strip():
+        notes("labels is ignored: this model knows no labels.")
+    return None
+
+
 def _labels_in_turn(flow: Flow, text: str, count: int, notes: Notes) -> Tensor | None:
     """Return the label of each image, (count,)."""
-    if not flow.classes:
-        if text.strip():
-            notes("labels is ignored: this model knows no labels.")
-        return None
-    chosen = widgets.parse_labels(text, flow.classes, label_names(flow)) or range(flow.classes)
-    return torch.tensor([chosen[i % len(chosen)] for i in range(count)])
-
-
-def _place(number: int, levels: int) -> str:
-    return {0: " (finest)", levels - 1: " (deepest)"}.get(number, "") if levels > 1 else ""
+    chosen = _parse_labels(flow, text, notes) or range(flow.classes)
+    return torch.tensor([chosen[i % len(chosen)] for i in range(count)]) if chosen else None

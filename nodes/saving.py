@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-from torch import Tensor
-
 from ..flowcore import FlowError
 from ..flowcore.batch.job import encode_like
 from ..flowcore.checkpoints.writing import write_atomic
@@ -19,7 +17,7 @@ from .host.compat import io
 from .host.paths import input_path, output_path
 from .host.ui import png_texts
 from .node import FlowNode
-from .sockets import from_image, from_mask, shown
+from .sockets import Image, Mask, from_mask, shown
 
 BITS: dict[Any, int | None] = {"source": None, "8": 8, "16": 16}
 
@@ -28,7 +26,7 @@ class FlowcoreSave(FlowNode):
     """Pictures in files of their own, none of which is ever replaced."""
 
     MENU = "image"
-    ALIASES = ("save image", "save picture", "16 bit", "export image", "tiff", "exif", "icc profile", "alpha")
+    ALIASES = "save image, save picture, 16 bit, export image, tiff, exif, icc profile, alpha"
     HIDDEN = (io.Hidden.prompt, io.Hidden.extra_pnginfo)
     IS_OUTPUT_NODE = True
 
@@ -45,26 +43,25 @@ class FlowcoreSave(FlowNode):
     def fingerprint_inputs(cls, source: Any = "", **_: Any) -> list[str]:
         return [hashlib.sha256(read_bytes(file)).hexdigest() for file in _files(source or "")]  # as Flow Example
 
-    @classmethod
     def run(
-        cls,
-        images: Annotated[Tensor, io.Image.Input],
+        self,
+        images: Image,
         filename_prefix: Annotated[str, partial(io.String.Input, default="flowcore/picture")],
         format: Annotated[str, widgets.choice(*SUFFIXES)],
         bits: Annotated[str, widgets.choice(*BITS)],
-        source: Annotated[str, widgets.text],
-        mask: Annotated[Tensor | None, partial(io.Mask.Input, optional=True)],
+        source: widgets.Text,
+        mask: Mask | None,
         quality: Annotated[int, widgets.integer(0, 0, 100, optional=True, advanced=True)],
     ) -> Any:
-        notes, records, kind = cls.notes(), list[dict[str, str]](), cast("Format", format)
-        rgb, alpha = validate_image(from_image(images).cpu())
+        records, kind = list[dict[str, str]](), cast("Format", format)
+        rgb, alpha = validate_image(images.cpu())
         if mask is not None and bool(mask.any()):  # a mask of zeros is what loaders give where nothing is transparent
             alpha = 1 - from_mask(mask, len(mask) if len(rgb) % max(1, len(mask)) == 0 else len(rgb))
         pictures, files = with_alpha(rgb, alpha), _files(source) or [None]
         if len(pictures) % len(files):
             raise FlowError(f"source names {len(files)} pictures, and {len(pictures)} came. Name one, for all.")
         options: dict[str, Any] = {"format": kind, "bits": BITS[bits], "quality": quality or None}
-        options |= {"text": png_texts(cls.hidden), "notify": notes}
+        options |= {"text": png_texts(self.hidden), "notify": self.notes}
         for file, made in zip(files, pictures.unflatten(0, (len(files), -1)), strict=True):
             original = None if file is None else read(read_bytes(file), file.name)
             for picture in made:
@@ -73,7 +70,7 @@ class FlowcoreSave(FlowNode):
                 path, record = output_path(prefix, SUFFIXES[kind], (picture.shape[-2], picture.shape[-1]))
                 write_atomic(path, data)
                 records.append(record)
-        return io.NodeOutput(ui={"images": records, "text": notes.lines})
+        return self.output(images=records, text=self.notes.lines)
 
 
 def _files(source: Any) -> list[Path]:

@@ -1,11 +1,11 @@
-"""What travels along wires: FLOW_MODEL, _LATENTS, _HINTS, _MEMORY and _FACE, and the host's IMAGE, VIDEO and MASK."""
+"""What travels along wires, also as annotations of inputs: values of ours, and the host's IMAGE, VIDEO and MASK."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Annotated, Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -19,24 +19,9 @@ from ..flowcore.images.faces import FacePlace
 from .host.compat import io
 from .host.memory import load_to_device, to_host_image, wrap
 
-FLOW_MODEL = io.Custom("FLOW_MODEL")  # a FlowModel
-FLOW_LATENTS = io.Custom("FLOW_LATENTS")  # a Latents
-FLOW_HINTS = io.Custom("FLOW_HINTS")  # a flowcore.Hints, on the CPU
-FLOW_MEMORY = io.Custom("FLOW_MEMORY")  # a flowcore.ColorMemory
-FLOW_FACE = io.Custom("FLOW_FACE")  # a tuple of FacePlace, one for every face
-CLIP = partial(io.MultiType.Input, types=[io.Image, io.Video])  # frames, see nodes/picking.ClipNode
-FACE_LANDMARKS = io.Custom("FACE_LANDMARKS")  # of the host's face detector, since 0.30: a dict with "frames"
-
-TASKS = "flowcore_tasks"  # of an input, for web/js/models.js
-
-
-def flow_model(*tasks: Task, optional: bool = False) -> Callable[[str], Any]:
-    """Describe a model that is made for one of some tasks: in the canvas, a loader offers no other to this input."""
-    return partial(FLOW_MODEL.Input, optional=optional, extra_dict={TASKS: list(tasks)})
-
-
 MAX_SHOWN = 80  # characters of a value in an error message
 COPIES = 3  # of a result while a node ends: the result, its latents, and the host's image
+TASKS = "flowcore_tasks"  # of an input, for web/js/models.js
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -45,12 +30,7 @@ COPIES = 3  # of a result while a node ends: the result, its latents, and the ho
 
 @dataclass(frozen=True, eq=False)
 class FlowModel:
-    """A flow in the host's care.
-
-    Attributes:
-        patcher: The host's ModelPatcher, which moves the flow between devices.
-        name: Its name in the loader, for messages.
-    """
+    """A flow in the care of the host's ModelPatcher, which moves it between devices, and its name in the loader."""
 
     patcher: Any
     name: str
@@ -153,6 +133,35 @@ def _distinct(one: tuple[str, str], other: tuple[str, str]) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# annotations of inputs; `| None` makes one optional
+
+FLOW_MODEL, FLOW_LATENTS = io.Custom("FLOW_MODEL"), io.Custom("FLOW_LATENTS")
+FLOW_HINTS, FLOW_MEMORY = io.Custom("FLOW_HINTS"), io.Custom("FLOW_MEMORY")
+FLOW_FACE = io.Custom("FLOW_FACE")  # a tuple of FacePlace, one for every face
+
+Image = Annotated[Tensor, io.Image.Input]  # (B, C, H, W), float32
+Clip = Annotated[Tensor, partial(io.MultiType.Input, types=[io.Image, io.Video])]  # its frames, likewise
+Mask = Annotated[Tensor, io.Mask.Input]  # as the host has it; see `from_mask`
+Face = Annotated[tuple[FacePlace, ...], FLOW_FACE.Input]
+Landmarks = Annotated[list[Any], io.Custom("FACE_LANDMARKS").Input]  # of the host's face detector, since 0.30
+WIRES: dict[Any, Any] = {Latents: FLOW_LATENTS, Hints: FLOW_HINTS, ColorMemory: FLOW_MEMORY}  # other classes
+
+
+def _model(*tasks: Task) -> Callable[[str], Any]:
+    """Describe a model that is made for one of some tasks: in the canvas, a loader offers no other to this input."""
+    return partial(FLOW_MODEL.Input, extra_dict={TASKS: list(tasks)})
+
+
+SampleModel = Annotated[FlowModel, _model("sample")]
+UpscaleModel = Annotated[FlowModel, _model("upscale")]
+ColorizeModel = Annotated[FlowModel, _model("colorize")]
+BrightenModel = Annotated[FlowModel, _model("brighten")]
+RescaleModel = Annotated[FlowModel, _model("rescale")]
+PhotoModel = Annotated[FlowModel, _model("upscale", "colorize")]
+EncodingModel = Annotated[FlowModel, _model("sample", "upscale", "rescale")]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # images
 
 
@@ -208,45 +217,49 @@ def shown(value: Any) -> str:
     return f"{'an' if type(value).__name__[0] in 'aeiou' else 'a'} {type(value).__name__}"
 
 
-def _expect(kind: type, message: str, error: type[FlowError] = FlowError) -> Callable[[Any, str], Any]:
-    """Make a check whose message may name the `{input}`, the `{value}` and its `{type}`."""
-
-    def check(value: Any, name: str) -> Any:
-        if not isinstance(value, kind):
-            raise error(message.format(input=name, value=shown(value), type=type(value).__name__))
+def _expect(is_valid: Callable[[Any], bool], expected: str, advice: str = "Connect that node.") -> Any:
+    def check(value: Any, _: str) -> Any:
+        if not is_valid(value):
+            raise FlowError(f"Expected {expected}; got {type(value).__name__}. {advice}")
         return value
 
     return check
 
 
-_is_tensor = _expect(Tensor, "{input} must be an image; got {value}. Connect a node that makes one.", ImageError)
-
-
-def _is_places(value: Any, _: str) -> tuple[FacePlace, ...]:
-    if not isinstance(value, tuple) or not value or not all(isinstance(one, FacePlace) for one in value):
-        raise FlowError(f"Expected the place of Flow Align Face; got {type(value).__name__}. Connect that node.")
+def _mask(value: Any, name: str) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise ImageError(f"{name} must be an image; got {shown(value)}. Connect a node that makes one.")
     return value
 
 
-def _is_landmarks(value: Any, name: str) -> list[Any]:
+def _image(value: Any, name: str) -> Tensor:
+    return from_image(_mask(value, name))
+
+
+def _landmarks(value: Any, name: str) -> list[Any]:
     frames = value.get("frames") if isinstance(value, dict) else None
     if not isinstance(frames, list):
         raise FlowError(f"{name} must come from Detect Face Landmarks; got {type(value).__name__}. Connect that node.")
     return frames
 
 
+def _is_places(value: Any) -> bool:
+    return isinstance(value, tuple) and bool(value) and all(isinstance(one, FacePlace) for one in value)
+
+
 SOCKETS: dict[str, Callable[[Any, str], Any]] = {
-    "IMAGE": _is_tensor,
-    "IMAGE,VIDEO": _is_tensor,
-    "MASK": _is_tensor,
-    "FLOW_MODEL": _expect(FlowModel, "Expected a model of Load Flow Model; got {type}. Connect that node."),
+    "IMAGE": _image,
+    "IMAGE,VIDEO": _image,  # whose frames `ClipNode` has taken
+    "MASK": _mask,
+    "FLOW_MODEL": _expect(lambda value: isinstance(value, FlowModel), "a model of Load Flow Model"),
     "FLOW_LATENTS": _expect(
-        Latents,
-        "Expected latents of a flow, as Flow Sample and Flow Encode make them; got {type}. Connect one of those.",
+        lambda value: isinstance(value, Latents),
+        "latents of a flow, as Flow Sample and Flow Encode make them",
+        "Connect one of those.",
     ),
-    "FLOW_HINTS": _expect(Hints, "Expected hints of Flow Color Hints; got {type}. Connect that node."),
-    "FLOW_MEMORY": _expect(ColorMemory, "Expected a memory of Flow Color Memory; got {type}. Connect that node."),
-    "FLOW_FACE": _is_places,
-    "FACE_LANDMARKS": _is_landmarks,
+    "FLOW_HINTS": _expect(lambda value: isinstance(value, Hints), "hints of Flow Color Hints"),
+    "FLOW_MEMORY": _expect(lambda value: isinstance(value, ColorMemory), "a memory of Flow Color Memory"),
+    "FLOW_FACE": _expect(_is_places, "the place of Flow Align Face"),
+    "FACE_LANDMARKS": _landmarks,
 }
-"""Socket type to a check: called with a value and the name of the input, it returns the value or raises a FlowError."""
+"""Socket type to what takes a value and the name of the input, and returns what `run` gets, or raises a FlowError."""

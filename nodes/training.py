@@ -25,7 +25,7 @@ from .host.paths import model_path, model_target, output_folder, output_record, 
 from .host.ui import Progress, finite
 from .loaders import locate_model, model_choices
 from .node import FlowNode, file_fingerprint
-from .sockets import FLOW_MODEL, FlowModel, shown, to_image
+from .sockets import FLOW_MODEL, FlowModel, shown
 
 RUNS = "flowcore-runs"  # below the output folder
 NOTHING = "nothing"
@@ -46,7 +46,7 @@ def _starts() -> list[str]:
 class FlowcoreTrain(FlowNode):
     """A folder of images, a recipe and some minutes, as a FLOW_MODEL and a file of models/flows."""
 
-    ALIASES = ("train", "training", "fine-tune", "finetune", "flow", "train srflow", "own model", "learn")
+    ALIASES = "train, training, fine-tune, finetune, flow, train srflow, own model, learn"
     OUTPUTS = (FLOW_MODEL.Output("model"), io.Image.Output("sheet"), io.Image.Output("curve"), io.String.Output("info"))
     IS_OUTPUT_NODE = True
 
@@ -64,9 +64,8 @@ class FlowcoreTrain(FlowNode):
         state = _run(name).state() if name and _bad_name(name) is None else ""
         return [stamp, *map(file_fingerprint, files), state]
 
-    @classmethod
     def run(
-        cls,
+        self,
         folder: Annotated[str, partial(io.String.Input, default="photos")],
         recipe: Annotated[str, widgets.file_choice(_recipes, default="srflow-x4")],
         name: Annotated[str, partial(io.String.Input, default="my-flow")],
@@ -79,7 +78,7 @@ class FlowcoreTrain(FlowNode):
         problem = _problem(folder, recipe, name)
         if problem is not None:
             raise FlowError(problem)
-        notes, run, plan = cls.notes(), _run(name), _read_recipe(recipe)
+        notes, run, plan = self.notes, _run(name), _read_recipe(recipe)
         start_file = None if start == NOTHING else locate_model(start)
         if start_file is None and start != NOTHING:
             raise FlowError(f"start: there is no flow model '{start}' any more. Choose another one.")
@@ -92,13 +91,13 @@ class FlowcoreTrain(FlowNode):
             images = len(find_images(path))
             trained_on = f"{images} image{'s' * (images > 1)}: {path}"
             log.info("Flow Train: trains on %s", trained_on)
-            cls.show(f"trains on {trained_on}")
+            self.show(f"trains on {trained_on}")
 
         def show_line(line: str) -> None:
             plain = re.sub(r"^[\d:]+ | \[[# ]*\]", "", line)
             log.info("Flow Train: %s", plain)
             lines.append(plain)
-            cls.show("\n".join(lines[-LINES:]))
+            self.show("\n".join(lines[-LINES:]))
 
         with freed_device() as device:
             try:
@@ -142,21 +141,19 @@ class FlowcoreTrain(FlowNode):
             f"saved as: {run.target}",
         ]
         info = "\n".join([*facts, *notes.lines])
-        return io.NodeOutput(
+        return self.output(
             FlowModel.of(flow, file),
-            to_image(_picture(sheet)),
-            to_image(_picture(run.folder / "curve.png")),
+            _picture(sheet),
+            _picture(run.folder / "curve.png"),
             info,
-            ui={
-                "text": [info],
-                "images": [output_record(sheet)] if sheet else [],
-                "steps": [int(row["step"]) for row in rows],
-                "stage": [row["stage"] for row in rows],
-                "loss": finite(float(row["loss"]) for row in rows),
-                "minutes": [spent],
-                "path": [str(run.target)],
-                "run": [str(run.folder)],
-            },
+            text=[info],
+            images=[output_record(sheet)] if sheet else [],
+            steps=[int(row["step"]) for row in rows],
+            stage=[row["stage"] for row in rows],
+            loss=finite(float(row["loss"]) for row in rows),
+            minutes=[spent],
+            path=[str(run.target)],
+            run=[str(run.folder)],
         )
 
 

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Annotated, Any
 
 import torch
-from torch import Tensor
 
 from .. import flowcore
 from ..flowcore import FlowError
@@ -16,8 +15,7 @@ from ..flowcore.images.contact_sheet import contact_sheet
 from ..flowcore.inference.condition_cache import ConditionStore
 from ..flowcore.inference.plan import forget_plan
 from ..flowcore.integrations.spandrel import Upscaler, descriptor, register
-from ..flowcore.prior import Temperature, masked_temperature
-from ..flowcore.tasks import Precision
+from ..flowcore.prior import masked_temperature
 from ..flowcore.tasks.consistency import consistency
 from ..flowcore.tasks.forecast import NOTEWORTHY, forecast
 from ..flowcore.tasks.intake import advised, resolve
@@ -27,11 +25,11 @@ from . import widgets
 from .host.compat import curve_values, io, log
 from .host.memory import load_to_device, on_release, stop_if_cancelled
 from .host.paths import model_files, model_path, upscale_model_files
-from .host.ui import Notes, Progress, gallery, of_image
+from .host.ui import Notes, gallery, of_image
 from .node import FlowNode
-from .picking import ClipNode, PickingNode, RecordingNode
+from .picking import ClipNode, PickingNode
 from .sampling import grid_outputs
-from .sockets import CLIP, FlowModel, check_memory, flow_model, from_image, from_mask, to_image
+from .sockets import Clip, FlowModel, Image, Mask, RescaleModel, UpscaleModel, check_memory, from_mask
 
 MAX_MEGAPIXELS = 400  # of a picture whose size nobody stated: 4.8 GB of memory
 ORDINARY_TILE = 512  # pixels of the low-resolution image
@@ -44,96 +42,106 @@ SEAMS = (
 )
 
 
-class FlowcoreUpscale(RecordingNode):
+class FlowcoreUpscale(PickingNode):
     """Enlargements of every image: all samples of the first image, then of the second."""
 
     ALIASES = (
-        "upscale",
-        "super resolution",
-        "srflow",
-        "flow upscale",
-        "enlarge",
-        "4x",
-        "upscale image",
-        "temperature",
-        "restore old photo",
-        "sharpen",
-        "dejpeg",
-        "denoise",
+        "upscale, super resolution, srflow, flow upscale, enlarge, 4x, upscale image, temperature, restore old photo, "
+        "sharpen, dejpeg, denoise"
     )
     ESSENTIALS = "Image Tools"
     OUTPUTS = (io.Image.Output("images"), io.Float.Output("consistency"))
+    RECORDS = True
 
-    @classmethod
     def run(
-        cls,
-        image: Annotated[Tensor, io.Image.Input],
-        model: Annotated[FlowModel, flow_model("upscale")],
-        temperature: Annotated[float | None, widgets.own_temperature()],
-        seed: Annotated[int, widgets.seed()],
-        samples: Annotated[int, widgets.samples],
-        tile: Annotated[int, widgets.tile],
-        precision: Annotated[Precision, widgets.precision],
-        mask: Annotated[Tensor | None, partial(io.Mask.Input, optional=True)],
+        self,
+        image: Image,
+        model: UpscaleModel,
+        temperature: widgets.OwnTemperature,
+        seed: widgets.Seed,
+        samples: widgets.Samples,
+        tile: widgets.Tile,
+        precision: widgets.Precision,
+        mask: Mask | None,
         outside: Annotated[float, widgets.temperature(0.3, optional=True)],
         temperatures: Annotated[str, partial(widgets.text, advanced=True)],
         factor: Annotated[float, widgets.number(0.0, 0.0, 16.0, 0.05, optional=True)],
         longest_side: Annotated[int, widgets.integer(0, 0, 16384, optional=True, advanced=True)],
         match_source: Annotated[bool, partial(widgets.switch, advanced=True)],
-        calm_edges: Annotated[float | None, widgets.calm_edges],
-        pick: Annotated[int, widgets.pick],
-        guide: Annotated[Tensor | None, partial(io.Image.Input, optional=True)],
-        guide_strength: Annotated[float | None, widgets.guide_strength],
+        calm_edges: widgets.CalmEdges,
+        pick: widgets.Pick,
+        guide: Image | None,
+        guide_strength: Annotated[float | None, widgets.slider(widgets.OWN, widgets.OWN, 1.0, optional=True)],
     ) -> Any:
         levels = widgets.parse_numbers(temperatures, "temperatures")
         own = {"temperature": temperature, "calm_edges": calm_edges, "guide_strength": guide_strength, "guide": guide}
         tau, calm, strength, _ = resolve(model.flow, own).values()
-        notes, pixels = cls.notes(), from_image(image)
-        height, width = pixels.shape[-2:]
+        count, _, height, width = image.shape
         size = target_size(model.flow, height, width, factor, longest_side)
-        _refuse_huge(size, longest_side)
+        megapixels = math.prod(size) / 1e6
+        if megapixels > MAX_MEGAPIXELS and not longest_side:
+            raise FlowError(
+                f"A picture would have {size[1]}x{size[0]} pixels, {megapixels:.0f} megapixels. Set longest_side to "
+                f"the longer side that you want; without it, Flow Upscale makes at most {MAX_MEGAPIXELS} megapixels."
+            )
         largest = max(math.prod(size), math.prod(target_size(model.flow, height, width)))
         advice = "Lower samples, factor or longest_side, or pass fewer or smaller images."
-        check_memory(len(pixels) * samples, 3 * largest, "pictures need", advice)
+        check_memory(count * samples, 3 * largest, "pictures need", advice)
         # Room for a tile of ordinary size; asking for the whole picture would push every other model out.
         guided = guide is not None
         flow = model.load(memory_required(model.flow, height, width, tile or ORDINARY_TILE, guided=guided))
-        if len(pixels) * samples * math.prod(size) >= NOTEWORTHY * 1e6:
-            sources, results = [(height, width)] * len(pixels), [size] * len(pixels)
-            how: Any = {"tile": tile, "precision": precision, "guided": guided, "cancelled": stop_if_cancelled}
-            coming = forecast(flow, sources, results, samples=samples, **how).sentence()
+        how: Any = {"samples": samples, "tile": tile, "precision": precision}
+        if count * samples * megapixels >= NOTEWORTHY:
+            sources, results = [(height, width)] * count, [size] * count
+            coming = forecast(flow, sources, results, **how, guided=guided, cancelled=stop_if_cancelled).sentence()
             log.info("Flow Upscale: %s", coming)
-            cls.show(coming)
-        drawn = levels or tau
+            self.show(coming)
+        drawn: Any = levels or tau
+        if mask is not None:
+            white = from_mask(mask, count)
+            if not bool(white.any()):
+                self.notes(
+                    f"The mask is black, so the temperature is {outside:g} everywhere. Paint where temperature shall "
+                    "hold: in Flow Paint Temperature, or right-click Load Image, Open in MaskEditor."
+                )
+            maps = [masked_temperature(white, inside, outside) for inside in levels or [tau]]
+            drawn = maps if levels else maps[0]
         pictures = flowcore.upscale(
             flow,
-            pixels,
-            temperature=drawn if mask is None else _masked(drawn, from_mask(mask, len(pixels)), outside, notes),
+            image,
+            temperature=drawn,
             calm_edges=calm,
             seed=seed,
-            samples=samples,
-            tile=tile,
-            precision=precision,
             factor=factor,
             longest_side=longest_side,
             match_source=match_source,
-            guide=None if guide is None else from_image(guide),
+            guide=guide,
             guide_strength=strength,
-            **notes.follow(Progress(pixels)),
+            **how,
+            **self.notes.follow(sources=image),
             store=STORE,
         )
-        each = consistency(pictures, pixels).tolist()
+        each = consistency(pictures, image).tolist()
         worst = min(each)
         edges = f", {calm:g} calmer at edges" if calm else ""
         stated = [] if levels else [f"temperature {tau:g}{edges}"]
         stated += [f"guided, {strength:g}"] if strength else []
-        lines = [*notes.lines, *stated, f"shrunk to the input's size: {_distance(worst)} from the input"]
-        facts: Any = {"text": lines, "consistency": [worst], "each": each, "temperature": [tau], "calm_edges": [calm]}
-        facts |= {"guide_strength": [strength], "flowcore_better": _better_model(model, notes)}
-        return cls.made(pictures, seed, samples, notes, pixels, worst, **facts)
+        return self.made(
+            pictures,
+            seed,
+            samples,
+            image,
+            worst,
+            text=[*self.notes.lines, *stated, f"shrunk to the input's size: {_distance(worst)} from the input"],
+            consistency=[worst],
+            each=each,
+            temperature=[tau],
+            calm_edges=[calm],
+            guide_strength=[strength],
+            flowcore_better=_better_model(model, self.notes),
+        )
 
-    @classmethod
-    def picked(cls, output: Any, place: int) -> tuple[Any, ...]:
+    def picked(self, output: Any, place: int) -> tuple[Any, ...]:
         images, _ = super().picked(output, place)
         return images, output.ui["each"][place]
 
@@ -148,148 +156,112 @@ def _distance(decibels: float) -> str:
     return f"{255 * 10 ** (-decibels / 20):.2g}/255"
 
 
-def _refuse_huge(size: tuple[int, int], longest_side: int) -> None:
-    """Refuse pictures that fill memory and disk, unless their size was stated."""
-    megapixels = math.prod(size) / 1e6
-    if megapixels > MAX_MEGAPIXELS and not longest_side:
-        raise FlowError(
-            f"A picture would have {size[1]}x{size[0]} pixels, {megapixels:.0f} megapixels. Set longest_side to the "
-            f"longer side that you want; without it, Flow Upscale makes at most {MAX_MEGAPIXELS} megapixels."
-        )
-
-
-def _masked(inside: float | list[float], mask: Tensor, outside: float, notes: Notes) -> Temperature:
-    """Make a map of the temperature, or one per level, that holds where a mask is white."""
-    if not bool(mask.any()):
-        notes(
-            f"The mask is black, so the temperature is {outside:g} everywhere. Paint where temperature shall hold: in "
-            "Flow Paint Temperature, or right-click Load Image, Open in MaskEditor."
-        )
-    if isinstance(inside, list):
-        return [masked_temperature(mask, tau, outside) for tau in inside]
-    return masked_temperature(mask, inside, outside)
-
-
-def _each_temperature(model: FlowModel, text: str) -> list[float]:
-    """Parse the temperatures of a sheet, with the model's own where one follows it."""
-    own = resolve(model.flow, {"temperature": None})["temperature"]
-    return [own if widgets.OWN <= tau < 0 else tau for tau in widgets.temperature_list(text)]
-
-
 class FlowcoreUpscaleVideo(ClipNode):
     """A clip whose frames are enlarged as one."""
 
-    ALIASES = ("upscale video", "video", "clip", "flicker", "steady", "temporal consistency", "frames", "deflicker")
+    ALIASES = "upscale video, video, clip, flicker, steady, temporal consistency, frames, deflicker"
     OUTPUTS = (io.Image.Output("images"), io.Video.Output("video"))
 
-    @classmethod
     def run(
-        cls,
-        image: Annotated[Tensor, CLIP],
-        model: Annotated[FlowModel, flow_model("upscale")],
-        temperature: Annotated[float | None, widgets.own_temperature()],
-        seed: Annotated[int, widgets.seed()],
+        self,
+        image: Clip,
+        model: UpscaleModel,
+        temperature: widgets.OwnTemperature,
+        seed: widgets.Seed,
         steadiness: Annotated[float, widgets.slider(STEADINESS, 0.0, 1.0)],
-        calm_edges: Annotated[float | None, widgets.calm_edges],
-        tile: Annotated[int, widgets.tile],
-        precision: Annotated[Precision, widgets.precision],
-        pick: Annotated[int, widgets.pick],
+        calm_edges: widgets.CalmEdges,
+        tile: widgets.Tile,
+        precision: widgets.Precision,
+        pick: widgets.Pick,
     ) -> Any:
-        notes, pixels = cls.notes(), from_image(image)
-        height, width = pixels.shape[-2:]
+        count, _, height, width = image.shape
         size = target_size(model.flow, height, width)
-        check_memory(len(pixels), 3 * math.prod(size), "pictures need", "Pass fewer or smaller frames.")
+        check_memory(count, 3 * math.prod(size), "pictures need", "Pass fewer or smaller frames.")
         pictures = flowcore.upscale_video(
             model.load(memory_required(model.flow, height, width, tile or ORDINARY_TILE, guided=steadiness > 0)),
-            pixels,
+            image,
             temperature=temperature,
             calm_edges=calm_edges,
             seed=seed,
             steadiness=steadiness,
             tile=tile,
             precision=precision,
-            **notes.follow(Progress(pixels)),
+            **self.notes.follow(sources=image),
         )
-        better = _better_model(model, notes)
-        return cls.made(pictures, seed, len(pictures), notes, pixels, flowcore_better=better)
+        return self.made(pictures, seed, count, image, flowcore_better=_better_model(model, self.notes))
 
 
 class FlowcoreTemperatureGrid(PickingNode):
     """All temperatures with all seeds, on one sheet."""
 
     PICKED = (1, 2, 3)
-    ALIASES = ("temperature", "xy plot", "grid", "contact sheet", "compare seeds", "srflow", "upscale")
+    ALIASES = "temperature, xy plot, grid, contact sheet, compare seeds, srflow, upscale"
     OUTPUTS = grid_outputs()
 
-    @classmethod
-    def resolved(cls, values: dict[str, Any]) -> dict[str, Any]:
-        taus = _each_temperature(values["model"], values["temperatures"])
-        return super().resolved(values) | {"temperatures": taus}
-
-    @classmethod
     def run(
-        cls,
-        image: Annotated[Tensor, io.Image.Input],
-        model: Annotated[FlowModel, flow_model("upscale")],
+        self,
+        image: Image,
+        model: UpscaleModel,
         temperatures: Annotated[str, partial(io.String.Input, default="0, 0.4, 0.7, 0.9")],
-        seed: Annotated[int, widgets.seed()],
+        seed: widgets.Seed,
         seeds: Annotated[int, widgets.integer(3, 1, 16, optional=True)],
-        tile: Annotated[int, widgets.tile],
-        precision: Annotated[Precision, widgets.precision],
-        calm_edges: Annotated[float | None, widgets.calm_edges],
-        pick: Annotated[int, widgets.pick],
+        tile: widgets.Tile,
+        precision: widgets.Precision,
+        calm_edges: widgets.CalmEdges,
+        pick: widgets.Pick,
     ) -> Any:
-        notes, pixels = cls.notes(), from_image(image)
-        height, width = pixels.shape[-2:]
-        taus = _each_temperature(model, temperatures)
+        images, _, height, width = image.shape
+        own = resolve(model.flow, {"temperature": None})["temperature"]
+        taus = [own if widgets.OWN <= tau < 0 else tau for tau in widgets.temperature_list(temperatures)]
+        count = len(taus) * seeds
         needed = memory_required(model.flow, height, width, tile or ORDINARY_TILE)
-        each = 3 * math.prod(target_size(model.flow, height, width))
-        check_memory(len(pixels) * len(taus) * seeds, each, "pictures need", "Ask for fewer temperatures or seeds.")
+        values = 3 * math.prod(target_size(model.flow, height, width))
+        check_memory(images * count, values, "pictures need", "Ask for fewer temperatures or seeds.")
         pictures = flowcore.temperature_grid(
             model.load(needed),
-            pixels,
+            image,
             taus,
             calm_edges=calm_edges,
             seed=seed,
             seeds=seeds,
             tile=tile,
             precision=precision,
-            **notes.follow(Progress(pixels)),
+            **self.notes.follow(sources=image),
             store=STORE,
         )
         drawn = [(seed + k) % 2**64 for k in range(seeds)]
         rows, columns = [f"seed {k}" for k in drawn], [f"temperature {tau:g}" for tau in taus]
         sheets = [
             contact_sheet(table.transpose(0, 1).flatten(0, 1), rows, columns)  # (seeds * taus, 3, H, W)
-            for table in pictures.unflatten(0, (len(pixels), len(taus), seeds))
+            for table in pictures.unflatten(0, (images, len(taus), seeds))
         ]
-        each = [(tau, k) for tau in taus for k in drawn] * len(pixels)
-        count = len(taus) * seeds
+        each = [(tau, k) for tau in taus for k in drawn] * images
         # A table is shown of one image; of several it would be too wide.
-        shape = {"rows": seeds} if len(pixels) == 1 else {}
+        shape = {"rows": seeds} if images == 1 else {}
         facts = [
             {"seed": k, "temperature": tau, **shape, **of_image(place, count, len(each))}
             for place, (tau, k) in enumerate(each)
         ]
-        return io.NodeOutput(
-            to_image(torch.stack(sheets)),
-            to_image(pictures),
+        return self.output(
+            torch.stack(sheets),
+            pictures,
             [tau for tau, _ in each],
             [k for _, k in each],
-            ui=gallery(pictures, facts, notes, cls.hidden.extra_pnginfo, pixels)
-            | {"temperatures": taus, "seeds": drawn, "flowcore_better": _better_model(model, notes)},
+            **gallery(self, pictures, facts, image),
+            temperatures=taus,
+            seeds=drawn,
+            flowcore_better=_better_model(model, self.notes),
         )
 
 
 class FlowcoreTemperatureCurve(FlowNode):
     """A temperature per level, along a curve."""
 
-    ALIASES = ("temperature", "curve", "per level", "levels", "schedule", "flow")
+    ALIASES = "temperature, curve, per level, levels, schedule, flow"
     OUTPUTS = (io.String.Output("temperatures"),)
 
-    @classmethod
     def run(
-        cls,
+        self,
         curve: Annotated[Any, partial(io.Curve.Input, optional=True, socketless=False)],
         fine: Annotated[float, widgets.temperature(0.6)],
         coarse: Annotated[float, widgets.temperature(0.9)],
@@ -297,47 +269,41 @@ class FlowcoreTemperatureCurve(FlowNode):
     ) -> Any:
         heights = curve_values(curve, [level / max(1, levels - 1) for level in range(levels)])
         text = ", ".join(f"{max(0.0, fine + (coarse - fine) * height):.4g}" for height in heights)
-        return io.NodeOutput(text, ui={"text": [text]})
+        return self.output(text, text=[text])
 
 
 class FlowcoreMatchSource(FlowNode):
     """Enlargements that equal their source when they are shrunk."""
 
-    ALIASES = ("back projection", "consistency", "color fix", "colour fix", "lr consistency", "color match")
+    ALIASES = "back projection, consistency, color fix, colour fix, lr consistency, color match"
     OUTPUTS = (io.Image.Output("matched"), io.Float.Output("consistency"))
 
-    @classmethod
-    def run(cls, images: Annotated[Tensor, io.Image.Input], source: Annotated[Tensor, io.Image.Input]) -> Any:
-        notes, pixels, small = cls.notes(), from_image(images), from_image(source)
-        matched = flowcore.match_source(pixels, small, **notes.follow())
-        before, after = (float(consistency(each, small).min()) for each in (pixels, matched))
+    def run(self, images: Image, source: Image) -> Any:
+        matched = flowcore.match_source(images, source, **self.notes.follow())
+        before, after = (float(consistency(each, source).min()) for each in (images, matched))
         text = f"Shrunk to the source's size: {_distance(after)} from the source; before, {_distance(before)}"
-        return io.NodeOutput(
-            to_image(matched), after, ui={"text": [text, *notes.lines], "before": [before], "consistency": [after]}
-        )
+        return self.output(matched, after, text=[text, *self.notes.lines], before=[before], consistency=[after])
 
 
 class FlowcoreAsUpscaleModel(FlowNode):
     """A flow, a temperature and a seed, as an UPSCALE_MODEL."""
 
-    ALIASES = ("upscale model", "srflow", "flow", "ultimate sd upscale", "esrgan", "convert model")
+    ALIASES = "upscale model, srflow, flow, ultimate sd upscale, esrgan, convert model"
     OUTPUTS = (io.UpscaleModel.Output("upscale_model"),)
 
-    @classmethod
     def run(
-        cls,
-        model: Annotated[FlowModel, flow_model("upscale")],
-        temperature: Annotated[float | None, widgets.own_temperature()],
-        seed: Annotated[int, widgets.seed()],
-        calm_edges: Annotated[float | None, widgets.calm_edges],
+        self,
+        model: UpscaleModel,
+        temperature: widgets.OwnTemperature,
+        seed: widgets.Seed,
+        calm_edges: widgets.CalmEdges,
     ) -> Any:
-        notes = cls.notes()
         upscaler = Upscaler(
             model.flow, temperature=temperature, calm_edges=calm_edges, seed=seed, cancelled=stop_if_cancelled
         )
         if upscaler.temperature:
-            notes(SEAMS)
-        return io.NodeOutput(_with_patcher(descriptor(upscaler), model.patcher), ui=notes.ui)
+            self.notes(SEAMS)
+        return self.output(_with_patcher(descriptor(upscaler), model.patcher))
 
 
 def _with_patcher(upscale_model: Any, patcher: Any) -> Any:
@@ -361,59 +327,53 @@ def _with_patcher(upscale_model: Any, patcher: Any) -> Any:
 class FlowcoreShrink(FlowNode):
     """Small pictures of photographs, which the same model restores."""
 
-    ALIASES = ("shrink", "downscale", "rescale", "hcflow", "compress", "thumbnail", "flow shrink")
+    ALIASES = "shrink, downscale, rescale, hcflow, compress, thumbnail, flow shrink"
     OUTPUTS = (io.Image.Output("small"), io.Int.Output("width"), io.Int.Output("height"))
 
-    @classmethod
-    def run(cls, image: Annotated[Tensor, io.Image.Input], model: Annotated[FlowModel, flow_model("rescale")]) -> Any:
-        notes, pixels = cls.notes(), from_image(image)
+    def run(self, image: Image, model: RescaleModel) -> Any:
         model.flow.require("rescale")
-        height, width = pixels.shape[-2:]
+        height, width = image.shape[-2:]
         scale = model.flow.condition_scale
         flow = model.load(memory_required(model.flow, -(-height // scale), -(-width // scale)))
-        small = flowcore.shrink(flow, pixels, **notes.follow())
-        return io.NodeOutput(to_image(small), width, height, ui=notes.ui)
+        return self.output(flowcore.shrink(flow, image, **self.notes.follow()), width, height)
 
 
 class FlowcoreRestore(PickingNode):
     """Photographs from their small pictures: all samples of the first, then of the second."""
 
-    ALIASES = ("restore", "rescale", "hcflow", "enlarge", "upscale", "decompress", "flow restore")
+    ALIASES = "restore, rescale, hcflow, enlarge, upscale, decompress, flow restore"
     OUTPUTS = (io.Image.Output("images"),)
 
-    @classmethod
     def run(
-        cls,
-        small: Annotated[Tensor, io.Image.Input],
-        model: Annotated[FlowModel, flow_model("rescale")],
-        temperature: Annotated[float | None, widgets.own_temperature()],
-        seed: Annotated[int, widgets.seed()],
-        samples: Annotated[int, widgets.samples],
+        self,
+        small: Image,
+        model: RescaleModel,
+        temperature: widgets.OwnTemperature,
+        seed: widgets.Seed,
+        samples: widgets.Samples,
         width: Annotated[int, widgets.integer(0, 0, 65536, optional=True, advanced=True)],
         height: Annotated[int, widgets.integer(0, 0, 65536, optional=True, advanced=True)],
-        tile: Annotated[int, widgets.tile],
-        precision: Annotated[Precision, widgets.precision],
-        pick: Annotated[int, widgets.pick],
+        tile: widgets.Tile,
+        precision: widgets.Precision,
+        pick: widgets.Pick,
     ) -> Any:
-        notes, pixels = cls.notes(), from_image(small)
         model.flow.require("rescale")
-        rows, columns = pixels.shape[-2:]
+        count, _, rows, columns = small.shape
         scale = model.flow.condition_scale
         advice = "Lower samples, or pass fewer or smaller pictures."
-        check_memory(len(pixels) * samples, 3 * scale**2 * rows * columns, "pictures need", advice)
-        flow = model.load(memory_required(model.flow, rows, columns, tile or ORDINARY_TILE))
+        check_memory(count * samples, 3 * scale**2 * rows * columns, "pictures need", advice)
         pictures = flowcore.restore(
-            flow,
-            pixels,
+            model.load(memory_required(model.flow, rows, columns, tile or ORDINARY_TILE)),
+            small,
             temperature=temperature,
             seed=seed,
             samples=samples,
             size=(height or rows * scale, width or columns * scale),
             tile=tile,
             precision=precision,
-            **notes.follow(Progress(pixels)),
+            **self.notes.follow(sources=small),
         )
-        return cls.made(pictures, seed, samples, notes, pixels)
+        return self.made(pictures, seed, samples, small)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""Inputs that several nodes have, and the parsing of what is typed into them.
+"""Widgets: functions that describe them to the host, annotations of inputs that several nodes have, and parsing.
 
-An input is described by a function of its name; see `FlowNode`.
+What describes an input is a function of its name; see `FlowNode`.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
-from ..flowcore import ConditionError, FlowError
+from ..flowcore import ConditionError, FlowError, tasks
+from ..flowcore.tasks import chroma, subject
 from .host.compat import io
 
 COLD, MILD, HOT = [36, 92, 201], [236, 232, 220], [214, 62, 38]
@@ -22,17 +23,8 @@ MAX_ITEMS = 4096  # labels in one text, and pictures to pick one of
 Input = Callable[..., Any]
 
 
-def own_temperature(**fields: Any) -> Input:
-    """Describe a temperature that follows the model unless its slider is moved.
-
-    The left end, `OWN`, is no temperature: `run` gets None, and the task takes what the model's file states. It is a
-    value of the slider because nothing else tells a slider that nobody moved from one that a workflow has saved.
-    """
-    return temperature(OWN, own=True, **fields)
-
-
 def temperature(default: float, *, own: bool = False, **fields: Any) -> Input:
-    """Describe a temperature: a slider, colored from cold to hot."""
+    """Describe a temperature: a slider, colored from cold to hot; with `own` it begins at `OWN`."""
     zero = OWN / (OWN - MAX_TEMPERATURE) if own else 0.0  # where on the slider 0 is
     stops = [(0.0, OWN_COLOR), (zero, OWN_COLOR)] if own else []
     stops += [(zero, COLD), (zero + 0.55 * (1 - zero), MILD), (1.0, HOT)]
@@ -53,8 +45,7 @@ def seed(default: int = 0, *, control: bool = True, **fields: Any) -> Input:
 
     False must be stated, too: the frontend adds the control to whatever is called seed.
     """
-    upper = 0xFFFFFFFFFFFFFFFF
-    return partial(io.Int.Input, default=default, min=0, max=upper, control_after_generate=control, **fields)
+    return integer(default, 0, 0xFFFFFFFFFFFFFFFF, control_after_generate=control, **fields)
 
 
 def integer(default: int, lower: int, upper: int, **fields: Any) -> Input:
@@ -91,38 +82,38 @@ def file_choice(options: Callable[[], list[str]], facts: Callable[[], dict[str, 
     return describe
 
 
-# Inputs that are the same everywhere.
-calm_edges = slider(OWN, OWN, 1.0, optional=True, advanced=True)
-guide_strength = slider(OWN, OWN, 1.0, optional=True)
-gamut = choice("compress", "clip", optional=True, advanced=True)
-fit = choice("resize", "crop", optional=True)
-label = integer(-1, -1, 9999, optional=True)
-mode = choice("slerp", "linear", "norm", advanced=True)  # between two latents
-painting = partial(io.String.Input, default="", optional=True, socketless=True)  # see web/js/brush.js
-per = choice("local", "channel", "level", default="level")  # normalized together
-guidance = number(0.0, 0.0, 10.0, 0.1, optional=True)
-pick = integer(0, 0, MAX_ITEMS, optional=True)  # of every `PickingNode`
-precision = choice("float32", "bfloat16", "float16", "auto", "tf32", optional=True, advanced=True)
-samples = integer(1, 1, 64, optional=True)
-saturation = slider(1.0, 0.0, 3.0, optional=True)
 switch = partial(io.Boolean.Input, default=False, optional=True)
 text = partial(io.String.Input, default="", optional=True)  # labels, points, or one temperature per level
-tile = integer(0, 0, 4096, optional=True, advanced=True)
-window = integer(9, 5, 255, step=2, optional=True, advanced=True)  # of `per` = local
-working_size = integer(0, 0, 4096, step=16, optional=True, advanced=True)
+mode = choice("slerp", "linear", "norm", advanced=True)  # between two latents
+per = choice("local", "channel", "level", default="level")  # normalized together
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# parsing
+CalmEdges = Annotated[float | None, slider(OWN, OWN, 1.0, optional=True, advanced=True)]
+Fit = Annotated[subject.Fit, choice("resize", "crop", optional=True)]
+Gamut = Annotated[chroma.Gamut, choice("compress", "clip", optional=True, advanced=True)]
+Label = Annotated[int, integer(-1, -1, 9999, optional=True)]
+# A temperature that follows the model unless its slider is moved. The left end, `OWN`, is no temperature: `run` gets
+# None, and the task takes what the model's file states. It is a value of the slider because nothing else tells a
+# slider that nobody moved from one that a workflow has saved.
+OwnTemperature = Annotated[float | None, temperature(OWN, own=True)]
+Painting = Annotated[str, partial(io.String.Input, default="", optional=True, socketless=True)]  # see web/js/brush.js
+Pick = Annotated[int, integer(0, 0, MAX_ITEMS, optional=True)]  # of every `PickingNode`
+Precision = Annotated[
+    tasks.Precision, choice("float32", "bfloat16", "float16", "auto", "tf32", optional=True, advanced=True)
+]
+Samples = Annotated[int, integer(1, 1, 64, optional=True)]
+Seed = Annotated[int, seed()]
+Switch = Annotated[bool, switch]
+Text = Annotated[str, text]
+Tile = Annotated[int, integer(0, 0, 4096, optional=True, advanced=True)]
+Window = Annotated[int, integer(9, 5, 255, step=2, optional=True, advanced=True)]  # of `per` = local
+WorkingSize = Annotated[int, integer(0, 0, 4096, step=16, optional=True, advanced=True)]
 
 
 def parse_numbers(text: str, name: str) -> list[float] | None:
     """Parse one number per level, such as "0.6, 0.8, 1"; None if there is none. `name` is the widget's."""
-    words = re.split(r"[,;\s]+", text.strip(" ,;\n\t"))
-    if words == [""]:
-        return None
+    words = _words(text)
     try:
-        return [float(word) for word in words]
+        return [float(word) for word in words] or None
     except ValueError:
         raise FlowError(
             f"{name} takes one number per level, finest first, such as `0.6, 0.8, 1`; got `{text[:60]}`. Separate the "
@@ -132,10 +123,10 @@ def parse_numbers(text: str, name: str) -> list[float] | None:
 
 def temperature_list(text: str) -> list[float]:
     """Parse the temperatures of a sheet, at least one."""
-    taus = parse_numbers(text, "temperatures")
-    if taus is None or len(taus) > MAX_TEMPERATURES:
+    taus = parse_numbers(text, "temperatures") or []
+    if not 1 <= len(taus) <= MAX_TEMPERATURES:
         raise FlowError(
-            f"temperatures takes 1 to {MAX_TEMPERATURES} numbers, such as `0, 0.4, 0.7, 0.9`; got {len(taus or [])}. "
+            f"temperatures takes 1 to {MAX_TEMPERATURES} numbers, such as `0, 0.4, 0.7, 0.9`; got {len(taus)}. "
             "Write some."
         )
     return taus
@@ -144,9 +135,7 @@ def temperature_list(text: str) -> list[float]:
 def parse_labels(text: str, classes: int, names: Sequence[str] = ()) -> list[int] | None:
     """Parse labels, such as "7", "3, 5" or "0-9"; "9-0" counts down; or one of the `names`. None if there are none."""
     result, lower = list[int](), [name.lower() for name in names]
-    for word in re.split(r"[,;\s]+", re.sub(r"\s*-\s*", "-", text).strip(" ,;\n\t")):
-        if not word:
-            return None
+    for word in _words(re.sub(r"\s*-\s*", "-", text)):
         if word.lower() in lower:
             word = str(lower.index(word.lower()))
         found = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", word)
@@ -162,4 +151,8 @@ def parse_labels(text: str, classes: int, names: Sequence[str] = ()) -> list[int
         result += range(first, last + 1) if first <= last else range(first, last - 1, -1)
         if len(result) > MAX_ITEMS:
             raise FlowError(f"labels names more than {MAX_ITEMS} labels. Name fewer.")
-    return result
+    return result or None
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in re.split(r"[,;\s]+", text) if word]

@@ -74,9 +74,9 @@ class Notes:
             log.warning("%s: %s", self._node, message)
             show_text(message, self._node_id)
 
-    def follow(self, progress: Callable[..., None] | None = None) -> dict[str, Any]:
+    def follow(self, progress: Callable[..., None] | None = None, sources: torch.Tensor | None = None) -> Any:
         """Return the keywords with which a task tells its progress and its notes, and stops at a press on Cancel."""
-        return {"progress": progress or Progress(), "cancelled": stop_if_cancelled, "notify": self}
+        return {"progress": progress or Progress(sources), "cancelled": stop_if_cancelled, "notify": self}
 
     @property
     def ui(self) -> dict[str, list[str]] | None:
@@ -97,16 +97,16 @@ def show_text(text: str, node_id: str | None) -> None:
 
 
 def gallery(
-    pictures: torch.Tensor, facts: list[dict[str, Any]], notes: Notes, pnginfo: Any, sources: torch.Tensor | None = None
+    node: Any, pictures: torch.Tensor, facts: list[dict[str, Any]], sources: torch.Tensor | None
 ) -> dict[str, Any]:
-    """Save what the canvas shows of a run's pictures (N, C, H, W), where a click on one picks it: the node's `ui`.
+    """Save what the canvas shows of a node's pictures (N, C, H, W), where a click on one picks it: its `ui`.
 
-    `facts` has of every picture its `seed`, and what else the canvas is to show or to know, see web/js/gallery.js. In
-    the hidden `pnginfo` the canvas sends its workflow; scripts get thumbnails only. `sources` (B, C, h, w) are what the
-    pictures were made of, N / B of each. Always with the same keys: the host joins those of a list of runs.
+    `facts` has of every picture its `seed`, and what else the canvas is to show or to know, see web/js/gallery.js;
+    scripts get thumbnails only. `sources` (B, C, h, w) are what the pictures were made of, N / B of each. Always with
+    the same keys: the host joins those of a list of runs.
     """
     shown: list[dict[str, Any]] = []
-    large = from_canvas(pnginfo)
+    large = from_canvas(node)
     try:
         before: dict[int, dict[str, Any]] = {}
         for k, (picture, fact) in enumerate(zip(pictures[:GALLERY], facts, strict=False)):
@@ -120,7 +120,7 @@ def gallery(
             shown.append(entry)
     except OSError as error:  # the run is done, and its pictures are safe
         log.warning("The gallery on the node is not shown: %s", error)
-    return {"text": notes.lines, "flowcore_gallery": shown}
+    return {"text": node.notes.lines, "flowcore_gallery": shown}
 
 
 def finite(values: Iterable[Any]) -> list[float | None]:
@@ -138,9 +138,9 @@ def of_image(place: int, each: int, count: int) -> dict[str, int]:
     return {"image": place // each} if count > each else {}
 
 
-def canvas_pictures(pictures: torch.Tensor, pnginfo: Any, key: str = "images") -> dict[str, list[Any]]:
+def canvas_pictures(node: Any, pictures: torch.Tensor, key: str = "images") -> dict[str, list[Any]]:
     """Save pictures, (N, C, H, W), for the node's `ui`, which shows `images`; nothing for scripts, without a canvas."""
-    if not from_canvas(pnginfo):
+    if not from_canvas(node):
         return {}
     saved: list[Any] = []
     try:
@@ -157,8 +157,9 @@ def png_texts(hidden: Any) -> dict[str, str]:
     return {name: json.dumps(value) for name, value in values.items() if value is not None}
 
 
-def from_canvas(pnginfo: Any) -> bool:
-    """Whether a canvas has sent the run, with its workflow; scripts have nothing to show pictures on."""
+def from_canvas(node: Any) -> bool:
+    """Whether a canvas has sent a node's run, with its workflow; scripts have nothing to show pictures on."""
+    pnginfo = node.hidden.extra_pnginfo
     return isinstance(pnginfo, dict) and "workflow" in pnginfo
 
 
