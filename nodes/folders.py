@@ -84,7 +84,7 @@ class FlowcoreFolder(FlowNode):
         model.load(need(flow, side, side))
 
         def start(picture: Path) -> Any:
-            self.show(f"{count.total() + 1} of {len(todo)}: {picture.name}")
+            self.notes.show(f"{count.total() + 1} of {len(todo)}: {picture.name}")
             return progress.part(count.total() / len(todo), 1 / len(todo))
 
         def on_result(job: Job, result: Made | Exception | None) -> None:

@@ -20,17 +20,8 @@ from ..flowcore.images.files import fit, frame_count, read, read_frames, read_rg
 from ..flowcore.provenance import ProvenanceError
 from ..flowcore.tasks.subject import label_names
 from . import widgets
+from .host import paths
 from .host.compat import io
-from .host.paths import (
-    input_files,
-    input_folders,
-    input_path,
-    input_pictures,
-    model_files,
-    model_folders,
-    model_path,
-    pictures_in,
-)
 from .host.ui import png
 from .live import side_by_side
 from .node import TEXTS, FileNode, file_fingerprint
@@ -39,21 +30,15 @@ from .sockets import FLOW_MODEL, TASKS, FlowModel, check_memory, shown
 # What each shipped model is for, and each task of the others.
 USES: dict[str, str] = TEXTS["uses"]
 
-# Inputs that can follow the model, and where its configuration holds their numbers.
-OWN_FIELDS = {
-    "temperature": "temperature",
-    "calm_edges": "calm_edges",
-    "coherence": "coherence",
-    "saturation": "saturation",
-    "guide_strength": "guide_strength",
-    "factor": "scale",
-}
+# Inputs that can follow the model, by the field of its configuration that holds their numbers.
+OWN = {name: name for name in ("temperature", "calm_edges", "coherence", "saturation", "guide_strength")}
+OWN["scale"] = "factor"
 
 
 def model_choices() -> list[str]:
     """List the models that can be loaded: shipped ones first, then files."""
     shipped = catalog.names()
-    return [*shipped, *(name for name in model_files() if name not in shipped)]
+    return [*shipped, *(name for name in paths.model_files() if name not in shipped)]
 
 
 def _models() -> list[tuple[str, Path]]:
@@ -73,14 +58,14 @@ def _stated(path: Path, *_fingerprint: Any) -> dict[str, Any]:
     tasks = sorted(getattr(config, "tasks", None) or ())
     if not tasks:
         return {}
-    own = {name: getattr(config, field) for name, field in OWN_FIELDS.items() if hasattr(config, field)}
+    own = {name: getattr(config, field) for field, name in OWN.items() if hasattr(config, field)}
     own |= zip(("temperature", "detail"), getattr(config, "temperatures", ()), strict=False)
     return {"tasks": tasks, "styles": list(getattr(config, "styles", ())), "own": own}
 
 
 def locate_model(name: str) -> Path | None:
     """Find the file of one of `model_choices`; None if there is no such model."""
-    return catalog.path(name) if name in catalog.names() else model_path(name)
+    return catalog.path(name) if name in catalog.names() else paths.model_path(name)
 
 
 class FlowcoreLoadModel(FileNode):
@@ -95,9 +80,9 @@ class FlowcoreLoadModel(FileNode):
 
     @classmethod
     def missing(cls, name: Any) -> str:
+        place, models = " or ".join(paths.model_folders()), ", ".join(model_choices())
         return (
-            f"there is no flow model {shown(name)}. Put the file into {' or '.join(model_folders())} and press R, or "
-            f"choose one of: {', '.join(model_choices())}."
+            f"there is no flow model {shown(name)}. Put the file into {place} and press R, or choose one of: {models}."
         )
 
     def run(
@@ -130,7 +115,8 @@ class FlowcoreLoadRecipe(FileNode):
         return f"there is no file {shown(name)} in the input folder. Upload it, or choose one that is there."
 
     def run(
-        self, image: Annotated[str, widgets.file_choice(partial(input_files, "", ".png"), upload=io.UploadType.image)]
+        self,
+        image: Annotated[str, widgets.file_choice(partial(paths.input_files, "", ".png"), upload=io.UploadType.image)],
     ) -> Any:
         path = self.found(image)
         every = provenance.read(path)
@@ -167,6 +153,7 @@ class FlowcoreLoadRecipe(FileNode):
 
 def _facts(flow: flowcore.Flow) -> dict[str, Any]:
     config, provenance = flow.config, flow.provenance
+    named = ", ".join(f"{number} {name}" for number, name in enumerate(label_names(flow)))
     facts = {
         "architecture": flow.architecture,
         "scale": getattr(config, "scale", None),
@@ -174,17 +161,12 @@ def _facts(flow: flowcore.Flow) -> dict[str, Any]:
         "temperature": getattr(config, "temperature", None),
         "calm_edges": getattr(config, "calm_edges", None),
         "working_size": getattr(config, "working_size", None),
-        "labels": _labels(flow),
+        "labels": named or (f"0 to {flow.classes - 1}" if flow.classes else None),
         "styles": ", ".join(flow.styles) or None,
         "licence": str(provenance.get("licence", "not stated")),
         "source": str(provenance.get("source", "not stated")),
     }
     return {name: value for name, value in facts.items() if value is not None}
-
-
-def _labels(flow: flowcore.Flow) -> str | None:
-    named = ", ".join(f"{number} {name}" for number, name in enumerate(label_names(flow)))
-    return named or (f"0 to {flow.classes - 1}" if flow.classes else None)
 
 
 def _share(made: provenance.Provenance, name: str) -> float:
@@ -232,7 +214,7 @@ SHOWN, THUMBNAIL = 64, 256  # pictures in the preview of a folder, and the longe
 TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
 
 EXAMPLES = widgets.file_choice(
-    lambda: [*PICTURES, *input_pictures(), *input_folders()],
+    lambda: [*PICTURES, *paths.input_pictures(), *paths.input_folders()],
     lambda: {"flowcore_files": PICTURES, "flowcore_films": sorted(FILMS)},
     default="photograph",
     upload=io.UploadType.image,
@@ -259,8 +241,7 @@ class FlowcoreExample(FileNode):
     def missing(cls, name: Any) -> str:
         return (
             f"there is no file {shown(name)} in the input folder, nor a folder of pictures. Upload it, or choose one "
-            f"that is there or one of: "
-            f"{', '.join(PICTURES)}."
+            f"that is there or one of: {', '.join(PICTURES)}."
         )
 
     @classmethod
@@ -280,7 +261,7 @@ class FlowcoreExample(FileNode):
         if picture in FILMS:
             every = [_pan(every[0], *FILMS[picture])]
         # Beside a file that was dropped lies whatever else was: it stands for itself.
-        is_file = path == input_path(picture)
+        is_file = path == paths.input_path(picture)
         return self.output(
             [pixels[:, :3] for pixels in every],
             [1 - pixels[:, 3] for pixels in every],
@@ -291,7 +272,7 @@ class FlowcoreExample(FileNode):
 
 def is_batch(name: str) -> bool:
     """Whether `preview` shows a picture of the menu, and not the host: one of ours, or a folder."""
-    return name in PICTURES or (input_path(name) is None and bool(pictures_in(name)))
+    return name in PICTURES or (paths.input_path(name) is None and any(paths.pictures_in(name)))
 
 
 def preview(name: str) -> tuple[bytes, str]:
@@ -314,8 +295,8 @@ def _files(picture: str) -> list[Path]:
     """Find the files of a picture: ours, or the file or folder of that name in the input folder."""
     if picture in PICTURES:
         return [FOLDER / name for name in PICTURES[picture]]
-    path = input_path(picture)
-    return pictures_in(picture) if path is None else [path]
+    path = paths.input_path(picture)
+    return sorted(paths.pictures_in(picture)) if path is None else [path]
 
 
 def _read_with_alpha(file: Path) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hint
 from ..flowcore import FlowError
 from .host.compat import io
 from .host.paths import input_path
-from .host.ui import Notes, show_text
+from .host.ui import Notes
 from .sockets import SOCKETS, WIRES, shown, to_image
 from .widgets import OWN, FileNames
 
@@ -154,10 +154,6 @@ class FlowNode(io.ComfyNode):
         """The messages of this run."""
         return Notes(self.SCHEMA.display_name, self.hidden.unique_id)
 
-    def show(self, text: str) -> None:
-        """Show text on the node while it runs; its result replaces it."""
-        show_text(text, self.hidden.unique_id)
-
 
 class FileNode(FlowNode):
     """A node whose only input names a file."""
@@ -205,22 +201,28 @@ def _sent(output: Any, value: Any) -> Any:
     return [*map(to_image, value)] if isinstance(value, list) else to_image(value)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# validation
-
-
 def _validated(described: Any, value: Any) -> Any:
     name, kind = described.id, str(described.get_io_type())
     if kind in SOCKETS:
         return None if value is None and described.optional else SOCKETS[kind](value, name)
-    if kind == "INT":
-        return _in_range(described, _integer(value, name))
-    if kind == "FLOAT":
-        return _or_own(described, _in_range(described, _finite(value, name)))
+    if kind in ("INT", "FLOAT"):
+        number = _integer(value, name) if kind == "INT" else _finite(value, name)
+        least, most = described.min, described.max
+        if (least is not None and number < least) or (most is not None and number > most):
+            raise FlowError(f"{name} must lie in {least} to {most}; got {number:.6g}. Choose a value in between.")
+        return _or_own(described, number)
     if kind == "BOOLEAN" and not isinstance(value, bool):
         raise FlowError(f"{name} is on or off; got {shown(value)}. Send true or false.")
     if kind in ("STRING", "COMBO"):
-        return _text(described, value)
+        if not isinstance(value, str):
+            raise FlowError(f"{name} must be text; got {shown(value)}. Send a string.")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise FlowError(f"{name} holds half of a character (a lone surrogate). Type it again.") from None
+        options = getattr(described, "options", None)
+        if options is not None and not isinstance(options, FileNames) and value not in options:
+            raise FlowError(f"{name} must be one of {', '.join(options)}; got {shown(value)}.")
     return value
 
 
@@ -246,24 +248,3 @@ def _finite(value: Any, name: str) -> float:
     if not math.isfinite(number):
         raise FlowError(f"{name} must be a finite number; got {shown(value)}. Send one, or connect one.")
     return number
-
-
-def _in_range(described: Any, value: float) -> Any:
-    least, most = described.min, described.max
-    if (least is not None and value < least) or (most is not None and value > most):
-        raise FlowError(f"{described.id} must lie in {least} to {most}; got {value:.6g}. Choose a value in between.")
-    return value
-
-
-def _text(described: Any, value: Any) -> str:
-    name = described.id
-    if not isinstance(value, str):
-        raise FlowError(f"{name} must be text; got {shown(value)}. Send a string.")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise FlowError(f"{name} holds half of a character (a lone surrogate). Type it again.") from None
-    options = getattr(described, "options", None)
-    if options is not None and not isinstance(options, FileNames) and value not in options:
-        raise FlowError(f"{name} must be one of {', '.join(options)}; got {shown(value)}.")
-    return value

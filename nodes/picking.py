@@ -22,7 +22,7 @@ from ..flowcore.provenance import KEY, MAX_ENTRIES, Provenance
 from ..flowcore.tasks.intake import resolve
 from .host.compat import components, io, log, video_of
 from .host.memory import on_free
-from .host.ui import from_canvas, gallery, seeds_in_turn
+from .host.ui import from_canvas, gallery, of_image
 from .node import FlowNode
 from .sockets import FlowModel, Latents
 
@@ -49,8 +49,10 @@ class PickingNode(FlowNode):
     def answer(self, values: dict[str, Any]) -> Any:
         pick, model = values.pop("pick"), values["model"]
         used = values if model is None else resolve(model.flow, values)  # each task does so, too
-        # An image that was loaded again is the same image.
-        described = {name: _describe(_as_sent(value)) for name, value in used.items()}
+        described = {}  # by content: an image that was loaded again is the same image
+        for name, value in used.items():
+            is_image = isinstance(value, Tensor) and value.ndim == 4
+            described[name] = _describe(value.permute(0, 2, 3, 1) if is_image else value)  # as the host has it
         key = _sha256([type(self).__name__, described])
         output = RUNS.get(key)
         if output is None:
@@ -73,7 +75,8 @@ class PickingNode(FlowNode):
 
         `more` are outputs beside the pictures, `ui` what the page gets beside them.
         """
-        facts = seeds_in_turn(seed, samples, len(pictures))
+        count = len(pictures)
+        facts = [{"seed": (seed + k % samples) % 2**64, **of_image(k, samples, count)} for k in range(count)]
         return self.output(pictures, *more, **gallery(self, pictures, facts, sources) | ui)
 
     def _sent(self) -> dict[str, Any]:
@@ -90,7 +93,12 @@ class PickingNode(FlowNode):
 
     def picked(self, output: Any, place: int) -> tuple[Any, ...]:
         """Return the outputs for the picture of a place, from 0, of what `run` returned."""
-        return tuple(_one(value, place) if k in self.PICKED else value for k, value in enumerate(output.args))
+        args, one = [*output.args], slice(place, place + 1)
+        for k in self.PICKED:
+            args[k] = args[k].part(one) if isinstance(args[k], Latents) else args[k][one]
+            if isinstance(args[k], Tensor):
+                args[k] = args[k].clone()  # not a view, which would hold all of them in the host's cache
+        return tuple(args)
 
 
 def nodes_before(prompt: dict[str, Any], node_id: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
@@ -110,14 +118,6 @@ def nodes_before(prompt: dict[str, Any], node_id: str) -> Iterator[tuple[str, An
         waiting += [wire[0] for wire in wires if isinstance(wire[0], str)]
 
 
-def _one(value: Any, place: int) -> Any:
-    if isinstance(value, Tensor):
-        return value[place : place + 1].clone()  # not a view, which would hold all of them in the host's cache
-    if isinstance(value, Latents):
-        return value.part(slice(place, place + 1))
-    return value[place : place + 1]
-
-
 def _size(output: Any) -> int:
     tensors = [value for value in output.args if isinstance(value, Tensor)]
     tensors += [level for value in output.args if isinstance(value, Latents) for level in value.levels]
@@ -128,11 +128,6 @@ RUNS: RecentlyUsed[Any] = RecentlyUsed(MAX_RUNS, _size)
 """What the latest runs made. The last one is kept whatever its size: the host keeps it, too, until the next."""
 
 on_free.append(RUNS.clear)
-
-
-def _as_sent(value: Any) -> Any:
-    """Return an image as it came, (B, H, W, C)."""
-    return value.permute(0, 2, 3, 1) if isinstance(value, Tensor) and value.ndim == 4 else value
 
 
 def _describe(value: Any) -> Any:

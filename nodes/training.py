@@ -39,10 +39,6 @@ def _recipes() -> list[str]:
     return [*sorted(path.stem for path in RECIPES.glob("*.toml")), *recipe_files()]
 
 
-def _starts() -> list[str]:
-    return [NOTHING, *model_choices()]
-
-
 class FlowcoreTrain(FlowNode):
     """A folder of images, a recipe and some minutes, as a FLOW_MODEL and a file of models/flows."""
 
@@ -52,7 +48,11 @@ class FlowcoreTrain(FlowNode):
 
     @classmethod
     def validate_inputs(cls, folder: str | None = None, recipe: str | None = None, name: str | None = None) -> Any:
-        return _problem(folder, recipe, name) or True
+        try:
+            _check(folder, recipe, name)
+        except FlowError as error:
+            return str(error)
+        return True
 
     @classmethod
     def fingerprint_inputs(
@@ -61,8 +61,7 @@ class FlowcoreTrain(FlowNode):
         """Return what changes with the folder, the recipe and the start model, and when there is more to train."""
         stamp = folder_stamp(user_folder(folder)) if folder else ""
         files = (locate_model(start or ""), recipe_files().get(recipe or ""))
-        state = _run(name).state() if name and _bad_name(name) is None else ""
-        return [stamp, *map(file_fingerprint, files), state]
+        return [stamp, *map(file_fingerprint, files), _run(name).state() if name and _is_file_name(name) else ""]
 
     def run(
         self,
@@ -70,14 +69,12 @@ class FlowcoreTrain(FlowNode):
         recipe: Annotated[str, widgets.file_choice(_recipes, default="srflow-x4")],
         name: Annotated[str, partial(io.String.Input, default="my-flow")],
         minutes: Annotated[float, widgets.number(60.0, 0.0, MAX_MINUTES, 0.5)],
-        start: Annotated[str, widgets.file_choice(_starts, default=NOTHING, optional=True)],
+        start: Annotated[str, widgets.file_choice(lambda: [NOTHING, *model_choices()], default=NOTHING, optional=True)],
         restart: Annotated[bool, partial(widgets.switch, advanced=True)],
     ) -> Any:
         from ..flowcore.training.loop import train  # takes a while, and most sessions never train
 
-        problem = _problem(folder, recipe, name)
-        if problem is not None:
-            raise FlowError(problem)
+        _check(folder, recipe, name)
         notes, run, plan = self.notes, _run(name), _read_recipe(recipe)
         start_file = None if start == NOTHING else locate_model(start)
         if start_file is None and start != NOTHING:
@@ -91,13 +88,13 @@ class FlowcoreTrain(FlowNode):
             images = len(find_images(path))
             trained_on = f"{images} image{'s' * (images > 1)}: {path}"
             log.info("Flow Train: trains on %s", trained_on)
-            self.show(f"trains on {trained_on}")
+            notes.show(f"trains on {trained_on}")
 
         def show_line(line: str) -> None:
             plain = re.sub(r"^[\d:]+ | \[[# ]*\]", "", line)
             log.info("Flow Train: %s", plain)
             lines.append(plain)
-            self.show("\n".join(lines[-LINES:]))
+            notes.show("\n".join(lines[-LINES:]))
 
         with freed_device() as device:
             try:
@@ -157,23 +154,8 @@ class FlowcoreTrain(FlowNode):
         )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# recipes and runs
-
-
 def _read_recipe(recipe: str) -> Recipe:
-    path = recipe_files().get(recipe)
-    return read_recipe(recipe if path is None else path)
-
-
-def _takes_digits(recipe: str | None) -> bool | None:
-    """Whether a recipe trains on files of MNIST; None if the recipe is not known yet."""
-    if recipe is None:
-        return None
-    try:
-        return _read_recipe(recipe).takes_digits
-    except FlowError:
-        return False
+    return read_recipe(recipe_files().get(recipe, recipe))
 
 
 def _with_own_license(plan: Recipe, recipe: str, start: Path | None) -> Recipe:
@@ -187,8 +169,18 @@ def _with_own_license(plan: Recipe, recipe: str, start: Path | None) -> Recipe:
     return dataclasses.replace(plan, licence=licence)
 
 
+def _stem(name: str) -> str:
+    return name.strip().removesuffix(SUFFIX)
+
+
+def _is_file_name(name: str) -> bool:
+    stem = _stem(name)
+    plain = re.fullmatch(r"\w[\w .+-]{0,79}", stem) and stem[-1] not in ". "
+    return bool(plain) and not REFUSED_BY_WINDOWS.fullmatch(stem)
+
+
 def _run(name: str) -> NamedRun:
-    stem = name.strip().removesuffix(SUFFIX)
+    stem = _stem(name)
     file = stem + SUFFIX
     return NamedRun(output_folder(RUNS, stem), model_target(file), lambda: model_path(file))
 
@@ -200,50 +192,45 @@ def _picture(path: Path | None) -> Tensor:
     return read(path.read_bytes(), path.name).pixels[:, :3]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# validation
-
-
-def _problem(folder: str | None, recipe: str | None, name: str | None) -> str | None:
-    """Return what is wrong with the widgets, if anything is; inputs that come along a wire are None."""
-    if name is not None and (bad := _bad_name(name)) is not None:
-        return bad
+def _check(folder: str | None, recipe: str | None, name: str | None) -> None:
+    """Raise a FlowError for a wrong widget; inputs that come along a wire are None."""
+    if name is not None and not _is_file_name(name):
+        raise FlowError(
+            f"name: {shown(name)} cannot be the name of a file in models/flows. Use letters, digits, spaces and "
+            ". + - _ only, such as my-upscaler; no folders."
+        )
+    digits = None
     if recipe is not None:
         if recipe not in _recipes():
-            return f"recipe: there is no {shown(recipe)}; choose one of: {', '.join(_recipes())}."
+            raise FlowError(f"recipe: there is no {shown(recipe)}; choose one of: {', '.join(_recipes())}.")
         try:
-            _read_recipe(recipe)
+            digits = _read_recipe(recipe).takes_digits
         except FlowError as error:
-            return f"recipe {recipe}: {error}"
-    return None if folder is None else _bad_folder(folder, recipe, name)
+            raise FlowError(f"recipe {recipe}: {error}") from error
+    if folder is not None:
+        _check_folder(folder, digits, name)
 
 
-def _bad_name(name: str) -> str | None:
-    stem = name.strip().removesuffix(SUFFIX)
-    if re.fullmatch(r"\w[\w .+-]{0,79}", stem) and stem[-1] not in ". " and not REFUSED_BY_WINDOWS.fullmatch(stem):
-        return None
-    return (
-        f"name: {shown(name)} cannot be the name of a file in models/flows. Use letters, digits, spaces and . + - _ "
-        "only, such as my-upscaler; no folders."
-    )
-
-
-def _bad_folder(folder: str, recipe: str | None, name: str | None) -> str | None:
+def _check_folder(folder: str, digits: bool | None, name: str | None) -> None:
     if not folder.strip():
-        return "folder: say where your images are: an absolute path, or a folder inside ComfyUI's input folder."
+        raise FlowError(
+            "folder: say where your images are: an absolute path, or a folder inside ComfyUI's input folder."
+        )
     try:
         path = user_folder(folder)
         exists = path.exists()
     except (OSError, ValueError):  # too long, or not a name at all
-        return f"folder: {shown(folder)} cannot be the name of a folder. Give a shorter, plainer path."
+        raise FlowError(
+            f"folder: {shown(folder)} cannot be the name of a folder. Give a shorter, plainer path."
+        ) from None
     if (not path.is_dir() and path.suffix.lower() not in IMAGE_SUFFIXES) or not exists:
         what = "is neither a folder nor a picture" if exists else "does not exist"
         plain = str(path) if str(path).isprintable() and len(str(path)) < 300 else shown(str(path))
-        return f"folder: {plain} {what}. Give an absolute path, or a folder inside ComfyUI's input folder."
+        raise FlowError(f"folder: {plain} {what}. Give an absolute path, or a folder inside ComfyUI's input folder.")
     if name is not None and _run(name).folder.resolve().is_relative_to(path.resolve()):
-        return (
+        raise FlowError(
             f"folder: {path} holds ComfyUI's output folder, into which this node writes pictures while it trains. "
             "Choose a folder that holds nothing but your images."
         )
-    problem = folder_problem(path, digits=_takes_digits(recipe))
-    return None if problem is None else f"folder: {problem}"
+    if problem := folder_problem(path, digits=digits):
+        raise FlowError(f"folder: {problem}")

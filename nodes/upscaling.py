@@ -95,7 +95,7 @@ class FlowcoreUpscale(PickingNode):
             sources, results = [(height, width)] * count, [size] * count
             coming = forecast(flow, sources, results, **how, guided=guided, cancelled=stop_if_cancelled).sentence()
             log.info("Flow Upscale: %s", coming)
-            self.show(coming)
+            self.notes.show(coming)
         drawn: Any = levels or tau
         if mask is not None:
             white = from_mask(mask, count)

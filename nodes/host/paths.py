@@ -19,10 +19,6 @@ MODELS = "flows"  # the folder below `models`, and its name in extra_model_paths
 SUFFIXES = {".safetensors", ".sft", ".pt", ".pth"}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# model files
-
-
 def register_model_folder() -> None:
     """Add `models/flows` to the folders that the host knows."""
     # extra_model_paths.yaml may have created the entry already, with an empty set of suffixes: "every file".
@@ -46,9 +42,8 @@ def model_folders() -> list[str]:
 def model_path(name: str) -> Path | None:
     """Find a model file by a name as in `model_files`; None if there is none.
 
-    `..` and leading slashes cannot lead out of the model folders: the host resolves them as if the folder were the
-    root of the disk. Links inside a model folder are followed wherever they point: people keep models on other disks,
-    and a prompt cannot create links.
+    The host lets neither `..` nor leading slashes lead out of the model folders. Links inside one are followed wherever
+    they point: people keep models on other disks, and a prompt cannot create links.
     """
     path = folder_paths.get_full_path(MODELS, name)
     return Path(path) if path else None
@@ -77,10 +72,6 @@ def recipe_files() -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# input and output folders
-
-
 def input_files(subfolder: str, suffix: str) -> list[str]:
     """List files of the input folder and of one of its sub-folders, as sorted names with forward slashes."""
     base = Path(folder_paths.get_input_directory())
@@ -100,25 +91,18 @@ def input_folders() -> list[str]:
     """List the folders of the input folder, and those in them, that hold a picture."""
     base = Path(folder_paths.get_input_directory())
     names = (place.relative_to(base).as_posix() for depth in ("*/", "*/*/") for place in base.glob(depth))
-    return sorted(name for name in names if next(_pictures_in(name), None))  # the first one is enough
+    return sorted(name for name in names if any(pictures_in(name)))  # the first one is enough
 
 
-def pictures_in(name: str) -> list[Path]:
-    """List the pictures directly in a folder of the input folder, sorted; none if there is no such folder in it."""
-    return sorted(_pictures_in(name))
-
-
-def _pictures_in(name: str) -> Iterator[Path]:
+def pictures_in(name: str) -> Iterator[Path]:
+    """Find the pictures directly in a folder of the input folder; none if there is no such folder in it."""
     folder = _resolve(folder_paths.get_input_directory(), name) if name else None
     if folder is not None and folder.is_dir() and os.access(folder, os.R_OK | os.X_OK):
         yield from (file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
 
 
 def input_path(name: str) -> Path | None:
-    """Find a file of the input folder; or of the output folder, if the name ends in " [output]".
-
-    None if there is none, or if the name or a link leads out of that folder, as in the host's own loaders.
-    """
+    """Find a file in the input folder, or in the output folder if the name ends in " [output]"; None if it is not."""
     plain, folder = folder_paths.annotated_filepath(name)
     path = _resolve(folder or folder_paths.get_input_directory(), plain)
     return path if path is not None and os.path.isfile(path) else None
@@ -135,11 +119,10 @@ def _resolve(folder: str, name: str) -> Path | None:
 
 
 def output_path(prefix: str, suffix: str, size: tuple[int, int] = (0, 0)) -> tuple[Path, dict[str, str]]:
-    """Choose the next free name in the output folder, as the host's own saving nodes do.
+    """Choose the next free name in the output folder, as the host's own saving nodes do; nothing leads out of it.
 
-    Neither `..`, nor an absolute path, nor a link inside the output folder leads out of it. The output folder itself
-    may be a link. The prefix may hold sub-folders and the host's words, such as %year% and %width%, for which `size` is
-    height and width of a picture. Returns the path, whose folder exists, and its record for the history.
+    The prefix may hold sub-folders and the host's words, such as %year% and %width%, for which `size` is height and
+    width of a picture. Returns the path, whose folder exists, and its record for the history.
     """
     base = os.path.realpath(folder_paths.get_output_directory())
     if _resolve(base, prefix) is None:
@@ -160,10 +143,7 @@ def output_path(prefix: str, suffix: str, size: tuple[int, int] = (0, 0)) -> tup
 
 
 def user_folder(name: str) -> Path:
-    """Resolve a folder that a person typed: an absolute path, or one below the input folder; it need not exist.
-
-    Quotation marks around the name are removed and a leading `~` is expanded.
-    """
+    """Resolve a folder that a person typed, absolute or below the input folder, in quotes or not; it may not exist."""
     typed = os.path.expanduser(name.strip().strip("\"'"))
     return Path(os.path.abspath(os.path.join(folder_paths.get_input_directory(), typed)))
 

@@ -72,7 +72,18 @@ class Notes:
         if message not in self.lines:
             self.lines.append(message)
             log.warning("%s: %s", self._node, message)
-            show_text(message, self._node_id)
+            self.show(message)
+
+    def show(self, text: str) -> None:
+        """Show text on the node while it runs, to the client that queued the run; its result replaces it.
+
+        Not the host's own progress text, which all clients show on whatever node has that number; see `web/js/text.js`.
+        """
+        server = getattr(PromptServer, "instance", None)
+        client = getattr(server, "client_id", None)
+        if self._node_id is not None and server is not None and client is not None:
+            message = {"prompt_id": getattr(server, "last_prompt_id", None), "node": self._node_id, "text": text}
+            server.send_sync("flowcore.text", message, client)
 
     def follow(self, progress: Callable[..., None] | None = None, sources: torch.Tensor | None = None) -> Any:
         """Return the keywords with which a task tells its progress and its notes, and stops at a press on Cancel."""
@@ -82,18 +93,6 @@ class Notes:
     def ui(self) -> dict[str, list[str]] | None:
         """The `ui` of a node that reports nothing but messages."""
         return {"text": self.lines} if self.lines else None
-
-
-def show_text(text: str, node_id: str | None) -> None:
-    """Show text on the running node, to the client that queued the run; `node_id` is its hidden `unique_id`.
-
-    Not the host's own progress text, which all clients show on whatever node has that number; see `web/js/text.js`.
-    """
-    server = getattr(PromptServer, "instance", None)
-    client = getattr(server, "client_id", None)
-    if node_id is not None and server is not None and client is not None:
-        message = {"prompt_id": getattr(server, "last_prompt_id", None), "node": node_id, "text": text}
-        server.send_sync("flowcore.text", message, client)
 
 
 def gallery(
@@ -126,11 +125,6 @@ def gallery(
 def finite(values: Iterable[Any]) -> list[float | None]:
     """Convert numbers for the history: NaN and infinity, which JSON does not have, become None."""
     return [float(value) if math.isfinite(value) else None for value in values]
-
-
-def seeds_in_turn(seed: int, samples: int, count: int) -> list[dict[str, Any]]:
-    """Return the `facts` of pictures whose seeds count up from the first and start again for every image."""
-    return [{"seed": (seed + k % samples) % 2**64, **of_image(k, samples, count)} for k in range(count)]
 
 
 def of_image(place: int, each: int, count: int) -> dict[str, int]:
