@@ -2,44 +2,31 @@
 
 from functools import partial
 
-from . import analysis, color, faces, folders, latents, light, loaders, painting, sampling, saving, training, upscaling
+from . import analysis, color, faces, files, latents, light, loaders, painting, sampling, training, upscaling
 from .host.compat import Extension, on_prompt
 from .host.memory import free_kept
+from .host.paths import register_model_folder
 from .host.routes import post, show_as_inputs, when_asked_to_free
 from .live import LIVE, ROUTE
 from .node import FlowNode
 from .picking import PROVENANCE_LOG, PickingNode
-from .upscaling import register_srflow
 
+MENUS = (loaders, upscaling, sampling, latents, analysis, color, light, faces, files, training, painting)
 NODES = [
     node
-    for menu in (
-        loaders,
-        upscaling,
-        sampling,
-        latents,
-        analysis,
-        color,
-        light,
-        faces,
-        folders,
-        saving,
-        training,
-        painting,
-    )
+    for menu in MENUS
     for node in vars(menu).values()
     if isinstance(node, type) and issubclass(node, FlowNode) and node.__module__ == menu.__name__
 ]
 
 
 def extension() -> Extension:
-    """Return what the host asks for: our nodes, and the hooks that run once at its start."""
+    """Tell the host of all else of ours, at its start, and return what lists our nodes."""
+    register_model_folder()
+    upscaling.register_srflow()
     recording = {node.__name__ for node in NODES if issubclass(node, PickingNode) and node.RECORDS}
-    read_prompt = partial(PROVENANCE_LOG.read_prompt, kinds=recording)
-    routes = [
-        lambda: post(ROUTE, LIVE.prepare),
-        lambda: show_as_inputs(loaders.is_batch, loaders.preview),
-        lambda: when_asked_to_free(free_kept),
-    ]
-    on_start = [register_srflow, lambda: on_prompt(read_prompt), *routes]
-    return Extension(NODES, on_start)
+    on_prompt(partial(PROVENANCE_LOG.read_prompt, kinds=recording))
+    post(ROUTE, LIVE.prepare)
+    show_as_inputs(loaders.is_batch, loaders.preview)
+    when_asked_to_free(free_kept)
+    return Extension(NODES)

@@ -56,21 +56,15 @@ class FlowcoreScore(FlowNode):
         probes: Annotated[int, widgets.integer(4, 0, 1024, optional=True, advanced=True)],
         terms: Annotated[int, widgets.integer(20, 1, 1000, optional=True, advanced=True)],
     ) -> Any:
-        notes, flow, sources = self.notes, model.flow, source or [None]
+        notes, flow = self.notes, model.flow
+        sources = [small.cpu() for small in source] if source else [None]
         if len(sources) not in (1, len(image)):
             raise ShapeError(
                 f"source must be one image, or as many as there are images in the list; got {len(sources)} sources for "
                 f"{len(image)} images."
             )
         subjects = [
-            prepare_subject(
-                flow,
-                batch.cpu(),
-                fit=fit,
-                label=label,
-                source=None if small is None else small.cpu(),
-                notify=notes,
-            )
+            prepare_subject(flow, batch.cpu(), fit=fit, label=label, source=small, notify=notes)
             for batch, small in zip(image, sources * (len(image) // len(sources)), strict=True)
         ]
         sizes = [(batch.shape[2:], s.pixels.shape[2:]) for batch, s in zip(image, subjects, strict=True) for _ in batch]
@@ -86,19 +80,10 @@ class FlowcoreScore(FlowNode):
             count, _, *size = subject.pixels.shape
             # The share of every pixel is computed beside the pass itself: twice the memory of one.
             model.load(2 * memory_required(flow, count * samples, *size))
-            scores.append(
-                scoring.score(
-                    flow,
-                    subject.pixels,
-                    subject.condition(flow, cancelled=stop_if_cancelled, notify=notes),
-                    dequantization=dequantization,
-                    samples=samples,
-                    seed=seed,
-                    probes=probes,
-                    terms=terms,
-                    **notes.follow(progress.part(done / total, count / total)),
-                )
-            )
+            cond = subject.condition(flow, cancelled=stop_if_cancelled, notify=notes)
+            options = notes.follow(progress.part(done / total, count / total), probes=probes, terms=terms)
+            options |= {"dequantization": dequantization, "samples": samples, "seed": seed}
+            scores.append(scoring.score(flow, subject.pixels, cond, **options))
             done += count
         bits, corrected, spread, errors = (
             [float(value) for s in scores for value in getattr(s, name)]

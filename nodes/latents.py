@@ -266,15 +266,9 @@ class FlowcoreMorph(FlowNode):
         flow, count = model.flow, sum(map(len, images)) * frames
         size = flow.image_size if fit == "resize" and flow.image_size else (images[0].shape[2], images[0].shape[3])
         check_memory(count, 3 * math.prod(size), "frames need", "Lower frames, or pass fewer images.")
-        film = morph(
-            model.load(memory_required(flow, count, *size)),
-            [batch.cpu() for batch in images],
-            frames=frames,
-            mode=mode,
-            loop=loop,
-            fit=fit,
-            **self.notes.follow(),
-        )
+        flow = model.load(memory_required(flow, count, *size))
+        options = self.notes.follow(frames=frames, mode=mode, loop=loop, fit=fit)
+        film = morph(flow, [batch.cpu() for batch in images], **options)
         return self.output(film, text=self.notes.lines, **canvas_pictures(self, film))
 
 
@@ -294,8 +288,8 @@ class FlowcoreHarmonize(FlowNode):
     ) -> Any:
         count, _, height, width = image.shape
         flow = model.load(memory_required(model.flow, count, height, width))
-        follow = self.notes.follow()
-        return self.output(harmonize(flow, image.cpu(), strength=strength, per=per, window=window, **follow))
+        options = self.notes.follow(strength=strength, per=per, window=window)
+        return self.output(harmonize(flow, image.cpu(), **options))
 
 
 class FlowcoreSaveLatents(FlowNode):

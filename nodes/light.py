@@ -45,17 +45,8 @@ class FlowcoreBrighten(PickingNode):
         tau: float | Tensor = temperature
         if mask is not None:
             tau = masked_temperature(from_mask(mask, count), temperature, outside)
-        pictures = flowcore.brighten(
-            flow,
-            image,
-            temperature=tau,
-            seed=seed,
-            samples=samples,
-            tile=tile,
-            precision=precision,
-            exposure=exposure,
-            **self.notes.follow(sources=image),
-        )
+        how = self.notes.follow(sources=image, tile=tile, precision=precision)
+        pictures = flowcore.brighten(flow, image, temperature=tau, seed=seed, samples=samples, exposure=exposure, **how)
         if samples > 1 and temperature == 0 and (mask is None or outside == 0):
             self.notes("At temperature 0 all samples are the same picture. Raise it for other exposures.")
         return self.made(pictures, seed, samples, image)

@@ -63,18 +63,8 @@ class FlowcoreSample(PickingNode):
             guidance = 0.0
         check_memory(samples, 3 * math.prod(size), "pictures need", "Lower samples, width or height.")
         flow = model.load(memory_required(model.flow, samples, *size))
-        images = sample(
-            flow,
-            samples,
-            size=size,
-            temperature=taus,
-            seed=seed,
-            labels=shown,
-            snapped=snap,
-            guidance=guidance,
-            denoise=denoise,
-            **self.notes.follow(),
-        )
+        options = self.notes.follow(labels=shown, snapped=snap, guidance=guidance, denoise=denoise)
+        images = sample(flow, samples, size=size, temperature=taus, seed=seed, **options)
         levels = sample_latents(flow.latent_shapes(*size), samples, taus, seed)  # the same draw again
         return self.made(images, seed, samples, None, model.latents(levels, labels=shown))
 
@@ -109,11 +99,11 @@ class FlowcoreSampleGrid(FlowNode):
         shown = _labels_in_turn(model.flow, labels, seeds, self.notes)
         check_memory(len(taus) * seeds, 3 * math.prod(size), "pictures need", "Ask for fewer temperatures or seeds.")
         flow = model.load(memory_required(model.flow, seeds, *size))
-        options: Any = {"size": size, "seed": seed, "labels": shown, "snapped": snap}
         made: list[Tensor] = []
         for row, tau in enumerate(taus):
-            follow = self.notes.follow(progress.part(row / len(taus), 1 / len(taus)))
-            made.append(sample(flow, seeds, temperature=tau, **options, **follow))
+            part = progress.part(row / len(taus), 1 / len(taus))
+            options = self.notes.follow(part, labels=shown, snapped=snap)
+            made.append(sample(flow, seeds, size=size, temperature=tau, seed=seed, **options))
         pictures = torch.cat(made)
         drawn = [(seed + k) % 2**64 for k in range(seeds)]
         rows, columns = [f"temperature {tau:g}" for tau in taus], [f"seed {k}" for k in drawn]

@@ -106,40 +106,20 @@ class FlowcoreUpscale(PickingNode):
                 )
             maps = [masked_temperature(white, inside, outside) for inside in levels or [tau]]
             drawn = maps if levels else maps[0]
-        pictures = flowcore.upscale(
-            flow,
-            image,
-            temperature=drawn,
-            calm_edges=calm,
-            seed=seed,
-            factor=factor,
-            longest_side=longest_side,
-            match_source=match_source,
-            guide=guide,
-            guide_strength=strength,
-            **how,
-            **self.notes.follow(sources=image),
-            store=STORE,
-        )
+        wanted: Any = {"factor": factor, "longest_side": longest_side, "match_source": match_source}
+        wanted |= {"calm_edges": calm, "guide": guide, "guide_strength": strength}
+        how = self.notes.follow(sources=image, **how, store=STORE)
+        pictures = flowcore.upscale(flow, image, temperature=drawn, seed=seed, **wanted, **how)
         each = consistency(pictures, image).tolist()
         worst = min(each)
         edges = f", {calm:g} calmer at edges" if calm else ""
         stated = [] if levels else [f"temperature {tau:g}{edges}"]
         stated += [f"guided, {strength:g}"] if strength else []
-        return self.made(
-            pictures,
-            seed,
-            samples,
-            image,
-            worst,
-            text=[*self.notes.lines, *stated, f"shrunk to the input's size: {_distance(worst)} from the input"],
-            consistency=[worst],
-            each=each,
-            temperature=[tau],
-            calm_edges=[calm],
-            guide_strength=[strength],
-            flowcore_better=_better_model(model, self.notes),
-        )
+        stated.append(f"shrunk to the input's size: {_distance(worst)} from the input")
+        facts: Any = {"text": [*self.notes.lines, *stated], "consistency": [worst], "each": each, "temperature": [tau]}
+        facts |= {"calm_edges": [calm], "guide_strength": [strength]}
+        better = _better_model(model, self.notes)
+        return self.made(pictures, seed, samples, image, worst, flowcore_better=better, **facts)
 
     def picked(self, output: Any, place: int) -> tuple[Any, ...]:
         images, _ = super().picked(output, place)
@@ -177,16 +157,10 @@ class FlowcoreUpscaleVideo(ClipNode):
         count, _, height, width = image.shape
         size = target_size(model.flow, height, width)
         check_memory(count, 3 * math.prod(size), "pictures need", "Pass fewer or smaller frames.")
+        flow = model.load(memory_required(model.flow, height, width, tile or ORDINARY_TILE, guided=steadiness > 0))
+        how = self.notes.follow(sources=image, tile=tile, precision=precision)
         pictures = flowcore.upscale_video(
-            model.load(memory_required(model.flow, height, width, tile or ORDINARY_TILE, guided=steadiness > 0)),
-            image,
-            temperature=temperature,
-            calm_edges=calm_edges,
-            seed=seed,
-            steadiness=steadiness,
-            tile=tile,
-            precision=precision,
-            **self.notes.follow(sources=image),
+            flow, image, temperature=temperature, calm_edges=calm_edges, seed=seed, steadiness=steadiness, **how
         )
         return self.made(pictures, seed, count, image, flowcore_better=_better_model(model, self.notes))
 
@@ -214,21 +188,11 @@ class FlowcoreTemperatureGrid(PickingNode):
         own = resolve(model.flow, {"temperature": None})["temperature"]
         taus = [own if widgets.OWN <= tau < 0 else tau for tau in widgets.temperature_list(temperatures)]
         count = len(taus) * seeds
-        needed = memory_required(model.flow, height, width, tile or ORDINARY_TILE)
         values = 3 * math.prod(target_size(model.flow, height, width))
         check_memory(images * count, values, "pictures need", "Ask for fewer temperatures or seeds.")
-        pictures = flowcore.temperature_grid(
-            model.load(needed),
-            image,
-            taus,
-            calm_edges=calm_edges,
-            seed=seed,
-            seeds=seeds,
-            tile=tile,
-            precision=precision,
-            **self.notes.follow(sources=image),
-            store=STORE,
-        )
+        flow = model.load(memory_required(model.flow, height, width, tile or ORDINARY_TILE))
+        how = self.notes.follow(sources=image, tile=tile, precision=precision, store=STORE)
+        pictures = flowcore.temperature_grid(flow, image, taus, calm_edges=calm_edges, seed=seed, seeds=seeds, **how)
         drawn = [(seed + k) % 2**64 for k in range(seeds)]
         rows, columns = [f"seed {k}" for k in drawn], [f"temperature {tau:g}" for tau in taus]
         sheets = [
@@ -362,17 +326,10 @@ class FlowcoreRestore(PickingNode):
         scale = model.flow.condition_scale
         advice = "Lower samples, or pass fewer or smaller pictures."
         check_memory(count * samples, 3 * scale**2 * rows * columns, "pictures need", advice)
-        pictures = flowcore.restore(
-            model.load(memory_required(model.flow, rows, columns, tile or ORDINARY_TILE)),
-            small,
-            temperature=temperature,
-            seed=seed,
-            samples=samples,
-            size=(height or rows * scale, width or columns * scale),
-            tile=tile,
-            precision=precision,
-            **self.notes.follow(sources=small),
-        )
+        flow = model.load(memory_required(model.flow, rows, columns, tile or ORDINARY_TILE))
+        size = height or rows * scale, width or columns * scale
+        how = self.notes.follow(sources=small, tile=tile, precision=precision)
+        pictures = flowcore.restore(flow, small, temperature=temperature, seed=seed, samples=samples, size=size, **how)
         return self.made(pictures, seed, samples, small)
 
 

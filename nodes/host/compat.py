@@ -15,7 +15,6 @@ from comfy_api.v0_0_2 import io as host_io
 from server import PromptServer
 
 from ...flowcore import FlowError
-from .paths import register_model_folder
 
 # Not typed: what it holds depends on the host's version.
 io: Any = host_io
@@ -28,13 +27,9 @@ log = logging.getLogger("flowcore")
 class Extension(ComfyExtension):
     """Lists our nodes for the host."""
 
-    def __init__(self, nodes: list[type], on_start: list[Callable[[], None]]) -> None:
-        """Register `models/flows`, and run the start-up hooks."""
+    def __init__(self, nodes: list[type]) -> None:
         super().__init__()
         self._nodes = nodes
-        register_model_folder()
-        for hook in on_start:
-            hook()
 
     async def get_node_list(self) -> list[type]:
         return self._nodes

@@ -85,9 +85,11 @@ class Notes:
             message = {"prompt_id": getattr(server, "last_prompt_id", None), "node": self._node_id, "text": text}
             server.send_sync("flowcore.text", message, client)
 
-    def follow(self, progress: Callable[..., None] | None = None, sources: torch.Tensor | None = None) -> Any:
-        """Return the keywords with which a task tells its progress and its notes, and stops at a press on Cancel."""
-        return {"progress": progress or Progress(sources), "cancelled": stop_if_cancelled, "notify": self}
+    def follow(
+        self, progress: Callable[..., None] | None = None, sources: torch.Tensor | None = None, **more: Any
+    ) -> dict[str, Any]:
+        """Return keywords for a task: `more`, how it tells its progress and its notes, and when to stop."""
+        return {"progress": progress or Progress(sources), "cancelled": stop_if_cancelled, "notify": self, **more}
 
     @property
     def ui(self) -> dict[str, list[str]] | None:
