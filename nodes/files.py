@@ -20,7 +20,7 @@ from ..flowcore.tasks.intake import left_to_model, validate_image, with_alpha
 from ..flowcore.tasks.upscale import memory_required
 from . import widgets
 from .host.compat import io
-from .host.memory import Interrupted, stop_if_cancelled
+from .host.memory import stop_if_cancelled
 from .host.paths import input_path, inside, output_path
 from .host.ui import Progress, png_texts
 from .node import FlowNode
@@ -93,8 +93,6 @@ class FlowcoreFolder(FlowNode):
 
         def on_result(job: Job, result: Made | Exception | None) -> None:
             stop_if_cancelled()
-            if isinstance(result, Interrupted):  # an Exception in old hosts
-                raise result
             if isinstance(result, Exception):
                 notes(f"{job.source.name}: {result}")
             count["made" if isinstance(result, Made) else "there already" if result is None else "failed"] += 1

@@ -362,10 +362,6 @@ class FlowcoreLoadLatents(FileNode):
         return self.output(latents, info, text=[info])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# levels, labels and sources of two latents
-
-
 def _depths(levels: int, single: float) -> list[float]:
     """Return the depth of every level from 0, the finest, to 1, the deepest; `single` if there is only one."""
     return [single] if levels == 1 else [number / (levels - 1) for number in range(levels)]

@@ -1,9 +1,7 @@
 """Live pictures: what a node of latents would make of other numbers, asked by the page while they are dragged.
 
-After a run a `LiveNode` keeps what came along its wires. The page asks for a picture with other numbers, and gets it
-from the model that the run has used, wherever the host keeps it; no model is loaded or moved for it. A run goes first:
-while one waits or runs there is no picture, and one that is being made is stopped at the next layer. The next question
-about a run stops the one before likewise.
+They come from what a run has kept, and from its model, wherever the host keeps that. Runs go first: while one waits or
+runs there is no picture, and one that is being made is stopped, as by the page's next question about the same run.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from ..flowcore.tasks.subject import label_names
 from . import widgets
 from .host import paths
 from .host.compat import io
+from .host.memory import wrap
 from .host.ui import png
 from .live import side_by_side
 from .node import TEXTS, FileNode, file_fingerprint
@@ -93,7 +94,7 @@ class FlowcoreLoadModel(FileNode):
         use = USES.get(model_name) or "; ".join(USES[task] for task in sorted(flow.capabilities.tasks))
         facts = {"use": use, **_facts(flow)}
         info = "\n".join(f"{name}: {value}" for name, value in facts.items())
-        return self.output(FlowModel.of(flow, model_name), info, **{name: [value] for name, value in facts.items()})
+        return self.output(FlowModel(wrap(flow), model_name), info, **{name: [value] for name, value in facts.items()})
 
 
 class FlowcoreLoadRecipe(FileNode):
@@ -140,7 +141,7 @@ class FlowcoreLoadRecipe(FileNode):
         lines = [f"{key}: {value[0]}" for key, value in facts.items()]
         lines += [f"{key}: {shown(value)}" for key, value in made.settings.items() if provenance.is_plain(value)]
         return self.output(
-            FlowModel.of(flow, name),
+            FlowModel(wrap(flow), name),
             made.temperature,
             seed,
             text,
@@ -179,7 +180,6 @@ def _share(made: provenance.Provenance, name: str) -> float:
 # pictures that come with the pack
 
 FOLDER = Path(__file__).parents[1] / "workflows"  # which the host serves, too: web/js/picture.js finds them
-TEN = [f"pictures/bread/{number:02}.jpg" for number in range(1, 11)]
 
 # Name in the menu to the files of its batch. Append only: workflows hold the names.
 PICTURES: dict[str, list[str]] = {
@@ -192,7 +192,7 @@ PICTURES: dict[str, list[str]] = {
     "black-and-white house": ["house.jpg"],
     "black-and-white film": ["alps.jpg"],
     "small face": ["pictures/face.png"],
-    "ten photographs": TEN,
+    "ten photographs": [f"pictures/bread/{number:02}.jpg" for number in range(1, 11)],
     "photographs, two odd ones": [
         f"pictures/odd-{name}.jpg" for name in ("negative", "opera", "bee", "noise", "wall", "lake")
     ],

@@ -1,8 +1,6 @@
 """The base class of our nodes: words from the English locale, and values that are what the schema says.
 
-The host checks typed values only, and not all of them: NaN is neither below a minimum nor above a maximum, and what
-arrives through a wire is not checked at all. So `FlowNode.execute` validates every value, fills in the defaults of
-inputs that a script left out, and calls the node's `run`.
+The host checks typed values only, and not all of them, such as NaN, and nothing that arrives through a wire.
 """
 
 from __future__ import annotations
@@ -92,12 +90,10 @@ class FlowNode(io.ComfyNode):
         node_id = next((kind.__name__ for kind in cls.__mro__ if kind.__name__ in WORDS), cls.__name__)
         words, annotated = WORDS[node_id], _inputs(cls.run)
         inputs = [describe(name) for name, (describe, _) in annotated.items()]
-        for described in inputs:
-            described.display_name = words["inputs"][described.id]["name"]
-            described.tooltip = words["inputs"][described.id]["tooltip"]
-        for place, described in enumerate(cls.OUTPUTS):
-            described.display_name = words["outputs"][str(place)]["name"]
-            described.tooltip = words["outputs"][str(place)]["tooltip"]
+        texts = [words["inputs"][described.id] for described in inputs]
+        texts += [words["outputs"][str(place)] for place in range(len(cls.OUTPUTS))]
+        for described, text in zip([*inputs, *cls.OUTPUTS], texts, strict=True):
+            described.display_name, described.tooltip = text["name"], text["tooltip"]
         return io.Schema(
             node_id=node_id,
             display_name=words["display_name"],
@@ -146,8 +142,9 @@ class FlowNode(io.ComfyNode):
 
     def output(self, *values: Any, **ui: Any) -> Any:
         """Pass values on, pictures (B, C, H, W), or lists of them, as IMAGE; and show `ui`, or else the notes."""
-        args = map(_sent, self.OUTPUTS, values)
-        return io.NodeOutput(*args, ui=ui or self.notes.ui)
+        if not ui and self.notes.lines:
+            ui = {"text": self.notes.lines}
+        return io.NodeOutput(*map(_sent, self.OUTPUTS, values), ui=ui or None)
 
     @cached_property
     def notes(self) -> Notes:

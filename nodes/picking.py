@@ -1,7 +1,4 @@
-"""Nodes that make several pictures, of which one may be picked, and that write into its PNG file what made it.
-
-What they made last is kept: another pick is free.
-"""
+"""Nodes that make several pictures, of which one may be picked, and that write into its PNG file what made it."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ MAX_RUNS = 8  # whose pictures are kept
 class PickingNode(FlowNode):
     """A node of several pictures with the input `pick`: 0 passes on all of them, k the k-th alone.
 
-    `run` makes all of them: its pick is 0.
+    `run` makes all of them, its pick is 0; what was made last is kept, so that another pick is free.
 
     Attributes:
         PICKED: Places of the outputs with one item per picture; the first of them counts.
@@ -152,14 +149,10 @@ MAX_REMEMBERED = 64  # prompts, and pictures, whose provenance is kept
 
 
 class ClipNode(PickingNode):
-    """A node whose `image` may be a VIDEO of the host, and which passes its pictures on as a VIDEO, too, last of all.
-
-    Attributes:
-        OF_VIDEO: Values that a VIDEO sets.
-    """
+    """A node whose `image` may be a VIDEO of the host, and whose last output is a VIDEO of its pictures."""
 
     RECORDS = True
-    OF_VIDEO: ClassVar[dict[str, Any]] = {}
+    OF_VIDEO: ClassVar[dict[str, Any]] = {}  # values that a VIDEO sets
 
     @classmethod
     def execute(cls, **values: Any) -> Any:
@@ -214,12 +207,11 @@ class ProvenanceLog:
 
     def seeds(self, images: Tensor) -> list[int | None]:
         """Return the seed that made each of some pictures, (B, C, H, W), as far as the runs are remembered."""
-        with self._lock:
-            entries = [*reversed(self._written.values())]
         known: dict[str, int] = {}
-        for entry in entries:
-            for number, mark in enumerate(entry["pictures"]):
-                known.setdefault(mark, (entry["seed"] + number % entry["samples"]) % 2**64)
+        with self._lock:
+            for entry in reversed(self._written.values()):
+                for number, mark in enumerate(entry["pictures"]):
+                    known.setdefault(mark, (entry["seed"] + number % entry["samples"]) % 2**64)
         return [known.get(provenance.fingerprint(image)) for image in images]
 
     def read_prompt(self, body: Any, kinds: set[str]) -> None:

@@ -17,28 +17,19 @@ from ..flowcore.device import free_memory
 from ..flowcore.flow import Task
 from ..flowcore.images.faces import FacePlace
 from .host.compat import io
-from .host.memory import load_to_device, to_host_image, wrap
+from .host.memory import load_to_device, to_host_image
 
 MAX_SHOWN = 80  # characters of a value in an error message
 COPIES = 3  # of a result while a node ends: the result, its latents, and the host's image
 TASKS = "flowcore_tasks"  # of an input, for web/js/models.js
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# models and latents
-
-
 @dataclass(frozen=True, eq=False)
 class FlowModel:
-    """A flow in the care of the host's ModelPatcher, which moves it between devices, and its name in the loader."""
+    """A flow in the care of the host, see `host.memory.wrap`, and its name in the loader."""
 
     patcher: Any
     name: str
-
-    @classmethod
-    def of(cls, flow: Flow, name: str) -> FlowModel:
-        """Hand a flow on the CPU to the host."""
-        return cls(wrap(flow), name)
 
     @property
     def flow(self) -> Flow:
@@ -132,8 +123,7 @@ def _distinct(one: tuple[str, str], other: tuple[str, str]) -> list[str]:
     return [name if one[0] != other[0] else f"{name} (sha {sha[:12]})" for name, sha in (one, other)]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# annotations of inputs; `| None` makes one optional
+# Annotations of inputs; `| None` makes one optional.
 
 FLOW_MODEL, FLOW_LATENTS = io.Custom("FLOW_MODEL"), io.Custom("FLOW_LATENTS")
 FLOW_HINTS, FLOW_MEMORY = io.Custom("FLOW_HINTS"), io.Custom("FLOW_MEMORY")
@@ -159,10 +149,6 @@ BrightenModel = Annotated[FlowModel, _model("brighten")]
 RescaleModel = Annotated[FlowModel, _model("rescale")]
 PhotoModel = Annotated[FlowModel, _model("upscale", "colorize")]
 EncodingModel = Annotated[FlowModel, _model("sample", "upscale", "rescale")]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# images
 
 
 def from_image(image: Tensor) -> Tensor:
@@ -200,10 +186,6 @@ def check_memory(count: int, values: int, what: str, advice: str) -> None:
     required, free = COPIES * 4 * count * values, free_memory("cpu")
     if free is not None and required > free:
         raise FlowError(f"{count} {what} {required / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free. {advice}")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# validation
 
 
 def shown(value: Any) -> str:

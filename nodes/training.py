@@ -20,7 +20,7 @@ from ..flowcore.training.recipe import RECIPES, Recipe, fingerprint, read_recipe
 from ..flowcore.training.run_folder import NamedRun, Record
 from . import widgets
 from .host.compat import io, log
-from .host.memory import Interrupted, freed_device, stop_if_cancelled
+from .host.memory import Interrupted, freed_device, stop_if_cancelled, wrap
 from .host.paths import model_path, model_target, output_folder, output_record, recipe_files, user_folder
 from .host.ui import Progress, finite
 from .loaders import locate_model, model_choices
@@ -139,7 +139,7 @@ class FlowcoreTrain(FlowNode):
         ]
         info = "\n".join([*facts, *notes.lines])
         return self.output(
-            FlowModel.of(flow, file),
+            FlowModel(wrap(flow), file),
             _picture(sheet),
             _picture(run.folder / "curve.png"),
             info,

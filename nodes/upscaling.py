@@ -284,10 +284,6 @@ def _with_patcher(upscale_model: Any, patcher: Any) -> Any:
     return upscale_model
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# photographs as small ordinary pictures, and back
-
-
 class FlowcoreShrink(FlowNode):
     """Small pictures of photographs, which the same model restores."""
 
@@ -331,10 +327,6 @@ class FlowcoreRestore(PickingNode):
         how = self.notes.follow(sources=small, tile=tile, precision=precision)
         pictures = flowcore.restore(flow, small, temperature=temperature, seed=seed, samples=samples, size=size, **how)
         return self.made(pictures, seed, samples, small)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# SRFlow files in the host's own loader
 
 
 def register_srflow() -> None:

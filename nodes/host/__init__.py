@@ -1,4 +1,1 @@
-"""The host: the only files that import anything of ComfyUI.
-
-Everything that differs between its versions ends here. The pack asks for 0.20.0, and refuses to load before.
-"""
+"""The only files that import anything of the host; what differs between its versions, 0.20.0 and later, ends here."""

@@ -15,8 +15,7 @@ import comfy.model_patcher
 import torch
 from comfy_execution.utils import get_executing_context
 
-# What `stop_if_cancelled` raises: an Exception in old hosts, a BaseException in newer ones.
-Interrupted: type[BaseException] = management.InterruptProcessingException
+Interrupted: type[BaseException] = management.InterruptProcessingException  # no Exception; see `stop_if_cancelled`
 
 on_release: list[Callable[[], None]] = []
 """Called when the host takes a model off its device, or has dropped the last, to free what was derived from models."""

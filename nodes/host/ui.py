@@ -91,11 +91,6 @@ class Notes:
         """Return keywords for a task: `more`, how it tells its progress and its notes, and when to stop."""
         return {"progress": progress or Progress(sources), "cancelled": stop_if_cancelled, "notify": self, **more}
 
-    @property
-    def ui(self) -> dict[str, list[str]] | None:
-        """The `ui` of a node that reports nothing but messages."""
-        return {"text": self.lines} if self.lines else None
-
 
 def gallery(
     node: Any, pictures: torch.Tensor, facts: list[dict[str, Any]], sources: torch.Tensor | None
