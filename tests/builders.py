@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowcore.checkpoints.sources.hcflow import hcflow_origins
-from flowcore.checkpoints.sources.llflow import llflow_origins
-from flowcore.checkpoints.sources.srflow import srflow_origins
-from flowcore.checkpoints.sources.srflow_da import srflow_da_origins
+from flowcore.checkpoints.sources.srflow import llflow_origins, srflow_da_origins, srflow_origins
 from flowcore.condition import Condition
 from flowcore.flow import Capabilities, Flow, Level
 from flowcore.models import build, configure

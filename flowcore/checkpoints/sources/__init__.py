@@ -4,18 +4,14 @@ To add one, write a module that says where every tensor of our model comes from 
 """
 
 from .ffjord import FFJORD
+from .glow import CHAIYUJIN, OPENAI, ROSINALITY, Y0AST
 from .hcflow import HCFLOW
-from .llflow import LLFLOW
 from .normflows import NORMFLOWS
-from .openai import OPENAI
 from .realnvp import CHRISCHUTE
 from .residual_flow import RESIDUAL_FLOW
-from .rosinality import ROSINALITY
 from .source import Source
-from .srflow import SRFLOW
-from .srflow_da import SRFLOW_DA
+from .srflow import LLFLOW, SRFLOW, SRFLOW_DA
 from .tarflow import TARFLOW
-from .y0ast import CHAIYUJIN, Y0AST
 
 # LLFlow and SRFlow-DA use SRFlow's names, too, and come before it.
 SOURCES: list[Source] = [

@@ -1,7 +1,6 @@
 """Checkpoints of rtqichen/ffjord, the program of FFJORD's authors: its models of images. None is published.
 
-Detected by ``(transforms.SCALE.)chain.N.odefunc.``: the numbers give scales and blocks, ``running_mean`` batch_norm,
-and the layers of the first ODE channels, hidden, strides and time. Activation, solver and alpha are not in the file.
+Detected by ``(transforms.SCALE.)chain.N.odefunc.``. Activation, solver and alpha are not in the file.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 
 from ...errors import CheckpointError
 from ...models.ffjord import FFJORDConfig
-from .source import SAME, Checkpoint, Layout, Origin, Source, State, shift_before_scale, take, take_all, take_conv
+from .source import SAME, Checkpoint, Layout, Origin, Source, shift_before_scale, take, take_all, take_conv
 
 LICENSE = "MIT for the program, which publishes no weights: check the license of your file"
 
@@ -27,11 +26,6 @@ UNSUPPORTED = {  # parts of names that reveal options of the program
     r"\.(en|de)coder_layers\.": "has a velocity in two parts (--autoencode)",
     r"\.weight_(orig|u|v)$": "has a spectral norm on its weights (--spectral_norm)",
 }
-
-
-def _without_wrappers(state: State) -> State:
-    """A run with regularization wraps the function of every ODE once more."""
-    return {re.sub(r"\.odefunc(\.odefunc)+\.", ".odefunc.", name): t for name, t in state.items()}
 
 
 def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
@@ -111,7 +105,14 @@ def ffjord_origins(config: FFJORDConfig, multiscale: bool) -> Iterator[Origin]:
         before_and_after = 1 if level == config.scales - 1 else 2
         for k in range(before_and_after * config.blocks):
             number = k + (k >= config.blocks)  # the squeeze
-            yield from _ode(f"levels.{level}.steps.transforms.{number}", f"{published}.{after + number}", config)
+            ours, ode = f"levels.{level}.steps.transforms.{number}", f"{published}.{after + number}"
+            yield take(f"{ours}.sqrt_end_time", f"{ode}.sqrt_end_time")
+            for j in range(len(config.hidden) + 1):
+                layer, theirs = f"{ours}.field.layers.{j}", f"{ode}.odefunc.diffeq.layers.{j}"
+                yield from take_conv(f"{layer}.conv", f"{theirs}._layer")
+                if config.time == "concatsquash":
+                    yield from take_conv(f"{layer}.gate", f"{theirs}._hyper_gate")
+                    yield take(f"{layer}.shift.weight", f"{theirs}._hyper_bias.weight")
         if config.batch_norm:
             ours, norm = f"levels.{level}.steps.transforms", f"{published}.{after + config.blocks}"
             yield from take_all(f"{ours}.{config.blocks}", f"{norm}.running_", {"mean": "mean", "var": "var"})
@@ -120,20 +121,11 @@ def ffjord_origins(config: FFJORDConfig, multiscale: bool) -> Iterator[Origin]:
             yield Origin(f"{ours}.{config.blocks + 1}.bias", pair, (SAME, SAME), shift_before_scale)
 
 
-def _ode(ours: str, published: str, config: FFJORDConfig) -> Iterator[Origin]:
-    yield take(f"{ours}.sqrt_end_time", f"{published}.sqrt_end_time")
-    for k in range(len(config.hidden) + 1):
-        layer, theirs = f"{ours}.field.layers.{k}", f"{published}.odefunc.diffeq.layers.{k}"
-        yield from take_conv(f"{layer}.conv", f"{theirs}._layer")
-        if config.time == "concatsquash":
-            yield from take_conv(f"{layer}.gate", f"{theirs}._hyper_gate")
-            yield take(f"{layer}.shift.weight", f"{theirs}._hyper_bias.weight")
-
-
 FFJORD = Source(
     name="FFJORD",
     licence=LICENSE,
     detect=re.compile(ELEMENT + r"odefunc\."),
     layout=_layout,
-    rename=_without_wrappers,
+    # A run with regularization wraps the function of every ODE once more.
+    rename=lambda state: {re.sub(r"\.odefunc(\.odefunc)+\.", ".odefunc.", name): t for name, t in state.items()},
 )

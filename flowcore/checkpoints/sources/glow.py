@@ -1,16 +1,17 @@
-"""What the published Glows have in common: how a table of names becomes the origins of all tensors, and first fields.
+"""Published Glows: what they have in common, and the programs of OpenAI, rosinality, y0ast and chaiyujin.
 
-All of them are ``models.glow`` with different settings; each program's module says which, and holds its table.
-Conversions only reorder and change signs, so that nothing is rounded. In our order the rows of a coupling's last
-convolution and of a prior alternate: shift, raw scale, ...; mean, log-deviation, ...
+All of them are ``models.glow`` with different settings, and a table per program says where every tensor is. Conversions
+only reorder and change signs, so that nothing is rounded. In our order the rows of a coupling's last convolution and of
+a prior alternate: shift, raw scale, ...; mean, log-deviation, ...
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,21 +19,28 @@ from torch import Tensor
 from ...errors import CheckpointError
 from ...models.glow import GlowConfig
 from ..file import build_on_meta
-from .source import PER_CHANNEL, PER_OUTPUT, SAME, Checkpoint, Layout, Origin, missing_field, take, take_all, take_conv
+from .source import (
+    PER_CHANNEL,
+    PER_OUTPUT,
+    SAME,
+    Check,
+    Checkpoint,
+    Form,
+    Layout,
+    Origin,
+    Source,
+    count_levels,
+    missing_field,
+    take,
+    take_all,
+    take_conv,
+)
 
 LICENSE = "MIT for the program; none is stated with published weights: check the license of your file"
 
-# Fixed by the programs of y0ast and chaiyujin, and but for some fields by the others.
-SETTINGS = {
-    "edge": "zeros",
-    "network": "actnorm",
-    "actnorm": "log",
-    "scaled": True,
-    "split_prior": "conv",
-    "last_mixing": "",
-    "learned_top": True,
-    "classes": 0,
-}
+# Fixed by the programs of y0ast and chaiyujin, as our defaults, and but for some fields by the others.
+FIXED = ("edge", "network", "actnorm", "scaled", "split_prior", "last_mixing", "learned_top", "classes")
+SETTINGS = {name: getattr(GlowConfig(), name) for name in FIXED}
 
 # Errors of checks.
 UNTRAINED = (
@@ -45,6 +53,7 @@ CHANGED = "is not what the program makes of it. The file is damaged, or of a cha
 # --- names ------------------------------------------------------------------------------------------------------------
 
 NAME = re.compile(r"(?:levels\.(\d+)\.)?(?:steps\.transforms\.(\d+)\.transforms\.)?(.+)")
+NETWORK = "2.conditioner"
 
 
 def glow_layout(config: GlowConfig, table: Iterable[Origin], given: Mapping[str, Tensor] = {}, **layout: Any) -> Layout:
@@ -93,7 +102,7 @@ def zero_conv(ours: str, published: str, conv: str = "") -> Iterator[Origin]:
     yield take(f"{ours}.log_scale", f"{published}.logs", PER_OUTPUT)
 
 
-# --- order of rows ----------------------------------------------------------------------------------------------------
+# --- values -----------------------------------------------------------------------------------------------------------
 
 
 def alternate(t: Tensor) -> Tensor:
@@ -104,6 +113,16 @@ def alternate(t: Tensor) -> Tensor:
 def alternate_swapped(t: Tensor) -> Tensor:
     """Reorder rows a0, a1, ..., b0, b1, ... to b0, a0, b1, a1, ..."""
     return torch.stack(t.chunk(2)[::-1], dim=1).flatten(0, 1)
+
+
+def check_identity(names: str) -> Check:
+    """Check that matrices are the identity."""
+    return Check(re.compile(names), lambda t: torch.equal(t.float(), torch.eye(len(t))), CHANGED)
+
+
+def check_trained(names: str) -> Check:
+    """Check that flags of data-dependent initialization are set."""
+    return Check(re.compile(names), lambda t: bool(t.all()), UNTRAINED)
 
 
 # --- hyper-parameters -------------------------------------------------------------------------------------------------
@@ -150,8 +169,10 @@ def levels_and_steps(found: Checkpoint, pattern: str) -> dict[str, int]:
     return {"levels": len(seen), "steps": steps}
 
 
-def require_bits(found: Checkpoint, usual: str, detected: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Raise an error if ``n_bits``, which no tensor determines, is not among the overrides."""
+def _config_with_bits(
+    found: Checkpoint, usual: str, detected: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> GlowConfig:
+    """Make the configuration of a program that leaves ``n_bits``, which no tensor determines, to the user."""
     if "n_bits" not in overrides:
         raise missing_field(
             "n_bits",
@@ -162,11 +183,299 @@ def require_bits(found: Checkpoint, usual: str, detected: Mapping[str, Any], ove
             "5",
             "gives wrong bits per dimension",
         )
+    return found.config("glow", detected, {"grid": "bins", "pixels": "centred"}, overrides)
 
 
-# --- values -----------------------------------------------------------------------------------------------------------
+# --- openai/glow, the authors' program: TensorFlow variables under their own names ------------------------------------
+
+# TensorFlow's kernels are (height, width, in, out); its vectors are rows.
+HWIO = Form(lambda s: (s[2], s[3], s[1], s[0]), lambda t: t.permute(3, 2, 0, 1))
+ROW = Form(lambda s: (1, *s), torch.flatten)
+ROW_4D = Form(lambda s: (1, 1, 1, *s), torch.flatten)
+TRANSPOSED = Form(lambda s: s[::-1], lambda t: t.T)
+# Ours is (2C, 1, 3, 3): the border flag's part of a kernel that sees 2C channels of zeros and the flag.
+FLAG_OF_HWIO = Form(lambda s: (s[2], s[3], s[0] + 1, s[0]), lambda t: t.permute(3, 2, 0, 1)[:, -1:])
+
+# What else a TensorFlow checkpoint holds: counters, optimizer slots, moving averages of the weights.
+TRAINER = re.compile(
+    r"global_step|Variable(_\d+)?|adam_t|beta[12]_power|opt(imizer)?/.*|.*/(Adam|Adamax)(_\d+)?"
+    r"|.*_adam_(m|v|m1|m2)|.*/ExponentialMovingAverage"
+)
 
 
-def is_identity(t: Tensor) -> bool:
-    """Return True if a matrix is the identity."""
-    return torch.equal(t.float(), torch.eye(len(t)))
+def _openai_actnorm(ours: str, published: str) -> Iterator[Origin]:
+    return take_all(ours, f"{published}/actnorm_", {"bias": "center/b", "log_scale": "scale/logs"}, ROW_4D)
+
+
+def _openai_zero_conv(ours: str, published: str) -> Iterator[Origin]:
+    yield take(f"{ours}.weight", f"{published}/W", HWIO)
+    yield take(f"{ours}.bias", f"{published}/b", ROW_4D)
+    yield take(f"{ours}.log_scale", f"{published}/logs", ROW)
+
+
+OPENAI_STEP = "model/{level}/{k}"
+OPENAI_TABLE = (
+    *_openai_actnorm("0", OPENAI_STEP),
+    take("1.weight", f"{OPENAI_STEP}/invconv/W", TRANSPOSED),  # it multiplies rows by the matrix from the right
+    take("1.order", f"{OPENAI_STEP}/shuffle/indices"),
+    take(f"{NETWORK}.hidden.0.weight", f"{OPENAI_STEP}/f1/l_1/W", HWIO),
+    *_openai_actnorm(f"{NETWORK}.hidden.0.actnorm", f"{OPENAI_STEP}/f1/l_1"),
+    take(f"{NETWORK}.hidden.1.weight", f"{OPENAI_STEP}/f1/l_2/W", HWIO),
+    *_openai_actnorm(f"{NETWORK}.hidden.1.actnorm", f"{OPENAI_STEP}/f1/l_2"),
+    *_openai_zero_conv(f"{NETWORK}.last", f"{OPENAI_STEP}/f1/l_last"),
+    *_openai_zero_conv("split.conditioner", "model/pool{level}/conv"),
+    # Means in the first half of the rows, log-deviations in the second.
+    take("top.prior.constants.weight", "model/prior/p/W", FLAG_OF_HWIO.then(alternate)),
+    take("top.prior.constants.bias", "model/prior/p/b", ROW_4D.then(alternate)),
+    take("top.prior.constants.log_scale", "model/prior/p/logs", ROW.then(alternate)),
+    take("top.prior.by_label.weight", "model/prior/y_emb/W", TRANSPOSED.then(alternate)),
+    take("top.prior.by_label.bias", "model/prior/y_emb/b", ROW.then(alternate)),
+    take("top.prior.by_label.log_scale", "model/prior/y_emb/logs", ROW.then(alternate)),
+)
+
+
+def _openai_layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
+    """Convolutions see the border as one more channel, the last; log-scales are stored divided by 3.
+
+    The top prior is a convolution of zeros, so only its kernel for the border channel is read.
+    """
+    found = found.without(TRAINER)
+    parts = found.parts(r"model/\d+/\d+/")
+    mixings = {"conv": "invconv/W", "shuffle": "shuffle/indices"}
+    detected = {
+        **SETTINGS,
+        **levels_and_steps(found, r"model/(\d{1,4})/(\d{1,4})/"),
+        **first_step(found, "model/0/0/actnorm_center/b", "model/0/0/f1/l_1/W", "model/0/0/f1/l_last/W", (3, 3, 3)),
+        "mixing": next((mixing for mixing, part in mixings.items() if part in parts), "reverse"),
+        "learned_top": found.has("model/prior/p/"),
+        "classes": found.shape("model/prior/y_emb/W", 2)[0] if found.has("model/prior/y_emb/") else 0,
+        "edge": "flag",
+        "actnorm": "log3",
+    }
+    config = _config_with_bits(found, "8 for CIFAR-10, LSUN and ImageNet, 5 for CelebA-HQ", detected, overrides)
+    unused = rf"model/classifier/.*|model/\d+/\d+/shuffle/indices_inverse|{TRAINER.pattern}"
+    return glow_layout(config, OPENAI_TABLE, unused=re.compile(unused))
+
+
+OPENAI = Source(
+    name="Glow by OpenAI",
+    licence=LICENSE,
+    detect=re.compile(r"model/\d+/\d+/"),
+    layout=_openai_layout,
+    integers=re.compile(rf".*/shuffle/indices(_inverse)?|{TRAINER.pattern}"),
+    rename=lambda state: {name.removesuffix(":0"): t for name, t in state.items()},  # a variable's only output
+)
+
+
+# --- rosinality/glow-pytorch ------------------------------------------------------------------------------------------
+
+ROSINALITY_STEP = r"blocks\.\d+\.flows\.\d+"
+MATRIX_AS_KERNEL = Form(lambda s: (*s, 1, 1), lambda t: t[:, :, 0, 0])
+
+
+def _rosinality_table(rows: Callable[[Tensor], Tensor]) -> Iterator[Origin]:
+    """``rows`` puts those of the last convolution of a coupling into our order."""
+    step, prior = "blocks.{level}.flows.{k}", "blocks.{level}.prior"
+    yield take("0.bias", f"{step}.actnorm.loc", PER_CHANNEL)
+    yield take("0.scale", f"{step}.actnorm.scale", PER_CHANNEL)
+    yield take("1.weight", f"{step}.invconv.weight", MATRIX_AS_KERNEL)
+    yield from lu_factors("1", f"{step}.invconv", "w_p s_sign w_l w_u w_s")
+    yield from take_conv(f"{NETWORK}.hidden.0", f"{step}.coupling.net.0")
+    yield from take_conv(f"{NETWORK}.hidden.1", f"{step}.coupling.net.2")
+    zero_convs = [(f"{NETWORK}.last", f"{step}.coupling.net.4", rows)]
+    zero_convs += [("split.conditioner", prior, alternate), ("top.prior.constants", prior, alternate)]
+    for ours, published, order in zero_convs:
+        yield from take_conv(ours, f"{published}.conv", SAME.then(order))
+        yield take(f"{ours}.log_scale", f"{published}.scale", PER_CHANNEL.then(order))
+
+
+def _rosinality_layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
+    """The last level holds LU factors even where the others hold matrices; zero convolutions are padded with ones.
+
+    Scales may be negative, and in couplings the raw scales come before the shifts.
+    """
+    first, step = "blocks.0.flows.0", ROSINALITY_STEP
+    shape = levels_and_steps(found, r"blocks\.(\d{1,4})\.flows\.(\d{1,4})\.")
+    network = f"{first}.coupling.net"
+    mixing = "conv" if "weight" in found.parts(r"blocks\.0\.flows\.\d+\.invconv\.") else "lu"
+    detected = {
+        **SETTINGS,
+        **shape,
+        **first_step(found, f"{first}.actnorm.loc", f"{network}.0.weight", f"{network}.4.conv.weight"),
+        "mixing": mixing,
+        "last_mixing": "lu" if mixing == "conv" and shape["levels"] > 1 else "",
+        "edge": "ones",
+        "network": "plain",
+        "actnorm": "signed",
+    }
+    config = _config_with_bits(found, "5 by default", detected, overrides)
+    return glow_layout(
+        config,
+        _rosinality_table(alternate_swapped if config.coupling == "affine" else lambda t: t),
+        unused=re.compile(rf"{step}\.(actnorm\.initialized|invconv\.(l_mask|u_mask|l_eye))"),
+        checks=(
+            check_trained(rf"{step}\.actnorm\.initialized"),
+            Check(
+                re.compile(rf"{step}\.invconv\.l_mask"), lambda t: torch.equal(t, torch.ones_like(t).tril(-1)), CHANGED
+            ),
+            Check(
+                re.compile(rf"{step}\.invconv\.u_mask"), lambda t: torch.equal(t, torch.ones_like(t).triu(1)), CHANGED
+            ),
+            check_identity(rf"{step}\.invconv\.l_eye"),
+        ),
+    )
+
+
+ROSINALITY = Source(
+    name="Glow by rosinality",
+    licence=LICENSE,
+    detect=re.compile(rf"{ROSINALITY_STEP}\."),
+    layout=_rosinality_layout,
+    integers=re.compile(r".*\.(initialized|l_mask|u_mask|l_eye)"),
+)
+
+
+# --- y0ast/Glow-PyTorch and chaiyujin/glow-pytorch: one design under two sets of names --------------------------------
+
+
+class Naming(NamedTuple):
+    """Pixel conventions and names in which the two programs differ."""
+
+    grid: str
+    pixels: str
+    network: str  # of a coupling
+    conv: str  # from a convolution with a scale or an actnorm to its kernel
+    linear: str  # from the linear map of labels to its matrix
+    factors: str  # see ``lu_factors``
+    top: str  # the learned constants
+
+
+SHUFFLE_INDICES = re.compile(r"(__extra__\.)?flow\.layers\.\d+\.shuffle\.indices")
+
+
+def _y0ast_table(naming: Naming) -> Iterator[Origin]:
+    step, conv, linear = "flow.layers.{layer}", naming.conv, f"project_ycond{naming.linear}"
+    yield from actnorm("0", f"{step}.actnorm")
+    yield take("1.weight", f"{step}.invconv.weight")
+    yield from lu_factors("1", f"{step}.invconv", naming.factors)
+    yield take("1.order", f"{step}.shuffle.indices")
+    for place in (0, 1):
+        hidden, published = f"{NETWORK}.hidden.{place}", f"{step}.{naming.network}.{2 * place}"
+        yield take(f"{hidden}.weight", f"{published}{conv}.weight")
+        yield from actnorm(f"{hidden}.actnorm", f"{published}.actnorm")
+    yield from zero_conv(f"{NETWORK}.last", f"{step}.{naming.network}.4", conv)
+    yield from zero_conv("split.conditioner", f"{step}.conv", conv)
+    # Means in the first half of the rows, log-deviations in the second.
+    yield take("top.prior.constants.bias", f"{naming.top}{conv}.bias", SAME.then(alternate))
+    yield take("top.prior.constants.log_scale", f"{naming.top}.logs", PER_OUTPUT.then(alternate))
+    names = {"weight": f"{linear}.weight", "bias": f"{linear}.bias", "log_scale": "project_ycond.logs"}
+    yield from take_all("top.prior.by_label", "", names, SAME.then(alternate))
+
+
+def _y0ast_layout(naming: Naming, found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
+    """Without 1x1 convolutions, permutations come from ``shuffle.indices``, or from the caller.
+
+    Zero padding makes the top prior's convolution of zeros a constant, so its kernel is never read.
+    """
+    overrides = dict(overrides)
+    permutations = overrides.pop("permutations", None)
+    sequence = found.layers(r"flow\.layers\.(\d{1,4})\.(conv\.)?", {"conv.": "d"})
+    levels, steps, _ = count_levels(sequence, undivided=1)
+    if not steps:
+        raise CheckpointError(
+            f"the layers of this checkpoint of {found.program} are not those of a known variant. Expected per level "
+            "a squeeze (s), as many steps (p) as in every other level, and a split (d) after every level but the last; "
+            f"got {sequence[:100] or 'none'}. The file lacks layers, or the variant is not supported."
+        )
+    network, conv = f"flow.layers.1.{naming.network}", naming.conv
+    detected: dict[str, Any] = {
+        "levels": levels,
+        "steps": steps,
+        **first_step(found, "flow.layers.1.actnorm.bias", f"{network}.0{conv}.weight", f"{network}.4{conv}.weight"),
+        **SETTINGS,
+        "learned_top": found.has(rf"{naming.top}\."),
+    }
+    if found.has(r"project_ycond\."):
+        detected["classes"] = found.shape(f"project_ycond{naming.linear}.weight", 2)[1]
+    shuffled = permutations is not None or any(map(SHUFFLE_INDICES.fullmatch, found.shapes))
+    if mixing := found.parts(r"flow\.layers\.\d+\.invconv\."):
+        detected["mixing"] = "conv" if "weight" in mixing else "lu"
+        if shuffled:
+            raise CheckpointError(
+                "permutations are given, but this network mixes its channels by 1x1 convolutions. Leave them out."
+            )
+    elif shuffled:
+        detected["mixing"] = "shuffle"
+    elif overrides.get("mixing") != "reverse":
+        raise missing_field(
+            "permutations",
+            f"the order that each of the {levels * steps} steps ({levels} levels of {steps}) puts its channels in. This"
+            f" network has no 1x1 convolutions, and {found.program} does not save the order. If it was trained with "
+            'flow_permutation "reverse", give mixing="reverse" (--set mixing=reverse) instead. If it was "shuffle", '
+            "there is one list of indices per step, finest level first.",
+            "[[3, 0, ...], ...]",
+            "'[[3,0,...],...]'",
+            "gives noise for pictures",
+        )
+    if "prior_h" in found.shapes:
+        detected["image_size"] = tuple(side * 2**levels for side in found.shape("prior_h", 4)[2:])
+    defaults = {"n_bits": 8, "grid": naming.grid, "pixels": naming.pixels}
+    config = found.config("glow", detected, defaults, overrides)
+    given, unused = dict[str, Tensor](), rf"prior_h|project_class\..*|{naming.top}{re.escape(conv)}\.weight"
+    if permutations is not None:
+        given, unused = _orders(permutations, config), f"{unused}|{SHUFFLE_INDICES.pattern}"
+    return glow_layout(
+        config,
+        _y0ast_table(naming),
+        given,
+        unused=re.compile(unused),
+        checks=(
+            Check(
+                re.compile("prior_h"),
+                lambda t: not bool(t.any()),
+                "is expected to be zero, because the top prior is computed from it, and is not. The file is of "
+                "a changed program, which is not supported.",
+            ),
+        ),
+    )
+
+
+def _orders(permutations: Any, config: GlowConfig) -> dict[str, Tensor]:
+    """Validate channel orders given by the caller: one list per step, finest level first."""
+    count = config.levels * config.steps
+    if not isinstance(permutations, Sequence) or len(permutations) != count:
+        actual = f"{len(permutations)}" if isinstance(permutations, Sequence) else repr(permutations)[:60]
+        raise CheckpointError(
+            f"permutations must be {count} lists of indices, one for each of {config.steps} steps on {config.levels} "
+            f"levels, finest level first; got {actual}."
+        )
+    orders: dict[str, Tensor] = {}
+    for number, order in enumerate(permutations):
+        level, k = divmod(number, config.steps)
+        channels = config.channels * 4 * 2**level
+        integers = isinstance(order, (list, tuple)) and all(type(index) is int for index in order)
+        if not integers or sorted(order) != list(range(channels)):
+            raise CheckpointError(
+                f"permutations[{number}], of step {k} on level {level}, must list each of 0 to {channels - 1} once; "
+                f"got {str(order)[:80]}."
+            )
+        orders[f"levels.{level}.steps.transforms.{k}.transforms.1.order"] = torch.tensor(order)
+    return orders
+
+
+def _y0ast_source(name: str, naming: Naming) -> Source:
+    return Source(
+        name=name,
+        licence=LICENSE,
+        detect=re.compile(rf"flow\.layers\.\d+\.{naming.network}\."),
+        layout=partial(_y0ast_layout, naming),
+        integers=SHUFFLE_INDICES,
+        rename=lambda state: {name.removeprefix("__extra__."): t for name, t in state.items()},
+    )
+
+
+Y0AST = _y0ast_source(
+    "Glow by y0ast",
+    Naming("bins", "centred", "block", ".conv", ".linear", "p sign_s lower upper log_s", "learn_top_fn"),
+)
+CHAIYUJIN = _y0ast_source("Glow by chaiyujin", Naming("levels", "unit", "f", "", "", "p sign_s l u log_s", "learn_top"))

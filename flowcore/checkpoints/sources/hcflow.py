@@ -1,8 +1,6 @@
 """The published HCFlow: upscalers for photographs and faces, and a rescaler.
 
-Detected by ``flow.levelN_condFlow.``, whose numbers give the scale, 2^levels, or the trunk's ``flow.layers.N``, which
-give steps. The first level's ``additional_flow_steps`` and ``RRDB_trunk`` give detail_steps and the extractor,
-``conv1.weight`` hidden, and ``haar_weights`` rescaling.
+Detected by ``flow.levelN_condFlow.``, as many as log2 of the scale, or the trunk's ``flow.layers.N``.
 """
 
 from __future__ import annotations
@@ -33,8 +31,7 @@ NEGATED = SAME.then(torch.neg)  # published: mean and log std; ours: shift and l
 def hcflow_origins(config: HCFlowConfig) -> Iterator[Origin]:
     """Pair every parameter of ours with the published one.
 
-    The published program numbers the trunk's layers in one list: per level a squeeze (without parameters), the steps,
-    and a split (likewise).
+    The trunk's layers are numbered in one list: per level a squeeze, steps, and a split; only steps have parameters.
     """
     first = 1 if config.rescaling else 0  # of our steps: a factor comes before them
     for level in range(config.levels):
@@ -43,7 +40,7 @@ def hcflow_origins(config: HCFlowConfig) -> Iterator[Origin]:
             published = f"flow.layers.{level * (config.steps + 2) + 1 + step}"
             yield from actnorm(f"{ours}.0", f"{published}.actnorm")
             if config.rescaling:
-                yield from _convs(f"{ours}.1.conditioner.convs", f"{published}.affine.f.conv", 5)
+                yield from _dense_convs(f"{ours}.1.conditioner.convs", f"{published}.affine.f.conv")
             else:
                 yield take(f"{ours}.1.weight", f"{published}.permute.weight")
                 yield from _subnet(f"{ours}.2.conditioner", f"{published}.affine.f")
@@ -53,37 +50,19 @@ def hcflow_origins(config: HCFlowConfig) -> Iterator[Origin]:
         for trunk, (half, blocks) in enumerate(zip(("first", "second"), config.extractor_blocks, strict=True)):
             for block in range(blocks):
                 for dense in range(3):
-                    yield from _convs(
-                        f"{ours}.extractor.{half}.{block}.dense.{dense}.convs",
-                        f"{published}.RRDB_trunk{trunk}.{block}.RDB{dense + 1}.conv",
-                        5,
-                    )
+                    rdb = f"{published}.RRDB_trunk{trunk}.{block}.RDB{dense + 1}.conv"
+                    yield from _dense_convs(f"{ours}.extractor.{half}.{block}.dense.{dense}.convs", rdb)
         for step in range(config.detail_steps):
             inner, outer = f"{ours}.transform.transforms.{step}.transforms", f"{published}.additional_flow_steps.{step}"
             yield from actnorm(f"{inner}.0", f"{outer}.actnorm")
             yield take(f"{inner}.1.weight", f"{outer}.permute.weight")
             yield from _subnet(f"{inner}.2.conditioner", f"{outer}.affine.f")
         prior = f"{ours}.transform.transforms.{config.detail_steps}.conditioner"
-        yield take(f"{prior}.weight", f"{published}.f.weight", NEGATED)
-        yield take(f"{prior}.bias", f"{published}.f.bias", NEGATED)
+        yield from take_conv(prior, f"{published}.f", NEGATED)
         yield take(f"{prior}.log_scale", f"{published}.f.logs", PER_OUTPUT)
 
 
 def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
-    config = _config(found, overrides)
-    haar = {f"flow.layers.{level * (config.steps + 2)}.haar_weights" for level in range(config.levels)}
-    if config.rescaling and (missing := sorted(haar - found.shapes.keys())):
-        raise CheckpointError(f"{missing[0]} is missing: the file lacks a layer. Fetch it again.")
-    return Layout(
-        architecture="hcflow",
-        config=config,
-        origins=[*hcflow_origins(config)],
-        unused=HAAR if config.rescaling else NOTHING,
-        checks=[Check(HAAR, _is_haar, "holds no Haar transform: this variant is not supported, or damaged.")],
-    )
-
-
-def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> HCFlowConfig:
     levels = found.count(r"flow\.level(\d+)_condFlow\.")
     layers = found.indices(r"flow\.layers\.(\d{1,4})\.actnorm\.bias")
     rescaling = found.has(r"flow\.layers\.\d+\.haar_weights")
@@ -97,13 +76,12 @@ def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> HCFlowConfig:
             "not supported."
         )
     inside = "flow.level0_condFlow"
-    detail_steps = found.count(rf"{inside}\.additional_flow_steps\.(\d{{1,4}})\.")
     blocks = [found.count(rf"{inside}\.RRDB_trunk{k}\.(\d{{1,4}})\.") for k in (0, 1)]
     rrdb = next((f"{inside}.RRDB_trunk{k}.0.RDB1.conv1.weight" for k in (0, 1) if blocks[k]), "")
     detected: dict[str, Any] = {
         "scale": 2**levels,
         "steps": steps,
-        "detail_steps": detail_steps,
+        "detail_steps": found.count(rf"{inside}\.additional_flow_steps\.(\d{{1,4}})\."),
         "hidden": found.shape("flow.layers.1.affine.f.conv1.weight", 4)[0],
         "detail_hidden": found.shape(f"{inside}.additional_flow_steps.0.affine.f.conv1.weight", 4)[0],
         "extractor_blocks": tuple(blocks),
@@ -115,7 +93,17 @@ def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> HCFlowConfig:
         "quant_bins": QUANT_BINS.get(2**levels, 64),
         "temperature": 1.0 if rescaling else TEMPERATURES.get(2**levels, 0.9),
     }
-    return found.config("hcflow", detected, defaults, overrides)
+    config = found.config("hcflow", detected, defaults, overrides)
+    haar = {f"flow.layers.{level * (steps + 2)}.haar_weights" for level in range(levels)}
+    if rescaling and (missing := sorted(haar - found.shapes.keys())):
+        raise CheckpointError(f"{missing[0]} is missing: the file lacks a layer. Fetch it again.")
+    return Layout(
+        architecture="hcflow",
+        config=config,
+        origins=[*hcflow_origins(config)],
+        unused=HAAR if rescaling else NOTHING,
+        checks=[Check(HAAR, _is_haar, "holds no Haar transform: this variant is not supported, or damaged.")],
+    )
 
 
 def _is_haar(t: Tensor) -> bool:
@@ -123,14 +111,14 @@ def _is_haar(t: Tensor) -> bool:
 
 
 def _subnet(ours: str, published: str) -> Iterator[Origin]:
-    for k in range(2):
+    for k in (0, 1):
         yield take(f"{ours}.hidden.{k}.weight", f"{published}.conv{k + 1}.weight")
         yield from actnorm(f"{ours}.hidden.{k}.actnorm", f"{published}.conv{k + 1}.actnorm")
     yield from zero_conv(f"{ours}.last", f"{published}.conv3")
 
 
-def _convs(ours: str, published: str, count: int) -> Iterator[Origin]:
-    for k in range(count):
+def _dense_convs(ours: str, published: str) -> Iterator[Origin]:
+    for k in range(5):
         yield from take_conv(f"{ours}.{k}", f"{published}{k + 1}")
 
 

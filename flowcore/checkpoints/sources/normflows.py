@@ -1,8 +1,7 @@
 """Published Glows of VincentStimper/normalizing-flows (normflows), as its example builds them.
 
-Detected by ``flows.LEVEL.STEP.flows.N.``, whose numbers give levels and steps. The network of the finest level's first
-step gives hidden and coupling, ``.1.W`` mixing "conv", otherwise "lu", and the bases ``q0.0`` classes and image_size,
-which the caller gives for ``GlowBase``.
+Detected by ``flows.LEVEL.STEP.flows.N.``. No tensor determines ``scale_map`` and ``split_mode``: the defaults,
+"sigmoid" and "channel", are assumed. Nor does one tell the image_size of a model whose bases are ``GlowBase``.
 """
 
 from __future__ import annotations
@@ -17,20 +16,18 @@ from torch import Tensor
 from ...errors import CheckpointError
 from ...models.glow import GlowConfig
 from .glow import (
-    CHANGED,
     LICENSE,
     SETTINGS,
-    UNTRAINED,
+    check_identity,
+    check_trained,
     first_step,
     glow_layout,
-    is_identity,
     levels_and_steps,
     lu_factors,
 )
 from .source import (
     PER_CHANNEL,
     SAME,
-    Check,
     Checkpoint,
     Form,
     Layout,
@@ -47,32 +44,13 @@ LABEL_LAST = Form(lambda s: (*s[1:], s[0]), lambda t: t.permute(3, 0, 1, 2))
 WITHOUT_PIXELS = Form(lambda s: (1, s[1], 1, 1), lambda t: t)
 LABELS_ONLY = Form(lambda s: s[:2], lambda t: t[:, :, None, None])
 
-
 STEP = r"flows\.\d+\.\d+\.flows"
 NETWORK = rf"{STEP}\.0\.flows\.1\.param_map\.net"  # of a coupling
 INITIALIZED = rf"({STEP}\.2|{NETWORK}\.\d+\.actNorm)\.data_dep_init_done"
 
 
 def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
-    """Steps are written in the sampling direction: the deepest level first, and a level's last step first.
-
-    Shifts and log-scales have the other sign. The priors do not depend on the latents that stay. No tensor determines
-    ``scale_map`` and ``split_mode``: the defaults, "sigmoid" and "channel", are assumed.
-    """
     base = _base(found)
-    config = _config(found, overrides, base)
-    return glow_layout(
-        config,
-        _table(config, base),
-        unused=re.compile(rf"{INITIALIZED}|{STEP}\.1\.eye"),
-        checks=(
-            Check(re.compile(INITIALIZED), lambda t: bool(t.all()), UNTRAINED),
-            Check(re.compile(rf"{STEP}\.1\.eye"), is_identity, CHANGED),
-        ),
-    )
-
-
-def _config(found: Checkpoint, overrides: Mapping[str, Any], base: str) -> GlowConfig:
     shape = levels_and_steps(found, r"flows\.(\d{1,4})\.(\d{1,4})\.flows\.")
     levels = shape["levels"]
     first = f"flows.{levels - 1}.{shape['steps'] - 1}.flows"  # of the finest level
@@ -105,7 +83,13 @@ def _config(found: Checkpoint, overrides: Mapping[str, Any], base: str) -> GlowC
             detected["classes"] = table[3]
         height, width = table[1:3] if base == "ClassCondDiagGaussian" else table[2:]
         detected["image_size"] = (height * 2**levels, width * 2**levels)
-    return found.config("glow", detected, {"n_bits": 8, "grid": "bins", "pixels": "unit"}, overrides)
+    config = found.config("glow", detected, {"n_bits": 8, "grid": "bins", "pixels": "unit"}, overrides)
+    return glow_layout(
+        config,
+        _table(config, base),
+        unused=re.compile(rf"{INITIALIZED}|{STEP}\.1\.eye"),
+        checks=(check_trained(INITIALIZED), check_identity(rf"{STEP}\.1\.eye")),
+    )
 
 
 def _base(found: Checkpoint) -> str:
@@ -123,35 +107,37 @@ def _base(found: Checkpoint) -> str:
 
 
 def _table(config: GlowConfig, base: str) -> Iterator[Origin]:
-    rows = _negate_shifts if config.coupling == "affine" else torch.neg
-    step, network, net = (
-        "flows.{deep}.{back}.flows",
-        "2.conditioner",
-        "flows.{deep}.{back}.flows.0.flows.1.param_map.net",
-    )
+    """Steps are written in the sampling direction: the deepest level first, and a level's last step first.
+
+    Shifts and log-scales have the other sign. The priors do not depend on the latents that stay.
+    """
+    step, ours = "flows.{deep}.{back}.flows", "2.conditioner"
+    network, normalized = f"{step}.0.flows.1.param_map.net", config.network == "actnorm"
     yield take("0.bias", f"{step}.2.t", PER_CHANNEL.then(torch.neg))
     yield take("0.log_scale", f"{step}.2.s", PER_CHANNEL.then(torch.neg))
     yield take("1.weight", f"{step}.1.W")
     yield from lu_factors("1", f"{step}.1", "P sign_S L U log_S")
-    normalized = config.network == "actnorm"
     for k in range(2):
-        if normalized:
-            yield from _normalized_conv(f"{network}.hidden.{k}", f"{net}.{3 * k}", f"{net}.{3 * k + 1}")
+        if (
+            normalized
+        ):  # a convolution without bias, and its actnorm, which shifts after scaling where ours does so before
+            actnorm, published = f"{ours}.hidden.{k}.actnorm", f"{network}.{3 * k + 1}.actNorm"
+            yield take(f"{ours}.hidden.{k}.weight", f"{network}.{3 * k}.weight")
+            yield take(f"{actnorm}.log_scale", f"{published}.s", PER_CHANNEL)
+            pair = [f"{published}.t", f"{published}.s"]
+            yield Origin(f"{actnorm}.bias", pair, [PER_CHANNEL, PER_CHANNEL], shift_before_scale)
         else:
-            yield from take_conv(f"{network}.hidden.{k}", f"{net}.{2 * k}")
-    for part in ("weight", "bias"):
-        yield take(f"{network}.last.{part}", f"{net}.{6 if normalized else 4}.{part}", SAME.then(rows))
-    for ours in ("split.conditioner", "top.prior"):
-        yield _pixels(f"{ours}.mean", "q0.{deep}.loc", config, base)
-        yield _pixels(f"{ours}.log_std", "q0.{deep}.log_scale", config, base)
+            yield from take_conv(f"{ours}.hidden.{k}", f"{network}.{2 * k}")
+    rows = SAME.then(_negate_shifts if config.coupling == "affine" else torch.neg)
+    yield from take_conv(f"{ours}.last", f"{network}.{6 if normalized else 4}", rows)
+    for prior in ("split.conditioner", "top.prior"):
+        yield _pixels(f"{prior}.mean", "q0.{deep}.loc", config, base)
+        yield _pixels(f"{prior}.log_std", "q0.{deep}.log_scale", config, base)
 
 
-def _normalized_conv(ours: str, conv: str, actnorm: str) -> Iterator[Origin]:
-    """A convolution without bias, and its actnorm, which shifts after scaling where ours does so before."""
-    scale, shift = f"{actnorm}.actNorm.s", f"{actnorm}.actNorm.t"
-    yield take(f"{ours}.weight", f"{conv}.weight")
-    yield take(f"{ours}.actnorm.log_scale", scale, PER_CHANNEL)
-    yield Origin(f"{ours}.actnorm.bias", [shift, scale], [PER_CHANNEL, PER_CHANNEL], shift_before_scale)
+def _negate_shifts(t: Tensor) -> Tensor:
+    """Change the sign of every other row, from the first."""
+    return torch.stack([-t[0::2], t[1::2]], dim=1).flatten(0, 1)
 
 
 def _pixels(ours: str, published: str, config: GlowConfig, base: str) -> Origin:
@@ -164,11 +150,6 @@ def _pixels(ours: str, published: str, config: GlowConfig, base: str) -> Origin:
     if config.classes:
         names, forms = [*names, f"{published}_cc"], [*forms, LABELS_ONLY]
     return Origin(ours, names, forms, _scaled)
-
-
-def _negate_shifts(t: Tensor) -> Tensor:
-    """Change the sign of every other row, from the first."""
-    return torch.stack([-t[0::2], t[1::2]], dim=1).flatten(0, 1)
 
 
 def _scaled(value: Tensor, logs: Tensor, by_label: Tensor | None = None) -> Tensor:

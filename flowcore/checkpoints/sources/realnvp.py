@@ -1,7 +1,6 @@
 """Published Real NVPs of chrischute/real-nvp: the paper's, without batch norm in the flow and without mask channels.
 
-Detected by ``flows.(next_block.)*in_couplings.``; the depth of ``next_block`` gives scales. The first ``st_net`` gives
-channels (``in_norm.weight``), hidden (``in_conv``) and blocks, and ``data_constraint`` gives alpha.
+Detected by ``flows.(next_block.)*in_couplings.``, where every ``next_block`` is one more scale.
 """
 
 from __future__ import annotations
@@ -17,18 +16,16 @@ from ...models.realnvp import RealNVPConfig
 from .glow import LICENSE, alternate_swapped
 from .source import AS_KERNEL, PER_OUTPUT, Checkpoint, Layout, Origin, Source, State, take, take_all, take_conv
 
-# Names of weight normalization in newer versions of torch, and in older ones.
 DEPTH = r"flows\.((next_block\.)*)"
-PARAMETRIZATIONS = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+PARAMETRIZATION = re.compile(r"\.parametrizations\.weight\.original([01])$")
 
 
 def _to_older_names(state: State) -> State:
-    renamed = dict(state)
-    for name in state:
-        for new, old in PARAMETRIZATIONS.items():
-            other = name.removesuffix(new) + old
-            if name.endswith(f".{new}") and other not in state:
-                renamed[other] = renamed.pop(name)
+    """Rename what newer versions of torch call differently in weight normalization."""
+    renamed: dict[str, Tensor] = {}
+    for name, t in state.items():
+        older = PARAMETRIZATION.sub(lambda m: ".weight_g" if m[1] == "0" else ".weight_v", name)
+        renamed[name if older in state else older] = t
     return renamed
 
 
@@ -51,22 +48,16 @@ def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
         "alpha": (1 - float(constraint)) / 2,
     }
     config: RealNVPConfig = found.config("realnvp", detected, {"n_bits": 8, "grid": "bins"}, overrides)
-    return Layout(
-        architecture="realnvp",
-        config=config,
-        origins=[*_origins(config)],
-        unused=re.compile(r"data_constraint|.*\.num_batches_tracked"),
-    )
-
-
-def _origins(config: RealNVPConfig) -> Iterator[Origin]:
+    origins: list[Origin] = []
     for level in range(config.scales):
         last = level == config.scales - 1
         ours, published = f"levels.{level}.steps.transforms", "flows." + "next_block." * level
         for k in range(4 if last else 3):
-            yield from _coupling(f"{ours}.{k}.conditioner", f"{published}in_couplings.{k}", config)
+            origins += _coupling(f"{ours}.{k}.conditioner", f"{published}in_couplings.{k}", config)
         for k in range(0 if last else 3):  # our fourth step is a squeeze
-            yield from _coupling(f"{ours}.{4 + k}.conditioner", f"{published}out_couplings.{k}", config)
+            origins += _coupling(f"{ours}.{4 + k}.conditioner", f"{published}out_couplings.{k}", config)
+    unused = re.compile(r"data_constraint|.*\.num_batches_tracked")
+    return Layout(architecture="realnvp", config=config, origins=origins, unused=unused)
 
 
 def _coupling(ours: str, published: str, config: RealNVPConfig) -> Iterator[Origin]:

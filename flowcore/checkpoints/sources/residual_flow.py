@@ -1,11 +1,8 @@
 """Checkpoints of rtqichen/residual-flows, the program of the authors of Residual Flow: its models of images.
 
-Detected by ``transforms.SCALE.chain.N.nnet.``: the numbers give blocks and, as ``nnet.nnet``, full_blocks. The first
-block's weights give channels, squeeze_first, hidden and kernels, the length of its vector ``u`` image_size, and
-``beta`` activation "lipswish".
-
-The norms of layers are measured by vectors in the file, which ``flow.normalize()`` renews where they do not belong to
-these weights: published files hold averaged weights, but the vectors of the last ones.
+Detected by ``transforms.SCALE.chain.N.nnet.``; blocks of the flattened image are ``nnet.nnet``. The norms of layers are
+measured by vectors in the file, which ``flow.normalize()`` renews where they do not belong to these weights: published
+files hold averaged weights, but the vectors of the last ones.
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ from typing import Any
 from ...errors import CheckpointError
 from ...models.residual_flow import ResidualFlowConfig
 from .glow import UNTRAINED
-from .source import Check, Checkpoint, Form, Layout, Origin, Shape, Source, missing_field, take, take_all
+from .source import SAME, Check, Checkpoint, Form, Layout, Origin, Shape, Source, missing_field, take, take_all
 
 LICENSE = (
     "MIT for the program; none is stated with published weights, and CIFAR-10, ImageNet and CelebA restrict use: check "
@@ -26,6 +23,10 @@ LICENSE = (
 )
 
 ELEMENT = r"transforms\.\d+\.chain\.\d+\."
+UNUSED = re.compile(
+    ELEMENT + r"(geom_p|lamb|last_n_samples|last_firmom|last_secmom|(fc_module\.)?initialized"
+    r"|nnet\.(nnet\.)?\d+\.(initialized|spatial_dims|scale))"
+)
 IMAGES = {1: (1, False), 3: (3, False), 4: (1, True), 12: (3, True)}  # channels of the first block: image, squeezed
 
 
@@ -46,7 +47,7 @@ def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
     full = _blocks(found, last, r"nnet\.nnet\.\d")
     first = f"transforms.0.chain.{blocks[0][0]}.nnet"
     layers = _layers(found, first)
-    inputs = found.shape(f"{first}.{layers[0]}.weight", 4)[1]
+    hidden, inputs = found.shape(f"{first}.{layers[0]}.weight", 4)[:2]
     if inputs not in IMAGES:
         raise CheckpointError(
             f"the first block of this checkpoint of {found.program} has {inputs} channels; expected 3 or 1, or 12 or 4 "
@@ -58,31 +59,27 @@ def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
     detected: dict[str, Any] = {
         "channels": channels,
         "blocks": tuple(map(len, blocks)),
-        "hidden": found.shape(f"{first}.{layers[0]}.weight", 4)[0],
+        "hidden": hidden,
         "full_blocks": len(full),
         "kernels": tuple(found.shape(f"{first}.{k}.weight", 4)[2] for k in layers),
         "activation": "lipswish" if found.has(ELEMENT + r"nnet\.(nnet\.)?\d+\.beta") else "elu",
         "leading": not others or _layers(found, others[0])[0] == 1,
         "first_leading": layers[0] == 1,
         "lipschitz": "grid",
-        "factor_out": last > 0 and _channels(found, 1, blocks[1][0]) == 2 * inputs,
+        "factor_out": last > 0 and _weight(found, f"transforms.1.chain.{blocks[1][0]}.nnet", 4)[1] == 2 * inputs,
         "squeeze_first": squeeze_first,
         "first_actnorm": "transforms.0.chain.1.bias" in found.shapes,
         "image_size": _image_size(found, first, layers, 1 + squeeze_first, overrides),
     }
     if full:
-        name = f"transforms.{last}.chain.{full[0]}.nnet.nnet"
-        detected["full_hidden"] = found.shape(f"{name}.{_layers(found, name)[0]}.weight", 2)[0]
+        detected["full_hidden"] = _weight(found, f"transforms.{last}.chain.{full[0]}.nnet.nnet", 2)[0]
     defaults = {"coefficient": 0.98, "alpha": 0.05 if channels == 3 else 1e-6, "n_bits": 8, "grid": "bins"}
     config: ResidualFlowConfig = found.config("residual_flow", detected, defaults, overrides)
     return Layout(
         architecture="residual_flow",
         config=config,
         origins=[*residual_flow_origins(config)],
-        unused=re.compile(
-            ELEMENT + r"(geom_p|lamb|last_n_samples|last_firmom|last_secmom|(fc_module\.)?initialized"
-            r"|nnet\.(nnet\.)?\d+\.(initialized|spatial_dims|scale))"
-        ),
+        unused=UNUSED,
         checks=[Check(re.compile(ELEMENT + r".*\binitialized"), lambda t: bool((t == 1).all()), UNTRAINED)],
     )
 
@@ -103,9 +100,9 @@ def _layers(found: Checkpoint, network: str) -> list[int]:
     return layers
 
 
-def _channels(found: Checkpoint, level: int, block: int) -> int:
-    name = f"transforms.{level}.chain.{block}.nnet"
-    return found.shape(f"{name}.{_layers(found, name)[0]}.weight", 4)[1]
+def _weight(found: Checkpoint, network: str, dimensions: int) -> Shape:
+    """Look up the shape of a network's first weight."""
+    return found.shape(f"{network}.{_layers(found, network)[0]}.weight", dimensions)
 
 
 def _image_size(
@@ -151,18 +148,16 @@ def residual_flow_origins(config: ResidualFlowConfig) -> Iterator[Origin]:
             at = 1
         for k in range(blocks):
             leading = config.first_leading if level == k == 0 else config.leading
-            name = f"{published}.{at + ahead}.nnet"
-            widths = [channels, *[config.hidden] * (len(config.kernels) - 1), channels]
-            yield from _network(f"{ours}.{at}", name, config.kernels, widths, leading, (height, width), config)
+            block = f"{published}.{at + ahead}.nnet"
+            yield from _network(f"{ours}.{at}", block, channels, config.hidden, leading, config, (height, width))
             yield from _actnorm(f"{ours}.{at + 1}", f"{published}.{at + ahead + 1}")
             at += 2
         if level == last and config.full_blocks:
             elements = channels * height * width
-            widths = [elements, *[config.full_hidden] * (len(config.kernels) - 1), elements]
             at, ahead = at + 1, ahead - 1  # our flattening
             for _ in range(config.full_blocks):
-                name = f"{published}.{at + ahead}.nnet.nnet"
-                yield from _network(f"{ours}.{at}", name, (), widths, config.leading, (1, 1), config)
+                block = f"{published}.{at + ahead}.nnet.nnet"
+                yield from _network(f"{ours}.{at}", block, elements, config.full_hidden, config.leading, config)
                 yield from _actnorm(f"{ours}.{at + 1}", f"{published}.{at + ahead + 1}.fc_module")
                 at += 2
 
@@ -170,21 +165,22 @@ def residual_flow_origins(config: ResidualFlowConfig) -> Iterator[Origin]:
 def _network(
     ours: str,
     published: str,
-    kernels: tuple[int, ...],
-    widths: list[int],
+    channels: int,
+    hidden: int,
     leading: bool,
-    sides: Shape,
     config: ResidualFlowConfig,
+    sides: Shape | None = None,
 ) -> Iterator[Origin]:
-    """Take a network, of convolutions or, without kernels, of matrices."""
-    for k in range(len(widths) - 1):
+    """Take a network, of convolutions on a grid or, without ``sides``, of matrices."""
+    widths = [channels, *[hidden] * (len(config.kernels) - 1), channels]
+    for k, kernel in enumerate(config.kernels):
         place = 2 * k + leading
         layer, theirs = f"{ours}.network.layers.{place}", f"{published}.{place}"
-        yield take(f"{layer}.weight", f"{theirs}.weight", *([] if kernels else [MATRIX]))
+        yield take(f"{layer}.weight", f"{theirs}.weight", SAME if sides else MATRIX)
         yield take(f"{layer}.bias", f"{theirs}.bias")
-        at = (1, 1) if not kernels or kernels[k] == 1 else sides
-        for name, channels in (("u", widths[k + 1]), ("v", widths[k])):
-            yield take(f"{layer}.{name}", f"{theirs}.{name}", _grid((channels, *at)))
+        grid = (1, 1) if sides is None or kernel == 1 else sides
+        for name, width in (("u", widths[k + 1]), ("v", widths[k])):
+            yield take(f"{layer}.{name}", f"{theirs}.{name}", _flat((width, *grid)))
     if config.activation == "lipswish":
         for place in range(1 - leading, 2 * len(widths) - 3 + leading, 2):
             yield take(f"{ours}.network.layers.{place}.beta", f"{published}.{place}.beta")
@@ -193,7 +189,7 @@ def _network(
 MATRIX = Form(lambda shape: shape[:2], lambda t: t[:, :, None, None])
 
 
-def _grid(shape: Shape) -> Form:
+def _flat(shape: Shape) -> Form:
     return Form(lambda _: (math.prod(shape),), lambda t: t.reshape(shape))
 
 

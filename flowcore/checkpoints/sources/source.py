@@ -69,9 +69,9 @@ def take_all(ours: str, published: str, names: Mapping[str, str], form: Form = S
         yield take(f"{ours}.{part}", published + name, form)
 
 
-def take_conv(ours: str, published: str) -> Iterator[Origin]:
-    """Take weight and bias of a convolution as they are."""
-    return take_all(ours, f"{published}.", {"weight": "weight", "bias": "bias"})
+def take_conv(ours: str, published: str, form: Form = SAME) -> Iterator[Origin]:
+    """Take weight and bias of a convolution."""
+    return take_all(ours, f"{published}.", {"weight": "weight", "bias": "bias"}, form)
 
 
 def shift_before_scale(shift: Tensor, log_scale: Tensor) -> Tensor:

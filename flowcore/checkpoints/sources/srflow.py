@@ -1,8 +1,8 @@
-"""The published SRFlow: three upscalers, and variants of them.
+"""The published SRFlow and its descendants: SRFlow-DA, and LLFlow for low light.
 
-Detected by ``flowUpsamplerNet.``, whose layers give levels, steps and transition_steps. The number of ``RRDB.upconvN``
-gives the scale, ``RRDB_trunk`` the encoder, and ``fFeatures.0.weight`` hidden and the number of stacked blocks. Which
-ones they are is known for the released models; the caller gives them for others.
+All of them hold an encoder under ``RRDB.``, and under ``flowUpsamplerNet.layers.N.`` one list of the layers of all
+levels: squeezes, which have no tensors, plain steps, coupled steps, and splits. Which encoder blocks are stacked is in
+no file: it is known for the released models, and the caller gives it for others.
 """
 
 from __future__ import annotations
@@ -13,40 +13,27 @@ from typing import Any
 
 from ...errors import CheckpointError
 from ...models import configure
+from ...models.llflow import LEVELS, LLFlowConfig
 from ...models.srflow import SRFlowConfig
+from ...models.srflow_da import SRFlowDAConfig, split_levels
 from .glow import actnorm, zero_conv
 from .source import Checkpoint, Layout, Origin, Source, count_levels, missing_field, take, take_conv
 
-# Which encoder blocks are stacked, by (scale, blocks), in the released configurations; not in the files.
-STACKED_BLOCKS = {(4, 23): (1, 8, 15, 22), (8, 23): (1, 3, 5, 7), (8, 8): (1, 3, 5, 7)}
-
-# A head that the published program never reads either.
-UNUSED = re.compile(r"flowUpsamplerNet\.f\..*")
+LAYERS = "flowUpsamplerNet.layers"
+UNUSED = re.compile(r"flowUpsamplerNet\.f\..*")  # a head that the published programs never read either
 
 
-def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
-    config = _config(found.without(UNUSED), overrides)
-    return Layout(architecture="srflow", config=config, origins=[*srflow_origins(config)], unused=UNUSED)
+# --- what they have in common -----------------------------------------------------------------------------------------
 
 
-def srflow_origins(config: SRFlowConfig) -> Iterator[Origin]:
-    """Pair every parameter of ours with the published one."""
-    yield from upscaler_origins(config.scale, config.encoder_blocks)
-    level = "s" + "p" * config.transition_steps + "c" * config.steps
-    undivided = min(2, config.levels)
-    levels = [f"{level}d"] * (config.levels - undivided) + [level] * undivided
-    names = ["fFeatures", "fAffine"] if config.injector else ["fAffine"]  # published: always both
-    yield from flow_origins(levels, lambda ours, published: subnet(ours, published, config.hidden_layers), names)
-
-
-def upscaler_origins(scale: int, blocks: int) -> Iterator[Origin]:
+def _upscaler_origins(scale: int, blocks: int) -> Iterator[Origin]:
     """Pair the parameters of an ``RRDBEncoder`` with those of the published encoder."""
     convs = {"conv_first": "conv_first", "conv_trunk": "trunk_conv", "conv_hr": "HRconv", "conv_last": "conv_last"}
     upward = {f"conv_up.{k}": f"upconv{k + 1}" for k in range(scale.bit_length() - 1)}
-    return encoder_origins({**convs, **upward}, blocks)
+    return _encoder_origins({**convs, **upward}, blocks)
 
 
-def encoder_origins(convs: Mapping[str, str], blocks: int) -> Iterator[Origin]:
+def _encoder_origins(convs: Mapping[str, str], blocks: int) -> Iterator[Origin]:
     """Pair the parameters of an encoder's RRDBs, and of other convolutions from our names to the published ones."""
     dense = {
         f"blocks.{n}.dense.{d}.convs.{k}": f"RRDB_trunk.{n}.RDB{d + 1}.conv{k + 1}"
@@ -58,12 +45,12 @@ def encoder_origins(convs: Mapping[str, str], blocks: int) -> Iterator[Origin]:
         yield from take_conv(f"encoder.{ours}", f"RRDB.{published}")
 
 
-def flow_origins(
+def _flow_origins(
     levels: Iterable[str],
     network: Callable[[str, str], Iterator[Origin]],
     names: Sequence[str] = ("fFeatures", "fAffine"),
 ) -> Iterator[Origin]:
-    """Pair the parameters of a flow, all of whose layers the published programs number in one list.
+    """Pair the parameters of a flow.
 
     Each of ``levels`` is a squeeze ("s", perhaps with a factor) or none, plain ("p") and coupled steps ("c"), a split
     ("d") or none. ``names`` are the published networks in a coupled step, in our order.
@@ -72,7 +59,7 @@ def flow_origins(
     for level, layers in enumerate(levels):
         layer += layers.startswith("s")
         for step, kind in enumerate(layers.strip("s248d")):
-            ours, published = f"levels.{level}.steps.transforms.{step}.transforms", f"flowUpsamplerNet.layers.{layer}"
+            ours, published = f"levels.{level}.steps.transforms.{step}.transforms", f"{LAYERS}.{layer}"
             yield from actnorm(f"{ours}.0", f"{published}.actnorm")
             yield take(f"{ours}.1.weight", f"{published}.invconv.weight")
             if kind == "c":
@@ -80,11 +67,11 @@ def flow_origins(
                     yield from network(f"{ours}.{part}.conditioner", f"{published}.affine.{name}")
             layer += 1
         if layers.endswith("d"):
-            yield from zero_conv(f"levels.{level}.split.conditioner", f"flowUpsamplerNet.layers.{layer}.conv")
+            yield from zero_conv(f"levels.{level}.split.conditioner", f"{LAYERS}.{layer}.conv")
             layer += 1
 
 
-def subnet(ours: str, published: str, hidden_layers: int) -> Iterator[Origin]:
+def _subnet(ours: str, published: str, hidden_layers: int) -> Iterator[Origin]:
     """Pair the parameters of a ``Conditioner``."""
     for k in range(hidden_layers + 1):
         yield take(f"{ours}.hidden.{k}.weight", f"{published}.{2 * k}.weight")  # the odd indices are activations
@@ -92,32 +79,7 @@ def subnet(ours: str, published: str, hidden_layers: int) -> Iterator[Origin]:
     yield from zero_conv(f"{ours}.last", f"{published}.{2 * (hidden_layers + 1)}")
 
 
-def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> SRFlowConfig:
-    levels, transition_steps, steps, coupled = _layers(found)
-    subnet = f"flowUpsamplerNet.layers.{coupled}.affine.fFeatures."
-    convs = [name for name in found.shapes if name.startswith(subnet) and name.endswith(".weight")]
-    hidden_layers = len(convs) - 2
-    hidden, condition = found.shape(f"{subnet}0.weight", 4)[:2]
-    detected: dict[str, Any] = {
-        "scale": encoder_scale(found),
-        **encoder_fields(found),
-        "levels": levels,
-        "steps": steps,
-        "transition_steps": transition_steps,
-        "hidden": hidden,
-        "hidden_layers": hidden_layers,
-        "hidden_kernel": found.shape(f"{subnet}2.weight", 4)[-1] if hidden_layers > 0 else 1,
-    }
-    known = STACKED_BLOCKS.get((detected["scale"], detected["encoder_blocks"]), ())
-    return config_of("srflow", found, detected, condition, known, overrides)
-
-
-def encoder_scale(found: Checkpoint) -> int:
-    """Detect the scale of an upscaler's encoder."""
-    return 2 ** min(8, len(found.indices(r"RRDB\.upconv(\d+)\.")))
-
-
-def encoder_fields(found: Checkpoint) -> dict[str, int]:
+def _encoder_fields(found: Checkpoint) -> dict[str, int]:
     """Detect the number of an encoder's blocks, and their widths."""
     return {
         "encoder_blocks": found.count(r"RRDB\.RRDB_trunk\.(\d+)\."),
@@ -126,26 +88,18 @@ def encoder_fields(found: Checkpoint) -> dict[str, int]:
     }
 
 
-def layer_kinds(found: Checkpoint) -> str:
+def _scale(found: Checkpoint) -> int:
+    """Detect the scale of an upscaler by the convolutions that enlarge in its encoder."""
+    return 2 ** min(8, len(found.indices(r"RRDB\.upconv(\d+)\.")))
+
+
+def _kinds(found: Checkpoint) -> str:
     """Spell the layers of a flow: s for a squeeze (no tensors), p for a plain step, c for a coupled one, d a split."""
     pattern = r"flowUpsamplerNet\.layers\.(\d{1,4})\.(actnorm|invconv|affine|conv)\."
     return found.layers(pattern, {"affine": "c", "conv": "d"})
 
 
-def _layers(found: Checkpoint) -> tuple[int, int, int, int]:
-    """Count levels, plain and coupled steps per level in the layer list, and find the index of a coupled step."""
-    sequence = layer_kinds(found)
-    levels, transition_steps, steps = count_levels(sequence, undivided=2)
-    if not steps:
-        raise CheckpointError(
-            "the layers of this SRFlow checkpoint are not those of a known variant. Expected per level a squeeze (s), "
-            "as many plain (p) and coupled (c) steps as in every other level, and a split (d) after every level but "
-            f"the last two; got {sequence[:100] or 'none'}. The file lacks layers, or the variant is not supported."
-        )
-    return levels, transition_steps, steps, sequence.index("c")
-
-
-def config_of(
+def _config(
     architecture: str,
     found: Checkpoint,
     detected: Mapping[str, Any],
@@ -154,13 +108,6 @@ def config_of(
     overrides: Mapping[str, Any],
 ) -> Any:
     """Make a configuration: ``condition`` channels give how many blocks are stacked, the caller or ``known`` which."""
-    blocks = _stacked_blocks(found, detected, condition, known, overrides.get("stacked_blocks"))
-    return configure(architecture, {**detected, **overrides, "stacked_blocks": blocks})
-
-
-def _stacked_blocks(
-    found: Checkpoint, detected: Mapping[str, Any], condition: int, known: tuple[int, ...], given: Any
-) -> tuple[int, ...]:
     blocks, width = detected["encoder_blocks"], detected["encoder_width"]
     count, rest = divmod(condition - width, width) if width else (-1, 0)
     if rest or count < 0:
@@ -168,8 +115,9 @@ def _stacked_blocks(
             f"the condition in this {found.program} checkpoint has {condition} channels, which is no multiple of the "
             f"encoder's width, {width}. The file is damaged, or the variant is not supported."
         )
-    if given is not None:
-        stacked = (given,) if isinstance(given, int) else given
+    stacked = overrides.get("stacked_blocks")
+    if stacked is not None:
+        given, stacked = stacked, (stacked,) if isinstance(stacked, int) else stacked
         if not isinstance(stacked, (list, tuple)):
             raise CheckpointError(f"stacked_blocks must be block indices such as (1, 8, 15, 22); got {given!r}.")
         if len(stacked) != count:
@@ -178,26 +126,205 @@ def _stacked_blocks(
                 f"has {condition} channels: {width} native ones and {width} of each of {count} blocks. "
                 f"Give {count} indices."
             )
-        return tuple(stacked)
-    if len(known) == count:
-        return known
-    if count == 0:
-        return ()
-    released = f"{found.program} {detected['scale']}x" if "scale" in detected else f"{found.program} model"
-    example = [max(0, (k + 1) * blocks // count - 1) for k in range(min(count, 16))]
-    raise missing_field(
-        "stacked_blocks",
-        f"which {count} of the encoder's {blocks} blocks every level sees. No checkpoint holds it, and no released "
-        f"{released} has {blocks} blocks and stacks {count} of them.",
-        str(tuple(example)),
-        ",".join(map(str, example)),
-        "gives wrong pictures",
-    )
+    elif count in (0, len(known)):
+        stacked = known[:count]
+    else:
+        released = f"{found.program} {detected['scale']}x" if "scale" in detected else f"{found.program} model"
+        example = [max(0, (k + 1) * blocks // count - 1) for k in range(min(count, 16))]
+        raise missing_field(
+            "stacked_blocks",
+            f"which {count} of the encoder's {blocks} blocks every level sees. No checkpoint holds it, and no released "
+            f"{released} has {blocks} blocks and stacks {count} of them.",
+            str(tuple(example)),
+            ",".join(map(str, example)),
+            "gives wrong pictures",
+        )
+    return configure(architecture, {**detected, **overrides, "stacked_blocks": tuple(stacked)})
+
+
+# --- SRFlow -----------------------------------------------------------------------------------------------------------
+
+# Which encoder blocks are stacked in the released configurations, by scale and number of blocks.
+STACKED_BLOCKS = {(4, 23): (1, 8, 15, 22), (8, 23): (1, 3, 5, 7), (8, 8): (1, 3, 5, 7)}
+
+
+def _srflow_layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
+    found = found.without(UNUSED)
+    sequence = _kinds(found)
+    levels, transition_steps, steps = count_levels(sequence, undivided=2)
+    if not steps:
+        raise CheckpointError(
+            "the layers of this SRFlow checkpoint are not those of a known variant. Expected per level a squeeze (s), "
+            "as many plain (p) and coupled (c) steps as in every other level, and a split (d) after every level but "
+            f"the last two; got {sequence[:100] or 'none'}. The file lacks layers, or the variant is not supported."
+        )
+    subnet = f"{LAYERS}.{sequence.index('c')}.affine.fFeatures."
+    hidden_layers = sum(name.startswith(subnet) and name.endswith(".weight") for name in found.shapes) - 2
+    hidden, condition = found.shape(f"{subnet}0.weight", 4)[:2]
+    detected: dict[str, Any] = {
+        "scale": _scale(found),
+        **_encoder_fields(found),
+        "levels": levels,
+        "steps": steps,
+        "transition_steps": transition_steps,
+        "hidden": hidden,
+        "hidden_layers": hidden_layers,
+        "hidden_kernel": found.shape(f"{subnet}2.weight", 4)[-1] if hidden_layers > 0 else 1,
+    }
+    known = STACKED_BLOCKS.get((detected["scale"], detected["encoder_blocks"]), ())
+    config = _config("srflow", found, detected, condition, known, overrides)
+    return Layout(architecture="srflow", config=config, origins=[*srflow_origins(config)], unused=UNUSED)
+
+
+def srflow_origins(config: SRFlowConfig) -> Iterator[Origin]:
+    """Pair every parameter of ours with the published one."""
+    yield from _upscaler_origins(config.scale, config.encoder_blocks)
+    level = "s" + "p" * config.transition_steps + "c" * config.steps
+    undivided = min(2, config.levels)
+    levels = [f"{level}d"] * (config.levels - undivided) + [level] * undivided
+    names = ["fFeatures", "fAffine"] if config.injector else ["fAffine"]  # published: always both
+    yield from _flow_origins(levels, lambda ours, published: _subnet(ours, published, config.hidden_layers), names)
 
 
 SRFLOW = Source(
     name="SRFlow",
     licence="SRFlow's published weights: CC BY-NC-SA 4.0, research use only; check the license of your file",
     detect=re.compile(r"flowUpsamplerNet\."),
-    layout=_layout,
+    layout=_srflow_layout,
+)
+
+
+# --- LLFlow: a small network and a large one --------------------------------------------------------------------------
+
+LLFLOW_STACKED_BLOCKS = {4: (1,), 24: (1, 3, 5, 7)}  # by encoder blocks
+
+# Branches that the published program never reads either.
+LLFLOW_UNUSED = re.compile(rf"{UNUSED.pattern}|RRDB\.(downconv3|HRconv|conv_last|awb_para)\..*")
+
+
+def _llflow_layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
+    found = found.without(LLFLOW_UNUSED)
+    kinds = _kinds(found)
+    levels, transition_steps, steps = count_levels(kinds, undivided=LEVELS)
+    if levels != LEVELS or not steps:
+        raise CheckpointError(
+            f"the layers of this LLFlow checkpoint are not those of a known variant. Expected {LEVELS} levels, each of "
+            "a squeeze (s) and as many plain (p) and coupled (c) steps as every other, without splits (d); got "
+            f"{kinds[:100] or 'none'}. The file lacks layers, or the variant is not supported."
+        )
+    hidden, condition = found.shape(f"{LAYERS}.{1 + transition_steps}.affine.fFeatures.0.weight", 4)[:2]
+    fields = {"steps": steps, "transition_steps": transition_steps, "hidden": hidden, **_encoder_fields(found)}
+    known = LLFLOW_STACKED_BLOCKS.get(fields["encoder_blocks"], ())
+    config = _config("llflow", found, fields, condition, known, overrides)
+    return Layout(architecture="llflow", config=config, origins=[*llflow_origins(config)], unused=LLFLOW_UNUSED)
+
+
+def llflow_origins(config: LLFlowConfig) -> Iterator[Origin]:
+    """Pair every parameter of ours with the published one."""
+    convs = {
+        "conv_first": "conv_first",
+        "conv_second": "conv_second",
+        "conv_trunk": "trunk_conv",
+        "conv_down.0": "downconv1",
+        "conv_down.1": "downconv2",
+        "conv_color": "fine_tune_color_map.0",
+    }
+    yield from _encoder_origins(convs, config.encoder_blocks)
+    level = "s" + "p" * config.transition_steps + "c" * config.steps
+    yield from _flow_origins([level] * LEVELS, lambda ours, published: _subnet(ours, published, 1))
+
+
+LLFLOW = Source(
+    name="LLFlow",
+    licence="LLFlow's published weights: CC BY-NC-SA 4.0, academic research only; check the license of your file",
+    detect=re.compile(r"RRDB\.(fine_tune_color_map|awb_para|conv_second)\."),
+    layout=_llflow_layout,
+)
+
+
+# --- SRFlow-DA, and its variants -S, -R and -D ------------------------------------------------------------------------
+
+DA_STACKED_BLOCKS = {23: (1, 8, 15, 22)}  # by encoder blocks; SRFlow stacks others at 8x
+
+
+def _srflow_da_layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
+    found = found.without(UNUSED)
+    kinds = _kinds(found)
+    if "c" not in kinds:
+        raise CheckpointError(
+            "this SRFlow-DA checkpoint has no conditional steps (layers with affine). The file is incomplete; fetch it "
+            "again."
+        )
+    subnet = f"{LAYERS}.{kinds.index('c')}.affine.fFeatures"
+    if found.has(re.escape(f"{subnet}1.")):
+        first, inner = f"{subnet}1.0", f"{subnet}2."
+        blocks = len(found.indices(re.escape(inner) + r"(\d+)\.\d+\.weight")) or 1
+        others = 0
+    else:
+        first, inner, blocks = f"{subnet}.0", f"{subnet}.", 0
+        others = 2  # the first and the last convolution
+    hidden, condition = found.shape(f"{first}.weight", 4)[:2]
+    detected: dict[str, Any] = {
+        "scale": _scale(found),
+        **_encoder_fields(found),
+        "layers": _with_factors(found, kinds),
+        "hidden": hidden,
+        "hidden_layers": sum(name.startswith(inner) and name.endswith(".weight") for name in found.shapes) - others,
+        "residual_blocks": blocks,
+    }
+    known = DA_STACKED_BLOCKS.get(detected["encoder_blocks"], ())
+    config = _config("srflow_da", found, detected, condition, known, overrides)
+    origins = [*srflow_da_origins(config, numbered=found.has(r".*\.affine\.fFeatures2\.\d+\.\d+\."))]
+    return Layout(architecture="srflow_da", config=config, origins=origins, unused=UNUSED)
+
+
+def _with_factors(found: Checkpoint, kinds: str) -> str:
+    """Add the factor of every squeeze, by the channels of the next step."""
+    layers, channels = "", 3
+    for index, kind in enumerate(kinds):
+        if kind == "s":
+            after = found.shapes.get(f"{LAYERS}.{index + 1}.invconv.weight", (0,))[0]
+            factor = {4: 2, 16: 4, 64: 8}.get(after // channels if after % channels == 0 else 0)
+            if factor is None:
+                raise CheckpointError(
+                    f"layer {index + 1} of this SRFlow-DA checkpoint has {after or 'no'} channels after a squeeze of "
+                    f"{channels}; expected {4 * channels}, {16 * channels} or {64 * channels}. The file lacks layers, "
+                    f"or the variant is not supported; its layers are {kinds[:100]} (squeeze, plain, coupled, split)."
+                )
+            kind, channels = f"s{factor}", channels * factor**2
+        elif kind == "d":
+            channels = max(1, channels // 2)
+        layers += kind
+    return layers
+
+
+def srflow_da_origins(config: SRFlowDAConfig, *, numbered: bool = False) -> Iterator[Origin]:
+    """Pair every parameter of ours with the published one.
+
+    A single residual block has no number in -R; in -D it would be ``numbered``, as several are.
+    """
+    blocks, hidden_layers = config.residual_blocks, config.hidden_layers
+    numbered = numbered or blocks > 1
+
+    def network(ours: str, published: str) -> Iterator[Origin]:
+        for k in range(hidden_layers + 1):
+            if not blocks:
+                name = f"{published}.{2 * k}"  # the odd indices are activations
+            elif k == 0:
+                name = f"{published}1.0"
+            else:
+                number, place = divmod(k - 1, hidden_layers // blocks)
+                name = f"{published}2.{number}.{2 * place}" if numbered else f"{published}2.{2 * place}"
+            yield from take_conv(f"{ours}.hidden.{k}", name)
+        yield from zero_conv(f"{ours}.last", f"{published}3.0" if blocks else f"{published}.{2 * (hidden_layers + 1)}")
+
+    yield from _upscaler_origins(config.scale, config.encoder_blocks)
+    yield from _flow_origins([layers for _, layers in split_levels(config.layers)], network)
+
+
+SRFLOW_DA = Source(
+    name="SRFlow-DA",
+    licence="SRFlow-DA's published weights: CC BY-NC-SA 4.0, research use only; check the license of your file",
+    detect=re.compile(r"flowUpsamplerNet\.layers\.\d+\.affine\.(fAffine|fFeatures)(\.0\.bias$|[123]\.)"),
+    layout=_srflow_da_layout,
 )

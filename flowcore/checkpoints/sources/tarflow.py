@@ -1,8 +1,7 @@
 """Checkpoints of apple/ml-tarflow, the program of TarFlow's authors.
 
-Detected by ``blocks.N.attn_blocks.N.``, whose numbers give blocks and layers. ``pos_embed`` gives the number of patches
-and width, ``proj_in`` channels and patch, ``proj_out`` scale, ``class_embed`` classes, and ``var`` variances. Not in
-the file: head, labels, noise, and the sides of images that are not square.
+Detected by ``blocks.N.attn_blocks.N.``. Not in the file: head, labels, noise, and the sides of images that are not
+square.
 """
 
 from __future__ import annotations
@@ -12,15 +11,13 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import Tensor
-
 from ...errors import CheckpointError
 from ...models.tarflow import TarFlowConfig
 from .source import SAME, Checkpoint, Form, Layout, Origin, Source, take, take_conv
 
 LICENSE = "unknown; see the license files of apple/ml-tarflow, and check that of your file"
 
-LAYER = "blocks.0.attn_blocks.0"
+MASKS = re.compile(r"blocks\.\d+\.attn_mask")  # which the program makes anew
 # The published network: 256x256, patches of 8, width 768, 8 blocks of 8 layers, 3 classes; and what no tensor tells.
 AFHQ = (256, 8, 768, 8, 8, 3)
 AFHQ_FIELDS = {"labels": ("cat", "dog", "wild"), "noise": 0.07}
@@ -50,7 +47,7 @@ def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
         "width": width,
         "blocks": found.count(r"blocks\.(\d+)\."),
         "layers": found.count(r"blocks\.0\.attn_blocks\.(\d+)\."),
-        "hidden": found.shape(f"{LAYER}.mlp.main.0.weight", 2)[0],
+        "hidden": found.shape("blocks.0.attn_blocks.0.mlp.main.0.weight", 2)[0],
         "scale": outputs == 2 * numbers,
         "variances": "var" in found.shapes,
         "classes": found.shape("blocks.0.class_embed", 3)[0] if labeled else 0,
@@ -59,12 +56,7 @@ def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
     defaults = {"image_size": side, "head": 64, "n_bits": 8, "grid": "bins"}
     defaults |= AFHQ_FIELDS if structure == AFHQ else {"labels": (), "noise": 0.0}
     config: TarFlowConfig = found.config("tarflow", detected, defaults, overrides)
-    return Layout(
-        architecture="tarflow",
-        config=config,
-        origins=[*tarflow_origins(config)],
-        unused=re.compile(r"blocks\.\d+\.attn_mask"),
-    )
+    return Layout(architecture="tarflow", config=config, origins=[*tarflow_origins(config)], unused=MASKS)
 
 
 def _patch(found: Checkpoint, numbers: int) -> tuple[int, int]:
@@ -85,9 +77,9 @@ def tarflow_origins(config: TarFlowConfig) -> Iterator[Origin]:
     for k in range(config.blocks):
         block, network = f"blocks.{k}", f"levels.0.steps.transforms.{k}.network"
         # the program reverses positions with the sequence; ours are in its order
-        yield take(f"{network}.position", f"{block}.pos_embed", SAME.then(_turned) if k % 2 else SAME)
+        yield take(f"{network}.position", f"{block}.pos_embed", SAME.then(lambda t: t.flip(0)) if k % 2 else SAME)
         if config.classes:
-            yield take(f"{network}.label", f"{block}.class_embed", Form(lambda s: (s[0], 1, s[1]), _without_middle))
+            yield take(f"{network}.label", f"{block}.class_embed", Form(lambda s: (s[0], 1, s[1]), lambda t: t[:, 0]))
         yield from take_conv(f"{network}.proj_in", f"{block}.proj_in")
         for j in range(config.layers):
             ours, theirs = f"{network}.layers.{j}", f"{block}.attn_blocks.{j}"
@@ -101,18 +93,10 @@ def tarflow_origins(config: TarFlowConfig) -> Iterator[Origin]:
         yield take(f"levels.0.steps.transforms.{config.blocks}.var", "var", form)
 
 
-def _turned(t: Tensor) -> Tensor:
-    return t.flip(0)
-
-
-def _without_middle(t: Tensor) -> Tensor:
-    return t[:, 0]
-
-
 TARFLOW = Source(
     name="TarFlow",
     licence=LICENSE,
     detect=re.compile(r"blocks\.\d+\.attn_blocks\.\d+\."),
     layout=_layout,
-    integers=re.compile(r"blocks\.\d+\.attn_mask"),
+    integers=MASKS,
 )
