@@ -49,20 +49,17 @@ def load(path: str | Path, device: str | torch.device = "cpu", **config_override
         FlowError: If there is no such device.
     """
     device = check_device(device)
-    if str(path) in catalog.names():
-        file = catalog.path(str(path))
-    else:
-        file = Path(path)
-        try:
-            file = file.expanduser()
-            exists = file.exists()
-        except (OSError, ValueError, RuntimeError):  # name too long, zero byte, unknown ~user
-            exists = False
-        if not exists:
-            shipped = ", ".join(catalog.names()) or "none"
-            raise CheckpointError(
-                f"There is no file {str(file)[:200]}, and no shipped model of that name (shipped: {shipped}). Check "
-                "the name."
-            )
+    file = catalog.path(str(path)) if str(path) in catalog.names() else Path(path)
+    try:
+        file = file.expanduser()
+        exists = file.exists()
+    except (OSError, ValueError, RuntimeError):  # name too long, zero byte, unknown ~user
+        exists = False
+    if not exists:
+        shipped = ", ".join(catalog.names()) or "none"
+        raise CheckpointError(
+            f"There is no file {str(file)[:200]}, and no shipped model of that name (shipped: {shipped}). Check "
+            "the name."
+        )
     flow = read(file, config_overrides) if is_ours(file) else convert(file, config_overrides)
     return flow.to(device)

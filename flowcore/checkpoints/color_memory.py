@@ -73,18 +73,17 @@ class ColorMemory:
         advice = "Make the memory again: python -m flowcore remember FOLDER OUT."
         with file.open_safetensors(path, advice) as part:
             header = _parse(path.name, part.metadata() or {}, advice)
-            slices = {name: part.get_slice(name) for name in part.keys()}  # noqa: SIM118
-            shapes = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
+            shapes, types = file.shapes_and_types(part)
             cells = (shapes.get("keys") or (0,))[0]
             if not 1 <= cells <= MAX_CELLS:
                 raise CheckpointError(f"{path.name} holds {cells} places; expected 1 to {MAX_CELLS}. {advice}")
             places = CellMemory(cells)
             own = places.state_dict()
             file.refuse_mismatch(path.name, {name: tuple(t.shape) for name, t in own.items()}, shapes)
-            for name, tensor in slices.items():
-                if TYPES.get(str(tensor.get_dtype())) != own[name].dtype:
+            for name, kind in types.items():
+                if TYPES.get(kind) != own[name].dtype:
                     raise CheckpointError(
-                        f"{name} in {path.name} is of type {tensor.get_dtype()}; expected {own[name].dtype}. {advice}"
+                        f"{name} in {path.name} is of type {kind}; expected {own[name].dtype}. {advice}"
                     )
             places.load_state_dict({name: part.get_tensor(name).clone() for name in own})
         file.refuse_nonfinite(path.name, places.state_dict())

@@ -1,13 +1,8 @@
 """Our file format: safetensors, with everything but the tensors as JSON in its header.
 
-The header key ``flowcore`` holds ``{"architecture", "format", "config", "provenance"}``; provenance has the source,
-sha256 of the original, license and metrics. Reading it loads no tensor. Format 1 holds each tensor of the flow under
-its name; in format 2 kernels of networks may be in 8 bits, with their scales beside them (``eight_bits.py``).
-
-Files are untrusted. Reading one is limited to a header of 4 MiB, a configuration of 8,000 tensors, 5 s, and, until
-names, types and shapes have been compared, 256 MiB beside eight times the file (the file itself is mapped). After that,
-memory is that of the tensors in float32. Values that are not finite are refused. The loaded model does not depend on
-the file, which may be replaced or truncated.
+The header key ``flowcore`` holds ``{"architecture", "format", "config", "provenance"}``. Format 1 holds each tensor of
+the flow under its name; in format 2 kernels of networks may be in 8 bits, with their scales beside them. Files are
+untrusted: docs/reliability.md says what reading one may cost. A loaded model does not depend on its file.
 """
 
 from __future__ import annotations
@@ -15,23 +10,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CheckpointError, FlowError
 from ..flow import Flow
 from ..models import build, configure
+from ..networks.conditioner import NormalizedConv, ScaledConv
 from ..networks.contractive import LipschitzConv
+from ..networks.residual import WeightNormConv
 from ..transforms import BatchNorm, ChannelWhitening, InvertibleConv, Permutation, Variances
-from .eight_bits import MIN_SIZE, SCALE, from_eight_bits, kernels, scales_shape, to_eight_bits
 from .writing import write_atomic
 
 FORMAT = 2  # the newest; a file without kernels in 8 bits says 1, which versions before can read
@@ -40,6 +38,11 @@ MAX_HEADER = 4 * 2**20  # bytes: 30,000 tensors; the largest published flow has 
 MAX_TENSORS = 8_000  # of a configuration; the largest published one has 3,000
 FLOATS = ("F64", "F32", "F16", "BF16")
 INTEGERS = ("I64", "I32", "I16", "U8")
+
+# Kernels in 8 bits
+SCALE = ".scale"  # suffix of a kernel's name; no tensor of a flow is called so
+BLOCK = 64  # numbers of an output channel that share a scale, or one large weight would make all others coarse
+MIN_SIZE = 1024  # numbers; smaller kernels save little beside their scales and entries in the header
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +56,7 @@ class Header:
 
 
 def read_header(path: str | Path) -> Header:
-    """Read the header of a ``.safetensors`` file in our format, without reading a tensor.
-
-    CheckpointError if the file is missing, damaged, not ours, or written by a newer flowcore.
-    """
+    """Read the header of a file, but no tensor; CheckpointError if it is damaged, not ours, or of a newer flowcore."""
     metadata = _metadata(Path(path))
     if KEY not in metadata:
         raise CheckpointError(
@@ -84,10 +84,7 @@ def read_header(path: str | Path) -> Header:
 
 
 def read_config(path: str | Path) -> Any:
-    """Read the configuration of a model from its file's header; None if it has none, as published checkpoints.
-
-    Its ``tasks`` are those that the model was trained for; architectures of plug-ins may leave them out.
-    """
+    """Read the configuration of a model from its file's header; None if it has none, as published checkpoints."""
     try:
         header = read_header(path)
         return configure(header.architecture, header.config)
@@ -130,7 +127,7 @@ def save(
     state = {name: t.detach().cpu() for name, t in flow.state_dict().items()}
     other = torch.float16 if dtype == torch.int8 else dtype
     narrowed = {n for n, t in state.items() if t.is_floating_point() and not (exact and n.startswith(f"{exact}."))}
-    rounded = {n for n in narrowed & kernels(flow) if state[n].numel() >= MIN_SIZE and dtype == torch.int8}
+    rounded = {n for n in narrowed & _kernels(flow) if state[n].numel() >= MIN_SIZE and dtype == torch.int8}
     tensors = {
         name: (t.to(other) if name in narrowed else t).contiguous() for name, t in state.items() if name not in rounded
     }
@@ -152,11 +149,9 @@ def save(
 
 
 def reconfigure(path: str | Path, target: str | Path, fields: Mapping[str, Any]) -> Flow:
-    """Write a copy of a model file with other values of configuration fields; the tensors stay as they are stored.
+    """Write a copy of a model file, or the file itself, with other values of configuration fields, such as defaults.
 
-    This is how a finished model gets another default, such as ``temperature`` and ``calm_edges`` of an SRFlow.
-    ``target`` is written atomically and may be the same file. CheckpointError if the tensors do not fit the new
-    configuration.
+    The tensors stay as they are stored; CheckpointError if they do not fit the new configuration.
     """
     path = Path(path)
     flow = read(path, dict(fields))
@@ -181,13 +176,12 @@ def read(path: str | Path, overrides: dict[str, Any] | None = None) -> Flow:
         raise CheckpointError(f"{path.name}: {error}") from error
     ours = flow.state_dict()
     with open_safetensors(path, f"Fetch {path.name} again.") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        types = {name: str(part.get_dtype()) for name, part in slices.items()}
-        may_be_rounded = kernels(flow) if header.format > 1 else set[str]()
+        shapes, types = shapes_and_types(file)
+        may_be_rounded = _kernels(flow) if header.format > 1 else set[str]()
         rounded = [name for name in may_be_rounded if types.get(name) == "I8"]
         expected = {name: tuple(t.shape) for name, t in ours.items()}
         expected |= {name + SCALE: scales_shape(expected[name]) for name in rounded}
-        refuse_mismatch(path.name, expected, {name: tuple(part.get_shape()) for name, part in slices.items()})
+        refuse_mismatch(path.name, expected, shapes)
         for name, kind in types.items():
             allowed = INTEGERS if name in ours and not ours[name].is_floating_point() else FLOATS
             if kind not in allowed and name not in rounded:
@@ -288,15 +282,10 @@ def refuse_no_inverse(name: str, flow: Flow) -> None:
 
 def refuse_mismatch(name: str, expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, tuple[int, ...]]) -> None:
     """Raise CheckpointError if shapes by tensor name differ, in the file ``name``; it shows up to three differences."""
-    differences = [
-        *(f"{key} is missing" for key in expected.keys() - actual.keys()),
-        *(f"{key[:100]} is not known" for key in actual.keys() - expected.keys()),
-        *(
-            f"{key} is {str(actual[key])[:100]} instead of {expected[key]}"
-            for key in expected.keys() & actual.keys()
-            if actual[key] != expected[key]
-        ),
-    ]
+    wrong = [key for key in expected.keys() & actual.keys() if actual[key] != expected[key]]
+    differences = [f"{key} is {str(actual[key])[:100]} instead of {expected[key]}" for key in wrong]
+    differences += [f"{key} is missing" for key in expected.keys() - actual.keys()]
+    differences += [f"{key[:100]} is not known" for key in actual.keys() - expected.keys()]
     if differences:
         shown = "; ".join(sorted(differences)[:3])
         raise CheckpointError(
@@ -333,6 +322,13 @@ def open_safetensors(path: Path, advice: str) -> Generator[Any]:
         ) from error
 
 
+def shapes_and_types(file: Any) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Tell the shape of each tensor of an open safetensors file, and its type, such as "F32", without reading it."""
+    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+    return shapes, {name: str(part.get_dtype()) for name, part in slices.items()}
+
+
 def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)[:200]
 
@@ -344,3 +340,47 @@ def _metadata(path: Path) -> dict[str, str]:
     )
     with open_safetensors(path, supported) as file:
         return file.metadata() or {}
+
+
+# --- kernels in 8 bits: whole numbers from -127 to 127, and scales that multiply them ---------------------------------
+
+
+def _kernels(flow: Flow) -> set[str]:
+    """Name the tensors that may be stored in 8 bits: not those that a flow inverts or keeps bounded."""
+    names: set[str] = set()
+    for path, module in flow.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear, NormalizedConv, ScaledConv)):
+            names.add(f"{path}.weight")
+        elif isinstance(module, WeightNormConv):
+            names.add(f"{path}.direction")
+    return names & flow.state_dict().keys()  # a ScaledConv without inputs has no kernel
+
+
+def scales_shape(kernel: tuple[int, ...]) -> tuple[int, int]:
+    """Return the shape of the scales of a kernel of that shape."""
+    return kernel[0], math.ceil(math.prod(kernel[1:]) / BLOCK)
+
+
+def to_eight_bits(kernel: Tensor) -> tuple[Tensor, Tensor]:
+    """Round a kernel ``(outputs, ...)`` to int8, with bfloat16 scales ``scales_shape(kernel.shape)``.
+
+    Products with such scales are exact in float32, so that rounding twice changes nothing.
+    """
+    rows = kernel.flatten(1).float()
+    width = rows.shape[1]
+    blocks = F.pad(rows, (0, -width % BLOCK)).unflatten(1, (-1, BLOCK))
+    scale = (blocks.abs().amax(2) / 127).bfloat16()
+    scale = scale.clamp(min=torch.finfo(torch.float32).tiny)  # of blocks of zeros
+    values = (blocks / scale.float()[..., None]).round().clamp(-127, 127).to(torch.int8)
+    return values.flatten(1)[:, :width].reshape(kernel.shape).contiguous(), scale
+
+
+def from_eight_bits(values: Tensor, scale: Tensor) -> Tensor:
+    """Multiply a kernel of whole numbers by its scales, in float32."""
+    kernel, scale = values.to(torch.float32, copy=True), scale.float()
+    rows = kernel.flatten(1)
+    whole = rows.shape[1] // BLOCK
+    # In place, since one kernel may be most of a file.
+    rows[:, : whole * BLOCK].unflatten(1, (whole, BLOCK)).mul_(scale[:, :whole, None])
+    rows[:, whole * BLOCK :].mul_(scale[:, whole:])
+    return kernel

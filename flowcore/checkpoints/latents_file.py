@@ -1,10 +1,8 @@
 """Latents in a file: safetensors, with their model named in the header.
 
-The tensors are ``level0`` (finest), ``level1``, ..., float32, each ``(B, C_l, H_l, W_l)``. The header key
-``flowcore_latents`` holds one JSON string: ``{"format", "model_sha256", "model_name", "architecture", "shapes",
-"extra"}``. Latents of an upscaler also have a tensor and a header field (its shape) "source": the small image that they
-belong to, ``(B or 1, 3, h, w)`` in [0, 1]. Nothing is unpickled, and no tensor is read before the header has been
-checked against the file.
+The tensors are ``level0`` (finest), ``level1``, ..., float32, and for an upscaler ``source``, the small image that they
+belong to. The header key ``flowcore_latents`` holds the fields of ``LatentsHeader`` as JSON. No tensor is read before
+the header has been checked against the file.
 """
 
 from __future__ import annotations
@@ -52,32 +50,20 @@ OUTSIDE_BIJECTION = ("styles", "dequantizer_steps", *SAMPLING)
 def model_sha256(flow: Flow) -> str:
     """Fingerprint a model as 64 hexadecimal digits: what it computes, not how it is stored.
 
-    SHA-256 over, in this order: the architecture; the configuration's fields that differ from their defaults (so that
-    fields of later versions make no difference) as JSON with sorted keys; then per tensor of the state dict, sorted by
-    name: the name, the shape as JSON and the values as little-endian float32. Each text ends with a zero byte. Styles,
-    the dequantizer and recommendations for sampling (``SAMPLING``) are left out: the bijection is the same. Device,
-    memory layout and file do not matter; another configuration field, or weights rounded to float16, make another
-    model.
+    SHA-256 over the architecture, the configuration's fields that differ from their defaults (so that fields of later
+    versions make no difference), and the names, shapes and float32 values of its tensors; without styles, dequantizer
+    and recommendations for sampling, which leave the bijection as it is.
     """
-    digest = hashlib.sha256()
-
-    def update(text: str) -> None:
-        digest.update(text.encode() + b"\0")
-
-    update(flow.architecture)
-    fields = {
-        field.name: (getattr(flow.config, field.name), field.default) for field in dataclasses.fields(flow.config)
-    }
-    own = {name: pair for name, pair in fields.items() if name not in OUTSIDE_BIJECTION}
-    changed = {name: value for name, (value, default) in own.items() if value != default}
-    update(json.dumps(changed, sort_keys=True))
+    digest = hashlib.sha256(flow.architecture.encode() + b"\0")
+    fields = {field.name: field.default for field in dataclasses.fields(flow.config)}
+    values = {name: getattr(flow.config, name) for name in fields if name not in OUTSIDE_BIJECTION}
+    changed = {name: value for name, value in values.items() if value != fields[name]}
+    digest.update(json.dumps(changed, sort_keys=True).encode() + b"\0")
     for name, tensor in sorted(flow.state_dict().items()):
-        if name == "style_directions" or name.startswith("dequantizer."):
-            continue
-        update(name)
-        update(json.dumps(list(tensor.shape)))
-        values = tensor.detach().to("cpu", torch.float32).contiguous().reshape(-1)
-        digest.update(values.numpy().astype("<f4", copy=False))
+        if name != "style_directions" and not name.startswith("dequantizer."):
+            digest.update(f"{name}\0{json.dumps(list(tensor.shape))}\0".encode())
+            flat = tensor.detach().to("cpu", torch.float32).contiguous().reshape(-1)
+            digest.update(flat.numpy().astype("<f4", copy=False))
     return digest.hexdigest()
 
 
@@ -93,9 +79,8 @@ def save_latents(
 ) -> None:
     """Write latents atomically, finest first, each ``(B, C_l, H_l, W_l)``; stored as float32.
 
-    ``model`` is the fingerprint from ``model_sha256``; ``model_name`` is for messages; ``extra`` are notes, as JSON
-    values: label, size, seed, labels; ``source`` is for latents of an upscaler the LR image, ``(B or 1, 3, h, w)`` in
-    [0, 1].
+    ``model`` is the fingerprint from ``model_sha256``; the others are as in ``LatentsHeader``, but ``source`` is the LR
+    image itself, ``(B or 1, 3, h, w)`` in [0, 1].
     """
     path = Path(path)
     levels = list(latents)
@@ -152,8 +137,7 @@ def read_latents_header(path: str | Path) -> LatentsHeader:
 def load_latents(path: str | Path) -> tuple[list[Tensor], LatentsHeader, Tensor | None]:
     """Read latents, finest first, float32, on the CPU; their header; and an upscaler's LR image, or None.
 
-    CheckpointError if the file is missing, damaged, or holds other tensors than its header claims, or non-finite
-    values.
+    CheckpointError if the file is missing or damaged, or its tensors are others than its header claims, or not finite.
     """
     path = Path(path)
     header = read_latents_header(path)
@@ -161,9 +145,8 @@ def load_latents(path: str | Path) -> tuple[list[Tensor], LatentsHeader, Tensor 
     if header.source is not None:
         expected["source"] = header.source
     with file.open_safetensors(path, "Save the latents again.") as part:
-        slices = {name: part.get_slice(name) for name in part.keys()}  # noqa: SIM118
-        actual = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
-        types = sorted({str(tensor.get_dtype()) for tensor in slices.values()})
+        actual, kinds = file.shapes_and_types(part)
+        types = sorted(set(kinds.values()))
         if actual != expected or types != ["F32"]:
             raise CheckpointError(
                 f"The header of {path.name} claims latents of shapes {str(list(header.shapes))[:200]} in F32; the file "
@@ -200,15 +183,8 @@ def _parse(name: str, raw: Any) -> LatentsHeader:
         raise ValueError("model_sha256 is no fingerprint")
     if type(raw["model_name"]) is not str or type(raw["architecture"]) is not str or type(raw["extra"]) is not dict:
         raise TypeError("model_name, architecture or extra has a wrong type")
-    return LatentsHeader(
-        format=version,
-        model_sha256=raw["model_sha256"],
-        model_name=raw["model_name"],
-        architecture=raw["architecture"],
-        shapes=shapes,  # pyright: ignore[reportArgumentType]
-        extra=raw["extra"],
-        source=source,  # pyright: ignore[reportArgumentType]
-    )
+    checked: dict[str, Any] = {**raw, "shapes": shapes, "source": source}
+    return LatentsHeader(**checked)
 
 
 def _is_shape(shape: tuple[Any, ...]) -> bool:

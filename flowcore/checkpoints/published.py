@@ -1,9 +1,8 @@
 """Public checkpoints, converted to our Flow in memory.
 
 Here the file is read and its ``Source`` found; ``sources`` describes the published layouts. Files are untrusted: a
-pickle is checked before it is read (``pickled.py``), files are opened with ``weights_only=True`` and nothing else, and
-names and shapes are compared with a model on torch's meta device before anything is allocated. Until then reading takes
-at most 256 MiB and eight times the file; see ``file.py``.
+pickle is checked before it is read (``pickled.py``), with ``weights_only=True``, and names and shapes are compared with
+a model on torch's meta device before anything is allocated.
 """
 
 from __future__ import annotations
@@ -35,10 +34,8 @@ INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch
 def convert(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Flow:
     """Read and convert a published checkpoint, ``.pth``, ``.pt`` or ``.safetensors``, recognized by content.
 
-    ``module.`` and similar prefixes, wrapping dictionaries and ``params_ema`` are removed. ``overrides`` are
-    configuration fields that the file does not determine, e.g. ``{"stacked_blocks": (1, 8, 15, 22)}``, or that its
-    program usually sets otherwise. The flow is in float32 and evaluation mode, on the CPU, with its provenance.
-    CheckpointError if the file is missing, not a checkpoint, damaged, of another architecture, or would run code.
+    ``overrides`` are configuration fields that the file does not determine. The flow is in float32 and evaluation mode,
+    on the CPU. CheckpointError if the file is missing, damaged, of an unknown layout, or would run code.
     """
     path = Path(path)
     try:
@@ -61,9 +58,10 @@ def convert(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Flo
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _supported() -> str:
-    return (
-        "Supported: flowcore models (.safetensors) and the checkpoints of "
+def _unsupported(problem: str) -> CheckpointError:
+    """Make the error for a file of another kind."""
+    return CheckpointError(
+        f"{problem} Supported: flowcore models (.safetensors) and the checkpoints of "
         f"{', '.join(source.name for source in SOURCES)} (.pth, .pt, .safetensors); docs/published-weights.md lists "
         "the files."
     )
@@ -116,7 +114,7 @@ LOOKS = (
 def _read(path: Path) -> Any:
     """Read the content of a file, mapped where possible."""
     if path.is_dir():
-        raise CheckpointError(f"this is a folder; give the file in it. {_supported()}")
+        raise _unsupported("this is a folder; give the file in it.")
     if not path.is_file():
         raise CheckpointError(f"there is no such file in {path.parent}. Check the name.")
     size = path.stat().st_size
@@ -128,23 +126,18 @@ def _read(path: Path) -> Any:
         refuse_excess(io.BytesIO(_pickle_of_archive(path)), size)
         return _read_torch(path, mmap=True)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**31:
-        return _read_safetensors(path)
+        with open_safetensors(path, "Fetch it again.") as file:
+            if KEY in (file.metadata() or {}):
+                raise CheckpointError(
+                    "this is a flowcore model already; there is nothing to convert. Load it as it is."
+                )
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if head.startswith(b"\x80"):
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             refuse_excess(mapped, size, many=True)
         return _read_torch(path, mmap=False)
-    looks = next(
-        (f"this is {what}" for first, what in FIRST_BYTES.items() if head.lstrip().startswith(first)),
-        "this is not a model file",
-    )
-    raise CheckpointError(f"{looks}. {_supported()}")
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    with open_safetensors(path, "Fetch it again.") as file:
-        if KEY in (file.metadata() or {}):
-            raise CheckpointError("this is a flowcore model already; there is nothing to convert. Load it as it is.")
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    looks = (what for first, what in FIRST_BYTES.items() if head.lstrip().startswith(first))
+    raise _unsupported(f"this is {next(looks, 'not a model file')}.")
 
 
 def _pickle_of_archive(path: Path) -> bytes:
@@ -159,31 +152,27 @@ def _pickle_of_archive(path: Path) -> bytes:
             "this torch checkpoint is truncated or damaged: it does not end with a table of contents. Fetch it again."
         )
     if int.from_bytes(end[12:16], "little") > MAX_CONTENTS:
-        raise CheckpointError(f"the table of contents of this archive is larger than that of any model. {_supported()}")
+        raise _unsupported("the table of contents of this archive is larger than that of any model.")
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             if sum(entry.file_size for entry in entries) > size:
-                raise CheckpointError(
-                    f"this archive unpacks to more than its own size, which no checkpoint does. {_supported()}"
-                )
+                raise _unsupported("this archive unpacks to more than its own size, which no checkpoint does.")
             names = [entry.filename for entry in entries]
             pickles = [name for name in names if name.split("/")[-1] == "data.pkl"]
             if not pickles:
                 models = [name[:80] for name in names if name.endswith((".pth", ".pt", ".safetensors"))]
                 inside = f"; it holds {', '.join(models[:3])}" if models else ""
-                raise CheckpointError(
-                    f"this is a zip archive, not a checkpoint{inside}. Unpack it and give the file in it. "
-                    f"{_supported()}"
+                raise _unsupported(
+                    f"this is a zip archive, not a checkpoint{inside}. Unpack it and give the file in it."
                 )
             if any(name.split("/")[-1] == "constants.pkl" for name in names):
-                raise CheckpointError(f"this is a TorchScript program, not a state dict. {_supported()}")
+                raise _unsupported("this is a TorchScript program, not a state dict.")
             if len({name.lower() for name in names}) < len(names):  # torch ignores case
                 raise CheckpointError("this archive holds two files of one name. It is damaged; fetch it again.")
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-                raise CheckpointError(
-                    "this archive is compressed, and torch never compresses. Unpack it, and save its tensors again. "
-                    f"{_supported()}"
+                raise _unsupported(
+                    "this archive is compressed, and torch never compresses. Unpack it, and save its tensors again."
                 )
             return archive.read(pickles[0])
     except CheckpointError:
@@ -202,15 +191,15 @@ def _read_torch(path: Path, *, mmap: bool) -> Any:
         return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # of many types, if the bytes are hostile
         reason = str(error).partition("\n")[0][:200]
-        raise CheckpointError(
-            f"this is a truncated or damaged torch checkpoint, or none ({reason}). Fetch it again. {_supported()}"
+        raise _unsupported(
+            f"this is a truncated or damaged torch checkpoint, or none ({reason}). Fetch it again."
         ) from error
 
 
 def _find(loaded: Any) -> tuple[Source, State]:
     """Find the one state dict of a known layout in the content of a file."""
     if not isinstance(loaded, dict):
-        raise CheckpointError(f"this file holds a {type(loaded).__name__}, not a dictionary of tensors. {_supported()}")
+        raise _unsupported(f"this file holds a {type(loaded).__name__}, not a dictionary of tensors.")
     tensors: list[str] = []
     candidates = list(islice(_candidates(loaded, (), tensors, set()), MAX_CANDIDATES))
     if {where[-1] for where, _, _ in candidates if where} == {"params", "params_ema"}:
@@ -227,18 +216,16 @@ def _find(loaded: Any) -> tuple[Source, State]:
             f"torch.save(torch.load(FILE, weights_only=True){lookup}, 'model.pth')."
         )
     if not tensors:
-        raise CheckpointError(
+        raise _unsupported(
             f"this file holds no weights, only {keys or 'an empty dictionary'}: the state of a trainer or of its "
-            f"optimizer. Give the file of the network itself. {_supported()}"
+            "optimizer. Give the file of the network itself."
         )
     looks = next((what for pattern, what in LOOKS if any(re.search(pattern, name) for name in tensors)), "")
     looks = f"They look like {looks}." if looks else "No architecture that flowcore knows has such names."
     wrapped = any(not isinstance(value, Tensor) for value in dict.values(loaded))
     some = ", ".join(name[:100] for name in tensors[:3]) + (", ..." if len(tensors) > 3 else "")
-    raise CheckpointError(
-        f"this file {f'has the keys {keys}, and in them' if wrapped else 'holds'} {len(tensors)} tensors: {some}. "
-        f"{looks} {_supported()}"
-    )
+    holds = f"has the keys {keys}, and in them" if wrapped else "holds"
+    raise _unsupported(f"this file {holds} {len(tensors)} tensors: {some}. {looks}")
 
 
 def _candidates(
@@ -248,9 +235,18 @@ def _candidates(
     entries = list(dict.items(loaded))  # a hostile OrderedDict may shadow the method
     state = {key: value for key, value in entries if isinstance(key, str) and isinstance(value, Tensor)}
     if any(len(name) > MAX_NAME for name in state):
-        raise CheckpointError(f"this file has a tensor whose name is longer than {MAX_NAME} characters. {_supported()}")
+        raise _unsupported(f"this file has a tensor whose name is longer than {MAX_NAME} characters.")
     tensors.extend(state)
-    bare = _without_prefixes(state)
+    bare: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = key
+        while prefix := next((p for p in PREFIXES if name.startswith(p)), None):
+            name = name[len(prefix) :]
+        if name in bare:
+            raise CheckpointError(
+                f"this file holds two tensors of the name {name}, with different prefixes. Keep one set of them."
+            )
+        bare[name] = value
     source = next((source for source in SOURCES if any(map(source.detect.match, bare))), None)
     if source is not None:
         yield where, source, bare
@@ -263,20 +259,6 @@ def _candidates(
 
 def _shown(key: Any) -> str:
     return str(key)[:60] if isinstance(key, (str, int)) else type(key).__name__
-
-
-def _without_prefixes(state: State) -> State:
-    bare: dict[str, Tensor] = {}
-    for key, value in state.items():
-        name = key
-        while prefix := next((p for p in PREFIXES if name.startswith(p)), None):
-            name = name[len(prefix) :]
-        if name in bare:
-            raise CheckpointError(
-                f"this file holds two tensors of the name {name}, with different prefixes. Keep one set of them."
-            )
-        bare[name] = value
-    return bare
 
 
 def _refuse_unusual(source: Source, state: State, size: int) -> None:

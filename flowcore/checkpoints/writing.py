@@ -1,7 +1,7 @@
 """Atomic file writes: a file has its name only once it is complete.
 
-The bytes go into a file beside the target, ``.<name>.<process>.partial``, which then replaces the target. No loader
-lists such names. Partial files of killed processes are removed at the next save in that folder.
+The bytes go into a file beside the target, ``.<name>.<process>.partial``, which then replaces the target. What killed
+processes left of these is removed at the next save in that folder.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 def replacing(path: Path, size: int | None = None) -> Generator[Path]:
     """Replace a file atomically by the temporary one, which is yielded and written inside the ``with`` block.
 
-    Its folder is created if needed. ``size`` in bytes is for the SavingError, as on a full disk.
+    Its folder is created if needed; ``size`` in bytes is for the SavingError.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -53,12 +53,11 @@ def replacing(path: Path, size: int | None = None) -> Generator[Path]:
             raise
         reason = error.strerror or str(error)
         space = _free(path.parent) if size is None else f"it needs {size / 1e6:.1f} MB and {_free(path.parent)}"
+        problem, advice = f"Could not save {path.name} in {path.parent}: {reason}", "Make this folder writable"
+        if error.errno in DISK_FULL:
+            problem, advice = f"The disk is full ({reason}): {path.name} could not be saved", "Free some space"
         raise SavingError(
-            f"The disk is full ({reason}): {path.name} could not be saved; {space}. The previous file was not changed. "
-            "Free some space, or save elsewhere."
-            if error.errno in DISK_FULL
-            else f"Could not save {path.name} in {path.parent}: {reason}; {space}. The previous file was not changed. "
-            "Make this folder writable, or save elsewhere."
+            f"{problem}; {space}. The previous file was not changed. {advice}, or save elsewhere."
         ) from raised
     finally:
         with contextlib.suppress(OSError):
@@ -82,10 +81,8 @@ def is_gone(process: int) -> bool:
         return False  # os.kill would stop the process
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
-        return False
+    except (OSError, OverflowError) as error:
+        return isinstance(error, ProcessLookupError)
     return False
 
 

@@ -1,19 +1,87 @@
-"""Model architectures: one a page, a frozen configuration and a builder; ``register`` adds another."""
+"""Model architectures, one a page, a frozen configuration and a builder; and their registry."""
 
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ..errors import CheckpointError, FlowError
+from ..flow import Config, Flow
 from .class_conditional import ClassConditionalConfig, class_conditional
 from .colorizer import ColorizerConfig, colorizer
 from .ffjord import FFJORDConfig, ffjord
+from .fields import short_repr, suggestion
 from .glow import GlowConfig, glow
 from .hcflow import HCFlowConfig, hcflow
 from .llflow import LLFlowConfig, llflow
 from .realnvp import RealNVPConfig, realnvp
-from .registry import ARCHITECTURES, Architecture, build, configure, register
 from .residual_flow import ResidualFlowConfig, residual_flow
 from .srflow import SRFlowConfig, srflow
 from .srflow_da import SRFlowDAConfig, srflow_da
 from .tarflow import TarFlowConfig, tarflow
 
 __all__ = ["ARCHITECTURES", "Architecture", "build", "configure", "register"]
+
+C = TypeVar("C", bound=Config)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What ``register`` takes: the class of a configuration, and the builder of a flow from it."""
+
+    config: type[Config]
+    build: Callable[[Any], Flow]
+
+
+ARCHITECTURES: dict[str, Architecture] = {}
+
+
+def register(name: str, config: type[C], build: Callable[[C], Flow[C]]) -> None:
+    """Add an architecture; files of it can then be loaded, and recipes can train it.
+
+    Args:
+        name: Its name in files and recipes.
+        config: A frozen, keyword-only dataclass of JSON types, which checks its fields.
+        build: From a configuration to a flow with random weights, whose ``architecture`` is ``name``.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
+    if name in ARCHITECTURES:
+        raise ValueError(f"There is already an architecture {name!r}.")
+    ARCHITECTURES[name] = Architecture(config, build)
+
+
+def configure(architecture: str, fields: Mapping[str, Any]) -> Any:
+    """Build a model's configuration from plain values, as in JSON or TOML; missing fields take their defaults.
+
+    CheckpointError if the architecture or a field is unknown, FlowError if a value is not allowed.
+    """
+    if architecture not in ARCHITECTURES:
+        raise CheckpointError(
+            f"Unknown architecture {short_repr(architecture)}; this flowcore knows {', '.join(ARCHITECTURES)}."
+            f"{suggestion(architecture, ARCHITECTURES)} Update flowcore, or register it (docs/plug-ins.md)."
+        )
+    config = ARCHITECTURES[architecture].config
+    known = {field.name for field in dataclasses.fields(config)}
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise CheckpointError(
+            f"Unknown {architecture} field {', '.join(map(short_repr, unknown[:8]))}: written by a newer flowcore, or "
+            f"misspelled.{suggestion(unknown[0], known)} Known: {', '.join(sorted(known))}."
+        )
+    try:
+        return config(**fields)
+    except TypeError as error:
+        raise FlowError(f"A value of the {architecture} configuration has the wrong type: {error}.") from error
+
+
+def build(architecture: str, config: Any) -> Flow:
+    """Build a registered model with random weights."""
+    return ARCHITECTURES[architecture].build(config)
+
 
 register("srflow", SRFlowConfig, srflow)
 register("srflow_da", SRFlowDAConfig, srflow_da)

@@ -34,9 +34,7 @@ class ClassConditionalConfig:
         hidden: Width of their networks.
         shift: Pixel value that becomes 0.
         width: Difference in pixel value that becomes 1.
-        n_bits: Bits per subpixel of the images that it models.
-        grid: Where pixel values lie in [0, 1]; see ``GlowConfig``.
-        styles: Names of the style directions stored with the weights.
+        n_bits, grid, styles: See ``GlowConfig``.
     """
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"sample"})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from ..errors import FlowError
 from ..flow import Capabilities, Flow, Level, Task
@@ -37,9 +37,7 @@ class FFJORDConfig:
         how: What a log-determinant is: the integrated "trace", estimated where a condition gives probes; or "exact",
             the determinant of the steps, for small images; see ``transforms.ODE``.
         alpha: Of the logit: distance of pixels from 0 and 1. With 0 there is no logit; 1/2 is subtracted from pixels.
-        n_bits: Bits per subpixel of the images that it models.
-        grid: Where pixel values lie in [0, 1]; see ``GlowConfig``.
-        image_size: Height and width, or the side of a square, of the training images; None if unknown.
+        n_bits, grid, image_size: See ``GlowConfig``.
     """
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"sample"})
@@ -107,14 +105,6 @@ def ffjord(config: FFJORDConfig) -> Flow[FFJORDConfig]:
 
 
 def _odes(channels: int, config: FFJORDConfig) -> list[Transform]:
-    return [
-        ODE(
-            VectorField(
-                channels, config.hidden, time=config.time, activation=config.activation, strides=config.strides
-            ),
-            steps=config.steps,
-            solver=config.solver,
-            how=config.how,
-        )
-        for _ in range(config.blocks)
-    ]
+    shape: dict[str, Any] = {"time": config.time, "activation": config.activation, "strides": config.strides}
+    fields = (VectorField(channels, config.hidden, **shape) for _ in range(config.blocks))
+    return [ODE(field, steps=config.steps, solver=config.solver, how=config.how) for field in fields]

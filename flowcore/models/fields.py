@@ -41,14 +41,11 @@ def short_repr(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a number, or of each of several, beside its field: ``Annotated[int, Range(1, 64)]``.
-
-    If ``open``, ``high`` itself is too large.
-    """
+    """Bounds of a number, or of each of several, beside its field: ``Annotated[int, Range(1, 64)]``."""
 
     low: float
     high: float
-    open: bool = False
+    open: bool = False  # whether ``high`` itself is too large
 
 
 @cache
@@ -65,19 +62,27 @@ def annotated_types(kind: type[Any]) -> dict[str, tuple[Any, Any]]:
 def check_fields(config: Any) -> None:
     """Refuse fields whose values are not what their annotations say, and turn JSON's lists into tuples.
 
-    Checked are ``bool``, ``Literal``, ``tuple[str, ...]``, which are different names, and what has a ``Range``. True
-    and 4.0 are no whole numbers. Other fields are the configuration's own to check.
+    Checked are ``bool``, ``Literal``, ``tuple[str, ...]``, which are different names, and what has a ``Range``.
     """
     for name, (kind, bound) in annotated_types(type(config)).items():
         value = getattr(config, name)
         if kind is bool or get_origin(kind) is Literal:
-            _check_choice(name, value, (True, False) if kind is bool else get_args(kind))
+            allowed = (True, False) if kind is bool else get_args(kind)
+            if not any(type(value) is type(option) and value == option for option in allowed):
+                listed = ", ".join(map(repr, allowed[:-1])) + f" or {allowed[-1]!r}"
+                raise FlowError(f"{name} must be {listed}; got {short_repr(value)}.")
         elif kind == tuple[str, ...]:
-            object.__setattr__(config, name, _names(name, value))
+            named = type(value) in (list, tuple) and all(isinstance(item, str) and item for item in value)
+            if not named or len(set(value)) < len(value):
+                raise FlowError(f"{name} must be a list of different names; got {short_repr(value)}.")
+            object.__setattr__(config, name, tuple(value))
         elif isinstance(bound, Range) and kind is int:
             check_integer(name, value, bound)
         elif isinstance(bound, Range) and kind is float:
-            _check_number(name, value, bound)
+            within = type(value) in (int, float) and bound.low <= value <= bound.high
+            if not within or (bound.open and value == bound.high):
+                end = ")" if bound.open else "]"
+                raise FlowError(f"{name} must lie in [{bound.low}, {bound.high}{end}; got {short_repr(value)}.")
         elif isinstance(bound, Range):
             item, *others = get_args(kind)
             length = 0 if Ellipsis in others else 1 + len(others)
@@ -90,9 +95,11 @@ def check_integer(name: str, value: Any, bound: Range) -> None:
         raise FlowError(f"{name} must be a whole number from {bound.low} to {bound.high}; got {short_repr(value)}.")
 
 
-def integer_tuple(name: str, value: Any, bound: Range) -> tuple[int, ...]:
-    """Read several whole numbers; JSON has lists for tuples. Arguments and errors are as in ``check_integer``."""
-    return _number_tuple(name, value, bound, True, 0)
+def set_stacked_blocks(config: Any) -> None:
+    """Check the field ``stacked_blocks``, indices of the encoder's blocks; JSON has lists for tuples."""
+    bound = Range(0, config.encoder_blocks - 1)
+    blocks = _number_tuple("stacked_blocks", config.stacked_blocks, bound, True, 0)
+    object.__setattr__(config, "stacked_blocks", blocks)
 
 
 def _number_tuple(name: str, value: Any, bound: Range, whole: bool, length: int) -> Any:
@@ -105,26 +112,6 @@ def _number_tuple(name: str, value: Any, bound: Range, whole: bool, length: int)
         kind = "whole numbers" if whole else "numbers"
         raise FlowError(f"{name} must be {count}{kind} from {bound.low} to {bound.high}; got {short_repr(value)}.")
     return value
-
-
-def _check_number(name: str, value: Any, bound: Range) -> None:
-    within = type(value) in (int, float) and bound.low <= value <= bound.high
-    if not within or (bound.open and value == bound.high):
-        end = ")" if bound.open else "]"
-        raise FlowError(f"{name} must lie in [{bound.low}, {bound.high}{end}; got {short_repr(value)}.")
-
-
-def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    if not any(type(value) is type(option) and value == option for option in allowed):
-        listed = ", ".join(map(repr, allowed[:-1])) + f" or {allowed[-1]!r}"
-        raise FlowError(f"{name} must be {listed}; got {short_repr(value)}.")
-
-
-def _names(name: str, value: Any) -> tuple[str, ...]:
-    named = type(value) in (list, tuple) and all(isinstance(item, str) and item for item in value)
-    if not named or len(set(value)) < len(value):
-        raise FlowError(f"{name} must be a list of different names; got {short_repr(value)}.")
-    return tuple(value)
 
 
 def size_tuple(config: Any, multiple: int) -> tuple[int, int] | None:

@@ -17,18 +17,7 @@ from ..dequantization import VariationalDequantizer
 from ..errors import FlowError
 from ..flow import Capabilities, Flow, Level, Task
 from ..networks import Conditioner, Edge, PlainConditioner, ScaledConv, TablePrior, TopPrior
-from ..transforms import (
-    ActNorm,
-    Chain,
-    Coupling,
-    InvertibleConv,
-    Permutation,
-    PixelMap,
-    SignedActNorm,
-    Split,
-    Transform,
-    Whiten,
-)
+from ..transforms import ActNorm, Chain, Coupling, InvertibleConv, Permutation, PixelMap, SignedActNorm, Split, Whiten
 from .fields import Range, check_fields, short_repr, size_tuple
 from .inputs import one_hot
 
@@ -116,10 +105,23 @@ def glow(config: GlowConfig) -> Flow[GlowConfig]:
     for number in range(1, config.levels + 1):
         channels *= 4
         last = number == config.levels
-        steps = [Chain(*_step(channels, config, first=k == 0, last=last)) for k in range(config.steps)]
-        split = None if last else _split(channels, number, config)
+        steps = [_step(channels, config, first=k == 0, last=last) for k in range(config.steps)]
+        if last:
+            split = None
+        elif config.split_prior == "table":
+            split = Split(_table(channels // 2, number, config), labeled=config.classes > 0)
+        else:
+            split = Split(ScaledConv(channels // 2, channels, edge=config.edge))
         levels.append(Level(steps, split))
         channels = channels if last else channels // 2
+    top = None
+    if config.split_prior == "table":
+        top = Whiten(_table(channels, config.levels, config))
+    elif config.learned_top or config.classes:
+        top = Whiten(TopPrior(channels, learned=config.learned_top, edge=config.edge, classes=config.classes))
+    dequantizer = None
+    if config.dequantizer_steps:
+        dequantizer = VariationalDequantizer(config.channels, n_bits=config.n_bits, steps=config.dequantizer_steps)
     return Flow(
         levels,
         channels=config.channels,
@@ -131,64 +133,45 @@ def glow(config: GlowConfig) -> Flow[GlowConfig]:
             floats_per_pixel=3 / 4 * config.hidden,  # input, hidden layers and sum, at every fourth pixel
         ),
         prelude=PixelMap(0.5) if config.pixels == "centred" else None,
-        top=_top(channels, config),
+        top=top,
         condition_encoder=_encode_labels if config.classes else None,
         classes=config.classes,
         image_size=config.image_size,
         fixed_size=config.split_prior == "table",
-        dequantizer=VariationalDequantizer(config.channels, n_bits=config.n_bits, steps=config.dequantizer_steps)
-        if config.dequantizer_steps
-        else None,
+        dequantizer=dequantizer,
         styles=config.styles,
     )
 
 
-def _step(channels: int, config: GlowConfig, *, first: bool, last: bool) -> list[Transform]:
+def _step(channels: int, config: GlowConfig, *, first: bool, last: bool) -> Chain:
     inputs, outputs = channels // 2, channels - channels // 2
     outputs *= 2 if config.coupling == "affine" else 1
     log_factor = 3.0 if config.actnorm == "log3" else 1.0
+    edge, scaled = config.edge, config.scaled
     if config.network == "actnorm":
         network: nn.Module = Conditioner(
-            inputs, config.hidden, outputs, edge=config.edge, log_factor=log_factor, scaled=config.scaled
+            inputs, config.hidden, outputs, edge=edge, log_factor=log_factor, scaled=scaled
         )
     else:
-        network = PlainConditioner(inputs, config.hidden, outputs, edge=config.edge, scaled=config.scaled)
+        network = PlainConditioner(inputs, config.hidden, outputs, edge=edge, scaled=scaled)
     actnorm = SignedActNorm(channels) if config.actnorm == "signed" else ActNorm(channels, log_factor=log_factor)
-    scaling = "sigmoid" if config.coupling == "affine" else "none"
-    return [
-        actnorm,
-        _mixing(channels, config, first, last),
-        Coupling(network, eps=config.affine_eps, scaling=scaling),
-    ]
-
-
-def _mixing(channels: int, config: GlowConfig, first: bool, last: bool) -> Transform:
     mixing = (config.last_mixing if last else "") or config.mixing
     if mixing == "reverse":
-        return Permutation(torch.arange(channels).flip(0))
-    if mixing == "shuffle":
-        return Permutation(torch.randperm(channels))
-    if config.mixing_start == "principal":
-        return InvertibleConv(channels, lu=mixing == "lu", start="principal" if first else "reverse")
-    return InvertibleConv(channels, lu=mixing == "lu")
+        mixed = Permutation(torch.arange(channels).flip(0))
+    elif mixing == "shuffle":
+        mixed = Permutation(torch.randperm(channels))
+    elif config.mixing_start == "principal":
+        mixed = InvertibleConv(channels, lu=mixing == "lu", start="principal" if first else "reverse")
+    else:
+        mixed = InvertibleConv(channels, lu=mixing == "lu")
+    scaling = "sigmoid" if config.coupling == "affine" else "none"
+    return Chain(actnorm, mixed, Coupling(network, eps=config.affine_eps, scaling=scaling))
 
 
-def _split(channels: int, number: int, config: GlowConfig) -> Split:
-    if config.split_prior == "conv":
-        return Split(ScaledConv(channels // 2, channels, edge=config.edge))
+def _table(channels: int, level: int, config: GlowConfig) -> TablePrior:
     assert config.image_size is not None
-    height, width = (side // 2**number for side in config.image_size)
-    return Split(TablePrior(channels // 2, height, width, classes=config.classes), labeled=config.classes > 0)
-
-
-def _top(channels: int, config: GlowConfig) -> Transform | None:
-    if config.split_prior == "table":
-        assert config.image_size is not None
-        height, width = (side // 2**config.levels for side in config.image_size)
-        return Whiten(TablePrior(channels, height, width, classes=config.classes))
-    if not config.learned_top and not config.classes:
-        return None
-    return Whiten(TopPrior(channels, learned=config.learned_top, edge=config.edge, classes=config.classes))
+    height, width = (side // 2**level for side in config.image_size)
+    return TablePrior(channels, height, width, classes=config.classes)
 
 
 def _encode_labels(flow: Flow, labels: Tensor) -> Condition:

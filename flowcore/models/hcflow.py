@@ -2,7 +2,7 @@
 
 An unconditional trunk halves the grid at every level and splits channels off, which small flows turn into latents,
 conditioned on features of the channels that remain. The last three channels are the flow's own LR image; their latents
-are its deviation from the given one, in units of its standard deviation, which sampling sets to zero.
+are its deviation from the given one, which sampling sets to zero.
 
 Source: Liang, Lugmayr, Zhang, Danelljan, Van Gool, Timofte, "Hierarchical Conditional Flow: A Unified Framework for
 Image Super-Resolution and Image Rescaling" (ICCV 2021). The density of the LR image is taken as it is; the published
@@ -21,19 +21,7 @@ from ..flow import Capabilities, Flow, Level, Task
 from ..level import Details
 from ..networks import AnchorPrior, Conditioner, DenseConvs, HierarchicalExtractor, ScaledConv
 from ..networks.conditioner import NormalizedConv
-from ..transforms import (
-    ActNorm,
-    Chain,
-    Coupling,
-    Haar,
-    Injector,
-    InvertibleConv,
-    PixelMap,
-    Scaling,
-    Split,
-    Transform,
-    Whiten,
-)
+from ..transforms import ActNorm, Chain, Coupling, Haar, Injector, InvertibleConv, PixelMap, Split, Transform, Whiten
 from .fields import Range, check_fields
 from .inputs import LR, check_source
 
@@ -100,29 +88,29 @@ def hcflow(config: HCFlowConfig) -> Flow[HCFlowConfig]:
         steps: list[Transform] = [PixelMap(0, 2)] if config.rescaling else []  # Haar means become block means
         steps += [Chain(*_step(channels, k, config)) for k in range(config.steps)]
         kept = IMAGE if number == config.levels else channels // 2
-        level = Level(
-            steps,
-            Split(None, kept=kept),
-            squeeze=Haar() if config.rescaling else None,
-            details=_details(kept, channels - kept, config.levels - number, config),
-        )
-        levels.append(level)
+        details = _details(kept, channels - kept, config.levels - number, config)
+        squeeze = Haar() if config.rescaling else None
+        levels.append(Level(steps, Split(None, kept=kept), squeeze=squeeze, details=details))
         channels = kept
     flow = Flow(
         levels,
         channels=IMAGE,
         config=config,
         architecture="hcflow",
-        capabilities=Capabilities(
-            source="low_resolution",
-            tasks=config.tasks,
-        ),
+        capabilities=Capabilities(source="low_resolution", tasks=config.tasks),
         top=Whiten(AnchorPrior(LR_LOG_STD)),
         condition_encoder=_encode_lr,
         condition_scale=config.scale,
         anchored=True,
     )
-    _draw_weights(flow)
+    # Weights start as published: Xavier normal times 0.1; the output of a dense coupling starts at zero.
+    for module in flow.modules():
+        if isinstance(module, (NormalizedConv, DenseConvs)):
+            for conv in [module] if isinstance(module, NormalizedConv) else list(module.convs):
+                assert isinstance(conv.weight, Tensor)
+                nn.init.xavier_normal_(conv.weight, 0.1)
+        if isinstance(module, Coupling) and isinstance(module.conditioner, DenseConvs):
+            nn.init.zeros_(module.conditioner.convs[-1].get_parameter("weight"))
     return flow
 
 
@@ -147,21 +135,8 @@ def _details(kept: int, channels: int, deeper: int, config: HCFlowConfig) -> Det
     for _ in range(config.detail_steps):
         network = Conditioner(inputs, config.detail_hidden, outputs)
         steps.append(Chain(ActNorm(channels), InvertibleConv(channels), Coupling(network, scaling="narrow")))
-    scaling: Scaling = "narrow" if config.rescaling else "exp"
-    prior = Injector(ScaledConv(extractor.features, 2 * channels), scaling=scaling)
+    prior = Injector(ScaledConv(extractor.features, 2 * channels), scaling="narrow" if config.rescaling else "exp")
     return Details(extractor, Chain(*steps, prior))
-
-
-def _draw_weights(flow: Flow[HCFlowConfig]) -> None:
-    """Start as published: Xavier normal times 0.1; the output of a dense coupling starts at zero."""
-    for module in flow.modules():
-        if isinstance(module, (NormalizedConv, DenseConvs)):
-            convs = [module] if isinstance(module, NormalizedConv) else list(module.convs)
-            for conv in convs:
-                assert isinstance(conv.weight, Tensor)
-                nn.init.xavier_normal_(conv.weight, 0.1)
-        if isinstance(module, Coupling) and isinstance(module.conditioner, DenseConvs):
-            nn.init.zeros_(module.conditioner.convs[-1].get_parameter("weight"))
 
 
 def _encode_lr(flow: Flow[HCFlowConfig], lr: Tensor) -> Condition:

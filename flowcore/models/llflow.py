@@ -20,7 +20,7 @@ from ..flow import Capabilities, Flow, Level, Task
 from ..networks import Conditioner, LowLightEncoder
 from ..networks.low_light import network_input
 from ..transforms import ActNorm, Center, Chain, Coupling, Injector, InvertibleConv, Transform
-from .fields import Range, check_fields, integer_tuple
+from .fields import Range, check_fields, set_stacked_blocks
 from .inputs import check_source
 
 LEVELS = 3  # as many as the encoder has grids
@@ -29,18 +29,9 @@ MULTIPLE = 2**LEVELS
 
 @dataclass(frozen=True, kw_only=True)
 class LLFlowConfig:
-    """Configuration of an LLFlow; the defaults are the published LOL network.
+    """Configuration of an LLFlow; the defaults are the published LOL network, fields are as in ``SRFlowConfig``.
 
     Attributes:
-        steps: Conditional steps per level.
-        transition_steps: Steps without injector and coupling at the start of each level.
-        hidden: Width of the networks in injectors and couplings.
-        encoder_blocks: RRDBs of the encoder.
-        encoder_width: Channels of its trunk.
-        encoder_growth: Channels that each of its dense convolutions adds.
-        stacked_blocks: Indices of the RRDBs whose outputs are part of every level's condition.
-        affine_eps: Smallest scale of injectors and couplings.
-        quant_bins: Width of the dequantization noise in training is 1 / quant_bins.
         temperature: Recommended for sampling; the published program has 0.
     """
 
@@ -59,8 +50,7 @@ class LLFlowConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        blocks = integer_tuple("stacked_blocks", self.stacked_blocks, Range(0, self.encoder_blocks - 1))
-        object.__setattr__(self, "stacked_blocks", blocks)
+        set_stacked_blocks(self)
 
 
 def llflow(config: LLFlowConfig) -> Flow[LLFlowConfig]:
@@ -83,6 +73,7 @@ def llflow(config: LLFlowConfig) -> Flow[LLFlowConfig]:
                 parts.append(Coupling(network, eps=config.affine_eps))
             steps.append(Chain(*parts))
         levels.append(Level(steps, None))
+    encoder = LowLightEncoder(config.encoder_blocks, config.encoder_width, config.encoder_growth, config.stacked_blocks)
     return Flow(
         levels,
         channels=3,
@@ -90,9 +81,7 @@ def llflow(config: LLFlowConfig) -> Flow[LLFlowConfig]:
         architecture="llflow",
         capabilities=Capabilities(source="low_light", tasks=config.tasks),
         top=Center(),
-        encoder=LowLightEncoder(
-            config.encoder_blocks, config.encoder_width, config.encoder_growth, config.stacked_blocks
-        ),
+        encoder=encoder,
         condition_encoder=_encode_dark,
     )
 

@@ -39,9 +39,7 @@ class RealNVPConfig:
             the authors' program only the transformed half.
         mask_channel: Whether checkerboard networks see their mask.
         alpha: Of the logit: distance of pixels from 0 and 1.
-        n_bits: Bits per subpixel of the images that it models.
-        grid: Where pixel values lie in [0, 1]; see ``GlowConfig``.
-        image_size: Height and width, or the side of a square, of the training images; None if unknown.
+        n_bits, grid, image_size: See ``GlowConfig``.
     """
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"sample"})

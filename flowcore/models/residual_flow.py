@@ -40,9 +40,7 @@ class ResidualFlowConfig:
         squeeze_first: Whether the image is squeezed before the first scale.
         first_actnorm: Whether an actnorm precedes the first block.
         alpha: Of the logit: distance of pixels from 0 and 1; 0.05 for colors and 1e-6 for digits in the paper.
-        n_bits: Bits per subpixel of the images that it models.
-        grid: Where pixel values lie in [0, 1]; see ``GlowConfig``.
-        image_size: Height and width, or the side of a square, of the training images; None if unknown.
+        n_bits, grid, image_size: See ``GlowConfig``.
     """
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"sample"})

@@ -17,7 +17,7 @@ from ..errors import FlowError
 from ..flow import Capabilities, Flow, Level, Task
 from ..networks import CompactUpscaler, Conditioner, IMDNEncoder, RRDBEncoder, ScaledConv
 from ..transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, Split, Transform
-from .fields import Range, check_fields, check_integer, integer_tuple, short_repr
+from .fields import Range, check_fields, check_integer, set_stacked_blocks, short_repr
 from .inputs import check_lr
 
 
@@ -86,8 +86,7 @@ class SRFlowConfig:
             )
         check_fields(self)
         check_integer("levels", self.levels, Range(1, round(math.log2(self.scale)) + 1))
-        blocks = integer_tuple("stacked_blocks", self.stacked_blocks, Range(0, self.encoder_blocks - 1))
-        object.__setattr__(self, "stacked_blocks", blocks)
+        set_stacked_blocks(self)
 
     @property
     def grids(self) -> range:
@@ -125,7 +124,6 @@ def srflow(config: SRFlowConfig) -> Flow[SRFlowConfig]:
     encoder = make_encoder(
         config.scale, config.encoder_blocks, config.encoder_width, config.encoder_growth, config.stacked_blocks
     )
-
     return Flow(
         levels,
         channels=3,

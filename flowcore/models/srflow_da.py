@@ -19,7 +19,7 @@ from ..errors import FlowError
 from ..flow import Capabilities, Flow, Level, Task
 from ..networks import PlainConditioner, RRDBEncoder, ScaledConv
 from ..transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, Split, Squeeze, Transform
-from .fields import Range, check_fields, integer_tuple, short_repr
+from .fields import Range, check_fields, set_stacked_blocks, short_repr
 from .inputs import check_lr
 
 LAYERS = re.compile(r"s[248][pc]+((d|d?s[248])[pc]+)*")
@@ -29,21 +29,14 @@ LAYERS = re.compile(r"s[248][pc]+((d|d?s[248])[pc]+)*")
 class SRFlowDAConfig:
     """Configuration of an SRFlow-DA; the defaults are the published DF2K 4X network.
 
+    Fields that are not listed are as in ``SRFlowConfig``.
+
     Attributes:
-        scale: Integer factor from LR to HR.
         layers: The flow from HR to latents, a letter a layer: "s2", "s4" or "s8" squeezes by that factor, "p" is a step
             without injector and coupling (plain), "c" a conditional one, "d" splits half of the channels off.
-        hidden: Width of the networks in injectors and couplings.
         hidden_layers: Hidden convolutions of these networks, besides the first: 4, or in -D 36.
         residual_blocks: Residual blocks that they form: 0 for none, in -R 1, in -D 18.
-        encoder_blocks: RRDBs of the encoder.
-        encoder_width: Channels of its trunk.
-        encoder_growth: Channels that each of its dense convolutions adds.
-        stacked_blocks: Indices of the RRDBs whose outputs are part of every level's condition.
-        affine_eps: Smallest scale of injectors and couplings.
-        quant_bins: Width of the dequantization noise in training is 1 / quant_bins.
         temperature: Recommended for sampling; the published tests have 0.9.
-        calm_edges: Recommended reduction of the temperature at edges, in [0, 1]; see ``upscale``.
     """
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"upscale"})
@@ -64,8 +57,7 @@ class SRFlowDAConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        blocks = integer_tuple("stacked_blocks", self.stacked_blocks, Range(0, self.encoder_blocks - 1))
-        object.__setattr__(self, "stacked_blocks", blocks)
+        set_stacked_blocks(self)
         if self.residual_blocks and (not self.hidden_layers or self.hidden_layers % self.residual_blocks):
             raise FlowError(
                 f"residual_blocks must divide the number of hidden_layers, {self.hidden_layers}; got "
@@ -93,7 +85,7 @@ class SRFlowDAConfig:
 
     @property
     def residual(self) -> bool:
-        """False: the flow models the image, not its difference from an enlargement; as in SRFlow's configuration."""
+        """As in SRFlow's configuration: the flow models the image, not its difference from an enlargement."""
         return False
 
     @property
@@ -105,8 +97,7 @@ class SRFlowDAConfig:
 def srflow_da(config: SRFlowDAConfig) -> Flow[SRFlowDAConfig]:
     """Build an SRFlow-DA with random weights.
 
-    Its images are HR, ``(B, 3, scale * h, scale * w)``; its condition is encoded from LR, ``(B, 3, h, w)`` in [0, 1],
-    of any size if no squeeze goes beyond the LR grid.
+    Its images are HR, ``(B, 3, scale * h, scale * w)``; its condition is encoded from LR, ``(B, 3, h, w)`` in [0, 1].
     """
     features = config.encoder_width * (1 + len(config.stacked_blocks))
     levels: list[Level] = []
@@ -142,10 +133,7 @@ def srflow_da(config: SRFlowDAConfig) -> Flow[SRFlowDAConfig]:
 
 
 def split_levels(layers: str) -> list[tuple[int, str]]:
-    """Divide ``SRFlowDAConfig.layers`` into levels: the grid of each, and its layers.
-
-    Grid 1 has half as many pixels a side as HR, 2 a quarter; layers are a squeeze or none, steps, a split or none.
-    """
+    """Divide ``SRFlowDAConfig.layers`` into levels: the grid of each, 1 for half of HR's sides, and its layers."""
     levels: list[tuple[int, str]] = []
     grid = 0
     for part in re.findall(r"(?:s\d)?[pc]+d?", layers):
@@ -164,10 +152,5 @@ def _encode_lr(flow: Flow[SRFlowDAConfig], lr: Tensor) -> Condition:
 
 def _conditioner(inputs: int, outputs: int, config: SRFlowDAConfig) -> PlainConditioner:
     return PlainConditioner(
-        inputs,
-        config.hidden,
-        outputs,
-        layers=config.hidden_layers,
-        kernel=3,
-        residual_blocks=config.residual_blocks,
+        inputs, config.hidden, outputs, layers=config.hidden_layers, kernel=3, residual_blocks=config.residual_blocks
     )

@@ -39,8 +39,7 @@ class TarFlowConfig:
         labels: Their names, or none.
         noise: Standard deviation of the Gaussian noise that the training images have, where black is -1 and white 1;
             0 for uniform dequantization.
-        n_bits: Bits per subpixel of the images that it models.
-        grid: Where pixel values lie in [0, 1]; see ``GlowConfig``.
+        n_bits, grid: See ``GlowConfig``.
     """
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"sample"})
@@ -100,6 +99,10 @@ def tarflow(config: TarFlowConfig) -> Flow[TarFlowConfig]:
     ]
     if config.variances:
         steps.append(Variances(channels, height, width))
+    # Keys and values of all layers of a block, or features of one; of all where noise is removed by a gradient.
+    decoding = (2 if config.classes else 1) * config.layers * 2 * config.width
+    features = 8 * config.width + 2 * config.hidden
+    floats = max(decoding, features, config.layers * (features - 4 * config.width) if config.noise else 0)
     return Flow(
         [Level(steps, None, squeeze=Squeeze(config.patch), downscale=config.patch)],
         channels=config.channels,
@@ -108,7 +111,7 @@ def tarflow(config: TarFlowConfig) -> Flow[TarFlowConfig]:
         capabilities=Capabilities(
             source="labels" if config.classes else "none",
             tasks=config.tasks,
-            floats_per_pixel=_floats_per_patch(config) / config.patch**2,
+            floats_per_pixel=floats / config.patch**2,
             guided=config.classes > 0,
         ),
         prelude=PixelMap(0.5, 0.5),
@@ -117,13 +120,6 @@ def tarflow(config: TarFlowConfig) -> Flow[TarFlowConfig]:
         image_size=config.image_size,
         fixed_size=True,
     )
-
-
-def _floats_per_patch(config: TarFlowConfig) -> float:
-    """Keys and values of all layers of a block, or features of one; of all where noise is removed by a gradient."""
-    decoding = (2 if config.classes else 1) * config.layers * 2 * config.width
-    features = 8 * config.width + 2 * config.hidden
-    return max(decoding, features, config.layers * (features - 4 * config.width) if config.noise else 0)
 
 
 def _encode_labels(flow: Flow, labels: Tensor) -> Condition:

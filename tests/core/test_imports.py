@@ -27,7 +27,7 @@ ROWS = [
 ]
 LEAVES = {"images", "quality"}
 # What several models are made with; like leaves, they know no model.
-SHARED_BY_MODELS = {"fields", "registry", "inputs"}
+SHARED_BY_MODELS = {"fields", "inputs"}
 RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
 
 
