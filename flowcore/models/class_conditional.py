@@ -24,31 +24,20 @@ from .inputs import one_hot
 
 @dataclass(frozen=True, kw_only=True)
 class ClassConditionalConfig:
-    """Configuration of a class-conditional flow; the defaults are a third of the published network.
-
-    Attributes:
-        channels: 1 or 3.
-        image_size: Height and width, or the side of a square; the model accepts no other size.
-        classes: Number of labels. The label ``classes`` itself means "unlabeled".
-        steps: Pairs of couplings.
-        hidden: Width of their networks.
-        shift: Pixel value that becomes 0.
-        width: Difference in pixel value that becomes 1.
-        n_bits, grid, styles: See ``GlowConfig``.
-    """
+    """Configuration of a class-conditional flow; the defaults are a third of the published network."""
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"sample"})
 
     channels: Literal[1, 3] = 1
-    image_size: tuple[int, int] = (28, 28)
-    classes: Annotated[int, Range(1, 1000)] = 10
-    steps: Annotated[int, Range(1, 64)] = 10
-    hidden: Annotated[int, Range(1, 4096)] = 256
-    shift: Annotated[float, Range(-10, 10, open=True)] = 0.128
-    width: Annotated[float, Range(1e-6, 100, open=True)] = 0.305
-    n_bits: Annotated[int, Range(1, 8)] = 8
-    grid: Literal["bins", "levels"] = "bins"
-    styles: tuple[str, ...] = ()
+    image_size: tuple[int, int] = (28, 28)  # height and width, or the side of a square; the model accepts no other size
+    classes: Annotated[int, Range(1, 1000)] = 10  # labels; ``classes`` itself means "unlabeled"
+    steps: Annotated[int, Range(1, 64)] = 10  # pairs of couplings
+    hidden: Annotated[int, Range(1, 4096)] = 256  # width of their networks
+    shift: Annotated[float, Range(-10, 10, open=True)] = 0.128  # pixel value that becomes 0
+    width: Annotated[float, Range(1e-6, 100, open=True)] = 0.305  # difference in pixel value that becomes 1
+    n_bits: Annotated[int, Range(1, 8)] = 8  # bits per subpixel of the images that it models
+    grid: Literal["bins", "levels"] = "bins"  # where pixel values lie in [0, 1]; see ``GlowConfig``
+    styles: tuple[str, ...] = ()  # names of the style directions stored with the weights
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -47,54 +47,36 @@ SOURCE_CHANNELS = (1, 4, 8, 13)  # luma; with hints; and a palette; and what a m
 
 @dataclass(frozen=True, kw_only=True)
 class ColorizerConfig:
-    """Configuration of a colorizer; the defaults are the shipped network.
-
-    Attributes:
-        structure: "pyramid", or "single": one conditional flow on the finest grid, the ablation.
-        steps: Steps per grid, finest first; "single" uses the first.
-        hidden: Width of the networks in couplings per grid, finest first; "single" uses the first.
-        widths: Channels of the luma encoder at strides 4, 8, ...: one more than there are grids.
-        merged: Channels of the encoder's upward path.
-        features: Channels of luma features per grid.
-        dropout: Of the encoder, in training; see ``LumaEncoder``.
-        backbone: The encoder's pretrained network.
-        predicts_chroma: Whether the encoder also predicts mean chroma.
-        residual: Whether the flow models the difference between the chroma and this prediction, so that latents of zero
-            are close to it; needs ``predicts_chroma``.
-        smooth: Whether finer grids start from interpolated coarser ones, in the encoder and in the flow; otherwise from
-            blocks, whose borders show where the flow does not remove them.
-        working_size: Shorter side of the luma, in pixels, at which colors are decided.
-        temperatures: Recommended temperatures of palette (the coarsest grid) and detail (the finest).
-        coherence: Recommended share of the coarsest grid's noise that similar places have in common, in [0, 1]; see
-            ``tasks.chroma``.
-        coherence_scales: How similar: lengths in the features, and in cells of the coarsest grid.
-        saturation: Recommended factor on sampled chroma.
-        memory: Cells of the encoder's memory of colors, see ``networks.memory``; 0 for none.
-        memory_share: Recommended share of the memory's photographs that a coloring uses, chosen by its seed.
-        memory_neighbors: Recommended number of similar cells that it looks up among these.
-    """
+    """Configuration of a colorizer; the defaults are the shipped network."""
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"colorize"})
 
-    structure: Literal["pyramid", "single"] = "pyramid"
-    steps: Annotated[tuple[int, ...], Range(1, 64)] = (4, 6, 8, 8, 10)
-    hidden: Annotated[tuple[int, ...], Range(1, 4096)] = (48, 64, 80, 96, 96)
+    structure: Literal["pyramid", "single"] = "pyramid"  # "single": one flow on the finest grid, the ablation
+    steps: Annotated[tuple[int, ...], Range(1, 64)] = (4, 6, 8, 8, 10)  # per grid, finest first
+    hidden: Annotated[tuple[int, ...], Range(1, 4096)] = (48, 64, 80, 96, 96)  # width of couplings' networks
+    # Channels of the luma encoder at strides 4, 8, ...: one more than there are grids.
     widths: Annotated[tuple[int, ...], Range(1, 4096)] = (32, 48, 64, 96, 128, 128)
-    merged: Annotated[int, Range(1, 1024)] = 64
-    features: Annotated[int, Range(1, 1024)] = 32
-    dropout: Annotated[float, Range(0, 1, open=True)] = 0.0
-    backbone: Literal["none", "efficientnet-lite0"] = "none"
-    predicts_chroma: bool = False
+    merged: Annotated[int, Range(1, 1024)] = 64  # channels of the encoder's upward path
+    features: Annotated[int, Range(1, 1024)] = 32  # channels of luma features per grid
+    dropout: Annotated[float, Range(0, 1, open=True)] = 0.0  # of the encoder; see ``LumaEncoder``
+    backbone: Literal["none", "efficientnet-lite0"] = "none"  # the encoder's pretrained network
+    predicts_chroma: bool = False  # whether the encoder also predicts mean chroma
+    # Whether the flow models the chroma's difference from this prediction, so that latents of 0 are near it.
     residual: bool = False
+    # Whether finer grids start from interpolated coarser ones, in the encoder and in the flow; otherwise from blocks,
+    # whose borders show where the flow does not remove them.
     smooth: bool = False
-    working_size: Annotated[int, Range(16, 4096)] = 256
+    working_size: Annotated[int, Range(16, 4096)] = 256  # shorter side of the luma at which colors are decided
+    # Recommended, of palette (the coarsest grid) and detail (the finest).
     temperatures: Annotated[tuple[float, float], Range(0, 10)] = (0.9, 0.3)
+    # Recommended share of the coarsest grid's noise that similar places have in common; see ``tasks.chroma``.
     coherence: Annotated[float, Range(0, 1)] = 0.0
+    # How similar: lengths in the features, and in cells of the coarsest grid.
     coherence_scales: Annotated[tuple[float, float], Range(0.01, 1000)] = (0.6, 4.0)
-    saturation: Annotated[float, Range(0, 10)] = 1.0
-    memory: Annotated[int, Range(0, 2**20)] = 0
-    memory_share: Annotated[float, Range(0.001, 1)] = 0.15
-    memory_neighbors: Annotated[int, Range(1, 4096)] = 20
+    saturation: Annotated[float, Range(0, 10)] = 1.0  # recommended factor on sampled chroma
+    memory: Annotated[int, Range(0, 2**20)] = 0  # cells of the memory of colors; see ``networks.memory``
+    memory_share: Annotated[float, Range(0.001, 1)] = 0.15  # recommended share of its photographs per seed
+    memory_neighbors: Annotated[int, Range(1, 4096)] = 20  # recommended number of similar cells to look up
 
     def __post_init__(self) -> None:
         check_fields(self)

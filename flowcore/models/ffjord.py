@@ -20,43 +20,30 @@ from .fields import Range, check_fields, short_repr, size_tuple
 
 @dataclass(frozen=True, kw_only=True)
 class FFJORDConfig:
-    """Configuration of an FFJORD; the defaults are the paper's CIFAR-10 network.
-
-    Attributes:
-        channels: 1 or 3.
-        scales: Number of scales; all but the last factor out half of the dimensions. 1 for a single grid.
-        blocks: ODEs one after the other, before and after every squeeze.
-        hidden: Widths between the convolutions of a velocity.
-        strides: Of these convolutions, one more than widths: 1, 2 or -2, as many of one as of the other; empty for 1
-            throughout. With a single grid only.
-        time: How they see the time; see ``networks.vector_field``.
-        activation: Between them.
-        batch_norm: Whether a batch-norm layer and an actnorm follow the last ODE. With a single grid only.
-        steps: Of the solver, for every ODE. Their number is part of the model.
-        solver: "rk4" (the classical rule), "rk4_38" (the 3/8 rule), "midpoint" or "euler".
-        how: What a log-determinant is: the integrated "trace", estimated where a condition gives probes; or "exact",
-            the determinant of the steps, for small images; see ``transforms.ODE``.
-        alpha: Of the logit: distance of pixels from 0 and 1. With 0 there is no logit; 1/2 is subtracted from pixels.
-        n_bits, grid, image_size: See ``GlowConfig``.
-    """
+    """Configuration of an FFJORD; the defaults are the paper's CIFAR-10 network."""
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"sample"})
 
     channels: Literal[1, 3] = 3
-    scales: Annotated[int, Range(1, 8)] = 4
-    blocks: Annotated[int, Range(1, 64)] = 2
-    hidden: Annotated[tuple[int, ...], Range(1, 4096)] = (64, 64, 64)
+    scales: Annotated[int, Range(1, 8)] = 4  # all but the last factor out half of the dimensions; 1 for a single grid
+    blocks: Annotated[int, Range(1, 64)] = 2  # ODEs one after the other, before and after every squeeze
+    hidden: Annotated[tuple[int, ...], Range(1, 4096)] = (64, 64, 64)  # widths between the convolutions of a velocity
+    # Of these convolutions, one more than widths: 1, 2 or -2, as many of one as of the other; empty for 1 throughout.
+    # With a single grid only.
     strides: Annotated[tuple[int, ...], Range(-2, 2)] = ()
-    time: TimeInput = "concat"
-    activation: Activation = "softplus"
-    batch_norm: bool = False
-    steps: Annotated[int, Range(1, 1024)] = 8
-    solver: Solver = "rk4"
+    time: TimeInput = "concat"  # how they see it; see ``networks.vector_field``
+    activation: Activation = "softplus"  # between them
+    batch_norm: bool = False  # whether a batch norm and an actnorm follow the last ODE. With a single grid only
+    steps: Annotated[int, Range(1, 1024)] = 8  # of the solver, for every ODE; part of the model
+    solver: Solver = "rk4"  # "rk4" is the classical rule, "rk4_38" the 3/8 rule
+    # What a log-determinant is: the integrated trace, estimated where a condition gives probes; or that of the steps,
+    # for small images; see ``transforms.ODE``.
     how: Literal["trace", "exact"] = "trace"
+    # Of the logit: distance of pixels from 0 and 1; with 0, 1/2 is subtracted.
     alpha: Annotated[float, Range(0, 0.5, open=True)] = 0.05
-    n_bits: Annotated[int, Range(1, 8)] = 8
-    grid: Literal["bins", "levels"] = "bins"
-    image_size: tuple[int, int] | None = None
+    n_bits: Annotated[int, Range(1, 8)] = 8  # bits per subpixel of the images that it models
+    grid: Literal["bins", "levels"] = "bins"  # where pixel values lie in [0, 1]; see ``GlowConfig``
+    image_size: tuple[int, int] | None = None  # height and width, or the side of a square, of the training images
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -26,60 +26,37 @@ Mixing = Literal["reverse", "shuffle", "conv", "lu"]
 
 @dataclass(frozen=True, kw_only=True)
 class GlowConfig:
-    """Configuration of a Glow; the defaults are the paper's CIFAR-10 network.
-
-    Attributes:
-        channels: 1 or 3.
-        levels: Squeeze scales.
-        steps: Steps per level.
-        hidden: Width of the networks in couplings.
-        coupling: "affine" or "additive".
-        mixing: What precedes every coupling: "reverse" or "shuffle" (fixed), a learned 1x1 convolution ("conv"), or one
-            stored as its LU factors ("lu"): the ablation of the paper.
-        mixing_start: How "conv" starts: "orthogonal" at random as in the paper, or "principal": the first of each level
-            from the principal axes of the first batch, the others as channel reversals.
-        affine_eps: Smallest scale of affine couplings; 0 in the paper.
-        learned_top: Whether mean and standard deviation of the last latents are learned.
-        classes: Labels that the last latents' prior depends on; 0 for none.
-        n_bits: Bits per subpixel of the images that it models.
-        grid: Where pixel values lie in [0, 1]: "bins": value k fills [k, k + 1) / 2^n_bits; "levels":
-            k / (2^n_bits - 1) is the middle of its bin.
-        image_size: Height and width, or the side of a square, of the training images; None if unknown.
-        dequantizer_steps: Steps of a variational dequantizer, trained with the flow; 0 for none.
-        pixels: What the first level sees: "centred" (x - 1/2) or "unit" (x).
-        edge: What convolutions of couplings and priors see beyond the border: "zeros", "ones", or a "flag" channel.
-        network: Of couplings: with "actnorm", or "plain" convolutions with biases.
-        actnorm: How scales are stored: "log", "log3" (a third of the log), or "signed" (the scale itself).
-        scaled: Whether the last convolution of couplings has a learned scale.
-        split_prior: What the prior of a split sees: the other half ("conv"), or position and label only ("table").
-        last_mixing: ``mixing`` of the last level if it differs, else "".
-        styles: Names of the style directions stored with the weights; they need ``image_size``.
-    """
+    """Configuration of a Glow; the defaults are the paper's CIFAR-10 network."""
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"sample"})
 
     channels: Literal[1, 3] = 3
-    levels: Annotated[int, Range(1, 8)] = 3
-    steps: Annotated[int, Range(1, 256)] = 32
-    hidden: Annotated[int, Range(1, 4096)] = 512
+    levels: Annotated[int, Range(1, 8)] = 3  # squeeze scales
+    steps: Annotated[int, Range(1, 256)] = 32  # per level
+    hidden: Annotated[int, Range(1, 4096)] = 512  # width of the networks in couplings
     coupling: Literal["affine", "additive"] = "affine"
+    # Before every coupling: a fixed permutation, a 1x1 convolution, or its LU factors; the paper's ablation.
     mixing: Mixing = "lu"
+    # How "conv" starts: at random as in the paper, or the first of each level from the principal axes of the first
+    # batch, the others as channel reversals.
     mixing_start: Literal["orthogonal", "principal"] = "orthogonal"
-    affine_eps: Annotated[float, Range(0, 1, open=True)] = 0.0
-    learned_top: bool = True
-    classes: Annotated[int, Range(0, 10_000)] = 0
-    n_bits: Annotated[int, Range(1, 8)] = 8
+    affine_eps: Annotated[float, Range(0, 1, open=True)] = 0.0  # smallest scale of affine couplings; 0 in the paper
+    learned_top: bool = True  # whether mean and standard deviation of the last latents are learned
+    classes: Annotated[int, Range(0, 10_000)] = 0  # labels that the last latents' prior depends on; 0 for none
+    n_bits: Annotated[int, Range(1, 8)] = 8  # bits per subpixel of the images that it models
+    # Where pixel values lie in [0, 1]: value k fills [k, k + 1) / 2^n_bits ("bins"), or k / (2^n_bits - 1) is the
+    # middle of its bin ("levels").
     grid: Literal["bins", "levels"] = "bins"
-    image_size: tuple[int, int] | None = None
-    dequantizer_steps: Annotated[int, Range(0, 64)] = 0
-    pixels: Literal["centred", "unit"] = "centred"
-    edge: Edge = "zeros"
-    network: Literal["actnorm", "plain"] = "actnorm"
-    actnorm: Literal["log", "log3", "signed"] = "log"
-    scaled: bool = True
-    split_prior: Literal["conv", "table"] = "conv"
-    last_mixing: Literal["", "reverse", "shuffle", "conv", "lu"] = ""
-    styles: tuple[str, ...] = ()
+    image_size: tuple[int, int] | None = None  # height and width, or the side of a square, of the training images
+    dequantizer_steps: Annotated[int, Range(0, 64)] = 0  # of a dequantizer, trained with the flow; 0: none
+    pixels: Literal["centred", "unit"] = "centred"  # what the first level sees: x - 1/2 or x
+    edge: Edge = "zeros"  # what convolutions see beyond the border; "flag" is one more channel
+    network: Literal["actnorm", "plain"] = "actnorm"  # of couplings: convolutions with actnorms or with biases
+    actnorm: Literal["log", "log3", "signed"] = "log"  # how scales are stored; "log3": a third of the log
+    scaled: bool = True  # whether the last convolution of couplings has a learned scale
+    split_prior: Literal["conv", "table"] = "conv"  # what it sees: the other half, or position and label only
+    last_mixing: Literal["", "reverse", "shuffle", "conv", "lu"] = ""  # of the last level if it differs
+    styles: tuple[str, ...] = ()  # names of the style directions stored with the weights; they need ``image_size``
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -31,37 +31,26 @@ IMAGE = 3  # channels that the deepest level keeps
 
 @dataclass(frozen=True, kw_only=True)
 class HCFlowConfig:
-    """Configuration of an HCFlow; the defaults are the published DF2K 4X network.
+    """Configuration of an HCFlow; the defaults are the published DF2K 4X network."""
 
-    Attributes:
-        scale: Integer factor from LR to HR, by log2(scale) levels.
-        steps: Trunk steps per level.
-        detail_steps: Conditional steps per level.
-        hidden: Width of the networks in trunk couplings; in rescaling, channels that each dense convolution adds.
-        detail_hidden: Width of the networks in conditional couplings.
-        extractor_blocks: RRDBs in the two halves of every level's feature extractor.
-        extractor_width: Channels of its trunk.
-        extractor_growth: Channels that each of its dense convolutions adds.
-        quant_bins: Width of the dequantization noise in training is 1 / quant_bins.
-        rescaling: Whether the LR image is the flow's own, made to be restored: Haar transforms instead of squeezes,
-            trunk couplings between the coarse image and the rest without 1x1 convolutions, bounded priors.
-        temperature: Recommended for sampling; the published tests have 0.9 at 4x, 0.8 for faces, and 1 for rescaling,
-            where 0 is the mean of what can be restored.
-        calm_edges: Recommended reduction of the temperature at edges, in [0, 1]; see ``upscale``.
-    """
-
-    scale: Literal[2, 4, 8] = 4
-    steps: Annotated[int, Range(1, 256)] = 13
-    detail_steps: Annotated[int, Range(1, 256)] = 13
+    scale: Literal[2, 4, 8] = 4  # integer factor from LR to HR, by log2(scale) levels
+    steps: Annotated[int, Range(1, 256)] = 13  # trunk steps per level
+    detail_steps: Annotated[int, Range(1, 256)] = 13  # conditional steps per level
+    # Width of trunk couplings' networks; in rescaling, what dense convolutions add.
     hidden: Annotated[int, Range(1, 4096)] = 64
-    detail_hidden: Annotated[int, Range(1, 4096)] = 64
+    detail_hidden: Annotated[int, Range(1, 4096)] = 64  # width of conditional couplings' networks
+    # RRDBs in the two halves of every level's extractor.
     extractor_blocks: Annotated[tuple[int, int], Range(0, 256)] = (7, 7)
-    extractor_width: Annotated[int, Range(1, 4096)] = 64
-    extractor_growth: Annotated[int, Range(1, 4096)] = 32
-    quant_bins: Annotated[int, Range(1, 65536)] = 64
+    extractor_width: Annotated[int, Range(1, 4096)] = 64  # channels of its trunk
+    extractor_growth: Annotated[int, Range(1, 4096)] = 32  # channels that each of its dense convolutions adds
+    quant_bins: Annotated[int, Range(1, 65536)] = 64  # the dequantization noise in training has width 1 / quant_bins
+    # Whether the LR image is the flow's own, made to be restored: Haar transforms instead of squeezes, trunk couplings
+    # between the coarse image and the rest without 1x1 convolutions, bounded priors.
     rescaling: bool = False
+    # Recommended; the published tests have 0.9 at 4x, 0.8 for faces, and 1 for rescaling, where 0 is the mean of what
+    # can be restored.
     temperature: Annotated[float, Range(0, 10, open=True)] = 0.9
-    calm_edges: Annotated[float, Range(0, 1)] = 0.0
+    calm_edges: Annotated[float, Range(0, 1)] = 0.0  # recommended reduction of the temperature at edges
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -29,24 +29,21 @@ MULTIPLE = 2**LEVELS
 
 @dataclass(frozen=True, kw_only=True)
 class LLFlowConfig:
-    """Configuration of an LLFlow; the defaults are the published LOL network, fields are as in ``SRFlowConfig``.
-
-    Attributes:
-        temperature: Recommended for sampling; the published program has 0.
-    """
+    """Configuration of an LLFlow; the defaults are the published LOL network."""
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"brighten"})
 
-    steps: Annotated[int, Range(1, 256)] = 12
-    transition_steps: Annotated[int, Range(0, 16)] = 2
-    hidden: Annotated[int, Range(1, 4096)] = 64
-    encoder_blocks: Annotated[int, Range(1, 256)] = 24
-    encoder_width: Annotated[int, Range(1, 4096)] = 64
-    encoder_growth: Annotated[int, Range(1, 4096)] = 32
+    steps: Annotated[int, Range(1, 256)] = 12  # conditional ones per level
+    transition_steps: Annotated[int, Range(0, 16)] = 2  # per level before those, without injector and coupling
+    hidden: Annotated[int, Range(1, 4096)] = 64  # width of the networks in injectors and couplings
+    encoder_blocks: Annotated[int, Range(1, 256)] = 24  # RRDBs of the encoder
+    encoder_width: Annotated[int, Range(1, 4096)] = 64  # channels of its trunk
+    encoder_growth: Annotated[int, Range(1, 4096)] = 32  # channels that each of its dense convolutions adds
+    # Indices of the RRDBs whose outputs are part of every level's condition.
     stacked_blocks: tuple[int, ...] = (1, 3, 5, 7)
-    affine_eps: Annotated[float, Range(0, 1, open=True)] = 1e-4
-    quant_bins: Annotated[int, Range(1, 65536)] = 32
-    temperature: Annotated[float, Range(0, 10, open=True)] = 0.0
+    affine_eps: Annotated[float, Range(0, 1, open=True)] = 1e-4  # smallest scale of injectors and couplings
+    quant_bins: Annotated[int, Range(1, 65536)] = 32  # the dequantization noise in training has width 1 / quant_bins
+    temperature: Annotated[float, Range(0, 10, open=True)] = 0.0  # recommended; the published program has 0
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -28,32 +28,21 @@ from .fields import Range, check_fields, size_tuple
 
 @dataclass(frozen=True, kw_only=True)
 class RealNVPConfig:
-    """Configuration of a Real NVP; the defaults are the paper's CIFAR-10 network.
-
-    Attributes:
-        channels: 1 or 3.
-        scales: Number of scales; all but the last factor out half of the dimensions.
-        hidden: Width of the residual networks at the first scale's checkerboards; doubles with every squeeze.
-        blocks: Residual blocks per network.
-        batch_norm: Whether a batch-norm layer of the flow follows every coupling. It normalizes all channels; that of
-            the authors' program only the transformed half.
-        mask_channel: Whether checkerboard networks see their mask.
-        alpha: Of the logit: distance of pixels from 0 and 1.
-        n_bits, grid, image_size: See ``GlowConfig``.
-    """
+    """Configuration of a Real NVP; the defaults are the paper's CIFAR-10 network."""
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"sample"})
 
     channels: Literal[1, 3] = 3
-    scales: Annotated[int, Range(1, 8)] = 2
-    hidden: Annotated[int, Range(1, 4096)] = 64
-    blocks: Annotated[int, Range(0, 64)] = 8
+    scales: Annotated[int, Range(1, 8)] = 2  # all but the last factor out half of the dimensions
+    hidden: Annotated[int, Range(1, 4096)] = 64  # width at the first scale's checkerboards; doubles with every squeeze
+    blocks: Annotated[int, Range(0, 64)] = 8  # residual blocks per network
+    # Whether a batch norm follows every coupling: of all channels; in the authors' program, of the transformed half.
     batch_norm: bool = True
-    mask_channel: bool = True
-    alpha: Annotated[float, Range(1e-6, 0.5, open=True)] = 0.05
-    n_bits: Annotated[int, Range(1, 8)] = 8
-    grid: Literal["bins", "levels"] = "bins"
-    image_size: tuple[int, int] | None = None
+    mask_channel: bool = True  # whether checkerboard networks see their mask
+    alpha: Annotated[float, Range(1e-6, 0.5, open=True)] = 0.05  # of the logit: distance of pixels from 0 and 1
+    n_bits: Annotated[int, Range(1, 8)] = 8  # bits per subpixel of the images that it models
+    grid: Literal["bins", "levels"] = "bins"  # where pixel values lie in [0, 1]; see ``GlowConfig``
+    image_size: tuple[int, int] | None = None  # height and width, or the side of a square, of the training images
 
     def __post_init__(self) -> None:
         check_fields(self)

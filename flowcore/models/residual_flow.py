@@ -21,48 +21,32 @@ MIN_VARIANCE = 0.2  # of a channel or element at the start: pixels that hardly v
 
 @dataclass(frozen=True, kw_only=True)
 class ResidualFlowConfig:
-    """Configuration of a Residual Flow; the defaults are the paper's CIFAR-10 network.
-
-    Attributes:
-        channels: 1 or 3.
-        blocks: Convolutional blocks per scale.
-        hidden: Width of their networks.
-        full_blocks: Fully connected blocks at the end of the last scale.
-        full_hidden: Width of their networks.
-        kernels: Sides of the convolutions of a block; a full block has as many layers.
-        activation: Of all networks.
-        leading: Whether the network of a block begins with an activation.
-        first_leading: Whether that of the very first block does.
-        coefficient: Bound on the norm of every layer.
-        lipschitz: How that norm is measured: on the "grid" of ``image_size``, or over all "frequencies", which holds
-            at any size and is up to a fifth tighter.
-        factor_out: Whether every scale but the last factors out half of its channels.
-        squeeze_first: Whether the image is squeezed before the first scale.
-        first_actnorm: Whether an actnorm precedes the first block.
-        alpha: Of the logit: distance of pixels from 0 and 1; 0.05 for colors and 1e-6 for digits in the paper.
-        n_bits, grid, image_size: See ``GlowConfig``.
-    """
+    """Configuration of a Residual Flow; the defaults are the paper's CIFAR-10 network."""
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"sample"})
 
     channels: Literal[1, 3] = 3
-    blocks: Annotated[tuple[int, ...], Range(1, 256)] = (16, 16, 16)
-    hidden: Annotated[int, Range(1, 4096)] = 512
-    full_blocks: Annotated[int, Range(0, 64)] = 4
-    full_hidden: Annotated[int, Range(1, 4096)] = 128
+    blocks: Annotated[tuple[int, ...], Range(1, 256)] = (16, 16, 16)  # convolutional ones per scale
+    hidden: Annotated[int, Range(1, 4096)] = 512  # width of their networks
+    full_blocks: Annotated[int, Range(0, 64)] = 4  # fully connected ones at the end of the last scale
+    full_hidden: Annotated[int, Range(1, 4096)] = 128  # width of their networks
+    # Sides of the convolutions of a block; a full block has as many layers.
     kernels: Annotated[tuple[int, ...], Range(1, 15)] = (3, 1, 3)
     activation: Literal["lipswish", "elu"] = "lipswish"
-    leading: bool = True
-    first_leading: bool = False
-    coefficient: Annotated[float, Range(1e-3, 1, open=True)] = 0.98
+    leading: bool = True  # whether the network of a block begins with an activation
+    first_leading: bool = False  # whether that of the very first block does
+    coefficient: Annotated[float, Range(1e-3, 1, open=True)] = 0.98  # bound on the norm of every layer
+    # How that norm is measured: on the grid of ``image_size``, or over all frequencies, which holds at any size and is
+    # up to a fifth tighter.
     lipschitz: Literal["grid", "frequencies"] = "grid"
-    factor_out: bool = False
-    squeeze_first: bool = False
-    first_actnorm: bool = True
+    factor_out: bool = False  # whether every scale but the last factors out half of its channels
+    squeeze_first: bool = False  # whether the image is squeezed before the first scale
+    first_actnorm: bool = True  # whether an actnorm precedes the first block
+    # Of the logit: distance of pixels from 0 and 1; 0.05 for colors and 1e-6 for digits in the paper.
     alpha: Annotated[float, Range(1e-6, 0.5, open=True)] = 0.05
-    n_bits: Annotated[int, Range(1, 8)] = 8
-    grid: Literal["bins", "levels"] = "bins"
-    image_size: tuple[int, int] | None = (32, 32)
+    n_bits: Annotated[int, Range(1, 8)] = 8  # bits per subpixel of the images that it models
+    grid: Literal["bins", "levels"] = "bins"  # where pixel values lie in [0, 1]; see ``GlowConfig``
+    image_size: tuple[int, int] | None = (32, 32)  # height and width, or the side of a square, of the training images
 
     def __post_init__(self) -> None:
         check_fields(self)

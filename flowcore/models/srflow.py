@@ -23,60 +23,38 @@ from .inputs import check_lr
 
 @dataclass(frozen=True, kw_only=True)
 class SRFlowConfig:
-    """Configuration of an SRFlow; the defaults are the published DF2K 4X network.
-
-    Attributes:
-        scale: Integer factor from LR to HR.
-        levels: Squeeze scales; at most log2(scale) + 1. The deepest may work at half the LR resolution.
-        steps: Conditional steps per level.
-        transition_steps: Steps without injector and coupling at the start of each level.
-        injector: Whether conditional steps have an affine injector. Without, only the coupling sees the condition.
-        hidden: Width of the networks in injectors and couplings.
-        hidden_layers: Hidden convolutions of these networks.
-        hidden_kernel: Side of those convolutions.
-        encoder: "rrdb" as published, or "imdn": an IMDN with an adapter, see ``networks.IMDNEncoder``.
-        encoder_blocks: Blocks of the encoder.
-        encoder_width: Channels of its features that are native to each level; of an RRDB encoder, also of its trunk.
-        encoder_growth: Channels that each dense convolution of an RRDB adds, or that each convolution of an IMDN keeps.
-        stacked_blocks: Indices of the RRDBs whose outputs are part of every level's condition, or of the IMDN's blocks
-            that its adapter reads.
-        affine_eps: Smallest scale of injectors and couplings.
-        quant_bins: Width of the dequantization noise in training is 1 / quant_bins.
-        residual: Whether to subtract the encoder's own enlargement from the image first.
-        mixing: How 1x1 convolutions start: "orthogonal" at random as published, or "principal": the first of each level
-            from the principal axes of the first batch, the others as channel reversals.
-        temperature: Recommended for sampling, also with files that do not state it.
-        calm_edges: Recommended reduction of the temperature at edges, in [0, 1]; see ``upscale``.
-        guide_layers: Convolutions of a network that makes a guide, see ``networks.CompactUpscaler`` and
-            ``tasks.tiles``; 0 for none.
-        guide_width: Channels between them.
-        guide_strength: Recommended share of the guide's latents, in [0, 1].
-    """
+    """Configuration of an SRFlow; the defaults are the published DF2K 4X network."""
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"upscale"})
 
-    scale: Literal[2, 4, 8] = 4
-    levels: int = 3
-    steps: Annotated[int, Range(1, 256)] = 16
-    transition_steps: Annotated[int, Range(0, 16)] = 2
-    injector: bool = True
-    hidden: Annotated[int, Range(1, 4096)] = 64
-    hidden_layers: Annotated[int, Range(0, 64)] = 1
-    hidden_kernel: Literal[1, 3] = 1
-    encoder: Literal["rrdb", "imdn"] = "rrdb"
-    encoder_blocks: Annotated[int, Range(1, 256)] = 23
+    scale: Literal[2, 4, 8] = 4  # integer factor from LR to HR
+    levels: int = 3  # squeeze scales, at most log2(scale) + 1: the deepest may work at half the LR resolution
+    steps: Annotated[int, Range(1, 256)] = 16  # conditional ones per level
+    transition_steps: Annotated[int, Range(0, 16)] = 2  # per level before those, without injector and coupling
+    injector: bool = True  # whether conditional steps have an affine one; without, only the coupling sees the condition
+    hidden: Annotated[int, Range(1, 4096)] = 64  # width of the networks in injectors and couplings
+    hidden_layers: Annotated[int, Range(0, 64)] = 1  # convolutions of these networks
+    hidden_kernel: Literal[1, 3] = 1  # side of those
+    encoder: Literal["rrdb", "imdn"] = "rrdb"  # as published, or an IMDN with an adapter, see ``networks.IMDNEncoder``
+    encoder_blocks: Annotated[int, Range(1, 256)] = 23  # RRDBs, or blocks of the IMDN
+    # Channels of its features that are native to each level; of RRDBs, also of their trunk.
     encoder_width: Annotated[int, Range(1, 4096)] = 64
+    # Channels that each dense convolution of an RRDB adds, or that each convolution of an IMDN keeps.
     encoder_growth: Annotated[int, Range(1, 4096)] = 32
+    # Indices of the RRDBs whose outputs every level's condition has, or of the blocks that an IMDN's adapter reads.
     stacked_blocks: tuple[int, ...] = (1, 8, 15, 22)
-    affine_eps: Annotated[float, Range(0, 1, open=True)] = 1e-4
-    quant_bins: Annotated[int, Range(1, 65536)] = 32
-    residual: bool = False
+    affine_eps: Annotated[float, Range(0, 1, open=True)] = 1e-4  # smallest scale of injectors and couplings
+    quant_bins: Annotated[int, Range(1, 65536)] = 32  # the dequantization noise in training has width 1 / quant_bins
+    residual: bool = False  # whether to subtract the encoder's own enlargement from the image first
+    # How 1x1 convolutions start: at random as published, or the first of each level from the principal axes of the
+    # first batch, the others as channel reversals.
     mixing: Literal["orthogonal", "principal"] = "orthogonal"
-    temperature: Annotated[float, Range(0, 10, open=True)] = 0.8
-    calm_edges: Annotated[float, Range(0, 1)] = 0.0
+    temperature: Annotated[float, Range(0, 10, open=True)] = 0.8  # recommended, also with files that do not state it
+    calm_edges: Annotated[float, Range(0, 1)] = 0.0  # recommended reduction of the temperature at edges
+    # Convolutions of ``networks.CompactUpscaler``, which makes a guide (``tasks.tiles``); 0 for none.
     guide_layers: Annotated[int, Range(0, 256)] = 0
-    guide_width: Annotated[int, Range(1, 4096)] = 64
-    guide_strength: Annotated[float, Range(0, 1)] = 0.5
+    guide_width: Annotated[int, Range(1, 4096)] = 64  # channels between them
+    guide_strength: Annotated[float, Range(0, 1)] = 0.5  # recommended share of the guide's latents
 
     def __post_init__(self) -> None:
         if type(self.encoder) is str and self.encoder not in ("rrdb", "imdn"):

@@ -27,33 +27,26 @@ LAYERS = re.compile(r"s[248][pc]+((d|d?s[248])[pc]+)*")
 
 @dataclass(frozen=True, kw_only=True)
 class SRFlowDAConfig:
-    """Configuration of an SRFlow-DA; the defaults are the published DF2K 4X network.
-
-    Fields that are not listed are as in ``SRFlowConfig``.
-
-    Attributes:
-        layers: The flow from HR to latents, a letter a layer: "s2", "s4" or "s8" squeezes by that factor, "p" is a step
-            without injector and coupling (plain), "c" a conditional one, "d" splits half of the channels off.
-        hidden_layers: Hidden convolutions of these networks, besides the first: 4, or in -D 36.
-        residual_blocks: Residual blocks that they form: 0 for none, in -R 1, in -D 18.
-        temperature: Recommended for sampling; the published tests have 0.9.
-    """
+    """Configuration of an SRFlow-DA; the defaults are the published DF2K 4X network."""
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"upscale"})
 
-    scale: Literal[2, 4, 8] = 4
+    scale: Literal[2, 4, 8] = 4  # integer factor from LR to HR
+    # From HR to latents, a letter a layer: "s2", "s4" or "s8" squeezes by that factor, "p" is a step without injector
+    # and coupling (plain), "c" a conditional one, "d" splits half of the channels off.
     layers: str = "s2ppccccccds2ppcccccc"
-    hidden: Annotated[int, Range(1, 4096)] = 64
-    hidden_layers: Annotated[int, Range(0, 256)] = 4
-    residual_blocks: Annotated[int, Range(0, 256)] = 0
-    encoder_blocks: Annotated[int, Range(1, 256)] = 23
-    encoder_width: Annotated[int, Range(1, 4096)] = 64
-    encoder_growth: Annotated[int, Range(1, 4096)] = 32
+    hidden: Annotated[int, Range(1, 4096)] = 64  # width of the networks in injectors and couplings
+    hidden_layers: Annotated[int, Range(0, 256)] = 4  # their hidden convolutions besides the first; 36 in -D
+    residual_blocks: Annotated[int, Range(0, 256)] = 0  # that these form: in -R 1, in -D 18
+    encoder_blocks: Annotated[int, Range(1, 256)] = 23  # RRDBs of the encoder
+    encoder_width: Annotated[int, Range(1, 4096)] = 64  # channels of its trunk
+    encoder_growth: Annotated[int, Range(1, 4096)] = 32  # channels that each of its dense convolutions adds
+    # Indices of the RRDBs whose outputs are part of every level's condition.
     stacked_blocks: tuple[int, ...] = (1, 8, 15, 22)
-    affine_eps: Annotated[float, Range(0, 1, open=True)] = 1e-4
-    quant_bins: Annotated[int, Range(1, 65536)] = 32
-    temperature: Annotated[float, Range(0, 10, open=True)] = 0.9
-    calm_edges: Annotated[float, Range(0, 1)] = 0.0
+    affine_eps: Annotated[float, Range(0, 1, open=True)] = 1e-4  # smallest scale of injectors and couplings
+    quant_bins: Annotated[int, Range(1, 65536)] = 32  # the dequantization noise in training has width 1 / quant_bins
+    temperature: Annotated[float, Range(0, 10, open=True)] = 0.9  # recommended; the published tests have 0.9
+    calm_edges: Annotated[float, Range(0, 1)] = 0.0  # recommended reduction of the temperature at edges
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -22,43 +22,28 @@ from .inputs import one_hot
 
 @dataclass(frozen=True, kw_only=True)
 class TarFlowConfig:
-    """Configuration of a TarFlow; the defaults are the published network for 256x256 pixels, without labels.
-
-    Attributes:
-        channels: 1 or 3.
-        image_size: Height and width, or the side of a square; the model accepts no other size.
-        patch: Side of a patch in pixels.
-        width: Of the transformers' features.
-        blocks: Transformers; every other one begins with the last patch.
-        layers: Of a transformer.
-        head: Width of an attention head, a divisor of ``width``.
-        hidden: Width of the perceptrons.
-        scale: Whether patches are scaled, too; otherwise shifted alone.
-        variances: Whether the latents' variances are learned, which a model that does not scale needs.
-        classes: Number of labels, 0 for none. The label ``classes`` itself means "unlabeled".
-        labels: Their names, or none.
-        noise: Standard deviation of the Gaussian noise that the training images have, where black is -1 and white 1;
-            0 for uniform dequantization.
-        n_bits, grid: See ``GlowConfig``.
-    """
+    """Configuration of a TarFlow; the defaults are the published network for 256x256 pixels, without labels."""
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"sample"})
 
     channels: Literal[1, 3] = 3
+    # Height and width, or the side of a square; the model accepts no other size.
     image_size: tuple[int, int] = (256, 256)
-    patch: Annotated[int, Range(1, 256)] = 8
-    width: Annotated[int, Range(1, 16384)] = 768
-    blocks: Annotated[int, Range(1, 256)] = 8
-    layers: Annotated[int, Range(1, 256)] = 8
-    head: Annotated[int, Range(1, 1024)] = 64
-    hidden: Annotated[int, Range(1, 65536)] = 3072
-    scale: bool = True
-    variances: bool = False
-    classes: Annotated[int, Range(0, 10_000)] = 0
-    labels: tuple[str, ...] = ()
+    patch: Annotated[int, Range(1, 256)] = 8  # side of a patch in pixels
+    width: Annotated[int, Range(1, 16384)] = 768  # of the transformers' features
+    blocks: Annotated[int, Range(1, 256)] = 8  # transformers; every other one begins with the last patch
+    layers: Annotated[int, Range(1, 256)] = 8  # of a transformer
+    head: Annotated[int, Range(1, 1024)] = 64  # width of an attention head, a divisor of ``width``
+    hidden: Annotated[int, Range(1, 65536)] = 3072  # width of the perceptrons
+    scale: bool = True  # whether patches are scaled, too; otherwise shifted alone
+    variances: bool = False  # whether the latents' are learned, which a model that does not scale needs
+    classes: Annotated[int, Range(0, 10_000)] = 0  # labels, 0 for none; ``classes`` itself means "unlabeled"
+    labels: tuple[str, ...] = ()  # their names, or none
+    # Standard deviation of the Gaussian noise of the training images, where black is -1 and white 1; 0 for uniform
+    # dequantization.
     noise: Annotated[float, Range(0, 1)] = 0.0
-    n_bits: Annotated[int, Range(1, 8)] = 8
-    grid: Literal["bins", "levels"] = "bins"
+    n_bits: Annotated[int, Range(1, 8)] = 8  # bits per subpixel of the images that it models
+    grid: Literal["bins", "levels"] = "bins"  # where pixel values lie in [0, 1]; see ``GlowConfig``
 
     def __post_init__(self) -> None:
         check_fields(self)
