@@ -11,25 +11,11 @@ from ..device import check_device
 from ..errors import CheckpointError
 from ..flow import Flow
 from . import catalog
-from .file import Header, is_ours, read, read_config, read_header, save
+from .file import is_ours, read, read_config, read_header, save
 from .published import convert
-from .sources import SOURCES, register_source
-from .sources.source import Source
+from .sources import register_source
 
-__all__ = [
-    "SOURCES",
-    "Header",
-    "Source",
-    "catalog",
-    "convert",
-    "is_ours",
-    "load",
-    "read",
-    "read_config",
-    "read_header",
-    "register_source",
-    "save",
-]
+__all__ = ["catalog", "convert", "is_ours", "load", "read", "read_config", "read_header", "register_source", "save"]
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", **config_overrides: Any) -> Flow:

@@ -45,7 +45,7 @@ BLOCK = 64  # numbers of an output channel that share a scale, or one large weig
 MIN_SIZE = 1024  # numbers; smaller kernels save little beside their scales and entries in the header
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Header:
     """Header of a model file: provenance is where the weights come from (source, sha256, license, metrics)."""
 
@@ -66,12 +66,7 @@ def read_header(path: str | Path) -> Header:
         )
     try:
         raw = json.loads(metadata[KEY])
-        header = Header(
-            architecture=raw["architecture"],
-            format=raw["format"],
-            config=dict(raw["config"]),
-            provenance=dict(raw["provenance"]),
-        )
+        header = Header(raw["architecture"], raw["format"], dict(raw["config"]), dict(raw["provenance"]))
         if type(header.architecture) is not str or type(header.format) is not int or header.format < 1:
             raise TypeError(f"architecture {header.architecture!r}, format {header.format!r}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -139,12 +134,8 @@ def save(
             )
     for name in rounded:
         tensors[name], tensors[name + SCALE] = to_eight_bits(state[name])
-    header = {
-        "architecture": flow.architecture,
-        "format": 2 if rounded else 1,
-        "config": dataclasses.asdict(flow.config),
-        "provenance": flow.provenance if provenance is None else provenance,
-    }
+    provenance = flow.provenance if provenance is None else provenance
+    header = vars(Header(flow.architecture, 2 if rounded else 1, dataclasses.asdict(flow.config), provenance))
     write_atomic(path, serialize(tensors, metadata={KEY: json.dumps(header)}))  # save_file would set permissions 0600
 
 
@@ -155,7 +146,7 @@ def reconfigure(path: str | Path, target: str | Path, fields: Mapping[str, Any])
     """
     path = Path(path)
     flow = read(path, dict(fields))
-    header = dataclasses.asdict(read_header(path)) | {"config": dataclasses.asdict(flow.config)}
+    header = vars(read_header(path)) | {"config": dataclasses.asdict(flow.config)}
     with open_safetensors(path, f"Fetch {path.name} again.") as file:
         content = serialize({name: file.get_tensor(name) for name in file.keys()}, {KEY: json.dumps(header)})  # noqa: SIM118
     write_atomic(Path(target), content)

@@ -1,9 +1,8 @@
 """Check what a torch pickle would do, before torch reads it.
 
-``weights_only=True`` keeps code from running. It does not keep a few hundred bytes from asking for gigabytes
-(``bytearray(10**10)``, a storage or tensor larger than the file) or hours (a codec of quadratic time; a dictionary key
-of nested tuples that share their parts, whose hash visits every copy). So the opcodes are interpreted first, with
-names in place of what is imported and sizes in place of tensors; it takes time proportional to the pickle.
+``weights_only=True`` keeps code from running, but not a few hundred bytes from asking for gigabytes (a storage larger
+than the file) or hours (a dictionary key of nested tuples that share their parts, whose hash visits every copy). So the
+opcodes are interpreted first, with names in place of what is imported and sizes in place of tensors.
 """
 
 from __future__ import annotations
@@ -65,8 +64,8 @@ CALLED: dict[str, tuple[type, ...]] = {
 def refuse_excess(stream: Any, size: int, *, many: bool = False) -> None:
     """Refuse a pickle that imports, allocates or computes what plain tensors do not need.
 
-    ``stream`` is in memory or mapped, since a file would allocate whatever length it claims; ``size`` bytes of the file
-    bound what all tensors together may claim; ``many`` pickles may follow each other in old torch files.
+    ``stream`` is in memory or mapped, since a file would allocate whatever length it claims; all tensors together may
+    claim ``size`` bytes; ``many`` pickles may follow each other in old torch files.
     """
     interpreter = _Interpreter(size)
     try:

@@ -1,6 +1,4 @@
-"""SRFlow as an ordinary upscaling model: a module from small to large images, and a spandrel architecture.
-
-spandrel, by which ComfyUI and others load upscaling models, is imported when one of these functions is called.
+"""SRFlow as an upscaling model of spandrel, by which ComfyUI and others load these; imported only when it is needed.
 
 Programs call such a model on overlapping tiles without saying where a tile lies. Above temperature 0, the noise of a
 tile is drawn from the seed and the tile's own pixels: the same tile always gives the same picture, and overlapping
@@ -20,8 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..checkpoints import SOURCES, is_ours, load, read_header
-from ..checkpoints.sources.srflow import SRFLOW
+from ..checkpoints import load, read_header
+from ..checkpoints.sources import SOURCES, SRFLOW
 from ..errors import CheckpointError, FlowError
 from ..flow import Flow, Level
 from ..images.color import to_uint8
@@ -43,11 +41,7 @@ Files = Callable[[], Iterable[Path]]
 
 
 class Upscaler(nn.Module):
-    """An SRFlow as a module from images to images, at temperature 0 by default, which leaves no seams between tiles.
-
-    The seed of the noise is ``seed`` combined with the pixels of each image; the other arguments are those of
-    ``upscale``.
-    """
+    """An SRFlow as a module from images to images, at temperature 0 by default, which leaves no seams between tiles."""
 
     def __init__(
         self,
@@ -109,12 +103,15 @@ def descriptor(upscaler: Upscaler, architecture: Any = None) -> Any:
     spandrel = _spandrel()
     if architecture is None:
         architecture = support(lambda: ()).architecture
+    finest = upscaler.flow.levels[0]
+    assert isinstance(finest, Level)
+    steps = sum(any(isinstance(part, Coupling) for part in step.modules()) for step in finest.steps.parts())
     return spandrel.ImageModelDescriptor(
         upscaler,
         upscaler.state_dict(),
         architecture,
         purpose="SR",
-        tags=["flow", f"{_steps(upscaler.flow)} steps"],
+        tags=["flow", f"{steps} steps"],
         supports_half=False,  # a flow stays in float32
         supports_bfloat16=False,
         scale=upscaler.scale,
@@ -127,8 +124,7 @@ def descriptor(upscaler: Upscaler, architecture: Any = None) -> Any:
 def support(files: Files, cancelled: Callable[[], bool] | None = None) -> Any:
     """Make spandrel's ``ArchSupport`` for SRFlow: our files, and published ones that need no further configuration.
 
-    ``files`` lists model files: spandrel passes the tensors of our files, but not the header with their configuration,
-    which is read from the file that holds the same tensors.
+    spandrel passes on tensors alone: the header of our own is read from that of ``files`` which holds the same.
     """
     spandrel = _spandrel()
 
@@ -154,7 +150,7 @@ def detect(state: Mapping[str, Any]) -> bool:
 
 
 def flow_of(state: Mapping[str, Any], files: Files) -> Flow:
-    """Make a flow from tensors that ``detect`` accepts; the header of our own is read from the file that holds them."""
+    """Make a flow from tensors that ``detect`` accepts; see ``support``."""
     if not any(state.keys() >= names for names in OURS):
         wrong = [name for name, t in state.items() if not isinstance(t, Tensor) or _is_expanded(t)]
         if wrong:
@@ -181,26 +177,19 @@ def flow_of(state: Mapping[str, Any], files: Files) -> Flow:
 
 def _holds(path: Path, state: Mapping[str, Any]) -> bool:
     """Return True if a file of ours holds exactly these tensors."""
-    if path.suffix.lower() not in (".safetensors", ".sft") or not is_ours(path):
+    if path.suffix.lower() not in (".safetensors", ".sft"):
         return False
     try:
         if read_header(path).architecture not in UPSCALERS:
             return False
         with safe_open(path, "pt") as file:
-            if set(file.keys()) != set(state):
-                return False
-            if any(file.get_slice(name).get_shape() != list(t.shape) for name, t in state.items()):
-                return False
-            return all(torch.equal(file.get_tensor(name), t.to("cpu")) for name, t in state.items())
+            return (
+                set(file.keys()) == set(state)
+                and all(file.get_slice(name).get_shape() == list(t.shape) for name, t in state.items())
+                and all(torch.equal(file.get_tensor(name), t.to("cpu")) for name, t in state.items())
+            )
     except (CheckpointError, SafetensorError, OSError, RuntimeError, AttributeError):
-        return False  # damaged, deleted, or values that are not tensors
-
-
-def _steps(flow: Flow) -> int:
-    """Steps of the finest level that have a conditioner."""
-    level = flow.levels[0]
-    assert isinstance(level, Level)
-    return sum(any(isinstance(part, Coupling) for part in step.modules()) for step in level.steps.parts())
+        return False  # damaged, deleted, of another kind, or values that are not tensors
 
 
 def _is_expanded(t: Tensor) -> bool:

@@ -1,7 +1,4 @@
-"""Published checkpoint layouts, one ``Source`` per publisher; the only place that infers hyper-parameters from tensors.
-
-To add one, write a module that says where every tensor of our model comes from (``source.py``), and register it here.
-"""
+"""Published checkpoint layouts, a ``Source`` per program: the only place that infers hyper-parameters from tensors."""
 
 from .ffjord import FFJORD
 from .glow import CHAIYUJIN, OPENAI, ROSINALITY, Y0AST
@@ -14,21 +11,8 @@ from .srflow import LLFLOW, SRFLOW, SRFLOW_DA
 from .tarflow import TARFLOW
 
 # LLFlow and SRFlow-DA use SRFlow's names, too, and come before it.
-SOURCES: list[Source] = [
-    LLFLOW,
-    SRFLOW_DA,
-    SRFLOW,
-    HCFLOW,
-    Y0AST,
-    CHAIYUJIN,
-    ROSINALITY,
-    OPENAI,
-    NORMFLOWS,
-    CHRISCHUTE,
-    FFJORD,
-    RESIDUAL_FLOW,
-    TARFLOW,
-]
+SOURCES: list[Source] = [LLFLOW, SRFLOW_DA, SRFLOW]
+SOURCES.extend((HCFLOW, Y0AST, CHAIYUJIN, ROSINALITY, OPENAI, NORMFLOWS, CHRISCHUTE, FFJORD, RESIDUAL_FLOW, TARFLOW))
 
 
 def register_source(source: Source) -> None:

@@ -126,8 +126,7 @@ class Source:
     def convert(self, state: State, overrides: Mapping[str, Any]) -> Flow:
         """Build our model, in float32 and evaluation mode, and fill it with copies of a checkpoint's tensors.
 
-        Names and shapes are compared on torch's meta device before anything is allocated. CheckpointError if a tensor
-        is missing, unknown, of another shape, or fails a check; or if an override asks for more than the file holds.
+        Names and shapes are compared before anything is allocated; CheckpointError if they or the values do not fit.
         """
         state = self.rename(state)
         layout = self.layout(Checkpoint(self.name, state), overrides)
@@ -207,8 +206,8 @@ class Checkpoint:
     def layers(self, pattern: str, kinds: Mapping[str | None, str]) -> str:
         """Spell a numbered list of layers, a letter each: "s" for a squeeze, which has no tensors.
 
-        The groups of ``pattern`` are the number and the part that tells the kind; ``kinds`` maps parts to letters, "c"
-        for a coupled step, "d" for a split; other parts are of plain steps, "p".
+        The groups of ``pattern`` are the number and the part that tells the kind: ``kinds`` maps it to "c" for a
+        coupled step or "d" for a split; other parts are of plain steps, "p".
         """
         letters: dict[int, str] = {}
         for name in self.shapes:
@@ -220,10 +219,7 @@ class Checkpoint:
     def config(
         self, architecture: str, detected: Mapping[str, Any], defaults: Mapping[str, Any], overrides: Mapping[str, Any]
     ) -> Any:
-        """Make a configuration from what the file tells, the program's defaults, and the caller's overrides.
-
-        CheckpointError if an override is unknown or contradicts ``detected``, FlowError if a value is not allowed.
-        """
+        """Make a configuration from what the file tells, which no override may contradict, and a program's defaults."""
         config = configure(architecture, {**defaults, **detected, **overrides})
         for name in overrides.keys() & detected.keys():
             if getattr(config, name) != detected[name]:
@@ -235,10 +231,9 @@ class Checkpoint:
 
 
 def count_levels(layers: str, undivided: int) -> tuple[int, int, int]:
-    """Count levels, and the plain and coupled steps of each; 0 levels if they are not alike.
+    """Count levels, and the plain and coupled steps of each, in ``Checkpoint.layers``; 0 if levels are not alike.
 
-    ``layers`` is from ``Checkpoint.layers``: per level a squeeze, plain steps, coupled steps, and a split, but for the
-    last ``undivided`` levels.
+    Each is a squeeze, plain steps, coupled steps, and a split, but for the last ``undivided`` ones.
     """
     start, *levels = layers.split("s")
     parts = [re.fullmatch(r"(p*)(c*)(d?)", level) for level in levels]
