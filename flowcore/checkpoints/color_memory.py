@@ -1,7 +1,6 @@
-"""Memories of colors: what ``remember`` makes, in a safetensors file.
+"""Memories of colors: what ``remember`` makes, as the tensors of a ``CellMemory`` in a safetensors file.
 
-The header key ``flowcore_memory`` holds one JSON string: ``{"format", "backbone", "photographs", "provenance"}``. The
-tensors are those of ``networks.memory.CellMemory``: no photograph can be restored from them.
+The header key ``flowcore_memory`` holds one JSON string: ``{"format", "backbone", "photographs", "provenance"}``.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 The header key ``flowcore`` holds ``{"architecture", "format", "config", "provenance"}``. Format 1 holds each tensor of
 the flow under its name; in format 2 kernels of networks may be in 8 bits, with their scales beside them. Files are
-untrusted: docs/reliability.md says what reading one may cost. A loaded model does not depend on its file.
+untrusted: until names, types and shapes have been compared, reading one takes at most 5 s, and 256 MiB beside eight
+times its size. The loaded model does not depend on the file.
 """
 
 from __future__ import annotations
@@ -140,10 +141,7 @@ def save(
 
 
 def reconfigure(path: str | Path, target: str | Path, fields: Mapping[str, Any]) -> Flow:
-    """Write a copy of a model file, or the file itself, with other values of configuration fields, such as defaults.
-
-    The tensors stay as they are stored; CheckpointError if they do not fit the new configuration.
-    """
+    """Write a model file anew, or a copy, with other configuration fields, and the tensors as they are stored."""
     path = Path(path)
     flow = read(path, dict(fields))
     header = vars(read_header(path)) | {"config": dataclasses.asdict(flow.config)}
@@ -154,10 +152,7 @@ def reconfigure(path: str | Path, target: str | Path, fields: Mapping[str, Any])
 
 
 def read(path: str | Path, overrides: dict[str, Any] | None = None) -> Flow:
-    """Read a model in our format, in float32 and evaluation mode, on the CPU; ``overrides`` replace fields.
-
-    CheckpointError if the file is not ours, damaged, or its tensors do not fit its configuration.
-    """
+    """Read a model in our format, in float32 and evaluation mode, on the CPU; ``overrides`` replace fields."""
     path = Path(path)
     header = read_header(path)
     try:

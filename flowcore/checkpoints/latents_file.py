@@ -135,10 +135,7 @@ def read_latents_header(path: str | Path) -> LatentsHeader:
 
 
 def load_latents(path: str | Path) -> tuple[list[Tensor], LatentsHeader, Tensor | None]:
-    """Read latents, finest first, float32, on the CPU; their header; and an upscaler's LR image, or None.
-
-    CheckpointError if the file is missing or damaged, or its tensors are others than its header claims, or not finite.
-    """
+    """Read latents, finest first, float32, on the CPU; their header; and an upscaler's LR image, or None."""
     path = Path(path)
     header = read_latents_header(path)
     expected = {f"level{k}": shape for k, shape in enumerate(header.shapes)}

@@ -34,10 +34,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, size: int | None = None) -> Generator[Path]:
-    """Replace a file atomically by the temporary one, which is yielded and written inside the ``with`` block.
-
-    Its folder is created if needed; ``size`` in bytes is for the SavingError.
-    """
+    """Replace a file by the one that is yielded and written inside the block; ``size`` is told if the disk is full."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

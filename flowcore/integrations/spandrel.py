@@ -122,10 +122,7 @@ def descriptor(upscaler: Upscaler, architecture: Any = None) -> Any:
 
 
 def support(files: Files, cancelled: Callable[[], bool] | None = None) -> Any:
-    """Make spandrel's ``ArchSupport`` for SRFlow: our files, and published ones that need no further configuration.
-
-    spandrel passes on tensors alone: the header of our own is read from that of ``files`` which holds the same.
-    """
+    """Make spandrel's ``ArchSupport`` for SRFlow, published or ours, whose headers are looked up in ``files``."""
     spandrel = _spandrel()
 
     class SRFlow(spandrel.Architecture):
@@ -152,7 +149,7 @@ def detect(state: Mapping[str, Any]) -> bool:
 def flow_of(state: Mapping[str, Any], files: Files) -> Flow:
     """Make a flow from tensors that ``detect`` accepts; see ``support``."""
     if not any(state.keys() >= names for names in OURS):
-        wrong = [name for name, t in state.items() if not isinstance(t, Tensor) or _is_expanded(t)]
+        wrong = [name for name, t in state.items() if not _is_plain(t)]
         if wrong:
             raise CheckpointError(f"{wrong[0][:100]} is no plain tensor. The file is damaged; fetch it again.")
         source = next((source for source in SOURCES if any(map(source.detect.match, state))), SRFLOW)
@@ -192,9 +189,10 @@ def _holds(path: Path, state: Mapping[str, Any]) -> bool:
         return False  # damaged, deleted, of another kind, or values that are not tensors
 
 
-def _is_expanded(t: Tensor) -> bool:
-    """Return True if a copy of the tensor would be larger than its storage."""
-    return t.layout != torch.strided or t.numel() * t.element_size() > t.untyped_storage().nbytes()
+def _is_plain(t: Any) -> bool:
+    """Return True for a tensor whose copy would not be larger than its storage."""
+    strided = isinstance(t, Tensor) and t.layout == torch.strided
+    return strided and t.numel() * t.element_size() <= t.untyped_storage().nbytes()
 
 
 def _spandrel() -> Any:

@@ -55,10 +55,7 @@ def register(name: str, config: type[C], build: Callable[[C], Flow[C]]) -> None:
 
 
 def configure(architecture: str, fields: Mapping[str, Any]) -> Any:
-    """Build a model's configuration from plain values, as in JSON or TOML; missing fields take their defaults.
-
-    CheckpointError if the architecture or a field is unknown, FlowError if a value is not allowed.
-    """
+    """Make a configuration from plain values; CheckpointError if a name is unknown, FlowError if a value is wrong."""
     if architecture not in ARCHITECTURES:
         raise CheckpointError(
             f"Unknown architecture {short_repr(architecture)}; this flowcore knows {', '.join(ARCHITECTURES)}."

@@ -1,15 +1,13 @@
 """Colorizer: the two chroma channels of a photograph from its luma, in many ways.
 
-A Haar pyramid decomposes the chroma, which has a quarter of the luma's sides. The coarsest grid, a few positions for a
-whole photograph, is one conditional flow with a global view: it decides the colors. Each finer grid is a flow of the
-details, given the coarser image.
+A Haar pyramid decomposes the chroma. The coarsest grid is one conditional flow with a global view: it decides the
+colors. Each finer grid is a flow of the details, given the coarser image.
 
     p(chroma | luma) = p(means_K, details_K | luma) * product over l < K of p(details_l | means_l, luma)
 
-Source: Ardizzone, Lüth, Kruse, Rother, Köthe, "Guided Image Generation with Conditional Invertible Neural Networks"
-(2019), section 4.2 (colorization; there, one multi-scale flow with a dense tail for images of one size); Yu et al.,
-"Wavelet Flow" (2020), section 3 (the factorization); Winkler et al., "Learning Likelihoods with Conditional Normalizing
-Flows" (2019), section 3.1 (conditional priors). Hints and palette are ours.
+Source: Ardizzone et al., "Guided Image Generation with Conditional Invertible Neural Networks" (2019), section 4.2
+(colorization by one multi-scale flow); Yu et al., "Wavelet Flow" (2020), section 3 (the factorization); Winkler et al.,
+"Learning Likelihoods with Conditional Normalizing Flows" (2019), section 3.1 (conditional priors). The rest is ours.
 """
 
 from __future__ import annotations
@@ -101,14 +99,12 @@ class ColorizerConfig:
 
 
 def colorizer(config: ColorizerConfig) -> Flow[ColorizerConfig]:
-    """Build a colorizer with random weights.
+    """Build a colorizer with random weights; its images are chroma, ``(B, 2, H, W)``: Cb and Cr of JPEG, over 255.
 
-    Its images are chroma, ``(B, 2, H, W)``: Cb and Cr as JPEG stores them, over 255 (``color.NEUTRAL`` is gray). Its
-    condition is encoded from luma at four times the size, ``(B, 1, 4H, 4W)`` in [0, 1]; or ``(B, 4, 4H, 4W)`` with
-    hints (coverage in [0, 1], and coverage times Cb and Cr, both centered on 0); or ``(B, 8, 4H, 4W)`` with also a
-    palette in constant planes: whether there is one, mean Cb, mean Cr, and colorfulness (root mean square chroma), all
-    times that; or ``(B, 13, 4H, 4W)`` with also what a memory recalled in constant blocks of 16 pixels, see
-    ``CellMemory.look_up``. Without it, a model that has a memory looks up in all of it.
+    Its condition is encoded from luma at four times the size, ``(B, 1, 4H, 4W)`` in [0, 1]; with hints ``(B, 4, 4H,
+    4W)``: coverage in [0, 1], and coverage times Cb and Cr, centered on 0; with also a palette ``(B, 8, 4H, 4W)``, in
+    constant planes: whether there is one, mean Cb, mean Cr and root mean square chroma, all times that; with also what
+    a memory recalled, in constant blocks of 16 pixels, ``(B, 13, 4H, 4W)``. Without it, all of a memory is looked up.
     """
     encoder = LumaEncoder(
         config.widths,
@@ -166,13 +162,10 @@ def _encode_luma(flow: Flow[ColorizerConfig], source: Tensor) -> Condition:
     check_source(flow, source, SOURCE_CHANNELS, expected, flow.config.source_multiple)
     assert isinstance(flow.encoder, LumaEncoder)
     features = flow.encoder(*split_source(source))
-    origin = _predicted(flow, features[0]) if flow.config.residual else None
+    origin = None
+    if flow.config.residual:  # the chroma that the finest features hold, at stride 8, enlarged and whitened
+        prelude, first = flow.prelude, flow.config.features
+        assert isinstance(prelude, ChannelWhitening)
+        chroma = features[0][:, first : first + 2].to(prelude.get_buffer("mean")) * CHROMA_UNIT
+        origin = prelude(F.interpolate(chroma, scale_factor=2.0, mode="bicubic") + NEUTRAL)[0]
     return Condition(features=tuple(features if flow.config.structure == "pyramid" else features[:1]), origin=origin)
-
-
-def _predicted(flow: Flow[ColorizerConfig], features: Tensor) -> Tensor:
-    """Enlarge the chroma that the finest features hold, at stride 8, to the image, whitened: (B, 2, H, W)."""
-    prelude, first = flow.prelude, flow.config.features
-    assert isinstance(prelude, ChannelWhitening)
-    chroma = features[:, first : first + 2].to(prelude.get_buffer("mean")) * CHROMA_UNIT
-    return prelude(F.interpolate(chroma, scale_factor=2.0, mode="bicubic") + NEUTRAL)[0]

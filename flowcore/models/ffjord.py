@@ -81,11 +81,8 @@ def ffjord(config: FFJORDConfig) -> Flow[FFJORDConfig]:
         channels=config.channels,
         config=config,
         architecture="ffjord",
-        capabilities=Capabilities(
-            source="none",
-            tasks=config.tasks,
-            floats_per_pixel=8.0 * sum(config.hidden),  # four stages of a step, each with its slopes
-        ),
+        # four stages of a step, each with its slopes
+        capabilities=Capabilities(source="none", tasks=config.tasks, floats_per_pixel=8.0 * sum(config.hidden)),
         prelude=Logit(config.alpha) if config.alpha else PixelMap(0.5),
         image_size=config.image_size,
     )

@@ -60,10 +60,7 @@ def annotated_types(kind: type[Any]) -> dict[str, tuple[Any, Any]]:
 
 
 def check_fields(config: Any) -> None:
-    """Refuse fields whose values are not what their annotations say, and turn JSON's lists into tuples.
-
-    Checked are ``bool``, ``Literal``, ``tuple[str, ...]``, which are different names, and what has a ``Range``.
-    """
+    """Refuse values that annotations (bool, Literal, Range, or different names) exclude, and make tuples of lists."""
     for name, (kind, bound) in annotated_types(type(config)).items():
         value = getattr(config, name)
         if kind is bool or get_origin(kind) is Literal:
@@ -120,11 +117,8 @@ def size_tuple(config: Any, multiple: int) -> tuple[int, int] | None:
     if value is None:
         return None
     sides = (value, value) if type(value) is int else value
-    if (
-        type(sides) not in (list, tuple)
-        or len(sides) != 2
-        or any(type(side) is not int or not 1 <= side <= 16384 or side % multiple for side in sides)
-    ):
+    pair = type(sides) in (list, tuple) and len(sides) == 2 and all(type(side) is int for side in sides)
+    if not pair or any(not 1 <= side <= 16384 or side % multiple for side in sides):
         raise FlowError(
             f"image_size must be a side, or a height and a width, in multiples of {multiple}; got {short_repr(value)}."
         )

@@ -73,10 +73,7 @@ class GlowConfig:
 
 
 def glow(config: GlowConfig) -> Flow[GlowConfig]:
-    """Build a Glow with random weights; its images are ``(B, channels, H, W)`` in [0, 1].
-
-    With ``classes``, its condition is encoded from labels.
-    """
+    """Build a Glow of images ``(B, channels, H, W)`` in [0, 1]; with ``classes``, it is conditioned on labels."""
     levels: list[Level] = []
     channels = config.channels
     for number in range(1, config.levels + 1):
@@ -96,6 +93,8 @@ def glow(config: GlowConfig) -> Flow[GlowConfig]:
         top = Whiten(_table(channels, config.levels, config))
     elif config.learned_top or config.classes:
         top = Whiten(TopPrior(channels, learned=config.learned_top, edge=config.edge, classes=config.classes))
+    source = "labels" if config.classes else "none"
+    floats = 3 / 4 * config.hidden  # input, hidden layers and sum, at every fourth pixel
     dequantizer = None
     if config.dequantizer_steps:
         dequantizer = VariationalDequantizer(config.channels, n_bits=config.n_bits, steps=config.dequantizer_steps)
@@ -104,11 +103,7 @@ def glow(config: GlowConfig) -> Flow[GlowConfig]:
         channels=config.channels,
         config=config,
         architecture="glow",
-        capabilities=Capabilities(
-            source="labels" if config.classes else "none",
-            tasks=config.tasks,
-            floats_per_pixel=3 / 4 * config.hidden,  # input, hidden layers and sum, at every fourth pixel
-        ),
+        capabilities=Capabilities(source=source, tasks=config.tasks, floats_per_pixel=floats),
         prelude=PixelMap(0.5) if config.pixels == "centred" else None,
         top=top,
         condition_encoder=_encode_labels if config.classes else None,

@@ -66,10 +66,7 @@ class HCFlowConfig:
 
 
 def hcflow(config: HCFlowConfig) -> Flow[HCFlowConfig]:
-    """Build an HCFlow with random weights.
-
-    Its images are HR, ``(B, 3, scale * h, scale * w)``; its condition is encoded from LR, ``(B, 3, h, w)`` in [0, 1].
-    """
+    """Build an HCFlow of HR, ``(B, 3, scale * h, scale * w)``; its condition is encoded from LR, ``(B, 3, h, w)``."""
     levels: list[Level] = []
     channels = IMAGE
     for number in range(1, config.levels + 1):

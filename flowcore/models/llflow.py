@@ -1,10 +1,9 @@
 """LLFlow: many well-lit versions of a dark photograph.
 
-SRFlow's flow at scale 1, without splits, given an encoder of the dark photograph. The prior of its one latent is normal
-around a map of the scene's colors: with no noise at all, this mean decodes to the published result.
+SRFlow's flow at scale 1, without splits. The prior of its one latent is normal around a map of the scene's colors: this
+mean decodes to the published result, and the noise around it is ours.
 
-Source: Wang, Wan, Yang, Li, Chau, Kot, "Low-Light Image Enhancement with Normalizing Flow" (AAAI 2022, arXiv
-2109.05923). The published program has no temperature; noise around the mean, and so a likelihood, are ours.
+Source: Wang, Wan, Yang, Li, Chau, Kot, "Low-Light Image Enhancement with Normalizing Flow" (AAAI 2022).
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class LLFlowConfig:
 
 
 def llflow(config: LLFlowConfig) -> Flow[LLFlowConfig]:
-    """Build an LLFlow with random weights; its images are well-lit, ``(B, 3, H, W)``.
+    """Build an LLFlow of well-lit images, ``(B, 3, H, W)``.
 
     Its condition is encoded from the dark photograph, ``(B, 3, H, W)`` in [0, 1], whose histogram is equalized as a
     whole; or from ``networks.low_light.network_input`` of it, ``(B, 6, H, W)``.

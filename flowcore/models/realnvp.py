@@ -67,11 +67,7 @@ def realnvp(config: RealNVPConfig) -> Flow[RealNVPConfig]:
         channels=config.channels,
         config=config,
         architecture="realnvp",
-        capabilities=Capabilities(
-            source="none",
-            tasks=config.tasks,
-            floats_per_pixel=4.0 * config.hidden,  # at every pixel
-        ),
+        capabilities=Capabilities(source="none", tasks=config.tasks, floats_per_pixel=4.0 * config.hidden),
         prelude=Logit(config.alpha),
         image_size=config.image_size,
     )

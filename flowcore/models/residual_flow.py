@@ -82,24 +82,27 @@ def residual_flow(config: ResidualFlowConfig) -> Flow[ResidualFlowConfig]:
         for k in range(blocks):
             leading = config.first_leading if first and k == 0 else config.leading
             steps += [_block(shape, config.hidden, config.kernels, config, leading=leading), _actnorm(shape[0])]
-        if last and config.full_blocks:
-            steps += _full_blocks(shape, config)
+        if last and config.full_blocks:  # of the flattened image: an element is a channel, a layer a 1x1 convolution
+            flat = Flatten(*shape)
+            flattened, kernels = flat.output_shape(shape), (1,) * len(config.kernels)
+            steps.append(flat)
+            for _ in range(config.full_blocks):
+                steps.append(_block(flattened, config.full_hidden, kernels, config, leading=config.leading))
+                steps.append(_actnorm(flattened[0]))
+            steps.append(Unflatten(*shape))
         split = None
         if config.factor_out and not last:
             steps.append(Squeeze())
             shape, factor, split = steps[-1].output_shape(shape), 2 * factor, Split(None)
         levels.append(Level(steps, split, squeeze=squeeze, downscale=factor))
         shape = (shape[0] // 2, shape[1], shape[2]) if split else shape
+    floats = 4.0 * config.hidden / (4 if config.squeeze_first else 1)  # two layers, and their slopes
     flow = Flow(
         levels,
         channels=config.channels,
         config=config,
         architecture="residual_flow",
-        capabilities=Capabilities(
-            source="none",
-            tasks=config.tasks,
-            floats_per_pixel=4.0 * config.hidden / (4 if config.squeeze_first else 1),  # two layers, and their slopes
-        ),
+        capabilities=Capabilities(source="none", tasks=config.tasks, floats_per_pixel=floats),
         prelude=Logit(config.alpha),
         image_size=config.image_size,
         fixed_size=bool(config.full_blocks) or config.lipschitz == "grid",
@@ -122,17 +125,6 @@ def _block(
         coefficient=config.coefficient,
     )
     return Residual(network)
-
-
-def _full_blocks(shape: tuple[int, int, int], config: ResidualFlowConfig) -> list[Transform]:
-    """Blocks of the flattened image: an element is then a channel, and a layer a 1x1 convolution."""
-    flat = Flatten(*shape)
-    flattened = flat.output_shape(shape)
-    steps: list[Transform] = [flat]
-    for _ in range(config.full_blocks):
-        block = _block(flattened, config.full_hidden, (1,) * len(config.kernels), config, leading=config.leading)
-        steps += [block, _actnorm(flattened[0])]
-    return [*steps, Unflatten(*shape)]
 
 
 def _actnorm(channels: int) -> ActNorm:

@@ -78,10 +78,7 @@ class SRFlowConfig:
 
 
 def srflow(config: SRFlowConfig) -> Flow[SRFlowConfig]:
-    """Build an SRFlow with random weights.
-
-    Its images are HR, ``(B, 3, scale * h, scale * w)``; its condition is encoded from LR, ``(B, 3, h, w)`` in [0, 1].
-    """
+    """Build an SRFlow of HR, ``(B, 3, scale * h, scale * w)``; its condition is encoded from LR, ``(B, 3, h, w)``."""
     features = config.features
     levels: list[Level] = []
     channels = 3

@@ -2,8 +2,7 @@
 
 Source: Jo, Yang, Kim, "SRFlow-DA: Super-Resolution Using Normalizing Flow with Deep Convolutional Block" (NTIRE
 workshop, CVPR 2021), with its ablations: -S squeezes once by the whole scale, -R has a skip connection in every
-conditioner, -D a residual network of 18 blocks. Difference: the training noise is uniform as SRFlow's, of the standard
-deviation of the paper's Gaussian.
+conditioner, -D a residual network of 18 blocks. Ours: uniform training noise, as wide as the paper's Gaussian.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ class SRFlowDAConfig:
     """Configuration of an SRFlow-DA; the defaults are the published DF2K 4X network."""
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"upscale"})
+    residual: ClassVar[bool] = False  # as in ``SRFlowConfig``: the image is modeled, not its difference from another
 
     scale: Literal[2, 4, 8] = 4  # integer factor from LR to HR
     # From HR to latents, a letter a layer: "s2", "s4" or "s8" squeezes by that factor, "p" is a step without injector
@@ -77,21 +77,13 @@ class SRFlowDAConfig:
                 )
 
     @property
-    def residual(self) -> bool:
-        """As in SRFlow's configuration: the flow models the image, not its difference from an enlargement."""
-        return False
-
-    @property
     def grids(self) -> tuple[int, ...]:
         """The grids of its levels, finest first: 1 for half as many pixels a side as HR, 2 for a quarter."""
         return tuple(dict.fromkeys(grid for grid, _ in split_levels(self.layers)))
 
 
 def srflow_da(config: SRFlowDAConfig) -> Flow[SRFlowDAConfig]:
-    """Build an SRFlow-DA with random weights.
-
-    Its images are HR, ``(B, 3, scale * h, scale * w)``; its condition is encoded from LR, ``(B, 3, h, w)`` in [0, 1].
-    """
+    """Build an SRFlow-DA of HR, ``(B, 3, scale * h, scale * w)``; its condition is encoded from LR ``(B, 3, h, w)``."""
     features = config.encoder_width * (1 + len(config.stacked_blocks))
     levels: list[Level] = []
     channels = 3

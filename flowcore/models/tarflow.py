@@ -58,11 +58,7 @@ class TarFlowConfig:
 
 
 def tarflow(config: TarFlowConfig) -> Flow[TarFlowConfig]:
-    """Build a TarFlow with random weights; its images are ``(B, channels, H, W)`` in [0, 1].
-
-    With ``classes``, its condition is encoded from labels. Its latents are one level, ``(B, channels * patch^2, H /
-    patch, W / patch)``.
-    """
+    """Build a TarFlow of images ``(B, channels, H, W)`` in [0, 1]; with ``classes``, it is conditioned on labels."""
     height, width = (side // config.patch for side in config.image_size)
     channels = config.channels * config.patch**2
     steps: list[Transform] = [
@@ -84,6 +80,7 @@ def tarflow(config: TarFlowConfig) -> Flow[TarFlowConfig]:
     ]
     if config.variances:
         steps.append(Variances(channels, height, width))
+    source = "labels" if config.classes else "none"
     # Keys and values of all layers of a block, or features of one; of all where noise is removed by a gradient.
     decoding = (2 if config.classes else 1) * config.layers * 2 * config.width
     features = 8 * config.width + 2 * config.hidden
@@ -94,10 +91,7 @@ def tarflow(config: TarFlowConfig) -> Flow[TarFlowConfig]:
         config=config,
         architecture="tarflow",
         capabilities=Capabilities(
-            source="labels" if config.classes else "none",
-            tasks=config.tasks,
-            floats_per_pixel=floats / config.patch**2,
-            guided=config.classes > 0,
+            source=source, tasks=config.tasks, floats_per_pixel=floats / config.patch**2, guided=config.classes > 0
         ),
         prelude=PixelMap(0.5, 0.5),
         condition_encoder=_encode_labels if config.classes else None,

@@ -12,9 +12,7 @@ from typing import Any
 
 from ...errors import CheckpointError
 from ...models.ffjord import FFJORDConfig
-from .source import SAME, Checkpoint, Layout, Origin, Source, shift_before_scale, take, take_all, take_conv
-
-LICENSE = "MIT for the program, which publishes no weights: check the license of your file"
+from .source import Checkpoint, Layout, Origin, Source, take, take_all, take_conv, take_shift
 
 ELEMENT = r"(?:transforms\.\d+\.)?chain\.\d+\."
 SUPPORTED = 'Supported: the layers "concat", "concatsquash" and "ignore" of models of images.'
@@ -44,15 +42,8 @@ def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
         **_velocity(found, f"{finest}.1.odefunc.diffeq.layers"),
         "batch_norm": f"{finest}.{blocks + 1}.running_mean" in found.shapes,
     }
-    defaults = {
-        "activation": "softplus",
-        "steps": 16,
-        "solver": "rk4",
-        "how": "trace",
-        "alpha": 1e-6 if detected["channels"] == 1 else 0.05,
-        "n_bits": 8,
-        "grid": "bins",
-    }
+    settings = {"activation": "softplus", "steps": 16, "solver": "rk4", "how": "trace"}
+    defaults = {**settings, "alpha": 1e-6 if detected["channels"] == 1 else 0.05, "n_bits": 8, "grid": "bins"}
     config: FFJORDConfig = found.config("ffjord", detected, defaults, overrides)
     return Layout(
         architecture="ffjord",
@@ -117,13 +108,12 @@ def ffjord_origins(config: FFJORDConfig, multiscale: bool) -> Iterator[Origin]:
             ours, norm = f"levels.{level}.steps.transforms", f"{published}.{after + config.blocks}"
             yield from take_all(f"{ours}.{config.blocks}", f"{norm}.running_", {"mean": "mean", "var": "var"})
             yield take(f"{ours}.{config.blocks + 1}.log_scale", f"{norm}.weight")
-            pair = f"{norm}.bias", f"{norm}.weight"
-            yield Origin(f"{ours}.{config.blocks + 1}.bias", pair, (SAME, SAME), shift_before_scale)
+            yield take_shift(f"{ours}.{config.blocks + 1}.bias", f"{norm}.bias", f"{norm}.weight")
 
 
 FFJORD = Source(
     name="FFJORD",
-    licence=LICENSE,
+    licence="MIT for the program, which publishes no weights: check the license of your file",
     detect=re.compile(ELEMENT + r"odefunc\."),
     layout=_layout,
     # A run with regularization wraps the function of every ODE once more.

@@ -47,10 +47,14 @@ UNTRAINED = (
     "says that this network was never initialized from a batch: its program would do that on first use, and the file "
     "holds no trained model. Give the file of a trained one."
 )
+NOT_ZERO = (
+    "is expected to be zero, because the top prior is computed from it, and is not. The file is of a changed program, "
+    "which is not supported."
+)
 CHANGED = "is not what the program makes of it. The file is damaged, or of a changed program, which is not supported."
 
 
-# --- names ------------------------------------------------------------------------------------------------------------
+# --- what they have in common -----------------------------------------------------------------------------------------
 
 NAME = re.compile(r"(?:levels\.(\d+)\.)?(?:steps\.transforms\.(\d+)\.transforms\.)?(.+)")
 NETWORK = "2.conditioner"
@@ -80,11 +84,7 @@ def glow_layout(config: GlowConfig, table: Iterable[Origin], given: Mapping[str,
 
 
 def lu_factors(ours: str, published: str, names: str) -> Iterator[Origin]:
-    """Take a mixing held as LU factors; what its program masks out of the triangles is arbitrary and dropped.
-
-    ``names`` are, separated by spaces, those of the permutation, the signs of the diagonal, the lower factor, the upper
-    factor, and the logarithm of the diagonal.
-    """
+    """Take a mixing held as LU factors; what its program masks out of the triangles is arbitrary and dropped."""
     permutation, sign, lower, upper, log = names.split()
     yield from take_all(ours, f"{published}.", {"permutation": permutation, "sign": sign, "log_diagonal": log})
     yield take(f"{ours}.lower", f"{published}.{lower}", SAME.then(lambda t: t.tril(-1)))
@@ -100,9 +100,6 @@ def zero_conv(ours: str, published: str, conv: str = "") -> Iterator[Origin]:
     """Take a ``ScaledConv``; ``conv`` is from its name to that of its kernel."""
     yield from take_conv(ours, published + conv)
     yield take(f"{ours}.log_scale", f"{published}.logs", PER_OUTPUT)
-
-
-# --- values -----------------------------------------------------------------------------------------------------------
 
 
 def alternate(t: Tensor) -> Tensor:
@@ -125,16 +122,10 @@ def check_trained(names: str) -> Check:
     return Check(re.compile(names), lambda t: bool(t.all()), UNTRAINED)
 
 
-# --- hyper-parameters -------------------------------------------------------------------------------------------------
-
-
 def first_step(
     found: Checkpoint, bias: str, hidden: str, last: str, axes: tuple[int, int, int] = (1, 0, 0)
 ) -> dict[str, Any]:
-    """Derive image channels, width and coupling from three tensors of the first step, and an axis of each.
-
-    These are the actnorm's bias, whose channels count, and the first and last kernel of the coupling, whose outputs do.
-    """
+    """Derive image channels, width and coupling from an actnorm's bias and a coupling's first and last kernel."""
     channels, width, outputs = (
         found.shape(name, 4)[axis] for name, axis in zip((bias, hidden, last), axes, strict=True)
     )
@@ -224,7 +215,7 @@ OPENAI_TABLE = (
     *_openai_actnorm(f"{NETWORK}.hidden.1.actnorm", f"{OPENAI_STEP}/f1/l_2"),
     *_openai_zero_conv(f"{NETWORK}.last", f"{OPENAI_STEP}/f1/l_last"),
     *_openai_zero_conv("split.conditioner", "model/pool{level}/conv"),
-    # Means in the first half of the rows, log-deviations in the second.
+    # A convolution of zeros: only its kernel for the border is read. Means come first, then log-deviations.
     take("top.prior.constants.weight", "model/prior/p/W", FLAG_OF_HWIO.then(alternate)),
     take("top.prior.constants.bias", "model/prior/p/b", ROW_4D.then(alternate)),
     take("top.prior.constants.log_scale", "model/prior/p/logs", ROW.then(alternate)),
@@ -235,10 +226,7 @@ OPENAI_TABLE = (
 
 
 def _openai_layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
-    """Convolutions see the border as one more channel, the last; log-scales are stored divided by 3.
-
-    The top prior is a convolution of zeros, so only its kernel for the border channel is read.
-    """
+    """Convolutions see the border as one more channel, the last; log-scales are stored divided by 3."""
     found = found.without(TRAINER)
     parts = found.parts(r"model/\d+/\d+/")
     mixings = {"conv": "invconv/W", "shuffle": "shuffle/indices"}
@@ -274,7 +262,7 @@ MATRIX_AS_KERNEL = Form(lambda s: (*s, 1, 1), lambda t: t[:, :, 0, 0])
 
 
 def _rosinality_table(rows: Callable[[Tensor], Tensor]) -> Iterator[Origin]:
-    """``rows`` puts those of the last convolution of a coupling into our order."""
+    """``rows`` puts those of the last convolution of a coupling, raw scales first, into our order."""
     step, prior = "blocks.{level}.flows.{k}", "blocks.{level}.prior"
     yield take("0.bias", f"{step}.actnorm.loc", PER_CHANNEL)
     yield take("0.scale", f"{step}.actnorm.scale", PER_CHANNEL)
@@ -290,10 +278,7 @@ def _rosinality_table(rows: Callable[[Tensor], Tensor]) -> Iterator[Origin]:
 
 
 def _rosinality_layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
-    """The last level holds LU factors even where the others hold matrices; zero convolutions are padded with ones.
-
-    Scales may be negative, and in couplings the raw scales come before the shifts.
-    """
+    """The last level holds LU factors even where the others hold matrices; zero convolutions are padded with ones."""
     first, step = "blocks.0.flows.0", ROSINALITY_STEP
     shape = levels_and_steps(found, r"blocks\.(\d{1,4})\.flows\.(\d{1,4})\.")
     network = f"{first}.coupling.net"
@@ -373,10 +358,7 @@ def _y0ast_table(naming: Naming) -> Iterator[Origin]:
 
 
 def _y0ast_layout(naming: Naming, found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
-    """Without 1x1 convolutions, permutations come from ``shuffle.indices``, or from the caller.
-
-    Zero padding makes the top prior's convolution of zeros a constant, so its kernel is never read.
-    """
+    """Where there are no 1x1 convolutions, permutations come from ``shuffle.indices``, or from the caller."""
     overrides = dict(overrides)
     permutations = overrides.pop("permutations", None)
     sequence = found.layers(r"flow\.layers\.(\d{1,4})\.(conv\.)?", {"conv.": "d"})
@@ -421,6 +403,7 @@ def _y0ast_layout(naming: Naming, found: Checkpoint, overrides: Mapping[str, Any
         detected["image_size"] = tuple(side * 2**levels for side in found.shape("prior_h", 4)[2:])
     defaults = {"n_bits": 8, "grid": naming.grid, "pixels": naming.pixels}
     config = found.config("glow", detected, defaults, overrides)
+    # Zero padding makes the top prior's convolution of zeros a constant, so its kernel is never read.
     given, unused = dict[str, Tensor](), rf"prior_h|project_class\..*|{naming.top}{re.escape(conv)}\.weight"
     if permutations is not None:
         given, unused = _orders(permutations, config), f"{unused}|{SHUFFLE_INDICES.pattern}"
@@ -429,14 +412,7 @@ def _y0ast_layout(naming: Naming, found: Checkpoint, overrides: Mapping[str, Any
         _y0ast_table(naming),
         given,
         unused=re.compile(unused),
-        checks=(
-            Check(
-                re.compile("prior_h"),
-                lambda t: not bool(t.any()),
-                "is expected to be zero, because the top prior is computed from it, and is not. The file is of "
-                "a changed program, which is not supported.",
-            ),
-        ),
+        checks=(Check(re.compile("prior_h"), lambda t: not bool(t.any()), NOT_ZERO),),
     )
 
 

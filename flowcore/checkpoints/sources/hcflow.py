@@ -29,15 +29,12 @@ NEGATED = SAME.then(torch.neg)  # published: mean and log std; ours: shift and l
 
 
 def hcflow_origins(config: HCFlowConfig) -> Iterator[Origin]:
-    """Pair every parameter of ours with the published one.
-
-    The trunk's layers are numbered in one list: per level a squeeze, steps, and a split; only steps have parameters.
-    """
+    """Pair every parameter of ours with the published one."""
     first = 1 if config.rescaling else 0  # of our steps: a factor comes before them
     for level in range(config.levels):
         for step in range(config.steps):
             ours = f"levels.{level}.steps.transforms.{first + step}.transforms"
-            published = f"flow.layers.{level * (config.steps + 2) + 1 + step}"
+            published = f"flow.layers.{level * (config.steps + 2) + 1 + step}"  # between a squeeze and a split
             yield from actnorm(f"{ours}.0", f"{published}.actnorm")
             if config.rescaling:
                 yield from _dense_convs(f"{ours}.1.conditioner.convs", f"{published}.affine.f.conv")

@@ -34,9 +34,9 @@ from .source import (
     Origin,
     Source,
     missing_field,
-    shift_before_scale,
     take,
     take_conv,
+    take_shift,
 )
 
 # Published forms of our tables (classes, C, H, W):
@@ -107,10 +107,7 @@ def _base(found: Checkpoint) -> str:
 
 
 def _table(config: GlowConfig, base: str) -> Iterator[Origin]:
-    """Steps are written in the sampling direction: the deepest level first, and a level's last step first.
-
-    Shifts and log-scales have the other sign. The priors do not depend on the latents that stay.
-    """
+    """Levels and steps are numbered in the sampling direction; shifts and log-scales have the other sign."""
     step, ours = "flows.{deep}.{back}.flows", "2.conditioner"
     network, normalized = f"{step}.0.flows.1.param_map.net", config.network == "actnorm"
     yield take("0.bias", f"{step}.2.t", PER_CHANNEL.then(torch.neg))
@@ -124,8 +121,7 @@ def _table(config: GlowConfig, base: str) -> Iterator[Origin]:
             actnorm, published = f"{ours}.hidden.{k}.actnorm", f"{network}.{3 * k + 1}.actNorm"
             yield take(f"{ours}.hidden.{k}.weight", f"{network}.{3 * k}.weight")
             yield take(f"{actnorm}.log_scale", f"{published}.s", PER_CHANNEL)
-            pair = [f"{published}.t", f"{published}.s"]
-            yield Origin(f"{actnorm}.bias", pair, [PER_CHANNEL, PER_CHANNEL], shift_before_scale)
+            yield take_shift(f"{actnorm}.bias", f"{published}.t", f"{published}.s", PER_CHANNEL)
         else:
             yield from take_conv(f"{ours}.hidden.{k}", f"{network}.{2 * k}")
     rows = SAME.then(_negate_shifts if config.coupling == "affine" else torch.neg)

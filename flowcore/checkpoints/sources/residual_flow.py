@@ -17,11 +17,6 @@ from ...models.residual_flow import ResidualFlowConfig
 from .glow import UNTRAINED
 from .source import SAME, Check, Checkpoint, Form, Layout, Origin, Shape, Source, missing_field, take, take_all
 
-LICENSE = (
-    "MIT for the program; none is stated with published weights, and CIFAR-10, ImageNet and CelebA restrict use: check "
-    "the license of your file"
-)
-
 ELEMENT = r"transforms\.\d+\.chain\.\d+\."
 UNUSED = re.compile(
     ELEMENT + r"(geom_p|lamb|last_n_samples|last_firmom|last_secmom|(fc_module\.)?initialized"
@@ -199,7 +194,8 @@ def _actnorm(ours: str, published: str) -> Iterator[Origin]:
 
 RESIDUAL_FLOW = Source(
     name="Residual Flow",
-    licence=LICENSE,
+    licence="MIT for the program; none is stated with published weights, and CIFAR-10, ImageNet and CelebA restrict "
+    "use: check the license of your file",
     detect=re.compile(ELEMENT + r"nnet\."),
     layout=_layout,
     integers=re.compile(r".*\.initialized"),

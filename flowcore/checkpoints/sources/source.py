@@ -74,9 +74,13 @@ def take_conv(ours: str, published: str, form: Form = SAME) -> Iterator[Origin]:
     return take_all(ours, f"{published}.", {"weight": "weight", "bias": "bias"}, form)
 
 
-def shift_before_scale(shift: Tensor, log_scale: Tensor) -> Tensor:
-    """Convert an actnorm's shift that follows the scale to ours, which precedes it; in float64, rounded once."""
-    return shift.double() * torch.exp(-log_scale.double())
+def take_shift(ours: str, shift: str, log_scale: str, form: Form = SAME) -> Origin:
+    """Take the shift of an actnorm that shifts after scaling, where ours does so before; in float64, rounded once."""
+
+    def before_scale(shift: Tensor, log_scale: Tensor) -> Tensor:
+        return shift.double() * torch.exp(-log_scale.double())
+
+    return Origin(ours, (shift, log_scale), (form, form), before_scale)
 
 
 @dataclass(frozen=True)
@@ -105,29 +109,18 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A published program, and how its checkpoints are converted.
+    """A published program, and how its checkpoints are converted."""
 
-    Attributes:
-        name: Name of the program.
-        licence: Note on the license of the published weights, for the provenance of converted models.
-        detect: Matches the start of tensor names of this layout, also in incomplete or damaged files.
-        layout: From a checkpoint and configuration overrides to the layout; raises FlowError with the reason.
-        integers: Full names of tensors that may hold integers or booleans.
-        rename: From names that other versions of the program use to the usual ones.
-    """
-
-    name: str
-    licence: str
-    detect: re.Pattern[str]
+    name: str  # of the program
+    licence: str  # note on the published weights, for the provenance of converted models
+    detect: re.Pattern[str]  # matches the start of tensor names of this layout, also in incomplete or damaged files
+    # From a checkpoint and configuration overrides to the layout; raises FlowError with the reason.
     layout: Callable[[Checkpoint, Mapping[str, Any]], Layout]
-    integers: re.Pattern[str] = NOTHING
-    rename: Callable[[State], State] = dict
+    integers: re.Pattern[str] = NOTHING  # full names of tensors that may hold integers or booleans
+    rename: Callable[[State], State] = dict  # from names that other versions of the program use to the usual ones
 
     def convert(self, state: State, overrides: Mapping[str, Any]) -> Flow:
-        """Build our model, in float32 and evaluation mode, and fill it with copies of a checkpoint's tensors.
-
-        Names and shapes are compared before anything is allocated; CheckpointError if they or the values do not fit.
-        """
+        """Build our model, in float32 and evaluation mode, with copies of a checkpoint's tensors, if they fit."""
         state = self.rename(state)
         layout = self.layout(Checkpoint(self.name, state), overrides)
         flow = build_on_meta(layout.architecture, layout.config)
@@ -185,14 +178,16 @@ class Checkpoint:
             )
         return shape
 
+    def _matches(self, pattern: str) -> Iterator[re.Match[str]]:
+        return filter(None, (re.match(pattern, name) for name in self.shapes))
+
     def has(self, pattern: str) -> bool:
         """Return True if a pattern matches the start of any name."""
-        return any(re.match(pattern, name) for name in self.shapes)
+        return any(self._matches(pattern))
 
     def indices(self, pattern: str) -> set[int]:
         """Collect the numbers in the group of a pattern, cut to nine digits, over the starts of all names."""
-        matches = (re.match(pattern, name) for name in self.shapes)
-        return {int(match[1][:9]) for match in matches if match}
+        return {int(match[1][:9]) for match in self._matches(pattern)}
 
     def count(self, pattern: str) -> int:
         """Count what is numbered from 0 in the group of a pattern, over the starts of all names."""
@@ -200,8 +195,7 @@ class Checkpoint:
 
     def parts(self, pattern: str) -> set[str]:
         """Collect what follows a pattern in names, of all steps together: a damaged file may lack some of one."""
-        matches = ((name, re.match(pattern, name)) for name in self.shapes)
-        return {name[match.end() :] for name, match in matches if match}
+        return {match.string[match.end() :] for match in self._matches(pattern)}
 
     def layers(self, pattern: str, kinds: Mapping[str | None, str]) -> str:
         """Spell a numbered list of layers, a letter each: "s" for a squeeze, which has no tensors.
@@ -210,10 +204,9 @@ class Checkpoint:
         coupled step or "d" for a split; other parts are of plain steps, "p".
         """
         letters: dict[int, str] = {}
-        for name in self.shapes:
-            if match := re.match(pattern, name):
-                kind = kinds.get(match[2], "p")
-                letters[int(match[1])] = min(kind, letters.get(int(match[1]), kind))  # c comes before p
+        for match in self._matches(pattern):
+            kind = kinds.get(match[2], "p")
+            letters[int(match[1])] = min(kind, letters.get(int(match[1]), kind))  # c comes before p
         return "".join(letters.get(k, "s") for k in range(max(letters, default=-1) + 1))
 
     def config(

@@ -299,10 +299,7 @@ def _with_factors(found: Checkpoint, kinds: str) -> str:
 
 
 def srflow_da_origins(config: SRFlowDAConfig, *, numbered: bool = False) -> Iterator[Origin]:
-    """Pair every parameter of ours with the published one.
-
-    A single residual block has no number in -R; in -D it would be ``numbered``, as several are.
-    """
+    """Pair every parameter of ours with the published one; a single residual block is ``numbered`` in -D, not in -R."""
     blocks, hidden_layers = config.residual_blocks, config.hidden_layers
     numbered = numbered or blocks > 1
 

@@ -15,8 +15,6 @@ from ...errors import CheckpointError
 from ...models.tarflow import TarFlowConfig
 from .source import SAME, Checkpoint, Form, Layout, Origin, Source, take, take_conv
 
-LICENSE = "unknown; see the license files of apple/ml-tarflow, and check that of your file"
-
 MASKS = re.compile(r"blocks\.\d+\.attn_mask")  # which the program makes anew
 # The published network: 256x256, patches of 8, width 768, 8 blocks of 8 layers, 3 classes; and what no tensor tells.
 AFHQ = (256, 8, 768, 8, 8, 3)
@@ -95,7 +93,7 @@ def tarflow_origins(config: TarFlowConfig) -> Iterator[Origin]:
 
 TARFLOW = Source(
     name="TarFlow",
-    licence=LICENSE,
+    licence="unknown; see the license files of apple/ml-tarflow, and check that of your file",
     detect=re.compile(r"blocks\.\d+\.attn_blocks\.\d+\."),
     layout=_layout,
     integers=MASKS,
