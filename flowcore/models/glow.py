@@ -119,13 +119,11 @@ def _step(channels: int, config: GlowConfig, *, first: bool, last: bool) -> Chai
     inputs, outputs = channels // 2, channels - channels // 2
     outputs *= 2 if config.coupling == "affine" else 1
     log_factor = 3.0 if config.actnorm == "log3" else 1.0
-    edge, scaled = config.edge, config.scaled
+    hidden, edge, scaled = config.hidden, config.edge, config.scaled
     if config.network == "actnorm":
-        network: nn.Module = Conditioner(
-            inputs, config.hidden, outputs, edge=edge, log_factor=log_factor, scaled=scaled
-        )
+        network: nn.Module = Conditioner(inputs, hidden, outputs, edge=edge, log_factor=log_factor, scaled=scaled)
     else:
-        network = PlainConditioner(inputs, config.hidden, outputs, edge=edge, scaled=scaled)
+        network = PlainConditioner(inputs, hidden, outputs, edge=edge, scaled=scaled)
     actnorm = SignedActNorm(channels) if config.actnorm == "signed" else ActNorm(channels, log_factor=log_factor)
     mixing = (config.last_mixing if last else "") or config.mixing
     if mixing == "reverse":

@@ -86,7 +86,9 @@ def srflow(config: SRFlowConfig) -> Flow[SRFlowConfig]:
         channels *= 4
         steps: list[Transform] = []
         for k in range(config.transition_steps + config.steps):
-            parts: list[Transform] = [ActNorm(channels), _mixing(channels, config, first=k == 0)]
+            start = "principal" if k == 0 else "reverse"
+            mixing = InvertibleConv(channels, start="orthogonal" if config.mixing == "orthogonal" else start)
+            parts: list[Transform] = [ActNorm(channels), mixing]
             if k >= config.transition_steps:
                 if config.injector:
                     parts.append(Injector(_conditioner(features, 2 * channels, config), eps=config.affine_eps))
@@ -117,12 +119,6 @@ def _encode_lr(flow: Flow[SRFlowConfig], lr: Tensor) -> Condition:
     assert flow.encoder is not None  # an LREncoder, or a plan's folded one
     features, origin = flow.encoder(lr, len(flow.levels), with_enlargement=flow.config.residual)
     return Condition(features=tuple(features), origin=origin)
-
-
-def _mixing(channels: int, config: SRFlowConfig, *, first: bool) -> InvertibleConv:
-    if config.mixing == "orthogonal":
-        return InvertibleConv(channels)
-    return InvertibleConv(channels, start="principal" if first else "reverse")
 
 
 def _conditioner(inputs: int, outputs: int, config: SRFlowConfig) -> Conditioner:

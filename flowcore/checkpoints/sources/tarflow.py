@@ -1,7 +1,6 @@
 """Checkpoints of apple/ml-tarflow, the program of TarFlow's authors.
 
-Detected by ``blocks.N.attn_blocks.N.``. Not in the file: head, labels, noise, and the sides of images that are not
-square.
+Detected by ``blocks.N.attn_blocks.N.``. Not in the file: head, labels, noise, and sides that are not equal.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
     if outputs not in (numbers, 2 * numbers):
         raise CheckpointError(
             f"this checkpoint of {found.program} predicts {outputs} numbers for a patch of {numbers}; expected "
-            f"{numbers} (shift) or {2 * numbers} (scale and shift). Either the file is "
-            "damaged, or this variant is not supported."
+            f"{numbers} (shift) or {2 * numbers} (scale and shift). Either the file is damaged, or this variant is not "
+            "supported."
         )
     if "image_size" not in overrides and side * side != patches * patch**2:
         raise CheckpointError(
