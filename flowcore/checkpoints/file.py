@@ -134,7 +134,7 @@ def save(
                 f"{lost[0]} holds numbers that are too large for {other}. Save this model in torch.float32."
             )
     for name in rounded:
-        tensors[name], tensors[name + SCALE] = to_eight_bits(state[name])
+        tensors[name], tensors[name + SCALE] = _to_eight_bits(state[name])
     provenance = flow.provenance if provenance is None else provenance
     header = vars(Header(flow.architecture, 2 if rounded else 1, dataclasses.asdict(flow.config), provenance))
     write_atomic(path, serialize(tensors, metadata={KEY: json.dumps(header)}))  # save_file would set permissions 0600
@@ -166,7 +166,9 @@ def read(path: str | Path, overrides: dict[str, Any] | None = None) -> Flow:
         may_be_rounded = _kernels(flow) if header.format > 1 else set[str]()
         rounded = [name for name in may_be_rounded if types.get(name) == "I8"]
         expected = {name: tuple(t.shape) for name, t in ours.items()}
-        expected |= {name + SCALE: scales_shape(expected[name]) for name in rounded}
+        for name in rounded:
+            outputs, *others = expected[name]
+            expected[name + SCALE] = outputs, math.ceil(math.prod(others) / BLOCK)
         refuse_mismatch(path.name, expected, shapes)
         for name, kind in types.items():
             allowed = INTEGERS if name in ours and not ours[name].is_floating_point() else FLOATS
@@ -188,7 +190,7 @@ def read(path: str | Path, overrides: dict[str, Any] | None = None) -> Flow:
                     f"{name}{SCALE} in {path.name} holds scales that are not positive. The file is damaged; fetch it "
                     "again."
                 )
-            state[name] = from_eight_bits(file.get_tensor(name), scale)
+            state[name] = _from_eight_bits(file.get_tensor(name), scale)
     refuse_nonfinite(path.name, state)
     flow.load_state_dict(state, assign=True)
     refuse_no_inverse(path.name, flow)
@@ -342,13 +344,8 @@ def _kernels(flow: Flow) -> set[str]:
     return names & flow.state_dict().keys()  # a ScaledConv without inputs has no kernel
 
 
-def scales_shape(kernel: tuple[int, ...]) -> tuple[int, int]:
-    """Return the shape of the scales of a kernel of that shape."""
-    return kernel[0], math.ceil(math.prod(kernel[1:]) / BLOCK)
-
-
-def to_eight_bits(kernel: Tensor) -> tuple[Tensor, Tensor]:
-    """Round a kernel ``(outputs, ...)`` to int8, with bfloat16 scales ``scales_shape(kernel.shape)``.
+def _to_eight_bits(kernel: Tensor) -> tuple[Tensor, Tensor]:
+    """Round a kernel ``(outputs, ...)`` to int8, with bfloat16 scales of its blocks.
 
     Products with such scales are exact in float32, so that rounding twice changes nothing.
     """
@@ -361,7 +358,7 @@ def to_eight_bits(kernel: Tensor) -> tuple[Tensor, Tensor]:
     return values.flatten(1)[:, :width].reshape(kernel.shape).contiguous(), scale
 
 
-def from_eight_bits(values: Tensor, scale: Tensor) -> Tensor:
+def _from_eight_bits(values: Tensor, scale: Tensor) -> Tensor:
     """Multiply a kernel of whole numbers by its scales, in float32."""
     kernel, scale = values.to(torch.float32, copy=True), scale.float()
     rows = kernel.flatten(1)
