@@ -10,7 +10,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,13 @@ from torch import Tensor
 
 from flowcore.checkpoints.file import build_on_meta
 from flowcore.checkpoints.sources.residual_flow import residual_flow_origins
-from flowcore.checkpoints.sources.source import Source
+from flowcore.checkpoints.sources.source import Origin, Source
 from flowcore.flow import Flow
 from flowcore.inference.plan import Plan
 from flowcore.models import build, configure
 
-FFJORD, GLOW, HCFLOW, LLFLOW, RESIDUAL_FLOW, SRFLOW, SRFLOW_DA, TARFLOW = (
-    Path(__file__).parent / name
-    for name in ("ffjord", "glow", "hcflow", "llflow", "residual_flow", "srflow", "srflow_da", "tarflow")
-)
+HERE = Path(__file__).parent
+WAYS = ("float32", "float64", "plan")  # of `as_ours`
 
 RECORDED = {
     "scale": 4, "levels": 3, "steps": 2, "transition_steps": 2, "hidden": 64,
@@ -63,6 +61,16 @@ UNREAD = {
 }
 
 
+def recording(*names: str) -> dict[str, Tensor]:
+    """What was recorded of a program, by names of files such as "glow/layouts"."""
+    return {key: t for name in names for key, t in load_file(HERE / f"{name}.safetensors").items()}
+
+
+def keys(program: str) -> dict[str, Any]:
+    """Names and shapes of the tensors of a program's published files."""
+    return json.loads(gzip.decompress((HERE / program / "keys.json.gz").read_bytes()))
+
+
 def published_draws(shapes: Sequence[tuple[int, ...]], n: int, temperature: float, seed: int) -> list[Tensor]:
     """Draw latents as SRFlow's program does: all items from one generator, deepest level first."""
     generator = torch.Generator("cpu").manual_seed(seed)
@@ -74,7 +82,7 @@ def recorded_srflow() -> dict[str, Tensor]:
 
     Only the 1x1 convolutions are stored.
     """
-    state = load_file(SRFLOW / "tiny4x_mixings.safetensors")
+    state = recording("srflow/tiny4x_mixings")
     for name, shape in srflow_shapes(**RECORDED).items():
         if not name.endswith("invconv.weight"):
             state[name] = torch.from_numpy(_noise(name, shape, r"^RRDB\.", r"\.(4|conv)\.weight$").astype(np.float16))
@@ -82,7 +90,8 @@ def recorded_srflow() -> dict[str, Tensor]:
 
 
 def with_unread(state: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Add convolutions that the program never reads, with arbitrary values."""
+    """Weights in float32, with convolutions that the program never reads, of arbitrary values."""
+    state = {name: t.float() for name, t in state.items()}
     for name, shape in shapes.items():
         state[f"{name}.weight"], state[f"{name}.bias"] = torch.full(shape, 7.0), torch.full(shape[:1], 7.0)
     return state
@@ -90,7 +99,7 @@ def with_unread(state: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]])
 
 def recorded_hcflow(case: str) -> dict[str, Tensor]:
     """The weights of a recorded HCFlow, "tiny4x" or "tiny_rescaling4x", bit for bit, as ``recorded_srflow``."""
-    state = load_file(HCFLOW / f"{case}_mixings.safetensors")
+    state = recording(f"hcflow/{case}_mixings")
     # when rescaling, couplings have five convolutions
     last = rf"_condFlow\.(f|.*conv3)\.weight|^flow\.layers\..*conv{5 if 'rescaling' in case else 3}\.weight"
     for name, t in hcflow_checkpoint(build("hcflow", configure("hcflow", HCFLOWS[case]))).items():
@@ -132,7 +141,7 @@ def _noise(name: str, shape: tuple[int, ...], encoder: str, last: str) -> np.nda
 
 def recorded_glow(case: str) -> dict[str, Tensor]:
     """The weights of a recorded Glow or Real NVP, with arbitrary values where the program reads none."""
-    state = load_file(GLOW / f"{case}_weights.safetensors")
+    state = recording(f"glow/{case}_weights")
     generator = torch.Generator().manual_seed(1)
     if "learn_top_fn.conv.bias" in state:
         channels = len(state["learn_top_fn.conv.bias"])
@@ -146,11 +155,7 @@ def recorded_glow(case: str) -> dict[str, Tensor]:
 
 def small_srflow(**fields) -> dict[str, Tensor]:
     """A small SRFlow under published names, with stacked blocks (2, 0, 3, 1) unless given."""
-    return {
-        **random_state(srflow_shapes(**{**SMALL, **fields})),
-        "flowUpsamplerNet.f.0.weight": torch.full((3, 4, 3, 3), 7.0),
-        "flowUpsamplerNet.f.0.bias": torch.full((3,), 7.0),
-    }
+    return with_unread(random_state(srflow_shapes(**{**SMALL, **fields})), {"flowUpsamplerNet.f.0": (3, 4, 3, 3)})
 
 
 def random_state(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -211,11 +216,6 @@ def residual_flow_checkpoint(flow: Flow) -> dict[str, Tensor]:
     return state
 
 
-def keys(folder: Path) -> dict[str, Any]:
-    """What ``keys.json.gz`` says about the published files: names and shapes of their tensors."""
-    return json.loads(gzip.decompress((folder / "keys.json.gz").read_bytes()))
-
-
 def meta(shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str] | None = None) -> dict[str, Tensor]:
     """A checkpoint without values, in float32 where no other type is named."""
     types = {name: getattr(torch, (dtypes or {}).get(name, "float32")) for name in shapes}
@@ -233,6 +233,47 @@ def near(ours: Tensor, theirs: Tensor, single: float = 1e-5) -> None:
     assert ours.shape == theirs.shape
     tolerance = single if ours.dtype == torch.float32 else 1e-9
     assert float((ours.double() - theirs.double()).abs().max()) <= tolerance * max(1.0, float(theirs.abs().max()))
+
+
+def given(flow: Flow, recorded: Mapping[str, Tensor], *names: str) -> tuple[Any, ...]:
+    """How the precision of a flow is called in recordings, and recorded inputs in it."""
+    dtype = next(flow.parameters()).dtype
+    return ("f32" if dtype == torch.float32 else "f64", *(recorded[name].to(dtype) for name in names))
+
+
+def check_gradients(flow: Flow, origins: Iterable[Origin], recorded: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Expect the recorded gradients: norms of those of all parameters, some whole, and none where none is recorded."""
+    parameters, norms = dict(flow.named_parameters()), f"f64.{prefix}gradnorm."
+    seen = set()
+    for origin in origins:
+        name, gradient = origin.names[0], parameters.pop(origin.ours).grad
+        if gradient is None:
+            assert f"f64.gradnorm_none.{name}" in recorded, f"{origin.ours} should have a gradient"
+            continue
+        near(gradient.norm().reshape(()), recorded[norms + name].reshape(()))
+        seen.add(norms + name)
+        if (theirs := recorded.get(f"f64.{prefix}grad.{name}")) is not None:
+            near(gradient, origin.forms[0].to_ours(theirs.reshape(gradient.shape)))
+    assert not parameters
+    assert seen == {key for key in recorded if key.startswith(norms)}
+
+
+def initialized(
+    flow: Flow, origins: Iterable[Origin], recorded: Mapping[str, Tensor], x: Tensor, cond: Any
+) -> tuple[list[Tensor], Tensor]:
+    """Expect the recorded actnorms of a data-dependent initialization; latents and logdet after it."""
+    state = flow.state_dict()
+    actnorms = [(origin.ours, origin.names[0]) for origin in origins if ".actnorm." in origin.names[0]]
+    for ours, _ in actnorms:
+        state[ours].zero_()
+    latents = flow.initialize(x, cond)
+    for ours, name in actnorms:
+        near(state[ours], recorded[f"f64.init.{name}"].flatten())
+    assert len(actnorms) == sum(key.startswith("f64.init.flow") for key in recorded)
+    again, logdet = flow(x, cond)
+    for first, second in zip(latents, again, strict=True):
+        near(first, second)
+    return again, logdet
 
 
 def error(a: Tensor, b: Tensor) -> float:

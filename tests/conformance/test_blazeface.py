@@ -1,14 +1,13 @@
 """The shipped finder of faces agrees with the published program."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from flowcore.tasks.faces import network
 
-RECORDED = load_file(Path(__file__).parent / "blazeface.safetensors")  # every seventh place, by LiteRT
+from .published import recording
+
+RECORDED = recording("blazeface")  # every seventh place, by LiteRT
 
 
 @pytest.mark.parametrize("name", ["portrait", "noise"])

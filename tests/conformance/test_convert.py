@@ -213,7 +213,6 @@ OTHERS = {
     "autoencoder": ["encoder.down.0.block.0.conv1.weight", "decoder.up.0.block.0.conv1.weight"],
     "text encoder": ["text_model.embeddings.token_embedding.weight"],
     "flow of another program": ["net.0.actnorm.loc", "net.0.inv_conv.w_s"],
-    "Jet, a transformer flow": ["blocks.0.dnn.init_proj.weight", "channel_projections"],
     "Glow by chrischute": ["module.flows.steps.0.norm.mean", "module.flows.next.steps.0.conv.weight"],
     "without its header": ["levels.0.steps.transforms.0.transforms.0.bias"],
     "No architecture that flowcore knows": ["layer1.weight", "layer1.bias", "layer2.weight", "layer3.weight"],

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from functools import cache
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from flowcore import likelihood, load, prior
@@ -18,14 +17,13 @@ from flowcore.checkpoints.sources.ffjord import UNSUPPORTED, ffjord_origins
 from flowcore.condition import Condition
 from flowcore.errors import CheckpointError, FlowError
 from flowcore.flow import Flow
-from flowcore.inference.plan import Plan
 from flowcore.likelihood import with_probes
 from flowcore.models import build, configure
 from flowcore.models.ffjord import FFJORDConfig
 from flowcore.transforms import ODE, Probes
 
 from . import published
-from .published import error, flat, meta, same
+from .published import as_ours, error, flat, meta, recording, same
 
 CASES = {"cifar_like": {}, "concatsquash": {"activation": "tanh", "alpha": 1e-6}}
 CONFIGS = {
@@ -36,65 +34,59 @@ CONFIGS = {
 }
 SOLVERS = {"euler": "euler", "midpoint": "midpoint", "rk4": "rk4_38"}
 every_case = pytest.mark.parametrize("name", CASES)
+every_way = pytest.mark.parametrize("way", ["float64", "plan"])
 
 
-@cache
-def weights(name: str) -> dict[str, Tensor]:
-    return load_file(published.FFJORD / f"{name}_weights.safetensors")
+WEIGHTS = {name: recording(f"ffjord/{name}_weights") for name in CASES}
+RECORDED = {name: recording(f"ffjord/{name}_io") for name in CASES}
 
 
-@cache
-def recorded(name: str) -> dict[str, Tensor]:
-    return load_file(published.FFJORD / f"{name}_io.safetensors")
-
-
-def flow_of(name: str, **fields) -> Flow:
-    """The recorded network as ours in float64."""
-    return FFJORD.convert(weights(name), {**CASES[name], **fields}).double()
+def flow_of(name: str, way: str = "float64", **fields) -> Flow:
+    """The recorded network as ours."""
+    return as_ours(FFJORD, WEIGHTS[name], way, **{**CASES[name], **fields})
 
 
 def image(name: str) -> Tensor:
-    io = recorded(name)
+    io = RECORDED[name]
     return (io["x_uint8"].double() + io["u01"].double()) / 256
 
 
-def given(flow: Flow, name: str, kind: str):
+def given(name: str, kind: str) -> Condition:
     """The recorded probes, as a condition."""
-    vectors = tuple(recorded(name)[f"{kind}.{k}"] for k in range(3 if name == "cifar_like" else 2))
+    vectors = tuple(RECORDED[name][f"{kind}.{k}"] for k in range(3 if name == "cifar_like" else 2))
     return Condition(features=(), probes=Probes(vectors=vectors, coefficients=((),) * len(vectors)))
 
 
 @every_case
 @torch.no_grad()
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("way", ["flow", "plan"])
+@every_way
 def test_sixteen_steps_are_the_programs(name, solver, way):
-    flow = flow_of(name, solver=SOLVERS[solver])
-    flow = Plan(flow, strip_bytes=1) if way == "plan" else flow
-    latents, logdet = flow(image(name), given(flow, name, "rademacher"))
-    assert error(flat(latents), recorded(name)[f"f64.{solver}_16.z"]) < 1e-11
-    assert error(logdet, recorded(name)[f"f64.{solver}_16.hutchinson_rademacher.logdet"]) < 1e-10
+    flow = flow_of(name, way, solver=SOLVERS[solver])
+    latents, logdet = flow(image(name), given(name, "rademacher"))
+    assert error(flat(latents), RECORDED[name][f"f64.{solver}_16.z"]) < 1e-11
+    assert error(logdet, RECORDED[name][f"f64.{solver}_16.hutchinson_rademacher.logdet"]) < 1e-10
     assert error(flat(flow.encode(image(name))), flat(latents)) == 0
 
 
 @every_case
 @torch.no_grad()
 def test_many_steps_tend_to_the_solution(name):
-    flow, io = flow_of(name, steps=96), recorded(name)
+    flow, io = flow_of(name, steps=96), RECORDED[name]
     for kind, probes in (("hutchinson_rademacher", "rademacher"), ("hutchinson_gaussian", "probe")):
-        latents, logdet = flow(image(name), given(flow, name, probes))
+        latents, logdet = flow(image(name), given(name, probes))
         assert error(flat(latents), io["f64.z"]) < 1e-8
         assert error(logdet, io[f"f64.{kind}.logdet"]) < 1e-7
     assert error(flat(latents), io["f64.dopri5_1e-5.z"]) < 1e-3
     for key in [key for key in io if key.startswith("f64.dopri5_1e-5") and "rademacher" in key]:
-        assert error(flow(image(name), given(flow, name, "rademacher"))[1], io[key]) < 1e-3
+        assert error(flow(image(name), given(name, "rademacher"))[1], io[key]) < 1e-3
 
 
 @every_case
 @torch.no_grad()
 def test_the_exact_trace_along_the_way(name):
     """Item 0 and the running logdet after every element, without probes."""
-    flow, io = flow_of(name), recorded(name)
+    flow, io = flow_of(name), RECORDED[name]
     x, logdet = flow.prelude(image(name))
     elements = iter(sorted({key.rpartition(".")[0] for key in io if key.startswith("trace.")}))
 
@@ -118,19 +110,19 @@ def test_the_exact_trace_along_the_way(name):
 @every_case
 @torch.no_grad()
 def test_velocities_and_their_traces(name):
-    flow, io = flow_of(name, steps=96), recorded(name)
+    flow, io = flow_of(name, steps=96), RECORDED[name]
     odes = [part for part in flow.modules() if isinstance(part, ODE)]
     inputs: list[Tensor] = []
     for ode in odes:
         ode.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
-    flow(image(name), given(flow, name, "rademacher"))
+    flow(image(name), given(name, "rademacher"))
     compared = 0
     for number, (ode, x) in enumerate(zip(odes, inputs, strict=True)):
         for key in [key for key in io if re.fullmatch(rf"rhs\.{number}\.t[\d.]+\.dy", key)]:
             t = torch.tensor(float(key.split(".t")[1].removesuffix(".dy")), dtype=torch.float32).double()
             velocity, slopes = ode.field.linearized(t, x)
             assert error(velocity, io[key]) < 1e-7  # of the input, after 96 steps
-            e = recorded(name)[f"rademacher.{number}"].double()
+            e = io[f"rademacher.{number}"].double()
             along = (e * ode.field.derivative(t, slopes, e[:, None])[:, 0]).flatten(1).sum(1)
             assert error(along, io[key.replace(".dy", ".trace_rademacher")]) < 1e-6
             units = torch.eye(x[0].numel()).double().reshape(1, -1, *x.shape[1:]).expand(len(x), -1, -1, -1, -1)
@@ -143,8 +135,8 @@ def test_velocities_and_their_traces(name):
 @every_case
 @torch.no_grad()
 def test_float32(name):
-    flow, io = flow_of(name, solver="rk4_38").float(), recorded(name)
-    latents, logdet = flow(image(name).float(), given(flow, name, "rademacher"))
+    flow, io = flow_of(name, "float32", solver="rk4_38"), RECORDED[name]
+    latents, logdet = flow(image(name).float(), given(name, "rademacher"))
     assert error(flat(latents), io["f32.rk4_16.z"]) < 3e-5
     assert error(logdet, io["f32.rk4_16.hutchinson_rademacher.logdet"]) < 1e-4
     assert error(flat(latents), io["f32.dopri5_1e-5.z"]) < 1e-3
@@ -153,10 +145,9 @@ def test_float32(name):
 
 @every_case
 @torch.no_grad()
-@pytest.mark.parametrize("way", ["flow", "plan"])
+@every_way
 def test_given_latents_decode_to_the_programs_image(name, way):
-    flow, io = flow_of(name, steps=64), recorded(name)
-    flow = Plan(flow, strip_bytes=1) if way == "plan" else flow
+    flow, io = flow_of(name, way, steps=64), RECORDED[name]
     shapes = flow.latent_shapes(*image(name).shape[2:])
     z = io["given.z"].double()
     latents = [part.reshape(-1, *s) for part, s in zip(z.split([math.prod(s) for s in shapes], 1), shapes, strict=True)]
@@ -168,8 +159,8 @@ def test_given_latents_decode_to_the_programs_image(name, way):
 
 def test_gradients_of_the_discrete_map():
     name = "cifar_like"
-    flow, io = flow_of(name), recorded(name)
-    latents, logdet = flow(image(name), given(flow, name, "rademacher"))
+    flow, io = flow_of(name), RECORDED[name]
+    latents, logdet = flow(image(name), given(name, "rademacher"))
     log_prob = prior.log_prob(latents) + logdet
     likelihood.bits_per_dim(log_prob, image(name)[0].numel(), 1 / 256).mean().backward()
     ours = dict(flow.named_parameters())
@@ -182,19 +173,19 @@ def test_gradients_of_the_discrete_map():
 
 @every_case
 def test_a_file_is_recognized_and_every_tensor_used(name, tmp_path):
-    save_file(weights(name), tmp_path / "model.safetensors")
+    save_file(WEIGHTS[name], tmp_path / "model.safetensors")
     flow = load(tmp_path / "model.safetensors", **CASES[name])
     assert flow.config == CONFIGS[name]
     assert "FFJORD" in flow.provenance["source"]
-    stored = [t for key, t in weights(name).items() if not key.endswith("_num_evals")]
+    stored = [t for key, t in WEIGHTS[name].items() if not key.endswith("_num_evals")]
     assert sum(t.numel() for t in stored) == sum(p.numel() for p in flow.parameters())
 
 
 def test_the_model_of_cifar10_and_runs_with_regularization_are_recognized():
-    flow = FFJORD.convert(meta(published.keys(published.FFJORD)["cifar10"]), {})
+    flow = FFJORD.convert(meta(published.keys("ffjord")["cifar10"]), {})
     assert flow.config == FFJORDConfig(steps=16)
-    wrapped = {key.replace(".odefunc.", ".odefunc.odefunc."): t for key, t in weights("cifar_like").items()}
-    assert same(FFJORD.convert(wrapped, {}), FFJORD.convert(weights("cifar_like"), {}))
+    wrapped = {key.replace(".odefunc.", ".odefunc.odefunc."): t for key, t in WEIGHTS["cifar_like"].items()}
+    assert same(FFJORD.convert(wrapped, {}), FFJORD.convert(WEIGHTS["cifar_like"], {}))
 
 
 STRUCTURES = {  # and whether their names are those of the multiscale program
@@ -263,12 +254,12 @@ def test_other_kinds_of_layers_coordinates_and_flat_images_are_refused_by_name()
             FFJORD.convert({name: torch.zeros(shape)}, {})
     for shape, what in (((6, 6, 3, 3), "concatcoord"), ((6, 4), "fully connected")):
         with pytest.raises(CheckpointError, match=what):
-            FFJORD.convert({**weights("cifar_like"), f"transforms.0.{layers}_layer.weight": torch.zeros(shape)}, {})
+            FFJORD.convert({**WEIGHTS["cifar_like"], f"transforms.0.{layers}_layer.weight": torch.zeros(shape)}, {})
 
 
 def test_a_file_of_the_program_says_how_to_save_its_weights(tmp_path):
     """Its settings are pickled beside them. The two lines are run here, on a file that we trust."""
-    content = {"args": argparse.Namespace(dims="6,7", alpha=0.05), "state_dict": weights("cifar_like")}
+    content = {"args": argparse.Namespace(dims="6,7", alpha=0.05), "state_dict": WEIGHTS["cifar_like"]}
     torch.save(content, tmp_path / "checkpt.pth")
     with pytest.raises(CheckpointError, match=r"holds its settings.*argparse\.Namespace.*it was not read") as caught:
         load(tmp_path / "checkpt.pth")
@@ -298,7 +289,7 @@ DAMAGES = [
 
 def test_damaged_files_are_refused_in_a_sentence(tmp_path):
     for number, damage in enumerate(DAMAGES):
-        state = dict(weights("cifar_like"))
+        state = dict(WEIGHTS["cifar_like"])
         damage(state)
         torch.save({"state_dict": state}, tmp_path / "model.pth")
         with pytest.raises(FlowError) as caught:

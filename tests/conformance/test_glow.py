@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from flowcore import latents as latents_
@@ -14,7 +15,7 @@ from flowcore import likelihood, prior
 from flowcore.checkpoints import load
 from flowcore.transforms import OrderedSqueeze
 
-from .published import GLOW, error, recorded_glow
+from .published import error, recorded_glow, recording
 
 CASES: dict[str, dict] = {
     "y0ast_affine_lu_learntop": {},
@@ -30,18 +31,13 @@ CASES: dict[str, dict] = {
     "normflows_netactnorm_grey": {},
     "chrischute_realnvp_2scale": {},
 }
-# Bits per dimension in float64. Rosinality's plain 1x1 takes its determinant in float32; OpenAI's case was recorded in
-# float32; GlowBase's means and deviations and net_actnorm's shifts are products, which a float32 table rounds.
-BITS = dict.fromkeys(CASES, 1e-9) | {
-    "rosinality_affine_nolu_8bit": 1e-8,
-    "openai_affine_1x1_learntop_8bit": 2e-5,
-    "normflows_glowbase_additive_plain": 1e-7,
-    "normflows_netactnorm_grey": 1e-7,
-}
-LATENTS = dict.fromkeys(CASES, 1e-9) | {
-    "openai_affine_1x1_learntop_8bit": 2e-6,
-    "normflows_glowbase_additive_plain": 1e-6,
-    "normflows_netactnorm_grey": 1e-6,
+# Of bits per dimension and of latents, in float64. Rosinality's plain 1x1 takes its determinant in float32; OpenAI's is
+# recorded in float32; GlowBase's means and deviations and net_actnorm's shifts are products, rounded in a table.
+TOLERANCES = dict.fromkeys(CASES, (1e-9, 1e-9)) | {
+    "rosinality_affine_nolu_8bit": (1e-8, 1e-9),
+    "openai_affine_1x1_learntop_8bit": (2e-5, 2e-6),
+    "normflows_glowbase_additive_plain": (1e-7, 1e-6),
+    "normflows_netactnorm_grey": (1e-7, 1e-6),
 }
 WITHOUT_SAMPLES = (
     "chaiyujin_affine_nolu",
@@ -51,27 +47,18 @@ WITHOUT_SAMPLES = (
 )
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """A folder with a checkpoint of each case."""
-    folder = tmp_path_factory.mktemp("published")
-    for case in CASES:
-        save_file(recorded_glow(case), folder / f"{case}.safetensors")
-    return folder
-
-
 class Case:
     """One recorded network as ours, with its recorded inputs and outputs."""
 
-    def __init__(self, name: str, file: Path) -> None:
-        self.name = name
+    def __init__(self, name: str, folder: Path) -> None:
+        file = folder / f"{name}.safetensors"
+        save_file(recorded_glow(name), file)
+        self.bits, self.close = TOLERANCES[name]
         self.flow32 = load(file, **CASES[name])
         self.flow = load(file, **CASES[name]).double()
-        recorded = load_file(GLOW / f"{name}_io.safetensors")
-        self.io = {
-            key.removesuffix("_nhwc"): t.permute(0, 3, 1, 2) if key.endswith("_nhwc") else t
-            for key, t in recorded.items()
-        }
+        self.io = recording(f"glow/{name}_io")
+        for key in [key for key in self.io if key.endswith("_nhwc")]:
+            self.io[key.removesuffix("_nhwc")] = self.io.pop(key).permute(0, 3, 1, 2)
         n_bits = self.flow.config.n_bits
         pixels = torch.floor(self.io["x_uint8"].double() / 2 ** (8 - n_bits))
         self.width = 2.0**-n_bits
@@ -100,23 +87,17 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def cases(files):
-    """Every case, loaded once."""
-    loaded: dict[str, Case] = {}
-
-    def get(name: str) -> Case:
-        if name not in loaded:
-            loaded[name] = Case(name, files / f"{name}.safetensors")
-        return loaded[name]
-
-    return get
+def cases(tmp_path_factory):
+    """Every case by its name, loaded once."""
+    folder = tmp_path_factory.mktemp("published")
+    return functools.cache(lambda name: Case(name, folder))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", CASES)
 def test_bits_per_dimension_the_way_back_and_samples(cases, name):
     case = cases(name)
-    for flow, t, other, tolerance in ((case.flow, "f64", "f32", BITS[name]), (case.flow32, "f32", "f64", 2e-5)):
+    for flow, t, other, tolerance in ((case.flow, "f64", "f32", case.bits), (case.flow32, "f32", "f64", 2e-5)):
         recorded = case.io.get(f"bpd_{t}", case.io.get(f"bpd_{other}"))
         cond = None if case.labels is None else flow.encode_condition(case.labels)
         log_prob = likelihood.log_prob(flow, case.x.to(next(flow.parameters()).dtype), cond)
@@ -127,7 +108,7 @@ def test_bits_per_dimension_the_way_back_and_samples(cases, name):
     found = [key for key in case.io if key.startswith("sample_T")]
     for key in found:
         image = case.decode([float(key[8:11]) * z for z in case.sampled()])
-        assert error(image, case.io[key]) < (LATENTS[name] if case.io[key].dtype == torch.float64 else 1e-5)
+        assert error(image, case.io[key]) < (case.close if case.io[key].dtype == torch.float64 else 1e-5)
     assert bool(found) == (name not in WITHOUT_SAMPLES)
 
 
@@ -139,7 +120,7 @@ def test_whitened_latents_and_logdet(cases, name):
     recorded = case.encoded()
     assert len(latents) == len(recorded) >= 2
     for ours, theirs in zip(latents, recorded, strict=True):
-        assert error(ours, theirs) < LATENTS[name]
+        assert error(ours, theirs) < case.close
     if "logdet_total_f64" in case.io:  # theirs counts the whitening with the prior, ours with the flow
         whitening = sum(
             case.io[f"logp_level{i}_f64"] - prior.log_density(z).sum((1, 2, 3)) for i, z in enumerate(recorded)
@@ -166,7 +147,7 @@ def test_latents_of_normflows(cases, name):
             mean, log_std = (state[f"{base}.{part}"][..., case.io["y"]].movedim(-1, 0) for part in ("loc", "log_scale"))
         else:
             mean, log_std = state[f"{base}.loc"], state[f"{base}.log_scale"]
-        assert error(ours, (raw - mean) / log_std.exp()) < LATENTS[name]
+        assert error(ours, (raw - mean) / log_std.exp()) < case.close
 
 
 @torch.no_grad()

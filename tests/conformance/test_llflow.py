@@ -9,7 +9,6 @@ import math
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from flowcore import CheckpointError, likelihood, load
@@ -18,7 +17,7 @@ from flowcore.inference.plan import Plan
 from flowcore.networks.low_light import equalize, network_input
 
 from . import published
-from .published import near
+from .published import WAYS, given, near, recording
 
 STACKED = (2, 0)
 UNREAD = {
@@ -33,16 +32,15 @@ UNREAD = {
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:
     """The recorded network, with arbitrary values where the program reads none."""
-    stored = load_file(published.LLFLOW / "tiny_weights.safetensors")
-    return published.with_unread({name: t.float() for name, t in stored.items()}, UNREAD)
+    return published.with_unread(recording("llflow/tiny_weights"), UNREAD)
 
 
 @pytest.fixture(scope="module")
 def recorded() -> dict[str, Tensor]:
-    return load_file(published.LLFLOW / "tiny_io.safetensors")
+    return recording("llflow/tiny_io")
 
 
-@pytest.fixture(scope="module", params=["float32", "float64", "plan"])
+@pytest.fixture(scope="module", params=WAYS)
 def flow(request, state):
     return published.as_ours(LLFLOW, state, request.param, stacked_blocks=STACKED)
 
@@ -59,9 +57,7 @@ def test_the_input_of_the_network(recorded):
 
 @torch.no_grad()
 def test_encode_and_decode(flow, recorded):
-    dtype = next(flow.parameters()).dtype
-    t = "f32" if dtype == torch.float32 else "f64"
-    source, gt = recorded["input"].to(dtype), recorded["gt"].to(dtype)
+    t, source, gt, noise = given(flow, recorded, "input", "gt", "given.noise")
     cond = flow.encode_condition(source)
     if not isinstance(flow, Plan):
         for number, feature in enumerate(cond.features, start=1):
@@ -75,7 +71,7 @@ def test_encode_and_decode(flow, recorded):
     near(nll, recorded[f"{t}.enc.nll"], 5e-6)
     near(flow.inverse([eps], cond), recorded[f"{t}.recon.x"], 2e-5)
     near(flow.inverse([torch.zeros_like(eps)], cond), recorded[f"{t}.enhance.x"])
-    near(flow.inverse([recorded["given.noise"].to(dtype)], cond), recorded[f"{t}.given.x"])
+    near(flow.inverse([noise], cond), recorded[f"{t}.given.x"])
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import math
 import pytest
 import torch
 from builders import random_image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 import flowcore
@@ -27,11 +27,14 @@ from flowcore.networks.contractive import LipschitzConv
 from flowcore.transforms import Flatten, Probes, Residual, Unflatten, flat_parts
 
 from . import published
-from .published import flat
+from .published import flat, recording
 
-FOLDER = published.RESIDUAL_FLOW
-SETTINGS = json.loads((FOLDER / "cases.json").read_text())
+SETTINGS = json.loads((published.HERE / "residual_flow" / "cases.json").read_text())
 CASES = list(SETTINGS)
+
+
+def weights(name: str) -> dict[str, Tensor]:
+    return {key: t.clone() for key, t in recording(f"residual_flow/{name}_weights").items()}
 
 
 class Case:
@@ -39,9 +42,8 @@ class Case:
 
     def __init__(self, name: str, dtype: torch.dtype) -> None:
         self.name, self.settings = name, SETTINGS[name]
-        state = {key: t.clone() for key, t in load_file(FOLDER / f"{name}_weights.safetensors").items()}
-        self.flow: Flow = RESIDUAL_FLOW.convert(state, {}).to(dtype)
-        self.io = load_file(FOLDER / f"{name}_io.safetensors")
+        self.flow: Flow = RESIDUAL_FLOW.convert(weights(name), {}).to(dtype)
+        self.io = recording(f"residual_flow/{name}_io")
         self.x = ((self.io["x_uint8"].double() + self.io["u01"].double()) / 256).to(dtype)
 
     @property
@@ -209,7 +211,7 @@ def test_published_names():
         ("cifar10", 32, 25_174_129, CIFAR),
         ("celebahq256", 256, 136_777_176, CELEBA),
     ):
-        shapes = {key: tuple(shape) for key, (shape, _) in published.keys(FOLDER)[name].items()}
+        shapes = {key: tuple(shape) for key, (shape, _) in published.keys("residual_flow")[name].items()}
         flow = RESIDUAL_FLOW.convert(published.meta(shapes), {})
         assert sum(p.numel() for p in flow.parameters()) == parameters
         for field, value in {**fields, "hidden": 512, "kernels": (3, 1, 3), "image_size": (side, side)}.items():
@@ -254,14 +256,14 @@ def test_every_structure_is_converted_as_it_was_written(fields, tmp_path):
 
 def test_vectors_of_other_weights_are_renewed(tmp_path):
     """Published files hold averaged weights, but the vectors of the last ones."""
-    state = {key: t.clone() for key, t in load_file(FOLDER / "cifar_like_weights.safetensors").items()}
+    state = weights("cifar_like")
     generator = torch.Generator().manual_seed(0)
     for name, t in state.items():
         if name.endswith((".u", ".v")):
             state[name] = torch.nn.functional.normalize(torch.randn(t.shape, generator=generator, dtype=t.dtype), dim=0)
     flow = RESIDUAL_FLOW.convert(state, {})
     assert all(part.is_normalized(1e-3) for part in flow.modules() if isinstance(part, LipschitzConv))
-    recorded = load_file(FOLDER / "cifar_like_io.safetensors")
+    recorded = recording("residual_flow/cifar_like_io")
     x = (recorded["x_uint8"].float() + recorded["u01"].float()) / 256
     with torch.no_grad():
         z = flat(flow.encode(x))
@@ -281,13 +283,13 @@ DAMAGES = [
 
 def test_damaged_files_are_refused():
     for change, message in DAMAGES:
-        state = {key: t.clone() for key, t in load_file(FOLDER / "cifar_like_weights.safetensors").items()}
+        state = weights("cifar_like")
         change(state)
         with pytest.raises(FlowError, match=message):
             RESIDUAL_FLOW.convert(state, {})
 
 
 def test_stored_numbers_of_terms_may_differ_in_length():
-    state = {key: t.clone() for key, t in load_file(FOLDER / "celebahq_like_weights.safetensors").items()}
+    state = weights("celebahq_like")
     state["transforms.0.chain.2.last_n_samples"] = torch.zeros(7)
     assert RESIDUAL_FLOW.convert(state, {}).config.activation == "elu"

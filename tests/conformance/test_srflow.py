@@ -13,25 +13,26 @@ import torch
 from torch import Tensor
 
 from flowcore import dequantization, likelihood, prior
+from flowcore.checkpoints.sources import SRFLOW
 from flowcore.checkpoints.sources.srflow import srflow_origins
 
-from .published import near, published_draws
+from .published import as_ours, check_gradients, given, initialized, near, published_draws, recorded_srflow, recording
 
 PIXELS = 48 * 40  # of the recorded HR images
 
 
-def names(flow) -> list[tuple[str, str]]:
-    """Our name and the published one of every parameter."""
-    return [(origin.ours, origin.names[0]) for origin in srflow_origins(flow.config)]
+@pytest.fixture(scope="module")
+def recorded() -> dict[str, Tensor]:
+    return recording("srflow/tiny4x_io", "srflow/tiny4x_train")
 
 
-def precision(flow) -> str:
-    return "f64" if next(flow.parameters()).dtype == torch.float64 else "f32"
+def converted(way: str):
+    return as_ours(SRFLOW, recorded_srflow(), way, stacked_blocks=(0, 1, 2, 3))
 
 
-def inputs(flow, recorded) -> tuple[Tensor, Tensor]:
-    dtype = next(flow.parameters()).dtype
-    return recorded["gt"].to(dtype), recorded["lr"].to(dtype)
+@pytest.fixture(scope="module", params=["float32", "float64"])
+def flow(request):
+    return converted(request.param)
 
 
 def published_nll(log_prob: Tensor) -> Tensor:
@@ -44,8 +45,7 @@ def published_logdet(latents: list[Tensor], logdet: Tensor) -> Tensor:
 
 @torch.no_grad()
 def test_encode_then_decode(flow, recorded):
-    gt, lr = inputs(flow, recorded)
-    t = precision(flow)
+    t, gt, lr = given(flow, recorded, "gt", "lr")
     cond = flow.encode_condition(lr)
     latents, logdet = flow(gt, cond)
     assert [tuple(z.shape[1:]) for z in latents] == flow.latent_shapes(48, 40)
@@ -64,22 +64,18 @@ def test_encode_then_decode(flow, recorded):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("case", ["given", "tau0"])
-def test_decode_latents(flow, recorded, case):
-    gt, lr = inputs(flow, recorded)
-    latents = [recorded["given.eps0"].to(gt), recorded["given.z"].to(gt)]
-    if case == "tau0":
-        latents = [torch.zeros_like(z) for z in latents]
+def test_decode_latents(flow, recorded):
+    t, eps, z, lr = given(flow, recorded, "given.eps0", "given.z", "lr")
     cond = flow.encode_condition(lr)
-    x = flow.inverse(latents, cond)
-    t = precision(flow)
-    near(x, recorded[f"{t}.{case}.x"], 5e-5)
-    near(-published_logdet(latents, flow(x, cond)[1]), recorded[f"{t}.{case}.logdet"], 2e-6)
+    for case, latents in (("given", [eps, z]), ("tau0", [torch.zeros_like(eps), torch.zeros_like(z)])):
+        x = flow.inverse(latents, cond)
+        near(x, recorded[f"{t}.{case}.x"], 5e-5)
+        near(-published_logdet(latents, flow(x, cond)[1]), recorded[f"{t}.{case}.logdet"], 2e-6)
 
 
 @torch.no_grad()
 def test_seeded_sample(flow, recorded):
-    _, lr = inputs(flow, recorded)
+    _, lr = given(flow, recorded, "lr")
     drawn = published_draws(flow.latent_shapes(48, 40), 2, 0.9, 1234)
     assert torch.equal(drawn[0], recorded["f32.seed1234.draw0"])
     assert torch.equal(drawn[1], recorded["f32.seed1234.z"])
@@ -92,8 +88,8 @@ def test_seeded_sample(flow, recorded):
 
 @torch.no_grad()
 def test_dequantized_encode(flow, recorded):
-    gt, lr = inputs(flow, recorded)
-    u, bins = recorded["f32.noise.u"].to(gt), flow.config.quant_bins
+    _, gt, lr, u = given(flow, recorded, "gt", "lr", "f32.noise.u")
+    bins = flow.config.quant_bins
     latents, logdet = flow(gt + (u - 0.5) / bins, flow.encode_condition(lr))
     near(latents[1].float(), recorded["f32.noise.z"], 5e-5)
     # The published constant counts pixels, not subpixels.
@@ -108,41 +104,20 @@ def test_dequantize_matches_the_published_formula(recorded):
     assert torch.equal(ours, recorded["gt"] + (noise - 0.5) / 32)
 
 
-def test_gradients(flow64, recorded):
-    gt, lr = inputs(flow64, recorded)
-    published_nll(likelihood.log_prob(flow64, gt, flow64.encode_condition(lr))).mean().backward()
-    parameters = dict(flow64.named_parameters())
-    seen = set()
-    for ours, name in names(flow64):
-        gradient = parameters.pop(ours).grad
-        if gradient is None:
-            assert f"f64.gradnorm_none.{name}" in recorded, f"{ours} should have a gradient"
-            continue
-        seen.add(name)
-        near(gradient.norm().reshape(1), recorded[f"f64.gradnorm.{name}"])
-        if f"f64.grad.{name}" in recorded:
-            near(gradient, recorded[f"f64.grad.{name}"].reshape(gradient.shape))
-    assert not parameters
-    assert seen == {key.removeprefix("f64.gradnorm.") for key in recorded if key.startswith("f64.gradnorm.")}
+def test_gradients(recorded):
+    flow = converted("float64")
+    _, gt, lr = given(flow, recorded, "gt", "lr")
+    published_nll(likelihood.log_prob(flow, gt, flow.encode_condition(lr))).mean().backward()
+    check_gradients(flow, srflow_origins(flow.config), recorded)
 
 
 @torch.no_grad()
-def test_data_dependent_initialization_is_an_explicit_call(flow64, recorded):
-    gt, lr = inputs(flow64, recorded)
-    state = flow64.state_dict()
-    actnorms = [(ours, name) for ours, name in names(flow64) if ".actnorm." in name]
-    for ours, _ in actnorms:
-        state[ours].zero_()
-    before, cond = {name: t.clone() for name, t in state.items()}, flow64.encode_condition(lr)
-    flow64.train()
-    flow64.inverse(flow64(gt, cond)[0], cond)
-    assert all(torch.equal(t, before[name]) for name, t in flow64.state_dict().items())
-    latents = flow64.initialize(gt, cond)
-    for ours, name in actnorms:
-        near(state[ours], recorded[f"f64.init.{name}"].flatten())
-    assert len(actnorms) == sum(key.startswith("f64.init.flowUpsamplerNet.") for key in recorded)
-    again, logdet = flow64(gt, cond)
-    for first, second in zip(latents, again, strict=True):
-        near(first, second)
-    near(published_logdet(again, logdet), recorded["f64.init.logdet"])
-    near(published_nll(prior.log_prob(again) + logdet), recorded["f64.init.nll"])
+def test_data_dependent_initialization_is_an_explicit_call(recorded):
+    flow = converted("float64").train()
+    _, gt, lr = given(flow, recorded, "gt", "lr")
+    before, cond = {name: t.clone() for name, t in flow.state_dict().items()}, flow.encode_condition(lr)
+    flow.inverse(flow(gt, cond)[0], cond)
+    assert all(torch.equal(t, before[name]) for name, t in flow.state_dict().items())
+    latents, logdet = initialized(flow, srflow_origins(flow.config), recorded, gt, cond)
+    near(published_logdet(latents, logdet), recorded["f64.init.logdet"])
+    near(published_nll(prior.log_prob(latents) + logdet), recorded["f64.init.nll"])

@@ -13,7 +13,6 @@ import re
 import pytest
 import torch
 from builders import build_tiny, srflow_checkpoint
-from safetensors.torch import load_file
 from torch import Tensor
 
 from flowcore import likelihood, prior
@@ -23,7 +22,7 @@ from flowcore.checkpoints.sources.source import Checkpoint
 from flowcore.errors import CheckpointError
 
 from . import published
-from .published import near
+from .published import WAYS, given, near, recording
 
 STACKED = (3, 1, 0, 2)
 
@@ -31,25 +30,22 @@ STACKED = (3, 1, 0, 2)
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:
     """The recorded network, with arbitrary values where the program reads none."""
-    stored = load_file(published.SRFLOW_DA / "tiny4x_weights.safetensors")
-    return published.with_unread({name: t.float() for name, t in stored.items()}, published.UNREAD)
+    return published.with_unread(recording("srflow_da/tiny4x_weights"), published.UNREAD)
 
 
 @pytest.fixture(scope="module")
 def recorded() -> dict[str, Tensor]:
-    return load_file(published.SRFLOW_DA / "tiny4x_io.safetensors")
+    return recording("srflow_da/tiny4x_io")
 
 
-@pytest.fixture(scope="module", params=["float32", "float64", "plan"])
+@pytest.fixture(scope="module", params=WAYS)
 def flow(request, state):
     return published.as_ours(SRFLOW_DA, state, request.param, stacked_blocks=STACKED)
 
 
 @torch.no_grad()
 def test_encode_and_decode(flow, recorded):
-    dtype = next(flow.parameters()).dtype
-    t = "f32" if dtype == torch.float32 else "f64"
-    gt, lr = recorded["gt"].to(dtype), recorded["lr"].to(dtype)
+    t, gt, lr, *drawn = given(flow, recorded, "gt", "lr", "given.eps0", "given.z")
     cond = flow.encode_condition(lr)
     latents, logdet = flow(gt, cond)
     near(latents[0], recorded[f"{t}.enc.eps0"])
@@ -59,13 +55,12 @@ def test_encode_and_decode(flow, recorded):
     near(nll, recorded[f"{t}.enc.nll"])
     near(flow.inverse(latents, cond), recorded[f"{t}.recon.x"])
     near(flow.inverse([torch.zeros_like(z) for z in latents], cond), recorded[f"{t}.tau0.x"])
-    given = [recorded[f"given.{name}"].to(dtype) for name in ("eps0", "z")]
-    near(flow.inverse(given, cond), recorded[f"{t}.given.x"])
+    near(flow.inverse(drawn, cond), recorded[f"{t}.given.x"])
 
 
 def test_the_fields_of_every_published_file_are_recognized():
     residual_blocks = {"DA_": 0, "DA-S": 0, "DA-R": 1, "DA-D": 18}
-    for name, known in published.keys(published.SRFLOW_DA).items():
+    for name, known in published.keys("srflow_da").items():
         config = SRFLOW_DA.layout(Checkpoint("SRFlow-DA", published.meta(known["shapes"])), {}).config
         assert config.layers == known["layers"]
         assert config.scale == int(name[-2])
@@ -97,7 +92,7 @@ def test_variants_compute_what_a_second_implementation_does(variant, tmp_path):
     assert flow.config == made.config
     assert "SRFlow-DA" in flow.provenance["source"]
     assert "CC BY-NC-SA" in flow.provenance["licence"]
-    scale, expected = flow.config.scale, load_file(published.SRFLOW_DA / "layouts.safetensors")
+    scale, expected = flow.config.scale, recording("srflow_da/layouts")
     x, lr = published.image(1, 2, 3, 3 * scale, 5 * scale), published.image(2, 2, 3, 3, 5)
     cond = flow.encode_condition(lr)
     latents, logdet = flow(x, cond)

@@ -7,7 +7,7 @@ import random
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from flowcore import Guidance, decode, likelihood, load
@@ -18,8 +18,7 @@ from flowcore.flow import Flow
 from flowcore.models import build, configure
 from flowcore.models.tarflow import TarFlowConfig
 
-from . import published
-from .published import as_ours, near, same
+from .published import WAYS, as_ours, near, recording, same
 
 CONFIGS = {
     "cond": TarFlowConfig(
@@ -36,15 +35,11 @@ GUIDED = {
     "1.5_temp_0.8": Guidance(1.5, temperature=0.8),
 }
 every_case = pytest.mark.parametrize("name", CONFIGS)
-every_way = pytest.mark.parametrize("way", ["float32", "float64", "plan"])
+every_way = pytest.mark.parametrize("way", WAYS)
 
 
-def weights(name: str) -> dict[str, Tensor]:
-    return load_file(published.TARFLOW / f"{name}_weights.safetensors")
-
-
-def recorded(name: str) -> dict[str, Tensor]:
-    return load_file(published.TARFLOW / f"{name}_io.safetensors")
+WEIGHTS = {name: recording(f"tarflow/{name}_weights") for name in CONFIGS}
+RECORDED = {name: recording(f"tarflow/{name}_io") for name in CONFIGS}
 
 
 def sequence(grid: Tensor) -> Tensor:
@@ -53,7 +48,7 @@ def sequence(grid: Tensor) -> Tensor:
 
 def in_model(flow: Flow, name: str):
     """The recorded images in [0, 1], the latents that were drawn, and the condition, as the flow takes them."""
-    io, like = recorded(name), next(flow.parameters())
+    io, like = RECORDED[name], next(flow.parameters())
     grid = flow.latent_shapes(*flow.image_size)[0][1:]
     cond = flow.encode_condition(io["y"]) if flow.classes else None
     cond = cond and cond.map_tensors(lambda t: t.to(like))
@@ -62,21 +57,21 @@ def in_model(flow: Flow, name: str):
 
 @every_case
 def test_every_field_is_told_by_shapes_and_every_tensor_used(name):
-    flow = TARFLOW.convert({**weights(name), "blocks.0.attn_mask": torch.ones(2, 2)}, {})
+    flow = TARFLOW.convert({**WEIGHTS[name], "blocks.0.attn_mask": torch.ones(2, 2)}, {})
     assert flow.config == CONFIGS[name]
-    assert {n for origin in tarflow_origins(flow.config) for n in origin.names} == weights(name).keys()
+    assert {n for origin in tarflow_origins(flow.config) for n in origin.names} == WEIGHTS[name].keys()
 
 
 @every_case
 @every_way
 @torch.no_grad()
 def test_latents_logdet_and_samples(name, way):
-    flow, io = as_ours(TARFLOW, weights(name), way), recorded(name)
+    flow, io = as_ours(TARFLOW, WEIGHTS[name], way), RECORDED[name]
     x, eps, cond = in_model(flow, name)
     (z,), logdet = flow(x, cond)
-    near(sequence(z) * weights(name)["var"].to(z).sqrt(), io["z"])
+    near(sequence(z) * WEIGHTS[name]["var"].to(z).sqrt(), io["z"])
     prelude = x[0].numel() * math.log(2)  # from [0, 1] to [-1, 1]
-    near(logdet - prelude + weights(name)["var"].to(z).log().sum() / 2, io["logdet"])
+    near(logdet - prelude + WEIGHTS[name]["var"].to(z).log().sum() / 2, io["logdet"])
     near(2 * flow.inverse([eps], cond) - 1, io["sample"])
     first = flow.levels[0].steps.transforms[0]
     near(sequence(first(flow.levels[0].squeeze(2 * x - 1)[0], cond and cond.features[0])[0]), io["block0"])
@@ -85,36 +80,36 @@ def test_latents_logdet_and_samples(name, way):
 @every_way
 @torch.no_grad()
 def test_without_a_label_there_is_the_mean_over_classes(way):
-    flow = as_ours(TARFLOW, weights("cond"), way)
+    flow = as_ours(TARFLOW, WEIGHTS["cond"], way)
     x, _, cond = in_model(flow, "cond")
     unlabeled = flow.encode_condition(torch.full((4,), 4)).map_tensors(lambda t: t.to(cond.features[0]))
-    near(sequence(flow(x, unlabeled)[0][0]), recorded("cond")["z_without_label"])
+    near(sequence(flow(x, unlabeled)[0][0]), RECORDED["cond"]["z_without_label"])
 
 
 @every_way
 @pytest.mark.parametrize("guidance", GUIDED)
 @torch.no_grad()
 def test_guided_samples(way, guidance):
-    flow = as_ours(TARFLOW, weights("cond"), way)
+    flow = as_ours(TARFLOW, WEIGHTS["cond"], way)
     _, eps, cond = in_model(flow, "cond")
-    near(2 * flow.inverse([eps], cond.guided(GUIDED[guidance])) - 1, recorded("cond")[f"sample_guided_{guidance}"])
+    near(2 * flow.inverse([eps], cond.guided(GUIDED[guidance])) - 1, RECORDED["cond"][f"sample_guided_{guidance}"])
 
 
 @every_case
 def test_noise_is_removed_also_in_inference_mode(name):
     with torch.inference_mode():
-        flow = TARFLOW.convert(weights(name), {"noise": 0.07}).double()
+        flow = TARFLOW.convert(WEIGHTS[name], {"noise": 0.07}).double()
         _, eps, cond = in_model(flow, name)
-        near(2 * decode(flow, [eps], cond) - 1, recorded(name)["sample"])
-        near(2 * decode(flow, [eps], cond, denoise=True) - 1, recorded(name)["denoised_0.07"])
+        near(2 * decode(flow, [eps], cond) - 1, RECORDED[name]["sample"])
+        near(2 * decode(flow, [eps], cond, denoise=True) - 1, RECORDED[name]["denoised_0.07"])
 
 
 @every_case
 @torch.no_grad()
 def test_bits_per_dimension_are_of_the_density_of_pixels(name):
-    flow, io = as_ours(TARFLOW, weights(name), "float64"), recorded(name)
+    flow, io = as_ours(TARFLOW, WEIGHTS[name], "float64"), RECORDED[name]
     x, _, cond = in_model(flow, name)
-    var = weights(name)["var"].double()
+    var = WEIGHTS[name]["var"].double()
     log_p = (-0.5 * (io["z"].square() / var + (2 * math.pi * var).log())).sum((1, 2)) + io["logdet"]
     bits = -(log_p / (x[0].numel() * math.log(2))) + 7  # a bin is 1/128 wide in [-1, 1]
     near(likelihood.bits_per_dim(flow.log_prob(x, cond), x[0].numel(), 1 / 256), bits)
@@ -177,7 +172,7 @@ DAMAGES = [
 
 def test_damaged_files_are_refused_with_a_reason(tmp_path):
     for change, sentence in DAMAGES:
-        state = weights("cond")
+        state = recording("tarflow/cond_weights")
         change(state)
         save_file(state, tmp_path / "damaged.safetensors")
         with pytest.raises(FlowError, match=rf"(?s)damaged\.safetensors.*{sentence}"):
@@ -186,6 +181,6 @@ def test_damaged_files_are_refused_with_a_reason(tmp_path):
 
 def test_overrides_may_not_contradict_the_tensors():
     with pytest.raises(CheckpointError, match=r"patch=2 was given.*tell patch=3"):
-        TARFLOW.convert(weights("cond"), {"patch": 2})
-    assert TARFLOW.convert(weights("cond"), {"labels": ["a", "b", "c", "d"]}).config.labels == ("a", "b", "c", "d")
+        TARFLOW.convert(WEIGHTS["cond"], {"patch": 2})
+    assert TARFLOW.convert(WEIGHTS["cond"], {"labels": ["a", "b", "c", "d"]}).config.labels == ("a", "b", "c", "d")
     assert configure("tarflow", {}).classes == 0
