@@ -156,7 +156,7 @@ def good(number: int) -> Prompt:
 
 def outcome(host: Host, prompt: Prompt) -> tuple[str, str]:
     """Run a good prompt; fingerprints of every bit, and of the picture as a file has it."""
-    outputs = host.run(prompt.workflow)["outputs"]
+    outputs = host.outputs(prompt.workflow)
     return outputs["digest"]["bits"][0], outputs["digest"]["stored"][0]
 
 
@@ -221,7 +221,7 @@ def longest(seconds: dict[str, list[float]]) -> str:
 
 def objects(host: Host) -> tuple[int, float, int]:
     """What the server's process holds of torch: tensors, MiB of them, modules."""
-    found = host.run({"look": {"class_type": "FlowcoreTestObjects", "inputs": {}}})["outputs"]["look"]
+    found = host.outputs({"look": {"class_type": "FlowcoreTestObjects", "inputs": {}}})["look"]
     return found["tensors"][0], found["bytes"][0] / 2**20, found["modules"][0]
 
 

@@ -30,8 +30,12 @@ class Host(Client):
         self.version = self.get_json("/system_stats")["system"]["comfyui_version"]
 
     def run(self, workflow: dict[str, Any], on_event=None) -> dict[str, Any]:
-        """Run a workflow and return its outputs by node id."""
+        """Run a workflow and return its entry in the history."""
         return self.wait(self.queue(workflow), on_event, timeout=120)
+
+    def outputs(self, workflow: dict[str, Any] | None = None, /, **nodes: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+        """Run a workflow, with more nodes if any are given, and return what its nodes say."""
+        return self.run(graph(workflow, **nodes))["outputs"]
 
     def images(self, workflow: dict[str, Any], on_event=None) -> list[Image.Image]:
         """Run a workflow and return the pictures it has saved."""
@@ -105,15 +109,15 @@ def shows(**wires: str) -> dict[str, tuple[str, dict[str, Any]]]:
 
 def graph(workflow: dict[str, Any] | None = None, /, **nodes: tuple[str, dict[str, Any]]) -> dict[str, Any]:
     """Add nodes to a workflow, if any: id to class and inputs; an input `"id.0"` is the wire from an output."""
-    known = {**(workflow or {}), **nodes}
+    every = (workflow or {}) | {name: {"class_type": kind, "inputs": values} for name, (kind, values) in nodes.items()}
 
     def wired(value: Any) -> Any:
         found = re.fullmatch(r"(\w+)\.(\d)", value) if isinstance(value, str) else None
-        return [found[1], int(found[2])] if found and found[1] in known else value
+        return [found[1], int(found[2])] if found and found[1] in every else value
 
-    return (workflow or {}) | {
-        name: {"class_type": kind, "inputs": {key: wired(value) for key, value in values.items()}}
-        for name, (kind, values) in nodes.items()
+    return {
+        name: node | {"inputs": {key: wired(value) for key, value in node["inputs"].items()}}
+        for name, node in every.items()
     }
 
 

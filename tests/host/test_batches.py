@@ -50,7 +50,7 @@ DONE = {
 
 
 def pictures(host, nodes, wire, image):
-    outputs = host.run(graph(**image, **nodes, show=report(wire)))["outputs"]
+    outputs = host.outputs(**image, **nodes, show=report(wire))
     return outputs, outputs["show"]["shape"], np.array(outputs["show"]["rows"])
 
 
@@ -78,11 +78,11 @@ def test_a_gallery_shows_sixty_four_of_them_at_most(host, flows):
     asked = one("small-srflow", "FlowcoreUpscale", **values)
     save = ("SaveImage", {"images": "node.0", "filename_prefix": "twenty"})
     workflow = graph(image=BATCH, **asked, save=save)
-    outputs = host.run(workflow)["outputs"]
+    outputs = host.outputs(workflow)
     shown = outputs["node"]["flowcore_gallery"]
     seeds = (2**64 - 2, 2**64 - 1, 0, 1)
     assert [(entry["image"], entry["seed"]) for entry in shown] == [(k // 4, seeds[k % 4]) for k in range(64)]
     names = [image["filename"] for image in outputs["save"]["images"]]
     assert len(set(names)) == 80
     last = graph(workflow, node=("FlowcoreUpscale", values | {"model": "model.0", "pick": 80}))
-    assert len(host.run(last)["outputs"]["save"]["images"]) == 1  # one that is not shown
+    assert len(host.outputs(last)["save"]["images"]) == 1  # one that is not shown

@@ -50,19 +50,19 @@ def story(**inputs):
 
 def test_a_dark_photograph_and_its_exposures(host, dark, published):
     flow = flowcore.load(published)
-    outputs = host.run(story())["outputs"]
+    outputs = host.outputs(story())
     assert "CC BY-NC-SA" in outputs["model"]["licence"][0]
     assert outputs["model"]["architecture"] == ["llflow"]
     still = pixels(outputs["report"])
     torch.testing.assert_close(still, flowcore.brighten(flow, dark), atol=1e-5, rtol=0)
-    exposures = pixels(host.run(story(temperature=0.7, samples=4))["outputs"]["report"])
+    exposures = pixels(host.outputs(story(temperature=0.7, samples=4))["report"])
     expected = flowcore.brighten(flow, dark, temperature=0.7, seed=3, samples=4)
     torch.testing.assert_close(exposures, expected, atol=1e-5, rtol=0)
     assert min(float((a - b).abs().max()) for a, b in pairwise(exposures)) > 1 / 255
 
 
 def test_exposures_that_are_all_alike_are_mentioned_and_other_models_refused(host, flows, dark):
-    text = host.run(story(samples=2))["outputs"]["brighten"]["text"][0]
+    text = host.outputs(story(samples=2))["brighten"]["text"][0]
     assert "At temperature 0 all samples are the same picture" in text
     workflow = graph(story(), model=loader("small-srflow.safetensors"))
     refusal(host, workflow, "brighten needs a low-light model", "brighten-photos")

@@ -18,10 +18,6 @@ def enlarged(flows, samples=3, image=PHOTO, **more):
     return {"image": image, "model": loader(flows["small-srflow"]), "up": ("FlowcoreUpscale", asked)}
 
 
-def ran(host, **nodes):
-    return host.run(graph(**nodes))["outputs"]
-
-
 def grid(flows, **more):
     asked = {"image": "image.0", "model": "model.0", "temperatures": "0, 0.8", "seed": 5, "seeds": 3}
     return enlarged(flows) | {"grid": ("FlowcoreTemperatureGrid", asked | more)}
@@ -29,7 +25,7 @@ def grid(flows, **more):
 
 def test_the_grid_is_every_temperature_with_every_seed(host, flows):
     reports = shows(taus="grid.2", seeds="grid.3") | {"show": report("grid.1"), "single": report("up.0")}
-    outputs = ran(host, **grid(flows), **reports)
+    outputs = host.outputs(**grid(flows), **reports)
     assert (outputs["grid"]["temperatures"], outputs["grid"]["seeds"]) == ([0, 0.8], [5, 6, 7])
     assert [float(x) for x in outputs["taus"]["text"]] == [0, 0, 0, 0.8, 0.8, 0.8]
     assert [int(x) for x in outputs["seeds"]["text"]] == [5, 6, 7] * 2
@@ -77,7 +73,7 @@ CURVES = [
 
 def test_a_curve_leads_from_fine_to_coarse(host):
     for inputs, text in CURVES:
-        assert host.run(curve(**inputs))["outputs"]["text"]["text"] == [text]
+        assert host.outputs(curve(**inputs))["text"]["text"] == [text]
     for value in ("up", 7, {"points": "x"}, {"points": [[0, "high"]]}, {}, {"points": [[0, 1e9]]}):
         refusal(host, curve(curve=value), "curve must")
 
@@ -85,7 +81,7 @@ def test_a_curve_leads_from_fine_to_coarse(host):
 def test_a_curve_goes_into_the_upscaler(host, flows):
     drawn, typed = (enlarged(flows, temperatures=text) | {"show": report("up.0")} for text in ("curve.0", "0.3"))
     drawn["curve"] = ("FlowcoreTemperatureCurve", {"fine": 0.3, "coarse": 0.7, "levels": 1})
-    rows = [ran(host, **workflow)["show"]["rows"] for workflow in (drawn, typed)]
+    rows = [host.outputs(**workflow)["show"]["rows"] for workflow in (drawn, typed)]
     assert rows[0] == rows[1]
     drawn["curve"][1]["levels"] = 5
     refusal(host, graph(**drawn), "1 levels of latents; got 5")
@@ -100,8 +96,7 @@ def mapped(flows, made, samples, gain=1.0, batch=1):
 
 def test_maps_of_a_batch_and_their_gain(host, flows):
     two, one, dark = (
-        host.run(mapped(flows, 2, samples, gain, batch=2))["outputs"]
-        for samples, gain in ((2, 1.0), (0, 1.0), (2, 0.0))
+        host.outputs(mapped(flows, 2, samples, gain, batch=2)) for samples, gain in ((2, 1.0), (0, 1.0), (2, 0.0))
     )
     assert (two["show"]["shape"], one["show"]["shape"]) == ([2, 12, 16, 3], [1, 12, 16, 3])
     assert two["masked"]["shape"] == [2, 12, 16, 3]
@@ -135,7 +130,7 @@ def test_the_best_of_every_source_come_first_with_their_scores_and_numbers(host,
         (best_coloring, "consensus", 1),
         (best_coloring, "likelihood", 1),
     ):
-        outputs = ran(host, **made(flows, by=by, model="model.0"), **shows(scores="best.1", order="best.2"))
+        outputs = host.outputs(**made(flows, by=by, model="model.0"), **shows(scores="best.1", order="best.2"))
         every, order = outputs["best"]["scores"], outputs["best"]["order"]
         assert len(every) == 8
         assert len(set(every[:4])) == 4
@@ -148,17 +143,16 @@ def test_the_best_of_every_source_come_first_with_their_scores_and_numbers(host,
 
 
 def test_a_ranking_of_colorings_as_enlargements_gets_a_note(host, flows):
-    outputs = ran(host, **best_coloring(flows, by="consistency"))
+    outputs = host.outputs(**best_coloring(flows, by="consistency"))
     assert "Choose consensus for colorings" in " ".join(outputs["best"]["text"])
-    assert ran(host, **best(flows, keep=64))["show"]["shape"] == [8, 16, 24, 3]
+    assert host.outputs(**best(flows, keep=64))["show"]["shape"] == [8, 16, 24, 3]
     refusal(host, graph(**best(flows, by="likelihood")), "likelihood needs the model")
 
 
 def test_matched_images_are_their_source_again(host):
     """Of any upscaler: here the host's own, which shifts colors a little."""
     scale = {"upscale_method": "nearest-exact", "width": 50, "height": 27, "crop": "disabled"}
-    outputs = ran(
-        host,
+    outputs = host.outputs(
         image=PHOTO,
         up=("ImageScale", {"image": "image.0"} | scale),
         match=("FlowcoreMatchSource", {"images": "up.0", "source": "image.0"}),

@@ -1,8 +1,9 @@
-"""Flow Colorize and its companions over the API: colors drawn and asked for, exact luma, and refusals."""
+"""Flow Colorize, its companions and the brush over the API: colors drawn, asked for and painted, and refusals."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from small_flows import flow
 from talk import graph, loader, noise, picture, pixels, refusal, report
 
 import flowcore
+from flowcore.images.strokes import paint_colors, paint_mask, parse_strokes
 from flowcore.latents import interpolate
 from flowcore.tasks.hints import Hints, combine_hints, hints_from_points, hints_from_strokes, palette_from, parse_points
 
@@ -22,25 +24,20 @@ GRAY = picture(fill="noise", channels=1, **SIDES)
 POINTS = "10, 10, #c04020\n40, 8, #2040c0"
 
 
-def coloring(image=GRAY, model=COLOR, hints=None, latents=None, **inputs):
-    """Color, and report on it; `hints` are the inputs of Flow Color Hints, `latents` those of Flow Encode Color."""
-    workflow = graph(
-        model=loader(model),
-        image=image,
-        color=("FlowcoreColorize", {"image": "image.0", "model": "model.0", "temperature": 1.0, "seed": 5} | inputs),
-        report=report("color.0"),
-    )
-    if hints is not None:
-        workflow = graph(workflow, hints=("FlowcoreColorHints", {"image": "image.0", **hints}))
-        workflow["color"]["inputs"]["hints"] = ["hints", 0]
-    if latents is not None:
-        workflow = graph(workflow, encode=("FlowcoreEncodeColor", {"model": "model.0", **latents}))
-        workflow["color"]["inputs"]["latents"] = ["encode", 0]
-    return workflow
+MADE = {"hints": ("FlowcoreColorHints", {"image": "image.0"}), "latents": ("FlowcoreEncodeColor", {"model": "model.0"})}
+
+
+def coloring(image=GRAY, model=COLOR, **inputs):
+    """Color, and report on it; instead of a wire, hints and latents may be the inputs of the node that makes them."""
+    given = {name: value for name, value in inputs.items() if isinstance(value, dict)}
+    made = {name: (MADE[name][0], MADE[name][1] | value) for name, value in given.items()}
+    asked = {"image": "image.0", "model": "model.0", "temperature": 1.0, "seed": 5} | inputs
+    asked |= {name: f"{name}.0" for name in made}
+    return graph(model=loader(model), image=image, color=("FlowcoreColorize", asked), report=report("color.0"), **made)
 
 
 def colored(host, workflow):
-    return pixels(host.run(workflow)["outputs"]["report"])
+    return pixels(host.outputs(workflow)["report"])
 
 
 def apart(one, other):
@@ -76,7 +73,7 @@ MILD, MIDDLE = picture(fill="0.5", **SIDES), torch.full((1, 3, 32, 48), 0.5)
 
 def test_points_are_followed_in_inference_mode(host, flows):
     hints = {"points": POINTS, "radius": 6}
-    outputs = host.run(coloring(MILD, samples=2, hints=hints, hint_steps=10))["outputs"]
+    outputs = host.outputs(coloring(MILD, samples=2, hints=hints, hint_steps=10))
     made = pixels(outputs["report"])
     assert (made[0] - made[1]).abs().mean() > 5 / 255
     wanted = hints_from_points(parse_points(POINTS), (32, 48), radius=6)
@@ -101,29 +98,29 @@ def test_hints_of_every_kind_reach_the_task(host, flows):
     }
     for inputs, wanted, note in (
         ({"points": POINTS, "radius": 6}, hints_from_points(parse_points(POINTS), size, radius=6), "hints cover"),
-        ({"strokes": ["strokes", 0], "lock": True}, hints_from_strokes(rgb, size=size, lock=True), "locked"),
+        ({"strokes": "strokes.0", "lock": True}, hints_from_strokes(rgb, size=size, lock=True), "locked"),
         (
-            {"strokes": ["painted", 0], "mask": ["mask", 0]},
+            {"strokes": "painted.0", "mask": "mask.0"},
             hints_from_strokes(painted, torch.ones(1, 1, 8, 12), size=size),
             "cover 100 %",
         ),
         ({"palette": "#c04020, 2040c0;#8a8"}, Hints(palette=palette_from(["#c04020", "#2040c0", "#88aa88"])), ""),
-        ({"palette_image": ["palette", 0]}, Hints(palette=palette_from(image=noise(1, 3, 16, 16, number=3))), ""),
+        ({"palette_image": "palette.0"}, Hints(palette=palette_from(image=noise(1, 3, 16, 16, number=3))), ""),
         (
-            {"points": one, "radius": 4, "hints": ["earlier", 0]},
+            {"points": one, "radius": 4, "hints": "earlier.0"},
             combine_hints(hints_from_points(parse_points(one), size, radius=4), below),
             "",
         ),
         ({}, None, "no hints yet"),
     ):
-        outputs = host.run(graph(coloring(MILD, hints=inputs, hint_steps=0), **nodes))["outputs"]
+        outputs = host.outputs(coloring(MILD, hints=inputs, hint_steps=0), **nodes)
         expected = known(MIDDLE, hints=wanted, hint_steps=0)
         assert apart(pixels(outputs["report"]), expected) < CLOSE, inputs
         assert wanted is None or apart(expected, known(MIDDLE)) > 1e-3, inputs
         assert note in " ".join(outputs["hints"].get("text", [])), inputs
-    masked = graph(coloring(MILD, hints={"mask": ["mask", 0]}), **nodes)
-    assert "mask is ignored" in host.run(masked)["outputs"]["hints"]["text"][0]
-    both = {"palette": "#c04020", "palette_image": ["palette", 0]}
+    masked = host.outputs(coloring(MILD, hints={"mask": "mask.0"}), **nodes)
+    assert "mask is ignored" in masked["hints"]["text"][0]
+    both = {"palette": "#c04020", "palette_image": "palette.0"}
     refusal(host, graph(coloring(hints=both), **nodes), "one of the two")
 
 
@@ -131,22 +128,22 @@ def test_invalid_inputs_raise_a_readable_error(host, flows):
     for inputs, words in (
         ({"model": "small-glow.safetensors"}, ["colorizer", "color-photos", "glow"]),
         ({"model": "srflow-x4"}, ["colorizer", "srflow"]),
-        ({"image": MILD, "model": "small-glow.safetensors", "latents": {"image": ["image", 0]}}, ["colorizer", "glow"]),
+        ({"image": MILD, "model": "small-glow.safetensors", "latents": {"image": "image.0"}}, ["colorizer", "glow"]),
         ({"working_size": 8}, ["working_size", "16", "8"]),
         ({"hints": {"points": "48, 10, #c04020"}}, ["Hint 1", "x 48", "48x32"]),
     ):
         refusal(host, coloring(**inputs), *words)
-    latents = {"image": ["image", 0], "model": ["other", 0]}
-    workflow = coloring(picture(fill="noise", **SIDES), latents=latents)
-    refusal(host, graph(workflow, other=loader("other-color.safetensors")), "other-color", "small-color")
+    latents = {"image": "image.0", "model": "other.0"}
+    workflow = graph(coloring(latents=latents), other=loader("other-color.safetensors"))
+    refusal(host, workflow, "other-color", "small-color")
     refusal(host, remembering(), "connect images, or name a folder")
     refusal(host, remembering(folder="../.."), "leads out of")
 
 
 @pytest.mark.parametrize("options", [{}, {"latents_strength": 0.5, "latents_levels": 1}, {"latents_strength": 0.0}])
 def test_a_palette_is_transferred(host, flows, options):
-    workflow = coloring(latents={"image": ["other", 0]}, samples=2, **options)
-    made = colored(host, graph(workflow, other=picture(fill="noise4", height=40, width=40)))
+    other = picture(fill="noise4", height=40, width=40)
+    made = colored(host, graph(coloring(latents={"image": "other.0"}, samples=2, **options), other=other))
     names = {"latents_strength": "strength", "latents_levels": "levels"}
     asked = {"temperature": 1.0, "detail": 0.3, "seed": 5, "samples": 2} | {names[k]: v for k, v in options.items()}
     images = noise(1, 1, 32, 48), noise(1, 3, 40, 40, number=4)
@@ -156,7 +153,7 @@ def test_a_palette_is_transferred(host, flows, options):
 def test_latents_of_colors_are_walked_and_kept_like_others(host, flows):
     gray = picture(fill="noise", channels=1, height=24, width=32)
     workflow = graph(
-        coloring(gray, latents_levels=0),
+        coloring(gray, latents="walk.0", latents_levels=0),
         one=picture(fill="noise4", height=40, width=40),
         two=picture(fill="noise6", height=40, width=40),
         a=("FlowcoreEncodeColor", {"image": "one.0", "model": "model.0"}),
@@ -164,8 +161,7 @@ def test_latents_of_colors_are_walked_and_kept_like_others(host, flows):
         walk=("FlowcoreInterpolate", {"a": "a.0", "b": "b.0", "frames": 5, "mode": "slerp"}),
         keep=("FlowcoreSaveLatents", {"latents": "a.0", "filename_prefix": "latents/colors"}),
     )
-    workflow["color"]["inputs"]["latents"] = ["walk", 0]
-    outputs = host.run(workflow)["outputs"]
+    outputs = host.outputs(workflow)
     made, small, image = pixels(outputs["report"]), flow("small-color"), noise(1, 1, 24, 32)
     assert made.shape == (5, 3, 24, 32)  # a single picture in the colors of every item
     a, b = (flowcore.encode_colors(small, noise(1, 3, 40, 40, number=k)) for k in (4, 6))
@@ -173,8 +169,7 @@ def test_latents_of_colors_are_walked_and_kept_like_others(host, flows):
         assert apart(made[place : place + 1], flowcore.decode_colors(small, latents, image)) < 1e-4
     record = outputs["keep"]["latents"][0]
     load = ("FlowcoreLoadLatents", {"file": f"{record['subfolder']}/{record['filename']} [output]"})
-    loaded = graph(coloring(gray, latents_levels=0), load=load)
-    loaded["color"]["inputs"]["latents"] = ["load", 0]
+    loaded = graph(coloring(gray, latents="load.0", latents_levels=0), load=load)
     assert apart(colored(host, loaded), made[:1]) < CLOSE
 
 
@@ -182,7 +177,7 @@ def test_a_clip_is_colored_as_in_python(host, flows):
     image = picture(fill="noise", channels=1, batch=3, height=24, width=32)
     made = []
     for carry in (0.0, 0.8):
-        outputs = host.run(coloring(image, frames="video", carry=carry))["outputs"]
+        outputs = host.outputs(coloring(image, frames="video", carry=carry))
         assert outputs["color"]["text"] == []
         made.append(pixels(outputs["report"]))
         options = {"temperature": 1.0, "detail": 0.3, "seed": 5, "carry": carry}
@@ -192,10 +187,10 @@ def test_a_clip_is_colored_as_in_python(host, flows):
 
 
 def test_unused_values_get_a_note(host, flows):
-    outputs = host.run(coloring(frames="video", samples=2, hints={"points": POINTS}))["outputs"]
+    outputs = host.outputs(coloring(frames="video", samples=2, hints={"points": POINTS}))
     assert outputs["report"]["shape"] == [1, 32, 48, 3]
     assert [text.split(" is ignored")[0] for text in outputs["color"]["text"]] == ["samples", "hint_steps"]
-    (text,) = host.run(coloring(carry=0.5))["outputs"]["color"]["text"]
+    (text,) = host.outputs(coloring(carry=0.5))["color"]["text"]
     assert text.startswith("carry is ignored")
 
 
@@ -212,11 +207,11 @@ def test_chroma_is_put_on_luma_as_in_python(host):
 
 
 def remembering(**inputs):
-    workflow = coloring(model="color-photos")
-    workflow = graph(workflow, album=picture(fill="noise", **SIDES))
-    workflow = graph(workflow, remember=("FlowcoreColorMemory", {"model": "model.0", **inputs}))
-    workflow["color"]["inputs"]["memory"] = ["remember", 0]
-    return workflow
+    return graph(
+        coloring(model="color-photos", memory="remember.0"),
+        album=picture(fill="noise", **SIDES),
+        remember=("FlowcoreColorMemory", {"model": "model.0", **inputs}),
+    )
 
 
 def test_a_memory_of_ones_own_reaches_the_task(host, flows):
@@ -224,3 +219,72 @@ def test_a_memory_of_ones_own_reaches_the_task(host, flows):
     memory = flowcore.remember(shipped, noise(1, 3, 32, 48))
     expected = flowcore.colorize(shipped, noise(1, 1, 32, 48), temperature=1.0, seed=5, memory=memory)
     assert apart(colored(host, remembering(images="album.0")), expected) < CLOSE
+
+
+# --- painted ----------------------------------------------------------------------------------------------------------
+
+SIZE = (SIDES["height"], SIDES["width"])
+COLORS = [
+    {"color": "#c04020", "size": 0.2, "points": [[0.2, 0.3], [0.5, 0.35]]},
+    {"color": "#2040c0", "size": 0.1, "points": [[0.8, 0.25]]},
+    {"erase": True, "size": 0.05, "points": [[0.2, 0.3]]},
+]
+AMOUNTS = [{"amount": 0.75, "size": 0.3, "points": [[0.5, 0.5]]}, {"erase": True, "size": 0.1, "points": [[0.5, 0.5]]}]
+COVERAGE, RGB = paint_colors(parse_strokes(json.dumps(COLORS)), SIZE)
+
+
+def painting(strokes=COLORS, **values):
+    asked = {"image": "image.0", "painting": json.dumps(strokes)} | values
+    return graph(image=GRAY, paint=("FlowcorePaintHints", asked))
+
+
+def test_painted_colors_are_the_hints_of_a_coloring(host, flows):
+    outputs = host.outputs(coloring(hints="paint.0") | painting(lock=True))
+    assert apart(pixels(outputs["report"]), known(hints=hints_from_strokes(RGB, COVERAGE, lock=True))) < CLOSE
+    assert outputs["paint"]["text"] == [f"strokes cover {100 * float(COVERAGE.mean()):.3g} % of the picture, locked"]
+
+
+def test_the_painted_picture_shows_the_strokes(host):
+    shown, gray = (
+        pixels(host.outputs(paint, report=report("paint.1"))["report"]) for paint in (painting(), painting([]))
+    )
+    assert apart(shown, gray + COVERAGE * (RGB - gray)) < 1e-5
+    assert apart(shown, gray) > 0.2
+
+
+def test_painted_hints_lie_over_others_and_nothing_painted_leaves_them(host, flows):
+    point = "24, 16, #20c040"
+    others = hints_from_points(parse_points(point), SIZE, radius=30)
+    both = combine_hints(hints_from_strokes(RGB, COVERAGE), others)
+    for strokes, hints in ((COLORS, both), ([], others)):
+        below = ("FlowcoreColorHints", {"image": "image.0", "points": point, "radius": 30})
+        outputs = host.outputs(coloring(hints="paint.0") | painting(strokes, hints="below.0"), below=below)
+        assert apart(pixels(outputs["report"]), known(hints=hints)) < CLOSE
+    assert "Nothing is painted yet" in outputs["paint"]["text"][0]
+
+
+def test_painted_temperature_is_a_mask(host):
+    outputs = host.outputs(
+        image=picture(height=9, width=14),
+        paint=("FlowcorePaintTemperature", {"image": "image.0", "painting": json.dumps(AMOUNTS), "ground": 0.25}),
+        shown=("MaskToImage", {"mask": "paint.0"}),
+        report=report("shown.0"),
+    )
+    expected = paint_mask(parse_strokes(json.dumps(AMOUNTS)), (9, 14), ground=0.25)
+    assert apart(pixels(outputs["report"])[:, 0], expected) < CLOSE
+    assert 0.25 <= float(expected.min()) < float(expected.max()) <= 0.75
+    assert outputs["paint"]["text"][0].startswith("mask from 0.25 to")
+
+
+def test_the_canvas_gets_the_picture_to_paint_on_and_scripts_do_not(host):
+    workflow = graph(painting(), show=("PreviewImage", {"images": "paint.1"}))
+    assert "flowcore_canvas" not in host.outputs(workflow)["paint"]
+    host.forget()
+    (saved,) = host.wait(host.queue_from_canvas(workflow))["outputs"]["paint"]["flowcore_canvas"]
+    assert saved["type"] == "temp"
+
+
+def test_text_that_is_no_painting_is_refused(host):
+    for text, words in (("red", "JSON list"), ('[{"amount": 1, "size": 0.1, "points": [[0, 0]]}]', "amount")):
+        workflow = graph(painting(painting=text), show=("PreviewImage", {"images": "paint.1"}))
+        refusal(host, workflow, words)

@@ -45,7 +45,7 @@ def test_examples_are_pictures(host):
             report=report("small.0"),
             **shows(number="size.2", height="size.1", width="size.0", folder="example.2"),
         )
-        outputs = host.run(workflow)["outputs"]
+        outputs = host.outputs(workflow)
         assert [outputs[side]["text"] for side in ("number", "height", "width")] == [[str(side)] for side in sides]
         assert (pixels(outputs["report"]).max() > 0) == (name == "painted photograph")
         (folder,) = outputs["folder"]["text"]
@@ -64,7 +64,7 @@ def test_a_picture_of_ones_own_is_taken_as_load_image_takes_it(host):
         mask=report("hidden.0"),
         **shows(folder="own.2"),
     )
-    outputs = host.run(workflow)["outputs"]
+    outputs = host.outputs(workflow)
     upright = torch.tensor(np.array(noisy.transpose(Image.Transpose.ROTATE_270))).permute(2, 0, 1) / 255
     torch.testing.assert_close(pixels(outputs["image"])[0], upright[:3])
     torch.testing.assert_close(pixels(outputs["mask"])[0, 0], 1 - upright[3])
@@ -72,7 +72,7 @@ def test_a_picture_of_ones_own_is_taken_as_load_image_takes_it(host):
     assert "own.png" in options(host.get_json("/object_info/FlowcoreExample")["FlowcoreExample"], "picture")
 
     noisy.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(host.server.base / "input" / "own.png")
-    assert pixels(host.run(workflow)["outputs"]["image"]).shape == (1, 3, 6, 8)  # another file of that name
+    assert pixels(host.outputs(workflow)["image"]).shape == (1, 3, 6, 8)  # another file of that name
     workflow["own"]["inputs"]["picture"] = "../own.png"
     with pytest.raises(RunError, match=r"there is no file '\.\./own\.png' in the input folder"):
         host.run(workflow)
@@ -85,7 +85,7 @@ def test_a_folder_of_ones_own_is_a_batch_or_a_list_where_sizes_differ(host):
         Image.new("RGB", (8, 6), (60 * k, 0, 0)).save(folder / f"{k}.png")
     own = ("FlowcoreExample", {"picture": "flowcore/holiday"})
     workflow = graph(own=own, image=report("own.0"), **shows(folder="own.2"))
-    outputs = host.run(workflow)["outputs"]
+    outputs = host.outputs(workflow)
     batch = pixels(outputs["image"])
     assert batch.shape == (3, 3, 6, 8)
     assert (255 * batch[:, 0].mean((1, 2))).round().tolist() == [0, 60, 120]
@@ -96,7 +96,7 @@ def test_a_folder_of_ones_own_is_a_batch_or_a_list_where_sizes_differ(host):
         assert shown.size == (24, 6)
 
     Image.new("RGB", (4, 10), (255, 0, 0)).save(folder / "3.png")
-    assert host.run(workflow)["outputs"]["image"]["shape"] == 3 * [1, 6, 8, 3] + [1, 10, 4, 3]
+    assert host.outputs(workflow)["image"]["shape"] == 3 * [1, 6, 8, 3] + [1, 10, 4, 3]
 
 
 def test_an_animated_picture_is_all_of_its_frames_with_even_sides(host):
@@ -105,7 +105,7 @@ def test_an_animated_picture_is_all_of_its_frames_with_even_sides(host):
         options = {"lossless": True} if suffix == "webp" else {}
         first.save(host.server.base / "input" / f"moving.{suffix}", save_all=True, append_images=others, **options)
         workflow = graph(example=("FlowcoreExample", {"picture": f"moving.{suffix}"}), report=report("example.0"))
-        frames = pixels(host.run(workflow)["outputs"]["report"])
+        frames = pixels(host.outputs(workflow)["report"])
         assert frames.shape == (4, 3, 6, 8)
         assert (255 * frames[:, 0].mean((1, 2))).round().tolist() == [0, 60, 120, 180]
 
@@ -125,7 +125,7 @@ def test_the_page_shows_examples_as_it_shows_files_of_the_input_folder(host):
 
 def test_examples_are_opened_outside_the_event_loop_and_stay_at_hand(host):
     def opened():
-        seen = host.run(graph(opened=("FlowcoreTestOpened", {})))["outputs"]["opened"]
+        seen = host.outputs(opened=("FlowcoreTestOpened", {}))["opened"]
         return seen["in_loop"][0], seen["elsewhere"][0]
 
     def view(name):
@@ -150,7 +150,7 @@ def test_a_morph_goes_through_all_pictures_and_back(host, flows):
         morph=("FlowcoreMorph", asked),
         report=report("morph.0"),
     )
-    film = pixels(host.run(workflow)["outputs"]["report"])
+    film = pixels(host.outputs(workflow)["report"])
     assert len(film) == 6
     torch.testing.assert_close(film[::2], noise(3, 3, 16, 16), atol=2e-3, rtol=0)
 
@@ -162,7 +162,7 @@ def test_harmonize_is_the_task(host, flows):
         harmonize=("FlowcoreHarmonize", {"image": "image.0", "model": "model.0", "strength": 0.5}),
         report=report("harmonize.0"),
     )
-    made = pixels(host.run(workflow)["outputs"]["report"])
+    made = pixels(host.outputs(workflow)["report"])
     wanted = harmonize(flow("small-srflow"), noise(1, 3, 16, 24), strength=0.5, notify=print)
     torch.testing.assert_close(made, wanted, atol=2e-3, rtol=0)
 
@@ -177,7 +177,7 @@ def test_a_sample_grid_holds_the_seeds_at_every_temperature(host):
         single=report("sample.0"),
         sheet=("PreviewImage", {"images": "grid.0"}),
     )
-    outputs = host.run(workflow)["outputs"]
+    outputs = host.outputs(workflow)
     grid = pixels(outputs["report"])
     assert len(grid) == 4
     assert torch.equal(grid[0], grid[1])  # at 0 all seeds are alike
@@ -200,6 +200,6 @@ def test_a_reference_gives_its_colors_as_its_latents_do(host, flows):
         report=report("one.0"),
         same=report("two.0"),
     )
-    outputs = host.run(workflow)["outputs"]
+    outputs = host.outputs(workflow)
     assert len(pixels(outputs["report"])) == 2
     assert torch.equal(pixels(outputs["report"]), pixels(outputs["same"]))

@@ -44,15 +44,15 @@ def test_two_anchors_are_a_line_and_three_a_triangle(host, flows):
 
 
 def test_labels_are_those_of_the_nearest_and_other_models_are_refused(host, flows):
-    outputs = host.run(explore("ab", DIGITS, labels=("1", "2"), x=0.2))["outputs"]
+    outputs = host.outputs(explore("ab", DIGITS, labels=("1", "2"), x=0.2))
     assert outputs["report"]["labels"] == [1]
     assert "that of the nearest is kept" in outputs["node"]["text"][0]
-    assert host.run(explore("ab", DIGITS, labels=("1", "2"), x=0.8))["outputs"]["report"]["labels"] == [2]
+    assert host.outputs(explore("ab", DIGITS, labels=("1", "2"), x=0.8))["report"]["labels"] == [2]
     refusal(host, explore("ab", other="other-glow.safetensors"), "different models")
 
 
 def gallery(host, workflow, node):
-    entries = host.run(workflow)["outputs"][node]["flowcore_gallery"]
+    entries = host.outputs(workflow)[node]["flowcore_gallery"]
     for entry in entries:
         address = "&".join(f"{key}={entry[key]}" for key in ("filename", "subfolder", "type"))
         yield entry, Image.open(io.BytesIO(host.get(f"/view?{address}"))).convert("RGB")
@@ -80,7 +80,7 @@ def test_a_gallery_that_cannot_be_saved_does_not_fail_the_run(host, photo):
     folder.parent.mkdir(exist_ok=True)
     folder.write_text("no folder")
     try:
-        outputs = host.run(upscale(photo=photo, seed=91))["outputs"]
+        outputs = host.outputs(upscale(photo=photo, seed=91))
     finally:
         folder.unlink()
         if moved.exists():

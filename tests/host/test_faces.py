@@ -40,7 +40,7 @@ def known(eyes=EYES, batch=1, size=0):
 
 
 def made(host, workflow):
-    outputs = host.run(workflow)["outputs"]
+    outputs = host.outputs(workflow)
     return pixels(outputs["report"]), outputs["align"]["text"]
 
 
@@ -97,12 +97,12 @@ def test_no_eyes_two_dots_too_many_and_other_bad_points_are_refused(host):
 def test_faces_are_found_without_eyes(host):
     """Those of the story's group, of which `number` keeps the largest; the page is told their eyes."""
     photo = ("FlowcoreExample", {"picture": "group photograph"})
-    outputs = host.run(aligning(photo))["outputs"]
+    outputs = host.outputs(aligning(photo))
     assert outputs["align"]["text"][0].startswith("3 faces of ")
     lefts, rights = outputs["align"]["eyes"]
     assert [len(lefts), len(rights)] == [3, 3]
     assert all(x < u for (x, _), (u, _) in zip(lefts, rights, strict=True))
-    outputs = host.run(aligning(photo, number=1))["outputs"]
+    outputs = host.outputs(aligning(photo, number=1))
     assert [outputs["align"]["eyes"], outputs["report"]["shape"][0]] == [[lefts[:1], rights[:1]], 1]
 
 
@@ -126,17 +126,17 @@ def pasting(face="align.0", batch=1, **inputs):
 def test_faces_go_back_where_they_were(host):
     image, faces = noise(1, 3, HEIGHT, WIDTH), noise(2, 3, 24, 24, number=5)
     for options in ({}, {"feather": 0.3}):
-        made = pixels(host.run(pasting("face.0", **options))["outputs"]["report"])
+        made = pixels(host.outputs(pasting("face.0", **options))["report"])
         torch.testing.assert_close(made, paste_faces(image, faces, known()[1], **options), atol=1e-5, rtol=0)
 
 
 def test_a_face_goes_into_the_enlarged_photograph_alone(host):
     larger = graph(pasting(enlarge=True), align=("FlowcoreAlignFace", {"image": "image.0", "size": 78} | POINTS))
-    assert host.run(larger)["outputs"]["report"]["shape"][1:3] == [2 * HEIGHT, 2 * WIDTH]
+    assert host.outputs(larger)["report"]["shape"][1:3] == [2 * HEIGHT, 2 * WIDTH]
 
 
 def test_every_picture_has_its_own_face(host):
-    pasted = pixels(host.run(pasting(batch=4))["outputs"]["report"])
+    pasted = pixels(host.outputs(pasting(batch=4))["report"])
     faces, places = known(batch=4)
     expected = paste_faces(noise(4, 3, HEIGHT, WIDTH), faces, places)
     torch.testing.assert_close(pasted, expected, atol=1e-5, rtol=0)

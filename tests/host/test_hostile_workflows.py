@@ -234,7 +234,7 @@ def good(host, flows, photo, folder_of_photos):
     (data,) = host.pictures(host.wait(run))
     (given / "made.png").write_bytes(data)
     made = {kind: good_prompt(kind) for kind in SCHEMAS if kind != "FlowcoreColorMemory"}  # it needs a real backbone
-    saved = host.run(made["FlowcoreSaveLatents"])["outputs"]["node"]["latents"][0]
+    saved = host.outputs(made["FlowcoreSaveLatents"])["node"]["latents"][0]
     kept = given / "kept.safetensors"
     kept.write_bytes((host.server.base / "output" / saved["subfolder"] / saved["filename"]).read_bytes())
     yield made

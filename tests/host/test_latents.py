@@ -48,7 +48,7 @@ def walk(samples=(1, 1), model=GLOW, other=None, labels=("", ""), **values):
 
 
 def levels(host, workflow):
-    return tensors(host.run(workflow)["outputs"]["report"])
+    return tensors(host.outputs(workflow)["report"])
 
 
 def same(ours, known, within=0.0):
@@ -90,10 +90,10 @@ def test_coarse_levels_run_ahead(host, flows):
 
 
 def test_frames_show_the_label_of_the_nearer_end(host, flows):
-    outputs = host.run(walk(model=DIGITS, samples=(2, 2), labels=("0, 1", "2, 1"), frames=4))["outputs"]
+    outputs = host.outputs(walk(model=DIGITS, samples=(2, 2), labels=("0, 1", "2, 1"), frames=4))
     assert outputs["report"]["labels"] == [0, 0, 2, 2, 1, 1, 1, 1]
     assert "different labels" in outputs["node"]["text"][0]
-    outputs = host.run(walk(model=DIGITS, labels=("1", "1"), frames=2))["outputs"]
+    outputs = host.outputs(walk(model=DIGITS, labels=("1", "1"), frames=2))
     assert outputs["report"]["labels"] == [1, 1]
     assert "node" not in outputs
 
@@ -111,7 +111,7 @@ def test_small_images_fade_along_a_walk_of_an_upscaler(host, flows):
         decode=("FlowcoreDecode", {"latents": "walk.0", "model": "model.0"}),
         images=report("decode.0"),
     )
-    outputs = host.run(workflow)["outputs"]
+    outputs = host.outputs(workflow)
     source, images = torch.tensor(outputs["report"]["source"]), pixels(outputs["images"])
     assert (source[1] - (source[0] + source[2]) / 2).abs().max() < 1e-6
     assert (images[0] - noise(1, 3, 16, 12)).abs().max() < 1e-4
@@ -162,7 +162,7 @@ def test_invalid_values_raise_a_readable_error(host, flows):
 
 def test_a_single_level_is_coarse_and_fine_at_once(host, flows):
     a, b = drawn(1, 10, model="small-digits"), drawn(1, 20, model="small-digits")
-    outputs = host.run(working(MIX, DIGITS, labels=("2", "1"), coarse=1.0, fine=0.0, **TWO))["outputs"]
+    outputs = host.outputs(working(MIX, DIGITS, labels=("2", "1"), coarse=1.0, fine=0.0, **TWO))
     same(tensors(outputs["report"]), material.mix_levels(a, b, weights=0.5), 1e-6)
     assert outputs["report"]["labels"] == [2]
     assert "those of a are kept" in outputs["node"]["text"][0]
@@ -175,7 +175,7 @@ def restyled(name=DIGITS, other=None, samples=(2, 1), **values):
 
 def test_styles_of_a_model_and_any_direction(host, flows):
     digits, z = flow("small-digits"), drawn(2, 10, model="small-digits")
-    report = host.run(restyled(bold=1.5, wide=-0.5))["outputs"]["report"]
+    report = host.outputs(restyled(bold=1.5, wide=-0.5))["report"]
     same(tensors(report), apply_style(digits, z, {"bold": 1.5, "wide": -0.5}), 1e-6)
     assert report["labels"] == [1, 1]
     same(levels(host, restyled()), z)
@@ -254,7 +254,7 @@ def keep(path, latents, model="small-glow", **more):
 
 
 def test_latents_come_back_from_a_file(host, flows, files):
-    before = host.run(saving(labels="2, 1"))["outputs"]
+    before = host.outputs(saving(labels="2, 1"))
     (record,) = before["save"]["latents"]
     assert (record["subfolder"], record["type"]) == ("latents", "output")
     path = host.server.base / "output" / "latents" / record["filename"]
@@ -264,7 +264,7 @@ def test_latents_come_back_from_a_file(host, flows, files):
     # At once from the output folder, as the host's own loaders have it; and moved to where they are listed.
     for name in (f"latents/{record['filename']} [output]", "latents/mine.safetensors"):
         shutil.copyfile(path, files / "mine.safetensors")
-        after = host.run(loading(name))["outputs"]
+        after = host.outputs(loading(name))
         assert after["latents"] == before["latents"]
         assert after["again"]["rows"] == before["again"]["rows"]
         assert f"model: {DIGITS}" in after["info"]["text"][0]
@@ -294,9 +294,9 @@ def test_labels_that_are_wrong_or_missing_raise_a_readable_error(host, flows, fi
 def test_latents_of_an_upscaler_bring_their_small_image_along(host, flows, files):
     model, image = flows["small-srflow"], picture(fill="noise", height=16, width=12)
     kept = ("FlowcoreSaveLatents", {"latents": "encode.0", "filename_prefix": "latents/sr"})
-    (record,) = host.run(graph(encoding(model, image), save=kept))["outputs"]["save"]["latents"]
+    (record,) = host.outputs(encoding(model, image), save=kept)["save"]["latents"]
     again = loading(f"latents/{record['filename']} [output]", model)
-    assert host.run(again)["outputs"]["again"]["shape"] == [1, 16, 12, 3]
+    assert host.outputs(again)["again"]["shape"] == [1, 16, 12, 3]
     lost = load_latents(host.server.base / "output" / "latents" / record["filename"])[0]
     keep(files / "lost.safetensors", lost, "small-srflow")
     refusal(host, loading("latents/lost.safetensors", model), "without their small image", "source")
@@ -306,6 +306,6 @@ def test_a_file_that_changes_is_loaded_again(host, flows, files):
     seen = []
     for seed in (1, 2):
         keep(files / "changing.safetensors", drawn(1, seed))
-        seen.append(host.run(loading("latents/changing.safetensors", GLOW))["outputs"]["latents"])
+        seen.append(host.outputs(loading("latents/changing.safetensors", GLOW))["latents"])
     same(tensors(seen[1]), drawn(1, 2))
     assert seen[0] != seen[1]

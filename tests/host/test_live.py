@@ -100,7 +100,7 @@ def test_a_run_goes_first_and_gives_what_it_would_have(host, flows):
     assert set(answers[:-2]) <= {409}
     disturbed = host.wait(posted)["outputs"]["digest"]["bits"]
     host.forget()
-    assert host.run(sampling)["outputs"]["digest"]["bits"] == disturbed
+    assert host.outputs(sampling)["digest"]["bits"] == disturbed
 
 
 def test_the_next_question_stops_the_one_before(host):
@@ -140,7 +140,7 @@ def test_large_pictures_are_not_shown(host, flows):
     for node in workflow.values():
         if node["class_type"] == "FlowcoreSample":
             node["inputs"] |= sizes
-    assert host.run(workflow)["outputs"]["node"]["flowcore_live"] == []
+    assert host.outputs(workflow)["node"]["flowcore_live"] == []
 
 
 def test_nonsense_is_refused(host, flows):

@@ -40,17 +40,17 @@ def test_invalid_images_raise_a_readable_error_and_the_next_run_works(host, flow
     refusal(host, making(node, picture(fill="nan")), "576", "NaN")
     video = ["(batch, height, width, channels)", "(1, 1, 12, 16, 3)", "frames"]
     refusal(host, making(node, picture(dtype="video")), *video)
-    assert host.run(making(node, picture()))["outputs"]["report"]["shape"][0] == (3 if "Grid" in node else 1)
+    assert host.outputs(making(node, picture()))["report"]["shape"][0] == (3 if "Grid" in node else 1)
 
 
 @pytest.mark.parametrize("node", ["FlowcoreUpscaleVideo", "FlowcoreColorize"])
 def test_a_video_is_worked_on_as_one_clip_and_keeps_its_frame_rate(host, flows, node):
     frames = picture(fill="noise", batch=3, height=8)
     more = {"frames": "video"} if node == "FlowcoreColorize" else {}
-    expected = host.run(making(node, frames, **more))["outputs"]["report"]["rows"]
+    expected = host.outputs(making(node, frames, **more))["report"]["rows"]
     workflow = making(node, ("CreateVideo", {"images": ["frames", 0], "fps": 7.0}))
     parts = ("GetVideoComponents", {"video": "node.1"})
-    outputs = host.run(graph(workflow, frames=frames, parts=parts, **shows(fps="parts.2")))["outputs"]
+    outputs = host.outputs(workflow, frames=frames, parts=parts, **shows(fps="parts.2"))
     assert outputs["report"]["rows"] == expected
     assert outputs["fps"]["text"] == ["7.0"]
 
@@ -58,7 +58,7 @@ def test_a_video_is_worked_on_as_one_clip_and_keeps_its_frame_rate(host, flows, 
 def test_a_video_of_pictures_with_odd_sides_and_alpha_can_be_saved(host, flows):
     video = ("SaveVideo", {"video": "node.1", "filename_prefix": "odd", "format": "auto", "codec": "auto"})
     workflow = making("FlowcoreColorize", picture(height=7, width=5, channels=4))
-    assert host.run(graph(workflow, save=video))["outputs"]["save"]["images"]
+    assert host.outputs(workflow, save=video)["save"]["images"]
 
 
 UNUSUAL = [
@@ -72,7 +72,7 @@ UNUSUAL = [
 def test_unusual_images_work(host, flows, node):
     scale = 2 if node == "FlowcoreUpscale" else 1
     for facts in UNUSUAL if scale == 2 else UNUSUAL[:-1:2]:
-        report = host.run(making(node, picture(**facts)))["outputs"]["report"]
+        report = host.outputs(making(node, picture(**facts)))["report"]
         sides = [scale * facts.get(side, usual) for side, usual in (("height", 12), ("width", 16))]
         assert report["shape"] == [1, *sides, 4 if facts.get("channels") == 4 else 3]
         assert report["dtype"] == ["float32"]
@@ -182,4 +182,4 @@ def test_cancel_stops_and_the_next_run_works(host, flows, name):
     with pytest.raises(RunError, match="cancelled") as stopped:
         host.run(long, watch)
     assert stopped.value.detail["timestamp"] / 1000 - asked < 3.0  # the server's own clock, which is this one
-    assert host.run(making("FlowcoreUpscale", picture(), seed=78))["outputs"]["report"]["shape"] == [1, 24, 32, 3]
+    assert host.outputs(making("FlowcoreUpscale", picture(), seed=78))["report"]["shape"] == [1, 24, 32, 3]

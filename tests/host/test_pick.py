@@ -79,20 +79,20 @@ def test_what_a_file_states_anew_makes_new_pictures(host, flows):
     ):
         file = host.server.base / "models" / "flows" / flows[USED_BY[kind]]
         asked = {"temperatures": "-0.1, 0.8"} if kind == "FlowcoreTemperatureGrid" else {"temperature": -0.1}
-        before, content = host.run(several(flows, kind, **asked))["outputs"], file.read_bytes()
+        before, content = host.outputs(several(flows, kind, **asked)), file.read_bytes()
         try:
             reconfigure(file, file, stated)
-            after = host.run(several(flows, kind, **asked))["outputs"]
+            after = host.outputs(several(flows, kind, **asked))
         finally:
             file.write_bytes(content)
         assert after["show"]["rows"] != before["show"]["rows"], (kind, stated)
-        assert host.run(several(flows, kind, **asked))["outputs"]["show"]["rows"] == before["show"]["rows"]
+        assert host.outputs(several(flows, kind, **asked))["show"]["rows"] == before["show"]["rows"]
 
 
 def test_a_node_with_a_gallery_runs_alone(host, flows):
     alone = several(flows, "FlowcoreUpscale")
     del alone["show"]
-    assert len(host.run(alone)["outputs"]["node"]["flowcore_gallery"]) > 2
+    assert len(host.outputs(alone)["node"]["flowcore_gallery"]) > 2
 
 
 def test_the_canvas_gets_what_a_run_was_sent_with(host, flows):
@@ -103,26 +103,26 @@ def test_the_canvas_gets_what_a_run_was_sent_with(host, flows):
     node = {name: value for name, value in workflow["node"]["inputs"].items() if not isinstance(value, list)}
     assert sent["node"] == {"class_type": "FlowcoreUpscale", "inputs": {k: v for k, v in node.items() if k != "pick"}}
     assert sent["model"]["inputs"] == workflow["model"]["inputs"]
-    assert "flowcore_sent" not in host.run(several(flows, "FlowcoreUpscale", seed=81))["outputs"]["node"]
+    assert "flowcore_sent" not in host.outputs(several(flows, "FlowcoreUpscale", seed=81))["node"]
 
 
 def test_what_belongs_to_the_picked_one_goes_on_with_it(host, flows):
     cell = graph(several(flows, "FlowcoreTemperatureGrid", pick=3), **shows(tau="node.2", seed="node.3"))
-    outputs = host.run(cell)["outputs"]
+    outputs = host.outputs(cell)
     assert (outputs["tau"]["text"], outputs["seed"]["text"]) == (["0.8"], ["5"])
     entry = outputs["node"]["flowcore_gallery"][2]
     assert (entry["temperature"], entry["seed"], entry["number"], entry["rows"]) == (0.8, 5, 3, 2)
 
     sample = several(flows, "FlowcoreSample", pick=2)
     decode = ("FlowcoreDecode", {"latents": "node.1", "model": "model.0"})
-    outputs = host.run(graph(sample, decode=decode, decoded=report("decode.0")))["outputs"]
+    outputs = host.outputs(sample, decode=decode, decoded=report("decode.0"))
     assert outputs["decoded"]["shape"] == outputs["show"]["shape"]
     assert np.abs(np.array(outputs["decoded"]["rows"]) - np.array(outputs["show"]["rows"])).max() < 0.2  # not snapped
 
     numbers = []
     for pick in (0, 1, 2, 3):
         upscale = graph(several(flows, "FlowcoreUpscale", pick=pick), **shows(number="node.1"))
-        numbers.append(float(host.run(upscale)["outputs"]["number"]["text"][0]))
+        numbers.append(float(host.outputs(upscale)["number"]["text"][0]))
     assert numbers[0] == min(numbers[1:])
     assert len(set(numbers[1:])) == 3
 
@@ -141,7 +141,7 @@ def test_a_saved_pick_says_its_seed(host, flows):
 def test_the_best_are_named_by_the_seeds_that_made_them(host, flows):
     asked = {"images": "node.0", "source": "image.0", "by": "consistency", "keep": 2}
     workflow = graph(several(flows, "FlowcoreUpscale"), best=("FlowcoreBestOf", asked), kept=report("best.0"))
-    outputs = host.run(workflow)["outputs"]
+    outputs = host.outputs(workflow)
     seeds = [5 + number for number in outputs["best"]["order"]]
     entries = outputs["best"]["flowcore_gallery"]
     assert [entry["seed"] for entry in entries] == seeds
@@ -149,11 +149,11 @@ def test_the_best_are_named_by_the_seeds_that_made_them(host, flows):
     assert lines == [f"seed {seed}: {entry['score']} dB" for seed, entry in zip(seeds, entries, strict=True)]
     assert level.startswith("The samples are level: their consistency differs by")
     workflow["best"]["inputs"]["pick"] = 2
-    assert host.run(workflow)["outputs"]["kept"]["rows"] == outputs["kept"]["rows"][1:]
+    assert host.outputs(workflow)["kept"]["rows"] == outputs["kept"]["rows"][1:]
     # Of pictures of another node nothing is known but their numbers.
     workflow["best"]["inputs"] |= {"images": ["noise", 0], "pick": 0}
     workflow = graph(workflow, noise=picture(fill="noise", batch=3, height=16, width=24))
-    outputs = host.run(workflow)["outputs"]["best"]
+    outputs = host.outputs(workflow)["best"]
     assert [entry["image"] for entry in outputs["flowcore_gallery"]] == outputs["order"]
     assert outputs["text"][0].startswith(f"image {outputs['order'][0]}: ")
 
@@ -163,7 +163,7 @@ def test_the_canvas_gets_all_pixels_and_the_source_and_scripts_get_no_files(host
         return np.asarray(Image.open(io.BytesIO(host.get("/view?" + urllib.parse.urlencode(entry)))), float)
 
     plain = several(flows, "FlowcoreUpscale", seed=61)
-    assert not {"full", "source"} & set(host.run(plain)["outputs"]["node"]["flowcore_gallery"][0])
+    assert not {"full", "source"} & set(host.outputs(plain)["node"]["flowcore_gallery"][0])
     workflow = several(flows, "FlowcoreUpscale", seed=62)
     outputs = host.wait(host.queue_from_canvas(workflow), timeout=120)["outputs"]
     rows = np.array(outputs["show"]["rows"]).reshape(outputs["show"]["shape"])

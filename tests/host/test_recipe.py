@@ -87,7 +87,7 @@ def test_a_picture_is_reproduced_from_its_file_alone(host, photo, fresh):
     )
     for number, data in enumerate(files[:3:2]):
         (inputs / "made.png").write_bytes(data)
-        outputs = fresh.run(follow)["outputs"]
+        outputs = fresh.outputs(follow)
         for alone in fresh.pictures({"outputs": {k: outputs[k] for k in ("save", "same")}}):
             assert np.array_equal(pixels(alone), pixels(data))
         assert (outputs["recipe"]["seed"], outputs["recipe"]["model"]) == ([1 + 2 * number], ["srflow-x4"])
@@ -156,7 +156,7 @@ def test_prompts_without_a_canvas_run(host, photo, flows):
 def follow(host, name):
     """Load a recipe, and use nothing of it but what reaches the history."""
     show = ("PreviewImage", {"images": "recipe.4"})
-    return host.run(graph(recipe=("FlowcoreLoadRecipe", {"image": name}), show=show))["outputs"]["recipe"]
+    return host.outputs(recipe=("FlowcoreLoadRecipe", {"image": name}), show=show)["recipe"]
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def test_freed_memory_is_gone_and_the_next_prompt_is_right(host):
     prompt = soak.upscaling(40, samples=2)
     known = soak.outcome(host, prompt)
     kept = graph(store=("FlowcoreTestStore", {}))
-    facts = host.run(graph(prompt.workflow, store=("FlowcoreTestStore", {"after": "made.0"})))["outputs"]["store"]
+    facts = host.outputs(prompt.workflow, store=("FlowcoreTestStore", {"after": "made.0"}))["store"]
     assert facts["count"][0] > 0
     assert facts["plans"] == [1]
     # In the middle of a prompt, which then ends as it would have.
@@ -95,8 +95,8 @@ def test_freed_memory_is_gone_and_the_next_prompt_is_right(host):
     time.sleep(0.1)
     host.post("/free", {"unload_models": True, "free_memory": True})
     freed = host.wait(run)["outputs"]["digest"]["bits"][0]
-    until(lambda: host.run(kept)["outputs"]["store"]["count"] == [0])
-    facts = host.run(kept)["outputs"]["store"]
+    until(lambda: host.outputs(kept)["store"]["count"] == [0])
+    facts = host.outputs(kept)["store"]
     assert (facts["count"], facts["bytes"], facts["plans"]) == ([0], [0], [0])
     assert soak.outcome(host, prompt) == known
     assert soak.outcome(host, long)[0] == freed

@@ -55,7 +55,7 @@ def test_hcflow_story(host, hcflows, photo):
 def test_shrink_story(host, hcflows):
     photo = Image.fromarray((np.linspace(0, 255, 26 * 18 * 3) % 256).astype(np.uint8).reshape(18, 26, 3))
     name = host.put("odd.png", photo)
-    outputs = host.run(rescaling(name))["outputs"]
+    outputs = host.outputs(rescaling(name))
     assert "extended" in " ".join(outputs["shrink"]["text"])
     pictures = {picture.size: array(picture) for picture in host.images(rescaling(name))}
     assert pictures.keys() == {(7, 5), (26, 18)}

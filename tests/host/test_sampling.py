@@ -49,10 +49,6 @@ def encoding(model="small-glow.safetensors", image=None, decode=None, **inputs):
     )
 
 
-def ran(host, workflow):
-    return host.run(workflow)["outputs"]
-
-
 def tensors(found):
     return [torch.tensor(level) for level in found["levels"]]
 
@@ -79,21 +75,21 @@ def test_graphs_name_the_file_that_they_miss_and_run_with_a_model_of_its_kind(ho
     assert [image.size for image in made] == [(16, 12)] * {"animals": 3, "cat-to-dog": 2, "morph": 8}[path.stem]
     if path.stem != "animals":  # the photograph comes back
         ends = [made[0]] if path.stem == "cat-to-dog" else [made[0], made[-1]]
-        outputs = ran(host, graph(workflow, seen=report("encode.2" if len(ends) == 1 else "a.2")))
+        outputs = host.outputs(workflow, seen=report("encode.2" if len(ends) == 1 else "a.2"))
         assert apart(pixels(outputs["seen"])[0].permute(1, 2, 0), torch.tensor(array(ends[0]))) < 1 / 254
 
 
 def test_guidance_and_noise_reach_the_task_and_other_models_ignore_them(host, flows):
     asked = {"samples": 2, "labels": "dog, wild", "guidance": 2.0, "denoise": False}
-    made = pixels(ran(host, sampling(flows["small-animals"], **asked))["images"])
+    made = pixels(host.outputs(sampling(flows["small-animals"], **asked))["images"])
     expected = sample(flow("small-animals"), 2, seed=5, labels=[1, 2], guidance=2, denoise=False)
     assert apart(made, expected) < CLOSE
-    outputs = host.run(sampling(guidance=2.0))["outputs"]
+    outputs = host.outputs(sampling(guidance=2.0))
     assert "guidance is ignored: this model was not made for it." in outputs["sample"]["text"][0]
 
 
 def test_samples_equal_those_of_python_and_decode_to_themselves(host, flows):
-    outputs = ran(host, sampling())
+    outputs = host.outputs(sampling())
     images = pixels(outputs["images"])
     assert outputs["images"]["shape"] == [3, 12, 16, 3]
     assert apart(images, sample(flow("small-glow"), 3, seed=5)) < CLOSE
@@ -108,7 +104,7 @@ def test_images_snap_to_the_gray_levels_of_the_model(host, flows, model, levels)
     workflow = sampling(flows[model], width=16, height=12)
     del workflow["sample"]["inputs"]["snap"]  # on by default in Flow Sample, off in Flow Decode
     workflow["decode"]["inputs"]["snap"] = True
-    outputs = ran(host, workflow)
+    outputs = host.outputs(workflow)
     expected = sample(flow(model), 3, size=(12, 16), seed=5, snapped=True)
     for images in (pixels(outputs["images"]), pixels(outputs["again"])):
         assert apart(images * levels, (images * levels).round()) < 1e-3
@@ -120,7 +116,7 @@ def test_images_snap_to_the_gray_levels_of_the_model(host, flows, model, levels)
 def test_labels_are_shown_in_turn(host, flows):
     labels = {"": [0, 1, 2, 0, 1], "2": [2] * 5, "0-1,2;2": [0, 1, 2, 2, 0], " 2 - 0 ": [2, 1, 0, 2, 1]}
     for text, expected in labels.items():
-        outputs = ran(host, sampling(DIGITS, samples=5, labels=text))
+        outputs = host.outputs(sampling(DIGITS, samples=5, labels=text))
         assert outputs["latents"]["labels"] == expected
         drawn = sample(flow("small-digits"), 5, seed=5, labels=expected)
         assert outputs["images"]["shape"] == [5, 8, 12, 3]  # gray becomes color, as other nodes expect
@@ -130,13 +126,13 @@ def test_labels_are_shown_in_turn(host, flows):
 
 def test_temperatures_per_level_and_sizes_reach_the_task(host, flows):
     levels, plain = (
-        ran(host, sampling(seed=3, **values))["latents"]["levels"]
+        host.outputs(sampling(seed=3, **values))["latents"]["levels"]
         for values in ({"temperatures": "0, 1"}, {"temperature": 1.0})
     )
     assert np.abs(levels[0]).max() == 0
     assert levels[1] == plain[1]
-    assert ran(host, sampling(FREE, width=8, height=20))["images"]["shape"] == [3, 20, 8, 3]
-    assert ran(host, sampling(width=24))["images"]["shape"] == [3, 12, 24, 3]
+    assert host.outputs(sampling(FREE, width=8, height=20))["images"]["shape"] == [3, 20, 8, 3]
+    assert host.outputs(sampling(width=24))["images"]["shape"] == [3, 12, 24, 3]
 
 
 REFUSED = [
@@ -168,7 +164,7 @@ def test_invalid_values_raise_a_readable_error(host, flows):
 )
 def test_an_image_is_encoded_as_in_python_and_decodes_to_itself(host, flows, model, inputs, facts):
     image = picture(fill="noise", **facts)
-    outputs = ran(host, encoding(flows[model], image, **inputs))
+    outputs = host.outputs(encoding(flows[model], image, **inputs))
     given = noise(*(image[1][side] for side in ("batch", "channels", "height", "width")))
     assert apart(pixels(outputs["encoded"]), given.expand(-1, 3, -1, -1)) < 1e-6
     assert apart(pixels(outputs["again"]), given.expand(-1, 3, -1, -1)) < 1e-4
@@ -185,16 +181,16 @@ def test_an_image_is_encoded_as_in_python_and_decodes_to_itself(host, flows, mod
 
 
 def test_unused_values_are_ignored_with_a_note(host, flows):
-    outputs = ran(host, sampling(labels="7"))
+    outputs = host.outputs(sampling(labels="7"))
     assert "ignored" in outputs["sample"]["text"][0]
     assert outputs["images"]["shape"] == [3, 12, 16, 3]
-    assert "label is ignored" in ran(host, encoding(label=3))["encode"]["text"][0]
+    assert "label is ignored" in host.outputs(encoding(label=3))["encode"]["text"][0]
 
 
 def test_fit_and_label_reach_the_task(host, flows):
     image = picture(height=30, width=65)
-    assert ran(host, encoding(image=image))["encoded"]["shape"] == [1, 12, 16, 3]
-    assert ran(host, encoding(image=image, fit="crop"))["encoded"]["shape"] == [1, 28, 64, 3]
+    assert host.outputs(encoding(image=image))["encoded"]["shape"] == [1, 12, 16, 3]
+    assert host.outputs(encoding(image=image, fit="crop"))["encoded"]["shape"] == [1, 28, 64, 3]
     refusal(host, encoding(image=picture(height=3), fit="crop"), "at least", "3x16", "resize")
     refusal(host, encoding(DIGITS), "set label to 0 to 2", "got -1")
 
@@ -203,7 +199,7 @@ def test_fit_and_label_reach_the_task(host, flows):
 def test_other_labels_show_other_things_in_the_same_style(host, flows, how, snap, close):
     image = picture(fill="noise", batch=2, height=8, width=12, channels=1)
     workflow = encoding(DIGITS, image, {"labels": "0-2", "snap": snap}, label=1, dequantize=how)
-    again = pixels(ran(host, workflow)["again"])
+    again = pixels(host.outputs(workflow)["again"])
     model, drawn = flow("small-digits"), noise(2, 1, 8, 12)
     given = dequantized_image(model, drawn) if snap else drawn
     latents = encode(model, given, model.encode_condition(torch.tensor([1])))
@@ -218,7 +214,7 @@ def test_other_labels_show_other_things_in_the_same_style(host, flows, how, snap
 def test_only_images_of_models_with_labels_are_dequantized_by_default(host, flows):
     for model, label, sides in (("small-glow", -1, (3, 12, 16)), ("small-digits", 1, (1, 8, 12))):
         image = picture(fill="noise", channels=sides[0], height=sides[1], width=sides[2])
-        outputs = ran(host, encoding(flows[model], image, label=label, dequantize="auto"))
+        outputs = host.outputs(encoding(flows[model], image, label=label, dequantize="auto"))
         moved = apart(pixels(outputs["encoded"])[:, : sides[0]], noise(1, *sides))
         assert (moved > 1e-4) == (label == 1)
         assert moved < 1.1 / 255
@@ -227,12 +223,12 @@ def test_only_images_of_models_with_labels_are_dequantized_by_default(host, flow
 def test_content_goes_onto_another_small_image(host, flows):
     workflow = encoding(SRFLOW, picture(fill="noise", height=18, width=14), source=["own", 0])
     workflow |= graph(own=picture(fill="noise1", height=9, width=7), other=picture(fill="0.25", height=8, width=6))
-    first = ran(host, workflow)
+    first = host.outputs(workflow)
     assert first["encoded"]["shape"] == [1, 16, 12, 3]  # both are cut to what the model takes
     assert apart(torch.tensor(first["latents"]["source"]), noise(1, 3, 9, 7, number=1)[..., :8, :6]) == 0
     assert first["encode"]["error"][0] < 1e-4
     workflow["decode"]["inputs"]["source"] = ["other", 0]
-    again, small = pixels(ran(host, workflow)["again"]), flow("small-srflow")
+    again, small = pixels(host.outputs(workflow)["again"]), flow("small-srflow")
     cond = small.encode_condition(torch.full((1, 3, 8, 6), 0.25))
     assert apart(again, decode(small, tensors(first["latents"]), cond).clamp(0, 1)) < 1e-4
     assert apart(again, pixels(first["again"])) > 0.003
@@ -242,13 +238,13 @@ def test_content_goes_onto_another_small_image(host, flows):
 
 def test_a_canvas_is_shown_all_pictures_that_were_decoded_and_scripts_none(host, flows):
     workflow = sampling(seed=77)
-    assert "images" not in ran(host, workflow)["decode"]
+    assert "images" not in host.outputs(workflow)["decode"]
     host.forget()
     assert len(host.wait(host.queue_from_canvas(workflow))["outputs"]["decode"]["images"]) == 3
 
 
 def test_decoding_at_a_temperature(host, flows):
-    outputs = ran(host, encoding(decode={"temperature": 0.5}))
+    outputs = host.outputs(encoding(decode={"temperature": 0.5}))
     known = decode(flow("small-glow"), [z / 2 for z in tensors(outputs["latents"])]).clamp(0, 1)
     assert apart(pixels(outputs["again"]), known) < 1e-5
 
@@ -260,4 +256,4 @@ def test_latents_of_another_model_are_refused_and_those_of_a_copy_are_not(host, 
     workflow["decode"]["inputs"]["model"] = ["other", 0]
     refusal(host, workflow, "made with small-glow.safetensors", "the model given is other-glow.safetensors")
     workflow["other"]["inputs"]["model_name"] = "copied.safetensors"
-    assert ran(host, workflow)["again"]["shape"] == [1, 12, 16, 3]
+    assert host.outputs(workflow)["again"]["shape"] == [1, 12, 16, 3]

@@ -123,7 +123,7 @@ def test_png_files_hold_workflow_and_provenance(host, flows, bits):
     assert json.loads(texts["prompt"]).keys() == workflow.keys()
     put(host, "told.png", last)
     recipe = graph(recipe=("FlowcoreLoadRecipe", {"image": "told.png"}), show=("PreviewAny", {"source": "recipe.2"}))
-    told = host.run(recipe)["outputs"]["recipe"]
+    told = host.outputs(recipe)["recipe"]
     assert told["seed"] == [42]
     assert "was changed" not in told["text"][0]
 

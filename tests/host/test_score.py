@@ -37,7 +37,7 @@ def agree(ui, known):
 
 
 def test_scores_and_heat_maps_equal_those_of_python(host, flows):
-    outputs = host.run(scoring(seed=7))["outputs"]
+    outputs = host.outputs(scoring(seed=7))
     known = score(flow("small-glow"), noise(3, 3, 12, 16), seed=7)
     agree(outputs["score"], known)
     assert outputs["score"]["spread"] == [None] * 3
@@ -67,7 +67,7 @@ def test_scores_and_heat_maps_equal_those_of_python(host, flows):
 
 def test_more_draws_and_other_noise(host, flows):
     options = {"samples": 4, "dequantization": "gaussian", "seed": 3}
-    outputs = host.run(scoring(image=picture(fill="noise"), **options))["outputs"]
+    outputs = host.outputs(scoring(image=picture(fill="noise"), **options))
     known = score(flow("small-glow"), noise(1, 3, 12, 16), **options)
     agree(outputs["score"], known)
     assert outputs["score"]["spread"] == pytest.approx(known.spread.tolist(), rel=1e-3)
@@ -76,7 +76,7 @@ def test_more_draws_and_other_noise(host, flows):
 
 def test_a_list_of_any_sizes_is_ranked_together(host, flows):
     workflow = scoring("free-glow.safetensors", picture(fill="noise", batch=2), picture(height=24, width=9), seed=5)
-    outputs = host.run(workflow)["outputs"]
+    outputs = host.outputs(workflow)
     known = score(flow("free-glow"), noise(2, 3, 12, 16), seed=5)
     ui = outputs["score"]
     assert len(ui["bits_per_dim"]) == 3
@@ -93,43 +93,43 @@ def test_a_list_of_any_sizes_is_ranked_together(host, flows):
 
 def test_a_list_under_a_model_of_one_size_becomes_one_batch(host, flows):
     workflow = scoring(image=picture(fill="noise", batch=2), second=picture(height=30, width=30), seed=5)
-    outputs = host.run(workflow)["outputs"]
+    outputs = host.outputs(workflow)
     assert outputs["heat"]["shape"] == outputs["ranked"]["shape"] == [3, 12, 16, 3]
     assert "1 of 3 images were resized or cut" in outputs["score"]["notes"][0]
     workflow["score"]["inputs"]["fit"] = "crop"  # to the largest that it takes
-    assert host.run(workflow)["outputs"]["heat"]["shape"] == [1, 12, 16, 3] * 2 + [1, 28, 28, 3]
+    assert host.outputs(workflow)["heat"]["shape"] == [1, 12, 16, 3] * 2 + [1, 28, 28, 3]
 
 
 def test_an_image_has_the_same_score_at_every_place_of_a_list(host, flows):
     image, seed = picture(fill="noise", batch=2), 2**64 - 2
-    together = host.run(scoring("free-glow.safetensors", image, image, seed=seed))["outputs"]["score"]
+    together = host.outputs(scoring("free-glow.safetensors", image, image, seed=seed))["score"]
     alone, other = (score(flow("free-glow"), noise(2, 3, 12, 16), seed=n).bits_per_dim.tolist() for n in (seed, 0))
     assert together["bits_per_dim"] == pytest.approx(alone + alone, abs=1e-5)
     assert abs(alone[0] - other[0]) > 1e-4  # or the seeds could be any
 
 
 def test_an_enlarged_image_is_not_ranked(host, flows):
-    outputs = host.run(scoring(image=picture(height=4, width=4), second=picture(fill="noise")))["outputs"]
+    outputs = host.outputs(scoring(image=picture(height=4, width=4), second=picture(fill="noise")))
     assert outputs["score"]["order"] == [1, 0]
     assert outputs["report"]["text"][0].splitlines()[2].split()[0] == "-"
 
 
 def test_labels_and_small_images(host, flows):
     image = picture(fill="noise", height=8, width=12, channels=1)
-    outputs = host.run(scoring(flows["small-digits"], image, label=2))["outputs"]
+    outputs = host.outputs(scoring(flows["small-digits"], image, label=2))
     digits = flow("small-digits")
     agree(outputs["score"], score(digits, noise(1, 1, 8, 12), torch.tensor([2])))
     assert outputs["heat"]["shape"] == [1, 8, 12, 3]
     refusal(host, scoring(flows["small-digits"], image), "set label to 0 to 2")
     image = picture(fill="noise", height=16, width=12, batch=2)
-    outputs = host.run(scoring(flows["small-srflow"], image))["outputs"]
+    outputs = host.outputs(scoring(flows["small-srflow"], image))
     large = noise(2, 3, 16, 12)
     agree(outputs["score"], score(flow("small-srflow"), large, shrink(large, 2).clamp(0, 1)))
     assert "shrunk 2 times" in outputs["report"]["text"][0]
 
 
 def test_an_estimated_score_says_from_what(host, flows):
-    outputs = host.run(scoring(flows["small-ffjord"], seed=7, probes=3))["outputs"]
+    outputs = host.outputs(scoring(flows["small-ffjord"], seed=7, probes=3))
     agree(outputs["score"], score(flow("small-ffjord"), noise(3, 3, 12, 16), seed=7, probes=3))
     assert "3 random probes" in outputs["report"]["text"][0]
 

@@ -132,7 +132,7 @@ def test_a_folder_becomes_a_model_that_loads(host, photos, recipes):
     info = host.get_json("/object_info/FlowcoreLoadModel")["FlowcoreLoadModel"]
     assert "first.safetensors" in options(info, "model_name")
     loaded = graph(model=loader("first.safetensors"), **shows(show="model.1"))
-    assert "trained by flowcore, recipe tiny" in host.run(loaded)["outputs"]["show"]["text"][0]
+    assert "trained by flowcore, recipe tiny" in host.outputs(loaded)["show"]["text"][0]
     assert model(host, "first").read_bytes() == (run(host, "first") / "model.safetensors").read_bytes()
     assert not list(model(host, "first").parent.glob(".*"))
     # While it ran: the bar to its end, sheets in it, and the loss in words.
@@ -153,7 +153,7 @@ def test_a_dropped_picture_is_all_that_is_trained_on(host, photos, recipes):
     def text(name, picture):
         workflow = graph(training(name), example=("FlowcoreExample", {"picture": picture}))
         workflow["train"]["inputs"]["folder"] = ["example", 2]
-        return host.run(workflow)["outputs"]["train"]["text"][0]
+        return host.outputs(workflow)["train"]["text"][0]
 
     assert f"trained on: 1 image: {base.resolve() / 'dropped.png'}" in text("of-one", "dropped.png")
     said = host.server.console()
@@ -172,7 +172,7 @@ def test_a_finished_run_trains_again_only_on_request(host, photos, recipes):
     extra = host.server.base / "input" / photos / "extra.png"
     try:
         Image.new("RGB", (48, 40), (40, 90, 160)).save(extra)
-        assert "nothing was trained" in host.run(workflow)["outputs"]["train"]["text"][0]
+        assert "nothing was trained" in host.outputs(workflow)["train"]["text"][0]
         assert model(host, "again").read_bytes() == first
         host.run(training("again", restart=True))
         assert model(host, "again").read_bytes() != first
@@ -206,7 +206,7 @@ def test_a_cancelled_run_keeps_its_checkpoint_and_goes_on_from_there(host, photo
 
 
 def test_minutes_shorten_the_recipe_to_its_proper_end(host, photos, recipes):
-    ui = host.run(training("short", recipe="long.toml", minutes=0.02))["outputs"]["train"]
+    ui = host.outputs(training("short", recipe="long.toml", minutes=0.02))["train"]
     record = json.loads((run(host, "short") / "node.json").read_text())
     assert 0 < ui["steps"][-1] < 10**5
     assert ui["minutes"][0] < 0.3
@@ -220,7 +220,7 @@ def test_minutes_shorten_the_recipe_to_its_proper_end(host, photos, recipes):
 
 def test_training_starts_from_a_model(host, photos, recipes):
     host.run(training("parent"))
-    ui = host.run(training("child", recipe="one.toml", start="parent.safetensors"))["outputs"]["train"]
+    ui = host.outputs(training("child", recipe="one.toml", start="parent.safetensors"))["train"]
     assert "1 of 1 steps" in ui["text"][0]
     assert "As good as the start (validation_bits_per_dim" in ui["text"][0]
     host.run(training("orphan", recipe="one.toml"))
@@ -285,5 +285,5 @@ def test_shipped_recipes_come_first(host, recipes):
 def test_an_absolute_folder_and_a_name_with_its_suffix_after_a_refusal(host, photos, recipes):
     folder = host.server.base / "input" / photos
     refusal(host, training("abs", recipe="glow-photos"), "64 pixels")  # nothing was begun, so nothing is in the way
-    ui = host.run(training("abs.safetensors", folder=f' "{folder}" '))["outputs"]["train"]
+    ui = host.outputs(training("abs.safetensors", folder=f' "{folder}" '))["train"]
     assert ui["path"] == [str(model(host, "abs"))]

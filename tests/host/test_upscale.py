@@ -66,7 +66,7 @@ def test_every_widget_reaches_the_task(host, inputs, options):
     asked = {"seed": 5} | inputs
     drawn = masked if "mask" in asked else partial(probe, fill="photo")
     workflow = drawn(**{name: value for name, value in asked.items() if name != "mask"})
-    outputs = host.run(graph(workflow, **shows(number="upscale.1")))["outputs"]
+    outputs = host.outputs(workflow, **shows(number="upscale.1"))
     size = {name: asked.pop(name) for name in ("batch", "height", "width") if name in asked}
     asked = {name: value for name, value in asked.items() if name not in ("mask", "outside", "temperatures")} | options
     known = flowcore.upscale(flowcore.load("srflow-x4"), photograph(**size), **asked)
@@ -122,7 +122,7 @@ def test_a_slider_that_nobody_moved_follows_the_models_file(host, photo):
 
 def test_a_black_mask_gets_a_note_and_a_wrong_one_is_refused(host, photo):
     workflow = upscale(photo=photo, temperature=0.9, mask=["photo", 1])  # of a picture without alpha: nothing painted
-    assert "mask is black" in host.run(workflow)["outputs"]["upscale"]["text"][0]
+    assert "mask is black" in host.outputs(workflow)["upscale"]["text"][0]
     workflow = masked(batch=2)
     many, mask = workflow["photo"]["inputs"] | {"batch": 3}, {"image": "many.0", "channel": "red"}
     workflow = graph(workflow, many=("FlowcoreTestImage", many), mask=("ImageToMask", mask))
@@ -158,7 +158,7 @@ def test_the_condition_store_is_bounded_and_freed_with_the_models(host):
     def store(*images, seed=0):
         made = [probe(fill=f"noise{k}", height=16, width=16, seed=seed) for k in images]
         workflow = graph(*made, store=("FlowcoreTestStore", {"after": "upscale.0"} if made else {}))
-        return host.run(workflow)["outputs"]["store"]
+        return host.outputs(workflow)["store"]
 
     host.forget()
     store(0)  # the model before may go no earlier than now, and all that is kept with it
@@ -175,7 +175,7 @@ def test_what_is_kept_of_images_goes_when_no_workflow_uses_the_model_any_more(ho
     """The host drops such a model without a word, and its button frees what is loaded only."""
     alone = graph(store=("FlowcoreTestStore", {}))
     made = graph(probe(fill="noise1", height=16, width=16), store=("FlowcoreTestStore", {"after": "upscale.0"}))
-    assert host.run(made)["outputs"]["store"]["count"][0] > 0
-    assert until(lambda: host.run(alone)["outputs"]["store"]["count"] == [0], 30)
-    facts = host.run(alone)["outputs"]["store"]
+    assert host.outputs(made)["store"]["count"][0] > 0
+    assert until(lambda: host.outputs(alone)["store"]["count"] == [0], 30)
+    facts = host.outputs(alone)["store"]
     assert (facts["bytes"], facts["plans"]) == ([0], [0])
