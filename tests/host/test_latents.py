@@ -309,3 +309,46 @@ def test_a_file_that_changes_is_loaded_again(host, flows, files):
         seen.append(host.outputs(loading("latents/changing.safetensors", GLOW))["latents"])
     same(tensors(seen[1]), drawn(1, 2))
     assert seen[0] != seen[1]
+
+
+# --- the explorer -----------------------------------------------------------------------------------------------------
+
+
+def explore(anchors="abcd", model=GLOW, other=None, labels=("", ""), **values):
+    """The explorer between samplings of the seeds 10, 20, 30 and 40; or fewer of them."""
+    drawn = {"model": "model.0", "samples": 1, "temperature": 1.0}
+    wires = {"a": "one.1", "b": "two.1", "c": "three.1", "d": "four.1"}
+    values |= {anchor: wires[anchor] for anchor in anchors}
+    return graph(
+        working("FlowcoreLatentExplorer", model, other, labels=labels, **values),
+        three=("FlowcoreSample", drawn | {"seed": 30}),
+        four=("FlowcoreSample", drawn | {"seed": 40}),
+    )
+
+
+def test_a_place_is_a_walk_along_both_edges_and_between_them(host, flows):
+    a, b, c, d = (drawn(1, seed) for seed in (10, 20, 30, 40))
+    for x, y, corner in ((0, 0, a), (1, 0, b), (0, 1, c), (1, 1, d)):
+        same(levels(host, explore(x=x, y=y)), corner)
+    upper, lower = material.interpolate(a, b, 0.25), material.interpolate(c, d, 0.25)
+    same(levels(host, explore(x=0.25, y=0.75)), material.interpolate(upper, lower, 0.75), 1e-6)
+    middle = material.interpolate(material.interpolate(a, b, 0.5), material.interpolate(c, d, 0.5), 0.5)
+    same(levels(host, explore()), middle, 1e-6)  # what the widgets say at first
+
+
+def test_two_anchors_are_a_line_and_three_a_triangle(host, flows):
+    a, b, c, d = (drawn(1, seed) for seed in (10, 20, 30, 40))
+    for y in (0.0, 0.9):
+        same(levels(host, explore("ab", x=0.3, y=y)), material.interpolate(a, b, 0.3), 1e-6)
+    for third, latents in (("c", c), ("d", d)):
+        same(levels(host, explore("ab" + third, x=0.3, y=1.0)), latents)
+        expected = material.interpolate(material.interpolate(a, b, 0.3), latents, 0.4)
+        same(levels(host, explore("ab" + third, x=0.3, y=0.4)), expected, 1e-6)
+
+
+def test_labels_are_those_of_the_nearest_and_other_models_are_refused(host, flows):
+    outputs = host.outputs(explore("ab", DIGITS, labels=("1", "2"), x=0.2))
+    assert outputs["report"]["labels"] == [1]
+    assert "that of the nearest is kept" in outputs["node"]["text"][0]
+    assert host.outputs(explore("ab", DIGITS, labels=("1", "2"), x=0.8))["report"]["labels"] == [2]
+    refusal(host, explore("ab", other="other-glow.safetensors"), "different models")

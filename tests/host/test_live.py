@@ -12,8 +12,7 @@ import urllib.request
 import numpy as np
 from PIL import Image
 from talk import graph, loader, until
-from test_explore import explore
-from test_latents import DIGITS, working
+from test_latents import DIGITS, explore, working
 
 
 def shown(workflow):

@@ -1,15 +1,55 @@
-"""The pack as the host sees it: it loads, its nodes describe themselves, its pages are served."""
+"""The pack as the host sees it: it brings nothing else along, it loads, its nodes, pages and words are served."""
 
 from __future__ import annotations
 
+import ast
+import itertools
 import json
 import re
+import sys
+from typing import get_args
+from unittest.mock import ANY
 
 import comfyui
 from talk import inputs, options
 
+from flowcore.checkpoints import catalog
+from flowcore.flow import Task
+
+ROOT = comfyui.ROOT
+# What every ComfyUI brings along; the pack has no requirements of its own. (tomllib is in Python from 3.11 on.)
+BROUGHT = {"PIL", "kornia", "numpy", "psutil", "safetensors", "torch", "tqdm", "typing_extensions"} | {"tomli"}
 # test_for_ever.py compares the live schemas with it.
-GOLDEN = json.loads((comfyui.ROOT / "tests" / "golden" / "object_info.json").read_text())
+GOLDEN = json.loads((ROOT / "tests" / "golden" / "object_info.json").read_text())
+
+
+def test_flowcore_needs_only_what_the_host_brings():
+    needed = set()
+    files = (ROOT / "flowcore").rglob("*.py")
+    for node in (node for file in files for node in ast.walk(ast.parse(file.read_text()))):
+        if isinstance(node, ast.Import):
+            needed |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            needed.add(node.module.split(".")[0])
+    assert needed - BROUGHT - sys.stdlib_module_names == set()
+    assert needed >= {"PIL", "kornia", "torch"}
+
+
+def test_installing_the_pack_installs_nothing_else():
+    assert (ROOT / "requirements.txt").read_text() == ""
+    assert "\ndependencies = []\n" in (ROOT / "pyproject.toml").read_text()
+    assert not (ROOT / "install.py").exists()
+
+
+def test_the_entry_point_is_not_hidden_by_node_class_mappings():
+    # With this name, even empty, the host never calls comfy_entrypoint.
+    assert "NODE_CLASS_MAPPINGS =" not in (ROOT / "__init__.py").read_text()
+
+
+def test_no_other_folder_of_workflows_hides_ours():
+    # The host serves templates from the first of these names that it finds.
+    for name in ("example_workflows", "example", "examples", "workflow"):
+        assert not (ROOT / name).exists(), name
 
 
 def test_the_pack_loads_without_complaint(host):
@@ -52,7 +92,7 @@ def test_shipped_models_come_first_and_files_of_all_folders_follow(host):
         notes.unlink()
     listed = options(info, "model_name")
     _, _, properties = next(inputs(info))
-    shipped = sorted(file.stem for file in (comfyui.ROOT / "flowcore" / "weights").glob("*.safetensors"))
+    shipped = sorted(file.stem for file in (ROOT / "flowcore" / "weights").glob("*.safetensors"))
     shipped.remove("face-finder")  # a network that no node loads by name
     assert listed[: len(shipped)] == shipped
     assert properties["default"] == "srflow-x4"
@@ -71,3 +111,80 @@ def test_help_pages_are_served_and_name_every_input_and_output(host):
         outputs = page.partition("\n## Output")[2].partition("\n## ")[0]
         for described in words["outputs"].values():
             assert f"**{described['name']}**" in outputs
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+LANGUAGES = ("en", "ko", "ja", "zh")
+# Letters that a text of the language must hold.
+SCRIPTS = {"ko": "[\uac00-\ud7a3]", "ja": "[\u3040-\u30ff\u4e00-\u9fff]", "zh": "[\u4e00-\u9fff]"}
+FRONTENDS = "{}@|"  # means something to the frontend's messages
+
+
+def read(language, file):
+    return json.loads((ROOT / "locales" / language / file).read_text(encoding="utf-8"))
+
+
+def texts(words, path=()):
+    """All texts of a file: path and text."""
+    for key, value in words.items():
+        if isinstance(value, dict):
+            yield from texts(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def test_every_node_input_and_output_has_its_english_words(host):
+    """Schemas read their texts there, so a missing one stops the pack; this finds the superfluous."""
+    words = {
+        name: {
+            "display_name": info["display_name"],
+            "description": info["description"],
+            "inputs": {
+                label: {"name": properties["display_name"], "tooltip": properties["tooltip"]}
+                for label, _, properties in inputs(info)
+            }
+            | dict.fromkeys(("upload" for _, _, described in inputs(info) if described.get("image_upload")), ANY),
+            "outputs": {
+                str(place): {"name": label, "tooltip": tooltip}
+                for place, (label, tooltip) in enumerate(zip(info["output_name"], info["output_tooltips"], strict=True))
+            },
+        }
+        for name, info in host.get_json("/object_info").items()
+        if info["python_module"].endswith(comfyui.PACK_NAME)
+    }
+    assert words == read("en", "nodeDefs.json")
+
+
+def test_every_shipped_model_and_every_task_has_a_text_that_says_what_it_is_for():
+    assert set(read("en", "main.json")["flowcore"]["uses"]) == {*catalog.names(), *get_args(Task)}
+
+
+def test_the_host_serves_all_languages(host):
+    served = host.get_json("/i18n")
+    for language in LANGUAGES:
+        for path, text in texts(read(language, "main.json") | {"nodeDefs": read(language, "nodeDefs.json")}):
+            found = served[language]
+            for key in path:
+                found = found[key]
+            assert found == text
+
+
+def test_every_language_has_the_same_words_in_its_own_language():
+    for language, file in itertools.product(LANGUAGES, ("main.json", "nodeDefs.json")):
+        source, there = (dict(texts(read(each, file))) for each in ("en", language))
+        assert there.keys() == source.keys()
+        for path, text in there.items():
+            place = f"{language}/{file} {'.'.join(path)}: {text}"
+            assert text.strip() == text != "", place
+            assert path[0] == "flowcore" or not set(text) & set(FRONTENDS), place
+            assert "  " not in text, place
+            # Placeholders, and what is typed or chosen (code in backticks), are the same everywhere.
+            assert re.findall(r"\{\w+\}", text) == re.findall(r"\{\w+\}", source[path]), place
+            code = {word for word in re.findall(r"`([^`]+)`", source[path]) if word not in ("snap", "name")}
+            assert file == "main.json" or code <= set(re.findall(r"`([^`]+)`", text)), place
+            # Names of a letter, as a and x, are the same everywhere, too.
+            if language != "en" and (len(text) > 1 or path[-1] != "name"):
+                assert re.search(SCRIPTS[language], text), place
+                assert text != source[path], place
+                assert not re.search(r"\b[a-z]{2,}( [a-z]{2,}){3}\b", text), f"English is left in {place}"

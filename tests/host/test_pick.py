@@ -11,7 +11,7 @@ import pytest
 from client import Events
 from PIL import Image
 from small_flows import USED_BY
-from talk import graph, loader, picture, refusal, report, shows
+from talk import graph, loader, picture, refusal, report, shows, upscale
 from test_recipe import recipes
 
 from flowcore.checkpoints.file import reconfigure
@@ -182,3 +182,42 @@ def test_freed_memory_is_free_of_pictures_also_of_a_model_that_was_offloaded_bef
             if pick == 1:
                 host.forget()
         assert previews == [3, 0, 3]
+
+
+def gallery(host, workflow, node):
+    entries = host.outputs(workflow)[node]["flowcore_gallery"]
+    for entry in entries:
+        address = "&".join(f"{key}={entry[key]}" for key in ("filename", "subfolder", "type"))
+        yield entry, Image.open(io.BytesIO(host.get(f"/view?{address}"))).convert("RGB")
+
+
+def test_large_pictures_are_shrunk(host):
+    host.put("wide.png", Image.new("RGB", (700, 90), (200, 100, 50)))
+    coloring = graph(
+        photo=("LoadImage", {"image": "wide.png"}),
+        model=loader("color-photos"),
+        color=("FlowcoreColorize", {"image": "photo.0", "model": "model.0", "temperature": 0.9, "seed": 3}),
+        show=("PreviewImage", {"images": "color.0"}),
+    )
+    ((entry, thumbnail),) = gallery(host, coloring, "color")
+    assert entry["seed"] == 3
+    assert thumbnail.size == (256, 33)
+
+
+def test_a_gallery_that_cannot_be_saved_does_not_fail_the_run(host, photo):
+    folder = host.server.base / "temp" / "flowcore"
+    moved = folder.with_name("aside")
+    host.forget()
+    if folder.exists():
+        folder.rename(moved)
+    folder.parent.mkdir(exist_ok=True)
+    folder.write_text("no folder")
+    try:
+        outputs = host.outputs(upscale(photo=photo, seed=91))
+    finally:
+        folder.unlink()
+        if moved.exists():
+            moved.rename(folder)
+    assert outputs["upscale"]["flowcore_gallery"] == []
+    assert outputs["save"]["images"]
+    assert "The gallery on the node is not shown" in host.server.console()
