@@ -45,6 +45,14 @@ class Host(Client):
         """Queue a workflow as the frontend does, with the canvas beside it."""
         return self.queue(workflow, extra_pnginfo={"workflow": {"nodes": []}} if canvas is None else canvas)
 
+    def run_from_canvas(self, workflow: dict[str, Any], canvas: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Run a workflow as the frontend does, and return its entry in the history."""
+        return self.wait(self.queue_from_canvas(workflow, canvas), timeout=120)
+
+    def info(self, node: str) -> dict[str, Any]:
+        """Return the schema of a node, as the host serves it."""
+        return self.get_json(f"/object_info/{node}")[node]
+
     def forget(self) -> None:
         """Make the server forget models and results."""
         for _ in range(2):  # the queue's thread misses the first one while it collects garbage after a prompt
@@ -160,8 +168,7 @@ def refusal(host: Host, workflow: dict[str, Any], *words: str) -> None:
 
 def examples(host: Host) -> dict[str, list[str]]:
     """Return the files of every picture of Flow Example, as the page gets them."""
-    info = host.get_json("/object_info/FlowcoreExample")["FlowcoreExample"]
-    return info["input"]["required"]["picture"][1]["flowcore_files"]
+    return host.info("FlowcoreExample")["input"]["required"]["picture"][1]["flowcore_files"]
 
 
 def options(info: dict[str, Any], name: str) -> list[Any]:

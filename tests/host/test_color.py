@@ -280,7 +280,7 @@ def test_the_canvas_gets_the_picture_to_paint_on_and_scripts_do_not(host):
     workflow = graph(painting(), show=("PreviewImage", {"images": "paint.1"}))
     assert "flowcore_canvas" not in host.outputs(workflow)["paint"]
     host.forget()
-    (saved,) = host.wait(host.queue_from_canvas(workflow))["outputs"]["paint"]["flowcore_canvas"]
+    (saved,) = host.run_from_canvas(workflow)["outputs"]["paint"]["flowcore_canvas"]
     assert saved["type"] == "temp"
 
 

@@ -22,7 +22,7 @@ FILMS = {"black-and-white film": (16, 192, 336), "small film": (12, 72, 96)}
 
 
 def test_every_example_is_listed_with_files_that_the_host_serves(host):
-    info = host.get_json("/object_info/FlowcoreExample")["FlowcoreExample"]
+    info = host.info("FlowcoreExample")
     files = examples(host)
     assert options(info, "picture")[: len(files)] == [*files]  # files of the input folder follow
     sources = (FILES / "pictures" / "SOURCES.tsv").read_text()
@@ -69,7 +69,7 @@ def test_a_picture_of_ones_own_is_taken_as_load_image_takes_it(host):
     torch.testing.assert_close(pixels(outputs["image"])[0], upright[:3])
     torch.testing.assert_close(pixels(outputs["mask"])[0, 0], 1 - upright[3])
     assert (host.server.base / "input" / "own.png").samefile(outputs["folder"]["text"][0])  # not all that lies there
-    assert "own.png" in options(host.get_json("/object_info/FlowcoreExample")["FlowcoreExample"], "picture")
+    assert "own.png" in options(host.info("FlowcoreExample"), "picture")
 
     noisy.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(host.server.base / "input" / "own.png")
     assert pixels(host.outputs(workflow)["image"]).shape == (1, 3, 6, 8)  # another file of that name
@@ -90,7 +90,7 @@ def test_a_folder_of_ones_own_is_a_batch_or_a_list_where_sizes_differ(host):
     assert batch.shape == (3, 3, 6, 8)
     assert (255 * batch[:, 0].mean((1, 2))).round().tolist() == [0, 60, 120]
     assert folder.samefile(outputs["folder"]["text"][0])
-    assert "flowcore/holiday" in options(host.get_json("/object_info/FlowcoreExample")["FlowcoreExample"], "picture")
+    assert "flowcore/holiday" in options(host.info("FlowcoreExample"), "picture")
     asked = {"type": "input", "subfolder": "flowcore", "filename": "holiday"}
     with Image.open(io.BytesIO(host.get(f"/api/view?{urlencode(asked)}"))) as shown:
         assert shown.size == (24, 6)

@@ -277,7 +277,7 @@ def test_files_of_both_folders_are_listed_and_others_are_not(host, files):
     flat = shutil.copyfile(files / "deep.safetensors", files.parent / "flat.safetensors")
     (files / "notes.txt").write_text("not offered")
     try:
-        info = host.get_json("/object_info/FlowcoreLoadLatents")["FlowcoreLoadLatents"]
+        info = host.info("FlowcoreLoadLatents")
     finally:
         flat.unlink()
     assert options(info, "file") == ["flat.safetensors", "latents/deep.safetensors"]

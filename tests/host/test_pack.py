@@ -62,7 +62,7 @@ def test_the_pack_loads_without_complaint(host):
 
 def test_every_node_has_a_place_in_the_menu(host):
     for name in GOLDEN:
-        info = host.get_json(f"/object_info/{name}")[name]
+        info = host.info(name)
         assert info["category"].startswith("flowcore/")
         assert info["search_aliases"]
         essential = name in ("FlowcoreUpscale", "FlowcoreColorize")
@@ -70,7 +70,7 @@ def test_every_node_has_a_place_in_the_menu(host):
 
 
 def test_temperature_is_a_gradient_slider(host):
-    info = host.get_json("/object_info/FlowcoreUpscale")["FlowcoreUpscale"]
+    info = host.info("FlowcoreUpscale")
     temperature = info["input"]["required"]["temperature"][1]
     own = -0.1  # the model's own, at the left end
     assert [temperature[key] for key in ("default", "min", "max", "step")] == [own, own, 1.5, 0.01]
@@ -86,7 +86,7 @@ def test_shipped_models_come_first_and_files_of_all_folders_follow(host):
     other.write_bytes(b"")
     notes.write_text("not offered")
     try:
-        info = host.get_json("/object_info/FlowcoreLoadModel")["FlowcoreLoadModel"]
+        info = host.info("FlowcoreLoadModel")
     finally:
         other.unlink()
         notes.unlink()

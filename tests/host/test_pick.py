@@ -98,7 +98,7 @@ def test_a_node_with_a_gallery_runs_alone(host, flows):
 def test_the_canvas_gets_what_a_run_was_sent_with(host, flows):
     """Of the node and all before it, so that a pick of this run brings it back; scripts get none of it."""
     workflow = several(flows, "FlowcoreUpscale", seed=81, pick=2)
-    (sent,) = host.wait(host.queue_from_canvas(workflow), timeout=120)["outputs"]["node"]["flowcore_sent"]
+    (sent,) = host.run_from_canvas(workflow)["outputs"]["node"]["flowcore_sent"]
     assert set(sent) == {"node", "image", "model"}
     node = {name: value for name, value in workflow["node"]["inputs"].items() if not isinstance(value, list)}
     assert sent["node"] == {"class_type": "FlowcoreUpscale", "inputs": {k: v for k, v in node.items() if k != "pick"}}
@@ -130,7 +130,7 @@ def test_what_belongs_to_the_picked_one_goes_on_with_it(host, flows):
 def test_a_saved_pick_says_its_seed(host, flows):
     save = ("SaveImage", {"images": "node.0", "filename_prefix": "pick"})
     workflow = graph(several(flows, "FlowcoreUpscale", pick=2), save=save)
-    (data,) = host.pictures(host.wait(host.queue_from_canvas(workflow), timeout=120))
+    (data,) = host.pictures(host.run_from_canvas(workflow))
     (entry,) = recipes(data)
     assert (entry["seed"], entry["samples"], len(entry["pictures"])) == (5, 3, 3)
     alone = graph(several(flows, "FlowcoreUpscale", seed=6, samples=1), save=save)
@@ -165,7 +165,7 @@ def test_the_canvas_gets_all_pixels_and_the_source_and_scripts_get_no_files(host
     plain = several(flows, "FlowcoreUpscale", seed=61)
     assert not {"full", "source"} & set(host.outputs(plain)["node"]["flowcore_gallery"][0])
     workflow = several(flows, "FlowcoreUpscale", seed=62)
-    outputs = host.wait(host.queue_from_canvas(workflow), timeout=120)["outputs"]
+    outputs = host.run_from_canvas(workflow)["outputs"]
     rows = np.array(outputs["show"]["rows"]).reshape(outputs["show"]["shape"])
     for made, entry in zip(rows, outputs["node"]["flowcore_gallery"], strict=True):
         assert np.abs(opened(entry["full"]) - 255 * made).max() <= 1

@@ -22,9 +22,9 @@ from flowcore.checkpoints.latents_file import model_sha256
 from flowcore.cli.main import main
 
 
-def run_from_canvas(host, prompt, canvas=None):
+def saved(host, prompt, canvas=None):
     """Run a prompt as the frontend posts it, with the canvas beside it, and return the files that it saves."""
-    return host.pictures(host.wait(host.queue_from_canvas(prompt, canvas), timeout=120))
+    return host.pictures(host.run_from_canvas(prompt, canvas))
 
 
 def cached_nodes(entry):
@@ -56,7 +56,7 @@ def test_a_picture_is_reproduced_from_its_file_alone(host, photo, fresh):
     every = host.get_json("/object_info")
     canvas = STORIES["upscale"]
     prompt = with_photo(host, to_api(canvas, every), photo)  # as the frontend does
-    files = run_from_canvas(host, prompt, {"workflow": canvas})
+    files = saved(host, prompt, {"workflow": canvas})
     assert len(files) == 4
     assert json.loads(opened_file(files[0]).text["workflow"]) == canvas
     (recipe,) = recipes(files[0])
@@ -72,7 +72,7 @@ def test_a_picture_is_reproduced_from_its_file_alone(host, photo, fresh):
 
     inputs = fresh.server.base / "input"
     shutil.copy(host.server.base / "input" / photo, inputs / photo)
-    again = run_from_canvas(fresh, json.loads(opened_file(files[0]).text["prompt"]))
+    again = saved(fresh, json.loads(opened_file(files[0]).text["prompt"]))
     assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(files, again, strict=True))
     assert recipes(again[0]) == [recipe]
 
@@ -108,7 +108,7 @@ def test_the_provenance_names_every_node_once(host, photo, flows):
         save=("SaveImage", {"images": "colorize.0", "filename_prefix": "three"}),
         other=("SaveImage", {"images": "sample.0", "filename_prefix": "three"}),
     )
-    files = {opened_file(data).size: data for data in run_from_canvas(host, prompt)}
+    files = {opened_file(data).size: data for data in saved(host, prompt)}
     told = {entry["node_id"]: entry for entry in recipes(files[48, 32])}
     assert {"upscale", "colorize"} <= told.keys() <= {"upscale", "colorize", "sample"}  # not what runs later
     assert told["colorize"]["samples"] == 2
@@ -123,11 +123,11 @@ def test_the_provenance_names_every_node_once(host, photo, flows):
 def test_a_cached_picture_is_saved_with_its_provenance_and_another_with_its_own(host, photo, flows):
     """The node does not run again, whatever the canvas is, and yet the new file says what made it."""
     prompt = upscale(photo=photo, model_name=flows["small-srflow"], seed=33, temperature=1)
-    (first,) = run_from_canvas(host, prompt)
+    (first,) = saved(host, prompt)
     for canvas in ({"workflow": {"nodes": [1]}}, {"workflow": {}, "flowcore": "nonsense"}, {}):
-        assert set(cached_nodes(host.wait(host.queue_from_canvas(prompt, canvas), timeout=60))) == set(prompt)
+        assert set(cached_nodes(host.run_from_canvas(prompt, canvas))) == set(prompt)
     prompt["save"]["inputs"]["filename_prefix"] = "elsewhere"
-    entry = host.wait(host.queue_from_canvas(prompt), timeout=60)
+    entry = host.run_from_canvas(prompt)
     assert "upscale" in cached_nodes(entry)
     (second,) = host.pictures(entry)
     assert recipes(second) == recipes(first)
@@ -162,7 +162,7 @@ def follow(host, name):
 @pytest.fixture
 def made(host, photo, flows):
     """A picture of a small flow, in the input folder: its name there, and its recipe."""
-    (data,) = run_from_canvas(host, upscale(photo=photo, model_name=flows["small-srflow"], seed=40))
+    (data,) = saved(host, upscale(photo=photo, model_name=flows["small-srflow"], seed=40))
     (host.server.base / "input" / "made.png").write_bytes(data)
     return data
 
@@ -204,7 +204,7 @@ def test_16_bits_and_exr_keep_the_provenance(host, photo, flows, tmp_path, capsy
             "class_type": "SaveImageAdvanced",
             "inputs": asked | {"format": kind, "format.bit_depth": depth},
         }
-        _, second = run_from_canvas(host, prompt)
+        _, second = saved(host, prompt)
         (host.server.base / "input" / f"deep.{kind}").write_bytes(second)
         assert main(["inspect", str(host.server.base / "input" / f"deep.{kind}")]) == 0
         (told,) = json.loads(capsys.readouterr().out)
@@ -225,7 +225,7 @@ def test_every_pass_of_a_loop_has_its_own_seed_and_provenance(host, photo, flows
         drawn = {"image": "photo.0", "model": "model.0", "temperature": 0.8, "seed": "listed.0"}
         loops["listed"] = graph(start, **seeds, listed=listed, made=("FlowcoreUpscale", drawn))
     for name, loop in loops.items():
-        files = run_from_canvas(host, graph(loop, save=("SaveImage", {"images": "made.0", "filename_prefix": name})))
+        files = saved(host, graph(loop, save=("SaveImage", {"images": "made.0", "filename_prefix": name})))
         assert len({pixels(data).tobytes() for data in files}) == 3, name
         assert {entry["seed"] for entry in recipes(files[-1])} >= {0, 1, 2}, name
         for k, data in enumerate(files):
@@ -253,4 +253,4 @@ def test_a_prompt_of_thousands_of_our_nodes_does_not_stop_the_server(host, photo
         with pytest.raises(urllib.error.HTTPError):
             host.post("/prompt", {"prompt": node, "extra_data": {"extra_pnginfo": {"workflow": {}}}})
     assert "flowcore could not" not in host.server.console()
-    assert len(run_from_canvas(host, upscale(photo=photo, model_name=flows["small-srflow"], seed=41))) == 1
+    assert len(saved(host, upscale(photo=photo, model_name=flows["small-srflow"], seed=41))) == 1

@@ -240,7 +240,7 @@ def test_a_canvas_is_shown_all_pictures_that_were_decoded_and_scripts_none(host,
     workflow = sampling(seed=77)
     assert "images" not in host.outputs(workflow)["decode"]
     host.forget()
-    assert len(host.wait(host.queue_from_canvas(workflow))["outputs"]["decode"]["images"]) == 3
+    assert len(host.run_from_canvas(workflow)["outputs"]["decode"]["images"]) == 3
 
 
 def test_decoding_at_a_temperature(host, flows):

@@ -135,7 +135,7 @@ def test_an_estimated_score_says_from_what(host, flows):
 
 
 def test_the_seed_has_no_control_and_what_is_listed_is_marked(host):
-    info = host.get_json("/object_info/FlowcoreScore")["FlowcoreScore"]
+    info = host.info("FlowcoreScore")
     (seed,) = [properties for name, _, properties in inputs(info) if name == "seed"]
     assert seed["control_after_generate"] is False
     assert info["output_is_list"] == [True, True, True, True, False]

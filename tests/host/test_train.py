@@ -129,7 +129,7 @@ def test_a_folder_becomes_a_model_that_loads(host, photos, recipes):
     assert outputs["curve"]["shape"] == [1, 480, 960, 3]
     assert outputs["report"]["shape"] == [2, 16, 16, 3]
     # Where the loader finds it, after what it listed before; the same weights as the run's.
-    info = host.get_json("/object_info/FlowcoreLoadModel")["FlowcoreLoadModel"]
+    info = host.info("FlowcoreLoadModel")
     assert "first.safetensors" in options(info, "model_name")
     loaded = graph(model=loader("first.safetensors"), **shows(show="model.1"))
     assert "trained by flowcore, recipe tiny" in host.outputs(loaded)["show"]["text"][0]
@@ -274,7 +274,7 @@ def test_invalid_values_are_refused_before_the_run(host, photos, recipes):
 
 
 def test_shipped_recipes_come_first(host, recipes):
-    info = host.get_json("/object_info/FlowcoreTrain")["FlowcoreTrain"]
+    info = host.info("FlowcoreTrain")
     listed, brought = options(info, "recipe"), sorted(path.stem for path in INCLUDED.glob("*.toml"))
     assert listed[: len(brought)] == brought
     assert {f"{name}.toml" for name in RECIPES} <= set(listed[len(brought) :])
