@@ -152,7 +152,7 @@ def test_a_palette_is_transferred(host, flows, options):
 
 def test_latents_of_colors_are_walked_and_kept_like_others(host, flows):
     gray = picture(fill="noise", channels=1, height=24, width=32)
-    workflow = graph(
+    outputs = host.outputs(
         coloring(gray, latents="walk.0", latents_levels=0),
         one=picture(fill="noise4", height=40, width=40),
         two=picture(fill="noise6", height=40, width=40),
@@ -161,7 +161,6 @@ def test_latents_of_colors_are_walked_and_kept_like_others(host, flows):
         walk=("FlowcoreInterpolate", {"a": "a.0", "b": "b.0", "frames": 5, "mode": "slerp"}),
         keep=("FlowcoreSaveLatents", {"latents": "a.0", "filename_prefix": "latents/colors"}),
     )
-    outputs = host.outputs(workflow)
     made, small, image = pixels(outputs["report"]), flow("small-color"), noise(1, 1, 24, 32)
     assert made.shape == (5, 3, 24, 32)  # a single picture in the colors of every item
     a, b = (flowcore.encode_colors(small, noise(1, 3, 40, 40, number=k)) for k in (4, 6))

@@ -37,7 +37,7 @@ def test_examples_are_pictures(host):
     for name, files in examples(host).items():
         with Image.open(FILES / files[0]) as first:
             sides = FILMS.get(name, (len(files), first.height, first.width))
-        workflow = graph(
+        outputs = host.outputs(
             example=("FlowcoreExample", {"picture": name}),
             size=("GetImageSize", {"image": "example.0"}),
             masked=("MaskToImage", {"mask": "example.1"}),
@@ -45,7 +45,6 @@ def test_examples_are_pictures(host):
             report=report("small.0"),
             **shows(number="size.2", height="size.1", width="size.0", folder="example.2"),
         )
-        outputs = host.outputs(workflow)
         assert [outputs[side]["text"] for side in ("number", "height", "width")] == [[str(side)] for side in sides]
         assert (pixels(outputs["report"]).max() > 0) == (name == "painted photograph")
         (folder,) = outputs["folder"]["text"]
@@ -190,7 +189,7 @@ def test_a_sample_grid_holds_the_seeds_at_every_temperature(host):
 
 def test_a_reference_gives_its_colors_as_its_latents_do(host, flows):
     asked = {"image": "image.0", "model": "model.0", "temperature": 0.5, "seed": 3}
-    workflow = graph(
+    outputs = host.outputs(
         model=loader(flows["small-color"]),
         image=picture(fill="photo", height=16, width=24),
         other=picture(fill="noise", batch=2, height=16, width=24),
@@ -200,6 +199,5 @@ def test_a_reference_gives_its_colors_as_its_latents_do(host, flows):
         report=report("one.0"),
         same=report("two.0"),
     )
-    outputs = host.outputs(workflow)
     assert len(pixels(outputs["report"])) == 2
     assert torch.equal(pixels(outputs["report"]), pixels(outputs["same"]))

@@ -100,7 +100,7 @@ def test_frames_show_the_label_of_the_nearer_end(host, flows):
 
 def test_small_images_fade_along_a_walk_of_an_upscaler(host, flows):
     encode = {"model": "model.0", "dequantize": "off"}
-    workflow = graph(
+    outputs = host.outputs(
         model=loader(flows["small-srflow"]),
         first=picture(fill="noise", height=16, width=12),
         second=picture(fill="noise1", height=16, width=12),
@@ -111,7 +111,6 @@ def test_small_images_fade_along_a_walk_of_an_upscaler(host, flows):
         decode=("FlowcoreDecode", {"latents": "walk.0", "model": "model.0"}),
         images=report("decode.0"),
     )
-    outputs = host.outputs(workflow)
     source, images = torch.tensor(outputs["report"]["source"]), pixels(outputs["images"])
     assert (source[1] - (source[0] + source[2]) / 2).abs().max() < 1e-6
     assert (images[0] - noise(1, 3, 16, 12)).abs().max() < 1e-4

@@ -107,8 +107,7 @@ def test_the_canvas_gets_what_a_run_was_sent_with(host, flows):
 
 
 def test_what_belongs_to_the_picked_one_goes_on_with_it(host, flows):
-    cell = graph(several(flows, "FlowcoreTemperatureGrid", pick=3), **shows(tau="node.2", seed="node.3"))
-    outputs = host.outputs(cell)
+    outputs = host.outputs(several(flows, "FlowcoreTemperatureGrid", pick=3), **shows(tau="node.2", seed="node.3"))
     assert (outputs["tau"]["text"], outputs["seed"]["text"]) == (["0.8"], ["5"])
     entry = outputs["node"]["flowcore_gallery"][2]
     assert (entry["temperature"], entry["seed"], entry["number"], entry["rows"]) == (0.8, 5, 3, 2)

@@ -11,7 +11,7 @@ import torch
 from client import RunError
 from PIL import Image, ImageCms
 from small_flows import flow
-from talk import graph, loader, noise, picture, refusal
+from talk import graph, loader, noise, picture, refusal, shows
 
 from flowcore.batch.job import Work, Worker
 from flowcore.images import files
@@ -122,8 +122,9 @@ def test_png_files_hold_workflow_and_provenance(host, flows, bits):
     assert json.loads(texts["workflow"]) == canvas
     assert json.loads(texts["prompt"]).keys() == workflow.keys()
     put(host, "told.png", last)
-    recipe = graph(recipe=("FlowcoreLoadRecipe", {"image": "told.png"}), show=("PreviewAny", {"source": "recipe.2"}))
-    told = host.outputs(recipe)["recipe"]
+    told = host.outputs(
+        recipe=("FlowcoreLoadRecipe", {"image": "told.png"}), show=("PreviewAny", {"source": "recipe.2"})
+    )["recipe"]
     assert told["seed"] == [42]
     assert "was changed" not in told["text"][0]
 
