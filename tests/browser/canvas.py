@@ -29,9 +29,7 @@ def find_browser() -> str | None:
 class Canvas:
     """A page with the frontend, in one renderer and one language."""
 
-    def __init__(
-        self, server: comfyui.Server, browser: Any, pictures: Path, *, vue: bool, language: str, sharp: float = 1
-    ) -> None:
+    def __init__(self, server: comfyui.Server, browser: Any, pictures: Path, *, vue: bool, language: str) -> None:
         self.vue, self.language, self.pictures = vue, language, pictures
         settings = {
             "Comfy.VueNodes.Enabled": vue,
@@ -42,7 +40,7 @@ class Canvas:
             "Comfy.Minimap.Visible": False,
         }
         Host(server).post("/settings", settings)
-        self.page = browser.new_page(viewport={"width": WIDE, "height": HIGH}, device_scale_factor=sharp)
+        self.page = browser.new_page(viewport={"width": WIDE, "height": HIGH})
         self.page.set_default_timeout(90_000)
         self.complaints: list[str] = []
         self.opened = 0
@@ -51,8 +49,8 @@ class Canvas:
         self.page.goto(server.url)
         self.page.wait_for_function(
             "() => window.app?.graph && window.LiteGraph?.registered_node_types.FlowcoreUpscale"
+            " && document.querySelector('canvas')?.width > 0"
         )
-        self.page.wait_for_function("() => document.querySelector('canvas')?.width > 0")
 
     def _heard(self, message: Any) -> None:
         if message.type == "error" and ("flowcore" in message.text or comfyui.PACK_NAME in str(message.location)):
@@ -69,9 +67,8 @@ class Canvas:
             self.page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
         else:
             self.opened += 1  # of one name, the frontend would take them for one workflow
-            self.page.evaluate(
-                "([workflow, name]) => app.loadApiJson(workflow, name)", [workflow, f"story {self.opened}"]
-            )
+            named = [workflow, f"story {self.opened}"]
+            self.page.evaluate("([workflow, name]) => app.loadApiJson(workflow, name)", named)
         # A run belongs to the workflow that is open then, which the frontend notices somewhat later.
         self.page.wait_for_function(
             "() => app.extensionManager.workflow.activeWorkflow"

@@ -73,3 +73,20 @@ def canvases(served, chromium, pages):
 
     yield opened
     assert [complaint for page in pages.values() for complaint in page.complaints] == []
+
+
+@pytest.fixture(params=[False, True], ids=["classic", "nodes2"])
+def canvas(request, canvases) -> Canvas:
+    """The canvas in both renderers."""
+    return canvases(vue=request.param)
+
+
+@pytest.fixture
+def page(canvas):
+    return canvas.page
+
+
+@pytest.fixture
+def classic(canvases) -> Canvas:
+    """The canvas in the classic renderer."""
+    return canvases(vue=False)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import sys
 import tempfile
@@ -56,15 +57,6 @@ POINTER = """() => {
     document.body.append(pointer);
     const follow = e => { pointer.style.transform = `translate(${e.clientX - 2}px, ${e.clientY - 1}px)`; };
     for (const kind of ['mousemove', 'pointermove']) addEventListener(kind, follow, true); }"""
-
-DROP = """([selector, data, name]) => {
-    const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0)), transfer = new DataTransfer();
-    transfer.items.add(new File([bytes], name, {type: 'image/png'}));
-    const box = document.querySelector(selector).getBoundingClientRect();
-    const at = {clientX: box.x + box.width / 2, clientY: box.y + box.height / 2};
-    for (const kind of ['dragenter', 'dragover', 'drop'])
-        document.querySelector(selector).dispatchEvent(
-            new DragEvent(kind, {dataTransfer: transfer, bubbles: true, cancelable: true, ...at})); }"""
 
 
 def scene() -> dict[str, Any]:
@@ -145,9 +137,7 @@ class Film:
         self.page.wait_for_timeout(800)
         self.shoot()
         # One for every change of the picture, as far as there are not more of them than are kept.
-        every = [
-            frame for k, frame in enumerate(self.frames) if not k or frame.tobytes() != self.frames[k - 1].tobytes()
-        ]
+        every = [next(same) for _, same in itertools.groupby(self.frames, key=Image.Image.tobytes)]
         count = min(RUN_FRAMES, len(every))
         kept = [every[round(k * (len(every) - 1) / max(1, count - 1))] for k in range(count)]
         self.frames = [*before, *kept]
@@ -161,8 +151,7 @@ class Film:
 
 def node_selector(canvas: Canvas, kind: str) -> str:
     """Return the selector of the only node of a kind."""
-    (number,) = [node["id"] for node in canvas.nodes() if node["type"] == kind]
-    return f"[data-node-id='{number}']"
+    return f"[data-node-id='{canvas.only(kind)['id']}']"
 
 
 def record(server: comfyui.Server, browser: Browser, folder: Path) -> list[Image.Image]:
@@ -186,11 +175,9 @@ def record(server: comfyui.Server, browser: Browser, folder: Path) -> list[Image
     film.shoot(3)
     x, y, width, height = film.box(node_selector(canvas, "FlowcoreExample"))
     film.move(x + 0.4 * width, y + 0.4 * height, 10)
-    page.evaluate(DROP, [node_selector(canvas, "FlowcoreExample"), data, PHOTO.name])
+    canvas.drop(PHOTO.read_bytes(), PHOTO.name, (x + width / 2, y + 45))
     page.evaluate("() => { document.querySelector('#film-pointer img').style.display = 'none' }")
-    page.wait_for_function(
-        "() => /photo/.test(document.querySelector('.flowcore-brush-board img')?.src)", timeout=30_000
-    )
+    page.wait_for_function("() => /photo/.test(document.querySelector('.flowcore-brush-board img')?.src)")
     page.wait_for_timeout(1500)
     film.shoot(5)
 

@@ -1,13 +1,12 @@
 """The brush on the canvas, by mouse and keyboard, in both renderers; and that what a node says stays with its run."""
 
-from __future__ import annotations
-
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
-from test_canvas import RENDERERS, digits, numbered, positions
+from test_canvas import digits, numbered, positions
 
 BOARD = ".flowcore-brush-board"
 
@@ -19,6 +18,14 @@ def painting(kind="FlowcorePaintHints", **values):
         paint=(kind, {"image": "image.0", "painting": ""} | values),
         show=output.get(kind, ("MaskPreview", {"mask": "paint.0"})),
     )
+
+
+def place(board, x, y):
+    """A place of a picture on the page: it is 72 wide and 48 high, and whole on its board."""
+    box = board.bounding_box()
+    scale = min(box["width"] / 72, box["height"] / 48)
+    left, top = box["x"] + (box["width"] - 72 * scale) / 2, box["y"] + (box["height"] - 48 * scale) / 2
+    return left + x * scale, top + y * scale
 
 
 class Brush:
@@ -36,12 +43,8 @@ class Brush:
         return self.page.locator(f".flowcore-brush-tools [data-tool='{name}']")
 
     def at(self, x, y):
-        """A place of the picture on the page: it is 72 wide and 48 high, and whole on the board."""
-        box = self.page.locator(BOARD).bounding_box()
-        width = min(box["width"], box["height"] * 72 / 48)
-        height = width * 48 / 72
-        left, top = box["x"] + (box["width"] - width) / 2, box["y"] + (box["height"] - height) / 2
-        return left + x * width, top + y * height
+        """A place of the picture on the page."""
+        return place(self.page.locator(BOARD), 72 * x, 48 * y)
 
     def drag(self, *places):
         self.canvas.drag(*(self.at(*place) for place in places))
@@ -54,9 +57,7 @@ class Brush:
         return picture[round(top), round(left)]
 
 
-@RENDERERS
-def test_strokes_are_painted_erased_undone_and_sent(canvases, vue):
-    canvas = canvases(vue=vue)
+def test_strokes_are_painted_erased_undone_and_sent(canvas):
     canvas.open(painting())
     brush = Brush(canvas, "FlowcorePaintHints")
     brush.page.locator(".swatch").nth(1).click()
@@ -85,8 +86,8 @@ def test_strokes_are_painted_erased_undone_and_sent(canvases, vue):
     red, _, blue = brush.seen(0.35, 0.5)
     assert abs(red - blue) < 10  # the gray picture again
     canvas.page.locator(BOARD).focus()
-    canvas.page.keyboard.press("Control+z")
-    canvas.page.keyboard.press("Control+z")
+    for _ in range(2):
+        canvas.page.keyboard.press("Control+z")
     assert brush.strokes() == [stroke]
     canvas.page.keyboard.press("Control+Shift+Z")
     assert len(brush.strokes()) == 2
@@ -116,9 +117,7 @@ def test_strokes_are_painted_erased_undone_and_sent(canvases, vue):
     assert canvas.overlapping() == []
 
 
-@RENDERERS
-def test_temperature_is_painted_on_the_whole_screen(canvases, vue):
-    canvas = canvases(vue=vue)
+def test_temperature_is_painted_on_the_whole_screen(canvas):
     canvas.open(painting("FlowcorePaintTemperature", ground=0.0))
     brush = Brush(canvas, "FlowcorePaintTemperature")
     slider = canvas.page.locator(".flowcore-brush-tools input.amount")
@@ -141,53 +140,51 @@ def test_temperature_is_painted_on_the_whole_screen(canvases, vue):
     assert brush.tool("dropper").count() == 0
 
 
-def test_a_picture_of_flow_example_is_there_at_once_and_frames_of_a_film_after_a_run(canvases):
-    canvas = canvases(vue=False)
+def test_a_picture_of_flow_example_is_there_at_once_and_frames_of_a_film_after_a_run(classic):
     workflow = painting()
     workflow["1"] |= {"class_type": "FlowcoreExample", "inputs": {"picture": "second photograph"}}
-    canvas.open(workflow)
-    brush = Brush(canvas, "FlowcorePaintHints")
+    classic.open(workflow)
+    brush = Brush(classic, "FlowcorePaintHints")
     brush.drag((0.3, 0.3), (0.6, 0.3))
     shown = brush.page.locator(f"{BOARD} img")
     assert "filename=second+photograph&" in shown.get_attribute("src")
     for picture, file in (("photograph", "filename=photograph&"), ("black-and-white film", None)):
-        canvas.move("FlowcoreExample", "picture", picture)
-        canvas.page.wait_for_timeout(300)
+        classic.move("FlowcoreExample", "picture", picture)
+        classic.page.wait_for_timeout(300)
         assert file is None if shown.get_attribute("src") is None else file in shown.get_attribute("src")
         assert brush.strokes() == []  # they were of the picture before
     brush.tool("undo").click()
     assert len(brush.strokes()) == 1
-    canvas.run()
-    canvas.page.wait_for_function("() => document.querySelector('.flowcore-brush-board img')?.naturalWidth > 0")
+    classic.run()
+    classic.page.wait_for_function("() => document.querySelector('.flowcore-brush-board img')?.naturalWidth > 0")
 
 
-def test_a_picture_behind_other_nodes_is_there_after_a_run(canvases):
-    canvas = canvases(vue=False)
+def test_a_picture_behind_other_nodes_is_there_after_a_run(classic):
     workflow = painting()
     workflow["2"]["inputs"]["image"] = ["4", 0]
     workflow["4"] = {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}, "_meta": {"title": "Invert"}}
-    canvas.open(workflow)
-    canvas.look_at("FlowcorePaintHints")
-    assert "empty" in canvas.page.locator(BOARD).get_attribute("class")
-    canvas.shot("brush-empty")
-    canvas.page.locator(BOARD).click()
-    assert canvas.value("FlowcorePaintHints", "painting") == ""
-    canvas.run()
-    Brush(canvas, "FlowcorePaintHints").drag((0.2, 0.2), (0.4, 0.2))
-    assert len(json.loads(canvas.value("FlowcorePaintHints", "painting"))) == 1
+    classic.open(workflow)
+    classic.look_at("FlowcorePaintHints")
+    assert "empty" in classic.page.locator(BOARD).get_attribute("class")
+    classic.shot("brush-empty")
+    classic.page.locator(BOARD).click()
+    assert classic.value("FlowcorePaintHints", "painting") == ""
+    classic.run()
+    Brush(classic, "FlowcorePaintHints").drag((0.2, 0.2), (0.4, 0.2))
+    assert len(json.loads(classic.value("FlowcorePaintHints", "painting"))) == 1
 
 
-def test_what_is_painted_is_seen_in_a_subgraph_that_was_closed_during_a_run(canvases):
+def test_what_is_painted_is_seen_in_a_subgraph_that_was_closed_during_a_run(classic):
     """Its picture comes from outside of the subgraph, and needs no pointer over the board."""
-    canvas, page = canvases(vue=False), canvases(vue=False).page
+    page = classic.page
     stroke = json.dumps([{"color": "#ff0000", "size": 0.1, "points": [[0.2, 0.5], [0.8, 0.5]]}])
-    canvas.open(painting(painting=stroke))
-    canvas.close_up("FlowcorePaintHints")
-    canvas.run()
-    canvas.enter()
+    classic.open(painting(painting=stroke))
+    classic.close_up("FlowcorePaintHints")
+    classic.run()
+    classic.enter()
     page.wait_for_function("() => document.querySelector('.flowcore-brush-board img')?.naturalWidth > 0")
     page.wait_for_timeout(300)
-    canvas.shot("brush-subgraph")
+    classic.shot("brush-subgraph")
     assert page.evaluate(
         """() => { const layer = document.querySelector('.flowcore-brush-board canvas'), {width, height} = layer;
             const at = (x, y) => layer.getContext('2d').getImageData(x * width, y * height, 1, 1).data[3];
@@ -195,8 +192,7 @@ def test_what_is_painted_is_seen_in_a_subgraph_that_was_closed_during_a_run(canv
     ) == [150, 255, 0]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# what a node says
+# --- what a node says -------------------------------------------------------------------------------------------------
 
 SAID = "() => [...document.querySelectorAll('.flowcore-text')].map(e => e.textContent).filter(Boolean)"
 
@@ -220,23 +216,21 @@ def run_behind(canvas, workflow, other):
     canvas.page.wait_for_timeout(2000)
 
 
-def test_what_a_run_says_is_not_shown_in_another_workflow_of_the_page(canvases):
-    canvas = canvases(vue=False)
-    run_behind(canvas, painting(), painting(lock=True))
-    assert canvas.page.evaluate(SAID) == []
-    canvas.run()
-    canvas.page.wait_for_function(f"() => ({SAID})().length > 0")
+def test_what_a_run_says_is_not_shown_in_another_workflow_of_the_page(classic):
+    run_behind(classic, painting(), painting(lock=True))
+    assert classic.page.evaluate(SAID) == []
+    classic.run()
+    classic.page.wait_for_function(f"() => ({SAID})().length > 0")
 
 
-def test_the_pictures_of_a_run_are_not_shown_in_another_workflow_of_the_page(canvases):
-    canvas = canvases(vue=False)
+def test_the_pictures_of_a_run_are_not_shown_in_another_workflow_of_the_page(classic):
     values = {"model": "model.0", "samples": 2, "temperature": 0.7, "seed": 21}
-    run_behind(canvas, digits("FlowcoreSample", values), digits("FlowcoreSample", values | {"seed": 31}))
-    buttons = canvas.page.locator(".flowcore-gallery button")
+    run_behind(classic, digits("FlowcoreSample", values), digits("FlowcoreSample", values | {"seed": 31}))
+    buttons = classic.page.locator(".flowcore-gallery button")
     assert buttons.count() == 0
-    seed = canvas.value("FlowcoreSample", "seed")
-    canvas.run()
-    canvas.page.wait_for_function("() => document.querySelectorAll('.flowcore-gallery [data-seed]').length == 2")
+    seed = classic.value("FlowcoreSample", "seed")
+    classic.run()
+    classic.page.wait_for_function("() => document.querySelectorAll('.flowcore-gallery [data-seed]').length == 2")
     assert buttons.nth(0).get_attribute("data-seed") == str(seed)
 
 
@@ -250,10 +244,8 @@ def test_what_a_run_of_one_page_says_is_not_shown_on_another(canvases, chromium)
     assert other.page.evaluate(SAID) == []
 
 
-@RENDERERS
-def test_eyes_are_clicked_dragged_and_cleared_with_another_picture(canvases, vue):
+def test_eyes_are_clicked_dragged_and_cleared_with_another_picture(canvas):
     """On a picture of 72x48 in Align Face; typed points are dots, and a right-click starts anew."""
-    canvas = canvases(vue=vue)
     canvas.open(
         numbered(
             image=("LoadImage", {"image": "example.png"}),
@@ -262,16 +254,8 @@ def test_eyes_are_clicked_dragged_and_cleared_with_another_picture(canvases, vue
         )
     )
     canvas.look_at("FlowcoreAlignFace", scale=1.2)
-    board = canvas.page.locator(".flowcore-eyes svg")
+    at = partial(place, canvas.page.locator(".flowcore-eyes svg"))
     canvas.page.wait_for_selector(".flowcore-eyes circle", state="attached")
-
-    def at(x, y):
-        box = board.bounding_box()
-        scale = min(box["width"] / 72, box["height"] / 48)
-        return (
-            box["x"] + (box["width"] - 72 * scale) / 2 + x * scale,
-            box["y"] + (box["height"] - 48 * scale) / 2 + y * scale,
-        )
 
     def eyes():
         texts = canvas.value("FlowcoreAlignFace", "left_eye", "right_eye")

@@ -1,7 +1,5 @@
 """Every shipped workflow on the real canvas, in both renderers: what a person sees is what the file says."""
 
-from __future__ import annotations
-
 import copy
 import io
 import json
@@ -11,10 +9,12 @@ import comfyui
 import numpy as np
 import pytest
 from PIL import Image
-from talk import WORKFLOWS, graph
-from test_workflows import NOTES, STORIES, canonical, to_api, widgets
+from talk import graph
+from test_workflows import BLUEPRINTS, NOTES, STORIES, canonical, to_api, widgets
 
-RENDERERS = pytest.mark.parametrize("vue", [False, True], ids=["classic", "nodes2"])
+LINEAR = "() => app.extensionManager.command.execute('Comfy.ToggleLinear')"  # App mode, and back
+RED = io.BytesIO()
+Image.new("RGB", (40, 30), (200, 30, 30)).save(RED, "PNG")
 
 
 def story(name):
@@ -39,9 +39,8 @@ def counts(workflow):
     return {number: len(values) for number, values in positions(workflow).items()}
 
 
-@RENDERERS
-def test_shipped_workflows_open_with_every_value_in_its_widget(canvases, host, vue):
-    canvas, every = canvases(vue=vue), host.get_json("/object_info")
+def test_shipped_workflows_open_with_every_value_in_its_widget(canvas, host):
+    every = host.get_json("/object_info")
     for name in STORIES:
         saved = story(name)
         canvas.open(saved)
@@ -66,10 +65,8 @@ def test_shipped_workflows_open_with_every_value_in_its_widget(canvases, host, v
         canvas.shot(f"open-{name}")
 
 
-@RENDERERS
-def test_blueprints_open_and_all_of_their_nodes_are_known(canvases, vue):
-    canvas = canvases(vue=vue)
-    for path in sorted((WORKFLOWS.parent / "subgraphs").glob("*.json")):
+def test_blueprints_open_and_all_of_their_nodes_are_known(canvas):
+    for path in BLUEPRINTS:
         blueprint = json.loads(path.read_text())
         canvas.open(blueprint)
         (outer,) = canvas.nodes()
@@ -90,10 +87,8 @@ def test_blueprints_open_and_all_of_their_nodes_are_known(canvases, vue):
         canvas.shot(f"blueprint-{path.stem.replace(' ', '-')}")
 
 
-@RENDERERS
-def test_blueprints_are_placed_twice_in_an_empty_workflow_and_run(canvases, vue):
-    canvas, page = canvases(vue=vue), canvases(vue=vue).page
-    for path in sorted((WORKFLOWS.parent / "subgraphs").glob("*.json")):
+def test_blueprints_are_placed_twice_in_an_empty_workflow_and_run(canvas, page):
+    for path in BLUEPRINTS:
         blueprint = json.loads(path.read_text())
         (outer,) = blueprint["nodes"]
         canvas.open(numbered(photo=("LoadImage", {"image": "example.png"})))
@@ -124,33 +119,35 @@ def test_blueprints_are_placed_twice_in_an_empty_workflow_and_run(canvases, vue)
         canvas.run()
 
 
+def saved_node(workflow, kind):
+    """The only node of a kind in a saved workflow."""
+    (node,) = [node for node in workflow["nodes"] if node["type"] == kind]
+    return node
+
+
 def of_small_photo(name):
     """A shipped story of a photograph, with a small one."""
     workflow = story(name)
-    (photo,) = [node for node in workflow["nodes"] if node["type"] == "FlowcoreExample"]
+    photo = saved_node(workflow, "FlowcoreExample")
     del photo["outputs"][2]
     photo |= {"type": "LoadImage", "inputs": [], "widgets_values": ["example.png", "image"]}
     return workflow
 
 
-def upscaling(control="randomize"):
+def upscaling(control="randomize", temperature=0.8):
     """The shipped story with a small model's worth of work."""
     workflow = of_small_photo("upscale")
-    (node,) = [node for node in workflow["nodes"] if node["type"] == "FlowcoreUpscale"]
-    node["widgets_values"][:4] = [0.8, 40, control, 4]
+    saved_node(workflow, "FlowcoreUpscale")["widgets_values"][:4] = [temperature, 40, control, 4]
     return workflow
 
 
 PICTURES = "() => [...document.querySelectorAll('.flowcore-gallery img')].filter(i => i.naturalWidth).length == 4"
 
 
-@RENDERERS
-def test_a_run_shows_its_pictures_and_a_click_picks_one(canvases, host, vue):
-    canvas = canvases(vue=vue)
+def test_a_run_shows_its_pictures_and_a_click_picks_one(canvas, page, host):
     canvas.open(upscaling())
     before = counts(canvas.saved())
     canvas.run()
-    page = canvas.page
     page.wait_for_function(PICTURES)
     page.wait_for_timeout(600)
     buttons = page.locator(".flowcore-gallery button")
@@ -162,7 +159,7 @@ def test_a_run_shows_its_pictures_and_a_click_picks_one(canvases, host, vue):
     assert canvas.value("FlowcoreUpscale", "seed") not in range(40, 44)  # a random one stands there for the next run
     canvas.fit()
     canvas.shot("gallery")
-    if not vue:
+    if not canvas.vue:
         (_, _, _, bottom), last = canvas.bounds("FlowcoreUpscale"), buttons.nth(3).bounding_box()
         assert last["y"] + last["height"] <= bottom
     save = canvas.only("SaveImage")["id"]
@@ -176,7 +173,7 @@ def test_a_run_shows_its_pictures_and_a_click_picks_one(canvases, host, vue):
     sent = canvas.sent("FlowcoreUpscale")
     assert (sent["seed"], sent["pick"]) == (40, 3)
     assert not [name for name in sent if name.startswith("flowcore_")]
-    if vue:  # which is an icon there, and crossed out
+    if canvas.vue:  # which is an icon there, and crossed out
         page.wait_for_selector(f"[data-node-id='{ours['id']}'] [class*='lucide--pencil-off']")
     page.evaluate(
         """() => { window.moved = 0; app.api.addEventListener('b_preview_with_metadata', () => { window.moved++ }) }"""
@@ -201,14 +198,13 @@ def test_a_run_shows_its_pictures_and_a_click_picks_one(canvases, host, vue):
     assert canvas.value("FlowcoreUpscale", "pick") == 0
 
 
-@RENDERERS
-def test_a_pick_of_an_earlier_run_is_what_is_saved_and_ends_with_its_photograph(canvases, host, served, vue):
+def test_a_pick_of_an_earlier_run_is_what_is_saved_and_ends_with_its_photograph(canvas, page, host, served):
     """With that run's settings and source, whatever stands on the nodes by then; runs are told apart."""
-    canvas, page = canvases(vue=vue), canvases(vue=vue).page
-    Image.new("RGB", (72, 48), (90, 40, 160 + vue)).save(served.base / "input" / "second.png")
+    Image.new("RGB", (72, 48), (90, 40, 160 + canvas.vue)).save(served.base / "input" / "second.png")
     canvas.open(upscaling("fixed"))
     canvas.spread()
     canvas.move("FlowcoreUpscale", "samples", 2)
+    low = 0.1 + canvas.vue / 100
     source = canvas.value("LoadImage", "image")
     save = canvas.only("SaveImage")["id"]
 
@@ -218,7 +214,7 @@ def test_a_pick_of_an_earlier_run_is_what_is_saved_and_ends_with_its_photograph(
         return [np.asarray(Image.open(served.base / "output" / "flowcore" / file)) for file in files]
 
     pictures = []
-    for temperature, photograph in ((0.1 + vue / 100, source), (1.2, source), (1.2, "second.png")):
+    for temperature, photograph in ((low, source), (1.2, source), (1.2, "second.png")):
         canvas.move("FlowcoreUpscale", "temperature", temperature)
         canvas.move("LoadImage", "image", photograph)
         canvas.run()
@@ -226,14 +222,13 @@ def test_a_pick_of_an_earlier_run_is_what_is_saved_and_ends_with_its_photograph(
     buttons = page.locator(".flowcore-gallery button")
     assert buttons.count() == 6
     titles = page.locator(".flowcore-gallery p").all_inner_texts()
-    low = 0.1 + vue / 100
     assert titles == [f"{source} · temperature {low}", f"{source} · temperature 1.2", "second.png · temperature 1.2"]
     canvas.look_at("FlowcoreUpscale")
     canvas.shot("runs")
     buttons.nth(1).click()
     page.wait_for_timeout(200)
     assert titles[0] in buttons.nth(1).get_attribute("title")
-    assert canvas.value("FlowcoreUpscale", "pick", "temperature") == [2, 0.1 + vue / 100]
+    assert canvas.value("FlowcoreUpscale", "pick", "temperature") == [2, low]
     assert canvas.value("LoadImage", "image") == source
     canvas.run()
     assert np.array_equal(saved(1)[0], pictures[0][1])
@@ -249,16 +244,15 @@ HEIGHT = "() => document.querySelector('.flowcore-area:has(.flowcore-viewer)').o
 SAVED = "() => /^Saved as output.flowcore.saved_/.test(document.querySelector('.flowcore-gallery ~ div').textContent)"
 
 
-@RENDERERS
-def test_results_of_every_run_stay_in_one_area_of_one_height_and_one_is_saved(canvases, host, served, vue):
-    canvas, page = canvases(vue=vue), canvases(vue=vue).page
+def test_results_of_every_run_stay_in_one_area_of_one_height_and_one_is_saved(canvas, page, host, served):
     Image.new("RGB", (3, 400), "teal").save(served.base / "input" / "thin.png")
     canvas.open(upscaling("fixed"))
     page.set_viewport_size({"width": 1366, "height": 768})
     canvas.fit()
     heights = [page.evaluate(HEIGHT)]
     canvas.move("FlowcoreUpscale", "samples", 1)
-    seeds = [str(4274389000 + 10 * vue + k) for k in range(5)]  # others than in the other renderer, which are cached
+    first = 4274389000 + 10 * canvas.vue  # others than in the other renderer, which are cached
+    seeds = [str(first + k) for k in range(5)]
     for seed in seeds:
         canvas.move("FlowcoreUpscale", "seed", int(seed))
         page.evaluate("() => app.queuePrompt(0, 1)")
@@ -286,16 +280,14 @@ def test_results_of_every_run_stay_in_one_area_of_one_height_and_one_is_saved(ca
     canvas.run()
     assert page.evaluate("() => document.querySelector('.flowcore-gallery ~ div.flowcore-text').innerText")  # below it
     heights.append(page.evaluate(HEIGHT))
-    canvas.open(canvas.saved() | {"id": f"again-{vue}"})
+    canvas.open(canvas.saved() | {"id": f"again-{canvas.vue}"})
     heights.append(page.evaluate(HEIGHT))
     canvas.shot("area-again")
     page.set_viewport_size({"width": 1600, "height": 1000})
     assert len(set(heights)) == 1, heights
 
 
-@RENDERERS
-def test_a_bad_jpeg_is_enlarged_on_the_first_run(canvases, vue):
-    canvas = canvases(vue=vue)
+def test_a_bad_jpeg_is_enlarged_on_the_first_run(canvas):
     canvas.open(story("photo"))
     assert canvas.value("FlowcoreLoadModel", "model_name") == "srflow-x4-photo"
     canvas.run()
@@ -305,20 +297,17 @@ def test_a_bad_jpeg_is_enlarged_on_the_first_run(canvases, vue):
     assert canvas.overlapping() == []
 
 
-def test_one_click_takes_the_model_for_a_damaged_photograph(canvases):
-    canvas = canvases(vue=False)
-    canvas.open(story("photo"))
-    canvas.move("FlowcoreLoadModel", "model_name", "srflow-x4")
-    canvas.move("FlowcoreUpscale", "samples", 1)
-    canvas.run()
-    canvas.page.get_by_text("Use srflow-x4-photo").click()
-    assert canvas.value("FlowcoreLoadModel", "model_name") == "srflow-x4-photo"
-    assert canvas.page.get_by_text("Use srflow-x4-photo").count() == 0
+def test_one_click_takes_the_model_for_a_damaged_photograph(classic):
+    classic.open(story("photo"))
+    classic.move("FlowcoreLoadModel", "model_name", "srflow-x4")
+    classic.move("FlowcoreUpscale", "samples", 1)
+    classic.run()
+    classic.page.get_by_text("Use srflow-x4-photo").click()
+    assert classic.value("FlowcoreLoadModel", "model_name") == "srflow-x4-photo"
+    assert classic.page.get_by_text("Use srflow-x4-photo").count() == 0
 
 
-@RENDERERS
-def test_training_is_cancelled_by_the_button(canvases, vue):
-    canvas, page = canvases(vue=vue), canvases(vue=vue).page
+def test_training_is_cancelled_by_the_button(canvas, page):
     canvas.open(story("train"))
     canvas.watch_end()
     page.evaluate(
@@ -334,11 +323,10 @@ def test_training_is_cancelled_by_the_button(canvases, vue):
 def test_a_story_is_an_app_with_its_brush(canvases):
     canvas = canvases(vue=True)
     workflow = of_small_photo("strokes")
-    (node,) = [node for node in workflow["nodes"] if node["type"] == "FlowcoreColorize"]
-    node["widgets_values"][1:4] = [21, "fixed", 1]
+    saved_node(workflow, "FlowcoreColorize")["widgets_values"][1:4] = [21, "fixed", 1]
     canvas.open(workflow)
-    page, command = canvas.page, "() => app.extensionManager.command.execute('Comfy.ToggleLinear')"
-    page.evaluate(command)
+    page = canvas.page
+    page.evaluate(LINEAR)
     board = page.locator(".flowcore-brush-board:visible")
     page.wait_for_function("() => document.querySelector('.flowcore-brush-board img')?.naturalWidth > 0")
     for words in ("Paint", "seed", "samples"):
@@ -352,49 +340,41 @@ def test_a_story_is_an_app_with_its_brush(canvases):
     shown = "() => [...document.images].some(i => i.src.includes('filename=strokes') && i.naturalWidth == 72)"
     page.wait_for_function(shown)
     canvas.shot("app")
-    page.evaluate(command)  # and back: the brush is on its node again
+    page.evaluate(LINEAR)  # and back: the brush is on its node again
     canvas.look_at("FlowcorePaintHints", scale=1.2)
     assert board.count() == 1
     assert len(json.loads(canvas.value("FlowcorePaintHints", "painting"))) == before + 1
 
 
-@RENDERERS
-def test_a_picture_is_dropped_on_the_story_and_on_its_app(canvases, host, vue):
-    canvas, page = canvases(vue=vue), canvases(vue=vue).page
+def test_a_picture_is_dropped_on_the_story_and_on_its_app(canvas, page, host):
     canvas.open(story("strokes"))
-    picture = io.BytesIO()
-    Image.new("RGB", (40, 30), (200, 30, 30)).save(picture, "PNG")
     shown = (
         "name => document.querySelector('.flowcore-brush-board img')?.src.includes(`filename=${name}`)"
         " && (!LiteGraph.vueNodesMode || document.querySelector(`img[src*='${name}']`)?.naturalWidth == 40)"
     )
     for name, kind in (("own.png", "FlowcoreExample"), ("next.png", "FlowcorePaintHints")):
         left, top, right, _ = canvas.bounds(kind)
-        canvas.drop(picture.getvalue(), name, ((left + right) / 2, top + 45))
+        canvas.drop(RED.getvalue(), name, ((left + right) / 2, top + 45))
         page.wait_for_function(shown, arg=name)
         assert canvas.sent("FlowcoreExample") == {"picture": name}
         assert canvas.value("FlowcorePaintHints", "painting") == ""  # its strokes were the sample's
         canvas.shot(f"dropped-{kind}")
     assert not any(node["type"] == "LoadImage" for node in canvas.nodes())
-    if vue:
-        page.evaluate("() => app.extensionManager.command.execute('Comfy.ToggleLinear')")
+    if canvas.vue:
+        page.evaluate(LINEAR)
         page.get_by_text("next.png").locator("visible=true").first.wait_for()
-        canvas.drop(picture.getvalue(), "third.png", (1400, 300))
+        canvas.drop(RED.getvalue(), "third.png", (1400, 300))
         page.get_by_text("third.png").locator("visible=true").first.wait_for()
         assert canvas.sent("FlowcoreExample") == {"picture": "third.png"}
-        page.evaluate("() => app.extensionManager.command.execute('Comfy.ToggleLinear')")
+        page.evaluate(LINEAR)
 
 
-@RENDERERS
-def test_several_pictures_that_are_dropped_become_a_folder(canvases, served, vue):
-    canvas, page = canvases(vue=vue), canvases(vue=vue).page
+def test_several_pictures_that_are_dropped_become_a_folder(canvas, page, served):
     canvas.open(story("morph"))
-    picture = io.BytesIO()
-    Image.new("RGB", (40, 30), (200, 30, 30)).save(picture, "PNG")
     left, top, right, _ = canvas.bounds("FlowcoreMorph")
-    canvas.drop(picture.getvalue(), "one.png two.png", ((left + right) / 2, top + 45))
+    canvas.drop(RED.getvalue(), "one.png two.png", ((left + right) / 2, top + 45))
     shown = "() => app.graph.nodes.find(n => n.type === 'FlowcoreExample').imgs?.[0].naturalWidth == 80"
-    if vue:
+    if canvas.vue:
         shown = "() => [...document.images].some(i => i.src.includes('subfolder=flowcore') && i.naturalWidth == 80)"
     page.wait_for_function(shown)
     canvas.shot("dropped-several")
@@ -405,7 +385,7 @@ def test_several_pictures_that_are_dropped_become_a_folder(canvases, served, vue
     holiday = served.base / "holiday"
     (holiday / "more").mkdir(parents=True, exist_ok=True)
     for name in ("b.png", "more/a.png", "a.txt"):
-        (holiday / name).write_bytes(picture.getvalue())
+        (holiday / name).write_bytes(RED.getvalue())
     canvas.drop_folder(holiday, ((left + right) / 2, top + 45))
     page.wait_for_function(
         "() => app.graph.nodes.find(n => n.type === 'FlowcoreExample').widgets[0].value.includes('holiday')"
@@ -425,12 +405,9 @@ WHERE = """() => {
         full: Boolean(document.fullscreenElement), open: v.classList.contains('full')} }"""
 
 
-@RENDERERS
-def test_two_pictures_are_compared_by_mouse_and_keyboard(canvases, vue):
-    canvas = canvases(vue=vue)
+def test_two_pictures_are_compared_by_mouse_and_keyboard(canvas, page):
     canvas.open(upscaling("fixed"))
     canvas.run()
-    page = canvas.page
     page.wait_for_function(PICTURES)
     canvas.look_at("FlowcoreUpscale", scale=0.8)
     page.wait_for_function(f"() => ({WHERE})().sides[1] == 288")
@@ -499,9 +476,7 @@ def test_two_pictures_are_compared_by_mouse_and_keyboard(canvases, vue):
     assert page.locator(".flowcore-area .flowcore-viewer").count() == 1
 
 
-@RENDERERS
-def test_every_picture_is_shown_as_soon_as_it_is_ready(canvases, vue):
-    canvas = canvases(vue=vue)
+def test_every_picture_is_shown_as_soon_as_it_is_ready(canvas):
     canvas.open(upscaling("fixed"))
     # How many pictures the gallery has as each preview comes.
     canvas.page.evaluate(
@@ -510,7 +485,7 @@ def test_every_picture_is_shown_as_soon_as_it_is_ready(canvases, vue):
             window.seen.push(document.querySelectorAll('.flowcore-gallery button').length); }) }"""
     )
     # A seed of its own: the server remembers the pictures of the other renderer, and shows no previews of them.
-    canvas.move("FlowcoreUpscale", "seed", 7000 + vue)
+    canvas.move("FlowcoreUpscale", "seed", 7000 + canvas.vue)
     canvas.run()
     assert canvas.page.evaluate("() => window.seen") == [0, 1, 2, 3, 4]  # first what is enlarged
 
@@ -550,50 +525,44 @@ def test_a_cell_of_the_grid_goes_where_the_image_is_enlarged(canvases):
     assert page.evaluate("id => app.nodeOutputs[id].images.length", preview) == 1
 
 
-def test_picking_the_best_keeps_the_seed_of_what_it_was_chosen_from(canvases):
-    canvas = canvases(vue=False)
+def test_picking_the_best_keeps_the_seed_of_what_it_was_chosen_from(classic):
     workflow = story("best-of")
-    for node in workflow["nodes"]:
-        if node["type"] == "FlowcoreUpscale":
-            node["widgets_values"][:4] = [0.8, 40, "randomize", 3]
-    canvas.open(workflow)
-    canvas.run()
-    canvas.fit()
-    assert canvas.overlapping() == []
-    page = canvas.page
-    best = canvas.only("FlowcoreBestOf")["id"]
+    saved_node(workflow, "FlowcoreUpscale")["widgets_values"][:4] = [0.8, 40, "randomize", 3]
+    classic.open(workflow)
+    classic.run()
+    classic.fit()
+    assert classic.overlapping() == []
+    page = classic.page
+    best = classic.only("FlowcoreBestOf")["id"]
     labels = page.evaluate("id => app.nodeOutputs[id].flowcore_gallery.map(e => [e.seed, e.score])", best)
     button = page.locator(".flowcore-gallery button", has_text=f"{labels[1][0]} · {labels[1][1]}")
-    canvas.shot("best-of")
+    classic.shot("best-of")
     button.click()
-    assert canvas.value("FlowcoreBestOf", "pick") == 2
-    assert canvas.value("FlowcoreUpscale", "pick") == 0
-    assert canvas.value("FlowcoreUpscale", "seed", "control_after_generate") == [40, "fixed"]
+    assert classic.value("FlowcoreBestOf", "pick") == 2
+    assert classic.value("FlowcoreUpscale", "pick") == 0
+    assert classic.value("FlowcoreUpscale", "seed", "control_after_generate") == [40, "fixed"]
 
 
-def test_a_digit_is_picked_with_its_label(canvases):
-    canvas = canvases(vue=False)
-    canvas.open(
-        digits("FlowcoreSample", {"model": "model.0", "samples": 4, "temperature": 0.7, "seed": 5, "labels": "3, 8"})
-    )
-    canvas.run()
-    canvas.fit()
-    canvas.page.locator(".flowcore-gallery button[data-seed='7']").click()
-    assert canvas.value("FlowcoreSample", "pick", "seed", "labels") == [3, 5, "3, 8"]
-    canvas.shot("digits")
+def test_a_digit_is_picked_with_its_label(classic):
+    values = {"model": "model.0", "samples": 4, "temperature": 0.7, "seed": 5, "labels": "3, 8"}
+    classic.open(digits("FlowcoreSample", values))
+    classic.run()
+    classic.fit()
+    classic.page.locator(".flowcore-gallery button[data-seed='7']").click()
+    assert classic.value("FlowcoreSample", "pick", "seed", "labels") == [3, 5, "3, 8"]
+    classic.shot("digits")
 
 
-def test_a_pick_that_comes_along_a_wire_is_not_written(canvases):
-    canvas = canvases(vue=False)
+def test_a_pick_that_comes_along_a_wire_is_not_written(classic):
     values = {"model": "model.0", "samples": 2, "temperature": 0.7, "seed": 12, "labels": "4", "pick": "number.0"}
-    canvas.open(digits("FlowcoreSample", values, number=("PrimitiveInt", {"value": 1})))
-    canvas.run()
-    canvas.fit()
+    classic.open(digits("FlowcoreSample", values, number=("PrimitiveInt", {"value": 1})))
+    classic.run()
+    classic.fit()
     names = ("pick", "seed", "control_after_generate")
-    before = canvas.value("FlowcoreSample", *names)
-    picked = canvas.page.locator(".flowcore-gallery button[data-seed='13']")
+    before = classic.value("FlowcoreSample", *names)
+    picked = classic.page.locator(".flowcore-gallery button[data-seed='13']")
     picked.click()
-    assert canvas.value("FlowcoreSample", *names) == before
+    assert classic.value("FlowcoreSample", *names) == before
     assert "wire" in picked.get_attribute("title")
 
 
@@ -634,18 +603,16 @@ def exploring():
 PAD = ".flowcore-pad section > div"
 
 
-@RENDERERS
-def test_the_pad_moves_x_and_y_and_they_move_it(canvases, vue):
-    canvas = canvases(vue=vue)
+def test_the_pad_moves_x_and_y_and_they_move_it(canvas, page):
     canvas.open(exploring())
     canvas.look_at("FlowcoreLatentExplorer", scale=1.3)
-    page, pad = canvas.page, canvas.page.locator(PAD)
+    pad = page.locator(PAD)
     number = int(canvas.only("FlowcoreLatentExplorer")["id"])
     length = counts(canvas.saved())[number]
     box = pad.bounding_box()
     assert box["width"] == pytest.approx(box["height"], abs=2)
     assert box["width"] > 100
-    if not vue:  # which lays it out by itself, some time later
+    if not canvas.vue:  # which lays it out by itself, some time later
         (_, _, _, bottom) = canvas.bounds("FlowcoreLatentExplorer")
         assert box["y"] + box["height"] <= bottom  # on the node, not across its edge
     canvas.drag(*((box["x"] + u * box["width"], box["y"] + v * box["height"]) for u, v in ((0.5, 0.5), (0.25, 0.75))))
@@ -684,11 +651,8 @@ def seen(canvas, picture):
     )
 
 
-@RENDERERS
-def test_pictures_follow_the_point_on_the_pad(canvases, vue):
-    canvas = canvases(vue=vue)
+def test_pictures_follow_the_point_on_the_pad(canvas, page):
     canvas.open(exploring())
-    page = canvas.page
     assert page.locator(".flowcore-pad img").count() == 0  # before a run there is nothing to see
     canvas.run()
     page.wait_for_function("() => document.querySelectorAll('.flowcore-pad img').length === 5")
@@ -725,13 +689,11 @@ def test_pictures_follow_the_point_on_the_pad(canvases, vue):
     assert len(asked) == 1
 
 
-@RENDERERS
-def test_styles_are_seen_while_their_sliders_move(canvases, vue):
-    canvas = canvases(vue=vue)
+def test_styles_are_seen_while_their_sliders_move(canvas, page):
     canvas.open(story("digits"))
     before = counts(canvas.saved())
     canvas.run()
-    page, picture = canvas.page, ".flowcore-live img"
+    picture = ".flowcore-live img"
     page.wait_for_function("selector => document.querySelector(selector)?.naturalWidth === 140", arg=picture)
     first, src = seen(canvas, picture), page.locator(picture).get_attribute("src")
     canvas.move("FlowcoreStyle", "bold", *(k / -10 for k in range(31)))
@@ -759,9 +721,7 @@ WIRE = """([target, on]) => { const of = kind => app.graph.nodes.find(n => n.typ
     if (on) of('FlowcoreLoadModel').connect(0, of(target), 'model'); else of(target).disconnectInput('model'); }"""
 
 
-@RENDERERS
-def test_a_loader_offers_what_the_nodes_at_its_wire_can_use(canvases, vue):
-    canvas = canvases(vue=vue)
+def test_a_loader_offers_what_the_nodes_at_its_wire_can_use(canvas, page):
     made = {"image": "photo.0", "temperature": 0.5, "seed": 1}
     canvas.open(
         numbered(
@@ -771,10 +731,8 @@ def test_a_loader_offers_what_the_nodes_at_its_wire_can_use(canvases, vue):
             color=("FlowcoreColorize", made),
         )
     )
-    kept, page = canvas.saved(), canvas.page
-    for node in kept["nodes"]:
-        if node["type"] == "FlowcoreLoadModel":
-            node["widgets_values"] = ["glow-photos"]
+    kept = canvas.saved()
+    saved_node(kept, "FlowcoreLoadModel")["widgets_values"] = ["glow-photos"]
     canvas.open(kept)
     upscalers = ["srflow-faces-x8", "srflow-x4", "srflow-x4-photo", "srflow-x8"]
     # What a workflow says stays, even where it is wrong: the run names a model to choose.
@@ -801,9 +759,7 @@ SAID = """() => { const node = app.graph.nodes.find(n => n.type === 'FlowcoreLoa
     return box && [box.textContent, box.offsetHeight - box.parentElement.offsetHeight] }"""
 
 
-@RENDERERS
-def test_a_loader_says_what_its_model_is_for_and_its_text_stays_inside(canvases, host, vue):
-    canvas, page = canvases(vue=vue), canvases(vue=vue).page
+def test_a_loader_says_what_its_model_is_for_and_its_text_stays_inside(canvas, page, host):
     uses = host.get_json("/i18n")["en"]["flowcore"]["uses"]
 
     def says(words, begins):
@@ -825,9 +781,7 @@ def test_a_loader_says_what_its_model_is_for_and_its_text_stays_inside(canvases,
 FAILED = """() => [...document.querySelectorAll('.flowcore-text.failed')].map(box => box.textContent)"""
 
 
-@RENDERERS
-def test_a_node_says_why_it_failed_until_the_next_run(canvases, vue):
-    canvas, page = canvases(vue=vue), canvases(vue=vue).page
+def test_a_node_says_why_it_failed_until_the_next_run(canvas, page):
     canvas.open(
         numbered(
             photo=("EmptyImage", {"width": 6000, "height": 4500, "batch_size": 1, "color": 0}),
@@ -848,18 +802,13 @@ def test_a_node_says_why_it_failed_until_the_next_run(canvases, vue):
     assert page.evaluate(FAILED) == []
 
 
-@RENDERERS
-def test_a_number_that_the_model_decides_says_so(canvases, vue):
-    canvas = canvases(vue=vue)
-    workflow = upscaling("fixed")
-    (node,) = [node for node in workflow["nodes"] if node["type"] == "FlowcoreUpscale"]
-    node["widgets_values"][0] = -0.1
-    canvas.open(workflow)
+def test_a_number_that_the_model_decides_says_so(canvas):
+    canvas.open(upscaling("fixed", -0.1))
 
     def shown(*names):
         canvas.page.wait_for_timeout(200)
         there = {name: [label, value] for name, label, value in canvas.only("FlowcoreUpscale")["widgets"]}
-        if vue:
+        if canvas.vue:
             words = "temperature (model's)"
             assert canvas.page.get_by_text(words, exact=True).count() == (words == there["temperature"][0])
         return [there[name] for name in names]
@@ -883,53 +832,47 @@ def test_a_number_that_the_model_decides_says_so(canvases, vue):
     assert shown(*names) == [["temperature (model's)", 1], [factor, 4], [own, 0.35], everything]
 
 
-def test_numbers_in_a_subgraph_show_what_the_model_states(canvases):
-    canvas = canvases(vue=False)
-    workflow = upscaling("fixed")
-    (node,) = [node for node in workflow["nodes"] if node["type"] == "FlowcoreUpscale"]
-    node["widgets_values"][0] = -0.1
-    canvas.open(workflow)
-    canvas.close_up("FlowcoreUpscale", "FlowcoreLoadModel")
-    canvas.enter()
+def test_numbers_in_a_subgraph_show_what_the_model_states(classic):
+    classic.open(upscaling("fixed", -0.1))
+    classic.close_up("FlowcoreUpscale", "FlowcoreLoadModel")
+    classic.enter()
     shown = """() => Object.fromEntries(
         app.canvas.graph.nodes.find(n => n.type === 'FlowcoreUpscale').widgets.map(w => [w.name, w.value]))"""
     names = ("temperature", "factor", "calm_edges")
-    canvas.page.wait_for_function(f"() => ({shown})().factor")
-    values = canvas.page.evaluate(shown)
+    classic.page.wait_for_function(f"() => ({shown})().factor")
+    values = classic.page.evaluate(shown)
     assert [values[name] for name in names] == [1, 4, 0.35]
-    sent = canvas.sent("FlowcoreUpscale")
+    sent = classic.sent("FlowcoreUpscale")
     assert [sent[name] for name in names] == [-0.1, 0, -0.1]
-    (inside,) = canvas.saved()["definitions"]["subgraphs"]
-    (saved,) = [node["widgets_values"] for node in inside["nodes"] if node["type"] == "FlowcoreUpscale"]
+    (inside,) = classic.saved()["definitions"]["subgraphs"]
+    saved = saved_node(inside, "FlowcoreUpscale")["widgets_values"]
     assert [saved[place] for place in (0, 8, 11)] == [-0.1, 0, -0.1]
 
 
-def test_a_wire_that_is_dragged_from_a_model_input_gets_a_loader(canvases):
-    canvas, page = canvases(vue=False), canvases(vue=False).page
+def test_a_wire_that_is_dragged_from_a_model_input_gets_a_loader(classic):
+    page = classic.page
     settings = {"Comfy.LinkRelease.Action": "search box", "Comfy.NodeSearchBoxImpl.FollowCursor": False}
     for name, value in settings.items():
         page.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [name, value])
-    canvas.open(numbered(up=("FlowcoreUpscale", {"temperature": 0.3, "seed": 1})))
-    canvas.look_at("FlowcoreUpscale")
-    left, top, _, _ = canvas.bounds("FlowcoreUpscale")
+    classic.open(numbered(up=("FlowcoreUpscale", {"temperature": 0.3, "seed": 1})))
+    classic.look_at("FlowcoreUpscale")
+    left, top, _, _ = classic.bounds("FlowcoreUpscale")
     place = page.evaluate(
         """() => { const [node] = app.graph.nodes, slot = node.inputs.findIndex(({name}) => name === 'model');
             const [x, y] = node.getConnectionPos(true, slot), [left, top] = node.boundingRect;
             return [x - left, y - top]; }"""
     )
     start = (left + place[0], top + place[1])
-    canvas.drag(start, (start[0] - 60, start[1] + 300))
+    classic.drag(start, (start[0] - 60, start[1] + 300))
     page.wait_for_timeout(1000)
-    canvas.shot("loader-first")
+    classic.shot("loader-first")
     page.keyboard.press("Enter")
     page.wait_for_function("() => app.graph.nodes.length === 2")
     page.wait_for_timeout(500)
-    assert canvas.sent("FlowcoreUpscale")["model"] == [str(canvas.only("FlowcoreLoadModel")["id"]), 0]
+    assert classic.sent("FlowcoreUpscale")["model"] == [str(classic.only("FlowcoreLoadModel")["id"]), 0]
 
 
-@RENDERERS
-def test_a_selected_picture_is_enlarged_from_its_toolbox(canvases, vue):
-    canvas, page = canvases(vue=vue), canvases(vue=vue).page
+def test_a_selected_picture_is_enlarged_from_its_toolbox(canvas, page):
     canvas.open(numbered(photo=("LoadImage", {"image": "example.png"})))
     page.evaluate("() => app.canvas.selectItems([app.graph.nodes[0]])")
     button = page.get_by_label("Enlarge this picture")
@@ -947,16 +890,14 @@ def test_a_selected_picture_is_enlarged_from_its_toolbox(canvases, vue):
     assert canvas.overlapping() == []
 
 
-@RENDERERS
-def test_all_pictures_that_were_decoded_are_shown_on_the_node(canvases, vue):
-    canvas = canvases(vue=vue)
-    drawn = {"model": "model.0", "samples": 3, "temperature": 0.7, "seed": 30 + vue, "labels": "4"}
+def test_all_pictures_that_were_decoded_are_shown_on_the_node(canvas):
+    drawn = {"model": "model.0", "samples": 3, "temperature": 0.7, "seed": 30 + canvas.vue, "labels": "4"}
     canvas.open(digits("FlowcoreDecode", {"latents": "drawn.1", "model": "model.0"}, drawn=("FlowcoreSample", drawn)))
     canvas.run()
     canvas.spread()
     canvas.shot("decoded")
     shown = "() => app.graph.nodes.find(n => n.type === 'FlowcoreDecode').imgs?.length"
-    if vue:
+    if canvas.vue:
         shown = "() => document.querySelectorAll('[data-node-id=\"2\"] img').length"
     assert canvas.page.evaluate(shown) == 3
 
@@ -983,7 +924,7 @@ def dot(pad):
     )
 
 
-@RENDERERS
+@pytest.mark.parametrize("vue", [False, True], ids=["classic", "nodes2"])
 def test_a_canvas_in_korean(canvases, host, vue):
     canvas = canvases(vue=vue, language="ko")
     words = host.get_json("/i18n")["ko"]["nodeDefs"]
