@@ -24,8 +24,7 @@ from pathlib import Path
 
 import torch
 
-from .measure import Settings, arguments, say
-from .report import Table, machine, write
+from .measure import Settings, Table, arguments, machine, say, write
 
 SUBJECTS = ("srflow", "glow", "sizes")
 
@@ -41,9 +40,8 @@ def main() -> None:
     parser.add_argument("--lr", type=int, help="side of the LR image of srflow; default 160")
     parser.add_argument("--samples", type=int, nargs="+", help="of srflow; default 1 4 8")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder; default runs/benchmarks")
-    parser.add_argument(
-        "--quick", action="store_true", help="small sizes and one pair: shows that it runs, and no more"
-    )
+    text = "small sizes and one pair: shows that it runs, and no more"
+    parser.add_argument("--quick", action="store_true", help=text)
     options = parser.parse_args()
     settings = Settings(
         pairs=options.pairs or (1 if options.quick else 5),

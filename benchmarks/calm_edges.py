@@ -9,11 +9,8 @@ A setting is TEMPERATURE:SHARE; the share is what ``calm_edges`` of ``flowcore.u
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -29,7 +26,7 @@ from flowcore.quality.metrics import diversity, false_specks, lr_psnr, psnr
 from flowcore.quality.no_reference import niqe
 from flowcore.training.recipe import held_out_names
 
-from .measure import arguments, markdown, middle, say
+from .measure import arguments, markdown, means, middle, say
 from .upscalers import INPUTS
 
 MEASURES = {"false specks": 3, "NIQE": 2, "PSNR": 2, "LR-PSNR": 1, "diversity": 2}  # and their digits
@@ -51,6 +48,7 @@ def measure(flow: Flow, hr: Tensor, settings: list[str], kind: str) -> dict[str,
     return rows
 
 
+@torch.no_grad()
 def main() -> None:
     """Measure and print."""
     parser = arguments(__doc__, "calm_edges")
@@ -67,27 +65,18 @@ def main() -> None:
     options = parser.parse_args()
     flow = flowcore.load(options.model)
     rows: dict[str, dict[str, list[float]]] = {}
-    with torch.no_grad():
-        for name, hr in crops(options):
-            rows[name] = measure(flow, hr, options.settings, options.input)
-            say(name)
-            if options.json:
-                options.json.write_text(json.dumps(rows, indent=1) + "\n")
-    lines: list[list[str]] = []
-    for setting in options.settings:
-        means = [math.fsum(column) / len(rows) for column in zip(*(row[setting] for row in rows.values()), strict=True)]
-        cells = [f"{value:.{digits}f}" for value, digits in zip(means, MEASURES.values(), strict=True)]
-        lines.append([*setting.split(":"), *cells])
-    sys.stdout.write(markdown(["tau", "share", *MEASURES], lines) + "\n")
-
-
-def crops(options: argparse.Namespace) -> Iterator[tuple[str, Tensor]]:
-    """Read the middle of every chosen image; shorter sides stay."""
     for folder in options.folders:
         only = held_out_names("standard") if folder.name in options.held_out else None
         for path in list_images(folder, only, options.limit):
             hr = read_cropped(path, 16)
-            yield path.name, middle(hr, options.crop or max(hr.shape))
+            rows[path.name] = measure(flow, middle(hr, options.crop or max(hr.shape)), options.settings, options.input)
+            say(path.name)
+            if options.json:
+                options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    lines: list[list[str]] = []
+    for setting in options.settings:
+        lines.append([*setting.split(":"), *means([row[setting] for row in rows.values()], MEASURES.values())])
+    sys.stdout.write(markdown(["tau", "share", *MEASURES], lines) + "\n")
 
 
 if __name__ == "__main__":

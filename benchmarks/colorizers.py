@@ -52,10 +52,10 @@ from flowcore.evaluation.image_set import list_images, read_cropped
 from flowcore.flow import Flow
 from flowcore.images import color
 from flowcore.images.resize import resize_bilinear
-from flowcore.tasks.hints import Point, hints_from_points
+from flowcore.tasks.hints import hints_from_points
 from flowcore.training.recipe import held_out_names
 
-from .measure import arguments, markdown, say
+from .measure import arguments, markdown, recall, say
 
 Results = dict[str, dict[str, dict[str, float]]]  # set to model to what evaluate_colorizer returned
 
@@ -78,10 +78,8 @@ class Target:
 
     def text(self) -> str:
         """Say what is wanted."""
-        if math.isinf(self.low) and math.isinf(self.high):
-            return ""
         if math.isinf(self.low):
-            return f"at most {self.high:{self.style}}"
+            return "" if math.isinf(self.high) else f"at most {self.high:{self.style}}"
         return f"{self.low:{self.style}} to {self.high:{self.style}}"
 
     def cell(self, row: dict[str, float] | None) -> str:
@@ -141,9 +139,7 @@ def main() -> None:
     sets: dict[str, list[Path]] = {name: given for name, given in folders.items() if given}
     if not sets:
         parser.error("nothing to measure on: give --photographs, --held-out, --portraits or --hints")
-    measured: dict[str, Any] = {}
-    if options.json and options.json.exists():
-        measured = json.loads(options.json.read_text())
+    measured: dict[str, Any] = recall(options.json)
     results: Results = {name: {} for name in sets}
     for model, file in models.items():
         flow = flowcore.load(file, options.device)
@@ -172,16 +168,13 @@ def main() -> None:
 def parse_model(text: str) -> tuple[str, str]:
     """Split NAME=MODEL; without a name, that of a file is its own without suffix."""
     name, separator, file = text.partition("=")
-    if separator and not Path(text).exists():
-        return name, file
-    return Path(text).stem, text
+    return (name, file) if separator and not Path(text).exists() else (Path(text).stem, text)
 
 
 def fingerprint(weights: str, folders: list[Path], settings: dict[str, Any]) -> str:
     """Name what is measured: the weights, names and sizes of the images, and the settings."""
     images = [(file.name, file.stat().st_size) for file in list_images(folders, settings["only"], settings["limit"])]
-    used = [weights, images, settings["samples"]]
-    return hashlib.sha256(json.dumps(used).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([weights, images, settings["samples"]]).encode()).hexdigest()[:16]
 
 
 def targets_table(results: Results, models: list[str]) -> str:
@@ -202,17 +195,22 @@ def targets_table(results: Results, models: list[str]) -> str:
 
 
 def objects_row(name: str, file: str, folder: Path, options: argparse.Namespace) -> list[str]:
-    """Measure how well a model tells things apart by color, on the photographs of a folder."""
+    """Measure how well a model tells things apart by color, on photographs with a shorter side of 192."""
     flow = flowcore.load(file, options.device)
     held = held_out_names("standard")
     images = [image for image in list_images(folder) if image.name in held] or list_images(folder)
     images = images[:: max(1, len(images) // options.limit)][: options.limit]
     results: list[tuple[float, ...]] = []
     for image in images:
-        y, truth = color.split(at_working_size(read_cropped(image, 1)).to(options.device))
+        rgb = read_cropped(image, 1).to(options.device)
+        factor = 192 / min(rgb.shape[-2:])
+        sides = [max(1, round(side * factor / 32)) * 32 for side in rgb.shape[-2:]]
+        y, truth = color.split(resize_bilinear(rgb, sides))
         truth = F.avg_pool2d(truth, 16)
-        calm = F.avg_pool2d(color.split(flowcore.colorize(flow, y, temperature=0, detail=0, notify=ignore))[1], 16)
-        drawn = flowcore.colorize(flow, y, samples=options.samples, notify=ignore)
+        calm = F.avg_pool2d(
+            color.split(flowcore.colorize(flow, y, temperature=0, detail=0, notify=lambda _: None))[1], 16
+        )
+        drawn = flowcore.colorize(flow, y, samples=options.samples, notify=lambda _: None)
         drawn = F.avg_pool2d(color.split(drawn)[1], 16)
         gray = truth.square().mean()
         own, theirs, inner = (c - c.mean((2, 3), keepdim=True) for c in (calm, truth, drawn))
@@ -229,26 +227,20 @@ def objects_row(name: str, file: str, folder: Path, options: argparse.Namespace)
     return [name, f"{folder.name} ({len(images)})", *(f"{mean:.2f}" for mean in means)]
 
 
-def at_working_size(rgb: Tensor) -> Tensor:
-    """Resize to a shorter side of 192, sides multiples of 32."""
-    factor = 192 / min(rgb.shape[-2:])
-    return resize_bilinear(rgb, [max(1, round(side * factor / 32)) * 32 for side in rgb.shape[-2:]])
-
-
-def ignore(_sentence: str) -> None:
-    """Keep what a task says of a picture from the table."""
-
-
 # --- hints ------------------------------------------------------------------------------------------------------------
 
 
 def hints_table(flow: Flow, options: argparse.Namespace) -> str:
-    """Color the photographs of ``--hints`` with more and more hints, and format the errors."""
+    """Color the photographs of ``--hints`` with more and more of their own colors, and format the errors."""
     rows: dict[str, list[tuple[float, float]]] = {}
     for seed, file in enumerate(list_images(options.hints, limit=options.limit)):
         y, truth = color.split(read_cropped(file, 1).to(options.device))
+        rgb, (height, width) = color.compress(y, truth), y.shape[-2:]
         for count in COUNTS:
-            hints = hints_from_points(own_colors(y, truth, count, seed), (y.shape[-2], y.shape[-1]), radius=8)
+            rng = np.random.default_rng(seed)
+            places = [(int(rng.integers(width)), int(rng.integers(height))) for _ in range(count)]
+            points = [(column, row, tuple(rgb[0, :, row, column].tolist())) for column, row in places]
+            hints = hints_from_points(points, (height, width), radius=8)
             covered = hints.coverage[0, 0] > 0 if hints.coverage is not None else torch.zeros(y.shape[-2:]) > 0
             for way, (steps, lock) in WAYS.items():
                 if count == 0 and way != "conditioned":
@@ -260,15 +252,6 @@ def hints_table(flow: Flow, options: argparse.Namespace) -> str:
     means = {name: np.mean(values, axis=0) for name, values in rows.items()}
     lines = [[name, f"{at:.4f}", f"{elsewhere:.4f}"] for name, (at, elsewhere) in means.items()]
     return markdown(["hints", "RMSE at the hints", "elsewhere"], lines)
-
-
-def own_colors(y: Tensor, chroma: Tensor, count: int, seed: int) -> list[Point]:
-    """Take colors off a photograph, luma ``(1, 1, H, W)`` and chroma ``(1, 2, H, W)``, at random places."""
-    rng = np.random.default_rng(seed)
-    height, width = y.shape[-2:]
-    rgb = color.compress(y, chroma)
-    places = [(int(rng.integers(width)), int(rng.integers(height))) for _ in range(count)]
-    return [(column, row, tuple(rgb[0, :, row, column].tolist())) for column, row in places]
 
 
 def _rmse(difference: Tensor, mask: Tensor) -> float:

@@ -46,8 +46,7 @@ from flowcore.training.recipe import parse_recipe
 
 from . import sizes
 from .fresh import fresh
-from .measure import Settings, arguments
-from .report import processor
+from .measure import Settings, arguments, processor
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "tests" / "golden" / "equal.json"
@@ -116,10 +115,6 @@ def _peak() -> dict[str, float | None]:
     return {"MiB": fresh(sizes.prepare, settings, side=512, samples=1, precision="float32").beyond}
 
 
-def _models() -> dict[str, str]:
-    return {name: model_sha256(flowcore.load(name)) for name in catalog.names()}
-
-
 def _tiles() -> dict[str, str]:
     from every_task import BUILDERS
 
@@ -160,7 +155,7 @@ def _sides(task: Callable[..., Tensor], flow: flowcore.Flow, height: int, width:
 
 
 BY_MACHINE = {"pictures": _pictures, "tasks": _tasks, "training": _training, "peak": _peak}
-ANYWHERE = {"models": _models, "tiles": _tiles}
+ANYWHERE = {"models": lambda: {name: model_sha256(flowcore.load(name)) for name in catalog.names()}, "tiles": _tiles}
 
 
 def _schemas() -> list[str]:
@@ -171,9 +166,8 @@ def _schemas() -> list[str]:
 
 def _test(path: str) -> list[str]:
     pytest = Path(sys.executable).with_name("pytest")  # not `python -m pytest`: see the Makefile
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [pytest, "-q", "--no-header", "-x", path]
-    ended = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    options = {"cwd": ROOT, "env": {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}}
+    ended = subprocess.run([pytest, "-q", "--no-header", "-x", path], stdout=subprocess.PIPE, text=True, **options)
     return [ended.stdout.strip()] if ended.returncode else []
 
 

@@ -47,23 +47,17 @@ ABLATION = {
     for coupling in ("affine", "additive")
     for mixing in ("reverse", "shuffle", "conv", "lu")
 }
+BLOCKS = "blocks = [4, 4, 4]\nhidden = 64\nfull_blocks = 2\nfull_hidden = 32"
 PATHS = "kinetic_weight = 0.01\njacobian_weight = 0.01"
 FAMILIES: dict[str, tuple[str, str, str]] = {  # to architecture, fields of the model, and of the stage
     "realnvp": ("realnvp", "scales = 3\nhidden = 16\nblocks = 2", ""),
     **ABLATION,
-    "residual-flow": (
-        "residual_flow",
-        "blocks = [4, 4, 4]\nhidden = 64\nfull_blocks = 2\nfull_hidden = 32",
-        "warmup = 500",
-    ),
-    "tarflow": (
-        "tarflow",
-        "patch = 4\nwidth = 128\nhidden = 512\nblocks = 4\nlayers = 2",
-        "warmup = 100",
-    ),
+    "residual-flow": ("residual_flow", BLOCKS, "warmup = 500"),
+    "tarflow": ("tarflow", "patch = 4\nwidth = 128\nhidden = 512\nblocks = 4\nlayers = 2", "warmup = 100"),
     "ffjord": ("ffjord", "scales = 4\nblocks = 1\nhidden = [32, 32]\nsteps = 4", PATHS),
 }
 VARIATIONAL = "glow-affine-conv-variational"
+FAMILIES[VARIATIONAL] = ("glow", f"{ABLATION['glow-affine-conv'][1]}\ndequantizer_steps = 4", "")
 TITLES = {"realnvp": "Real NVP", "residual-flow": "Residual Flow", "tarflow": "TarFlow", "ffjord": "FFJORD"}
 RECIPE = """
 name = "{name}"
@@ -99,7 +93,7 @@ def main() -> None:
     parser = arguments(__doc__, "families")
     parser.add_argument("--data", type=Path, required=True, help="a folder of photographs")
     parser.add_argument("--minutes", type=float, default=60.0, help="of training, for each; 0 for none; default 60")
-    parser.add_argument("--only", nargs="+", choices=names(), default=names(), metavar="FAMILY", help="what to train")
+    parser.add_argument("--only", nargs="+", choices=FAMILIES, default=FAMILIES, metavar="FAMILY", help="what to train")
     parser.add_argument("--runs", type=Path, default=Path("runs/families"), help="folder; default runs/families")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder of text and picture; default docs")
     parser.add_argument("--limit", type=int, default=10_000, help="held-out photographs to score; default all")
@@ -111,18 +105,9 @@ def main() -> None:
     write(options.data, options.runs, options.docs, options.limit)
 
 
-def names() -> list[str]:
-    """List everything that is trained."""
-    return [*FAMILIES, VARIATIONAL]
-
-
 def recipe(name: str) -> Recipe:
     """Make the recipe of a family."""
-    if name == VARIATIONAL:
-        architecture, model, stage = FAMILIES["glow-affine-conv"]
-        model += "\ndequantizer_steps = 4"
-    else:
-        architecture, model, stage = FAMILIES[name]
+    architecture, model, stage = FAMILIES[name]
     fields = {"name": name, "architecture": architecture, "model": model, "stage": stage}
     return parse_recipe(RECIPE.format(**fields, side=SIDE, steps=STEPS, every=STEPS // CHECKPOINTS))
 
@@ -155,15 +140,7 @@ def measured(name: str, data: Path, run: Path, limit: int) -> dict[str, Any] | N
     if kept.exists() and (row := json.loads(kept.read_text()))["stamp"] == stamp:
         return row
     say(f"measuring {name}")
-    flow = flowcore.load(file)
-    row = {"stamp": stamp, **_measure(name, flow, data, limit)}
-    provenance = read_header(file).provenance
-    row |= {"minutes": provenance["minutes"], "steps": provenance["steps"]}
-    kept.write_text(json.dumps(row))
-    return row
-
-
-def _measure(name: str, flow: Flow, data: Path, limit: int) -> dict[str, Any]:
+    flow, provenance = flowcore.load(file), read_header(file).provenance
     only = held_out_names("standard")
     density = evaluate_density(flow, data, only=only, limit=limit)
     images = held_out(flow, data, TIMED)
@@ -175,6 +152,9 @@ def _measure(name: str, flow: Flow, data: Path, limit: int) -> dict[str, Any]:
     for program in programs.values():
         program()  # prepares what is cached
     row: dict[str, Any] = {
+        "stamp": stamp,
+        "minutes": provenance["minutes"],
+        "steps": provenance["steps"],
         "parameters": sum(p.numel() for key, p in flow.named_parameters() if not key.startswith("dequantizer.")),
         **density,
         **{name: seconds(program, "cpu", time.process_time) / n for name, program in programs.items()},
@@ -188,6 +168,7 @@ def _measure(name: str, flow: Flow, data: Path, limit: int) -> dict[str, Any]:
             ]
             for kind in ("uniform", "gaussian", "variational")
         }
+    kept.write_text(json.dumps(row))
     return row
 
 
@@ -202,7 +183,7 @@ def held_out(flow: Flow, data: Path, limit: int) -> Tensor:
 
 def write(data: Path, runs: Path, docs: Path, limit: int) -> None:
     """Write table and picture from whatever has been trained."""
-    rows = {name: row for name in names() if (row := measured(name, data, runs / name, limit)) is not None}
+    rows = {name: row for name in FAMILIES if (row := measured(name, data, runs / name, limit)) is not None}
     if not rows:
         say(f"nothing has been trained in {runs} yet")
         return
@@ -243,7 +224,7 @@ def tables(rows: dict[str, dict[str, Any]]) -> str:
         f"{_bits(row)} | {row['score']:.2g} | {row['sample']:.2g} | {row['round trip']:.0e} |"
         for name, row in rows.items()
     ]
-    missing = [title(name) for name in names() if name not in rows]
+    missing = [title(name) for name in FAMILIES if name not in rows]
     lines += ["", f"Not trained yet: {'; '.join(missing)}."] if missing else []
     if VARIATIONAL in rows:
         lines += [

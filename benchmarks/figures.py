@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -95,9 +96,7 @@ def dots(points: Tensor, colors: Tensor, side: int = SIDE) -> Tensor:
     return (1 - torch.exp(-canvas / 3)).T.reshape(3, side, side)
 
 
-def minimize(
-    model: nn.Module, loss: Callable[[], Tensor], steps: int, rate: float, after: Callable[[], None] | None = None
-) -> None:
+def minimize(model: nn.Module, loss: Callable[[], Tensor], steps: int, rate: float, after: Any = lambda: None) -> None:
     """Train with Adam, at a rate that falls to 0; ``after`` is called after every step."""
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -106,8 +105,7 @@ def minimize(
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
-        if after is not None:
-            after()
+        after()
         schedule.step()
 
 
@@ -249,18 +247,13 @@ def drift(ode: ODE) -> Image.Image:
         if number % 2:
             continue
         above.append(dots(points.transpose(0, 2), colors))
-        value = density_before(ode, grid, number)
+        moved, logdet = grid, grid.new_zeros(len(grid))  # from where the remaining steps take the points
+        for rest in range(number, ode.steps):
+            moved, change, _ = ode.step(moved, rest, None)
+            logdet = logdet + change.sum((1, 2))
+        value = torch.exp(logdet - moved.square().sum((1, 2, 3)) / 2 - math.log(2 * math.pi))
         below.append((value / value.max()).reshape(1, SIDE, SIDE).expand(3, -1, -1))
     return as_image(torch.cat([torch.cat(above, 2), torch.cat(below, 2)], 1))
-
-
-def density_before(ode: ODE, points: Tensor, first: int) -> Tensor:
-    """Evaluate the density of points at the time before a step, from where the remaining steps take them."""
-    logdet = points.new_zeros(len(points))
-    for number in range(first, ode.steps):
-        points, change, _ = ode.step(points, number, None)
-        logdet = logdet + change.sum((1, 2))
-    return torch.exp(logdet - points.square().sum((1, 2, 3)) / 2 - math.log(2 * math.pi))
 
 
 # --- contractive blocks -----------------------------------------------------------------------------------------------
@@ -281,11 +274,7 @@ def train_contractive() -> Chain:
         z, logdet = chain(x, Probes(vectors=signs, coefficients=((1.0,) * TERMS,) * BLOCKS, neumann=True))
         return (z.square().sum() / 2 - logdet.sum()) / 256
 
-    def normalize() -> None:
-        for residual in blocks:
-            residual.normalize(1e-3)
-
-    minimize(chain, loss, steps=800, rate=5e-3, after=normalize)
+    minimize(chain, loss, steps=800, rate=5e-3, after=lambda: [residual.normalize(1e-3) for residual in blocks])
     return chain
 
 

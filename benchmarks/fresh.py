@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,8 @@ def fresh(prepare: Callable[..., Program], settings: Settings, *, timed: bool = 
     ``prepare``, at the top of a module, builds what is needed and returns the program; it is called with ``device=``
     and ``arguments``, which travel as JSON. ``timed`` runs a short program more often, for its seconds.
     """
-    order = {
-        "module": prepare.__module__,
-        "prepare": prepare.__name__,
-        "threads": settings.threads,
-        "arguments": {"device": settings.device, **arguments},
-        "timed": timed,
-    }
+    order = {"module": prepare.__module__, "prepare": prepare.__name__, "threads": settings.threads, "timed": timed}
+    order["arguments"] = {"device": settings.device, **arguments}
     say(f"alone: {prepare.__module__}.{prepare.__name__} {arguments}")
     command = [sys.executable, "-m", "benchmarks.fresh", json.dumps(order)]
     ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
@@ -63,45 +59,35 @@ def main() -> None:
     torch.set_num_threads(order["threads"])
     device = order["arguments"]["device"]
     program: Program = getattr(importlib.import_module(order["module"]), order["prepare"])(**order["arguments"])
-    gauge = _Allocator(device) if device.startswith("cuda") else _Process() if STATUS.exists() else None
+    peak_of = _gauge(device)
     taken = [seconds(program, device)]
-    peak, beyond = gauge.read() if gauge is not None else (None, None)
+    peak, beyond = peak_of()
     if order["timed"] and taken[0] < WARM_ANYWAY:
         taken += [seconds(program, device) for _ in range(3)]
     cost = Cost(peak=peak, beyond=beyond, first=taken[0], seconds=statistics.median(taken[1:] or taken))
     sys.stdout.write(json.dumps(vars(cost)) + "\n")
 
 
-class _Process:
-    """The memory of this process from now on, in MiB."""
-
-    def __init__(self) -> None:
-        self.built = _status("VmHWM")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-        self.held = _status("VmRSS")
-
-    def read(self) -> tuple[float, float]:
-        peak = _status("VmHWM")
-        return max(self.built, peak), peak - self.held
-
-
-class _Allocator:
-    """The memory that torch gives out on a GPU from now on, in MiB."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.built = torch.cuda.max_memory_allocated(device) / 2**20
+def _gauge(device: str) -> Callable[[], tuple[float | None, float | None]]:
+    """Forget the peak so far; the function tells the peak of all, and beyond what is held now, in MiB."""
+    if device.startswith("cuda"):
+        peak = partial(torch.cuda.max_memory_allocated, device)
+        built = peak()
         torch.cuda.reset_peak_memory_stats(device)
-        self.held = torch.cuda.memory_allocated(device) / 2**20
+        held = torch.cuda.memory_allocated(device)
+    elif STATUS.exists():
+        peak = partial(_status, "VmHWM")
+        built = peak()
+        Path("/proc/self/clear_refs").write_text("5")
+        held = _status("VmRSS")
+    else:
+        return lambda: (None, None)
+    return lambda: (max(built, peak()) / 2**20, (peak() - held) / 2**20)
 
-    def read(self) -> tuple[float, float]:
-        peak = torch.cuda.max_memory_allocated(self.device) / 2**20
-        return max(self.built, peak), peak - self.held
 
-
-def _status(which: str) -> float:
+def _status(which: str) -> int:
     lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
-    return int(lines[which].split()[0]) / 1024
+    return int(lines[which].split()[0]) * 1024
 
 
 if __name__ == "__main__":

@@ -39,8 +39,7 @@ from flowcore.training.stage import recompute_activations
 
 from . import peers
 from .fresh import fresh
-from .measure import Program, Settings, by_turns, say, times_as_fast
-from .report import Table
+from .measure import Program, Settings, Table, by_turns, say, times_as_fast
 
 TASK = "flowcore"
 LOW = "flowcore, bfloat16"
@@ -56,15 +55,11 @@ VARIANTS = {  # of a training step, to whether networks run in bfloat16, and act
     "flowcore, bfloat16, recomputed": (True, True),
 }
 FIXED = ("w_perm", "w_perm_inv", "downsample_kernel")  # of FrEIA: held as parameters, but not trained
-
-
-HEAPS = {
-    "": {},
-    ", freed memory kept": {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "4000000000"},
-}
-"""Where memory that is freed goes back to the kernel, as is usual, it comes again page by page: what holds much and
-lets it go often may take twice as long. A process that has held larger tensors before keeps it by itself; with glibc's
-allocator these variables keep it from the start."""
+# Where memory that is freed goes back to the kernel, as is usual, it comes again page by page: what holds much and lets
+# it go often may take twice as long. A process that has held larger tensors before keeps it by itself; with glibc's
+# allocator these variables keep it from the start.
+KEEPING = dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), "4000000000")
+HEAPS = {"": {}, ", freed memory kept": KEEPING}
 
 
 def measure(settings: Settings) -> list[Table]:
@@ -72,8 +67,7 @@ def measure(settings: Settings) -> list[Table]:
     tables: list[Table] = []
     for title, variables in HEAPS.items() if settings.device == "cpu" else [("", {})]:
         say(f"sampling and scoring{title}")
-        order = {"pairs": settings.pairs, "threads": settings.threads, "device": settings.device}
-        command = [sys.executable, "-m", "benchmarks.glow", json.dumps({**order, "quick": settings.quick})]
+        command = [sys.executable, "-m", "benchmarks.glow", json.dumps(vars(settings))]
         options = {"env": os.environ | variables, "cwd": Path(__file__).parents[1]}
         ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, **options)
         for table in json.loads(ended.stdout.splitlines()[-1]):
@@ -83,8 +77,7 @@ def measure(settings: Settings) -> list[Table]:
 
 def main() -> None:
     """Measure sampling and scoring, as ``measure`` ordered."""
-    order = json.loads(sys.argv[1])
-    settings = Settings(**order, lr=0, samples=())
+    settings = Settings(**json.loads(sys.argv[1]))
     torch.set_num_threads(settings.threads)
     tables = _inference(settings, _setting(settings.quick))
     sys.stdout.write(json.dumps([vars(table) for table in tables]) + "\n")
@@ -96,17 +89,9 @@ def _setting(quick: bool) -> peers.Setting:
 
 def _as_normflows(setting: peers.Setting) -> Flow:
     """Build our Glow of the parts that normflows' has, with random weights."""
-    config = GlowConfig(
-        levels=setting.levels,
-        steps=setting.steps,
-        hidden=setting.hidden,
-        image_size=(setting.size, setting.size),
-        network="plain",
-        scaled=False,
-        split_prior="table",
-        pixels="unit",
-    )
-    flow = glow(config)
+    sizes = {"levels": setting.levels, "steps": setting.steps, "hidden": setting.hidden}
+    sizes |= {"image_size": (setting.size, setting.size)}
+    flow = glow(GlowConfig(**sizes, network="plain", scaled=False, split_prior="table", pixels="unit"))
     flow.initialize(setting.images())
     return flow
 
@@ -117,11 +102,14 @@ def _as_normflows(setting: peers.Setting) -> Flow:
 @torch.no_grad()
 def _inference(settings: Settings, setting: peers.Setting) -> list[Table]:
     torch.manual_seed(0)
-    built = {name: _build(name, setting) for name in peers.PEERS}
-    theirs = built["normflows"]
+    found: dict[str, peers.Peer] = {}
+    for name, (module, builder) in peers.PEERS.items():
+        if importlib.util.find_spec(module) is not None:
+            say(f"building {name}")
+            found[name] = builder(setting)
+    theirs = found.get("normflows")
     flow = NORMFLOWS.convert(theirs.model.state_dict(), {}) if theirs else _as_normflows(setting)
     flow.to(settings.device).eval().requires_grad_(False)
-    found = {name: peer for name, peer in built.items() if peer is not None}
     for peer in found.values():
         peer.model.to(settings.device)
     images = (setting.images() * 255).round().to(torch.uint8)
@@ -134,14 +122,11 @@ def _inference(settings: Settings, setting: peers.Setting) -> list[Table]:
     def bits(nats: Tensor) -> Tensor:
         return 8 - nats / k[0].numel() / math.log(2)
 
-    def plain_sample() -> Tensor:
-        return flow.inverse([z.to(settings.device) for z in sample_latents(shapes, n, 1.0)])
-
     low = Plan(flow, "bfloat16")
     samplers: dict[str, Program] = {
         TASK: lambda: flowcore.sample(flow, n, temperature=1.0, batch=n),
         LOW: lambda: flowcore.sample(low, n, temperature=1.0, batch=n),
-        PLAIN: plain_sample,
+        PLAIN: lambda: flow.inverse([z.to(settings.device) for z in sample_latents(shapes, n, 1.0)]),
         **{name: lambda peer=peer: peer.sample(n) for name, peer in found.items()},
     }
     scorers: dict[str, Program] = {
@@ -165,29 +150,17 @@ def _inference(settings: Settings, setting: peers.Setting) -> list[Table]:
     tables = []
     for title, programs in (("sampling", samplers), ("scoring, one dequantization draw", scorers)):
         taken = by_turns(programs, settings, warm_up=True)
-        rows = [_row(name, counts, taken) for name in programs]
-        rows += [_missing(name) for name in built if name not in found]
+        rows: list[dict[str, Any]] = []
+        for name in programs:
+            ratio = {} if name in OURS else {"flowcore is times as fast": times_as_fast(taken[name], taken[TASK])}
+            rows.append({"program": name, "parameters": counts[name], "s": statistics.median(taken[name]), **ratio})
+        rows += [_missing(name) for name in peers.PEERS if name not in found]
         tables.append(Table(subject="glow", title=title, rows=rows, notes=notes))
     return tables
 
 
 def _missing(name: str) -> dict[str, Any]:
     return {"program": name, "parameters": f"not installed: pip install {name}"}
-
-
-def _row(name: str, counts: dict[str, int], taken: dict[str, list[float]]) -> dict[str, Any]:
-    row = {"program": name, "parameters": counts[name], "s": statistics.median(taken[name])}
-    if name not in OURS:
-        row["flowcore is times as fast"] = times_as_fast(taken[name], taken[TASK])
-    return row
-
-
-def _build(name: str, setting: peers.Setting) -> peers.Peer | None:
-    module, builder = peers.PEERS[name]
-    if importlib.util.find_spec(module) is None:
-        return None
-    say(f"building {name}")
-    return builder(setting)
 
 
 def _parameters(model: torch.nn.Module) -> int:

@@ -24,9 +24,8 @@ from flowcore import device as devices
 from flowcore.inference.plan import Plan
 
 from . import published
-from .measure import Settings, arguments, picture, say, seconds
+from .measure import Settings, Table, arguments, machine, picture, say, seconds, write
 from .precision import MODELS, computed
-from .report import Table, machine, write
 from .srflow import SMALL, multiply_adds
 
 TARGETS = {1: 100.0, 8: 160.0}  # ms by samples, on an H100 in reduced precision
@@ -74,7 +73,9 @@ def precisions(device: str) -> list[str]:
 def limits(settings: Settings) -> Table:
     """Measure the most that the device computes and moves."""
     side, grid = (128, 16) if settings.quick else (8192, 512)
-    bandwidth = _bandwidth(settings, 2**20 if settings.quick else 2**28)
+    source = torch.zeros(2**20 if settings.quick else 2**28, device=settings.device)
+    target = torch.empty_like(source)
+    bandwidth = 2 * 4 * len(source) / _median(lambda: target.copy_(source), settings)
     rows: list[dict[str, Any]] = []
     for precision in precisions(settings.device):
         dtype = DTYPES[precision]
@@ -94,18 +95,8 @@ def limits(settings: Settings) -> Table:
                 "copy, GB/s": bandwidth / 1e9,
             }
         )
-    return Table(
-        subject="gpu",
-        title="what the device does at most",
-        rows=rows,
-        notes=[f"Matrices of {side}x{side}; images of {grid}x{grid}; a copy reads and writes."],
-    )
-
-
-def _bandwidth(settings: Settings, count: int) -> float:
-    a = torch.zeros(count, device=settings.device)
-    b = torch.empty_like(a)
-    return 2 * 4 * count / _median(lambda: b.copy_(a), settings)
+    notes = [f"Matrices of {side}x{side}; images of {grid}x{grid}; a copy reads and writes."]
+    return Table(subject="gpu", title="what the device does at most", rows=rows, notes=notes)
 
 
 def _median(program: Any, settings: Settings) -> float:
@@ -119,7 +110,7 @@ def _median(program: Any, settings: Settings) -> float:
 def decodes(settings: Settings, most: Table) -> Table:
     """Time enlargements, and compare with targets and with the roofline."""
     flow = published.random_srflow(**(SMALL if settings.quick else {})).to(settings.device)
-    lr = picture(settings.lr, settings.lr).to(settings.device)
+    lr, on_gpu = picture(settings.lr, settings.lr).to(settings.device), settings.device.startswith("cuda")
     work, pixels = multiply_adds(flow.config), (settings.lr * flow.config.scale) ** 2
     rows: list[dict[str, Any]] = []
     for limit in most.rows:
@@ -129,7 +120,8 @@ def decodes(settings: Settings, most: Table) -> Table:
             run = lambda n=samples, p=plan: flowcore.upscale(p, lr, temperature=TEMPERATURE, samples=n)  # noqa: E731
             with Traffic() as traffic:
                 run()
-            _forget_peak(settings.device)
+            if on_gpu:
+                torch.cuda.reset_peak_memory_stats(settings.device)
             taken = _median(run, settings)
             flops = 2 * pixels * (work.shared + samples * work.per_sample)
             computing = flops / limit["matrix products, TFLOP/s"] / 1e9
@@ -147,7 +139,7 @@ def decodes(settings: Settings, most: Table) -> Table:
                     "least ms, computing": computing,
                     "least ms, moving": moving,
                     "of the roofline, %": 100 * max(computing, moving) / (1000 * taken),
-                    "peak MiB": _peak(settings.device),
+                    "peak MiB": torch.cuda.max_memory_allocated(settings.device) / 2**20 if on_gpu else None,
                 }
             )
     side = settings.lr * flow.config.scale
@@ -186,15 +178,6 @@ class Traffic(TorchDispatchMode):
         tensors += [t for t in (made if isinstance(made, (tuple, list)) else [made]) if isinstance(t, Tensor)]
         self.nbytes += sum(t.numel() * t.element_size() for t in tensors)
         return made
-
-
-def _forget_peak(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def _peak(device: str) -> float | None:
-    return torch.cuda.max_memory_allocated(device) / 2**20 if device.startswith("cuda") else None
 
 
 # --- are the results right --------------------------------------------------------------------------------------------

@@ -76,12 +76,8 @@ def digits_and_bits() -> Image.Image:
     smooth = torch.nn.functional.avg_pool2d(score.map[:, None].float(), 9, 1, 4)
     low, high = (torch.quantile(smooth, share) for share in (0.02, 0.98))
     heat = paint(((smooth - low) / (high - low)).clamp(0, 1))
-    names = [
-        "one hand: as drawn, bold, wide, slanted, messy, faint",
-        "a soft piece was pasted in",
-        "where the bits are",
-    ]
-    return panels([table, soft, heat], names, [2.0, 1.2, 1.2])
+    first = "one hand: as drawn, bold, wide, slanted, messy, faint"
+    return panels([table, soft, heat], [first, "a soft piece was pasted in", "where the bits are"], [2.0, 1.2, 1.2])
 
 
 def paint(value: Tensor) -> Tensor:

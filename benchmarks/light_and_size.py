@@ -13,7 +13,6 @@ temperature 0 from a bicubic small picture.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
@@ -69,7 +68,7 @@ def main() -> None:
     option("--model", help="(default: brighten-photos or rescale-x4)")
     option("--crop", type=int, default=320, help="side of the central crops; 0 for whole images (default: 320)")
     option("--limit", type=int, default=12, help="photographs of each folder, evenly spread (default: 12)")
-    options: argparse.Namespace = parser.parse_args()
+    options = parser.parse_args()
     brightens = options.what == "brighten"
     flow = flowcore.load(options.model or ("brighten-photos" if brightens else "rescale-x4"))
     measure = brighten if brightens else partial(restore, upscaler=flowcore.load("srflow-x4"))

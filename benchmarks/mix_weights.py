@@ -13,7 +13,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from flowcore.checkpoints.file import read, read_header, save
 
@@ -30,21 +29,15 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, required=True)
     options = parser.parse_args()
     trained, provenance = read(options.trained), read_header(options.trained).provenance
-    start = read(options.start).state_dict()
-    trained.load_state_dict(mix(start, trained.state_dict(), options.encoder, options.flow))
+    start, mixed = read(options.start).state_dict(), trained.state_dict()
+    for name, tensor in mixed.items():
+        if tensor.is_floating_point():
+            share = options.encoder if name.startswith("encoder.") else options.flow
+            mixed[name] = torch.lerp(start[name], tensor, share)
+    trained.load_state_dict(mixed)
     provenance.pop("metrics", None)  # of the trained weights
     provenance["source"] += f"; mixed with {options.start.stem}: encoder {options.encoder:g}, flow {options.flow:g}"
     save(trained, options.out, provenance=provenance)
-
-
-def mix(start: dict[str, Tensor], trained: dict[str, Tensor], encoder: float, flow: float) -> dict[str, Tensor]:
-    """Interpolate weights; ``encoder`` and ``flow`` are the shares of the trained ones."""
-    return {
-        name: torch.lerp(start[name], tensor, encoder if name.startswith("encoder.") else flow)
-        if tensor.is_floating_point()
-        else tensor
-        for name, tensor in trained.items()
-    }
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ The numbers of docs/decisions/0013 and docs/reliability.md, and their picture:
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -30,7 +29,7 @@ from flowcore.prior import sample_latents
 from flowcore.tasks.overflow import bounded_decoder, decode_with_backoff
 from flowcore.tasks.upscale import MAX_DEVIATION
 
-from .measure import as_image, middle
+from .measure import arguments, as_image, middle
 
 MODELS = ("srflow-x4", "srflow-x8")
 TEMPERATURES = (0.0, 0.8, 1.0, 1.2, 1.5)
@@ -40,7 +39,7 @@ PHOTO = Path(__file__).parents[1] / "workflows" / "photo.png"
 
 def main() -> None:
     """Measure and print, or draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = arguments(__doc__)
     parser.add_argument("folder", nargs="?", type=Path, help="images, taken as LR images from their middle")
     parser.add_argument("--models", nargs="+", default=MODELS, help=f"(default: {' '.join(MODELS)})")
     parser.add_argument("--sheet", type=Path, help="where to draw the picture")
@@ -53,7 +52,8 @@ def main() -> None:
 
 def shares(folder: Path, models: Sequence[str] = MODELS) -> dict[str, dict[str, dict[str, float]]]:
     """Count over all images: how many overflow, the mean share of all pixels that is calmed and filled, the cost."""
-    images = [lr for lr in (_middle(path) for path in image_files(folder)) if lr is not None]
+    whole = [read_cropped(path, 1) for path in image_files(folder)]
+    images = [middle(image, SIDE) for image in whole if min(image.shape[-2:]) >= SIDE]
     found: dict[str, dict[str, dict[str, float]]] = {"images": {"count": {"": len(images)}}}
     for name in models:
         flow = flowcore.load(name)
@@ -99,11 +99,6 @@ def sheet() -> Image.Image:
         above.append(plan.inverse(z, plan.encode_condition(lr))[0].nan_to_num(0, 0, 0))
         below.append(flowcore.upscale(flow, lr, temperature=temperature, seed=0)[0])
     return as_image(torch.cat([torch.cat(above, dim=2), torch.cat(below, dim=2)], dim=1))
-
-
-def _middle(path: Path) -> Tensor | None:
-    image = read_cropped(path, 1)
-    return middle(image, SIDE) if min(image.shape[-2:]) >= SIDE else None
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Score = Callable[[Tensor], Tensor]  # images in [0, 1), (B, 3, H, W); nats, (B,)
 SPREAD = 0.001  # of what is added to weights, so that couplings are not the identity that they begin as
 
 
@@ -41,7 +40,7 @@ class Peer:
 
     model: Any  # holds its parameters
     sample: Callable[[int], Any]  # draws so many images
-    log_prob: Score  # scores images
+    log_prob: Callable[[Tensor], Tensor]  # images in [0, 1), (B, 3, H, W), to nats, (B,)
     differs: str = ""  # how it is not what normflows' is; "" if it is that
 
 
@@ -67,7 +66,6 @@ def normflows(setting: Setting) -> Peer:
     """Wrap normflows' Glow, whose weights ours takes over."""
     model = normflows_glow(setting)
     _stir(model)
-    model.eval().requires_grad_(False)
     return Peer(model=model, sample=lambda n: model.sample(n), log_prob=lambda x: model.log_prob(x, None))
 
 
@@ -87,13 +85,14 @@ def nflows(setting: Setting) -> Peer:
         for _ in range(setting.steps):
             parts.append(transforms.ActNorm(channels))
             parts.append(transforms.OneByOneConvolution(channels, using_cache=True, identity_init=False))
-            parts.append(transforms.AffineCouplingTransform(mask, lambda i, o: _WithContext(i, setting.hidden, o)))
+            parts.append(
+                transforms.AffineCouplingTransform(mask, lambda i, o: _WithContext(_network(i, setting.hidden, o)))
+            )
         shape = whole.add_transform(transforms.CompositeTransform(parts), (channels, height, width))
     model: Any = flows.Flow(whole, normal([3 * setting.size**2]))
     with torch.no_grad():
         model.train().log_prob(setting.images() * 255 / 256)  # initializes its actnorms
     _stir(model)
-    model.eval().requires_grad_(False)
     return Peer(
         model=model,
         sample=lambda n: model.sample(n),
@@ -114,18 +113,14 @@ def freia(setting: Setting) -> Peer:
         nodes.append(framework.Node(last, modules.IRevNetDownsampling, {}))
         for _ in range(setting.steps):
             nodes.append(framework.Node(nodes[-1].out0, modules.AllInOneBlock, options))
+        last = gone = nodes[-1].out0
         if level < setting.levels - 1:
-            split = framework.Node(nodes[-1].out0, modules.Split, {})
-            end = framework.OutputNode(split.out1)
-            nodes += [split, end]
-            last = split.out0
-        else:
-            end = framework.OutputNode(nodes[-1].out0)
-            nodes.append(end)
-        ends.append(end)
+            nodes.append(framework.Node(last, modules.Split, {}))
+            last, gone = nodes[-1].out0, nodes[-1].out1
+        ends.append(framework.OutputNode(gone))
+        nodes.append(ends[-1])
     model = framework.GraphINN(nodes, verbose=False)
     _stir(model)
-    model.eval().requires_grad_(False)
     shapes = [tuple(end.input_dims[0]) for end in ends]
 
     def sample(n: int) -> Tensor:
@@ -154,36 +149,25 @@ PEERS: dict[str, tuple[str, Callable[[Setting], Peer]]] = {  # name on PyPI: mod
 
 
 def _network(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, hidden, 3, padding=1),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(hidden, hidden, 1),
-        nn.ReLU(inplace=True),
-        _zeros(nn.Conv2d(hidden, outputs, 3, padding=1)),
-    )
+    last = nn.Conv2d(hidden, outputs, 3, padding=1)
+    for p in last.parameters():
+        nn.init.zeros_(p)
+    first = (nn.Conv2d(inputs, hidden, 3, padding=1), nn.ReLU(inplace=True))
+    return nn.Sequential(*first, nn.Conv2d(hidden, hidden, 1), nn.ReLU(inplace=True), last)
 
 
-class _WithContext(nn.Module):
+class _WithContext(nn.Sequential):
     """A network as nflows calls it, with a context that there is not."""
 
-    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
-        super().__init__()
-        self.network = _network(inputs, hidden, outputs)
-
     def forward(self, x: Tensor, context: None = None) -> Tensor:
-        return self.network(x)
-
-
-def _zeros(layer: nn.Conv2d) -> nn.Conv2d:
-    for p in layer.parameters():
-        nn.init.zeros_(p)
-    return layer
+        return super().forward(x)
 
 
 @torch.no_grad()
 def _stir(model: nn.Module) -> None:
-    """Move the last convolutions of networks away from zero, the same way every time."""
+    """Move the last convolutions of networks away from zero, the same way every time, and end training."""
     generator = torch.Generator().manual_seed(0)
     for p in model.parameters():
         if p.ndim == 4 and p.requires_grad and not p.any():
             p.add_(SPREAD * torch.randn(p.shape, generator=generator).to(p))
+    model.eval().requires_grad_(False)

@@ -22,16 +22,11 @@ from flowcore.models import build, configure
 def random_srflow(**fields: Any) -> Flow:
     """Build a network with random weights that decodes to something finite, the same every time.
 
-    The recipe: seed 0, the usual initialization; then every last convolution of a conditioner gets weights of
-    N(0, 0.001^2) and raw scales of 2 (a scale of 0.98), and every actnorm N(0, 0.02^2). What comes out has a deviation
-    of about 3.4, so the actnorm next to the image divides by 20 and adds 1/2: like a trained network, this one paints
-    in [0, 1], and its errors are errors of pixels.
-
-    Args:
-        fields: Of ``SRFlowConfig``; the defaults are the published DF2K 4X network.
-
-    Returns:
-        The flow, in evaluation mode.
+    ``fields`` are those of ``SRFlowConfig``; the defaults are the published DF2K 4X network. The recipe: seed 0, the
+    usual initialization; then every last convolution of a conditioner gets weights of N(0, 0.001^2) and raw scales of 2
+    (a scale of 0.98), and every actnorm N(0, 0.02^2). What comes out has a deviation of about 3.4, so the actnorm next
+    to the image divides by 20 and adds 1/2: like a trained network, this one paints in [0, 1], and its errors are
+    errors of pixels.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -51,15 +46,9 @@ def random_srflow(**fields: Any) -> Flow:
 
 @torch.no_grad()
 def decode(flow: Flow, lr: Tensor, latents: list[Tensor]) -> Tensor:
-    """Enlarge one image once, the way the published program does.
+    """Enlarge one image ``(1, 3, h, w)`` of even sides once, the way the published program does; not clamped.
 
-    Args:
-        flow: An SRFlow of ours, for its weights.
-        lr: ``(1, 3, h, w)`` in [0, 1], even sides.
-        latents: Finest first, as ``flow.inverse`` takes them.
-
-    Returns:
-        ``(1, 3, scale * h, scale * w)``, not clamped.
+    ``flow`` is an SRFlow of ours, for its weights; ``latents`` are finest first, as ``flow.inverse`` takes them.
     """
     features = _encode(flow, lr)  # the first are of the HR image's grid: no level's, but kept
     rest = list(latents)

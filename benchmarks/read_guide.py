@@ -10,7 +10,6 @@ either is its default, and stored here, rounded to float16 again. All else of th
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -27,34 +26,28 @@ from flowcore.checkpoints.file import KEY, read, read_header
 from flowcore.checkpoints.writing import write_atomic
 from flowcore.networks import CompactUpscaler
 
+from .measure import arguments
+
 RECORDING = Path(__file__).parents[1] / "tests" / "conformance" / "realesr_general.safetensors"
 LAYERS, WIDTH = 34, 64
-
-
 ROUNDING = 4e-3  # of the mean to float16, in the enlargement; published are float16 numbers
-
-
-def half_denoising(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Average both networks, under our names, kernels in float16."""
-    result: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        network, key = name.split(".", 1)
-        if network == "general":
-            ours = re.sub(r"prelu(\d+)", r"activations.\1.weight", re.sub(r"conv(\d+)", r"convs.\1", key))
-            result[ours] = ((tensor.float() + state[f"wdn.{key}"].float()) / 2).to(tensor.dtype)
-    return result
 
 
 @torch.no_grad()
 def main() -> int:
     """Read, check, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, "read_guide")
     parser.add_argument("weights", type=Path)
     parser.add_argument("model", help="file, or shipped one by name")
     parser.add_argument("target", type=Path)
     parser.add_argument("--strength", type=float, required=True, help="part of the guide's latents that is to be kept")
     options = parser.parse_args()
-    weights, recording = half_denoising(load_file(options.weights)), load_file(RECORDING)
+    state, weights, recording = load_file(options.weights), dict[str, Tensor](), load_file(RECORDING)
+    for name, tensor in state.items():
+        network, key = name.split(".", 1)
+        if network == "general":
+            ours = re.sub(r"prelu(\d+)", r"activations.\1.weight", re.sub(r"conv(\d+)", r"convs.\1", key))
+            weights[ours] = ((tensor.float() + state[f"wdn.{key}"].float()) / 2).to(tensor.dtype)
     network = CompactUpscaler(4, LAYERS, WIDTH)
     network.load_state_dict(weights)
     difference = float((network.double()(recording["lr"]) - recording["sr"]).abs().max())

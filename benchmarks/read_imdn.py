@@ -31,19 +31,13 @@ NAMES = (
 )
 
 
-def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give the published tensors our names."""
-    result: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        pattern, ours = next((pattern, ours) for pattern, ours in NAMES if re.match(pattern, name))
-        result[re.sub(pattern, ours, name)] = tensor
-    return result
-
-
 @torch.no_grad()
 def main(source: str, target: str) -> int:
     """Read, check, write."""
-    state = renamed(torch.load(source, weights_only=True, map_location="cpu"))
+    state: dict[str, Tensor] = {}
+    for name, tensor in torch.load(source, weights_only=True, map_location="cpu").items():
+        pattern, ours = next((pattern, ours) for pattern, ours in NAMES if re.match(pattern, name))
+        state[re.sub(pattern, ours, name)] = tensor
     network, recording = IMDN(scale=4, blocks=8, kept=16), load_file(RECORDING)
     network.load_state_dict(state)
     difference = float((network.double()(recording["lr"].double()) - recording["sr"]).abs().max())

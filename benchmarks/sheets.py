@@ -49,20 +49,14 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=192, help="of the pictures, in pixels (default: 192)")
     options = parser.parse_args()
     only = held_out_names("standard") if options.held_out else None
-    files = [
-        file
-        for path in options.photographs
-        for file in (list_images(path, only, options.limit) if path.is_dir() else [path])
-    ]
+    files = [f for p in options.photographs for f in (list_images(p, only, options.limit) if p.is_dir() else [p])]
     flow = flowcore.load(options.model)
     row = colorings if "colorize" in flow.capabilities.tasks else enlargements
     pictures = torch.cat([row(flow, read_upright(file), options) for file in files])
     seeds = [f"seed {seed}" for seed in range(options.seed, options.seed + options.samples)]
-    columns = (
-        ["luma", "as it is", "temperature 0", *seeds]
-        if row is colorings
-        else ["bicubic", "temperature 0", *seeds, "original"]
-    )
+    columns = ["bicubic", "temperature 0", *seeds, "original"]
+    if row is colorings:
+        columns = ["luma", "as it is", "temperature 0", *seeds]
     sheet = contact_sheet(pictures, [file.stem[:LABEL] for file in files], columns)
     as_image(sheet).save(options.out, quality=88)
 
@@ -81,17 +75,11 @@ def colorings(flow: Flow, image: Image.Image, options: argparse.Namespace) -> Te
     rgb = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
     y = luma(rgb)
     calm = flowcore.colorize(flow, y, temperature=0, detail=0)
-    drawn = flowcore.colorize(
-        flow, y, samples=options.samples, seed=options.seed, temperature=options.temperature, detail=options.detail
-    )
-    row = torch.cat([y.expand(-1, 3, -1, -1), rgb, calm, drawn])
-    return torch.stack([_padded(picture, options.side) for picture in row])
-
-
-def _padded(picture: Tensor, height: int) -> Tensor:
-    """Fit a picture (3, H, W) on white of that height, half as wide again: (3, height, 3/2 height)."""
-    padded = ImageOps.pad(as_image(picture), (height * 3 // 2, height), Image.Resampling.LANCZOS, color="white")
-    return torch.from_numpy(np.array(padded)).permute(2, 0, 1).float() / 255
+    given = {name: getattr(options, name) for name in ("samples", "seed", "temperature", "detail")}
+    row = torch.cat([y.expand(-1, 3, -1, -1), rgb, calm, flowcore.colorize(flow, y, **given)])
+    size = (options.side * 3 // 2, options.side)
+    fitted = [ImageOps.pad(as_image(picture), size, Image.Resampling.LANCZOS, color="white") for picture in row]
+    return torch.from_numpy(np.stack(fitted)).permute(0, 3, 1, 2).float() / 255
 
 
 if __name__ == "__main__":

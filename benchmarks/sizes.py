@@ -7,8 +7,7 @@ from typing import Any, cast
 import flowcore
 
 from .fresh import Cost, fresh
-from .measure import Program, Settings, picture
-from .report import Table
+from .measure import Program, Settings, Table, picture
 
 UPSCALER, COLORIZER = "srflow-x4", "color-photos"
 PRECISIONS = ("float32", "bfloat16")
@@ -26,10 +25,14 @@ def measure(settings: Settings) -> list[Table]:
     sides, counts, side = ((64, 128), SAMPLES[:2], 64) if settings.quick else (SIDES, SAMPLES, SIDE)
     by_size = [_enlarged(settings, s, 1, p) for p in PRECISIONS for s in sides]
     by_samples = [_enlarged(settings, side, n, p) for p in PRECISIONS for n in counts]
+    width, height = (400, 300) if settings.quick else (4000, 3000)
+    how = {"timed": True, "width": width, "height": height}
+    colored = [{"precision": p, **_cells(fresh(prepare_coloring, settings, precision=p, **how))} for p in PRECISIONS]
+    result = f"The photograph counts as the model does. The result alone: {3 * 4 * width * height / 2**20:.0f} MiB."
     return [
         Table(subject="sizes", title=f"{UPSCALER} by size, 1 sample", rows=by_size, notes=[NOTE]),
         Table(subject="sizes", title=f"{UPSCALER} by samples, {side}x{side} output", rows=by_samples, notes=[NOTE]),
-        _colorizing(settings),
+        Table(subject="sizes", title=f"{width}x{height} with {COLORIZER}", rows=colored, notes=[NOTE, result]),
     ]
 
 
@@ -50,16 +53,6 @@ def prepare_coloring(*, device: str, width: int, height: int, precision: str) ->
 def _enlarged(settings: Settings, side: int, samples: int, precision: str) -> dict[str, Any]:
     cost = fresh(prepare, settings, timed=True, side=side, samples=samples, precision=precision)
     return {"precision": precision, "output side": side, "samples": samples, **_cells(cost)}
-
-
-def _colorizing(settings: Settings) -> Table:
-    width, height = (400, 300) if settings.quick else (4000, 3000)
-    costs = {
-        p: fresh(prepare_coloring, settings, timed=True, precision=p, width=width, height=height) for p in PRECISIONS
-    }
-    rows = [{"precision": precision, **_cells(cost)} for precision, cost in costs.items()]
-    result = f"The photograph counts as the model does. The result alone: {3 * 4 * width * height / 2**20:.0f} MiB."
-    return Table(subject="sizes", title=f"{width}x{height} with {COLORIZER}", rows=rows, notes=[NOTE, result])
 
 
 def _cells(cost: Cost) -> dict[str, float | None]:

@@ -22,17 +22,10 @@ from flowcore.prior import sample_latents
 
 from . import published
 from .fresh import fresh
-from .measure import Program, Settings, by_turns, picture, seconds, times_as_fast
-from .report import Table
+from .measure import Program, Settings, Table, by_turns, picture, seconds, times_as_fast
 
-SMALL: dict[str, Any] = {
-    "steps": 2,
-    "hidden": 16,
-    "encoder_blocks": 2,
-    "encoder_width": 16,
-    "encoder_growth": 8,
-    "stacked_blocks": (0, 1),
-}
+SMALL: dict[str, Any] = {"steps": 2, "hidden": 16, "encoder_blocks": 2, "encoder_width": 16, "encoder_growth": 8}
+SMALL |= {"stacked_blocks": (0, 1)}
 TEMPERATURE = 0.9
 LARGE = 512  # side of the LR image whose enlargement shall fit into LIMIT
 LIMIT = 2.5 * 1024  # MiB
@@ -59,9 +52,8 @@ def _speed(settings: Settings) -> Table:
         made["published"] = published.decode(flow, small, _latents(flow, small))
 
     def ours(small: Tensor, precision: str, samples: int) -> None:
-        made[f"{precision}, {samples}"] = flowcore.upscale(
-            plans[precision], small, temperature=TEMPERATURE, samples=samples
-        )
+        options = {"temperature": TEMPERATURE, "samples": samples}
+        made[f"{precision}, {samples}"] = flowcore.upscale(plans[precision], small, **options)
 
     programs: dict[str, Program] = {"published": lambda: theirs(lr)}
     programs |= {f"{p}, {n}": lambda p=p, n=n: ours(lr, p, n) for p, n in cases}
@@ -72,22 +64,24 @@ def _speed(settings: Settings) -> Table:
     taken = by_turns(programs, settings, warm_up=settings.device.startswith("cuda"))
     work = multiply_adds(flow.config)
     pixels = (settings.lr * flow.config.scale) ** 2
+    inside = (made["published"] > 0) & (made["published"] < 1)
     rows = []
     for precision, samples in cases:
         own = taken[f"{precision}, {samples}"]
         loop = [samples * t for t in taken["published"]]
         flops = 2 * pixels * (work.shared + samples * work.per_sample) / statistics.median(own)
+        apart = (made[f"{precision}, {samples}"][:1] - made["published"])[inside]
         row = {
             "precision": precision,
             "samples": samples,
             "published s": statistics.median(loop),
             "flowcore s": statistics.median(own),
             "times as fast": times_as_fast(loop, own),
-            **_errors(made["published"], made[f"{precision}, {samples}"][:1]),
+            "max error": float(apart.abs().max()),
+            "rms error": float(apart.square().mean().sqrt()),
             "TFLOP/s": flops / 1e12,
         }
         rows.append(row)
-    inside = ((made["published"] > 0) & (made["published"] < 1)).float().mean()
     return Table(
         subject="srflow",
         title=f"{flow.config.scale}x decode of LR {settings.lr}x{settings.lr}, random weights",
@@ -97,8 +91,8 @@ def _speed(settings: Settings) -> Table:
             "multiplied by the samples: N samples are N decodes there, encoder included.",
             f"Rounds: {settings.pairs}; seconds and ratios are their medians. Folding the flow, once per model and "
             f"precision, is not in them: {', '.join(f'{t:.2f} s in {p}' for p, t in folding.items())}.",
-            f"Errors: of the first sample against published, where that lies in (0, 1) ({100 * inside:.1f} % of the "
-            "values), since upscale clamps.",
+            "Errors: of the first sample against published, where that lies in (0, 1) "
+            f"({100 * inside.float().mean():.1f} % of the values), since upscale clamps.",
             f"TFLOP/s: what the network takes, {2 * work.shared:,.0f} operations per HR pixel and "
             f"{2 * work.per_sample:,.0f} more per pixel and sample, over the seconds; a program that finds an exact "
             "way to do with fewer is credited for all of them.",
@@ -112,25 +106,13 @@ def _latents(flow: Any, lr: Tensor) -> list[Tensor]:
     return [z.to(lr.device) for z in sample_latents(flow.latent_shapes(height, width), 1, TEMPERATURE, seed=0)]
 
 
-def _errors(expected: Tensor, came: Tensor) -> dict[str, float]:
-    apart = (came - expected)[(expected > 0) & (expected < 1)]
-    return {"max error": float(apart.abs().max()), "rms error": float(apart.square().mean().sqrt())}
-
-
 @dataclass(frozen=True, kw_only=True)
 class MultiplyAdds:
-    """Multiply-adds of the convolutions of an SRFlow's decode, per HR pixel.
+    """Multiply-adds of the convolutions of an SRFlow's decode, per HR pixel."""
 
-    Attributes:
-        shared: What depends on the LR image alone: the encoder, injectors, and the couplings' first convolutions as far
-            as they see the condition.
-        per_sample: The rest of a decode.
-        dead: What the published program does besides, and nothing reads.
-    """
-
-    shared: float
-    per_sample: float
-    dead: float
+    shared: float  # of encoder, injectors, and couplings' first convolutions as far as they see the condition
+    per_sample: float  # of the rest of a decode
+    dead: float  # of what the published program does besides, and nothing reads
 
 
 def multiply_adds(config: SRFlowConfig) -> MultiplyAdds:
@@ -171,9 +153,8 @@ def prepare(*, device: str, quick: bool, lr: int, samples: int, precision: str) 
     if precision == "published":
         latents = _latents(flow, image)
         return lambda: published.decode(flow, image, latents)
-    return lambda: flowcore.upscale(
-        flow, image, temperature=TEMPERATURE, samples=samples, precision=cast(Any, precision)
-    )
+    options = {"temperature": TEMPERATURE, "samples": samples, "precision": precision}
+    return lambda: flowcore.upscale(flow, image, **cast(Any, options))
 
 
 def _memory(settings: Settings) -> Table:
@@ -243,6 +224,5 @@ def _yardsticks(settings: Settings) -> Table:
     if rrdb not in taken:
         rows.append({"program": rrdb, "parameters": "not installed: pip install spandrel"})
     title = f"4x of LR {settings.lr}x{settings.lr}, one sample, float32"
-    return Table(
-        subject="srflow", title=title, rows=rows, notes=["Weights of RRDB and of the published size are random."]
-    )
+    notes = ["Weights of RRDB and of the published size are random."]
+    return Table(subject="srflow", title=title, rows=rows, notes=notes)

