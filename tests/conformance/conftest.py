@@ -1,7 +1,5 @@
 """A small SRFlow."""
 
-from __future__ import annotations
-
 import pytest
 from torch import Tensor
 

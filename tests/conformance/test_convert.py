@@ -1,7 +1,5 @@
 """Reading published files: wrappers, missing fields, damaged tensors, other architectures, and hostile content."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import zipfile

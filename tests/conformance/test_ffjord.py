@@ -1,7 +1,5 @@
 """FFJORD against tensors recorded from the published program; see ffjord/README.md."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import re

@@ -1,7 +1,5 @@
 """Published Glows and a Real NVP against tensors recorded from the programs; see glow/README.md."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Reading checkpoints of Glows and a Real NVP: wrappers, missing fields, contradictions, and damaged tensors."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 

@@ -4,8 +4,6 @@ Tolerances are relative to the largest value, if that exceeds 1: float64 1e-9; f
 features, 2e-6 for logdet and likelihood. The published likelihood rounds the LR image to 8 bits first.
 """
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -4,8 +4,6 @@ The numbers in ``layouts.safetensors`` come from a second implementation of the 
 held against the recorded tensors; it was last part of the tests at commit 236c108.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable

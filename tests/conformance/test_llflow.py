@@ -3,8 +3,6 @@
 Tolerances, relative to the largest value (at least 1): float64 1e-9; float32 1e-5, logdet 5e-6.
 """
 
-from __future__ import annotations
-
 import math
 
 import pytest

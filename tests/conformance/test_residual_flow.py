@@ -4,8 +4,6 @@ Tolerances: float64 1e-10, its inverse 1e-11 and gradients 1e-9 of their largest
 relative for logdet, 2e-6 for the inverse.
 """
 
-from __future__ import annotations
-
 import json
 import math
 

@@ -4,8 +4,6 @@ Tolerances, relative to the largest value (at least 1): float64 1e-9; float32 5e
 published "logdet" contains the log density of the latents of splits; ours never contains a prior, so the tests add it.
 """
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -5,8 +5,6 @@ Tolerances, relative to the largest value (at least 1): float64 1e-9; float32 1e
 layers, which was last part of the tests at commit 9b50902.
 """
 
-from __future__ import annotations
-
 import math
 import re
 

@@ -1,7 +1,5 @@
 """TarFlow against tensors recorded from the published program; see tarflow/README.md."""
 
-from __future__ import annotations
-
 import math
 import random
 

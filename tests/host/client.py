@@ -40,10 +40,10 @@ class Client:
         """Fetch a path of the server that answers in JSON."""
         return json.loads(self.get(path))
 
-    def post(self, path: str, body: bytes | Json) -> bytes:
+    def post(self, path: str, body: bytes | Json, **headers: str) -> bytes:
         """Send bytes, or something as JSON, to a path of the server; the body of the answer."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"} | headers)
         with urllib.request.urlopen(request, timeout=self.timeout) as answer:
             return answer.read()
 
@@ -55,7 +55,10 @@ class Client:
             if error.code != 400:
                 raise
             detail = json.loads(error.read())
-            raise RunError(_refusal(detail), detail) from None
+            lines = [detail.get("error", {}).get("message", "refused")]
+            for node in detail.get("node_errors", {}).values():
+                lines += [f"{node['class_type']}: {e['message']}: {e['details']}" for e in node["errors"]]
+            raise RunError("\n".join(lines), detail) from None
         return json.loads(answer)["prompt_id"]
 
     def wait(self, run: str, on_event: Callable[[Json | bytes], None] | None = None, timeout: float = 600) -> Json:
@@ -85,18 +88,15 @@ class Client:
     def pictures(self, entry: Json) -> list[bytes]:
         """Fetch the files that a run has saved, in order; `entry` is what `wait` returned."""
         files = [file for output in entry["outputs"].values() for file in output.get("images", [])]
-        return [self.get("/view?" + urllib.parse.urlencode(f)) for f in files if f["type"] == "output"]
+        return [self.view(**file) for file in files if file["type"] == "output"]
+
+    def view(self, **file: Any) -> bytes:
+        """Fetch a file of the server's folders, by name, subfolder and type."""
+        return self.get("/api/view?" + urllib.parse.urlencode(file))
 
     def cancel(self) -> None:
         """Stop the run that is going on."""
         self.post("/interrupt", {})
-
-
-def _refusal(detail: Json) -> str:
-    lines = [detail.get("error", {}).get("message", "refused")]
-    for node in detail.get("node_errors", {}).values():
-        lines += [f"{node['class_type']}: {e['message']}: {e['details']}" for e in node["errors"]]
-    return "\n".join(lines)
 
 
 class Events:

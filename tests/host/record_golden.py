@@ -65,12 +65,12 @@ def served() -> dict[str, Any]:
 
 def as_text(kept: dict[str, Any]) -> str:
     """Write what is kept as JSON, an innermost list or object that fits in one line."""
-    return re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda m: _one_line(m[0]), json.dumps(kept, indent=1)) + "\n"
 
+    def one_line(found: re.Match[str]) -> str:
+        flat = re.sub(r"\s*\n\s*", " ", found[0])
+        return flat if len(flat) <= 120 else found[0]
 
-def _one_line(text: str) -> str:
-    flat = re.sub(r"\s*\n\s*", " ", text)
-    return flat if len(flat) <= 120 else text
+    return re.sub(r"[\[{][^\[\]{}]*[\]}]", one_line, json.dumps(kept, indent=1)) + "\n"
 
 
 def _input(name: str, required: bool, kind: Any, properties: dict[str, Any]) -> dict[str, Any]:

@@ -150,6 +150,7 @@ def to_canvas(name: str, api: dict[str, Any], every: dict[str, Any]) -> dict[str
         top = tops.get(depth[key], 100)
         tops[depth[key]] = top + height + 26 * folded + GAP
         outputs = zip(info["output_name"], info["output"], strict=True)
+        title = WORDS[NAMED[name][key]] if key in NAMED.get(name, {}) else node["_meta"]["title"]
         nodes.append(
             {
                 "id": numbers[key],
@@ -161,7 +162,7 @@ def to_canvas(name: str, api: dict[str, Any], every: dict[str, Any]) -> dict[str
                 "mode": 0,
                 "inputs": shown,
                 "outputs": [{"name": label, "type": kind, "links": None} for label, kind in outputs],
-                **titled(name, key, node, info["display_name"]),
+                **({} if title == info["display_name"] else {"title": title}),  # which the frontend translates
                 "properties": {
                     **({"flowcore_words": NAMED[name][key]} if key in NAMED.get(name, {}) else {}),
                     "cnr_id": "flowcore" if ours else "comfy-core",
@@ -213,12 +214,6 @@ AREA, TEXT = 320, 130  # pixels of what a node shows of its runs, with pictures 
 TALLER = {"FlowcoreExample": 280, "PreviewAny": 160, "FlowcoreTrain": 150, "FlowcoreAlignFace": 280}
 TALLER |= dict.fromkeys(("SaveImage", "SaveAnimatedWEBP", "SaveVideo", "PreviewImage"), 260)
 TALLER |= dict.fromkeys(("FlowcorePaintHints", "FlowcorePaintTemperature"), 420)
-
-
-def titled(name: str, key: str, node: dict[str, Any], display_name: str) -> dict[str, str]:
-    """Return the title of a node, if it is not its display name, which the frontend translates."""
-    title = WORDS[NAMED[name][key]] if key in NAMED.get(name, {}) else node["_meta"]["title"]
-    return {} if title == display_name else {"title": title}
 
 
 def slots(node: dict[str, Any], info: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Any], int]:

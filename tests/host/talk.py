@@ -39,7 +39,7 @@ class Host(Client):
 
     def images(self, workflow: dict[str, Any], on_event=None) -> list[Image.Image]:
         """Run a workflow and return the pictures it has saved."""
-        return [Image.open(io.BytesIO(data)) for data in self.pictures(self.run(workflow, on_event))]
+        return [opened(data) for data in self.pictures(self.run(workflow, on_event))]
 
     def queue_from_canvas(self, workflow: dict[str, Any], canvas: dict[str, Any] | None = None) -> str:
         """Queue a workflow as the frontend does, with the canvas beside it."""
@@ -76,6 +76,10 @@ def until(check: Callable[[], Any], seconds: float = 10) -> Any:
     while not (held := check()) and time.monotonic() < deadline:
         time.sleep(0.02)
     return held
+
+
+def opened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))
 
 
 def array(image: Image.Image) -> np.ndarray:

@@ -1,7 +1,5 @@
 """Folders through a server, killed in the middle and gone on with: workflows/api/batch.py, and Flow Folder."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import errno

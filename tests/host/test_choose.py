@@ -1,13 +1,8 @@
 """The nodes that choose among samples, over the API: what they make, what they say, what they refuse."""
 
-from __future__ import annotations
-
-import io
-
 import numpy as np
 import pytest
-from PIL import Image
-from talk import array, graph, loader, picture, refusal, report, shows
+from talk import array, graph, loader, opened, picture, refusal, report, shows
 
 PHOTO = picture(fill="photo", height=8, width=12)
 
@@ -42,7 +37,7 @@ def test_each_image_has_a_labeled_sheet_and_seeds_wrap_around(host, flows):
     entry = host.run(graph(**workflow, many=report("grid.1"), save=save))
     assert entry["outputs"]["grid"]["seeds"] == [2**64 - 1, 0, 1]
     assert entry["outputs"]["many"]["shape"] == [12, 16, 24, 3]
-    sheet, _ = (array(Image.open(io.BytesIO(data)).convert("RGB")) for data in host.pictures(entry))
+    sheet, _ = (array(opened(data).convert("RGB")) for data in host.pictures(entry))
     assert sheet.shape[0] > 3 * 16
     assert sheet.shape[1] > 2 * 48
     dark = (sheet < 0.5).all(2)

@@ -1,7 +1,5 @@
 """Flow Colorize, its companions and the brush over the API: colors drawn, asked for and painted, and refusals."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 

@@ -1,10 +1,7 @@
 """Flow Example and the nodes of the stories: what they give on a fresh host."""
 
-from __future__ import annotations
-
-import io
+from functools import partial
 from urllib.error import HTTPError
-from urllib.parse import urlencode
 
 import comfyui
 import numpy as np
@@ -13,7 +10,7 @@ import torch
 from client import RunError
 from PIL import Image
 from small_flows import flow
-from talk import examples, graph, loader, noise, options, picture, pixels, refusal, report, shows
+from talk import examples, graph, loader, noise, opened, options, picture, pixels, refusal, report, shows
 
 from flowcore.tasks.sample import harmonize
 
@@ -90,9 +87,7 @@ def test_a_folder_of_ones_own_is_a_batch_or_a_list_where_sizes_differ(host):
     assert (255 * batch[:, 0].mean((1, 2))).round().tolist() == [0, 60, 120]
     assert folder.samefile(outputs["folder"]["text"][0])
     assert "flowcore/holiday" in options(host.info("FlowcoreExample"), "picture")
-    asked = {"type": "input", "subfolder": "flowcore", "filename": "holiday"}
-    with Image.open(io.BytesIO(host.get(f"/api/view?{urlencode(asked)}"))) as shown:
-        assert shown.size == (24, 6)
+    assert opened(host.view(type="input", subfolder="flowcore", filename="holiday")).size == (24, 6)
 
     Image.new("RGB", (4, 10), (255, 0, 0)).save(folder / "3.png")
     assert host.outputs(workflow)["image"]["shape"] == 3 * [1, 6, 8, 3] + [1, 10, 4, 3]
@@ -111,8 +106,7 @@ def test_an_animated_picture_is_all_of_its_frames_with_even_sides(host):
 
 def test_the_page_shows_examples_as_it_shows_files_of_the_input_folder(host):
     def seen(name, place="input"):
-        with Image.open(io.BytesIO(host.get(f"/api/view?{urlencode({'filename': name, 'type': place})}"))) as shown:
-            return shown.size
+        return opened(host.view(filename=name, type=place)).size
 
     sizes = {"photograph": (188, 124), "four portraits": (256, 256), "ten photographs": (1200, 480)}
     assert {name: seen(name) for name in sizes} == sizes
@@ -123,22 +117,20 @@ def test_the_page_shows_examples_as_it_shows_files_of_the_input_folder(host):
 
 
 def test_examples_are_opened_outside_the_event_loop_and_stay_at_hand(host):
-    def opened():
+    def count():
         seen = host.outputs(opened=("FlowcoreTestOpened", {}))["opened"]
         return seen["in_loop"][0], seen["elsewhere"][0]
 
-    def view(name):
-        return host.get(f"/api/view?{urlencode({'filename': name, 'type': 'input'})}")
-
-    view("ten photographs")
-    in_loop, elsewhere = opened()
+    view = partial(host.view, type="input")
+    view(filename="ten photographs")
+    in_loop, elsewhere = count()
     assert in_loop == 0
     assert elsewhere >= 10
     for k in range(40):  # more than are kept
         with pytest.raises(HTTPError):
-            view(f"nobody{k}.png")
-    view("ten photographs")
-    assert opened() == (0, elsewhere)
+            view(filename=f"nobody{k}.png")
+    view(filename="ten photographs")
+    assert count() == (0, elsewhere)
 
 
 def test_a_morph_goes_through_all_pictures_and_back(host, flows):

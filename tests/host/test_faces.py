@@ -1,7 +1,5 @@
 """Flow Align Face and Flow Paste Face over the API: eyes typed, painted and detected, and what is refused."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from talk import graph, noise, picture, pixels, refusal, report

@@ -1,7 +1,5 @@
 """Model files, and names in prompts: where they are found, and how others are refused, without harm to the server."""
 
-from __future__ import annotations
-
 import os
 import shutil
 

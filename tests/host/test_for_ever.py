@@ -1,7 +1,5 @@
 """Saved workflows keep working: schemas are only appended to, and every released version loads and runs."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

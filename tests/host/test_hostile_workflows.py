@@ -4,8 +4,6 @@ Whatever is sent, the answer is a refusal that names the node, a picture, or a s
 prompt makes its picture.
 """
 
-from __future__ import annotations
-
 import copy
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Flows among other upscaling models: in the host's own loader and upscaler, and beside spandrel's architectures."""
 
-from __future__ import annotations
-
 import functools
 import shutil
 import subprocess
@@ -105,22 +103,10 @@ def test_foreign_and_damaged_files_are_refused(host, photo, upscale_models):
             host.run(stock(name, photo))
 
 
-def baked(photo, model="srflow-x4", **values):
-    """A flow as an upscale model, and a photograph."""
-    return graph(
-        photo=("LoadImage", {"image": photo}),
-        model=loader(model),
-        baked=("FlowcoreAsUpscaleModel", {"model": "model.0", "temperature": 0.0, "seed": 0} | values),
-    )
-
-
-def as_model(*given, **values):
-    """The same in the host's own upscaler."""
-    return graph(
-        baked(*given, **values),
-        upscale=("ImageUpscaleWithModel", {"upscale_model": "baked.0", "image": "photo.0"}),
-        save=("SaveImage", {"images": "upscale.0", "filename_prefix": "as-model"}),
-    )
+def as_model(photo, model="srflow-x4", **values):
+    """A flow as an upscale model in the host's own upscaler."""
+    baked = ("FlowcoreAsUpscaleModel", {"model": "model.0", "temperature": 0.0, "seed": 0} | values)
+    return graph(stock("", photo), model=loader(model), loader=baked)
 
 
 def test_a_flow_as_an_upscale_model_does_what_flow_upscale_does_when_calm(host, photo):
@@ -145,8 +131,8 @@ def test_temperature_and_seed_are_baked_in(host, photo, flows):
 
 
 def test_the_node_warns_of_seams_and_refuses_what_is_no_upscaler(host, photo, flows):
-    entry = host.run(as_model(photo, flows["small-srflow"], temperature=0.5))
-    assert "seams" in entry["outputs"]["baked"]["text"][0]
+    outputs = host.outputs(as_model(photo, flows["small-srflow"], temperature=0.5))
+    assert "seams" in outputs["loader"]["text"][0]
     refusal(host, as_model(photo, flows["free-glow"]), "made of an SRFlow; got a glow model")
 
 

@@ -1,7 +1,5 @@
 """The nodes between Encode and Decode over the API: the numbers are those of Python, and files come back."""
 
-from __future__ import annotations
-
 import shutil
 
 import pytest

@@ -1,17 +1,11 @@
 """Live pictures: the route gives what a run would give, to pages of the server only, and never beside a run."""
 
-from __future__ import annotations
-
 import concurrent.futures
-import io
 import itertools
-import json
 import urllib.error
-import urllib.request
 
 import numpy as np
-from PIL import Image
-from talk import graph, loader, until
+from talk import graph, loader, opened, until
 from test_latents import DIGITS, explore, working
 
 
@@ -31,11 +25,8 @@ def styled(**values):
 
 def ask(host, body, path="/flowcore/live", **headers):
     """Post a question; status and body of the answer."""
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    request = urllib.request.Request(host.url + path, data, {"Content-Type": "application/json"} | headers)
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, answer.read()
+        return 200, host.post(path, body, **headers)
     except urllib.error.HTTPError as error:
         return error.code, error.read()
 
@@ -49,11 +40,12 @@ def live(host, run, **values):
 
     status, body = until(answered, 30)
     assert status == 200, body
-    return np.asarray(Image.open(io.BytesIO(body)).convert("RGB"))
+    return np.asarray(opened(body).convert("RGB"))
 
 
-def name_of(outputs):
-    (name,) = outputs["outputs"]["node"]["flowcore_live"]
+def ran(host, workflow):
+    """Run a workflow; the name under which its pictures are asked for."""
+    (name,) = host.outputs(workflow)["node"]["flowcore_live"]
     return name
 
 
@@ -62,11 +54,11 @@ PLACES = itertools.count()
 
 def explored(host):
     """Run the explorer anew, with values that no run had before."""
-    return name_of(host.run(explore(x=next(PLACES) / 1000)))
+    return ran(host, explore(x=next(PLACES) / 1000))
 
 
 def test_the_explorer_shows_what_a_run_would_give(host, flows):
-    run = name_of(host.run(explore(x=0.5, y=0.5)))
+    run = ran(host, explore(x=0.5, y=0.5))
     for x, y in ((0, 0), (1, 0.3), (0.25, 0.75)):
         (whole,) = host.images(shown(explore(x=x, y=y)))
         assert np.array_equal(live(host, run, x=x, y=y), np.asarray(whole.convert("RGB")))
@@ -74,7 +66,7 @@ def test_the_explorer_shows_what_a_run_would_give(host, flows):
 
 
 def test_styles_show_what_a_run_would_give_all_items_in_one_picture(host, flows):
-    run = name_of(host.run(styled()))
+    run = ran(host, styled())
     before, moved = live(host, run), live(host, run, bold=2.5, wide=-1)
     assert not np.array_equal(before, moved)
     digits = [np.asarray(each.convert("RGB")) for each in host.images(shown(styled(bold=2.5, wide=-1)))]
@@ -104,7 +96,7 @@ def test_a_run_goes_first_and_gives_what_it_would_have(host, flows):
 
 def test_the_next_question_stops_the_one_before(host):
     workflow = explore("ab", "glow-photos")
-    run = name_of(host.run(workflow))
+    run = ran(host, workflow)
     live(host, run)
     with concurrent.futures.ThreadPoolExecutor(12) as threads:
         asked = [threads.submit(ask, host, {"run": run, "values": {"x": k / 12}}) for k in range(12)]

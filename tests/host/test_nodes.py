@@ -1,16 +1,12 @@
 """What all nodes have in common: odd and bad images, wrong wires, progress, previews, Cancel, and large batches."""
 
-from __future__ import annotations
-
-import io
 import time
 
 import numpy as np
 import pytest
 from client import RunError
-from PIL import Image
 from small_flows import USED_BY
-from talk import graph, loader, picture, refusal, report, shows
+from talk import graph, loader, opened, picture, refusal, report, shows
 
 # Node to its other inputs, and the output that is a picture.
 NODES = {
@@ -138,7 +134,7 @@ def test_progress_moves_to_its_end_and_results_are_shown_as_they_are_finished(ho
     assert values == sorted(values)
     assert values[-1][0] == values[-1][1]
     previews = [event for event in events if isinstance(event, bytes) and event[:4] == b"\0\0\0\1"]
-    shown = [Image.open(io.BytesIO(preview[8:])).size for preview in previews]
+    shown = [opened(preview[8:]).size for preview in previews]
     assert sizes is None or (set(shown) if isinstance(sizes, set) else shown) == sizes
 
 

@@ -1,7 +1,5 @@
 """The pack as the host sees it: it brings nothing else along, it loads, its nodes, pages and words are served."""
 
-from __future__ import annotations
-
 import ast
 import itertools
 import json
@@ -55,8 +53,7 @@ def test_no_other_folder_of_workflows_hides_ours():
 def test_the_pack_loads_without_complaint(host):
     console = host.server.console()
     assert "IMPORT FAILED): " not in console
-    (seconds,) = re.findall(rf"(\d+\.\d+) seconds: .*{comfyui.PACK_NAME}", console)
-    print(f"ComfyUI {host.version} loads the pack in {seconds} s")  # noqa: T201
+    assert len(re.findall(rf"\d+\.\d+ seconds: .*{comfyui.PACK_NAME}", console)) == 1
     assert "flowcore needs ComfyUI" not in console
 
 
@@ -70,10 +67,7 @@ def test_every_node_has_a_place_in_the_menu(host):
 
 
 def test_temperature_is_a_gradient_slider(host):
-    info = host.info("FlowcoreUpscale")
-    temperature = info["input"]["required"]["temperature"][1]
-    own = -0.1  # the model's own, at the left end
-    assert [temperature[key] for key in ("default", "min", "max", "step")] == [own, own, 1.5, 0.01]
+    temperature = host.info("FlowcoreUpscale")["input"]["required"]["temperature"][1]
     assert temperature["display"] == "gradientslider"
     _, _, cold, *_, hot = (stop["color"] for stop in temperature["gradient_stops"])  # gray before 0
     assert cold[2] > cold[0]
@@ -91,11 +85,9 @@ def test_shipped_models_come_first_and_files_of_all_folders_follow(host):
         other.unlink()
         notes.unlink()
     listed = options(info, "model_name")
-    _, _, properties = next(inputs(info))
     shipped = sorted(file.stem for file in (ROOT / "flowcore" / "weights").glob("*.safetensors"))
     shipped.remove("face-finder")  # a network that no node loads by name
     assert listed[: len(shipped)] == shipped
-    assert properties["default"] == "srflow-x4"
     assert "elsewhere.safetensors" in listed
     assert "notes.txt" not in listed
 

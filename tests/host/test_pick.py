@@ -1,17 +1,13 @@
 """Picking: one of several pictures goes on alone, as a click or a script asks, and nothing is made anew."""
 
-from __future__ import annotations
-
-import io
 import time
-import urllib.parse
 
 import numpy as np
 import pytest
 from client import Events
 from PIL import Image
 from small_flows import USED_BY
-from talk import graph, loader, picture, refusal, report, shows, upscale
+from talk import graph, loader, opened, picture, refusal, report, shows, upscale
 from test_recipe import recipes
 
 from flowcore.checkpoints.file import reconfigure
@@ -134,7 +130,7 @@ def test_a_saved_pick_says_its_seed(host, flows):
     assert (entry["seed"], entry["samples"], len(entry["pictures"])) == (5, 3, 3)
     alone = graph(several(flows, "FlowcoreUpscale", seed=6, samples=1), save=save)
     (other,) = host.pictures(host.run(alone))
-    assert np.array_equal(*(np.asarray(Image.open(io.BytesIO(each))) for each in (data, other)))
+    assert np.array_equal(*map(np.asarray, map(opened, (data, other))))
 
 
 def test_the_best_are_named_by_the_seeds_that_made_them(host, flows):
@@ -158,17 +154,14 @@ def test_the_best_are_named_by_the_seeds_that_made_them(host, flows):
 
 
 def test_the_canvas_gets_all_pixels_and_the_source_and_scripts_get_no_files(host, flows):
-    def opened(entry):
-        return np.asarray(Image.open(io.BytesIO(host.get("/view?" + urllib.parse.urlencode(entry)))), float)
-
     plain = several(flows, "FlowcoreUpscale", seed=61)
     assert not {"full", "source"} & set(host.outputs(plain)["node"]["flowcore_gallery"][0])
     workflow = several(flows, "FlowcoreUpscale", seed=62)
     outputs = host.run_from_canvas(workflow)["outputs"]
     rows = np.array(outputs["show"]["rows"]).reshape(outputs["show"]["shape"])
     for made, entry in zip(rows, outputs["node"]["flowcore_gallery"], strict=True):
-        assert np.abs(opened(entry["full"]) - 255 * made).max() <= 1
-        assert opened(entry["source"]).shape == (8, 12, 3)
+        assert np.abs(np.asarray(opened(host.view(**entry["full"])), float) - 255 * made).max() <= 1
+        assert np.asarray(opened(host.view(**entry["source"]))).shape == (8, 12, 3)
 
 
 def test_freed_memory_is_free_of_pictures_also_of_a_model_that_was_offloaded_before(host, flows):
@@ -183,24 +176,17 @@ def test_freed_memory_is_free_of_pictures_also_of_a_model_that_was_offloaded_bef
         assert previews == [3, 0, 3]
 
 
-def gallery(host, workflow, node):
-    entries = host.outputs(workflow)[node]["flowcore_gallery"]
-    for entry in entries:
-        address = "&".join(f"{key}={entry[key]}" for key in ("filename", "subfolder", "type"))
-        yield entry, Image.open(io.BytesIO(host.get(f"/view?{address}"))).convert("RGB")
-
-
 def test_large_pictures_are_shrunk(host):
     host.put("wide.png", Image.new("RGB", (700, 90), (200, 100, 50)))
-    coloring = graph(
+    outputs = host.outputs(
         photo=("LoadImage", {"image": "wide.png"}),
         model=loader("color-photos"),
         color=("FlowcoreColorize", {"image": "photo.0", "model": "model.0", "temperature": 0.9, "seed": 3}),
         show=("PreviewImage", {"images": "color.0"}),
     )
-    ((entry, thumbnail),) = gallery(host, coloring, "color")
+    (entry,) = outputs["color"]["flowcore_gallery"]
     assert entry["seed"] == 3
-    assert thumbnail.size == (256, 33)
+    assert opened(host.view(**{key: entry[key] for key in ("filename", "subfolder", "type")})).size == (256, 33)
 
 
 def test_a_gallery_that_cannot_be_saved_does_not_fail_the_run(host, photo):

@@ -1,7 +1,5 @@
 """The stories of published models, made here since none is free: dark photographs, an upscaler, shrink and restore."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import numpy as np

@@ -1,8 +1,5 @@
 """Recipes: every PNG says what made it, and from that alone it is made again, bit for bit."""
 
-from __future__ import annotations
-
-import io
 import json
 import shutil
 import urllib.error
@@ -14,7 +11,7 @@ import small_flows
 from client import RunError
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from talk import Host, graph, loader, newer, upscale
+from talk import Host, graph, loader, newer, opened, upscale
 from test_workflows import STORIES, to_api, with_photo
 
 from flowcore import __version__, load
@@ -32,16 +29,12 @@ def cached_nodes(entry):
     return nodes
 
 
-def opened_file(data):
-    return Image.open(io.BytesIO(data))
-
-
 def recipes(data):
-    return json.loads(opened_file(data).text["flowcore"])
+    return json.loads(opened(data).text["flowcore"])
 
 
 def pixels(data):
-    return np.asarray(opened_file(data))
+    return np.asarray(opened(data))
 
 
 @pytest.fixture
@@ -58,7 +51,7 @@ def test_a_picture_is_reproduced_from_its_file_alone(host, photo, fresh):
     prompt = with_photo(host, to_api(canvas, every), photo)  # as the frontend does
     files = saved(host, prompt, {"workflow": canvas})
     assert len(files) == 4
-    assert json.loads(opened_file(files[0]).text["workflow"]) == canvas
+    assert json.loads(opened(files[0]).text["workflow"]) == canvas
     (recipe,) = recipes(files[0])
     stated = load("srflow-x4").config  # which the sliders follow: the recipe has the numbers
     known = {"node": "FlowcoreUpscale", "model": "srflow-x4", "seed": 1, "temperature": stated.temperature}
@@ -72,7 +65,7 @@ def test_a_picture_is_reproduced_from_its_file_alone(host, photo, fresh):
 
     inputs = fresh.server.base / "input"
     shutil.copy(host.server.base / "input" / photo, inputs / photo)
-    again = saved(fresh, json.loads(opened_file(files[0]).text["prompt"]))
+    again = saved(fresh, json.loads(opened(files[0]).text["prompt"]))
     assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(files, again, strict=True))
     assert recipes(again[0]) == [recipe]
 
@@ -108,7 +101,7 @@ def test_the_provenance_names_every_node_once(host, photo, flows):
         save=("SaveImage", {"images": "colorize.0", "filename_prefix": "three"}),
         other=("SaveImage", {"images": "sample.0", "filename_prefix": "three"}),
     )
-    files = {opened_file(data).size: data for data in saved(host, prompt)}
+    files = {opened(data).size: data for data in saved(host, prompt)}
     told = {entry["node_id"]: entry for entry in recipes(files[48, 32])}
     assert {"upscale", "colorize"} <= told.keys() <= {"upscale", "colorize", "sample"}  # not what runs later
     assert told["colorize"]["samples"] == 2
@@ -148,7 +141,7 @@ def test_prompts_without_a_canvas_run(host, photo, flows):
     for extra in ({}, {"extra_pnginfo": None}, {"extra_pnginfo": {"flowcore": 7}}):
         host.forget()
         (data,) = host.pictures(host.wait(host.queue(prompt, **extra), timeout=60))
-        found = recipes(data) if "flowcore" in opened_file(data).text else []
+        found = recipes(data) if "flowcore" in opened(data).text else []
         assert [entry["seed"] for entry in found] == ([36] if extra.get("extra_pnginfo") else [])
     assert "flowcore could not" not in host.server.console()
 
@@ -185,7 +178,7 @@ def test_models_are_found_by_fingerprint_not_by_name(host, made, store):
 
 
 def test_a_resized_picture_keeps_its_provenance(host, made):
-    picture, text = opened_file(made), PngInfo()
+    picture, text = opened(made), PngInfo()
     text.add_text("flowcore", picture.text["flowcore"])
     picture.resize((20, 20)).save(host.server.base / "input" / "resized.png", pnginfo=text)
     told = follow(host, "resized.png")

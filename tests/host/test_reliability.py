@@ -1,7 +1,5 @@
 """Nothing breaks, nothing leaks, nothing is lost: in short, and in `make soak` for hours."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -514,7 +512,7 @@ def test_partial_files_of_a_killed_server_are_hidden_and_removed(host, process):
             partial.unlink()
 
 
-def test_hosts_make_the_same(host, shared):
+def test_hosts_make_the_same(host, tmp_path_factory):
     prompts = [*(good(number) for number in ORDINARY), *variants()]
     came = {prompt.key: repr(outcome(host, prompt)) for prompt in prompts}
     photo = host.put("same.png", Image.open(WORKFLOWS / "photo.png").convert("RGB").crop((120, 40, 152, 64)))
@@ -528,7 +526,10 @@ def test_hosts_make_the_same(host, shared):
     )
     (made,) = host.images(gray)
     came["colors"] = hashlib.sha256(made.tobytes()).hexdigest()
-    # The other host may be in another process, so each leaves what came in a file; the later one finds both.
+    # The other host may be in another process, so each leaves what came in a file; the later one finds both. Processes
+    # of pytest-xdist have folders of their own within that of the run.
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
     partial = shared / f"{host.version}.partial"
     partial.write_text(json.dumps(came))
     partial.replace(shared / f"same on {host.version}.json")

@@ -1,7 +1,5 @@
 """Flow Sample, Flow Encode and Flow Decode over the API: the same images as in Python, there and back, and refusals."""
 
-from __future__ import annotations
-
 import json
 
 import comfyui

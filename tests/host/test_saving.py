@@ -1,17 +1,14 @@
 """Save Flow Picture: what a file held is in the files that were made of it."""
 
-from __future__ import annotations
-
-import io
 import json
 
 import numpy as np
 import pytest
 import torch
 from client import RunError
-from PIL import Image, ImageCms
+from PIL import ImageCms
 from small_flows import flow
-from talk import graph, loader, noise, picture, refusal, shows
+from talk import graph, loader, noise, opened, picture, refusal
 
 from flowcore.batch.job import Work, Worker
 from flowcore.images import files
@@ -103,7 +100,7 @@ def test_each_picture_has_the_metadata_of_its_own_source(host):
     workflow = graph(four=four, save=("FlowcoreSave", values | {"source": "one.jpg\ntwo.jpg"}))
     names, made = saved(host, workflow)
     assert names == [f"n{k}_00001_.jpg" for k in range(4)]
-    assert [Image.open(io.BytesIO(data)).getexif()[AUTHOR] for data in made] == ["one", "one", "two", "two"]
+    assert [opened(data).getexif()[AUTHOR] for data in made] == ["one", "one", "two", "two"]
     workflow["save"]["inputs"]["source"] += "\none.jpg"
     refusal(host, workflow, "source names 3 pictures, and 4 came")
 
@@ -118,7 +115,7 @@ def test_png_files_hold_workflow_and_provenance(host, flows, bits):
     )
     canvas = {"nodes": [{"title": "\u2713"}]}
     *_, last = saved(host, workflow, workflow=canvas)[1]
-    texts = Image.open(io.BytesIO(last)).text
+    texts = opened(last).text
     assert json.loads(texts["workflow"]) == canvas
     assert json.loads(texts["prompt"]).keys() == workflow.keys()
     put(host, "told.png", last)
@@ -139,7 +136,7 @@ def test_no_file_is_replaced(host):
             assert not seen & set(names)
             seen |= set(names)
             for data, wanted in zip(made, noise(2, 3, 6, 8, number=number), strict=True):
-                assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), (255 * wanted).round().permute(1, 2, 0))
+                assert np.array_equal(np.asarray(opened(data)), (255 * wanted).round().permute(1, 2, 0))
         assert len(seen) == 4
     assert "8x6_00004_.png" in seen
 

@@ -1,12 +1,10 @@
 """Flow Score over the API: the numbers are those of Python, the pictures show them, and lists are ranked together."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
 from small_flows import flow
-from talk import graph, inputs, loader, noise, picture, pixels, refusal, report, shows
+from talk import graph, loader, noise, picture, pixels, refusal, report, shows
 
 from flowcore.images.resize import shrink
 from flowcore.tasks.score import score
@@ -132,10 +130,3 @@ def test_an_estimated_score_says_from_what(host, flows):
     outputs = host.outputs(scoring(flows["small-ffjord"], seed=7, probes=3))
     agree(outputs["score"], score(flow("small-ffjord"), noise(3, 3, 12, 16), seed=7, probes=3))
     assert "3 random probes" in outputs["report"]["text"][0]
-
-
-def test_the_seed_has_no_control_and_what_is_listed_is_marked(host):
-    info = host.info("FlowcoreScore")
-    (seed,) = [properties for name, _, properties in inputs(info) if name == "seed"]
-    assert seed["control_after_generate"] is False
-    assert info["output_is_list"] == [True, True, True, True, False]

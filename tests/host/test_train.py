@@ -1,16 +1,12 @@
 """Flow Train over the API: a folder becomes a model that loads, a cancelled run goes on, nothing is overwritten."""
 
-from __future__ import annotations
-
 import json
-import urllib.parse
-from io import BytesIO
 
 import pytest
 import torch
 from client import RunError
 from PIL import Image
-from talk import WORKFLOWS, graph, loader, options, refusal, report, shows
+from talk import WORKFLOWS, graph, loader, opened, options, refusal, report, shows
 
 from flowcore import load
 from flowcore.checkpoints.file import read_header
@@ -123,7 +119,7 @@ def test_a_folder_becomes_a_model_that_loads(host, photos, recipes):
     assert outputs["info"]["text"][0] == ui["text"][0]
     # The last sample sheet, where the history says it is and on the wire: 6 temperatures and the originals, 8 rows.
     (shown,) = ui["images"]
-    sheet = Image.open(BytesIO(host.get("/view?" + urllib.parse.urlencode(shown))))
+    sheet = opened(host.view(**shown))
     assert shown["filename"] == "000012.png"
     assert outputs["sheet"]["shape"] == [1, sheet.height, sheet.width, 3] == [1, 8 * 16, 7 * 16, 3]
     assert outputs["curve"]["shape"] == [1, 480, 960, 3]
@@ -279,7 +275,6 @@ def test_shipped_recipes_come_first(host, recipes):
     assert listed[: len(brought)] == brought
     assert {f"{name}.toml" for name in RECIPES} <= set(listed[len(brought) :])
     assert options(info, "start")[0] == "nothing"
-    assert info["output_node"] is True
 
 
 def test_an_absolute_folder_and_a_name_with_its_suffix_after_a_refusal(host, photos, recipes):

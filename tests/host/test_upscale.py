@@ -1,8 +1,5 @@
 """Flow Upscale over the API: what it draws, what it refuses, and that it stops when asked."""
 
-from __future__ import annotations
-
-import io
 from functools import partial
 
 import comfyui
@@ -10,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from talk import HERE, WORKFLOWS, Host, array, graph, pixels, probe, refusal, shows, until, upscale
+from talk import HERE, WORKFLOWS, Host, array, graph, opened, pixels, probe, refusal, shows, until, upscale
 
 import flowcore
 from flowcore.checkpoints import catalog, read_header
@@ -105,7 +102,7 @@ def test_a_slider_that_nobody_moved_follows_the_models_file(host, photo):
         if "calm_edges" not in inputs:
             del workflow["upscale"]["inputs"]["calm_edges"]
         entry = host.run(workflow)
-        (picture,) = (Image.open(io.BytesIO(data)) for data in host.pictures(entry))
+        (picture,) = map(opened, host.pictures(entry))
         return array(picture), entry["outputs"]["upscale"]
 
     own, told = draw(temperature=-0.1)

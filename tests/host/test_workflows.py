@@ -1,7 +1,5 @@
 """The shipped workflows and blueprints: listed, aligned with the live schema, alike in both formats; and they run."""
 
-from __future__ import annotations
-
 import io
 import json
 import operator
