@@ -1,9 +1,16 @@
-"""A small SRFlow."""
+"""What tests of published programs share: a small SRFlow; and gradients only where a test asks for them."""
 
 import pytest
+import torch
 from torch import Tensor
 
 from . import published
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
 
 
 @pytest.fixture(scope="session")

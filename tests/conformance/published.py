@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flowcore.checkpoints.file import build_on_meta
-from flowcore.checkpoints.sources.residual_flow import residual_flow_origins
 from flowcore.checkpoints.sources.source import Origin, Source
 from flowcore.flow import Flow
 from flowcore.inference.plan import Plan
@@ -39,26 +38,18 @@ SMALL = {
     "encoder_blocks": 4, "encoder_width": 8, "encoder_growth": 4, "stacked_blocks": (2, 0, 3, 1),
 }  # fmt: skip
 
+_TINY = {"scale": 4, "detail_steps": 2, "detail_hidden": 16}
+_TINY |= {"extractor_blocks": (2, 1), "extractor_width": 16, "extractor_growth": 8}
 HCFLOWS = {
-    "tiny4x": {
-        "scale": 4, "steps": 3, "detail_steps": 2, "hidden": 16, "detail_hidden": 16,
-        "extractor_blocks": (2, 1), "extractor_width": 16, "extractor_growth": 8,
-    },
-    "tiny_rescaling4x": {
-        "scale": 4, "steps": 4, "detail_steps": 2, "hidden": 8, "detail_hidden": 16,
-        "extractor_blocks": (2, 1), "extractor_width": 16, "extractor_growth": 8, "rescaling": True,
-    },
-}  # fmt: skip
+    "tiny4x": {**_TINY, "steps": 3, "hidden": 16},
+    "tiny_rescaling4x": {**_TINY, "steps": 4, "hidden": 8, "rescaling": True},
+}
 
 EXTRACTOR = r"_condFlow\.(conv_first|RRDB_trunk|trunk_conv1)"  # of HCFlow
 
 # In every published SRFlow, and read by nothing: their values must not matter.
-UNREAD = {
-    "RRDB.upconv2": (64, 64, 3, 3),
-    "RRDB.HRconv": (64, 64, 3, 3),
-    "RRDB.conv_last": (3, 64, 3, 3),
-    "flowUpsamplerNet.f.0": (96, 320, 3, 3),
-}
+UNREAD = {"RRDB.upconv2": (64, 64, 3, 3), "RRDB.HRconv": (64, 64, 3, 3), "RRDB.conv_last": (3, 64, 3, 3)}
+UNREAD |= {"flowUpsamplerNet.f.0": (96, 320, 3, 3)}
 
 
 def recording(*names: str) -> dict[str, Tensor]:
@@ -171,10 +162,8 @@ def random_state(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
             state[name] = torch.eye(shape[0])[torch.randperm(shape[0], generator=generator)]
         elif last in ("sign_s", "s_sign", "sign_S"):
             state[name] = noise.sign()
-        elif last == "initialized":
-            state[name] = torch.tensor(1, dtype=torch.uint8)
-        elif last == "data_dep_init_done":
-            state[name] = torch.tensor(1.0)
+        elif last in ("initialized", "data_dep_init_done"):
+            state[name] = torch.tensor(1, dtype=torch.uint8 if last == "initialized" else torch.float32)
         elif last in ("l_mask", "u_mask"):
             state[name] = torch.ones(shape).tril(-1) if last == "l_mask" else torch.ones(shape).triu(1)
         elif last in ("l_eye", "eye"):
@@ -191,28 +180,6 @@ def random_state(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
             inputs = max(1, noise.numel() // max(shape))
             gain = 0.05 if "log" in last or last in ("s", "w_s", "scale") else 0.3 / inputs**0.5
             state[name] = gain * noise
-    return state
-
-
-def residual_flow_checkpoint(flow: Flow) -> dict[str, Tensor]:
-    """Convert a Residual Flow of ours to a state dict of the published program, with what it stores besides."""
-    ours = flow.state_dict()
-    state: dict[str, Tensor] = {}
-    for origin in residual_flow_origins(flow.config):
-        shape = origin.forms[0].shape(tuple(ours[origin.ours].shape))
-        state[origin.names[0]] = ours[origin.ours].reshape(shape).clone()
-        owner, _, part = origin.names[0].rpartition(".")
-        if part == "u":
-            sides = ours[origin.ours].shape[1:]
-            state |= {f"{owner}.scale": torch.ones(()), f"{owner}.initialized": torch.tensor(1)}
-            state |= {f"{owner}.spatial_dims": torch.tensor(sides).float()}
-            block = re.match(r".*chain\.\d+", owner)
-            assert block is not None
-            for name in ("last_n_samples", "last_firmom", "last_secmom"):
-                state[f"{block[0]}.{name}"] = torch.zeros(1)
-            state |= {f"{block[0]}.geom_p": torch.zeros((), dtype=torch.float64), f"{block[0]}.lamb": torch.tensor(2.0)}
-        elif ".nnet" not in owner and part == "bias":
-            state[f"{owner}.initialized"] = torch.tensor(1)
     return state
 
 

@@ -23,12 +23,11 @@ from flowcore.transforms import ODE, Probes
 from . import published
 from .published import as_ours, error, flat, meta, recording, same
 
-CASES = {"cifar_like": {}, "concatsquash": {"activation": "tanh", "alpha": 1e-6}}
+SQUASH = {"activation": "tanh", "alpha": 1e-6}
+CASES = {"cifar_like": {}, "concatsquash": SQUASH}
 CONFIGS = {
     "cifar_like": FFJORDConfig(scales=2, blocks=1, hidden=(6, 7), steps=16),
-    "concatsquash": FFJORDConfig(
-        scales=1, blocks=2, hidden=(8, 8), time="concatsquash", activation="tanh", alpha=1e-6, steps=16
-    ),
+    "concatsquash": FFJORDConfig(steps=16, scales=1, blocks=2, hidden=(8, 8), time="concatsquash", **SQUASH),
 }
 SOLVERS = {"euler": "euler", "midpoint": "midpoint", "rk4": "rk4_38"}
 every_case = pytest.mark.parametrize("name", CASES)
@@ -56,7 +55,6 @@ def given(name: str, kind: str) -> Condition:
 
 
 @every_case
-@torch.no_grad()
 @pytest.mark.parametrize("solver", SOLVERS)
 @every_way
 def test_sixteen_steps_are_the_programs(name, solver, way):
@@ -68,7 +66,6 @@ def test_sixteen_steps_are_the_programs(name, solver, way):
 
 
 @every_case
-@torch.no_grad()
 def test_many_steps_tend_to_the_solution(name):
     flow, io = flow_of(name, steps=96), RECORDED[name]
     for kind, probes in (("hutchinson_rademacher", "rademacher"), ("hutchinson_gaussian", "probe")):
@@ -81,7 +78,6 @@ def test_many_steps_tend_to_the_solution(name):
 
 
 @every_case
-@torch.no_grad()
 def test_the_exact_trace_along_the_way(name):
     """Item 0 and the running logdet after every element, without probes."""
     flow, io = flow_of(name), RECORDED[name]
@@ -106,7 +102,6 @@ def test_the_exact_trace_along_the_way(name):
 
 
 @every_case
-@torch.no_grad()
 def test_velocities_and_their_traces(name):
     flow, io = flow_of(name, steps=96), RECORDED[name]
     odes = [part for part in flow.modules() if isinstance(part, ODE)]
@@ -131,7 +126,6 @@ def test_velocities_and_their_traces(name):
 
 
 @every_case
-@torch.no_grad()
 def test_float32(name):
     flow, io = flow_of(name, "float32", solver="rk4_38"), RECORDED[name]
     latents, logdet = flow(image(name).float(), given(name, "rademacher"))
@@ -142,7 +136,6 @@ def test_float32(name):
 
 
 @every_case
-@torch.no_grad()
 @every_way
 def test_given_latents_decode_to_the_programs_image(name, way):
     flow, io = flow_of(name, way, steps=64), RECORDED[name]
@@ -155,6 +148,7 @@ def test_given_latents_decode_to_the_programs_image(name, way):
     assert error(flat(flow.encode(decoded)), z) < 1e-11
 
 
+@torch.enable_grad()
 def test_gradients_of_the_discrete_map():
     name = "cifar_like"
     flow, io = flow_of(name), RECORDED[name]
@@ -220,7 +214,6 @@ def as_published(flow: Flow, multiscale: bool) -> dict[str, Tensor]:
     return state
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_every_structure_is_recognized(structure):
     multiscale, fields = STRUCTURES[structure]

@@ -91,7 +91,6 @@ def cases(tmp_path_factory):
     return functools.cache(lambda name: Case(name, folder))
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("name", CASES)
 def test_bits_per_dimension_the_way_back_and_samples(cases, name):
     case = cases(name)
@@ -110,7 +109,6 @@ def test_bits_per_dimension_the_way_back_and_samples(cases, name):
     assert bool(found) == (name not in WITHOUT_SAMPLES)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith(("normflows", "chrischute"))])
 def test_whitened_latents_and_logdet(cases, name):
     case = cases(name)
@@ -126,7 +124,6 @@ def test_whitened_latents_and_logdet(cases, name):
         assert error(logdet, case.io["logdet_total_f64"] + whitening) < (1e-4 if "nolu_8bit" in name else 1e-8)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("normflows")])
 def test_latents_of_normflows(cases, name):
     """Theirs are not whitened, and deepest first."""
@@ -148,7 +145,6 @@ def test_latents_of_normflows(cases, name):
         assert error(ours, (raw - mean) / log_std.exp()) < case.close
 
 
-@torch.no_grad()
 def test_latents_and_samples_of_real_nvp(cases):
     """Theirs keep the image's shape; ours are the factored-out half, in the grid of the split, and the rest."""
     case = cases("chrischute_realnvp_2scale")
@@ -162,7 +158,6 @@ def test_latents_and_samples_of_real_nvp(cases):
     assert error(image, torch.sigmoid(case.io["sample_logit_f64"])) < 1e-9
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("name", ["y0ast_affine_lu_learntop", "y0ast_affine_shuffle"])
 @pytest.mark.parametrize(("mode", "key"), [("linear", "interp_lin_eps"), ("slerp", "interp_slerp_per_level_eps")])
 def test_interpolations(cases, name, mode, key):

@@ -70,7 +70,6 @@ def test_the_configuration_is_told_by_the_tensors():
         assert config == HCFlowConfig(**published.HCFLOWS[case], temperature=temperature)
 
 
-@torch.no_grad()
 def test_encode_then_decode(flow, recorded):
     t, hr, lr = given(flow, recorded, "hr", "lr")
     cond = flow.encode_condition(lr)
@@ -88,7 +87,6 @@ def test_encode_then_decode(flow, recorded):
     near(x, hr)
 
 
-@torch.no_grad()
 def test_decode_latents(flow, recorded):
     t, lr, *latents = given(flow, recorded, "lr", "given.eps0", "given.eps1")
     cond, still = flow.encode_condition(lr), torch.zeros_like(lr)
@@ -100,7 +98,6 @@ def test_decode_latents(flow, recorded):
     near(flow.inverse([*(z.to(lr) for z in drawn), still], cond).float(), recorded["f32.seed1234.x"])
 
 
-@torch.no_grad()
 def test_dequantized_likelihood(flow, recorded):
     t, hr, lr = noisy(flow, recorded)
     latents, logdet = flow(hr, flow.encode_condition(lr))
@@ -111,7 +108,6 @@ def test_dequantized_likelihood(flow, recorded):
     near(published_nll(latents, logdet, lr), recorded[f"{t}.noise.nll"], 2e-6)
 
 
-@torch.no_grad()
 def test_log_prob_takes_the_lr_image_as_it_is(flow, recorded):
     _, hr, lr = given(flow, recorded, "hr", "lr")
     latents, logdet = flow(hr, flow.encode_condition(lr))
@@ -121,6 +117,7 @@ def test_log_prob_takes_the_lr_image_as_it_is(flow, recorded):
 
 
 @pytest.mark.parametrize("whole", [False, True])
+@torch.enable_grad()
 def test_gradients(recorded, whole):
     flow = converted("tiny4x", "float64")
     _, hr, lr = noisy(flow, recorded)
@@ -132,7 +129,6 @@ def test_gradients(recorded, whole):
     published.check_gradients(flow, hcflow_origins(flow.config), recorded, "" if whole else "flow_")
 
 
-@torch.no_grad()
 def test_data_dependent_initialization(recorded):
     flow = converted("tiny4x", "float64")
     _, hr, lr = noisy(flow, recorded)
@@ -140,7 +136,6 @@ def test_data_dependent_initialization(recorded):
     near(published_nll(latents, logdet, lr).mean().reshape(()), recorded["f64.init.nll"].reshape(()))
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("way", WAYS)
 def test_rescaling(way):
     flow = converted("tiny_rescaling4x", way)

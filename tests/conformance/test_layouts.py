@@ -29,8 +29,7 @@ from flowcore.models.srflow import SRFlowConfig
 from flowcore.models.srflow_da import SRFlowDAConfig
 from flowcore.models.tarflow import TarFlowConfig
 
-from . import published
-from .published import image, keys, meta, random_state, recording, sample_of, small_srflow
+from .published import HERE, SMALL, image, keys, meta, random_state, recording, sample_of, small_srflow, srflow_shapes
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -57,10 +56,9 @@ SRFLOW_LAYOUTS = {
 }
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("layout", SRFLOW_LAYOUTS)
 def test_srflow_layout(layout):
-    fields = {**published.SMALL, **SRFLOW_LAYOUTS[layout]}
+    fields = {**SMALL, **SRFLOW_LAYOUTS[layout]}
     state = small_srflow(**fields)
     flow = SRFLOW.convert(state, {"stacked_blocks": fields["stacked_blocks"]})
     assert flow.config == SRFlowConfig(**fields)
@@ -94,7 +92,7 @@ CONFIGS = {
     "LOL_smallNet": LLFlowConfig(steps=4, encoder_blocks=4, encoder_width=32, stacked_blocks=(1,)),
     "LOL-pc": LLFlowConfig(),
 }
-SRFLOWS = {name: json.loads((published.HERE / "srflow" / f"keys_{name}.json").read_text()) for name in [*CONFIGS][:3]}
+SRFLOWS = {name: json.loads((HERE / "srflow" / f"keys_{name}.json").read_text()) for name in [*CONFIGS][:3]}
 FILES = [
     *((SRFLOW, name, shapes, r"flowUpsamplerNet\.f\..*") for name, shapes in SRFLOWS.items()),
     *((SRFLOW_DA, name, known["shapes"], DA_UNREAD) for name, known in DA.items()),
@@ -117,8 +115,8 @@ def test_a_published_file_is_recognized_and_every_tensor_used_once(source, name,
 
 
 def test_deep_subnets_are_recognized_and_missing_injectors_refused(small_state):
-    fields = {**published.SMALL, "hidden_layers": 36, "hidden_kernel": 3}
-    config = SRFLOW.convert(meta(published.srflow_shapes(**fields)), {"stacked_blocks": [2, 0, 3, 1]}).config
+    fields = {**SMALL, "hidden_layers": 36, "hidden_kernel": 3}
+    config = SRFLOW.convert(meta(srflow_shapes(**fields)), {"stacked_blocks": [2, 0, 3, 1]}).config
     assert (config.hidden_layers, config.hidden_kernel) == (36, 3)
     with pytest.raises(CheckpointError, match=r"affine\.fFeatures\.\S+ is not known"):
         SRFLOW.convert(small_state, {"stacked_blocks": (2, 0, 3, 1), "injector": False})
@@ -179,7 +177,6 @@ VARIANTS |= {
 }
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_glow_layout(variant):
     make, overrides = VARIANTS[variant]
@@ -201,6 +198,8 @@ def test_glow_layout(variant):
 
 # --- Glow and Real NVP, in full ---------------------------------------------------------------------------------------
 
+FIVE = {"n_bits": 5}
+PLAIN = {"batch_norm": False, "mask_channel": False, "hidden": 64, "blocks": 8}
 CIFAR = {"levels": 3, "steps": 32, "hidden": 512}
 ROSINALITY = {"edge": "ones", "network": "plain", "actnorm": "signed", "steps": 32, "hidden": 512}
 OPENAI = {**CIFAR, "edge": "flag", "actnorm": "log3", "mixing": "conv"}
@@ -217,11 +216,8 @@ PUBLISHED: dict[str, tuple[dict, GlowConfig]] = {
     "y0ast_cifar10_shuffle": ({"mixing": "reverse"}, GlowConfig(**CIFAR, image_size=(32, 32), mixing="reverse")),
     "chaiyujin_celeba64_published": ({}, GlowConfig(**CHAIYUJIN, mixing="conv", learned_top=False)),
     "chaiyujin_celeba64_LU_learntop_ycond": ({}, GlowConfig(**CHAIYUJIN, classes=40)),
-    "rosinality_default_64_additive_lu": (
-        {"n_bits": 5},
-        GlowConfig(**ROSINALITY, levels=4, coupling="additive", n_bits=5),
-    ),
-    "rosinality_64_affine_lu": ({"n_bits": 5}, GlowConfig(**ROSINALITY, levels=4, n_bits=5)),
+    "rosinality_default_64_additive_lu": (FIVE, GlowConfig(**ROSINALITY, **FIVE, levels=4, coupling="additive")),
+    "rosinality_64_affine_lu": (FIVE, GlowConfig(**ROSINALITY, **FIVE, levels=4)),
     "rosinality_64_affine_nolu": (
         {"n_bits": 8, "image_size": 64},
         GlowConfig(**ROSINALITY, levels=4, mixing="conv", last_mixing="lu", image_size=(64, 64)),
@@ -234,12 +230,7 @@ PUBLISHED: dict[str, tuple[dict, GlowConfig]] = {
     "openai_lsun64_rnvp": ({"n_bits": 8}, GlowConfig(**{**OPENAI, "steps": 48})),
     "normflows_glow_K32_h512": ({}, GlowConfig(**NORMFLOWS, steps=32, hidden=512)),
     "normflows_glow_notebook_cifar10": ({}, GlowConfig(**NORMFLOWS, steps=16, hidden=256)),
-    REAL_NVP: (
-        {},
-        RealNVPConfig(
-            batch_norm=False, mask_channel=False, alpha=(1 - float(torch.tensor(0.9))) / 2, hidden=64, blocks=8
-        ),
-    ),
+    REAL_NVP: ({}, RealNVPConfig(**PLAIN, alpha=(1 - float(torch.tensor(0.9))) / 2)),
     TARFLOW: ({}, TarFlowConfig(variances=True, classes=3, labels=("cat", "dog", "wild"), noise=0.07)),
 }
 

@@ -14,23 +14,17 @@ from flowcore.checkpoints.sources import LLFLOW
 from flowcore.inference.plan import Plan
 from flowcore.networks.low_light import equalize, network_input
 
-from . import published
-from .published import WAYS, given, near, recording
+from .published import WAYS, as_ours, given, near, recording, same, with_unread
 
 STACKED = (2, 0)
-UNREAD = {
-    "RRDB.downconv3": (16, 16, 3, 3),
-    "RRDB.HRconv": (16, 16, 3, 3),
-    "RRDB.conv_last": (3, 16, 3, 3),
-    "RRDB.awb_para": (3, 16),
-    "flowUpsamplerNet.f.0": (384, 192, 3, 3),
-}
+UNREAD = {"RRDB.downconv3": (16, 16, 3, 3), "RRDB.HRconv": (16, 16, 3, 3), "RRDB.conv_last": (3, 16, 3, 3)}
+UNREAD |= {"RRDB.awb_para": (3, 16), "flowUpsamplerNet.f.0": (384, 192, 3, 3)}
 
 
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:
     """The recorded network, with arbitrary values where the program reads none."""
-    return published.with_unread(recording("llflow/tiny_weights"), UNREAD)
+    return with_unread(recording("llflow/tiny_weights"), UNREAD)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +34,7 @@ def recorded() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module", params=WAYS)
 def flow(request, state):
-    return published.as_ours(LLFLOW, state, request.param, stacked_blocks=STACKED)
+    return as_ours(LLFLOW, state, request.param, stacked_blocks=STACKED)
 
 
 def image(bytes_: Tensor) -> Tensor:
@@ -53,7 +47,6 @@ def test_the_input_of_the_network(recorded):
     assert float((network_input(padded) - recorded["input"]).abs().max()) < 1e-6
 
 
-@torch.no_grad()
 def test_encode_and_decode(flow, recorded):
     t, source, gt, noise = given(flow, recorded, "input", "gt", "given.noise")
     cond = flow.encode_condition(source)
@@ -72,7 +65,6 @@ def test_encode_and_decode(flow, recorded):
     near(flow.inverse([noise], cond), recorded[f"{t}.given.x"])
 
 
-@torch.no_grad()
 def test_a_photograph_is_its_own_condition(state, recorded):
     flow = LLFLOW.convert(state, {"stacked_blocks": STACKED})
     cond = flow.encode_condition(image(recorded["padded"]))
@@ -83,7 +75,7 @@ def test_a_photograph_is_its_own_condition(state, recorded):
 def test_a_wrapped_file_is_found_and_another_depth_asks_for_the_field(tmp_path, state):
     torch.save({"net": {f"module.{name}": t for name, t in state.items()}}, tmp_path / "LOL.pth")
     flow = load(tmp_path / "LOL.pth", stacked_blocks=STACKED)
-    assert published.same(flow, LLFLOW.convert(state, {"stacked_blocks": STACKED}))
+    assert same(flow, LLFLOW.convert(state, {"stacked_blocks": STACKED}))
     assert "LLFlow" in flow.provenance["source"]
     assert "CC BY-NC-SA" in flow.provenance["licence"]
     with pytest.raises(CheckpointError, match="no released LLFlow model has 3 blocks and stacks 2"):

@@ -41,7 +41,6 @@ def published_logdet(latents: list[Tensor], logdet: Tensor) -> Tensor:
     return logdet + prior.log_prob(latents[:-1])
 
 
-@torch.no_grad()
 def test_encode_then_decode(flow, recorded):
     t, gt, lr = given(flow, recorded, "gt", "lr")
     cond = flow.encode_condition(lr)
@@ -61,7 +60,6 @@ def test_encode_then_decode(flow, recorded):
     near(x, gt, 5e-5)
 
 
-@torch.no_grad()
 def test_decode_latents(flow, recorded):
     t, eps, z, lr = given(flow, recorded, "given.eps0", "given.z", "lr")
     cond = flow.encode_condition(lr)
@@ -71,7 +69,6 @@ def test_decode_latents(flow, recorded):
         near(-published_logdet(latents, flow(x, cond)[1]), recorded[f"{t}.{case}.logdet"], 2e-6)
 
 
-@torch.no_grad()
 def test_seeded_sample(flow, recorded):
     _, lr = given(flow, recorded, "lr")
     drawn = published_draws(flow.latent_shapes(48, 40), 2, 0.9, 1234)
@@ -84,7 +81,6 @@ def test_seeded_sample(flow, recorded):
     near(-published_logdet(latents, flow(x, cond)[1]).float(), recorded["f32.seed1234.logdet"], 2e-6)
 
 
-@torch.no_grad()
 def test_dequantized_encode(flow, recorded):
     _, gt, lr, u = given(flow, recorded, "gt", "lr", "f32.noise.u")
     bins = flow.config.quant_bins
@@ -102,6 +98,7 @@ def test_dequantize_matches_the_published_formula(recorded):
     assert torch.equal(ours, recorded["gt"] + (noise - 0.5) / 32)
 
 
+@torch.enable_grad()
 def test_gradients(recorded):
     flow = converted("float64")
     _, gt, lr = given(flow, recorded, "gt", "lr")
@@ -109,7 +106,6 @@ def test_gradients(recorded):
     check_gradients(flow, srflow_origins(flow.config), recorded)
 
 
-@torch.no_grad()
 def test_data_dependent_initialization_is_an_explicit_call(recorded):
     flow = converted("float64").train()
     _, gt, lr = given(flow, recorded, "gt", "lr")

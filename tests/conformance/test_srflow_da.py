@@ -41,7 +41,6 @@ def flow(request, state):
     return published.as_ours(SRFLOW_DA, state, request.param, stacked_blocks=STACKED)
 
 
-@torch.no_grad()
 def test_encode_and_decode(flow, recorded):
     t, gt, lr, *drawn = given(flow, recorded, "gt", "lr", "given.eps0", "given.z")
     cond = flow.encode_condition(lr)
@@ -78,7 +77,6 @@ VARIANTS = {
 }
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_compute_what_a_second_implementation_does(variant, tmp_path):
     made = build_tiny("srflow_da", encoder_blocks=3, **{**VARIANTS[variant], "stacked_blocks": (2, 0)})

@@ -18,13 +18,10 @@ from flowcore.models.tarflow import TarFlowConfig
 
 from .published import WAYS, as_ours, near, recording, same
 
+BOTH = {"blocks": 2, "variances": True}
 CONFIGS = {
-    "cond": TarFlowConfig(
-        image_size=(12, 12), patch=3, width=128, blocks=2, layers=2, hidden=512, variances=True, classes=4
-    ),
-    "uncond_vp": TarFlowConfig(
-        image_size=(8, 8), patch=2, width=64, blocks=2, layers=1, hidden=256, scale=False, variances=True
-    ),
+    "cond": TarFlowConfig(**BOTH, image_size=(12, 12), patch=3, width=128, layers=2, hidden=512, classes=4),
+    "uncond_vp": TarFlowConfig(**BOTH, image_size=(8, 8), patch=2, width=64, layers=1, hidden=256, scale=False),
 }
 GUIDED = {
     "1.5": 1.5,
@@ -62,7 +59,6 @@ def test_every_field_is_told_by_shapes_and_every_tensor_used(name):
 
 @every_case
 @every_way
-@torch.no_grad()
 def test_latents_logdet_and_samples(name, way):
     flow, io = as_ours(TARFLOW, WEIGHTS[name], way), RECORDED[name]
     x, eps, cond = in_model(flow, name)
@@ -76,7 +72,6 @@ def test_latents_logdet_and_samples(name, way):
 
 
 @every_way
-@torch.no_grad()
 def test_without_a_label_there_is_the_mean_over_classes(way):
     flow = as_ours(TARFLOW, WEIGHTS["cond"], way)
     x, _, cond = in_model(flow, "cond")
@@ -86,7 +81,6 @@ def test_without_a_label_there_is_the_mean_over_classes(way):
 
 @every_way
 @pytest.mark.parametrize("guidance", GUIDED)
-@torch.no_grad()
 def test_guided_samples(way, guidance):
     flow = as_ours(TARFLOW, WEIGHTS["cond"], way)
     _, eps, cond = in_model(flow, "cond")
@@ -103,7 +97,6 @@ def test_noise_is_removed_also_in_inference_mode(name):
 
 
 @every_case
-@torch.no_grad()
 def test_bits_per_dimension_are_of_the_density_of_pixels(name):
     flow, io = as_ours(TARFLOW, WEIGHTS[name], "float64"), RECORDED[name]
     x, _, cond = in_model(flow, name)
@@ -138,9 +131,8 @@ def checkpoint_of(flow: Flow) -> dict[str, Tensor]:
 @pytest.mark.parametrize("seed", range(8))
 def test_any_structure_is_read_from_a_file(tmp_path, seed):
     flow = build("tarflow", random_config(seed)).eval()
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter += 0.1 * torch.rand_like(parameter)
+    for parameter in flow.parameters():
+        parameter += 0.1 * torch.rand_like(parameter)
     state = {name: t.contiguous() for name, t in checkpoint_of(flow).items()}
     masks = {f"blocks.{k}.attn_mask": torch.ones(2, 2, dtype=torch.bool) for k in range(flow.config.blocks)}
     torch.save({**state, **masks}, tmp_path / "model.pth")
