@@ -899,7 +899,7 @@ def test_all_pictures_that_were_decoded_are_shown_on_the_node(canvas):
     shown = "() => app.graph.nodes.find(n => n.type === 'FlowcoreDecode').imgs?.length"
     if canvas.vue:
         shown = "() => document.querySelectorAll('[data-node-id=\"2\"] img').length"
-    assert canvas.page.evaluate(shown) == 3
+    canvas.page.wait_for_function(f"() => ({shown})() === 3")  # they are loaded after the run
 
 
 def test_the_wipe_is_there_where_the_source_comes_after_pictures(canvases):
