@@ -40,12 +40,11 @@ def main() -> None:
     photo = Image.open(PHOTO).convert("RGB")
     bicubic = photo.resize(next(iter(pictures.values())).size, Image.Resampling.BICUBIC)
     shown = dict(list({"bicubic": bicubic, **pictures}.items())[:4])
-    files = {
-        f"upscale-{name.replace(', seed ', '-seed').replace(' ', '-')}": picture for name, picture in pictures.items()
-    }
+    files = {f"upscale-{name.replace(', seed ', '-seed')}": picture for name, picture in pictures.items()}
     for name, picture in {**files, "side-by-side": side_by_side(shown)}.items():
-        picture.save(OUTPUT / f"{name}.png")
-        say(f"saved {OUTPUT / name}.png")
+        file = OUTPUT / f"{name.replace(' ', '-')}.png"
+        picture.save(file)
+        say(f"saved {file}")
 
 
 def enlarge(client: Client, temperature: float, seed: int) -> Image.Image:
@@ -80,9 +79,8 @@ def side_by_side(panels: dict[str, Image.Image]) -> Image.Image:
         left = index * (width + gap)
         draw.text((left + 8, 6), name, fill="black", font=ImageFont.load_default(24))
         sheet.paste(picture, (left, label))
-        sheet.paste(
-            picture.crop(detail).resize((width, height), Image.Resampling.NEAREST), (left, label + height + gap)
-        )
+        larger = picture.crop(detail).resize((width, height), Image.Resampling.NEAREST)
+        sheet.paste(larger, (left, label + height + gap))
     return sheet
 
 

@@ -90,9 +90,8 @@ def changes(golden: dict[str, Any], now: dict[str, Any]) -> list[str]:
             continue
         before, after = ({i["name"]: i for i in side["inputs"]} for side in (was, now[node]))
         if [*before] != [*after][: len(before)]:
-            found.append(
-                f"{node}: the inputs {[*before]} are {[*after]}: values are saved by position. Append new ones."
-            )
+            says = "values are saved by position. Append new ones."
+            found.append(f"{node}: the inputs {[*before]} are {[*after]}: {says}")
         for name, described in after.items():
             if name in before:
                 found += [f"{node}: the input {name} {what}." for what in _changed(before[name], described)]
@@ -152,11 +151,9 @@ def versions(place: str, story: str) -> list[tuple[Path, dict[str, Any]]]:
 
 def shipped(place: str) -> dict[str, dict[str, Any]]:
     """Read the workflows that the pack ships, as they are to be kept: story to content."""
-    files = {
-        name: canvas_file(name) if place == "." else canvas_file(name).parent / place / f"{name}.json"
-        for name in TITLES
-    }
-    return {name: kept_workflow(json.loads(file.read_text())) for name, file in sorted(files.items())}
+    api = canvas_file("upscale").parent / "api"
+    files = {name: canvas_file(name) if place == "." else api / f"{name}.json" for name in sorted(TITLES)}
+    return {name: kept_workflow(json.loads(file.read_text())) for name, file in files.items()}
 
 
 def record_workflows(replace: bool) -> None:

@@ -27,10 +27,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "small-color": ("colorizer", {"working_size": 64}),
     "other-color": ("colorizer", {"steps": (1,), "hidden": (8,), "widths": (8, 8), "working_size": 64}),
     "small-dark": ("llflow", {}),
-    "small-animals": (
-        "tarflow",
-        {"image_size": (12, 16), "classes": 3, "labels": ("cat", "dog", "wild"), "noise": 0.07},
-    ),
+    "small-animals": ("tarflow", {"image_size": (12, 16), "classes": 3, "labels": ANIMALS, "noise": 0.07}),
     "small-rescaler": ("hcflow", {"rescaling": True}),
 }
 # Node to the flow that it works with; the others take "small-glow".

@@ -151,27 +151,18 @@ def to_canvas(name: str, api: dict[str, Any], every: dict[str, Any]) -> dict[str
         tops[depth[key]] = top + height + 26 * folded + GAP
         outputs = zip(info["output_name"], info["output"], strict=True)
         title = WORDS[NAMED[name][key]] if key in NAMED.get(name, {}) else node["_meta"]["title"]
-        nodes.append(
-            {
-                "id": numbers[key],
-                "type": node["class_type"],
-                "pos": [40 + depth[key] * (COLUMN + GAP), top],
-                "size": [COLUMN, height],
-                "flags": {},
-                "order": sorted(api, key=lambda k: depth[k]).index(key),
-                "mode": 0,
-                "inputs": shown,
-                "outputs": [{"name": label, "type": kind, "links": None} for label, kind in outputs],
-                **({} if title == info["display_name"] else {"title": title}),  # which the frontend translates
-                "properties": {
-                    **({"flowcore_words": NAMED[name][key]} if key in NAMED.get(name, {}) else {}),
-                    "cnr_id": "flowcore" if ours else "comfy-core",
-                    "ver": "0.1.0" if ours else "0.30.0",
-                    "Node name for S&R": node["class_type"],
-                },
-                "widgets_values": values,
-            }
+        order = sorted(api, key=lambda k: depth[k]).index(key)
+        made = placed(
+            numbers[key], node["class_type"], (40 + depth[key] * (COLUMN + GAP), top), (COLUMN, height), order
         )
+        made["inputs"] = shown
+        made["outputs"] = [{"name": label, "type": kind, "links": None} for label, kind in outputs]
+        if title != info["display_name"]:  # which the frontend translates
+            made["title"] = title
+        words = {"flowcore_words": NAMED[name][key]} if key in NAMED.get(name, {}) else {}
+        pack = {"cnr_id": "flowcore", "ver": "0.1.0"} if ours else {"cnr_id": "comfy-core", "ver": "0.30.0"}
+        made["properties"] = words | pack | {"Node name for S&R": node["class_type"]}
+        nodes.append(made | {"widgets_values": values})
     nodes.sort(key=lambda node: node["id"])
     for key, node in api.items():
         target = nodes[numbers[key] - 1]
@@ -183,19 +174,20 @@ def to_canvas(name: str, api: dict[str, Any], every: dict[str, Any]) -> dict[str
                 links.append([len(links) + 1, source["id"], output, target["id"], slot, kind])
                 shown["link"] = len(links)
                 source["outputs"][output]["links"] = [*(source["outputs"][output]["links"] or []), len(links)]
-    nodes.append(note(len(nodes) + 1, name))
-    return {
-        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"flowcore/{name}")),
-        "revision": 0,
-        "last_node_id": len(nodes),
-        "last_link_id": len(links),
-        "nodes": nodes,
-        "links": links,
-        "groups": [],
-        "config": {},
-        "extra": {"linearData": app(name, api, numbers, every)},
-        "version": 0.4,
-    }
+    note = placed(len(nodes) + 1, "MarkdownNote", (40, -50), (2 * COLUMN + GAP, 90), 0)  # for people, above the story
+    note |= {"inputs": [], "outputs": [], "title": WORDS["note"]}
+    note |= {"color": "#2a2a2e", "bgcolor": "#1c1c1f"}  # the frontend's own is ochre, under gray
+    nodes.append(note | {"properties": {"flowcore_words": name}, "widgets_values": [WORDS[name]]})
+    made = {"id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"flowcore/{name}")), "revision": 0}
+    made |= {"last_node_id": len(nodes), "last_link_id": len(links), "nodes": nodes, "links": links}
+    made |= {"groups": [], "config": {}, "extra": {"linearData": app(name, api, numbers, every)}}
+    return made | {"version": 0.4}
+
+
+def placed(number: int, kind: str, pos: tuple[int, int], size: tuple[int, int], order: int) -> dict[str, Any]:
+    """Begin a node of the canvas."""
+    where = {"id": number, "type": kind, "pos": list(pos), "size": list(size)}
+    return where | {"flags": {}, "order": order, "mode": 0}
 
 
 def app(name: str, api: dict[str, Any], numbers: dict[str, int], every: dict[str, Any]) -> dict[str, Any]:
@@ -238,26 +230,6 @@ def slots(node: dict[str, Any], info: dict[str, Any]) -> tuple[list[dict[str, An
                 shown.append({"name": "upload", "type": "IMAGEUPLOAD", "widget": {"name": "upload"}, "link": None})
                 values.append("image")
     return shown, values, folded
-
-
-def note(number: int, name: str) -> dict[str, Any]:
-    """Build the note for people, above the story."""
-    return {
-        "id": number,
-        "type": "MarkdownNote",
-        "pos": [40, -50],
-        "size": [2 * COLUMN + GAP, 90],
-        "flags": {},
-        "order": 0,
-        "mode": 0,
-        "inputs": [],
-        "outputs": [],
-        "title": WORDS["note"],
-        "color": "#2a2a2e",  # the frontend's own is ochre, under gray
-        "bgcolor": "#1c1c1f",
-        "properties": {"flowcore_words": name},
-        "widgets_values": [WORDS[name]],
-    }
 
 
 def opened(data: bytes) -> Image.Image:

@@ -186,13 +186,15 @@ def settled(process: int, before: Held | None = None, seconds: float = 10) -> He
     return found
 
 
-def open_files(process: int) -> list[str]:
-    """Name what a process has open, for a message."""
+def nothing_is_left(process: int, before: Held, now: Held | None = None) -> None:
+    """Expect no more threads and open files than before."""
+    after = now or settled(process, before)
+    assert after.threads <= before.threads
     names = []
     for link in Path(f"/proc/{process}/fd").iterdir():
         with contextlib.suppress(OSError):
             names.append(os.readlink(link))
-    return sorted(names)
+    assert after.files <= before.files, sorted(names)
 
 
 ORDINARY = range(6)  # one prompt of every kind
@@ -219,9 +221,7 @@ def test_prompts_leave_no_file_open_and_no_thread(host, process, newest):
         outcome(host, good(number))
     for number in range(5):
         refused(host, bad(number))
-    after = settled(process, before)
-    assert after.threads <= before.threads
-    assert after.files <= before.files, open_files(process)
+    nothing_is_left(process, before)
 
 
 @pytest.mark.soak
@@ -258,8 +258,7 @@ def test_500_prompts_leave_memory_files_and_threads_where_they_were(tmp_path):
         first, last = at[50], at[500]
         assert last.memory < 1.05 * first.memory
         assert rows[-1][1] < 1.05 * rows[0][1]
-        assert last.threads <= first.threads
-        assert last.files <= first.files, open_files(process)
+        nothing_is_left(process, first, last)
         assert rows[-1][7] <= rows[0][7], "modules are left over"
         assert server.alive()
 
@@ -338,9 +337,7 @@ def test_prompts_cancelled_at_random_moments_leave_no_trace(host, process, newes
         for other in [*again, *([long] if number % 5 == 0 else [])]:
             assert outcome(host, other) == known[other.key], f"{other.key} after {long.key} was cancelled"
         tried("cancelled prompts")
-    after = settled(process, before)
-    assert after.threads <= before.threads
-    assert after.files <= before.files, open_files(process)
+    nothing_is_left(process, before)
     print(f"{times} prompts cancelled at random moments, {finished} of them too late; at most {longest(latencies)}")  # noqa: T201
 
 
