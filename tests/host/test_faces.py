@@ -20,17 +20,17 @@ def aligning(image=None, batch=1, **inputs):
 
 
 def detecting(faces, **inputs):
-    return graph(aligning(landmarks=["find", 0], **inputs), find=("FlowcoreTestLandmarks", {"faces": faces}))
+    return graph(aligning(landmarks="find.0", **inputs), find=("FlowcoreTestLandmarks", {"faces": faces}))
 
 
-def painted(*corners, side=2):
+def painted(*corners, **inputs):
     """A mask with squares at some corners, made by the host's own nodes."""
-    nodes = {"dot": ("SolidMask", {"value": 1.0, "width": side, "height": side})}
+    nodes = {"dot": ("SolidMask", {"value": 1.0, "width": 2, "height": 2})}
     last, nodes["mask0"] = "mask0", ("SolidMask", {"value": 0.0, "width": WIDTH, "height": HEIGHT})
     for number, (x, y) in enumerate(corners, start=1):
         joined = {"destination": f"{last}.0", "source": "dot.0", "x": x, "y": y, "operation": "add"}
         last, nodes[f"mask{number}"] = f"mask{number}", ("MaskComposite", joined)
-    return graph(aligning(eyes=[last, 0]), **nodes)
+    return graph(aligning(eyes=f"{last}.0", **inputs), **nodes)
 
 
 def known(eyes=EYES, batch=1, size=0):
@@ -76,8 +76,8 @@ def test_eyes_are_detected(host):
 
 
 def test_points_go_before_the_mask_and_the_mask_before_landmarks(host):
-    other = graph(painted((10, 10), (20, 10)), find=("FlowcoreTestLandmarks", {"faces": "1 1 9 1 5 5"}))
-    other["align"]["inputs"]["landmarks"] = ["find", 0]
+    find = ("FlowcoreTestLandmarks", {"faces": "1 1 9 1 5 5"})
+    other = graph(painted((10, 10), (20, 10), landmarks="find.0"), find=find)
     assert made(host, other)[1][0].startswith("eyes at 11.0, 11.0")
     other["align"]["inputs"] |= POINTS
     assert made(host, other)[1][0].startswith("eyes at 19.0, 16.0")
@@ -105,11 +105,10 @@ def test_faces_are_found_without_eyes(host):
 
 
 def test_wires_of_a_wrong_type_are_refused(host):
-    workflow = graph(aligning(**POINTS), wrong=("FlowcoreTestWrong", {}))
-    workflow["align"]["inputs"]["landmarks"] = ["wrong", 4]
-    refusal(host, workflow, "landmarks must come from Detect Face Landmarks", "list")
-    wrong = graph(pasting(place=["wrong", 3]), wrong=("FlowcoreTestWrong", {}))
-    refusal(host, wrong, "Expected the place of Flow Align Face; got tuple")
+    wrong = graph(wrong=("FlowcoreTestWrong", {}))
+    workflow = aligning(**POINTS, landmarks="wrong.4") | wrong
+    refusal(host, graph(workflow), "landmarks must come from Detect Face Landmarks", "list")
+    refusal(host, graph(pasting(place="wrong.3") | wrong), "Expected the place of Flow Align Face; got tuple")
 
 
 def pasting(face="align.0", batch=1, **inputs):

@@ -201,7 +201,7 @@ def test_the_direction_of_an_attribute(host, flows):
     known = material.attribute_direction(*sides)
     same(levels(host, directed()), known, 1e-4)
     workflow = graph(  # the same images as a list of two batches
-        directed(with_attribute=["list", 0]),
+        directed(with_attribute="list.0"),
         rest=("ImageFromBatch", {"image": "plus.0", "batch_index": 1, "length": 2}),
         first=("ImageFromBatch", {"image": "plus.0", "batch_index": 0, "length": 1}),
         list=("FlowcoreTestImages", {"first": "first.0", "second": "rest.0"}),

@@ -45,7 +45,7 @@ def test_a_video_is_worked_on_as_one_clip_and_keeps_its_frame_rate(host, flows, 
     frames = picture(fill="noise", batch=3, height=8)
     more = {"frames": "video"} if node == "FlowcoreColorize" else {}
     expected = host.outputs(making(node, frames, **more))["report"]["rows"]
-    workflow = making(node, ("CreateVideo", {"images": ["frames", 0], "fps": 7.0}))
+    workflow = making(node, ("CreateVideo", {"images": "frames.0", "fps": 7.0}))
     parts = ("GetVideoComponents", {"video": "node.1"})
     outputs = host.outputs(workflow, frames=frames, parts=parts, **shows(fps="parts.2"))
     assert outputs["report"]["rows"] == expected
@@ -83,9 +83,8 @@ def test_wires_of_a_wrong_type_raise_a_readable_error(host, flows):
         ("FlowcoreColorize", "hints", 2, ["Flow Color Hints", "int"]),
         ("FlowcoreColorize", "latents", 0, ["latents of a flow", "dict"]),
     ):
-        workflow = graph(making(node, picture()), wrong=("FlowcoreTestWrong", {}))
-        workflow["node"]["inputs"][key] = ["wrong", output]
-        refusal(host, workflow, *words)
+        workflow = making(node, picture(), **{key: f"wrong.{output}"})
+        refusal(host, graph(workflow, wrong=("FlowcoreTestWrong", {})), *words)
 
 
 def test_a_colorizer_is_sent_to_its_own_nodes(host, flows):
@@ -107,7 +106,7 @@ def test_a_colorizer_is_sent_to_its_own_nodes(host, flows):
         refusal(host, workflow, "Flow Colorize", "Flow Encode Color")
 
 
-HINTED = making("FlowcoreColorize", picture(), samples=3, hints=["hints", 0], hint_steps=7)
+HINTED = making("FlowcoreColorize", picture(), samples=3, hints="hints.0", hint_steps=7)
 SAMPLED = ("FlowcoreSample", {"model": "model.0", "samples": 4, "temperature": 0.7, "seed": 77})
 RUNS = {  # and the sizes of the previews
     "upscale": (making("FlowcoreUpscale", picture(), samples=3), [(16, 12)] + [(32, 24)] * 3),  # first the source

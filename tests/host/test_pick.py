@@ -146,9 +146,8 @@ def test_the_best_are_named_by_the_seeds_that_made_them(host, flows):
     workflow["best"]["inputs"]["pick"] = 2
     assert host.outputs(workflow)["kept"]["rows"] == outputs["kept"]["rows"][1:]
     # Of pictures of another node nothing is known but their numbers.
-    workflow["best"]["inputs"] |= {"images": ["noise", 0], "pick": 0}
-    workflow = graph(workflow, noise=picture(fill="noise", batch=3, height=16, width=24))
-    outputs = host.outputs(workflow)["best"]
+    workflow["best"]["inputs"] |= {"images": "noise.0", "pick": 0}
+    outputs = host.outputs(workflow, noise=picture(fill="noise", batch=3, height=16, width=24))["best"]
     assert [entry["image"] for entry in outputs["flowcore_gallery"]] == outputs["order"]
     assert outputs["text"][0].startswith(f"image {outputs['order'][0]}: ")
 

@@ -219,16 +219,18 @@ def test_only_images_of_models_with_labels_are_dequantized_by_default(host, flow
 
 
 def test_content_goes_onto_another_small_image(host, flows):
-    workflow = encoding(SRFLOW, picture(fill="noise", height=18, width=14), source=["own", 0])
-    workflow |= graph(own=picture(fill="noise1", height=9, width=7), other=picture(fill="0.25", height=8, width=6))
+    workflow = encoding(SRFLOW, picture(fill="noise", height=18, width=14), source="own.0")
+    workflow = graph(
+        workflow, own=picture(fill="noise1", height=9, width=7), other=picture(fill="0.25", height=8, width=6)
+    )
     first = host.outputs(workflow)
     assert first["encoded"]["shape"] == [1, 16, 12, 3]  # both are cut to what the model takes
     assert apart(torch.tensor(first["latents"]["source"]), noise(1, 3, 9, 7, number=1)[..., :8, :6]) == 0
     assert first["encode"]["error"][0] < 1e-4
     workflow["decode"]["inputs"]["source"] = ["other", 0]
-    again, small = pixels(host.outputs(workflow)["again"]), flow("small-srflow")
-    cond = small.encode_condition(torch.full((1, 3, 8, 6), 0.25))
-    assert apart(again, decode(small, tensors(first["latents"]), cond).clamp(0, 1)) < 1e-4
+    again, model = pixels(host.outputs(workflow)["again"]), flow("small-srflow")
+    cond = model.encode_condition(torch.full((1, 3, 8, 6), 0.25))
+    assert apart(again, decode(model, tensors(first["latents"]), cond).clamp(0, 1)) < 1e-4
     assert apart(again, pixels(first["again"])) > 0.003
     workflow["other"]["inputs"]["width"] = 7
     refusal(host, workflow, "8x6", "8x7")
@@ -250,8 +252,7 @@ def test_decoding_at_a_temperature(host, flows):
 def test_latents_of_another_model_are_refused_and_those_of_a_copy_are_not(host, flows):
     folder = host.server.base / "models" / "flows"
     (folder / "copied.safetensors").write_bytes((folder / flows["small-glow"]).read_bytes())
-    workflow = graph(encoding(), other=loader("other-glow.safetensors"))
-    workflow["decode"]["inputs"]["model"] = ["other", 0]
+    workflow = graph(encoding(decode={"model": "other.0"}), other=loader("other-glow.safetensors"))
     refusal(host, workflow, "made with small-glow.safetensors", "the model given is other-glow.safetensors")
     workflow["other"]["inputs"]["model_name"] = "copied.safetensors"
     assert host.outputs(workflow)["again"]["shape"] == [1, 12, 16, 3]

@@ -58,7 +58,6 @@ def test_bits_alpha_and_metadata_of_an_enlarged_picture_are_those_of_the_command
     workflow = graph(
         saving("deep.png", images="upscale.0"), model=loader(flows["small-srflow"]), upscale=("FlowcoreUpscale", asked)
     )
-    workflow["save"]["inputs"]["images"] = ["upscale", 0]
     (made,) = saved(host, workflow)[1]
     settings = {"temperature": 0.8, "calm_edges": 0.0}
     work = Work(command="upscale", model="m", scale=2, seed=5, samples=1, bits=None, settings=settings)

@@ -147,9 +147,8 @@ def test_a_dropped_picture_is_all_that_is_trained_on(host, photos, recipes):
     (base / "dropped.png").write_bytes((base / photos / "0.png").read_bytes())
 
     def text(name, picture):
-        workflow = graph(training(name), example=("FlowcoreExample", {"picture": picture}))
-        workflow["train"]["inputs"]["folder"] = ["example", 2]
-        return host.outputs(workflow)["train"]["text"][0]
+        example = ("FlowcoreExample", {"picture": picture})
+        return host.outputs(training(name, folder="example.2"), example=example)["train"]["text"][0]
 
     assert f"trained on: 1 image: {base.resolve() / 'dropped.png'}" in text("of-one", "dropped.png")
     said = host.server.console()

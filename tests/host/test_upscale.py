@@ -29,7 +29,7 @@ def masked(**inputs):
     """A workflow whose mask is HALF."""
     halves = {"destination": "black.0", "source": "white.0", "x": 0, "y": 0, "operation": "add"}
     return graph(
-        probe(fill="photo", mask=["mask", 0], **inputs),
+        probe(fill="photo", mask="mask.0", **inputs),
         black=("SolidMask", {"value": 0.0, "width": 96, "height": 20}),
         white=("SolidMask", {"value": 1.0, "width": 48, "height": 20}),
         mask=("MaskComposite", halves),
@@ -49,8 +49,8 @@ def masked(**inputs):
         ({"temperature": 0.8, "factor": 2.5}, {}),
         ({"temperature": 0.8, "factor": 6}, {}),
         ({"temperature": 0.9, "longest_side": 71, "match_source": True}, {}),
-        ({"temperature": 0.8, "guide": ["photo", 0], "guide_strength": 0.6}, {"guide": photograph()}),
-        ({"temperature": 0.8, "guide": ["photo", 0]}, {"guide": photograph(), "guide_strength": None}),
+        ({"temperature": 0.8, "guide": "photo.0", "guide_strength": 0.6}, {"guide": photograph()}),
+        ({"temperature": 0.8, "guide": "photo.0"}, {"guide": photograph(), "guide_strength": None}),
         ({"temperature": 0.9, "outside": 0.1, "mask": HALF}, {"temperature": masked_temperature(HALF, 0.9, 0.1)}),
         (
             {"temperatures": "0.9, 0.2", "outside": 0.1, "mask": HALF},
