@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from builders import move_buffers
 
 from flowcore.condition import MultiScaleFeatures
 from flowcore.inference import convolutions
@@ -18,8 +19,13 @@ from flowcore.networks.rrdb import DenseBlock
 from flowcore.testing import close, perturbed
 from flowcore.transforms import (
     ActNorm,
+    BatchNorm,
     Chain,
+    ChannelWhitening,
     Coupling,
+    InvertibleConv,
+    Permutation,
+    SignedActNorm,
     Squeeze,
 )
 
@@ -94,6 +100,24 @@ def test_strips_and_canvas_follow_the_budget_and_the_model():
     assert budget.strip == 2**23
     empty = canvas(random(2, 3, 4, 5).float(), 7)
     assert (empty.shape, empty.dtype) == ((2, 7, 4, 5), torch.float32)
+
+
+PIXELWISE = [  # one of every transform that treats all pixels alike
+    *(ActNorm(4), ActNorm(4, log_factor=3.0), SignedActNorm(4), BatchNorm(4), BatchNorm(4, eps=0.1)),
+    *(InvertibleConv(4), InvertibleConv(4, lu=True), ChannelWhitening(4), Permutation(torch.tensor([2, 0, 3, 1]))),
+]
+
+
+@torch.no_grad()
+def test_mixing_equals_the_transforms_it_stands_for():
+    parts, x = [move_buffers(perturbed(part, 0.2).double()) for part in PIXELWISE], random(2, 4, 5, 3)
+    parts[2].scale[1] *= -1
+    for chain in (*([part] for part in parts), parts[:3], parts[3:]):
+        mixing = Mixing([pixel_map(part) for part in chain], LIKE)
+        z, logdet = Chain(*chain)(x)
+        close(mixing(x)[0], z)
+        close(mixing(x)[1], logdet.expand(2))
+        close(mixing.inverse(z), x, tolerance=1e-11)
 
 
 def test_mixing_is_multiplied_and_inverted_in_float64_and_rounded_once():

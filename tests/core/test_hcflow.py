@@ -1,14 +1,12 @@
 """HCFlow: pictures of any size, what samples share, files that are nearly one; and its rescaling."""
 
-from __future__ import annotations
-
 import math
 import re
 
 import numpy as np
 import pytest
 import torch
-from builders import build_hcflow, hcflow_checkpoint
+from builders import build_hcflow, build_tiny, hcflow_checkpoint
 from builders import random_image as picture
 from PIL import Image
 from safetensors.torch import save_file
@@ -18,19 +16,14 @@ import flowcore
 from flowcore import CheckpointError, ConditionError, FlowError, ImageError, ShapeError, restore, shrink, upscale
 from flowcore.checkpoints import save
 from flowcore.cli.main import main
-from flowcore.flow import Flow
 from flowcore.images.files import read
 from flowcore.images.resize import shrink as bicubic
-from flowcore.models import build, configure
-from flowcore.prior import masked_temperature, sample_latents
+from flowcore.prior import sample_latents
 from flowcore.tasks.upscale import memory_required
 from flowcore.training.objective import Rescaling
 from flowcore.training.recipe import Stage
 
-
-@pytest.fixture(scope="module")
-def flow() -> Flow:
-    return build_hcflow()
+flow = pytest.fixture(scope="module")(build_hcflow)
 
 
 def test_a_sample_belongs_to_the_lr_image_exactly(flow):
@@ -67,14 +60,6 @@ def test_only_the_lr_image_of_an_anchored_flow_is_an_image(flow):
         upscale(build_hcflow(rescaling=True), picture(1, 3, 5, 7))
 
 
-def test_a_condition_of_another_size_is_refused(flow):
-    with pytest.raises(ShapeError, match=re.escape("RGB source of shape (B, 3, h, w)")):
-        flow.encode_condition(picture(1, 4, 2, 4))
-    for shape in ((1, 3, 3, 4), (2, 3, 2, 5)):
-        with pytest.raises(ConditionError, match="Encode"):
-            flow(picture(1, 3, 8, 16), flow.encode_condition(picture(*shape)))
-
-
 @pytest.mark.parametrize("scale", [2, 4, 8])
 def test_any_size_comes_out_scaled(scale):
     for size in ((1, 1), (1, 6), (5, 1), (9, 5)):
@@ -91,18 +76,11 @@ def test_a_picture_is_what_the_model_decodes(flow):
     assert torch.allclose(upscale(flow, lr, temperature=0.8, seed=11), expected, atol=1e-5)
 
 
-def test_temperatures_by_level_and_by_place(flow):
+def test_temperatures_by_level(flow):
     lr = picture(1, 3, 6, 9)
     both = upscale(flow, lr, temperature=0.8)
     assert torch.equal(both, upscale(flow, lr, temperature=[0.8, 0.8]))
     assert not torch.allclose(both, upscale(flow, lr, temperature=[0.8, 0.0]), atol=1e-3)
-    mask = torch.zeros(1, 1, 6, 9)
-    mask[..., 6:] = 1
-    painted = upscale(flow, lr, temperature=masked_temperature(mask, 0.8, 0.0))
-    calm = upscale(flow, lr, temperature=0.0)
-    change = (painted - calm).abs().amax((0, 1, 2))
-    assert float(change[30:].max()) > 1e-2
-    assert float(change[:8].max()) < 1e-5
 
 
 def test_strips_and_tiles_give_the_same_picture(flow):
@@ -158,9 +136,7 @@ NEARLY = {
         changed("flow.level0_condFlow.conv_first.weight", lambda t: t.repeat(1, 2, 1, 1)),
         "HCFlow.*conv_first.weight is",
     ),
-    "with NaN": (changed("flow.layers.1.actnorm.bias", lambda t: t / 0), "not finite|NaN"),
     "singular": (changed("flow.layers.1.permute.weight", torch.zeros_like), "singular"),
-    "of integers": (changed("flow.layers.1.actnorm.bias", lambda t: t.long()), "floating point"),
 }
 
 
@@ -251,23 +227,19 @@ def test_a_size_of_another_picture_is_refused(rescaler):
 
 
 def test_training_lowers_the_loss_of_small_and_restored_pictures():
-    fields = {"steps": 2, "detail_steps": 1, "hidden": 8, "detail_hidden": 8, "rescaling": True}
-    fields |= {"extractor_blocks": (1, 1), "extractor_width": 8, "extractor_growth": 4}
-    torch.manual_seed(0)
-    flow = build("hcflow", configure("hcflow", fields))
+    flow = build_tiny("hcflow", rescaling=True)
     ramp = torch.linspace(0.1, 0.9, 32).expand(2, 3, 32, 32)
     hr = (ramp + 0.1 * (torch.arange(32) // 2 % 2)[:, None]).contiguous()  # stripes, which a thumbnail loses
     lr = bicubic(hr, 4)
     stage = Stage(name="rescale", objective="rescale", steps=30, lr_consistency=0.5)
     objective = Rescaling(flow, stage)
     optimizer = torch.optim.Adam(flow.parameters(), lr=2e-3)
-    losses: list[float] = []
+    losses = []
     for _ in range(30):
-        loss = objective(hr, lr)
+        losses.append(objective(hr, lr))
         optimizer.zero_grad()
-        loss.backward()
+        losses[-1].backward()
         optimizer.step()
-        losses.append(float(loss.detach()))
     assert losses[-1] < 0.8 * losses[0]
     with pytest.raises(FlowError, match="rescale needs"):
         Rescaling(build_hcflow(), stage)

@@ -1,7 +1,5 @@
 """Ranking samples: the map of their differences, the order of the best, the sheet that shows them."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from builders import build_upscaler, random_image
@@ -20,10 +18,7 @@ from flowcore.transforms import Haar
 
 from .colorings import colorization, gray, tiny_colorizer
 
-
-@pytest.fixture(scope="module")
-def flow():
-    return build_upscaler()
+flow = pytest.fixture(scope="module")(build_upscaler)
 
 
 def test_maps_are_standard_deviations_without_alpha_and_their_mean_the_diversity():
@@ -123,9 +118,7 @@ def test_large_pictures_are_shrunk_to_a_sheet_of_bounded_size():
 # --- colorings --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def colorizer():
-    return tiny_colorizer()
+colorizer = pytest.fixture(scope="module")(tiny_colorizer)
 
 
 def tinted(chroma: list[tuple[float, float]], y: torch.Tensor) -> torch.Tensor:

@@ -23,10 +23,7 @@ from flowcore.tasks import upscale as task
 from flowcore.tasks.tiles import Latents, windows
 from flowcore.training.stage import PeakMemory
 
-
-@pytest.fixture(scope="module")
-def flow():
-    return build_upscaler()
+flow = pytest.fixture(scope="module")(build_upscaler)
 
 
 @pytest.fixture
@@ -138,7 +135,7 @@ def test_with_a_store_another_seed_skips_the_encoder(flow, encoded):
 
 
 def test_stored_conditions_belong_to_a_precision(flow):
-    """And to weights, as test_stale_plans.py shows."""
+    """And to weights, as test_plan.py shows."""
     store, lr = ConditionStore(), picture(1, 3, 6, 6)
     exact, low = (upscale(flow, lr, precision=precision, store=store) for precision in ("float32", "bfloat16"))
     assert torch.allclose(low, upscale(flow, lr, precision="bfloat16"), atol=1e-2)
@@ -468,21 +465,6 @@ def test_a_matched_picture_shrinks_to_the_image(flow, size):
     small = lr.repeat_interleave(2, 0)[:, :3]
     assert (lr_psnr(matched[:, :3], small) >= 60).all()
     assert (lr_psnr(plain[:, :3], small) < 60).all()
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "tile", "halo"), [(64, 48, 16, 8), (50, 34, 20, 0), (2, 2, 32, 24), (130, 2, 32, 5)]
-)
-def test_tiles_cover_every_pixel_once_and_stay_on_the_grid(height: int, width: int, tile: int, halo: int) -> None:
-    count = torch.zeros(height, width)
-    for rows, columns in windows(height, width, tile=tile, halo=halo, multiple=2):
-        count[rows.start : rows.end, columns.start : columns.end] += 1
-        assert 0 < rows.end - rows.start <= tile
-        assert 0 < columns.end - columns.start <= tile
-        assert all(edge % 2 == 0 for edge in rows + columns)
-        assert rows.halo_start == max(0, rows.start - halo - halo % 2)
-        assert columns.halo_end == min(width, columns.end + halo + halo % 2)
-    assert torch.equal(count, torch.ones(height, width))
 
 
 def test_a_tile_smaller_than_the_grid_is_refused() -> None:

@@ -15,9 +15,7 @@ from .colorings import WANTED, chroma_of, gray, middle, tiny_colorizer
 TAU = 0.1  # at which samples of the small upscaler are as near to each other as those of trained ones at 1
 
 
-@pytest.fixture(scope="module")
-def flow():
-    return tiny_colorizer()
+flow = pytest.fixture(scope="module")(tiny_colorizer)
 
 
 @pytest.fixture
@@ -102,9 +100,7 @@ def test_neither_chunks_nor_parts_change_the_result(flow, carry):
     assert (torch.cat(parts) - expected).abs().max() < 1e-5
 
 
-@pytest.fixture(scope="module")
-def upscaler():
-    return build_upscaler()
+upscaler = pytest.fixture(scope="module")(build_upscaler)
 
 
 def pan(frames=4, side=32, step=2, seed=0):
