@@ -8,8 +8,6 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from torch import Tensor
-
 from .. import flowcore
 from ..flowcore import ColorMemory, FlowError, Hints
 from ..flowcore.tasks.colorize import memory_required
@@ -66,32 +64,20 @@ class FlowcoreColorize(ClipNode):
         check_memory(made, 3 * height * width, "pictures need", "Lower samples, or pass fewer images.")
         at_once = count if video else samples
         flow = model.load(memory_required(model.flow, height, width, at_once, working_size=working_size))
-        levels: list[Tensor] | None = None
+        levels, size = None, working_size or None
         if latents is not None:
             model.check_latents(latents)
             levels = latents.levels
             if reference is not None:
                 notes("reference is ignored: latents are connected.")
         elif reference is not None:
-            size = working_size or None
             levels = flowcore.encode_colors(flow, reference, working_size=size, cancelled=stop_if_cancelled)
         if levels is not None and not video and count == 1:
             pixels = pixels.expand(len(levels[0]), -1, -1, -1)
-        options: dict[str, Any] = {
-            "temperature": temperature,
-            "detail": detail,
-            "coherence": coherence,
-            "seed": seed,
-            "saturation": saturation,
-            "working_size": working_size or None,
-            "hints": hints,
-            "latents": levels,
-            "latents_strength": latents_strength,
-            "latents_levels": latents_levels,
-            "gamut": gamut,
-            "precision": precision,
-            **notes.follow(sources=pixels),
-        }
+        options = notes.follow(sources=pixels, seed=seed, hints=hints, gamut=gamut, precision=precision)
+        options |= {"temperature": temperature, "detail": detail, "coherence": coherence, "saturation": saturation}
+        options |= {"latents": levels, "latents_strength": latents_strength, "latents_levels": latents_levels}
+        options["working_size"] = size
         if video:
             if samples > 1:
                 notes("samples is ignored: a clip is colored once. Other seeds give it other colors.")

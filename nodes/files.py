@@ -59,14 +59,13 @@ class FlowcoreFolder(FlowNode):
         if not os.path.isdir(source):
             raise FlowError(f"folder: {shown(folder)} is no folder in ComfyUI's input folder. Put pictures into one.")
         flow, colorizes = model.flow, "colorize" in model.flow.capabilities.tasks
-        own_guide = () if flow.guide is None else ("guide_strength",)
-        left = ("detail", "coherence", "saturation") if colorizes else ("calm_edges", *own_guide)
+        left = ["detail", "coherence", "saturation"] if colorizes else ["calm_edges"]
+        left += ["guide_strength"] if flow.guide is not None and not colorizes else []
         settings: dict[str, Any] = {"temperature": temperature, **dict.fromkeys(left)}
-        command, scale = "colorize" if colorizes else "upscale", flow.condition_scale
         work = Work(
-            command=command,
+            command="colorize" if colorizes else "upscale",
             model=model.name,
-            scale=scale,
+            scale=flow.condition_scale,
             settings=settings,
             own=left_to_model(flow, settings),
             seed=seed,
@@ -157,11 +156,12 @@ class FlowcoreSave(FlowNode):
 
 def _files(source: Any) -> list[Path]:
     """Find the pictures of the input folder that a text names, one a line."""
-    names = [line.strip() for line in str(source).splitlines() if line.strip()]
-    found = [(name, input_path(name)) for name in names]
-    for name, path in found:
+    found: list[Path] = []
+    for name in filter(None, map(str.strip, str(source).splitlines())):
+        path = input_path(name)
         if path is None:
             raise FlowError(
                 f"source: there is no picture {shown(name)} in the input folder. Correct it or leave it out."
             )
-    return [path for _, path in found if path is not None]
+        found.append(path)
+    return found

@@ -19,6 +19,7 @@ import torch
 from comfy.cli_args import args
 from PIL import Image
 from server import PromptServer
+from torch import Tensor
 
 from ...flowcore.images.color import to_uint8
 from ...flowcore.tasks import part_of
@@ -37,13 +38,13 @@ class Progress:
     sends every step: the host's ProgressBar does both, and reports to the same place.
     """
 
-    def __init__(self, sources: torch.Tensor | None = None) -> None:
+    def __init__(self, sources: Tensor | None = None) -> None:
         """Start at 0, with the first of the pictures that are worked on, (B, C, H, W), as the preview."""
         self._bar = comfy.utils.ProgressBar(1)
         if sources is not None and sources.numel() and sources.shape[1] in (1, 3, 4):  # the task refuses others
             self(0, 1, sources[0])
 
-    def __call__(self, done: int, total: int, preview: torch.Tensor | None = None) -> None:
+    def __call__(self, done: int, total: int, preview: Tensor | None = None) -> None:
         """Move the bar, and show a finished picture, (C, H, W) in [0, 1]; see `flowcore.tasks.Progress`."""
         shown = None
         if preview is not None:
@@ -85,16 +86,12 @@ class Notes:
             message = {"prompt_id": getattr(server, "last_prompt_id", None), "node": self._node_id, "text": text}
             server.send_sync("flowcore.text", message, client)
 
-    def follow(
-        self, progress: Callable[..., None] | None = None, sources: torch.Tensor | None = None, **more: Any
-    ) -> dict[str, Any]:
+    def follow(self, progress: Callable[..., None] | None = None, sources: Tensor | None = None, **more: Any) -> Any:
         """Return keywords for a task: `more`, how it tells its progress and its notes, and when to stop."""
         return {"progress": progress or Progress(sources), "cancelled": stop_if_cancelled, "notify": self, **more}
 
 
-def gallery(
-    node: Any, pictures: torch.Tensor, facts: list[dict[str, Any]], sources: torch.Tensor | None
-) -> dict[str, Any]:
+def gallery(node: Any, pictures: Tensor, facts: list[dict[str, Any]], sources: Tensor | None) -> dict[str, Any]:
     """Save what the canvas shows of a node's pictures (N, C, H, W), where a click on one picks it: its `ui`.
 
     `facts` has of every picture its `seed`, and what else the canvas is to show or to know, see web/js/gallery.js;
@@ -129,7 +126,7 @@ def of_image(place: int, each: int, count: int) -> dict[str, int]:
     return {"image": place // each} if count > each else {}
 
 
-def canvas_pictures(node: Any, pictures: torch.Tensor, key: str = "images") -> dict[str, list[Any]]:
+def canvas_pictures(node: Any, pictures: Tensor, key: str = "images") -> dict[str, list[Any]]:
     """Save pictures, (N, C, H, W), for the node's `ui`, which shows `images`; nothing for scripts, without a canvas."""
     if not from_canvas(node):
         return {}
@@ -154,13 +151,13 @@ def from_canvas(node: Any) -> bool:
     return isinstance(pnginfo, dict) and "workflow" in pnginfo
 
 
-def _save_full(picture: torch.Tensor) -> dict[str, Any]:
+def _save_full(picture: Tensor) -> dict[str, Any]:
     if picture.shape[-1] * picture.shape[-2] <= EXACT:
         return _save_temporary(picture, LARGE, ".png", compress_level=1)
     return _save_temporary(picture, LARGE, ".jpg", quality=95, subsampling=0)
 
 
-def _save_temporary(picture: torch.Tensor, longest: int, suffix: str, **options: Any) -> dict[str, Any]:
+def _save_temporary(picture: Tensor, longest: int, suffix: str, **options: Any) -> dict[str, Any]:
     """Save a copy, shrunk to a longest side, in the folder that the host empties at every start."""
     folder = Path(folder_paths.get_temp_directory()) / "flowcore"
     folder.mkdir(parents=True, exist_ok=True)
@@ -173,14 +170,14 @@ def _save_temporary(picture: torch.Tensor, longest: int, suffix: str, **options:
     return {"filename": name, "subfolder": folder.name, "type": "temp"}
 
 
-def png(picture: torch.Tensor) -> bytes:
+def png(picture: Tensor) -> bytes:
     """Encode (C, H, W) in [0, 1], C = 1, 3 or 4; alpha is dropped."""
     buffer = io.BytesIO()
     _to_pil(picture).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
-def _to_pil(picture: torch.Tensor) -> Image.Image:
+def _to_pil(picture: Tensor) -> Image.Image:
     """Convert (C, H, W) in [0, 1], C = 1, 3 or 4; alpha is dropped."""
     rgb = picture.detach()[:3].expand(3, -1, -1)
     return Image.fromarray(to_uint8(rgb).permute(1, 2, 0).cpu().numpy())
