@@ -45,8 +45,7 @@ class FlowcoreScore(FlowNode):
         image: list[Image],
         model: EncodingModel,
         dequantization: Annotated[
-            scoring.Dequantization,
-            widgets.choice("uniform", "gaussian", "variational", optional=True, advanced=True),
+            scoring.Dequantization, widgets.choice("uniform", "gaussian", "variational", optional=True, advanced=True)
         ],
         samples: Annotated[int, widgets.integer(1, 1, 1024, optional=True)],
         seed: Annotated[int, widgets.seed(control=False, optional=True, advanced=True)],

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 from ..flowcore import FlowError
 from ..flowcore.batch.folders import Job, Made, find, in_turn, is_done, jobs, run, save, split_name
@@ -128,27 +128,27 @@ class FlowcoreSave(FlowNode):
         self,
         images: Image,
         filename_prefix: Annotated[str, partial(io.String.Input, default="flowcore/picture")],
-        format: Annotated[str, widgets.choice(*SUFFIXES)],
+        format: Annotated[Format, widgets.choice(*SUFFIXES)],
         bits: Annotated[str, widgets.choice(*BITS)],
         source: widgets.Text,
         mask: Mask | None,
         quality: Annotated[int, widgets.integer(0, 0, 100, optional=True, advanced=True)],
     ) -> Any:
-        records, kind = list[dict[str, str]](), cast("Format", format)
+        records = list[dict[str, str]]()
         rgb, alpha = validate_image(images.cpu())
         if mask is not None and bool(mask.any()):  # a mask of zeros is what loaders give where nothing is transparent
             alpha = 1 - from_mask(mask, len(mask) if len(rgb) % max(1, len(mask)) == 0 else len(rgb))
         pictures, files = with_alpha(rgb, alpha), _files(source) or [None]
         if len(pictures) % len(files):
             raise FlowError(f"source names {len(files)} pictures, and {len(pictures)} came. Name one, for all.")
-        options: dict[str, Any] = {"format": kind, "bits": BITS[bits], "quality": quality or None}
+        options: dict[str, Any] = {"format": format, "bits": BITS[bits], "quality": quality or None}
         options |= {"text": png_texts(self.hidden), "notify": self.notes}
         for file, made in zip(files, pictures.unflatten(0, (len(files), -1)), strict=True):
             original = None if file is None else read(read_bytes(file), file.name)
             for picture in made:
                 data = encode_like(original, picture, **options)
                 prefix = filename_prefix.replace("%batch_num%", str(len(records)))
-                path, record = output_path(prefix, SUFFIXES[kind], (picture.shape[-2], picture.shape[-1]))
+                path, record = output_path(prefix, SUFFIXES[format], (picture.shape[-2], picture.shape[-1]))
                 write_atomic(path, data)
                 records.append(record)
         return self.output(images=records, text=self.notes.lines)

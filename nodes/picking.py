@@ -45,7 +45,7 @@ class PickingNode(FlowNode):
 
     def answer(self, values: dict[str, Any]) -> Any:
         pick, model = values.pop("pick"), values["model"]
-        used = values if model is None else resolve(model.flow, values)  # each task does so, too
+        used = values if model is None else resolve(model.flow, values)  # as the task will
         described = {}  # by content: an image that was loaded again is the same image
         for name, value in used.items():
             is_image = isinstance(value, Tensor) and value.ndim == 4
