@@ -2,68 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import signal
 import sys
 import threading
+from argparse import Namespace
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from .. import load, provenance
+from ..checkpoints import catalog, convert
+from ..checkpoints.file import is_ours, read_header, reconfigure, save
+from ..device import check_device, keep_freed_memory
 from ..errors import FlowError
-from .options import add_again, add_device, add_fields, parse_fields
+from ..images.files import IMAGE_SUFFIXES
+from .options import parse_fields
 from .output import log
 
 
-def add_convert(command: argparse.ArgumentParser) -> None:
-    command.set_defaults(run_command=_convert)
-    command.add_argument("source", type=Path, metavar="IN")
-    command.add_argument("target", type=Path, metavar="OUT")
-    add_again(command)
-    add_fields(command)
-    text = "store in float16: half the size; shipped models change by less than 1/255 (default: float32, and files of "
-    text += "flowcore as they are)"
-    smaller = command.add_mutually_exclusive_group()
-    smaller.add_argument("--half", action="store_true", help=text)
-    text = "store large kernels of networks in 8 bits, the rest in float16: a quarter of the size; pictures of shipped "
-    text += "upscalers and colorizers change by less than 3/255"
-    smaller.add_argument("--eight-bits", action="store_true", help=text)
-    text = "with one of these: a part that stays in float32, e.g. encoder.backbone for a network as it was published"
-    command.add_argument("--exact", metavar="PART", help=text)
-
-
-def add_inspect(command: argparse.ArgumentParser) -> None:
-    command.set_defaults(run_command=_inspect)
-    text = "a model file, published ones included, a shipped model by name, or a PNG file made by flowcore"
-    command.add_argument("model", help=text)
-    add_fields(command)
-
-
-def add_styles(command: argparse.ArgumentParser) -> None:
-    command.set_defaults(run_command=_styles)
-    option = command.add_argument
-    option("model", type=Path, metavar="IN", help="a class-conditional model of digits, or an unconditional model")
-    option("target", type=Path, metavar="OUT")
-    add_again(command)
-    text = "folder of the four files of MNIST; for unconditional models, of images and attributes.tsv"
-    option("--data", type=Path, required=True, help=text)
-    option("--count", type=int, default=20_000, help="digits to measure on (default: 20000)")
-    text = "NAME=COLUMN, NAME=-COLUMN or NAME=COLUMN:WORD/WORD of that table, and *GAIN to make it stronger "
-    text += "(default: smile, age and gender of faces)"
-    option("--attribute", action="append", metavar="ATTRIBUTE", help=text)
-    text = "file of the names of images to leave out, one a line (default: those that no shipped recipe trains on)"
-    option("--held-out", default="standard", metavar="FILE", help=text)
-
-
-def _convert(options: argparse.Namespace) -> None:
-    import torch
-
-    from .. import load
-    from ..checkpoints.file import is_ours, reconfigure, save
-
+def run_convert(options: Namespace) -> None:
     _check_target(options.target, again=options.again)
     fields = parse_fields(options.set)
     if is_ours(options.source) and not (options.half or options.eight_bits):
@@ -78,8 +40,6 @@ def _convert(options: argparse.Namespace) -> None:
 
 def _check_target(target: Path, *, again: bool) -> None:
     """Refuse to replace a file that flowcore did not make, and without ``--again`` one that it did."""
-    from ..checkpoints.file import is_ours
-
     if not target.exists() or (target.is_file() and target.stat().st_size == 0):
         return
     if not target.is_file() or not is_ours(target):
@@ -88,12 +48,7 @@ def _check_target(target: Path, *, again: bool) -> None:
         raise FlowError(f"{target} exists. --again replaces it; or name another file.")
 
 
-def _inspect(options: argparse.Namespace) -> None:
-    from .. import provenance
-    from ..checkpoints import catalog, convert
-    from ..checkpoints.file import is_ours, read_header
-    from ..images.files import IMAGE_SUFFIXES
-
+def run_inspect(options: Namespace) -> None:
     content: Any
     if options.model.lower().endswith((".png", ".exr")):
         content = provenance.describe(options.model)
@@ -113,11 +68,7 @@ def _inspect(options: argparse.Namespace) -> None:
     sys.stdout.write(json.dumps(content, indent=2) + "\n")
 
 
-def _styles(options: argparse.Namespace) -> None:
-    import torch
-
-    from .. import load
-    from ..checkpoints.file import save
+def run_styles(options: Namespace) -> None:
     from ..training.data import Digits
     from ..training.recipe import held_out_names
     from ..training.styles import FACES, measure_attributes, measure_styles, parse_attribute, read_attribute_table
@@ -138,34 +89,7 @@ def _styles(options: argparse.Namespace) -> None:
     sys.stdout.write(f"{options.target}\n")
 
 
-# --- training ---------------------------------------------------------------------------------------------------------
-
-
-def add_train(command: argparse.ArgumentParser) -> None:
-    command.set_defaults(run_command=_train)
-    option = command.add_argument
-    option("recipe", help="a TOML file, or a recipe by name, e.g. srflow-x4")
-    text = "folders of photographs, any depth (default: what the recipe names)"
-    option("--data", type=Path, nargs="+", help=text)
-    text = "folder for checkpoints, model, sample sheets, curve (default: runs/NAME); resumes there"
-    option("--run", "--into", type=Path, help=text)  # torchrun takes --run for an abbreviation of its own
-    add_device(command)
-    text = "shorten the recipe to end in this time, all included; a run that was begun without stops when it is up"
-    option("--minutes", type=float, help=text)
-    text = "fine-tune a model file, or a shipped model by name, of the same configuration; keeps the better of both"
-    option("--start", metavar="MODEL", help=text)
-    option(
-        "--encoder-from",
-        metavar="MODEL",
-        help="start from the encoder of a model file, or of a shipped model by name; or from a backbone's own file "
-        "(default: nothing; for an encoder with a backbone, the shipped model that has it)",
-    )
-    option("--stop-after", type=int, metavar="STEPS", help="stop at this step, with a checkpoint")
-
-
-def _train(options: argparse.Namespace) -> None:
-    from ..checkpoints import catalog
-    from ..device import check_device, keep_freed_memory
+def run_train(options: Namespace) -> None:
     from ..training.loop import train
     from ..training.recipe import read_recipe
     from ..training.run import init_distributed
@@ -174,15 +98,14 @@ def _train(options: argparse.Namespace) -> None:
     data = options.data or [Path(folder) for folder in recipe.data]
     if not data:
         raise FlowError("There is no training data: the recipe names none. Add --data FOLDER.")
-
     check_device(options.device)
+    keep_freed_memory()
 
     def model_file(name: str | None) -> Path | None:
         if name is None:
             return None
         return catalog.path(name) if name in catalog.names() else Path(name)
 
-    keep_freed_memory()
     with init_distributed(options.device) as (distributed, device), _stop_on_signal() as stopped:
         try:
             train(

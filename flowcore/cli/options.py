@@ -1,9 +1,9 @@
-"""Options that several commands share."""
+"""The options of every command, and those that several share; their order is that of ``--help``."""
 
 from __future__ import annotations
 
-import argparse
 import ast
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -18,11 +18,10 @@ CALM_EDGES = (
     "0 to 1: how much lower the temperature is at edges, which keeps lines whole (default: what the model's file "
     "states)"
 )
-
 MAX_MEGAPIXELS = 100  # of a result; more are asked about
 
 
-def add_model(command: argparse.ArgumentParser, default: str = "srflow-x4", *, repeatable: bool = False) -> None:
+def add_model(command: ArgumentParser, default: str = "srflow-x4", *, repeatable: bool = False) -> None:
     command.add_argument(
         "--model",
         default=None if repeatable else default,
@@ -33,20 +32,20 @@ def add_model(command: argparse.ArgumentParser, default: str = "srflow-x4", *, r
     add_device(command)
 
 
-def add_fields(command: argparse.ArgumentParser) -> None:
+def add_fields(command: ArgumentParser) -> None:
     text = "a configuration field that the file does not contain, e.g. stacked_blocks=1,8,15,22"
     command.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=text)
 
 
-def add_device(command: argparse.ArgumentParser) -> None:
+def add_device(command: ArgumentParser) -> None:
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
-def add_precision(command: argparse.ArgumentParser) -> None:
+def add_precision(command: ArgumentParser) -> None:
     command.add_argument("--precision", default="float32", choices=get_args(Precision))
 
 
-def add_batch(command: argparse.ArgumentParser, out: str | None = None) -> None:
+def add_batch(command: ArgumentParser, out: str | None = None) -> None:
     """Add the images, where their results go (``out`` is the help of ``--out`` without a default), and Ray."""
     text = "image files, folders (searched at any depth), or quoted patterns: 'photos/**/*.jpg'"
     command.add_argument("images", nargs="+", metavar="IMAGE", help=text)
@@ -61,12 +60,14 @@ def add_batch(command: argparse.ArgumentParser, out: str | None = None) -> None:
     option("--ray-threads", type=int, default=1, metavar="N", help="CPUs of each worker (default: 1)")
 
 
-def add_again(command: argparse.ArgumentParser) -> None:
+def add_again(command: ArgumentParser) -> None:
     text = "make results anew that exist already; files that flowcore did not make are never replaced"
     command.add_argument("--again", action="store_true", help=text)
 
 
-def add_manifest(command: argparse.ArgumentParser) -> None:
+def add_pictures(command: ArgumentParser, model: str = "srflow-x4", out: str | None = None) -> None:
+    """Add what all commands share that make pictures of pictures."""
+    add_batch(command, out)
     option = command.add_argument
     text = "list the results in this CSV file (default: of several images, manifest.csv in the folder)"
     option("--manifest", type=Path, metavar="FILE", help=text)
@@ -76,25 +77,284 @@ def add_manifest(command: argparse.ArgumentParser) -> None:
     option("--name", metavar="TEMPLATE", help=text)
     option("--time-limit", type=float, metavar="SECONDS", help="give an image up that takes longer, and go on")
     add_output(command)
+    add_model(command, model)
 
 
-def add_output(command: argparse.ArgumentParser) -> None:
+def add_output(command: ArgumentParser) -> None:
     """Add how the command talks: results go to stdout, all else to stderr."""
     text = "write an object a line to stdout instead of paths: input, outputs, seconds, notes, error"
     command.add_argument("--json", action="store_true", help=text)
     command.add_argument("--quiet", action="store_true", help="write nothing but results and errors")
 
 
-def add_megapixels(command: argparse.ArgumentParser) -> None:
+def add_megapixels(command: ArgumentParser) -> None:
     text = f"ask before a result becomes larger than N million pixels (default: {MAX_MEGAPIXELS}; 0: never ask)"
     command.add_argument("--max-megapixels", type=float, default=MAX_MEGAPIXELS, metavar="N", help=text)
 
 
-def add_file_format(command: argparse.ArgumentParser) -> None:
+def add_file_format(command: ArgumentParser) -> None:
     command.add_argument("--format", choices=get_args(Format), help="of the results (default: png)")
     text = "per channel; 16 in png and tiff (default: those of the picture, where the format can)"
     command.add_argument("--bits", type=int, choices=[8, 16], help=text)
     command.add_argument("--quality", type=int, help="of jpeg (default: 95) and webp (90; 100 is lossless)")
+
+
+def add_upscale(command: ArgumentParser) -> None:
+    add_pictures(command)
+    option = command.add_argument
+    text = "0 is calm, 1 the model's own spread (default: what the model's file states)"
+    option("--temperature", type=float, help=text)
+    text = "of a clip, an animated image or a folder of numbered frames: how much of a frame guides the next, 0 to 1"
+    option("--steadiness", type=float, metavar="PART", help=text)
+    option("--calm-edges", type=float, metavar="SHARE", help=CALM_EDGES)
+    text = "another enlargement of the picture, or a folder of one of each name, of whose latents a part is kept"
+    option("--guide", type=Path, metavar="FILE_OR_FOLDER", help=text)
+    text = "that part, 0 to 1: 1 gives the guide back (default: what the model's file states, or 0.5)"
+    option("--guide-strength", type=float, metavar="PART", help=text)
+    _add_draws(command, "enlargements per image", tiles="LR pixels")
+    add_megapixels(command)
+    add_precision(command)
+    add_file_format(command)
+
+
+def add_brighten(command: ArgumentParser) -> None:
+    add_pictures(command, "brighten-photos")
+    option = command.add_argument
+    text = "0 is the picture that the model expects, above come other exposures (default: what the model's file states)"
+    option("--temperature", type=float, help=text)
+    text = "stops by which the results are lighter than the model draws them, -4 to 4 (default: 0)"
+    option("--exposure", type=float, default=0.0, metavar="STOPS", help=text)
+    _add_draws(command, "exposures per image", tiles="pixels")
+    add_precision(command)
+    add_file_format(command)
+
+
+def add_shrink(command: ArgumentParser) -> None:
+    _add_rescaling(command)
+    command.set_defaults(seed=0, samples=1, bits=8)
+
+
+def add_restore(command: ArgumentParser) -> None:
+    _add_rescaling(command)
+    option = command.add_argument
+    text = "0 is the mean of what is possible (default: what the model's file states)"
+    option("--temperature", type=float, help=text)
+    _add_draws(command, "pictures each", tiles="pixels of the small picture")
+    option("--bits", type=int, choices=[8, 16], default=8, help="per channel (default: 8)")
+    add_precision(command)
+    add_megapixels(command)
+
+
+def add_faces(command: ArgumentParser) -> None:
+    add_pictures(command)
+    option = command.add_argument
+    text = "a model file, or a shipped model by name, of the faces (default: srflow-faces-x8)"
+    option("--face-model", default="srflow-faces-x8", metavar="MODEL", help=text)
+    option("--factor", type=float, default=8.0, help="total enlargement (default: 8)")
+    option("--smallest", type=float, default=0, metavar="PIXELS", help="side of the smallest face, hair included")
+    option("--number", type=int, default=0, metavar="N", help="faces of each picture at most, largest first; 0: all")
+    option("--temperature", type=float, help="of the faces (default: what their model's file states)")
+    _add_draws(command, "pictures each", tiles="LR pixels")
+    add_megapixels(command)
+    add_precision(command)
+    add_file_format(command)
+
+
+def _add_rescaling(command: ArgumentParser) -> None:
+    add_pictures(command, "rescale-x4")
+    command.set_defaults(format="png", quality=None)
+    command.epilog = "The results are PNG files."
+
+
+def _add_draws(command: ArgumentParser, samples: str, *, tiles: str) -> None:
+    option = command.add_argument
+    option("--seed", type=int, default=0)
+    option("--samples", type=int, default=1, help=f"{samples}, with seeds SEED, SEED + 1, ...")
+    option("--tile", type=int, default=0, help=f"side of the tiles in {tiles}; 0 chooses by free memory")
+
+
+def add_sample(command: ArgumentParser) -> None:
+    add_output(command)
+    add_model(command, "glow-photos")
+    option = command.add_argument
+    option("-o", "--out", type=Path, default=Path("output"), help="folder for the results (default: output), or a file")
+    add_again(command)
+    option("--samples", type=int, default=8, help="images, with seeds SEED, SEED + 1, ...")
+    option("--temperature", type=float, default=0.7, help="0 is calm, 1 the model's own spread")
+    option("--seed", type=int, default=0)
+    option("--size", type=int, nargs="+", metavar="PIXELS", help="side, or height and width")
+    option("--labels", nargs="+", help="numbers or names, for models that have them; repeated in turn")
+    text = "how far images are led to their labels, by models made for it: 0 for not, 1 to 3 are usual (default: 0)"
+    option("--guidance", type=float, default=0.0, metavar="W", help=text)
+    text = "keep the Gaussian noise that a model draws because it was trained with it"
+    option("--keep-noise", action="store_true", help=text)
+    text = "for models with styles, e.g. bold=2"
+    option("--style", action="append", default=[], metavar="NAME=STRENGTH", help=text)
+    add_precision(command)
+
+
+def add_interpolate(command: ArgumentParser) -> None:
+    add_output(command)
+    command.add_argument("images", nargs=2, type=Path, metavar="IMAGE")
+    add_model(command, "glow-photos")
+    option = command.add_argument
+    option("-o", "--out", type=Path, default=Path("output"), help="folder for the frames (default: output), or a file")
+    add_again(command)
+    option("--frames", type=int, default=16)
+    option("--mode", default="slerp", choices=["slerp", "linear", "norm"])
+
+
+def add_colorize(command: ArgumentParser) -> None:
+    command.usage = "%(prog)s IMAGE [IMAGE ...] -o OUT [options], or %(prog)s IMAGE OUT [options]"
+    out = "an image file (several samples are numbered by seed), or a folder"
+    add_pictures(command, "color-photos", out=out)
+    option = command.add_argument
+    option("--samples", type=int, default=1, help="colorings, with seeds SEED, SEED + 1, ...")
+    option("--keep", type=int, metavar="N", help="of the samples, write only the N most plausible, best first")
+    text = "what is most plausible: nearest to the other samples, or likeliest palette (default: consensus)"
+    option("--by", choices=["consensus", "likelihood"], help=text)
+    option("--seed", type=int, default=0)
+    option("--temperature", type=float, help="of the palette: 0 is the calmest, 1 the model's own spread")
+    option("--detail", type=float, help="temperature of the fine detail (default of both: the model's own)")
+    text = "0 to 1: how much of the draw alike places share, so that what belongs together gets one color (default: "
+    option("--coherence", type=float, metavar="SHARE", help=text + "the model's own)")
+    text = "factor on the chroma (default: the model's own, and 1 with a reference)"
+    option("--saturation", type=float, help=text)
+    option("--working-size", type=int, metavar="PIXELS", help="shorter side of the image that the model colors")
+    option("--hint", action="append", default=[], metavar="X,Y,#RRGGBB", help="a color at a pixel; repeatable")
+    option("--radius", type=float, default=8, metavar="PIXELS", help="of the hints (default: 8)")
+    option("--lock", action="store_true", help="reproduce the hints' colors exactly")
+    option("--strength", type=float, metavar="PART", help="how much of the reference's palette is used (default: 1)")
+    option("--gamut", default="compress", choices=["compress", "clip"])
+    text = "video: the images of a folder are the frames of a clip, in the order of the numbers in their names"
+    option("--frames", default="photographs", choices=["photographs", "video"], help=text)
+    text = "video: how much of the previous frame's colors is kept, 0 to below 1 (default: 0.5)"
+    option("--carry", type=float, metavar="PART", help=text)
+    text = "photographs in color, whose colors are taken over thing by thing: a folder, one file, or what remember "
+    text += "wrote"
+    option("--memory", type=Path, metavar="FOLDER_OR_FILE", help=text)
+    text = "of the picture as a whole: 1 as drawn, 0 the calmest, -1 none (default: 1)"
+    option("--cast", type=float, metavar="SHARE", help=text)
+    option("--vivid", type=float, metavar="FACTOR", help="moves colors apart from their mean (default: 1)")
+    option = command.add_mutually_exclusive_group().add_argument
+    text = "a color for the image overall; repeatable"
+    option("--palette", action="append", default=[], metavar="#RRGGBB", help=text)
+    option("--reference", type=Path, metavar="FILE", help="a color photograph whose palette is used")
+    add_precision(command)
+    add_file_format(command)
+
+
+def add_remember(command: ArgumentParser) -> None:
+    add_model(command, "color-photos")
+    option = command.add_argument
+    option("photographs", type=Path, metavar="FOLDER", help="photographs in color, at any depth, or one file")
+    option("out", type=Path, metavar="OUT", help="the memory's file, .safetensors, for colorize --memory")
+    option("--licence", metavar="TEXT", help="what to note of the photographs in the file")
+    option("--add-to", type=Path, metavar="FILE", help="a memory whose places come along")
+
+
+def add_score(command: ArgumentParser) -> None:
+    add_batch(command, "a CSV file for the scores, or a folder for scores.csv (default: none)")
+    add_model(command, "glow-photos")
+    option = command.add_argument
+    text = "draws for the importance-weighted bound (default: 1); more show its spread"
+    option("--samples", type=int, default=1, help=text)
+    _dequantization(command)
+    text = "models whose log-determinant is estimated: random probes per draw, 0 for the exact value of small images"
+    option("--probes", type=int, default=4, help=f"{text} (default: 4)")
+    option("--terms", type=int, default=20, help="the same: terms of every power series (default: 20)")
+    option("--seed", type=int, default=0)
+    text = "resize: to cover the model's own size, and crop the middle; crop: only crop (default: resize)"
+    option("--fit", default="resize", choices=["resize", "crop"], help=text)
+    option("--json", type=Path, help="also write the numbers to this file")
+
+
+def add_eval(command: ArgumentParser) -> None:
+    text = "folders of images; models that stand among them are compared: eval A B FOLDER"
+    command.add_argument("folders", nargs="+", type=Path, metavar="MODEL_OR_FOLDER", help=text)
+    add_model(command, repeatable=True)
+    option = command.add_argument
+    text = "repeatable (default: what the model's file states, and for upscalers 0)"
+    option("--temperature", type=float, action="append", help=text)
+    option("--calm-edges", type=float, metavar="SHARE", help=f"upscalers: {CALM_EDGES}")
+    text = "samples per image (default: 8, of portraits 20; NTIRE's diversity score uses 10); density models: draws"
+    text += " for the bound (1)"
+    option("--samples", type=int, help=text)
+    option("--json", type=Path, help="also write the numbers to this file")
+    option("--detail", type=float, help="colorizers: temperature of the fine detail")
+    option("--coherence", type=float, metavar="SHARE", help="colorizers: how much of the draw alike places share")
+    text = "colorizers: shorter side of the image that the model colors"
+    option("--working-size", type=int, metavar="PIXELS", help=text)
+    option("--limit", type=int, help="colorizers and density models: at most this many images of a folder")
+    text = "upscalers: some of psnr, ssim, lr_psnr, diversity, gain, diversity_score, niqe, brisque, piqe, "
+    text += "lpips, false_specks, bits_per_dim (default: all but the last)"
+    option("--measures", metavar="NAME,NAME", help=text)
+    _dequantization(command)
+    text = "only images whose names are on flowcore's list of images that no shipped model was trained on"
+    option("--held-out", action="store_true", help=text)
+    text = "colorizers: all images are portraits with eyes at 0.45 of the height; also measure the hue of their skin"
+    option("--portraits", action="store_true", help=text)
+    option("--together", action="store_true", help="colorizers: measure all folders as one set")
+
+
+def _dequantization(command: ArgumentParser) -> None:
+    choices, text = ["uniform", "gaussian", "variational"], "density models: noise of the bins (default: uniform)"
+    command.add_argument("--dequantization", default="uniform", choices=choices, help=text)
+
+
+def add_convert(command: ArgumentParser) -> None:
+    command.add_argument("source", type=Path, metavar="IN")
+    command.add_argument("target", type=Path, metavar="OUT")
+    add_again(command)
+    add_fields(command)
+    text = "store in float16: half the size; shipped models change by less than 1/255 (default: float32, and files of "
+    text += "flowcore as they are)"
+    smaller = command.add_mutually_exclusive_group()
+    smaller.add_argument("--half", action="store_true", help=text)
+    text = "store large kernels of networks in 8 bits, the rest in float16: a quarter of the size; pictures of shipped "
+    text += "upscalers and colorizers change by less than 3/255"
+    smaller.add_argument("--eight-bits", action="store_true", help=text)
+    text = "with one of these: a part that stays in float32, e.g. encoder.backbone for a network as it was published"
+    command.add_argument("--exact", metavar="PART", help=text)
+
+
+def add_inspect(command: ArgumentParser) -> None:
+    text = "a model file, published ones included, a shipped model by name, or a PNG file made by flowcore"
+    command.add_argument("model", help=text)
+    add_fields(command)
+
+
+def add_styles(command: ArgumentParser) -> None:
+    option = command.add_argument
+    option("model", type=Path, metavar="IN", help="a class-conditional model of digits, or an unconditional model")
+    option("target", type=Path, metavar="OUT")
+    add_again(command)
+    text = "folder of the four files of MNIST; for unconditional models, of images and attributes.tsv"
+    option("--data", type=Path, required=True, help=text)
+    option("--count", type=int, default=20_000, help="digits to measure on (default: 20000)")
+    text = "NAME=COLUMN, NAME=-COLUMN or NAME=COLUMN:WORD/WORD of that table, and *GAIN to make it stronger "
+    text += "(default: smile, age and gender of faces)"
+    option("--attribute", action="append", metavar="ATTRIBUTE", help=text)
+    text = "file of the names of images to leave out, one a line (default: those that no shipped recipe trains on)"
+    option("--held-out", default="standard", metavar="FILE", help=text)
+
+
+def add_train(command: ArgumentParser) -> None:
+    option = command.add_argument
+    option("recipe", help="a TOML file, or a recipe by name, e.g. srflow-x4")
+    text = "folders of photographs, any depth (default: what the recipe names)"
+    option("--data", type=Path, nargs="+", help=text)
+    text = "folder for checkpoints, model, sample sheets, curve (default: runs/NAME); resumes there"
+    option("--run", "--into", type=Path, help=text)  # torchrun takes --run for an abbreviation of its own
+    add_device(command)
+    text = "shorten the recipe to end in this time, all included; a run that was begun without stops when it is up"
+    option("--minutes", type=float, help=text)
+    text = "fine-tune a model file, or a shipped model by name, of the same configuration; keeps the better of both"
+    option("--start", metavar="MODEL", help=text)
+    text = "start from the encoder of a model file, or of a shipped model by name; or from a backbone's own file "
+    text += "(default: nothing; for an encoder with a backbone, the shipped model that has it)"
+    option("--encoder-from", metavar="MODEL", help=text)
+    option("--stop-after", type=int, metavar="STEPS", help="stop at this step, with a checkpoint")
 
 
 def parse_fields(settings: Sequence[str]) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -37,10 +37,9 @@ def log(line: str) -> None:
 
 
 def write_result(
-    options: argparse.Namespace,
+    options: Namespace,
     source: Path | None,
     outputs: Sequence[Path],
-    *,
     seconds: float | None = None,
     notes: Sequence[str] = (),
     error: str = "",
@@ -56,16 +55,12 @@ def write_result(
 
 
 class ProgressBar:
-    """A bar over all images on a terminal; a line for each finished image, there and in log files.
-
-    Images count by their pixels, so that the time left holds for images of many sizes.
-    """
+    """A bar over all images, by their pixels, on a terminal; a line for each finished one, there and in log files."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._total, self._done, self._skipped, self._failed = len(jobs), 0, 0, 0
         self._pixels = {job.source: math.prod(upright_size(job.source) or (1,)) for job in jobs}
-        self._left, self._worked = sum(self._pixels.values()), 0  # pixels
-        self._current = 0
+        self._left, self._worked, self._current = sum(self._pixels.values()), 0, 0  # pixels
         self._name, self._start = "", time.monotonic()
         self._spoke = self._start
         self._bar = tqdm(
@@ -76,14 +71,11 @@ class ProgressBar:
             bar_format="{percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]{postfix}",
         )
 
-    @property
-    def _finished(self) -> int:
-        return self._done + self._skipped + self._failed
-
     def start(self, source: Path) -> Progress:
         """Begin an image; what follows it."""
         self._name, self._current, self._spoke = source.name, self._pixels[source], time.monotonic()
-        self._bar.set_postfix_str(f"{self._finished + 1}/{self._total} {source.name}", refresh=False)
+        finished = self._done + self._skipped + self._failed
+        self._bar.set_postfix_str(f"{finished + 1}/{self._total} {source.name}", refresh=False)
         self.update(0, 1)
         return self.update
 
@@ -123,7 +115,8 @@ class ProgressBar:
         return f"{', '.join(parts)}, in {duration(time.monotonic() - self._start)}."
 
     def _count(self, current: int = 1) -> str:
-        return f"{self._finished + current}/{self._total} " if self._total > 1 else ""
+        number = self._done + self._skipped + self._failed + current
+        return f"{number}/{self._total} " if self._total > 1 else ""
 
     def _to_go(self, pixels: float = 0) -> str:
         """How long the rest will take if it goes on like this, with so many pixels of the current image done."""

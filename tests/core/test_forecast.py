@@ -11,6 +11,7 @@ from builders import build_upscaler
 from PIL import Image
 
 from flowcore import load
+from flowcore.batch.job import Work
 from flowcore.checkpoints.file import save
 from flowcore.cli import batches
 from flowcore.cli.main import main
@@ -90,8 +91,8 @@ def test_size_memory_and_time_are_said_first(words, tmp_path, monkeypatch, capsy
 def test_the_size_of_an_image_is_read_from_its_header(tmp_path, monkeypatch):
     Image.new("RGB", (60, 50)).save(tmp_path / "a.png")
     monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("A whole file was read."))
-    work = types.SimpleNamespace(size_of=lambda _: (200, 240))
-    assert batches._sizes(work, tmp_path / "a.png") == ((50, 60), (200, 240))
+    work = Work(command="upscale", model="", scale=4)
+    assert (files.upright_size(tmp_path / "a.png"), work.size_of(tmp_path / "a.png")) == ((50, 60), (200, 240))
 
 
 def test_small_results_are_made_without_a_word_and_the_limit_is_stated(words, monkeypatch, capsys):
