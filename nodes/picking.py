@@ -130,7 +130,7 @@ on_free.append(RUNS.clear)
 def _describe(value: Any) -> Any:
     """Describe a value by its content, in JSON; what has none that is known, by its type."""
     if isinstance(value, FlowModel):
-        return {"model": value.sha256}
+        return {"weights": value.sha256, "stated": repr(value.flow.config)}
     if isinstance(value, Tensor):
         return provenance.source(value)
     if isinstance(value, list):
