@@ -1,7 +1,5 @@
 """Builders of hostile files, and a look at what the readers do with a file: errors, seconds, memory, traces."""
 
-from __future__ import annotations
-
 import contextlib
 import faulthandler
 import io
@@ -24,9 +22,6 @@ MAX_SECONDS = 5.0  # to read a file
 TIMEOUT = 60  # seconds, after which a hang ends the process with a traceback
 MAX_MEMORY = 256 * 2**20  # bytes beside eight times the file, see flowcore/checkpoints/file.py
 MAX_MESSAGE = 1500  # characters
-
-
-# --- safetensors, by hand: the library refuses to write invalid files -------------------------------------------------
 
 
 def safetensors(header: bytes | str | dict, data: bytes = b"", *, length: int | None = None) -> bytes:
@@ -57,9 +52,6 @@ def with_config(content: bytes, change: dict) -> bytes:
     header, _ = parts(content)
     config = json.loads(header["__metadata__"]["flowcore"])["config"]
     return with_header(content, "flowcore", {"config": {**config, **change}})
-
-
-# --- pickles, by hand -------------------------------------------------------------------------------------------------
 
 
 def archive(pickled: bytes, *, name: str = "m/data.pkl", extra: dict[str, bytes] | None = None, deflate=False) -> bytes:
@@ -101,9 +93,6 @@ def legacy(pickled: bytes) -> bytes:
     """Put a pickle into a torch file of the old kind."""
     magic = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
     return magic + b"\x80\x02M\xe9\x03." + b"\x80\x02}." + pickled + b"\x80\x02](" + text("0") + b"e."
-
-
-# --- a look -----------------------------------------------------------------------------------------------------------
 
 
 def _status(name: str) -> int:

@@ -33,9 +33,8 @@ STAND_INS = {
 
 
 def real(name):
-    return {"mps": torch.backends.mps.is_available, "xpu": torch.xpu.is_available, "cuda": torch.cuda.is_available}.get(
-        name, lambda: False
-    )()
+    place = {"mps": torch.backends.mps, "xpu": torch.xpu, "cuda": torch.cuda}.get(name)
+    return place is not None and place.is_available()
 
 
 class Driver:
@@ -313,11 +312,8 @@ def test_pictures_do_not_change_with_the_settings_of_others(left_on, restored):
     def make():
         forget_plan()
         made = flowcore.upscale(flow, image, seed=3, match_source=True)
-        return (
-            made,
-            flowcore.encode(flow, noise(1, 3, 32, 32), cond)[0],
-            mixing.inverse(mixing(noise(1, 16, 32, 32))[0]),
-        )
+        latents, mixed = flowcore.encode(flow, noise(1, 3, 32, 32), cond)[0], mixing(noise(1, 16, 32, 32))[0]
+        return made, latents, mixing.inverse(mixed)
 
     known = make()
     LEFT_ON[left_on]()
@@ -338,14 +334,6 @@ def test_one_thread_that_needs_float32_keeps_tf32_off_for_all_and_the_last_to_le
         assert set(settings()) <= {"ieee", "none", "highest"}  # the other still computes
         other.submit(lasting.__exit__, None, None, None).result()
     assert settings() == before
-
-
-def test_the_instructions_of_a_cpu_decide_and_no_clock(monkeypatch):
-    for clock in ("perf_counter", "time", "monotonic"):
-        monkeypatch.setattr(f"time.{clock}", lambda: pytest.fail("A clock was read."))
-    for has, choice in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr(devices, "_cpu_has_bfloat16", lambda has=has: has)
-        assert devices.preferred_precision(torch.device("cpu")) == choice
 
 
 SLOWER = "x86_64", "avx512f avx512_bf16", False  # measured slower than float32
@@ -373,22 +361,21 @@ CARDS = [((6, 1), None, "float32"), ((7, 5), None, "float16"), ((9, 4), "6.2", "
 def test_tensor_cores_decide(capability, hip, choice, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "hip", hip)
-    assert devices.preferred_precision(torch.device("cuda")) == choice
     assert devices.actual_precision("auto", torch.device("cuda")) == choice
     assert devices.actual_precision("tf32", torch.device("cuda")) == ("float32" if hip else "tf32")
 
 
-def test_what_a_choice_means(monkeypatch):
-    monkeypatch.setattr(devices, "_cpu_has_bfloat16", lambda: True)
-    cpu, apple, directml = map(torch.device, ("cpu", "mps", "privateuseone"))
-    for choice, on_cpu, on_apple in (
-        ("auto", "bfloat16", "float32"),
-        ("float16", "float32", "float16"),
-        ("tf32", "float32", "float32"),
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_what_a_choice_means_without_tensor_cores(has_bfloat16, monkeypatch):
+    monkeypatch.setattr(devices, "_cpu_has_bfloat16", lambda: has_bfloat16)
+    for choice, on_cpu, on_apple, on_directml in (
+        ("auto", "bfloat16" if has_bfloat16 else "float32", "float32", "float32"),
+        ("bfloat16", "bfloat16", "bfloat16", "bfloat16"),
+        ("float16", "float32", "float16", "float16"),
+        ("tf32", "float32", "float32", "float32"),
     ):
-        assert (devices.actual_precision(choice, cpu), devices.actual_precision(choice, apple)) == (on_cpu, on_apple)
-    assert devices.actual_precision("auto", directml) == "float32"
-    assert devices.actual_precision("bfloat16", directml) == "bfloat16"
+        made = [devices.actual_precision(choice, torch.device(name)) for name in ("cpu", "mps", "privateuseone")]
+        assert made == [on_cpu, on_apple, on_directml], choice
 
 
 ELSEWHERE = {

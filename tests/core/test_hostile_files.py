@@ -3,8 +3,6 @@
 `hostile.py` builds them, and looks on while they are read. Generated cases (`fuzz`) search for more.
 """
 
-from __future__ import annotations
-
 import functools
 import gzip
 import io
@@ -16,8 +14,6 @@ import pickle
 import socket
 import struct
 import sys
-import warnings
-import zipfile
 
 import pytest
 import torch
@@ -61,8 +57,7 @@ def torch_file(content, *, old: bool = False) -> bytes:
 
 
 class Files(dict):
-    def __repr__(self):
-        return "the good files"  # hypothesis would print them
+    __repr__ = object.__repr__  # hypothesis would print all
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +131,6 @@ def refused(errors: dict[str, str], *words: str) -> None:
         assert word in errors["load"], errors["load"]
 
 
-# --- good files -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", [*MODELS, *LATENTS])
 def test_good_files_are_read(good, look, name):
     ways = ("read_latents_header", "load_latents") if name in LATENTS else ("load",)
@@ -149,8 +141,7 @@ def test_good_files_are_read(good, look, name):
 
 def test_symlinks_are_followed(good, folder, tmp_path):
     (tmp_path / "file").write_bytes(good["glow"])
-    (tmp_path / "link to a file").symlink_to(tmp_path / "file")
-    (tmp_path / "link.safetensors").symlink_to(tmp_path / "link to a file")
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / "file")
     assert look_at(tmp_path / "link.safetensors")["load"] == ""
 
 
@@ -225,10 +216,7 @@ PICKLES = {
     "a million opcodes": (dictionary(b"N0" * 500_000 + b"N"), "more than 500000 steps"),
     "dictionaries that share their parts": (b"\x80\x02}" + SHARED + b".", "holds no weights"),
     "an ordered dictionary whose items are none": (b"\x80\x02" + NO_ITEMS + b"b.", "holds no weights"),
-    "a count of a tensor": (
-        dictionary(b"ccollections\nCounter\n" + tensor(1, [2**40], [0]) + b"\x85R"),
-        "in an unusual way",
-    ),
+    "a count of a tensor": (dictionary(b"ccollections\nCounter\n" + tensor(1, [2**40], [0]) + b"\x85R"), "unusual"),
     "a tensor without numbers": (dictionary(b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n(NtR"), "would import"),
     "a tensor larger than its storage": (dictionary(tensor(1, [2**30], [1])), "does not fit"),
     "a storage larger than the file": (dictionary(tensor(2**32, [1], [1])), "claim"),
@@ -268,30 +256,13 @@ class Payload:
         return self.made
 
 
-@pytest.mark.parametrize(
-    ("form", "protocol"),
-    # A name is written in three ways, by protocol: as a line, as a line with a later opcode, and from the stack.
-    [("archive", 2), *((form, protocol) for form in ("archive", "old", "bare") for protocol in (0, 3, 4))],
-)
-def test_code_in_pickles_is_not_run(folder, look, form, protocol):
+@pytest.mark.parametrize("protocol", [0, 2, 3, 4])  # of which a name is a line, or comes from the stack
+def test_code_in_pickles_is_not_run(folder, look, protocol):
     trace = folder.parent / "trace"
-    payload = Payload(os.system, f"touch {trace}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pickled = pickle.dumps({"weight": payload}, protocol)
-    content = {"archive": archive(pickled), "old": legacy(pickled), "bare": pickled}[form]
-    refused(look(content, ".pth"))
-    assert not trace.exists()
-
-
-def _unpacks_to_gigabytes(_) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("m/data.pkl", dictionary(b"K\x01"))
-        with file.open("m/data/0", "w") as entry:
-            for _ in range(2**8):
-                entry.write(bytes(2**20))
-    return out.getvalue()
+    pickled = pickle.dumps({"weight": Payload(os.system, f"touch {trace}")}, protocol)
+    for content in (archive(pickled), legacy(pickled), pickled):
+        refused(look(content, ".pth"))
+        assert not trace.exists()
 
 
 def _claims(content: bytes, place: int, value: bytes) -> bytes:
@@ -301,15 +272,15 @@ def _claims(content: bytes, place: int, value: bytes) -> bytes:
 
 
 ARCHIVES = {
-    "that unpacks to 256 MiB": (_unpacks_to_gigabytes, "unpacks to more than its own size"),
+    "that unpacks to 256 MiB": (
+        lambda _: archive(dictionary(b"K\x01"), extra={"m/data/0": bytes(2**28)}, deflate=True),
+        "unpacks to more than its own size",
+    ),
     "that is compressed": (lambda _: archive(dictionary(text("x" * 99)) + bytes(900), deflate=True), ""),
     "with a comment": (lambda c: c[:-2] + b"\x04\x00" + b"note", "does not end with"),
     "with something behind it": (lambda c: c + b"more", "does not end with"),
     "with two tables": (lambda c: c[:-2] + struct.pack("<H", len(c)) + c, ""),
-    "with one name twice": (
-        lambda _: archive(dictionary(b"K\x01"), extra={"m/data.PKL": b"\x80\x02cos\nsystem\n."}),
-        "two files of one name",
-    ),
+    "with one name twice": (lambda _: archive(dictionary(b"K\x01"), extra={"m/data.PKL": b"."}), "two files of one"),
     "with a way out": (lambda _: archive(b"\x80\x02K\x01.", name="../../m/data.pkl"), "m"),
     "with an absolute name": (lambda _: archive(b"\x80\x02K\x01.", name="/m/data.pkl"), ""),
     "whose pickle claims 4 GiB": (lambda c: _claims(c, 20, b"\xff" * 8), ""),
@@ -334,12 +305,8 @@ def test_archives(look, name):
 HUGE = [
     ("srflow", {"steps": 256, "scale": 8, "levels": 4, "hidden_layers": 64, "encoder_blocks": 256}),
     ("srflow", {"stacked_blocks": [0] * 1_000_000}),
-    ("glow", {"levels": 8, "steps": 256, "image_size": 256}),
-    ("realnvp", {"scales": 8, "blocks": 64, "image_size": None}),
     ("ffjord", {"scales": 1, "hidden": [4096] * 1000, "image_size": None}),
-    ("ffjord", {"scales": 8, "blocks": 64, "hidden": [4096] * 16, "image_size": None}),
     ("residual_flow", {"blocks": [256] * 8, "full_blocks": 64, "image_size": 128}),
-    ("residual_flow", {"blocks": [1], "hidden": 4096, "full_hidden": 4096, "image_size": 16384}),
     ("colorizer", {"steps": [64] * 8, "hidden": [4096] * 8, "widths": [4096] * 9, "merged": 1024, "features": 1024}),
     ("class_conditional", {"steps": 64, "hidden": 4096, "image_size": [256, 256]}),
     ("class_conditional", {"styles": [f"style {i}" for i in range(100_000)]}),
@@ -533,17 +500,12 @@ def odd_headers(draw, content: bytes) -> bytes:
         deep = [place for place in every if place[0] == "__metadata__"]
         *path, last = draw(st.sampled_from(draw(st.sampled_from([every, deep or every]))))
         owner = functools.reduce(operator.getitem, path, header)
-        match draw(st.sampled_from(["odd", "odd", "nudge", "other", "gone", "more"])):
-            case "nudge" if isinstance(owner[last], int):
-                owner[last] += draw(st.sampled_from([-4, -1, 1, 4]))
-            case "gone":
-                del owner[last]
-            case "more" if isinstance(owner, dict):
-                owner[draw(st.text(max_size=20))] = draw(ODD)
-            case "other":
-                owner[last] = draw(st.sampled_from([*(owner.values() if isinstance(owner, dict) else owner)]))
-            case _:
-                owner[last] = draw(ODD)
+        near = [owner[last] + k for k in (-4, -1, 1, 4)] if isinstance(owner[last], int) else []
+        others = [*(owner.values() if isinstance(owner, dict) else owner)]
+        if draw(st.integers(0, 5)) == 0:
+            del owner[last]
+        else:
+            owner[last] = draw(st.one_of(ODD, st.sampled_from([*near, *others])))
     if isinstance(metadata := header.get("__metadata__"), dict):
         header["__metadata__"] = {key: json.dumps(value)[draw(CUT) :] for key, value in metadata.items()}
     raw = json.dumps(header).encode()
