@@ -44,14 +44,7 @@ precision = "float32"
 checkpoint_every = 3
 init_batch = 8
 turn = false
-
-[model]
-steps = [1, 1]
-hidden = [6, 6]
-widths = [4, 4, 8]
-merged = 8
-features = 2
-dropout = 0.3
+model = {steps = [1, 1], hidden = [6, 6], widths = [4, 4, 8], merged = 8, features = 2, dropout = 0.3}
 
 [[stages]]
 name = "flow"
@@ -127,16 +120,6 @@ def alone(tmp_path):
     return folder
 
 
-def test_it_learns(alone, tmp_path):
-    """At every level the colors of one photograph become likelier."""
-    metrics = []
-    for steps in (1, 50):
-        changes = (("steps = 3", f"steps = {steps}"), ("checkpoint_every = 3", "checkpoint_every = 1000"))
-        metrics.append(read_header(train(recipe(*changes), alone, tmp_path / str(steps)).model).provenance["metrics"])
-    assert all(metrics[1][name] < metrics[0][name] - 0.1 for name in metrics[0] if "validation" in name), metrics
-    assert metrics[1]["of_gray_tau0"] < min(1, metrics[0]["of_gray_tau0"])
-
-
 def test_a_stopped_run_goes_on_to_the_same_bits(whole, photos, tmp_path):
     """With the channels that dropout hides, whatever else is drawn in between."""
     for stop in (1, 2, None):
@@ -186,16 +169,12 @@ def test_a_stage_can_leave_the_coarsest_levels_and_the_encoder_as_they_are(photo
     assert_same_run(tmp_path / "run", tmp_path / "at once")
 
 
-CHROMA = RECIPE.replace("dropout = 0.3", "dropout = 0.0\npredicts_chroma = true").replace("likelihood", "chroma")
-BACKBONE = """backbone = "efficientnet-lite0"
-steps = [1, 1, 1]
-hidden = [6, 6, 6]
-widths = [4, 4, 8, 8]
-"""
+CHROMA = RECIPE.replace("dropout = 0.3", "dropout = 0.0, predicts_chroma = true").replace("likelihood", "chroma")
+BACKBONE = 'backbone = "efficientnet-lite0", steps = [1, 1, 1], hidden = [6, 6, 6], widths = [4, 4, 8, 8]'
 
 
 def seeing_recipe(backbone_rate):
-    text = CHROMA.replace("steps = [1, 1]\nhidden = [6, 6]\nwidths = [4, 4, 8]\n", BACKBONE)
+    text = CHROMA.replace("steps = [1, 1], hidden = [6, 6], widths = [4, 4, 8]", BACKBONE)
     assert BACKBONE in text
     return parse_recipe(text + f"backbone_rate = {backbone_rate}\n")
 
@@ -232,7 +211,7 @@ def test_objective_chroma_is_the_squared_error_of_every_grids_mean(photos, tmp_p
 
 
 def remembering_recipe(backbone_rate, cells=12):
-    return parse_recipe(seeing_recipe(backbone_rate).text.replace(BACKBONE, f"{BACKBONE}memory = {cells}\n"))
+    return parse_recipe(seeing_recipe(backbone_rate).text.replace(BACKBONE, f"{BACKBONE}, memory = {cells}"))
 
 
 def test_a_model_remembers_the_photographs_that_it_is_trained_on(photos, backbone, tmp_path):
@@ -322,7 +301,7 @@ def test_a_backbone_without_weights_and_other_files_are_refused(photos, tmp_path
     with pytest.raises(FlowError, match=r"pretrained weights must be loaded .*--encoder-from"):
         train(seeing_recipe(0.1), photos, tmp_path)
     with pytest.raises(FlowError, match="predicts_chroma = true"):
-        train(parse_recipe(CHROMA.replace("predicts_chroma = true", "")), photos, tmp_path)
+        train(parse_recipe(CHROMA.replace("predicts_chroma = true", "predicts_chroma = false")), photos, tmp_path)
     save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(FlowError, match=r"The encoder of other\.safetensors does not fit"):
         train(seeing_recipe(0.1), photos, tmp_path / "run", encoder_from=tmp_path / "other.safetensors")
@@ -344,9 +323,7 @@ def test_the_flow_takes_over_the_encoder_of_the_stage_before(photos, tmp_path):
 
 @pytest.mark.parametrize("residual", [False, True])
 def test_the_calm_error_is_that_of_every_level_from_the_true_coarser_one(photos, tmp_path, residual):
-    made = parse_recipe(
-        CHROMA.replace("predicts_chroma = true", f"predicts_chroma = true\nresidual = {str(residual).lower()}")
-    )
+    made = parse_recipe(CHROMA.replace("dropout", f"residual = {str(residual).lower()}, dropout"))
     flow = build("colorizer", made.model).eval()
     x, source = open_data(made, photos, tmp_path).batch(4, 32, 0, 0)
     initialize_flow(flow, x, source, 0)
@@ -364,22 +341,11 @@ def test_the_calm_error_is_that_of_every_level_from_the_true_coarser_one(photos,
     assert calm_error(flow, x, cond).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_a_weight_on_the_calm_error_adds_it_to_the_loss_of_training_alone(photos, tmp_path):
-    made = parse_recipe(RECIPE + "calm_weight = 0.5\n")
-    flow = build("colorizer", made.model).eval()
-    x, source = open_data(made, photos, tmp_path).batch(4, 32, 0, 0)
-    initialize_flow(flow, x, source, 0)
-    stages = made.stages[0], dataclasses.replace(made.stages[0], calm_weight=0.0)
-    losses = [make_objective(flow, stage)(x, source, torch.zeros_like(x)) for stage in stages]
-    error = calm_error(flow, x, flow.encode_condition(source)).item()
-    assert (losses[0] - losses[1]).item() == pytest.approx(0.5 * error, rel=1e-3)
-
-
 @pytest.mark.parametrize("balanced", [True, False])
 def test_balanced_levels_count_the_same_however_few_their_latents(photos, tmp_path, balanced):
     """Against the log of the first step; otherwise every latent counts the same."""
     lines = []
-    changes = [FROZEN, ("steps = 3", "steps = 1"), ("dropout = 0.3\n", "")]
+    changes = [FROZEN, ("steps = 3", "steps = 1"), ("dropout = 0.3", "dropout = 0.0")]
     made = recipe(*changes, ("balanced = true", f"balanced = {str(balanced).lower()}"))
     flow = read(train(made, photos, tmp_path, log=lines.append).model)
     logged = [float(line.split("bits/dim ")[1].split()[0]) for line in lines if "bits/dim" in line]

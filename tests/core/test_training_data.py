@@ -39,9 +39,6 @@ def folder(tmp_path):
     return photographs(tmp_path / "photos", [(48, 64), (56, 40), (40, 48)])
 
 
-# --- pairs ------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("scale", [2, 4])
 def test_lr_crops_are_shrunk_hr_crops(folder, tmp_path, scale):
     """Away from the crop's border, where only the whole image knows what comes next; to half a step of 8 bits."""
@@ -68,9 +65,6 @@ def test_pixels_equal_the_files_in_eight_bits(tmp_path):
     places = [file[:, left : left + 32] for left in range(0, 17, 2)]
     ways = {np.rot90(p, k).tobytes() for place in places for p in (place, place[:, ::-1]) for k in range(4)}
     assert {x.numpy().tobytes() for x in (hr * 255).round().byte().permute(0, 2, 3, 1)} == ways
-
-
-# --- a function of (seed, step) ---------------------------------------------------------------------------------------
 
 
 KINDS = {
@@ -105,7 +99,7 @@ def test_batches_depend_on_seed_and_step_alone_also_in_threads(folder, tmp_path,
             assert all(torch.equal(one, two) for one, two in zip(found, batch, strict=True))
 
 
-# --- the cache --------------------------------------------------------------------------------------------------------
+# --- the cache and decoding -------------------------------------------------------------------------------------------
 
 
 def test_photographs_are_decoded_once_and_new_ones_and_other_scales_anew(folder, tmp_path):
@@ -186,9 +180,6 @@ def test_two_processes_may_decode_at_the_same_time(folder, tmp_path):
     assert {p.suffix for p in places} == {".u8", ".json"}
     assert {p: p.stat().st_ino for p in (tmp_path / "cache").iterdir()} == places
     assert torch.equal(first.batch(4, 32, 0, 0)[0], seconds[0].batch(4, 32, 0, 0)[0])
-
-
-# --- decoding several at a time ---------------------------------------------------------------------------------------
 
 
 def test_results_of_decoding_keep_the_order_of_the_files_and_errors_are_raised(tmp_path, monkeypatch):
@@ -335,26 +326,13 @@ def flat(folder, colors, size=(32, 32)):
     return folder
 
 
-def test_held_out_photographs_are_never_in_training(tmp_path):
-    colors = [20 * k for k in range(10)]
-    data = opened(flat(tmp_path / "photos", colors), tmp_path, validation=3, pyramid=(1.0, 0.5))
-    held, training = ({e.name for e in entries} for entries in (data.held_out, data.training))
-    assert (len(held), len(training)) == (3, 7)
-    assert not held & training
-    seen = {False: set(), True: set()}
-    for held_out in seen:
-        for step in range(20):
-            hr, _ = data.batch(8, 16, seed=0, step=step, held_out=held_out)
-            seen[held_out] |= {round(value) for value in (hr.mean(dim=(1, 2, 3)) * 255).tolist()}
-    assert not seen[False] & seen[True]
-    assert (len(seen[False]), len(seen[True])) == (7, 3)
-
-
 def test_held_out_images_are_spread_over_the_names_and_half_at_most(tmp_path):
     for count, held, names in ((1, 4, []), (3, 4, [0]), (7, 6, [0, 2, 5]), (6, 12, [0, 2, 4]), (12, 3, [0, 4, 8])):
-        data = opened(flat(tmp_path / f"{count}", range(count)), tmp_path, validation=held)
-        assert sorted(e.name for e in data.held_out) == [f"{k:02d}.png" for k in names]
-        assert len(data.training) + len(data.held_out) == count
+        data = opened(flat(tmp_path / f"{count}", range(count)), tmp_path, validation=held, pyramid=(1.0, 0.5))
+        held_out, training = ({e.name for e in entries} for entries in (data.held_out, data.training))
+        assert sorted(held_out) == [f"{k:02d}.png" for k in names]
+        assert not held_out & training
+        assert len(held_out | training) == count
 
 
 def test_listed_names_and_no_others_are_held_out(tmp_path):
@@ -641,14 +619,6 @@ def test_squares_of_hints_fit_into_the_smallest_crops(folder, tmp_path):
     data = colors(folder, tmp_path / "cache", hinted=1.0)
     for crop in (4, 8, 16):
         assert (data.batch(40, crop, seed=0, step=0)[1][:, 1].amax((1, 2)) == 1).all()
-
-
-def test_color_variation_depends_on_seed_and_step(tmp_path):
-    """On a photograph of one gray, of which all crops are the same."""
-    data = colors(flat(tmp_path / "photos", [100, 100]), tmp_path / "cache")
-    batches = [data.batch(4, 32, *given) for given in ((3, 7), (4, 7), (3, 8), (7, 3))]
-    for part in range(2):
-        assert len({tuple(batch[part].flatten().tolist()) for batch in batches}) == 4
 
 
 def test_the_stamp_of_a_folder_changes_with_its_files_and_asks_none_of_them(tmp_path, monkeypatch):

@@ -204,21 +204,15 @@ def test_degraded_crops_are_turned_and_mirrored_with_hr(folder, tmp_path):
 
 
 def test_degradation_depends_on_seed_and_step(tmp_path):
-    """On two copies of a photograph that is as large as the crop and its own mirror image: all crops are the same."""
-    half = image(32, 16)
+    """On photographs of one gray, of which all crops are the same."""
     (tmp_path / "photos").mkdir()
     for name in ("a.png", "b.png"):
-        Image.fromarray(np.concatenate([half, half[:, ::-1]], 1)).save(tmp_path / "photos" / name)
-    data = opened(tmp_path / "photos", tmp_path, turn=False, validation=1)
+        Image.fromarray(gray(128, 32)).save(tmp_path / "photos" / name)
+    data = opened(tmp_path / "photos", tmp_path, validation=1)
     kinds = [(3, 7, False), (4, 7, False), (3, 8, False), (7, 3, False), (3, 7, True)]
-    batches = [data.batch(8, 32, s, t, held_out=held) for s, t, held in kinds]
-    assert all(torch.equal(hr, batches[0][0][:1].expand(8, -1, -1, -1)) for hr, _ in batches)
-
-    def whole(lr):  # mirrored or not
-        return frozenset(min((tuple(item.flatten().tolist()), tuple(item.flip(-1).flatten().tolist()))) for item in lr)
-
-    assert len({whole(lr) for _, lr in batches}) == len(kinds)
-    assert len(whole(batches[0][1])) == 8
+    batches = [data.batch(8, 32, s, t, held_out=held)[1] for s, t, held in kinds]
+    assert len({lr.numpy().tobytes() for lr in batches}) == len(kinds)
+    assert len({item.numpy().tobytes() for item in batches[0]}) > 4  # gray that is only blurred stays
 
 
 def test_a_dark_picture_has_less_light_in_it_and_more_noise_for_the_light_that_is_left():

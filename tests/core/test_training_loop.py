@@ -32,18 +32,8 @@ ema = 0.6
 precision = "float32"
 checkpoint_every = 3
 init_batch = 8
-
-[model]
-scale = 2
-levels = 2
-steps = 1
-transition_steps = 1
-hidden = 8
-encoder_blocks = 1
-encoder_width = 8
-encoder_growth = 4
-stacked_blocks = [0]
-residual = true
+model = {scale = 2, levels = 2, steps = 1, transition_steps = 1, hidden = 8, encoder_blocks = 1, encoder_width = 8, \
+encoder_growth = 4, stacked_blocks = [0], residual = true}
 
 [[stages]]
 name = "encoder"
@@ -329,7 +319,7 @@ def test_a_step_that_runs_out_of_memory_is_made_again_with_less(photos, tmp_path
         run_recipe(photos, tmp_path / "never", ("ema = 0.6", "ema = 0.6\nrecompute = 'never'"), stop_after=5)
 
 
-# --- what comes from outside ------------------------------------------------------------------------------------------
+# --- what comes from outside, and checkpoints -------------------------------------------------------------------------
 
 
 def test_an_encoder_can_be_taken_from_another_model_that_fits(whole, photos, tmp_path):
@@ -373,9 +363,6 @@ def test_a_second_likelihood_stage_goes_on_from_the_first(photos, tmp_path):
     assert all(torch.equal(before[name], after[name]) for name in before)  # rate 0: nothing may move, actnorms least
 
 
-# --- checkpoints, and what lies beside them ---------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("damage", [b"half", None], ids=["half", "missing"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(whole, photos, tmp_path, damage):
     run = tmp_path / "run"
@@ -414,7 +401,7 @@ def test_history_and_curve_show_every_step_once(whole, photos, tmp_path):
     assert curve.width == 2 * curve.height * 2
 
 
-# --- time, cancelling, other weights ----------------------------------------------------------------------------------
+# --- time, cancelling, other weights, going back ----------------------------------------------------------------------
 
 
 class Interruption(BaseException):
@@ -459,9 +446,6 @@ def test_a_run_can_start_from_a_model(whole, photos, tmp_path):
         model = train(still, photos, tmp_path / "run", start=whole[1], stop_after=stop, log=lambda _: None).model
     old = read(whole[1]).state_dict()
     assert all(torch.equal(value, old[name]) for name, value in read(model).state_dict().items())
-
-
-# --- going back -------------------------------------------------------------------------------------------------------
 
 
 def test_after_many_bad_steps_a_run_goes_back_with_half_the_rate(photos, tmp_path):

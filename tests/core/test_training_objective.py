@@ -1,7 +1,5 @@
 """The terms of the objective: colors of samples, features of a teacher; and no step waits for the device."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from typing import Any
@@ -92,7 +90,7 @@ def test_a_color_weight_adds_the_drift_of_samples_to_the_loss():
 
 
 def test_models_without_samples_of_a_small_image_refuse_a_color_weight():
-    head, stage = COLORS[: COLORS.index("[model]")], COLORS[COLORS.index("[[stages]]") :]
+    head, stage = COLORS[: COLORS.index("model =")], COLORS[COLORS.index("[[stages]]") :]
     with pytest.raises(FlowError, match="color_weight is about the samples of upscalers"):
         parse_recipe(head.replace("srflow", "glow") + stage + "color_weight = 1.0\n")
 
