@@ -1,7 +1,5 @@
 """Bounds on the probability of images, draw by draw: what the score task is compared with."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """The command line as the tests run it: words in, files out, with small pictures."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

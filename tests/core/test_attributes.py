@@ -1,7 +1,5 @@
 """Styles measured from a table of attributes: what the table may hold, and that directions are those of the data."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

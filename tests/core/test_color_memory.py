@@ -1,7 +1,5 @@
 """A memory of colors: what is found in it, how a colorizer follows it, its file, and that training never cheats."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

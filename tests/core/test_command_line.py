@@ -412,9 +412,7 @@ def test_eval_of_several_colorizers_and_sets(small_colorizer, tmp_path, capsys, 
     assert by_tau[f"{mine}, tau 0.5"]["diversity"] < default["diversity"]
     for asked in (["--detail", 0.9], ["--working-size", 64]):
         assert rows(*one, *asked)["a"][mine]["rmse"] != default["rmse"], asked
-    portraits = rows(b, "--portraits", "--model", mine)["b"][mine]
-    assert portraits["samples"] == 20
-    assert 0 <= portraits["skin_outside"] <= 1
+    assert 0 <= rows(b, "--portraits", "--samples", 3, "--model", mine)["b"][mine]["skin_outside"] <= 1
     (pooled,) = rows(a, b, "--samples", 3, "--together", "--model", mine).items()
     assert (pooled[0], pooled[1][mine]["images"]) == ("a + b", 3)
 

@@ -21,9 +21,6 @@ def srflow(scale=4, **fields):
     return build_minimal("srflow", **{"scale": scale, "levels": {2: 2, 4: 3, 8: 4}[scale], **fields})
 
 
-# --- Glow -------------------------------------------------------------------------------------------------------------
-
-
 def steps(flow):
     return [chain.parts() for level in flow.levels for chain in level.steps.parts()]
 
@@ -52,9 +49,6 @@ def test_fields_choose_the_parts():
     dequantizer = glow(channels=1, dequantizer_steps=1, n_bits=5).dequantizer
     assert isinstance(dequantizer, VariationalDequantizer)
     assert dequantizer.n_bits == 5
-
-
-# --- Real NVP ---------------------------------------------------------------------------------------------------------
 
 
 def test_log_scales_of_checkerboards_start_at_0_and_those_of_halves_are_bounded_by_1():

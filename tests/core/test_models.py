@@ -69,9 +69,6 @@ def test_every_architecture_and_choice_of_the_largest_ones_is_among_the_models()
                 assert choices == {getattr(config, field) for config in configs}, f"{name}: {field}"
 
 
-# --- attributes -------------------------------------------------------------------------------------------------------
-
-
 @every_model
 def test_attributes_latent_shapes_and_tensors(model):
     architecture, fields = MODELS[model]
@@ -97,7 +94,7 @@ def test_attributes_latent_shapes_and_tensors(model):
     assert {name: (t.shape, t.dtype) for name, t in other.state_dict().items()} == expected
 
 
-# --- conditions -------------------------------------------------------------------------------------------------------
+# --- conditions and sizes ---------------------------------------------------------------------------------------------
 
 
 @every_architecture
@@ -163,9 +160,6 @@ def test_wrong_labels_are_refused_with_what_came():
                 build_model(model).encode_condition(torch.tensor(labels))
 
 
-# --- sizes ------------------------------------------------------------------------------------------------------------
-
-
 @every_architecture
 def test_images_and_latents_that_do_not_fit_are_refused(model):
     flow = build_model(model)
@@ -195,7 +189,7 @@ def test_images_and_latents_that_do_not_fit_are_refused(model):
             flow.inverse(wider, cond)
 
 
-# --- copies and files -------------------------------------------------------------------------------------------------
+# --- copies, files and initialization ---------------------------------------------------------------------------------
 
 
 @every_architecture
@@ -266,9 +260,6 @@ def test_a_file_in_eight_bits_rounds_networks_and_keeps_the_inverse(model, tmp_p
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
 
 
-# --- the one call that writes -----------------------------------------------------------------------------------------
-
-
 INITIALIZED = ["srflow on imdn", "srflow without injector", "srflow without transition steps", "colorizer on one grid"]
 INITIALIZED += ["glow signed", "glow log3", "glow principal", "glow by table"]
 
@@ -310,7 +301,7 @@ def test_initialize_normalizes_and_returns_the_latents_that_forward_then_makes(m
     assert all(torch.equal(t, after[name]) for name, t in flow.state_dict().items())
 
 
-# --- configuration ----------------------------------------------------------------------------------------------------
+# --- configuration, latents and the law -------------------------------------------------------------------------------
 
 
 def test_configurations_survive_json():
@@ -332,6 +323,7 @@ def test_default_configurations_are_valid_and_frozen_and_refuse_unknown_fields()
 
 SIZE = [0, -4, 4.0, "4", (4,), (4, 4, 4), (4, "4"), (4.0, 4.0), True, (True, 4), 16388]
 STYLES = ["smile", 3, None, [None], ("smile", 3), ("smile", "smile"), ("",)]
+LAYERS = ["", "s2", "s2d", "s3pc", "pc", "s2pcd", "s2pcdd", "s2pcds2", "S2PC", "s8pcs2c", 3, None, ("s2", "p")]
 STACKED = [(24,), (-1,), (1.0,), "12", 3, None, (True,)]
 PAIR = [1.0, None, (), (1.0,), (1.0, 0.3, 0.1), "ab", (1, -0.1), (1, 2000), (math.nan, 1), (True, 1)]
 # Values that the annotation of a field does not tell.
@@ -339,13 +331,7 @@ WRONG = {
     "hcflow": {"extractor_blocks": [7, (7,), (7, 7, 7)]},
     "srflow": {"levels": [0, 4, -1, "3", 3.0, None, True], "stacked_blocks": [(23,), *STACKED[1:]]},
     "srflow_da": {
-        "layers": [
-            "",
-            *["s2", "s2d", "s3pc", "pc", "s2pcd", "s2pcdd", "s2pcds2", "S2PC", "s8pcs2c"],
-            3,
-            None,
-            ("s2", "p"),
-        ],
+        "layers": LAYERS,
         "residual_blocks": [3],  # no divisor of hidden_layers
         "stacked_blocks": [(23,), *STACKED[1:]],
     },
@@ -435,8 +421,6 @@ def test_fields_that_do_not_go_together_are_named():
             configure(architecture, fields)
 
 
-# --- latents ----------------------------------------------------------------------------------------------------------
-
 SHAPES = [  # architecture, fields that differ from the minimal ones, sides, shapes of the latents, size multiple
     ("srflow", {}, (160, 96), [(6, 80, 48), (96, 20, 12)], 8),  # no split after the last two levels
     ("srflow", {"scale": 8, "levels": 4}, (160, 96), [(6, 80, 48), (12, 40, 24), (192, 10, 6)], 16),
@@ -475,9 +459,6 @@ def test_an_architecture_is_known_by_name_and_registered_once():
         register("glow", entry.config, entry.build)
     with pytest.raises(FlowError, match=r"colorize needs a colorizer.*got a glow model"):
         build_model("glow").require("colorize")
-
-
-# --- the law ----------------------------------------------------------------------------------------------------------
 
 
 @every_model

@@ -1,7 +1,5 @@
 """flowcore opens no connection and runs no other code: at import, at work, and nowhere in its source."""
 
-from __future__ import annotations
-
 import ast
 import os
 import subprocess

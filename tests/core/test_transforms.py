@@ -9,15 +9,7 @@ from builders import move_buffers
 from torch import nn
 
 from flowcore.errors import ConditionError, FlowError, PrecisionError, ShapeError
-from flowcore.networks import (
-    AnchorPrior,
-    Conditioner,
-    DenseConditioner,
-    DenseConvs,
-    ScaledConv,
-    TablePrior,
-    TopPrior,
-)
+from flowcore.networks import AnchorPrior, Conditioner, DenseConditioner, DenseConvs, ScaledConv, TablePrior, TopPrior
 from flowcore.testing import check, perturbed, tensors
 from flowcore.transforms import (
     ActNorm,
@@ -78,9 +70,6 @@ def reached(transform, x, channel, row, column):
     moved[:, channel, row, column] += 1
     before, after = (transform.by_position(image)[1] for image in (x, moved))
     return {(i, j) for _, i, j in (before != after).nonzero().tolist()}
-
-
-# --- the law ----------------------------------------------------------------------------------------------------------
 
 
 def by_options(make, *options):
@@ -299,9 +288,6 @@ def test_transforms_that_start_as_the_identity():
         assert torch.equal(logdet, torch.zeros(2))
 
 
-# --- batch normalization ----------------------------------------------------------------------------------------------
-
-
 def test_inside_batch_moments_the_batch_is_normalized_by_its_own_and_outside_by_the_running_ones():
     norm = move_buffers(BatchNorm(3)).double().train()
     x = 3 * data(batch=4) + 7
@@ -336,9 +322,6 @@ def test_gradients_flow_through_batch_moments():
     assert not norm.mean.requires_grad
 
 
-# --- couplings and injectors ------------------------------------------------------------------------------------------
-
-
 SCALINGS = [
     ("sigmoid", 0.0, lambda r: torch.log(1 / (1 + torch.exp(-(r + 2))))),
     ("sigmoid", 1e-4, lambda r: torch.log(torch.sigmoid(r + 2) + 1e-4)),
@@ -357,7 +340,7 @@ def test_scalings_follow_their_formulas(scaling, eps, log_scale):
     assert torch.allclose(logdet, logs.flatten(1).sum(1), atol=1e-12)
 
 
-# --- reordering -------------------------------------------------------------------------------------------------------
+# --- reordering, pixels and priors ------------------------------------------------------------------------------------
 
 
 def test_unsqueeze_undoes_a_squeeze():
@@ -383,9 +366,6 @@ def test_invalid_permutations_are_refused():
         assert str(order) in str(caught.value)
 
 
-# --- pixels -----------------------------------------------------------------------------------------------------------
-
-
 def test_logit_of_black_and_white_is_finite_and_its_inverse_bounded():
     logit = Logit(0.05)
     z, logdet = logit(torch.tensor([0.0, 1.0]).view(1, 1, 1, 2))
@@ -393,9 +373,6 @@ def test_logit_of_black_and_white_is_finite_and_its_inverse_bounded():
     assert logdet.isfinite().all()
     ends = logit.inverse(torch.tensor([-100.0, 100.0]).view(1, 1, 1, 2))
     assert torch.allclose(ends.flatten(), torch.tensor([-0.05 / 0.9, 1 + 0.05 / 0.9]))
-
-
-# --- priors as maps ---------------------------------------------------------------------------------------------------
 
 
 def test_a_split_keeps_half_of_the_channels_or_the_given_number():
