@@ -467,6 +467,21 @@ def test_a_matched_picture_shrinks_to_the_image(flow, size):
     assert (lr_psnr(plain[:, :3], small) < 60).all()
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "tile", "halo"), [(64, 48, 16, 8), (50, 34, 20, 0), (2, 2, 32, 24), (130, 2, 32, 5)]
+)
+def test_tiles_cover_every_pixel_once_and_stay_on_the_grid(height: int, width: int, tile: int, halo: int) -> None:
+    count = torch.zeros(height, width)
+    for rows, columns in windows(height, width, tile=tile, halo=halo, multiple=2):
+        count[rows.start : rows.end, columns.start : columns.end] += 1
+        assert 0 < rows.end - rows.start <= tile
+        assert 0 < columns.end - columns.start <= tile
+        assert all(edge % 2 == 0 for edge in rows + columns)
+        assert rows.halo_start == max(0, rows.start - halo - halo % 2)
+        assert columns.halo_end == min(width, columns.end + halo + halo % 2)
+    assert torch.equal(count, torch.ones(height, width))
+
+
 def test_a_tile_smaller_than_the_grid_is_refused() -> None:
     with pytest.raises(FlowError, match="at least 2"):
         windows(8, 8, tile=1, halo=0, multiple=2)
