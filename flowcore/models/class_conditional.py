@@ -2,7 +2,7 @@
 
 Source: Ardizzone, Lüth, Kruse, Rother, Köthe, "Guided Image Generation with Conditional Invertible Neural Networks"
 (2019), section 4.1 and its MNIST program: fixed permutations of all pixels between two-sided couplings with fully
-connected networks, which see the label. Style directions are ours: see ``tasks.styles``.
+connected networks, which see the label. Style directions are ours: see ``training.styles``.
 """
 
 from __future__ import annotations
