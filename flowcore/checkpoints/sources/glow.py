@@ -83,7 +83,7 @@ def glow_layout(config: GlowConfig, table: Iterable[Origin], given: Mapping[str,
     return Layout(architecture="glow", config=config, origins=origins, given=given, **layout)
 
 
-def lu_factors(ours: str, published: str, names: str) -> Iterator[Origin]:
+def take_lu(ours: str, published: str, names: str) -> Iterator[Origin]:
     """Take a mixing held as LU factors; what its program masks out of the triangles is arbitrary and dropped."""
     permutation, sign, lower, upper, log = names.split()
     yield from take_all(ours, f"{published}.", {"permutation": permutation, "sign": sign, "log_diagonal": log})
@@ -267,7 +267,7 @@ def _rosinality_table(rows: Callable[[Tensor], Tensor]) -> Iterator[Origin]:
     yield take("0.bias", f"{step}.actnorm.loc", PER_CHANNEL)
     yield take("0.scale", f"{step}.actnorm.scale", PER_CHANNEL)
     yield take("1.weight", f"{step}.invconv.weight", MATRIX_AS_KERNEL)
-    yield from lu_factors("1", f"{step}.invconv", "w_p s_sign w_l w_u w_s")
+    yield from take_lu("1", f"{step}.invconv", "w_p s_sign w_l w_u w_s")
     yield from take_conv(f"{NETWORK}.hidden.0", f"{step}.coupling.net.0")
     yield from take_conv(f"{NETWORK}.hidden.1", f"{step}.coupling.net.2")
     zero_convs = [(f"{NETWORK}.last", f"{step}.coupling.net.4", rows)]
@@ -331,7 +331,7 @@ class Naming(NamedTuple):
     network: str  # of a coupling
     conv: str  # from a convolution with a scale or an actnorm to its kernel
     linear: str  # from the linear map of labels to its matrix
-    factors: str  # see ``lu_factors``
+    factors: str  # see ``take_lu``
     top: str  # the learned constants
 
 
@@ -342,7 +342,7 @@ def _y0ast_table(naming: Naming) -> Iterator[Origin]:
     step, conv, linear = "flow.layers.{layer}", naming.conv, f"project_ycond{naming.linear}"
     yield from actnorm("0", f"{step}.actnorm")
     yield take("1.weight", f"{step}.invconv.weight")
-    yield from lu_factors("1", f"{step}.invconv", naming.factors)
+    yield from take_lu("1", f"{step}.invconv", naming.factors)
     yield take("1.order", f"{step}.shuffle.indices")
     for place in (0, 1):
         hidden, published = f"{NETWORK}.hidden.{place}", f"{step}.{naming.network}.{2 * place}"

@@ -15,16 +15,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from ...models.glow import GlowConfig
-from .glow import (
-    LICENSE,
-    SETTINGS,
-    check_identity,
-    check_trained,
-    first_step,
-    glow_layout,
-    levels_and_steps,
-    lu_factors,
-)
+from .glow import LICENSE, SETTINGS, check_identity, check_trained, first_step, glow_layout, levels_and_steps, take_lu
 from .source import (
     PER_CHANNEL,
     SAME,
@@ -113,7 +104,7 @@ def _table(config: GlowConfig, base: str) -> Iterator[Origin]:
     yield take("0.bias", f"{step}.2.t", PER_CHANNEL.then(torch.neg))
     yield take("0.log_scale", f"{step}.2.s", PER_CHANNEL.then(torch.neg))
     yield take("1.weight", f"{step}.1.W")
-    yield from lu_factors("1", f"{step}.1", "P sign_S L U log_S")
+    yield from take_lu("1", f"{step}.1", "P sign_S L U log_S")
     for k in range(2):
         if (
             normalized
