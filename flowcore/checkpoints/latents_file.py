@@ -167,11 +167,8 @@ def _parse(name: str, raw: Any) -> LatentsHeader:
     if version > FORMAT or raw.keys() - fields:
         raise file.newer(name, version, FORMAT)
     shapes = tuple(tuple(shape) for shape in raw["shapes"])
-    if (
-        not 1 <= len(shapes) <= MAX_LEVELS
-        or not all(_is_shape(shape) for shape in shapes)
-        or len({shape[0] for shape in shapes}) != 1
-    ):
+    fit = 1 <= len(shapes) <= MAX_LEVELS and all(map(_is_shape, shapes)) and len({shape[0] for shape in shapes}) == 1
+    if not fit:
         raise ValueError(f"shapes {str(shapes)[:80]}")
     source = None if raw.get("source") is None else tuple(raw["source"])
     if source is not None and not (_is_shape(source) and source[0] in (1, shapes[0][0])):
