@@ -68,7 +68,7 @@ def _unsupported(problem: str) -> CheckpointError:
 
 
 # Wrappers and prefixes that training programs add to the names of a network.
-PREFIXES = ("module.", "_orig_mod.", "model.", "netG.", "generator.", "params_ema.", "params.", "state_dict.")
+PREFIXES = re.compile(r"^((module|_orig_mod|model|netG|generator|params_ema|params|state_dict)\.)+")
 MAX_DEPTH = 3  # of nested dictionaries
 MAX_CANDIDATES = 8  # state dicts in one file
 MAX_NAME = 1000  # characters of a tensor's name
@@ -239,9 +239,7 @@ def _candidates(
     tensors.extend(state)
     bare: dict[str, Tensor] = {}
     for key, value in state.items():
-        name = key
-        while prefix := next((p for p in PREFIXES if name.startswith(p)), None):
-            name = name[len(prefix) :]
+        name = PREFIXES.sub("", key)
         if name in bare:
             raise CheckpointError(
                 f"this file holds two tensors of the name {name}, with different prefixes. Keep one set of them."
