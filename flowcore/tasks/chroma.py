@@ -149,9 +149,7 @@ class Colorization:
 
     def resize_latents(self, latents: Sequence[Tensor], number: int) -> list[Tensor]:
         """Bring the latents of image ``number``, of any size, to this size: the nearest position of every level."""
-        if [z.ndim for z in latents] != [4] * len(self.shapes) or any(
-            z.shape[1] != shape[0] for z, shape in zip(latents, self.shapes, strict=True)
-        ):
+        if [(z.ndim, *z.shape[1:2]) for z in latents] != [(4, shape[0]) for shape in self.shapes]:
             raise ShapeError(
                 f"Expected {len(self.shapes)} levels of latents with {', '.join(str(s[0]) for s in self.shapes)} "
                 f"channels; got {[tuple(z.shape) for z in latents]}. Encode them with this model."
@@ -291,7 +289,7 @@ class Colorization:
         """Tell the caller which of colors, a tint and a border are ignored."""
         tinted = False
         for one, inside in zip(() if rgb is None else rgb.split(1), self._inside, strict=False):
-            photograph = one if inside is None else inside.cut(one)
+            photograph = one if inside is None else one[inside]
             if float(color.split(photograph)[1].abs().max()) > COLORED:
                 if is_tinted(limit_shorter_side(photograph, TINT_SIDE)):
                     tinted = True

@@ -342,10 +342,9 @@ def restore_faces(
     **options: Unpack[Running],
 ) -> Tensor:
     """Enlarge photographs once, and the faces found in them by a model of faces, in samples at a temperature."""
-    notify, reporting = options.get("notify"), {name: options.get(name) for name in ("cancelled", "notify")}
-    drawing: Any = {"seed": seed, "tile": tile}
-    large = upscale(flow, image, factor=factor, **drawing, **part_of_run(options, 0.0, 0.6))
-    eyes = found_eyes(image, smallest=smallest, number=number, **reporting)  # pyright: ignore[reportArgumentType]
+    notify = options.get("notify")
+    large = upscale(flow, image, factor=factor, seed=seed, tile=tile, **part_of_run(options, 0.0, 0.6))
+    eyes = found_eyes(image, smallest=smallest, number=number, cancelled=options.get("cancelled"), notify=notify)
     missing = sum(not one for one in eyes)
     if missing and notify is not None:
         which = "No face was found" if len(eyes) == 1 else f"No face was found in {missing} of {len(eyes)} pictures"
@@ -353,8 +352,8 @@ def restore_faces(
     if not any(eyes):
         return large.repeat_interleave(samples, 0)
     cut, places = align_faces(image, eyes, notify=notify)
-    drawing |= {"temperature": temperature, "samples": samples}
-    faces = upscale(face_flow, cut, **drawing, **part_of_run(options, 0.6, 0.4))
+    rest = part_of_run(options, 0.6, 0.4)
+    faces = upscale(face_flow, cut, temperature=temperature, seed=seed, samples=samples, tile=tile, **rest)
     return paste_faces(large, faces, places)
 
 

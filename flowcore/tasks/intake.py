@@ -6,7 +6,6 @@ Also what is found in images: damage that another model is made for, plain borde
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -174,18 +173,8 @@ TINT = 0.012, 0.25  # deviation from the tint's curve, in chroma and relative to
 VISIBLE = 0.01  # chroma below which a tint is not worth mentioning
 
 
-@dataclass(frozen=True)
-class Inside:
-    """Where the photograph of a picture with a border lies, in pixels: rows top to bottom, columns left to right."""
-
-    top: int
-    bottom: int
-    left: int
-    right: int
-
-    def cut(self, image: Tensor) -> Tensor:
-        """Return the photograph alone."""
-        return image[..., self.top : self.bottom, self.left : self.right]
+Inside = tuple[Any, slice, slice]
+"""Index of the photograph in a picture with a border."""
 
 
 def find_border(rgb: Tensor) -> Inside | None:
@@ -198,21 +187,19 @@ def find_border(rgb: Tensor) -> Inside | None:
         return None
     ring = torch.cat([rgb[0, :, 0], rgb[0, :, -1], rgb[0, :, :, 0], rgb[0, :, :, -1]], dim=1)
     differs = (rgb[0] - ring.median(1).values[:, None, None]).abs().amax(0) > PLAIN  # (H, W)
-    rows, columns = (differs.float().mean(axis) > OUTLIERS for axis in (1, 0))
-    if not (rows.any() and columns.any()):
-        return None
-    inner_rows, inner_columns = rows.nonzero()[:, 0], columns.nonzero()[:, 0]
-    top, bottom = int(inner_rows[0]), int(inner_rows[-1]) + 1
-    left, right = int(inner_columns[0]), int(inner_columns[-1]) + 1
-    if min(top, height - bottom, left, width - right) < EDGE:
-        return None
-    if bottom - top < max(2 * EDGE + 1, INSIDE * height) or right - left < max(2 * EDGE + 1, INSIDE * width):
-        return None
-    photograph = differs[top:bottom, left:right]
+    spans: list[slice] = []
+    for axis, side in ((1, height), (0, width)):
+        inner = (differs.float().mean(axis) > OUTLIERS).nonzero()[:, 0].tolist() or [0]
+        start, end = inner[0], inner[-1] + 1
+        if min(start, side - end) < EDGE or end - start < max(2 * EDGE + 1, INSIDE * side):
+            return None
+        spans.append(slice(start, end))
+    photograph = differs[tuple(spans)]
     edges = photograph[EDGE], photograph[-1 - EDGE], photograph[:, EDGE], photograph[:, -1 - EDGE]
     if sum(float(edge.float().mean()) >= SHARP for edge in edges) < SHARP_SIDES:
         return None
-    return Inside(top + EDGE, bottom - EDGE, left + EDGE, right - EDGE)
+    rows, columns = (slice(span.start + EDGE, span.stop - EDGE) for span in spans)
+    return ..., rows, columns
 
 
 def fill_borders(images: Tensor, inside: Sequence[Inside | None]) -> Tensor:
@@ -220,12 +207,13 @@ def fill_borders(images: Tensor, inside: Sequence[Inside | None]) -> Tensor:
     if not any(inside):
         return images
     height, width = images.shape[-2:]
-    return torch.cat(
-        [
-            one if i is None else pad_symmetric(i.cut(one), (i.left, width - i.right, i.top, height - i.bottom))
-            for one, i in zip(images.split(1), inside, strict=True)
-        ]
-    )
+    filled = list(images.split(1))
+    for number, i in enumerate(inside):
+        if i is not None:
+            _, rows, columns = i
+            border = (columns.start, width - columns.stop, rows.start, height - rows.stop)
+            filled[number] = pad_symmetric(filled[number][i], border)
+    return torch.cat(filled)
 
 
 def clear_borders(chroma: Tensor, inside: Sequence[Inside | None]) -> Tensor:
@@ -233,8 +221,9 @@ def clear_borders(chroma: Tensor, inside: Sequence[Inside | None]) -> Tensor:
     if not any(inside):
         return chroma
     result = torch.zeros_like(chroma)
-    for cleared, one, i in zip(result.split(1), chroma.split(1), inside, strict=True):
-        (cleared if i is None else i.cut(cleared)).copy_(one if i is None else i.cut(one))
+    for cleared, one, i in zip(result, chroma, inside, strict=True):
+        where = ... if i is None else i
+        cleared[where] = one[where]
     return result
 
 

@@ -85,7 +85,7 @@ def remember(
                 continue
             run.check_cancelled()
             inside = find_border(rgb)
-            rgb = rgb if inside is None else inside.cut(rgb)
+            rgb = rgb if inside is None else rgb[inside]
             small = limit_shorter_side(rgb, SIDE)
             if float(color.split(small)[1].abs().max()) > COLORED and not is_tinted(small):
                 seen, colors = cells_of(encoder, rgb.to(run.device, run.dtype))

@@ -314,13 +314,9 @@ def dequantized_image(flow: Flow, image: Tensor, *, seed: int = 0) -> Tensor:
     pixels = check_image(flow, image)
     bins, sigma = quantization(flow), getattr(flow.config, "noise", 0.0) / 2  # of images in [0, 1]
     draw = torch.randn if sigma else torch.rand
-    noise = [
-        draw(pixels.shape[1:], generator=torch.Generator("cpu").manual_seed((seed + i) % 2**64))
-        for i in range(len(pixels))
-    ]
-    if sigma:
-        return pixels + sigma * torch.stack(noise).to(pixels)
-    return bins.place(to_integers(pixels, bins.n_bits)[0], torch.stack(noise).to(pixels))
+    generators = [torch.Generator("cpu").manual_seed((seed + i) % 2**64) for i in range(len(pixels))]
+    noise = torch.stack([draw(pixels.shape[1:], generator=generator) for generator in generators]).to(pixels)
+    return pixels + sigma * noise if sigma else bins.place(to_integers(pixels, bins.n_bits)[0], noise)
 
 
 def memory_required(flow: Flow, images: int, height: int, width: int) -> int:
