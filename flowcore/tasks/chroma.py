@@ -47,6 +47,8 @@ SIMILAR = 0.6, 0.85  # similarity at which colors of the caller's memory begin t
 ALBUM_SHARE = 0.5  # share of the caller's memory that every seed looks at
 MEMORY_WEIGHT = 0.03  # of colors from the caller's memory, relative to hints
 COVERED = 0.999  # coverage from which on a locked hint is met exactly
+MAX_POSITIONS = 4096  # with coherent noise, whose factor takes the cube of their number
+JITTER = 1e-4  # added to the diagonal of its covariance, so that the factor exists
 
 
 def schedule(palette: float, detail: float, levels: int) -> list[float]:
@@ -375,10 +377,6 @@ def _pad(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Continue an image symmetrically on the right and at the bottom."""
     height, width = size
     return pad_symmetric(image, (0, width - image.shape[-1], 0, height - image.shape[-2]))
-
-
-MAX_POSITIONS = 4096  # a factor takes the cube of their number
-JITTER = 1e-4  # added to the diagonal, so that the Cholesky factor exists
 
 
 def coherent_factor(features: Tensor, coherence: float, scales: tuple[float, float]) -> Tensor | None:

@@ -46,6 +46,12 @@ LESS = 0.6  # of the score suffices for a second look
 NEAR = 0.4  # of the wider box, between the middles of two faces that are one
 SEEN = 2.8  # widths of a box are the side of what the second look sees
 AT_ONCE = 4  # squares
+Eyes = tuple[Point, Point]
+Notify = Callable[[str], None]
+
+LEANING = 45  # degrees beyond which a note asks whether the points are eyes, and faces are always turned
+COMPARED = 16  # side at which a picked face is compared with the faces of a picture
+WHOLE = 0.995  # of a face inside the picture; less is noted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,14 +231,6 @@ def network() -> BlazeFace:
     finder = BlazeFace().requires_grad_(False)
     finder.load_state_dict(state)
     return finder.eval().to(memory_format=torch.channels_last)  # twice as fast  # pyright: ignore[reportCallIssue]
-
-
-Eyes = tuple[Point, Point]
-Notify = Callable[[str], None]
-
-LEANING = 45  # degrees beyond which a note asks whether the points are eyes, and faces are always turned
-COMPARED = 16  # side at which a picked face is compared with the faces of a picture
-WHOLE = 0.995  # of a face inside the picture; less is noted
 
 
 def align_faces(

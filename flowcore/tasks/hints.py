@@ -23,6 +23,11 @@ Point = tuple[float, float, Color]
 """Column, row and color; pixels from the top left corner."""
 
 STROKE = 8 / 255  # chroma above which a pixel of strokes counts as painted, where there is no mask
+NEIGHBORS = ((0, 1), (1, 0), (1, 1), (1, -1))  # the other four see these from their side
+FEATURE_SCALE, LUMA_SCALE = 0.35, 0.03  # s and t of ``spread_hints``
+HELD = 0.5  # of a hint's reach, from which on its color is whole
+MET = 100.0  # weight of meeting a hint
+ITERATIONS = 150  # of conjugate gradients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,13 +196,6 @@ def _chroma_of(wanted: Color) -> Tensor:
     if len(rgb) != 3 or not all(0 <= value <= 1 for value in rgb):
         raise ImageError(f'Expected a color such as "#e0b080", or red, green and blue in [0, 1]; got {wanted!r}.')
     return color.split(torch.tensor(rgb)[None, :, None, None])[1].flatten()
-
-
-NEIGHBORS = ((0, 1), (1, 0), (1, 1), (1, -1))  # the other four see these from their side
-FEATURE_SCALE, LUMA_SCALE = 0.35, 0.03  # s and t
-HELD = 0.5  # of a hint's reach, from which on its color is whole
-MET = 100.0  # weight of meeting a hint
-ITERATIONS = 150
 
 
 def spread_hints(

@@ -24,6 +24,18 @@ LARGEST = {torch.uint8: 255, torch.uint16: 65535}  # value of integers, white
 BLOCKY = 80  # quality of JPEG up to which blocks are told
 MAX_EXAMINED = 4  # images of a batch that are looked at
 MADE = "; {} is made for it."
+PLAIN = 0.06  # how far a border's pixels are from its color, in any channel
+OUTLIERS = 0.05  # share of a row or column of the border that may be further: dust, scratches
+SHARP = 0.4  # share of the photograph's edge that differs from the border; a sky's does only where something stands out
+SHARP_SIDES = 3  # of 4; the photograph may be as bright as the border on one
+EDGE = 2  # pixels in which a border ends
+INSIDE = 0.25  # least share of both sides that is photograph
+BINS = 16  # of luma, for the tint
+TINT = 0.012, 0.25  # deviation from the tint's curve, in chroma and relative to the tint, that noise and JPEG make
+VISIBLE = 0.01  # chroma below which a tint is not worth mentioning
+
+Inside = tuple[Any, slice, slice]
+"""Index of the photograph in a picture with a border."""
 
 
 def require_tensor(image: object) -> None:
@@ -160,21 +172,6 @@ def left_to_model(flow: Flow, settings: Mapping[str, Any]) -> dict[str, Any]:
     own["guide_strength"] = own.get("guide_strength", 0.5) if guided else 0.0
     left = {name: float(own[name]) for name, value in settings.items() if value is None and name in own}
     return left | {name: list(own[name]) for name in ("coherence_scales",) if "coherence" in settings and name in own}
-
-
-PLAIN = 0.06  # how far a border's pixels are from its color, in any channel
-OUTLIERS = 0.05  # share of a row or column of the border that may be further: dust, scratches
-SHARP = 0.4  # share of the photograph's edge that differs from the border; a sky's does only where something stands out
-SHARP_SIDES = 3  # of 4; the photograph may be as bright as the border on one
-EDGE = 2  # pixels in which a border ends
-INSIDE = 0.25  # least share of both sides that is photograph
-BINS = 16  # of luma, for the tint
-TINT = 0.012, 0.25  # deviation from the tint's curve, in chroma and relative to the tint, that noise and JPEG make
-VISIBLE = 0.01  # chroma below which a tint is not worth mentioning
-
-
-Inside = tuple[Any, slice, slice]
-"""Index of the photograph in a picture with a border."""
 
 
 def find_border(rgb: Tensor) -> Inside | None:

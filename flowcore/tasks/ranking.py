@@ -35,6 +35,12 @@ SIDE = 64  # shorter side at which colorings are compared
 MIN_COLORFULNESS = 1e-3  # colorfulness below which a picture is gray, and hues are noise
 MAX_SCALING = 4.0  # of chroma, when colorfulness is equalized
 MIN_COLORINGS = 4  # whose trend by colorfulness is removed
+LEVEL = 0.1  # dB of consistency within which no sample is the better one
+
+By = Literal["consistency", "likelihood", "consensus"]
+"""How nearly a sample shrinks to its source, in dB, most first ("consistency"); how many bits per dimension the model
+needs for it, fewest first ("likelihood"; of colorings: for their palettes, see ``palette_bits``); or how far a coloring
+is from the other ones of its photograph, nearest first ("consensus")."""
 
 
 @torch.no_grad()
@@ -114,14 +120,6 @@ def _colorings_per_source(images: Tensor, source: Tensor) -> int:
             "the photographs that were colored as source."
         )
     return samples_per_source(images, source)
-
-
-By = Literal["consistency", "likelihood", "consensus"]
-"""How nearly a sample shrinks to its source, in dB, most first ("consistency"); how many bits per dimension the model
-needs for it, fewest first ("likelihood"; of colorings: for their palettes, see ``palette_bits``); or how far a coloring
-is from the other ones of its photograph, nearest first ("consensus")."""
-
-LEVEL = 0.1  # dB of consistency within which no sample is the better one
 
 
 @torch.no_grad()

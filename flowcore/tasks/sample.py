@@ -34,6 +34,11 @@ LARGE = 2**28  # bytes of weights
 MAX_DEVIATION = 100.0  # from 0.5: wild latents may give wild images, but no infinities
 NOTEWORTHY = 1024  # patches; decoding fewer is so fast that no time is announced
 ADVICE = "Choose a smaller size (width, height), ask for fewer samples, or free memory on the device."
+MESSY_RATE = 0.15  # of the temperature's logarithm per unit of the style "messy": 2 units are a factor of 1.35
+
+# How far along a style latents go, in standard deviations. Of 107 portraits that glow-faces has not seen, none lies
+# beyond 5 along smile and age, and six along gender, up to 5.6; from 6 on lips turn red, teeth cyan, and specks appear.
+MAX_STYLE = 5.0
 
 
 class Passes:
@@ -328,13 +333,6 @@ def memory_required(flow: Flow, images: int, height: int, width: int) -> int:
     weights = sum(t.nbytes for t in flow.parameters())
     working = 4 * at_once * height * width * (8 * flow.channels + flow.capabilities.floats_per_pixel)
     return round(working) + (weights if weights > LARGE else 0)
-
-
-MESSY_RATE = 0.15  # of the temperature's logarithm per unit of the style "messy": 2 units are a factor of 1.35
-
-# How far along a style latents go, in standard deviations. Of 107 portraits that glow-faces has not seen, none lies
-# beyond 5 along smile and age, and six along gender, up to 5.6; from 6 on lips turn red, teeth cyan, and specks appear.
-MAX_STYLE = 5.0
 
 
 def apply_style(flow: Flow, latents: Sequence[Tensor], styles: Mapping[str, float | Sequence[float]]) -> list[Tensor]:

@@ -28,6 +28,22 @@ from . import overflow
 from .intake import resolve, validate_image, without_color
 from .runner import Runner, batch_size
 
+STRIPS = 2**26  # bytes that strips take at most, whatever the image
+ENCODING = 4  # how many times longer a unit of the encoder takes than one of decoding: srflow-x4, 72x48, one core
+MAX_SAMPLES = 8  # at once: they share what every step computes from the image; more would share little more
+WEAK, STRONG = 0.08, 0.4  # luma's differences to its neighbors between which the temperature of edges falls
+NEARBY = 9  # latents: the window of a local rms of those of a guide
+BOUND = 1.2  # of that rms; less blurs films in the long run, more lets specks grow in what is out of focus
+SAME_SCENE = 20.0  # dB between an image and its shrunk guide; published upscalers have 27 and more
+
+Size = tuple[int, int]  # height and width
+Border = tuple[int, int, int, int]  # pixels to add left, right, above and below
+Tile = tuple["Span", "Span"]  # its rows and columns
+Index = tuple[Any, ...]
+Settings = tuple[Temperature, float]  # temperature, and how much lower it is at edges: see ``edge_map``
+Strength = float | Tensor
+"""a, in [0, 1]: a number, or a map ``(1 or B, 1, any height, any width)`` that covers the image."""
+
 
 class Span(NamedTuple):
     """Rows or columns of a tile, and of the larger area (the halo) that is read to compute it; ends exclusive."""
@@ -36,9 +52,6 @@ class Span(NamedTuple):
     end: int
     halo_start: int
     halo_end: int
-
-
-Tile = tuple[Span, Span]  # its rows and columns
 
 
 def windows(height: int, width: int, *, tile: int, halo: int, multiple: int) -> list[Tile]:
@@ -58,10 +71,6 @@ def windows(height: int, width: int, *, tile: int, halo: int, multiple: int) -> 
         edges = [units * k // count * multiple for k in range(count + 1)]
         axes.append([Span(a, b, max(0, a - reach), min(side, b + reach)) for a, b in pairwise(edges)])
     return list(product(axes[0], axes[1]))
-
-
-Size = tuple[int, int]  # height and width
-Border = tuple[int, int, int, int]  # pixels to add left, right, above and below
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,14 +123,6 @@ class TileSize:
             return None
         self._side = max(self._smallest, min(self._side, self._longest) // 2)
         return f"with tiles of {self._side} {self._unit}. Set tile to {self._side} to start there"
-
-
-STRIPS = 2**26  # bytes that strips take at most, whatever the image
-ENCODING = 4  # how many times longer a unit of the encoder takes than one of decoding: srflow-x4, 72x48, one core
-MAX_SAMPLES = 8  # at once: they share what every step computes from the image; more would share little more
-
-Index = tuple[Any, ...]
-Settings = tuple[Temperature, float]  # temperature, and how much lower it is at edges: see ``edge_map``
 
 
 class TiledDecoder:
@@ -326,9 +327,6 @@ def _without_halo(tile: Tile, scale: int, border: Border, size: Size) -> tuple[I
     return (..., *inner), (..., *outer)
 
 
-WEAK, STRONG = 0.08, 0.4  # luma's differences to its neighbors between which the temperature falls
-
-
 def edge_map(lr: Tensor) -> Tensor:
     """Find the edges of images ``(B, 3, h, w)`` in [0, 1]: 0 in smooth places and weak texture, 1 at strong edges.
 
@@ -343,14 +341,6 @@ def edge_map(lr: Tensor) -> Tensor:
     strongest = F.max_pool2d((dx.square() + dy.square()).sqrt(), 3, stride=1, padding=1)
     nearby = F.avg_pool2d(F.pad(strongest, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     return (nearby.clamp_min(WEAK) / WEAK).log().div(math.log(STRONG / WEAK)).clamp(0, 1)
-
-
-Strength = float | Tensor
-"""a, in [0, 1]: a number, or a map ``(1 or B, 1, any height, any width)`` that covers the image."""
-
-NEARBY = 9  # latents: the window of a local rms
-BOUND = 1.2  # of that rms; less blurs films in the long run, more lets specks grow in what is out of focus
-SAME_SCENE = 20.0  # dB between an image and its shrunk guide; published upscalers have 27 and more
 
 
 @dataclass(frozen=True)

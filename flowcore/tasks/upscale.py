@@ -33,6 +33,8 @@ HALO = 24  # LR pixels; how far tiles then differ from the whole image: docs/dec
 MAX_DEVIATION = 2.0  # from 0.5: temperature 1 stays within 1.6, overflows do not: docs/decisions/0013
 MAX_SIDE = 2**16  # pixels of a side of the result
 ADVICE = "Set tile to 32, ask for fewer samples, enlarge a smaller image, or free memory on the device."
+SHRINK_ADVICE = "Shrink a smaller image, or free memory on the device."
+RESTORE_ADVICE = "Set tile to 32, ask for fewer samples, restore a smaller image, or free memory on the device."
 
 
 @runs_with(Running)
@@ -288,9 +290,6 @@ TILING = Tiling(
     filled="enlarged by a bicubic resize",
     shares=True,
 )
-
-SHRINK_ADVICE = "Shrink a smaller image, or free memory on the device."
-RESTORE_ADVICE = "Set tile to 32, ask for fewer samples, restore a smaller image, or free memory on the device."
 
 
 @runs_with(Reporting)
