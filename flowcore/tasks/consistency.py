@@ -15,7 +15,6 @@ from .runner import Reporting, Runner, RunOptions, runs_with
 GOAL = 60.0  # dB; half a step of 8 bits, 1/510, would be 54
 STOP_DB = 70.0  # dB at which iterations end early
 MAX_DB = 100.0  # dB reported for equal pictures
-ITERATIONS = 30
 STEP = 1.6  # shrinking an enlargement keeps 0.25 (the finest pattern) to 1 of it; every step in (0, 2) converges
 
 
@@ -36,9 +35,7 @@ def consistency(images: Tensor, source: Tensor) -> Tensor:
 
 
 @runs_with(Reporting)
-def match_source(
-    images: Tensor, source: Tensor, *, iterations: int = ITERATIONS, **options: Unpack[Reporting]
-) -> Tensor:
+def match_source(images: Tensor, source: Tensor, *, iterations: int = 30, **options: Unpack[Reporting]) -> Tensor:
     """Change enlargements as little as necessary for them to shrink to their source: back-projection.
 
     ``x <- clamp(x + 1.6 resize(y - resize(x, size of y), size of x))``, until ``consistency`` is 70 dB, with the

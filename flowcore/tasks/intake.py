@@ -175,10 +175,7 @@ def left_to_model(flow: Flow, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_border(rgb: Tensor) -> Inside | None:
-    """Find a plain border on all four sides of a picture ``(1, 3, H, W)``, from which it stands out by straight edges.
-
-    What merely stands in front of a plain background (a bird in the sky) has no border, nor have bars on two sides.
-    """
+    """Find a plain border on all four sides of a picture ``(1, 3, H, W)``, unlike a plain sky behind a bird."""
     height, width = rgb.shape[-2:]
     if min(height, width) < 16:
         return None

@@ -83,10 +83,7 @@ def bounded_decoder(plan: Plan, cond: Condition | None, max_deviation: float) ->
 
 
 def decode_with_backoff(decode: Decoder, latents: Sequence[Tensor], fallback: Callable[[], Tensor]) -> Decoded:
-    """Decode latents to images, bit for bit if none overflows; the fallback is shown where no scale helps.
-
-    It is finite, ``(1 or B, C, H or 1, W or 1)``.
-    """
+    """Decode latents to images, as they are if none overflows; a finite fallback is shown where no scale helps."""
     images, overflowed = decode(latents, None)
     if overflowed is None:
         return Decoded(images)

@@ -54,14 +54,12 @@ def consensus(images: Tensor, source: Tensor) -> Tensor:
     # One by one, because a batch may fill half of the memory.
     chroma = (color.split(validate_image(one[None])[0])[1] for one in images)
     small = [limit_shorter_side(one, SIDE).cpu().double() for one in chroma]
-    return torch.stack([relative_distance(part) for part in torch.cat(small).flatten(1).split(each)])
-
-
-def relative_distance(x: Tensor) -> Tensor:
-    """Compute the mean of ``|a - b|^2 / (|a| |b|)`` over all others, of chroma ``(N, 2 * pixels)``: ``(N,)``."""
-    length = x.norm(dim=1).clamp_min(MIN_COLORFULNESS * (x.shape[1] / 2) ** 0.5)
-    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()  # 0 on the diagonal
-    return (distance / (length[:, None] * length)).sum(1) / max(1, len(x) - 1)
+    rows: list[Tensor] = []
+    for x in torch.cat(small).flatten(1).split(each):  # (N, 2 * pixels): the mean of |a - b|^2 / (|a| |b|) over others
+        length = x.norm(dim=1).clamp_min(MIN_COLORFULNESS * (x.shape[1] / 2) ** 0.5)
+        distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()  # 0 on the diagonal
+        rows.append((distance / (length[:, None] * length)).sum(1) / max(1, each - 1))
+    return torch.stack(rows)
 
 
 @torch.no_grad()

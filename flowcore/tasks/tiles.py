@@ -55,10 +55,7 @@ class Span(NamedTuple):
 
 
 def windows(height: int, width: int, *, tile: int, halo: int, multiple: int) -> list[Tile]:
-    """Cover an image with tiles of at most a side that do not overlap, each with a halo that does, row by row.
-
-    Height, width and all edges are multiples of ``multiple``, so that every tile is squeezed on the image's own grid.
-    """
+    """Cover an image with tiles, all of whose edges are multiples, so that each is squeezed on the image's own grid."""
     if tile < multiple or halo < 0:
         raise FlowError(
             f"A tile must be at least {multiple} pixels and its halo at least 0; got tile {tile}, halo {halo}."

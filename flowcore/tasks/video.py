@@ -118,16 +118,14 @@ def colorize_video(  # noqa: D417
                 carried[:] = mixed[-1:]
             return torch.cat(mixed)
 
-        result: Tensor | None = None  # made whole at once: a film fills memory
+        size = len(frames), max(3, frames.shape[1]), *frames.shape[2:]
+        result = torch.empty(size, dtype=torch.float32, device=frames.device)  # whole at once: a film fills memory
         for part in chunks:
             planes = job.hint_planes(wanted, part)
             shared = [level.to(run.device).expand(part.stop - part.start, -1, -1, -1) for level in z]
             chroma = job.decode(shared, job.condition(part, planes), job.clamp, carry_on, job.locking(planes))
-            pictures = job.finish(factor * chroma, part, wanted, saturation, gamut)
-            result = pictures.new_empty(len(job.y), *pictures.shape[1:]) if result is None else result
-            result[part] = pictures
-            run.advance(preview=pictures[-1, :3])
-        assert result is not None
+            result[part] = job.finish(factor * chroma, part, wanted, saturation, gamut)
+            run.advance(preview=result[part][-1, :3])
         return result, [*carried, coarsest]
 
     result, carried = run(task)
@@ -185,7 +183,8 @@ def upscale_video(  # noqa: D417
 
     def task() -> tuple[Tensor, list[Tensor]]:
         past = [] if before is None else before  # the last frame's number, enlargement at temperature 0, and result
-        result: Tensor | None = None  # made whole at once: a film fills memory
+        size = *frames.shape[:2], *(side * flow.condition_scale for side in frames.shape[2:])
+        result = torch.empty(size, dtype=torch.float32, device=frames.device)  # whole at once: a film fills memory
         for place, frame in enumerate(frames.split(1)):
             number = int(past[0]) + 1 if past else 0
             if not number:
@@ -202,10 +201,8 @@ def upscale_video(  # noqa: D417
                     guide, strength = _moved(calm, past[1], past[2], flow.condition_scale, steadiness)
             own = (seed + number) % 2**64
             picture = enlarge(temperature=temperature, seed=own, guide=guide, guide_strength=strength, **second)
-            result = picture.new_empty(len(frames), *picture.shape[1:]) if result is None else result
             result[place] = picture[0]
             past = [torch.tensor(number), *([] if calm is None else [calm, picture[:, :3].to(run.device)])]
-        assert result is not None
         return result, past
 
     validate_image(frames)
