@@ -48,12 +48,9 @@ def brighten(
 
     Args:
         flow: A low-light model, such as an LLFlow.
-        image: ``(B, C, H, W)`` in [0, 1], any size from 1x1, float of any precision, uint8 or uint16; values outside
-            are clamped. C is 3; or 1 (gray, which stays gray, as in ``upscale``); or 4, whose alpha is kept. The model
-            was trained on 8-bit photographs.
-        temperature: Standard deviation of the noise around the mean of the prior, >= 0: a number, or a map ``(1 or B,
-            1, any height, any width)`` that covers the image. 0 is the published picture, the same for every seed;
-            None for what the model's file states.
+        image: As in ``upscale``, ``(B, C, H, W)``. The model was trained on 8-bit photographs.
+        temperature: Standard deviation of the noise around the mean of the prior, >= 0: a number, or a map as in
+            ``upscale``. 0 is the published picture, the same for every seed; None for what the model's file states.
         seed: In [0, 2^64). Sample s of every image is drawn with ``seed + s``.
         samples: Exposures per image, at least 1.
         tile: Side of the tiles in pixels, at least 128; 0 for the whole image if memory allows, else the largest tile
@@ -66,10 +63,9 @@ def brighten(
         image 1. The published program cuts the values down to 8 bits; here they are not rounded.
 
     Raises:
-        ImageError: If the batch is empty, has no pixels, a wrong number of channels, or values that are not numbers.
+        ImageError: As in ``upscale``.
         ShapeError: If a map of temperatures has another shape.
-        FlowError: If the model does not brighten, another argument is out of its range, or memory does not suffice for
-            the smallest tile.
+        FlowError: If the model does not brighten, ``exposure`` is out of its range, or as in ``upscale``.
 
     Source: Wang et al., "Low-Light Image Enhancement with Normalizing Flow" (AAAI 2022); noise and tiling are ours.
     """

@@ -114,7 +114,7 @@ class Colorization:
         self.chroma_size = rows // STRIDE, columns // STRIDE
         self._small_y = resize_bilinear(self._guide, self._working)  # (B, 1, h, w)
         self.shapes: list[Shape] = flow.latent_shapes(*self.grid)
-        self._repairs = overflow.Repairs()
+        self.repairs = overflow.Repairs()
         encoder = flow.encoder
         own = encoder.memory if isinstance(encoder, LumaEncoder) else None
         self.has_parts = own is not None and memory is None  # whether every seed remembers another part
@@ -235,7 +235,7 @@ class Colorization:
             return chroma, anywhere[..., : self.chroma_size[0], : self.chroma_size[1]]
 
         decoded = overflow.decode_with_backoff(attempt, z, lambda: torch.zeros(1, 2, 1, 1))
-        self._repairs.add(first, decoded.attenuated, decoded.filled)
+        self.repairs.add(first, decoded.attenuated, decoded.filled)
         return decoded.images
 
     def remembered(self, part: slice, seeds: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
@@ -257,11 +257,6 @@ class Colorization:
         f = F.interpolate(f, self.grid, mode="bilinear")[..., :height, :width]
         small_y = self.luma_on_grid(part)
         return drawn + spread_hints(wanted - drawn, covered, f, small_y, steps, self.run.check_cancelled)
-
-    def report(self) -> None:
-        """Tell the caller where colors were drawn at a lower temperature or left gray."""
-        for sentence in self._repairs.sentences(self.chroma_size[0] * self.chroma_size[1], "left gray"):
-            self.run.notify(sentence)
 
     def locking(self, hints: HintPlanes | None) -> Change | None:
         """Make the change between levels that replaces what was decoded by locked colors, in cells that hints cover."""

@@ -58,9 +58,8 @@ def colorize(
 
     Args:
         flow: A colorizer.
-        image: ``(B, C, H, W)`` in [0, 1], any size from 1x1, float of any precision, uint8 in [0, 255] or uint16 in
-            [0, 65535]; values outside are clamped. C is 1; or 3, of which the luma is used; or 4, of which alpha is
-            kept, too. A plain border stays gray and has no influence on the colors of the photograph in it.
+        image: As in ``upscale``, ``(B, C, H, W)``, of which the luma is used, and alpha is kept. A plain border stays
+            gray and has no influence on the colors of the photograph in it.
         temperature: Standard deviation of the coarsest latents, which decide on the colors; None for what the model
             was made for.
         detail: Standard deviation of the finest latents; those between follow geometrically. None likewise.
@@ -152,7 +151,7 @@ def colorize(
                 for chroma in decoded.split(1):
                     pictures.append(job.finish(chroma, part, wanted, saturation, gamut))
                     run.advance(preview=pictures[-1][0, :3])
-        job.report()
+        job.repairs.report(run.notify, math.prod(job.chroma_size), "left gray")
         return torch.cat(pictures)
 
     return run(task)

@@ -17,10 +17,8 @@ from ..images import color
 from ..images.resize import resize_bilinear
 from .intake import validate_image
 
-Color = str | Sequence[float]
-"""Such as "#e0b080", or red, green and blue in [0, 1]."""
-Point = tuple[float, float, Color]
-"""Column, row and color; pixels from the top left corner."""
+Color = str | Sequence[float]  # such as "#e0b080", or red, green and blue in [0, 1]
+Point = tuple[float, float, Color]  # column, row and color; pixels from the top left corner
 
 STROKE = 8 / 255  # chroma above which a pixel of strokes counts as painted, where there is no mask
 NEIGHBORS = ((0, 1), (1, 0), (1, 1), (1, -1))  # the other four see these from their side

@@ -15,7 +15,6 @@ from ..checkpoints import catalog
 from ..errors import ImageError
 from ..flow import Flow
 from ..images import color
-from ..images.color import luma
 from ..images.resize import pad_symmetric, resize
 from ..models.fields import SAMPLING
 from ..quality.damage import jpeg_quality, noise_level
@@ -34,8 +33,7 @@ BINS = 16  # of luma, for the tint
 TINT = 0.012, 0.25  # deviation from the tint's curve, in chroma and relative to the tint, that noise and JPEG make
 VISIBLE = 0.01  # chroma below which a tint is not worth mentioning
 
-Inside = tuple[Any, slice, slice]
-"""Index of the photograph in a picture with a border."""
+Inside = tuple[Any, slice, slice]  # index of the photograph in a picture with a border
 
 
 def require_tensor(image: object) -> None:
@@ -109,11 +107,6 @@ def gray_images(image: Tensor, rgb: Tensor, notify: Callable[[str], None]) -> li
         which, them = ("The image is", "it") if len(gray) == 1 else (f"{sum(gray)} of {len(gray)} images are", "them")
         notify(f"{which} gray, in three equal channels, and so is what is made of {them}.")
     return gray
-
-
-def without_color(rgb: Tensor) -> Tensor:
-    """Replace all channels of an image ``(3, H, W)`` by its luma."""
-    return luma(rgb[None])[0].expand(3, -1, -1)
 
 
 def with_channels_of(image: Tensor, pictures: Tensor, gray: list[bool]) -> Tensor:

@@ -51,21 +51,19 @@ class Repairs:
                 if pixels:
                     counts[number] += pixels
 
-    def sentences(self, pixels: int, fallback: str) -> list[str]:
-        """Describe the repairs to a user, relative to the pixels of a picture; ``fallback`` is like "left gray"."""
-        sentences: list[str] = []
+    def report(self, notify: Callable[[str], None], pixels: int, fallback: str) -> None:
+        """Tell the caller, relative to the pixels of a picture; ``fallback`` is like "left gray"."""
         if self.attenuated:
-            sentences.append(
+            notify(
                 f"The model overflowed in {_extent(self.attenuated, pixels)}: drawn there at a lower temperature. "
                 "Lower the temperature, or the strength of a change, to have it the same everywhere."
             )
         if self.filled:
-            sentences.append(
+            notify(
                 f"The model overflows at any temperature in {_extent(self.filled, pixels)}: {fallback} there. The "
                 "image is unlike the training data (noise, dithering, fine patterns), the precision too low, or the "
                 "model unstable."
             )
-        return sentences
 
 
 def bounded_decoder(plan: Plan, cond: Condition | None, max_deviation: float) -> Decoder:

@@ -1,10 +1,8 @@
 """Ranking: how much samples differ and where, and which of them is best.
 
-By log density, colorings come out in the order of their colorfulness, since it is highest near gray. Both criteria for
-colorings leave the colorfulness out; ``python -m flowcore eval`` measures both.
-
-Source: ours. That densities rank differently in other coordinates: Le Lan & Dinh, "Perfect density models cannot
-guarantee anomaly detection" (2021). The least expected distance: minimum Bayes risk decoding, Kumar & Byrne (2004).
+By log density, which is highest near gray, colorings come out in the order of their colorfulness. Both criteria for
+colorings leave it out: palettes of one colorfulness, and the least expected distance (minimum Bayes risk decoding,
+Kumar & Byrne, 2004). ``python -m flowcore eval`` measures both.
 """
 
 from __future__ import annotations

@@ -218,10 +218,7 @@ class Runner:
 
     @contextmanager
     def part(self, units: int, weight: int = 1) -> Generator[None, None, None]:
-        """Count so many units while the plan computes them: ``weight`` for each of the plan's own.
-
-        Those that it does not need, since a condition was kept, are spread over the units that follow.
-        """
+        """Count units while the plan computes, ``weight`` for each of its own; what it spares, later units share."""
         self.check_cancelled()
         self._end, self._weight = self._done + units, weight
         yield

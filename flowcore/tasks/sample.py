@@ -35,7 +35,6 @@ MAX_DEVIATION = 100.0  # from 0.5: wild latents may give wild images, but no inf
 NOTEWORTHY = 1024  # patches; decoding fewer is so fast that no time is announced
 ADVICE = "Choose a smaller size (width, height), ask for fewer samples, or free memory on the device."
 MESSY_RATE = 0.15  # of the temperature's logarithm per unit of the style "messy": 2 units are a factor of 1.35
-
 # How far along a style latents go, in standard deviations. Of 107 portraits that glow-faces has not seen, none lies
 # beyond 5 along smile and age, and six along gender, up to 5.6; from 6 on lips turn red, teeth cyan, and specks appear.
 MAX_STYLE = 5.0
@@ -78,10 +77,7 @@ class Passes:
             self.run.advance(preview=None if pictures is None else pictures[i])
 
     def decode_batch(self, z: Sequence[Tensor], cond: Condition | None, first: int, *, denoise: bool = False) -> Tensor:
-        """Decode one batch to finite images, whose first has the number ``first``; see ``overflow``.
-
-        ``denoise`` removes the noise of the training: ``x + sigma^2 grad log p(x)`` (TarFlow, 2024, section 3.2).
-        """
+        """Decode a batch, whose first has a number, to finite images; ``denoise`` as in TarFlow (2024), section 3.2."""
         decoder = overflow.bounded_decoder(self.run.plan, cond, self._max_deviation)
         z = [level.to(self.run.device, self.run.dtype) for level in z]
         gray = torch.full((1, self.run.plan.channels, 1, 1), 0.5)
@@ -96,8 +92,7 @@ class Passes:
 
     def report(self, images: Tensor) -> Tensor:
         """Tell the caller where the model overflowed, and return the images."""
-        for sentence in self._repairs.sentences(images[0, 0].numel(), "left gray"):
-            self.run.notify(sentence)
+        self._repairs.report(self.run.notify, images[0, 0].numel(), "left gray")
         return images
 
     def condition_of(self, cond: Condition | None, part: slice, count: int) -> Condition | None:

@@ -365,7 +365,18 @@ def _integers(flow: Flow, image: Tensor, n_bits: int, notes: list[str]) -> Tenso
         raise ImageError(
             f"This model takes images of {flow.channels} channels; got {image.shape[1]}, {tuple(image.shape)}. {fix}"
         )
-    _check_size(flow, *image.shape[-2:])
+    (height, width), size, m = image.shape[-2:], flow.image_size, flow.size_multiple
+    if flow.fixed_size and size is not None and (height, width) != tuple(size):
+        raise ShapeError(
+            f"This model scores images of {size[0]}x{size[1]} only; got {height}x{width}. Crop or resize to "
+            f"{size[0]}x{size[1]} first (resizing changes the score)."
+        )
+    if height % m or width % m:
+        fits = "x".join(f"{max(m, side // m * m)}" for side in (height, width))
+        raise ShapeError(
+            f"This model scores images with sides divisible by {m}; got {height}x{width}. Crop to {fits} first: "
+            "padding would be scored, too."
+        )
     if image.is_floating_point() and image.isfinite().all():
         refuse_integer_range(image)
     image = image.float() / LARGEST[torch.uint16] if image.dtype == torch.uint16 else image
@@ -383,21 +394,6 @@ def _integers(flow: Flow, image: Tensor, n_bits: int, notes: list[str]) -> Tenso
             f"Scored at {n_bits} bits: {2**n_bits} values per channel. Such numbers do not compare with 8-bit ones."
         )
     return k
-
-
-def _check_size(flow: Flow, height: int, width: int) -> None:
-    size, m = flow.image_size, flow.size_multiple
-    if flow.fixed_size and size is not None and (height, width) != tuple(size):
-        raise ShapeError(
-            f"This model scores images of {size[0]}x{size[1]} only; got {height}x{width}. Crop or resize to "
-            f"{size[0]}x{size[1]} first (resizing changes the score)."
-        )
-    if height % m or width % m:
-        fits = "x".join(f"{max(m, side // m * m)}" for side in (height, width))
-        raise ShapeError(
-            f"This model scores images with sides divisible by {m}; got {height}x{width}. Crop to {fits} first: "
-            "padding would be scored, too."
-        )
 
 
 def _draws_per_image(samples: int, noise: Tensor | None, k: Tensor) -> int:

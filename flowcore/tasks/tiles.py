@@ -25,7 +25,7 @@ from ..inference.plan import Plan
 from ..prior import Shape, Temperature, level_temperatures, number_or_map, resize_temperature_map, sample_latents
 from ..quality.metrics import lr_psnr
 from . import overflow
-from .intake import resolve, validate_image, without_color
+from .intake import resolve, validate_image
 from .runner import Runner, batch_size
 
 STRIPS = 2**26  # bytes that strips take at most, whatever the image
@@ -193,12 +193,11 @@ class TiledDecoder:
                     assert images is not None
                     for number, image in zip(part, images, strict=True):
                         image = image.clamp(0, 1)
-                        pictures[number][outer] = without_color(image) if gray and gray[item] else image
+                        pictures[number][outer] = luma(image[None])[0] if gray and gray[item] else image
                         run.advance(preview=pictures[number] if tile is tiles[-1] else None)
                     del z, decoded, images
                 del cond, kept  # or the next tile would have to fit beside this one
-        for sentence in repairs.sentences(height * scale * width * scale, tiling.filled):
-            run.notify(sentence)
+        repairs.report(run.notify, height * scale * width * scale, tiling.filled)
         self.tiles.finish()
         return result.flatten(0, 1)
 

@@ -65,9 +65,9 @@ def upscale(
 
     Args:
         flow: An upscaling model. Samples of an SRFlow share most of the work, those of an HCFlow a fifth at 4x.
-        lr: ``(B, C, h, w)`` in [0, 1], any size from 1x1, float of any precision or uint8 in [0, 255]; values outside
-            are clamped. C is 3; or 1 (gray); or 4, whose alpha is enlarged by a bicubic resize. What is gray stays
-            gray: of an image whose three channels are equal, the luma of what the model makes is taken.
+        lr: ``(B, C, h, w)`` in [0, 1], any size from 1x1, float of any precision, uint8 or uint16; values outside are
+            clamped. C is 3; or 1 (gray); or 4, whose alpha is enlarged by a bicubic resize. What is gray stays gray: of
+            an image whose three channels are equal, the luma of what the model makes is taken.
         temperature: Standard deviation of the latents, >= 0: one, or one per level, finest first. 0 is smoothest, 1 the
             model's own spread. Each may be a map ``(1 or B, 1, any height, any width)`` that covers the image, for
             example from ``prior.masked_temperature``. None for the model's own, which its file states: the highest
@@ -302,10 +302,8 @@ def shrink(flow: Flow, image: Tensor, **options: Unpack[Reporting]) -> Tensor:
 
     Args:
         flow: A rescaling model.
-        image: ``(B, C, H, W)`` in [0, 1], any size from 1x1, float of any precision or uint8 in [0, 255]; values
-            outside are clamped. C is 3; or 1 (gray, which becomes color: colors carry detail); or 4, whose alpha is
-            shrunk by a bicubic resize. Sides that the model's scale does not divide are extended to the right and
-            below.
+        image: As in ``upscale``, ``(B, C, H, W)``, but gray becomes color, which carries detail. Sides that the
+            model's scale does not divide are extended to the right and below.
 
     Returns:
         ``(B, 3 or 4, ceil(H / s), ceil(W / s))`` float32 in [0, 1], rounded to 8 bits, on the device of ``image``.
@@ -383,8 +381,6 @@ def restore(  # noqa: D417
     Raises:
         ImageError: As in ``upscale``; or if ``size`` is not what shrinks to the picture's size.
         FlowError: If the model does not rescale, or as in ``upscale``.
-
-    Source: as ``shrink``.
     """
     flow.require("rescale")
     check_draws(seed, samples)

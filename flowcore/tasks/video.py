@@ -161,8 +161,7 @@ def upscale_video(  # noqa: D417
         seed: Of the first frame, which is the picture that ``upscale`` draws with it; that of frame t is ``seed + t``.
         steadiness: Share of the moved frame's latents that is kept, in [0, 1]. 0 draws every frame alone; 1 refreshes
             nothing, and blurs in the long run.
-        before: For a clip that comes in parts: an empty list with the first part, and the same list with all others. It
-            receives what the next part needs. None: these are all frames.
+        before: As in ``colorize_video``.
 
     Returns:
         ``(T, C, s * h, s * w)`` float32 in [0, 1] on the device of ``frames``. Beside them two frames are held.
