@@ -137,10 +137,7 @@ class FlowcoreScaleLatents(FlowNode):
     REPORTS = False
 
     def run(
-        self,
-        latents: Latents,
-        temperature: Annotated[float, widgets.temperature(1.0)],
-        temperatures: widgets.Text,
+        self, latents: Latents, temperature: Annotated[float, widgets.temperature(1.0)], temperatures: widgets.Text
     ) -> Any:
         factors = widgets.parse_numbers(temperatures, "temperatures") or temperature
         return self.output(replace(latents, levels=operations.scale(latents.levels, factors)))
@@ -300,9 +297,7 @@ class FlowcoreSaveLatents(FlowNode):
     IS_OUTPUT_NODE = True
 
     def run(
-        self,
-        latents: Latents,
-        filename_prefix: Annotated[str, partial(io.String.Input, default="latents/flowcore")],
+        self, latents: Latents, filename_prefix: Annotated[str, partial(io.String.Input, default="latents/flowcore")]
     ) -> Any:
         path, record = output_path(filename_prefix, SUFFIX)
         save_latents(

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Annotated, Any
 
 import torch
+from torch import Tensor
 
 from .. import flowcore
 from ..flowcore import FlowError
@@ -15,7 +16,7 @@ from ..flowcore.images.contact_sheet import contact_sheet
 from ..flowcore.inference.condition_cache import ConditionStore
 from ..flowcore.inference.plan import forget_plan
 from ..flowcore.integrations.spandrel import Upscaler, descriptor, register
-from ..flowcore.prior import masked_temperature
+from ..flowcore.prior import Temperature, masked_temperature
 from ..flowcore.tasks.consistency import consistency
 from ..flowcore.tasks.forecast import NOTEWORTHY, forecast
 from ..flowcore.tasks.intake import advised, resolve
@@ -98,14 +99,7 @@ class FlowcoreUpscale(PickingNode):
             self.notes.show(coming)
         drawn: Any = levels or tau
         if mask is not None:
-            white = from_mask(mask, count)
-            if not bool(white.any()):
-                self.notes(
-                    f"The mask is black, so the temperature is {outside:g} everywhere. Paint where temperature shall "
-                    "hold: in Flow Paint Temperature, or right-click Load Image, Open in MaskEditor."
-                )
-            maps = [masked_temperature(white, inside, outside) for inside in levels or [tau]]
-            drawn = maps if levels else maps[0]
+            drawn = _masked(drawn, from_mask(mask, count), outside, self.notes)
         wanted: Any = {"factor": factor, "longest_side": longest_side, "match_source": match_source}
         wanted |= {"calm_edges": calm, "guide": guide, "guide_strength": strength}
         how = self.notes.follow(sources=image, **how, store=STORE)
@@ -124,6 +118,18 @@ class FlowcoreUpscale(PickingNode):
     def picked(self, output: Any, place: int) -> tuple[Any, ...]:
         images, _ = super().picked(output, place)
         return images, output.ui["each"][place]
+
+
+def _masked(inside: float | list[float], mask: Tensor, outside: float, notes: Notes) -> Temperature:
+    """Make a map of the temperature, or one per level, that holds where a mask is white."""
+    if not bool(mask.any()):
+        notes(
+            f"The mask is black, so the temperature is {outside:g} everywhere. Paint where temperature shall hold: in "
+            "Flow Paint Temperature, or right-click Load Image, Open in MaskEditor."
+        )
+    if isinstance(inside, list):
+        return [masked_temperature(mask, tau, outside) for tau in inside]
+    return masked_temperature(mask, inside, outside)
 
 
 def _better_model(model: FlowModel, notes: Notes) -> list[str]:
