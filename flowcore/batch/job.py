@@ -166,8 +166,9 @@ class Worker:
         picture: bytes,
         name: str,
         clip: object = None,
+        *,
+        notify: Callable[[str], None],
         progress: Progress | None = None,
-        notify: Callable[[str], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> list[bytes]:
         """Process the content of one picture file, of a clip: a file per sample that is kept; for ``score``, JSON."""
@@ -178,38 +179,39 @@ class Worker:
         work, text, bits = self.work, dict[str, str](), self.work.bits_of(picture)
         # a format is refused before the work, not after it
         files.check_format(work.format, bits, work.quality, alpha=photograph.pixels.shape[1] == 4)
-        if notify is not None:
-            for note in photograph.notes:
-                notify(note)
-        sampling: dict[str, Any] = {"seed": work.seed, "samples": work.samples, **work.settings}
+        for note in photograph.notes:
+            notify(note)
         following: Any = {"progress": progress, "notify": notify, "cancelled": cancelled}
-        sampling |= following
-        rgb_or_gray = photograph.pixels[:, :1] if photograph.gray else photograph.pixels
-        sources = {"image": source(photograph.pixels)}
+        sampling: dict[str, Any] = {"seed": work.seed, "samples": work.samples, **work.settings, **following}
+        image, sources = photograph.pixels, {"image": source(photograph.pixels)}
+        if photograph.gray and work.command not in ("colorize", "shrink"):
+            image = image[:, :1]
+        if work.command == "upscale" and work.carries and files.frame_count(picture) > 1:
+            image, clip = files.read_frames(picture, name), (clip, name)
+            image = image if bool((image[:, 3] < 1).any()) else image[:, :3]
+        if (content := work.guide_of(name)) is not None:
+            sampling["guide"] = files.read(content, f"the guide of {name}").pixels
+            sources["guide"] = source(sampling["guide"])
+        video = sampling.pop("frames", "photographs") == "video"
+        if video:
+            del sampling["samples"]
+            sampling["before"] = self._frames_before(clip, image)
         if work.command == "upscale":
-            if animated := work.carries and files.frame_count(picture) > 1:
-                rgb_or_gray = files.read_frames(picture, name)
-                rgb_or_gray = rgb_or_gray if bool((rgb_or_gray[:, 3] < 1).any()) else rgb_or_gray[:, :3]
-            if (content := work.guide_of(name)) is not None:
-                sampling["guide"] = files.read(content, f"the guide of {name}").pixels
-                sources["guide"] = source(sampling["guide"])
-            pictures = self._upscale(rgb_or_gray, (clip, name) if animated else clip, sampling)
+            pictures = (upscale_video if video else upscale)(self.flow, image, **sampling)
         elif self._faces is not None:
             sampling = {name: value for name, value in sampling.items() if not name.startswith("face_")}
-            pictures = restore_faces(self.flow, self._faces, rgb_or_gray, **sampling)
+            pictures = restore_faces(self.flow, self._faces, image, **sampling)
         elif work.command == "brighten":
-            pictures = brighten(self.flow, rgb_or_gray, **sampling)
+            pictures = brighten(self.flow, image, **sampling)
         elif work.command == "restore":
-            pictures = restore(self.flow, rgb_or_gray, size=stated_size(picture), **sampling)
+            pictures = restore(self.flow, image, size=stated_size(picture), **sampling)
         elif work.command == "shrink":
-            height, width = photograph.pixels.shape[-2:]
-            text[SIZE] = f"{width}x{height}"
-            pictures = shrink(self.flow, photograph.pixels, **following)
+            text[SIZE] = f"{image.shape[-1]}x{image.shape[-2]}"
+            pictures = shrink(self.flow, image, **following)
         else:
-            pictures = self._colorize(photograph.pixels, clip, sampling)
-        used = {"temperature": 0.0, **work.settings, **work.own, "seed": work.seed, "samples": work.samples}
+            pictures = self._colorize(image, sampling, video=video)
         provenance = Provenance.of(
-            used,
+            {"temperature": 0.0, **work.settings, **work.own, "seed": work.seed, "samples": work.samples},
             self.flow,
             map(truncate_16_bits if bits == 16 else to_uint8, pictures),
             node_id=COMMAND,
@@ -223,33 +225,29 @@ class Worker:
         options: dict[str, Any] = {"format": work.format, "bits": bits, "quality": work.quality, "text": text}
         # the pictures of ``shrink`` have 8 bits by the method, others where that was asked for
         before = photograph.bits if work.command == "shrink" or work.bits is None else bits
-        if notify is not None:
-            for loss in losses(photograph.metadata, pictures.shape[1], before, bits):
-                notify(loss)
+        for loss in losses(photograph.metadata, pictures.shape[1], before, bits):
+            notify(loss)
         if len(pictures) > 1 and work.command == "upscale" and work.carries:
             options |= {"later": pictures[1:], "times": files.frame_times(picture)}
             pictures = pictures[:1]
         if work.keep:
-            pictures = self._best(pictures, photograph, notify)
+            order = ranked(pictures, photograph.pixels, work.by, self.flow, notify=notify)[1][0, : work.keep]
+            seeds = ", ".join(str((work.seed + int(number)) % 2**64) for number in order)
+            notify(f"Kept of {len(pictures)}, best first, by {work.by}: seed {seeds}.")
+            pictures = pictures[order]
         return [
             files.encode(result, photograph.metadata, unique_id=id, **options)
             for result, id in zip(pictures, ids, strict=True)
         ]
 
-    def _upscale(self, image: Tensor, clip: object, settings: dict[str, Any]) -> Tensor:
-        if settings.pop("frames", "photographs") == "video":
-            del settings["samples"]
-            return upscale_video(self.flow, image, before=self._frames_before(image, clip), **settings)
-        return upscale(self.flow, image, **settings)
-
-    def _frames_before(self, image: Tensor, clip: object) -> list[Tensor]:
+    def _frames_before(self, clip: object, image: Tensor) -> list[Tensor]:
         clip = (clip, tuple(image.shape))  # frames of another size belong to another clip
         if clip != self._clip:
             self._clip = clip
             self._before.clear()
         return self._before
 
-    def _colorize(self, image: Tensor, clip: object, settings: dict[str, Any]) -> Tensor:
+    def _colorize(self, image: Tensor, settings: dict[str, Any], *, video: bool) -> Tensor:
         points = [point for text in settings.pop("points", ()) for point in parse_points(text)]
         brush = {"radius": settings.pop("radius", 8.0), "lock": settings.pop("lock", False)}
         colors = settings.pop("colours", ())
@@ -259,21 +257,13 @@ class Worker:
         )
         if self.work.memory is not None:
             settings["memory"] = self.work.memory
-        if settings.pop("frames", "photographs") == "video":
-            del settings["samples"]
-            return colorize_video(self.flow, image, before=self._frames_before(image, clip), **settings)
+        if video:
+            return colorize_video(self.flow, image, **settings)
         settings.pop("carry", None)
         strength = settings.pop("strength", 1.0)
         if self._reference is None:
             return colorize(self.flow, image, **settings)
         return transfer_palette(self.flow, image, self._reference.pixels, strength=strength, **settings)
-
-    def _best(self, pictures: Tensor, photograph: DecodedImage, notify: Callable[[str], None] | None) -> Tensor:
-        order = ranked(pictures, photograph.pixels, self.work.by, self.flow, notify=notify)[1][0, : self.work.keep]
-        if notify is not None:
-            seeds = ", ".join(str((self.work.seed + int(number)) % 2**64) for number in order)
-            notify(f"Kept of {len(pictures)}, best first, by {self.work.by}: seed {seeds}.")
-        return pictures[order]
 
     def _score(self, picture: bytes, name: str) -> dict[str, Any]:
         flow = self.flow
