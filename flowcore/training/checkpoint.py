@@ -126,13 +126,12 @@ def load_weights(flow: Flow, path: Path, *, other_encoder: bool = False) -> None
     """
     other = read(path)
     expected, actual = dataclasses.asdict(flow.config), dataclasses.asdict(other.config)
+    may_differ = {"styles", *SAMPLING, *OF_GUIDE}  # measured after training: those of the file are of its weights
     if (flow.dequantizer is None) != (other.dequantizer is None):
-        expected.pop("dequantizer_steps", None)
-    for measured in ("styles", *SAMPLING, *OF_GUIDE):  # after training: those of the file are of its weights
-        expected.pop(measured, None)
+        may_differ.add("dequantizer_steps")
     if expected.get("memory"):  # it is filled anew, and without effect where there was none
-        expected.pop("memory")
-    differing = [name for name in expected if expected[name] != actual.get(name)]
+        may_differ.add("memory")
+    differing = [name for name in expected if name not in may_differ and expected[name] != actual.get(name)]
     of_encoder = [name for name in differing if name.startswith("encoder") or name == "stacked_blocks"]
     differences = [
         f"{name} is {actual.get(name)!r} instead of {expected[name]!r}"
@@ -144,9 +143,8 @@ def load_weights(flow: Flow, path: Path, *, other_encoder: bool = False) -> None
             f"{path.name}, a {other.architecture} model, does not fit this recipe's {flow.architecture} model: "
             f"{'; '.join(differences[:3]) or 'another architecture'}. Start from a model of the same configuration."
         )
-    weights = {name: t for name, t in other.state_dict().items() if not name.startswith("encoder.memory.")}
-    if of_encoder:
-        weights = {name: t for name, t in weights.items() if not name.startswith("encoder.")}
+    left_out = "encoder." if of_encoder else "encoder.memory."
+    weights = {name: t for name, t in other.state_dict().items() if not name.startswith(left_out)}
     flow.load_state_dict({name: weights.get(name, value) for name, value in flow.state_dict().items()})
 
 

@@ -30,7 +30,7 @@ from ..networks.memory import CELL, NEIGHBORS, SIDE, CellMemory
 from ..tasks import Progress
 from ..tasks.remember import cells_of
 from .degradation import darken, degrade, draw_degradation
-from .image_sources import Entry, describe, open_pixel_cache
+from .image_sources import Entry, Folders, describe, open_pixel_cache
 from .recipe import Recipe, held_out_names
 
 
@@ -40,9 +40,7 @@ class Photographs:
     The recipe says at which sizes images are used, what is held out, and how crops are cut and degraded.
     """
 
-    def __init__(
-        self, folders: Path | Sequence[Path], cache: Path, recipe: Recipe, progress: Progress | None = None
-    ) -> None:
+    def __init__(self, folders: Folders, cache: Path, recipe: Recipe, progress: Progress | None = None) -> None:
         held_out = held_out_names(recipe.held_out)
         self.recipe, self.cache = recipe, open_pixel_cache(folders, cache, recipe, progress)
         self.skipped = self.cache.skipped
@@ -80,28 +78,24 @@ class Photographs:
         HR ``(B, 3, crop, crop)`` and LR ``(B, 3, crop / scale, crop / scale)``, float32 in [0, 1]; of low-light models
         the dark crop for LR; of others with scale 1 None.
         """
-        chosen, rng = self._choose(size, crop, seed, step, held_out)
-        # the degradation has a generator of its own, so that HR crops do not depend on it
-        degradation_rng = np.random.default_rng([seed, step, int(held_out), 2])
-        pairs = [self._crop(entry, crop, rng, degradation_rng) for entry in chosen]
-        paired = self.recipe.scale > 1 or self.recipe.degradation == "dark"
-        return _to_batch([hr for hr, _ in pairs]), _to_batch([lr for _, lr in pairs]) if paired else None
-
-    def names(self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False) -> list[str]:
-        """Name the photographs that the crops of a step are cut from; arguments as for ``batch``."""
-        return [entry.name for entry in self._choose(size, crop, seed, step, held_out)[0]]
+        return self._draw(size, crop, seed, step, held_out)[:2]
 
     def fitting(self, crop: int, *, held_out: bool = False) -> list[Entry]:
         """List the training or held-out images whose sides are both at least as long as the crop."""
         return self._candidates(crop, held_out)[0]
 
-    def _choose(
+    def _draw(
         self, size: int, crop: int, seed: int, step: int, held_out: bool
-    ) -> tuple[list[Entry], np.random.Generator]:
-        """Choose the images of a step, and return the generator of what else is random about it."""
+    ) -> tuple[Tensor, Tensor | None, list[Entry]]:
+        """Make a ``batch``, and list the images that it is cut from."""
         rng = np.random.default_rng([seed, step, int(held_out)])
+        # the degradation has a generator of its own, so that HR crops do not depend on it
+        degradation_rng = np.random.default_rng([seed, step, int(held_out), 2])
         entries, probabilities = self._candidates(crop, held_out)
-        return [entries[i] for i in rng.choice(len(entries), size, p=probabilities)], rng
+        chosen = [entries[i] for i in rng.choice(len(entries), size, p=probabilities)]
+        pairs = [self._crop(entry, crop, rng, degradation_rng) for entry in chosen]
+        paired = self.recipe.scale > 1 or self.recipe.degradation == "dark"
+        return _to_batch([hr for hr, _ in pairs]), _to_batch([lr for _, lr in pairs]) if paired else None, chosen
 
     def _list_candidates(self, crop: int, held_out: bool) -> tuple[list[Entry], np.ndarray]:
         """Images to cut from, and their probabilities."""
@@ -161,8 +155,8 @@ class ColorPhotographs(Photographs):
         Chroma as a colorizer takes it, ``(B, 2, crop / 4, crop / 4)``, and its source ``(B, 8, crop, crop)``; with a
         memory to recall from ``(B, 13, crop, crop)``.
         """
-        rgb = super().batch(size, crop, seed, step, held_out=held_out)[0].contiguous()
-        y, chroma = split(rgb)
+        rgb, _, entries = self._draw(size, crop, seed, step, held_out)
+        y, chroma = split(rgb.contiguous())
         rng = np.random.default_rng([seed, step, int(held_out), 1])
         if not held_out:
             y, chroma = _vary(y, chroma, rng)
@@ -175,8 +169,7 @@ class ColorPhotographs(Photographs):
             if rng.random() < self.palettes:
                 source[i, 4:] = palette_from_chroma(coarse[i : i + 1])[0][:, None, None]
         if self.recall is not None:
-            names = self.names(size, crop, seed, step, held_out=held_out)
-            recalled = self.recall(y, names, None if held_out else rng)
+            recalled = self.recall(y, [entry.name for entry in entries], None if held_out else rng)
             source = torch.cat([source, recalled.repeat_interleave(CELL, 2).repeat_interleave(CELL, 3)], dim=1)
         return coarse + NEUTRAL, source
 
@@ -356,7 +349,7 @@ def read_idx(folder: Path, name: str) -> np.ndarray:
 Data = Photographs | Digits
 
 
-def open_data(recipe: Recipe, data: Path | Sequence[Path], cache: Path, progress: Progress | None = None) -> Data:
+def open_data(recipe: Recipe, data: Folders, cache: Path, progress: Progress | None = None) -> Data:
     """Open the folders or ZIP archives of images, or one folder of MNIST, with decoded pixels in the cache folder."""
     if recipe.takes_digits:
         if not isinstance(data, Path):

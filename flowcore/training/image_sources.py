@@ -42,6 +42,7 @@ MAX_THREADS = 4
 MAX_SEARCHED = 100_000  # files and folders, before the first image
 SMALL_IMAGE = 2**14  # pixels; handing such an image to a thread takes longer than decoding it
 
+Folders = Path | Sequence[Path]  # of images, or ZIP archives
 Processed = TypeVar("Processed")
 Read = TypeVar("Read")
 
@@ -57,7 +58,7 @@ class ImageSource:
     stamp: int  # changes when the content does: a file's time of modification in ns, a member's checksum
 
 
-def find_images(folders: Path | Sequence[Path]) -> list[ImageSource]:
+def find_images(folders: Folders) -> list[ImageSource]:
     """List the images of folders, archives (``photos.zip``) and folders in these (``photos.zip/train``), at any depth.
 
     They are sorted by name within each folder. With several folders, names begin with the folder's number and name
@@ -269,9 +270,7 @@ class PixelCache:
         return hr, self.pixels[start : start + height * width * 3].reshape(height, width, 3)
 
 
-def open_pixel_cache(
-    folders: Path | Sequence[Path], cache: Path, recipe: Recipe, progress: Progress | None = None
-) -> PixelCache:
+def open_pixel_cache(folders: Folders, cache: Path, recipe: Recipe, progress: Progress | None = None) -> PixelCache:
     """Open the cache of the images in folders and archives, or decode them into it.
 
     ``scale``, ``pyramid``, ``short_sides`` and ``enlarge`` of the recipe say what is made of every image. LR images are
@@ -303,7 +302,7 @@ def open_pixel_cache(
     return PixelCache(entries, skipped, np.memmap(pixels, dtype=np.uint8, mode="r"), recipe.scale)
 
 
-def describe(folders: Path | Sequence[Path]) -> str:
+def describe(folders: Folders) -> str:
     """Name folders in a message."""
     return str(folders) if isinstance(folders, Path) else ", ".join(map(str, folders))
 

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from .checkpoint import (
     with_guide_of,
 )
 from .data import ColorPhotographs, Recall, count_images, fill_memories, open_data
+from .image_sources import Folders
 from .objective import initialize_flow, pretrained_backbone
 from .recipe import Recipe, Stage, fingerprint
 from .run import Distributed, Pace, Run
@@ -52,7 +53,7 @@ CANCELLED = "cancelled"
 
 def train(
     recipe: Recipe,
-    data: Path | Sequence[Path],
+    data: Folders,
     run: Path,
     *,
     device: str = "cpu",
@@ -122,7 +123,7 @@ class _Trainer(Run):
     def __init__(
         self,
         recipe: Recipe,
-        data: Path | Sequence[Path],
+        data: Folders,
         folder: Path,
         device: str,
         write_line: Callable[[str], None] | None,
