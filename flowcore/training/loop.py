@@ -133,7 +133,8 @@ class _Trainer(Run):
         deadline: float,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.progress, self.cancelled = folder, progress, cancelled
+        self.folder, self.cancelled = folder, cancelled or (lambda: False)
+        self.progress: Progress = progress or (lambda done, total, preview=None: None)
         self.results = Results(folder)
         self.checkpoints = Checkpoints(folder, fingerprint(recipe))
         state, lines = RunState(), list[str]()
@@ -159,8 +160,8 @@ class _Trainer(Run):
         self.pace = Pace(deadline, self._mean)
 
     def _while_decoding(self, done: int, total: int, preview: Tensor | None = None) -> None:
-        """Stop reading images if the caller asks for it; a ``Progress`` that reports nothing."""
-        if self.cancelled is not None and self.cancelled():
+        """Stop reading images if the caller asks for it; a ``Progress``."""
+        if self.cancelled():
             raise FlowError(f"Stopped after {done} of {total} images were read: nothing has been trained yet.")
 
     # --- before the first step
@@ -191,7 +192,7 @@ class _Trainer(Run):
             self.log.line(f"precision of conditioners and encoder: {state.precision}")
         if start is not None and resumed is None:
             self._measure_start()
-        if self.pace.is_limited and (state.stage_steps or not state.step) and state.step < self.total():
+        if self.pace.deadline < math.inf and (state.stage_steps or not state.step) and state.step < self.total():
             self._plan()
         if self.total() < sum(stage.steps for stage in self.whole_stages()):
             lengths = ", ".join(f"{stage.name} {stage.steps}" for stage in self.stages())
@@ -241,7 +242,7 @@ class _Trainer(Run):
         for number, stage in enumerate(self.stages() if self.distributed.is_main else ()):
             self._stop_before_step()
             start[number], sheet = self._measure(stage)
-            if self.progress is not None and sheet is not None:
+            if sheet is not None:
                 self.progress(0, self.total(), sheet)
         self.pace.closing = (time.monotonic() - begin) / len(start)
 
@@ -341,8 +342,9 @@ class _Trainer(Run):
                 upcoming = loader.submit(runner.batch, state.step + 1)
                 runner.step(*batch)
                 state.step += 1
-                stop = self._reason_to_stop(number, runner, limit)
+                self._keep_pace(number, runner)
                 is_last = state.step == min(runner.end, limit)
+                stop = self._reason_to_stop(is_last=is_last)
                 due = state.step % every == 0 or is_last or stop is not None
                 if due or state.step % SYNC_EVERY == 0:
                     runner.read_counters()
@@ -378,9 +380,9 @@ class _Trainer(Run):
 
     def _asked_to_stop(self, *, after_step: bool = False) -> Stopped | None:
         try:
-            if after_step and self.progress is not None:
+            if after_step:
                 self.progress(self.state.step, self.total())
-            return Stopped(CANCELLED) if self.cancelled is not None and self.cancelled() else None
+            return Stopped(CANCELLED) if self.cancelled() else None
         except BaseException as raised:  # the host's own interruption, to be raised again after the checkpoint
             return Stopped(CANCELLED, raised)
 
@@ -392,26 +394,23 @@ class _Trainer(Run):
             self.log.line(f"stopped: {when}")
             raise Stopped(when, stop.raised)
 
-    def _reason_to_stop(self, number: int, runner: StageRunner, limit: float) -> Stopped | None:
-        """Fit the stage into the time, report the step, and tell whether to stop after it."""
-        state = self.state
-        # several processes agree now and then only, because it waits for the device
-        agrees = not self.distributed.is_active or state.step % SYNC_EVERY == 0
-        if self.pace.is_limited and state.stage_steps and agrees:
-            self.pace.count(number, state.step - runner.first)
-            self._fit_into_time(number, state.step - runner.first)
-            runner.stage = self.stages()[number]  # of another length, to which its rate decays
+    def _reason_to_stop(self, *, is_last: bool) -> Stopped | None:
+        """Report the step, and tell whether to stop after it."""
         stop = self._asked_to_stop(after_step=True)
-        if (
-            stop is None
-            and time.monotonic() > self.pace.deadline
-            and not state.stage_steps
-            and state.step < min(runner.end, limit)
-        ):
+        if stop is None and time.monotonic() > self.pace.deadline and not self.state.stage_steps and not is_last:
             stop = Stopped("the time is up")
         if not self.distributed.is_active:
             return stop
-        return (stop or Stopped(CANCELLED)) if agrees and self.distributed.any(stop is not None, self.device) else None
+        agree = self.state.step % SYNC_EVERY == 0 and self._mean(float(stop is not None)) > 0  # it waits for the device
+        return (stop or Stopped(CANCELLED)) if agree else None
+
+    def _keep_pace(self, number: int, runner: StageRunner) -> None:
+        """Fit the stage into the time, now that more of its pace is known."""
+        agree = not self.distributed.is_active or self.state.step % SYNC_EVERY == 0
+        if self.pace.deadline < math.inf and self.state.stage_steps and agree:
+            self.pace.count(number, self.state.step - runner.first)
+            self._fit_into_time(number, self.state.step - runner.first)
+            runner.stage = self.stages()[number]  # of another length, to which its rate decays
 
     def _go_back(self) -> None:
         """Return to the last good checkpoint with half the learning rate, or raise."""
@@ -457,7 +456,7 @@ class _Trainer(Run):
             "metrics": metrics,
         }
         self.results.publish(flow, provenance, self._start_metrics(), measured=not self.was_cancelled)
-        if self.progress is not None and sheet is not None:
+        if sheet is not None:
             self.progress(state.step, self.total(), sheet)
 
     def _measure(self, stage: Stage) -> tuple[dict[str, float], Tensor | None]:
@@ -465,9 +464,8 @@ class _Trainer(Run):
         state = self.state
         if not len(self.data.fitting(stage.crop, held_out=True)):
             return {}, None
-        metrics, columns = validate(
-            self.average, self.data, self.recipe, stage, device=self.device, precision=state.precision
-        )
+        options = {"device": self.device, "precision": state.precision}
+        metrics, columns = validate(self.average, self.data, self.recipe, stage, **options)
         sheet = self.log.sheet(state.step, columns)
         self.log.validation(state.step, stage.name, metrics)
         values = ", ".join(f"{name} {value:g}" for name, value in metrics.items())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import os
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -74,11 +73,6 @@ class Pace:
         self._stage, self._first, self._done = -1, 0, 0  # steps of the stage at its first and last ``count``
         self._begun, self._now = 0.0, 0.0
 
-    @property
-    def is_limited(self) -> bool:
-        """Whether there is a deadline."""
-        return self.deadline < math.inf
-
     def count(self, stage: int, done: int) -> None:
         """Note that a stage has made so many steps by now."""
         self._done, self._now = done, time.monotonic()
@@ -143,10 +137,6 @@ class Distributed:
     def mean(self, value: Tensor) -> Tensor:
         """Average a tensor over the processes, differentiably."""
         return differentiable.all_reduce(value) / self.world_size if self.is_active else value
-
-    def any(self, condition: bool, device: str) -> bool:
-        """Return True in every process if the condition holds in one of them."""
-        return bool(self.mean(torch.tensor(float(condition), device=device)) > 0)
 
     def barrier(self) -> None:
         """Wait for all processes."""
