@@ -31,22 +31,13 @@ from ..tasks.score import score
 from ..tasks.upscale import sampling_settings, upscale
 from .image_set import list_images, markdown, read_cropped, read_each
 
-MEASURES = (
-    "psnr",
-    "ssim",
-    "lr_psnr",
-    "diversity",
-    "gain",
-    "diversity_score",
-    "niqe",
-    "brisque",
-    "piqe",
-    "lpips",
-    "false_specks",
-    "bits_per_dim",
+NO_REFERENCE = ("niqe", "brisque", "piqe")
+OF_ORIGINALS = (*NO_REFERENCE, "false_specks")  # what an original can be measured in, too
+USUAL_MEASURES = (
+    *("psnr", "ssim", "lr_psnr", "diversity", "gain", "diversity_score"),
+    *(*NO_REFERENCE, "lpips", "false_specks"),
 )
-USUAL_MEASURES = MEASURES[:-1]  # bits_per_dim costs as much as all the others together
-OF_ORIGINALS = ("niqe", "brisque", "piqe", "false_specks")  # what an original can be measured in, too
+MEASURES = (*USUAL_MEASURES, "bits_per_dim")  # which costs as much as all the others together
 
 COLUMNS = {  # key of the results: title and format. Readers rely on the order: append.
     "psnr": ("PSNR", ".2f"),

@@ -75,10 +75,7 @@ class Checkpoints:
         self._newest_is_good = state.bad == 0
 
     def read(self, log: Callable[[str], None], *, good: bool = False) -> dict[str, Any] | None:
-        """Read the newest readable checkpoint, with ``good`` the newest whose last steps were finite; None without one.
-
-        A damaged one is logged; one of another recipe is refused.
-        """
+        """Read the newest undamaged checkpoint, with ``good`` the newest whose last steps were finite."""
         for path in (self.newest, self.previous):
             if not path.exists():
                 continue
@@ -169,10 +166,7 @@ def with_guide_of(flow: Flow, start: Path) -> tuple[Flow, str]:
 
 
 def shipped_with_backbone(config: Any) -> Path | None:
-    """Find the shipped model whose encoder has the backbone of a configuration.
-
-    None for an IMDN of another size, which can be trained without; a colorizer without it is refused.
-    """
+    """Find the shipped model with the backbone of a configuration; None for an IMDN, which can be trained without."""
     of_backbone = ["backbone"] if hasattr(config, "backbone") else ["encoder", "encoder_blocks", "encoder_growth"]
     headers = {catalog.path(name): read_header(catalog.path(name)).config for name in catalog.names()}
     files = [file for file, c in headers.items() if all(c.get(name) == getattr(config, name) for name in of_backbone)]

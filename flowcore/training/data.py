@@ -35,10 +35,7 @@ from .recipe import Recipe, held_out_names
 
 
 class Photographs:
-    """Crops of 8-bit images; for upscalers pairs of HR and LR crops, for low-light models of bright and dark ones.
-
-    The recipe says at which sizes images are used, what is held out, and how crops are cut and degraded.
-    """
+    """Crops of 8-bit images; for upscalers pairs of HR and LR crops, for low-light models of bright and dark ones."""
 
     def __init__(self, folders: Folders, cache: Path, recipe: Recipe, progress: Progress | None = None) -> None:
         held_out = held_out_names(recipe.held_out)
@@ -139,18 +136,14 @@ GRAY = 0.008  # standard deviation of a channel's difference from gray, below wh
 
 
 class ColorPhotographs(Photographs):
-    """Crops of photographs for colorizers: chroma, and the luma and hints to predict it from.
-
-    Hints and palettes are taken from the crop's own colors, for a share of the crops each. Held-out crops are not
-    varied and have no hints.
-    """
+    """Crops of photographs for colorizers: chroma, and the luma, the hints and the palettes to predict it from."""
 
     hinted = 0.5  # share of the crops that have hints
     palettes = 0.1  # likewise
     recall: Recall | None = None  # of the model that is trained, if it has a memory
 
     def batch(self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False) -> tuple[Tensor, Tensor]:
-        """Cut the crops of one step, see ``Photographs.batch``; ``crop`` is the side of the luma.
+        """Cut the crops of one step, see ``Photographs.batch``; held-out ones are not varied and have no hints.
 
         Chroma as a colorizer takes it, ``(B, 2, crop / 4, crop / 4)``, and its source ``(B, 8, crop, crop)``; with a
         memory to recall from ``(B, 13, crop, crop)``.

@@ -43,11 +43,7 @@ BLACK, GAMMA = 0.15, 2.2  # below this brightness the slope of the gamma curve i
 
 @dataclass(frozen=True)
 class Degradation:
-    """Parameters of one degradation.
-
-    Gamma encoding makes the photon shot noise nearly the same at all brightnesses, and the sensor's read noise strong
-    in shadows.
-    """
+    """Parameters of one degradation. With gamma photon noise is about uniform, and read noise strong in shadows."""
 
     blur: tuple[float, float] = (0.0, 0.0)  # standard deviations along and across a direction, in LR pixels
     direction: float = 0.0  # in radians
@@ -61,10 +57,7 @@ class Degradation:
 
 
 def draw_degradation(rng: np.random.Generator, strength: float = 1.0) -> Degradation:
-    """Draw a degradation whose amounts are scaled by a strength in (0, 1]; each part is left out of some crops.
-
-    The number of random draws is always the same.
-    """
+    """Draw a degradation of a strength in (0, 1], always with as many draws; some crops lack some of its parts."""
     blurred, anisotropic, width, ratio, direction, choice = rng.random(6).tolist()
     noisy, gray, photon, read = rng.random(4).tolist()
     compressed, subsampled, quality = rng.random(3).tolist()

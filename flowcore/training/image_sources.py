@@ -154,10 +154,9 @@ def folder_problem(folder: Path, *, digits: bool | None) -> str | None:
 def decode_each(
     sources: Iterable[ImageSource], process: Callable[[Image.Image], Processed]
 ) -> Generator[tuple[ImageSource, Processed | None, str], None, None]:
-    """Decode images, several at a time in threads, and call ``process`` with each, upright and RGB.
+    """Decode images in threads, ``MAX_PIXELS_IN_FLIGHT`` at once, and call ``process`` with each, upright and RGB.
 
-    It yields, in the order of the images: the source; the result, None if it could not be decoded; and why not. Only a
-    few are in memory at once, see ``MAX_PIXELS_IN_FLIGHT``. What ``process`` raises ends the iteration.
+    It yields, in order, the source; the result, None if it could not be decoded; and why not.
     """
 
     def decode(opened: tuple[Image.Image, bytes] | None, reason: str) -> tuple[Processed | None, str]:
@@ -271,10 +270,9 @@ class PixelCache:
 
 
 def open_pixel_cache(folders: Folders, cache: Path, recipe: Recipe, progress: Progress | None = None) -> PixelCache:
-    """Open the cache of the images in folders and archives, or decode them into it.
+    """Open the cache of the images in folders and archives, or decode them into it at the sizes of the recipe.
 
-    ``scale``, ``pyramid``, ``short_sides`` and ``enlarge`` of the recipe say what is made of every image. LR images are
-    made from entire images, so crops have no border effects. If ``progress`` raises, no cache is left.
+    LR images are made from entire images, so crops have no border effects. If ``progress`` raises, no cache is left.
     """
     sources = find_images(folders)
     described = [[source.name, source.size, source.stamp] for source in sources]

@@ -80,10 +80,7 @@ class Pace:
             self._stage, self._first, self._begun = stage, done, self._now
 
     def fit(self, plan: Sequence[int], longest: Sequence[int], stage: int, done: int) -> list[int]:
-        """Scale what is left of a plan, steps of every stage, to the time that is left.
-
-        A stage keeps at least one step, and has ``longest`` at most; ``done`` are those that the present one has made.
-        """
+        """Scale what is left of a plan, steps of every stage, to the time; ``stage`` has made ``done`` of its steps."""
         left = max(0.0, self.deadline - time.monotonic())
         if self.closing is None:
             self.closing = UNMEASURED * left
@@ -106,10 +103,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Distributed:
-    """This process among those that train together, each a share of every batch; by default it is alone.
-
-    All read the same data and the same run folder; only the main process writes.
-    """
+    """This process among those that train together, each a share of every batch; only the main one writes."""
 
     rank: int = 0  # number of this process, from 0
     world_size: int = 1  # number of processes

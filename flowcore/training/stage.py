@@ -373,10 +373,7 @@ def _recomputing(module: nn.Module, run: Callable[..., Any]) -> Callable[..., An
 
 
 class PeakMemory(TorchDispatchMode):
-    """Measures the most bytes that tensors made inside this context occupy at one time, on any device.
-
-    It counts the storages that operations return until they are freed; not the temporary memory inside an operation.
-    """
+    """Measures the most bytes of all tensors that operations inside this context return, until these are freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -409,8 +406,7 @@ class PeakMemory(TorchDispatchMode):
 def largest_batch(step: Callable[[int], None], free: int, most: int = 64) -> tuple[int, int]:
     """Estimate the largest batch that fits into free bytes, and the bytes per item, from steps of two sizes.
 
-    Gradients, which do not grow with a batch, hide the memory of a few small items; so the number is raised until the
-    difference between a few and twice as many shows.
+    Their number is raised until the difference shows beside gradients, which do not grow with a batch.
     """
 
     def peak(items: int) -> int:

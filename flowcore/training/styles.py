@@ -61,10 +61,7 @@ def attributes(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def measure_styles(flow: Flow, images: Tensor, labels: Tensor, *, log: Callable[[str], None] | None = None) -> Flow:
-    """Measure the directions of ``STYLES`` on labeled images, and add them to a class-conditional model.
-
-    Strengths are in standard deviations of the attribute within a digit.
-    """
+    """Measure ``STYLES`` on labeled images, in deviations within a digit, and add them to a class-conditional model."""
     if not isinstance(flow.config, ClassConditionalConfig):
         raise FlowError(f"Styles are measured on class_conditional models; got a {flow.architecture} model.")
     generator = torch.Generator("cpu").manual_seed(0)
@@ -210,10 +207,7 @@ def read_attribute_table(
 
 @torch.no_grad()
 def measure_attributes(flow: Flow, table: AttributeTable, *, log: Callable[[str], None] | None = None) -> Flow:
-    """Measure the directions of attributes, and add them to an unconditional model as styles.
-
-    At gain 1, a strength of 1 adds what images differ by on average when the attribute is a standard deviation higher.
-    """
+    """Measure the directions of attributes, and add them to an unconditional model as styles."""
     if flow.condition_encoder is not None or flow.image_size is None:
         raise FlowError(
             "Attributes are measured on unconditional models that state their image_size, such as glow-faces; got a "
