@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+", metavar="[NAME=]MODEL")
     parser.add_argument("--photographs", type=Path, nargs="+", metavar="FOLDER", help="test photographs")
     parser.add_argument("--held-out", type=Path, nargs="+", metavar="FOLDER", help="the data of the training")
-    parser.add_argument("--portraits", type=Path, nargs="+", metavar="FOLDER", help="see SKIN_PATCH of color_metrics")
+    parser.add_argument("--portraits", type=Path, nargs="+", metavar="FOLDER", help="see SKIN_PATCH of quality/metrics")
     parser.add_argument("--hints", type=Path, metavar="FOLDER", help="photographs to color with hints instead")
     parser.add_argument("--objects", type=Path, nargs="+", metavar="FOLDER", help="photographs to compare things of")
     parser.add_argument("--samples", type=int, default=8, help=f"colorings each; of portraits {PORTRAIT_SAMPLES}")

@@ -21,7 +21,7 @@ from ..images.color import NEUTRAL, luma, split
 from ..images.resize import resize_bilinear
 from ..networks.luma import STRIDE
 from ..prior import sample_latents
-from ..quality.color_metrics import (
+from ..quality.metrics import (
     chroma_rmse,
     coherence_parts,
     colorfulness,

@@ -17,7 +17,7 @@ from ..flow import Flow
 from ..images import color
 from ..images.resize import pad_symmetric, resize
 from ..models.fields import SAMPLING
-from ..quality.damage import jpeg_quality, noise_level
+from ..quality.no_reference import jpeg_quality, noise_level
 
 LARGEST = {torch.uint8: 255, torch.uint16: 65535}  # value of integers, white
 BLOCKY = 80  # quality of JPEG up to which blocks are told

@@ -21,7 +21,7 @@ from ..flow import Flow
 from ..images import color
 from ..images.color import NEUTRAL
 from ..images.resize import limit_shorter_side
-from ..quality.color_metrics import colorfulness
+from ..quality.metrics import colorfulness
 from .chroma import Colorization
 from .colorize import ADVICE, AT_ONCE
 from .consistency import consistency, samples_per_source

@@ -38,12 +38,11 @@ from .checkpoint import (
 )
 from .data import ColorPhotographs, Recall, count_images, fill_memories, open_data
 from .image_sources import Folders
-from .objective import initialize_flow, pretrained_backbone
+from .objective import initialize_flow, pretrained_backbone, validate
 from .recipe import Recipe, Stage, fingerprint
 from .run import Distributed, Pace, Run
 from .run_folder import START_FILE, Result, Results, RunLog
 from .stage import Diverged, StageRunner, check_stage, unchanged_moments
-from .validate import validate
 
 MAX_RETREATS = 6
 SYNC_EVERY = 10  # steps between reading counters off the device, which waits for it

@@ -18,8 +18,16 @@ from flowcore.evaluation.image_set import evaluate_density
 from flowcore.evaluation.upscaling import MEASURES, USUAL_MEASURES, evaluate_upscaler, missing_measures, upscaler_table
 from flowcore.images.color import NEUTRAL, compress, luma, merge, split
 from flowcore.images.resize import enlarge, shrink
-from flowcore.quality.color_metrics import chroma_rmse, global_share
-from flowcore.quality.metrics import diversity, diversity_score, false_specks, lr_psnr, psnr, ssim
+from flowcore.quality.metrics import (
+    chroma_rmse,
+    diversity,
+    diversity_score,
+    false_specks,
+    global_share,
+    lr_psnr,
+    psnr,
+    ssim,
+)
 from flowcore.quality.no_reference import brisque, niqe, piqe
 from flowcore.tasks.colorize import colorize
 from flowcore.tasks.score import score

@@ -12,7 +12,7 @@ from PIL import Image
 from flowcore.errors import FlowError, ShapeError
 from flowcore.images.color import parse_color, split
 from flowcore.images.resize import enlarge, shrink
-from flowcore.quality import color_metrics, metrics
+from flowcore.quality import metrics
 from flowcore.quality.no_reference import brisque, niqe, piqe
 from flowcore.tasks.intake import describe_damage
 
@@ -72,30 +72,30 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_chroma_rmse_is_over_both_channels_and_one_number_per_picture():
     a, gray = flat((0.3, -0.4), (0.0, 0.2)), flat((0.0, 0.0))
     expected = [0.25**0.5 / 2**0.5, 0.2 / 2**0.5]
-    assert color_metrics.chroma_rmse(a, gray).tolist() == pytest.approx(expected)
-    assert color_metrics.chroma_rmse(gray, a).tolist() == pytest.approx(expected)
-    assert color_metrics.chroma_rmse(a, a).tolist() == [0, 0]
+    assert metrics.chroma_rmse(a, gray).tolist() == pytest.approx(expected)
+    assert metrics.chroma_rmse(gray, a).tolist() == pytest.approx(expected)
+    assert metrics.chroma_rmse(a, a).tolist() == [0, 0]
     half = a.clone()
     half[..., :5] = 0  # an error on half of the pixels: sqrt(1/2) of it
-    assert color_metrics.chroma_rmse(half, gray).tolist() == pytest.approx([e / 2**0.5 for e in expected])
+    assert metrics.chroma_rmse(half, gray).tolist() == pytest.approx([e / 2**0.5 for e in expected])
 
 
 def test_global_share_is_one_for_a_change_of_the_whole_and_one_over_the_pixels_for_noise():
-    assert color_metrics.global_share(flat((0.02, -0.1), (0.0, 0.3))).tolist() == pytest.approx([1, 1])
+    assert metrics.global_share(flat((0.02, -0.1), (0.0, 0.3))).tolist() == pytest.approx([1, 1])
     pixels = 12 * 20
-    shares = color_metrics.global_share(noise(400, 2, 12, 20))
+    shares = metrics.global_share(noise(400, 2, 12, 20))
     assert float(shares.mean()) * pixels == pytest.approx(1, rel=0.15)
     halves = flat((0.1, 0.0), size=(4, 8)).clone()
     halves[..., 4:] *= -1  # two patches that disagree
-    assert color_metrics.global_share(halves).tolist() == pytest.approx([0], abs=1e-12)
+    assert metrics.global_share(halves).tolist() == pytest.approx([0], abs=1e-12)
     three = flat((0.1, 0.0), size=(4, 8)).clone()
     three[..., 6:] *= -1  # three quarters agree: mean 1/2, energy 1
-    assert color_metrics.global_share(three).tolist() == pytest.approx([0.25])
-    assert math.isnan(float(color_metrics.global_share(flat((0.0, 0.0)))))
+    assert metrics.global_share(three).tolist() == pytest.approx([0.25])
+    assert math.isnan(float(metrics.global_share(flat((0.0, 0.0)))))
 
 
 def coherence(samples, truth):
-    own, true = color_metrics.coherence_parts(samples, truth)
+    own, true = metrics.coherence_parts(samples, truth)
     return own / true
 
 
@@ -104,7 +104,7 @@ def test_coherence_divides_the_share_of_the_samples_by_that_of_the_truth():
     truth = flat((0.0, 0.2), size=(6, 10)).clone()
     truth[..., 5:] *= -1
     truth += flat((0.1, 0.0))  # 1/5 of its energy is global
-    assert color_metrics.coherence_parts(whole, truth) == pytest.approx((1.0, 0.2))
+    assert metrics.coherence_parts(whole, truth) == pytest.approx((1.0, 0.2))
     assert coherence(whole, truth) == pytest.approx(5)
     base = noise(1, 2, 6, 10)  # what all have in common does not count
     assert coherence(whole + base, truth + base) == pytest.approx(5, rel=1e-4)
@@ -116,7 +116,7 @@ def test_colorfulness_is_the_length_of_chroma():
     half = flat((0.3, 0.4)).clone()
     half[..., :5] = 0
     values = torch.cat([flat((0.3, 0.4), (-0.3, -0.4), (0.0, 0.0)), half])
-    assert color_metrics.colorfulness(values).tolist() == pytest.approx([0.5, 0.5, 0, 0.5 / 2**0.5])
+    assert metrics.colorfulness(values).tolist() == pytest.approx([0.5, 0.5, 0, 0.5 / 2**0.5])
 
 
 def stairs(size: int = 16, cell: int = 4, rise: float = 0.04) -> torch.Tensor:
@@ -126,7 +126,7 @@ def stairs(size: int = 16, cell: int = 4, rise: float = 0.04) -> torch.Tensor:
 
 
 def seams(chroma, luma, cell):
-    return color_metrics.seam_ratio(color_metrics.seam_sums(chroma, luma, cell))
+    return metrics.seam_ratio(metrics.seam_sums(chroma, luma, cell))
 
 
 def test_seams_compare_borders_of_cells_with_insides():
@@ -140,8 +140,8 @@ def test_seams_compare_borders_of_cells_with_insides():
     assert math.isnan(seams(flat((0.1, 0.2), size=(16, 16)), gray, 4))
     assert math.isnan(seams(stairs(), gray, 16))  # one cell has no borders
     both = torch.cat([stairs(), stairs(rise=0)])
-    added = color_metrics.seam_sums(both[:1], gray, 4) + color_metrics.seam_sums(both[1:], gray, 4)
-    assert seams(both, gray, 4) == pytest.approx(color_metrics.seam_ratio(added)) == pytest.approx(3, rel=1e-3)
+    added = metrics.seam_sums(both[:1], gray, 4) + metrics.seam_sums(both[1:], gray, 4)
+    assert seams(both, gray, 4) == pytest.approx(metrics.seam_ratio(added)) == pytest.approx(3, rel=1e-3)
 
 
 def test_fog_is_the_change_of_color_where_luma_stays():
@@ -150,7 +150,7 @@ def test_fog_is_the_change_of_color_where_luma_stays():
     chroma = torch.zeros(2, 2, 4, 4)
     chroma[0, :, :, 2:] = 0.3
     chroma[1, :, 2:] = 0.1  # of 12 + 8 neighbors without an edge 4 change
-    assert color_metrics.fog(chroma, luma).tolist() == pytest.approx([0, 0.1 * (4 / 20) ** 0.5])
+    assert metrics.fog(chroma, luma).tolist() == pytest.approx([0, 0.1 * (4 / 20) ** 0.5])
 
 
 def test_seams_are_no_seams_where_luma_has_edges():
@@ -168,7 +168,7 @@ def test_seams_are_no_seams_where_luma_has_edges():
 def test_skin_is_neither_blue_nor_green():
     def portrait(color: str, around: str = "#3060c0") -> torch.Tensor:
         rgb = torch.tensor(parse_color(around))[:, None, None].repeat(1, 50, 50)
-        top, bottom, left, right = (round(50 * part) for part in color_metrics.SKIN_PATCH)
+        top, bottom, left, right = (round(50 * part) for part in metrics.SKIN_PATCH)
         rgb[:, top:bottom, left:right] = torch.tensor(parse_color(color))[:, None, None]
         return split(rgb[None])[1]
 
@@ -176,10 +176,10 @@ def test_skin_is_neither_blue_nor_green():
     wrong = ("#7080c0", "#60a080", "#a0c040", "#9060b0", "#c0b040")
     pale = ("#808080", "#7f8083")
     chroma = torch.cat([portrait(color) for color in (*tones, *wrong, *pale)])
-    outside, gray = color_metrics.skin_verdict(chroma)
+    outside, gray = metrics.skin_verdict(chroma)
     assert outside.tolist() == [False] * len(tones) + [True] * len(wrong) + [False] * len(pale)
     assert gray.tolist() == [False] * (len(tones) + len(wrong)) + [True] * len(pale)
-    hue, length = color_metrics.skin_color(flat((-0.3, 0.3), (0.0, -0.2)))
+    hue, length = metrics.skin_color(flat((-0.3, 0.3), (0.0, -0.2)))
     assert hue.tolist() == pytest.approx([135, 270])
     assert length.tolist() == pytest.approx([0.3 * 2**0.5, 0.2])
 

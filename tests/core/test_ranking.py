@@ -11,8 +11,7 @@ from flowcore.images import color
 from flowcore.images.contact_sheet import MAX_SIDE, contact_sheet
 from flowcore.images.resize import enlarge
 from flowcore.prior import log_density
-from flowcore.quality.color_metrics import colorfulness
-from flowcore.quality.metrics import diversity
+from flowcore.quality.metrics import colorfulness, diversity
 from flowcore.tasks.ranking import diversity_map, ranked
 from flowcore.transforms import Haar
 

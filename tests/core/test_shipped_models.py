@@ -17,8 +17,7 @@ from flowcore.images.files import read
 from flowcore.images.resize import enlarge, shrink
 from flowcore.likelihood import log_prob
 from flowcore.prior import sample_latents
-from flowcore.quality.color_metrics import chroma_rmse, colorfulness
-from flowcore.quality.metrics import diversity, false_specks, lr_psnr, psnr
+from flowcore.quality.metrics import chroma_rmse, colorfulness, diversity, false_specks, lr_psnr, psnr
 from flowcore.tasks.hints import hints_from_points
 from flowcore.tasks.intake import advised
 from flowcore.tasks.sample import apply_style

@@ -9,9 +9,9 @@ from flowcore.checkpoints.file import read, read_header, reconfigure
 from flowcore.errors import FlowError
 from flowcore.training.data import open_data
 from flowcore.training.loop import train
+from flowcore.training.objective import validate
 from flowcore.training.recipe import parse_recipe
 from flowcore.training.run_folder import became_worse, read_rows
-from flowcore.training.validate import validate
 
 from .test_training_loop import RECIPE, assert_same_run
 
