@@ -27,18 +27,10 @@ POSITIVE = Range(math.ulp(0.0), math.inf)
 
 RECIPES = Path(__file__).parent / "recipes"
 HELD_OUT = Path(__file__).parent / "held_out.txt"
-WITHOUT_EFFECT = (  # keys that do not change the parameters that a run ends with
-    "name",
-    "data",
-    "precision",  # chosen once, then stored in the checkpoint
-    "recompute",
-    "compile",
-    "checkpoint_every",
-    "evaluate",
-    "sheet",
-    "licence",
-    "text",
-)
+WITHOUT_EFFECT = {  # keys that do not change the parameters that a run ends with; its checkpoint holds the precision
+    *("name", "data", "licence", "text", "checkpoint_every", "evaluate", "sheet"),
+    *("precision", "recompute", "compile"),
+}
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ TRAINING = ("step", "stage", "unit", "loss", "rate", "gradient_norm", "steps_per
 HELD_OUT = ("step", "stage", "measure", "value")
 WIDTH, HEIGHT = 960, 480  # pixels of a panel of the curve
 MARGIN = 56
+Point = tuple[int, float]  # of the curve: step and loss
 
 
 class RunLog:
@@ -128,9 +129,6 @@ def draw_curve(training: Sequence[Mapping[str, str]], held_out: Sequence[Mapping
         image.save(partial, "PNG")
 
 
-Point = tuple[int, float]
-
-
 def _draw_panel(draw: ImageDraw.ImageDraw, left: int, title: str, line: list[Point], dots: list[Point]) -> None:
     """Draw one stage. The first, large losses are cut off: all above twice the range of the later half."""
     finite = [(x, y) for x, y in [*line, *dots] if abs(y) < math.inf]
@@ -140,7 +138,7 @@ def _draw_panel(draw: ImageDraw.ImageDraw, left: int, title: str, line: list[Poi
     low, later = min(ys), max(ys[len(line) // 2 :] or ys)
     high = min(max(ys), later + 2 * (later - low) + 1e-9)
 
-    def place(point: tuple[int, float]) -> tuple[float, float]:
+    def place(point: Point) -> tuple[float, float]:
         across = (point[0] - min(xs)) / max(1, max(xs) - min(xs))
         up = (min(point[1], high) - low) / max(high - low, 1e-12)
         return left + MARGIN + across * (WIDTH - 2 * MARGIN), HEIGHT - MARGIN - up * (HEIGHT - 2 * MARGIN)
@@ -195,9 +193,7 @@ class Results:
             folder / name for name in (START_FILE, "model.safetensors", "worse.safetensors")
         )
 
-    def publish(
-        self, flow: Flow, provenance: dict[str, Any], start: Mapping[str, float], *, measured: bool = True
-    ) -> None:
+    def publish(self, flow: Flow, provenance: dict[str, Any], start: Mapping[str, float], *, measured: bool) -> None:
         """Write a model with its metrics; where the start, which measured ``start``, is better, beside that one."""
         if start and not measured:  # nothing tells which is better: what has been measured stays
             if not self.model.exists():

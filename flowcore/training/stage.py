@@ -52,8 +52,8 @@ class StageRunner:
         kind = torch.optim.AdamW if stage.optimiser == "adamw" else torch.optim.Adam
         self.fused = supports_fused_optimizer(device)
         self.optimizer = kind(self._parameter_groups(), stage.learning_rate, betas=(0.9, 0.99), fused=self.fused)
+        self.module: nn.Module | None = None  # the objective, distributed
         self._freeze_encoder()
-        self.module = self._wrap()
         # counters on the device, so that no step waits for it; bad steps are those in a row that were not finite
         self.skipped = torch.tensor(self.state.skipped, device=device)
         self.bad = torch.tensor(self.state.bad, device=device)
@@ -127,14 +127,14 @@ class StageRunner:
                 batch_moments(self.flow, average=average),
                 autocast(torch.device(self.run.device), torch.bfloat16 if low else torch.float32),
             ):
+                assert self.module is not None
                 loss = self.module(x, source, noise)
             loss.backward()
         return loss.detach()
 
     def step(self, x: Tensor, source: Tensor | None, noise: Tensor | None) -> None:
         """Make one optimizer step, which changes nothing if loss or gradient are not finite."""
-        if self._freeze_encoder():
-            self.module = self._wrap()
+        self._freeze_encoder()
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate() * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
@@ -181,16 +181,20 @@ class StageRunner:
         for mean, value in zip(self.run.average.buffers(), self.flow.buffers(), strict=True):
             mean.copy_(value)  # constants, and moments that are running means already
 
-    def _freeze_encoder(self) -> bool:
-        """Freeze or unfreeze the encoder; return True if that changed which parameters have gradients."""
+    def _freeze_encoder(self) -> None:
+        """Freeze or unfreeze the encoder; DistributedDataParallel must know which parameters have gradients."""
         frozen = self.state.step - self.first < self.stage.train_encoder_after * self.stage.steps
-        if not isinstance(self.objective, Likelihood) or self.objective.encoder_frozen == frozen:
-            return False
-        self.objective.encoder_frozen = frozen
-        if self.flow.encoder is not None:
-            self.flow.encoder.requires_grad_(not frozen)
-            self._freeze_backbone()
-        return True
+        if isinstance(self.objective, Likelihood) and self.objective.encoder_frozen != frozen:
+            self.objective.encoder_frozen, self.module = frozen, None
+            if self.flow.encoder is not None:
+                self.flow.encoder.requires_grad_(not frozen)
+                self._freeze_backbone()
+        if self.module is None:
+            self.module = self.objective
+            if self.run.distributed.is_active:
+                self.module = DistributedDataParallel(
+                    self.objective, broadcast_buffers=False, find_unused_parameters=True
+                )
 
     def _freeze_backbone(self) -> None:
         backbone = pretrained_backbone(self.flow)
@@ -212,12 +216,6 @@ class StageRunner:
             {"params": parameters, "factor": factor, "weight_decay": self.stage.weight_decay if kernels else 0.0}
             for (factor, kernels), parameters in groups.items()
         ]
-
-    def _wrap(self) -> nn.Module:
-        """Distribute the objective; DistributedDataParallel must know which parameters have gradients."""
-        if not self.run.distributed.is_active:
-            return self.objective
-        return DistributedDataParallel(self.objective, broadcast_buffers=False, find_unused_parameters=True)
 
     def _learning_rate(self) -> float:
         """The stage's rate at this step of its schedule."""
