@@ -21,15 +21,7 @@ from ..images.color import NEUTRAL, luma, split
 from ..images.resize import resize_bilinear
 from ..networks.luma import STRIDE
 from ..prior import sample_latents
-from ..quality.metrics import (
-    chroma_rmse,
-    coherence_parts,
-    colorfulness,
-    fog,
-    seam_ratio,
-    seam_sums,
-    skin_verdict,
-)
+from ..quality import metrics
 from ..tasks.chroma import clamp_level, schedule, share_noise, working_sides
 from ..tasks.colorize import colorize
 from ..tasks.intake import resolve
@@ -122,7 +114,7 @@ def evaluate_colorizer(
             )
     means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
     bits = torch.tensor([row["bits_per_dim"] for row in rows], dtype=torch.float64)
-    drawn, truth = ([seam_ratio(grid) for grid in grids] for grids in seams)
+    drawn, truth = ([metrics.seam_ratio(grid) for grid in grids] for grids in seams)
     return {
         "images": len(rows),
         "samples": samples,
@@ -172,7 +164,7 @@ def _measure_grid(flow: Flow, image: Image.Image, settings: dict[str, Any]) -> d
     """Measure a colorizer on the grid that it works on."""
     samples, seed = settings["samples"], settings["seed"]
     truth, cond = chroma_on_grid(flow, image, settings["working_size"])
-    device = next(flow.parameters()).device
+    device, shared = next(flow.parameters()).device, cond.expand(samples)
     shapes = flow.latent_shapes(*truth.shape[-2:])
     own = resolve(flow, {name: settings[name] for name in ("temperature", "detail", "coherence")})
     row = {"bits_per_dim": float(score(flow, truth + NEUTRAL, cond, seed=seed, complexity=False).bits_per_dim)}
@@ -180,11 +172,9 @@ def _measure_grid(flow: Flow, image: Image.Image, settings: dict[str, Any]) -> d
         latents = sample_latents(shapes, samples, tau, seed=seed)
         if name:
             latents[-1] = share_noise(flow, latents[-1], cond, own["coherence"])
-        shared = cond.expand(samples)
-        drawn = (
-            flow.inverse([z.to(device) for z in latents], shared, partial(clamp_level, flow, shared)).cpu() - NEUTRAL
-        )
-        row[f"global_share{name}"], row[f"global_share_truth{name}"] = coherence_parts(drawn, truth)
+        latents = [z.to(device) for z in latents]
+        drawn = flow.inverse(latents, shared, partial(clamp_level, flow, shared)).cpu() - NEUTRAL
+        row[f"global_share{name}"], row[f"global_share_truth{name}"] = metrics.coherence_parts(drawn, truth)
     return row
 
 
@@ -198,34 +188,34 @@ def _measure_colorings(
     colorings = colorize(flow, stored, **settings).double()
     calm = colorize(flow, stored, temperature=0, detail=0, working_size=working_size).double()
     result_luma, chroma = split(colorings)  # (K, 1, H, W), (K, 2, H, W)
-    errors = chroma_rmse(chroma, truth)
+    errors = metrics.chroma_rmse(chroma, truth)
     luma_kept = luma((colorings * 255).round()).round() == gray
     chosen: list[By] = ["consensus", "likelihood"]
     best = {by: ranked(colorings, gray / 255, by, flow)[1][0, :KEPT] for by in chosen}
     row = {
         "rmse": float(errors.mean()),
         "rmse_best": float(errors.min()),
-        "rmse_mean": float(chroma_rmse(chroma.mean(0, keepdim=True), truth)),
-        "rmse_calm": float(chroma_rmse(split(calm)[1], truth)),
-        "rmse_grey": float(chroma_rmse(torch.zeros_like(truth), truth)),
+        "rmse_mean": float(metrics.chroma_rmse(chroma.mean(0, keepdim=True), truth)),
+        "rmse_calm": float(metrics.chroma_rmse(split(calm)[1], truth)),
+        "rmse_grey": float(metrics.chroma_rmse(torch.zeros_like(truth), truth)),
         "diversity": float(chroma.std(0, correction=0).mean()),
-        "colourfulness": float(colorfulness(chroma).mean()),
-        "colourfulness_truth": float(colorfulness(truth)),
+        "colourfulness": float(metrics.colorfulness(chroma).mean()),
+        "colourfulness_truth": float(metrics.colorfulness(truth)),
         "luma_error": float((result_luma - gray / 255).abs().max()),
         "luma_kept": float(luma_kept.all()),
         **{f"rmse_{by}": float(errors[order].mean()) for by, order in best.items()},
-        **{f"colourfulness_{by}": float(colorfulness(chroma[order]).mean()) for by, order in best.items()},
+        **{f"colourfulness_{by}": float(metrics.colorfulness(chroma[order]).mean()) for by, order in best.items()},
     }
     if portraits:
-        outside, without = skin_verdict(chroma)
+        outside, without = metrics.skin_verdict(chroma)
         row["skin_outside"], row["skin_grey"] = float(outside.double().mean()), float(without.double().mean())
-        row["skin_outside_truth"] = float(skin_verdict(truth)[0])
+        row["skin_outside_truth"] = float(metrics.skin_verdict(truth)[0])
     height, width = working_sides(y.shape[-2], y.shape[-1], working_size or flow.config.working_size)
     size = height // STRIDE, width // STRIDE
     y, chroma, truth = (resize_bilinear(plane, size) for plane in (gray / 255, chroma, truth))
-    row["fog"], row["fog_truth"] = float(fog(chroma, y).nanmean()), float(fog(truth, y).nan_to_num())
+    row["fog"], row["fog_truth"] = float(metrics.fog(chroma, y).nanmean()), float(metrics.fog(truth, y).nan_to_num())
     cells = [2**level for level in range(1, len(flow.config.steps) + 1)]
-    return row, torch.stack([torch.stack([seam_sums(c, y, cell) for cell in cells]) for c in (chroma, truth)])
+    return row, torch.stack([torch.stack([metrics.seam_sums(c, y, cell) for cell in cells]) for c in (chroma, truth)])
 
 
 def _worst(ratios: list[float]) -> float:

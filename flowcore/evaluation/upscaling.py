@@ -14,18 +14,7 @@ from ..errors import FlowError, ShapeError
 from ..flow import Flow
 from ..images.color import as_stored, to_uint8
 from ..images.resize import enlarge, shrink
-from ..quality.metrics import (
-    diversity,
-    diversity_score,
-    false_specks,
-    lpips,
-    lpips_map,
-    lpips_missing,
-    lr_psnr,
-    psnr,
-    squared_error,
-    ssim,
-)
+from ..quality import metrics
 from ..quality.no_reference import brisque, niqe, piqe
 from ..tasks.score import score
 from ..tasks.upscale import sampling_settings, upscale
@@ -88,7 +77,7 @@ def evaluate_upscaler(
     for _, file, hr in read_each(list_images(folder, only), lambda file: read_cropped(file, scale), skip or log):
         lr = as_stored(shrink(hr, scale))
         bicubic = as_stored(enlarge(lr, scale))
-        base = float(psnr(bicubic, hr))
+        base = float(metrics.psnr(bicubic, hr))
         of_this = {"bicubic": _measure(bicubic, hr, lr, base, measures)}
         bits = _bits(flow, hr) if "bits_per_dim" in measures else {}
         for tau, calm in settings:
@@ -120,7 +109,7 @@ def missing_measures(measures: Sequence[str] = USUAL_MEASURES) -> str | None:
     """Name the measures that this machine lacks, and how to get them, in a line; None if it lacks none."""
     based_on_lpips = {"lpips": "LPIPS", "diversity_score": "the diversity score on LPIPS"}
     lacking = [title for name, title in based_on_lpips.items() if name in measures]
-    missing = lpips_missing() if lacking else None
+    missing = metrics.lpips_missing() if lacking else None
     return missing and f"Missing: {' and '.join(lacking)}. To get it: {missing}."
 
 
@@ -128,22 +117,22 @@ def _measure(images: Tensor, hr: Tensor, lr: Tensor, base: float, measures: Sequ
     """Measure samples of one image: all of them for the diversities, the first for the rest."""
     first = images[:1]
     ways: dict[str, Callable[[], Any]] = {
-        "psnr": lambda: psnr(first, hr),
-        "ssim": lambda: ssim(first, hr),
-        "lr_psnr": lambda: lr_psnr(first, lr),
-        "diversity": lambda: diversity(images) if len(images) > 1 else 0.0,
-        "gain": lambda: psnr(first, hr) - base,
+        "psnr": lambda: metrics.psnr(first, hr),
+        "ssim": lambda: metrics.ssim(first, hr),
+        "lr_psnr": lambda: metrics.lr_psnr(first, lr),
+        "diversity": lambda: metrics.diversity(images) if len(images) > 1 else 0.0,
+        "gain": lambda: metrics.psnr(first, hr) - base,
         "niqe": lambda: niqe(first),
         "brisque": lambda: brisque(first),
         "piqe": lambda: piqe(first),
-        "false_specks": lambda: false_specks(first, hr),
+        "false_specks": lambda: metrics.false_specks(first, hr),
     }
-    if lpips_missing() is None:
-        ways["lpips"] = lambda: lpips(first, hr)
-        score_key, distance = "diversity_score_lpips", lpips_map
+    if metrics.lpips_missing() is None:
+        ways["lpips"] = lambda: metrics.lpips(first, hr)
+        score_key, distance = "diversity_score_lpips", metrics.lpips_map
     else:
-        score_key, distance = "diversity_score_mse", squared_error
-    ways[score_key] = lambda: diversity_score(images, hr, distance) if len(images) > 1 else 0.0
+        score_key, distance = "diversity_score_mse", metrics.squared_error
+    ways[score_key] = lambda: metrics.diversity_score(images, hr, distance) if len(images) > 1 else 0.0
     requested = {"psnr", score_key if "diversity_score" in measures else "", *measures}  # PSNR is for the log, too
     row: dict[str, float] = {}
     for key, measure in ways.items():

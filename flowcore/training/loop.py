@@ -25,17 +25,7 @@ from ..errors import FlowError
 from ..models import build
 from ..networks import Conditioner
 from ..tasks import Progress
-from .checkpoint import (
-    Checkpoints,
-    RunState,
-    copy_file,
-    load_encoder,
-    load_weights,
-    restore,
-    shipped_with_backbone,
-    take_sampling_defaults,
-    with_guide_of,
-)
+from . import checkpoint
 from .data import ColorPhotographs, Recall, count_images, fill_memories, open_data
 from .image_sources import Folders
 from .objective import initialize_flow, pretrained_backbone, validate
@@ -135,8 +125,8 @@ class _Trainer(Run):
         self.folder, self.cancelled = folder, cancelled or (lambda: False)
         self.progress: Progress = progress or (lambda done, total, preview=None: None)
         self.results = Results(folder)
-        self.checkpoints = Checkpoints(folder, fingerprint(recipe))
-        state, lines = RunState(), list[str]()
+        self.checkpoints = checkpoint.Checkpoints(folder, fingerprint(recipe))
+        state, lines = checkpoint.RunState(), list[str]()
         self.content = self.checkpoints.read(lines.append)  # of the checkpoint to resume from, until ``prepare``
         if self.content is not None:
             state.step = self.content["progress"]["step"]
@@ -203,34 +193,34 @@ class _Trainer(Run):
 
     def _resume(self, content: dict[str, Any], start: Path | None) -> None:
         state = self.state
-        self.optimizer_state = restore(content, self.flow, self.average, state)
+        self.optimizer_state = checkpoint.restore(content, self.flow, self.average, state)
         if start is not None and not f"{state.origin},".startswith(f", starting from {start.stem},"):
             raise FlowError(
                 f"{self.folder} holds a run that did not start from {start.stem}. Choose another --run folder, or "
                 "leave out --start to go on with that run."
             )
         if state.start:
-            take_sampling_defaults([self.flow, self.average], self.results.start)
+            checkpoint.take_sampling_defaults([self.flow, self.average], self.results.start)
         self.log.line(f"resuming after step {state.step}")
 
     def _load(self, start: Path | None, encoder_from: Path | None) -> None:
         """Load the weights that a new run begins with."""
         state = self.state
         if start is not None:
-            load_weights(self.flow, start, other_encoder=encoder_from is not None)
-            take_sampling_defaults([self.flow, self.average], start)
+            checkpoint.load_weights(self.flow, start, other_encoder=encoder_from is not None)
+            checkpoint.take_sampling_defaults([self.flow, self.average], start)
             state.initialised, state.rate, state.origin = True, self.recipe.start_rate, f", starting from {start.stem}"
             if self.distributed.is_main:
-                copy_file(start, self.results.start)
+                checkpoint.copy_file(start, self.results.start)
         if encoder_from is not None:
-            part = load_encoder(self.flow, encoder_from)
+            part = checkpoint.load_encoder(self.flow, encoder_from)
             state.origin += f", with the {part} of {encoder_from.stem}"
         elif start is None and pretrained_backbone(self.flow) is not None:
-            shipped = shipped_with_backbone(self.recipe.model)
+            shipped = checkpoint.shipped_with_backbone(self.recipe.model)
             if shipped is None:
                 return
             trained_here = any(stage.objective == "chroma" for stage in self.recipe.stages)
-            part = load_encoder(self.flow, shipped, backbone_alone=trained_here)
+            part = checkpoint.load_encoder(self.flow, shipped, backbone_alone=trained_here)
             state.origin = f", with the {part} of {shipped.stem}"
             self.log.line(f"took the {part} of the shipped model {shipped.stem}; encoder_from chooses another file")
 
@@ -422,10 +412,8 @@ class _Trainer(Run):
                 f"{problem}. Lower the learning rate of stage {stage.name} ({stage.learning_rate}); a checkpoint, if "
                 f"there is one, is in {self.folder}."
             )
-        kept = {"rate": state.rate / 2, "retreats": state.retreats + 1, "skipped": state.skipped}
-        self.optimizer_state = restore(
-            content | {"progress": content["progress"] | kept}, self.flow, self.average, state
-        )
+        content["progress"] |= {"rate": state.rate / 2, "retreats": state.retreats + 1, "skipped": state.skipped}
+        self.optimizer_state = checkpoint.restore(content, self.flow, self.average, state)
         self.log.line(f"{problem}: back to step {state.step}, with learning rates times {state.rate:g}")
         self.distributed.barrier()
 
@@ -445,7 +433,7 @@ class _Trainer(Run):
         """Measure the averaged weights unless the caller waits, and write model, sample sheet and curve."""
         state = self.state
         metrics, sheet = ({}, None) if self.was_cancelled else self._measure(stage)
-        flow, of_guide = with_guide_of(self.average, self.results.start)
+        flow, of_guide = checkpoint.with_guide_of(self.average, self.results.start)
         provenance = {
             "source": f"trained by flowcore, recipe {self.recipe.name}{state.origin}",
             "licence": self.recipe.licence + of_guide,

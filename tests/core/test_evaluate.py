@@ -12,12 +12,13 @@ from PIL import Image
 
 from flowcore import FlowError, ImageError
 from flowcore.checkpoints.file import save
-from flowcore.evaluation import colorization, upscaling
+from flowcore.evaluation import colorization
 from flowcore.evaluation.colorization import colorizer_table, evaluate_colorizer
 from flowcore.evaluation.image_set import evaluate_density
 from flowcore.evaluation.upscaling import MEASURES, USUAL_MEASURES, evaluate_upscaler, missing_measures, upscaler_table
 from flowcore.images.color import NEUTRAL, compress, luma, merge, split
 from flowcore.images.resize import enlarge, shrink
+from flowcore.quality import metrics
 from flowcore.quality.metrics import (
     chroma_rmse,
     diversity,
@@ -385,7 +386,7 @@ def test_missing_measures_are_marked_and_named(monkeypatch):
     header = upscaler_table(results, USUAL_MEASURES).splitlines()[0]
     assert "diversity score (LPIPS)" in header
     assert "MSE" not in header
-    monkeypatch.setattr(upscaling, "lpips_missing", lambda: "a package")
+    monkeypatch.setattr(metrics, "lpips_missing", lambda: "a package")
     assert missing_measures(["psnr"]) is None
     score = "the diversity score on LPIPS"
     for measures, names in (((), f"LPIPS and {score}"), ((["lpips"],), "LPIPS"), ((["diversity_score"],), score)):
@@ -393,9 +394,9 @@ def test_missing_measures_are_marked_and_named(monkeypatch):
 
 
 def test_diversity_score_uses_lpips_if_installed(enlarged, monkeypatch):
-    monkeypatch.setattr(upscaling, "lpips_missing", lambda: None)
-    monkeypatch.setattr(upscaling, "lpips", lambda a, b: (a - b).abs().mean((1, 2, 3)))
-    monkeypatch.setattr(upscaling, "lpips_map", lambda a, b: (a - b).abs().mean(1, keepdim=True))
+    monkeypatch.setattr(metrics, "lpips_missing", lambda: None)
+    monkeypatch.setattr(metrics, "lpips", lambda a, b: (a - b).abs().mean((1, 2, 3)))
+    monkeypatch.setattr(metrics, "lpips_map", lambda a, b: (a - b).abs().mean(1, keepdim=True))
     flow = upscaler()
     row = evaluate_upscaler(flow, enlarged, temperatures=(0.9,), samples=2)["tau 0.9"]
     assert "diversity_score_mse" not in row
@@ -403,7 +404,7 @@ def test_diversity_score_uses_lpips_if_installed(enlarged, monkeypatch):
     for name in ("large", "small"):
         hr = crop(rgb(enlarged / f"{name}.png").float(), 4)
         pictures = eight_bits(upscale(flow, eight_bits(shrink(hr, 4)), temperature=0.9, seed=0, samples=2))
-        expected.append(diversity_score(pictures, hr, upscaling.lpips_map))
+        expected.append(diversity_score(pictures, hr, metrics.lpips_map))
         distances.append(float((pictures[0] - hr).abs().mean()))
     assert row["diversity_score_lpips"] == pytest.approx(sum(expected) / 2, rel=1e-4)
     assert row["lpips"] == pytest.approx(sum(distances) / 2, rel=1e-4)
@@ -411,7 +412,7 @@ def test_diversity_score_uses_lpips_if_installed(enlarged, monkeypatch):
 
 
 def test_the_command_line_chooses_measures(enlarged, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(upscaling, "lpips_missing", lambda: "a package")
+    monkeypatch.setattr(metrics, "lpips_missing", lambda: "a package")
     save(upscaler(), tmp_path / "model.safetensors")
     save(model(), tmp_path / "colorizer.safetensors")
     numbers = tmp_path / "numbers.json"
