@@ -80,20 +80,17 @@ def evaluate_colorizer(
     """Measure a colorizer on a folder of photographs in color; several folders are one set.
 
     The result has means over images, ratios of means, and the largest "luma_error". Image i has seeds from ``seed + i *
-    samples`` on; of more than ``limit`` images, so many, evenly spread over the sorted names.
+    samples`` on; of more than ``limit`` images, so many, evenly spread.
 
-    On the grid that the model works on, see ``chroma_on_grid``: "bits_per_dim" with uniform noise, its
-    "standard_error", and the coherence at temperature 1 and at the requested temperatures, see ``coherence_parts``.
-
-    On what ``colorize`` makes of the photograph's 8-bit luma at its own size, with K = ``samples`` colorings: "rmse" is
-    the mean ``chroma_rmse`` of all K, "rmse_best" that of the best image, "rmse_mean" of their mean, "rmse_calm" of the
-    one at temperature 0, "rmse_grey" of no color, "rmse_consensus" and "rmse_likelihood" of the first 2 by ``ranking``;
-    keys that end in "_of_grey" are relative to gray, below 1 if colors help. "colourfulness_gap" is relative to the
-    truth, minus 1; "luma_kept" the share of images whose colorings have exactly the luma that went in.
-
-    On these pictures at the resolution of the grid: "seams_8", "seams_16", ..., see ``seam_ratio``, for cells of so
-    many pixels of the working size, and the worst of them; ``fog`` over that of the photographs; with ``portraits``,
-    all aligned, the shares of colorings whose skin has a hue of no human skin, or is gray, see ``skin_verdict``.
+    On the grid that the model works on, see ``chroma_on_grid``: "bits_per_dim", and the coherence at temperature 1 and
+    at the requested temperatures, see ``coherence_parts``. On what ``colorize`` makes of the photograph's 8-bit luma at
+    its own size, with K = ``samples`` colorings: "rmse" is the mean ``chroma_rmse`` of all K, "rmse_best" that of the
+    best image, "rmse_mean" of their mean, "rmse_calm" of the one at temperature 0, "rmse_grey" of no color,
+    "rmse_consensus" and "rmse_likelihood" of the first 2 by ``ranking``; "_of_grey" is relative to gray, below 1 if
+    colors help. "colourfulness_gap" is relative to the truth, minus 1; "luma_kept" the share of images whose colorings
+    have exactly the luma that went in. At the resolution of the grid: "seams_8", "seams_16", ..., see ``seam_ratio``,
+    for cells of so many pixels, and the worst of them; ``fog`` over that of the photographs; with ``portraits``, all
+    aligned, the shares of colorings whose skin has a hue of no human skin, or is gray, see ``skin_verdict``.
     """
     flow.require("colorize")
     if samples < 2 or limit < 1:

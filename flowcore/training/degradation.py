@@ -65,6 +65,7 @@ def draw_degradation(rng: np.random.Generator, strength: float = 1.0) -> Degrada
     width = strength * MAX_BLUR * width if blurred < BLURRED else 0.0
     across = width * (0.2 + 0.8 * ratio) if anisotropic < ANISOTROPIC else width
     noise = strength if noisy < NOISY else 0.0
+    stored = round(MAX_QUALITY - strength * (MAX_QUALITY - MIN_QUALITY) * quality)
     return Degradation(
         blur=(width, across),
         direction=math.pi * direction,
@@ -72,9 +73,7 @@ def draw_degradation(rng: np.random.Generator, strength: float = 1.0) -> Degrada
         photon=noise * MAX_PHOTON * photon,
         read=noise * MAX_READ * read**2,  # mostly little
         gray=gray < GRAY,
-        quality=round(MAX_QUALITY - strength * (MAX_QUALITY - MIN_QUALITY) * quality)
-        if compressed < COMPRESSED
-        else None,
+        quality=stored if compressed < COMPRESSED else None,
         subsampled=subsampled < SUBSAMPLED,
         grid=(row, column),
     )

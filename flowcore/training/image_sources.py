@@ -260,13 +260,12 @@ class PixelCache:
 
     def images(self, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
         """Look up an image: HR ``(H, W, 3)`` and LR ``(H / scale, W / scale, 3)``, uint8; of scale 1 the same twice."""
-        hr = self.pixels[entry.offset : entry.offset + entry.height * entry.width * 3]
-        hr = hr.reshape(entry.height, entry.width, 3)
+        height, width, pixels = entry.height, entry.width, self.pixels[entry.offset :]
+        hr = pixels[: height * width * 3].reshape(height, width, 3)
         if self.scale == 1:
             return hr, hr
-        height, width = entry.height // self.scale, entry.width // self.scale
-        start = entry.offset + hr.size
-        return hr, self.pixels[start : start + height * width * 3].reshape(height, width, 3)
+        height, width = height // self.scale, width // self.scale
+        return hr, pixels[hr.size :][: height * width * 3].reshape(height, width, 3)
 
 
 def open_pixel_cache(folders: Folders, cache: Path, recipe: Recipe, progress: Progress | None = None) -> PixelCache:

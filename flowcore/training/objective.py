@@ -34,14 +34,16 @@ MAX_COLOR_ERROR = 0.05  # of a block: an overflow would drown all others
 PLAIN = Stage(name="plain", objective="likelihood", steps=1, series_terms=0)  # no penalties; only noise is random
 
 
-class _WithoutNoise(nn.Module):
+class Objective(nn.Module):
+    """The mean loss of a batch of images, of the source of their condition, and of noise if there is any."""
+
     unit = "L1"
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor | None:
         return None
 
 
-class AbsoluteError(_WithoutNoise):
+class AbsoluteError(Objective):
     """Mean absolute error of an encoder's own enlargement, of that shrunk again, and of its features.
 
     ``mean |enlarged(lr) - hr| + lr_consistency * mean |shrink(enlarged(lr)) - lr|``; with a teacher, which sees the
@@ -73,7 +75,7 @@ class AbsoluteError(_WithoutNoise):
         return loss
 
 
-class Brightening(_WithoutNoise):
+class Brightening(Objective):
     """Mean absolute error of what a low-light model decodes from latents of zero: its best guess."""
 
     def __init__(self, flow: Flow) -> None:
@@ -86,7 +88,7 @@ class Brightening(_WithoutNoise):
         return F.l1_loss(_decode_zeros(self.flow, dark, self.flow.encode_condition(dark)), x)
 
 
-class Rescaling(_WithoutNoise):
+class Rescaling(Objective):
     """Mean absolute error of images that a rescaling model shrank and restored, and of the small pictures.
 
     ``mean |restore(round(small)) - hr| + lr_consistency * mean |small - lr|`` with ``small = reduce(hr)``: restored at
@@ -114,7 +116,7 @@ class Rescaling(_WithoutNoise):
         return small, _decode_zeros(self.flow, hr, self.flow.encode_condition(stored))
 
 
-class ChromaError(_WithoutNoise):
+class ChromaError(Objective):
     """Mean squared error of the chroma that a colorizer's encoder predicts, in ``CHROMA_UNIT``, mean over its grids."""
 
     unit = "MSE"
@@ -136,7 +138,7 @@ class ChromaError(_WithoutNoise):
         return torch.stack(errors).mean()
 
 
-class Likelihood(nn.Module):
+class Likelihood(Objective):
     """Bits per dimension of dequantized images under a flow, mean over the batch.
 
     The noise is the one that the model's configuration names, see ``_bits``. The stage's weights add ``calm_error``,
@@ -208,9 +210,6 @@ class Likelihood(nn.Module):
             coefficients = tuple(c and (1.0,) * terms + roulette(round(count)) for c, count in drawn)
         probes = Probes(vectors=tuple(vectors), coefficients=coefficients, neumann=terms > 0)
         return noise, Condition(features=(), probes=probes)
-
-
-Objective = AbsoluteError | Brightening | ChromaError | Likelihood | Rescaling
 
 
 def make_objective(flow: Flow, stage: Stage, teacher: Flow | None = None) -> Objective:
@@ -344,12 +343,6 @@ def _variational(flow: Flow) -> VariationalDequantizer | None:
 
 # --- validation of the averaged weights on held-out images: metrics, and the columns of a sample sheet ---------------
 
-LOSSES = {
-    "l1": "validation_l1",
-    "chroma": "validation_mse",
-    "likelihood": "validation_bits_per_dim",
-    "rescale": "validation_l1",
-}
 CROPS = {"low_resolution": 8, "low_light": 32, "luma": 64}  # by the source of the condition; of the others, 256
 UPSCALER_TEMPERATURES = (0.0, 0.8, 0.8)
 TEMPERATURES = (0.0, 0.5, 0.7, 0.8, 0.9, 1.0)
@@ -373,7 +366,8 @@ def validate(flow: Flow, data: Data, recipe: Recipe, stage: Stage, *, device: st
     noise = objective.noise(tuple(x.shape), torch.Generator("cpu").manual_seed(recipe.seed * 1_000_003))
     with autocast(x.device, torch.bfloat16 if precision == "bfloat16" else torch.float32):
         loss = float(objective(x, source, noise))
-    metrics = {LOSSES[stage.objective]: round(loss, 4)}
+    # validation_l1, validation_mse or validation_bits_per_dim
+    metrics = {f"validation_{objective.unit.lower().replace('/', '_per_')}": round(loss, 4)}
     if isinstance(objective, Rescaling):
         assert source is not None
         more, columns = _rescale(objective, x, source)

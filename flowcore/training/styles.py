@@ -1,12 +1,10 @@
 """Style directions: attributes of images, as directions among a model's latents.
 
 ``direction_k`` is the average difference of the latents when attribute k is one standard deviation higher and the
-others are unchanged: all are regressed on at once, minus the mean of the digit, or of the source that images come from,
-or directions would hold what tells these apart. With more latents than images, most of a plain mean difference is
-chance: each place of a level is shrunk toward zero by the share that chance explains around it.
-
-Sources: Ardizzone et al., "Guided Image Generation with Conditional Invertible Neural Networks" (2019), section 4.1;
-Kingma & Dhariwal, "Glow" (2018), section 5.2; W. James & C. Stein, "Estimation with quadratic loss" (1961).
+others are unchanged: all are regressed on at once, minus the mean of the digit or source, which directions would tell
+apart otherwise. With more latents than images, most of a plain mean difference is chance: each place of a level is
+shrunk by the share that chance explains around it (W. James & C. Stein, "Estimation with quadratic loss", 1961).
+Sources: Ardizzone et al. (2019), section 4.1; Kingma & Dhariwal, "Glow" (2018), section 5.2.
 """
 
 from __future__ import annotations
