@@ -1,7 +1,6 @@
-"""The training loop: stages, checkpoints, validation, exact resume, several processes.
+"""The training loop. Everything random is a function of (seed, step): crops, noise, initial weights.
 
-Everything random is a function of (seed, step): crops, noise, initial weights. So the state of a run is its step, the
-weights, their average and the optimizer's moments, and a run that is stopped and resumed ends with the same parameters.
+So the state of a run is its step, the weights, their average and the optimizer's moments, and resuming is exact.
 """
 
 from __future__ import annotations

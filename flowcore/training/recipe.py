@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -193,35 +192,33 @@ def parse_recipe(text: str) -> Recipe:
             f"{recipe.architecture} model trains with {' or '.join(map(repr, fitting))}; got {recipe.degradation!r}."
         )
     for k, stage in enumerate(recipe.stages):
+        key = f"Recipe key stages[{k}]"
         upscaler = stage.objective == "l1" and not recipe.brightens
         multiple = recipe.scale if upscaler else max(recipe.scale, _crop_multiple(recipe))
         if stage.crop % multiple:
-            raise FlowError(
-                f"Recipe key stages[{k}].crop must be a multiple of {multiple} for this model; got {stage.crop}."
-            )
+            raise FlowError(f"{key}.crop must be a multiple of {multiple} for this model; got {stage.crop}.")
         if stage.color_weight and recipe.scale == 1:
             raise FlowError(
-                f"Recipe key stages[{k}].color_weight is about the samples of upscalers; a {recipe.architecture} model "
-                f"is none. Set it to 0; got {stage.color_weight}."
+                f"{key}.color_weight is about the samples of upscalers; a {recipe.architecture} model is none. Set it "
+                f"to 0; got {stage.color_weight}."
             )
         if stage.teacher_weight and stage.objective != "l1":
             raise FlowError(
-                f"Recipe key stages[{k}].teacher_weight is about the features of an upscaler's encoder, trained by "
+                f"{key}.teacher_weight is about the features of an upscaler's encoder, trained by "
                 f'objective "l1". Set it to 0; got {stage.teacher_weight} with objective "{stage.objective}".'
             )
         if stage.lr_consistency and recipe.degradation != "bicubic":
             raise FlowError(
-                f"Recipe key stages[{k}].lr_consistency must be 0 with degradation = {recipe.degradation!r}: it asks "
+                f"{key}.lr_consistency must be 0 with degradation = {recipe.degradation!r}: it asks "
                 "that the enlargement shrink to the LR image, noise and blocks included. Set it to 0, or choose "
                 f"degradation = 'bicubic'; got {stage.lr_consistency}."
             )
     names = [stage.name for stage in recipe.stages]
-    for name in recipe.start_stages:
-        if name not in names:
-            raise FlowError(
-                f"Recipe key start_stages names a stage {name!r} that there is not.{suggestion(name, names)} Choices: "
-                f"{', '.join(names)}."
-            )
+    if unknown := [name for name in recipe.start_stages if name not in names]:
+        raise FlowError(
+            f"Recipe key start_stages names a stage {unknown[0]!r} that there is not.{suggestion(unknown[0], names)} "
+            f"Choices: {', '.join(names)}."
+        )
     return recipe
 
 
@@ -312,12 +309,11 @@ def _checked_value(name: str, value: Any, expected: Any, bound: Any) -> Any:
 
 
 def _checked_items(name: str, value: Any, kind: type[Any], bound: Items) -> tuple[Any, ...]:
-    kinds = (int, float) if kind is float else (kind,)
-    items: Sequence[Any] = value if isinstance(value, (list, tuple)) else ()
-    fit = items is value and (bound.empty or len(items) > 0)
-    fit = fit and all(type(item) in kinds for item in items)  # isinstance would take True for an int
+    kinds = (int, float) if kind is float else (kind,)  # isinstance would take True for an int
+    fit = isinstance(value, (list, tuple)) and (bound.empty or len(value) > 0)
+    fit = fit and all(type(item) in kinds for item in value)
     if fit and bound.range is not None:
-        fit = all(bound.range.low <= item <= bound.range.high and math.isfinite(item) for item in items)
+        fit = all(bound.range.low <= item <= bound.range.high and math.isfinite(item) for item in value)
     if not fit:
         raise FlowError(f"{name} must be a list of {bound.words}; got {value!r}.")
-    return tuple(kind(item) for item in items)
+    return tuple(kind(item) for item in value)

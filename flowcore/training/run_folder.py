@@ -162,7 +162,7 @@ def _draw_panel(draw: ImageDraw.ImageDraw, left: int, title: str, line: list[Poi
 
 # --- model files ------------------------------------------------------------------------------------------------------
 
-START_FILE = "start.safetensors"  # in the run folder: the model that the run started from
+MODEL, START_FILE = "model.safetensors", "start.safetensors"  # in the run folder; what the run started from
 TOLERANCE = {"psnr_tau0.0": 0.1, "of_gray_tau0": 0.01}  # how much worse the best guess of a better model may be
 
 
@@ -189,9 +189,7 @@ class Results:
     """The model files of a run: what it started from, the better of the two, and what was trained if it is worse."""
 
     def __init__(self, folder: Path) -> None:
-        self.start, self.model, self.worse = (
-            folder / name for name in (START_FILE, "model.safetensors", "worse.safetensors")
-        )
+        self.start, self.model, self.worse = folder / START_FILE, folder / MODEL, folder / "worse.safetensors"
 
     def publish(self, flow: Flow, provenance: dict[str, Any], start: Mapping[str, float], *, measured: bool) -> None:
         """Write a model with its metrics; where the start, which measured ``start``, is better, beside that one."""
@@ -223,10 +221,8 @@ class Results:
         values = ", ".join(f"{name} {start[name]:g} -> {value:g}" for name, value in metrics.items() if name in start)
         worse = became_worse(start, metrics)
         if worse:
-            return False, (
-                f"worse than the start {worse} ({values}): {self.model.name} is the start; what was trained is "
-                f"{self.worse}"
-            )
+            files = f"{self.model.name} is the start; what was trained is {self.worse}"
+            return False, f"worse than the start {worse} ({values}): {files}"
         change, *others = (loss_of_quality(name, start, metrics) for name in start)
         if change == 0:
             return False, f"as good as the start ({values})"
@@ -256,8 +252,7 @@ def loss_of_quality(name: str, start: Mapping[str, float], metrics: Mapping[str,
 
 # --- a run under a name -----------------------------------------------------------------------------------------------
 
-CHECKPOINT, MODEL, RECORD = "checkpoint.pt", "model.safetensors", "node.json"
-EARLIER = "earlier"
+CHECKPOINT, RECORD, EARLIER = "checkpoint.pt", "node.json", "earlier"
 NOT_SET_ASIDE = ("cache", EARLIER)
 
 
