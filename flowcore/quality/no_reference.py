@@ -230,15 +230,17 @@ def jpeg_quality(image: Tensor) -> float | None:
     """Estimate the quality, 1 to 100, at which a photograph was stored as JPEG, also where it was cut out of one.
 
     In one of the 64 grids of 8x8 pixels most coefficients of the cosine transform are 0 and the others near multiples
-    of the quantization steps; the quality is that whose table has these steps. None where there is no grid: in files
-    that were never stored so, or were resized since.
-
+    of the quantization steps, which tell the quality. None where there is no grid, also if it was resized since.
     Source: the idea of Fan & de Queiroz, "Identification of bitmap compression history", IEEE TIP 2003.
     """
     if min(image.shape[-2:]) < MIN_SIDE:
         return None
-    y = 255 * luma(_middle(image)[None])[0, 0] - 128
-    grids = [_spectrum(y[top:, left:]) for top in range(BLOCK) for left in range(BLOCK)]
+    y = 255 * luma(_middle(image)[None]) - 128
+    n = torch.arange(BLOCK)
+    waves = torch.cos(math.pi / BLOCK * (n + 0.5) * n[:, None]) / 2  # of the cosine transform
+    waves[0] /= math.sqrt(2)
+    corners = [(top, left) for top in range(BLOCK) for left in range(BLOCK)]
+    grids = [waves @ _patches(y[..., top:, left:], BLOCK)[0] @ waves.T for top, left in corners]  # (N, 8, 8) each
     spectrum = max(grids, key=lambda each: float((each.abs() < ZERO).float().mean()))
     found = [_step(spectrum[:, u, v], step) for (u, v), step in STEPS.items()]
     if math.hypot(*(sure for _, sure in found)) < SURE:
@@ -267,16 +269,6 @@ def noise_level(image: Tensor) -> float:
 def _middle(image: Tensor) -> Tensor:
     top, left = (max(0, (side - SIDE) // 2) for side in image.shape[-2:])
     return image[:3, top : top + SIDE, left : left + SIDE].float().cpu()
-
-
-def _spectrum(y: Tensor) -> Tensor:
-    """Transform the blocks of a grid that begins at the corner: ``(N, 8, 8)``."""
-    n = torch.arange(BLOCK)
-    waves = torch.cos(math.pi / BLOCK * (n + 0.5) * n[:, None]) / 2
-    waves[0] /= math.sqrt(2)
-    height, width = (side // BLOCK * BLOCK for side in y.shape)
-    blocks = y[:height, :width].unflatten(1, (-1, BLOCK)).unflatten(0, (-1, BLOCK)).transpose(1, 2).flatten(0, 1)
-    return waves @ blocks @ waves.T
 
 
 def _step(values: Tensor, usual: int) -> tuple[float, float]:

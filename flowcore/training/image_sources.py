@@ -310,14 +310,11 @@ def _read_index(pixels: Path, index: Path, scale: int) -> tuple[list[Entry], lis
         content: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
         entries = [Entry(*row) for row in content["entries"]]
         skipped: list[str] = content["skipped"]
-        size = max((e.offset + _bytes_of(e.height, e.width, scale) for e in entries), default=0)
+        pairs = ((e.offset, e.height * e.width, (e.height // scale) * (e.width // scale)) for e in entries)
+        size = max((offset + 3 * (hr + lr if scale > 1 else hr) for offset, hr, lr in pairs), default=0)
         return (entries, skipped) if pixels.stat().st_size == size else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _bytes_of(height: int, width: int, scale: int) -> int:
-    return 3 * height * width + (3 * (height // scale) * (width // scale) if scale > 1 else 0)
 
 
 def _write(sources: list[ImageSource], recipe: Recipe, pixels: Path, index: Path, progress: Progress | None) -> None:

@@ -35,7 +35,7 @@ PLAIN = Stage(name="plain", objective="likelihood", steps=1, series_terms=0)  # 
 
 
 class Objective(nn.Module):
-    """The mean loss of a batch of images, of the source of their condition, and of noise if there is any."""
+    """The mean loss of images ``(B, C, H, W)`` in [0, 1], of the source of their condition, and of noise if any."""
 
     unit = "L1"
 
@@ -59,7 +59,6 @@ class AbsoluteError(Objective):
             self.teacher = lr_encoder(teacher).requires_grad_(False)
 
     def forward(self, hr: Tensor, lr: Tensor, noise: None = None) -> Tensor:
-        """Compute the loss from HR ``(B, 3, H, W)`` and LR ``(B, 3, H / scale, W / scale)``, both in [0, 1]."""
         if self.teacher is None:
             enlarged = self.encoder.enlargement(lr)
             loss = F.l1_loss(enlarged, hr)
@@ -84,7 +83,6 @@ class Brightening(Objective):
         self.flow = flow
 
     def forward(self, x: Tensor, dark: Tensor, noise: None = None) -> Tensor:
-        """Compute the loss from photographs and dark ones, both ``(B, 3, H, W)`` in [0, 1]."""
         return F.l1_loss(_decode_zeros(self.flow, dark, self.flow.encode_condition(dark)), x)
 
 
@@ -102,7 +100,6 @@ class Rescaling(Objective):
         self.flow, self.stage = flow, stage
 
     def forward(self, hr: Tensor, lr: Tensor, noise: None = None) -> Tensor:
-        """Compute the loss from HR ``(B, 3, H, W)`` and LR ``(B, 3, H / scale, W / scale)``, both in [0, 1]."""
         small, restored = self.restore(hr)
         loss = F.l1_loss(restored, hr)
         if self.stage.lr_consistency:
@@ -178,7 +175,6 @@ class Likelihood(Objective):
         return torch.cat([t.flatten(1) for t in (noise, *vectors, more)], dim=1)
 
     def forward(self, x: Tensor, source: Tensor | None, noise: Tensor) -> Tensor:
-        """Compute the loss from images ``(B, C, H, W)`` in [0, 1], the source of their condition, and noise."""
         flow, stage = self.flow, self.stage
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_frozen):
             cond = None if source is None else flow.encode_condition(source)
