@@ -161,10 +161,7 @@ def _means(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def upscaler_table(results: dict[str, dict[str, dict[str, float]]], measures: Sequence[str] | None = None) -> str:
-    """Format results of upscalers: set name to what ``evaluate_upscaler`` returned.
-
-    A column of ``measures``, those that were requested, says "missing" if nothing has it.
-    """
+    """Format results: set name to what ``evaluate_upscaler`` returned; "missing" if nothing has a requested measure."""
     present = {key for methods in results.values() for row in methods.values() for key in row}
     requested = {"diversity_score_mse" if name == "diversity_score" else name for name in measures or ()}
     if "diversity_score_lpips" in present:

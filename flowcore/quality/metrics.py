@@ -169,9 +169,8 @@ def global_share(residual: Tensor) -> Tensor:
 def coherence_parts(samples: Tensor, truth: Tensor) -> tuple[float, float]:
     """Compare how samples differ from their mean with how the truth does: globally, or in patches.
 
-    With m the mean of the samples ``(N, 2, H, W)`` and g ``global_share``: ``mean over samples of g(sample - m)``, and
-    ``g(truth - m)``. The coherence of many images is the mean of the first over that of the second: 1 is ideal, and
-    near 0 every patch chooses a color of its own.
+    With g ``global_share`` and m the mean of the samples: ``mean over samples of g(sample - m)``, and ``g(truth - m)``.
+    The coherence of many images is the ratio of their means: 1 is ideal; near 0 every patch has a color of its own.
     """
     mean = samples.mean(0, keepdim=True)
     return float(global_share(samples - mean).mean()), float(global_share(truth - mean))

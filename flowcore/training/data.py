@@ -286,10 +286,9 @@ def _names(data: Photographs) -> list[str]:
 
 
 class Digits:
-    """Labeled gray images of the files ``train-images-idx3-ubyte`` and ``train-labels-idx1-ubyte``, gzipped or not.
+    """Gray images of ``train-images-idx3-ubyte`` and their labels, if ``labeled``; the last ones are held out.
 
-    The last ones are held out for validation. With ``labeled``, the share ``unlabeled`` of the others has the label
-    "not given", which is the number of classes; without, batches have no labels.
+    The share ``unlabeled`` of the others has the label "not given", which is the number of classes.
     """
 
     skipped: tuple[str, ...] = ()

@@ -61,8 +61,7 @@ class ImageSource:
 def find_images(folders: Folders) -> list[ImageSource]:
     """List the images of folders, archives (``photos.zip``) and folders in these (``photos.zip/train``), at any depth.
 
-    They are sorted by name within each folder. With several folders, names begin with the folder's number and name
-    (``2-holiday/a.jpg``), and an image that is in two of them is listed once.
+    With several, names begin with the folder's (``2-holiday/a.jpg``), and an image that is in two is listed once.
     """
     folders = [folders] if isinstance(folders, Path) else list(folders)
     if not folders:

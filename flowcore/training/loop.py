@@ -57,11 +57,10 @@ def train(
     """Run a recipe to its end, resuming from the checkpoint in the folder ``run`` if there is one.
 
     ``data`` is a folder or ZIP archive of images, or several, see ``open_data``. ``start`` is a model file whose
-    weights to start from, with the recipe's configuration, but for the encoder where ``encoder_from`` names another. It
-    is measured before the first step, the recipe has stages and rates of its own for it (``start_stages``,
-    ``start_rate``), and the model file holds the better of the two: the start, or what was trained. ``encoder_from`` is
-    a model file whose encoder to start from; or, for an encoder with a backbone, the file of the backbone alone, as
-    ``benchmarks/read_efficientnet.py`` writes it. None for such an encoder takes the shipped model that has it.
+    weights to start from; it is measured before the first step, the recipe has stages and rates of its own for it
+    (``start_stages``, ``start_rate``), and the model file holds the better of the two: the start, or what was trained.
+    ``encoder_from`` is a model file whose encoder to start from; or, for an encoder with a backbone, the file of the
+    backbone alone. None for such an encoder takes the shipped model that has it.
 
     The run stops, with a checkpoint, after ``stop_after`` steps in all. ``minutes`` shortens all stages so that a new
     run ends, with the decay of its rate, in this time, all included; a run that was begun so keeps to the minutes of
@@ -419,7 +418,6 @@ class _Trainer(Run):
     # --- results
 
     def _checkpoint(self, runner: StageRunner) -> None:
-        """Write all files."""
         begin = time.monotonic()
         self.average.normalize()  # before it is written, so that a resumed run has the same
         if self.distributed.is_main:

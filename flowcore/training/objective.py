@@ -136,12 +136,10 @@ class ChromaError(Objective):
 
 
 class Likelihood(Objective):
-    """Bits per dimension of dequantized images under a flow, mean over the batch.
+    """Bits per dimension of dequantized images under a flow, mean over the batch; and what the stage has weights for.
 
-    The noise is the one that the model's configuration names, see ``_bits``. The stage's weights add ``calm_error``,
-    ``color_error`` and the costs of the paths of an FFJORD, see ``path_costs``. A log-determinant without a closed form
-    is estimated from a probe per image; as a series, of ``series_terms`` terms and a number more that is drawn from
-    Poisson(2), with Neumann's gradient; with ``series_terms`` 0, of 20 terms.
+    A log-determinant without a closed form is estimated from a probe per image; as a series, of ``series_terms`` terms
+    and a number more that is drawn from Poisson(2), with Neumann's gradient; with ``series_terms`` 0, of 20 terms.
     """
 
     unit = "bits/dim"
@@ -239,9 +237,8 @@ def bits_by_level(flow: Flow, x: Tensor, cond: Condition | None, noise: Tensor) 
 def calm_error(flow: Flow, x: Tensor, cond: Condition | None) -> Tensor:
     """Mean squared error of what latents of zero decode to: of images, or in whitened units and mean over levels.
 
-    Likelihood alone takes zero about to the median, which of colors is grayer than their mean. Of all maps that fit the
-    data as well, this term chooses one whose temperature 0 is the mean. Of a colorizer, every level starts from the
-    true chroma at the next coarser one.
+    Likelihood alone takes zero about to the median, which of colors is grayer than their mean. Of a colorizer, every
+    level starts from the true chroma at the next coarser one.
     """
     if flow.capabilities.source != "luma":
         return F.mse_loss(_decode_zeros(flow, x, cond), x)

@@ -238,10 +238,7 @@ def held_out_names(source: str) -> frozenset[str]:
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """Hash everything that determines the parameters of a run, without names, paths and reporting: 64 hex digits.
-
-    Fields at their defaults are left out, so that a field that is added later changes no fingerprint.
-    """
+    """Hash what determines a run's parameters and is not the default, so that later fields change no fingerprint."""
     fields = {key: value for key, value in _without_defaults(recipe).items() if key not in WITHOUT_EFFECT}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 

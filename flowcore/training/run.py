@@ -110,12 +110,10 @@ class Distributed:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes and logs."""
         return self.rank == 0
 
     @property
     def is_active(self) -> bool:
-        """Whether there is more than one process."""
         return self.world_size > 1
 
     def shard(self, batch: int) -> slice:
@@ -133,7 +131,6 @@ class Distributed:
         return differentiable.all_reduce(value) / self.world_size if self.is_active else value
 
     def barrier(self) -> None:
-        """Wait for all processes."""
         if self.is_active:
             dist.barrier()
 

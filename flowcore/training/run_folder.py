@@ -59,7 +59,6 @@ class RunLog:
         self.board = board.SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
     def line(self, text: str) -> None:
-        """Write a line, with the time."""
         if not self.enabled:
             return
         stamped = f"{time.strftime('%H:%M:%S')} {text}"
@@ -181,7 +180,6 @@ class Result:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run has reached its end."""
         return self.steps >= self.total
 
 
@@ -204,7 +202,6 @@ class Results:
             self.worse.unlink(missing_ok=True)
 
     def is_of(self, step: int) -> bool:
-        """Whether the files are those of a step."""
         files = [file for file in (self.worse, self.model) if file.exists()]
         return self.model in files and any(read_header(file).provenance.get("steps") == step for file in files)
 
@@ -231,11 +228,8 @@ class Results:
 
 
 def became_worse(start: Mapping[str, float], metrics: Mapping[str, float]) -> str:
-    """Say in which measure, and by how much, a model became worse than the one that it started from; "" if it did not.
-
-    That is in the first, the loss of held-out images, or much in the picture at temperature 0, which may lose while the
-    likelihood still rises.
-    """
+    """Say in which measure, and by how much, a model became worse than the one it started from; "" if it did not."""
+    # the first is the loss of held-out images; the picture at temperature 0 may lose while the likelihood still rises
     limits = dict.fromkeys([*start][:1], 0.0) | {name: TOLERANCE[name] for name in TOLERANCE if name in start}
     for name, limit in limits.items():
         loss = loss_of_quality(name, start, metrics)
@@ -329,7 +323,6 @@ class NamedRun:
         return str((self.folder / CHECKPOINT).stat().st_mtime_ns)
 
     def history(self) -> list[dict[str, str]]:
-        """Read the trainer's history, a row per logged step."""
         return read_rows(self.folder / "history.csv")
 
     def last_sheet(self) -> Path | None:

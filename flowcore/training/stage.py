@@ -68,7 +68,6 @@ class StageRunner:
         return self.first + self.stage.steps
 
     def resume(self, optimizer_state: dict[str, Any]) -> None:
-        """Load the optimizer's state from a checkpoint."""
         self.optimizer.load_state_dict(optimizer_state)
         for group in self.optimizer.param_groups:
             group["fused"] = self.fused  # the checkpoint may come from another device
