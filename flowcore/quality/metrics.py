@@ -77,10 +77,8 @@ def diversity_score(samples: Tensor, hr: Tensor, distance: Callable[[Tensor, Ten
     """How much closer to the original the best sample at every pixel is than the best sample as a whole, in percent.
 
     ``100 (global best - local best) / global best``: the least mean of the samples' maps of the distance, against the
-    mean of the least of the maps at every pixel. The challenge takes 10 samples (more give a higher score) and
-    ``lpips_map``; scores with another distance are not comparable to it.
-
-    Source: Lugmayr et al., "NTIRE 2021 learning the super-resolution space challenge" (CVPR workshops), section 2.
+    mean of the least of the maps at every pixel. Comparable with 10 samples and ``lpips_map`` only; Lugmayr et al.,
+    "NTIRE 2021 learning the super-resolution space challenge" (CVPR workshops), section 2.
     """
     maps = torch.cat([distance(sample[None], hr) for sample in samples])  # (N, 1, H, W)
     best, local = float(maps.flatten(1).mean(1).min()), float(maps.amin(0).mean())
@@ -144,7 +142,7 @@ def _alexnet() -> Path:
 
 FLAT = 4 / 255  # change of luma to a neighbor below which there is no edge, see docs/decisions/0014: half of them
 ROUNDING = 1e-6  # mean change of chroma that is none
-# top, bottom, left and right, over the side, of nose and cheeks in a portrait whose eyes are at 0.45 of its height
+# top, bottom, left and right, over the side, of nose and cheeks where irises are at (0.45, 0.38) and (0.45, 0.61)
 SKIN_PATCH = (0.50, 0.64, 0.40, 0.60)
 # The hue of human skin, an angle of (Cb, Cr) in degrees: the 0.1st and 99.9th percentile, rounded, of SKIN_PATCH in
 # 1,171 portraits in color. All 107 held-out ones are within. Blue is below 60, green above 180.
@@ -185,11 +183,9 @@ def seam_sums(chroma: Tensor, luma: Tensor, cell: int) -> Tensor:
     """Add up changes of chroma across the borders of a grid's cells, and inside them, for ``seam_ratio``.
 
     Sum and number of ``|chroma[i + 1] - chroma[i]|`` of neighbors in different cells, then of neighbors in one cell:
-    ``(4,)`` float64, to be added up over images. Only neighbors whose lumas differ by less than ``FLAT`` count, where a
-    change of color has no edge to follow. Luma is ``(B or 1, 1, h, w)``; cells of ``cell >= 2`` positions start at the
-    top left.
-
-    Source: the idea of Wu and Yuen, "A generalized block-edge impairment metric for video coding" (1997).
+    ``(4,)`` float64. Only neighbors whose lumas, ``(B or 1, 1, h, w)``, differ by less than ``FLAT`` count, where a
+    change of color has no edge to follow. Source: the idea of Wu and Yuen, "A generalized block-edge impairment metric
+    for video coding" (1997).
     """
     sums = torch.zeros(4, dtype=torch.float64)
     for dim in (2, 3):
@@ -204,10 +200,9 @@ def seam_sums(chroma: Tensor, luma: Tensor, cell: int) -> Tensor:
 
 
 def seam_ratio(sums: Tensor) -> float:
-    """Ratio of the mean change across borders to that inside cells, of the ``seam_sums`` of all images.
+    """Ratio of the mean change across borders to that inside cells: photographs have 1 to 1.1, seams have more.
 
-    Photographs have 1 to 1.1, cells that disagree more. Infinite if chroma changes across borders only; NaN if it does
-    not change at all, or without neighbors on either side.
+    Infinite if chroma changes across borders only; NaN if it does not change at all, or without neighbors.
     """
     across, across_number, inside, inside_number = sums.tolist()
     if not across_number or not inside_number:
@@ -219,10 +214,7 @@ def seam_ratio(sums: Tensor) -> float:
 
 
 def fog(chroma: Tensor, luma: Tensor) -> Tensor:
-    """Root mean square change of color between neighbors where luma does not change, ``(B,)`` float64.
-
-    NaN where luma changes everywhere. More than in the photograph's own colors means blobs that follow no object.
-    """
+    """Root mean square change of color between neighbors whose luma does not change, ``(B,)``; NaN without any."""
     squares, number = torch.zeros(len(chroma), dtype=torch.float64), torch.zeros(len(chroma), dtype=torch.float64)
     for dim in (2, 3):
         change = float64(chroma).diff(dim=dim).square().mean(1, keepdim=True).cpu()
@@ -233,10 +225,7 @@ def fog(chroma: Tensor, luma: Tensor) -> Tensor:
 
 
 def skin_color(chroma: Tensor) -> tuple[Tensor, Tensor]:
-    """Measure the skin in aligned portraits: hue in degrees, and length, of the mean chroma of ``SKIN_PATCH``.
-
-    Irises are at 0.45 of the height, 0.38 and 0.61 of the width.
-    """
+    """Measure the skin in aligned portraits: hue in degrees, and length, of the mean chroma of ``SKIN_PATCH``."""
     height, width = chroma.shape[2:]
     top, bottom = (round(part * height) for part in SKIN_PATCH[:2])
     left, right = (round(part * width) for part in SKIN_PATCH[2:])

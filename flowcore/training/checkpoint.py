@@ -46,10 +46,7 @@ class RunState:
 
 
 class Checkpoints:
-    """The two checkpoints of a run: ``checkpoint.pt``, the newest, and ``checkpoint.previous.pt``, the one before it.
-
-    They are written atomically. While steps are not finite, the previous one stays the last good one.
-    """
+    """The newest checkpoint of a run, and the one before it, which stays the last good one."""
 
     def __init__(self, run: Path, fingerprint: str) -> None:
         self.newest, self.previous = run / "checkpoint.pt", run / "checkpoint.previous.pt"
@@ -117,10 +114,7 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def load_weights(flow: Flow, path: Path, *, other_encoder: bool = False) -> None:
-    """Load all weights of a model of the same configuration; with ``other_encoder`` all but an encoder of another.
-
-    A dequantizer or a guide, which are no part of the bijection, may be new or left behind; see ``with_guide_of``.
-    """
+    """Load a model of the same configuration; a dequantizer, a guide or ``other_encoder`` may be new or left behind."""
     other = read(path)
     expected, actual = dataclasses.asdict(flow.config), dataclasses.asdict(other.config)
     may_differ = {"styles", *SAMPLING, *OF_GUIDE}  # measured after training: those of the file are of its weights

@@ -1,7 +1,7 @@
 """The training data that a recipe asks for.
 
-Whatever the kind, ``batch(size, crop, seed, step)`` is a function of its arguments alone, which makes resuming exact,
-and may be called from any thread; ``training``, ``held_out`` and ``skipped`` list what there is.
+Whatever the kind, ``batch(size, crop, seed, step)`` is a function of its arguments alone, also in threads: that makes
+resuming exact. ``training``, ``held_out`` and ``skipped`` list what there is.
 """
 
 from __future__ import annotations

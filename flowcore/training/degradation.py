@@ -84,8 +84,7 @@ def degrade(
 ) -> np.ndarray:
     """Make a crop ``(side, side, 3)`` of the LR image of a photograph; rows, columns and sides are in LR pixels.
 
-    It degrades more than it returns, complete JPEG blocks and the reach of blur and kernels around them, so that crops
-    have no border effects; beyond its own border a photograph is padded symmetrically.
+    It degrades complete JPEG blocks and what kernels reach around them, so that crops have no border effects.
     """
     above, before = way.grid if way.quality is not None else (0, 0)
     rows, columns = (GRID * math.ceil((n + side) / GRID) if way.quality is not None else side for n in (above, before))
@@ -116,8 +115,7 @@ def degrade(
 def darken(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Photograph a picture ``(H, W, 3)`` of uint8 again in little light.
 
-    Linear light is multiplied by a gain, in half of the pictures one that varies softly; noise is that of a camera that
-    keeps its settings; then come gamma, 8 bits, and in half of the pictures JPEG.
+    Linear light is multiplied by a gain, which may vary softly; then come noise, gamma, 8 bits, and JPEG for half.
     """
     uneven, compressed, quality, photon, read = rng.random(5).tolist()
     gain = math.log(MIN_GAIN) + rng.random() * math.log(MAX_GAIN / MIN_GAIN)

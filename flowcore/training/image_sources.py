@@ -115,10 +115,7 @@ def _members(archive: Path, folder: str) -> list[ImageSource]:
 
 
 def folder_stamp(folder: Path) -> str:
-    """Digest what changes when a file is added to a folder, which need not exist, or removed from it, at any depth.
-
-    Only folders are asked when they changed: asking every file of a large folder on a network takes minutes.
-    """
+    """Digest when the folders in a folder, which need not exist, changed: asking every file may take minutes."""
     digest = hashlib.sha256()
     if folder.is_file():
         digest.update(f"{folder} {folder.stat().st_mtime_ns}\n".encode())
@@ -128,10 +125,9 @@ def folder_stamp(folder: Path) -> str:
 
 
 def folder_problem(folder: Path, *, digits: bool | None) -> str | None:
-    """Say what is wrong with a folder, or file, to train on; None if nothing is.
+    """Say what is wrong with a folder, or file, to train on, looking at ``MAX_SEARCHED`` things; None if nothing is.
 
-    ``digits`` asks for files of MNIST directly in it, else for images at any depth; None accepts both. It looks at
-    ``MAX_SEARCHED`` things at most: a server waits for the answer.
+    ``digits`` asks for files of MNIST directly in it, else for images at any depth; None accepts both.
     """
     sought = f"image ({', '.join(sorted(IMAGE_SUFFIXES))})"
     if digits:

@@ -259,8 +259,7 @@ def calm_error(flow: Flow, x: Tensor, cond: Condition | None) -> Tensor:
 def color_error(flow: Flow, x: Tensor, cond: Condition | None, latents: list[Tensor]) -> Tensor:
     """Mean absolute difference between the colors of samples and images, over blocks of 32 pixels, at most 0.05 each.
 
-    Samples are drawn for the first half of the images, at temperatures 0 and 1 in turn, from ``latents`` of temperature
-    1. Likelihood alone lets their colors drift by 1/255 or so; see docs/decisions/0016.
+    Half of the images have samples, at temperatures 0 and 1 in turn, from ``latents`` of 1; see docs/decisions/0016.
     """
     count = (len(x) + 1) // 2
     temperatures = (torch.arange(count, device=x.device) % 2).view(-1, 1, 1, 1)

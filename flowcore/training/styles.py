@@ -164,10 +164,9 @@ def parse_attribute(text: str) -> Attribute:
 def read_attribute_table(
     table: Path, attributes: Sequence[Attribute], *, held_out: frozenset[str] = frozenset(), keep: bool = False
 ) -> AttributeTable:
-    """Read a table of attributes: tab-separated text with a line of column names.
+    """Read tab-separated text with a line of column names; ``file`` has paths relative to the table's folder.
 
-    Column ``file`` holds paths of images relative to the table's folder. Left out are images of which no attribute is
-    known, and those whose names, without folders, are in ``held_out``, or with ``keep`` all others.
+    Left out are images of which no attribute is known, and those that are ``held_out``, or with ``keep`` all others.
     """
     paths, values, sources = list[Path](), list[list[float]](), list[str]()
     try:
