@@ -83,14 +83,14 @@ def evaluate_colorizer(
     samples`` on; of more than ``limit`` images, so many, evenly spread.
 
     On the grid that the model works on, see ``chroma_on_grid``: "bits_per_dim", and the coherence at temperature 1 and
-    at the requested temperatures, see ``coherence_parts``. On what ``colorize`` makes of the photograph's 8-bit luma at
-    its own size, with K = ``samples`` colorings: "rmse" is the mean ``chroma_rmse`` of all K, "rmse_best" that of the
-    best image, "rmse_mean" of their mean, "rmse_calm" of the one at temperature 0, "rmse_grey" of no color,
-    "rmse_consensus" and "rmse_likelihood" of the first 2 by ``ranking``; "_of_grey" is relative to gray, below 1 if
-    colors help. "colourfulness_gap" is relative to the truth, minus 1; "luma_kept" the share of images whose colorings
-    have exactly the luma that went in. At the resolution of the grid: "seams_8", "seams_16", ..., see ``seam_ratio``,
-    for cells of so many pixels, and the worst of them; ``fog`` over that of the photographs; with ``portraits``, all
-    aligned, the shares of colorings whose skin has a hue of no human skin, or is gray, see ``skin_verdict``.
+    at the requested temperatures, see ``coherence_parts``.
+
+    On what ``colorize`` makes of the 8-bit luma at its own size, with K = ``samples`` colorings: "rmse" is the mean
+    ``chroma_rmse`` of all K, "rmse_best" that of the best image, "rmse_mean" of their mean, "rmse_calm" of the one at
+    temperature 0, "rmse_grey" of no color, "rmse_consensus" and "rmse_likelihood" of the first 2 by ``ranking``;
+    "_of_grey" is relative to gray, "colourfulness_gap" to the truth, minus 1; "luma_kept" is the share of images whose
+    colorings have exactly the luma that went in, "seams_8" the ``seam_ratio`` of cells of 8 pixels, "fog" relative to
+    the photographs; with ``portraits``, all aligned, "skin_outside" and "skin_grey" are shares of colorings.
     """
     flow.require("colorize")
     if samples < 2 or limit < 1:
@@ -99,8 +99,7 @@ def evaluate_colorizer(
     seams = torch.zeros(2, len(flow.config.steps), 4, dtype=torch.float64)
     asked = {"temperature": temperature, "detail": detail, "coherence": coherence, "working_size": working_size}
     for number, file, image in read_each(list_images(folder, only, limit), read_upright, skip or log):
-        first_seed = (seed + number * samples) % 2**64
-        settings: dict[str, Any] = {**asked, "samples": samples, "seed": first_seed}
+        settings: dict[str, Any] = {**asked, "samples": samples, "seed": (seed + number * samples) % 2**64}
         row, sums = _measure_colorings(flow, image, settings, portraits=portraits)
         rows.append(row | _measure_grid(flow, image, settings))
         seams += sums

@@ -60,9 +60,8 @@ def evaluate_upscaler(
     """Measure bicubic and a model on a folder of HR images, whose sides are cropped to multiples of the scale.
 
     LR images are antialiased bicubic; they and results are rounded to 8 bits. The first sample at each temperature is
-    measured, and all for "diversity" (mean per-pixel standard deviation, in 1/255) and "diversity_score_lpips", which
-    without LPIPS is "diversity_score_mse", with squared differences. "gain" is the PSNR over that of bicubic,
-    "bits_per_dim" that of HR under the model, given LR.
+    measured, and all for "diversity" and "diversity_score_lpips", which without LPIPS is "diversity_score_mse", with
+    squared differences. "gain" is the PSNR over that of bicubic.
 
     The result maps a method ("bicubic", "tau 0", "tau 0.8, calm 0.75", ..., "original") to the means over images of the
     requested ones of ``MEASURES``; for "original" those that need no reference. Images that are too small for a
@@ -81,10 +80,9 @@ def evaluate_upscaler(
         of_this = {"bicubic": _measure(bicubic, hr, lr, base, measures)}
         bits = _bits(flow, hr) if "bits_per_dim" in measures else {}
         for tau, calm in settings:
-            options: dict[str, Any] = {"temperature": tau, "calm_edges": calm, "samples": samples if tau else 1}
-            images = as_stored(upscale(flow, lr, seed=0, **options))
+            drawn = upscale(flow, lr, seed=0, temperature=tau, calm_edges=calm, samples=samples if tau else 1)
             method = f"tau {tau:g}, calm {calm:g}" if tau and calm else f"tau {tau:g}"
-            of_this[method] = {**_measure(images, hr, lr, base, measures), **bits}
+            of_this[method] = {**_measure(as_stored(drawn), hr, lr, base, measures), **bits}
         if log is not None:
             log(f"{file.name}: " + ", ".join(f"{method} {row['psnr']:.2f} dB" for method, row in of_this.items()))
         if without_reference := [name for name in measures if name in OF_ORIGINALS]:
@@ -146,11 +144,9 @@ def _measure(images: Tensor, hr: Tensor, lr: Tensor, base: float, measures: Sequ
 
 def _bits(flow: Flow, hr: Tensor) -> dict[str, float]:
     """Bits per dimension of an HR image, cropped to what the model takes."""
-    multiple = flow.size_multiple
-    height, width = (side // multiple * multiple for side in hr.shape[-2:])
+    height, width = (side // flow.size_multiple * flow.size_multiple for side in hr.shape[-2:])
     hr = hr[..., :height, :width]
-    device = next(flow.parameters()).device
-    cond = flow.encode_condition(as_stored(shrink(hr, flow.condition_scale)).to(device))
+    cond = flow.encode_condition(as_stored(shrink(hr, flow.condition_scale)).to(next(flow.parameters()).device))
     return {"bits_per_dim": float(score(flow, to_uint8(hr), cond, complexity=False).bits_per_dim)}
 
 

@@ -34,10 +34,9 @@ def niqe(images: Tensor) -> Tensor:
     """Distance between the statistics of an image's patches and those of 125 pristine photographs.
 
     ``sqrt((m - m0)^T ((S + S0) / 2)^-1 (m - m0))`` with mean m and covariance S of 36 features over the patches:
-    ``(B,)``, float64, on the CPU, about 3 to 5 for good photographs; NaN without two patches that are not flat. Images
-    are cropped to multiples of 96; colors become luma of 16 to 235, as in the super-resolution literature.
-
-    Source: Mittal, Soundararajan & Bovik, "Making a completely blind image quality analyzer", IEEE SPL 2013.
+    ``(B,)``, float64, on the CPU, about 3 to 5 for good photographs; NaN without two patches that are not flat. Colors
+    become luma of 16 to 235, as in the super-resolution literature. Source: Mittal, Soundararajan & Bovik, "Making a
+    completely blind image quality analyzer", IEEE SPL 2013.
     """
     gray = (16 + 219 * _luma(images)).round() if images.shape[1:2] == (3,) else _gray(images)
     rows, columns = (side // NIQE_SIDE for side in gray.shape[-2:])

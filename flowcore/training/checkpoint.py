@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch.optim import Optimizer
 
 from ..checkpoints import catalog
 from ..checkpoints.file import is_ours, read, read_header
@@ -53,9 +53,7 @@ class Checkpoints:
         self.fingerprint = fingerprint
         self._newest_is_good = False
 
-    def write(
-        self, flow: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer | None, state: RunState
-    ) -> None:
+    def write(self, flow: Flow, average: Flow, optimizer: Optimizer | None, state: RunState) -> None:
         """Write the newest checkpoint; the one that was the newest becomes the previous one, if it is good."""
         content = {
             "flow": flow.state_dict(),

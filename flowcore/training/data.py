@@ -55,6 +55,10 @@ class Photographs:
         self.held_out = [entry for entry in self.cache.entries if entry.name in held]
         self._candidates = lru_cache(maxsize=None)(self._list_candidates)
 
+    def names(self) -> list[str]:
+        """List the photographs to train on, whatever their sizes, sorted."""
+        return sorted({entry.name for entry in self.training})
+
     def leave_out(self, unsuitable: Callable[[np.ndarray], bool], reason: str) -> None:
         """Leave out the images that a predicate of their pixels, ``(H, W, 3)`` uint8, is true for."""
         by_name: dict[str, bool] = {}
@@ -217,7 +221,7 @@ class Recall:
         # a copy, since the thread that makes batches uses it while the model trains
         self.encoder, self.memory = _encoder_and_memory(copy.deepcopy(flow))
         self.cells = self.memory.all_cells()
-        self.numbers = {name: number for number, name in enumerate(_names(data))}
+        self.numbers = {name: number for number, name in enumerate(data.names())}
         means = torch.zeros(len(self.numbers), self.cells.keys.shape[1])
         means.index_add_(0, self.cells.photograph, self.cells.keys)
         means = F.normalize(means, dim=1)
@@ -245,7 +249,7 @@ class Recall:
 def fill_memories(flows: Sequence[Flow], data: Photographs, progress: Progress | None = None) -> None:
     """Fill the memory of copies of a colorizer with as many cells as it has, as many of every training photograph."""
     encoder, memory = _encoder_and_memory(flows[0])
-    names, total = _names(data), memory.cells
+    names, total = data.names(), memory.cells
     if total < len(names):
         raise FlowError(
             f"memory must be at least the number of photographs to train on, {len(names)}, so that each has a cell in "
@@ -276,10 +280,6 @@ def _encoder_and_memory(flow: Flow) -> tuple[LumaEncoder, CellMemory]:
     assert isinstance(encoder, LumaEncoder)
     assert encoder.memory is not None
     return encoder, encoder.memory
-
-
-def _names(data: Photographs) -> list[str]:
-    return sorted({entry.name for entry in data.training})
 
 
 # --- digits -----------------------------------------------------------------------------------------------------------

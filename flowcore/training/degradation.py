@@ -96,10 +96,8 @@ def degrade(
     hr = np.pad(inside, [*missing, (0, 0)], mode="symmetric")
     x = torch.from_numpy(hr).permute(2, 0, 1)[None].float() / 255  # (1, 3, rows + 2 reach, columns + 2 reach) x scale
     x = _blur(x.contiguous(), way, scale)
-    if way.kernel == "area":
-        lr = F.avg_pool2d(x, scale)
-    else:
-        lr = F.interpolate(x, (rows + 2 * reach, columns + 2 * reach), mode=way.kernel, antialias=True)
+    size = rows + 2 * reach, columns + 2 * reach
+    lr = F.avg_pool2d(x, scale) if way.kernel == "area" else F.interpolate(x, size, mode=way.kernel, antialias=True)
     lr = lr[..., reach:-reach, reach:-reach]
     pixels = lr[0].permute(1, 2, 0).clamp(0, 1).numpy()  # (rows, columns, 3)
     if way.photon or way.read:

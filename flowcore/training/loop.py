@@ -79,8 +79,9 @@ def train(
         deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
         is_new = not run.exists()
         try:
-            processes = distributed or Distributed()
-            trainer = _Trainer(recipe, data, run, device, log, progress, cancelled, processes, deadline)
+            trainer = _Trainer(
+                recipe, data, run, device, log, progress, cancelled, distributed or Distributed(), deadline
+            )
         except FlowError:
             if is_new:  # a run that is refused leaves nothing behind
                 shutil.rmtree(run, ignore_errors=True)

@@ -345,10 +345,7 @@ Validation = tuple[dict[str, float], list[Tensor]]
 
 @torch.no_grad()
 def validate(flow: Flow, data: Data, recipe: Recipe, stage: Stage, *, device: str, precision: str) -> Validation:
-    """Measure a model on held-out images: metrics, the loss first, and columns of crops, ``(B, C, H, W)``.
-
-    The precision is for the loss alone, so that it compares with that of training.
-    """
+    """Measure a model on held-out images: metrics, the loss first, in training's precision, and columns of crops."""
     kind = flow.capabilities.source
     size = recipe.evaluate or CROPS.get(kind, 256)
     x, source = data.batch(size, stage.crop, 0, 0, held_out=True)

@@ -61,9 +61,8 @@ class Stage:
     train_encoder_after: Share = 0.5  # part of a likelihood stage during which the encoder is frozen (published: 0.5)
     encoder_rate: Share = 1.0  # factor on the learning rate for the encoder in a likelihood stage
     backbone_rate: Share = 0.1  # factor on the learning rate for an encoder's pretrained backbone; 0 keeps it fixed
-    # weights of the error on the LR grid (objectives "l1", "rescale"); of the features that the model which the run
-    # starts from has of the clean LR image ("l1"); and, of objective "likelihood", see there, of the error at
-    # temperature 0, and of the drift of colors in an upscaler's samples
+    # weights of the error on the LR grid (objectives "l1" and "rescale"); of the difference to features that the model
+    # which the run starts from has of the clean LR image ("l1"); of ``calm_error`` and ``color_error`` ("likelihood")
     lr_consistency: float = 0.0
     teacher_weight: float = 0.0
     calm_weight: float = 0.0
@@ -96,11 +95,8 @@ class Recipe:
     pyramid: Annotated[tuple[float, ...], Items("finite numbers above 0, e.g. [1.0, 0.5]", POSITIVE, empty=False)] = (
         1.0,
     )
-    # number of photographs to hold out of training, spread evenly over the sorted names; of few photographs at most
-    # half of them, but one if there are two or three
-    validation: int = 4
-    # a text file of the names of photographs to hold out, one name a line, or "standard" for flowcore's own list of
-    # photographs in the shipped models' data; if any of them exists, these are held out instead
+    validation: int = 4  # photographs to hold out, spread evenly over the sorted names, but at most half of them
+    # a text file of the names of photographs to hold out instead, one a line, or "standard" for flowcore's own list
     held_out: str = ""
     ema: Share = 0.999  # decay per step of the averaged weights, which are the ones saved; 0 for no averaging
     # of conditioners and encoder; bfloat16 on devices that have instructions for it
@@ -109,9 +105,9 @@ class Recipe:
     # does so where the batch would not fit otherwise
     recompute: Literal["auto", "always", "never"] = "auto"
     compile: bool = False  # networks inside the flow, by ``torch.compile``; needs a C++ compiler on a CPU
-    # after this many consecutive steps with non-finite loss or gradient, a run returns to its last good checkpoint,
-    # with half the rate
-    patience: Count = 50
+    patience: Count = (
+        50  # steps in a row that are not finite, before a run goes back to a checkpoint with half the rate
+    )
     checkpoint_every: Count = 500  # steps between checkpoints, sample sheets and validation
     evaluate: int = 0  # number of held-out crops to measure; 0 for the model's default
     # temperatures of the sample sheet's columns; empty for the model's default

@@ -31,8 +31,7 @@ from .checkpoint import copy_file
 
 TRAINING = ("step", "stage", "unit", "loss", "rate", "gradient_norm", "steps_per_second", "data_wait", "skipped")
 HELD_OUT = ("step", "stage", "measure", "value")
-WIDTH, HEIGHT = 960, 480  # pixels of a panel of the curve
-MARGIN = 56
+WIDTH, HEIGHT, MARGIN = 960, 480, 56  # pixels of a panel of the curve
 Point = tuple[int, float]  # of the curve: step and loss
 
 
@@ -247,7 +246,6 @@ def loss_of_quality(name: str, start: Mapping[str, float], metrics: Mapping[str,
 # --- a run under a name -----------------------------------------------------------------------------------------------
 
 CHECKPOINT, RECORD, EARLIER = "checkpoint.pt", "node.json", "earlier"
-NOT_SET_ASIDE = ("cache", EARLIER)
 
 
 @dataclass
@@ -291,7 +289,7 @@ class NamedRun:
             shutil.rmtree(earlier, ignore_errors=True)
             earlier.mkdir()
             for item in list(self.folder.iterdir()):
-                if item.name not in NOT_SET_ASIDE:
+                if item.name not in ("cache", EARLIER):
                     os.replace(item, earlier / item.name)
             record = None
         elif record is not None and not (self.folder / CHECKPOINT).exists():

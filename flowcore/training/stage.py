@@ -120,12 +120,9 @@ class StageRunner:
     def gradient(self, x: Tensor, source: Tensor | None, noise: Tensor | None) -> Tensor:
         """Compute the loss, and accumulate its gradient."""
         average = self.run.distributed.mean if self.run.distributed.is_active else None
-        low = self.state.precision == "bfloat16"
+        dtype = torch.bfloat16 if self.state.precision == "bfloat16" else torch.float32
         with recompute_activations(self.flow) if self.state.recompute == "always" else nullcontext():
-            with (
-                batch_moments(self.flow, average=average),
-                autocast(torch.device(self.run.device), torch.bfloat16 if low else torch.float32),
-            ):
+            with batch_moments(self.flow, average=average), autocast(torch.device(self.run.device), dtype):
                 assert self.module is not None
                 loss = self.module(x, source, noise)
             loss.backward()
@@ -238,8 +235,7 @@ class StageRunner:
         state.recompute = chosen or "never"
         if free is None:
             return
-        per_process = stage.batch // self.run.distributed.world_size
-        images = self.batch(state.step)
+        per_process, images = stage.batch // self.run.distributed.world_size, self.batch(state.step)
 
         def repeated(t: Tensor | None, items: int) -> Any:
             return None if t is None else t.repeat(math.ceil(items / len(t)), *[1] * (t.ndim - 1))[:items]

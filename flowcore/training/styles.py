@@ -184,22 +184,19 @@ def read_attribute_table(
                 if (path.name in held_out) != keep:
                     continue
                 try:
-                    known = [attribute.value(row[attribute.column] or "") for attribute in attributes]
+                    found = [attribute.value(row[attribute.column] or "") for attribute in attributes]
                 except ValueError as error:
                     raise FlowError(f"{table.name}, line {number}: {error}. Expected is a number or nothing.") from None
-                if not all(map(math.isnan, known)):
+                if not all(map(math.isnan, found)):
                     paths.append(path)
-                    values.append(known)
+                    values.append(found)
                     sources.append(path.name.partition("-")[0] if "-" in path.name else "")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FlowError(f"The table of attributes {table} could not be read ({error}).") from error
     numbers = {source: k for k, source in enumerate(sorted(set(sources)))}
-    return AttributeTable(
-        attributes=tuple(attributes),
-        paths=paths,
-        values=torch.tensor(values, dtype=torch.float64).reshape(-1, len(attributes)),
-        sources=torch.tensor([numbers[source] for source in sources]),
-    )
+    known = torch.tensor(values, dtype=torch.float64).reshape(-1, len(attributes))
+    one_source = torch.tensor([numbers[source] for source in sources])
+    return AttributeTable(attributes=tuple(attributes), paths=paths, values=known, sources=one_source)
 
 
 @torch.no_grad()
@@ -223,11 +220,9 @@ def measure_attributes(flow: Flow, table: AttributeTable, *, log: Callable[[str]
     directions, noise = _regress(targets, z, table.sources)
     shrunk = _shrink(directions, noise, flow.latent_shapes(*flow.image_size))
     if log is not None:
-        for k, name in enumerate(names):
-            log(
-                f"{name}: {int(targets[:, k].isfinite().sum())} images, length {float(shrunk[k].norm()):.2f} of "
-                f"{float(directions[k].norm()):.2f} before shrinking"
-            )
+        for name, target, kept, d in zip(names, targets.T, shrunk, directions, strict=True):
+            lengths = f"length {float(kept.norm()):.2f} of {float(d.norm()):.2f} before shrinking"
+            log(f"{name}: {int(target.isfinite().sum())} images, {lengths}")
     gains = torch.tensor([attribute.gain for attribute in table.attributes])
     return with_styles(flow, names, gains[:, None] * shrunk.float())
 
