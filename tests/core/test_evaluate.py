@@ -19,16 +19,6 @@ from flowcore.evaluation.upscaling import MEASURES, USUAL_MEASURES, evaluate_ups
 from flowcore.images.color import NEUTRAL, compress, luma, merge, split
 from flowcore.images.resize import enlarge, shrink
 from flowcore.quality import metrics
-from flowcore.quality.metrics import (
-    chroma_rmse,
-    diversity,
-    diversity_score,
-    false_specks,
-    global_share,
-    lr_psnr,
-    psnr,
-    ssim,
-)
 from flowcore.quality.no_reference import brisque, niqe, piqe
 from flowcore.tasks.colorize import colorize
 from flowcore.tasks.score import score
@@ -93,7 +83,7 @@ def test_coherence_of_white_noise_and_of_a_coarse_grid(folder):
     for end in ("", "_default"):
         assert row[f"coherence{end}"] == pytest.approx(row[f"global_share{end}"] / row[f"global_share_truth{end}"])
     calm = evaluate_colorizer(model(), folder, samples=2, temperature=1e-4, detail=0.0)  # their mean is gray
-    truth = [float(global_share(F.avg_pool2d(chroma, 4))) for chroma in chroma_of(folder)]
+    truth = [float(metrics.global_share(F.avg_pool2d(chroma, 4))) for chroma in chroma_of(folder)]
     assert calm["global_share_truth_default"] == pytest.approx(sum(truth) / 2, rel=1e-2)
     still = evaluate_colorizer(model(), folder, samples=128, temperature=0, detail=0)
     assert math.isnan(still["coherence_default"])
@@ -252,7 +242,7 @@ def test_results_are_those_of_the_task(tmp_path):
         y, chroma = split(rgb(tmp_path / "set" / name))
         pictures = colorize(flow, (y * 255).round().byte(), samples=2, seed=3 + 2 * number)
         assert (luma(pictures) - y).abs().max() < 0.51 / 255
-        expected.append(float(chroma_rmse(split(pictures.double())[1], chroma).mean()))
+        expected.append(float(metrics.chroma_rmse(split(pictures.double())[1], chroma).mean()))
     assert row["rmse"] == pytest.approx(sum(expected) / 2, rel=1e-6)
     assert evaluate_colorizer(flow, tmp_path / "set", **options) == row
     assert evaluate_colorizer(flow, tmp_path / "set", **{**options, "seed": 4})["rmse"] != row["rmse"]
@@ -321,12 +311,12 @@ def test_measures_of_an_upscaler_are_means_over_images(enlarged):
         lr = eight_bits(shrink(hr, 4))
         pictures = eight_bits(upscale(flow, lr, temperature=0.7, seed=0, samples=3))
         assert not torch.equal(pictures[0], pictures[1])
-        for measure in (psnr, ssim, false_specks):
+        for measure in (metrics.psnr, metrics.ssim, metrics.false_specks):
             expected[measure.__name__].append(float(measure(pictures[:1], hr)))
-        expected["lr_psnr"].append(float(lr_psnr(pictures[:1], lr)))
-        expected["base"].append(float(psnr(eight_bits(enlarge(lr, 4)), hr)))
-        expected["diversity"].append(diversity(pictures))
-        expected["diversity_score_mse"].append(diversity_score(pictures, hr))
+        expected["lr_psnr"].append(float(metrics.lr_psnr(pictures[:1], lr)))
+        expected["base"].append(float(metrics.psnr(eight_bits(enlarge(lr, 4)), hr)))
+        expected["diversity"].append(metrics.diversity(pictures))
+        expected["diversity_score_mse"].append(metrics.diversity_score(pictures, hr))
         for measure in (brisque, piqe, *([niqe] if name == "large" else [])):
             expected[measure.__name__].append(float(measure(pictures[:1])))
         originals.append(float(piqe(hr)))
@@ -404,7 +394,7 @@ def test_diversity_score_uses_lpips_if_installed(enlarged, monkeypatch):
     for name in ("large", "small"):
         hr = crop(rgb(enlarged / f"{name}.png").float(), 4)
         pictures = eight_bits(upscale(flow, eight_bits(shrink(hr, 4)), temperature=0.9, seed=0, samples=2))
-        expected.append(diversity_score(pictures, hr, metrics.lpips_map))
+        expected.append(metrics.diversity_score(pictures, hr, metrics.lpips_map))
         distances.append(float((pictures[0] - hr).abs().mean()))
     assert row["diversity_score_lpips"] == pytest.approx(sum(expected) / 2, rel=1e-4)
     assert row["lpips"] == pytest.approx(sum(distances) / 2, rel=1e-4)
