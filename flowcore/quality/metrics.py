@@ -140,7 +140,7 @@ def _alexnet() -> Path:
 
 # --- of colorings, all ours: distance, coherence, colorfulness, seams, and color of skin ------------------------------
 
-FLAT = 4 / 255  # change of luma to a neighbor below which there is no edge, see docs/decisions/0014: half of them
+FLAT = 4 / 255  # change of luma below which there is no edge: half of all neighbors, see docs/decisions/0014
 ROUNDING = 1e-6  # mean change of chroma that is none
 # top, bottom, left and right, over the side, of nose and cheeks where irises are at (0.45, 0.38) and (0.45, 0.61)
 SKIN_PATCH = (0.50, 0.64, 0.40, 0.60)

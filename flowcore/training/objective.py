@@ -217,7 +217,7 @@ def make_objective(flow: Flow, stage: Stage, teacher: Flow | None = None) -> Obj
 
 
 def roulette(count: int) -> tuple[float, ...]:
-    """Weight the terms k = 1 to N of a series by ``1 / P(N >= k)``, N from Poisson(``ROULETTE``); Chen et al., 3.1."""
+    """Weight term k of a series by ``1 / P(N >= k)``, N from Poisson(``ROULETTE``); "Residual flows", section 3.1."""
     missed, weights = math.exp(-ROULETTE), list[float]()  # P(N < 1)
     for k in range(1, count + 1):
         weights.append(1 / (1 - missed))
