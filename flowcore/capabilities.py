@@ -1,7 +1,5 @@
 """What models can do: the tasks that they are made for, and what their condition is encoded from."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

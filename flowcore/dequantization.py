@@ -7,8 +7,6 @@ Source: Theis et al., "A note on the evaluation of generative models", section 3
 "Flow++", section 3.1 (variational noise).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

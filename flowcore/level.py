@@ -1,13 +1,28 @@
 """Level: one grid of a flow."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import nn
 
 from .prior import Shape
 from .transforms import Chain, Split, Squeeze, Transform
+
+
+class Details(nn.Module):
+    """What becomes of the channels that a level factors out, given all that the coarser levels hold.
+
+    Unlike the prior of a split it runs when all levels are encoded, from the deepest up. ``extractor`` goes
+    from the kept channels ``(B, K, H, W)`` and the features of all deeper levels, a list that begins with the next one,
+    ``(B, F, H/2, W/2)``, to features ``(B, F, H, W)``; the transform of the channels factored out is conditioned on
+    them.
+
+    Source: Liang et al., "Hierarchical Conditional Flow" (2021), section 3.
+    """
+
+    def __init__(self, extractor: nn.Module, transform: Transform) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.transform = transform
 
 
 class Level(nn.Module):
@@ -39,20 +54,3 @@ class Level(nn.Module):
         if self.downscale == 0:
             return channels * height * width, 1, 1
         return channels * self.downscale**2, height // self.downscale, width // self.downscale
-
-
-class Details(nn.Module):
-    """What becomes of the channels that a level factors out, given all that the coarser levels hold.
-
-    Unlike the prior of a split it runs when all levels are encoded, from the deepest up. ``extractor`` goes
-    from the kept channels ``(B, K, H, W)`` and the features of all deeper levels, a list that begins with the next one,
-    ``(B, F, H/2, W/2)``, to features ``(B, F, H, W)``; the transform of the channels factored out is conditioned on
-    them.
-
-    Source: Liang et al., "Hierarchical Conditional Flow" (2021), section 3.
-    """
-
-    def __init__(self, extractor: nn.Module, transform: Transform) -> None:
-        super().__init__()
-        self.extractor = extractor
-        self.transform = transform

@@ -16,8 +16,6 @@ Source: Burda et al., "Importance weighted autoencoders", section 3 (several dra
 discrete distributions by dequantization" (all of it together).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The prior of every flow: independent standard normals; seeds and temperatures of what is drawn from it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise

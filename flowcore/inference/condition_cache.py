@@ -1,7 +1,5 @@
 """Caches: conditions of the latest images, so that another seed or temperature does not encode them again."""
 
-from __future__ import annotations
-
 import hashlib
 import sys
 from collections import OrderedDict

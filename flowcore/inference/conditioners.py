@@ -1,7 +1,5 @@
 """Folded conditioners: the networks of couplings and injectors; those of convolutions run strip by strip."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

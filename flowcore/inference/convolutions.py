@@ -1,7 +1,5 @@
 """Convolutions of strips: of the flow's channels, and of conditioning features, which may have to be enlarged."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

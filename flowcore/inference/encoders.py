@@ -1,7 +1,5 @@
 """The folded networks that read a source: the encoders of SRFlow, HCFlow and LLFlow, and what makes a guide."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Folded levels: the transforms of a flow as mixings, and as affine maps that run in strips."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """BlazeFace, full range: a published network that finds faces, and where their eyes are, in a square of 192 pixels."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

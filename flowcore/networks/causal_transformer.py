@@ -1,7 +1,5 @@
 """A causal transformer: every patch of a sequence sees itself and those before it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

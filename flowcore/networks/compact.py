@@ -1,7 +1,5 @@
 """A plain upscaler: convolutions on the LR grid, local and small, whose enlargement may guide a flow."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """Networks inside couplings, injectors and splits; all keep the grid: (B, inputs, H, W) to (B, outputs, H, W)."""
 
-from __future__ import annotations
-
 from typing import Literal, TypeVar
 
 import torch

@@ -8,8 +8,6 @@ enforcing Lipschitz continuity" (norms of convolutions); Chen et al., "Residual 
 (LipSwish).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Literal

@@ -1,7 +1,5 @@
 """EfficientNet-Lite0 up to stride 32: what a photograph shows, as features of its luma."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Information multi-distillation: a published upscaler, local and small, as the LR encoder of a flow."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

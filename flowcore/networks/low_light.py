@@ -1,7 +1,5 @@
 """The encoder of LLFlow: features of a dark photograph, and a map of the colors that it would have in good light."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

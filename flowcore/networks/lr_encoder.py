@@ -1,7 +1,5 @@
 """What all LR encoders of upscalers have in common."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The encoder of a colorizer: features of the luma, of color hints and of a palette."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Networks that predict means and standard deviations of latents from nothing but the grid and the labels."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

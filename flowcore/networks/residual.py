@@ -1,7 +1,5 @@
 """The residual network inside Real NVP's couplings: weight-normalized convolutions, batch normalization, skip sums."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Residual-in-residual dense blocks: SRFlow's LR encoder, HCFlow's feature extractors, and dense couplings."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The network of an ODE: a velocity for every position and time, and its derivative along given directions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal
@@ -23,6 +21,46 @@ ACTIVATIONS: dict[Activation, tuple[Callable[[Tensor], Tensor], Callable[[Tensor
     "relu": (F.relu, lambda x: (x > 0).to(x)),
     "swish": (F.silu, lambda x: torch.sigmoid(x) * (1 + x * torch.sigmoid(-x))),
 }
+
+
+class TimedConv(nn.Module):
+    """A convolution that sees the time: 3x3; with a stride 4x4, from 4x4 pixels to one, or with -2 the other way.
+
+    ``concat``: the time is the first input channel, beyond the border 0 like all others. ``concatsquash``: ``conv(x) *
+    sigmoid(a t + b) + c t``, with a, b and c for every output channel. ``ignore``: the time has no effect.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, time: TimeInput, stride: int = 1) -> None:
+        super().__init__()
+        self.concat = time == "concat"
+        size = 3 if stride == 1 else 4
+        kind = nn.ConvTranspose2d if stride < 0 else nn.Conv2d
+        self.conv = kind(inputs + self.concat, outputs, size, stride=abs(stride), padding=1)
+        self.gate = nn.Linear(1, outputs) if time == "concatsquash" else None
+        self.shift = nn.Linear(1, outputs, bias=False) if time == "concatsquash" else None
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        if self.concat:
+            x = torch.cat([t.expand(x.shape[0], 1, *x.shape[2:]), x], dim=1)
+        x = self.conv(x)
+        if self.gate is None or self.shift is None:
+            return x
+        return x * self._gate(self.gate, t) + self.shift(t.reshape(1, 1))[:, :, None, None]
+
+    def derivative(self, t: Tensor, v: Tensor) -> Tensor:
+        """Apply the linear part to directions ``(N, C, H, W)``."""
+        conv = self.conv
+        transposed = isinstance(conv, nn.ConvTranspose2d)
+        weight = conv.weight
+        if self.concat:  # the time has no direction
+            weight = weight[1:] if transposed else weight[:, 1:]
+        apply = F.conv_transpose2d if transposed else F.conv2d
+        v = apply(v, weight, stride=conv.stride[0], padding=conv.padding[0])  # pyright: ignore[reportArgumentType]
+        return v if self.gate is None else v * self._gate(self.gate, t)
+
+    @staticmethod
+    def _gate(gate: nn.Linear, t: Tensor) -> Tensor:
+        return torch.sigmoid(gate(t.reshape(1, 1)))[:, :, None, None]
 
 
 class VectorField(nn.Module):
@@ -98,43 +136,3 @@ class VectorField(nn.Module):
 
     def _layers(self) -> list[TimedConv]:
         return list(self.layers)  # pyright: ignore[reportReturnType]
-
-
-class TimedConv(nn.Module):
-    """A convolution that sees the time: 3x3; with a stride 4x4, from 4x4 pixels to one, or with -2 the other way.
-
-    ``concat``: the time is the first input channel, beyond the border 0 like all others. ``concatsquash``: ``conv(x) *
-    sigmoid(a t + b) + c t``, with a, b and c for every output channel. ``ignore``: the time has no effect.
-    """
-
-    def __init__(self, inputs: int, outputs: int, *, time: TimeInput, stride: int = 1) -> None:
-        super().__init__()
-        self.concat = time == "concat"
-        size = 3 if stride == 1 else 4
-        kind = nn.ConvTranspose2d if stride < 0 else nn.Conv2d
-        self.conv = kind(inputs + self.concat, outputs, size, stride=abs(stride), padding=1)
-        self.gate = nn.Linear(1, outputs) if time == "concatsquash" else None
-        self.shift = nn.Linear(1, outputs, bias=False) if time == "concatsquash" else None
-
-    def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        if self.concat:
-            x = torch.cat([t.expand(x.shape[0], 1, *x.shape[2:]), x], dim=1)
-        x = self.conv(x)
-        if self.gate is None or self.shift is None:
-            return x
-        return x * self._gate(self.gate, t) + self.shift(t.reshape(1, 1))[:, :, None, None]
-
-    def derivative(self, t: Tensor, v: Tensor) -> Tensor:
-        """Apply the linear part to directions ``(N, C, H, W)``."""
-        conv = self.conv
-        transposed = isinstance(conv, nn.ConvTranspose2d)
-        weight = conv.weight
-        if self.concat:  # the time has no direction
-            weight = weight[1:] if transposed else weight[:, 1:]
-        apply = F.conv_transpose2d if transposed else F.conv2d
-        v = apply(v, weight, stride=conv.stride[0], padding=conv.padding[0])  # pyright: ignore[reportArgumentType]
-        return v if self.gate is None else v * self._gate(self.gate, t)
-
-    @staticmethod
-    def _gate(gate: nn.Linear, t: Tensor) -> Tensor:
-        return torch.sigmoid(gate(t.reshape(1, 1)))[:, :, None, None]

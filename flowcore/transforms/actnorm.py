@@ -1,7 +1,5 @@
 """Actnorm: a learned shift and scale per channel, in two parametrizations."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

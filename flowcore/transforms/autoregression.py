@@ -1,7 +1,5 @@
 """Autoregression: every position in turn is shifted and scaled by a prediction from the positions before it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 

@@ -1,7 +1,5 @@
 """Batch normalization as a step of a flow: fixed moments in use, the batch's own while training."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any

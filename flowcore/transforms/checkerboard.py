@@ -1,7 +1,5 @@
 """Checkerboard coupling: the white squares determine how the black ones are shifted and scaled."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """ConditionOnChannels: transform some channels, conditioned on the others."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

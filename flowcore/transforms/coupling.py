@@ -1,7 +1,5 @@
 """Affine coupling: one half of the channels determines how the other half is shifted and scaled."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, Literal
 

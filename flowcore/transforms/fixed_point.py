@@ -1,7 +1,5 @@
 """Solving ``x = g(x)`` to rounding, item by item: the inverse of transforms that have no formula for it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

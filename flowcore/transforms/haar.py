@@ -1,7 +1,5 @@
 """Haar: every 2x2 block of pixels as its mean and three differences."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

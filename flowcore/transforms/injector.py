@@ -1,7 +1,5 @@
 """Affine injector: the condition alone determines how every channel is shifted and scaled."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Invertible 1x1 convolution: a learned mixing of channels."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import torch

@@ -1,7 +1,5 @@
 """The flow of an ODE: pixels drift along a learned velocity for a learned time."""
 
-from __future__ import annotations
-
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Protocol

@@ -1,7 +1,5 @@
 """Permutation: the channels in another, fixed order."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """From pixels in [0, 1] to the range in which a flow works: a fixed affine map, or the logit."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Residual blocks: the image plus a contraction of it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 

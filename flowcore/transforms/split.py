@@ -1,7 +1,5 @@
 """Split, Whiten, Center: how some channels of a level (half, by default), or all of the last, become latents."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Squeeze: space to depth without loss, in two channel orders; its inverse as a step; and flattening."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

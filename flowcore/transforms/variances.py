@@ -1,7 +1,5 @@
 """Variances: latents of known variances, made standard-normal."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

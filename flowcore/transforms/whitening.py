@@ -1,7 +1,5 @@
 """ChannelWhitening: fixed decorrelation of an image's channels."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
