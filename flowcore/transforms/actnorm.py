@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .batchnorm import moments
 from .transform import Transform, require_channels
 
 
@@ -42,7 +43,7 @@ class ActNorm(Transform):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
-        mean, std = _moments(x)
+        mean, std = _mean_std(x)
         self.bias.copy_(-mean)
         self.log_scale.copy_(-torch.log(std.clamp_min(self.min_variance**0.5)) / self.log_factor)
         return self.forward(x)[0]
@@ -75,14 +76,12 @@ class SignedActNorm(Transform):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
-        mean, std = _moments(x)
+        mean, std = _mean_std(x)
         self.bias.copy_(-mean)
         self.scale.copy_(1 / std)
         return self.forward(x)[0]
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and population standard deviation per channel, (C,) each."""
-    mean = x.mean(dim=(0, 2, 3))
-    std = (x - mean[:, None, None]).square().mean(dim=(0, 2, 3)).sqrt()
-    return mean, std + 1e-6  # 1e-6 keeps a constant channel finite
+def _mean_std(x: Tensor) -> tuple[Tensor, Tensor]:
+    mean, var = moments(x)
+    return mean, var.sqrt() + 1e-6  # keeps a constant channel finite

@@ -1,7 +1,7 @@
 """Autoregression: every position in turn is shifted and scaled by a prediction from the positions before it."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,20 +22,13 @@ class Guided(NamedTuple):
     guidance: Tensor
 
 
-class Predictor(Protocol):
-    """Predicts each next position of a sequence; ``networks.CausalTransformer`` documents the methods."""
-
-    def __call__(self, x: Tensor, labels: Tensor | None) -> Tensor: ...
-    def stepwise(self, labels: Tensor | None, temperature: Tensor | None = None) -> Callable[[Tensor], Tensor]: ...
-
-
 class Autoregression(Transform):
     """Shift and scale every position by functions of those before it, row by row from the first, or from the last.
 
     With the grid as a sequence ``x_0, ..., x_(T-1)``, ``(a_t, b_t) = network(x_0, ..., x_(t-1))``, ``a_0 = b_0 = 0``;
     forward: ``z_t = (x_t - b_t) exp(-a_t)``; logdet: ``-sum a``; inverse, one position after the other: ``x_t = z_t
-    exp(a_t) + b_t``. The network predicts ``2 C`` numbers, log-scales first; without ``scale``, C shifts, and a = 0.
-    ``cond`` is None, or weights of labels ``(B or 1, K)``.
+    exp(a_t) + b_t``. The network, such as ``networks.CausalTransformer``, predicts ``2 C`` numbers, log-scales first;
+    without ``scale``, C shifts, and a = 0. ``cond`` is None, or weights of labels ``(B or 1, K)``.
 
     With ``Guided`` labels the inverse uses ``a + w (a - a')`` and ``b + w (b - b')``, where ``a', b'`` are predicted
     without label, by attention at a temperature; it is then not the inverse of forward.
@@ -45,13 +38,12 @@ class Autoregression(Transform):
 
     def __init__(self, network: nn.Module, *, scale: bool = True, reverse: bool = False) -> None:
         super().__init__()
-        self.network = network
-        self.scale = scale
-        self.reverse = reverse
+        self.network: Any = network
+        self.scale, self.reverse = scale, reverse
 
     def by_position(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
         sequence = self._sequence(x)  # (B, T, C)
-        predicted = self._predictor()(sequence, self._labels(cond, len(x))).to(x.dtype)
+        predicted = self.network(sequence, self._labels(cond, len(x))).to(x.dtype)
         before = torch.cat([torch.zeros_like(predicted[:, :1]), predicted[:, :-1]], dim=1)
         a, b = self._log_scale_shift(before)
         z = (sequence - b) * torch.exp(-a)
@@ -70,14 +62,14 @@ class Autoregression(Transform):
     def _stepwise(self, cond: Any, batch: int, last: int) -> Callable[[Tensor, int], Tensor]:
         """Make a function from a position's data and number to the prediction of the next."""
         labels = self._labels(cond, batch)
-        if not isinstance(cond, Guided) or labels is None:
-            step = self._predictor().stepwise(labels)
+        if not isinstance(cond, Guided):
+            step = self.network.stepwise(labels)
             return lambda x, t: step(x)
-        labels, guidance = labels.expand(batch, -1), cond.guidance.expand(batch, -1)
+        labels, guidance = cond.labels.expand(batch, -1), cond.guidance.expand(batch, -1)
         weight, scales, annealed, temperature = guidance[..., None].unbind(1)  # each (B, 1)
         none = torch.full_like(labels, 1 / labels.shape[1])
         both = torch.cat([torch.ones_like(temperature), temperature])[:, 0]
-        step = self._predictor().stepwise(torch.cat([labels, none]), both)
+        step = self.network.stepwise(torch.cat([labels, none]), both)
 
         def guided(x: Tensor, t: int) -> Tensor:
             given, without = step(x.repeat(2, 1)).to(weight.dtype).chunk(2)
@@ -111,6 +103,3 @@ class Autoregression(Transform):
                 "image, or one for all."
             )
         return labels
-
-    def _predictor(self) -> Predictor:
-        return self.network  # pyright: ignore[reportReturnType]

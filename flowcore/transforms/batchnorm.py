@@ -24,51 +24,48 @@ class BatchNorm(Transform):
     """
 
     uniform_logdet = True
+    mean: Tensor
+    var: Tensor
 
     def __init__(self, channels: int, *, eps: float = 1e-4, momentum: float = 0.05) -> None:
         """Start as the identity, up to eps."""
         super().__init__()
-        self.eps = eps
-        self.momentum = momentum
-        self.uses_batch = False
-        self.updates_running = True
+        self.eps, self.momentum = eps, momentum
+        self.uses_batch, self.updates_running = False, True
         self.average: Callable[[Tensor], Tensor] | None = None
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("var", torch.ones(channels))
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        require_channels(x, len(self.get_buffer("mean")), "BatchNorm")
-        mean, var = self.batch_moments(x) if self.uses_batch else (self.get_buffer("mean"), self.get_buffer("var"))
+        require_channels(x, len(self.mean), "BatchNorm")
+        mean, var = self.batch_moments(x) if self.uses_batch else (self.mean, self.var)
         logs = -0.5 * torch.log(var + self.eps)
         z = (x - mean[:, None, None]) * logs.exp()[:, None, None]
         return z, (x.shape[-2] * x.shape[-1] * logs.sum()).expand(x.shape[0])
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
-        require_channels(z, len(self.get_buffer("mean")), "BatchNorm")
-        std = torch.sqrt(self.get_buffer("var") + self.eps)
-        return z * std[:, None, None] + self.get_buffer("mean")[:, None, None]
+        require_channels(z, len(self.mean), "BatchNorm")
+        return z * torch.sqrt(self.var + self.eps)[:, None, None] + self.mean[:, None, None]
 
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
-        for name, value in zip(("mean", "var"), _moments(x), strict=True):
-            self.get_buffer(name).copy_(value)
+        mean, var = moments(x)
+        self.mean.copy_(mean)
+        self.var.copy_(var)
         return self.forward(x)[0]
 
     @torch.no_grad()
     def update_running(self, mean: Tensor, var: Tensor) -> None:
         """Move the running moments toward those of a batch, ``(C,)`` each, except by values that are not finite."""
-        if not self.updates_running:
-            return
-        for name, value in (("mean", mean), ("var", var)):
-            running = self.get_buffer(name)
-            value = value.to(running)
-            running.lerp_(torch.where(value.isfinite(), value, running), self.momentum)
+        for running, value in ((self.mean, mean.to(self.mean)), (self.var, var.to(self.var))):
+            if self.updates_running:
+                running.lerp_(torch.where(value.isfinite(), value, running), self.momentum)
 
     def batch_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Measure mean and population variance over all processes that share the batch, and update the running ones."""
-        moments = _moments(x, self.average)
-        self.update_running(*moments)
-        return moments
+        mean, var = moments(x, self.average)
+        self.update_running(mean, var)
+        return mean, var
 
 
 @contextmanager
@@ -90,7 +87,8 @@ def batch_moments(
             norm.uses_batch, norm.average, norm.updates_running = False, None, True
 
 
-def _moments(x: Tensor, average: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+def moments(x: Tensor, average: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """Measure mean and population variance of every channel, ``(C,)`` each; ``average`` is over processes."""
     mean = x.mean(dim=(0, 2, 3))
     mean = mean if average is None else average(mean)
     var = (x - mean[:, None, None]).square().mean(dim=(0, 2, 3))

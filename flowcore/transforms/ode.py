@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,14 +32,6 @@ TABLEAUS: dict[Solver, Tableau] = {
 }
 
 
-class Velocity(Protocol):
-    """The velocity f of an ODE; ``networks.VectorField`` documents the methods."""
-
-    def __call__(self, t: Tensor, y: Tensor) -> Tensor: ...
-    def linearized(self, t: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]: ...
-    def derivative(self, t: Tensor, slopes: Sequence[Tensor], v: Tensor) -> Tensor: ...
-
-
 class Stage(NamedTuple):
     """One evaluation of the velocity in a step: the time, the velocity, and the slopes of its derivative."""
 
@@ -50,6 +42,8 @@ class Stage(NamedTuple):
 
 class ODE(Estimated):
     """Follow the solution of ``dy/dt = f(t, y)`` from ``y(0) = x`` to ``z = y(T)``, with ``T = sqrt_end_time^2``.
+
+    The velocity f is a network such as ``networks.VectorField``.
 
     Forward: ``steps`` equal steps ``y' = y + h phi(t, y)``, h = T / steps, of a Runge-Kutta rule. Inverse: of every
     step, the last first, ``y = y' - h phi(t, y)`` as a fixed point, which gives the same numbers to rounding;
@@ -71,7 +65,7 @@ class ODE(Estimated):
         self, field: nn.Module, *, steps: int, solver: Solver = "rk4", how: Literal["trace", "exact"] = "trace"
     ) -> None:
         super().__init__()
-        self.field = field
+        self.field: Any = field
         self.steps = steps
         self.solver: Solver = solver
         self.how: Literal["trace", "exact"] = how
@@ -120,7 +114,7 @@ class ODE(Estimated):
             return z, self._exact_logdet(y, stages), y.new_zeros(2, y.shape[0])
         logdet, costs = y.new_zeros(y.shape[0], *y.shape[2:]), y.new_zeros(2, y.shape[0])
         for weight, stage in zip(self._weights(1), stages, strict=True):
-            derivative = self._velocity().derivative(stage.t, stage.slopes, probe[:, None])[:, 0]
+            derivative = self.field.derivative(stage.t, stage.slopes, probe[:, None])[:, 0]
             logdet = logdet + weight * (probe * derivative).sum(1)
             costs = costs + weight * torch.stack([t.square().flatten(1).mean(1) for t in (stage.k, derivative)])
         return z, logdet, costs
@@ -128,11 +122,8 @@ class ODE(Estimated):
     def step_back(self, z: Tensor, number: int) -> Tensor:
         """Undo step ``number``, from 0."""
         start = z + self._increment(self._stages(z, number + 1, -1), -1)
-        return fixed_point(
-            lambda y: z - self._increment(self._stages(y, number, 1), 1),
-            start,
-            f"Give it more than {self.steps} steps.",
-        )
+        advice = f"Give it more than {self.steps} steps."
+        return fixed_point(lambda y: z - self._increment(self._stages(y, number, 1), 1), start, advice)
 
     # --- one step of the rule
 
@@ -146,7 +137,7 @@ class ODE(Estimated):
             for factor, earlier in zip(row, stages, strict=False):
                 at = at + direction * factor * h * earlier.k if factor else at
             t = (number + direction * node) * h
-            stages.append(Stage(t, *self._velocity().linearized(t, at)) if slopes else Stage(t, self.field(t, at), []))
+            stages.append(Stage(t, *self.field.linearized(t, at)) if slopes else Stage(t, self.field(t, at), []))
         return stages
 
     def _weights(self, direction: int) -> list[Tensor]:
@@ -161,25 +152,23 @@ class ODE(Estimated):
 
     def _exact_logdet(self, y: Tensor, stages: Sequence[Stage]) -> Tensor:
         """Without a probe: the trace integral, or log|det| of the step's Jacobian; (B, H, W)."""
-        batch, (channels, height, width) = len(y), y.shape[1:]
-        size = y[0].numel()
+        batch, *shape = y.shape
+        identity = torch.eye(y[0].numel(), dtype=y.dtype, device=y.device)
         columns: list[Tensor] = []  # of the Jacobian minus the identity, transposed: its determinant is the same
-        weights = self._weights(1)
         chunk = max(1, CHUNK // max(s.numel() for s in (y, *stages[0].slopes)))
-        logdet = y.new_zeros(batch, height, width)
-        for unit in torch.eye(size, dtype=y.dtype, device=y.device).split(chunk):
-            v = unit.reshape(1, -1, channels, height, width).expand(batch, -1, -1, -1, -1)
-            if self.how == "trace":
-                for weight, stage in zip(weights, stages, strict=True):
-                    derivative = self._velocity().derivative(stage.t, stage.slopes, v)
-                    logdet = logdet + weight * (v * derivative).sum((1, 2))
-            else:
+        logdet = y.new_zeros(batch, *shape[1:])
+        for unit in identity.split(chunk):
+            v = unit.reshape(1, -1, *shape).expand(batch, -1, -1, -1, -1)
+            if self.how == "exact":
                 columns.append(self._step_derivative(stages, v).flatten(2))
-        if self.how == "trace":
-            return logdet
-        matrix = torch.cat(columns, 1) + torch.eye(size, dtype=y.dtype, device=y.device)
-        total = torch.linalg.slogdet(float64(matrix))[1].to(y)
-        return (total / (height * width))[:, None, None].expand(batch, height, width)
+                continue
+            for weight, stage in zip(self._weights(1), stages, strict=True):
+                derivative = self.field.derivative(stage.t, stage.slopes, v)
+                logdet = logdet + weight * (v * derivative).sum((1, 2))
+        if self.how == "exact":
+            total = torch.linalg.slogdet(float64(torch.cat(columns, 1) + identity))[1].to(y)
+            logdet = logdet + (total / logdet[0].numel())[:, None, None]
+        return logdet
 
     def _step_derivative(self, stages: Sequence[Stage], v: Tensor) -> Tensor:
         """The derivative of h phi along directions v, (B, K, C, H, W)."""
@@ -190,11 +179,8 @@ class ODE(Estimated):
             at = v
             for factor, rate in zip(row, rates, strict=False):
                 at = at + factor * h * rate if factor else at
-            rates.append(self._velocity().derivative(stage.t, stage.slopes, at))
+            rates.append(self.field.derivative(stage.t, stage.slopes, at))
         return torch.stack([w * r for w, r in zip(self._weights(1), rates, strict=True)]).sum(0)
-
-    def _velocity(self) -> Velocity:
-        return self.field  # pyright: ignore[reportReturnType]
 
 
 @contextmanager
@@ -204,8 +190,7 @@ def path_costs(model: nn.Module) -> Generator[list[Tensor], None, None]:
     The list receives, from every ODE that runs with a probe e, the integrals over time of ``|f|^2`` and of ``|(df/dy)
     e|^2``, both per dimension: ``(2, B)``.
 
-    Source: Finlay et al., "How to train your neural ODE" (RNODE, 2020): paths that are nearly straight lines, at nearly
-    constant speed, need few steps.
+    Source: Finlay et al., "How to train your neural ODE" (RNODE, 2020): paths that are nearly straight need few steps.
     """
     odes = [module for module in model.modules() if isinstance(module, ODE)]
     costs: list[Tensor] = []

@@ -1,7 +1,6 @@
 """Residual blocks: the image plus a contraction of it."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +11,8 @@ from .probes import Estimated, Probes, exact_logdet
 ADVICE = "Call flow.normalize(), which bounds the norms of its weights; if the model comes from a file, fetch it again."
 
 
-class Contraction(Protocol):
-    """What a residual block adds; ``networks.ContractiveNetwork`` documents the methods."""
-
-    def __call__(self, x: Tensor, weights: Any = None) -> Tensor: ...
-    def weights(self) -> Sequence[Any]: ...
-    def linearize(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]: ...
-    def normalize(self, tolerance: float = ...) -> None: ...
-
-
 class Residual(Estimated):
-    """Add a contraction g, whose Jacobian J has a norm below 1.
+    """Add a contraction g, such as a ``networks.ContractiveNetwork``, whose Jacobian J has a norm below 1.
 
     Forward: ``z = x + g(x)``; inverse: the fixed point of ``x = z - g(x)``, to rounding.
 
@@ -40,10 +30,10 @@ class Residual(Estimated):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network
+        self.network: Any = network
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
-        g = self._contraction()
+        g = self.network
         with torch.no_grad():
             weights = g.weights()
             x = fixed_point(lambda x: z - g(x, weights), z - g(z, weights), ADVICE)
@@ -52,10 +42,10 @@ class Residual(Estimated):
         value, transposed = g.linearize(x)
         x = z - value  # the same numbers, with a graph of one step
 
+        @torch.no_grad()
         def whole(gradient: Tensor) -> Tensor:
             """Solve ``(I + J^T) v = gradient``: the step's gradient for that of the fixed point."""
-            with torch.no_grad():
-                return fixed_point(lambda v: gradient - transposed(v), gradient, ADVICE)
+            return fixed_point(lambda v: gradient - transposed(v), gradient, ADVICE)
 
         if x.requires_grad:
             x.register_hook(whole)
@@ -70,7 +60,7 @@ class Residual(Estimated):
 
     def normalize(self, tolerance: float = 1e-4) -> None:
         """Measure the norms of the weights, which bound g; needed after every change of the weights."""
-        self._contraction().normalize(tolerance)
+        self.network.normalize(tolerance)
 
     def by_position(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
         probe = self.probe(x, cond)
@@ -78,13 +68,13 @@ class Residual(Estimated):
             return self._estimate(x, probe, cond)
         logdets: list[Tensor] = []
         for item in x.split(1):
-            transposed = self._contraction().linearize(item)[1]
+            transposed = self.network.linearize(item)[1]
             logdets.append(exact_logdet(lambda e, product=transposed: e + product(e), item))
         logdet = torch.cat(logdets) / x[0, 0].numel()
         return self.encode(x), logdet[:, None, None].expand(-1, *x.shape[2:])
 
     def _estimate(self, x: Tensor, probe: Tensor, cond: Probes) -> tuple[Tensor, Tensor]:
-        value, transposed = self._contraction().linearize(x)
+        value, transposed = self.network.linearize(x)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not cond.neumann):
             power, series, neumann = probe, torch.zeros_like(probe), probe
             for k, factor in enumerate(cond.coefficients[self.number], 1):
@@ -96,6 +86,3 @@ class Residual(Estimated):
             surrogate = (probe * transposed(neumann)).sum(1)
             logdet = logdet + surrogate - surrogate.detach()
         return x + value, logdet
-
-    def _contraction(self) -> Contraction:
-        return self.network  # pyright: ignore[reportReturnType]

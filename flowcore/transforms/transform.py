@@ -69,27 +69,11 @@ class Transform(nn.Module):
         raise NotImplementedError
 
     def initialize(self, x: Tensor, cond: Any = None) -> Any:
-        """Set the data-dependent parameters from a first batch.
-
-        Args:
-            x: A batch of data, ``(B, C, H, W)``.
-            cond: The condition of that batch.
-
-        Returns:
-            ``encode(x, cond)`` with the new parameters.
-        """
+        """Set the data-dependent parameters from a first batch and its condition, and return its latent with them."""
         return self.encode(x, cond)
 
     def encode(self, x: Tensor, cond: Any = None) -> Any:
-        """Map data to latent only; where the log-determinant is costly, this is much faster than ``forward``.
-
-        Args:
-            x: Data, ``(B, C, H, W)``.
-            cond: As in ``forward``.
-
-        Returns:
-            ``forward(x, cond)[0]``.
-        """
+        """Map data to latent only, ``forward(x, cond)[0]``: much faster where the log-determinant is costly."""
         return self.forward(x, cond)[0]
 
     def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -98,10 +82,6 @@ class Transform(nn.Module):
 
     def by_position(self, x: Tensor, cond: Any = None) -> tuple[Any, Tensor]:
         """Map data to latent, with the log-determinant resolved by position.
-
-        Args:
-            x: Data, ``(B, C, H, W)``.
-            cond: As in ``forward``.
 
         Returns:
             What ``forward`` returns first, and its logdet as a sum over positions, ``(B, H, W)``. Here: spread evenly,
