@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import ConditionError, FlowError
-from .transforms import Probes
+from .transforms import Probes, map_tensors, tensors
 
 ScaledFeatures = tuple[Tensor, int]
 """Features, and the factor by which they are to be enlarged by nearest neighbor."""
@@ -34,10 +34,6 @@ class MultiScaleFeatures:
         """Enlarge and concatenate all sources: ``(B, C, H, W)``."""
         enlarged = [t if f == 1 else F.interpolate(t, scale_factor=f, mode="nearest") for t, f in self.sources]
         return torch.cat(enlarged, dim=1)
-
-    def tensors(self) -> list[Tensor]:
-        """List all tensors held."""
-        return [t for t, _ in self.sources] + [t for terms in self.precomputed or () for t in terms if t is not None]
 
 
 @dataclass(frozen=True)
@@ -104,7 +100,7 @@ class Condition:
     @property
     def batch(self) -> int:
         """Number of images."""
-        return self._tensors()[0].shape[0]
+        return tensors(self)[0].shape[0]
 
     @property
     def seen_by_top(self) -> Tensor | None:
@@ -140,7 +136,7 @@ class Condition:
     @property
     def nbytes(self) -> int:
         """Memory held, in bytes; what several tensors share counts once."""
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self._tensors()}
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors(self)}
         return sum(storages.values())
 
     def prepare(self, plan: Any) -> Condition:
@@ -172,20 +168,13 @@ class Condition:
     def guided(self, guidance: float | Guidance) -> Condition:
         """Return the condition with classifier-free guidance; a number is the weight of a ``Guidance``, 0 for none."""
         g = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
-        like = self._tensors()[0]
+        like = tensors(self)[0]
         numbers = torch.tensor([[g.weight, g.scale, g.annealed, g.temperature]], dtype=like.dtype, device=like.device)
         return replace(self, guidance=numbers.expand(self.batch, -1) if g.weight else None)
 
     def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Condition:
         """Apply a function to every tensor held."""
-        return Condition(
-            features=_map_tensors(self.features, change),
-            origin=_map_tensors(self.origin, change),
-            labels=_map_tensors(self.labels, change),
-            anchor=_map_tensors(self.anchor, change),
-            probes=None if self.probes is None else self.probes.map_tensors(change),
-            guidance=_map_tensors(self.guidance, change),
-        )
+        return map_tensors(change, self)
 
     def _origin_of(self, x: Tensor) -> Tensor:
         assert self.origin is not None
@@ -195,19 +184,3 @@ class Condition:
                 "Encode the condition from the matching source."
             )
         return self.origin
-
-    def _tensors(self) -> list[Tensor]:
-        found: list[Tensor] = []
-        for f in self.features:
-            found += f.tensors() if isinstance(f, MultiScaleFeatures) else [] if f is None else [f]
-        found += [t for t in (self.origin, self.labels, self.anchor) if t is not None]
-        return found if self.probes is None else [*found, *self.probes.vectors]
-
-
-def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, MultiScaleFeatures):
-        sources, precomputed = (_map_tensors(part, change) for part in (value.sources, value.precomputed))
-        return MultiScaleFeatures(sources=sources, precomputed=precomputed)
-    return tuple(_map_tensors(part, change) for part in value) if isinstance(value, tuple) else value

@@ -16,7 +16,6 @@ Source: Burda et al., "Importance weighted autoencoders", section 3 (several dra
 discrete distributions by dequantization" (all of it together).
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +28,7 @@ from .dequantization import Dequantizer, Uniform, quantization
 from .device import float64
 from .flow import Flow, Level
 from .prior import Shape
-from .transforms import Estimated, draw_probes, flat_parts
+from .transforms import Estimated, draw_probes, flat_parts, map_tensors
 
 
 def log_prob(flow: Flow, x: Tensor, cond: Any = None) -> Tensor:
@@ -89,19 +88,8 @@ def effective_samples(log_weights: Tensor) -> Tensor:
 
 
 def select_items(cond: Any, items: Tensor) -> Any:
-    """Select items of a condition's batch by index, of a tensor ``(B, ...)``, a ``Condition``, a nest of these or None.
-
-    A batch of one serves every item.
-    """
-    if isinstance(cond, Tensor):
-        return cond.expand(len(items), *cond.shape[1:]) if cond.shape[0] == 1 else cond[items.to(cond.device)]
-    if isinstance(cond, (list, tuple)):
-        parts = [select_items(part, items) for part in cond]
-        return parts if isinstance(cond, list) else tuple(parts)
-    if dataclasses.is_dataclass(cond) and not isinstance(cond, type):
-        changes = {f.name: select_items(getattr(cond, f.name), items) for f in dataclasses.fields(cond)}
-        return dataclasses.replace(cond, **changes)
-    return cond
+    """Select items of a batch by index, in a ``Condition`` or another nest of tensors; one item serves all."""
+    return map_tensors(lambda t: t.expand(len(items), *t.shape[1:]) if len(t) == 1 else t[items.to(t.device)], cond)
 
 
 def with_probes(flow: Flow, shape: Sequence[int], seed: int | Sequence[int] = 0, *, terms: int = 20) -> Condition:

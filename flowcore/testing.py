@@ -8,7 +8,6 @@ nearly the identity, and lets a wrong inverse pass. Every violation is an Assert
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -19,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from .device import autocast
-from .transforms import NoPositionsError, Transform
+from .transforms import NoPositionsError, Transform, map_tensors
+from .transforms import tensors as tensors
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -238,36 +238,18 @@ def jacobian_logdet(transform: Transform, x: Tensor, cond: Any = None) -> Tensor
 
 def condition(transform: Transform, x: Tensor, cond: Any) -> Any:
     """Make the condition: what the transform encodes itself, or the given one in the precision of the data."""
-    return cond(transform) if callable(cond) else _map(lambda t: t.to(x.dtype), cond)
+    return cond(transform) if callable(cond) else map_tensors(lambda t: t.to(x.dtype), cond)
 
 
 def item(value: Any, i: int) -> Any:
     """Take one item of a batch, out of any nest of tensors."""
-    return _map(lambda t: t[i : i + 1], value)
+    return map_tensors(lambda t: t[i : i + 1], value)
 
 
 def like(value: Any, *, seed: int) -> Any:
     """Draw standard-normal tensors of the same shapes."""
     generator = torch.Generator().manual_seed(seed)
-    return _map(lambda t: torch.randn(t.shape, generator=generator, dtype=t.dtype), value)
-
-
-def tensors(value: Any) -> list[Tensor]:
-    """List the tensors in a nest."""
-    found: list[Tensor] = []
-    _map(lambda t: found.append(t) or t, value)
-    return found
-
-
-def _map(change: Callable[[Tensor], Tensor], value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, (list, tuple)):
-        return type(value)(_map(change, part) for part in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        parts = {f.name: _map(change, getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return dataclasses.replace(value, **parts)
-    return value
+    return map_tensors(lambda t: torch.randn(t.shape, generator=generator, dtype=t.dtype), value)
 
 
 def _has_positions(transform: Transform, x: Tensor, cond: Any) -> bool:

@@ -16,7 +16,7 @@ from .probes import Estimated, Probes, draw_probes, exact_logdet
 from .residual import Residual
 from .split import Center, Split, Whiten
 from .squeeze import Flatten, OrderedSqueeze, Squeeze, Unflatten, Unsqueeze
-from .transform import Chain, NoPositionsError, Transform, flat_parts, spread
+from .transform import Chain, NoPositionsError, Transform, flat_parts, map_tensors, spread, tensors
 from .variances import Variances
 from .whitening import ChannelWhitening
 
@@ -59,6 +59,8 @@ __all__ = [
     "draw_probes",
     "exact_logdet",
     "flat_parts",
+    "map_tensors",
     "path_costs",
     "spread",
+    "tensors",
 ]

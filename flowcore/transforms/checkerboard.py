@@ -22,9 +22,7 @@ class CheckerboardCoupling(Transform):
 
     def __init__(self, conditioner: nn.Module, *, parity: int, mask_channel: bool = False) -> None:
         super().__init__()
-        self.conditioner = conditioner
-        self.parity = parity
-        self.mask_channel = mask_channel
+        self.conditioner, self.parity, self.mask_channel = conditioner, parity, mask_channel
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
         mask = self._mask(z)

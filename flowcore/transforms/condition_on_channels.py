@@ -21,8 +21,7 @@ class ConditionOnChannels(Transform):
 
     def __init__(self, kept: int, transform: Transform) -> None:
         super().__init__()
-        self.kept = kept
-        self.transform = transform
+        self.kept, self.transform = kept, transform
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         kept, rest = self._parts(x)

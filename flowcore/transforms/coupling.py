@@ -41,11 +41,8 @@ class Coupling(Transform):
         first: int = 0,
     ) -> None:
         super().__init__()
-        self.conditioner = conditioner
-        self.eps = eps
+        self.conditioner, self.eps, self.swap, self.first = conditioner, eps, swap, first
         self.scaling: Scaling = scaling
-        self.swap = swap
-        self.first = first
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         z, log_scale = self._couple(x, cond)

@@ -15,25 +15,22 @@ def fixed_point(g: Callable[[Tensor], Tensor], start: Tensor, advice: str) -> Te
     """Iterate a contraction ``x <- g(x)`` of ``(B, ...)`` until nothing changes but rounding.
 
     An item stops by itself, whatever the others of its batch do: when no element changes by more than 4 units of
-    rounding, or when its change has come below their square root and falls no further. Items that become infinite or
-    not a number stop, too. FlowError, which ends with ``advice``, if an item does not settle: then g is no contraction
-    there.
+    rounding, when its change is below their square root and falls no further, or when it is not finite. FlowError, with
+    ``advice``, if an item does not settle: then g is no contraction there.
     """
     if start.is_meta:
         return g(start)  # without values nothing settles
-    eps = torch.finfo(start.dtype).eps
-    x = start
-    best = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
-    waited = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    x, eps = start, torch.finfo(start.dtype).eps
+    best = x.new_full((len(x),), torch.inf)
+    waited = torch.zeros_like(best, dtype=torch.int64)
+    done = torch.zeros_like(best, dtype=torch.bool)
     for _ in range(ROUNDS):
         new = g(x)
         change = ((new - x).abs() / (1 + x.abs())).detach().flatten(1).amax(1)
         x = torch.where(done.reshape(-1, *[1] * (x.ndim - 1)), x, new)
         waited = torch.where(change < best, 0, waited + 1)
         best = torch.minimum(best, change)
-        settled = (change <= 4 * eps) | ((waited >= 3) & (change <= eps**0.5)) | ~change.isfinite()
-        done = done | settled
+        done = done | (change <= 4 * eps) | ((waited >= 3) & (change <= eps**0.5)) | ~change.isfinite()
         if bool(done.all()):
             return x
         if bool((~done & (waited >= PATIENCE)).any()):

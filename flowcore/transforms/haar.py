@@ -15,9 +15,8 @@ class Haar(Transform):
 
     With a, b above c, d the four pixels of a block, forward: the channels of ``z`` are, for all C channels of ``x``
     each, ``(a + b + c + d) / 2``, then ``(a - b + c - d) / 2``, ``(a + b - c - d) / 2`` and ``(a - b - c + d) / 2``;
-    logdet: 0, an orthonormal matrix; inverse: the same matrix, which is symmetric.
-
-    The first C channels are the image at half the size, times two.
+    logdet: 0, an orthonormal matrix; inverse: the same matrix, which is symmetric. The first C channels are the image
+    at half the size, times two.
 
     Source: Yu, Derpanis, Brubaker, "Wavelet Flow: Fast Training of High Resolution Normalizing Flows" (NeurIPS 2020),
     section 3; used inside flows by Ardizzone et al. 2019.

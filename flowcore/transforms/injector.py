@@ -21,8 +21,7 @@ class Injector(Transform):
 
     def __init__(self, conditioner: nn.Module, *, eps: float = 0.0, scaling: Scaling = "sigmoid") -> None:
         super().__init__()
-        self.conditioner = conditioner
-        self.eps = eps
+        self.conditioner, self.eps = conditioner, eps
         self.scaling: Scaling = scaling
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:

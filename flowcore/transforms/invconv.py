@@ -27,20 +27,19 @@ class InvertibleConv(Transform):
     """
 
     uniform_logdet = True
+    permutation: Tensor
+    sign: Tensor
 
     def __init__(self, channels: int, *, lu: bool = False, start: Start = "orthogonal") -> None:
         super().__init__()
-        self.lu = lu
-        self.start = start
+        self.lu, self.start = lu, start
         reverse = start == "reverse"
         weight = torch.eye(channels).flip(0) if reverse else nn.init.orthogonal_(torch.empty(channels, channels))
         if lu:
-            permutation, sign, lower, upper, log_diagonal = _lu_factors(weight)
+            permutation, sign, *parameters = _lu_factors(weight)
             self.register_buffer("permutation", permutation)
             self.register_buffer("sign", sign)
-            self.lower = nn.Parameter(lower)
-            self.upper = nn.Parameter(upper)
-            self.log_diagonal = nn.Parameter(log_diagonal)
+            self.lower, self.upper, self.log_diagonal = map(nn.Parameter, parameters)
         else:
             self.weight = nn.Parameter(weight)
 
@@ -48,12 +47,10 @@ class InvertibleConv(Transform):
         """Compute M, ``(C, C)``; rows are outputs."""
         if not self.lu:
             return self.weight
-        permutation, sign = self.get_buffer("permutation"), self.get_buffer("sign")
-        identity = torch.eye(self.lower.shape[0], dtype=self.lower.dtype, device=self.lower.device)
-        lower = self.lower.tril(-1) + identity
-        upper = self.upper.triu(1) + torch.diag(sign * self.log_diagonal.exp())
+        lower = self.lower.tril(-1) + torch.eye(len(self.lower), dtype=self.lower.dtype, device=self.lower.device)
+        upper = self.upper.triu(1) + torch.diag(self.sign * self.log_diagonal.exp())
         with no_autocast(lower.device), float32_arithmetic():
-            return permutation @ lower @ upper
+            return self.permutation @ lower @ upper
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
         matrix = self.matrix()
@@ -72,8 +69,7 @@ class InvertibleConv(Transform):
             pixels = float64(x).transpose(0, 1).flatten(1)  # (C, B*H*W)
             axes = torch.linalg.eigh(torch.cov(pixels))[1].flip(1).T  # rows, largest variance first
             if self.lu:
-                permutation, sign = self.get_buffer("permutation"), self.get_buffer("sign")
-                stored = (permutation, sign, self.lower, self.upper, self.log_diagonal)
+                stored = (self.permutation, self.sign, self.lower, self.upper, self.log_diagonal)
                 for tensor, factor in zip(stored, _lu_factors(axes), strict=True):
                     tensor.copy_(factor.to(tensor))
             else:

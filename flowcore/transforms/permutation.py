@@ -18,6 +18,7 @@ class Permutation(Transform):
     """
 
     uniform_logdet = True
+    order: Tensor
 
     def __init__(self, order: Tensor) -> None:
         """Fix the order: ``(C,)`` whole numbers, each of 0 to C - 1 once; FlowError otherwise."""
@@ -28,7 +29,7 @@ class Permutation(Transform):
         self.register_buffer("order", order.long())
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        return x[:, self.get_buffer("order")], x.new_zeros(x.shape[0])
+        return x[:, self.order], x.new_zeros(x.shape[0])
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
-        return z[:, self.get_buffer("order").argsort()]
+        return z[:, self.order.argsort()]

@@ -19,8 +19,7 @@ class PixelMap(Transform):
 
     def __init__(self, shift: float, width: float = 1.0) -> None:
         super().__init__()
-        self.shift = shift
-        self.width = width
+        self.shift, self.width = shift, width
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
         return (x - self.shift) / self.width, x.new_full((x.shape[0],), -x[0].numel() * math.log(self.width))

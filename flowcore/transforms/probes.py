@@ -3,8 +3,6 @@
 Neither way draws anything: without probes the value is exact, and refused where the Jacobian would be too large.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,19 +22,13 @@ ROWS_AT_ONCE = 256  # of a Jacobian
 class Probes:
     """Random vectors e with ``E[e e^T] = I``, from which ``e^T A e`` estimates the trace of A without bias.
 
-    ``vectors`` holds one for every estimated transform of a flow, in the data-to-latent direction, in the shape of its
-    input. ``coefficients`` are, for each of them, factors on the terms 1, 2, ... of its power series: ones for a
-    truncated series; ``1 / P(N >= k)`` where the number of terms N was drawn, which makes the estimate unbiased; empty
-    for transforms without a series. With ``neumann``, gradients estimate that of the true logdet without bias, in one
-    graph, instead of differentiating the estimate.
+    One for every estimated transform of a flow, in the data-to-latent direction. Coefficients are ones for a truncated
+    series; ``1 / P(N >= k)`` where the number of terms N was drawn, which makes the estimate unbiased.
     """
 
-    vectors: tuple[Tensor, ...]
-    coefficients: tuple[tuple[float, ...], ...]
-    neumann: bool = False
-
-    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Probes:
-        return Probes(vectors=tuple(map(change, self.vectors)), coefficients=self.coefficients, neumann=self.neumann)
+    vectors: tuple[Tensor, ...]  # in the shape of each transform's input
+    coefficients: tuple[tuple[float, ...], ...]  # of the terms 1, 2, ... of each power series; empty without a series
+    neumann: bool = False  # whether gradients estimate that of the true logdet, instead of being the estimate's
 
 
 class Estimated(Transform):
@@ -94,5 +86,4 @@ def draw_probes(
         # differs from other noise of the same seed
         generator = torch.Generator("cpu").manual_seed((seed ^ 0x9E3779B9) % 2**64)
         items.append([torch.randint(0, 2, shape, generator=generator).float() * 2 - 1 for shape in shapes])
-    vectors = tuple(torch.stack([item[k] for item in items]) for k in range(len(shapes)))
-    return Probes(vectors=vectors, coefficients=coefficients)
+    return Probes(vectors=tuple(map(torch.stack, zip(*items, strict=True))), coefficients=coefficients)

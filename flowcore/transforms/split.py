@@ -23,9 +23,7 @@ class Split(Transform):
 
     def __init__(self, conditioner: nn.Module | None, *, labeled: bool = False, kept: int | None = None) -> None:
         super().__init__()
-        self.conditioner = conditioner
-        self.labeled = labeled
-        self.kept = kept
+        self.conditioner, self.labeled, self.kept = conditioner, labeled, kept
 
     def kept_channels(self, channels: int) -> int:
         """Return K for C channels; the other ``C - K`` become latents."""
@@ -82,14 +80,13 @@ class Center(Transform):
     ``(B or 1, C, H, W)``, with variance 1.
     """
 
+    uniform_logdet = True
+
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
         return x - _mean(x, cond), x.new_zeros(x.shape[0])
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
         return z + _mean(z, cond)
-
-    def by_position(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        return x - _mean(x, cond), x.new_zeros(x.shape[0], *x.shape[2:])
 
 
 def _mean(x: Tensor, cond: Any) -> Tensor:

@@ -100,20 +100,14 @@ class Flatten(Transform):
         return math.prod(shape), 1, 1
 
 
-class Unflatten(Transform):
+class Unflatten(Flatten):
     """Undo a ``Flatten`` in the middle of a flow: its forward is ``Flatten.inverse``; logdet: 0."""
 
-    uniform_logdet = True
-
-    def __init__(self, channels: int, height: int, width: int) -> None:
-        super().__init__()
-        self.shape = (channels, height, width)
-
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        return x.reshape(x.shape[0], *self.shape), x.new_zeros(x.shape[0])
+        return super().inverse(x), x.new_zeros(x.shape[0])
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
-        return z.reshape(z.shape[0], -1, 1, 1)
+        return super().forward(z)[0]
 
     def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
         return self.shape

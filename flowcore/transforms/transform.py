@@ -16,6 +16,8 @@ encoders drop to bfloat16 or float16; their output is cast back before it reache
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -186,3 +188,22 @@ class Chain(Transform):
 def flat_parts(transform: Transform) -> list[Transform]:
     """List the parts of a transform, chains inside chains taken apart, in the data-to-latent direction."""
     return [t for p in transform.parts() for t in flat_parts(p)] if isinstance(transform, Chain) else [transform]
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Apply a function to every tensor in a nest of lists, tuples and dataclasses; all else stays."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(map_tensors(change, part) for part in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = {f.name: map_tensors(change, getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return dataclasses.replace(value, **parts)
+    return value
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """List the tensors in a nest."""
+    found: list[Tensor] = []
+    map_tensors(lambda t: found.append(t) or t, value)
+    return found

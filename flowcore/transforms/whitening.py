@@ -19,6 +19,8 @@ class ChannelWhitening(Transform):
     """
 
     uniform_logdet = True
+    mean: Tensor
+    matrix: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -26,24 +28,19 @@ class ChannelWhitening(Transform):
         self.register_buffer("matrix", torch.eye(channels))
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        matrix = self.get_buffer("matrix")
-        log_det = torch.linalg.slogdet(float64(matrix))[1].to(x) * x.shape[-2] * x.shape[-1]
-        return _mix(x - self._mean(), matrix), log_det.expand(x.shape[0])
+        log_det = torch.linalg.slogdet(float64(self.matrix))[1].to(x) * x.shape[-2] * x.shape[-1]
+        return _mix(x - self.mean[:, None, None], self.matrix), log_det.expand(x.shape[0])
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
-        return _mix(z, torch.linalg.inv(float64(self.get_buffer("matrix"))).to(z)) + self._mean()
+        return _mix(z, torch.linalg.inv(float64(self.matrix)).to(z)) + self.mean[:, None, None]
 
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
         pixels = float64(x).transpose(0, 1).flatten(1)  # (C, B*H*W)
         ridge = 1e-8 * torch.eye(len(pixels), dtype=pixels.dtype, device=pixels.device)  # for constant channels
-        mean, matrix = pixels.mean(1), torch.linalg.inv(torch.linalg.cholesky(torch.cov(pixels) + ridge))
-        self.get_buffer("mean").copy_(mean.to(x))
-        self.get_buffer("matrix").copy_(matrix.to(x))
+        self.mean.copy_(pixels.mean(1).to(x))
+        self.matrix.copy_(torch.linalg.inv(torch.linalg.cholesky(torch.cov(pixels) + ridge)).to(x))
         return self.forward(x)[0]
-
-    def _mean(self) -> Tensor:
-        return self.get_buffer("mean")[:, None, None]
 
 
 def _mix(x: Tensor, matrix: Tensor) -> Tensor:

@@ -191,7 +191,7 @@ def test_a_prepared_condition_holds_the_terms_of_every_step():
         assert plain.precomputed is None
         terms = [(first is not None, output is not None) for first, output in feature.precomputed]
         assert terms == [(False, True), (True, False)] * 2  # an injector's output, a coupling's first term
-    assert all(not t.requires_grad for feature in ready.features for t in feature.tensors())
+    assert all(not t.requires_grad for t in tensors(ready.features))
 
 
 def test_features_that_are_enlarged_stay_small():
