@@ -140,29 +140,15 @@ class Condition:
         return sum(storages.values())
 
     def prepare(self, plan: Any) -> Condition:
-        """Precompute, for every step of a plan, what depends on the condition alone.
+        """Precompute what depends on the condition alone, for every step of the ``Plan`` that will decode, and no other.
 
         All samples of one image share it: an injector's shift and scale, and the condition's term of a coupling's first
-        convolution. Worth its memory (``Condition.nbytes``) if more samples follow later; decoding without it computes
-        the same, step by step.
-
-        Args:
-            plan: The ``Plan`` that will decode.
-
-        Returns:
-            The same condition with precomputed terms, for this plan only.
+        convolution. Worth its memory (``nbytes``) if more samples follow; decoding without it computes the same.
         """
         return replace(self, features=plan.precompute(self.features))
 
     def expand(self, samples: int) -> Condition:
-        """Share one image's condition among several samples, without copying.
-
-        Args:
-            samples: Number of samples; the condition must be of one image.
-
-        Returns:
-            A condition of batch ``samples`` that shares memory with this one.
-        """
+        """Share one image's condition among several samples: a condition of that batch, without copying."""
         return self.map_tensors(lambda tensor: tensor.expand(samples, *tensor.shape[1:]))
 
     def guided(self, guidance: float | Guidance) -> Condition:

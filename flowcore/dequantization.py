@@ -33,9 +33,8 @@ Grid = Literal["bins", "levels"]
 class Quantization:
     """Where a model expects the integers of an image: ``x = (k + u + shift) * width``, u in [0, 1).
 
-    On the grid "bins": ``x = (k + u) / 2^n_bits``, bins side by side from 0 to 1. On "levels":
-    ``x = (k + u - 1/2) / (2^n_bits - 1)``, bins centered on the gray levels of ordinary images, the first on 0 and the
-    last on 1.
+    On the grid "bins", ``(k + u) / 2^n_bits``, they lie side by side from 0 to 1. On "levels", ``(k + u - 1/2) /
+    (2^n_bits - 1)``, they are centered on the gray levels of ordinary images, the first on 0 and the last on 1.
     """
 
     n_bits: int = 8  # per subpixel, 1 to 8: k is in {0, ..., 2^n_bits - 1}
@@ -50,7 +49,7 @@ class Quantization:
     @property
     def width(self) -> float:
         """Width of a bin in image units."""
-        return 1 / 2**self.n_bits if self.grid == "bins" else 1 / (2**self.n_bits - 1)
+        return 1 / (2**self.n_bits - (self.grid == "levels"))
 
     @property
     def shift(self) -> float:
@@ -68,10 +67,9 @@ def quantization(flow: Flow) -> Quantization:
 
 
 def quantize(flow: Flow, x: Tensor) -> Tensor:
-    """Undo dequantization: replace every value by the gray level in whose bin it lies.
+    """Undo dequantization, whose noise shows as grain at few bits: every value becomes the gray level of its bin.
 
-    ``k = floor(x / width - shift)``, as ``k / (2^n_bits - 1)``, in [0, 1]. A sample contains the noise that its model
-    was trained with; at few bits that noise is visible as grain, and this removes it.
+    That is ``k / (2^n_bits - 1)`` with ``k = floor(x / width - shift)``, in [0, 1].
     """
     bins = quantization(flow)
     highest = 2**bins.n_bits - 1
@@ -79,11 +77,10 @@ def quantize(flow: Flow, x: Tensor) -> Tensor:
 
 
 def to_integers(image: Tensor, n_bits: int = 8) -> tuple[Tensor, Tensor]:
-    """Convert an image to the integers that a discrete probability is about, and measure how much that rounds.
+    """Convert an image of uint8, or of floats in [0, 1], to integers, and measure how much that rounds.
 
-    ``k = floor(round(255 x) / 2^(8 - n_bits))``, as floats, of uint8 or of floats in [0, 1]; values outside count as 0
-    or 1. Then the largest distance of 255 x from its integer, ``(B,)``: 0 on the 8-bit grid, up to 1/2 off it, more
-    outside [0, 1].
+    ``k = floor(round(255 x) / 2^(8 - n_bits))``, as floats; and the largest distance of 255 x from its integer,
+    ``(B,)``: 0 on the 8-bit grid, up to 1/2 off it, more outside [0, 1].
     """
     if image.dtype != torch.uint8 and not image.is_floating_point():
         raise ImageError(f"Expected an image of uint8, or of floats in [0, 1]; got {image.dtype}. Convert it to uint8.")
@@ -99,7 +96,7 @@ def to_integers(image: Tensor, n_bits: int = 8) -> tuple[Tensor, Tensor]:
 
 
 def round_to_integers(image: Tensor, n_bits: int = 8) -> Tensor:
-    """Convert an image to integers as ``to_integers`` does, without its checks, which wait for the device."""
+    """Convert an image as ``to_integers`` does, without its checks, which wait for the device."""
     return torch.floor(_scale_to_255(image).round().clamp(0, 255) / 2 ** (8 - n_bits))
 
 
@@ -112,9 +109,7 @@ def dequantize(x: Tensor, bins: int, noise: Tensor | torch.Generator | None = No
     """Spread every pixel uniformly over one bin centered on it: ``x + (u - 0.5) / bins``, u uniform in [0, 1).
 
     SRFlow uses 32 bins, on purpose wider than the 8-bit step: it keeps densities bounded. ``noise`` is u, or a CPU
-    generator to draw it from; None for torch's own.
-
-    Source: Theis et al., "A note on the evaluation of generative models", section 3.1; SRFlow, section 4.1.
+    generator to draw it from. Source: SRFlow, section 4.1.
     """
     if not isinstance(noise, Tensor):
         noise = torch.rand(x.shape, generator=noise, dtype=x.dtype)
@@ -132,8 +127,7 @@ class Dequantizer(Protocol):
     generator; ``draw`` turns them into noise and depends on its arguments alone.
     """
 
-    name: str
-    """Name of the distribution, as a score reports it."""
+    name: str  # as a score reports it
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
         """Draw the random numbers of one draw for images ``(..., C, H, W)``: float32, on the CPU."""
@@ -145,10 +139,7 @@ class Dequantizer(Protocol):
 
 
 class Uniform:
-    """Uniform noise: ``q(u | k) = 1`` on [0, 1)^D, so ``log q = 0``.
-
-    Source: Theis et al., "A note on the evaluation of generative models", section 3.1.
-    """
+    """Uniform noise: ``q(u | k) = 1`` on [0, 1)^D, so ``log q = 0``."""
 
     name = "uniform"
 
@@ -165,26 +156,20 @@ class Uniform:
 class Gaussian(Uniform):
     """Gaussian noise around the middle of the bin, truncated to it.
 
-    Per subpixel, with ``z = (u - 1/2) / std`` and standard-normal density phi and distribution function Phi, ``log q =
-    log phi(z) - log std - log[Phi(1 / (2 std)) - Phi(-1 / (2 std))]``, and the bracket is ``erf(1 / (2 sqrt(2) std))``.
-    Drawn by inverting the distribution function at a uniform number r: ``u = 1/2 + sqrt(2) std erfinv((2 r - 1) erf(1 /
-    (2 sqrt(2) std)))``, in float64.
+    Per subpixel, with the standard-normal density phi: ``log q = log phi((u - 1/2) / std) - log std - log mass``, where
+    ``mass = erf(1 / (2 sqrt(2) std))`` is the share of the Gaussian inside the bin. Drawn from a uniform number r by
+    inverting the distribution function, in float64: ``u = 1/2 + sqrt(2) std erfinv((2 r - 1) mass)``.
 
     ``std`` is that before truncation, in bins. Uniform noise is the limit of large ones; the default costs a smooth
-    density 0.015 bits per dimension more than uniform noise, 0.25 costs 0.18. Gaussian noise that is not truncated
-    leaks into neighboring bins and gives no bound.
+    density 0.015 bits per dimension more than uniform noise, 0.25 costs 0.18.
     """
 
     def __init__(self, std: float = 0.5) -> None:
         if not (math.isfinite(std) and std > 0):
             raise FlowError(f"std must be a positive number, in bins; got {std}.")
         self.std = std
+        self._mass = math.erf(1 / (2 * math.sqrt(2) * std))
         self.name = "gaussian" if std == 0.5 else f"gaussian (std {std:g})"
-
-    @property
-    def _mass(self) -> float:
-        """Probability that the Gaussian before truncation gives to the bin."""
-        return math.erf(1 / (2 * math.sqrt(2) * self.std))
 
     def draw(self, image: Tensor, noise: Tensor | torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Draw u from q(u | k); see the class and ``Dequantizer``."""
@@ -209,12 +194,11 @@ class VariationalDequantizer(Transform):
         log q(u | k) = log N(e; 0, 1) - logdet = log N(e) - log|dg/de| - sum(log sigmoid(t) + log sigmoid(-t))
                        - D log(1 - 2a).
 
-    ``a = 2^-20`` keeps u off the ends of the bin, which a float32 sigmoid would reach. It is part of the map and of
-    log q, so nothing is approximate: q is a density on (a, 1 - a)^D, which is all that the bound requires.
+    ``a = 2^-20`` keeps u off the ends of the bin, which a float32 sigmoid would reach: q is a density on (a, 1 - a)^D,
+    which is all that the bound requires.
 
-    g is steps of (actnorm, invertible 1x1 convolution, affine injector, affine coupling) on squeezed noise, conditioned
-    on the squeezed pixels, and a final actnorm that starts g near the spread at which ``sigmoid(normal)`` is nearest to
-    uniform: untrained, it costs a few hundredths of a bit per dimension more than uniform noise. The pixels enter
+    g is steps of (actnorm, invertible 1x1 convolution, affine injector, affine coupling) on squeezed noise, and a final
+    actnorm that starts g near the spread at which ``sigmoid(normal)`` is nearest to uniform. The pixels condition it
     twice: over their whole range, where one of 256 gray levels hardly matters, and as their contrast to the 2x2 block
     around them, ``tanh((k - mean) / 4)``, where it does.
 
@@ -241,10 +225,11 @@ class VariationalDequantizer(Transform):
                 Injector(Conditioner(2 * wide, hidden, 2 * wide)),
                 Coupling(Conditioner(wide // 2 + 2 * wide, hidden, 2 * (wide - wide // 2))),
             ]
-        self.flow = Chain(*parts, ActNorm(wide))
+        last = ActNorm(wide)
+        self.flow = Chain(*parts, last)
         # an injector starts with the scale sigmoid(2); so does a coupling, on half of the channels
         shrinkage = -1.5 * steps * math.log1p(math.exp(-2))
-        torch.nn.init.constant_(self._last_actnorm().log_scale, math.log(self.SPREAD) - shrinkage)
+        torch.nn.init.constant_(last.log_scale, math.log(self.SPREAD) - shrinkage)
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map normal noise ``(B, C, H, W)`` to noise of one bin, given integers as floats of that shape."""
@@ -262,9 +247,11 @@ class VariationalDequantizer(Transform):
     def initialize(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Initialize from a first batch of e and k; the last actnorm to the spread of the start."""
         features, e = self._features(cond, x), self.squeeze(x)[0]
-        for part in self.flow.parts():
+        *parts, last = self.flow.parts()
+        assert isinstance(last, ActNorm)
+        for part in (*parts, last):
             e = part.initialize(e, features)
-        self._last_actnorm().log_scale.add_(math.log(self.SPREAD))
+        last.log_scale.add_(math.log(self.SPREAD))
         return self.forward(x, cond)[0]
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
@@ -277,11 +264,6 @@ class VariationalDequantizer(Transform):
         e = _random_numbers(self, image, noise).to(parameter)
         u, logdet = self(e, image.to(parameter))
         return u, prior.log_prob([e]) - logdet
-
-    def _last_actnorm(self) -> ActNorm:
-        last = self.flow.parts()[-1]
-        assert isinstance(last, ActNorm)
-        return last
 
     def _features(self, k: Tensor | None, like: Tensor) -> Tensor:
         """Squeeze the pixels, scaled to [-1, 1], and their contrast to the 2x2 block: (B, 8C, H/2, W/2)."""
@@ -331,10 +313,9 @@ def dequantized_batches(
 ) -> Iterator[DequantizedBatch]:
     """Draw noise for images several times each: all draws of image 0, then of image 1; ``batch`` draws at a time.
 
-    Every image has its own CPU generator (of ``seed + i``, or a seed for each image), from which its draws are taken
-    one after the other: a draw depends neither on the batch size, nor on the other images, nor on how many draws
-    follow. ``noise``, ``(samples, B, C, H, W)``, is used instead of the generators' random numbers, and sets
-    ``samples``.
+    Every image has its own CPU generator (of ``seed + i``, or a seed for each), so that a draw depends neither on the
+    batch size, nor on other images, nor on how many draws follow. ``noise``, ``(samples, B, C, H, W)``, replaces the
+    random numbers, and sets ``samples``.
     """
     if noise is not None:
         samples = noise.shape[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import Field
 from typing import Any, ClassVar, Generic, Protocol
@@ -51,6 +51,8 @@ class Flow(Transform, Generic[C]):
 
     Source: Dinh et al., "Real NVP", section 3.6; Kingma & Dhariwal, "Glow", section 3; details: Liang et al., "HCFlow".
     """
+
+    style_directions: Tensor
 
     def __init__(
         self,
@@ -141,10 +143,9 @@ class Flow(Transform, Generic[C]):
     def _walk(
         self, x: Tensor, cond: Condition | None, apply: Callable[[Transform, Tensor, Any], tuple[Any, Any]]
     ) -> tuple[list[Tensor], list[tuple[int, Any]]]:
-        """Encode images by applying every part in turn: latents, finest first, and each part's share of the logdet.
+        """Encode by applying every part in turn: latents, and shares of the logdet beside the numbers of their levels.
 
-        ``apply`` goes from a part, its data and its condition to its latent and its share, in any form; a share stands
-        beside the number of the latent whose level the part is on.
+        ``apply`` goes from a part, its data and its condition to its latent and its share, in any form.
         """
         self._check_image(x)
         given = self._check_condition(cond, x.shape[0])
@@ -161,17 +162,20 @@ class Flow(Transform, Generic[C]):
         if self.prelude is not None:
             x = applied(self.prelude, x, None)
         x = given.relative(x)
-        continuing: list[Tensor] = []
+        splitting: list[tuple[Level, Tensor]] = []
         for level, feature in zip(self._levels(), given.features, strict=True):
             x = level.squeeze(x)[0]  # (B, 4C, H/2, W/2)
             x = applied(level.steps, x, self._feature(feature))
             if level.split is not None:
                 x, latent = applied(level.split, x, given.labels)  # each (B, 2C, H/2, W/2)
                 latents.append(latent)
-                continuing.append(x)
-        for number, details, feature in self._details(continuing):
-            latents[number], share = apply(details, latents[number], feature)
-            shares.append((number, share))
+                splitting.append((level, x))
+        deeper: list[Any] = []
+        for number, (level, kept) in reversed(list(enumerate(splitting))):
+            if level.details is not None:
+                deeper.insert(0, level.details.extractor(kept, deeper))
+                latents[number], share = apply(level.details.transform, latents[number], deeper[0])
+                shares.append((number, share))
         if self.top is not None:
             x = applied(self.top, x, given.seen_by_top)
         return [*latents, x], shares
@@ -222,10 +226,9 @@ class Flow(Transform, Generic[C]):
     def log_prob(self, x: Tensor, cond: Condition | None = None) -> Tensor:
         """Evaluate the log density in nats, ``(B,)``, at temperature 1: that of the latents plus the log-determinant.
 
-        Arguments and errors are those of ``forward``; ``likelihood.bits_per_dim`` converts the result. A flow with
-        batch norms (Real NVP) normalizes by the moments of this batch, which the running moments follow, where it
-        trains: in training mode, with gradients. Otherwise the running moments serve, as they do in ``forward``
-        whatever the mode.
+        Arguments and errors are those of ``forward``; ``likelihood.bits_per_dim`` converts the result. Where a flow
+        with batch norms (Real NVP) trains, in training mode and with gradients, it normalizes by the moments of this
+        batch, which the running moments follow; elsewhere, and always in ``forward``, by the running moments.
         """
         with batch_moments(self) if self.training and torch.is_grad_enabled() else nullcontext():
             latents, logdet = self(x, cond)
@@ -272,9 +275,8 @@ class Flow(Transform, Generic[C]):
     def by_position(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], list[Tensor]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Encode images, with the log density resolved by level and pixel; arguments and errors are ``forward``'s.
 
-        Every level's share is the logdet of its grid plus the prior of its latents. Contributions without a position
-        (an actnorm, a 1x1 convolution) are spread evenly, those of a coarse position evenly over its pixels. Receptive
-        fields overlap, so this shows where the model finds the image likely, not why.
+        A level's share is the logdet of its grid plus the prior of its latents; what has no position (an actnorm, a 1x1
+        convolution) is spread evenly. Receptive fields overlap: this shows where the image is likely, not why.
 
         Returns:
             Latents, finest first, and for each the log density in nats by pixel, ``(B, H, W)``; the sum over all levels
@@ -294,10 +296,7 @@ class Flow(Transform, Generic[C]):
         return self._walk(x, cond, lambda part, data, own: (part.initialize(data, own), None))[0]
 
     def normalize(self, tolerance: float = 1e-4) -> None:
-        """Measure the norms that keep residual blocks invertible; after every change of their weights.
-
-        A measurement ends when the relative change of a norm is below ``tolerance``.
-        """
+        """Measure, to a relative tolerance, the norms that keep residual blocks invertible; after weights change."""
         for part in self.levels.modules():
             if isinstance(part, Residual):
                 part.normalize(tolerance)
@@ -325,11 +324,7 @@ class Flow(Transform, Generic[C]):
         return [*shapes, (channels, height, width)]
 
     def sides(self, size: int | Sequence[int] | None) -> tuple[int, int]:
-        """Return height and width of images to make: both, the side of a square, or None for ``image_size``.
-
-        Raises:
-            FlowError: If there is no size, or it is none.
-        """
+        """Return height and width of images to make, from both, a side, or None for ``image_size``; else FlowError."""
         if size is not None:
             return height_and_width(size)
         if self.image_size is None:
@@ -361,16 +356,12 @@ class Flow(Transform, Generic[C]):
         return self.condition_encoder(self, source)
 
     def require(self, task: Task) -> None:
-        """Check that the model is made for a task.
-
-        Raises:
-            FlowError: If it is not, naming a model that is.
-        """
+        """Raise FlowError, which names a model that is, unless the model is made for a task."""
         if task not in self.capabilities.tasks:
             raise FlowError(f"{task} needs {SUITABLE_MODELS[task]}; got a {self.architecture} model.")
 
     def require_probes(self) -> None:
-        """Check that its log-determinant is estimated; raises ConditionError."""
+        """Raise ConditionError unless its log-determinant is estimated."""
         if not self.estimated:
             raise ConditionError(f"The log-determinant of this {self.architecture} model is exact; it takes no probes.")
 
@@ -384,21 +375,15 @@ class Flow(Transform, Generic[C]):
         sizes = [math.prod(shape) for shape in shapes]
         return {
             name: [part.reshape(1, *shape) for part, shape in zip(direction.split(sizes), shapes, strict=True)]
-            for name, direction in zip(self._style_names, self.get_buffer("style_directions"), strict=True)
+            for name, direction in zip(self._style_names, self.style_directions, strict=True)
         }
 
     def reduce(self, x: Tensor) -> Tensor:
-        """Compute the output of the last level alone, without latents and without a condition.
-
-        Args:
-            x: ``(B, C, H, W)``, sides multiples of ``size_multiple``.
-
-        Returns:
-            ``(B, C_L, H_L, W_L)``; of an anchored flow, its own LR image, not clamped.
+        """Compute an anchored flow's own LR image ``(B, C, h, w)``, not clamped: its last output, without a condition.
 
         Raises:
             ShapeError: If the model does not accept images of that shape.
-            ConditionError: If the steps of this flow need a condition.
+            ConditionError: If the flow is not anchored.
         """
         self._check_image(x)
         if not self.anchored:
@@ -408,15 +393,6 @@ class Flow(Transform, Generic[C]):
             x = level.steps(level.squeeze(x)[0])[0]
             x = x if level.split is None else level.split(x)[0][0]
         return x
-
-    def _details(self, continuing: list[Tensor]) -> Iterator[tuple[int, Transform, Any]]:
-        """Every level's details, the deepest first, with the number of their latents and their features."""
-        deeper: list[Any] = []
-        splitting = [level for level in self._levels() if level.split is not None]
-        for number, level in reversed(list(enumerate(splitting))):
-            if level.details is not None:
-                deeper.insert(0, level.details.extractor(continuing[number], deeper))
-                yield number, level.details.transform, deeper[0]
 
     def _levels(self) -> list[Level]:
         return list(self.levels)  # pyright: ignore[reportReturnType]
@@ -447,16 +423,15 @@ class Flow(Transform, Generic[C]):
         return feature.merged() if isinstance(feature, MultiScaleFeatures) else feature
 
     def _check_values(self, x: Tensor) -> None:
-        """Refuse what torch would refuse in other words, or not at all: an empty batch, and other types of numbers."""
+        """Refuse an empty batch, and other types of numbers than the model's."""
         if not len(x):
             raise ShapeError(f"The batch is empty, {tuple(x.shape)}. Pass at least one image.")
         own = next((p.dtype for p in self.parameters() if p.dtype in WIDE), x.dtype)
         if x.dtype not in WIDE:
             raise PrecisionError(f"A flow takes floats in [0, 1], of {own}; got {x.dtype}. Convert the image.")
         if x.dtype != own:
-            raise PrecisionError(
-                f"This model computes in {own}; got {x.dtype}. Convert the image, or flow.to({x.dtype})."
-            )
+            way = f"Convert the image, or flow.to({x.dtype})."
+            raise PrecisionError(f"This model computes in {own}; got {x.dtype}. {way}")
 
     def _check_image(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.channels:

@@ -1,12 +1,8 @@
 """Operations on latents: mix, vary, scale and normalize them, and find directions with a meaning.
 
-Every function takes a list of latents, finest first, each ``(B, C_l, H_l, W_l)``, and returns new ones; none writes
-into its arguments. Two lists are compatible when they come from the same model and image size; a list with a batch of 1
+Every function takes a list of latents, finest first, each ``(B, C_l, H_l, W_l)``, standard normal under the model, and
+returns new ones. Two lists are compatible when they come from the same model and image size; a list with a batch of 1
 serves every item of the other.
-
-All of it works on whitened latents (standard normal under the model). The split prior is inside the flow, so results
-keep their meaning at every level: with the raw halves of a Glow, whose prior depends on the deeper level, they would
-not.
 """
 
 from __future__ import annotations
@@ -81,12 +77,10 @@ def interpolate(
     (linear).
     """
     pairs = _pairs(a, b)
-    modes: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"slerp": _slerp, "linear": _linear, "norm": _norm}
-    if mode not in modes:
-        raise FlowError(f"mode must be one of {', '.join(modes)}; got {mode!r}.")
-    mix = modes[mode]
+    if mode not in _MIX:
+        raise FlowError(f"mode must be one of {', '.join(_MIX)}; got {mode!r}.")
     return [
-        x.clone() if position == 0 else y.clone() if position == 1 else mix(x, y, position)
+        x.clone() if position == 0 else y.clone() if position == 1 else _MIX[mode](x, y, position)
         for (x, y), position in zip(pairs, _per_level(t, len(pairs), "t"), strict=True)
     ]
 
@@ -129,11 +123,7 @@ def mix_levels(a: Sequence[Tensor], b: Sequence[Tensor], weights: float | Sequen
 
 
 def scale(latents: Sequence[Tensor], temperature: float | Sequence[float]) -> list[Tensor]:
-    """Multiply by a temperature, one or one per level: ``tau_l z_l``.
-
-    For latents that were drawn at temperature 1 this is what ``sample_latents`` does; for those of an encoded image it
-    makes the image calmer (below 1) or livelier (above).
-    """
+    """Multiply by a temperature, one or one per level: an encoded image becomes calmer (below 1) or livelier (above)."""
     checked = _check(latents)
     taus = _per_level(temperature, len(checked), "temperatures")
     if min(taus) < 0:
@@ -151,9 +141,9 @@ def vary(
     """Make a variation: rotate the latents toward fresh noise.
 
     ``cos(theta) z + sin(theta) tau e``, with e standard normal and ``theta = strength pi / 2``. If z is tau N(0, I) and
-    independent of e, so is the result, at every strength: a variation is as probable as the original. So
-    ``temperature`` is the one that the latents were drawn with, and ``seed`` (item i draws e with ``seed + i``) another
-    one. A strength, one or one per level, is in [0, 1]: 0 changes nothing (bit for bit), 1 leaves only the fresh noise.
+    independent of e, so is the result: a variation is as probable as the original. So ``temperature`` is the one that
+    the latents were drawn with, and ``seed`` (item i draws with ``seed + i``) another one. A strength, one or one per
+    level, is in [0, 1]: 0 changes nothing (bit for bit), 1 leaves only the fresh noise.
     """
     checked = _check(latents)
     strengths = _per_level(strength, len(checked), "strengths")
@@ -249,14 +239,9 @@ def statistics(latents: Sequence[Tensor]) -> list[LevelStatistics]:
 def attribute_direction(positives: Iterable[Sequence[Tensor]], negatives: Iterable[Sequence[Tensor]]) -> Direction:
     """Find the direction of an attribute: mean latents with it minus mean latents without it, float32, on the CPU.
 
-    Both are read batch by batch, so that a generator over a folder needs the memory of one batch. ``add(latents,
-    direction, 1)`` moves from one mean to the other.
-
-    Source: Kingma & Dhariwal, "Glow", section 6, whose program also multiplies by 1.6; here that is the strength of
-    ``add``.
+    Source: Kingma & Dhariwal, "Glow", section 6.
     """
-    means = [_mean("with", positives), _mean("without", negatives)]
-    return [(p - n).float() for p, n in _pairs(*means)]
+    return [(p - n).float() for p, n in _pairs(_mean("with", positives), _mean("without", negatives))]
 
 
 def _mean(side: str, batches: Iterable[Sequence[Tensor]]) -> list[Tensor]:
@@ -286,10 +271,6 @@ def add(latents: Sequence[Tensor], direction: Sequence[Tensor], strength: float 
 # --- one level of one pair --------------------------------------------------------------------------------------------
 
 
-def _linear(x: Tensor, y: Tensor, t: float) -> Tensor:
-    return (1 - t) * x + t * y
-
-
 def _slerp(x: Tensor, y: Tensor, t: float) -> Tensor:
     one, two = float64(x).flatten(1), float64(y).flatten(1)  # (B, D)
     angle = ((one * two).sum(1) / (one.norm(dim=1) * two.norm(dim=1))).acos()  # (B,)
@@ -302,7 +283,7 @@ def _slerp(x: Tensor, y: Tensor, t: float) -> Tensor:
 
 
 def _norm(x: Tensor, y: Tensor, t: float) -> Tensor:
-    mixed = _linear(x, y, t)
+    mixed = (1 - t) * x + t * y
     norm_x, norm_y, norm_mixed = (float64(z).flatten(1).norm(dim=1) for z in (x, y, mixed))  # each (B,)
     target = ((1 - t) * norm_x + t * norm_y).clamp_min(0)
     defined = norm_mixed > 1e-6 * (norm_x + norm_y)
@@ -314,6 +295,13 @@ def _item_weights(weights: Tensor, z: Tensor) -> Tensor:
     return weights.to(z)[:, None, None, None]
 
 
+_MIX: dict[Mode, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "slerp": _slerp,
+    "linear": lambda x, y, t: (1 - t) * x + t * y,
+    "norm": _norm,
+}
+
+
 # --- statistics -------------------------------------------------------------------------------------------------------
 
 
@@ -323,12 +311,10 @@ def _moments(z: Tensor, per: Per, window: int) -> tuple[Tensor, Tensor]:
         return z.mean((1, 2, 3), keepdim=True), z.std((1, 2, 3), correction=0, keepdim=True)
     if per == "channel":
         return z.mean((2, 3), keepdim=True), z.std((2, 3), correction=0, keepdim=True)
-    mean = _window_mean(z, window)
-    return mean, (_window_mean(z.square(), window) - mean.square()).clamp_min(0).sqrt()
-
-
-def _window_mean(z: Tensor, window: int) -> Tensor:
-    return F.avg_pool2d(z, window, stride=1, padding=window // 2, count_include_pad=False)
+    mean, second = (
+        F.avg_pool2d(t, window, stride=1, padding=window // 2, count_include_pad=False) for t in (z, z.square())
+    )
+    return mean, (second - mean.square()).clamp_min(0).sqrt()
 
 
 def _refuse_same_noise(latents: Sequence[Tensor], noise: Sequence[Tensor], seed: int) -> None:

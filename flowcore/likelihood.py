@@ -1,16 +1,12 @@
 """Likelihoods: log densities, bounds on discrete probabilities, bits per dimension; probes for estimated logdets.
 
 A flow is a density over real numbers; an image consists of integers k in {0, ..., 2^n - 1}. The probability of an image
-is that of its bin,
+is that of its bin, which noise u ~ q(u | k) (see ``dequantization.py``) bounds from below:
 
     P(k) = integral over [0, 1)^D of p_bins(k + u) du,      log p_bins = log_prob + D log(width),
-
-which is intractable, but noise u ~ q(u | k) (see ``dequantization.py``) bounds it from below. One draw gives
-
     w = log p_bins(k + u) - log q(u | k),      E[w] <= log P(k),
 
-with equality where ``q(u | k) = p_bins(k + u) / P(k)``: then every draw gives log P. Several draws give the
-importance-weighted bound ``log mean exp(w)``, which in expectation never falls as draws are added, and tends to log P.
+with equality where ``q(u | k) = p_bins(k + u) / P(k)``: then every draw gives log P.
 
 Source: Burda et al., "Importance weighted autoencoders", section 3 (several draws); Hoogeboom et al., "Learning
 discrete distributions by dequantization" (all of it together).
@@ -37,10 +33,9 @@ def log_prob(flow: Flow, x: Tensor, cond: Any = None) -> Tensor:
 
 
 def bits_per_dim(log_probs: Tensor, dimensions: int, bin_width: float = 1.0) -> Tensor:
-    """Convert a log density to bits per dimension: ``-(log_prob + D log(bin_width)) / (D log 2)``.
+    """Convert a log density to bits per dimension: ``-(log_prob + D log(bin_width)) / (D log 2)``, ``D = C * H * W``.
 
-    D is the number of subpixels, ``C * H * W``; ``bin_width`` the quantization step in image units, 1/256 for 8 bits,
-    or 1 for the bare density.
+    ``bin_width`` is the quantization step in image units, 1/256 for 8 bits, or 1 for the bare density.
     """
     return -(log_probs + dimensions * math.log(bin_width)) / (dimensions * math.log(2))
 
@@ -56,8 +51,7 @@ def log_weight(
     """Evaluate one draw per image: ``w = log p_bins(k + u) - log q(u | k)``, in nats; dequantizers get gradients.
 
     The mean of ``-w / (D log 2)`` is the loss that trains a flow and its variational dequantizer together. ``k`` are
-    integers as floats, see ``dequantization.to_integers``; without a dequantizer the noise is uniform, and ``noise``
-    has the random numbers of the draw, or a CPU generator to take them from.
+    integers as floats; without a dequantizer the noise is uniform; ``noise`` is as in ``Dequantizer.draw``.
     """
     bins = quantization(flow)
     u, log_q = (dequantizer or Uniform()).draw(k, noise)
@@ -80,8 +74,7 @@ def importance_weighted(log_weights: Tensor) -> Tensor:
 def effective_samples(log_weights: Tensor) -> Tensor:
     """Count the draws that dominate the importance-weighted bound: ``(sum exp w)^2 / sum exp(2 w)``.
 
-    Near the number of draws, all of them count alike, and more would change little; near 1, a single draw decides, and
-    the bound is not tight.
+    Near 1, a single draw decides, and the bound is not tight.
     """
     w = float64(log_weights)
     return torch.exp(2 * torch.logsumexp(w, -1) - torch.logsumexp(2 * w, -1))
@@ -93,16 +86,14 @@ def select_items(cond: Any, items: Tensor) -> Any:
 
 
 def with_probes(flow: Flow, shape: Sequence[int], seed: int | Sequence[int] = 0, *, terms: int = 20) -> Condition:
-    """Draw probes, and make a condition with which ``forward`` and ``by_position`` estimate the log-determinant.
+    """Draw probes for images of a shape, as a condition with which a flow estimates its log-determinant.
 
-    It holds nothing else: estimated flows are unconditional. Probes have entries +1 and -1; item i has its own
-    generator, seeded with ``seed + i`` (or a seed for each item). Every power series has ``terms``, and leaves out
-    those that follow.
+    Item i has its own generator, of ``seed + i`` or a seed for each item. Power series are cut off after ``terms``.
     """
     batch, _, height, width = shape
     seeds = [seed + i for i in range(batch)] if isinstance(seed, int) else list(seed)
-    shapes, coefficients = probe_shapes(flow, height, width), series_coefficients(flow, terms)
-    return Condition(features=(), probes=draw_probes(shapes, seeds, coefficients))
+    probes = draw_probes(probe_shapes(flow, height, width), seeds, series_coefficients(flow, terms))
+    return Condition(features=(), probes=probes)
 
 
 def series_coefficients(flow: Flow, terms: int = 20) -> tuple[tuple[float, ...], ...]:

@@ -11,6 +11,7 @@ import copy
 import math
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -58,7 +59,7 @@ def check(
     check_logdet(transform, x, cond)
     check_items_independent(transform, x, cond)
     check_round_trip(transform, x, cond)
-    if _has_positions(transform, x, cond):
+    with suppress(NoPositionsError):  # a transform that does not say where its logdet comes from
         check_by_position(transform, x, cond)
         if local:
             check_locality(transform, x, cond)
@@ -73,9 +74,7 @@ def perturbed(transform: M, strength: float = 0.1) -> M:
     with torch.no_grad():
         for parameter in transform.parameters():
             parameter += strength * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-    normalize = getattr(transform, "normalize", None)
-    if normalize is not None:  # what depends on the parameters' norms is measured anew, as after training
-        normalize()
+    getattr(transform, "normalize", lambda: None)()  # measures the parameters' norms anew, as after training
     return transform
 
 
@@ -89,20 +88,13 @@ def check_untouched(transform: Transform, x: Tensor, cond: Any = None) -> None:
         cond_now = condition(transform, x, cond)
         with torch.no_grad():
             # parameters that take gradients must not be written to without them either
-            forward = _watched(transform, (x, cond_now), transform.forward)
-            latent = forward[0]
-            _watched(transform, (latent, cond_now), transform.inverse)
-            again = transform.forward(x, cond_now)
-            for one, two in zip(tensors(forward), tensors(again), strict=True):
-                assert torch.equal(one, two), "untouched: forward of the same data gave two answers"
-            one, two = (transform.inverse(latent, cond_now) for _ in range(2))
-            assert torch.equal(one, two), "untouched: inverse of the same latent gave two answers"
-    transform.train()
-    in_training = transform.forward(x, condition(transform, x, cond))
-    transform.eval()
-    in_evaluation = transform.forward(x, condition(transform, x, cond))
-    for one, two in zip(tensors(in_training), tensors(in_evaluation), strict=True):
-        assert torch.equal(one, two), "untouched: forward depends on train() or eval()"
+            latent, logdet = _watched(transform, (x, cond_now), transform.forward)
+            data = _watched(transform, (latent, cond_now), transform.inverse)
+            _equal((latent, logdet), transform.forward(x, cond_now), "forward of the same data gave two answers")
+            _equal(data, transform.inverse(latent, cond_now), "inverse of the same latent gave two answers")
+    in_training = transform.train().forward(x, condition(transform, x, cond))
+    in_evaluation = transform.eval().forward(x, condition(transform, x, cond))
+    _equal(in_training, in_evaluation, "forward depends on train() or eval()")
 
 
 def check_logdet(transform: Transform, x: Tensor, cond: Any = None) -> None:
@@ -111,7 +103,7 @@ def check_logdet(transform: Transform, x: Tensor, cond: Any = None) -> None:
     logdet = transform.forward(x, cond)[1]
     assert logdet.shape == x.shape[:1], f"logdet: shape {tuple(logdet.shape)} instead of {(len(x),)}"
     assert logdet.dtype == x.dtype, f"logdet: dtype {logdet.dtype} for data of {x.dtype}"
-    expected = torch.stack([jacobian_logdet(transform, x[i : i + 1], item(cond, i)) for i in range(len(x))])
+    expected = torch.stack([jacobian_logdet(transform, item(x, i), item(cond, i)) for i in range(len(x))])
     _close(logdet, expected, "logdet: differs from slogdet of the Jacobian")
 
 
@@ -125,8 +117,7 @@ def check_round_trip(transform: Transform, x: Tensor, cond: Any = None) -> None:
 
     drawn = like(latent, seed=21)
     again = transform.forward(transform.inverse(drawn, cond), cond)[0]
-    for one, two in zip(tensors(again), tensors(drawn), strict=True):
-        _close(one, two, "round trip: forward(inverse(z)) differs from z")
+    _close(again, drawn, "round trip: forward(inverse(z)) differs from z")
 
 
 def check_by_position(transform: Transform, x: Tensor, cond: Any = None) -> None:
@@ -137,18 +128,16 @@ def check_by_position(transform: Transform, x: Tensor, cond: Any = None) -> None
     cond = condition(transform, x, cond)
     latent, expected = transform.forward(x, cond)
     again, amounts = _watched(transform, (x, cond), transform.by_position)
-    for one, two in zip(tensors(again), tensors(latent), strict=True):
-        _close(one, two, "by position: the latent differs from forward's")
+    _close(again, latent, "by position: the latent differs from forward's")
     if isinstance(latent, list):
         assert isinstance(amounts, list), "by position: not one grid per latent"
         assert len(amounts) == len(latent), "by position: not one grid per latent"
         expected = expected - sum(0.5 * (z.square() + math.log(2 * math.pi)).flatten(1).sum(1) for z in latent)
+    shape = (x.shape[0], *x.shape[2:])
     for grid in tensors(amounts):
-        shape = (x.shape[0], *x.shape[2:])
         assert grid.shape == shape, f"by position: shape {tuple(grid.shape)} instead of {shape}"
         assert grid.dtype == x.dtype, f"by position: dtype {grid.dtype} for data of {x.dtype}"
-    total = torch.stack(tensors(amounts)).sum((0, 2, 3))
-    _close(total, expected, "by position: the sum differs from logdet")
+    _close(torch.stack(tensors(amounts)).sum((0, 2, 3)), expected, "by position: the sum differs from logdet")
 
 
 def check_locality(transform: Transform, x: Tensor, cond: Any = None) -> None:
@@ -172,15 +161,11 @@ def check_items_independent(transform: Transform, x: Tensor, cond: Any = None) -
     latent, logdet = transform.forward(x, cond)
     data = transform.inverse(latent, cond)
     for i in range(len(x)):
-        alone, change = transform.forward(x[i : i + 1], item(cond, i))
-        for one, two in zip(tensors(alone), tensors(item(latent, i)), strict=True):
-            _close(one, two, "items: a latent depends on the rest of the batch")
-        _close(change, logdet[i : i + 1], "items: a logdet depends on the rest of the batch")
-        _close(
-            transform.inverse(item(latent, i), item(cond, i)),
-            data[i : i + 1],
-            "items: inverse depends on the rest of the batch",
-        )
+        alone, change = transform.forward(item(x, i), item(cond, i))
+        inverted = transform.inverse(item(latent, i), item(cond, i))
+        _close(alone, item(latent, i), "items: a latent depends on the rest of the batch")
+        _close(change, item(logdet, i), "items: a logdet depends on the rest of the batch")
+        _close(inverted, item(data, i), "items: inverse depends on the rest of the batch")
 
 
 def check_gradients(transform: Transform, x: Tensor, cond: Any = None, dead: Sequence[str] = ()) -> None:
@@ -252,15 +237,6 @@ def like(value: Any, *, seed: int) -> Any:
     return map_tensors(lambda t: torch.randn(t.shape, generator=generator, dtype=t.dtype), value)
 
 
-def _has_positions(transform: Transform, x: Tensor, cond: Any) -> bool:
-    """Whether it says which positions its logdet comes from; if not, no law is about them."""
-    try:
-        transform.by_position(x, condition(transform, x, cond))
-    except NoPositionsError:
-        return False
-    return True
-
-
 def _watched(transform: Transform, arguments: tuple[Any, Any], call: Callable[..., Any]) -> Any:
     before = [t.clone() for t in tensors(arguments)]
     module, state = _plain_attributes(transform), {k: v.clone() for k, v in transform.state_dict().items()}
@@ -275,19 +251,21 @@ def _watched(transform: Transform, arguments: tuple[Any, Any], call: Callable[..
     for name, value in _plain_attributes(transform).items():
         assert name in module, f"untouched: {call.__name__} keeps something in the module, {name}"
         assert _same(value, module[name]), f"untouched: {call.__name__} changed the module's attribute {name}"
-    for (name, was), (_, now) in zip(drawn, _random_states(), strict=True):
-        assert was == now, f"untouched: {call.__name__} drew from the global random generator of {name}"
+    for name, now in _random_states().items():
+        assert drawn[name] == now, f"untouched: {call.__name__} drew from the global random generator of {name}"
     return result
 
 
 def _plain_attributes(transform: nn.Module) -> dict[str, Any]:
     """Everything a module remembers besides parameters and buffers; a cache or a flag would be here."""
+
+    def snapshot(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.clone()
+        return copy.copy(value) if isinstance(value, (dict, list, set)) else value
+
     return {
-        f"{path}.{name}": value.clone()
-        if isinstance(value, Tensor)
-        else copy.copy(value)
-        if isinstance(value, (dict, list, set))
-        else value
+        f"{path}.{name}": snapshot(value)
         for path, module in transform.named_modules()
         for name, value in vars(module).items()
         if name not in ("_parameters", "_buffers", "_modules")
@@ -300,13 +278,13 @@ def _same(one: Any, two: Any) -> bool:
     return one is two or bool(one == two)
 
 
-def _random_states() -> list[tuple[str, Any]]:
+def _random_states() -> dict[str, Any]:
     numpy_state = np.random.get_state()  # noqa: NPY002  (the global generator is the point)
-    return [
-        ("torch", torch.get_rng_state().tolist()),
-        ("numpy", [part.tolist() if isinstance(part, np.ndarray) else part for part in numpy_state]),
-        ("random", random.getstate()),
-    ]
+    return {
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": [part.tolist() if isinstance(part, np.ndarray) else part for part in numpy_state],
+        "random": random.getstate(),
+    }
 
 
 def _assert_gradients(
@@ -327,13 +305,18 @@ def _assert_gradients(
     transform.zero_grad(set_to_none=True)
 
 
-def _close(actual: Tensor, expected: Tensor, law: str, tolerance: float = TOLERANCE) -> None:
-    assert actual.shape == expected.shape, f"{law}: shape {tuple(actual.shape)} instead of {tuple(expected.shape)}"
-    for side, values in (("the actual value", actual), ("the expected value", expected)):
-        assert values.isfinite().all(), f"{law}: {side} is not finite"  # infinity is within any tolerance of infinity
-    error = (actual - expected).abs().max().item()
-    scale = max(1.0, expected.abs().max().item())
-    assert error <= tolerance * scale, f"{law}: by {error:.3g}"
+def _equal(one: Any, two: Any, violation: str) -> None:
+    for a, b in zip(tensors(one), tensors(two), strict=True):
+        assert torch.equal(a, b), f"untouched: {violation}"
+
+
+def _close(actual: Any, expected: Any, law: str, tolerance: float = TOLERANCE) -> None:
+    for a, b in zip(tensors(actual), tensors(expected), strict=True):
+        assert a.shape == b.shape, f"{law}: shape {tuple(a.shape)} instead of {tuple(b.shape)}"
+        for side, values in (("the actual value", a), ("the expected value", b)):
+            assert values.isfinite().all(), f"{law}: {side} is not finite"  # infinity is within any tolerance of itself
+        error, scale = (a - b).abs().max().item(), max(1.0, b.abs().max().item())
+        assert error <= tolerance * scale, f"{law}: by {error:.3g}"
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-12) -> None:
