@@ -140,7 +140,7 @@ class Condition:
         return sum(storages.values())
 
     def prepare(self, plan: Any) -> Condition:
-        """Precompute what depends on the condition alone, for every step of the ``Plan`` that will decode, and no other.
+        """Precompute, for the ``Plan`` that will decode and no other, what depends on the condition alone.
 
         All samples of one image share it: an injector's shift and scale, and the condition's term of a coupling's first
         convolution. Worth its memory (``nbytes``) if more samples follow; decoding without it computes the same.

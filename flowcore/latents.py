@@ -123,7 +123,7 @@ def mix_levels(a: Sequence[Tensor], b: Sequence[Tensor], weights: float | Sequen
 
 
 def scale(latents: Sequence[Tensor], temperature: float | Sequence[float]) -> list[Tensor]:
-    """Multiply by a temperature, one or one per level: an encoded image becomes calmer (below 1) or livelier (above)."""
+    """Multiply by a temperature, one or one per level: below 1, an encoded image becomes calmer, above, livelier."""
     checked = _check(latents)
     taus = _per_level(temperature, len(checked), "temperatures")
     if min(taus) < 0:

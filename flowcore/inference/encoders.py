@@ -13,7 +13,7 @@ from ..images.resize import enlarge
 from ..networks import CompactUpscaler, HierarchicalExtractor, IMDNEncoder, LowLightEncoder, RRDBEncoder
 from ..networks.compact import enlarge_nearest
 from ..networks.imdn import DistillationBlock
-from ..networks.lr_encoder import doublings, grids_wanted
+from ..networks.lr_encoder import doublings, grids_wanted, sources_by_grid
 from ..networks.rrdb import DenseBlock
 from .convolutions import NHWC, ConditionConv, Conv, StreamedConv, rows_of, weights_of
 from .strips import Rows, StripBudget, canvas, report, strips
@@ -44,18 +44,17 @@ class FoldedEncoder(nn.Module):
         self, lr: Tensor, levels: int | Sequence[int], *, with_enlargement: bool = False
     ) -> tuple[list[MultiScaleFeatures], Tensor | None]:
         """Compute features per level, on their own grids, and the enlargement or None; see ``RRDBEncoder.forward``."""
-        scale, wanted = self.scale, grids_wanted(levels)
-        trunk, stack = self._trunk(lr.to(self.dtype).contiguous(memory_format=torch.channels_last))
-        native = {1: trunk}  # features by their scale
-        features = trunk
-        for k, conv in enumerate(self.up[: len(self.up) - 1 if with_enlargement else doublings(wanted, scale)]):
+        wanted = grids_wanted(levels)
+        features, stack = self._trunk(lr.to(self.dtype).contiguous(memory_format=NHWC))
+        native = {1: features}  # by their scale
+        for k, conv in enumerate(self.up[: len(self.up) - 1 if with_enlargement else doublings(wanted, self.scale)]):
             assert isinstance(conv, ConditionConv)
             (enlarged,) = conv.on_canvas(MultiScaleFeatures(sources=((features, 2),)), self.budget)
             native[2 ** (k + 1)] = features = F.leaky_relu_(enlarged, 0.2)
             report(1)
         picture = self._picture(lr, features) if with_enlargement else None
         report(1)
-        return features_by_grid(native, stack, wanted, scale), picture
+        return [MultiScaleFeatures(sources=s) for s in sources_by_grid(native, stack, wanted, self.scale)], picture
 
     def _trunk(self, lr: Tensor) -> tuple[Tensor, Tensor]:
         """Features ``(B, width, h, w)``, and the outputs of the stacked blocks, ``(B, stacked * width, h, w)``."""
@@ -79,11 +78,7 @@ class FoldedEncoder(nn.Module):
 
 
 class FoldedExtractor(nn.Module):
-    """``HierarchicalExtractor`` in strips, some images at a time; it shares the weights.
-
-    Where all images have the same input (expanded tensors), it is computed once: at the deepest level of an HCFlow all
-    samples of an LR image share their features.
-    """
+    """``HierarchicalExtractor`` in strips, some images at a time, and once for all if they share one expanded input."""
 
     def __init__(self, extractor: HierarchicalExtractor, dtype: torch.dtype, budget: StripBudget) -> None:
         super().__init__()
@@ -149,11 +144,7 @@ class FoldedBlocks(nn.Module):
 
 
 class FoldedDenseBlock(nn.Module):
-    """A dense block in strips that compute no row twice; it shares the weights.
-
-    Each of its five convolutions reads the input and all earlier outputs, and a row more above and below. The earlier
-    ones therefore compute more rows than the strip has, and keep the few that the next strip reads, too.
-    """
+    """A dense block in strips that compute no row twice (see ``StreamedConv``); it shares the weights."""
 
     def __init__(self, block: DenseBlock, budget: StripBudget) -> None:
         super().__init__()
@@ -181,22 +172,6 @@ class FoldedDenseBlock(nn.Module):
             y = last(rows(streams, reads.start, reads.stop), top, bottom, height)
             torch.add(x[:, :, top:bottom], y, alpha=0.2, out=result[:, :, top:bottom])
         return result
-
-
-def features_by_grid(
-    native: dict[int, Tensor], shared: Tensor, wanted: Sequence[int], scale: int
-) -> list[MultiScaleFeatures]:
-    """Put the features of every grid together, with nothing enlarged; see ``LREncoder.by_grid``."""
-    result: list[MultiScaleFeatures] = []
-    for level in wanted:
-        if 2**level <= scale:
-            factor = scale // 2**level
-            sources = [(native[factor], 1), (shared, factor)]
-        else:
-            half = F.interpolate(native[1], scale_factor=0.5, mode="bilinear", align_corners=False)
-            sources = [(half, 1), (shared[:, :, ::2, ::2], 1)]
-        result.append(MultiScaleFeatures(sources=tuple(source for source in sources if source[0].shape[1])))
-    return result
 
 
 # --- SRFlow with an IMDN ----------------------------------------------------------------------------------------------
@@ -240,7 +215,7 @@ class FoldedIMDNEncoder(nn.Module):
             for k in range(doublings(wanted, self.scale)):
                 native[2 ** (k + 1)] = x = self._double(x, self.up[k], self.fine[k])
         report(1)
-        return features_by_grid(native, shared, wanted, self.scale), picture
+        return [MultiScaleFeatures(sources=s) for s in sources_by_grid(native, shared, wanted, self.scale)], picture
 
     def _trunk(self, lr: Tensor) -> tuple[Tensor, Tensor]:
         """The trunk's features, in its own precision, and the sum that the adapter gathers from it and the blocks."""
@@ -338,16 +313,9 @@ class FoldedLowLightEncoder(nn.Module):
         self.units = self.blocks.units + 1
 
     def forward(self, x: Tensor) -> tuple[list[MultiScaleFeatures], Tensor]:
-        native, stacks, color = self.encoder.by_source(x, self._run_blocks)
+        pairs, color = self.encoder.by_source(x, lambda head: self.blocks(head.contiguous(memory_format=NHWC)))
         report(1)
-        features: list[MultiScaleFeatures] = []
-        for own, stack in zip(native, stacks, strict=True):
-            sources = tuple((t, 1) for t in (own, stack) if t.shape[1])
-            features.append(MultiScaleFeatures(sources=sources))
-        return features, color
-
-    def _run_blocks(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.blocks(x.contiguous(memory_format=torch.channels_last))
+        return [MultiScaleFeatures(sources=tuple((t, 1) for t in pair if t.shape[1])) for pair in pairs], color
 
 
 # --- guides -----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,10 @@
 """Folded levels: the transforms of a flow as mixings, and as affine maps that run in strips."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -35,47 +38,35 @@ from ..transforms.coupling import SIGMOID_OFFSET, halves, log_scale_of, scale_of
 from .conditioners import FoldedConditioner, UnsplitConditioner, folded_conditioner
 from .convolutions import ConditionConv, StreamedConditionConv, rows_of
 from .encoders import FoldedExtractor
-from .fold import Mixing, PixelMap, pixel_map
+from .fold import Mixing, pixel_map
 from .strips import Rows, StripBudget, Tile, canvas, report, stop_before
 
 
 class FoldedLevel(Level):
-    """A level of folded parts; ``affine`` lists its couplings and injectors, in the data-to-latent direction."""
+    """A level of folded parts."""
 
-    def __init__(
-        self,
-        steps: Sequence[Transform],
-        split: Split | None,
-        squeeze: Transform,
-        fold: int,
-        budget: StripBudget,
-        details: Details | None = None,
-    ) -> None:
-        super().__init__(steps, split, squeeze=squeeze, downscale=fold, details=details)
-        self.budget = budget
-        self.affine = [part for part in self.steps.modules() if isinstance(part, FoldedAffine)]
+    @property
+    def affine(self) -> list[FoldedAffine]:
+        """Its couplings and injectors, in the data-to-latent direction."""
+        return [part for part in self.steps.modules() if isinstance(part, FoldedAffine)]
 
     def precompute(self, features: MultiScaleFeatures) -> MultiScaleFeatures:
         """Compute the condition's terms of all couplings and injectors, with one convolution for all."""
-        convs = [part.network.condition for part in self.affine if part.network.condition is not None]
+        affine = self.affine
+        convs = [part.network.condition for part in affine if part.network.condition is not None]
         if not convs:
             return features
-        together = ConditionConv(
-            torch.cat([conv.weight for conv in convs]), torch.cat([conv.bias for conv in convs]), convs[0].weight.dtype
+        weight, bias = torch.cat([conv.weight for conv in convs]), torch.cat([conv.bias for conv in convs])
+        together, widths = ConditionConv(weight, bias, weight.dtype), [conv.outputs for conv in convs]
+        terms = iter(together.on_canvas(features, affine[0].budget, widths, len(convs)))
+        precomputed = tuple(
+            (None, None) if part.network.condition is None else part.precompute(next(terms)) for part in affine
         )
-        terms = together.on_canvas(features, self.budget, [conv.outputs for conv in convs], len(convs))
-        terms.reverse()
-        precomputed = [
-            (None, None) if part.network.condition is None else part.precompute(terms.pop()) for part in self.affine
-        ]
-        return MultiScaleFeatures(sources=features.sources, precomputed=tuple(precomputed))
+        return MultiScaleFeatures(sources=features.sources, precomputed=precomputed)
 
 
 class FoldedStep(Chain):
-    """A mixing, perhaps an injector, and a coupling, whose inverse takes a strip through all three at once.
-
-    Only the coupling, first in the inverse, reads rows beside a strip, so the strip stays in the cache.
-    """
+    """A mixing, perhaps an injector, and a coupling, whose inverse takes a strip through all three at once."""
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
         mixing, *injectors, coupling = self.parts()
@@ -85,10 +76,7 @@ class FoldedStep(Chain):
 
 
 class FoldedAffine(Transform):
-    """A coupling or an injector: ``z = (x + shift) * scale``, of one half of the channels or of all, in strips.
-
-    Its network sees channels of the flow (the other half, and those of ``ConditionOnChannels``), and the condition.
-    """
+    """A coupling or an injector: ``z = (x + shift) * scale``, of one half of the channels or of all, in strips."""
 
     def __init__(
         self,
@@ -99,16 +87,11 @@ class FoldedAffine(Transform):
     ) -> None:
         """Replace a transform, with its folded conditioner; ``number`` counts the level's couplings and injectors."""
         super().__init__()
-        self.network, self.number, self.budget = network, number, budget
-        self.coupling = isinstance(transform, Coupling)
-        self.swap = isinstance(transform, Coupling) and transform.swap
-        self.first = transform.first if isinstance(transform, Coupling) else 0
-        self.eps = transform.eps
+        self.network, self.number, self.budget, self.eps = network, number, budget, transform.eps
         self.scaling: Scaling = transform.scaling
-
-    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        z, log_scale = self.by_position(x, cond)
-        return z, log_scale.flatten(1).sum(1)
+        self.coupling, self.swap, self.first = False, False, 0
+        if isinstance(transform, Coupling):
+            self.coupling, self.swap, self.first = True, transform.swap, transform.first
 
     def by_position(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
         params = self.affine_params(x, cond)
@@ -142,7 +125,7 @@ class FoldedAffine(Transform):
         network, height = self.network, x.shape[2]
         if isinstance(network, UnsplitConditioner):
             features = cond.merged() if isinstance(cond, MultiScaleFeatures) else cond
-            inputs = [*held, *([] if features is None else [features])]
+            inputs = held if features is None else [*held, features]
             everything = torch.cat([t.expand(x.shape[0], *t.shape[1:]) for t in inputs], dim=1)
             return lambda tile: network(everything[tile[0]])
         own = None if not held else torch.cat(held, dim=1) if len(held) > 1 else held[0]
@@ -159,10 +142,7 @@ class FoldedAffine(Transform):
         return lambda tile: network.strip(None if own is None else own[tile[0]], terms, *tile[1:], height)
 
     def precompute(self, first: Tensor) -> ConditionTerms:
-        """Precompute what depends on the condition alone, given its term of the first convolution.
-
-        Returns this term and None; or, if nothing else enters the network, None and its output.
-        """
+        """Return the condition's term of the first convolution, or, if nothing else enters, the network's output."""
         network = self.network
         assert isinstance(network, FoldedConditioner)
         if network.own is not None:
@@ -332,16 +312,13 @@ class LevelFolder:
             prior = folded_conditioner(split.conditioner, split.kept_channels(channels), None, self.dtype, self.budget)
             if isinstance(prior, FoldedConditioner):
                 split = Split(prior, labeled=False, kept=split.kept)
-        details = None if level.details is None or split is None else self._details(level.details, channels, split)
-        return FoldedLevel(steps, split, level.squeeze, level.downscale, self.budget, details)
-
-    def _details(self, details: Details, channels: int, split: Split) -> Details:
-        """Fold the conditional flow of the channels that a split factors out."""
-        extractor = details.extractor
-        if isinstance(extractor, HierarchicalExtractor):
-            extractor = FoldedExtractor(extractor, self.dtype, self.budget)
-        leaving = channels - split.kept_channels(channels)
-        return Details(extractor, Chain(*self._steps(details.transform, leaving, 0)))
+        details = level.details
+        if details is not None and split is not None:
+            extractor, leaving = details.extractor, channels - split.kept_channels(channels)
+            if isinstance(extractor, HierarchicalExtractor):
+                extractor = FoldedExtractor(extractor, self.dtype, self.budget)
+            details = Details(extractor, Chain(*self._steps(details.transform, leaving, 0)))
+        return FoldedLevel(steps, split, squeeze=level.squeeze, downscale=level.downscale, details=details)
 
     def _steps(self, transform: Transform, channels: int, kept: int) -> list[Transform]:
         """Fold a chain: neighbors that treat each pixel alike become mixings; mixing, injector and coupling a step.
@@ -349,20 +326,18 @@ class LevelFolder:
         ``kept`` channels of the flow also enter the conditioners.
         """
         result: list[Transform] = []
-        run: list[tuple[Transform, PixelMap]] = []  # of neighbors that treat each pixel alike
-        for part in [*flat_parts(transform), None]:
-            pixelwise = None if part is None else pixel_map(part)
-            if part is not None and pixelwise is not None:
-                run.append((part, pixelwise))
-                continue
-            if len(run) == 1 and isinstance(run[0][0], (ActNorm, Permutation)):
-                result.append(run[0][0])  # cheaper than a matrix
-            elif run:
-                result.append(Mixing([pixelwise for _, pixelwise in run], self.like))
-            run.clear()
-            if part is not None:
-                result.append(self._part(part, channels, kept))
-                _merge_step(result)
+        described = [(part, pixel_map(part)) for part in flat_parts(transform)]
+        for _, group in groupby(described, lambda pair: pair[1] is None):
+            parts, maps = zip(*group, strict=True)
+            alike = [m for m in maps if m is not None]
+            if not alike:
+                for part in parts:
+                    result.append(self._part(part, channels, kept))
+                    _merge_step(result)
+            elif len(parts) == 1 and isinstance(parts[0], (ActNorm, Permutation)):
+                result += parts  # cheaper than a matrix
+            else:
+                result.append(Mixing(alike, self.like))
         return result
 
     def _part(self, transform: Transform, channels: int, kept: int) -> Transform:

@@ -47,10 +47,9 @@ def minimum_memory() -> Generator[None, None, None]:
 def observed(observer: Observer) -> Generator[None, None, None]:
     """Follow every plan that the body of the ``with`` statement runs in this thread.
 
-    The observer is called before every convolution with 0, and after every finished unit of work (a block of the
-    encoder, a coupling or an injector) with the number of units; ``Plan.units`` and ``Plan.encoder_units`` say how many
-    there will be. An exception that it raises ends the run. Inside another ``observed`` it replaces that one's
-    observer.
+    The observer is called before every convolution with 0, and after finished units of work (a block of the encoder, a
+    coupling or an injector) with their number; ``Plan.units`` and ``Plan.encoder_units`` say how many there will be. An
+    exception that it raises ends the run.
     """
     token = _observer.set(observer)
     try:

@@ -36,20 +36,15 @@ class LowLightEncoder(nn.Module):
         self.conv_color = nn.Conv2d(width, 3, 1)
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Compute features ``(B, width * (1 + stacked), H / f, W / f)`` for f = 2, 4, 8, and the color map.
+        """Compute features ``(B, width * (1 + stacked), H / f, W / f)`` for f = 2, 4, 8, and the color map."""
+        pairs, color = self.by_source(x)
+        return [torch.cat(pair, dim=1) for pair in pairs], color
 
-        ``x`` and the color map are as in ``by_source``; the native features come first, then the stacked blocks'
-        outputs.
-        """
-        native, stacks, color = self.by_source(x)
-        return [torch.cat(pair, dim=1) for pair in zip(native, stacks, strict=True)], color
+    def by_source(self, x: Tensor, trunk: Trunk | None = None) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Compute pairs of native features and stacked outputs for f = 2, 4, 8, and the color map ``(B, 3, H, W)``.
 
-    def by_source(self, x: Tensor, trunk: Trunk | None = None) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Compute native features and stacked outputs for f = 2, 4, 8, and the color map.
-
-        ``x`` is ``(B, 6, H, W)``: the logarithm of the intensities, and the equalized photograph in [0, 1]; sides are
-        multiples of 8. Shapes: ``(B, width, H / f, W / f)``, ``(B, stacked * width, H / f, W / f)`` and ``(B, 3, H,
-        W)``. ``trunk`` runs the blocks in the place of ``run_blocks``.
+        ``x`` is ``(B, 6, H, W)``, sides multiples of 8: the logarithm of the intensities, and the equalized photograph
+        in [0, 1]. ``trunk`` runs the blocks in the place of ``run_blocks``.
         """
         light = x[:, :3].exp()
         chroma = light / (light.sum(1, keepdim=True) + EPSILON)
@@ -60,7 +55,7 @@ class LowLightEncoder(nn.Module):
         color = torch.sigmoid(self.conv_color(F.interpolate(half, scale_factor=2, mode="nearest")))
         quarter = F.leaky_relu(self.conv_down[0](F.avg_pool2d(half, 2)), 0.2)
         eighth = self.conv_down[1](F.avg_pool2d(quarter, 2))
-        return [half, quarter, eighth], [stack[:, :, ::f, ::f] for f in (1, 2, 4)], color
+        return [(x, stack[:, :, ::f, ::f]) for x, f in ((half, 1), (quarter, 2), (eighth, 4))], color
 
 
 def noise_map(chroma: Tensor) -> Tensor:

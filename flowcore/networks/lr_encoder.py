@@ -1,7 +1,7 @@
 """What all LR encoders of upscalers have in common."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -33,17 +33,28 @@ class LREncoder(nn.Module):
         """Enlarge ``(B, 3, h, w)`` in [0, 1] deterministically, as trained with L1; not clamped."""
 
     def by_grid(self, native: dict[int, Tensor], shared: Tensor, wanted: Sequence[int]) -> list[Tensor]:
-        """Join ``native`` features, by factor from the LR grid, with ``shared`` ones of LR, for every wanted grid."""
-        result: list[Tensor] = []
-        for level in wanted:
-            if 2**level <= self.scale:
-                own = native[self.scale // 2**level]
-            else:  # the half-resolution grid; bilinear with half-pixel centers is the mean of 2x2 pixels
-                own = F.interpolate(native[1], scale_factor=0.5, mode="bilinear", align_corners=False)
-            if shared.shape[1]:
-                own = torch.cat([own, F.interpolate(shared, own.shape[-2:], mode="nearest")], dim=1)
-            result.append(own)
-        return result
+        """Join the features of every wanted grid; arguments as for ``sources_by_grid``."""
+        return [
+            torch.cat([t if f == 1 else F.interpolate(t, scale_factor=f, mode="nearest") for t, f in sources], dim=1)
+            for sources in sources_by_grid(native, shared, wanted, self.scale)
+        ]
+
+
+def sources_by_grid(
+    native: dict[int, Tensor], shared: Tensor, wanted: Sequence[int], scale: int
+) -> Iterator[tuple[tuple[Tensor, int], ...]]:
+    """Yield ``native`` features, by factor from the LR grid, and ``shared`` ones of LR, for every wanted grid.
+
+    Beside each stands the factor by which it is to be enlarged.
+    """
+    for level in wanted:
+        if 2**level <= scale:
+            factor = scale // 2**level
+            sources = (native[factor], 1), (shared, factor)
+        else:  # the half-resolution grid; bilinear with half-pixel centers is the mean of 2x2 pixels
+            half = F.interpolate(native[1], scale_factor=0.5, mode="bilinear", align_corners=False)
+            sources = (half, 1), (shared[:, :, ::2, ::2], 1)
+        yield sources if shared.shape[1] else sources[:1]
 
 
 def grids_wanted(levels: int | Sequence[int]) -> Sequence[int]:
