@@ -188,7 +188,7 @@ class FoldedIMDNEncoder(nn.Module):
         self.first, self.last = (
             Conv(*weights_of(conv), self.own_dtype) for conv in (backbone.conv_first, backbone.conv_last)
         )
-        self.blocks = [FoldedDistillation(block, dtype, budget) for block in backbone.distillation_blocks()]
+        self.blocks = [FoldedDistillation(block, dtype, budget) for block in backbone.blocks]
         self.trunk, *self.mix = (Conv(*weights_of(conv), dtype) for conv in (backbone.conv_trunk, *encoder.mix))
         weight, bias = weights_of(encoder.gather)
         self.gather_trunk, *gather = (
@@ -275,8 +275,9 @@ class FoldedIMDNEncoder(nn.Module):
 class FoldedDistillation(nn.Module):
     """A ``DistillationBlock`` in strips that compute no row twice, in place."""
 
-    def __init__(self, block: DistillationBlock, dtype: torch.dtype, budget: StripBudget) -> None:
+    def __init__(self, block: nn.Module, dtype: torch.dtype, budget: StripBudget) -> None:
         super().__init__()
+        assert isinstance(block, DistillationBlock)
         self.budget, self.kept = budget, block.kept
         self.convs = [Conv(*weights_of(conv), dtype) for conv in block.convs]
         self.fuse = Conv(*weights_of(block.fuse), dtype)

@@ -12,8 +12,8 @@ class CausalTransformer(nn.Module):
 
     ``h = proj_in(x) + position + label``; per layer ``h += proj(attention(norm(h)))``, causal, and ``h +=
     last(gelu(first(norm(h))))``; the output is ``proj_out(h)``, which starts at 0. ``label`` is a weighted sum over the
-    classes; equal weights stand for no label. ``head`` is the width of an attention head, a divisor of ``width``;
-    ``hidden`` is the width inside the perceptrons.
+    classes; equal weights stand for no label. ``head`` is the width of an attention head, ``hidden`` that inside the
+    perceptrons.
 
     Source: Zhai et al., "Normalizing flows are capable generative models" (TarFlow, 2024), section 3.1.
     """
@@ -70,15 +70,15 @@ class CausalTransformer(nn.Module):
 
 
 class _KeysAndValues:
-    """Keys and values of one layer so far: ``(B, heads, length, head)``."""
+    """Keys and values of one layer so far."""
 
     def __init__(self, positions: int) -> None:
         self.length = 0
         self._positions = positions
         self._both: Tensor | None = None  # (2, B, heads, T, head)
 
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        new = torch.stack([keys, values])
+    def append(self, new: Tensor) -> Tensor:
+        """Append keys and values of the next patch, and return all, ``(2, B, heads, length, head)``."""
         if torch.is_grad_enabled():  # gradients need what was there
             self._both = new if self._both is None else torch.cat([self._both, new], dim=3)
         else:
@@ -86,8 +86,7 @@ class _KeysAndValues:
                 self._both = new.new_empty(*new.shape[:3], self._positions, new.shape[4])
             self._both[:, :, :, self.length : self.length + 1] = new
         self.length += 1
-        keys, values = self._both[:, :, :, : self.length]
-        return keys, values
+        return self._both[:, :, :, : self.length]
 
 
 class _Layer(nn.Module):
@@ -108,7 +107,7 @@ class _Layer(nn.Module):
         if temperature is not None:
             queries = queries / temperature.to(queries.dtype)[:, None, None, None]
         if cache is not None:
-            keys, values = cache.append(keys, values)
+            keys, values = cache.append(torch.stack([keys, values]))
         seen = F.scaled_dot_product_attention(queries, keys, values, is_causal=cache is None)
         h = h + self.proj(seen.transpose(1, 2).flatten(2))
         return h + self.last(F.gelu(self.first(self.norm_hidden(h))))

@@ -13,10 +13,7 @@ Edge = Literal["zeros", "ones", "flag"]  # what a convolution sees beyond the bo
 
 
 class NormalizedConv(nn.Module):
-    """A bias-free convolution followed by an actnorm, computed as one convolution.
-
-    ``y = (conv(x) + bias) * exp(log_scale)``.
-    """
+    """A bias-free convolution and an actnorm, computed as one: ``y = (conv(x) + bias) * exp(log_scale)``."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, *, edge: Edge = "zeros", log_factor: float = 1.0
@@ -94,21 +91,20 @@ class Conditioner(nn.Module):
         self.last = _last_conv(hidden, outputs, edge, scaled)
 
     def forward(self, x: Tensor) -> Tensor:
-        for number, conv in enumerate(self.hidden):
-            x = self._add_pooled(F.relu(conv(x)), number)
-        return self.last(x)
+        return self.last(self._run_hidden(x))
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
         """Initialize the hidden actnorms, each from the output of the layers before it."""
+        self._run_hidden(x, initialize=True)
+
+    def _run_hidden(self, x: Tensor, initialize: bool = False) -> Tensor:
         for number, conv in enumerate(self.hidden):
             assert isinstance(conv, NormalizedConv)
-            x = self._add_pooled(F.relu(conv.initialize(x)), number)
-
-    def _add_pooled(self, x: Tensor, number: int) -> Tensor:
-        if self.pool is None or number > 0:
-            return x
-        return x + self.pool(x.mean((2, 3)))[:, :, None, None]
+            x = F.relu(conv.initialize(x) if initialize else conv(x))
+            if self.pool is not None and number == 0:
+                x = x + self.pool(x.mean((2, 3)))[:, :, None, None]
+        return x
 
 
 class PlainConditioner(nn.Module):
@@ -117,8 +113,7 @@ class PlainConditioner(nn.Module):
     ``residual_blocks``, a divisor of ``layers``, groups the hidden convolutions: every group adds its input to its
     output, both after their ReLU. Only the last convolution sees ``edge``.
 
-    Source: re-implementations of Glow whose checkpoints need it (the paper's is ``Conditioner``); Jo et al.,
-    "SRFlow-DA", section 3.
+    Source: re-implementations of Glow; Jo et al., "SRFlow-DA", section 3.
     """
 
     def __init__(
@@ -138,11 +133,11 @@ class PlainConditioner(nn.Module):
         self.hidden = nn.ModuleList([nn.Conv2d(inputs, hidden, 3, padding=1)])
         self.hidden.extend(nn.Conv2d(hidden, hidden, kernel, padding=kernel // 2) for _ in range(layers))
         self.last = _last_conv(hidden, outputs, edge, scaled)
-        for conv in self.hidden:
-            assert isinstance(conv, nn.Conv2d)
-            assert conv.bias is not None
-            nn.init.normal_(conv.weight, std=0.05)
-            nn.init.zeros_(conv.bias)
+        for name, parameter in self.hidden.named_parameters():
+            if name.endswith("weight"):
+                nn.init.normal_(parameter, std=0.05)
+            else:
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         first, *hidden = self.hidden
@@ -185,8 +180,7 @@ def start_at_zero(layer: M) -> M:
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, edge: Edge) -> Tensor:
     """Convolve on the same grid, with ``edge`` beyond the border: "zeros", "ones" or "flag".
 
-    "flag" pads with zeros and appends a channel that is 1 beyond the border and 0 inside, by which a convolution can
-    tell where it is (Glow's program); the weight then has one input channel more.
+    "flag" (Glow's program) pads with zeros and appends a channel that is 1 beyond the border and 0 inside.
     """
     border = weight.shape[-1] // 2
     if edge == "zeros":

@@ -1,11 +1,7 @@
 """Contractive networks: convolutions of bounded spectral norm, and activations of slope at most 1.
 
-The Lipschitz constant of such a network is at most the product of its convolutions' bounds, c each, so that
-``x + network(x)`` has an inverse. A bound is kept by what ``normalize`` last measured; ``forward`` only divides by it.
-
 Source: Behrmann et al., "Invertible residual networks" (ICML 2019); Gouk et al., "Regularisation of neural networks by
-enforcing Lipschitz continuity" (norms of convolutions); Chen et al., "Residual flows" (NeurIPS 2019), section 3.3
-(LipSwish).
+enforcing Lipschitz continuity" (norms); Chen et al., "Residual flows" (NeurIPS 2019), section 3.3 (LipSwish).
 """
 
 import math
@@ -56,12 +52,15 @@ ACTIVATIONS: dict[ActivationName, type[LipSwish | ELU]] = {"lipswish": LipSwish,
 class LipschitzConv(nn.Module):
     """A convolution with zero padding that is used as ``W / max(1, sigma / c)``, sigma its spectral norm.
 
-    A convolution whose norm is below c, the ``coefficient``, stays as it is. Sigma is a linear function of W, ``<u, W
-    v>`` with the leading singular vectors u and v, constants that ``normalize`` measures; gradients pass through it. On
-    a ``grid`` (height, width), u and v are those of the convolution of an image of that size, zero padding included.
-    Without a grid they are plane waves: the largest norm over all frequencies bounds the convolution at every image
-    size, by 6 to 22 % too high on small grids.
+    Sigma is a linear function of W, ``<u, W v>`` with the leading singular vectors u and v, constants that
+    ``normalize`` measures; c is the ``coefficient``. On a ``grid`` (height, width), u and v are those of images of that
+    size, zero padding included. Without a grid they are plane waves: the largest norm over all frequencies bounds the
+    convolution at every image size, by 6 to 22 % too high on small grids.
     """
+
+    direction: Tensor
+    u: Tensor
+    v: Tensor
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, *, grid: tuple[int, int] | None, coefficient: float
@@ -82,9 +81,8 @@ class LipschitzConv(nn.Module):
     def sigma(self) -> Tensor:
         """Compute the spectral norm along the directions that ``normalize`` found; differentiable."""
         if "direction" in self._buffers:
-            return (self.weight * self.get_buffer("direction")).sum()
-        image = F.conv2d(self.get_buffer("v")[None], self.weight, padding=self.padding)
-        return (self.get_buffer("u") * image[0]).sum()
+            return (self.weight * self.direction).sum()
+        return (self.u * F.conv2d(self.v[None], self.weight, padding=self.padding)[0]).sum()
 
     def bounded_weight(self) -> Tensor:
         """Compute ``W / max(1, sigma / c)``, ``(outputs, inputs, kernel, kernel)``."""
@@ -92,10 +90,7 @@ class LipschitzConv(nn.Module):
 
     @torch.no_grad()
     def normalize(self, tolerance: float = 1e-4) -> None:
-        """Measure the norm by power iteration, until sigma changes by less than ``tolerance``, relatively.
-
-        If the first step already changes it by less, nothing is written.
-        """
+        """Measure the norm by power iteration, until sigma changes by less than ``tolerance``, relatively."""
         for _ in range(0 if self.weight.is_meta else MAX_ITERATIONS):
             vectors, sigma = self._step()
             if not sigma - self.sigma() > tolerance * sigma:
@@ -114,7 +109,7 @@ class LipschitzConv(nn.Module):
         if "direction" in self._buffers:
             wave = _steepest_wave(self.weight)
             return {"direction": wave}, (self.weight * wave).sum()
-        u = _unit(F.conv2d(self.get_buffer("v")[None], self.weight, padding=self.padding)[0])
+        u = _unit(F.conv2d(self.v[None], self.weight, padding=self.padding)[0])
         back = F.conv_transpose2d(u[None], self.weight, padding=self.padding)[0]
         return {"u": u, "v": _unit(back)}, back.norm()
 
@@ -122,9 +117,9 @@ class LipschitzConv(nn.Module):
 class ContractiveNetwork(nn.Module):
     """Convolutions of bounded norm with activations of bounded slope between them and, if ``leading``, one before them.
 
-    Its Jacobian J is a product of convolutions and diagonal matrices, so products with ``J^T`` are transposed
-    convolutions and multiplications: they need no automatic differentiation, and are differentiable themselves.
-    ``coefficient`` bounds each norm, below 1; ``grid`` is as in ``LipschitzConv``.
+    Its Lipschitz constant is below 1, so ``x + network(x)`` has an inverse. Its Jacobian J is a product of convolutions
+    and diagonal matrices: products with ``J^T`` need no automatic differentiation, and are differentiable themselves.
+    ``coefficient`` and ``grid`` are as in ``LipschitzConv``.
     """
 
     def __init__(
@@ -173,26 +168,22 @@ class ContractiveNetwork(nn.Module):
 
         e is ``(B, C, H, W)``, or ``(N, C, H, W)`` if B is 1.
         """
-        slopes: list[Tensor] = []
-        weights = self.weights()
+        linear: list[tuple[bool, Tensor]] = []  # of every layer: whether a convolution, and its kernel or the slopes
         with no_autocast(x.device):
-            remaining = iter(weights)
+            remaining = iter(self.weights())
             for layer in self.layers:
                 if isinstance(layer, (LipSwish, ELU)):
-                    slopes.append(layer.slope(x))
+                    linear.append((False, layer.slope(x)))
                     x = layer(x)
                 else:
-                    x = _conv(x, *next(remaining))
+                    weight, bias = next(remaining)
+                    linear.append((True, weight))
+                    x = _conv(x, weight, bias)
 
         def transposed(e: Tensor) -> Tensor:
-            kernels, factors = [weight for weight, _ in weights], list(slopes)
             with no_autocast(e.device):
-                for layer in reversed(self.layers):
-                    if isinstance(layer, (LipSwish, ELU)):
-                        e = e * factors.pop()
-                    else:
-                        kernel = kernels.pop()
-                        e = F.conv_transpose2d(e, kernel, padding=kernel.shape[-1] // 2)
+                for convolves, factor in reversed(linear):
+                    e = F.conv_transpose2d(e, factor, padding=factor.shape[-1] // 2) if convolves else e * factor
             return e
 
         return x, transposed
@@ -209,9 +200,8 @@ def _unit(vector: Tensor) -> Tensor:
 def _steepest_wave(weight: Tensor) -> Tensor:
     """Find the direction whose product with the weight bounds the norm of the convolution at every image size.
 
-    The operator of a zero-padded convolution is a part of that on the infinite plane, whose norm is the largest
-    ``|W(w)|`` over frequencies w. That is a trigonometric polynomial of degree kernel // 2 in each axis, so a grid of N
-    frequencies misses its maximum by at most ``1 / cos(pi degree / N)`` an axis.
+    That is the largest ``|W(w)|`` over frequencies w, a trigonometric polynomial of degree kernel // 2 in each axis, so
+    a grid of N frequencies misses its maximum by at most ``1 / cos(pi degree / N)`` an axis.
     """
     kernel = weight.shape[-1]
     spectrum = torch.fft.fft2(weight.double(), s=(FREQUENCIES, FREQUENCIES)).permute(2, 3, 0, 1)  # (N, N, O, I)

@@ -14,8 +14,6 @@ from .lr_encoder import LREncoder, activate, conv3x3, doublings, grids_wanted
 class DistillationBlock(nn.Module):
     """Three convolutions that keep a quarter of what they find and pass the rest on, and a last one; a residual.
 
-    ``(B, 4 * kept, H, W)`` to the same shape.
-
     Source: Hui et al., "Lightweight Image Super-Resolution with Information Multi-distillation Network" (2019), section
     3.2, without its attention over the whole image, as in the baseline of the NTIRE 2022 challenge.
     """
@@ -41,11 +39,10 @@ class IMDN(nn.Module):
     """An upscaler whose every output pixel reads a window of the image, and nothing global.
 
     A factor of 8 is 4 and then twice by bicubic resize. Each convolution of a block keeps ``kept`` channels; the trunk
-    is four times as wide.
+    is four times as wide. The image itself passes along the skips, which stay in float32 under autocast.
 
     Source: Hui et al. 2019, figure 2, in the form of the baseline of the NTIRE 2022 challenge on efficient
-    super-resolution: the long skip starts at the first convolution, and there is no bicubic part. The image itself
-    therefore passes along the skips, which stay in float32 under autocast.
+    super-resolution: the long skip starts at the first convolution, and there is no bicubic part.
     """
 
     def __init__(self, scale: int, blocks: int, kept: int) -> None:
@@ -62,9 +59,6 @@ class IMDN(nn.Module):
             first = x = self.conv_first(lr)
         outputs = [x := block(x) for block in self.blocks]
         return first + self.conv_trunk(x), outputs
-
-    def distillation_blocks(self) -> list[DistillationBlock]:
-        return [block for block in self.blocks if isinstance(block, DistillationBlock)]
 
     def enlarge(self, trunk: Tensor) -> Tensor:
         """Map the trunk's features to the enlargement, ``(B, 3, scale * h, scale * w)``."""
@@ -87,14 +81,13 @@ class IMDNEncoder(LREncoder):
     convolutions beside the identity, and for every grid that is finer than LR a 3x3 convolution, pixel shuffle and
     another one. ``width`` channels are native to each grid, and ``width`` on the LR grid are shared by all.
 
-    Source: ours. The features imitate those of the flow's original encoder: Romero et al., "FitNets" (2015), section
-    2.2; see docs/decisions/0017.
+    Source: ours; see docs/decisions/0017. The features imitate those of the flow's original encoder, as in Romero et
+    al., "FitNets" (2015), section 2.2.
     """
 
     def __init__(self, scale: int, blocks: int, width: int, kept: int, stacked_blocks: tuple[int, ...]) -> None:
         super().__init__()
-        self.scale = scale
-        self.stacked_blocks = stacked_blocks
+        self.scale, self.stacked_blocks = scale, stacked_blocks
         self.backbone = IMDN(scale, blocks, kept)
         self.gather = nn.Conv2d(4 * kept * (1 + len(stacked_blocks)), 2 * width, 1)
         self.mix = nn.ModuleList(conv3x3(2 * width, 2 * width) for _ in range(2))

@@ -1,13 +1,9 @@
 """A memory of colors: what a backbone sees at places of photographs, with the chroma of these places.
 
-A cell covers 16 pixels of a photograph whose shorter side has 192. It is described by
-
-    [n(f16), n(f32 enlarged), n(f8 halved) / 2, 1.05 n(mean of f32 over the photograph), luma / 2]
-
-with f8, f16 and f32 the backbone's features at strides 8, 16 and 32, and n dividing by the norm over channels. Of that,
-48 principal components are stored, in 8 bits each. Similarity of two cells is the cosine between their components. A
-place looks up the k most similar cells, weighted by softmax(similarity / 0.1): their mean chroma, its standard
-deviation, and the highest similarity.
+A cell covers 16 pixels of a photograph whose shorter side has 192. Of its description (see ``describe``), 48 principal
+components are stored, in 8 bits each. Similarity of two cells is the cosine between their components. A place looks up
+the k most similar cells, weighted by softmax(similarity / 0.1): their mean chroma, its standard deviation, and the
+highest similarity.
 
 Source: nearest neighbors over deep features as in He et al., "Deep exemplar-based colorization" (2018), section 3, of
 many photographs instead of one.
@@ -39,7 +35,8 @@ LEVELS = 127  # of 8 bits, on either side of zero
 def describe(features: Sequence[Tensor], luma: Tensor) -> Tensor:
     """Describe the cells of photographs ``(B, 1, H, W)`` in [0, 1]: ``(B, WIDTH, H / 16, W / 16)``.
 
-    ``features`` are those of ``EfficientNetLite0`` at strides 8, 16 and 32.
+    With the features f8, f16 and f32 of ``EfficientNetLite0`` at strides 8, 16 and 32, and n dividing by the norm over
+    channels: ``[n(f16), n(f32 enlarged), n(f8 halved) / 2, 1.05 n(mean of f32 over the photograph), luma / 2]``.
     """
     fine, middle, coarse = features
     size = middle.shape[2:]
@@ -66,6 +63,12 @@ class Cells(NamedTuple):
 class CellMemory(nn.Module):
     """Cells of photographs with their chroma, to be looked up; the module's docstring has the formulas."""
 
+    components: Tensor
+    scale: Tensor
+    keys: Tensor
+    chroma: Tensor
+    photograph: Tensor
+
     def __init__(self, cells: int) -> None:
         """Make a memory of N blank cells; ``load_state_dict`` or ``fill`` fill it."""
         super().__init__()
@@ -77,31 +80,30 @@ class CellMemory(nn.Module):
         self.register_buffer("photograph", torch.zeros(cells, dtype=torch.int32))  # its number
 
     def fill(self, described: Tensor, chroma: Tensor, photograph: Tensor, basis: CellMemory | None = None) -> None:
-        """Store cells with their chroma ``(N, 2)``, centered on 0, and the number of the photograph of each, ``(N,)``.
+        """Store cells ``(N, WIDTH)`` with their chroma ``(N, 2)``, centered on 0, and photographs' numbers ``(N,)``.
 
-        ``described`` is ``(N, WIDTH)``; ``basis`` is the memory whose principal components are used, None for those of
-        these cells.
+        ``basis`` is the memory whose principal components are used, None for those of these cells.
         """
         if basis is None:
             # of the second moments, around zero as cosines are, and of a size that does not grow with the cells
             moments = described.T.double() @ described.double()
-            self.get_buffer("components").copy_(torch.linalg.eigh(moments)[1].flip(1)[:, :COMPONENTS].T)
+            self.components.copy_(torch.linalg.eigh(moments)[1].flip(1)[:, :COMPONENTS].T)
         else:
-            self.get_buffer("components").copy_(basis.get_buffer("components"))
-        keys = self._project(described)
+            self.components.copy_(basis.components)
+        keys = described @ self.components.T
         scale = keys.abs().amax(0).clamp_min(1e-6) / LEVELS
-        self.get_buffer("scale").copy_(scale)
-        self.get_buffer("keys").copy_((keys / scale).round().clamp(-LEVELS, LEVELS) + 128)
-        self.get_buffer("chroma").copy_((255 * chroma + 128).round().clamp(0, 255))
-        self.get_buffer("photograph").copy_(photograph)
+        self.scale.copy_(scale)
+        self.keys.copy_((keys / scale).round().clamp(-LEVELS, LEVELS) + 128)
+        self.chroma.copy_((255 * chroma + 128).round().clamp(0, 255))
+        self.photograph.copy_(photograph)
 
     def all_cells(self) -> Cells:
-        chroma = (self.get_buffer("chroma").to(self.get_buffer("scale")) - 128) / 255
-        return Cells(F.normalize(self._keys(), dim=1), chroma, self.get_buffer("photograph").long())
+        chroma = (self.chroma.to(self.scale) - 128) / 255
+        return Cells(F.normalize(self._keys(), dim=1), chroma, self.photograph.long())
 
     def described(self) -> Tensor:
         """Reconstruct the cells' descriptions from their components, ``(N, WIDTH)``."""
-        return self._keys() @ self.get_buffer("components")
+        return self._keys() @ self.components
 
     def look_up(self, described: Tensor, cells: Cells | None = None, neighbors: int = NEIGHBORS) -> Tensor:
         """Look up the chroma of the cells most similar to ``described`` ``(B, WIDTH, h, w)``, among ``cells`` or all.
@@ -109,13 +111,13 @@ class CellMemory(nn.Module):
         Returns ``(B, 5, h, w)``: mean chroma (Cb, Cr) centered on 0, the standard deviation of either, and the highest
         similarity; zero where there is nothing to find.
         """
-        cells = self.all_cells() if cells is None else cells
+        cells = cells or self.all_cells()
         batch, _, height, width = described.shape
         if not len(cells.keys):
             return described.new_zeros(batch, PLANES, height, width)
         found: list[Tensor] = []
         for one in described.to(cells.keys):
-            query = F.normalize(self._project(one.flatten(1).T), dim=1)
+            query = F.normalize(one.flatten(1).T @ self.components.T, dim=1)
             similarity, place = _largest(query @ cells.keys.T, min(neighbors, len(cells.keys)))  # (h * w, k)
             weight = F.softmax(similarity / SOFTNESS, dim=1)[..., None]
             near = cells.chroma[place]  # (h * w, k, 2)
@@ -126,7 +128,7 @@ class CellMemory(nn.Module):
 
     def part(self, seed: int, share: float) -> Tensor:
         """Choose the cells of a random share of the photographs: a mask ``(N,)``."""
-        photograph = self.get_buffer("photograph").long()
+        photograph = self.photograph.long()
         generator = torch.Generator("cpu").manual_seed(seed ^ OTHER)
         chances = torch.rand(int(photograph.max()) + 1, generator=generator)
         # at least one, and the same number for every seed
@@ -134,10 +136,7 @@ class CellMemory(nn.Module):
         return (chances <= chances.kthvalue(count)[0]).to(photograph.device)[photograph]
 
     def _keys(self) -> Tensor:
-        return (self.get_buffer("keys").to(self.get_buffer("scale")) - 128) * self.get_buffer("scale")
-
-    def _project(self, described: Tensor) -> Tensor:
-        return described @ self.get_buffer("components").T
+        return (self.keys.to(self.scale) - 128) * self.scale
 
 
 def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -147,12 +146,11 @@ def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """
     rows, length = values.shape
     chunks = length // CHUNK
-    if chunks <= count:
-        found = values.topk(count, dim=1)
-        return found.values, found.indices
-    whole = values[:, : chunks * CHUNK].view(rows, chunks, CHUNK)
-    best = whole.amax(2).topk(count, dim=1).indices  # (rows, count)
-    rest = torch.arange(chunks * CHUNK, length, device=values.device).expand(rows, -1)
-    places = torch.cat([(best[..., None] * CHUNK + torch.arange(CHUNK, device=values.device)).flatten(1), rest], dim=1)
+    places = torch.arange(length, device=values.device).expand(rows, -1)
+    if chunks > count:
+        whole = values[:, : chunks * CHUNK].view(rows, chunks, CHUNK)
+        best = whole.amax(2).topk(count, dim=1).indices  # (rows, count)
+        chosen = (best[..., None] * CHUNK + places[:, None, :CHUNK]).flatten(1)
+        places = torch.cat([chosen, places[:, chunks * CHUNK :]], dim=1)
     found = values.gather(1, places).topk(count, dim=1)
     return found.values, places.gather(1, found.indices)

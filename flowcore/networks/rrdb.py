@@ -22,12 +22,11 @@ class DenseConvs(nn.Module):
         super().__init__()
         widths = [growth] * 4 + [outputs]
         self.convs = nn.ModuleList(conv3x3(inputs + growth * k, widths[k]) for k in range(5))
-        for conv in self.convs:
-            assert isinstance(conv, nn.Conv2d)
-            assert conv.bias is not None
-            nn.init.kaiming_normal_(conv.weight)
-            conv.weight.data.mul_(0.1)
-            nn.init.zeros_(conv.bias)
+        for name, parameter in self.convs.named_parameters():
+            if name.endswith("weight"):
+                nn.init.kaiming_normal_(parameter).data.mul_(0.1)
+            else:
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         seen = [x]
@@ -47,10 +46,7 @@ class DenseBlock(DenseConvs):
 
 
 class RRDB(nn.Module):
-    """Three dense blocks in series; a residual scaled by 0.2.
-
-    Source: Wang et al., "ESRGAN", section 3.1.
-    """
+    """Three dense blocks in series, as a residual scaled by 0.2. Source: Wang et al., "ESRGAN", section 3.1."""
 
     def __init__(self, width: int, growth: int) -> None:
         super().__init__()
@@ -63,18 +59,16 @@ class RRDB(nn.Module):
 class RRDBEncoder(LREncoder):
     """Features of an LR image on every grid of the flow, and an ordinary enlargement of it.
 
-    Three deviations from ESRGAN, as in the published SRFlow: the long skip starts at the last block's output instead of
-    the first convolution's; the features are the activated tensors; there is a half-resolution grid. The outputs of
+    Unlike in ESRGAN, and as in the published SRFlow, the long skip starts at the last block's output instead of the
+    first convolution's; the features are the activated tensors; there is a half-resolution grid. The outputs of
     ``stacked_blocks`` are part of every grid's features, in this order.
 
-    Source: Lugmayr et al., "SRFlow", section 3.4. The enlargement is bicubic plus a learned residual; the published
-    network also has that branch, without the bicubic part, and does not use it.
+    Source: Lugmayr et al., "SRFlow", section 3.4. The enlargement, bicubic plus a learned residual, is ours.
     """
 
     def __init__(self, scale: int, blocks: int, width: int, growth: int, stacked_blocks: tuple[int, ...]) -> None:
         super().__init__()
-        self.scale = scale
-        self.stacked_blocks = stacked_blocks
+        self.scale, self.stacked_blocks = scale, stacked_blocks
         self.conv_first = conv3x3(3, width)
         self.blocks = nn.ModuleList(RRDB(width, growth) for _ in range(blocks))
         self.conv_trunk = conv3x3(width, width)
@@ -86,12 +80,10 @@ class RRDBEncoder(LREncoder):
         self, lr: Tensor, levels: int | Sequence[int], *, with_enlargement: bool = False
     ) -> tuple[list[Tensor], Tensor | None]:
         wanted = grids_wanted(levels)
-        trunk, stack = self._trunk(lr)
-        features = trunk
-        native = {1: trunk}  # by factor from the LR grid
-        for k, conv in enumerate(self._convs_up(wanted, with_enlargement)):
-            features = _upsample(conv, features)
-            native[2 ** (k + 1)] = features
+        features, stack = self._trunk(lr)
+        native = {1: features}  # by factor from the LR grid
+        for k in range(len(self.conv_up) - 1 if with_enlargement else doublings(wanted, self.scale)):
+            native[2 ** (k + 1)] = features = _upsample(self.conv_up[k], features)
         enlarged = self._enlarge(lr, features) if with_enlargement else None
         return self.by_grid(native, stack, wanted), enlarged
 
@@ -103,9 +95,6 @@ class RRDBEncoder(LREncoder):
 
     def residual_blocks(self) -> nn.ModuleList:
         return self.blocks
-
-    def _convs_up(self, wanted: Sequence[int], with_enlargement: bool) -> nn.ModuleList:
-        return self.conv_up[: len(self.conv_up) - 1 if with_enlargement else doublings(wanted, self.scale)]
 
     def _enlarge(self, lr: Tensor, features: Tensor) -> Tensor:
         features = _upsample(self.conv_up[-1], features)
