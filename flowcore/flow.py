@@ -181,10 +181,7 @@ class Flow(Transform, Generic[C]):
         return [*latents, x], shares
 
     def inverse(
-        self,
-        z: Sequence[Tensor],
-        cond: Condition | None = None,
-        between: Callable[[int, Tensor], Tensor] | None = None,
+        self, z: Sequence[Tensor], cond: Condition | None = None, between: Callable[[int, Tensor], Tensor] | None = None
     ) -> Tensor:
         """Decode latents.
 

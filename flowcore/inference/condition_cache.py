@@ -55,10 +55,9 @@ class RecentlyUsed(Generic[V]):
 
 
 class ConditionStore(RecentlyUsed[Condition]):
-    """The conditions of the most recently used images; with one, decoding skips the encoder.
+    """The conditions of the most recently used images, by model, weights, precision and image.
 
-    A condition is stored prepared if it fits into the budget that way, else as the encoder left it, else not at all. It
-    belongs to a model, its weights, a precision and an image: if any of these changes, it is not found.
+    One is stored prepared if it fits into the budget that way, else as the encoder left it, else not at all.
     """
 
     def __init__(self, budget: int = 2**30, count: int = 4) -> None:
@@ -67,10 +66,7 @@ class ConditionStore(RecentlyUsed[Condition]):
         self.budget = budget
 
     def condition(self, plan: Plan, source: Tensor) -> Condition:
-        """Look an image's condition up, or encode and store it; prepared if the budget allows.
-
-        ``source`` is what ``plan.encode_condition`` takes, of one image.
-        """
+        """Look up, or encode and store, the condition of one image; ``source`` is as in ``plan.encode_condition``."""
         pixels = source.detach().cpu().contiguous()
         digest = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).digest()
         key = (plan.identity, tuple(source.shape), digest)

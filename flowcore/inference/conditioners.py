@@ -20,9 +20,8 @@ PixelScale = tuple[Tensor, Tensor]
 class FoldedConditioner(nn.Module):
     """A conditioner of convolutions with ReLU between, folded and split; see ``networks.Conditioner``.
 
-    ``conv([x, c]) = conv_x(x) + conv_c(c)``: the condition's term of the first convolution is computed on its own, once
-    for all samples. ``own`` is conv_x, of the flow's channels, and ``condition`` conv_c, with the bias; either may be
-    None. Of the outputs, shifts come first, then raw scales.
+    ``conv([x, c]) = conv_x(x) + conv_c(c)``: of the first convolution, ``own`` is conv_x, of the flow's channels, and
+    ``condition`` conv_c, with the bias; either may be None. Of the outputs, shifts come first, then raw scales.
     """
 
     def __init__(
@@ -34,10 +33,7 @@ class FoldedConditioner(nn.Module):
         pool: nn.Linear | None = None,
         block_layers: int = 0,
     ) -> None:
-        """Split the first convolution: its first ``inputs`` channels are the flow's; the rest is the condition.
-
-        ``block_layers`` hidden convolutions form a residual block; 0 for none.
-        """
+        """Split the first convolution: its first ``inputs`` channels are the flow's; the rest is the condition."""
         super().__init__()
         first, *rest = weights
         conditional = inputs + (first.edge == "flag") < first.weight.shape[1]
@@ -58,8 +54,8 @@ class FoldedConditioner(nn.Module):
     def strip(self, own: Tensor | None, terms: Rows | None, top: int, bottom: int, height: int) -> Tensor:
         """Compute the rows from ``top`` to ``bottom`` of the output, ``(B, outputs, bottom - top, W)``.
 
-        ``own`` are the flow's channels, ``(B, inputs, H, W)``; ``terms`` is the condition's term of the first
-        convolution, of batch B or 1. Either may be None.
+        ``own`` are the flow's channels, ``(B, inputs, H, W)``, or None; ``terms`` is the condition's term of the first
+        convolution, or None.
         """
         convs = [conv for conv in self.rest if isinstance(conv, Conv)]
         spans = [(top, bottom)]  # of rows that each convolution computes, from the last to the first
@@ -96,10 +92,7 @@ class FoldedConditioner(nn.Module):
 
 
 class UnsplitConditioner(nn.Module):
-    """A conditioner that takes whole images, all inputs concatenated; shifts first, then raw scales.
-
-    Folded if it is a residual network, else run as it is.
-    """
+    """A conditioner that takes whole images, all inputs concatenated; shifts first, then raw scales."""
 
     condition = None
 
@@ -120,10 +113,9 @@ class UnsplitConditioner(nn.Module):
 def folded_conditioner(
     network: nn.Module, inputs: int, offset: float | None, dtype: torch.dtype, budget: StripBudget
 ) -> FoldedConditioner | UnsplitConditioner:
-    """Fold a conditioner if its layers allow it, else run it unchanged.
+    """Fold a conditioner, of whose inputs the first are the flow's, if its layers allow it; else run it unchanged.
 
-    Its first ``inputs`` channels are the flow's; the rest is the condition. The offset is added to the raw scales; None
-    leaves the outputs in their order.
+    The offset is added to the raw scales; None leaves the outputs in their order.
     """
     if isinstance(network, ResidualConditioner):
         network = FoldedResidualConditioner(network, dtype, budget)
@@ -142,8 +134,7 @@ def folded_conditioner(
 class FoldedResidualConditioner(nn.Module):
     """``ResidualConditioner`` with weight norms computed once, and normalizations folded into convolutions.
 
-    A normalization between a sum and a ReLU stays a scale and a shift. The last is folded into all the skip
-    convolutions, whose sum it normalizes.
+    One between a sum and a ReLU stays a scale and a shift; the last is folded into all skip convolutions, its input.
     """
 
     def __init__(self, network: ResidualConditioner, dtype: torch.dtype, budget: StripBudget) -> None:
@@ -152,13 +143,12 @@ class FoldedResidualConditioner(nn.Module):
         scale, shift = _normalization(network.norm_in)
         self.norm_in = _planes((scale * network.gain, shift * network.gain), network.rescale, dtype)
         self.conv_in = _conv(network.conv_in, dtype)
-        self.first, self.norms, self.second = nn.ModuleList(), list[PixelScale](), nn.ModuleList()
+        self.blocks: list[tuple[PixelScale, Conv, Conv]] = []
         for block in network.blocks:
             assert isinstance(block, ResidualBlock)
-            before, between = block.norms
-            self.norms.append(_planes(_normalization(before), network.rescale, dtype))
-            self.first.append(_conv(block.convs[0], dtype, _normalization(between)))
-            self.second.append(_conv(block.convs[1], dtype))
+            before, between = (_normalization(norm) for norm in block.norms)
+            first, second = _conv(block.convs[0], dtype, between), _conv(block.convs[1], dtype)
+            self.blocks.append((_planes(before, network.rescale, dtype), first, second))
         scale, shift = _normalization(network.norm_out)
         self.skips = nn.ModuleList(
             _conv(skip, dtype, (scale, shift if k == 0 else torch.zeros_like(shift)))
@@ -180,9 +170,7 @@ class FoldedResidualConditioner(nn.Module):
         x = torch.addcmul(shift, x.to(shift.dtype).contiguous(memory_format=NHWC), scale)
         x = self.conv_in(F.relu_(torch.cat([x, -x], dim=1)), *rows)  # (B, hidden, H, W)
         total = self.skips[0](x, *rows)
-        for (scale, shift), first, second, skip in zip(
-            self.norms, self.first, self.second, self.skips[1:], strict=True
-        ):
+        for ((scale, shift), first, second), skip in zip(self.blocks, self.skips[1:], strict=True):
             y = F.relu_(first(F.relu_(torch.addcmul(shift, x, scale)), *rows))
             x = second(y, *rows).add_(x)
             total.add_(skip(x, *rows))

@@ -15,10 +15,9 @@ NHWC = torch.channels_last
 
 
 class Conv(nn.Module):
-    """A convolution of a strip, in its own precision.
+    """A convolution of a strip, in its own precision; ``edge`` is as in ``networks.conditioner.convolve``.
 
-    The weight is ``(outputs, inputs, k, k)``, k odd. An output row reads ``reach`` rows above and below. ``edge`` is as
-    in ``networks.conditioner.convolve``. The device is where it runs; None for the weight's.
+    The weight is ``(outputs, inputs, k, k)``, k odd. The device is where it runs; None for the weight's.
     """
 
     def __init__(
@@ -31,7 +30,7 @@ class Conv(nn.Module):
     ) -> None:
         super().__init__()
         device = weight.device if device is None else device
-        self.reach = weight.shape[-1] // 2
+        self.reach = weight.shape[-1] // 2  # rows above and below that an output row depends on
         self.weight = weight.to(device=device, dtype=dtype, memory_format=NHWC)
         self.bias = None if bias is None else bias.to(device, dtype)
         self.edge: Edge = edge
@@ -47,11 +46,12 @@ class Conv(nn.Module):
         """
         report()
         x = x.to(self.weight.dtype)
-        if self.edge == "zeros":
-            return convolve_rows(x, self.weight, self.bias, top, bottom, height)
         above, below = max(0, self.reach - top), max(0, bottom + self.reach - height)  # rows beyond the border
-        x = with_border(x, (self.reach, self.reach, above, below), self.edge)
-        return F.conv2d(x, self.weight, self.bias)
+        if self.edge != "zeros":
+            return F.conv2d(with_border(x, (self.reach, self.reach, above, below), self.edge), self.weight, self.bias)
+        y = F.conv2d(x, self.weight, self.bias, padding=(max(above, below), self.reach))
+        first = max(0, below - above)  # a row or two too many, at one border, costs less than a padded copy of x
+        return y[:, :, first : first + bottom - top]
 
     def on_canvas(self, x: Tensor, budget: StripBudget) -> Tensor:
         """Convolve whole images strip by strip, so that a caller can stop it in between."""
@@ -96,10 +96,7 @@ class StreamedConv:
 
 
 class ConditionConv(nn.Module):
-    """A 3x3 convolution of conditioning features: the condition's term of one or more first convolutions.
-
-    The weight is ``(outputs, condition channels, 3, 3)``. The device is where it runs; None for the weight's.
-    """
+    """A 3x3 convolution of conditioning features: the condition's term of one or more first convolutions."""
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, device: torch.device | None = None) -> None:
         super().__init__()
@@ -123,10 +120,9 @@ class ConditionConv(nn.Module):
     def on_canvas(
         self, features: MultiScaleFeatures, budget: StripBudget, widths: Sequence[int] = (), units: int = 0
     ) -> list[Tensor]:
-        """Convolve images strip by strip; an expanded batch counts as one image.
+        """Convolve images strip by strip, into tensors ``(B or 1, width, H, W)`` of the given widths; by default, one.
 
-        The outputs are divided into tensors ``(B or 1, width, H, W)`` of the given widths; by default, one. ``units``
-        of work are reported on the way.
+        An expanded batch counts as one image. ``units`` of work are reported on the way.
         """
         sources, (batch, height, width) = _deduplicated(features)
         shares = list(widths) or [self.outputs]
@@ -171,28 +167,15 @@ def rows_of(x: Tensor) -> Rows:
     return lambda start, stop: x[:, :, start:stop]
 
 
-def convolve_rows(x: Tensor, weight: Tensor, bias: Tensor | None, top: int, bottom: int, height: int) -> Tensor:
-    """Compute the rows from ``top`` to ``bottom`` of a convolution of an image with zeros beyond its border.
-
-    ``x`` holds the rows that these depend on, ``(B, C, rows, W)``; the kernel is odd.
-    """
-    reach = weight.shape[-1] // 2
-    above, below = max(0, reach - top), max(0, bottom + reach - height)  # rows beyond the border
-    y = F.conv2d(x, weight, bias, padding=(max(above, below), reach))
-    first = max(0, below - above)  # a row or two too many, at one border, costs less than a padded copy of x
-    return y[:, :, first : first + bottom - top]
-
-
 def convolve_enlarged(
     x: Tensor, weight: Tensor, factor: int, top: int, bottom: int, bias: Tensor | None = None
 ) -> Tensor:
     """Convolve features ``(B, C, h, w)`` enlarged by nearest neighbor, 3x3, without enlarging them.
 
-    In one dimension, with the kernel ``(a, b, c)`` and the factor f, the outputs that belong to pixel i are ``a x[i-1]
-    + b x[i] + c x[i]`` at its first place, ``(a + b + c) x[i]`` in its middle and ``a x[i] + b x[i] + c x[i+1]`` at its
-    last. With the pairs ``s[i] = a x[i-1] + c x[i]`` these are ``s[i] + b x[i]``, ``(a + b + c) x[i]`` and ``s[i+1] + b
-    x[i]``: for f = 2 three products instead of six, and in two dimensions 9 instead of 36. The rows from ``top`` to
-    ``bottom``, multiples of f: ``(B, outputs, bottom - top, f * w)``.
+    In one dimension, with the kernel ``(a, b, c)`` and the pairs ``s[i] = a x[i-1] + c x[i]``, the outputs that belong
+    to pixel i are ``s[i] + b x[i]`` at its first place, ``(a + b + c) x[i]`` in its middle and ``s[i+1] + b x[i]`` at
+    its last: for the factor f = 2 three products instead of six, and in two dimensions 9 instead of 36. The rows from
+    ``top`` to ``bottom``, multiples of f: ``(B, outputs, bottom - top, f * w)``.
     """
     top, bottom, height = top // factor, bottom // factor, x.shape[2]
     if top == 0 and bottom == height:
@@ -238,11 +221,10 @@ def _columns(x: Tensor, kernel: Tensor, factor: int, beyond: int) -> Tensor:
 
 def _deduplicated(features: MultiScaleFeatures) -> tuple[list[ScaledFeatures], tuple[int, int, int]]:
     """Sources in which an expanded batch counts as one image; and batch, height and width of their common grid."""
-    sources = [(_first(t) if t.stride(0) == 0 else t, factor) for t, factor in features.sources]
+    sources: list[ScaledFeatures] = []
+    for t, factor in features.sources:
+        if t.stride(0) == 0:  # the first item, with the strides of a batch of one: with those of t[:1] torch would copy
+            t = t.as_strided((1, *t.shape[1:]), (t[0].numel(), *t.stride()[1:]))
+        sources.append((t, factor))
     t, factor = sources[0]
     return sources, (max(len(t) for t, _ in sources), t.shape[2] * factor, t.shape[3] * factor)
-
-
-def _first(t: Tensor) -> Tensor:
-    """The first item, with the strides of a batch of one: with those of ``t[:1]`` torch would copy it."""
-    return t.as_strided((1, *t.shape[1:]), (t[0].numel(), *t.stride()[1:]))

@@ -66,30 +66,25 @@ def pixel_map(transform: Transform) -> PixelMap | None:
         scale = float64_on_cpu(transform.scale)
         return PixelMap(torch.diag(scale), float64_on_cpu(transform.bias) * scale, scale.abs().log().sum())
     if isinstance(transform, BatchNorm):
-        mean, var = float64_on_cpu(transform.get_buffer("mean")), float64_on_cpu(transform.get_buffer("var"))
-        scale = torch.rsqrt(var + transform.eps)
-        return PixelMap(torch.diag(scale), -mean * scale, scale.log().sum())
+        scale = torch.rsqrt(float64_on_cpu(transform.var) + transform.eps)
+        return PixelMap(torch.diag(scale), -float64_on_cpu(transform.mean) * scale, scale.log().sum())
     if isinstance(transform, InvertibleConv):
         matrix = float64_on_cpu(transform.matrix())
         return PixelMap(matrix, torch.zeros_like(matrix[0]), torch.linalg.slogdet(matrix)[1])
     if isinstance(transform, ChannelWhitening):
-        matrix, mean = float64_on_cpu(transform.get_buffer("matrix")), float64_on_cpu(transform.get_buffer("mean"))
-        return PixelMap(matrix, -matrix @ mean, torch.linalg.slogdet(matrix)[1])
+        matrix = float64_on_cpu(transform.matrix)
+        return PixelMap(matrix, -matrix @ float64_on_cpu(transform.mean), torch.linalg.slogdet(matrix)[1])
     if isinstance(transform, Permutation):
-        order = transform.get_buffer("order").cpu()
-        matrix = torch.eye(len(order), dtype=torch.float64)[order]
+        matrix = torch.eye(len(transform.order), dtype=torch.float64)[transform.order.cpu()]
         return PixelMap(matrix, torch.zeros_like(matrix[0]), torch.zeros_like(matrix[0, 0]))
     return None
 
 
 class ConvWeights(NamedTuple):
-    """A convolution in float64 on the CPU, with all that follows it up to the next ReLU folded in.
+    """A convolution in float64 on the CPU, with all that follows it up to the next ReLU folded in."""
 
-    Weight ``(outputs, inputs, k, k)`` (for the edge "flag", with one input more), and bias ``(outputs,)``.
-    """
-
-    weight: Tensor
-    bias: Tensor
+    weight: Tensor  # (outputs, inputs, k, k); for the edge "flag", with one input more
+    bias: Tensor  # (outputs,)
     edge: Edge
 
     def shifts_first(self, offset: float) -> ConvWeights:
@@ -99,17 +94,10 @@ class ConvWeights(NamedTuple):
 
 
 def conv_weights(network: nn.Module) -> list[ConvWeights]:
-    """Fold a conditioner into convolutions with ReLU between; empty if it has other layers.
-
-    Actnorms and the factor ``exp(3 log_scale)`` of a zero convolution are multiplied into weights and biases.
-    """
-    if isinstance(network, ScaledConv):
-        convs: list[nn.Module] = [] if network.weight is None else [network]
-    elif isinstance(network, (Conditioner, PlainConditioner)):
-        convs = [*network.hidden, network.last]
-    else:
-        convs = []
-    return [_folded(conv) for conv in convs]
+    """Fold a conditioner, actnorms and scales included, into convolutions with ReLU between; empty if it has others."""
+    if isinstance(network, (Conditioner, PlainConditioner)):
+        return [_folded(conv) for conv in (*network.hidden, network.last)]
+    return [_folded(network)] if isinstance(network, ScaledConv) and network.weight is not None else []
 
 
 def _folded(conv: nn.Module) -> ConvWeights:

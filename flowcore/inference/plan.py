@@ -1,18 +1,14 @@
 """The inference plan: a flow, folded for use.
 
 A ``Flow`` of the transforms of ``transforms/`` is the readable reference. A ``Plan`` is the same bijection, made fast
-and small for the weights of one moment. What is folded, and why (``benchmarks/README.md`` has the factors):
+and small for the weights of one moment (``benchmarks/README.md`` has the factors):
 
 - ``fold.py``: What treats each pixel alike (actnorm, 1x1 convolution, permutation) becomes one matrix, inverted once;
-  actnorms and scales inside conditioners go into the weights beside them. Fewer passes over memory.
+  actnorms and scales inside conditioners go into the weights beside them.
 - ``convolutions.py``: ``conv([x, c]) = conv_x(x) + conv_c(c)``: the condition's term is computed once for all samples,
   and from small features where the flow sees them enlarged. This is most of what SRFlow saves.
-- ``encoders.py``: Dense blocks in strips that compute no row twice.
 - ``strips.py``: Everything runs on a few rows, or a few images, at a time: wide tensors stay in the cache, and memory
-  does not grow with the image. ``steps.py`` takes a strip through a whole step.
-
-So an image costs ``encode_condition`` once; then, if its samples are worth the memory, ``Condition.prepare``, which
-precomputes the condition's terms of all steps; and ``inverse`` per batch of samples, a thin path.
+  does not grow with the image. ``steps.py`` takes a strip through a whole step, ``encoders.py`` through dense blocks.
 """
 
 from __future__ import annotations
@@ -37,13 +33,7 @@ from ..networks import CompactUpscaler, IMDNEncoder, LowLightEncoder, RRDBEncode
 from ..prior import log_prob
 from ..transforms import CheckerboardCoupling, Variances, Whiten
 from .conditioners import FoldedConditioner
-from .encoders import (
-    FoldedCompactUpscaler,
-    FoldedEncoder,
-    FoldedExtractor,
-    FoldedIMDNEncoder,
-    FoldedLowLightEncoder,
-)
+from .encoders import FoldedCompactUpscaler, FoldedEncoder, FoldedExtractor, FoldedIMDNEncoder, FoldedLowLightEncoder
 from .steps import (
     FoldedAffine,
     FoldedLevel,
@@ -100,8 +90,7 @@ class Plan(Flow):
             folder = LevelFolder(like, dtype, budget)
             levels: list[Level] = []
             channels = flow.channels
-            for level in flow.levels:
-                assert isinstance(level, Level)
+            for level in flow._levels():
                 channels = level.shape(channels, 1, 1)[0]
                 levels.append(folder.level(copy.deepcopy(level), channels))
                 channels = channels if level.split is None else level.split.kept_channels(channels)
@@ -162,20 +151,16 @@ class Plan(Flow):
         self, features: Sequence[Tensor | MultiScaleFeatures | None]
     ) -> tuple[Tensor | MultiScaleFeatures | None, ...]:
         """Compute the terms of every step that depend on the condition alone; called by ``Condition.prepare``."""
-        result: list[Tensor | MultiScaleFeatures | None] = []
         with self._arithmetic():
-            for level, feature in zip(self.levels, features, strict=True):
-                assert isinstance(level, FoldedLevel)
-                if feature is not None and level.affine:
-                    feature = level.precompute(multi_scale(feature))
-                result.append(feature)
-        return tuple(result)
+            return tuple(
+                feature if feature is None or not level.affine else level.precompute(multi_scale(feature))
+                for level, feature in zip(self._folded_levels(), features, strict=True)
+            )
 
     def prepared_bytes(self, height: int, width: int) -> int:
         """Compute how many bytes ``Condition.prepare`` adds to the condition of one image ``(height, width)``."""
         total = 0
-        for level in self.levels:
-            assert isinstance(level, FoldedLevel)
+        for level in self._folded_levels():
             _, height, width = level.shape(1, height, width)
             for part in level.affine:
                 network = part.network
@@ -238,6 +223,9 @@ class Plan(Flow):
     def _feature(self, feature: Tensor | MultiScaleFeatures | None) -> Any:
         return feature  # folded parts enlarge and concatenate nothing
 
+    def _folded_levels(self) -> list[FoldedLevel]:
+        return [level for level in self.levels if isinstance(level, FoldedLevel)]
+
     @contextmanager
     def _arithmetic(self, *, encodes: bool = False) -> Generator[None, None, None]:
         """Without gradients, and with a GPU's tensor cores only if requested, which then must not encode."""
@@ -287,27 +275,20 @@ class PlanCache:
         if free is not None and needed <= free // 8:
             self._plans.update(kept)
 
-    def clear(self, *, keep: Flow | None = None) -> None:
-        """Free all plans but that of ``keep``."""
+    def forget(self, *, keep: Flow | None = None) -> None:
+        """Free all plans but that of ``keep``, which is in use."""
         with self._lock:
             for flow in [flow for flow in self._plans if flow is not keep]:
                 del self._plans[flow]
 
 
 PLANS = PlanCache()
+forget_plan = PLANS.forget
 
 
 def planned(flow: Flow, precision: ActualPrecision = "float32") -> Plan:
-    """Return a flow's plan: a cached one if it still matches the flow's weights, else a new one; see ``PlanCache``.
-
-    A plan is returned unchanged.
-    """
+    """Return a flow's plan, cached while the flow's weights stay the same (see ``PlanCache``), or a plan unchanged."""
     return flow if isinstance(flow, Plan) else PLANS.plan(flow, precision)
-
-
-def forget_plan(*, keep: Flow | None = None) -> None:
-    """Free the cached plans but that of ``keep``, which is in use."""
-    PLANS.clear(keep=keep)
 
 
 # --- checksums of weights: does a cached plan still belong to its flow? -----------------------------------------------
@@ -338,9 +319,7 @@ def checksums(module: nn.Module) -> Checksums:
 
 
 def _crc(t: Tensor) -> int:
-    if t.device.type == "meta":
-        return 0
-    return zlib.crc32(t.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return 0 if t.is_meta else zlib.crc32(t.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 @cache
@@ -356,11 +335,7 @@ def _sums_alike(device: torch.device) -> bool:
 
 
 def _sums(tensors: list[Tensor]) -> list[int]:
-    """Sum the words of tensors where they are, and fetch all sums at once.
-
-    Every word is multiplied by an odd number of its own, so that a changed word changes its product, and so the sum
-    modulo 2^64.
-    """
+    """Sum the words of tensors where they are, each times an odd number of its own, and fetch all sums at once."""
     if not tensors:
         return []
     odd = _odd_numbers(max(t.numel() for t in tensors), tensors[0].device)

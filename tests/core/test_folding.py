@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from builders import move_buffers
 
 from flowcore.condition import MultiScaleFeatures
-from flowcore.inference import convolutions
 from flowcore.inference.conditioners import UnsplitConditioner, folded_conditioner
-from flowcore.inference.convolutions import ConditionConv, StreamedConditionConv, convolve_enlarged
+from flowcore.inference.convolutions import ConditionConv, Conv, StreamedConditionConv, convolve_enlarged
 from flowcore.inference.encoders import FoldedDenseBlock
 from flowcore.inference.fold import Mixing, PixelMap, conv_weights, pixel_map
 from flowcore.inference.strips import StripBudget, canvas, minimum_memory, strips
@@ -174,13 +173,13 @@ def test_a_network_of_ones_own_runs_whole():
 @torch.no_grad()
 def test_a_dense_block_runs_in_strips_that_compute_no_row_twice(monkeypatch):
     """What lies far above or below cannot reach a strip: wrong rows would show, and a whole canvas would not."""
-    rows, convolve = [], convolutions.convolve_rows
+    rows, convolve = [], Conv.forward
 
-    def recorded(x, weight, bias, top, bottom, height):
+    def recorded(self, x, top, bottom, height):
         rows.append(bottom - top)
-        return convolve(x, weight, bias, top, bottom, height)
+        return convolve(self, x, top, bottom, height)
 
-    monkeypatch.setattr(convolutions, "convolve_rows", recorded)
+    monkeypatch.setattr(Conv, "forward", recorded)
     block, x = perturbed(DenseBlock(4, 3)).double(), random(1, 4, 82, 4)
     close(FoldedDenseBlock(block, StripBudget(1, 1))(x), block(x))
     assert max(rows) == 16 + 4  # the first convolution runs four rows ahead of the last
