@@ -11,18 +11,16 @@ from .transforms import Chain, Split, Squeeze, Transform
 class Details(nn.Module):
     """What becomes of the channels that a level factors out, given all that the coarser levels hold.
 
-    Unlike the prior of a split it runs when all levels are encoded, from the deepest up. ``extractor`` goes
-    from the kept channels ``(B, K, H, W)`` and the features of all deeper levels, a list that begins with the next one,
-    ``(B, F, H/2, W/2)``, to features ``(B, F, H, W)``; the transform of the channels factored out is conditioned on
-    them.
+    Unlike the prior of a split it runs when all levels are encoded, from the deepest up. ``extractor`` goes from the
+    kept channels ``(B, K, H, W)`` and a list of the features of all deeper levels, the next one first, to features
+    ``(B, F, H, W)``; the transform of the channels factored out is conditioned on them.
 
     Source: Liang et al., "Hierarchical Conditional Flow" (2021), section 3.
     """
 
     def __init__(self, extractor: nn.Module, transform: Transform) -> None:
         super().__init__()
-        self.extractor = extractor
-        self.transform = transform
+        self.extractor, self.transform = extractor, transform
 
 
 class Level(nn.Module):
@@ -45,9 +43,7 @@ class Level(nn.Module):
         super().__init__()
         self.squeeze = Squeeze() if squeeze is None else squeeze
         self.steps = Chain(*steps)
-        self.split = split
-        self.downscale = downscale
-        self.details = details
+        self.split, self.downscale, self.details = split, downscale, details
 
     def shape(self, channels: int, height: int, width: int) -> Shape:
         """Compute channels and sides after squeeze and steps."""

@@ -50,13 +50,12 @@ def sample_latents(
     """Draw latents of the shapes ``(C_l, H_l, W_l)``, finest first: ``tau * N(0, 1)``, each ``(n, C_l, H_l, W_l)``.
 
     All draws are float32 from generators on the CPU, over the whole image, so that a seed means the same image on every
-    device, at every batch position and at every tile size. Item i has its own generator, seeded with ``seed + i``. On
-    the CPU torch reads 32 bits of a seed: seeds that differ by a multiple of 2^32 give the same noise.
+    device, at every batch position and at every tile size. Item i has its own generator, seeded with ``seed + i``, of
+    which torch reads 32 bits.
 
-    A temperature tau is one for all levels, or one per level; a number, or a map of 1 or ``n`` items that is resized to
-    each level. 0 gives the mode of the latents. ``anchored`` is the flow's attribute: then the last latents are a
-    deviation that is not sampled; they are zero, take no temperature and no draw, and are an expanded single item.
-    ``check`` is called every few million draws, which take seconds for large images; what it raises ends it.
+    Maps of temperatures are resized to each level; 0 gives the mode of the latents. ``anchored`` is the flow's
+    attribute: then the last latents are a deviation that is not sampled, an expanded zero. ``check`` is called every
+    few million draws, which take seconds for large images; what it raises ends it.
     """
     if anchored:
         deviation = torch.zeros(1, *shapes[-1]).expand(max(n, 1), -1, -1, -1)
@@ -73,7 +72,10 @@ def sample_latents(
     for i in range(n):
         generator = torch.Generator("cpu").manual_seed((seed + i) % 2**64)
         for level in levels:
-            _draw(level[i].view(-1), generator, check)
+            values = level[i].view(-1)  # torch draws 16 numbers at a time, so no piece is shorter
+            for start, stop in pairwise([*range(0, max(1, len(values) - 15), AT_ONCE), len(values)]):
+                check()
+                values[start:stop].normal_(generator=generator)
     for level, tau in zip(levels, taus, strict=True):
         check()
         level.mul_(tau)
@@ -130,11 +132,3 @@ def number_or_map(tau: float | Tensor, n: int, name: str = "temperatures") -> fl
             "all, or one per image."
         )
     return tau.detach().to("cpu", torch.float32)
-
-
-def _draw(values: Tensor, generator: torch.Generator, check: Callable[[], None]) -> None:
-    """Fill a vector as ``torch.randn`` does in one piece: torch draws 16 numbers at a time, so no piece is shorter."""
-    starts = [*range(0, max(1, len(values) - 15), AT_ONCE), len(values)]
-    for start, stop in pairwise(starts):
-        check()
-        values[start:stop].normal_(generator=generator)

@@ -23,8 +23,7 @@ class BlazeFace(nn.Module):
     """A residual network of depthwise convolutions on five grids, joined again on three of them.
 
     Source: Bazarevsky et al., "BlazeFace: Sub-millisecond Neural Face Detection on Mobile GPUs" (2019), section 3, in
-    the full-range variant of MediaPipe, ``face_detection_full_range.tflite``; see Lin et al., "Feature Pyramid Networks
-    for Object Detection" (2017), for the way up.
+    the full-range variant of MediaPipe, ``face_detection_full_range.tflite``.
     """
 
     def __init__(self) -> None:
@@ -49,8 +48,7 @@ class BlazeFace(nn.Module):
         """Look for a face at every place of the grid, in squares ``(B, 3, 192, 192)`` in [0, 1].
 
         Returns logits ``(B, 2304)`` that there is one, row by row, and numbers ``(B, 2304, 16)`` in pixels: center of
-        its box relative to that of the place, width, height, and the six points, also relative to the center of the
-        place.
+        its box, width, height, and the six points, all but the sides relative to the center of the place.
         """
         x = F.relu(self.stem(_same(2 * squares - 1)))
         features: list[Tensor] = []

@@ -23,8 +23,7 @@ CHANNELS = tuple(STAGES[stage][-1] for stage in TAPPED)
 class EfficientNetLite0(nn.Module):
     """The convolutional trunk of EfficientNet-Lite0 as a feature extractor for luma.
 
-    Mobile inverted bottlenecks without squeeze-and-excitation, with ReLU6. Batch norms are folded into the convolutions
-    before them, and the stem's three input channels into one, since luma stands for all three.
+    Batch norms are folded into the convolutions before them, and the stem's three input channels into one.
 
     Source: Tan & Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks" (2019), table 1 and
     section 4, in the Lite variant; Sandler et al., "MobileNetV2" (2018), section 3.3.
@@ -73,10 +72,7 @@ class _Bottleneck(nn.Module):
 
 
 class _SameConv(nn.Conv2d):
-    """A convolution with TensorFlow's "same" padding, all weights zero at first.
-
-    Where the stride is 2, an even side gets one row or column more after it than before it.
-    """
+    """A convolution with TensorFlow's "same" padding (more after even sides than before), all weights zero at first."""
 
     def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__(inputs, outputs, kernel, stride, groups=groups)

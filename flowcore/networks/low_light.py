@@ -17,10 +17,9 @@ Trunk = Callable[[Tensor], tuple[Tensor, Tensor]]
 class LowLightEncoder(nn.Module):
     """Features on three grids, and the color map that is the mean of the flow's prior.
 
-    Besides the photograph it sees the chroma ``c = rgb / (r + g + b)``, which light does not change, and a map of
-    noise: of the central differences of c along rows and columns, the larger one. The color map
-    ``sigmoid(conv(features))`` is an estimate of the well-lit chroma. The RRDBs run on the grid of half the sides; the
-    outputs of ``stacked_blocks`` are part of every grid's features, in this order.
+    Besides the photograph it sees the chroma ``c = rgb / (r + g + b)``, which light does not change, and its
+    ``noise_map``. The color map ``sigmoid(conv(features))`` estimates the well-lit chroma. The RRDBs run on the grid of
+    half the sides; the outputs of ``stacked_blocks`` are part of every grid's features, in this order.
 
     Source: Wang et al., "Low-Light Image Enhancement with Normalizing Flow" (AAAI 2022), section 3.2.
     """
@@ -59,10 +58,7 @@ class LowLightEncoder(nn.Module):
 
 
 def noise_map(chroma: Tensor) -> Tensor:
-    """Measure how chroma ``(B, 3, H, W)`` changes from pixel to pixel, which in smooth scenes is noise.
-
-    ``max(|c[y, x+1] - c[y, x-1]|, |c[y+1, x] - c[y-1, x]|) / 2`` with zeros outside.
-    """
+    """Measure the noise of chroma: ``max(|c[y, x+1] - c[y, x-1]|, |c[y+1, x] - c[y-1, x]|) / 2``, zeros outside."""
     padded = F.pad(chroma, (1, 1, 1, 1))
     rows = (padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]) / 2
     columns = (padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]) / 2
@@ -77,10 +73,8 @@ def network_input(rgb: Tensor) -> Tensor:
 def equalize(rgb: Tensor) -> Tensor:
     """Equalize the histogram of every channel of images in [0, 1], in 8 bits.
 
-    With counts n and the first occupied gray level v0, level v becomes ``255 sum_{v0 < k <= v} n_k / (N - n_v0)``,
-    rounded half to even, over 255. A channel of one level stays as it is.
-
-    Source: OpenCV's equalizeHist, which LLFlow is trained with.
+    As OpenCV's equalizeHist, which LLFlow is trained with: with counts n and the first occupied gray level v0, level v
+    becomes ``255 sum_{v0 < k <= v} n_k / (N - n_v0)``, rounded half to even, over 255. One level alone stays.
     """
     levels = (rgb.detach() * 255).round().clamp(0, 255).long().flatten(2)  # (B, C, H * W)
     counts = torch.zeros(*levels.shape[:2], 256, dtype=torch.long, device=rgb.device)

@@ -24,8 +24,7 @@ class LREncoder(nn.Module):
         """Compute the features of LR images ``(B, 3, h, w)`` in [0, 1] and, on request, ``enlargement(lr)``.
 
         ``levels`` is the number of grids, finest first, or the numbers of those wanted; grid k has ``scale / 2^k``
-        times the sides of LR, which must be even for the half-resolution grid. Each grid's features are its native
-        ones, then those that all grids share, resized by nearest neighbor.
+        times the sides of LR. Its features are its native ones, then those that all grids share.
         """
 
     @abstractmethod

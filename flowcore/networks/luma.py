@@ -18,15 +18,14 @@ CHROMA_UNIT = 0.1  # chroma that counts as 1 in the planes of hints and palette
 
 
 class LumaEncoder(nn.Module):
-    """A feature pyramid of luma and hints: down to a coarse grid with a global view, and up again.
+    """A feature pyramid of luma and hints: down to a coarse grid with attention between all positions, and up again.
 
-    Downward, strided convolutions and residual blocks; at the coarsest grid, attention between all positions; upward,
-    each grid adds the features of the coarser ones. Hints enter at every grid, pooled to it, and the palette at every
-    position. Features of a backbone are added on the way down, at strides 8, 16 and 32, and their average over the
-    photograph at the coarsest grid. What a memory of colors says of similar places is added on every grid, both ways.
+    Hints enter at every grid, pooled to it, and the palette at every position. Features of a backbone are added on the
+    way down, at strides 8, 16 and 32, and their average over the photograph at the coarsest grid. What a memory of
+    colors says of similar places is added on every grid, both ways.
 
-    Source: Lin et al., "Feature Pyramid Networks for Object Detection" (2017); a condition network that is pre-trained
-    to predict colors as in Ardizzone et al. 2019; see also ``memory``.
+    Source: Lin et al., "Feature Pyramid Networks for Object Detection" (2017); pre-trained to predict colors as in
+    Ardizzone et al. 2019; see also ``memory``.
     """
 
     def __init__(
@@ -43,12 +42,10 @@ class LumaEncoder(nn.Module):
     ) -> None:
         """Build the network; the backbone's weights are zero until loaded, and the memory starts without effect.
 
-        ``widths`` are channels at strides 4, 8, 16, ...: from the second on a grid each, the last a multiple of the
-        attention's 4 heads. ``merged`` are those of the upward path, ``features`` those of each grid's output before
-        predicted chroma, hints and palette. ``dropout`` hides channels of the backbone and of the coarser half of the
-        grids in training: these have few latents per photograph and memorize photographs first. ``smooth`` enlarges
-        bilinearly on the upward path; otherwise by repetition, which shows as blocks. ``memory`` is its number of
-        cells, 0 for none; it needs a backbone.
+        ``widths`` are channels at strides 4, 8, 16, ...: from the second on a grid each. ``merged`` are those of the
+        upward path, ``features`` those of each grid's output before predicted chroma, hints and palette. ``dropout``
+        hides channels of the backbone and of the coarser half of the grids, which memorize photographs first.
+        ``smooth`` enlarges bilinearly on the upward path. ``memory`` is its number of cells; it needs a backbone.
         """
         super().__init__()
         self.dropout = nn.Dropout2d(dropout)
@@ -83,13 +80,12 @@ class LumaEncoder(nn.Module):
             start_at_zero(self.recall_up)
 
     def forward(self, luma: Tensor, hints: Tensor, palette: Tensor, recalled: Tensor | None = None) -> list[Tensor]:
-        """Compute features, predicted chroma if any, hints and palette on each grid, finest first.
+        """Compute features, predicted chroma over ``CHROMA_UNIT``, hints and palette on each grid, finest first.
 
         ``luma`` is ``(B, 1, H, W)`` in [0, 1], sides multiples of ``4 * 2^grids`` and, with a backbone, of 32.
         ``hints`` is ``(B, 3, H, W)``: coverage in [0, 1], and coverage times Cb and Cr, centered on 0. ``palette`` is
         ``(B, 4)``: whether there is one (0 or 1), mean Cb, mean Cr and colorfulness, all times that. ``recalled`` is
-        ``(B, 5, H / 16, W / 16)``, from ``CellMemory.look_up``; None looks up in the encoder's own memory, if any.
-        Chroma is over ``CHROMA_UNIT``.
+        from ``CellMemory.look_up``; None looks up in the encoder's own memory, if any.
         """
         results: list[Tensor] = []
         for number, x in enumerate(self._pyramid(luma, hints, palette, recalled)):

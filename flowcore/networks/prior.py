@@ -42,10 +42,7 @@ class TopPrior(nn.Module):
         self.by_label = ScaledLinear(classes, 2 * channels) if classes else None
 
     def forward(self, like: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Predict ``(B, 2 * C, H, W)`` for latents of the shape of ``like``, and one-hot labels ``(B, K)`` or none.
-
-        Means are on even, log standard deviations on odd channels.
-        """
+        """Predict ``(B, 2 * C, H, W)`` for latents like ``like``: means on even, log standard deviations on odd."""
         batch, _, height, width = like.shape
         raw = like.new_zeros(1, 2 * self.channels, height, width)
         if self.constants is not None:
@@ -57,10 +54,7 @@ class TopPrior(nn.Module):
 
 
 class TablePrior(nn.Module):
-    """Prior with a learned mean and log standard deviation for every channel, position and label.
-
-    Source: Stimper et al., "normflows: A PyTorch Package for Normalizing Flows" (class-conditional diagonal Gaussian).
-    """
+    """Prior with a learned mean and log standard deviation for every channel, position and label, as in normflows."""
 
     def __init__(self, channels: int, height: int, width: int, *, classes: int = 0) -> None:
         """Start at mean 0 and standard deviation 1; without classes, one table serves every label."""

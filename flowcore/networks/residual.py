@@ -8,10 +8,7 @@ from ..transforms import BatchNorm, batch_moments
 
 
 class WeightNormConv(nn.Module):
-    """A convolution whose kernels are given by direction and length: ``w_o = g_o * v_o / |v_o|``.
-
-    Source: Salimans & Kingma, "Weight Normalization" (2016).
-    """
+    """A convolution of directions and lengths: ``w_o = g_o * v_o / |v_o|`` (Salimans & Kingma, "Weight Normalization")."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, bias: bool = True) -> None:
         """Draw the directions as torch draws kernels, and start at their lengths."""
@@ -37,16 +34,15 @@ class NetworkNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         norm = self.norm
-        mean, var = norm.get_buffer("mean"), norm.get_buffer("var")
-        if norm.uses_batch and norm.average is None:
-            with torch.no_grad():
-                norm.update_running(*torch.var_mean(x.to(mean), dim=(0, 2, 3), correction=0)[::-1])
+        if not norm.uses_batch:
+            return F.batch_norm(x, norm.mean, norm.var, self.weight, self.bias, eps=norm.eps)  # in one pass
+        if norm.average is None:
+            var, mean = torch.var_mean(x.detach().to(norm.mean), dim=(0, 2, 3), correction=0)
+            norm.update_running(mean, var)
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=norm.eps)
-        if norm.uses_batch:
-            mean, var = norm.batch_moments(x.to(mean))
-            scale = self.weight * torch.rsqrt(var + norm.eps)
-            return (x - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]
-        return F.batch_norm(x, mean, var, self.weight, self.bias, eps=norm.eps)  # in one pass
+        mean, var = norm.batch_moments(x.to(norm.mean))
+        scale = self.weight * torch.rsqrt(var + norm.eps)
+        return (x - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]
 
 
 class ResidualBlock(nn.Module):
@@ -54,10 +50,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norms = nn.ModuleList([NetworkNorm(channels), NetworkNorm(channels)])
-        self.convs = nn.ModuleList(
-            [WeightNormConv(channels, channels, 3, bias=False), WeightNormConv(channels, channels, 3)]
-        )
+        self.norms = nn.ModuleList(NetworkNorm(channels) for _ in range(2))
+        self.convs = nn.ModuleList(WeightNormConv(channels, channels, 3, bias=bias) for bias in (False, True))
 
     def forward(self, x: Tensor) -> Tensor:
         y = x
@@ -70,9 +64,8 @@ class ResidualConditioner(nn.Module):
     """Shift and bounded log-scale of a Real NVP coupling: ``(B, inputs, H, W)`` to ``(B, 2 * outputs, H, W)``.
 
     The normalized input and its negative enter together; every block's output reaches the end by a 1x1 skip
-    convolution; ``log_scale = rescale * tanh(raw)`` with a learned ``rescale`` keeps scales bounded. Shifts are on
-    even, log-scales on odd channels. ``double`` doubles the normalized input, as for checkerboard masks, which blank
-    half of it.
+    convolution; ``log_scale = rescale * tanh(raw)``, on odd channels, is bounded. ``double`` doubles the normalized
+    input, as for checkerboard masks, which blank half of it.
 
     Source: Dinh et al., "Real NVP", section 3.3, section 3.7 and appendix E, and its program.
     """
@@ -102,13 +95,12 @@ class ResidualConditioner(nn.Module):
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
         """Take the moments of every normalization from this batch, each after those before it."""
-        norms = [module for module in self.modules() if isinstance(module, BatchNorm)]
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
+        momenta = {module: module.momentum for module in self.modules() if isinstance(module, BatchNorm)}
+        for norm in momenta:
             norm.momentum = 1.0
         with batch_moments(self):
             self.forward(x)
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, momentum in momenta.items():
             norm.momentum = momentum
 
 

@@ -12,10 +12,7 @@ from .lr_encoder import LREncoder, activate, conv3x3, doublings, grids_wanted
 
 
 class DenseConvs(nn.Module):
-    """Five 3x3 convolutions, each of which sees the input and all outputs before it; leaky ReLU between.
-
-    By itself the network of a coupling in HCFlow's rescaling: ``(B, inputs, H, W)`` to ``(B, outputs, H, W)``.
-    """
+    """Five 3x3 convolutions, each of which sees the input and all outputs before it; leaky ReLU between."""
 
     def __init__(self, inputs: int, growth: int, outputs: int) -> None:
         """Draw the weights as ESRGAN does: Kaiming normal times 0.1, biases zero; each layer adds ``growth`` maps."""
@@ -36,7 +33,7 @@ class DenseConvs(nn.Module):
 
 
 class DenseBlock(DenseConvs):
-    """Dense convolutions as a residual scaled by 0.2, ``(B, width, H, W)`` to the same shape."""
+    """Dense convolutions as a residual scaled by 0.2."""
 
     def __init__(self, width: int, growth: int) -> None:
         super().__init__(width, growth, width)

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ShapeError
+from .conditioner import start_at_zero
 
 TimeInput = Literal["concat", "concatsquash", "ignore"]
 Activation = Literal["softplus", "tanh", "elu", "relu", "swish"]
@@ -66,10 +67,9 @@ class TimedConv(nn.Module):
 class VectorField(nn.Module):
     """``f(t, y)``: convolutions with an activation between, none after the last; all of them see the time t, ``()``.
 
-    The derivative with respect to y is written out, layer by layer, so that it needs no second backward pass:
-    ``linearized`` returns the slopes of all activations, ``derivative`` takes directions through the linear parts and
-    these slopes. Use a smooth activation: kinks cost a solver its order. ``strides`` are, per layer, 1, 2 to halve the
-    sides, or -2 to double them.
+    The derivative with respect to y is written out, layer by layer, so that it needs no second backward pass. Use a
+    smooth activation: kinks cost a solver its order. ``strides`` are, per layer, 1, 2 to halve the sides, or -2 to
+    double them.
 
     Source: Grathwohl et al., "FFJORD" (2019), section 3 and appendix B.
     """
@@ -88,18 +88,16 @@ class VectorField(nn.Module):
         self.activation, self.slope = ACTIVATIONS[activation]
         self.multiple = 2 ** [*strides].count(2)
         widths = [channels, *hidden, channels]
-        self.layers = nn.ModuleList(
+        self.layers: Any = nn.ModuleList(
             TimedConv(inputs, outputs, time=time, stride=stride)
             for (inputs, outputs), stride in zip(pairwise(widths), strides or [1] * (len(widths) - 1), strict=True)
         )
-        with torch.no_grad():
-            for parameter in self._layers()[-1].parameters():
-                parameter.zero_()
+        start_at_zero(self.layers[-1])
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         """Evaluate the velocity of y ``(B, C, H, W)``, of the same shape."""
         self._check_sides(y)
-        first, *others = self._layers()
+        first, *others = self.layers
         y = first(t, y)
         for layer in others:
             y = layer(t, self.activation(y))
@@ -108,7 +106,7 @@ class VectorField(nn.Module):
     def linearized(self, t: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Evaluate the velocity, and the slopes of all activations, for ``derivative``."""
         self._check_sides(y)
-        first, *others = self._layers()
+        first, *others = self.layers
         slopes: list[Tensor] = []
         y = first(t, y)
         for layer in others:
@@ -119,7 +117,7 @@ class VectorField(nn.Module):
     def derivative(self, t: Tensor, slopes: Sequence[Tensor], v: Tensor) -> Tensor:
         """Apply the Jacobian df/dy, given by ``linearized``, to K directions per item, ``(B, K, C, H, W)``."""
         batch, number = v.shape[:2]
-        first, *others = self._layers()
+        first, *others = self.layers
         v = first.derivative(t, v.flatten(0, 1))
         for layer, slope in zip(others, slopes, strict=True):
             v = slope[:, None] * v.unflatten(0, (batch, number))
@@ -133,6 +131,3 @@ class VectorField(nn.Module):
                 f"The strides of this velocity need sides divisible by {self.multiple}; got {height}x{width}. Crop or "
                 "pad the image."
             )
-
-    def _layers(self) -> list[TimedConv]:
-        return list(self.layers)  # pyright: ignore[reportReturnType]
