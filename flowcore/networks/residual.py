@@ -8,7 +8,7 @@ from ..transforms import BatchNorm, batch_moments
 
 
 class WeightNormConv(nn.Module):
-    """A convolution of directions and lengths: ``w_o = g_o * v_o / |v_o|`` (Salimans & Kingma, "Weight Normalization")."""
+    """A convolution by directions and lengths, ``w_o = g_o v_o / |v_o|``: Salimans & Kingma, "Weight Normalization"."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, bias: bool = True) -> None:
         """Draw the directions as torch draws kernels, and start at their lengths."""

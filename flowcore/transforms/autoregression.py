@@ -11,15 +11,10 @@ from .transform import Transform
 
 
 class Guided(NamedTuple):
-    """Labels, and classifier-free guidance toward them.
+    """Labels, and classifier-free guidance toward them; see ``condition.Guidance``."""
 
-    ``labels`` are weights of the classes, ``(B or 1, K)``. ``guidance`` is ``(B or 1, 4)``: the weight, whether scales
-    are guided, too (1 or 0), whether the weight rises from patch to patch (1 or 0), and the temperature of the
-    attention without label.
-    """
-
-    labels: Tensor
-    guidance: Tensor
+    labels: Tensor  # weights of the classes, (B or 1, K)
+    guidance: Tensor  # weight, whether scales are guided, whether the weight rises, temperature: (B or 1, 4)
 
 
 class Autoregression(Transform):

@@ -20,12 +20,10 @@ class Coupling(Transform):
     """Shift and scale one part of the channels by what a conditioner computes from the other part and the condition.
 
     With ``x = [x1, x2]`` and ``shift, scale = affine(conditioner([x1, cond]))``: forward: ``z = [x1, (x2 + shift) *
-    scale]``; logdet: ``sum log scale``; inverse: ``x2 = z2 / scale - shift``. ``x1`` has ``C // 2`` channels, or as
+    scale]``; logdet: ``sum log scale``; inverse: ``x2 = z2 / scale - shift``. ``x1`` has C1 channels: ``C // 2``, or as
     many as ``first`` says. With ``swap`` the two parts change roles: the second conditions the first. ``cond`` is ``(B,
-    Cc, H, W)``, on the grid of ``x``, or None.
-
-    The conditioner maps ``(B, C1 + Cc, H, W)`` to ``(B, 2 * (C - C1), H, W)``, C1 the channels of ``x1``; to half as
-    many for the scaling "none". With ``swap``, ``C1`` and ``C - C1`` change places.
+    Cc, H, W)``, on the grid of ``x``, or None. The conditioner maps ``(B, C1 + Cc, H, W)`` to ``(B, 2 * (C - C1), H,
+    W)``, or to half as many channels for the scaling "none".
 
     Source: Dinh et al., "Real NVP", section 3.2, in Glow's parametrization; with a condition, SRFlow section 3.3
     ("conditional affine coupling"). Additive: Dinh et al., "NICE", section 3.2.
@@ -102,8 +100,7 @@ def affine(raw: Tensor, eps: float, *, like: Tensor, scaling: Scaling = "sigmoid
 
     Even channels are the shift, odd channels the raw scale r:
 
-    - "sigmoid": ``scale = sigmoid(r + 2) + eps``: a conditioner that outputs zeros is nearly the identity, and scales
-      lie between eps (SRFlow: 1e-4; Glow: 0) and ``1 + eps``;
+    - "sigmoid": ``scale = sigmoid(r + 2) + eps``, between eps (SRFlow: 1e-4; Glow: 0) and ``1 + eps``;
     - "atan": ``scale = exp(1.2 * 0.636 * atan(r))``, between 0.30 and 3.3 (Ardizzone et al. 2019);
     - "narrow": ``scale = exp(0.318 * atan(2 r))``, between 0.61 and 1.65 (HCFlow);
     - "exp": ``scale = exp(r)``, for conditioners that bound r themselves (Real NVP);
@@ -135,10 +132,7 @@ def log_scale_of(r: Tensor, eps: float, scaling: Scaling) -> Tensor:
     if scaling == "narrow":
         return NARROW * torch.atan(2 * r)
     log_scale = F.logsigmoid(r)
-    if eps == 0:
-        return log_scale
-    floor = torch.full((), math.log(eps), dtype=r.dtype, device=r.device)
-    return torch.logaddexp(log_scale, floor)
+    return log_scale if eps == 0 else torch.logaddexp(log_scale, r.new_full((), math.log(eps)))
 
 
 def initialize_network(network: nn.Module, x: Tensor) -> None:

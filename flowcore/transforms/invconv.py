@@ -15,15 +15,12 @@ Start = Literal["orthogonal", "principal", "reverse"]
 class InvertibleConv(Transform):
     """Multiply the channels of every pixel by one matrix.
 
-    With the matrix ``M``: forward: ``z = M x`` per pixel; logdet: ``H * W * log|det M|``; inverse: ``x = M^-1 z``. The
-    inverse and the determinant are computed in float64.
-
-    With ``lu=True``, ``M = P (L + I) (U + diag(sign * exp(log_diagonal)))``: P a fixed permutation, L strictly lower
-    and U strictly upper triangular, so that ``log|det M| = sum(log_diagonal)`` costs nothing.
+    With the matrix ``M``: forward: ``z = M x`` per pixel; logdet: ``H * W * log|det M|``; inverse: ``x = M^-1 z``, in
+    float64 like the determinant. With ``lu=True``, ``M = P (L + I) (U + diag(sign * exp(log_diagonal)))``: P a fixed
+    permutation, L strictly lower and U strictly upper triangular, so that ``log|det M| = sum(log_diagonal)``.
 
     Source: Kingma & Dhariwal, "Glow", section 3.2. ``start`` goes beyond it: with "principal", ``initialize`` sets M to
-    the principal axes of its batch (largest variance first); "reverse" starts as the reversal of the channels, so that
-    successive couplings take turns without mixing what "principal" has just sorted.
+    the principal axes of its batch (largest variance first); "reverse" starts as the reversal of the channels.
     """
 
     uniform_logdet = True

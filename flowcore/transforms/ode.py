@@ -43,17 +43,14 @@ class Stage(NamedTuple):
 class ODE(Estimated):
     """Follow the solution of ``dy/dt = f(t, y)`` from ``y(0) = x`` to ``z = y(T)``, with ``T = sqrt_end_time^2``.
 
-    The velocity f is a network such as ``networks.VectorField``.
+    The velocity f is a network such as ``networks.VectorField``. Forward: ``steps`` equal steps ``y' = y + h phi(t,
+    y)``, h = T / steps, of a Runge-Kutta rule. Inverse: of every step, the last first, ``y = y' - h phi(t, y)`` as a
+    fixed point, which gives the same numbers to rounding; integrating backward would differ by the error of the rule.
 
-    Forward: ``steps`` equal steps ``y' = y + h phi(t, y)``, h = T / steps, of a Runge-Kutta rule. Inverse: of every
-    step, the last first, ``y = y' - h phi(t, y)`` as a fixed point, which gives the same numbers to rounding;
-    integrating backward would differ by the error of the rule. T starts at 1.
-
-    Logdet by "trace": ``integral of tr(df/dy) dt``, by the same rule. It is that of the ODE; that of the steps differs
-    by the rule's error, which falls with the fourth power of h for "rk4". With a probe e in place of the trace the
-    unbiased estimate ``e^T (df/dy) e``, one e for the whole way; without, the sum over all D directions, for small
-    images. Logdet by "exact": ``sum over steps of log|det(I + h dphi/dy)|``, which is that of the numbers that forward
-    returns, from the Jacobian of every step; for small images.
+    Logdet by "trace": ``integral of tr(df/dy) dt``, by the same rule: that of the ODE, from which that of the steps
+    differs by the rule's error. With a probe e in place of the trace the unbiased estimate ``e^T (df/dy) e``, one e for
+    the whole way; without, the sum over all D directions, for small images. Logdet by "exact", for small images: ``sum
+    over steps of log|det(I + h dphi/dy)|``, which is that of the numbers that forward returns.
 
     Source: Chen et al., "Neural ordinary differential equations" (2018); Grathwohl et al., "FFJORD" (2019), which adapt
     the steps.
@@ -103,10 +100,9 @@ class ODE(Estimated):
         return y + self._increment(self._stages(y, number, 1), 1)
 
     def step(self, y: Tensor, number: int, probe: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Make step ``number``, from 0, given a probe e ``(B, C, H, W)``, or None for an exact logdet.
+        """Make step ``number``, given a probe e ``(B, C, H, W)``, or None for an exact logdet.
 
-        Returns y after the step; its logdet by position, ``(B, H, W)``; and its share of the costs of the path, see
-        ``path_costs``, ``(2, B)``, zero without a probe.
+        Returns y after the step, its logdet ``(B, H, W)``, and its share of ``path_costs``, zero without a probe.
         """
         stages = self._stages(y, number, 1, slopes=True)
         z = y + self._increment(stages, 1)
@@ -187,8 +183,7 @@ class ODE(Estimated):
 def path_costs(model: nn.Module) -> Generator[list[Tensor], None, None]:
     """Collect the costs of all paths that the ODEs of a model take inside this context, while it is trained.
 
-    The list receives, from every ODE that runs with a probe e, the integrals over time of ``|f|^2`` and of ``|(df/dy)
-    e|^2``, both per dimension: ``(2, B)``.
+    From every ODE with a probe e: integrals over time of ``|f|^2`` and ``|(df/dy) e|^2``, per dimension, ``(2, B)``.
 
     Source: Finlay et al., "How to train your neural ODE" (RNODE, 2020): paths that are nearly straight need few steps.
     """

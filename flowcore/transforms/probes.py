@@ -1,7 +1,4 @@
-"""Log-determinants that are estimated: with probes that the caller gives, or exactly, from the whole Jacobian.
-
-Neither way draws anything: without probes the value is exact, and refused where the Jacobian would be too large.
-"""
+"""Log-determinants without a closed form: estimated with probes, or exact, from the whole Jacobian of small images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,10 +52,9 @@ class Estimated(Transform):
 
 
 def exact_logdet(transposed_product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Compute ``log|det J|``, ``(1,)``, of one item ``(1, C, H, W)`` from its whole Jacobian, in float64.
+    """Compute ``log|det J|``, ``(1,)``, of one item from its whole Jacobian, in float64; ConditionError if too large.
 
-    ``transposed_product`` maps N vectors e, ``(N, C, H, W)``, to ``J^T e``. ConditionError if the Jacobian would be too
-    large.
+    ``transposed_product`` maps N vectors e, ``(N, C, H, W)``, to ``J^T e``.
     """
     dimensions = x[0].numel()
     require_exact(dimensions)

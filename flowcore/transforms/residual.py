@@ -17,12 +17,9 @@ class Residual(Estimated):
     Forward: ``z = x + g(x)``; inverse: the fixed point of ``x = z - g(x)``, to rounding.
 
     Logdet without probes: ``log|det(I + J)|`` of the whole Jacobian, for small images. With a probe e and coefficients
-    c of a series that converges because J is small: ``sum_k c_k (-1)^(k+1) / k e^T J^k e``, whose mean over probes is
-    ``log|det(I + J)|``, but for terms that are left out.
-
-    Its gradient is that of the estimate; or, of Neumann's series, of ``w^T J e`` with the constant
-    ``w = sum_{k >= 0} (-1)^k c_k (J^T)^k e``, c_0 = 1, which has the same mean: ``tr((I + J)^-1 dJ)``, and takes one
-    graph instead of one for each term.
+    c: ``sum_k c_k (-1)^(k+1) / k e^T J^k e``, whose mean over probes is that, but for terms that are left out. Its
+    gradient is that of the estimate; or, of Neumann's series, of ``w^T J e`` with the constant ``w = sum_{k >= 0}
+    (-1)^k c_k (J^T)^k e``, c_0 = 1, which has the same mean and takes one graph instead of one for each term.
 
     Source: Behrmann et al., "Invertible residual networks" (ICML 2019); Chen et al., "Residual flows for invertible
     generative modeling" (NeurIPS 2019), sections 3.1 and 3.2.

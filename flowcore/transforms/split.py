@@ -50,8 +50,8 @@ class Whiten(Transform):
     """Turn the last output of a flow into standard-normal latents, by a prior that sees at most the labels.
 
     With ``mean, log_std = prior(grid, labels)``, on even and odd channels: forward: ``z = (x - mean) * exp(-log_std)``;
-    logdet: ``-sum log_std``; inverse: ``x = mean + exp(log_std) * z``. The prior may read the grid's shape, dtype and
-    device only. ``cond`` is the labels, one-hot ``(B, classes)``, or None.
+    logdet: ``-sum log_std``; inverse: ``x = mean + exp(log_std) * z``. Of the grid the prior may read the shape only.
+    ``cond`` is the labels, one-hot ``(B, classes)``, or None.
 
     Source: the learned and class-conditional top prior of Kingma & Dhariwal's program for Glow.
     """
@@ -74,11 +74,7 @@ class Whiten(Transform):
 
 
 class Center(Transform):
-    """Subtract what the condition expects: ``z = x - cond``; logdet: 0; inverse: ``x = z + cond``.
-
-    As a flow's ``top`` it makes the last latent standard-normal where the prior is normal around ``cond``,
-    ``(B or 1, C, H, W)``, with variance 1.
-    """
+    """Subtract the mean that the condition expects: ``z = x - cond``; logdet: 0; inverse: ``x = z + cond``."""
 
     uniform_logdet = True
 
