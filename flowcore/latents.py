@@ -45,12 +45,10 @@ def interpolate(
         norm     m ((1 - t) |x| + t |y|) / |m|   with m = (1 - t) x + t y
 
     In D dimensions independent normal latents have norms near sqrt(D) and are nearly orthogonal, so the linear midpoint
-    has the norm sqrt(D / 2): a dip of the temperature to 0.71, smooth and poor in detail. slerp (of x and y as they
-    are, not normalized) preserves the norm where both norms are equal; norm interpolates the norms exactly even where
-    they differ, as those of encoded photographs do.
-
-    slerp falls back to linear where the arc is undefined: at angles below ``MIN_ANGLE`` (no difference), within
-    ``OPPOSITE`` of half a turn, and for a zero vector. norm does not rescale a vanishing m.
+    has the norm sqrt(D / 2): a dip of the temperature to 0.71, smooth and poor in detail. slerp preserves the norm
+    where both norms are equal; norm interpolates the norms exactly even where they differ, as those of encoded
+    photographs do. slerp falls back to linear where the arc is undefined: at angles below ``MIN_ANGLE``, within
+    ``OPPOSITE`` of half a turn, and for a zero vector.
 
     >>> a, b = [torch.randn(1, 6, 8, 8), torch.randn(1, 12, 4, 4)], [torch.randn(1, 6, 8, 8), torch.randn(1, 12, 4, 4)]
     >>> [len(z) for z in flowcore.interpolate(a, b, [0.3, 0.7])]
@@ -62,8 +60,7 @@ def interpolate(
         a: Latents at t = 0.
         b: Latents at t = 1.
         t: One position for all levels, or one per level, finest first: with the deepest ahead, coarse structure changes
-            first. 0 and 1 give ``a`` and ``b`` bit for bit. Outside [0, 1], linear extrapolates; the formulas of the
-            others continue, too, without a guarantee (norm keeps its target at 0 or above).
+            first. 0 and 1 give ``a`` and ``b`` bit for bit. Outside [0, 1], the formulas extrapolate.
         mode: As above.
 
     Returns:
@@ -88,9 +85,8 @@ def interpolate(
 def mix_levels(a: Sequence[Tensor], b: Sequence[Tensor], weights: float | Sequence[float]) -> list[Tensor]:
     """Mix two lists level by level: the structure of one image with the detail of another.
 
-    ``sqrt(1 - w) a + sqrt(w) b``, which is standard normal again when a and b are independent standard normals. For
-    similar latents (two neighbors of an interpolation, an image and its variation) that formula exaggerates what they
-    share; use ``interpolate`` with one t per level.
+    ``sqrt(1 - w) a + sqrt(w) b``, which is standard normal again when a and b are independent standard normals. Of
+    similar latents it exaggerates what they share; use ``interpolate`` with one t per level.
 
     >>> a, b = [torch.randn(1, 6, 8, 8), torch.randn(1, 12, 4, 4)], [torch.randn(1, 6, 8, 8), torch.randn(1, 12, 4, 4)]
     >>> fine, coarse = flowcore.mix_levels(a, b, [0.0, 1.0])
@@ -163,18 +159,14 @@ def normalize(latents: Sequence[Tensor], strength: float = 1.0, per: Per = "leve
     """Bring latents to the statistics that the prior expects: ``z + strength ((z - mean) / std - z)``.
 
     An image that the model finds unlikely (pasted, compressed, blurred) has latents whose mean and standard deviation
-    are not 0 and 1. Corrected and decoded, it looks more like the model's training images.
+    are not 0 and 1. Corrected and decoded, it looks more like the model's training images. Both are computed per item:
 
-    Mean and (population) standard deviation are computed per item, over
-
-    * "level": the entire level: one number each;
-    * "channel": the positions of each channel;
-    * "local": the ``window x window`` positions around each position, per channel, cut off at the border; for images
-      that are unlikely in places.
+    * "level": over the entire level;
+    * "channel": over the positions of each channel;
+    * "local": per channel, over the ``window x window`` positions around each position, cut off at the border.
 
     Where a channel has fewer than ``MIN_POSITIONS`` positions (the deepest levels of small images), "channel" and
-    "local" use the statistics of the level: those of a single number would erase it. A standard deviation below
-    ``MIN_STD`` counts as that.
+    "local" use the statistics of the level. A standard deviation below ``MIN_STD`` counts as that.
 
     >>> (z,) = flowcore.normalize([5 + 2 * torch.randn(1, 12, 8, 8)])
     >>> bool(z.mean().abs() < 1e-5), bool((z.std(correction=0) - 1).abs() < 1e-5)

@@ -32,12 +32,12 @@ class FoldedEncoder(nn.Module):
         self.dtype, self.budget = dtype, budget
         self.scale = encoder.scale
         # with weights of that precision, because not every device has autocast
-        self.conv_first, self.conv_trunk = (
-            Conv(*weights_of(conv), dtype) for conv in (encoder.conv_first, encoder.conv_trunk)
+        self.conv_first, self.conv_trunk, self.fine, self.last = (
+            Conv(*weights_of(conv), dtype)
+            for conv in (encoder.conv_first, encoder.conv_trunk, encoder.conv_hr, encoder.conv_last)
         )
         self.blocks = FoldedBlocks(encoder.blocks, budget, encoder.stacked_blocks)
-        self.up = nn.ModuleList(ConditionConv(*weights_of(conv), dtype) for conv in encoder.conv_up)
-        self.fine, self.last = (Conv(*weights_of(conv), dtype) for conv in (encoder.conv_hr, encoder.conv_last))
+        self.up = [ConditionConv(*weights_of(conv), dtype) for conv in encoder.conv_up]
         self.units = self.blocks.units + len(self.up)
 
     def forward(
@@ -48,7 +48,6 @@ class FoldedEncoder(nn.Module):
         features, stack = self._trunk(lr.to(self.dtype).contiguous(memory_format=NHWC))
         native = {1: features}  # by their scale
         for k, conv in enumerate(self.up[: len(self.up) - 1 if with_enlargement else doublings(wanted, self.scale)]):
-            assert isinstance(conv, ConditionConv)
             (enlarged,) = conv.on_canvas(MultiScaleFeatures(sources=((features, 2),)), self.budget)
             native[2 ** (k + 1)] = features = F.leaky_relu_(enlarged, 0.2)
             report(1)
@@ -121,11 +120,8 @@ class FoldedBlocks(nn.Module):
 
     def __init__(self, blocks: nn.Module, budget: StripBudget, stacked_blocks: tuple[int, ...] = ()) -> None:
         super().__init__()
-        self.dense = nn.ModuleList(
-            FoldedDenseBlock(part, budget) for part in blocks.modules() if isinstance(part, DenseBlock)
-        )
-        self.stacked_blocks = stacked_blocks
-        self.units = len(self.dense)
+        self.dense = [FoldedDenseBlock(part, budget) for part in blocks.modules() if isinstance(part, DenseBlock)]
+        self.stacked_blocks, self.units = stacked_blocks, len(self.dense)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Compute features ``(B, width, h, w)``, and the stacked blocks' outputs, ``(B, stacked * width, h, w)``."""

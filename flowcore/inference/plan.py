@@ -71,9 +71,8 @@ class Plan(Flow):
         Args:
             flow: Its weights are copied now: later changes of the flow do not change the plan.
             precision: Of conditioners and encoder. "float32": the flow's own, which may also be float64; "tf32": the
-                same, with convolutions on NVIDIA's tensor cores, which read 10 bits of mantissa (torch does so by
-                default; a plan only when asked). Latents and all that is inverted are in the flow's own in any case;
-                but only "float32" encodes.
+                same, with convolutions on NVIDIA's tensor cores, which read 10 bits of mantissa. Latents and all that
+                is inverted are in the flow's own in any case; but only "float32" encodes.
             strip_bytes: How large the widest tensor of a strip may be; 0 chooses for the device and its free memory.
                 Changes memory and time, not results.
 
@@ -239,10 +238,7 @@ class Plan(Flow):
 
 
 class PlanCache:
-    """The two plans that were used last, while their flows live, so that two models may take turns. Thread-safe.
-
-    A plan is as large as its flow. So the second is kept only while both fit into an eighth of the free memory.
-    """
+    """The two plans used last, while their flows live; the second only while both fit into an eighth of free memory."""
 
     def __init__(self) -> None:
         self._plans: weakref.WeakKeyDictionary[Flow, Plan] = weakref.WeakKeyDictionary()  # in order of use

@@ -84,10 +84,8 @@ class Conditioner(nn.Module):
     ) -> None:
         super().__init__()
         self.pool = nn.Linear(hidden, hidden) if pooled else None
-        self.hidden = nn.ModuleList([NormalizedConv(inputs, hidden, 3, edge=edge, log_factor=log_factor)])
-        self.hidden.extend(
-            NormalizedConv(hidden, hidden, kernel, edge=edge, log_factor=log_factor) for _ in range(layers)
-        )
+        shapes = [(inputs, hidden, 3), *[(hidden, hidden, kernel)] * layers]
+        self.hidden = nn.ModuleList(NormalizedConv(*shape, edge=edge, log_factor=log_factor) for shape in shapes)
         self.last = _last_conv(hidden, outputs, edge, scaled)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -130,8 +128,8 @@ class PlainConditioner(nn.Module):
     ) -> None:
         super().__init__()
         self.block_layers = layers // residual_blocks if residual_blocks else 0
-        self.hidden = nn.ModuleList([nn.Conv2d(inputs, hidden, 3, padding=1)])
-        self.hidden.extend(nn.Conv2d(hidden, hidden, kernel, padding=kernel // 2) for _ in range(layers))
+        shapes = [(inputs, hidden, 3), *[(hidden, hidden, kernel)] * layers]
+        self.hidden = nn.ModuleList(nn.Conv2d(*shape, padding=shape[2] // 2) for shape in shapes)
         self.last = _last_conv(hidden, outputs, edge, scaled)
         for name, parameter in self.hidden.named_parameters():
             if name.endswith("weight"):

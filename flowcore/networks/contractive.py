@@ -135,12 +135,11 @@ class ContractiveNetwork(nn.Module):
     ) -> None:
         super().__init__()
         widths = [channels, *[hidden] * (len(kernels) - 1), channels]
-        parts: list[nn.Module] = [ACTIVATIONS[activation]()] if leading else []
+        self.layers = nn.ModuleList()
         for k, kernel in enumerate(kernels):
-            parts.append(LipschitzConv(widths[k], widths[k + 1], kernel, grid=grid, coefficient=coefficient))
-            if k < len(kernels) - 1:
-                parts.append(ACTIVATIONS[activation]())
-        self.layers = nn.ModuleList(parts)
+            if k or leading:
+                self.layers.append(ACTIVATIONS[activation]())
+            self.layers.append(LipschitzConv(widths[k], widths[k + 1], kernel, grid=grid, coefficient=coefficient))
 
     def convolutions(self) -> list[LipschitzConv]:
         return [layer for layer in self.layers if isinstance(layer, LipschitzConv)]

@@ -36,17 +36,14 @@ class Squeeze(Transform):
         return shape[0] * self.factor**2, shape[1] // self.factor, shape[2] // self.factor
 
 
-class OrderedSqueeze(Transform):
+class OrderedSqueeze(Squeeze):
     """Trade each 2x2 block of pixels for four groups of C channels, diagonal neighbors first.
 
     Forward: group g of ``z`` is ``x[:, :, 2i + dy, 2j + dx]`` with (dy, dx) = (0, 0), (1, 1), (0, 1), (1, 0) for
-    g = 0 to 3; logdet: 0. The first half is then a checkerboard of the image: the half that Real NVP does not factor
-    out.
+    g = 0 to 3; logdet: 0. The first half, which Real NVP does not factor out, is then a checkerboard of the image.
 
     Source: Dinh et al., "Real NVP", section 3.6 and its program.
     """
-
-    uniform_logdet = True
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
         require_blocks(x, 2, "Squeeze")
@@ -56,9 +53,6 @@ class OrderedSqueeze(Transform):
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
         first, diagonal, right, below = z.chunk(4, dim=1)
         return F.pixel_shuffle(torch.stack([first, right, below, diagonal], dim=2).flatten(1, 2), 2)
-
-    def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        return shape[0] * 4, shape[1] // 2, shape[2] // 2
 
 
 class Unsqueeze(Transform):
