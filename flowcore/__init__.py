@@ -17,7 +17,7 @@ torch.Size([2, 3, 48, 64])
 
 Reading order, for someone who wants to learn how flows work:
 
-1. ``transforms/transform.py``: the law that every bijection obeys; then the bijections, one to a file.
+1. ``transforms/transform.py``: the law that every bijection obeys; then the bijections, one kind to a file.
 2. ``level.py``, ``flow.py``: levels of steps between an image and a list of standard-normal latents.
 3. ``prior.py``, ``latents.py``: drawing latents, and operations on them.
 4. ``likelihood.py``, ``dequantization.py``: log densities of images of integers, in bits per dimension.

@@ -30,7 +30,7 @@ Tile = tuple[slice, int, int]
 
 _minimum: ContextVar[bool] = ContextVar("minimum", default=False)  # per thread: plans may be shared
 Observer = Callable[[int], None]
-_observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
+_observer: ContextVar[Observer] = ContextVar("observer", default=lambda _: None)
 
 
 @contextmanager
@@ -60,9 +60,7 @@ def observed(observer: Observer) -> Generator[None, None, None]:
 
 def report(units: int = 0) -> None:
     """Tell this thread's observer, if there is one, of finished units of work; with 0, let it stop the run."""
-    observer = _observer.get()
-    if observer is not None:
-        observer(units)
+    _observer.get()(units)
 
 
 def stop_before(layer: nn.Module) -> None:

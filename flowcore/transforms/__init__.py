@@ -1,23 +1,20 @@
-"""Bijections, one to a file; ``transform.py`` states the law that all of them obey."""
+"""Bijections, one kind to a file; ``transform.py`` states the law that all of them obey."""
 
 from .actnorm import ActNorm, SignedActNorm
 from .autoregression import Autoregression, Guided
 from .batchnorm import BatchNorm, batch_moments
-from .checkerboard import CheckerboardCoupling
 from .condition_on_channels import ConditionOnChannels
-from .coupling import Coupling, Scaling
+from .coupling import CheckerboardCoupling, Coupling, Scaling
 from .haar import Haar, InterpolatedDetails
 from .injector import Injector
-from .invconv import InvertibleConv
+from .invconv import InvertibleConv, Permutation
 from .ode import ODE, Solver, path_costs
-from .permutation import Permutation
 from .pixels import Logit, PixelMap
 from .probes import Estimated, Probes, draw_probes, exact_logdet
 from .residual import Residual
-from .split import Center, Split, Whiten
+from .split import Center, Split, Variances, Whiten
 from .squeeze import Flatten, OrderedSqueeze, Squeeze, Unflatten, Unsqueeze
 from .transform import Chain, NoPositionsError, Transform, flat_parts, map_tensors, spread, tensors
-from .variances import Variances
 from .whitening import ChannelWhitening
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Invertible 1x1 convolution: a learned mixing of channels."""
+"""Invertible 1x1 convolution, a learned mixing of channels; and permutation, a fixed one."""
 
 from typing import Any, Literal
 
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..device import float32_arithmetic, float64, no_autocast
+from ..errors import FlowError
 from .transform import Transform
 
 Start = Literal["orthogonal", "principal", "reverse"]
@@ -72,6 +73,32 @@ class InvertibleConv(Transform):
             else:
                 self.weight.copy_(axes.to(self.weight))
         return self.forward(x)[0]
+
+
+class Permutation(Transform):
+    """Reorder the channels.
+
+    Forward: ``z[:, c] = x[:, order[c]]``; logdet: 0; inverse: ``x[:, order[c]] = z[:, c]``.
+
+    Source: Kingma & Dhariwal, "Glow", section 3.2.
+    """
+
+    uniform_logdet = True
+    order: Tensor
+
+    def __init__(self, order: Tensor) -> None:
+        """Fix the order: ``(C,)`` whole numbers, each of 0 to C - 1 once; FlowError otherwise."""
+        super().__init__()
+        on_meta = order.device.type == "meta"  # no values to check
+        if order.ndim != 1 or not (on_meta or torch.equal(order.sort()[0], torch.arange(len(order)))):
+            raise FlowError(f"A permutation lists each of 0 to C - 1 once; got {order.tolist()}.")
+        self.register_buffer("order", order.long())
+
+    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        return x[:, self.order], x.new_zeros(x.shape[0])
+
+    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+        return z[:, self.order.argsort()]
 
 
 def _lu_factors(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
