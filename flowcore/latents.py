@@ -331,11 +331,9 @@ def _refuse_same_noise(latents: Sequence[Tensor], noise: Sequence[Tensor], seed:
 def _check(latents: Sequence[Tensor]) -> list[Tensor]:
     levels: list[Any] = [] if isinstance(latents, Tensor) else list(latents)
     if not levels or any(not isinstance(z, Tensor) or z.ndim != 4 or 0 in z.shape for z in levels):
-        actual = (
-            f"a tensor of shape {tuple(latents.shape)}"
-            if isinstance(latents, Tensor)
-            else [tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__ for z in levels]
-        )
+        actual: Any = [tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__ for z in levels]
+        if isinstance(latents, Tensor):
+            actual = f"a tensor of shape {tuple(latents.shape)}"
         raise ShapeError(f"Expected a list of latents, finest first, each (B, C, H, W); got {actual}.")
     for z in levels:
         require_full_precision(z.dtype)

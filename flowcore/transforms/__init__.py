@@ -3,19 +3,16 @@
 from .actnorm import ActNorm, SignedActNorm
 from .autoregression import Autoregression, Guided
 from .batchnorm import BatchNorm, batch_moments
-from .condition_on_channels import ConditionOnChannels
-from .coupling import CheckerboardCoupling, Coupling, Scaling
-from .haar import Haar, InterpolatedDetails
+from .coupling import CheckerboardCoupling, ConditionOnChannels, Coupling, Scaling
 from .injector import Injector
 from .invconv import InvertibleConv, Permutation
 from .ode import ODE, Solver, path_costs
-from .pixels import Logit, PixelMap
+from .pixels import ChannelWhitening, Logit, PixelMap
 from .probes import Estimated, Probes, draw_probes, exact_logdet
 from .residual import Residual
 from .split import Center, Split, Variances, Whiten
-from .squeeze import Flatten, OrderedSqueeze, Squeeze, Unflatten, Unsqueeze
+from .squeeze import Flatten, Haar, InterpolatedDetails, OrderedSqueeze, Squeeze, Unflatten, Unsqueeze
 from .transform import Chain, NoPositionsError, Transform, flat_parts, map_tensors, spread, tensors
-from .whitening import ChannelWhitening
 
 __all__ = [
     "ODE",
