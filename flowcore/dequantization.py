@@ -189,11 +189,7 @@ class VariationalDequantizer(Transform):
     """Noise from a small flow that sees the pixels and is trained together with the model.
 
     Forward, from normal noise e to u: ``t = g(e; k)``, ``u = a + (1 - 2a) sigmoid(t)``, elementwise but for g. Logdet:
-    ``log|dg/de| + sum(log sigmoid(t) + log sigmoid(-t)) + D log(1 - 2a)``. So
-
-        log q(u | k) = log N(e; 0, 1) - logdet = log N(e) - log|dg/de| - sum(log sigmoid(t) + log sigmoid(-t))
-                       - D log(1 - 2a).
-
+    ``log|dg/de| + sum(log sigmoid(t) + log sigmoid(-t)) + D log(1 - 2a)``; ``log q(u | k) = log N(e; 0, 1) - logdet``.
     ``a = 2^-20`` keeps u off the ends of the bin, which a float32 sigmoid would reach: q is a density on (a, 1 - a)^D,
     which is all that the bound requires.
 

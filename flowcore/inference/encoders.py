@@ -11,7 +11,6 @@ from ..condition import MultiScaleFeatures
 from ..device import no_autocast
 from ..images.resize import enlarge
 from ..networks import CompactUpscaler, HierarchicalExtractor, IMDNEncoder, LowLightEncoder, RRDBEncoder
-from ..networks.compact import enlarge_nearest
 from ..networks.imdn import DistillationBlock
 from ..networks.lr_encoder import doublings, grids_wanted, sources_by_grid
 from ..networks.rrdb import DenseBlock
@@ -335,7 +334,7 @@ class FoldedCompactUpscaler(nn.Module):
         for conv, slope in zip(convs, self.slopes, strict=True):
             rows = _read_once(StreamedConv(conv, rows, height, slope))
         row = IN_FLIGHT * batch * width * max(len(conv.weight) for conv in self.convs) * last.weight.element_size()
-        result = enlarge_nearest(lr, self.scale)
+        result = F.interpolate(lr, scale_factor=self.scale, mode="nearest")
         for top, bottom in strips(height, self.budget.dense_rows(row)):
             reads = last.reads(top, bottom, height)
             added = last(rows(reads.start, reads.stop), top, bottom, height)

@@ -61,8 +61,6 @@ class Plan(Flow):
         prepare_units: Units that ``Condition.prepare`` reports.
         guide_units: Units that one ``make_guide`` reports.
         identity: Equal for plans of the same flow, weights and precision if ``planned`` made them.
-
-    Source: the models' papers; the rewrites are ours.
     """
 
     def __init__(self, flow: Flow, precision: ActualPrecision = "float32", *, strip_bytes: int = 0) -> None:

@@ -1,10 +1,9 @@
 """What is not invertible, and may run in low precision."""
 
 from .causal_transformer import CausalTransformer
-from .compact import CompactUpscaler
 from .conditioner import Conditioner, DenseConditioner, Edge, PlainConditioner, ScaledConv
 from .contractive import ContractiveNetwork
-from .imdn import IMDN, IMDNEncoder
+from .imdn import IMDN, CompactUpscaler, IMDNEncoder
 from .low_light import LowLightEncoder
 from .lr_encoder import LREncoder
 from .luma import LumaEncoder

@@ -1,6 +1,7 @@
-"""Information multi-distillation: a published upscaler, local and small, as the LR encoder of a flow."""
+"""Published upscalers, local and small: IMDN, the LR encoder of a flow, and a plain one, which may guide a flow."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -114,3 +115,28 @@ class IMDNEncoder(LREncoder):
 
     def residual_blocks(self) -> nn.ModuleList:
         return self.backbone.blocks
+
+
+class CompactUpscaler(nn.Module):
+    """3x3 convolutions, each but the last followed by a PReLU of every channel, then pixel shuffle.
+
+    They add to the image, enlarged by repeating its pixels. Nothing is global: an output pixel sees as many LR pixels
+    around it as there are convolutions.
+
+    Source: the compact network of Wang, Xie, Dong, Shan, "Real-ESRGAN" (2021), in its repository's release 0.2.5.
+    """
+
+    def __init__(self, scale: int, layers: int, width: int) -> None:
+        super().__init__()
+        self.scale, self.width = scale, width
+        widths = [3, *[width] * (layers - 1), 3 * scale**2]
+        self.convs = nn.ModuleList(conv3x3(*pair) for pair in pairwise(widths))
+        self.activations = nn.ModuleList(nn.PReLU(width) for _ in range(layers - 1))
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """Enlarge images ``(B, 3, h, w)`` in [0, 1] to ``(B, 3, scale * h, scale * w)``, not clamped."""
+        x = lr
+        for conv, activation in zip(self.convs, self.activations, strict=False):
+            x = activation(conv(x))
+        repeated = F.interpolate(lr, scale_factor=self.scale, mode="nearest")
+        return F.pixel_shuffle(self.convs[-1](x), self.scale) + repeated

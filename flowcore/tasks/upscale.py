@@ -22,7 +22,7 @@ from ..inference.encoders import IN_FLIGHT
 from ..inference.strips import DENSE_BYTES, MIN_ROWS
 from ..models.hcflow import HCFlowConfig
 from ..models.srflow import SRFlowConfig
-from ..networks.compact import CompactUpscaler
+from ..networks import CompactUpscaler
 from ..prior import Temperature
 from . import consistency
 from .intake import advise, gray_images, resolve, validate_image, with_alpha, with_channels_of

@@ -136,29 +136,26 @@ class ConditionOnChannels(Transform):
         self.kept, self.transform = kept, transform
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        kept, rest = self._parts(x)
+        kept, rest = x.tensor_split([self.kept], dim=1)
         z, logdet = self.transform(rest, self._condition(kept, cond))
         return torch.cat([kept, z], dim=1), logdet
 
     def inverse(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
-        kept, rest = self._parts(z)
+        kept, rest = z.tensor_split([self.kept], dim=1)
         return torch.cat([kept, self.transform.inverse(rest, self._condition(kept, cond))], dim=1)
 
     def by_position(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        kept, rest = self._parts(x)
+        kept, rest = x.tensor_split([self.kept], dim=1)
         z, logdet = self.transform.by_position(rest, self._condition(kept, cond))
         return torch.cat([kept, z], dim=1), logdet
 
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        kept, rest = self._parts(x)
+        kept, rest = x.tensor_split([self.kept], dim=1)
         return torch.cat([kept, self.transform.initialize(rest, self._condition(kept, cond))], dim=1)
 
     def _condition(self, kept: Tensor, cond: Any) -> Any:  # overridden by plans
         return append_condition(kept, cond)
-
-    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x[:, : self.kept], x[:, self.kept :]
 
 
 def halves(x: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:

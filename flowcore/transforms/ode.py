@@ -97,7 +97,7 @@ class ODE(Estimated):
 
     def move(self, y: Tensor, number: int) -> Tensor:
         """Make step ``number``, from 0, without its logdet."""
-        return y + self._increment(self._stages(y, number, 1), 1)
+        return y + self._increment(self._stages(y, number, 1))
 
     def step(self, y: Tensor, number: int, probe: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Make step ``number``, given a probe e ``(B, C, H, W)``, or None for an exact logdet.
@@ -105,11 +105,11 @@ class ODE(Estimated):
         Returns y after the step, its logdet ``(B, H, W)``, and its share of ``path_costs``, zero without a probe.
         """
         stages = self._stages(y, number, 1, slopes=True)
-        z = y + self._increment(stages, 1)
+        z = y + self._increment(stages)
         if probe is None:
             return z, self._exact_logdet(y, stages), y.new_zeros(2, y.shape[0])
         logdet, costs = y.new_zeros(y.shape[0], *y.shape[2:]), y.new_zeros(2, y.shape[0])
-        for weight, stage in zip(self._weights(1), stages, strict=True):
+        for weight, stage in zip(self._weights(), stages, strict=True):
             derivative = self.field.derivative(stage.t, stage.slopes, probe[:, None])[:, 0]
             logdet = logdet + weight * (probe * derivative).sum(1)
             costs = costs + weight * torch.stack([t.square().flatten(1).mean(1) for t in (stage.k, derivative)])
@@ -117,9 +117,9 @@ class ODE(Estimated):
 
     def step_back(self, z: Tensor, number: int) -> Tensor:
         """Undo step ``number``, from 0."""
-        start = z + self._increment(self._stages(z, number + 1, -1), -1)
+        start = z - self._increment(self._stages(z, number + 1, -1))
         advice = f"Give it more than {self.steps} steps."
-        return fixed_point(lambda y: z - self._increment(self._stages(y, number, 1), 1), start, advice)
+        return fixed_point(lambda y: z - self._increment(self._stages(y, number, 1)), start, advice)
 
     # --- one step of the rule
 
@@ -136,13 +136,13 @@ class ODE(Estimated):
             stages.append(Stage(t, *self.field.linearized(t, at)) if slopes else Stage(t, self.field(t, at), []))
         return stages
 
-    def _weights(self, direction: int) -> list[Tensor]:
-        h = direction * self.sqrt_end_time.square() / self.steps
+    def _weights(self) -> list[Tensor]:
+        h = self.sqrt_end_time.square() / self.steps
         return [weight * h for weight in TABLEAUS[self.solver].weights]
 
-    def _increment(self, stages: Sequence[Stage], direction: int) -> Tensor:
+    def _increment(self, stages: Sequence[Stage]) -> Tensor:
         """Compute h phi from the stages of a step."""
-        return torch.stack([w * s.k for w, s in zip(self._weights(direction), stages, strict=True)]).sum(0)
+        return torch.stack([w * s.k for w, s in zip(self._weights(), stages, strict=True)]).sum(0)
 
     # --- its logdet, along all directions
 
@@ -158,7 +158,7 @@ class ODE(Estimated):
             if self.how == "exact":
                 columns.append(self._step_derivative(stages, v).flatten(2))
                 continue
-            for weight, stage in zip(self._weights(1), stages, strict=True):
+            for weight, stage in zip(self._weights(), stages, strict=True):
                 derivative = self.field.derivative(stage.t, stage.slopes, v)
                 logdet = logdet + weight * (v * derivative).sum((1, 2))
         if self.how == "exact":
@@ -176,7 +176,7 @@ class ODE(Estimated):
             for factor, rate in zip(row, rates, strict=False):
                 at = at + factor * h * rate if factor else at
             rates.append(self.field.derivative(stage.t, stage.slopes, at))
-        return torch.stack([w * r for w, r in zip(self._weights(1), rates, strict=True)]).sum(0)
+        return torch.stack([w * r for w, r in zip(self._weights(), rates, strict=True)]).sum(0)
 
 
 @contextmanager

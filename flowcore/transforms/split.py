@@ -39,8 +39,7 @@ class Split(Transform):
         return torch.cat([kept, mean + torch.exp(log_std) * latent], dim=1)
 
     def by_position(self, x: Tensor, cond: Any = None) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        k = self.kept_channels(x.shape[1])
-        kept, rest = x[:, :k], x[:, k:]
+        kept, rest = x.tensor_split([self.kept_channels(x.shape[1])], dim=1)
         if self.conditioner is None:
             return (kept, rest), x.new_zeros(x.shape[0], *x.shape[2:])
         mean, log_std = _prior(self.conditioner, kept, cond if self.labeled else None)

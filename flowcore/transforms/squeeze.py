@@ -142,15 +142,12 @@ class InterpolatedDetails(Transform):
     uniform_logdet = True
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        means, details = self._parts(x)
+        means, details = x.tensor_split([x.shape[1] // 4], dim=1)
         return torch.cat([means, details - _interpolated(means)], dim=1), x.new_zeros(x.shape[0])
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
-        means, details = self._parts(z)
+        means, details = z.tensor_split([z.shape[1] // 4], dim=1)
         return torch.cat([means, details + _interpolated(means)], dim=1)
-
-    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x[:, : x.shape[1] // 4], x[:, x.shape[1] // 4 :]
 
 
 def _interpolated(means: Tensor) -> Tensor:
