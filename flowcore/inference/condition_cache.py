@@ -67,8 +67,7 @@ class ConditionStore(RecentlyUsed[Condition]):
 
     def condition(self, plan: Plan, source: Tensor) -> Condition:
         """Look up, or encode and store, the condition of one image; ``source`` is as in ``plan.encode_condition``."""
-        pixels = source.detach().cpu().contiguous()
-        digest = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).digest()
+        digest = hashlib.blake2b(source.detach().cpu().contiguous().numpy().tobytes(), digest_size=16).digest()
         key = (plan.identity, tuple(source.shape), digest)
         if (found := self.get(key)) is not None:
             return found

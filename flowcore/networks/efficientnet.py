@@ -33,15 +33,12 @@ class EfficientNetLite0(nn.Module):
         """Build the network with all weights zero; ``load_state_dict`` fills them."""
         super().__init__()
         self.stem = _SameConv(1, STEM, kernel=3, stride=2)
-        stages: list[nn.Sequential] = []
-        channels = STEM
+        channels, self.stages = STEM, nn.ModuleList()
         for repeats, kernel, stride, expansion, width in STAGES:
-            blocks: list[nn.Module] = []
-            for k in range(repeats):
-                blocks.append(_Bottleneck(channels, width, kernel, stride if k == 0 else 1, expansion))
-                channels = width
-            stages.append(nn.Sequential(*blocks))
-        self.stages = nn.ModuleList(stages)
+            first = _Bottleneck(channels, width, kernel, stride, expansion)
+            others = (_Bottleneck(width, width, kernel, 1, expansion) for _ in range(repeats - 1))
+            self.stages.append(nn.Sequential(first, *others))
+            channels = width
 
     def forward(self, luma: Tensor) -> list[Tensor]:
         """Compute 40, 112 and 320 channels at strides 8, 16 and 32 of luma in [0, 1], sides multiples of 32."""

@@ -129,18 +129,16 @@ class LumaEncoder(nn.Module):
                 x = x + self.recall_down[number](_on_grid(recalled, x))
             x = block(F.leaky_relu(x, 0.1))
             skips.append(x)
-        x = skips.pop()
         if self.average is not None:
-            x = x + self.average(tapped[-1].mean((2, 3), keepdim=True))
-        x = self.dropout(self.attention(x))
-        x = self.lateral[-1](x)
-        x = self.merge[-1](x if recalled is None else x + self.recall_up[-1](_on_grid(recalled, x)))
-        merged = [x]
+            skips[-1] = skips[-1] + self.average(tapped[-1].mean((2, 3), keepdim=True))
+        skips[-1] = self.dropout(self.attention(skips[-1]))
+        merged: list[Tensor] = []  # finest first
         for number in reversed(range(len(skips))):
-            x = F.interpolate(x, scale_factor=2.0, mode=self.upsampling) + self.lateral[number](skips[number])
-            x = self.merge[number](x if recalled is None else x + self.recall_up[number](_on_grid(recalled, x)))
-            merged.append(x)
-        merged.reverse()
+            x = self.lateral[number](skips[number])
+            if merged:
+                x = F.interpolate(merged[0], scale_factor=2.0, mode=self.upsampling) + x
+            x = x if recalled is None else x + self.recall_up[number](_on_grid(recalled, x))
+            merged.insert(0, self.merge[number](x))
         return [x if number < len(merged) // 2 else self.dropout(x) for number, x in enumerate(merged)]
 
 

@@ -8,7 +8,7 @@ from .injector import Injector
 from .invconv import InvertibleConv, Permutation
 from .ode import ODE, Solver, path_costs
 from .pixels import ChannelWhitening, Logit, PixelMap
-from .probes import Estimated, Probes, draw_probes, exact_logdet
+from .probes import Estimated, Probes, draw_probes
 from .residual import Residual
 from .split import Center, Split, Variances, Whiten
 from .squeeze import Flatten, Haar, InterpolatedDetails, OrderedSqueeze, Squeeze, Unflatten, Unsqueeze
@@ -51,7 +51,6 @@ __all__ = [
     "Whiten",
     "batch_moments",
     "draw_probes",
-    "exact_logdet",
     "flat_parts",
     "map_tensors",
     "path_costs",
