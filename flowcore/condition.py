@@ -14,8 +14,7 @@ from torch import Tensor
 from .errors import ConditionError, FlowError
 from .transforms import Probes, map_tensors, tensors
 
-ScaledFeatures = tuple[Tensor, int]
-"""Features, and the factor by which they are to be enlarged by nearest neighbor."""
+ScaledFeatures = tuple[Tensor, int]  # and the factor by which they are to be enlarged, by nearest neighbor
 
 ConditionTerms = tuple[Tensor | None, Tensor | None]
 """What a coupling or injector computes from the condition alone: the condition's term of its first convolution, or, if

@@ -13,8 +13,7 @@ from .convolutions import NHWC, ConditionConv, Conv
 from .fold import ConvWeights, conv_weights
 from .strips import Rows, StripBudget, Tile, report
 
-PixelScale = tuple[Tensor, Tensor]
-"""Scale and shift of every channel, ``(C,)`` in float64 on the CPU, or ``(C, 1, 1)`` as a network has it."""
+PixelScale = tuple[Tensor, Tensor]  # scale and shift of every channel, (C,) in float64 on the CPU, or (C, 1, 1)
 
 
 class FoldedConditioner(nn.Module):

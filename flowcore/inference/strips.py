@@ -15,18 +15,16 @@ from torch import Tensor, nn
 
 from ..device import free_memory
 
-STRIP_BYTES = {"cpu": 2**23, "cuda": 2**28}
-"""Bytes of the widest tensor of a strip: they fit into a core's cache, or keep a GPU busy."""
-DENSE_BYTES = {"cpu": 2**23, "cuda": 2**27}
-"""Bytes of a dense block's tensors for a strip: every convolution repacks its weights, so low strips cost time."""
-MINIMUM_BYTES = 2**18
-"""Bytes of both inside ``minimum_memory``."""
+STRIP_BYTES = {"cpu": 2**23, "cuda": 2**28}  # of a strip's widest tensor: fit into a core's cache, or keep a GPU busy
+DENSE_BYTES = {
+    "cpu": 2**23,
+    "cuda": 2**27,
+}  # of all of a dense block's tensors for a strip, of which low ones cost time
+MINIMUM_BYTES = 2**18  # of both inside ``minimum_memory``
 MIN_ROWS = 8  # of lower strips, most of the work would be rows beside them, which their neighbors compute, too
 
-Rows = Callable[[int, int], Tensor]
-"""From a first row and the row after the last to these rows of an image, ``(B or 1, C, rows, W)``."""
-Tile = tuple[slice, int, int]
-"""Some images of a batch; a first row and the row after the last."""
+Rows = Callable[[int, int], Tensor]  # from a first row and that after the last to these rows, (B or 1, C, rows, W)
+Tile = tuple[slice, int, int]  # some images of a batch; a first row and that after the last
 
 _minimum: ContextVar[bool] = ContextVar("minimum", default=False)  # per thread: plans may be shared
 Observer = Callable[[int], None]

@@ -94,25 +94,26 @@ class VectorField(nn.Module):
         )
         start_at_zero(self.layers[-1])
 
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """Evaluate the velocity of y ``(B, C, H, W)``, of the same shape."""
-        self._check_sides(y)
+    def forward(self, t: Tensor, y: Tensor, slopes: list[Tensor] | None = None) -> Tensor:
+        """Evaluate the velocity of y ``(B, C, H, W)``, of the same shape, and append the activations' ``slopes``."""
+        height, width = y.shape[-2:]
+        if height % self.multiple or width % self.multiple:
+            raise ShapeError(
+                f"The strides of this velocity need sides divisible by {self.multiple}; got {height}x{width}. Crop or "
+                "pad the image."
+            )
         first, *others = self.layers
         y = first(t, y)
         for layer in others:
+            if slopes is not None:
+                slopes.append(self.slope(y))
             y = layer(t, self.activation(y))
         return y
 
     def linearized(self, t: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Evaluate the velocity, and the slopes of all activations, for ``derivative``."""
-        self._check_sides(y)
-        first, *others = self.layers
         slopes: list[Tensor] = []
-        y = first(t, y)
-        for layer in others:
-            slopes.append(self.slope(y))
-            y = layer(t, self.activation(y))
-        return y, slopes
+        return self(t, y, slopes), slopes
 
     def derivative(self, t: Tensor, slopes: Sequence[Tensor], v: Tensor) -> Tensor:
         """Apply the Jacobian df/dy, given by ``linearized``, to K directions per item, ``(B, K, C, H, W)``."""
@@ -123,11 +124,3 @@ class VectorField(nn.Module):
             v = slope[:, None] * v.unflatten(0, (batch, number))
             v = layer.derivative(t, v.flatten(0, 1))
         return v.unflatten(0, (batch, number))
-
-    def _check_sides(self, y: Tensor) -> None:
-        height, width = y.shape[-2:]
-        if height % self.multiple or width % self.multiple:
-            raise ShapeError(
-                f"The strides of this velocity need sides divisible by {self.multiple}; got {height}x{width}. Crop or "
-                "pad the image."
-            )
