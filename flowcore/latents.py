@@ -294,9 +294,6 @@ _MIX: dict[Mode, Callable[[Tensor, Tensor, float], Tensor]] = {
 }
 
 
-# --- statistics -------------------------------------------------------------------------------------------------------
-
-
 def _moments(z: Tensor, per: Per, window: int) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation over level, channel or window, in a shape that broadcasts to z."""
     if per == "level" or z.shape[2] * z.shape[3] < MIN_POSITIONS:

@@ -64,9 +64,7 @@ def importance_weighted(log_weights: Tensor) -> Tensor:
     """Bound log P by several draws w, ``(..., draws)``: ``logsumexp(w) - log(number of draws)``, in float64.
 
     With one draw it is the plain bound w, whose mean over draws is the evidence lower bound (ELBO). Its expectation
-    never falls with the number of draws and tends to log P.
-
-    Source: Burda et al., "Importance weighted autoencoders", section 3 and theorem 1.
+    never falls with the number of draws and tends to log P: Burda et al., theorem 1.
     """
     return torch.logsumexp(float64(log_weights), -1) - math.log(log_weights.shape[-1])
 

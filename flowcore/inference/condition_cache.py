@@ -55,10 +55,7 @@ class RecentlyUsed(Generic[V]):
 
 
 class ConditionStore(RecentlyUsed[Condition]):
-    """The conditions of the most recently used images, by model, weights, precision and image.
-
-    One is stored prepared if it fits into the budget that way, else as the encoder left it, else not at all.
-    """
+    """The conditions of the latest images, stored prepared if the budget allows, else as encoded, else not at all."""
 
     def __init__(self, budget: int = 2**30, count: int = 4) -> None:
         """Start empty; all conditions together hold at most ``budget`` bytes, and an eighth of the free memory."""

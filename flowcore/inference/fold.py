@@ -1,7 +1,4 @@
-"""Folded weights: per-pixel affine maps multiplied together, and conditioners as plain convolutions.
-
-All products are taken in float64 on the CPU, whatever the device, then rounded and moved once.
-"""
+"""Folded weights, multiplied in float64 on the CPU: per-pixel affine maps, and conditioners as plain convolutions."""
 
 from __future__ import annotations
 

@@ -67,10 +67,7 @@ def stop_before(layer: nn.Module) -> None:
 
 
 class StripBudget:
-    """How much memory the tensors of a strip may take: one object for all parts of a plan.
-
-    It changes memory and time, and rounding at most. ``minimum_memory`` lowers both budgets.
-    """
+    """Bytes that the tensors of a strip may take, for all parts of a plan; results depend on it by rounding at most."""
 
     def __init__(self, strip: int = STRIP_BYTES["cpu"], dense: int = DENSE_BYTES["cpu"]) -> None:
         self.usual_strip, self.usual_dense = strip, dense

@@ -9,10 +9,7 @@ from .conditioner import Edge, ScaledConv
 
 
 class ScaledLinear(nn.Module):
-    """A linear map with a learned scale per output, all zero at first: ``y = (W x + bias) * exp(3 * log_scale)``.
-
-    Source: Kingma & Dhariwal's program for Glow ("linear_zeros").
-    """
+    """``y = (W x + bias) * exp(3 * log_scale)``, all zero at first: "linear_zeros" of Kingma & Dhariwal's program."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -27,9 +24,8 @@ class ScaledLinear(nn.Module):
 class TopPrior(nn.Module):
     """Prior of a flow's last latents: learned constants, a contribution of the border, and one of the label.
 
-    ``raw = conv(zeros) + linear(labels)``: a zero convolution of an empty grid sees nothing but its own padding, so it
-    gives a constant per channel and, unless ``edge`` is "zeros", another one at the border. Starts at mean 0 and
-    standard deviation 1.
+    ``raw = conv(zeros) + linear(labels)``: a zero convolution of an empty grid gives a constant per channel and, unless
+    ``edge`` is "zeros", another one at the border. Starts at mean 0 and standard deviation 1.
 
     Source: Kingma & Dhariwal's program for Glow ("learntop", "ycond").
     """

@@ -116,9 +116,8 @@ def run_blocks(blocks: nn.ModuleList, x: Tensor, stacked_blocks: Sequence[int]) 
 class HierarchicalExtractor(nn.Module):
     """Features of one level of an HCFlow, from its kept channels and the features of all deeper levels.
 
-    ``f0 = conv([kept, up(deeper)...])``, ``f1 = blocks(f0)``, ``f2 = conv(blocks(f1)) + f0``; the long skip starts at
-    the first convolution, unlike SRFlow's. The features are ``[f1, f2]``, ``2 * width`` channels, if ``both``, else
-    ``f2``.
+    ``f0 = conv([kept, up(deeper)...])``, ``f1 = blocks(f0)``, ``f2 = conv(blocks(f1)) + f0``; the features are ``[f1,
+    f2]``, ``2 * width`` channels, if ``both``, else ``f2``.
 
     Source: Liang et al., "Hierarchical Conditional Flow" (2021), section 3 and its program.
     """

@@ -37,16 +37,16 @@ class TimedConv(nn.Module):
         size = 3 if stride == 1 else 4
         kind = nn.ConvTranspose2d if stride < 0 else nn.Conv2d
         self.conv = kind(inputs + self.concat, outputs, size, stride=abs(stride), padding=1)
-        self.gate = nn.Linear(1, outputs) if time == "concatsquash" else None
-        self.shift = nn.Linear(1, outputs, bias=False) if time == "concatsquash" else None
+        self.gate: Any = nn.Linear(1, outputs) if time == "concatsquash" else None
+        self.shift: Any = nn.Linear(1, outputs, bias=False) if time == "concatsquash" else None
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         if self.concat:
             x = torch.cat([t.expand(x.shape[0], 1, *x.shape[2:]), x], dim=1)
         x = self.conv(x)
-        if self.gate is None or self.shift is None:
+        if self.gate is None:
             return x
-        return x * self._gate(self.gate, t) + self.shift(t.reshape(1, 1))[:, :, None, None]
+        return x * self._gate(t) + self.shift(t.reshape(1, 1))[:, :, None, None]
 
     def derivative(self, t: Tensor, v: Tensor) -> Tensor:
         """Apply the linear part to directions ``(N, C, H, W)``."""
@@ -57,11 +57,10 @@ class TimedConv(nn.Module):
             weight = weight[1:] if transposed else weight[:, 1:]
         apply = F.conv_transpose2d if transposed else F.conv2d
         v = apply(v, weight, stride=conv.stride[0], padding=conv.padding[0])  # pyright: ignore[reportArgumentType]
-        return v if self.gate is None else v * self._gate(self.gate, t)
+        return v if self.gate is None else v * self._gate(t)
 
-    @staticmethod
-    def _gate(gate: nn.Linear, t: Tensor) -> Tensor:
-        return torch.sigmoid(gate(t.reshape(1, 1)))[:, :, None, None]
+    def _gate(self, t: Tensor) -> Tensor:
+        return torch.sigmoid(self.gate(t.reshape(1, 1)))[:, :, None, None]
 
 
 class VectorField(nn.Module):

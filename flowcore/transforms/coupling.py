@@ -92,33 +92,31 @@ class CheckerboardCoupling(Transform):
         self.conditioner, self.parity, self.mask_channel = conditioner, parity, mask_channel
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
-        mask = self._mask(z)
-        shift, log_scale = self._affine(z, mask)
+        mask, shift, log_scale = self._affine(z)
         return torch.where(mask, z, z * torch.exp(-log_scale) - shift)
 
     def by_position(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        mask = self._mask(x)
-        shift, log_scale = self._affine(x, mask)
+        mask, shift, log_scale = self._affine(x)
         z = torch.where(mask, x, (x + shift) * torch.exp(log_scale))
         return z, torch.where(mask, 0, log_scale).sum(1)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
-        initialize_network(self.conditioner, self._input(x, self._mask(x)))
+        initialize_network(self.conditioner, self._input(x)[0])
         return self.forward(x, cond)[0]
 
-    def _affine(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        shift, _, log_scale = affine(self.conditioner(self._input(x, mask)), 0, like=x, scaling="exp")
-        return shift, log_scale
+    def _affine(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        masked, mask = self._input(x)
+        shift, _, log_scale = affine(self.conditioner(masked), 0, like=x, scaling="exp")
+        return mask, shift, log_scale
 
-    def _input(self, x: Tensor, mask: Tensor) -> Tensor:
+    def _input(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        rows, columns = (torch.arange(side, device=x.device) for side in x.shape[2:])
+        mask = ((rows[:, None] + columns) % 2 != self.parity)[None, None]  # (1, 1, H, W)
         masked = torch.where(mask, x, 0)
-        return torch.cat([masked, mask.to(x).expand(x.shape[0], 1, -1, -1)], dim=1) if self.mask_channel else masked
-
-    def _mask(self, x: Tensor) -> Tensor:
-        rows = torch.arange(x.shape[-2], device=x.device)[:, None]
-        columns = torch.arange(x.shape[-1], device=x.device)[None]
-        return ((rows + columns) % 2 != self.parity)[None, None]  # (1, 1, H, W)
+        if self.mask_channel:
+            masked = torch.cat([masked, mask.to(x).expand(len(x), 1, -1, -1)], dim=1)
+        return masked, mask
 
 
 class ConditionOnChannels(Transform):
