@@ -109,7 +109,7 @@ def _picture(run: LiveRun, given: dict[str, Any], cancelled: Callable[[], bool])
     try:
         values = run.node.validated({**run.values, **models, **given})
         node = run.node()
-        node.__dict__["notes"] = _ignore  # the host's class takes no attributes
+        node.__dict__["notes"] = _ignore  # the host's clone of a class locks attributes
         with torch.inference_mode():  # as the host runs its nodes
             latents = node.run(**values)
             source = source_for_latents(model.flow, latents.levels, latents.source, _ignore)

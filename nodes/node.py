@@ -146,7 +146,7 @@ class FlowNode(io.ComfyNode):
             ui = {"text": self.notes.lines}
         return io.NodeOutput(*map(_sent, self.OUTPUTS, values), ui=ui or None)
 
-    @cached_property
+    @cached_property  # which the host's lock on attributes does not see
     def notes(self) -> Notes:
         """The messages of this run."""
         return Notes(self.SCHEMA.display_name, self.hidden.unique_id)
