@@ -247,7 +247,7 @@ class Colorization:
         return list(zip((MEMORY_WEIGHT * trust).split(1), found[:, :2].split(1), strict=True))
 
     def follow(self, drawn: Tensor, part: slice, cond: Condition, asked: tuple[Tensor, Tensor], steps: float) -> Tensor:
-        """Spread asked coverage and chroma, on the padded finest grid, over the drawn chroma ``(B, 2, h, w)``."""
+        """Spread wanted colors, coverage and chroma on the padded finest grid, over drawn chroma ``(B, 2, h, w)``."""
         height, width = self.chroma_size
         covered, wanted = (plane[..., :height, :width] for plane in asked)
         features = cond.features[0]

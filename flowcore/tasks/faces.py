@@ -286,7 +286,7 @@ def _oddities(pictures: Sequence[Tensor], places: Sequence[FacePlace]) -> Iterat
 def found_eyes(
     image: Tensor, *, smallest: float = 0, number: int = 0, **options: Unpack[Reporting]
 ) -> list[list[Eyes]]:
-    """Find the eyes of every image's largest faces, so many or (0) all; ``smallest`` is a side, hair included."""
+    """Find the eyes of every image's ``number`` largest faces, 0 for all, of at least ``smallest`` pixels with hair."""
     boxes = max(SMALLEST, smallest / 2)  # a box has three fifths of the side, more or less
     return [
         [face.eyes for face in faces if math.dist(*face.eyes) / (RIGHT - LEFT) >= smallest][: number or None]

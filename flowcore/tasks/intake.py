@@ -168,7 +168,7 @@ def left_to_model(flow: Flow, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_border(rgb: Tensor) -> Inside | None:
-    """Find a plain border on all four sides of a picture ``(1, 3, H, W)``, unlike a plain sky behind a bird."""
+    """Find a plain border on all four sides of a scan ``(1, 3, H, W)``; a bird in a plain sky has none."""
     height, width = rgb.shape[-2:]
     if min(height, width) < 16:
         return None

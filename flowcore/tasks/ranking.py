@@ -120,7 +120,7 @@ def _colorings_per_source(images: Tensor, source: Tensor) -> int:
 
 @torch.no_grad()
 def diversity_map(images: Tensor, samples: int = 0) -> Tensor:
-    """Compute the standard deviation of so many samples of every image, or (0) of all, by pixel, ``(B, 1, H, W)``."""
+    """Compute the standard deviation of each image's ``samples``, 0 for all, at every pixel: ``(B, 1, H, W)``."""
     rgb = validate_image(images)[0].cpu()
     each = samples or len(rgb)
     if each < 2 or len(rgb) % each:

@@ -218,7 +218,7 @@ class Runner:
 
     @contextmanager
     def part(self, units: int, weight: int = 1) -> Generator[None, None, None]:
-        """Count units while the plan computes, ``weight`` for each of its own; what it spares, later units share."""
+        """Count units while the plan computes them; those that it skips are spread over the units that follow."""
         self.check_cancelled()
         self._end, self._weight = self._done + units, weight
         yield

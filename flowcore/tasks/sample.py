@@ -77,7 +77,7 @@ class Passes:
             self.run.advance(preview=None if pictures is None else pictures[i])
 
     def decode_batch(self, z: Sequence[Tensor], cond: Condition | None, first: int, *, denoise: bool = False) -> Tensor:
-        """Decode a batch, whose first has a number, to finite images; ``denoise`` as in TarFlow (2024), section 3.2."""
+        """Decode to finite images, from number ``first`` on; ``denoise`` adds ``sigma^2 grad log p(x)``, as TarFlow."""
         decoder = overflow.bounded_decoder(self.run.plan, cond, self._max_deviation)
         z = [level.to(self.run.device, self.run.dtype) for level in z]
         gray = torch.full((1, self.run.plan.channels, 1, 1), 0.5)

@@ -214,7 +214,7 @@ def upscale_video(  # noqa: D417
 def _moved(
     calm: Tensor, last_calm: Tensor, last: Tensor, scale: int, steadiness: float
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Move the last result as enlargements at temperature 0 move, and say how much is kept where; None after a cut."""
+    """Move the last result by the motion of calm enlargements, and say how much to keep where; None after a cut."""
     if calm.shape != last_calm.shape:
         return None, None
     there, back = estimate_motion(calm, last_calm), estimate_motion(last_calm, calm)
