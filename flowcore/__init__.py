@@ -28,7 +28,7 @@ Reading order, for someone who wants to learn how flows work:
 9. ``checkpoints/``, ``training/``: where weights come from. ``evaluation/``, ``quality/``: how good they are.
 10. ``cli/``, ``batch/``: the command line, and folders of images. ``integrations/``: other packages load our models.
 
-``CONTRIBUTING.md`` names the 4,100 lines of a first reading. ``errors.py`` and ``device.py`` serve all of them;
+``CONTRIBUTING.md`` names the 4,000 lines of a first reading. ``errors.py`` and ``device.py`` serve all of them;
 ``capabilities.py`` says what a model is made for, ``provenance.py`` what made a picture. ``testing.py`` checks
 transforms and models of your own.
 """
