@@ -8,6 +8,7 @@ from flowcore import Cancelled, ConditionError, FlowError, ImageError, ShapeErro
 from flowcore.images.color import luma
 from flowcore.images.resize import shrink
 from flowcore.tasks.subject import condition_for, prepare_subject, source_for_latents
+from flowcore.testing import tensors
 
 FLOWS = {
     "own size": ("glow", {"image_size": (12, 16)}),
@@ -115,8 +116,8 @@ def test_the_source_of_latents_is_checked():
 
 def test_a_condition_holds_no_graph_and_its_encoding_can_be_stopped():
     subject, _ = prepare("upscaler", random_image(1, 3, 16, 12))
-    tensors = subject.condition(tiny("upscaler"))._tensors()
-    assert tensors
-    assert not any(t.requires_grad for t in tensors)
+    held = tensors(subject.condition(tiny("upscaler")))
+    assert held
+    assert not any(t.requires_grad for t in held)
     with pytest.raises(Cancelled):
         condition_for(tiny("upscaler"), None, random_image(1, 3, 8, 6), cancelled=lambda: True)
