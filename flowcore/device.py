@@ -3,8 +3,6 @@
 What a device can do is asked of the device, never measured by a clock: the same machine always computes the same.
 """
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import platform

@@ -5,8 +5,6 @@ returns new ones. Two lists are compatible when they come from the same model an
 serves every item of the other.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ nearly the identity, and lets a wrong inverse pass. Every violation is an Assert
 ``tests/core/test_laws_bite.py`` holds wrong transforms that must be refused for the right reason.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import random

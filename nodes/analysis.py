@@ -1,7 +1,5 @@
 """Measure and choose: how likely images are to a model, where samples differ, which are best."""
 
-from __future__ import annotations
-
 import math
 from typing import Annotated, Any
 

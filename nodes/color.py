@@ -1,7 +1,5 @@
 """Colorize: many colorings of a photograph, hints for them, and exact luma for the colors of any other node."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from functools import partial, reduce

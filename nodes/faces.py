@@ -1,7 +1,5 @@
 """Faces: cut out of photographs, upright, for the models of faces, and pasted back."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Any
 

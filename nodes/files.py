@@ -1,7 +1,5 @@
 """Files: every picture of a folder in one node, and pictures saved with all of their bits and what came with them."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import time

@@ -1,7 +1,5 @@
 """Operations on latents: interpolate, mix, vary, normalize, restyle, explore, morph, harmonize, save and load."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Brighten: what a dark photograph shows, in one picture or many exposures."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 from torch import Tensor

@@ -4,8 +4,6 @@ They come from what a run has kept, and from its model, wherever the host keeps 
 runs there is no picture, and one that is being made is stopped, as by the page's next question about the same run.
 """
 
-from __future__ import annotations
-
 import math
 import secrets
 from collections.abc import Callable

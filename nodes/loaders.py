@@ -1,7 +1,5 @@
 """Load a flow by its name, the flow and settings that made a picture, or a picture to try things with."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

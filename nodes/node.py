@@ -3,8 +3,6 @@
 The host checks typed values only, and not all of them, such as NaN, and nothing that arrives through a wire.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import operator

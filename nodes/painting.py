@@ -1,7 +1,5 @@
 """Paint: color hints and temperature, with a brush on the picture itself."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 from ..flowcore import Hints

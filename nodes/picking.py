@@ -1,7 +1,5 @@
 """Nodes that make several pictures, of which one may be picked, and that write into its PNG file what made it."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

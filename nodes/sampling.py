@@ -1,7 +1,5 @@
 """Sample, encode, decode: between images and latents, both ways."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from functools import partial

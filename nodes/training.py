@@ -1,7 +1,5 @@
 """Train: a folder of images and a recipe become a flow of one's own, saved under models/flows."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from functools import partial

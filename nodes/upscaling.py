@@ -1,7 +1,5 @@
 """Upscale: sharp, different enlargements of a photograph, several at a time, alone or inside other nodes."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 from typing import Annotated, Any

@@ -3,8 +3,6 @@
 What describes an input is a function of its name; see `FlowNode`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -5,8 +5,6 @@
 Every machine needs flowcore and Ray, and sees the pictures under the same path. Ray's ports are open on all interfaces.
 """
 
-from __future__ import annotations
-
 import importlib
 import logging
 import os

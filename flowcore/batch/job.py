@@ -3,8 +3,6 @@
 ``Work`` is the description, in values that can be sent to another machine; ``Worker`` holds the model and does it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -1,7 +1,5 @@
 """CSV tables of a batch: a manifest of what its results were made of and how, and scores."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

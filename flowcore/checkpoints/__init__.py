@@ -1,7 +1,5 @@
 """Model files: our format, public checkpoints, shipped weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

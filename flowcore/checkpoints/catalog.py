@@ -1,7 +1,5 @@
 """The models that come with flowcore."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path

@@ -6,8 +6,6 @@ untrusted: until names, types and shapes have been compared, reading one takes a
 times its size. The loaded model does not depend on the file.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

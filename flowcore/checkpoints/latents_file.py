@@ -5,8 +5,6 @@ belong to. The header key ``flowcore_latents`` holds the fields of ``LatentsHead
 the header has been checked against the file.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -5,8 +5,6 @@ than the file) or hours (a dictionary key of nested tuples that share their part
 opcodes are interpreted first, with names in place of what is imported and sizes in place of tensors.
 """
 
-from __future__ import annotations
-
 import math
 import pickletools
 import re

@@ -5,8 +5,6 @@ pickle is checked before it is read (``pickled.py``), with ``weights_only=True``
 a model on torch's meta device before anything is allocated.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import mmap

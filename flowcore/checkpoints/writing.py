@@ -4,8 +4,6 @@ The bytes go into a file beside the target, ``.<name>.<process>.partial``, which
 processes left of these is removed at the next save in that folder.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

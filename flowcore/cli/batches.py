@@ -1,7 +1,5 @@
 """What commands that take many images share: upscale, colorize, brighten, shrink, restore, faces and score."""
 
-from __future__ import annotations
-
 import shutil
 import string
 import sys

@@ -3,8 +3,6 @@
 The module of a command is imported when it runs, so that ``inspect`` does not wait for what ``train`` needs.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import sys

@@ -1,7 +1,5 @@
 """Commands that make images: upscale, colorize, remember, brighten, shrink, restore, faces, sample, interpolate."""
 
-from __future__ import annotations
-
 import time
 from argparse import Namespace
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Commands that measure: score rates images by a model, eval rates models on images."""
 
-from __future__ import annotations
-
 import json
 import sys
 from argparse import Namespace

@@ -1,7 +1,5 @@
 """Commands on model files, and the one that makes them: convert, inspect, styles, train."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import signal

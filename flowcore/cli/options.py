@@ -1,7 +1,5 @@
 """The options of every command, and those that several share; their order is that of ``--help``."""
 
-from __future__ import annotations
-
 import ast
 from argparse import ArgumentParser
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Colorizers, measured on photographs in color."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Sequence
 from functools import partial

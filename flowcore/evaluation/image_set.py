@@ -1,7 +1,5 @@
 """The images of a test set, read as models take them; their bits per dimension; and tables of results."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable, Collection, Generator, Sequence

@@ -1,7 +1,5 @@
 """Upscalers and bicubic enlargement, measured on HR images."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable, Collection, Sequence

@@ -4,8 +4,6 @@ Full-range BT.601 (JFIF, ITU-T T.871): ``Y = 0.299 R + 0.587 G + 0.114 B`` in [0
 ``Cr = (R - Y) / 1.402`` in [-1/2, 1/2].
 """
 
-from __future__ import annotations
-
 import re
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Labeled contact sheets, and maps of numbers in colors."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ Pillow decodes 16 bits per channel to the upper 8 in all modes but gray; with th
 such files are decoded twice. It cannot encode them: PNG and TIFF of 16 bits are written here.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import struct

@@ -1,7 +1,5 @@
 """Folders of files, linked ones included, but not those that lead back; and the images in them."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What an image file contains beside its pixels: EXIF, XMP, resolution and color profile, as Pillow reads them."""
 
-from __future__ import annotations
-
 import io
 import re
 from dataclasses import dataclass, field

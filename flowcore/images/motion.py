@@ -4,8 +4,6 @@ A motion is ``(1, 2, H, W)``: for every pixel p of a picture the distance d(p) i
 ``p + d(p)`` of another picture that shows the same.
 """
 
-from __future__ import annotations
-
 from itertools import product
 
 import torch

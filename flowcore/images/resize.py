@@ -3,8 +3,6 @@
 Torch has the kernel (Keys' with a = -0.5, stretched when shrinking), but truncates it at the border, so we pad.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -7,8 +7,6 @@ Places and sizes are shares of the picture, so that the same text paints a pictu
  {"erase": true, "size": 0.02, "points": [[0.33, 0.43]]}]
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Sequence

@@ -11,8 +11,6 @@ and small for the weights of one moment (``benchmarks/README.md`` has the factor
   does not grow with the image. ``steps.py`` takes a strip through a whole step, ``encoders.py`` through dense blocks.
 """
 
-from __future__ import annotations
-
 import copy
 import weakref
 import zlib

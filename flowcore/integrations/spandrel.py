@@ -5,8 +5,6 @@ tile is drawn from the seed and the tile's own pixels: the same tile always give
 tiles differ where they overlap.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import logging

@@ -1,7 +1,5 @@
 """Model architectures, one a page, a frozen configuration and a builder; and their registry."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ Source: Ardizzone, Lüth, Kruse, Rother, Köthe, "Guided Image Generation with C
 connected networks, which see the label. Style directions are ours: see ``training.styles``.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 

@@ -10,8 +10,6 @@ Source: Ardizzone et al., "Guided Image Generation with Conditional Invertible N
 "Learning Likelihoods with Conditional Normalizing Flows" (2019), section 3.1 (conditional priors). The rest is ours.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 

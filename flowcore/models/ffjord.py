@@ -4,8 +4,6 @@ Source: Grathwohl et al., "FFJORD: Free-form continuous dynamics for scalable re
 its model of images is the default. Steps of the solver are fixed, see ``transforms.ODE``.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal

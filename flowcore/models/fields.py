@@ -1,7 +1,5 @@
 """Checks of configuration fields, whose values may come from untrusted files; every message names the field."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import reprlib

@@ -4,8 +4,6 @@ Source: Kingma & Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolutio
 ``pixels`` on are where published programs of it differ; their defaults are ours.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 

@@ -9,8 +9,6 @@ Image Super-Resolution and Image Rescaling" (ICCV 2021). The density of the LR i
 program rounds it to 8 bits first.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

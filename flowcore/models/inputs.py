@@ -1,7 +1,5 @@
 """What conditions are encoded from: images, which are checked, and labels."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

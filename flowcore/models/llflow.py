@@ -6,8 +6,6 @@ mean decodes to the published result, and the noise around it is ours.
 Source: Wang, Wan, Yang, Li, Chau, Kot, "Low-Light Image Enhancement with Normalizing Flow" (AAAI 2022).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 

@@ -4,8 +4,6 @@ Source: Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP" (ICLR 
 ``mask_channel`` and ``alpha`` let checkpoints of a re-implementation load, which lacks the first two.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 

@@ -5,8 +5,6 @@ block adds a contraction, whose log-determinant is estimated and whose inverse i
 ``transforms.Residual``. Norms are spectral; the program's mixed and learned ones are left out.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 

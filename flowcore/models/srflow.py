@@ -4,8 +4,6 @@ Source: Lugmayr, Danelljan, Van Gool, Timofte, "SRFlow: Learning the Super-Resol
 2020). The fields ``residual`` and ``mixing`` go beyond the paper; all default to the published behavior.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal

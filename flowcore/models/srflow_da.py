@@ -5,8 +5,6 @@ workshop, CVPR 2021), with its ablations: -S squeezes once by the whole scale, -
 conditioner, -D a residual network of 18 blocks. Ours: uniform training noise, as wide as the paper's Gaussian.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal

@@ -3,8 +3,6 @@
 Chroma is ``(B, 2, H, W)`` as ``color.split`` returns it: centered on 0, 1 is the range from darkest to brightest.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 import importlib.util

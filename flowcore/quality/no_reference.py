@@ -5,8 +5,6 @@ the products of neighbors, follow distributions that blur, noise and compression
 are in ``no_reference.safetensors``; ``no_reference.licences.txt`` has their sources and licenses.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from pathlib import Path

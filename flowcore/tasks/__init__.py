@@ -1,7 +1,5 @@
 """Tasks: image in, image out. Here is what every task shares with its caller."""
 
-from __future__ import annotations
-
 from typing import Literal, Protocol
 
 from torch import Tensor

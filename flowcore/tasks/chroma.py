@@ -3,8 +3,6 @@
 luma -> working size -> condition (+ hints) -> flow: latents <-> chroma -> size of the image, beside the luma
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Sequence

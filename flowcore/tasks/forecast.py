@@ -1,7 +1,5 @@
 """How large the results of ``upscale`` or ``restore`` will be, and the memory and time that they take, beforehand."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Sequence

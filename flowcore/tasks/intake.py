@@ -3,8 +3,6 @@
 Also what is found in images: damage that another model is made for, plain borders of scans, a tint of their paper.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

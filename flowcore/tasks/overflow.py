@@ -6,8 +6,6 @@ Source: Hong et al., "On the Robustness of Normalizing Flows for Inverse Problem
 explosions of conditional flows are described; the remedy is ours.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

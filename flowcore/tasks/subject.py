@@ -1,7 +1,5 @@
 """Images as a model takes them, with the labels or small images that it is conditioned on."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Sequence

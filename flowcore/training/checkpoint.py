@@ -1,7 +1,5 @@
 """Where the weights of a run come from: its own checkpoints, another model, the encoder of one, or a backbone."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import os

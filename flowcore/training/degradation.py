@@ -4,8 +4,6 @@ Source: the idea of Zhang et al., "Designing a Practical Degradation Model for D
 (2021), and Wang et al., "Real-ESRGAN" (2021), here in one round, with the amounts of people's own photographs.
 """
 
-from __future__ import annotations
-
 import io
 import math
 from dataclasses import dataclass

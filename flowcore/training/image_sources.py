@@ -5,8 +5,6 @@ mapped into memory, ``HASH.json`` the index, which is written last. Processes ma
 each renames files of its own, with equal contents.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -3,8 +3,6 @@
 So the state of a run is its step, the weights, their average and the optimizer's moments, and resuming is exact.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import math

@@ -1,7 +1,5 @@
 """Objectives: the loss of a training step, as a module, so that torch can distribute it; and its validation."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable

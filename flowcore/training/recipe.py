@@ -1,7 +1,5 @@
 """Recipes: what to train, in TOML."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

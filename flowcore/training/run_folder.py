@@ -1,7 +1,5 @@
 """What a run writes into its folder: log, tables, curve and sheets; model files; and the name it is published under."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import filecmp

@@ -1,7 +1,5 @@
 """The steps of one training stage: batches, gradients, optimizer, averaged weights; and the memory that they take."""
 
-from __future__ import annotations
-
 import math
 import weakref
 from collections.abc import Callable, Generator

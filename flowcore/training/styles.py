@@ -7,8 +7,6 @@ shrunk by the share that chance explains around it (W. James & C. Stein, "Estima
 Sources: Ardizzone et al. (2019), section 4.1; Kingma & Dhariwal, "Glow" (2018), section 5.2.
 """
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import math

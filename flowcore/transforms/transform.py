@@ -14,8 +14,6 @@ Precision: parameters, latents, logdet and ``exp`` are float32 at least. Under `
 encoders drop to bfloat16 or float16; their output is cast back before it reaches an ``exp``.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any

@@ -3,8 +3,6 @@
 # The host is not installed in the environment that checks types.
 # pyright: reportMissingImports=false, reportUntypedBaseClass=false
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from fractions import Fraction

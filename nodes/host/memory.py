@@ -2,8 +2,6 @@
 
 # pyright: reportMissingImports=false, reportUntypedBaseClass=false
 
-from __future__ import annotations
-
 import contextlib
 import threading
 import weakref

@@ -3,8 +3,6 @@
 Detected by ``(transforms.SCALE.)chain.N.odefunc.``. Activation, solver and alpha are not in the file.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from itertools import count, takewhile

@@ -5,8 +5,6 @@ only reorder and change signs, so that nothing is rounded. In our order the rows
 a prior alternate: shift, raw scale, ...; mean, log-deviation, ...
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace

@@ -3,8 +3,6 @@
 Detected by ``flow.levelN_condFlow.``, as many as log2 of the scale, or the trunk's ``flow.layers.N``.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -4,8 +4,6 @@ Detected by ``flows.LEVEL.STEP.flows.N.``. No tensor determines ``scale_map`` an
 "sigmoid" and "channel", are assumed. Nor does one tell the image_size of a model whose bases are ``GlowBase``.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any

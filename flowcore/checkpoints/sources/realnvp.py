@@ -3,8 +3,6 @@
 Detected by ``flows.(next_block.)*in_couplings.``, where every ``next_block`` is one more scale.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -5,8 +5,6 @@ measured by vectors in the file, which ``flow.normalize()`` renews where they do
 files hold averaged weights, but the vectors of the last ones.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Mapping

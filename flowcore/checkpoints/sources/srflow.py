@@ -5,8 +5,6 @@ levels: squeezes, which have no tensors, plain steps, coupled steps, and splits.
 no file: it is known for the released models, and the caller gives it for others.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any

@@ -3,8 +3,6 @@
 Detected by ``blocks.N.attn_blocks.N.``. Not in the file: head, labels, noise, and sides that are not equal.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Mapping
