@@ -16,8 +16,6 @@ measurement and counts the memory that torch gives out, and ``--lr 256`` makes s
 has been run on a GPU yet; ``python -m benchmarks.gpu`` makes a report of one.
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 from pathlib import Path

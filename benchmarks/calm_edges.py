@@ -7,8 +7,6 @@ The tables of flowcore/weights/README.md:
 A setting is TEMPERATURE:SHARE; the share is what ``calm_edges`` of ``flowcore.upscale`` is given.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

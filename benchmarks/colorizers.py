@@ -27,8 +27,6 @@ with the mean chroma of a picture taken away, the correlation with the truth and
 truth. Of the samples: the same error of the best; and their standard deviation, mean chroma taken away, in 1/255.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import hashlib

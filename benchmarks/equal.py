@@ -18,8 +18,6 @@ What is recorded stands in tests/golden/equal.json. The first four depend on pro
 recorded, record them before the change. Two minutes on one core of a Xeon with AVX-512.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -11,8 +11,6 @@ Minutes are those of the clock: let it have a core of its own (``taskset``). Wha
 it, so that a table of ten families needs no hour.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path

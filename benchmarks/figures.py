@@ -8,8 +8,6 @@ Three small flows learn two half-moons in the plane: an "image" of one pixel wit
 to it: the same transforms, the same law, the same loss as for photographs.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Callable

@@ -5,8 +5,6 @@ a child begins with what its parent held. On a GPU it is what torch's allocator 
 what the allocator keeps in reserve is in it.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import statistics

@@ -7,8 +7,6 @@ Its memory is the peak of a fresh process over two steps, less what it held once
 gradients and the optimizer's moments, three floats a parameter, are in it.
 """
 
-from __future__ import annotations
-
 import copy
 import importlib.util
 import json

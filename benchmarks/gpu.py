@@ -8,8 +8,6 @@ every precision is from float64 on the CPU, of the shipped models. The tests for
 ``--device cpu --quick`` is a dry run: the numbers mean nothing.
 """
 
-from __future__ import annotations
-
 import statistics
 import sys
 from pathlib import Path

@@ -3,8 +3,6 @@
 python -m benchmarks.hero docs/hero.jpg
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

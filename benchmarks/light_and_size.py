@@ -11,8 +11,6 @@ shipped models' photographs only held-out ones count. ``restore`` shrinks to 8 b
 temperature 0 from a bicubic small picture.
 """
 
-from __future__ import annotations
-
 import sys
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the benchmarks share: settings, seconds taken by turns, pictures, tables for people and programs."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -8,8 +8,6 @@ Source: Wortsman et al., "Robust fine-tuning of zero-shot models" (CVPR 2022): b
 fine-tuning lie weights that are better on other data than either.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -7,8 +7,6 @@ The numbers of docs/decisions/0013 and docs/reliability.md, and their picture:
                                                       without the guard, and with it
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import time

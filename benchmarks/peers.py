@@ -4,8 +4,6 @@ Couplings see the same networks everywhere: 3x3, ReLU, 1x1, ReLU, 3x3, with bias
 library cannot be given what normflows' Glow is made of, ``differs`` says so.
 """
 
-from __future__ import annotations
-
 import importlib
 import warnings
 from collections.abc import Callable

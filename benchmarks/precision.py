@@ -17,8 +17,6 @@ seed. PSNR is against the originals, of the mean squared error over all images. 
 Changes are in steps of 8 bits (1/255).
 """
 
-from __future__ import annotations
-
 import copy
 import sys
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ determinant is computed anew, the logdet is kept while decoding, and every sampl
 the paper; it reads the weights of our flow and must give its pictures (``tests/core/test_benchmarks.py``).
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

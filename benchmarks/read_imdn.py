@@ -6,8 +6,6 @@ The file is ``model_zoo/imdn_baseline.pth`` of the repository ofsoundof/NTIRE202
 written can be given to ``--encoder-from``. The shipped ``srflow-x4`` holds the same weights.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from pathlib import Path

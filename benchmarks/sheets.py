@@ -10,8 +10,6 @@ Seeds are drawn at the model's own temperatures unless others are given. Of fold
 spread over the names, and with --held-out only those that no shipped model was trained on.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

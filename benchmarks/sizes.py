@@ -1,7 +1,5 @@
 """What shipped models cost: the upscaler by the size of its output and by samples, the colorizer at 12 megapixels."""
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import flowcore

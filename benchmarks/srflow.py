@@ -3,8 +3,6 @@
 And what else one could do with the same LR image: bicubic, an RRDB network, the shipped ``srflow-x4``.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import statistics

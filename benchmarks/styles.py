@@ -20,8 +20,6 @@ Source: Dalal & Triggs, "Histograms of oriented gradients for human detection" (
 cells of 8 pixels, here normalized by cell.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

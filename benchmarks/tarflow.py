@@ -3,8 +3,6 @@
 python -m benchmarks.tarflow
 """
 
-from __future__ import annotations
-
 import time
 
 import torch

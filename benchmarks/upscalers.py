@@ -15,8 +15,6 @@ pixels of the original; INPUT is "clean" if it is not given, "q50" or "noise 8".
 clean images, the last the others.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import struct

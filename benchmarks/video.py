@@ -8,8 +8,6 @@ is estimated on its own frames, where the motions there and back agree within ha
 antialiased bicubic, rounded to 8 bits. NIQE is of all frames, of the first and of the last.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import sys

@@ -1,7 +1,5 @@
 """Small flows of every architecture and random images, for all tests."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

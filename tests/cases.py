@@ -1,7 +1,5 @@
 """How many cases the fuzz tests try: a few in `make test`, always the same; thousands of new ones in `make soak`."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 

@@ -1,7 +1,5 @@
 """What all tests share: a clean import path, GPU tests where there is a GPU, and the count of generated cases."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Every task on small random flows, for tests that run them on other devices and compare with the CPU."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterable
 from functools import partial

@@ -6,8 +6,6 @@ Neither needs a network once it is installed. They look at a clean clone, since 
 hosts, too.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

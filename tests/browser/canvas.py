@@ -1,7 +1,5 @@
 """ComfyUI's canvas in a browser, as a person has it before them, in the words of the tests."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The newest ComfyUI with its real frontend, in a real browser; where one is missing, tests are skipped and say why."""
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 

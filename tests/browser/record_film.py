@@ -7,8 +7,6 @@ Every movement is done in small steps with a screenshot after each, and of a run
 shows what happens, and not how long a machine takes.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import itertools

@@ -3,8 +3,6 @@
 Seeded checkpoints are the same on every machine: NumPy's ``RandomState`` and torch's uniform draws are exact.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import math

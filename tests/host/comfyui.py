@@ -7,8 +7,6 @@ python tests/host/comfyui.py serve [--port 8188]  run the newer host with the re
 COMFYUI_FRONTEND=1.58.1 takes that version of the frontend instead of the one that the newer host asks for.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses

@@ -1,7 +1,5 @@
 """`make demo`: a photograph upscaled in a real ComfyUI, over its HTTP API, with what came out side by side."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil

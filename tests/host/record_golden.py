@@ -9,8 +9,6 @@ get another default, and nothing else may change. A story that has changed is ke
 `workflows/STORY.2.json` and so on; with `--breaks` it replaces the newest.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

@@ -1,7 +1,5 @@
 """Small random flows that the tests put into the server's models/flows, one of every kind."""
 
-from __future__ import annotations
-
 import functools
 import shutil
 from pathlib import Path

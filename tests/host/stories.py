@@ -5,8 +5,6 @@ the schema of a real ComfyUI, and its thumbnail, a `.jpg` of the same name, is w
 the names of the files only, and searches them: `TITLES` holds the words that people look for.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import json

@@ -1,7 +1,5 @@
 """How the tests talk to a server: workflows as small variations of the shipped one, outputs as pictures and facts."""
 
-from __future__ import annotations
-
 import io
 import json
 import re
