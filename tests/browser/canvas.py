@@ -76,7 +76,6 @@ class Canvas:
         self.fit()
 
     def fit(self) -> None:
-        """Bring the whole workflow into view."""
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
         before = None
         while before != (now := self.page.evaluate("() => [app.canvas.ds.scale, ...app.canvas.ds.offset]")):
@@ -176,7 +175,6 @@ class Canvas:
         )
 
     def drop_folder(self, folder: Path, place: tuple[float, float]) -> None:
-        """Drop a folder on a place of the page."""
         session = self.page.context.new_cdp_session(self.page)
         data = {"items": [], "files": [str(folder)], "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", "drop"):
@@ -195,7 +193,6 @@ class Canvas:
         self.page.wait_for_timeout(300)
 
     def enter(self) -> None:
-        """Open the only subgraph."""
         self.page.evaluate(
             """() => { const node = app.graph.nodes.find(n => n.subgraph);
                 app.canvas.openSubgraph(node.subgraph, node); }"""
@@ -224,7 +221,6 @@ class Canvas:
         )
 
     def run(self, timeout: float = 240) -> None:
-        """Run the workflow, and wait for the end."""
         self.watch_end()
         self.page.evaluate("() => { app.queuePrompt(0, 1); }")
         self.page.wait_for_function("() => window.ended", timeout=timeout * 1000)
@@ -232,7 +228,6 @@ class Canvas:
         self.page.wait_for_timeout(500)
 
     def shot(self, name: str) -> Path:
-        """Keep what is to be seen."""
         self.pictures.mkdir(parents=True, exist_ok=True)
         path = self.pictures / f"{name}-{'nodes2' if self.vue else 'classic'}-{self.language}.png"
         self.page.screenshot(path=path)

@@ -101,7 +101,6 @@ class Film:
             self.shoot()
 
     def click(self, x: float, y: float, steps: int = 6) -> None:
-        """Move there and click."""
         self.move(x, y, steps)
         self.page.mouse.click(x, y)
 
@@ -148,12 +147,10 @@ class Film:
 
 
 def node_selector(canvas: Canvas, kind: str) -> str:
-    """Return the selector of the only node of a kind."""
     return f"[data-node-id='{canvas.only(kind)['id']}']"
 
 
 def record(server: comfyui.Server, browser: Browser, folder: Path) -> list[Image.Image]:
-    """Play the scene; the frames."""
     Host(server).post("/settings", {"Comfy.Graph.CanvasInfo": False})
     canvas = Canvas(server, browser, folder, vue=True, language="en")
     canvas.page.set_viewport_size({"width": WIDE, "height": HIGH})
@@ -215,7 +212,6 @@ def save(frames: list[Image.Image]) -> None:
 
 
 def main() -> None:
-    """Record the film."""
     with (
         tempfile.TemporaryDirectory() as folder,
         comfyui.running(comfyui.tree(), Path(folder), frontend=True, name="flowcore") as server,

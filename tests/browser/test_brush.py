@@ -43,14 +43,12 @@ class Brush:
         return self.page.locator(f".flowcore-brush-tools [data-tool='{name}']")
 
     def at(self, x, y):
-        """A place of the picture on the page."""
         return place(self.page.locator(BOARD), 72 * x, 48 * y)
 
     def drag(self, *places):
         self.canvas.drag(*(self.at(*place) for place in places))
 
     def seen(self, x, y):
-        """The color of a place on the page."""
         self.page.mouse.move(5, 5)  # the ring is away
         left, top = self.at(x, y)
         picture = np.asarray(Image.open(self.canvas.shot("brush-seen")).convert("RGB"), dtype=int)

@@ -35,7 +35,6 @@ def positions(workflow):
 
 
 def counts(workflow):
-    """How many of them every node has."""
     return {number: len(values) for number, values in positions(workflow).items()}
 
 
@@ -120,7 +119,6 @@ def test_blueprints_are_placed_twice_in_an_empty_workflow_and_run(canvas, page):
 
 
 def saved_node(workflow, kind):
-    """The only node of a kind in a saved workflow."""
     (node,) = [node for node in workflow["nodes"] if node["type"] == kind]
     return node
 
@@ -641,7 +639,6 @@ def test_the_pad_moves_x_and_y_and_they_move_it(canvas, page):
 
 
 def seen(canvas, picture):
-    """The colors of a picture on the page."""
     return canvas.page.evaluate(
         """async selector => { const image = document.querySelector(selector); await image.decode();
             const table = Object.assign(document.createElement('canvas'), {width: 28, height: 28});

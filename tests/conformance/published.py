@@ -252,13 +252,11 @@ def flat(latents: list[Tensor]) -> Tensor:
 
 
 def same(a, b) -> bool:
-    """Return True if two flows have the same configuration and the same tensors."""
     pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
     return a.config == b.config and all(torch.equal(x, y) for x, y in pairs)
 
 
 def image(seed: int, *shape: int) -> Tensor:
-    """Draw an image, uniform in [0, 1), in float64."""
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 

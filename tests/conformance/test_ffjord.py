@@ -39,7 +39,6 @@ RECORDED = {name: recording(f"ffjord/{name}_io") for name in CASES}
 
 
 def flow_of(name: str, way: str = "float64", **fields) -> Flow:
-    """The recorded network as ours."""
     return as_ours(FFJORD, WEIGHTS[name], way, **{**CASES[name], **fields})
 
 

@@ -27,7 +27,6 @@ CASES = {  # program to its source, a recorded case and overrides
 
 
 def weights(program: str) -> dict[str, Tensor]:
-    """The recorded weights without wrapping prefixes."""
     return {name.removeprefix("module."): t for name, t in recorded_glow(CASES[program][1]).items()}
 
 

@@ -38,7 +38,6 @@ def flow(request) -> Flow:
 
 
 def own_lr(latents: list[Tensor], lr: Tensor) -> Tensor:
-    """The flow's own LR image."""
     return lr + latents[-1] * math.exp(-6)
 
 

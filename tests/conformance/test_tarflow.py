@@ -116,7 +116,6 @@ def random_config(seed: int) -> TarFlowConfig:
 
 
 def checkpoint_of(flow: Flow) -> dict[str, Tensor]:
-    """Convert a TarFlow of ours to a state dict of the published program."""
     ours, state = flow.state_dict(), {}
     for origin in tarflow_origins(flow.config):
         t, (name,) = ours[origin.ours], origin.names

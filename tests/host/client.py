@@ -26,8 +26,6 @@ class RunError(RuntimeError):
 
 
 class Client:
-    """One ComfyUI server, spoken to over HTTP."""
-
     def __init__(self, url: str, timeout: float = 60) -> None:
         self.url, self.timeout, self.id = url, timeout, uuid.uuid4().hex
 
@@ -37,7 +35,6 @@ class Client:
             return answer.read()
 
     def get_json(self, path: str) -> Any:
-        """Fetch a path of the server that answers in JSON."""
         return json.loads(self.get(path))
 
     def post(self, path: str, body: bytes | Json, **headers: str) -> bytes:
@@ -95,7 +92,6 @@ class Client:
         return self.get("/api/view?" + urllib.parse.urlencode(file))
 
     def cancel(self) -> None:
-        """Stop the run that is going on."""
         self.post("/interrupt", {})
 
 

@@ -82,7 +82,6 @@ def tree(name: str | None = None) -> Path:
 
 
 def version(tree: Path) -> str:
-    """Read the version of a ComfyUI tree."""
     return re.findall(r'__version__ = "(.+?)"', (tree / "comfyui_version.py").read_text())[0]
 
 
@@ -93,7 +92,6 @@ def frontend_root() -> Path | None:
 
 
 def has_frontend() -> bool:
-    """Say whether the frontend has been fetched."""
     root = frontend_root()
     return (root / "index.html").is_file() if root else bool(importlib.util.find_spec("comfyui_frontend_package"))
 
@@ -183,8 +181,6 @@ runpy.run_path("main.py", run_name="__main__")
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """A running ComfyUI."""
-
     url: str  # without a trailing slash
     base: Path  # directory with input, output, models and custom_nodes
     extra_flows: Path  # a second folder of models, through `extra_model_paths`
@@ -192,11 +188,9 @@ class Server:
     process: subprocess.Popen[bytes]
 
     def console(self) -> str:
-        """Return everything that the server has printed so far."""
         return self.log.read_text(errors="replace")
 
     def alive(self) -> bool:
-        """Say whether the process still runs."""
         return self.process.poll() is None
 
 
@@ -291,7 +285,6 @@ def serve(port: int) -> None:
 
 
 def main() -> None:
-    """Run the command line."""
     parser = argparse.ArgumentParser(description="Fetch and boot a real ComfyUI.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("prepare").add_argument("--frontend", action="store_true")

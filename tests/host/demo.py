@@ -24,7 +24,6 @@ SAMPLES = [(0.0, 1), (OWN, 1), (OWN, 2), (OWN, 3)]
 
 
 def main() -> None:
-    """Run the demo."""
     OUTPUT.mkdir(exist_ok=True)
     say("starting ComfyUI 0.30.0 without a window ...")
     with (
@@ -62,7 +61,6 @@ def enlarge(client: Client, temperature: float, seed: int) -> Image.Image:
 
 
 def named(temperature: float, seed: int) -> str:
-    """Name a sample."""
     return f"{'default' if temperature == OWN else f'tau {temperature:g}'}, seed {seed}"
 
 
@@ -83,7 +81,6 @@ def side_by_side(panels: dict[str, Image.Image]) -> Image.Image:
 
 
 def say(text: str, end: str = "\n") -> None:
-    """Print at once."""
     sys.stdout.write(text + end)
     sys.stdout.flush()
 

@@ -168,7 +168,6 @@ def record_workflows(replace: bool) -> None:
 
 
 def main() -> None:
-    """Write the golden files."""
     parser = argparse.ArgumentParser(description="Record what saved workflows depend on.")
     parser.add_argument("--breaks", action="store_true", help="record changes that break saved workflows, too")
     options = parser.parse_args()

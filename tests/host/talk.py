@@ -36,7 +36,6 @@ class Host(Client):
         return self.run(graph(workflow, **nodes))["outputs"]
 
     def images(self, workflow: dict[str, Any], on_event=None) -> list[Image.Image]:
-        """Run a workflow and return the pictures it has saved."""
         return [opened(data) for data in self.pictures(self.run(workflow, on_event))]
 
     def queue_from_canvas(self, workflow: dict[str, Any], canvas: dict[str, Any] | None = None) -> str:
@@ -48,7 +47,6 @@ class Host(Client):
         return self.wait(self.queue_from_canvas(workflow, canvas), timeout=120)
 
     def info(self, node: str) -> dict[str, Any]:
-        """Return the schema of a node, as the host serves it."""
         return self.get_json(f"/object_info/{node}")[node]
 
     def forget(self) -> None:
@@ -58,13 +56,11 @@ class Host(Client):
             time.sleep(0.5)  # it does it when it next wakes up
 
     def put(self, name: str, image: Image.Image) -> str:
-        """Put a picture into the input folder."""
         image.save(self.server.base / "input" / name)
         return name
 
 
 def newer(version: str, than: str) -> bool:
-    """Compare two versions, for what only some hosts have."""
     return [int(x) for x in version.split(".")[:3]] >= [int(x) for x in than.split(".")]
 
 

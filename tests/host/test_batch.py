@@ -57,7 +57,6 @@ def run(*words):
 
 @pytest.fixture
 def small(host, flows):
-    """The server, and a small model."""
     return "--server", host.url, "--set", f"model.model_name={flows['small-srflow']}"
 
 

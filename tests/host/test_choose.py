@@ -8,7 +8,6 @@ PHOTO = picture(fill="photo", height=8, width=12)
 
 
 def enlarged(flows, samples=3, image=PHOTO, **more):
-    """A picture of the probe pack, and enlargements of it."""
     asked = {"image": "image.0", "model": "model.0", "temperature": 0.8, "seed": 5, "samples": samples} | more
     return {"image": image, "model": loader(flows["small-srflow"]), "up": ("FlowcoreUpscale", asked)}
 

@@ -30,7 +30,6 @@ def folder(host):
 
 
 def look(name):
-    """A workflow that loads a model and shows what it is."""
     return graph(model=loader(name), **shows(show="model.1"))
 
 

@@ -104,7 +104,6 @@ def test_foreign_and_damaged_files_are_refused(host, photo, upscale_models):
 
 
 def as_model(photo, model="srflow-x4", **values):
-    """A flow as an upscale model in the host's own upscaler."""
     baked = ("FlowcoreAsUpscaleModel", {"model": "model.0", "temperature": 0.0, "seed": 0} | values)
     return graph(stock("", photo), model=loader(model), loader=baked)
 

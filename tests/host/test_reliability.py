@@ -150,7 +150,6 @@ def outcome(host: Host, prompt: Prompt) -> tuple[str, str]:
 
 
 def refused(host: Host, prompt: Prompt) -> None:
-    """Run a bad prompt, and see it refused with its own words."""
     with pytest.raises(RunError) as error:
         host.run(prompt.workflow)
     missing = [word for word in prompt.refusal if word.lower() not in str(error.value).lower()]
@@ -158,15 +157,12 @@ def refused(host: Host, prompt: Prompt) -> None:
 
 
 class Held(NamedTuple):
-    """What a process holds."""
-
     memory: float  # MiB
     files: int  # and sockets
     threads: int
 
 
 def held(process: int) -> Held:
-    """Look at a process."""
     status = Path(f"/proc/{process}/status").read_text()
     facts = dict(line.split(":", 1) for line in status.splitlines())
     files = len(os.listdir(f"/proc/{process}/fd"))
@@ -187,7 +183,6 @@ def settled(process: int, before: Held | None = None, seconds: float = 10) -> He
 
 
 def nothing_is_left(process: int, before: Held, now: Held | None = None) -> None:
-    """Expect no more threads and open files than before."""
     after = now or settled(process, before)
     assert after.threads <= before.threads
     names = []
@@ -302,7 +297,6 @@ def long_ones(factor: float) -> list[Prompt]:
 
 
 def longest(seconds: dict[str, list[float]]) -> str:
-    """Format the longest time of every kind of prompt."""
     return ", ".join(f"{kind} {1000 * max(times):.0f} ms" for kind, times in sorted(seconds.items()))
 
 

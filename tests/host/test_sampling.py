@@ -22,7 +22,6 @@ SRFLOW = "small-srflow.safetensors"
 
 
 def sampling(model="small-glow.safetensors", **inputs):
-    """Sample, decode again, and report on all of it."""
     asked = {"model": "model.0", "samples": 3, "temperature": 0.7, "seed": 5, "snap": False} | inputs
     return graph(
         model=loader(model),
@@ -35,7 +34,6 @@ def sampling(model="small-glow.safetensors", **inputs):
 
 
 def encoding(model="small-glow.safetensors", image=None, decode=None, **inputs):
-    """Encode, decode, and report on all of it."""
     return graph(
         model=loader(model),
         image=picture(fill="noise") if image is None else image,

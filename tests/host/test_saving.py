@@ -26,7 +26,6 @@ def deep(channels=4):
 
 
 def put(host, name, data):
-    """Put a file into the input folder."""
     (host.server.base / "input" / name).write_bytes(data)
     return name
 

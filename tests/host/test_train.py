@@ -48,13 +48,11 @@ def photos(host):
 
 @pytest.fixture
 def recipes(host):
-    """The recipes of a tiny Glow in models/flows."""
     for name, values in RECIPES.items():
         (host.server.base / "models" / "flows" / f"{name}.toml").write_text(RECIPE.format(**values))
 
 
 def training(name, **values):
-    """Train, and report on the outputs."""
     made = {"folder": "tiny-photos", "recipe": "as-it-is.toml", "name": name, "minutes": 0.0} | values
     return graph(
         train=("FlowcoreTrain", made),
