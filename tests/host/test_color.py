@@ -87,6 +87,8 @@ def test_hints_of_every_kind_reach_the_task(host, flows):
     over = {"image": "image.0", "points": "10, 10, #2040c0; 40, 20, #20c040", "radius": 4, "palette": "#888888"}
     below = hints_from_points(parse_points(over["points"]), size, radius=4)
     below = dataclasses.replace(below, palette=palette_from(["#888888"]))
+    over_below = combine_hints(hints_from_points(parse_points(one), size, radius=4), below)
+    whole = hints_from_strokes(painted, torch.ones(1, 1, 8, 12), size=size)
     nodes = {
         "strokes": ("LoadImage", {"image": host.put("strokes.png", strokes)}),
         "painted": picture(fill="noise7", **SIDES),
@@ -97,18 +99,10 @@ def test_hints_of_every_kind_reach_the_task(host, flows):
     for inputs, wanted, note in (
         ({"points": POINTS, "radius": 6}, hints_from_points(parse_points(POINTS), size, radius=6), "hints cover"),
         ({"strokes": "strokes.0", "lock": True}, hints_from_strokes(rgb, size=size, lock=True), "locked"),
-        (
-            {"strokes": "painted.0", "mask": "mask.0"},
-            hints_from_strokes(painted, torch.ones(1, 1, 8, 12), size=size),
-            "cover 100 %",
-        ),
+        ({"strokes": "painted.0", "mask": "mask.0"}, whole, "cover 100 %"),
         ({"palette": "#c04020, 2040c0;#8a8"}, Hints(palette=palette_from(["#c04020", "#2040c0", "#88aa88"])), ""),
         ({"palette_image": "palette.0"}, Hints(palette=palette_from(image=noise(1, 3, 16, 16, number=3))), ""),
-        (
-            {"points": one, "radius": 4, "hints": "earlier.0"},
-            combine_hints(hints_from_points(parse_points(one), size, radius=4), below),
-            "",
-        ),
+        ({"points": one, "radius": 4, "hints": "earlier.0"}, over_below, ""),
         ({}, None, "no hints yet"),
     ):
         outputs = host.outputs(coloring(MILD, hints=inputs, hint_steps=0), **nodes)

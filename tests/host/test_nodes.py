@@ -192,37 +192,28 @@ BEST = {"images": "node.0", "source": "image.0", "by": "consistency", "keep": 1}
 FACE = {"left_eye": "9, 7", "right_eye": "14, 7", "size": 16}
 
 
-def one(model, kind, **inputs):
-    if model is None:
-        return {"node": (kind, inputs)}
-    return {"model": loader(f"{model}.safetensors"), "node": (kind, {"model": "model.0"} | inputs)}
+def one(kind, **inputs):
+    node = (kind, {"image": "image.0", "model": "model.0"} | inputs)
+    return {"model": loader(f"{USED_BY.get(kind, 'small-glow')}.safetensors"), "node": node}
 
 
-ENLARGED = one("small-srflow", "FlowcoreUpscale", image="image.0", **SAMPLES)
-ENCODED = one("small-glow", "FlowcoreEncode", image="image.0")
+ENLARGED, ENCODED = one("FlowcoreUpscale", **SAMPLES), one("FlowcoreEncode")
+COLORS = {"colors": ("FlowcoreEncodeColor", {"image": "image.0", "model": "model.0"})}
+ALIGNED = {"node": ("FlowcoreAlignFace", {"image": "image.0"} | FACE)}
+PASTED = {"paste": ("FlowcorePasteFace", {"image": "image.0", "face": "node.0", "place": "node.1"})}
 # What is done: nodes after `image`, where the pictures come out, and how many there are of each image.
 DONE = {
     "upscale": (ENLARGED, "node.0", 2),
-    "grid": (one("small-srflow", "FlowcoreTemperatureGrid", image="image.0", **TABLE), "node.1", 4),
-    "sheets": (one("small-srflow", "FlowcoreTemperatureGrid", image="image.0", **TABLE), "node.0", 1),
+    "grid": (one("FlowcoreTemperatureGrid", **TABLE), "node.1", 4),
+    "sheets": (one("FlowcoreTemperatureGrid", **TABLE), "node.0", 1),
     "best": (ENLARGED | {"best": ("FlowcoreBestOf", BEST)}, "best.0", 1),
     "diversity": (ENLARGED | {"map": ("FlowcoreDiversityMap", {"images": "node.0", "samples": 2})}, "map.0", 1),
-    "colorize": (one("small-color", "FlowcoreColorize", image="image.0", **SAMPLES), "node.0", 2),
-    "transfer": (
-        one("small-color", "FlowcoreColorize", image="image.0", latents="colors.0", **SAMPLES | {"samples": 1})
-        | {"colors": ("FlowcoreEncodeColor", {"image": "image.0", "model": "model.0"})},
-        "node.0",
-        1,
-    ),
+    "colorize": (one("FlowcoreColorize", **SAMPLES), "node.0", 2),
+    "transfer": (one("FlowcoreColorize", latents="colors.0", **SAMPLES | {"samples": 1}) | COLORS, "node.0", 1),
     "decode": (ENCODED | {"back": ("FlowcoreDecode", {"latents": "node.0", "model": "model.0"})}, "back.0", 1),
-    "heat": (one("small-glow", "FlowcoreScore", image="image.0", seed=5), "node.1", 1),
-    "face": (one(None, "FlowcoreAlignFace", image="image.0", **FACE), "node.0", 1),
-    "pasted": (
-        one(None, "FlowcoreAlignFace", image="image.0", **FACE)
-        | {"paste": ("FlowcorePasteFace", {"image": "image.0", "face": "node.0", "place": "node.1"})},
-        "paste.0",
-        1,
-    ),
+    "heat": (one("FlowcoreScore", seed=5), "node.1", 1),
+    "face": (ALIGNED, "node.0", 1),
+    "pasted": (ALIGNED | PASTED, "paste.0", 1),
 }
 
 
@@ -251,15 +242,14 @@ def test_each_of_twenty_images_becomes_what_it_would_become_alone(host, flows, n
 
 
 def test_a_gallery_shows_sixty_four_of_them_at_most(host, flows):
-    values = {**SAMPLES, "samples": 4, "seed": 2**64 - 2, "image": "image.0"}
-    asked = one("small-srflow", "FlowcoreUpscale", **values)
+    values = SAMPLES | {"samples": 4, "seed": 2**64 - 2}
     save = ("SaveImage", {"images": "node.0", "filename_prefix": "twenty"})
-    workflow = graph(image=BATCH, **asked, save=save)
+    workflow = graph(image=BATCH, **one("FlowcoreUpscale", **values), save=save)
     outputs = host.outputs(workflow)
     shown = outputs["node"]["flowcore_gallery"]
     seeds = (2**64 - 2, 2**64 - 1, 0, 1)
     assert [(entry["image"], entry["seed"]) for entry in shown] == [(k // 4, seeds[k % 4]) for k in range(64)]
     names = [image["filename"] for image in outputs["save"]["images"]]
     assert len(set(names)) == 80
-    last = graph(workflow, node=("FlowcoreUpscale", values | {"model": "model.0", "pick": 80}))
-    assert len(host.outputs(last)["save"]["images"]) == 1  # one that is not shown
+    last = one("FlowcoreUpscale", **values, pick=80)
+    assert len(host.outputs(workflow, **last)["save"]["images"]) == 1  # one that is not shown
