@@ -23,6 +23,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if (room := item.path.relative_to(TESTS).parts[0]) in ("host", "browser"):
+            item.add_marker(room)
         item.add_marker(pytest.mark.xdist_group(group(item)))
 
 

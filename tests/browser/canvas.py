@@ -9,7 +9,6 @@ from typing import Any
 import comfyui
 from talk import Host
 
-WIDE, HIGH = 1600, 1000
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 # What the frontend keeps for itself and does not save.
@@ -38,7 +37,7 @@ class Canvas:
             "Comfy.Minimap.Visible": False,
         }
         Host(server).post("/settings", settings)
-        self.page = browser.new_page(viewport={"width": WIDE, "height": HIGH})
+        self.page = browser.new_page(viewport={"width": 1600, "height": 1000})
         self.page.set_default_timeout(90_000)
         self.complaints: list[str] = []
         self.opened = 0

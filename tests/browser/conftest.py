@@ -1,7 +1,6 @@
 """The newest ComfyUI with its real frontend, in a real browser; where one is missing, tests are skipped and say why."""
 
 import importlib.util
-from pathlib import Path
 
 import comfyui
 import pytest
@@ -9,14 +8,7 @@ from canvas import Canvas, find_browser
 from PIL import Image
 from talk import WORKFLOWS, Host
 
-HERE = Path(__file__).parent
 SCREENSHOTS = comfyui.ROOT / "output" / "screenshots"
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.browser)
 
 
 @pytest.fixture(scope="module")

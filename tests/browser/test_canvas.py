@@ -12,6 +12,7 @@ from PIL import Image
 from talk import graph
 from test_workflows import BLUEPRINTS, NOTES, STORIES, canonical, to_api, widgets
 
+PHOTO, MODEL = ("LoadImage", {"image": "example.png"}), ("FlowcoreLoadModel", {"model_name": "srflow-x4"})
 LINEAR = "() => app.extensionManager.command.execute('Comfy.ToggleLinear')"  # App mode, and back
 RED = io.BytesIO()
 Image.new("RGB", (40, 30), (200, 30, 30)).save(RED, "PNG")
@@ -90,7 +91,7 @@ def test_blueprints_are_placed_twice_in_an_empty_workflow_and_run(canvas, page):
     for path in BLUEPRINTS:
         blueprint = json.loads(path.read_text())
         (outer,) = blueprint["nodes"]
-        canvas.open(numbered(photo=("LoadImage", {"image": "example.png"})))
+        canvas.open(numbered(photo=PHOTO))
         page.evaluate(
             """text => { app.canvas.setGraph(app.graph); for (const left of [500, 1000]) {
                 const {nodes, definitions: {subgraphs}} = JSON.parse(text); // as the library of nodes places it
@@ -376,10 +377,12 @@ def test_several_pictures_that_are_dropped_become_a_folder(canvas, page, served)
         shown = "() => [...document.images].some(i => i.src.includes('subfolder=flowcore') && i.naturalWidth == 80)"
     page.wait_for_function(shown)
     canvas.shot("dropped-several")
-    folder = canvas.sent("FlowcoreExample")["picture"]
-    assert folder.startswith("flowcore/one ")
-    names = sorted(file.name for file in (served.base / "input" / folder).iterdir())
-    assert names == ["0001 one.png", "0002 two.png"]
+
+    def sent():
+        folder = canvas.sent("FlowcoreExample")["picture"]
+        return folder[:13], sorted(file.name for file in (served.base / "input" / folder).iterdir())
+
+    assert sent() == ("flowcore/one ", ["0001 one.png", "0002 two.png"])
     holiday = served.base / "holiday"
     (holiday / "more").mkdir(parents=True, exist_ok=True)
     for name in ("b.png", "more/a.png", "a.txt"):
@@ -388,9 +391,7 @@ def test_several_pictures_that_are_dropped_become_a_folder(canvas, page, served)
     page.wait_for_function(
         "() => app.graph.nodes.find(n => n.type === 'FlowcoreExample').widgets[0].value.includes('holiday')"
     )
-    folder = canvas.sent("FlowcoreExample")["picture"]
-    names = sorted(file.name for file in (served.base / "input" / folder).iterdir())
-    assert names == ["0001 b.png", "0002 a.png"]
+    assert sent()[1] == ["0001 b.png", "0002 a.png"]
 
 
 WHERE = """() => {
@@ -490,19 +491,11 @@ def test_every_picture_is_shown_as_soon_as_it_is_ready(canvas):
 
 def test_a_cell_of_the_grid_goes_where_the_image_is_enlarged(canvases):
     canvas = canvases(vue=True)
-    canvas.open(
-        numbered(
-            photo=("LoadImage", {"image": "example.png"}),
-            model=("FlowcoreLoadModel", {"model_name": "srflow-x4"}),
-            grid=(
-                "FlowcoreTemperatureGrid",
-                {"image": "photo.0", "model": "model.0", "temperatures": "0, 0.7", "seed": 5, "seeds": 2},
-            ),
-            preview=("PreviewImage", {"images": "grid.1"}),
-            up=("FlowcoreUpscale", {"image": "photo.0", "model": "model.0", "temperature": 0.3, "seed": 1}),
-            save=("PreviewImage", {"images": "up.0"}),
-        )
-    )
+    grid = {"image": "photo.0", "model": "model.0", "temperatures": "0, 0.7", "seed": 5, "seeds": 2}
+    up = {"image": "photo.0", "model": "model.0", "temperature": 0.3, "seed": 1}
+    nodes = {"grid": ("FlowcoreTemperatureGrid", grid), "preview": ("PreviewImage", {"images": "grid.1"})}
+    nodes |= {"up": ("FlowcoreUpscale", up), "save": ("PreviewImage", {"images": "up.0"})}
+    canvas.open(numbered(photo=PHOTO, model=MODEL, **nodes))
     canvas.spread()
     canvas.run()
     page = canvas.page
@@ -720,34 +713,26 @@ WIRE = """([target, on]) => { const of = kind => app.graph.nodes.find(n => n.typ
 
 def test_a_loader_offers_what_the_nodes_at_its_wire_can_use(canvas, page):
     made = {"image": "photo.0", "temperature": 0.5, "seed": 1}
-    canvas.open(
-        numbered(
-            photo=("LoadImage", {"image": "example.png"}),
-            model=("FlowcoreLoadModel", {"model_name": "srflow-x4"}),
-            up=("FlowcoreUpscale", made | {"model": "model.0"}),
-            color=("FlowcoreColorize", made),
-        )
-    )
+    uses = {"up": ("FlowcoreUpscale", made | {"model": "model.0"}), "color": ("FlowcoreColorize", made)}
+    canvas.open(numbered(photo=PHOTO, model=MODEL, **uses))
     kept = canvas.saved()
     saved_node(kept, "FlowcoreLoadModel")["widgets_values"] = ["glow-photos"]
     canvas.open(kept)
     upscalers = ["srflow-faces-x8", "srflow-x4", "srflow-x4-photo", "srflow-x8"]
+
+    def wired(kind, on):
+        page.evaluate(WIRE, [kind, on])
+        page.wait_for_timeout(100)
+        return page.evaluate(MENU)
+
     # What a workflow says stays, even where it is wrong: the run names a model to choose.
     assert page.evaluate(MENU) == ["glow-photos", ["glow-photos", *upscalers]]
-    page.evaluate(WIRE, ["FlowcoreUpscale", False])
-    page.wait_for_timeout(100)
-    value, every = page.evaluate(MENU)
+    value, every = wired("FlowcoreUpscale", False)
     assert value == "glow-photos"
     assert {"color-photos", "mnist-styles", *upscalers} < set(every)
-    page.evaluate(WIRE, ["FlowcoreColorize", True])
-    page.wait_for_timeout(100)
-    assert page.evaluate(MENU) == ["color-photos", ["color-photos"]]
-    page.evaluate(WIRE, ["FlowcoreUpscale", True])  # no model is for both
-    page.wait_for_timeout(100)
-    assert page.evaluate(MENU) == ["color-photos", ["color-photos"]]
-    page.evaluate(WIRE, ["FlowcoreColorize", False])
-    page.wait_for_timeout(100)
-    assert page.evaluate(MENU) == ["srflow-x4", upscalers]
+    assert wired("FlowcoreColorize", True) == ["color-photos", ["color-photos"]]
+    assert wired("FlowcoreUpscale", True) == ["color-photos", ["color-photos"]]  # no model is for both
+    assert wired("FlowcoreColorize", False) == ["srflow-x4", upscalers]
     assert canvas.prompt()["2"]["inputs"]["model_name"] == "srflow-x4"
 
 
@@ -782,7 +767,7 @@ def test_a_node_says_why_it_failed_until_the_next_run(canvas, page):
     canvas.open(
         numbered(
             photo=("EmptyImage", {"width": 6000, "height": 4500, "batch_size": 1, "color": 0}),
-            model=("FlowcoreLoadModel", {"model_name": "srflow-x4"}),
+            model=MODEL,
             up=("FlowcoreUpscale", {"image": "photo.0", "model": "model.0", "temperature": 0.5, "seed": 1}),
             show=("PreviewImage", {"images": "up.0"}),
         )
@@ -870,7 +855,7 @@ def test_a_wire_that_is_dragged_from_a_model_input_gets_a_loader(classic):
 
 
 def test_a_selected_picture_is_enlarged_from_its_toolbox(canvas, page):
-    canvas.open(numbered(photo=("LoadImage", {"image": "example.png"})))
+    canvas.open(numbered(photo=PHOTO))
     page.evaluate("() => app.canvas.selectItems([app.graph.nodes[0]])")
     button = page.get_by_label("Enlarge this picture")
     button.wait_for()

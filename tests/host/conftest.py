@@ -7,12 +7,6 @@ from PIL import Image
 from talk import HERE, WORKFLOWS, Host
 
 
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.host)
-
-
 @pytest.fixture(scope="session", params=list(comfyui.trees()))
 def server(request, tmp_path_factory):
     base = tmp_path_factory.mktemp("comfyui")
