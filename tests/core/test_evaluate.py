@@ -278,9 +278,6 @@ def test_table_has_a_row_per_set_and_model(folder):
     assert [line.split("|")[-3].strip() for line in both.splitlines()] == ["not skin", "---", "-", "4.5%"]
 
 
-# --- upscalers --------------------------------------------------------------------------------------------------------
-
-
 def upscaler():
     return build_tiny("srflow", perturb=0.02, scale=4, steps=1, encoder_blocks=1, stacked_blocks=(0,))
 

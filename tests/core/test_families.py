@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 
 import pytest
 import torch
@@ -69,19 +68,6 @@ def test_the_mode_decides_whose_moments_a_density_takes():
     assert not any(torch.equal(value, before[name]) for name, value in flow.named_buffers() if "mean" in name)
 
 
-# --- class-conditional flows ------------------------------------------------------------------------------------------
-
-
-def test_a_fresh_model_only_maps_pixels():
-    """Its networks give zero, so that it is the affine pixel map, in another order."""
-    flow = digits(shift=0.25, width=0.5).double()
-    x = random_image(2, 1, 3, 4).double()
-    (z,), logdet = flow(x, flow.encode_condition(torch.tensor([0, 1])))
-    expected = ((x - 0.25) / 0.5).flatten(1)
-    assert torch.allclose(z.flatten(1).sort()[0], expected.sort()[0], atol=1e-12)
-    assert torch.allclose(logdet, torch.full((2,), 12 * math.log(2), dtype=torch.float64), atol=1e-12)
-
-
 def log_prob(flow, given):
     return likelihood.log_prob(flow, random_image(2, 1, 3, 4).double(), flow.encode_condition(given))
 
@@ -115,9 +101,6 @@ def test_styles_are_directions_among_the_latents():
     cond = flow.encode_condition(torch.tensor([0, 1]))
     (z,), _ = flow(random_image(2, 1, 3, 4), cond)
     assert flow.inverse([z + flow.styles["bold"][0]], cond).shape == (2, 1, 3, 4)
-
-
-# --- SRFlow -----------------------------------------------------------------------------------------------------------
 
 
 def lr(height=2, width=4, batch=2):

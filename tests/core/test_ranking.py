@@ -114,9 +114,6 @@ def test_large_pictures_are_shrunk_to_a_sheet_of_bounded_size():
         contact_sheet(torch.rand(3, 3, 8, 8), ["a", "b"], ["c", "d"])
 
 
-# --- colorings --------------------------------------------------------------------------------------------------------
-
-
 colorizer = pytest.fixture(scope="module")(tiny_colorizer)
 
 

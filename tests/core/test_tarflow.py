@@ -31,14 +31,6 @@ def test_variances_obey_the_law():
     check(Variances(3, 4, 5), torch.rand(2, 3, 4, 5), networks=False, local=False)
 
 
-def test_a_fresh_model_only_maps_pixels():
-    flow = build_tiny("tarflow")
-    x = random_image(2, 3, 8, 12)
-    (z,), logdet = flow(x)
-    assert torch.equal(z, torch.nn.functional.pixel_unshuffle(2 * x - 1, 2))
-    assert torch.allclose(logdet, torch.full((2,), x[0].numel() * math.log(2)))
-
-
 def test_a_patch_depends_on_those_before_it_alone():
     flow = tiny(blocks=1).double()
     x = random_image(1, 3, 8, 12).double().requires_grad_()

@@ -99,9 +99,6 @@ def assert_same_run(one, two):
     assert all(torch.equal(value, models[1][key]) for key, value in models[0].items())
 
 
-# --- a whole run ------------------------------------------------------------------------------------------------------
-
-
 def test_a_run_leaves_a_model_of_averaged_weights_with_its_origin_sheets_and_a_log(whole):
     run, model, lines = whole
     header = read_header(model)
@@ -139,9 +136,6 @@ def test_the_loss_of_both_stages_falls(photos, tmp_path):
     l1, bits = ([float(row["loss"]) for row in rows if row["stage"] == stage] for stage in ("encoder", "flow"))
     assert l1[-1] < 0.9 * l1[0]
     assert bits[-1] < bits[0] - 0.1
-
-
-# --- stopping and going on --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stops", [[L1], [2, L1 - 1, L1 + 1, L1 + 13]], ids=str)
@@ -198,9 +192,6 @@ def test_a_run_of_another_recipe_is_refused(photos, tmp_path):
     for change in (("seed = 1", "seed = 2"), ("hidden = 8", "hidden = 9"), ("steps = 24", "steps = 25")):
         with pytest.raises(FlowError, match="run of another recipe"):
             run_recipe(photos, tmp_path, change)
-
-
-# --- what a step does -------------------------------------------------------------------------------------------------
 
 
 def test_the_average_follows_the_weights_by_its_decay(photos, tmp_path):
@@ -260,9 +251,6 @@ def test_automatic_precision_follows_the_device_once_and_remembers(photos, tmp_p
         assert content(run)["progress"]["precision"] == precision
 
 
-# --- steps that are not finite ----------------------------------------------------------------------------------------
-
-
 LOSS = {"encoder.conv_last.bias": 3e38}  # it is infinite
 # The loss is finite, for the last convolution sees zeros; the gradient overflows on its way back through it.
 GRADIENT = {"encoder.conv_hr.weight": 0, "encoder.conv_hr.bias": 0, "encoder.conv_last.weight": 3e38}
@@ -317,9 +305,6 @@ def test_a_step_that_runs_out_of_memory_is_made_again_with_less(photos, tmp_path
     assert (progress["step"], progress["recompute"]) == (5, "always")
     with pytest.raises(FlowError, match="ran out of memory with a batch of 4 crops"):
         run_recipe(photos, tmp_path / "never", ("ema = 0.6", "ema = 0.6\nrecompute = 'never'"), stop_after=5)
-
-
-# --- what comes from outside, and checkpoints -------------------------------------------------------------------------
 
 
 def test_an_encoder_can_be_taken_from_another_model_that_fits(whole, photos, tmp_path):
@@ -399,9 +384,6 @@ def test_history_and_curve_show_every_step_once(whole, photos, tmp_path):
         colors = {color for _, color in curve.convert("RGB").getcolors(2**24)}
     assert {(31, 111, 180), (209, 73, 91)} <= colors  # lines and dots
     assert curve.width == 2 * curve.height * 2
-
-
-# --- time, cancelling, other weights, going back ----------------------------------------------------------------------
 
 
 class Interruption(BaseException):
