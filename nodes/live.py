@@ -68,10 +68,7 @@ class LiveRuns(RecentlyUsed[LiveRun]):
         return [name]
 
     def prepare(self, body: Any) -> Callable[[], Answer]:
-        """Register a request, `{"run": name, "values": {input: number}}` or anything else, and cancel earlier ones.
-
-        What is returned answers it.
-        """
+        """Cancel earlier requests; return what answers this, `{"run": name, "values": {input: number}}` or anything."""
         name, given = (body.get("run"), body.get("values")) if isinstance(body, dict) else (None, None)
         if not isinstance(name, str) or not isinstance(given, dict):
             return lambda: (WRONG, b"")

@@ -174,8 +174,7 @@ def _share(made: provenance.Provenance, name: str) -> float:
     return float(value) if type(value) in (int, float) and 0 <= value <= 1 else 0.0
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# pictures that come with the pack
+# --- pictures that come with the pack ---------------------------------------------------------------------------------
 
 FOLDER = Path(__file__).parents[1] / "workflows"  # which the host serves, too: web/js/picture.js finds them
 
@@ -206,7 +205,6 @@ PICTURES: dict[str, list[str]] = {
 }
 # Of a film, how many frames, their height and width, and the height at which the picture is panned over.
 FILMS = {"black-and-white film": (16, (192, 336), 192), "small film": (12, (72, 96), 96)}
-
 
 SHOWN, THUMBNAIL = 64, 256  # pictures in the preview of a folder, and the longer side of each
 TYPES = {".png": "image/png", ".jpg": "image/jpeg"}

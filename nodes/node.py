@@ -1,7 +1,4 @@
-"""The base class of our nodes: words from the English locale, and values that are what the schema says.
-
-The host checks typed values only, and not all of them, such as NaN, and nothing that arrives through a wire.
-"""
+"""The base class of our nodes: words from the English locale, and values that are what the schema says."""
 
 import json
 import math
@@ -61,24 +58,16 @@ class FlowNode(io.ComfyNode):
     lists of all inputs, of which the others take the first value. Saved workflows hold widget values and wires by
     position: append inputs and outputs, never reorder them. The node's id is the name of the class, and its texts come
     from the English locale.
-
-    Attributes:
-        MENU: Its menu; None: the name of the module.
-        ALIASES: Words under which the search finds it, separated by ", ".
-        ESSENTIALS: Its place among the host's essential nodes, if it has one.
-        OUTPUTS: The host's outputs, without display names and tooltips.
-        HIDDEN: Hidden inputs besides `unique_id`.
-        REPORTS: Whether it shows text. Text reaches the history of every run, also of one that finds the result cached.
-        IS_OUTPUT_NODE: Whether it runs although nothing is connected to it.
     """
 
-    MENU: ClassVar[str | None] = None
-    ALIASES: ClassVar[str]
-    ESSENTIALS: ClassVar[str | None] = None
-    OUTPUTS: ClassVar[tuple[Any, ...]] = ()
-    HIDDEN: ClassVar[tuple[Any, ...]] = ()
+    MENU: ClassVar[str | None] = None  # None: the name of the module
+    ALIASES: ClassVar[str]  # words under which the search finds it, separated by ", "
+    ESSENTIALS: ClassVar[str | None] = None  # its place among the host's essential nodes, if it has one
+    OUTPUTS: ClassVar[tuple[Any, ...]] = ()  # the host's, without display names and tooltips
+    HIDDEN: ClassVar[tuple[Any, ...]] = ()  # inputs besides `unique_id`
+    # Whether it shows text. Text reaches the history of every run, also of one that finds the result cached.
     REPORTS: ClassVar[bool] = True
-    IS_OUTPUT_NODE: ClassVar[bool] = False
+    IS_OUTPUT_NODE: ClassVar[bool] = False  # whether it runs although nothing is connected to it
 
     run: Callable[..., Any]
 
@@ -146,7 +135,6 @@ class FlowNode(io.ComfyNode):
 
     @cached_property  # which the host's lock on attributes does not see
     def notes(self) -> Notes:
-        """The messages of this run."""
         return Notes(self.SCHEMA.display_name, self.hidden.unique_id)
 
 
@@ -197,6 +185,7 @@ def _sent(output: Any, value: Any) -> Any:
 
 
 def _validated(described: Any, value: Any) -> Any:
+    # The host checks typed values only, and not all of them, such as NaN, and nothing that arrives through a wire.
     name, kind = described.id, str(described.get_io_type())
     if kind in SOCKETS:
         return None if value is None and described.optional else SOCKETS[kind](value, name)

@@ -28,17 +28,13 @@ class PickingNode(FlowNode):
     """A node of several pictures with the input `pick`: 0 passes on all of them, k the k-th alone.
 
     `run` makes all of them, its pick is 0; what was made last is kept, so that another pick is free.
-
-    Attributes:
-        PICKED: Places of the outputs with one item per picture; the first of them counts.
-        RECORDS: Whether it writes the provenance of the pictures in its first output, of all, whichever is picked. It
-            goes into the hidden `extra_pnginfo`, which the host writes into every PNG file, and which does not decide
-            whether a node runs again.
     """
 
     IS_OUTPUT_NODE = True  # it shows its pictures, whether or not they go on
     HIDDEN = (io.Hidden.prompt, io.Hidden.extra_pnginfo)
-    PICKED: ClassVar[tuple[int, ...]] = (0,)
+    PICKED: ClassVar[tuple[int, ...]] = (0,)  # places of the outputs with an item per picture; the first of them counts
+    # Whether it writes the provenance of all pictures in its first output, whichever is picked: into the hidden
+    # `extra_pnginfo`, which the host writes into every PNG file, and which does not decide whether a node runs again.
     RECORDS: ClassVar[bool] = False
 
     def answer(self, values: dict[str, Any]) -> Any:

@@ -75,27 +75,17 @@ LOADED: WeakValueDictionary[str, FlowModel] = WeakValueDictionary()
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Latents:
-    """Latents on a wire, with all that decoding needs. Nodes make new ones and never write into these.
+    """Latents on a wire, with all that decoding needs. Nodes make new ones and never write into these."""
 
-    Attributes:
-        levels: Finest first, each (B, C, H, W), float32, on the CPU.
-        model_sha256: Fingerprint of the model that they belong to.
-        model_name: Name of that model, for messages.
-        architecture: Its architecture, such as "glow".
-        labels: What each item shows, integers (B,); None if the model has no labels, or they were lost.
-        source: For upscaling models the low-resolution image (1 or B, 3, h, w), on the CPU; None likewise.
-    """
-
-    levels: list[Tensor]
-    model_sha256: str
-    model_name: str
-    architecture: str
-    labels: Tensor | None = None
-    source: Tensor | None = None
+    levels: list[Tensor]  # finest first, each (B, C, H, W), float32, on the CPU
+    model_sha256: str  # fingerprint of the model that they belong to
+    model_name: str  # of that model, for messages
+    architecture: str  # of that model, such as "glow"
+    labels: Tensor | None = None  # what each item shows, integers (B,); None if the model has none, or they were lost
+    source: Tensor | None = None  # of an upscaling model: the LR image (1 or B, 3, h, w), on the CPU; None likewise
 
     @property
     def items(self) -> int:
-        """Number of items."""
         return self.levels[0].shape[0]
 
     def part(self, part: slice) -> Latents:
@@ -149,16 +139,6 @@ BrightenModel = Annotated[FlowModel, _model("brighten")]
 RescaleModel = Annotated[FlowModel, _model("rescale")]
 PhotoModel = Annotated[FlowModel, _model("upscale", "colorize")]
 EncodingModel = Annotated[FlowModel, _model("sample", "upscale", "rescale")]
-
-
-def from_image(image: Tensor) -> Tensor:
-    """Convert an IMAGE of the host, (B, H, W, C) in any dtype, to (B, C, H, W) float32 on the same device."""
-    if image.ndim != 4:
-        raise ImageError(
-            f"expected an IMAGE of shape (batch, height, width, channels); got {tuple(image.shape)}. "
-            "For a video, pass its frames as a batch."
-        )
-    return image.to(torch.float32).permute(0, 3, 1, 2).contiguous()
 
 
 def to_image(pixels: Tensor) -> Tensor:
@@ -215,7 +195,14 @@ def _mask(value: Any, name: str) -> Tensor:
 
 
 def _image(value: Any, name: str) -> Tensor:
-    return from_image(_mask(value, name))
+    """Convert an IMAGE of the host, (B, H, W, C) in any dtype, to (B, C, H, W) float32 on the same device."""
+    image = _mask(value, name)
+    if image.ndim != 4:
+        raise ImageError(
+            f"expected an IMAGE of shape (batch, height, width, channels); got {tuple(image.shape)}. "
+            "For a video, pass its frames as a batch."
+        )
+    return image.to(torch.float32).permute(0, 3, 1, 2).contiguous()
 
 
 def _landmarks(value: Any, name: str) -> list[Any]:

@@ -205,11 +205,8 @@ def _check(folder: str | None, recipe: str | None, name: str | None) -> None:
             digits = _read_recipe(recipe).takes_digits
         except FlowError as error:
             raise FlowError(f"recipe {recipe}: {error}") from error
-    if folder is not None:
-        _check_folder(folder, digits, name)
-
-
-def _check_folder(folder: str, digits: bool | None, name: str | None) -> None:
+    if folder is None:
+        return
     if not folder.strip():
         raise FlowError(
             "folder: say where your images are: an absolute path, or a folder inside ComfyUI's input folder."

@@ -271,21 +271,17 @@ class FlowcoreAsUpscaleModel(FlowNode):
         )
         if upscaler.temperature:
             self.notes(SEAMS)
-        return self.output(_with_patcher(descriptor(upscaler), model.patcher))
+        made: Any = descriptor(upscaler)
+        patcher = model.patcher
 
+        def to(device: Any = None, dtype: Any = None) -> Any:
+            # Old hosts move upscale models themselves, there and back, without the patcher's knowledge.
+            if device is not None and str(device) == str(patcher.load_device):
+                load_to_device(patcher, 0)
+            return made
 
-def _with_patcher(upscale_model: Any, patcher: Any) -> Any:
-    """Let the host move an upscale model by the patcher of its flow."""
-
-    def to(device: Any = None, dtype: Any = None) -> Any:
-        # Old hosts move upscale models themselves, there and back, without the patcher's knowledge.
-        if device is not None and str(device) == str(patcher.load_device):
-            load_to_device(patcher, 0)
-        return upscale_model
-
-    upscale_model.patcher = patcher  # newer hosts move it by this
-    upscale_model.to = to
-    return upscale_model
+        made.patcher, made.to = patcher, to  # newer hosts move it by the patcher
+        return self.output(made)
 
 
 class FlowcoreShrink(FlowNode):
@@ -335,15 +331,14 @@ class FlowcoreRestore(PickingNode):
 
 def register_srflow() -> None:
     """Register SRFlow with spandrel, through which the host loads upscale models."""
+
+    def candidates() -> list[Any]:  # all files that may hold what the host has read; those of its own folder first
+        ours = [path for name in model_files() if (path := model_path(name))]
+        return [*upscale_model_files(), *ours, *map(catalog.path, catalog.names())]
+
     try:
-        register(_candidate_files, stop_if_cancelled)
+        register(candidates, stop_if_cancelled)
     except FlowError as error:  # without spandrel the host has no such nodes
         log.info("flowcore: %s", error)
     except Exception:  # a changed spandrel must not stop the rest of the pack
         log.exception("flowcore could not make SRFlow known to Load Upscale Model")
-
-
-def _candidate_files() -> list[Any]:
-    """List all files that may hold the tensors that the host's loader has read; those of its own folder first."""
-    ours = [path for name in model_files() if (path := model_path(name))]
-    return [*upscale_model_files(), *ours, *map(catalog.path, catalog.names())]

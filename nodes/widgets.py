@@ -1,7 +1,4 @@
-"""Widgets: functions that describe them to the host, annotations of inputs that several nodes have, and parsing.
-
-What describes an input is a function of its name; see `FlowNode`.
-"""
+"""Widgets: functions that describe them to the host, annotations of inputs that several nodes have, and parsing."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -18,7 +15,7 @@ MAX_TEMPERATURE = 1.5
 MAX_TEMPERATURES = 64  # on one sheet; stated in the tooltips, too
 MAX_ITEMS = 4096  # labels in one text, and pictures to pick one of
 
-Input = Callable[..., Any]
+Input = Callable[..., Any]  # describes an input, given its name; see `FlowNode`
 
 
 def temperature(default: float, *, own: bool = False, **fields: Any) -> Input:
@@ -39,10 +36,8 @@ def temperature(default: float, *, own: bool = False, **fields: Any) -> Input:
 
 
 def seed(default: int = 0, *, control: bool = True, **fields: Any) -> Input:
-    """Describe the number `seed`, which with `control` the canvas may change after every run.
-
-    False must be stated, too: the frontend adds the control to whatever is called seed.
-    """
+    """Describe the number `seed`, which with `control` the canvas may change after every run."""
+    # False must be stated, too: the frontend adds the control to whatever is called seed.
     return integer(default, 0, 0xFFFFFFFFFFFFFFFF, control_after_generate=control, **fields)
 
 

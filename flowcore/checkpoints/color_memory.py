@@ -1,7 +1,4 @@
-"""Memories of colors: what ``remember`` makes, as the tensors of a ``CellMemory`` in a safetensors file.
-
-The header key ``flowcore_memory`` holds one JSON string: ``{"format", "backbone", "photographs", "provenance"}``.
-"""
+"""Memories of colors: what ``remember`` makes, as the tensors of a ``CellMemory`` in a safetensors file."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ from . import file
 from .writing import write_atomic
 
 FORMAT = 1
-KEY = "flowcore_memory"
+KEY = "flowcore_memory"  # of the header, for JSON: {"format", "backbone", "photographs", "provenance"}
 MAX_CELLS = 2**20
 TYPES = {"F32": torch.float32, "U8": torch.uint8, "I32": torch.int32}
 

@@ -343,10 +343,8 @@ def _kernels(flow: Flow) -> set[str]:
 
 
 def _to_eight_bits(kernel: Tensor) -> tuple[Tensor, Tensor]:
-    """Round a kernel ``(outputs, ...)`` to int8, with bfloat16 scales of its blocks.
-
-    Products with such scales are exact in float32, so that rounding twice changes nothing.
-    """
+    """Round a kernel ``(outputs, ...)`` to int8, with bfloat16 scales of its blocks."""
+    # Products with such scales are exact in float32, so that rounding twice changes nothing.
     rows = kernel.flatten(1).float()
     width = rows.shape[1]
     blocks = F.pad(rows, (0, -width % BLOCK)).unflatten(1, (-1, BLOCK))

@@ -57,7 +57,6 @@ def convert(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Flo
 
 
 def _unsupported(problem: str) -> CheckpointError:
-    """Make the error for a file of another kind."""
     return CheckpointError(
         f"{problem} Supported: flowcore models (.safetensors) and the checkpoints of "
         f"{', '.join(source.name for source in SOURCES)} (.pth, .pt, .safetensors); docs/published-weights.md lists "

@@ -118,10 +118,7 @@ class FacePlace:
 
 
 def locate_face(one_eye: Point, other_eye: Point, height: int, width: int) -> FacePlace:
-    """Find the place of a face from its eyes, in any order, so a head may lean by up to 90 degrees.
-
-    ImageError if an eye is not in the picture, they are too close, or more than half of the crop lies outside.
-    """
+    """Find the place of a face from its eyes, in any order, so a head may lean by up to 90 degrees; or ImageError."""
     for x, y in (one_eye, other_eye):
         if not (0 <= x <= width and 0 <= y <= height):  # nor NaN
             raise ImageError(
@@ -144,16 +141,13 @@ def locate_face(one_eye: Point, other_eye: Point, height: int, width: int) -> Fa
 
 
 def cut_face(picture: Tensor, place: FacePlace, size: int | None = None) -> Tensor:
-    """Cut a face out of a picture ``(B, C, H, W)`` in [0, 1], upright: bicubic, antialiased, the edge continued.
-
-    ``size`` is the side of the result; None for about as many pixels as the face has in the picture.
-    """
+    """Cut a face out of a picture ``(B, C, H, W)`` in [0, 1], upright: bicubic, antialiased, the edge continued."""
     if tuple(picture.shape[-2:]) != (place.height, place.width):
         raise ShapeError(
             f"The face is at a place in a picture of {place.width}x{place.height}; got one of {picture.shape[-1]}x"
             f"{picture.shape[-2]}. Locate it in this picture."
         )
-    size = max(1, round(place.side)) if size is None else size
+    size = max(1, round(place.side)) if size is None else size  # of the result; else about as the picture has it
     finer = max(1, math.ceil(place.side / size - 0.01))
     steps = (torch.arange(size * finer, dtype=torch.float64) + 0.5) / (size * finer)
     points = place.to_picture(_grid(steps, steps))

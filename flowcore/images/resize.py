@@ -1,7 +1,4 @@
-"""The bicubic resize of the super-resolution literature: MATLAB's ``imresize``, which made the papers' LR images.
-
-Torch has the kernel (Keys' with a = -0.5, stretched when shrinking), but truncates it at the border, so we pad.
-"""
+"""The bicubic resize of the super-resolution literature: MATLAB's ``imresize``, which made the papers' LR images."""
 
 from collections.abc import Sequence
 
@@ -12,6 +9,7 @@ from torch import Tensor
 from ..device import no_autocast
 from ..errors import ShapeError
 
+# Torch has the kernel (Keys' with a = -0.5, stretched when shrinking), but truncates it at the border, so we pad.
 PADDING = 4  # pixels of the coarser grid; the kernel reaches 2
 
 
@@ -32,16 +30,13 @@ def enlarge(image: Tensor, factor: int) -> Tensor:
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Resize ``(B, C, H, W)`` to any size, not clamped: by ``enlarge`` or ``shrink`` if both sides share a factor.
-
-    Otherwise torch truncates the kernel at the border, which affects two pixels of the coarser grid.
-    """
+    """Resize ``(B, C, H, W)`` to any size, not clamped: by ``enlarge`` or ``shrink`` if both sides share a factor."""
     before, after = image.shape[-2:], (height, width)
     for new, old, change in ((after, before, enlarge), (before, after, shrink)):
         factor = new[0] // old[0]
         if factor and new == (old[0] * factor, old[1] * factor):
             return change(image, factor)
-    with no_autocast(image.device):
+    with no_autocast(image.device):  # the kernel truncated, which affects two pixels of the coarser grid at the border
         return F.interpolate(image, after, mode="bicubic", antialias=True)
 
 

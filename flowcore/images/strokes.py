@@ -20,7 +20,7 @@ from ..errors import FlowError
 from .color import parse_color
 
 MAX_POINTS = 100_000  # of all strokes together
-Cancelled = Callable[[], bool] | None
+Cancelled = Callable[[], bool] | None  # asked before every segment; raises to stop
 Box = tuple[slice, slice, slice]  # a region of planes (C, H, W)
 EXAMPLE = '[{"color": "#c03020", "size": 0.05, "points": [[0.31, 0.42], [0.35, 0.44]]}]'
 
@@ -54,10 +54,7 @@ def parse_strokes(text: str) -> list[Stroke]:
 def paint_colors(
     strokes: Sequence[Stroke], size: tuple[int, int], *, cancelled: Cancelled = None
 ) -> tuple[Tensor, Tensor]:
-    """Paint colors: coverage ``(1, 1, H, W)`` in [0, 1], and the color there, ``(1, 3, H, W)``, 0 where coverage is.
-
-    ``cancelled`` is asked before every segment, and raises to stop.
-    """
+    """Paint colors: coverage ``(1, 1, H, W)`` in [0, 1], and the color there, ``(1, 3, H, W)``, 0 where coverage is."""
     planes = torch.zeros(4, *size)  # coverage, and the color times it
     for number, stroke in enumerate(strokes, start=1):
         if stroke.amount is not None:

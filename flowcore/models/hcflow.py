@@ -37,8 +37,7 @@ class HCFlowConfig:
     # Width of trunk couplings' networks; in rescaling, what dense convolutions add.
     hidden: Annotated[int, Range(1, 4096)] = 64
     detail_hidden: Annotated[int, Range(1, 4096)] = 64  # width of conditional couplings' networks
-    # RRDBs in the two halves of every level's extractor.
-    extractor_blocks: Annotated[tuple[int, int], Range(0, 256)] = (7, 7)
+    extractor_blocks: Annotated[tuple[int, int], Range(0, 256)] = (7, 7)  # RRDBs in the halves of a level's extractor
     extractor_width: Annotated[int, Range(1, 4096)] = 64  # channels of its trunk
     extractor_growth: Annotated[int, Range(1, 4096)] = 32  # channels that each of its dense convolutions adds
     quant_bins: Annotated[int, Range(1, 65536)] = 64  # the dequantization noise in training has width 1 / quant_bins

@@ -36,8 +36,7 @@ class LLFlowConfig:
     encoder_blocks: Annotated[int, Range(1, 256)] = 24  # RRDBs of the encoder
     encoder_width: Annotated[int, Range(1, 4096)] = 64  # channels of its trunk
     encoder_growth: Annotated[int, Range(1, 4096)] = 32  # channels that each of its dense convolutions adds
-    # Indices of the RRDBs whose outputs are part of every level's condition.
-    stacked_blocks: tuple[int, ...] = (1, 3, 5, 7)
+    stacked_blocks: tuple[int, ...] = (1, 3, 5, 7)  # indices of RRDBs whose outputs are in every level's condition
     affine_eps: Annotated[float, Range(0, 1, open=True)] = 1e-4  # smallest scale of injectors and couplings
     quant_bins: Annotated[int, Range(1, 65536)] = 32  # the dequantization noise in training has width 1 / quant_bins
     temperature: Annotated[float, Range(0, 10, open=True)] = 0.0  # recommended; the published program has 0

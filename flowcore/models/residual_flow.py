@@ -28,8 +28,7 @@ class ResidualFlowConfig:
     hidden: Annotated[int, Range(1, 4096)] = 512  # width of their networks
     full_blocks: Annotated[int, Range(0, 64)] = 4  # fully connected ones at the end of the last scale
     full_hidden: Annotated[int, Range(1, 4096)] = 128  # width of their networks
-    # Sides of the convolutions of a block; a full block has as many layers.
-    kernels: Annotated[tuple[int, ...], Range(1, 15)] = (3, 1, 3)
+    kernels: Annotated[tuple[int, ...], Range(1, 15)] = (3, 1, 3)  # sides of a block's layers; full ones have as many
     activation: Literal["lipswish", "elu"] = "lipswish"
     leading: bool = True  # whether the network of a block begins with an activation
     first_leading: bool = False  # whether that of the very first block does

@@ -39,8 +39,12 @@ class SRFlowDAConfig:
     encoder_blocks: Annotated[int, Range(1, 256)] = 23  # RRDBs of the encoder
     encoder_width: Annotated[int, Range(1, 4096)] = 64  # channels of its trunk
     encoder_growth: Annotated[int, Range(1, 4096)] = 32  # channels that each of its dense convolutions adds
-    # Indices of the RRDBs whose outputs are part of every level's condition.
-    stacked_blocks: tuple[int, ...] = (1, 8, 15, 22)
+    stacked_blocks: tuple[int, ...] = (
+        1,
+        8,
+        15,
+        22,
+    )  # indices of RRDBs whose outputs are in every level's condition
     affine_eps: Annotated[float, Range(0, 1, open=True)] = 1e-4  # smallest scale of injectors and couplings
     quant_bins: Annotated[int, Range(1, 65536)] = 32  # the dequantization noise in training has width 1 / quant_bins
     temperature: Annotated[float, Range(0, 10, open=True)] = 0.9  # recommended; the published tests have 0.9

@@ -1,7 +1,4 @@
-"""Measures of images: fidelity, consistency with the input, diversity, false detail, LPIPS; and of colorings.
-
-Chroma is ``(B, 2, H, W)`` as ``color.split`` returns it: centered on 0, 1 is the range from darkest to brightest.
-"""
+"""Measures of images: fidelity, consistency with the input, diversity, false detail, LPIPS; and of colorings."""
 
 import functools
 import importlib
@@ -137,6 +134,7 @@ def _alexnet() -> Path:
 
 
 # --- of colorings, all ours: distance, coherence, colorfulness, seams, and color of skin ------------------------------
+# Chroma is (B, 2, H, W) as ``color.split`` returns it: centered on 0, 1 is the range from darkest to brightest.
 
 FLAT = 4 / 255  # change of luma below which there is no edge: half of all neighbors, see docs/decisions/0014
 ROUNDING = 1e-6  # mean change of chroma that is none
@@ -198,10 +196,7 @@ def seam_sums(chroma: Tensor, luma: Tensor, cell: int) -> Tensor:
 
 
 def seam_ratio(sums: Tensor) -> float:
-    """Ratio of the mean change across borders to that inside cells: photographs have 1 to 1.1, seams have more.
-
-    Infinite if chroma changes across borders only; NaN if it does not change at all, or without neighbors.
-    """
+    """Ratio of the mean change across borders to that inside cells: photographs have 1 to 1.1, seams have more."""
     across, across_number, inside, inside_number = sums.tolist()
     if not across_number or not inside_number:
         return math.nan

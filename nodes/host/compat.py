@@ -57,10 +57,8 @@ def components(value: Any) -> Any:
 
 
 def video_of(frames: Any, like: Any) -> Any:
-    """Make a VIDEO of an IMAGE, with the sound and frame rate of the components of another, if there are any.
-
-    As videos need them: its sides are even, for which a last row or column is left out, and it has no alpha.
-    """
+    """Make a VIDEO of an IMAGE, with the sound and frame rate of the components of another, if there are any."""
+    # As videos need them: its sides are even, for which a last row or column is left out, and it has no alpha.
     height, width = (max(1, side // 2 * 2) for side in frames.shape[1:3])
     frames = frames[:, :height, :width, :3]
     rate, audio = (like.frame_rate, like.audio) if like else (Fraction(FPS), None)

@@ -15,14 +15,11 @@ from comfy_execution.utils import get_executing_context
 
 Interrupted: type[BaseException] = management.InterruptProcessingException  # no Exception; see `stop_if_cancelled`
 
+# Called when the host takes a model off its device, or has dropped the last, to free what was derived from models.
 on_release: list[Callable[[], None]] = []
-"""Called when the host takes a model off its device, or has dropped the last, to free what was derived from models."""
-
+# Called when a person frees the host's memory, to free what was kept for the next run.
 on_free: list[Callable[[], None]] = []
-"""Called when a person frees the host's memory, to free what was kept for the next run."""
-
-moving = threading.RLock()
-"""Held while the host moves a model of ours, and by whoever computes with one outside a run."""
+moving = threading.RLock()  # held while the host moves a model of ours, and by whoever computes with one outside a run
 
 _alive: set[int] = set()
 

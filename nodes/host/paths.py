@@ -38,11 +38,9 @@ def model_folders() -> list[str]:
 
 
 def model_path(name: str) -> Path | None:
-    """Find a model file by a name as in `model_files`; None if there is none.
-
-    The host lets neither `..` nor leading slashes lead out of the model folders. Links inside one are followed wherever
-    they point: people keep models on other disks, and a prompt cannot create links.
-    """
+    """Find a model file by a name as in `model_files`; None if there is none."""
+    # The host lets neither `..` nor leading slashes lead out of the model folders. Links inside one are followed
+    # wherever they point: people keep models on other disks, and a prompt cannot create links.
     path = folder_paths.get_full_path(MODELS, name)
     return Path(path) if path else None
 

@@ -21,8 +21,7 @@ Answer = tuple[int, bytes]  # a status of HTTP, and a PNG file if that is 200
 def post(path: str, prepare: Callable[[Any], Callable[[], Answer]]) -> None:
     """Answer what pages of the host post to a path such as "/flowcore/live", also below /api.
 
-    `prepare` is called with the body's JSON as soon as it has come, in the server's own thread. What it returns is
-    called in a thread of its own, one at a time.
+    `prepare` gets the body's JSON as it comes, in the server's own thread; what it returns runs in another, in turn.
     """
     server = getattr(PromptServer, "instance", None)
     if server is None:

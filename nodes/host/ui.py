@@ -4,7 +4,6 @@
 
 import io
 import json
-import logging
 import math
 import secrets
 from collections.abc import Callable, Iterable
@@ -21,21 +20,18 @@ from torch import Tensor
 
 from ...flowcore.images.color import to_uint8
 from ...flowcore.tasks import part_of
+from .compat import log
 from .memory import stop_if_cancelled
 
 GALLERY, THUMBNAIL = 64, 256  # pictures shown on a node, and their longer side
 LARGE, EXACT = 4096, 2**20  # pixels of the longer side of a picture in the viewer; of one that is not compressed
 
-log = logging.getLogger("flowcore")
-
 
 class Progress:
-    """The progress bar on the running node, with previews.
+    """The progress bar on the running node, with previews."""
 
-    Not by `ComfyAPI().execution.set_progress`, which leaves out the messages `progress` that scripts follow, and which
-    sends every step: the host's ProgressBar does both, and reports to the same place.
-    """
-
+    # Not by `ComfyAPI().execution.set_progress`, which leaves out the messages `progress` that scripts follow and sends
+    # every step: the host's ProgressBar does both, and reports to the same place.
     def __init__(self, sources: Tensor | None = None) -> None:
         """Start at 0, with the first of the pictures that are worked on, (B, C, H, W), as the preview."""
         self._bar = comfy.utils.ProgressBar(1)
@@ -62,7 +58,6 @@ class Notes:
     """Messages about a run: shown on the node, logged, and collected for the history."""
 
     def __init__(self, node: str, node_id: str | None) -> None:
-        """Start without messages of a node, given its display name and its hidden `unique_id`."""
         self.lines: list[str] = []
         self._node, self._node_id = node, node_id
 
@@ -74,10 +69,8 @@ class Notes:
             self.show(message)
 
     def show(self, text: str) -> None:
-        """Show text on the node while it runs, to the client that queued the run; its result replaces it.
-
-        Not the host's own progress text, which all clients show on whatever node has that number; see `web/js/text.js`.
-        """
+        """Show text on the node while it runs, to the client that queued the run; its result replaces it."""
+        # Not the host's own progress text, which all clients show on whatever node has that number; see web/js/text.js.
         server = getattr(PromptServer, "instance", None)
         client = getattr(server, "client_id", None)
         if self._node_id is not None and server is not None and client is not None:

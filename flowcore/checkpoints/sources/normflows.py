@@ -104,9 +104,7 @@ def _table(config: GlowConfig, base: str) -> Iterator[Origin]:
     yield take("1.weight", f"{step}.1.W")
     yield from take_lu("1", f"{step}.1", "P sign_S L U log_S")
     for k in range(2):
-        if (
-            normalized
-        ):  # a convolution without bias, and its actnorm, which shifts after scaling where ours does so before
+        if normalized:  # a convolution without bias, and its actnorm, which shifts after scaling where ours does before
             actnorm, published = f"{ours}.hidden.{k}.actnorm", f"{network}.{3 * k + 1}.actNorm"
             yield take(f"{ours}.hidden.{k}.weight", f"{network}.{3 * k}.weight")
             yield take(f"{actnorm}.log_scale", f"{published}.s", PER_CHANNEL)

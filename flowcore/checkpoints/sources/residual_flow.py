@@ -73,7 +73,7 @@ def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
         config=config,
         origins=[*residual_flow_origins(config)],
         unused=UNUSED,
-        checks=[Check(re.compile(ELEMENT + r".*\binitialized"), lambda t: bool((t == 1).all()), UNTRAINED)],
+        checks=[Check(ELEMENT + r".*\binitialized", lambda t: bool((t == 1).all()), UNTRAINED)],
     )
 
 

@@ -87,7 +87,7 @@ def take_shift(ours: str, shift: str, log_scale: str, form: Form = SAME) -> Orig
 class Check:
     """A condition on values, where shapes do not show what is wrong."""
 
-    names: re.Pattern[str]  # matches full names
+    names: str | re.Pattern[str]  # matches full names
     holds: Callable[[Tensor], bool]
     otherwise: str  # continues the error after the name
 
@@ -141,7 +141,7 @@ class Source:
         refuse_mismatch(f"this checkpoint of {self.name}", expected, actual)
         for check in layout.checks:
             for name, t in state.items():
-                if check.names.fullmatch(name) and not t.is_meta and not check.holds(t):
+                if re.fullmatch(check.names, name) and not t.is_meta and not check.holds(t):
                     raise CheckpointError(f"{name} {check.otherwise}")
         weights = {**layout.given}
         for origin in layout.origins:
@@ -224,11 +224,8 @@ class Checkpoint:
 
 
 def count_levels(layers: str, undivided: int) -> tuple[int, int, int]:
-    """Count levels, and the plain and coupled steps of each, in ``Checkpoint.layers``; 0 if levels are not alike.
-
-    Each is a squeeze, plain steps, coupled steps, and a split, but for the last ``undivided`` ones.
-    """
-    start, *levels = layers.split("s")
+    """Count levels, and the plain and coupled steps of each, in ``Checkpoint.layers``; 0 if levels are not alike."""
+    start, *levels = layers.split("s")  # each then plain steps, coupled ones, and, but for the undivided, a split
     parts = [re.fullmatch(r"(p*)(c*)(d?)", level) for level in levels]
     steps = {(len(part[1]), len(part[2])) for part in parts if part}
     splits = [bool(part[3]) for part in parts if part]

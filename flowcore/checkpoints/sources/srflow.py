@@ -44,15 +44,11 @@ def _encoder_origins(convs: Mapping[str, str], blocks: int) -> Iterator[Origin]:
 
 
 def _flow_origins(
-    levels: Iterable[str],
+    levels: Iterable[str],  # spelled as by ``_kinds``; a squeeze may have a factor
     network: Callable[[str, str], Iterator[Origin]],
-    names: Sequence[str] = ("fFeatures", "fAffine"),
+    names: Sequence[str] = ("fFeatures", "fAffine"),  # the published networks in a coupled step, in our order
 ) -> Iterator[Origin]:
-    """Pair the parameters of a flow.
-
-    Each of ``levels`` is a squeeze ("s", perhaps with a factor) or none, plain ("p") and coupled steps ("c"), a split
-    ("d") or none. ``names`` are the published networks in a coupled step, in our order.
-    """
+    """Pair the parameters of a flow."""
     layer = 0
     for level, layers in enumerate(levels):
         layer += layers.startswith("s")
