@@ -26,9 +26,7 @@ from .live import side_by_side
 from .node import TEXTS, FileNode, file_fingerprint
 from .sockets import FLOW_MODEL, TASKS, FlowModel, check_memory, shown
 
-# What each shipped model is for, and each task of the others.
-USES: dict[str, str] = TEXTS["uses"]
-
+USES: dict[str, str] = TEXTS["uses"]  # what each shipped model is for, and each task of the others
 # Inputs that can follow the model, by the field of its configuration that holds their numbers.
 OWN = {name: name for name in ("temperature", "calm_edges", "coherence", "saturation", "guide_strength")}
 OWN["scale"] = "factor"

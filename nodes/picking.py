@@ -22,6 +22,7 @@ from .node import FlowNode
 from .sockets import FlowModel, Latents
 
 MAX_RUNS = 8  # whose pictures are kept
+MAX_REMEMBERED = 64  # prompts, and pictures, whose provenance is kept
 
 
 class PickingNode(FlowNode):
@@ -62,10 +63,7 @@ class PickingNode(FlowNode):
         return io.NodeOutput(*args, ui=dict(output.ui) | self._sent())
 
     def made(self, pictures: Tensor, seed: int, samples: int, sources: Tensor | None, *more: Any, **ui: Any) -> Any:
-        """Return and show pictures (N, C, H, W) whose seeds count up and start again for every source; see `gallery`.
-
-        `more` are outputs beside the pictures, `ui` what the page gets beside them.
-        """
+        """Return and show pictures (N, C, H, W) whose seeds count up, anew for every source; see `gallery`."""
         count = len(pictures)
         facts = [{"seed": (seed + k % samples) % 2**64, **of_image(k, samples, count)} for k in range(count)]
         return self.output(pictures, *more, **gallery(self, pictures, facts, sources) | ui)
@@ -137,9 +135,6 @@ def _describe(value: Any) -> Any:
 
 def _sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-MAX_REMEMBERED = 64  # prompts, and pictures, whose provenance is kept
 
 
 class ClipNode(PickingNode):

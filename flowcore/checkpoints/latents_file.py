@@ -26,6 +26,7 @@ from .writing import write_atomic
 FORMAT = 1
 KEY = "flowcore_latents"
 MAX_LEVELS = 64
+OUTSIDE_BIJECTION = ("styles", "dequantizer_steps", *SAMPLING)  # fields that do not change the bijection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +40,6 @@ class LatentsHeader:
     shapes: tuple[tuple[int, int, int, int], ...]  # (B, C_l, H_l, W_l), finest first
     extra: dict[str, Any]  # notes: label, size, seed, labels
     source: tuple[int, int, int, int] | None = None  # shape of an upscaler's LR image
-
-
-# fields that do not change the bijection
-OUTSIDE_BIJECTION = ("styles", "dequantizer_steps", *SAMPLING)
 
 
 def model_sha256(flow: Flow) -> str:

@@ -34,8 +34,7 @@ class HCFlowConfig:
     scale: Literal[2, 4, 8] = 4  # integer factor from LR to HR, by log2(scale) levels
     steps: Annotated[int, Range(1, 256)] = 13  # trunk steps per level
     detail_steps: Annotated[int, Range(1, 256)] = 13  # conditional steps per level
-    # Width of trunk couplings' networks; in rescaling, what dense convolutions add.
-    hidden: Annotated[int, Range(1, 4096)] = 64
+    hidden: Annotated[int, Range(1, 4096)] = 64  # width of trunk couplings' networks; in rescaling, their growth
     detail_hidden: Annotated[int, Range(1, 4096)] = 64  # width of conditional couplings' networks
     extractor_blocks: Annotated[tuple[int, int], Range(0, 256)] = (7, 7)  # RRDBs in the halves of a level's extractor
     extractor_width: Annotated[int, Range(1, 4096)] = 64  # channels of its trunk

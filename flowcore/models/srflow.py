@@ -44,9 +44,7 @@ class SRFlowConfig:
     affine_eps: Annotated[float, Range(0, 1, open=True)] = 1e-4  # smallest scale of injectors and couplings
     quant_bins: Annotated[int, Range(1, 65536)] = 32  # the dequantization noise in training has width 1 / quant_bins
     residual: bool = False  # whether to subtract the encoder's own enlargement from the image first
-    # How 1x1 convolutions start: at random as published, or the first of each level from the principal axes of the
-    # first batch, the others as channel reversals.
-    mixing: Literal["orthogonal", "principal"] = "orthogonal"
+    mixing: Literal["orthogonal", "principal"] = "orthogonal"  # how 1x1 convolutions start; as Glow's ``mixing_start``
     temperature: Annotated[float, Range(0, 10, open=True)] = 0.8  # recommended, also with files that do not state it
     calm_edges: Annotated[float, Range(0, 1)] = 0.0  # recommended reduction of the temperature at edges
     # Convolutions of ``networks.CompactUpscaler``, which makes a guide (``tasks.tiles``); 0 for none.

@@ -25,8 +25,7 @@ class TarFlowConfig:
     tasks: ClassVar[frozenset[Task]] = frozenset({"sample"})
 
     channels: Literal[1, 3] = 3
-    # Height and width, or the side of a square; the model accepts no other size.
-    image_size: tuple[int, int] = (256, 256)
+    image_size: tuple[int, int] = (256, 256)  # height and width, or a square's side; the model accepts no other size
     patch: Annotated[int, Range(1, 256)] = 8  # side of a patch in pixels
     width: Annotated[int, Range(1, 16384)] = 768  # of the transformers' features
     blocks: Annotated[int, Range(1, 256)] = 8  # transformers; every other one begins with the last patch

@@ -14,11 +14,8 @@ from server import PromptServer
 
 from ...flowcore import FlowError
 
-# Not typed: what it holds depends on the host's version.
-io: Any = host_io
-
+io: Any = host_io  # not typed: what it holds depends on the host's version
 FPS = 24  # of a video of frames alone
-
 log = logging.getLogger("flowcore")
 
 

@@ -43,8 +43,7 @@ class Progress:
         shown = None
         if preview is not None:
             short, long = sorted(preview.shape[-2:])
-            # The host would enlarge a small picture to the size it is given.
-            size = min(long, args.preview_size)
+            size = min(long, args.preview_size)  # the host would enlarge a small picture to the size it is given
             if short * size >= long:  # the host crashes on a picture so narrow that it shrinks to nothing
                 shown = ("JPEG", _to_pil(preview), size)
         self._bar.update_absolute(done, total, shown)
@@ -86,8 +85,7 @@ def gallery(node: Any, pictures: Tensor, facts: list[dict[str, Any]], sources: T
     """Save what the canvas shows of a node's pictures (N, C, H, W), where a click on one picks it: its `ui`.
 
     `facts` has of every picture its `seed`, and what else the canvas is to show or to know, see web/js/gallery.js;
-    scripts get thumbnails only. `sources` (B, C, h, w) are what the pictures were made of, N / B of each. Always with
-    the same keys: the host joins those of a list of runs.
+    scripts get thumbnails only. `sources` (B, C, h, w) are what the pictures were made of, N / B of each.
     """
     shown: list[dict[str, Any]] = []
     large = from_canvas(node)
@@ -104,7 +102,7 @@ def gallery(node: Any, pictures: Tensor, facts: list[dict[str, Any]], sources: T
             shown.append(entry)
     except OSError as error:  # the run is done, and its pictures are safe
         log.warning("The gallery on the node is not shown: %s", error)
-    return {"text": node.notes.lines, "flowcore_gallery": shown}
+    return {"text": node.notes.lines, "flowcore_gallery": shown}  # of a list of runs the host joins them, key by key
 
 
 def finite(values: Iterable[Any]) -> list[float | None]:

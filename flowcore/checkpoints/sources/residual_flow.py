@@ -15,6 +15,7 @@ from ...models.residual_flow import ResidualFlowConfig
 from .glow import UNTRAINED
 from .source import SAME, Check, Checkpoint, Form, Layout, Origin, Shape, Source, missing_field, take, take_all
 
+MATRIX = Form(lambda shape: shape[:2], lambda t: t[:, :, None, None])
 ELEMENT = r"transforms\.\d+\.chain\.\d+\."
 UNUSED = re.compile(
     ELEMENT + r"(geom_p|lamb|last_n_samples|last_firmom|last_secmom|(fc_module\.)?initialized"
@@ -177,9 +178,6 @@ def _network(
     if config.activation == "lipswish":
         for place in range(1 - leading, 2 * len(widths) - 3 + leading, 2):
             yield take(f"{ours}.network.layers.{place}.beta", f"{published}.{place}.beta")
-
-
-MATRIX = Form(lambda shape: shape[:2], lambda t: t[:, :, None, None])
 
 
 def _flat(shape: Shape) -> Form:
