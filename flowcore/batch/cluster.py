@@ -89,8 +89,7 @@ def execute(work: Work, cluster: Cluster, notify: Callable[[str], None], jobs: I
     if not pending:
         return
     with _running(cluster) as ray:
-        named = cluster.model in catalog.names()
-        file = None if named else ray.put(Path(cluster.model).expanduser().read_bytes())
+        file = None if cluster.model in catalog.names() else ray.put(Path(cluster.model).expanduser().read_bytes())
         for attempt in range(ATTEMPTS):
             failed = dict.fromkeys(pending, "Its worker died; it may need more memory than there is.")
             for row in _rows(ray, work, cluster, file, pending):

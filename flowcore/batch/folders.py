@@ -61,8 +61,8 @@ class Made:
     notes: tuple[str, ...] = ()
 
 
-Result = tuple[Job, Made | Exception]
-"""A job, and its results or its failure."""
+Result = tuple[Job, Made | Exception]  # a job, and its results or its failure
+Executor = Callable[[Iterable[Job]], Iterable[Result]]
 
 
 # --- which files ------------------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def check_targets(made: Sequence[Job]) -> list[Job]:
 
 def run(
     made: Sequence[Job],
-    executor: Callable[[Iterable[Job]], Iterable[Result]],
+    executor: Executor,
     *,
     is_done: Callable[[Job], bool],
     save: Callable[[Job, Made], None],

@@ -1,7 +1,4 @@
-"""One picture file of a batch: the file's bytes in, the bytes of its results out.
-
-``Work`` is the description, in values that can be sent to another machine; ``Worker`` holds the model and does it.
-"""
+"""One picture file of a batch: the file's bytes in, the bytes of its results out."""
 
 import hashlib
 import io
@@ -48,7 +45,7 @@ SIZE = "flowcore-size"  # text chunk of a picture that was shrunk: width and hei
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What to do with every picture."""
+    """What to do with every picture, in values that can be sent to another machine."""
 
     command: Command
     model: str  # its name, for the provenance
@@ -193,7 +190,11 @@ class Worker:
         video = sampling.pop("frames", "photographs") == "video"
         if video:
             del sampling["samples"]
-            sampling["before"] = self._frames_before(clip, image)
+            clip = (clip, tuple(image.shape))  # frames of another size belong to another clip
+            if clip != self._clip:
+                self._clip = clip
+                self._before.clear()
+            sampling["before"] = self._before
         if work.command == "upscale":
             pictures = (upscale_video if video else upscale)(self.flow, image, **sampling)
         elif self._faces is not None:
@@ -237,13 +238,6 @@ class Worker:
             files.encode(result, photograph.metadata, unique_id=id, **options)
             for result, id in zip(pictures, ids, strict=True)
         ]
-
-    def _frames_before(self, clip: object, image: Tensor) -> list[Tensor]:
-        clip = (clip, tuple(image.shape))  # frames of another size belong to another clip
-        if clip != self._clip:
-            self._clip = clip
-            self._before.clear()
-        return self._before
 
     def _colorize(self, image: Tensor, settings: dict[str, Any], *, video: bool) -> Tensor:
         points = [point for text in settings.pop("points", ()) for point in parse_points(text)]
@@ -315,8 +309,7 @@ def encode_like(
     ``bits`` None takes those of the original. Provenance in ``text`` knows the picture as the host would store it, and
     the file afterward. ``notify`` is told what the file cannot hold.
     """
-    actual = original.bits if original and format in files.DEEP else 8
-    chosen = bits or actual
+    chosen = bits or (original.bits if original and format in files.DEEP else 8)
     if original and original.gray and len(picture) == 3 and bool((picture == picture[:1]).all()):
         picture = picture[:1]
     for loss in losses(original.metadata, len(picture), 0 if bits else original.bits, chosen) if original else ():
@@ -324,5 +317,4 @@ def encode_like(
     if KEY in text:
         stored = truncate_16_bits(picture) if chosen == 16 else to_uint8(picture)
         text = {**text, KEY: text[KEY].replace(fingerprint(picture), fingerprint(stored))}
-    metadata = original and original.metadata
-    return files.encode(picture, metadata, format=format, bits=chosen, quality=quality, text=text)
+    return files.encode(picture, original and original.metadata, format=format, bits=chosen, quality=quality, text=text)

@@ -22,10 +22,7 @@ SCORE_COLUMNS = (
 
 
 class Manifest:
-    """Rows of ``COLUMNS``, appended as results are saved, by any number of processes; one per input and output.
-
-    The last row of an input and output counts. An input that failed has a row without an output, whose note says why.
-    """
+    """Rows of ``COLUMNS``, appended by any number of processes; an input that failed has one without output."""
 
     def __init__(self, path: Path) -> None:
         """Open the table of a run, which need not exist yet; refuse a file that is something else."""

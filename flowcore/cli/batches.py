@@ -5,7 +5,7 @@ import string
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 
 from .. import load
 from ..batch import folders
-from ..batch.folders import Job, Made, Result, state_of
+from ..batch.folders import Executor, Job, Made, state_of
 from ..batch.job import Command, Work, Worker
 from ..batch.tables import NAME, Manifest
 from ..checkpoints.latents_file import model_sha256
@@ -188,8 +188,7 @@ def _result_names(options: Namespace, work: Work, label: str, sample_names: list
     if work.command == "shrink":
         return [f"{start}_{model}_small{frame}{suffix}"]
     start = start.removesuffix(f"_{model}_small") if work.command == "restore" else start
-    made_by = describe(options, label)
-    return [f"{start}_{made_by}_{one}{frame}{suffix}" for one in sample_names]
+    return [f"{start}_{describe(options, label)}_{one}{frame}{suffix}" for one in sample_names]
 
 
 def check_template(template: str, samples: int) -> None:
@@ -204,9 +203,7 @@ def check_template(template: str, samples: int) -> None:
         raise FlowError(f"{samples} results of an image would have one name. Add {{sample}} to --name.")
 
 
-def executor(
-    options: Namespace, work: Work, flow: Flow, bar: ProgressBar
-) -> Callable[[Iterable[Job]], Iterable[Result]]:
+def executor(options: Namespace, work: Work, flow: Flow, bar: ProgressBar) -> Executor:
     """Choose what runs the jobs: this process, one after the other, or a cluster."""
     limit: float | None = getattr(options, "time_limit", None)
     if uses_ray(options):
@@ -269,8 +266,7 @@ def announce(
     if not uses_ray(options):  # how fast other machines are is unknown
         sources, results = [source for _, source, _ in coming], [result for *_, result in coming]
         how = {name: work.settings[name] for name in ("tile", "precision", "steadiness") if name in work.settings}
-        expected = forecast(flow, sources, results, samples=work.samples, guided=work.guide is not None, **how)
-        log(expected.sentence())
+        log(forecast(flow, sources, results, samples=work.samples, guided=work.guide is not None, **how).sentence())
     return refused
 
 

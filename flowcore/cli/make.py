@@ -157,21 +157,9 @@ def run_sample(options: Namespace) -> None:
     numbers = [label_number(flow, label) for label in options.labels or ()]
     labels = [numbers[i % len(numbers)] for i in range(options.samples)] if numbers else None
     styles = parse_fields(options.style)
-
-    make = partial(
-        sample,
-        flow,
-        options.samples,
-        size=size,
-        temperature=options.temperature,
-        seed=options.seed,
-        labels=labels,
-        styles=styles,
-        snapped=True,
-        guidance=options.guidance,
-        denoise=not options.keep_noise,
-        precision=options.precision,
-    )
+    how: dict[str, Any] = {"size": size, "labels": labels, "styles": styles, "denoise": not options.keep_noise}
+    how |= {name: getattr(options, name) for name in ("temperature", "seed", "guidance", "precision")}
+    make = partial(sample, flow, options.samples, snapped=True, **how)
     parts = [f"{height}x{width}" for height, width in [size] if size != flow.image_size]
     parts += [f"{name}{strength}" for name, strength in styles.items()]
     parts += [f"guided{options.guidance:g}"] * (options.guidance > 0) + ["noisy"] * options.keep_noise
@@ -193,8 +181,7 @@ def run_interpolate(options: Namespace) -> None:
     def make() -> Tensor:
         first, last = (encode(flow, image[None]) for image in ends)
         parts = [k / max(1, options.frames - 1) for k in range(options.frames)]
-        frames = [decode(flow, interpolate(first, last, t, mode=options.mode), clamp=True) for t in parts]
-        return torch.cat(frames)
+        return torch.cat([decode(flow, interpolate(first, last, t, mode=options.mode), clamp=True) for t in parts])
 
     stem = "_".join([*(path.stem for path in options.images), Path(options.model).stem, options.mode])
     names = [f"{k:03d}" for k in range(options.frames)]

@@ -80,7 +80,8 @@ def run_eval(options: Namespace) -> None:
     named, options.folders = _models_and_folders(options.folders)
     models = [*(options.model or []), *named] or ["srflow-x4"]
     flows = {model: load(model, options.device, **parse_fields(options.set)) for model in models}
-    kinds = {_kind(flow) for flow in flows.values()}
+    tasks = [flow.capabilities.tasks for flow in flows.values()]
+    kinds = {next((task for task in ("upscale", "colorize") if task in able), "density") for able in tasks}
     if len(kinds) > 1:
         described = ", ".join(f"{model} ({flow.architecture})" for model, flow in flows.items())
         raise FlowError(f"A table compares models of one kind; got {described}. Measure them one after the other.")
@@ -141,10 +142,6 @@ def _models_and_folders(words: list[Path]) -> tuple[list[str], list[Path]]:
     if not folders:
         raise FlowError("There is no folder of images to measure on. Add one: eval MODEL ... FOLDER.")
     return models, folders
-
-
-def _kind(flow: Flow) -> str:
-    return next((task for task in ("upscale", "colorize") if task in flow.capabilities.tasks), "density")
 
 
 def _by_set(folders: list[Path], flows: dict[str, Flow], evaluate: Callable[..., Any], **settings: Any) -> Any:

@@ -12,10 +12,8 @@ from ..errors import FlowError
 from ..images.files import Format
 from ..tasks import Precision
 
-CALM_EDGES = (
-    "0 to 1: how much lower the temperature is at edges, which keeps lines whole (default: what the model's file "
-    "states)"
-)
+STATED = "(default: what the model's file states)"
+CALM_EDGES = f"0 to 1: how much lower the temperature is at edges, which keeps lines whole {STATED}"
 MAX_MEGAPIXELS = 100  # of a result; more are asked about
 
 
@@ -100,8 +98,7 @@ def add_file_format(command: ArgumentParser) -> None:
 def add_upscale(command: ArgumentParser) -> None:
     add_pictures(command)
     option = command.add_argument
-    text = "0 is calm, 1 the model's own spread (default: what the model's file states)"
-    option("--temperature", type=float, help=text)
+    option("--temperature", type=float, help=f"0 is calm, 1 the model's own spread {STATED}")
     text = "of a clip, an animated image or a folder of numbered frames: how much of a frame guides the next, 0 to 1"
     option("--steadiness", type=float, metavar="PART", help=text)
     option("--calm-edges", type=float, metavar="SHARE", help=CALM_EDGES)
@@ -118,7 +115,7 @@ def add_upscale(command: ArgumentParser) -> None:
 def add_brighten(command: ArgumentParser) -> None:
     add_pictures(command, "brighten-photos")
     option = command.add_argument
-    text = "0 is the picture that the model expects, above come other exposures (default: what the model's file states)"
+    text = f"0 is the picture that the model expects, above come other exposures {STATED}"
     option("--temperature", type=float, help=text)
     text = "stops by which the results are lighter than the model draws them, -4 to 4 (default: 0)"
     option("--exposure", type=float, default=0.0, metavar="STOPS", help=text)
@@ -135,8 +132,7 @@ def add_shrink(command: ArgumentParser) -> None:
 def add_restore(command: ArgumentParser) -> None:
     _add_rescaling(command)
     option = command.add_argument
-    text = "0 is the mean of what is possible (default: what the model's file states)"
-    option("--temperature", type=float, help=text)
+    option("--temperature", type=float, help=f"0 is the mean of what is possible {STATED}")
     _add_draws(command, "pictures each", tiles="pixels of the small picture")
     option("--bits", type=int, choices=[8, 16], default=8, help="per channel (default: 8)")
     add_precision(command)
@@ -186,8 +182,7 @@ def add_sample(command: ArgumentParser) -> None:
     option("--guidance", type=float, default=0.0, metavar="W", help=text)
     text = "keep the Gaussian noise that a model draws because it was trained with it"
     option("--keep-noise", action="store_true", help=text)
-    text = "for models with styles, e.g. bold=2"
-    option("--style", action="append", default=[], metavar="NAME=STRENGTH", help=text)
+    option("--style", action="append", default=[], metavar="NAME=STRENGTH", help="for models with styles, e.g. bold=2")
     add_precision(command)
 
 
@@ -204,8 +199,7 @@ def add_interpolate(command: ArgumentParser) -> None:
 
 def add_colorize(command: ArgumentParser) -> None:
     command.usage = "%(prog)s IMAGE [IMAGE ...] -o OUT [options], or %(prog)s IMAGE OUT [options]"
-    out = "an image file (several samples are numbered by seed), or a folder"
-    add_pictures(command, "color-photos", out=out)
+    add_pictures(command, "color-photos", out="an image file (several samples are numbered by seed), or a folder")
     option = command.add_argument
     option("--samples", type=int, default=1, help="colorings, with seeds SEED, SEED + 1, ...")
     option("--keep", type=int, metavar="N", help="of the samples, write only the N most plausible, best first")
@@ -216,8 +210,7 @@ def add_colorize(command: ArgumentParser) -> None:
     option("--detail", type=float, help="temperature of the fine detail (default of both: the model's own)")
     text = "0 to 1: how much of the draw alike places share, so that what belongs together gets one color (default: "
     option("--coherence", type=float, metavar="SHARE", help=text + "the model's own)")
-    text = "factor on the chroma (default: the model's own, and 1 with a reference)"
-    option("--saturation", type=float, help=text)
+    option("--saturation", type=float, help="factor on the chroma (default: the model's own, and 1 with a reference)")
     option("--working-size", type=int, metavar="PIXELS", help="shorter side of the image that the model colors")
     option("--hint", action="append", default=[], metavar="X,Y,#RRGGBB", help="a color at a pixel; repeatable")
     option("--radius", type=float, default=8, metavar="PIXELS", help="of the hints (default: 8)")
@@ -340,8 +333,7 @@ def add_styles(command: ArgumentParser) -> None:
 def add_train(command: ArgumentParser) -> None:
     option = command.add_argument
     option("recipe", help="a TOML file, or a recipe by name, e.g. srflow-x4")
-    text = "folders of photographs, any depth (default: what the recipe names)"
-    option("--data", type=Path, nargs="+", help=text)
+    option("--data", type=Path, nargs="+", help="folders of photographs, any depth (default: what the recipe names)")
     text = "folder for checkpoints, model, sample sheets, curve (default: runs/NAME); resumes there"
     option("--run", "--into", type=Path, help=text)  # torchrun takes --run for an abbreviation of its own
     add_device(command)

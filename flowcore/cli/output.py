@@ -17,11 +17,10 @@ from tqdm import tqdm
 
 from ..errors import FlowError
 from ..images.files import upright_size
-from ..tasks import duration
+from ..tasks import Progress, duration
 
 if TYPE_CHECKING:
     from ..batch.folders import Job, Made
-    from ..tasks import Progress
 
 PATIENCE = 30  # seconds between lines on an image in work, where there is no bar, as in log files
 QUIET = ContextVar("QUIET", default=False)  # whether a command was told to write nothing but results and errors

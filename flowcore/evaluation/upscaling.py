@@ -94,10 +94,11 @@ def evaluate_upscaler(
             )
         for method, row in of_this.items():
             rows.setdefault(method, []).append(row | dict.fromkeys(infinite & row.keys(), math.nan))
-    means = {method: _means(values) for method, values in rows.items()}
-    if "psnr" not in measures:  # it was for the log, and the gain
-        for row in means.values():
-            row.pop("psnr", None)
+    means: dict[str, dict[str, float]] = {}
+    for method, of_method in rows.items():
+        keys = [key for key in of_method[0] if key != "psnr" or "psnr" in measures]  # for the log, and the gain
+        measured = {key: [row[key] for row in of_method if not math.isnan(row[key])] for key in keys}
+        means[method] = {key: sum(values) / len(values) for key, values in measured.items() if values}
     return means
 
 
@@ -146,12 +147,6 @@ def _bits(flow: Flow, hr: Tensor) -> dict[str, float]:
     hr = hr[..., :height, :width]
     cond = flow.encode_condition(as_stored(shrink(hr, flow.condition_scale)).to(next(flow.parameters()).device))
     return {"bits_per_dim": float(score(flow, to_uint8(hr), cond, complexity=False).bits_per_dim)}
-
-
-def _means(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Average every measure over the images that have it."""
-    measured = {key: [row[key] for row in rows if not math.isnan(row[key])] for key in rows[0]}
-    return {key: sum(values) / len(values) for key, values in measured.items() if values}
 
 
 def upscaler_table(results: dict[str, dict[str, dict[str, float]]], measures: Sequence[str] | None = None) -> str:

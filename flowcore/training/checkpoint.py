@@ -149,8 +149,7 @@ def with_guide_of(flow: Flow, start: Path) -> tuple[Flow, str]:
         return flow, ""
     copied = copy.deepcopy(flow)
     copied.guide = other.guide.to(next(flow.parameters()).device)
-    of_guide = {name: getattr(other.config, name) for name in OF_GUIDE}
-    copied.config = dataclasses.replace(flow.config, **of_guide)
+    copied.config = dataclasses.replace(flow.config, **{name: getattr(other.config, name) for name in OF_GUIDE})
     _, found, licence = str(read_header(start).provenance.get("licence", "")).partition("; guide: ")
     return copied, found + licence
 

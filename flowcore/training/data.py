@@ -33,6 +33,8 @@ from .degradation import darken, degrade, draw_degradation
 from .image_sources import Entry, Folders, describe, open_pixel_cache
 from .recipe import Recipe, held_out_names
 
+Batch = tuple[Tensor, Tensor | None]  # images, and the sources of their conditions, if there are any
+
 
 class Photographs:
     """Crops of 8-bit images; for upscalers pairs of HR and LR crops, for low-light models of bright and dark ones."""
@@ -71,9 +73,7 @@ class Photographs:
         if not self.training:
             raise ImageError(f"No image is left to train on: each one {reason}. Add others.")
 
-    def batch(
-        self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+    def batch(self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False) -> Batch:
         """Cut the crops of one step, rotated and mirrored at random, from the training or the held-out photographs.
 
         HR ``(B, 3, crop, crop)`` and LR ``(B, 3, crop / scale, crop / scale)``, float32 in [0, 1]; of low-light models
@@ -185,8 +185,7 @@ def _vary(y: Tensor, chroma: Tensor, rng: np.random.Generator) -> tuple[Tensor, 
     def uniform(low: float, high: float) -> Tensor:
         return torch.from_numpy(rng.uniform(low, high, (size, 1, 1, 1))).float()
 
-    saturation = uniform(0.8, 1.2)
-    chroma = chroma * saturation + torch.from_numpy(rng.normal(0, 0.008, (size, 2, 1, 1))).float()
+    chroma = chroma * uniform(0.8, 1.2) + torch.from_numpy(rng.normal(0, 0.008, (size, 2, 1, 1))).float()
     y = luma(merge(y, chroma).clamp_(0, 1)).clamp(0, 1)
     y = y.pow_(uniform(0.8, 1.25)).mul_(uniform(0.9, 1.0)).add_(uniform(0, 0.08))
     noise = torch.from_numpy(rng.standard_normal(y.shape, dtype=np.float32))
@@ -301,13 +300,8 @@ class Digits:
         count = len(self.images) - min(validation, len(self.images) - 1)
         self.training, self.held_out = np.arange(count), np.arange(count, len(self.images))
 
-    def batch(
-        self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """Draw digits ``(B, 1, 28, 28)`` of one step in [0, 1], never cropped, and their labels ``(B,)``, if labeled.
-
-        Held-out digits all have theirs.
-        """
+    def batch(self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False) -> Batch:
+        """Draw digits ``(B, 1, 28, 28)`` of one step in [0, 1], not cropped, and their labels ``(B,)``, if labeled."""
         rng = np.random.default_rng([seed, step, int(held_out)])
         chosen = rng.choice(self.held_out if held_out else self.training, size)
         labels = self.labels[chosen].astype(np.int64)

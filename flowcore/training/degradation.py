@@ -109,10 +109,7 @@ def degrade(
 
 
 def darken(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Photograph a picture ``(H, W, 3)`` of uint8 again in little light.
-
-    Linear light is multiplied by a gain, which may vary softly; then come noise, gamma, 8 bits, and JPEG for half.
-    """
+    """Photograph a picture ``(H, W, 3)`` of uint8 again in little light, unevenly lit, noisy and compressed."""
     uneven, compressed, quality, photon, read = rng.random(5).tolist()
     gain = math.log(MIN_GAIN) + rng.random() * math.log(MAX_GAIN / MIN_GAIN)
     light = torch.from_numpy(rng.standard_normal((1, 1, LIGHT_CELLS, LIGHT_CELLS)))

@@ -326,8 +326,7 @@ class NamedRun:
         return max((self.folder / "sheets").glob("*.png"), key=lambda path: int(path.stem), default=None)
 
     def _write(self, record: Record) -> None:
-        text = json.dumps(dataclasses.asdict(record), indent=2) + "\n"
-        write_atomic(self.folder / RECORD, text.encode())
+        write_atomic(self.folder / RECORD, (json.dumps(dataclasses.asdict(record), indent=2) + "\n").encode())
 
     def _refuse_to_overwrite(self, record: Record | None) -> None:
         found = self._find()

@@ -183,12 +183,9 @@ class StageRunner:
             if self.flow.encoder is not None:
                 self.flow.encoder.requires_grad_(not frozen)
                 self._freeze_backbone()
-        if self.module is None:
-            self.module = self.objective
-            if self.run.distributed.is_active:
-                self.module = DistributedDataParallel(
-                    self.objective, broadcast_buffers=False, find_unused_parameters=True
-                )
+        if self.module is None and self.run.distributed.is_active:
+            self.module = DistributedDataParallel(self.objective, broadcast_buffers=False, find_unused_parameters=True)
+        self.module = self.module or self.objective
 
     def _freeze_backbone(self) -> None:
         backbone = pretrained_backbone(self.flow)

@@ -68,8 +68,7 @@ def measure_styles(flow: Flow, images: Tensor, labels: Tensor, *, log: Callable[
         levels, _ = flow(_dequantized(flow, x, generator), flow.encode_condition(y))
         latents.append(torch.cat([level.flatten(1) for level in levels], dim=1))
     z = center_groups(torch.cat(latents).double(), labels)
-    covariance = targets.T @ z / len(z)  # (4, D)
-    directions = torch.linalg.solve(targets.T @ targets / len(z), covariance)
+    directions = torch.linalg.solve(targets.T @ targets / len(z), targets.T @ z / len(z))  # (4, D)
     if log is not None:
         explained = directions.square().sum(1)  # latents are nearly independent, of unit variance each
         values = ", ".join(f"{name} {float(value):.2f}" for name, value in zip(STYLES, explained, strict=True))
