@@ -59,13 +59,12 @@ class _Remote:
         rows: list[dict[str, Any]] = []
         for row in batch.to_pylist():
             path, start, notes = Path(row["path"]), time.monotonic(), list[str]()
-            made: dict[str, Any] = {"number": row["number"], "error": "", "notes": notes, "seconds": 0.0}
+            made: dict[str, Any] = {"number": row["number"], "results": [], "error": "", "notes": notes, "seconds": 0.0}
             try:
                 made["results"] = self._worker(path.read_bytes(), path.name, notify=notes.append)
                 made["seconds"] = time.monotonic() - start
             except Exception as error:  # one picture does not stop the others
-                text = str(error) if isinstance(error, FlowError) else f"{type(error).__name__}: {error}"
-                made |= {"results": [], "error": text}
+                made["error"] = str(error) if isinstance(error, FlowError) else f"{type(error).__name__}: {error}"
             rows.append(made)
         return _table(rows)
 

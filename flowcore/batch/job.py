@@ -209,7 +209,7 @@ class Worker:
             pictures = shrink(self.flow, image, **following)
         else:
             pictures = self._colorize(image, sampling, video=video)
-        provenance = Provenance.of(
+        text |= Provenance.of(
             {"temperature": 0.0, **work.settings, **work.own, "seed": work.seed, "samples": work.samples},
             self.flow,
             map(truncate_16_bits if bits == 16 else to_uint8, pictures),
@@ -219,8 +219,7 @@ class Worker:
             model=work.model,
             model_sha256=self.model_sha256,
             sources=sources,
-        )
-        text |= provenance.text()
+        ).text()
         options: dict[str, Any] = {"format": work.format, "bits": bits, "quality": work.quality, "text": text}
         # the pictures of ``shrink`` have 8 bits by the method, others where that was asked for
         before = photograph.bits if work.command == "shrink" or work.bits is None else bits
@@ -234,10 +233,8 @@ class Worker:
             seeds = ", ".join(str((work.seed + int(number)) % 2**64) for number in order)
             notify(f"Kept of {len(pictures)}, best first, by {work.by}: seed {seeds}.")
             pictures = pictures[order]
-        return [
-            files.encode(result, photograph.metadata, unique_id=id, **options)
-            for result, id in zip(pictures, ids, strict=True)
-        ]
+        named = zip(pictures, ids, strict=True)
+        return [files.encode(result, photograph.metadata, unique_id=id, **options) for result, id in named]
 
     def _colorize(self, image: Tensor, settings: dict[str, Any], *, video: bool) -> Tensor:
         points = [point for text in settings.pop("points", ()) for point in parse_points(text)]

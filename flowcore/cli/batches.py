@@ -250,7 +250,17 @@ def announce(
     if _is_small(options, work, coming):  # no need to look which results exist
         return {}
     coming = [one for one in coming if not state_of(one[0], is_done)]
-    refused = _too_large(options, coming)
+    refused: dict[Job, FlowError] = {}
+    for job, _, (height, width) in coming:
+        size = height * width / 1e6
+        if options.max_megapixels and size > options.max_megapixels:
+            text = f"A result would have {width}x{height} pixels, {size:.3g} megapixels; --max-megapixels is "
+            text += f"{options.max_megapixels:g}."
+            refused[job] = FlowError(f"{text} Shrink the image, or raise --max-megapixels (0: never ask).")
+    if refused and sys.stdin.isatty():
+        first, more = next(iter(refused)), f", and {len(refused) - 1} more are as large" if len(refused) > 1 else ""
+        _ask(f"{first.source}: {str(refused[first]).partition(' Shrink')[0]}{more}", "")
+        refused = {}
     coming = [one for one in coming if one[0] not in refused]
     if _is_small(options, work, coming):
         return refused
@@ -259,10 +269,8 @@ def announce(
     required = 3 * bits / 8 * work.samples * sum(height * width for *_, (height, width) in coming)
     folder = next(path for path in (options.out, *options.out.parents) if path.is_dir())
     if required > (free := shutil.disk_usage(folder).free):
-        _ask(
-            f"The results may need {required / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {options.out}.",
-            "Shrink the images, or make room.",
-        )
+        text = f"The results may need {required / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {options.out}."
+        _ask(text, "Shrink the images, or make room.")
     if not uses_ray(options):  # how fast other machines are is unknown
         sources, results = [source for _, source, _ in coming], [result for *_, result in coming]
         how = {name: work.settings[name] for name in ("tile", "precision", "steadiness") if name in work.settings}
@@ -274,22 +282,6 @@ def _is_small(options: Namespace, work: Work, coming: list[tuple[Job, Size, Size
     areas = [height * width / 1e6 for *_, (height, width) in coming]
     within = not options.max_megapixels or max(areas, default=0) <= options.max_megapixels
     return work.samples * sum(areas) < NOTEWORTHY and within
-
-
-def _too_large(options: Namespace, coming: list[tuple[Job, Size, Size]]) -> dict[Job, FlowError]:
-    """Ask about results of more than ``--max-megapixels``; return their jobs if there is nobody to ask."""
-    refused: dict[Job, FlowError] = {}
-    for job, _, (height, width) in coming:
-        size = height * width / 1e6
-        if options.max_megapixels and size > options.max_megapixels:
-            text = f"A result would have {width}x{height} pixels, {size:.3g} megapixels; --max-megapixels is "
-            text += f"{options.max_megapixels:g}."
-            refused[job] = FlowError(f"{text} Shrink the image, or raise --max-megapixels (0: never ask).")
-    if not refused or not sys.stdin.isatty():
-        return refused
-    first, more = next(iter(refused)), f", and {len(refused) - 1} more are as large" if len(refused) > 1 else ""
-    _ask(f"{first.source}: {str(refused[first]).partition(' Shrink')[0]}{more}", "")
-    return {}
 
 
 def _ask(question: str, advice: str) -> None:

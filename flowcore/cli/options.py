@@ -18,12 +18,9 @@ MAX_MEGAPIXELS = 100  # of a result; more are asked about
 
 
 def add_model(command: ArgumentParser, default: str = "srflow-x4", *, repeatable: bool = False) -> None:
-    command.add_argument(
-        "--model",
-        default=None if repeatable else default,
-        action="append" if repeatable else "store",
-        help=f"a model file, or a shipped model by name{', repeatable' * repeatable} (default: {default})",
-    )
+    text = f"a model file, or a shipped model by name{', repeatable' * repeatable} (default: {default})"
+    kind: dict[str, Any] = {"action": "append"} if repeatable else {"default": default}
+    command.add_argument("--model", help=text, **kind)
     add_fields(command)
     add_device(command)
 
@@ -45,9 +42,8 @@ def add_batch(command: ArgumentParser, out: str | None = None) -> None:
     """Add the images, where their results go (``out`` is the help of ``--out`` without a default), and Ray."""
     text = "image files, folders (searched at any depth), or quoted patterns: 'photos/**/*.jpg'"
     command.add_argument("images", nargs="+", metavar="IMAGE", help=text)
-    default = Path("output") if out is None else None
     text = out or "folder for the results (default: output), where sub-folders are kept; or the file of a single image"
-    command.add_argument("-o", "--out", type=Path, default=default, help=text)
+    command.add_argument("-o", "--out", type=Path, default=Path("output") if out is None else None, help=text)
     add_again(command)
     option = command.add_argument_group("many machines (pip install 'ray[data]')").add_argument
     option("--ray", action="store_true", help="run on a Ray cluster; without an address, start a local one")

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Generator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -41,10 +41,7 @@ def list_images(
 def read_each(
     files: Sequence[Path], read: Callable[[Path], Content], log: Callable[[str], None] | None = None
 ) -> Generator[tuple[int, Path, Content], None, None]:
-    """Yield number, file and ``read(file)`` of the images of a test set, without those for which it raises ImageError.
-
-    ``log``, or the process's own log, names each of these. If all were skipped, ImageError is raised at the end.
-    """
+    """Yield number, file and ``read(file)`` of the images of a test set; log those for which it raises ImageError."""
     skipped: list[str] = []
     for position, file in enumerate(files):
         try:
@@ -113,14 +110,12 @@ def evaluate_density(
     else:
         each = read_each(list_images(data, only, limit), lambda file: resize_to_own(flow, read_upright(file)), log)
         images = torch.stack([image for _, _, image in each])
+    how: dict[str, Any] = {"dequantization": dequantization, "samples": samples, "seed": seed, "complexity": False}
     values: list[Tensor] = []
     for start in range(0, len(images), batch):
         part = slice(start, start + batch)
         cond = None if labels is None else flow.encode_condition(labels[part])
-        found = score(
-            flow, images[part], cond, dequantization=dequantization, samples=samples, seed=seed, complexity=False
-        )
-        values.append(found.bits_per_dim)
+        values.append(score(flow, images[part], cond, **how).bits_per_dim)
     bits = torch.cat(values).double()
     return {
         "images": len(bits),

@@ -147,10 +147,7 @@ def folder_problem(folder: Path, *, digits: bool | None) -> str | None:
 def decode_each(
     sources: Iterable[ImageSource], process: Callable[[Image.Image], Processed]
 ) -> Generator[tuple[ImageSource, Processed | None, str], None, None]:
-    """Decode images in threads, ``MAX_PIXELS_IN_FLIGHT`` at once, and call ``process`` with each, upright and RGB.
-
-    It yields, in order, the source; the result, None if it could not be decoded; and why not.
-    """
+    """Decode images in threads; yield each source, in order, with what ``process`` returns, or why it failed."""
 
     def decode(opened: tuple[Image.Image, bytes] | None, reason: str) -> tuple[Processed | None, str]:
         image = None

@@ -428,8 +428,7 @@ def _brighten(flow: Flow, x: Tensor, dark: Tensor) -> Validation:
     gains = (x * dark).sum((1, 2, 3), keepdim=True) / dark.square().sum((1, 2, 3), keepdim=True).clamp_min(1e-6)
     columns = [dark, gains * dark, _decode(flow, cond, x, 0.0), _decode(flow, cond, x, 0.8), x]
     names = ("psnr_gain", "psnr_tau0", "psnr_tau0.8")
-    metrics = {name: _over_batch(psnr, column, x) for name, column in zip(names, columns[1:], strict=False)}
-    return metrics, columns
+    return {name: _over_batch(psnr, column, x) for name, column in zip(names, columns[1:], strict=False)}, columns
 
 
 def _upscale(flow: Flow, stage: Stage, temperatures: tuple[float, ...], hr: Tensor, lr: Tensor) -> Validation:

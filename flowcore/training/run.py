@@ -46,12 +46,10 @@ class Run:
     def stages(self) -> list[Stage]:
         """The same at the length of this run, with warmups in proportion."""
         whole = self.whole_stages()
-        return [
-            dataclasses.replace(
-                stage, steps=steps, warmup=min(stage.warmup, max(1, round(stage.warmup * steps / stage.steps)))
-            )
-            for stage, steps in zip(whole, self.state.stage_steps or [s.steps for s in whole], strict=True)
-        ]
+        lengths = self.state.stage_steps or [stage.steps for stage in whole]
+        warmups = [min(s.warmup, max(1, round(s.warmup * n / s.steps))) for s, n in zip(whole, lengths, strict=True)]
+        fitted = zip(whole, lengths, warmups, strict=True)
+        return [dataclasses.replace(stage, steps=steps, warmup=warmup) for stage, steps, warmup in fitted]
 
     def total(self) -> int:
         """Steps of all stages."""
@@ -92,10 +90,8 @@ class Pace:
         seconds = slower * sum(each * steps for each, steps in zip(self.trial, ahead, strict=True))
         factor = self._mean(max(0.0, left - self.closing) / max(seconds, 1e-9))
         past = [*plan[:stage], done, *[0] * (len(plan) - stage - 1)]
-        return [
-            max(1, min(most, made + round(factor * steps)))
-            for made, steps, most in zip(past, ahead, longest, strict=True)
-        ]
+        stages = zip(past, ahead, longest, strict=True)
+        return [max(1, min(most, made + round(factor * steps))) for made, steps, most in stages]
 
 
 # --- several processes, started by ``torchrun --nproc-per-node N -m flowcore train ...`` ------------------------------

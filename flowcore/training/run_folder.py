@@ -205,9 +205,8 @@ class Results:
     def verdict(self, start: Mapping[str, float]) -> tuple[bool | None, str]:
         """Compare what was trained with what it started from, which measured ``start``: is it better, in a sentence."""
         if not start:
-            return None, (
-                "no held-out image is as large as a crop, so nothing tells whether this is better than the start"
-            )
+            said = "no held-out image is as large as a crop, so nothing tells whether this is better than the start"
+            return None, said
         file = self.worse if self.worse.exists() else self.model
         if file == self.model and filecmp.cmp(file, self.start, shallow=False):
             return None, f"stopped before it was measured, so {file.name} is the start"
@@ -339,11 +338,8 @@ class NamedRun:
             )
 
     def _refuse_other_settings(self, record: Record, settings: Record) -> None:
-        changes = [
-            f"{field} {getattr(record, field)} (now {getattr(settings, field)})"
-            for field in ("recipe", "minutes", "start")
-            if getattr(record, field) != getattr(settings, field)
-        ]
+        asked = [(field, getattr(record, field), getattr(settings, field)) for field in ("recipe", "minutes", "start")]
+        changes = [f"{field} {was} (now {now})" for field, was, now in asked if was != now]
         if not changes and record.fingerprint != settings.fingerprint:
             changes = [f"another content of the recipe {record.recipe}"]
         if changes:

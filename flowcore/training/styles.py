@@ -142,11 +142,7 @@ class AttributeTable:
 
 
 def parse_attribute(text: str) -> Attribute:
-    """Read how a style is to be measured.
-
-    ``NAME=COLUMN`` for numbers, ``NAME=-COLUMN`` for numbers whose small values are strong, ``NAME=COLUMN:WORD/WORD``
-    for words, the positive one first; each may end in ``*GAIN``.
-    """
+    """Read NAME=COLUMN, NAME=-COLUMN if small numbers are strong, or NAME=COLUMN:POSITIVE/NEGATIVE; and ``*GAIN``."""
     found = re.fullmatch(r"([^=]+)=(-?)([^=:*]+)(?::([^/]+)/([^/*]+))?(?:\*(\d+(?:\.\d+)?))?", text.strip())
     if found is None or (found[2] and found[4]):
         raise FlowError(
