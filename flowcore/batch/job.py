@@ -68,9 +68,8 @@ class Work:
     @property
     def carries(self) -> bool:
         """Whether a result depends on the frames before it."""
-        return self.settings.get("frames") == "video" and (
-            self.command == "upscale" or bool(self.settings.get("carry"))
-        )
+        carried = self.command == "upscale" or bool(self.settings.get("carry"))
+        return carried and self.settings.get("frames") == "video"
 
     def guide_of(self, name: str) -> bytes | None:
         """Read the guide of a picture file of that name; FlowError if the folder of guides has not exactly one."""

@@ -69,13 +69,11 @@ def read_upright(file: Path) -> Image.Image:
 
 def read_cropped(file: Path, multiple: int) -> Tensor:
     """Read an RGB image ``(1, 3, H, W)`` in [0, 1], cropped at the right and bottom to multiples of a number."""
-    array = np.asarray(read_upright(file))
-    height, width = (side // multiple * multiple for side in array.shape[:2])
+    rgb = np.asarray(read_upright(file))
+    height, width = (side // multiple * multiple for side in rgb.shape[:2])
     if min(height, width) < multiple:
-        raise ImageError(
-            f"It is too small: expected sides of at least {multiple}; got {array.shape[1]}x{array.shape[0]}."
-        )
-    return torch.from_numpy(array[:height, :width].copy()).permute(2, 0, 1)[None].float() / 255
+        raise ImageError(f"It is too small: expected sides of at least {multiple}; got {rgb.shape[1]}x{rgb.shape[0]}.")
+    return torch.from_numpy(rgb[:height, :width].copy()).permute(2, 0, 1)[None].float() / 255
 
 
 def markdown(titles: list[str], rows: list[list[str]]) -> str:
@@ -126,8 +124,6 @@ def evaluate_density(
 
 def density_table(results: dict[str, dict[str, float]]) -> str:
     """Format densities: set name to what ``evaluate_density`` returned."""
-    rows = [
-        [name, f"{row['images']:.0f}", f"{row['bits_per_dim']:.4f}", f"{row['standard_error']:.4f}"]
-        for name, row in results.items()
-    ]
+    styles = {"images": ".0f", "bits_per_dim": ".4f", "standard_error": ".4f"}
+    rows = [[name, *(format(row[key], style) for key, style in styles.items())] for name, row in results.items()]
     return markdown(["set", "images", "bits per dimension", "standard error"], rows)

@@ -79,15 +79,13 @@ class Photographs:
         HR ``(B, 3, crop, crop)`` and LR ``(B, 3, crop / scale, crop / scale)``, float32 in [0, 1]; of low-light models
         the dark crop for LR; of others with scale 1 None.
         """
-        return self._draw(size, crop, seed, step, held_out)[:2]
+        return self._draw(size, crop, seed, step, held_out)[0]
 
     def fitting(self, crop: int, *, held_out: bool = False) -> list[Entry]:
         """List the training or held-out images whose sides are both at least as long as the crop."""
         return self._candidates(crop, held_out)[0]
 
-    def _draw(
-        self, size: int, crop: int, seed: int, step: int, held_out: bool
-    ) -> tuple[Tensor, Tensor | None, list[Entry]]:
+    def _draw(self, size: int, crop: int, seed: int, step: int, held_out: bool) -> tuple[Batch, list[Entry]]:
         """Make a ``batch``, and list the images that it is cut from."""
         rng = np.random.default_rng([seed, step, int(held_out)])
         # the degradation has a generator of its own, so that HR crops do not depend on it
@@ -96,7 +94,8 @@ class Photographs:
         chosen = [entries[i] for i in rng.choice(len(entries), size, p=probabilities)]
         pairs = [self._crop(entry, crop, rng, degradation_rng) for entry in chosen]
         paired = self.recipe.scale > 1 or self.recipe.degradation == "dark"
-        return _to_batch([hr for hr, _ in pairs]), _to_batch([lr for _, lr in pairs]) if paired else None, chosen
+        hr, lr = _to_batch([hr for hr, _ in pairs]), _to_batch([lr for _, lr in pairs]) if paired else None
+        return (hr, lr), chosen
 
     def _list_candidates(self, crop: int, held_out: bool) -> tuple[list[Entry], np.ndarray]:
         """Images to cut from, and their probabilities."""
@@ -152,7 +151,7 @@ class ColorPhotographs(Photographs):
         Chroma as a colorizer takes it, ``(B, 2, crop / 4, crop / 4)``, and its source ``(B, 8, crop, crop)``; with a
         memory to recall from ``(B, 13, crop, crop)``.
         """
-        rgb, _, entries = self._draw(size, crop, seed, step, held_out)
+        (rgb, _), entries = self._draw(size, crop, seed, step, held_out)
         y, chroma = split(rgb.contiguous())
         rng = np.random.default_rng([seed, step, int(held_out), 1])
         if not held_out:

@@ -1,8 +1,7 @@
 """Finding and decoding the images of folders and ZIP archives, and the cache of their pixels.
 
-The cache is two files per set of images, named by a hash of what is in them: ``HASH.u8`` holds the pixels, which are
-mapped into memory, ``HASH.json`` the index, which is written last. Processes may write the same cache at the same time:
-each renames files of its own, with equal contents.
+Of each set of images ``HASH.u8`` holds the pixels, which are mapped into memory, and ``HASH.json`` the index, which is
+written last. Processes may write the same cache at once: each renames files of its own, with equal contents.
 """
 
 import hashlib

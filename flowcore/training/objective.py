@@ -275,14 +275,12 @@ def initialize_flow(flow: Flow, x: Tensor, source: Tensor | None, seed: int) -> 
         flow.prelude.initialize(x)
     cond = None if source is None else flow.encode_condition(source)
     noise = Uniform().noise(tuple(x.shape), generator).to(x)
-    quant_bins = getattr(flow.config, "quant_bins", 0)
-    if quant_bins:
+    if quant_bins := getattr(flow.config, "quant_bins", 0):
         flow.initialize(dequantize(x, quant_bins, noise), cond)
         return
     bins = quantization(flow)
     k = round_to_integers(x, bins.n_bits)
-    dequantizer = _variational(flow)
-    if dequantizer is not None:
+    if (dequantizer := _variational(flow)) is not None:
         dequantizer.initialize(dequantizer.noise(tuple(k.shape), generator).to(k), k)
     flow.initialize(bins.place(k, noise.to(k)).to(x), cond)
 
@@ -303,11 +301,9 @@ def pretrained_backbone(flow: Flow) -> nn.Module | None:
 
 def _bits(flow: Flow, x: Tensor, cond: Condition | None, noise: Tensor) -> Tensor:
     """Bits per dimension, (B,), with the noise that the model's configuration names."""
-    quant_bins = getattr(flow.config, "quant_bins", 0)
-    if quant_bins:
+    if quant_bins := getattr(flow.config, "quant_bins", 0):
         return bits_per_dim(log_prob(flow, dequantize(x, quant_bins, noise), cond), x[0].numel())
-    sigma = getattr(flow.config, "noise", 0.0) / 2  # of images in [0, 1]
-    if sigma:
+    if sigma := getattr(flow.config, "noise", 0.0) / 2:  # of images in [0, 1]
         return bits_per_dim(log_prob(flow, x + sigma * noise, cond), x[0].numel(), quantization(flow).width)
     k = round_to_integers(x, quantization(flow).n_bits)
     return bits_per_dim(log_weight(flow, k, cond, dequantizer=_variational(flow), noise=noise), x[0].numel())

@@ -271,10 +271,8 @@ def _checked(kind: type[Any], raw: dict[str, Any], prefix: str) -> Any:
     fields, types = {f.name: f for f in dataclasses.fields(kind)}, annotated_types(kind)
     for key in raw:
         if key not in fields:
-            choices = sorted(fields.keys() - {"text"})
-            raise FlowError(
-                f"Unknown recipe key {prefix}{key}.{suggestion(key, choices)} Choices: {', '.join(choices)}."
-            )
+            known = sorted(fields.keys() - {"text"})
+            raise FlowError(f"Unknown recipe key {prefix}{key}.{suggestion(key, known)} Choices: {', '.join(known)}.")
     for name, f in fields.items():
         if f.default is dataclasses.MISSING and name not in raw:
             raise FlowError(f"The recipe lacks {prefix}{name}.")

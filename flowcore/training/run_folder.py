@@ -212,8 +212,7 @@ class Results:
             return None, f"stopped before it was measured, so {file.name} is the start"
         metrics = read_header(file).provenance["metrics"]
         values = ", ".join(f"{name} {start[name]:g} -> {value:g}" for name, value in metrics.items() if name in start)
-        worse = became_worse(start, metrics)
-        if worse:
+        if worse := became_worse(start, metrics):
             files = f"{self.model.name} is the start; what was trained is {self.worse}"
             return False, f"worse than the start {worse} ({values}): {files}"
         change, *others = (loss_of_quality(name, start, metrics) for name in start)
@@ -328,8 +327,7 @@ class NamedRun:
         write_atomic(self.folder / RECORD, (json.dumps(dataclasses.asdict(record), indent=2) + "\n").encode())
 
     def _refuse_to_overwrite(self, record: Record | None) -> None:
-        found = self._find()
-        if found is not None and found.resolve() != self.target.resolve():
+        if (found := self._find()) is not None and found.resolve() != self.target.resolve():
             raise FlowError(f"There is a model {self.target.name} in {found.parent} already. Choose another name.")
         if self.target.exists() and (record is None or file_sha256(self.target) != record.saved):
             raise FlowError(

@@ -188,8 +188,7 @@ class StageRunner:
         self.module = self.module or self.objective
 
     def _freeze_backbone(self) -> None:
-        backbone = pretrained_backbone(self.flow)
-        if backbone is not None and self.stage.backbone_rate == 0:
+        if (backbone := pretrained_backbone(self.flow)) is not None and self.stage.backbone_rate == 0:
             backbone.requires_grad_(False)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
@@ -197,8 +196,7 @@ class StageRunner:
         factors: dict[int, float] = {}
         if self.flow.encoder is not None and self.stage.objective == "likelihood":
             factors |= {id(p): self.stage.encoder_rate for p in self.flow.encoder.parameters()}
-        backbone = pretrained_backbone(self.flow)
-        if backbone is not None:
+        if (backbone := pretrained_backbone(self.flow)) is not None:
             factors |= {id(p): factors.get(id(p), 1.0) * self.stage.backbone_rate for p in backbone.parameters()}
         groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for p in sorted(self.parameters, key=lambda p: p.ndim != 4):

@@ -166,8 +166,7 @@ def read_attribute_table(
         with table.open(encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file, delimiter="\t")
             columns = rows.fieldnames or []
-            missing = [name for name in ("file", *(a.column for a in attributes)) if name not in columns]
-            if missing:
+            if missing := [name for name in ("file", *(a.column for a in attributes)) if name not in columns]:
                 raise FlowError(
                     f"{table.name} has no column {', '.join(missing)}; it has {', '.join(columns) or 'none'}. Expected "
                     "are tab-separated columns with their names in the first line."
