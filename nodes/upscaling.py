@@ -204,8 +204,7 @@ class FlowcoreTemperatureGrid(PickingNode):
             for table in pictures.unflatten(0, (images, len(taus), seeds))
         ]
         each = [(tau, k) for tau in taus for k in drawn] * images
-        # A table is shown of one image; of several it would be too wide.
-        shape = {"rows": seeds} if images == 1 else {}
+        shape = {"rows": seeds} if images == 1 else {}  # a table of several images would be too wide
         facts = [
             {"seed": k, "temperature": tau, **shape, **of_image(place, count, len(each))}
             for place, (tau, k) in enumerate(each)

@@ -43,11 +43,8 @@ def merge(y: Tensor, chroma: Tensor) -> Tensor:
 
 
 def compress(y: Tensor, chroma: Tensor) -> Tensor:
-    """Convert luma and chroma to RGB in gamut by reducing saturation, which keeps luma and hue.
-
-    ``rgb = y + k d``, with d the offset of the color from gray and k <= 1 the largest factor that keeps rgb in [0, 1].
-    """
-    offset = merge(y, chroma) - y
+    """Convert luma and chroma to RGB in gamut by reducing saturation, which keeps luma and hue."""
+    offset = merge(y, chroma) - y  # from gray; k <= 1 is the largest factor on it that keeps RGB in [0, 1]
     room = torch.where(offset > 0, 1 - y, y)
     wanted = offset.abs().clamp_min(torch.finfo(offset.dtype).tiny)
     k = (room / wanted).amin(1, keepdim=True).clamp(0, 1)

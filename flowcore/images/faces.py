@@ -102,8 +102,7 @@ class FacePlace:
 
     def along_pixels(self, size: int) -> FacePlace:
         """Return the place whose crop is a window of so many of the picture's own pixels: not resampled, nor turned."""
-        middle = self.to_picture(torch.tensor([0.5, 0.5])).tolist()
-        left, top = (round(at - size / 2) for at in middle)
+        left, top = (round(at - size / 2) for at in self.to_picture(torch.tensor([0.5, 0.5])).tolist())
         return replace(self, window=(left, top, size))
 
     def _frame(self) -> tuple[Tensor, Tensor]:

@@ -102,8 +102,7 @@ def read_rgb(data: bytes, name: str) -> Image.Image:
 def decode_rgb(opened: Image.Image, data: bytes) -> Image.Image:
     """Decode a file that Pillow has opened to upright 8-bit RGB: the pixels of ``read``, rounded and without alpha.
 
-    ValueError if it holds floating-point values, whose range is not known. Damaged files make Pillow raise almost
-    anything.
+    ValueError for floating-point values, whose range is not known; damaged files make Pillow raise almost anything.
     """
     pixels = _decode(opened, data)[:, :, :3]
     if pixels.dtype == np.uint16:

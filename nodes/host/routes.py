@@ -19,10 +19,8 @@ Answer = tuple[int, bytes]  # a status of HTTP, and a PNG file if that is 200
 
 
 def post(path: str, prepare: Callable[[Any], Callable[[], Answer]]) -> None:
-    """Answer what pages of the host post to a path such as "/flowcore/live", also below /api.
-
-    `prepare` gets the body's JSON as it comes, in the server's own thread; what it returns runs in another, in turn.
-    """
+    """Answer what pages of the host post to a path such as "/flowcore/live", also below /api."""
+    # `prepare` gets the body's JSON as it comes, in the server's own thread; what it returns runs in another, in turn.
     server = getattr(PromptServer, "instance", None)
     if server is None:
         return
@@ -48,10 +46,8 @@ def post(path: str, prepare: Callable[[Any], Callable[[], Answer]]) -> None:
 
 
 def show_as_inputs(is_ours: Callable[[str], bool], read: Callable[[str], tuple[bytes, str]]) -> None:
-    """Show pictures of ours where the frontend shows files of the input folder: on nodes, in menus and in App mode.
-
-    It asks for all of them at /view. `read` returns the contents and the type of the file of a name that is ours.
-    """
+    """Show pictures of ours where the frontend shows files of the input folder: on nodes, in menus and in App mode."""
+    # It asks for all of them at /view. `read` returns the contents and the type of the file of a name that is ours.
 
     async def answer(name: str) -> Any:  # not in the server's own thread, which decoding would hold up
         body, kind = await asyncio.get_running_loop().run_in_executor(None, read, name)

@@ -10,8 +10,7 @@ from .source import Source
 from .srflow import LLFLOW, SRFLOW, SRFLOW_DA
 from .tarflow import TARFLOW
 
-# LLFlow and SRFlow-DA use SRFlow's names, too, and come before it.
-SOURCES: list[Source] = [LLFLOW, SRFLOW_DA, SRFLOW]
+SOURCES: list[Source] = [LLFLOW, SRFLOW_DA, SRFLOW]  # SRFlow last, since the others use its names, too
 SOURCES.extend((HCFLOW, Y0AST, CHAIYUJIN, ROSINALITY, OPENAI, NORMFLOWS, CHRISCHUTE, FFJORD, RESIDUAL_FLOW, TARFLOW))
 
 

@@ -316,6 +316,8 @@ ROSINALITY = Source(
 
 # --- y0ast/Glow-PyTorch and chaiyujin/glow-pytorch: one design under two sets of names --------------------------------
 
+SHUFFLE_INDICES = re.compile(r"(__extra__\.)?flow\.layers\.\d+\.shuffle\.indices")
+
 
 class Naming(NamedTuple):
     """Pixel conventions and names in which the two programs differ."""
@@ -327,9 +329,6 @@ class Naming(NamedTuple):
     linear: str  # from the linear map of labels to its matrix
     factors: str  # see ``take_lu``
     top: str  # the learned constants
-
-
-SHUFFLE_INDICES = re.compile(r"(__extra__\.)?flow\.layers\.\d+\.shuffle\.indices")
 
 
 def _y0ast_table(naming: Naming) -> Iterator[Origin]:
