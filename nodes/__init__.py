@@ -21,7 +21,7 @@ NODES = [
 
 
 def extension() -> Extension:
-    """Tell the host of all else of ours, at its start, and return what lists our nodes."""
+    """Register what we have besides nodes with the host, at its start, and return what lists our nodes."""
     register_model_folder()
     upscaling.register_srflow()
     recording = {node.__name__ for node in NODES if issubclass(node, PickingNode) and node.RECORDS}

@@ -23,7 +23,7 @@ from .picking import PROVENANCE_LOG, PickingNode
 from .sockets import EncodingModel, Image, PhotoModel
 
 BRIGHT = 16  # deviation in 1/255 at full brightness and gain 1; 1 of 1000 pixels exceeds it at temperature 0.8
-PERCENTILES = (2, 98)  # of a map of bits, at 0 and 1 of its mask
+PERCENTILES = (2, 98)  # of a map of bits, which become 0 and 1 of its mask
 
 
 class FlowcoreScore(FlowNode):

@@ -70,12 +70,12 @@ class FlowcoreFolder(FlowNode):
             samples=samples,
             bits=None,  # those of the picture
         )
-        end = Path(model.name).stem + ("" if temperature is None else f"_tau{temperature:g}")
-        names = [f"_{end}_seed{seed}" for seed in work.seeds()]
+        tag = Path(model.name).stem + ("" if temperature is None else f"_tau{temperature:g}")
+        names = [f"_{tag}_seed{seed}" for seed in work.seeds()]
 
         def results(picture: str) -> list[str]:
-            start, frame = split_name(picture)
-            return [f"{start}{name}{frame}.png" for name in names]
+            stem, frame = split_name(picture)
+            return [f"{stem}{name}{frame}.png" for name in names]
 
         todo = jobs(find([str(source)], out, notes), out, results)
         for job in todo:
@@ -111,7 +111,7 @@ class FlowcoreSave(FlowNode):
 
     @classmethod
     def validate_inputs(cls, source: Any = "", format: Any = "png", bits: Any = "8") -> bool | str:
-        try:  # what cannot be saved is refused before the work; None comes along a wire
+        try:  # what cannot be saved is refused before the work; None stands for a wire
             _files(source or "")
             check_format(format or "png", 16 if bits == "16" else 8)
         except FlowError as error:

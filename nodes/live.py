@@ -1,4 +1,4 @@
-"""Live pictures: what a node of latents would make of other numbers, asked by the page while they are dragged.
+"""Live pictures: what a node of latents would make of other numbers, which the page asks while sliders are dragged.
 
 They come from what a run has kept, and from its model, wherever the host keeps that. Runs go first: while one waits or
 runs there is no picture, and one that is being made is stopped, as by the page's next question about the same run.

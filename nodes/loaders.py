@@ -254,7 +254,7 @@ class FlowcoreExample(FileNode):
             every = [torch.cat(every)]
         if picture in FILMS:
             every = [_pan(every[0], *FILMS[picture])]
-        # Beside a file that was dropped lies whatever else was: it stands for itself.
+        # A file at the top stands for itself: whatever else was dropped there is not part of it.
         is_file = path == paths.input_path(picture)
         return self.output(
             [pixels[:, :3] for pixels in every],
@@ -305,7 +305,7 @@ def _read_with_alpha(file: Path) -> Tensor:
 
 
 def _pan(picture: Tensor, frames: int, size: tuple[int, int], tall: int) -> Tensor:
-    """Pan from the upper left to the lower right over a picture that is so ``tall``: (frames, C, *size)."""
+    """Pan from the upper left to the lower right over a picture resized to a height of ``tall``: (frames, C, *size)."""
     height, width = size
     wide = round(picture.shape[-1] * tall / picture.shape[-2])
     small = torch.nn.functional.interpolate(picture, (tall, wide), mode="area")

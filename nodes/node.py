@@ -1,4 +1,4 @@
-"""The base class of our nodes: words from the English locale, and values that are what the schema says."""
+"""The base class of our nodes: texts from the English locale, and values checked against the schema."""
 
 import json
 import math
@@ -29,7 +29,7 @@ TEXTS: dict[str, Any] = _english("main.json")["flowcore"]
 
 @cache
 def _without_path(kind: type[FlowError]) -> type[FlowError]:
-    """A class of errors like another, whose module has the package's plain name."""
+    """Derive a class of errors of the same name, whose module is "flowcore"."""
     return type(kind.__name__, (kind,), {"__module__": "flowcore"})
 
 

@@ -33,7 +33,7 @@ class PickingNode(FlowNode):
 
     IS_OUTPUT_NODE = True  # it shows its pictures, whether or not they go on
     HIDDEN = (io.Hidden.prompt, io.Hidden.extra_pnginfo)
-    PICKED: ClassVar[tuple[int, ...]] = (0,)  # places of the outputs with an item per picture; the first of them counts
+    PICKED: ClassVar[tuple[int, ...]] = (0,)  # indices of outputs with an item per picture; the first is counted
     # Whether it writes the provenance of all pictures in its first output, whichever is picked: into the hidden
     # `extra_pnginfo`, which the host writes into every PNG file, and which does not decide whether a node runs again.
     RECORDS: ClassVar[bool] = False

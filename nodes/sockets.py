@@ -188,7 +188,7 @@ def _expect(is_valid: Callable[[Any], bool], expected: str, advice: str = "Conne
     return check
 
 
-def _mask(value: Any, name: str) -> Tensor:
+def _tensor(value: Any, name: str) -> Tensor:
     if not isinstance(value, Tensor):
         raise ImageError(f"{name} must be an image; got {shown(value)}. Connect a node that makes one.")
     return value
@@ -196,7 +196,7 @@ def _mask(value: Any, name: str) -> Tensor:
 
 def _image(value: Any, name: str) -> Tensor:
     """Convert an IMAGE of the host, (B, H, W, C) in any dtype, to (B, C, H, W) float32 on the same device."""
-    image = _mask(value, name)
+    image = _tensor(value, name)
     if image.ndim != 4:
         raise ImageError(
             f"expected an IMAGE of shape (batch, height, width, channels); got {tuple(image.shape)}. "
@@ -219,7 +219,7 @@ def _is_places(value: Any) -> bool:
 SOCKETS: dict[str, Callable[[Any, str], Any]] = {
     "IMAGE": _image,
     "IMAGE,VIDEO": _image,  # whose frames `ClipNode` has taken
-    "MASK": _mask,
+    "MASK": _tensor,
     "FLOW_MODEL": _expect(lambda value: isinstance(value, FlowModel), "a model of Load Flow Model"),
     "FLOW_LATENTS": _expect(
         lambda value: isinstance(value, Latents),

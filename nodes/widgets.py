@@ -78,7 +78,7 @@ def file_choice(options: Callable[[], list[str]], facts: Callable[[], dict[str, 
 switch = partial(io.Boolean.Input, default=False, optional=True)
 text = partial(io.String.Input, default="", optional=True)  # labels, points, or one temperature per level
 mode = choice("slerp", "linear", "norm", advanced=True)  # between two latents
-per = choice("local", "channel", "level", default="level")  # normalized together
+per = choice("local", "channel", "level", default="level")  # what is normalized together
 
 CalmEdges = Annotated[float | None, slider(OWN, OWN, 1.0, optional=True, advanced=True)]
 Fit = Annotated[subject.Fit, choice("resize", "crop", optional=True)]

@@ -30,7 +30,7 @@ class RunState:
     step: int = 0  # finished ones, over all stages
     skipped: int = 0  # steps whose update was skipped because loss or gradient was not finite
     bad: int = 0  # how many of the last steps, consecutively, were skipped
-    rate: float = 1.0  # on the recipe's learning rates, halved whenever the run went back to a checkpoint
+    rate: float = 1.0  # factor on the recipe's learning rates, halved whenever the run went back to a checkpoint
     retreats: int = 0  # how often it went back
     initialised: bool = False  # whether the data-dependent initialization was made
     # steps of every stage of a run that is to end within some minutes; empty for the recipe's
@@ -110,13 +110,13 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def load_weights(flow: Flow, path: Path, *, other_encoder: bool = False) -> None:
-    """Load a model of the same configuration; a dequantizer, a guide or ``other_encoder`` may be new or left behind."""
+    """Load a model of the same configuration; its dequantizer, guide and, if ``other_encoder``, encoder may differ."""
     other = read(path)
     expected, actual = dataclasses.asdict(flow.config), dataclasses.asdict(other.config)
-    may_differ = {"styles", *SAMPLING, *OF_GUIDE}  # measured after training: those of the file are of its weights
+    may_differ = {"styles", *SAMPLING, *OF_GUIDE}  # settings measured after training, for a file's own weights
     if (flow.dequantizer is None) != (other.dequantizer is None):
         may_differ.add("dequantizer_steps")
-    if expected.get("memory"):  # it is filled anew, and without effect where there was none
+    if expected.get("memory"):  # filled anew, and without effect where there was none
         may_differ.add("memory")
     differing = [name for name in expected if name not in may_differ and expected[name] != actual.get(name)]
     of_encoder = [name for name in differing if name.startswith("encoder") or name == "stacked_blocks"]
@@ -178,9 +178,9 @@ def load_encoder(flow: Flow, path: Path, *, backbone_alone: bool = False) -> str
             lr_encoder(flow).load_state_dict(lr_encoder(read(path)).state_dict())
             return "encoder"
         assert encoder is not None
-        inner = "backbone."
+        prefix = "backbone."
         if not is_ours(path):
-            theirs = {inner + name: t.float() for name, t in load_file(path).items()}
+            theirs = {prefix + name: t.float() for name, t in load_file(path).items()}
         else:
             other = read(path).encoder
             theirs = {} if other is None else other.state_dict()
@@ -188,7 +188,7 @@ def load_encoder(flow: Flow, path: Path, *, backbone_alone: bool = False) -> str
         if shapes == own and not backbone_alone:
             encoder.load_state_dict(theirs)
             return "encoder"
-        backbone.load_state_dict({n.removeprefix(inner): t for n, t in theirs.items() if n.startswith(inner)})
+        backbone.load_state_dict({n.removeprefix(prefix): t for n, t in theirs.items() if n.startswith(prefix)})
         return "backbone"
     except (RuntimeError, SafetensorError) as error:
         raise FlowError(

@@ -112,16 +112,16 @@ class Photographs:
         self, entry: Entry, crop: int, rng: np.random.Generator, degradation_rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         hr, lr = self.cache.images(entry)
-        recipe, s, small = self.recipe, self.recipe.scale, crop // self.recipe.scale
+        recipe, scale, small = self.recipe, self.recipe.scale, crop // self.recipe.scale
         top = int(rng.integers(0, lr.shape[0] - small + 1))
         left = int(rng.integers(0, lr.shape[1] - small + 1))
         turn, mirror = int(rng.integers(4)) if recipe.turn else 0, bool(rng.integers(2))
-        if recipe.degradation == "realistic" and s > 1:
-            way = draw_degradation(degradation_rng, recipe.degradation_strength)
-            lr = degrade(hr, s, top, left, small, way, degradation_rng)
+        if recipe.degradation == "realistic" and scale > 1:
+            drawn = draw_degradation(degradation_rng, recipe.degradation_strength)
+            lr = degrade(hr, scale, top, left, small, drawn, degradation_rng)
         else:
             lr = lr[top : top + small, left : left + small]
-        hr = hr[top * s : top * s + crop, left * s : left * s + crop]
+        hr = hr[top * scale : top * scale + crop, left * scale : left * scale + crop]
         if recipe.degradation == "dark":
             lr = darken(hr, degradation_rng)
         hr, lr = (np.rot90(x, turn) for x in (hr, lr))
@@ -146,7 +146,7 @@ class ColorPhotographs(Photographs):
     recall: Recall | None = None  # of the model that is trained, if it has a memory
 
     def batch(self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False) -> tuple[Tensor, Tensor]:
-        """Cut the crops of one step, see ``Photographs.batch``; held-out ones are not varied and have no hints.
+        """Cut the crops of one step, see ``Photographs.batch``; held-out ones are not augmented and have no hints.
 
         Chroma as a colorizer takes it, ``(B, 2, crop / 4, crop / 4)``, and its source ``(B, 8, crop, crop)``; with a
         memory to recall from ``(B, 13, crop, crop)``.
@@ -155,7 +155,7 @@ class ColorPhotographs(Photographs):
         y, chroma = split(rgb.contiguous())
         rng = np.random.default_rng([seed, step, int(held_out), 1])
         if not held_out:
-            y, chroma = _vary(y, chroma, rng)
+            y, chroma = _augment(y, chroma, rng)
         coarse = F.avg_pool2d(chroma, STRIDE)  # (B, 2, crop / 4, crop / 4)
         source = torch.zeros(size, 8, crop, crop)  # luma, 3 planes of hints, 4 of the palette
         source[:, :1] = y
@@ -177,8 +177,8 @@ def is_gray(pixels: np.ndarray) -> bool:
     return float(differences.std((0, 1)).max()) < GRAY
 
 
-def _vary(y: Tensor, chroma: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Vary as old photographs and cameras do: saturation, white balance, exposure, contrast, a third with grain."""
+def _augment(y: Tensor, chroma: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Vary what differs in old photographs: saturation, white balance, exposure, contrast, and for a third grain."""
     size = len(y)
 
     def uniform(low: float, high: float) -> Tensor:
@@ -212,7 +212,7 @@ PARTS = ((1.0, 0.1), (0.15, 0.6), (0.04, 0.3))  # share of the photographs that 
 
 
 class Recall:
-    """Looks up crops in a random part of a memory, each in that of all other photographs and series."""
+    """Looks up crops in a random part of a memory, each without the cells of its own photograph and of its series."""
 
     def __init__(self, flow: Flow, data: Photographs) -> None:
         """Take the memory of a model that was filled with the photographs to train on."""
@@ -245,7 +245,7 @@ class Recall:
 
 @torch.no_grad()
 def fill_memories(flows: Sequence[Flow], data: Photographs, progress: Progress | None = None) -> None:
-    """Fill the memory of copies of a colorizer with as many cells as it has, as many of every training photograph."""
+    """Fill the memories of copies of a colorizer alike, with about as many cells of every training photograph."""
     encoder, memory = _encoder_and_memory(flows[0])
     names, total = data.names(), memory.cells
     if total < len(names):

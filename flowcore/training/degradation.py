@@ -36,12 +36,12 @@ LIGHT_CELLS = 4  # along a side of the map of light
 
 GRID = 16  # LR pixels: a block of JPEG with subsampled chroma
 KERNEL_REACH = 2  # LR pixels that the kernels of shrinking reach
-BLACK, GAMMA = 0.15, 2.2  # below this brightness the slope of the gamma curve is taken to be constant
+BLACK, GAMMA = 0.15, 2.2  # below BLACK the slope of the gamma curve is taken to be constant
 
 
 @dataclass(frozen=True)
 class Degradation:
-    """Parameters of one degradation. With gamma photon noise is about uniform, and read noise strong in shadows."""
+    """Parameters of one degradation. After gamma, photon noise is about uniform, and read noise strong in shadows."""
 
     blur: tuple[float, float] = (0.0, 0.0)  # standard deviations along and across a direction, in LR pixels
     direction: float = 0.0  # in radians
@@ -55,7 +55,7 @@ class Degradation:
 
 
 def draw_degradation(rng: np.random.Generator, strength: float = 1.0) -> Degradation:
-    """Draw a degradation of a strength in (0, 1], always with as many draws; some crops lack some of its parts."""
+    """Draw a degradation of a strength in (0, 1], always from as many random numbers; some crops lack some parts."""
     blurred, anisotropic, width, ratio, direction, choice = rng.random(6).tolist()
     noisy, gray, photon, read = rng.random(4).tolist()
     compressed, subsampled, quality = rng.random(3).tolist()
@@ -111,10 +111,10 @@ def degrade(
 def darken(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Photograph a picture ``(H, W, 3)`` of uint8 again in little light, unevenly lit, noisy and compressed."""
     uneven, compressed, quality, photon, read = rng.random(5).tolist()
-    gain = math.log(MIN_GAIN) + rng.random() * math.log(MAX_GAIN / MIN_GAIN)
+    log_gain = math.log(MIN_GAIN) + rng.random() * math.log(MAX_GAIN / MIN_GAIN)
     light = torch.from_numpy(rng.standard_normal((1, 1, LIGHT_CELLS, LIGHT_CELLS)))
     light = F.interpolate(light, image.shape[:2], mode="bicubic", align_corners=True)[0, 0, :, :, None].numpy()
-    gains = np.exp(gain + UNEVENNESS * light * (uneven < UNEVEN)).clip(MIN_GAIN / 2, 1)
+    gains = np.exp(log_gain + UNEVENNESS * light * (uneven < UNEVEN)).clip(MIN_GAIN / 2, 1)
     linear = (image / 255) ** GAMMA * gains
     middle = 0.5**GAMMA
     slope = 0.5 / (GAMMA * middle)  # of the gamma curve at middle gray

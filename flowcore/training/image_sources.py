@@ -112,7 +112,7 @@ def _members(archive: Path, folder: str) -> list[ImageSource]:
 
 
 def folder_stamp(folder: Path) -> str:
-    """Digest when the folders in a folder, which need not exist, changed: asking every file may take minutes."""
+    """Digest the times at which a folder, if it exists, and those in it changed: asking every file may take minutes."""
     digest = hashlib.sha256()
     if folder.is_file():
         digest.update(f"{folder} {folder.stat().st_mtime_ns}\n".encode())
@@ -323,7 +323,7 @@ def _write(sources: list[ImageSource], recipe: Recipe, pixels: Path, index: Path
                 if progress is not None:
                     progress(done, len(sources))
         new_index.write_text(json.dumps({"entries": entries, "skipped": skipped}))
-        if _read_index(pixels, index, recipe.scale) is None:  # or another process was faster, and may read its own
+        if _read_index(pixels, index, recipe.scale) is None:  # else another process wrote, and may be reading it
             os.replace(new, pixels)
             os.replace(new_index, index)
     finally:

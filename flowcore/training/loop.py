@@ -238,7 +238,7 @@ class _Trainer(Run):
         for k, stage in enumerate(self.stages()):
             seconds = 0.0
             if k >= number:
-                # also of the encoder, if it is trained at all
+                # including the encoder's gradient, if it is trained at all
                 runner = StageRunner(self, dataclasses.replace(stage, train_encoder_after=0.0), 0)
                 with unchanged_moments(self.flow):
                     for _ in range(2):  # the first one also warms up what later ones reuse
@@ -426,7 +426,7 @@ class _Trainer(Run):
         self.distributed.barrier()
 
     def _publish(self, stage: Stage) -> None:
-        """Measure the averaged weights unless the caller waits, and write model, sample sheet and curve."""
+        """Measure the averaged weights unless the caller has cancelled, and write model, sample sheet and curve."""
         state = self.state
         metrics, sheet = ({}, None) if self.was_cancelled else self._measure(stage)
         flow, of_guide = checkpoint.with_guide_of(self.average, self.results.start)

@@ -33,7 +33,7 @@ PLAIN = Stage(name="plain", objective="likelihood", steps=1, series_terms=0)  # 
 
 
 class Objective(nn.Module):
-    """The mean loss of images ``(B, C, H, W)`` in [0, 1], of the source of their condition, and of noise if any."""
+    """The mean loss of images ``(B, C, H, W)`` in [0, 1], given the source of their condition, and noise if any."""
 
     unit = "L1"
 
@@ -134,7 +134,7 @@ class ChromaError(Objective):
 
 
 class Likelihood(Objective):
-    """Bits per dimension of dequantized images under a flow, mean over the batch; and what the stage has weights for.
+    """Bits per dimension of dequantized images under a flow, mean over the batch, plus terms that the stage weights.
 
     A log-determinant without a closed form is estimated from a probe per image; as a series, of ``series_terms`` terms
     and a number more that is drawn from Poisson(2), with Neumann's gradient; with ``series_terms`` 0, of 20 terms.
@@ -148,7 +148,7 @@ class Likelihood(Objective):
         self.encoder_frozen = False
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Draw the noise of a step on the CPU: uniform in [0, 1), or normal for a variational dequantizer or ``noise``.
+        """Draw the noise of a step on the CPU: uniform in [0, 1); normal for variational and Gaussian noise.
 
         With ``color_weight``, rows of the noise and of latents. With a flow that takes probes, rows of the noise, of
         probes, and of how many terms more every series has, which is the same in all rows.
@@ -192,14 +192,14 @@ class Likelihood(Objective):
         return loss
 
     def _with_probes(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Condition]:
-        """Take the rows of ``noise`` apart."""
+        """Split rows that ``noise`` has drawn into noise and a condition with probes."""
         shapes = [tuple(x.shape[1:]), *probe_shapes(self.flow, *x.shape[2:])]
         rows, more = rows.tensor_split([1 - len(shapes)], dim=1)
         noise, *vectors = _split_rows(rows, shapes)
         coefficients, terms = series_coefficients(self.flow), self.stage.series_terms
         if terms:
             drawn = zip(coefficients, more[0].tolist(), strict=True)
-            coefficients = tuple(c and (1.0,) * terms + roulette(round(count)) for c, count in drawn)
+            coefficients = tuple((1.0,) * terms + roulette(round(count)) if c else c for c, count in drawn)
         probes = Probes(vectors=tuple(vectors), coefficients=coefficients, neumann=terms > 0)
         return noise, Condition(features=(), probes=probes)
 
@@ -235,8 +235,8 @@ def bits_by_level(flow: Flow, x: Tensor, cond: Condition | None, noise: Tensor) 
 def calm_error(flow: Flow, x: Tensor, cond: Condition | None) -> Tensor:
     """Mean squared error of what latents of zero decode to: of images, or in whitened units and mean over levels.
 
-    Likelihood alone takes zero about to the median, which of colors is grayer than their mean. Of a colorizer, every
-    level starts from the true chroma at the next coarser one.
+    By likelihood alone latents of zero decode to about the median, which for colors is grayer than the mean. In a
+    colorizer, every level starts from the true chroma at the next coarser one.
     """
     if flow.capabilities.source != "luma":
         return F.mse_loss(_decode_zeros(flow, x, cond), x)

@@ -59,8 +59,8 @@ class Stage:
     train_encoder_after: Share = 0.5  # part of a likelihood stage during which the encoder is frozen (published: 0.5)
     encoder_rate: Share = 1.0  # factor on the learning rate for the encoder in a likelihood stage
     backbone_rate: Share = 0.1  # factor on the learning rate for an encoder's pretrained backbone; 0 keeps it fixed
-    # weights of the error on the LR grid (objectives "l1" and "rescale"); of the difference to features that the model
-    # which the run starts from has of the clean LR image ("l1"); of ``calm_error`` and ``color_error`` ("likelihood")
+    # weights of the error on the LR grid (objectives "l1" and "rescale"); of the distance to the features that the
+    # start model has of clean LR images ("l1"); of ``calm_error`` and ``color_error`` ("likelihood")
     lr_consistency: float = 0.0
     teacher_weight: float = 0.0
     calm_weight: float = 0.0
@@ -68,7 +68,7 @@ class Stage:
     # terms of the series of a Residual Flow's log-determinant that every step has, besides a number that is drawn from
     # Poisson(2), weighted so that nothing is left out on average. With 0 there are 20, and none drawn
     series_terms: int = 2
-    # of the mean squared speed along the paths of an FFJORD, and of the mean squared derivative along the probe there.
+    # weights of the mean squared speed along an FFJORD's paths, and of the mean squared derivative along the probe.
     # Both make the paths straight, so that few steps suffice; published: 0.01 each
     kinetic_weight: float = 0.0
     jacobian_weight: float = 0.0
@@ -103,19 +103,18 @@ class Recipe:
     # does so where the batch would not fit otherwise
     recompute: Literal["auto", "always", "never"] = "auto"
     compile: bool = False  # networks inside the flow, by ``torch.compile``; needs a C++ compiler on a CPU
-    # steps in a row that are not finite, before a run goes back to a checkpoint with half the rate
-    patience: Count = 50
+    patience: Count = 50  # steps in a row that are not finite, until a run goes back to a checkpoint at half the rate
     checkpoint_every: Count = 500  # steps between checkpoints, sample sheets and validation
     evaluate: int = 0  # number of held-out crops to measure; 0 for the model's default
     # temperatures of the sample sheet's columns; empty for the model's default
     sheet: Annotated[tuple[float, ...], Items("temperatures from 0 to 4, e.g. [0, 0.8]", Range(0, 4))] = ()
     init_batch: Count = 32  # crops in the batch of the data-dependent initialization
     turn: bool = True  # whether crops are rotated by random multiples of 90 degrees; they are mirrored in any case
-    unlabelled: Share = 0.0  # of the labeled images are shown without their label: a model learns to work without
+    unlabelled: Share = 0.0  # share of the labeled images shown without label, so that a model can do without
     # instead of the pyramid: lengths of the shorter side to which every photograph is resized
     short_sides: Annotated[tuple[int, ...], Items("whole numbers above 0, e.g. [256]", Range(1, math.inf))] = ()
     enlarge: Annotated[float, Range(1, 4)] = 1.0  # greatest factor of an enlargement to a short side; 1 for none
-    # what is equally likely in a crop: every part of the data's "area", or "photograph"
+    # what is equally likely to be in a crop: each part of the "area" of all images, or each "photograph"
     sampling: Literal["area", "photograph"] = "area"
     # of LR images: "bicubic", or "realistic" with blur, noise and JPEG, for people's own photographs; "dark" ones for
     # low-light models; see ``degradation.py``

@@ -181,13 +181,13 @@ class Result:
 
 
 class Results:
-    """The model files of a run: what it started from, the better of the two, and what was trained if it is worse."""
+    """The model files of a run: its start; the better of start and trained model; the trained model if it is worse."""
 
     def __init__(self, folder: Path) -> None:
         self.start, self.model, self.worse = folder / START_FILE, folder / MODEL, folder / "worse.safetensors"
 
     def publish(self, flow: Flow, provenance: dict[str, Any], start: Mapping[str, float], *, measured: bool) -> None:
-        """Write a model with its metrics; where the start, which measured ``start``, is better, beside that one."""
+        """Write a model with its metrics; or beside the start, whose metrics are ``start``, if that is better."""
         if start and not measured:  # nothing tells which is better: what has been measured stays
             if not self.model.exists():
                 copy_file(self.start, self.model)
@@ -199,11 +199,12 @@ class Results:
             self.worse.unlink(missing_ok=True)
 
     def is_of(self, step: int) -> bool:
+        """Tell whether the trained model on file is that of a step."""
         files = [file for file in (self.worse, self.model) if file.exists()]
         return self.model in files and any(read_header(file).provenance.get("steps") == step for file in files)
 
     def verdict(self, start: Mapping[str, float]) -> tuple[bool | None, str]:
-        """Compare what was trained with what it started from, which measured ``start``: is it better, in a sentence."""
+        """Compare what was trained with the start, whose metrics are ``start``: is it better, in a sentence."""
         if not start:
             said = "no held-out image is as large as a crop, so nothing tells whether this is better than the start"
             return None, said

@@ -392,7 +392,7 @@ class PeakMemory(TorchDispatchMode):
 def largest_batch(step: Callable[[int], None], free: int, most: int = 64) -> tuple[int, int]:
     """Estimate the largest batch that fits into free bytes, and the bytes per item, from steps of two sizes.
 
-    Their number is raised until the difference shows beside gradients, which do not grow with a batch.
+    The sizes are raised until their difference shows beside gradients, which do not grow with a batch.
     """
 
     def peak(items: int) -> int:

@@ -1,9 +1,9 @@
 """Style directions: attributes of images, as directions among a model's latents.
 
 ``direction_k`` is the average difference of the latents when attribute k is one standard deviation higher and the
-others are unchanged: all are regressed on at once, minus the mean of the digit or source, which directions would tell
-apart otherwise. With more latents than images, most of a plain mean difference is chance: each place of a level is
-shrunk by the share that chance explains around it (W. James & C. Stein, "Estimation with quadratic loss", 1961).
+others are unchanged: latents are regressed on all at once, after subtracting the mean of their digit or source, which
+directions would show otherwise. With more latents than images, most of a mean difference is chance: each place of a
+level is shrunk by the share that chance explains around it (James & Stein, "Estimation with quadratic loss", 1961).
 Sources: Ardizzone et al. (2019), section 4.1; Kingma & Dhariwal, "Glow" (2018), section 5.2.
 """
 
@@ -121,7 +121,7 @@ class Attribute:
     column: str
     words: tuple[str, str] | None = None  # of a column of words, those that count as +1 and as -1; None for numbers
     sign: int = 1  # -1 to reverse numbers
-    gain: float = 1.0  # on the direction: the average difference of many images shows little on a single one
+    gain: float = 1.0  # factor on the direction: the average difference of many images shows little on one
 
     def value(self, text: str) -> float:
         """Read a cell of the table; NaN if it is empty or another word."""
@@ -248,7 +248,7 @@ def _regress(targets: Tensor, z: Tensor, sources: Tensor) -> tuple[Tensor, Tenso
         rows = targets[:, k].isfinite()
         t = center_groups(targets[rows].nan_to_num(0.0), sources[rows])  # (n, S)
         centered = center_groups(z[rows], sources[rows])  # (n, D)
-        inverse = torch.linalg.pinv(t.T @ t)[k]  # of others that do not vary here, nothing is learned
+        inverse = torch.linalg.pinv(t.T @ t)[k]  # pinv: an attribute that does not vary here is left out
         directions.append(inverse @ t.T @ centered)
         noise.append(inverse[k] * centered.square().mean(0))
     return torch.stack(directions), torch.stack(noise)
