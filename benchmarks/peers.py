@@ -20,7 +20,7 @@ SPREAD = 0.001  # of what is added to weights, so that couplings are not the ide
 class Setting:
     """What all programs are given."""
 
-    levels: int = 3  # squeeze scales
+    levels: int = 3  # each halves the sides
     steps: int = 32  # steps per level
     hidden: int = 512  # width of the networks in couplings
     size: int = 32  # side of the images

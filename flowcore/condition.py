@@ -1,4 +1,4 @@
-"""Condition: conditioning features for a flow, computed once per source image."""
+"""Condition: what a flow sees of its source image, computed once; and classifier-free guidance by labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from .errors import ConditionError, FlowError
 from .transforms import Probes, map_tensors, tensors
 
-ScaledFeatures = tuple[Tensor, int]  # and the factor by which they are to be enlarged, by nearest neighbor
+ScaledFeatures = tuple[Tensor, int]  # features, and the factor by which to enlarge them, by nearest neighbor
 
 ConditionTerms = tuple[Tensor | None, Tensor | None]
 """What a coupling or injector computes from the condition alone: the condition's term of its first convolution, or, if
@@ -26,7 +26,7 @@ class MultiScaleFeatures:
     """Features of one level on several grids; those that are to be enlarged stay small."""
 
     sources: tuple[ScaledFeatures, ...]  # (B, C_i, H / factor, W / factor); their channels are concatenated
-    # per coupling and injector of the level, in the data-to-latent direction, if prepared
+    # per coupling and injector of the level, in the data-to-latent direction; from ``Condition.prepare``, if called
     precomputed: tuple[ConditionTerms, ...] | None = None
 
     def merged(self) -> Tensor:
@@ -49,7 +49,7 @@ class Guidance:
     Attributes:
         weight: 0 for none; 1 to 3 are usual.
         scale: Whether log-scales are guided, too, or shifts alone.
-        annealed: Whether the weight rises in proportion from patch to patch.
+        annealed: Whether the weight rises linearly from patch to patch, to ``weight`` at the last.
         temperature: Divisor of the attention's scores of the prediction without label.
 
     Source: Ho & Salimans, "Classifier-free diffusion guidance" (2022); Zhai et al., TarFlow (2024), section 3.4.
@@ -83,9 +83,8 @@ class Condition:
         labels: What the priors see, one-hot ``(B, K)``; None for nothing.
         anchor: Where the flow's last output is expected, ``(B, C, h, w)``: the LR image of a flow whose last latents
             are the deviation from it; None for flows without.
-        probes: From which a flow without a closed form of its log-determinant estimates it, made by
-            ``likelihood.with_probes``; its steps see them in place of features. None for other flows, and for an exact
-            log-determinant.
+        probes: Random vectors to estimate a log-determinant without a closed form, see ``likelihood.with_probes``; its
+            steps see them in place of features. None for an exact log-determinant, and for other flows.
         guidance: Classifier-free guidance as numbers, ``(B or 1, 4)``, see ``guided``; None for none.
     """
 

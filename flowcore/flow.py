@@ -36,7 +36,7 @@ class Flow(Transform, Generic[C]):
 
     Forward: ``x = prelude(x)``; per level ``x = steps(squeeze(x)); (x, latent) = split(x)``; the last latent is
     ``top(x)``. Logdet: the sum over all of them. Levels without a split pass on all their channels. Where levels have
-    details, these then turn what was factored out into latents, from the deepest level up. A plain Glow has levels, a
+    ``details``, these turn what was factored out into latents, from the deepest level up. A plain Glow has levels, a
     prelude and a top; all else is None.
 
     Attributes:
@@ -96,7 +96,7 @@ class Flow(Transform, Generic[C]):
                 zero when sampling.
             dequantizer: Model of the dequantization noise that is trained with the flow; no part of the bijection.
             styles: Names of directions in the latent space of ``image_size``, which are stored with the weights.
-            guide: Network from the source to another image like it, whose latents may guide what is drawn; no part of
+            guide: Network from the source to a plain HR image, whose latents may guide those that are drawn; no part of
                 the bijection.
         """
         super().__init__()
@@ -134,7 +134,7 @@ class Flow(Transform, Generic[C]):
             PrecisionError: If they are not in the precision of the model's parameters.
             ConditionError: If the condition is missing, superfluous or of another image size.
         """
-        latents, shares = self._walk(x, cond, lambda part, data, own: part(data, own))
+        latents, shares = self._walk(x, cond, lambda part, data, seen: part(data, seen))
         logdet = x.new_zeros(x.shape[0])
         for _, share in shares:
             logdet = logdet + share
@@ -143,9 +143,9 @@ class Flow(Transform, Generic[C]):
     def _walk(
         self, x: Tensor, cond: Condition | None, apply: Callable[[Transform, Tensor, Any], tuple[Any, Any]]
     ) -> tuple[list[Tensor], list[tuple[int, Any]]]:
-        """Encode by applying every part in turn: latents, and shares of the logdet beside the numbers of their levels.
+        """Encode by applying every part in turn; return latents, and shares of the logdet with their levels' numbers.
 
-        ``apply`` goes from a part, its data and its condition to its latent and its share, in any form.
+        ``apply`` goes from a part, its data and what it sees of the condition to its latent and its share, in any form.
         """
         self._check_image(x)
         given = self._check_condition(cond, x.shape[0])
@@ -154,8 +154,8 @@ class Flow(Transform, Generic[C]):
         latents: list[Tensor] = []
         shares: list[tuple[int, Any]] = []
 
-        def applied(part: Transform, data: Tensor, own: Any) -> Any:
-            latent, share = apply(part, data, own)
+        def applied(part: Transform, data: Tensor, seen: Any) -> Any:
+            latent, share = apply(part, data, seen)
             shares.append((len(latents), share))
             return latent
 
@@ -164,7 +164,7 @@ class Flow(Transform, Generic[C]):
         x = given.relative(x)
         splitting: list[tuple[Level, Tensor]] = []
         for level, feature in zip(self._levels(), given.features, strict=True):
-            x = level.squeeze(x)[0]  # (B, 4C, H/2, W/2)
+            x = level.squeeze(x)[0]  # (B, 4C, H/2, W/2); its logdet is 0
             x = applied(level.steps, x, self._feature(feature))
             if level.split is not None:
                 x, latent = applied(level.split, x, given.labels)  # each (B, 2C, H/2, W/2)
@@ -223,9 +223,9 @@ class Flow(Transform, Generic[C]):
     def log_prob(self, x: Tensor, cond: Condition | None = None) -> Tensor:
         """Evaluate the log density in nats, ``(B,)``, at temperature 1: that of the latents plus the log-determinant.
 
-        Arguments and errors are those of ``forward``; ``likelihood.bits_per_dim`` converts the result. Where a flow
-        with batch norms (Real NVP) trains, in training mode and with gradients, it normalizes by the moments of this
-        batch, which the running moments follow; elsewhere, and always in ``forward``, by the running moments.
+        Arguments and errors are those of ``forward``; ``likelihood.bits_per_dim`` converts the result. In training
+        mode with gradients, batch norms (Real NVP) normalize by the moments of this batch, which the running moments
+        follow; otherwise, and always in ``forward``, by the running moments.
         """
         with batch_moments(self) if self.training and torch.is_grad_enabled() else nullcontext():
             latents, logdet = self(x, cond)
@@ -267,7 +267,7 @@ class Flow(Transform, Generic[C]):
 
     def encode(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
         """Encode images, without the log-determinant; see ``forward``."""
-        return self._walk(x, cond, lambda part, data, own: (part.encode(data, own), None))[0]
+        return self._walk(x, cond, lambda part, data, seen: (part.encode(data, seen), None))[0]
 
     def by_position(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], list[Tensor]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Encode images, with the log density resolved by level and pixel; arguments and errors are ``forward``'s.
@@ -279,7 +279,7 @@ class Flow(Transform, Generic[C]):
             Latents, finest first, and for each the log density in nats by pixel, ``(B, H, W)``; the sum over all levels
             and pixels is ``log_prob``.
         """
-        latents, shares = self._walk(x, cond, lambda part, data, own: part.by_position(data, own))
+        latents, shares = self._walk(x, cond, lambda part, data, seen: part.by_position(data, seen))
         height, width = x.shape[-2:]
         logdets = [x.new_zeros(x.shape[0], height, width) for _ in latents]
         for number, share in shares:
@@ -290,24 +290,24 @@ class Flow(Transform, Generic[C]):
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
         """Set every data-dependent parameter from a first batch, and return its latents; training calls this once."""
-        return self._walk(x, cond, lambda part, data, own: (part.initialize(data, own), None))[0]
+        return self._walk(x, cond, lambda part, data, seen: (part.initialize(data, seen), None))[0]
 
     def normalize(self, tolerance: float = 1e-4) -> None:
-        """Measure, to a relative tolerance, the norms that keep residual blocks invertible; after weights change."""
+        """Measure, to a relative tolerance, the norms that keep residual blocks invertible, after weights changed."""
         for part in self.levels.modules():
             if isinstance(part, Residual):
                 part.normalize(tolerance)
 
     @property
     def size_multiple(self) -> int:
-        """Divisor of an image's sides."""
+        """What the sides of an image must be multiples of."""
         return math.prod(max(1, level.downscale) for level in self._levels())
 
     def latent_shapes(self, height: int, width: int) -> list[Shape]:
-        """Compute the shapes of an image's latents, ``(C_l, H_l, W_l)``, finest first; of the HR image for upscalers.
+        """Compute the shapes of the latents of an image (HR for upscalers), ``(C_l, H_l, W_l)``, finest first.
 
         Raises:
-            ShapeError: If the model does not accept images of that size, such as no multiples of ``size_multiple``.
+            ShapeError: If the model does not accept images of that size; sides are multiples of ``size_multiple``.
         """
         self._check_sides(height, width)
         shapes: list[Shape] = []
@@ -321,7 +321,7 @@ class Flow(Transform, Generic[C]):
         return [*shapes, (channels, height, width)]
 
     def sides(self, size: int | Sequence[int] | None) -> tuple[int, int]:
-        """Return height and width of images to make, from both, a side, or None for ``image_size``; else FlowError."""
+        """Return height and width for a pair, the side of a square, or None: ``image_size``; FlowError if unknown."""
         if size is not None:
             return height_and_width(size)
         if self.image_size is None:
@@ -353,12 +353,12 @@ class Flow(Transform, Generic[C]):
         return self.condition_encoder(self, source)
 
     def require(self, task: Task) -> None:
-        """Raise FlowError, which names a model that is, unless the model is made for a task."""
+        """Raise FlowError unless the model is made for a task; the message names one that is."""
         if task not in self.capabilities.tasks:
             raise FlowError(f"{task} needs {SUITABLE_MODELS[task]}; got a {self.architecture} model.")
 
     def require_probes(self) -> None:
-        """Raise ConditionError unless its log-determinant is estimated."""
+        """Raise ConditionError unless the flow's log-determinant is estimated."""
         if not self.estimated:
             raise ConditionError(f"The log-determinant of this {self.architecture} model is exact; it takes no probes.")
 

@@ -1,4 +1,4 @@
-"""Level: one grid of a flow."""
+"""Level: what a flow does at one resolution, on one grid of positions."""
 
 from collections.abc import Sequence
 
@@ -24,11 +24,11 @@ class Details(nn.Module):
 
 
 class Level(nn.Module):
-    """One grid of a flow: squeeze, steps, and a split unless all channels continue.
+    """What a flow does at one resolution: squeeze, steps, and a split unless all channels continue.
 
     ``squeeze`` None is a ``Squeeze()``; an empty ``Chain()`` keeps the grid. ``downscale`` is the factor by which
-    squeeze and steps together reduce the sides: 2, 1, or 0 for a reduction to a single position. ``details`` turn the
-    channels that the split factored out into latents, if they are none already.
+    squeeze and steps together reduce the sides: 2, 1, or 0 for a reduction to a single position. What the split
+    factors out is latents already, unless ``details`` make latents of it.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Likelihoods: log densities, bounds on discrete probabilities, bits per dimension; probes for estimated logdets.
 
 A flow is a density over real numbers; an image consists of integers k in {0, ..., 2^n - 1}. The probability of an image
-is that of its bin, which noise u ~ q(u | k) (see ``dequantization.py``) bounds from below:
+is that of its bin, with sides of ``width``; noise u ~ q(u | k) (see ``dequantization.py``) bounds it from below:
 
     P(k) = integral over [0, 1)^D of p_bins(k + u) du,      log p_bins = log_prob + D log(width),
     w = log p_bins(k + u) - log q(u | k),      E[w] <= log P(k),
@@ -48,7 +48,7 @@ def log_weight(
     dequantizer: Dequantizer | None = None,
     noise: Tensor | torch.Generator | None = None,
 ) -> Tensor:
-    """Evaluate one draw per image: ``w = log p_bins(k + u) - log q(u | k)``, in nats; dequantizers get gradients.
+    """Evaluate one draw per image: ``w = log p_bins(k + u) - log q(u | k)``, in nats; gradients reach the dequantizer.
 
     The mean of ``-w / (D log 2)`` is the loss that trains a flow and its variational dequantizer together. ``k`` are
     integers as floats; without a dequantizer the noise is uniform; ``noise`` is as in ``Dequantizer.draw``.
@@ -70,7 +70,7 @@ def importance_weighted(log_weights: Tensor) -> Tensor:
 
 
 def effective_samples(log_weights: Tensor) -> Tensor:
-    """Count the draws that dominate the importance-weighted bound: ``(sum exp w)^2 / sum exp(2 w)``.
+    """Effective sample size of the importance-weighted bound: ``(sum exp w)^2 / sum exp(2 w)``.
 
     Near 1, a single draw decides, and the bound is not tight.
     """
@@ -86,7 +86,8 @@ def select_items(cond: Any, items: Tensor) -> Any:
 def with_probes(flow: Flow, shape: Sequence[int], seed: int | Sequence[int] = 0, *, terms: int = 20) -> Condition:
     """Draw probes for images of a shape, as a condition with which a flow estimates its log-determinant.
 
-    Item i has its own generator, of ``seed + i`` or a seed for each item. Power series are cut off after ``terms``.
+    Probes are the random vectors of Hutchinson's trace estimator; those of item i are drawn with ``seed + i``, or with
+    ``seed[i]``. Power series are cut off after ``terms``.
     """
     batch, _, height, width = shape
     seeds = [seed + i for i in range(batch)] if isinstance(seed, int) else list(seed)

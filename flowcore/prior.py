@@ -54,7 +54,7 @@ def sample_latents(
     which torch reads 32 bits.
 
     Maps of temperatures are resized to each level; 0 gives the mode of the latents. ``anchored`` is the flow's
-    attribute: then the last latents are a deviation that is not sampled, an expanded zero. ``check`` is called every
+    attribute: then the last latents are a deviation that is not sampled but zero. ``check`` is called every
     few million draws, which take seconds for large images; what it raises ends it.
     """
     if anchored:
@@ -123,7 +123,7 @@ def resize_temperature_map(tau: Tensor, height: int, width: int) -> Tensor:
 
 
 def number_or_map(tau: float | Tensor, n: int, name: str = "temperatures") -> float | Tensor:
-    """Return a number as a float, and a map ``(1 or n, 1, h, w)`` in float32 on the CPU; ShapeError for another."""
+    """Return a number as a float, and a map ``(1 or n, 1, h, w)`` in float32 on the CPU; else ShapeError."""
     if not isinstance(tau, Tensor) or tau.ndim == 0:
         return float(tau)
     if tau.ndim != 4 or tau.shape[0] not in (1, n) or tau.shape[1] != 1 or 0 in tau.shape:

@@ -35,7 +35,7 @@ def _without_path(kind: type[FlowError]) -> type[FlowError]:
 
 @cache
 def _inputs(run: Callable[..., Any]) -> dict[str, tuple[Callable[[str], Any], bool]]:
-    """Read the annotations of a `run`, see `FlowNode`: input to what describes it, and whether it takes a list."""
+    """Read the annotations of a `run`, see `FlowNode`: for each input what describes it, and if it takes a list."""
     found: dict[str, tuple[Callable[[str], Any], bool]] = {}
     for name, hint in get_type_hints(run, include_extras=True).items():
         if name == "return":
@@ -54,10 +54,10 @@ class FlowNode(io.ComfyNode):
     """A node; every run has an instance, whose method `run` gets a value of every input.
 
     The annotations of `run` describe the inputs: `Annotated[type, describe]`, where `describe(name)` returns the host's
-    input, or a class of `WIRES`; `... | None` is an optional one. If one is a `list[...]`, the node runs once for the
-    lists of all inputs, of which the others take the first value. Saved workflows hold widget values and wires by
-    position: append inputs and outputs, never reorder them. The node's id is the name of the class, and its texts come
-    from the English locale.
+    input, or a class of `WIRES` in `sockets.py`; `... | None` is an optional input. If one is a `list[...]`, the node
+    runs once for the lists of all inputs, of which the others take the first value. Saved workflows hold widget values
+    and wires by position: append inputs and outputs, never reorder them. The node's id is the name of the class, and
+    its texts come from the English locale.
     """
 
     MENU: ClassVar[str | None] = None  # None: the name of the module
@@ -107,7 +107,7 @@ class FlowNode(io.ComfyNode):
 
     @classmethod
     def validated(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Check values against the schema, drop others, and fill in defaults; None for what follows the model."""
+        """Check all values (the host skips wires and NaN), drop others, fill in defaults; None: left to the model."""
         result: dict[str, Any] = {}
         for wanted in cls.SCHEMA.inputs:  # which the host has built by `define_schema`
             name, is_list = wanted.id, _inputs(cls.run)[wanted.id][1]
@@ -148,7 +148,7 @@ class FileNode(FlowNode):
 
     @classmethod
     def missing(cls, name: Any) -> str:
-        """Return the sentence for a name without a file."""
+        """Return the message of the error for a name without a file."""
         raise NotImplementedError
 
     @classmethod

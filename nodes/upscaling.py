@@ -72,7 +72,7 @@ class FlowcoreUpscale(PickingNode):
         guide: Image | None,
         guide_strength: Annotated[float | None, widgets.slider(widgets.OWN, widgets.OWN, 1.0, optional=True)],
     ) -> Any:
-        levels = widgets.parse_numbers(temperatures, "temperatures")
+        per_level = widgets.parse_numbers(temperatures, "temperatures")
         own = {"temperature": temperature, "calm_edges": calm_edges, "guide_strength": guide_strength, "guide": guide}
         tau, calm, strength, _ = resolve(model.flow, own).values()
         count, _, height, width = image.shape
@@ -92,20 +92,20 @@ class FlowcoreUpscale(PickingNode):
         how: Any = {"samples": samples, "tile": tile, "precision": precision}
         if count * samples * megapixels >= NOTEWORTHY:
             sources, results = [(height, width)] * count, [size] * count
-            coming = forecast(flow, sources, results, **how, guided=guided, cancelled=stop_if_cancelled).sentence()
-            log.info("Flow Upscale: %s", coming)
-            self.notes.show(coming)
-        drawn: Any = levels or tau
+            expected = forecast(flow, sources, results, **how, guided=guided, cancelled=stop_if_cancelled).sentence()
+            log.info("Flow Upscale: %s", expected)
+            self.notes.show(expected)
+        chosen: Any = per_level or tau
         if mask is not None:
-            drawn = _masked(drawn, from_mask(mask, count), outside, self.notes)
+            chosen = _masked(chosen, from_mask(mask, count), outside, self.notes)
         wanted: Any = {"factor": factor, "longest_side": longest_side, "match_source": match_source}
         wanted |= {"calm_edges": calm, "guide": guide, "guide_strength": strength}
         how = self.notes.follow(sources=image, **how, store=STORE)
-        pictures = flowcore.upscale(flow, image, temperature=drawn, seed=seed, **wanted, **how)
+        pictures = flowcore.upscale(flow, image, temperature=chosen, seed=seed, **wanted, **how)
         each = consistency(pictures, image).tolist()
         worst = min(each)
         edges = f", {calm:g} calmer at edges" if calm else ""
-        stated = [] if levels else [f"temperature {tau:g}{edges}"]
+        stated = [] if per_level else [f"temperature {tau:g}{edges}"]
         stated += [f"guided, {strength:g}"] if strength else []
         stated.append(f"shrunk to the input's size: {_distance(worst)} from the input")
         facts: Any = {"text": [*self.notes.lines, *stated], "consistency": [worst], "each": each, "temperature": [tau]}
@@ -119,7 +119,7 @@ class FlowcoreUpscale(PickingNode):
 
 
 def _masked(inside: float | list[float], mask: Tensor, outside: float, notes: Notes) -> Temperature:
-    """Make a map of the temperature, or one per level, that holds where a mask is white."""
+    """Make a map, or one per level, of the temperature `inside` where a mask is white, and of `outside` elsewhere."""
     if not bool(mask.any()):
         notes(
             f"The mask is black, so the temperature is {outside:g} everywhere. Paint where temperature shall hold: in "
@@ -131,12 +131,12 @@ def _masked(inside: float | list[float], mask: Tensor, outside: float, notes: No
 
 
 def _better_model(model: FlowModel, notes: Notes) -> list[str]:
-    """What the page gets of a model that a run's notes recommend, to which web/js/models.js switches at a click."""
+    """List the model that a run's notes recommend, if any, to which web/js/models.js switches at a click."""
     return [name] if (name := advised(model.flow, notes.lines)) else []
 
 
 def _distance(decibels: float) -> str:
-    """Say how far apart pictures are, in steps of 8 bits."""
+    """Convert a PSNR to the rms difference that it stands for, in steps of 8 bits."""
     return f"{255 * 10 ** (-decibels / 20):.2g}/255"
 
 
@@ -188,12 +188,12 @@ class FlowcoreTemperatureGrid(PickingNode):
         calm_edges: widgets.CalmEdges,
         pick: widgets.Pick,
     ) -> Any:
-        images, _, height, width = image.shape
+        count, _, height, width = image.shape
         own = resolve(model.flow, {"temperature": None})["temperature"]
         taus = [own if widgets.OWN <= tau < 0 else tau for tau in widgets.temperature_list(temperatures)]
-        count = len(taus) * seeds
+        per_image = len(taus) * seeds
         values = 3 * math.prod(target_size(model.flow, height, width))
-        check_memory(images * count, values, "pictures need", "Ask for fewer temperatures or seeds.")
+        check_memory(count * per_image, values, "pictures need", "Ask for fewer temperatures or seeds.")
         flow = model.load(memory_required(model.flow, height, width, tile or ORDINARY_TILE))
         how = self.notes.follow(sources=image, tile=tile, precision=precision, store=STORE)
         pictures = flowcore.temperature_grid(flow, image, taus, calm_edges=calm_edges, seed=seed, seeds=seeds, **how)
@@ -201,12 +201,12 @@ class FlowcoreTemperatureGrid(PickingNode):
         rows, columns = [f"seed {k}" for k in drawn], [f"temperature {tau:g}" for tau in taus]
         sheets = [
             contact_sheet(table.transpose(0, 1).flatten(0, 1), rows, columns)  # (seeds * taus, 3, H, W)
-            for table in pictures.unflatten(0, (images, len(taus), seeds))
+            for table in pictures.unflatten(0, (count, len(taus), seeds))
         ]
-        each = [(tau, k) for tau in taus for k in drawn] * images
-        shape = {"rows": seeds} if images == 1 else {}  # a table of several images would be too wide
+        each = [(tau, k) for tau in taus for k in drawn] * count
+        shape = {"rows": seeds} if count == 1 else {}  # a table of several images would be too wide
         facts = [
-            {"seed": k, "temperature": tau, **shape, **of_image(place, count, len(each))}
+            {"seed": k, "temperature": tau, **shape, **of_image(place, per_image, len(each))}
             for place, (tau, k) in enumerate(each)
         ]
         return self.output(
@@ -329,7 +329,7 @@ class FlowcoreRestore(PickingNode):
 
 
 def register_srflow() -> None:
-    """Register SRFlow with spandrel, through which the host loads upscale models."""
+    """Register SRFlow with spandrel, the package through which the host loads upscale models."""
 
     def candidates() -> list[Any]:  # all files that may hold what the host has read; those of its own folder first
         ours = [path for name in model_files() if (path := model_path(name))]

@@ -3,7 +3,7 @@
 The header key ``flowcore`` holds ``{"architecture", "format", "config", "provenance"}``. Format 1 holds each tensor of
 the flow under its name; in format 2 kernels of networks may be in 8 bits, with their scales beside them. Files are
 untrusted: until names, types and shapes have been compared, reading one takes at most 5 s, and 256 MiB beside eight
-times its size. The loaded model does not depend on the file.
+times its size. A loaded model holds copies, so that the file may change.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from ..networks.residual import WeightNormConv
 from ..transforms import BatchNorm, ChannelWhitening, InvertibleConv, Permutation, Variances
 from .writing import write_atomic
 
-FORMAT = 2  # the newest; a file without kernels in 8 bits says 1, which versions before can read
+FORMAT = 2  # the newest; a file without kernels in 8 bits says 1, which earlier versions can read
 KEY = "flowcore"
 MAX_HEADER = 4 * 2**20  # bytes: 30,000 tensors; the largest published flow has 0.2 MiB
 MAX_TENSORS = 8_000  # of a configuration; the largest published one has 3,000
@@ -40,7 +40,7 @@ INTEGERS = ("I64", "I32", "I16", "U8")
 
 # Kernels in 8 bits
 SCALE = ".scale"  # suffix of a kernel's name; no tensor of a flow is called so
-BLOCK = 64  # numbers of an output channel that share a scale, or one large weight would make all others coarse
+BLOCK = 64  # numbers of an output channel that share a scale: a large weight makes only these coarse
 MIN_SIZE = 1024  # numbers; smaller kernels save little beside their scales and entries in the header
 
 

@@ -29,14 +29,14 @@ class GlowConfig:
     tasks: ClassVar[frozenset[Task]] = frozenset({"sample"})
 
     channels: Literal[1, 3] = 3
-    levels: Annotated[int, Range(1, 8)] = 3  # squeeze scales
+    levels: Annotated[int, Range(1, 8)] = 3  # each halves the sides
     steps: Annotated[int, Range(1, 256)] = 32  # per level
     hidden: Annotated[int, Range(1, 4096)] = 512  # width of the networks in couplings
     coupling: Literal["affine", "additive"] = "affine"
     # Before every coupling: a fixed permutation, a 1x1 convolution, or its LU factors; the paper's ablation.
     mixing: Mixing = "lu"
-    # How "conv" starts: at random as in the paper, or the first of each level from the principal axes of the first
-    # batch, the others as channel reversals.
+    # How "conv" and "lu" start: at random as in the paper, or the first of each level from the principal axes of the
+    # first batch, the others as channel reversals.
     mixing_start: Literal["orthogonal", "principal"] = "orthogonal"
     affine_eps: Annotated[float, Range(0, 1, open=True)] = 0.0  # smallest scale of affine couplings; 0 in the paper
     learned_top: bool = True  # whether mean and standard deviation of the last latents are learned
@@ -92,7 +92,7 @@ def glow(config: GlowConfig) -> Flow[GlowConfig]:
     elif config.learned_top or config.classes:
         top = Whiten(TopPrior(channels, learned=config.learned_top, edge=config.edge, classes=config.classes))
     source = "labels" if config.classes else "none"
-    floats = 3 / 4 * config.hidden  # input, hidden layers and sum, at every fourth pixel
+    floats = 3 / 4 * config.hidden  # three tensors of the hidden width, at every fourth pixel
     dequantizer = None
     if config.dequantizer_steps:
         dequantizer = VariationalDequantizer(config.channels, n_bits=config.n_bits, steps=config.dequantizer_steps)
@@ -123,17 +123,17 @@ def _step(channels: int, config: GlowConfig, *, first: bool, last: bool) -> Chai
     else:
         network = PlainConditioner(inputs, hidden, outputs, edge=edge, scaled=scaled)
     actnorm = SignedActNorm(channels) if config.actnorm == "signed" else ActNorm(channels, log_factor=log_factor)
-    mixing = (config.last_mixing if last else "") or config.mixing
-    if mixing == "reverse":
-        mixed = Permutation(torch.arange(channels).flip(0))
-    elif mixing == "shuffle":
-        mixed = Permutation(torch.randperm(channels))
+    kind = (config.last_mixing if last else "") or config.mixing
+    if kind == "reverse":
+        mixing = Permutation(torch.arange(channels).flip(0))
+    elif kind == "shuffle":
+        mixing = Permutation(torch.randperm(channels))
     elif config.mixing_start == "principal":
-        mixed = InvertibleConv(channels, lu=mixing == "lu", start="principal" if first else "reverse")
+        mixing = InvertibleConv(channels, lu=kind == "lu", start="principal" if first else "reverse")
     else:
-        mixed = InvertibleConv(channels, lu=mixing == "lu")
+        mixing = InvertibleConv(channels, lu=kind == "lu")
     scaling = "sigmoid" if config.coupling == "affine" else "none"
-    return Chain(actnorm, mixed, Coupling(network, eps=config.affine_eps, scaling=scaling))
+    return Chain(actnorm, mixing, Coupling(network, eps=config.affine_eps, scaling=scaling))
 
 
 def _table(channels: int, level: int, config: GlowConfig) -> TablePrior:

@@ -1,7 +1,7 @@
 """SRFlow: super-resolution as sampling from a conditional flow.
 
 Source: Lugmayr, Danelljan, Van Gool, Timofte, "SRFlow: Learning the Super-Resolution Space with Normalizing Flow" (ECCV
-2020). The fields ``residual`` and ``mixing`` go beyond the paper; all default to the published behavior.
+2020). Some fields go beyond the paper; all default to the published behavior.
 """
 
 import math
@@ -26,20 +26,20 @@ class SRFlowConfig:
     tasks: ClassVar[frozenset[Task]] = frozenset({"upscale"})
 
     scale: Literal[2, 4, 8] = 4  # integer factor from LR to HR
-    levels: int = 3  # squeeze scales, at most log2(scale) + 1: the deepest may work at half the LR resolution
+    levels: int = 3  # each halves the sides; at most log2(scale) + 1: the deepest may work at half the LR resolution
     steps: Annotated[int, Range(1, 256)] = 16  # conditional ones per level
     transition_steps: Annotated[int, Range(0, 16)] = 2  # per level before those, without injector and coupling
     injector: bool = True  # whether conditional steps have an affine one; without, only the coupling sees the condition
     hidden: Annotated[int, Range(1, 4096)] = 64  # width of the networks in injectors and couplings
-    hidden_layers: Annotated[int, Range(0, 64)] = 1  # convolutions of these networks
+    hidden_layers: Annotated[int, Range(0, 64)] = 1  # hidden convolutions of these networks
     hidden_kernel: Literal[1, 3] = 1  # side of those
     encoder: Literal["rrdb", "imdn"] = "rrdb"  # as published, or an IMDN with an adapter, see ``networks.IMDNEncoder``
     encoder_blocks: Annotated[int, Range(1, 256)] = 23  # RRDBs, or blocks of the IMDN
-    # Channels of its features that are native to each level; of RRDBs, also of their trunk.
+    # Channels of the features that the encoder makes for each level alone, and of the trunk of RRDBs.
     encoder_width: Annotated[int, Range(1, 4096)] = 64
     # Channels that each dense convolution of an RRDB adds, or that each convolution of an IMDN keeps.
     encoder_growth: Annotated[int, Range(1, 4096)] = 32
-    # Indices of the RRDBs whose outputs every level's condition has, or of the blocks that an IMDN's adapter reads.
+    # Indices of the RRDBs whose outputs are in every level's condition, or of the blocks that an IMDN's adapter reads.
     stacked_blocks: tuple[int, ...] = (1, 8, 15, 22)
     affine_eps: Annotated[float, Range(0, 1, open=True)] = 1e-4  # smallest scale of injectors and couplings
     quant_bins: Annotated[int, Range(1, 65536)] = 32  # the dequantization noise in training has width 1 / quant_bins

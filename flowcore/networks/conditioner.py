@@ -66,7 +66,7 @@ class Conditioner(nn.Module):
     ``scaled``, a plain one that starts at zero. ``pooled`` adds to every position a linear map of the first hidden
     layer's mean over all positions, which makes the whole grid the receptive field, whatever its size.
 
-    Source: Kingma & Dhariwal, "Glow", section 3.3; deeper variants as in SRFlow-DA; not scaled as in normflows.
+    Source: Kingma & Dhariwal, "Glow", section 3.3; deeper variants as in SRFlow-DA; unscaled in the package normflows.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, edge: Edge) -> Tens
 
 
 def with_border(x: Tensor, around: tuple[int, int, int, int], edge: Edge) -> Tensor:
-    """Append the border of "ones" or a "flag", of so many columns and rows: left, right, above and below."""
+    """Pad for the edge "ones" or "flag" by so many columns and rows: left, right, above and below."""
     if edge == "ones":
         return F.pad(x, around, value=1)
     flag = F.pad(x.new_zeros(x.shape[0], 1, *x.shape[2:]), around, value=1)

@@ -24,7 +24,7 @@ from ..prior import check_seed
 from . import Cancelled, Precision, Progress, part_of
 from .intake import require_tensor
 
-Function = TypeVar("Function", bound=Callable[..., Any])  # a task's
+Function = TypeVar("Function", bound=Callable[..., Any])  # a task
 R = TypeVar("R")
 
 PIXELS_AT_ONCE = 2**18  # a batch as large as one 512x512 image: a few hundred MB in a Glow of width 512
@@ -42,7 +42,7 @@ def check_draws(seed: int, samples: int = 1) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How a task runs; none of it changes the result beyond rounding, but for a lower precision.
+    """How a task runs; only a lower precision changes the result beyond rounding.
 
     Attributes:
         precision: Of encoder and conditioners; the flow itself stays in float32. On a CPU float16 becomes float32.
@@ -159,16 +159,16 @@ class Runner:
             except (RuntimeError, MemoryError) as error:  # what torch and Python raise, on every device
                 if not is_out_of_memory(error):
                     raise
-                less: str | None = "with one image at a time and minimum memory. It takes longer"
+                change: str | None = "with one image at a time and minimum memory. It takes longer"
                 if self.minimum_memory:
-                    less = None if smaller is None else smaller()
-                if less is None:
+                    change = None if smaller is None else smaller()
+                if change is None:
                     image = self._image
                     size = "" if image is None or image.ndim != 4 else f" at {image.shape[3]}x{image.shape[2]} pixels"
                     raise FlowError(f"Out of memory{size}. {self._advice}") from error
             # Outside of the except clause, because an error keeps alive what its attempt has made.
             self.minimum_memory = True
-            self.notify(f"Out of memory: going on {less}.")
+            self.notify(f"Out of memory: going on {change}.")
             forget_plan(keep=self._flow)
             empty_cache()
 
@@ -211,7 +211,7 @@ class Runner:
 
     def expect(self, total: int) -> None:
         """Start counting from 0 to so many units of work."""
-        self._total = self._work = total
+        self._total = self._work = total  # of the work, parts subtract what they skip
         # When the last part ended: units that were done, and those of the total that were reported.
         self._before = 0, 0
         self._reported = self._done = self._end = self._weight = 0

@@ -1,6 +1,6 @@
-"""Upscale: one LR image, many sharp HR images. Rescale: a photograph becomes a small picture that brings it back.
+"""Upscale: one LR image, many sharp HR images. Rescale: ``shrink`` a photograph, and ``restore`` it.
 
-Shrinking keeps what everyone sees in the small picture, which is stored, and the rest in latents, which are drawn anew.
+Of a photograph's encoding, ``shrink`` returns the small picture alone; ``restore`` draws the latents beside it anew.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def upscale(
         store: Where the conditions of the images are kept for the next call; None for nowhere.
         guide: Another enlargement of the same images, ``(B or 1, C, s * h, s * w)`` in [0, 1] as ``lr``, a part of
             whose latents is kept, see ``tiles.Guide``; alpha is ignored, and another size is resized.
-        guide_strength: That part a, in [0, 1]: a number, or a map as of ``temperature``. 0 ignores the guide, 1 gives
-            it back. None for the model's own, which its file states, or 0.5.
+        guide_strength: Share of the guide's latents that is kept, in [0, 1]: a number, or a map as of ``temperature``.
+            0 ignores the guide, 1 gives it back. None for the model's own, which its file states, or 0.5.
         guide_bounded: Whether the guide's latents are scaled down where they deviate more than those that are drawn.
             For guides that are made from results again and again, whose detail would otherwise grow.
 
@@ -230,7 +230,7 @@ def memory_required(
     cropped = 1 if (rows, columns) == (height, width) else 2  # its latents, and of tiles the crop that is encoded
     guide = pictures * (height * width + cropped * rows * columns) if guided or network is not None else 0
     making = 0
-    if network is not None:  # beside pictures, the rows of a strip, those that the first layer is ahead, two per layer
+    if network is not None:  # the enlargement, a strip's rows, those that the first layer is ahead, and two per layer
         layers, row = len(network.convs), 4 * width * network.width
         strip = max(2 * MIN_ROWS, DENSE_BYTES["cuda"] // (IN_FLIGHT * row)) + layers
         making = pictures * height * width + row * (IN_FLIGHT * min(height, strip) + 2 * layers)

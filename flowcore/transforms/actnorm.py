@@ -14,7 +14,7 @@ class ActNorm(Transform):
 
     With ``s = log_factor * log_scale``: forward: ``z = (x + bias) * exp(s)``; logdet: ``H * W * sum(s)``; inverse: ``x
     = z * exp(-s) - bias``. ``initialize`` gives its batch mean 0 and (population) variance 1 per channel, but scales
-    channels with less than ``min_variance`` as if they had it. ``log_factor`` is 3 in the program of Glow's authors.
+    channels of a variance below ``min_variance`` as if it were that. ``log_factor`` is 3 in Glow's own program.
 
     Source: Kingma & Dhariwal, "Glow", section 3.1.
     """
@@ -55,7 +55,7 @@ class SignedActNorm(Transform):
     Forward: ``z = (x + bias) * scale``; logdet: ``H * W * sum(log|scale|)``; inverse: ``x = z / scale - bias``.
     Initialized as ``ActNorm``.
 
-    Source: as ``ActNorm``, in the parametrization of rosinality's program.
+    Source: as ``ActNorm``, in the parametrization of rosinality's Glow in PyTorch.
     """
 
     uniform_logdet = True

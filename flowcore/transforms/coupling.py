@@ -11,9 +11,9 @@ from ..errors import ConditionError
 from .transform import Transform
 
 Scaling = Literal["sigmoid", "atan", "narrow", "exp", "none"]
-ATAN_LIMIT = 1.2  # of log scales: 0.636 atan(r), 0.636 about 2 / pi, stays within 1
+ATAN_LIMIT = 1.2  # of log scales, since 0.636 atan(r) stays within 1; 0.636 is about 2 / pi
 NARROW = 0.318  # 0.5 * 2 / pi, as published with three digits: log scales stay within 0.4995
-SIGMOID_OFFSET = 2.0  # of the raw scale for "sigmoid": a conditioner that outputs zeros is nearly the identity
+SIGMOID_OFFSET = 2.0  # added to the raw scale for "sigmoid": where conditioners output 0, scales are near 1
 
 
 class Coupling(Transform):
@@ -152,12 +152,12 @@ class ConditionOnChannels(Transform):
         kept, rest = x.tensor_split([self.kept], dim=1)
         return torch.cat([kept, self.transform.initialize(rest, self._condition(kept, cond))], dim=1)
 
-    def _condition(self, kept: Tensor, cond: Any) -> Any:  # overridden by plans
+    def _condition(self, kept: Tensor, cond: Any) -> Any:  # overridden in ``inference/``
         return append_condition(kept, cond)
 
 
 def halves(x: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
-    """Split the channels of ``(B, C, H, W)`` into the first ones, ``C // 2`` of them for 0, and the rest."""
+    """Split the channels of ``(B, C, H, W)`` after the first so many, or after ``C // 2`` for 0."""
     first = first or x.shape[1] // 2
     return x[:, :first], x[:, first:]
 

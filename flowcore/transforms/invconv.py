@@ -16,8 +16,8 @@ Start = Literal["orthogonal", "principal", "reverse"]
 class InvertibleConv(Transform):
     """Multiply the channels of every pixel by one matrix.
 
-    With the matrix ``M``: forward: ``z = M x`` per pixel; logdet: ``H * W * log|det M|``; inverse: ``x = M^-1 z``, in
-    float64 like the determinant. With ``lu=True``, ``M = P (L + I) (U + diag(sign * exp(log_diagonal)))``: P a fixed
+    With the matrix ``M``: forward: ``z = M x`` per pixel; logdet: ``H * W * log|det M|``; inverse: ``x = M^-1 z``;
+    M^-1 and det M in float64. With ``lu=True``, ``M = P (L + I) (U + diag(sign * exp(log_diagonal)))``: P a fixed
     permutation, L strictly lower and U strictly upper triangular, so that ``log|det M| = sum(log_diagonal)``.
 
     Source: Kingma & Dhariwal, "Glow", section 3.2. ``start`` goes beyond it: with "principal", ``initialize`` sets M to
@@ -110,5 +110,5 @@ def _lu_factors(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 def _mix(x: Tensor, matrix: Tensor) -> Tensor:
     with no_autocast(x.device), float32_arithmetic():
-        # channels last, and twice as fast as a convolution of so few channels
+        # channels last: twice as fast as a 1x1 convolution of so few channels
         return F.linear(x.movedim(1, -1), matrix).movedim(-1, 1)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..errors import ConditionError
 from .transform import Transform
 
-SMALLEST = 1e-12  # variance: a step of training may make one negative
+SMALLEST = 1e-12  # variance; a step of training may make one negative
 
 
 class Split(Transform):
@@ -50,8 +50,8 @@ class Split(Transform):
 class Whiten(Transform):
     """Turn the last output of a flow into standard-normal latents, by a prior that sees at most the labels.
 
-    With ``mean, log_std = prior(grid, labels)``, on even and odd channels: forward: ``z = (x - mean) * exp(-log_std)``;
-    logdet: ``-sum log_std``; inverse: ``x = mean + exp(log_std) * z``. Of the grid the prior may read the shape only.
+    With ``mean, log_std = prior(x, labels)``, on even and odd channels: forward: ``z = (x - mean) * exp(-log_std)``;
+    logdet: ``-sum log_std``; inverse: ``x = mean + exp(log_std) * z``. Of ``x`` the prior may read the shape only.
     ``cond`` is the labels, one-hot ``(B, classes)``, or None.
 
     Source: the learned and class-conditional top prior of Kingma & Dhariwal's program for Glow.
@@ -75,7 +75,7 @@ class Whiten(Transform):
 
 
 class Center(Transform):
-    """Subtract the mean that the condition expects: ``z = x - cond``; logdet: 0; inverse: ``x = z + cond``."""
+    """Subtract the mean, which is the condition: ``z = x - cond``; logdet: 0; inverse: ``x = z + cond``."""
 
     uniform_logdet = True
 
@@ -92,7 +92,7 @@ class Variances(Transform):
     Forward: ``z = x / sqrt(var)``; logdet: ``-sum log(var) / 2``; inverse: ``x = z sqrt(var)``.
 
     Source: Zhai et al., "Normalizing flows are capable generative models" (TarFlow, 2024), section 3.1, for flows
-    without scales.
+    whose steps do not scale.
     """
 
     def __init__(self, channels: int, height: int, width: int) -> None:

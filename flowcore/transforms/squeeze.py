@@ -1,4 +1,4 @@
-"""Squeezes, space to depth without loss: in two channel orders, as Haar transform, back in a step; and flattening."""
+"""Squeezes: space to depth in two channel orders or as a Haar transform, and back; flattening, and back."""
 
 import math
 from typing import Any
@@ -133,7 +133,7 @@ class InterpolatedDetails(Transform):
     """Subtract from Haar details what interpolation of the means predicts for them.
 
     ``x = [means, details]`` are the channels of ``Haar``. Forward: ``z = [means, details - d]``, where d are the
-    details of ``Haar(up(means / 2))``, with ``up`` bicubic; logdet: 0; inverse: the sum. Where all details are 0, the
+    details of ``Haar(up(means / 2))``, with ``up`` bicubic; logdet: 0; inverse: add d. Where all details are 0, the
     image is then smooth instead of made of blocks.
 
     Source: the prediction step of lifting schemes, Sweldens, "The Lifting Scheme" (1996), in two dimensions.
@@ -143,14 +143,14 @@ class InterpolatedDetails(Transform):
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
         means, details = x.tensor_split([x.shape[1] // 4], dim=1)
-        return torch.cat([means, details - _interpolated(means)], dim=1), x.new_zeros(x.shape[0])
+        return torch.cat([means, details - _predicted_details(means)], dim=1), x.new_zeros(x.shape[0])
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
         means, details = z.tensor_split([z.shape[1] // 4], dim=1)
-        return torch.cat([means, details + _interpolated(means)], dim=1)
+        return torch.cat([means, details + _predicted_details(means)], dim=1)
 
 
-def _interpolated(means: Tensor) -> Tensor:
+def _predicted_details(means: Tensor) -> Tensor:
     enlarged = F.interpolate(means / 2, scale_factor=2.0, mode="bicubic")
     return Haar()(enlarged)[0][:, means.shape[1] :]
 

@@ -3,9 +3,9 @@
 The law
 -------
 ``forward(x, cond) -> (z, logdet)`` maps data to latent. ``inverse(z, cond) -> x`` maps back and returns the data only.
-``logdet`` is ``log|det dz/dx|``, in nats, summed over dimensions, shape ``(B,)``, float32 or wider. It never contains
-the prior. Neither method changes its arguments, its module or global state. There is no ``reverse=`` flag, and the sign
-of logdet is the same throughout the package.
+``logdet`` is ``log|det dz/dx|``, in nats, summed over dimensions, shape ``(B,)``, float32 or wider; the log density of
+the latents is no part of it. Neither method changes its arguments, its module or global state. There is no ``reverse=``
+flag, and the sign of logdet is the same throughout the package.
 
 ``initialize(x, cond) -> z`` is the only method that sets parameters from data (actnorm's first batch). Training calls
 it once; sampling, loading and ``forward`` never do.
@@ -84,11 +84,11 @@ class Transform(nn.Module):
         """Map data to latent, with the log-determinant resolved by position.
 
         Returns:
-            What ``forward`` returns first, and its logdet as a sum over positions, ``(B, H, W)``. Here: spread evenly,
+            What ``forward`` returns first, and each position's share of its logdet, ``(B, H, W)``. Here: spread evenly,
             which is right if ``uniform_logdet``.
 
         Raises:
-            NoPositionsError: If it is not, and the subclass does not define this method.
+            NoPositionsError: If ``uniform_logdet`` is False, and the subclass does not define this method.
         """
         if not self.uniform_logdet:
             raise NoPositionsError(
@@ -119,13 +119,13 @@ class Transform(nn.Module):
 
 
 def require_channels(x: Tensor, channels: int, name: str) -> None:
-    """Raise ShapeError for data that would broadcast against parameters of so many channels."""
+    """Raise ShapeError for data of another number of channels, which might broadcast against the parameters."""
     if x.ndim != 4 or x.shape[1] != channels:
         raise ShapeError(f"{name} takes data of shape (B, {channels}, H, W); got {tuple(x.shape)}.")
 
 
 def spread(amounts: Tensor, height: int, width: int) -> Tensor:
-    """Move amounts ``(B, h, w)`` to a finer grid, divided evenly, or to a coarser one, added up; the sum stays."""
+    """Resample amounts ``(B, h, w)`` to a finer grid, divided evenly, or a coarser one, added up; their sum stays."""
     if amounts.shape[-2] > height or amounts.shape[-1] > width:  # after an ``Unsqueeze``
         blocks = amounts.unflatten(-1, (width, -1)).unflatten(-3, (height, -1))  # (B, height, rows, width, columns)
         return blocks.sum((-3, -1))
@@ -136,7 +136,7 @@ def spread(amounts: Tensor, height: int, width: int) -> Tensor:
 class Chain(Transform):
     """Several transforms, one after the other, in the data-to-latent direction; all get the same condition.
 
-    Forward: ``z = f_n(...f_1(x))``; logdet: the sum of the parts; inverse: the parts' inverses in reverse order.
+    Forward: ``z = f_n(...f_1(x))``; logdet: the sum of the parts' logdets; inverse: their inverses in reverse order.
     """
 
     def __init__(self, *transforms: Transform) -> None:
@@ -150,8 +150,8 @@ class Chain(Transform):
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
         logdet = x.new_zeros(x.shape[0])
         for part in self.parts():
-            x, change = part(x, cond)
-            logdet = logdet + change
+            x, part_logdet = part(x, cond)
+            logdet = logdet + part_logdet
         return x, logdet
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
@@ -173,8 +173,8 @@ class Chain(Transform):
         height, width = x.shape[-2:]
         total = x.new_zeros(x.shape[0], height, width)
         for part in self.parts():
-            x, change = part.by_position(x, cond)  # on the grid of this part's input
-            total = total + spread(change, height, width)
+            x, amounts = part.by_position(x, cond)  # on the grid of this part's input
+            total = total + spread(amounts, height, width)
         return x, total
 
     def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
