@@ -218,13 +218,15 @@ def test_colors_that_overflow_are_attenuated_and_luma_stays(sentences):
 
 
 def test_repaired_tiles_of_a_picture_are_added_up():
-    repairs = overflow.Repairs()
+    repairs, said = overflow.Repairs(), []
     half, none = torch.zeros(2, 1, 4, 4, dtype=torch.bool), torch.zeros(2, 1, 4, 4, dtype=torch.bool)
     half[0, :, :2] = True
     repairs.add(0, half, none)
     repairs.add(0, half, none)
     repairs.add(0, None, None)
-    (sentence,) = repairs.sentences(32, "left gray")
-    assert "in 1 picture, 50.0 % of it" in sentence
+    repairs.report(said.append, 32, "left gray")
     repairs.add(2, half, none)
-    assert "in 2 pictures, 37.5 % of them" in repairs.sentences(32, "left gray")[0]
+    repairs.report(said.append, 32, "left gray")
+    one, two = said
+    assert "in 1 picture, 50.0 % of it" in one
+    assert "in 2 pictures, 37.5 % of them" in two
