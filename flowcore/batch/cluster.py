@@ -66,20 +66,15 @@ class _Remote:
             except Exception as error:  # one picture does not stop the others
                 made["error"] = str(error) if isinstance(error, FlowError) else f"{type(error).__name__}: {error}"
             rows.append(made)
-        return _table(rows)
-
-
-def _table(rows: list[dict[str, Any]]) -> Any:
-    """Convert rows of results for Ray; numpy arrays of bytes would lose trailing zeros."""
-    arrow: Any = importlib.import_module("pyarrow")
-    types = {
-        "number": arrow.int64(),
-        "results": arrow.list_(arrow.large_binary()),
-        "error": arrow.string(),
-        "notes": arrow.list_(arrow.string()),
-        "seconds": arrow.float64(),
-    }
-    return arrow.table({name: arrow.array([row[name] for row in rows], kind) for name, kind in types.items()})
+        arrow: Any = importlib.import_module("pyarrow")
+        types = {
+            "number": arrow.int64(),
+            "results": arrow.list_(arrow.large_binary()),  # numpy arrays of bytes would lose trailing zeros
+            "error": arrow.string(),
+            "notes": arrow.list_(arrow.string()),
+            "seconds": arrow.float64(),
+        }
+        return arrow.table({name: arrow.array([row[name] for row in rows], kind) for name, kind in types.items()})
 
 
 def execute(work: Work, cluster: Cluster, notify: Callable[[str], None], jobs: Iterable[Job]) -> Generator[Result]:

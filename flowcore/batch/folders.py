@@ -341,8 +341,7 @@ class Claims:
     """The claims that this process holds; as a context, they are kept fresh, and released at its end."""
 
     def __init__(self) -> None:
-        self._held = set[Path]()
-        self._ended = threading.Event()
+        self._held, self._ended = set[Path](), threading.Event()
 
     def __enter__(self) -> Claims:
         def touch() -> None:

@@ -186,8 +186,7 @@ class Worker:
         if (content := work.guide_of(name)) is not None:
             sampling["guide"] = files.read(content, f"the guide of {name}").pixels
             sources["guide"] = source(sampling["guide"])
-        video = sampling.pop("frames", "photographs") == "video"
-        if video:
+        if video := sampling.pop("frames", "photographs") == "video":
             del sampling["samples"]
             clip = (clip, tuple(image.shape))  # frames of another size belong to another clip
             if clip != self._clip:

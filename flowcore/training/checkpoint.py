@@ -182,8 +182,7 @@ def load_encoder(flow: Flow, path: Path, *, backbone_alone: bool = False) -> str
         if not is_ours(path):
             theirs = {prefix + name: t.float() for name, t in load_file(path).items()}
         else:
-            other = read(path).encoder
-            theirs = {} if other is None else other.state_dict()
+            theirs = {} if (other := read(path).encoder) is None else other.state_dict()
         shapes, own = ({name: t.shape for name, t in state.items()} for state in (theirs, encoder.state_dict()))
         if shapes == own and not backbone_alone:
             encoder.load_state_dict(theirs)

@@ -268,8 +268,7 @@ def open_pixel_cache(folders: Folders, cache: Path, recipe: Recipe, progress: Pr
     sizes = [*sizes, f"enlarged {recipe.enlarge:g}"] if recipe.enlarge > 1 else sizes
     key = hashlib.sha256(json.dumps([described, recipe.scale, sizes]).encode()).hexdigest()[:16]
     pixels, index = cache / f"{key}.u8", cache / f"{key}.json"
-    content = _read_index(pixels, index, recipe.scale)
-    if content is None:
+    if (content := _read_index(pixels, index, recipe.scale)) is None:
         try:
             cache.mkdir(parents=True, exist_ok=True)
             _write(sources, recipe, pixels, index, progress)

@@ -213,8 +213,7 @@ class _Trainer(Run):
             part = checkpoint.load_encoder(self.flow, encoder_from)
             state.origin += f", with the {part} of {encoder_from.stem}"
         elif start is None and pretrained_backbone(self.flow) is not None:
-            shipped = checkpoint.shipped_with_backbone(self.recipe.model)
-            if shipped is None:
+            if (shipped := checkpoint.shipped_with_backbone(self.recipe.model)) is None:
                 return
             trained_here = any(stage.objective == "chroma" for stage in self.recipe.stages)
             part = checkpoint.load_encoder(self.flow, shipped, backbone_alone=trained_here)

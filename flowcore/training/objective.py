@@ -367,8 +367,7 @@ def validate(flow: Flow, data: Data, recipe: Recipe, stage: Stage, *, device: st
 
 def _sample(flow: Flow, temperatures: tuple[float, ...], x: Tensor, *, labeled: bool) -> list[Tensor]:
     """A row per seed, a column per temperature, and real images last."""
-    labels = torch.arange(len(x), device=x.device) % max(1, flow.classes)
-    cond = flow.encode_condition(labels) if labeled else None
+    cond = flow.encode_condition(torch.arange(len(x), device=x.device) % max(1, flow.classes)) if labeled else None
     return [*(_decode(flow, cond, x, tau) for tau in temperatures), x]
 
 

@@ -363,9 +363,7 @@ class PeakMemory(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.peak = 0
-        self._current = 0
-        self._live: set[int] = set()
+        self.peak, self._current, self._live = 0, 0, set[int]()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
