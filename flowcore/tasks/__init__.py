@@ -4,7 +4,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-STEPS = 10_000  # of a progress that several tasks share
+STEPS = 10_000  # units of a progress that several tasks share
 
 Precision = Literal["float32", "bfloat16", "float16", "auto", "tf32"]
 """Of conditioners and encoder, see ``inference.plan.Plan``; "auto" is ``device.preferred_precision``."""
@@ -22,7 +22,7 @@ class Progress(Protocol):
 
 
 def part_of(progress: Progress | None, start: float, share: float) -> Progress | None:
-    """Make the progress of one task among several: it begins at ``start``, and is ``share`` of the whole, of 1."""
+    """Map the progress of one of several tasks to its part of the whole: from ``start`` to ``start + share``, of 1."""
     if progress is None:
         return None
 

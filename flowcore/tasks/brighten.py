@@ -1,4 +1,4 @@
-"""Brighten: one dark photograph, the picture that the model expects, and many other exposures of it."""
+"""Brighten: from one dark photograph the picture that the model expects, or many other exposures of it."""
 
 from __future__ import annotations
 

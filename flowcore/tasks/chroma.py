@@ -45,12 +45,12 @@ SIMILAR = 0.6, 0.85  # similarity at which colors of the caller's memory begin t
 ALBUM_SHARE = 0.5  # share of the caller's memory that every seed looks at
 MEMORY_WEIGHT = 0.03  # of colors from the caller's memory, relative to hints
 COVERED = 0.999  # coverage from which on a locked hint is met exactly
-MAX_POSITIONS = 4096  # with coherent noise, whose factor takes the cube of their number
-JITTER = 1e-4  # added to the diagonal of its covariance, so that the factor exists
+MAX_POSITIONS = 4096  # of a grid with coherent noise: its Cholesky factor takes time by the cube of their number
+JITTER = 1e-4  # added to the diagonal of that noise's covariance, so that the factor exists
 
 
 def schedule(palette: float, detail: float, levels: int) -> list[float]:
-    """Interpolate temperatures geometrically from ``detail``, at the finest level, to ``palette``; finest first."""
+    """Interpolate temperatures geometrically from ``detail``, at the finest level, to ``palette``, at the coarsest."""
     if levels == 1:
         return [palette]
     parts = [k / (levels - 1) for k in range(levels)]  # 0 at the finest
@@ -58,7 +58,7 @@ def schedule(palette: float, detail: float, levels: int) -> list[float]:
 
 
 def working_sides(height: int, width: int, short: int) -> tuple[int, int]:
-    """Compute a working size of that shorter side, on the finest grid, close to the proportions of an image."""
+    """Compute the working size of an image: its proportions, ``short`` as shorter side, in multiples of ``STRIDE``."""
     factor = min(short / min(height, width), MAX_ASPECT * short / max(height, width))
     rows, columns = (max(1, round(side * factor / STRIDE)) * STRIDE for side in (height, width))
     return rows, columns
@@ -97,7 +97,7 @@ class Colorization:
         size = flow.config.working_size if working_size is None else working_size
         if not 16 <= size <= 4096:
             raise FlowError(f"working_size must lie between 16 and 4096 pixels; got {size}.")
-        self.run, self.flow, self._home = run, flow, image.device
+        self.run, self.flow, self._image_device = run, flow, image.device
         self.clamp: Change = partial(clamp_level, flow)
         rgb, self._alpha = validate_image(image)
         self.y = color.luma(rgb)  # (B, 1, H, W)
@@ -165,7 +165,7 @@ class Colorization:
         ]
 
     def condition(self, part: slice, hints: HintPlanes | None, seeds: Sequence[int] = ()) -> Condition:
-        """Encode luma and hints of some images; or of one, per seed with what its part of the memory recalls."""
+        """Encode luma and hints of some images; with seeds, of one, with what each seed's part of memory recalls."""
         source = _pad(self._small_y[part].to(self.run.device), self._padded)
         recalled, config = None, self.flow.config
         if seeds or (self._is_shown and not self.has_parts):
@@ -183,7 +183,7 @@ class Colorization:
         return cond.map_tensors(lambda t: t.to(self.run.dtype))
 
     def _recall(self, y: Tensor, seeds: Sequence[int], share: float, neighbors: int = NEIGHBORS) -> Tensor:
-        """Look up padded luma ``(B, 1, h, w)`` in all of the memory, or that of one image in seeds' parts of it."""
+        """Look up padded luma ``(B, 1, h, w)`` in all of the memory; with seeds, one image in each seed's part."""
         assert self._places is not None
         assert self._cells is not None
         assert isinstance(self.flow.encoder, LumaEncoder)
@@ -215,21 +215,21 @@ class Colorization:
         return (decoded - NEUTRAL)[..., : self.chroma_size[0], : self.chroma_size[1]]
 
     def decode_guarded(self, first: int, z: Sequence[Tensor], cond: Condition, hints: HintPlanes | None) -> Tensor:
-        """Decode picture ``first`` and following within bounds, attenuated where needed; see ``overflow``."""
+        """Decode pictures, from number ``first`` on, with latents scaled down where they overflow; see ``overflow``."""
 
         def attempt(latents: Sequence[Tensor], items: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            wild: list[Tensor] = []
+            overflows: list[Tensor] = []  # by level
 
             def mark(cond: Condition, level: int, x: Tensor) -> Tensor:
                 chroma = _chroma_of_level(self.flow, cond, level, x)
-                wild.append(~(chroma.abs() <= MAX_DEVIATION).all(1, keepdim=True))
+                overflows.append(~(chroma.abs() <= MAX_DEVIATION).all(1, keepdim=True))
                 return x
 
             shared = cond if items is None else select_items(cond, items)
             chroma = self.decode(latents, shared, mark, self.clamp, self.locking(hints))
-            if not torch.stack([mask.any() for mask in wild]).any():
+            if not torch.stack([mask.any() for mask in overflows]).any():
                 return chroma, None
-            anywhere = torch.stack([F.interpolate(mask.float(), self.grid) for mask in wild]).amax(0) > 0
+            anywhere = torch.stack([F.interpolate(mask.float(), self.grid) for mask in overflows]).amax(0) > 0
             return chroma, anywhere[..., : self.chroma_size[0], : self.chroma_size[1]]
 
         decoded = overflow.decode_with_backoff(attempt, z, lambda: torch.zeros(1, 2, 1, 1))
@@ -237,7 +237,7 @@ class Colorization:
         return decoded.images
 
     def remembered(self, part: slice, seeds: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """Look up coverage and wanted chroma on the padded finest grid in the caller's memory, or every seed's part."""
+        """Look up, in the caller's memory or each seed's part, coverage and wanted chroma on the padded finest grid."""
         found = self._recall(_pad(self._small_y[part].to(self.run.device), self._padded), seeds, ALBUM_SHARE)
         found = F.interpolate(found, self.grid, mode="bilinear")
         low, high = SIMILAR
@@ -245,7 +245,7 @@ class Colorization:
         return list(zip((MEMORY_WEIGHT * trust).split(1), found[:, :2].split(1), strict=True))
 
     def follow(self, drawn: Tensor, part: slice, cond: Condition, asked: tuple[Tensor, Tensor], steps: float) -> Tensor:
-        """Spread wanted colors, coverage and chroma on the padded finest grid, over drawn chroma ``(B, 2, h, w)``."""
+        """Spread ``asked`` colors, coverage and chroma on a padded finest grid, over drawn chroma ``(B, 2, h, w)``."""
         height, width = self.chroma_size
         covered, wanted = (plane[..., :height, :width] for plane in asked)
         features = cond.features[0]
@@ -257,7 +257,7 @@ class Colorization:
         return drawn + spread_hints(wanted - drawn, covered, f, small_y, steps, self.run.check_cancelled)
 
     def locking(self, hints: HintPlanes | None) -> Change | None:
-        """Make the change between levels that replaces what was decoded by locked colors, in cells that hints cover."""
+        """Make the change between levels that puts locked colors in place of decoded ones in cells covered by hints."""
         if hints is None or not hints.lock:
             return None
 
@@ -278,10 +278,10 @@ class Colorization:
             full = _lock(full, coverage.to(full), target.to(full))
         full = clear_borders(full, self._inside[part])
         alpha = None if self._alpha is None else self._alpha[part].to(self.run.device)
-        return merge(y, full, alpha, gamut).to(self._home)
+        return merge(y, full, alpha, gamut).to(self._image_device)
 
     def _notify_of_scans(self, rgb: Tensor | None) -> None:
-        """Tell the caller which of colors, a tint and a border are ignored."""
+        """Tell the caller what is ignored of the images: colors, a tint, a border."""
         tinted = False
         for one, inside in zip(() if rgb is None else rgb.split(1), self._inside, strict=False):
             photograph = one if inside is None else one[inside]
@@ -297,7 +297,7 @@ class Colorization:
 
 
 def clamp_level(flow: Flow, cond: Condition, level: int, x: Tensor) -> Tensor:
-    """Clamp a level's means of chroma to those of colors, beyond which each level would go further, up to infinity."""
+    """Clamp a level's means of chroma to what RGB colors have; beyond, each level would go further, up to infinity."""
     chroma = _chroma_of_level(flow, cond, level, x)
     possible = chroma.nan_to_num(0, MAX_CHROMA, -MAX_CHROMA).clamp(-MAX_CHROMA, MAX_CHROMA)
     changed = _level_of_chroma(flow, cond, level, possible).to(x)
@@ -321,7 +321,7 @@ def _origin_of_level(cond: Condition, level: int) -> Tensor | float:
 
 
 def blend_latents(drawn: Sequence[Tensor], given: Sequence[Tensor], strength: float, levels: int) -> list[Tensor]:
-    """Mix given latents into the coarsest levels of drawn ones, 0 for all; strength is their share of the variance."""
+    """Mix given latents into the ``levels`` coarsest drawn ones, 0 for all; ``strength`` is their share of variance."""
     first = len(drawn) - (levels or len(drawn))
     return [
         z if number < first else math.sqrt(strength) * other.to(z) + math.sqrt(1 - strength) * z

@@ -67,8 +67,8 @@ def colorize(
             belongs together gets one color. 0 draws every place for itself. None likewise.
         seed: In [0, 2^64). Sample s of every image is drawn with ``seed + s``.
         samples: Colorings per image, at least 1.
-        saturation: Factor on the chroma, before the colors are fitted into the gamut. None for that of what the model
-            draws, before hints; 1 with ``latents``, whose colors are as they should be.
+        saturation: Factor on the chroma, before the colors are fitted into the gamut. None for the model's own factor
+            on what it draws, before hints; with ``latents``, whose colors are right already, 1.
         working_size: Shorter side in pixels at which colors are decided; None for the model's own.
         hints: Colors that are wanted.
         hint_steps: How far hints spread over what they are painted on, in positions of the finest grid, four pixels of
@@ -78,8 +78,8 @@ def colorize(
         latents_levels: How many of the coarsest levels are taken over; 0 for all.
         gamut: "compress": colors for which the luma leaves no room lose saturation; luma and hue stay. "clip": they are
             cut off, as most programs do, and the luma changes.
-        memory: Photographs whose colors are taken over, thing by thing, see ``remember``: of every seed another half,
-            at temperature 0 all. None for those that the model's file remembers, of which every seed has its part.
+        memory: Photographs whose colors are taken over, thing by thing, see ``remember``; every seed uses another half
+            of it, temperature 0 all. None for the memory in the model's file, of which every seed uses a part, too.
         cast: Color cast of the whole picture, in [-1, 1]: 1 as drawn; 0 that of the coloring at temperature 0; -1 none.
         vivid: Factor by which colors move away from their mean, at least 0; 1 for as drawn.
 
@@ -129,12 +129,12 @@ def colorize(
             for group in groups:
                 z = sample_latents(job.shapes, len(group), taus, seed=(seed + group.start) % 2**64)
                 z = [level.to(run.device) for level in (*z[:-1], share_noise(flow, z[-1], cond, rho))]
-                # of a memory every seed has its part, and all of it counts at temperature 0
+                # every seed looks at its own part of a memory; at temperature 0, all of it counts
                 seeds = [(seed + sample) % 2**64 for sample in group] if taus[-1] else []
                 if given is not None:
                     z = blend_latents(z, given, latents_strength, latents_levels)
-                apart = seeds and job.has_parts
-                shared = job.condition(part, planes, seeds) if apart else cond.expand(len(group))
+                own_parts = seeds and job.has_parts
+                shared = job.condition(part, planes, seeds) if own_parts else cond.expand(len(group))
                 # colors that were locked into the drawing would leave nothing to spread
                 locked = None if steps else planes
                 decoded = factor * job.decode_guarded(len(pictures), z, shared, locked)
@@ -295,12 +295,12 @@ def change_cast(chroma: Tensor, calm: Tensor, y: Tensor, cast: float) -> Tensor:
     own, theirs = _mean(chroma, y), _mean(calm, y)
     wanted = theirs + cast * (own - theirs) if cast >= 0 else (1 + cast) * theirs
     weight = y * (1 - y)
-    met = weight.square().sum() / weight.sum().clamp_min(1e-6)  # the weighted mean of the weight itself
-    return chroma + (wanted - own) * weight / met.clamp_min(1e-6)
+    effect = weight.square().sum() / weight.sum().clamp_min(1e-6)  # of adding the weight, on the weighted mean
+    return chroma + (wanted - own) * weight / effect.clamp_min(1e-6)
 
 
 def make_vivid(chroma: Tensor, y: Tensor, vivid: float) -> Tensor:
-    """Move chroma ``(B, 2, h, w)`` away from its mean by a factor; of luma ``(1, 1, h, w)``."""
+    """Move chroma ``(B, 2, h, w)`` away from its mean by a factor, most in the midtones of luma ``(1, 1, h, w)``."""
     weight = (4 * y * (1 - y)).clamp(0, 1)
     return chroma + (vivid - 1) * weight * (chroma - _mean(chroma, y))
 

@@ -1,4 +1,4 @@
-"""Faces in pictures: found in squares of every size, at three turns, cut out upright and of one size, pasted back."""
+"""Faces in pictures: found in squares of every size, in three rotations, cut out upright in one size, pasted back."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ from .intake import validate_image, with_alpha
 from .runner import Reporting, Runner, Running, RunOptions, part_of_run, runs_with
 from .upscale import upscale
 
-SMALLEST = 12  # pixels of a box that is found in a square of as many pixels as the network reads
-DOUBLINGS = 2  # at least: the whole, halves, and quarters of the longest side
-STRIDE = 3 * SIDE // 4  # of neighboring squares, at most: larger faces than their overlap are found in larger ones
-LESS = 0.6  # of the score suffices for a second look
-NEAR = 0.4  # of the wider box, between the middles of two faces that are one
-SEEN = 2.8  # widths of a box are the side of what the second look sees
+SMALLEST = 12  # pixels: width of the smallest box that the network finds in a square of ``SIDE`` pixels
+DOUBLINGS = 2  # of scale, at least: squares of the longest side, of its half, and of its quarter
+STRIDE = 3 * SIDE // 4  # between squares, at most; faces larger than their overlap are found in larger squares
+LESS = 0.6  # share of the score asked for that suffices for a second look
+NEAR = 0.4  # share of the wider box: detections whose middles are nearer are one face
+SEEN = 2.8  # side of the crop for the second look, in widths of the box
 AT_ONCE = 4  # squares
 Eyes = tuple[Point, Point]
 Notify = Callable[[str], None]
 
 LEANING = 45  # degrees beyond which a note asks whether the points are eyes, and faces are always turned
 COMPARED = 16  # side at which a picked face is compared with the faces of a picture
-WHOLE = 0.995  # of a face inside the picture; less is noted
+WHOLE = 0.995  # share of a face inside the picture; the caller is told of less
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,14 +156,14 @@ def _search(picture: Tensor, smallest: float, score: float, run: Runner) -> Tens
         size = max(1, round(height * scale)), max(1, round(width * scale))
         level = resize(picture, *size).clamp(0, 1)
         tops, lefts = (_starts(side) for side in size)
-        before = [max(0, SIDE - side) for side in size]  # of the rest, half goes before the picture
-        border = [before[1] // 2, before[1] - before[1] // 2, before[0] // 2, before[0] - before[0] // 2]
+        missing = [max(0, SIDE - side) for side in size]  # pixels; half of them are added before the picture
+        border = [missing[1] // 2, missing[1] - missing[1] // 2, missing[0] // 2, missing[0] - missing[0] // 2]
         level = F.pad(level, border)
         ratio = torch.tensor([width / size[1], height / size[0]])
         corners = list(itertools.product(tops, lefts))
-        for some in range(0, len(corners), AT_ONCE):
+        for start in range(0, len(corners), AT_ONCE):
             run.check_cancelled()
-            part = corners[some : some + AT_ONCE]
+            part = corners[start : start + AT_ONCE]
             squares = torch.cat([level[..., top : top + SIDE, left : left + SIDE] for top, left in part])
             logits, numbers = network()(squares)
             scores = logits.sigmoid()
@@ -203,7 +203,7 @@ def _look_again(picture: Tensor, found: Tensor, run: Runner) -> Tensor:
     logits, numbers = network()(torch.cat([crop, crop.flip(-1)]))
     points = _points(numbers)
     points[1, ..., 0] = SIDE - points[1, ..., 0]
-    points[1] = points[1][:, [0, 2, 1, 3, 4]]
+    points[1] = points[1][:, [0, 2, 1, 3, 4]]  # the mirror image swaps the eyes
     expected = torch.tensor([(LEFT + RIGHT) / 2, EYE_LINE]) * SIDE
     far = (points[:, :, 1:3].mean(2) - expected).norm(dim=-1) > SIDE / SEEN / 2
     best = logits.masked_fill(far, -math.inf).argmax(1)
@@ -236,10 +236,10 @@ def network() -> BlazeFace:
 def align_faces(
     image: Tensor, eyes: Sequence[Sequence[Eyes]], *, size: int = 0, notify: Notify | None = None
 ) -> tuple[Tensor, tuple[FacePlace, ...]]:
-    """Cut the faces at pairs of eye points, of every image or the same of all, out of images: all of image 0 first.
+    """Cut faces out of images at pairs of eye points, a list for each image or one for all: all of image 0 first.
 
     ``size`` is the side of the results, 0 for as many pixels as the largest face has: then faces are windows of the
-    images' own pixels, which models enlarge far better than resampled ones; only those that lie are turned.
+    images' own pixels, which models enlarge far better than resampled ones; only faces that lie are rotated.
     """
     pixels, _ = validate_image(image)
     if len(eyes) not in (1, len(pixels)):
@@ -254,14 +254,14 @@ def align_faces(
             "No face was found that is large enough. Lower the detector's confidence or smallest, or give the eyes: "
             "two points, or a mask with a dot on each."
         )
-    of = [pixels[place.image][None] for place in places]
+    pictures = [pixels[place.image][None] for place in places]
     if notify is not None:
-        for sentence in _oddities(of, places):
+        for sentence in _oddities(pictures, places):
             notify(sentence)
     if not size:
         size = max(1, math.ceil(max(place.face for place in places) - 0.01))
         places = [place.along_pixels(size) if abs(place.roll) <= LEANING else place for place in places]
-    faces = [cut_face(picture, place, size) for picture, place in zip(of, places, strict=True)]
+    faces = [cut_face(picture, place, size) for picture, place in zip(pictures, places, strict=True)]
     return torch.cat(faces), tuple(places)
 
 
@@ -286,8 +286,8 @@ def _oddities(pictures: Sequence[Tensor], places: Sequence[FacePlace]) -> Iterat
 def found_eyes(
     image: Tensor, *, smallest: float = 0, number: int = 0, **options: Unpack[Reporting]
 ) -> list[list[Eyes]]:
-    """Find the eyes of every image's ``number`` largest faces, 0 for all, of at least ``smallest`` pixels with hair."""
-    boxes = max(SMALLEST, smallest / 2)  # a box has three fifths of the side, more or less
+    """Find the eyes of every image's ``number`` largest faces, 0 for all, if ``smallest`` pixels wide with hair."""
+    boxes = max(SMALLEST, smallest / 2)  # a box is about three fifths as wide as a face with hair
     return [
         [face.eyes for face in faces if math.dist(*face.eyes) / (RIGHT - LEFT) >= smallest][: number or None]
         for faces in find_faces(image, smallest=boxes, **options)
@@ -295,7 +295,7 @@ def found_eyes(
 
 
 def paste_faces(image: Tensor, faces: Tensor, places: Sequence[FacePlace], *, feather: float = 0.15) -> Tensor:
-    """Paste faces, all samples of face 0 first, into their pictures, enlarged or not, or as many samples of each.
+    """Paste faces, all samples of face 0 first, into their pictures, or several samples of these, enlarged or not.
 
     If their number is no multiple of the places, some were picked, and each goes where the picture looks most like it.
     ``feather`` is the width of the soft border, as a share of the face's side.

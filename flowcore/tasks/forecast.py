@@ -58,7 +58,7 @@ def forecast(
     steadiness: float | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> Forecast:
-    """Estimate what enlarging images, or frames of clips steadily, takes, by sizes of LR images and of results."""
+    """Estimate what it takes to enlarge images, or with ``steadiness`` frames, by sizes of sources and results."""
     areas = [height * width for height, width in results]
     device = next(flow.parameters()).device
     rows, columns = max(sources, key=lambda size: size[0] * size[1])
@@ -70,7 +70,7 @@ def forecast(
         task = partial(upscale_video, steadiness=steadiness, before=list[Tensor]())
         time_task(task)
         seconds = time_task(task)
-    else:  # of one sample: all share what depends on the image, and on its guide, alone
+    else:  # of one sample; samples share what depends on the image and its guide alone
         plan = planned(flow, actual_precision(precision, device))  # folded before the clock starts
         own = plan.guide_units + plan.units if flow.guide is not None else 0
         once = time_task(upscale if "upscale" in flow.capabilities.tasks else restore)
@@ -87,7 +87,7 @@ def forecast(
 
 
 def _seconds(flow: Flow, task: Callable[..., Tensor], **how: Any) -> float:
-    """Seconds per pixel of a small image, gray, since the model could overflow at noise, and that takes longer."""
+    """Time a task on a small gray image, in seconds per pixel; on noise a model may overflow, which takes longer."""
     start = time.perf_counter()
     task(flow, torch.full((1, 3, PROBE, PROBE), 0.5), **how)
     return (time.perf_counter() - start) / PROBE**2

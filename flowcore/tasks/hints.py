@@ -23,7 +23,7 @@ Point = tuple[float, float, Color]  # column, row and color; pixels from the top
 STROKE = 8 / 255  # chroma above which a pixel of strokes counts as painted, where there is no mask
 NEIGHBORS = ((0, 1), (1, 0), (1, 1), (1, -1))  # the other four see these from their side
 FEATURE_SCALE, LUMA_SCALE = 0.35, 0.03  # s and t of ``spread_hints``
-HELD = 0.5  # of a hint's reach, from which on its color is whole
+HELD = 0.5  # reach of hints, of 1, below which their colors fade; see ``spread_hints``
 MET = 100.0  # weight of meeting a hint
 ITERATIONS = 150  # of conjugate gradients
 
@@ -50,7 +50,7 @@ class Hints:
     lock: bool = False
 
     def expand(self, images: int) -> Hints:
-        """Check the shapes for so many images, and give coverage and chroma as many items as the other has."""
+        """Check the shapes for so many images, and give coverage and chroma the same number of items."""
         coverage, chroma = self.coverage, self.chroma
         if (coverage is None) != (chroma is None):
             raise ShapeError("Hints need coverage and chroma, or neither of the two.")
@@ -211,8 +211,8 @@ def spread_hints(
         100 sum_i c_i |d_i - h_i|^2 + sum_ij a_ij |d_i - d_j|^2 + sum_i |d_i|^2 / steps^2
         a_ij = exp(-|f_i - f_j|^2 / (2 s^2 C) - (y_i - y_j)^2 / (2 t^2)) / |p_i - p_j|^2,    j one of 8 neighbors of i
 
-    with h what is missing at a hint and c its coverage, f the C standardized features, y the luma and p the place. 1 at
-    every hint, continued likewise, is how far hints reach; d is divided by it, so that a color holds to a thing's end.
+    with h what is missing at a hint and c its coverage, f the C standardized features, y the luma and p the place. The
+    reach of hints is a field that is 1 at them and continued likewise; d is divided by it, so that colors fade late.
 
     Source: Levin, Lischinski and Weiss, "Colorization using Optimization" (SIGGRAPH 2004), for luma alone and without a
     coloring to start from; the features, the fading and that it corrects a draw are ours.
@@ -238,24 +238,24 @@ def minimize(
             result = result + difference - _shift(difference, -dy, -dx)
         return result
 
-    rest = MET * coverage.float() * asked.float()
-    x, scaled = torch.zeros_like(rest), rest / diagonal
-    direction, size = scaled, _dot(rest, scaled)
+    residual = MET * coverage.float() * asked.float()
+    x, preconditioned = torch.zeros_like(residual), residual / diagonal
+    direction, size = preconditioned, _dot(residual, preconditioned)
     for _ in range(ITERATIONS):
-        image = apply(direction)
-        length = size / _dot(direction, image).clamp_min(1e-30)
-        x, rest = x + length * direction, rest - length * image
-        scaled = rest / diagonal
-        before, size = size, _dot(rest, scaled)
-        direction = scaled + size / before.clamp_min(1e-30) * direction
+        applied = apply(direction)
+        step = size / _dot(direction, applied).clamp_min(1e-30)
+        x, residual = x + step * direction, residual - step * applied
+        preconditioned = residual / diagonal
+        before, size = size, _dot(residual, preconditioned)
+        direction = preconditioned + size / before.clamp_min(1e-30) * direction
     return x
 
 
 def _affinity(features: Tensor, luma: Tensor, dy: int, dx: int) -> Tensor:
     """How alike each position and a neighbor are, in [0, 1], ``(1, 1, h, w)``; 0 where the neighbor is outside."""
     unlike = (_shift(features, dy, dx) - features).square().mean(1, keepdim=True) / (2 * FEATURE_SCALE**2)
-    darker = (_shift(luma, dy, dx) - luma).square() / (2 * LUMA_SCALE**2)
-    weight = torch.exp(-unlike - darker) / (dy * dy + dx * dx)
+    contrast = (_shift(luma, dy, dx) - luma).square() / (2 * LUMA_SCALE**2)
+    weight = torch.exp(-unlike - contrast) / (dy * dy + dx * dx)
     if dy:
         weight[..., -1:, :] = 0
     if dx:

@@ -17,8 +17,8 @@ from ..images.resize import pad_symmetric, resize
 from ..models.fields import SAMPLING
 from ..quality.no_reference import jpeg_quality, noise_level
 
-LARGEST = {torch.uint8: 255, torch.uint16: 65535}  # value of integers, white
-BLOCKY = 80  # quality of JPEG up to which blocks are told
+LARGEST = {torch.uint8: 255, torch.uint16: 65535}  # value of white in images of integers
+BLOCKY = 80  # highest quality of JPEG whose blocks the caller is told of
 MAX_EXAMINED = 4  # images of a batch that are looked at
 MADE = "; {} is made for it."
 PLAIN = 0.06  # how far a border's pixels are from its color, in any channel
@@ -99,7 +99,7 @@ def refuse_integer_range(image: Tensor) -> None:
 
 
 def gray_images(image: Tensor, rgb: Tensor, notify: Callable[[str], None]) -> list[bool]:
-    """Tell of which images, as passed and as validated, all three channels are equal; what is made of them is gray."""
+    """Tell which images, as passed and as validated, have three equal channels: what is made of them is gray."""
     gray = [bool((one == one[:1]).all()) for one in rgb]
     if image.shape[1] != 1 and any(gray):
         which, them = ("The image is", "it") if len(gray) == 1 else (f"{sum(gray)} of {len(gray)} images are", "them")
@@ -108,7 +108,7 @@ def gray_images(image: Tensor, rgb: Tensor, notify: Callable[[str], None]) -> li
 
 
 def with_channels_of(image: Tensor, pictures: Tensor, gray: list[bool]) -> Tensor:
-    """Make pictures ``(B * N, 3, H, W)`` of gray images exactly gray, in place, with one channel if these have one."""
+    """Make pictures ``(B * N, 3, H, W)`` of gray images exactly gray, in place, or of one channel if they have one."""
     if image.shape[1] == 1:
         return pictures[:, :1].contiguous()
     for is_gray, made in zip(gray, pictures.unflatten(0, (len(gray), -1)), strict=True):
@@ -118,7 +118,7 @@ def with_channels_of(image: Tensor, pictures: Tensor, gray: list[bool]) -> Tenso
 
 
 def model_for_damaged(flow: Flow) -> str | None:
-    """Name the shipped model that enlarges damaged photographs as far as an upscaler; None if it is one, or none is."""
+    """Name the shipped model for damaged photographs that enlarges as far as ``flow``, if it is another."""
     if catalog.is_for_damaged(flow.provenance):
         return None
     return catalog.for_damaged(flow.condition_scale)
@@ -141,7 +141,7 @@ def advised(flow: Flow, notes: Sequence[str]) -> str | None:
 
 
 def describe_damage(image: Tensor) -> str:
-    """Describe the blocks and the noise of a photograph, (1 or 3, H, W) in [0, 1]; nothing of a clean one."""
+    """Describe the blocks and the noise of a photograph, (1 or 3, H, W) in [0, 1]; "" for a clean one."""
     quality, noise = jpeg_quality(image), noise_level(image)
     blocks = f"JPEG blocks (about quality {quality:.0f})" if quality is not None and quality <= BLOCKY else ""
     return blocks or (f"noise (about {255 * noise:.0f}/255)" if noise else "")

@@ -65,7 +65,7 @@ class Repairs:
 
 
 def bounded_decoder(plan: Plan, cond: Condition | None, max_deviation: float) -> Decoder:
-    """Make a decoder of a plan and a condition of 1 or B images; values further than that from 0.5 are overflows."""
+    """Make a decoder of a plan and a condition of 1 or B images; beyond ``max_deviation`` from 0.5 values overflow."""
 
     def decode(latents: Sequence[Tensor], items: Tensor | None) -> tuple[Tensor, Tensor | None]:
         own = cond if items is None or cond is None or cond.batch == 1 else select_items(cond, items)
@@ -90,7 +90,7 @@ def decode_with_backoff(decode: Decoder, latents: Sequence[Tensor], fallback: Ca
     scales = torch.tensor(BACKOFF_SCALES, device=images.device)
     repaired, remaining = images[affected], overflowed[affected]
     for _ in range(ATTEMPTS if any(bool(level.any()) for level in z) else 0):
-        # of the cells that hold a marked pixel, or are next to one that does
+        # the cells that hold an overflow, and their neighbors
         touched = F.max_pool2d(F.adaptive_max_pool2d(remaining.float(), (grid[0], grid[1])), 3, stride=1, padding=1)
         failures = (failures + touched).clamp(max=len(BACKOFF_SCALES) - 1)
         repaired, mask = decode([_scale(level, scales[failures.long()]) for level in z], affected)

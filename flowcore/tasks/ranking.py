@@ -1,7 +1,7 @@
 """Ranking: how much samples differ and where, and which of them is best.
 
-By log density, which is highest near gray, colorings come out in the order of their colorfulness. Both criteria for
-colorings leave it out: palettes of one colorfulness, and the least expected distance (minimum Bayes risk decoding,
+By log density, which is highest near gray, colorings come out in the order of their colorfulness. So the criteria for
+colorings leave that out: bits of palettes of equal colorfulness, and least expected distance (minimum Bayes risk,
 Kumar & Byrne, 2004). ``python -m flowcore eval`` measures both.
 """
 
@@ -45,7 +45,7 @@ is from the other ones of its photograph, nearest first ("consensus")."""
 def consensus(images: Tensor, source: Tensor) -> Tensor:
     """Compute how far each coloring is from the other ones: the expected distance from the true colors, ``(B, N)``.
 
-    The distance is relative, so that twice as colorful is as far as half as colorful; a plain one prefers the calm. For
+    The distance is relative: twice as colorful is as far as half as colorful, and calm colorings are not preferred. Of
     ``(B * N, C, H, W)``, all colorings of image 0 first; 0 if all are alike, about 2 if they have nothing in common.
     """
     each = _colorings_per_source(images, source)
@@ -90,7 +90,7 @@ def palette_bits(flow: Flow, images: Tensor, source: Tensor, **options: Unpack[R
                 latents, shares = run.plan.by_position(x, cond.expand(len(part)))
                 dimensions = latents[-1][0].numel()
                 log_prob = float64(shares[-1]).flatten(1).sum(1)
-                if prelude is not None and len(shares) > 1:  # its density is all levels', by their dimensions
+                if prelude is not None and len(shares) > 1:  # whose density belongs to all levels, by their dimensions
                     log_prob = log_prob + float64(prelude(x)[1]) * dimensions / x[0].numel()
                 bits.append((-(log_prob / dimensions + math.log(quantization(flow).width)) / math.log(2)).cpu())
                 run.advance(len(part))

@@ -41,8 +41,8 @@ def remember(
 ) -> ColorMemory:
     """Remember what color things have in photographs, so that ``colorize`` colors others like them.
 
-    A place of 16 pixels of a photograph whose shorter side has 192 is kept as 48 bytes of what the model's backbone
-    sees there, and two of color: no picture can be made of them.
+    Of every 16x16 pixels of a photograph, resized to a shorter side of 192, 48 bytes of what the model's backbone sees
+    there are kept, and two of color: no picture can be made of them.
 
     >>> flow = flowcore.load("color-photos")
     >>> memory = flowcore.remember(flow, torch.rand(1, 3, 64, 96))
@@ -52,7 +52,7 @@ def remember(
     Args:
         flow: A colorizer with a backbone, such as color-photos.
         photographs: In color, of any size: a batch ``(B, 3 or 4, H, W)`` in [0, 1], a list of such, a folder, whose
-            files that are no image or in no color are left out, or one file. Plain borders are left out, too.
+            files that are no images, or have no color, are left out, or one file. Plain borders are left out, too.
         cells: How many places are kept at most; of more, about as many of every photograph.
         provenance: What to note of where they come from, such as their license, for the file.
 

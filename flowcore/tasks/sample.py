@@ -30,7 +30,7 @@ from . import duration, overflow, upscale
 from .runner import Batching, Reporting, Runner, Running, RunOptions, batch_size, check_draws, part_of_run, runs_with
 from .subject import Fit, Labels, check_image, check_labels, check_latents, prepare_subject, size_of_latents
 
-LARGE = 2**28  # bytes of weights
+LARGE = 2**28  # bytes of weights from which on a copy of them counts
 MAX_DEVIATION = 100.0  # from 0.5: wild latents may give wild images, but no infinities
 NOTEWORTHY = 1024  # patches; decoding fewer is so fast that no time is announced
 ADVICE = "Choose a smaller size (width, height), ask for fewer samples, or free memory on the device."
@@ -41,7 +41,7 @@ MAX_STYLE = 5.0
 
 
 class Passes:
-    """Encodes and decodes images with the plan of a task; ``count`` of images, for the progress."""
+    """Encodes and decodes images with the plan of a task; ``count`` is the number of images, for the progress."""
 
     def __init__(self, run: Runner, count: int) -> None:
         require_full_precision(run.dtype)
@@ -310,7 +310,7 @@ def _weight(guidance: float | Guidance) -> float:
 
 
 def dequantized_image(flow: Flow, image: Tensor, *, seed: int = 0) -> Tensor:
-    """Add the noise, of one bin or Gaussian, that images of the training have; to image i that of ``seed + i``."""
+    """Add the noise that training adds, uniform within a bin or Gaussian; image i gets that of ``seed + i``."""
     pixels = check_image(flow, image)
     bins, sigma = quantization(flow), getattr(flow.config, "noise", 0.0) / 2  # of images in [0, 1]
     draw = torch.randn if sigma else torch.rand
@@ -320,7 +320,7 @@ def dequantized_image(flow: Flow, image: Tensor, *, seed: int = 0) -> Tensor:
 
 
 def memory_required(flow: Flow, images: int, height: int, width: int) -> int:
-    """Estimate the bytes of one pass: images at once, neighbors in the chain, a network, a copy of large weights."""
+    """Estimate the bytes of one pass: a batch at neighboring layers and in a network, and a copy of large weights."""
     at_once = min(images, batch_size(height, width))
     if flow.capabilities.source == "low_resolution":
         small = (-(-side // flow.condition_scale) for side in (height, width))
@@ -378,8 +378,8 @@ def morph(
 ) -> Tensor:
     """Encode images, walk through their latents from each to the next, and decode the walk: ``(N, C, h, w)`` in [0, 1].
 
-    From one image to the next are ``frames``, both included; every image stands at its place, as the model takes it
-    (see ``prepare_subject``), and none twice. ``loop`` walks from the last image back to the first, so that the film
+    From one image to the next there are ``frames`` frames, both images included; every image appears once, as the model
+    takes it (see ``prepare_subject``). ``loop`` walks from the last image back to the first, so that the film
     repeats. ``images`` may be a list of images of any sizes, where the model has a size of its own.
     """
     flow.require("sample")
@@ -418,11 +418,11 @@ def harmonize(
     window: int = 9,
     **options: Unpack[Reporting],
 ) -> Tensor:
-    """Encode an image under its own small version, bring the latents to the prior's statistics, and decode them.
+    """Encode an image, given its own small version, bring the latents to the prior's statistics, and decode them.
 
     The small version keeps what the image shows; the latents hold its texture, in which seams, dither and compression
     are unlikely. At strength 0 the image comes back; 1 gives the latents the statistics of the prior, see
-    ``latents.normalize``. Inside, the image is padded by reflection to sides that the model takes.
+    ``latents.normalize``. Meanwhile the image is padded by reflection to sides that the model takes.
 
     Source: Lugmayr et al., "SRFlow" (2020), sections 4.3 (content transfer) and 4.4 (restoration).
     """

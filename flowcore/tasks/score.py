@@ -188,7 +188,7 @@ def score(
         weights = torch.empty(images, draws, passes, dtype=torch.float64)
         levels = torch.zeros(images, len(latent_dimensions), dtype=torch.float64)  # nats of density, summed over draws
         pixels = torch.zeros(images, height, width, dtype=torch.float64)  # likewise
-        maps = inside = True
+        has_map = inside = True
         batch, seeds = run.at_once(batch_size(height, width)), image_seeds(seed, k)
         for chunk in dequantized_batches(k, bins, dequantizer, samples=draws, seed=seeds, batch=batch, noise=noise):
             x = chunk.x.to(run.device, run.dtype)
@@ -201,11 +201,11 @@ def score(
                     drawn = [(seeds[item] + number) % 2**64 for item, number in items]
                     own = with_probes(run.plan, chunk.x.shape, drawn, terms=terms)
                 shares = None
-                if maps:
+                if has_map:
                     try:
                         shares = run.plan.by_position(x, own)[1]
                     except NoPositionsError as error:
-                        maps = False
+                        has_map = False
                         notes.append(f"No map: {str(error).partition(', so')[0]}.")
                 if shares is not None:
                     density = torch.stack([share.cpu().double() for share in shares], 1)  # (N, levels, H, W), nats
@@ -268,7 +268,7 @@ def score(
             log_prob=bound - dimensions * math.log(bins.width),
             per_level=level_bits,
             constant=-math.log2(bins.width),
-            map=pixel_bits if maps else None,
+            map=pixel_bits if has_map else None,
             complexity=compressed,
             complexity_corrected=None if compressed is None else bits - compressed,
             notes=tuple(notes),
@@ -365,16 +365,16 @@ def _integers(flow: Flow, image: Tensor, n_bits: int, notes: list[str]) -> Tenso
         raise ImageError(
             f"This model takes images of {flow.channels} channels; got {image.shape[1]}, {tuple(image.shape)}. {fix}"
         )
-    (height, width), size, m = image.shape[-2:], flow.image_size, flow.size_multiple
+    (height, width), size, multiple = image.shape[-2:], flow.image_size, flow.size_multiple
     if flow.fixed_size and size is not None and (height, width) != tuple(size):
         raise ShapeError(
             f"This model scores images of {size[0]}x{size[1]} only; got {height}x{width}. Crop or resize to "
             f"{size[0]}x{size[1]} first (resizing changes the score)."
         )
-    if height % m or width % m:
-        fits = "x".join(f"{max(m, side // m * m)}" for side in (height, width))
+    if height % multiple or width % multiple:
+        fits = "x".join(f"{max(multiple, side // multiple * multiple)}" for side in (height, width))
         raise ShapeError(
-            f"This model scores images with sides divisible by {m}; got {height}x{width}. Crop to {fits} first: "
+            f"This model scores images with sides divisible by {multiple}; got {height}x{width}. Crop to {fits} first: "
             "padding would be scored, too."
         )
     if image.is_floating_point() and image.isfinite().all():

@@ -47,7 +47,7 @@ def prepare_subject(
     source: Tensor | None = None,
     notify: Callable[[str], None],
 ) -> Subject:
-    """Convert images of any size to the channels and a size that a model takes, and collect its condition's source.
+    """Convert images of any size to the channels and a size that a model takes, and collect what it is conditioned on.
 
     ``fit`` "resize" covers the model's own size and crops the middle; "crop" only crops, to the largest size that the
     model takes. ``label`` is what all images show, -1 for none; ``source``, for upscaling models, the small images that
@@ -169,7 +169,7 @@ def _fit_size(flow: Flow, pixels: Tensor, fit: Fit) -> Tensor:
 
 
 def _crop_pair(flow: Flow, pixels: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
-    """Crop large images and their small ones to sizes that the model takes, by a pixel at most, right and bottom."""
+    """Crop large images and the small ones that belong to them, right and bottom, to sizes that the model takes."""
     factor = flow.condition_scale
     sides = tuple(factor * side for side in source.shape[-2:])
     if tuple(pixels.shape[-2:]) != sides or len(source) not in (1, len(pixels)):

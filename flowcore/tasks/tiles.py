@@ -32,8 +32,8 @@ STRIPS = 2**26  # bytes that strips take at most, whatever the image
 ENCODING = 4  # how many times longer a unit of the encoder takes than one of decoding: srflow-x4, 72x48, one core
 MAX_SAMPLES = 8  # at once: they share what every step computes from the image; more would share little more
 WEAK, STRONG = 0.08, 0.4  # luma's differences to its neighbors between which the temperature of edges falls
-NEARBY = 9  # latents: the window of a local rms of those of a guide
-BOUND = 1.2  # of that rms; less blurs films in the long run, more lets specks grow in what is out of focus
+NEARBY = 9  # latents: side of the window in which the rms of a guide's latents is measured
+BOUND = 1.2  # of that rms, relative to drawn latents; less blurs films in time, more lets specks grow out of focus
 SAME_SCENE = 20.0  # dB between an image and its shrunk guide; published upscalers have 27 and more
 
 Size = tuple[int, int]  # height and width
@@ -42,7 +42,7 @@ Tile = tuple["Span", "Span"]  # its rows and columns
 Index = tuple[Any, ...]
 Settings = tuple[Temperature, float]  # temperature, and how much lower it is at edges: see ``edge_map``
 Strength = float | Tensor
-"""a, in [0, 1]: a number, or a map ``(1 or B, 1, any height, any width)`` that covers the image."""
+"""Part of a guide's latents that is kept, in [0, 1]: a number, or a map as of temperatures that covers the image."""
 
 
 class Span(NamedTuple):
@@ -55,7 +55,7 @@ class Span(NamedTuple):
 
 
 def windows(height: int, width: int, *, tile: int, halo: int, multiple: int) -> list[Tile]:
-    """Cover an image with tiles, all of whose edges are multiples, so that each is squeezed on the image's own grid."""
+    """Cover an image with tiles with edges at multiples, so that each one is squeezed on the image's own grid."""
     if tile < multiple or halo < 0:
         raise FlowError(
             f"A tile must be at least {multiple} pixels and its halo at least 0; got tile {tile}, halo {halo}."
@@ -247,13 +247,13 @@ class Latents:
         # the same for every image and temperature
         self.noise = sample_latents(shapes, samples, 1.0, seed, anchored=plan.anchored, check=check)
         check()
-        self.still = [self.noise.pop()[:1]] if plan.anchored else []  # zero for all samples
+        self.still = [self.noise.pop()[:1]] if plan.anchored else []  # zeros, the last latents
         finest = max(1, shapes[0][1] // self.rows)  # the finest latents may be coarser than the image
         padding = left * finest, right * finest, top * finest, bottom * finest
         height, width = height * finest, width * finest
         edges = edge_map(rgb) if any(calm for _, calm in taus) else None
 
-        def place(tau: float | Tensor, calm: float, shape: Shape) -> float | Tensor:
+        def on_level(tau: float | Tensor, calm: float, shape: Shape) -> float | Tensor:
             """Resize a map of temperatures, which covers the image, to latents, which cover the padded one."""
             check()
             if isinstance(tau, Tensor):
@@ -263,16 +263,16 @@ class Latents:
             return resize_temperature_map(pad_map(tau, padding), *shape[1:]) if isinstance(tau, Tensor) else tau
 
         per_level = [(level_temperatures(tau, len(self.noise), len(rgb)), calm) for tau, calm in taus]
-        # how much of a guide each level keeps, and of what is drawn; an anchored flow's last level has no temperature
+        # how much each level keeps of a guide, and of what is drawn; an anchored flow's last level has no temperature
         strength = 0.0 if guide is None else guide.strength
-        self.strengths = [place(strength, 0.0, shape) for shape in shapes]
+        self.strengths = [on_level(strength, 0.0, shape) for shape in shapes]
         drawn = [drawn_share(a) for a in self.strengths]
-        # how far the latents of a guide may deviate, at edges too; those of all temperatures alike
+        # how far a guide's latents may deviate, also at edges: the first temperature decides for all
         bounds = per_level[0][0] if guide is not None and guide.bounded else []
-        spreads = [place(tau, 0.0, shape) for tau, shape in zip(bounds, shapes, strict=False)]
+        spreads = [on_level(tau, 0.0, shape) for tau, shape in zip(bounds, shapes, strict=False)]
         self.spreads = [blur(tau**2, NEARBY).sqrt() if isinstance(tau, Tensor) else tau for tau in spreads]
         self.taus = [
-            [place(tau, calm, shape) * share for tau, shape, share in zip(levels, shapes, drawn, strict=False)]
+            [on_level(tau, calm, shape) * share for tau, shape, share in zip(levels, shapes, drawn, strict=False)]
             for levels, calm in per_level
         ]
 
@@ -348,7 +348,7 @@ class Guide:
 
     If z_g were a draw from the prior, z would be one for every a.
 
-    Source: Neal, "Regression and classification using Gaussian process priors" (1998), for the move; SRFlow, section
+    Source: Neal, "Regression and classification using Gaussian process priors" (1998), for the sum; SRFlow, section
     4.3, for latents of another picture under an LR image. Keeping a part of them is ours; see docs/decisions/0020.
     """
 

@@ -119,7 +119,7 @@ def upscale(
                 f"The model enlarges {flow.condition_scale} times; the rest, to {size[1]}x{size[0]}, is an ordinary "
                 "resize (bicubic)."
             )
-        if not guide_bounded:  # else it is a frame of a clip, which ``upscale_video`` looks at once
+        if not guide_bounded:  # frames of a clip are bounded: ``upscale_video`` examines the first one for all
             advise(flow, rgb, run.notify)
         gray = gray_images(lr, rgb, run.notify)
         guides = prepare_guide(run, flow, rgb, guide, strength, guide_bounded)

@@ -55,7 +55,7 @@ def colorize_video(  # noqa: D417
     before: list[Tensor] | None = None,
     **options: Unpack[Running],
 ) -> Tensor:
-    """Color the frames of one clip from the same latents, optionally with colors carried along.
+    """Color the frames of one clip from the same latents, optionally with colors carried from frame to frame.
 
     Args:
         flow: A colorizer. Arguments that are not named here are as in ``colorize``.
@@ -68,7 +68,7 @@ def colorize_video(  # noqa: D417
             follow a cut.
         chunk: Frames decoded together. Changes memory and time, not the result.
         before: For a clip that comes in parts: an empty list with the first part, and the same list with all others. It
-            receives what the next part needs. None: these are all frames.
+            receives what the next part needs. None if these are all frames.
 
     Returns:
         ``(T, 3 or 4, H, W)``.
@@ -113,8 +113,8 @@ def colorize_video(  # noqa: D417
             if level < len(z) - 1:
                 return x
             mixed: list[Tensor] = []
-            for own in x.split(1):
-                mixed.append(torch.lerp(own, carried[0], carry) if carried else own)
+            for frame in x.split(1):
+                mixed.append(torch.lerp(frame, carried[0], carry) if carried else frame)
                 carried[:] = mixed[-1:]
             return torch.cat(mixed)
 
@@ -214,7 +214,7 @@ def upscale_video(  # noqa: D417
 def _moved(
     calm: Tensor, last_calm: Tensor, last: Tensor, scale: int, steadiness: float
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Move the last result by the motion of calm enlargements, and say how much to keep where; None after a cut."""
+    """Move the last result as the calm enlargements move, and say how much to keep where; None after a cut."""
     if calm.shape != last_calm.shape:
         return None, None
     there, back = estimate_motion(calm, last_calm), estimate_motion(last_calm, calm)
@@ -226,5 +226,5 @@ def _moved(
     if float(trusted.mean()) < CUT:
         return None, None
     moving = (there.norm(dim=1, keepdim=True) / MOVED).clamp(max=1)
-    guide = torch.lerp(calm, guide, (2 * trusted).clamp(max=1))  # nothing strange beside what is kept
+    guide = torch.lerp(calm, guide, (2 * trusted).clamp(max=1))  # the calm picture where it is not trusted
     return guide, trusted * (1 - (1 - steadiness) * moving)
