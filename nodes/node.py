@@ -107,7 +107,7 @@ class FlowNode(io.ComfyNode):
 
     @classmethod
     def validated(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Check all values (the host skips wires and NaN), drop others, fill in defaults; None: left to the model."""
+        """Check values against the schema, drop others, and fill in defaults; None for settings left to the model."""
         result: dict[str, Any] = {}
         for wanted in cls.SCHEMA.inputs:  # which the host has built by `define_schema`
             name, is_list = wanted.id, _inputs(cls.run)[wanted.id][1]
@@ -185,7 +185,7 @@ def _sent(output: Any, value: Any) -> Any:
 
 
 def _validated(described: Any, value: Any) -> Any:
-    # The host checks typed values only, and not all of them, such as NaN, and nothing that arrives through a wire.
+    # The host (ComfyUI) checks only what is typed into widgets, except for NaN, and nothing that comes along a wire.
     name, kind = described.id, str(described.get_io_type())
     if kind in SOCKETS:
         return None if value is None and described.optional else SOCKETS[kind](value, name)

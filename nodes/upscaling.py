@@ -197,13 +197,13 @@ class FlowcoreTemperatureGrid(PickingNode):
         flow = model.load(memory_required(model.flow, height, width, tile or ORDINARY_TILE))
         how = self.notes.follow(sources=image, tile=tile, precision=precision, store=STORE)
         pictures = flowcore.temperature_grid(flow, image, taus, calm_edges=calm_edges, seed=seed, seeds=seeds, **how)
-        drawn = [(seed + k) % 2**64 for k in range(seeds)]
-        rows, columns = [f"seed {k}" for k in drawn], [f"temperature {tau:g}" for tau in taus]
+        drawn_seeds = [(seed + k) % 2**64 for k in range(seeds)]
+        rows, columns = [f"seed {k}" for k in drawn_seeds], [f"temperature {tau:g}" for tau in taus]
         sheets = [
             contact_sheet(table.transpose(0, 1).flatten(0, 1), rows, columns)  # (seeds * taus, 3, H, W)
             for table in pictures.unflatten(0, (count, len(taus), seeds))
         ]
-        each = [(tau, k) for tau in taus for k in drawn] * count
+        each = [(tau, k) for tau in taus for k in drawn_seeds] * count
         shape = {"rows": seeds} if count == 1 else {}  # a table of several images would be too wide
         facts = [
             {"seed": k, "temperature": tau, **shape, **of_image(place, per_image, len(each))}
@@ -216,7 +216,7 @@ class FlowcoreTemperatureGrid(PickingNode):
             [k for _, k in each],
             **gallery(self, pictures, facts, image),
             temperatures=taus,
-            seeds=drawn,
+            seeds=drawn_seeds,
             flowcore_better=_better_model(model, self.notes),
         )
 
