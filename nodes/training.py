@@ -47,7 +47,7 @@ class FlowcoreTrain(FlowNode):
     @classmethod
     def validate_inputs(cls, folder: str | None = None, recipe: str | None = None, name: str | None = None) -> Any:
         try:
-            _check(folder, recipe, name)
+            _check_widgets(folder, recipe, name)
         except FlowError as error:
             return str(error)
         return True
@@ -59,7 +59,7 @@ class FlowcoreTrain(FlowNode):
         """Return what changes with the folder, the recipe and the start model, and when there is more to train."""
         stamp = folder_stamp(user_folder(folder)) if folder else ""
         files = (locate_model(start or ""), recipe_files().get(recipe or ""))
-        return [stamp, *map(file_fingerprint, files), _run(name).state() if name and _is_file_name(name) else ""]
+        return [stamp, *map(file_fingerprint, files), _named_run(name).state() if name and _is_file_name(name) else ""]
 
     def run(
         self,
@@ -72,17 +72,17 @@ class FlowcoreTrain(FlowNode):
     ) -> Any:
         from ..flowcore.training.loop import train  # takes a while, and most sessions never train
 
-        _check(folder, recipe, name)
-        notes, run, plan = self.notes, _run(name), _read_recipe(recipe)
+        _check_widgets(folder, recipe, name)
+        notes, run, parsed = self.notes, _named_run(name), _read_recipe(recipe)
         start_file = None if start == NOTHING else locate_model(start)
         if start_file is None and start != NOTHING:
             raise FlowError(f"start: there is no flow model '{start}' any more. Choose another one.")
-        settings = Record(recipe=recipe, fingerprint=fingerprint(plan), minutes=minutes, start=start)
+        settings = Record(recipe=recipe, fingerprint=fingerprint(parsed), minutes=minutes, start=start)
         record = run.open(settings, restart=restart)
         lines: list[str] = []
         path = user_folder(folder)
         trained_on = str(path)
-        if not plan.takes_digits:
+        if not parsed.takes_digits:
             images = len(find_images(path))
             trained_on = f"{images} image{'s' * (images > 1)}: {path}"
             log.info("Flow Train: trains on %s", trained_on)
@@ -97,7 +97,7 @@ class FlowcoreTrain(FlowNode):
         with freed_device() as device:
             try:
                 result = train(
-                    _with_own_license(plan, recipe, start_file),
+                    _with_own_license(parsed, recipe, start_file),
                     path,
                     run.folder,
                     device=device,
@@ -156,15 +156,15 @@ def _read_recipe(recipe: str) -> Recipe:
     return read_recipe(recipe_files().get(recipe, recipe))
 
 
-def _with_own_license(plan: Recipe, recipe: str, start: Path | None) -> Recipe:
+def _with_own_license(parsed: Recipe, recipe: str, start: Path | None) -> Recipe:
     """Replace the license that a shipped recipe states, which is that of the shipped weights."""
     if recipe in recipe_files():
-        return plan
+        return parsed
     licence = "not stated; trained on images of the person who trained it"
     if start is not None:
         theirs = read_header(start).provenance.get("licence", "not stated")
         licence += f", beginning with {start.stem} ({theirs})"
-    return dataclasses.replace(plan, licence=licence)
+    return dataclasses.replace(parsed, licence=licence)
 
 
 def _stem(name: str) -> str:
@@ -177,7 +177,7 @@ def _is_file_name(name: str) -> bool:
     return bool(plain) and not REFUSED_BY_WINDOWS.fullmatch(stem)
 
 
-def _run(name: str) -> NamedRun:
+def _named_run(name: str) -> NamedRun:
     stem = _stem(name)
     file = stem + SUFFIX
     return NamedRun(output_folder(RUNS, stem), model_target(file), lambda: model_path(file))
@@ -190,7 +190,7 @@ def _picture(path: Path | None) -> Tensor:
     return read(path.read_bytes(), path.name).pixels[:, :3]
 
 
-def _check(folder: str | None, recipe: str | None, name: str | None) -> None:
+def _check_widgets(folder: str | None, recipe: str | None, name: str | None) -> None:
     """Raise a FlowError for a wrong widget; inputs that come along a wire are None."""
     if name is not None and not _is_file_name(name):
         raise FlowError(
@@ -222,7 +222,7 @@ def _check(folder: str | None, recipe: str | None, name: str | None) -> None:
         what = "is neither a folder nor a picture" if exists else "does not exist"
         plain = str(path) if str(path).isprintable() and len(str(path)) < 300 else shown(str(path))
         raise FlowError(f"folder: {plain} {what}. Give an absolute path, or a folder inside ComfyUI's input folder.")
-    if name is not None and _run(name).folder.resolve().is_relative_to(path.resolve()):
+    if name is not None and _named_run(name).folder.resolve().is_relative_to(path.resolve()):
         raise FlowError(
             f"folder: {path} holds ComfyUI's output folder, into which this node writes pictures while it trains. "
             "Choose a folder that holds nothing but your images."

@@ -101,7 +101,7 @@ class Colorization:
         self.clamp: Change = partial(clamp_level, flow)
         rgb, self._alpha = validate_image(image)
         self.y = color.luma(rgb)  # (B, 1, H, W)
-        self._inside = [None if frames else find_border(one) for one in rgb.split(1)]
+        self._inside = [None if frames else find_border(one) for one in rgb.split(1)]  # photographs within borders
         self._guide = fill_borders(self.y, self._inside)  # the luma that colors are decided and enlarged by
         if not encoding:
             self._notify_of_scans(rgb if image.shape[1] > 1 else None)
@@ -118,7 +118,7 @@ class Colorization:
         self.has_parts = own is not None and memory is None  # whether every seed remembers another part
         self._places = own if memory is None else copy.deepcopy(memory.places).to(run.device)
         self._cells = None if self._places is None else self._places.all_cells()
-        self._is_shown = own is not None  # the encoder has input channels for what was recalled
+        self._sees_recalled = own is not None  # the encoder has input channels for what was recalled
 
     def resolve(self, **settings: Any) -> tuple[list[float], float, float]:
         """Fill in what the model states: temperatures by level, coherence, and a factor on the chroma before hints."""
@@ -168,7 +168,7 @@ class Colorization:
         """Encode luma and hints of some images; with seeds, of one, with what each seed's part of memory recalls."""
         source = _pad(self._small_y[part].to(self.run.device), self._padded)
         recalled, config = None, self.flow.config
-        if seeds or (self._is_shown and not self.has_parts):
+        if seeds or (self._sees_recalled and not self.has_parts):
             recalled = self._recall(source, seeds, config.memory_share, config.memory_neighbors)
         if hints is not None or recalled is not None:
             given = hints or HintPlanes(source.new_zeros(1, 3, 1, 1), source.new_zeros(1, 4), lock=False)

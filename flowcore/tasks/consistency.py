@@ -71,11 +71,11 @@ def match_source(images: Tensor, source: Tensor, *, iterations: int = 30, **opti
         validate_image(images[:1])  # also an empty batch
         small = validate_image(source)[0].to(images.device)
         each = samples_per_source(images, small)
-        size, least = images.shape[-2:], small.shape[-2:]
-        if size[0] < least[0] or size[1] < least[1]:
+        size, source_size = images.shape[-2:], small.shape[-2:]
+        if size[0] < source_size[0] or size[1] < source_size[1]:
             raise ShapeError(
                 f"The images must be at least as large as the source; got {size[1]}x{size[0]} for a source of "
-                f"{least[1]}x{least[0]}. Swap the two, or pass what the images were made from."
+                f"{source_size[1]}x{source_size[0]}. Swap the two, or pass what the images were made from."
             )
         matched = torch.empty((len(images), max(3, images.shape[1]), *size), dtype=torch.float32, device=images.device)
         worst = MAX_DB
@@ -84,7 +84,7 @@ def match_source(images: Tensor, source: Tensor, *, iterations: int = 30, **opti
             (x, alpha), y = validate_image(images[k, None]), small[k // each, None]
             for _ in range(iterations):
                 run.check_cancelled()
-                missing = y - resize(x, *least)
+                missing = y - resize(x, *source_size)
                 if float(missing.square().mean()) <= 10 ** (-STOP_DB / 10):
                     break
                 x = (x + STEP * resize(missing, *size)).clamp(0, 1)

@@ -226,14 +226,14 @@ def memory_required(
         flow.require("upscale")
     rows, columns = (min(n, tile + 2 * halo) if tile else n for n in (height, width))
     network = flow.guide if isinstance(flow.guide, CompactUpscaler) else None
-    pictures = 4 * 3 * flow.condition_scale**2
-    cropped = 1 if (rows, columns) == (height, width) else 2  # its latents, and of tiles the crop that is encoded
-    guide = pictures * (height * width + cropped * rows * columns) if guided or network is not None else 0
+    pixel = 4 * 3 * flow.condition_scale**2  # bytes of the HR pixels of one LR pixel
+    copies = 1 if (rows, columns) == (height, width) else 2  # of a guide in a tile: latents, and the encoded crop
+    guide = pixel * (height * width + copies * rows * columns) if guided or network is not None else 0
     making = 0
     if network is not None:  # the enlargement, a strip's rows, those that the first layer is ahead, and two per layer
         layers, row = len(network.convs), 4 * width * network.width
         strip = max(2 * MIN_ROWS, DENSE_BYTES["cuda"] // (IN_FLIGHT * row)) + layers
-        making = pictures * height * width + row * (IN_FLIGHT * min(height, strip) + 2 * layers)
+        making = pixel * height * width + row * (IN_FLIGHT * min(height, strip) + 2 * layers)
     config = flow.config
     if isinstance(config, HCFlowConfig):
         return _hcflow_bytes(config, rows, columns, samples) + guide + STRIPS

@@ -254,7 +254,7 @@ def fill_memories(flows: Sequence[Flow], data: Photographs, progress: Progress |
             f"it; got {total}."
         )
     by_distance = sorted(data.training, key=lambda entry: abs(min(entry.height, entry.width) - SIDE))
-    nearest = {entry.name: entry for entry in by_distance[::-1]}  # of the sizes of a photograph
+    nearest = {entry.name: entry for entry in by_distance[::-1]}  # the last size of a name stays
     rng = np.random.default_rng(0)
     described, chroma, photograph = list[Tensor](), list[Tensor](), list[int]()
     for number, name in enumerate(names):

@@ -187,8 +187,8 @@ def read_attribute_table(
         raise FlowError(f"The table of attributes {table} could not be read ({error}).") from error
     numbers = {source: k for k, source in enumerate(sorted(set(sources)))}
     known = torch.tensor(values, dtype=torch.float64).reshape(-1, len(attributes))
-    one_source = torch.tensor([numbers[source] for source in sources])
-    return AttributeTable(attributes=tuple(attributes), paths=paths, values=known, sources=one_source)
+    source_numbers = torch.tensor([numbers[source] for source in sources])
+    return AttributeTable(attributes=tuple(attributes), paths=paths, values=known, sources=source_numbers)
 
 
 @torch.no_grad()
