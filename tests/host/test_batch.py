@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import urllib.parse
+from functools import partial
 from pathlib import Path
 
 import batch
@@ -256,7 +257,9 @@ def test_ctrl_c_and_a_limit_take_the_run_back(host, folder, tmp_path):
     assert ended.returncode == 1
     assert "a.png: it took longer than 1 s" in ended.stderr
     until(lambda: not any(host.get_json("/queue").values()), 60)
-    process = subprocess.Popen(command(big, tmp_path / "out", *words), stderr=subprocess.PIPE, text=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what shells start in the background ignores it
+    words = command(big, tmp_path / "out", *words)
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     until(lambda: host.get_json("/queue")["queue_running"], 60)
     process.send_signal(signal.SIGINT)
     assert "Stopped. Start it again to go on." in process.communicate(timeout=60)[1]
