@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import comfyui
 import pytest
 import torch
 from builders import build_tiny, build_upscaler
@@ -115,6 +116,14 @@ def test_actions_are_pinned():
     used = [line.partition("uses: ")[2] for line in used if "uses: " in line]
     assert [name for name in used if not re.match(r"\./|[\w/-]+@[0-9a-f]{40} # v", name)] == []
     assert len(used) >= 5
+
+
+def test_checks_name_targets_and_hosts_that_exist():
+    checks = (ROOT / ".github/workflows/checks.yml").read_text()
+    targets = " ".join(re.findall(r"run: make ((?:[a-z]+ ?)+)", checks)).split()
+    assert [target for target in targets if f"\n{target}:" not in (ROOT / "Makefile").read_text()] == []
+    assert len(targets) == 4
+    assert re.findall(r'-k "not (.+)"', checks) == [source.version for source in comfyui.SOURCES[1:]]
 
 
 def test_bounds_are_those_of_the_code():
