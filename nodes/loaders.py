@@ -44,12 +44,12 @@ def _models() -> list[tuple[str, Path]]:
 
 def _facts_for_page() -> dict[str, Any]:
     """Collect what the file of each model states, for web/js/models.js."""
-    stated = {name: facts for name, path in _models() if (facts := _stated(path, *file_fingerprint(path)))}
+    stated = {name: facts for name, path in _models() if (facts := _stated(path, file_fingerprint(path)))}
     return {TASKS: {name: facts["tasks"] for name, facts in stated.items()}, "flowcore_facts": stated}
 
 
 @lru_cache(maxsize=1024)
-def _stated(path: Path, *_fingerprint: Any) -> dict[str, Any]:
+def _stated(path: Path, _fingerprint: str) -> dict[str, Any]:
     """Read what a model's file states before it is loaded; nothing if it does not tell what it is made for."""
     config = read_config(path)
     tasks = sorted(getattr(config, "tasks", None) or ())
@@ -239,7 +239,7 @@ class FlowcoreExample(FileNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **named: Any) -> list[Any]:
+    def fingerprint_inputs(cls, **named: Any) -> list[str]:
         # By content, as Load Image: it stands in the results' files, which are the same for the same picture.
         name = next(iter(named.values()), None)
         files = _files(name) if isinstance(name, str) else []

@@ -1,8 +1,10 @@
 """The base class of our nodes: texts from the English locale, and values checked against the schema."""
 
+import hashlib
 import json
 import math
 import operator
+import os
 from collections.abc import Callable
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -164,17 +166,17 @@ class FileNode(FlowNode):
         return name is None or (isinstance(name, str) and cls.locate(name) is not None) or cls.missing(name)
 
     @classmethod
-    def fingerprint_inputs(cls, **named: Any) -> list[Any]:
+    def fingerprint_inputs(cls, **named: Any) -> Any:
         name = next(iter(named.values()), None)
         return file_fingerprint(cls.locate(name) if isinstance(name, str) else None)
 
 
-def file_fingerprint(path: Path | None) -> list[Any]:
-    """Return what makes a node run again when its file has changed."""
+def file_fingerprint(path: Path | None) -> str:
+    """Hash what makes a node run again when its file has changed; the host writes it into every file that it saves."""
     if path is None:
-        return []
+        return ""
     stat = path.stat()
-    return [str(path), stat.st_size, stat.st_mtime_ns]
+    return hashlib.sha256(os.fsencode(f"{path} {stat.st_size} {stat.st_mtime_ns}")).hexdigest()
 
 
 def _sent(output: Any, value: Any) -> Any:

@@ -90,7 +90,7 @@ def make_images(
     settings = settings | {name: vars(options)[name] for name in ("tile", "precision") if name in options}
     work = Work(
         command=command,
-        model=options.model,
+        model=Path(options.model).name,  # pictures hold it, and leave the machine
         scale=flow.condition_scale,
         settings=settings,
         own=left_to_model(flow, {**settings, "reference": fields.get("reference")}),

@@ -216,7 +216,7 @@ def _save(
         log(f"{len(targets)} of {len(targets)} were there already (--again makes them anew).")
         return
     images = make()
-    common = {"node_id": "command", "model": options.model, "model_sha256": sha}
+    common = {"node_id": "command", "model": Path(options.model).name, "model_sha256": sha}
     text = Provenance.of(values, flow, map(to_uint8, images), **common, **fields).text()
     for target, image, id in zip(targets, images, ids, strict=True):
         write_atomic(target, files.encode(image, format=format or "png", unique_id=id, text=text))

@@ -157,6 +157,14 @@ def test_sample_and_interpolate(small_glow, tmp_path):
     assert read_provenance(film / names(film)[1])[0].settings == {"mode": "slerp", "frames": 3}
 
 
+def test_pictures_name_their_model_without_its_folder(model, small_glow, tmp_path):
+    picture = photograph(tmp_path / "in.png", (12, 16))
+    run("upscale", picture, "-o", tmp_path / "up.png", "--model", model)
+    run("sample", "-o", tmp_path / "drawn.png", "--model", small_glow, "--samples", 1)
+    for made, path in (("up.png", model), ("drawn.png", small_glow)):
+        assert read_provenance(tmp_path / made)[0].model == path.name
+
+
 def test_score_ranks_images(small_glow, tmp_path, capsys):
     flat, noise, numbers = tmp_path / "flat.png", tmp_path / "noise.png", tmp_path / "numbers.json"
     Image.new("RGB", (16, 16), (120, 120, 120)).save(flat)

@@ -2,6 +2,7 @@
 
 import json
 
+import comfyui
 import numpy as np
 import pytest
 import torch
@@ -122,6 +123,20 @@ def test_png_files_hold_workflow_and_provenance(host, flows, bits):
     )["recipe"]
     assert told["seed"] == [42]
     assert "was changed" not in told["text"][0]
+
+
+def test_files_hold_no_path_of_the_server(host, flows):
+    """The host writes the fingerprint of every node into the prompt that it saves."""
+    put(host, "plain.png", files.encode(deep(3)))
+    for model in ("srflow-x4", flows["small-srflow"]):
+        upscaled = {"image": "photo.0", "model": "model.0", "samples": 1, "temperature": 0.5, "seed": 1}
+        save = ("SaveImage", {"images": "upscale.0", "filename_prefix": "path"})
+        photo = ("FlowcoreExample", {"picture": "plain.png"})
+        nodes = {"photo": photo, "model": loader(model), "upscale": ("FlowcoreUpscale", upscaled), "save": save}
+        (made,) = saved(host, graph(**nodes), workflow={})[1]
+        assert json.loads(opened(made).text["prompt"])["model"]["is_changed"]
+        for folder in (comfyui.ROOT, host.server.base):
+            assert str(folder).encode() not in made
 
 
 def test_no_file_is_replaced(host):
