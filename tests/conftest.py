@@ -1,4 +1,4 @@
-"""What all tests share: a clean import path, GPU tests where there is a GPU, and the count of generated cases."""
+"""What all tests share: a clean import path, seeds, GPU tests where there is a GPU, the count of generated cases."""
 
 import importlib
 import sys
@@ -8,6 +8,8 @@ from typing import Any
 import cases
 import pytest
 import torch
+
+pytest_plugins = ["draws"]
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ROOT / "tests"

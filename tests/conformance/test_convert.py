@@ -253,7 +253,7 @@ CONTENTS = [
     ({}, ["holds no weights"]),
     ({"epoch": 1, "params_ema": {"body.0.rdb1.conv1.weight": torch.ones(2)}}, ["epoch, params_ema", "ESRGAN"]),
     *((value, ["not a dictionary of tensors"]) for value in (torch.ones(3), [torch.ones(3)], 3, "text", None)),
-    (torch.nn.Linear(2, 2), ["torch.nn.modules.linear.Linear", "torch.save(model.state_dict()"]),
+    (torch.nn.Tanh(), ["torch.nn.modules.activation.Tanh", "torch.save(model.state_dict()"]),
     ({"args": argparse.Namespace(lr=1)}, ["argparse.Namespace"]),
 ]
 

@@ -24,11 +24,6 @@ def photos(tmp_path_factory):
     return photographs(tmp_path_factory.mktemp("data") / "photos", [(48, 64), (56, 40), (40, 48)])
 
 
-@pytest.fixture(autouse=True)
-def fixed_seed(one_thread):
-    torch.manual_seed(0)
-
-
 @pytest.fixture(scope="session")
 def model_files(tmp_path_factory):
     """Files of small models, by the name that results have from them."""

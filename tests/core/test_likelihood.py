@@ -307,10 +307,9 @@ def test_optimal_noise_makes_every_draw_exact(grid, n_bits):
     assert effective_samples(w).tolist() == pytest.approx([5] * 4)
 
 
-@pytest.mark.parametrize(
-    "dequantizer", [Uniform(), Gaussian(0.4), VariationalDequantizer(3, hidden=4, steps=1).double()]
-)
-def test_more_draws_tighten_the_bound_up_to_the_exact_number(dequantizer):
+@pytest.mark.parametrize("which", range(3))
+def test_more_draws_tighten_the_bound_up_to_the_exact_number(which):
+    dequantizer = [Uniform(), Gaussian(0.4), VariationalDequantizer(3, hidden=4, steps=1).double()][which]
     k, mean, std, quantized = narrow()
     truth = exact(k, mean, std, quantized)
     w = log_weights(gaussian_flow(mean, std), k, dequantizer=dequantizer, samples=8192, batch=4096, seed=1)
