@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import threading
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -205,6 +206,7 @@ PICTURES: dict[str, list[str]] = {
 FILMS = {"black-and-white film": (16, (192, 336), 192), "small film": (12, (72, 96), 96)}
 
 SHOWN, THUMBNAIL = 64, 256  # pictures in the preview of a folder, and the longer side of each
+ONE_AT_A_TIME = threading.Lock()  # for previews, which decode pictures of any size
 TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
 
 EXAMPLES = widgets.file_choice(
@@ -271,18 +273,21 @@ def is_batch(name: str) -> bool:
 
 def preview(name: str) -> tuple[bytes, str]:
     """Return what the page shows of one of our pictures or of a folder, and the type of that file."""
-    return _preview(*_files(name)[:SHOWN])
-
-
-@lru_cache(maxsize=2 * len(PICTURES))
-def _preview(*files: Path) -> tuple[bytes, str]:
+    files = _files(name)[:SHOWN]
     if len(files) == 1 and files[0].suffix in TYPES:
         return files[0].read_bytes(), TYPES[files[0].suffix]
-    pictures = [read_rgb(file.read_bytes(), file.name) for file in files]
-    sizes = {picture.size for picture in pictures}
-    wide, high = sizes.pop() if len(sizes) == 1 else (THUMBNAIL, THUMBNAIL)
-    height, width = (max(1, round(side * min(1, THUMBNAIL / max(wide, high)))) for side in (high, wide))
-    return png(side_by_side(torch.stack([fit(picture, (height, width), 3) for picture in pictures]) / 255)), "image/png"
+    with ONE_AT_A_TIME:
+        return _contact_sheet(*((file, file_fingerprint(file)) for file in files)), "image/png"
+
+
+@lru_cache(maxsize=16)
+def _contact_sheet(*files: tuple[Path, str]) -> bytes:
+    """Draw files, each with its fingerprint, side by side; one after the other, since each may be of any size."""
+    sizes = {upright_size(file) or (THUMBNAIL, THUMBNAIL) for file, _ in files}
+    sides = sizes.pop() if len(sizes) == 1 else (THUMBNAIL, THUMBNAIL)
+    height, width = (max(1, round(side * min(1, THUMBNAIL / max(sides)))) for side in sides)
+    shown = [fit(read_rgb(file.read_bytes(), file.name, side=THUMBNAIL), (height, width), 3) for file, _ in files]
+    return png(side_by_side(torch.stack(shown) / 255))
 
 
 def _files(picture: str) -> list[Path]:

@@ -93,9 +93,14 @@ def frame_times(data: bytes) -> dict[str, Any]:
     return _read_from(data, read_times) or {}
 
 
-def read_rgb(data: bytes, name: str) -> Image.Image:
-    """Decode an image file to 8-bit RGB, as ``decode_rgb`` does; see ``read``."""
+def read_rgb(data: bytes, name: str, *, side: int | None = None) -> Image.Image:
+    """Decode an image file to 8-bit RGB, as ``decode_rgb`` does; see ``read``.
+
+    For a thumbnail whose sides are at most ``side``, a JPEG is decoded to a fraction of its size.
+    """
     with _opened(data, name) as opened:
+        if side is not None:
+            opened.draft(None, (side, side))
         return decode_rgb(opened, data)
 
 

@@ -1,6 +1,7 @@
 """Flow Example and the nodes of the stories: what they give on a fresh host."""
 
 from functools import partial
+from pathlib import Path
 from urllib.error import HTTPError
 
 import comfyui
@@ -131,6 +132,28 @@ def test_examples_are_opened_outside_the_event_loop_and_stay_at_hand(host):
             view(filename=f"nobody{k}.png")
     view(filename="ten photographs")
     assert count() == (0, elsewhere)
+
+
+def test_a_folder_of_large_pictures_is_shown_in_little_memory_and_anew_when_one_was_replaced(host):
+    status, folder = Path(f"/proc/{host.server.process.pid}"), host.server.base / "input" / "large"
+    folder.mkdir()
+    for k in range(24):
+        Image.new("RGB", (2400, 1600), (10 * k, 0, 0)).save(folder / f"{k:02}.jpg")
+
+    def shown():
+        return opened(host.view(type="input", filename="large")).getpixel((5, 5))
+
+    def megabytes(name):
+        return int((status / "status").read_text().partition(f"{name}:")[2].split()[0]) / 1024
+
+    if status.exists():  # on Linux
+        (status / "clear_refs").write_text("5")  # the peak begins anew
+        before = megabytes("VmRSS")
+    assert max(shown()) < 5
+    if status.exists():
+        assert megabytes("VmHWM") - before < 100  # all in full are 276
+    Image.new("RGB", (2400, 1600), (255, 0, 0)).save(folder / "00.jpg")
+    assert shown()[0] > 250
 
 
 def test_a_morph_goes_through_all_pictures_and_back(host, flows):
