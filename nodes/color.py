@@ -89,7 +89,7 @@ class FlowcoreColorize(ClipNode):
                 notes("carry is ignored: it is for frames = video.")
             options |= {"memory": memory, "cast": cast, "vivid": vivid, "hint_steps": hint_steps}
             pictures = flowcore.colorize(flow, pixels, samples=samples, **options)
-        return self.made(pictures, seed, 1 if video else samples, image)
+        return self.film(pictures, image) if video else self.made(pictures, seed, samples, image)
 
 
 class FlowcoreColorHints(FlowNode):

@@ -151,6 +151,11 @@ class ClipNode(PickingNode):
         output = super().execute(**values)
         return io.NodeOutput(*output.args, video_of(output.args[0], clip), ui=output.ui)
 
+    def film(self, frames: Tensor, sources: Tensor, **ui: Any) -> Any:
+        """Return and show the frames of a clip, (N, C, H, W), by their numbers; see `gallery`."""
+        facts = [{"frame": k + 1} for k in range(len(frames))]
+        return self.output(frames, **gallery(self, frames, facts, sources) | ui)
+
 
 class ProvenanceLog:
     """The provenance of the last runs, for prompts in which the host reuses a result.

@@ -166,7 +166,7 @@ class FlowcoreUpscaleVideo(ClipNode):
         pictures = flowcore.upscale_video(
             flow, image, temperature=temperature, calm_edges=calm_edges, seed=seed, steadiness=steadiness, **how
         )
-        return self.made(pictures, seed, count, image, flowcore_better=_better_model(model, self.notes))
+        return self.film(pictures, image, flowcore_better=_better_model(model, self.notes))
 
 
 class FlowcoreTemperatureGrid(PickingNode):

@@ -221,12 +221,13 @@ def test_a_pick_of_an_earlier_run_is_what_is_saved_and_ends_with_its_photograph(
     buttons = page.locator(".flowcore-gallery button")
     assert buttons.count() == 6
     titles = page.locator(".flowcore-gallery p").all_inner_texts()
-    assert titles == [f"{source} · temperature {low}", f"{source} · temperature 1.2", "second.png · temperature 1.2"]
+    says = (f"{source} · temperature {low}", f"{source} · temperature 1.2", "second.png · temperature 1.2")
+    assert titles == [f"run {k} of 3 · {what}" for k, what in enumerate(says, 1)]
     canvas.look_at("FlowcoreUpscale")
     canvas.shot("runs")
     buttons.nth(1).click()
     page.wait_for_timeout(200)
-    assert titles[0] in buttons.nth(1).get_attribute("title")
+    assert says[0] in buttons.nth(1).get_attribute("title")
     assert canvas.value("FlowcoreUpscale", "pick", "temperature") == [2, low]
     assert canvas.value("LoadImage", "image") == source
     canvas.run()
@@ -237,6 +238,64 @@ def test_a_pick_of_an_earlier_run_is_what_is_saved_and_ends_with_its_photograph(
     canvas.move("LoadImage", "image", "second.png")
     page.wait_for_timeout(200)
     assert canvas.value("FlowcoreUpscale", "pick") == 0
+
+
+def test_arrows_stay_within_a_run_and_a_pick_says_what_it_brings_back(canvas, page, served):
+    Image.new("RGB", (72, 48), (40, 90, 160 + canvas.vue)).save(served.base / "input" / "other.png")
+    canvas.open(upscaling("fixed"))
+    canvas.spread()
+    canvas.move("FlowcoreUpscale", "samples", 2)
+    source = canvas.value("LoadImage", "image")
+    for photograph in (source, "other.png"):
+        canvas.move("LoadImage", "image", photograph)
+        canvas.run()
+    heads = [f"run 1 of 2 · {source}", "run 2 of 2 · other.png"]
+    assert page.locator(".flowcore-gallery p").all_inner_texts() == heads
+    canvas.look_at("FlowcoreUpscale", scale=0.8)
+    page.locator(".flowcore-viewer").hover()
+    page.locator(".flowcore-viewer button.open").click()
+    page.wait_for_timeout(300)
+    head = page.locator(".flowcore-viewer .head")
+
+    def after(key):
+        page.keyboard.press(key)
+        page.wait_for_timeout(60)
+        return page.evaluate(WHERE)["names"][1].split(" · ")[0], head.inner_text()
+
+    assert [after("ArrowRight") for _ in range(3)] == [(f"seed {k}", heads[1]) for k in (41, 40, 41)]
+    assert after("ArrowRight") == ("seed 40", heads[1])
+    assert after("PageUp") == ("seed 40", heads[0])
+    assert after("ArrowLeft") == ("seed 41", heads[0])
+    assert after("PageDown") == ("seed 41", heads[1])
+    after("PageUp")
+    canvas.shot("viewer-other-run")
+    assert canvas.value("LoadImage", "image") == "other.png"  # only looked at
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => document.querySelector('.flowcore-viewer .head').innerText.includes('Ctrl+Z')")
+    assert canvas.value("FlowcoreUpscale", "pick") == 2
+    assert canvas.value("LoadImage", "image") == source
+    assert head.inner_text() == f"Picked. The nodes have the values of its run again: {source}. Ctrl+Z undoes it."
+    canvas.shot("viewer-pick-says")
+    page.keyboard.press("f")
+
+
+def test_a_click_on_a_frame_looks_at_it_and_the_film_stays_whole(canvas, page):
+    film = {"film": ("RepeatImageBatch", {"image": "photo.0", "amount": 3})}
+    values = {"image": "film.0", "model": "model.0", "temperature": 0, "seed": 40, "steadiness": 0}
+    video, show = ("FlowcoreUpscaleVideo", values), ("PreviewImage", {"images": "video.0"})
+    canvas.open(numbered(photo=PHOTO, model=MODEL, **film, video=video, show=show))
+    canvas.spread()
+    canvas.run()
+    buttons = page.locator(".flowcore-gallery button:enabled")
+    assert buttons.all_inner_texts() == ["frame 1", "frame 2", "frame 3"]
+    buttons.nth(2).click()
+    assert page.evaluate(WHERE)["names"][1] == "frame 3"
+    assert buttons.nth(2).get_attribute("title") == "frame 3"
+    page.keyboard.press("Enter")
+    assert canvas.value("FlowcoreUpscaleVideo", "pick") == 0
+    assert not page.locator(".flowcore-viewer button.choose").is_visible()
+    canvas.look_at("FlowcoreUpscaleVideo")
+    canvas.shot("frames")
 
 
 HEIGHT = "() => document.querySelector('.flowcore-area:has(.flowcore-viewer)').offsetHeight"

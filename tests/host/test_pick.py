@@ -67,6 +67,26 @@ def test_the_picked_one_goes_on_alone_and_nothing_is_made_anew(host, flows, kind
     refusal(host, several(flows, kind, pick=count + 1), f"pick is {count + 1}", f"1 to {count}")
 
 
+def test_frames_are_numbered_and_a_script_may_still_pick_one(host, flows):
+    asked = {"image": "image.0", "model": "model.0", "temperature": 0.5, "seed": 5, "steadiness": 0}
+    film = graph(
+        image=picture(fill="photo", batch=3, height=8, width=12),
+        model=loader(flows["small-srflow"]),
+        video=("FlowcoreUpscaleVideo", asked),
+        colors=("FlowcoreColorize", ASKED["FlowcoreColorize"] | {"model": "color.0", "frames": "video", "samples": 1}),
+        color=loader(flows["small-color"]),
+        show=report("video.0"),
+    )
+    every = host.outputs(film)
+    for node in ("video", "colors"):
+        shown = every[node]["flowcore_gallery"]
+        assert [(entry["frame"], entry["number"], "seed" in entry) for entry in shown] == [
+            (number, number, False) for number in (1, 2, 3)
+        ]
+    film["video"]["inputs"]["pick"] = 2
+    assert host.outputs(film)["show"]["rows"] == every["show"]["rows"][1:2]
+
+
 def test_what_a_file_states_anew_makes_new_pictures(host, flows):
     """The weights are the same, and so are all widgets: they follow the file."""
     for kind, stated in (

@@ -11,13 +11,15 @@ import { Viewer } from "./viewer.js";
 
 const GALLERY = "flowcore_gallery"; // the key in a node's output
 const SHOWN = 64; // pictures on a node; the host sends no more of a run
+const SEEDS = / (seed|pick|samples|seeds)$/; // what runs may be sent with otherwise, and are alike
 const SAVING = "flowcore_save"; // the node that saves a picture, on no canvas
 
 const LOOK = `<style>
 .flowcore-area > .flowcore-viewer { flex: 1 1 0; }
 .flowcore-gallery {
   flex: none; max-height: 108px; overflow-y: auto; display: grid; gap: 4px; grid: auto-flow / repeat(auto-fit, minmax(60px, 1fr)); }
-.flowcore-gallery p { grid-column: 1 / -1; margin: 0; font: 11px/1.2 sans-serif; color: var(--descrip-text, #999); }
+.flowcore-gallery p {
+  grid-column: 1 / -1; margin: 0; padding-top: 3px; border-top: 1px solid var(--border-color, #444); font: 11px/1.2 sans-serif; color: var(--descrip-text, #999); }
 .flowcore-gallery:empty { display: none; }
 .flowcore-gallery button {
   position: relative; height: 52px; padding: 0; border: 2px solid transparent; border-radius: 6px; overflow: hidden; cursor: pointer;
@@ -88,8 +90,8 @@ async function show(node, pictures, run, sent = {}) {
   forget(gallery);
   gallery.grid.style.grid = rows ? `repeat(${rows}, 52px) / auto-flow minmax(0, 1fr)` : "";
   const several = gallery.pictures.length > 1 ? gallery.pictures : [];
-  const head = ({ title }, k) => (title !== (several[k - 1]?.title ?? "") ? [make("p", {}, title)] : []);
-  gallery.grid.replaceChildren(...several.flatMap((picture, k) => [...head(picture, k), button(node, gallery, picture)]));
+  const headOf = ({ head }, k) => (head !== several[k - 1]?.head && head ? [make("p", {}, head)] : []);
+  gallery.grid.replaceChildren(...several.flatMap((picture, k) => [...headOf(picture, k), button(node, gallery, picture)]));
   const { viewer } = gallery;
   const seen = pickedOf(node, gallery) ?? (!first && shown.includes(gallery.pictures[viewer.right]) ? undefined : shown[0]);
   viewer.show(gallery.pictures, seen ? gallery.pictures.indexOf(seen) : viewer.right);
@@ -104,31 +106,41 @@ function forget(gallery) {
   for (const made of gallery.grid.querySelectorAll(":disabled")) made.remove();
 }
 
-/** Name pictures: in a sentence, and with a title of what their runs were sent with, as far as that differs in more than seeds. */
+/**
+ * Name pictures: in a sentence, with what their runs were sent with, as far as that differs in more than seeds. And group
+ * them for the arrows, each group under a head: those of a run; runs of one picture each are one, if they differ in seeds only.
+ */
 async function entitle(pictures) {
   const flat = ([place, { inputs }]) => Object.entries(inputs).map(([name, value]) => [`${place} ${name}`, value]);
   const runs = new Map(pictures.map(({ run, sent }) => [run, new Map(Object.entries(sent).flatMap(flat))]));
   const [first, ...others] = runs.values();
-  const keys = [...first.keys()].filter((key) => !/ (seed|pick|samples|seeds)$/.test(key) && others.some((run) => run.get(key) !== first.get(key)));
+  const keys = [...first.keys()].filter((key) => !SEEDS.test(key) && others.some((run) => run.get(key) !== first.get(key)));
   for (const picture of pictures) {
-    const { seed, temperature, image, score, run } = picture;
-    const drawn = seed !== undefined && say(temperature !== undefined ? "cell" : "seed", { seed, temperature });
-    const parts = [image !== undefined && say("image", { image }), drawn, score, ...keys.map((key) => told(key, runs.get(run).get(key)))];
+    const { seed, frame, temperature, image, score, run } = picture;
+    const kind = temperature !== undefined ? "cell" : frame ? "frame" : seed !== undefined && "seed";
+    const parts = [image !== undefined && say("image", { image }), kind && say(kind, picture), score, ...keys.map((key) => told(key, runs.get(run).get(key)))];
     const said = await Promise.all(parts);
     picture.name = said.filter(Boolean).join(" · ");
     picture.title = said.slice(3).filter(Boolean).join(" · ");
   }
+  const groupOf = ({ run, title }) => (pictures.filter((other) => other.run === run).length > 1 ? run : title);
+  const groups = [...Map.groupBy(pictures, groupOf)];
+  for (const [k, [group, every]] of groups.entries()) {
+    const head = groups.length > 1 && (await say("run", { run: k + 1, runs: groups.length }));
+    for (const picture of every) Object.assign(picture, { group, head: [head, picture.title].filter(Boolean).join(" · ") });
+  }
 }
 
-function told(key, value = "") {
-  if (typeof value === "string") return value.length > 60 ? "" : value.split("/").at(-1);
+function told(key, value = "", long = () => "") {
   const [place, named] = key.split(" ");
   const name = nodeAt(place)?.inputs?.find((input) => input.name === named)?.localized_name ?? named;
+  if (typeof value === "string") return value.length > 60 ? long(name) : value.split("/").at(-1);
   return value < 0 ? say("own", { name }) : `${name} ${value}`;
 }
 
 /** What stands on its thumbnail. */
-function caption({ seed, temperature, image, score }) {
+function caption({ seed, frame, name, temperature, image, score }) {
+  if (frame) return name;
   return [image, temperature, seed > 99999 ? `…${String(seed).slice(-4)}` : seed, score].filter((part) => part !== undefined).join(" · ");
 }
 
@@ -205,13 +217,16 @@ function preview(node, blob, first) {
 
 // --- picking
 
-/** Let one picture go on alone, or all of its run if it was the one that did. */
+/** Let one picture go on alone, or all of its run if it was the one that did. A frame is looked at: its film stays whole. */
 function choose(node, gallery, picture) {
   const pick = widgetOf(node, "pick");
   if (!picture || wired(node, "pick")) return;
   const again = picture === pickedOf(node, gallery);
+  if (picture.frame && !again) return;
   gallery.picked = picture.run;
-  restore(picture.sent);
+  const changes = restore(picture.sent).filter(([key]) => !SEEDS.test(key)).map(([key, value]) => told(key, value, (name) => name));
+  if (changes.length) // seen in full screen, too
+    Promise.all(changes).then((names) => say("restored", { name: names.join(" · ") })).then((text) => gallery.viewer.say(text));
   setTimeout(() => restore(picture.sent)); // with what was painted, which a brush forgets over another picture
   set(node, pick, again ? 0 : picture.number);
   mark(node);
@@ -227,18 +242,26 @@ function choose(node, gallery, picture) {
   }
 }
 
-/** Give the nodes of a run the values that it was sent with, and let their seeds stay: the picture would be another one. */
+/**
+ * Give the nodes of a run the values that it was sent with, and let their seeds stay: the picture would be another one.
+ * What was changed comes back.
+ */
 function restore(sent) {
+  const changes = [];
   for (const [place, { class_type: kind, inputs }] of Object.entries(sent)) {
     const node = nodeAt(place);
     if (node?.comfyClass !== kind) continue;
     for (const widget of node.widgets ?? []) {
       const value = wired(node, widget.name) ? undefined : inputs[widget.name];
       // Larger numbers are not whole in JavaScript: they can be seen, and not written back.
-      if (value !== undefined && (!Number.isInteger(value) || Number.isSafeInteger(value))) set(node, widget, value);
+      if ([undefined, widget.value, widget.serializeValue?.()].includes(value)) continue;
+      if (Number.isInteger(value) && !Number.isSafeInteger(value)) continue;
+      changes.push([`${place} ${widget.name}`, value]);
+      set(node, widget, value);
     }
     if (widgetOf(node, "seed") && !wired(node, "seed")) fix(node);
   }
+  return changes;
 }
 
 /** Let the seed of a node stay after a run. */
@@ -269,7 +292,7 @@ function mark(node) {
     if (made.disabled) continue;
     const on = made.picture === picked;
     made.setAttribute("aria-pressed", String(on));
-    label(made, wired(node, "pick") ? "wired" : on ? "picked" : "pick", { name: made.picture.name });
+    label(made, wired(node, "pick") ? "wired" : on ? "picked" : made.picture.frame ? "frame" : "pick", made.picture);
   }
 }
 

@@ -36,8 +36,13 @@ const LOOK = `<style>
 .flowcore-viewer .bar button[aria-pressed="true"] { background: var(--p-primary-color, #4a90e2); }
 .flowcore-viewer .bar svg {
   display: block; height: 14px; margin: 0 auto; fill: none; stroke: currentColor; stroke-width: 2; pointer-events: none; }
-.flowcore-viewer .hidden, .flowcore-viewer.single .previous, .flowcore-viewer.single .next, .flowcore-viewer.single .choose {
-  display: none; }
+.flowcore-viewer .hidden, .flowcore-viewer:not(.several) :is(.previous, .next), .flowcore-viewer:not(.groups) :is(.earlier, .later),
+.flowcore-viewer:not(.picks) .choose, .flowcore-viewer .head:empty { display: none; }
+.flowcore-viewer .head {
+  position: absolute; left: 50%; top: 32px; transform: translateX(-50%); width: max-content; max-width: 90%; padding: 2px 8px;
+  box-sizing: border-box; border-left: 3px solid orange; border-radius: 5px; font: 11px/16px sans-serif; color: #fff;
+  background: rgba(0, 0, 0, 0.75); pointer-events: none; }
+.flowcore-viewer.full .head { top: 44px; font: 14px/22px sans-serif; }
 .flowcore-viewer.full {
   position: fixed; inset: 0; width: 100vw; height: 100vh; margin: 0; padding: 0; border: 0; border-radius: 0; background: #111;
   pointer-events: auto; }
@@ -48,7 +53,10 @@ const LOOK = `<style>
 .flowcore-viewer.full .open { display: none; }
 </style>`;
 
-/** A viewer of pictures `{name, url, source}`; `source` is the URL of what a picture was made of, or missing. */
+/**
+ * A viewer of pictures `{name, url, source, group, head, frame}`: `source` is the URL of what a picture was made of, or missing;
+ * arrows stay in a `group`, `head` stands over a picture, and a `frame` cannot be picked.
+ */
 export class Viewer {
   /** Called with the place of a picture: `onPick` when it is picked here, `onShow` when it is shown, `onSave` to save it. */
   constructor(onPick, onShow, onSave) {
@@ -92,6 +100,8 @@ export class Viewer {
     };
     tool("previous", "‹", () => this.step(-1));
     tool("next", "›", () => this.step(1));
+    tool("earlier", "«", () => this.step(0, -1));
+    tool("later", "»", () => this.step(0, 1));
     tool("fit", "⤢", () => this.fit());
     tool("actual", "1:1", () => this.actual());
     this.pick = tool("choose", "✓", () => this.onPick(this.right));
@@ -101,7 +111,8 @@ export class Viewer {
     say("keys").then((text) => element.setAttribute("aria-label", text));
     const hint = make("p");
     say("unrun").then((text) => (hint.textContent = text));
-    element.append(...this.layers, this.line, names, tools, hint);
+    this.head = make("output", { className: "head" });
+    element.append(...this.layers, this.line, names, this.head, tools, hint);
     element.insertAdjacentHTML("beforeend", LOOK);
     this.listen();
     new ResizeObserver(() => this.place()).observe(element);
@@ -139,14 +150,29 @@ export class Viewer {
     this.choices[0].value = String(this.left ?? "");
     this.choices[1].replaceChildren(...every.map((made) => made.cloneNode(true)));
     this.choices[1].value = String(this.right);
-    this.element.classList.toggle("single", this.pictures.length === 1);
+    const rows = this.rows(), { length } = this.pictures;
+    const has = { several: rows.some((row) => row.includes(this.right) && row[1]), groups: rows[1], picks: length > 1 && !after.frame };
+    for (const [name, there] of Object.entries(has)) this.element.classList.toggle(name, Boolean(there));
+    this.say(after.head);
     this.mark(this.picked);
     this.place();
   }
 
-  step(by) {
-    const { length } = this.pictures;
-    this.right = (this.right + by + length) % length;
+  /** Say something over the picture, until another one is shown. */
+  say(text = "") {
+    this.head.textContent = text;
+  }
+
+  /** The places of the pictures of every group. */
+  rows() {
+    return [...Map.groupBy(this.pictures.keys(), (place) => this.pictures[place].group).values()];
+  }
+
+  /** Show the next picture of this group, or that at the same place in another group. */
+  step(by, down = 0) {
+    const rows = this.rows(), at = rows.findIndex((row) => row.includes(this.right));
+    const row = rows.at((at + down) % rows.length), place = rows[at].indexOf(this.right) + by;
+    this.right = row.at(down ? Math.min(place, row.length - 1) : place % row.length);
     this.update();
     this.onShow(this.right);
   }
@@ -291,6 +317,8 @@ export class Viewer {
     const acts = {
       ArrowRight: () => this.step(1),
       ArrowLeft: () => this.step(-1),
+      PageDown: () => this.step(0, 1),
+      PageUp: () => this.step(0, -1),
       ArrowDown: () => this.stepLeft(1),
       ArrowUp: () => this.stepLeft(-1),
       "+": () => this.zoomTo(this.zoom * 1.5, width / 2, height / 2),
