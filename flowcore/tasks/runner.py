@@ -99,10 +99,9 @@ def part_of_run(options: Reporting, start: float, share: float) -> Reporting:
 def runs_with(keywords: type[Reporting]) -> Callable[[Function], Function]:
     """Show fields of ``RunOptions``, a task's ``**options``, in its signature and help; refuse other keywords."""
     fields = [field for field in dataclasses.fields(RunOptions) if field.name in keywords.__annotations__]
-    entry = re.compile(r"^ {8}(\w+): (.*\n(?: {12}.*\n)*)", re.MULTILINE)
-    meanings = dict(entry.findall(RunOptions.__doc__ or ""))
-    lines = "".join(f"        {field.name}: {meanings[field.name]}" for field in fields)
-
+    entries = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
+    meanings = dict(entries.findall(inspect.cleandoc(RunOptions.__doc__ or "")))
+    lines = [f"    {field.name}: {meanings[field.name]}" for field in fields if field.name in meanings]
     shown = [
         inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
         for field in fields
@@ -120,10 +119,22 @@ def runs_with(keywords: type[Reporting]) -> Callable[[Function], Function]:
             return task(*args, **given)
 
         checked.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
-        checked.__doc__ = (task.__doc__ or "").replace("\n\n    Returns:", f"\n{lines}\n    Returns:")
+        checked.__doc__ = task.__doc__ and _with_arguments(inspect.cleandoc(task.__doc__), lines)
         return cast(Function, checked)
 
     return decorate
+
+
+def _with_arguments(doc: str, lines: list[str]) -> str:
+    """Add lines to the arguments in a docstring, which has none or ends them before what it returns or raises."""
+    sections = re.split(r"\n\n(?=\S)", doc)
+    place = next((k for k, section in enumerate(sections) if section.startswith("Args:\n")), None)
+    if place is None:
+        ends = (k for k, section in enumerate(sections) if section.startswith(("Returns:\n", "Raises:\n", "Source:")))
+        place = next(ends, len(sections))
+        sections.insert(place, "Args:")
+    sections[place] = "\n".join([sections[place], *lines])
+    return "\n\n".join(sections)
 
 
 class Runner:

@@ -271,5 +271,6 @@ def test_a_log_file_is_told_of_an_image_that_takes_long(tmp_path, monkeypatch, c
     now[0] += 5
     bar.finish(Job(small), Made([], 5.0))
     assert capsys.readouterr().err == "1/2 small.png: 100%, 5.0 s, about 20 s to go\n"  # of four times the pixels
-    shown = [duration(seconds) for seconds in (0.04, 9.96, 59.4, 61, 599, 3600, 7500)]
-    assert shown == ["0.0 s", "10.0 s", "59 s", "1 min 1 s", "9 min 59 s", "1 h 0 min", "2 h 5 min"]
+    shown = [duration(seconds) for seconds in (0.04, 9.96, 59.4, 59.7, 61, 119.7, 599, 3599.7, 7500)]
+    wanted = ["0.0 s", "10 s", "59 s", "1 min 0 s", "1 min 1 s", "2 min 0 s", "9 min 59 s", "1 h 0 min", "2 h 5 min"]
+    assert shown == wanted
