@@ -1,30 +1,28 @@
 """The colorizer: the law in both structures, what decides where, and what it is told of luma, hints and palette."""
 
+import functools
 import re
 
 import pytest
 import torch
 import torch.nn.functional as F
+from builders import build_minimal
 from torch import nn
 
 from flowcore.errors import ConditionError, FlowError, ShapeError
 from flowcore.images.color import NEUTRAL
-from flowcore.models import build, configure
 from flowcore.networks.luma import split_source
 from flowcore.prior import sample_latents
 from flowcore.tasks.chroma import _chroma_of_level, _level_of_chroma
 from flowcore.testing import check, perturbed
 from flowcore.transforms import ChannelWhitening, Haar
 
-TINY = {"steps": (1, 1), "hidden": (6, 6), "widths": (4, 4, 8), "merged": 8, "features": 2}
 ALONE = {"structure": "single", "steps": (2,), "hidden": (6,), "widths": (4, 8), "merged": 8, "features": 2}
 SEEING = {"backbone": "efficientnet-lite0", "predicts_chroma": True, "residual": True, "smooth": True}
 THREE = {"steps": (1, 2, 1), "hidden": (4, 4, 4), "widths": (4, 4, 4, 8), "merged": 8, "features": 2}
 
 
-def tiny(**fields):
-    torch.manual_seed(4)
-    return build("colorizer", configure("colorizer", {**TINY, **fields}))
+tiny = functools.partial(build_minimal, "colorizer")
 
 
 def moved(strength=0.05, **fields):

@@ -121,7 +121,6 @@ def test_what_lies_off_the_grid_is_rounded_and_said():
 
 
 def every_dequantizer():
-    torch.manual_seed(7)
     return [Uniform(), Gaussian(0.1), perturbed(VariationalDequantizer(3, hidden=6, steps=2), 0.2).double()]
 
 
@@ -180,7 +179,6 @@ def test_the_ends_of_a_truncated_gaussian_are_finite():
 
 
 def variational(channels=1, strength=0.3, **options):
-    torch.manual_seed(11)
     q = VariationalDequantizer(channels, **{"hidden": 6, "steps": 2, **options})
     return perturbed(q, strength).double()
 
@@ -217,7 +215,6 @@ def test_extreme_variational_noise_stays_in_the_bin(dtype):
 @torch.no_grad()
 @pytest.mark.parametrize("initialized", [False, True])
 def test_untrained_variational_noise_is_nearly_uniform(initialized):
-    torch.manual_seed(0)
     q = VariationalDequantizer(3)
     k = torch.randint(0, 256, (16, 3, 16, 16)).float()
     if initialized:
@@ -309,6 +306,7 @@ def test_optimal_noise_makes_every_draw_exact(grid, n_bits):
 
 @pytest.mark.parametrize("which", range(3))
 def test_more_draws_tighten_the_bound_up_to_the_exact_number(which):
+    torch.manual_seed(0)  # fixed draws: the tails of the weights are too heavy to bound what chance may do
     dequantizer = [Uniform(), Gaussian(0.4), VariationalDequantizer(3, hidden=4, steps=1).double()][which]
     k, mean, std, quantized = narrow()
     truth = exact(k, mean, std, quantized)

@@ -176,7 +176,7 @@ def test_hints_weigh_as_much_as_they_cover():
 
 def test_dropout_hides_channels_from_the_coarser_half_in_training_only():
     plain = luma_encoder()
-    dropping = LumaEncoder((4, 4, 6, 8), 8, 3, dropout=0.9).double()
+    dropping = LumaEncoder((4, 4, 6, 8), 8, 3, dropout=0.5).double()
     dropping.load_state_dict(plain.state_dict())
     given = asked()
     for one, two in zip(plain(*given), dropping.eval()(*given), strict=True):
@@ -186,7 +186,7 @@ def test_dropout_hides_channels_from_the_coarser_half_in_training_only():
     one, two = (dropping(*given) for _ in range(2))
     # what attention found, then the second and the third grid of three
     assert hidden == [(2, 3), (4, 6), (2, 3)] * 2
-    assert not torch.equal(one[1], two[1])
+    assert not torch.equal(one[1], two[1])  # by chance 2^-31: 16 channels hidden here, and 16 before
     assert not torch.equal(one[2], two[2])
     assert all(torch.equal(a[:, 3:], b[:, 3:]) for a, b in zip(one, two, strict=True))  # hints are not hidden
 

@@ -51,7 +51,6 @@ def test_detail_within_a_block_costs_nothing():
 
 def prepared(weight):
     stage = parse_recipe(COLORS + f"color_weight = {weight}").stages[0]
-    torch.manual_seed(0)
     flow = build("srflow", parse_recipe(COLORS).model).eval()
     x = torch.rand(2, 3, 32, 32) / 4 + 0.3
     lr = torch.nn.functional.avg_pool2d(x, 4)
@@ -104,7 +103,6 @@ WEIGHT = "teacher_weight = 0.5\n"
 
 
 def models():
-    torch.manual_seed(1)
     flow, teacher = (build("srflow", parse_recipe(TEACHING).model) for _ in range(2))
     hr = torch.rand(2, 3, 32, 32)
     clean = as_stored(shrink(hr, 2))
@@ -179,7 +177,6 @@ def test_loss_and_gradient_wait_for_nothing(mixing, dequantizer_steps):
 
 @pytest.mark.parametrize("n_bits", [8, 5])
 def test_integers_are_those_of_the_look(n_bits):
-    torch.manual_seed(0)
     x = torch.rand(2, 3, 8, 8) * 1.2 - 0.1
     assert torch.equal(round_to_integers(x, n_bits), to_integers(x, n_bits)[0])
     assert torch.equal(round_to_integers((x * 255).byte(), n_bits), to_integers((x * 255).byte(), n_bits)[0])
