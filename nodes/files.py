@@ -143,6 +143,8 @@ class FlowcoreSave(FlowNode):
         options |= {"text": png_texts(self.hidden), "notify": self.notes}
         for file, made in zip(files, pictures.unflatten(0, (len(files), -1)), strict=True):
             original = None if file is None else read(read_bytes(file), file.name)
+            if file and original and len(made[0]) < 4 and bool((original.pixels[:, 3:] < 1).any()):
+                self.notes(f"{file.name}: Its transparent parts are opaque in the result. Connect a mask to keep them.")
             for picture in made:
                 data = encode_like(original, picture, **options)
                 prefix = filename_prefix.replace("%batch_num%", str(len(records)))

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import threading
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -251,7 +252,7 @@ class FlowcoreExample(FileNode):
         path, files = self.found(picture), _files(picture)
         values = [4 * math.prod(upright_size(file) or ()) for file in files]
         check_memory(len(files), max(values), "pictures need", "Choose a folder of fewer or smaller ones.")
-        every = [_read_with_alpha(file) for file in files]  # each (B, 4, H, W)
+        every = [_read_with_alpha(file, self.notes) for file in files]  # each (B, 4, H, W)
         if len({pixels.shape[2:] for pixels in every}) == 1:
             every = [torch.cat(every)]
         if picture in FILMS:
@@ -298,11 +299,17 @@ def _files(picture: str) -> list[Path]:
     return sorted(paths.pictures_in(picture)) if path is None else [path]
 
 
-def _read_with_alpha(file: Path) -> Tensor:
-    """Read a picture, or the frames of an animated one with even sides, as videos need them: (B, 4, H, W) in [0, 1]."""
+def _read_with_alpha(file: Path, notify: Callable[[str], None]) -> Tensor:
+    """Read a picture, or the frames of an animated one with even sides, as videos need them: (B, 4, H, W) in [0, 1].
+
+    ``notify`` is told what is not kept, or not as it was.
+    """
     data = file.read_bytes()
-    pixels = read(data, file.name).pixels
-    if (count := frame_count(data)) > 1:
+    picture = read(data, file.name)
+    pixels, count = picture.pixels, frame_count(data)
+    for note in picture.notes if count == 1 else ():  # of animated ones the notes say that the first frame is taken
+        notify(f"{file.name}: {note}")
+    if count > 1:
         height, width = (max(1, side // 2 * 2) for side in pixels.shape[-2:])
         check_memory(count, 4 * height * width, "frames need", "Shorten or shrink the picture.")
         pixels = read_frames(data, file.name)[..., :height, :width]

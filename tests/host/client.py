@@ -47,16 +47,18 @@ class Client:
     def queue(self, workflow: Json, **extra: Any) -> str:
         """Queue a workflow in API format, with what the frontend sends beside it; the id of the run, or a RunError."""
         try:
-            answer = self.post("/prompt", {"prompt": workflow, "client_id": self.id, "extra_data": extra})
+            detail = json.loads(self.post("/prompt", {"prompt": workflow, "client_id": self.id, "extra_data": extra}))
         except urllib.error.HTTPError as error:
             if error.code != 400:
                 raise
             detail = json.loads(error.read())
-            lines = [detail.get("error", {}).get("message", "refused")]
-            for node in detail.get("node_errors", {}).values():
-                lines += [f"{node['class_type']}: {e['message']}: {e['details']}" for e in node["errors"]]
-            raise RunError("\n".join(lines), detail) from None
-        return json.loads(answer)["prompt_id"]
+        # Of some nodes only, the server leaves these out, and runs the others.
+        if "prompt_id" in detail and not detail["node_errors"]:
+            return detail["prompt_id"]
+        lines = [detail.get("error", {}).get("message", "refused")]
+        for node in detail.get("node_errors", {}).values():
+            lines += [f"{node['class_type']}: {e['message']}: {e['details']}" for e in node["errors"]]
+        raise RunError("\n".join(lines), detail)
 
     def wait(self, run: str, on_event: Callable[[Json | bytes], None] | None = None, timeout: float = 600) -> Json:
         """Wait until a run has ended; its entry in the server's history, or a RunError or TimeoutError.

@@ -52,8 +52,9 @@ def command(folder, out, *words):
     return [sys.executable, str(BATCH), str(folder), "-o", str(out), *words]
 
 
-def run(*words):
-    return subprocess.run(command(*words), capture_output=True, text=True, timeout=100)
+def run(*words, **environment):
+    options = {"capture_output": True, "text": True, "encoding": "utf-8", "timeout": 100}
+    return subprocess.run(command(*words), env=os.environ | environment, **options)
 
 
 @pytest.fixture
@@ -152,7 +153,10 @@ def test_what_cannot_be_done_is_refused_before_any_work(folder, tmp_path):
     for option, value, said in (
         ("--set", "nothing.seed=1", "NODE.INPUT=VALUE"),
         ("--server", "localhost", "Expected addresses such as"),
+        ("--server", "http://localhost:port", "Expected addresses such as"),
         ("--workflow", str(tmp_path / "none.json"), "none.json"),
+        ("--workflow", str(WORKFLOWS / "Pick the best upscale.json"), "is not in API format. Open it"),
+        ("--workflow", str(WORKFLOWS / "photo.png"), "Cannot read a workflow from"),
         ("--workflow", "digits", "loads no picture"),
     ):
         refused = run(folder, tmp_path / "out", option, value)
@@ -160,6 +164,56 @@ def test_what_cannot_be_done_is_refused_before_any_work(folder, tmp_path):
     shutil.rmtree(folder / "deep")
     assert "No pictures in" in run(folder / "deep", tmp_path / "out").stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_workflow_is_found_by_any_path(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("wf").mkdir()
+    text = (WORKFLOWS / "api" / "upscale.json").read_text()
+    Path("wf/mine.json").write_text(f"\ufeff{text}", encoding="utf-8")  # as some editors of Windows begin a file
+    for name in ("upscale", "wf/mine.json", "./wf/mine.json", str(tmp_path / "wf" / "mine.json")):
+        assert batch.load(name) == json.loads(text), name
+
+
+@pytest.fixture
+def preview(tmp_path):
+    """The story `upscale` with Preview Image in place of Save Image, and a function that writes its file."""
+    workflow = batch.load("upscale")
+    del workflow["save"]
+    workflow["preview"] = {"class_type": "PreviewImage", "inputs": {"images": ["upscale", 0]}}
+
+    def write(**nodes):
+        (tmp_path / "mine.json").write_text(json.dumps(workflow | nodes))
+        return "--workflow", str(tmp_path / "mine.json")
+
+    return write
+
+
+def test_a_workflow_that_saves_nothing_is_refused(small, folder, tmp_path, preview):
+    refused = run(folder, tmp_path / "out", *small, *preview())
+    assert refused.returncode == 2
+    assert "This workflow saves nothing, but results are what nodes such as Save Image" in refused.stderr
+
+
+def test_a_node_that_the_server_leaves_out_is_a_failure(host, small, folder, tmp_path, preview):
+    """The host runs the others, and answers as if all were well."""
+    words = preview(save={"class_type": "SaveImage", "inputs": {"images": ["upscale", 0]}})
+    ended = run(folder / "deep", tmp_path / "out", *small, *words)
+    assert ended.returncode == 1
+    problem = "FlowcoreSave: Required input is missing: filename_prefix. Correct this in the workflow"
+    assert [row["error"] for row in rows(tmp_path / "out")] == [problem] * 3
+    assert until(lambda: not any(host.get_json("/queue").values()))
+
+
+def test_a_picture_of_which_nothing_was_saved_is_a_failure(folder, tmp_path, monkeypatch, capsys):
+    options = argparse.Namespace(folder=folder, out=tmp_path / "out", clean=False, json=True, quiet=False)
+    options.out.mkdir()
+    mine = batch.Batch(options, batch.load("upscale"))
+    monkeypatch.setattr(mine, "make", lambda *_: {"preview": {"images": [{"type": "temp", "filename": "a.png"}]}})
+    mine.do(mine.waiting[0], "a server")
+    assert len(mine.failed) == 1
+    assert json.loads(capsys.readouterr().out)["error"].startswith("nothing was saved, but results are what nodes")
+    assert rows(options.out)[0]["files"] == []
 
 
 def test_settings_are_checked_against_the_server_at_the_start(host, folder, tmp_path):
@@ -199,6 +253,72 @@ def test_damaged_files_and_broken_links_are_never_done(host, small, folder, tmp_
     with pytest.raises(RuntimeError, match="cut off"):  # where a server has no Flow Example
         batch.refuse_cut_off((mine / "cut.jpg").read_bytes())
     batch.refuse_cut_off((tmp_path / "whole.jpg").read_bytes())
+
+
+def test_no_name_ends_a_folder(small, tmp_path):
+    """Long ones, a link to itself, one that is not UTF-8, and what standard output cannot show."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    photo = Image.open(WORKFLOWS / "photo.png").convert("RGB").crop((0, 0, 8, 6))
+    for stem in ("a", "y" * 240, "\u6f22" * 80, "caf\udce9", "what? 'now'\n"):
+        photo.save(mine / f"{stem}.png")
+    (mine / "self.png").symlink_to("self.png")
+    os.mkfifo(mine / "pipe.png")
+    words = (*small, "--set", "upscale.samples=1")
+    ended = run(mine, tmp_path / "out", *words, PYTHONIOENCODING="cp1252")
+    assert ended.returncode == 3, ended.stderr
+    assert "1 of 6 could not be done.\n  self.png: " in ended.stderr
+    assert len(results(tmp_path / "out")) == len(ended.stdout.splitlines()) == 5
+    assert "5 of 6 are done already" in run(mine, tmp_path / "out", *words).stderr
+
+
+def test_what_is_not_kept_of_a_picture_is_noted(host, small, tmp_path):
+    mine, out = tmp_path / "mine", tmp_path / "out"
+    mine.mkdir()
+    photo = Image.open(WORKFLOWS / "photo.png").convert("RGB").crop((0, 0, 16, 12))
+    photo.convert("CMYK").save(mine / "cmyk.jpg")
+    photo.save(mine / "pages.tif", save_all=True, append_images=[photo] * 2)
+    cut_out = photo.convert("RGBA")
+    cut_out.putpixel((0, 0), (0, 0, 0, 0))
+    cut_out.save(mine / "cut-out.png")
+    noted = {
+        "cmyk.jpg": "It is a CMYK file, and its colors are approximate: it has no color profile of use.",
+        "pages.tif": "It has 3 frames or pages; the first is taken, the others are left out.",
+        "cut-out.png": "Its transparent parts are opaque in the result. Connect a mask to keep them.",
+    }
+    ended = run(mine, out, *small, "--set", "upscale.samples=1", "--json")
+    assert ended.returncode == 0, ended.stderr
+    told = {Path(row["input"]).name: row["notes"] for row in map(json.loads, ended.stdout.splitlines())}
+    logged = {row["image"]: row["notes"] for row in rows(out)}
+    for name, note in noted.items():
+        assert note in told[name]
+        assert note in logged[name]
+        assert f"{name}: {note}" in ended.stderr
+        assert f"{name}: {note}" in host.server.console()
+    masked = run(mine, out, *small, "--set", 'save.mask=["photo", 1]', "--set", "upscale.samples=1")
+    assert noted["cut-out.png"] not in masked.stderr
+    assert any(Image.open(path).mode == "RGBA" for path in out.glob("*.png"))
+
+
+def test_clients_leave_the_pictures_of_others(host, folder, tmp_path, monkeypatch):
+    """One empties what it has sent while the run of another begins, with the same picture on the same server."""
+    temporary, seen = host.server.base / "temp", list[int]()
+
+    def stand_in(_, workflow, *__):
+        if not seen:
+            seen.append(0)
+            client().make(folder / "a.png", "key", host.url)
+        (name,) = [node["inputs"]["picture"] for node in workflow.values() if node["class_type"] == "FlowcoreExample"]
+        seen.append((temporary / name.removesuffix(" [temp]")).stat().st_size)
+        return {}
+
+    def client():
+        options = argparse.Namespace(folder=folder, out=tmp_path / "out", clean=True, limit=0)
+        return batch.Batch(options, batch.load("upscale"))
+
+    monkeypatch.setattr(batch, "run", stand_in)
+    client().make(folder / "a.png", "key", host.url)
+    assert seen == [0, *[(folder / "a.png").stat().st_size] * 2]
 
 
 def test_loops_and_folders_that_cannot_be_opened_are_named(folder, monkeypatch):
@@ -245,7 +365,7 @@ def test_a_full_disk_stops_the_batch(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["batch.py", str(folder), "-o", str(tmp_path / "out")])
     assert batch.main() == 1
     assert "could not be saved: No space left on device. Nothing else is begun." in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "out").rglob("*")] == []
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["batch.jsonl"]
 
 
 def test_ctrl_c_and_a_limit_take_the_run_back(host, folder, tmp_path):
@@ -258,14 +378,27 @@ def test_ctrl_c_and_a_limit_take_the_run_back(host, folder, tmp_path):
     assert "a.png: it took longer than 1 s" in ended.stderr
     until(lambda: not any(host.get_json("/queue").values()), 60)
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what shells start in the background ignores it
-    words = command(big, tmp_path / "out", *words)
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
-    until(lambda: host.get_json("/queue")["queue_running"], 60)
-    process.send_signal(signal.SIGINT)
-    assert "Stopped. Start it again to go on." in process.communicate(timeout=60)[1]
-    assert process.returncode == 130
-    until(lambda: not any(host.get_json("/queue").values()), 60)
-    assert results(tmp_path / "out") == {}
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        process = subprocess.Popen(
+            command(big, tmp_path / "out", *words), stderr=subprocess.PIPE, text=True, preexec_fn=heard
+        )
+        until(lambda: host.get_json("/queue")["queue_running"], 60)
+        process.send_signal(stop)
+        assert "Stopped. Start it again to go on." in process.communicate(timeout=60)[1]
+        assert process.returncode == 130
+        assert until(lambda: not any(host.get_json("/queue").values()), 10)
+        assert results(tmp_path / "out") == {}
+
+
+def test_a_closed_standard_output_stops_the_batch(small, folder, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = command(folder, tmp_path / "out", *small)
+    ended = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=100, check=False)
+    os.close(writer)
+    assert ended.returncode == 1
+    assert "Results cannot be listed on standard output" in ended.stderr.splitlines()[-1]
+    assert len(rows(tmp_path / "out")) == 1
 
 
 def test_an_unreachable_server_is_reported(folder, tmp_path):
@@ -282,8 +415,9 @@ def test_the_last_picture_of_a_server_that_dies_goes_to_another(folder, tmp_path
         if server == "dying":
             time.sleep(1)  # by now the other has done the rest
             raise ConnectionError("gone")
-        return {}
+        return {"save": {"images": [{"type": "output", "filename": "a.png"}]}}
 
+    monkeypatch.setattr(batch, "ask", lambda *_: b"")
     monkeypatch.setattr(batch, "upload", lambda server, name, *_: name)
     monkeypatch.setattr(batch, "describe", lambda server, kind: {"input": {}})
     monkeypatch.setattr(batch, "run", stand_in)

@@ -5,21 +5,28 @@
 
 gives each picture to a free server, in place of the first that the workflow loads, and saves what comes back under the
 same sub-folders; OUT/batch.jsonl tells how each ended. Started again, it does what is missing, failed or set otherwise.
-The paths of results go to stdout, all else to stderr. It exits with 3 if a part failed, with 130 after Ctrl-C.
+The paths of results go to stdout, all else to stderr. It exits with 3 if a part failed, and with 130 after Ctrl-C or
+SIGTERM, when it has taken its runs back.
 """
 
 import argparse
 import contextlib
+import errno
 import functools
 import hashlib
+import http.client
 import json
 import os
+import re
+import secrets
+import signal
 import sys
 import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,8 +34,10 @@ from typing import Any
 LOSSES = """A server with flowcore loads pictures by Flow Example and saves results by Save Flow Picture: 16 bits, color
 profile, EXIF, XMP and resolution are kept, and damaged files refused. A host's own Load Image reads 8 bits and fills in
 what is missing, and its Save Image writes 8 bits without the rest. Alpha is kept where a story gives Save Flow Picture
-the mask; `python -m flowcore` and Flow Folder keep it always."""
+the mask (--set 'save.mask=["photo", 1]'); `python -m flowcore` and Flow Folder keep it always."""
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # after which no file can be saved
+SAVING = "results are what nodes such as Save Image and Save Flow Picture save. Put one in place of Preview Image."
 Json = dict[str, Any]
 
 
@@ -38,21 +47,35 @@ def ask(url: str, body: bytes | None = None, kind: str = "application/json") -> 
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.read()
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         if not isinstance(error, urllib.error.HTTPError) or error.code in (502, 503, 504):  # the latter of a proxy
             raise ConnectionError(f"{url} does not answer: {error}") from None
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-            said = json.load(error)
-            causes = [(node["class_type"], e) for node in said["node_errors"].values() for e in node["errors"]]
-            lines = [f"{kind}: {e['message']}: {e['details']}" for kind, e in causes]
-            raise RuntimeError("; ".join(lines) or said["error"]["message"]) from None
+            refusal = json.load(error)
+            raise RuntimeError(reasons(refusal["node_errors"]) or refusal["error"]["message"]) from None
         raise RuntimeError(f"{url}: {error}") from None
 
 
-def upload(server: str, name: str, data: bytes, key: str, kind: str) -> str:
-    """Put a picture into a server's "input" or "temp" folder, in place of the same; return how nodes name it there."""
-    edge, name = hashlib.sha256(data).hexdigest(), name.replace('"', "_")
-    parts = {"subfolder": f"batch/{key}", "type": kind, "overwrite": "true"}.items()
+def ask_json(url: str, body: Json | None = None) -> Any:
+    """Exchange JSON with a server; see `ask`."""
+    answer = ask(url, None if body is None else json.dumps(body).encode())
+    try:
+        return json.loads(answer or b"null")
+    except ValueError:
+        raise RuntimeError(f"{url} does not answer as ComfyUI does. Is this its address?") from None
+
+
+def reasons(node_errors: Json) -> str:
+    """Say why a server refuses nodes."""
+    causes = [(node["class_type"], cause) for node in node_errors.values() for cause in node["errors"]]
+    return "; ".join(f"{kind}: {cause['message']}: {cause['details']}" for kind, cause in causes)
+
+
+def upload(server: str, name: str, data: bytes, folder: str, kind: str, *, replace: bool = False) -> str:
+    """Put a picture into a folder of a server's "input" or "temp" folder; return how nodes name it there."""
+    edge, name = hashlib.sha256(data).hexdigest(), re.sub(r"[^\w. -]", "_", name)[-50:]
+    # The same picture is not written twice: another client may be reading it.
+    parts = [("subfolder", folder), ("type", kind), *([("overwrite", "true")] if replace else [])]
     body = "".join(f'--{edge}\r\nContent-Disposition: form-data; name="{n}"\r\n\r\n{v}\r\n' for n, v in parts)
     body += f'--{edge}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\n'
     whole = body.encode() + data + f"\r\n--{edge}--\r\n".encode()
@@ -62,23 +85,28 @@ def upload(server: str, name: str, data: bytes, key: str, kind: str) -> str:
 
 def run(server: str, workflow: Json, limit: float = 0, stopped: threading.Event | None = None) -> Json:
     """Queue a workflow, wait until it has ended, at most so many seconds of work, and return what its nodes put out."""
+    id, missing, began = str(uuid.uuid4()), 0, 0.0
     # Without a client_id, old hosts leave out what they have at hand; recipes of our nodes need extra_pnginfo.
-    body = {"prompt": workflow, "client_id": "batch", "extra_data": {"extra_pnginfo": {}}}
-    id, missing, began = json.loads(ask(f"{server}/prompt", json.dumps(body).encode()))["prompt_id"], 0, 0.0
-    while id not in (history := json.loads(ask(f"{server}/history/{id}"))):
-        queue = {item[1]: kind for kind, items in json.loads(ask(f"{server}/queue")).items() for item in items}
-        missing = 0 if id in queue else missing + 1
-        if missing > 5:  # between the queue and the history it is in neither, for a moment
-            raise ConnectionError(f"{server} has lost a run; was it restarted?")
-        began = began or (time.monotonic() if queue.get(id) == "queue_running" else 0.0)
-        late = limit and began and time.monotonic() - began > limit
-        if late or (stopped and stopped.is_set()):
-            with contextlib.suppress(ConnectionError, RuntimeError):  # take it out of the queue, or stop it
-                ask(f"{server}/queue", json.dumps({"delete": [id]}).encode())
-                if id in [item[1] for item in json.loads(ask(f"{server}/queue"))["queue_running"]]:
-                    ask(f"{server}/interrupt", json.dumps({"prompt_id": id}).encode())
-            raise RuntimeError(f"it took longer than {limit:g} s" if late else "stopped")
-        time.sleep(0.3)
+    body = {"prompt": workflow, "prompt_id": id, "client_id": "batch", "extra_data": {"extra_pnginfo": {}}}
+    try:
+        if refused := ask_json(f"{server}/prompt", body)["node_errors"]:  # it would run the others
+            raise RuntimeError(f"{reasons(refused)}. Correct this in the workflow")
+        while id not in (history := ask_json(f"{server}/history/{id}")):
+            queue = {item[1]: kind for kind, items in ask_json(f"{server}/queue").items() for item in items}
+            missing = 0 if id in queue else missing + 1
+            if missing > 5:  # between the queue and the history it is in neither, for a moment
+                raise ConnectionError(f"{server} has lost a run; was it restarted?")
+            began = began or (time.monotonic() if queue.get(id) == "queue_running" else 0.0)
+            late = limit and began and time.monotonic() - began > limit
+            if late or (stopped and stopped.is_set()):
+                raise RuntimeError(f"it took longer than {limit:g} s" if late else "stopped")
+            time.sleep(0.3)
+    except Exception:
+        with contextlib.suppress(ConnectionError, RuntimeError):  # take it out of the queue, or stop it
+            ask_json(f"{server}/queue", {"delete": [id]})
+            if id in [item[1] for item in ask_json(f"{server}/queue")["queue_running"]]:
+                ask_json(f"{server}/interrupt", {"prompt_id": id})
+        raise
     for kind, data in history[id].get("status", {}).get("messages", []):
         if kind in ("execution_error", "execution_interrupted"):
             raise RuntimeError(f"{data['node_type']}: {data.get('exception_message', 'cancelled').strip()}")
@@ -96,7 +124,7 @@ def refuse_cut_off(data: bytes) -> None:
 @functools.cache
 def describe(server: str, kind: str) -> Json:
     """What a server knows of a kind of node; nothing if it has none."""
-    return json.loads(ask(f"{server}/object_info/{urllib.parse.quote(kind)}")).get(kind, {})
+    return ask_json(f"{server}/object_info/{urllib.parse.quote(kind)}").get(kind, {})
 
 
 def adapt(workflow: Json, node: str, name: str, ours: bool) -> Json:
@@ -113,7 +141,7 @@ def adapt(workflow: Json, node: str, name: str, ours: bool) -> Json:
 
 
 def check(workflow: Json, places: list[tuple[str, str]], server: str) -> None:
-    """ValueError if a server lacks a node, or one of the inputs or values that were set."""
+    """ValueError if a server lacks a node, or one of the inputs or values that were set, or if no node saves."""
     for id, node in workflow.items():
         known = describe(server, node["class_type"]).get("input")
         if known is None:
@@ -122,8 +150,7 @@ def check(workflow: Json, places: list[tuple[str, str]], server: str) -> None:
         for key in [key for place, key in places if place == id]:
             if key not in inputs:
                 raise ValueError(f"{id} has no input {key!r}, but {', '.join(inputs)}.")
-            (kind, *more), value = inputs[key], node["inputs"][key]
-            limits = more[0] if more else {}
+            (kind, limits), value = (*inputs[key], {})[:2], node["inputs"][key]
             choices = kind if isinstance(kind, list) else limits.get("options")
             low, high = limits.get("min", -float("inf")), limits.get("max", float("inf"))
             if choices and value not in choices and not isinstance(value, list):  # a wire
@@ -131,6 +158,10 @@ def check(workflow: Json, places: list[tuple[str, str]], server: str) -> None:
             number = type(value) in (int, float) and low <= value <= high
             if kind in ("INT", "FLOAT") and not number and not isinstance(value, list):
                 raise ValueError(f"{id}.{key} is a number from {low} to {high}; got {value!r}.")
+    kinds = [node["class_type"] for node in workflow.values()]
+    saving = [kind for kind in kinds if not re.match("Preview|Flowcore(?!Save)", kind)]  # these show what they make
+    if not any(describe(server, kind).get("output_node") for kind in saving):
+        raise ValueError(f"This workflow saves nothing, but {SAVING}")
 
 
 def files_of(folder: Path, say: Callable[[str], None]) -> list[Path]:
@@ -158,6 +189,20 @@ def change(workflow: Json, setting: str) -> tuple[str, str]:
     return node, key
 
 
+def load(name: str) -> Json:
+    """Read a workflow in API format, a story beside this file or a file; ValueError if it is none."""
+    stories = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.json"))}
+    path = stories.get(name, Path(name))
+    try:
+        workflow = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"Cannot read a workflow from {path}: {error}. Stories are {', '.join(stories)}.") from None
+    nodes = workflow.values() if isinstance(workflow, dict) else [workflow]
+    if all(isinstance(node, dict) and {"class_type", "inputs"} <= node.keys() for node in nodes):
+        return workflow
+    raise ValueError(f"{path} is not in API format. Open it in ComfyUI, choose Export (API), and name what that saves.")
+
+
 def picture_node(workflow: Json) -> str:
     """Find the first node that loads a picture: Load Image, or a Flow Example of which not the folder is read."""
     wires = [value for node in workflow.values() for value in node["inputs"].values() if isinstance(value, list)]
@@ -174,22 +219,23 @@ class Batch:
     def __init__(self, options: argparse.Namespace, workflow: Json) -> None:
         self.options, self.workflow, folder, out = options, workflow, options.folder, options.out
         self.node, self.log = picture_node(workflow), out / "batch.jsonl"
-        self.stopped, self.lock, self.full = threading.Event(), threading.Lock(), ""
-        self.failed, self.done = list[str](), set[str]()
+        self.stopped, self.lock, self.problem = threading.Event(), threading.Lock(), ""
+        self.failed, self.done, self.client = list[str](), set[str](), secrets.token_hex(4)
         self.pictures: dict[str, Path] = {}  # by a key that says what is to be made, and of which content
         for path in files_of(folder, self.say):
-            # A link to nothing fails by name.
-            ours = path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
-            if ours and out.resolve() not in path.resolve().parents:
-                stat = path.stat() if path.exists() else path.lstat()
-                content = [str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns, workflow]
-                self.pictures[hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]] = path
+            there = os.path.exists(path)  # a link to nothing, or to itself, fails by name
+            named = path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+            outside = Path(os.path.realpath(out)) not in Path(os.path.realpath(path)).parents
+            if named and outside and (os.path.isfile(path) or not there):
+                facts = [path.stat().st_size, path.stat().st_mtime_ns] if there else []
+                content = json.dumps([str(path.relative_to(folder)), *facts, workflow])
+                self.pictures[hashlib.sha256(content.encode()).hexdigest()[:12]] = path
         if not self.pictures:
             raise ValueError(f"No pictures in {folder}: expected files ending in {', '.join(sorted(SUFFIXES))}.")
         for line in self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []:
             with contextlib.suppress(ValueError, LookupError, TypeError):  # a line that was cut off
                 row = json.loads(line)
-                if row["key"] in self.pictures and not row["error"] and all((out / f).is_file() for f in row["files"]):
+                if row["key"] in self.pictures and row["files"] and all((out / f).is_file() for f in row["files"]):
                     self.done.add(row["key"])
         self.waiting = [key for key in self.pictures if key not in self.done]
 
@@ -214,64 +260,77 @@ class Batch:
                 away = away or time.monotonic()
                 time.sleep(1)
             except OSError as error:  # a file could not be written, and so could no other
-                self.full = f"{error.filename or self.log} could not be saved: {error.strerror or error}"
+                name = error.filename or self.log
+                self.problem = f"{name} could not be saved: {error.strerror or error}. Nothing else is begun. Make room"
                 self.stopped.set()
 
     def do(self, key: str, server: str) -> None:
         """Make what is to be made of a picture, save it, and note how that has ended."""
-        began, path, outputs, made, problem = time.monotonic(), self.pictures[key], {}, dict[str, bytes](), ""
-        inside = path.relative_to(self.options.folder)
+        path, out, began = self.pictures[key], self.options.out, time.monotonic()
+        inside, outputs, notes, made, problem = path.relative_to(self.options.folder), {}, list[str](), list[str](), ""
+        stem = re.sub(r"[\x00-\x1f\ud800-\udfff]", "_", inside.stem)  # what is no text, or no line
+        stem = stem.encode()[:200].decode(errors="ignore")  # names hold 255 bytes
         try:
             outputs = self.make(path, key, server)
-            items = [item for output in outputs.values() for value in output.values() for item in value]
-            for item in [item for item in items if isinstance(item, dict) and item.get("type") == "output"]:
-                name = f"{inside.with_suffix('')}_{key}_{len(made) + 1:02d}{Path(item['filename']).suffix}"
-                made[Path(name).as_posix()] = ask(f"{server}/view?{urllib.parse.urlencode(item)}")
-        except ConnectionError:
-            raise
-        except Exception as error:  # whatever it is, the other pictures go on
+            items = [(kind, item) for output in outputs.values() for kind, each in output.items() for item in each]
+            texts = [str(item).split("\n\n")[0] for kind, item in items if kind == "text"]  # the rest are details
+            lines = [line.removeprefix(f"{path.name}: ") for text in texts for line in text.splitlines()]
+            notes = [*dict.fromkeys(lines)]
+            for item in [item for _, item in items if isinstance(item, dict) and item.get("type") == "output"]:
+                name = inside.with_name(f"{stem}_{key}_{len(made) + 1:02d}{Path(item['filename']).suffix}").as_posix()
+                save(out / name, ask(f"{server}/view?{urllib.parse.urlencode(item)}"))
+                made.append(name)
+            problem = "" if made else f"nothing was saved, but {SAVING}"
+        except Exception as error:  # whatever it is, the other pictures go on, unless they could not be saved either
+            if isinstance(error, ConnectionError) or getattr(error, "errno", None) in FULL:
+                raise
             if self.stopped.is_set():
                 return
-            made, problem = {}, str(error) or type(error).__name__
-        for name, data in made.items():
-            save(self.options.out / name, data)
-        row = {"image": inside.as_posix(), "key": key, "server": server, "error": problem, "files": [*made]}
+            made, problem = [], getattr(error, "strerror", None) or str(error) or type(error).__name__
+        row = {"image": inside.as_posix(), "key": key, "server": server, "error": problem, "files": made}
         with self.lock, self.log.open("a", encoding="utf-8") as file:
-            file.write("\n" + json.dumps({**row, "outputs": outputs}))
+            file.write("\n" + json.dumps({**row, "notes": notes, "outputs": outputs}))
         self.failed += [f"  {row['image']}: {problem}"] if problem else []
-        lines = [str(self.options.out / name) for name in made]
-        if self.options.json:
-            seconds = None if problem else round(time.monotonic() - began, 2)
-            told = {"input": str(path), "outputs": lines, "seconds": seconds, "notes": [], "error": problem or None}
-            lines = [json.dumps(told)]
-        sys.stdout.write("".join(f"{line}\n" for line in lines))  # at once: servers are served by threads
-        sys.stdout.flush()
-        self.say(f"{row['image']}  {server}  {f'failed: {problem}' if problem else ' '.join(made)}")
+        ending = f"{row['image']}  {server}  {f'failed: {problem}' if problem else ' '.join(made)}"
+        self.say("\n".join([*(f"{row['image']}: {note}" for note in notes), ending]))
         self.done.add(key)
+        seconds, lines = None if problem else round(time.monotonic() - began, 2), [str(out / name) for name in made]
+        told = {"input": str(path), "outputs": lines, "seconds": seconds, "notes": notes, "error": problem or None}
+        lines = [json.dumps(told)] if self.options.json else lines
+        try:
+            sys.stdout.write("".join(f"{line}\n" for line in lines))  # at once: servers are served by threads
+            sys.stdout.flush()
+        except OSError as error:
+            self.problem = f"Results cannot be listed on standard output: {error}"
+            self.stopped.set()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python flushes it in the end
 
     def make(self, path: Path, key: str, server: str) -> Json:
         """Send a picture, run the workflow on it, and empty what was sent with --clean: no server deletes it."""
-        data, place = path.read_bytes(), "temp" if self.options.clean else "input"
+        # Another client may read the same picture on the same server while this one empties it.
+        place, folder = ("temp", f"batch/{key}-{self.client}") if self.options.clean else ("input", f"batch/{key}")
+        data = path.read_bytes()
         if not (ours := bool(describe(server, "FlowcoreSave"))):
             refuse_cut_off(data)
-        name = upload(server, path.name, data, key, place)
+        name = upload(server, path.name, data, folder, place)
         try:
             workflow = adapt(self.workflow, self.node, name, ours)
             return run(server, workflow, self.options.limit, self.stopped)
         finally:
             if place == "temp":
                 with contextlib.suppress(ConnectionError, RuntimeError):
-                    upload(server, path.name, b"\0", key, place)
+                    upload(server, path.name, b"\0", folder, place, replace=True)
 
-    def say(self, text: str) -> None:
-        """Tell a person something."""
-        if not self.options.quiet:
-            sys.stderr.write(f"{text}\n")
+    def say(self, text: str, *, always: bool = False) -> None:
+        """Tell a person something, if one reads it."""
+        if always or not self.options.quiet:
+            with contextlib.suppress(OSError):
+                sys.stderr.write(f"{text}\n")
 
 
 def save(path: Path, data: bytes) -> None:
     """Save a file, whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         partial.write_bytes(data)
@@ -282,8 +341,7 @@ def save(path: Path, data: bytes) -> None:
 
 def main() -> int:
     """Run the command line."""
-    text = "Run a story for every picture of a folder, on ComfyUI servers."
-    parser = argparse.ArgumentParser(description=text, epilog=LOSSES)
+    parser = argparse.ArgumentParser(description="Run a story for every picture of a folder.", epilog=LOSSES)
     add = parser.add_argument
     add("folder", type=Path, help="of pictures, and of folders of pictures")
     add("-o", "--out", type=Path, required=True, help="where results go")
@@ -297,17 +355,18 @@ def main() -> int:
     add("--quiet", action="store_true", help="write nothing but results and errors")
     options = parser.parse_args()
     servers = [url.rstrip("/") for url in options.server or ["http://127.0.0.1:8188"]]
+    sys.stdout.reconfigure(errors="backslashreplace")  # a name that cannot be shown is escaped, as on stderr
     try:
-        if any(not url.startswith(("http://", "https://")) for url in servers):
+        if not all(re.match(r"https?://([^/:]+|\[[^/]+\])(:\d+)?(/|$)", url) for url in servers):
             raise ValueError(f"Expected addresses such as http://127.0.0.1:8188; got {' '.join(servers)}.")
-        story = Path(__file__).with_name(f"{options.workflow}.json")
-        workflow = json.loads((story if story.exists() else Path(options.workflow)).read_text(encoding="utf-8"))
+        workflow = load(options.workflow)
         places = [change(workflow, setting) for setting in options.set]
         batch = Batch(options, workflow)
         for server in servers:
             with contextlib.suppress(ConnectionError):  # it may come later
-                check(workflow, places, server)
+                check(adapt(workflow, batch.node, "", bool(describe(server, "FlowcoreSave"))), places, server)
         options.out.mkdir(parents=True, exist_ok=True)
+        batch.log.open("a").close()  # that it cannot be written is said before the work
     except (ValueError, RuntimeError, OSError) as error:
         parser.error(str(error))
     batch.say(f"{len(batch.pictures) - len(batch.waiting)} of {len(batch.pictures)} are done already.")
@@ -319,18 +378,22 @@ def main() -> int:
             time.sleep(0.1)
     except KeyboardInterrupt:
         batch.stopped.set()  # each takes its run back
-        for thread in threads:
-            thread.join(10)
-        print("Stopped. Start it again to go on.", file=sys.stderr)
+        with contextlib.suppress(KeyboardInterrupt):
+            for thread in threads:
+                thread.join(10)
+        batch.say("Stopped. Start it again to go on.", always=True)
         return 130
-    if batch.full:
-        print(f"{batch.full}. Nothing else is begun. Make room, and start it again to go on.", file=sys.stderr)
+    if batch.problem:
+        batch.say(f"{batch.problem}. Start it again to go on.", always=True)
         return 1
-    failed = [*batch.failed, *(f"  {batch.pictures[key]}: no server is left" for key in batch.waiting)]
-    if failed or not options.quiet:
-        print(f"{len(failed)} of {len(batch.pictures)} could not be done.", *failed, sep="\n", file=sys.stderr)
-    return (3 if len(failed) < len(batch.pictures) else 1) if failed else 0
+    failed, total = batch.failed, len(batch.pictures)
+    failed += [f"  {path}: no server is left" for key, path in batch.pictures.items() if key not in batch.done]
+    batch.say("\n".join([f"{len(failed)} of {total} could not be done.", *failed]), always=bool(failed))
+    return (3 if len(failed) < total else 1) if failed else 0
 
 
 if __name__ == "__main__":
+    for number in [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]:
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores some
+            signal.signal(number, signal.default_int_handler)
     sys.exit(main())
