@@ -6,6 +6,7 @@ The module of a command is imported when it runs, so that ``inspect`` does not w
 import argparse
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,6 +37,7 @@ COMMANDS = {  # by name NAME: the module with its ``run_NAME``, and its help; it
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, and return the exit status: 0; 1 after an error, 3 if a part was done; 130 after Ctrl-C."""
     parsed = build_parser().parse_args(arguments)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of a file is in its notes, or refused
     quiet = QUIET.set(getattr(parsed, "quiet", False))
     try:
         for name in parsed.plugin:

@@ -217,20 +217,30 @@ def is_whole(data: bytes) -> bool:
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
-_STRICT = threading.RLock()
+_LOCK = threading.Lock()
+_BEFORE: list[bool] = []  # for every reader that is inside, Pillow's setting before the first came
+
+
+@contextmanager
+def truncated_refused() -> Generator[None]:
+    """Make Pillow refuse truncated files, which is a setting of the process, until the last reader inside leaves."""
+    with _LOCK:
+        _BEFORE.append(_BEFORE[0] if _BEFORE else ImageFile.LOAD_TRUNCATED_IMAGES)
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        with _LOCK:
+            if _BEFORE.pop() and not _BEFORE:
+                ImageFile.LOAD_TRUNCATED_IMAGES = True
 
 
 @contextmanager
 def _opened(data: bytes | Path, name: str = "") -> Generator[Image.Image]:
     """Open a file with Pillow, truncated ones refused; whatever goes wrong inside is an ImageError with its name."""
     try:
-        with _STRICT:
-            before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-            try:
-                with Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as opened:
-                    yield opened
-            finally:
-                ImageFile.LOAD_TRUNCATED_IMAGES = before
+        with truncated_refused(), Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as opened:
+            yield opened
     except UnidentifiedImageError as error:
         raise ImageError(f"Cannot read {name} as an image: Pillow does not know its format.") from error
     except (ImageError, MemoryError):

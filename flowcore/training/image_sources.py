@@ -8,13 +8,13 @@ import hashlib
 import io
 import json
 import os
+import re
 import uuid
-import warnings
 import zipfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -22,11 +22,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from ..checkpoints.writing import clear_abandoned
 from ..errors import ImageError
 from ..images.color import to_uint8
-from ..images.files import IMAGE_SUFFIXES, decode_rgb
+from ..images.files import IMAGE_SUFFIXES, decode_rgb, truncated_refused
 from ..images.folders import image_files, walk_folders
 from ..images.resize import shrink
 from ..tasks import Progress
@@ -180,20 +181,6 @@ def decode_each(
             yield first, *future.result()
 
 
-@contextmanager
-def strict_decoding() -> Generator[None, None, None]:
-    """Silence Pillow's warnings, and make it raise on truncated files; both are settings of the process."""
-    lenient = ImageFile.LOAD_TRUNCATED_IMAGES
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        ImageFile.LOAD_TRUNCATED_IMAGES = False
-        try:
-            yield
-        finally:
-            ImageFile.LOAD_TRUNCATED_IMAGES = lenient
-
-
 def _open(source: ImageSource, archive: zipfile.ZipFile | None) -> tuple[Image.Image, bytes]:
     """Read a file, or a member of an archive, and its header."""
     if source.size == 0:
@@ -211,7 +198,8 @@ def _open(source: ImageSource, archive: zipfile.ZipFile | None) -> tuple[Image.I
 def _attempt(read: Callable[[], Read]) -> tuple[Read | None, str]:
     """Return what was read, or the reason why it cannot be: damaged files make Pillow raise nearly anything."""
     try:
-        return read(), ""
+        with truncated_refused():
+            return read(), ""
     except MemoryError:
         raise
     except UnidentifiedImageError:
@@ -225,6 +213,10 @@ def _attempt(read: Callable[[], Read]) -> tuple[Read | None, str]:
 
 
 # --- cache ------------------------------------------------------------------------------------------------------------
+
+
+# the last are of killed runs of earlier versions; now they are named as ``clear_abandoned`` knows them
+CACHED = re.compile(r"[0-9a-f]{16}\.(u8|json|[0-9a-f]{32}\.(index\.)?partial)")
 
 
 @dataclass(frozen=True)
@@ -246,6 +238,7 @@ class PixelCache:
     skipped: list[str]  # files that could not be used, each with the reason
     pixels: np.ndarray  # all bytes, mapped into memory
     scale: int  # between HR and LR; 1 if there is no LR
+    file: Path  # of the pixels
 
     def images(self, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
         """Look up an image: HR ``(H, W, 3)`` and LR ``(H / scale, W / scale, 3)``, uint8; of scale 1 the same twice."""
@@ -255,6 +248,20 @@ class PixelCache:
             return hr, hr
         height, width = height // self.scale, width // self.scale
         return hr, pixels[hr.size :][: height * width * 3].reshape(height, width, 3)
+
+    def remove_others(self) -> None:
+        """Remove caches of other sets of images, and files of killed processes, unless runs share the folder by links.
+
+        Other processes may have mapped a file: they keep it where the system lets it be removed at all.
+        """
+        folder = self.file.parent
+        if folder.is_symlink():
+            return
+        clear_abandoned(folder)
+        for file in folder.iterdir():
+            if CACHED.fullmatch(file.name) and file.name not in (self.file.name, self.file.with_suffix(".json").name):
+                with suppress(OSError):
+                    file.unlink()
 
 
 def open_pixel_cache(folders: Folders, cache: Path, recipe: Recipe, progress: Progress | None = None) -> PixelCache:
@@ -284,7 +291,7 @@ def open_pixel_cache(folders: Folders, cache: Path, recipe: Recipe, progress: Pr
         raise ImageError(
             f"None of the {len(sources)} files in {describe(folders)} could be used. Skipped: {'; '.join(skipped[:3])}."
         )
-    return PixelCache(entries, skipped, np.memmap(pixels, dtype=np.uint8, mode="r"), recipe.scale)
+    return PixelCache(entries, skipped, np.memmap(pixels, dtype=np.uint8, mode="r"), recipe.scale, pixels)
 
 
 def describe(folders: Folders) -> str:
@@ -307,9 +314,9 @@ def _read_index(pixels: Path, index: Path, scale: int) -> tuple[list[Entry], lis
 
 def _write(sources: list[ImageSource], recipe: Recipe, pixels: Path, index: Path, progress: Progress | None) -> None:
     entries, skipped, unique = list[tuple[str, int, int, int, float]](), list[str](), uuid.uuid4().hex
-    new, new_index = pixels.with_suffix(f".{unique}.partial"), index.with_suffix(f".{unique}.index.partial")
+    new, new_index = (file.with_name(f".{file.name}.{unique}.{os.getpid()}.partial") for file in (pixels, index))
     try:
-        with strict_decoding(), new.open("wb") as out:
+        with new.open("wb") as out:
             for done, (source, sizes, reason) in enumerate(decode_each(sources, partial(_at_all_sizes, recipe)), 1):
                 if sizes is None:
                     skipped.append(f"{source.name}: {reason}")

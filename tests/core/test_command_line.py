@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -481,6 +482,15 @@ def test_brighten_writes_exposures_and_what_made_them(tmp_path, model, model_fil
     near(out / names(out)[1], flowcore.brighten(flow, pixels(photo)[None], temperature=0.5, seed=8)[0])
     assert run(*words, model) == 1
     assert "brighten needs a low-light model" in capsys.readouterr().err
+
+
+def test_warnings_of_pillow_are_not_shown(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # above twice as many it refuses
+    photo = photograph(tmp_path / "a.png", (10, 7))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert run("upscale", photo, "--model", model, "-o", tmp_path / "out") == 0
+    assert not caught
 
 
 def test_a_guide_is_one_file_or_that_of_each_name_and_part_of_what_identifies_a_result(tmp_path, capsys):

@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageFile
 
 from flowcore.errors import ImageError
+from flowcore.images import files
 from flowcore.images.color import NEUTRAL, luma, palette_from_chroma, split
+from flowcore.images.metadata import Metadata
 from flowcore.images.resize import shrink
 from flowcore.training import image_sources
 from flowcore.training.data import ColorPhotographs, Photographs, open_data
@@ -174,7 +176,7 @@ def test_two_processes_may_decode_at_the_same_time(folder, tmp_path):
     def meanwhile(done, total, preview=None):
         if done == 2:
             seconds.append(opened(folder, tmp_path))
-            places.update({p: p.stat().st_ino for p in (tmp_path / "cache").glob("*.[uj]*")})
+            places.update({p: p.stat().st_ino for p in (tmp_path / "cache").glob("[!.]*.[uj]*")})
 
     first = opened(folder, tmp_path, progress=meanwhile)
     assert {p.suffix for p in places} == {".u8", ".json"}
@@ -417,7 +419,7 @@ def test_a_damaged_file_is_skipped_and_listed(folder, tmp_path, name, damage, re
         opened(folder, tmp_path)
 
 
-def test_pillows_settings_do_not_matter_and_its_warnings_are_kept_in(folder, tmp_path, monkeypatch):
+def test_pillows_settings_do_not_matter(folder, tmp_path, monkeypatch):
     cut_jpeg(folder / "a.jpg")
     bomb(folder / "b.png")
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
@@ -427,12 +429,44 @@ def test_pillows_settings_do_not_matter_and_its_warnings_are_kept_in(folder, tmp
     photographs(folder / "more" / "still more", [(40, 40)])  # in folders below, too
     (folder / "notes.txt").write_text("not an image")
     photograph(48, 48).convert("P").save(folder / "c.png", transparency=bytes(range(256)))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # all of them are half a bomb to it
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        data = opened(folder, tmp_path)
-        assert warnings.filters[0][0] == "always"
-    assert (caught, len(data.training), len(data.skipped)) == ([], 5, 2)
+    filters = warnings.filters
+    data = opened(folder, tmp_path, progress=lambda *_: filters is warnings.filters or 1 / 0)  # another thread's, too
+    assert (len(data.training), len(data.skipped)) == (5, 2)
+
+
+@pytest.mark.parametrize("reader_first", [True, False])
+def test_pillows_setting_holds_while_other_threads_read_and_is_restored(tmp_path, monkeypatch, reader_first):
+    folder = photographs(tmp_path / "photos", [(40, 40)] * 10)
+    cut_jpeg(folder / "z.jpg")
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    inside, leave = threading.Event(), threading.Event()
+
+    def wait(_):
+        inside.set()
+        assert leave.wait(60)
+        return Metadata()
+
+    monkeypatch.setattr(files, "read_metadata", wait)
+    data = (folder / "photo0.png").read_bytes()
+    with ThreadPoolExecutor(1) as pool:
+        reader = []
+
+        def begin():
+            reader.append(pool.submit(files.read, data, "photo0.png"))
+            assert inside.wait(60)
+
+        def end(*_):
+            leave.set()
+            reader[0].result()
+
+        try:
+            begin() if reader_first else None
+            during = (lambda *_: end()) if reader_first else (lambda *_: inside.is_set() or begin())
+            skipped = opened(folder, tmp_path, progress=during).skipped
+        finally:
+            end()
+    assert [name.partition(":")[0] for name in skipped] == ["z.jpg"]
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
 # --- sizes by the shorter side ----------------------------------------------------------------------------------------
