@@ -22,6 +22,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..device import float64_on_cpu
 from ..errors import CheckpointError, FlowError
 from ..flow import Flow
 from ..models import build, configure
@@ -37,6 +38,7 @@ MAX_HEADER = 4 * 2**20  # bytes: 30,000 tensors; the largest published flow has 
 MAX_TENSORS = 8_000  # of a configuration; the largest published one has 3,000
 FLOATS = ("F64", "F32", "F16", "BF16")
 INTEGERS = ("I64", "I32", "I16", "U8")
+NOT_SAVED = "It was not saved, since it could not be loaded again."
 
 # Kernels in 8 bits
 SCALE = ".scale"  # suffix of a kernel's name; no tensor of a flow is called so
@@ -115,7 +117,8 @@ def save(
 
     Raises:
         SavingError: If the file cannot be written; the disk may be full.
-        FlowError: If a value is too large for ``dtype``: the file could not be read again.
+        FlowError: If the file could not be read again: a value is too large for ``dtype`` or not finite, or a
+            transform has no inverse. The file that is there stays.
     """
     path = Path(path)
     state = {name: t.detach().cpu() for name, t in flow.state_dict().items()}
@@ -131,6 +134,8 @@ def save(
             raise FlowError(
                 f"{lost[0]} holds numbers that are too large for {other}. Save this model in torch.float32."
             )
+    refuse_nonfinite(path.name, state, NOT_SAVED)
+    refuse_no_inverse(path.name, flow, NOT_SAVED)
     for name in rounded:
         tensors[name], tensors[name + SCALE] = _to_eight_bits(state[name])
     provenance = flow.provenance if provenance is None else provenance
@@ -226,7 +231,11 @@ def newer(name: str, version: int, newest: int) -> CheckpointError:
     )
 
 
-def refuse_nonfinite(name: str, tensors: Mapping[str, Tensor]) -> None:
+def refuse_nonfinite(
+    name: str,
+    tensors: Mapping[str, Tensor],
+    advice: str = "The training went wrong, or the file is damaged: fetch it again.",
+) -> None:
     """Raise CheckpointError if tensors of the file ``name`` hold NaN or infinite values: how many, and where."""
     wrong: dict[str, int] = {}
     for key, t in tensors.items():
@@ -238,23 +247,23 @@ def refuse_nonfinite(name: str, tensors: Mapping[str, Tensor]) -> None:
         most = max(wrong, key=lambda key: wrong[key])
         raise CheckpointError(
             f"{name} holds {sum(wrong.values())} values that are not finite numbers, in {len(wrong)} of its tensors; "
-            f"{wrong[most]} of them in {most}. The training went wrong, or the file is damaged: fetch it again."
+            f"{wrong[most]} of them in {most}. {advice}"
         )
 
 
-def refuse_no_inverse(name: str, flow: Flow) -> None:
+def refuse_no_inverse(name: str, flow: Flow, advice: str = "The file is damaged; fetch it again.") -> None:
     """Raise CheckpointError for finite values without an inverse, such as a singular matrix or a negative variance."""
     for path, module in flow.named_modules():
         wrong = ""
         if any(t.is_meta for t in module.state_dict().values()):
             continue
         if isinstance(module, Permutation):
-            order = module.get_buffer("order")
+            order = module.get_buffer("order").cpu()
             if not torch.equal(order.sort()[0], torch.arange(len(order))):
                 wrong = f"order in {name} does not list each of 0 to {len(order) - 1} once"
         elif isinstance(module, (InvertibleConv, ChannelWhitening)):
             matrix = module.matrix() if isinstance(module, InvertibleConv) else module.get_buffer("matrix")
-            if not torch.linalg.slogdet(matrix.detach().double())[1].isfinite():
+            if not torch.linalg.slogdet(float64_on_cpu(matrix.detach()))[1].isfinite():
                 wrong = f"matrix in {name} is singular, so nothing can be decoded"
         elif isinstance(module, LipschitzConv) and not module.is_normalized():
             wrong = f"weight in {name} has a larger norm than u and v say (saved without flow.normalize()?)"
@@ -263,7 +272,7 @@ def refuse_no_inverse(name: str, flow: Flow) -> None:
         elif isinstance(module, Variances) and float(module.var.detach().min()) <= 0:
             wrong = f"var in {name} is not positive"
         if wrong:
-            raise CheckpointError(f"{path}.{wrong}. The file is damaged; fetch it again.")
+            raise CheckpointError(f"{path}.{wrong}. {advice}")
 
 
 def refuse_mismatch(name: str, expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, tuple[int, ...]]) -> None:

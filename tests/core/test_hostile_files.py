@@ -433,6 +433,15 @@ def test_unreadable_files_are_not_saved(tmp_path):
     for kind in (torch.bfloat16, torch.float32):
         save(flow, tmp_path / "model.safetensors", dtype=kind)
         read(tmp_path / "model.safetensors")
+    with torch.no_grad():
+        large.view(-1)[0] = math.nan
+    with pytest.raises(FlowError, match=rf"1 of them in {name}\. It was not saved"):
+        save(flow, tmp_path / "model.safetensors")
+    colorizer = build_tiny("colorizer")
+    colorizer.prelude.matrix.zero_()
+    with pytest.raises(FlowError, match=r"singular, so nothing can be decoded\. It was not saved"):
+        save(colorizer, tmp_path / "model.safetensors")
+    read(tmp_path / "model.safetensors")  # the one from before
 
 
 # --- generated --------------------------------------------------------------------------------------------------------
