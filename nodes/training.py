@@ -71,15 +71,14 @@ class FlowcoreTrain(FlowNode):
         restart: Annotated[bool, partial(widgets.switch, advanced=True)],
     ) -> Any:
         from ..flowcore.training.loop import train  # takes a while, and most sessions never train
+        from ..flowcore.training.run import check_limits
 
         _check_widgets(folder, recipe, name)
+        check_limits(minutes or None)
         notes, run, parsed = self.notes, _named_run(name), _read_recipe(recipe)
         start_file = None if start == NOTHING else locate_model(start)
         if start_file is None and start != NOTHING:
             raise FlowError(f"start: there is no flow model '{start}' any more. Choose another one.")
-        settings = Record(recipe=recipe, fingerprint=fingerprint(parsed), minutes=minutes, start=start)
-        record = run.open(settings, restart=restart)
-        lines: list[str] = []
         path = user_folder(folder)
         trained_on = str(path)
         if not parsed.takes_digits:
@@ -87,6 +86,10 @@ class FlowcoreTrain(FlowNode):
             trained_on = f"{images} image{'s' * (images > 1)}: {path}"
             log.info("Flow Train: trains on %s", trained_on)
             notes.show(f"trains on {trained_on}")
+
+        settings = Record(recipe=recipe, fingerprint=fingerprint(parsed), minutes=minutes, start=start)
+        record = run.open(settings, restart=restart)
+        lines: list[str] = []
 
         def show_line(line: str) -> None:
             plain = re.sub(r"^[\d:]+ | \[[# ]*\]", "", line)

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from ..checkpoints import catalog
 from ..checkpoints.file import is_ours, read, read_header
 from ..checkpoints.writing import replacing
+from ..device import is_out_of_memory
 from ..errors import FlowError
 from ..flow import Flow
 from ..models.fields import OF_GUIDE, SAMPLING
@@ -68,26 +69,39 @@ class Checkpoints:
         self._newest_is_good = state.bad == 0
 
     def read(self, log: Callable[[str], None], *, good: bool = False) -> dict[str, Any] | None:
-        """Read the newest undamaged checkpoint, with ``good`` the newest whose last steps were finite."""
+        """Read the newest undamaged checkpoint, with ``good`` the newest whose last steps were finite; None if none is.
+
+        FlowError if it is of another recipe, or if there are files of these names and none can be read.
+        """
+        unreadable: list[str] = []
         for path in (self.newest, self.previous):
             if not path.exists():
                 continue
             try:
                 content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-                state: dict[str, Any] = content["progress"]
-            except Exception as error:  # a damaged file can raise anything
-                log(f"{path.name} is damaged ({type(error).__name__}: {error}); trying the one before it")
+                fingerprint, is_good = content["recipe"], content["progress"].get("bad", 0) == 0
+            except Exception as error:  # a damaged or foreign file can raise anything
+                if is_out_of_memory(error):
+                    raise
+                unreadable.append(path.name)
                 continue
-            if content["recipe"] != self.fingerprint:
+            if fingerprint != self.fingerprint:
                 raise FlowError(
                     f"{path.parent} holds a run of another recipe (model, stages or seed differ). Choose another "
                     "--run folder."
                 )
-            is_good = state.get("bad", 0) == 0
+            if unreadable:
+                log(f"{unreadable[0]} is damaged; took the one before it")
             if path == self.newest:
                 self._newest_is_good = is_good
             if is_good or not good:
                 return content
+        if unreadable and not good:
+            raise FlowError(
+                f"{' and '.join(unreadable)} in {self.newest.parent} cannot be read: damaged, or not a checkpoint of a "
+                "training run of flowcore. Choose another folder for the run (--run), or move the file away to begin "
+                "anew."
+            )
         return None
 
 

@@ -17,19 +17,19 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.file import read
-from ..device import has_bfloat16
+from ..device import has_bfloat16, is_out_of_memory
 from ..errors import FlowError
 from ..models import build
 from ..networks import Conditioner
 from ..tasks import Progress
 from . import checkpoint
-from .data import ColorPhotographs, Recall, count_images, fill_memories, open_data
+from .data import ColorPhotographs, Photographs, Recall, count_images, fill_memories, open_data
 from .image_sources import Folders
 from .objective import initialize_flow, pretrained_backbone, validate
 from .recipe import Recipe, Stage, fingerprint
-from .run import Distributed, Pace, Run
-from .run_folder import START_FILE, Result, Results, RunLog
-from .stage import Diverged, StageRunner, check_stage, unchanged_moments
+from .run import Distributed, Pace, Run, Stopped, check_limits
+from .run_folder import Result, Results, RunLog, refuse_to_replace
+from .stage import Diverged, StageRunner, check_stage
 
 MAX_RETREATS = 6
 SYNC_EVERY = 10  # steps between reading counters off the device, which waits for it
@@ -66,7 +66,8 @@ def train(
     ``progress`` is called, also with every sample sheet, ``(3, H, W)``, and ``cancelled``; if that returns True, or
     either raises, the run stops with a checkpoint, without measuring the model.
     """
-    if start is None and not (run / START_FILE).exists() and any(stage.teacher_weight for stage in recipe.stages):
+    check_limits(minutes, stop_after)
+    if start is None and not any(run.glob("checkpoint*.pt")) and any(stage.teacher_weight for stage in recipe.stages):
         raise FlowError(
             f"teacher_weight of recipe {recipe.name} is about the features of the model that a run starts from, but "
             "this run starts from none. Name one by start (--start), or leave teacher_weight out."
@@ -91,16 +92,12 @@ def train(
             if stop.raised is not None:
                 raise stop.raised from None
             raise FlowError(f"Stopped {stop}: run again to go on.") from None
+        except Exception as error:
+            if isinstance(error, FlowError) or not is_out_of_memory(error):
+                raise
+            raise trainer.out_of_memory() from error
         finally:
             trainer.log.close()
-
-
-class Stopped(Exception):
-    """Why a run stops before its end; ``raised`` is what the caller raised to stop it, to be raised again."""
-
-    def __init__(self, reason: str, raised: BaseException | None = None) -> None:
-        super().__init__(reason)
-        self.raised = raised
 
 
 class _Trainer(Run):
@@ -118,13 +115,13 @@ class _Trainer(Run):
         distributed: Distributed,
         deadline: float,
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.cancelled = folder, cancelled or (lambda: False)
         self.progress: Progress = progress or (lambda done, total, preview=None: None)
         self.results = Results(folder)
         self.checkpoints = checkpoint.Checkpoints(folder, fingerprint(recipe))
         state, lines = checkpoint.RunState(), list[str]()
         self.content = self.checkpoints.read(lines.append)  # of the checkpoint to resume from, until ``prepare``
+        refuse_to_replace(folder, resumed=self.content is not None)
         if self.content is not None:
             state.step = self.content["progress"]["step"]
         log = RunLog(folder, write_line, step=state.step, enabled=distributed.is_main)
@@ -209,6 +206,8 @@ class _Trainer(Run):
             state.initialised, state.rate, state.origin = True, self.recipe.start_rate, f", starting from {start.stem}"
             if self.distributed.is_main:
                 checkpoint.copy_file(start, self.results.start)
+        elif self.distributed.is_main:
+            self.results.start.unlink(missing_ok=True)  # of a run that stopped before its first step
         if encoder_from is not None:
             part = checkpoint.load_encoder(self.flow, encoder_from)
             state.origin += f", with the {part} of {encoder_from.stem}"
@@ -239,13 +238,10 @@ class _Trainer(Run):
             if k >= number:
                 # including the encoder's gradient, if it is trained at all
                 runner = StageRunner(self, dataclasses.replace(stage, train_encoder_after=0.0), 0)
-                with unchanged_moments(self.flow):
-                    for _ in range(2):  # the first one also warms up what later ones reuse
-                        self._stop_before_step()
-                        begin = time.monotonic()
-                        runner.gradient(*runner.batch(0)).item()
-                        seconds = time.monotonic() - begin
-                runner.optimizer.zero_grad(set_to_none=True)
+                runner.fit_into_memory()
+                for _ in range(2):  # the first one also warms up what later ones reuse
+                    self._stop_before_step()
+                    seconds = runner.within_memory(runner.seconds)
             self.pace.trial.append(max(self._mean(seconds), 1e-9))
         self._fit_into_time(number, state.step - sum(stage.steps for stage in self.stages()[:number]))
 
@@ -316,7 +312,8 @@ class _Trainer(Run):
             every = max(min(every, 25), round(every * share))
         if self.optimizer_state is not None:
             runner.resume(self.optimizer_state)
-        runner.fit_into_memory()
+        if not self.pace.trial:  # else all stages were fitted before they were timed
+            runner.fit_into_memory()
         data_wait, started, logged, logged_step = 0.0, time.monotonic(), time.monotonic(), state.step
         with ThreadPoolExecutor(1, "flowcore-data") as loader:
             upcoming = loader.submit(runner.batch, state.step)
@@ -421,6 +418,8 @@ class _Trainer(Run):
         if self.distributed.is_main:
             self.checkpoints.write(self.flow, self.average, runner.optimizer, self.state)
             self._publish(runner.stage)
+            if isinstance(self.data, Photographs):
+                self.data.cache.remove_others()
         self.pace.closing = time.monotonic() - begin
         self.distributed.barrier()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -23,6 +24,24 @@ from .recipe import Recipe, Stage
 from .run_folder import RunLog
 
 UNMEASURED = 0.1  # share of the time that is kept for the last checkpoint, before one was timed
+
+
+def check_limits(minutes: float | None, stop_after: int | None = None) -> None:
+    """Raise FlowError for a time, or a step to stop at, that no run can have."""
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise FlowError(
+            f"minutes (--minutes) must be a finite number above 0; got {minutes}. Leave it out for all of the recipe."
+        )
+    if stop_after is not None and stop_after < 1:
+        raise FlowError(f"stop_after (--stop-after) must be the number of a step, at least 1; got {stop_after}.")
+
+
+class Stopped(Exception):
+    """Why a run stops before its end; ``raised`` is what the caller raised to stop it, to be raised again."""
+
+    def __init__(self, reason: str, raised: BaseException | None = None) -> None:
+        super().__init__(reason)
+        self.raised = raised
 
 
 @dataclass
@@ -59,6 +78,15 @@ class Run:
         """The number of the stage that a step belongs to."""
         ends = itertools.accumulate(stage.steps for stage in self.stages())
         return next((number for number, end in enumerate(ends) if step <= end), len(self.whole_stages()) - 1)
+
+    def out_of_memory(self, stage: Stage | None = None) -> FlowError:
+        """Make the error for a stage, or that of the next step, which needs more memory than there is."""
+        stage = stage or self.stages()[self.number_of(self.state.step + 1)]
+        other = "" if self.state.recompute == "always" else ", or set recompute = 'always' in the recipe"
+        return FlowError(
+            f"Stage {stage.name} ran out of memory with a batch of {stage.batch} crops of {stage.crop} pixels. Lower "
+            f"batch or crop{other}. Before the first step it takes init_batch crops, and to measure, evaluate crops."
+        )
 
 
 class Pace:

@@ -7,13 +7,16 @@ import importlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from PIL import Image, ImageDraw
@@ -21,7 +24,7 @@ from torch import Tensor
 
 from ..checkpoints.file import read_header, save
 from ..checkpoints.published import file_sha256
-from ..checkpoints.writing import replacing, write_atomic
+from ..checkpoints.writing import SavingError, replacing, write_atomic
 from ..errors import FlowError
 from ..flow import Flow
 from ..images.color import to_uint8
@@ -29,6 +32,8 @@ from .checkpoint import copy_file
 
 TRAINING = ("step", "stage", "unit", "loss", "rate", "gradient_norm", "steps_per_second", "data_wait", "skipped")
 HELD_OUT = ("step", "stage", "measure", "value")
+HISTORY, MEASURES = "history.csv", "held_out.csv"
+TABLES = {HISTORY: TRAINING, MEASURES: HELD_OUT}
 WIDTH, HEIGHT, MARGIN = 960, 480, 56  # pixels of a panel of the curve
 Point = tuple[int, float]  # of the curve: step and loss
 
@@ -38,9 +43,8 @@ class RunLog:
 
     def __init__(self, run: Path, write_line: Callable[[str], None] | None, *, step: int, enabled: bool = True) -> None:
         """Open the files, and drop the rows of a killed run after this step; without ``write_line``, use stderr."""
-        self.run, self.write_line, self.enabled = run, write_line, enabled
-        self.history, self.held_out = run / "history.csv", run / "held_out.csv"
-        self.board: Any = None
+        self.run, self.write_line, self.step, self.enabled = run, write_line, step, enabled
+        self.history, self.held_out = run / HISTORY, run / MEASURES
         if not enabled:
             return
         for path, columns in ((self.history, TRAINING), (self.held_out, HELD_OUT)):
@@ -49,17 +53,21 @@ class RunLog:
                 writer = csv.writer(file)
                 writer.writerow(columns)
                 writer.writerows([row[column] for column in columns] for row in rows)
+
+    @cached_property
+    def board(self) -> Any:
+        """TensorBoard's writer, or None; not before the first row, since a run may be refused before it."""
         try:
             board = importlib.import_module("torch.utils.tensorboard")
         except ImportError:
-            return
-        self.board = board.SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+            return None
+        return board.SummaryWriter(str(self.run / "tensorboard"), purge_step=self.step + 1)
 
     def line(self, text: str) -> None:
         if not self.enabled:
             return
         stamped = f"{time.strftime('%H:%M:%S')} {text}"
-        with (self.run / "log.txt").open("a", encoding="utf-8") as file:
+        with _appending(self.run / "log.txt") as file:
             file.write(stamped + "\n")
         if self.write_line is not None:
             self.write_line(stamped)
@@ -93,7 +101,7 @@ class RunLog:
         return sheet
 
     def close(self) -> None:
-        if self.board is not None:
+        if self.__dict__.get("board") is not None:
             self.board.close()
 
 
@@ -106,8 +114,20 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def _append(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8", newline="") as file:
+    with _appending(path) as file:
         csv.writer(file).writerow([row[column] for column in columns])
+
+
+@contextmanager
+def _appending(path: Path) -> Generator[TextIO]:
+    try:
+        with path.open("a", encoding="utf-8", newline="") as file:
+            yield file
+    except OSError as error:
+        raise SavingError(
+            f"{path} could not be written: {error.strerror or error}. Free some space, or make it writable; then run "
+            "again to go on."
+        ) from error
 
 
 def draw_curve(training: Sequence[Mapping[str, str]], held_out: Sequence[Mapping[str, str]], path: Path) -> None:
@@ -158,7 +178,8 @@ def _draw_panel(draw: ImageDraw.ImageDraw, left: int, title: str, line: list[Poi
 
 # --- model files ------------------------------------------------------------------------------------------------------
 
-MODEL, START_FILE = "model.safetensors", "start.safetensors"  # in the run folder; what the run started from
+MODEL, WORSE, START_FILE = "model.safetensors", "worse.safetensors", "start.safetensors"  # in the run folder
+OTHER_FILES = (START_FILE, MEASURES, "curve.png", "log.txt", "sheets", HISTORY)
 TOLERANCE = {"psnr_tau0.0": 0.1, "of_gray_tau0": 0.01}  # how much worse the best guess of a better model may be
 
 
@@ -180,11 +201,42 @@ class Result:
         return self.steps >= self.total
 
 
+def refuse_to_replace(folder: Path, *, resumed: bool) -> None:
+    """Raise FlowError if a run would replace files in its folder that are none of its own.
+
+    Without a checkpoint to resume from only those are that a run leaves if it is stopped before its first one.
+    """
+    # the last is the first that is written, perhaps just now by the main process of several
+    there = [name for name in (MODEL, WORSE, *OTHER_FILES) if (folder / name).exists()]
+    foreign = [name for name, columns in TABLES.items() if name in there and not _is_table(folder / name, columns)]
+    if not resumed:
+        begun = HISTORY in there and HISTORY not in foreign
+        foreign = [name for name in there if not begun or name in (MODEL, WORSE, *foreign)]
+    if foreign:
+        raise FlowError(
+            f"A run in {folder} would replace {', '.join(foreign)}, which belong to no run that could go on there. "
+            "Choose another folder for the run (--run), or move these away."
+        )
+
+
+def _is_table(path: Path, columns: Sequence[str]) -> bool:
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.readline(1000).strip() == ",".join(columns)
+
+
 class Results:
     """The model files of a run: its start; the better of start and trained model; the trained model if it is worse."""
 
     def __init__(self, folder: Path) -> None:
-        self.start, self.model, self.worse = folder / START_FILE, folder / MODEL, folder / "worse.safetensors"
+        """Name the files in a folder, which is created if there is none."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise FlowError(f"{folder} cannot be the folder of a run ({reason}). Choose another (--run).") from error
+        self.start, self.model, self.worse = folder / START_FILE, folder / MODEL, folder / WORSE
 
     def publish(self, flow: Flow, provenance: dict[str, Any], start: Mapping[str, float], *, measured: bool) -> None:
         """Write a model with its metrics; or beside the start, whose metrics are ``start``, if that is better."""
@@ -276,20 +328,15 @@ class NamedRun:
         """Resume the run, or begin it with the settings asked for; return its record.
 
         Other settings are refused, and so is to replace a model file that the run has not made. ``restart`` begins
-        again; what the earlier run made, but for decoded images, is moved into its folder ``earlier``.
+        again; what the earlier run made, but for decoded images, is moved into a folder of its own.
         """
         record = self.record()
         self._refuse_to_overwrite(record)
         if restart and self.folder.exists():
             settings.saved = "" if record is None else record.saved
-            earlier = self.folder / EARLIER
-            shutil.rmtree(earlier, ignore_errors=True)
-            earlier.mkdir()
-            for item in list(self.folder.iterdir()):
-                if item.name not in ("cache", EARLIER):
-                    os.replace(item, earlier / item.name)
+            self._set_aside()
             record = None
-        elif record is not None and not (self.folder / CHECKPOINT).exists():
+        elif record is not None and not any(self.folder.glob("checkpoint*.pt")):
             settings.saved, record = record.saved, None  # it stopped before its first step
         elif record is not None:
             self._refuse_other_settings(record, settings)
@@ -306,6 +353,7 @@ class NamedRun:
                 self._refuse_to_overwrite(record)
                 copy_file(model, self.target)
             record.saved, record.ours = digest, True
+            self._keep_one_earlier()
         self._write(record)
 
     def state(self) -> str:
@@ -318,11 +366,36 @@ class NamedRun:
         return str((self.folder / CHECKPOINT).stat().st_mtime_ns)
 
     def history(self) -> list[dict[str, str]]:
-        return read_rows(self.folder / "history.csv")
+        return read_rows(self.folder / HISTORY)
 
     def last_sheet(self) -> Path | None:
         """Return the newest sheet of samples, if there is one."""
         return max((self.folder / "sheets").glob("*.png"), key=lambda path: int(path.stem), default=None)
+
+    def _earlier(self) -> list[Path]:
+        """List the folders of earlier runs, ``earlier``, ``earlier-2`` and so on, the oldest first."""
+        folders = [path for path in self.folder.glob(f"{EARLIER}*") if re.fullmatch(rf"{EARLIER}(-\d+)?", path.name)]
+        return sorted(folders, key=lambda path: (len(path.name), path.name))
+
+    def _set_aside(self) -> None:
+        """Move what the run has made into a new folder: it may be all that there is, if the next one is refused."""
+        earlier = self._earlier()
+        number = int(earlier[-1].name.partition("-")[2] or 1) + 1 if earlier else 1
+        folder = self.folder / (EARLIER if number == 1 else f"{EARLIER}-{number}")
+        items = [item for item in self.folder.iterdir() if item.name != "cache" and item not in earlier]
+        folder.mkdir()
+        for item in items:
+            os.replace(item, folder / item.name)
+
+    def _keep_one_earlier(self) -> None:
+        """Keep the last of the earlier runs that made a model as ``earlier``, now that this run has made one."""
+        earlier = self._earlier()
+        last = next((folder for folder in reversed(earlier) if (folder / MODEL).exists()), None)
+        for folder in earlier:
+            if folder != last:
+                shutil.rmtree(folder, ignore_errors=True)
+        if last is not None and not (named := self.folder / EARLIER).exists():
+            os.replace(last, named)
 
     def _write(self, record: Record) -> None:
         write_atomic(self.folder / RECORD, (json.dumps(dataclasses.asdict(record), indent=2) + "\n").encode())

@@ -1,10 +1,11 @@
 """The steps of one training stage: batches, gradients, optimizer, averaged weights; and the memory that they take."""
 
 import math
+import time
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from .run import Run
 
 NORM_TOLERANCE = 1e-3  # see ``Flow.normalize``: one or two iterations, which begin where those of the last step ended
 USABLE = 0.8  # share of the free memory that a batch may take
+Computed = TypeVar("Computed")
 
 
 class Diverged(Exception):
@@ -126,6 +128,14 @@ class StageRunner:
             loss.backward()
         return loss.detach()
 
+    def seconds(self) -> float:
+        """Time a gradient, which changes nothing."""
+        begin = time.monotonic()
+        with unchanged_moments(self.flow):
+            self.gradient(*self.batch(0)).item()
+        self.optimizer.zero_grad(set_to_none=True)
+        return time.monotonic() - begin
+
     def step(self, x: Tensor, source: Tensor | None, noise: Tensor | None) -> None:
         """Make one optimizer step, which changes nothing if loss or gradient are not finite."""
         self._freeze_encoder()
@@ -134,22 +144,7 @@ class StageRunner:
         self.optimizer.zero_grad(set_to_none=True)
         # dropout must differ between processes
         torch.manual_seed(self.run.recipe.seed * 1_000_003 + self.state.step + 7_919 * self.run.distributed.rank)
-        loss = None
-        try:
-            loss = self.gradient(x, source, noise)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            can_recompute = self.run.recipe.recompute == "auto" and self.state.recompute != "always"
-            if not can_recompute or self.run.distributed.is_active:
-                raise FlowError(
-                    f"Stage {self.stage.name} ran out of memory with a batch of {self.stage.batch} crops of "
-                    f"{self.stage.crop} pixels. Lower batch or crop, or set recompute = 'always' in the recipe."
-                ) from error
-        if loss is None:  # here, where no error holds tensors of the failed attempt any more
-            self.state.recompute = "always"
-            self.run.log.line(f"{self.stage.name}: out of memory; from now on activations are recomputed")
-            return self.step(x, source, noise)
+        loss = self.within_memory(lambda: self.gradient(x, source, noise))
         loss = self.run.distributed.mean(loss)
         self.norm = nn.utils.clip_grad_norm_(self.parameters, self.stage.clip or math.inf)
         finite = loss.isfinite() & self.norm.isfinite()
@@ -218,6 +213,22 @@ class StageRunner:
 
     # --- memory
 
+    def within_memory(self, compute: Callable[[], Computed]) -> Computed:
+        """Compute gradients; out of memory, again with recomputed activations, if the recipe says "auto"; FlowError."""
+        try:
+            return compute()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            can_recompute = self.run.recipe.recompute == "auto" and self.state.recompute != "always"
+            if not can_recompute or self.run.distributed.is_active:
+                raise self.run.out_of_memory(self.stage) from error
+        # here, where no error holds tensors of the failed attempt any more
+        self.state.recompute = "always"
+        self.optimizer.zero_grad(set_to_none=True)
+        self.run.log.line(f"{self.stage.name}: out of memory; from now on activations are recomputed")
+        return self.within_memory(compute)
+
     def fit_into_memory(self) -> None:
         """Log how large a batch fits, and choose whether to recompute activations, unless the run has chosen before."""
         stage, state = self.stage, self.state
@@ -237,11 +248,14 @@ class StageRunner:
             self.gradient(*(repeated(t, items) for t in images))
             self.optimizer.zero_grad(set_to_none=True)
 
+        def trial() -> tuple[int, int]:
+            return largest_batch(step, round(USABLE * free), per_process)
+
         with unchanged_moments(self.flow):
-            fits, each = largest_batch(step, round(USABLE * free), per_process)
-            if fits < per_process and not chosen:
+            fits, each = self.within_memory(trial)
+            if fits < per_process and not chosen and state.recompute == "never":
                 state.recompute = "always"
-                fits, each = largest_batch(step, round(USABLE * free), per_process)
+                fits, each = self.within_memory(trial)
         how = ", activations recomputed" if state.recompute == "always" else ""
         fewer = f", fewer than {per_process}: expect to run out of memory" if fits < per_process else ""
         self.run.log.line(
@@ -390,7 +404,8 @@ class PeakMemory(TorchDispatchMode):
 def largest_batch(step: Callable[[int], None], free: int, most: int = 64) -> tuple[int, int]:
     """Estimate the largest batch that fits into free bytes, and the bytes per item, from steps of two sizes.
 
-    The sizes are raised until their difference shows beside gradients, which do not grow with a batch.
+    The sizes, at most ``most``, are raised until their difference shows beside gradients, which do not grow with a
+    batch. If ``most`` is 1, gradients count as the item's.
     """
 
     def peak(items: int) -> int:
@@ -398,6 +413,8 @@ def largest_batch(step: Callable[[int], None], free: int, most: int = 64) -> tup
             step(items)
         return memory.peak
 
+    if most == 1:
+        return free // (each := max(1, peak(1))), each
     items = 1
     while True:
         few, twice = peak(items), peak(2 * items)

@@ -2,11 +2,13 @@
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -307,6 +309,129 @@ def test_a_step_that_runs_out_of_memory_is_made_again_with_less(photos, tmp_path
         run_recipe(photos, tmp_path / "never", ("ema = 0.6", "ema = 0.6\nrecompute = 'never'"), stop_after=5)
 
 
+def out_of_memory_without_recomputing(monkeypatch, where):
+    """Let gradients fail unless activations are recomputed, in a trial, while a step is timed, or in a step."""
+    real, recomputed = StageRunner.gradient, []
+    free = None if where != "trial" else 2**30
+    monkeypatch.setattr("flowcore.training.stage.free_memory", lambda _: free)
+
+    def gradient(runner, x, *others):
+        recomputed.append(runner.state.recompute)
+        if runner.state.recompute != "always":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(runner, x, *others)
+
+    monkeypatch.setattr(StageRunner, "gradient", gradient)
+    return recomputed
+
+
+@pytest.mark.parametrize("where", ["trial", "timing", "step"])
+def test_memory_has_one_policy_in_trials_timings_and_steps(photos, tmp_path, monkeypatch, where):
+    minutes = {"minutes": 60.0} if where == "timing" else {}
+    recomputed = out_of_memory_without_recomputing(monkeypatch, where)
+    lines = run_recipe(photos, tmp_path / "auto", stop_after=1, **minutes)
+    assert sum(line.endswith("out of memory; from now on activations are recomputed") for line in lines) == 1
+    assert recomputed[0] == "never"
+    assert set(recomputed[1:]) == {"always"}
+    change = ("ema = 0.6", "ema = 0.6\nrecompute = 'always'")
+    run_recipe(photos, tmp_path / "always", change, stop_after=1, **minutes)
+    assert recomputed.count("never") == 1
+    with pytest.raises(FlowError, match="Stage encoder ran out of memory with a batch of 4 crops"):
+        run_recipe(photos, tmp_path / "never", ("ema = 0.6", "ema = 0.6\nrecompute = 'never'"), **minutes)
+
+
+def test_out_of_memory_outside_of_gradients_is_explained_too(photos, tmp_path, monkeypatch):
+    def validate(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("flowcore.training.loop.validate", validate)
+    with pytest.raises(FlowError, match=r"Stage encoder ran out of memory.*evaluate"):
+        run_recipe(photos, tmp_path, stop_after=2)
+    assert content(tmp_path)["progress"]["step"] == 2
+
+
+def test_a_batch_of_one_is_fitted_without_a_trial_of_two(photos, tmp_path, monkeypatch):
+    real, sizes = StageRunner.gradient, []
+    monkeypatch.setattr("flowcore.training.stage.free_memory", lambda _: 2**30)
+    monkeypatch.setattr(
+        StageRunner, "gradient", lambda runner, x, *rest: sizes.append(len(x)) or real(runner, x, *rest)
+    )
+    run_recipe(photos, tmp_path, ("batch = 4", "batch = 1"), stop_after=1)
+    assert set(sizes) == {1}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "history.csv", "held_out.csv", "curve.png", "checkpoint.pt"])
+def test_foreign_files_in_the_folder_of_a_run_are_not_replaced(photos, tmp_path, name):
+    foreign = tmp_path / name
+    foreign.write_bytes(b"step,loss\n1,2\n")
+    with pytest.raises(FlowError, match=rf"{re.escape(name)}.*[Cc]hoose another folder for the run") as raised:
+        run_recipe(photos, tmp_path, stop_after=1)
+    assert "weights_only" not in str(raised.value)
+    assert foreign.read_bytes() == b"step,loss\n1,2\n"
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_a_run_that_stopped_before_its_first_checkpoint_begins_again(whole, photos, tmp_path):
+    """Also from nothing, after it was to start from a model."""
+    with pytest.raises(FlowError, match="before step 1"):
+        run_recipe(photos, tmp_path, start=whole[1], cancelled=lambda: (tmp_path / "start.safetensors").exists())
+    run_recipe(photos, tmp_path, stop_after=1)
+    assert not (tmp_path / "start.safetensors").exists()
+    (tmp_path / "checkpoint.pt").unlink()  # then the model is all that is left of the run
+    (tmp_path / "checkpoint.previous.pt").unlink()
+    with pytest.raises(FlowError, match=r"would replace model\.safetensors,"):
+        run_recipe(photos, tmp_path, stop_after=1)
+
+
+def test_a_table_that_another_program_has_changed_is_not_replaced(photos, tmp_path):
+    run_recipe(photos, tmp_path, stop_after=1)
+    table = (tmp_path / "history.csv").read_text().replace(",", ";")
+    (tmp_path / "history.csv").write_text(table)
+    with pytest.raises(FlowError, match=r"would replace history\.csv,"):
+        run_recipe(photos, tmp_path, stop_after=2)
+    assert (tmp_path / "history.csv").read_text() == table
+
+
+def test_a_folder_that_cannot_be_a_runs_is_refused(photos, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FlowError, match="file cannot be the folder of a run"):
+        run_recipe(photos, tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    "limit", [{"minutes": m} for m in (-1.0, 0.0, math.nan, math.inf)] + [{"stop_after": 0}], ids=str
+)
+def test_limits_that_no_run_can_keep_are_refused(photos, tmp_path, limit):
+    with pytest.raises(FlowError, match=f"{next(iter(limit))} .*; got"):
+        run_recipe(photos, tmp_path / "run", **limit)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_refused_run_has_opened_no_writer(tmp_path, monkeypatch):
+    writers = []
+    board = SimpleNamespace(SummaryWriter=lambda *_, **__: writers.append(1))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    with pytest.raises(FlowError, match="crop of stage"):
+        run_recipe(photographs(tmp_path / "small", [(12, 12), (12, 24)]), tmp_path / "run")
+    assert not writers
+
+
+def test_caches_of_other_photographs_are_removed_at_the_first_saved_step(photos, tmp_path):
+    run, more = tmp_path / "run", photographs(tmp_path / "more", [(48, 48), (48, 64)])
+    run_recipe(photos, run, stop_after=1)
+    before, ends = sorted((run / "cache").iterdir()), ("index.partial", "partial")
+    killed = [run / "cache" / f"{'0' * 16}.{'0' * 32}.{end}" for end in ends]
+    (run / "cache" / "mine.u8").write_bytes(b"mine")
+    for file in killed:
+        file.write_bytes(b"half")
+    with pytest.raises(FlowError, match="crop of stage"):
+        run_recipe(photographs(tmp_path / "small", [(12, 12), (12, 24)]), run)
+    assert all(file.exists() for file in before)
+    run_recipe(more, run, stop_after=2)
+    assert not any(file.exists() for file in [*before, *killed])
+    assert sorted(file.suffix for file in (run / "cache").iterdir()) == [".json", ".u8", ".u8"]
+
+
 def test_an_encoder_can_be_taken_from_another_model_that_fits(whole, photos, tmp_path):
     changes = [("steps = 8", "steps = 1"), ("learning_rate = 3e-3", "learning_rate = 0.0")]
     run_recipe(photos, tmp_path / "run", *changes, encoder_from=whole[1], stop_after=1)
@@ -416,7 +541,7 @@ def test_a_caller_can_stop_a_run_and_go_on_to_the_same_bits(whole, photos, tmp_p
 
 def test_time_that_is_up_stops_a_run_with_a_checkpoint(photos, tmp_path):
     run_recipe(photos, tmp_path, stop_after=2)
-    lines = run_recipe(photos, tmp_path, minutes=0.0)
+    lines = run_recipe(photos, tmp_path, minutes=1e-9)
     assert content(tmp_path)["progress"]["step"] == 3
     assert any("stopped: the time is up" in line for line in lines)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flowcore.errors import FlowError
-from flowcore.training import loop
+from flowcore.training import loop, stage
 from flowcore.training import run as pace
 from flowcore.training.data import open_data
 from flowcore.training.objective import validate
@@ -28,8 +28,8 @@ class Machine:
     def __init__(self, monkeypatch, *, decode=20.0, validate_=4.0, gradient=lambda objective, now: 2.0):
         self.now, self.gradients = 0.0, 0
         clock = SimpleNamespace(monotonic=lambda: self.now)
-        monkeypatch.setattr(loop, "time", clock)
-        monkeypatch.setattr(pace, "time", clock)
+        for module in (loop, pace, stage):
+            monkeypatch.setattr(module, "time", clock)
         self._slow(monkeypatch, loop, "open_data", open_data, lambda *_: decode)
         self._slow(monkeypatch, loop, "validate", validate, lambda *_: validate_)
         seconds = lambda runner, *_: gradient(runner.stage.objective, self.now)  # noqa: E731
