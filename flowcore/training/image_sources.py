@@ -215,7 +215,7 @@ def _attempt(read: Callable[[], Read]) -> tuple[Read | None, str]:
 # --- cache ------------------------------------------------------------------------------------------------------------
 
 
-# the last are of killed runs of earlier versions; now they are named as ``clear_abandoned`` knows them
+# the last are of killed runs of an earlier version; now ``clear_abandoned`` knows the names
 CACHED = re.compile(r"[0-9a-f]{16}\.(u8|json|[0-9a-f]{32}\.(index\.)?partial)")
 
 
@@ -252,13 +252,13 @@ class PixelCache:
     def remove_others(self) -> None:
         """Remove caches of other sets of images, and files of killed processes, unless runs share the folder by links.
 
-        Other processes may have mapped a file: they keep it where the system lets it be removed at all.
+        Another process that has mapped a file keeps it, or the system does not let it be removed.
         """
         folder = self.file.parent
         if folder.is_symlink():
             return
         clear_abandoned(folder)
-        for file in folder.iterdir():
+        for file in folder.glob("*"):
             if CACHED.fullmatch(file.name) and file.name not in (self.file.name, self.file.with_suffix(".json").name):
                 with suppress(OSError):
                     file.unlink()

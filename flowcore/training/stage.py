@@ -214,7 +214,7 @@ class StageRunner:
     # --- memory
 
     def within_memory(self, compute: Callable[[], Computed]) -> Computed:
-        """Compute gradients; out of memory, again with recomputed activations, if the recipe says "auto"; FlowError."""
+        """Compute gradients; out of memory, recompute activations from now on; FlowError if the recipe forbids it."""
         try:
             return compute()
         except Exception as error:
