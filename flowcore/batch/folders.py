@@ -7,27 +7,25 @@ Processes that share a folder of results make each picture once (``Claims``).
 
 from __future__ import annotations
 
-import contextlib
 import glob
+import hashlib
 import itertools
-import json
 import os
-import platform
 import re
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
 
-from ..checkpoints.writing import ABANDONED, SavingError, is_gone, write_atomic
+from ..checkpoints.writing import LONGEST_NAME, SavingError, write_atomic
 from ..errors import FlowError
 from ..images import files
 from ..images.files import IMAGE_SUFFIXES
 from ..images.folders import walk_files, walk_folders
 from ..tasks import Progress
+from .claims import Claims
+from .clips import frames_made, remove_state
 from .job import MARK, Work, Worker
 
 MAGIC = re.compile(r"[*?[]")
@@ -50,6 +48,12 @@ class Job:
     source: Path
     targets: tuple[Path, ...] = ()
     problem: str = ""  # why it cannot be done
+
+    @property
+    def clip(self) -> Path | None:
+        """What the clip that its folder may be is called, beside its results; no such file exists."""
+        name = hashlib.sha256(os.fsencode(self.source.parent.absolute())).hexdigest()[:12]
+        return self.targets[0].with_name(f"clip-{name}") if self.targets else None
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,11 @@ def find(words: Sequence[str], out: Path | None = None, notify: Callable[[str], 
     ignored = dict[Path, str]()  # file to reason
     for word in words:
         path = Path(word)
-        if path.is_dir():
+        if os.path.isdir(word):  # pathlib raises errors for names that are too long
             if out is not None and out.resolve() == path.resolve():
                 raise FlowError(f"{word} is read, and cannot hold the results, too. Name another folder for them.")
             above, paths, problem = path, walk_files(path, ignored), f"No images in {word}"
-        elif MAGIC.search(word) and not path.exists():
+        elif MAGIC.search(word) and not os.path.exists(word):
             above = Path(*itertools.takewhile(lambda part: not MAGIC.search(part), path.parts))
             paths, problem = map(Path, _matching(word, ignored)), f"Nothing matches {word}"
         else:
@@ -95,7 +99,7 @@ def find(words: Sequence[str], out: Path | None = None, notify: Callable[[str], 
             broken = file.is_symlink() and not file.exists()
             if file.name.startswith(".") or not (file.is_file() or broken):
                 continue
-            if excluded is not None and excluded in file.resolve().parents:
+            if excluded is not None and excluded in Path(os.path.realpath(file)).parents:
                 continue
             if file.suffix.lower() in IMAGE_SUFFIXES:
                 matches.append(Found(file, file.relative_to(above)))
@@ -140,8 +144,17 @@ def jobs(found: Sequence[Found], out: Path, names: Callable[[str], list[str]]) -
     above = Path(os.path.commonpath([one.path.absolute().parent for one in found])) if found else Path()
     times = Counter(one.inside for one in found)
     inside = [one.inside if times[one.inside] == 1 else one.path.absolute().relative_to(above) for one in found]
-    targets = [tuple(out / path.parent / name for name in names(path.name)) for path in inside]
-    return check_targets([Job(one.path, files) for one, files in zip(found, targets, strict=True)])
+    made = list[Job]()
+    for one, path in zip(found, inside, strict=True):
+        results = names(path.name)
+        problem = f"Its result would lie outside of {out}. Rename it." if any(map(leads_out, results)) else ""
+        made.append(Job(one.path, tuple(out / path.parent / name for name in results), problem))
+    return check_targets(made)
+
+
+def leads_out(name: str) -> bool:
+    """Tell whether a name of a file may lie outside of the folder that it is joined to."""
+    return bool(PurePath(name).anchor) or ".." in PurePath(name).parts
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -152,16 +165,21 @@ def split_name(name: str) -> tuple[str, str]:
 
 def check_targets(made: Sequence[Job]) -> list[Job]:
     """Refuse results that would overwrite a picture; of pictures with one name, all but the first are to fail."""
-    sources, taken, checked = {job.source.resolve() for job in made}, dict[Path, Path](), list[Job]()
+    # realpath also takes links to themselves and names that are too long
+    sources, taken, checked = {os.path.realpath(job.source) for job in made}, dict[str, Path](), list[Job]()
     for job in made:
-        targets = [target.resolve() for target in job.targets]
+        targets = [os.path.realpath(target) for target in job.targets]
+        length = max((len(os.fsencode(target.name)) for target in job.targets), default=0)
+        if length > LONGEST_NAME and os.name != "nt":
+            said = f"The name of its result would have {length} bytes; {LONGEST_NAME} are the most that fit."
+            job = Job(job.source, job.targets, f"{said} Rename it, or give results shorter names with --name.")
         for target in targets:
             if target in sources:
                 raise FlowError(f"The result would overwrite {target}. Name another folder, or file, for it.")
         first = next((taken[target] for target in targets if target in taken), None)
         if first is not None:
             said = f"Its results would have the names of those of {first.name}. Rename it, or add {{suffix}} to --name."
-            job = Job(job.source, problem=said)
+            job = Job(job.source, job.targets, said)
         taken |= dict.fromkeys(targets, first or job.source)
         checked.append(job)
     return checked
@@ -185,61 +203,56 @@ def run(
 
     An exception of ``executor`` ends the run, and so does a ``SavingError``, after which nothing could be saved.
     ``is_done`` raises FlowError if results cannot be saved. ``on_result`` gets None for a job that was skipped. With
-    ``whole_clips``, results depend on the frames before them in the folder: if one is missing, all are made again. With
-    ``claims``, pictures are left to the processes that are at work on them, and waited for, of which ``notify`` is
-    told; without, ``executor`` may take all jobs before it begins.
+    ``whole_clips``, results depend on the frames before them in the folder: a clip that was stopped goes on after its
+    last frame, and is made again where a frame is missing in one that was finished. With ``claims``, pictures are left
+    to the processes that are at work on them, and waited for, of which ``notify`` is told; without, ``executor`` may
+    take all jobs before it begins.
     """
     failed: list[tuple[Job, Exception]] = []
-    incomplete = set[Path]()  # clips
 
     def finish(job: Job, result: Made | Exception) -> None:
         if isinstance(result, Exception):
             failed.append((job, result))
         on_result(job, result)
 
-    def is_settled(job: Job) -> bool:
-        state = state_of(job, is_done)
-        if isinstance(state, FlowError):
-            finish(job, state)
-        elif state and job.source.parent not in incomplete:
-            on_result(job, None)
-        else:
-            return False
-        if (place := claimed(job)) is not None:
-            Claims.clear(place)
-        return True
-
-    def claimed(job: Job) -> Path | None:
-        """What is claimed for a job: its first result, or its clip; None if the job is on its own."""
-        if not claims or not job.targets:
-            return None
-        return job.targets[0].with_name("clip") if whole_clips else job.targets[0]
-
-    def pending(held: Claims) -> Iterator[Job]:
-        waiting, elsewhere = list(made), list[Job]()
+    def pending(locks: Claims) -> Iterator[Job]:
+        waiting = [*_clips(made).values()] if whole_clips else [[job] for job in made]
+        is_waiting = False
         while waiting:
-            incomplete.update(job.source.parent for job in waiting if whole_clips and not state_of(job, is_done))
-            for job in waiting:
-                if is_settled(job):
-                    continue
-                place = claimed(job)
-                if place is not None and not held.take(place):
-                    elsewhere.append(job)
-                elif place is None or whole_clips:  # a clip is held until the run ends
-                    yield job
-                else:
-                    if not is_settled(job):  # another process may have finished it since the first look
+            elsewhere = list[list[Job]]()
+            for unit in waiting:
+                place = (unit[0].clip if whole_clips else [*unit[0].targets, None][0]) if claims else None
+                states = [state_of(job, is_done) for job in unit]
+                if not all(states):
+                    try:
+                        if place is not None and not locks.take(place):
+                            elsewhere.append(unit)
+                            continue
+                    except SavingError as error:
+                        states = [state or error for state in states]
+                    else:  # another process may have finished it since the first look
+                        states, is_waiting = [state_of(job, is_done) for job in unit], False
+                first = len(unit) if all(states) else _frames_to_skip(unit, states) if whole_clips else 0
+                for number, (job, state) in enumerate(zip(unit, states, strict=True)):
+                    if isinstance(state, FlowError):
+                        finish(job, state)
+                    elif number < first:
+                        on_result(job, None)
+                    else:
                         yield job
-                    held.release(place)
-            if elsewhere and len(elsewhere) < len(waiting) and notify is not None:
-                notify(f"Waiting for {len(elsewhere)} images that other processes have in work.")
+                if whole_clips and unit[0].clip is not None:
+                    remove_state(unit[0].clip)
+                if place is not None and not all(isinstance(state, FlowError) for state in states):
+                    locks.clear(place)
+            if elsewhere and not is_waiting and notify is not None:
+                notify(f"Waiting for {sum(map(len, elsewhere))} images that other processes are working on.")
             if elsewhere:
+                is_waiting = True
                 time.sleep(POLL)
-            incomplete.clear()
-            waiting, elsewhere = elsewhere, []
+            waiting = elsewhere
 
-    with Claims() as held:
-        for job, result in executor(pending(held)):
+    with Claims() as locks:
+        for job, result in executor(pending(locks)):
             if not isinstance(result, Exception):
                 try:
                     save(job, result)
@@ -249,6 +262,26 @@ def run(
                     result = error
             finish(job, result)
     return failed
+
+
+def _clips(made: Sequence[Job]) -> dict[Path, list[Job]]:
+    """Group frames by their folders, in order."""
+    clips = dict[Path, list[Job]]()
+    for job in made:
+        clips.setdefault(job.source.parent, []).append(job)
+    return clips
+
+
+def _frames_to_skip(unit: list[Job], states: list[bool | FlowError]) -> int:
+    """Count the first frames of a clip after which it can go on; its state is removed if it begins anew."""
+    clip = unit[0].clip
+    if clip is None:
+        return 0
+    done = itertools.takewhile(lambda frame: frame[1] is True, zip(unit, states, strict=True))
+    number = frames_made(clip, (files.unique_id(job.targets[0].read_bytes()) or "" for job, _ in done))
+    if number == 0:
+        remove_state(clip)
+    return number
 
 
 def in_turn(
@@ -267,12 +300,13 @@ def in_turn(
             notify(f"{name}: {sentence}")
 
         try:
-            data, clip = files.read_bytes(job.source), job.source.parent
-            made = worker(data, job.source.name, clip, progress=progress, notify=note, cancelled=cancelled)
+            data = files.read_bytes(job.source)
+            made = worker(data, job.source.name, job.clip, progress=progress, notify=note, cancelled=cancelled)
         except Exception as error:  # one picture does not stop the others
             yield job, error
         else:
             yield job, Made(made, time.monotonic() - began, tuple(notes))
+            worker.save_state()  # when the results are saved
 
 
 def state_of(job: Job, is_done: Callable[[Job], bool]) -> bool | FlowError:
@@ -281,6 +315,8 @@ def state_of(job: Job, is_done: Callable[[Job], bool]) -> bool | FlowError:
         return FlowError(job.problem) if job.problem else is_done(job)
     except FlowError as error:
         return error
+    except OSError as error:
+        return FlowError(f"Cannot look for its result: {error}.")
 
 
 def is_done(job: Job, work: Work, model: str, *, again: bool = False) -> bool:
@@ -326,89 +362,3 @@ def save(job: Job, made: Made) -> None:
     """Save the results of a job, each file atomically."""
     for target, result in zip(job.targets, made.files, strict=True):
         write_atomic(target, result)
-
-
-# --- claims -----------------------------------------------------------------------------------------------------------
-
-# A claim is a file beside the result, ``.<name>.lock``, that names the process and its machine. It is touched while the
-# picture is in work, so that the claim of a process that was killed can be taken over: at once on its own machine,
-# elsewhere when it has not been touched for ``ABANDONED`` seconds. At worst, the same picture is made twice.
-
-TOUCHED = 60  # seconds from one touch of a claim to the next
-
-
-class Claims:
-    """The claims that this process holds; as a context, they are kept fresh, and released at its end."""
-
-    def __init__(self) -> None:
-        self._held, self._ended = set[Path](), threading.Event()
-
-    def __enter__(self) -> Claims:
-        def touch() -> None:
-            while not self._ended.wait(TOUCHED):
-                for claim in [*self._held]:
-                    with contextlib.suppress(OSError):
-                        os.utime(claim)
-
-        threading.Thread(target=touch, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        for claim in [*self._held]:
-            self._remove(claim)
-
-    def take(self, target: Path) -> bool:
-        """Claim a file that is to be made; False if another process has done so."""
-        claim = _claim(target)
-        if claim in self._held:
-            return True
-        self.clear(target)
-        try:
-            claim.parent.mkdir(parents=True, exist_ok=True)
-            with claim.open("x") as file:
-                json.dump({"process": os.getpid(), "host": platform.node()}, file)
-        except FileExistsError:
-            return not claim.parent.is_dir()  # a file is where the folder should be
-        except OSError:  # nothing can be written here, as whoever saves the file will say
-            return True
-        self._held.add(claim)
-        return True
-
-    def release(self, target: Path) -> None:
-        """Give a claim back, if it is held."""
-        if (claim := _claim(target)) in self._held:
-            self._remove(claim)
-
-    @staticmethod
-    def clear(target: Path) -> None:
-        """Remove a claim whose process is gone."""
-        with contextlib.suppress(OSError):
-            claim = _claim(target)
-            idle, owner = time.time() - claim.stat().st_mtime, dict[str, Any]()
-            with contextlib.suppress(ValueError):  # it is being written
-                owner = json.loads(claim.read_text())
-            here = owner.get("host") == platform.node()
-            if idle > ABANDONED or (here and is_gone(int(owner["process"]))):
-                claim.unlink()
-
-    def _remove(self, claim: Path) -> None:
-        self._held.discard(claim)
-        with contextlib.suppress(OSError):
-            claim.unlink()
-
-
-@contextlib.contextmanager
-def exclusive(target: Path) -> Generator[None]:
-    """Wait for the claim of a file, and hold it for a moment."""
-    claims = Claims()
-    while not claims.take(target):
-        time.sleep(0.05)
-    try:
-        yield
-    finally:
-        claims.release(target)
-
-
-def _claim(target: Path) -> Path:
-    return target.with_name(f".{target.name}.lock")

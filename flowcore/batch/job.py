@@ -35,6 +35,7 @@ from ..tasks.score import score
 from ..tasks.subject import prepare_subject
 from ..tasks.upscale import restore, shrink, upscale
 from ..tasks.video import colorize_video, upscale_video
+from .clips import ClipState
 
 Command = Literal["upscale", "colorize", "brighten", "shrink", "restore", "faces", "score"]
 IRRELEVANT = {"tile"}  # settings that change memory and time, not the picture
@@ -60,7 +61,9 @@ class Work:
     by: By = "consensus"  # criterion of ``keep``
     reference: bytes | None = None  # content of a picture file whose palette ``colorize`` applies
     memory: ColorMemory | None = None  # photographs whose colors it takes over
+    # files that workers open are absolute: their own folder may be another
     guide: Path | None = None  # of ``upscale``: a picture file for all, or a folder of one of each name
+    face_model: Path | None = None  # of ``faces``: the file of ``settings["face_model"]``, unless that is shipped
     format: Format = "png"  # of the results
     bits: int | None = 8  # per channel of the results; None for those of the picture, where the format can hold them
     quality: int | None = None  # of the results, for lossy formats
@@ -68,8 +71,7 @@ class Work:
     @property
     def carries(self) -> bool:
         """Whether a result depends on the frames before it."""
-        carried = self.command == "upscale" or bool(self.settings.get("carry"))
-        return carried and self.settings.get("frames") == "video"
+        return self.settings.get("frames") == "video"
 
     def guide_of(self, name: str) -> bytes | None:
         """Read the guide of a picture file of that name; FlowError if the folder of guides has not exactly one."""
@@ -151,15 +153,15 @@ class Worker:
         self.work, self.flow, self.model_sha256 = work, flow, model_sha256(flow)
         self._reference = None if work.reference is None else files.read(work.reference, "the reference")
         faces = work.settings.get("face_model")
-        self._faces = None if faces is None else load(faces, next(flow.parameters()).device)
-        self._before: list[Tensor] = []  # state that the tasks of clips carry from frame to frame
-        self._clip: object = None
+        self._faces = None if faces is None else load(work.face_model or faces, next(flow.parameters()).device)
+        self._clip: Path | None = None
+        self._state = ClipState()
 
     def __call__(
         self,
         picture: bytes,
         name: str,
-        clip: object = None,
+        clip: Path | None = None,
         *,
         notify: Callable[[str], None],
         progress: Progress | None = None,
@@ -180,19 +182,20 @@ class Worker:
         image, sources = photograph.pixels, {"image": source(photograph.pixels)}
         if photograph.gray and work.command not in ("colorize", "shrink"):
             image = image[:, :1]
-        if work.command == "upscale" and work.carries and files.frame_count(picture) > 1:
-            image, clip = files.read_frames(picture, name), (clip, name)
+        animated = work.command == "upscale" and work.carries and files.frame_count(picture) > 1
+        if animated:
+            image = files.read_frames(picture, name)
             image = image if bool((image[:, 3] < 1).any()) else image[:, :3]
         if (content := work.guide_of(name)) is not None:
             sampling["guide"] = files.read(content, f"the guide of {name}").pixels
             sources["guide"] = source(sampling["guide"])
         if video := sampling.pop("frames", "photographs") == "video":
             del sampling["samples"]
-            clip = (clip, tuple(image.shape))  # frames of another size belong to another clip
             if clip != self._clip:
-                self._clip = clip
-                self._before.clear()
-            sampling["before"] = self._before
+                self._state = ClipState() if clip is None else ClipState.load(clip, next(self.flow.parameters()).device)
+            self._clip = clip
+            self._state.enter(name if animated else "", *image.shape)
+            sampling["before"] = self._state.tensors
         if work.command == "upscale":
             pictures = (upscale_video if video else upscale)(self.flow, image, **sampling)
         elif self._faces is not None:
@@ -232,7 +235,14 @@ class Worker:
             notify(f"Kept of {len(pictures)}, best first, by {work.by}: seed {seeds}.")
             pictures = pictures[order]
         named = zip(pictures, ids, strict=True)
-        return [files.encode(result, photograph.metadata, unique_id=id, **options) for result, id in named]
+        results = [files.encode(result, photograph.metadata, unique_id=id, **options) for result, id in named]
+        self._state.add(ids[0])
+        return results
+
+    def save_state(self) -> None:
+        """Save what the next frame of the clip in work needs, if there is one."""
+        if self._clip is not None:
+            self._state.save(self._clip)
 
     def _colorize(self, image: Tensor, settings: dict[str, Any], *, video: bool) -> Tensor:
         points = [point for text in settings.pop("points", ()) for point in parse_points(text)]

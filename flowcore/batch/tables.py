@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.writing import write_atomic
+from ..checkpoints.writing import check_writable, write_atomic
 from ..errors import FlowError
-from .folders import exclusive
+from .claims import exclusive
 
 COLUMNS = ("input", "output", "seed", "model", "model_sha256", "seconds", "note")
 NAME = "manifest.csv"
@@ -27,6 +27,7 @@ class Manifest:
     def __init__(self, path: Path) -> None:
         """Open the table of a run, which need not exist yet; refuse a file that is something else."""
         self.path = path
+        check_writable(path)
         if path.exists():
             if tuple([*self._read(), COLUMNS][0]) != COLUMNS:
                 raise FlowError(f"{path} is something else than a list of results. Name another file with --manifest.")
@@ -44,7 +45,7 @@ class Manifest:
                     kept.pop((row[0], ""), None)
                     kept[row[0], row[1]] = row
             if len(kept) + 1 < len(rows):
-                write_atomic(self.path, _text([COLUMNS, *kept.values()]).encode())
+                write_atomic(self.path, _encode([COLUMNS, *kept.values()]))
 
     def _read(self) -> list[list[str]]:
         with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
@@ -57,13 +58,22 @@ class Manifest:
 
 
 class Scores:
-    """A CSV table of scores, one row per picture, that a later run can resume; the file need not exist yet."""
+    """A CSV table of scores, one row per picture, that a later run can resume; the file need not exist yet.
+
+    Processes may write into one table: what was added in the meantime is kept.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: dict[str, dict[str, Any]] = {}  # by picture; without failures and a last row that was cut off
-        if not path.exists():
-            return
+        check_writable(path)
+        if path.exists():
+            with exclusive(path):
+                self._read()
+                self._write([*self.rows.values()])
+
+    def _read(self) -> None:
+        path = self.path
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             if tuple(reader.fieldnames or SCORE_COLUMNS) not in (SCORE_COLUMNS, SCORE_COLUMNS[:-1]):
@@ -82,11 +92,19 @@ class Scores:
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one more row, and flush it to the disk."""
-        _append(self.path, SCORE_COLUMNS, [_cells(row)])
+        with exclusive(self.path):
+            _append(self.path, SCORE_COLUMNS, [_cells(row)])
 
-    def rewrite(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Replace the table atomically."""
-        write_atomic(self.path, _text([SCORE_COLUMNS, *map(_cells, rows)]).encode())
+    def finish(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Put the rows of a run at the end, in place of those of the same pictures."""
+        with exclusive(self.path):
+            if self.path.exists():
+                self._read()
+            names = {row["image"] for row in rows}
+            self._write([*(row for name, row in self.rows.items() if name not in names), *rows])
+
+    def _write(self, rows: Sequence[dict[str, Any]]) -> None:
+        write_atomic(self.path, _encode([SCORE_COLUMNS, *map(_cells, rows)]))
 
 
 def _cells(row: dict[str, Any]) -> list[Any]:
@@ -98,13 +116,13 @@ def _append(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]
     """Append rows to a table, after its columns' names if it is new, and flush them to the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = not path.exists() or not path.stat().st_size
-    with path.open("a", newline="", encoding="utf-8") as file:
-        file.write(_text([columns, *rows] if fresh else rows))
+    with path.open("ab") as file:
+        file.write(_encode([columns, *rows] if fresh else rows))
         file.flush()
         os.fsync(file.fileno())
 
 
-def _text(rows: Iterable[Sequence[object]]) -> str:
+def _encode(rows: Iterable[Sequence[object]]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+    return text.getvalue().encode(errors="backslashreplace")  # names that are not UTF-8

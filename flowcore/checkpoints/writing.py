@@ -1,14 +1,17 @@
 """Atomic file writes: a file has its name only once it is complete.
 
-The bytes go into a file beside the target, ``.<name>.<process>.partial``, which then replaces the target. What killed
-processes left of these is removed at the next save in that folder.
+The bytes go into a file beside the target, ``.<name>.<digits>.<process>.partial``, which then replaces the target. What
+killed processes left of these is removed at the next save in that folder.
 """
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
+import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -18,6 +21,8 @@ from ..errors import FlowError
 PARTIAL = re.compile(r"\..+\.(\d+)\.partial")
 ABANDONED = 600  # seconds without a change after which a dead process's partial file is removed
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+UNUSABLE_NAME = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL}
+LONGEST_NAME = 255  # bytes that file systems allow; Windows counts UTF-16 units
 
 
 class SavingError(FlowError, OSError):
@@ -33,7 +38,8 @@ def write_atomic(path: Path, data: bytes) -> None:
 @contextlib.contextmanager
 def replacing(path: Path, size: int | None = None) -> Generator[Path]:
     """Replace a file by the one that is yielded and written inside the block; ``size`` is told if the disk is full."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # processes of two machines or containers may have one number
+    partial = beside(path, f"{secrets.token_hex(4)}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         clear_abandoned(path.parent)
@@ -47,6 +53,8 @@ def replacing(path: Path, size: int | None = None) -> Generator[Path]:
         if not isinstance(error, OSError):
             raise
         reason = error.strerror or str(error)
+        if error.errno in UNUSABLE_NAME:
+            raise FlowError(f"Could not save {path.name}: {reason}. Choose another name.") from raised
         space = _free(path.parent) if size is None else f"it needs {size / 1e6:.1f} MB and {_free(path.parent)}"
         problem, advice = f"Could not save {path.name} in {path.parent}: {reason}", "Make this folder writable"
         if error.errno in DISK_FULL:
@@ -57,6 +65,33 @@ def replacing(path: Path, size: int | None = None) -> Generator[Path]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def beside(path: Path, ending: str) -> Path:
+    """Name a hidden file beside another, ``.<name>.<ending>``, for which a long name is replaced by its hash."""
+    name = os.fsencode(path.name)
+    is_long = len(name) + len(ending) + 2 > LONGEST_NAME
+    return path.with_name(f".{hashlib.sha256(name).hexdigest()[:32] if is_long else path.name}.{ending}")
+
+
+def printable(text: str) -> str:
+    """Escape what is not Unicode, as in names of files that are not UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def check_writable(path: Path) -> None:
+    """Raise SavingError if no file could be saved under a path, as far as that can be told; nothing is left behind."""
+    folder = next((above for above in path.absolute().parents if os.path.lexists(above)), path.parent)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SavingError(
+            f"Cannot save {path.name} in {path.parent}: {error.strerror or error}. Make this folder writable, or save "
+            "elsewhere."
+        ) from error
 
 
 def clear_abandoned(folder: Path) -> None:

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +15,11 @@ from PIL import Image, ImageCms
 
 import flowcore
 from flowcore.batch import folders
+from flowcore.batch.claims import Claims
 from flowcore.batch.folders import Job, Made
+from flowcore.batch.tables import Scores
 from flowcore.checkpoints.latents_file import model_sha256
+from flowcore.checkpoints.writing import SavingError
 from flowcore.cli.main import main
 from flowcore.errors import FlowError
 from flowcore.images import files
@@ -26,7 +28,7 @@ from flowcore.provenance import fingerprint
 from flowcore.provenance import read as read_provenance
 from flowcore.tasks.upscale import upscale
 
-from .commands import contents, photograph, pixels, run
+from .commands import contents, names, photograph, pixels, run
 
 NAMES = ["a2.png", "a10.png", "deep/b.png", "deep/er/c.png"]
 
@@ -248,12 +250,16 @@ def test_an_image_that_takes_too_long_is_given_up(model, folder, tmp_path, capsy
     assert run(*words, 100) == 0
 
 
-def test_processes_share_a_folder(model, folder, tmp_path):
+# A program whose process has the number of all others: in containers that share a folder, all are process 1.
+CONTAINER = "import os, sys; os.getpid = lambda: 1; from flowcore.cli.main import main; sys.exit(main(sys.argv[1:]))"
+
+
+def test_containers_share_a_folder(model, folder, tmp_path):
     for k in range(12):
         photograph(folder / f"more{k}.png", (90, 80), seed=k)
     out = tmp_path / "out"
     words = ["upscale", str(folder), "-o", str(out), "--model", str(model), "--device", "cpu"]
-    program = [sys.executable, "-m", "flowcore", *words, "--json"]
+    program = [sys.executable, "-c", CONTAINER, *words, "--json"]
     started = [subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     rows = [[json.loads(line) for line in process.communicate(timeout=200)[0].splitlines()] for process in started]
     assert [process.returncode for process in started] == [0, 0]
@@ -264,32 +270,39 @@ def test_processes_share_a_folder(model, folder, tmp_path):
     assert not [*out.rglob(".*")]
 
 
-def test_a_claim_is_left_alone_until_its_process_is_gone(tmp_path, monkeypatch):
-    target, waits = tmp_path / "a.png", []
-    claim = tmp_path / ".a.png.lock"
+def test_a_claim_lasts_until_its_process_ends_and_waiting_for_it_is_said(tmp_path):
+    target, said = tmp_path / "a.png", []
+    program = "import os, sys, time; os.getpid = lambda: {}; from flowcore.batch.claims import Claims; "
+    program += "from pathlib import Path; claims = Claims(); print(claims.take(Path(sys.argv[1])), flush=True); "
+    program += "time.sleep(60)"
+    command = [sys.executable, "-c", program.format(os.getpid()), str(target)]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "True\n"
+    assert not Claims().take(target)
 
-    def run():
-        job = Job(tmp_path / "in.png", (target,))
-        executor = lambda jobs: ((job, Made([b"x"])) for job in jobs)  # noqa: E731
-        known = {"is_done": lambda job: target.exists(), "save": folders.save, "on_result": lambda *_: None}
-        return folders.run([job], executor, **known)
+    def notify(line):
+        said.append((line, target.exists()))
+        other.kill()
+        other.wait()
 
-    def wait(_):
-        waits.append(target.exists())
-        os.utime(claim, (0, 0))  # not touched for long: of a machine that was turned off
+    job = Job(tmp_path / "in.png", (target,))
+    executor = lambda jobs: ((job, Made([b"x"])) for job in jobs)  # noqa: E731
+    known = {"is_done": lambda job: target.exists(), "save": folders.save, "on_result": lambda *_: None}
+    assert folders.run([job], executor, **known, notify=notify) == []
+    assert said == [("Waiting for 1 images that other processes are working on.", False)]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
-    monkeypatch.setattr(folders.time, "sleep", wait)
-    claim.write_text(json.dumps({"process": 1, "host": "another machine"}))
-    assert run() == []
-    assert waits == [False]
-    assert target.read_bytes() == b"x"
-    assert not claim.exists()
-    target.unlink()
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    claim.write_text(json.dumps({"process": ended.pid, "host": socket.gethostname()}))
-    assert run() == []
-    assert (len(waits), target.exists(), claim.exists()) == (1, True, False)
+
+def test_the_lock_file_of_a_killed_process_is_removed_beside_what_is_done(tmp_path):
+    target = tmp_path / "a.png"
+    for path in (target, tmp_path / ".a.png.lock"):
+        path.write_bytes(b"")
+    known = {"is_done": lambda job: True, "save": folders.save, "on_result": lambda *_: None}
+    assert (
+        folders.run([Job(tmp_path / "in.png", (target,))], lambda jobs: [(job, Made([])) for job in jobs], **known)
+        == []
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_files_that_are_not_read_are_counted(folder):
@@ -301,8 +314,7 @@ def test_files_that_are_not_read_are_counted(folder):
 
 
 def test_unsaved_results_stop_the_run(folder, tmp_path):
-    jobs = folders.jobs(folders.find([str(folder)]), tmp_path / "file" / "inside", lambda name: [name])
-    (tmp_path / "file").write_text("no folder")
+    jobs = folders.jobs(folders.find([str(folder)]), tmp_path / "out", lambda name: [name])
     done = []
 
     def do(jobs):
@@ -310,9 +322,13 @@ def test_unsaved_results_stop_the_run(folder, tmp_path):
             done.append(job)
             yield job, Made([b"result"])
 
-    with pytest.raises(FlowError, match="Could not save"):
-        folders.run(jobs, do, is_done=lambda job: False, save=folders.save, on_result=lambda *_: None)
+    def save(job, made):
+        raise SavingError("The disk is full.")
+
+    with pytest.raises(SavingError, match="The disk is full"):
+        folders.run(jobs, do, is_done=lambda job: False, save=save, on_result=lambda *_: None)
     assert len(done) == 1
+    assert names(tmp_path / "out") == []
 
 
 def clip_of(folder):
@@ -368,6 +384,54 @@ def test_an_animated_image_is_enlarged_as_one_clip(tmp_path):
     assert files.frame_times(made) == times
 
 
+class StoppedAfter:
+    """Ends a run like ``kill -9`` when so many frames were saved, and counts them."""
+
+    def __init__(self, monkeypatch, number=99):
+        self.left, self.saved, self._save = number, [], folders.save
+        monkeypatch.setattr(folders, "save", self)
+
+    def __call__(self, job, made):
+        self._save(job, made)
+        self.saved.append(job.source.name)
+        self.left -= 1
+        if self.left == 0:
+            raise SystemExit
+
+
+@pytest.mark.parametrize("command", ["upscale", "colorize"])
+def test_a_clip_that_was_stopped_goes_on_after_its_last_whole_frame(model_files, tmp_path, monkeypatch, command):
+    for k in range(5):
+        photograph(tmp_path / "clip" / f"f{k}.png", (16, 12), seed=k // 3)
+    model, how = {
+        "upscale": ("tiny", ["--steadiness", 0.9, "--temperature", 0.1]),
+        "colorize": ("small-colorizer", ["--frames", "video", "--carry", 0.9, "--bits", 16]),
+    }[command]
+    words = [command, tmp_path / "clip", "--model", model_files[model], *how, "-o"]
+    assert run(*words, tmp_path / "whole") == 0
+    StoppedAfter(monkeypatch, 3)
+    with pytest.raises(SystemExit):
+        run(*words, tmp_path / "out")
+    monkeypatch.undo()
+    rest = StoppedAfter(monkeypatch)
+    assert run(*words, tmp_path / "out") == 0
+    # the state of the third was not written any more
+    assert rest.saved == ["f2.png", "f3.png", "f4.png"]
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_clip_without_carried_colors_still_shares_those_of_its_first_frame(model_files, tmp_path):
+    for k in range(3):
+        photograph(tmp_path / "clip" / f"f{k}.png", (16, 12), seed=k)
+    words = ["colorize", tmp_path / "clip", "-o", tmp_path / "out", "--model", model_files["small-colorizer"]]
+    words += ["--frames", "video", "--carry", 0, "--coherence", 0.5, "--bits", 16]
+    assert run(*words) == 0
+    before = contents(tmp_path / "out")
+    (tmp_path / "out" / "f2.png").unlink()
+    assert run(*words) == 0
+    assert contents(tmp_path / "out") == before
+
+
 def test_a_folder_as_second_word_is_the_output(small_colorizer, folder, tmp_path):
     assert run("colorize", folder, tmp_path / "new", "--model", small_colorizer) == 0
     assert len(contents(tmp_path / "new")) == 4
@@ -401,6 +465,17 @@ def test_scores_are_a_resumable_table(small_glow, folder, tmp_path, capsys):
     assert run(*words, other) == 1
     assert "a table of something else" in capsys.readouterr().err
     assert other.read_text() == "a,b\n1,2\n"
+
+
+def test_two_runs_of_scores_in_one_table_keep_the_rows_of_both(tmp_path):
+    tables = [Scores(tmp_path / "scores.csv") for _ in range(2)]
+    known = {"bits_per_dim": 1.5, "complexity_corrected": None, "per_level": [], "notes": [], "spread": None}
+    rows = [{**known, "image": name, "id": "0" * 32, "enlarged": False, "model_sha256": ""} for name in ("a", "b")]
+    for table, row in zip(tables, rows, strict=True):
+        table.append(row)
+    for table, row in zip(tables, rows, strict=True):
+        table.finish([row])
+    assert {*Scores(tmp_path / "scores.csv").rows} == {"a", "b"}
 
 
 def test_terminal_shows_a_bar(model, folder, tmp_path, monkeypatch):
