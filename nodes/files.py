@@ -4,6 +4,7 @@ import hashlib
 import os
 import time
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,9 +79,7 @@ class FlowcoreFolder(FlowNode):
             return [f"{stem}{name}{frame}.png" for name in names]
 
         todo = jobs(find([str(source)], out, notes), out, results)
-        for job in todo:
-            inside("input", job.source)
-            inside("output", job.targets[0])
+        todo = [replace(job, problem=job.problem or _leads_out(job)) for job in todo]
         need, side = (memory_to_colorize, LARGE) if colorizes else (memory_required, ORDINARY_TILE)
         model.load(need(flow, side, side))
 
@@ -99,6 +98,16 @@ class FlowcoreFolder(FlowNode):
         run(todo, executor, is_done=done, save=save, on_result=on_result, notify=notes)
         info = f"{len(todo)} pictures: {', '.join(f'{n} {what}' for what, n in count.items())}; in output/{subfolder}"
         return self.output(info, text=[info, *notes.lines])
+
+
+def _leads_out(job: Job) -> str:
+    """Why a picture may not be read, or its results not be saved: a link leads out of the host's folders."""
+    try:
+        inside("input", job.source)
+        inside("output", job.targets[0])
+    except FlowError as error:
+        return str(error)
+    return ""
 
 
 class FlowcoreSave(FlowNode):

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from ..checkpoints import catalog, load
+from ..checkpoints.writing import printable
 from ..errors import FlowError
 from .folders import Job, Made, Result
 from .job import Work, Worker
@@ -58,13 +59,16 @@ class _Remote:
     def __call__(self, batch: Any) -> Any:
         rows: list[dict[str, Any]] = []
         for row in batch.to_pylist():
-            path, start, notes = Path(row["path"]), time.monotonic(), list[str]()
+            path, start, notes = Path(os.fsdecode(row["path"])), time.monotonic(), list[str]()
             made: dict[str, Any] = {"number": row["number"], "results": [], "error": "", "notes": notes, "seconds": 0.0}
             try:
-                made["results"] = self._worker(path.read_bytes(), path.name, notify=notes.append)
+                made["results"] = self._worker(
+                    path.read_bytes(), path.name, notify=lambda note, notes=notes: notes.append(printable(note))
+                )
                 made["seconds"] = time.monotonic() - start
             except Exception as error:  # one picture does not stop the others
-                made["error"] = str(error) if isinstance(error, FlowError) else f"{type(error).__name__}: {error}"
+                sort = "" if isinstance(error, FlowError) else f"{type(error).__name__}: "
+                made["error"] = printable(f"{sort}{error}")
             rows.append(made)
         arrow: Any = importlib.import_module("pyarrow")
         types = {
@@ -109,7 +113,7 @@ def _rows(ray: Any, work: Work, cluster: Cluster, file: Any, jobs: dict[int, Job
     resources = ray.cluster_resources()
     available = int(resources.get("GPU", 0)) if gpu else int(resources.get("CPU", 1)) // cluster.threads
     workers = max(1, min(cluster.workers or available, len(jobs)))
-    items = [{"number": number, "path": str(job.source.absolute())} for number, job in jobs.items()]
+    items = [{"number": number, "path": os.fsencode(job.source.absolute())} for number, job in jobs.items()]
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1  # a picture that kills its worker does not stop the others

@@ -18,6 +18,7 @@ from ..batch.folders import Executor, Job, Made, state_of
 from ..batch.job import Command, Work, Worker
 from ..batch.tables import NAME, Manifest
 from ..checkpoints.latents_file import model_sha256
+from ..checkpoints.writing import check_writable
 from ..device import actual_precision, keep_freed_memory
 from ..errors import FlowError
 from ..flow import Flow, Task
@@ -103,6 +104,7 @@ def make_images(
     )
     jobs = _jobs(options, work, label, sample_names or seed_names(options))
     check_format(work.format, work.bits or 8, work.quality)
+    check_writable(options.out if named_format(options.out) else options.out / NAME)
     model = model_sha256(flow)
     listed = options.manifest is not None or len(jobs) > 1
     manifest = Manifest(options.manifest or options.out / NAME) if listed else None
@@ -198,6 +200,8 @@ def check_template(template: str, samples: int) -> None:
     except (ValueError, LookupError, AttributeError) as error:
         listed = ", ".join(f"{{{name}}}" for name in TOKENS)
         raise FlowError(f"--name may hold {listed}; got {template!r} ({error}).") from error
+    if folders.leads_out(template):
+        raise FlowError(f"--name names files in the folder of --out; got {template!r}. Leave .. and leading / out.")
     used = {name for _, name, _, _ in string.Formatter().parse(template)}
     if samples > 1 and not used & {"seed", "sample"}:
         raise FlowError(f"{samples} results of an image would have one name. Add {{sample}} to --name.")

@@ -13,7 +13,7 @@ from pathlib import Path
 from .. import __version__
 from ..errors import FlowError
 from . import options
-from .output import QUIET, SomeFailed
+from .output import QUIET, SomeFailed, accept_all_names
 
 COMMANDS = {  # by name NAME: the module with its ``run_NAME``, and its help; its options are ``options.add_NAME``
     "upscale": ("make", "enlarge photographs"),
@@ -36,6 +36,7 @@ COMMANDS = {  # by name NAME: the module with its ``run_NAME``, and its help; it
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, and return the exit status: 0; 1 after an error, 3 if a part was done; 130 after Ctrl-C."""
+    accept_all_names()
     parsed = build_parser().parse_args(arguments)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of a file is in its notes, or refused
     quiet = QUIET.set(getattr(parsed, "quiet", False))
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise FlowError(f"Cannot import the plug-in {name}: {error}. {where}") from error
         module = importlib.import_module(f".{COMMANDS[parsed.command][0]}", __package__)
         getattr(module, f"run_{parsed.command}")(parsed)
-    except FlowError as error:
+    except (FlowError, OSError) as error:
         sys.stderr.write(f"flowcore: {error}\n")
         return 3 if isinstance(error, SomeFailed) else 1
     except KeyboardInterrupt:

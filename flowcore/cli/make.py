@@ -13,9 +13,10 @@ from torch import Tensor
 from .. import decode, encode, interpolate, load, sample
 from ..batch.folders import targets_done
 from ..batch.job import picture_id
+from ..checkpoints import catalog
 from ..checkpoints.color_memory import ColorMemory
 from ..checkpoints.latents_file import model_sha256
-from ..checkpoints.writing import write_atomic
+from ..checkpoints.writing import check_writable, write_atomic
 from ..errors import FlowError
 from ..evaluation.image_set import read_upright, resize_to_own
 from ..flow import Flow
@@ -47,7 +48,8 @@ def run_upscale(options: Namespace) -> None:
         raise FlowError("Frames of a video depend on each other: leave --samples, --ray and --guide out.")
     else:
         settings |= {"frames": "video", "steadiness": options.steadiness}
-    make_images(options, flow, "upscale", settings, label, guide=options.guide)
+    guide = None if options.guide is None else options.guide.absolute()  # of a cluster, too
+    make_images(options, flow, "upscale", settings, label, guide=guide)
 
 
 def run_colorize(options: Namespace) -> None:
@@ -106,6 +108,7 @@ def _check_colorize(options: Namespace) -> None:
 
 
 def run_remember(options: Namespace) -> None:
+    check_writable(options.out)
     flow = load_model(options, "colorize")
     known = None if options.add_to is None else ColorMemory.load(options.add_to)
     notes = {"source": f"photographs of {options.photographs.name}"}
@@ -148,7 +151,9 @@ def run_faces(options: Namespace) -> None:
     temperature = faces.config.temperature if options.temperature is None else options.temperature
     settings = {name: getattr(options, name) for name in ("factor", "smallest", "number", "face_model")}
     settings |= {"face_sha256": model_sha256(faces), "temperature": temperature}
-    make_images(options, flow, "faces", settings, f"faces_tau{temperature:g}")
+    file = Path(options.face_model).expanduser()
+    located = None if options.face_model in catalog.names() else file.absolute()
+    make_images(options, flow, "faces", settings, f"faces_tau{temperature:g}", face_model=located)
 
 
 def run_sample(options: Namespace) -> None:
@@ -211,6 +216,7 @@ def _save(
     targets = numbered(options.out, names) if format else [options.out / f"{stem}_{name}.png" for name in names]
     same = {**fields, **values, "samples": None, "model": sha}  # more samples leave the first as they are
     ids = [picture_id({**same, "name": name}) for name in names]
+    check_writable(targets[0])
     if targets_done(targets, ids, size, again=options.again):
         write_result(options, None, targets)
         log(f"{len(targets)} of {len(targets)} were there already (--again makes them anew).")

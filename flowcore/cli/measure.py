@@ -14,7 +14,7 @@ from ..batch.job import Work
 from ..batch.tables import Scores
 from ..checkpoints import catalog
 from ..checkpoints.latents_file import model_sha256
-from ..checkpoints.writing import write_atomic
+from ..checkpoints.writing import check_writable, printable, write_atomic
 from ..device import keep_freed_memory
 from ..errors import FlowError
 from ..evaluation.colorization import PORTRAIT_SAMPLES, colorizer_table, evaluate_colorizer
@@ -29,6 +29,7 @@ from .output import ProgressBar, SomeFailed, log
 
 
 def run_score(options: Namespace) -> None:
+    _check_json(options.json)
     flow = load_model(options)
     settings: dict[str, Any] = {"dequantization": options.dequantization}
     settings |= {} if options.fit == "resize" else {"fit": options.fit}
@@ -40,21 +41,22 @@ def run_score(options: Namespace) -> None:
     jobs = [Job(found.path) for found in folders.find(options.images, notify=log)]
     model, bar, rows = model_sha256(flow), ProgressBar(jobs), dict[str, dict[str, Any]]()
 
+    def name_of(job: Job) -> str:
+        return printable(str(job.source))
+
     def is_done(job: Job) -> bool:
-        row = None if table is None or options.again else table.rows.get(str(job.source))
+        row = None if table is None or options.again else table.rows.get(name_of(job))
         if row is None or not job.source.is_file() or row["id"] != work.ids(job.source.read_bytes(), model)[0]:
             return False
-        rows[str(job.source)] = {**row, "model_sha256": model}
+        rows[name_of(job)] = {**row, "model_sha256": model}
         return True
 
     def save(job: Job, made: Made) -> None:
-        row = {"image": str(job.source), **json.loads(made.files[0]), "model_sha256": model}
+        row = {"image": name_of(job), **json.loads(made.files[0]), "model_sha256": model}
         rows[row["image"]] = row
         if table is not None:
             table.append(row)
 
-    if table is not None and table.path.exists():
-        table.rewrite(list(table.rows.values()))  # drops a row that was cut off
     failed = folders.run(jobs, executor(options, work, flow, bar), is_done=is_done, save=save, on_result=bar.finish)
     compared = ("bits_per_dim", "complexity_corrected", "enlarged")
     ranked = sorted(rows.values(), key=lambda row: ranking_key(*(row[name] for name in compared)))
@@ -69,13 +71,13 @@ def run_score(options: Namespace) -> None:
     if options.json:
         _write_json(options.json, [{name: value for name, value in row.items() if name != "id"} for row in ranked])
     if table is not None:
-        errors = {str(job.source): {"image": str(job.source), "error": str(error)} for job, error in failed}
-        others = [row for name, row in table.rows.items() if name not in rows and name not in errors]
-        table.rewrite([*others, *({**errors, **rows}[str(job.source)] for job in jobs)])
+        errors = {name_of(job): {"image": name_of(job), "error": str(error)} for job, error in failed}
+        table.finish([{**errors, **rows}[name_of(job)] for job in jobs])
     finish(failed, bar, len(jobs))
 
 
 def run_eval(options: Namespace) -> None:
+    _check_json(options.json)
     keep_freed_memory()
     named, options.folders = _models_and_folders(options.folders)
     models = [*(options.model or []), *named] or ["srflow-x4"]
@@ -169,7 +171,11 @@ def _by_temperature(options: Namespace, flows: dict[str, Flow], **common: Any) -
     return results
 
 
-def _write_json(path: Path, content: Any) -> None:
+def _check_json(path: Path | None) -> None:
+    """Raise FlowError, before the work, if numbers cannot be written to a file, or if it holds something else."""
+    if path is None:
+        return
+    check_writable(path)
     try:
         before: Any = json.loads(path.read_bytes() or b"[]")
         rows: list[Any] = before if isinstance(before, list) else [*before.values()]
@@ -180,4 +186,7 @@ def _write_json(path: Path, content: Any) -> None:
         foreign = True
     if foreign:
         raise FlowError(f"{path} exists, and holds something else than numbers of flowcore. Name another file.")
+
+
+def _write_json(path: Path, content: Any) -> None:
     write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())

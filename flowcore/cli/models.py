@@ -16,6 +16,7 @@ import torch
 from .. import load, provenance
 from ..checkpoints import catalog, convert
 from ..checkpoints.file import is_ours, read_header, reconfigure, save
+from ..checkpoints.writing import check_writable
 from ..device import check_device, keep_freed_memory
 from ..errors import FlowError
 from ..images.files import IMAGE_SUFFIXES
@@ -38,6 +39,8 @@ def run_convert(options: Namespace) -> None:
 
 def _check_target(target: Path, *, again: bool) -> None:
     """Refuse to replace a file that flowcore did not make, and without ``--again`` one that it did."""
+    if not target.is_dir():
+        check_writable(target)
     if not target.exists() or (target.is_file() and target.stat().st_size == 0):
         return
     if not target.is_file() or not is_ours(target):
@@ -98,6 +101,8 @@ def run_train(options: Namespace) -> None:
         raise FlowError("There is no training data: the recipe names none. Add --data FOLDER.")
     check_device(options.device)
     keep_freed_memory()
+    run = options.run or Path("runs") / recipe.name
+    check_writable(run / "checkpoint.pt")
 
     def model_file(name: str | None) -> Path | None:
         if name is None:
@@ -109,7 +114,7 @@ def run_train(options: Namespace) -> None:
             train(
                 recipe,
                 data[0] if len(data) == 1 else data,
-                options.run or Path("runs") / recipe.name,
+                run,
                 device=device,
                 start=model_file(options.start),
                 encoder_from=model_file(options.encoder_from),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import sys
@@ -33,6 +34,13 @@ class SomeFailed(FlowError):
 def log(line: str) -> None:
     if not QUIET.get():
         tqdm.write(line, file=sys.stderr)
+
+
+def accept_all_names() -> None:
+    """Let the streams write every name of a file, whatever their encoding: that of Windows' pipes has few letters."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def write_result(

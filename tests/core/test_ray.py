@@ -65,13 +65,24 @@ def test_two_workers_match_one_process(ray, model, folder, tmp_path, capsys):
     for name in existing:
         (tmp_path / "many" / name).write_bytes((tmp_path / "one" / name).read_bytes())
     capsys.readouterr()
-    assert main([*words, "-o", str(tmp_path / "many"), "--ray"]) == 1
+    assert main([*words, "-o", str(tmp_path / "many"), "--ray"]) == 3
     shown = capsys.readouterr().err
     assert "1 failed: trying once more." in shown
     assert f"1 of 5 images could not be done:\n  {folder / 'bad.png'}: Cannot read bad.png as an image" in shown
     assert "1 of 5 were there already" in shown
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
     assert len(contents(tmp_path / "many")) == 8
+
+
+def test_workers_find_the_files_of_the_driver(ray, model, tmp_path, monkeypatch):
+    name = os.fsdecode(b"caf\xe9") if sys.platform == "linux" else "café"
+    photograph(tmp_path / "in" / f"{name}.png", (8, 6))
+    photograph(tmp_path / "guides" / f"{name}.png", (32, 24))
+    monkeypatch.chdir(tmp_path)  # workers have the folder in which the cluster was started
+    words = ["upscale", "in", "--model", str(model), "--device", "cpu", "--guide", "guides", "--name", "{stem}"]
+    assert main([*words, "-o", "one"]) == 0
+    assert main([*words, "-o", "many", "--ray"]) == 0
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
 
 
 def test_ray_is_optional_and_a_missing_one_named(model, folder, tmp_path, capsys, monkeypatch):
