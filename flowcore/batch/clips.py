@@ -1,7 +1,8 @@
 """What each frame of a clip hands to the next, kept in a file as well, so that a run that was stopped goes on.
 
 The file, ``.clip-<hash of the folder>.state`` beside the results, is replaced after every frame and removed after the
-last. It holds the tensors that ``upscale_video`` and ``colorize_video`` carry (``before``), bit for bit.
+last. It holds the tensors that ``upscale_video`` and ``colorize_video`` carry (``before``), bit for bit: for the former
+two results in float32.
 """
 
 import contextlib
