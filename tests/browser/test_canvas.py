@@ -920,13 +920,14 @@ def test_a_selected_picture_is_enlarged_from_its_toolbox(canvas, page):
     button.wait_for()
     canvas.shot("toolbox")
     button.click()
-    page.wait_for_function("() => app.graph.nodes.length === 3")
+    page.wait_for_function("() => app.graph.nodes.length === 4")
     page.wait_for_timeout(300)
     canvas.fit()
     canvas.shot("toolbox-enlarged")
     photo, loader = (str(canvas.only(kind)["id"]) for kind in ("LoadImage", "FlowcoreLoadModel"))
     sent = canvas.sent("FlowcoreUpscale")
     assert (sent["image"], sent["model"]) == ([photo, 0], [loader, 0])
+    assert canvas.sent("SaveImage")["images"] == [str(canvas.only("FlowcoreUpscale")["id"]), 0]
     assert canvas.value("FlowcoreLoadModel", "model_name") == "srflow-x4"
     assert canvas.overlapping() == []
 

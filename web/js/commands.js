@@ -1,6 +1,6 @@
-// A command, also in the toolbox of a selected node, enlarges its picture: by Load Flow Model and Flow Upscale beside it.
+// A command, also in the toolbox of a selected node, enlarges its picture: by Load Flow Model, Flow Upscale and Save Image.
 import { app } from "../../../scripts/app.js";
-import { say } from "./canvas.js";
+import { say, widgetOf } from "./canvas.js";
 
 const ID = "flowcore.enlarge";
 const GAP = 60, LOWER = 150; // pixels between nodes; of the loader, below the wire of the picture
@@ -18,7 +18,7 @@ async function enlarge() {
   if (!chosen) return app.extensionManager.toast.add({ severity: "info", summary: await say("unchosen"), life: 5000 });
   let left = chosen.pos[0] + chosen.size[0];
   app.canvas.emitBeforeChange();
-  const [loader, made] = ["FlowcoreLoadModel", "FlowcoreUpscale"].map((kind, place) => {
+  const [loader, made, saving] = ["FlowcoreLoadModel", "FlowcoreUpscale", "SaveImage"].map((kind, place) => {
     const node = LiteGraph.createNode(kind);
     node.pos = [left + GAP, chosen.pos[1] + (place ? 0 : LOWER)];
     left += GAP + node.size[0];
@@ -27,6 +27,8 @@ async function enlarge() {
   });
   loader.connect(0, made, "model");
   chosen.connect(pictureOf(chosen), made, "image");
+  made.connect(0, saving, "images");
+  widgetOf(saving, "filename_prefix").value = "flowcore/enlarged";
   app.canvas.selectItems([made]);
   app.canvas.emitAfterChange();
 }
