@@ -28,7 +28,8 @@ class Canvas:
 
     def __init__(self, server: comfyui.Server, browser: Any, pictures: Path, *, vue: bool, language: str) -> None:
         self.vue, self.language, self.pictures = vue, language, pictures
-        settings = {
+        self.host = Host(server)
+        self.settings = {
             "Comfy.VueNodes.Enabled": vue,
             "Comfy.Locale": language,
             "Comfy.TutorialCompleted": True,
@@ -36,7 +37,7 @@ class Canvas:
             "Comfy.Workflow.Persist": False,
             "Comfy.Minimap.Visible": False,
         }
-        Host(server).post("/settings", settings)
+        self.host.post("/settings", self.settings)
         self.page = browser.new_page(viewport={"width": 1600, "height": 1000})
         self.page.set_default_timeout(90_000)
         self.complaints: list[str] = []
@@ -44,6 +45,9 @@ class Canvas:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", self._heard)
         self.page.goto(server.url)
+        self._wait_for_canvas()
+
+    def _wait_for_canvas(self) -> None:
         self.page.wait_for_function(
             "() => window.app?.graph && window.LiteGraph?.registered_node_types.FlowcoreUpscale"
             " && document.querySelector('canvas')?.width > 0"
@@ -73,6 +77,28 @@ class Canvas:
         )
         self.page.wait_for_timeout(100)
         self.fit()
+
+    def reload(self, kind: str) -> None:
+        """Load the page anew, as F5 does; it shows the workflow again that it had, with a node of a kind."""
+        self.page.wait_for_timeout(800)  # the frontend saves drafts half a second after a change
+        # Another page may have been opened in the other renderer since.
+        self.host.post("/settings", self.settings | {"Comfy.Workflow.Persist": True})
+        self.page.reload()
+        self._wait_for_canvas()
+        self.page.wait_for_function("kind => app.graph.nodes.some(n => n.type === kind)", arg=kind)
+        self.page.wait_for_timeout(500)
+        self.fit()
+
+    def command(self, name: str) -> None:
+        """Execute a command of the frontend, such as Comfy.Undo."""
+        self.page.evaluate("name => app.extensionManager.command.execute(name)", name)
+        self.page.wait_for_timeout(300)
+
+    def undo_steps(self) -> int:
+        """How many steps could be undone, once the frontend has noticed the last change."""
+        self.page.wait_for_timeout(200)
+        tracker = "app.extensionManager.workflow.activeWorkflow.changeTracker"
+        return self.page.evaluate(f"() => {tracker}.undoQueue.length")
 
     def fit(self) -> None:
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")

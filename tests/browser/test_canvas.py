@@ -391,9 +391,10 @@ def test_a_story_is_an_app_with_its_brush(canvases):
         page.get_by_text(words, exact=True).locator("visible=true").first.wait_for()
     page.wait_for_timeout(500)  # until nothing moves
     before = len(json.loads(canvas.value("FlowcorePaintHints", "painting")))
-    box = board.bounding_box()
+    box, steps = board.bounding_box(), canvas.undo_steps()
     canvas.drag(*((box["x"] + share * box["width"], box["y"] + 0.5 * box["height"]) for share in (0.3, 0.7)))
     assert len(json.loads(canvas.value("FlowcorePaintHints", "painting"))) == before + 1
+    assert canvas.undo_steps() == steps + 1
     canvas.run()
     shown = "() => [...document.images].some(i => i.src.includes('filename=strokes') && i.naturalWidth == 72)"
     page.wait_for_function(shown)

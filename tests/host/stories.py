@@ -10,7 +10,6 @@ import io
 import json
 import sys
 import tempfile
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +175,7 @@ def to_canvas(name: str, api: dict[str, Any], every: dict[str, Any]) -> dict[str
     note |= {"inputs": [], "outputs": [], "title": WORDS["note"]}
     note |= {"color": "#2a2a2e", "bgcolor": "#1c1c1f"}  # the frontend's own is ochre, under gray
     nodes.append(note | {"properties": {"flowcore_words": name}, "widgets_values": [WORDS[name]]})
-    made = {"id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"flowcore/{name}")), "revision": 0}
+    made = {"revision": 0}  # no id: every time that it is opened, it is a workflow of its own
     made |= {"last_node_id": len(nodes), "last_link_id": len(links), "nodes": nodes, "links": links}
     made |= {"groups": [], "config": {}, "extra": {"linearData": app(name, api, numbers, every)}}
     return made | {"version": 0.4}

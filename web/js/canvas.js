@@ -67,12 +67,34 @@ export function after(target, name, act) {
   };
 }
 
-/** Give a widget a value as if it had been typed: both renderers and all listeners are told. */
+/** Give a widget a value as if it had been typed: both renderers and all listeners are told, and the workflow has changed. */
 export function set(node, widget, value) {
   if (widget.value === value) return;
   widget.value = value;
   widget.callback?.(value, app.canvas, node);
   node.setDirtyCanvas?.(true, true);
+  changed();
+}
+
+let unnoticed = false; // whether the workflow has changed since the frontend looked
+let held = false; // whether a button of the mouse or a key is down
+
+/**
+ * Let the frontend look for what has changed, for its drafts and its undo: by itself it does so before our clicks are handled,
+ * and never after a drag on our elements. All that one gesture writes is one step of undo.
+ */
+export function changed() {
+  unnoticed = true;
+  setTimeout(() => {
+    if (held || !unnoticed) return;
+    unnoticed = false;
+    app.canvas.emitBeforeChange();
+    app.canvas.emitAfterChange();
+  });
+}
+
+for (const [event, begins] of Object.entries({ pointerdown: true, keydown: true, pointerup: false, pointercancel: false, keyup: false })) {
+  window.addEventListener(event, () => ((held = begins), unnoticed && changed()), true);
 }
 
 /**
@@ -123,6 +145,7 @@ const SHARED = `<style>
  */
 export function addElement(node, name, element, height, look, title) {
   element.classList.add("flowcore-element");
+  owners.set(element, [node, name]);
   element.insertAdjacentHTML("beforeend", SHARED + look);
   element.style.minHeight = `${height}px`;
   const widget = node.addDOMWidget(name, name, element, {
@@ -135,6 +158,18 @@ export function addElement(node, name, element, height, look, title) {
   if (title) say(title).then((text) => (widget.label = text));
   widget.serialize = false; // this one counts when a workflow is saved, the option when it is sent
   return widget;
+}
+
+const owners = new WeakMap(); // from elements to their nodes and the names of their widgets
+
+/** Show the elements of the nodes that are there: Nodes 2.0 leaves those of nodes of the same numbers, which an undo replaces. */
+export function showElements() {
+  for (const shown of document.querySelectorAll(".flowcore-element")) {
+    const [before, name] = owners.get(shown);
+    if (before.graph?.getNodeById(before.id) === before) continue;
+    const node = app.canvas.graph.getNodeById(before.id), element = node && widgetOf(node, name)?.element;
+    if (element) shown.replaceWith(element);
+  }
 }
 
 export const AREA = "flowcore_area"; // name of the widget

@@ -2,6 +2,7 @@
 import { app } from "../../../scripts/app.js";
 import { addElement, after, isOurs, label, make, say, set, widgetOf } from "./canvas.js";
 import { choiceOf, onChoice, pictureAt } from "./picture.js";
+import { onResult } from "./runs.js";
 
 const LOOK = `<style>
 .flowcore-eyes { position: relative; border-radius: 6px; background: var(--comfy-input-bg, #222); }
@@ -12,6 +13,8 @@ const LOOK = `<style>
 
 const parse = (text) => (text.match(/[\d.]+\D+[\d.]+/g) ?? []).map((point) => point.match(/[\d.]+/g).map(Number));
 const format = (points) => points.map(([x, y]) => `${x.toFixed(1)}, ${y.toFixed(1)}`).join("; ");
+
+onResult((node, { eyes }) => node.flowcoreEyes?.(eyes));
 
 app.registerExtension({
   name: "flowcore.eyes",
@@ -57,7 +60,7 @@ app.registerExtension({
     Object.assign(svg, { onpointerdown: press, onpointermove: move, onpointerup: release, oncontextmenu: quiet });
     frame.onpointerenter = follow; // there is no event for a picture from elsewhere
     for (const field of fields) after(field, "callback", draw);
-    after(node, "onExecuted", ({ eyes } = {}) => (eyes && (found = eyes), setTimeout(follow)));
+    node.flowcoreEyes = (eyes = found) => ((found = eyes), setTimeout(follow));
     onChoice(node, "image", choiceOf, (_, another) => {
       if (another) (found = [[], []]), write(found); // they were of the picture before
       follow();

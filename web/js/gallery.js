@@ -64,7 +64,7 @@ app.registerExtension({
   },
 });
 
-onResult((node, output, run) => show(node, output[GALLERY], run, output.flowcore_sent?.[0]));
+onResult((node, output, run, every) => show(node, every ?? [[output, run]], Boolean(every)));
 
 const galleries = new WeakMap(); // from nodes
 const working = new Set(); // galleries with previews of a run
@@ -72,20 +72,25 @@ const begun = new Set(); // places of the nodes of which this run has sent a pre
 
 // --- what is shown
 
-async function show(node, pictures, run, sent = {}) {
+/** Show the pictures of a run behind those of runs before it; or those of all runs that the server remembers, oldest first. */
+async function show(node, results, recalled) {
   const gallery = galleries.get(node);
-  if (!gallery || !pictures?.length) return;
-  const first = working.delete(gallery); // after previews, not after another pick
-  const [{ rows }] = pictures;
+  if (!gallery || !results.some(([output]) => output[GALLERY]?.length)) return;
   const sourceName = await say("source");
-  const shown = pictures.map((picture) => ({
-    ...picture, run, sent, sourceName, url: addressOf(picture.full ?? picture), source: picture.source && addressOf(picture.source),
-  }));
-  // A table of temperatures and seeds stands alone: every column is a temperature.
-  const kept = rows ? [] : gallery.pictures.filter((picture) => !picture.rows);
-  const every = new Map([...kept, ...shown].map((picture) => [picture.filename, picture])); // made once, shown once
-  gallery.pictures = [...every.values()].slice(-SHOWN);
-  gallery.picked = run; // the run that a pick is from
+  let pictures = results.flatMap(([output, run]) => (output[GALLERY] ?? []).map((picture) => ({
+    ...picture, run, sent: output.flowcore_sent?.[0] ?? {}, sourceName, url: addressOf(picture.full ?? picture),
+    source: picture.source && addressOf(picture.source),
+  })));
+  if (recalled) pictures = await there(latest(pictures));
+  const [, run] = results.at(-1);
+  const picked = (recalled && widgetOf(node, "pick").value && (await sentNow(pictures))) || run;
+  const shown = pictures.filter((picture) => picture.run === run);
+  const first = working.delete(gallery); // after previews, not after another pick
+  const rows = shown[0]?.rows; // a table of temperatures and seeds stands alone: every column is a temperature
+  const every = [...(recalled ? pictures : []), ...gallery.pictures, ...pictures];
+  gallery.pictures = latest(rows ? shown : every.filter((picture) => !picture.rows));
+  if (!gallery.pictures.length) return;
+  gallery.picked = picked; // the run that a pick is from
   await entitle(gallery.pictures);
   forget(gallery);
   gallery.grid.style.grid = rows ? `repeat(${rows}, 52px) / auto-flow minmax(0, 1fr)` : "";
@@ -97,6 +102,23 @@ async function show(node, pictures, run, sent = {}) {
   viewer.show(gallery.pictures, seen ? gallery.pictures.indexOf(seen) : viewer.right);
   viewer.onShow(viewer.right);
   mark(node);
+}
+
+/** The last of some pictures; one that was made once is there once, with what was known of it last. */
+const latest = (pictures) => [...new Map(pictures.map((picture) => [picture.filename, picture])).values()].slice(-SHOWN);
+
+/** Those of some pictures whose files are still there: they are in the temp folder, which may be emptied. */
+async function there(pictures) {
+  const answers = await Promise.all(pictures.map((picture) => fetch(addressOf(picture), { method: "HEAD" }).catch(() => ({}))));
+  return pictures.filter((_, place) => answers[place].ok);
+}
+
+/** The latest run among those of some pictures that was sent with what stands on the nodes now. */
+async function sentNow(pictures) {
+  const { output: prompt } = await app.graphToPrompt();
+  const same = (place, [name, value]) => String(prompt[place]?.inputs[name]) === String(value);
+  const all = ([place, { inputs }]) => Object.entries(inputs).every((input) => same(place, input));
+  return pictures.findLast(({ sent }) => Object.entries(sent).every(all))?.run;
 }
 
 /** Let go of the previews. */
@@ -227,7 +249,7 @@ function choose(node, gallery, picture) {
   const changes = restore(picture.sent).filter(([key]) => !SEEDS.test(key)).map(([key, value]) => told(key, value, (name) => name));
   if (changes.length) // seen in full screen, too
     Promise.all(changes).then((names) => say("restored", { name: names.join(" · ") })).then((text) => gallery.viewer.say(text));
-  setTimeout(() => restore(picture.sent)); // with what was painted, which a brush forgets over another picture
+  restore(picture.sent); // once more what was painted, which a brush forgets over another picture
   set(node, pick, again ? 0 : picture.number);
   mark(node);
   // The temperature and seed of a cell also go to where the same image is enlarged.
@@ -302,25 +324,29 @@ function mark(node) {
  * Save a picture in full: its run once more, as it was sent then, with that picture picked and the host's Save Image behind
  * it. The host has kept what the run made and only writes the file, with the recipe in it.
  */
-async function save(node, { filename, number }) {
-  const history = await (await api.fetchApi("/history?max_items=200")).json();
-  for (const { prompt, outputs } of Object.values(history)) {
-    const [place] = Object.entries(outputs).find(([, out]) => out[GALLERY]?.some((each) => each.filename === filename)) ?? [];
-    if (!place) continue;
-    const [, , nodes, extra] = prompt;
-    nodes[place].inputs.pick = number;
-    const kept = extra.extra_pnginfo?.workflow?.nodes?.find(({ id }) => String(id) === place)?.widgets_values;
-    if (kept) kept[node.widgets.indexOf(widgetOf(node, "pick"))] = number;
-    nodes[SAVING] = { class_type: "SaveImage", inputs: { images: [place, 0], filename_prefix: "flowcore/saved" } };
-    const saved = ({ detail }) => {
-      if (detail.node !== SAVING) return;
-      api.removeEventListener("executed", saved);
-      const [{ subfolder, filename: file }] = detail.output.images;
-      say("saved", { name: `output/${subfolder}/${file}` }).then((text) => tell(node, text));
-    };
-    api.addEventListener("executed", saved);
-    const body = { prompt: nodes, extra_data: extra, client_id: api.clientId, front: true, partial_execution_targets: [SAVING] };
-    if ((await post("/prompt", body)).ok) return;
-  }
+async function save(node, { filename, number, run }) {
+  const { [run]: kept } = await (await api.fetchApi(`/history/${run}`)).json();
+  const isIts = ([, output]) => output[GALLERY]?.some((each) => each.filename === filename);
+  const [place] = Object.entries(kept?.outputs ?? {}).find(isIts) ?? [];
+  if (!place) return tell(node, await say("gone"));
+  const [, , nodes, extra] = kept.prompt;
+  nodes[place].inputs.pick = number;
+  const values = extra.extra_pnginfo?.workflow?.nodes?.find(({ id }) => String(id) === place)?.widgets_values;
+  if (values) values[node.widgets.indexOf(widgetOf(node, "pick"))] = number;
+  nodes[SAVING] = { class_type: "SaveImage", inputs: { images: [place, 0], filename_prefix: "flowcore/saved" } };
+  const body = { prompt: nodes, extra_data: extra, client_id: api.clientId, front: true, partial_execution_targets: [SAVING] };
+  const asked = post("/prompt", body).then((answer) => answer.json()).catch(() => ({}));
+  const over = new AbortController();
+  const heard = async ({ type, detail }) => {
+    if (detail.prompt_id !== (await asked).prompt_id || (type === "executed" && detail.node !== SAVING)) return;
+    over.abort();
+    if (type !== "executed") return; // the page says why
+    const [{ subfolder, filename: file }] = detail.output.images;
+    tell(node, await say("saved", { name: `output/${subfolder}/${file}` }));
+  };
+  for (const event of ["executed", "execution_error", "execution_interrupted"])
+    api.addEventListener(event, heard, { signal: over.signal });
+  if ((await asked).prompt_id) return;
+  over.abort();
   tell(node, await say("gone"));
 }

@@ -2,7 +2,7 @@
 // after a run. A picture that is dropped on a node of ours goes where its picture comes from.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { after, isOurs, set, widgetOf } from "./canvas.js";
+import { after, changed, isOurs, set, widgetOf } from "./canvas.js";
 import { shownBy } from "./frontend.js";
 
 app.registerExtension({
@@ -91,15 +91,17 @@ export function originOf(node, name) {
 export function onChoice(node, input, choiceOf, act) {
   const followed = new WeakSet(); // widgets
   let last, value;
-  const follow = () => setTimeout(() => { // when the wires and values are there
+  const follow = () => {
     if (node.graph?.getNodeById(node.id) !== node) return; // its values would be those of a node of that number
     const choice = choiceOf(originOf(node, input));
-    if (choice && !followed.has(choice)) after(choice, "callback", () => node.graph && follow());
+    if (choice && !followed.has(choice)) after(choice, "callback", follow);
     if (choice) followed.add(choice);
     const another = Boolean(choice) && choice === last && choice.value !== value;
     [last, value] = [choice, choice?.value];
     act(choice, another);
-  });
-  for (const event of ["onConfigure", "onConnectionsChange"]) after(node, event, follow);
-  follow();
+    if (another) changed(); // also by a drop, which the frontend does not notice
+  };
+  const later = () => setTimeout(follow); // when the wires and values are there
+  for (const event of ["onConfigure", "onConnectionsChange"]) after(node, event, later);
+  later();
 }
