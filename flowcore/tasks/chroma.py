@@ -78,7 +78,10 @@ class HintPlanes:
 
 
 class Colorization:
-    """Photographs, or frames, on their way through a colorizer; with ``encoding``, their own colors are used."""
+    """Photographs, or frames, on their way through a colorizer.
+
+    With ``encoding``, their own colors are used; with ``decoding``, those of latents, whatever colors they have.
+    """
 
     def __init__(
         self,
@@ -88,6 +91,7 @@ class Colorization:
         working_size: int | None,
         *,
         encoding: bool = False,
+        decoding: bool = False,
         frames: bool = False,
         memory: ColorMemory | None = None,
     ) -> None:
@@ -104,7 +108,7 @@ class Colorization:
         self._inside = [None if frames else find_border(one) for one in rgb.split(1)]  # photographs within borders
         self._guide = fill_borders(self.y, self._inside)  # the luma that colors are decided and enlarged by
         if not encoding:
-            self._notify_of_scans(rgb if image.shape[1] > 1 else None)
+            self._notify_of_scans(None if decoding or image.shape[1] == 1 else rgb)
         rows, columns = self._working = working_sides(self.y.shape[-2], self.y.shape[-1], size)
         multiple = flow.config.source_multiple
         self._padded = -(-rows // multiple) * multiple, -(-columns // multiple) * multiple

@@ -107,7 +107,8 @@ def colorize(
     run = Runner(flow, RunOptions(**options), ADVICE, image)
 
     def task() -> Tensor:
-        job = Colorization(run, flow, image, working_size, memory=memory)
+        decoding = latents is not None and latents_strength == 1 and not latents_levels
+        job = Colorization(run, flow, image, working_size, memory=memory, decoding=decoding)
         wanted = None if hints is None else hints.expand(len(job.y))
         own: Any = {"temperature": temperature, "detail": detail, "coherence": coherence}
         taus, rho, factor = job.resolve(**own, saturation=saturation, latents=latents)
@@ -219,7 +220,7 @@ def decode_colors(flow: Flow, latents: Sequence[Tensor], image: Tensor, **option
         ImageError: See ``colorize``.
         ShapeError: If the latents are not this model's.
     """
-    return colorize(flow, image, latents=latents, latents_levels=0, notify=lambda _: None, **options)
+    return colorize(flow, image, latents=latents, latents_levels=0, **options)
 
 
 def transfer_palette(
@@ -239,8 +240,8 @@ def transfer_palette(
         levels: How many of the coarsest levels are taken over; 0 for all.
         options: Any of ``colorize``, such as seed and samples.
     """
-    working = options.get("working_size")
-    latents = encode_colors(flow, reference, working_size=working, cancelled=options.get("cancelled"))
+    shared = {name: options[name] for name in ("working_size", "batch", "cancelled", "notify") if name in options}
+    latents = encode_colors(flow, reference, **shared)
     return colorize(flow, image, latents=latents, latents_strength=strength, latents_levels=levels, **options)
 
 

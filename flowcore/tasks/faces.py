@@ -255,14 +255,14 @@ def align_faces(
             "two points, or a mask with a dot on each."
         )
     pictures = [pixels[place.image][None] for place in places]
-    if notify is not None:
-        for sentence in _oddities(pictures, places):
-            notify(sentence)
+    tell = RunOptions(notify=notify).tell
+    for sentence in _oddities(pictures, places):
+        tell(sentence)
     if not size:
         size = max(1, math.ceil(max(place.face for place in places) - 0.01))
         places = [place.along_pixels(size) if abs(place.roll) <= LEANING else place for place in places]
-    faces = [cut_face(picture, place, size) for picture, place in zip(pictures, places, strict=True)]
-    return torch.cat(faces), tuple(places)
+    faces = torch.cat([cut_face(picture, place, size) for picture, place in zip(pictures, places, strict=True)])
+    return faces[:, : image.shape[1]], tuple(places)
 
 
 def _oddities(pictures: Sequence[Tensor], places: Sequence[FacePlace]) -> Iterator[str]:
@@ -298,7 +298,7 @@ def paste_faces(image: Tensor, faces: Tensor, places: Sequence[FacePlace], *, fe
     """Paste faces, all samples of face 0 first, into their pictures, or several samples of these, enlarged or not.
 
     If their number is no multiple of the places, some were picked, and each goes where the picture looks most like it.
-    ``feather`` is the width of the soft border, as a share of the face's side.
+    ``feather`` is the width of the soft border, as a share of the face's side. Gray ones make a gray picture.
     """
     pixels, alpha = validate_image(image)
     cut, _ = validate_image(faces)
@@ -321,7 +321,8 @@ def paste_faces(image: Tensor, faces: Tensor, places: Sequence[FacePlace], *, fe
             at = place.image * count + sample
             face = cut[k * samples + sample * samples // count][None]
             result[at] = paste_face(result[at][None], face, place, feather=feather)[0]
-    return with_alpha(result, alpha)
+    is_gray = image.shape[1] == faces.shape[1] == 1
+    return with_alpha(result[:, :1] if is_gray else result, alpha)
 
 
 @runs_with(Running)
@@ -340,16 +341,16 @@ def restore_faces(
     **options: Unpack[Running],
 ) -> Tensor:
     """Enlarge photographs once, and the faces found in them by a model of faces, in samples at a temperature."""
-    notify = options.get("notify")
+    tell = RunOptions(**options).tell
     large = upscale(flow, image, factor=factor, seed=seed, tile=tile, **part_of_run(options, 0.0, 0.6))
-    eyes = found_eyes(image, smallest=smallest, number=number, cancelled=options.get("cancelled"), notify=notify)
+    eyes = found_eyes(image, smallest=smallest, number=number, cancelled=options.get("cancelled"), notify=tell)
     missing = sum(not one for one in eyes)
-    if missing and notify is not None:
+    if missing:
         which = "No face was found" if len(eyes) == 1 else f"No face was found in {missing} of {len(eyes)} pictures"
-        notify(f"{which}: enlarged without. Lower smallest, or mark the eyes in ComfyUI.")
+        tell(f"{which}: enlarged without. Lower smallest, or mark the eyes in ComfyUI.")
     if not any(eyes):
         return large.repeat_interleave(samples, 0)
-    cut, places = align_faces(image, eyes, notify=notify)
+    cut, places = align_faces(image, eyes, notify=tell)
     rest = part_of_run(options, 0.6, 0.4)
     faces = upscale(face_flow, cut, temperature=temperature, seed=seed, samples=samples, tile=tile, **rest)
     return paste_faces(large, faces, places)
@@ -367,6 +368,7 @@ def eyes_from_meshes(
     frames: Sequence[Any], number: int = 1, *, smallest: float = 0, notify: Notify | None = None
 ) -> list[list[Eyes]]:
     """Read the irises of a numbered face, 1 for the largest, 0 for all, in every image from MediaPipe's face meshes."""
+    tell = RunOptions(notify=notify).tell
     eyes: list[list[Eyes]] = []
     for frame in frames:
         try:
@@ -387,17 +389,19 @@ def eyes_from_meshes(
                 f"{found} found; face {number} was asked for. Lower the detector's confidence, or give the eyes: two "
                 "points, or a mask with a dot on each."
             )
-        if len(faces) > 1 and number and notify is not None:
-            notify(f"{len(faces)} faces were found; this is number {number}, the largest is 1.")
+        if len(faces) > 1 and number:
+            tell(f"{len(faces)} faces were found; this is number {number}, the largest is 1.")
         chosen = faces[number - 1 : number] if number else faces
         for mesh, place in chosen:
-            if notify is not None and (not place.face or is_profile(mesh, place)):
-                notify("The face is seen from the side. Models of faces learn from those that look at the camera.")
+            if not place.face or is_profile(mesh, place):
+                tell("The face is seen from the side. Models of faces learn from those that look at the camera.")
         eyes.append([(place.left_eye, place.right_eye) for _, place in chosen])
     return eyes
 
 
 def _extent(mesh: Sequence[Point]) -> float:
     """Area of the box around a mesh."""
+    if not mesh:
+        return 0.0
     columns, rows = zip(*mesh, strict=True)
-    return (max(columns) - min(columns)) * (max(rows) - min(rows)) if mesh else 0.0
+    return (max(columns) - min(columns)) * (max(rows) - min(rows))

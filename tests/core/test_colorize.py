@@ -349,6 +349,19 @@ def test_of_a_colored_picture_the_luma_is_used_and_the_caller_is_notified(flow, 
     assert [record.getMessage() for record in caplog.records] == notes[:1]  # of colorize only
 
 
+def test_what_happens_while_latents_are_decoded_is_told(flow):
+    """All but that the picture's own colors are not used: they are those of the latents."""
+    image, notes = framed(colored(), FRAMES["white"]), []
+    latents = encode_colors(flow, image)
+    decode_colors(flow, [math.inf * level for level in latents], image, notify=notes.append)
+    border, repairs = notes
+    assert border == "The picture has a plain border: it stays gray, and colors are decided without it."
+    assert repairs.startswith("The model overflowed in 1 picture")
+    notes.clear()
+    transfer_palette(flow, gray(), (2 * colored() - 1), notify=notes.append)
+    assert notes[0].startswith("The image's floats go from")  # of the reference
+
+
 # --- scans ------------------------------------------------------------------------------------------------------------
 
 

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import build_upscaler
 from torch.nn.functional import interpolate
 
 from flowcore import Cancelled, FlowError, find_faces
 from flowcore.errors import ImageError, ShapeError
+from flowcore.images.color import luma
 from flowcore.images.faces import cut_face, eyes_from_landmarks, eyes_from_mask, is_profile, locate_face, paste_face
 from flowcore.images.files import read
-from flowcore.tasks.faces import align_faces, eyes_from_meshes, paste_faces
+from flowcore.tasks.faces import align_faces, eyes_from_meshes, paste_faces, restore_faces
 
 PICTURES = Path(__file__).parents[2] / "workflows" / "pictures"
 HEIGHT, WIDTH = 240, 320
@@ -218,6 +220,7 @@ def test_a_face_of_each_picture_is_chosen_by_its_size():
     for frame, words in (
         ([], "No face was found"),
         ([{"landmarks_xy": [[1, 2]] * 5}], "478 points"),
+        ([{"landmarks_xy": []}], "478 points"),
         ([{"points": []}], "landmarks_xy"),
         ([5], "landmarks_xy"),
     ):
@@ -288,6 +291,26 @@ def test_what_is_no_face_is_noted():
         lines: list[str] = []
         align_faces(image, [[points]], notify=lines.append)
         assert any("hardly looks like a face" in line for line in lines) == wanted
+
+
+def test_what_is_told_without_a_listener_is_logged(caplog):
+    flow = build_upscaler()
+    align_faces(torch.zeros(1, 3, HEIGHT, WIDTH), [[(LEFT_EYE, RIGHT_EYE)]])
+    eyes_from_meshes([[{"landmarks_xy": mesh()}] * 2])
+    restore_faces(flow, flow, torch.zeros(1, 1, 40, 40), factor=2)
+    *notes, none = (record.getMessage() for record in caplog.records)
+    assert [note for note in notes if "hardly looks like a face" in note]
+    assert "2 faces were found; this is number 1, the largest is 1." in notes
+    assert none == "No face was found: enlarged without. Lower smallest, or mark the eyes in ComfyUI."
+
+
+def test_a_gray_photograph_stays_gray_with_and_without_a_face():
+    flow, notes = build_upscaler(), []
+    group = luma(picture("group.png"))
+    for image, count in ((group, 3), (torch.zeros_like(group), 0)):
+        assert len(find_faces(image)[0]) == count
+        assert restore_faces(flow, flow, image, factor=2, notify=notes.append).shape[1] == 1
+    assert not [note for note in notes if "three equal channels" in note]
 
 
 GROUP = [((28.5, 27.0), (36.2, 27.7)), ((65.8, 15.4), (71.2, 16.2)), ((138.6, 30.0), (145.8, 30.9))]  # by hand
