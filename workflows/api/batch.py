@@ -223,11 +223,11 @@ class Batch:
         self.failed, self.done, self.client = list[str](), set[str](), secrets.token_hex(4)
         self.pictures: dict[str, Path] = {}  # by a key that says what is to be made, and of which content
         for path in files_of(folder, self.say):
-            there = os.path.exists(path)  # a link to nothing, or to itself, fails by name
+            exists = os.path.exists(path)  # a link to nothing, or to itself, fails by name
             named = path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
             outside = Path(os.path.realpath(out)) not in Path(os.path.realpath(path)).parents
-            if named and outside and (os.path.isfile(path) or not there):
-                facts = [path.stat().st_size, path.stat().st_mtime_ns] if there else []
+            if named and outside and (os.path.isfile(path) or not exists):
+                facts = [path.stat().st_size, path.stat().st_mtime_ns] if exists else []
                 content = json.dumps([str(path.relative_to(folder)), *facts, workflow])
                 self.pictures[hashlib.sha256(content.encode()).hexdigest()[:12]] = path
         if not self.pictures:
@@ -267,7 +267,7 @@ class Batch:
     def do(self, key: str, server: str) -> None:
         """Make what is to be made of a picture, save it, and note how that has ended."""
         path, out, began = self.pictures[key], self.options.out, time.monotonic()
-        inside, outputs, notes, made, problem = path.relative_to(self.options.folder), {}, list[str](), list[str](), ""
+        inside, outputs, notes, files, problem = path.relative_to(self.options.folder), {}, list[str](), list[str](), ""
         stem = re.sub(r"[\x00-\x1f\ud800-\udfff]", "_", inside.stem)  # what is no text, or no line
         stem = stem.encode()[:200].decode(errors="ignore")  # names hold 255 bytes
         try:
@@ -277,26 +277,26 @@ class Batch:
             lines = [line.removeprefix(f"{path.name}: ") for text in texts for line in text.splitlines()]
             notes = [*dict.fromkeys(lines)]
             for item in [item for _, item in items if isinstance(item, dict) and item.get("type") == "output"]:
-                name = inside.with_name(f"{stem}_{key}_{len(made) + 1:02d}{Path(item['filename']).suffix}").as_posix()
+                name = inside.with_name(f"{stem}_{key}_{len(files) + 1:02d}{Path(item['filename']).suffix}").as_posix()
                 save(out / name, ask(f"{server}/view?{urllib.parse.urlencode(item)}"))
-                made.append(name)
-            problem = "" if made else f"nothing was saved, but {SAVING}"
+                files.append(name)
+            problem = "" if files else f"nothing was saved, but {SAVING}"
         except Exception as error:  # whatever it is, the other pictures go on, unless they could not be saved either
             if isinstance(error, ConnectionError) or getattr(error, "errno", None) in FULL:
                 raise
             if self.stopped.is_set():
                 return
-            made, problem = [], getattr(error, "strerror", None) or str(error) or type(error).__name__
-        row = {"image": inside.as_posix(), "key": key, "server": server, "error": problem, "files": made}
+            files, problem = [], getattr(error, "strerror", None) or str(error) or type(error).__name__
+        row = {"image": inside.as_posix(), "key": key, "server": server, "error": problem, "files": files}
         with self.lock, self.log.open("a", encoding="utf-8") as file:
             file.write("\n" + json.dumps({**row, "notes": notes, "outputs": outputs}))
         self.failed += [f"  {row['image']}: {problem}"] if problem else []
-        ending = f"{row['image']}  {server}  {f'failed: {problem}' if problem else ' '.join(made)}"
+        ending = f"{row['image']}  {server}  {f'failed: {problem}' if problem else ' '.join(files)}"
         self.say("\n".join([*(f"{row['image']}: {note}" for note in notes), ending]))
         self.done.add(key)
-        seconds, lines = None if problem else round(time.monotonic() - began, 2), [str(out / name) for name in made]
-        told = {"input": str(path), "outputs": lines, "seconds": seconds, "notes": notes, "error": problem or None}
-        lines = [json.dumps(told)] if self.options.json else lines
+        seconds, lines = None if problem else round(time.monotonic() - began, 2), [str(out / name) for name in files]
+        report = {"input": str(path), "outputs": lines, "seconds": seconds, "notes": notes, "error": problem or None}
+        lines = [json.dumps(report)] if self.options.json else lines
         try:
             sys.stdout.write("".join(f"{line}\n" for line in lines))  # at once: servers are served by threads
             sys.stdout.flush()
