@@ -133,6 +133,8 @@ class FlowNode(io.ComfyNode):
         """Pass values on, pictures (B, C, H, W), or lists of them, as IMAGE; and show `ui`, or else the notes."""
         if not ui and self.notes.lines:
             ui = {"text": self.notes.lines}
+        if ui:  # what is shown may hold measurements, too; workflows/api/batch.py reports these
+            ui["flowcore_notes"] = self.notes.lines
         return io.NodeOutput(*map(_sent, self.OUTPUTS, values), ui=ui or None)
 
     @cached_property  # which the host's lock on attributes does not see

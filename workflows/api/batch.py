@@ -273,8 +273,7 @@ class Batch:
         try:
             outputs = self.make(path, key, server)
             items = [(kind, item) for output in outputs.values() for kind, each in output.items() for item in each]
-            texts = [str(item).split("\n\n")[0] for kind, item in items if kind == "text"]  # the rest are details
-            lines = [line.removeprefix(f"{path.name}: ") for text in texts for line in text.splitlines()]
+            lines = [str(item).removeprefix(f"{path.name}: ") for kind, item in items if kind == "flowcore_notes"]
             notes = [*dict.fromkeys(lines)]
             for item in [item for _, item in items if isinstance(item, dict) and item.get("type") == "output"]:
                 name = inside.with_name(f"{stem}_{key}_{len(files) + 1:02d}{Path(item['filename']).suffix}").as_posix()
