@@ -100,7 +100,7 @@ def add_upscale(command: ArgumentParser) -> None:
     option("--calm-edges", type=float, metavar="SHARE", help=CALM_EDGES)
     text = "another enlargement of the picture, or a folder of one of each name, of whose latents a part is kept"
     option("--guide", type=Path, metavar="FILE_OR_FOLDER", help=text)
-    text = "that part, 0 to 1: 1 gives the guide back (default: what the model's file states, or 0.5)"
+    text = "that part, 0 to 1: 1 keeps all of the guide (default: what the model's file states, or 0.5)"
     option("--guide-strength", type=float, metavar="PART", help=text)
     _add_draws(command, "enlargements per image", tiles="LR pixels")
     add_megapixels(command)

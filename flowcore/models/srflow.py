@@ -51,6 +51,7 @@ class SRFlowConfig:
     guide_layers: Annotated[int, Range(0, 256)] = 0
     guide_width: Annotated[int, Range(1, 4096)] = 64  # channels between them
     guide_strength: Annotated[float, Range(0, 1)] = 0.5  # recommended share of the guide's latents
+    guide_match: Annotated[float, Range(0, 1)] = 1.0  # how far a guide is changed to shrink to the LR image
 
     def __post_init__(self) -> None:
         if type(self.encoder) is str and self.encoder not in ("rrdb", "imdn"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
@@ -82,12 +84,7 @@ def match_source(images: Tensor, source: Tensor, *, iterations: int = 30, **opti
         run.expect(len(images))
         for k, result in enumerate(matched):
             (x, alpha), y = validate_image(images[k, None]), small[k // each, None]
-            for _ in range(iterations):
-                run.check_cancelled()
-                missing = y - resize(x, *source_size)
-                if float(missing.square().mean()) <= 10 ** (-STOP_DB / 10):
-                    break
-                x = (x + STEP * resize(missing, *size)).clamp(0, 1)
+            x = back_project(x, y, iterations, check=run.check_cancelled)
             result[:3] = x[0]
             if alpha is not None:
                 result[3:] = alpha[0]
@@ -101,6 +98,17 @@ def match_source(images: Tensor, source: Tensor, *, iterations: int = 30, **opti
         return matched
 
     return run(task)
+
+
+def back_project(x: Tensor, y: Tensor, iterations: int, *, check: Callable[[], None]) -> Tensor:
+    """Change an enlargement ``(1, C, H, W)`` to shrink to its source ``(1, C, h, w)``, see ``match_source``."""
+    for _ in range(iterations):
+        check()
+        missing = y - resize(x, *y.shape[-2:])
+        if float(missing.square().mean()) <= 10 ** (-STOP_DB / 10):
+            break
+        x = resize(missing, *x.shape[-2:]).mul_(STEP).add_(x).clamp_(0, 1)
+    return x
 
 
 def samples_per_source(images: Tensor, source: Tensor) -> int:

@@ -25,6 +25,7 @@ from ..inference.plan import Plan
 from ..prior import Shape, Temperature, level_temperatures, number_or_map, resize_temperature_map, sample_latents
 from ..quality.metrics import lr_psnr
 from . import overflow
+from .consistency import back_project
 from .intake import resolve, validate_image
 from .runner import Runner, batch_size
 
@@ -34,6 +35,7 @@ MAX_SAMPLES = 8  # at once: they share what every step computes from the image; 
 WEAK, STRONG = 0.08, 0.4  # luma's differences to its neighbors between which the temperature of edges falls
 NEARBY = 9  # latents: side of the window in which the rms of a guide's latents is measured
 BOUND = 1.2  # of that rms, relative to drawn latents; less blurs films in time, more lets specks grow out of focus
+MATCHING = 6  # steps by which a guide is matched to the image, to 60 dB and more where nothing is clamped
 SAME_SCENE = 20.0  # dB between an image and its shrunk guide; published upscalers have 27 and more
 
 Size = tuple[int, int]  # height and width
@@ -170,7 +172,9 @@ class TiledDecoder:
             for tile in tiles:
                 source = _crop(padded, tile)
                 with run.part(encoding, weight):
-                    cond = self._condition(_crop(seen, tile).to(run.dtype), reused=samples > at_once)
+                    cond = self._condition(
+                        _crop(seen, tile).to(run.dtype), reused=samples > at_once or guiding is not None
+                    )
                 kept = None
                 if guiding is not None:
                     with run.part(plan.units):
@@ -209,6 +213,8 @@ class TiledDecoder:
         else:
             with run.part(run.plan.guide_units):
                 made = run.plan.make_guide(rgb[item, None].to(run.device, run.dtype)).clamp_(0, 1).to(rgb)
+        if guide.match:
+            made = made.lerp(back_project(made, rgb[item, None], MATCHING, check=run.check_cancelled), guide.match)
         left, right, top, bottom = (side * scale for side in border)
         return self._tiling.pad(made, (left, right, top, bottom)) if any(border) else made
 
@@ -343,7 +349,8 @@ def edge_map(lr: Tensor) -> Tensor:
 class Guide:
     """Another enlargement of every image, ``(B, 3, s * h, s * w)``, a part a of whose latents is kept.
 
-        z_g = f(guide | lr)                              what the model would have had to draw to make the guide
+        g   = guide + match (matched - guide)            ``matched`` shrinks to the image, so only detail is the guide's
+        z_g = f(g | lr)                                  what the model would have had to draw to make it
         z   = a z_g + sqrt(1 - a^2) tau eps              per level
 
     If z_g were a draw from the prior, z would be one for every a.
@@ -354,6 +361,7 @@ class Guide:
 
     pictures: Tensor | None  # None for the model's own
     strength: Strength
+    match: float = 0.0  # how far its pictures are changed to shrink to the images, see ``consistency.match_source``
     bounded: bool = False  # its latents deviate nowhere far more than those that are drawn, see ``bounded``
 
 
@@ -366,8 +374,8 @@ def own_strength(flow: Flow, guide: Tensor | None, strength: Strength | None) ->
     low, high = (float(end) for end in value.aminmax()) if isinstance(value, Tensor) else (value, value)
     if not (low >= 0 and high <= 1):
         raise FlowError(
-            f"guide_strength must lie in [0, 1]; got {low if not low >= 0 else high}. 0 ignores the guide, 1 gives it "
-            "back."
+            f"guide_strength must lie in [0, 1]; got {low if not low >= 0 else high}. 0 ignores the guide, 1 keeps all "
+            "of it."
         )
     return value
 
@@ -379,11 +387,12 @@ def prepare_guide(
     if not (strength.any() if isinstance(strength, Tensor) else strength):
         return None
     number_or_map(strength, len(rgb), "guide strengths")
+    match = getattr(flow.config, "guide_match", 1.0)
     if guide is None and flow.guide is None:
         run.notify("guide_strength is ignored: there is no guide.")
         return None
     if guide is None:
-        return Guide(None, strength)
+        return Guide(None, strength, match)
     try:
         pictures = validate_image(guide)[0].to(rgb.device)
     except ImageError as error:
@@ -403,7 +412,7 @@ def prepare_guide(
             f"The guide shows something else than the image: shrunk, it is {alike:.0f} dB from it, and an enlargement "
             f"of the image would be {SAME_SCENE:.0f} or more. What it shows is drawn all the same."
         )
-    return Guide(pictures.expand(len(rgb), -1, -1, -1), strength, bounded)
+    return Guide(pictures.expand(len(rgb), -1, -1, -1), strength, 0.0 if bounded else match, bounded)
 
 
 def bounded(latents: Tensor, spread: Tensor | float) -> Tensor:

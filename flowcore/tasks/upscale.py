@@ -84,9 +84,10 @@ def upscale(
         match_source: Whether to change the pictures so that they shrink to the LR image again, see ``match_source``.
         store: Where the conditions of the images are kept for the next call; None for nowhere.
         guide: Another enlargement of the same images, ``(B or 1, C, s * h, s * w)`` in [0, 1] as ``lr``, a part of
-            whose latents is kept, see ``tiles.Guide``; alpha is ignored, and another size is resized.
+            whose latents is kept, see ``tiles.Guide``; alpha is ignored, and another size is resized. First it is
+            changed to shrink to ``lr``, as far as the model's file states (``guide_match``; without, in full).
         guide_strength: Share of the guide's latents that is kept, in [0, 1]: a number, or a map as of ``temperature``.
-            0 ignores the guide, 1 gives it back. None for the model's own, which its file states, or 0.5.
+            0 ignores the guide, 1 gives it back as changed. None for the model's own, which its file states, or 0.5.
         guide_bounded: Whether the guide's latents are scaled down where they deviate more than those that are drawn.
             For guides that are made from results again and again, whose detail would otherwise grow.
 
@@ -228,7 +229,8 @@ def memory_required(
     network = flow.guide if isinstance(flow.guide, CompactUpscaler) else None
     pixel = 4 * 3 * flow.condition_scale**2  # bytes of the HR pixels of one LR pixel
     copies = 1 if (rows, columns) == (height, width) else 2  # of a guide in a tile: latents, and the encoded crop
-    guide = pixel * (height * width + copies * rows * columns) if guided or network is not None else 0
+    # a guide is held as it came, and changed to shrink to the image
+    guide = pixel * (2 * height * width + copies * rows * columns) if guided or network is not None else 0
     making = 0
     if network is not None:  # the enlargement, a strip's rows, those that the first layer is ahead, and two per layer
         layers, row = len(network.convs), 4 * width * network.width

@@ -61,7 +61,7 @@ def test_it_counts_the_passes_of_guides(monkeypatch):
     plan = planned(flow)
     shared = 4 * (plan.encoder_units + plan.prepare_units)
     assert guided.seconds / alone.seconds == pytest.approx((shared + 2 * plan.units) / (shared + plan.units))
-    assert guided.memory - alone.memory == 2 * 4 * 3 * 400 * 200
+    assert guided.memory - alone.memory == 3 * 4 * 3 * 400 * 200
     assert units == []
     forecast(flow, *sizes, steadiness=0.9)
     assert units == [1]  # a second frame is what is timed

@@ -187,7 +187,7 @@ def test_styles_of_faces_change_what_they_name_and_leave_the_person():
 def test_samples_shrink_to_their_input_and_the_calm_one_beats_bicubic(flow, photo):
     samples = flowcore.upscale(flow, photo, temperature=1.0, samples=4)
     assert float(lr_psnr(samples, photo).min()) > 42
-    assert diversity(samples) > 1.5
+    assert diversity(samples) > 1
     calm = flowcore.upscale(flow, photo, temperature=0)
     assert float(lr_psnr(calm, photo)) > 42
     small = (shrink(photo, 4).clamp(0, 1) * 255).round() / 255

@@ -1,6 +1,7 @@
 """The upscale task: any size, any layout, one seed one picture, in tiles that cover it once."""
 
 import math
+import sys
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,7 @@ from builders import build_hcflow, build_tiny, build_upscaler
 from builders import random_image as picture
 from torch import Tensor
 
-from flowcore import FlowError, ImageError, upscale
+from flowcore import FlowError, ImageError, match_source, upscale
 from flowcore.flow import Flow
 from flowcore.images.resize import enlarge, resize
 from flowcore.inference.condition_cache import ConditionStore
@@ -20,7 +21,8 @@ from flowcore.prior import masked_temperature, sample_latents
 from flowcore.quality.metrics import lr_psnr
 from flowcore.tasks import Cancelled
 from flowcore.tasks import upscale as task
-from flowcore.tasks.tiles import Latents, windows
+from flowcore.tasks.consistency import back_project
+from flowcore.tasks.tiles import MATCHING, Latents, windows
 from flowcore.training.stage import PeakMemory
 
 flow = pytest.fixture(scope="module")(build_upscaler)
@@ -243,8 +245,9 @@ def test_memory_estimate_grows_with_the_image_and_falls_with_tiles(flow):
 
 
 @pytest.mark.parametrize(("tile", "height"), [(0, 40), (32, 96)])
-def test_the_memory_of_a_guide_is_counted(flow, tile, height):
-    """Measured: what a guide adds as the image grows, two more pictures; with tiles, one, for the whole image."""
+def test_the_memory_of_a_guide_is_counted(flow, tile, height, monkeypatch):
+    """Measured: what a guide adds as the image grows, three more pictures; with tiles, two, for the whole image."""
+    monkeypatch.setattr(Plan, "prepared_bytes", lambda *_: sys.maxsize)  # a condition is prepared where memory allows
 
     def measured(height: int, **options: Any) -> int:
         lr = 0.3 + 0.4 * picture(1, 3, height, 48)
@@ -317,9 +320,9 @@ UPSCALERS = {
 
 
 def guided_by(flow: Flow, lr: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-    """Another enlargement, and the picture that it guides."""
+    """Another enlargement, which shrinks to the image as guides are changed to, and the picture that it guides."""
     lr = 0.3 + 0.4 * lr  # far from black and white, to which a picture is clamped
-    guide = upscale(flow, lr, temperature=0.3, seed=99)
+    guide = match_source(upscale(flow, lr, temperature=0.3, seed=99), lr)
     return guide, upscale(flow, lr, guide=guide, **options)
 
 
@@ -333,6 +336,16 @@ def test_strength_0_is_the_picture_without_a_guide_and_1_is_the_guide(kind):
     for strength in (1, torch.ones(1, 1, 5, 5)):
         guide, result = guided_by(upscaler, lr, guide_strength=strength, seed=3, samples=2, temperature=0.7)
         torch.testing.assert_close(result, guide.repeat_interleave(2, 0), atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("match", [0.0, 0.5, 1.0])
+def test_a_guide_is_changed_to_shrink_to_the_image_as_far_as_the_model_states(match):
+    model, lr = build_upscaler(guide_match=match), 0.3 + 0.4 * picture(2, 3, 9, 7)
+    guide = (enlarge(lr, 4) + 0.1).clamp(0, 1)  # in another tone
+    matched = torch.cat([back_project(guide[k, None], lr[k, None], MATCHING, check=lambda: None) for k in range(2)])
+    assert lr_psnr(matched, lr).min() > 45 > 25 > lr_psnr(guide, lr).max()
+    result = upscale(model, lr, guide=guide, guide_strength=1)
+    torch.testing.assert_close(result, guide.lerp(matched, match), atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("strength", [0.6, right_half(33, 50)])
@@ -351,7 +364,8 @@ def test_tiles_and_strips_do_not_change_a_guided_picture(flow, strength):
 
 
 @torch.no_grad()
-def test_the_latents_of_a_guided_picture_correlate_with_the_guide_by_its_strength(flow):
+def test_the_latents_of_a_guided_picture_correlate_with_the_guide_by_its_strength():
+    flow = build_upscaler(guide_match=0.0)
     lr = 0.4 + 0.2 * picture(1, 3, 32, 32)
     guide = upscale(flow, lr, seed=11, temperature=0.2)
     cond = flow.encode_condition(lr)
