@@ -67,9 +67,11 @@ def test_strokes_eyes_and_points_survive_undo_copies_and_a_reload(canvas, page, 
         assert copied == before
     canvas.reload("FlowcorePaintHints")
     assert written(canvas) == states[-2]
-    Brush(canvas, "FlowcorePaintHints").drag((0.2, 0.2), (0.8, 0.2))
+    brush, steps = Brush(canvas, "FlowcorePaintHints"), canvas.undo_steps()
+    brush.drag((0.2, 0.2), (0.8, 0.2))
+    assert canvas.undo_steps() == steps + 1
     canvas.command("Comfy.Undo")
-    brush = Brush(canvas, "FlowcorePaintHints")
+    assert len(brush.strokes()) == 1
     for _ in range(2):  # on a board that is that of the node, now that nodes have been made anew
         brush.drag((0.2, 0.8), (0.8, 0.8))
     assert len(brush.strokes()) == 3
