@@ -17,13 +17,12 @@ from torch import Tensor
 from ..errors import CheckpointError, FlowError
 from ..flow import Flow
 from ..networks import LumaEncoder
-from ..networks.memory import CellMemory
+from ..networks.memory import MAX_CELLS, CellMemory
 from . import file
 from .writing import write_atomic
 
 FORMAT = 1
 KEY = "flowcore_memory"  # of the header, for JSON: {"format", "backbone", "photographs", "provenance"}
-MAX_CELLS = 2**20
 TYPES = {"F32": torch.float32, "U8": torch.uint8, "I32": torch.int32}
 
 
@@ -41,6 +40,12 @@ class ColorMemory:
     backbone: str
     provenance: dict[str, Any] = field(default_factory=dict[str, Any])
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.places.cells <= MAX_CELLS:
+            raise FlowError(
+                f"A memory of colors holds 1 to {MAX_CELLS} places; got {self.places.cells}. Remember fewer."
+            )
+
     @property
     def photographs(self) -> int:
         """How many photographs it was made from."""
@@ -52,7 +57,7 @@ class ColorMemory:
         return _sha256(self.places.state_dict())
 
     def save(self, path: str | Path) -> None:
-        """Write it atomically; SavingError if that fails."""
+        """Write it atomically, once it was read back; SavingError if it cannot be written."""
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.places.state_dict().items()}
         header = {
             "format": FORMAT,
@@ -60,7 +65,11 @@ class ColorMemory:
             "photographs": self.photographs,
             "provenance": self.provenance,
         }
-        write_atomic(Path(path), serialize(tensors, metadata={KEY: json.dumps(header)}))
+        try:
+            text = json.dumps(header, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise FlowError(f"The provenance of a memory must be plain JSON values: {error}.") from error
+        write_atomic(Path(path), serialize(tensors, metadata={KEY: text}), check=self.load)
 
     @classmethod
     def load(cls, path: str | Path) -> ColorMemory:
@@ -91,6 +100,8 @@ class ColorMemory:
     def merge(self, other: ColorMemory) -> ColorMemory:
         """Join two memories of one backbone: the places of both, with the principal components of this one.
 
+        Of more than ``MAX_CELLS`` places, so many are kept: of every photograph the same share.
+
         Raises:
             FlowError: If they were made with other backbones.
         """
@@ -98,15 +109,11 @@ class ColorMemory:
             raise FlowError(
                 "These two memories were made with colorizers of different backbones. Make both with the same model."
             )
-        one, two = self.places.all_cells(), other.places.all_cells()
-        merged = CellMemory(len(one.keys) + len(two.keys))
-        merged.fill(
-            torch.cat([self.places.described(), other.places.described()]),
-            torch.cat([one.chroma, two.chroma]),
-            torch.cat([one.photograph, two.photograph + self.photographs]),
-            self.places,
-        )
-        return ColorMemory(merged, self.backbone, {"merged": [self.provenance, other.provenance]})
+        origins = list[Any]()
+        for provenance in (self.provenance, other.provenance):
+            merged = provenance.get("merged")
+            origins += [one for one in (merged if isinstance(merged, list) else [provenance]) if one not in origins]
+        return ColorMemory(self.places.join(other.places), self.backbone, {"merged": origins})
 
     def check(self, flow: Flow) -> None:
         """Raise a FlowError unless it was made with the backbone that this model has."""

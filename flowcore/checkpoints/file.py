@@ -88,10 +88,10 @@ def read_config(path: str | Path) -> Any:
         return None
 
 
-def is_ours(path: str | Path) -> bool:
-    """Return True if a file is a safetensors file with a flowcore header."""
+def is_ours(path: str | Path, key: str = KEY) -> bool:
+    """Return True if a file is a safetensors file with a flowcore header: of a model, or what ``key`` says."""
     try:
-        return KEY in _metadata(Path(path))
+        return key in _metadata(Path(path))
     except CheckpointError:
         return False
 
@@ -104,7 +104,7 @@ def save(
     dtype: torch.dtype = torch.float32,
     exact: str | None = None,
 ) -> None:
-    """Write a model atomically.
+    """Write a model atomically, once it was read back.
 
     Args:
         flow: The model.
@@ -117,8 +117,8 @@ def save(
 
     Raises:
         SavingError: If the file cannot be written; the disk may be full.
-        FlowError: If the file could not be read again: a value is too large for ``dtype`` or not finite, or a
-            transform has no inverse. The file that is there stays.
+        FlowError: If the file could not be read again: a value is too large for ``dtype`` or not finite, a transform
+            has no inverse, or anything else. The file that is there stays.
     """
     path = Path(path)
     state = {name: t.detach().cpu() for name, t in flow.state_dict().items()}
@@ -140,7 +140,8 @@ def save(
         tensors[name], tensors[name + SCALE] = _to_eight_bits(state[name])
     provenance = flow.provenance if provenance is None else provenance
     header = vars(Header(flow.architecture, 2 if rounded else 1, dataclasses.asdict(flow.config), provenance))
-    write_atomic(path, serialize(tensors, metadata={KEY: json.dumps(header)}))  # save_file would set permissions 0600
+    # save_file would set permissions 0600
+    write_atomic(path, serialize(tensors, metadata={KEY: json.dumps(header)}), check=read)
 
 
 def reconfigure(path: str | Path, target: str | Path, fields: Mapping[str, Any]) -> Flow:
@@ -150,7 +151,7 @@ def reconfigure(path: str | Path, target: str | Path, fields: Mapping[str, Any])
     header = vars(read_header(path)) | {"config": dataclasses.asdict(flow.config)}
     with open_safetensors(path, f"Fetch {path.name} again.") as file:
         content = serialize({name: file.get_tensor(name) for name in file.keys()}, {KEY: json.dumps(header)})  # noqa: SIM118
-    write_atomic(Path(target), content)
+    write_atomic(Path(target), content, check=read)
     return flow
 
 

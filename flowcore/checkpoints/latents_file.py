@@ -72,7 +72,7 @@ def save_latents(
     extra: Mapping[str, Any] | None = None,
     source: Tensor | None = None,
 ) -> None:
-    """Write latents atomically, finest first, each ``(B, C_l, H_l, W_l)``; stored as float32.
+    """Write latents atomically, once they were read back, finest first, each ``(B, C_l, H_l, W_l)``, as float32.
 
     ``model`` is the fingerprint from ``model_sha256``; the others are as in ``LatentsHeader``, but ``source`` is the LR
     image itself, ``(B or 1, 3, h, w)`` in [0, 1].
@@ -108,7 +108,7 @@ def save_latents(
         text = json.dumps(header, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise FlowError(f"The notes of latents (extra) must be plain JSON values: {error}.") from error
-    write_atomic(path, serialize(tensors, metadata={KEY: text}))
+    write_atomic(path, serialize(tensors, metadata={KEY: text}), check=load_latents)
 
 
 def read_latents_header(path: str | Path) -> LatentsHeader:

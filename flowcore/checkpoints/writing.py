@@ -13,7 +13,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from ..errors import FlowError
@@ -29,10 +29,15 @@ class SavingError(FlowError, OSError):
     """A file could not be saved; the previous file is unchanged."""
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file atomically, and create its folder if needed; SavingError if that fails, as on a full disk."""
+def write_atomic(path: Path, data: bytes, check: Callable[[Path], object] | None = None) -> None:
+    """Write a file atomically, and create its folder if needed; SavingError if that fails, as on a full disk.
+
+    ``check`` reads what was written, before it replaces the target; what it raises is raised, and the target stays.
+    """
     with replacing(path, len(data)) as partial:
         partial.write_bytes(data)
+        if check is not None:
+            check(partial)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ The module of a command is imported when it runs, so that ``inspect`` does not w
 
 import argparse
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -41,8 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of a file is in its notes, or refused
     quiet = QUIET.set(getattr(parsed, "quiet", False))
     try:
+        if parsed.plugin and not {"", os.getcwd()} & {*sys.path}:
+            sys.path.append(os.getcwd())  # where ``python -m flowcore`` finds modules, too
         for name in parsed.plugin:
             try:
+                if not all(map(str.isidentifier, name.split("."))):
+                    raise ImportError("this is no name of a module")
                 importlib.import_module(name)
             except ImportError as error:
                 where = "Give the name of a module that is installed or in this folder."

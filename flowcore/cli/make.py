@@ -14,7 +14,8 @@ from .. import decode, encode, interpolate, load, sample
 from ..batch.folders import targets_done
 from ..batch.job import picture_id
 from ..checkpoints import catalog
-from ..checkpoints.color_memory import ColorMemory
+from ..checkpoints.color_memory import KEY, ColorMemory
+from ..checkpoints.file import is_ours
 from ..checkpoints.latents_file import model_sha256
 from ..checkpoints.writing import check_writable, write_atomic
 from ..errors import FlowError
@@ -31,7 +32,7 @@ from ..tasks.tiles import own_strength
 from ..tasks.upscale import sampling_settings
 from .batches import describe, load_model, make_images, named_format, numbered, seed_names, uses_ray
 from .options import parse_fields
-from .output import log, write_result
+from .output import check_target, log, write_result
 
 
 def run_upscale(options: Namespace) -> None:
@@ -108,15 +109,20 @@ def _check_colorize(options: Namespace) -> None:
 
 
 def run_remember(options: Namespace) -> None:
-    check_writable(options.out)
+    out, known = options.out, None if options.add_to is None else ColorMemory.load(options.add_to)
+    if out.suffix != ".safetensors":
+        raise FlowError(f"A memory is written as a .safetensors file; got {out.name}. Name the output last.")
+    grows = known is not None and out.exists() and out.samefile(options.add_to)
+    check_target(out, partial(is_ours, key=KEY), "memory", again=options.again or grows)
     flow = load_model(options, "colorize")
-    known = None if options.add_to is None else ColorMemory.load(options.add_to)
+    if known is not None:
+        known.check(flow)
     notes = {"source": f"photographs of {options.photographs.name}"}
     notes |= {} if options.licence is None else {"licence": options.licence}
     memory = remember(flow, options.photographs, provenance=notes, notify=log)
     memory = memory if known is None else known.merge(memory)
-    memory.save(options.out)
-    log(f"{options.out}: {memory.places.cells} places of {memory.photographs} photographs")
+    memory.save(out)
+    log(f"{out}: {memory.places.cells} places of {memory.photographs} photographs")
 
 
 def run_brighten(options: Namespace) -> None:
@@ -161,7 +167,7 @@ def run_sample(options: Namespace) -> None:
     size = flow.sides(options.size and (options.size[0] if len(options.size) == 1 else tuple(options.size)))
     numbers = [label_number(flow, label) for label in options.labels or ()]
     labels = [numbers[i % len(numbers)] for i in range(options.samples)] if numbers else None
-    styles = parse_fields(options.style)
+    styles = parse_fields(options.style, "--style NAME=STRENGTH, e.g. bold=2")
     how: dict[str, Any] = {"size": size, "labels": labels, "styles": styles, "denoise": not options.keep_noise}
     how |= {name: getattr(options, name) for name in ("temperature", "seed", "guidance", "precision")}
     make = partial(sample, flow, options.samples, snapped=True, **how)
@@ -180,6 +186,8 @@ def run_sample(options: Namespace) -> None:
 
 
 def run_interpolate(options: Namespace) -> None:
+    if options.frames < 1:
+        raise FlowError(f"--frames must be at least 1; got {options.frames}.")
     flow = load_model(options)
     ends = [resize_to_own(flow, read_upright(path)) for path in options.images]
 

@@ -21,11 +21,11 @@ from ..device import check_device, keep_freed_memory
 from ..errors import FlowError
 from ..images.files import IMAGE_SUFFIXES
 from .options import parse_fields
-from .output import log
+from .output import check_target, log
 
 
 def run_convert(options: Namespace) -> None:
-    _check_target(options.target, again=options.again)
+    check_target(options.target, is_ours, "model file", again=options.again)
     fields = parse_fields(options.set)
     if is_ours(options.source) and not (options.half or options.eight_bits):
         flow = reconfigure(options.source, options.target, fields)
@@ -35,18 +35,6 @@ def run_convert(options: Namespace) -> None:
         save(flow, options.target, dtype=dtype, exact=options.exact)
     sys.stdout.write(f"{options.target}\n")
     log(f"{options.target}: {flow.architecture}, license: {flow.provenance.get('licence', 'unknown')}")
-
-
-def _check_target(target: Path, *, again: bool) -> None:
-    """Refuse to replace a file that flowcore did not make, and without ``--again`` one that it did."""
-    if not target.is_dir():
-        check_writable(target)
-    if not target.exists() or (target.is_file() and target.stat().st_size == 0):
-        return
-    if not target.is_file() or not is_ours(target):
-        raise FlowError(f"{target} exists, and is no model file of flowcore. It is kept. Name another file.")
-    if not again:
-        raise FlowError(f"{target} exists. --again replaces it; or name another file.")
 
 
 def run_inspect(options: Namespace) -> None:
@@ -74,7 +62,7 @@ def run_styles(options: Namespace) -> None:
     from ..training.recipe import held_out_names
     from ..training.styles import FACES, measure_attributes, measure_styles, parse_attribute, read_attribute_table
 
-    _check_target(options.target, again=options.again)
+    check_target(options.target, is_ours, "model file", again=options.again)
     flow = load(options.model)
     if flow.classes:
         digits = Digits(options.data)

@@ -237,7 +237,8 @@ def add_remember(command: ArgumentParser) -> None:
     option("photographs", type=Path, metavar="FOLDER", help="photographs in color, at any depth, or one file")
     option("out", type=Path, metavar="OUT", help="the memory's file, .safetensors, for colorize --memory")
     option("--licence", metavar="TEXT", help="what to note of the photographs in the file")
-    option("--add-to", type=Path, metavar="FILE", help="a memory whose places come along")
+    option("--add-to", type=Path, metavar="FILE", help="a memory whose places come along; it may be OUT itself")
+    add_again(command)
 
 
 def add_score(command: ArgumentParser) -> None:
@@ -343,13 +344,15 @@ def add_train(command: ArgumentParser) -> None:
     option("--stop-after", type=int, metavar="STEPS", help="stop at this step, with a checkpoint")
 
 
-def parse_fields(settings: Sequence[str]) -> dict[str, Any]:
+def parse_fields(
+    settings: Sequence[str], expected: str = "--set FIELD=VALUE, e.g. stacked_blocks=1,8,15,22"
+) -> dict[str, Any]:
     """Parse FIELD=VALUE words: 1,8,15,22 is a tuple, other values are Python literals or plain words."""
     fields: dict[str, Any] = {}
     for setting in settings:
         name, separator, text = setting.partition("=")
         if not separator:
-            raise FlowError(f"--set takes FIELD=VALUE, e.g. stacked_blocks=1,8,15,22; got {setting!r}.")
+            raise FlowError(f"Expected {expected}; got {setting!r}.")
         try:
             fields[name] = ast.literal_eval(text)
         except (ValueError, SyntaxError):

@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from tqdm import tqdm
 
+from ..checkpoints.writing import check_writable
 from ..errors import FlowError
 from ..images.files import upright_size
 from ..tasks import Progress, duration
@@ -41,6 +42,21 @@ def accept_all_names() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
+
+
+def check_target(target: Path, is_ours: Callable[[Path], bool], kind: str, *, again: bool) -> None:
+    """Refuse, before the work, to replace a file that flowcore did not make, and without ``again`` one that it did.
+
+    ``is_ours`` tells those that it made, of a ``kind`` for messages.
+    """
+    if not target.is_dir():
+        check_writable(target)
+    if not target.exists() or (target.is_file() and target.stat().st_size == 0):
+        return
+    if not target.is_file() or not is_ours(target):
+        raise FlowError(f"{target} exists, and is no {kind} of flowcore. It is kept. Name another file.")
+    if not again:
+        raise FlowError(f"{target} exists. --again replaces it; or name another file.")
 
 
 def write_result(

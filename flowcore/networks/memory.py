@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .efficientnet import CHANNELS
 
+MAX_CELLS = 2**20  # of a memory
 CELL = 16  # pixels of the luma
 SIDE = 192  # shorter side of the photographs, in pixels
 COMPONENTS = 48
@@ -46,6 +47,17 @@ def describe(features: Sequence[Tensor], luma: Tensor) -> Tensor:
     return torch.cat(
         [F.normalize(middle), enlarged, 0.5 * halved, 1.05 * overall, 0.5 * F.avg_pool2d(luma, CELL)], dim=1
     )
+
+
+def evenly(count: int, most: int) -> Tensor:
+    """Choose at most so many of ``count`` cells, in order of their photographs: of every photograph the same share."""
+    chosen = min(count, most)
+    return ((torch.arange(chosen).double() + 0.5) * count / chosen).long()
+
+
+def renumber(photograph: Tensor) -> Tensor:
+    """Number photographs anew, from 0 and without gaps, after some lost all of their cells."""
+    return photograph.unique(return_inverse=True)[1]
 
 
 class Cells(NamedTuple):
@@ -87,10 +99,24 @@ class CellMemory(nn.Module):
         if basis is None:
             # of the second moments, around zero as cosines are, and of a size that does not grow with the cells
             moments = described.T.double() @ described.double()
-            self.components.copy_(torch.linalg.eigh(moments)[1].flip(1)[:, :COMPONENTS].T)
+            components = torch.linalg.eigh(moments)[1].flip(1)[:, :COMPONENTS].T.to(described)
         else:
-            self.components.copy_(basis.components)
-        keys = described @ self.components.T
+            components = basis.components
+        self._store(components, described @ components.T, chroma, photograph)
+
+    def join(self, other: CellMemory) -> CellMemory:
+        """The cells of two, at most ``MAX_CELLS``, with the principal components of this one."""
+        first, second = self.all_cells(), other.all_cells()
+        keys = torch.cat([self._keys(), other._keys() @ (other.components @ self.components.T)])
+        chroma = torch.cat([first.chroma, second.chroma])
+        photograph = torch.cat([first.photograph, second.photograph + int(first.photograph.max()) + 1])
+        chosen = evenly(len(keys), MAX_CELLS)
+        joined = CellMemory(len(chosen))
+        joined._store(self.components, keys[chosen], chroma[chosen], renumber(photograph[chosen]))
+        return joined
+
+    def _store(self, components: Tensor, keys: Tensor, chroma: Tensor, photograph: Tensor) -> None:
+        self.components.copy_(components)
         scale = keys.abs().amax(0).clamp_min(1e-6) / LEVELS
         self.scale.copy_(scale)
         self.keys.copy_((keys / scale).round().clamp(-LEVELS, LEVELS) + 128)
@@ -100,10 +126,6 @@ class CellMemory(nn.Module):
     def all_cells(self) -> Cells:
         chroma = (self.chroma.to(self.scale) - 128) / 255
         return Cells(F.normalize(self._keys(), dim=1), chroma, self.photograph.long())
-
-    def described(self) -> Tensor:
-        """Reconstruct the cells' descriptions from their components, ``(N, WIDTH)``."""
-        return self._keys() @ self.components
 
     def look_up(self, described: Tensor, cells: Cells | None = None, neighbors: int = NEIGHBORS) -> Tensor:
         """Look up the chroma of the cells most similar to ``described`` ``(B, WIDTH, h, w)``, among ``cells`` or all.

@@ -18,7 +18,7 @@ from ..images import color, files
 from ..images.folders import image_files
 from ..images.resize import limit_shorter_side, resize_bilinear
 from ..networks import LumaEncoder
-from ..networks.memory import CELL, SIDE, CellMemory
+from ..networks.memory import CELL, MAX_CELLS, SIDE, CellMemory, evenly, renumber
 from .intake import find_border, is_tinted, validate_image
 from .runner import Reporting, Runner, RunOptions, runs_with
 
@@ -63,8 +63,8 @@ def remember(
         ImageError: If there is no photograph in color.
         FlowError: If the model has no backbone.
     """
-    if cells < 1:
-        raise FlowError(f"cells must be at least 1; got {cells}.")
+    if not 1 <= cells <= MAX_CELLS:
+        raise FlowError(f"cells must be 1 to {MAX_CELLS}; got {cells}.")
     backbone = backbone_sha256(flow)
     run = Runner(flow, RunOptions(**options), ADVICE)
     encoder = flow.encoder
@@ -89,8 +89,7 @@ def remember(
             small = limit_shorter_side(rgb, SIDE)
             if float(color.split(small)[1].abs().max()) > COLORED and not is_tinted(small):
                 seen, colors = cells_of(encoder, rgb.to(run.device, run.dtype))
-                # evenly spread places, if not all fit
-                chosen = torch.linspace(0, len(seen) - 1, min(len(seen), max(1, cells // total))).round().long()
+                chosen = evenly(len(seen), max(1, cells // total))
                 described.append(seen[chosen].float().cpu())
                 chroma.append(colors[chosen].float().cpu())
                 photograph += [known] * len(chosen)
@@ -106,8 +105,10 @@ def remember(
         if left_out:
             shown = ", ".join(left_out[:3]) + (" and others" if len(left_out) > 3 else "")
             run.notify(f"{len(left_out)} of {total} photographs have no colors to remember: {shown}.")
-        places = CellMemory(len(photograph))
-        places.fill(torch.cat(described), torch.cat(chroma), torch.tensor(photograph), encoder.memory)
+        chosen = evenly(len(photograph), cells)  # fewer than there are if photographs outnumber cells
+        places = CellMemory(len(chosen))
+        numbers = renumber(torch.tensor(photograph)[chosen])
+        places.fill(torch.cat(described)[chosen], torch.cat(chroma)[chosen], numbers, encoder.memory)
         return ColorMemory(places, backbone, provenance or {})
 
     return run(task)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ MESSY_RATE = 0.15  # of the temperature's logarithm per unit of the style "messy
 # How far along a style latents go, in standard deviations. Of 107 portraits that glow-faces has not seen, none lies
 # beyond 5 along smile and age, and six along gender, up to 5.6; from 6 on lips turn red, teeth cyan, and specks appear.
 MAX_STYLE = 5.0
+MAX_STRENGTH = 100  # of a style; beyond, everything has long stopped at MAX_STYLE
 
 
 class Passes:
@@ -343,6 +345,13 @@ def apply_style(flow: Flow, latents: Sequence[Tensor], styles: Mapping[str, floa
             f"This model has no style {', '.join(map(repr, unknown))}; it has "
             f"{', '.join(sorted(known)) or 'none at all'}."
         )
+    for name, strength in styles.items():
+        numbers = strength if isinstance(strength, (tuple, list)) else [strength]
+        if not all(isinstance(number, Real) and abs(number) <= MAX_STRENGTH for number in numbers):
+            raise FlowError(
+                f"The strength of a style is a number from -{MAX_STRENGTH} to {MAX_STRENGTH}, or one per level; got "
+                f"{name}={strength!r}. 1 or 2 are usual."
+            )
     messy = styles.get("messy", 0.0)
     strengths = [messy] * len(latents) if isinstance(messy, (int, float)) else messy
     result = scale(latents, [math.exp(MESSY_RATE * strength) for strength in strengths])

@@ -264,6 +264,13 @@ def partial(folder, process, age=0.0, name="x.safetensors"):
     return file
 
 
+def test_a_model_is_replaced_only_by_one_that_can_be_read(flow, file):
+    before = file.read_bytes()
+    with pytest.raises(CheckpointError, match="has a header of"):
+        save(flow, file, provenance={"licence": "x" * 2**22})
+    assert file.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("number", "words"),
     [(errno.ENOSPC, "The disk is full (No space"), (errno.EDQUOT, "The disk is full ("), (errno.EACCES, "Could not")],

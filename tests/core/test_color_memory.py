@@ -15,6 +15,8 @@ from flowcore.models import build, configure
 from flowcore.networks.memory import COMPONENTS, WIDTH, CellMemory, _largest
 from flowcore.tasks.colorize import change_cast, make_vivid
 
+from .commands import run
+
 SEEING = {"backbone": "efficientnet-lite0", "predicts_chroma": True, "residual": True, "smooth": True}
 THREE = {"steps": (1, 1, 1), "hidden": (4, 4, 4), "widths": (4, 4, 4, 8), "merged": 8, "features": 2}
 
@@ -188,6 +190,54 @@ def test_two_albums_together_find_the_places_of_both(flow, album):
     with torch.no_grad():
         described = flow.encoder.describe(color.luma(photograph(seed=8, height=192, width=288)))
     assert torch.allclose(both.places.look_up(described), both.places.look_up(described, both.places.all_cells()))
+
+
+def test_joined_albums_stay_within_what_a_file_holds(flow, album, tmp_path, monkeypatch):
+    for module in ("networks.memory", "checkpoints.color_memory"):
+        monkeypatch.setattr(f"flowcore.{module}.MAX_CELLS", 250, raising=False)
+    album.merge(remember(flow, photograph(seed=8))).save(tmp_path / "album.safetensors")
+    both = ColorMemory.load(tmp_path / "album.safetensors")
+    assert both.places.cells == 250
+    assert both.places.get_buffer("photograph").bincount().tolist() == [125, 125]
+
+
+def test_a_memory_has_at_most_as_many_cells_as_asked_for(flow):
+    memory = remember(flow, [photograph(seed) for seed in range(5)], cells=3)
+    assert (memory.places.cells, memory.photographs) == (3, 3)
+
+
+def test_an_album_joined_again_and_again_names_each_origin_once(album):
+    noted = ColorMemory(album.places, album.backbone, {"licence": "CC0"})
+    assert noted.merge(album).merge(noted).provenance == {"merged": [{"licence": "CC0"}, {}]}
+
+
+def test_a_file_is_replaced_only_by_one_that_can_be_read(album, tmp_path, monkeypatch):
+    path = tmp_path / "album.safetensors"
+    album.save(path)
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match="has a header of"):
+        ColorMemory(album.places, album.backbone, {"licence": "x" * 2**22}).save(path)
+    assert path.read_bytes() == before
+
+
+def test_remember_replaces_nothing_but_a_memory_and_that_only_when_asked(flow, tmp_path, capsys):
+    model, album, foreign = (tmp_path / f"{name}.safetensors" for name in ("model", "album", "foreign"))
+    save(flow, model)
+    save_file({"x": torch.zeros(1)}, foreign)
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(flowcore.tasks.remember.files.encode(photograph()[0], None))
+    before = {path: path.read_bytes() for path in (tmp_path / "b.png", foreign, model)}
+
+    def remembered(out, *words):
+        return run("remember", tmp_path / "a.png", out, "--model", model, *words)
+
+    for path in before:
+        assert remembered(path, "--again") == 1
+    assert {path: path.read_bytes() for path in before} == before
+    assert "b.png. Name the output last." in capsys.readouterr().err
+    assert [remembered(album), remembered(album), remembered(album, "--again")] == [0, 1, 0]
+    assert remembered(album, "--add-to", album) == 0
+    assert ColorMemory.load(album).photographs == 2
 
 
 def test_an_album_comes_back_from_its_file(album, tmp_path):

@@ -149,6 +149,7 @@ def test_sample_and_interpolate(small_glow, tmp_path):
     assert pixels(out / "small-glow_32x8_tau0.7_seed5.png").shape == (3, 32, 8)
 
     a, b = (photograph(tmp_path / "in" / f"{name}.png", (16, 16), seed=k) for k, name in enumerate("ab"))
+    assert run("interpolate", a, b, "--model", small_glow, "--out", film, "--frames", 0) == 1
     assert run("interpolate", a, b, "--model", small_glow, "--out", film, "--frames", 3) == 0
     assert names(film) == [f"a_b_small-glow_slerp_00{k}.png" for k in range(3)]
     first, middle, last = (pixels(film / name) for name in names(film))
@@ -223,6 +224,11 @@ def test_styles_are_measured_and_used(model_files, tmp_path, capsys):
     assert not torch.equal(bold, as_drawn)
     assert run(*words, "--style", "curly=2") == 1
     assert "bold" in capsys.readouterr().err  # names those that there are
+    for style in ("bold=abc", "bold=nan", "messy=1e9", "bold=None"):
+        assert run(*words, "--style", style) == 1
+        assert "The strength of a style is a number from -100 to 100" in capsys.readouterr().err
+    assert run(*words, "--style", "bold") == 1
+    assert "Expected --style NAME=STRENGTH" in capsys.readouterr().err
     assert run("eval", folder, "--model", styled) == 0
     assert "| digits | 30 |" in capsys.readouterr().out
 

@@ -71,6 +71,14 @@ def test_without_its_plug_in_a_file_is_refused_with_what_to_do(tmp_path, capsys)
     assert "Cannot import the plug-in no_such_plug_in" in capsys.readouterr().err
 
 
+def test_a_plug_in_of_the_working_folder_is_found_without_python_m(tmp_path, monkeypatch):
+    (tmp_path / "beside_me.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [one for one in sys.path if one])
+    assert main(["--plugin", "beside_me", "inspect", "mnist-styles"]) == 0
+    assert main(["--plugin", ".beside_me", "inspect", "mnist-styles"]) == 1
+
+
 def test_the_laws_take_what_a_plug_in_may_leave_out():
     class Cubed(Transform):
         """Says nothing of positions."""
