@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import flowcore
 from ..flowcore import ImageError, provenance
 from ..flowcore.checkpoints import catalog, read_config
+from ..flowcore.images.alpha import extend_over_blank
 from ..flowcore.images.color import truncate_16_bits
 from ..flowcore.images.files import fit, frame_count, read, read_frames, read_rgb, upright_size
 from ..flowcore.provenance import ProvenanceError
@@ -260,7 +261,7 @@ class FlowcoreExample(FileNode):
         # A file at the top stands for itself: whatever else was dropped there is not part of it.
         is_file = path == paths.input_path(picture)
         return self.output(
-            [pixels[:, :3] for pixels in every],
+            [extend_over_blank(pixels[:, :3], pixels[:, 3:]) for pixels in every],
             [1 - pixels[:, 3] for pixels in every],
             str(path if is_file and "/" not in picture else path.parent),
             picture if is_file else "",

@@ -5,7 +5,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .. import load
 from ..batch import folders
@@ -14,7 +14,7 @@ from ..batch.job import Work
 from ..batch.tables import Scores
 from ..checkpoints import catalog
 from ..checkpoints.latents_file import model_sha256
-from ..checkpoints.writing import check_writable, printable, write_atomic
+from ..checkpoints.writing import printable, write_atomic
 from ..device import keep_freed_memory
 from ..errors import FlowError
 from ..evaluation.colorization import PORTRAIT_SAMPLES, colorizer_table, evaluate_colorizer
@@ -25,7 +25,7 @@ from ..tasks.score import ranking_key
 from ..training.recipe import held_out_names
 from .batches import executor, finish, load_model
 from .options import parse_fields
-from .output import ProgressBar, SomeFailed, log
+from .output import ProgressBar, SomeFailed, check_target, log
 
 
 def run_score(options: Namespace) -> None:
@@ -173,19 +173,23 @@ def _by_temperature(options: Namespace, flows: dict[str, Flow], **common: Any) -
 
 def _check_json(path: Path | None) -> None:
     """Raise FlowError, before the work, if numbers cannot be written to a file, or if it holds something else."""
-    if path is None:
-        return
-    check_writable(path)
+    if path is not None:
+        check_target(path, _holds_numbers, "file of numbers", again=True)
+
+
+def _holds_numbers(path: Path) -> bool:
+    def ours(content: Any) -> bool:
+        if isinstance(content, list):  # of scores
+            return all(isinstance(row, dict) and "bits_per_dim" in row for row in cast("list[Any]", content))
+        if not isinstance(content, dict):
+            return False
+        values = cast("dict[str, Any]", content).values()  # of evaluations, by set, method and measure
+        return all(type(value) in (int, float) or ours(value) for value in values)
+
     try:
-        before: Any = json.loads(path.read_bytes() or b"[]")
-        rows: list[Any] = before if isinstance(before, list) else [*before.values()]
-        foreign = not all(isinstance(row, dict) for row in rows)
-    except FileNotFoundError:
-        foreign = False
-    except (OSError, ValueError, AttributeError):
-        foreign = True
-    if foreign:
-        raise FlowError(f"{path} exists, and holds something else than numbers of flowcore. Name another file.")
+        return ours(json.loads(path.read_bytes()))
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def _write_json(path: Path, content: Any) -> None:

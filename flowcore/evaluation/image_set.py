@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..dequantization import quantization
 from ..errors import FlowError, ImageError
 from ..flow import Flow
 from ..images.files import fit, read_bytes, read_rgb
@@ -95,6 +96,8 @@ def evaluate_density(
 ) -> dict[str, float]:
     """Measure the bits per dimension of images under a model that has an ``image_size``: mean and standard error.
 
+    And what they depend on: bits per channel, channels, and size of the images as the model takes them.
+
     ``data`` is a folder of images at any depth; for models of digits, of the test files of MNIST. Of more than
     ``limit`` images, so many, evenly spread. More than one of ``samples`` gives the importance-weighted bound.
     """
@@ -119,11 +122,19 @@ def evaluate_density(
         "images": len(bits),
         "bits_per_dim": float(bits.mean()),
         "standard_error": float(bits.std()) / len(bits) ** 0.5 if len(bits) > 1 else math.nan,
+        "n_bits": quantization(flow).n_bits,
+        **dict(zip(("channels", "height", "width"), images.shape[1:], strict=True)),
     }
 
 
 def density_table(results: dict[str, dict[str, float]]) -> str:
-    """Format densities: set name to what ``evaluate_density`` returned."""
-    styles = {"images": ".0f", "bits_per_dim": ".4f", "standard_error": ".4f"}
-    rows = [[name, *(format(row[key], style) for key, style in styles.items())] for name, row in results.items()]
-    return markdown(["set", "images", "bits per dimension", "standard error"], rows)
+    """Format densities: set name to what ``evaluate_density`` returned; and say if not all of them compare."""
+    styles = {"images": ".0f", "bits_per_dim": ".4f", "standard_error": ".4f", "n_bits": ".0f"}
+    rows: list[list[str]] = []
+    for name, row in results.items():
+        size = f"{row['height']:.0f}x{row['width']:.0f}" + ", gray" * (row["channels"] == 1)
+        rows.append([name, *(format(row[key], style) for key, style in styles.items()), size])
+    table = markdown(["set", "images", "bits per dimension", "standard error", "bits", "size"], rows)
+    if len({(bits, size) for *_, bits, size in rows}) == 1:
+        return table
+    return f"{table}\n\nOnly rows of the same bits and size compare: images of fewer bits, or enlarged, need fewer."

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,7 @@ FORMATS: dict[str, Format] = {**{suffix: name for name, suffix in SUFFIXES.items
 DEEP: tuple[Format, ...] = ("png", "tiff")  # that hold 16 bits per channel
 QUALITY = {"jpeg": 95, "webp": 90}
 OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}  # of bytes, as Pillow names it
+WHITE_IS_ZERO, SIGNED = 0, 2  # of TIFF's tags PhotometricInterpretation (262) and SampleFormat (339)
 UNIQUE_ID, SIZES = 0xA420, (0xA002, 0xA003)
 SWAPPED = (5, 6, 7, 8)  # EXIF orientations whose rows and columns are swapped
 FLIPPED = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}  # the axes that they flip, after that
@@ -107,7 +108,7 @@ def read_rgb(data: bytes, name: str, *, side: int | None = None) -> Image.Image:
 def decode_rgb(opened: Image.Image, data: bytes) -> Image.Image:
     """Decode a file that Pillow has opened to upright 8-bit RGB: the pixels of ``read``, rounded and without alpha.
 
-    ValueError for floating-point values, whose range is not known; damaged files make Pillow raise almost anything.
+    ValueError for values of unknown range, as floating-point ones; damaged files make Pillow raise almost anything.
     """
     pixels = _decode(opened, data)[:, :, :3]
     if pixels.dtype == np.uint16:
@@ -261,9 +262,25 @@ def _read_from(data: bytes | Path, read: Callable[[Image.Image], V]) -> V | None
 def _decode(opened: Image.Image, data: bytes) -> Pixels:
     """The pixels, upright, (h, w, 3 or 4)."""
     low = _low_bytes(opened, data)
+    _refuse_unknown_range(opened)
     opened.load()
     pixels, orientation = _pixels(opened, low), tags_and_orientation(opened)[1]
     return np.flip(pixels.swapaxes(0, 1) if orientation in SWAPPED else pixels, FLIPPED.get(orientation, ()))
+
+
+def _refuse_unknown_range(opened: Image.Image) -> None:
+    """Raise ValueError for floating-point numbers, and a TIFF of signed or 32-bit integers, which would be clipped."""
+    kind = "floating-point numbers" if opened.mode == "F" else ""
+    if opened.format == "TIFF" and not kind:
+        bits, signed = max(_tiff_tag(opened, 258)), SIGNED in _tiff_tag(opened, 339)
+        kind = f"{'signed ' * signed}{bits}-bit integers" if signed or bits > 16 else ""
+    if kind:
+        raise ValueError(f"it holds {kind} of unknown range; scale them to all of 8 or 16 bits per channel")
+
+
+def _tiff_tag(opened: Image.Image, tag: int) -> tuple[int, ...]:
+    value = cast("Any", opened).tag_v2.get(tag, 1)
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _low_bytes(opened: Image.Image, data: bytes) -> Pixels | None:
@@ -309,11 +326,13 @@ def _low_bytes_of_png(data: bytes, size: tuple[int, int]) -> Pixels | None:
 
 def _pixels(opened: Image.Image, low: Pixels | None) -> Pixels:
     """The decoded image as an array, (h, w, 3 or 4)."""
-    if opened.mode == "F":
-        raise ValueError("it holds floating-point numbers of unknown range")
     if opened.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
-        gray = np.asarray(opened).clip(0, 65535).astype(np.uint16)
-        return np.repeat(gray[:, :, None], 3, axis=2)
+        gray = np.asarray(opened).clip(0, 65535).astype(np.uint32)
+        if opened.format == "TIFF":  # of which Pillow gives the numbers in the file
+            white = 2 ** _tiff_tag(opened, 258)[0] - 1
+            gray = (gray * 65535 + white // 2) // white
+            gray = 65535 - gray if _tiff_tag(opened, 262)[0] == WHITE_IS_ZERO else gray
+        return np.repeat(gray[:, :, None].astype(np.uint16), 3, axis=2)
     if low is not None and opened.mode in ("RGB", "RGBA"):
         upper = np.asarray(opened).astype(np.uint16)
         if upper.shape == low.shape:

@@ -12,7 +12,7 @@ from ..flow import Flow
 from ..images.resize import pad_symmetric
 from ..inference.strips import DENSE_BYTES
 from ..networks.low_light import network_input
-from .intake import gray_images, resolve, validate_image, with_alpha, with_channels_of
+from .intake import gray_images, resolve, visible_image, with_alpha, with_channels_of
 from .runner import Runner, Running, RunOptions, check_draws, runs_with
 from .sample import MAX_DEVIATION
 from .tiles import STRIPS, Border, TiledDecoder, Tiling
@@ -78,7 +78,7 @@ def brighten(
     decoder = TiledDecoder(TILING, run, flow, tile, halo)
 
     def task() -> Tensor:
-        rgb, alpha = validate_image(image)
+        rgb, alpha = visible_image(image)
         gray = gray_images(image, rgb, run.notify)
         pictures = decoder(rgb, [(tau, 0.0)], seed, samples, gray)
         if exposure:

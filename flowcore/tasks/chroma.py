@@ -29,7 +29,7 @@ from ..networks.memory import CELL, NEIGHBORS
 from ..prior import Shape
 from . import overflow
 from .hints import Hints, average_covered, check_items, covered_planes, spread_hints
-from .intake import clear_borders, fill_borders, find_border, is_tinted, resolve, validate_image
+from .intake import clear_borders, fill_borders, find_border, is_tinted, resolve, validate_image, visible_image
 from .runner import Runner
 
 Gamut = Literal["compress", "clip"]
@@ -105,8 +105,9 @@ class Colorization:
         self.clamp: Change = partial(clamp_level, flow)
         rgb, self._alpha = validate_image(image)
         self.y = color.luma(rgb)  # (B, 1, H, W)
+        rgb = visible_image(image)[0]
         self._inside = [None if frames else find_border(one) for one in rgb.split(1)]  # photographs within borders
-        self._guide = fill_borders(self.y, self._inside)  # the luma that colors are decided and enlarged by
+        self._guide = fill_borders(color.luma(rgb), self._inside)  # the luma that colors are decided and enlarged by
         if not encoding:
             self._notify_of_scans(None if decoding or image.shape[1] == 1 else rgb)
         rows, columns = self._working = working_sides(self.y.shape[-2], self.y.shape[-1], size)
@@ -199,7 +200,7 @@ class Colorization:
 
     def chroma_on_grid(self, image: Tensor, part: slice) -> Tensor:
         """Resize the chroma of colored images, as many as the part, to the padded finest grid, centered on 0."""
-        rgb = fill_borders(validate_image(image)[0], self._inside[part])
+        rgb = fill_borders(visible_image(image)[0], self._inside[part])
         chroma = resize_bilinear(color.split(rgb)[1], self.chroma_size)
         return _pad(chroma.to(self.run.device, self.run.dtype), self.grid)
 

@@ -19,7 +19,7 @@ from ..networks.luma import STRIDE
 from ..prior import sample_latents
 from .chroma import Colorization, Gamut, blend_latents, check_colors, enlarge, merge, share_noise, working_sides
 from .hints import Hints
-from .intake import require_tensor, validate_image
+from .intake import require_tensor, validate_image, visible_image
 from .runner import Batching, Runner, Running, RunOptions, check_draws, runs_with
 
 AT_ONCE = 8  # colorings decoded together
@@ -266,7 +266,7 @@ def apply_chroma(
         ImageError: If a picture is invalid, or the numbers of pictures do not fit.
     """
     rgb, alpha = validate_image(luma_from)
-    colors = validate_image(colors_from)[0].to(rgb.device)
+    colors = visible_image(colors_from)[0].to(rgb.device)
     if len(rgb) != len(colors) and 1 not in (len(rgb), len(colors)):
         raise ImageError(
             f"{len(rgb)} pictures for luma and {len(colors)} for colors do not pair. Give one of either, or as many."
@@ -276,7 +276,8 @@ def apply_chroma(
     chroma = color.split(colors)[1]
     if chroma.shape[2:] != y.shape[2:]:
         # guided by this luma, shrunk: that of the other picture may have drifted, and drift is no edge
-        chroma = enlarge(chroma, resize_bilinear(y, chroma.shape[2:]), y)
+        guide = color.luma(visible_image(luma_from)[0])
+        chroma = enlarge(chroma, resize_bilinear(guide, chroma.shape[2:]), guide)
     return merge(y, chroma * saturation, alpha, gamut)
 
 

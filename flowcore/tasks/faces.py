@@ -35,7 +35,7 @@ from ..images.faces import (
 from ..images.resize import resize
 from ..networks.blazeface import SIDE, BlazeFace
 from ..networks.blazeface import places as positions
-from .intake import validate_image, with_alpha
+from .intake import validate_image, visible_image, with_alpha
 from .runner import Reporting, Runner, Running, RunOptions, part_of_run, runs_with
 from .upscale import upscale
 
@@ -109,7 +109,7 @@ def find_faces(
     run = Runner(None, RunOptions(**options), "Pass fewer or smaller images.", image)
 
     def task() -> list[list[Face]]:
-        pixels, _ = validate_image(image)
+        pixels, _ = visible_image(image)
         run.expect(len(pixels))
         found: list[list[Face]] = []
         for picture in pixels.cpu().split(1):
@@ -241,7 +241,7 @@ def align_faces(
     ``size`` is the side of the results, 0 for as many pixels as the largest face has: then faces are windows of the
     images' own pixels, which models enlarge far better than resampled ones; only faces that lie are rotated.
     """
-    pixels, _ = validate_image(image)
+    pixels, _ = visible_image(image)
     if len(eyes) not in (1, len(pixels)):
         raise ShapeError(f"Expected the eyes of one or all of {len(pixels)} images; got those of {len(eyes)}.")
     places = [

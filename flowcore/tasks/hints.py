@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import FlowError, ImageError, ShapeError
 from ..images import color
 from ..images.resize import resize_bilinear
-from .intake import validate_image
+from .intake import validate_image, visible_image
 
 Color = str | Sequence[float]  # such as "#e0b080", or red, green and blue in [0, 1]
 Point = tuple[float, float, Color]  # column, row and color; pixels from the top left corner
@@ -145,7 +145,7 @@ def palette_from(colors: Sequence[Color] | None = None, image: Tensor | None = N
     if (image is None) == (not colors):
         raise FlowError("A palette is made of colors or of an image: give one of the two.")
     if image is not None:
-        return color.palette_from_chroma(color.split(validate_image(image)[0])[1])
+        return color.palette_from_chroma(color.split(visible_image(image)[0])[1])
     return color.palette_from_chroma(torch.stack([_chroma_of(c) for c in colors or ()], dim=1)[None, :, None])
 
 

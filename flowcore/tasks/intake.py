@@ -13,6 +13,7 @@ from ..checkpoints import catalog
 from ..errors import ImageError
 from ..flow import Flow
 from ..images import color
+from ..images.alpha import extend_colors
 from ..images.resize import pad_symmetric, resize
 from ..models.fields import SAMPLING
 from ..quality.no_reference import jpeg_quality, noise_level
@@ -61,6 +62,15 @@ def validate_image(image: Tensor) -> tuple[Tensor, Tensor | None]:
         raise ImageError(f"Expected images of shape (B, C, H, W), C = 1, 3 or 4; got {tuple(image.shape)}.")
     image = to_float(image, torch.float32).clamp(0, 1)
     return image[:, :3].expand(-1, 3, -1, -1), image[:, 3:] if image.shape[1] == 4 else None
+
+
+def visible_image(image: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Check images as ``validate_image`` does, and continue the colors of those with alpha where they are transparent.
+
+    So that what lies under alpha 0, mostly black, is not seen at the edges of what is made of them.
+    """
+    rgb, alpha = validate_image(image)
+    return rgb if alpha is None else extend_colors(rgb, alpha), alpha
 
 
 def with_alpha(pictures: Tensor, alpha: Tensor | None) -> Tensor:

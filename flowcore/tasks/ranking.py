@@ -25,7 +25,7 @@ from ..quality.metrics import colorfulness
 from .chroma import Colorization
 from .colorize import ADVICE, AT_ONCE
 from .consistency import consistency, samples_per_source
-from .intake import validate_image
+from .intake import validate_image, visible_image
 from .runner import Reporting, Runner, RunOptions, part_of_run, runs_with
 from .score import score
 
@@ -160,7 +160,7 @@ def ranked(
     if by not in get_args(By):
         raise FlowError(f"by must be one of {', '.join(get_args(By))}; got {by!r}.")
     tell = RunOptions(**options).tell
-    rgb, small = validate_image(images)[0], validate_image(source)[0]
+    rgb, small = visible_image(images)[0], visible_image(source)[0]
     each = samples_per_source(rgb, small)
     if by == "consensus":
         scores = consensus(rgb, small)

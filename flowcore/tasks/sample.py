@@ -28,6 +28,7 @@ from ..latents import Mode, Per, add, interpolate, normalize, scale
 from ..likelihood import select_items
 from ..prior import sample_latents
 from . import duration, overflow, upscale
+from .intake import visible_image, with_alpha
 from .runner import Batching, Reporting, Runner, Running, RunOptions, batch_size, check_draws, part_of_run, runs_with
 from .subject import Fit, Labels, check_image, check_labels, check_latents, prepare_subject, size_of_latents
 
@@ -347,7 +348,7 @@ def apply_style(flow: Flow, latents: Sequence[Tensor], styles: Mapping[str, floa
         )
     for name, strength in styles.items():
         numbers = strength if isinstance(strength, (tuple, list)) else [strength]
-        if not all(isinstance(number, Real) and abs(number) <= MAX_STRENGTH for number in numbers):
+        if not all(isinstance(number, Real) and abs(float(number)) <= MAX_STRENGTH for number in numbers):
             raise FlowError(
                 f"The strength of a style is a number from -{MAX_STRENGTH} to {MAX_STRENGTH}, or one per level; got "
                 f"{name}={strength!r}. 1 or 2 are usual."
@@ -431,16 +432,19 @@ def harmonize(
 
     The small version keeps what the image shows; the latents hold its texture, in which seams, dither and compression
     are unlikely. At strength 0 the image comes back; 1 gives the latents the statistics of the prior, see
-    ``latents.normalize``. Meanwhile the image is padded by reflection to sides that the model takes.
+    ``latents.normalize``. Meanwhile the image is padded by reflection to sides that the model takes. Alpha
+    is kept.
 
     Source: Lugmayr et al., "SRFlow" (2020), sections 4.3 (content transfer) and 4.4 (restoration).
     """
     flow.require("upscale")
     step = math.lcm(flow.condition_scale, flow.size_multiple)
-    height, width = image.shape[-2:]
-    padded = pad_symmetric(image, (0, -width % step, 0, -height % step)) if image.numel() else image
+    rgb, alpha = visible_image(image)
+    height, width = rgb.shape[-2:]
+    padded = pad_symmetric(rgb, (0, -width % step, 0, -height % step))
     subject = prepare_subject(flow, padded, fit="crop", notify=lambda _: None)
     cond = subject.condition(flow, **options)
     latents = encode(flow, subject.pixels, cond, **part_of_run(options, 0, 0.5))
     ordered = normalize(latents, strength, per, window=window)
-    return decode(flow, ordered, cond, **part_of_run(options, 0.5, 0.5), clamp=True)[..., :height, :width]
+    result = decode(flow, ordered, cond, **part_of_run(options, 0.5, 0.5), clamp=True)[..., :height, :width]
+    return with_alpha(result, alpha)

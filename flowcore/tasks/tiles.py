@@ -26,7 +26,7 @@ from ..prior import Shape, Temperature, level_temperatures, number_or_map, resiz
 from ..quality.metrics import lr_psnr
 from . import overflow
 from .consistency import back_project
-from .intake import resolve, validate_image
+from .intake import resolve, visible_image
 from .runner import Runner, batch_size
 
 STRIPS = 2**26  # bytes that strips take at most, whatever the image
@@ -394,7 +394,7 @@ def prepare_guide(
     if guide is None:
         return Guide(None, strength, match)
     try:
-        pictures = validate_image(guide)[0].to(rgb.device)
+        pictures = visible_image(guide)[0].to(rgb.device)
     except ImageError as error:
         raise ImageError(f"The guide cannot be used. {error}") from error
     if len(pictures) not in (1, len(rgb)):

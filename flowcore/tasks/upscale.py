@@ -25,13 +25,14 @@ from ..models.srflow import SRFlowConfig
 from ..networks import CompactUpscaler
 from ..prior import Temperature
 from . import consistency
-from .intake import advise, gray_images, resolve, validate_image, with_alpha, with_channels_of
+from .intake import advise, gray_images, resolve, validate_image, visible_image, with_alpha, with_channels_of
 from .runner import Reporting, Runner, Running, RunOptions, check_draws, runs_with
 from .tiles import STRIPS, Border, Strength, TiledDecoder, Tiling, own_strength, prepare_guide
 
 HALO = 24  # LR pixels; how far tiles then differ from the whole image: docs/decisions/0004
 MAX_DEVIATION = 2.0  # from 0.5: temperature 1 stays within 1.6, overflows do not: docs/decisions/0013
 MAX_SIDE = 2**16  # pixels of a side of the result
+MIN_MARKED = 16  # pixels of a small picture whose mark is believed
 ADVICE = "Set tile to 32, ask for fewer samples, enlarge a smaller image, or free memory on the device."
 SHRINK_ADVICE = "Shrink a smaller image, or free memory on the device."
 RESTORE_ADVICE = "Set tile to 32, ask for fewer samples, restore a smaller image, or free memory on the device."
@@ -112,7 +113,7 @@ def upscale(
     decoder = TiledDecoder(TILING, run, flow, tile, halo, store)
 
     def task() -> Tensor:
-        rgb, alpha = validate_image(lr)
+        rgb, alpha = visible_image(lr)
         height, width = rgb.shape[-2:]
         size = target_size(flow, height, width, factor, longest_side)
         if min(size[0] - height * flow.condition_scale, size[1] - width * flow.condition_scale) > 0:
@@ -179,7 +180,7 @@ def temperature_grid(  # noqa: D417
     decoder = TiledDecoder(TILING, run, flow, tile, halo, store)
 
     def task() -> Tensor:
-        rgb = validate_image(lr)[0]
+        rgb = visible_image(lr)[0]
         advise(flow, rgb, run.notify)
         gray = gray_images(lr, rgb, run.notify)
         guides = prepare_guide(run, flow, rgb, guide, strength)
@@ -304,8 +305,9 @@ def shrink(flow: Flow, image: Tensor, **options: Unpack[Reporting]) -> Tensor:
 
     Args:
         flow: A rescaling model.
-        image: As in ``upscale``, ``(B, C, H, W)``, but gray becomes color, which carries detail. Sides that the
-            model's scale does not divide are extended to the right and below.
+        image: As in ``upscale``, ``(B, C, H, W)``. Sides that the model's scale does not divide are extended to the
+            right and below. Of gray ones the small pictures have color, too, which carries detail, and a mark that
+            tells ``restore`` that they are of gray ones, see ``mark_gray``.
 
     Returns:
         ``(B, 3 or 4, ceil(H / s), ceil(W / s))`` float32 in [0, 1], rounded to 8 bits, on the device of ``image``.
@@ -322,7 +324,7 @@ def shrink(flow: Flow, image: Tensor, **options: Unpack[Reporting]) -> Tensor:
     run = Runner(flow, RunOptions(**options), SHRINK_ADVICE, image)
 
     def task() -> Tensor:
-        rgb, alpha = validate_image(image)
+        rgb, alpha = visible_image(image)
         scale, (height, width) = flow.condition_scale, rgb.shape[-2:]
         _, right, _, below = added = border(height, width, scale)
         if right or below:
@@ -334,8 +336,8 @@ def shrink(flow: Flow, image: Tensor, **options: Unpack[Reporting]) -> Tensor:
         small: list[Tensor] = []
         for item in rgb:
             run.check_cancelled()
-            reduced = run.plan.reduce(pad(item[None], added).to(run.device, run.dtype))
-            small.append(as_stored(reduced).to(image.device, torch.float32))
+            reduced = run.plan.reduce(pad(item[None], added).to(run.device, run.dtype)).to(image.device, torch.float32)
+            small.append(mark_gray(reduced) if bool((item == item[:1]).all()) else as_stored(reduced))
             run.advance(preview=small[-1][0])
         result = torch.cat(small)
         if alpha is None:
@@ -371,13 +373,13 @@ def restore(  # noqa: D417
         flow: The rescaling model that shrank them; another gives a wrong picture. Arguments that are not named here are
             as in ``upscale``.
         small: ``(B, C, h, w)`` in [0, 1], as ``shrink`` returns it or uint8. A picture that was shrunk otherwise is
-            enlarged, but not well.
+            enlarged, but not well. What is gray, or was shrunk from gray, stays gray.
         temperature: As in ``upscale``; None for the model's own. 0 gives the mean of what the small picture leaves
             open.
         size: Height and width of the original, whose extension is cropped away; None keeps all.
 
     Returns:
-        ``(B * samples, 3 or 4, s * h, s * w)``, or of ``size``, float32 in [0, 1] on the device of ``small``: all
+        ``(B * samples, C, s * h, s * w)``, or of ``size``, float32 in [0, 1] on the device of ``small``: all
         samples of picture 0, then of picture 1.
 
     Raises:
@@ -399,7 +401,34 @@ def restore(  # noqa: D417
                 f"size must be that of an image which shrinks {scale} times to {sides[0]}x{sides[1]} (height x width), "
                 f"such as {sides[0] * scale}x{sides[1] * scale}; got {height}x{width}."
             )
-        pictures = decoder(rgb, [(tau, 0.0)], seed, samples).to(small.device)
-        return with_alpha(pictures, alpha)[..., :height, :width]
+        gray = [plain or is_of_gray(one) for plain, one in zip(gray_images(small, rgb, run.notify), rgb, strict=True)]
+        pictures = decoder(rgb, [(tau, 0.0)], seed, samples, gray)
+        return with_alpha(with_channels_of(small, pictures, gray).to(small.device), alpha)[..., :height, :width]
 
     return run(task, decoder.tiles.halve)
+
+
+def mark_gray(small: Tensor) -> Tensor:
+    """Round a small picture ``(1, 3, h, w)`` to 8 bits so that it says that it is of a gray photograph.
+
+    The sum of red, green and blue, in 255ths, is even or odd in a pattern, for which blue is rounded up or down.
+    """
+    exact = small.clamp(0, 1) * 255
+    levels = exact.round()
+    up = (exact[:, 2] > levels[:, 2]) | (levels[:, 2] == 0)
+    levels[:, 2] += (2 * up.to(levels) - 1) * _off_the_pattern(levels)
+    return levels / 255
+
+
+def is_of_gray(small: Tensor) -> bool:
+    """Tell whether a small picture ``(3, h, w)`` bears the mark of ``mark_gray``, which few pixels may by chance."""
+    levels = (255 * small[None]).round()
+    in_8_bits = torch.allclose(levels / 255, small[None], atol=1e-3)
+    return small[0].numel() >= MIN_MARKED and in_8_bits and not bool(_off_the_pattern(levels).any())
+
+
+def _off_the_pattern(levels: Tensor) -> Tensor:
+    """Where the sum of a picture's channels ``(1, 3, h, w)`` is odd and should be even, or the reverse: 0 or 1."""
+    row, column = (torch.arange(side, device=levels.device) for side in levels.shape[-2:])
+    diagonal = row[:, None] + column
+    return (levels.sum(1) + diagonal * (diagonal + 1) // 2) % 2  # on diagonals even, odd, odd, even

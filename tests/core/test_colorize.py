@@ -230,10 +230,15 @@ def test_latents_of_a_picture_give_its_own_chroma_back(flow):
     assert (again - expected).abs().max() < 1e-4
 
 
+def visible(batch, height, width):
+    """Alpha that leaves every pixel visible."""
+    return 0.25 + 0.75 * torch.rand(batch, 1, height, width)
+
+
 def test_latents_of_alpha_and_8_bit_pictures_are_those_of_their_colors(flow):
     image = (colored() * 255).round() / 255
     expected = encode_colors(flow, image)
-    for other in (torch.cat([image, torch.rand(1, 1, 40, 56)], dim=1), (image * 255).round().to(torch.uint8)):
+    for other in (torch.cat([image, visible(1, 40, 56)], dim=1), (image * 255).round().to(torch.uint8)):
         assert all(torch.equal(a, b) for a, b in zip(encode_colors(flow, other), expected, strict=True))
     for other in (image[:, :1], image[0], image[:0]):
         with pytest.raises(ImageError):
@@ -319,7 +324,7 @@ def test_a_transfer_takes_the_coarse_latents_of_the_reference(flow):
 
 
 def test_alpha_is_kept_exactly(flow):
-    alpha = torch.rand(2, 1, 40, 56)
+    alpha = visible(2, 40, 56)
     image = torch.cat([gray(batch=2).expand(-1, 3, -1, -1), alpha], dim=1)
     in_bytes = (image * 255).to(torch.uint8)
     for result in (
@@ -379,7 +384,7 @@ def test_the_tint_of_a_sepia_scan_is_ignored_in_one_sentence(flow, call, tint):
     result = call(flow, scan, notify=notes.append)
     assert notes == ["The picture is a tinted gray one, such as sepia: its luma is used, the tint is ignored."]
     assert (result - call(flow, color.luma(scan))).abs().max() < 1e-5
-    alpha = torch.cat([scan, torch.rand(1, 1, 64, 80)], dim=1)
+    alpha = torch.cat([scan, visible(1, 64, 80)], dim=1)
     assert torch.equal(call(flow, alpha, notify=notes.append)[:, :3], result)
     assert notes[1:] == notes[:1]
 

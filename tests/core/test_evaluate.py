@@ -439,6 +439,21 @@ def test_held_out_images_alone_are_measured(enlarged, folder, tmp_path, capsys):
         evaluate_density(glow, folder, only={"other.png"})
 
 
+def test_densities_that_do_not_compare_are_told_apart(folder, tmp_path, capsys):
+    words = list[object](["eval", folder])
+    for name, fields in {"a": {}, "b": {"n_bits": 5}, "c": {"image_size": 8}}.items():
+        save(build_tiny("glow", **{"image_size": 16, **fields}), tmp_path / f"{name}.safetensors")
+        words += ["--model", tmp_path / f"{name}.safetensors"]
+    assert run(*words) == 0
+    table = capsys.readouterr().out
+    assert [line.split(" | ")[-2:] for line in table.splitlines()[2:5]] == [
+        ["8", "16x16 |"],
+        ["5", "16x16 |"],
+        ["8", "8x8 |"],
+    ]
+    assert "Only rows of the same bits and size compare" in table
+
+
 def test_densities_are_measured_with_the_noise_that_is_named(folder, tmp_path, capsys):
     glow = build_tiny("glow", image_size=16, dequantizer_steps=1)
     save(glow, tmp_path / "model.safetensors")

@@ -19,7 +19,7 @@ from flowcore.cli.main import main
 from flowcore.images.files import read
 from flowcore.images.resize import shrink as bicubic
 from flowcore.prior import sample_latents
-from flowcore.tasks.upscale import memory_required
+from flowcore.tasks.upscale import is_of_gray, mark_gray, memory_required
 from flowcore.training.objective import Rescaling
 from flowcore.training.recipe import Stage
 
@@ -193,13 +193,31 @@ def test_small_and_restored_pictures_are_the_models_own(rescaler):
 
 
 def test_eight_bit_files_and_alpha_pass_through(rescaler):
-    image = (picture(1, 4, 16, 24) * 255).byte()
+    image = (picture(1, 4, 16, 24) * 223 + 32).byte()  # visible everywhere
     small = shrink(rescaler, image)
     assert small.shape == (1, 4, 4, 6)
     assert torch.allclose(shrink(rescaler, image[:, :3]), small[:, :3])
     stored = (small * 255).round().byte()
     assert torch.allclose(restore(rescaler, stored), restore(rescaler, small), atol=1e-5)
     assert shrink(rescaler, image[:, :1]).shape == (1, 3, 4, 6)
+
+
+def test_gray_stays_gray_through_a_small_picture_in_color(rescaler):
+    gray, color = picture(1, 1, 20, 24), picture(1, 3, 20, 24, seed=2)
+    small = shrink(rescaler, torch.cat([gray.expand(-1, 3, -1, -1), color]))
+    assert not torch.equal(small[0, 0], small[0, 1])
+    back = restore(rescaler, (small * 255).round().byte())
+    assert torch.equal(back[0, :1].expand(3, -1, -1), back[0])
+    assert not torch.equal(back[1, 0], back[1, 1])
+    assert restore(rescaler, gray[..., :5, :6]).shape == (1, 1, 20, 24)
+
+
+def test_the_mark_of_gray_is_not_found_by_chance(rescaler):
+    generator = torch.Generator().manual_seed(5)
+    flat = torch.randint(256, (200, 3, 1, 1), generator=generator).expand(-1, -1, 5, 6) / 255
+    grainy = torch.randint(256, (200, 3, 5, 6), generator=generator) / 255
+    assert not any(map(is_of_gray, torch.cat([flat, grainy])))
+    assert all(is_of_gray(mark_gray(one[None])[0]) for one in torch.cat([flat, grainy, flat.round()]))
 
 
 def test_previews_cancelling_and_refusals(rescaler):

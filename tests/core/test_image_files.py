@@ -51,6 +51,28 @@ def test_written_files_are_read_back(format, bits):
             assert opened.size == (17, 13)
 
 
+def gray_tiff(bits, samples, white_is_zero=False, signed=False):
+    """A row of four pixels of 12, 16 or 32 bits."""
+    data = b"".join((value % 2**bits).to_bytes(-(-bits // 8), "little") for value in samples)
+    if bits == 12:
+        data = int("".join(f"{value:012b}" for value in samples), 2).to_bytes(6, "big")
+    tags = {256: 4, 257: 1, 258: bits, 259: 1, 262: int(not white_is_zero), 273: 8, 277: 1, 278: 1, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in {**tags, 339: 1 + signed}.items())
+    return struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + struct.pack("<H", len(tags) + 1) + entries + bytes(4)
+
+
+def test_a_tiff_of_integers_of_unknown_range_is_refused():
+    for bits, signed in ((32, False), (32, True), (16, True)):
+        with pytest.raises(ImageError, match=f"it holds {'signed ' * signed}{bits}-bit integers of unknown range"):
+            read(gray_tiff(bits, [0, 1000, 20000, 30000], signed=signed), "x")
+
+
+def test_gray_tiffs_of_12_bits_and_with_white_as_zero_show_what_they_mean():
+    expected = torch.tensor([0, 1 / 3, 2 / 3, 1])
+    for data in (gray_tiff(12, [0, 1365, 2730, 4095]), gray_tiff(16, [65535, 43690, 21845, 0], white_is_zero=True)):
+        assert torch.allclose(read(data, "x").pixels[0, 0, 0], expected, atol=1e-4)
+
+
 def test_a_tiff_without_a_resolution_gets_none():
     for mode in ("RGB", "CMYK", "L"):
         file = io.BytesIO()

@@ -196,10 +196,10 @@ def test_numbers_replace_numbers_only(models, photo, tmp_path, capsys):
     words = [*models("small-glow", "score"), photo, "--json", numbers]
     for _ in range(2):
         assert run(*words) == 0
-    for foreign in ('{"name": "my package"}', "no JSON"):
+    for foreign in ('{"name": "my package"}', '{"compilerOptions": {"strict": true}}', '[{"id": 1}]', "no JSON"):
         numbers.write_text(foreign)
         assert run(*words) == 1
-        assert "holds something else" in capsys.readouterr().err
+        assert "is no file of numbers of flowcore" in capsys.readouterr().err
         assert numbers.read_text() == foreign
 
 

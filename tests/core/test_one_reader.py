@@ -55,8 +55,8 @@ def write_zoo(folder, plain):
     exif[0x0112] = 6  # to be shown turned to the right
     put("rotated.png", Image.fromarray(np.rot90(rgb).copy()), rgb, exif=exif)
     palette = Image.fromarray(rgb).quantize(16)
-    put("palette.png", palette, np.asarray(palette.convert("RGB")), transparency=3)
-    put("gray-alpha.png", Image.fromarray(np.concatenate([gray, 255 - gray], 2)), gray)
+    put("palette.png", palette, np.asarray(palette.convert("RGB")), transparency=b"\xff\xff\xc0")
+    put("gray-alpha.png", Image.fromarray(np.concatenate([gray, 255 - gray // 2], 2)), gray)
     put("black-and-white.png", Image.fromarray(gray[:, :, 0] > 127), np.where(gray > 127, 255, 0).astype(np.uint8))
     for name, (height, width) in zip(TINY, ((1, 1), (1, 2), (3, 3)), strict=True):
         put(name, Image.fromarray(rgb[:height, :width]), rgb[:height, :width])
