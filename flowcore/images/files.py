@@ -11,7 +11,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
@@ -352,12 +352,18 @@ def _new_tags(tags: dict[int, Any], width: int, height: int, unique_id: str | No
     inner |= {tag: size for tag, size in zip(SIZES, (width, height), strict=True) if tag in inner}
     if unique_id is not None:
         inner[UNIQUE_ID] = unique_id
-    changed = {**tags, EXIF: inner} if inner else tags
-    try:
-        _tiff_directory(changed)
-    except Exception:  # Pillow cannot write every tag that it reads
-        return _new_tags({}, width, height, unique_id) if tags else {}
-    return changed
+    return _writable({**tags, EXIF: inner} if inner else tags)
+
+
+def _writable(tags: dict[int, Any]) -> dict[int, Any]:
+    """Leave out the tags that Pillow cannot write, although it reads them."""
+    result: dict[int, Any] = {}
+    for tag, value in tags.items():
+        one = {tag: _writable(cast("dict[int, Any]", value)) if isinstance(value, dict) else value}
+        with suppress(Exception):
+            _tiff_directory(one)
+            result |= one
+    return result
 
 
 def _tiff_directory(tags: dict[int, Any]) -> bytes:

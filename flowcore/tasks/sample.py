@@ -22,13 +22,14 @@ from ..dequantization import quantization, quantize, to_integers
 from ..device import require_full_precision
 from ..errors import ConditionError, FlowError, ImageError
 from ..flow import UNGUIDED, Flow
+from ..images.color import luma
 from ..images.resize import pad_symmetric
 from ..inference.steps import ReportingPredictor
 from ..latents import Mode, Per, add, interpolate, normalize, scale
 from ..likelihood import select_items
 from ..prior import sample_latents
 from . import duration, overflow, upscale
-from .intake import visible_image, with_alpha
+from .intake import gray_images, visible_image, with_alpha, with_channels_of
 from .runner import Batching, Reporting, Runner, Running, RunOptions, batch_size, check_draws, part_of_run, runs_with
 from .subject import Fit, Labels, check_image, check_labels, check_latents, prepare_subject, size_of_latents
 
@@ -433,18 +434,20 @@ def harmonize(
     The small version keeps what the image shows; the latents hold its texture, in which seams, dither and compression
     are unlikely. At strength 0 the image comes back; 1 gives the latents the statistics of the prior, see
     ``latents.normalize``. Meanwhile the image is padded by reflection to sides that the model takes. Alpha
-    is kept.
+    is kept, and what is gray stays gray.
 
     Source: Lugmayr et al., "SRFlow" (2020), sections 4.3 (content transfer) and 4.4 (restoration).
     """
     flow.require("upscale")
     step = math.lcm(flow.condition_scale, flow.size_multiple)
     rgb, alpha = visible_image(image)
+    gray = gray_images(image, rgb, RunOptions(**options).tell)
     height, width = rgb.shape[-2:]
     padded = pad_symmetric(rgb, (0, -width % step, 0, -height % step))
     subject = prepare_subject(flow, padded, fit="crop", notify=lambda _: None)
     cond = subject.condition(flow, **options)
     latents = encode(flow, subject.pixels, cond, **part_of_run(options, 0, 0.5))
     ordered = normalize(latents, strength, per, window=window)
-    result = decode(flow, ordered, cond, **part_of_run(options, 0.5, 0.5), clamp=True)[..., :height, :width]
-    return with_alpha(result, alpha)
+    decoded = decode(flow, ordered, cond, **part_of_run(options, 0.5, 0.5), clamp=True)[..., :height, :width]
+    pictures = [luma(one).expand_as(one) if plain else one for plain, one in zip(gray, decoded.split(1), strict=True)]
+    return with_alpha(with_channels_of(image, torch.cat(pictures), gray), alpha)

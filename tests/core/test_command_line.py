@@ -240,6 +240,8 @@ def test_errors_are_one_sentence_and_an_exit_code(model, tmp_path, capsys):
         (["inspect", junk], "flowcore: "),
         (["upscale", "x.png", "--model", junk], "flowcore: "),
         (["train", "no", "--data", "."], "flowcore: "),
+        (["train", "srflow-x4", "--data", tmp_path, "--minutes", "nan"], "--minutes must be more than 0; got nan."),
+        (["train", "srflow-x4", "--data", tmp_path, "--stop-after", 0], "--stop-after must be at least 1 step; got 0."),
         (["upscale", "x.png", "--model", junk, "--set", "stacked_blocks"], "FIELD=VALUE"),
         (["sample", "--model", model], "sample needs"),  # before it asks for a size
         (["colorize", "a.png", "--model", junk], "needs an output"),

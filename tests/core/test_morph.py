@@ -55,6 +55,14 @@ def test_what_makes_no_film_is_refused():
         morph(glow(), images(2, 16, 16), frames=1)
 
 
+def test_harmonize_leaves_gray_gray():
+    gray = images(1, 16, 16)[:, :1]
+    flow = build_tiny("srflow", perturb=0.1)
+    assert harmonize(flow, gray).shape == (1, 1, 16, 16)
+    made = harmonize(flow, gray.expand(-1, 3, -1, -1))
+    assert torch.equal(made[:, :1].expand_as(made), made)
+
+
 def test_harmonize_decodes_normalized_latents_under_the_small_image():
     flow = build_tiny("srflow", seed=2)
     step = flow.condition_scale * flow.size_multiple
