@@ -118,7 +118,7 @@ class Work:
         if self.command == "shrink":
             return -(-size[0] // self.scale), -(-size[1] // self.scale)
         if self.command == "faces":
-            factor = self.settings["factor"]
+            factor = self.settings["factor"] or self.scale
             return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
         stated = stated_size(picture) if self.command == "restore" else None
         return stated or (size[0] * self.scale, size[1] * self.scale)

@@ -29,7 +29,7 @@ from ..tasks.intake import resolve
 from ..tasks.remember import open_memory, remember
 from ..tasks.subject import label_number
 from ..tasks.tiles import own_strength
-from ..tasks.upscale import sampling_settings
+from ..tasks.upscale import sampling_settings, target_size
 from .batches import describe, load_model, make_images, named_format, numbered, seed_names, uses_ray
 from .options import parse_fields
 from .output import check_target, log, write_result
@@ -154,6 +154,7 @@ def _load_rescaler(options: Namespace, command: str) -> Flow:
 def run_faces(options: Namespace) -> None:
     flow, faces = load_model(options, "upscale"), load(options.face_model)
     faces.require("upscale")
+    target_size(flow, 1, 1, options.factor)  # refuses a factor that is none
     temperature = faces.config.temperature if options.temperature is None else options.temperature
     settings = {name: getattr(options, name) for name in ("factor", "smallest", "number", "face_model")}
     settings |= {"face_sha256": model_sha256(faces), "temperature": temperature}

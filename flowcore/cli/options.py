@@ -1,8 +1,9 @@
 """The options of every command, and those that several share; their order is that of ``--help``."""
 
 import ast
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -67,7 +68,7 @@ def add_pictures(command: ArgumentParser, model: str = "srflow-x4", out: str | N
     text += "(shot.v01 and .0001), {suffix} its suffix (png); {model}; {seed} of the result, {sample} the "
     text += "same after a _ if there are several. Example: '{base}_{model}{sample}{frame}'"
     option("--name", metavar="TEMPLATE", help=text)
-    option("--time-limit", type=float, metavar="SECONDS", help="give an image up that takes longer, and go on")
+    option("--time-limit", type=_not_negative, metavar="SECONDS", help="give an image up that takes longer, and go on")
     add_output(command)
     add_model(command, model)
 
@@ -81,7 +82,7 @@ def add_output(command: ArgumentParser) -> None:
 
 def add_megapixels(command: ArgumentParser) -> None:
     text = f"ask before a result becomes larger than N million pixels (default: {MAX_MEGAPIXELS}; 0: never ask)"
-    command.add_argument("--max-megapixels", type=float, default=MAX_MEGAPIXELS, metavar="N", help=text)
+    command.add_argument("--max-megapixels", type=_not_negative, default=MAX_MEGAPIXELS, metavar="N", help=text)
 
 
 def add_file_format(command: ArgumentParser) -> None:
@@ -342,6 +343,13 @@ def add_train(command: ArgumentParser) -> None:
     text += "(default: nothing; for an encoder with a backbone, the shipped model that has it)"
     option("--encoder-from", metavar="MODEL", help=text)
     option("--stop-after", type=int, metavar="STEPS", help="stop at this step, with a checkpoint")
+
+
+def _not_negative(text: str) -> float:
+    with suppress(ValueError):
+        if float(text) >= 0:
+            return float(text)
+    raise ArgumentTypeError(f"expected a number, at least 0; got {text!r}")
 
 
 def parse_fields(

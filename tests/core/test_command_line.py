@@ -243,6 +243,7 @@ def test_errors_are_one_sentence_and_an_exit_code(model, tmp_path, capsys):
         (["train", "srflow-x4", "--data", tmp_path, "--minutes", "nan"], "--minutes must be more than 0; got nan."),
         (["train", "srflow-x4", "--data", tmp_path, "--stop-after", 0], "--stop-after must be at least 1 step; got 0."),
         (["upscale", "x.png", "--model", junk, "--set", "stacked_blocks"], "FIELD=VALUE"),
+        (["faces", "x.png", "--model", model, "--face-model", model, "--factor", "nan"], "must be finite"),
         (["sample", "--model", model], "sample needs"),  # before it asks for a size
         (["colorize", "a.png", "--model", junk], "needs an output"),
         *(
@@ -257,6 +258,10 @@ def test_errors_are_one_sentence_and_an_exit_code(model, tmp_path, capsys):
         assert "Traceback" not in error
     with pytest.raises(FlowError, match="no device"):
         flowcore.load("srflow-x4", "cudda")
+    for option in ("--max-megapixels=-1", "--time-limit=nan"):
+        with pytest.raises(SystemExit):
+            main(["upscale", "x.png", option])
+        assert "expected a number, at least 0; got" in capsys.readouterr().err
 
 
 def test_a_training_that_is_refused_leaves_no_folder(tmp_path, capsys):
