@@ -29,7 +29,7 @@ from ..tasks.intake import resolve
 from ..tasks.remember import open_memory, remember
 from ..tasks.subject import label_number
 from ..tasks.tiles import own_strength
-from ..tasks.upscale import sampling_settings, target_size
+from ..tasks.upscale import MAX_SIDE, sampling_settings, target_size
 from .batches import describe, load_model, make_images, named_format, numbered, seed_names, uses_ray
 from .options import parse_fields
 from .output import check_target, log, write_result
@@ -166,6 +166,8 @@ def run_faces(options: Namespace) -> None:
 def run_sample(options: Namespace) -> None:
     flow = load_model(options, "sample")
     size = flow.sides(options.size and (options.size[0] if len(options.size) == 1 else tuple(options.size)))
+    if max(size) > MAX_SIDE:
+        raise FlowError(f"A side of an image may have at most {MAX_SIDE} pixels; got {max(size)}. Ask for less.")
     numbers = [label_number(flow, label) for label in options.labels or ()]
     labels = [numbers[i % len(numbers)] for i in range(options.samples)] if numbers else None
     styles = parse_fields(options.style, "--style NAME=STRENGTH, e.g. bold=2")

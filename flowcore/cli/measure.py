@@ -98,6 +98,8 @@ def run_eval(options: Namespace) -> None:
             raise FlowError(f"--{name.replace('_', '-')} is for colorizers; this model is none. Leave it out.")
     if options.limit is not None and kind == "upscale":
         raise FlowError("--limit is for colorizers and density models; this model is an upscaler. Leave it out.")
+    if options.limit is not None and options.limit < 1:
+        raise FlowError(f"--limit must be at least 1 image; got {options.limit}.")
     if options.temperature and kind == "density":
         raise FlowError("--temperature is for upscalers and colorizers; densities are at temperature 1. Leave it out.")
     skipped: dict[str, None] = {}  # lines, each once, whatever the number of models

@@ -244,6 +244,7 @@ def test_errors_are_one_sentence_and_an_exit_code(model, tmp_path, capsys):
         (["train", "srflow-x4", "--data", tmp_path, "--stop-after", 0], "--stop-after must be at least 1 step; got 0."),
         (["upscale", "x.png", "--model", junk, "--set", "stacked_blocks"], "FIELD=VALUE"),
         (["faces", "x.png", "--model", model, "--face-model", model, "--factor", "nan"], "must be finite"),
+        (["sample", "--model", "glow-photos", "--size", 10**30], "at most 65536 pixels"),
         (["sample", "--model", model], "sample needs"),  # before it asks for a size
         (["colorize", "a.png", "--model", junk], "needs an output"),
         *(
@@ -440,7 +441,7 @@ def test_eval_of_several_colorizers_and_sets(small_colorizer, tmp_path, capsys, 
 
     capsys.readouterr()
     colorizing = ["--portraits"], ["--detail", 0.5], ["--coherence", 0], ["--working-size", 64]
-    others = (["--temperature", 0.5], "--temperature"), (["--model", mine], "one kind")
+    others = (["--temperature", 0.5], "--temperature"), (["--model", mine], "one kind"), (["--limit", 0], "--limit")
     for words, said in (*((words, words[0]) for words in colorizing), *others):
         assert run("eval", b, "--model", small_glow, *words) == 1
         assert said in capsys.readouterr().err
