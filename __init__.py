@@ -39,6 +39,9 @@ async def comfy_entrypoint() -> Any:
     if _is_too_old():
         raise ImportError(TOO_OLD)
     try:
+        from .prestartup_script import share
+
+        share(__name__)
         from .nodes import extension
 
         return extension()

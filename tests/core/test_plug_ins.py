@@ -63,6 +63,21 @@ def test_the_page_works_as_it_stands(tmp_path):
     assert (tmp_path / "ours.safetensors").exists()
 
 
+def test_in_comfyui_flowcore_is_the_pack_even_where_pip_has_installed_another(tmp_path):
+    (tmp_path / "flowcore").mkdir()
+    (tmp_path / "flowcore" / "__init__.py").touch()
+    start = "import importlib.util\nfrom runpy import run_path\n"
+    script = ROOT / "prestartup_script.py"
+    before = start + f"run_path({str(script)!r})\nprint(importlib.util.find_spec('flowcore').origin)"
+    after = start + f"import flowcore\nrun_path({str(script)!r})['share']('the pack')"
+    results = [
+        subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+        for program in (before, after)
+    ]
+    assert results[0].stdout.strip() == str(ROOT / "flowcore" / "__init__.py")
+    assert f"Another flowcore was imported before this pack: {tmp_path}" in results[1].stderr
+
+
 def test_without_its_plug_in_a_file_is_refused_with_what_to_do(tmp_path, capsys):
     torch.save({"blocks.0.steps.transforms.0.bias": torch.zeros(12)}, tmp_path / "theirs.pth")
     with pytest.raises(CheckpointError, match="No architecture that flowcore knows"):

@@ -4,13 +4,14 @@ import comfyui
 import pytest
 import small_flows
 from PIL import Image
-from talk import HERE, WORKFLOWS, Host
+from talk import HERE, WORKFLOWS, Host, plug_ins
 
 
 @pytest.fixture(scope="session", params=list(comfyui.trees()))
 def server(request, tmp_path_factory):
     base = tmp_path_factory.mktemp("comfyui")
-    with comfyui.running(comfyui.tree(request.param), base, packs=(HERE / "probe",)) as server:
+    packs = HERE / "probe", *plug_ins(tmp_path_factory.mktemp("plug-ins"))
+    with comfyui.running(comfyui.tree(request.param), base, packs=packs) as server:
         yield server
 
 

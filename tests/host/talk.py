@@ -60,6 +60,32 @@ class Host(Client):
         return name
 
 
+# A plug-in that is loaded before this pack, and one that is loaded after it: name to the folder of its pack.
+PLUG_INS = {"early_flow": "a-plug-in", "late_flow": "z-plug-in"}
+PLUG_IN = """
+import sys
+from pathlib import Path
+import flowcore, folder_paths
+from . import NAME
+when = "after" if any(name.endswith("PACK") for name in sys.modules) else "before"
+flow = NAME.NAME(NAME.SmallFlowConfig(image_size=8))
+flowcore.save(flow, Path(folder_paths.models_dir, "flows", "NAME.safetensors"), provenance={"source": when})
+NODE_CLASS_MAPPINGS = {}
+"""
+
+
+def plug_ins(folder: Path) -> Iterator[Path]:
+    """Write the plug-in of docs/plug-ins.md as two packs, which each save a model where the host looks."""
+    text = (comfyui.ROOT / "docs" / "plug-ins.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for name, pack in PLUG_INS.items():
+        (folder / pack).mkdir()
+        (folder / pack / f"{name}.py").write_text(code.replace("small_flow", name).replace("small-flow", name))
+        start = PLUG_IN.replace("NAME", name).replace("PACK", comfyui.PACK_NAME)
+        (folder / pack / "__init__.py").write_text(start)
+        yield folder / pack
+
+
 def newer(version: str, than: str) -> bool:
     return [int(x) for x in version.split(".")[:3]] >= [int(x) for x in than.split(".")]
 

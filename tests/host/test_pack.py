@@ -9,7 +9,7 @@ from typing import get_args
 from unittest.mock import ANY
 
 import comfyui
-from talk import inputs, options
+from talk import PLUG_INS, inputs, loader, options, report
 
 from flowcore.checkpoints import catalog
 from flowcore.flow import Task
@@ -53,8 +53,20 @@ def test_no_other_folder_of_workflows_hides_ours():
 def test_the_pack_loads_without_complaint(host):
     console = host.server.console()
     assert "IMPORT FAILED): " not in console
-    assert len(re.findall(rf"\d+\.\d+ seconds: .*{comfyui.PACK_NAME}", console)) == 1
+    assert "PRESTARTUP FAILED): " not in console
+    assert len(re.findall(rf"\d+\.\d+ seconds: .*{comfyui.PACK_NAME}", console)) == 2  # before all packs, and in turn
     assert "flowcore needs ComfyUI" not in console
+
+
+def test_models_of_plug_ins_are_known_whichever_pack_is_loaded_first(host):
+    for name, when in zip(PLUG_INS, ("before", "after"), strict=True):
+        outputs = host.outputs(
+            model=loader(f"{name}.safetensors"),
+            sample=("FlowcoreSample", {"model": "model.0", "samples": 1, "temperature": 0.5, "seed": 1}),
+            report=report("sample.0"),
+        )
+        assert (outputs["model"]["architecture"], outputs["model"]["source"]) == ([name], [when])
+        assert outputs["report"]["shape"] == [1, 8, 8, 3]
 
 
 def test_every_node_has_a_place_in_the_menu(host):

@@ -1,0 +1,65 @@
+"""One `flowcore` for all packs: ComfyUI runs this file before it loads any of them, in whatever order.
+
+`import flowcore` finds the package in this pack, even where pip has installed another. The pack itself imports it under
+the name that the host gives the pack's folder, and gets the same modules, so the nodes know what plug-ins register.
+"""
+
+import importlib.util
+import logging
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+NAME = "flowcore"
+FILE = Path(__file__).parent / NAME / "__init__.py"
+
+
+class _Package(MetaPathFinder):
+    """Finds `flowcore` in this pack; its modules are found from there."""
+
+    def find_spec(self, fullname: str, *_: Any) -> ModuleSpec | None:
+        return importlib.util.spec_from_file_location(NAME, FILE) if fullname == NAME else None
+
+
+class _SameModules(MetaPathFinder):
+    """Finds the modules of `flowcore` under names that begin with the pack's, too."""
+
+    def __init__(self, pack: str) -> None:
+        self.start = f"{pack}."
+
+    def find_spec(self, fullname: str, *_: Any) -> ModuleSpec | None:
+        name = fullname.removeprefix(self.start)
+        is_ours = name != fullname and name.partition(".")[0] == NAME
+        return ModuleSpec(fullname, _Loaded(importlib.import_module(name))) if is_ours else None
+
+
+class _Loaded(Loader):
+    """Gives a module that is loaded already, and gives it back its own spec, which the import system replaces."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module, self.spec = module, module.__spec__
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self.module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self.spec
+
+
+def share(pack: str) -> None:
+    """Let a pack, by its name in `sys.modules`, import the `flowcore` of all others, unless theirs is another one."""
+    package = importlib.import_module(NAME)
+    if FILE.samefile(str(package.__file__)):
+        sys.meta_path.insert(0, _SameModules(pack))
+    else:
+        logging.getLogger(NAME).warning(
+            "Another flowcore was imported before this pack: %s. The nodes use their own and do not know what plug-ins "
+            "register there. Uninstall the other one: pip uninstall flowcore.",
+            package.__file__,
+        )
+
+
+sys.meta_path.insert(0, _Package())
