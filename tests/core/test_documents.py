@@ -15,7 +15,7 @@ from builders import build_tiny, build_upscaler
 
 import flowcore
 from flowcore.checkpoints import file
-from flowcore.cli.main import build_parser
+from flowcore.cli.main import COMMANDS, build_parser
 from flowcore.images import files
 from flowcore.likelihood import bits_per_dim
 from flowcore.models.realnvp import RealNVPConfig, realnvp
@@ -87,6 +87,27 @@ def test_links_lead_somewhere():
     ]
     assert [(str(document), str(target)) for document, target in local if not target.exists()] == []
     assert len(local) > 50
+
+
+def heading_anchors(text):
+    """What GitHub makes of the headings of a document, as anchors of links."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_anchors_of_links_are_headings():
+    wrong, count = [], 0
+    for document, target, anchor in ((d, *link) for d, link in found(r"\]\(([^)#\s]*)#([^)\s]+)[^)]*\)")):
+        if not target.startswith(("http:", "https:")):
+            count += 1
+            text = (document.parent / unquote(target) if target else document).read_text()
+            wrong += [] if anchor in heading_anchors(text) else [(document.name, target, anchor)]
+    assert wrong == []
+    assert count > 5
+
+
+def test_the_readme_names_every_command():
+    assert [name for name in COMMANDS if not re.search(rf"flowcore {name} |`{name}`", README)] == []
 
 
 def test_indented_commands_are_valid(capsys):

@@ -16,7 +16,7 @@ from flowcore.flow import Task
 
 ROOT = comfyui.ROOT
 # What every ComfyUI brings along; the pack has no requirements of its own. (tomllib is in Python from 3.11 on.)
-BROUGHT = {"PIL", "kornia", "numpy", "psutil", "safetensors", "torch", "tqdm", "typing_extensions"} | {"tomli"}
+BROUGHT = {"PIL", "kornia", "numpy", "psutil", "safetensors", "torch", "tqdm", "typing_extensions"} | {"filelock", "tomli"}
 # test_for_ever.py compares the live schemas with it.
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "object_info.json").read_text())
 
@@ -30,7 +30,11 @@ def test_flowcore_needs_only_what_the_host_brings():
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             needed.add(node.module.split(".")[0])
     assert needed - BROUGHT - sys.stdlib_module_names == set()
-    assert needed >= {"PIL", "kornia", "torch"}
+    extra = (ROOT / "pyproject.toml").read_text().partition("\npython = [\n")[2].partition("\n]")[0]
+    packages = re.findall(r'^ +"([\w-]+)', extra, re.MULTILINE)  # what Python alone has to install
+    assert {{"pillow": "PIL", "typing-extensions": "typing_extensions"}.get(name, name) for name in packages} == {
+        name for name in needed if name in BROUGHT
+    }
 
 
 def test_installing_the_pack_installs_nothing_else():
