@@ -16,7 +16,7 @@ from flowcore.flow import Task
 
 ROOT = comfyui.ROOT
 # What every ComfyUI brings along; the pack has no requirements of its own. (tomllib is in Python from 3.11 on.)
-BROUGHT = {"PIL", "kornia", "numpy", "psutil", "safetensors", "torch", "tqdm", "typing_extensions"} | {"filelock", "tomli"}
+BROUGHT = {"PIL", "filelock", "kornia", "numpy", "psutil", "safetensors", "tomli", "torch", "tqdm", "typing_extensions"}
 # test_for_ever.py compares the live schemas with it.
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "object_info.json").read_text())
 
