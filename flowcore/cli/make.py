@@ -120,9 +120,13 @@ def run_remember(options: Namespace) -> None:
     notes = {"source": f"photographs of {options.photographs.name}"}
     notes |= {} if options.licence is None else {"licence": options.licence}
     memory = remember(flow, options.photographs, provenance=notes, notify=log)
-    memory = memory if known is None else known.merge(memory)
+    places = memory.places.cells
+    if known is not None:
+        memory, places = known.merge(memory), known.places.cells + places
     memory.save(out)
     log(f"{out}: {memory.places.cells} places of {memory.photographs} photographs")
+    if memory.places.cells < places:
+        log(f"That is the most that a memory holds: {places - memory.places.cells} places are left out, evenly.")
 
 
 def run_brighten(options: Namespace) -> None:
