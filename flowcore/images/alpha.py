@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 RELIABLE = 1 / 8  # alpha from which on a pixel's color is its own: below, 8 bits leave hardly any of it
+MIN_BLANK = 16  # pixels under alpha 0 that are believed to be of one color on purpose
 
 
 def extend_colors(rgb: Tensor, alpha: Tensor) -> Tensor:
@@ -38,5 +39,5 @@ def extend_over_blank(rgb: Tensor, alpha: Tensor) -> Tensor:
     """
     hidden = (alpha == 0).expand_as(rgb)
     low, high = rgb.masked_fill(~hidden, 1).amin((2, 3)), rgb.masked_fill(~hidden, 0).amax((2, 3))
-    blank = (low == high).all(1)  # (B,); False if nothing is hidden
+    blank = (low == high).all(1) & (hidden[:, 0].sum((1, 2)) >= MIN_BLANK)  # (B,)
     return torch.where(blank[:, None, None, None], extend_colors(rgb, alpha), rgb)

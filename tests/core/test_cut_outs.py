@@ -49,10 +49,13 @@ def test_harmonize_keeps_alpha():
 def test_what_lies_under_a_painted_mask_stays():
     blank, painted = disc(16), disc(16)
     painted[:, :3] = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    pictures = torch.cat([blank, painted])
+    dotted = painted.clone()
+    dotted[:, 3] = 0.05
+    dotted[:, 3, 3, 3] = 0
+    pictures = torch.cat([blank, painted, dotted])
     rgb = extend_over_blank(pictures[:, :3], pictures[:, 3:])
     assert torch.allclose(rgb[:1], COLOR.expand(1, 3, 16, 16), atol=1e-6)
-    assert torch.equal(rgb[1:], painted[:, :3])
+    assert torch.equal(rgb[1:], pictures[1:, :3])
 
 
 @pytest.mark.parametrize("size", [(13, 17), (1, 5), (32, 32)])
