@@ -49,8 +49,7 @@ class PickingNode(FlowNode):
         output = RUNS.get(key)
         if output is None:
             output = self.run(**values, pick=0)
-            free = free_memory("cpu")
-            RUNS.put(key, output, budget=2**30 if free is None else free // 8)
+            keep(key, output)
         if self.RECORDS:
             try:
                 PROVENANCE_LOG.write(self, used, described, output.args[0])
@@ -114,7 +113,18 @@ def _size(output: Any) -> int:
 
 
 RUNS: RecentlyUsed[Any] = RecentlyUsed(MAX_RUNS, _size)
-"""What the latest runs made. The last one is kept whatever its size: the host keeps it, too, until the next."""
+"""What the latest runs made."""
+
+
+def keep(key: str, output: Any) -> None:
+    """Keep what a run made, in half of the free memory, and with it those before, in an eighth; else nothing."""
+    free = free_memory("cpu")
+    free = 2**33 if free is None else free
+    if _size(output) <= free // 2:
+        RUNS.put(key, output, budget=free // 8)
+    else:  # the host holds the pictures that go on; another pick makes them anew
+        RUNS.clear()
+
 
 on_free.append(RUNS.clear)
 

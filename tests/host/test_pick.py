@@ -87,6 +87,23 @@ def test_frames_are_numbered_and_a_script_may_still_pick_one(host, flows):
     assert host.outputs(film)["show"]["rows"] == every["show"]["rows"][1:2]
 
 
+def test_pictures_that_fill_the_memory_are_not_kept_and_a_pick_makes_them_anew(host, flows):
+    def believe(free):
+        return host.outputs(kept=("FlowcoreTestFree", {"number": free}))["kept"]["bytes"][0]
+
+    workflow = several(flows, "FlowcoreUpscale", seed=71)
+    try:
+        believe(10_000)
+        every, previews = followed(host, workflow)
+        assert believe(10**10) == 0
+        one, again = followed(host, several(flows, "FlowcoreUpscale", seed=71, pick=2))
+        assert one["show"]["rows"] == every["show"]["rows"][1:2]
+        assert again == previews > 0
+        assert believe(10**10) > 0
+    finally:
+        believe(0)
+
+
 def test_what_a_file_states_anew_makes_new_pictures(host, flows):
     """The weights are the same, and so are all widgets: they follow the file."""
     for kind, stated in (

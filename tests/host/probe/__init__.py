@@ -122,6 +122,17 @@ class TestStore(FreshReport, optional=True, after="IMAGE"):
         return {"ui": facts | {"plans": [len(plans)]}}
 
 
+class TestFree(FreshReport, number="INT"):
+    """Makes picking believe that so many bytes are free, 0 for those that are; reports how many its kept runs have."""
+
+    def run(self, number):
+        from flowcore.device import free_memory
+
+        (picking,) = [m for name, m in list(sys.modules.items()) if name.endswith(".nodes.picking")]
+        picking.free_memory = (lambda _: number) if number else free_memory
+        return {"ui": {"bytes": [picking.RUNS.nbytes]}}
+
+
 class TestImages(Node, first="IMAGE", second="IMAGE"):
     """Two IMAGEs as a list."""
 
