@@ -205,5 +205,5 @@ class FlowcoreBestOf(PickingNode):
         lines = [f"{name}: {value:.4g} {unit}" for name, value in zip(names, values, strict=True)]
         facts = [{**found, "score": f"{value:.4g}"} for found, value in zip(known, values, strict=True)]
         shown = gallery(self, images[numbers], facts, source)
-        shown |= {"text": [*lines, *self.notes.lines], "scores": finite(scores.flatten()), "order": numbers}
+        shown |= {"text": lines, "scores": finite(scores.flatten()), "order": numbers}
         return self.output(images[numbers], values, numbers, **shown)

@@ -134,7 +134,7 @@ class FlowcoreColorHints(FlowNode):
         if combined.palette is not None:
             blue, red, strength = (float(value) for value in combined.palette.mean(0)[1:])
             lines.append(f"palette: mean Cb {blue:+.3f}, mean Cr {red:+.3f}, colorfulness {strength:.3f}")
-        return self.output(combined, text=["\n".join([*lines, *self.notes.lines])])
+        return self.output(combined, text=lines)
 
 
 class FlowcoreColorMemory(FlowNode):
@@ -165,7 +165,7 @@ class FlowcoreColorMemory(FlowNode):
         every = reduce(ColorMemory.merge, known)
         every.check(flow)
         text = f"{every.places.cells} places of {every.photographs} photographs"
-        return self.output(every, text=["\n".join([text, *self.notes.lines])])
+        return self.output(every, text=[text])
 
 
 class FlowcoreEncodeColor(FlowNode):

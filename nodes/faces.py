@@ -58,7 +58,7 @@ class FlowcoreAlignFace(FlowNode):
         if len({place.left_eye for place in places}) > 1:
             sides = sorted(place.face for place in places)
             text = f"{len(places)} faces of {sides[0]:.0f} to {sides[-1]:.0f} pixels"
-        return self.output(faces, places, text=[text, *notes.lines], **shown)
+        return self.output(faces, places, text=[text], **shown)
 
 
 class FlowcorePasteFace(FlowNode):

@@ -97,7 +97,7 @@ class FlowcoreFolder(FlowNode):
         done = partial(is_done, work=work, model=model.sha256)
         run(todo, executor, is_done=done, save=save, on_result=on_result, notify=notes)
         info = f"{len(todo)} pictures: {', '.join(f'{n} {what}' for what, n in count.items())}; in output/{subfolder}"
-        return self.output(info, text=[info, *notes.lines])
+        return self.output(info, text=[info])
 
 
 def _leads_out(job: Job) -> str:
@@ -160,7 +160,7 @@ class FlowcoreSave(FlowNode):
                 path, record = output_path(prefix, SUFFIXES[format], (picture.shape[-2], picture.shape[-1]))
                 write_atomic(path, data)
                 records.append(record)
-        return self.output(images=records, text=self.notes.lines)
+        return self.output(images=records, text=[])
 
 
 def _files(source: Any) -> list[Path]:

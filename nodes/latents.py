@@ -264,7 +264,7 @@ class FlowcoreMorph(FlowNode):
         flow = model.load(memory_required(flow, count, *size))
         options = self.notes.follow(frames=frames, mode=mode, loop=loop, fit=fit)
         film = morph(flow, [batch.cpu() for batch in images], **options)
-        return self.output(film, text=self.notes.lines, **canvas_pictures(self, film))
+        return self.output(film, text=[], **canvas_pictures(self, film))
 
 
 class FlowcoreHarmonize(FlowNode):

@@ -37,7 +37,7 @@ class LiveNode(FlowNode):
 
     def answer(self, values: dict[str, Any]) -> Any:
         latents = self.run(**values)
-        return self.output(latents, text=self.notes.lines, flowcore_live=LIVE.keep(type(self), values, latents))
+        return self.output(latents, text=[], flowcore_live=LIVE.keep(type(self), values, latents))
 
 
 @dataclass(eq=False)

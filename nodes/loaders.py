@@ -146,7 +146,7 @@ class FlowcoreLoadRecipe(FileNode):
             text,
             picture[None],
             *(_share(made, name) for name in ("calm_edges", "guide_strength")),
-            text=["\n".join([*lines, *self.notes.lines])],
+            text=["\n".join(lines)],
             **facts,
         )
 

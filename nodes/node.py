@@ -130,10 +130,10 @@ class FlowNode(io.ComfyNode):
         return self.run(**values)
 
     def output(self, *values: Any, **ui: Any) -> Any:
-        """Pass values on, pictures (B, C, H, W), or lists of them, as IMAGE; and show `ui`, or else the notes."""
-        if not ui and self.notes.lines:
-            ui = {"text": self.notes.lines}
-        if ui:  # what is shown may hold measurements, too; workflows/api/batch.py reports these
+        """Pass values on, pictures (B, C, H, W), or lists of them, as IMAGE; show `ui`, notes before its text."""
+        if "text" in ui or self.notes.lines:  # the keys of all runs over a list must be the same
+            ui["text"] = [*self.notes.lines, *ui.get("text", [])]
+        if ui:  # the notes alone: the page shows them as warnings, and workflows/api/batch.py reports them
             ui["flowcore_notes"] = self.notes.lines
         return io.NodeOutput(*map(_sent, self.OUTPUTS, values), ui=ui or None)
 

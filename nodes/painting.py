@@ -33,7 +33,7 @@ class FlowcorePaintHints(FlowNode):
         return self.output(
             combine_hints(made, hints) or Hints(),
             painted,
-            text=["\n".join([text, *self.notes.lines])],
+            text=[text],
             **canvas_pictures(self, image[:1], CANVAS),
         )
 
@@ -57,4 +57,4 @@ class FlowcorePaintTemperature(FlowNode):
         mask = paint_mask(strokes, (height, width), ground=ground, cancelled=stop_if_cancelled)
         text = f"mask from {float(mask.min()):.2g} to {float(mask.max()):.2g}, {float(mask.mean()):.2g} on average"
         shown = canvas_pictures(self, image[:1], CANVAS)
-        return self.output(mask, text=["\n".join([text, *self.notes.lines])], **shown)
+        return self.output(mask, text=[text], **shown)

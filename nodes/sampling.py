@@ -107,7 +107,7 @@ class FlowcoreSampleGrid(FlowNode):
         rows, columns = [f"temperature {tau:g}" for tau in taus], [f"seed {k}" for k in drawn]
         sheet = contact_sheet(pictures.expand(-1, 3, -1, -1), rows, columns)
         each = [tau for tau in taus for _ in drawn], drawn * len(taus)
-        return self.output(sheet[None], pictures, *each, text=self.notes.lines, temperatures=taus, seeds=drawn)
+        return self.output(sheet[None], pictures, *each, text=[], temperatures=taus, seeds=drawn)
 
 
 class FlowcoreEncode(FlowNode):
@@ -151,7 +151,7 @@ class FlowcoreEncode(FlowNode):
             model.latents(levels, labels=subject.labels, source=subject.source),
             error,
             subject.pixels,
-            text=["\n".join([*lines, *notes.lines])],
+            text=["\n".join(lines)],
             error=finite([error]),
             mean=finite(means),
             deviation=finite(stds),
@@ -195,7 +195,7 @@ class FlowcoreDecode(FlowNode):
         cond = condition_for(flow, shown, small, cancelled=stop_if_cancelled, notify=notes)
         images = decode(flow, levels, cond, **notes.follow())
         images = dequantization.quantize(flow, images) if snap else images.clamp(0, 1)
-        return self.output(images, text=notes.lines, **canvas_pictures(self, images))
+        return self.output(images, text=[], **canvas_pictures(self, images))
 
 
 def _size(flow: Flow, width: int, height: int) -> tuple[int, int]:

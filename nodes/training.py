@@ -116,41 +116,46 @@ class FlowcoreTrain(FlowNode):
                 raise
         record.finished = result.is_finished
         run.publish(record)
-        file = run.target.name
+        model, file = run.target.name, run.target
+        verdict = f"{result.verdict[:1].upper()}{result.verdict[1:]}."
+        if result.is_start and start_file is not None:
+            model, file = start, start_file
+            notes(f"{verdict} So {start} goes on as it is, and nothing new is saved in models/flows.")
+        elif result.verdict and result.better_than_start is None:
+            notes(verdict)
         if not result.new_steps and record.finished:
+            go_on = "" if result.is_start else f", or another name with {model} as start to go on from it"
             notes(
                 f"The run {run.folder.name} had come to its end before: nothing was trained. Set restart to begin "
-                f"anew, or another name with {file} as start to go on from it."
+                f"anew{go_on}."
             )
         if not record.finished:
             notes(f"The time was up at step {result.steps} of {result.total}. Run again to go on.")
-        if result.verdict:
-            notes(f"{result.verdict[:1].upper()}{result.verdict[1:]}.")
         spent = round(result.minutes, 1)
-        flow = flowcore.load(run.target)
+        flow = flowcore.load(file)
         sheet, rows = run.last_sheet(), run.history()
-        measured = flow.provenance.get("metrics", {})
+        measured = {} if result.is_start else flow.provenance.get("metrics", {})
         facts = [
-            f"model: {file}, {flow.architecture}",
+            f"model: {model}, {flow.architecture}{', as it was: nothing better was trained' * result.is_start}",
             f"trained on: {trained_on}",
             f"trained: {result.steps} of {result.total} steps, {spent} minutes",
             *(f"loss at the end: {float(row['loss']):.4f} {row['unit']} ({row['stage']})" for row in rows[-1:]),
             *(f"{metric} of images not trained on: {value}" for metric, value in measured.items()),
-            f"saved as: {run.target}",
+            *([verdict] if result.better_than_start is not None and not result.is_start else []),
+            f"what was trained: {result.worse or 'not measured yet'}" if result.is_start else f"saved as: {file}",
         ]
-        info = "\n".join([*facts, *notes.lines])
         return self.output(
-            FlowModel(wrap(flow), file),
+            FlowModel(wrap(flow), model),
             _picture(sheet),
             _picture(run.folder / "curve.png"),
-            info,
-            text=[info],
+            "\n".join([*notes.lines, *facts]),
+            text=["\n".join(facts)],
             images=[output_record(sheet)] if sheet else [],
             steps=[int(row["step"]) for row in rows],
             stage=[row["stage"] for row in rows],
             loss=finite(float(row["loss"]) for row in rows),
             minutes=[spent],
-            path=[str(run.target)],
+            path=[str(file)],
             run=[str(run.folder)],
         )
 

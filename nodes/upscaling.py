@@ -108,7 +108,7 @@ class FlowcoreUpscale(PickingNode):
         stated = [] if per_level else [f"temperature {tau:g}{edges}"]
         stated += [f"guided, {strength:g}"] if strength else []
         stated.append(f"shrunk to the input's size: {_distance(worst)} from the input")
-        facts: Any = {"text": [*self.notes.lines, *stated], "consistency": [worst], "each": each, "temperature": [tau]}
+        facts: Any = {"text": stated, "consistency": [worst], "each": each, "temperature": [tau]}
         facts |= {"calm_edges": [calm], "guide_strength": [strength]}
         better = _better_model(model, self.notes)
         return self.made(pictures, seed, samples, image, worst, flowcore_better=better, **facts)
@@ -249,7 +249,7 @@ class FlowcoreMatchSource(FlowNode):
         matched = flowcore.match_source(images, source, **self.notes.follow())
         before, after = (float(consistency(each, source).min()) for each in (images, matched))
         text = f"Shrunk to the source's size: {_distance(after)} from the source; before, {_distance(before)}"
-        return self.output(matched, after, text=[text, *self.notes.lines], before=[before], consistency=[after])
+        return self.output(matched, after, text=[text], before=[before], consistency=[after])
 
 
 class FlowcoreAsUpscaleModel(FlowNode):

@@ -195,6 +195,8 @@ class Result:
     minutes: float  # of training, in this call and those before
     better_than_start: bool | None  # by measurements; None if it started from none, or nothing could be measured
     verdict: str  # the comparison with that model, in a sentence; empty if the run started from none
+    worse: Path | None  # the file of what was trained, if that is worse
+    is_start: bool  # whether the model file is a copy of that model: nothing better was trained, or was measured yet
 
     @property
     def is_finished(self) -> bool:
@@ -250,6 +252,11 @@ class Results:
             save(flow, self.model, provenance=provenance)
             self.worse.unlink(missing_ok=True)
 
+    def is_start(self) -> bool:
+        """Tell whether the model file is a copy of the start."""
+        files = self.start, self.model
+        return all(file.exists() for file in files) and filecmp.cmp(*files, shallow=False)
+
     def is_of(self, step: int) -> bool:
         """Tell whether the trained model on file is that of a step."""
         files = [file for file in (self.worse, self.model) if file.exists()]
@@ -261,13 +268,12 @@ class Results:
             said = "no held-out image is as large as a crop, so nothing tells whether this is better than the start"
             return None, said
         file = self.worse if self.worse.exists() else self.model
-        if file == self.model and filecmp.cmp(file, self.start, shallow=False):
-            return None, f"stopped before it was measured, so {file.name} is the start"
+        if file == self.model and self.is_start():
+            return None, "stopped before it was measured"
         metrics = read_header(file).provenance["metrics"]
         values = ", ".join(f"{name} {start[name]:g} -> {value:g}" for name, value in metrics.items() if name in start)
         if worse := became_worse(start, metrics):
-            files = f"{self.model.name} is the start; what was trained is {self.worse}"
-            return False, f"worse than the start {worse} ({values}): {files}"
+            return False, f"worse than the start {worse} ({values})"
         change, *others = (loss_of_quality(name, start, metrics) for name in start)
         if change == 0:
             return False, f"as good as the start ({values})"
@@ -345,9 +351,12 @@ class NamedRun:
         return record
 
     def publish(self, record: Record) -> None:
-        """Copy the model to the target, atomically, unless a foreign file is there now, and write the record."""
+        """Copy the model to the target, atomically, unless a foreign file is there now, and write the record.
+
+        A copy of the start is not published: it has a name already.
+        """
         model = self.folder / MODEL
-        if model.exists():
+        if model.exists() and not Results(self.folder).is_start():
             digest = file_sha256(model)
             if not self.target.exists() or file_sha256(self.target) != digest:
                 self._refuse_to_overwrite(record)
@@ -357,12 +366,12 @@ class NamedRun:
         self._write(record)
 
     def state(self) -> str:
-        """Return what changes whenever there is more to train: "gone" if the finished model file was removed."""
+        """Return what changes whenever there is more to train: "gone" if the published model file was removed."""
         record = self.record()
         if record is None or not (self.folder / CHECKPOINT).exists():
             return ""
         if record.finished:
-            return "gone" if self._find() is None else ""
+            return "gone" if record.ours and self._find() is None else ""
         return str((self.folder / CHECKPOINT).stat().st_mtime_ns)
 
     def history(self) -> list[dict[str, str]]:
@@ -415,8 +424,9 @@ class NamedRun:
         if not changes and record.fingerprint != settings.fingerprint:
             changes = [f"another content of the recipe {record.recipe}"]
         if changes:
+            file = self.target.name
+            made = f": with {file}, which it has made so far, as start, to build on it" if record.ours else ""
             raise FlowError(
                 f"The run {self.folder.name} was begun with {', '.join(changes)}, and keeps that to its end. Set it "
-                f"back to go on, set restart to begin anew, or choose another name (with {self.target.name} as start, "
-                f"to build on it). What it has made so far is {self.target.name} in Load Flow Model."
+                f"back to go on, set restart to begin anew, or choose another name{made}."
             )

@@ -54,7 +54,10 @@ class Progress:
 
 
 class Notes:
-    """Messages about a run: shown on the node, logged, and collected for the history."""
+    """Warnings of a run, for whoever reads nothing else: shown whole on the node, logged, and kept in the history.
+
+    What was measured is no warning, but the `text` of the node's output, which stands behind them.
+    """
 
     def __init__(self, node: str, node_id: str | None) -> None:
         self.lines: list[str] = []
@@ -65,15 +68,16 @@ class Notes:
         if message not in self.lines:
             self.lines.append(message)
             log.warning("%s: %s", self._node, message)
-            self.show(message)
+            self.show()
 
-    def show(self, text: str) -> None:
-        """Show text on the node while it runs, to the client that queued the run; its result replaces it."""
+    def show(self, text: str = "") -> None:
+        """Show text below the warnings while the node runs, to the client that queued it; its result replaces it."""
         # Not the host's own progress text, which all clients show on whatever node has that number; see web/js/text.js.
         server = getattr(PromptServer, "instance", None)
         client = getattr(server, "client_id", None)
         if self._node_id is not None and server is not None and client is not None:
-            message = {"prompt_id": getattr(server, "last_prompt_id", None), "node": self._node_id, "text": text}
+            run = getattr(server, "last_prompt_id", None)
+            message = {"prompt_id": run, "node": self._node_id, "text": text, "warnings": [*self.lines]}
             server.send_sync("flowcore.text", message, client)
 
     def follow(self, progress: Callable[..., None] | None = None, sources: Tensor | None = None, **more: Any) -> Any:
@@ -102,7 +106,7 @@ def gallery(node: Any, pictures: Tensor, facts: list[dict[str, Any]], sources: T
             shown.append(entry)
     except OSError as error:  # the run is done, and its pictures are safe
         log.warning("The gallery on the node is not shown: %s", error)
-    return {"text": node.notes.lines, "flowcore_gallery": shown}  # of a list of runs the host joins them, key by key
+    return {"text": [], "flowcore_gallery": shown}  # of a list of runs the host joins them, key by key
 
 
 def finite(values: Iterable[Any]) -> list[float | None]:

@@ -277,6 +277,11 @@ def test_arrows_stay_within_a_run_and_a_pick_says_what_it_brings_back(canvas, pa
     assert head.inner_text() == f"Picked. The nodes have the values of its run again: {source}. Ctrl+Z undoes it."
     canvas.shot("viewer-pick-says")
     page.keyboard.press("f")
+    page.wait_for_function("() => !document.fullscreenElement")
+    page.keyboard.press("Control+z")
+    page.wait_for_timeout(1000)
+    assert canvas.value("LoadImage", "image") == "other.png"
+    assert canvas.value("FlowcoreUpscale", "pick") == 0
 
 
 def test_a_click_on_a_frame_looks_at_it_and_the_film_stays_whole(canvas, page):
@@ -818,6 +823,35 @@ def test_a_loader_says_what_its_model_is_for_and_its_text_stays_inside(canvas, p
     canvas.run()
     says(uses["srflow-x8"].capitalize(), uses["srflow-x8"].capitalize())
     canvas.shot("loader-says")
+
+
+WARNED = """() => { const box = document.querySelector('.flowcore-gallery ~ .flowcore-text');
+    const [warning, fact] = box.childNodes, color = element => getComputedStyle(element).color;
+    const [inner, outer, area] = [warning, box, box.parentElement].map(e => e.getBoundingClientRect());
+    return { said: warning.innerText, measured: fact.textContent, colored: color(warning) !== color(box),
+        below: Math.max(inner.bottom - outer.bottom, outer.bottom - area.bottom), above: outer.top - inner.top,
+        picture: document.querySelector('.flowcore-viewer').offsetHeight, bottom: area.bottom } }"""
+
+
+def test_warnings_come_first_and_are_seen_whole(canvas, page):
+    asked = {"image": "photo.0", "model": "model.0", "temperature": 0.5, "seed": 1}
+    up = ("FlowcoreUpscale", asked | {"factor": 5, "mask": "photo.1"})
+    canvas.open(numbered(photo=PHOTO, model=MODEL, up=up, show=("PreviewImage", {"images": "up.0"})))
+    canvas.spread()
+    canvas.run()
+    canvas.look_at("FlowcoreUpscale")
+    page.wait_for_function(f"() => ({WARNED})().said")
+    page.wait_for_timeout(500)
+    shown = page.evaluate(WARNED)
+    canvas.shot("warnings")
+    assert shown["said"].startswith("The mask is black")
+    assert shown["said"].endswith("the rest, to 360x240, is an ordinary resize (bicubic).")
+    assert shown["measured"].startswith("temperature 0.5")
+    assert shown["colored"]
+    assert shown["above"] <= 0
+    assert shown["below"] <= 0
+    assert shown["bottom"] <= canvas.bounds("FlowcoreUpscale")[3]
+    assert shown["picture"] > 180  # as high as without them
 
 
 FAILED = """() => [...document.querySelectorAll('.flowcore-text.failed')].map(box => box.textContent)"""

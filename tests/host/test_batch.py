@@ -493,7 +493,7 @@ def mine(host, flows, folder):
 
 def test_flow_folder_keeps_metadata_and_goes_on_where_it_stopped(host, mine):
     for flow, scale in (("small-srflow", 2), ("small-color", 1)):
-        info, *said = host.outputs(in_folder(flow=flow, samples=2))["folder"]["text"]
+        *said, info = host.outputs(in_folder(flow=flow, samples=2))["folder"]["text"]
         assert info == "9 pictures: 8 made, 1 failed; in output/made/mine"
         assert any(line.startswith("bad.png: Cannot read bad.png") for line in said)
         out, end = host.server.base / "output" / "made" / "mine", f"_{flow}_seed4.png"
@@ -508,7 +508,7 @@ def test_flow_folder_keeps_metadata_and_goes_on_where_it_stopped(host, mine):
         assert bits_per_channel(out / "deep" / f"fine{end}") == 16
         assert read_provenance(out / f"told{end}")[0].seed == 3
         (out / f"a{end}").unlink()
-        info = host.outputs(in_folder(flow=flow, samples=2))["folder"]["text"][0]
+        info = host.outputs(in_folder(flow=flow, samples=2))["folder"]["text"][-1]
         assert "1 made, 7 there already, 1 failed" in info
         assert len([path for path, when in made.items() if path.stat().st_mtime_ns == when]) == 14
 
@@ -524,7 +524,7 @@ def test_flow_folder_can_be_cancelled(host, mine):
         host.wait(host.queue(in_folder()), look, timeout=60)
     done = len([*(host.server.base / "output" / "made").rglob("*.png")])
     assert 1 <= done < 8
-    assert f"{done} there already" in host.outputs(in_folder())["folder"]["text"][0]
+    assert f"{done} there already" in host.outputs(in_folder())["folder"]["text"][-1]
 
 
 def test_flow_folder_stays_in_the_folders_of_the_host(host, mine, tmp_path):
@@ -553,7 +553,7 @@ def test_one_name_does_not_end_a_flow_folder(host, mine, tmp_path):
     (mine / "self.png").symlink_to("self.png")
     for name in (f"{'x' * 240}.png", f"{'写' * 72}.png", os.fsdecode(b"caf\xe9.png"), "a.jpg"):
         Image.new("RGB", (8, 8)).save(mine / name)
-    info, *said = host.outputs(in_folder())["folder"]["text"]
+    *said, info = host.outputs(in_folder())["folder"]["text"]
     assert info == "15 pictures: 10 made, 5 failed; in output/made/mine"
     for start, reason in (
         ("out.png: ", "leads out of ComfyUI's input folder"),
@@ -562,5 +562,5 @@ def test_one_name_does_not_end_a_flow_folder(host, mine, tmp_path):
         ("a.png: ", "would have the names of those of a.jpg"),
     ):
         assert any(line.startswith(start) and reason in line for line in said)
-    info = host.outputs(in_folder())["folder"]["text"][0]
+    info = host.outputs(in_folder())["folder"]["text"][-1]
     assert "10 there already, 5 failed" in info

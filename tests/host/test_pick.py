@@ -177,7 +177,7 @@ def test_the_best_are_named_by_the_seeds_that_made_them(host, flows):
     seeds = [5 + number for number in outputs["best"]["order"]]
     entries = outputs["best"]["flowcore_gallery"]
     assert [entry["seed"] for entry in entries] == seeds
-    *lines, level = outputs["best"]["text"]
+    level, *lines = outputs["best"]["text"]
     assert lines == [f"seed {seed}: {entry['score']} dB" for seed, entry in zip(seeds, entries, strict=True)]
     assert level.startswith("The samples are level: their consistency differs by")
     workflow["best"]["inputs"]["pick"] = 2

@@ -25,11 +25,12 @@ evaluate = 8
 model = {{levels = 2, steps = 2, hidden = 8, image_size = 16}}
 stages = [{{name = "flow", objective = "likelihood", steps = {steps}, batch = 4, crop = 16, {rate}}}]
 """
-# "as it is" is trained within a second, "long" until somebody cancels, and "one" changes next to nothing.
+# "as it is" is trained within a second, "long" until somebody cancels, "one" changes next to nothing, "wild" too much.
 RECIPES = {
     "as-it-is": {"steps": 12, "every": 4, "rate": "learning_rate = 1e-3, warmup = 2"},
     "long": {"steps": 10**6, "every": 10**6, "rate": "learning_rate = 1e-3, warmup = 2"},
     "one": {"steps": 1, "every": 1, "rate": "learning_rate = 1e-9, warmup = 2"},
+    "wild": {"steps": 12, "every": 12, "rate": "learning_rate = 3.0, warmup = 1"},
 }
 
 
@@ -114,7 +115,7 @@ def test_a_folder_becomes_a_model_that_loads(host, photos, recipes):
     assert ui["minutes"][0] >= 0
     assert "12 of 12 steps" in ui["text"][0]
     assert read_header(model(host, "first")).provenance["licence"] == "unspecified"  # as its recipe says
-    assert outputs["info"]["text"][0] == ui["text"][0]
+    assert (outputs["info"]["text"], ui["flowcore_notes"]) == (ui["text"], [])
     # The last sample sheet, where the history says it is and on the wire: 6 temperatures and the originals, 8 rows.
     (shown,) = ui["images"]
     sheet = opened(host.view(**shown))
@@ -165,7 +166,7 @@ def test_a_finished_run_trains_again_only_on_request(host, photos, recipes):
     extra = host.server.base / "input" / photos / "extra.png"
     try:
         Image.new("RGB", (48, 40), (40, 90, 160)).save(extra)
-        assert "nothing was trained" in host.outputs(workflow)["train"]["text"][0]
+        assert "nothing was trained" in host.outputs(workflow)["train"]["flowcore_notes"][0]
         assert model(host, "again").read_bytes() == first
         host.run(training("again", restart=True))
         assert model(host, "again").read_bytes() != first
@@ -204,7 +205,7 @@ def test_minutes_shorten_the_recipe_to_its_proper_end(host, photos, recipes):
     assert 0 < ui["steps"][-1] < 10**5
     assert ui["minutes"][0] < 0.3
     if record["finished"]:
-        assert "The time was up" not in ui["text"][0]
+        assert ui["flowcore_notes"] == []
     else:  # a machine that became slower: there is more to do, so the cache does not answer
         assert "The time was up" in ui["text"][0]
         host.run(training("short", recipe="long.toml", minutes=0.02))
@@ -223,6 +224,25 @@ def test_training_starts_from_a_model(host, photos, recipes):
     refusal(host, training("mismatch", start="srflow-x4"), "srflow")
     with pytest.raises(RunError, match=r"nobody\.safetensors"):  # before it runs, by hosts that look into their lists
         host.run(training("nobody", start="nobody.safetensors"))
+
+
+def test_a_start_that_training_made_worse_goes_on_under_its_own_name(host, photos, recipes):
+    start = host.outputs(training("before"))["report"]["rows"]
+    outputs = host.outputs(training("wilder", recipe="wild.toml", start="before.safetensors"))
+    warning, facts = outputs["train"]["text"]
+    assert outputs["train"]["flowcore_notes"] == [warning]
+    assert warning.startswith("Worse than the start by ")
+    assert "So before.safetensors goes on as it is" in warning
+    assert facts.startswith("model: before.safetensors, glow, as it was")
+    assert f"what was trained: {run(host, 'wilder') / 'worse.safetensors'}" in facts
+    assert outputs["info"]["text"] == [f"{warning}\n{facts}"]
+    assert outputs["train"]["path"] == [str(model(host, "before"))]
+    assert outputs["report"]["rows"] == start
+    assert not model(host, "wilder").exists()
+    host.forget()  # a finished run says so again
+    again = host.outputs(training("wilder", recipe="wild.toml", start="before.safetensors"))
+    assert again["train"]["flowcore_notes"][0] == warning
+    assert again["report"]["rows"] == start
 
 
 def test_a_foreign_model_file_is_not_overwritten(host, photos, recipes):

@@ -153,17 +153,18 @@ export function addElement(node, name, element, height, look, title) {
     hideOnZoom: false,
     getValue: () => "",
     setValue: () => {},
-    getMinHeight: () => height + 2 * MARGIN,
+    getMinHeight: () => parseFloat(element.style.minHeight) + 2 * MARGIN,
   });
   if (title) say(title).then((text) => (widget.label = text));
   widget.serialize = false; // this one counts when a workflow is saved, the option when it is sent
+  requestAnimationFrame(showElements);
   return widget;
 }
 
 const owners = new WeakMap(); // from elements to their nodes and the names of their widgets
 
-/** Show the elements of the nodes that are there: Nodes 2.0 leaves those of nodes of the same numbers, which an undo replaces. */
-export function showElements() {
+/** Show the elements of the nodes that are there: Nodes 2.0 leaves those of nodes of their numbers that an undo or a tab replaces. */
+function showElements() {
   for (const shown of document.querySelectorAll(".flowcore-element")) {
     const [before, name] = owners.get(shown);
     if (before.graph?.getNodeById(before.id) === before) continue;
@@ -183,12 +184,19 @@ const LOW = 110; // and of one with a text alone
 export function areaOf(node) {
   const there = widgetOf(node, AREA)?.element;
   if (there) return there;
-  const height = picks(node) ? HIGH : LOW;
   const area = make("div", { className: "flowcore-area" });
   area.dataset.captureWheel = "true"; // what has the focus gets the wheel, which Nodes 2.0 otherwise gives to the canvas
-  addElement(node, AREA, area, height, "");
+  addElement(node, AREA, area, picks(node) ? HIGH : LOW, "");
   grow(node);
   return area;
+}
+
+/** Let the area of a node be at least so many pixels higher than it is anyway. */
+export function heighten(node, more) {
+  const area = areaOf(node);
+  area.style.setProperty("--more", `${more}px`);
+  area.style.minHeight = `${(picks(node) ? HIGH : LOW) + more}px`;
+  grow(node);
 }
 
 /** Make a node as large as its elements need. */

@@ -2,7 +2,7 @@
 // and a workflow that was opened meanwhile has nodes of the same numbers.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { after, isOurs, showElements } from "./canvas.js";
+import { after, isOurs } from "./canvas.js";
 import { endPreviews, origin } from "./frontend.js";
 
 const KEPT = 64; // runs that are asked of the server's history when the page opens
@@ -45,10 +45,7 @@ app.registerExtension({
   onNodeOutputsUpdated(outputs) {
     for (const [place, output] of Object.entries(outputs)) handle(nodeAt(place), output, running);
   },
-  afterConfigureGraph() {
-    requestAnimationFrame(showElements);
-    recall();
-  },
+  afterConfigureGraph: recall,
 });
 
 function handle(node, output, run, every) {

@@ -1,22 +1,24 @@
 // What a node of ours says: while it runs, and with its result. Only on the node that ran, in the workflow that it ran in.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { AREA, areaOf, isOurs, make, say, widgetOf } from "./canvas.js";
+import { AREA, areaOf, heighten, isOurs, make, say, widgetOf } from "./canvas.js";
 import { onStop } from "./frontend.js";
 import { isHere, nodeAt, onResult } from "./runs.js";
 
 const LOOK = `<style>
 .flowcore-text {
-  flex: 1 1 0; min-height: 0; box-sizing: border-box; padding: 6px 8px; overflow-y: auto; border-radius: 6px; user-select: text;
+  flex: 1 1 0; min-height: 0; box-sizing: border-box; padding: 6px 8px; overflow-y: auto; scrollbar-width: thin; border-radius: 6px; user-select: text;
   cursor: text; font: 12px/1.4 sans-serif; color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222); white-space: pre-line;
   word-break: normal; overflow-wrap: break-word; }
-.flowcore-text:empty { display: none; }
-.flowcore-gallery ~ .flowcore-text { flex: none; max-height: 64px; }
-.flowcore-gallery ~ .flowcore-text.failed { max-height: 50%; }
+.flowcore-gallery ~ .flowcore-text { flex: none; max-height: calc(64px + var(--more, 0px)); }
+.flowcore-text .warning {
+  margin: 0; padding-left: 6px; max-height: 400px; overflow-y: auto; scrollbar-width: thin; border-left: 3px solid orange;
+  color: color-mix(in srgb, orange 55%, var(--input-text, #ddd)); }
+.flowcore-text .warning:empty { display: none; }
 .flowcore-text summary { cursor: pointer; color: var(--descrip-text, #999); }
 .flowcore-text.table details { font-family: monospace; white-space: pre-wrap; }
 .flowcore-text.stopping { opacity: 0.7; font-style: italic; }
-.flowcore-text.failed { border-left: 3px solid var(--error-text, #f44); }
+.flowcore-text.failed .warning { border-color: var(--error-text, #f44); color: inherit; }
 </style>`;
 
 let executing; // place of the node that runs
@@ -40,17 +42,20 @@ app.registerExtension({
       isHere(run) && fail(nodeAt(place), reason));
     api.addEventListener("execution_start", () => failed && show(failed, ""));
     for (const end of ["interrupted", "error", "success"]) api.addEventListener(`execution_${end}`, stopped);
-    api.addEventListener("flowcore.text", ({ detail: { prompt_id: run, node, text } }) => isHere(run) && show(nodeAt(node), text));
+    api.addEventListener("flowcore.text", ({ detail: { prompt_id: run, node, text, warnings } }) =>
+      isHere(run) && show(nodeAt(node), text, warnings));
     onStop(stop);
   },
 });
 
-onResult((node, { text }) => text && show(node, [text].flat().join("\n")));
+onResult((node, { text, flowcore_notes: warnings }) =>
+  text && show(node, [text].flat().filter((line) => !warnings?.includes(line)).join("\n"), warnings));
 
 /** Offer something below the text of a node, until it is taken or the text is another. */
 export async function offer(node, key, values, act) {
   const button = make("button", { type: "button", onclick: () => (button.remove(), act()) }, await say(key, values));
-  boxOf(node).append(" ", button);
+  const box = boxOf(node);
+  (box.firstChild.textContent ? box.firstChild : box).append(" ", button);
 }
 
 async function stop() {
@@ -69,7 +74,7 @@ function stopped() {
 
 function fail(node, reason) {
   if (!isOurs(node) || !reason) return;
-  show(node, reason.trim());
+  show(node, "", [reason.trim()]);
   boxOf(node).classList.add("failed");
   failed = node;
 }
@@ -81,17 +86,23 @@ function boxOf(node) {
   // Nodes 2.0 gives the wheel to what has the focus, and to the canvas otherwise.
   const box = make("div", { className: "flowcore-text", role: "status", tabIndex: -1 });
   box.addEventListener("pointerdown", (event) => event.stopPropagation()); // a text is selected, no node dragged
+  const warning = make("p", { className: "warning" });
+  box.append(warning);
   area.append(box);
   area.insertAdjacentHTML("beforeend", LOOK);
+  // Warnings are seen whole: the node grows by their height. Where nothing is laid out, as out of view, it stays as it is.
+  new ResizeObserver(() => (warning.offsetHeight || !warning.textContent) && heighten(node, warning.offsetHeight)).observe(warning);
   return box;
 }
 
-/** Show a text on a node of ours in place of the one before; what stands below an empty line is folded. */
-export async function show(node, text) {
-  if (!isOurs(node) || !(text || widgetOf(node, AREA))) return;
+/** Show a text on a node of ours in place of the one before, warnings first; what stands below an empty line is folded. */
+export async function show(node, text, warnings = []) {
+  if (!isOurs(node) || !(text || warnings.length || widgetOf(node, AREA))) return;
   const [first, ...rest] = text.split("\n\n");
-  const box = boxOf(node);
-  box.replaceChildren(first);
+  const box = boxOf(node), warning = box.firstChild;
+  warning.textContent = warnings.join("\n");
+  box.replaceChildren(warning, first);
+  box.hidden = !text && !warnings.length;
   box.classList.remove("failed");
   box.classList.toggle("table", /\S {2,}\S/.test(text)); // columns keep their places
   if (failed === node) failed = undefined;
