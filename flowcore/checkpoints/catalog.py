@@ -32,9 +32,15 @@ def is_for_damaged(provenance: Mapping[str, Any]) -> bool:
     return 'degradation = "realistic"' in str(provenance.get("recipe", ""))
 
 
+def is_of_faces(provenance: Mapping[str, Any]) -> bool:
+    """Whether a model was trained on faces alone, by a recipe of that name."""
+    return 'name = "srflow-faces' in str(provenance.get("recipe", ""))
+
+
 @cache
-def for_damaged(scale: int) -> str | None:
-    """Name the shipped model that enlarges such photographs so many times; None if there is none."""
+def for_damaged(scale: int, *, faces: bool) -> str | None:
+    """Name the shipped model that enlarges such photographs, or faces, so many times; None if there is none."""
     headers = {name: read_header(path(name)) for name in names()}
     made = (name for name, header in headers.items() if is_for_damaged(header.provenance))
-    return next((name for name in made if headers[name].config.get("scale") == scale), None)
+    fitting = (name for name in made if is_of_faces(headers[name].provenance) == faces)
+    return next((name for name in fitting if headers[name].config.get("scale") == scale), None)

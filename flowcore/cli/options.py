@@ -139,8 +139,8 @@ def add_restore(command: ArgumentParser) -> None:
 def add_faces(command: ArgumentParser) -> None:
     add_pictures(command)
     option = command.add_argument
-    text = "a model file, or a shipped model by name, of the faces (default: srflow-faces-x8)"
-    option("--face-model", default="srflow-faces-x8", metavar="MODEL", help=text)
+    text = "a model file, or a shipped model by name, of the faces (default: srflow-faces-x8-photo)"
+    option("--face-model", default="srflow-faces-x8-photo", metavar="MODEL", help=text)
     option("--factor", type=float, default=8.0, help="total enlargement (default: 8)")
     option("--smallest", type=float, default=0, metavar="PIXELS", help="side of the smallest face, hair included")
     option("--number", type=int, default=0, metavar="N", help="faces of each picture at most, largest first; 0: all")

@@ -131,7 +131,7 @@ def model_for_damaged(flow: Flow) -> str | None:
     """Name the shipped model for damaged photographs that enlarges as far as ``flow``, if it is another."""
     if catalog.is_for_damaged(flow.provenance):
         return None
-    return catalog.for_damaged(flow.condition_scale)
+    return catalog.for_damaged(flow.condition_scale, faces=catalog.is_of_faces(flow.provenance))
 
 
 def advise(flow: Flow, images: Tensor, notify: Callable[[str], None]) -> None:

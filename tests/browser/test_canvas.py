@@ -783,7 +783,7 @@ def test_a_loader_offers_what_the_nodes_at_its_wire_can_use(canvas, page):
     kept = canvas.saved()
     saved_node(kept, "FlowcoreLoadModel")["widgets_values"] = ["glow-photos"]
     canvas.open(kept)
-    upscalers = ["srflow-faces-x8", "srflow-x4", "srflow-x4-photo", "srflow-x8"]
+    upscalers = ["srflow-faces-x8", "srflow-faces-x8-photo", "srflow-x4", "srflow-x4-photo", "srflow-x8"]
 
     def wired(kind, on):
         page.evaluate(WIRE, [kind, on])

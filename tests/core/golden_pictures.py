@@ -55,6 +55,7 @@ MAKERS: dict[str, Callable[..., Tensor]] = {
     "srflow-x4-photo": upscaled,
     "srflow-x8": upscaled,
     "srflow-faces-x8": upscaled,
+    "srflow-faces-x8-photo": upscaled,
     "color-photos": colorized,
     "glow-photos": sampled,
     "glow-faces": sampled,

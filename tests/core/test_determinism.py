@@ -15,7 +15,7 @@ from . import golden_pictures as golden
 
 pytestmark = pytest.mark.slow
 
-UPSCALERS = ("srflow-x4", "srflow-x4-photo", "srflow-x8", "srflow-faces-x8")
+UPSCALERS = ("srflow-x4", "srflow-x4-photo", "srflow-x8", "srflow-faces-x8", "srflow-faces-x8-photo")
 
 
 @pytest.fixture(scope="module", params=list(golden.MAKERS))

@@ -217,3 +217,16 @@ def test_enlarged_faces_shrink_to_the_small_one_and_differ():
     samples = flowcore.upscale(flow, lr, samples=4)
     assert float(lr_psnr(samples, lr).min()) > 42
     assert diversity(samples) > 1
+
+
+def test_damaged_faces_are_drawn_by_the_model_that_is_made_for_them():
+    face = pixels((PHOTO.parent / "pictures" / "face.png").read_bytes())[..., 8:32, 13:37]
+    noisy = (face + 8 / 255 * torch.randn(face.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    clean, made_for_damage = (flowcore.load(f"srflow-faces-x8{suffix}") for suffix in ("", "-photo"))
+    expected = flowcore.upscale(clean, face, temperature=0.0)
+    errors = [
+        (flowcore.upscale(flow, noisy, temperature=0.0) - expected).square().mean() for flow in (clean, made_for_damage)
+    ]
+    assert errors[1] < 0.5 * errors[0]
+    assert catalog.for_damaged(8, faces=True) == "srflow-faces-x8-photo"
+    assert catalog.for_damaged(8, faces=False) is None
