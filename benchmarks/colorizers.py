@@ -24,7 +24,8 @@ elsewhere against the truth.
 tells whether things get their own colors; photographs of training data are the held-out ones. All is the mean over
 pictures of cells of 16 pixels at a shorter side of 192. At temperature 0: squared error of chroma over that of gray;
 with the mean chroma of a picture taken away, the correlation with the truth and how strong it is, relative to the
-truth. Of the samples: the same error of the best; and their standard deviation, mean chroma taken away, in 1/255.
+truth. Of the samples: the same error of all, and of the best; their standard deviation, mean chroma taken away, in
+1/255.
 """
 
 import argparse
@@ -130,7 +131,16 @@ def main() -> None:
         return
     if options.objects:
         rows = [objects_row(name, file, folder, options) for folder in options.objects for name, file in models.items()]
-        titles = ["model", "photographs", "error / gray", "correlation", "strength", "best / gray", "diversity"]
+        titles = [
+            "model",
+            "photographs",
+            "error / gray",
+            "correlation",
+            "strength",
+            "samples / gray",
+            "best / gray",
+            "diversity",
+        ]
         sys.stdout.write(markdown(titles, rows) + "\n")
         return
     folders = {PHOTOGRAPHS: options.photographs, HELD_OUT: options.held_out, PORTRAITS: options.portraits}
@@ -211,13 +221,15 @@ def objects_row(name: str, file: str, folder: Path, options: argparse.Namespace)
         drawn = flowcore.colorize(flow, y, samples=options.samples, notify=lambda _: None)
         drawn = F.avg_pool2d(color.split(drawn)[1], 16)
         gray = truth.square().mean()
+        errors = (drawn - truth).square().mean((1, 2, 3)) / gray
         own, theirs, inner = (c - c.mean((2, 3), keepdim=True) for c in (calm, truth, drawn))
         results.append(
             (
                 float((calm - truth).square().mean() / gray),
                 float((own * theirs).sum() / (own.norm() * theirs.norm()).clamp_min(1e-9)),
                 float(own.norm() / theirs.norm()),
-                float((drawn - truth).square().mean((1, 2, 3)).min() / gray),
+                float(errors.mean()),
+                float(errors.min()),
                 255 * float(inner.var(0).mean().sqrt()),
             )
         )

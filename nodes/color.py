@@ -55,6 +55,7 @@ class FlowcoreColorize(ClipNode):
         memory: ColorMemory | None,
         cast: Annotated[float, widgets.slider(1.0, -1.0, 1.0, optional=True, advanced=True)],
         vivid: Annotated[float, widgets.slider(1.0, 0.0, 2.0, optional=True, advanced=True)],
+        starter_memory: Annotated[bool, partial(widgets.switch, default=True, advanced=True)],
     ) -> Any:
         notes, pixels, video = self.notes, image, frames == "video"
         count, _, height, width = pixels.shape
@@ -87,7 +88,8 @@ class FlowcoreColorize(ClipNode):
         else:
             if carry:
                 notes("carry is ignored: it is for frames = video.")
-            options |= {"memory": memory, "cast": cast, "vivid": vivid, "hint_steps": hint_steps}
+            remembered = memory or ("model" if starter_memory else None)
+            options |= {"memory": remembered, "cast": cast, "vivid": vivid, "hint_steps": hint_steps}
             pictures = flowcore.colorize(flow, pixels, samples=samples, **options)
         return self.film(pictures, image) if video else self.made(pictures, seed, samples, image)
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from ..flowcore import FlowError
 from ..flowcore.batch.folders import Job, Made, find, in_turn, is_done, jobs, run, save, split_name
 from ..flowcore.batch.job import Work, Worker, encode_like
+from ..flowcore.checkpoints.color_memory import starter_memory
 from ..flowcore.checkpoints.writing import write_atomic
 from ..flowcore.images.files import SUFFIXES, Format, check_format, read, read_bytes
 from ..flowcore.tasks.colorize import memory_required as memory_to_colorize
@@ -69,6 +70,7 @@ class FlowcoreFolder(FlowNode):
             own=left_to_model(flow, settings),
             seed=seed,
             samples=samples,
+            memory=starter_memory(flow) if colorizes else None,
             bits=None,  # those of the picture
         )
         tag = Path(model.name).stem + ("" if temperature is None else f"_tau{temperature:g}")

@@ -60,7 +60,7 @@ class Work:
     keep: int = 0  # of ``colorize``, how many samples of each picture are kept, best first; 0 for all, by seed
     by: By = "consensus"  # criterion of ``keep``
     reference: bytes | None = None  # content of a picture file whose palette ``colorize`` applies
-    memory: ColorMemory | None = None  # photographs whose colors it takes over
+    memory: ColorMemory | None = None  # photographs whose colors it takes over; None for none
     # files that workers open are absolute: their own folder may be another
     guide: Path | None = None  # of ``upscale``: a picture file for all, or a folder of one of each name
     face_model: Path | None = None  # of ``faces``: the file of ``settings["face_model"]``, unless that is shipped
@@ -252,10 +252,9 @@ class Worker:
             hints_from_points(points, (image.shape[-2], image.shape[-1]), **brush) if points else None,
             Hints(coverage=None, chroma=None, palette=palette_from(colors), lock=False) if colors else None,
         )
-        if self.work.memory is not None:
-            settings["memory"] = self.work.memory
         if video:
             return colorize_video(self.flow, image, **settings)
+        settings["memory"] = self.work.memory
         settings.pop("carry", None)
         strength = settings.pop("strength", 1.0)
         if self._reference is None:

@@ -9,12 +9,13 @@ from ..errors import CheckpointError
 from .file import read_header
 
 FOLDER = Path(__file__).resolve().parents[1] / "weights"
-NETWORKS = {"face-finder"}  # shipped beside the models, and no flow
+STARTER_MEMORY = "color-photos-memory"
+NO_FLOWS = {"face-finder", STARTER_MEMORY}  # shipped beside the models
 
 
 def names() -> list[str]:
     """List the names of the shipped models, sorted."""
-    return sorted(file.stem for file in FOLDER.glob("*.safetensors") if file.stem not in NETWORKS)
+    return sorted(file.stem for file in FOLDER.glob("*.safetensors") if file.stem not in NO_FLOWS)
 
 
 def path(name: str) -> Path:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from torch import Tensor
 from ..errors import CheckpointError, FlowError
 from ..flow import Flow
 from ..networks import LumaEncoder
-from ..networks.memory import MAX_CELLS, CellMemory
-from . import file
+from ..networks.memory import MAX_CELLS, NEIGHBORS, CellMemory
+from . import catalog, file
 from .writing import write_atomic
 
 FORMAT = 1
 KEY = "flowcore_memory"  # of the header, for JSON: {"format", "backbone", "photographs", "provenance"}
+SAMPLING = ("share", "neighbors", "strength")  # of the header, optional
 TYPES = {"F32": torch.float32, "U8": torch.uint8, "I32": torch.int32}
 
 
@@ -34,11 +35,17 @@ class ColorMemory:
         places: The places, by what the backbone of a colorizer sees there.
         backbone: Fingerprint of that backbone, see ``backbone_sha256``.
         provenance: What it was made from: source, license, or whatever is known.
+        share: Recommended share of its photographs that every seed looks at.
+        neighbors: Recommended number of similar places whose colors are averaged for a seed.
+        strength: Recommended share of its colors in those of a coloring; the rest is drawn.
     """
 
     places: CellMemory
     backbone: str
     provenance: dict[str, Any] = field(default_factory=dict[str, Any])
+    share: float = 0.5
+    neighbors: int = NEIGHBORS
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.places.cells <= MAX_CELLS:
@@ -53,8 +60,10 @@ class ColorMemory:
 
     @cached_property
     def sha256(self) -> str:
-        """Fingerprint of its tensors."""
-        return _sha256(self.places.state_dict())
+        """Fingerprint of its tensors, and of how it is looked up where that is not the usual."""
+        unusual = {name: getattr(self, name) for name in SAMPLING if getattr(self, name) != getattr(ColorMemory, name)}
+        tensors = _sha256(self.places.state_dict())
+        return hashlib.sha256(f"{tensors} {unusual}".encode()).hexdigest() if unusual else tensors
 
     def save(self, path: str | Path) -> None:
         """Write it atomically, once it was read back; SavingError if it cannot be written."""
@@ -64,6 +73,7 @@ class ColorMemory:
             "backbone": self.backbone,
             "photographs": self.photographs,
             "provenance": self.provenance,
+            **{name: getattr(self, name) for name in SAMPLING},
         }
         try:
             text = json.dumps(header, allow_nan=False)
@@ -95,7 +105,8 @@ class ColorMemory:
         photograph = places.get_buffer("photograph")
         if int(photograph.min()) < 0 or int(photograph.max()) >= header["photographs"]:
             raise CheckpointError(f"{path.name} numbers its photographs wrongly: it is damaged. {advice}")
-        return cls(places, header["backbone"], header["provenance"])
+        sampling = {name: header[name] for name in SAMPLING if name in header}
+        return cls(places, header["backbone"], header["provenance"], **sampling)
 
     def merge(self, other: ColorMemory) -> ColorMemory:
         """Join two memories of one backbone: the places of both, with the principal components of this one.
@@ -122,6 +133,22 @@ class ColorMemory:
                 "This memory was made with another colorizer, whose backbone sees other features. Make it again with "
                 "this model: python -m flowcore remember FOLDER OUT --model MODEL, or Flow Color Memory."
             )
+
+
+def starter_memory(flow: Flow) -> ColorMemory | None:
+    """Return the shipped memory if the model's file recommends it and its backbone is still the one it was made with.
+
+    All models of a process share it.
+    """
+    if not getattr(flow.config, "starter_memory", False):
+        return None
+    memory = _shipped_memory()
+    return memory if memory.backbone == backbone_sha256(flow) else None
+
+
+@cache
+def _shipped_memory() -> ColorMemory:
+    return ColorMemory.load(catalog.FOLDER / f"{catalog.STARTER_MEMORY}.safetensors")
 
 
 def backbone_sha256(flow: Flow) -> str:
@@ -154,6 +181,10 @@ def _parse(name: str, metadata: Mapping[str, str], advice: str) -> dict[str, Any
             raise TypeError("format or photographs is no number")
         if type(raw["backbone"]) is not str or type(raw["provenance"]) is not dict:
             raise TypeError("backbone or provenance has a wrong type")
+        if not (0 < raw.get("share", 1) <= 1 and 0 <= raw.get("strength", 1) <= 1):
+            raise ValueError("share or strength is out of range")
+        if type(raw.get("neighbors", 1)) is not int or not 1 <= raw.get("neighbors", 1) <= 4096:
+            raise ValueError("neighbors is out of range")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"The header of {name} is damaged ({str(error)[:200]}). {advice}") from error
     if raw["format"] > FORMAT:

@@ -14,7 +14,7 @@ from .. import decode, encode, interpolate, load, sample
 from ..batch.folders import targets_done
 from ..batch.job import picture_id
 from ..checkpoints import catalog
-from ..checkpoints.color_memory import KEY, ColorMemory
+from ..checkpoints.color_memory import KEY, ColorMemory, starter_memory
 from ..checkpoints.file import is_ours
 from ..checkpoints.latents_file import model_sha256
 from ..checkpoints.writing import check_writable, write_atomic
@@ -33,6 +33,8 @@ from ..tasks.upscale import MAX_SIDE, sampling_settings, target_size
 from .batches import describe, load_model, make_images, named_format, numbered, seed_names, uses_ray
 from .options import parse_fields
 from .output import check_target, log, write_result
+
+NO_MEMORY = Path("none")
 
 
 def run_upscale(options: Namespace) -> None:
@@ -77,9 +79,17 @@ def run_colorize(options: Namespace) -> None:
         ranks or seed_names(options),
         keep=options.keep or 0,
         by=options.by or "consensus",
-        memory=None if options.memory is None else open_memory(flow, options.memory, notify=log),
+        memory=_memory(options, flow),
         reference=None if options.reference is None else files.read_bytes(options.reference),
     )
+
+
+def _memory(options: Namespace, flow: Flow) -> ColorMemory | None:
+    """The memory that is asked for; without one the model's, unless a reference or a palette says what is wanted."""
+    if options.memory is None:
+        told = options.reference is not None or options.palette or options.frames == "video"
+        return None if told else starter_memory(flow)
+    return None if options.memory == NO_MEMORY else open_memory(flow, options.memory, notify=log)
 
 
 def _check_colorize(options: Namespace) -> None:
@@ -93,7 +103,7 @@ def _check_colorize(options: Namespace) -> None:
     if options.frames == "video":
         if options.samples > 1 or options.reference is not None:
             raise FlowError("A video is colored once, from its own palette: leave --samples and --reference out.")
-        if options.memory is not None or options.cast is not None or options.vivid is not None:
+        if options.memory not in (None, NO_MEMORY) or options.cast is not None or options.vivid is not None:
             raise FlowError("--memory, --cast and --vivid are for photographs: leave them out, or --frames video.")
         if uses_ray(options):
             raise FlowError("The frames of a video depend on each other and run on one machine: leave --ray out.")

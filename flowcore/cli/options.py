@@ -219,7 +219,7 @@ def add_colorize(command: ArgumentParser) -> None:
     text = "video: how much of the previous frame's colors is kept, 0 to below 1 (default: 0.5)"
     option("--carry", type=float, metavar="PART", help=text)
     text = "photographs in color, whose colors are taken over thing by thing: a folder, one file, or what remember "
-    text += "wrote"
+    text += "wrote; none leaves out those that the model comes with"
     option("--memory", type=Path, metavar="FOLDER_OR_FILE", help=text)
     text = "of the picture as a whole: 1 as drawn, 0 the calmest, -1 none (default: 1)"
     option("--cast", type=float, metavar="SHARE", help=text)

@@ -19,6 +19,7 @@ SAMPLING = (
     "saturation",
     "memory_share",
     "memory_neighbors",
+    "starter_memory",
     "guide_strength",
 )
 """Fields of any configuration that recommend how to sample: the flow itself does not depend on them."""

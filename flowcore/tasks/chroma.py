@@ -25,7 +25,7 @@ from ..images.resize import limit_shorter_side, pad_symmetric, resize_bilinear
 from ..likelihood import select_items
 from ..networks import LumaEncoder
 from ..networks.luma import STRIDE
-from ..networks.memory import CELL, NEIGHBORS
+from ..networks.memory import CELL
 from ..prior import Shape
 from . import overflow
 from .hints import Hints, average_covered, check_items, covered_planes, spread_hints
@@ -41,9 +41,8 @@ MAX_DEVIATION = 2.0  # of chroma; at temperature 1 no coloring of the shipped mo
 COLORED = 2 / 255  # chroma above which a picture counts as colored
 MAX_CHROMA = 0.501  # no color in the RGB cube has more, but for rounding
 TINT_SIDE = 64  # shorter side of the image that is checked for a tint
-SIMILAR = 0.6, 0.85  # similarity at which colors of the caller's memory begin to count, and count fully
-ALBUM_SHARE = 0.5  # share of the caller's memory that every seed looks at
-MEMORY_WEIGHT = 0.03  # of colors from the caller's memory, relative to hints
+SIMILAR = 0.6, 0.85  # similarity at which colors of a memory that was given begin to count, and count fully
+MEMORY_WEIGHT = 0.03  # of colors from a memory that was given, relative to hints
 COVERED = 0.999  # coverage from which on a locked hint is met exactly
 MAX_POSITIONS = 4096  # of a grid with coherent noise: its Cholesky factor takes time by the cube of their number
 JITTER = 1e-4  # added to the diagonal of that noise's covariance, so that the factor exists
@@ -187,7 +186,7 @@ class Colorization:
         self.run.advance()
         return cond.map_tensors(lambda t: t.to(self.run.dtype))
 
-    def _recall(self, y: Tensor, seeds: Sequence[int], share: float, neighbors: int = NEIGHBORS) -> Tensor:
+    def _recall(self, y: Tensor, seeds: Sequence[int], share: float, neighbors: int) -> Tensor:
         """Look up padded luma ``(B, 1, h, w)`` in all of the memory; with seeds, one image in each seed's part."""
         assert self._places is not None
         assert self._cells is not None
@@ -241,9 +240,10 @@ class Colorization:
         self.repairs.add(first, decoded.attenuated, decoded.filled)
         return decoded.images
 
-    def remembered(self, part: slice, seeds: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """Look up, in the caller's memory or each seed's part, coverage and wanted chroma on the padded finest grid."""
-        found = self._recall(_pad(self._small_y[part].to(self.run.device), self._padded), seeds, ALBUM_SHARE)
+    def remembered(self, memory: ColorMemory, part: slice, seeds: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """Look up, in the given memory or each seed's part, coverage and wanted chroma on the padded finest grid."""
+        y = _pad(self._small_y[part].to(self.run.device), self._padded)
+        found = self._recall(y, seeds, memory.share, memory.neighbors)
         found = F.interpolate(found, self.grid, mode="bilinear")
         low, high = SIMILAR
         trust = ((found[:, 4:] - low) / (high - low)).clamp(0, 1)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..checkpoints.color_memory import ColorMemory
+from ..checkpoints.color_memory import ColorMemory, starter_memory
 from ..errors import FlowError, ImageError
 from ..flow import Flow
 from ..images import color
@@ -23,7 +23,7 @@ from .intake import require_tensor, validate_image, visible_image
 from .runner import Batching, Runner, Running, RunOptions, check_draws, runs_with
 
 AT_ONCE = 8  # colorings decoded together
-MEMORY_STEPS = 20  # how far the colors of the caller's memory spread, in positions of the finest grid
+MEMORY_STEPS = 20  # how far the colors of a memory that was given spread, in positions of the finest grid
 ADVICE = "Ask for fewer at once (samples), lower working_size, shrink the picture, or free memory on the device."
 
 
@@ -45,7 +45,7 @@ def colorize(
     latents_strength: float = 1.0,
     latents_levels: int = 2,
     gamut: Gamut = "compress",
-    memory: ColorMemory | None = None,
+    memory: ColorMemory | Literal["model"] | None = "model",
     cast: float = 1.0,
     vivid: float = 1.0,
     **options: Unpack[Running],
@@ -78,8 +78,9 @@ def colorize(
         latents_levels: How many of the coarsest levels are taken over; 0 for all.
         gamut: "compress": colors for which the luma leaves no room lose saturation; luma and hue stay. "clip": they are
             cut off, as most programs do, and the luma changes.
-        memory: Photographs whose colors are taken over, thing by thing, see ``remember``; every seed uses another half
-            of it, temperature 0 all. None for the memory in the model's file, of which every seed uses a part, too.
+        memory: Photographs whose colors are taken over, thing by thing, see ``remember``; every seed uses another part
+            of it, temperature 0 all. "model" for the one that the model's file recommends, if any, unless latents or a
+            palette say which colors are wanted; None for none but what a model itself was trained with.
         cast: Color cast of the whole picture, in [-1, 1]: 1 as drawn; 0 that of the coloring at temperature 0; -1 none.
         vivid: Factor by which colors move away from their mean, at least 0; 1 for as drawn.
 
@@ -105,10 +106,12 @@ def colorize(
     if not (math.isfinite(vivid) and vivid >= 0):
         raise FlowError(f"vivid must be a finite number >= 0, 1 for as drawn; got {vivid}.")
     run = Runner(flow, RunOptions(**options), ADVICE, image)
+    told = latents is not None or (hints is not None and hints.palette is not None)
+    album = memory if memory != "model" else None if told else starter_memory(flow)
 
     def task() -> Tensor:
         decoding = latents is not None and latents_strength == 1 and not latents_levels
-        job = Colorization(run, flow, image, working_size, memory=memory, decoding=decoding)
+        job = Colorization(run, flow, image, working_size, memory=album, decoding=decoding)
         wanted = None if hints is None else hints.expand(len(job.y))
         own: Any = {"temperature": temperature, "detail": detail, "coherence": coherence}
         taus, rho, factor = job.resolve(**own, saturation=saturation, latents=latents)
@@ -141,10 +144,11 @@ def colorize(
                 decoded = factor * job.decode_guarded(len(pictures), z, shared, locked)
                 if calm is not None:
                     decoded = change_cast(decoded, calm, small_y, cast)
-                if memory is not None:
-                    asked = job.remembered(part, seeds)
+                if album is not None:
+                    asked = job.remembered(album, part, seeds)
                     each = zip(decoded.split(1), asked * (len(decoded) // len(asked)), strict=True)
-                    decoded = torch.cat([job.follow(one, part, cond, wish, MEMORY_STEPS) for one, wish in each])
+                    followed = [job.follow(one, part, cond, wish, MEMORY_STEPS) for one, wish in each]
+                    decoded = torch.lerp(decoded, torch.cat(followed), album.strength)
                 if vivid != 1:
                     decoded = make_vivid(decoded, small_y, vivid)
                 if steps and planes is not None:

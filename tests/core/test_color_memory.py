@@ -7,13 +7,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import flowcore
-from flowcore import CheckpointError, ColorMemory, FlowError, ImageError, colorize, remember
-from flowcore.checkpoints.color_memory import KEY
+from flowcore import CheckpointError, ColorMemory, FlowError, Hints, ImageError, colorize, encode_colors, remember
+from flowcore.checkpoints.color_memory import KEY, starter_memory
 from flowcore.checkpoints.file import read, save
 from flowcore.images import color
 from flowcore.models import build, configure
 from flowcore.networks.memory import COMPONENTS, WIDTH, CellMemory, _largest
 from flowcore.tasks.colorize import change_cast, make_vivid
+from flowcore.tasks.hints import palette_from
 
 from .commands import run
 
@@ -267,6 +268,8 @@ DAMAGES = [
     (damaged(lambda tensors, header: tensors["photograph"].fill_(9)), "numbers its photographs wrongly"),
     (damaged(lambda tensors, header: header.update(format=9)), "written by a newer flowcore"),
     (damaged(lambda tensors, header: header.pop("backbone")), "is damaged .'backbone'"),
+    (damaged(lambda tensors, header: header.update(share=0)), "share or strength is out of range"),
+    (damaged(lambda tensors, header: header.update(neighbors=0)), "neighbors is out of range"),
     (damaged(lambda tensors, header: tensors.update(keys=torch.zeros(0, COMPONENTS))), "holds 0 places"),
     (damaged(lambda tensors, header: tensors.update(keys=tensors["keys"].float())), "is of type F32"),
 ]
@@ -278,6 +281,36 @@ def test_a_damaged_file_is_refused_with_a_sentence(album, tmp_path):
         damage(tmp_path / "album.safetensors")
         with pytest.raises(CheckpointError, match=sentence):
             ColorMemory.load(tmp_path / "album.safetensors")
+
+
+def test_a_memory_states_how_it_is_looked_up(flow, album, tmp_path):
+    faint = ColorMemory(album.places, album.backbone, share=1.0, neighbors=3, strength=0.0)
+    faint.save(tmp_path / "faint.safetensors")
+    again = ColorMemory.load(tmp_path / "faint.safetensors")
+    assert (again.share, again.neighbors, again.strength) == (1.0, 3, 0.0)
+    assert again.sha256 == faint.sha256 != album.sha256
+    y = color.luma(photograph())
+    assert torch.equal(colorize(flow, y, memory=again), colorize(flow, y, memory=None))
+
+
+def test_the_shipped_colorizer_takes_over_colors_unless_told_otherwise():
+    shipped, y = flowcore.load("color-photos"), color.luma(photograph())
+    starter = starter_memory(shipped)
+    usual, none, explicit = (colorize(shipped, y, **given) for given in ({}, {"memory": None}, {"memory": starter}))
+    assert torch.equal(usual, explicit)
+    assert not torch.equal(usual, none)
+    assert starter_memory(flowcore.load("color-photos")) is starter
+    # who gives a palette or latents has said which colors are wanted
+    palette = Hints(palette=palette_from(["#a06040"]))
+    assert torch.equal(colorize(shipped, y, hints=palette), colorize(shipped, y, hints=palette, memory=None))
+    latents = encode_colors(shipped, photograph())
+    drawn = [colorize(shipped, y, latents=latents, **given) for given in ({}, {"memory": None})]
+    assert torch.equal(*drawn)
+
+
+def test_a_model_with_another_backbone_takes_over_nothing():
+    assert starter_memory(seeing(starter_memory=True)) is None
+    assert starter_memory(seeing()) is None
 
 
 def test_a_cast_becomes_that_of_the_calm_coloring_or_none():

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from flowcore import ColorMemory
+from flowcore.checkpoints import catalog
+from flowcore.checkpoints.color_memory import KEY as MEMORY
 from flowcore.checkpoints.file import KEY
 from flowcore.training.recipe import held_out_names
 
@@ -95,7 +98,8 @@ def test_license_of_every_model_matches_the_readme(shipped):
         if not name.endswith(".safetensors"):
             continue
         with safe_open(ROOT / name, framework="pt") as file:
-            header = (file.metadata() or {}).get(KEY)
+            notes = file.metadata() or {}
+        header = notes.get(KEY) or notes.get(MEMORY)
         model = Path(name).stem
         if header is None:
             assert Path(name).with_suffix(".licences.txt").as_posix() in section
@@ -112,6 +116,15 @@ def test_training_photographs_are_free():
     assert {row["class"] for row in rows} == {"CC0/public domain", "CC BY", "MIT/Apache/BSD", "share-alike"}
     assert not [row for row in rows if re.search(r"\bN[CD]\b", row["licence"])]
     assert held_out_names("standard") <= {Path(row["file"]).name for row in rows}
+
+
+def test_the_starter_memory_remembers_no_photograph_that_is_held_out_or_share_alike():
+    memory = ColorMemory.load(catalog.FOLDER / f"{catalog.STARTER_MEMORY}.safetensors")
+    classes = {Path(row["file"]).name: row["class"] for row in sources("flowcore/weights")}
+    names = memory.provenance["photographs"]
+    assert len(names) == memory.photographs == 789
+    assert "share-alike" not in {classes[name] for name in names}
+    assert not held_out_names("standard") & set(names)
 
 
 def test_no_text_has_a_restrictive_license(shipped):
