@@ -116,15 +116,15 @@ class FlowcoreTrain(FlowNode):
                 raise
         record.finished = result.is_finished
         run.publish(record)
-        model, file = run.target.name, run.target
-        verdict = f"{result.verdict[:1].upper()}{result.verdict[1:]}."
-        if result.is_start and start_file is not None:
+        model, file, is_start = run.target.name, run.target, result.files.is_start()
+        verdict = f"{result.verdict[:1].upper()}{result.verdict[1:]}{result.files.say_where()}."
+        if is_start and start_file is not None:
             model, file = start, start_file
             notes(f"{verdict} So {start} goes on as it is, and nothing new is saved in models/flows.")
         elif result.verdict and result.better_than_start is None:
             notes(verdict)
         if not result.new_steps and record.finished:
-            go_on = "" if result.is_start else f", or another name with {model} as start to go on from it"
+            go_on = "" if is_start else f", or another name with {model} as start to go on from it"
             notes(
                 f"The run {run.folder.name} had come to its end before: nothing was trained. Set restart to begin "
                 f"anew{go_on}."
@@ -134,15 +134,15 @@ class FlowcoreTrain(FlowNode):
         spent = round(result.minutes, 1)
         flow = flowcore.load(file)
         sheet, rows = run.last_sheet(), run.history()
-        measured = {} if result.is_start else flow.provenance.get("metrics", {})
+        measured = {} if is_start else flow.provenance.get("metrics", {})
         facts = [
-            f"model: {model}, {flow.architecture}{', as it was: nothing better was trained' * result.is_start}",
+            f"model: {model}, {flow.architecture}{', as it was: nothing better was trained' * is_start}",
             f"trained on: {trained_on}",
             f"trained: {result.steps} of {result.total} steps, {spent} minutes",
             *(f"loss at the end: {float(row['loss']):.4f} {row['unit']} ({row['stage']})" for row in rows[-1:]),
             *(f"{metric} of images not trained on: {value}" for metric, value in measured.items()),
-            *([verdict] if result.better_than_start is not None and not result.is_start else []),
-            f"what was trained: {result.worse or 'not measured yet'}" if result.is_start else f"saved as: {file}",
+            *([verdict] if result.better_than_start is not None and not is_start else []),
+            *([] if is_start else [f"saved as: {file}"]),
         ]
         return self.output(
             FlowModel(wrap(flow), model),

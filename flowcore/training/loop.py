@@ -274,12 +274,9 @@ class _Trainer(Run):
             f"minutes: {self.results.model}{'' if finished else '; run again to go on'}"
         )
         better, verdict = None, ""
-        is_start = self.results.is_start()
-        worse = self.results.worse if self.results.worse.exists() else None
         if state.start and self.distributed.is_main:
             better, verdict = self.results.verdict(self._start_metrics())
-            files = f": {self.results.model.name} is the start" + (f"; what was trained is {worse}" if worse else "")
-            self.log.line(verdict + (files if is_start else ""))
+            self.log.line(f"{verdict}{self.results.say_where()}")
         return Result(
             model=self.results.model,
             steps=state.step,
@@ -289,8 +286,7 @@ class _Trainer(Run):
             minutes=state.seconds / 60,
             better_than_start=better,
             verdict=verdict,
-            worse=worse,
-            is_start=is_start,
+            files=self.results,
         )
 
     def _run_stages(self, stop_after: int | None) -> bool:

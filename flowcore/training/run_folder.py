@@ -195,8 +195,7 @@ class Result:
     minutes: float  # of training, in this call and those before
     better_than_start: bool | None  # by measurements; None if it started from none, or nothing could be measured
     verdict: str  # the comparison with that model, in a sentence; empty if the run started from none
-    worse: Path | None  # the file of what was trained, if that is worse
-    is_start: bool  # whether the model file is a copy of that model: nothing better was trained, or was measured yet
+    files: "Results"
 
     @property
     def is_finished(self) -> bool:
@@ -253,9 +252,14 @@ class Results:
             self.worse.unlink(missing_ok=True)
 
     def is_start(self) -> bool:
-        """Tell whether the model file is a copy of the start."""
+        """Tell whether the model file is a copy of the start: nothing better was trained, or was measured yet."""
         files = self.start, self.model
         return all(file.exists() for file in files) and filecmp.cmp(*files, shallow=False)
+
+    def say_where(self) -> str:
+        """Say where the trained model is, behind a verdict, if the model file is a copy of the start."""
+        trained = f"; what was trained is {self.worse}" if self.worse.exists() else ""
+        return f": {self.model.name} is the start{trained}" if self.is_start() else ""
 
     def is_of(self, step: int) -> bool:
         """Tell whether the trained model on file is that of a step."""
