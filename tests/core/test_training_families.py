@@ -90,7 +90,6 @@ def images(architecture, data):
 
 
 def test_it_learns_and_leaves_a_model_and_a_sheet(architecture, images, tmp_path):
-    torch.manual_seed(0)
     made = recipe(architecture, 40)
     flow = flowcore.load(train(made, images, tmp_path).model)
     assert flow.provenance["licence"] == "CC0-1.0"
@@ -211,7 +210,6 @@ def test_attributes_measure_what_digits_were_drawn_with():
 
 def test_directions_move_the_attribute_that_they_are_named_after():
     """On an untrained flow latents are shuffled pixels, so a direction is a picture of what the attribute changes."""
-    torch.manual_seed(0)
     config = configure("class_conditional", {"classes": 2, "steps": 1, "hidden": 8, "n_bits": 8})
     images, labels = digits(400, classes=2)[:2]
     x, y = torch.from_numpy(images)[:, None] / 255, torch.from_numpy(labels).long()
