@@ -8,7 +8,7 @@ The tables of flowcore/weights/README.md:
 ``brighten`` darkens each photograph once (``training/degradation.darken``, seeded by its place) and compares with the
 single gain that fits the original best, which knows the answer, as it is and denoised by a bilateral filter; of the
 shipped models' photographs only held-out ones count. ``restore`` shrinks to 8 bits, and compares with srflow-x4 at
-temperature 0 from a bicubic small picture.
+temperature 0, without its guide, from a bicubic small picture.
 """
 
 import sys
@@ -52,7 +52,8 @@ def brighten(flow: flowcore.Flow, x: Tensor, number: int) -> dict[str, float]:
 def restore(flow: flowcore.Flow, x: Tensor, _: int, *, upscaler: flowcore.Flow) -> dict[str, float]:
     """Measure one photograph ``(1, 3, H, W)``, whose sides are multiples of the scale: PSNR by method."""
     small, bicubic = flowcore.shrink(flow, x), as_stored(shrink(x, flow.condition_scale))
-    values = {"srflow-x4": psnr(as_stored(flowcore.upscale(upscaler, bicubic, temperature=0.0)), x).item()}
+    enlarged = flowcore.upscale(upscaler, bicubic, temperature=0.0, guide_strength=0)
+    values = {"srflow-x4": psnr(as_stored(enlarged), x).item()}
     values["restored"] = psnr(as_stored(flowcore.restore(flow, small, temperature=0.0)), x).item()
     return values | {"small picture beside the bicubic one": psnr(small, bicubic).item()}
 
