@@ -139,7 +139,7 @@ def test_numbers_of_another_program_are_refused_before_the_work(model, tmp_path,
     (tmp_path / "package.json").write_text(json.dumps({"name": "mine"}))
     monkeypatch.setattr("flowcore.cli.measure.evaluate_upscaler", lambda *_, **__: pytest.fail("the work has begun"))
     assert main([*map(str, ["eval", tmp_path, "--model", model, "--json", tmp_path / "package.json"])]) == 1
-    assert "holds something else" in capsys.readouterr().err
+    assert "is no file of numbers of flowcore" in capsys.readouterr().err
 
 
 def test_a_sub_folder_that_cannot_be_made_does_not_end_the_others(model, tmp_path, capsys):

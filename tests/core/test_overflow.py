@@ -72,7 +72,8 @@ def sentences():
 @pytest.mark.parametrize("temperature", [0.0, 0.8, 1.0])
 def test_without_overflow_the_picture_is_the_flows_bit_for_bit(shipped, sentences, temperature):
     lr = picture(1, 3, 24, 32)
-    result = upscale(shipped, lr, temperature=temperature, calm_edges=0, seed=3, notify=sentences.append)
+    settings = {"temperature": temperature, "calm_edges": 0, "guide_strength": 0}
+    result = upscale(shipped, lr, **settings, seed=3, notify=sentences.append)
     assert torch.equal(result, plain(shipped, lr, temperature, seed=3).clamp(0, 1))
     assert sentences == []
 

@@ -10,7 +10,7 @@ from client import RunError
 from PIL import Image, ImageChops
 from safetensors.torch import save_file
 from small_flows import flow
-from talk import graph, loader, shows, upscale
+from talk import PLUG_INS, graph, loader, shows, upscale
 
 from flowcore import load
 from flowcore.checkpoints import save
@@ -22,11 +22,12 @@ SHIPPED = comfyui.ROOT / "flowcore" / "weights" / "srflow-x4.safetensors"
 
 @pytest.fixture
 def folder(host):
-    """The server's models/flows, emptied afterwards."""
+    """The server's models/flows, emptied afterwards of all but the models of its plug-ins."""
     folder = host.server.base / "models" / "flows"
     yield folder
     for entry in [*folder.iterdir(), *host.server.extra_flows.iterdir()]:
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        if entry.stem not in PLUG_INS:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def look(name):

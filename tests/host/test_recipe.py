@@ -184,7 +184,7 @@ def test_a_resized_picture_keeps_its_provenance(host, made):
     told = follow(host, "resized.png")
     assert told["seed"] == [40]
     assert "was changed" in told["text"][0]
-    assert "precision: 'float32'" in told["text"][0]
+    assert "precision: 'float32'" in "\n".join(told["text"])
 
 
 def test_16_bits_and_exr_keep_the_provenance(host, photo, flows, tmp_path, capsys):
