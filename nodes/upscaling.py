@@ -74,7 +74,8 @@ class FlowcoreUpscale(PickingNode):
     ) -> Any:
         per_level = widgets.parse_numbers(temperatures, "temperatures")
         own = {"temperature": temperature, "calm_edges": calm_edges, "guide_strength": guide_strength, "guide": guide}
-        tau, calm, strength, _ = resolve(model.flow, own).values()
+        used = resolve(model.flow, own)
+        tau, calm, strength = (used[name] for name in ("temperature", "calm_edges", "guide_strength"))
         count, _, height, width = image.shape
         size = target_size(model.flow, height, width, factor, longest_side)
         megapixels = math.prod(size) / 1e6

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from ..errors import CheckpointError, FlowError, ShapeError
 from ..flow import Flow
-from ..models.fields import SAMPLING
+from ..models.fields import OF_GUIDE, SAMPLING
 from . import file
 from .writing import write_atomic
 
 FORMAT = 1
 KEY = "flowcore_latents"
 MAX_LEVELS = 64
-OUTSIDE_BIJECTION = ("styles", "dequantizer_steps", *SAMPLING)  # fields that do not change the bijection
+OUTSIDE_BIJECTION = ("styles", "dequantizer_steps", *SAMPLING, *OF_GUIDE)  # fields that do not change the bijection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,8 @@ def model_sha256(flow: Flow) -> str:
     """Fingerprint a model as 64 hexadecimal digits: what it computes, not how it is stored.
 
     SHA-256 over the architecture, the configuration's fields that differ from their defaults (so that fields of later
-    versions make no difference), and the names, shapes and float32 values of its tensors; without styles, dequantizer
-    and recommendations for sampling, which leave the bijection as it is.
+    versions make no difference), and the names, shapes and float32 values of its tensors; without styles, dequantizer,
+    guide and recommendations for sampling, which leave the bijection as it is.
     """
     digest = hashlib.sha256(flow.architecture.encode() + b"\0")
     fields = {field.name: field.default for field in dataclasses.fields(flow.config)}
@@ -55,7 +55,7 @@ def model_sha256(flow: Flow) -> str:
     changed = {name: value for name, value in values.items() if value != fields[name]}
     digest.update(json.dumps(changed, sort_keys=True).encode() + b"\0")
     for name, tensor in sorted(flow.state_dict().items()):
-        if name != "style_directions" and not name.startswith("dequantizer."):
+        if name != "style_directions" and not name.startswith(("dequantizer.", "guide.")):
             digest.update(f"{name}\0{json.dumps(list(tensor.shape))}\0".encode())
             flat = tensor.detach().to("cpu", torch.float32).contiguous().reshape(-1)
             digest.update(flat.numpy().astype("<f4", copy=False))

@@ -21,6 +21,7 @@ SAMPLING = (
     "memory_neighbors",
     "starter_memory",
     "guide_strength",
+    "guide_match",
 )
 """Fields of any configuration that recommend how to sample: the flow itself does not depend on them."""
 OF_GUIDE = ("guide_layers", "guide_width")

@@ -163,7 +163,7 @@ def resolve(flow: Flow, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def left_to_model(flow: Flow, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Find what a model's file states for the settings that are None; with a coherence come its scales."""
+    """Find what a model's file states for the settings that are None; with a coherence come its scales, with a guide its match."""
     own = {name: getattr(flow.config, name) for name in SAMPLING if hasattr(flow.config, name)}
     if "temperatures" in own:
         own["temperature"], own["detail"] = own.pop("temperatures")
@@ -172,6 +172,8 @@ def left_to_model(flow: Flow, settings: Mapping[str, Any]) -> dict[str, Any]:
     guided = flow.guide is not None or settings.get("guide") is not None
     own["guide_strength"] = own.get("guide_strength", 0.5) if guided else 0.0
     left = {name: float(own[name]) for name, value in settings.items() if value is None and name in own}
+    if "guide_strength" in settings and guided and "guide_match" in own:
+        left["guide_match"] = own["guide_match"]
     return left | {name: list(own[name]) for name in ("coherence_scales",) if "coherence" in settings and name in own}
 
 

@@ -1,5 +1,6 @@
 """The published network that upscalers stand on: as published, in strips, and taken over by a training."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,13 @@ from safetensors.torch import load_file, save_file
 import flowcore
 from flowcore.checkpoints import catalog
 from flowcore.checkpoints.file import read, read_header, save
+from flowcore.checkpoints.latents_file import model_sha256
 from flowcore.errors import CheckpointError, FlowError
 from flowcore.images.resize import enlarge
 from flowcore.inference.plan import Plan
 from flowcore.networks import IMDN, IMDNEncoder
 from flowcore.tasks.consistency import back_project
+from flowcore.tasks.intake import left_to_model
 from flowcore.tasks.tiles import MATCHING
 from flowcore.tasks.upscale import STRIPS, memory_required
 from flowcore.testing import perturbed
@@ -121,7 +124,7 @@ def test_an_encoder_that_this_version_does_not_know_is_of_a_newer_one(tmp_path):
 
 def guided(seed=1):
     """A flow whose own guide is a random enlargement."""
-    return tiny(seed, guide_layers=5, guide_width=6, guide_strength=0.7)
+    return tiny(seed, guide_layers=5, guide_width=6, guide_strength=0.7, guide_match=0.9)
 
 
 @torch.no_grad()
@@ -165,7 +168,7 @@ def test_a_model_draws_with_the_guide_that_it_carries():
     own = flowcore.upscale(flow, lr, **pass_on)
     made = Plan(flow).make_guide(lr).clamp(0, 1)
     torch.testing.assert_close(own, flowcore.upscale(flow, lr, guide=made, **pass_on), atol=1e-5, rtol=0)
-    matched = back_project(made, lr, MATCHING, check=lambda: None)
+    matched = made.lerp(back_project(made, lr, MATCHING, check=lambda: None), 0.9)
     torch.testing.assert_close(flowcore.upscale(flow, lr, guide_strength=1, **pass_on), matched, atol=2e-4, rtol=0)
     assert (flowcore.upscale(flow, lr, tile=32, **pass_on) - own).abs().max() <= 1 / 255
     shares = []
@@ -176,6 +179,16 @@ def test_a_model_draws_with_the_guide_that_it_carries():
     plain = flowcore.upscale(without, lr, **pass_on)
     assert torch.equal(flowcore.upscale(flow, lr, guide_strength=0, **pass_on), plain)
     assert (plain - own).abs().max() > 0.01
+
+
+def test_a_guide_leaves_the_fingerprint_of_a_model_and_its_match_is_in_those_of_pictures():
+    flow, other = guided(), guided()
+    other.config = dataclasses.replace(other.config, guide_match=0.2)
+    without = tiny()
+    without.load_state_dict({k: v for k, v in flow.state_dict().items() if not k.startswith("guide.")})
+    assert model_sha256(flow) == model_sha256(other) == model_sha256(without)
+    stated = [left_to_model(one, {"guide_strength": 0.7}) for one in (flow, other, without)]
+    assert stated == [{"guide_match": 0.9}, {"guide_match": 0.2}, {}]
 
 
 def test_a_training_may_start_from_a_model_with_a_guide(tmp_path):
