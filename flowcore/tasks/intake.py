@@ -163,7 +163,7 @@ def resolve(flow: Flow, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def left_to_model(flow: Flow, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Find what a model's file states for the settings that are None; with a coherence come its scales, with a guide its match."""
+    """Find what the file states for settings that are None; with a coherence its scales, with a guide its match."""
     own = {name: getattr(flow.config, name) for name in SAMPLING if hasattr(flow.config, name)}
     if "temperatures" in own:
         own["temperature"], own["detail"] = own.pop("temperatures")
