@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import signal
 import sys
 import threading
@@ -84,10 +83,6 @@ def run_train(options: Namespace) -> None:
     from ..training.recipe import read_recipe
     from ..training.run import init_distributed
 
-    if options.minutes is not None and not 0 < options.minutes < math.inf:
-        raise FlowError(f"--minutes must be more than 0; got {options.minutes:g}. Leave it out for the whole recipe.")
-    if options.stop_after is not None and options.stop_after < 1:
-        raise FlowError(f"--stop-after must be at least 1 step; got {options.stop_after}.")
     recipe = read_recipe(options.recipe)
     data = options.data or [Path(folder) for folder in recipe.data]
     if not data:

@@ -20,6 +20,7 @@ from ..device import float64
 from ..errors import FlowError, ShapeError
 from ..flow import Flow
 from ..images import color
+from ..images.alpha import extend_colors
 from ..images.color import NEUTRAL
 from ..images.resize import limit_shorter_side, pad_symmetric, resize_bilinear
 from ..likelihood import select_items
@@ -95,8 +96,6 @@ class Colorization:
         memory: ColorMemory | None = None,
     ) -> None:
         flow.require("colorize")
-        if memory is not None:
-            memory.check(flow)
         size = flow.config.working_size if working_size is None else working_size
         if not 16 <= size <= 4096:
             raise FlowError(f"working_size must lie between 16 and 4096 pixels; got {size}.")
@@ -104,7 +103,7 @@ class Colorization:
         self.clamp: Change = partial(clamp_level, flow)
         rgb, self._alpha = validate_image(image)
         self.y = color.luma(rgb)  # (B, 1, H, W)
-        rgb = visible_image(image)[0]
+        rgb = rgb if self._alpha is None else extend_colors(rgb, self._alpha)
         self._inside = [None if frames else find_border(one) for one in rgb.split(1)]  # photographs within borders
         self._guide = fill_borders(color.luma(rgb), self._inside)  # the luma that colors are decided and enlarged by
         if not encoding:

@@ -14,6 +14,7 @@ from ..checkpoints.color_memory import ColorMemory, starter_memory
 from ..errors import FlowError, ImageError
 from ..flow import Flow
 from ..images import color
+from ..images.alpha import extend_colors
 from ..images.resize import resize_bilinear
 from ..networks.luma import STRIDE
 from ..prior import sample_latents
@@ -105,6 +106,8 @@ def colorize(
         )
     if not (math.isfinite(vivid) and vivid >= 0):
         raise FlowError(f"vivid must be a finite number >= 0, 1 for as drawn; got {vivid}.")
+    if isinstance(memory, ColorMemory):
+        memory.check(flow)
     run = Runner(flow, RunOptions(**options), ADVICE, image)
     told = latents is not None or (hints is not None and hints.palette is not None)
     album = memory if memory != "model" else None if told else starter_memory(flow)
@@ -280,7 +283,7 @@ def apply_chroma(
     chroma = color.split(colors)[1]
     if chroma.shape[2:] != y.shape[2:]:
         # guided by this luma, shrunk: that of the other picture may have drifted, and drift is no edge
-        guide = color.luma(visible_image(luma_from)[0])
+        guide = y if alpha is None else color.luma(extend_colors(rgb, alpha))
         chroma = enlarge(chroma, resize_bilinear(guide, chroma.shape[2:]), guide)
     return merge(y, chroma * saturation, alpha, gamut)
 
