@@ -48,6 +48,7 @@ from .tasks.colorize import apply_chroma, colorize, decode_colors, encode_colors
 from .tasks.consistency import match_source
 from .tasks.faces import Face, find_faces
 from .tasks.hints import Hints
+from .tasks.intake import upscaler_for
 from .tasks.ranking import ranked
 from .tasks.remember import remember
 from .tasks.sample import decode, encode, sample
@@ -101,4 +102,5 @@ __all__ = [
     "transfer_palette",
     "upscale",
     "upscale_video",
+    "upscaler_for",
 ]

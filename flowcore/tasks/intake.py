@@ -20,6 +20,7 @@ from ..quality.no_reference import jpeg_quality, noise_level
 
 LARGEST = {torch.uint8: 255, torch.uint16: 65535}  # value of white in images of integers
 BLOCKY = 80  # highest quality of JPEG whose blocks the caller is told of
+FOR_CLEAN, FOR_DAMAGED = "srflow-x4", "srflow-x4-photo"
 MAX_EXAMINED = 4  # images of a batch that are looked at
 MADE = "; {} is made for it."
 PLAIN = 0.06  # how far a border's pixels are from its color, in any channel
@@ -138,7 +139,7 @@ def advise(flow: Flow, images: Tensor, notify: Callable[[str], None]) -> None:
     """Tell the caller if an image, (B, 3, H, W), has JPEG blocks or noise and another model is made for them."""
     name = model_for_damaged(flow)
     for number, image in enumerate(images[:MAX_EXAMINED] if name else [], start=1):
-        if found := describe_damage(image):
+        if found := describe_damage(image[None]):
             which = f"Picture {number}" if len(images) > 1 else "This picture"
             notify(f"{which} has {found}" + MADE.format(name))
             return
@@ -150,11 +151,46 @@ def advised(flow: Flow, notes: Sequence[str]) -> str | None:
     return name if name and any(note.endswith(MADE.format(name)) for note in notes) else None
 
 
+def upscaler_for(image: Tensor) -> str:
+    """Name the shipped upscaler that suits an image: ``srflow-x4``, or ``srflow-x4-photo`` if it has damage.
+
+    Damage is what ``srflow-x4`` makes worse, and ``srflow-x4-photo`` was trained to remove: blocks and ringing of JPEG,
+    and noise. ``tasks.intake.describe_damage`` says which was found. The answer depends on the pixels alone, whatever
+    the device.
+
+    >>> lr = torch.rand(1, 3, 12, 16)
+    >>> flowcore.upscale(flowcore.load(flowcore.upscaler_for(lr)), lr).shape
+    torch.Size([1, 3, 48, 64])
+
+    Args:
+        image: ``(B, C, h, w)`` as in ``upscale``. Of several, such as the frames of a clip, four are examined, evenly
+            spread, and damage of one is damage of all.
+
+    Returns:
+        The name of a shipped model, for ``load``.
+
+    Raises:
+        ImageError: If there is no image, or images have no pixels, a wrong number of channels, or values that are not
+            numbers.
+    """
+    return FOR_DAMAGED if describe_damage(image) else FOR_CLEAN
+
+
 def describe_damage(image: Tensor) -> str:
-    """Describe the blocks and the noise of a photograph, (1 or 3, H, W) in [0, 1]; "" for a clean one."""
-    quality, noise = jpeg_quality(image), noise_level(image)
-    blocks = f"JPEG blocks (about quality {quality:.0f})" if quality is not None and quality <= BLOCKY else ""
-    return blocks or (f"noise (about {255 * noise:.0f}/255)" if noise else "")
+    """Describe the JPEG blocks or the noise of an image, for which ``upscaler_for`` takes another model; "" if none.
+
+    Such as "JPEG blocks (about quality 85)" or "noise (about 6/255)"; arguments and errors as in ``upscaler_for``.
+    """
+    require_tensor(image)
+    require_pixels(image)
+    spread = torch.linspace(0, len(image) - 1, min(len(image), MAX_EXAMINED)).long().unique()
+    for rgb in visible_image(image[spread])[0]:
+        quality, noise = jpeg_quality(rgb), noise_level(rgb)
+        if quality is not None and quality <= BLOCKY:
+            return f"JPEG blocks (about quality {quality:.0f})"
+        if noise:
+            return f"noise (about {255 * noise:.0f}/255)"
+    return ""
 
 
 def resolve(flow: Flow, settings: Mapping[str, Any]) -> dict[str, Any]:
