@@ -24,7 +24,7 @@ help:
 	@echo "make equal      whether a change that must change nothing has changed nothing, one line a part"
 	@echo "make browser    every workflow in the real frontend, in Chromium; screenshots go to output/screenshots/"
 	@echo "make soak       takes an hour: thousands of damaged files, a long queue, eight clients at once"
-	@echo "make gates      the registry's own tools: comfy node validate, comfy-test lint"
+	@echo "make gates      the registry's own tools, and a story out of the archive that it gets"
 	@echo "make workflows  lay out the stories of workflows/api for the canvas, and run them for thumbnails"
 	@echo "make clean      remove .venv and the fetched ComfyUI versions"
 
@@ -103,7 +103,7 @@ soak: .hosts/.prepared
 	@.gates/bin/python -m pip install --quiet --disable-pip-version-check 'comfy-cli>=1.23' 'comfy-test>=0.4.15'
 	@touch $@
 
-gates: .gates/.installed
+gates: .gates/.installed .hosts/.prepared
 	@.gates/bin/python tests/gates.py
 
 clean:

@@ -4,7 +4,6 @@ The imports are inside `comfy_entrypoint`, which the host calls: tools that impo
 still work. There is no NODE_CLASS_MAPPINGS: with it, even empty, the host would never call the entry point.
 """
 
-import importlib
 import logging
 import re
 import sys
@@ -18,7 +17,7 @@ TOO_OLD = "flowcore needs ComfyUI >= 0.20.0; this one is older, so flowcore's no
 
 def _is_too_old() -> bool:
     try:
-        version = importlib.import_module("comfyui_version").__version__
+        from comfyui_version import __version__ as version
     except ModuleNotFoundError:
         return True
     return tuple(int(part) for part in re.findall(r"\d+", version)[:3]) < MINIMUM

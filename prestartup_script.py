@@ -51,14 +51,15 @@ class _Loaded(Loader):
 
 def share(pack: str) -> None:
     """Let a pack, by its name in `sys.modules`, import the `flowcore` of all others, unless theirs is another one."""
-    package = importlib.import_module(NAME)
-    if FILE.samefile(str(package.__file__)):
+    import flowcore
+
+    if FILE.samefile(str(flowcore.__file__)):
         sys.meta_path.insert(0, _SameModules(pack))
     else:
         logging.getLogger(NAME).warning(
             "Another flowcore was imported before this pack: %s. The nodes use their own and do not know what plug-ins "
             "register there. Uninstall the other one: pip uninstall flowcore.",
-            package.__file__,
+            flowcore.__file__,
         )
 
 

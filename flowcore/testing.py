@@ -92,7 +92,7 @@ def check_untouched(transform: Transform, x: Tensor, cond: Any = None) -> None:
             _equal(data, transform.inverse(latent, cond_now), "inverse of the same latent gave two answers")
     in_training = transform.train().forward(x, condition(transform, x, cond))
     in_evaluation = transform.eval().forward(x, condition(transform, x, cond))
-    _equal(in_training, in_evaluation, "forward depends on train() or eval()")
+    _equal(in_training, in_evaluation, "forward is another in training than in evaluation")
 
 
 def check_logdet(transform: Transform, x: Tensor, cond: Any = None) -> None:

@@ -1,17 +1,17 @@
-"""The gates of others: what the tools of the registry and of the community say of this pack.
+"""The gates of others: what the tools of the registry and of the community say of this pack, and whether it runs.
 
     .gates/bin/python tests/gates.py      (or `make gates`, which installs comfy-cli and comfy-test into .gates)
 
 Neither needs a network once it is installed. They look at a clean clone, since they would walk through environments and
-hosts, too.
+hosts, too, and at the archive that the first of them packs for the registry, out of which a story runs in ComfyUI.
 """
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,9 +24,12 @@ BY_DESIGN = re.compile(
 )
 
 
-def run(*command: str, cwd: Path, home: Path) -> tuple[int, str]:
+STORY = "tests/host/test_workflows.py::test_a_template_runs[0.30.0-upscale]"
+
+
+def run(*command: str, cwd: Path, home: Path, **variables: str) -> tuple[int, str]:
     """Run a tool without a terminal and with a home of its own; its status and output."""
-    environment = os.environ | {"HOME": str(home), "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200"}
+    environment = os.environ | {"HOME": str(home), "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200"} | variables
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     done = subprocess.run(command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, timeout=300, check=False, **both)
     return done.returncode, done.stdout
@@ -41,18 +44,29 @@ def main() -> int:
         status, said = run(str(BIN / "comfy"), "--skip-prompt", "node", "validate", cwd=clone, home=home)
         valid = status == 0 and "warnings found" not in said and "rror" not in said
         report("comfy node validate", valid, said)
-        for line in (clone / ".comfyignore").read_text().splitlines():
-            if line.endswith("/") and not line.startswith("#"):
-                shutil.rmtree(clone / line, ignore_errors=True)  # from here on, what is published
-        status, said = run(str(BIN / "comfy-test"), "lint", "--check", "javascript", cwd=clone, home=home)
+        status, said = run(str(BIN / "comfy"), "--skip-prompt", "node", "pack", cwd=clone, home=home)
+        archive, pack = clone / "node.zip", Path(folder) / "published"
+        packed = status == 0 and archive.exists()
+        report("comfy node pack", packed, said)
+        if not packed:
+            return 1 + (not valid)
+        with zipfile.ZipFile(archive) as files:
+            size = sum(file.file_size for file in files.infolist())
+            sys.stdout.write(f"        {archive.stat().st_size / 1e6:.1f} MB, unpacked {size / 1e6:.1f}\n")
+            files.extractall(pack)
+        status, said = run(str(BIN / "comfy-test"), "lint", "--check", "javascript", cwd=pack, home=home)
         script = status == 0
         report("comfy-test lint, JAVASCRIPT", script, said)
-        status, said = run(str(BIN / "comfy-test"), "lint", "--check", "syntax", cwd=clone, home=home)
+        status, said = run(str(BIN / "comfy-test"), "lint", "--check", "syntax", cwd=pack, home=home)
         complaints = [line.strip() for line in said.splitlines() if re.match(r"\s+Line \d+: ", line)]
         others = [line for line in complaints if not BY_DESIGN.search(line)]
         syntax = not others and "Unicode check: OK" in said
         report(f"comfy-test lint, SYNTAX, {len(complaints)} complaints by design", syntax, "\n".join(others) or said)
-    return (not valid) + (not script) + (not syntax)
+        pytest = ROOT / ".venv" / BIN.name / "pytest"
+        status, said = run(str(pytest), "-q", STORY, cwd=ROOT, home=home, FLOWCORE_PACK=str(pack))
+        story = status == 0 and "1 passed" in said
+        report("a story, out of the archive, in ComfyUI", story, said)
+    return (not valid) + (not script) + (not syntax) + (not story)
 
 
 def report(gate: str, passed: bool, said: str) -> None:

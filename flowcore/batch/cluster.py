@@ -5,7 +5,6 @@
 Every machine needs flowcore and Ray, and sees the pictures under the same path. Ray's ports are open on all interfaces.
 """
 
-import importlib
 import logging
 import os
 import socket
@@ -70,7 +69,8 @@ class _Remote:
                 sort = "" if isinstance(error, FlowError) else f"{type(error).__name__}: "
                 made["error"] = printable(f"{sort}{error}")
             rows.append(made)
-        arrow: Any = importlib.import_module("pyarrow")
+        import pyarrow as arrow  # pyright: ignore[reportMissingImports]
+
         types = {
             "number": arrow.int64(),
             "results": arrow.list_(arrow.large_binary()),  # numpy arrays of bytes would lose trailing zeros
@@ -179,8 +179,7 @@ def _ray() -> Any:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray would report usage statistics
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
-        ray: Any = importlib.import_module("ray")
-        importlib.import_module("ray.data")
+        import ray.data  # pyright: ignore[reportMissingImports, reportUnusedImport]
     except ImportError as error:
         raise FlowError(
             f"Working on many machines needs Ray ({error}). Install it beside flowcore: pip install 'ray[data]'; or "

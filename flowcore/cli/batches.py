@@ -213,7 +213,11 @@ def executor(options: Namespace, work: Work, flow: Flow, bar: ProgressBar) -> Ex
     if uses_ray(options):
         if limit is not None:
             raise FlowError("--time-limit is for one machine: leave it out, or --ray.")
-        from ..batch import cluster
+        try:
+            from ..batch import cluster
+        except ImportError as error:
+            reason = "--ray needs all of flowcore: ComfyUI's registry has it without what a canvas never uses."
+            raise FlowError(f"{reason} Install it on every machine: pip install 'flowcore[python,ray]'.") from error
 
         machines = cluster.Cluster(
             model=options.model,

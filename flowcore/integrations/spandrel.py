@@ -6,7 +6,6 @@ tiles differ where they overlap.
 """
 
 import hashlib
-import importlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -195,7 +194,9 @@ def _is_plain(t: Any) -> bool:
 
 def _spandrel() -> Any:
     try:
-        return importlib.import_module("spandrel")
+        import spandrel  # pyright: ignore[reportMissingImports, reportMissingTypeStubs]
+
+        return spandrel
     except ImportError as error:
         raise FlowError(
             "The package spandrel, by which ComfyUI loads upscale models, is not installed here. Install what "

@@ -1,7 +1,6 @@
 """Measures of images: fidelity, consistency with the input, diversity, false detail, LPIPS; and of colorings."""
 
 import functools
-import importlib
 import importlib.util
 import math
 import warnings
@@ -113,8 +112,9 @@ def _distance(a: Tensor, b: Tensor, *, spatial: bool) -> Tensor:
 
 @functools.lru_cache(maxsize=2)
 def _network(alexnet: Path, spatial: bool) -> Any:
-    """Build the network with random weights and load ours: the package itself may download, and unpickles."""
-    package: Any = importlib.import_module("lpips")
+    """Build the network with random weights and load ours: the package itself would fetch others, and trust them."""
+    import lpips as package  # pyright: ignore[reportMissingImports]
+
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it uses arguments that torchvision has deprecated
         network = package.LPIPS(
@@ -124,7 +124,7 @@ def _network(alexnet: Path, spatial: bool) -> Any:
     for part in network.net.children():
         for index, layer in part.named_children():
             layer.load_state_dict({name: trunk[f"features.{index}.{name}"] for name in layer.state_dict()})
-    heads = Path(package.__file__).parent / "weights" / "v0.1" / "alex.pth"
+    heads = Path(str(package.__file__)).parent / "weights" / "v0.1" / "alex.pth"
     network.load_state_dict(torch.load(heads, map_location="cpu", weights_only=True), strict=False)
     return network.eval()
 

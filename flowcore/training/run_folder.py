@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import filecmp
-import importlib
 import json
 import math
 import os
@@ -58,10 +57,10 @@ class RunLog:
     def board(self) -> Any:
         """TensorBoard's writer, or None; not before the first row, since a run may be refused before it."""
         try:
-            board = importlib.import_module("torch.utils.tensorboard")
+            from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             return None
-        return board.SummaryWriter(str(self.run / "tensorboard"), purge_step=self.step + 1)
+        return SummaryWriter(str(self.run / "tensorboard"), purge_step=self.step + 1)
 
     def line(self, text: str) -> None:
         if not self.enabled:

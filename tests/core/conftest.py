@@ -1,5 +1,8 @@
 """The core tests run on one thread: they are tiny, and sums in one order are the same numbers everywhere."""
 
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 from builders import build_tiny, build_upscaler
@@ -8,6 +11,25 @@ from flowcore.checkpoints.file import save
 
 from .commands import write_colorizer
 from .photographs import photographs
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def tracked():
+    """Every file of the repository."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout, so the files of the archive are unknown")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return listed.splitlines()
+
+
+@pytest.fixture(scope="session")
+def shipped(tracked):
+    """Every file of the registry's archive: tracked by git and not excluded by .comfyignore."""
+    command = ["git", "ls-files", "--ignored", "--cached", "--exclude-from=.comfyignore"]
+    excluded = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    return sorted(set(tracked) - set(excluded))
 
 
 @pytest.fixture(autouse=True, scope="module")

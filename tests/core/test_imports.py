@@ -8,7 +8,7 @@ from flowcore.models import ARCHITECTURES
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("flowcore", "nodes")
-HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfyui_version", "folder_paths", "execution"}
+HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "execution"}
 HOST |= {"server"}
 
 # A room may import the rows before its own, and its own; a leaf imports errors, device and leaves, and every room from

@@ -28,6 +28,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+# The pack: this one, or one that `make gates` has unpacked.
+PACK = Path(os.environ.get("FLOWCORE_PACK", ROOT))
 HOSTS = ROOT / ".hosts"
 STUBS = HOSTS / "stubs"
 
@@ -216,7 +218,7 @@ def running(
     """
     for folder in ("input", "output", "temp", "user", "custom_nodes", "models/flows", "extra/flows", "page"):
         (base / folder).mkdir(parents=True, exist_ok=True)
-    for link, source in {name: ROOT, **{pack.name: pack for pack in packs}}.items():
+    for link, source in {name: PACK, **{pack.name: pack for pack in packs}}.items():
         (base / "custom_nodes" / link).unlink(missing_ok=True)
         (base / "custom_nodes" / link).symlink_to(source, target_is_directory=True)
     extra = base / "extra_model_paths.yaml"

@@ -16,6 +16,12 @@ from flowcore.flow import Task
 
 ROOT = comfyui.ROOT
 # What every ComfyUI brings along; the pack has no requirements of its own. (tomllib is in Python from 3.11 on.)
+OPTIONAL = {
+    "lpips",
+    "pyarrow",
+    "ray",
+    "spandrel",
+}  # imported where they are used, with a message where they are missing
 BROUGHT = {"PIL", "filelock", "kornia", "numpy", "psutil", "safetensors", "tomli", "torch", "tqdm", "typing_extensions"}
 # test_for_ever.py compares the live schemas with it.
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "object_info.json").read_text())
@@ -29,7 +35,7 @@ def test_flowcore_needs_only_what_the_host_brings():
             needed |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             needed.add(node.module.split(".")[0])
-    assert needed - BROUGHT - sys.stdlib_module_names == set()
+    assert needed - OPTIONAL - BROUGHT - sys.stdlib_module_names == set()
     extra = (ROOT / "pyproject.toml").read_text().partition("\npython = [\n")[2].partition("\n]")[0]
     packages = re.findall(r'^ +"([\w-]+)', extra, re.MULTILINE)  # what Python alone has to install
     assert {{"pillow": "PIL", "typing-extensions": "typing_extensions"}.get(name, name) for name in packages} == {

@@ -36,7 +36,9 @@ const LOOK = `<style>
 .flowcore-viewer .bar button[aria-pressed="true"] { background: var(--p-primary-color, #4a90e2); }
 .flowcore-viewer .bar svg {
   display: block; height: 14px; margin: 0 auto; fill: none; stroke: currentColor; stroke-width: 2; pointer-events: none; }
-.flowcore-viewer .hidden, .flowcore-viewer:not(.several) :is(.previous, .next), .flowcore-viewer:not(.groups) :is(.earlier, .later),
+.flowcore-viewer .hidden,
+.flowcore-viewer:not(.several) .previous, .flowcore-viewer:not(.several) .next,
+.flowcore-viewer:not(.groups) .earlier, .flowcore-viewer:not(.groups) .later,
 .flowcore-viewer:not(.picks) .choose, .flowcore-viewer .head:empty { display: none; }
 .flowcore-viewer .head {
   position: absolute; left: 50%; top: 32px; transform: translateX(-50%); width: max-content; max-width: 90%; padding: 2px 8px;
