@@ -106,6 +106,14 @@ def test_anchors_of_links_are_headings():
     assert count > 5
 
 
+def test_help_pages_fit_their_panel():
+    """They have at most 2,000 pixels at the 282 of the panel, besides what is folded, and no table."""
+    for page in (ROOT / "web" / "docs").glob("*.md"):
+        unfolded = re.sub(r"<details>.*?</details>", "", page.read_text(), flags=re.DOTALL)
+        assert not re.search(r"^\|", page.read_text(), re.MULTILINE), page.name
+        assert len(unfolded) < 3000, page.name
+
+
 def test_the_readme_names_every_command():
     assert [name for name in COMMANDS if not re.search(rf"flowcore {name} |`{name}`", README)] == []
 
