@@ -32,7 +32,12 @@ from .tiles import STRIPS, Border, Strength, TiledDecoder, Tiling, own_strength,
 HALO = 24  # LR pixels; how far tiles then differ from the whole image: docs/decisions/0004
 MAX_DEVIATION = 2.0  # from 0.5: temperature 1 stays within 1.6, overflows do not: docs/decisions/0013
 MAX_SIDE = 2**16  # pixels of a side of the result
+UNMARKED = (
+    "This picture was not shrunk by Flow Shrink, or was changed since, as by JPEG: it is enlarged, but not well. Flow "
+    "Upscale is for pictures of all kinds."
+)
 MIN_MARKED = 16  # pixels of a small picture whose mark is believed
+MARKED = 64  # pixels that bear it in a small picture in color
 ADVICE = "Set tile to 32, ask for fewer samples, enlarge a smaller image, or free memory on the device."
 SHRINK_ADVICE = "Shrink a smaller image, or free memory on the device."
 RESTORE_ADVICE = "Set tile to 32, ask for fewer samples, restore a smaller image, or free memory on the device."
@@ -306,8 +311,8 @@ def shrink(flow: Flow, image: Tensor, **options: Unpack[Reporting]) -> Tensor:
     Args:
         flow: A rescaling model.
         image: As in ``upscale``, ``(B, C, H, W)``. Sides that the model's scale does not divide are extended to the
-            right and below. Of gray ones the small pictures have color, too, which carries detail, and a mark that
-            tells ``restore`` that they are of gray ones, see ``mark_gray``.
+            right and below. Of gray ones the small pictures have color, too, which carries detail. A mark tells
+            ``restore`` which are of gray ones, and which were not made here, see ``mark``.
 
     Returns:
         ``(B, 3 or 4, ceil(H / s), ceil(W / s))`` float32 in [0, 1], rounded to 8 bits, on the device of ``image``.
@@ -337,7 +342,7 @@ def shrink(flow: Flow, image: Tensor, **options: Unpack[Reporting]) -> Tensor:
         for item in rgb:
             run.check_cancelled()
             reduced = run.plan.reduce(pad(item[None], added).to(run.device, run.dtype)).to(image.device, torch.float32)
-            small.append(mark_gray(reduced) if bool((item == item[:1]).all()) else as_stored(reduced))
+            small.append(mark(reduced, gray=bool((item == item[:1]).all())))
             run.advance(preview=small[-1][0])
         result = torch.cat(small)
         if alpha is None:
@@ -402,29 +407,46 @@ def restore(  # noqa: D417
                 f"such as {sides[0] * scale}x{sides[1] * scale}; got {height}x{width}."
             )
         gray = [plain or is_of_gray(one) for plain, one in zip(gray_images(small, rgb, run.notify), rgb, strict=True)]
+        if not all(map(is_marked, rgb)):
+            run.notify(UNMARKED)
         pictures = decoder(rgb, [(tau, 0.0)], seed, samples, gray)
         return with_alpha(with_channels_of(small, pictures, gray).to(small.device), alpha)[..., :height, :width]
 
     return run(task, decoder.tiles.halve)
 
 
-def mark_gray(small: Tensor) -> Tensor:
-    """Round a small picture ``(1, 3, h, w)`` to 8 bits so that it says that it is of a gray photograph.
+def mark(small: Tensor, *, gray: bool) -> Tensor:
+    """Round a small picture ``(1, 3, h, w)`` to 8 bits so that it says that it is one, and whether of a gray image.
 
-    The sum of red, green and blue, in 255ths, is even or odd in a pattern, for which blue is rounded up or down.
+    The sum of red, green and blue, in 255ths, is even or odd in a pattern, for which blue is rounded up or down: in all
+    pixels of a gray photograph, and the other way around in the first pixels of another.
     """
     exact = small.clamp(0, 1) * 255
     levels = exact.round()
     up = (exact[:, 2] > levels[:, 2]) | (levels[:, 2] == 0)
-    levels[:, 2] += (2 * up.to(levels) - 1) * _off_the_pattern(levels)
+    wrong = _off_the_pattern(levels)
+    if not gray:
+        wrong = (1 - wrong) * (torch.arange(wrong.numel(), device=wrong.device).view_as(wrong) < MARKED)
+    levels[:, 2] += (2 * up.to(levels) - 1) * wrong
     return levels / 255
 
 
 def is_of_gray(small: Tensor) -> bool:
-    """Tell whether a small picture ``(3, h, w)`` bears the mark of ``mark_gray``, which few pixels may by chance."""
+    """Tell whether a small picture ``(3, h, w)`` bears the mark of a gray image, which few pixels may by chance."""
+    return _mean_off(small, small[0].numel()) == 0
+
+
+def is_marked(small: Tensor) -> bool:
+    """Tell whether a picture ``(3, h, w)`` bears a mark of ``mark``, or is too small for one."""
+    return small[0].numel() < MIN_MARKED or is_of_gray(small) or _mean_off(small, MARKED) == 1
+
+
+def _mean_off(small: Tensor, first: int) -> float:
+    """Return the share of the first pixels of ``(3, h, w)`` that are off the pattern; 0.5 where it can have no mark."""
     levels = (255 * small[None]).round()
-    in_8_bits = torch.allclose(levels / 255, small[None], atol=1e-3)
-    return small[0].numel() >= MIN_MARKED and in_8_bits and not bool(_off_the_pattern(levels).any())
+    if small[0].numel() < MIN_MARKED or not torch.allclose(levels / 255, small[None], atol=1e-3):
+        return 0.5
+    return _off_the_pattern(levels).flatten()[:first].mean().item()
 
 
 def _off_the_pattern(levels: Tensor) -> Tensor:
