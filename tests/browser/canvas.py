@@ -149,9 +149,13 @@ class Canvas:
         )
 
     def overlapping(self) -> list[list[str]]:
-        """Pairs of nodes that lie over each other, by title."""
+        """Pairs of nodes that lie over each other, by title, as they are drawn."""
         return self.page.evaluate(
-            """() => { const boxes = app.graph.nodes.map(n => [n.title, ...n.boundingRect]), found = [];
+            """() => { const {scale} = app.canvas.ds;
+                const drawn = ({id}) => document.querySelector(`[data-node-id="${id}"]`);
+                const boxOf = node => { const r = LiteGraph.vueNodesMode && drawn(node)?.getBoundingClientRect();
+                    return r ? [r.x / scale, r.y / scale, r.width / scale, r.height / scale] : node.boundingRect };
+                const boxes = app.graph.nodes.map(n => [n.title, ...boxOf(n)]), found = [];
                 for (const [i, [a, x, y, w, h]] of boxes.entries()) for (const [b, u, v, s, t] of boxes.slice(i + 1))
                     if (x < u + s && u < x + w && y < v + t && v < y + h) found.push([a, b]);
                 return found; }"""

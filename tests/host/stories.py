@@ -19,21 +19,22 @@ from PIL import Image, ImageOps, ImageSequence
 
 WORKFLOWS = comfyui.ROOT / "workflows"
 CONTROLLED = "fixed"  # what a seed does after a run
-COLUMN, GAP = 340, 60
+COLUMN, GAP, BELOW = 344, 40, 60  # pixels: width of a node, between columns, and between nodes
+MAIN, NARROW = 460, 380  # width of a node with a gallery, and in a story of several ones
 THUMBNAIL = 640
 
 # Story to the name of its file.
 TITLES = {
-    "upscale": "Upscale a photo by super resolution",
-    "photo": "Upscale a bad JPEG photo",
-    "clean-up": "Remove noise and JPEG blocks",
-    "night": "Brighten a dark photo",
+    "upscale": "Enlarge a photo - upscale sharpen unblur",
+    "photo": "Enlarge a bad JPEG photo - upscale dejpeg",
+    "clean-up": "Remove noise and JPEG blocks - denoise restore",
+    "night": "Brighten a dark photo - night low light",
     "thumbnail": "Shrink a photo and bring it back",
     "second-opinion": "Guide an upscale by another upscaler",
     "painted": "Upscale with painted temperature",
     "grid": "Compare upscale temperatures",
     "best-of": "Pick the best upscale",
-    "colourings": "Colorize an old photo",
+    "colourings": "Colorize an old photo - restore black and white",
     "strokes": "Colorize with brush strokes",
     "palette-transfer": "Colorize like other photos",
     "clip": "Colorize a video",
@@ -64,11 +65,21 @@ NAMED = {
         "upscale": "enlarge_faces",
     },
 }
+# Stories that would be wider or higher than the canvas with a column for every step: their columns, from top to bottom.
+COLUMNS = {
+    "thumbnail": ("photo small", "shrink model ordinary", "restore", "both save"),
+    "second-opinion": ("photo model", "restorer small", "ours top", "guided bottom", "all save"),
+    "palette-transfer": ("photo reference", "remember model", "color", "save"),
+    "digits": ("model style", "sample", "decode large", "save"),
+    "handwriting": ("model", "sample", "decode large", "save"),
+    "smile": ("portraits model", "encode style", "decode compare", "save"),
+    "faces": ("photo model body_model", "align", "body", "upscale", "paste save"),
+}
 # What the frontend's App mode asks for: node to its widgets. What the story saves is shown beside them.
 APP: dict[str, dict[str, tuple[str, ...]]] = {
-    "upscale": {"photo": ("picture",), "model": ("model_name",), "upscale": ("temperature", "seed", "samples")},
-    "photo": {"photo": ("picture",), "model": ("model_name",), "upscale": ("temperature", "seed", "samples")},
-    "clean-up": {"photo": ("picture",), "upscale": ("guide_strength", "seed")},
+    "upscale": {"photo": ("picture",), "model": ("model_name",), "upscale": ("boldness", "seed", "samples")},
+    "photo": {"photo": ("picture",), "model": ("model_name",), "upscale": ("boldness", "seed", "samples")},
+    "clean-up": {"photo": ("picture",), "upscale": ("boldness", "seed")},
     "night": {"photo": ("picture",), "light": ("exposure",)},
     "thumbnail": {"photo": ("picture",)},
     "second-opinion": {"photo": ("picture",), "guided": ("guide_strength", "seed")},
@@ -92,12 +103,14 @@ APP: dict[str, dict[str, tuple[str, ...]]] = {
     "smile": {"portraits": ("picture",), "style": ("smile", "age", "gender")},
     "morph-faces": {"portraits": ("picture",), "morph": ("frames", "mode")},
 }
-# Stories whose thumbnail is the picture that they start from, and the first three that they make.
+# Stories whose thumbnail is the picture that they start from beside the first that they make.
 SOURCES = {"photo": "pictures/parrots.jpg", "latent-normalisation": "pictures/poor.png", "faces": "pictures/group.png"}
 SOURCES |= {"clean-up": SOURCES["photo"], "night": "pictures/dark.jpg"}
 SOURCES |= dict.fromkeys(("upscale", "best-of", "painted"), "photo.png")
 SOURCES |= dict.fromkeys(("palette-transfer", "clip"), "alps.jpg")
 SOURCES |= dict.fromkeys(("colourings", "strokes"), "house.jpg")
+# How many times larger a part of both is shown, where all of it would look alike.
+ZOOMED = dict.fromkeys(("upscale", "photo", "clean-up", "best-of", "painted", "latent-normalisation"), 2.0)
 # Stories of films that are also run with other values, whose frames stand above.
 CONTRASTS = {"steady-clip": {"upscale": {"steadiness": 0.0}}}
 EXAMPLE = ("FlowcoreExample", {"picture": "photograph"})  # what stands on the canvas for a photograph of a script
@@ -122,44 +135,30 @@ def to_canvas(name: str, api: dict[str, Any], every: dict[str, Any]) -> dict[str
     """
     api = on_canvas(api)
     numbers = {key: k + 1 for k, key in enumerate(api)}
-    depth: dict[str, int] = {}
-    for _ in api:
-        for key, node in api.items():
-            sources = [value[0] for value in node["inputs"].values() if isinstance(value, list)]
-            depth[key] = 1 + max((depth.get(source, 0) for source in sources), default=-1)
-    for key in [key for key, node in api.items() if node["class_type"] == "FlowcoreLoadModel"]:
-        used = [depth[user] for user, node in api.items() if [key, 0] in node["inputs"].values()]
-        depth[key] = min(used, default=1) - 1  # beside what uses it: no wire runs behind a node
-    if not any(depth[key] == 0 and node["class_type"] != "FlowcoreLoadModel" for key, node in api.items()):
-        depth = {key: max(0, column - 1) for key, column in depth.items()}  # a lone loader needs no column of its own
     nodes: list[dict[str, Any]] = []
     links: list[list[Any]] = []
-    tops: dict[int, int] = {}
-    lower = [key for key, node in api.items() if depth[key] and node["class_type"] == "FlowcoreLoadModel"]
-    for key, node in sorted(api.items(), key=lambda item: item[0] in lower):
-        shown, values, folded = slots(node, every[node["class_type"]])
-        info, ours = every[node["class_type"]], node["class_type"].startswith("Flowcore")
-        height = 60 + 26 * (len(shown) - folded) + TALLER.get(node["class_type"], 0)
-        if ours and any(slot["name"] == "pick" for slot in shown):
-            height += AREA
-        elif ours and "unique_id" in info["input"].get("hidden", {}) and "STRING" in info["output"]:
-            height += TEXT
-        top = tops.get(depth[key], 100)
-        tops[depth[key]] = top + height + 26 * folded + GAP
-        outputs = zip(info["output_name"], info["output"], strict=True)
-        title = WORDS[NAMED[name][key]] if key in NAMED.get(name, {}) else node["_meta"]["title"]
-        order = sorted(api, key=lambda k: depth[k]).index(key)
-        made = placed(
-            numbers[key], node["class_type"], (40 + depth[key] * (COLUMN + GAP), top), (COLUMN, height), order
-        )
-        made["inputs"] = shown
-        made["outputs"] = [{"name": label, "type": kind, "links": None} for label, kind in outputs]
-        if title != info["display_name"]:  # which the frontend translates
-            made["title"] = title
-        words = {"flowcore_words": NAMED[name][key]} if key in NAMED.get(name, {}) else {}
-        pack = {"cnr_id": "flowcore", "ver": "0.1.0"} if ours else {"cnr_id": "comfy-core", "ver": "0.30.0"}
-        made["properties"] = words | pack | {"Node name for S&R": node["class_type"]}
-        nodes.append(made | {"widgets_values": values})
+    left, order = 40, 0
+    for column in columns(name, api):
+        top, wide = 100, COLUMN
+        for key in column:
+            node, info = api[key], every[api[key]["class_type"]]
+            shown, values, folded = slots(node, info)
+            width, height = size(node, info, shown, folded)
+            width = min(width, NARROW) if len(columns(name, api)) > 4 else width
+            outputs = zip(info["output_name"], info["output"], strict=True)
+            title = WORDS[NAMED[name][key]] if key in NAMED.get(name, {}) else node["_meta"]["title"]
+            made = placed(numbers[key], node["class_type"], (left, top), (width, height), order)
+            made["inputs"] = shown
+            made["outputs"] = [{"name": label, "type": kind, "links": None} for label, kind in outputs]
+            if title != info["display_name"]:  # which the frontend translates
+                made["title"] = title
+            words = {"flowcore_words": NAMED[name][key]} if key in NAMED.get(name, {}) else {}
+            ours = node["class_type"].startswith("Flowcore")
+            pack = {"cnr_id": "flowcore", "ver": "0.1.0"} if ours else {"cnr_id": "comfy-core", "ver": "0.30.0"}
+            made["properties"] = words | pack | {"Node name for S&R": node["class_type"]}
+            nodes.append(made | {"widgets_values": values})
+            top, wide, order = top + height + BELOW, max(wide, width), order + 1
+        left += wide + GAP
     nodes.sort(key=lambda node: node["id"])
     for key, node in api.items():
         target = nodes[numbers[key] - 1]
@@ -171,7 +170,9 @@ def to_canvas(name: str, api: dict[str, Any], every: dict[str, Any]) -> dict[str
                 links.append([len(links) + 1, source["id"], output, target["id"], slot, kind])
                 shown["link"] = len(links)
                 source["outputs"][output]["links"] = [*(source["outputs"][output]["links"] or []), len(links)]
-    note = placed(len(nodes) + 1, "MarkdownNote", (40, -50), (2 * COLUMN + GAP, 90), 0)  # for people, above the story
+    note = placed(
+        len(nodes) + 1, "MarkdownNote", (40, -50), (COLUMN + MAIN + GAP, 90), 0
+    )  # for people, above the story
     note |= {"inputs": [], "outputs": [], "title": WORDS["note"]}
     note |= {"color": "#2a2a2e", "bgcolor": "#1c1c1f"}  # the frontend's own is ochre, under gray
     nodes.append(note | {"properties": {"flowcore_words": name}, "widgets_values": [WORDS[name]]})
@@ -179,6 +180,34 @@ def to_canvas(name: str, api: dict[str, Any], every: dict[str, Any]) -> dict[str
     made |= {"last_node_id": len(nodes), "last_link_id": len(links), "nodes": nodes, "links": links}
     made |= {"groups": [], "config": {}, "extra": {"linearData": app(name, api, numbers, every)}}
     return made | {"version": 0.4}
+
+
+def columns(name: str, api: dict[str, Any]) -> list[list[str]]:
+    """Put the nodes of a story into columns: stated ones, or by how far they are from the start, loaders below."""
+    if name in COLUMNS:
+        return [column.split() for column in COLUMNS[name]]
+    depth: dict[str, int] = {}
+    for _ in api:
+        for key, node in api.items():
+            sources = [value[0] for value in node["inputs"].values() if isinstance(value, list)]
+            depth[key] = 1 + max((depth.get(source, 0) for source in sources), default=-1)
+    loaders = [key for key, node in api.items() if node["class_type"] == "FlowcoreLoadModel"]
+    for key in loaders:
+        used = [depth[user] for user, node in api.items() if [key, 0] in node["inputs"].values()]
+        depth[key] = min(used, default=1) - 1  # beside what uses it: no wire runs behind a node
+    every = sorted(api, key=lambda key: key in loaders)
+    return [[key for key in every if depth[key] == place] for place in range(max(depth.values()) + 1)]
+
+
+def size(node: dict[str, Any], info: dict[str, Any], shown: list[Any], folded: int) -> tuple[int, int]:
+    """Return width and height of a node with so many inputs, of which some are folded, and with what it shows."""
+    kind, height = node["class_type"], 60 + 26 * (len(shown) - folded) + TALLER.get(node["class_type"], 0)
+    if not kind.startswith("Flowcore"):
+        return COLUMN, height
+    if any(slot["name"] == "pick" for slot in shown):
+        return MAIN, height + AREA
+    says = "unique_id" in info["input"].get("hidden", {}) and "STRING" in info["output"]
+    return COLUMN, height + TEXT * says
 
 
 def placed(number: int, kind: str, pos: tuple[int, int], size: tuple[int, int], order: int) -> dict[str, Any]:
@@ -198,7 +227,7 @@ def app(name: str, api: dict[str, Any], numbers: dict[str, int], every: dict[str
 
 
 WIDGETS = ("COMBO", "COMFY_DYNAMICCOMBO_V3", "INT", "FLOAT", "STRING", "BOOLEAN")
-AREA, TEXT = 320, 130  # pixels of what a node shows of its runs, with pictures and without: web/js/canvas.js
+AREA, TEXT = 460, 130  # pixels of what a node shows of its runs, with pictures and without: web/js/canvas.js
 # Pixels that the pictures of a node take, besides its inputs.
 TALLER = {"FlowcoreExample": 280, "PreviewAny": 160, "FlowcoreTrain": 150, "FlowcoreAlignFace": 280}
 TALLER |= dict.fromkeys(("SaveImage", "SaveAnimatedWEBP", "SaveVideo", "PreviewImage"), 260)
@@ -241,7 +270,7 @@ def opened(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data))
 
 
-def thumbnail(pictures: list[Image.Image]) -> Image.Image:
+def thumbnail(pictures: list[Image.Image], columns: int = 0) -> Image.Image:
     """Put what a story made into one picture: of a film four frames, of many pictures the first ten, in a grid."""
     frames: list[Image.Image] = []
     for picture in pictures:
@@ -250,12 +279,21 @@ def thumbnail(pictures: list[Image.Image]) -> Image.Image:
     frames = frames[:10]
     width, height = (max(frame.size[axis] for frame in frames) for axis in (0, 1))
     one_row = len(frames) <= 4 and width < 1.4 * height
-    columns = len(frames) if one_row else max(1, round((1.6 * len(frames) * height / width) ** 0.5))
+    columns = columns or (len(frames) if one_row else max(1, round((1.6 * len(frames) * height / width) ** 0.5)))
     rows = -(-len(frames) // columns)
     sheet = Image.new("RGB", (columns * (width + 4) - 4, rows * (height + 4) - 4), "white")
     for k, frame in enumerate(frames):
         sheet.paste(frame, (k % columns * (width + 4), k // columns * (height + 4)))
     return sheet
+
+
+def beside(before: Image.Image, after: Image.Image, zoom: float) -> Image.Image:
+    """Put the middle of a picture as it was beside what was made of it, pixels as squares; at zoom 1 all of it."""
+    pictures = [before.resize(after.size, Image.Resampling.NEAREST), after]
+    if zoom > 1:
+        side = round(min(after.size) / zoom)
+        pictures = [ImageOps.fit(picture, (side, side), bleed=(1 - 1 / zoom) / 2) for picture in pictures]
+    return thumbnail(pictures, columns=2)
 
 
 def strips(films: list[Image.Image]) -> Image.Image:
@@ -302,15 +340,15 @@ def main() -> None:
                 continue
             done = client.wait(client.queue(on_canvas(api)))
             pictures = [opened(data) for data in client.pictures(done)]
-            if name in SOURCES:
-                before = Image.open(WORKFLOWS / SOURCES[name]).convert("RGB")
-                pictures = [ImageOps.fit(before, pictures[0].size, Image.Resampling.NEAREST), *pictures[:3]]
             if name in CONTRASTS:
                 for key, values in CONTRASTS[name].items():
                     api[key]["inputs"] |= values
                 done = client.wait(client.queue(on_canvas(api)))
                 pictures = [*(opened(data) for data in client.pictures(done)), *pictures]
             sheet = strips(pictures) if name in CONTRASTS else thumbnail(pictures)
+            if name in SOURCES:
+                before = Image.open(WORKFLOWS / SOURCES[name]).convert("RGB")
+                sheet = beside(before, pictures[0].convert("RGB"), ZOOMED.get(name, 1.0))
             if options.keep:
                 options.keep.mkdir(parents=True, exist_ok=True)
                 sheet.save(options.keep / f"{name}.png")

@@ -70,14 +70,18 @@ export function after(target, name, act) {
 /** Give a widget a value as if it had been typed: both renderers and all listeners are told, and the workflow has changed. */
 export function set(node, widget, value) {
   if (widget.value === value) return;
-  widget.value = value;
+  [stepped, widget.value] = [false, value];
   widget.callback?.(value, app.canvas, node);
+  stepped = true;
   node.setDirtyCanvas?.(true, true);
   changed();
 }
 
 let unnoticed = false; // whether the workflow has changed since the frontend looked
 let held = false; // whether a button of the mouse or a key is down
+let stepped = true; // whether numbers change by a step: we do not write them, nor does a person type them
+
+export const isStepped = () => stepped;
 
 /**
  * Let the frontend look for what has changed, for its drafts and its undo: by itself it does so before our clicks are handled,
@@ -94,7 +98,11 @@ export function changed() {
 }
 
 for (const [event, begins] of Object.entries({ pointerdown: true, keydown: true, pointerup: false, pointercancel: false, keyup: false })) {
-  window.addEventListener(event, () => ((held = begins), unnoticed && changed()), true);
+  window.addEventListener(event, ({ target }) => {
+    held = begins;
+    if (begins) stepped = event !== "keydown" || !target.matches?.("input, textarea");
+    if (unnoticed) changed();
+  }, true);
 }
 
 /**
@@ -124,6 +132,9 @@ export function hide(node, widgets, isHidden) {
 
 /** Whether a value comes along a wire, so that the widget does not count. */
 export const wired = (node, name) => node.inputs?.some((input) => input.name === name && input.link != null) ?? false;
+
+/** The left end of sliders that can follow the model; anything below 0 does. */
+export const OWN = -0.1;
 
 /** Whether a click picks one of a node's pictures. */
 export const picks = (node) => isOurs(node) && widgetOf(node, "pick");

@@ -16,8 +16,15 @@ export const endPreviews = ({ id, graph }) =>
 /** The path of the workflow that a run was queued from, if this page has queued it. */
 export const origin = (run) => store("execution")?.jobIdToSessionWorkflowPath?.get(run);
 
-/** Let a node stand first in a search among equals, as if it were in use more. */
-export const favor = (definition) => (definition.postProcessSearchScores = ([kind, ...more]) => [kind, -1, ...more]);
+/** Let the classic canvas fold what Nodes 2.0 folds, without leaving room for it; the menu of the node shows it, as `toggle` does. */
+export function foldAdvanced(node, isFolded) {
+  for (const widget of node.widgets) widget.advanced = Boolean(widget.options?.advanced) && isFolded(widget);
+  node.getLayoutWidgets = () => node.widgets.filter((widget) => node.isWidgetVisible(widget));
+  node.showAdvanced ||= app.extensionManager.setting?.get("Comfy.Node.AlwaysShowAdvancedWidgets");
+}
+
+/** Let a node stand first in a search among equals, as if it were in use more; or behind better hits, by `worse`. */
+export const favor = (definition, worse = 0) => (definition.postProcessSearchScores = ([kind, ...more]) => [kind + worse, -1, ...more]);
 
 /** Act when the server is asked to stop, which the page does not say. */
 export const onStop = (act) =>

@@ -14,7 +14,12 @@ const FIRST = ["srflow-x4", "glow-photos"]; // where there are several, the ones
 
 app.registerExtension({
   name: "flowcore.models",
-  beforeRegisterVueAppNodeDefs: (every) => every.filter(({ name }) => name === "FlowcoreLoadModel").forEach(favor),
+  beforeRegisterVueAppNodeDefs(every) {
+    for (const definition of every) {
+      if (definition.name === "FlowcoreLoadModel") favor(definition);
+      if (definition.name === "FlowcoreRestore") favor(definition, 9); // who types "restore" has an old photograph
+    }
+  },
   nodeCreated(node) {
     const menu = node.comfyClass === "FlowcoreLoadModel" && widgetOf(node, "model_name");
     if (!menu) return;
@@ -76,6 +81,15 @@ export function onModel(node, tell) {
     const loader = originOf(node, "model");
     tell(menu && !wired(loader, menu.name) ? known(loader, FACTS)[menu.value] : undefined);
   });
+}
+
+/** What the file states of the model that a node would usually get. */
+export function usual(node) {
+  const { required } = LiteGraph.registered_node_types.FlowcoreLoadModel?.nodeData?.input ?? {};
+  const { [TASKS]: tasks = {}, [FACTS]: facts = {} } = required?.model_name[1] ?? {};
+  const needs = node.constructor.nodeData?.input?.required?.model?.[1]?.[TASKS] ?? [];
+  const fits = Object.keys(tasks).filter((name) => tasks[name].some((task) => needs.includes(task)));
+  return facts[fits.find((name) => FIRST.includes(name)) ?? fits[0]];
 }
 
 /** The models that all nodes at the wire can use, and one more that stays whatever it is. */

@@ -5,9 +5,13 @@ import { app } from "../../../scripts/app.js";
 import { after, changed, isOurs, set, widgetOf } from "./canvas.js";
 import { shownBy } from "./frontend.js";
 
+let dropped = 0; // when a file was dropped, in ms
+
 app.registerExtension({
   name: "flowcore.picture",
+  setup: () => window.addEventListener("drop", () => (dropped = Date.now()), true),
   nodeCreated(node) {
+    if (node.comfyClass === "LoadVideo" && Date.now() - dropped < 5000) setTimeout(() => connectFilm(node));
     if (node.comfyClass === "FlowcoreExample") return takeSeveral(node);
     const input = isOurs(node) && node.inputs?.find(({ type }) => /^IMAGE\b/.test(type))?.name;
     if (!input) return;
@@ -15,6 +19,19 @@ app.registerExtension({
       node[event] = (...dropped) => originOf(node, input)?.[event]?.(...dropped) ?? false;
   },
 });
+
+/** Connect a film that was dropped on the canvas to what takes one, in place of what is there, and put it below that. */
+function connectFilm(film) {
+  const takes = (node) => isOurs(node) && node.inputs.find(({ type }) => String(type).split(",").includes("VIDEO"))?.name;
+  const node = film.graph?.nodes.find(takes);
+  if (!node) return;
+  film.connect(0, node, takes(node));
+  const before = film.graph.nodes.filter((other) => other !== film && other.pos[0] < node.pos[0] && other.comfyClass);
+  const left = Math.min(...before.map(({ pos }) => pos[0]), node.pos[0] - film.size[0] - 60);
+  const column = before.filter(({ pos }) => pos[0] < left + film.size[0]);
+  film.pos = [left, Math.max(node.pos[1], ...column.map(({ pos, size }) => pos[1] + size[1] + 80))];
+  changed();
+}
 
 /** Let several files, or a folder, that are dropped on Flow Example become a folder of the input folder, which it shows. */
 function takeSeveral(node) {

@@ -1,9 +1,10 @@
-// How a node of ours shows its widgets: `outside` is there only where a mask is, and a number that the model decides is shown.
+// How a node of ours shows its widgets: `outside` is there only where a mask is, a number that the model decides is shown, and
+// advanced ones are folded.
 import { app } from "../../../scripts/app.js";
-import { after, hide, isOurs, refresh, say, widgetOf, wired } from "./canvas.js";
-import { onModel } from "./models.js";
+import { after, AREA, hide, isOurs, isStepped, OWN, refresh, say, widgetOf, wired } from "./canvas.js";
+import { foldAdvanced } from "./frontend.js";
+import { onModel, usual } from "./models.js";
 
-const OWN = -0.1; // the left end of sliders that can follow the model; anything below 0 does
 const ZERO = { factor: "scale", pick: "all" }; // numbers whose 0 means something else, and what is said then
 
 /** Show the number that the model states where one follows it. Files and prompts hold OWN or 0 for it, as ever. */
@@ -41,7 +42,38 @@ function follow(node) {
   after(node, "onSerialize", ({ widgets_values: saved }) => {
     for (const widget of numbers) if (saved && follows(widget)) saved[node.widgets.indexOf(widget)] = rest(widget);
   });
-  onModel(node, (stated) => show((model = stated)));
+  onModel(node, (stated) => show((model = stated ?? (wired(node, "model") ? undefined : usual(node)))));
+}
+
+/** Fold the advanced inputs in the classic renderer, too, but for those with a wire. A button there shows them, and folds them. */
+function fold(node) {
+  if (!node.widgets.some(({ options }) => options?.advanced)) return;
+  const label = (key) => say(key).then((text) => ((button.label = text), node.setDirtyCanvas?.(true, true)));
+  const button = node.addWidget("button", "flowcore_more", "", () => (node.toggleAdvanced(), label(node.showAdvanced ? "less" : "more")), {
+    serialize: false,
+    canvasOnly: true,
+  });
+  button.serialize = false;
+  const last = node.widgets.findIndex(({ name }) => name === AREA); // what a run shows stays below
+  if (last >= 0) node.widgets.splice(last, 0, node.widgets.pop());
+  const look = () => foldAdvanced(node, ({ name }) => !wired(node, name));
+  after(node, "onConnectionsChange", look);
+  look();
+  label(node.showAdvanced ? "less" : "more");
+  node.setSize(node.computeSize());
+}
+
+/** Let the next seed be the one behind all samples: one on would make all but one of them again. */
+function leap(node) {
+  const [seed, samples] = ["seed", "samples"].map((name) => widgetOf(node, name));
+  if (!seed || !samples) return;
+  let last = seed.value;
+  after(node, "onConfigure", () => (last = seed.value));
+  after(seed, "callback", () => {
+    const by = seed.value - last;
+    if (Math.abs(by) === 1 && isStepped()) seed.value = Math.max(0, last + by * samples.value);
+    last = seed.value;
+  });
 }
 
 const NEEDED = { outside: "mask", strength: "direction" }; // a widget, and the input without which it does nothing
@@ -51,6 +83,8 @@ app.registerExtension({
   nodeCreated(node) {
     if (!isOurs(node)) return;
     if (node.widgets) follow(node);
+    if (node.widgets) fold(node);
+    leap(node);
     for (const [name, input] of Object.entries(NEEDED)) {
       const widget = widgetOf(node, name);
       if (!widget || !node.inputs?.some((each) => each.name === input)) continue;
