@@ -28,6 +28,7 @@ class FlowcoreColorize(ClipNode):
     ALIASES = "colorize, colourize, colorise, colorization, black and white, restore old photo, color, ddcolor"
     ESSENTIALS = "Image Tools"
     OUTPUTS = (io.Image.Output("images"), io.Video.Output("video"))
+    LIVE = "small"
     OF_VIDEO: ClassVar[dict[str, Any]] = {"frames": "video"}
 
     def run(

@@ -18,9 +18,10 @@ ORDINARY_TILE = 1024  # pixels
 class FlowcoreBrighten(PickingNode):
     """Exposures of every image: all samples of the first image, then of the second."""
 
-    ALIASES = "brighten, low light, dark photo, night, exposure, llflow, enhance, underexposed"
+    ALIASES = "brighten, low light, dark photo, night, night photo, exposure, llflow, enhance, underexposed"
     OUTPUTS = (io.Image.Output("images"),)
     RECORDS = True
+    LIVE = "small"
 
     def run(
         self,

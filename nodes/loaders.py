@@ -60,6 +60,7 @@ def _stated(path: Path, _fingerprint: str) -> dict[str, Any]:
         return {}
     own = {name: getattr(config, field) for field, name in OWN.items() if hasattr(config, field)}
     own |= zip(("temperature", "detail"), getattr(config, "temperatures", ()), strict=False)
+    own["boldness"] = 0.5  # the middle, see `from_faithful_to_bold`
     return {"tasks": tasks, "styles": list(getattr(config, "styles", ())), "own": own}
 
 

@@ -69,6 +69,7 @@ class FlowNode(io.ComfyNode):
     HIDDEN: ClassVar[tuple[Any, ...]] = ()  # inputs besides `unique_id`
     # Whether it shows text. Text reaches the history of every run, also of one that finds the result cached.
     REPORTS: ClassVar[bool] = True
+    LIVE: ClassVar[str] = ""  # "small" or "detail": what is made again of its pictures while numbers are dragged
     IS_OUTPUT_NODE: ClassVar[bool] = False  # whether it runs although nothing is connected to it
 
     run: Callable[..., Any]
@@ -124,6 +125,12 @@ class FlowNode(io.ComfyNode):
             else:
                 raise FlowError(f"{name} is missing: nothing came along its wire. Connect it.")
         return result
+
+    @classmethod
+    def validated_numbers(cls, values: dict[str, Any]) -> dict[str, Any] | None:
+        """Check numbers that are not whole against the schema; None if there are others."""
+        wanted = {each.id: each for each in cls.SCHEMA.inputs if str(each.get_io_type()) == "FLOAT"}
+        return {k: _validated(wanted[k], v) for k, v in values.items()} if values.keys() <= wanted.keys() else None
 
     def answer(self, values: dict[str, Any]) -> Any:
         """Return the host's output for valid values: here what `run` makes of them."""

@@ -18,6 +18,7 @@ from ..flowcore.tasks.intake import resolve
 from .host.compat import components, io, log, video_of
 from .host.memory import on_free
 from .host.ui import from_canvas, gallery, of_image
+from .live import LIVE
 from .node import FlowNode
 from .sockets import FlowModel, Latents
 
@@ -59,7 +60,10 @@ class PickingNode(FlowNode):
         if pick > count:
             raise FlowError(f"pick is {pick}, and this makes {count}. Choose 1 to {count}, or 0 for all.")
         args = self.picked(output, pick - 1) if pick else output.args
-        return io.NodeOutput(*args, ui=dict(output.ui) | self._sent())
+        ui = dict(output.ui) | self._sent()
+        if from_canvas(self):
+            ui |= LIVE.keep_source(type(self), values, self.LIVE)
+        return io.NodeOutput(*args, ui=ui)
 
     def made(self, pictures: Tensor, seed: int, samples: int, sources: Tensor | None, *more: Any, **ui: Any) -> Any:
         """Return and show pictures (N, C, H, W) whose seeds count up, anew for every source; see `gallery`."""

@@ -15,7 +15,7 @@ from ..flowcore.checkpoints.file import read_header
 from ..flowcore.images.files import IMAGE_SUFFIXES, read
 from ..flowcore.training.image_sources import find_images, folder_problem, folder_stamp
 from ..flowcore.training.recipe import RECIPES, Recipe, fingerprint, read_recipe
-from ..flowcore.training.run_folder import NamedRun, Record
+from ..flowcore.training.run_folder import NamedRun, Record, Result
 from . import widgets
 from .host.compat import io, log
 from .host.memory import Interrupted, freed_device, stop_if_cancelled, wrap
@@ -136,11 +136,12 @@ class FlowcoreTrain(FlowNode):
         sheet, rows = run.last_sheet(), run.history()
         measured = {} if is_start else flow.provenance.get("metrics", {})
         facts = [
+            _summary(result, model, trained_on, is_start=is_start) + "\n",
             f"model: {model}, {flow.architecture}{', as it was: nothing better was trained' * is_start}",
             f"trained on: {trained_on}",
             f"trained: {result.steps} of {result.total} steps, {spent} minutes",
             *(f"loss at the end: {float(row['loss']):.4f} {row['unit']} ({row['stage']})" for row in rows[-1:]),
-            *(f"{metric} of images not trained on: {value}" for metric, value in measured.items()),
+            *(f"{metric.replace('_', ' ')} of images not trained on: {value}" for metric, value in measured.items()),
             *([verdict] if result.better_than_start is not None and not is_start else []),
             *([] if is_start else [f"saved as: {file}"]),
         ]
@@ -158,6 +159,14 @@ class FlowcoreTrain(FlowNode):
             path=[str(file)],
             run=[str(run.folder)],
         )
+
+
+def _summary(result: Result, model: str, trained_on: str, *, is_start: bool) -> str:
+    """Say in a sentence what came of a training; the canvas folds the numbers away."""
+    if is_start:
+        return f"{model} goes on as it was."
+    better = ", and is better than its start" if result.better_than_start else ""
+    return f"{model} has learned from {trained_on}{better}. It is in models/flows."
 
 
 def _read_recipe(recipe: str) -> Recipe:

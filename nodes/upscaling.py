@@ -31,6 +31,7 @@ from .sampling import grid_outputs
 from .sockets import Clip, FlowModel, Image, Mask, RescaleModel, UpscaleModel, check_memory, from_mask
 
 MAX_MEGAPIXELS = 400  # of a picture whose size nobody stated: 4.8 GB of memory
+SAME, ALIKE = 48, 32  # decibels from which a picture is told to be the same, and nearly so
 ORDINARY_TILE = 512  # pixels of the low-resolution image
 STORE = ConditionStore()  # another seed or temperature does not encode the image again
 on_release += [STORE.clear, forget_plan]
@@ -45,12 +46,13 @@ class FlowcoreUpscale(PickingNode):
     """Enlargements of every image: all samples of the first image, then of the second."""
 
     ALIASES = (
-        "upscale, super resolution, srflow, flow upscale, enlarge, 4x, upscale image, temperature, restore old photo, "
-        "sharpen, dejpeg, denoise"
+        "upscale, super resolution, srflow, flow upscale, enlarge, 4x, upscale image, temperature, restore, "
+        "restore old photo, sharpen, unblur, deblur, dejpeg, denoise, clean up, enhance"
     )
     ESSENTIALS = "Image Tools"
     OUTPUTS = (io.Image.Output("images"), io.Float.Output("consistency"))
     RECORDS = True
+    LIVE = "detail"
 
     def run(
         self,
@@ -71,10 +73,11 @@ class FlowcoreUpscale(PickingNode):
         pick: widgets.Pick,
         guide: Image | None,
         guide_strength: Annotated[float | None, widgets.slider(widgets.OWN, widgets.OWN, 1.0, optional=True)],
+        boldness: Annotated[float | None, widgets.slider(widgets.OWN, widgets.OWN, 1.0, optional=True)],
     ) -> Any:
         per_level = widgets.parse_numbers(temperatures, "temperatures")
         own = {"temperature": temperature, "calm_edges": calm_edges, "guide_strength": guide_strength, "guide": guide}
-        used = resolve(model.flow, own)
+        used = resolve(model.flow, own | {"boldness": boldness})
         tau, calm, strength = (used[name] for name in ("temperature", "calm_edges", "guide_strength"))
         count, _, height, width = image.shape
         size = target_size(model.flow, height, width, factor, longest_side)
@@ -108,9 +111,9 @@ class FlowcoreUpscale(PickingNode):
         edges = f", {calm:g} calmer at edges" if calm else ""
         stated = [] if per_level else [f"temperature {tau:g}{edges}"]
         stated += [f"guided, {strength:g}"] if strength else []
-        stated.append(f"shrunk to the input's size: {_distance(worst)} from the input")
-        facts: Any = {"text": stated, "consistency": [worst], "each": each, "temperature": [tau]}
-        facts |= {"calm_edges": [calm], "guide_strength": [strength]}
+        stated.append(f"shrunk to the size of the input, {_distance(worst)} from it")
+        facts: Any = {"text": [_faithful(worst), "", *stated], "consistency": [worst], "each": each}
+        facts |= {"temperature": [tau], "calm_edges": [calm], "guide_strength": [strength]}
         better = _better_model(model, self.notes)
         return self.made(pictures, seed, samples, image, worst, flowcore_better=better, **facts)
 
@@ -134,6 +137,15 @@ def _masked(inside: float | list[float], mask: Tensor, outside: float, notes: No
 def _better_model(model: FlowModel, notes: Notes) -> list[str]:
     """List the model that a run's notes recommend, if any, to which web/js/models.js switches at a click."""
     return [name] if (name := advised(model.flow, notes.lines)) else []
+
+
+def _faithful(decibels: float) -> str:
+    """Say how much like its source an enlargement is once it is shrunk again."""
+    if decibels >= SAME:
+        return "Shrunk again, it is the picture that it was made from."
+    how = "nearly the picture that it was made from" if decibels >= ALIKE else "another picture than before"
+    why = "" if decibels >= ALIKE else ": noise, blocks and haze of the picture are not enlarged, or a guide changed it"
+    return f"Shrunk again, it is {how}{why}."
 
 
 def _distance(decibels: float) -> str:
@@ -249,8 +261,8 @@ class FlowcoreMatchSource(FlowNode):
     def run(self, images: Image, source: Image) -> Any:
         matched = flowcore.match_source(images, source, **self.notes.follow())
         before, after = (float(consistency(each, source).min()) for each in (images, matched))
-        text = f"Shrunk to the source's size: {_distance(after)} from the source; before, {_distance(before)}"
-        return self.output(matched, after, text=[text], before=[before], consistency=[after])
+        text = f"shrunk to the size of the source, {_distance(after)} from it; before, {_distance(before)}"
+        return self.output(matched, after, text=[_faithful(after), "", text], before=[before], consistency=[after])
 
 
 class FlowcoreAsUpscaleModel(FlowNode):
@@ -301,7 +313,7 @@ class FlowcoreShrink(FlowNode):
 class FlowcoreRestore(PickingNode):
     """Photographs from their small pictures: all samples of the first, then of the second."""
 
-    ALIASES = "restore, rescale, hcflow, enlarge, upscale, decompress, flow restore"
+    ALIASES = "rescale, hcflow, unshrink, decompress, flow restore"
     OUTPUTS = (io.Image.Output("images"),)
 
     def run(

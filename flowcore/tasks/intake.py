@@ -23,6 +23,7 @@ BLOCKY = 80  # highest quality of JPEG whose blocks the caller is told of
 FOR_CLEAN, FOR_DAMAGED = "srflow-x4", "srflow-x4-photo"
 MAX_EXAMINED = 4  # images of a batch that are looked at
 MADE = "; {} is made for it."
+UNGUIDED = 0.6  # of the guide strength that a file states, what goes at the bold end
 PLAIN = 0.06  # how far a border's pixels are from its color, in any channel
 OUTLIERS = 0.05  # share of a row or column of the border that may be further: dust, scratches
 SHARP = 0.4  # share of the photograph's edge that differs from the border; a sky's does only where something stands out
@@ -207,10 +208,24 @@ def left_to_model(flow: Flow, settings: Mapping[str, Any]) -> dict[str, Any]:
         own["saturation"] = 1.0
     guided = flow.guide is not None or settings.get("guide") is not None
     own["guide_strength"] = own.get("guide_strength", 0.5) if guided else 0.0
+    if settings.get("boldness") is not None and "temperature" in own:
+        own |= from_faithful_to_bold(own, settings["boldness"])
     left = {name: float(own[name]) for name, value in settings.items() if value is None and name in own}
     if "guide_strength" in settings and guided and "guide_match" in own:
         left["guide_match"] = own["guide_match"]
     return left | {name: list(own[name]) for name in ("coherence_scales",) if "coherence" in settings and name in own}
+
+
+def from_faithful_to_bold(own: Mapping[str, Any], boldness: float) -> dict[str, Any]:
+    """Move temperature and guide strength along one line: 0 invents nothing, 0.5 is what a file states, 1 the boldest.
+
+    Up to the middle the temperature rises, above which it would draw specks; beyond, less of the guide is kept.
+    """
+    guided = 1 - UNGUIDED * max(0.0, 2 * boldness - 1)
+    return {
+        "temperature": own["temperature"] * min(1.0, 2 * boldness),
+        "guide_strength": own["guide_strength"] * guided,
+    }
 
 
 def find_border(rgb: Tensor) -> Inside | None:

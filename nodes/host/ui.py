@@ -163,10 +163,13 @@ def _save_temporary(picture: Tensor, longest: int, suffix: str, **options: Any) 
     return {"filename": name, "subfolder": folder.name, "type": "temp"}
 
 
-def png(picture: Tensor) -> bytes:
-    """Encode (C, H, W) in [0, 1], C = 1, 3 or 4; alpha is dropped."""
-    buffer = io.BytesIO()
-    _to_pil(picture).save(buffer, "PNG", compress_level=1)
+def png(picture: Tensor, around: tuple[int, int, int, int] = (0, 0, 0, 0)) -> bytes:
+    """Encode (C, H, W) in [0, 1], C = 1, 3 or 4; alpha is dropped. Left, top, right and below is nothing."""
+    buffer, image, (left, top, right, bottom) = io.BytesIO(), _to_pil(picture), around
+    if any(around):
+        part, image = image, Image.new("RGBA", (image.width + left + right, image.height + top + bottom))
+        image.paste(part, (left, top))
+    image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 

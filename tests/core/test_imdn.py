@@ -191,6 +191,15 @@ def test_a_guide_leaves_the_fingerprint_of_a_model_and_its_match_is_in_those_of_
     assert stated == [{"guide_match": 0.9}, {"guide_match": 0.2}, {}]
 
 
+def test_one_number_goes_from_faithful_to_bold():
+    flow, settings = guided(), {"temperature": None, "guide_strength": None}
+    own = left_to_model(flow, settings)
+    calm, middle, bold = (left_to_model(flow, settings | {"boldness": share}) for share in (0.0, 0.5, 1.0))
+    assert (calm["temperature"], middle) == (0, own)
+    assert bold == own | {"guide_strength": own["guide_strength"] * 0.4}
+    assert left_to_model(flow, {"temperature": 0.7, "boldness": 0.0}) == {}  # what is set holds
+
+
 def test_a_training_may_start_from_a_model_with_a_guide(tmp_path):
     licence = {"licence": "MIT; guide: another, BSD"}
     save(flow := guided(), tmp_path / "guided.safetensors", provenance=licence)

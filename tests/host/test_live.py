@@ -5,7 +5,7 @@ import itertools
 import urllib.error
 
 import numpy as np
-from talk import graph, loader, opened, until
+from talk import graph, loader, opened, picture, until
 from test_latents import DIGITS, explore, working
 
 
@@ -73,6 +73,48 @@ def test_styles_show_what_a_run_would_give_all_items_in_one_picture(host, flows)
     assert len(digits) == 4
     rows = [np.concatenate(digits[:2], 1), np.concatenate(digits[2:], 1)]
     assert np.array_equal(moved, np.concatenate(rows))
+
+
+def made_again(host, kind, model, number, **moved):
+    """The second sample of a small picture with other numbers: what a run would give, and what is shown live."""
+    asked = {"image": "photo.0", "model": "model.0", "temperature": 0.4, "seed": 4, "samples": 2}
+    photo = picture(height=24, width=32, fill="noise")
+    story = graph(photo=photo, model=loader(model), node=(kind, asked))
+    (run,) = host.run_from_canvas(story)["outputs"]["node"]["flowcore_live"]
+    story["node"]["inputs"] |= moved
+    story = graph(story, save=("SaveImage", {"images": "node.0", "filename_prefix": "live"}))
+    whole = np.asarray(host.images(story)[number].convert("RGB"), dtype=int)
+    status, body = until(lambda: (a := ask(host, {"run": run, "values": moved, "number": number}))[0] != 409 and a, 30)
+    assert status == 200
+    return whole, np.asarray(opened(body))
+
+
+def test_an_exposure_is_seen_as_it_will_be(host):
+    whole, shown = made_again(host, "FlowcoreBrighten", "brighten-photos", 1, exposure=-1.5)
+    assert np.abs(whole - shown).max() <= 1
+
+
+def test_colors_are_seen_as_they_will_be(host):
+    whole, shown = made_again(host, "FlowcoreColorize", "color-photos", 1, vivid=1.6, cast=0.2)
+    assert np.abs(whole - shown).max() <= 1
+
+
+def test_a_small_picture_is_enlarged_live_as_it_will_be(host):
+    whole, shown = made_again(host, "FlowcoreUpscale", "srflow-x4", 1, temperature=0.9, calm_edges=0.1)
+    assert np.abs(whole - shown).max() <= 1
+
+
+def test_of_a_large_picture_a_detail_is_enlarged_where_it_is_looked_at(host):
+    up = ("FlowcoreUpscale", {"image": "photo.0", "model": "model.0", "temperature": 0, "seed": 4, "factor": 2})
+    story = graph(photo=picture(height=80, width=100), model=loader("srflow-x4"), node=up)
+    (run,) = host.run_from_canvas(story)["outputs"]["node"]["flowcore_live"]
+    body = {"run": run, "values": {"temperature": 0.5}, "at": [0.9, 0.5]}
+    status, png = until(lambda: (a := ask(host, body))[0] != 409 and a, 30)
+    assert status == 200
+    shown = np.asarray(opened(png))
+    assert shown.shape == (160, 200, 4)
+    rows, columns = np.nonzero(shown[..., 3])
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (32, 127, 104, 199)
 
 
 def test_a_run_goes_first_and_gives_what_it_would_have(host, flows):

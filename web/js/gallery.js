@@ -3,8 +3,9 @@
 // none of this. All that its run was sent with comes back, so that the host finds that run again and computes nothing.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { after, areaOf, label, make, picks, post, redraw, say, set, sharpen, widgetOf, wired } from "./canvas.js";
+import { after, areaOf, label, make, OWN, picks, post, redraw, say, set, sharpen, widgetOf, wired } from "./canvas.js";
 import { addressOf, choiceOf, onChoice } from "./picture.js";
+import { Live } from "./live.js";
 import { isHere, nodeAt, onResult } from "./runs.js";
 import { show as tell } from "./text.js";
 import { Viewer } from "./viewer.js";
@@ -90,7 +91,7 @@ async function show(node, results, recalled) {
   const every = [...(recalled ? pictures : []), ...gallery.pictures, ...pictures];
   gallery.pictures = latest(rows ? shown : every.filter((picture) => !picture.rows));
   if (!gallery.pictures.length) return;
-  gallery.picked = picked; // the run that a pick is from
+  Object.assign(gallery, { picked, last: run }); // the run that a pick is from, and that of live pictures
   await entitle(gallery.pictures);
   forget(gallery);
   gallery.grid.style.grid = rows ? `repeat(${rows}, 52px) / auto-flow minmax(0, 1fr)` : "";
@@ -155,9 +156,9 @@ async function entitle(pictures) {
 
 function told(key, value = "", long = () => "") {
   const [place, named] = key.split(" ");
-  const name = nodeAt(place)?.inputs?.find((input) => input.name === named)?.localized_name ?? named;
+  const node = nodeAt(place), name = node?.inputs?.find((input) => input.name === named)?.localized_name ?? named;
   if (typeof value === "string") return value.length > 60 ? long(name) : value.split("/").at(-1);
-  return value < 0 ? say("own", { name }) : `${name} ${value}`;
+  return value < 0 && widgetOf(node, named)?.options.min === OWN ? say("own", { name }) : `${name} ${value}`;
 }
 
 /** What stands on its thumbnail. */
@@ -181,11 +182,30 @@ function attach(node) {
   const pick = widgetOf(node, "pick");
   after(pick, "callback", () => mark(node));
   galleries.set(node, gallery);
+  follow(node, gallery);
   // Of another photograph nothing is picked yet, unless a pick has brought it back.
   for (const { name, type } of node.inputs ?? []) if (/^IMAGE\b/.test(type)) onChoice(node, name, choiceOf, (choice, another) => {
     const sent = Object.values(pickedOf(node, gallery)?.sent ?? {});
     if (another && pick.value && !sent.some(({ inputs }) => Object.values(inputs).includes(choice.value))) set(node, pick, 0);
   });
+}
+
+/** Let the picture in the viewer follow the numbers of its node while they are dragged, until they are those of its run again. */
+function follow(node, gallery) {
+  const { viewer } = gallery;
+  const { required, optional } = node.constructor.nodeData?.input ?? {};
+  const numbers = node.widgets.filter(({ name }) => (required?.[name] ?? optional?.[name])?.[0] === "FLOAT");
+  const read = () => Object.fromEntries(numbers.filter(({ name }) => !wired(node, name)).map((w) => [w.name, w.serializeValue?.() ?? w.value]));
+  let sent;
+  const live = new Live(node, () => (sent = JSON.stringify(read())), (_, url) => JSON.stringify(read()) !== sent && viewer.lay(url));
+  const ask = () => {
+    const { run, number } = viewer.pictures[viewer.right] ?? {}, values = read();
+    if (!sent || run !== gallery.last) return;
+    if (JSON.stringify(values) === sent) return viewer.lay("");
+    live.ask("picture", values, { number: number - 1, at: viewer.middle() });
+    say("live").then((text) => viewer.say(text));
+  };
+  for (const widget of numbers) after(widget, "callback", ask);
 }
 
 function button(node, gallery, picture) {

@@ -20,8 +20,8 @@ onResult((node, { [KEY]: [run] = [] }) => run !== undefined && every.get(node)?.
 
 /** The live pictures of a node: one for every place that is asked for, each the latest that has come. */
 export class Live {
-  #asked = new Map(); // place to numbers, what is to be asked next first
-  #sent; // the question without an answer yet: {place, values, since, abort}
+  #asked = new Map(); // place to question, what is to be asked next first
+  #sent; // the question without an answer yet: {place, question, since, abort}
   #urls = new Map(); // place to the address of its picture
   #timer;
 
@@ -45,11 +45,11 @@ export class Live {
     this.begun();
   }
 
-  /** Ask for the picture of some numbers: input to number; others are as they were in the run. */
-  ask(place, values) {
+  /** Ask for the picture of some numbers: input to number; others are as they were in the run. `more` says of what. */
+  ask(place, values, more) {
     if (!this.run) return;
     this.#asked.delete(place);
-    this.#asked = new Map([[place, values], ...this.#asked]);
+    this.#asked = new Map([[place, { values, ...more }], ...this.#asked]);
     this.go();
   }
 
@@ -64,15 +64,15 @@ export class Live {
   async #send() {
     const before = this.#sent;
     before?.abort.abort();
-    const [[place, values]] = this.#asked;
+    const [[place, question]] = this.#asked;
     this.#asked.delete(place);
     if (before && before.place !== place) this.#askAgain(before);
     const { run } = this;
-    const sent = { place, values, since: performance.now(), abort: new AbortController() };
+    const sent = { place, question, since: performance.now(), abort: new AbortController() };
     this.#sent = sent;
     let status, picture;
     try {
-      const answer = await post("/flowcore/live", { run, values }, { signal: sent.abort.signal });
+      const answer = await post("/flowcore/live", { run, ...question }, { signal: sent.abort.signal });
       if (answer.ok) picture = await answer.blob();
       status = answer.status;
     } catch {
@@ -89,8 +89,8 @@ export class Live {
   }
 
   /** Ask once more, last of all, unless other numbers of the place are asked for meanwhile. */
-  #askAgain({ place, values }) {
-    if (!this.#asked.has(place)) this.#asked.set(place, values);
+  #askAgain({ place, question }) {
+    if (!this.#asked.has(place)) this.#asked.set(place, question);
   }
 
   #receive(place, picture) {

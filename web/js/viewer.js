@@ -79,6 +79,7 @@ export class Viewer {
       const image = make("img", { alt: "", draggable: false, onload: () => this.place() });
       return make("div", { className }, image);
     });
+    this.layers[1].append((this.over = make("img", { alt: "", draggable: false, hidden: true })));
     this.line = make("hr");
     const names = make("div", { className: "bar names" });
     const tools = make("div", { className: "bar tools" });
@@ -145,6 +146,7 @@ export class Viewer {
     const [behind, front] = this.layers.map((layer) => layer.firstElementChild);
     if (before && behind.getAttribute("src") !== before) behind.src = before;
     if (front.getAttribute("src") !== after.url) front.src = after.url;
+    this.lay("");
     this.compared = Boolean(before);
     const every = this.pictures.map((picture, place) => new Option(picture.name, place));
     const extra = [new Option("–", ""), ...(after.source ? [new Option(after.sourceName, "source")] : [])];
@@ -158,6 +160,17 @@ export class Viewer {
     this.say(after.head);
     this.mark(this.picked);
     this.place();
+  }
+
+  /** Lay a picture, or a part of one in a transparent one, over the right one until another is shown; "": none. */
+  lay(url) {
+    this.over.hidden = !url;
+    if (url) this.over.src = url;
+  }
+
+  /** The place in the middle of the view, in shares of the picture's sides. */
+  middle() {
+    return this.size().map((side, k) => 0.5 - [this.x, this.y][k] / (side * this.base() * this.zoom));
   }
 
   /** Say something over the picture, until another one is shown. */
@@ -235,8 +248,7 @@ export class Viewer {
     };
     this.x = within(this.x, w, width);
     this.y = within(this.y, h, height);
-    for (const layer of this.layers) {
-      const image = layer.firstElementChild;
+    for (const image of this.layers.flatMap((layer) => [...layer.children])) {
       const [left, top] = [(width - w) / 2 + this.x, (height - h) / 2 + this.y];
       Object.assign(image.style, { left: `${left}px`, top: `${top}px`, width: `${w}px`, height: `${h}px` });
       // A smaller source is seen enlarged the ordinary way.
