@@ -167,7 +167,7 @@ def _again(node: FlowNode, values: dict[str, Any], number: int, at: Place) -> by
     there = _InPlace(model.patcher, model.name)
     there.__dict__["sha256"] = model.sha256
     values |= {"model": there, "samples": 1, "seed": (values["seed"] + number) % 2**64, "pick": 0}
-    node.__dict__["made"] = lambda pictures, *_, **__: pictures
+    node.__dict__["made"] = _pictures_alone
     if node.LIVE != "detail":
         return png(node.run(**values)[0])
     (top, bottom), (left, right) = (_span(*each) for each in zip(image.shape[-2:], reversed(at), strict=True))
@@ -178,6 +178,11 @@ def _again(node: FlowNode, values: dict[str, Any], number: int, at: Place) -> by
     picture = node.run(**{key: _cut(value, *box) for key, value in values.items()})[0]
     scale = picture.shape[-1] / (right - left)
     return png(picture, tuple(round(scale * side) for side in (left, top, width - right, height - bottom)))
+
+
+def _pictures_alone(pictures: Tensor, *_: Any, **_facts: Any) -> Tensor:
+    """Stand in for `PickingNode.made`, which saves what the canvas shows."""
+    return pictures
 
 
 def _span(side: int, at: float) -> tuple[int, int]:

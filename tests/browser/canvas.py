@@ -188,19 +188,19 @@ class Canvas:
             self.page.mouse.move(*place, steps=steps)
         self.page.mouse.up()
 
-    def drop(self, picture: bytes, names: str, place: tuple[float, float]) -> None:
-        """Drop a PNG file on a place of the page; of several names, as many."""
+    def drop(self, picture: bytes, names: str, place: tuple[float, float], kind: str = "image/png") -> None:
+        """Drop a file, PNG if no other kind, on a place of the page; of several names, as many."""
         self.page.evaluate(
-            """async ([bytes, names, x, y]) => {
+            """async ([bytes, names, x, y, type]) => {
                 const data = new DataTransfer(), at = document.elementFromPoint(x, y);
                 for (const name of names.split(' '))
-                    data.items.add(new File([new Uint8Array(bytes)], name, {type: 'image/png'}));
+                    data.items.add(new File([new Uint8Array(bytes)], name, {type}));
                 for (const kind of ['dragenter', 'dragover', 'drop']) {
                     at.dispatchEvent(new DragEvent(kind,
                         {bubbles: true, cancelable: true, dataTransfer: data, clientX: x, clientY: y}));
                     await new Promise(done => setTimeout(done, 100));
                 } }""",
-            [list(picture), names, *place],
+            [list(picture), names, *place, kind],
         )
 
     def drop_folder(self, folder: Path, place: tuple[float, float]) -> None:

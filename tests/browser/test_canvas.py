@@ -846,7 +846,7 @@ def test_warnings_come_first_and_are_seen_whole(canvas, page):
     canvas.shot("warnings")
     assert shown["said"].startswith("The mask is black")
     assert shown["said"].endswith("the rest, to 360x240, is an ordinary resize (bicubic).")
-    assert shown["measured"].startswith("temperature 0.5")
+    assert shown["measured"].startswith("Shrunk again, it is ")
     assert shown["colored"]
     assert shown["above"] <= 0
     assert shown["below"] <= 0

@@ -4,8 +4,7 @@ import pytest
 from test_canvas import story
 from test_workflows import STORIES
 
-PICTURES = {"morph": "photos", "train": "photos", "rank": "photos", "retouched": "photos"}
-KEPT = {"faces", "smile", "morph-faces"}  # whose own pictures are small
+KEPT = {"faces", "smile", "morph", "morph-faces"}  # whose own pictures are small
 VIEWERS = "() => [...document.querySelectorAll('.flowcore-viewer')].map(viewer => viewer.offsetWidth)"
 
 
@@ -16,7 +15,7 @@ def test_no_story_overlaps_after_its_run_and_each_fits_at_a_readable_scale(canva
         workflow = story(name)
         for node in workflow["nodes"]:
             if node["type"] == "FlowcoreExample" and name not in KEPT:
-                node["widgets_values"][0] = PICTURES.get(name, "example.png")
+                node["widgets_values"][0] = "example.png"
         canvas.open(workflow)
         if name != "train":
             canvas.run()

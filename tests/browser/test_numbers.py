@@ -1,0 +1,105 @@
+"""What the page makes of numbers: seen live, followed, stepped and folded; and of films and large pictures."""
+
+import io
+
+import av
+import numpy as np
+from test_canvas import MODEL, PHOTO, numbered, story, upscaling
+
+LAID = """() => { const over = document.querySelector('.flowcore-viewer .after img:nth-of-type(2)');
+    return !over.hidden && over.naturalWidth > 0 && document.querySelector('.flowcore-viewer .head').textContent }"""
+
+
+def test_numbers_move_the_picture_of_a_run_before_the_next_one(canvas, page):
+    light = {"image": "photo.0", "model": "model.0", "temperature": 0, "seed": 1 + canvas.vue}
+    dark = ("FlowcoreLoadModel", {"model_name": "brighten-photos"})
+    canvas.open(numbered(photo=PHOTO, model=dark, light=("FlowcoreBrighten", light)))
+    canvas.spread()
+    canvas.run()
+    assert not page.evaluate(LAID)
+    canvas.move("FlowcoreBrighten", "exposure", -0.5, -1.5)
+    page.wait_for_function(LAID)
+    assert page.evaluate(LAID).startswith("A preview")
+    canvas.look_at("FlowcoreBrighten")
+    canvas.shot("live-exposure")
+    canvas.move("FlowcoreBrighten", "exposure", 0)  # that of the run: its own picture
+    page.wait_for_function(f"() => !({LAID})()")
+
+
+def test_a_detail_follows_the_temperature(canvas, page):
+    canvas.open(upscaling("fixed"))
+    canvas.run()
+    canvas.move("FlowcoreUpscale", "boldness", 0)
+    page.wait_for_timeout(100)
+    canvas.move("FlowcoreUpscale", "temperature", 0.2)
+    page.wait_for_function(LAID)
+    canvas.run()
+    assert not page.evaluate(LAID)
+
+
+VISIBLE = """() => { const node = app.graph.nodes.find(n => n.type === 'FlowcoreRestore');
+    return node.widgets.filter(w => node.isWidgetVisible(w)).map(w => w.name) }"""
+
+
+def test_advanced_inputs_are_folded_in_the_classic_renderer_but_those_with_a_wire(classic):
+    classic.open(story("thumbnail"))
+    shown = classic.page.evaluate(VISIBLE)
+    assert {"width", "height", "pick", "flowcore_more"} <= set(shown)
+    assert not {"tile", "precision"} & set(shown)
+    more = "() => { const [w] = app.graph.nodes.flatMap(n => n.type === 'FlowcoreRestore' ? n.widgets : []).filter("
+    more += "w => w.name === 'flowcore_more'); w.callback(); return w.label }"
+    assert classic.page.evaluate(more).startswith("Show advanced")
+    assert {"tile", "precision"} <= set(classic.page.evaluate(VISIBLE))
+
+
+def test_a_fresh_node_shows_the_numbers_of_the_model_that_it_would_get(classic):
+    classic.open(numbered(photo=PHOTO))
+    classic.page.evaluate("() => app.graph.add(LiteGraph.createNode('FlowcoreUpscale'))")
+    classic.page.wait_for_timeout(500)
+    shown = {name: (label, value) for name, label, value in classic.only("FlowcoreUpscale")["widgets"]}
+    assert shown["temperature"] == ("temperature (model's)", 1.2)
+    assert shown["factor"] == ("enlarge by (model's scale)", 4)
+    assert classic.sent("FlowcoreUpscale")["temperature"] == -0.1
+
+
+def test_a_seed_steps_by_the_samples_and_is_typed_freely(canvas, page):
+    canvas.open(upscaling("fixed"))
+    canvas.move("FlowcoreUpscale", "seed", 41)
+    assert canvas.value("FlowcoreUpscale", "seed") == 44
+    canvas.move("FlowcoreUpscale", "seed", 43)
+    assert canvas.value("FlowcoreUpscale", "seed") == 40
+    canvas.move("FlowcoreUpscale", "seed", 90)
+    assert canvas.value("FlowcoreUpscale", "seed") == 90
+
+
+def test_a_film_that_is_dropped_on_a_story_is_connected(canvas, page):
+    file = io.BytesIO()
+    with av.open(file, "w", "mp4") as film:
+        video = film.add_stream("h264", rate=8)
+        video.width, video.height, video.pix_fmt = 48, 32, "yuv420p"
+        for k in range(3):
+            film.mux(video.encode(av.VideoFrame.from_ndarray(np.full((32, 48, 3), 80 * k, np.uint8))))
+        film.mux(video.encode(None))
+    canvas.open(story("steady-clip"))
+    left, _, right, bottom = canvas.bounds()
+    canvas.drop(file.getvalue(), "own.mp4", ((left + right) / 2, min(bottom + 60, 900)), "video/mp4")
+    page.wait_for_function("() => app.graph.nodes.some(n => n.type === 'LoadVideo')")
+    page.wait_for_timeout(1500)
+    film = str(canvas.only("LoadVideo")["id"])
+    assert canvas.sent("FlowcoreUpscaleVideo")["image"] == [film, 0]
+    assert canvas.overlapping() == []
+    canvas.fit()
+    canvas.shot("film-dropped")
+
+
+def test_what_a_large_picture_takes_is_said_before_it_is_made(classic):
+    large = ("EmptyImage", {"width": 1100, "height": 1000, "batch_size": 1, "color": 0})
+    asked = {"image": "photo.0", "model": "model.0", "temperature": 0, "seed": 1}
+    classic.open(numbered(photo=large, model=MODEL, up=("FlowcoreUpscale", asked)))
+    classic.watch_end()
+    classic.page.evaluate("() => { app.queuePrompt(0, 1) }")
+    classic.page.wait_for_function(
+        "() => /megapixels.*(GB|MB)/.test(document.querySelector('.flowcore-gallery ~ .flowcore-text')?.textContent)"
+    )
+    classic.page.evaluate("() => app.api.interrupt()")
+    classic.page.wait_for_function("() => window.ended")
