@@ -33,6 +33,17 @@ Reading order, for someone who wants to learn how flows work:
 transforms and models of your own.
 """
 
+import sys
+from importlib.util import find_spec
+
+if _missing := ", ".join(
+    name for name in ("torch", "numpy", "PIL", "safetensors", "filelock", "tqdm") if not find_spec(name)
+):
+    _advice = f"flowcore needs {_missing}. Without ComfyUI, its extra brings all: pip install 'flowcore[python]'"
+    if sys.argv[0].endswith(("flowcore", "flowcore.exe")):  # the command, which shows no traceback
+        sys.exit(_advice)
+    raise ImportError(_advice)
+
 from .checkpoints import load, register_source, save
 from .checkpoints.color_memory import ColorMemory
 from .condition import Condition, Guidance
