@@ -36,6 +36,7 @@ class FlowcoreBrighten(PickingNode):
         outside: Annotated[float, widgets.temperature(0.0, optional=True)],
         pick: widgets.Pick,
         exposure: Annotated[float, widgets.slider(0.0, -4.0, 4.0, 0.1, optional=True)],
+        strength: Annotated[float, widgets.slider(1.0, 0.0, 1.0, optional=True)],
     ) -> Any:
         count, _, height, width = image.shape
         check_memory(count * samples, 3 * height * width, "pictures need", "Lower samples, or pass fewer images.")
@@ -44,8 +45,9 @@ class FlowcoreBrighten(PickingNode):
         tau: float | Tensor = temperature
         if mask is not None:
             tau = masked_temperature(from_mask(mask, count), temperature, outside)
+        lit = {"exposure": exposure, "strength": strength}
         how = self.notes.follow(sources=image, tile=tile, precision=precision)
-        pictures = flowcore.brighten(flow, image, temperature=tau, seed=seed, samples=samples, exposure=exposure, **how)
+        pictures = flowcore.brighten(flow, image, temperature=tau, seed=seed, samples=samples, **lit, **how)
         if samples > 1 and temperature == 0 and (mask is None or outside == 0):
             self.notes("At temperature 0 all samples are the same picture. Raise it for other exposures.")
         return self.made(pictures, seed, samples, image)

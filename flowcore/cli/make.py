@@ -143,8 +143,9 @@ def run_brighten(options: Namespace) -> None:
     flow = load_model(options, "brighten")
     settings = resolve(flow, {"temperature": options.temperature})
     label = "light_tau{temperature:g}".format(**settings)
-    if options.exposure:
-        settings, label = settings | {"exposure": options.exposure}, f"{label}_exposure{options.exposure:g}"
+    for name, value, usual in (("exposure", options.exposure, 0), ("strength", options.strength, 1)):
+        if value != usual:
+            settings, label = settings | {name: value}, f"{label}_{name}{value:g}"
     make_images(options, flow, "brighten", settings, label)
 
 

@@ -116,6 +116,8 @@ def add_brighten(command: ArgumentParser) -> None:
     option("--temperature", type=float, help=text)
     text = "stops by which the results are lighter than the model draws them, -4 to 4 (default: 0)"
     option("--exposure", type=float, default=0.0, metavar="STOPS", help=text)
+    text = "0 leaves the photograph as it is, 1 is as drawn, between is a part of the stops (default: 1)"
+    option("--strength", type=float, default=1.0, metavar="PART", help=text)
     _add_draws(command, "exposures per image", tiles="pixels")
     add_precision(command)
     add_file_format(command)

@@ -20,6 +20,7 @@ from .tiles import STRIPS, Border, TiledDecoder, Tiling
 PADDING = 16  # sides are padded to the next multiple, by 16 if they are one, as the published program does
 GAMMA = 2.2  # of the curve between light and pixels
 MAX_EXPOSURE = 4  # stops
+STEP = 1 / 255
 HALO = 64  # pixels read around a tile
 ADVICE = "Set tile to 128, ask for fewer samples, brighten a smaller photograph, or free memory on the device."
 
@@ -35,6 +36,7 @@ def brighten(
     tile: int = 0,
     halo: int = HALO,
     exposure: float = 0.0,
+    strength: float = 1.0,
     **options: Unpack[Running],
 ) -> Tensor:
     """Brighten dark photographs; above temperature 0, every sample is another exposure of the same scene.
@@ -57,6 +59,8 @@ def brighten(
             that fits. Tiles differ from the whole image by what lies beyond ``halo``.
         halo: Pixels read around every tile.
         exposure: Stops, -4 to 4, by which the results are lighter than the model draws them: 1 doubles their light.
+        strength: How far the photographs are brightened, in [0, 1]: 0 leaves them as they are, 1 is as drawn, and every
+            value between is the same part of the stops between both.
 
     Returns:
         ``(B * samples, C, H, W)`` float32 in [0, 1] on the device of ``image``: all samples of image 0, then of
@@ -65,7 +69,7 @@ def brighten(
     Raises:
         ImageError: As in ``upscale``.
         ShapeError: If a map of temperatures has another shape.
-        FlowError: If the model does not brighten, ``exposure`` is out of its range, or as in ``upscale``.
+        FlowError: If the model does not brighten, ``exposure`` or ``strength`` is out of range, or as in ``upscale``.
 
     Source: Wang et al., "Low-Light Image Enhancement with Normalizing Flow" (AAAI 2022); noise and tiling are ours.
     """
@@ -73,6 +77,8 @@ def brighten(
     check_draws(seed, samples)
     if not (math.isfinite(exposure) and abs(exposure) <= MAX_EXPOSURE):
         raise FlowError(f"exposure must lie in -{MAX_EXPOSURE} to {MAX_EXPOSURE} stops; got {exposure}.")
+    if not 0 <= strength <= 1:
+        raise FlowError(f"strength must lie in [0, 1]; got {strength}. 0 is the photograph as it is, 1 as drawn.")
     tau = resolve(flow, {"temperature": temperature})["temperature"]
     run = Runner(flow, RunOptions(**options), ADVICE, image)
     decoder = TiledDecoder(TILING, run, flow, tile, halo)
@@ -83,9 +89,17 @@ def brighten(
         pictures = decoder(rgb, [(tau, 0.0)], seed, samples, gray)
         if exposure:
             pictures = (pictures * 2 ** (exposure / GAMMA)).clamp(0, 1)
+        if strength < 1:
+            pictures = _mix(rgb.to(pictures).repeat_interleave(samples, 0), pictures, strength)
         return with_alpha(with_channels_of(image, pictures, gray).to(image.device), alpha)
 
     return run(task, decoder.tiles.halve)
+
+
+def _mix(photographs: Tensor, pictures: Tensor, strength: float) -> Tensor:
+    """Mix in stops: ``photographs^(1 - strength) pictures^strength``, of values of which black is one 8-bit step."""
+    mixed = (photographs + STEP) * ((pictures + STEP) / (photographs + STEP)) ** strength - STEP
+    return mixed.clamp(0, 1) if strength else photographs
 
 
 def memory_required(flow: Flow, height: int, width: int, tile: int = 0, halo: int = HALO, samples: int = 1) -> int:

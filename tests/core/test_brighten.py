@@ -105,6 +105,15 @@ def test_a_stop_doubles_the_light(flow):
     torch.testing.assert_close(lighter**2.2, (2 * plain**2.2).clamp(max=1), atol=1e-5, rtol=0)
 
 
+def test_strength_goes_from_the_photograph_to_the_picture_in_stops(flow):
+    image = dark(batch=2)
+    drawn, half, none = (flowcore.brighten(flow, image, strength=s, exposure=0.5, samples=2) for s in (1.0, 0.5, 0.0))
+    photographs = image.repeat_interleave(2, 0)
+    assert torch.equal(none, photographs)
+    step = 1 / 255
+    torch.testing.assert_close((half + step) ** 2, (photographs + step) * (drawn + step), atol=1e-5, rtol=0)
+
+
 def test_progress_and_refusals(flow):
     seen = []
     flowcore.brighten(flow, dark(), samples=2, progress=lambda done, total, preview=None: seen.append((done, total)))
@@ -116,7 +125,7 @@ def test_progress_and_refusals(flow):
         flowcore.upscale(flow, dark())
     with pytest.raises(FlowError, match="use Flow Brighten"):
         prepare_subject(flow, dark(), fit="resize", label=-1, source=None, notify=print)
-    for wrong in ({"samples": 0}, {"tile": -1}, {"temperature": -1.0}, {"exposure": 5.0}):
+    for wrong in ({"samples": 0}, {"tile": -1}, {"temperature": -1.0}, {"exposure": 5.0}, {"strength": 1.1}):
         with pytest.raises(FlowError, match="(?i)" + next(iter(wrong))):
             flowcore.brighten(flow, dark(), **wrong)
     assert memory_required(flow, 2000, 3000, tile=256) < memory_required(flow, 2000, 3000)

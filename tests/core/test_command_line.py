@@ -489,9 +489,9 @@ def test_training_takes_shipped_models_by_name(tmp_path, monkeypatch):
 def test_brighten_writes_exposures_and_what_made_them(tmp_path, model, model_files, capsys):
     photo, out = photograph(tmp_path / "a.png", (21, 13)), tmp_path / "out"
     words = ["brighten", photo, "-o", out, "--model"]
-    assert run(*words, model_files["night"]) == 0
+    assert run(*words, model_files["night"], "--strength", 0.5) == 0
     assert run(*words, model_files["night"], "--temperature", 0.5, "--samples", 2, "--seed", 7) == 0
-    assert names(out) == [f"a_night_light_tau{end}.png" for end in ("0.5_seed7", "0.5_seed8", "0_seed0")]
+    assert names(out) == [f"a_night_light_tau{end}.png" for end in ("0.5_seed7", "0.5_seed8", "0_strength0.5_seed0")]
     (entry,) = read_provenance(out / names(out)[1])
     assert (entry.node, entry.architecture, entry.temperature) == ("FlowcoreBrighten", "llflow", 0.5)
     flow = flowcore.load(model_files["night"])
