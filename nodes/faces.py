@@ -9,7 +9,9 @@ from ..flowcore.images.resize import resize
 from ..flowcore.tasks.faces import Eyes, align_faces, eyes_from_meshes, found_eyes, paste_faces
 from . import widgets
 from .host.compat import io
+from .host.ui import gallery, of_image
 from .node import FlowNode
+from .picking import PROVENANCE_LOG, PickingNode
 from .sockets import FLOW_FACE, Face, Image, Landmarks, Mask, check_memory, from_mask
 
 NO_FACE = (
@@ -36,6 +38,7 @@ class FlowcoreAlignFace(FlowNode):
         face: Annotated[int, widgets.integer(1, 0, 64, optional=True)],
         smallest: Annotated[int, widgets.integer(0, 0, 2048, optional=True)],
         number: Annotated[int, widgets.integer(0, 0, 64, optional=True)],
+        largest: Annotated[int, widgets.integer(0, 0, 2048, optional=True)],
     ) -> Any:
         notes, shown = self.notes, dict[str, Any]()
         found = _typed(left_eye, right_eye)
@@ -43,7 +46,9 @@ class FlowcoreAlignFace(FlowNode):
             found = [[eyes_from_mask(each[0], *image.shape[-2:])] for each in marks]
         if found is None and landmarks is not None:
             found = eyes_from_meshes(landmarks, face, smallest=smallest, notify=notes)
-        if found is None:
+        if found is not None:
+            largest = 0  # these were asked for
+        else:
             found = found_eyes(image, smallest=smallest, number=number, **notes.follow())
             if not any(found):
                 raise ImageError(NO_FACE)
@@ -52,7 +57,7 @@ class FlowcoreAlignFace(FlowNode):
         if size:
             count = sum(len(found[k % len(found)]) for k in range(len(image)))
             check_memory(count, 3 * size * size, "faces need", "Lower size, or pass fewer images.")
-        faces, places = align_faces(image, found, size=size, notify=notes)
+        faces, places = align_faces(image, found, size=size, largest=largest, notify=notes)
         (x, y), (u, v) = places[0].left_eye, places[0].right_eye
         text = f"eyes at {x:.1f}, {y:.1f} and {u:.1f}, {v:.1f}; the face has {places[0].face:.0f} pixels"
         if len({place.left_eye for place in places}) > 1:
@@ -61,12 +66,13 @@ class FlowcoreAlignFace(FlowNode):
         return self.output(faces, places, text=[text], **shown)
 
 
-class FlowcorePasteFace(FlowNode):
+class FlowcorePasteFace(PickingNode):
     """Faces back in their pictures."""
+
+    IS_OUTPUT_NODE = False  # it runs only where its pictures go on, as it always did
 
     ALIASES = "paste face, put face back, blend face, composite face, face restore, uncrop"
     OUTPUTS = (io.Image.Output("pasted"),)
-    REPORTS = False
 
     def run(
         self,
@@ -75,13 +81,20 @@ class FlowcorePasteFace(FlowNode):
         place: Face,
         feather: Annotated[float, widgets.slider(0.15, 0.0, 0.5, optional=True, advanced=True)],
         enlarge: widgets.Switch,
+        photograph: Image | None,
+        pick: widgets.Pick,
     ) -> Any:
         if enlarge:
             factor = face.shape[-1] / max(one.side for one in place)
             image = resize(image, *(max(side, round(side * factor)) for side in image.shape[-2:])).clamp(0, 1)
         advice = "Pass fewer faces, or a smaller picture."
         check_memory(len(face), 3 * image.shape[-1] * image.shape[-2], "pictures need", advice)
-        return self.output(paste_faces(image, face, place, feather=feather))
+        pictures = paste_faces(image, face, place, feather=feather, photograph=photograph, notify=self.notes)
+        count, each = len(pictures), len(pictures) // place[0].images
+        seeds = PROVENANCE_LOG.seeds(face[:each])  # of the samples of the first face
+        known = len(seeds) == each and None not in seeds
+        facts = [{"seed": seeds[k % each], **of_image(k, each, count)} if known else {"image": k} for k in range(count)]
+        return self.output(pictures, **gallery(self, pictures, facts, image if photograph is None else photograph))
 
 
 def _typed(left: str, right: str) -> list[list[Eyes]] | None:

@@ -40,7 +40,7 @@ class PickingNode(FlowNode):
     RECORDS: ClassVar[bool] = False
 
     def answer(self, values: dict[str, Any]) -> Any:
-        pick, model = values.pop("pick"), values["model"]
+        pick, model = values.pop("pick"), values.get("model")
         used = values if model is None else resolve(model.flow, values)  # as the task will
         described = {}  # by content: an image that was loaded again is the same image
         for name, value in used.items():
@@ -139,7 +139,7 @@ def _describe(value: Any) -> Any:
         return {"weights": value.sha256, "stated": repr(value.flow.config)}
     if isinstance(value, Tensor):
         return provenance.source(value)
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [_describe(item) for item in value]
     if dataclasses.is_dataclass(value):
         parts = {part.name: getattr(value, part.name) for part in dataclasses.fields(value)}

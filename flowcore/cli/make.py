@@ -171,8 +171,8 @@ def run_faces(options: Namespace) -> None:
     faces.require("upscale")
     target_size(flow, 1, 1, options.factor)  # refuses a factor that is none
     temperature = faces.config.temperature if options.temperature is None else options.temperature
-    settings = {name: getattr(options, name) for name in ("factor", "smallest", "number", "face_model")}
-    settings |= {"face_sha256": model_sha256(faces), "temperature": temperature}
+    settings = {name: getattr(options, name) for name in ("factor", "smallest", "largest", "number", "face_model")}
+    settings |= {"check": not options.paste_all, "face_sha256": model_sha256(faces), "temperature": temperature}
     file = Path(options.face_model).expanduser()
     located = None if options.face_model in catalog.names() else file.absolute()
     make_images(options, flow, "faces", settings, f"faces_tau{temperature:g}", face_model=located)

@@ -12,6 +12,7 @@ import torch
 from ..errors import FlowError
 from ..images.files import Format
 from ..tasks import Precision
+from ..tasks.faces import LARGEST
 
 STATED = "(default: what the model's file states)"
 CALM_EDGES = f"0 to 1: how much lower the temperature is at edges, which keeps lines whole {STATED}"
@@ -145,7 +146,11 @@ def add_faces(command: ArgumentParser) -> None:
     option("--face-model", default="srflow-faces-x8-photo", metavar="MODEL", help=text)
     option("--factor", type=float, default=8.0, help="total enlargement (default: 8)")
     option("--smallest", type=float, default=0, metavar="PIXELS", help="side of the smallest face, hair included")
+    text = f"side of the largest face that their model draws (default: {LARGEST}; 0: no limit)"
+    option("--largest", type=float, default=LARGEST, metavar="PIXELS", help=text)
     option("--number", type=int, default=0, metavar="N", help="faces of each picture at most, largest first; 0: all")
+    text = "paste all faces, also those with specks, or unlike the photograph, which else stay as enlarged"
+    option("--paste-all", action="store_true", help=text)
     option("--temperature", type=float, help="of the faces (default: what their model's file states)")
     _add_draws(command, "pictures each", tiles="LR pixels")
     add_megapixels(command)

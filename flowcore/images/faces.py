@@ -53,6 +53,7 @@ class FacePlace:
     window: tuple[float, float, float] | None = None  # left, top and side of a crop along the picture's pixels
     image: int = 0  # of a batch of pictures, the one with the face
     images: int = 1  # in that batch
+    pasted: bool = True  # whether a face goes there
 
     @property
     def face(self) -> float:

@@ -18,6 +18,7 @@ from ..images.color import luma
 from ..images.resize import resize
 
 SPECK = 0.08  # deviation of luma from its local median above which a pixel is a speck
+ADDED_SPECK, PLAIN_SPAN = 0.05, 0.2  # the same where a smooth enlargement spans less; see ``added_specks``
 DETAIL = 0.04  # the same deviation above which the original has detail of its own
 
 
@@ -46,6 +47,18 @@ def false_specks(sr: Tensor, hr: Tensor) -> Tensor:
     """
     nearby = F.max_pool2d(_deviation_from_median(luma(hr)), 5, stride=1, padding=2)  # (B, 1, H, W)
     specks = (_deviation_from_median(luma(sr)) > SPECK) & (nearby <= DETAIL)
+    return 1000 * float64(specks).flatten(1).mean(1)
+
+
+def added_specks(sr: Tensor, plain: Tensor) -> Tensor:
+    """Isolated bright or dark pixels where a smoother enlargement has none, per mille of the pixels, ``(B,)``.
+
+    As ``false_specks`` without an original: a pixel is an added speck if its luma differs by more than 0.05 from the
+    median of its 3x3 neighborhood, and within 4 pixels of it that of ``plain`` spans less than 0.2.
+    """
+    y = F.pad(luma(plain), (4, 4, 4, 4), mode="replicate")
+    span = F.max_pool2d(y, 9, stride=1) + F.max_pool2d(-y, 9, stride=1)  # (B, 1, H, W)
+    specks = (_deviation_from_median(luma(sr)) > ADDED_SPECK) & (span < PLAIN_SPAN)
     return 1000 * float64(specks).flatten(1).mean(1)
 
 

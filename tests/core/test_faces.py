@@ -14,6 +14,7 @@ from flowcore.images.color import luma
 from flowcore.images.faces import cut_face, eyes_from_landmarks, eyes_from_mask, is_profile, locate_face, paste_face
 from flowcore.images.files import read
 from flowcore.tasks.faces import align_faces, eyes_from_meshes, paste_faces, restore_faces
+from flowcore.tasks.upscale import upscale
 
 PICTURES = Path(__file__).parents[2] / "workflows" / "pictures"
 HEIGHT, WIDTH = 240, 320
@@ -291,6 +292,63 @@ def test_what_is_no_face_is_noted():
         lines: list[str] = []
         align_faces(image, [[points]], notify=lines.append)
         assert any("hardly looks like a face" in line for line in lines) == wanted
+
+
+SMALL = ((60.2, 60.3), (66.1, 61.9))  # a face of 26 pixels, the other has 178
+
+
+def test_faces_larger_than_a_model_is_made_for_are_left_out_and_counted():
+    lines: list[str] = []
+    faces, (found,) = align_faces(smooth(), [[(LEFT_EYE, RIGHT_EYE), SMALL]], largest=36, notify=lines.append)
+    assert faces.shape[-1] == 26
+    assert found.left_eye == SMALL[0]
+    assert lines[0].startswith("Of 2 faces, 1 of more than 36 pixels: left to the upscaler of the picture")
+    assert len(align_faces(smooth(), [[(LEFT_EYE, RIGHT_EYE), SMALL]], notify=lines.append)[1]) == 2
+
+
+def test_a_picture_whose_faces_are_all_too_large_stays_as_it_is():
+    image = smooth()
+    faces, places = align_faces(image, [[(LEFT_EYE, RIGHT_EYE)]], largest=36)
+    assert faces.shape == (1, 3, 36, 36)  # for nodes that expect one
+    assert torch.equal(paste_faces(image, torch.rand(2, 3, 288, 288), places), image.expand(2, -1, -1, -1))
+
+
+def pasted_over(*faces, photograph):
+    """What becomes of samples of a face where an enlarged picture shows it, and what is told."""
+    lines: list[str] = []
+    _, places = align_faces(photograph, [[SMALL]])
+    large = interpolate(photograph, scale_factor=4, mode="bilinear")
+    pasted = paste_faces(large, torch.cat(faces), places, photograph=photograph, notify=lines.append)
+    return [bool((one != large[0]).any()) for one in pasted], lines
+
+
+def test_a_face_with_specks_or_unlike_the_photograph_is_left_out_and_counted():
+    """Each sample for itself: like the picture, with powder, of another brightness."""
+    photograph = smooth()
+    cut, _ = align_faces(photograph, [[SMALL]])
+    face = interpolate(cut, scale_factor=8, mode="bilinear")
+    powder = (torch.rand(1, 1, *face.shape[-2:], generator=torch.Generator().manual_seed(1)) < 0.05) * 0.3
+    changed, lines = pasted_over(face, face + powder, face * 0.5, photograph=photograph)
+    assert changed == [True, False, False]
+    assert lines == [
+        "2 of 3 pasted faces had specks, or were unlike the photograph: the picture was kept there.",
+    ]
+    assert pasted_over(face, photograph=photograph) == ([True], [])
+
+
+def test_noise_that_a_model_removes_does_not_make_its_face_unlike_the_photograph():
+    photograph = smooth()
+    cut, _ = align_faces(photograph, [[SMALL]])
+    noisy = photograph + 8 / 255 * torch.randn(photograph.shape, generator=torch.Generator().manual_seed(2))
+    face = interpolate(cut, scale_factor=8, mode="bilinear")
+    assert pasted_over(face, photograph=noisy) == ([True], [])
+
+
+def test_restoring_without_limit_and_check_pastes_every_face():
+    flow, image = build_upscaler(), picture("group.png")
+    large = upscale(flow, image, factor=2)
+    for options, same in (({"largest": 20}, True), ({"largest": 0, "check": False}, False)):
+        assert torch.equal(restore_faces(flow, flow, image, factor=2, **options), large) == same
 
 
 def test_what_is_told_without_a_listener_is_logged(caplog):

@@ -60,6 +60,16 @@ def test_false_specks_are_isolated_pixels_where_the_original_is_smooth():
     assert metrics.false_specks(torch.cat([sr, hr]), hr).tolist() == pytest.approx([10, 0])
 
 
+def test_added_specks_are_isolated_pixels_where_a_smooth_enlargement_spans_little():
+    plain = torch.full((1, 3, 20, 30), 0.5)
+    plain[..., 20:] = 0.71
+    sr = plain.clone()
+    sr[..., 5, 5] += 0.06
+    sr[..., 12, 8] += 0.04  # too faint
+    sr[..., 12, 17] += 0.3  # within 4 pixels of the edge
+    assert metrics.added_specks(torch.cat([sr, plain]), plain).tolist() == pytest.approx([1000 / 600, 0])
+
+
 def flat(*colors: tuple[float, float], size: tuple[int, int] = (6, 10)) -> torch.Tensor:
     """One image per color: (N, 2, *size)."""
     return torch.tensor(colors)[:, :, None, None].expand(-1, -1, *size)

@@ -137,3 +137,21 @@ def test_every_picture_has_its_own_face(host):
     faces, places = known(batch=4)
     expected = paste_faces(noise(4, 3, HEIGHT, WIDTH), faces, places)
     torch.testing.assert_close(pasted, expected, atol=1e-5, rtol=0)
+
+
+def test_faces_that_came_out_worse_than_the_enlarged_photograph_are_left_out(host):
+    """With the photograph; noise, here. The gallery shows each picture beside it."""
+    photo = ("FlowcoreExample", {"picture": "group photograph"})
+    aligned = ("FlowcoreAlignFace", {"image": "image.0", "size": 0, "number": 2})
+    outputs = host.outputs(graph(pasting("face.0", photograph="image.0"), image=photo, align=aligned))
+    told = "2 of 2 pasted faces had specks, or were unlike the photograph: the picture was kept there."
+    assert told in outputs["paste"]["text"]
+    assert len(outputs["paste"]["flowcore_gallery"]) == outputs["report"]["shape"][0] == 1
+
+
+def test_found_faces_that_are_too_large_are_left_out_and_what_is_pasted_for_them_changes_nothing(host):
+    photo = ("FlowcoreExample", {"picture": "group photograph"})
+    aligned = ("FlowcoreAlignFace", {"image": "image.0", "size": 0, "largest": 20})
+    outputs = host.outputs(graph(pasting(), image=photo, align=aligned, before=report("image.0")))
+    assert outputs["align"]["text"][0].startswith("Of 3 faces, 3 of more than 20 pixels")
+    assert torch.equal(pixels(outputs["report"])[:1], pixels(outputs["before"]))
