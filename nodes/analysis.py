@@ -19,8 +19,8 @@ from .host.compat import io
 from .host.memory import stop_if_cancelled, to_host_image
 from .host.ui import Progress, finite, gallery, of_image
 from .node import FlowNode
-from .picking import PROVENANCE_LOG, PickingNode
-from .sockets import EncodingModel, Image, PhotoModel
+from .picking import PROVENANCE_LOG, PickingNode, in_order, share
+from .sockets import EncodingModel, FlowModel, Image, ModelByPicture, PhotoModel
 
 BRIGHT = 16  # deviation in 1/255 at full brightness and gain 1; 1 of 1000 pixels exceeds it at temperature 0.8
 PERCENTILES = (2, 98)  # of a map of bits, which become 0 and 1 of its mask
@@ -184,15 +184,16 @@ class FlowcoreBestOf(PickingNode):
         keep: Annotated[int, widgets.integer(1, 1, 64)],
         pick: widgets.Pick,
     ) -> Any:
-        flow = None
-        if by == "likelihood" and model is not None:
-            samples, size = max(1, len(images) // max(1, len(source))), images.shape[-2:]
-            if "colorize" in model.flow.capabilities.tasks:
-                memory = colorizer_memory(model.flow, size[0], size[1], samples)
-            else:
-                memory = memory_required(model.flow, samples, *size)
-            flow = model.load(2 * memory)  # as in `FlowcoreScore`
-        scores, order = ranked(images, source, by, flow, **self.notes.follow())
+        why: list[str] = []
+        if by == "likelihood" and isinstance(model, ModelByPicture):
+            parts = model.parts(source)
+            ranks = [
+                self._ranked(share(images, places, len(source)), source[places], by, one) for one, places, _ in parts
+            ]
+            scores, order = (in_order(part, [places for _, places, _ in parts]) for part in zip(*ranks, strict=True))
+            why = [sentence for _, _, sentence in parts]
+        else:
+            scores, order = self._ranked(images, source, by, model if isinstance(model, FlowModel) else None)
         best = order[:, :keep] + torch.arange(len(order))[:, None] * order.shape[1]
         numbers = best.flatten().tolist()
         values = [float(value) for value in scores.flatten()[numbers]]
@@ -205,5 +206,16 @@ class FlowcoreBestOf(PickingNode):
         lines = [f"{name}: {value:.4g} {unit}" for name, value in zip(names, values, strict=True)]
         facts = [{**found, "score": f"{value:.4g}"} for found, value in zip(known, values, strict=True)]
         shown = gallery(self, images[numbers], facts, source)
-        shown |= {"text": lines, "scores": finite(scores.flatten()), "order": numbers}
+        shown |= {"text": [*why, *lines], "scores": finite(scores.flatten()), "order": numbers}
         return self.output(images[numbers], values, numbers, **shown)
+
+    def _ranked(self, images: Tensor, source: Tensor, by: By, model: FlowModel | None) -> tuple[Tensor, Tensor]:
+        flow = None
+        if by == "likelihood" and model is not None:
+            samples, size = max(1, len(images) // max(1, len(source))), images.shape[-2:]
+            if "colorize" in model.flow.capabilities.tasks:
+                memory = colorizer_memory(model.flow, size[0], size[1], samples)
+            else:
+                memory = memory_required(model.flow, samples, *size)
+            flow = model.load(2 * memory)  # as in `FlowcoreScore`
+        return ranked(images, source, by, flow, **self.notes.follow())

@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from ..flowcore import FlowError
-from ..flowcore.batch.folders import Job, Made, find, in_turn, is_done, jobs, run, save, split_name
+from ..flowcore import FlowError, upscaler_for
+from ..flowcore.batch.folders import Found, Job, Made, find, in_turn, is_done, jobs, run, save, split_name
 from ..flowcore.batch.job import Work, Worker, encode_like
 from ..flowcore.checkpoints.color_memory import starter_memory
 from ..flowcore.checkpoints.writing import write_atomic
 from ..flowcore.images.files import SUFFIXES, Format, check_format, read, read_bytes
 from ..flowcore.tasks.colorize import memory_required as memory_to_colorize
-from ..flowcore.tasks.intake import left_to_model, validate_image, with_alpha
+from ..flowcore.tasks.intake import FOR_CLEAN, left_to_model, validate_image, with_alpha
 from ..flowcore.tasks.upscale import memory_required
 from . import widgets
 from .host.compat import io
@@ -24,7 +24,7 @@ from .host.memory import stop_if_cancelled
 from .host.paths import input_path, inside, output_path
 from .host.ui import Progress, png_texts
 from .node import FlowNode
-from .sockets import Image, Mask, PhotoModel, from_mask, shown
+from .sockets import FlowModel, Image, Mask, ModelByPicture, PhotoModel, from_mask, shown
 from .upscaling import ORDINARY_TILE
 
 LARGE = 2048  # pixels of a side of a photograph
@@ -58,36 +58,12 @@ class FlowcoreFolder(FlowNode):
         source, out = inside("input", folder), inside("output", subfolder)
         if not os.path.isdir(source):
             raise FlowError(f"folder: {shown(folder)} is no folder in ComfyUI's input folder. Put pictures into one.")
-        flow, colorizes = model.flow, "colorize" in model.flow.capabilities.tasks
-        left = ["detail", "coherence", "saturation"] if colorizes else ["calm_edges"]
-        left += ["guide_strength"] if flow.guide is not None and not colorizes else []
-        settings: dict[str, Any] = {"temperature": temperature, **dict.fromkeys(left)}
-        work = Work(
-            command="colorize" if colorizes else "upscale",
-            model=model.name,
-            scale=flow.condition_scale,
-            settings=settings,
-            own=left_to_model(flow, settings),
-            seed=seed,
-            samples=samples,
-            memory=starter_memory(flow) if colorizes else None,
-            bits=None,  # those of the picture
-        )
-        tag = Path(model.name).stem + ("" if temperature is None else f"_tau{temperature:g}")
-        names = [f"_{tag}_seed{seed}" for seed in work.seeds()]
-
-        def results(picture: str) -> list[str]:
-            stem, frame = split_name(picture)
-            return [f"{stem}{name}{frame}.png" for name in names]
-
-        todo = jobs(find([str(source)], out, notes), out, results)
-        todo = [replace(job, problem=job.problem or _leads_out(job)) for job in todo]
-        need, side = (memory_to_colorize, LARGE) if colorizes else (memory_required, ORDINARY_TILE)
-        model.load(need(flow, side, side))
+        found = find([str(source)], out, notes)
+        parts = [(model, found)] if isinstance(model, FlowModel) else _by_picture(model, found)
 
         def start(picture: Path) -> Any:
-            self.notes.show(f"{count.total() + 1} of {len(todo)}: {picture.name}")
-            return progress.part(count.total() / len(todo), 1 / len(todo))
+            self.notes.show(f"{count.total() + 1} of {len(found)}: {picture.name}")
+            return progress.part(count.total() / len(found), 1 / len(found))
 
         def on_result(job: Job, result: Made | Exception | None) -> None:
             stop_if_cancelled()
@@ -95,11 +71,60 @@ class FlowcoreFolder(FlowNode):
                 notes(f"{job.source.name}: {result}")
             count["made" if isinstance(result, Made) else "there already" if result is None else "failed"] += 1
 
-        executor = partial(in_turn, Worker(work, model.flow), start, notes, cancelled=stop_if_cancelled)
-        done = partial(is_done, work=work, model=model.sha256)
-        run(todo, executor, is_done=done, save=save, on_result=on_result, notify=notes)
-        info = f"{len(todo)} pictures: {', '.join(f'{n} {what}' for what, n in count.items())}; in output/{subfolder}"
+        for one, pictures in parts:
+            work = _work(one, temperature, seed, samples)
+            tag = Path(one.name).stem + ("" if temperature is None else f"_tau{temperature:g}")
+            names = [f"_{tag}_seed{seed}" for seed in work.seeds()]
+            todo = [
+                replace(job, problem=job.problem or _leads_out(job))
+                for job in jobs(pictures, out, partial(_results, names))
+            ]
+            colorizes = work.command == "colorize"
+            need, side = (memory_to_colorize, LARGE) if colorizes else (memory_required, ORDINARY_TILE)
+            one.load(need(one.flow, side, side))
+            executor = partial(in_turn, Worker(work, one.flow), start, notes, cancelled=stop_if_cancelled)
+            done = partial(is_done, work=work, model=one.sha256)
+            run(todo, executor, is_done=done, save=save, on_result=on_result, notify=notes)
+        info = f"{len(found)} pictures: {', '.join(f'{n} {what}' for what, n in count.items())}; in output/{subfolder}"
+        if not isinstance(model, FlowModel):
+            info += "".join(f"; {len(pictures)} by {one.name}" for one, pictures in parts)
         return self.output(info, text=[info])
+
+
+def _by_picture(model: ModelByPicture, found: list[Found]) -> list[tuple[FlowModel, list[Found]]]:
+    """Divide pictures among the upscalers that suit them."""
+    suited: dict[str, list[Found]] = {}
+    for picture in found:
+        stop_if_cancelled()
+        try:
+            name = upscaler_for(read(read_bytes(inside("input", picture.path)), picture.path.name).pixels)
+        except (FlowError, OSError):  # its job will say so
+            name = FOR_CLEAN
+        suited.setdefault(name, []).append(picture)
+    return [(model.load(name), pictures) for name, pictures in suited.items()]
+
+
+def _work(model: FlowModel, temperature: float | None, seed: int, samples: int) -> Work:
+    flow, colorizes = model.flow, "colorize" in model.flow.capabilities.tasks
+    left = ["detail", "coherence", "saturation"] if colorizes else ["calm_edges"]
+    left += ["guide_strength"] if flow.guide is not None and not colorizes else []
+    settings: dict[str, Any] = {"temperature": temperature, **dict.fromkeys(left)}
+    return Work(
+        command="colorize" if colorizes else "upscale",
+        model=model.name,
+        scale=flow.condition_scale,
+        settings=settings,
+        own=left_to_model(flow, settings),
+        seed=seed,
+        samples=samples,
+        memory=starter_memory(flow) if colorizes else None,
+        bits=None,  # those of the picture
+    )
+
+
+def _results(names: list[str], picture: str) -> list[str]:
+    stem, frame = split_name(picture)
+    return [f"{stem}{name}{frame}.png" for name in names]
 
 
 def _leads_out(job: Job) -> str:

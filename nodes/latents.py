@@ -21,7 +21,7 @@ from .host.paths import input_files, output_path
 from .host.ui import Progress, canvas_pictures
 from .live import LiveNode
 from .node import FileNode, FlowNode
-from .sockets import FLOW_LATENTS, Image, Latents, SampleModel, UpscaleModel, check_memory, shown
+from .sockets import FLOW_LATENTS, HarmonizeModel, Image, Latents, SampleModel, check_memory, shown
 
 SUFFIX = ".safetensors"
 SUBFOLDER = "latents"  # of the input folder; where Save Flow Latents puts its files in the output folder
@@ -276,7 +276,7 @@ class FlowcoreHarmonize(FlowNode):
     def run(
         self,
         image: Image,
-        model: UpscaleModel,
+        model: HarmonizeModel,
         strength: Annotated[float, widgets.slider(1.0, 0.0, 1.0)],
         per: Annotated[operations.Per, partial(widgets.per, optional=True)],
         window: widgets.Window,

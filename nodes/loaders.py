@@ -5,7 +5,7 @@ import json
 import math
 import threading
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ from ..flowcore.images.alpha import extend_over_blank
 from ..flowcore.images.color import truncate_16_bits
 from ..flowcore.images.files import fit, frame_count, read, read_frames, read_rgb, upright_size
 from ..flowcore.provenance import ProvenanceError
+from ..flowcore.tasks.intake import FOR_CLEAN, FOR_DAMAGED
 from ..flowcore.tasks.subject import label_names
 from . import widgets
 from .host import paths
@@ -27,12 +28,13 @@ from .host.memory import wrap
 from .host.ui import png
 from .live import side_by_side
 from .node import TEXTS, FileNode, file_fingerprint
-from .sockets import FLOW_MODEL, TASKS, FlowModel, check_memory, shown
+from .sockets import BY_PICTURE, FLOW_MODEL, TASKS, FlowModel, ModelByPicture, check_memory, shown
 
 USES: dict[str, str] = TEXTS["uses"]  # what each shipped model is for, and each task of the others
 # Inputs that can follow the model, by the field of its configuration that holds their numbers.
 OWN = {name: name for name in ("temperature", "calm_edges", "coherence", "saturation", "guide_strength")}
 OWN["scale"] = "factor"
+SUITING = "upscaler that suits the picture"  # a `ModelByPicture`; workflows and web/js/models.js hold this name
 
 
 def model_choices() -> list[str]:
@@ -48,6 +50,9 @@ def _models() -> list[tuple[str, Path]]:
 def _facts_for_page() -> dict[str, Any]:
     """Collect what the file of each model states, for web/js/models.js."""
     stated = {name: facts for name, path in _models() if (facts := _stated(path, file_fingerprint(path)))}
+    clean, damaged = (stated[name] for name in (FOR_CLEAN, FOR_DAMAGED))
+    common = {name: value for name, value in clean["own"].items() if damaged["own"].get(name) == value}
+    stated[SUITING] = {"tasks": [BY_PICTURE], "styles": [], "own": common}
     return {TASKS: {name: facts["tasks"] for name, facts in stated.items()}, "flowcore_facts": stated}
 
 
@@ -69,6 +74,9 @@ def locate_model(name: str) -> Path | None:
     return catalog.path(name) if name in catalog.names() else paths.model_path(name)
 
 
+MODELS = widgets.file_choice(lambda: [SUITING, *model_choices()], _facts_for_page, default=SUITING)
+
+
 class FlowcoreLoadModel(FileNode):
     """A model file or a shipped model, as a FLOW_MODEL."""
 
@@ -77,7 +85,12 @@ class FlowcoreLoadModel(FileNode):
 
     @classmethod
     def locate(cls, name: str) -> Path | None:
-        return locate_model(name)
+        return locate_model(FOR_CLEAN if name == SUITING else name)
+
+    @classmethod
+    def fingerprint_inputs(cls, **named: Any) -> Any:
+        other = FOR_DAMAGED if named.get("model_name") == SUITING else ""
+        return super().fingerprint_inputs(**named) + file_fingerprint(locate_model(other))
 
     @classmethod
     def missing(cls, name: Any) -> str:
@@ -86,15 +99,21 @@ class FlowcoreLoadModel(FileNode):
             f"there is no flow model {shown(name)}. Put the file into {place} and press R, or choose one of: {models}."
         )
 
-    def run(
-        self, model_name: Annotated[str, widgets.file_choice(model_choices, _facts_for_page, default="srflow-x4")]
-    ) -> Any:
-        path = self.found(model_name)
-        flow = flowcore.load(model_name if model_name in catalog.names() else path)
-        use = USES.get(model_name) or "; ".join(USES[task] for task in sorted(flow.capabilities.tasks))
-        facts = {"use": use, **_facts(flow)}
+    def run(self, model_name: Annotated[str, MODELS]) -> Any:
+        if model_name == SUITING:
+            facts = {"use": USES[SUITING], "models": f"{FOR_CLEAN}, {FOR_DAMAGED}"}
+            model = ModelByPicture(cache(_load_shipped))
+        else:
+            path = self.found(model_name)
+            flow = flowcore.load(model_name if model_name in catalog.names() else path)
+            use = USES.get(model_name) or "; ".join(USES[task] for task in sorted(flow.capabilities.tasks))
+            facts, model = {"use": use, **_facts(flow)}, FlowModel(wrap(flow), model_name)
         info = "\n".join(f"{name}: {value}" for name, value in facts.items())
-        return self.output(FlowModel(wrap(flow), model_name), info, **{name: [value] for name, value in facts.items()})
+        return self.output(model, info, **{name: [value] for name, value in facts.items()})
+
+
+def _load_shipped(name: str) -> FlowModel:
+    return FlowModel(wrap(flowcore.load(name)), name)
 
 
 class FlowcoreLoadRecipe(FileNode):

@@ -14,7 +14,7 @@ from ..flowcore import FlowError
 from .host.compat import io
 from .host.paths import input_path
 from .host.ui import Notes
-from .sockets import SOCKETS, WIRES, shown, to_image
+from .sockets import BY_PICTURE, SOCKETS, TASKS, WIRES, ModelByPicture, shown, to_image
 from .widgets import OWN, FileNames
 
 WIDGETS = {"INT", "FLOAT", "BOOLEAN", "STRING", "COMBO"}
@@ -198,6 +198,11 @@ def _sent(output: Any, value: Any) -> Any:
 def _validated(described: Any, value: Any) -> Any:
     # The host (ComfyUI) checks only what is typed into widgets, except for NaN, and nothing that comes along a wire.
     name, kind = described.id, str(described.get_io_type())
+    if isinstance(value, ModelByPicture) and BY_PICTURE not in described.extra_dict.get(TASKS, ()):
+        raise FlowError(
+            f"{name}: the upscaler that suits the picture is for nodes that enlarge pictures, and this one needs a "
+            "certain model. Choose one in Load Flow Model, such as srflow-x4."
+        )
     if kind in SOCKETS:
         return None if value is None and described.optional else SOCKETS[kind](value, name)
     if kind in ("INT", "FLOAT"):

@@ -5,22 +5,23 @@ import hashlib
 import json
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
-from ..flowcore import FlowError, provenance
+from ..flowcore import FlowError, ShapeError, provenance
 from ..flowcore.device import free_memory
 from ..flowcore.inference.condition_cache import RecentlyUsed
 from ..flowcore.provenance import KEY, MAX_ENTRIES, Provenance
 from ..flowcore.tasks.intake import resolve
 from .host.compat import components, io, log, video_of
 from .host.memory import on_free
-from .host.ui import from_canvas, gallery, of_image
+from .host.ui import GALLERY, Progress, from_canvas, gallery, of_image
 from .live import LIVE
 from .node import FlowNode
-from .sockets import FlowModel, Latents
+from .sockets import FlowModel, Latents, ModelByPicture
 
 MAX_RUNS = 8  # whose pictures are kept
 MAX_REMEMBERED = 64  # prompts, and pictures, whose provenance is kept
@@ -38,10 +39,68 @@ class PickingNode(FlowNode):
     # Whether it writes the provenance of all pictures in its first output, whichever is picked: into the hidden
     # `extra_pnginfo`, which the host writes into every PNG file, and which does not decide whether a node runs again.
     RECORDS: ClassVar[bool] = False
+    AS_CLIP: ClassVar[bool] = False  # whether its images are frames, all of which take one model
 
     def answer(self, values: dict[str, Any]) -> Any:
-        pick, model = values.pop("pick"), values.get("model")
-        used = values if model is None else resolve(model.flow, values)  # as the task will
+        pick, model, parts = values.pop("pick"), values.get("model"), list[Any]()
+        if isinstance(model, ModelByPicture) and "image" in values:
+            parts = model.parts(values["image"], as_clip=self.AS_CLIP)
+            values["model"] = parts[0][0]
+        output = self._by_picture(parts, values) if parts else self._every(values)
+        count = len(output.args[self.PICKED[0]])
+        if pick > count:
+            raise FlowError(f"pick is {pick}, and this makes {count}. Choose 1 to {count}, or 0 for all.")
+        args = self.picked(output, pick - 1) if pick else output.args
+        ui = dict(output.ui) | self._sent()
+        if from_canvas(self):
+            ui |= LIVE.keep_source(type(self), values, self.LIVE)
+        return io.NodeOutput(*args, ui=ui)
+
+    def _by_picture(self, parts: list[tuple[FlowModel, list[int], str]], values: dict[str, Any]) -> Any:
+        """Make all pictures, those of each image by the model that suits it, in the order of the images."""
+        if len(parts) == 1:
+            return _saying(self._every(values), parts[0][2])
+        outputs, whole, done, count = list[Any](), Progress(values["image"]), 0, len(values["image"])
+        for model, places, why in parts:
+            self.notes.progress = whole.part(done / count, len(places) / count)
+            done += len(places)
+            of_places = {name: share(value, places, count) for name, value in values.items()}
+            outputs.append(_saying(self._every({**of_places, "model": model}), why))
+        return self._joined(outputs, [places for _, places, _ in parts])
+
+    def _joined(self, outputs: list[Any], every: list[list[int]]) -> Any:
+        """Join what was made of shares of a batch, each with the places of its images."""
+        args = [
+            in_order(made, every) if isinstance(made[0], Tensor | list) else min(made)
+            for made in zip(*(output.args for output in outputs), strict=True)
+        ]
+        pictures: dict[int, dict[str, Any]] = {}
+        for output, places in zip(outputs, every, strict=True):
+            each = len(output.args[self.PICKED[0]]) // len(places)
+            for shown in output.ui["flowcore_gallery"]:
+                image, k = divmod(shown["number"] - 1, each)
+                number = places[image] * each + k + 1
+                pictures[number] = {**shown, "number": number, "image": places[image]}
+                pictures[number].pop("rows", None)  # of a table of one image
+        ui: dict[str, list[Any]] = {}
+        for name in outputs[0].ui:
+            if name == "flowcore_gallery":
+                ui[name] = [pictures[number] for number in sorted(pictures)][:GALLERY]
+            elif name == "each":
+                ui[name] = in_order([output.ui[name] for output in outputs], every)
+            else:
+                ui[name] = [*dict.fromkeys(fact for output in outputs for fact in output.ui[name])]
+        texts = [output.ui["text"] for output in outputs]
+        folds = [text.index("") if "" in text else len(text) for text in texts]  # what is below is folded on the node
+        seen = [line for text, fold in zip(texts, folds, strict=True) for line in text[:fold]]
+        folded = [line for text, fold in zip(texts, folds, strict=True) for line in text[fold:]]
+        ui["text"] = [*dict.fromkeys([*ui["flowcore_notes"], *seen, *folded])]
+        return io.NodeOutput(*args, ui=ui)
+
+    def _every(self, values: dict[str, Any]) -> Any:
+        """Make all pictures, or find them among what was made last."""
+        model = values.get("model")
+        used = resolve(model.flow, values) if isinstance(model, FlowModel) else values  # as the task will
         described = {}  # by content: an image that was loaded again is the same image
         for name, value in used.items():
             is_image = isinstance(value, Tensor) and value.ndim == 4
@@ -56,14 +115,7 @@ class PickingNode(FlowNode):
                 PROVENANCE_LOG.write(self, used, described, output.args[0])
             except Exception:  # the picture is worth more than its provenance
                 log.exception("flowcore could not write the provenance of a picture")
-        count = len(output.args[self.PICKED[0]])
-        if pick > count:
-            raise FlowError(f"pick is {pick}, and this makes {count}. Choose 1 to {count}, or 0 for all.")
-        args = self.picked(output, pick - 1) if pick else output.args
-        ui = dict(output.ui) | self._sent()
-        if from_canvas(self):
-            ui |= LIVE.keep_source(type(self), values, self.LIVE)
-        return io.NodeOutput(*args, ui=ui)
+        return output
 
     def made(self, pictures: Tensor, seed: int, samples: int, sources: Tensor | None, *more: Any, **ui: Any) -> Any:
         """Return and show pictures (N, C, H, W) whose seeds count up, anew for every source; see `gallery`."""
@@ -91,6 +143,33 @@ class PickingNode(FlowNode):
             if isinstance(args[k], Tensor):
                 args[k] = args[k].clone()  # not a view, which would hold all of them in the host's cache
         return tuple(args)
+
+
+def _saying(output: Any, why: str) -> Any:
+    """Say before the text of an output why its model was taken; no other is recommended."""
+    notes, text = output.ui["flowcore_notes"], output.ui["text"]
+    return io.NodeOutput(
+        *output.args, ui=output.ui | {"text": [*notes, why, *text[len(notes) :]], "flowcore_better": []}
+    )
+
+
+def share(value: Any, places: list[int], count: int) -> Any:
+    """Return what a value holds for the images of some places in a batch; all of it, if it holds the same for all."""
+    if not isinstance(value, Tensor) or value.ndim < 3 or len(value) == 1 < count:
+        return value
+    if len(value) % count or len(value) == 0:
+        raise ShapeError(f"Expected one image, or as many for each of {count}; got {len(value)}. Pass others.")
+    return value.unflatten(0, (count, -1))[places].flatten(0, 1)
+
+
+def in_order(made: Sequence[Any], every: list[list[int]]) -> Any:
+    """Join tensors or lists made of shares of a batch, equally much of each image, in the order of the images."""
+    of_images: dict[int, Any] = {}
+    for part, places in zip(made, every, strict=True):
+        each = len(part) // len(places)
+        of_images |= {place: part[k * each : (k + 1) * each] for k, place in enumerate(places)}
+    ordered = [of_images[place] for place in sorted(of_images)]
+    return torch.cat(ordered) if isinstance(ordered[0], Tensor) else [one for part in ordered for one in part]
 
 
 def nodes_before(prompt: dict[str, Any], node_id: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
@@ -155,6 +234,7 @@ class ClipNode(PickingNode):
     """A node whose `image` may be a VIDEO of the host, and whose last output is a VIDEO of its pictures."""
 
     RECORDS = True
+    AS_CLIP = True
     OF_VIDEO: ClassVar[dict[str, Any]] = {}  # values that a VIDEO sets
 
     @classmethod

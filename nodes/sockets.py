@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from weakref import WeakValueDictionary
 
 import torch
@@ -16,12 +16,14 @@ from ..flowcore.checkpoints.latents_file import model_sha256
 from ..flowcore.device import free_memory
 from ..flowcore.flow import Task
 from ..flowcore.images.faces import FacePlace
+from ..flowcore.tasks.intake import FOR_CLEAN, FOR_DAMAGED, describe_damage
 from .host.compat import io
 from .host.memory import load_to_device, to_host_image
 
 MAX_SHOWN = 80  # characters of a value in an error message
 COPIES = 3  # of a result while a node ends: the result, its latents, and the host's image
 TASKS = "flowcore_tasks"  # of an input, for web/js/models.js
+BY_PICTURE = "by picture"  # among these tasks: the input also takes a `ModelByPicture`
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +73,34 @@ class FlowModel:
 
 LOADED: WeakValueDictionary[str, FlowModel] = WeakValueDictionary()
 """The models that have made or met latents, by fingerprint, as long as the host keeps them."""
+
+
+@dataclass(frozen=True, eq=False)
+class ModelByPicture:
+    """The upscaler that suits the picture: of two shipped ones, each of which `load` loads once, by its name."""
+
+    load: Callable[[str], FlowModel]
+
+    def parts(self, images: Tensor, *, as_clip: bool = False) -> list[tuple[FlowModel, list[int], str]]:
+        """Divide images (B, C, h, w) among the models: of each the places of its images, and why it suits them.
+
+        The frames of a clip take one model.
+        """
+        chosen: dict[str, dict[int, str]] = {}  # model to the places of its images, and their damage
+        for place, image in enumerate([images] if as_clip else images.split(1)):
+            damage = describe_damage(image)
+            chosen.setdefault(FOR_DAMAGED if damage else FOR_CLEAN, {})[place] = damage
+        parts: list[tuple[FlowModel, list[int], str]] = []
+        for name, found in chosen.items():
+            which = "this clip" if as_clip else "this picture" if len(images) == 1 else f"image {next(iter(found))}"
+            if several := len(found) > 1:
+                all_of_them = len(found) == len(images)
+                which = f"all {len(found)} images" if all_of_them else f"images {', '.join(map(str, found))}"
+            damages = ", ".join(dict.fromkeys(found.values()))
+            what = f"{'have' if several else 'has'} {damages}" if damages else f"{'are' if several else 'is'} clean"
+            places = [*range(len(images))] if as_clip else [*found]
+            parts.append((self.load(name), places, f"{name}: {which} {what}"))
+        return parts
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -127,17 +157,19 @@ Landmarks = Annotated[list[Any], io.Custom("FACE_LANDMARKS").Input]  # of the ho
 WIRES: dict[Any, Any] = {Latents: FLOW_LATENTS, Hints: FLOW_HINTS, ColorMemory: FLOW_MEMORY}  # other classes
 
 
-def _model(*tasks: Task) -> Callable[[str], Any]:
+def _model(*tasks: Task | Literal["by picture"]) -> Callable[[str], Any]:
     """Describe a model that is made for one of some tasks: in the canvas, a loader offers no other to this input."""
     return partial(FLOW_MODEL.Input, extra_dict={TASKS: list(tasks)})
 
 
 SampleModel = Annotated[FlowModel, _model("sample")]
-UpscaleModel = Annotated[FlowModel, _model("upscale")]
+UpscaleModel = Annotated[FlowModel, _model("upscale", BY_PICTURE)]  # as a `PickingNode` has resolved it
+HarmonizeModel = Annotated[FlowModel, _model("upscale")]
+AnyUpscaleModel = Annotated[FlowModel | ModelByPicture, _model("upscale", BY_PICTURE)]
 ColorizeModel = Annotated[FlowModel, _model("colorize")]
 BrightenModel = Annotated[FlowModel, _model("brighten")]
 RescaleModel = Annotated[FlowModel, _model("rescale")]
-PhotoModel = Annotated[FlowModel, _model("upscale", "colorize")]
+PhotoModel = Annotated[FlowModel | ModelByPicture, _model("upscale", "colorize", BY_PICTURE)]
 EncodingModel = Annotated[FlowModel, _model("sample", "upscale", "rescale")]
 
 
@@ -220,7 +252,7 @@ SOCKETS: dict[str, Callable[[Any, str], Any]] = {
     "IMAGE": _image,
     "IMAGE,VIDEO": _image,  # whose frames `ClipNode` has taken
     "MASK": _tensor,
-    "FLOW_MODEL": _expect(lambda value: isinstance(value, FlowModel), "a model of Load Flow Model"),
+    "FLOW_MODEL": _expect(lambda value: isinstance(value, FlowModel | ModelByPicture), "a model of Load Flow Model"),
     "FLOW_LATENTS": _expect(
         lambda value: isinstance(value, Latents),
         "latents of a flow, as Flow Sample and Flow Encode make them",

@@ -17,7 +17,7 @@ from ..flowcore.integrations.spandrel import Upscaler, descriptor, register
 from ..flowcore.prior import Temperature, masked_temperature
 from ..flowcore.tasks.consistency import consistency
 from ..flowcore.tasks.forecast import NOTEWORTHY, forecast
-from ..flowcore.tasks.intake import advised, resolve
+from ..flowcore.tasks.intake import FOR_CLEAN, FOR_DAMAGED, advised, resolve
 from ..flowcore.tasks.upscale import memory_required, target_size
 from ..flowcore.tasks.video import STEADINESS
 from . import widgets
@@ -28,7 +28,18 @@ from .host.ui import Notes, gallery, of_image
 from .node import FlowNode
 from .picking import ClipNode, PickingNode
 from .sampling import grid_outputs
-from .sockets import Clip, FlowModel, Image, Mask, RescaleModel, UpscaleModel, check_memory, from_mask
+from .sockets import (
+    AnyUpscaleModel,
+    Clip,
+    FlowModel,
+    Image,
+    Mask,
+    ModelByPicture,
+    RescaleModel,
+    UpscaleModel,
+    check_memory,
+    from_mask,
+)
 
 MAX_MEGAPIXELS = 400  # of a picture whose size nobody stated: 4.8 GB of memory
 SAME, ALIKE = 48, 32  # decibels from which a picture is told to be the same, and nearly so
@@ -39,6 +50,10 @@ on_release += [STORE.clear, forget_plan]
 SEAMS = (
     "Above temperature 0, upscale nodes that work in tiles (the host's in tiles of 512 pixels) show seams where tiles "
     "meet: each draws its own detail. Use 0, or Flow Upscale, whose tiles share their detail."
+)
+PIECES = (
+    f"{FOR_DAMAGED}: nodes with an upscale model show it pieces of a picture, by which the model that suits the whole "
+    f"cannot be told. For clean pictures choose {FOR_CLEAN} in Load Flow Model."
 )
 
 
@@ -273,11 +288,14 @@ class FlowcoreAsUpscaleModel(FlowNode):
 
     def run(
         self,
-        model: UpscaleModel,
+        model: AnyUpscaleModel,
         temperature: widgets.OwnTemperature,
         seed: widgets.Seed,
         calm_edges: widgets.CalmEdges,
     ) -> Any:
+        why: list[str] = []
+        if isinstance(model, ModelByPicture):
+            model, why = model.load(FOR_DAMAGED), [PIECES]
         upscaler = Upscaler(
             model.flow, temperature=temperature, calm_edges=calm_edges, seed=seed, cancelled=stop_if_cancelled
         )
@@ -293,7 +311,7 @@ class FlowcoreAsUpscaleModel(FlowNode):
             return made
 
         made.patcher, made.to = patcher, to  # newer hosts move it by the patcher
-        return self.output(made)
+        return self.output(made, text=why)
 
 
 class FlowcoreShrink(FlowNode):

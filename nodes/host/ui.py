@@ -61,6 +61,7 @@ class Notes:
 
     def __init__(self, node: str, node_id: str | None) -> None:
         self.lines: list[str] = []
+        self.progress: Callable[..., None] | None = None  # of the next task, where a run has several
         self._node, self._node_id = node, node_id
 
     def __call__(self, message: str) -> None:
@@ -82,7 +83,8 @@ class Notes:
 
     def follow(self, progress: Callable[..., None] | None = None, sources: Tensor | None = None, **more: Any) -> Any:
         """Return keywords for a task: `more`, how it tells its progress and its notes, and when to stop."""
-        return {"progress": progress or Progress(sources), "cancelled": stop_if_cancelled, "notify": self, **more}
+        progress = progress or self.progress or Progress(sources)
+        return {"progress": progress, "cancelled": stop_if_cancelled, "notify": self, **more}
 
 
 def gallery(node: Any, pictures: Tensor, facts: list[dict[str, Any]], sources: Tensor | None) -> dict[str, Any]:

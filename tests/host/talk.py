@@ -17,6 +17,7 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 WORKFLOWS = comfyui.ROOT / "workflows"
+SUITING = "upscaler that suits the picture"  # in Load Flow Model
 
 
 class Host(Client):
@@ -111,7 +112,7 @@ def upscale(photo: str | None = None, model_name: str | None = None, **inputs: A
     """Return the shipped API workflow, one sample, with other values: of Flow Upscale, the photograph, the model."""
     workflow = json.loads((WORKFLOWS / "api" / "upscale.json").read_text())
     workflow["photo"]["inputs"] |= {"image": photo} if photo else {}
-    workflow["model"]["inputs"] |= {"model_name": model_name} if model_name else {}
+    workflow["model"]["inputs"] |= {"model_name": model_name or "srflow-x4"}
     workflow["upscale"]["inputs"] |= {"samples": 1} | inputs
     return workflow
 

@@ -9,7 +9,7 @@ from typing import get_args
 from unittest.mock import ANY
 
 import comfyui
-from talk import PLUG_INS, inputs, loader, options, report
+from talk import PLUG_INS, SUITING, inputs, loader, options, report
 
 from flowcore.checkpoints import catalog
 from flowcore.flow import Task
@@ -109,7 +109,7 @@ def test_shipped_models_come_first_and_files_of_all_folders_follow(host):
     listed = options(info, "model_name")
     shipped = sorted(file.stem for file in (ROOT / "flowcore" / "weights").glob("*.safetensors"))
     shipped = [name for name in shipped if name not in catalog.NO_FLOWS]  # which no node loads by name
-    assert listed[: len(shipped)] == shipped
+    assert listed[: 1 + len(shipped)] == [SUITING, *shipped]
     assert "elsewhere.safetensors" in listed
     assert "notes.txt" not in listed
 
@@ -171,7 +171,7 @@ def test_every_node_input_and_output_has_its_english_words(host):
 
 
 def test_every_shipped_model_and_every_task_has_a_text_that_says_what_it_is_for():
-    assert set(read("en", "main.json")["flowcore"]["uses"]) == {*catalog.names(), *get_args(Task)}
+    assert set(read("en", "main.json")["flowcore"]["uses"]) == {SUITING, *catalog.names(), *get_args(Task)}
 
 
 def test_the_host_serves_all_languages(host):
