@@ -12,6 +12,7 @@ from PIL import Image
 from talk import graph
 from test_workflows import BLUEPRINTS, NOTES, STORIES, canonical, to_api, widgets
 
+SUITING = "upscaler that suits the picture"
 PHOTO, MODEL = ("LoadImage", {"image": "example.png"}), ("FlowcoreLoadModel", {"model_name": "srflow-x4"})
 LINEAR = "() => app.extensionManager.command.execute('Comfy.ToggleLinear')"  # App mode, and back
 RED = io.BytesIO()
@@ -352,7 +353,7 @@ def test_results_of_every_run_stay_in_one_area_of_one_height_and_one_is_saved(ca
 
 def test_a_bad_jpeg_is_enlarged_on_the_first_run(canvas):
     canvas.open(story("photo"))
-    assert canvas.value("FlowcoreLoadModel", "model_name") == "srflow-x4-photo"
+    assert canvas.value("FlowcoreLoadModel", "model_name") == SUITING
     canvas.run()
     canvas.page.wait_for_function(PICTURES)
     canvas.fit()
@@ -783,7 +784,7 @@ def test_a_loader_offers_what_the_nodes_at_its_wire_can_use(canvas, page):
     kept = canvas.saved()
     saved_node(kept, "FlowcoreLoadModel")["widgets_values"] = ["glow-photos"]
     canvas.open(kept)
-    upscalers = ["srflow-faces-x8", "srflow-faces-x8-photo", "srflow-x4", "srflow-x4-photo", "srflow-x8"]
+    upscalers = [SUITING, "srflow-faces-x8", "srflow-faces-x8-photo", "srflow-x4", "srflow-x4-photo", "srflow-x8"]
 
     def wired(kind, on):
         page.evaluate(WIRE, [kind, on])
@@ -791,14 +792,14 @@ def test_a_loader_offers_what_the_nodes_at_its_wire_can_use(canvas, page):
         return page.evaluate(MENU)
 
     # What a workflow says stays, even where it is wrong: the run names a model to choose.
-    assert page.evaluate(MENU) == ["glow-photos", ["glow-photos", *upscalers]]
+    assert page.evaluate(MENU) == ["glow-photos", [SUITING, "glow-photos", *upscalers[1:]]]
     value, every = wired("FlowcoreUpscale", False)
     assert value == "glow-photos"
     assert {"color-photos", "mnist-styles", *upscalers} < set(every)
     assert wired("FlowcoreColorize", True) == ["color-photos", ["color-photos"]]
     assert wired("FlowcoreUpscale", True) == ["color-photos", ["color-photos"]]  # no model is for both
-    assert wired("FlowcoreColorize", False) == ["srflow-x4", upscalers]
-    assert canvas.prompt()["2"]["inputs"]["model_name"] == "srflow-x4"
+    assert wired("FlowcoreColorize", False) == [SUITING, upscalers]
+    assert canvas.prompt()["2"]["inputs"]["model_name"] == SUITING
 
 
 SAID = """() => { const node = app.graph.nodes.find(n => n.type === 'FlowcoreLoadModel');
@@ -817,7 +818,7 @@ def test_a_loader_says_what_its_model_is_for_and_its_text_stays_inside(canvas, p
         assert beyond <= 0, f"{beyond} pixels below its frame: {text}"
 
     canvas.open(upscaling("fixed"))
-    says("Enlarges", uses["srflow-x4"].capitalize())
+    says("Enlarges", uses[SUITING][:1].upper() + uses[SUITING][1:])
     canvas.move("FlowcoreLoadModel", "model_name", "srflow-x8")
     says(uses["srflow-x8"].capitalize(), uses["srflow-x8"].capitalize())
     canvas.run()
@@ -892,7 +893,9 @@ def test_a_number_that_the_model_decides_says_so(canvas):
     canvas.fit()
     names = ("temperature", "factor", "calm_edges", "pick")
     factor, own, everything = "enlarge by (model's scale)", "calm edges (model's)", ["pick (all)", 0]
-    assert shown(*names) == [["temperature (model's)", 1], [factor, 4], [own, 0.35], everything]
+    assert shown(*names) == [["temperature (model's)", -0.1], [factor, 4], [own, -0.1], everything]  # known in a run
+    canvas.move("FlowcoreLoadModel", "model_name", "srflow-x4")
+    assert shown(*names) == [["temperature (model's)", 1.2], [factor, 4], [own, 0.5], everything]
     canvas.shot("own-temperature")
     canvas.move("FlowcoreLoadModel", "model_name", "srflow-faces-x8")
     assert shown(*names) == [["temperature (model's)", 0.6], [factor, 8], [own, 0], everything]
@@ -902,10 +905,10 @@ def test_a_number_that_the_model_decides_says_so(canvas):
     canvas.move("FlowcoreUpscale", "temperature", 0.4)
     canvas.move("FlowcoreUpscale", "factor", 2)
     canvas.move("FlowcoreLoadModel", "model_name", "srflow-x4")
-    assert shown(*names) == [["temperature", 0.4], ["enlarge by", 2], [own, 0.35], everything]
+    assert shown(*names) == [["temperature", 0.4], ["enlarge by", 2], [own, 0.5], everything]
     canvas.move("FlowcoreUpscale", "temperature", -0.05)
     canvas.move("FlowcoreUpscale", "factor", 0)
-    assert shown(*names) == [["temperature (model's)", 1], [factor, 4], [own, 0.35], everything]
+    assert shown(*names) == [["temperature (model's)", 1.2], [factor, 4], [own, 0.5], everything]
 
 
 def test_numbers_in_a_subgraph_show_what_the_model_states(classic):
@@ -963,7 +966,7 @@ def test_a_selected_picture_is_enlarged_from_its_toolbox(canvas, page):
     sent = canvas.sent("FlowcoreUpscale")
     assert (sent["image"], sent["model"]) == ([photo, 0], [loader, 0])
     assert canvas.sent("SaveImage")["images"] == [str(canvas.only("FlowcoreUpscale")["id"]), 0]
-    assert canvas.value("FlowcoreLoadModel", "model_name") == "srflow-x4"
+    assert canvas.value("FlowcoreLoadModel", "model_name") == SUITING
     assert canvas.overlapping() == []
 
 

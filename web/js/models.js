@@ -10,7 +10,7 @@ import { offer, show } from "./text.js";
 
 const TASKS = "flowcore_tasks"; // of the menu: model to tasks; of an input: the tasks one of which it needs
 const FACTS = "flowcore_facts"; // of the menu: model to what its file states
-const FIRST = ["srflow-x4", "glow-photos"]; // where there are several, the ones to try first
+const FIRST = ["upscaler that suits the picture", "srflow-x4", "glow-photos"]; // where there are several, the ones to try first
 
 app.registerExtension({
   name: "flowcore.models",
