@@ -160,7 +160,8 @@ class FlowcoreDiversityMap(FlowNode):
         maps = (deviation[:, 0] * (gain * 255 / BRIGHT)).clamp(0, 1)
         means = [float(value) * 255 for value in deviation.mean((1, 2, 3))]
         mean = sum(means) / len(means)
-        text = f"samples differ by {mean:.2f}/255 on average"
+        text = "Bright is where samples differ: what the picture leaves open.\n\n"
+        text += f"they differ by {mean:.2f}/255 on average"
         return self.output(heat_map(maps), to_host_image(maps), mean, text=[text], mean=[mean], each=means)
 
 
@@ -206,7 +207,8 @@ class FlowcoreBestOf(PickingNode):
         lines = [f"{name}: {value:.4g} {unit}" for name, value in zip(names, values, strict=True)]
         facts = [{**found, "score": f"{value:.4g}"} for found, value in zip(known, values, strict=True)]
         shown = gallery(self, images[numbers], facts, source)
-        shown |= {"text": [*why, *lines], "scores": finite(scores.flatten()), "order": numbers}
+        summary = f"The {keep} best of {each}, by {by}." if keep < each else f"Sorted by {by}, the best first."
+        shown |= {"text": [*why, summary, "", *lines], "scores": finite(scores.flatten()), "order": numbers}
         return self.output(images[numbers], values, numbers, **shown)
 
     def _ranked(self, images: Tensor, source: Tensor, by: By, model: FlowModel | None) -> tuple[Tensor, Tensor]:

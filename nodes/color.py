@@ -136,6 +136,7 @@ class FlowcoreColorHints(FlowNode):
             lines.append(f"hints cover {100 * float(combined.coverage.mean()):.3g} % of the picture{locked}")
         if combined.palette is not None:
             blue, red, strength = (float(value) for value in combined.palette.mean(0)[1:])
+            lines += ["A palette is wanted for all of the picture.", ""]
             lines.append(f"palette: mean Cb {blue:+.3f}, mean Cr {red:+.3f}, colorfulness {strength:.3f}")
         return self.output(combined, text=lines)
 

@@ -75,14 +75,16 @@ class LiveRuns(RecentlyUsed[LiveRun]):
 
     def keep_source(self, node: type[FlowNode], values: dict[str, Any], how: str) -> dict[str, list[str]]:
         """Keep the values of a run with one picture, for "small" pictures or a "detail"; return what tells the page."""
-        image = values.get("image")
-        if not how or not isinstance(image, Tensor) or len(image) > 1 or image.numel() > MAX_SOURCE:
+        image, model = values.get("image"), values.get("model")
+        if not (how and isinstance(model, FlowModel) and isinstance(image, Tensor)):
+            return {}
+        if len(image) > 1 or image.numel() > MAX_SOURCE:
             return {}
         kept = {key: value for key, value in values.items() if not isinstance(value, FlowModel)}
         if how == "small":
             kept = {key: _small(value) for key, value in kept.items()}
         name = secrets.token_hex(8)
-        self.put(name, LiveRun(node, kept, values["model"].sha256))
+        self.put(name, LiveRun(node, kept, model.sha256))
         return {"flowcore_live": [name]}
 
     def prepare(self, body: Any) -> Callable[[], Answer]:

@@ -55,6 +55,7 @@ class FlowcorePaintTemperature(FlowNode):
         if not strokes:
             self.notes("Nothing is painted yet: paint on the picture where it shall be livelier or calmer.")
         mask = paint_mask(strokes, (height, width), ground=ground, cancelled=stop_if_cancelled)
-        text = f"mask from {float(mask.min()):.2g} to {float(mask.max()):.2g}, {float(mask.mean()):.2g} on average"
+        amounts = f"mask from {float(mask.min()):.2g} to {float(mask.max()):.2g}, {float(mask.mean()):.2g} on average"
+        text = f"{float((mask != ground).float().mean()):.0%} of the picture is painted.\n\n{amounts}"
         shown = canvas_pictures(self, image[:1], CANVAS)
         return self.output(mask, text=[text], **shown)

@@ -15,6 +15,7 @@ from ..flowcore.inference.condition_cache import ConditionStore
 from ..flowcore.inference.plan import forget_plan
 from ..flowcore.integrations.spandrel import Upscaler, descriptor, register
 from ..flowcore.prior import Temperature, masked_temperature
+from ..flowcore.quality.metrics import diversity
 from ..flowcore.tasks.consistency import consistency
 from ..flowcore.tasks.forecast import NOTEWORTHY, forecast
 from ..flowcore.tasks.intake import FOR_CLEAN, FOR_DAMAGED, advised, resolve
@@ -42,11 +43,16 @@ from .sockets import (
 )
 
 MAX_MEGAPIXELS = 400  # of a picture whose size nobody stated: 4.8 GB of memory
+OPEN = 1.0  # of 255, the deviation among samples below which they look alike
 SAME, ALIKE = 48, 32  # decibels from which a picture is told to be the same, and nearly so
 ORDINARY_TILE = 512  # pixels of the low-resolution image
 STORE = ConditionStore()  # another seed or temperature does not encode the image again
 on_release += [STORE.clear, forget_plan]
 
+CLOSED = (
+    "The samples look alike: at these numbers this picture leaves little open. Move faithful to bold to the right for "
+    "more."
+)
 SEAMS = (
     "Above temperature 0, upscale nodes that work in tiles (the host's in tiles of 512 pixels) show seams where tiles "
     "meet: each draws its own detail. Use 0, or Flow Upscale, whose tiles share their detail."
@@ -127,7 +133,8 @@ class FlowcoreUpscale(PickingNode):
         stated = [] if per_level else [f"temperature {tau:g}{edges}"]
         stated += [f"guided, {strength:g}"] if strength else []
         stated.append(f"shrunk to the size of the input, {_distance(worst)} from it")
-        facts: Any = {"text": [_faithful(worst), "", *stated], "consistency": [worst], "each": each}
+        open_places = [] if samples == 1 or diversity(pictures[:samples]) >= OPEN else [CLOSED]
+        facts: Any = {"text": [_faithful(worst), *open_places, "", *stated], "consistency": [worst], "each": each}
         facts |= {"temperature": [tau], "calm_edges": [calm], "guide_strength": [strength]}
         better = _better_model(model, self.notes)
         return self.made(pictures, seed, samples, image, worst, flowcore_better=better, **facts)

@@ -15,7 +15,7 @@ from typing import Any
 
 import comfyui
 from client import Client
-from PIL import Image, ImageOps, ImageSequence
+from PIL import Image, ImageSequence
 
 WORKFLOWS = comfyui.ROOT / "workflows"
 CONTROLLED = "fixed"  # what a seed does after a run
@@ -109,8 +109,9 @@ SOURCES |= {"clean-up": SOURCES["photo"], "night": "pictures/dark.jpg"}
 SOURCES |= dict.fromkeys(("upscale", "best-of", "painted"), "photo.png")
 SOURCES |= dict.fromkeys(("palette-transfer", "clip"), "alps.jpg")
 SOURCES |= dict.fromkeys(("colourings", "strokes"), "house.jpg")
-# How many times larger a part of both is shown, where all of it would look alike.
-ZOOMED = dict.fromkeys(("upscale", "photo", "clean-up", "best-of", "painted", "latent-normalisation"), 2.0)
+# What part of both is shown, where all of it would look alike: its side, as a share of the shorter one, and its place.
+PARTS = dict.fromkeys(("upscale", "best-of", "painted", "latent-normalisation"), (0.5, 0.5, 0.5))
+PARTS |= dict.fromkeys(("photo", "clean-up"), (0.6, 0.06, 0.3))
 # Stories of films that are also run with other values, whose frames stand above.
 CONTRASTS = {"steady-clip": {"upscale": {"steadiness": 0.0}}}
 EXAMPLE = ("FlowcoreExample", {"picture": "photograph"})  # what stands on the canvas for a photograph of a script
@@ -230,6 +231,7 @@ WIDGETS = ("COMBO", "COMFY_DYNAMICCOMBO_V3", "INT", "FLOAT", "STRING", "BOOLEAN"
 AREA, TEXT = 460, 130  # pixels of what a node shows of its runs, with pictures and without: web/js/canvas.js
 # Pixels that the pictures of a node take, besides its inputs.
 TALLER = {"FlowcoreExample": 280, "PreviewAny": 160, "FlowcoreTrain": 150, "FlowcoreAlignFace": 280}
+TALLER |= {"FlowcoreEncode": 340, "FlowcoreDecode": 230, "FlowcoreColorMemory": 110}
 TALLER |= dict.fromkeys(("SaveImage", "SaveAnimatedWEBP", "SaveVideo", "PreviewImage"), 260)
 TALLER |= dict.fromkeys(("FlowcorePaintHints", "FlowcorePaintTemperature"), 420)
 
@@ -287,12 +289,14 @@ def thumbnail(pictures: list[Image.Image], columns: int = 0) -> Image.Image:
     return sheet
 
 
-def beside(before: Image.Image, after: Image.Image, zoom: float) -> Image.Image:
-    """Put the middle of a picture as it was beside what was made of it, pixels as squares; at zoom 1 all of it."""
+def beside(before: Image.Image, after: Image.Image, part: tuple[float, float, float] | None) -> Image.Image:
+    """Put a picture as it was beside what was made of it, pixels as squares; all of it, or a part."""
     pictures = [before.resize(after.size, Image.Resampling.NEAREST), after]
-    if zoom > 1:
-        side = round(min(after.size) / zoom)
-        pictures = [ImageOps.fit(picture, (side, side), bleed=(1 - 1 / zoom) / 2) for picture in pictures]
+    if part:
+        share, *place = part
+        side = round(share * min(after.size))
+        left, top = (round(at * (whole - side)) for at, whole in zip(place, after.size, strict=True))
+        pictures = [picture.crop((left, top, left + side, top + side)) for picture in pictures]
     return thumbnail(pictures, columns=2)
 
 
@@ -348,7 +352,7 @@ def main() -> None:
             sheet = strips(pictures) if name in CONTRASTS else thumbnail(pictures)
             if name in SOURCES:
                 before = Image.open(WORKFLOWS / SOURCES[name]).convert("RGB")
-                sheet = beside(before, pictures[0].convert("RGB"), ZOOMED.get(name, 1.0))
+                sheet = beside(before, pictures[0].convert("RGB"), PARTS.get(name))
             if options.keep:
                 options.keep.mkdir(parents=True, exist_ok=True)
                 sheet.save(options.keep / f"{name}.png")

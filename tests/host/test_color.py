@@ -264,7 +264,7 @@ def test_painted_temperature_is_a_mask(host):
     expected = paint_mask(parse_strokes(json.dumps(AMOUNTS)), (9, 14), ground=0.25)
     assert apart(pixels(outputs["report"])[:, 0], expected) < CLOSE
     assert 0.25 <= float(expected.min()) < float(expected.max()) <= 0.75
-    assert outputs["paint"]["text"][0].startswith("mask from 0.25 to")
+    assert outputs["paint"]["text"][0].partition("\n\n")[2].startswith("mask from 0.25 to")
 
 
 def test_the_canvas_gets_the_picture_to_paint_on_and_scripts_do_not(host):

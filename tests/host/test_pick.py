@@ -177,8 +177,9 @@ def test_the_best_are_named_by_the_seeds_that_made_them(host, flows):
     seeds = [5 + number for number in outputs["best"]["order"]]
     entries = outputs["best"]["flowcore_gallery"]
     assert [entry["seed"] for entry in entries] == seeds
-    level, *lines = outputs["best"]["text"]
+    level, best, _, *lines = outputs["best"]["text"]
     assert lines == [f"seed {seed}: {entry['score']} dB" for seed, entry in zip(seeds, entries, strict=True)]
+    assert best == "The 2 best of 3, by consistency."
     assert level.startswith("The samples are level: their consistency differs by")
     workflow["best"]["inputs"]["pick"] = 2
     assert host.outputs(workflow)["kept"]["rows"] == outputs["kept"]["rows"][1:]
@@ -186,7 +187,7 @@ def test_the_best_are_named_by_the_seeds_that_made_them(host, flows):
     workflow["best"]["inputs"] |= {"images": "noise.0", "pick": 0}
     outputs = host.outputs(workflow, noise=picture(fill="noise", batch=3, height=16, width=24))["best"]
     assert [entry["image"] for entry in outputs["flowcore_gallery"]] == outputs["order"]
-    assert outputs["text"][0].startswith(f"image {outputs['order'][0]}: ")
+    assert outputs["text"][2].startswith(f"image {outputs['order'][0]}: ")
 
 
 def test_the_canvas_gets_all_pixels_and_the_source_and_scripts_get_no_files(host, flows):

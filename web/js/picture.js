@@ -11,7 +11,7 @@ app.registerExtension({
   name: "flowcore.picture",
   setup: () => window.addEventListener("drop", () => (dropped = Date.now()), true),
   nodeCreated(node) {
-    if (node.comfyClass === "LoadVideo" && Date.now() - dropped < 5000) setTimeout(() => connectFilm(node));
+    if (node.comfyClass === "LoadVideo" && Date.now() - dropped < 5000) after(node, "onAdded", () => setTimeout(() => connectFilm(node)));
     if (node.comfyClass === "FlowcoreExample") return takeSeveral(node);
     const input = isOurs(node) && node.inputs?.find(({ type }) => /^IMAGE\b/.test(type))?.name;
     if (!input) return;
