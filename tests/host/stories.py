@@ -231,7 +231,7 @@ WIDGETS = ("COMBO", "COMFY_DYNAMICCOMBO_V3", "INT", "FLOAT", "STRING", "BOOLEAN"
 AREA, TEXT = 460, 130  # pixels of what a node shows of its runs, with pictures and without: web/js/canvas.js
 # Pixels that the pictures of a node take, besides its inputs.
 TALLER = {"FlowcoreExample": 280, "PreviewAny": 160, "FlowcoreTrain": 150, "FlowcoreAlignFace": 280}
-TALLER |= {"FlowcoreEncode": 340, "FlowcoreDecode": 230, "FlowcoreColorMemory": 110}
+TALLER |= {"FlowcoreEncode": 340, "FlowcoreDecode": 230, "FlowcoreShrink": 220, "FlowcoreColorMemory": 110}
 TALLER |= dict.fromkeys(("SaveImage", "SaveAnimatedWEBP", "SaveVideo", "PreviewImage"), 260)
 TALLER |= dict.fromkeys(("FlowcorePaintHints", "FlowcorePaintTemperature"), 420)
 
