@@ -22,6 +22,7 @@ SAMPLING = (
     "starter_memory",
     "guide_strength",
     "guide_match",
+    "gain_cells",
 )
 """Fields of any configuration that recommend how to sample: the flow itself does not depend on them."""
 OF_GUIDE = ("guide_layers", "guide_width")

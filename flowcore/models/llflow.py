@@ -22,6 +22,7 @@ from .inputs import check_source
 
 LEVELS = 3  # as many as the encoder has grids
 MULTIPLE = 2**LEVELS
+MAX_CELLS = 64  # along the longer side of the grid that the gain of results follows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ class LLFlowConfig:
     affine_eps: Annotated[float, Range(0, 1, open=True)] = 1e-4  # smallest scale of injectors and couplings
     quant_bins: Annotated[int, Range(1, 65536)] = 32  # the dequantization noise in training has width 1 / quant_bins
     temperature: Annotated[float, Range(0, 10, open=True)] = 0.0  # recommended; the published program has 0
+    gain_cells: Annotated[int, Range(0, MAX_CELLS)] = 0  # recommended, of the gain's grid; 0 as published
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -9,8 +9,11 @@ from typing_extensions import Unpack
 
 from ..errors import FlowError
 from ..flow import Flow
+from ..images.gain_grid import even_gain
 from ..images.resize import pad_symmetric
 from ..inference.strips import DENSE_BYTES
+from ..models.fields import Range, check_integer
+from ..models.llflow import MAX_CELLS
 from ..networks.low_light import network_input
 from .intake import gray_images, resolve, visible_image, with_alpha, with_channels_of
 from .runner import Runner, Running, RunOptions, check_draws, runs_with
@@ -37,6 +40,7 @@ def brighten(
     halo: int = HALO,
     exposure: float = 0.0,
     strength: float = 1.0,
+    gain_cells: int | None = None,
     **options: Unpack[Running],
 ) -> Tensor:
     """Brighten dark photographs; above temperature 0, every sample is another exposure of the same scene.
@@ -61,6 +65,9 @@ def brighten(
         exposure: Stops, -4 to 4, by which the results are lighter than the model draws them: 1 doubles their light.
         strength: How far the photographs are brightened, in [0, 1]: 0 leaves them as they are, 1 is as drawn, and every
             value between is the same part of the stops between both.
+        gain_cells: Cells along the longer side of the grid that the gain of the results follows, at most 64: so that
+            nearby places of one luma stay of one, see ``images/gain_grid.py``; denoising and color stay the model's.
+            0 for what the model draws, as published; None for what the model's file states.
 
     Returns:
         ``(B * samples, C, H, W)`` float32 in [0, 1] on the device of ``image``: all samples of image 0, then of
@@ -69,7 +76,7 @@ def brighten(
     Raises:
         ImageError: As in ``upscale``.
         ShapeError: If a map of temperatures has another shape.
-        FlowError: If the model does not brighten, ``exposure`` or ``strength`` is out of range, or as in ``upscale``.
+        FlowError: If the model does not brighten, a number is out of range, or as in ``upscale``.
 
     Source: Wang et al., "Low-Light Image Enhancement with Normalizing Flow" (AAAI 2022); noise and tiling are ours.
     """
@@ -79,7 +86,10 @@ def brighten(
         raise FlowError(f"exposure must lie in -{MAX_EXPOSURE} to {MAX_EXPOSURE} stops; got {exposure}.")
     if not 0 <= strength <= 1:
         raise FlowError(f"strength must lie in [0, 1]; got {strength}. 0 is the photograph as it is, 1 as drawn.")
-    tau = resolve(flow, {"temperature": temperature})["temperature"]
+    settings = resolve(flow, {"temperature": temperature, "gain_cells": gain_cells})
+    tau, cells = settings["temperature"], int(settings["gain_cells"] or 0)
+    if gain_cells is not None:
+        check_integer("gain_cells", gain_cells, Range(0, MAX_CELLS))
     run = Runner(flow, RunOptions(**options), ADVICE, image)
     decoder = TiledDecoder(TILING, run, flow, tile, halo)
 
@@ -87,6 +97,10 @@ def brighten(
         rgb, alpha = visible_image(image)
         gray = gray_images(image, rgb, run.notify)
         pictures = decoder(rgb, [(tau, 0.0)], seed, samples, gray)
+        if cells:
+            for number, picture in enumerate(pictures.split(1)):
+                picture.copy_(even_gain(rgb[number // samples, None].to(picture), picture, cells))
+                run.check_cancelled()
         if exposure:
             pictures = (pictures * 2 ** (exposure / GAMMA)).clamp(0, 1)
         if strength < 1:

@@ -7,6 +7,7 @@ from builders import build_tiny
 
 import flowcore
 from flowcore.errors import FlowError
+from flowcore.images.gain_grid import even_gain
 from flowcore.images.resize import pad_symmetric
 from flowcore.networks.low_light import equalize
 from flowcore.tasks.brighten import border, memory_required
@@ -114,6 +115,49 @@ def test_strength_goes_from_the_photograph_to_the_picture_in_stops(flow):
     torch.testing.assert_close((half + step) ** 2, (photographs + step) * (drawn + step), atol=1e-5, rtol=0)
 
 
+def uneven(height=96, width=128):
+    """A photograph of four lumas, and a picture of it, four times as light, with a ghost cloud in its blacks."""
+    photograph = torch.tensor([0.01, 0.05, 0.1, 0.2]).repeat_interleave(width // 4).expand(1, 3, height, width).clone()
+    picture = 4 * photograph
+    picture[..., 30:60, 4:28] = 0.3
+    return photograph, picture
+
+
+def test_a_ghost_in_a_black_place_is_removed_and_the_gain_stays():
+    photograph, picture = uneven()
+    made = even_gain(photograph, picture, 6)
+    blacks, lights = made[..., 2:-2, 4:28], made[..., 100:124]
+    assert float(blacks.max() - blacks.min()) < 0.08  # 0.26 in the picture
+    torch.testing.assert_close(lights, picture[..., 100:124], atol=0.05, rtol=0)
+
+
+def test_noise_that_the_picture_does_not_show_is_not_brightened():
+    photograph, _ = uneven()
+    noise = 0.01 * torch.randn(photograph.shape, generator=torch.Generator().manual_seed(3))
+    made = even_gain((photograph + noise).clamp(0, 1), 4 * photograph, 6)
+    assert float(made[..., 100:124].std()) < 0.5 * 4 * 0.01
+
+
+def test_a_grid_of_gains_is_the_files_in_tiles_and_for_each_image_alone(flow):
+    other = build_tiny("llflow", perturb=0.02, gain_cells=3)
+    other.load_state_dict(flow.state_dict())
+    image = dark(40, 300, batch=2)
+    evened = flowcore.brighten(other, image)
+    assert torch.equal(evened, flowcore.brighten(flow, image, gain_cells=3))
+    assert torch.equal(flowcore.brighten(other, image, gain_cells=0), flowcore.brighten(flow, image))
+    assert not torch.allclose(evened, flowcore.brighten(flow, image), atol=0.01)
+    torch.testing.assert_close(flowcore.brighten(other, image[1:], tile=128)[0], evened[1], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 1, 1), (1, 1, 5, 7), (1, 4, 16, 8), (1, 3, 2, 33)])
+def test_a_grid_of_gains_on_odd_sizes_gray_and_alpha(flow, shape):
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(1)) / 3
+    result = flowcore.brighten(flow, image, gain_cells=6)
+    assert result.shape == shape
+    assert bool(result.isfinite().all())
+    assert shape[1] == 1 or torch.equal(result[:, 3:], image[:, 3:])
+
+
 def test_progress_and_refusals(flow):
     seen = []
     flowcore.brighten(flow, dark(), samples=2, progress=lambda done, total, preview=None: seen.append((done, total)))
@@ -125,7 +169,14 @@ def test_progress_and_refusals(flow):
         flowcore.upscale(flow, dark())
     with pytest.raises(FlowError, match="use Flow Brighten"):
         prepare_subject(flow, dark(), fit="resize", label=-1, source=None, notify=print)
-    for wrong in ({"samples": 0}, {"tile": -1}, {"temperature": -1.0}, {"exposure": 5.0}, {"strength": 1.1}):
+    for wrong in (
+        {"samples": 0},
+        {"tile": -1},
+        {"temperature": -1.0},
+        {"exposure": 5.0},
+        {"strength": 1.1},
+        {"gain_cells": 65},
+    ):
         with pytest.raises(FlowError, match="(?i)" + next(iter(wrong))):
             flowcore.brighten(flow, dark(), **wrong)
     assert memory_required(flow, 2000, 3000, tile=256) < memory_required(flow, 2000, 3000)
