@@ -23,7 +23,7 @@ from .writing import write_atomic
 
 FORMAT = 1
 KEY = "flowcore_memory"  # of the header, for JSON: {"format", "backbone", "photographs", "provenance"}
-SAMPLING = ("share", "neighbors", "strength")  # of the header, optional
+SAMPLING = ("share", "neighbors", "strength", "weight")  # of the header, optional
 TYPES = {"F32": torch.float32, "U8": torch.uint8, "I32": torch.int32}
 
 
@@ -38,6 +38,8 @@ class ColorMemory:
         share: Recommended share of its photographs that every seed looks at.
         neighbors: Recommended number of similar places whose colors are averaged for a seed.
         strength: Recommended share of its colors in those of a coloring; the rest is drawn.
+        weight: Recommended weight of its colors relative to those of hints, above 0; the lower, the more a thing shares
+            one color.
     """
 
     places: CellMemory
@@ -46,6 +48,7 @@ class ColorMemory:
     share: float = 0.5
     neighbors: int = NEIGHBORS
     strength: float = 1.0
+    weight: float = 0.03
 
     def __post_init__(self) -> None:
         if not 1 <= self.places.cells <= MAX_CELLS:
@@ -181,8 +184,8 @@ def _parse(name: str, metadata: Mapping[str, str], advice: str) -> dict[str, Any
             raise TypeError("format or photographs is no number")
         if type(raw["backbone"]) is not str or type(raw["provenance"]) is not dict:
             raise TypeError("backbone or provenance has a wrong type")
-        if not (0 < raw.get("share", 1) <= 1 and 0 <= raw.get("strength", 1) <= 1):
-            raise ValueError("share or strength is out of range")
+        if not (0 < raw.get("share", 1) <= 1 and 0 <= raw.get("strength", 1) <= 1 and 0 < raw.get("weight", 1) <= 1):
+            raise ValueError("share, strength or weight is out of range")
         if type(raw.get("neighbors", 1)) is not int or not 1 <= raw.get("neighbors", 1) <= 4096:
             raise ValueError("neighbors is out of range")
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -43,7 +43,6 @@ COLORED = 2 / 255  # chroma above which a picture counts as colored
 MAX_CHROMA = 0.501  # no color in the RGB cube has more, but for rounding
 TINT_SIDE = 64  # shorter side of the image that is checked for a tint
 SIMILAR = 0.6, 0.85  # similarity at which colors of a memory that was given begin to count, and count fully
-MEMORY_WEIGHT = 0.03  # of colors from a memory that was given, relative to hints
 COVERED = 0.999  # coverage from which on a locked hint is met exactly
 MAX_POSITIONS = 4096  # of a grid with coherent noise: its Cholesky factor takes time by the cube of their number
 JITTER = 1e-4  # added to the diagonal of that noise's covariance, so that the factor exists
@@ -246,7 +245,7 @@ class Colorization:
         found = F.interpolate(found, self.grid, mode="bilinear")
         low, high = SIMILAR
         trust = ((found[:, 4:] - low) / (high - low)).clamp(0, 1)
-        return list(zip((MEMORY_WEIGHT * trust).split(1), found[:, :2].split(1), strict=True))
+        return list(zip((memory.weight * trust).split(1), found[:, :2].split(1), strict=True))
 
     def follow(self, drawn: Tensor, part: slice, cond: Condition, asked: tuple[Tensor, Tensor], steps: float) -> Tensor:
         """Spread ``asked`` colors, coverage and chroma on a padded finest grid, over drawn chroma ``(B, 2, h, w)``."""

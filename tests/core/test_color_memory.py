@@ -268,7 +268,8 @@ DAMAGES = [
     (damaged(lambda tensors, header: tensors["photograph"].fill_(9)), "numbers its photographs wrongly"),
     (damaged(lambda tensors, header: header.update(format=9)), "written by a newer flowcore"),
     (damaged(lambda tensors, header: header.pop("backbone")), "is damaged .'backbone'"),
-    (damaged(lambda tensors, header: header.update(share=0)), "share or strength is out of range"),
+    (damaged(lambda tensors, header: header.update(share=0)), "share, strength or weight is out of range"),
+    (damaged(lambda tensors, header: header.update(weight=0)), "share, strength or weight is out of range"),
     (damaged(lambda tensors, header: header.update(neighbors=0)), "neighbors is out of range"),
     (damaged(lambda tensors, header: tensors.update(keys=torch.zeros(0, COMPONENTS))), "holds 0 places"),
     (damaged(lambda tensors, header: tensors.update(keys=tensors["keys"].float())), "is of type F32"),
@@ -284,13 +285,22 @@ def test_a_damaged_file_is_refused_with_a_sentence(album, tmp_path):
 
 
 def test_a_memory_states_how_it_is_looked_up(flow, album, tmp_path):
-    faint = ColorMemory(album.places, album.backbone, share=1.0, neighbors=3, strength=0.0)
+    faint = ColorMemory(album.places, album.backbone, share=1.0, neighbors=3, strength=0.0, weight=0.01)
     faint.save(tmp_path / "faint.safetensors")
     again = ColorMemory.load(tmp_path / "faint.safetensors")
-    assert (again.share, again.neighbors, again.strength) == (1.0, 3, 0.0)
+    assert (again.share, again.neighbors, again.strength, again.weight) == (1.0, 3, 0.0, 0.01)
     assert again.sha256 == faint.sha256 != album.sha256
     y = color.luma(photograph())
     assert torch.equal(colorize(flow, y, memory=again), colorize(flow, y, memory=None))
+
+
+def test_colors_of_much_weight_are_met_place_by_place(flow, album):
+    def error(weight):
+        memory = ColorMemory(album.places, album.backbone, weight=weight)
+        chroma = color.split(colorize(flow, color.luma(photograph()), temperature=0, memory=memory))[1]
+        return float((chroma - color.split(photograph())[1]).square().mean())
+
+    assert error(1.0) < error(0.03) < error(0.0003)
 
 
 def test_the_shipped_colorizer_takes_over_colors_unless_told_otherwise():

@@ -103,7 +103,7 @@ def test_the_starter_memory_remembers_no_photograph_that_is_held_out_or_share_al
     memory = ColorMemory.load(catalog.FOLDER / f"{catalog.STARTER_MEMORY}.safetensors")
     classes = {Path(row["file"]).name: row["class"] for row in sources("flowcore/weights")}
     names = memory.provenance["photographs"]
-    assert len(names) == memory.photographs == 789
+    assert len(names) == memory.photographs == 4732
     assert "share-alike" not in {classes[name] for name in names}
     assert not held_out_names("standard") & set(names)
 
