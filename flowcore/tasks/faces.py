@@ -272,7 +272,7 @@ def align_faces(
         places = fitting or [replace(min(places, key=lambda place: place.face), pasted=False)]
         size = size if fitting else min(size or LARGEST, LARGEST)
     pictures = [pixels[place.image][None] for place in places]
-    for sentence in _oddities(pictures, places):
+    for sentence in _oddities(pictures, places) if fitting else ():
         tell(sentence)
     if not size:
         size = max(1, math.ceil(max(place.face for place in places) - 0.01))

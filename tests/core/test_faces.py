@@ -307,8 +307,9 @@ def test_faces_larger_than_a_model_is_made_for_are_left_out_and_counted():
 
 
 def test_a_picture_whose_faces_are_all_too_large_stays_as_it_is():
-    image = smooth()
-    faces, places = align_faces(image, [[(LEFT_EYE, RIGHT_EYE)]], largest=36)
+    image, lines = smooth(), list[str]()
+    faces, places = align_faces(image, [[(LEFT_EYE, RIGHT_EYE)]], largest=36, notify=lines.append)
+    assert len(lines) == 1  # nothing of a face that is not pasted
     assert faces.shape == (1, 3, 36, 36)  # for nodes that expect one
     assert torch.equal(paste_faces(image, torch.rand(2, 3, 288, 288), places), image.expand(2, -1, -1, -1))
 
