@@ -13,6 +13,11 @@ and all models enlarge by 2, which is their own enlargement, reduced.
 draws crops side by side, a row each: the small image, ours at its default, RealESRGAN, the original. LEFT and TOP are
 pixels of the original; INPUT is "clean" if it is not given, "q50" or "noise 8". Of two --models the first enlarges
 clean images, the last the others.
+
+    python -m benchmarks.upscalers --border kodak photos-large [--limit 6] [--json FILE]
+
+measures where srflow-x4-photo becomes better than srflow-x4, on LR images of 72x72, and how many of them
+``flowcore.upscaler_for`` gives to it: docs/decisions/0023.
 """
 
 import io
@@ -39,8 +44,9 @@ from flowcore.images.resize import enlarge, shrink
 from flowcore.networks.rrdb import RRDB
 from flowcore.quality.metrics import false_specks, lr_psnr, psnr
 from flowcore.quality.no_reference import niqe
+from flowcore.tasks.intake import FOR_CLEAN, FOR_DAMAGED
 
-from .measure import arguments, as_image, markdown, means, recall, say
+from .measure import arguments, as_image, markdown, means, middle, recall, say
 
 Change = Callable[[Tensor], Tensor]  # of an image ``(1, 3, h, w)``
 QUALITY = 50
@@ -49,20 +55,31 @@ CROP = 224  # side of the crops of a sheet, in pixels of the original
 MEASURES = {"PSNR": 2, "LR-PSNR": 1, "false specks": 2, "NIQE": 2}  # and their digits
 
 
-def compress(lr: Tensor) -> Tensor:
-    """Save an image ``(1, 3, h, w)`` as JPEG with subsampled chroma, and read it."""
+def compress(lr: Tensor, quality: int = QUALITY, subsampling: str = "4:2:0") -> Tensor:
+    """Save an image ``(1, 3, h, w)`` as JPEG, and read it."""
     buffer = io.BytesIO()
     pixels = to_uint8(lr[0]).permute(1, 2, 0).contiguous().numpy()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=QUALITY, subsampling="4:2:0")
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling=subsampling)
     with Image.open(buffer) as opened:
         return torch.from_numpy(np.array(opened)).permute(2, 0, 1)[None].float() / 255
 
 
-INPUTS: dict[str, Change] = {
+def add_noise(lr: Tensor, deviation: float = NOISE) -> Tensor:
+    """Add Gaussian noise to an image, and round it to 8 bits."""
+    return as_stored(lr + deviation * torch.randn(lr.shape, generator=torch.Generator().manual_seed(0)))
+
+
+INPUTS: dict[str, Change] = {"clean": lambda lr: lr, "q50": compress, "noise 8": add_noise}
+AT_BORDER: dict[str, Change] = {
     "clean": lambda lr: lr,
-    "q50": compress,
-    "noise 8": lambda lr: as_stored(lr + NOISE * torch.randn(lr.shape, generator=torch.Generator().manual_seed(0))),
+    **{f"noise {n}": partial(add_noise, deviation=n / 255) for n in (1, 2, 3, 4, 6)},
+    **{
+        f"q{q} {chroma}": partial(compress, quality=q, subsampling=chroma)
+        for q in (75, 85, 90, 92, 95, 98)
+        for chroma in ("4:2:0", "4:4:4")
+    },
 }
+BORDER_SIDE = 288  # pixels of the originals
 
 
 def methods(models: list[str], realesrgan: Path | None, factor: int | None) -> dict[str, tuple[int, Change]]:
@@ -101,6 +118,30 @@ def table(measured: dict[str, dict[str, list[float]]], names: list[str]) -> str:
             cells = zip(*(means(rows, MEASURES.values()) for rows in of_kind.values()), strict=True)
             lines.append([folder, str(len(of_kind["clean"])), method, *(cell for each in cells for cell in each)])
     return markdown(heads, lines) + "\n"
+
+
+def border(files: list[Path], json_file: Path | None) -> str:
+    """Compare both shipped upscalers at the border between them, and what is chosen of them."""
+    flows = {name: flowcore.load(name) for name in (FOR_CLEAN, FOR_DAMAGED)}
+    measured = recall(json_file)
+    for file in files:
+        hr = middle(read_cropped(file, 4), BORDER_SIDE)
+        for kind, change in AT_BORDER.items():
+            if (key := f"{file.name}/{kind}") in measured:
+                continue
+            lr = change(as_stored(shrink(hr, 4)))
+            rows = [measure(flowcore.upscale(flow, lr, seed=1), hr, lr) for flow in flows.values()]
+            measured[key] = [*rows, flowcore.upscaler_for(lr) == FOR_DAMAGED]
+            if json_file:
+                json_file.write_text(json.dumps(measured, indent=1) + "\n")
+        say(file.name)
+    lines: list[list[str]] = []
+    for kind in AT_BORDER:
+        of_kind = [row for key, row in measured.items() if key.endswith(f"/{kind}")]
+        numbers = [[b[0] - a[0], a[2], b[2], a[3], b[3], 100 * chosen] for a, b, chosen in of_kind]
+        lines.append([kind, *means(numbers, (2, 2, 2, 2, 2, 0))])
+    titles = [f"{what}, {name}" for what in ("false specks", "NIQE") for name in flows]
+    return markdown(["input", f"PSNR gained by {FOR_DAMAGED}, dB", *titles, "chosen, %"], lines) + "\n"
 
 
 def sheet(crops: list[str], models: list[str], wheel: Path) -> Image.Image:
@@ -196,7 +237,12 @@ def main() -> None:
     option("--json", type=Path, help="numbers of every image; what is there already is not measured again")
     option("--sheet", type=Path, metavar="FILE", help="draw --crops, and measure nothing")
     option("--crops", nargs="+", metavar="FILE@LEFT,TOP[@INPUT]")
+    option("--border", action="store_true", help="compare srflow-x4 with srflow-x4-photo on little damage")
     options = parser.parse_args()
+    if options.border:
+        files = [file for folder in options.folders for file in list_images(folder, limit=options.limit)]
+        sys.stdout.write(border(files, options.json))
+        return
     if options.sheet:
         sheet(options.crops, options.models, options.realesrgan).save(options.sheet, quality=88)
         return

@@ -136,8 +136,8 @@ def _matching(pattern: str, ignored: dict[Path, str]) -> Iterator[str]:
 # --- where results go -------------------------------------------------------------------------------------------------
 
 
-def jobs(found: Sequence[Found], out: Path, names: Callable[[str], list[str]]) -> list[Job]:
-    """Make a job for each picture, with results of ``names(its name)`` in the sub-folder that it was found in.
+def jobs(found: Sequence[Found], out: Path, names: Callable[[Path], list[str]]) -> list[Job]:
+    """Make a job for each picture, with results of ``names(its path)`` in the sub-folder that it was found in.
 
     Pictures of different folders that have one name where they were found or given keep those folders.
     """
@@ -146,7 +146,7 @@ def jobs(found: Sequence[Found], out: Path, names: Callable[[str], list[str]]) -
     inside = [one.inside if times[one.inside] == 1 else one.path.absolute().relative_to(above) for one in found]
     made = list[Job]()
     for one, path in zip(found, inside, strict=True):
-        results = names(path.name)
+        results = names(one.path)
         problem = f"Its result would lie outside of {out}. Rename it." if any(map(leads_out, results)) else ""
         made.append(Job(one.path, tuple(out / path.parent / name for name in results), problem))
     return check_targets(made)

@@ -1,11 +1,15 @@
 """What commands that take many images share: upscale, colorize, brighten, shrink, restore, faces and score."""
 
+import itertools
+import math
 import shutil
 import string
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,7 @@ import torch
 
 from .. import load
 from ..batch import folders
-from ..batch.folders import Executor, Job, Made, state_of
+from ..batch.folders import Executor, Found, Job, Made, state_of
 from ..batch.job import Command, Work, Worker
 from ..batch.tables import NAME, Manifest
 from ..checkpoints.latents_file import model_sha256
@@ -22,15 +26,17 @@ from ..checkpoints.writing import check_writable
 from ..device import actual_precision, keep_freed_memory
 from ..errors import FlowError
 from ..flow import Flow, Task
+from ..images import files
 from ..images.files import FORMATS, IMAGE_SUFFIXES, SUFFIXES, Format, check_format, upright_size
 from ..tasks import Progress
 from ..tasks.forecast import NOTEWORTHY, Size, forecast
-from ..tasks.intake import left_to_model
-from .options import parse_fields
+from ..tasks.intake import FOR_CLEAN, FOR_DAMAGED, MAX_EXAMINED, describe_damage, left_to_model
+from .options import AUTO, parse_fields
 from .output import ProgressBar, SomeFailed, log, write_result
 
 # suffixes of pictures that we never write
 UNWRITTEN = {*IMAGE_SUFFIXES, ".avif", ".exr", ".hdr", ".jp2", ".jxl", ".ppm", ".tga"} - FORMATS.keys()
+MANY = 20  # pictures, above which a line says that they are looked at
 TOKENS = ("stem", "base", "frame", "suffix", "model", "seed", "sample")  # of ``--name``
 
 
@@ -74,20 +80,21 @@ def describe(options: Namespace, settings: str) -> str:
     return "_".join([Path(options.model).stem, settings, *([] if precision == "float32" else [precision])])
 
 
-def make_images(
-    options: Namespace,
-    flow: Flow,
-    command: Command,
-    settings: dict[str, Any],
-    label: str = "",
-    sample_names: list[str] | None = None,
-    **fields: Any,
-) -> None:
-    """Make images of all pictures, on this machine or a cluster, save them and list them in the manifest.
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one model makes of its pictures."""
 
-    ``label`` stands in the names of results; ``sample_names``, by default the seeds, distinguish those of a picture.
-    ``settings`` and ``fields`` are those of the ``Work``.
-    """
+    options: Namespace  # whose ``model`` it is
+    flow: Flow
+    work: Work
+    label: str  # the settings in names of results
+    sha256: str  # of the model
+
+
+def part(
+    options: Namespace, flow: Flow, command: Command, settings: dict[str, Any], label: str = "", **fields: Any
+) -> Part:
+    """Say what a model makes: ``settings`` and ``fields`` are those of the ``Work``."""
     settings = settings | {name: vars(options)[name] for name in ("tile", "precision") if name in options}
     work = Work(
         command=command,
@@ -102,10 +109,30 @@ def make_images(
         quality=options.quality,
         **fields,
     )
-    jobs = _jobs(options, work, label, sample_names or seed_names(options))
+    return Part(options=options, flow=flow, work=work, label=label, sha256=model_sha256(flow))
+
+
+def make_images(
+    options: Namespace, prepare: Callable[[Namespace], Part], sample_names: list[str] | None = None
+) -> None:
+    """Make images of all pictures, on this machine or a cluster, save them and list them in the manifest.
+
+    ``prepare`` loads the model of some options, once for each that is needed: of ``AUTO`` the one that suits a picture.
+    ``sample_names``, by default the seeds, distinguish the results of a picture.
+    """
+    parts = {} if (auto := options.model == AUTO) else {options.model: prepare(options)}
+    found = folders.find(options.images, options.out, log)
+    chosen = {one.path: (options.model, "") for one in found}
+    if auto:
+        chosen = choose(found, clips=vars(options).get("steadiness") is not None)
+    models = Counter(name for name, _ in chosen.values())
+    for name in models if auto else ():
+        parts[name] = prepare(Namespace(**{**vars(options), "model": name}))
+    of_most = parts[models.most_common(1)[0][0]]
+    work = of_most.work  # the same in all parts but for the model and what it states
+    jobs = _jobs(options, found, lambda path: parts[chosen[path][0]], sample_names or seed_names(options))
     check_format(work.format, work.bits or 8, work.quality)
     check_writable(options.out if named_format(options.out) else options.out / NAME)
-    model = model_sha256(flow)
     listed = options.manifest is not None or len(jobs) > 1
     manifest = Manifest(options.manifest or options.out / NAME) if listed else None
     done, refused = set[Job](), dict[Job, FlowError]()
@@ -113,27 +140,47 @@ def make_images(
     def is_done(job: Job) -> bool:
         if job in refused:
             raise refused[job]
-        if job not in done and folders.is_done(job, work, model, again=options.again):
+        mine = parts[chosen[job.source][0]]
+        if job not in done and folders.is_done(job, mine.work, mine.sha256, again=options.again):
             done.add(job)  # remembered: it is asked up to three times, and every look decodes the files
         return job in done
 
-    if command in ("upscale", "restore", "faces"):
-        refused |= announce(options, work, flow, jobs, is_done)
+    if work.command in ("upscale", "restore", "faces"):
+        refused |= announce(options, work, of_most.flow, jobs, is_done)
     bar = ProgressBar(jobs)
+    executors = {name: executor(one.options, one.work, one.flow, bar) for name, one in parts.items()}
 
     def on_result(job: Job, result: Made | Exception | None) -> None:
         bar.finish(job, result)
         failure = str(result) if isinstance(result, Exception) else ""
-        seconds, notes = (round(result.seconds, 2), result.notes) if isinstance(result, Made) else (None, ())
+        seconds, notes = (round(result.seconds, 2), list(result.notes)) if isinstance(result, Made) else (None, [])
+        if auto and isinstance(result, Made):
+            notes.insert(0, _why(*chosen[job.source]))
         write_result(options, job.source, () if failure else job.targets, seconds, notes, failure)
         if manifest is not None and result is not None:
             outputs = zip(job.targets, work.seeds(), strict=True) if isinstance(result, Made) else [("", "")]
-            note = failure or " ".join(notes)
-            manifest.append((job.source, file, seed, work.model, model, seconds, note) for file, seed in outputs)
+            note, mine = failure or " ".join(notes), parts[chosen[job.source][0]]
+            rows = ((job.source, file, seed, mine.work.model, mine.sha256, seconds, note) for file, seed in outputs)
+            manifest.append(rows)
+
+    def execute(pending: Iterable[Job]) -> Iterator[folders.Result]:
+        """Execute jobs in their order, or on a cluster one model after the other."""
+
+        def model_of(job: Job) -> str:
+            return chosen[job.source][0]
+
+        by_model = sorted(pending, key=model_of) if uses_ray(options) and len(parts) > 1 else pending
+        for name, group in itertools.groupby(by_model, model_of):
+            yield from executors[name](map(told, group))
+
+    def told(job: Job) -> Job:
+        if auto:
+            log(f"{job.source.name}: {_why(*chosen[job.source])}")
+        return job
 
     failed = folders.run(
         jobs,
-        executor(options, work, flow, bar),
+        execute,
         is_done=is_done,
         save=folders.save,
         on_result=on_result,
@@ -160,13 +207,43 @@ def finish(failed: list[tuple[Job, Exception]], bar: ProgressBar, total: int) ->
     raise (SomeFailed if len(failed) < total else FlowError)(f"{listed}\n{summary}") from first
 
 
-def _jobs(options: Namespace, work: Work, label: str, sample_names: list[str]) -> list[Job]:
-    """Find the pictures, and decide on the files of their results."""
-    found = folders.find(options.images, options.out, log)
+def choose(found: Sequence[Found], *, clips: bool) -> dict[Path, tuple[str, str]]:
+    """Choose the upscaler that suits each picture, and say why; one for all frames of a folder if they are ``clips``.
+
+    What cannot be read has the model of clean pictures, and fails when its turn comes.
+    """
+    if len(found) > MANY:
+        log(f"Looking at {len(found)} pictures for JPEG blocks and noise.")
+    units = defaultdict[Path, list[Path]](list)
+    for one in found:
+        units[one.path.parent if clips else one.path].append(one.path)
+    chosen: dict[Path, tuple[str, str]] = {}
+    for paths in units.values():
+        examined = paths[:: math.ceil(len(paths) / MAX_EXAMINED)]
+        damage = next((text for path in examined if (text := _damage(path))), "")
+        chosen |= dict.fromkeys(paths, (FOR_DAMAGED if damage else FOR_CLEAN, damage))
+    return chosen
+
+
+def _damage(path: Path) -> str:
+    try:
+        return describe_damage(files.read(files.read_bytes(path), path.name).pixels)
+    except Exception:  # of any kind: the run says what is wrong with it
+        return ""
+
+
+def _why(model: str, damage: str) -> str:
+    return f"{model} suits this picture: {damage or 'no JPEG blocks, no noise'}."
+
+
+def _jobs(
+    options: Namespace, found: Sequence[Found], part_of: Callable[[Path], Part], sample_names: list[str]
+) -> list[Job]:
+    """Decide on the files of the pictures' results."""
     if named_format(options.out) is None:
         if options.name is not None:
             check_template(options.name, len(sample_names))
-        return folders.jobs(found, options.out, partial(_result_names, options, work, label, sample_names))
+        return folders.jobs(found, options.out, lambda path: _result_names(part_of(path), sample_names, path))
     if len(found) > 1:
         raise FlowError(f"{options.out} is one file, for {len(found)} images. Name a folder.")
     if options.name is not None:
@@ -174,9 +251,10 @@ def _jobs(options: Namespace, work: Work, label: str, sample_names: list[str]) -
     return folders.check_targets([Job(found[0].path, tuple(numbered(options.out, sample_names)))])
 
 
-def _result_names(options: Namespace, work: Work, label: str, sample_names: list[str], name: str) -> list[str]:
+def _result_names(part: Part, sample_names: list[str], path: Path) -> list[str]:
     """Name the results of a picture: as ``--name`` says, as frames of a video, or by what made them."""
-    path, (start, frame), suffix = Path(name), folders.split_name(name), SUFFIXES[work.format]
+    options, work = part.options, part.work
+    (start, frame), suffix = folders.split_name(path.name), SUFFIXES[work.format]
     model = Path(options.model).stem
     if options.name is not None:
         tokens = {"stem": path.stem, "base": path.stem.removesuffix(frame), "frame": frame, "suffix": path.suffix[1:]}
@@ -190,7 +268,7 @@ def _result_names(options: Namespace, work: Work, label: str, sample_names: list
     if work.command == "shrink":
         return [f"{start}_{model}_small{frame}{suffix}"]
     start = start.removesuffix(f"_{model}_small") if work.command == "restore" else start
-    return [f"{start}_{describe(options, label)}_{one}{frame}{suffix}" for one in sample_names]
+    return [f"{start}_{describe(options, part.label)}_{one}{frame}{suffix}" for one in sample_names]
 
 
 def check_template(template: str, samples: int) -> None:

@@ -30,7 +30,7 @@ from ..tasks.remember import open_memory, remember
 from ..tasks.subject import label_number
 from ..tasks.tiles import own_strength
 from ..tasks.upscale import MAX_SIDE, sampling_settings, target_size
-from .batches import describe, load_model, make_images, named_format, numbered, seed_names, uses_ray
+from .batches import Part, describe, load_model, make_images, named_format, numbered, part, seed_names, uses_ray
 from .options import parse_fields
 from .output import check_target, log, write_result
 
@@ -38,6 +38,10 @@ NO_MEMORY = Path("none")
 
 
 def run_upscale(options: Namespace) -> None:
+    make_images(options, _upscale)
+
+
+def _upscale(options: Namespace) -> Part:
     flow = load_model(options)
     temperature, calm_edges = sampling_settings(flow, options.temperature, options.calm_edges)
     given = {"guide": options.guide, "guide_strength": options.guide_strength}
@@ -52,7 +56,7 @@ def run_upscale(options: Namespace) -> None:
     else:
         settings |= {"frames": "video", "steadiness": options.steadiness}
     guide = None if options.guide is None else options.guide.absolute()  # of a cluster, too
-    make_images(options, flow, "upscale", settings, label, guide=guide)
+    return part(options, flow, "upscale", settings, label, guide=guide)
 
 
 def run_colorize(options: Namespace) -> None:
@@ -70,18 +74,18 @@ def run_colorize(options: Namespace) -> None:
     flow = load_model(options, "colorize")
     own = resolve(flow, {"temperature": options.temperature, "detail": options.detail})
     ranks = [f"seeds{options.seed}-{options.seed + options.samples - 1}_best{k + 1}" for k in range(options.keep or 0)]
-    make_images(
+    colored = part(
         options,
         flow,
         "colorize",
         settings,
         "color_tau{temperature:g}_detail{detail:g}".format(**own),
-        ranks or seed_names(options),
         keep=options.keep or 0,
         by=options.by or "consensus",
         memory=_memory(options, flow),
         reference=None if options.reference is None else files.read_bytes(options.reference),
     )
+    make_images(options, lambda _: colored, ranks or seed_names(options))
 
 
 def _memory(options: Namespace, flow: Flow) -> ColorMemory | None:
@@ -146,17 +150,19 @@ def run_brighten(options: Namespace) -> None:
     for name, value, usual in (("exposure", options.exposure, 0), ("strength", options.strength, 1)):
         if value != usual:
             settings, label = settings | {name: value}, f"{label}_{name}{value:g}"
-    make_images(options, flow, "brighten", settings, label)
+    make_images(options, lambda one: part(one, flow, "brighten", settings, label))
 
 
 def run_shrink(options: Namespace) -> None:
-    make_images(options, _load_rescaler(options, "shrink"), "shrink", {})
+    flow = _load_rescaler(options, "shrink")
+    make_images(options, lambda one: part(one, flow, "shrink", {}))
 
 
 def run_restore(options: Namespace) -> None:
     flow = _load_rescaler(options, "restore")
     settings = resolve(flow, {"temperature": options.temperature})
-    make_images(options, flow, "restore", settings, "restored_tau{temperature:g}".format(**settings))
+    label = "restored_tau{temperature:g}".format(**settings)
+    make_images(options, lambda one: part(one, flow, "restore", settings, label))
 
 
 def _load_rescaler(options: Namespace, command: str) -> Flow:
@@ -167,6 +173,10 @@ def _load_rescaler(options: Namespace, command: str) -> Flow:
 
 
 def run_faces(options: Namespace) -> None:
+    make_images(options, _faces)
+
+
+def _faces(options: Namespace) -> Part:
     flow, faces = load_model(options, "upscale"), load(options.face_model)
     faces.require("upscale")
     target_size(flow, 1, 1, options.factor)  # refuses a factor that is none
@@ -175,7 +185,7 @@ def run_faces(options: Namespace) -> None:
     settings |= {"check": not options.paste_all, "face_sha256": model_sha256(faces), "temperature": temperature}
     file = Path(options.face_model).expanduser()
     located = None if options.face_model in catalog.names() else file.absolute()
-    make_images(options, flow, "faces", settings, f"faces_tau{temperature:g}", face_model=located)
+    return part(options, flow, "faces", settings, f"faces_tau{temperature:g}", face_model=located)
 
 
 def run_sample(options: Namespace) -> None:

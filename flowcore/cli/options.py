@@ -13,14 +13,18 @@ from ..errors import FlowError
 from ..images.files import Format
 from ..tasks import Precision
 from ..tasks.faces import LARGEST
+from ..tasks.intake import FOR_CLEAN, FOR_DAMAGED
 
+AUTO = "auto"  # the model that suits the picture
 STATED = "(default: what the model's file states)"
 CALM_EDGES = f"0 to 1: how much lower the temperature is at edges, which keeps lines whole {STATED}"
 MAX_MEGAPIXELS = 100  # of a result; more are asked about
 
 
 def add_model(command: ArgumentParser, default: str = "srflow-x4", *, repeatable: bool = False) -> None:
-    text = f"a model file, or a shipped model by name{', repeatable' * repeatable} (default: {default})"
+    text = f"a model file, or a shipped model by name{', repeatable' * repeatable} (default: {default}"
+    of_damaged = f": {FOR_CLEAN}, or {FOR_DAMAGED} for a picture with JPEG blocks or noise"
+    text += f"{of_damaged * (default == AUTO)})"
     kind: dict[str, Any] = {"action": "append"} if repeatable else {"default": default}
     command.add_argument("--model", help=text, **kind)
     add_fields(command)
@@ -59,7 +63,7 @@ def add_again(command: ArgumentParser) -> None:
     command.add_argument("--again", action="store_true", help=text)
 
 
-def add_pictures(command: ArgumentParser, model: str = "srflow-x4", out: str | None = None) -> None:
+def add_pictures(command: ArgumentParser, model: str = AUTO, out: str | None = None) -> None:
     """Add what all commands share that make pictures of pictures."""
     add_batch(command, out)
     option = command.add_argument

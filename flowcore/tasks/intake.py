@@ -16,10 +16,10 @@ from ..images import color
 from ..images.alpha import extend_colors
 from ..images.resize import pad_symmetric, resize
 from ..models.fields import SAMPLING
-from ..quality.no_reference import jpeg_quality, noise_level
+from ..quality.damage import jpeg_quality, noise_level
 
 LARGEST = {torch.uint8: 255, torch.uint16: 65535}  # value of white in images of integers
-BLOCKY = 80  # highest quality of JPEG whose blocks the caller is told of
+BLOCKY = 93  # highest quality of JPEG at which the model for damaged photographs is better: docs/decisions/0023
 FOR_CLEAN, FOR_DAMAGED = "srflow-x4", "srflow-x4-photo"
 MAX_EXAMINED = 4  # images of a batch that are looked at
 MADE = "; {} is made for it."

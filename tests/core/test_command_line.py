@@ -1,5 +1,6 @@
 """The command line, run as people run it: words in, files and sentences out."""
 
+import csv
 import importlib
 import json
 import os
@@ -17,9 +18,11 @@ from builders import build_tiny, build_upscaler, srflow_checkpoint
 from PIL import Image
 
 import flowcore
+from flowcore.batch import folders
 from flowcore.checkpoints import catalog
 from flowcore.checkpoints.file import reconfigure, save
 from flowcore.checkpoints.latents_file import model_sha256
+from flowcore.cli import batches
 from flowcore.cli.main import main
 from flowcore.errors import FlowError
 from flowcore.evaluation.upscaling import MEASURES
@@ -76,6 +79,37 @@ def test_faces_are_found_enlarged_and_pasted_and_a_second_run_makes_nothing(mode
     assert columns.max() - columns.min() < 110
     run(*words)
     assert "2 of 2 were there already" in capsys.readouterr().err
+
+
+def test_auto_takes_the_model_that_suits_each_picture_and_loads_it_once(model, tmp_path, capsys, monkeypatch):
+    loaded, photos, out = [], tmp_path / "photos", tmp_path / "out"
+    monkeypatch.setattr(batches, "load", lambda name, *where: loaded.append(name) or flowcore.load(model, *where))
+    clean = np.asarray(Image.open(photograph(photos / "a.png", (40, 40)))).astype(float)
+    for name in ("b", "c"):
+        noise = np.random.default_rng(0).normal(0, 8, clean.shape)
+        Image.fromarray((clean + noise).clip(0, 255).round().astype(np.uint8)).save(photos / f"{name}.png")
+    assert run("upscale", photos, "-o", out) == 0
+    noisy = "srflow-x4-photo suits this picture: noise (about 7/255)."
+    assert f"b.png: {noisy}" in capsys.readouterr().err
+    with (out / "manifest.csv").open() as file:
+        rows = {Path(row["input"]).name: row for row in csv.DictReader(file)}
+    assert [rows[f"{name}.png"]["model"] for name in "abc"] == ["srflow-x4", *["srflow-x4-photo"] * 2]
+    assert noisy in rows["c.png"]["note"]
+    made = [name for name in names(out) if name.endswith(".png")]
+    assert [name.split("_tau")[0] for name in made] == ["a_srflow-x4", "b_srflow-x4-photo", "c_srflow-x4-photo"]
+    assert sorted(loaded) == ["srflow-x4", "srflow-x4-photo"]
+    assert run("upscale", photos, "-o", out) == 0
+    assert "3 of 3 were there already" in capsys.readouterr().err
+
+
+def test_the_frames_of_a_clip_have_one_model(tmp_path):
+    for number, scale in enumerate((0, 8)):
+        rng = np.random.default_rng(number)
+        image = (128 + rng.normal(0, scale, (40, 40, 3))).round().astype(np.uint8)
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    found = folders.find([str(tmp_path)])
+    assert [name for name, _ in batches.choose(found, clips=False).values()] == ["srflow-x4", "srflow-x4-photo"]
+    assert [name for name, _ in batches.choose(found, clips=True).values()] == ["srflow-x4-photo"] * 2
 
 
 def test_inspect_and_help(model, tmp_path, capsys):
@@ -250,7 +284,7 @@ def test_errors_are_one_sentence_and_an_exit_code(model, tmp_path, capsys):
         *(
             ([*words, "--device", device], f"flowcore: There is no device '{device}' here. Choose from cpu")
             for device in ("cuda:99", "cudda")
-            for words in (["upscale", "x.png"], ["sample"], ["train", "srflow-x4", "--data", tmp_path])
+            for words in (["brighten", "x.png"], ["sample"], ["train", "srflow-x4", "--data", tmp_path])
         ),
     ):
         assert main([*map(str, words)]) == 1

@@ -156,14 +156,14 @@ def test_patterns_and_name_collisions(folder, tmp_path):
             folders.find(*arguments)
 
     def targets(*words):
-        made = folders.jobs(folders.find(list(words)), Path("out"), lambda name: [f"{name}_new.png"])
+        made = folders.jobs(folders.find(list(words)), Path("out"), lambda path: [f"{path.name}_new.png"])
         return [str(job.targets[0]) for job in made]
 
     photograph(folder / "other" / "b.png", (4, 4))
     named = targets(f"{folder}/deep/b.png", f"{folder}/other/b.png", f"{folder}/a10.png")
     assert named == ["out/deep/b.png_new.png", "out/other/b.png_new.png", "out/a10.png_new.png"]
     with pytest.raises(FlowError, match="would overwrite"):
-        folders.jobs(folders.find([f"{folder}/a10.png"]), folder, lambda name: [name])
+        folders.jobs(folders.find([f"{folder}/a10.png"]), folder, lambda path: [path.name])
 
 
 def test_names_depend_on_the_picture_alone_and_keep_sequences(model, tmp_path, capsys):
@@ -314,7 +314,7 @@ def test_files_that_are_not_read_are_counted(folder):
 
 
 def test_unsaved_results_stop_the_run(folder, tmp_path):
-    jobs = folders.jobs(folders.find([str(folder)]), tmp_path / "out", lambda name: [name])
+    jobs = folders.jobs(folders.find([str(folder)]), tmp_path / "out", lambda path: [path.name])
     done = []
 
     def do(jobs):

@@ -9,10 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from flowcore.errors import FlowError, ShapeError
+import flowcore
+from flowcore.errors import FlowError, ImageError, ShapeError
 from flowcore.images.color import parse_color, split
 from flowcore.images.resize import enlarge, shrink
 from flowcore.quality import metrics
+from flowcore.quality.damage import jpeg_quality
 from flowcore.quality.no_reference import brisque, niqe, piqe
 from flowcore.tasks.intake import describe_damage
 
@@ -356,3 +358,26 @@ def test_blocks_of_jpeg_are_told_with_their_quality(crops):
 def test_noise_is_told(crops):
     rng = np.random.default_rng(0)
     assert told([noisy(crop, rng) for crop in crops]) >= 90
+
+
+def test_the_upscaler_that_suits_is_the_same_for_every_type_of_pixels(crops):
+    clean, damaged = tensor_of(crops[0]), tensor_of(stored(crops[0], 85))
+    assert flowcore.upscaler_for(clean) == flowcore.upscaler_for(clean.float() / 255) == "srflow-x4"
+    deep = (damaged.int() * 257).to(torch.uint16)
+    assert flowcore.upscaler_for(damaged) == flowcore.upscaler_for(deep) == "srflow-x4-photo"
+
+
+def test_one_damaged_frame_decides_for_a_clip(crops):
+    assert flowcore.upscaler_for(torch.cat([tensor_of(crops[0]), tensor_of(stored(crops[0], 85))])) == "srflow-x4-photo"
+    with pytest.raises(ImageError, match="no pixels"):
+        flowcore.upscaler_for(torch.rand(0, 3, 64, 64))
+
+
+def test_jpeg_quality_is_exact_and_95_counts_as_clean(crops):
+    assert [jpeg_quality(tensor_of(stored(crop, 92))[0] / 255) for crop in crops[:8]] == [92] * 8
+    assert told([stored(crop, 95) for crop in crops[:8]]) == 0
+
+
+def test_little_noise_is_told_where_it_has_color(crops):
+    rng = np.random.default_rng(0)
+    assert told([(crop + rng.normal(0, 3, crop.shape)).clip(0, 255).round().astype(np.uint8) for crop in crops]) >= 80
