@@ -15,7 +15,8 @@ SMOOTHING = 0.05  # of curves: deviation of the window along luma, whose range i
 STEEPEST = 2.0  # slope of curves, so that noise in the darkest places stays small
 FLAT = 3e-4  # variance of the picture's luma below which a neighborhood is averaged
 NEARBY = 4  # pixels on each side of a neighborhood
-CALM = 0.25  # quantile of local variance, at each luma, that is noise
+CALM = 0.25  # quantile of local variance, at each luma, that counts as noise
+DOUBT = 1.5  # times the noise: local variance up to which nothing of the photograph's own detail is kept
 NOISE_BINS = 16
 MEASURED = 2**16  # pixels that histograms are made of, at least, where there are as many
 
@@ -25,7 +26,8 @@ def even_gain(photograph: Tensor, picture: Tensor, cells: int) -> Tensor:
 
     With u the logarithm of the photograph's luma, denoised along the picture's, and p a place, the luma is grid(u, p),
     trilinear, ``cells`` along the longer side. Each cell of the grid is the monotone curve that gives the luma of the
-    photograph, nearby, the histogram of the picture's. The picture's chroma stays, and falls where its luma does.
+    photograph, nearby, the histogram of the picture's. Where noise hides the photograph's detail, the picture's is
+    added. The picture's chroma stays, and falls where its luma does.
 
     Source: Chen, Adams, Wadhwa & Hasinoff, "Bilateral guided upsampling" (SIGGRAPH Asia 2016), for the grid; He, Sun &
     Tang, "Guided Image Filtering" (2013), for the denoising. Curves by histograms instead of least squares are ours.
@@ -35,13 +37,15 @@ def even_gain(photograph: Tensor, picture: Tensor, cells: int) -> Tensor:
         picture: As large, what a model made of it.
         cells: At least 1.
     """
-    u = _denoise(_to_log(luma(photograph)), drawn := _to_log(luma(picture)))
+    drawn = _to_log(luma(picture))
+    u, hidden = _denoise(_to_log(luma(photograph)), drawn)
     height, width = u.shape[-2:]
     across = [max(1, round(cells * side / max(height, width))) for side in (height, width)]
     grid = _curves(_histograms(u, across), _histograms(drawn, across))  # (BINS, rows, columns)
     y, x = (torch.linspace(1 / n - 1, 1 - 1 / n, n).to(u) for n in (height, width))
     places = torch.stack(torch.broadcast_tensors(x, y[:, None], (2 * u[0, 0] - 1)), dim=-1)  # (H, W, 3)
     lit = F.grid_sample(grid[None, None], places[None, None], padding_mode="border", align_corners=False)[:, 0]
+    lit = lit + hidden * (drawn - _follow(drawn, drawn))
     lit = DARKEST * torch.expm1(lit * math.log1p(1 / DARKEST)).clamp(0, 1 / DARKEST)
     y, chroma = split(picture)
     return compress(lit, chroma * (lit / y.clamp_min(1 / 255)).clamp(max=1))
@@ -61,11 +65,20 @@ def _stride(x: Tensor) -> int:
     return max(1, math.isqrt(x.shape[-2] * x.shape[-1] // MEASURED))
 
 
-def _denoise(u: Tensor, guide: Tensor) -> Tensor:
-    """Keep of a log-luma what its guide shows, and of the rest what exceeds the noise of places as bright."""
+def _follow(u: Tensor, guide: Tensor) -> Tensor:
+    """Keep of a log-luma what its guide shows: a guided filter."""
     mean, middle = _mean(u), _mean(guide)
     slope = (_mean(u * guide) - mean * middle) / ((_mean(guide.square()) - middle.square()).clamp_min(0) + FLAT)
-    shown = _mean(slope) * guide + _mean(mean - slope * middle)
+    return _mean(slope) * guide + _mean(mean - slope * middle)
+
+
+def _denoise(u: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
+    """Keep of a log-luma what its guide shows, and what exceeds the noise of places as bright; return what share not.
+
+    Returns:
+        The log-luma, and the share in [0, 1] of its own detail that was removed at each place, both ``(1, 1, H, W)``.
+    """
+    shown = _follow(u, guide)
     rest = u - shown
     variance = _mean(rest.square())
     bins = (shown * NOISE_BINS).long().clamp(0, NOISE_BINS - 1)
@@ -73,7 +86,8 @@ def _denoise(u: Tensor, guide: Tensor) -> Tensor:
     some, their = variance[..., ::step, ::step], bins[..., ::step, ::step]
     for number in their.unique().tolist():
         noise[number] = some[their == number].quantile(CALM)
-    return (shown + (1 - noise[bins] / variance.clamp_min(1e-9)).clamp_min(0) * rest).clamp(0, 1)
+    removed = (DOUBT * noise[bins] / variance.clamp_min(1e-9)).clamp(max=1)
+    return (shown + (1 - removed) * rest).clamp(0, 1), removed
 
 
 def _histograms(u: Tensor, across: list[int]) -> Tensor:
