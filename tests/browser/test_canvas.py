@@ -893,7 +893,8 @@ def test_a_number_that_the_model_decides_says_so(canvas):
     canvas.fit()
     names = ("temperature", "factor", "calm_edges", "pick")
     factor, own, everything = "enlarge by (model's scale)", "calm edges (model's)", ["pick (all)", 0]
-    assert shown(*names) == [["temperature (model's)", -0.1], [factor, 4], [own, -0.1], everything]  # known in a run
+    usual = [["temperature (model's)", 1.2], [factor, 4], [own, 0.5], everything]
+    assert shown(*names) == usual  # those of the picture are known in a run
     canvas.move("FlowcoreLoadModel", "model_name", "srflow-x4")
     assert shown(*names) == [["temperature (model's)", 1.2], [factor, 4], [own, 0.5], everything]
     canvas.shot("own-temperature")

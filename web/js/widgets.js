@@ -18,14 +18,14 @@ function follow(node) {
     if (widget.value < 0 || (widget.value === 0 && widget.name in ZERO)) following.set(widget, widget.value);
   };
   const labels = new Map(numbers.map((widget) => [widget, [widget.label ?? widget.name]]));
-  let model;
+  let stated = {}; // numbers by widget
   const show = () => {
     const before = JSON.stringify(numbers.map(({ label, value }) => [label, value]));
     for (const widget of numbers) {
       const own = follows(widget);
       // Colors of other pictures are not strengthened.
       const given = widget.name === "saturation" && (wired(node, "latents") || wired(node, "reference"));
-      if (own) following.set(widget, (widget.value = (given ? 1 : model?.own[widget.name]) ?? rest(widget)));
+      if (own) following.set(widget, (widget.value = (given ? 1 : stated[widget.name]) ?? rest(widget)));
       widget.label = labels.get(widget)[Number(own)] ?? widget.label;
     }
     if (before === JSON.stringify(numbers.map(({ label, value }) => [label, value]))) return;
@@ -42,7 +42,8 @@ function follow(node) {
   after(node, "onSerialize", ({ widgets_values: saved }) => {
     for (const widget of numbers) if (saved && follows(widget)) saved[node.widgets.indexOf(widget)] = rest(widget);
   });
-  onModel(node, (stated) => show((model = stated ?? (wired(node, "model") ? undefined : usual(node)))));
+  // Where the model is chosen by the picture, or none is there yet, the numbers are those of the usual one.
+  onModel(node, (model) => show((stated = model || !wired(node, "model") ? { ...usual(node)?.own, ...model?.own } : {})));
 }
 
 /** Fold the advanced inputs in the classic renderer, too, but for those with a wire. A button there shows them, and folds them. */
