@@ -16,7 +16,7 @@ from ..images import color
 from ..images.alpha import extend_colors
 from ..images.resize import pad_symmetric, resize
 from ..models.fields import SAMPLING
-from ..quality.damage import jpeg_quality, noise_level
+from ..quality.damage import SIDE, jpeg_quality, noise_level
 
 LARGEST = {torch.uint8: 255, torch.uint16: 65535}  # value of white in images of integers
 BLOCKY = 93  # highest quality of JPEG at which the model for damaged photographs is better: docs/decisions/0023
@@ -156,8 +156,8 @@ def upscaler_for(image: Tensor) -> str:
     """Name the shipped upscaler that suits an image: ``srflow-x4``, or ``srflow-x4-photo`` if it has damage.
 
     Damage is what ``srflow-x4`` makes worse, and ``srflow-x4-photo`` was trained to remove: blocks and ringing of JPEG,
-    and noise. ``tasks.intake.describe_damage`` says which was found. The answer depends on the pixels alone, whatever
-    the device.
+    and noise. ``tasks.intake.describe_damage`` says which was found. The answer depends on the pixels of the middle
+    alone, 192x192, whatever the device.
 
     >>> lr = torch.rand(1, 3, 12, 16)
     >>> flowcore.upscale(flowcore.load(flowcore.upscaler_for(lr)), lr).shape
@@ -185,7 +185,8 @@ def describe_damage(image: Tensor) -> str:
     require_tensor(image)
     require_pixels(image)
     spread = torch.linspace(0, len(image) - 1, min(len(image), MAX_EXAMINED)).long().unique()
-    for rgb in visible_image(image[spread])[0]:
+    top, left = (max(0, (side - SIDE) // 2) for side in image.shape[-2:])
+    for rgb in visible_image(image[..., top : top + SIDE, left : left + SIDE][spread])[0]:
         quality, noise = jpeg_quality(rgb), noise_level(rgb)
         if quality is not None and quality <= BLOCKY:
             return f"JPEG blocks (about quality {quality:.0f})"
