@@ -75,10 +75,8 @@ class FlowcoreFolder(FlowNode):
             work = _work(one, temperature, seed, samples)
             tag = Path(one.name).stem + ("" if temperature is None else f"_tau{temperature:g}")
             names = [f"_{tag}_seed{seed}" for seed in work.seeds()]
-            todo = [
-                replace(job, problem=job.problem or _leads_out(job))
-                for job in jobs(pictures, out, partial(_results, names))
-            ]
+            todo = jobs(pictures, out, partial(_results, names))
+            todo = [replace(job, problem=job.problem or _leads_out(job)) for job in todo]
             colorizes = work.command == "colorize"
             need, side = (memory_to_colorize, LARGE) if colorizes else (memory_required, ORDINARY_TILE)
             one.load(need(one.flow, side, side))
@@ -122,8 +120,8 @@ def _work(model: FlowModel, temperature: float | None, seed: int, samples: int) 
     )
 
 
-def _results(names: list[str], picture: str) -> list[str]:
-    stem, frame = split_name(picture)
+def _results(names: list[str], picture: Path) -> list[str]:
+    stem, frame = split_name(picture.name)
     return [f"{stem}{name}{frame}.png" for name in names]
 
 

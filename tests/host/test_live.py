@@ -5,7 +5,7 @@ import itertools
 import urllib.error
 
 import numpy as np
-from talk import graph, loader, opened, picture, until
+from talk import SUITING, graph, loader, opened, picture, until
 from test_latents import DIGITS, explore, working
 
 
@@ -100,7 +100,7 @@ def test_colors_are_seen_as_they_will_be(host):
 
 
 def test_a_small_picture_is_enlarged_live_as_it_will_be(host):
-    whole, shown = made_again(host, "FlowcoreUpscale", "srflow-x4", 1, temperature=0.9, calm_edges=0.1)
+    whole, shown = made_again(host, "FlowcoreUpscale", SUITING, 1, temperature=0.9, calm_edges=0.1)
     assert np.abs(whole - shown).max() <= 1
 
 
