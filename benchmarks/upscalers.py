@@ -17,7 +17,7 @@ clean images, the last the others.
     python -m benchmarks.upscalers --border kodak photos-large [--limit 6] [--json FILE]
 
 measures where srflow-x4-photo becomes better than srflow-x4, on LR images of 72x72, and how many of them
-``flowcore.upscaler_for`` gives to it: docs/decisions/0023.
+``flowcore.upscaler_for`` gives to it: docs/decisions/0024.
 """
 
 import io

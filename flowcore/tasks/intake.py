@@ -19,7 +19,7 @@ from ..models.fields import SAMPLING
 from ..quality.damage import SIDE, jpeg_quality, noise_level
 
 LARGEST = {torch.uint8: 255, torch.uint16: 65535}  # value of white in images of integers
-BLOCKY = 93  # highest quality of JPEG at which the model for damaged photographs is better: docs/decisions/0023
+BLOCKY = 93  # highest quality of JPEG at which the model for damaged photographs is better: docs/decisions/0024
 FOR_CLEAN, FOR_DAMAGED = "srflow-x4", "srflow-x4-photo"
 MAX_EXAMINED = 4  # images of a batch that are looked at
 MADE = "; {} is made for it."
