@@ -13,7 +13,7 @@ PY := $(BIN)/python
 # The console script, not `python -m pytest`, which would put our nodes/ in front of the host's nodes.py.
 PYTEST_ALL := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup
 
-.PHONY: help venv hosts demo serve workflows lint types quick core tests check test equal browser soak gates clean
+.PHONY: help venv hosts demo serve workflows lint types quick core tests check test equal browser soak gates site clean
 
 help:
 	@echo "make demo       upscale a photograph in a real, headless ComfyUI; images go to output/"
@@ -25,6 +25,7 @@ help:
 	@echo "make browser    every workflow in the real frontend, in Chromium; screenshots go to output/screenshots/"
 	@echo "make soak       takes an hour: thousands of damaged files, a long queue, eight clients at once"
 	@echo "make gates      the registry's own tools, and a story out of the archive that it gets"
+	@echo "make site       the documents, and a reference of all public names, as pages in build/site; fails at a dead link"
 	@echo "make workflows  lay out the stories of workflows/api for the canvas, and run them for thumbnails"
 	@echo "make clean      remove .venv and the fetched ComfyUI versions"
 
@@ -105,6 +106,9 @@ soak: .hosts/.prepared
 
 gates: .gates/.installed .hosts/.prepared
 	@.gates/bin/python tests/gates.py
+
+site: .venv/.installed
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build
 
 clean:
 	rm -rf .venv .hosts .gates build

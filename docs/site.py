@@ -1,0 +1,72 @@
+"""The pages of `make site`: every document of the repository under its own path, and two that are made.
+
+The paths are those of the repository, so that links mean the same on both, and mkdocs finds the dead ones.
+"""
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from griffe import Extension, Object
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+import flowcore
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = (".", "docs", "docs/decisions", "benchmarks", "flowcore/weights", "web/docs")
+LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Take the place of what lies in docs/ only: the documents, what they show or link to, and the two pages."""
+    for file in list(files):
+        if file.src_dir == config.docs_dir:
+            files.remove(file)
+    documents = [page for folder in FOLDERS for page in (ROOT / folder).glob("*.md")]
+    pages = {page.relative_to(ROOT).as_posix(): page.read_text("utf-8") for page in documents}
+    made = {"stories.md": stories(pages["README.md"]), "reference.md": reference()}
+    linked = {
+        posixpath.normpath(posixpath.join(posixpath.dirname(page), unquote(target)))
+        for page, text in (pages | made).items()
+        for target in LINK.findall(text)
+    }
+    for path in {*pages, *linked, "docs/icon.png"} - made.keys():
+        if (ROOT / path).is_file():
+            files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
+    for path, text in made.items():
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+def stories(readme: str) -> str:
+    """One heading and one large picture for every story of the README's table."""
+    told = re.findall(r"!\[[\w-]+\]\((workflows/([^)]+)\.jpg)\)<br>\*\*([\w-]+)\*\*: (.+?) \|", readme)
+    parts = [
+        f"## {unquote(title)}\n\n{text[0].upper()}{text[1:]}.\n\n![{name}]({picture})\n\n"
+        f"In *Templates*, below *flowcore*; or drop [the workflow]({picture.removesuffix('jpg')}json) on the canvas. "
+        f"For scripts: [{name}.json](workflows/api/{name}.json).\n"
+        for picture, title, name, text in told
+    ]
+    return "\n".join(["# Stories\n\nEach runs at once, with pictures that come with the pack.\n", *parts])
+
+
+def reference() -> str:
+    """Every public name, by its docstring."""
+    names = sorted(set(flowcore.__all__) - {"__version__"}, key=str.lower)
+    return "\n".join(
+        ["# Reference\n\n`import flowcore`, and these are its names.\n", *(f"::: flowcore.{n}" for n in names)]
+    )
+
+
+class Examples(Extension):
+    """Shows the examples in docstrings as code: google's style knows them below a heading only."""
+
+    def on_object(self, *, obj: Object, **_: Any) -> None:
+        """Put a fence around the lines of each example."""
+        if obj.docstring:
+            obj.docstring.value = re.sub(
+                r"((?:^>>> .*\n?(?:^.+\n?)*)+)", r"```pycon\n\1\n```\n", obj.docstring.value, flags=re.M
+            )
