@@ -163,11 +163,9 @@ def _better_model(model: FlowModel, notes: Notes) -> list[str]:
 
 def _faithful(decibels: float) -> str:
     """Say how much like its source an enlargement is once it is shrunk again."""
-    if decibels >= SAME:
-        return "Shrunk again, it is the picture that it was made from."
-    how = "nearly the picture that it was made from" if decibels >= ALIKE else "another picture than before"
-    why = "" if decibels >= ALIKE else ": noise, blocks and haze of the picture are not enlarged, or a guide changed it"
-    return f"Shrunk again, it is {how}{why}."
+    if decibels < ALIKE:
+        return "Shrunk again, it differs from its source: noise and blocks were left out, or a guide changed it."
+    return f"Shrunk again, it is {'nearly ' * (decibels < SAME)}the picture that it was made from."
 
 
 def _distance(decibels: float) -> str:
