@@ -20,7 +20,7 @@ from PIL import Image, ImageSequence
 WORKFLOWS = comfyui.ROOT / "workflows"
 CONTROLLED = "fixed"  # what a seed does after a run
 COLUMN, GAP, BELOW = 344, 40, 60  # pixels: width of a node, between columns, and between nodes
-MAIN, NARROW = 460, 380  # width of a node with a gallery, and in a story of several ones
+MAIN, NARROW, LOWER = 460, 380, 70  # width of a node with a gallery, and in a story of several ones, which are lower
 THUMBNAIL = 640
 
 # Story to the name of its file.
@@ -145,7 +145,8 @@ def to_canvas(name: str, api: dict[str, Any], every: dict[str, Any]) -> dict[str
             node, info = api[key], every[api[key]["class_type"]]
             shown, values, folded = slots(node, info)
             width, height = size(node, info, shown, folded)
-            width = min(width, NARROW) if len(columns(name, api)) > 4 else width
+            if width == MAIN and len(columns(name, api)) > 4:
+                width, height = NARROW, height - LOWER
             outputs = zip(info["output_name"], info["output"], strict=True)
             title = WORDS[NAMED[name][key]] if key in NAMED.get(name, {}) else node["_meta"]["title"]
             made = placed(numbers[key], node["class_type"], (left, top), (width, height), order)
