@@ -26,6 +26,7 @@ from flowcore.likelihood import bits_per_dim
 from flowcore.models.realnvp import RealNVPConfig, realnvp
 
 from . import notebook
+from .cards import CARDS, HEAD, head
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
@@ -46,6 +47,13 @@ def test_walk_through_runs_as_a_notebook_and_makes_its_images(tmp_path):
     pictures = set(re.findall(r"\(walk-through/([a-z]+\.png)\)", notebook.PAGE.read_text()))
     assert {file.name for file in tmp_path.glob("*.png")} == pictures
     assert {file.name for file in (ROOT / "docs" / "walk-through").iterdir()} == pictures
+
+
+def test_every_card_begins_with_what_its_file_says():
+    for file_of_model, card in CARDS.items():
+        text = card.read_text(encoding="utf-8")
+        assert HEAD.search(text)[0] == head(file_of_model), "write it anew: .venv/bin/python tests/core/cards.py"
+        assert re.search(r"\n\*\*For\*\* .+\n\n\*\*Not for\*\* .+\n", text), card.name
 
 
 @pytest.mark.slow

@@ -25,7 +25,6 @@ MENTIONS = {
     "docs/published-weights.md",
     "flowcore/checkpoints/sources/hcflow.py",
     "flowcore/checkpoints/sources/srflow.py",
-    "flowcore/weights/README.md",
     "flowcore/weights/SOURCES.tsv",
     "flowcore/quality/no_reference.licences.txt",
     "flowcore/weights/srflow.licences.txt",
