@@ -131,7 +131,7 @@ class FlowcoreUpscale(PickingNode):
         worst = min(each)
         edges = f", {calm:g} calmer at edges" if calm else ""
         stated = [] if per_level else [f"temperature {tau:g}{edges}"]
-        stated += [f"guided, {strength:g}"] if strength else []
+        stated += [f"guided, {strength:g}"] if strength and (guided or flow.guide is not None) else []
         stated.append(f"shrunk to the size of the input, {_distance(worst)} from it")
         open_places = [] if samples == 1 or diversity(pictures[:samples]) >= OPEN else [CLOSED]
         facts: Any = {"text": [_faithful(worst), *open_places, "", *stated], "consistency": [worst], "each": each}

@@ -23,7 +23,7 @@ from ..flow import Flow
 from ..images import files
 from ..images.color import NEUTRAL, to_uint8, truncate_16_bits
 from ..images.files import DecodedImage, Format
-from ..images.metadata import losses
+from ..images.metadata import FIRST_TAKEN, losses
 from ..provenance import KEY, Provenance, fingerprint, source
 from ..tasks import Progress
 from ..tasks.brighten import brighten
@@ -175,14 +175,15 @@ class Worker:
         work, text, bits = self.work, dict[str, str](), self.work.bits_of(picture)
         # a format is refused before the work, not after it
         files.check_format(work.format, bits, work.quality, alpha=photograph.pixels.shape[1] == 4)
+        animated = work.command == "upscale" and work.carries and files.frame_count(picture) > 1
         for note in photograph.notes:
-            notify(note)
+            if not (animated and note.endswith(FIRST_TAKEN)):
+                notify(note)
         following: Any = {"progress": progress, "notify": notify, "cancelled": cancelled}
         sampling: dict[str, Any] = {"seed": work.seed, "samples": work.samples, **work.settings, **following}
         image, sources = photograph.pixels, {"image": source(photograph.pixels)}
         if photograph.gray and work.command not in ("colorize", "shrink"):
             image = image[:, :1]
-        animated = work.command == "upscale" and work.carries and files.frame_count(picture) > 1
         if animated:
             image = files.read_frames(picture, name)
             image = image if bool((image[:, 3] < 1).any()) else image[:, :3]
@@ -295,6 +296,8 @@ class Worker:
             "notes": [f"Scored: {said}", *notes, *result.notes],
             "spread": spread if math.isfinite(spread) else None,
             "enlarged": enlarged,
+            "n_bits": result.n_bits,
+            **dict(zip(("channels", "height", "width"), pixels.shape[-3:], strict=True)),
         }
 
 

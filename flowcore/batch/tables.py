@@ -18,6 +18,7 @@ NAME = "manifest.csv"
 SCORE_COLUMNS = (
     *("image", "bits_per_dim", "complexity_corrected", "per_level", "notes"),
     *("error", "id", "spread", "enlarged", "model_sha256"),
+    *(FACTS := ("n_bits", "channels", "height", "width")),  # of what was scored
 )
 
 
@@ -76,7 +77,8 @@ class Scores:
         path = self.path
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or SCORE_COLUMNS) not in (SCORE_COLUMNS, SCORE_COLUMNS[:-1]):
+            columns, least = tuple(reader.fieldnames or SCORE_COLUMNS), SCORE_COLUMNS.index("enlarged")
+            if columns != SCORE_COLUMNS[: max(least + 1, len(columns))]:  # earlier versions had fewer
                 raise FlowError(f"{path} is a table of something else. Name another file for the scores.")
             for row in reader:
                 model = row.get("model_sha256", "")  # not in tables of earlier versions; None if the row was cut off
@@ -88,6 +90,7 @@ class Scores:
                         **{k: float(row[k]) if row[k] else None for k in ("complexity_corrected", "spread")},
                         **{k: json.loads(row[k]) for k in ("per_level", "notes")},
                         "enlarged": row["enlarged"] == "True",
+                        **{k: int(row[k]) if row.get(k) else None for k in FACTS},
                     }
 
     def append(self, row: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ from ..images.files import FORMATS, IMAGE_SUFFIXES, SUFFIXES, Format, check_form
 from ..tasks import Progress
 from ..tasks.forecast import NOTEWORTHY, Size, forecast
 from ..tasks.intake import FOR_CLEAN, FOR_DAMAGED, MAX_EXAMINED, describe_damage, left_to_model
+from ..tasks.runner import check_draws
 from .options import AUTO, parse_fields
 from .output import ProgressBar, SomeFailed, log, write_result
 
@@ -42,6 +43,8 @@ TOKENS = ("stem", "base", "frame", "suffix", "model", "seed", "sample")  # of ``
 
 def load_model(options: Namespace, task: Task | None = None) -> Flow:
     """Load the model of a task; on the CPU if a cluster computes, since then only its config and hash are needed."""
+    if "samples" in options:  # before names are made of so many seeds
+        check_draws(options.seed, options.samples)
     keep_freed_memory()
     flow = load(options.model, "cpu" if uses_ray(options) else options.device, **parse_fields(options.set))
     if task is not None:

@@ -27,8 +27,9 @@ from ..provenance import Provenance, source
 from ..tasks import duration
 from ..tasks.intake import resolve
 from ..tasks.remember import open_memory, remember
+from ..tasks.runner import MAX_DRAWS
 from ..tasks.subject import label_number
-from ..tasks.tiles import own_strength
+from ..tasks.tiles import NO_GUIDE, own_strength
 from ..tasks.upscale import MAX_SIDE, sampling_settings, target_size
 from .batches import Part, describe, load_model, make_images, named_format, numbered, part, seed_names, uses_ray
 from .options import parse_fields
@@ -46,6 +47,9 @@ def _upscale(options: Namespace) -> Part:
     temperature, calm_edges = sampling_settings(flow, options.temperature, options.calm_edges)
     given = {"guide": options.guide, "guide_strength": options.guide_strength}
     strength = own_strength(flow, None, resolve(flow, given)["guide_strength"])
+    if strength and options.guide is None and flow.guide is None:
+        log(NO_GUIDE)
+        strength = 0.0
     label = f"tau{temperature:g}" + (f"_calm{calm_edges:g}" if calm_edges else "")
     label += f"_guided{strength:g}" if strength else ""
     settings: dict[str, Any] = {"temperature": temperature, "calm_edges": calm_edges}
@@ -214,8 +218,8 @@ def run_sample(options: Namespace) -> None:
 
 
 def run_interpolate(options: Namespace) -> None:
-    if options.frames < 1:
-        raise FlowError(f"--frames must be at least 1; got {options.frames}.")
+    if not 1 <= options.frames <= MAX_DRAWS:
+        raise FlowError(f"--frames must be 1 to {MAX_DRAWS}; got {options.frames}.")
     flow = load_model(options)
     ends = [resize_to_own(flow, read_upright(path)) for path in options.images]
 

@@ -18,7 +18,7 @@ from ..checkpoints.writing import printable, write_atomic
 from ..device import keep_freed_memory
 from ..errors import FlowError
 from ..evaluation.colorization import PORTRAIT_SAMPLES, colorizer_table, evaluate_colorizer
-from ..evaluation.image_set import density_table, evaluate_density, markdown
+from ..evaluation.image_set import density_table, evaluate_density, markdown, size_of
 from ..evaluation.upscaling import USUAL_MEASURES, evaluate_upscaler, missing_measures, upscaler_table
 from ..flow import Flow
 from ..tasks.score import ranking_key
@@ -65,8 +65,9 @@ def run_score(options: Namespace) -> None:
         numbers = (row["spread"], row["complexity_corrected"])
         spread, corrected = ("" if number is None else f"{number:.4f}" for number in numbers)
         scored = next((note for note in row["notes"] if note.startswith("Scored: ")), "").removeprefix("Scored: ")
-        lines.append([row["image"], f"{row['bits_per_dim']:.4f}", spread, corrected, scored])
-    titles = ["image", "bits per dimension", "spread", "minus those of a lossless file", "scored"]
+        bits, size = ("", "") if row["n_bits"] is None else (str(row["n_bits"]), size_of(row))
+        lines.append([row["image"], f"{row['bits_per_dim']:.4f}", spread, corrected, bits, size, scored])
+    titles = ["image", "bits per dimension", "spread", "minus those of a lossless file", "bits", "size", "scored"]
     sys.stdout.write(markdown(titles, lines) + "\n")
     if options.json:
         _write_json(options.json, [{name: value for name, value in row.items() if name != "id"} for row in ranked])

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .. import load, provenance
-from ..checkpoints import catalog, convert
+from ..checkpoints import catalog, color_memory, convert
 from ..checkpoints.file import is_ours, read_header, reconfigure, save
 from ..checkpoints.writing import check_writable
 from ..device import check_device, keep_freed_memory
@@ -47,8 +47,14 @@ def run_inspect(options: Namespace) -> None:
             "its folder says what flowcore made there, and how."
         )
     else:
-        path = catalog.path(options.model) if options.model in catalog.names() else Path(options.model)
-        if path.is_file() and not is_ours(path):
+        shipped = options.model in {*catalog.names(), catalog.STARTER_MEMORY}
+        path = catalog.FOLDER / f"{options.model}.safetensors" if shipped else Path(options.model)
+        if path.is_file() and is_ours(path, color_memory.KEY):
+            memory = color_memory.ColorMemory.load(path)
+            facts = {"photographs": memory.photographs, "places": memory.places.cells, "backbone": memory.backbone}
+            facts |= {name: getattr(memory, name) for name in color_memory.SAMPLING}
+            content = {"memory": facts, "provenance": memory.provenance}
+        elif path.is_file() and not is_ours(path):
             flow = convert(path, parse_fields(options.set))
             config = dataclasses.asdict(flow.config)
             content = {"architecture": flow.architecture, "config": config, "provenance": flow.provenance}

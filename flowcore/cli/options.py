@@ -319,7 +319,8 @@ def add_convert(command: ArgumentParser) -> None:
 
 
 def add_inspect(command: ArgumentParser) -> None:
-    text = "a model file, published ones included, a shipped model by name, or a PNG file made by flowcore"
+    text = "a model file, published ones included, or a memory of colors; a shipped one by name; or a PNG file made by "
+    text += "flowcore"
     command.add_argument("model", help=text)
     add_fields(command)
 

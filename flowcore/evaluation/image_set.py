@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,7 +59,9 @@ def read_each(
 def resize_to_own(flow: Flow, image: Image.Image) -> Tensor:
     """Resize an RGB image to cover a model's own size, and crop its middle: ``(C, H, W)`` uint8."""
     if flow.image_size is None:
-        raise FlowError("This model does not state its image size. Load it with image_size=..., e.g. 32.")
+        fixed = "Load it with image_size=..., e.g. 32 (--set image_size=32 on the command line)."
+        advice = fixed if hasattr(flow.config, "image_size") else "Take one that has, such as glow-photos."
+        raise FlowError(f"This {flow.architecture} model has no image size of its own. {advice}")
     return fit(image, flow.image_size, flow.channels)
 
 
@@ -127,13 +129,17 @@ def evaluate_density(
     }
 
 
+def size_of(row: Mapping[str, float]) -> str:
+    """Say the size of the images of a row of results."""
+    return f"{row['height']:.0f}x{row['width']:.0f}" + ", gray" * (row["channels"] == 1)
+
+
 def density_table(results: dict[str, dict[str, float]]) -> str:
     """Format densities: set name to what ``evaluate_density`` returned; and say if not all of them compare."""
     styles = {"images": ".0f", "bits_per_dim": ".4f", "standard_error": ".4f", "n_bits": ".0f"}
     rows: list[list[str]] = []
     for name, row in results.items():
-        size = f"{row['height']:.0f}x{row['width']:.0f}" + ", gray" * (row["channels"] == 1)
-        rows.append([name, *(format(row[key], style) for key, style in styles.items()), size])
+        rows.append([name, *(format(row[key], style) for key, style in styles.items()), size_of(row)])
     table = markdown(["set", "images", "bits per dimension", "standard error", "bits", "size"], rows)
     if len({(bits, size) for *_, bits, size in rows}) == 1:
         return table

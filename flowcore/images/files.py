@@ -243,7 +243,8 @@ def _opened(data: bytes | Path, name: str = "") -> Generator[Image.Image]:
         with truncated_refused(), Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as opened:
             yield opened
     except UnidentifiedImageError as error:
-        raise ImageError(f"Cannot read {name} as an image: Pillow does not know its format.") from error
+        why = "Pillow does not know its format" if data else "it is empty"
+        raise ImageError(f"Cannot read {name} as an image: {why}.") from error
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # damaged files make Pillow raise almost anything
@@ -279,8 +280,7 @@ def _refuse_unknown_range(opened: Image.Image) -> None:
 
 
 def _tiff_tag(opened: Image.Image, tag: int) -> tuple[int, ...]:
-    value = cast("Any", opened).tag_v2.get(tag, 1)
-    return value if isinstance(value, tuple) else (value,)
+    return value if isinstance(value := cast("Any", opened).tag_v2.get(tag, 1), tuple) else (value,)
 
 
 def _low_bytes(opened: Image.Image, data: bytes) -> Pixels | None:

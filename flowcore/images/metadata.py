@@ -14,6 +14,7 @@ STRUCTURE = {
     *(288, 289, 290, 291, 292, 293, 296, 301, 317, 318, 319, 320, 321, 322, 323, 324, 325, 330, 332, 333, 334, 336),
     *(337, 338, 339, 340, 341, 342, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532, 700, 34675),
 }
+FIRST_TAKEN = "frames or pages; the first is taken, the others are left out."
 
 
 @dataclass(frozen=True)
@@ -109,5 +110,5 @@ def notes(opened: Image.Image) -> tuple[str, ...]:
     except Exception:  # damaged files make Pillow raise almost anything
         frames = 1
     if frames > 1:
-        said.append(f"It has {frames} frames or pages; the first is taken, the others are left out.")
+        said.append(f"It has {frames} {FIRST_TAKEN}")
     return tuple(said)

@@ -28,6 +28,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])  # a task
 R = TypeVar("R")
 
 PIXELS_AT_ONCE = 2**18  # a batch as large as one 512x512 image: a few hundred MB in a Glow of width 512
+MAX_DRAWS = 2**20  # of an image; far more than anyone waits for
 MAX_AT_ONCE = 64  # more than this is no faster
 
 log = logging.getLogger("flowcore")
@@ -35,8 +36,9 @@ log = logging.getLogger("flowcore")
 
 def check_draws(seed: int, samples: int = 1) -> None:
     """Raise FlowError for an invalid seed or number of samples, of which sample s is drawn with ``seed + s``."""
-    if samples < 1:
-        raise FlowError(f"samples must be at least 1; got {samples}.")
+    if not 1 <= samples <= MAX_DRAWS:
+        bound = "at least 1" if samples < 1 else f"at most {MAX_DRAWS}"
+        raise FlowError(f"samples must be {bound}; got {samples}.")
     check_seed(seed)
 
 

@@ -36,6 +36,7 @@ WEAK, STRONG = 0.08, 0.4  # luma's differences to its neighbors between which th
 NEARBY = 9  # latents: side of the window in which the rms of a guide's latents is measured
 BOUND = 1.2  # of that rms, relative to drawn latents; less blurs films in time, more lets specks grow out of focus
 MATCHING = 6  # steps by which a guide is matched to the image, to 60 dB and more where nothing is clamped
+NO_GUIDE = "guide_strength is ignored: there is no guide."
 SAME_SCENE = 20.0  # dB between an image and its shrunk guide; published upscalers have 27 and more
 
 Size = tuple[int, int]  # height and width
@@ -389,7 +390,7 @@ def prepare_guide(
     number_or_map(strength, len(rgb), "guide strengths")
     match = getattr(flow.config, "guide_match", 1.0)
     if guide is None and flow.guide is None:
-        run.notify("guide_strength is ignored: there is no guide.")
+        run.notify(NO_GUIDE)
         return None
     if guide is None:
         return Guide(None, strength, match)

@@ -213,7 +213,10 @@ def test_score_ranks_images(small_glow, tmp_path, capsys):
     assert sum(flat_row["per_level"]) == pytest.approx(flat_row["bits_per_dim"])
     expected = flowcore.score(flowcore.load(small_glow), (pixels(flat)[None] * 255).round().byte())
     assert flat_row["bits_per_dim"] == pytest.approx(float(expected.bits_per_dim))
-    assert f"| {flat} | {flat_row['bits_per_dim']:.4f} |  |" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"| {flat} | {flat_row['bits_per_dim']:.4f} |  |" in shown
+    assert " | bits | size | scored |" in shown
+    assert " | 8 | 16x16 | all of 16x16. |" in shown
 
 
 def test_score_does_not_rank_what_it_enlarged_and_prints_the_spread(small_glow, tmp_path, capsys):
