@@ -123,8 +123,12 @@ def _picture(run: LiveRun, given: dict[str, Any], cancelled: Callable[[], bool],
     try:
         numbers = run.node.validated_numbers(given)
         model = LOADED.get(run.model_sha256)
-        if numbers is None or model is None or cancelled():
-            return WRONG if numbers is None else BUSY if model else GONE, b""
+        if numbers is None:
+            return WRONG, b""
+        if cancelled():
+            return BUSY, b""
+        if model is None:
+            return GONE, b""
         models = {each.id: model for each in run.node.SCHEMA.inputs if str(each.get_io_type()) == "FLOW_MODEL"}
         values, node = {**run.values, **models, **numbers}, run.node()
         node.__dict__["notes"] = _Silent(cancelled)  # the host's clone of a class locks attributes
