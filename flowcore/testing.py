@@ -48,9 +48,8 @@ def check(
             sees a flattened image, or the logdet is that of the whole Jacobian.
         strength: Standard deviation of the perturbation.
     """
-    assert x.ndim == 4
-    assert x.shape[0] > 1
-    assert x.shape[2] != x.shape[3]
+    is_fit = x.ndim == 4 and x.shape[0] > 1 and x.shape[2] != x.shape[3]
+    assert is_fit, f"x must be (B, C, H, W) with B > 1 and H != W, so that a mix-up of axes shows; got {tuple(x.shape)}"
     transform = perturbed(transform, strength).double()
     x = x.double()
     check_untouched(transform, x, cond)

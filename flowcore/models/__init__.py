@@ -36,19 +36,23 @@ class Architecture:
 ARCHITECTURES: dict[str, Architecture] = {}
 
 
-def register(name: str, config: type[C], build: Callable[[C], Flow[C]]) -> None:
+def register(name: str, config: type[C], build: Callable[[C], Flow[C]], *, replace: bool = False) -> None:
     """Add an architecture; files of it can then be loaded, and recipes can train it.
 
     Args:
         name: Its name in files and recipes.
         config: A frozen, keyword-only dataclass of JSON types, which checks its fields.
         build: From a configuration to a flow with random weights, whose ``architecture`` is ``name``.
+        replace: Whether to take the place of an architecture of that name, as when a notebook's cell runs again.
 
     Raises:
         ValueError: If the name is taken.
+        TypeError: If the configuration is no dataclass, or the builder cannot be called.
     """
-    if name in ARCHITECTURES:
-        raise ValueError(f"There is already an architecture {name!r}.")
+    if not (dataclasses.is_dataclass(config) and callable(config) and callable(build)):
+        raise TypeError(f"register needs a dataclass and a function that builds a flow from it; got {config}, {build}.")
+    if name in ARCHITECTURES and not replace:
+        raise ValueError(f"There is already an architecture {name!r}. Choose another name, or replace=True.")
     ARCHITECTURES[name] = Architecture(config, build)
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypedDict, TypeVar, cast, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -118,7 +119,8 @@ def runs_with(keywords: type[Reporting]) -> Callable[[Function], Function]:
         def checked(*args: Any, **given: Any) -> Any:
             for name in given.keys() - known:
                 raise TypeError(f"{task.__name__}() got an unexpected keyword argument {name!r}")
-            return task(*args, **given)
+            plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
+            return task(*args, **plain)
 
         checked.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
         checked.__doc__ = task.__doc__ and _with_arguments(inspect.cleandoc(task.__doc__), lines)

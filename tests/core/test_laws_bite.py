@@ -246,3 +246,8 @@ def test_what_the_checks_ask_of_their_arguments():
     for weak in (torch.zeros(1, 4, 4, 6), torch.zeros(2, 4, 4, 4)):  # a batch of one, and a square
         with pytest.raises(AssertionError):
             check(ActNorm(4), weak, networks=False)
+
+
+def test_data_that_would_hide_a_mix_up_of_axes_are_refused_with_a_reason():
+    with pytest.raises(AssertionError, match=r"B > 1 and H != W.*got \(1, 4, 6, 6\)"):
+        check(ActNorm(4), torch.rand(1, 4, 6, 6))

@@ -446,6 +446,10 @@ def test_an_architecture_is_known_by_name_and_registered_once():
     entry = ARCHITECTURES["glow"]
     with pytest.raises(ValueError, match="already an architecture 'glow'"):
         register("glow", entry.config, entry.build)
+    register("glow", entry.config, entry.build, replace=True)
+    for config, builder in ((dict, entry.build), (entry.config, None)):
+        with pytest.raises(TypeError, match="needs a dataclass and a function"):
+            register("another", config, builder)
     with pytest.raises(FlowError, match=r"colorize needs a colorizer.*got a glow model"):
         build_model("glow").require("colorize")
 

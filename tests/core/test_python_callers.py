@@ -5,6 +5,7 @@ import functools
 import inspect
 import math
 
+import numpy as np
 import pytest
 import torch
 from builders import build_hcflow, build_tiny, build_upscaler, random_image
@@ -204,3 +205,9 @@ def test_a_flow_refuses_batches_and_types_in_its_own_words():
             glow().log_prob(image)
         with pytest.raises(error, match=words):
             upscaler().encode_condition(image)
+
+
+def test_numbers_of_numpy_are_numbers():
+    plain = flowcore.upscale(upscaler(), SMALL, seed=3, temperature=0.5, samples=2)
+    numbers = {"seed": np.int64(3), "temperature": np.float32(0.5), "samples": np.int32(2)}
+    assert torch.equal(flowcore.upscale(upscaler(), SMALL, **numbers), plain)
