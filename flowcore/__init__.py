@@ -62,6 +62,7 @@ from .tasks.hints import Hints
 from .tasks.intake import upscaler_for
 from .tasks.ranking import ranked
 from .tasks.remember import remember
+from .tasks.repair import find_scratches, repair
 from .tasks.sample import decode, encode, sample
 from .tasks.score import Score, score
 from .tasks.upscale import restore, shrink, temperature_grid, upscale
@@ -95,6 +96,7 @@ __all__ = [
     "encode",
     "encode_colors",
     "find_faces",
+    "find_scratches",
     "interpolate",
     "load",
     "match_source",
@@ -104,6 +106,7 @@ __all__ = [
     "register",
     "register_source",
     "remember",
+    "repair",
     "restore",
     "sample",
     "save",

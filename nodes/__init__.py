@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from . import analysis, color, faces, files, latents, light, loaders, painting, sampling, training, upscaling
+from . import analysis, color, faces, files, latents, light, loaders, painting, repair, sampling, training, upscaling
 from .host.compat import Extension, on_prompt
 from .host.memory import free_kept
 from .host.paths import register_model_folder
@@ -11,7 +11,7 @@ from .live import LIVE, ROUTE
 from .node import FlowNode
 from .picking import PROVENANCE_LOG, PickingNode
 
-MENUS = (loaders, upscaling, sampling, latents, analysis, color, light, faces, files, training, painting)
+MENUS = (loaders, upscaling, sampling, latents, analysis, color, light, faces, files, training, painting, repair)
 NODES = [
     node
     for menu in MENUS

@@ -21,7 +21,7 @@ from ..evaluation.colorization import chroma_on_grid
 from ..evaluation.image_set import resize_to_own
 from ..flow import Flow
 from ..images import files
-from ..images.color import NEUTRAL, to_uint8, truncate_16_bits
+from ..images.color import NEUTRAL, luma, to_uint8, truncate_16_bits
 from ..images.files import DecodedImage, Format
 from ..images.metadata import FIRST_TAKEN, losses
 from ..provenance import KEY, Provenance, fingerprint, source
@@ -30,14 +30,16 @@ from ..tasks.brighten import brighten
 from ..tasks.colorize import colorize, transfer_palette
 from ..tasks.faces import restore_faces
 from ..tasks.hints import Hints, combine_hints, hints_from_points, palette_from, parse_points
+from ..tasks.intake import validate_image
 from ..tasks.ranking import By, ranked
+from ..tasks.repair import find_scratches, repair
 from ..tasks.score import score
 from ..tasks.subject import prepare_subject
 from ..tasks.upscale import restore, shrink, upscale
 from ..tasks.video import colorize_video, upscale_video
 from .clips import ClipState
 
-Command = Literal["upscale", "colorize", "brighten", "shrink", "restore", "faces", "score"]
+Command = Literal["upscale", "colorize", "brighten", "repair", "shrink", "restore", "faces", "score"]
 IRRELEVANT = {"tile"}  # settings that change memory and time, not the picture
 MARK = "f10c0de5"  # prefix of the EXIF ImageUniqueID of our results; cameras write that tag, too
 COMMAND = "command"  # the node_id in the provenance of results of a batch
@@ -63,6 +65,7 @@ class Work:
     memory: ColorMemory | None = None  # photographs whose colors it takes over; None for none
     # files that workers open are absolute: their own folder may be another
     guide: Path | None = None  # of ``upscale``: a picture file for all, or a folder of one of each name
+    mask: Path | None = None  # of ``repair``, likewise
     face_model: Path | None = None  # of ``faces``: the file of ``settings["face_model"]``, unless that is shipped
     format: Format = "png"  # of the results
     bits: int | None = 8  # per channel of the results; None for those of the picture, where the format can hold them
@@ -73,17 +76,22 @@ class Work:
         """Whether a result depends on the frames before it."""
         return self.settings.get("frames") == "video"
 
-    def guide_of(self, name: str) -> bytes | None:
-        """Read the guide of a picture file of that name; FlowError if the folder of guides has not exactly one."""
-        if self.guide is None or not self.guide.is_dir():
-            return None if self.guide is None else files.read_bytes(self.guide)
-        stem = Path(name).stem
-        found = [p for p in self.guide.iterdir() if p.stem == stem and p.suffix.lower() in files.IMAGE_SUFFIXES]
-        if len(found) != 1:
-            raise FlowError(
-                f"Expected one guide named {stem} in {self.guide}; got {len(found)}. Name it as its picture."
-            )
-        return files.read_bytes(found[0])
+    def companions(self, name: str) -> dict[str, bytes]:
+        """Read guide and mask of a picture file of that name; FlowError if a folder of them has not exactly one."""
+        found: dict[str, bytes] = {}
+        for kind, place in (("guide", self.guide), ("mask", self.mask)):
+            if place is None:
+                continue
+            if place.is_dir():
+                stem = Path(name).stem
+                named = [p for p in place.iterdir() if p.stem == stem and p.suffix.lower() in files.IMAGE_SUFFIXES]
+                if len(named) != 1:
+                    raise FlowError(
+                        f"Expected one {kind} named {stem} in {place}; got {len(named)}. Name it as its picture."
+                    )
+                place = named[0]
+            found[kind] = files.read_bytes(place)
+        return found
 
     def ids(self, picture: bytes, model: str, name: str = "") -> list[str]:
         """Fingerprint the results of a picture, from model, settings, seed, the picture itself and its guide."""
@@ -93,8 +101,7 @@ class Work:
         payload |= {"reference": None if self.reference is None else hashlib.sha256(self.reference).hexdigest()}
         if self.memory is not None:
             payload["memory"] = self.memory.sha256
-        if (guide := self.guide_of(name)) is not None:
-            payload |= {"guide": hashlib.sha256(guide).hexdigest()}
+        payload |= {kind: hashlib.sha256(content).hexdigest() for kind, content in self.companions(name).items()}
         if self.command == "score":
             payloads = [{**payload, "seed": self.seed, "samples": self.samples, "seeded": "by content"}]
         elif self.keep:
@@ -113,7 +120,7 @@ class Work:
     def size_of(self, picture: bytes | Path) -> tuple[int, int] | None:
         """Compute height and width of the results of a picture, its content or its file; None if it is unreadable."""
         size = files.upright_size(picture)
-        if size is None or self.command in ("colorize", "brighten", "score"):
+        if size is None or self.command in ("colorize", "brighten", "repair", "score"):
             return size
         if self.command == "shrink":
             return -(-size[0] // self.scale), -(-size[1] // self.scale)
@@ -187,9 +194,9 @@ class Worker:
         if animated:
             image = files.read_frames(picture, name)
             image = image if bool((image[:, 3] < 1).any()) else image[:, :3]
-        if (content := work.guide_of(name)) is not None:
-            sampling["guide"] = files.read(content, f"the guide of {name}").pixels
-            sources["guide"] = source(sampling["guide"])
+        for kind, content in work.companions(name).items():
+            sampling[kind] = files.read(content, f"the {kind} of {name}").pixels
+            sources[kind] = source(sampling[kind])
         if video := sampling.pop("frames", "photographs") == "video":
             del sampling["samples"]
             if clip != self._clip:
@@ -204,6 +211,11 @@ class Worker:
             pictures = restore_faces(self.flow, self._faces, image, **sampling)
         elif work.command == "brighten":
             pictures = brighten(self.flow, image, **sampling)
+        elif work.command == "repair":
+            sensitivity = sampling.pop("sensitivity", 0.5)
+            marked = sampling.pop("mask", None)
+            mask = find_scratches(image, sensitivity=sensitivity) if marked is None else luma(validate_image(marked)[0])
+            pictures = repair(self.flow, image, mask, **sampling)
         elif work.command == "restore":
             pictures = restore(self.flow, image, size=stated_size(picture), **sampling)
         elif work.command == "shrink":

@@ -1,4 +1,4 @@
-"""What commands that take many images share: upscale, colorize, brighten, shrink, restore, faces and score."""
+"""What commands that take many images share: upscale, colorize, brighten, repair, shrink, restore, faces and score."""
 
 import itertools
 import math

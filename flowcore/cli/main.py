@@ -21,6 +21,7 @@ COMMANDS = {  # by name NAME: the module with its ``run_NAME``, and its help; it
     "colorize": ("make", "color black-and-white photographs, in many ways"),
     "remember": ("make", "remember the colors of photographs, for colorize to color others alike"),
     "brighten": ("make", "brighten dark photographs, in one picture or many exposures"),
+    "repair": ("make", "repair scratches and dust, or what a mask covers, in many ways"),
     "shrink": ("make", "make small pictures of photographs, which restore brings back"),
     "restore": ("make", "bring photographs back from the small pictures that shrink made"),
     "faces": ("make", "enlarge photographs, and the faces in them by a model of faces"),

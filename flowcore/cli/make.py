@@ -1,4 +1,4 @@
-"""Commands that make images: upscale, colorize, remember, brighten, shrink, restore, faces, sample, interpolate."""
+"""Commands that make images: upscale, colorize, remember, brighten, repair, faces, sample and others."""
 
 import time
 from argparse import Namespace
@@ -155,6 +155,16 @@ def run_brighten(options: Namespace) -> None:
         if value != usual:
             settings, label = settings | {name: value}, f"{label}_{name}{value:g}"
     make_images(options, lambda one: part(one, flow, "brighten", settings, label))
+
+
+def run_repair(options: Namespace) -> None:
+    flow = load_model(options, "upscale")
+    settings = resolve(flow, {"temperature": options.temperature, "calm_edges": None})
+    settings["guide_strength"] = options.guide_strength
+    if options.mask is None:
+        settings["sensitivity"] = options.sensitivity
+    mask = None if options.mask is None else options.mask.absolute()  # of a cluster, too
+    make_images(options, flow, "repair", settings, "repaired_tau{temperature:g}".format(**settings), mask=mask)
 
 
 def run_shrink(options: Namespace) -> None:

@@ -128,6 +128,21 @@ def add_brighten(command: ArgumentParser) -> None:
     add_file_format(command)
 
 
+def add_repair(command: ArgumentParser) -> None:
+    add_pictures(command)
+    option = command.add_argument
+    text = "what is white in it is repaired: a picture of the image's size, or a folder of one of each name (default: "
+    option("--mask", type=Path, metavar="FILE_OR_FOLDER", help=text + "scratches and dust are found)")
+    text = "of the search for scratches, 0 to 1; higher finds more (default: 0.5)"
+    option("--sensitivity", type=float, default=0.5, metavar="PART", help=text)
+    option("--temperature", type=float, help=f"0 is calm, 1 the model's own spread {STATED}")
+    text = "how much detail is kept of a filling from nearby, 0 to 1 (default: 0.5)"
+    option("--guide-strength", type=float, default=0.5, metavar="PART", help=text)
+    option("--seed", type=int, default=0)
+    option("--samples", type=int, default=1, help="repairs per image, with seeds SEED, SEED + 1, ...")
+    add_file_format(command)
+
+
 def add_shrink(command: ArgumentParser) -> None:
     _add_rescaling(command)
     command.set_defaults(seed=0, samples=1, bits=8)

@@ -537,6 +537,20 @@ def test_brighten_writes_exposures_and_what_made_them(tmp_path, model, model_fil
     assert "brighten needs a low-light model" in capsys.readouterr().err
 
 
+def test_repair_draws_what_a_mask_covers_and_nothing_else(tmp_path, model):
+    photo, out = photograph(tmp_path / "a.png", (40, 32)), tmp_path / "out"
+    mask = Image.new("L", (40, 32))
+    mask.paste(255, (10, 12, 30, 15))
+    mask.save(tmp_path / "mask.png")
+    assert run("repair", photo, "-o", out, "--model", model, "--mask", tmp_path / "mask.png") == 0
+    (name,) = names(out)
+    changed = (pixels(out / name) - pixels(photo)).abs().amax(0) > 0
+    covered = torch.from_numpy(np.array(mask)) > 0
+    assert bool(changed[covered].any())
+    assert not bool(changed[~covered].any())
+    assert [entry.node for entry in read_provenance(out / name)] == ["FlowcoreRepair"]
+
+
 def test_warnings_of_pillow_are_not_shown(model, tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # above twice as many it refuses
     photo = photograph(tmp_path / "a.png", (10, 7))

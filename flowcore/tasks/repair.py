@@ -1,0 +1,185 @@
+"""Repair: what scratches, dust and creases cover is drawn anew; the rest of a picture stays as it is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from ..errors import FlowError, ImageError
+from ..flow import Flow
+from ..images.alpha import extend_colors
+from ..images.color import luma
+from ..images.fill import fill, wider
+from ..images.resize import pad_symmetric, shrink
+from ..images.scratches import find
+from ..prior import Temperature
+from .intake import gray_images, validate_image, with_alpha, with_channels_of
+from .runner import Batching, Reporting, Runner, RunOptions, check_draws, part_of_run, runs_with
+from .upscale import upscale
+
+AROUND = 32  # pixels around what is repaired that the model sees
+WIDE = 24  # pixels; nothing convincing can be drawn across wider places: docs/decisions/0023
+FILLING = 0.2  # share of the time
+ADVICE = "Repair a smaller picture, ask for fewer samples, or free memory on the device."
+
+
+@torch.no_grad()
+@runs_with(Reporting)
+def find_scratches(image: Tensor, *, sensitivity: float = 0.5, **options: Unpack[Reporting]) -> Tensor:
+    """Find scratches and dust in scans: thin straight lines, and small spots with hardly anything thin around them.
+
+    Both are brighter or darker than all that is wider nearby, and up to 8 pixels wide; lines have at least 34 pixels.
+    It knows no objects: a wire alone in the sky is a scratch, too, so look at the mask.
+
+    >>> image = 0.4 + 0.02 * torch.rand(1, 1, 96, 96)
+    >>> image[..., 20:80, 40:42] = 0.9
+    >>> mask = flowcore.find_scratches(image)
+    >>> bool(mask[..., 20:80, 40:42].all()), float(mask.mean()) < 0.05
+    (True, True)
+
+    Args:
+        image: ``(B, C, H, W)`` as in ``upscale``; alpha is ignored.
+        sensitivity: In [0, 1]: how faint and how crowded scratches may be. Higher finds more, and more that is none.
+
+    Returns:
+        ``(B, 1, H, W)`` float32, 1 where the picture is damaged, with a pixel around it, else 0; on the device of
+        ``image``.
+
+    Raises:
+        ImageError: If the images are no valid ones.
+        FlowError: If ``sensitivity`` is out of its range.
+
+    Source: Joyeux et al., "Detection and removal of line scratches in motion picture films" (CVPR 1999), for lines as
+        extremes; the rest is ours.
+    """
+    if not 0 <= sensitivity <= 1:
+        raise FlowError(f"sensitivity must lie in [0, 1]; got {sensitivity}. Higher finds more.")
+    run = Runner(None, RunOptions(**options), ADVICE, image)
+
+    def task() -> Tensor:
+        rgb, _ = validate_image(image)
+        run.expect(len(rgb))
+        marks: list[Tensor] = []
+        for one in rgb.split(1):
+            marks.append(find(luma(one), sensitivity, run.check_cancelled).float())
+            run.advance()
+        return torch.cat(marks)
+
+    return run(task)
+
+
+@torch.no_grad()
+@runs_with(Batching)
+def repair(
+    flow: Flow,
+    image: Tensor,
+    mask: Tensor,
+    *,
+    temperature: Temperature | None = None,
+    calm_edges: float | None = None,
+    guide_strength: float = 0.5,
+    seed: int = 0,
+    samples: int = 1,
+    **options: Unpack[Batching],
+) -> Tensor:
+    """Draw what is under a mask anew, such as scratches and dust; every sample is another plausible repair.
+
+        g   = the picture, filled from patches nearby that fit what surrounds the mask
+        z_g = f(g | shrink(g))                    its latents, given its small version
+        z   = a z_g + sqrt(1 - a^2) tau eps       under the mask; z_g elsewhere
+        y   = f^-1(z | shrink(g))                 and its difference to g around the mask taken off, continued smoothly
+
+    >>> flow, image, mask = flowcore.load("srflow-x4"), torch.rand(1, 3, 40, 48), torch.zeros(1, 1, 40, 48)
+    >>> mask[..., 20:23, 10:40] = 1
+    >>> pictures = flowcore.repair(flow, image, mask, samples=2)
+    >>> pictures.shape, torch.equal(pictures[:1, :, :20], image[:, :, :20])
+    (torch.Size([2, 3, 40, 48]), True)
+
+    Args:
+        flow: An upscaling model.
+        image: ``(B, C, H, W)`` as in ``upscale``. What is gray stays gray; alpha is kept.
+        mask: ``(1 or B, 1, H, W)``: True, or at least 0.5, where the picture is repaired, as from ``find_scratches``.
+            It should cover the damage with its soft edges. Lines and spots of up to 12 pixels are repaired well;
+            places wider than 24 pixels stay as they are, and ``notify`` is called.
+        temperature: As in ``upscale``; None for the model's own.
+        calm_edges: As in ``upscale``.
+        guide_strength: a, in [0, 1]: how much of the filled picture's detail is kept. 0 draws all of it.
+        seed: In [0, 2^64). Sample s of every image is drawn with ``seed + s``.
+        samples: Repairs per image, at least 1.
+
+    Returns:
+        ``(B * samples, C, H, W)`` float32 in [0, 1] on the device of ``image``: all samples of image 0, then of image
+        1. Outside of the mask they are the images, bit for bit.
+
+    Raises:
+        ImageError: If the images are no valid ones, or the mask is not of their size.
+        FlowError: If the model does not upscale, another argument is out of its range, or memory does not suffice.
+
+    Source: Lugmayr et al., "SRFlow" (2020), section 4.3, for latents of a picture under its own small version; see
+    ``images.fill`` for the filling.
+    """
+    flow.require("upscale")
+    check_draws(seed, samples)
+    if not 0 <= guide_strength <= 1:
+        raise FlowError(f"guide_strength must lie in [0, 1]; got {guide_strength}. 0 draws all detail anew.")
+    run = Runner(None, RunOptions(**options), ADVICE, image)
+    rgb, alpha = validate_image(image)
+    gray = gray_images(image, rgb, run.notify)
+    holes = _holes(mask, rgb)
+    narrow = holes & ~wider(holes, WIDE)
+    if not torch.equal(holes, narrow):
+        run.notify(
+            f"Places of the mask wider than {WIDE} pixels stay as they are: nothing convincing can be drawn there. "
+            "Mask less, or repair a smaller version of the picture."
+        )
+    result, scale = rgb.repeat_interleave(samples, 0), flow.condition_scale
+    for item, (picture, hole, target) in enumerate(zip(rgb.split(1), holes.split(1), narrow.split(1), strict=True)):
+        if not bool(target.any()):
+            continue
+        rows, columns = _box(target, scale)
+        picture, hole, target = (t[..., rows, columns].cpu() for t in (picture, hole, target))
+        height, width = target.shape[-2:]
+        border = (0, -width % scale, 0, -height % scale)
+        picture, hole, padded = (pad_symmetric(t, border) for t in (picture, hole, target))
+        filled = fill(picture, hole, run.check_cancelled)
+        drawn = upscale(
+            flow,
+            shrink(filled, scale).clamp(0, 1),
+            temperature=temperature,
+            calm_edges=calm_edges,
+            seed=seed,
+            samples=samples,
+            guide=filled,
+            guide_strength=torch.where(padded, guide_strength, 1.0),
+            **{**part_of_run(options, (item + FILLING) / len(rgb), (1 - FILLING) / len(rgb)), "notify": _silent},
+        )
+        # latents under the mask also change what is around it; that is not kept, so its change is taken off
+        offset = 2 * extend_colors((1 + drawn - filled) / 2, (~padded).float()) - 1
+        repaired = (drawn - offset).clamp(0, 1)[..., :height, :width].to(result)
+        inside = result[item * samples : (item + 1) * samples, :, rows, columns]
+        inside.copy_(torch.where(target.to(result.device), repaired, inside))
+    return with_alpha(with_channels_of(image, result, gray), alpha)
+
+
+def _silent(_: str) -> None:
+    """Keep what ``upscale`` says of the small picture, which is not the caller's, to oneself."""
+
+
+def _holes(mask: Tensor, images: Tensor) -> Tensor:
+    """Check a mask of images, and return where it is set, ``(B, 1, H, W)``."""
+    count, _, height, width = images.shape
+    if mask.ndim != 4 or mask.shape[0] not in (1, count) or mask.shape[1:] != (1, height, width):
+        raise ImageError(
+            f"Expected a mask of shape (1 or {count}, 1, {height}, {width}), as the images; got {tuple(mask.shape)}. "
+            "Resize it to their size."
+        )
+    return (mask >= 0.5).to(images.device).expand(count, -1, -1, -1)
+
+
+def _box(target: Tensor, multiple: int) -> tuple[slice, slice]:
+    """Find the rows and columns of what is repaired and around it, from multiples of a number on."""
+    places = target[0, 0].nonzero()
+    (top, left), (bottom, right) = (places.amin(0) - AROUND).tolist(), (places.amax(0) + AROUND).tolist()
+    first = [max(0, start) // multiple * multiple for start in (top, left)]
+    return slice(first[0], bottom + 1), slice(first[1], right + 1)

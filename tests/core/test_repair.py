@@ -1,0 +1,153 @@
+"""Repair, and finding scratches: ``flowcore/tasks/repair.py``, ``flowcore/images/fill.py`` and ``scratches.py``."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import flowcore
+from flowcore.images.fill import bend, fill, wider
+
+
+@pytest.fixture(scope="module")
+def model() -> flowcore.Flow:
+    return flowcore.load("srflow-x4")
+
+
+def picture(channels: int = 3, height: int = 48, width: int = 61) -> Tensor:
+    """Waves that no fill can miss, (1, C, H, W)."""
+    y, x = torch.meshgrid(torch.arange(height) / 9, torch.arange(width) / 7, indexing="ij")
+    return 0.5 + 0.2 * torch.stack([(x + k).sin() + y.cos() for k in range(channels)])[None] * 0.9
+
+
+def scratch(image: Tensor, thick: int = 3) -> Tensor:
+    mask = torch.zeros_like(image[:, :1])
+    mask[..., 20 : 20 + thick, 8:52] = 1
+    return mask
+
+
+def test_outside_of_the_mask_no_bit_changes(model: flowcore.Flow) -> None:
+    image = picture()
+    mask = scratch(image)
+    repaired = flowcore.repair(model, image, mask, samples=2)
+    assert repaired.shape == (2, 3, 48, 61)
+    outside = (mask < 0.5).expand_as(image)
+    assert torch.equal(repaired[1:][outside], image[outside])
+
+
+def test_a_repair_is_near_the_undamaged_picture(model: flowcore.Flow) -> None:
+    image = picture()
+    mask = scratch(image)
+    repaired = flowcore.repair(model, image * (1 - mask), mask)
+    assert float((repaired - image)[mask.expand_as(image) > 0].abs().mean()) < 0.03
+
+
+def test_samples_differ_under_the_mask_and_count_seeds(model: flowcore.Flow) -> None:
+    image = picture()
+    mask = scratch(image)
+    first, second = flowcore.repair(model, image, mask, seed=3, samples=2)
+    assert not torch.equal(first, second)
+    assert torch.allclose(flowcore.repair(model, image, mask, seed=4)[0], second, atol=1e-5)
+
+
+def test_images_of_a_batch_have_masks_of_their_own(model: flowcore.Flow) -> None:
+    image = picture()
+    masks = torch.cat([torch.zeros_like(image[:, :1]), scratch(image)])
+    one, other = flowcore.repair(model, image.expand(2, -1, -1, -1), masks)
+    assert torch.equal(one, image[0])
+    assert not torch.equal(other, image[0])
+
+
+def test_gray_stays_gray_in_one_channel_and_in_three(model: flowcore.Flow) -> None:
+    image = picture(1)
+    mask = scratch(image)
+    assert flowcore.repair(model, image, mask).shape == image.shape
+    three = flowcore.repair(model, image.expand(-1, 3, -1, -1), mask)
+    assert torch.equal(three, three[:, :1].expand_as(three))
+
+
+def test_alpha_is_kept(model: flowcore.Flow) -> None:
+    image = torch.cat([picture(), torch.linspace(0.2, 1, 61).expand(1, 1, 48, 61)], 1)
+    repaired = flowcore.repair(model, image, scratch(image))
+    assert torch.equal(repaired[:, 3], image[:, 3])
+
+
+def test_places_that_are_too_wide_stay_and_are_told_of(model: flowcore.Flow) -> None:
+    image, told = picture(), list[str]()
+    repaired = flowcore.repair(model, image, scratch(image, 26), notify=told.append)
+    assert torch.equal(repaired, image)
+    assert "wider than 24 pixels" in told[0]
+
+
+def test_a_mask_of_another_size_is_refused(model: flowcore.Flow) -> None:
+    with pytest.raises(flowcore.ImageError, match="Resize it"):
+        flowcore.repair(model, picture(), torch.ones(1, 1, 20, 20))
+
+
+def test_repair_can_be_cancelled_while_it_fills(model: flowcore.Flow) -> None:
+    with pytest.raises(flowcore.Cancelled):
+        flowcore.repair(model, picture(), scratch(picture()), cancelled=lambda: True)
+
+
+def test_a_bent_plate_continues_a_slope_exactly() -> None:
+    slope = torch.linspace(0.2, 0.8, 64).expand(1, 1, 64, 64)
+    hole = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
+    hole[..., 20:30, 20:44] = True
+    assert torch.allclose(bend(slope.masked_fill(hole, 0), hole), slope, atol=1e-5)
+
+
+def test_a_fill_continues_a_pattern() -> None:
+    stripes = (torch.arange(64) // 4 % 2).float().expand(1, 3, 64, 64)
+    hole = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
+    hole[..., 28:36, 26:38] = True
+    filled = fill(stripes.masked_fill(hole, 0.5), hole)
+    assert float((filled - stripes).abs().max()) < 0.05
+
+
+def test_wider_finds_the_blotch_and_not_the_line_through_it() -> None:
+    hole = torch.zeros(1, 1, 80, 80, dtype=torch.bool)
+    hole[..., 40:43, :] = True
+    hole[..., 30:60, 20:50] = True
+    wide = wider(hole, 24)
+    assert bool(wide[..., 30:60, 20:50].all())
+    assert not bool(wide[..., 60:].any())
+
+
+def marked(image: Tensor) -> Tensor:
+    return flowcore.find_scratches(image) > 0
+
+
+def noisy(seed: int = 1) -> Tensor:
+    return 0.45 + 0.01 * torch.randn(1, 1, 128, 128, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("value", [0.95, 0.05])
+def test_a_slanted_line_is_found(value: float) -> None:
+    image, line = noisy(), torch.zeros(1, 1, 128, 128, dtype=torch.bool)
+    for step in range(90):
+        line[..., 20 + step, 30 + step // 3 : 32 + step // 3] = True
+    found = marked(image.masked_fill(line, value))
+    assert float(found[line].float().mean()) > 0.9
+    assert float(found.float().mean()) < 4 * float(line.float().mean())
+
+
+def test_a_speck_is_found_and_a_large_spot_is_not() -> None:
+    image = noisy()
+    image[..., 30:35, 30:35] = 0.9
+    image[..., 80:100, 80:100] = 0.9
+    found = marked(image)
+    assert bool(found[..., 30:35, 30:35].all())
+    assert not bool(found[..., 75:105, 75:105].any())
+
+
+def test_railings_are_no_scratches() -> None:
+    image = noisy()
+    image[..., 20:110, ::9] = 0.9
+    image[..., 20:110, 1::9] = 0.9
+    assert not bool(marked(image).any())
+
+
+def test_sensitivity_out_of_range_is_refused() -> None:
+    with pytest.raises(flowcore.FlowError, match="sensitivity"):
+        flowcore.find_scratches(torch.rand(1, 3, 8, 8), sensitivity=math.inf)
