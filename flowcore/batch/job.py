@@ -212,6 +212,7 @@ class Worker:
         elif work.command == "brighten":
             pictures = brighten(self.flow, image, **sampling)
         elif work.command == "repair":
+            sampling.pop("precision")
             sensitivity = sampling.pop("sensitivity", 0.5)
             marked = sampling.pop("mask", None)
             mask = find_scratches(image, sensitivity=sensitivity) if marked is None else luma(validate_image(marked)[0])

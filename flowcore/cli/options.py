@@ -141,6 +141,7 @@ def add_repair(command: ArgumentParser) -> None:
     option("--seed", type=int, default=0)
     option("--samples", type=int, default=1, help="repairs per image, with seeds SEED, SEED + 1, ...")
     add_file_format(command)
+    command.set_defaults(precision="float32")  # of what encodes
 
 
 def add_shrink(command: ArgumentParser) -> None:

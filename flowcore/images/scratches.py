@@ -16,11 +16,16 @@ NEARBY = 21  # pixels of the window in which a scratch is brighter or darker tha
 CROWD, SPOT, RING = 41, 17, 37  # pixels of windows: around a line; that hold a spot, and what is around it
 CONTRAST = 0.3, 0.03  # least contrast, at sensitivity 0 and 1
 CROWDED = 0.1, 0.21  # largest mean contrast around a line, of its own, likewise; railings and hair have more
-BUSY = 0.005, 0.045  # the same of a spot
+BUSY = 0.01, 0.06  # the same of a spot
+
+OF_NOISE = 2.5  # standard deviations that noise is above its opening, about
 
 
-def find(luma: Tensor, sensitivity: float, check: Callable[[], None]) -> Tensor:
-    """Find scratches and dust in a picture's luma ``(1, 1, H, W)`` in [0, 1]: True where they are."""
+def find(luma: Tensor, sensitivity: float, noise: float, check: Callable[[], None]) -> Tensor:
+    """Find scratches and dust in a picture's luma ``(1, 1, H, W)`` in [0, 1]: True where they are.
+
+    ``noise`` is the standard deviation of noise, which is thin, too.
+    """
     crowded, busy = (low + (high - low) * sensitivity for low, high in (CROWDED, BUSY))
     contrast = CONTRAST[0] * (CONTRAST[1] / CONTRAST[0]) ** sensitivity
     height, width = luma.shape[-2:]
@@ -28,12 +33,13 @@ def find(luma: Tensor, sensitivity: float, check: Callable[[], None]) -> Tensor:
     marks = torch.zeros_like(luma, dtype=torch.bool)
     for y in (luma, 1 - luma):  # bright ones, then dark ones
         wide = _largest(_smallest(y, WIDEST), WIDEST)  # without what is thin: an opening
-        thin = y - wide
-        extreme = (thin > contrast) & (y > _largest(wide, NEARBY) + contrast / 3)
+        candidates = y - wide > contrast
+        thin = (y - wide - min(OF_NOISE * noise, contrast / 3)).relu()
+        extreme = candidates & (y > _largest(wide, NEARBY) + contrast / 3)
         around = (RING**2 * _mean(thin, RING) - SPOT**2 * _mean(thin, SPOT)) / (RING**2 - SPOT**2)
         spot = _largest(thin, SPOT)
         marks |= extreme & (busy * spot > around) & (thin > spot / 2)
-        straight = (thin > contrast) & (crowded * thin > _mean(thin, CROWD))
+        straight = candidates & (crowded * thin > _mean(thin, CROWD))
         if bool((straight & extreme).any()):
             found, goes_on = _lines(straight & extreme, check), _lines(straight, check)
             for _ in range(FURTHER):

@@ -14,6 +14,7 @@ from ..images.fill import fill, wider
 from ..images.resize import pad_symmetric, shrink
 from ..images.scratches import find
 from ..prior import Temperature
+from ..quality.no_reference import noise_level
 from .intake import gray_images, validate_image, with_alpha, with_channels_of
 from .runner import Batching, Reporting, Runner, RunOptions, check_draws, part_of_run, runs_with
 from .upscale import upscale
@@ -62,7 +63,8 @@ def find_scratches(image: Tensor, *, sensitivity: float = 0.5, **options: Unpack
         run.expect(len(rgb))
         marks: list[Tensor] = []
         for one in rgb.split(1):
-            marks.append(find(luma(one), sensitivity, run.check_cancelled).float())
+            noise = noise_level(one[0])
+            marks.append(find(luma(one), sensitivity, noise, run.check_cancelled).float())
             run.advance()
         return torch.cat(marks)
 

@@ -119,7 +119,7 @@ def marked(image: Tensor) -> Tensor:
 
 
 def noisy(seed: int = 1) -> Tensor:
-    return 0.45 + 0.01 * torch.randn(1, 1, 128, 128, generator=torch.Generator().manual_seed(seed))
+    return 0.45 + 0.005 * torch.randn(1, 1, 128, 128, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("value", [0.95, 0.05])
