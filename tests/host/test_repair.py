@@ -1,0 +1,46 @@
+"""Flow Find Scratches and Flow Repair in the host."""
+
+import torch
+from PIL import Image, ImageDraw
+from talk import graph, loader, pixels, refusal, report
+
+import flowcore
+
+
+def scan() -> Image.Image:
+    """A gray gradient with a white scratch and a speck of dust."""
+    picture = Image.linear_gradient("L").resize((96, 80)).point(lambda v: 60 + v // 4).convert("RGB")
+    draw = ImageDraw.Draw(picture)
+    draw.line([(40, 8), (46, 70)], fill="white", width=2)
+    draw.ellipse([(70, 50), (74, 54)], fill="white")
+    return picture
+
+
+def story(**inputs):
+    return graph(
+        photo=("LoadImage", {"image": "scan.png"}),
+        model=loader("small-srflow.safetensors"),
+        find=("FlowcoreFindScratches", {"image": "photo.0", "sensitivity": 0.5}),
+        repair=("FlowcoreRepair", {"image": "photo.0", "model": "model.0", "mask": "find.0", "seed": 1} | inputs),
+        report=report("repair.0"),
+    )
+
+
+def test_a_scratched_scan_is_repaired_where_the_mask_is_and_nowhere_else(host, flows):
+    host.put("scan.png", scan())
+    outputs = host.outputs(story(temperature=0.5, samples=2))
+    assert "% of the picture marked" in outputs["find"]["text"][0]
+    image = torch.tensor(list(scan().getdata())).reshape(1, 80, 96, 3).permute(0, 3, 1, 2) / 255
+    mask = flowcore.find_scratches(image) > 0
+    repaired = pixels(outputs["report"])
+    outside = (~mask).expand_as(image)
+    assert len(repaired) == 2
+    assert torch.allclose(repaired[:1][outside], image[outside], atol=1e-6)
+    assert float(mask[0, 0, 10:68, 38:49].float().sum()) >= 2 * 58
+    assert float((repaired[:1] - image)[mask.expand_as(image)].abs().max()) > 0.2
+
+
+def test_a_mask_of_another_size_is_refused(host, flows):
+    host.put("scan.png", scan())
+    small = ("SolidMask", {"value": 1.0, "width": 16, "height": 16})
+    refusal(host, graph(story(mask="small.0"), small=small), "Resize it to their size")
