@@ -14,7 +14,7 @@ from ..images.fill import fill, wider
 from ..images.resize import pad_symmetric, shrink
 from ..images.scratches import find
 from ..prior import Temperature
-from ..quality.no_reference import noise_level
+from ..quality.damage import noise_level
 from .intake import gray_images, validate_image, with_alpha, with_channels_of
 from .runner import Batching, Reporting, Runner, RunOptions, check_draws, part_of_run, runs_with
 from .upscale import upscale
