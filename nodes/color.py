@@ -6,8 +6,11 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import torch
+
 from .. import flowcore
 from ..flowcore import ColorMemory, FlowError, Hints
+from ..flowcore.images.color import parse_color
 from ..flowcore.tasks.colorize import memory_required
 from ..flowcore.tasks.hints import combine_hints, hints_from_points, hints_from_strokes, palette_from, parse_points
 from ..flowcore.training.image_sources import folder_stamp
@@ -112,16 +115,22 @@ class FlowcoreColorHints(FlowNode):
         palette_image: Image | None,
         lock: Annotated[bool, partial(widgets.switch, advanced=True)],
         hints: Hints | None,
+        color: Annotated[str, partial(io.Color.Input, default="#808080", optional=True, socketless=False)],
     ) -> Any:
         size = image.shape[2], image.shape[3]
         parts: list[Hints | None] = []
+        color = color.strip()[:7]  # without the alpha of the host's picker
+        rgb = torch.tensor(parse_color(color)).view(1, 3, 1, 1)
+        chosen = color if len(rgb.unique()) > 1 else None  # gray, the default, is no color
+        where = None if mask is None else mask.reshape(-1, 1, *mask.shape[-2:]).float().cpu()
+        if strokes is None and where is not None and chosen:
+            strokes = rgb.expand(len(where), -1, *where.shape[-2:])
         if strokes is not None:
-            where = None if mask is None else mask.reshape(-1, 1, *mask.shape[-2:]).float().cpu()
             parts.append(hints_from_strokes(strokes.cpu(), where, size=size, lock=lock))
         elif mask is not None:
-            self.notes("mask is ignored: it says where strokes are, and none are connected.")
+            self.notes("mask is ignored: connect strokes, or choose a color.")
         if points.strip():
-            parts.append(hints_from_points(parse_points(points), size, radius=radius, lock=lock))
+            parts.append(hints_from_points(parse_points(points, chosen), size, radius=radius, lock=lock))
         colors = [word for word in re.split(r"[,;\s]+", palette) if word]
         if colors or palette_image is not None:
             picture = None if palette_image is None else palette_image.cpu()

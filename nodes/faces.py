@@ -4,7 +4,7 @@ import re
 from typing import Annotated, Any
 
 from ..flowcore import FlowError, ImageError
-from ..flowcore.images.faces import Point, eyes_from_mask
+from ..flowcore.images.faces import FacePlace, Point, eyes_from_mask
 from ..flowcore.images.resize import resize
 from ..flowcore.tasks.faces import Eyes, align_faces, eyes_from_meshes, found_eyes, paste_faces
 from . import widgets
@@ -12,11 +12,11 @@ from .host.compat import io
 from .host.ui import gallery, of_image
 from .node import FlowNode
 from .picking import PROVENANCE_LOG, PickingNode
-from .sockets import FLOW_FACE, Face, Image, Landmarks, Mask, check_memory, from_mask
+from .sockets import FLOW_FACE, Boxes, Face, Image, Landmarks, Mask, check_memory, from_mask
 
 NO_FACE = (
-    "No face was found. Lower smallest; or click both eyes of every face in the picture on the node; or type left_eye "
-    "and right_eye, such as `120, 88`, in pixels from the top left corner; or paint a dot on each (right-click Load "
+    "No face was found{}. Lower smallest; or click both eyes of every face in the picture on the node; or type left_eye"
+    " and right_eye, such as `120, 88`, in pixels from the top left corner; or paint a dot on each (right-click Load "
     "Image, Open in MaskEditor) and connect its mask."
 )
 
@@ -25,7 +25,7 @@ class FlowcoreAlignFace(FlowNode):
     """The faces that are found, or those at pairs of eye points; web/js/eyes.js shows and changes them."""
 
     ALIASES = "align face, crop face, face crop, face detailer, face restore, portrait, eyes"
-    OUTPUTS = (io.Image.Output("aligned"), FLOW_FACE.Output("place"))
+    OUTPUTS = (io.Image.Output("aligned"), FLOW_FACE.Output("place"), io.BoundingBox.Output("face_boxes"))
 
     def run(
         self,
@@ -39,6 +39,7 @@ class FlowcoreAlignFace(FlowNode):
         smallest: Annotated[int, widgets.integer(0, 0, 2048, optional=True)],
         number: Annotated[int, widgets.integer(0, 0, 64, optional=True)],
         largest: Annotated[int, widgets.integer(0, 0, 2048, optional=True)],
+        boxes: Boxes | None,
     ) -> Any:
         notes, shown = self.notes, dict[str, Any]()
         found = _typed(left_eye, right_eye)
@@ -48,10 +49,12 @@ class FlowcoreAlignFace(FlowNode):
             found = eyes_from_meshes(landmarks, face, smallest=smallest, notify=notes)
         if found is not None:
             largest = 0  # these were asked for
+            if boxes is not None:
+                notes("boxes is ignored: eyes or landmarks say which faces.")
         else:
-            found = found_eyes(image, smallest=smallest, number=number, **notes.follow())
+            found = found_eyes(image, smallest=smallest, number=number, boxes=boxes, **notes.follow())
             if not any(found):
-                raise ImageError(NO_FACE)
+                raise ImageError(NO_FACE.format("" if boxes is None else " in the boxes"))
             if len(found) == 1:
                 shown["eyes"] = [list(side) for side in zip(*found[0], strict=True)]
         if size:
@@ -63,7 +66,8 @@ class FlowcoreAlignFace(FlowNode):
         if len({place.left_eye for place in places}) > 1:
             sides = sorted(place.face for place in places)
             text = f"{len(places)} faces of {sides[0]:.0f} to {sides[-1]:.0f} pixels"
-        return self.output(faces, places, text=[text], **shown)
+        found_boxes = [[_as_box(place) for place in places if place.image == k] for k in range(len(image))]
+        return self.output(faces, places, found_boxes, text=[text], **shown)
 
 
 class FlowcorePasteFace(PickingNode):
@@ -95,6 +99,12 @@ class FlowcorePasteFace(PickingNode):
         known = len(seeds) == each and None not in seeds
         facts = [{"seed": seeds[k % each], **of_image(k, each, count)} if known else {"image": k} for k in range(count)]
         return self.output(pictures, **gallery(self, pictures, facts, image if photograph is None else photograph))
+
+
+def _as_box(place: FacePlace) -> dict[str, Any]:
+    """Make a BOUNDING_BOX of the host, as its detectors do."""
+    left, top, right, bottom = place.box
+    return {"x": left, "y": top, "width": right - left, "height": bottom - top, "label": "face"}
 
 
 def _typed(left: str, right: str) -> list[list[Eyes]] | None:

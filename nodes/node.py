@@ -17,7 +17,7 @@ from .host.ui import Notes
 from .sockets import BY_PICTURE, SOCKETS, TASKS, WIRES, ModelByPicture, shown, to_image
 from .widgets import OWN, FileNames
 
-WIDGETS = {"INT", "FLOAT", "BOOLEAN", "STRING", "COMBO"}
+WIDGETS = {"INT", "FLOAT", "BOOLEAN", "STRING", "COMBO", "COLOR"}
 
 
 def _english(file: str) -> dict[str, Any]:
@@ -213,7 +213,7 @@ def _validated(described: Any, value: Any) -> Any:
         return _or_own(described, number)
     if kind == "BOOLEAN" and not isinstance(value, bool):
         raise FlowError(f"{name} is on or off; got {shown(value)}. Send true or false.")
-    if kind in ("STRING", "COMBO"):
+    if kind in ("STRING", "COMBO", "COLOR"):
         if not isinstance(value, str):
             raise FlowError(f"{name} must be text; got {shown(value)}. Send a string.")
         try:

@@ -154,6 +154,7 @@ Clip = Annotated[Tensor, partial(io.MultiType.Input, types=[io.Image, io.Video])
 Mask = Annotated[Tensor, io.Mask.Input]  # as the host has it; see `from_mask`
 Face = Annotated[tuple[FacePlace, ...], FLOW_FACE.Input]
 Landmarks = Annotated[list[Any], io.Custom("FACE_LANDMARKS").Input]  # of the host's face detector, since 0.30
+Boxes = Annotated[list[Any], partial(io.BoundingBox.Input, force_input=True)]  # see `_boxes`
 WIRES: dict[Any, Any] = {Latents: FLOW_LATENTS, Hints: FLOW_HINTS, ColorMemory: FLOW_MEMORY}  # other classes
 
 
@@ -244,6 +245,20 @@ def _landmarks(value: Any, name: str) -> list[Any]:
     return frames
 
 
+def _boxes(value: Any, name: str) -> list[list[tuple[float, float, float, float]]]:
+    """Convert a BOUNDING_BOX, a list of them for all images, or one for each, to left, top, right and bottom."""
+    several = [value] if isinstance(value, dict) else value
+    try:
+        lists = several if several and not isinstance(several[0], dict) else [several]
+        sides = [[[float(box[side]) for side in ("x", "y", "width", "height")] for box in boxes] for boxes in lists]
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise FlowError(
+            f"{name} must be bounding boxes of x, y, width and height; got {shown(value)}. Connect a node that finds "
+            "or draws boxes."
+        ) from None
+    return [[(x, y, x + width, y + height) for x, y, width, height in boxes] for boxes in sides]
+
+
 def _is_places(value: Any) -> bool:
     return isinstance(value, tuple) and bool(value) and all(isinstance(one, FacePlace) for one in value)
 
@@ -262,5 +277,6 @@ SOCKETS: dict[str, Callable[[Any, str], Any]] = {
     "FLOW_MEMORY": _expect(lambda value: isinstance(value, ColorMemory), "a memory of Flow Color Memory"),
     "FLOW_FACE": _expect(_is_places, "the place of Flow Align Face"),
     "FACE_LANDMARKS": _landmarks,
+    "BOUNDING_BOX": _boxes,
 }
 """Socket type to what takes a value and the name of the input, and returns what `run` gets, or raises a FlowError."""

@@ -72,6 +72,12 @@ class FacePlace:
         return math.degrees(math.atan2(v - y, u - x))
 
     @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of the face's square, as far as it lies in the picture, in whole pixels."""
+        top, bottom, left, right = _box(replace(self, window=None), 0)
+        return left, top, right, bottom
+
+    @property
     def inside(self) -> float:
         """Share of the crop that lies in the picture."""
         steps = (torch.arange(64, dtype=torch.float64) + 0.5) / 64

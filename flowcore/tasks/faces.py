@@ -48,6 +48,7 @@ NEAR = 0.4  # share of the wider box: detections whose middles are nearer are on
 SEEN = 2.8  # side of the crop for the second look, in widths of the box
 AT_ONCE = 4  # squares
 Eyes = tuple[Point, Point]
+Box = tuple[float, float, float, float]  # left, top, right and bottom, in pixels of the picture
 Notify = Callable[[str], None]
 
 LEANING = 45  # degrees beyond which a note asks whether the points are eyes, and faces are always turned
@@ -71,7 +72,7 @@ class Face:
     """
 
     score: float
-    box: tuple[float, float, float, float]
+    box: Box
     eyes: tuple[Point, Point]
     nose: Point
     mouth: Point
@@ -300,14 +301,37 @@ def _oddities(pictures: Sequence[Tensor], places: Sequence[FacePlace]) -> Iterat
 
 @runs_with(Reporting)
 def found_eyes(
-    image: Tensor, *, smallest: float = 0, number: int = 0, **options: Unpack[Reporting]
+    image: Tensor,
+    *,
+    smallest: float = 0,
+    number: int = 0,
+    boxes: Sequence[Sequence[Box]] | None = None,
+    **options: Unpack[Reporting],
 ) -> list[list[Eyes]]:
-    """Find the eyes of every image's ``number`` largest faces, 0 for all, if ``smallest`` pixels wide with hair."""
-    boxes = max(SMALLEST, smallest / 2)  # a box is about three fifths as wide as a face with hair
+    """Find the eyes of every image's ``number`` largest faces, 0 for all, if ``smallest`` pixels wide with hair.
+
+    With ``boxes``, a list for each image or one for all, only of faces whose middle lies in one of them.
+    """
+    widest = max(SMALLEST, smallest / 2)  # a face's box is about three fifths as wide as the face with hair
+    found = find_faces(image, smallest=widest, **options)
+    if boxes is not None:
+        if len(boxes) not in (1, len(found)):
+            raise ShapeError(f"Expected the boxes of one or all of {len(found)} images; got those of {len(boxes)}.")
+        pairs = [(faces, boxes[k % len(boxes)]) for k, faces in enumerate(found)]
+        empty = sum(not any(_is_in(face, box) for face in faces) for faces, regions in pairs for box in regions)
+        if empty:
+            count = sum(len(regions) for _, regions in pairs)
+            RunOptions(**options).tell(f"No face was found in {empty} of {count} boxes.")
+        found = [[face for face in faces if any(_is_in(face, box) for box in regions)] for faces, regions in pairs]
     return [
         [face.eyes for face in faces if math.dist(*face.eyes) / (RIGHT - LEFT) >= smallest][: number or None]
-        for faces in find_faces(image, smallest=boxes, **options)
+        for faces in found
     ]
+
+
+def _is_in(face: Face, box: Box) -> bool:
+    x, y = (face.box[0] + face.box[2]) / 2, (face.box[1] + face.box[3]) / 2
+    return box[0] <= x <= box[2] and box[1] <= y <= box[3]
 
 
 def paste_faces(

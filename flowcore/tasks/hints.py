@@ -120,18 +120,25 @@ def hints_from_points(
     return Hints(coverage=coverage, chroma=chroma, lock=lock)
 
 
-def parse_points(text: str) -> list[Point]:
-    """Read lines "x, y, #rrggbb" (or with ";" between the points), or a JSON list ``[[x, y, "#rrggbb"], ...]``."""
+def parse_points(text: str, color: str | None = None) -> list[Point]:
+    """Read lines "x, y, #rrggbb" (or with ";" between the points), or a JSON list ``[[x, y, "#rrggbb"], ...]``.
+
+    ``color`` is that of points without one.
+    """
+
+    def colored(point: list[Any]) -> list[Any]:
+        return [*point, color] if color is not None and len(point) == 2 else point
+
     if text.strip().startswith("["):
         try:
             parsed: Any = json.loads(text)
-            return [(float(x), float(y), str(wanted)) for x, y, wanted in parsed]
+            return [(float(x), float(y), str(wanted)) for x, y, wanted in map(colored, parsed)]
         except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise FlowError(f'Points as JSON are [[x, y, "#rrggbb"], ...]; got {text.strip()[:60]!r}.') from error
     points: list[Point] = []
     for line in filter(None, (line.strip() for line in re.split(r"[;\n]", text))):
         try:
-            x, y, wanted = re.split(r"[,\s]+", line)
+            x, y, wanted = colored(re.split(r"[,\s]+", line))
             points.append((float(x), float(y), wanted))
         except ValueError as error:
             raise FlowError(

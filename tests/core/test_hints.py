@@ -146,6 +146,11 @@ def test_points_are_read_from_lines_or_json():
     assert parse_points(" \n ; ") == parse_points("[]") == []
 
 
+@pytest.mark.parametrize("text", ["120, 80; 3.5, 4, 8af", '[[120, 80], [3.5, 4, "8af"]]'])
+def test_points_without_a_color_have_a_common_one(text):
+    assert parse_points(text, "#c03020") == [(120, 80, "#c03020"), (3.5, 4, "8af")]
+
+
 NOT_LINES = ["1, 2, #fff\n3, #abc", "a, 2, #fff", "1, 2, #fff, 4", "1, 2"]
 NOT_JSON = ["[[1, 2]]", '[1, 2, "#fff"]', '[[1, 2, "#fff"]', '[["a", 2, "#fff"]]', "[[null, 1, 2]]"]
 

@@ -228,7 +228,7 @@ def app(name: str, api: dict[str, Any], numbers: dict[str, int], every: dict[str
     }
 
 
-WIDGETS = ("COMBO", "COMFY_DYNAMICCOMBO_V3", "INT", "FLOAT", "STRING", "BOOLEAN")
+WIDGETS = ("COMBO", "COMFY_DYNAMICCOMBO_V3", "INT", "FLOAT", "STRING", "BOOLEAN", "COLOR")
 AREA, TEXT = 460, 130  # pixels of what a node shows of its runs, with pictures and without: web/js/canvas.js
 # Pixels that the pictures of a node take, besides its inputs.
 TALLER = {"FlowcoreExample": 280, "PreviewAny": 160, "FlowcoreTrain": 150, "FlowcoreAlignFace": 280}

@@ -11,6 +11,7 @@ from small_flows import flow
 from talk import graph, loader, noise, picture, pixels, refusal, report
 
 import flowcore
+from flowcore.images.color import parse_color
 from flowcore.images.strokes import paint_colors, paint_mask, parse_strokes
 from flowcore.latents import interpolate
 from flowcore.tasks.hints import Hints, combine_hints, hints_from_points, hints_from_strokes, palette_from, parse_points
@@ -87,8 +88,10 @@ def test_hints_of_every_kind_reach_the_task(host, flows):
     over = {"image": "image.0", "points": "10, 10, #2040c0; 40, 20, #20c040", "radius": 4, "palette": "#888888"}
     below = hints_from_points(parse_points(over["points"]), size, radius=4)
     below = dataclasses.replace(below, palette=palette_from(["#888888"]))
-    over_below = combine_hints(hints_from_points(parse_points(one), size, radius=4), below)
+    point = hints_from_points(parse_points(one), size, radius=4)
+    over_below = combine_hints(point, below)
     whole = hints_from_strokes(painted, torch.ones(1, 1, 8, 12), size=size)
+    colored = hints_from_strokes(torch.tensor(parse_color("#c04020")).view(1, 3, 1, 1).expand(-1, -1, *size))
     nodes = {
         "strokes": ("LoadImage", {"image": host.put("strokes.png", strokes)}),
         "painted": picture(fill="noise7", **SIDES),
@@ -103,6 +106,8 @@ def test_hints_of_every_kind_reach_the_task(host, flows):
         ({"palette": "#c04020, 2040c0;#8a8"}, Hints(palette=palette_from(["#c04020", "#2040c0", "#88aa88"])), ""),
         ({"palette_image": "palette.0"}, Hints(palette=palette_from(image=noise(1, 3, 16, 16, number=3))), ""),
         ({"points": one, "radius": 4, "hints": "earlier.0"}, over_below, ""),
+        ({"mask": "mask.0", "color": "#c04020ff"}, colored, "cover 100 %"),
+        ({"points": "10, 10", "radius": 4, "color": "#c04020"}, point, "hints cover"),
         ({}, None, "no hints yet"),
     ):
         outputs = host.outputs(coloring(MILD, hints=inputs, hint_steps=0), **nodes)

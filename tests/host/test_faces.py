@@ -104,6 +104,28 @@ def test_faces_are_found_without_eyes(host):
     assert [outputs["align"]["eyes"], outputs["report"]["shape"][0]] == [[lefts[:1], rights[:1]], 1]
 
 
+def test_only_faces_in_the_boxes_of_the_host_are_taken(host):
+    photo, shape = ("FlowcoreExample", {"picture": "group photograph"}), {"y": 0, "width": 40}
+    box = ("PrimitiveBoundingBox", {"x": 50, "height": 50, **shape})
+    outputs = host.outputs(aligning(photo, boxes="box.0"), box=box)
+    assert outputs["report"]["shape"][0] == 1
+    below = ("PrimitiveBoundingBox", {"x": 0, "height": 4, **shape})
+    refusal(host, graph(aligning(photo, boxes="box.0"), box=below), "No face was found in the boxes")
+
+
+def test_boxes_of_faces_can_be_drawn_and_give_the_same_faces(host):
+    outputs = host.outputs(
+        aligning(("FlowcoreExample", {"picture": "group photograph"})),
+        again=("FlowcoreAlignFace", {"image": "image.0", "size": 0, "boxes": "align.2"}),
+        faces=report("again.0"),
+        draw=("DrawBBoxes", {"image": "image.0", "bboxes": "align.2"}),
+        drawn=report("draw.0"),
+        before=report("image.0"),
+    )
+    assert torch.equal(pixels(outputs["faces"]), pixels(outputs["report"]))
+    assert 3 * 50 < (pixels(outputs["drawn"]) - pixels(outputs["before"])).abs().gt(0.1).any(1).sum() < 3 * 500
+
+
 def test_wires_of_a_wrong_type_are_refused(host):
     wrong = graph(wrong=("FlowcoreTestWrong", {}))
     workflow = aligning(**POINTS, landmarks="wrong.4") | wrong

@@ -26,7 +26,7 @@ def widgets(info):
             yield name, kind if isinstance(kind, list) else properties["options"], properties
         elif kind == "COMFY_DYNAMICCOMBO_V3":
             yield name, [option["key"] for option in properties["options"]], properties
-        elif kind in ("INT", "FLOAT", "STRING", "BOOLEAN") and not properties.get("forceInput"):
+        elif kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COLOR") and not properties.get("forceInput"):
             yield name, kind, properties
         if properties.get("control_after_generate"):
             yield None, list(CONTROL), {}
@@ -106,7 +106,7 @@ def check_values(node_type, valued):
             assert kind == "FLOAT" or isinstance(value, int), place
             assert properties["min"] <= value <= properties["max"], place
         else:
-            assert isinstance(value, {"STRING": str, "BOOLEAN": bool}[kind]), place
+            assert isinstance(value, {"STRING": str, "BOOLEAN": bool, "COLOR": str}[kind]), place
 
 
 def test_app_mode_asks_for_widgets_that_are_there(host):
