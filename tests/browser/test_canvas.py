@@ -863,7 +863,10 @@ def test_a_node_says_why_it_failed_until_the_next_run(canvas, page):
         numbered(
             photo=("EmptyImage", {"width": 6000, "height": 4500, "batch_size": 1, "color": 0}),
             model=MODEL,
-            up=("FlowcoreUpscale", {"image": "photo.0", "model": "model.0", "temperature": 0.5, "seed": 1}),
+            up=(
+                "FlowcoreUpscale",
+                {"image": "photo.0", "model": "model.0", "temperature": 0.5, "seed": 1, "factor": 0},
+            ),
             show=("PreviewImage", {"images": "up.0"}),
         )
     )
@@ -921,7 +924,7 @@ def test_numbers_in_a_subgraph_show_what_the_model_states(classic):
     names = ("temperature", "factor", "calm_edges")
     classic.page.wait_for_function(f"() => ({shown})().factor")
     values = classic.page.evaluate(shown)
-    assert [values[name] for name in names] == [1, 4, 0.35]
+    assert [values[name] for name in names] == [1.2, 4, 0.5]
     sent = classic.sent("FlowcoreUpscale")
     assert [sent[name] for name in names] == [-0.1, 0, -0.1]
     (inside,) = classic.saved()["definitions"]["subgraphs"]

@@ -22,7 +22,9 @@ async function enlarge() {
     const node = LiteGraph.createNode(kind);
     node.pos = [left + GAP, chosen.pos[1] + (place ? 0 : LOWER)];
     left += GAP + node.size[0];
+    const values = node.widgets.map(({ value }) => value);
     chosen.graph.add(node);
+    node.widgets.forEach((widget, k) => (widget.value = values[k])); // the frontend keeps those of an earlier node of its number
     return node;
   });
   loader.connect(0, made, "model");
