@@ -20,7 +20,7 @@ from .runner import Batching, Reporting, Runner, RunOptions, check_draws, part_o
 from .upscale import upscale
 
 AROUND = 32  # pixels around what is repaired that the model sees
-WIDE = 24  # pixels; nothing convincing can be drawn across wider places: docs/decisions/0023
+WIDE = 24  # pixels; nothing convincing can be drawn across wider places
 FILLING = 0.2  # share of the time
 ADVICE = "Repair a smaller picture, ask for fewer samples, or free memory on the device."
 
@@ -30,7 +30,7 @@ ADVICE = "Repair a smaller picture, ask for fewer samples, or free memory on the
 def find_scratches(image: Tensor, *, sensitivity: float = 0.5, **options: Unpack[Reporting]) -> Tensor:
     """Find scratches and dust in scans: thin straight lines, and small spots with hardly anything thin around them.
 
-    Both are brighter or darker than all that is wider nearby, and up to 8 pixels wide; lines have at least 34 pixels.
+    Both are brighter or darker than all that is wider nearby, and up to 8 pixels wide; lines have at least 26 pixels.
     It knows no objects: a wire alone in the sky is a scratch, too, so look at the mask.
 
     >>> image = 0.4 + 0.02 * torch.rand(1, 1, 96, 96)

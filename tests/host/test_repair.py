@@ -1,5 +1,6 @@
 """Flow Find Scratches and Flow Repair in the host."""
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from talk import graph, loader, pixels, refusal, report
@@ -17,20 +18,21 @@ def scan() -> Image.Image:
 
 
 def story(**inputs):
+    given = {"image": "photo.0", "model": "model.0", "mask": "find.0", "temperature": 0.5, "seed": 1}
     return graph(
         photo=("LoadImage", {"image": "scan.png"}),
         model=loader("small-srflow.safetensors"),
         find=("FlowcoreFindScratches", {"image": "photo.0", "sensitivity": 0.5}),
-        repair=("FlowcoreRepair", {"image": "photo.0", "model": "model.0", "mask": "find.0", "seed": 1} | inputs),
+        repair=("FlowcoreRepair", given | inputs),
         report=report("repair.0"),
     )
 
 
 def test_a_scratched_scan_is_repaired_where_the_mask_is_and_nowhere_else(host, flows):
     host.put("scan.png", scan())
-    outputs = host.outputs(story(temperature=0.5, samples=2))
+    outputs = host.outputs(story(samples=2))
     assert "% of the picture marked" in outputs["find"]["text"][0]
-    image = torch.tensor(list(scan().getdata())).reshape(1, 80, 96, 3).permute(0, 3, 1, 2) / 255
+    image = torch.from_numpy(np.array(scan())).permute(2, 0, 1)[None] / 255
     mask = flowcore.find_scratches(image) > 0
     repaired = pixels(outputs["report"])
     outside = (~mask).expand_as(image)
