@@ -2,6 +2,7 @@
 
 import doctest
 import functools
+import json
 import os
 import re
 import shlex
@@ -108,6 +109,24 @@ def test_the_site_has_no_dead_link(tmp_path):
     public = (tmp_path / "reference" / "index.html").read_text(encoding="utf-8")
     assert [name for name in flowcore.__all__ if name != "__version__" and f'id="flowcore.{name}"' not in public] == []
     assert (tmp_path / "stories" / "index.html").read_text(encoding="utf-8").count("<h2") == len(TITLES)
+
+
+TRANSLATED = sorted((ROOT / "web" / "docs").glob("*/*.md"))
+
+
+@pytest.mark.parametrize("page", TRANSLATED, ids=lambda page: f"{page.parent.name}-{page.stem}")
+def test_translated_help_pages_say_what_the_english_ones_say(page):
+    """They have its headings, items and code, and name inputs and outputs as the locale does."""
+    words = json.loads((ROOT / "locales" / page.stem / "nodeDefs.json").read_text())[page.parent.name]
+    english, text = page.parent.with_suffix(".md").read_text(), page.read_text()
+    form, code = r"^(#+ |- |```|</?details>)", r"(?<!`)`([^`\n]+)`(?!`)"
+    assert re.findall(form, text, re.MULTILINE) == re.findall(form, english, re.MULTILINE)
+    named = {name for name in words["inputs"] if name != "upload"}
+    assert {*re.findall(code, text)} - named == {*re.findall(code, english)} - named
+    assert text.startswith(f"# {words['display_name']}\n")
+    missing = [name for name in named if f"**{words['inputs'][name]['name']}** (`{name}`)" not in text]
+    missing += [one["name"] for one in words["outputs"].values() if f"**{one['name']}**" not in text]
+    assert missing == []
 
 
 def test_the_readme_names_every_command():

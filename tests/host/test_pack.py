@@ -125,6 +125,9 @@ def test_help_pages_are_served_and_name_every_input_and_output(host):
         outputs = page.partition("\n## Output")[2].partition("\n## ")[0]
         for described in words["outputs"].values():
             assert f"**{described['name']}**" in outputs
+    for page in (ROOT / "web" / "docs").glob("*/*.md"):  # ID/LOCALE.md, where the frontend looks before ID.md
+        served = host.get(f"/extensions/{comfyui.PACK_NAME}/docs/{page.parent.name}/{page.name}")
+        assert served == page.read_bytes()
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
