@@ -20,7 +20,7 @@ from PIL import Image, ImageSequence
 WORKFLOWS = comfyui.ROOT / "workflows"
 CONTROLLED = "fixed"  # what a seed does after a run
 COLUMN, GAP, BELOW = 344, 40, 60  # pixels: width of a node, between columns, and between nodes
-MAIN, NARROW, LOWER = 460, 380, 70  # width of a node with a gallery, and in a story of several ones, which are lower
+MAIN, NARROW, LOWER = 460, 374, 70  # width of a node with a gallery, and in a story of several ones, which are lower
 THUMBNAIL = 640
 
 # Story to the name of its file.
