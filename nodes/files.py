@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ..flowcore import FlowError, upscaler_for
-from ..flowcore.batch.folders import Found, Job, Made, find, in_turn, is_done, jobs, run, save, split_name
+from ..flowcore.batch.folders import Found, Job, Made, find, in_turn, is_done, jobs, listed, run, save, split_name
 from ..flowcore.batch.job import Work, Worker, encode_like
+from ..flowcore.batch.tables import NAME, Manifest
 from ..flowcore.checkpoints.color_memory import starter_memory
 from ..flowcore.checkpoints.writing import write_atomic
 from ..flowcore.images.files import SUFFIXES, Format, check_format, read, read_bytes
@@ -58,14 +59,19 @@ class FlowcoreFolder(FlowNode):
         source, out = inside("input", folder), inside("output", subfolder)
         if not os.path.isdir(source):
             raise FlowError(f"folder: {shown(folder)} is no folder in ComfyUI's input folder. Put pictures into one.")
-        found = find([str(source)], out, notes)
+        found, manifest = find([str(source)], out, notes), Manifest(inside("output", out / NAME))
         parts = [(model, found)] if isinstance(model, FlowModel) else _by_picture(model, found)
 
         def start(picture: Path) -> Any:
             self.notes.show(f"{count.total() + 1} of {len(found)}: {picture.name}")
             return progress.part(count.total() / len(found), 1 / len(found))
 
-        def on_result(job: Job, result: Made | Exception | None) -> None:
+        def on_result(one: FlowModel, work: Work, job: Job, result: Made | Exception | None) -> None:
+            if result is not None:  # paths in it are below the two folders
+                targets = tuple(target.relative_to(out) for target in job.targets)
+                below = replace(job, source=job.source.relative_to(source), targets=targets)
+                told = result.notes if isinstance(result, Made) else ()
+                manifest.append(listed(below, result, work, one.sha256, told))
             stop_if_cancelled()
             if isinstance(result, Exception):
                 notes(f"{job.source.name}: {result}")
@@ -82,7 +88,8 @@ class FlowcoreFolder(FlowNode):
             one.load(need(one.flow, side, side))
             executor = partial(in_turn, Worker(work, one.flow), start, notes, cancelled=stop_if_cancelled)
             done = partial(is_done, work=work, model=one.sha256)
-            run(todo, executor, is_done=done, save=save, on_result=on_result, notify=notes)
+            run(todo, executor, is_done=done, save=save, on_result=partial(on_result, one, work), notify=notes)
+        manifest.compact()
         info = f"{len(found)} pictures: {', '.join(f'{n} {what}' for what, n in count.items())}; in output/{subfolder}"
         if not isinstance(model, FlowModel):
             info += "".join(f"; {len(pictures)} by {one.name}" for one, pictures in parts)

@@ -358,6 +358,17 @@ def targets_done(
     return done
 
 
+def listed(
+    job: Job, result: Made | Exception, work: Work, model: str, notes: Sequence[str]
+) -> Iterator[tuple[object, ...]]:
+    """Rows of ``tables.COLUMNS`` for a job that was executed; ``model`` is the fingerprint of the model."""
+    outputs, seconds, note = [("", "")], None, str(result)
+    if isinstance(result, Made):
+        outputs, seconds, note = zip(job.targets, work.seeds(), strict=True), round(result.seconds, 2), " ".join(notes)
+    for target, seed in outputs:
+        yield job.source, target, seed, work.model, model, seconds, note
+
+
 def save(job: Job, made: Made) -> None:
     """Save the results of a job, each file atomically."""
     for target, result in zip(job.targets, made.files, strict=True):

@@ -31,7 +31,8 @@ class Manifest:
         check_writable(path)
         if path.exists():
             if tuple([*self._read(), COLUMNS][0]) != COLUMNS:
-                raise FlowError(f"{path} is something else than a list of results. Name another file with --manifest.")
+                said = f"{path} is something else than a list of results."
+                raise FlowError(f"{said} Name another file with --manifest, or another folder.")
             self.compact()
 
     def compact(self) -> None:

@@ -161,10 +161,8 @@ def make_images(
             notes.insert(0, _why(*chosen[job.source]))
         write_result(options, job.source, () if failure else job.targets, seconds, notes, failure)
         if manifest is not None and result is not None:
-            outputs = zip(job.targets, work.seeds(), strict=True) if isinstance(result, Made) else [("", "")]
-            note, mine = failure or " ".join(notes), parts[chosen[job.source][0]]
-            rows = ((job.source, file, seed, mine.work.model, mine.sha256, seconds, note) for file, seed in outputs)
-            manifest.append(rows)
+            mine = parts[chosen[job.source][0]]
+            manifest.append(folders.listed(job, result, mine.work, mine.sha256, notes))
 
     def execute(pending: Iterable[Job]) -> Iterator[folders.Result]:
         """Execute jobs in their order, or on a cluster one model after the other."""

@@ -170,7 +170,7 @@ def add_faces(command: ArgumentParser) -> None:
     option("--largest", type=float, default=LARGEST, metavar="PIXELS", help=text)
     option("--number", type=int, default=0, metavar="N", help="faces of each picture at most, largest first; 0: all")
     text = "paste all faces, also those with specks, or unlike the photograph, which else stay as enlarged"
-    option("--paste-all", action="store_true", help=text)
+    option("--paste-all", "--no-check", action="store_true", help=text)
     option("--temperature", type=float, help="of the faces (default: what their model's file states)")
     _add_draws(command, "pictures each", tiles="LR pixels")
     add_megapixels(command)
@@ -205,8 +205,9 @@ def add_sample(command: ArgumentParser) -> None:
     text = "how far images are led to their labels, by models made for it: 0 for not, 1 to 3 are usual (default: 0)"
     option("--guidance", type=float, default=0.0, metavar="W", help=text)
     text = "keep the Gaussian noise that a model draws because it was trained with it"
-    option("--keep-noise", action="store_true", help=text)
-    option("--style", action="append", default=[], metavar="NAME=STRENGTH", help="for models with styles, e.g. bold=2")
+    option("--keep-noise", "--no-denoise", action="store_true", help=text)
+    text = "for models with styles, e.g. bold=2"
+    option("--style", "--styles", action="append", default=[], metavar="NAME=STRENGTH", help=text)
     add_precision(command)
 
 
@@ -236,13 +237,14 @@ def add_colorize(command: ArgumentParser) -> None:
     option("--coherence", type=float, metavar="SHARE", help=text + "the model's own)")
     option("--saturation", type=float, help="factor on the chroma (default: the model's own, and 1 with a reference)")
     option("--working-size", type=int, metavar="PIXELS", help="shorter side of the image that the model colors")
-    option("--hint", action="append", default=[], metavar="X,Y,#RRGGBB", help="a color at a pixel; repeatable")
+    text = "a color at a pixel; repeatable"
+    option("--hint", "--hints", action="append", default=[], metavar="X,Y,#RRGGBB", help=text)
     option("--radius", type=float, default=8, metavar="PIXELS", help="of the hints (default: 8)")
     option("--lock", action="store_true", help="reproduce the hints' colors exactly")
     option("--strength", type=float, metavar="PART", help="how much of the reference's palette is used (default: 1)")
     option("--gamut", default="compress", choices=["compress", "clip"])
     text = "video: the images of a folder are the frames of a clip, in the order of the numbers in their names"
-    option("--frames", default="photographs", choices=["photographs", "video"], help=text)
+    option("--frames", default="photographs", choices=["photographs", "images", "video"], help=text)
     text = "video: how much of the previous frame's colors is kept, 0 to below 1 (default: 0.5)"
     option("--carry", type=float, metavar="PART", help=text)
     text = "photographs in color, whose colors are taken over thing by thing: a folder, one file, or what remember "

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import csv
 import errno
 import json
 import os
@@ -26,6 +27,7 @@ from client import RunError
 from PIL import Image, ImageCms
 from talk import WORKFLOWS, graph, loader, refusal, until
 
+from flowcore.batch.tables import COLUMNS, Manifest
 from flowcore.images.files import bits_per_channel
 from flowcore.provenance import read as read_provenance
 
@@ -68,6 +70,11 @@ def rows(out):
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
+def manifest(out):
+    with (out / "manifest.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def results(out):
     return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*.png")}
 
@@ -103,6 +110,12 @@ def test_a_folder_whose_script_was_killed_is_resumed(host, small, folder, tmp_pa
     table = {row["image"]: row for row in rows(here)}
     assert sorted(table) == sorted([*NAMES, "bad.png"])
     assert table["bad.png"]["error"]
+    listed = manifest(here)
+    assert [Path(row["input"]).name for row in listed if not row["output"]] == ["bad.png"]
+    assert {row["output"] for row in listed if row["output"]} >= {*went_on.stdout.splitlines()}
+    summary = rf"{7 - done} done, {done - 1} of 7 were there already, 1 failed, in \S+ s\."
+    assert re.fullmatch(summary, went_on.stderr.splitlines()[-1])
+    assert re.search(r"\n\d/7 .*  about \S+ s to go\n", went_on.stderr)
     assert {row["server"] for row in table.values()} <= {host.url, other}
     # Hosts do not repeat what a loader has said whose model they have at hand.
     assert any(row["outputs"].get("model", {}).get("scale") == [2] for row in rows(here))
@@ -130,6 +143,32 @@ def test_a_folder_whose_script_was_killed_is_resumed(host, small, folder, tmp_pa
     assert run(folder, again, *words, "--set", "upscale.temperature=0.1").returncode == 0
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert len(results(again)) == 4 * len(NAMES)
+
+
+def test_the_manifest_is_that_of_the_command_line(tmp_path):
+    assert tuple(batch.COLUMNS) == COLUMNS
+    table, failed, made = tmp_path / "manifest.csv", ["a.png", *[""] * 5, "why"], ["a.png", "a_01.png", *[""] * 5]
+    other = ["b.png", "b_01.png", *[""] * 5]
+    table.write_bytes(batch.encode([batch.COLUMNS, failed, other, made, made, ["cut"]]))
+    batch.compact(table)
+    assert table.read_bytes() == batch.encode([batch.COLUMNS, other, made])
+    Manifest(table).compact()
+    assert table.read_bytes() == batch.encode([batch.COLUMNS, other, made])
+    table.write_text("x,y\n")
+    with pytest.raises(ValueError, match="something else than a list of results"):
+        batch.compact(table)
+
+
+def test_again_makes_what_is_done_already(folder, tmp_path):
+    options = argparse.Namespace(folder=folder, out=tmp_path / "out", again=False, quiet=True)
+    options.out.mkdir()
+    first = batch.Batch(options, batch.load("upscale"))
+    (options.out / "made.png").touch()
+    done = [{"key": key, "files": ["made.png"]} for key in first.pictures]
+    (options.out / "batch.jsonl").write_text("\n".join(map(json.dumps, done)))
+    assert batch.Batch(options, batch.load("upscale")).waiting == []
+    options.again = True
+    assert batch.Batch(options, batch.load("upscale")).waiting == [*first.pictures]
 
 
 def test_every_story_that_loads_a_picture_takes_a_folder():
@@ -206,7 +245,7 @@ def test_a_node_that_the_server_leaves_out_is_a_failure(host, small, folder, tmp
 
 
 def test_a_picture_of_which_nothing_was_saved_is_a_failure(folder, tmp_path, monkeypatch, capsys):
-    options = argparse.Namespace(folder=folder, out=tmp_path / "out", clean=False, json=True, quiet=False)
+    options = argparse.Namespace(folder=folder, out=tmp_path / "out", clean=False, json=True, quiet=False, again=False)
     options.out.mkdir()
     mine = batch.Batch(options, batch.load("upscale"))
     monkeypatch.setattr(mine, "make", lambda *_: {"preview": {"images": [{"type": "temp", "filename": "a.png"}]}})
@@ -222,7 +261,7 @@ def test_settings_are_checked_against_the_server_at_the_start(host, folder, tmp_
         ("upscale.temperature=99", "upscale.temperature is a number from"),
         ("upscale.samples=many", "upscale.samples is a number from 1"),
         ("upscale.precision=float8", "upscale.precision is one of float32"),
-        ("model.model_name=nobody", "model.model_name is one of brighten-photos"),
+        ("model.model_name=nobody", "model.model_name is one of upscaler that suits"),
     ):
         refused = run(folder, tmp_path / "out", "--server", host.url, "--set", setting)
         assert (refused.returncode, said in refused.stderr) == (2, True), refused.stderr
@@ -421,7 +460,7 @@ def test_the_last_picture_of_a_server_that_dies_goes_to_another(folder, tmp_path
     monkeypatch.setattr(batch, "describe", lambda server, kind: {"input": {}})
     monkeypatch.setattr(batch, "run", stand_in)
     (tmp_path / "out").mkdir()
-    switches = dict.fromkeys(("clean", "json", "quiet"), False)
+    switches = dict.fromkeys(("clean", "json", "quiet", "again"), False)
     options = argparse.Namespace(folder=folder, out=tmp_path / "out", wait=0, limit=0, **switches)
     shared = batch.Batch(options, {"photo": {"class_type": "LoadImage", "inputs": {}}})
     threads = [threading.Thread(target=shared.serve, args=(server,)) for server in ("dying", "alive")]
@@ -507,6 +546,10 @@ def test_flow_folder_keeps_metadata_and_goes_on_where_it_stopped(host, mine):
             assert told.info["xmp"] == b"<x:xmpmeta/>"
         assert bits_per_channel(out / "deep" / f"fine{end}") == 16
         assert read_provenance(out / f"told{end}")[0].seed == 3
+        listed = [row for row in manifest(out) if row["model"] == f"{flow}.safetensors" or not row["output"]]
+        assert [row["input"] for row in listed if not row["output"]] == ["bad.png"]
+        assert {(row["input"], row["seed"]) for row in listed} >= {("deep/er/d.png", "3"), ("deep/er/d.png", "4")}
+        assert {out / row["output"] for row in listed if row["output"]} == {*made}
         (out / f"a{end}").unlink()
         info = host.outputs(in_folder(flow=flow, samples=2))["folder"]["text"][-1]
         assert "1 made, 7 there already, 1 failed" in info

@@ -121,7 +121,7 @@ def test_flow_folder_names_each_file_after_the_model_that_it_took(host, mixed):
     info = host.outputs(workflow)["folder"]["text"][-1]
     assert info == f"4 pictures: 3 made, 1 failed; in output/mixed; 3 by {CLEAN}; 1 by {DAMAGED}"
     out = host.server.base / "output" / "mixed"
-    taken = {path.name: read_provenance(path)[0].model for path in out.iterdir()}
+    taken = {path.name: read_provenance(path)[0].model for path in out.glob("*.png")}
     models = {f"{number}_{model}_seed7.png": model for number, model in enumerate((CLEAN, DAMAGED, CLEAN))}
     assert taken == models
     assert "3 there already" in host.outputs(workflow)["folder"]["text"][-1]

@@ -4,17 +4,20 @@
     python workflows/api/batch.py photos -o colored --workflow colourings --set color.seed=3 --server http://10.0.0.5:8188
 
 gives each picture to a free server, in place of the first that the workflow loads, and saves what comes back under the
-same sub-folders; OUT/batch.jsonl tells how each ended. Started again, it does what is missing, failed or set otherwise.
-The paths of results go to stdout, all else to stderr. It exits with 3 if a part failed, and with 130 after Ctrl-C or
-SIGTERM, when it has taken its runs back.
+same sub-folders. OUT/manifest.csv lists results and failures, as `python -m flowcore` does; OUT/batch.jsonl tells more.
+Started again, it does what is missing, failed or set otherwise. The paths of results go to stdout, all else to stderr.
+It exits with 0 if all is done, 3 if a part failed, 1 if all did or it had to stop, 2 if nothing was begun, and with 130
+after Ctrl-C or SIGTERM, when it has taken its runs back.
 """
 
 import argparse
 import contextlib
+import csv
 import errno
 import functools
 import hashlib
 import http.client
+import io
 import json
 import os
 import re
@@ -37,6 +40,7 @@ what is missing, and its Save Image writes 8 bits without the rest. Alpha is kep
 the mask (--set 'save.mask=["photo", 1]'); `python -m flowcore` and Flow Folder keep it always."""
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # after which no file can be saved
+COLUMNS = ["input", "output", "seed", "model", "model_sha256", "seconds", "note"]  # of every manifest.csv of flowcore
 SAVING = "results are what nodes such as Save Image and Save Flow Picture save. Put one in place of Preview Image."
 Json = dict[str, Any]
 
@@ -213,12 +217,43 @@ def picture_node(workflow: Json) -> str:
     raise ValueError("This workflow loads no picture that those of a folder could replace.")
 
 
+def encode(rows: list[list[str]]) -> bytes:
+    """Write rows of a manifest."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode(errors="backslashreplace")  # names that are not UTF-8
+
+
+def compact(manifest: Path) -> None:
+    """Leave one row per picture and result, the last one; and of a picture that was done after all, no failure."""
+    if not manifest.exists():
+        return
+    with manifest.open(newline="", encoding="utf-8", errors="replace") as file:
+        rows = list(csv.reader(file))
+    if rows and rows[0] != COLUMNS:
+        raise ValueError(f"{manifest} is something else than a list of results. Name another folder for them.")
+    kept: dict[tuple[str, str], list[str]] = {}
+    for row in [row for row in rows if len(row) == len(COLUMNS)]:  # others were cut off
+        kept.pop((row[0], ""), None)
+        kept[row[0], row[1]] = row
+    save(manifest, encode([*kept.values()]))
+
+
+def duration(seconds: float) -> str:
+    """Format a duration, as `python -m flowcore` does."""
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, rest = divmod(rest, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
 class Batch:
     """The pictures of a folder, shared among the servers: whoever is free takes the next."""
 
     def __init__(self, options: argparse.Namespace, workflow: Json) -> None:
         self.options, self.workflow, folder, out = options, workflow, options.folder, options.out
-        self.node, self.log = picture_node(workflow), out / "batch.jsonl"
+        self.node, self.log, self.manifest = picture_node(workflow), out / "batch.jsonl", out / "manifest.csv"
+        names = [str(node["inputs"].get("model_name") or "") for node in workflow.values()]
+        self.models, self.began = " ".join(filter(None, names)), time.monotonic()
         self.stopped, self.lock, self.problem = threading.Event(), threading.Lock(), ""
         self.failed, self.done, self.client = list[str](), set[str](), secrets.token_hex(4)
         self.pictures: dict[str, Path] = {}  # by a key that says what is to be made, and of which content
@@ -232,12 +267,14 @@ class Batch:
                 self.pictures[hashlib.sha256(content.encode()).hexdigest()[:12]] = path
         if not self.pictures:
             raise ValueError(f"No pictures in {folder}: expected files ending in {', '.join(sorted(SUFFIXES))}.")
-        for line in self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []:
+        known = "" if options.again or not self.log.exists() else self.log.read_text(encoding="utf-8")
+        for line in known.splitlines():
             with contextlib.suppress(ValueError, LookupError, TypeError):  # a line that was cut off
                 row = json.loads(line)
                 if row["key"] in self.pictures and row["files"] and all((out / f).is_file() for f in row["files"]):
                     self.done.add(row["key"])
         self.waiting = [key for key in self.pictures if key not in self.done]
+        self.there = len(self.done)
 
     def serve(self, server: str) -> None:
         """Let a server work until nothing is left, or until it has been away for too long."""
@@ -290,10 +327,17 @@ class Batch:
         with self.lock, self.log.open("a", encoding="utf-8") as file:
             file.write("\n" + json.dumps({**row, "notes": notes, "outputs": outputs}))
         self.failed += [f"  {row['image']}: {problem}"] if problem else []
-        ending = f"{row['image']}  {server}  {f'failed: {problem}' if problem else ' '.join(files)}"
-        self.say("\n".join([*(f"{row['image']}: {note}" for note in notes), ending]))
-        self.done.add(key)
         seconds, lines = None if problem else round(time.monotonic() - began, 2), [str(out / name) for name in files]
+        shared = ["", self.models, "", "" if problem else str(seconds), problem or " ".join(notes)]
+        listed = encode([[str(path), line, *shared] for line in lines or [""]])
+        with self.lock, self.manifest.open("ab") as file:
+            file.write(listed if file.tell() else encode([COLUMNS]) + listed)
+            self.done.add(key)
+            count, total = len(self.done), len(self.pictures)
+        pace = (time.monotonic() - self.began) / (count - self.there)
+        ending = f"{count}/{total} {row['image']}  {server}  {f'failed: {problem}' if problem else ' '.join(files)}"
+        ending += f"  about {duration(pace * (total - count))} to go" if count < total else ""
+        self.say("\n".join([*(f"{row['image']}: {note}" for note in notes), ending]))
         report = {"input": str(path), "outputs": lines, "seconds": seconds, "notes": notes, "error": problem or None}
         lines = [json.dumps(report)] if self.options.json else lines
         try:
@@ -338,8 +382,8 @@ def save(path: Path, data: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def main() -> int:
-    """Run the command line."""
+def build_parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
     parser = argparse.ArgumentParser(description="Run a story for every picture of a folder.", epilog=LOSSES)
     add = parser.add_argument
     add("folder", type=Path, help="of pictures, and of folders of pictures")
@@ -348,10 +392,18 @@ def main() -> int:
     add("--server", action="append", help="its address; may be repeated (default: http://127.0.0.1:8188)")
     add("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="another value; may be repeated")
     add("--wait", type=int, default=300, help="seconds to wait for a server that does not answer (default: 300)")
-    add("--limit", type=float, default=0, metavar="SECONDS", help="give a picture up that takes a server longer")
+    text = "give a picture up that takes a server longer"
+    add("--time-limit", "--limit", dest="limit", type=float, default=0, metavar="SECONDS", help=text)
+    add("--again", action="store_true", help="make anew what is done already")
     add("--clean", action="store_true", help="send pictures to the server's temporary folder, and empty them when done")
     add("--json", action="store_true", help="write an object a line: input, outputs, seconds, notes, error")
     add("--quiet", action="store_true", help="write nothing but results and errors")
+    return parser
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = build_parser()
     options = parser.parse_args()
     servers = [url.rstrip("/") for url in options.server or ["http://127.0.0.1:8188"]]
     sys.stdout.reconfigure(errors="backslashreplace")  # a name that cannot be shown is escaped, as on stderr
@@ -366,6 +418,7 @@ def main() -> int:
                 check(adapt(workflow, batch.node, "", bool(describe(server, "FlowcoreSave"))), places, server)
         options.out.mkdir(parents=True, exist_ok=True)
         batch.log.open("a").close()  # that it cannot be written is said before the work
+        compact(batch.manifest)
     except (ValueError, RuntimeError, OSError) as error:
         parser.error(str(error))
     batch.say(f"{len(batch.pictures) - len(batch.waiting)} of {len(batch.pictures)} are done already.")
@@ -387,7 +440,14 @@ def main() -> int:
         return 1
     failed, total = batch.failed, len(batch.pictures)
     failed += [f"  {path}: no server is left" for key, path in batch.pictures.items() if key not in batch.done]
-    batch.say("\n".join([f"{len(failed)} of {total} could not be done.", *failed]), always=bool(failed))
+    with contextlib.suppress(OSError, ValueError):  # what is not compact is whole, too
+        compact(batch.manifest)
+    if failed:
+        batch.say("\n".join([f"{len(failed)} of {total} could not be done.", *failed]), always=True)
+    counts = {"done": total - len(failed) - batch.there, f"of {total} were there already": batch.there}
+    counts |= {"failed": len(failed)}
+    summary = ", ".join(f"{number} {what}" for what, number in counts.items() if number) or "0 done"
+    batch.say(f"{summary}, in {duration(time.monotonic() - batch.began)}.")
     return (3 if len(failed) < total else 1) if failed else 0
 
 
