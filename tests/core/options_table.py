@@ -118,7 +118,7 @@ def rows(task: Task) -> dict[str, dict[str, Any]]:
 
 
 def shown(default: Any) -> str:
-    if default in STATED or default == [] or default is False:
+    if default in STATED or default == [] or default is False or isinstance(default, dict):  # the last of a wire
         return "-"
     return f"{default:g}" if type(default) is float else "on" if default is True else str(default)
 
