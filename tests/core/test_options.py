@@ -1,5 +1,7 @@
 """An option means the same in Python, on the command line and in nodes, and docs/options.md says where it is."""
 
+from flowcore.cli.main import build_parser
+
 from . import options_table as options
 
 
@@ -13,6 +15,11 @@ def test_an_option_that_is_left_out_is_the_same_everywhere_or_there_is_a_reason(
     different = {(title, name) for title, rows in tables.items() for name, row in rows.items() if options.differ(row)}
     assert different <= {*options.DIFFERENT}
     assert all(name in tables[title] for title, name in options.DIFFERENT)
+
+
+def test_photographs_of_a_folder_are_called_images_as_on_the_node():
+    options = build_parser().parse_args(["colorize", "a.jpg", "b.jpg", "--frames", "images"])
+    assert options.frames == "images"
 
 
 def test_every_option_of_a_node_or_of_python_has_the_name_of_the_command_line():
