@@ -4,10 +4,10 @@
 """
 
 import argparse
-import importlib.util
 import inspect
 import json
 import re
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,8 +55,6 @@ SHARED = {  # what all commands share that read a folder, and what it is called 
     **dict.fromkeys(("again", "manifest", "name", "time-limit", "json", "quiet", "format", "bits", "quality"), ""),
     **dict.fromkeys(("max-megapixels", "device", "ray"), ""),
 }
-
-
 DIFFERENT = {  # by table and option: why it is something else when left out here than there
     ("Upscale a clip", "steadiness"): "**Without it the command enlarges every frame alone.**",
     ("Colorize a clip", "carry"): "**0.5 on the command line, 0 elsewhere.**",
@@ -69,16 +67,6 @@ DIFFERENT = {  # by table and option: why it is something else when left out her
 }
 
 
-def batch_parser() -> argparse.ArgumentParser:
-    """That of workflows/api/batch.py."""
-    spec = importlib.util.spec_from_file_location("batch_script", ROOT / "workflows" / "api" / "batch.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.build_parser()
-
-
 def options_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
     """The options of a command, by every one of their names."""
     return {name[2:]: action for action in parser._actions for name in action.option_strings if name.startswith("--")}
@@ -86,7 +74,6 @@ def options_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
 
 def command(name: str) -> dict[str, argparse.Action]:
     (commands,) = (action.choices for action in build_parser()._actions if action.dest == "command")
-    assert isinstance(commands, dict)
     return options_of(commands[name])
 
 
@@ -142,7 +129,7 @@ def render() -> str:
             what = ". ".join(filter(None, [row["what"], DIFFERENT.get((title, name), "")]))
             lines.append(f"| `{name}` | {' | '.join(cells)} | {what} |")
     lines += ["", "## Folders", "", "| `flowcore upscale` | `batch.py` | *Flow Folder* |", "|---|---|---|"]
-    of_batch = options_of(batch_parser())
+    of_batch = options_of(runpy.run_path(str(ROOT / "workflows" / "api" / "batch.py"))["build_parser"]())
     for name, node in SHARED.items():
         lines.append(f"| `--{name}` | {f'`--{name}`' if name in of_batch else ''} | {f'`{node}`' if node else ''} |")
     return "\n".join([*lines, "", ""])
