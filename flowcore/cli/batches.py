@@ -175,7 +175,7 @@ def make_images(
             yield from executors[name](map(told, group))
 
     def told(job: Job) -> Job:
-        if auto:
+        if auto and upright_size(job.source):
             log(f"{job.source.name}: {_why(*chosen[job.source])}")
         return job
 
