@@ -164,7 +164,8 @@ def run_repair(options: Namespace) -> None:
     if options.mask is None:
         settings["sensitivity"] = options.sensitivity
     mask = None if options.mask is None else options.mask.absolute()  # of a cluster, too
-    make_images(options, flow, "repair", settings, "repaired_tau{temperature:g}".format(**settings), mask=mask)
+    label = "repaired_tau{temperature:g}".format(**settings)
+    make_images(options, lambda one: part(one, flow, "repair", settings, label, mask=mask))
 
 
 def run_shrink(options: Namespace) -> None:
