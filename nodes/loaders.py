@@ -223,6 +223,7 @@ PICTURES: dict[str, list[str]] = {
     "group photograph": ["pictures/group.png"],
     "small film": ["pictures/canyon.jpg"],
     "dark photograph": ["pictures/dark.jpg"],
+    "scratched photograph": ["pictures/scratched.jpg"],
 }
 # Of a film, how many frames, their height and width, and the height at which the picture is panned over.
 FILMS = {"black-and-white film": (16, (192, 336), 192), "small film": (12, (72, 96), 96)}

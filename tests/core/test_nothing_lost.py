@@ -66,6 +66,7 @@ COMMANDS = {
     "upscale": ("tiny", ["--tile", 64], ["--bits", 16]),
     "brighten": ("night", ["--tile", 256], ["--bits", 16]),
     "colorize": ("color", [], ["--saturation", 0.5]),
+    "repair": ("tiny", [], ["--bits", 16]),
     "shrink": ("both-ways", [], None),
     "restore": ("both-ways", ["--tile", 64], None),
     "sample": ("small-glow", [], None),

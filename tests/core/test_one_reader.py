@@ -97,10 +97,10 @@ def made_of(folder, name):
 
 
 MODELS = {"upscale": "tiny", "colorize": "color", "brighten": "night", "shrink": "both-ways", "restore": "both-ways"}
-MODELS["density"] = "small-glow"
+MODELS |= {"density": "small-glow", "repair": "tiny"}
 
 
-@pytest.mark.parametrize("command", ["upscale", "colorize", "brighten", "shrink", "restore"])
+@pytest.mark.parametrize("command", ["upscale", "colorize", "brighten", "repair", "shrink", "restore"])
 def test_commands_that_make_images(zoo, models, tmp_path, capsys, command):
     folder, plain, shown = zoo
     bits = [] if command in ("shrink", "restore") else ["--bits", 8]  # these two write 8 bits always

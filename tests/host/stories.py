@@ -29,6 +29,7 @@ TITLES = {
     "photo": "Enlarge a bad JPEG photo - upscale dejpeg",
     "clean-up": "Remove noise and JPEG blocks - denoise restore",
     "night": "Brighten a dark photo - night low light",
+    "old-scan": "Repair an old scan - scratches dust colorize",
     "thumbnail": "Shrink a photo and bring it back",
     "second-opinion": "Guide an upscale by another upscaler",
     "painted": "Upscale with painted temperature",
@@ -56,6 +57,12 @@ NAMED = {
     "palette-transfer": {"photo": "monochrome", "reference": "colors"},
     "clip": {"clip": "film"},
     "steady-clip": {"clip": "film"},
+    "old-scan": {
+        "model": "model_photographs",
+        "paint": "paint_missed",
+        "join": "found_and_painted",
+        "color_model": "model_colors",
+    },
     "thumbnail": {"ordinary": "ordinary"},
     "second-opinion": {"restorer": "second_opinion", "ours": "unguided", "guided": "guided"},
     "faces": {
@@ -67,6 +74,7 @@ NAMED = {
 }
 # Stories that would be wider or higher than the canvas with a column for every step: their columns, from top to bottom.
 COLUMNS = {
+    "old-scan": ("photo model", "find paint", "join repair", "clean color_model", "color", "save"),
     "thumbnail": ("photo small", "shrink model ordinary", "restore", "both save"),
     "second-opinion": ("photo model", "restorer small", "ours top", "guided bottom", "all save"),
     "palette-transfer": ("photo reference", "remember model", "color", "save"),
@@ -81,6 +89,7 @@ APP: dict[str, dict[str, tuple[str, ...]]] = {
     "photo": {"photo": ("picture",), "model": ("model_name",), "upscale": ("boldness", "seed", "samples")},
     "clean-up": {"photo": ("picture",), "upscale": ("boldness", "seed")},
     "night": {"photo": ("picture",), "light": ("exposure",)},
+    "old-scan": {"photo": ("picture",), "find": ("sensitivity",), "paint": ("flowcore_brush",), "color": ("seed",)},
     "thumbnail": {"photo": ("picture",)},
     "second-opinion": {"photo": ("picture",), "guided": ("guide_strength", "seed")},
     "painted": {"photo": ("picture",), "paint": ("flowcore_brush", "ground"), "upscale": ("temperature", "seed")},
@@ -105,7 +114,7 @@ APP: dict[str, dict[str, tuple[str, ...]]] = {
 }
 # Stories whose thumbnail is the picture that they start from beside the first that they make.
 SOURCES = {"photo": "pictures/parrots.jpg", "latent-normalisation": "pictures/poor.png", "faces": "pictures/group.png"}
-SOURCES |= {"clean-up": SOURCES["photo"], "night": "pictures/dark.jpg"}
+SOURCES |= {"clean-up": SOURCES["photo"], "night": "pictures/dark.jpg", "old-scan": "pictures/scratched.jpg"}
 SOURCES |= dict.fromkeys(("upscale", "best-of", "painted"), "photo.png")
 SOURCES |= dict.fromkeys(("palette-transfer", "clip"), "alps.jpg")
 SOURCES |= dict.fromkeys(("colourings", "strokes"), "house.jpg")
@@ -232,7 +241,13 @@ WIDGETS = ("COMBO", "COMFY_DYNAMICCOMBO_V3", "INT", "FLOAT", "STRING", "BOOLEAN"
 AREA, TEXT = 460, 130  # pixels of what a node shows of its runs, with pictures and without: web/js/canvas.js
 # Pixels that the pictures of a node take, besides its inputs.
 TALLER = {"FlowcoreExample": 280, "PreviewAny": 160, "FlowcoreTrain": 150, "FlowcoreAlignFace": 280}
-TALLER |= {"FlowcoreEncode": 340, "FlowcoreDecode": 230, "FlowcoreShrink": 220, "FlowcoreColorMemory": 110}
+TALLER |= {
+    "FlowcoreEncode": 340,
+    "FlowcoreDecode": 230,
+    "FlowcoreShrink": 220,
+    "FlowcoreColorMemory": 110,
+    "FlowcoreFindScratches": 220,
+}
 TALLER |= dict.fromkeys(("SaveImage", "SaveAnimatedWEBP", "SaveVideo", "PreviewImage"), 260)
 TALLER |= dict.fromkeys(("FlowcorePaintHints", "FlowcorePaintTemperature"), 420)
 

@@ -170,7 +170,7 @@ RESULTS = {
     "handwriting": (50, (112, 112)),
     "rank": (6, (64, 64)),
     "retouched": (2, (256, 256)),
-    "colourings": (4, (24, 16)),
+    **dict.fromkeys(("colourings", "old-scan"), (4, (24, 16))),
     "strokes": (2, (24, 16)),
     "palette-transfer": (3, (24, 16)),
     "train": (1, (224, 256)),  # the sheet of Flow Train; what Flow Sample makes is shown, not saved
@@ -231,7 +231,7 @@ def test_a_template_runs(host, name, photo, folder_of_photos):
         patch, rest = (slice(80, 120), slice(160, 208)), (slice(140, 250), slice(10, 120))
         assert after[patch].mean() < 0.7 * before[patch].mean()
         assert abs(after[rest].mean() - before[rest].mean()) < 12
-    if name in ("colourings", "strokes", "palette-transfer", "clip"):
+    if name in ("colourings", "old-scan", "strokes", "palette-transfer", "clip"):
         rgb = np.asarray(pictures[0].convert("RGB"), dtype=float)
         assert np.ptp(rgb, axis=2).mean() > 1  # in color
 
