@@ -14,6 +14,7 @@ GLOBAL = 0.4  # weight of the whole photograph's histogram in each cell's
 SMOOTHING = 0.05  # of curves: deviation of the window along luma, whose range is 1
 STEEPEST = 2.0  # slope of curves, so that noise in the darkest places stays small
 FLAT = 3e-4  # variance of the picture's luma below which a neighborhood is averaged
+CELL = 32  # pixels along the longer side of a cell, at least
 NEARBY = 4  # pixels on each side of a neighborhood
 CALM = 0.25  # quantile of local variance, at each luma, that counts as noise
 DOUBT = 1.5  # times the noise: local variance up to which nothing of the photograph's own detail is kept
@@ -25,7 +26,7 @@ def even_gain(photograph: Tensor, picture: Tensor, cells: int) -> Tensor:
     """Replace the light of a brightened ``picture`` by a bilateral grid's of its photograph: no ghosts, no halos.
 
     With u the logarithm of the photograph's luma, denoised along the picture's, and p a place, the luma is grid(u, p),
-    trilinear, ``cells`` along the longer side. Each cell of the grid is the monotone curve that gives the luma of the
+    trilinear. Each cell of the grid, of at least 32 pixels, is the monotone curve that gives the luma of the
     photograph, nearby, the histogram of the picture's. Where noise hides the photograph's detail, the picture's is
     added. The picture's chroma stays, and falls where its luma does.
 
@@ -35,11 +36,12 @@ def even_gain(photograph: Tensor, picture: Tensor, cells: int) -> Tensor:
     Args:
         photograph: ``(1, 3, H, W)`` in [0, 1].
         picture: As large, what a model made of it.
-        cells: At least 1.
+        cells: Along the longer side, at least 1.
     """
     drawn = _to_log(luma(picture))
     u, hidden = _denoise(_to_log(luma(photograph)), drawn)
     height, width = u.shape[-2:]
+    cells = min(cells, max(height, width) // CELL)
     across = [max(1, round(cells * side / max(height, width))) for side in (height, width)]
     grid = _curves(_histograms(u, across), _histograms(drawn, across))  # (BINS, rows, columns)
     y, x = (torch.linspace(1 / n - 1, 1 - 1 / n, n).to(u) for n in (height, width))

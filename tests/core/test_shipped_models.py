@@ -50,7 +50,7 @@ def test_every_shipped_model_and_all_together_are_small_and_say_where_they_come_
         provenance = read_header(catalog.path(name)).provenance
         assert provenance["licence"].startswith("MIT"), name
         assert provenance["recipe"], name
-        assert f"## {name}" in (catalog.path(name).parent / "README.md").read_text()
+        assert f"[{name}]({name}.md)" in (catalog.path(name).parent / "README.md").read_text()
 
 
 @pytest.mark.parametrize("damage", ["JPEG", "noise"])

@@ -351,7 +351,7 @@ def test_clients_leave_the_pictures_of_others(host, folder, tmp_path, monkeypatc
         return {}
 
     def client():
-        options = argparse.Namespace(folder=folder, out=tmp_path / "out", clean=True, limit=0)
+        options = argparse.Namespace(folder=folder, out=tmp_path / "out", clean=True, limit=0, again=False)
         return batch.Batch(options, batch.load("upscale"))
 
     monkeypatch.setattr(batch, "run", stand_in)

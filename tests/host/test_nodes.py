@@ -235,7 +235,7 @@ def test_each_of_twenty_images_becomes_what_it_would_become_alone(host, flows, n
         assert np.abs(rows[PLACE * each : (PLACE + 1) * each] - expected).max() <= 1.001 / 255
         assert len(np.unique(rows, axis=0)) > COUNT - 1  # not one image twenty times
     for shown in (node["flowcore_gallery"] for node in outputs.values() if "flowcore_gallery" in node):
-        labels = [(entry["image"], entry.get("temperature"), entry["seed"]) for entry in shown]
+        labels = [(entry["image"], entry.get("temperature"), entry.get("seed")) for entry in shown]
         assert len(set(labels)) == len(shown) == len({entry["filename"] for entry in shown})
         assert [entry["number"] for entry in shown] == list(range(1, len(shown) + 1))
         assert [entry["image"] for entry in shown] == sorted(entry["image"] for entry in shown)
