@@ -57,7 +57,7 @@ from .tasks import Cancelled
 from .tasks.brighten import brighten
 from .tasks.colorize import apply_chroma, colorize, decode_colors, encode_colors, transfer_palette
 from .tasks.consistency import match_source
-from .tasks.faces import Face, find_faces
+from .tasks.face_finder import Face, find_faces
 from .tasks.hints import Hints
 from .tasks.intake import upscaler_for
 from .tasks.ranking import ranked

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flowcore.tasks.faces import network
+from flowcore.tasks.face_finder import network
 
 from .published import recording
 
