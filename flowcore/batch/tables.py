@@ -15,10 +15,11 @@ from .claims import exclusive
 
 COLUMNS = ("input", "output", "seed", "model", "model_sha256", "seconds", "note")
 NAME = "manifest.csv"
+FACTS = ("n_bits", "channels", "height", "width")  # of what was scored
 SCORE_COLUMNS = (
     *("image", "bits_per_dim", "complexity_corrected", "per_level", "notes"),
     *("error", "id", "spread", "enlarged", "model_sha256"),
-    *(FACTS := ("n_bits", "channels", "height", "width")),  # of what was scored
+    *FACTS,
 )
 
 
@@ -31,8 +32,10 @@ class Manifest:
         check_writable(path)
         if path.exists():
             if tuple([*self._read(), COLUMNS][0]) != COLUMNS:
-                said = f"{path} is something else than a list of results."
-                raise FlowError(f"{said} Name another file with --manifest, or another folder.")
+                raise FlowError(
+                    f"{path} is something else than a list of results. Name another file with --manifest, or another "
+                    "folder."
+                )
             self.compact()
 
     def compact(self) -> None:

@@ -33,8 +33,8 @@ HALO = 24  # LR pixels; how far tiles then differ from the whole image: docs/dec
 MAX_DEVIATION = 2.0  # from 0.5: temperature 1 stays within 1.6, overflows do not: docs/decisions/0013
 MAX_SIDE = 2**16  # pixels of a side of the result
 UNMARKED = (
-    "This picture was not shrunk by Flow Shrink, or was changed since, as by JPEG: it is enlarged, but not well. Flow "
-    "Upscale is for pictures of all kinds."
+    "This picture bears no mark of Flow Shrink. If an earlier version shrank it, all is well; if it was made otherwise "
+    "or changed since, as by JPEG, it is enlarged, but not well: use Flow Upscale."
 )
 MIN_MARKED = 16  # pixels of a small picture whose mark is believed
 MARKED = 64  # pixels that bear it in a small picture in color
