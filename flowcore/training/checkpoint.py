@@ -180,7 +180,7 @@ def shipped_with_backbone(config: Any) -> Path | None:
     raise FlowError(
         "This recipe's encoder has a backbone, whose pretrained weights must be loaded before training, and no shipped "
         f"model has it ({config.backbone}). Give a file with encoder_from (--encoder-from): another model with "
-        "this backbone, or what benchmarks/read_efficientnet.py writes."
+        "this backbone, or what benchmarks/read_published.py writes."
     )
 
 

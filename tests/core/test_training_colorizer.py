@@ -181,7 +181,7 @@ def seeing_recipe(backbone_rate):
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
-    """A file as benchmarks/read_efficientnet.py writes it."""
+    """A file as benchmarks/read_published.py writes it."""
     network, generator = EfficientNetLite0(), torch.Generator().manual_seed(0)
     state = {n: torch.randn(p.shape, generator=generator) * 0.1 for n, p in network.named_parameters()}
     path = tmp_path_factory.mktemp("backbone") / "efficientnet.safetensors"
