@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ..flowcore import FlowError, upscaler_for
-from ..flowcore.batch.folders import Found, Job, Made, find, in_turn, is_done, jobs, listed, run, save, split_name
+from ..flowcore.batch.folders import InputFile, Job, Outputs, find, in_turn, is_done, make_jobs, run, save, split_name
 from ..flowcore.batch.job import Work, Worker, encode_like
 from ..flowcore.batch.tables import NAME, Manifest
 from ..flowcore.checkpoints.color_memory import starter_memory
@@ -66,22 +66,22 @@ class FlowcoreFolder(FlowNode):
             self.notes.show(f"{count.total() + 1} of {len(found)}: {picture.name}")
             return progress.part(count.total() / len(found), 1 / len(found))
 
-        def on_result(one: FlowModel, work: Work, job: Job, result: Made | Exception | None) -> None:
+        def on_result(one: FlowModel, work: Work, job: Job, result: Outputs | Exception | None) -> None:
             if result is not None:  # paths in it are below the two folders
                 targets = tuple(target.relative_to(out) for target in job.targets)
                 below = replace(job, source=job.source.relative_to(source), targets=targets)
-                told = result.notes if isinstance(result, Made) else ()
-                manifest.append(listed(below, result, work, one.sha256, told))
+                told = result.notes if isinstance(result, Outputs) else ()
+                manifest.append(below, result, work, one.sha256, told)
             stop_if_cancelled()
             if isinstance(result, Exception):
                 notes(f"{job.source.name}: {result}")
-            count["made" if isinstance(result, Made) else "there already" if result is None else "failed"] += 1
+            count["made" if isinstance(result, Outputs) else "there already" if result is None else "failed"] += 1
 
         for one, pictures in parts:
             work = _work(one, temperature, seed, samples)
             tag = Path(one.name).stem + ("" if temperature is None else f"_tau{temperature:g}")
             names = [f"_{tag}_seed{seed}" for seed in work.seeds()]
-            todo = jobs(pictures, out, partial(_results, names))
+            todo = make_jobs(pictures, out, partial(_results, names))
             todo = [replace(job, problem=job.problem or _leads_out(job)) for job in todo]
             colorizes = work.command == "colorize"
             need, side = (memory_to_colorize, LARGE) if colorizes else (memory_required, ORDINARY_TILE)
@@ -96,9 +96,9 @@ class FlowcoreFolder(FlowNode):
         return self.output(info, text=[info])
 
 
-def _by_picture(model: ModelByPicture, found: list[Found]) -> list[tuple[FlowModel, list[Found]]]:
+def _by_picture(model: ModelByPicture, found: list[InputFile]) -> list[tuple[FlowModel, list[InputFile]]]:
     """Divide pictures among the upscalers that suit them."""
-    suited: dict[str, list[Found]] = {}
+    suited: dict[str, list[InputFile]] = {}
     for picture in found:
         stop_if_cancelled()
         try:
@@ -119,7 +119,7 @@ def _work(model: FlowModel, temperature: float | None, seed: int, samples: int) 
         model=model.name,
         scale=flow.condition_scale,
         settings=settings,
-        own=left_to_model(flow, settings),
+        model_defaults=left_to_model(flow, settings),
         seed=seed,
         samples=samples,
         memory=starter_memory(flow) if colorizes else None,

@@ -22,7 +22,7 @@ import torch
 from ..checkpoints import catalog, load
 from ..checkpoints.writing import printable
 from ..errors import FlowError
-from .folders import Job, Made, Result
+from .folders import Job, Outcome, Outputs
 from .job import Work, Worker
 
 MAX_BLOCKS = 4096  # of a run: one picture each, unless there are more pictures
@@ -81,7 +81,7 @@ class _Remote:
         return arrow.table({name: arrow.array([row[name] for row in rows], kind) for name, kind in types.items()})
 
 
-def execute(work: Work, cluster: Cluster, notify: Callable[[str], None], jobs: Iterable[Job]) -> Generator[Result]:
+def execute(work: Work, cluster: Cluster, notify: Callable[[str], None], jobs: Iterable[Job]) -> Generator[Outcome]:
     """Execute jobs on a cluster, and yield each when it is finished; those that fail are tried once more."""
     pending, failed = dict(enumerate(jobs)), dict[int, str]()
     if not pending:
@@ -98,7 +98,7 @@ def execute(work: Work, cluster: Cluster, notify: Callable[[str], None], jobs: I
                 del failed[row["number"]]
                 for note in row["notes"]:
                     notify(f"{job.source.name}: {note}")
-                yield job, Made(row["results"], row["seconds"], tuple(row["notes"]))
+                yield job, Outputs(row["results"], row["seconds"], tuple(row["notes"]))
             if attempt + 1 < ATTEMPTS and failed:
                 notify(f"{len(failed)} failed: trying once more.")
             pending = {number: pending[number] for number in failed}

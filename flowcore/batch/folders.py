@@ -7,26 +7,27 @@ Processes that share a folder of results make each picture once (``Claims``).
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import itertools
 import os
 import re
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
-from ..checkpoints.writing import LONGEST_NAME, SavingError, write_atomic
+from filelock import FileLock, Timeout
+
+from ..checkpoints.writing import LONGEST_NAME, SavingError, beside, check_writable, write_atomic
 from ..errors import FlowError
 from ..images import files
 from ..images.files import IMAGE_SUFFIXES
 from ..images.folders import walk_files, walk_folders
 from ..tasks import Progress
-from .claims import Claims
-from .clips import frames_made, remove_state
-from .job import MARK, Work, Worker
+from .job import MARK, Work, Worker, frames_done, remove_state
 
 MAGIC = re.compile(r"[*?[]")
 FRAME = re.compile(r"(.+)(\.\d{2,})")  # the stem of a frame's name: shot.v01.0001
@@ -34,11 +35,11 @@ POLL = 1.0  # seconds between looks at pictures that other processes have claime
 
 
 @dataclass(frozen=True)
-class Found:
-    """A picture file that was found."""
+class InputFile:
+    """A picture file to work on."""
 
     path: Path
-    inside: Path  # below the folder, or below the fixed part of the pattern; its name if it was given itself
+    relative: Path  # below the folder, or the fixed part of the pattern, that it was found in; else its name
 
 
 @dataclass(frozen=True)
@@ -51,50 +52,50 @@ class Job:
 
     @property
     def clip(self) -> Path | None:
-        """What the clip that its folder may be is called, beside its results; no such file exists."""
+        """A path beside the results that stands for the clip in the source's folder; no such file exists."""
         name = hashlib.sha256(os.fsencode(self.source.parent.absolute())).hexdigest()[:12]
         return self.targets[0].with_name(f"clip-{name}") if self.targets else None
 
 
 @dataclass(frozen=True)
-class Made:
-    """The contents of a job's results, and what the task had to say."""
+class Outputs:
+    """The contents of a job's results, and the notes of the task."""
 
     files: list[bytes]
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
 
 
-Result = tuple[Job, Made | Exception]  # a job, and its results or its failure
-Executor = Callable[[Iterable[Job]], Iterable[Result]]
+Outcome = tuple[Job, Outputs | Exception]
+Executor = Callable[[Iterable[Job]], Iterable[Outcome]]
 
 
 # --- which files ------------------------------------------------------------------------------------------------------
 
 
-def find(words: Sequence[str], out: Path | None = None, notify: Callable[[str], None] | None = None) -> list[Found]:
+def find(words: Sequence[str], out: Path | None = None, notify: Callable[[str], None] | None = None) -> list[InputFile]:
     """Find picture files: word by word, each file once, in natural order of their names; report what is left out.
 
-    Words are files, folders (searched at any depth, linked ones too, but for ``out``) and patterns such as
-    ``photos/**/*.jpg``. A link to a picture that is not there is found, so that the run can say so.
+    Words are files, folders (searched at any depth, through links, but without ``out``) and patterns such as
+    ``photos/**/*.jpg``. A broken link to a picture is included, so that the run reports it.
     """
-    found: dict[Path, Found] = {}
+    inputs: dict[Path, InputFile] = {}
     ignored = dict[Path, str]()  # file to reason
     for word in words:
         path = Path(word)
         if os.path.isdir(word):  # pathlib raises errors for names that are too long
             if out is not None and out.resolve() == path.resolve():
-                raise FlowError(f"{word} is read, and cannot hold the results, too. Name another folder for them.")
+                raise FlowError(f"{word} is read, so it cannot hold the results, too. Choose another folder for them.")
             above, paths, problem = path, walk_files(path, ignored), f"No images in {word}"
         elif MAGIC.search(word) and not os.path.exists(word):
             above = Path(*itertools.takewhile(lambda part: not MAGIC.search(part), path.parts))
             paths, problem = map(Path, _matching(word, ignored)), f"Nothing matches {word}"
         else:
-            found.setdefault(path.absolute(), Found(path, Path(path.name)))
+            inputs.setdefault(path.absolute(), InputFile(path, Path(path.name)))
             continue
         # the folder of the results, if it lies inside
         excluded = out.resolve() if out is not None and above.resolve() in out.resolve().parents else None
-        matches = list[Found]()
+        matches = list[InputFile]()
         for file in {*paths}:
             broken = file.is_symlink() and not file.exists()
             if file.name.startswith(".") or not (file.is_file() or broken):
@@ -102,17 +103,17 @@ def find(words: Sequence[str], out: Path | None = None, notify: Callable[[str], 
             if excluded is not None and excluded in Path(os.path.realpath(file)).parents:
                 continue
             if file.suffix.lower() in IMAGE_SUFFIXES:
-                matches.append(Found(file, file.relative_to(above)))
+                matches.append(InputFile(file, file.relative_to(above)))
             else:
                 ignored[file.absolute()] = "a broken link" if broken else file.suffix.lower() or "no suffix"
         if not matches:
             raise FlowError(f"{problem}. Expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}.")
-        for one in sorted(matches, key=lambda one: natural_key(one.inside)):
-            found.setdefault(one.path.absolute(), one)
+        for match in sorted(matches, key=lambda match: natural_key(match.relative)):
+            inputs.setdefault(match.path.absolute(), match)
     if ignored and notify is not None:
         kinds = ", ".join(sorted({*ignored.values()}))
-        notify(f"Files that flowcore does not read were left out: {len(ignored)} ({kinds}).")
-    return list(found.values())
+        notify(f"Skipped {len(ignored)} files that flowcore does not read ({kinds}).")
+    return list(inputs.values())
 
 
 def natural_key(path: Path) -> list[tuple[int, int, str]]:
@@ -136,20 +137,20 @@ def _matching(pattern: str, ignored: dict[Path, str]) -> Iterator[str]:
 # --- where results go -------------------------------------------------------------------------------------------------
 
 
-def jobs(found: Sequence[Found], out: Path, names: Callable[[Path], list[str]]) -> list[Job]:
-    """Make a job for each picture, with results of ``names(its path)`` in the sub-folder that it was found in.
+def make_jobs(inputs: Sequence[InputFile], out: Path, names: Callable[[Path], list[str]]) -> list[Job]:
+    """Make a job for each picture: results called ``names(path)``, in the sub-folder of ``out`` that matches its own.
 
-    Pictures of different folders that have one name where they were found or given keep those folders.
+    Where several have the same relative path, their folders are kept from the deepest one that all share.
     """
-    above = Path(os.path.commonpath([one.path.absolute().parent for one in found])) if found else Path()
-    times = Counter(one.inside for one in found)
-    inside = [one.inside if times[one.inside] == 1 else one.path.absolute().relative_to(above) for one in found]
-    made = list[Job]()
-    for one, path in zip(found, inside, strict=True):
-        results = names(one.path)
+    above = Path(os.path.commonpath([file.path.absolute().parent for file in inputs])) if inputs else Path()
+    times = Counter(file.relative for file in inputs)
+    jobs = list[Job]()
+    for file in inputs:
+        relative = file.relative if times[file.relative] == 1 else file.path.absolute().relative_to(above)
+        results = names(file.path)
         problem = f"Its result would lie outside of {out}. Rename it." if any(map(leads_out, results)) else ""
-        made.append(Job(one.path, tuple(out / path.parent / name for name in results), problem))
-    return check_targets(made)
+        jobs.append(Job(file.path, tuple(out / relative.parent / name for name in results), problem))
+    return check_targets(jobs)
 
 
 def leads_out(name: str) -> bool:
@@ -158,127 +159,220 @@ def leads_out(name: str) -> bool:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Split the name of a picture into what names of its results begin with, and the number of a frame, their end."""
+    """Split a picture's name without its suffix into what names of its results begin with, and its frame number."""
     frame = FRAME.fullmatch(Path(name).stem)
     return (frame[1], frame[2]) if frame else (Path(name).stem, "")
 
 
-def check_targets(made: Sequence[Job]) -> list[Job]:
-    """Refuse results that would overwrite a picture; of pictures with one name, all but the first are to fail."""
+def check_targets(jobs: Sequence[Job]) -> list[Job]:
+    """Refuse results that would overwrite a picture; where jobs share a target, all but the first will fail."""
     # realpath also takes links to themselves and names that are too long
-    sources, taken, checked = {os.path.realpath(job.source) for job in made}, dict[str, Path](), list[Job]()
-    for job in made:
+    sources, first_sources, checked = {os.path.realpath(job.source) for job in jobs}, dict[str, Path](), list[Job]()
+    for job in jobs:
         targets = [os.path.realpath(target) for target in job.targets]
+        if overwritten := next((target for target in targets if target in sources), ""):
+            raise FlowError(f"The result would overwrite {overwritten}. Choose another folder or file for it.")
         length = max((len(os.fsencode(target.name)) for target in job.targets), default=0)
-        if length > LONGEST_NAME and os.name != "nt":
-            said = f"The name of its result would have {length} bytes; {LONGEST_NAME} are the most that fit."
-            job = Job(job.source, job.targets, f"{said} Rename it, or give results shorter names with --name.")
-        for target in targets:
-            if target in sources:
-                raise FlowError(f"The result would overwrite {target}. Name another folder, or file, for it.")
-        first = next((taken[target] for target in targets if target in taken), None)
+        first = next((first_sources[target] for target in targets if target in first_sources), None)
+        problem = job.problem
         if first is not None:
-            said = f"Its results would have the names of those of {first.name}. Rename it, or add {{suffix}} to --name."
-            job = Job(job.source, job.targets, said)
-        taken |= dict.fromkeys(targets, first or job.source)
-        checked.append(job)
+            problem = f"Its results would have the same names as those of {first.name}. Rename it, or add {{suffix}} "
+            problem += "to --name."
+        elif length > LONGEST_NAME and os.name != "nt":
+            problem = f"The name of its result would have {length} bytes; at most {LONGEST_NAME} fit. Rename it, or "
+            problem += "give results shorter names with --name."
+        first_sources |= dict.fromkeys(targets, first or job.source)
+        checked.append(replace(job, problem=problem))
     return checked
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
+class Claims:
+    """The results that this process has claimed to make; as a context, it releases them at the end.
+
+    A claim is an empty file beside the result, ``.<name>.lock``, locked with ``filelock``, which torch installs. The
+    system releases the lock when the process ends, however it ends, so no claim outlives its process. The file is
+    removed while it is still locked; ``filelock`` opens another if the one that it has locked is gone.
+    """
+
+    def __init__(self) -> None:
+        self._locks: dict[Path, FileLock] = {}
+
+    def __enter__(self) -> Claims:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for path in [*self._locks]:
+            self._remove(path)
+
+    def take(self, target: Path, *, wait: bool = False) -> bool:
+        """Claim a file that is to be made; False if another process has done so; SavingError if it cannot be saved."""
+        path = beside(target, "lock")
+        if path in self._locks:
+            return True
+        lock = FileLock(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=-1 if wait else 0, poll_interval=0.05)
+        except Timeout:
+            return False
+        except (OSError, NotImplementedError):
+            check_writable(target)
+            return True  # this file system has no locks
+        self._locks[path] = lock
+        return True
+
+    def release(self, target: Path) -> None:
+        """Release the claim of a file, and remove the lock file that a killed process may have left."""
+        path = beside(target, "lock")
+        if path.exists() and self.take(target) and path in self._locks:
+            self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        lock = self._locks.pop(path)
+        with contextlib.suppress(OSError):
+            path.unlink()
+        lock.release()
+        if os.name == "nt":  # Windows cannot remove a file that is open, here or in another process
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def exclusive(target: Path) -> Generator[None]:
+    """Wait for the claim of a file, and keep it inside the block."""
+    with Claims() as claims:
+        claims.take(target, wait=True)
+        yield
+
+
 def run(
-    made: Sequence[Job],
+    jobs: Sequence[Job],
     executor: Executor,
     *,
     is_done: Callable[[Job], bool],
-    save: Callable[[Job, Made], None],
-    on_result: Callable[[Job, Made | Exception | None], None],
+    save: Callable[[Job, Outputs], None],
+    on_result: Callable[[Job, Outputs | Exception | None], None],
     whole_clips: bool = False,
     claims: bool = True,
     notify: Callable[[str], None] | None = None,
 ) -> list[tuple[Job, Exception]]:
-    """Execute all jobs whose results do not exist yet, and return those that failed, and why.
+    """Execute all jobs whose results do not exist yet, and return those that failed, with their errors.
 
     An exception of ``executor`` ends the run, and so does a ``SavingError``, after which nothing could be saved.
     ``is_done`` raises FlowError if results cannot be saved. ``on_result`` gets None for a job that was skipped. With
-    ``whole_clips``, results depend on the frames before them in the folder: a clip that was stopped goes on after its
-    last frame, and is made again where a frame is missing in one that was finished. With ``claims``, pictures are left
-    to the processes that are at work on them, and waited for, of which ``notify`` is told; without, ``executor`` may
-    take all jobs before it begins.
+    ``whole_clips``, results depend on the frames before them in the folder: a clip that was stopped continues after
+    its last frame, and a finished one with a frame missing is made again. With ``claims``, pictures that another
+    process is working on are left to it and waited for, which ``notify`` is told; without, ``executor`` may take all
+    jobs before it begins.
     """
-    failed: list[tuple[Job, Exception]] = []
-
-    def finish(job: Job, result: Made | Exception) -> None:
-        if isinstance(result, Exception):
-            failed.append((job, result))
-        on_result(job, result)
-
-    def pending(locks: Claims) -> Iterator[Job]:
-        waiting = [*_clips(made).values()] if whole_clips else [[job] for job in made]
-        is_waiting = False
-        while waiting:
-            elsewhere = list[list[Job]]()
-            for unit in waiting:
-                place = (unit[0].clip if whole_clips else [*unit[0].targets, None][0]) if claims else None
-                states = [state_of(job, is_done) for job in unit]
-                if not all(states):
-                    try:
-                        if place is not None and not locks.take(place):
-                            elsewhere.append(unit)
-                            continue
-                    except SavingError as error:
-                        states = [state or error for state in states]
-                    else:  # another process may have finished it since the first look
-                        states, is_waiting = [state_of(job, is_done) for job in unit], False
-                first = len(unit) if all(states) else _frames_to_skip(unit, states) if whole_clips else 0
-                for number, (job, state) in enumerate(zip(unit, states, strict=True)):
-                    if isinstance(state, FlowError):
-                        finish(job, state)
-                    elif number < first:
-                        on_result(job, None)
-                    else:
-                        yield job
-                if whole_clips and unit[0].clip is not None:
-                    remove_state(unit[0].clip)
-                if place is not None and not all(isinstance(state, FlowError) for state in states):
-                    locks.clear(place)
-            if elsewhere and not is_waiting and notify is not None:
-                notify(f"Waiting for {sum(map(len, elsewhere))} images that other processes are working on.")
-            if elsewhere:
-                is_waiting = True
-                time.sleep(POLL)
-            waiting = elsewhere
-
     with Claims() as locks:
-        for job, result in executor(pending(locks)):
-            if not isinstance(result, Exception):
+        units = _clips(jobs) if whole_clips else [[job] for job in jobs]
+        queue = _Queue(deque(units), whole_clips, locks if claims else None, is_done, on_result, notify)
+        for job, result in executor(iter(queue.next_job, None)):
+            if isinstance(result, Outputs):
                 try:
                     save(job, result)
                 except SavingError:
                     raise
                 except (FlowError, OSError) as error:
                     result = error
-            finish(job, result)
-    return failed
+            queue.finish(job, result)
+    return queue.failed
 
 
-def _clips(made: Sequence[Job]) -> dict[Path, list[Job]]:
+@dataclass
+class _Queue:
+    """The jobs of a run that are still to be done, in units that are claimed and waited for: a job, or a whole clip."""
+
+    units: deque[list[Job]]
+    whole_clips: bool
+    claims: Claims | None
+    is_done: Callable[[Job], bool]
+    on_result: Callable[[Job, Outputs | Exception | None], None]
+    notify: Callable[[str], None] | None
+    ready: deque[Job] = field(default_factory=deque[Job])  # of the open unit
+    open_unit: list[Job] = field(default_factory=list[Job])
+    elsewhere: list[list[Job]] = field(default_factory=list[list[Job]])  # units that other processes have claimed
+    failed: list[tuple[Job, Exception]] = field(default_factory=list[tuple[Job, Exception]])
+
+    def next_job(self) -> Job | None:
+        """Return the next job to do, claimed by this process; None if none is left."""
+        while not self.ready:
+            self._close_unit()
+            if self.elsewhere and not self.units:
+                self._wait()
+            if not self.units:
+                return None
+            self._open_unit(self.units.popleft())
+        return self.ready.popleft()
+
+    def finish(self, job: Job, result: Outputs | Exception) -> None:
+        if isinstance(result, Exception):
+            self.failed.append((job, result))
+        self.on_result(job, result)
+
+    def _open_unit(self, unit: list[Job]) -> None:
+        """Claim a unit unless it is done, and sort its jobs into done, failed and ready."""
+        states, place = [job_state(job, self.is_done) for job in unit], self._place(unit)
+        if self.claims is not None and place is not None and not all(states):
+            try:
+                if not self.claims.take(place):
+                    self.elsewhere.append(unit)
+                    return
+                states = [job_state(job, self.is_done) for job in unit]  # another process may have finished it
+            except SavingError as error:
+                states = [state or error for state in states]
+        self.open_unit = unit
+        first = len(unit) if all(states) else _frames_to_skip(unit, states) if self.whole_clips else 0
+        for number, (job, state) in enumerate(zip(unit, states, strict=True)):
+            if isinstance(state, FlowError):
+                self.finish(job, state)
+            elif number < first:
+                self.on_result(job, None)
+            else:
+                self.ready.append(job)
+
+    def _close_unit(self) -> None:
+        """Remove the files beside the results that the open unit no longer needs."""
+        place = self._place(self.open_unit) if self.open_unit else None
+        self.open_unit = []
+        if place is not None and self.whole_clips:
+            remove_state(place)
+        if place is not None and self.claims is not None:
+            with contextlib.suppress(OSError):
+                self.claims.release(place)
+
+    def _place(self, unit: list[Job]) -> Path | None:
+        """The path whose claim is that of the unit."""
+        return unit[0].clip if self.whole_clips else next(iter(unit[0].targets), None)
+
+    def _wait(self) -> None:
+        """Wait a moment, to look again at what other processes were working on."""
+        if self.notify is not None:
+            self.notify(f"Waiting for {sum(map(len, self.elsewhere))} images that other processes are working on.")
+        self.notify = None  # once is enough
+        time.sleep(POLL)
+        self.units, self.elsewhere = deque(self.elsewhere), []
+
+
+def _clips(jobs: Sequence[Job]) -> list[list[Job]]:
     """Group frames by their folders, in order."""
     clips = dict[Path, list[Job]]()
-    for job in made:
+    for job in jobs:
         clips.setdefault(job.source.parent, []).append(job)
-    return clips
+    return [*clips.values()]
 
 
 def _frames_to_skip(unit: list[Job], states: list[bool | FlowError]) -> int:
-    """Count the first frames of a clip after which it can go on; its state is removed if it begins anew."""
+    """Count the first frames of a clip after which it can continue; its state is removed if it begins anew."""
     clip = unit[0].clip
     if clip is None:
         return 0
     done = itertools.takewhile(lambda frame: frame[1] is True, zip(unit, states, strict=True))
-    number = frames_made(clip, (files.unique_id(job.targets[0].read_bytes()) or "" for job, _ in done))
+    number = frames_done(clip, (files.unique_id(job.targets[0].read_bytes()) or "" for job, _ in done))
     if number == 0:
         remove_state(clip)
     return number
@@ -290,10 +384,10 @@ def in_turn(
     notify: Callable[[str], None],
     jobs: Iterable[Job],
     cancelled: Callable[[], bool] | None = None,
-) -> Iterator[Result]:
+) -> Iterator[Outcome]:
     """Execute jobs in this process, one after the other; ``start`` may return what follows the progress of a job."""
     for job in jobs:
-        progress, notes, began = start(job.source), list[str](), time.monotonic()
+        progress, notes, start_time = start(job.source), list[str](), time.monotonic()
 
         def note(sentence: str, name: str = job.source.name, notes: list[str] = notes) -> None:
             notes.append(sentence)
@@ -301,16 +395,16 @@ def in_turn(
 
         try:
             data = files.read_bytes(job.source)
-            made = worker(data, job.source.name, job.clip, progress=progress, notify=note, cancelled=cancelled)
+            results = worker(data, job.source.name, job.clip, progress=progress, notify=note, cancelled=cancelled)
         except Exception as error:  # one picture does not stop the others
             yield job, error
         else:
-            yield job, Made(made, time.monotonic() - began, tuple(notes))
-            worker.save_state()  # when the results are saved
+            yield job, Outputs(results, time.monotonic() - start_time, tuple(notes))
+            worker.save_state()  # after the results have been saved
 
 
-def state_of(job: Job, is_done: Callable[[Job], bool]) -> bool | FlowError:
-    """Say whether a job's results exist; or the FlowError that forbids saving them, truthy, so the job is skipped."""
+def job_state(job: Job, is_done: Callable[[Job], bool]) -> bool | FlowError:
+    """Tell whether a job's results exist; or return why they cannot be saved, truthy as well: it needs no work."""
     try:
         return FlowError(job.problem) if job.problem else is_done(job)
     except FlowError as error:
@@ -333,7 +427,7 @@ def targets_done(
 ) -> bool:
     """Return True if all outputs exist, are whole, of this height and width (if known), and what would be made now.
 
-    Empty and damaged outputs of ours are made again. FlowError for others, with ``again`` only if they are not ours.
+    Empty and damaged outputs of flowcore are made again. Others raise FlowError; with ``again``, only foreign files do.
     """
     done = bool(targets) and not again
     for target, id in zip(targets, ids, strict=True):
@@ -345,31 +439,20 @@ def targets_done(
         if not actual.startswith(MARK):
             raise FlowError(
                 f"{target} exists, and flowcore did not make it, or it was changed since. It is kept. Move it away, or "
-                "name another folder or file."
+                "choose another folder or file."
             )
         if again:
             continue
         whole = files.is_whole(data)
         if actual != id or (whole and size not in (None, files.upright_size(data))):
             changed = "resized since it was made"
-            how = changed if actual == id else "made by another model, with other settings or of another picture"
-            raise FlowError(f"{target} exists, {how}. --again replaces it; or name another folder or file.")
+            how = changed if actual == id else "made by another model, with other settings or from another picture"
+            raise FlowError(f"{target} exists, {how}. Replace it with --again, or choose another folder or file.")
         done &= whole
     return done
 
 
-def listed(
-    job: Job, result: Made | Exception, work: Work, model: str, notes: Sequence[str]
-) -> Iterator[tuple[object, ...]]:
-    """Rows of ``tables.COLUMNS`` for a job that was executed; ``model`` is the fingerprint of the model."""
-    outputs, seconds, note = [("", "")], None, str(result)
-    if isinstance(result, Made):
-        outputs, seconds, note = zip(job.targets, work.seeds(), strict=True), round(result.seconds, 2), " ".join(notes)
-    for target, seed in outputs:
-        yield job.source, target, seed, work.model, model, seconds, note
-
-
-def save(job: Job, made: Made) -> None:
+def save(job: Job, outputs: Outputs) -> None:
     """Save the results of a job, each file atomically."""
-    for target, result in zip(job.targets, made.files, strict=True):
+    for target, result in zip(job.targets, outputs.files, strict=True):
         write_atomic(target, result)

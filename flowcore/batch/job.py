@@ -1,21 +1,27 @@
 """One picture file of a batch: the file's bytes in, the bytes of its results out."""
 
+import contextlib
 import hashlib
 import io
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ..checkpoints import load
 from ..checkpoints.color_memory import ColorMemory
 from ..checkpoints.latents_file import model_sha256
+from ..checkpoints.writing import SavingError, beside, write_atomic
 from ..errors import FlowError
 from ..evaluation.colorization import chroma_on_grid
 from ..evaluation.image_set import resize_to_own
@@ -37,7 +43,6 @@ from ..tasks.score import score
 from ..tasks.subject import prepare_subject
 from ..tasks.upscale import restore, shrink, upscale
 from ..tasks.video import colorize_video, upscale_video
-from .clips import ClipState
 
 Command = Literal["upscale", "colorize", "brighten", "repair", "shrink", "restore", "faces", "score"]
 IRRELEVANT = {"tile"}  # settings that change memory and time, not the picture
@@ -56,7 +61,8 @@ class Work:
     # keyword arguments of the task. Hints are given as "points", "radius" and "lock", a palette as "colours". "frames"
     # is "video" for a clip whose frames depend on each other
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
-    own: dict[str, Any] = field(default_factory=dict[str, Any])  # what the model states for those that are None
+    # what the model's file states for settings that are None
+    model_defaults: dict[str, Any] = field(default_factory=dict[str, Any])
     seed: int = 0  # of the first sample
     samples: int = 1  # per picture; for ``score``, draws
     keep: int = 0  # of ``colorize``, how many samples of each picture are kept, best first; 0 for all, by seed
@@ -78,7 +84,7 @@ class Work:
 
     def companions(self, name: str) -> dict[str, bytes]:
         """Read guide and mask of a picture file of that name; FlowError if a folder of them has not exactly one."""
-        found: dict[str, bytes] = {}
+        contents: dict[str, bytes] = {}
         for kind, place in (("guide", self.guide), ("mask", self.mask)):
             if place is None:
                 continue
@@ -87,15 +93,17 @@ class Work:
                 named = [p for p in place.iterdir() if p.stem == stem and p.suffix.lower() in files.IMAGE_SUFFIXES]
                 if len(named) != 1:
                     raise FlowError(
-                        f"Expected one {kind} named {stem} in {place}; got {len(named)}. Name it as its picture."
+                        f"Expected one {kind} named {stem} in {place}; got {len(named)}. Give it the picture's name."
                     )
                 place = named[0]
-            found[kind] = files.read_bytes(place)
-        return found
+            contents[kind] = files.read_bytes(place)
+        return contents
 
     def ids(self, picture: bytes, model: str, name: str = "") -> list[str]:
         """Fingerprint the results of a picture, from model, settings, seed, the picture itself and its guide."""
-        payload = {name: value for name, value in {**self.settings, **self.own}.items() if name not in IRRELEVANT}
+        payload = {
+            name: value for name, value in {**self.settings, **self.model_defaults}.items() if name not in IRRELEVANT
+        }
         payload |= {"command": self.command, "model": model, "format": self.format, "bits": self.bits_of(picture)}
         payload |= {"quality": self.quality, "picture": hashlib.sha256(picture).hexdigest()}
         payload |= {"reference": None if self.reference is None else hashlib.sha256(self.reference).hexdigest()}
@@ -127,8 +135,8 @@ class Work:
         if self.command == "faces":
             factor = self.settings["factor"] or self.scale
             return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
-        stated = stated_size(picture) if self.command == "restore" else None
-        return stated or (size[0] * self.scale, size[1] * self.scale)
+        original = original_size(picture) if self.command == "restore" else None
+        return original or (size[0] * self.scale, size[1] * self.scale)
 
     def seeds(self) -> list[str]:
         """Name the seed of each result; of ranked ones, all seeds that were compared."""
@@ -146,11 +154,11 @@ def picture_id(payload: dict[str, Any]) -> str:
     return MARK + digest[: 32 - len(MARK)]
 
 
-def stated_size(picture: bytes | Path) -> tuple[int, int] | None:
-    """Height and width of the photograph that a picture was shrunk from, as its file states them."""
+def original_size(picture: bytes | Path) -> tuple[int, int] | None:
+    """Height and width of the photograph that a picture was shrunk from, if its file states them."""
     with Image.open(picture if isinstance(picture, Path) else io.BytesIO(picture)) as opened:
-        stated = re.fullmatch(r"(\d{1,6})x(\d{1,6})", str(opened.info.get(SIZE, "")))
-    return None if stated is None else (int(stated[2]), int(stated[1]))
+        size = re.fullmatch(r"(\d{1,6})x(\d{1,6})", str(opened.info.get(SIZE, "")))
+    return None if size is None else (int(size[2]), int(size[1]))
 
 
 class Worker:
@@ -158,9 +166,10 @@ class Worker:
 
     def __init__(self, work: Work, flow: Flow) -> None:
         self.work, self.flow, self.model_sha256 = work, flow, model_sha256(flow)
+        self._device = next(flow.parameters()).device
         self._reference = None if work.reference is None else files.read(work.reference, "the reference")
-        faces = work.settings.get("face_model")
-        self._faces = None if faces is None else load(work.face_model or faces, next(flow.parameters()).device)
+        face_model = work.settings.get("face_model")
+        self._faces = None if face_model is None else load(work.face_model or face_model, self._device)
         self._clip: Path | None = None
         self._state = ClipState()
 
@@ -175,66 +184,33 @@ class Worker:
         cancelled: Callable[[], bool] | None = None,
     ) -> list[bytes]:
         """Process the content of one picture file, of a clip: a file per sample that is kept; for ``score``, JSON."""
-        ids = self.work.ids(picture, self.model_sha256, name)
-        if self.work.command == "score":
+        work, ids = self.work, self.work.ids(picture, self.model_sha256, name)
+        if work.command == "score":
             return [json.dumps({**self._score(picture, name), "id": ids[0]}).encode()]
-        photograph = files.read(picture, name)
-        work, text, bits = self.work, dict[str, str](), self.work.bits_of(picture)
+        photograph, bits = files.read(picture, name), work.bits_of(picture)
         # a format is refused before the work, not after it
         files.check_format(work.format, bits, work.quality, alpha=photograph.pixels.shape[1] == 4)
-        animated = work.command == "upscale" and work.carries and files.frame_count(picture) > 1
-        for note in photograph.notes:
-            if not (animated and note.endswith(FIRST_TAKEN)):
-                notify(note)
-        following: Any = {"progress": progress, "notify": notify, "cancelled": cancelled}
-        sampling: dict[str, Any] = {"seed": work.seed, "samples": work.samples, **work.settings, **following}
-        image, sources = photograph.pixels, {"image": source(photograph.pixels)}
-        if photograph.gray and work.command not in ("colorize", "shrink"):
-            image = image[:, :1]
-        if animated:
+        image = photograph.pixels
+        if is_film := work.command == "upscale" and work.carries and files.frame_count(picture) > 1:
             image = files.read_frames(picture, name)
             image = image if bool((image[:, 3] < 1).any()) else image[:, :3]
-        for kind, content in work.companions(name).items():
-            sampling[kind] = files.read(content, f"the {kind} of {name}").pixels
-            sources[kind] = source(sampling[kind])
-        if video := sampling.pop("frames", "photographs") == "video":
-            del sampling["samples"]
+        elif photograph.gray and work.command not in ("colorize", "shrink"):
+            image = image[:, :1]
+        for note in photograph.notes:
+            if not (is_film and note.endswith(FIRST_TAKEN)):
+                notify(note)
+        if work.carries:
             if clip != self._clip:
-                self._state = ClipState() if clip is None else ClipState.load(clip, next(self.flow.parameters()).device)
+                self._state = ClipState() if clip is None else ClipState.load(clip, self._device)
             self._clip = clip
-            self._state.enter(name if animated else "", *image.shape)
-            sampling["before"] = self._state.tensors
-        if work.command == "upscale":
-            pictures = (upscale_video if video else upscale)(self.flow, image, **sampling)
-        elif self._faces is not None:
-            sampling = {name: value for name, value in sampling.items() if not name.startswith("face_")}
-            pictures = restore_faces(self.flow, self._faces, image, **sampling)
-        elif work.command == "brighten":
-            pictures = brighten(self.flow, image, **sampling)
-        elif work.command == "repair":
-            sampling.pop("precision")
-            sensitivity = sampling.pop("sensitivity", 0.5)
-            marked = sampling.pop("mask", None)
-            mask = find_scratches(image, sensitivity=sensitivity) if marked is None else luma(validate_image(marked)[0])
-            pictures = repair(self.flow, image, mask, **sampling)
-        elif work.command == "restore":
-            pictures = restore(self.flow, image, size=stated_size(picture), **sampling)
-        elif work.command == "shrink":
-            text[SIZE] = f"{image.shape[-1]}x{image.shape[-2]}"
-            pictures = shrink(self.flow, image, **following)
-        else:
-            pictures = self._colorize(image, sampling, video=video)
-        text |= Provenance.of(
-            {"temperature": 0.0, **work.settings, **work.own, "seed": work.seed, "samples": work.samples},
-            self.flow,
-            map(truncate_16_bits if bits == 16 else to_uint8, pictures),
-            node_id=COMMAND,
-            # the node that makes the same picture
-            node="FlowcorePasteFace" if self._faces else f"Flowcore{work.command.capitalize()}",
-            model=work.model,
-            model_sha256=self.model_sha256,
-            sources=sources,
-        ).text()
+            self._state.enter(name if is_film else "", *image.shape)
+        opened = {kind: files.read(data, f"the {kind} of {name}") for kind, data in work.companions(name).items()}
+        companions = {kind: companion.pixels for kind, companion in opened.items()}
+        pictures = self._make(
+            picture, image, companions, {"progress": progress, "notify": notify, "cancelled": cancelled}
+        )
+        text = {SIZE: f"{image.shape[-1]}x{image.shape[-2]}"} if work.command == "shrink" else {}
+        text |= self._provenance(pictures, bits, {"image": photograph.pixels, **companions})
         options: dict[str, Any] = {"format": work.format, "bits": bits, "quality": work.quality, "text": text}
         # the pictures of ``shrink`` have 8 bits by the method, others where that was asked for
         before = photograph.bits if work.command == "shrink" or work.bits is None else bits
@@ -254,11 +230,39 @@ class Worker:
         return results
 
     def save_state(self) -> None:
-        """Save what the next frame of the clip in work needs, if there is one."""
+        """Save what the next frame of the present clip needs, if there is one."""
         if self._clip is not None:
             self._state.save(self._clip)
 
-    def _colorize(self, image: Tensor, settings: dict[str, Any], *, video: bool) -> Tensor:
+    def _make(self, content: bytes, image: Tensor, companions: dict[str, Tensor], options: dict[str, Any]) -> Tensor:
+        """Run the task on an image; ``content`` is its file's, ``options`` those that all tasks have."""
+        work, flow = self.work, self.flow
+        settings: dict[str, Any] = {"seed": work.seed, "samples": work.samples, **work.settings, **companions}
+        settings |= options
+        if settings.pop("frames", None) == "video":
+            del settings["samples"]
+            settings["before"] = self._state.tensors
+        if work.command == "upscale":
+            return (upscale_video if work.carries else upscale)(flow, image, **settings)
+        if self._faces is not None:
+            settings = {name: value for name, value in settings.items() if not name.startswith("face_")}
+            return restore_faces(flow, self._faces, image, **settings)
+        if work.command == "brighten":
+            return brighten(flow, image, **settings)
+        if work.command == "repair":
+            del settings["precision"]
+            sensitivity, mask = settings.pop("sensitivity", 0.5), settings.pop("mask", None)
+            scratches = (
+                find_scratches(image, sensitivity=sensitivity) if mask is None else luma(validate_image(mask)[0])
+            )
+            return repair(flow, image, scratches, **settings)
+        if work.command == "restore":
+            return restore(flow, image, size=original_size(content), **settings)
+        if work.command == "shrink":
+            return shrink(flow, image, **options)
+        return self._colorize(image, settings)
+
+    def _colorize(self, image: Tensor, settings: dict[str, Any]) -> Tensor:
         points = [point for text in settings.pop("points", ()) for point in parse_points(text)]
         brush = {"radius": settings.pop("radius", 8.0), "lock": settings.pop("lock", False)}
         colors = settings.pop("colours", ())
@@ -266,7 +270,7 @@ class Worker:
             hints_from_points(points, (image.shape[-2], image.shape[-1]), **brush) if points else None,
             Hints(coverage=None, chroma=None, palette=palette_from(colors), lock=False) if colors else None,
         )
-        if video:
+        if self.work.carries:
             return colorize_video(self.flow, image, **settings)
         settings["memory"] = self.work.memory
         settings.pop("carry", None)
@@ -275,38 +279,52 @@ class Worker:
             return colorize(self.flow, image, **settings)
         return transfer_palette(self.flow, image, self._reference.pixels, strength=strength, **settings)
 
+    def _provenance(self, pictures: Tensor, bits: int, sources: dict[str, Tensor]) -> dict[str, str]:
+        work = self.work
+        return Provenance.of(
+            {"temperature": 0.0, **work.settings, **work.model_defaults, "seed": work.seed, "samples": work.samples},
+            self.flow,
+            map(truncate_16_bits if bits == 16 else to_uint8, pictures),
+            node_id=COMMAND,
+            # the node that makes the same picture
+            node="FlowcorePasteFace" if self._faces else f"Flowcore{work.command.capitalize()}",
+            model=work.model,
+            model_sha256=self.model_sha256,
+            sources={kind: source(pixels) for kind, pixels in sources.items()},
+        ).text()
+
     def _score(self, picture: bytes, name: str) -> dict[str, Any]:
         flow = self.flow
-        drawing: dict[str, Any] = {"samples": self.work.samples, "seed": self.work.seed, **self.work.settings}
-        fit = drawing.pop("fit", "resize")
+        settings: dict[str, Any] = {"samples": self.work.samples, "seed": self.work.seed, **self.work.settings}
+        fit = settings.pop("fit", "resize")
         photograph, cond = files.read(picture, name), None
         notes = [*photograph.notes]
         if flow.capabilities.source == "luma":
             chroma, cond = chroma_on_grid(flow, files.read_rgb(picture, name))
-            pixels, drawing["complexity"] = chroma + NEUTRAL, False
+            pixels, settings["complexity"] = chroma + NEUTRAL, False
         elif flow.image_size is not None and fit == "resize" and flow.capabilities.source == "none":
             pixels = resize_to_own(flow, files.read_rgb(picture, name))[None]
         else:
             subject = prepare_subject(flow, photograph.pixels, fit=fit, notify=notes.append)
             pixels, cond = to_uint8(subject.pixels), subject.condition(flow, notify=notes.append)
-        result = score(flow, pixels, cond, **drawing)
+        result = score(flow, pixels, cond, **settings)
         (height, width), (rows, columns) = photograph.pixels.shape[-2:], pixels.shape[-2:]
         enlarged = rows > height or columns > width
         if flow.capabilities.source == "luma":
             how = "enlarged" if enlarged else "shrunk"
-            said = f"the chroma of {width}x{height}, {how} to {columns}x{rows}, given its luma."
+            scored = f"the chroma of {width}x{height}, {how} to {columns}x{rows}, given its luma."
         else:
             resized = flow.image_size is not None and fit == "resize" and min(height - rows, width - columns) > 0
             part = "all of" if (rows, columns) == (height, width) else f"{columns}x{rows} pixels in the middle of"
             how = f", resized so that it covers {columns}x{rows}" if resized else ""
             how = f", enlarged so that it covers {columns}x{rows}, and not ranked" if enlarged else how
-            said = f"{part} {width}x{height}{how}."
+            scored = f"{part} {width}x{height}{how}."
         corrected, spread = result.complexity_corrected, float(result.spread)
         return {
             "bits_per_dim": float(result.bits_per_dim),
             "complexity_corrected": None if corrected is None else float(corrected),
             "per_level": result.per_level[0].tolist(),
-            "notes": [f"Scored: {said}", *notes, *result.notes],
+            "notes": [f"Scored: {scored}", *notes, *result.notes],
             "spread": spread if math.isfinite(spread) else None,
             "enlarged": enlarged,
             "n_bits": result.n_bits,
@@ -324,10 +342,10 @@ def encode_like(
     text: dict[str, str],
     notify: Callable[[str], None],
 ) -> bytes:
-    """Encode a picture ``(C, H, W)`` in [0, 1] with the metadata of the file that it was made of; gray if both are.
+    """Encode a picture ``(C, H, W)`` in [0, 1] with the metadata of the file that it was made from; gray if both are.
 
-    ``bits`` None takes those of the original. Provenance in ``text`` knows the picture as the host would store it, and
-    the file afterward. ``notify`` is told what the file cannot hold.
+    ``bits`` None takes those of the original. Provenance in ``text`` has the fingerprint of the picture as the host
+    would store it, which is replaced by that of the file. ``notify`` is told what the file cannot hold.
     """
     chosen = bits or (original.bits if original and format in files.DEEP else 8)
     if original and original.gray and len(picture) == 3 and bool((picture == picture[:1]).all()):
@@ -338,3 +356,65 @@ def encode_like(
         stored = truncate_16_bits(picture) if chosen == 16 else to_uint8(picture)
         text = {**text, KEY: text[KEY].replace(fingerprint(picture), fingerprint(stored))}
     return files.encode(picture, original and original.metadata, format=format, bits=chosen, quality=quality, text=text)
+
+
+# --- clips ------------------------------------------------------------------------------------------------------------
+
+
+class ClipState:
+    """What the next frame of a clip needs of those before, also in a file, so that a run that was stopped continues.
+
+    The file, ``.clip-<hash of the folder>.state`` beside the results, is replaced after every frame and removed after
+    the last. It holds the tensors that ``upscale_video`` and ``colorize_video`` carry (``before``), bit for bit.
+    """
+
+    def __init__(self, kind: str = "", tensors: Iterable[Tensor] = (), history: str = "") -> None:
+        self._kind, self.history = kind, history
+        self.tensors = [*tensors]  # as the argument ``before`` of the tasks
+
+    @classmethod
+    def load(cls, clip: Path, device: torch.device) -> "ClipState":
+        """Read the state of a clip that was begun; an empty one if there is none, or it is damaged."""
+        try:
+            data = beside(clip, "state").read_bytes()  # ``safe_open`` takes no path that is not UTF-8
+            metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+            tensors = load_tensors(data)
+            return cls(metadata["kind"], [tensors[str(k)].to(device) for k in range(len(tensors))], metadata["history"])
+        except (OSError, SafetensorError, LookupError, ValueError):
+            return cls()
+
+    def save(self, clip: Path) -> None:
+        """Write the state, if it can be: without it the clip only takes longer to continue."""
+        tensors = {str(k): tensor.detach().cpu().clone().contiguous() for k, tensor in enumerate(self.tensors)}
+        with contextlib.suppress(SavingError):
+            write_atomic(beside(clip, "state"), save_tensors(tensors, {"kind": self._kind, "history": self.history}))
+
+    def enter(self, *kind: object) -> None:
+        """Prepare for a frame: frames of another kind, such as another size, begin anew."""
+        if self._kind != (described := json.dumps(kind)):
+            self._kind = described
+            self.tensors.clear()
+
+    def add(self, id: str) -> None:
+        """Note that the frame with this ID is finished."""
+        self.history = _history(self.history, id)
+
+
+def frames_done(clip: Path, ids: Iterable[str]) -> int:
+    """Count the frames before the stored state of a clip, whose first results have these IDs; 0 if it is another's."""
+    stored, history = ClipState.load(clip, torch.device("cpu")).history, ""
+    for number, id in enumerate(ids):
+        if (history := _history(history, id)) == stored:
+            return number + 1
+    return 0
+
+
+def remove_state(clip: Path) -> None:
+    """Remove the state of a clip, if there is one."""
+    with contextlib.suppress(OSError):
+        beside(clip, "state").unlink()
+
+
+def _history(before: str, id: str) -> str:
+    """Fingerprint a sequence of IDs, from that of all but the last."""
+    return hashlib.sha256(f"{before} {id}".encode()).hexdigest()

@@ -11,7 +11,8 @@ from typing import Any
 
 from ..checkpoints.writing import check_writable, write_atomic
 from ..errors import FlowError
-from .claims import exclusive
+from .folders import Job, Outputs, exclusive
+from .job import Work
 
 COLUMNS = ("input", "output", "seed", "model", "model_sha256", "seconds", "note")
 NAME = "manifest.csv"
@@ -33,31 +34,36 @@ class Manifest:
         if path.exists():
             if tuple([*self._read(), COLUMNS][0]) != COLUMNS:
                 raise FlowError(
-                    f"{path} is something else than a list of results. Name another file with --manifest, or another "
+                    f"{path} exists and is not a list of results. Choose another file with --manifest, or another "
                     "folder."
                 )
             self.compact()
 
     def compact(self) -> None:
-        """Leave one row per input and output, the last one; and of an input that was done after all, no failure."""
+        """Keep the last row per input and output, and drop the failures of inputs that have an output now."""
         if not self.path.exists():
             return
         with exclusive(self.path):
             rows = [*filter(None, self._read())]
-            kept = dict[tuple[str, str], list[str]]()
+            latest = dict[tuple[str, str], list[str]]()
             for row in rows[1:]:
                 if len(row) == len(COLUMNS):  # or it was cut off
-                    kept.pop((row[0], ""), None)
-                    kept[row[0], row[1]] = row
-            if len(kept) + 1 < len(rows):
-                write_atomic(self.path, _encode([COLUMNS, *kept.values()]))
+                    latest.pop((row[0], ""), None)
+                    latest[row[0], row[1]] = row
+            if len(latest) + 1 < len(rows):
+                write_atomic(self.path, _encode([COLUMNS, *latest.values()]))
 
     def _read(self) -> list[list[str]]:
         with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
             return list(csv.reader(file))
 
-    def append(self, rows: Iterable[tuple[object, ...]]) -> None:
-        """Write rows, and flush them to the disk."""
+    def append(self, job: Job, result: Outputs | Exception, work: Work, model: str, notes: Iterable[str]) -> None:
+        """Write the rows of a job that was executed to the disk; ``model`` is the fingerprint of the model."""
+        outputs, seconds, note = [("", "")], None, str(result)
+        if isinstance(result, Outputs):
+            outputs = zip(job.targets, work.seeds(), strict=True)
+            seconds, note = round(result.seconds, 2), " ".join(notes)
+        rows = [(job.source, target, seed, work.model, model, seconds, note) for target, seed in outputs]
         with exclusive(self.path):
             _append(self.path, COLUMNS, rows)
 

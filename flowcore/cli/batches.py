@@ -18,7 +18,7 @@ import torch
 
 from .. import load
 from ..batch import folders
-from ..batch.folders import Executor, Found, Job, Made, state_of
+from ..batch.folders import Executor, InputFile, Job, Outputs, job_state
 from ..batch.job import Command, Work, Worker
 from ..batch.tables import NAME, Manifest
 from ..checkpoints.latents_file import model_sha256
@@ -104,7 +104,7 @@ def part(
         model=Path(options.model).name,  # pictures hold it, and leave the machine
         scale=flow.condition_scale,
         settings=settings,
-        own=left_to_model(flow, {**settings, "reference": fields.get("reference")}),
+        model_defaults=left_to_model(flow, {**settings, "reference": fields.get("reference")}),
         seed=options.seed,
         samples=options.samples,
         format=named_format(options.out, options.format) or options.format or "png",
@@ -153,18 +153,18 @@ def make_images(
     bar = ProgressBar(jobs)
     executors = {name: executor(one.options, one.work, one.flow, bar) for name, one in parts.items()}
 
-    def on_result(job: Job, result: Made | Exception | None) -> None:
+    def on_result(job: Job, result: Outputs | Exception | None) -> None:
         bar.finish(job, result)
         failure = str(result) if isinstance(result, Exception) else ""
-        seconds, notes = (round(result.seconds, 2), list(result.notes)) if isinstance(result, Made) else (None, [])
-        if auto and isinstance(result, Made):
+        seconds, notes = (round(result.seconds, 2), list(result.notes)) if isinstance(result, Outputs) else (None, [])
+        if auto and isinstance(result, Outputs):
             notes.insert(0, _why(*chosen[job.source]))
         write_result(options, job.source, () if failure else job.targets, seconds, notes, failure)
         if manifest is not None and result is not None:
             mine = parts[chosen[job.source][0]]
-            manifest.append(folders.listed(job, result, mine.work, mine.sha256, notes))
+            manifest.append(job, result, mine.work, mine.sha256, notes)
 
-    def execute(pending: Iterable[Job]) -> Iterator[folders.Result]:
+    def execute(pending: Iterable[Job]) -> Iterator[folders.Outcome]:
         """Execute jobs in their order, or on a cluster one model after the other."""
 
         def model_of(job: Job) -> str:
@@ -208,7 +208,7 @@ def finish(failed: list[tuple[Job, Exception]], bar: ProgressBar, total: int) ->
     raise (SomeFailed if len(failed) < total else FlowError)(f"{listed}\n{summary}") from first
 
 
-def choose(found: Sequence[Found], *, clips: bool) -> dict[Path, tuple[str, str]]:
+def choose(found: Sequence[InputFile], *, clips: bool) -> dict[Path, tuple[str, str]]:
     """Choose the upscaler that suits each picture, and say why; one for all frames of a folder if they are ``clips``.
 
     What cannot be read has the model of clean pictures, and fails when its turn comes.
@@ -238,13 +238,13 @@ def _why(model: str, damage: str) -> str:
 
 
 def _jobs(
-    options: Namespace, found: Sequence[Found], part_of: Callable[[Path], Part], sample_names: list[str]
+    options: Namespace, found: Sequence[InputFile], part_of: Callable[[Path], Part], sample_names: list[str]
 ) -> list[Job]:
     """Decide on the files of the pictures' results."""
     if named_format(options.out) is None:
         if options.name is not None:
             check_template(options.name, len(sample_names))
-        return folders.jobs(found, options.out, lambda path: _result_names(part_of(path), sample_names, path))
+        return folders.make_jobs(found, options.out, lambda path: _result_names(part_of(path), sample_names, path))
     if len(found) > 1:
         raise FlowError(f"{options.out} is one file, for {len(found)} images. Name a folder.")
     if options.name is not None:
@@ -336,7 +336,7 @@ def announce(
     coming = [(job, source, result) for job, source, result in sized if source and result]  # others fail in the run
     if _is_small(options, work, coming):  # no need to look which results exist
         return {}
-    coming = [one for one in coming if not state_of(one[0], is_done)]
+    coming = [one for one in coming if not job_state(one[0], is_done)]
     refused: dict[Job, FlowError] = {}
     for job, _, (height, width) in coming:
         size = height * width / 1e6

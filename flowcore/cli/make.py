@@ -270,7 +270,7 @@ def _save(
     check_writable(targets[0])
     if targets_done(targets, ids, size, again=options.again):
         write_result(options, None, targets)
-        log(f"{len(targets)} of {len(targets)} were there already (--again makes them anew).")
+        log(f"{len(targets)} of {len(targets)} were there already (--again replaces them).")
         return
     images = make()
     common = {"node_id": "command", "model": Path(options.model).name, "model_sha256": sha}

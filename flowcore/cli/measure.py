@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from .. import load
 from ..batch import folders
-from ..batch.folders import Job, Made
+from ..batch.folders import Job, Outputs
 from ..batch.job import Work
 from ..batch.tables import Scores
 from ..checkpoints import catalog
@@ -51,7 +51,7 @@ def run_score(options: Namespace) -> None:
         rows[name_of(job)] = {**row, "model_sha256": model}
         return True
 
-    def save(job: Job, made: Made) -> None:
+    def save(job: Job, made: Outputs) -> None:
         row = {"image": name_of(job), **json.loads(made.files[0]), "model_sha256": model}
         rows[row["image"]] = row
         if table is not None:

@@ -22,7 +22,7 @@ from ..images.files import upright_size
 from ..tasks import Progress, duration
 
 if TYPE_CHECKING:
-    from ..batch.folders import Job, Made
+    from ..batch.folders import Job, Outputs
 
 PATIENCE = 30  # seconds between lines on an image in work, where there is no bar, as in log files
 QUIET = ContextVar("QUIET", default=False)  # whether a command was told to write nothing but results and errors
@@ -112,7 +112,7 @@ class ProgressBar:
             self._spoke = time.monotonic()
             log(f"{self._count()}{self._name}: {part:.0%}{self._to_go(pixels)}")
 
-    def finish(self, job: Job, result: Made | Exception | None) -> None:
+    def finish(self, job: Job, result: Outputs | Exception | None) -> None:
         """Count an image, and write a line unless it was skipped, which the result None says."""
         pixels = self._pixels[job.source]
         self._left -= pixels
@@ -133,7 +133,7 @@ class ProgressBar:
         self._bar.close()
         parts = [f"{self._done} done"] if self._done or not self._skipped else []
         if self._skipped:
-            parts.append(f"{self._skipped} of {self._total} were there already (--again makes them anew)")
+            parts.append(f"{self._skipped} of {self._total} were there already (--again replaces them)")
         parts += [f"{self._failed} failed"] if self._failed else []
         return f"{', '.join(parts)}, in {duration(time.monotonic() - self._start)}."
 

@@ -576,7 +576,7 @@ def test_a_guide_is_one_file_or_that_of_each_name_and_part_of_what_identifies_a_
     before = made.read_bytes()
     assert run(*words, guide) == 0
     assert run(*words, photograph(tmp_path / "other.png", (40, 28), seed=3)) == 1
-    assert "made by another model, with other settings or of another picture" in capsys.readouterr().err
+    assert "made by another model, with other settings or from another picture" in capsys.readouterr().err
     assert made.read_bytes() == before
     assert run(*words, guides) == 3  # there is none for b
     assert "Expected one guide named b" in capsys.readouterr().err

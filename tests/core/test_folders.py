@@ -15,8 +15,7 @@ from PIL import Image, ImageCms
 
 import flowcore
 from flowcore.batch import folders
-from flowcore.batch.claims import Claims
-from flowcore.batch.folders import Job, Made
+from flowcore.batch.folders import Claims, Job, Outputs
 from flowcore.batch.tables import Scores
 from flowcore.checkpoints.latents_file import model_sha256
 from flowcore.checkpoints.writing import SavingError
@@ -137,7 +136,7 @@ def test_png_has_provenance(model, folder, tmp_path, capsys):
 
 def test_patterns_and_name_collisions(folder, tmp_path):
     def inside(*words):
-        return [str(found.inside) for found in folders.find(list(words))]
+        return [str(file.relative) for file in folders.find(list(words))]
 
     assert inside(f"{folder}/*.png") == ["a2.png", "a10.png"]
     assert inside(f"{folder}/**/*.png") == ["a2.png", "a10.png", "deep/b.png", "deep/er/c.png"]
@@ -150,20 +149,20 @@ def test_patterns_and_name_collisions(folder, tmp_path):
     for message, *arguments in (
         ("Nothing matches", [f"{folder}/*.tif"]),
         ("No images in", [str(tmp_path / "empty")]),
-        ("Name another folder", [str(folder)], folder),
+        ("Choose another folder", [str(folder)], folder),
     ):
         with pytest.raises(FlowError, match=message):
             folders.find(*arguments)
 
     def targets(*words):
-        made = folders.jobs(folders.find(list(words)), Path("out"), lambda path: [f"{path.name}_new.png"])
+        made = folders.make_jobs(folders.find(list(words)), Path("out"), lambda path: [f"{path.name}_new.png"])
         return [str(job.targets[0]) for job in made]
 
     photograph(folder / "other" / "b.png", (4, 4))
     named = targets(f"{folder}/deep/b.png", f"{folder}/other/b.png", f"{folder}/a10.png")
     assert named == ["out/deep/b.png_new.png", "out/other/b.png_new.png", "out/a10.png_new.png"]
     with pytest.raises(FlowError, match="would overwrite"):
-        folders.jobs(folders.find([f"{folder}/a10.png"]), folder, lambda path: [path.name])
+        folders.make_jobs(folders.find([f"{folder}/a10.png"]), folder, lambda path: [path.name])
 
 
 def test_names_depend_on_the_picture_alone_and_keep_sequences(model, tmp_path, capsys):
@@ -186,8 +185,8 @@ def test_names_depend_on_the_picture_alone_and_keep_sequences(model, tmp_path, c
     assert stamps(tmp_path / "a") == before
     said = capsys.readouterr().err
     for name in ("same.jpg", "same.png"):
-        assert f"{name}: Its results would have the names of those of same.JPEG. Rename it, or add" in said
-    assert "same_tiny_tau0.8_seed0.png exists, made by another model, with other settings or of another picture" in said
+        assert f"{name}: Its results would have the same names as those of same.JPEG. Rename it, or add" in said
+    assert "same_tiny_tau0.8_seed0.png exists, made by another model, with other settings or from another" in said
     assert made("b", "--name", "{base}-{suffix}_{model}{sample}{frame}") == [
         *("same-jpg_tiny.png", "shot.v01-png_tiny.0001.png", "shot.v01-png_tiny.0002.png", "v1.2-png_tiny.png")
     ]
@@ -197,7 +196,7 @@ def test_names_depend_on_the_picture_alone_and_keep_sequences(model, tmp_path, c
     for options, said in (
         (["--name", "{stem}_{what}"], "--name may hold {stem}, {base}, {frame}"),
         (["--name", "{stem}", *several], "2 results of an image would have one name. Add {sample}"),
-        (["--name", "{model}"], "have the names of those of"),
+        (["--name", "{model}"], "have the same names as those of"),
     ):
         made("d", *options, code=3 if "{model}" in options else 1)
         assert said in capsys.readouterr().err
@@ -215,7 +214,7 @@ def test_links_are_followed_named_or_counted(model, folder, tmp_path, capsys):
     (folder / "lost").symlink_to("nowhere")
     for word in (str(folder), f"{folder}/**/*"):
         said = []
-        found = {str(one.inside) for one in folders.find([word], notify=said.append)}
+        found = {str(one.relative) for one in folders.find([word], notify=said.append)}
         assert found == {*NAMES, "gone.png", "linked/e.png"}
         (line,) = said
         assert "a broken link" in line
@@ -272,7 +271,7 @@ def test_containers_share_a_folder(model, folder, tmp_path):
 
 def test_a_claim_lasts_until_its_process_ends_and_waiting_for_it_is_said(tmp_path):
     target, said = tmp_path / "a.png", []
-    program = "import os, sys, time; os.getpid = lambda: {}; from flowcore.batch.claims import Claims; "
+    program = "import os, sys, time; os.getpid = lambda: {}; from flowcore.batch.folders import Claims; "
     program += "from pathlib import Path; claims = Claims(); print(claims.take(Path(sys.argv[1])), flush=True); "
     program += "time.sleep(60)"
     command = [sys.executable, "-c", program.format(os.getpid()), str(target)]
@@ -286,7 +285,7 @@ def test_a_claim_lasts_until_its_process_ends_and_waiting_for_it_is_said(tmp_pat
         other.wait()
 
     job = Job(tmp_path / "in.png", (target,))
-    executor = lambda jobs: ((job, Made([b"x"])) for job in jobs)  # noqa: E731
+    executor = lambda jobs: ((job, Outputs([b"x"])) for job in jobs)  # noqa: E731
     known = {"is_done": lambda job: target.exists(), "save": folders.save, "on_result": lambda *_: None}
     assert folders.run([job], executor, **known, notify=notify) == []
     assert said == [("Waiting for 1 images that other processes are working on.", False)]
@@ -299,7 +298,7 @@ def test_the_lock_file_of_a_killed_process_is_removed_beside_what_is_done(tmp_pa
         path.write_bytes(b"")
     known = {"is_done": lambda job: True, "save": folders.save, "on_result": lambda *_: None}
     assert (
-        folders.run([Job(tmp_path / "in.png", (target,))], lambda jobs: [(job, Made([])) for job in jobs], **known)
+        folders.run([Job(tmp_path / "in.png", (target,))], lambda jobs: [(job, Outputs([])) for job in jobs], **known)
         == []
     )
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
@@ -310,17 +309,17 @@ def test_files_that_are_not_read_are_counted(folder):
         (folder / name).write_text("no picture")
     said = []
     assert len(folders.find([str(folder), f"{folder}/*"], notify=said.append)) == len(NAMES)
-    assert said == ["Files that flowcore does not read were left out: 3 (.exr, .txt, no suffix)."]
+    assert said == ["Skipped 3 files that flowcore does not read (.exr, .txt, no suffix)."]
 
 
 def test_unsaved_results_stop_the_run(folder, tmp_path):
-    jobs = folders.jobs(folders.find([str(folder)]), tmp_path / "out", lambda path: [path.name])
+    jobs = folders.make_jobs(folders.find([str(folder)]), tmp_path / "out", lambda path: [path.name])
     done = []
 
     def do(jobs):
         for job in jobs:
             done.append(job)
-            yield job, Made([b"result"])
+            yield job, Outputs([b"result"])
 
     def save(job, made):
         raise SavingError("The disk is full.")

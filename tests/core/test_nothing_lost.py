@@ -111,11 +111,11 @@ def test_what_is_there_is_checked(models, photo, tmp_path, capsys, command):
     with Image.open(file) as opened:
         exif, small = opened.getexif(), opened.resize((3, 3))
     small.save(file, exif=exif)
-    refused("resized since it was made. --again replaces it")
+    refused("resized since it was made. Replace it with --again")
     assert make("--again")[0] == 0
     assert file.read_bytes() == whole
     if other:
-        refused("with other settings or of another picture. --again replaces it", *other)
+        refused("with other settings or from another picture. Replace it with --again", *other)
         assert make(*other, "--again")[0] == 0
         assert file.read_bytes() != whole
     small.save(file)  # of another program
@@ -241,7 +241,7 @@ def test_a_batch_has_a_manifest_and_a_last_line(models, tmp_path, capsys):
     (folder / "bad.png").unlink()
     capsys.readouterr()
     assert run(*words) == 0
-    assert re.search(r"\n?2 of 2 were there already \(--again makes them anew\), in \S+ s.\n$", capsys.readouterr().err)
+    assert re.search(r"\n?2 of 2 were there already \(--again replaces them\), in \S+ s.\n$", capsys.readouterr().err)
     (out / "manifest.csv").write_text("my own list\n")
     assert run(*words, "--again") == 1
     assert "Name another file with --manifest" in capsys.readouterr().err

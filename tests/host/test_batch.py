@@ -602,7 +602,7 @@ def test_one_name_does_not_end_a_flow_folder(host, mine, tmp_path):
         ("out.png: ", "leads out of ComfyUI's input folder"),
         ("self.png: ", "Too many levels of symbolic links"),
         ("xxx", "The name of its result would have"),
-        ("a.png: ", "would have the names of those of a.jpg"),
+        ("a.png: ", "would have the same names as those of a.jpg"),
     ):
         assert any(line.startswith(start) and reason in line for line in said)
     info = host.outputs(in_folder())["folder"]["text"][-1]
