@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save as save_file
 
 import flowcore
-from flowcore.batch.folders import Job, Made
+from flowcore.batch.folders import Job, Outputs
 from flowcore.checkpoints.latents_file import model_sha256
 from flowcore.cli.main import main
 from flowcore.cli.output import ProgressBar
@@ -260,7 +260,7 @@ def test_a_log_file_is_told_of_an_image_that_takes_long(tmp_path, monkeypatch, c
         for _ in range(4):
             now[0] += 12.5
             bar.update(round(now[0] % 50 or 50), 50)
-        bar.finish(job, Made([], 50.0))
+        bar.finish(job, Outputs([], 50.0))
     assert bar.close() == "2 done, in 1 min 40 s."
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith("1/2 a.png: 76%, about 1 min ")
@@ -270,7 +270,7 @@ def test_a_log_file_is_told_of_an_image_that_takes_long(tmp_path, monkeypatch, c
     small, large = photograph(tmp_path / "small.png", (10, 10)), photograph(tmp_path / "large.png", (20, 20))
     bar = ProgressBar([Job(small), Job(large)])
     now[0] += 5
-    bar.finish(Job(small), Made([], 5.0))
+    bar.finish(Job(small), Outputs([], 5.0))
     assert capsys.readouterr().err == "1/2 small.png: 100%, 5.0 s, about 20 s to go\n"  # of four times the pixels
     shown = [duration(seconds) for seconds in (0.04, 9.96, 59.4, 59.7, 61, 119.7, 599, 3599.7, 7500)]
     wanted = ["0.0 s", "10 s", "59 s", "1 min 0 s", "1 min 1 s", "2 min 0 s", "9 min 59 s", "1 h 0 min", "2 h 5 min"]
