@@ -15,9 +15,9 @@ from torch import Tensor
 from .. import flowcore
 from ..flowcore import ImageError, provenance
 from ..flowcore.checkpoints import catalog, read_config
-from ..flowcore.images.alpha import extend_over_blank
 from ..flowcore.images.color import truncate_16_bits
 from ..flowcore.images.files import fit, frame_count, read, read_frames, read_rgb, upright_size
+from ..flowcore.images.fill import extend_over_blank
 from ..flowcore.provenance import ProvenanceError
 from ..flowcore.tasks.intake import FOR_CLEAN, FOR_DAMAGED
 from ..flowcore.tasks.subject import label_names

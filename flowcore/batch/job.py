@@ -29,7 +29,7 @@ from ..flow import Flow
 from ..images import files
 from ..images.color import NEUTRAL, luma, to_uint8, truncate_16_bits
 from ..images.files import DecodedImage, Format
-from ..images.metadata import FIRST_TAKEN, losses
+from ..images.metadata import ONLY_FIRST, losses
 from ..provenance import KEY, Provenance, fingerprint, source
 from ..tasks import Progress
 from ..tasks.brighten import brighten
@@ -197,7 +197,7 @@ class Worker:
         elif photograph.gray and work.command not in ("colorize", "shrink"):
             image = image[:, :1]
         for note in photograph.notes:
-            if not (is_film and note.endswith(FIRST_TAKEN)):
+            if not (is_film and note.endswith(ONLY_FIRST)):
                 notify(note)
         if work.carries:
             if clip != self._clip:

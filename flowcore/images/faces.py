@@ -16,7 +16,7 @@ from torch.nn.functional import avg_pool2d
 
 from ..errors import ImageError, ShapeError
 from .color import luma
-from .resize import resize, shrink
+from .resize import keys_cubic, resize, sample_points, shrink
 
 LEFT, RIGHT, EYE_LINE = 0.377, 0.614, 0.447  # of the crop's side
 MIN_SIDE = 8.0  # pixels of the crop's side; smaller ones hold no face
@@ -159,8 +159,8 @@ def cut_face(picture: Tensor, place: FacePlace, size: int | None = None) -> Tens
     points = place.to_picture(_grid(steps, steps))
     top, bottom, left, right = _box(place, MARGIN)
     region = picture[..., top:bottom, left:right]
-    face = _sample(region, points - torch.tensor([left, top], dtype=torch.float64))
-    return shrink(face, finer).clamp(0, 1)
+    corner = torch.tensor([left, top], dtype=torch.float64)
+    return shrink(sample_points(region, points - corner - 0.5, keys_cubic), finer).clamp(0, 1)
 
 
 def looks_like_face(picture: Tensor, place: FacePlace) -> bool:
@@ -200,7 +200,7 @@ def paste_face(picture: Tensor, face: Tensor, place: FacePlace, *, feather: floa
     depth = torch.minimum(shares, 1 - shares).amin(-1) - (1 - share) / 2  # from the face's border, negative outside
     weight = (depth / max(feather * share, 0.5 / place.side)).clamp(0, 1)
     weight = (weight * weight * (3 - 2 * weight)).to(picture)  # smooth at both ends
-    pasted = _sample(face[:, :colors], shares * face.shape[-1]).clamp(0, 1).to(picture)
+    pasted = sample_points(face[:, :colors], shares * face.shape[-1] - 0.5, keys_cubic).clamp(0, 1).to(picture)
     result = picture.expand(count, -1, -1, -1).clone()
     region = result[:, :colors, top:bottom, left:right]
     region.copy_(torch.where(weight > 0, region + weight * (pasted - region), region))
@@ -258,23 +258,3 @@ def _box(place: FacePlace, margin: int) -> tuple[int, int, int, int]:
         max(0, math.floor(left) - margin),
         min(place.width, math.ceil(right) + margin),
     )
-
-
-def _sample(image: Tensor, points: Tensor) -> Tensor:
-    """Interpolate ``(B, C, H, W)`` at points ``(h, w, 2)`` by Keys' cubic; ``grid_sample`` has another, a = -0.75."""
-    height, width = image.shape[-2:]
-    first = (points - 0.5).floor()
-    columns, rows = (first.long().to(image.device) - 1).unbind(-1)  # of the first of 4x4 pixels
-    across, down = (_cubic(t) for t in (points - 0.5 - first).to(image).unbind(-1))  # (4, h, w)
-    result = image.new_zeros(*image.shape[:2], *points.shape[:2])
-    for j in range(4):
-        row = (rows + j).clamp(0, height - 1)
-        for i in range(4):
-            result += image[..., row, (columns + i).clamp(0, width - 1)] * (down[j] * across[i])
-    return result
-
-
-def _cubic(t: Tensor) -> Tensor:
-    """Weights of the four pixels around a point that lies at ``t`` in [0, 1) between the inner two."""
-    inner = (1.5 * t - 2.5) * t * t + 1.0, ((-1.5 * t + 2.0) * t + 0.5) * t
-    return torch.stack([((-0.5 * t + 1.0) * t - 0.5) * t, *inner, (0.5 * t - 0.5) * t * t])

@@ -1,7 +1,8 @@
 """Image files: all 16 bits, alpha, color profile, EXIF, XMP and resolution are read and written.
 
-Pillow decodes 16 bits per channel to the upper 8 in all modes but gray; with the byte order swapped, to the lower 8. So
-such files are decoded twice. It cannot encode them: PNG and TIFF of 16 bits are written here.
+Pillow does all but three things, which are done here. It decodes 16-bit colors to their upper bytes (to the lower ones
+if told the wrong byte order, so these files are decoded twice); it encodes no 16-bit colors; and it writes a compressed
+TIFF without EXIF, GPS and XMP.
 """
 
 import io
@@ -28,19 +29,20 @@ from .metadata import EXIF, Metadata, cmyk_to_srgb, fits_profile, notes, read_me
 
 Format = Literal["png", "jpeg", "webp", "tiff"]
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # of files that are read
-Pixels = npt.NDArray[Any]  # of uint8 or uint16, (h, w, channels)
+Pixels = npt.NDArray[Any]  # uint8 or uint16, (h, w, channels)
 V = TypeVar("V")
 
 SUFFIXES: dict[Format, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
 FORMATS: dict[str, Format] = {**{suffix: name for name, suffix in SUFFIXES.items()}, ".jpeg": "jpeg", ".tiff": "tiff"}
-DEEP: tuple[Format, ...] = ("png", "tiff")  # that hold 16 bits per channel
-QUALITY = {"jpeg": 95, "webp": 90}
-OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}  # of bytes, as Pillow names it
-WHITE_IS_ZERO, SIGNED = 0, 2  # of TIFF's tags PhotometricInterpretation (262) and SampleFormat (339)
-UNIQUE_ID, SIZES = 0xA420, (0xA002, 0xA003)
-SWAPPED = (5, 6, 7, 8)  # EXIF orientations whose rows and columns are swapped
-FLIPPED = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}  # the axes that they flip, after that
-ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # Pillow's names of the formats whose further pictures are frames
+DEEP: tuple[Format, ...] = ("png", "tiff")  # formats with 16 bits per channel
+DEFAULT_QUALITY = {"jpeg": 95, "webp": 90}
+OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}  # byte orders, as Pillow names them
+WHITE_IS_ZERO, SIGNED = 0, 2  # values of TIFF's tags PhotometricInterpretation (262) and SampleFormat (339)
+UNIQUE_ID, SIZES = 0xA420, (0xA002, 0xA003)  # EXIF tags
+TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations whose rows and columns are swapped
+FLIPPED = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}  # axes to flip after that
+ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # formats, as Pillow names them, whose further pictures are frames
+MAX_SEGMENT = 65_500  # bytes of EXIF or XMP in a JPEG
 
 
 @dataclass(frozen=True)
@@ -51,22 +53,22 @@ class DecodedImage:
     metadata: Metadata
     gray: bool = False  # the file has one channel, which ``pixels`` holds three times
     bits: int = 8  # per channel of the file, 8 or 16
-    notes: tuple[str, ...] = ()  # sentences: what is not kept, or not as it was, such as further frames
+    notes: tuple[str, ...] = ()  # sentences on what is dropped or changed, such as further frames
 
 
 def read(data: bytes, name: str) -> DecodedImage:
-    """Decode the contents of an image file, of several frames the first; ImageError, with its name, if it cannot be."""
+    """Decode the contents of an image file (its first frame); raise ImageError, with its name, if that fails."""
     with _opened(data, name) as opened:
         pixels, metadata = _decode(opened, data), read_metadata(opened)
         gray = (opened.mode in ("1", "L", "I") or opened.mode.startswith("I;")) and pixels.shape[2] == 3
-        said = notes(opened)
+        sentences = notes(opened)
     bits = 8 * pixels.itemsize
     tensor = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None] / (2**bits - 1)
-    return DecodedImage(tensor.contiguous(), metadata, gray, bits, said)
+    return DecodedImage(tensor.contiguous(), metadata, gray, bits, sentences)
 
 
 def frame_count(data: bytes) -> int:
-    """Count the frames of an animated GIF, WebP or PNG; 1 for other files, whose further pages are no frames."""
+    """Count the frames of an animated GIF, WebP or PNG; 1 for other files, whose further pages are not frames."""
     return _read_from(data, lambda opened: getattr(opened, "n_frames", 1) if opened.format in ANIMATED else 1) or 1
 
 
@@ -81,13 +83,13 @@ def read_frames(data: bytes, name: str) -> Tensor:
 
 
 def frame_times(data: bytes) -> dict[str, Any]:
-    """Read how long each frame of a file is shown, in milliseconds, and how often all are; for ``encode``."""
+    """Read the milliseconds for which each frame is shown, and how often the animation repeats; for ``encode``."""
 
     def read_times(opened: Image.Image) -> dict[str, Any]:
         loop, durations = opened.info.get("loop", 1), list[float]()
         for number in range(getattr(opened, "n_frames", 1)):
             opened.seek(number)
-            opened.load()  # which is when WebP says
+            opened.load()  # WebP states its duration only then
             durations.append(opened.info.get("duration", 100))
         return {"duration": durations, "loop": loop}
 
@@ -145,16 +147,16 @@ def encode(
 ) -> bytes:
     """Encode an image ``(C, H, W)`` in [0, 1], C = 1, 3 or 4, as a file; ImageError if the format cannot hold it.
 
-    ``unique_id`` is EXIF's ImageUniqueID, ``text`` for the chunks of a PNG. Animated PNG and WebP have the frames
-    ``later``, ``(T, C, H, W)``, and ``times`` of all, see ``frame_times``. A WebP of quality 100 is lossless.
+    ``unique_id`` is EXIF's ImageUniqueID, ``text`` goes into the chunks of a PNG. An animated PNG or WebP has further
+    frames, ``later``, ``(T, C, H, W)``, and the ``times`` of all, see ``frame_times``. WebP of quality 100 is lossless.
     """
     check_format(format, bits, quality, alpha=picture.shape[0] == 4)
     metadata = metadata or Metadata()
     if not fits_profile(metadata, picture.shape[0]):
         metadata = replace(metadata, icc=None)
     picture = picture.detach().cpu()
-    stored = (picture.clamp(0, 1).double() * 65535).round() if bits == 16 else to_uint8(picture)
-    pixels = stored.permute(1, 2, 0).numpy().astype(np.uint16 if bits == 16 else np.uint8)
+    levels = (picture.clamp(0, 1).double() * 65535).round() if bits == 16 else to_uint8(picture)
+    pixels = levels.permute(1, 2, 0).numpy().astype(np.uint16 if bits == 16 else np.uint8)
     tags = _new_tags(metadata.exif, pixels.shape[1], pixels.shape[0], unique_id)
     animation: dict[str, Any] = {}
     if later is not None:
@@ -191,16 +193,16 @@ def check_format(format: str, bits: int = 8, quality: int | None = None, *, alph
 
 def unique_id(data: bytes) -> str | None:
     """Read EXIF's ImageUniqueID from a file's contents; None if there is none, or if it is not an image."""
-    found = _read_from(data, lambda opened: opened.getexif().get_ifd(EXIF).get(UNIQUE_ID))
-    return None if found is None else str(found)
+    value = _read_from(data, lambda opened: opened.getexif().get_ifd(EXIF).get(UNIQUE_ID))
+    return None if value is None else str(value)
 
 
 def upright_size(data: bytes | Path) -> tuple[int, int] | None:
     """Read height and width of an image as it is to be shown, from the header of a file; None if it is not an image."""
 
     def size(opened: Image.Image) -> tuple[int, int]:
-        swapped = tags_and_orientation(opened)[1] in SWAPPED
-        return (opened.width, opened.height) if swapped else (opened.height, opened.width)
+        transposed = tags_and_orientation(opened)[1] in TRANSPOSED
+        return (opened.width, opened.height) if transposed else (opened.height, opened.width)
 
     return _read_from(data, size)
 
@@ -219,12 +221,12 @@ def is_whole(data: bytes) -> bool:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 _LOCK = threading.Lock()
-_BEFORE: list[bool] = []  # for every reader that is inside, Pillow's setting before the first came
+_BEFORE: list[bool] = []  # per reader inside: Pillow's setting before the first one entered
 
 
 @contextmanager
 def truncated_refused() -> Generator[None]:
-    """Make Pillow refuse truncated files, which is a setting of the process, until the last reader inside leaves."""
+    """Make Pillow refuse truncated files, a setting of the whole process, until the last reader inside leaves."""
     with _LOCK:
         _BEFORE.append(_BEFORE[0] if _BEFORE else ImageFile.LOAD_TRUNCATED_IMAGES)
         ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -238,7 +240,7 @@ def truncated_refused() -> Generator[None]:
 
 @contextmanager
 def _opened(data: bytes | Path, name: str = "") -> Generator[Image.Image]:
-    """Open a file with Pillow, truncated ones refused; whatever goes wrong inside is an ImageError with its name."""
+    """Open a file with Pillow; turn any failure inside into an ImageError with its name."""
     try:
         with truncated_refused(), Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as opened:
             yield opened
@@ -261,12 +263,12 @@ def _read_from(data: bytes | Path, read: Callable[[Image.Image], V]) -> V | None
 
 
 def _decode(opened: Image.Image, data: bytes) -> Pixels:
-    """The pixels, upright, (h, w, 3 or 4)."""
-    low = _low_bytes(opened, data)
+    """Decode the pixels, upright, (h, w, 3 or 4)."""
     _refuse_unknown_range(opened)
+    low_bytes = _low_bytes(opened, data)
     opened.load()
-    pixels, orientation = _pixels(opened, low), tags_and_orientation(opened)[1]
-    return np.flip(pixels.swapaxes(0, 1) if orientation in SWAPPED else pixels, FLIPPED.get(orientation, ()))
+    pixels, orientation = _pixels(opened, low_bytes), tags_and_orientation(opened)[1]
+    return np.flip(pixels.swapaxes(0, 1) if orientation in TRANSPOSED else pixels, FLIPPED.get(orientation, ()))
 
 
 def _refuse_unknown_range(opened: Image.Image) -> None:
@@ -283,49 +285,30 @@ def _tiff_tag(opened: Image.Image, tag: int) -> tuple[int, ...]:
     return value if isinstance(value := cast("Any", opened).tag_v2.get(tag, 1), tuple) else (value,)
 
 
+def _raw_mode(opened: Image.Image) -> str:
+    """Return how a file stores its samples, as Pillow names it, e.g. "RGB;16B"."""
+    if not isinstance(opened, ImageFile.ImageFile) or not opened.tile:
+        return ""
+    arguments = opened.tile[0][3] or ""
+    return arguments if isinstance(arguments, str) else str(arguments[0])
+
+
 def _low_bytes(opened: Image.Image, data: bytes) -> Pixels | None:
     """Decode the lower bytes of 16-bit colors; None if there are none."""
-    if isinstance(opened, PngImagePlugin.PngImageFile):
-        return _low_bytes_of_png(data, opened.size)
-    found = re.fullmatch(r"(RGB|RGBX|RGBA);16([LBN])", _raw_mode(opened))
-    if found is None or opened.format != "TIFF":
+    deep = re.fullmatch(r"(RGB|RGBX|RGBA|LA);16([LBN])", _raw_mode(opened))
+    if deep is None or opened.format not in ("PNG", "TIFF"):
         return None
-    other = f"{found[1]};16{OTHER_ORDER[found[2]]}"
-    again: Any = Image.open(io.BytesIO(data))
-    again.tile = [t._replace(args=other if isinstance(t.args, str) else (other, *t.args[1:])) for t in again.tile]
-    again.load()
-    return np.asarray(again)
+    gray = deep[1] == "LA"  # of a PNG, opened as RGBA: its two bytes of gray and two of alpha pass for four channels
+    raw = "RGBA" if gray else f"{deep[1]};16{OTHER_ORDER[deep[2]]}"
+    with Image.open(io.BytesIO(data)) as swapped:
+        file = cast("Any", swapped)
+        file.tile = [t._replace(args=raw if isinstance(t.args, str) else (raw, *t.args[1:])) for t in file.tile]
+        low_bytes = np.asarray(swapped)
+    return low_bytes[:, :, [1, 1, 1, 3]] if gray else low_bytes
 
 
-def _raw_mode(opened: Image.Image) -> str:
-    """How a file stores its samples, as Pillow names it, e.g. "RGB;16B"."""
-    arguments = opened.tile[0][3] if isinstance(opened, ImageFile.ImageFile) and opened.tile else None
-    return str(arguments if isinstance(arguments, str) else arguments[0] if arguments else "")
-
-
-def _low_bytes_of_png(data: bytes, size: tuple[int, int]) -> Pixels | None:
-    """Decode the lower bytes from the chunks; the size is Pillow's, which has refused decompression bombs."""
-    kind, interlaced, stream, position = 0, 0, [b""], 8
-    while position + 8 <= len(data):
-        length, chunk = struct.unpack_from(">I4s", data, position)
-        body = data[position + 8 : position + 8 + length]
-        position += length + 12
-        if chunk == b"IHDR":
-            if kind:
-                raise ValueError("it has two headers (IHDR)")
-            *_, depth, kind, _, _, interlaced = struct.unpack(">IIBBBBB", body)
-            if depth != 16 or kind not in (2, 4, 6):
-                return None
-        elif chunk == b"IDAT":
-            stream.append(body)
-    # Pillow takes the upper byte of each sample in the given order; gray with alpha is read as 4 x 1 byte.
-    mode, raw = {2: ("RGB", "RGB;16L"), 4: ("RGBA", "RGBA"), 6: ("RGBA", "RGBA;16L")}[kind]
-    low = np.asarray(Image.frombytes(mode, size, b"".join(stream), "zip", raw, interlaced))
-    return low[:, :, [1, 1, 1, 3]] if kind == 4 else low
-
-
-def _pixels(opened: Image.Image, low: Pixels | None) -> Pixels:
-    """The decoded image as an array, (h, w, 3 or 4)."""
+def _pixels(opened: Image.Image, low_bytes: Pixels | None) -> Pixels:
+    """Return the decoded image as an array, (h, w, 3 or 4)."""
     if opened.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
         gray = np.asarray(opened).clip(0, 65535).astype(np.uint32)
         if opened.format == "TIFF":  # of which Pillow gives the numbers in the file
@@ -333,10 +316,10 @@ def _pixels(opened: Image.Image, low: Pixels | None) -> Pixels:
             gray = (gray * 65535 + white // 2) // white
             gray = 65535 - gray if _tiff_tag(opened, 262)[0] == WHITE_IS_ZERO else gray
         return np.repeat(gray[:, :, None].astype(np.uint16), 3, axis=2)
-    if low is not None and opened.mode in ("RGB", "RGBA"):
+    if low_bytes is not None and opened.mode in ("RGB", "RGBA"):
         upper = np.asarray(opened).astype(np.uint16)
-        if upper.shape == low.shape:
-            return upper << 8 | low
+        if upper.shape == low_bytes.shape:
+            return upper << 8 | low_bytes
     if opened.mode == "CMYK" and (managed := cmyk_to_srgb(opened)) is not None:
         return np.asarray(managed)
     has_alpha = "A" in opened.getbands() or "transparency" in opened.info
@@ -348,21 +331,21 @@ def _pixels(opened: Image.Image, low: Pixels | None) -> Pixels:
 
 def _new_tags(tags: dict[int, Any], width: int, height: int, unique_id: str | None) -> dict[int, Any]:
     """Copy the tags for an image of another size."""
-    inner = dict(tags.get(EXIF, {}))
-    inner |= {tag: size for tag, size in zip(SIZES, (width, height), strict=True) if tag in inner}
+    exif = dict(tags.get(EXIF, {}))
+    exif |= {tag: size for tag, size in zip(SIZES, (width, height), strict=True) if tag in exif}
     if unique_id is not None:
-        inner[UNIQUE_ID] = unique_id
-    return _writable({**tags, EXIF: inner} if inner else tags)
+        exif[UNIQUE_ID] = unique_id
+    return _writable({**tags, EXIF: exif} if exif else tags)
 
 
 def _writable(tags: dict[int, Any]) -> dict[int, Any]:
-    """Leave out the tags that Pillow cannot write, although it reads them."""
+    """Drop the tags that Pillow can read but not write."""
     result: dict[int, Any] = {}
     for tag, value in tags.items():
-        one = {tag: _writable(cast("dict[int, Any]", value)) if isinstance(value, dict) else value}
+        entry = {tag: _writable(cast("dict[int, Any]", value)) if isinstance(value, dict) else value}
         with suppress(Exception):
-            _tiff_directory(one)
-            result |= one
+            _tiff_directory(entry)
+            result |= entry
     return result
 
 
@@ -393,13 +376,13 @@ def _encode_with_pillow(
         options["pnginfo"] = _texts(text, metadata)
     else:
         options |= {"xmp": metadata.xmp} if metadata.xmp else {}
-        options["quality"] = quality or QUALITY[format]
+        options["quality"] = quality or DEFAULT_QUALITY[format]
         if format == "webp":
             options["lossless"] = options["exact"] = options["quality"] == 100
         else:
             options["subsampling"] = 0 if options["quality"] >= 90 else 2
-            for name in ("exif", "xmp"):  # a JPEG's segments hold 64 KB
-                if len(options.get(name, b"")) > 65_500:
+            for name in ("exif", "xmp"):
+                if len(options.get(name, b"")) > MAX_SEGMENT:
                     del options[name]
     file = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, format, **options)

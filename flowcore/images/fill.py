@@ -1,4 +1,4 @@
-"""Fill holes in pictures from what surrounds them, without a model."""
+"""Fill holes and transparent places of pictures from their surroundings, without a model."""
 
 from collections.abc import Callable
 
@@ -6,26 +6,62 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .alpha import extend_colors
 from .resize import pad_symmetric
 
-BLOCK, MARGIN = 32, 16  # pixels of a block, and around it, where patches are looked for
+RELIABLE = 1 / 8  # alpha from which on a pixel's color can be trusted: below, 8 bits leave hardly any of it
+MIN_BLANK = 16  # pixels under alpha 0 that must have one color to count as blank
+BLOCK, MARGIN = 32, 16  # pixels of a block, and around it, where patches are searched
 PATCH = 7  # pixels of a patch's side
-GUESSED = 0.3  # weight of pixels of a hole when patches are compared; of others 1
+GUESSED = 0.3  # weight of a hole's pixels when patches are compared; of others 1
 BEST = 12  # patches whose middles are averaged
 CLOSE = 0.02  # rms difference by which a patch may be worse than the best and still count
-ROUNDS = 2  # of looking for patches; the second compares with what the first found
-# The Laplacian of the Laplacian: what bends a thin plate.
+ROUNDS = 2  # of searching patches; the second compares with what the first filled in
+# The Laplacian of the Laplacian, which a thin plate minimizes.
 STENCIL = ((0, 0, 1, 0, 0), (0, 2, -8, 2, 0), (1, -8, 20, -8, 1), (0, 2, -8, 2, 0), (0, 0, 1, 0, 0))
 
 Change = Callable[[Tensor, Tensor], Tensor]  # of windows of pictures (N, C, h, w) and of their holes (1, 1, h, w)
 
 
+def extend_colors(rgb: Tensor, alpha: Tensor) -> Tensor:
+    """Continue the visible colors of pictures ``(B, 3, H, W)`` where alpha ``(B, 1, H, W)`` is near 0.
+
+    Pull-push: average 2x2 pixels, weighted by visibility, again and again, down to one pixel; then, from the coarsest
+    means on, fill in what is not visible. Pictures that are nowhere visible stay.
+
+    Source: Gortler et al., "The Lumigraph" (1996), section 3.4.
+    """
+    visible = (alpha / RELIABLE).clamp(max=1)
+    if bool((visible == 1).all()):
+        return rgb
+    levels = [(rgb, visible)]
+    while max(levels[-1][1].shape[-2:]) > 1:
+        color, weight = levels[-1]
+        share = F.avg_pool2d(weight, 2, ceil_mode=True)
+        mean = F.avg_pool2d(color * weight, 2, ceil_mode=True) / share.clamp_min(torch.finfo(share.dtype).tiny)
+        levels.append((mean, (4 * share).clamp(max=1)))
+    filled = levels.pop()[0]
+    for color, weight in reversed(levels):
+        coarse = F.interpolate(filled, color.shape[-2:], mode="bilinear")
+        filled = weight * color + (1 - weight) * coarse
+    return torch.where(visible.amax((1, 2, 3), keepdim=True) > 0, filled.clamp(0, 1), rgb)
+
+
+def extend_over_blank(rgb: Tensor, alpha: Tensor) -> Tensor:
+    """Continue colors as ``extend_colors`` does if all pixels under alpha 0 have one color.
+
+    Otherwise these pixels are part of the picture: alpha may also be a mask that was painted on it.
+    """
+    hidden = (alpha == 0).expand_as(rgb)
+    low, high = rgb.masked_fill(~hidden, 1).amin((2, 3)), rgb.masked_fill(~hidden, 0).amax((2, 3))
+    blank = (low == high).all(1) & (hidden[:, 0].sum((1, 2)) >= MIN_BLANK)  # (B,)
+    return torch.where(blank[:, None, None, None], extend_colors(rgb, alpha), rgb)
+
+
 def fill(image: Tensor, hole: Tensor, check: Callable[[], None] = lambda: None) -> Tensor:
     """Fill the holes of a picture ``(1, 3, H, W)`` in [0, 1], where ``hole`` ``(1, 1, H, W)`` is True.
 
-    First by ``bend``; then each pixel becomes the mean of those, in known patches nearby, whose surroundings look most
-    like its own. ``check`` may raise to stop.
+    First by ``bend``; then each pixel becomes the mean of those nearby whose surroundings look most like its own.
+    ``check`` may raise to stop.
 
     Source: Efros and Leung, "Texture synthesis by non-parametric sampling" (ICCV 1999), with a mean instead of a draw;
     Wexler et al., "Space-time completion of video" (2007), for rounds that compare with what is filled in already.
@@ -37,24 +73,15 @@ def fill(image: Tensor, hole: Tensor, check: Callable[[], None] = lambda: None) 
 
 
 def bend(image: Tensor, hole: Tensor, check: Callable[[], None] = lambda: None) -> Tensor:
-    """Bend a thin plate, which what surrounds them holds, across the holes of pictures ``(N, 3, H, W)`` in [0, 1].
+    """Fill the holes of pictures ``(N, 3, H, W)`` in [0, 1] as a thin plate bends that is clamped around them.
 
-    The sum of squared Laplacians is least: brightness and slopes go on, and may leave [0, 1].
+    This minimizes the sum of squared Laplacians: brightness and slopes continue, and may leave [0, 1].
     """
     return _blockwise(_bent, extend_colors(image, (~hole).to(image)), hole, check)
 
 
-def wider(hole: Tensor, width: int) -> Tensor:
-    """Find the places of holes ``(B, 1, H, W)`` that hold a square of more pixels a side than an even ``width``."""
-    square = hole.float()
-    for sign in (-1, 1):  # what is left of the holes when so much is taken off, and that put on again
-        for kernel in ((width + 1, 1), (1, width + 1)):
-            square = sign * F.max_pool2d(sign * square, kernel, 1, [side // 2 for side in kernel])
-    return square > 0
-
-
 def _blockwise(change: Change, images: Tensor, hole: Tensor, check: Callable[[], None]) -> Tensor:
-    """Change the holes of pictures, block by block, each seen with its surroundings: the work follows the holes."""
+    """Change the holes of pictures block by block, each seen with its surroundings; others cost nothing."""
     height, width = hole.shape[-2:]
     border = (MARGIN, MARGIN + -width % BLOCK, MARGIN, MARGIN + -height % BLOCK)
     padded, holes = pad_symmetric(images, border), pad_symmetric(hole, border)
@@ -73,41 +100,37 @@ def _blockwise(change: Change, images: Tensor, hole: Tensor, check: Callable[[],
 
 def _bent(images: Tensor, hole: Tensor) -> Tensor:
     inside = torch.zeros_like(hole)
-    inside[..., 2:-2, 2:-2] = hole[..., 2:-2, 2:-2]  # the window's edge holds the plate
-    places = inside[0, 0].nonzero()  # (M, 2)
+    inside[..., 2:-2, 2:-2] = hole[..., 2:-2, 2:-2]  # the plate is clamped at the window's edge, too
+    y, x = inside[0, 0].nonzero().unbind(1)  # (M,) each
     stencil = torch.tensor(STENCIL, dtype=torch.float64)
-    apart = places[:, None] - places  # (M, M, 2)
-    near = apart.abs().amax(-1) <= 2
-    row, column = (apart.clamp(-2, 2) + 2).unbind(-1)
-    held = F.conv2d((images * ~inside).double().flatten(0, 1)[:, None], stencil[None, None], padding=2)[:, 0]
-    bent = torch.cholesky_solve(
-        -held[:, places[:, 0], places[:, 1]].T, torch.linalg.cholesky(torch.where(near, stencil[row, column], 0))
-    )
+    down, right = y[:, None] - y, x[:, None] - x  # (M, M)
+    matrix = stencil[down.clamp(-2, 2) + 2, right.clamp(-2, 2) + 2]
+    matrix = torch.where((down.abs() <= 2) & (right.abs() <= 2), matrix, 0)
+    planes = (images * ~inside).double().flatten(0, 1)[:, None]
+    forces = F.conv2d(planes, stencil[None, None], padding=2)[:, 0, y, x]  # (N * 3, M), of what surrounds the hole
     result = images.clone().flatten(0, 1)
-    result[:, places[:, 0], places[:, 1]] = bent.T.to(images)
+    result[:, y, x] = torch.cholesky_solve(-forces.T, torch.linalg.cholesky(matrix)).T.to(images)
     return result.view_as(images)
 
 
 def _from_patches(image: Tensor, hole: Tensor) -> Tensor:
-    """Replace each pixel of the holes by a mean over known patches; all stay where there are hardly any."""
+    """Replace each pixel of the holes by a mean over patches without a hole; if there are hardly any, by itself."""
     reach = PATCH // 2
     known = (~hole).to(image)
-    complete = -F.max_pool2d(-known, PATCH, 1)  # the middles of patches without a hole, the window's edge cut off
-    targets = hole.clone()
-    targets[..., :reach, :] = targets[..., -reach:, :] = targets[..., :reach] = targets[..., -reach:] = False
-    targets = targets[..., reach:-reach, reach:-reach].flatten().nonzero()[:, 0]
-    sources = complete.flatten().nonzero()[:, 0]
+    inner = (slice(None), slice(reach, -reach), slice(reach, -reach))  # the middles of patches
+    targets = hole[0][inner].flatten().nonzero()[:, 0]
+    sources = (F.max_pool2d(hole.to(image), PATCH, 1) == 0).flatten().nonzero()[:, 0]
     if len(sources) < BEST:
         return image
     patches = F.unfold(image, PATCH)[0]  # (C * PATCH^2, (h - 6) (w - 6))
     weights = GUESSED + (1 - GUESSED) * F.unfold(known, PATCH)[0][:, targets].T.repeat(1, image.shape[1])
-    candidates, asked = patches[:, sources], patches[:, targets].T
-    difference = weights @ candidates.square() - 2 * (weights * asked) @ candidates
-    difference = (difference + (weights * asked.square()).sum(1, keepdim=True)) / weights.sum(1, keepdim=True)
+    candidates, wanted = patches[:, sources], patches[:, targets].T
+    difference = weights @ candidates.square() - 2 * (weights * wanted) @ candidates  # (targets, sources)
+    difference = (difference + (weights * wanted.square()).sum(1, keepdim=True)) / weights.sum(1, keepdim=True)
     nearest, which = difference.clamp_min(0).topk(BEST, dim=1, largest=False)
     share = ((nearest[:, :1] - nearest) / (CLOSE**2 + nearest[:, :1] / 2)).softmax(1)  # (targets, BEST)
+    middles = image[0][inner].flatten(1)  # a copy
+    middles[:, targets] = (middles[:, sources[which]] * share).sum(-1)
     result = image.clone()
-    inner = result[0, :, reach:-reach, reach:-reach].flatten(1)  # a copy
-    inner[:, targets] = (inner[:, sources[which]] * share).sum(-1)
-    result[0, :, reach:-reach, reach:-reach] = inner.view_as(result[0, :, reach:-reach, reach:-reach])
+    result[0][inner] = middles.view_as(result[0][inner])
     return result

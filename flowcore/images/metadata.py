@@ -14,7 +14,7 @@ STRUCTURE = {
     *(288, 289, 290, 291, 292, 293, 296, 301, 317, 318, 319, 320, 321, 322, 323, 324, 325, 330, 332, 333, 334, 336),
     *(337, 338, 339, 340, 341, 342, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532, 700, 34675),
 }
-FIRST_TAKEN = "frames or pages; the first is taken, the others are left out."
+ONLY_FIRST = "frames or pages; only the first is used."
 
 
 @dataclass(frozen=True)
@@ -29,20 +29,20 @@ class Metadata:
 
 
 def fits_profile(metadata: Metadata, channels: int) -> bool:
-    """Tell whether a color profile, if there is one, is one for images of so many channels."""
+    """Tell whether the color profile, if any, is for images of so many channels."""
     return metadata.icc is None or space(metadata.icc) == ("GRAY" if channels == 1 else "RGB")
 
 
 def losses(metadata: Metadata, channels: int, before: int, after: int) -> list[str]:
-    """Say what a result of so many channels cannot keep of its file, of so many bits per channel before and after."""
-    said = [f"It has {before} bits per channel, and its result has {after}."] if before > after else []
+    """Say what a result with ``channels`` loses of its file, with so many bits per channel before and after."""
+    sentences = [f"It has {before} bits per channel, and its result has {after}."] if before > after else []
     if not fits_profile(metadata, channels):
-        said.append("Its gray color profile does not fit a result of several channels, and is left out.")
-    return said
+        sentences.append("Its gray color profile does not fit a result of several channels and is dropped.")
+    return sentences
 
 
 def tags_and_orientation(opened: Image.Image) -> tuple[dict[int, Any], int]:
-    """The tags without the orientation, and the orientation."""
+    """Read the tags without the orientation, and the orientation."""
     try:
         exif = opened.getexif()
         orientation = int(exif.get(ORIENTATION, 1))
@@ -54,7 +54,7 @@ def tags_and_orientation(opened: Image.Image) -> tuple[dict[int, Any], int]:
 
 
 def read_metadata(opened: Image.Image) -> Metadata:
-    """Read what can be kept of a file."""
+    """Read what results keep of a file."""
     xmp = opened.info.get("xmp") or opened.info.get("XML:com.adobe.xmp")
     if xmp is None and opened.format == "TIFF":
         xmp = cast("Any", opened).tag_v2.get(700)
@@ -66,7 +66,7 @@ def read_metadata(opened: Image.Image) -> Metadata:
 
 def _pixels_per_inch(opened: Image.Image) -> tuple[float, float] | None:
     if opened.format == "TIFF" and 282 not in cast("Any", opened).tag_v2:
-        return None  # where Pillow says 1
+        return None  # Pillow would say 1
     try:
         exif = opened.getexif() if opened.format == "WEBP" else {}
         x, y = (float(n) for n in opened.info.get("dpi") or (exif[282], exif[283]))
@@ -76,7 +76,7 @@ def _pixels_per_inch(opened: Image.Image) -> tuple[float, float] | None:
 
 
 def profile(opened: Image.Image) -> bytes | None:
-    """Return the profile of a file, if it is one for the RGB or gray pixels that are read from it."""
+    """Return the profile of a file if it fits the RGB or gray pixels that are read from it."""
     icc, mode = opened.info.get("icc_profile"), opened.mode
     expected = "RGB" if mode.startswith(("RGB", "P")) else "GRAY" if mode[0] in "1I" or mode in ("L", "LA") else None
     return icc if icc and space(icc) == expected else None
@@ -88,7 +88,7 @@ def space(icc: bytes) -> str:
 
 
 def cmyk_to_srgb(opened: Image.Image) -> Image.Image | None:
-    """Convert CMYK by the file's own profile; None if it has none, or none that can be used."""
+    """Convert CMYK by the file's profile; None if it has no usable one."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(opened.info.get("icc_profile") or b""))
         return ImageCms.profileToProfile(opened, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
@@ -97,18 +97,18 @@ def cmyk_to_srgb(opened: Image.Image) -> Image.Image | None:
 
 
 def notes(opened: Image.Image) -> tuple[str, ...]:
-    """Say what a decoded file contains that is not kept, or not as it was."""
-    said: list[str] = []
+    """Say what of a decoded file is dropped or changed."""
+    sentences: list[str] = []
     if opened.mode == "CMYK":
         managed = cmyk_to_srgb(opened.resize((1, 1))) is not None
-        how = "converted to sRGB by its color profile" if managed else "approximate: it has no color profile of use"
-        said.append(f"It is a CMYK file, and its colors are {how}.")
+        how = "converted to sRGB by its color profile" if managed else "approximate: it has no usable color profile"
+        sentences.append(f"It is a CMYK file, and its colors are {how}.")
     elif (icc := opened.info.get("icc_profile")) and profile(opened) is None:
-        said.append(f"Its color profile, for {space(icc) or 'nothing'}, does not fit its pixels and is left out.")
-    try:  # not of MPO, a JPEG whose further frames are data of the camera
-        frames = int(getattr(opened, "n_frames", 1)) if opened.format != "MPO" else 1
+        sentences.append(f"Its color profile, for {space(icc) or 'nothing'}, does not fit its pixels and is dropped.")
+    try:
+        frames = int(getattr(opened, "n_frames", 1))
     except Exception:  # damaged files make Pillow raise almost anything
         frames = 1
-    if frames > 1:
-        said.append(f"It has {frames} {FIRST_TAKEN}")
-    return tuple(said)
+    if frames > 1 and opened.format != "MPO":  # a JPEG whose further frames are data of the camera
+        sentences.append(f"It has {frames} {ONLY_FIRST}")
+    return tuple(sentences)

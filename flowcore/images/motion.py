@@ -1,22 +1,20 @@
 """Dense motion between two pictures, and pictures moved by it.
 
-A motion is ``(1, 2, H, W)``: for every pixel p of a picture the distance d(p) in pixels, right and down, to the place
-``p + d(p)`` of another picture that shows the same.
+A motion is ``(1, 2, H, W)``: each pixel p of a picture shows the same as the place ``p + d(p)`` of another, with d(p)
+in pixels, right and down.
 """
-
-from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .resize import pad_symmetric, shrink
+from .resize import pad_symmetric, sample_points, shrink
 
 SMALLEST = 16  # pixels of the shorter side below which pictures are not halved
 WINDOW = 23  # pixels: the deviation of the Gaussian window is that of a box of this side
 ITERATIONS = 6  # per size of the pictures
 STIFFNESS = 1e-3  # variance of gradients, of pictures in [0, 1], at which texture and neighbors count alike
-TAPS = 6  # of the Lanczos kernel
+REACH = 3  # pixels of the Lanczos kernel, on each side
 
 
 def estimate_motion(picture: Tensor, other: Tensor) -> Tensor:
@@ -27,8 +25,8 @@ def estimate_motion(picture: Tensor, other: Tensor) -> Tensor:
 
         sum over q of w(q - p) (picture(q) - other(q + d(q)) - g(q) (d'(p) - d(q)))^2 + stiffness |d'(p) - (w * d)(p)|^2
 
-    as in Le Besnerais & Champagnat, "Dense optical flow by iterative local window registration" (ICIP 2005), but for
-    the pull to the neighbors' mean, which fills what has no texture. Between equal pictures it is exactly 0.
+    as in Le Besnerais & Champagnat, "Dense optical flow by iterative local window registration" (ICIP 2005); the pull
+    to the neighbors' mean, which fills places without texture, is ours. Between equal pictures it is exactly 0.
     """
     sizes = [(picture, other)]
     while min(sizes[-1][0].shape[-2:]) >= 2 * SMALLEST:
@@ -38,8 +36,8 @@ def estimate_motion(picture: Tensor, other: Tensor) -> Tensor:
     motion = picture.new_zeros(1, 2, *sizes[-1][0].shape[-2:])
     for one, another in reversed(sizes):
         if motion.shape[-2:] != one.shape[-2:]:
-            motion = 2 * F.interpolate(motion, scale_factor=2.0, mode="bilinear")
-            motion = motion[..., : one.shape[-2], : one.shape[-1]]
+            height, width = one.shape[-2:]
+            motion = 2 * F.interpolate(motion, scale_factor=2.0, mode="bilinear")[..., :height, :width]
         for _ in range(ITERATIONS):
             motion = _refine(one, another, motion)
     return motion
@@ -51,16 +49,15 @@ def _refine(picture: Tensor, other: Tensor, motion: Tensor) -> Tensor:
     gx = (edged[..., 1:-1, 2:] - edged[..., 1:-1, :-2]) / 2
     gy = (edged[..., 2:, 1:-1] - edged[..., :-2, 1:-1]) / 2
     rest = picture - moved + gx * motion[:, :1] + gy * motion[:, 1:]
-    products = [
-        (one * two).mean(1, keepdim=True) for one, two in ((gx, gx), (gx, gy), (gy, gy), (gx, rest), (gy, rest))
-    ]
+    pairs = (gx, gx), (gx, gy), (gy, gy), (gx, rest), (gy, rest)
+    products = [(one * two).mean(1, keepdim=True) for one, two in pairs]
     xx, xy, yy, xr, yr, x, y = blur(torch.cat([*products, motion], 1), WINDOW).split(1, 1)
     xx, yy, xr, yr = xx + STIFFNESS, yy + STIFFNESS, xr + STIFFNESS * x, yr + STIFFNESS * y
     return torch.cat([yy * xr - xy * yr, xx * yr - xy * xr], 1) / (xx * yy - xy * xy)
 
 
 def blur(image: Tensor, window: int) -> Tensor:
-    """Average images ``(B, C, H, W)`` with a Gaussian of the deviation of a box ``window`` pixels wide."""
+    """Blur images ``(B, C, H, W)`` by a Gaussian with the standard deviation of a box ``window`` pixels wide."""
     deviation = (window**2 / 12) ** 0.5
     reach = round(2.5 * deviation)
     offsets = torch.arange(-reach, reach + 1, device=image.device, dtype=image.dtype)
@@ -87,19 +84,10 @@ def move(image: Tensor, motion: Tensor) -> Tensor:
     height, width = image.shape[-2:]
     x = (torch.arange(width, device=image.device) + motion[0, 0]).clamp(0, width - 1)  # (H, W)
     y = (torch.arange(height, device=image.device)[:, None] + motion[0, 1]).clamp(0, height - 1)
-    left, top = x.floor(), y.floor()
-    reach = TAPS // 2
+    return sample_points(pad_symmetric(image, REACH), torch.stack([x, y], -1) + REACH, _lanczos)
 
-    def lanczos(fraction: Tensor) -> Tensor:
-        distances = fraction - torch.arange(1 - reach, reach + 1, device=fraction.device).view(-1, 1, 1)
-        weights = torch.sinc(distances) * torch.sinc(distances / reach)
-        return weights / weights.sum(0)  # (TAPS, H, W)
 
-    across, down = lanczos(x - left), lanczos(y - top)
-    pixels = pad_symmetric(image, reach)[0].flatten(1)  # (C, (H + 2 reach) (W + 2 reach))
-    corner = (top.long() + 1) * (width + 2 * reach) + left.long() + 1  # of the taps, in what was padded
-    moved = torch.zeros_like(image[0])
-    for row, column in product(range(TAPS), repeat=2):
-        place = corner + row * (width + 2 * reach) + column
-        moved += down[row] * across[column] * pixels[:, place.flatten()].view_as(moved)
-    return moved[None]
+def _lanczos(t: Tensor) -> Tensor:
+    distances = t - torch.arange(1 - REACH, REACH + 1, device=t.device).view(-1, 1, 1)
+    weights = torch.sinc(distances) * torch.sinc(distances / REACH)
+    return weights / weights.sum(0)

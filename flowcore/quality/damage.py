@@ -1,37 +1,24 @@
-"""Damage of photographs: the JPEG quality at which they were stored, and noise; nothing is found in clean ones."""
+"""Damage of photographs: the JPEG quality at which they were stored, noise, and scratches; clean ones have none."""
 
 import functools
+import io
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from ..images.color import luma
+from ..images.resize import pad_symmetric
 
-SIDE, MIN_SIDE = 192, 32  # pixels: the middle that is measured, and the least shorter side of images that are
-BLOCK = 8
-# JPEG's quantization steps of luma at quality 50 (Annex K of ITU-T T.81), of frequencies (row, column)
-STEPS = torch.tensor(
-    [
-        [16, 11, 10, 16, 24, 40, 51, 61],
-        [12, 12, 14, 19, 26, 58, 60, 55],
-        [14, 13, 16, 24, 40, 57, 69, 56],
-        [14, 17, 22, 29, 51, 87, 80, 62],
-        [18, 22, 37, 56, 68, 109, 103, 77],
-        [24, 35, 55, 64, 81, 104, 113, 92],
-        [49, 64, 78, 87, 103, 121, 120, 101],
-        [72, 92, 95, 98, 112, 100, 103, 99],
-    ]
-)
+SIDE, MIN_SIDE = 192, 32  # pixels: the middle that is measured for JPEG and noise, and the least shorter side
+BLOCK = 8  # of JPEG
 FINE = 6  # sum of row and column from which on frequencies are fine: few of their coefficients are 0 by chance
 ZERO = 0.7  # amplitude, of 255, below which a coefficient was set to 0
-CHANCE = 0.144  # standard deviation of the distance of a random number to the nearest whole one, whose mean is 0.25
-SURE = 15.0  # standard errors by which coefficients are nearer to multiples of their steps than by chance; clean: 10
-PATCH, CALM = 5, 0.25  # pixels of the side of patches, and the share of them in which noise is measured: the calmest
-BIAS = 1.17  # times as much noise is in all patches as in these
-WHITE = 1.4  # times the second smallest deviation that of the middle may be: noise goes in all directions alike
-MIN_COLOR, MIN_GRAY, MAX_NOISE = 2.6, 4.5, 40.0  # deviations, of 255, that count as noise; above, it is no photograph
+CHANCE = 0.144  # standard deviation of the distance of a random number to the nearest integer, whose mean is 0.25
+SIGNIFICANT = 15.0  # standard errors by which coefficients are nearer to multiples of their steps; clean ones: 10
 
 
 def jpeg_quality(image: Tensor) -> float | None:
@@ -44,21 +31,54 @@ def jpeg_quality(image: Tensor) -> float | None:
     """
     if min(image.shape[-2:]) < MIN_SIDE:
         return None
-    spectra = F.conv2d(255 * luma(_middle(image)[None]) - 128, _waves())[0]  # (64, h - 7, w - 7)
-    zeros = (spectra[_is_fine()].abs() < ZERO).float().mean(0)
+    spectra = F.conv2d(255 * luma(_middle(image)[None]) - 128, _cosines())[0]  # (64, h - 7, w - 7)
+    n = torch.arange(BLOCK)
+    zeros = (spectra[(n[:, None] + n >= FINE).flatten()].abs() < ZERO).float().mean(0)
     rows, columns = (side // BLOCK for side in zeros.shape)
     shares = zeros[: rows * BLOCK, : columns * BLOCK].unflatten(0, (rows, BLOCK)).unflatten(2, (columns, BLOCK))
     top, left = divmod(int(shares.mean((0, 2)).argmax()), BLOCK)
     values = spectra[:, top::BLOCK, left::BLOCK].flatten(1)  # (64, N)
-    sure = [_nearness(values, steps_at(quality)) for quality in range(1, 100)]
-    best = max(range(len(sure)), key=sure.__getitem__)
-    return float(best + 1) if sure[best] > SURE else None
+    scores = {quality: _nearness(values, quantization_steps(quality)) for quality in range(1, 100)}
+    best = max(scores, key=scores.__getitem__)
+    return float(best) if scores[best] > SIGNIFICANT else None
 
 
-def steps_at(quality: int) -> Tensor:
-    """Quantization steps of luma at a quality, 1 to 100, as libjpeg scales them: (8, 8)."""
-    percent = 5000 // quality if quality < 50 else 200 - 2 * quality
-    return ((STEPS * percent + 50) // 100).clamp(1, 255)
+@functools.cache
+def quantization_steps(quality: int) -> Tensor:
+    """Read the steps of luma, (64, 1), with which libjpeg stores photographs at a quality, 1 to 100."""
+    Image.new("L", (BLOCK, BLOCK)).save(file := io.BytesIO(), "JPEG", quality=quality)
+    with Image.open(file) as opened:
+        return torch.tensor(opened.quantization[0])[:, None]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@functools.cache
+def _cosines() -> Tensor:
+    """Return the cosine transform of all blocks, as a kernel ``(64, 1, 8, 8)``."""
+    n = torch.arange(BLOCK)
+    waves = torch.cos(math.pi / BLOCK * (n + 0.5) * n[:, None]) / 2
+    waves[0] /= math.sqrt(2)
+    return torch.einsum("ui,vj->uvij", waves, waves).flatten(0, 1)[:, None]
+
+
+def _nearness(values: Tensor, steps: Tensor) -> float:
+    """Tell by how many standard errors values (64, N) are nearer to multiples of their steps than by chance."""
+    multiples = values / steps
+    counts = ((multiples.abs() > 0.6) & (steps > 1)).float()  # 0 is a multiple of all
+    nearer = ((0.25 - (multiples - multiples.round()).abs()) * counts).sum()
+    return float(nearer / counts.sum().clamp(min=1).sqrt()) / CHANCE
+
+
+def _middle(image: Tensor) -> Tensor:
+    top, left = (max(0, (side - SIDE) // 2) for side in image.shape[-2:])
+    return image[:3, top : top + SIDE, left : left + SIDE].float().cpu()
+
+
+# --- noise ------------------------------------------------------------------------------------------------------------
+
+PATCH, CALM = 5, 0.25  # pixels of the side of patches, and the share of them, the calmest, in which noise is measured
+BIAS = 1.17  # times as much noise is in all patches as in these
+WHITE = 1.4  # times the second smallest deviation that the median one may be: noise goes in all directions alike
+MIN_COLOR, MIN_GRAY, MAX_NOISE = 2.6, 4.5, 40.0  # deviations, of 255, that count as noise; above, it is no photograph
 
 
 def noise_level(image: Tensor) -> float:
@@ -80,40 +100,80 @@ def noise_level(image: Tensor) -> float:
     return 0.0
 
 
-def _middle(image: Tensor) -> Tensor:
-    top, left = (max(0, (side - SIDE) // 2) for side in image.shape[-2:])
-    return image[:3, top : top + SIDE, left : left + SIDE].float().cpu()
-
-
-@functools.cache
-def _waves() -> Tensor:
-    """The cosine transform of all blocks, as a kernel ``(64, 1, 8, 8)``."""
-    n = torch.arange(BLOCK)
-    waves = torch.cos(math.pi / BLOCK * (n + 0.5) * n[:, None]) / 2
-    waves[0] /= math.sqrt(2)
-    return torch.einsum("ui,vj->uvij", waves, waves).flatten(0, 1)[:, None]
-
-
-def _is_fine() -> Tensor:
-    n = torch.arange(BLOCK)
-    return (n[:, None] + n >= FINE).flatten()
-
-
-def _nearness(values: Tensor, steps: Tensor) -> float:
-    """Tell by how many standard errors values (64, N) are nearer to multiples of their steps than by chance."""
-    multiples = values / steps.flatten()[:, None]
-    counts = ((multiples.abs() > 0.6) & (steps.flatten()[:, None] > 1)).float()  # 0 is a multiple of all
-    nearer = ((0.25 - (multiples - multiples.round()).abs()) * counts).sum()
-    return float(nearer / counts.sum().clamp(min=1).sqrt()) / CHANCE
-
-
 def _noise(channel: Tensor) -> float:
     """Measure the noise of a channel ``(H, W)``; 0 where its patches show something in every direction."""
     patches = F.unfold(channel[None, None], PATCH)[0].T
     patches = patches - patches.mean(1, keepdim=True)
-    loudness = patches.square().mean(1)
-    calm = patches[loudness <= loudness.quantile(CALM)]
+    power = patches.square().mean(1)
+    calm = patches[power <= power.quantile(CALM)]
     calm = calm - calm.mean(0)
     deviations = torch.linalg.eigvalsh(calm.T @ calm / len(calm)).clamp(min=0).sqrt()[1:]  # without the mean's
     low, middle = float(deviations[1]), float(deviations[len(deviations) // 2])
     return BIAS * low if middle < WHITE * low else 0.0
+
+
+# --- scratches and dust -----------------------------------------------------------------------------------------------
+
+WIDEST = 9  # pixels; what is wider is no scratch
+NEARBY, CROWD, SPOT, RING = 21, 41, 17, 37  # pixels of windows: near a scratch; around a line; of a spot, and around it
+LENGTH, DIRECTIONS, COMPLETE = 13, 12, 0.9  # of lines, in halved pixels; the share of a line that must be there
+FURTHER = 32  # halved pixels that a line continues where something nearby is as bright
+
+
+def scratches(y: Tensor, sensitivity: float, noise: float, check: Callable[[], None]) -> Tensor:
+    """Find scratches and dust in luma ``(1, 1, H, W)`` in [0, 1], True where they are; ``noise`` is its deviation.
+
+    They are thin lines and small spots, brighter or darker than everything wider nearby, and stand alone: around
+    railings and hair there is more of the same.
+    """
+    contrast = 0.3 * 0.1**sensitivity  # to everything wider, at least
+    crowded, busy = 0.1 + 0.11 * sensitivity, 0.01 + 0.05 * sensitivity  # at most, around a line and around a spot
+    height, width = y.shape[-2:]
+    padded = pad_symmetric(y, WIDEST)  # or a strip at the picture's edge would be thin
+    marks = torch.zeros_like(padded, dtype=torch.bool)
+    for light in (padded, 1 - padded):  # bright ones, then dark ones
+        wide = opening(light, WIDEST)
+        candidates = light - wide > contrast
+        thin = (light - wide - min(2.5 * noise, contrast / 3)).relu()  # noise is about 2.5 deviations above its opening
+        extreme = candidates & (light > _largest(wide, NEARBY) + contrast / 3)
+        around = (RING**2 * _mean(thin, RING) - SPOT**2 * _mean(thin, SPOT)) / (RING**2 - SPOT**2)
+        spot = _largest(thin, SPOT)
+        marks |= extreme & (busy * spot > around) & (thin > spot / 2)
+        straight = candidates & (crowded * thin > _mean(thin, CROWD))
+        if bool((straight & extreme).any()):
+            lines, continuation = _lines(straight & extreme, check), _lines(straight, check)
+            for _ in range(FURTHER):
+                lines = _largest(lines, 3) * continuation
+            marks |= straight & (F.interpolate(lines, scale_factor=2)[..., : light.shape[-2], : light.shape[-1]] > 0)
+    inner = marks[..., WIDEST : WIDEST + height, WIDEST : WIDEST + width]
+    return _largest(inner.float(), 3) > 0  # with their soft edges
+
+
+def opening(x: Tensor, window: int) -> Tensor:
+    """Remove bright places that hold no square of an odd ``window``: a morphological opening."""
+    return _largest(-_largest(-x, window), window)
+
+
+def _lines(candidates: Tensor, check: Callable[[], None]) -> Tensor:
+    """Find where long straight lines of candidates ``(1, 1, H, W)`` lie, in any direction: 1 in halved pixels."""
+    halved = F.max_pool2d(candidates.float(), 2, ceil_mode=True)
+    lines = torch.zeros_like(halved)
+    reach = LENGTH // 2
+    for k in range(DIRECTIONS):
+        check()
+        kernel = torch.zeros(1, 1, LENGTH, LENGTH, device=candidates.device)
+        angle = math.pi * k / DIRECTIONS
+        for step in range(-reach, reach + 1):
+            kernel[..., reach + round(step * math.sin(angle)), reach + round(step * math.cos(angle))] = 1 / LENGTH
+        complete = (F.conv2d(halved, kernel, padding=reach) >= COMPLETE).float()
+        lines = lines.maximum(F.conv2d(complete, kernel, padding=reach))
+    return (lines > 0).float()
+
+
+def _largest(x: Tensor, window: int) -> Tensor:
+    rows = F.max_pool2d(x, (window, 1), 1, (window // 2, 0))
+    return F.max_pool2d(rows, (1, window), 1, (0, window // 2))
+
+
+def _mean(x: Tensor, window: int) -> Tensor:
+    return F.avg_pool2d(F.avg_pool2d(x, (window, 1), 1, (window // 2, 0)), (1, window), 1, (0, window // 2))

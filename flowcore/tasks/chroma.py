@@ -20,8 +20,8 @@ from ..device import float64
 from ..errors import FlowError, ShapeError
 from ..flow import Flow
 from ..images import color
-from ..images.alpha import extend_colors
 from ..images.color import NEUTRAL
+from ..images.fill import extend_colors
 from ..images.resize import limit_shorter_side, pad_symmetric, resize_bilinear
 from ..likelihood import select_items
 from ..networks import LumaEncoder

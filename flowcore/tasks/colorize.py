@@ -14,7 +14,7 @@ from ..checkpoints.color_memory import ColorMemory, starter_memory
 from ..errors import FlowError, ImageError
 from ..flow import Flow
 from ..images import color
-from ..images.alpha import extend_colors
+from ..images.fill import extend_colors
 from ..images.resize import resize_bilinear
 from ..networks.luma import STRIDE
 from ..prior import sample_latents

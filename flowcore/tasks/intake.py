@@ -13,7 +13,7 @@ from ..checkpoints import catalog
 from ..errors import ImageError
 from ..flow import Flow
 from ..images import color
-from ..images.alpha import extend_colors
+from ..images.fill import extend_colors
 from ..images.resize import pad_symmetric, resize
 from ..models.fields import SAMPLING
 from ..quality.damage import SIDE, jpeg_quality, noise_level

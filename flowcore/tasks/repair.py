@@ -8,13 +8,11 @@ from typing_extensions import Unpack
 
 from ..errors import FlowError, ImageError
 from ..flow import Flow
-from ..images.alpha import extend_colors
 from ..images.color import luma
-from ..images.fill import fill, wider
+from ..images.fill import extend_colors, fill
 from ..images.resize import pad_symmetric, shrink
-from ..images.scratches import find
 from ..prior import Temperature
-from ..quality.damage import noise_level
+from ..quality.damage import noise_level, opening, scratches
 from .intake import gray_images, validate_image, with_alpha, with_channels_of
 from .runner import Batching, Reporting, Runner, RunOptions, check_draws, part_of_run, runs_with
 from .upscale import upscale
@@ -64,7 +62,7 @@ def find_scratches(image: Tensor, *, sensitivity: float = 0.5, **options: Unpack
         marks: list[Tensor] = []
         for one in rgb.split(1):
             noise = noise_level(one[0])
-            marks.append(find(luma(one), sensitivity, noise, run.check_cancelled).float())
+            marks.append(scratches(luma(one), sensitivity, noise, run.check_cancelled).float())
             run.advance()
         return torch.cat(marks)
 
@@ -129,7 +127,7 @@ def repair(
     rgb, alpha = validate_image(image)
     gray = gray_images(image, rgb, run.notify)
     holes = _holes(mask, rgb)
-    narrow = holes & ~wider(holes, WIDE)
+    narrow = holes & (opening(holes.float(), WIDE + 1) == 0)
     if not torch.equal(holes, narrow):
         run.notify(
             f"Places of the mask wider than {WIDE} pixels stay as they are: nothing convincing can be drawn there. "

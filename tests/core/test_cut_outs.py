@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from builders import build_tiny
 
 import flowcore
-from flowcore.images.alpha import extend_colors, extend_over_blank
+from flowcore.images.fill import extend_colors, extend_over_blank
 
 COLOR = torch.tensor([0.9, 0.6, 0.3]).view(1, 3, 1, 1)
 

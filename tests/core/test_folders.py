@@ -96,7 +96,7 @@ def test_what_is_not_kept_is_named_with_its_picture(model, small_colorizer, tmp_
         out = tmp_path / f"{command}.png"
         assert run(command, tmp_path / "scan.tif", "-o", out, "--model", path) == 0
         said = capsys.readouterr().err
-        assert "scan.tif: It has 2 frames or pages; the first is taken, the others are left out." in said
+        assert "scan.tif: It has 2 frames or pages; only the first is used." in said
         kept = files.read(out.read_bytes(), "x").metadata.icc == gray
         assert kept == (command == "upscale") == ("gray color profile does not fit" not in said)
 
@@ -377,7 +377,7 @@ def test_an_animated_image_is_enlarged_as_one_clip(tmp_path, capsys):
     (tmp_path / "a.webp").write_bytes(files.encode(clip[0], format="webp", quality=100, later=clip[1:], times=times))
     words = ["upscale", tmp_path / "a.webp", "-o", tmp_path / "b.png"]
     assert run(*words, "--steadiness", 0.8) == 0
-    assert "the first is taken" not in capsys.readouterr().err
+    assert "only the first is used" not in capsys.readouterr().err
     expected = flowcore.upscale_video(flowcore.load("srflow-x4"), clip, steadiness=0.8)
     made = (tmp_path / "b.png").read_bytes()
     assert (files.read_frames(made, "b.png")[:, :3] - expected).abs().max() < 1 / 255

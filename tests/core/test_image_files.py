@@ -174,7 +174,7 @@ def test_gray_profiles_stay_with_gray_pictures():
 def test_cmyk_is_converted_by_its_profile():
     for options, shown, note in (
         ({"icc_profile": cmyk_profile()}, (196, 196, 196), "converted to sRGB by its color profile"),
-        ({"icc_profile": b"nothing"}, (0, 255, 255), "approximate: it has no color profile of use"),
+        ({"icc_profile": b"nothing"}, (0, 255, 255), "approximate: it has no usable color profile"),
         ({}, (0, 255, 255), "approximate"),
     ):
         file = io.BytesIO()
@@ -190,7 +190,7 @@ def test_further_frames_are_named():
         first, *others = [Image.new("RGB", (4, 4), (k, 90, 200)) for k in (10, 90, 170)]
         first.save(file := io.BytesIO(), format, save_all=True, append_images=others)
         image = read(file.getvalue(), "x")
-        assert image.notes == ("It has 3 frames or pages; the first is taken, the others are left out.",)
+        assert image.notes == ("It has 3 frames or pages; only the first is used.",)
         assert image.pixels[0, 0, 0, 0] * 255 == pytest.approx(10, abs=3)
 
 
@@ -210,7 +210,7 @@ def test_foreign_profiles_and_unwritable_tags_are_omitted():
     Image.new("RGB", (4, 4)).save(file, "PNG", icc_profile=with_space(b"GRAY"))
     image = read(file.getvalue(), "x")
     assert image.metadata.icc is None
-    assert image.notes == ("Its color profile, for GRAY, does not fit its pixels and is left out.",)
+    assert image.notes == ("Its color profile, for GRAY, does not fit its pixels and is dropped.",)
     broken = Metadata({**EXIF, 305: object(), 0x8769: {**EXIF[0x8769], 0xA435: object()}})
     written, expected = (
         read(encode(noise(3, 8), metadata, unique_id="1b" * 16), "x").metadata.exif
@@ -220,10 +220,10 @@ def test_foreign_profiles_and_unwritable_tags_are_omitted():
     assert written[0x8769][0xA420] == "1b" * 16
 
 
-def test_a_second_header_is_refused_and_nothing_allocated_by_it():
+def test_nothing_is_allocated_by_a_second_header():
     data = png16(np.zeros((1, 1, 3), np.uint16), 2)
     body = struct.pack(">IIBBBBB", 40_000, 60_000, 16, 2, 0, 0, 0)  # 14.4 GB
     header = struct.pack(">I", len(body)) + b"IHDR" + body + struct.pack(">I", zlib.crc32(b"IHDR" + body))
-    for place in (33, len(data) - 12):
-        with pytest.raises(ImageError, match=r"two headers|exceeds limit"):
-            read(data[:place] + header + data[place:], "photo.png")
+    with pytest.raises(ImageError, match="exceeds limit"):
+        read(data[:33] + header + data[33:], "photo.png")
+    assert read(data[:-12] + header + data[-12:], "photo.png").pixels.shape == (1, 3, 1, 1)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 import flowcore
-from flowcore.images.fill import bend, fill, wider
+from flowcore.images.fill import bend, fill
+from flowcore.quality.damage import opening
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +106,11 @@ def test_a_fill_continues_a_pattern() -> None:
     assert float((filled - stripes).abs().max()) < 0.05
 
 
-def test_wider_finds_the_blotch_and_not_the_line_through_it() -> None:
+def test_opening_keeps_the_blotch_and_removes_the_line_through_it() -> None:
     hole = torch.zeros(1, 1, 80, 80, dtype=torch.bool)
     hole[..., 40:43, :] = True
     hole[..., 30:60, 20:50] = True
-    wide = wider(hole, 24)
+    wide = opening(hole.float(), 25) > 0
     assert bool(wide[..., 30:60, 20:50].all())
     assert not bool(wide[..., 60:].any())
 

@@ -321,8 +321,8 @@ def test_what_is_not_kept_of_a_picture_is_noted(host, small, tmp_path):
     cut_out.putpixel((0, 0), (0, 0, 0, 0))
     cut_out.save(mine / "cut-out.png")
     noted = {
-        "cmyk.jpg": "It is a CMYK file, and its colors are approximate: it has no color profile of use.",
-        "pages.tif": "It has 3 frames or pages; the first is taken, the others are left out.",
+        "cmyk.jpg": "It is a CMYK file, and its colors are approximate: it has no usable color profile.",
+        "pages.tif": "It has 3 frames or pages; only the first is used.",
         "cut-out.png": "Its transparent parts are opaque in the result. Connect a mask to keep them.",
     }
     ended = run(mine, out, *small, "--set", "upscale.samples=1", "--json")
