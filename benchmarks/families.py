@@ -209,9 +209,9 @@ def tables(rows: dict[str, dict[str, Any]]) -> str:
     counts = {row["images"] for row in rows.values()}
     heads = ["family", "parameters", "minutes", "steps", "bits per dimension", "score, s", "sample, s", "round trip"]
     lines = [
-        f"{'/'.join(map(str, sorted(counts)))} photographs of {SIDE}x{SIDE} that no training saw, 8 bits, one draw of "
-        "uniform noise; bits per dimension with the standard error of their mean. Seconds are of one core's processor "
-        f"time, per image of {TIMED}; the round trip is the largest error of a pixel in [0, 1], after encoding and "
+        f"{'/'.join(map(str, sorted(counts)))} held-out photographs of {SIDE}x{SIDE}, 8 bits, one draw of uniform "
+        "noise; bits per dimension with the standard error of the mean. Seconds are processor time per image on one "
+        f"core, in batches of {TIMED}; the round trip is the largest error of a pixel in [0, 1] after encoding and "
         "decoding.",
         "",
         f"| {' | '.join(heads)} |",
@@ -227,7 +227,7 @@ def tables(rows: dict[str, dict[str, Any]]) -> str:
     if VARIATIONAL in rows:
         lines += [
             "",
-            f"The noise of {title(VARIATIONAL)}, and importance weighting with several draws:",
+            f"{title(VARIATIONAL)}: three kinds of noise, and importance weighting with k draws:",
             "",
             f"| noise | {' | '.join(f'k = {k}' for k in DRAWS)} |",
             "|---|" + "---:|" * len(DRAWS),
@@ -236,7 +236,7 @@ def tables(rows: dict[str, dict[str, Any]]) -> str:
         lines += [f"| {kind} | {' | '.join(map(_bits, values))} |" for kind, values in draws.items()]
     lines += [
         "",
-        f"Samples at temperature {TEMPERATURE}, seeds 0 to {SAMPLES - 1}; below, photographs that no training saw:",
+        f"Samples at temperature {TEMPERATURE}, seeds 0 to {SAMPLES - 1}; below, held-out photographs:",
         "",
         "![Samples of every family](bits-per-dimension.jpg)",
     ]
