@@ -25,8 +25,9 @@ from flowcore.images import color, files
 from flowcore.images.resize import limit_shorter_side
 from flowcore.networks import LumaEncoder
 from flowcore.networks.memory import SIDE, CellMemory
-from flowcore.tasks.intake import find_border, is_tinted, visible_image
+from flowcore.tasks.image_batch import ImageBatch
 from flowcore.tasks.remember import COLORED, cells_of
+from flowcore.tasks.scans import find_border, is_tinted
 from flowcore.training.recipe import held_out_names
 
 CELLS = {"photos": 100, "photos-large": 100, "photos-small": 22, "photos-more": 8}
@@ -51,7 +52,7 @@ def main() -> None:
     assert isinstance(encoder, LumaEncoder)
     names, described, colors, numbers = list[str](), list[Tensor](), list[Tensor](), list[Tensor]()
     for path in photographs(options.folders):
-        rgb = limit_shorter_side(visible_image(files.read(path.read_bytes(), path.name).pixels)[0], 256)
+        rgb = limit_shorter_side(ImageBatch(files.read(path.read_bytes(), path.name).pixels).visible, 256)
         inside = find_border(rgb)
         rgb = rgb if inside is None else rgb[inside]
         small = limit_shorter_side(rgb, SIDE)

@@ -44,7 +44,7 @@ from flowcore.images.resize import enlarge, shrink
 from flowcore.networks.rrdb import RRDB
 from flowcore.quality.metrics import false_specks, lr_psnr, psnr
 from flowcore.quality.no_reference import niqe
-from flowcore.tasks.intake import FOR_CLEAN, FOR_DAMAGED
+from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
 
 from .measure import arguments, as_image, markdown, means, middle, recall, say
 

@@ -59,7 +59,7 @@ from .tasks.colorize import apply_chroma, colorize, decode_colors, encode_colors
 from .tasks.consistency import match_source
 from .tasks.face_finder import Face, find_faces
 from .tasks.hints import Hints
-from .tasks.intake import upscaler_for
+from .tasks.model_choice import upscaler_for
 from .tasks.ranking import ranked
 from .tasks.remember import remember
 from .tasks.repair import find_scratches, repair

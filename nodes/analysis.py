@@ -11,9 +11,9 @@ from ..flowcore import ShapeError
 from ..flowcore.images.contact_sheet import heat_map
 from ..flowcore.tasks import score as scoring
 from ..flowcore.tasks.colorize import memory_required as colorizer_memory
+from ..flowcore.tasks.model_input import prepare_input
 from ..flowcore.tasks.ranking import By, diversity_map, ranked
 from ..flowcore.tasks.sample import memory_required
-from ..flowcore.tasks.subject import prepare_subject
 from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled, to_host_image
@@ -60,11 +60,11 @@ class FlowcoreScore(FlowNode):
                 f"source must be one image, or as many as there are images in the list; got {len(sources)} sources for "
                 f"{len(image)} images."
             )
-        subjects = [
-            prepare_subject(flow, batch.cpu(), fit=fit, label=label, source=small, notify=notes)
+        inputs = [
+            prepare_input(flow, batch.cpu(), fit=fit, label=label, source=small, notify=notes)
             for batch, small in zip(image, sources * (len(image) // len(sources)), strict=True)
         ]
-        sizes = [(batch.shape[2:], s.pixels.shape[2:]) for batch, s in zip(image, subjects, strict=True) for _ in batch]
+        sizes = [(batch.shape[2:], s.pixels.shape[2:]) for batch, s in zip(image, inputs, strict=True) for _ in batch]
         resized = sum(given != taken for given, taken in sizes)
         if resized:
             notes(f"{resized} of {len(sizes)} images were resized or cut to fit, which changes their score.")
@@ -73,14 +73,14 @@ class FlowcoreScore(FlowNode):
             notes(f"{sum(enlarged)} of {len(sizes)} images were enlarged, and stand last without a rank.")
         progress, total, done = Progress(), len(sizes), 0
         scores: list[scoring.Score] = []
-        for subject in subjects:
-            count, _, *size = subject.pixels.shape
+        for one in inputs:
+            count, _, *size = one.pixels.shape
             # The share of every pixel is computed beside the pass itself: twice the memory of one.
             model.load(2 * memory_required(flow, count * samples, *size))
-            cond = subject.condition(flow, cancelled=stop_if_cancelled, notify=notes)
+            cond = one.condition(flow, cancelled=stop_if_cancelled, notify=notes)
             options = notes.follow(progress.part(done / total, count / total), probes=probes, terms=terms)
             options |= {"dequantization": dequantization, "samples": samples, "seed": seed}
-            scores.append(scoring.score(flow, subject.pixels, cond, **options))
+            scores.append(scoring.score(flow, one.pixels, cond, **options))
             done += count
         bits, corrected, spread, errors = (
             [float(value) for s in scores for value in getattr(s, name)]
@@ -97,10 +97,10 @@ class FlowcoreScore(FlowNode):
         # Zeros where the model has no map, as the score's notes say.
         parts = [
             torch.zeros_like(own.pixels[:, 0]) if s.map is None else torch.stack([*map(_normalized, s.map)])
-            for s, own in zip(scores, subjects, strict=True)
+            for s, own in zip(scores, inputs, strict=True)
         ]
         maps = _batches([one[None] for part in parts for one in part])
-        pictures = [picture[None] for s in subjects for picture in s.pixels]
+        pictures = [picture[None] for s in inputs for picture in s.pixels]
         return self.output(
             bits,
             [heat_map(batch) for batch in maps],

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from ..flowcore import FlowError, upscaler_for
+from ..flowcore import FlowError
 from ..flowcore.batch.folders import InputFile, Job, Outputs, find, in_turn, is_done, make_jobs, run, save, split_name
 from ..flowcore.batch.job import Work, Worker, encode_like
 from ..flowcore.batch.tables import NAME, Manifest
@@ -17,7 +17,9 @@ from ..flowcore.checkpoints.color_memory import starter_memory
 from ..flowcore.checkpoints.writing import write_atomic
 from ..flowcore.images.files import SUFFIXES, Format, check_format, read, read_bytes
 from ..flowcore.tasks.colorize import memory_required as memory_to_colorize
-from ..flowcore.tasks.intake import FOR_CLEAN, left_to_model, validate_image, with_alpha
+from ..flowcore.tasks.defaults import model_defaults
+from ..flowcore.tasks.image_batch import ImageBatch, append_alpha
+from ..flowcore.tasks.model_choice import upscalers_for
 from ..flowcore.tasks.upscale import memory_required
 from . import widgets
 from .host.compat import io
@@ -98,14 +100,10 @@ class FlowcoreFolder(FlowNode):
 
 def _by_picture(model: ModelByPicture, found: list[InputFile]) -> list[tuple[FlowModel, list[InputFile]]]:
     """Divide pictures among the upscalers that suit them."""
+    chosen = upscalers_for([one.path for one in found], locate=partial(inside, "input"), check=stop_if_cancelled)
     suited: dict[str, list[InputFile]] = {}
     for picture in found:
-        stop_if_cancelled()
-        try:
-            name = upscaler_for(read(read_bytes(inside("input", picture.path)), picture.path.name).pixels)
-        except (FlowError, OSError):  # its job will say so
-            name = FOR_CLEAN
-        suited.setdefault(name, []).append(picture)
+        suited.setdefault(chosen[picture.path][0], []).append(picture)
     return [(model.load(name), pictures) for name, pictures in suited.items()]
 
 
@@ -119,7 +117,7 @@ def _work(model: FlowModel, temperature: float | None, seed: int, samples: int) 
         model=model.name,
         scale=flow.condition_scale,
         settings=settings,
-        model_defaults=left_to_model(flow, settings),
+        model_defaults=model_defaults(flow, settings),
         seed=seed,
         samples=samples,
         memory=starter_memory(flow) if colorizes else None,
@@ -174,10 +172,11 @@ class FlowcoreSave(FlowNode):
         quality: Annotated[int, widgets.integer(0, 0, 100, optional=True, advanced=True)],
     ) -> Any:
         records = list[dict[str, str]]()
-        rgb, alpha = validate_image(images.cpu())
+        batch = ImageBatch(images.cpu())
+        rgb, alpha = batch.rgb, batch.alpha
         if mask is not None and bool(mask.any()):  # a mask of zeros is what loaders give where nothing is transparent
             alpha = 1 - from_mask(mask, len(mask) if len(rgb) % max(1, len(mask)) == 0 else len(rgb))
-        pictures, files = with_alpha(rgb, alpha), _files(source) or [None]
+        pictures, files = append_alpha(rgb, alpha), _files(source) or [None]
         if len(pictures) % len(files):
             raise FlowError(f"source names {len(files)} pictures, and {len(pictures)} came. Name one, for all.")
         options: dict[str, Any] = {"format": format, "bits": BITS[bits], "quality": quality or None}

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..flowcore import CheckpointError, FlowError
 from ..flowcore import latents as operations
 from ..flowcore.checkpoints.latents_file import load_latents, read_latents_header, save_latents
+from ..flowcore.tasks.model_input import Fit, prepare_input
 from ..flowcore.tasks.sample import apply_style, encode, harmonize, memory_required, morph
-from ..flowcore.tasks.subject import Fit, prepare_subject
 from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled
@@ -196,12 +196,12 @@ class FlowcoreAttributeDirection(FlowNode):
         progress, pieces = Progress(), len(with_attribute) + len(without_attribute)
 
         def encoded(image: Tensor, piece: int) -> list[Tensor]:
-            subject = prepare_subject(flow, image.cpu(), fit=fit, label=label, notify=notes)
-            count, _, *size = subject.pixels.shape
+            prepared = prepare_input(flow, image.cpu(), fit=fit, label=label, notify=notes)
+            count, _, *size = prepared.pixels.shape
             model.load(memory_required(flow, count, *size))
-            cond = subject.condition(flow, cancelled=stop_if_cancelled, notify=notes)
+            cond = prepared.condition(flow, cancelled=stop_if_cancelled, notify=notes)
             part = progress.part(piece / pieces, 1 / pieces)
-            return encode(flow, subject.pixels, cond, progress=part, cancelled=stop_if_cancelled)
+            return encode(flow, prepared.pixels, cond, progress=part, cancelled=stop_if_cancelled)
 
         direction = operations.attribute_direction(
             (encoded(image, i) for i, image in enumerate(with_attribute)),

@@ -19,8 +19,8 @@ from ..flowcore import FlowError, dequantization
 from ..flowcore.images.resize import resize
 from ..flowcore.inference.condition_cache import RecentlyUsed
 from ..flowcore.tasks import Cancelled
+from ..flowcore.tasks.model_input import condition_for, source_for_latents
 from ..flowcore.tasks.sample import decode
-from ..flowcore.tasks.subject import condition_for, source_for_latents
 from .host.memory import moving, on_free
 from .host.routes import Answer, is_at_work
 from .host.ui import Notes, png

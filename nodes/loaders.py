@@ -19,8 +19,8 @@ from ..flowcore.images.color import truncate_16_bits
 from ..flowcore.images.files import fit, frame_count, read, read_frames, read_rgb, upright_size
 from ..flowcore.images.fill import extend_over_blank
 from ..flowcore.provenance import ProvenanceError
-from ..flowcore.tasks.intake import FOR_CLEAN, FOR_DAMAGED
-from ..flowcore.tasks.subject import label_names
+from ..flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
+from ..flowcore.tasks.model_input import label_names
 from . import widgets
 from .host import paths
 from .host.compat import io
@@ -65,7 +65,7 @@ def _stated(path: Path, _fingerprint: str) -> dict[str, Any]:
         return {}
     own = {name: getattr(config, field) for field, name in OWN.items() if hasattr(config, field)}
     own |= zip(("temperature", "detail"), getattr(config, "temperatures", ()), strict=False)
-    own["boldness"] = 0.5  # the middle, see `from_faithful_to_bold`
+    own["boldness"] = 0.5  # the middle, see `tasks.defaults`
     return {"tasks": tasks, "styles": list(getattr(config, "styles", ())), "own": own}
 
 

@@ -15,7 +15,7 @@ from ..flowcore import FlowError, ShapeError, provenance
 from ..flowcore.device import free_memory
 from ..flowcore.inference.condition_cache import RecentlyUsed
 from ..flowcore.provenance import KEY, MAX_ENTRIES, Provenance
-from ..flowcore.tasks.intake import resolve
+from ..flowcore.tasks.defaults import with_defaults
 from .host.compat import components, io, log, video_of
 from .host.memory import on_free
 from .host.ui import GALLERY, Progress, from_canvas, gallery, of_image
@@ -100,7 +100,7 @@ class PickingNode(FlowNode):
     def _every(self, values: dict[str, Any]) -> Any:
         """Make all pictures, or find them among what was made last."""
         model = values.get("model")
-        used = resolve(model.flow, values) if isinstance(model, FlowModel) else values  # as the task will
+        used = with_defaults(model.flow, values) if isinstance(model, FlowModel) else values  # as the task will
         described = {}  # by content: an image that was loaded again is the same image
         for name, value in used.items():
             is_image = isinstance(value, Tensor) and value.ndim == 4

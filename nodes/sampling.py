@@ -12,15 +12,15 @@ from ..flowcore import ConditionError, Flow, FlowError, dequantization
 from ..flowcore.images.contact_sheet import contact_sheet
 from ..flowcore.latents import scale, statistics
 from ..flowcore.prior import sample_latents
-from ..flowcore.tasks.sample import decode, dequantized_image, encode, memory_required, sample
-from ..flowcore.tasks.subject import (
+from ..flowcore.tasks.model_input import (
     condition_for,
     label_names,
-    prepare_subject,
+    prepare_input,
     refuse_colorizer,
     size_of_latents,
     source_for_latents,
 )
+from ..flowcore.tasks.sample import decode, dequantized_image, encode, memory_required, sample
 from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled
@@ -130,16 +130,16 @@ class FlowcoreEncode(FlowNode):
     ) -> Any:
         notes, progress = self.notes, Progress()
         small = None if source is None else source.cpu()
-        subject = prepare_subject(model.flow, image.cpu(), fit=fit, label=label, source=small, notify=notes)
+        prepared = prepare_input(model.flow, image.cpu(), fit=fit, label=label, source=small, notify=notes)
         noisy = getattr(model.flow.config, "noise", 0.0)  # visible, so only when asked for
         if dequantize == "on" or (dequantize == "auto" and model.flow.classes and not noisy):
-            subject = replace(subject, pixels=dequantized_image(model.flow, subject.pixels))
-        count, _, *size = subject.pixels.shape
+            prepared = replace(prepared, pixels=dequantized_image(model.flow, prepared.pixels))
+        count, _, *size = prepared.pixels.shape
         flow = model.load(memory_required(model.flow, count, *size))
-        cond = subject.condition(flow, cancelled=stop_if_cancelled, notify=notes)
-        levels = encode(flow, subject.pixels, cond, **notes.follow(progress.part(0, 0.5)))
+        cond = prepared.condition(flow, cancelled=stop_if_cancelled, notify=notes)
+        levels = encode(flow, prepared.pixels, cond, **notes.follow(progress.part(0, 0.5)))
         decoded = decode(flow, levels, cond, **notes.follow(progress.part(0.5, 0.5)))
-        error = float((decoded - subject.pixels).abs().max())
+        error = float((decoded - prepared.pixels).abs().max())
         measured = statistics(levels)
         means, stds = ([float(getattr(level, name).mean()) for level in measured] for name in ("mean", "std"))
         lines = [f"Decoded again, it is {'nearly ' * (error > 1 / 255)}the same picture.", ""]
@@ -149,14 +149,14 @@ class FlowcoreEncode(FlowNode):
             lines.append(f"level {number}{places.get(number, '')}: mean {mean:+.3f}, deviation {std:.3f}")
         lines.append("A typical image has mean 0 and deviation 1 on every level.")
         return self.output(
-            model.latents(levels, labels=subject.labels, source=subject.source),
+            model.latents(levels, labels=prepared.labels, source=prepared.source),
             error,
-            subject.pixels,
+            prepared.pixels,
             text=["\n".join(lines)],
             error=finite([error]),
             mean=finite(means),
             deviation=finite(stds),
-            **canvas_pictures(self, subject.pixels),
+            **canvas_pictures(self, prepared.pixels),
         )
 
 

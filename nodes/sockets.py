@@ -16,7 +16,7 @@ from ..flowcore.checkpoints.latents_file import model_sha256
 from ..flowcore.device import free_memory
 from ..flowcore.flow import Task
 from ..flowcore.images.faces import FacePlace
-from ..flowcore.tasks.intake import FOR_CLEAN, FOR_DAMAGED, describe_damage
+from ..flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, describe_damage
 from .host.compat import io
 from .host.memory import load_to_device, to_host_image
 

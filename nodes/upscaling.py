@@ -17,8 +17,9 @@ from ..flowcore.integrations.spandrel import Upscaler, descriptor, register
 from ..flowcore.prior import Temperature, masked_temperature
 from ..flowcore.quality.metrics import diversity
 from ..flowcore.tasks.consistency import consistency
+from ..flowcore.tasks.defaults import with_defaults
 from ..flowcore.tasks.forecast import NOTEWORTHY, forecast
-from ..flowcore.tasks.intake import FOR_CLEAN, FOR_DAMAGED, advised, resolve
+from ..flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, recommended_model
 from ..flowcore.tasks.upscale import memory_required, target_size
 from ..flowcore.tasks.video import STEADINESS
 from . import widgets
@@ -98,7 +99,7 @@ class FlowcoreUpscale(PickingNode):
     ) -> Any:
         per_level = widgets.parse_numbers(temperatures, "temperatures")
         own = {"temperature": temperature, "calm_edges": calm_edges, "guide_strength": guide_strength, "guide": guide}
-        used = resolve(model.flow, own | {"boldness": boldness})
+        used = with_defaults(model.flow, own | {"boldness": boldness})
         tau, calm, strength = (used[name] for name in ("temperature", "calm_edges", "guide_strength"))
         count, _, height, width = image.shape
         size = target_size(model.flow, height, width, factor, longest_side)
@@ -158,7 +159,7 @@ def _masked(inside: float | list[float], mask: Tensor, outside: float, notes: No
 
 def _better_model(model: FlowModel, notes: Notes) -> list[str]:
     """List the model that a run's notes recommend, if any, to which web/js/models.js switches at a click."""
-    return [name] if (name := advised(model.flow, notes.lines)) else []
+    return [name] if (name := recommended_model(model.flow, notes.lines)) else []
 
 
 def _faithful(decibels: float) -> str:
@@ -222,7 +223,7 @@ class FlowcoreTemperatureGrid(PickingNode):
         pick: widgets.Pick,
     ) -> Any:
         count, _, height, width = image.shape
-        own = resolve(model.flow, {"temperature": None})["temperature"]
+        own = with_defaults(model.flow, {"temperature": None})["temperature"]
         taus = [own if widgets.OWN <= tau < 0 else tau for tau in widgets.temperature_list(temperatures)]
         per_image = len(taus) * seeds
         values = 3 * math.prod(target_size(model.flow, height, width))

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Annotated, Any
 
 from ..flowcore import ConditionError, FlowError, tasks
-from ..flowcore.tasks import chroma, subject
+from ..flowcore.tasks import chroma, model_input
 from .host.compat import io
 
 COLD, MILD, HOT = [36, 92, 201], [236, 232, 220], [214, 62, 38]
@@ -81,7 +81,7 @@ mode = choice("slerp", "linear", "norm", advanced=True)  # between two latents
 per = choice("local", "channel", "level", default="level")  # what is normalized together
 
 CalmEdges = Annotated[float | None, slider(OWN, OWN, 1.0, optional=True, advanced=True)]
-Fit = Annotated[subject.Fit, choice("resize", "crop", optional=True)]
+Fit = Annotated[model_input.Fit, choice("resize", "crop", optional=True)]
 Gamut = Annotated[chroma.Gamut, choice("compress", "clip", optional=True, advanced=True)]
 Label = Annotated[int, integer(-1, -1, 9999, optional=True)]
 # A temperature that follows the model unless its slider is moved. The left end, `OWN`, is no temperature: `run` gets

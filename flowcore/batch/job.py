@@ -36,11 +36,11 @@ from ..tasks.brighten import brighten
 from ..tasks.colorize import colorize, transfer_palette
 from ..tasks.faces import restore_faces
 from ..tasks.hints import Hints, combine_hints, hints_from_points, palette_from, parse_points
-from ..tasks.intake import validate_image
+from ..tasks.image_batch import ImageBatch
+from ..tasks.model_input import prepare_input
 from ..tasks.ranking import By, ranked
 from ..tasks.repair import find_scratches, repair
 from ..tasks.score import score
-from ..tasks.subject import prepare_subject
 from ..tasks.upscale import restore, shrink, upscale
 from ..tasks.video import colorize_video, upscale_video
 
@@ -252,9 +252,7 @@ class Worker:
         if work.command == "repair":
             del settings["precision"]
             sensitivity, mask = settings.pop("sensitivity", 0.5), settings.pop("mask", None)
-            scratches = (
-                find_scratches(image, sensitivity=sensitivity) if mask is None else luma(validate_image(mask)[0])
-            )
+            scratches = find_scratches(image, sensitivity=sensitivity) if mask is None else luma(ImageBatch(mask).rgb)
             return repair(flow, image, scratches, **settings)
         if work.command == "restore":
             return restore(flow, image, size=original_size(content), **settings)
@@ -305,8 +303,8 @@ class Worker:
         elif flow.image_size is not None and fit == "resize" and flow.capabilities.source == "none":
             pixels = resize_to_own(flow, files.read_rgb(picture, name))[None]
         else:
-            subject = prepare_subject(flow, photograph.pixels, fit=fit, notify=notes.append)
-            pixels, cond = to_uint8(subject.pixels), subject.condition(flow, notify=notes.append)
+            prepared = prepare_input(flow, photograph.pixels, fit=fit, notify=notes.append)
+            pixels, cond = to_uint8(prepared.pixels), prepared.condition(flow, notify=notes.append)
         result = score(flow, pixels, cond, **settings)
         (height, width), (rows, columns) = photograph.pixels.shape[-2:], pixels.shape[-2:]
         enlarged = rows > height or columns > width

@@ -1,13 +1,12 @@
 """What commands that take many images share: upscale, colorize, brighten, repair, shrink, restore, faces and score."""
 
 import itertools
-import math
 import shutil
 import string
 import sys
 import time
 from argparse import Namespace
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,11 +25,11 @@ from ..checkpoints.writing import check_writable
 from ..device import actual_precision, keep_freed_memory
 from ..errors import FlowError
 from ..flow import Flow, Task
-from ..images import files
 from ..images.files import FORMATS, IMAGE_SUFFIXES, SUFFIXES, Format, check_format, upright_size
 from ..tasks import Progress
+from ..tasks.defaults import model_defaults
 from ..tasks.forecast import NOTEWORTHY, Size, forecast
-from ..tasks.intake import FOR_CLEAN, FOR_DAMAGED, MAX_EXAMINED, describe_damage, left_to_model
+from ..tasks.model_choice import upscalers_for
 from ..tasks.runner import check_draws
 from .options import AUTO, parse_fields
 from .output import ProgressBar, SomeFailed, log, write_result
@@ -104,7 +103,7 @@ def part(
         model=Path(options.model).name,  # pictures hold it, and leave the machine
         scale=flow.condition_scale,
         settings=settings,
-        model_defaults=left_to_model(flow, {**settings, "reference": fields.get("reference")}),
+        model_defaults=model_defaults(flow, {**settings, "reference": fields.get("reference")}),
         seed=options.seed,
         samples=options.samples,
         format=named_format(options.out, options.format) or options.format or "png",
@@ -127,7 +126,10 @@ def make_images(
     found = folders.find(options.images, options.out, log)
     chosen = {one.path: (options.model, "") for one in found}
     if auto:
-        chosen = choose(found, clips=vars(options).get("steadiness") is not None)
+        if len(found) > MANY:
+            log(f"Looking at {len(found)} pictures for JPEG blocks and noise.")
+        clips = vars(options).get("steadiness") is not None
+        chosen = upscalers_for([one.path for one in found], clips=clips)
     models = Counter(name for name, _ in chosen.values())
     for name in models if auto else ():
         parts[name] = prepare(Namespace(**{**vars(options), "model": name}))
@@ -206,31 +208,6 @@ def finish(failed: list[tuple[Job, Exception]], bar: ProgressBar, total: int) ->
     lines = [f"{job.source}: {error if str(error) else type(error).__name__}" for job, error in failed]
     listed = "\n  ".join([f"{len(lines)} of {total} images could not be done:", *lines])
     raise (SomeFailed if len(failed) < total else FlowError)(f"{listed}\n{summary}") from first
-
-
-def choose(found: Sequence[InputFile], *, clips: bool) -> dict[Path, tuple[str, str]]:
-    """Choose the upscaler that suits each picture, and say why; one for all frames of a folder if they are ``clips``.
-
-    What cannot be read has the model of clean pictures, and fails when its turn comes.
-    """
-    if len(found) > MANY:
-        log(f"Looking at {len(found)} pictures for JPEG blocks and noise.")
-    units = defaultdict[Path, list[Path]](list)
-    for one in found:
-        units[one.path.parent if clips else one.path].append(one.path)
-    chosen: dict[Path, tuple[str, str]] = {}
-    for paths in units.values():
-        examined = paths[:: math.ceil(len(paths) / MAX_EXAMINED)]
-        damage = next((text for path in examined if (text := _damage(path))), "")
-        chosen |= dict.fromkeys(paths, (FOR_DAMAGED if damage else FOR_CLEAN, damage))
-    return chosen
-
-
-def _damage(path: Path) -> str:
-    try:
-        return describe_damage(files.read(files.read_bytes(path), path.name).pixels)
-    except Exception:  # of any kind: the run says what is wrong with it
-        return ""
 
 
 def _why(model: str, damage: str) -> str:

@@ -25,10 +25,10 @@ from ..images import files
 from ..images.color import to_uint8
 from ..provenance import Provenance, source
 from ..tasks import duration
-from ..tasks.intake import resolve
+from ..tasks.defaults import with_defaults
+from ..tasks.model_input import label_number
 from ..tasks.remember import open_memory, remember
 from ..tasks.runner import MAX_DRAWS
-from ..tasks.subject import label_number
 from ..tasks.tiles import NO_GUIDE, own_strength
 from ..tasks.upscale import MAX_SIDE, sampling_settings, target_size
 from .batches import Part, describe, load_model, make_images, named_format, numbered, part, seed_names, uses_ray
@@ -46,7 +46,7 @@ def _upscale(options: Namespace) -> Part:
     flow = load_model(options)
     temperature, calm_edges = sampling_settings(flow, options.temperature, options.calm_edges)
     given = {"guide": options.guide, "guide_strength": options.guide_strength}
-    strength = own_strength(flow, None, resolve(flow, given)["guide_strength"])
+    strength = own_strength(flow, None, with_defaults(flow, given)["guide_strength"])
     if strength and options.guide is None and flow.guide is None:
         log(NO_GUIDE)
         strength = 0.0
@@ -76,7 +76,7 @@ def run_colorize(options: Namespace) -> None:
     if options.frames == "video":
         settings |= {"frames": "video", "carry": 0.5 if options.carry is None else options.carry}
     flow = load_model(options, "colorize")
-    own = resolve(flow, {"temperature": options.temperature, "detail": options.detail})
+    own = with_defaults(flow, {"temperature": options.temperature, "detail": options.detail})
     ranks = [f"seeds{options.seed}-{options.seed + options.samples - 1}_best{k + 1}" for k in range(options.keep or 0)]
     colored = part(
         options,
@@ -149,7 +149,7 @@ def run_remember(options: Namespace) -> None:
 
 def run_brighten(options: Namespace) -> None:
     flow = load_model(options, "brighten")
-    settings = resolve(flow, {"temperature": options.temperature})
+    settings = with_defaults(flow, {"temperature": options.temperature})
     label = "light_tau{temperature:g}".format(**settings)
     for name, value, usual in (("exposure", options.exposure, 0), ("strength", options.strength, 1)):
         if value != usual:
@@ -159,7 +159,7 @@ def run_brighten(options: Namespace) -> None:
 
 def run_repair(options: Namespace) -> None:
     flow = load_model(options, "upscale")
-    settings = resolve(flow, {"temperature": options.temperature, "calm_edges": None})
+    settings = with_defaults(flow, {"temperature": options.temperature, "calm_edges": None})
     settings["guide_strength"] = options.guide_strength
     if options.mask is None:
         settings["sensitivity"] = options.sensitivity
@@ -175,7 +175,7 @@ def run_shrink(options: Namespace) -> None:
 
 def run_restore(options: Namespace) -> None:
     flow = _load_rescaler(options, "restore")
-    settings = resolve(flow, {"temperature": options.temperature})
+    settings = with_defaults(flow, {"temperature": options.temperature})
     label = "restored_tau{temperature:g}".format(**settings)
     make_images(options, lambda one: part(one, flow, "restore", settings, label))
 

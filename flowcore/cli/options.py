@@ -13,7 +13,7 @@ from ..errors import FlowError
 from ..images.files import Format
 from ..tasks import Precision
 from ..tasks.faces import LARGEST
-from ..tasks.intake import FOR_CLEAN, FOR_DAMAGED
+from ..tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
 
 AUTO = "auto"  # the model that suits the picture
 STATED = "(default: what the model's file states)"

@@ -22,7 +22,7 @@ from ..prior import sample_latents
 from ..quality import metrics
 from ..tasks.chroma import clamp_level, schedule, share_noise, working_sides
 from ..tasks.colorize import colorize
-from ..tasks.intake import resolve
+from ..tasks.defaults import with_defaults
 from ..tasks.ranking import By, ranked
 from ..tasks.score import score
 from .image_set import list_images, markdown, read_each, read_upright
@@ -160,7 +160,7 @@ def _measure_grid(flow: Flow, image: Image.Image, settings: dict[str, Any]) -> d
     truth, cond = chroma_on_grid(flow, image, settings["working_size"])
     device, shared = next(flow.parameters()).device, cond.expand(samples)
     shapes = flow.latent_shapes(*truth.shape[-2:])
-    own = resolve(flow, {name: settings[name] for name in ("temperature", "detail", "coherence")})
+    own = with_defaults(flow, {name: settings[name] for name in ("temperature", "detail", "coherence")})
     row = {"bits_per_dim": float(score(flow, truth + NEUTRAL, cond, seed=seed, complexity=False).bits_per_dim)}
     for name, tau in (("", 1.0), ("_default", schedule(own["temperature"], own["detail"], len(shapes)))):
         latents = sample_latents(shapes, samples, tau, seed=seed)

@@ -15,7 +15,8 @@ from ..inference.strips import DENSE_BYTES
 from ..models.fields import Range, check_integer
 from ..models.llflow import MAX_CELLS
 from ..networks.low_light import network_input
-from .intake import gray_images, resolve, visible_image, with_alpha, with_channels_of
+from .defaults import with_defaults
+from .image_batch import ImageBatch
 from .runner import Runner, Running, RunOptions, check_draws, runs_with
 from .sample import MAX_DEVIATION
 from .tiles import STRIPS, Border, TiledDecoder, Tiling
@@ -86,7 +87,7 @@ def brighten(
         raise FlowError(f"exposure must lie in -{MAX_EXPOSURE} to {MAX_EXPOSURE} stops; got {exposure}.")
     if not 0 <= strength <= 1:
         raise FlowError(f"strength must lie in [0, 1]; got {strength}. 0 is the photograph as it is, 1 as drawn.")
-    settings = resolve(flow, {"temperature": temperature, "gain_cells": gain_cells})
+    settings = with_defaults(flow, {"temperature": temperature, "gain_cells": gain_cells})
     tau, cells = settings["temperature"], int(settings["gain_cells"] or 0)
     if gain_cells is not None:
         check_integer("gain_cells", gain_cells, Range(0, MAX_CELLS))
@@ -94,9 +95,9 @@ def brighten(
     decoder = TiledDecoder(TILING, run, flow, tile, halo)
 
     def task() -> Tensor:
-        rgb, alpha = visible_image(image)
-        gray = gray_images(image, rgb, run.notify)
-        pictures = decoder(rgb, [(tau, 0.0)], seed, samples, gray)
+        images = ImageBatch(image)
+        rgb = images.visible
+        pictures = decoder(rgb, [(tau, 0.0)], seed, samples, images.is_gray)
         if cells:
             for number, picture in enumerate(pictures.split(1)):
                 picture.copy_(even_gain(rgb[number // samples, None].to(picture), picture, cells))
@@ -105,7 +106,7 @@ def brighten(
             pictures = (pictures * 2 ** (exposure / GAMMA)).clamp(0, 1)
         if strength < 1:
             pictures = _mix(rgb.to(pictures).repeat_interleave(samples, 0), pictures, strength)
-        return with_alpha(with_channels_of(image, pictures, gray).to(image.device), alpha)
+        return images.like_input(pictures)
 
     return run(task, decoder.tiles.halve)
 

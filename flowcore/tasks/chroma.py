@@ -21,7 +21,6 @@ from ..errors import FlowError, ShapeError
 from ..flow import Flow
 from ..images import color
 from ..images.color import NEUTRAL
-from ..images.fill import extend_colors
 from ..images.resize import limit_shorter_side, pad_symmetric, resize_bilinear
 from ..likelihood import select_items
 from ..networks import LumaEncoder
@@ -29,9 +28,11 @@ from ..networks.luma import STRIDE
 from ..networks.memory import CELL
 from ..prior import Shape
 from . import overflow
+from .defaults import with_defaults
 from .hints import Hints, average_covered, check_items, covered_planes, spread_hints
-from .intake import clear_borders, fill_borders, find_border, is_tinted, resolve, validate_image, visible_image
+from .image_batch import ImageBatch
 from .runner import Runner
+from .scans import clear_borders, fill_borders, find_border, is_tinted
 
 Gamut = Literal["compress", "clip"]
 Change = Callable[[Condition, int, Tensor], Tensor]
@@ -100,9 +101,9 @@ class Colorization:
             raise FlowError(f"working_size must lie between 16 and 4096 pixels; got {size}.")
         self.run, self.flow, self._image_device = run, flow, image.device
         self.clamp: Change = partial(clamp_level, flow)
-        rgb, self._alpha = validate_image(image)
-        self.y = color.luma(rgb)  # (B, 1, H, W)
-        rgb = rgb if self._alpha is None else extend_colors(rgb, self._alpha)
+        images = ImageBatch(image)
+        rgb, self._alpha = images.visible, images.alpha
+        self.y = color.luma(images.rgb)  # (B, 1, H, W)
         self._inside = [None if frames else find_border(one) for one in rgb.split(1)]  # photographs within borders
         self._guide = fill_borders(color.luma(rgb), self._inside)  # the luma that colors are decided and enlarged by
         if not encoding:
@@ -124,7 +125,7 @@ class Colorization:
 
     def resolve(self, **settings: Any) -> tuple[list[float], float, float]:
         """Fill in what the model states: temperatures by level, coherence, and a factor on the chroma before hints."""
-        own = resolve(self.flow, settings)
+        own = with_defaults(self.flow, settings)
         for name in ("temperature", "detail"):
             if not (math.isfinite(own[name]) and own[name] >= 0):
                 raise FlowError(f"{name} must be a finite number >= 0; got {own[name]}.")
@@ -197,7 +198,7 @@ class Colorization:
 
     def chroma_on_grid(self, image: Tensor, part: slice) -> Tensor:
         """Resize the chroma of colored images, as many as the part, to the padded finest grid, centered on 0."""
-        rgb = fill_borders(visible_image(image)[0], self._inside[part])
+        rgb = fill_borders(ImageBatch(image).visible, self._inside[part])
         chroma = resize_bilinear(color.split(rgb)[1], self.chroma_size)
         return _pad(chroma.to(self.run.device, self.run.dtype), self.grid)
 

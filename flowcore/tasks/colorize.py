@@ -14,13 +14,12 @@ from ..checkpoints.color_memory import ColorMemory, starter_memory
 from ..errors import FlowError, ImageError
 from ..flow import Flow
 from ..images import color
-from ..images.fill import extend_colors
 from ..images.resize import resize_bilinear
 from ..networks.luma import STRIDE
 from ..prior import sample_latents
 from .chroma import Colorization, Gamut, blend_latents, check_colors, enlarge, merge, share_noise, working_sides
 from .hints import Hints
-from .intake import require_tensor, validate_image, visible_image
+from .image_batch import ImageBatch, require_tensor
 from .runner import Batching, Runner, Running, RunOptions, check_draws, runs_with
 
 AT_ONCE = 8  # colorings decoded together
@@ -272,20 +271,19 @@ def apply_chroma(
     Raises:
         ImageError: If a picture is invalid, or the numbers of pictures do not fit.
     """
-    rgb, alpha = validate_image(luma_from)
-    colors = visible_image(colors_from)[0].to(rgb.device)
-    if len(rgb) != len(colors) and 1 not in (len(rgb), len(colors)):
+    images = ImageBatch(luma_from)
+    y, colors = color.luma(images.rgb), ImageBatch(colors_from).visible.to(images.device)
+    if len(y) != len(colors) and 1 not in (len(y), len(colors)):
         raise ImageError(
-            f"{len(rgb)} pictures for luma and {len(colors)} for colors do not pair. Give one of either, or as many."
+            f"{len(y)} pictures for luma and {len(colors)} for colors do not pair. Give one of either, or as many."
         )
     check_colors(saturation, gamut)
-    y = color.luma(rgb)
     chroma = color.split(colors)[1]
     if chroma.shape[2:] != y.shape[2:]:
         # guided by this luma, shrunk: that of the other picture may have drifted, and drift is no edge
-        guide = y if alpha is None else color.luma(extend_colors(rgb, alpha))
+        guide = color.luma(images.visible)
         chroma = enlarge(chroma, resize_bilinear(guide, chroma.shape[2:]), guide)
-    return merge(y, chroma * saturation, alpha, gamut)
+    return merge(y, chroma * saturation, images.alpha, gamut)
 
 
 def memory_required(flow: Flow, height: int, width: int, samples: int = 1, *, working_size: int | None = None) -> int:

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from ..errors import ShapeError
 from ..images.resize import resize
 from ..quality.metrics import lr_psnr
-from .intake import validate_image, visible_image
+from .image_batch import ImageBatch
 from .runner import Reporting, Runner, RunOptions, runs_with
 
 GOAL = 60.0  # dB; half a step of 8 bits, 1/510, would be 54
@@ -26,13 +26,13 @@ def consistency(images: Tensor, source: Tensor) -> Tensor:
 
     At most 100 dB, on the CPU. Alpha is ignored; a source that is larger is shrunk to the size of the images.
     """
-    validate_image(images[:1])  # also an empty batch
-    small = visible_image(source)[0].cpu()
+    ImageBatch(images[:1])  # refuses an empty batch
+    small = ImageBatch(source).visible.cpu()
     each = samples_per_source(images, small)
     if images.shape[-2] < small.shape[-2] or images.shape[-1] < small.shape[-1]:
         small = resize(small, *images.shape[-2:]).clamp(0, 1)
     # One by one, because a batch may fill half of the memory.
-    values = [lr_psnr(visible_image(images[k, None])[0].cpu(), small[k // each, None]) for k in range(len(images))]
+    values = [lr_psnr(ImageBatch(images[k, None]).visible.cpu(), small[k // each, None]) for k in range(len(images))]
     return torch.cat(values).clamp(max=MAX_DB)
 
 
@@ -70,8 +70,8 @@ def match_source(images: Tensor, source: Tensor, *, iterations: int = 30, **opti
     run = Runner(None, RunOptions(**options), advice, images)
 
     def task() -> Tensor:
-        validate_image(images[:1])  # also an empty batch
-        small = visible_image(source)[0].to(images.device)
+        ImageBatch(images[:1])  # refuses an empty batch
+        small = ImageBatch(source).visible.to(images.device)
         each = samples_per_source(images, small)
         size, source_size = images.shape[-2:], small.shape[-2:]
         if size[0] < source_size[0] or size[1] < source_size[1]:
@@ -83,11 +83,11 @@ def match_source(images: Tensor, source: Tensor, *, iterations: int = 30, **opti
         worst = MAX_DB
         run.expect(len(images))
         for k, result in enumerate(matched):
-            (x, alpha), y = validate_image(images[k, None]), small[k // each, None]
-            x = back_project(x, y, iterations, check=run.check_cancelled)
+            image, y = ImageBatch(images[k, None]), small[k // each, None]
+            x = back_project(image.rgb, y, iterations, check=run.check_cancelled)
             result[:3] = x[0]
-            if alpha is not None:
-                result[3:] = alpha[0]
+            if image.alpha is not None:
+                result[3:] = image.alpha[0]
             worst = min(worst, float(lr_psnr(x, y)))
             run.advance(preview=result[:3])
         if worst < GOAL:

@@ -19,7 +19,7 @@ from ..images.faces import EYE_LINE, LEFT, RIGHT, FacePlace, Point, cut_face
 from ..images.resize import resize
 from ..networks.blazeface import SIDE, BlazeFace
 from ..networks.blazeface import places as positions
-from .intake import visible_image
+from .image_batch import ImageBatch
 from .runner import Reporting, Runner, RunOptions, runs_with
 
 SMALLEST = 12  # pixels: width of the smallest box that the network finds in a square of ``SIDE`` pixels
@@ -87,7 +87,7 @@ def find_faces(
     run = Runner(None, RunOptions(**options), "Pass fewer or smaller images.", image)
 
     def task() -> list[list[Face]]:
-        pixels, _ = visible_image(image)
+        pixels = ImageBatch(image).visible
         run.expect(len(pixels))
         found: list[list[Face]] = []
         for picture in pixels.cpu().split(1):

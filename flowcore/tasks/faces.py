@@ -29,7 +29,7 @@ from ..images.faces import (
 from ..images.resize import resize
 from ..quality.metrics import added_specks, lr_psnr
 from .face_finder import SMALLEST, Box, Face, find_faces
-from .intake import validate_image, visible_image, with_alpha
+from .image_batch import ImageBatch, append_alpha
 from .runner import Reporting, Running, RunOptions, part_of_run, runs_with
 from .upscale import upscale
 
@@ -58,7 +58,7 @@ def align_faces(
     images' own pixels, which models enlarge far better than resampled ones; only faces that lie are rotated. Faces of
     more than ``largest`` pixels are left out; if there is no other, one is returned that is not pasted.
     """
-    pixels, _ = visible_image(image)
+    pixels = ImageBatch(image).visible
     if len(eyes) not in (1, len(pixels)):
         raise ShapeError(f"Expected the eyes of one or all of {len(pixels)} images; got those of {len(eyes)}.")
     places = [
@@ -155,8 +155,8 @@ def paste_faces(
     ``feather`` is the width of the soft border, as a share of the face's side. Gray ones make a gray picture. With the
     ``photograph`` that they were cut out of, those that came out worse than the picture there are left out.
     """
-    pixels, alpha = validate_image(image)
-    cut, _ = validate_image(faces)
+    images, cuts = ImageBatch(image), ImageBatch(faces)
+    pixels, cut = images.rgb, cuts.rgb
     pictures = places[0].images
     if len(pixels) % pictures:
         raise ShapeError(f"Expected {pictures} pictures, as the faces were cut out of; got {len(pixels)}. Pass those.")
@@ -171,13 +171,16 @@ def paste_faces(
             "face. Pass the one picture."
         )
     result = pixels.repeat_interleave(count // own, 0)
-    before = None if photograph is None else visible_image(photograph)[0]
+    before = None if photograph is None else ImageBatch(photograph).visible
     worse = 0
     for k, place in enumerate(places if places[0].pasted else ()):
         for sample in range(count):
             at = place.image * count + sample
-            plain, face = result[at][None], cut[k * samples + sample * samples // count][None]
+            number = k * samples + sample * samples // count
+            plain, face = result[at][None], cut[number][None]
             pasted = paste_face(plain, face, place, feather=feather)
+            if images.is_gray[at * own // count] and cuts.is_gray[number]:
+                pasted = pasted[:, :1].expand(-1, 3, -1, -1)
             if before is not None and _is_worse(pasted, plain, before[place.image % len(before)][None], place):
                 worse += 1
             else:
@@ -187,7 +190,7 @@ def paste_faces(
         which = f"{worse} of {total} pasted faces had specks, or were unlike the photograph"
         RunOptions(notify=notify).tell(f"{which}: the picture was kept there.")
     is_gray = image.shape[1] == faces.shape[1] == 1
-    return with_alpha(result[:, :1] if is_gray else result, alpha)
+    return append_alpha(result[:, :1] if is_gray else result, images.alpha)
 
 
 def _is_worse(pasted: Tensor, plain: Tensor, photograph: Tensor, place: FacePlace) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import FlowError, ImageError, ShapeError
 from ..images import color
 from ..images.resize import resize_bilinear
-from .intake import validate_image, visible_image
+from .image_batch import ImageBatch
 
 Color = str | Sequence[float]  # such as "#e0b080", or red, green and blue in [0, 1]
 Point = tuple[float, float, Color]  # column, row and color; pixels from the top left corner
@@ -76,7 +76,8 @@ def hints_from_strokes(
     strokes: Tensor, mask: Tensor | None = None, *, size: tuple[int, int] | None = None, lock: bool = False
 ) -> Hints:
     """Make hints of the chroma of strokes, ``(B, 3 or 4, H, W)``, where a mask says, or wherever they have color."""
-    rgb, alpha = validate_image(strokes)
+    images = ImageBatch(strokes)
+    rgb, alpha = images.rgb, images.alpha
     if strokes.shape[1] < 3:
         raise ImageError(f"Strokes need colors: expected (B, 3, H, W); got {tuple(strokes.shape)}.")
     chroma = color.split(rgb)[1]
@@ -152,7 +153,7 @@ def palette_from(colors: Sequence[Color] | None = None, image: Tensor | None = N
     if (image is None) == (not colors):
         raise FlowError("A palette is made of colors or of an image: give one of the two.")
     if image is not None:
-        return color.palette_from_chroma(color.split(visible_image(image)[0])[1])
+        return color.palette_from_chroma(color.split(ImageBatch(image).visible)[1])
     return color.palette_from_chroma(torch.stack([_chroma_of(c) for c in colors or ()], dim=1)[None, :, None])
 
 

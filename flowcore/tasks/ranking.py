@@ -25,7 +25,7 @@ from ..quality.metrics import colorfulness
 from .chroma import Colorization
 from .colorize import ADVICE, AT_ONCE
 from .consistency import consistency, samples_per_source
-from .intake import validate_image, visible_image
+from .image_batch import ImageBatch
 from .runner import Reporting, Runner, RunOptions, part_of_run, runs_with
 from .score import score
 
@@ -50,7 +50,7 @@ def consensus(images: Tensor, source: Tensor) -> Tensor:
     """
     each = _colorings_per_source(images, source)
     # One by one, because a batch may fill half of the memory.
-    chroma = (color.split(validate_image(one[None])[0])[1] for one in images)
+    chroma = (color.split(ImageBatch(one[None]).rgb)[1] for one in images)
     small = [limit_shorter_side(one, SIDE).cpu().double() for one in chroma]
     rows: list[Tensor] = []
     for x in torch.cat(small).flatten(1).split(each):  # (N, 2 * pixels): the mean of |a - b|^2 / (|a| |b|) over others
@@ -121,7 +121,7 @@ def _colorings_per_source(images: Tensor, source: Tensor) -> int:
 @torch.no_grad()
 def diversity_map(images: Tensor, samples: int = 0) -> Tensor:
     """Compute the standard deviation of each image's ``samples``, 0 for all, at every pixel: ``(B, 1, H, W)``."""
-    rgb = validate_image(images)[0].cpu()
+    rgb = ImageBatch(images).rgb.cpu()
     each = samples or len(rgb)
     if each < 2 or len(rgb) % each:
         raise ShapeError(
@@ -160,7 +160,7 @@ def ranked(
     if by not in get_args(By):
         raise FlowError(f"by must be one of {', '.join(get_args(By))}; got {by!r}.")
     tell = RunOptions(**options).tell
-    rgb, small = visible_image(images)[0], visible_image(source)[0]
+    rgb, small = ImageBatch(images).visible, ImageBatch(source).visible
     each = samples_per_source(rgb, small)
     if by == "consensus":
         scores = consensus(rgb, small)

@@ -19,8 +19,9 @@ from ..images.folders import image_files
 from ..images.resize import limit_shorter_side, resize_bilinear
 from ..networks import LumaEncoder
 from ..networks.memory import CELL, MAX_CELLS, SIDE, CellMemory, evenly, renumber
-from .intake import find_border, is_tinted, visible_image
+from .image_batch import ImageBatch
 from .runner import Reporting, Runner, RunOptions, runs_with
+from .scans import find_border, is_tinted
 
 MULTIPLE = 32  # of the sides that a backbone takes
 MAX_ASPECT = 4  # the longer side is at most so many times the shorter
@@ -79,7 +80,7 @@ def remember(
         for name, one in named:
             try:
                 pixels = one if isinstance(one, Tensor) else files.read(files.read_bytes(one), name).pixels
-                rgb = visible_image(pixels)[0]
+                rgb = ImageBatch(pixels).visible
             except ImageError as error:
                 run.notify(f"{name} is left out: {error}")
                 continue
@@ -145,5 +146,5 @@ def _named(photographs: Photographs) -> list[tuple[str, Tensor | Path]]:
     batches = [photographs] if isinstance(photographs, Tensor) else list(photographs)
     if not batches:
         raise ImageError("A memory needs photographs in color; got none.")
-    pictures = [one for batch in batches for one in visible_image(batch)[0].split(1)]
+    pictures = [one for batch in batches for one in ImageBatch(batch).visible.split(1)]
     return [(f"photograph {number}", one) for number, one in enumerate(pictures, start=1)]

@@ -13,7 +13,7 @@ from ..images.fill import extend_colors, fill
 from ..images.resize import pad_symmetric, shrink
 from ..prior import Temperature
 from ..quality.damage import noise_level, opening, scratches
-from .intake import gray_images, validate_image, with_alpha, with_channels_of
+from .image_batch import ImageBatch, append_alpha
 from .runner import Batching, Reporting, Runner, RunOptions, check_draws, part_of_run, runs_with
 from .upscale import upscale
 
@@ -57,7 +57,7 @@ def find_scratches(image: Tensor, *, sensitivity: float = 0.5, **options: Unpack
     run = Runner(None, RunOptions(**options), ADVICE, image)
 
     def task() -> Tensor:
-        rgb, _ = validate_image(image)
+        rgb = ImageBatch(image).rgb
         run.expect(len(rgb))
         marks: list[Tensor] = []
         for one in rgb.split(1):
@@ -124,8 +124,8 @@ def repair(
     if not 0 <= guide_strength <= 1:
         raise FlowError(f"guide_strength must lie in [0, 1]; got {guide_strength}. 0 draws all detail anew.")
     run = Runner(None, RunOptions(**options), ADVICE, image)
-    rgb, alpha = validate_image(image)
-    gray = gray_images(image, rgb, run.notify)
+    images = ImageBatch(image)
+    rgb = images.rgb
     holes = _holes(mask, rgb)
     narrow = holes & (opening(holes.float(), WIDE + 1) == 0)
     if not torch.equal(holes, narrow):
@@ -157,9 +157,11 @@ def repair(
         # latents under the mask also change what is around it; that is not kept, so its change is taken off
         offset = 2 * extend_colors((1 + drawn - filled) / 2, (~padded).float()) - 1
         repaired = (drawn - offset).clamp(0, 1)[..., :height, :width].to(result)
+        if images.is_gray[item]:
+            repaired[:, 1:] = repaired[:, :1]
         inside = result[item * samples : (item + 1) * samples, :, rows, columns]
         inside.copy_(torch.where(target.to(result.device), repaired, inside))
-    return with_alpha(with_channels_of(image, result, gray), alpha)
+    return append_alpha(result[:, :1] if images.channels == 1 else result, images.alpha)
 
 
 def _silent(_: str) -> None:

@@ -23,7 +23,7 @@ from ..inference.plan import Plan, forget_plan, planned
 from ..inference.strips import minimum_memory, observed
 from ..prior import check_seed
 from . import Cancelled, Precision, Progress, part_of
-from .intake import require_tensor
+from .image_batch import require_tensor
 
 Function = TypeVar("Function", bound=Callable[..., Any])  # a task
 R = TypeVar("R")

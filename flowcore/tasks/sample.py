@@ -29,9 +29,9 @@ from ..latents import Mode, Per, add, interpolate, normalize, scale
 from ..likelihood import select_items
 from ..prior import sample_latents
 from . import duration, overflow, upscale
-from .intake import gray_images, visible_image, with_alpha, with_channels_of
+from .image_batch import ImageBatch
+from .model_input import Fit, Labels, check_image, check_labels, check_latents, prepare_input, size_of_latents
 from .runner import Batching, Reporting, Runner, Running, RunOptions, batch_size, check_draws, part_of_run, runs_with
-from .subject import Fit, Labels, check_image, check_labels, check_latents, prepare_subject, size_of_latents
 
 LARGE = 2**28  # bytes of weights from which on a copy of them counts
 MAX_DEVIATION = 100.0  # from 0.5: wild latents may give wild images, but no infinities
@@ -390,7 +390,7 @@ def morph(
     """Encode images, walk through their latents from each to the next, and decode the walk: ``(N, C, h, w)`` in [0, 1].
 
     From one image to the next there are ``frames`` frames, both images included; every image appears once, as the model
-    takes it (see ``prepare_subject``). ``loop`` walks from the last image back to the first, so that the film
+    takes it (see ``prepare_input``). ``loop`` walks from the last image back to the first, so that the film
     repeats. ``images`` may be a list of images of any sizes, where the model has a size of its own.
     """
     flow.require("sample")
@@ -400,7 +400,7 @@ def morph(
     if frames < 2:
         raise FlowError(f"frames must be at least 2; got {frames}. Both images count: 2 is the images alone.")
     tell = RunOptions(**options).tell
-    fitted = [prepare_subject(flow, batch, fit=fit, notify=tell).pixels for batch in batches]
+    fitted = [prepare_input(flow, batch, fit=fit, notify=tell).pixels for batch in batches]
     if len({batch.shape[2:] for batch in fitted}) > 1:
         raise ImageError(
             "A morph needs images of one size, or a model with a size of its own, such as glow-photos, and fit resize. "
@@ -440,14 +440,13 @@ def harmonize(
     """
     flow.require("upscale")
     step = math.lcm(flow.condition_scale, flow.size_multiple)
-    rgb, alpha = visible_image(image)
-    gray = gray_images(image, rgb, RunOptions(**options).tell)
-    height, width = rgb.shape[-2:]
-    padded = pad_symmetric(rgb, (0, -width % step, 0, -height % step))
-    subject = prepare_subject(flow, padded, fit="crop", notify=lambda _: None)
-    cond = subject.condition(flow, **options)
-    latents = encode(flow, subject.pixels, cond, **part_of_run(options, 0, 0.5))
+    images = ImageBatch(image)
+    height, width = images.rgb.shape[-2:]
+    padded = pad_symmetric(images.visible, (0, -width % step, 0, -height % step))
+    prepared = prepare_input(flow, padded, fit="crop", notify=lambda _: None)
+    cond = prepared.condition(flow, **options)
+    latents = encode(flow, prepared.pixels, cond, **part_of_run(options, 0, 0.5))
     ordered = normalize(latents, strength, per, window=window)
     decoded = decode(flow, ordered, cond, **part_of_run(options, 0.5, 0.5), clamp=True)[..., :height, :width]
-    pictures = [luma(one).expand_as(one) if plain else one for plain, one in zip(gray, decoded.split(1), strict=True)]
-    return with_alpha(with_channels_of(image, torch.cat(pictures), gray), alpha)
+    pairs = zip(images.is_gray, decoded.split(1), strict=True)
+    return images.like_input(torch.cat([luma(one).expand_as(one) if gray else one for gray, one in pairs]))

@@ -22,7 +22,7 @@ from ..flow import Flow
 from ..likelihood import effective_samples, importance_weighted, select_items, with_probes
 from ..prior import log_density
 from ..transforms import Estimated, NoPositionsError
-from .intake import LARGEST, refuse_integer_range, require_pixels
+from .image_batch import WHITE, refuse_integer_range, require_pixels
 from .runner import Batching, Runner, RunOptions, batch_size, check_draws, runs_with
 
 Dequantization = Literal["uniform", "gaussian", "variational"]
@@ -379,7 +379,7 @@ def _integers(flow: Flow, image: Tensor, n_bits: int, notes: list[str]) -> Tenso
         )
     if image.is_floating_point() and image.isfinite().all():
         refuse_integer_range(image)
-    image = image.float() / LARGEST[torch.uint16] if image.dtype == torch.uint16 else image
+    image = image.float() / WHITE[torch.uint16] if image.dtype == torch.uint16 else image
     k, off = to_integers(image.cpu().contiguous(), n_bits)  # another layout would round differently
     furthest = float(off.max())
     if furthest > 0.5 + OFF_GRID:

@@ -26,7 +26,8 @@ from ..prior import Shape, Temperature, level_temperatures, number_or_map, resiz
 from ..quality.metrics import lr_psnr
 from . import overflow
 from .consistency import back_project
-from .intake import resolve, visible_image
+from .defaults import with_defaults
+from .image_batch import ImageBatch
 from .runner import Runner, batch_size
 
 STRIPS = 2**26  # bytes that strips take at most, whatever the image
@@ -367,8 +368,8 @@ class Guide:
 
 
 def own_strength(flow: Flow, guide: Tensor | None, strength: Strength | None) -> Strength:
-    """Check a strength; where it is None, fill in the model's own, see ``left_to_model``."""
-    strength = resolve(flow, {"guide": guide, "guide_strength": strength})["guide_strength"]
+    """Check a strength; where it is None, fill in the model's own, see ``defaults``."""
+    strength = with_defaults(flow, {"guide": guide, "guide_strength": strength})["guide_strength"]
     assert strength is not None
     images = len(strength) if isinstance(strength, Tensor) and strength.ndim else 1
     value = number_or_map(strength, images, "guide strengths")
@@ -395,7 +396,7 @@ def prepare_guide(
     if guide is None:
         return Guide(None, strength, match)
     try:
-        pictures = visible_image(guide)[0].to(rgb.device)
+        pictures = ImageBatch(guide).visible.to(rgb.device)
     except ImageError as error:
         raise ImageError(f"The guide cannot be used. {error}") from error
     if len(pictures) not in (1, len(rgb)):

@@ -25,7 +25,9 @@ from ..models.srflow import SRFlowConfig
 from ..networks import CompactUpscaler
 from ..prior import Temperature
 from . import consistency
-from .intake import advise, gray_images, resolve, validate_image, visible_image, with_alpha, with_channels_of
+from .defaults import with_defaults
+from .image_batch import ImageBatch
+from .model_choice import notify_of_damage
 from .runner import Reporting, Runner, Running, RunOptions, check_draws, runs_with
 from .tiles import STRIPS, Border, Strength, TiledDecoder, Tiling, own_strength, prepare_guide
 
@@ -118,7 +120,8 @@ def upscale(
     decoder = TiledDecoder(TILING, run, flow, tile, halo, store)
 
     def task() -> Tensor:
-        rgb, alpha = visible_image(lr)
+        images = ImageBatch(lr)
+        rgb = images.visible
         height, width = rgb.shape[-2:]
         size = target_size(flow, height, width, factor, longest_side)
         if min(size[0] - height * flow.condition_scale, size[1] - width * flow.condition_scale) > 0:
@@ -127,17 +130,16 @@ def upscale(
                 "resize (bicubic)."
             )
         if not guide_bounded:  # frames of a clip are bounded: ``upscale_video`` examines the first one for all
-            advise(flow, rgb, run.notify)
-        gray = gray_images(lr, rgb, run.notify)
+            notify_of_damage(flow, rgb, run.notify)
         guides = prepare_guide(run, flow, rgb, guide, strength, guide_bounded)
-        pictures = decoder(rgb, [settings], seed, samples, gray, guides)
+        pictures = decoder(rgb, [settings], seed, samples, images.is_gray, guides)
         if size != tuple(pictures.shape[-2:]):
             pictures = _resize_each(run, pictures, size)
         if match_source and (size[0] < height or size[1] < width):
             run.notify(f"match_source is ignored: at {size[1]}x{size[0]} the result is smaller than the image.")
         elif match_source:
             pictures = consistency.match_source(pictures, rgb, cancelled=run.options.cancelled, notify=run.notify)
-        return with_alpha(with_channels_of(lr, pictures, gray).to(lr.device), alpha)
+        return images.like_input(pictures)
 
     return run(task, decoder.tiles.halve)
 
@@ -185,11 +187,11 @@ def temperature_grid(  # noqa: D417
     decoder = TiledDecoder(TILING, run, flow, tile, halo, store)
 
     def task() -> Tensor:
-        rgb = visible_image(lr)[0]
-        advise(flow, rgb, run.notify)
-        gray = gray_images(lr, rgb, run.notify)
+        images = ImageBatch(lr)
+        rgb = images.visible
+        notify_of_damage(flow, rgb, run.notify)
         guides = prepare_guide(run, flow, rgb, guide, strength)
-        return with_channels_of(lr, decoder(rgb, settings, seed, seeds, gray, guides), gray).to(lr.device)
+        return images.like_input(decoder(rgb, settings, seed, seeds, images.is_gray, guides), alpha=False)
 
     return run(task, decoder.tiles.halve)
 
@@ -199,12 +201,12 @@ def sampling_settings(
 ) -> tuple[Temperature, float]:
     """Fill in what a model's file states where temperature or ``calm_edges`` are None; see ``upscale``."""
     flow.require("upscale")
-    own = resolve(flow, {"temperature": temperature, "calm_edges": calm_edges})
-    if not 0 <= own["calm_edges"] <= 1:
+    settings = with_defaults(flow, {"temperature": temperature, "calm_edges": calm_edges})
+    if not 0 <= settings["calm_edges"] <= 1:
         raise FlowError(
             f"calm_edges must lie in [0, 1]; got {calm_edges}. 0 is off, 1 leaves no temperature at strong edges."
         )
-    return own["temperature"], own["calm_edges"]
+    return settings["temperature"], settings["calm_edges"]
 
 
 def target_size(flow: Flow, height: int, width: int, factor: float = 0.0, longest_side: int = 0) -> tuple[int, int]:
@@ -329,7 +331,8 @@ def shrink(flow: Flow, image: Tensor, **options: Unpack[Reporting]) -> Tensor:
     run = Runner(flow, RunOptions(**options), SHRINK_ADVICE, image)
 
     def task() -> Tensor:
-        rgb, alpha = visible_image(image)
+        images = ImageBatch(image)
+        rgb, alpha = images.visible, images.alpha
         scale, (height, width) = flow.condition_scale, rgb.shape[-2:]
         _, right, _, below = added = border(height, width, scale)
         if right or below:
@@ -339,10 +342,10 @@ def shrink(flow: Flow, image: Tensor, **options: Unpack[Reporting]) -> Tensor:
             )
         run.expect(len(rgb))
         small: list[Tensor] = []
-        for item in rgb:
+        for item, is_gray in zip(rgb, images.is_gray, strict=True):
             run.check_cancelled()
             reduced = run.plan.reduce(pad(item[None], added).to(run.device, run.dtype)).to(image.device, torch.float32)
-            small.append(mark(reduced, gray=bool((item == item[:1]).all())))
+            small.append(mark(reduced, gray=is_gray))
             run.advance(preview=small[-1][0])
         result = torch.cat(small)
         if alpha is None:
@@ -395,10 +398,11 @@ def restore(  # noqa: D417
     check_draws(seed, samples)
     run = Runner(flow, RunOptions(**options), RESTORE_ADVICE, small)
     decoder = TiledDecoder(TILING, run, flow, tile, halo, store)
-    tau = resolve(flow, {"temperature": temperature})["temperature"]
+    tau = with_defaults(flow, {"temperature": temperature})["temperature"]
 
     def task() -> Tensor:
-        rgb, alpha = validate_image(small)
+        images = ImageBatch(small)
+        rgb = images.rgb
         scale, sides = flow.condition_scale, tuple(rgb.shape[-2:])
         height, width = (side * scale for side in sides) if size is None else size
         if (-(-height // scale), -(-width // scale)) != sides:
@@ -406,11 +410,11 @@ def restore(  # noqa: D417
                 f"size must be that of an image which shrinks {scale} times to {sides[0]}x{sides[1]} (height x width), "
                 f"such as {sides[0] * scale}x{sides[1] * scale}; got {height}x{width}."
             )
-        gray = [plain or is_of_gray(one) for plain, one in zip(gray_images(small, rgb, run.notify), rgb, strict=True)]
+        images.is_gray = [gray or is_of_gray(one) for gray, one in zip(images.is_gray, rgb, strict=True)]
         if not all(map(is_marked, rgb)):
             run.notify(UNMARKED)
-        pictures = decoder(rgb, [(tau, 0.0)], seed, samples, gray)
-        return with_alpha(with_channels_of(small, pictures, gray).to(small.device), alpha)[..., :height, :width]
+        pictures = decoder(rgb, [(tau, 0.0)], seed, samples, images.is_gray)
+        return images.like_input(pictures)[..., :height, :width]
 
     return run(task, decoder.tiles.halve)
 

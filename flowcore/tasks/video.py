@@ -21,7 +21,8 @@ from ..prior import Temperature, sample_latents
 from .chroma import Colorization, Gamut, blend_latents, check_colors, share_noise
 from .colorize import ADVICE, AT_ONCE
 from .hints import Hints
-from .intake import advise, validate_image, visible_image
+from .image_batch import ImageBatch
+from .model_choice import notify_of_damage
 from .runner import Runner, Running, RunOptions, check_draws, part_of_run, runs_with
 from .upscale import ADVICE as UPSCALE_ADVICE
 from .upscale import HALO, upscale
@@ -187,7 +188,7 @@ def upscale_video(  # noqa: D417
         for place, frame in enumerate(frames.split(1)):
             number = int(past[0]) + 1 if past else 0
             if not number:
-                advise(flow, visible_image(frame)[0], run.notify)
+                notify_of_damage(flow, ImageBatch(frame).visible, run.notify)
             store = ConditionStore(count=1)
             enlarge = partial(
                 upscale, flow, frame, calm_edges=calm_edges, tile=tile, halo=halo, store=store, guide_bounded=True
@@ -204,7 +205,7 @@ def upscale_video(  # noqa: D417
             past = [torch.tensor(number), *([] if calm is None else [calm, picture[:, :3].to(run.device)])]
         return result, past
 
-    validate_image(frames)
+    ImageBatch(frames)  # refuses invalid ones
     result, past = run(task)
     if before is not None:
         before[:] = past

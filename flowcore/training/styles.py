@@ -27,7 +27,7 @@ from ..images import files
 from ..models import build
 from ..models.class_conditional import ClassConditionalConfig
 from ..prior import Shape
-from ..tasks.subject import prepare_subject
+from ..tasks.model_input import prepare_input
 
 STYLES = ("bold", "wide", "slanted", "messy")
 BATCH_OF_DIGITS = 500  # images encoded at once
@@ -222,7 +222,7 @@ def measure_attributes(flow: Flow, table: AttributeTable, *, log: Callable[[str]
 def read_images(flow: Flow, paths: Sequence[Path]) -> Tensor:
     """Read images at the size that a model was made for: resized to cover it, and cropped. ``(B, C, H, W)``."""
     pixels = (files.read(path.read_bytes(), path.name).pixels for path in paths)
-    return torch.cat([prepare_subject(flow, image, notify=lambda _: None).pixels for image in pixels])
+    return torch.cat([prepare_input(flow, image, notify=lambda _: None).pixels for image in pixels])
 
 
 def _standardize(table: AttributeTable) -> Tensor:

@@ -11,7 +11,7 @@ from flowcore.images.gain_grid import even_gain
 from flowcore.images.resize import pad_symmetric
 from flowcore.networks.low_light import equalize
 from flowcore.tasks.brighten import border, memory_required
-from flowcore.tasks.subject import prepare_subject
+from flowcore.tasks.model_input import prepare_input
 from flowcore.transforms import ActNorm
 
 
@@ -160,7 +160,7 @@ def test_progress_and_refusals(flow):
     with pytest.raises(FlowError, match="upscale needs"):
         flowcore.upscale(flow, dark())
     with pytest.raises(FlowError, match="use Flow Brighten"):
-        prepare_subject(flow, dark(), fit="resize", label=-1, source=None, notify=print)
+        prepare_input(flow, dark(), fit="resize", label=-1, source=None, notify=print)
     for wrong in (
         {"samples": 0},
         {"tile": -1},

@@ -31,7 +31,7 @@ from flowcore.prior import sample_latents
 from flowcore.tasks.chroma import schedule
 from flowcore.tasks.colorize import memory_required
 from flowcore.tasks.hints import combine_hints, hints_from_points, hints_from_strokes, palette_from
-from flowcore.tasks.intake import find_border, is_tinted
+from flowcore.tasks.scans import find_border, is_tinted
 
 from .colorings import (
     THREE_LEVELS,

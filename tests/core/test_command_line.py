@@ -33,6 +33,7 @@ from flowcore.provenance import read as read_provenance
 from flowcore.tasks.colorize import colorize, transfer_palette
 from flowcore.tasks.faces import restore_faces
 from flowcore.tasks.hints import hints_from_points
+from flowcore.tasks.model_choice import upscalers_for
 from flowcore.tasks.ranking import ranked
 from flowcore.tasks.upscale import sampling_settings, upscale
 
@@ -107,9 +108,9 @@ def test_the_frames_of_a_clip_have_one_model(tmp_path):
         rng = np.random.default_rng(number)
         image = (128 + rng.normal(0, scale, (40, 40, 3))).round().astype(np.uint8)
         Image.fromarray(image).save(tmp_path / f"{number}.png")
-    found = folders.find([str(tmp_path)])
-    assert [name for name, _ in batches.choose(found, clips=False).values()] == ["srflow-x4", "srflow-x4-photo"]
-    assert [name for name, _ in batches.choose(found, clips=True).values()] == ["srflow-x4-photo"] * 2
+    paths = [one.path for one in folders.find([str(tmp_path)])]
+    assert [name for name, _ in upscalers_for(paths).values()] == ["srflow-x4", "srflow-x4-photo"]
+    assert [name for name, _ in upscalers_for(paths, clips=True).values()] == ["srflow-x4-photo"] * 2
 
 
 def test_inspect_and_help(model, tmp_path, capsys):

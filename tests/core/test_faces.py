@@ -364,12 +364,23 @@ def test_what_is_told_without_a_listener_is_logged(caplog):
 
 
 def test_a_gray_photograph_stays_gray_with_and_without_a_face():
-    flow, notes = build_upscaler(), []
+    flow = build_upscaler()
     group = luma(picture("group.png"))
     for image, count in ((group, 3), (torch.zeros_like(group), 0)):
         assert len(find_faces(image)[0]) == count
-        assert restore_faces(flow, flow, image, factor=2, notify=notes.append).shape[1] == 1
-    assert not [note for note in notes if "three equal channels" in note]
+        one = restore_faces(flow, flow, image, factor=2)
+        assert one.shape[1] == 1
+        three = restore_faces(flow, flow, image.expand(-1, 3, -1, -1), factor=2)
+        assert torch.equal(three, one.expand(-1, 3, -1, -1))
+
+
+def test_gray_faces_paste_gray_into_gray_pictures_only():
+    gray, colored = smooth(channels=1).expand(-1, 3, -1, -1), smooth()
+    cut, places = align_faces(torch.cat([gray, colored]), [[SMALL], [SMALL]])
+    faces = luma(interpolate(cut, scale_factor=2.0, mode="bilinear")).expand(-1, 3, -1, -1)
+    one, other = paste_faces(torch.cat([gray, colored]), faces, places)
+    assert torch.equal(one[:1].expand(3, -1, -1), one)
+    assert not torch.equal(other[:1].expand(3, -1, -1), other)
 
 
 GROUP = [((28.5, 27.0), (36.2, 27.7)), ((65.8, 15.4), (71.2, 16.2)), ((138.6, 30.0), (145.8, 30.9))]  # by hand

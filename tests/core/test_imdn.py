@@ -17,7 +17,7 @@ from flowcore.images.resize import enlarge
 from flowcore.inference.plan import Plan
 from flowcore.networks import IMDN, IMDNEncoder
 from flowcore.tasks.consistency import back_project
-from flowcore.tasks.intake import left_to_model
+from flowcore.tasks.defaults import model_defaults
 from flowcore.tasks.tiles import MATCHING
 from flowcore.tasks.upscale import STRIPS, memory_required
 from flowcore.testing import perturbed
@@ -187,17 +187,17 @@ def test_a_guide_leaves_the_fingerprint_of_a_model_and_its_match_is_in_those_of_
     without = tiny()
     without.load_state_dict({k: v for k, v in flow.state_dict().items() if not k.startswith("guide.")})
     assert model_sha256(flow) == model_sha256(other) == model_sha256(without)
-    stated = [left_to_model(one, {"guide_strength": 0.7}) for one in (flow, other, without)]
+    stated = [model_defaults(one, {"guide_strength": 0.7}) for one in (flow, other, without)]
     assert stated == [{"guide_match": 0.9}, {"guide_match": 0.2}, {}]
 
 
 def test_one_number_goes_from_faithful_to_bold():
     flow, settings = guided(), {"temperature": None, "guide_strength": None}
-    own = left_to_model(flow, settings)
-    calm, middle, bold = (left_to_model(flow, settings | {"boldness": share}) for share in (0.0, 0.5, 1.0))
+    own = model_defaults(flow, settings)
+    calm, middle, bold = (model_defaults(flow, settings | {"boldness": share}) for share in (0.0, 0.5, 1.0))
     assert (calm["temperature"], middle) == (0, own)
     assert bold == own | {"guide_strength": own["guide_strength"] * 0.4}
-    assert left_to_model(flow, {"temperature": 0.7, "boldness": 0.0}) == {}  # what is set holds
+    assert model_defaults(flow, {"temperature": 0.7, "boldness": 0.0}) == {}  # what is set holds
 
 
 def test_a_training_may_start_from_a_model_with_a_guide(tmp_path):

@@ -16,7 +16,8 @@ from flowcore.images.resize import enlarge, shrink
 from flowcore.quality import metrics
 from flowcore.quality.damage import jpeg_quality
 from flowcore.quality.no_reference import brisque, niqe, piqe
-from flowcore.tasks.intake import describe_damage
+from flowcore.tasks import model_choice
+from flowcore.tasks.model_choice import describe_damage
 
 from .pictures_to_measure import PICTURES
 
@@ -358,6 +359,13 @@ def test_blocks_of_jpeg_are_told_with_their_quality(crops):
 def test_noise_is_told(crops):
     rng = np.random.default_rng(0)
     assert told([noisy(crop, rng) for crop in crops]) >= 90
+
+
+def test_a_picture_that_was_examined_is_not_examined_again(crops, monkeypatch):
+    image = tensor_of(stored(crops[0], 60))
+    damage = describe_damage(image)
+    monkeypatch.setattr(model_choice, "jpeg_quality", lambda _: pytest.fail("examined twice"))
+    assert describe_damage(image.float() / 255) == damage
 
 
 def test_the_upscaler_that_suits_is_the_same_for_every_type_of_pixels(crops):

@@ -1,4 +1,4 @@
-"""Images as a model takes them, with the labels or small images that it is conditioned on."""
+"""Images in the size and channels that a model takes, with the labels or small images that it is conditioned on."""
 
 import math
 import re
@@ -16,7 +16,7 @@ from ..errors import ConditionError, FlowError, ImageError, ShapeError
 from ..flow import Flow
 from ..images.color import luma
 from ..images.resize import shrink
-from .intake import require_pixels, require_tensor, to_float
+from .image_batch import require_pixels, require_tensor, to_float
 from .runner import Reporting, Runner, RunOptions, runs_with
 
 Fit = Literal["resize", "crop"]
@@ -26,8 +26,8 @@ SOURCE_IGNORED = "source is ignored: only upscaling models take a small image."
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Subject:
-    """Images as a model takes them, and what it is conditioned on."""
+class ModelInput:
+    """Images in the size and channels of a model, and what it is conditioned on."""
 
     pixels: Tensor  # (B, C, H, W) in [0, 1]
     labels: Tensor | None  # (B,)
@@ -38,7 +38,7 @@ class Subject:
         return condition_for(flow, self.labels, self.source, **options)
 
 
-def prepare_subject(
+def prepare_input(
     flow: Flow,
     image: Tensor,
     *,
@@ -46,7 +46,7 @@ def prepare_subject(
     label: int = -1,
     source: Tensor | None = None,
     notify: Callable[[str], None],
-) -> Subject:
+) -> ModelInput:
     """Convert images of any size to the channels and a size that a model takes, and collect what it is conditioned on.
 
     ``fit`` "resize" covers the model's own size and crops the middle; "crop" only crops, to the largest size that the
@@ -76,7 +76,7 @@ def prepare_subject(
         labels = torch.full((len(pixels),), label)
     elif label >= 0:
         notify("label is ignored: this model has no labels.")
-    return Subject(pixels=pixels, labels=labels, source=small)
+    return ModelInput(pixels=pixels, labels=labels, source=small)
 
 
 def refuse_colorizer(flow: Flow) -> None:

@@ -7,7 +7,7 @@ from builders import build_tiny, random_image
 from flowcore import Cancelled, ConditionError, FlowError, ImageError, ShapeError
 from flowcore.images.color import luma
 from flowcore.images.resize import shrink
-from flowcore.tasks.subject import condition_for, prepare_subject, source_for_latents
+from flowcore.tasks.model_input import condition_for, prepare_input, source_for_latents
 from flowcore.testing import tensors
 
 FLOWS = {
@@ -31,7 +31,7 @@ def gradient(height, width):
 
 def prepare(name, image, **values):
     notes = []
-    return prepare_subject(tiny(name), image, notify=notes.append, **values), notes
+    return prepare_input(tiny(name), image, notify=notes.append, **values), notes
 
 
 @pytest.mark.parametrize(
@@ -47,19 +47,19 @@ def prepare(name, image, **values):
     ],
 )
 def test_images_get_a_size_that_the_model_takes(name, label, fit, sides, expected):
-    subject, _ = prepare(name, gradient(*sides), fit=fit, label=label)
-    assert subject.pixels.shape[-2:] == expected
-    assert 0 <= subject.pixels.min() < subject.pixels.max() <= 1
-    assert abs(float(subject.pixels.mean()) - 0.5) < 0.03  # the middle of the gradient stays in the middle
+    prepared, _ = prepare(name, gradient(*sides), fit=fit, label=label)
+    assert prepared.pixels.shape[-2:] == expected
+    assert 0 <= prepared.pixels.min() < prepared.pixels.max() <= 1
+    assert abs(float(prepared.pixels.mean()) - 0.5) < 0.03  # the middle of the gradient stays in the middle
 
 
 def test_channels_are_converted_and_superfluous_values_ignored():
     rgba, rgb = random_image(2, 4, 12, 16), random_image(1, 3, 8, 12)
     assert torch.equal(prepare("own size", rgba)[0].pixels, rgba[:, :3])
     assert torch.equal(prepare("own size", rgba[:, :1])[0].pixels, rgba[:, :1].expand(-1, 3, -1, -1))
-    subject, _ = prepare("digits", rgb, label=2)
-    assert torch.allclose(subject.pixels, luma(rgb))
-    assert subject.labels.tolist() == [2]
+    prepared, _ = prepare("digits", rgb, label=2)
+    assert torch.allclose(prepared.pixels, luma(rgb))
+    assert prepared.labels.tolist() == [2]
     assert prepare("own size", 3 * rgba)[0].pixels.max() == 1
     image = random_image(1, 3, 12, 16)
     _, notes = prepare("own size", image, label=3, source=image)
@@ -68,13 +68,13 @@ def test_channels_are_converted_and_superfluous_values_ignored():
 
 def test_an_upscaler_gets_a_source_of_its_own_size():
     image = random_image(1, 3, 16, 12)
-    subject, notes = prepare("upscaler", image)
-    assert torch.equal(subject.source, shrink(image, 2).clamp(0, 1))
+    prepared, notes = prepare("upscaler", image)
+    assert torch.equal(prepared.source, shrink(image, 2).clamp(0, 1))
     assert "shrunk 2 times" in notes[0]
     large, small = random_image(1, 3, 18, 14), random_image(1, 3, 9, 7, seed=1)
-    subject, notes = prepare("upscaler", large, source=small)  # both are cut: 9x7 to 8x6
-    assert torch.equal(subject.pixels, large[..., :16, :12])
-    assert torch.equal(subject.source, small[..., :8, :6])
+    prepared, notes = prepare("upscaler", large, source=small)  # both are cut: 9x7 to 8x6
+    assert torch.equal(prepared.pixels, large[..., :16, :12])
+    assert torch.equal(prepared.source, small[..., :8, :6])
     assert notes == []
     with pytest.raises(ShapeError, match=r"2 times smaller.*16x14.*18x14"):
         prepare("upscaler", large, source=small[..., :8, :])
@@ -115,8 +115,8 @@ def test_the_source_of_latents_is_checked():
 
 
 def test_a_condition_holds_no_graph_and_its_encoding_can_be_stopped():
-    subject, _ = prepare("upscaler", random_image(1, 3, 16, 12))
-    held = tensors(subject.condition(tiny("upscaler")))
+    prepared, _ = prepare("upscaler", random_image(1, 3, 16, 12))
+    held = tensors(prepared.condition(tiny("upscaler")))
     assert held
     assert not any(t.requires_grad for t in held)
     with pytest.raises(Cancelled):

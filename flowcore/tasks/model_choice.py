@@ -1,0 +1,129 @@
+"""Which upscaler suits an image: the one for clean pictures, or the one for JPEG blocks and noise."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..checkpoints import catalog
+from ..flow import Flow
+from ..images import files
+from ..quality.damage import SIDE, jpeg_quality, noise_level
+from .image_batch import ImageBatch, require_pixels, require_tensor
+
+BLOCKY = 93  # highest quality of JPEG at which the model for damaged photographs is better: docs/decisions/0024
+FOR_CLEAN, FOR_DAMAGED = "srflow-x4", "srflow-x4-photo"
+MAX_EXAMINED = 4  # images of a batch that are examined
+RECOMMENDATION = "; {} is made for it."
+
+
+def upscaler_for(image: Tensor) -> str:
+    """Name the shipped upscaler that suits an image: ``srflow-x4``, or ``srflow-x4-photo`` if it has damage.
+
+    Damage is what ``srflow-x4`` makes worse, and ``srflow-x4-photo`` was trained to remove: blocks and ringing of JPEG,
+    and noise. ``tasks.model_choice.describe_damage`` says which was found. The answer depends only on the pixels of the
+    middle, 192x192, whatever the device.
+
+    >>> lr = torch.rand(1, 3, 12, 16)
+    >>> flowcore.upscale(flowcore.load(flowcore.upscaler_for(lr)), lr).shape
+    torch.Size([1, 3, 48, 64])
+
+    Args:
+        image: ``(B, C, h, w)`` as in ``upscale``. Of several, such as the frames of a clip, four are examined, evenly
+            spread, and damage of one is damage of all.
+
+    Returns:
+        The name of a shipped model, for ``load``.
+
+    Raises:
+        ImageError: If there is no image, or images have no pixels, a wrong number of channels, or values that are not
+            numbers.
+    """
+    return FOR_DAMAGED if describe_damage(image) else FOR_CLEAN
+
+
+def upscalers_for(
+    paths: Iterable[Path],
+    *,
+    clips: bool = False,
+    locate: Callable[[Path], Path] = Path,
+    check: Callable[[], object] = lambda: None,
+) -> dict[Path, tuple[str, str]]:
+    """Choose the upscaler that suits each file, and describe its damage; all frames of a folder of ``clips`` share one.
+
+    Files that cannot be read get the model for clean pictures; they fail when their turn comes. ``locate`` says where a
+    file is read, or raises an error; ``check`` is called before each and may raise one to stop.
+    """
+    groups = defaultdict[Path, list[Path]](list)
+    for path in paths:
+        groups[path.parent if clips else path].append(path)
+    chosen: dict[Path, tuple[str, str]] = {}
+    for group in groups.values():
+        damage = ""
+        for path in group[:: math.ceil(len(group) / MAX_EXAMINED)]:
+            check()
+            if damage := _damage_of_file(path, locate):
+                break
+        chosen |= dict.fromkeys(group, (FOR_DAMAGED if damage else FOR_CLEAN, damage))
+    return chosen
+
+
+def _damage_of_file(path: Path, locate: Callable[[Path], Path]) -> str:
+    try:
+        return describe_damage(files.read(files.read_bytes(locate(path)), path.name).pixels)
+    except Exception:  # of any kind: the run says what is wrong with the file
+        return ""
+
+
+def describe_damage(image: Tensor) -> str:
+    """Describe the JPEG blocks or the noise of an image, for which ``upscaler_for`` takes another model; "" if none.
+
+    Such as "JPEG blocks (about quality 85)" or "noise (about 6/255)"; arguments and errors as in ``upscaler_for``.
+    """
+    require_tensor(image)
+    require_pixels(image)
+    spread = torch.linspace(0, len(image) - 1, min(len(image), MAX_EXAMINED)).long().unique()
+    top, left = (max(0, (side - SIDE) // 2) for side in image.shape[-2:])
+    middle = ImageBatch(image[..., top : top + SIDE, left : left + SIDE][spread]).visible.detach().cpu()
+    described = (_describe(rgb.contiguous().numpy().tobytes(), *rgb.shape[1:]) for rgb in middle)
+    return next(filter(None, described), "")
+
+
+@lru_cache(maxsize=2 * MAX_EXAMINED)  # a model is often chosen by a picture that it then enlarges
+def _describe(pixels: bytes, height: int, width: int) -> str:
+    """Describe the damage of ``(3, height, width)`` in float32."""
+    rgb = torch.frombuffer(bytearray(pixels), dtype=torch.float32).view(3, height, width)
+    quality = jpeg_quality(rgb)
+    if quality is not None and quality <= BLOCKY:
+        return f"JPEG blocks (about quality {quality:.0f})"
+    noise = noise_level(rgb)
+    return f"noise (about {255 * noise:.0f}/255)" if noise else ""
+
+
+def model_for_damaged(flow: Flow) -> str | None:
+    """Name the shipped model for damaged photographs that enlarges as far as ``flow``, if it is another."""
+    if catalog.is_for_damaged(flow.provenance):
+        return None
+    return catalog.for_damaged(flow.condition_scale, faces=catalog.is_of_faces(flow.provenance))
+
+
+def notify_of_damage(flow: Flow, images: Tensor, notify: Callable[[str], None]) -> None:
+    """Tell the caller if an image, (B, 3, H, W), has JPEG blocks or noise and another model is made for them."""
+    name = model_for_damaged(flow)
+    if name is None:
+        return
+    for number, image in enumerate(images[:MAX_EXAMINED], start=1):
+        if damage := describe_damage(image[None]):
+            which = f"Picture {number}" if len(images) > 1 else "This picture"
+            notify(f"{which} has {damage}" + RECOMMENDATION.format(name))
+            return
+
+
+def recommended_model(flow: Flow, notes: Sequence[str]) -> str | None:
+    """Return the model that the notes of a run with a flow recommend, if any."""
+    name = model_for_damaged(flow)
+    return name if name and any(note.endswith(RECOMMENDATION.format(name)) for note in notes) else None
