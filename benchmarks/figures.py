@@ -23,7 +23,7 @@ import flowcore
 from flowcore.images.files import read
 from flowcore.networks import ContractiveNetwork, VectorField
 from flowcore.tasks.sample import dequantized_image
-from flowcore.transforms import ODE, ActNorm, Chain, Coupling, Probes, Residual, path_costs
+from flowcore.transforms import ODE, ActNorm, Chain, Coupling, LevelCondition, Probes, Residual, path_costs
 
 from .measure import as_image, say
 
@@ -212,7 +212,7 @@ def train_ode() -> ODE:
         x = moons(256)
         signs = torch.randint(0, 2, x.shape).float() * 2 - 1
         with path_costs(ode) as costs:
-            z, logdet = ode(x, Probes(vectors=(signs,), coefficients=((),)))
+            z, logdet = ode(x, LevelCondition(probes=Probes(vectors=(signs,), coefficients=((),))))
         return (z.square().sum((1, 2, 3)) / 2 - logdet).mean() + PENALTY * costs[0].sum(0).mean()
 
     minimize(ode, loss, steps=450, rate=1e-2)
@@ -269,7 +269,8 @@ def train_contractive() -> Chain:
     def loss() -> Tensor:
         x = moons(256).transpose(0, 2)  # (1, 2, 256, 1)
         signs = tuple(torch.randint(0, 2, x.shape).float() * 2 - 1 for _ in blocks)
-        z, logdet = chain(x, Probes(vectors=signs, coefficients=((1.0,) * TERMS,) * BLOCKS, neumann=True))
+        probes = Probes(vectors=signs, coefficients=((1.0,) * TERMS,) * BLOCKS, neumann=True)
+        z, logdet = chain(x, LevelCondition(probes=probes))
         return (z.square().sum() / 2 - logdet.sum()) / 256
 
     minimize(chain, loss, steps=800, rate=5e-3, after=lambda: [residual.normalize(1e-3) for residual in blocks])

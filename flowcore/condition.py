@@ -8,31 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import ConditionError, FlowError
-from .transforms import Probes, map_tensors, tensors
-
-ScaledFeatures = tuple[Tensor, int]  # features, and the factor by which to enlarge them, by nearest neighbor
-
-ConditionTerms = tuple[Tensor | None, Tensor | None]
-"""What a coupling or injector computes from the condition alone: the condition's term of its first convolution, or, if
-nothing else enters its network, the network's output."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MultiScaleFeatures:
-    """Features of one level on several grids; those that are to be enlarged stay small."""
-
-    sources: tuple[ScaledFeatures, ...]  # (B, C_i, H / factor, W / factor); their channels are concatenated
-    # per coupling and injector of the level, in the data-to-latent direction; from ``Condition.prepare``, if called
-    precomputed: tuple[ConditionTerms, ...] | None = None
-
-    def merged(self) -> Tensor:
-        """Enlarge and concatenate all sources: ``(B, C, H, W)``."""
-        enlarged = [t if f == 1 else F.interpolate(t, scale_factor=f, mode="nearest") for t, f in self.sources]
-        return torch.cat(enlarged, dim=1)
+from .transforms import LevelCondition, MultiScaleFeatures, Probes, map_tensors, tensors
 
 
 @dataclass(frozen=True)
@@ -80,11 +59,11 @@ class Condition:
         features: Per level, finest first, what its steps see: ``(B, C_l, H_l, W_l)``, or features on several grids;
             None where they see nothing.
         origin: ``(B, C, H, W)`` in image units, subtracted from the image before the first level; None for nothing.
-        labels: What the priors see, one-hot ``(B, K)``; None for nothing.
+        labels: Weights of the classes, ``(B or 1, K)``, which priors see, or a TarFlow's steps; None for nothing.
         anchor: Where the flow's last output is expected, ``(B, C, h, w)``: the LR image of a flow whose last latents
             are the deviation from it; None for flows without.
-        probes: Random vectors to estimate a log-determinant without a closed form, see ``likelihood.with_probes``; its
-            steps see them in place of features. None for an exact log-determinant, and for other flows.
+        probes: Random vectors to estimate a log-determinant without a closed form, see ``likelihood.with_probes``.
+            None for an exact log-determinant, and for other flows.
         guidance: Classifier-free guidance as numbers, ``(B or 1, 4)``, see ``guided``; None for none.
     """
 
@@ -100,10 +79,19 @@ class Condition:
         """Number of images."""
         return tensors(self)[0].shape[0]
 
-    @property
-    def seen_by_top(self) -> Tensor | None:
-        """What the transform of the flow's last output sees: the anchor, or the labels."""
-        return self.labels if self.anchor is None else self.anchor
+    def at_level(self, number: int, *, merge: bool = True) -> LevelCondition:
+        """Return what the transforms of a level see, 0 for the finest; ``merge`` enlarges features on several grids."""
+        features, multi_scale = self.features[number], None
+        if isinstance(features, MultiScaleFeatures):
+            multi_scale, features = features, features.merged() if merge else None
+        return LevelCondition(
+            features=features,
+            multi_scale=multi_scale,
+            labels=self.labels,
+            anchor=self.anchor,
+            probes=self.probes,
+            guidance=self.guidance,
+        )
 
     def relative(self, x: Tensor) -> Tensor:
         """Subtract the origin, if there is one, from images ``(B, C, H, W)``; ConditionError if it has other sides."""

@@ -21,7 +21,7 @@ from .device import float64
 from .errors import ConditionError, FlowError, ImageError, ShapeError
 from .flow import Flow
 from .networks import Conditioner
-from .transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, Squeeze, Transform
+from .transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, LevelCondition, Squeeze, Transform
 
 Grid = Literal["bins", "levels"]
 
@@ -185,7 +185,7 @@ class Gaussian(Uniform):
         return (-0.5 * ((float64(u) - 0.5) / self.std).square() - constant).flatten(1).sum(1)
 
 
-class VariationalDequantizer(Transform):
+class VariationalDequantizer(Transform[Tensor, Tensor]):
     """Noise from a small flow that sees the pixels and is trained together with the model.
 
     Forward, from normal noise e to u: ``t = g(e; k)``, ``u = a + (1 - 2a) sigmoid(t)``, elementwise but for g. Logdet:
@@ -261,7 +261,7 @@ class VariationalDequantizer(Transform):
         u, logdet = self(e, image.to(parameter))
         return u, prior.log_prob([e]) - logdet
 
-    def _features(self, k: Tensor | None, like: Tensor) -> Tensor:
+    def _features(self, k: Tensor | None, like: Tensor) -> LevelCondition:
         """Squeeze the pixels, scaled to [-1, 1], and their contrast to the 2x2 block: (B, 8C, H/2, W/2)."""
         if k is None:
             raise ConditionError("A variational dequantizer is conditioned on the image's integers; got none.")
@@ -270,7 +270,7 @@ class VariationalDequantizer(Transform):
         pixels = self.squeeze(k.to(like))[0]  # (B, 4C, H/2, W/2)
         blocks = pixels.unflatten(1, (-1, 4))  # (B, C, 4, H/2, W/2)
         contrast = torch.tanh((blocks - blocks.mean(2, keepdim=True)) / self.CONTRAST).flatten(1, 2)
-        return torch.cat([pixels * (2 / (2**self.n_bits - 1)) - 1, contrast], dim=1)
+        return LevelCondition(features=torch.cat([pixels * (2 / (2**self.n_bits - 1)) - 1, contrast], dim=1))
 
 
 def _random_numbers(dequantizer: Dequantizer, image: Tensor, noise: Tensor | torch.Generator | None) -> Tensor:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from .capabilities import SUITABLE_MODELS, UNGUIDED, Capabilities, Task
-from .condition import Condition, MultiScaleFeatures
+from .condition import Condition
 from .errors import ConditionError, FlowError, PrecisionError, ShapeError
 from .level import Level
 from .prior import Shape, Temperature, height_and_width, log_density, log_prob, sample_latents
-from .transforms import Estimated, Guided, Residual, Transform, batch_moments, spread
+from .transforms import Estimated, LevelCondition, Residual, Transform, batch_moments, spread
 
 WIDE = (torch.float32, torch.float64)  # in which a flow is invertible
 
@@ -31,7 +31,7 @@ class Config(Protocol):
 C = TypeVar("C", bound=Config, default=Any)
 
 
-class Flow(Transform, Generic[C]):
+class Flow(Transform[list[Tensor], Condition], Generic[C]):
     """A bijection between images and lists of latents, finest first, with or without a condition.
 
     Forward: ``x = prelude(x)``; per level ``x = steps(squeeze(x)); (x, latent) = split(x)``; the last latent is
@@ -141,7 +141,10 @@ class Flow(Transform, Generic[C]):
         return latents, logdet
 
     def _walk(
-        self, x: Tensor, cond: Condition | None, apply: Callable[[Transform, Tensor, Any], tuple[Any, Any]]
+        self,
+        x: Tensor,
+        cond: Condition | None,
+        apply: Callable[[Transform[Any], Tensor, LevelCondition | None], tuple[Any, Any]],
     ) -> tuple[list[Tensor], list[tuple[int, Any]]]:
         """Encode by applying every part in turn; return latents, and shares of the logdet with their levels' numbers.
 
@@ -154,7 +157,7 @@ class Flow(Transform, Generic[C]):
         latents: list[Tensor] = []
         shares: list[tuple[int, Any]] = []
 
-        def applied(part: Transform, data: Tensor, seen: Any) -> Any:
+        def applied(part: Transform[Any], data: Tensor, seen: LevelCondition | None) -> Any:
             latent, share = apply(part, data, seen)
             shares.append((len(latents), share))
             return latent
@@ -163,21 +166,23 @@ class Flow(Transform, Generic[C]):
             x = applied(self.prelude, x, None)
         x = given.relative(x)
         splitting: list[tuple[Level, Tensor]] = []
-        for level, feature in zip(self._levels(), given.features, strict=True):
+        for number, level in enumerate(self._levels()):
             x = level.squeeze(x)[0]  # (B, 4C, H/2, W/2); its logdet is 0
-            x = applied(level.steps, x, self._feature(feature))
+            seen = self._at_level(given, number)
+            x = applied(level.steps, x, seen)
             if level.split is not None:
-                x, latent = applied(level.split, x, given.labels)  # each (B, 2C, H/2, W/2)
+                x, latent = applied(level.split, x, seen)  # each (B, 2C, H/2, W/2)
                 latents.append(latent)
                 splitting.append((level, x))
         deeper: list[Any] = []
         for number, (level, kept) in reversed(list(enumerate(splitting))):
             if level.details is not None:
                 deeper.insert(0, level.details.extractor(kept, deeper))
-                latents[number], share = apply(level.details.transform, latents[number], deeper[0])
+                seen = LevelCondition(features=deeper[0])
+                latents[number], share = apply(level.details.transform, latents[number], seen)
                 shares.append((number, share))
         if self.top is not None:
-            x = applied(self.top, x, given.seen_by_top)
+            x = applied(self.top, x, given.at_level(-1, merge=False))
         return [*latents, x], shares
 
     def inverse(
@@ -203,17 +208,17 @@ class Flow(Transform, Generic[C]):
         remaining = list(z)
         x = remaining.pop()
         if self.top is not None:
-            x = self.top.inverse(x, given.seen_by_top)
+            x = self.top.inverse(x, given.at_level(-1, merge=False))
         deeper: list[Any] = []
         for number, level in reversed(list(enumerate(self._levels()))):
+            seen = self._at_level(given, number)
             if level.split is not None:
                 latent = remaining.pop()
                 if level.details is not None:
                     deeper.insert(0, level.details.extractor(x, deeper))
-                    latent = level.details.transform.inverse(latent, deeper[0])
-                x = level.split.inverse((x, latent), given.labels)
-            feature = self._feature(given.features[number])
-            x = level.steps.inverse(x, feature if given.guidance is None else Guided(feature, given.guidance))
+                    latent = level.details.transform.inverse(latent, LevelCondition(features=deeper[0]))
+                x = level.split.inverse((x, latent), seen)
+            x = level.steps.inverse(x, seen)
             x = level.squeeze.inverse(x)
             if between is not None:
                 x = between(number, x)
@@ -398,8 +403,7 @@ class Flow(Transform, Generic[C]):
         """Return a condition with what each level sees; for None, one that holds nothing."""
         if cond is not None and cond.probes is not None:
             self.require_probes()
-            seen: Any = cond.probes
-            return Condition(features=(seen,) * len(self.levels))
+            return Condition(features=(None,) * len(self.levels), probes=cond.probes)
         if (cond is None) != (self.condition_encoder is None):
             takes = "a condition; make one with flow.encode_condition(source)"
             takes = takes if cond is None else "no condition; pass None"
@@ -416,8 +420,8 @@ class Flow(Transform, Generic[C]):
             raise ConditionError(f"{UNGUIDED}; got a {self.architecture} model.")
         return cond
 
-    def _feature(self, feature: Tensor | MultiScaleFeatures | None) -> Any:
-        return feature.merged() if isinstance(feature, MultiScaleFeatures) else feature
+    def _at_level(self, cond: Condition, number: int) -> LevelCondition:
+        return cond.at_level(number)
 
     def _check_values(self, x: Tensor) -> None:
         """Refuse an empty batch, and other types of numbers than the model's."""

@@ -14,7 +14,7 @@ discrete distributions by dequantization" (all of it together).
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -26,8 +26,10 @@ from .flow import Flow, Level
 from .prior import Shape
 from .transforms import Estimated, draw_probes, flat_parts, map_tensors
 
+T = TypeVar("T")
 
-def log_prob(flow: Flow, x: Tensor, cond: Any = None) -> Tensor:
+
+def log_prob(flow: Flow, x: Tensor, cond: Condition | None = None) -> Tensor:
     """Evaluate a flow's log density; see ``Flow.log_prob``."""
     return flow.log_prob(x, cond)
 
@@ -43,7 +45,7 @@ def bits_per_dim(log_probs: Tensor, dimensions: int, bin_width: float = 1.0) -> 
 def log_weight(
     flow: Flow,
     k: Tensor,
-    cond: Any = None,
+    cond: Condition | None = None,
     *,
     dequantizer: Dequantizer | None = None,
     noise: Tensor | torch.Generator | None = None,
@@ -78,7 +80,7 @@ def effective_samples(log_weights: Tensor) -> Tensor:
     return torch.exp(2 * torch.logsumexp(w, -1) - torch.logsumexp(2 * w, -1))
 
 
-def select_items(cond: Any, items: Tensor) -> Any:
+def select_items(cond: T, items: Tensor) -> T:
     """Select items of a batch by index, in a ``Condition`` or another nest of tensors; one item serves all."""
     return map_tensors(lambda t: t.expand(len(items), *t.shape[1:]) if len(t) == 1 else t[items.to(t.device)], cond)
 

@@ -26,9 +26,9 @@ TOLERANCE = 1e-9  # of float64, relative
 
 
 def check(
-    transform: Transform,
+    transform: Transform[Any, Any],
     x: Tensor,
-    cond: Any = None,
+    cond: object = None,
     *,
     dead: Sequence[str] = (),
     networks: bool = True,
@@ -78,7 +78,7 @@ def perturbed(transform: M, strength: float = 0.1) -> M:
 # --- one law each -----------------------------------------------------------------------------------------------------
 
 
-def check_untouched(transform: Transform, x: Tensor, cond: Any = None) -> None:
+def check_untouched(transform: Transform[Any, Any], x: Tensor, cond: object = None) -> None:
     """Neither direction changes its arguments, its module or global state; asking twice gives one answer."""
     for training in (True, False):
         transform.train(training)
@@ -94,7 +94,7 @@ def check_untouched(transform: Transform, x: Tensor, cond: Any = None) -> None:
     _equal(in_training, in_evaluation, "forward is another in training than in evaluation")
 
 
-def check_logdet(transform: Transform, x: Tensor, cond: Any = None) -> None:
+def check_logdet(transform: Transform[Any, Any], x: Tensor, cond: object = None) -> None:
     """Logdet is log|det dz/dx| of autograd's Jacobian, (B,), without the prior."""
     cond = condition(transform, x, cond)
     logdet = transform.forward(x, cond)[1]
@@ -104,7 +104,7 @@ def check_logdet(transform: Transform, x: Tensor, cond: Any = None) -> None:
     _close(logdet, expected, "logdet: differs from slogdet of the Jacobian")
 
 
-def check_round_trip(transform: Transform, x: Tensor, cond: Any = None) -> None:
+def check_round_trip(transform: Transform[Any, Any], x: Tensor, cond: object = None) -> None:
     """Inverse undoes forward, and forward undoes inverse, also on latents that forward never returned."""
     cond = condition(transform, x, cond)
     latent = transform.forward(x, cond)[0]
@@ -117,7 +117,7 @@ def check_round_trip(transform: Transform, x: Tensor, cond: Any = None) -> None:
     _close(again, drawn, "round trip: forward(inverse(z)) differs from z")
 
 
-def check_by_position(transform: Transform, x: Tensor, cond: Any = None) -> None:
+def check_by_position(transform: Transform[Any, Any], x: Tensor, cond: object = None) -> None:
     """By position, there is the same latent, and amounts on the grid of the data that add up to logdet.
 
     A flow gives one grid per latent, each with the standard-normal density of that latent in it.
@@ -137,7 +137,7 @@ def check_by_position(transform: Transform, x: Tensor, cond: Any = None) -> None
     _close(torch.stack(tensors(amounts)).sum((0, 2, 3)), expected, "by position: the sum differs from logdet")
 
 
-def check_locality(transform: Transform, x: Tensor, cond: Any = None) -> None:
+def check_locality(transform: Transform[Any, Any], x: Tensor, cond: object = None) -> None:
     """By position, the amounts are of their positions: one pixel does not change all of them by one number.
 
     A logdet that depends on the data and is spread evenly sums up correctly, but as a map it shows nothing.
@@ -152,7 +152,7 @@ def check_locality(transform: Transform, x: Tensor, cond: Any = None) -> None:
     assert not even.any(), "locality: by_position spreads evenly what depends on the data"
 
 
-def check_items_independent(transform: Transform, x: Tensor, cond: Any = None) -> None:
+def check_items_independent(transform: Transform[Any, Any], x: Tensor, cond: object = None) -> None:
     """An item's latent, logdet and data do not depend on its neighbors in the batch."""
     cond = condition(transform, x, cond)
     latent, logdet = transform.forward(x, cond)
@@ -165,7 +165,7 @@ def check_items_independent(transform: Transform, x: Tensor, cond: Any = None) -
         _close(inverted, item(data, i), "items: inverse depends on the rest of the batch")
 
 
-def check_gradients(transform: Transform, x: Tensor, cond: Any = None, dead: Sequence[str] = ()) -> None:
+def check_gradients(transform: Transform[Any, Any], x: Tensor, cond: object = None, dead: Sequence[str] = ()) -> None:
     """Both directions pass gradients to the data and to every parameter, but for those named dead."""
     names = {name for name, _ in transform.named_parameters()}
     assert set(dead) <= names, f"gradients: {sorted(set(dead) - names)} are called dead but do not exist"
@@ -181,7 +181,7 @@ def check_gradients(transform: Transform, x: Tensor, cond: Any = None, dead: Seq
     _assert_gradients(transform, tensors(drawn)[0], (inverted,), dead, "inverse")
 
 
-def check_precision(transform: Transform, x: Tensor, cond: Any = None, networks: bool = True) -> None:
+def check_precision(transform: Transform[Any, Any], x: Tensor, cond: object = None, networks: bool = True) -> None:
     """Data in float32 stays in float32, also under autocast, where only networks may drop to bfloat16."""
     with torch.no_grad():
         cond_now = condition(transform, x, cond)
@@ -207,7 +207,7 @@ def check_precision(transform: Transform, x: Tensor, cond: Any = None, networks:
 # --- what the checks are made of --------------------------------------------------------------------------------------
 
 
-def jacobian_logdet(transform: Transform, x: Tensor, cond: Any = None) -> Tensor:
+def jacobian_logdet(transform: Transform[Any, Any], x: Tensor, cond: object = None) -> Tensor:
     """log|det dz/dx| of one item, from autograd."""
 
     def flat(data: Tensor) -> Tensor:
@@ -218,7 +218,7 @@ def jacobian_logdet(transform: Transform, x: Tensor, cond: Any = None) -> Tensor
     return torch.linalg.slogdet(matrix)[1]
 
 
-def condition(transform: Transform, x: Tensor, cond: Any) -> Any:
+def condition(transform: Transform[Any, Any], x: Tensor, cond: object) -> Any:
     """Make the condition: what the transform encodes itself, or the given one in the precision of the data."""
     return cond(transform) if callable(cond) else map_tensors(lambda t: t.to(x.dtype), cond)
 
@@ -234,7 +234,7 @@ def like(value: Any, *, seed: int) -> Any:
     return map_tensors(lambda t: torch.randn(t.shape, generator=generator, dtype=t.dtype), value)
 
 
-def _watched(transform: Transform, arguments: tuple[Any, Any], call: Callable[..., Any]) -> Any:
+def _watched(transform: Transform[Any, Any], arguments: tuple[Any, Any], call: Callable[..., Any]) -> Any:
     before = [t.clone() for t in tensors(arguments)]
     module, state = _plain_attributes(transform), {k: v.clone() for k, v in transform.state_dict().items()}
     drawn = _random_states()
@@ -285,7 +285,7 @@ def _random_states() -> dict[str, Any]:
 
 
 def _assert_gradients(
-    transform: Transform, data: Tensor, results: tuple[Tensor, ...], dead: Sequence[str], direction: str
+    transform: Transform[Any, Any], data: Tensor, results: tuple[Tensor, ...], dead: Sequence[str], direction: str
 ) -> None:
     transform.zero_grad(set_to_none=True)
     weights = [like(t, seed=23 + k) for k, t in enumerate(results)]

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..condition import MultiScaleFeatures, ScaledFeatures
 from ..networks import Edge
 from ..networks.conditioner import with_border
+from ..transforms import MultiScaleFeatures, ScaledFeatures
 from .strips import Rows, StripBudget, canvas, report, strips
 
 NHWC = torch.channels_last

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..condition import MultiScaleFeatures
 from ..device import no_autocast
 from ..images.resize import enlarge
 from ..networks import CompactUpscaler, HierarchicalExtractor, IMDNEncoder, LowLightEncoder, RRDBEncoder
 from ..networks.imdn import DistillationBlock
 from ..networks.lr_encoder import doublings, grids_wanted, sources_by_grid
 from ..networks.rrdb import DenseBlock
+from ..transforms import MultiScaleFeatures
 from .convolutions import NHWC, ConditionConv, Conv, StreamedConv, rows_of, weights_of
 from .strips import Rows, StripBudget, canvas, report, strips
 

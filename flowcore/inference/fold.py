@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from ..device import float64_on_cpu, no_autocast
 from ..networks import Conditioner, Edge, PlainConditioner, ScaledConv
 from ..networks.conditioner import NormalizedConv
-from ..transforms import ActNorm, BatchNorm, ChannelWhitening, InvertibleConv, Permutation, SignedActNorm, Transform
+from ..transforms import (
+    ActNorm,
+    BatchNorm,
+    ChannelWhitening,
+    InvertibleConv,
+    LevelCondition,
+    Permutation,
+    SignedActNorm,
+    Transform,
+)
 
 
 class PixelMap(NamedTuple):
@@ -46,11 +55,11 @@ class Mixing(Transform):
         self.to_latent = matrix.to(like), bias.to(like)
         self.to_data = inverse.to(like), -(inverse @ bias).to(like)
 
-    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         log_det = self.log_det * x.shape[-2] * x.shape[-1]
         return _mix(x, *self.to_latent), x.new_full((x.shape[0],), log_det)
 
-    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         return _mix(z, *self.to_data)
 
 

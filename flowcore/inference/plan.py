@@ -11,25 +11,26 @@ and small for the weights of one moment (``benchmarks/README.md`` has the factor
   does not grow with the image. ``steps.py`` takes a strip through a whole step, ``encoders.py`` through dense blocks.
 """
 
+from __future__ import annotations
+
 import copy
 import weakref
 import zlib
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from threading import RLock
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..condition import Condition, MultiScaleFeatures
+from ..condition import Condition
 from ..device import ActualPrecision, autocast, float32_arithmetic, free_memory
 from ..errors import FlowError, PrecisionError
 from ..flow import Flow, Level
 from ..networks import CompactUpscaler, IMDNEncoder, LowLightEncoder, RRDBEncoder
 from ..prior import log_prob
-from ..transforms import CheckerboardCoupling, Variances, Whiten
+from ..transforms import CheckerboardCoupling, LevelCondition, MultiScaleFeatures, Variances, Whiten
 from .conditioners import FoldedConditioner
 from .encoders import FoldedCompactUpscaler, FoldedEncoder, FoldedExtractor, FoldedIMDNEncoder, FoldedLowLightEncoder
 from .steps import (
@@ -195,7 +196,9 @@ class Plan(Flow):
                     z = part.inverse(z)
             return torch.autograd.grad((log_prob([z]) + logdet).sum(), x)[0]
 
-    def inverse(self, z: Sequence[Tensor], cond: Condition | None = None, between: Any = None) -> Tensor:
+    def inverse(
+        self, z: Sequence[Tensor], cond: Condition | None = None, between: Callable[[int, Tensor], Tensor] | None = None
+    ) -> Tensor:
         """Decode latents; see ``Flow.inverse``. On a GPU, nothing waits for the device."""
         with self._arithmetic():
             return super().inverse(z, cond, between)
@@ -212,11 +215,13 @@ class Plan(Flow):
     def initialize(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
         raise FlowError("A plan cannot be trained. Initialize the flow, and make a new plan.")
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:  # behind ``to``, ``double``, ``cuda`` and their like
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], recurse: bool = True
+    ) -> Plan:  # behind ``to``, ``double``, ``cuda`` and their like
         raise FlowError("A plan stays where and as it was made. Move the flow, and make a new plan.")
 
-    def _feature(self, feature: Tensor | MultiScaleFeatures | None) -> Any:
-        return feature  # folded parts enlarge and concatenate nothing
+    def _at_level(self, cond: Condition, number: int) -> LevelCondition:
+        return cond.at_level(number, merge=False)  # folded parts enlarge and concatenate nothing
 
     def _folded_levels(self) -> list[FoldedLevel]:
         return [level for level in self.levels if isinstance(level, FoldedLevel)]

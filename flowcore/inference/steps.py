@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..condition import ConditionTerms, MultiScaleFeatures
 from ..errors import ConditionError
 from ..level import Details, Level
 from ..networks import CausalTransformer, ContractiveNetwork, HierarchicalExtractor
@@ -23,8 +22,11 @@ from ..transforms import (
     Chain,
     CheckerboardCoupling,
     ConditionOnChannels,
+    ConditionTerms,
     Coupling,
     Injector,
+    LevelCondition,
+    MultiScaleFeatures,
     Permutation,
     Probes,
     Residual,
@@ -40,6 +42,8 @@ from .convolutions import ConditionConv, StreamedConditionConv, rows_of
 from .encoders import FoldedExtractor
 from .fold import Mixing, pixel_map
 from .strips import Rows, StripBudget, Tile, canvas, report, stop_before
+
+R = TypeVar("R")
 
 
 class FoldedLevel(Level):
@@ -68,7 +72,7 @@ class FoldedLevel(Level):
 class FoldedStep(Chain):
     """A mixing, perhaps an injector, and a coupling, whose inverse takes a strip through all three at once."""
 
-    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         mixing, *injectors, coupling = self.parts()
         assert isinstance(coupling, FoldedAffine)
         affine = [coupling, *(part for part in reversed(injectors) if isinstance(part, FoldedAffine))]
@@ -93,7 +97,7 @@ class FoldedAffine(Transform):
         if isinstance(transform, Coupling):
             self.coupling, self.swap, self.first = True, transform.swap, transform.first
 
-    def by_position(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+    def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         params = self.affine_params(x, cond)
         z, log_scales = canvas(x, x.shape[1]), x.new_zeros(x.shape[0], *x.shape[2:])
         for tile in self.network.tiles(x, self.budget):
@@ -109,7 +113,7 @@ class FoldedAffine(Transform):
         report(1)
         return z, log_scales
 
-    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         return _invert_in_strips([self], z, cond)
 
     def invert_strip(self, z: Tensor, raw: Tensor) -> Tensor:
@@ -118,27 +122,28 @@ class FoldedAffine(Transform):
         shift, r = self._shift_scale(raw, z)
         return self._join(z1, z2 - shift if r is None else (z2 / scale_of(r, self.eps, self.scaling)).sub_(shift))
 
-    def affine_params(self, x: Tensor, cond: Any) -> Callable[[Tile], Tensor]:
+    def affine_params(self, x: Tensor, cond: LevelCondition | None) -> Callable[[Tile], Tensor]:
         """Prepare the computation of shifts and raw scales: from a tile to ``(b or 1, outputs, rows, W)``."""
-        kept, cond = cond if isinstance(cond, _ConditionOn) else (None, cond)
-        held = [t for t in (self._parts(x)[0], kept) if t is not None]
+        cond = cond or LevelCondition()
+        held = [t for t in (self._parts(x)[0], cond.flow_channels) if t is not None]
         network, height = self.network, x.shape[2]
         if isinstance(network, UnsplitConditioner):
-            features = cond.merged() if isinstance(cond, MultiScaleFeatures) else cond
+            features = cond.features if cond.multi_scale is None else cond.multi_scale.merged()
             inputs = held if features is None else [*held, features]
             everything = torch.cat([t.expand(x.shape[0], *t.shape[1:]) for t in inputs], dim=1)
             return lambda tile: network(everything[tile[0]])
         own = None if not held else torch.cat(held, dim=1) if len(held) > 1 else held[0]
         terms: Rows | None = None
-        if isinstance(cond, MultiScaleFeatures) and cond.precomputed is not None:
-            first, output = cond.precomputed[self.number]
+        if cond.multi_scale is not None and cond.multi_scale.precomputed is not None:
+            first, output = cond.multi_scale.precomputed[self.number]
             if output is not None:
                 return lambda tile: output[:, :, tile[1] : tile[2]]
             terms = None if first is None else rows_of(first)
         elif network.condition is not None:
-            if cond is None:
+            features = cond.multi_scale or cond.features
+            if features is None:
                 raise ConditionError("This step needs a condition; got none. Pass plan.encode_condition(source).")
-            terms = StreamedConditionConv(network.condition, multi_scale(cond), self.budget)
+            terms = StreamedConditionConv(network.condition, multi_scale(features), self.budget)
         return lambda tile: network.strip(None if own is None else own[tile[0]], terms, *tile[1:], height)
 
     def precompute(self, first: Tensor) -> ConditionTerms:
@@ -170,7 +175,9 @@ class FoldedAffine(Transform):
         return x2 if x1 is None else torch.cat([x2, x1] if self.swap else [x1, x2], dim=1)
 
 
-def _invert_in_strips(parts: Sequence[FoldedAffine], z: Tensor, cond: Any, last: Transform | None = None) -> Tensor:
+def _invert_in_strips(
+    parts: Sequence[FoldedAffine], z: Tensor, cond: LevelCondition | None, last: Transform | None = None
+) -> Tensor:
     """Invert ``parts``, of which only the first reads rows beside a strip, and ``last``, strip by strip."""
     params = [part.affine_params(z, cond) for part in parts]
     x = canvas(z, z.shape[1])
@@ -208,14 +215,14 @@ class FoldedResidual(Residual):
         network = residual.network
         super().__init__(FoldedContraction(network, like) if isinstance(network, ContractiveNetwork) else network)
 
-    def encode(self, x: Tensor, cond: Any = None) -> Tensor:
+    def encode(self, x: Tensor, cond: LevelCondition | None = None) -> Tensor:
         return _reported(super().encode(x, cond))
 
-    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         return _reported(super().inverse(z, cond))
 
-    def _estimate(self, x: Tensor, probe: Tensor, cond: Probes) -> tuple[Tensor, Tensor]:
-        return _reported(super()._estimate(x, probe, cond))
+    def _estimate(self, x: Tensor, probe: Tensor, probes: Probes) -> tuple[Tensor, Tensor]:
+        return _reported(super()._estimate(x, probe, probes))
 
 
 class FoldedContraction(ContractiveNetwork):
@@ -268,31 +275,18 @@ class ReportingPredictor(nn.Module):
         return min(times)
 
 
-def _reported(result: Any) -> Any:
+def _reported(result: R) -> R:
     report(1)
     return result
-
-
-class _ConditionOn(NamedTuple):
-    """Channels of the flow itself that some steps are conditioned on, and the level's condition."""
-
-    kept: Tensor
-    cond: Tensor | MultiScaleFeatures | None
-
-
-class FoldedConditionOnChannels(ConditionOnChannels):
-    """``ConditionOnChannels`` that does not concatenate the kept channels and the condition."""
-
-    def _condition(self, kept: Tensor, cond: Any) -> Any:
-        return _ConditionOn(kept, cond)
 
 
 class SharedWhiten(Whiten):
     """``Whiten`` that decodes once what all images of a batch share (expanded latents, one anchor)."""
 
-    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
-        if len(z) > 1 and z.stride(0) == 0 and isinstance(cond, Tensor) and (len(cond) == 1 or cond.stride(0) == 0):
-            return super().inverse(z[:1], cond[:1]).expand(len(z), -1, -1, -1)
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
+        anchor = None if cond is None else cond.anchor
+        if len(z) > 1 and z.stride(0) == 0 and anchor is not None and (len(anchor) == 1 or anchor.stride(0) == 0):
+            return super().inverse(z[:1], LevelCondition(anchor=anchor[:1])).expand(len(z), -1, -1, -1)
         return super().inverse(z, cond)
 
 
@@ -343,7 +337,7 @@ class LevelFolder:
     def _part(self, transform: Transform, channels: int, kept: int) -> Transform:
         if isinstance(transform, ConditionOnChannels):
             inner = self._steps(transform.transform, channels - transform.kept, kept + transform.kept)
-            return FoldedConditionOnChannels(transform.kept, Chain(*inner))
+            return ConditionOnChannels(transform.kept, Chain(*inner))
         if isinstance(transform, CheckerboardCoupling):
             transform.conditioner = folded_conditioner(transform.conditioner, channels, None, self.dtype, self.budget)
             transform.conditioner.register_forward_hook(lambda *_: report(1))  # pyright: ignore[reportUnknownLambdaType]

@@ -56,7 +56,7 @@ def register(name: str, config: type[C], build: Callable[[C], Flow[C]], *, repla
     ARCHITECTURES[name] = Architecture(config, build)
 
 
-def configure(architecture: str, fields: Mapping[str, Any]) -> Any:
+def configure(architecture: str, fields: Mapping[str, Any]) -> Config:
     """Make a configuration from plain values; CheckpointError if a name is unknown, FlowError if a value is wrong."""
     if architecture not in ARCHITECTURES:
         raise CheckpointError(
@@ -77,7 +77,7 @@ def configure(architecture: str, fields: Mapping[str, Any]) -> Any:
         raise FlowError(f"A value of the {architecture} configuration has the wrong type: {error}.") from error
 
 
-def build(architecture: str, config: Any) -> Flow:
+def build(architecture: str, config: Config) -> Flow:
     """Build a registered model with random weights."""
     return ARCHITECTURES[architecture].build(config)
 

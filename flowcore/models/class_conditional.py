@@ -39,7 +39,7 @@ class ClassConditionalConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        size = size_tuple(self, 1)
+        size = size_tuple(self.image_size, 1)
         if size is None or self.channels * size[0] * size[1] > 2**16:
             raise FlowError(
                 f"image_size must be given, and have at most 65536 subpixels; got {short_repr(self.image_size)}."

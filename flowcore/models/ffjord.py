@@ -59,7 +59,7 @@ class FFJORDConfig:
         if self.scales > 1 and (self.strides or self.batch_norm):
             raise FlowError(f"strides and batch_norm are for a single grid, scales = 1; got scales = {self.scales}.")
         multiple = math.prod(2 for stride in self.strides if stride == 2)
-        object.__setattr__(self, "image_size", size_tuple(self, multiple * 2 ** (self.scales - 1)))
+        object.__setattr__(self, "image_size", size_tuple(self.image_size, multiple * 2 ** (self.scales - 1)))
 
 
 def ffjord(config: FFJORDConfig) -> Flow[FFJORDConfig]:

@@ -34,7 +34,7 @@ _SHORT.maxlist = _SHORT.maxtuple = 16
 _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 80
 
 
-def short_repr(value: Any) -> str:
+def short_repr(value: object) -> str:
     """Write a value for a message: at most 200 characters, whatever a file contains."""
     text = _SHORT.repr(value)
     return text if len(text) <= 200 else f"{text[:197]}..."
@@ -60,7 +60,7 @@ def annotated_types(kind: type[Any]) -> dict[str, tuple[Any, Any]]:
     return found
 
 
-def check_fields(config: Any) -> None:
+def check_fields(config: object) -> None:
     """Refuse values that annotations (bool, Literal, Range, or different names) exclude, and make tuples of lists."""
     for name, (kind, bound) in annotated_types(type(config)).items():
         value = getattr(config, name)
@@ -87,37 +87,34 @@ def check_fields(config: Any) -> None:
             object.__setattr__(config, name, _number_tuple(name, value, bound, item is int, length))
 
 
-def check_integer(name: str, value: Any, bound: Range) -> None:
+def check_integer(name: str, value: object, bound: Range) -> None:
     """Refuse a value that is not a whole number within bounds; True and 4.0 are none."""
     if type(value) is not int or not bound.low <= value <= bound.high:
         raise FlowError(f"{name} must be a whole number from {bound.low} to {bound.high}; got {short_repr(value)}.")
 
 
-def set_stacked_blocks(config: Any) -> None:
-    """Check the field ``stacked_blocks``, indices of the encoder's blocks; JSON has lists for tuples."""
-    bound = Range(0, config.encoder_blocks - 1)
-    blocks = _number_tuple("stacked_blocks", config.stacked_blocks, bound, True, 0)
-    object.__setattr__(config, "stacked_blocks", blocks)
+def block_indices(value: object, encoder_blocks: int) -> tuple[int, ...]:
+    """Read a field ``stacked_blocks``, indices of the encoder's blocks; JSON has lists for tuples."""
+    return _number_tuple("stacked_blocks", value, Range(0, encoder_blocks - 1), True, 0)
 
 
-def _number_tuple(name: str, value: Any, bound: Range, whole: bool, length: int) -> Any:
+def _number_tuple(name: str, value: object, bound: Range, whole: bool, length: int) -> tuple[Any, ...]:
     """Read several numbers, as many as ``length`` says unless it is 0."""
-    value = tuple(value) if type(value) is list else value
+    numbers: Any = tuple(value) if isinstance(value, list) else value
     types = (int,) if whole else (int, float)
-    within = type(value) is tuple and all(type(n) in types and bound.low <= n <= bound.high for n in value)
-    if not within or length not in (0, len(value)):
+    within = type(numbers) is tuple and all(type(n) in types and bound.low <= n <= bound.high for n in numbers)
+    if not within or length not in (0, len(numbers)):
         count = f"{length} " if length else ""
         kind = "whole numbers" if whole else "numbers"
         raise FlowError(f"{name} must be {count}{kind} from {bound.low} to {bound.high}; got {short_repr(value)}.")
-    return value
+    return numbers
 
 
-def size_tuple(config: Any, multiple: int) -> tuple[int, int] | None:
-    """Read the field ``image_size`` as height and width, multiples of ``multiple``; one number is both; None stays."""
-    value: Any = config.image_size
+def size_tuple(value: object, multiple: int) -> tuple[int, int] | None:
+    """Read a field ``image_size`` as height and width, multiples of ``multiple``; one number is both; None stays."""
     if value is None:
         return None
-    sides = (value, value) if type(value) is int else value
+    sides: Any = (value, value) if type(value) is int else value
     pair = type(sides) in (list, tuple) and len(sides) == 2 and all(type(side) is int for side in sides)
     if not pair or any(not 1 <= side <= 16384 or side % multiple for side in sides):
         raise FlowError(

@@ -58,7 +58,7 @@ class GlowConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        object.__setattr__(self, "image_size", size_tuple(self, 2**self.levels))
+        object.__setattr__(self, "image_size", size_tuple(self.image_size, 2**self.levels))
         if self.styles and self.image_size is None:
             raise FlowError(
                 "styles must be empty without image_size, e.g. 64: they hold a number per subpixel; got "

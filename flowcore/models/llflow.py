@@ -17,7 +17,7 @@ from ..flow import Capabilities, Flow, Level, Task
 from ..networks import Conditioner, LowLightEncoder
 from ..networks.low_light import network_input
 from ..transforms import ActNorm, Center, Chain, Coupling, Injector, InvertibleConv, Transform
-from .fields import Range, check_fields, set_stacked_blocks
+from .fields import Range, block_indices, check_fields
 from .inputs import check_source
 
 LEVELS = 3  # as many as the encoder has grids
@@ -45,7 +45,7 @@ class LLFlowConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        set_stacked_blocks(self)
+        object.__setattr__(self, "stacked_blocks", block_indices(self.stacked_blocks, self.encoder_blocks))
 
 
 def llflow(config: LLFlowConfig) -> Flow[LLFlowConfig]:

@@ -44,7 +44,7 @@ class RealNVPConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        object.__setattr__(self, "image_size", size_tuple(self, 2 ** (self.scales - 1)))
+        object.__setattr__(self, "image_size", size_tuple(self.image_size, 2 ** (self.scales - 1)))
 
 
 def realnvp(config: RealNVPConfig) -> Flow[RealNVPConfig]:

@@ -52,7 +52,7 @@ class ResidualFlowConfig:
                 raise FlowError(f"{name} must be 1 to {most} numbers; got {short_repr(values)}.")
         if any(kernel % 2 == 0 for kernel in self.kernels):
             raise FlowError(f"kernels must be odd; got {short_repr(self.kernels)}.")
-        object.__setattr__(self, "image_size", size_tuple(self, self.size_multiple))
+        object.__setattr__(self, "image_size", size_tuple(self.image_size, self.size_multiple))
         if self.image_size is None and (self.full_blocks or self.lipschitz == "grid"):
             raise FlowError(
                 'image_size must be given, e.g. 32: full blocks, and norms on the "grid", are for one size. A model '

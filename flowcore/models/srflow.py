@@ -15,7 +15,7 @@ from ..errors import FlowError
 from ..flow import Capabilities, Flow, Level, Task
 from ..networks import CompactUpscaler, Conditioner, IMDNEncoder, RRDBEncoder, ScaledConv
 from ..transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, Split, Transform
-from .fields import Range, check_fields, check_integer, set_stacked_blocks, short_repr
+from .fields import Range, block_indices, check_fields, check_integer, short_repr
 from .inputs import check_lr
 
 
@@ -61,7 +61,7 @@ class SRFlowConfig:
             )
         check_fields(self)
         check_integer("levels", self.levels, Range(1, round(math.log2(self.scale)) + 1))
-        set_stacked_blocks(self)
+        object.__setattr__(self, "stacked_blocks", block_indices(self.stacked_blocks, self.encoder_blocks))
 
     @property
     def grids(self) -> range:

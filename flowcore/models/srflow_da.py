@@ -16,7 +16,7 @@ from ..errors import FlowError
 from ..flow import Capabilities, Flow, Level, Task
 from ..networks import PlainConditioner, RRDBEncoder, ScaledConv
 from ..transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, Split, Squeeze, Transform
-from .fields import Range, check_fields, set_stacked_blocks, short_repr
+from .fields import Range, block_indices, check_fields, short_repr
 from .inputs import check_lr
 
 LAYERS = re.compile(r"s[248][pc]+((d|d?s[248])[pc]+)*")
@@ -52,7 +52,7 @@ class SRFlowDAConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        set_stacked_blocks(self)
+        object.__setattr__(self, "stacked_blocks", block_indices(self.stacked_blocks, self.encoder_blocks))
         if self.residual_blocks and (not self.hidden_layers or self.hidden_layers % self.residual_blocks):
             raise FlowError(
                 f"residual_blocks must divide the number of hidden_layers, {self.hidden_layers}; got "

@@ -44,7 +44,7 @@ class TarFlowConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        size = size_tuple(self, self.patch)
+        size = size_tuple(self.image_size, self.patch)
         if size is None:
             raise FlowError(f"image_size must be given, e.g. 256: a patch's place is learned; got {self.image_size!r}.")
         object.__setattr__(self, "image_size", size)
@@ -104,4 +104,4 @@ def _encode_labels(flow: Flow, labels: Tensor) -> Condition:
         weights = weights[:, :-1] + weights[:, -1:] / flow.classes  # no label: the mean over all
     else:
         weights = one_hot(labels, flow.classes)
-    return Condition(features=(weights.to(next(flow.parameters()).dtype),))
+    return Condition(features=(None,), labels=weights.to(next(flow.parameters()).dtype))

@@ -98,7 +98,7 @@ class Score:
 def score(
     flow: Flow,
     image: Tensor,
-    cond: Any = None,
+    cond: Condition | Tensor | None = None,
     *,
     dequantization: Dequantization | Dequantizer = "uniform",
     samples: int = 1,
@@ -173,10 +173,11 @@ def score(
         images, channels, height, width = k.shape
         dimensions = channels * height * width
         draws = _draws_per_image(samples, noise, k)
-        given = cond
         if isinstance(cond, Tensor):
             given = run.plan.encode_condition(cond.to(run.device, run.dtype if cond.is_floating_point() else None))
-        if isinstance(given, Condition) and given.batch not in (1, images):
+        else:
+            given = cond
+        if given is not None and given.batch not in (1, images):
             raise ConditionError(
                 f"Got a condition of {given.batch} items for {images} images. Encode one for every image, or one for "
                 "all."

@@ -1,14 +1,15 @@
 """Bijections, one kind to a file; ``transform.py`` states the law that all of them obey."""
 
 from .actnorm import ActNorm, SignedActNorm
-from .autoregression import Autoregression, Guided
+from .autoregression import Autoregression
 from .batchnorm import BatchNorm, batch_moments
 from .coupling import CheckerboardCoupling, ConditionOnChannels, Coupling, Scaling
 from .injector import Injector
 from .invconv import InvertibleConv, Permutation
+from .level_condition import ConditionTerms, LevelCondition, MultiScaleFeatures, Probes, ScaledFeatures
 from .ode import ODE, Solver, path_costs
 from .pixels import ChannelWhitening, Logit, PixelMap
-from .probes import Estimated, Probes, draw_probes
+from .probes import Estimated, draw_probes
 from .residual import Residual
 from .split import Center, Split, Variances, Whiten
 from .squeeze import Flatten, Haar, InterpolatedDetails, OrderedSqueeze, Squeeze, Unflatten, Unsqueeze
@@ -24,21 +25,24 @@ __all__ = [
     "ChannelWhitening",
     "CheckerboardCoupling",
     "ConditionOnChannels",
+    "ConditionTerms",
     "Coupling",
     "Estimated",
     "Flatten",
-    "Guided",
     "Haar",
     "Injector",
     "InterpolatedDetails",
     "InvertibleConv",
+    "LevelCondition",
     "Logit",
+    "MultiScaleFeatures",
     "NoPositionsError",
     "OrderedSqueeze",
     "Permutation",
     "PixelMap",
     "Probes",
     "Residual",
+    "ScaledFeatures",
     "Scaling",
     "SignedActNorm",
     "Solver",

@@ -1,11 +1,10 @@
 """Actnorm: a learned shift and scale per channel, in two parametrizations."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from .batchnorm import moments
+from .level_condition import LevelCondition
 from .transform import Transform, require_channels
 
 
@@ -31,18 +30,18 @@ class ActNorm(Transform):
         """Compute the effective log-scale s, ``(C,)``."""
         return self.log_factor * self.log_scale
 
-    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         require_channels(x, len(self.bias), "ActNorm")
         logs = self.logs()
         z = (x + self.bias[:, None, None]) * logs.exp()[:, None, None]
         return z, (x.shape[-2] * x.shape[-1] * logs.sum()).expand(x.shape[0])
 
-    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         require_channels(z, len(self.bias), "ActNorm")
         return z * torch.exp(-self.logs())[:, None, None] - self.bias[:, None, None]
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
+    def initialize(self, x: Tensor, cond: LevelCondition | None = None) -> Tensor:
         mean, std = _mean_std(x)
         self.bias.copy_(-mean)
         self.log_scale.copy_(-torch.log(std.clamp_min(self.min_variance**0.5)) / self.log_factor)
@@ -65,17 +64,17 @@ class SignedActNorm(Transform):
         self.bias = nn.Parameter(torch.zeros(channels))
         self.scale = nn.Parameter(torch.ones(channels))
 
-    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         require_channels(x, len(self.bias), "SignedActNorm")
         z = (x + self.bias[:, None, None]) * self.scale[:, None, None]
         return z, (x.shape[-2] * x.shape[-1] * self.scale.abs().log().sum()).expand(x.shape[0])
 
-    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         require_channels(z, len(self.bias), "SignedActNorm")
         return z / self.scale[:, None, None] - self.bias[:, None, None]
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
+    def initialize(self, x: Tensor, cond: LevelCondition | None = None) -> Tensor:
         mean, std = _mean_std(x)
         self.bias.copy_(-mean)
         self.scale.copy_(1 / std)

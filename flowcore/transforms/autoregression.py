@@ -1,20 +1,14 @@
 """Autoregression: every position in turn is shifted and scaled by a prediction from the positions before it."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ConditionError
+from .level_condition import LevelCondition
 from .transform import Transform
-
-
-class Guided(NamedTuple):
-    """Labels, and classifier-free guidance toward them; see ``condition.Guidance``."""
-
-    labels: Tensor  # weights of the classes, (B or 1, K)
-    guidance: Tensor  # weight, whether scales are guided, whether the weight rises, temperature: (B or 1, 4)
 
 
 class Autoregression(Transform):
@@ -23,9 +17,9 @@ class Autoregression(Transform):
     With the grid as a sequence ``x_0, ..., x_(T-1)``, ``(a_t, b_t) = network(x_0, ..., x_(t-1))``, ``a_0 = b_0 = 0``;
     forward: ``z_t = (x_t - b_t) exp(-a_t)``; logdet: ``-sum a``; inverse, one position after the other: ``x_t = z_t
     exp(a_t) + b_t``. The network, such as ``networks.CausalTransformer``, predicts ``2 C`` numbers, log-scales first;
-    without ``scale``, C shifts, and a = 0. ``cond`` is None, or weights of labels ``(B or 1, K)``.
+    without ``scale``, C shifts, and a = 0. It also sees the condition's labels, if there are any.
 
-    With ``Guided`` labels the inverse uses ``a + w (a - a')`` and ``b + w (b - b')``, where ``a', b'`` are predicted
+    With ``guidance`` the inverse uses ``a + w (a - a')`` and ``b + w (b - b')``, where ``a', b'`` are predicted
     without label, by attention at a temperature; it is then not the inverse of forward.
 
     Source: Zhai et al., "Normalizing flows are capable generative models" (TarFlow, 2024), sections 3.1 and 3.4.
@@ -36,7 +30,7 @@ class Autoregression(Transform):
         self.network: Any = network
         self.scale, self.reverse = scale, reverse
 
-    def by_position(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+    def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         sequence = self._sequence(x)  # (B, T, C)
         predicted = self.network(sequence, self._labels(cond, len(x))).to(x.dtype)
         before = torch.cat([torch.zeros_like(predicted[:, :1]), predicted[:, :-1]], dim=1)
@@ -44,7 +38,7 @@ class Autoregression(Transform):
         z = (sequence - b) * torch.exp(-a)
         return self._grid(z, x), self._grid(-a.sum(2, keepdim=True).expand(x.shape[0], -1, -1), x)[:, 0]
 
-    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         latents = self._sequence(z)  # (B, T, C)
         last = latents.shape[1] - 1
         predict = self._stepwise(cond, len(z), last)
@@ -54,13 +48,13 @@ class Autoregression(Transform):
             x.append(latents[:, t + 1] * torch.exp(a) + b)
         return self._grid(torch.stack(x, dim=1), z)
 
-    def _stepwise(self, cond: Any, batch: int, last: int) -> Callable[[Tensor, int], Tensor]:
+    def _stepwise(self, cond: LevelCondition | None, batch: int, last: int) -> Callable[[Tensor, int], Tensor]:
         """Make a function from a position's data and number to the prediction of the next."""
         labels = self._labels(cond, batch)
-        if not isinstance(cond, Guided):
+        if labels is None or cond is None or cond.guidance is None:
             step = self.network.stepwise(labels)
             return lambda x, t: step(x)
-        labels, guidance = cond.labels.expand(batch, -1), cond.guidance.expand(batch, -1)
+        labels, guidance = labels.expand(batch, -1), cond.guidance.expand(batch, -1)
         weight, scales, annealed, temperature = guidance[..., None].unbind(1)  # each (B, 1)
         none = torch.full_like(labels, 1 / labels.shape[1])
         both = torch.cat([torch.ones_like(temperature), temperature])[:, 0]
@@ -90,8 +84,8 @@ class Autoregression(Transform):
         sequence = sequence.flip(1) if self.reverse else sequence
         return sequence.mT.unflatten(2, like.shape[2:])
 
-    def _labels(self, cond: Any, batch: int) -> Tensor | None:
-        labels = cond.labels if isinstance(cond, Guided) else cond
+    def _labels(self, cond: LevelCondition | None, batch: int) -> Tensor | None:
+        labels = None if cond is None else cond.labels
         if labels is not None and len(labels) not in (1, batch):
             raise ConditionError(
                 f"Expected labels of 1 or {batch} items; the condition has {len(labels)}. Encode a label for every "

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .level_condition import LevelCondition
 from .transform import Transform, require_channels
 
 
@@ -36,19 +36,19 @@ class BatchNorm(Transform):
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("var", torch.ones(channels))
 
-    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         require_channels(x, len(self.mean), "BatchNorm")
         mean, var = self.batch_moments(x) if self.uses_batch else (self.mean, self.var)
         logs = -0.5 * torch.log(var + self.eps)
         z = (x - mean[:, None, None]) * logs.exp()[:, None, None]
         return z, (x.shape[-2] * x.shape[-1] * logs.sum()).expand(x.shape[0])
 
-    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         require_channels(z, len(self.mean), "BatchNorm")
         return z * torch.sqrt(self.var + self.eps)[:, None, None] + self.mean[:, None, None]
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
+    def initialize(self, x: Tensor, cond: LevelCondition | None = None) -> Tensor:
         mean, var = moments(x)
         self.mean.copy_(mean)
         self.var.copy_(var)

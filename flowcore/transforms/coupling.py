@@ -1,6 +1,7 @@
 """Affine couplings: one half of the channels, or of the pixels, determines how the other is shifted and scaled."""
 
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConditionError
+from .level_condition import LevelCondition
 from .transform import Transform
 
 Scaling = Literal["sigmoid", "atan", "narrow", "exp", "none"]
@@ -21,9 +23,9 @@ class Coupling(Transform):
 
     With ``x = [x1, x2]`` and ``shift, scale = affine(conditioner([x1, cond]))``: forward: ``z = [x1, (x2 + shift) *
     scale]``; logdet: ``sum log scale``; inverse: ``x2 = z2 / scale - shift``. ``x1`` has C1 channels: ``C // 2``, or as
-    many as ``first`` says. With ``swap`` the two parts change roles: the second conditions the first. ``cond`` is ``(B,
-    Cc, H, W)``, on the grid of ``x``, or None. The conditioner maps ``(B, C1 + Cc, H, W)`` to ``(B, 2 * (C - C1), H,
-    W)``, or to half as many channels for the scaling "none".
+    many as ``first`` says. With ``swap`` the two parts change roles: the second conditions the first. ``cond`` stands
+    for the condition's ``network_inputs``, ``(B, Cc, H, W)`` on the grid of ``x``. The conditioner maps ``(B, C1 + Cc,
+    H, W)`` to ``(B, 2 * (C - C1), H, W)``, or to half as many channels for the scaling "none".
 
     Source: Dinh et al., "Real NVP", section 3.2, in Glow's parametrization; with a condition, SRFlow section 3.3
     ("conditional affine coupling"). Additive: Dinh et al., "NICE", section 3.2.
@@ -42,30 +44,30 @@ class Coupling(Transform):
         self.conditioner, self.eps, self.swap, self.first = conditioner, eps, swap, first
         self.scaling: Scaling = scaling
 
-    def forward(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         z, log_scale = self._couple(x, cond)
         return z, log_scale.flatten(1).sum(1)
 
-    def inverse(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         z1, z2 = self._halves(z)
         shift, scale, _ = self._affine(z1, cond)
         return self._join(z1, z2 / scale - shift)
 
-    def by_position(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         z, log_scale = self._couple(x, cond)
         return z, log_scale.sum(1)
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+    def initialize(self, x: Tensor, cond: LevelCondition | None = None) -> Tensor:
         initialize_network(self.conditioner, append_condition(self._halves(x)[0], cond))
         return self.forward(x, cond)[0]
 
-    def _couple(self, x: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _couple(self, x: Tensor, cond: LevelCondition | None) -> tuple[Tensor, Tensor]:
         x1, x2 = self._halves(x)
         shift, scale, log_scale = self._affine(x1, cond)
         return self._join(x1, (x2 + shift) * scale), log_scale
 
-    def _affine(self, x1: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _affine(self, x1: Tensor, cond: LevelCondition | None) -> tuple[Tensor, Tensor, Tensor]:
         return affine(self.conditioner(append_condition(x1, cond)), self.eps, like=x1, scaling=self.scaling)
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,17 +93,17 @@ class CheckerboardCoupling(Transform):
         super().__init__()
         self.conditioner, self.parity, self.mask_channel = conditioner, parity, mask_channel
 
-    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         mask, shift, log_scale = self._affine(z)
         return torch.where(mask, z, z * torch.exp(-log_scale) - shift)
 
-    def by_position(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+    def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         mask, shift, log_scale = self._affine(x)
         z = torch.where(mask, x, (x + shift) * torch.exp(log_scale))
         return z, torch.where(mask, 0, log_scale).sum(1)
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
+    def initialize(self, x: Tensor, cond: LevelCondition | None = None) -> Tensor:
         initialize_network(self.conditioner, self._input(x)[0])
         return self.forward(x, cond)[0]
 
@@ -123,8 +125,8 @@ class ConditionOnChannels(Transform):
     """Leave the first channels unchanged and transform the others, with the first as part of the condition.
 
     With ``x = [kept, rest]``: forward: ``z = [kept, f(rest; [kept, cond])]``; logdet: that of f; inverse: f's. With
-    standard-normal latents, f is then a density ``p(rest | kept, cond)``. ``cond`` is ``(B, Cc, H, W)``, on the grid of
-    ``x``, or None.
+    standard-normal latents, f is then a density ``p(rest | kept, cond)``. f finds them in the condition's
+    ``flow_channels``.
 
     Source: Yu et al., "Wavelet Flow" (2020), section 3, where ``kept`` is the coarse image and ``rest`` its details.
     """
@@ -133,27 +135,29 @@ class ConditionOnChannels(Transform):
         super().__init__()
         self.kept, self.transform = kept, transform
 
-    def forward(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         kept, rest = x.tensor_split([self.kept], dim=1)
-        z, logdet = self.transform(rest, self._condition(kept, cond))
+        z, logdet = self.transform(rest, _conditioned_on(kept, cond))
         return torch.cat([kept, z], dim=1), logdet
 
-    def inverse(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         kept, rest = z.tensor_split([self.kept], dim=1)
-        return torch.cat([kept, self.transform.inverse(rest, self._condition(kept, cond))], dim=1)
+        return torch.cat([kept, self.transform.inverse(rest, _conditioned_on(kept, cond))], dim=1)
 
-    def by_position(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         kept, rest = x.tensor_split([self.kept], dim=1)
-        z, logdet = self.transform.by_position(rest, self._condition(kept, cond))
+        z, logdet = self.transform.by_position(rest, _conditioned_on(kept, cond))
         return torch.cat([kept, z], dim=1), logdet
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+    def initialize(self, x: Tensor, cond: LevelCondition | None = None) -> Tensor:
         kept, rest = x.tensor_split([self.kept], dim=1)
-        return torch.cat([kept, self.transform.initialize(rest, self._condition(kept, cond))], dim=1)
+        return torch.cat([kept, self.transform.initialize(rest, _conditioned_on(kept, cond))], dim=1)
 
-    def _condition(self, kept: Tensor, cond: Any) -> Any:  # overridden in ``inference/``
-        return append_condition(kept, cond)
+
+def _conditioned_on(kept: Tensor, cond: LevelCondition | None) -> LevelCondition:
+    cond = cond or LevelCondition()
+    return replace(cond, flow_channels=kept if cond.flow_channels is None else torch.cat([kept, cond.flow_channels], 1))
 
 
 def halves(x: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
@@ -162,17 +166,17 @@ def halves(x: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
     return x[:, :first], x[:, first:]
 
 
-def append_condition(x: Tensor, cond: Tensor | None) -> Tensor:
+def append_condition(x: Tensor, cond: LevelCondition | None) -> Tensor:
     """Append the condition's channels to those of ``x``; ConditionError if the grids or batch sizes differ."""
-    if cond is None:
-        return x
-    if cond.shape[0] != x.shape[0] or cond.shape[2:] != x.shape[2:]:
-        raise ConditionError(
-            f"Expected a condition of {x.shape[0]} items on a {x.shape[2]}x{x.shape[3]} grid; got {cond.shape[0]} "
-            f"items on a {cond.shape[2]}x{cond.shape[3]} grid. Encode the condition from an image of the matching size "
-            "and batch."
-        )
-    return torch.cat([x, cond], dim=1)
+    inputs = [] if cond is None else cond.network_inputs()
+    for t in inputs:
+        if t.shape[0] != x.shape[0] or t.shape[2:] != x.shape[2:]:
+            raise ConditionError(
+                f"Expected a condition of {x.shape[0]} items on a {x.shape[2]}x{x.shape[3]} grid; got {t.shape[0]} "
+                f"items on a {t.shape[2]}x{t.shape[3]} grid. Encode the condition from an image of the matching size "
+                "and batch."
+            )
+    return torch.cat([x, *inputs], dim=1) if inputs else x
 
 
 def affine(raw: Tensor, eps: float, *, like: Tensor, scaling: Scaling = "sigmoid") -> tuple[Tensor, Tensor, Tensor]:

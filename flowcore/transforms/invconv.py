@@ -1,6 +1,6 @@
 """Invertible 1x1 convolution, a learned mixing of channels; and permutation, a fixed one."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..device import float32_arithmetic, float64, no_autocast
 from ..errors import FlowError
+from .level_condition import LevelCondition
 from .transform import Transform
 
 Start = Literal["orthogonal", "principal", "reverse"]
@@ -50,7 +51,7 @@ class InvertibleConv(Transform):
         with no_autocast(lower.device), float32_arithmetic():
             return self.permutation @ lower @ upper
 
-    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         matrix = self.matrix()
         if self.lu:
             log_det = self.log_diagonal.sum()
@@ -58,11 +59,11 @@ class InvertibleConv(Transform):
             log_det = torch.linalg.slogdet(float64(matrix))[1].to(device=x.device, dtype=x.dtype)
         return _mix(x, matrix), (x.shape[-2] * x.shape[-1] * log_det).expand(x.shape[0])
 
-    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         return _mix(z, torch.linalg.inv(float64(self.matrix())).to(z))
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
+    def initialize(self, x: Tensor, cond: LevelCondition | None = None) -> Tensor:
         if self.start == "principal":
             pixels = float64(x).transpose(0, 1).flatten(1)  # (C, B*H*W)
             axes = torch.linalg.eigh(torch.cov(pixels))[1].flip(1).T  # rows, largest variance first
@@ -94,10 +95,10 @@ class Permutation(Transform):
             raise FlowError(f"A permutation lists each of 0 to C - 1 once; got {order.tolist()}.")
         self.register_buffer("order", order.long())
 
-    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         return x[:, self.order], x.new_zeros(x.shape[0])
 
-    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         return z[:, self.order.argsort()]
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..device import float64, no_autocast
 from .fixed_point import fixed_point
+from .level_condition import LevelCondition
 from .probes import Estimated, require_exact
 
 Solver = Literal["rk4", "rk4_38", "midpoint", "euler"]
@@ -69,13 +70,13 @@ class ODE(Estimated):
         self.sqrt_end_time = nn.Parameter(torch.ones(()))
         self.costs: list[Tensor] | None = None
 
-    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         with no_autocast(z.device):
             for number in reversed(range(self.steps)):
                 z = self.step_back(z, number)
         return z
 
-    def by_position(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+    def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         probe = None if self.how == "exact" else self.probe(x, cond)
         if probe is None:
             require_exact(x[0].numel())
@@ -89,7 +90,7 @@ class ODE(Estimated):
             self.costs.append(costs)
         return x, logdet
 
-    def encode(self, x: Tensor, cond: Any = None) -> Tensor:
+    def encode(self, x: Tensor, cond: LevelCondition | None = None) -> Tensor:
         with no_autocast(x.device):
             for number in range(self.steps):
                 x = self.move(x, number)

@@ -1,13 +1,13 @@
 """From pixels in [0, 1] to the range in which a flow works: a fixed affine map, the logit, or decorrelation."""
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..device import float32_arithmetic, float64, no_autocast
+from .level_condition import LevelCondition
 from .transform import Transform
 
 
@@ -23,10 +23,10 @@ class PixelMap(Transform):
         super().__init__()
         self.shift, self.width = shift, width
 
-    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         return (x - self.shift) / self.width, x.new_full((x.shape[0],), -x[0].numel() * math.log(self.width))
 
-    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         return z * self.width + self.shift
 
 
@@ -44,10 +44,10 @@ class Logit(Transform):
         super().__init__()
         self.alpha = alpha
 
-    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         return (torch.sigmoid(z) - self.alpha) / (1 - 2 * self.alpha)
 
-    def by_position(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+    def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         p = self.alpha + (1 - 2 * self.alpha) * x
         log_p, log_q = torch.log(p), torch.log1p(-p)
         return log_p - log_q, (math.log(1 - 2 * self.alpha) - log_p - log_q).sum(1)
@@ -70,15 +70,15 @@ class ChannelWhitening(Transform):
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("matrix", torch.eye(channels))
 
-    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         log_det = torch.linalg.slogdet(float64(self.matrix))[1].to(x) * x.shape[-2] * x.shape[-1]
         return _mix(x - self.mean[:, None, None], self.matrix), log_det.expand(x.shape[0])
 
-    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         return _mix(z, torch.linalg.inv(float64(self.matrix)).to(z)) + self.mean[:, None, None]
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
+    def initialize(self, x: Tensor, cond: LevelCondition | None = None) -> Tensor:
         pixels = float64(x).transpose(0, 1).flatten(1)  # (C, B*H*W)
         ridge = 1e-8 * torch.eye(len(pixels), dtype=pixels.dtype, device=pixels.device)  # for constant channels
         self.mean.copy_(pixels.mean(1).to(x))

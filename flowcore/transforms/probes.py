@@ -1,48 +1,35 @@
 """Log-determinants without a closed form: estimated with probes, or exact, from the whole Jacobian of small images."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..device import float64
 from ..errors import ConditionError
+from .level_condition import LevelCondition, Probes
 from .transform import Transform
 
 MAX_DIMENSIONS = 4096  # of an exact logdet: a Jacobian of 134 MB in float64
 ROWS_AT_ONCE = 256  # of a Jacobian
 
 
-@dataclass(frozen=True, kw_only=True)
-class Probes:
-    """Random vectors e with ``E[e e^T] = I``, from which ``e^T A e`` estimates the trace of A without bias.
-
-    One for every estimated transform of a flow, in the data-to-latent direction. Coefficients are ones for a truncated
-    series; ``1 / P(N >= k)`` where the number of terms N was drawn, which makes the estimate unbiased.
-    """
-
-    vectors: tuple[Tensor, ...]  # in the shape of each transform's input
-    coefficients: tuple[tuple[float, ...], ...]  # of the terms 1, 2, ... of each power series; empty without a series
-    neumann: bool = False  # whether gradients estimate that of the true logdet, instead of being the estimate's
-
-
 class Estimated(Transform):
-    """A bijection whose logdet has no closed form: estimated if ``cond`` is ``Probes``, exact if it is None."""
+    """A bijection whose logdet has no closed form: estimated if the condition has ``probes``, else exact."""
 
     number = 0  # among the estimated transforms of its flow, which sets it; and so of its probe
     has_series = True  # whether the estimate is a power series, with a choice of terms
 
-    def probe(self, x: Tensor, cond: Any) -> Tensor | None:
+    def probe(self, x: Tensor, cond: LevelCondition | None) -> Tensor | None:
         """Select this transform's probe, in the precision of ``x``, or None; ConditionError if it does not fit."""
-        if cond is None:
+        probes = None if cond is None else cond.probes
+        if probes is None:
             return None
-        if not isinstance(cond, Probes) or self.number >= len(cond.vectors):
+        if self.number >= len(probes.vectors):
             raise ConditionError(
                 "The probes are not this flow's. Draw them with likelihood.with_probes(flow, image.shape)."
             )
-        vector = cond.vectors[self.number]
+        vector = probes.vectors[self.number]
         if vector.shape != x.shape:
             raise ConditionError(
                 f"Expected a probe of shape {tuple(x.shape)}; got {tuple(vector.shape)}. Draw probes for images of "

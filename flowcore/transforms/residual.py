@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from .fixed_point import fixed_point
-from .probes import Estimated, Probes, exact_logdet
+from .level_condition import LevelCondition, Probes
+from .probes import Estimated, exact_logdet
 
 ADVICE = "Call flow.normalize(), which bounds the norms of its weights; if the model comes from a file, fetch it again."
 
@@ -29,7 +30,7 @@ class Residual(Estimated):
         super().__init__()
         self.network: Any = network
 
-    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         g = self.network
         with torch.no_grad():
             weights = g.weights()
@@ -48,10 +49,10 @@ class Residual(Estimated):
             x.register_hook(whole)
         return x
 
-    def encode(self, x: Tensor, cond: Any = None) -> Tensor:
+    def encode(self, x: Tensor, cond: LevelCondition | None = None) -> Tensor:
         return x + self.network(x)
 
-    def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
+    def initialize(self, x: Tensor, cond: LevelCondition | None = None) -> Tensor:
         self.normalize()
         return self.encode(x)
 
@@ -59,10 +60,10 @@ class Residual(Estimated):
         """Measure the norms of the weights, which bound g; needed after every change of the weights."""
         self.network.normalize(tolerance)
 
-    def by_position(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+    def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         probe = self.probe(x, cond)
-        if probe is not None:
-            return self._estimate(x, probe, cond)
+        if probe is not None and cond is not None and cond.probes is not None:
+            return self._estimate(x, probe, cond.probes)
         logdets: list[Tensor] = []
         for item in x.split(1):
             transposed = self.network.linearize(item)[1]
@@ -70,16 +71,16 @@ class Residual(Estimated):
         logdet = torch.cat(logdets) / x[0, 0].numel()
         return self.encode(x), logdet[:, None, None].expand(-1, *x.shape[2:])
 
-    def _estimate(self, x: Tensor, probe: Tensor, cond: Probes) -> tuple[Tensor, Tensor]:
+    def _estimate(self, x: Tensor, probe: Tensor, probes: Probes) -> tuple[Tensor, Tensor]:
         value, transposed = self.network.linearize(x)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not cond.neumann):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not probes.neumann):
             power, series, neumann = probe, torch.zeros_like(probe), probe
-            for k, factor in enumerate(cond.coefficients[self.number], 1):
+            for k, factor in enumerate(probes.coefficients[self.number], 1):
                 power = -transposed(power)  # (-J^T)^k e
                 series = series - factor / k * power
                 neumann = neumann + factor * power
         logdet = (probe * series).sum(1)
-        if cond.neumann and torch.is_grad_enabled():
+        if probes.neumann and torch.is_grad_enabled():
             surrogate = (probe * transposed(neumann)).sum(1)
             logdet = logdet + surrogate - surrogate.detach()
         return x + value, logdet

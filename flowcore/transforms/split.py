@@ -1,22 +1,21 @@
 """Split, Whiten, Center, Variances: how some channels of a level, or all of the last, become latents."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from ..errors import ConditionError
+from .level_condition import LevelCondition
 from .transform import Transform
 
 SMALLEST = 1e-12  # variance; a step of training may make one negative
 
 
-class Split(Transform):
+class Split(Transform[tuple[Tensor, Tensor]]):
     """Factor out the second part of the channels, whitened by a prior that the first part predicts.
 
     With ``x = [kept, rest]`` and ``mean, log_std = conditioner(kept)`` (even and odd channels): forward: ``latent =
     (rest - mean) * exp(-log_std)``; logdet: ``-sum log_std``; inverse: ``rest = mean + exp(log_std) * latent``. Without
-    a conditioner, mean and log_std are zero; a ``labeled`` one also sees ``cond``, one-hot labels ``(B, classes)``. The
+    a conditioner, mean and log_std are zero; a ``labeled`` one also sees the labels, ``(B, classes)``. The
     latent side is the pair ``(kept, latent)``, ``(B, K, H, W)`` and ``(B, C - K, H, W)``; K is half of the channels,
     rounded down, unless ``kept`` says otherwise.
 
@@ -31,28 +30,28 @@ class Split(Transform):
         """Return K for C channels; the other ``C - K`` become latents."""
         return channels // 2 if self.kept is None else self.kept
 
-    def inverse(self, z: tuple[Tensor, Tensor], cond: Any = None) -> Tensor:
+    def inverse(self, z: tuple[Tensor, Tensor], cond: LevelCondition | None = None) -> Tensor:
         kept, latent = z
         if self.conditioner is None:
             return torch.cat([kept, latent], dim=1)
-        mean, log_std = _prior(self.conditioner, kept, cond if self.labeled else None)
+        mean, log_std = _prior(self.conditioner, kept, cond.labels if self.labeled and cond else None)
         return torch.cat([kept, mean + torch.exp(log_std) * latent], dim=1)
 
-    def by_position(self, x: Tensor, cond: Any = None) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[tuple[Tensor, Tensor], Tensor]:
         kept, rest = x.tensor_split([self.kept_channels(x.shape[1])], dim=1)
         if self.conditioner is None:
             return (kept, rest), x.new_zeros(x.shape[0], *x.shape[2:])
-        mean, log_std = _prior(self.conditioner, kept, cond if self.labeled else None)
+        mean, log_std = _prior(self.conditioner, kept, cond.labels if self.labeled and cond else None)
         logdet = -log_std.sum(1).expand(x.shape[0], -1, -1)  # the prior may be one for the whole batch
         return (kept, (rest - mean) * torch.exp(-log_std)), logdet
 
 
 class Whiten(Transform):
-    """Turn the last output of a flow into standard-normal latents, by a prior that sees at most the labels.
+    """Turn the last output of a flow into standard-normal latents, by a prior that sees at most labels or anchor.
 
     With ``mean, log_std = prior(x, labels)``, on even and odd channels: forward: ``z = (x - mean) * exp(-log_std)``;
     logdet: ``-sum log_std``; inverse: ``x = mean + exp(log_std) * z``. Of ``x`` the prior may read the shape only.
-    ``cond`` is the labels, one-hot ``(B, classes)``, or None.
+    In place of labels, ``(B, classes)``, it gets the anchor if the condition has one, and nothing if it has neither.
 
     Source: the learned and class-conditional top prior of Kingma & Dhariwal's program for Glow.
     """
@@ -61,29 +60,29 @@ class Whiten(Transform):
         super().__init__()
         self.prior = prior
 
-    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        mean, log_std = _prior(self.prior, x, cond)
+    def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
+        mean, log_std = _prior(self.prior, x, _labels_or_anchor(cond))
         return (x - mean) * torch.exp(-log_std), -log_std.flatten(1).sum(1).expand(x.shape[0])
 
-    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
-        mean, log_std = _prior(self.prior, z, cond)
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
+        mean, log_std = _prior(self.prior, z, _labels_or_anchor(cond))
         return mean + torch.exp(log_std) * z
 
-    def by_position(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        mean, log_std = _prior(self.prior, x, cond)
+    def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
+        mean, log_std = _prior(self.prior, x, _labels_or_anchor(cond))
         return (x - mean) * torch.exp(-log_std), -log_std.sum(1).expand(x.shape[0], -1, -1)
 
 
 class Center(Transform):
-    """Subtract the mean, which is the condition: ``z = x - cond``; logdet: 0; inverse: ``x = z + cond``."""
+    """Subtract the condition's anchor: ``z = x - anchor``; logdet: 0; inverse: ``x = z + anchor``."""
 
     uniform_logdet = True
 
-    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        return x - _mean(x, cond), x.new_zeros(x.shape[0])
+    def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
+        return x - _anchor(x, cond), x.new_zeros(x.shape[0])
 
-    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
-        return z + _mean(z, cond)
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
+        return z + _anchor(z, cond)
 
 
 class Variances(Transform):
@@ -99,29 +98,34 @@ class Variances(Transform):
         super().__init__()
         self.var = nn.Parameter(torch.ones(channels, height, width))
 
-    def by_position(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+    def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         var = self.var.clamp(min=SMALLEST)
         return x / var.sqrt(), (-0.5 * var.log()).sum(0).expand(len(x), -1, -1)
 
-    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         return z * self.var.clamp(min=SMALLEST).sqrt()
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
+    def initialize(self, x: Tensor, cond: LevelCondition | None = None) -> Tensor:
         self.var.copy_(x.square().mean((0, 2, 3)).clamp(min=SMALLEST)[:, None, None].expand_as(self.var))
         return self.encode(x)
 
 
-def _mean(x: Tensor, cond: Any) -> Tensor:
-    if not isinstance(cond, Tensor) or cond.shape[1:] != x.shape[1:] or cond.shape[0] not in (1, x.shape[0]):
-        actual = f"{tuple(cond.shape)}" if isinstance(cond, Tensor) else "none"
+def _anchor(x: Tensor, cond: LevelCondition | None) -> Tensor:
+    anchor = None if cond is None else cond.anchor
+    if anchor is None or anchor.shape[1:] != x.shape[1:] or anchor.shape[0] not in (1, x.shape[0]):
         raise ConditionError(
-            f"Expected a condition of {x.shape[0]} items with a mean of shape {tuple(x.shape[1:])}; got {actual}. "
-            "Encode the condition from an image of the matching size and batch."
+            f"Expected a condition of {x.shape[0]} items with a mean of shape {tuple(x.shape[1:])}; got "
+            f"{'none' if anchor is None else tuple(anchor.shape)}. Encode the condition from an image of the matching "
+            "size and batch."
         )
-    return cond
+    return anchor
 
 
-def _prior(network: nn.Module, kept: Tensor, labels: Any) -> tuple[Tensor, Tensor]:
-    raw = (network(kept) if labels is None else network(kept, labels)).to(kept.dtype)
+def _labels_or_anchor(cond: LevelCondition | None) -> Tensor | None:
+    return None if cond is None else cond.labels if cond.anchor is None else cond.anchor
+
+
+def _prior(network: nn.Module, x: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
+    raw = (network(x) if seen is None else network(x, seen)).to(x.dtype)
     return raw[:, 0::2], raw[:, 1::2]

@@ -1,13 +1,13 @@
 """Squeezes: space to depth in two channel orders or as a Haar transform, and back; flattening, and back."""
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ShapeError
+from .level_condition import LevelCondition
 from .transform import Transform
 
 
@@ -25,11 +25,11 @@ class Squeeze(Transform):
         super().__init__()
         self.factor = factor
 
-    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         require_blocks(x, self.factor, "Squeeze")
         return F.pixel_unshuffle(x, self.factor), x.new_zeros(x.shape[0])
 
-    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         return F.pixel_shuffle(z, self.factor)
 
     def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -45,12 +45,12 @@ class OrderedSqueeze(Squeeze):
     Source: Dinh et al., "Real NVP", section 3.6 and its program.
     """
 
-    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         require_blocks(x, 2, "Squeeze")
         groups = [x[:, :, dy::2, dx::2] for dy, dx in ((0, 0), (1, 1), (0, 1), (1, 0))]
         return torch.cat(groups, dim=1), x.new_zeros(x.shape[0])
 
-    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         first, diagonal, right, below = z.chunk(4, dim=1)
         return F.pixel_shuffle(torch.stack([first, right, below, diagonal], dim=2).flatten(1, 2), 2)
 
@@ -60,10 +60,10 @@ class Unsqueeze(Transform):
 
     uniform_logdet = True
 
-    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         return F.pixel_shuffle(x, 2), x.new_zeros(x.shape[0])
 
-    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         return F.pixel_unshuffle(z, 2)
 
     def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -82,12 +82,12 @@ class Flatten(Transform):
         super().__init__()
         self.shape = (channels, height, width)
 
-    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         if x.shape[1:] != self.shape:
             raise ShapeError(f"Expected images of shape (B, {', '.join(map(str, self.shape))}); got {tuple(x.shape)}.")
         return x.reshape(x.shape[0], -1, 1, 1), x.new_zeros(x.shape[0])
 
-    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         return z.reshape(z.shape[0], *self.shape)
 
     def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -97,10 +97,10 @@ class Flatten(Transform):
 class Unflatten(Flatten):
     """Undo a ``Flatten`` in the middle of a flow: its forward is ``Flatten.inverse``; logdet: 0."""
 
-    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         return super().inverse(x), x.new_zeros(x.shape[0])
 
-    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         return super().forward(z)[0]
 
     def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -119,12 +119,12 @@ class Haar(Squeeze):
     section 3; used inside flows by Ardizzone et al. 2019.
     """
 
-    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         require_blocks(x, 2, "Haar")
         a, b, c, d = F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4)).unbind(2)  # each (B, C, H/2, W/2)
         return torch.cat(_bands(a, b, c, d), dim=1), x.new_zeros(x.shape[0])
 
-    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         blocks = torch.stack(_bands(*z.chunk(4, dim=1)), dim=2)  # (B, C, 4, H/2, W/2)
         return F.pixel_shuffle(blocks.flatten(1, 2), 2)
 
@@ -141,11 +141,11 @@ class InterpolatedDetails(Transform):
 
     uniform_logdet = True
 
-    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         means, details = x.tensor_split([x.shape[1] // 4], dim=1)
         return torch.cat([means, details - _predicted_details(means)], dim=1), x.new_zeros(x.shape[0])
 
-    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         means, details = z.tensor_split([z.shape[1] // 4], dim=1)
         return torch.cat([means, details + _predicted_details(means)], dim=1)
 

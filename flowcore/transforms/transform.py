@@ -16,25 +16,30 @@ encoders drop to bfloat16 or float16; their output is cast back before it reache
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, cast
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
+from typing_extensions import Self, TypeVar
 
 from ..device import require_full_precision
 from ..errors import FlowError, ShapeError
+from .level_condition import LevelCondition
+
+T = TypeVar("T")
+Latent = TypeVar("Latent", default=Tensor)  # what forward returns first
+Cond = TypeVar("Cond", default=LevelCondition)
 
 
 class NoPositionsError(FlowError):
     """A transform does not say which positions its log-determinant comes from."""
 
 
-class Transform(nn.Module):
+class Transform(nn.Module, Generic[Latent, Cond]):
     """A bijection with a known log-determinant; subclasses state their formulas and obey the law of this module.
 
-    Data and latents are ``(B, C, H, W)`` unless a subclass says otherwise. A subclass defines ``inverse``, and
-    ``by_position`` or ``forward`` or both.
+    Data and latents are ``(B, C, H, W)`` unless a subclass says otherwise: a ``Split`` has a pair of latents, a
+    ``Flow`` a list. A subclass defines ``inverse``, and ``by_position`` or ``forward`` or both.
 
     Attributes:
         uniform_logdet: Whether every position contributes the same to the logdet, whatever data and condition, as in
@@ -43,12 +48,13 @@ class Transform(nn.Module):
 
     uniform_logdet = False
 
-    def forward(self, x: Tensor, cond: Any = None) -> tuple[Any, Tensor]:
+    def forward(self, x: Tensor, cond: Cond | None = None) -> tuple[Latent, Tensor]:
         """Map data to latent; here: ``by_position``, summed.
 
         Args:
             x: Data, ``(B, C, H, W)``.
-            cond: What the transform depends on besides ``x``; see the subclass.
+            cond: What the transform is conditioned on; the subclass says which fields it reads. A ``Flow`` takes a
+                ``Condition``.
 
         Returns:
             The latent, and ``log|det dz/dx|`` in nats, ``(B,)``.
@@ -56,7 +62,7 @@ class Transform(nn.Module):
         z, amounts = self.by_position(x, cond)
         return z, amounts.sum((1, 2))
 
-    def inverse(self, z: Any, cond: Any = None) -> Tensor:
+    def inverse(self, z: Latent, cond: Cond | None = None) -> Tensor:
         """Map latent to data.
 
         Args:
@@ -68,11 +74,11 @@ class Transform(nn.Module):
         """
         raise NotImplementedError
 
-    def initialize(self, x: Tensor, cond: Any = None) -> Any:
+    def initialize(self, x: Tensor, cond: Cond | None = None) -> Latent:
         """Set the data-dependent parameters from a first batch and its condition, and return its latent with them."""
         return self.encode(x, cond)
 
-    def encode(self, x: Tensor, cond: Any = None) -> Any:
+    def encode(self, x: Tensor, cond: Cond | None = None) -> Latent:
         """Map data to latent only, ``forward(x, cond)[0]``: much faster where the log-determinant is costly."""
         return self.forward(x, cond)[0]
 
@@ -80,7 +86,7 @@ class Transform(nn.Module):
         """Compute the shape of the latent of one item, ``(C, H, W)``, from that of its data."""
         return shape
 
-    def by_position(self, x: Tensor, cond: Any = None) -> tuple[Any, Tensor]:
+    def by_position(self, x: Tensor, cond: Cond | None = None) -> tuple[Latent, Tensor]:
         """Map data to latent, with the log-determinant resolved by position.
 
         Returns:
@@ -147,19 +153,19 @@ class Chain(Transform):
         """List the transforms in the data-to-latent direction."""
         return list(self.transforms)  # pyright: ignore[reportReturnType]
 
-    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         logdet = x.new_zeros(x.shape[0])
         for part in self.parts():
             x, part_logdet = part(x, cond)
             logdet = logdet + part_logdet
         return x, logdet
 
-    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         for part in reversed(self.parts()):
             z = part.inverse(z, cond)
         return z
 
-    def encode(self, x: Tensor, cond: Any = None) -> Tensor:
+    def encode(self, x: Tensor, cond: LevelCondition | None = None) -> Tensor:
         for part in self.parts():
             x = part.encode(x, cond)
         return x
@@ -169,7 +175,7 @@ class Chain(Transform):
             shape = part.output_shape(shape)
         return shape
 
-    def by_position(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+    def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         height, width = x.shape[-2:]
         total = x.new_zeros(x.shape[0], height, width)
         for part in self.parts():
@@ -177,7 +183,7 @@ class Chain(Transform):
             total = total + spread(amounts, height, width)
         return x, total
 
-    def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
+    def initialize(self, x: Tensor, cond: LevelCondition | None = None) -> Tensor:
         for part in self.parts():
             x = part.initialize(x, cond)
         return x
@@ -188,10 +194,10 @@ def flat_parts(transform: Transform) -> list[Transform]:
     return [t for p in transform.parts() for t in flat_parts(p)] if isinstance(transform, Chain) else [transform]
 
 
-def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Apply a function to every tensor in a nest of lists, tuples and dataclasses; all else stays."""
+def map_tensors(change: Callable[[Tensor], Tensor], value: T) -> T:
+    """Apply a function to every tensor in nested lists, tuples and dataclasses; all else stays."""
     if isinstance(value, Tensor):
-        return change(value)
+        return cast("T", change(value))
     if isinstance(value, (list, tuple)):
         return type(value)(map_tensors(change, part) for part in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -200,8 +206,8 @@ def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
     return value
 
 
-def tensors(value: Any) -> list[Tensor]:
-    """List the tensors in a nest."""
-    found: list[Tensor] = []
-    map_tensors(lambda t: found.append(t) or t, value)
-    return found
+def tensors(value: object) -> list[Tensor]:
+    """List the tensors in nested lists, tuples and dataclasses."""
+    result: list[Tensor] = []
+    map_tensors(lambda t: result.append(t) or t, value)
+    return result

@@ -68,14 +68,14 @@ def test_latents_logdet_and_samples(name, way):
     near(logdet - prelude + WEIGHTS[name]["var"].to(z).log().sum() / 2, io["logdet"])
     near(2 * flow.inverse([eps], cond) - 1, io["sample"])
     first = flow.levels[0].steps.transforms[0]
-    near(sequence(first(flow.levels[0].squeeze(2 * x - 1)[0], cond and cond.features[0])[0]), io["block0"])
+    near(sequence(first(flow.levels[0].squeeze(2 * x - 1)[0], cond and cond.at_level(0))[0]), io["block0"])
 
 
 @every_way
 def test_without_a_label_there_is_the_mean_over_classes(way):
     flow = as_ours(TARFLOW, WEIGHTS["cond"], way)
     x, _, cond = in_model(flow, "cond")
-    unlabeled = flow.encode_condition(torch.full((4,), 4)).map_tensors(lambda t: t.to(cond.features[0]))
+    unlabeled = flow.encode_condition(torch.full((4,), 4)).map_tensors(lambda t: t.to(cond.labels))
     near(sequence(flow(x, unlabeled)[0][0]), RECORDED["cond"]["z_without_label"])
 
 

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from builders import move_buffers
 
-from flowcore.condition import MultiScaleFeatures
 from flowcore.inference.conditioners import UnsplitConditioner, folded_conditioner
 from flowcore.inference.convolutions import ConditionConv, Conv, StreamedConditionConv, convolve_enlarged
 from flowcore.inference.encoders import FoldedDenseBlock
@@ -23,6 +22,7 @@ from flowcore.transforms import (
     ChannelWhitening,
     Coupling,
     InvertibleConv,
+    MultiScaleFeatures,
     Permutation,
     SignedActNorm,
     Squeeze,

@@ -17,12 +17,14 @@ from flowcore.transforms import (
     BatchNorm,
     Coupling,
     InvertibleConv,
+    LevelCondition,
     Logit,
     Permutation,
     SignedActNorm,
     Split,
     Transform,
     batch_moments,
+    map_tensors,
 )
 from flowcore.transforms.coupling import affine, halves
 
@@ -128,6 +130,15 @@ def flow_amounts(mistake):
     return flow, {"x": torch.rand(2, 1, 4, 8, generator=torch.Generator().manual_seed(1))}
 
 
+def inverse_of_another_condition(t, z, cond):
+    return Coupling.inverse(t, z, map_tensors(torch.zeros_like, cond))
+
+
+def changing_its_condition(t, x, cond=None):
+    cond.features.clamp_(min=0)
+    return Coupling.forward(t, x, cond)
+
+
 def centered_by_the_batch(t, x, cond=None):
     return x - x.mean((0, 2, 3), keepdim=True).detach(), x.new_zeros(len(x))
 
@@ -160,8 +171,8 @@ WRONG = {
         inverse=lambda t, z, cond=None: torch.cat([z[:, :1], z], dim=1),
     )(),
     "round trip: inverse": lambda: (
-        inverse(Coupling, lambda t, z, cond: Coupling.inverse(t, z, torch.zeros_like(cond)), network(2 + 4)),
-        {"cond": batch() + 1},
+        inverse(Coupling, inverse_of_another_condition, network(2 + 4)),
+        {"cond": LevelCondition(features=batch() + 1)},
     ),
     "round trip: inverse returns the data only": lambda: (
         inverse(ActNorm, lambda t, z, cond: (ActNorm.inverse(t, z), z.new_zeros(len(z))), 4),
@@ -173,8 +184,8 @@ WRONG = {
         {"law": check_round_trip, "x": batch().sigmoid()},
     ),
     "untouched: forward changed its argument$": lambda: (
-        wrong(Coupling, forward=lambda t, x, cond=None: Coupling.forward(t, x, cond.clamp_(min=0)))(network(2 + 4)),
-        {"cond": batch()},
+        wrong(Coupling, forward=changing_its_condition)(network(2 + 4)),
+        {"cond": LevelCondition(features=batch())},
     ),
     "untouched: inverse keeps something in the module": lambda: inverse(InvertibleConv, caching_inverse, 4),
     "untouched: forward changed the module's attribute": counting,

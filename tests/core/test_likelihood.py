@@ -21,7 +21,7 @@ from flowcore.dequantization import (
 from flowcore.flow import Level
 from flowcore.likelihood import bits_per_dim, effective_samples, importance_weighted, log_prob, log_weight
 from flowcore.testing import check, jacobian_logdet, perturbed
-from flowcore.transforms import ActNorm, InvertibleConv
+from flowcore.transforms import ActNorm, InvertibleConv, LevelCondition
 
 from .bounds import log_weights
 
@@ -184,7 +184,7 @@ def variational(channels=1, strength=0.3, **options):
 
 
 def test_variational_noise_has_the_density_of_its_jacobian():
-    check(variational(3, 0).flow, torch.randn(2, 12, 2, 3), torch.randn(2, 24, 2, 3))
+    check(variational(3, 0).flow, torch.randn(2, 12, 2, 3), LevelCondition(features=torch.randn(2, 24, 2, 3)))
     q = variational()
     k = torch.randint(0, 256, (2, 1, 2, 4)).double()
     e = torch.randn(2, 1, 2, 4, dtype=torch.float64)

@@ -11,7 +11,7 @@ from flowcore.errors import ConditionError, FlowError, ShapeError
 from flowcore.likelihood import with_probes
 from flowcore.networks import VectorField
 from flowcore.testing import check, check_gradients, check_round_trip, check_untouched, perturbed
-from flowcore.transforms import ODE, Chain, Probes, path_costs
+from flowcore.transforms import ODE, Chain, LevelCondition, Probes, path_costs
 from flowcore.transforms.fixed_point import fixed_point
 
 
@@ -33,7 +33,7 @@ def batch(channels=3, height=3, width=4, n=2):
 
 def signs(x, seed=3):
     e = torch.randint(0, 2, x.shape, generator=torch.Generator().manual_seed(seed)).to(x) * 2 - 1
-    return Probes(vectors=(e,), coefficients=((),))
+    return LevelCondition(probes=Probes(vectors=(e,), coefficients=((),)))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_all_unit_vectors_give_the_exact_trace_and_its_map():
     exact, total = ode.by_position(x)[1], 0
     for unit in torch.eye(x[0].numel(), dtype=x.dtype):
         e = unit.reshape(1, *x.shape[1:]).expand_as(x)
-        total = total + ode.by_position(x, Probes(vectors=(e,), coefficients=((),)))[1]
+        total = total + ode.by_position(x, LevelCondition(probes=Probes(vectors=(e,), coefficients=((),))))[1]
     assert torch.allclose(total, exact, atol=1e-12)
 
 

@@ -15,7 +15,6 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import flowcore
 from flowcore import testing as laws
-from flowcore.condition import MultiScaleFeatures
 from flowcore.errors import ConditionError, FlowError, PrecisionError
 from flowcore.flow import Level
 from flowcore.inference import strips
@@ -28,7 +27,7 @@ from flowcore.models import ARCHITECTURES, build, configure
 from flowcore.prior import sample_latents
 from flowcore.testing import close, tensors
 from flowcore.training.stage import PeakMemory
-from flowcore.transforms import Chain, Permutation, Squeeze
+from flowcore.transforms import Chain, MultiScaleFeatures, Permutation, Squeeze
 
 ROWS = 10  # of the coarsest grid: strips have at least 8, so that there are several on every grid, and a lower last one
 FEW = ("srflow x4 residual", "hcflow", "glow with labels", "realnvp", "colorizer")

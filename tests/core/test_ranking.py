@@ -162,7 +162,7 @@ def test_likelihood_of_colorings_is_that_of_the_coarsest_grid(colorizer):
     cond = colorizer.encode_condition(color.luma(y.expand(-1, 3, -1, -1)))
     x = colorizer.prelude(chroma + color.NEUTRAL)[0]
     coarse = Haar()(x)[0][:, :2]  # two grids: the means of the finer one are the coarser one
-    z, logdet = colorizer.levels[1].steps(Haar()(coarse)[0], cond.features[1].expand(3, -1, -1, -1))
+    z, logdet = colorizer.levels[1].steps(Haar()(coarse)[0], cond.expand(3).at_level(1))
     log_prob = (logdet + log_density(z).flatten(1).sum(1)).double()
     size = z[0].numel()
     whitening = colorizer.prelude(chroma)[1].double() * size / chroma[0].numel()

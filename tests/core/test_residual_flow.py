@@ -17,7 +17,7 @@ from flowcore.inference.plan import Plan
 from flowcore.likelihood import with_probes
 from flowcore.networks import ContractiveNetwork
 from flowcore.networks.contractive import ELU, LipschitzConv, LipSwish
-from flowcore.transforms import Probes, Residual
+from flowcore.transforms import LevelCondition, Probes, Residual
 
 tiny = functools.partial(build_minimal, "residual_flow")
 
@@ -67,7 +67,8 @@ def test_unit_vectors_add_up_to_the_series(coefficients):
     """Summed over the D unit vectors in place of probes, the estimate is the series itself."""
     made, x = block(), random_image(1, 2, 2, 3).double()
     units = torch.eye(12, dtype=torch.float64).reshape(12, 2, 2, 3)
-    estimate = made(x.expand(12, -1, -1, -1), Probes(vectors=(units,), coefficients=(coefficients,)))[1].sum()
+    probes = Probes(vectors=(units,), coefficients=(coefficients,))
+    estimate = made(x.expand(12, -1, -1, -1), LevelCondition(probes=probes))[1].sum()
     assert float(estimate) == pytest.approx(series(jacobian(made.network, x), coefficients), abs=1e-12)
 
 
@@ -92,7 +93,7 @@ def test_gradients_by_neumann_have_the_mean_of_the_determinants():
     assert sum(g is not None and bool(g.abs().max() > 1e-3) for g in theirs) > 3
     for neumann in (False, True):
         cond = Probes(vectors=(probes,), coefficients=((1.0,) * 60,), neumann=neumann)
-        estimate = made(x.expand(256, -1, -1, -1), cond)[1].mean()
+        estimate = made(x.expand(256, -1, -1, -1), LevelCondition(probes=cond))[1].mean()
         assert float(estimate) == pytest.approx(float(exact), abs=1e-9)  # the value does not depend on the gradient
         ours = torch.autograd.grad(estimate, list(made.parameters()), allow_unused=True)
         for a, b in zip(ours, theirs, strict=True):

@@ -25,6 +25,7 @@ from flowcore.transforms import (
     Injector,
     InterpolatedDetails,
     InvertibleConv,
+    LevelCondition,
     Logit,
     OrderedSqueeze,
     Permutation,
@@ -56,7 +57,7 @@ def local(inputs, outputs):
 
 def labels(classes=3, batch=2):
     """Weights of classes, a different mixture for each item."""
-    return torch.softmax(data(1, batch, classes, batch=1)[0, 0], dim=1)
+    return LevelCondition(labels=torch.softmax(data(1, batch, classes, batch=1)[0, 0], dim=1))
 
 
 def mixed(channels, batch=4):
@@ -87,7 +88,11 @@ def plain(transform, x):
 
 
 def features(channels):
-    return data(channels, seed=2) if channels else None
+    return LevelCondition(features=data(channels, seed=2)) if channels else None
+
+
+def anchor(channels):
+    return LevelCondition(anchor=data(channels, seed=2))
 
 
 def coupling(channels=5, cond_channels=0, swap=False, scaling="sigmoid", **options):
@@ -178,7 +183,7 @@ CASES = {
     **by_options(coupling, {"scaling": "exp", "swap": True, "cond_channels": 3}),
     **by_options(coupling, *options(scaling=["narrow", "none"], swap=[False, True], first=[1, 3])),
     "coupling with dense convolutions": lambda: case(Coupling(DenseConvs(3, 2, 4), scaling="narrow", first=3), data(5)),
-    "whiten around an anchor": lambda: (Whiten(AnchorPrior(-2.0)), data(5), data(5, seed=2), False),
+    "whiten around an anchor": lambda: (Whiten(AnchorPrior(-2.0)), data(5), anchor(5), False),
     # odd sides have more squares of one color
     **by_options(checkerboard, *options(shape=[(1, 3, 5), (3, 4, 3)], parity=[0, 1], mask_channel=[False, True])),
     **by_options(injector, {"eps": 0.0}, {"eps": 1e-4}, {"scaling": "atan"}, {"scaling": "exp"}),
@@ -277,7 +282,7 @@ def test_extreme_conditioner_outputs_stay_finite():
     raw = torch.tensor([-60.0, -20.0, 20.0, 80.0]).repeat_interleave(2).view(1, 8, 1, 1).expand(1, 8, 2, 3)
     x = torch.randn(1, 4, 2, 3)
     for eps in (0.0, 1e-4):
-        z, logdet = Injector(_Constant(raw), eps=eps)(x, x)
+        z, logdet = Injector(_Constant(raw), eps=eps)(x, LevelCondition(features=x))
         assert z.isfinite().all()
         expected = torch.log(torch.sigmoid(raw[:, 1::2].double() + 2) + eps).sum()
         assert torch.allclose(logdet.double(), expected, rtol=1e-5)
@@ -349,7 +354,7 @@ SCALINGS = [
 def test_scalings_follow_their_formulas(scaling, eps, log_scale):
     x, raw = data(5), 2 * data(10, seed=5)
     logs = log_scale(raw[:, 1::2])
-    z, logdet = Injector(_Constant(raw), scaling=scaling, eps=eps)(x, data(3, seed=2))
+    z, logdet = Injector(_Constant(raw), scaling=scaling, eps=eps)(x, features(3))
     assert torch.allclose(z, (x + raw[:, 0::2]) * logs.exp(), atol=1e-12)
     assert torch.allclose(logdet, logs.flatten(1).sum(1), atol=1e-12)
 
@@ -490,12 +495,13 @@ def test_odd_sides_are_refused():
 
 
 def test_condition_of_another_size_is_refused():
-    takers = (Injector(network(5, 10)), 5), (Coupling(network(5, 6)), 3), (ConditionOnChannels(2, ActNorm(3)), 1)
+    on_channels = ConditionOnChannels(2, Injector(network(3, 6)))
+    takers = (Injector(network(5, 10)), 5), (Coupling(network(5, 6)), 3), (on_channels, 1)
     for (transform, channels), wrong in itertools.product(takers, ({"height": 2}, {"width": 3}, {"batch": 1})):
         cond = data(channels, **wrong).float()
         given = f"{cond.shape[0]} items on a {cond.shape[2]}x{cond.shape[3]} grid"
         with pytest.raises(ConditionError, match=f"2 items on a 4x6 grid; got {given}"):
-            transform(data(5).float(), cond)
+            transform(data(5).float(), LevelCondition(features=cond))
     with pytest.raises(ConditionError, match="4x6 grid; got none"):
         Injector(network(3, 10))(data(5).float())
 

@@ -1,0 +1,70 @@
+"""What a transform is conditioned on: ``LevelCondition``, and the features and probes that it may hold."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ScaledFeatures = tuple[Tensor, int]  # features, and the factor by which to enlarge them, by nearest neighbor
+
+ConditionTerms = tuple[Tensor | None, Tensor | None]
+"""What a coupling or injector computes from the condition alone: the condition's term of its first convolution, or, if
+nothing else enters its network, the network's output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiScaleFeatures:
+    """Features of one level on several grids; those that are to be enlarged stay small."""
+
+    sources: tuple[ScaledFeatures, ...]  # (B, C_i, H / factor, W / factor); their channels are concatenated
+    # per coupling and injector of the level, in the data-to-latent direction; from ``Condition.prepare``, if called
+    precomputed: tuple[ConditionTerms, ...] | None = None
+
+    def merged(self) -> Tensor:
+        """Enlarge and concatenate all sources: ``(B, C, H, W)``."""
+        enlarged = [t if f == 1 else F.interpolate(t, scale_factor=f, mode="nearest") for t, f in self.sources]
+        return torch.cat(enlarged, dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probes:
+    """Random vectors e with ``E[e e^T] = I``, from which ``e^T A e`` estimates the trace of A without bias.
+
+    One for every estimated transform of a flow, in the data-to-latent direction. Coefficients are ones for a truncated
+    series; ``1 / P(N >= k)`` where the number of terms N was drawn, which makes the estimate unbiased.
+    """
+
+    vectors: tuple[Tensor, ...]  # in the shape of each transform's input
+    coefficients: tuple[tuple[float, ...], ...]  # of the terms 1, 2, ... of each power series; empty without a series
+    neumann: bool = False  # whether gradients come from the Neumann series, instead of differentiating the estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelCondition:
+    """What the transforms of one level are conditioned on: each reads the fields that it needs, and ignores the others.
+
+    ``Condition.at_level`` makes it from the condition of a whole flow.
+
+    Attributes:
+        features: Conditioning features on the grid of the level, ``(B, C, H, W)``, for couplings and injectors.
+        multi_scale: The same features before they are enlarged, for the steps of a ``Plan``.
+        flow_channels: Channels of the flow itself, ``(B, C, H, W)``, on which other channels are conditioned.
+        labels: Weights of the classes, ``(B or 1, K)``, for learned priors and ``Autoregression``.
+        anchor: Where the flow's last output is expected, ``(B or 1, C, h, w)``, for ``Center`` and ``Whiten``.
+        probes: Random vectors that estimate log-determinants without a closed form; None for exact ones.
+        guidance: Classifier-free guidance toward the labels, ``(B or 1, 4)``: weight, whether scales are guided,
+            whether the weight rises, temperature; see ``condition.Guidance``. For ``Autoregression.inverse``.
+    """
+
+    features: Tensor | None = None
+    multi_scale: MultiScaleFeatures | None = None
+    flow_channels: Tensor | None = None
+    labels: Tensor | None = None
+    anchor: Tensor | None = None
+    probes: Probes | None = None
+    guidance: Tensor | None = None
+
+    def network_inputs(self) -> list[Tensor]:
+        """List what couplings and injectors concatenate: the flow's channels, then the features, if there are any."""
+        return [t for t in (self.flow_channels, self.features) if t is not None]
