@@ -1,19 +1,19 @@
-"""Seconds, memory and errors of what flowcore does, beside a plain program of it, other libraries and other ways.
+"""Seconds, memory and errors of flowcore, compared with a plain program, other libraries and other methods.
 
     pip install -e '.[benchmarks]'
     python -m benchmarks [--only srflow glow sizes] [--threads 2] [--pairs 5]
 
-Prints a table for each subject, and all of it as JSON on the last line; the same goes to benchmarks.json and
-benchmarks.md in the folder of ``--out``, after every subject. Asserts nothing. What it compares with is optional: what
-is missing is a row that says so.
+Prints a table for each subject, and everything as JSON on the last line. After every subject, the same is written to
+benchmarks.json and benchmarks.md in the folder of ``--out``. The other libraries are optional: a missing one gets a row
+that says so.
 
-srflow      a network of the published size with random weights, beside benchmarks/published.py, bicubic and RRDB
-glow        beside normflows, nflows and FrEIA: sampling, scoring, a training step
-sizes       the shipped upscaler by output size and by samples, the colorizer at 12 megapixels
+srflow      a network of the published size with random weights, against benchmarks/published.py, bicubic and RRDB
+glow        sampling, scoring and a training step, against normflows, nflows and FrEIA
+sizes       the shipped upscaler by output size and samples, the colorizer at 12 megapixels
 
-Run it on an idle machine: what runs beside it is measured, too. ``--device cuda`` waits for the GPU around every
-measurement and counts the memory that torch gives out, and ``--lr 256`` makes srflow's output a megapixel. None of that
-has been run on a GPU yet; ``python -m benchmarks.gpu`` makes a report of one.
+Run it on an idle machine, because other programs disturb the measurements. ``--device cuda`` synchronizes with the GPU
+around every measurement and counts the memory that torch allocates, and ``--lr 256`` makes srflow's output a megapixel.
+None of this has been run on a GPU yet; ``python -m benchmarks.gpu`` makes a report about a GPU.
 """
 
 import importlib

@@ -1,10 +1,10 @@
-"""Where to lower the temperature, and by how much: false specks, naturalness and fidelity at several settings.
+"""False specks, naturalness and fidelity at several temperatures and calm edges.
 
 The tables of flowcore/weights/README.md:
 
     python -m benchmarks.calm_edges FOLDER [FOLDER ...] [--model srflow-x4] [--crop 320] [--held-out NAME] [--limit 6]
 
-A setting is TEMPERATURE:SHARE; the share is what ``calm_edges`` of ``flowcore.upscale`` is given.
+A setting is TEMPERATURE:SHARE, where the share is ``calm_edges`` of ``flowcore.upscale``.
 """
 
 import json

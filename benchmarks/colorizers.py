@@ -1,31 +1,30 @@
-"""Colorizers in one table, with the targets: what a backbone is worth, and what more photographs are.
+"""Compare colorizers with each other and with targets.
 
     python -m benchmarks.colorizers MODEL [NAME=MODEL ...] -o docs/colorizers.md --json runs/colorizers.json
         --photographs eval/kodak eval/cbsd68 --held-out photos-small --portraits faces/heldout
 
-Models are files, or shipped ones by name; NAME is what the rows say. All are measured by ``evaluate_colorizer`` at
-their default temperatures: on photographs (all folders together are one set), on the photographs of the --held-out
-folders that are on flowcore's list of images that no shipped model was trained on, and on aligned portraits. Prints a
-table of what there are targets for, bold where they are met, and one of everything; with -o, into a file, too. "/ gray"
-is the sum of RMSE over the sum of that of gray; lower is better.
+Models are files or names of shipped models; NAME labels the rows. All are measured by ``evaluate_colorizer`` at
+their default temperatures: on photographs (all folders together are one set), on the held-out photographs of the
+--held-out folders, and on aligned portraits. Prints a table of the measurements that have targets, bold if met, and a
+table of all measurements; -o also writes them to a file. "/ gray" is the sum of RMSE over the sum of that of gray;
+lower is better.
 
-The numbers go to the file of --json after every set. Those that it holds already, of the same weights, images and
-settings, are not measured again: so it can be interrupted, and called again with one more model.
+The numbers are written to the file of --json after every set. Numbers that it already has for the same weights, images
+and settings are not measured again, so the program can be interrupted, and run again with one more model.
 
     python -m benchmarks.colorizers MODEL --hints eval/kodak [--limit 12]
 
-tells how far a few hints go: discs of a photograph's own colors at random places. "conditioned": they are in the
-condition; "spread": they color what they are on (``hint_steps``); "locked": met exactly, as far as
-luma leaves room. RMSE over both chroma channels, one coloring per photograph: at the hints against the wanted color,
-elsewhere against the truth.
+measures how far a few hints reach: discs with a photograph's own colors at random places. "conditioned": hints are only
+part of the condition; "spread": they also color the object they lie on (``hint_steps``); "locked": they are met exactly
+where luma permits. RMSE over both chroma channels, one coloring per photograph: at the hints against their color,
+elsewhere against the original.
 
     python -m benchmarks.colorizers MODEL [NAME=MODEL ...] --objects eval/kodak photos-large photos-small [--limit 48]
 
-tells whether things get their own colors; photographs of training data are the held-out ones. All is the mean over
-pictures of cells of 16 pixels at a shorter side of 192. At temperature 0: squared error of chroma over that of gray;
-with the mean chroma of a picture taken away, the correlation with the truth and how strong it is, relative to the
-truth. Of the samples: the same error of all, and of the best; their standard deviation, mean chroma taken away, in
-1/255.
+measures whether objects get their own colors, on held-out photographs. All numbers are means over pictures, in cells of
+16 pixels at a shorter side of 192. At temperature 0: the squared error of chroma over that of gray and, after
+subtracting the mean chroma of each picture, the correlation with the original and the strength relative to it. For
+samples: the mean error, the error of the best, and the standard deviation after subtracting the mean chroma, in 1/255.
 """
 
 import argparse
@@ -76,7 +75,7 @@ class Target:
     high: float = math.inf
 
     def text(self) -> str:
-        """Say what is wanted."""
+        """Format the range."""
         if math.isinf(self.low):
             return "" if math.isinf(self.high) else f"at most {self.high:{self.style}}"
         return f"{self.low:{self.style}} to {self.high:{self.style}}"
@@ -117,11 +116,11 @@ def main() -> None:
     parser.add_argument("--held-out", type=Path, nargs="+", metavar="FOLDER", help="the data of the training")
     parser.add_argument("--portraits", type=Path, nargs="+", metavar="FOLDER", help="see SKIN_PATCH of quality/metrics")
     parser.add_argument("--hints", type=Path, metavar="FOLDER", help="photographs to color with hints instead")
-    parser.add_argument("--objects", type=Path, nargs="+", metavar="FOLDER", help="photographs to compare things of")
+    parser.add_argument("--objects", type=Path, nargs="+", metavar="FOLDER", help="photographs with objects to compare")
     parser.add_argument("--samples", type=int, default=8, help=f"colorings each; of portraits {PORTRAIT_SAMPLES}")
     parser.add_argument("--limit", type=int, default=10_000, help="at most so many images of each set")
     parser.add_argument("-o", "--out", type=Path, help="a Markdown file")
-    parser.add_argument("--json", type=Path, help="the numbers; those that are there already are kept")
+    parser.add_argument("--json", type=Path, help="file of numbers; existing ones are kept")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     models = dict(map(parse_model, options.models))
@@ -174,19 +173,19 @@ def main() -> None:
 
 
 def parse_model(text: str) -> tuple[str, str]:
-    """Split NAME=MODEL; without a name, that of a file is its own without suffix."""
+    """Split NAME=MODEL; the default name of a file is its stem."""
     name, separator, file = text.partition("=")
     return (name, file) if separator and not Path(text).exists() else (Path(text).stem, text)
 
 
 def fingerprint(weights: str, folders: list[Path], settings: dict[str, Any]) -> str:
-    """Name what is measured: the weights, names and sizes of the images, and the settings."""
+    """Identify a measurement by its weights, the names and sizes of the images, and the settings."""
     images = [(file.name, file.stat().st_size) for file in list_images(folders, settings["only"], settings["limit"])]
     return hashlib.sha256(json.dumps([weights, images, settings["samples"]]).encode()).hexdigest()[:16]
 
 
 def targets_table(results: Results, models: list[str]) -> str:
-    """Format what there are targets for: a row of targets, and a row a model."""
+    """Format the measurements that have targets: a row of targets, then one row per model."""
     columns = [target for target in TARGETS if target.group in results]
     samples = {name: f"{next(iter(rows.values()))['samples']:.0f}" for name, rows in results.items()}
     titles = [f"{target.group}: {target.title}".replace("of K", f"of {samples[target.group]}") for target in columns]
@@ -203,7 +202,7 @@ def targets_table(results: Results, models: list[str]) -> str:
 
 
 def objects_row(name: str, file: str, folder: Path, options: argparse.Namespace) -> list[str]:
-    """Measure how well a model tells things apart by color, on photographs with a shorter side of 192."""
+    """Measure how well a model distinguishes objects by color, on photographs with a shorter side of 192."""
     flow = flowcore.load(file, options.device)
     held = held_out_names("standard")
     images = [image for image in list_images(folder) if image.name in held] or list_images(folder)
@@ -265,7 +264,7 @@ def hints_table(flow: Flow, options: argparse.Namespace) -> str:
 
 
 def _rmse(difference: Tensor, mask: Tensor) -> float:
-    """Root mean square of ``(1, 2, H, W)`` where ``(H, W)`` says so; 0 if that is nowhere."""
+    """Root mean square of ``(1, 2, H, W)`` within a mask ``(H, W)``; 0 if the mask is empty."""
     return float(difference[0].square().mean(0)[mask].mean().sqrt()) if mask.any() else 0.0
 
 

@@ -1,21 +1,21 @@
-"""Whether flowcore still computes what it did: one line for every part of it, for changes that must change nothing.
+"""Check that flowcore still computes the same, after a change that must not change results: one line for each part.
 
     make equal                                                  everything
     .venv/bin/python -m benchmarks.equal --only pictures tiles  parts of it
-    .venv/bin/python -m benchmarks.equal --record               record anew, before a change or after a wanted one
+    .venv/bin/python -m benchmarks.equal --record               record, before a change or after an intended one
 
 pictures   golden pictures of the shipped models in float32, bit for bit
 tasks      every task on small flows of every architecture, bit for bit
-training   the model of a small run that was stopped three times and went on, bit for bit
+training   the model of a small run that was stopped and resumed three times, bit for bit
 peak       memory of one enlargement in a fresh process, within 5 %
 models     fingerprints of the shipped models, as they load
-tiles      sides of tiles and estimates of memory, by model, size and free memory
-nodes      tests/golden/object_info.json, byte for byte, as a ComfyUI serves it
+tiles      tile sizes and memory estimates, by model, size and free memory
+nodes      tests/golden/object_info.json, byte for byte, as served by ComfyUI
 published  tests/conformance: published layouts and recorded tensors of other programs
 laws       tests/core/test_laws_bite.py: the laws still catch every wrong transform
 
-What is recorded stands in tests/golden/equal.json. The first four depend on processor and torch: on others than those
-recorded, record them before the change. Two minutes on one core of a Xeon with AVX-512.
+The record is tests/golden/equal.json. The first four parts depend on the processor and torch: if yours differ, record
+them before the change. Takes two minutes on one core of a Xeon with AVX-512.
 """
 
 import hashlib

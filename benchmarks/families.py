@@ -1,14 +1,13 @@
-"""Every family of flows on one set of photographs: bits per dimension at equal training time, what they cost, samples.
+"""Compare all families of flows on the same photographs and training time: bits per dimension, cost, samples.
 
-    python -m benchmarks.families --data photos-small --minutes 60                    all of it
-    python -m benchmarks.families --data photos-small --minutes 60 --only ffjord      trains one of them, then the table
-    python -m benchmarks.families --data photos-small --minutes 0                     the table of what has been trained
+    python -m benchmarks.families --data photos-small --minutes 60                    trains all, then makes the table
+    python -m benchmarks.families --data photos-small --minutes 60 --only ffjord      trains one, then makes the table
+    python -m benchmarks.families --data photos-small --minutes 0                     makes the table of trained models
 
-Trains every family by the ordinary trainer for as many minutes, in ``runs/families/NAME`` (what was stopped goes on),
-on photographs of 32x32 pixels and 8 bits, without those that ``flowcore/training/held_out.txt`` names. These are then
-scored: the table goes to ``docs/bits-per-dimension.md``, samples of each family to ``docs/bits-per-dimension.jpg``.
-Minutes are those of the clock: let it have a core of its own (``taskset``). What was measured of a model is kept beside
-it, so that a table of ten families needs no hour.
+Trains each family with the standard trainer in ``runs/families/NAME`` (stopped runs resume), on photographs of 32x32
+pixels and 8 bits, without those listed in ``flowcore/training/held_out.txt``. These are then scored. The table is
+written to ``docs/bits-per-dimension.md``, samples of each family to ``docs/bits-per-dimension.jpg``. Minutes are wall
+time, so reserve a core for it (``taskset``). Measurements are stored beside each model, and not repeated.
 """
 
 import json
@@ -111,10 +110,7 @@ def recipe(name: str) -> Recipe:
 
 
 def train_family(name: str, data: Path, run: Path, minutes: float) -> None:
-    """Train a family to the end of its minutes, or what is left of them.
-
-    The trainer makes as many steps as fit into them, and its rates fall to that end.
-    """
+    """Train a family for its remaining minutes; the trainer fits the number of steps and the rates to them."""
     decoded = run.parent / "cache"  # by all families, and before the minutes begin
     open_data(recipe(name), data, decoded)
     run.mkdir(exist_ok=True)
@@ -130,7 +126,7 @@ def train_family(name: str, data: Path, run: Path, minutes: float) -> None:
 
 
 def measured(name: str, data: Path, run: Path, limit: int) -> dict[str, Any] | None:
-    """Measure a trained model, or recall what was measured of the same file; None if there is none."""
+    """Measure a trained model, or return the stored measurements of the same file; None if there is no model."""
     file, kept = run / "model.safetensors", run / "measured.json"
     if not file.exists():
         return None
@@ -171,7 +167,7 @@ def measured(name: str, data: Path, run: Path, limit: int) -> dict[str, Any] | N
 
 
 def held_out(flow: Flow, data: Path, limit: int) -> Tensor:
-    """Read photographs that no training saw, at the size of a model, ``(B, 3, H, W)`` uint8."""
+    """Read held-out photographs at the size of a model, ``(B, 3, H, W)`` uint8."""
     files = list_images(data, held_out_names("standard"), limit)
     return torch.stack([resize_to_own(flow, read_upright(file)) for file in files])
 
@@ -180,7 +176,7 @@ def held_out(flow: Flow, data: Path, limit: int) -> Tensor:
 
 
 def write(data: Path, runs: Path, docs: Path, limit: int) -> None:
-    """Write table and picture from whatever has been trained."""
+    """Write table and picture of all trained models."""
     rows = {name: row for name in FAMILIES if (row := measured(name, data, runs / name, limit)) is not None}
     if not rows:
         say(f"nothing has been trained in {runs} yet")
@@ -196,7 +192,7 @@ def write(data: Path, runs: Path, docs: Path, limit: int) -> None:
 
 
 def title(name: str) -> str:
-    """Name a family for people."""
+    """Return the readable name of a family."""
     if name in TITLES:
         return TITLES[name]
     _, coupling, mixing, *variational = name.split("-")
@@ -248,7 +244,7 @@ def _bits(row: dict[str, float]) -> str:
 
 
 def picture(rows: dict[str, dict[str, Any]], data: Path, runs: Path) -> Image.Image:
-    """Draw samples of every family, a row each, and held-out photographs below."""
+    """Draw samples of every family, one row per family, and held-out photographs below."""
     shown: list[Tensor] = []
     for name in rows:
         flow = flowcore.load(runs / name / "model.safetensors")

@@ -2,10 +2,10 @@
 
     python -m benchmarks.figures docs/how-flows-work       four minutes on one core
 
-and the icon and the banner of the registry's page, `docs/icon.png` and `docs/banner.png`, beside that folder.
+Also makes the icon and banner of the registry's page, `docs/icon.png` and `docs/banner.png`.
 
-Three small flows learn two half-moons in the plane: an "image" of one pixel with two channels. Nothing here is special
-to it: the same transforms, the same law, the same loss as for photographs.
+Three small flows learn two half-moons in the plane, "images" of one pixel with two channels, with the same transforms,
+law and loss as for photographs.
 """
 
 import argparse
@@ -111,7 +111,7 @@ def minimize(model: nn.Module, loss: Callable[[], Tensor], steps: int, rate: flo
 
 
 def train_couplings() -> nn.ModuleList:
-    """Maximize the likelihood: of every point, that of its latent, and the logdet."""
+    """Maximize the likelihood of every point: that of its latent, plus the logdet."""
     torch.manual_seed(0)
     couplings = nn.ModuleList(Coupling(network(), scaling="atan", swap=k % 2 == 1) for k in range(COUPLINGS))
 
@@ -127,7 +127,7 @@ def train_couplings() -> nn.ModuleList:
 
 
 def network() -> nn.Module:
-    """What a coupling asks how to shift and scale one coordinate, given the other."""
+    """Build a coupling's network, which shifts and scales one coordinate given the other."""
     layers: list[nn.Module] = [nn.Conv2d(1, 64, 1), nn.Tanh(), nn.Conv2d(64, 64, 1), nn.Tanh(), nn.Conv2d(64, 2, 1)]
     nn.init.zeros_(layers[-1].weight)
     nn.init.zeros_(layers[-1].bias)
@@ -136,7 +136,7 @@ def network() -> nn.Module:
 
 @torch.no_grad()
 def unfolding(couplings: nn.ModuleList, count: int, side: int) -> Tensor:
-    """Draw latents, colored by direction, and what every second coupling has made of them on the way back."""
+    """Draw latents, colored by direction, and where every second coupling moves them when decoding."""
     z, colors = noise(count)
     panels = [dots(z, colors, side)]
     for number, coupling in reversed(list(enumerate(couplings))):
@@ -180,7 +180,7 @@ def banner(couplings: nn.ModuleList) -> Image.Image:
 
 
 def gray_levels() -> Image.Image:
-    """Draw a digit and some shades as they are stored, and with the noise of one of 32 bins."""
+    """Draw a digit and some shades, without and with the noise of one of 32 bins."""
     flow = flowcore.load("mnist-styles")
     drawn = flowcore.sample(flow, 1, seed=5, labels=5, temperature=0.7, snapped=True)
     noisy = dequantized_image(flow, drawn, seed=0)
@@ -192,7 +192,7 @@ def gray_levels() -> Image.Image:
 
 
 def guided() -> Image.Image:
-    """Draw a bad JPEG with more and more of its guide: strengths 0, 0.3, 0.6, 0.8 and 1."""
+    """Draw a bad JPEG, guided with strengths 0, 0.3, 0.6, 0.8 and 1."""
     pixels = read((Path(__file__).parents[1] / "workflows/pictures/parrots.jpg").read_bytes(), "parrots.jpg").pixels
     lr = pixels[..., 38:78, 20:60]  # (1, 3, 40, 40)
     flow = flowcore.load("srflow-x4-photo")
@@ -220,7 +220,7 @@ def train_ode() -> ODE:
 
 
 def velocity() -> VectorField:
-    """Build a velocity with 1x1 convolutions: every pixel is a point of its own."""
+    """Build a velocity with 1x1 convolutions: every pixel is a separate point."""
     widths = (48, 48)
     field = VectorField(2, widths, activation="tanh")
     convs = [nn.Conv2d(1 + inputs, outputs, 1) for inputs, outputs in pairwise((2, *widths, 2))]  # 1 is the time
@@ -279,7 +279,7 @@ def train_contractive() -> Chain:
 
 @torch.no_grad()
 def fixed_point(chain: Chain) -> Image.Image:
-    """Draw what noise decodes to if every block gets so many rounds, colored by where it started."""
+    """Draw decoded noise for several numbers of iterations per block, colored by where it started."""
     z, colors = noise(60_000)
     z = z.transpose(0, 2).contiguous()
     exact = chain.inverse(z[:, :, :COMPARED])
@@ -293,7 +293,7 @@ def fixed_point(chain: Chain) -> Image.Image:
 
 
 def decode(chain: Chain, z: Tensor, rounds: int) -> Tensor:
-    """Invert a chain, with a fixed number of rounds for every block."""
+    """Invert a chain, with a fixed number of iterations per block."""
     for part in reversed(chain.parts()):
         if isinstance(part, Residual):
             x = z

@@ -1,8 +1,8 @@
-"""Memory, and seconds, of one program alone in a fresh process; the subjects of ``python -m benchmarks`` call it.
+"""Measure memory and seconds of one program in a fresh process; the subjects of ``python -m benchmarks`` use it.
 
-On a CPU memory is what the kernel says of the process (``VmHWM`` and ``VmRSS``; Linux only). Not ``ru_maxrss``: that of
-a child begins with what its parent held. On a GPU it is what torch's allocator gave out, so neither the context nor
-what the allocator keeps in reserve is in it.
+On a CPU, memory is read from the kernel (``VmHWM`` and ``VmRSS``; Linux only), not from ``ru_maxrss``, which a child
+inherits from its parent. On a GPU it is the memory that torch's allocator has handed out, without the context and the
+allocator's reserve.
 """
 
 import importlib
@@ -26,7 +26,7 @@ STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a program took; None where it could not be measured, or the process was killed."""
+    """Cost of a program; None if it could not be measured, or the process was killed."""
 
     peak: float | None = None  # MiB that the process ever held: interpreter, torch, model, work and result
     beyond: float | None = None  # MiB at the peak of the first run, less what the process held just before it
@@ -35,7 +35,7 @@ class Cost:
 
 
 def fresh(prepare: Callable[..., Program], settings: Settings, *, timed: bool = False, **arguments: Any) -> Cost:
-    """Measure a program in a process of its own.
+    """Measure a program in a fresh process.
 
     ``prepare``, at the top of a module, builds what is needed and returns the program; it is called with ``device=``
     and ``arguments``, which travel as JSON. ``timed`` runs a short program more often, for its seconds.
@@ -52,7 +52,7 @@ def fresh(prepare: Callable[..., Program], settings: Settings, *, timed: bool = 
 
 
 def main() -> None:
-    """Do what ``fresh`` ordered."""
+    """Run the measurement that ``fresh`` requested."""
     order = json.loads(sys.argv[1])
     torch.set_num_threads(order["threads"])
     device = order["arguments"]["device"]
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def _gauge(device: str) -> Callable[[], tuple[float | None, float | None]]:
-    """Forget the peak so far; the function tells the peak of all, and beyond what is held now, in MiB."""
+    """Reset the peak; the returned function gives the total peak, and the peak beyond the present use, in MiB."""
     if device.startswith("cuda"):
         peak = partial(torch.cuda.max_memory_allocated, device)
         built = peak()

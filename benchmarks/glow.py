@@ -1,10 +1,10 @@
-"""Glow beside other libraries' of the same configuration: sampling, scoring, a training step.
+"""Compare Glow with other libraries' of the same configuration: sampling, scoring, a training step.
 
 A training step is dequantization, forward, loss, backward and the optimizer. Ours also clips the gradient and averages
-the weights, as ``flowcore.training`` does; normflows' is written as in its example: dequantized batch, ``forward_kld``,
-check, ``torch.optim.Adam``. Its seconds are of processor time, which does not count waiting for a core that others use.
-Its memory is the peak of a fresh process over two steps, less what it held once the model and its average were built:
-gradients and the optimizer's moments, three floats a parameter, are in it.
+the weights, as ``flowcore.training`` does; normflows' follows its example: dequantized batch, ``forward_kld``, check,
+``torch.optim.Adam``. Seconds are processor time, which excludes waiting for a busy core. Memory is the peak of a fresh
+process over two steps, minus its use once the model and its average are built, so it includes gradients and the
+optimizer's moments, three floats per parameter.
 """
 
 import copy
@@ -74,7 +74,7 @@ def measure(settings: Settings) -> list[Table]:
 
 
 def main() -> None:
-    """Measure sampling and scoring, as ``measure`` ordered."""
+    """Run the sampling and scoring that ``measure`` requested."""
     settings = Settings(**json.loads(sys.argv[1]))
     torch.set_num_threads(settings.threads)
     tables = _inference(settings, _setting(settings.quick))
@@ -86,7 +86,7 @@ def _setting(quick: bool) -> peers.Setting:
 
 
 def _as_normflows(setting: peers.Setting) -> Flow:
-    """Build our Glow of the parts that normflows' has, with random weights."""
+    """Build our Glow with normflows' structure and random weights."""
     sizes = {"levels": setting.levels, "steps": setting.steps, "hidden": setting.hidden}
     sizes |= {"image_size": (setting.size, setting.size)}
     flow = glow(GlowConfig(**sizes, network="plain", scaled=False, split_prior="table", pixels="unit"))
@@ -162,7 +162,7 @@ def _missing(name: str) -> dict[str, Any]:
 
 
 def _parameters(model: torch.nn.Module) -> int:
-    """Those that training moves; not by requires_grad, which has been taken from all by now."""
+    """Parameters that training changes; not by requires_grad, which is False for all by now."""
     return sum(p.numel() for name, p in model.named_parameters() if not name.endswith(FIXED))
 
 

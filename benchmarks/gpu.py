@@ -1,11 +1,11 @@
-"""Everything about one GPU in one report: what it can do, how near flowcore comes, and that the results are right.
+"""Report on one GPU: its limits, how close flowcore comes to them, and whether results are correct.
 
     python -m benchmarks.gpu -o DIR [--device cuda] [--quick]
 
-Writes gpu.md and gpu.json into DIR, after every part. The parts: what the device does at most (measured here, for the
-roofline); a 4x enlargement to one megapixel by a network of the published size, beside its targets; and how far
-every precision is from float64 on the CPU, of the shipped models. The tests for it are ``pytest tests/core -m gpu``.
-``--device cpu --quick`` is a dry run: the numbers mean nothing.
+Writes gpu.md and gpu.json to DIR after every part. The parts are the device's measured limits (for the roofline), a 4x
+enlargement to one megapixel by a network of the published size, compared with targets, and the errors of every
+precision of the shipped models against float64 on the CPU. ``pytest tests/core -m gpu`` runs the GPU tests.
+``--device cpu --quick`` is a dry run with meaningless numbers.
 """
 
 import statistics
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def precisions(device: str) -> list[str]:
-    """Those that differ on a device."""
+    """Precisions that differ on a device."""
     return [p for p in DTYPES if devices.actual_precision(cast(Any, p), torch.device(device)) == p]
 
 
@@ -69,7 +69,7 @@ def precisions(device: str) -> list[str]:
 
 
 def limits(settings: Settings) -> Table:
-    """Measure the most that the device computes and moves."""
+    """Measure the device's peak computation and bandwidth."""
     side, grid = (128, 16) if settings.quick else (8192, 512)
     source = torch.zeros(2**20 if settings.quick else 2**28, device=settings.device)
     target = torch.empty_like(source)

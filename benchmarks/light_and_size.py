@@ -1,14 +1,14 @@
-"""What the models for dark photographs and for small pictures gain, beside what needs no model.
+"""Compare the models for dark photographs and for small pictures with methods that need no model.
 
 The tables of flowcore/weights/README.md:
 
     python -m benchmarks.light_and_size brighten FOLDER [FOLDER ...] [--model brighten-photos] [--crop 320] [--limit 12]
     python -m benchmarks.light_and_size restore FOLDER [FOLDER ...] [--model rescale-x4] [--crop 0] [--limit 0]
 
-``brighten`` darkens each photograph once (``training/degradation.darken``, seeded by its place) and compares with the
-single gain that fits the original best, which knows the answer, as it is and denoised by a bilateral filter; of the
-shipped models' photographs only held-out ones count. ``restore`` shrinks to 8 bits, and compares with srflow-x4 at
-temperature 0, without its guide, from a bicubic small picture.
+``brighten`` darkens each photograph once (``training/degradation.darken``, seeded by its position) and compares with
+the single gain that fits the original best, without and with denoising by a bilateral filter. It only uses held-out
+photographs. ``restore`` shrinks to 8 bits, and compares with srflow-x4 at temperature 0, without its guide, from a
+bicubic small picture.
 """
 
 import sys

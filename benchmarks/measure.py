@@ -1,4 +1,4 @@
-"""What the benchmarks share: settings, seconds taken by turns, pictures, tables for people and programs."""
+"""Settings, timing in turns, pictures and tables, shared by the benchmarks."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a subject is given."""
+    """Settings of a subject."""
 
     pairs: int  # rounds in which every program runs once; what is reported are medians over them
     threads: int  # of torch
@@ -36,7 +36,7 @@ class Settings:
 
 
 def seconds(program: Program, device: str, clock: Clock = time.perf_counter) -> float:
-    """Run a program once, and return its seconds; a GPU is waited for."""
+    """Run a program once, synchronize with the GPU, and return its seconds."""
     _wait_for(device)
     begun = clock()
     program()
@@ -47,10 +47,10 @@ def seconds(program: Program, device: str, clock: Clock = time.perf_counter) -> 
 def by_turns(
     programs: Mapping[str, Program], settings: Settings, *, warm_up: bool, clock: Clock = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Run programs in turn, so that what else the machine does falls on all of them: seconds by name, one a round.
+    """Run programs in turn, so that other load affects all of them equally: seconds by name, one value per round.
 
-    With ``warm_up`` there is one more round first, which does not count. ``time.process_time`` as ``clock`` counts the
-    processor's work alone.
+    ``warm_up`` adds an initial round that does not count. With ``time.process_time`` as ``clock``, only processor time
+    counts.
     """
     if warm_up:
         for program in programs.values():
@@ -69,30 +69,30 @@ def times_as_fast(slow: list[float], fast: list[float]) -> float:
 
 
 def arguments(doc: str | None, name: str | None = None) -> argparse.ArgumentParser:
-    """Make a parser whose help is the text of a module, and whose program is ``python -m benchmarks.NAME``."""
+    """Make a parser whose help is a module's docstring, and whose program is ``python -m benchmarks.NAME``."""
     form = argparse.RawDescriptionHelpFormatter
     return argparse.ArgumentParser(f"python -m benchmarks.{name}" if name else None, None, doc, formatter_class=form)
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Write a table in Markdown, without a last line break."""
+    """Write a table in Markdown, without a trailing line break."""
     head, *lines = (f"| {' | '.join(cells)} |" for cells in (heads, *rows))
     return "\n".join([head, "|" + "---|" * len(heads), *lines])
 
 
 def means(rows: Sequence[Sequence[float]], digits: Iterable[int]) -> list[str]:
-    """Format the mean of every column, with so many digits."""
+    """Format the mean of every column with the given number of digits."""
     columns = zip(zip(*rows, strict=True), digits, strict=True)
     return [f"{math.fsum(column) / len(rows):.{n}f}" for column, n in columns]
 
 
 def recall(file: Path | None) -> dict[str, Any]:
-    """Read the numbers that a JSON file holds already."""
+    """Read the numbers in an existing JSON file."""
     return json.loads(file.read_text()) if file and file.exists() else {}
 
 
 def picture(height: int, width: int) -> Tensor:
-    """Make something with large and small features up, the same every time: ``(1, 3, height, width)`` in [0, 1]."""
+    """Make a fixed picture with large and small features: ``(1, 3, height, width)`` in [0, 1]."""
     generator = torch.Generator().manual_seed(0)
     mixed = torch.zeros(1, 3, height, width)
     for grain, weight in ((32, 0.5), (8, 0.3), (2, 0.2)):
@@ -113,7 +113,7 @@ def as_image(pixels: Tensor) -> Image.Image:
 
 
 def say(line: str) -> None:
-    """Tell how far it is, apart from the results."""
+    """Print progress to stderr, separate from the results."""
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
 
@@ -128,7 +128,7 @@ def _wait_for(device: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Some rows, and what one must know to read them."""
+    """Rows, with a title and notes."""
 
     subject: str  # as ``--only`` names it
     title: str  # what the rows have in common
@@ -145,7 +145,7 @@ class Table:
 
 
 def write(path: Path, found: dict[str, Any], settings: Settings, tables: list[Table]) -> tuple[str, str]:
-    """Write tables and what they were measured on to ``path`` as .md and .json; also return both, JSON in a line."""
+    """Write tables and the machine to ``path`` as .md and .json; also return both, with JSON on one line."""
     head = ", ".join(f"{name}: {value}" for name, value in found.items())
     quick = ["Quick: small networks and pictures; the numbers mean nothing.", ""] if settings.quick else []
     text = "\n".join([head, "", *quick, *(table.markdown() for table in tables)])
@@ -156,7 +156,7 @@ def write(path: Path, found: dict[str, Any], settings: Settings, tables: list[Ta
 
 
 def machine(settings: Settings) -> dict[str, Any]:
-    """Tell what was measured on: processor, cores, threads, device, versions."""
+    """Describe the machine: processor, cores, threads, device, versions."""
     found = {
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

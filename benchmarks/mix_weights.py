@@ -2,10 +2,10 @@
 
     python -m benchmarks.mix_weights START TRAINED --encoder 0.85 --flow 0.5 -o MIXED.safetensors
 
-The encoder is that share of the trained one plus the remainder of the start's, and the flow likewise.
+Encoder and flow are weighted means: the given share of the trained weights plus the rest of the start's.
 
-Source: Wortsman et al., "Robust fine-tuning of zero-shot models" (CVPR 2022): between the weights before and after a
-fine-tuning lie weights that are better on other data than either.
+Source: Wortsman et al., "Robust fine-tuning of zero-shot models" (CVPR 2022): on other data, weights between those
+before and after fine-tuning can be better than both.
 """
 
 from pathlib import Path

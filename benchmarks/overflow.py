@@ -1,4 +1,4 @@
-"""How often the shipped models overflow, and what the guard makes of it.
+"""Measure how often the shipped models overflow, and the result of the guard.
 
 The numbers of docs/decisions/0013 and docs/reliability.md, and their picture:
 
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def shares(folder: Path, models: Sequence[str] = MODELS) -> dict[str, dict[str, dict[str, float]]]:
-    """Count over all images: how many overflow, the mean share of all pixels that is calmed and filled, the cost."""
+    """Count images that overflow, the mean shares of pixels redrawn and filled, and the cost."""
     whole = [read_cropped(path, 1) for path in image_files(folder)]
     images = [middle(image, SIDE) for image in whole if min(image.shape[-2:]) >= SIDE]
     found: dict[str, dict[str, dict[str, float]]] = {"images": {"count": {"": len(images)}}}
@@ -83,7 +83,7 @@ def _one(flow: Flow, lr: Tensor, temperature: float) -> tuple[bool, float, float
 
 
 def sheet() -> Image.Image:
-    """Draw what comes out without the guard, and with it."""
+    """Draw results without and with the guard."""
     flow = flowcore.load("srflow-x4")
     plan = planned(flow)
     photo = read_cropped(PHOTO, 1)[..., 20 : 20 + SIDE, 84 : 84 + SIDE].contiguous()

@@ -1,7 +1,7 @@
-"""Glow as other libraries let one build it, of the same configuration; each is optional.
+"""Glow in other libraries, with the same configuration; each library is optional.
 
-Couplings see the same networks everywhere: 3x3, ReLU, 1x1, ReLU, 3x3, with biases, as normflows builds them. Where a
-library cannot be given what normflows' Glow is made of, ``differs`` says so.
+Couplings use the same networks everywhere: 3x3, ReLU, 1x1, ReLU, 3x3, with biases, as in normflows. If a library cannot
+reproduce a part of normflows' Glow, ``differs`` says so.
 """
 
 import importlib
@@ -18,7 +18,7 @@ SPREAD = 0.001  # of what is added to weights, so that couplings are not the ide
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What all programs are given."""
+    """Settings of all programs."""
 
     levels: int = 3  # each halves the sides
     steps: int = 32  # steps per level
@@ -43,7 +43,7 @@ class Peer:
 
 
 def normflows_glow(setting: Setting) -> Any:
-    """Build normflows' Glow as its example does it, its actnorms initialized."""
+    """Build normflows' Glow as in its example, with initialized actnorms."""
     nf: Any = importlib.import_module("normflows")
     flows: list[list[Any]] = []
     bases: list[Any] = []
@@ -61,14 +61,14 @@ def normflows_glow(setting: Setting) -> Any:
 
 
 def normflows(setting: Setting) -> Peer:
-    """Wrap normflows' Glow, whose weights ours takes over."""
+    """Wrap normflows' Glow, whose weights are copied to ours."""
     model = normflows_glow(setting)
     _stir(model)
     return Peer(model=model, sample=lambda n: model.sample(n), log_prob=lambda x: model.log_prob(x, None))
 
 
 def nflows(setting: Setting) -> Peer:
-    """Build a Glow of nflows' parts, its actnorms initialized."""
+    """Build a Glow of nflows' parts, with initialized actnorms."""
     transforms: Any = importlib.import_module("nflows.transforms")
     flows: Any = importlib.import_module("nflows.flows")
     normal: Any = importlib.import_module("nflows.distributions").StandardNormal
@@ -155,7 +155,7 @@ def _network(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 class _WithContext(nn.Sequential):
-    """A network as nflows calls it, with a context that there is not."""
+    """A network that nflows can call: it ignores the context."""
 
     def forward(self, x: Tensor, context: None = None) -> Tensor:
         return super().forward(x)
@@ -163,7 +163,7 @@ class _WithContext(nn.Sequential):
 
 @torch.no_grad()
 def _stir(model: nn.Module) -> None:
-    """Move the last convolutions of networks away from zero, the same way every time, and end training."""
+    """Perturb the zero-initialized last convolutions, reproducibly, and set evaluation mode."""
     generator = torch.Generator().manual_seed(0)
     for p in model.parameters():
         if p.ndim == 4 and p.requires_grad and not p.any():

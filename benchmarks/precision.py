@@ -1,18 +1,18 @@
-"""What precision costs: of the fast path against float64, and of a file's numbers against those of the model.
+"""Errors by precision: of the fast path against float64, and of stored models against the original.
 
 The numbers of the nodes' help, of benchmarks/README.md and of flowcore/weights/README.md:
 
     python -m benchmarks.precision IMAGE [IMAGE ...] [--models MODEL ...]
     python -m benchmarks.precision FOLDER --stored --models MODEL [MODEL ...] [--limit 4] [--crop 192]
 
-The first compares the fast path in every precision with the plain path in float64. An upscaler is given the middle
-96x96 pixels of a picture as LR, a colorizer the luma of the middle 256x256, other models a seed for every picture;
-latents have the usual temperature. Of a coloring, chroma is compared.
+The first compares the fast path in every precision with the plain path in float64. An upscaler gets the center 96x96
+pixels of a picture as LR, a colorizer the luma of the center 256x256, other models one seed per picture, at their
+default temperature. For colorizers, chroma is compared.
 
-The second stores models in float16 and in 8 bits. Upscalers enlarge the middle of the images, shrunk by antialiased
-bicubic and rounded to 8 bits; colorizers color their gray versions; at temperature 0 and at the model's default, one
-seed. PSNR is against the originals, of the mean squared error over all images. Bits per dimension of other models:
-``python -m flowcore eval``.
+The second stores models in float16 and in 8 bits. Upscalers enlarge center crops that were shrunk by antialiased
+bicubic and rounded to 8 bits; colorizers color their gray versions; each with one seed, at temperature 0 and at the
+default. PSNR against the originals is from the mean squared error over all images. For bits per dimension of other
+models use ``python -m flowcore eval``.
 
 Changes are in steps of 8 bits (1/255).
 """
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def changes(before: list[Tensor], after: list[Tensor]) -> dict[str, float]:
-    """Tell how far pictures are apart, in 1/255, by ``CHANGES``."""
+    """Measure the differences of pictures, in 1/255, by ``CHANGES``."""
     apart = torch.cat([255 * (a.double() - b.double()).abs().flatten() for a, b in zip(after, before, strict=True)])
     most = np.quantile(apart.numpy(), 0.999)
     numbers = (apart.mean(), apart.square().mean().sqrt(), most, apart.max())
@@ -92,7 +92,7 @@ def _print(cells: list[str], *, rule: bool = False) -> None:
 
 
 def computed(name: str, files: Sequence[Path], device: str, precisions: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Measure how far every precision of the fast path is from the plain path in float64, by ``CHANGES``."""
+    """Compare every precision of the fast path with the plain path in float64, by ``CHANGES``."""
     flow = flowcore.load(name)
     exact = copy.deepcopy(flow).double()
     cases = [_case(flow, path, seed) for seed, path in enumerate(files)]
@@ -114,7 +114,7 @@ def _decoded(flow: Flow, source: Tensor | None, z: list[Tensor], device: str) ->
 
 
 def _case(flow: Flow, path: Path, seed: int) -> tuple[Tensor | None, list[Tensor]]:
-    """What the model is conditioned on, and latents."""
+    """Source of the condition, and latents."""
     if flow.image_size is not None:
         labels = torch.tensor([seed % flow.classes]) if flow.classes else None
         return labels, sample_latents(flow.latent_shapes(*flow.image_size), 1, 0.7, seed=seed)
@@ -135,7 +135,7 @@ def _case(flow: Flow, path: Path, seed: int) -> tuple[Tensor | None, list[Tensor
 
 
 def stored(name: str, originals: list[Tensor]) -> None:
-    """Print a row for every type in which a file can hold the model."""
+    """Print one row per storage type."""
     own = flowcore.load(name)
     before = {tau: [paint(own, hr, tau) for hr in originals] for tau in (0.0, None)}
     for title, dtype in DTYPES.items():
@@ -152,7 +152,7 @@ def stored(name: str, originals: list[Tensor]) -> None:
 
 
 def paint(flow: Flow, hr: Tensor, tau: float | None) -> Tensor:
-    """Enlarge an image that was shrunk, or color its gray version."""
+    """Enlarge the shrunk image, or color its gray version."""
     if "colorize" in flow.capabilities.tasks:
         return flowcore.colorize(flow, luma(hr), temperature=tau, detail=tau)
     return flowcore.upscale(flow, as_stored(shrink(hr, flow.condition_scale)), temperature=tau)

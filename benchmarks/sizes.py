@@ -1,4 +1,4 @@
-"""What shipped models cost: the upscaler by the size of its output and by samples, the colorizer at 12 megapixels."""
+"""Cost of shipped models: the upscaler by output size and samples, the colorizer at 12 megapixels."""
 
 from typing import Any, cast
 
@@ -42,7 +42,7 @@ def prepare(*, device: str, side: int, samples: int, precision: str) -> Program:
 
 
 def prepare_coloring(*, device: str, width: int, height: int, precision: str) -> Program:
-    """Get one coloring of something made up ready, for a fresh process."""
+    """Get one coloring of a synthetic picture ready, for a fresh process."""
     flow = flowcore.load(COLORIZER, device=device)
     image = picture(height, width).to(device)
     return lambda: flowcore.colorize(flow, image, precision=cast(Any, precision), notify=lambda _: None)

@@ -1,6 +1,6 @@
-"""SRFlow of the published size beside a plain program of it: seconds, errors, memory, operations a second.
+"""Compare SRFlow of the published size with a plain program: seconds, errors, memory, operations per second.
 
-And what else one could do with the same LR image: bicubic, an RRDB network, the shipped ``srflow-x4``.
+Also measures other methods on the same LR image: bicubic, an RRDB network, the shipped ``srflow-x4``.
 """
 
 import importlib
@@ -30,7 +30,7 @@ LIMIT = 2.5 * 1024  # MiB
 
 
 def measure(settings: Settings) -> list[Table]:
-    """Measure seconds, memory, and what else one could do."""
+    """Measure seconds, memory, and other methods."""
     return [_speed(settings), _memory(settings), _yardsticks(settings)]
 
 
@@ -99,7 +99,7 @@ def _speed(settings: Settings) -> Table:
 
 
 def _latents(flow: Any, lr: Tensor) -> list[Tensor]:
-    """Those of the first sample of ``upscale`` with seed 0."""
+    """Latents of the first sample of ``upscale`` with seed 0."""
     height, width = (side * flow.config.scale for side in lr.shape[-2:])
     return [z.to(lr.device) for z in sample_latents(flow.latent_shapes(height, width), 1, TEMPERATURE, seed=0)]
 

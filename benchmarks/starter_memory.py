@@ -1,12 +1,12 @@
-"""Make the memory of colors that color-photos comes with.
+"""Make the color memory that is shipped with color-photos.
 
     python -m benchmarks.starter_memory shared/data/photos shared/data/photos-large shared/data/photos-small
         shared/data/photos-more --basis color-photos-memory.safetensors -o new.safetensors
 
-Of every photograph that is neither held out nor under a share-alike license, shrunk to a shorter side of 256, so many
-cells are kept as ``CELLS`` says of its folder, drawn with a probability that grows with how far their color is from the
-mean of the photograph, and with it by ``VIVID`` as far: means of neighbors are pale. Principal components are those of
-the memory ``--basis``, or else of these cells.
+Uses all photographs that are neither held out nor under a share-alike license, shrunk to a shorter side of 256.
+``CELLS`` is the number of cells per photograph, by folder. Cells are drawn with a probability that grows with the
+distance of their color from the mean of the photograph. That distance is multiplied by ``VIVID``, because means of
+neighbors are pale. Principal components are those of the memory ``--basis``, or else of these cells.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def photographs(folders: list[Path]) -> Iterator[Path]:
 
 
 def choose(chroma: Tensor, most: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Choose cells of a photograph by their chroma ``(N, 2)``, and return their places and their more vivid chroma."""
+    """Choose cells of a photograph by their chroma ``(N, 2)``; return their indices and more vivid chroma."""
     mean = chroma.mean(0)
     chances = (chroma - mean).norm(dim=1) + COMMON
     generator = torch.Generator().manual_seed(seed)

