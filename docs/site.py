@@ -1,6 +1,6 @@
-"""The pages of `make site`: every document of the repository under its own path, and two that are made.
+"""The pages of `make site`: every document of the repository under its own path, and two generated pages.
 
-The paths are those of the repository, so that links mean the same on both, and mkdocs finds the dead ones.
+Paths are those of the repository, so that the same links work in both, and mkdocs finds dead ones.
 """
 
 import posixpath
@@ -21,7 +21,7 @@ LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Take the place of what lies in docs/ only: the documents, what they show or link to, and the two pages."""
+    """Replace the files of docs/ by all documents, the files that they show or link to, and the two generated pages."""
     for file in list(files):
         if file.src_dir == config.docs_dir:
             files.remove(file)
@@ -42,11 +42,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def stories(readme: str) -> str:
-    """One heading and one large picture for every story of the README's table."""
+    """Make a heading and a large picture for every story in the README's table."""
     told = re.findall(r"!\[[\w-]+\]\((workflows/([^)]+)\.jpg)\)<br>\*\*([\w-]+)\*\*: (.+?) \|", readme)
     parts = [
         f"## {unquote(title)}\n\n{text[0].upper()}{text[1:]}.\n\n![{name}]({picture})\n\n"
-        f"In *Templates*, below *flowcore*; or drop [the workflow]({picture.removesuffix('jpg')}json) on the canvas. "
+        f"In *Templates* under *flowcore*, or drop [the workflow]({picture.removesuffix('jpg')}json) on the canvas. "
         f"For scripts: [{name}.json](workflows/api/{name}.json).\n"
         for picture, title, name, text in told
     ]
@@ -54,7 +54,7 @@ def stories(readme: str) -> str:
 
 
 def reference() -> str:
-    """Every public name, by its docstring."""
+    """Make a page of the docstrings of all public names."""
     names = sorted(set(flowcore.__all__) - {"__version__"}, key=str.lower)
     return "\n".join(
         ["# Reference\n\n`import flowcore`, and these are its names.\n", *(f"::: flowcore.{n}" for n in names)]
@@ -62,7 +62,7 @@ def reference() -> str:
 
 
 class Examples(Extension):
-    """Shows the examples in docstrings as code: google's style knows them below a heading only."""
+    """Shows examples in docstrings as code: Google style only recognizes them below a heading."""
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
         """Put a fence around the lines of each example."""
