@@ -6,7 +6,7 @@ PORT ?= 8188
 WORKERS ?= 2
 # What to install of torch; the workflows name the oldest versions here.
 TORCH ?= torch torchvision
-# COMFYUI_FRONTEND=1.58.1 takes that version of the frontend for `make serve` and `make browser`.
+# COMFYUI_FRONTEND=1.58.1 selects a version of the frontend for `make serve` and `make browser`.
 FRONTEND := .hosts/.frontend$(addprefix -,$(COMFYUI_FRONTEND))
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PY := $(BIN)/python
@@ -18,14 +18,14 @@ PYTEST_ALL := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup
 help:
 	@echo "make demo       upscale a photograph in a real, headless ComfyUI; images go to output/"
 	@echo "make serve      ComfyUI with its frontend and this pack, on http://127.0.0.1:$(PORT)"
-	@echo "make quick      lint, types and the fast core tests: what to run before every commit"
-	@echo "make test       lint, types and all tests, those in two real ComfyUI versions included"
+	@echo "make quick      lint, types and the fast core tests: run it before every commit"
+	@echo "make test       lint, types and all tests, including those in two real ComfyUI versions"
 	@echo "make core       the tests that need no ComfyUI"
-	@echo "make equal      whether a change that must change nothing has changed nothing, one line a part"
+	@echo "make equal      check that results are unchanged, one line per part"
 	@echo "make browser    every workflow in the real frontend, in Chromium; screenshots go to output/screenshots/"
 	@echo "make soak       takes an hour: thousands of damaged files, a long queue, eight clients at once"
-	@echo "make gates      the registry's own tools, and a story out of the archive that it gets"
-	@echo "make site       the documents, and a reference of all public names, as pages in build/site; fails at a dead link"
+	@echo "make gates      the registry's own tools, and a story run from the registry's archive"
+	@echo "make site       a website of the documents and all public names, in build/site; a dead link fails"
 	@echo "make workflows  lay out the stories of workflows/api for the canvas, and run them for thumbnails"
 	@echo "make clean      remove .venv and the fetched ComfyUI versions"
 
@@ -33,7 +33,7 @@ help:
 
 venv: .venv/.installed
 
-# torch first, and unpinned: whatever the index offers for this machine is right.
+# torch first, and unpinned: the index offers the right version for this machine.
 .venv/.installed: pyproject.toml
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@echo "installing into .venv (once)"
@@ -91,7 +91,7 @@ equal: .hosts/.prepared
 	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
 	@touch $@
 
-# Also a part of `tests`, where this has been run once and Chromium is there; skipped elsewhere.
+# Also part of `tests`, once this has installed Chromium; skipped otherwise.
 browser: $(FRONTEND) .venv/.browser
 	$(BIN)/pytest tests/browser $(PYTEST)
 
