@@ -18,19 +18,18 @@ torch.Size([2, 3, 48, 64])
 Reading order, for someone who wants to learn how flows work:
 
 1. ``transforms/transform.py``: the law that every bijection obeys; then the bijections, one kind to a file.
-2. ``level.py``, ``flow.py``: levels of steps between an image and a list of standard-normal latents.
+2. ``flow.py``: levels of steps between an image and a list of standard-normal latents.
 3. ``prior.py``, ``latents.py``: drawing latents, and operations on them.
 4. ``likelihood.py``, ``dequantization.py``: log densities of images of integers, in bits per dimension.
 5. ``networks/``, ``condition.py``: what is not invertible, and the features of an image that condition a flow.
-6. ``models/``: a complete model on one page each; ``glow.py`` first.
+6. ``model.py``, ``models/``: a flow with all that surrounds it; a complete model on one page each, ``glow.py`` first.
 7. ``inference/``: the same flows, folded to be fast and small; ``plan.py`` first. Tasks run plans.
 8. ``tasks/``: image in, image out. ``images/`` reads, writes and resizes.
 9. ``checkpoints/``, ``training/``: where weights come from. ``evaluation/``, ``quality/``: how good they are.
 10. ``cli/``, ``batch/``: the command line, and folders of images. ``integrations/``: other packages load our models.
 
 ``CONTRIBUTING.md`` names the 4,000 lines of a first reading. ``errors.py`` and ``device.py`` serve all of them;
-``capabilities.py`` says what a model is made for, ``provenance.py`` what made a picture. ``testing.py`` checks
-transforms and models of your own.
+``provenance.py`` says what made a picture. ``testing.py`` checks transforms and models of your own.
 """
 
 import sys
@@ -51,6 +50,7 @@ from .errors import CheckpointError, ConditionError, FlowError, ImageError, Prec
 from .flow import Flow
 from .inference.plan import Plan
 from .latents import interpolate, mix_levels, normalize
+from .model import FlowModel
 from .models import register
 from .provenance import VERSION as __version__
 from .tasks import Cancelled
@@ -78,6 +78,7 @@ __all__ = [
     "Face",
     "Flow",
     "FlowError",
+    "FlowModel",
     "Guidance",
     "Hints",
     "ImageError",

@@ -101,18 +101,14 @@ class Condition:
         """Undo ``relative``."""
         return x if self.origin is None else x + self._origin_of(x)
 
-    def check_batch(self, batch: int, classes: int) -> None:
+    def check_batch(self, batch: int) -> None:
         """Raise ConditionError unless labels and anchor are of ``batch`` images, or of one for all."""
-        if self.labels is not None and tuple(self.labels.shape) not in ((1, classes), (batch, classes)):
-            raise ConditionError(
-                f"Expected labels of {batch} items and {classes} classes; the condition has "
-                f"{' and '.join(map(str, self.labels.shape))}. Use this model's encode_condition, a label an image."
-            )
-        if self.anchor is not None and self.anchor.shape[0] not in (1, batch):
-            raise ConditionError(
-                f"The condition is of {self.anchor.shape[0]} images; got {batch}. Encode the condition of the same "
-                "images, or of one for all."
-            )
+        for tensor in (self.labels, self.anchor):
+            if tensor is not None and len(tensor) not in (1, batch):
+                raise ConditionError(
+                    f"The condition is of {len(tensor)} images; got {batch}. Encode the condition of the same images, "
+                    "or of one for all."
+                )
 
     @property
     def prepared(self) -> bool:

@@ -63,7 +63,8 @@ class Quantization:
 
 def quantization(flow: Flow) -> Quantization:
     """Read how a model quantizes images from its config; one without ``n_bits`` and ``grid`` takes 8-bit levels."""
-    return Quantization(getattr(flow.config, "n_bits", 8), getattr(flow.config, "grid", "levels"))
+    config = getattr(flow, "config", None)
+    return Quantization(getattr(config, "n_bits", 8), getattr(config, "grid", "levels"))
 
 
 def quantize(flow: Flow, x: Tensor) -> Tensor:

@@ -1,123 +1,127 @@
-"""Flow: levels of steps between an image and a list of standard-normal latents."""
+"""Flow: a bijection between images and lists of standard-normal latents, and the density that it defines."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import Field
-from typing import Any, ClassVar, Generic, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import TypeVar
 
-from .capabilities import SUITABLE_MODELS, UNGUIDED, Capabilities, Task
 from .condition import Condition
 from .errors import ConditionError, FlowError, PrecisionError, ShapeError
-from .level import Level
 from .prior import Shape, Temperature, height_and_width, log_density, log_prob, sample_latents
-from .transforms import Estimated, LevelCondition, Residual, Transform, batch_moments, spread
+from .transforms import Chain, Estimated, LevelCondition, Residual, Split, Squeeze, Transform, batch_moments, spread
 
 WIDE = (torch.float32, torch.float64)  # in which a flow is invertible
 
 
-class Config(Protocol):
-    """A model's frozen dataclass of JSON types; see ``models``."""
+class Details(nn.Module):
+    """What becomes of the channels that a level factors out, given all that the coarser levels hold.
 
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+    Unlike the prior of a split it runs when all levels are encoded, from the deepest up. ``extractor`` goes from the
+    kept channels ``(B, K, H, W)`` and a list of the features of all deeper levels, the next one first, to features
+    ``(B, F, H, W)``; the transform of the channels factored out is conditioned on them.
+
+    Source: Liang et al., "Hierarchical Conditional Flow" (2021), section 3.
+    """
+
+    def __init__(self, extractor: nn.Module, transform: Transform) -> None:
+        super().__init__()
+        self.extractor, self.transform = extractor, transform
 
 
-C = TypeVar("C", bound=Config, default=Any)
+class Level(nn.Module):
+    """What a flow does at one resolution: squeeze, steps, and a split unless all channels continue.
+
+    ``squeeze`` None is a ``Squeeze()``; an empty ``Chain()`` keeps the grid. ``downscale`` is the factor by which
+    squeeze and steps together reduce the sides: 2, 1, or 0 for a reduction to a single position. What the split
+    factors out is latents already, unless ``details`` make latents of it.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Transform],
+        split: Split | None = None,
+        *,
+        squeeze: Transform | None = None,
+        downscale: int = 2,
+        details: Details | None = None,
+    ) -> None:
+        super().__init__()
+        self.squeeze = Squeeze() if squeeze is None else squeeze
+        self.steps = Chain(*steps)
+        self.split, self.downscale, self.details = split, downscale, details
+
+    def shape(self, channels: int, height: int, width: int) -> Shape:
+        """Compute channels and sides after squeeze and steps."""
+        if self.downscale == 0:
+            return channels * height * width, 1, 1
+        return channels * self.downscale**2, height // self.downscale, width // self.downscale
 
 
-class Flow(Transform[list[Tensor], Condition], Generic[C]):
+class Flow(Transform[list[Tensor], Condition]):
     """A bijection between images and lists of latents, finest first, with or without a condition.
 
     Forward: ``x = prelude(x)``; per level ``x = steps(squeeze(x)); (x, latent) = split(x)``; the last latent is
     ``top(x)``. Logdet: the sum over all of them. Levels without a split pass on all their channels. Where levels have
-    ``details``, these turn what was factored out into latents, from the deepest level up. A plain Glow has levels, a
-    prelude and a top; all else is None.
+    ``details``, these turn what was factored out into latents, from the deepest level up. Tasks take a ``FlowModel``,
+    which is a flow with its configuration, what it can do, and the encoder of its condition.
 
     Attributes:
         estimated: Whether its log-determinant has no closed form, so that ``forward`` takes probes for an estimate (see
             ``likelihood.with_probes``); without them it is exact, which is for small images.
 
-    >>> flow = flowcore.load("glow-photos")
-    >>> x = torch.rand(2, 3, 64, 64)
+    >>> from flowcore.flow import Level
+    >>> from flowcore.networks import Conditioner
+    >>> from flowcore.transforms import ActNorm, Coupling, InvertibleConv
+    >>> steps = [ActNorm(12), InvertibleConv(12), Coupling(Conditioner(6, 32, 12))]
+    >>> flow = flowcore.Flow([Level(steps)], channels=3)
+    >>> x = torch.rand(2, 3, 16, 24)
     >>> latents, logdet = flow(x)
-    >>> torch.allclose(flow.inverse(latents), x, atol=1e-4), flow.log_prob(x).shape
-    (True, torch.Size([2]))
+    >>> torch.allclose(flow.inverse(latents), x, atol=1e-4), flow.log_prob(x).shape, flow.sample(1, size=32).shape
+    (True, torch.Size([2]), torch.Size([1, 3, 32, 32]))
 
     Source: Dinh et al., "Real NVP", section 3.6; Kingma & Dhariwal, "Glow", section 3; details: Liang et al., "HCFlow".
     """
 
-    style_directions: Tensor
+    conditional: bool | None = None  # whether it needs a condition; None leaves that to its transforms
 
     def __init__(
         self,
         levels: Sequence[Level],
         *,
         channels: int,
-        config: C,
-        architecture: str,
-        capabilities: Capabilities,
         prelude: Transform | None = None,
         top: Transform | None = None,
         image_size: int | Sequence[int] | None = None,
         fixed_size: bool = False,
-        encoder: nn.Module | None = None,
-        condition_encoder: Callable[[Flow[C], Tensor], Condition] | None = None,
-        condition_scale: int = 1,
-        classes: int = 0,
         anchored: bool = False,
-        dequantizer: nn.Module | None = None,
-        styles: Sequence[str] = (),
-        guide: nn.Module | None = None,
     ) -> None:
-        """Assemble a flow; the builders in ``models`` call this.
+        """Assemble a flow.
 
         Args:
             levels: Finest first.
             channels: Channels of the image.
-            config: The frozen configuration that the flow was built from.
-            architecture: Its registered name; see ``models.register``.
-            capabilities: What it can do.
             prelude: From pixels in [0, 1] to the range of the first level; None for the identity.
             top: Whitens the output of the last level; None for the identity. Gets the labels, as splits do, or the
                 condition's anchor if there is one.
             image_size: Height and width of the training images, or the side of squares; None if unknown.
             fixed_size: Whether the flow accepts images of that size only.
-            encoder: Network that ``condition_encoder`` uses, if any.
-            condition_encoder: From this flow and the source to the condition; None for an unconditional flow.
-            condition_scale: Integer factor from the source's sides to the image's.
-            classes: Number of labels that the flow is conditioned on; 0 for none.
             anchored: Whether the condition has an anchor, so that the last latents are the deviation from it, which is
                 zero when sampling.
-            dequantizer: Model of the dequantization noise that is trained with the flow; no part of the bijection.
-            styles: Names of directions in the latent space of ``image_size``, which are stored with the weights.
-            guide: Network from the source to a plain HR image, whose latents may guide those that are drawn; no part of
-                the bijection.
         """
         super().__init__()
         self.levels = nn.ModuleList(levels)
-        self.config, self.architecture, self.capabilities = config, architecture, capabilities
-        self.channels, self.condition_scale, self.classes = channels, condition_scale, classes
-        self.prelude, self.top, self.encoder = prelude, top, encoder
+        self.channels, self.prelude, self.top, self.anchored = channels, prelude, top, anchored
         self.image_size = None if image_size is None else height_and_width(image_size)
         self.fixed_size = fixed_size
-        self.dequantizer, self.guide, self.anchored = dequantizer, guide, anchored
-        self.provenance: dict[str, Any] = {}
-        self.condition_encoder = condition_encoder
-        self._style_names = tuple(styles)
         estimated = [part for part in self.levels.modules() if isinstance(part, Estimated)]
         for number, part in enumerate(estimated):
             part.number = number
         self.estimated = bool(estimated)
-        if styles:
-            assert self.image_size is not None
-            dimensions = sum(math.prod(shape) for shape in self.latent_shapes(*self.image_size))
-            self.register_buffer("style_directions", torch.zeros(len(styles), dimensions))
 
     def forward(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], Tensor]:
         """Encode images.
@@ -336,65 +340,10 @@ class Flow(Transform[list[Tensor], Condition], Generic[C]):
             )
         return self.image_size
 
-    def encode_condition(self, source: Tensor) -> Condition:
-        """Encode the condition from its source; once per image, for any number of samples.
-
-        Args:
-            source: As the model's builder says (SRFlow: LR image, ``(B, 3, h, w)`` in [0, 1]; class-conditional models:
-                labels, whole numbers ``(B,)`` or weights ``(B, classes)``).
-
-        Returns:
-            The condition for ``forward`` and ``inverse``.
-
-        Raises:
-            ConditionError: If the flow is unconditional.
-            ShapeError: If the model does not accept a source of that shape, or there is none.
-            PrecisionError: If an image is not in the precision of the model's parameters.
-        """
-        if self.condition_encoder is None:
-            raise ConditionError(f"This {self.architecture} model is unconditional; call it without a condition.")
-        if self.capabilities.source != "labels":
-            self._check_values(source)
-        return self.condition_encoder(self, source)
-
-    def require(self, task: Task) -> None:
-        """Raise FlowError unless the model is made for a task; the message names one that is."""
-        if task not in self.capabilities.tasks:
-            raise FlowError(f"{task} needs {SUITABLE_MODELS[task]}; got a {self.architecture} model.")
-
     def require_probes(self) -> None:
         """Raise ConditionError unless the flow's log-determinant is estimated."""
         if not self.estimated:
-            raise ConditionError(f"The log-determinant of this {self.architecture} model is exact; it takes no probes.")
-
-    @property
-    def styles(self) -> dict[str, list[Tensor]]:
-        """Named directions in latent space, each a list of latents of batch 1; see ``latents.add``."""
-        if not self._style_names:
-            return {}
-        assert self.image_size is not None
-        shapes = self.latent_shapes(*self.image_size)
-        sizes = [math.prod(shape) for shape in shapes]
-        return {
-            name: [part.reshape(1, *shape) for part, shape in zip(direction.split(sizes), shapes, strict=True)]
-            for name, direction in zip(self._style_names, self.style_directions, strict=True)
-        }
-
-    def reduce(self, x: Tensor) -> Tensor:
-        """Compute an anchored flow's own LR image ``(B, C, h, w)``, not clamped: its last output, without a condition.
-
-        Raises:
-            ShapeError: If the model does not accept images of that shape.
-            ConditionError: If the flow is not anchored.
-        """
-        self._check_image(x)
-        if not self.anchored:
-            raise ConditionError(f"The last level of a {self.architecture} model is no image; encode it instead.")
-        x = x if self.prelude is None else self.prelude(x)[0]
-        for level in self._levels():
-            x = level.steps(level.squeeze(x)[0])[0]
-            x = x if level.split is None else level.split(x)[0][0]
-        return x
+            raise ConditionError("The log-determinant of this model is exact; it takes no probes.")
 
     def _levels(self) -> list[Level]:
         return list(self.levels)  # pyright: ignore[reportReturnType]
@@ -404,10 +353,11 @@ class Flow(Transform[list[Tensor], Condition], Generic[C]):
         if cond is not None and cond.probes is not None:
             self.require_probes()
             return Condition(features=(None,) * len(self.levels), probes=cond.probes)
-        if (cond is None) != (self.condition_encoder is None):
-            takes = "a condition; make one with flow.encode_condition(source)"
-            takes = takes if cond is None else "no condition; pass None"
-            raise ConditionError(f"This {self.architecture} model takes {takes}.")
+        if self.conditional is not None and self.conditional != (cond is not None):
+            takes = "no condition; pass None"
+            if self.conditional:
+                takes = "a condition; make one with flow.encode_condition(source)"
+            raise ConditionError(f"This model takes {takes}.")
         if cond is None:
             return Condition(features=(None,) * len(self.levels))
         if len(cond.features) != len(self.levels):
@@ -415,9 +365,7 @@ class Flow(Transform[list[Tensor], Condition], Generic[C]):
                 f"This model has {len(self.levels)} levels; the condition has {len(cond.features)}. Use this model's "
                 "encode_condition."
             )
-        cond.check_batch(batch, self.classes)
-        if cond.guidance is not None and not self.capabilities.guided:
-            raise ConditionError(f"{UNGUIDED}; got a {self.architecture} model.")
+        cond.check_batch(batch)
         return cond
 
     def _at_level(self, cond: Condition, number: int) -> LevelCondition:

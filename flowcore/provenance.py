@@ -26,7 +26,7 @@ from .checkpoints import is_ours, load, read_header
 from .checkpoints.latents_file import model_sha256
 from .device import actual_precision
 from .errors import CheckpointError, FlowError
-from .flow import Flow
+from .model import FlowModel
 
 VERSION = "0.1.0"  # of flowcore
 
@@ -66,7 +66,7 @@ class Provenance:
 
     @staticmethod
     def of(
-        values: dict[str, Any], flow: Flow, pictures: Iterable[Tensor], *, device: Any = None, **fields: Any
+        values: dict[str, Any], flow: FlowModel, pictures: Iterable[Tensor], *, device: Any = None, **fields: Any
     ) -> Provenance:
         """Describe pictures, as they are stored, that a flow made of values by name on a device, by default its own.
 
@@ -271,7 +271,7 @@ def select(entries: Sequence[Provenance], picture: str) -> Provenance:
     return next((entry for entry in entries if picture in entry.pictures), entries[-1])
 
 
-def find_model(entry: Provenance, named: Path | None, others: Iterable[tuple[str, Path]]) -> tuple[str, Flow]:
+def find_model(entry: Provenance, named: Path | None, others: Iterable[tuple[str, Path]]) -> tuple[str, FlowModel]:
     """Find the model of a picture, and its name now: ``named``, the file of that name, or one of all ``others``."""
     seen = ""
     if named is not None:

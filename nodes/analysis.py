@@ -20,7 +20,7 @@ from .host.memory import stop_if_cancelled, to_host_image
 from .host.ui import Progress, finite, gallery, of_image
 from .node import FlowNode
 from .picking import PROVENANCE_LOG, PickingNode, in_order, share
-from .sockets import EncodingModel, FlowModel, Image, ModelByPicture, PhotoModel
+from .sockets import EncodingModel, HostModel, Image, ModelByPicture, PhotoModel
 
 BRIGHT = 16  # deviation in 1/255 at full brightness and gain 1; 1 of 1000 pixels exceeds it at temperature 0.8
 PERCENTILES = (2, 98)  # of a map of bits, which become 0 and 1 of its mask
@@ -194,7 +194,7 @@ class FlowcoreBestOf(PickingNode):
             scores, order = (in_order(part, [places for _, places, _ in parts]) for part in zip(*ranks, strict=True))
             why = [sentence for _, _, sentence in parts]
         else:
-            scores, order = self._ranked(images, source, by, model if isinstance(model, FlowModel) else None)
+            scores, order = self._ranked(images, source, by, model if isinstance(model, HostModel) else None)
         best = order[:, :keep] + torch.arange(len(order))[:, None] * order.shape[1]
         numbers = best.flatten().tolist()
         values = [float(value) for value in scores.flatten()[numbers]]
@@ -211,7 +211,7 @@ class FlowcoreBestOf(PickingNode):
         shown |= {"text": [*why, summary, "", *lines], "scores": finite(scores.flatten()), "order": numbers}
         return self.output(images[numbers], values, numbers, **shown)
 
-    def _ranked(self, images: Tensor, source: Tensor, by: By, model: FlowModel | None) -> tuple[Tensor, Tensor]:
+    def _ranked(self, images: Tensor, source: Tensor, by: By, model: HostModel | None) -> tuple[Tensor, Tensor]:
         flow = None
         if by == "likelihood" and model is not None:
             samples, size = max(1, len(images) // max(1, len(source))), images.shape[-2:]

@@ -27,7 +27,7 @@ from .host.memory import stop_if_cancelled
 from .host.paths import input_path, inside, output_path
 from .host.ui import Progress, png_texts
 from .node import FlowNode
-from .sockets import FlowModel, Image, Mask, ModelByPicture, PhotoModel, from_mask, shown
+from .sockets import HostModel, Image, Mask, ModelByPicture, PhotoModel, from_mask, shown
 from .upscaling import ORDINARY_TILE
 
 LARGE = 2048  # pixels of a side of a photograph
@@ -62,13 +62,13 @@ class FlowcoreFolder(FlowNode):
         if not os.path.isdir(source):
             raise FlowError(f"folder: {shown(folder)} is no folder in ComfyUI's input folder. Put pictures into one.")
         found, manifest = find([str(source)], out, notes), Manifest(inside("output", out / NAME))
-        parts = [(model, found)] if isinstance(model, FlowModel) else _by_picture(model, found)
+        parts = [(model, found)] if isinstance(model, HostModel) else _by_picture(model, found)
 
         def start(picture: Path) -> Any:
             self.notes.show(f"{count.total() + 1} of {len(found)}: {picture.name}")
             return progress.part(count.total() / len(found), 1 / len(found))
 
-        def on_result(one: FlowModel, work: Work, job: Job, result: Outputs | Exception | None) -> None:
+        def on_result(one: HostModel, work: Work, job: Job, result: Outputs | Exception | None) -> None:
             if result is not None:  # paths in it are below the two folders
                 targets = tuple(target.relative_to(out) for target in job.targets)
                 below = replace(job, source=job.source.relative_to(source), targets=targets)
@@ -93,12 +93,12 @@ class FlowcoreFolder(FlowNode):
             run(todo, executor, is_done=done, save=save, on_result=partial(on_result, one, work), notify=notes)
         manifest.compact()
         info = f"{len(found)} pictures: {', '.join(f'{n} {what}' for what, n in count.items())}; in output/{subfolder}"
-        if not isinstance(model, FlowModel):
+        if not isinstance(model, HostModel):
             info += "".join(f"; {len(pictures)} by {one.name}" for one, pictures in parts)
         return self.output(info, text=[info])
 
 
-def _by_picture(model: ModelByPicture, found: list[InputFile]) -> list[tuple[FlowModel, list[InputFile]]]:
+def _by_picture(model: ModelByPicture, found: list[InputFile]) -> list[tuple[HostModel, list[InputFile]]]:
     """Divide pictures among the upscalers that suit them."""
     chosen = upscalers_for([one.path for one in found], locate=partial(inside, "input"), check=stop_if_cancelled)
     suited: dict[str, list[InputFile]] = {}
@@ -107,7 +107,7 @@ def _by_picture(model: ModelByPicture, found: list[InputFile]) -> list[tuple[Flo
     return [(model.load(name), pictures) for name, pictures in suited.items()]
 
 
-def _work(model: FlowModel, temperature: float | None, seed: int, samples: int) -> Work:
+def _work(model: HostModel, temperature: float | None, seed: int, samples: int) -> Work:
     flow, colorizes = model.flow, "colorize" in model.flow.capabilities.tasks
     left = ["detail", "coherence", "saturation"] if colorizes else ["calm_edges"]
     left += ["guide_strength"] if flow.guide is not None and not colorizes else []

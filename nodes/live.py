@@ -25,7 +25,7 @@ from .host.memory import moving, on_free
 from .host.routes import Answer, is_at_work
 from .host.ui import Notes, png
 from .node import FlowNode
-from .sockets import LOADED, FlowModel, Latents
+from .sockets import LOADED, HostModel, Latents
 
 ROUTE = "/flowcore/live"
 MAX_RUNS = 16
@@ -67,7 +67,7 @@ class LiveRuns(RecentlyUsed[LiveRun]):
         kept = {
             name: value.part(slice(count)) if isinstance(value, Latents) else value
             for name, value in values.items()
-            if not isinstance(value, FlowModel)
+            if not isinstance(value, HostModel)
         }
         name = secrets.token_hex(8)
         self.put(name, LiveRun(node, kept, made.model_sha256))
@@ -76,11 +76,11 @@ class LiveRuns(RecentlyUsed[LiveRun]):
     def keep_source(self, node: type[FlowNode], values: dict[str, Any], how: str) -> dict[str, list[str]]:
         """Keep the values of a run with one picture, for "small" pictures or a "detail"; return what tells the page."""
         image, model = values.get("image"), values.get("model")
-        if not (how and isinstance(model, FlowModel) and isinstance(image, Tensor)):
+        if not (how and isinstance(model, HostModel) and isinstance(image, Tensor)):
             return {}
         if len(image) > 1 or image.numel() > MAX_SOURCE:
             return {}
-        kept = {key: value for key, value in values.items() if not isinstance(value, FlowModel)}
+        kept = {key: value for key, value in values.items() if not isinstance(value, HostModel)}
         if how == "small":
             kept = {key: _small(value) for key, value in kept.items()}
         name = secrets.token_hex(8)
@@ -160,7 +160,7 @@ class _Silent(Notes):
         return {"cancelled": self._cancelled, "notify": self, **more}
 
 
-class _InPlace(FlowModel):
+class _InPlace(HostModel):
     """A model that stays where the host keeps it."""
 
     def load(self, working_memory: int) -> Any:

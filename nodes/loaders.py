@@ -28,7 +28,7 @@ from .host.memory import wrap
 from .host.ui import png
 from .live import side_by_side
 from .node import TEXTS, FileNode, file_fingerprint
-from .sockets import BY_PICTURE, FLOW_MODEL, TASKS, FlowModel, ModelByPicture, check_memory, shown
+from .sockets import BY_PICTURE, FLOW_MODEL, TASKS, HostModel, ModelByPicture, check_memory, shown
 
 USES: dict[str, str] = TEXTS["uses"]  # what each shipped model is for, and each task of the others
 # Inputs that can follow the model, by the field of its configuration that holds their numbers.
@@ -107,13 +107,13 @@ class FlowcoreLoadModel(FileNode):
             path = self.found(model_name)
             flow = flowcore.load(model_name if model_name in catalog.names() else path)
             use = USES.get(model_name) or "; ".join(USES[task] for task in sorted(flow.capabilities.tasks))
-            facts, model = {"use": use, **_facts(flow)}, FlowModel(wrap(flow), model_name)
+            facts, model = {"use": use, **_facts(flow)}, HostModel(wrap(flow), model_name)
         info = "\n".join(f"{name}: {value}" for name, value in facts.items())
         return self.output(model, info, **{name: [value] for name, value in facts.items()})
 
 
-def _load_shipped(name: str) -> FlowModel:
-    return FlowModel(wrap(flowcore.load(name)), name)
+def _load_shipped(name: str) -> HostModel:
+    return HostModel(wrap(flowcore.load(name)), name)
 
 
 class FlowcoreLoadRecipe(FileNode):
@@ -160,7 +160,7 @@ class FlowcoreLoadRecipe(FileNode):
         lines = [f"{key}: {value[0]}" for key, value in facts.items()]
         lines += [f"{key}: {shown(value)}" for key, value in made.settings.items() if provenance.is_plain(value)]
         return self.output(
-            FlowModel(wrap(flow), name),
+            HostModel(wrap(flow), name),
             made.temperature,
             seed,
             text,
@@ -171,7 +171,7 @@ class FlowcoreLoadRecipe(FileNode):
         )
 
 
-def _facts(flow: flowcore.Flow) -> dict[str, Any]:
+def _facts(flow: flowcore.FlowModel) -> dict[str, Any]:
     config, provenance = flow.config, flow.provenance
     named = ", ".join(f"{number} {name}" for number, name in enumerate(label_names(flow)))
     facts = {

@@ -21,7 +21,7 @@ from .host.memory import on_free
 from .host.ui import GALLERY, Progress, from_canvas, gallery, of_image
 from .live import LIVE
 from .node import FlowNode
-from .sockets import FlowModel, Latents, ModelByPicture
+from .sockets import HostModel, Latents, ModelByPicture
 
 MAX_RUNS = 8  # whose pictures are kept
 MAX_REMEMBERED = 64  # prompts, and pictures, whose provenance is kept
@@ -56,7 +56,7 @@ class PickingNode(FlowNode):
             ui |= LIVE.keep_source(type(self), values, self.LIVE)
         return io.NodeOutput(*args, ui=ui)
 
-    def _by_picture(self, parts: list[tuple[FlowModel, list[int], str]], values: dict[str, Any]) -> Any:
+    def _by_picture(self, parts: list[tuple[HostModel, list[int], str]], values: dict[str, Any]) -> Any:
         """Make all pictures, those of each image by the model that suits it, in the order of the images."""
         if len(parts) == 1:
             return _saying(self._every(values), parts[0][2])
@@ -100,7 +100,7 @@ class PickingNode(FlowNode):
     def _every(self, values: dict[str, Any]) -> Any:
         """Make all pictures, or find them among what was made last."""
         model = values.get("model")
-        used = with_defaults(model.flow, values) if isinstance(model, FlowModel) else values  # as the task will
+        used = with_defaults(model.flow, values) if isinstance(model, HostModel) else values  # as the task will
         described = {}  # by content: an image that was loaded again is the same image
         for name, value in used.items():
             is_image = isinstance(value, Tensor) and value.ndim == 4
@@ -214,7 +214,7 @@ on_free.append(RUNS.clear)
 
 def _describe(value: Any) -> Any:
     """Describe a value by its content, in JSON; what has none that is known, by its type."""
-    if isinstance(value, FlowModel):
+    if isinstance(value, HostModel):
         return {"weights": value.sha256, "stated": repr(value.flow.config)}
     if isinstance(value, Tensor):
         return provenance.source(value)

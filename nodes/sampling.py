@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from ..flowcore import ConditionError, Flow, FlowError, dequantization
+from ..flowcore import ConditionError, FlowError, FlowModel, dequantization
 from ..flowcore.images.contact_sheet import contact_sheet
 from ..flowcore.latents import scale, statistics
 from ..flowcore.prior import sample_latents
@@ -199,7 +199,7 @@ class FlowcoreDecode(FlowNode):
         return self.output(images, text=[], **canvas_pictures(self, images))
 
 
-def _size(flow: Flow, width: int, height: int) -> tuple[int, int]:
+def _size(flow: FlowModel, width: int, height: int) -> tuple[int, int]:
     """Return height and width of the images to sample."""
     refuse_colorizer(flow)
     flow.require("sample")
@@ -213,7 +213,7 @@ def _size(flow: Flow, width: int, height: int) -> tuple[int, int]:
     return size
 
 
-def _parse_labels(flow: Flow, text: str, notes: Notes) -> list[int] | None:
+def _parse_labels(flow: FlowModel, text: str, notes: Notes) -> list[int] | None:
     if flow.classes:
         return widgets.parse_labels(text, flow.classes, label_names(flow))
     if text.strip():
@@ -221,7 +221,7 @@ def _parse_labels(flow: Flow, text: str, notes: Notes) -> list[int] | None:
     return None
 
 
-def _labels_in_turn(flow: Flow, text: str, count: int, notes: Notes) -> Tensor | None:
+def _labels_in_turn(flow: FlowModel, text: str, count: int, notes: Notes) -> Tensor | None:
     """Return the label of each image, (count,)."""
     chosen = _parse_labels(flow, text, notes) or range(flow.classes)
     return torch.tensor([chosen[i % len(chosen)] for i in range(count)]) if chosen else None

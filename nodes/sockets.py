@@ -11,11 +11,11 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from ..flowcore import ColorMemory, Flow, FlowError, Hints, ImageError
+from ..flowcore import ColorMemory, FlowError, FlowModel, Hints, ImageError
 from ..flowcore.checkpoints.latents_file import model_sha256
 from ..flowcore.device import free_memory
-from ..flowcore.flow import Task
 from ..flowcore.images.faces import FacePlace
+from ..flowcore.model import Task
 from ..flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, describe_damage
 from .host.compat import io
 from .host.memory import load_to_device, to_host_image
@@ -27,14 +27,14 @@ BY_PICTURE = "by picture"  # among these tasks: the input also takes a `ModelByP
 
 
 @dataclass(frozen=True, eq=False)
-class FlowModel:
+class HostModel:
     """A flow in the care of the host, see `host.memory.wrap`, and its name in the loader."""
 
     patcher: Any
     name: str
 
     @property
-    def flow(self) -> Flow:
+    def flow(self) -> FlowModel:
         """The flow, on the device where the host keeps it now."""
         return self.patcher.model
 
@@ -45,7 +45,7 @@ class FlowModel:
         LOADED[sha256] = self
         return sha256
 
-    def load(self, working_memory: int) -> Flow:
+    def load(self, working_memory: int) -> FlowModel:
         """Load the flow onto its device, with so many bytes to work, and return it."""
         load_to_device(self.patcher, working_memory)
         return self.flow
@@ -71,7 +71,7 @@ class FlowModel:
             )
 
 
-LOADED: WeakValueDictionary[str, FlowModel] = WeakValueDictionary()
+LOADED: WeakValueDictionary[str, HostModel] = WeakValueDictionary()
 """The models that have made or met latents, by fingerprint, as long as the host keeps them."""
 
 
@@ -79,9 +79,9 @@ LOADED: WeakValueDictionary[str, FlowModel] = WeakValueDictionary()
 class ModelByPicture:
     """The upscaler that suits the picture: of two shipped ones, each of which `load` loads once, by its name."""
 
-    load: Callable[[str], FlowModel]
+    load: Callable[[str], HostModel]
 
-    def parts(self, images: Tensor, *, as_clip: bool = False) -> list[tuple[FlowModel, list[int], str]]:
+    def parts(self, images: Tensor, *, as_clip: bool = False) -> list[tuple[HostModel, list[int], str]]:
         """Divide images (B, C, h, w) among the models: of each the places of its images, and why it suits them.
 
         The frames of a clip take one model.
@@ -90,7 +90,7 @@ class ModelByPicture:
         for place, image in enumerate([images] if as_clip else images.split(1)):
             damage = describe_damage(image)
             chosen.setdefault(FOR_DAMAGED if damage else FOR_CLEAN, {})[place] = damage
-        parts: list[tuple[FlowModel, list[int], str]] = []
+        parts: list[tuple[HostModel, list[int], str]] = []
         for name, found in chosen.items():
             which = "this clip" if as_clip else "this picture" if len(images) == 1 else f"image {next(iter(found))}"
             if several := len(found) > 1:
@@ -163,15 +163,15 @@ def _model(*tasks: Task | Literal["by picture"]) -> Callable[[str], Any]:
     return partial(FLOW_MODEL.Input, extra_dict={TASKS: list(tasks)})
 
 
-SampleModel = Annotated[FlowModel, _model("sample")]
-UpscaleModel = Annotated[FlowModel, _model("upscale", BY_PICTURE)]  # as a `PickingNode` has resolved it
-HarmonizeModel = Annotated[FlowModel, _model("upscale")]
-AnyUpscaleModel = Annotated[FlowModel | ModelByPicture, _model("upscale", BY_PICTURE)]
-ColorizeModel = Annotated[FlowModel, _model("colorize")]
-BrightenModel = Annotated[FlowModel, _model("brighten")]
-RescaleModel = Annotated[FlowModel, _model("rescale")]
-PhotoModel = Annotated[FlowModel | ModelByPicture, _model("upscale", "colorize", BY_PICTURE)]
-EncodingModel = Annotated[FlowModel, _model("sample", "upscale", "rescale")]
+SampleModel = Annotated[HostModel, _model("sample")]
+UpscaleModel = Annotated[HostModel, _model("upscale", BY_PICTURE)]  # as a `PickingNode` has resolved it
+HarmonizeModel = Annotated[HostModel, _model("upscale")]
+AnyUpscaleModel = Annotated[HostModel | ModelByPicture, _model("upscale", BY_PICTURE)]
+ColorizeModel = Annotated[HostModel, _model("colorize")]
+BrightenModel = Annotated[HostModel, _model("brighten")]
+RescaleModel = Annotated[HostModel, _model("rescale")]
+PhotoModel = Annotated[HostModel | ModelByPicture, _model("upscale", "colorize", BY_PICTURE)]
+EncodingModel = Annotated[HostModel, _model("sample", "upscale", "rescale")]
 
 
 def to_image(pixels: Tensor) -> Tensor:
@@ -267,7 +267,7 @@ SOCKETS: dict[str, Callable[[Any, str], Any]] = {
     "IMAGE": _image,
     "IMAGE,VIDEO": _image,  # whose frames `ClipNode` has taken
     "MASK": _tensor,
-    "FLOW_MODEL": _expect(lambda value: isinstance(value, FlowModel | ModelByPicture), "a model of Load Flow Model"),
+    "FLOW_MODEL": _expect(lambda value: isinstance(value, HostModel | ModelByPicture), "a model of Load Flow Model"),
     "FLOW_LATENTS": _expect(
         lambda value: isinstance(value, Latents),
         "latents of a flow, as Flow Sample and Flow Encode make them",

@@ -23,7 +23,7 @@ from .host.paths import model_path, model_target, output_folder, output_record, 
 from .host.ui import Progress, finite
 from .loaders import locate_model, model_choices
 from .node import FlowNode, file_fingerprint
-from .sockets import FLOW_MODEL, FlowModel, shown
+from .sockets import FLOW_MODEL, HostModel, shown
 
 RUNS = "flowcore-runs"  # below the output folder
 NOTHING = "nothing"
@@ -146,7 +146,7 @@ class FlowcoreTrain(FlowNode):
             *([] if is_start else [f"saved as: {file}"]),
         ]
         return self.output(
-            FlowModel(wrap(flow), model),
+            HostModel(wrap(flow), model),
             _picture(sheet),
             _picture(run.folder / "curve.png"),
             "\n".join([*notes.lines, *facts]),

@@ -33,7 +33,7 @@ from .sampling import grid_outputs
 from .sockets import (
     AnyUpscaleModel,
     Clip,
-    FlowModel,
+    HostModel,
     Image,
     Mask,
     ModelByPicture,
@@ -157,7 +157,7 @@ def _masked(inside: float | list[float], mask: Tensor, outside: float, notes: No
     return masked_temperature(mask, inside, outside)
 
 
-def _better_model(model: FlowModel, notes: Notes) -> list[str]:
+def _better_model(model: HostModel, notes: Notes) -> list[str]:
     """List the model that a run's notes recommend, if any, to which web/js/models.js switches at a click."""
     return [name] if (name := recommended_model(model.flow, notes.lines)) else []
 

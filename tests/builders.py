@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flowcore.checkpoints.sources.hcflow import hcflow_origins
 from flowcore.checkpoints.sources.srflow import llflow_origins, srflow_da_origins, srflow_origins
 from flowcore.condition import Condition
-from flowcore.flow import Capabilities, Flow, Level
+from flowcore.flow import Flow, Level
 from flowcore.models import build, configure
 from flowcore.transforms import ActNorm, BatchNorm, ChannelWhitening, InvertibleConv
 
@@ -185,8 +185,7 @@ def build_hcflow(**fields: Any) -> Flow:
 
 def assemble(levels: Sequence[Level], *, channels: int) -> Flow:
     """Assemble an unconditional flow of no architecture."""
-    capabilities = Capabilities(source="none", tasks=frozenset())
-    return Flow(levels, channels=channels, config=None, architecture="test", capabilities=capabilities)
+    return Flow(levels, channels=channels)
 
 
 def random_image(*shape: int, seed: int = 0) -> Tensor:

@@ -25,11 +25,11 @@ from ..checkpoints.writing import SavingError, beside, write_atomic
 from ..errors import FlowError
 from ..evaluation.colorization import chroma_on_grid
 from ..evaluation.image_set import resize_to_own
-from ..flow import Flow
 from ..images import files
 from ..images.color import NEUTRAL, luma, to_uint8, truncate_16_bits
 from ..images.files import DecodedImage, Format
 from ..images.metadata import ONLY_FIRST, losses
+from ..model import FlowModel
 from ..provenance import KEY, Provenance, fingerprint, source
 from ..tasks import Progress
 from ..tasks.brighten import brighten
@@ -164,7 +164,7 @@ def original_size(picture: bytes | Path) -> tuple[int, int] | None:
 class Worker:
     """Does a ``Work``, with the model in memory."""
 
-    def __init__(self, work: Work, flow: Flow) -> None:
+    def __init__(self, work: Work, flow: FlowModel) -> None:
         self.work, self.flow, self.model_sha256 = work, flow, model_sha256(flow)
         self._device = next(flow.parameters()).device
         self._reference = None if work.reference is None else files.read(work.reference, "the reference")

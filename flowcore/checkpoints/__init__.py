@@ -7,7 +7,7 @@ import torch
 
 from ..device import check_device
 from ..errors import CheckpointError
-from ..flow import Flow
+from ..model import FlowModel
 from . import catalog
 from .file import is_ours, read, read_config, read_header, save
 from .published import convert
@@ -16,7 +16,7 @@ from .sources import register_source
 __all__ = ["catalog", "convert", "is_ours", "load", "read", "read_config", "read_header", "register_source", "save"]
 
 
-def load(path: str | Path, device: str | torch.device = "cpu", **config_overrides: Any) -> Flow:
+def load(path: str | Path, device: str | torch.device = "cpu", **config_overrides: Any) -> FlowModel:
     """Load a model: a shipped one by name, a file in our format, or a public checkpoint, which is converted in memory.
 
     Args:

@@ -15,7 +15,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from ..errors import CheckpointError, FlowError
-from ..flow import Flow
+from ..model import FlowModel
 from ..networks import LumaEncoder
 from ..networks.memory import MAX_CELLS, NEIGHBORS, CellMemory
 from . import catalog, file
@@ -129,7 +129,7 @@ class ColorMemory:
             origins += [one for one in (merged if isinstance(merged, list) else [provenance]) if one not in origins]
         return ColorMemory(self.places.join(other.places), self.backbone, {"merged": origins})
 
-    def check(self, flow: Flow) -> None:
+    def check(self, flow: FlowModel) -> None:
         """Raise a FlowError unless it was made with the backbone that this model has."""
         if self.backbone != backbone_sha256(flow):
             raise FlowError(
@@ -138,7 +138,7 @@ class ColorMemory:
             )
 
 
-def starter_memory(flow: Flow) -> ColorMemory | None:
+def starter_memory(flow: FlowModel) -> ColorMemory | None:
     """Return the shipped memory if the model's file recommends it and its backbone is still the one it was made with.
 
     All models of a process share it.
@@ -154,7 +154,7 @@ def _shipped_memory() -> ColorMemory:
     return ColorMemory.load(catalog.FOLDER / f"{catalog.STARTER_MEMORY}.safetensors")
 
 
-def backbone_sha256(flow: Flow) -> str:
+def backbone_sha256(flow: FlowModel) -> str:
     """Fingerprint a colorizer's backbone, as float16: its features are the keys of memories; FlowError without one."""
     flow.require("colorize")
     if not isinstance(flow.encoder, LumaEncoder) or flow.encoder.backbone is None:

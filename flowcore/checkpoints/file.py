@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..device import float64_on_cpu
 from ..errors import CheckpointError, FlowError
-from ..flow import Flow
+from ..model import FlowModel
 from ..models import build, configure
 from ..networks.conditioner import NormalizedConv, ScaledConv
 from ..networks.contractive import LipschitzConv
@@ -97,7 +97,7 @@ def is_ours(path: str | Path, key: str = KEY) -> bool:
 
 
 def save(
-    flow: Flow,
+    flow: FlowModel,
     path: str | Path,
     *,
     provenance: dict[str, Any] | None = None,
@@ -144,7 +144,7 @@ def save(
     write_atomic(path, serialize(tensors, metadata={KEY: json.dumps(header)}), check=read)
 
 
-def reconfigure(path: str | Path, target: str | Path, fields: Mapping[str, Any]) -> Flow:
+def reconfigure(path: str | Path, target: str | Path, fields: Mapping[str, Any]) -> FlowModel:
     """Write a model file anew, or a copy, with other configuration fields, and the tensors as they are stored."""
     path = Path(path)
     flow = read(path, dict(fields))
@@ -155,7 +155,7 @@ def reconfigure(path: str | Path, target: str | Path, fields: Mapping[str, Any])
     return flow
 
 
-def read(path: str | Path, overrides: dict[str, Any] | None = None) -> Flow:
+def read(path: str | Path, overrides: dict[str, Any] | None = None) -> FlowModel:
     """Read a model in our format, in float32 and evaluation mode, on the CPU; ``overrides`` replace fields."""
     path = Path(path)
     header = read_header(path)
@@ -202,7 +202,7 @@ def read(path: str | Path, overrides: dict[str, Any] | None = None) -> Flow:
     return flow.eval()
 
 
-def build_on_meta(architecture: str, config: Any) -> Flow:
+def build_on_meta(architecture: str, config: Any) -> FlowModel:
     """Build a model on torch's meta device, for its names and shapes; CheckpointError if it has too many tensors."""
     with torch.device("meta"), _LimitedCalls():
         return build(architecture, config)
@@ -252,7 +252,7 @@ def refuse_nonfinite(
         )
 
 
-def refuse_no_inverse(name: str, flow: Flow, advice: str = "The file is damaged; fetch it again.") -> None:
+def refuse_no_inverse(name: str, flow: FlowModel, advice: str = "The file is damaged; fetch it again.") -> None:
     """Raise CheckpointError for finite values without an inverse, such as a singular matrix or a negative variance."""
     for path, module in flow.named_modules():
         wrong = ""
@@ -341,7 +341,7 @@ def _metadata(path: Path) -> dict[str, str]:
 # --- kernels in 8 bits: whole numbers from -127 to 127, and scales that multiply them ---------------------------------
 
 
-def _kernels(flow: Flow) -> set[str]:
+def _kernels(flow: FlowModel) -> set[str]:
     """Name the tensors that may be stored in 8 bits: not those that a flow inverts or keeps bounded."""
     names: set[str] = set()
     for path, module in flow.named_modules():

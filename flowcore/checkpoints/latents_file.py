@@ -18,7 +18,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from ..errors import CheckpointError, FlowError, ShapeError
-from ..flow import Flow
+from ..model import FlowModel
 from ..models.fields import OF_GUIDE, SAMPLING
 from . import file
 from .writing import write_atomic
@@ -42,7 +42,7 @@ class LatentsHeader:
     source: tuple[int, int, int, int] | None = None  # shape of an upscaler's LR image
 
 
-def model_sha256(flow: Flow) -> str:
+def model_sha256(flow: FlowModel) -> str:
     """Fingerprint a model as 64 hexadecimal digits: what it computes, not how it is stored.
 
     SHA-256 over the architecture, the configuration's fields that differ from their defaults (so that fields of later

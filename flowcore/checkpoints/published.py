@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, FlowError
-from ..flow import Flow
+from ..model import FlowModel
 from .file import KEY, open_safetensors
 from .pickled import refuse_excess
 from .sources import SOURCES
@@ -29,7 +29,7 @@ from .sources.source import Source, State
 INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-def convert(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Flow:
+def convert(path: str | Path, overrides: Mapping[str, Any] | None = None) -> FlowModel:
     """Read and convert a published checkpoint, ``.pth``, ``.pt`` or ``.safetensors``, recognized by content.
 
     ``overrides`` are configuration fields that the file does not determine. The flow is in float32 and evaluation mode,

@@ -24,8 +24,8 @@ from ..checkpoints.latents_file import model_sha256
 from ..checkpoints.writing import check_writable
 from ..device import actual_precision, keep_freed_memory
 from ..errors import FlowError
-from ..flow import Flow, Task
 from ..images.files import FORMATS, IMAGE_SUFFIXES, SUFFIXES, Format, check_format, upright_size
+from ..model import FlowModel, Task
 from ..tasks import Progress
 from ..tasks.defaults import model_defaults
 from ..tasks.forecast import NOTEWORTHY, Size, forecast
@@ -40,7 +40,7 @@ MANY = 20  # pictures, above which a line says that they are looked at
 TOKENS = ("stem", "base", "frame", "suffix", "model", "seed", "sample")  # of ``--name``
 
 
-def load_model(options: Namespace, task: Task | None = None) -> Flow:
+def load_model(options: Namespace, task: Task | None = None) -> FlowModel:
     """Load the model of a task; on the CPU if a cluster computes, since then only its config and hash are needed."""
     if "samples" in options:  # before names are made of so many seeds
         check_draws(options.seed, options.samples)
@@ -87,14 +87,14 @@ class Part:
     """What one model makes of its pictures."""
 
     options: Namespace  # whose ``model`` it is
-    flow: Flow
+    flow: FlowModel
     work: Work
     label: str  # the settings in names of results
     sha256: str  # of the model
 
 
 def part(
-    options: Namespace, flow: Flow, command: Command, settings: dict[str, Any], label: str = "", **fields: Any
+    options: Namespace, flow: FlowModel, command: Command, settings: dict[str, Any], label: str = "", **fields: Any
 ) -> Part:
     """Say what a model makes: ``settings`` and ``fields`` are those of the ``Work``."""
     settings = settings | {name: vars(options)[name] for name in ("tile", "precision") if name in options}
@@ -263,7 +263,7 @@ def check_template(template: str, samples: int) -> None:
         raise FlowError(f"{samples} results of an image would have one name. Add {{sample}} to --name.")
 
 
-def executor(options: Namespace, work: Work, flow: Flow, bar: ProgressBar) -> Executor:
+def executor(options: Namespace, work: Work, flow: FlowModel, bar: ProgressBar) -> Executor:
     """Choose what runs the jobs: this process, one after the other, or a cluster."""
     limit: float | None = getattr(options, "time_limit", None)
     if uses_ray(options):
@@ -303,7 +303,7 @@ def executor(options: Namespace, work: Work, flow: Flow, bar: ProgressBar) -> Ex
 
 
 def announce(
-    options: Namespace, work: Work, flow: Flow, jobs: list[Job], is_done: Callable[[Job], bool]
+    options: Namespace, work: Work, flow: FlowModel, jobs: list[Job], is_done: Callable[[Job], bool]
 ) -> dict[Job, FlowError]:
     """Say the size of what will be made, and the memory and time that it takes; ask if it is very large.
 

@@ -20,9 +20,9 @@ from ..checkpoints.latents_file import model_sha256
 from ..checkpoints.writing import check_writable, write_atomic
 from ..errors import FlowError
 from ..evaluation.image_set import read_upright, resize_to_own
-from ..flow import Flow
 from ..images import files
 from ..images.color import to_uint8
+from ..model import FlowModel
 from ..provenance import Provenance, source
 from ..tasks import duration
 from ..tasks.defaults import with_defaults
@@ -92,7 +92,7 @@ def run_colorize(options: Namespace) -> None:
     make_images(options, lambda _: colored, ranks or seed_names(options))
 
 
-def _memory(options: Namespace, flow: Flow) -> ColorMemory | None:
+def _memory(options: Namespace, flow: FlowModel) -> ColorMemory | None:
     """The memory that is asked for; without one the model's, unless a reference or a palette says what is wanted."""
     if options.memory is None:
         told = options.reference is not None or options.palette or options.frames == "video"
@@ -180,7 +180,7 @@ def run_restore(options: Namespace) -> None:
     make_images(options, lambda one: part(one, flow, "restore", settings, label))
 
 
-def _load_rescaler(options: Namespace, command: str) -> Flow:
+def _load_rescaler(options: Namespace, command: str) -> FlowModel:
     flow = load_model(options, "rescale")
     if named_format(options.out) not in (None, "png"):
         raise FlowError(f"The results of {command} are PNG files, which lose nothing; got {options.out.name}.")
@@ -249,7 +249,7 @@ def run_interpolate(options: Namespace) -> None:
 
 def _save(
     options: Namespace,
-    flow: Flow,
+    flow: FlowModel,
     make: Callable[[], Tensor],
     size: tuple[int, int],
     stem: str,

@@ -20,7 +20,7 @@ from ..errors import FlowError
 from ..evaluation.colorization import PORTRAIT_SAMPLES, colorizer_table, evaluate_colorizer
 from ..evaluation.image_set import density_table, evaluate_density, markdown, size_of
 from ..evaluation.upscaling import USUAL_MEASURES, evaluate_upscaler, missing_measures, upscaler_table
-from ..flow import Flow
+from ..model import FlowModel
 from ..tasks.score import ranking_key
 from ..training.recipe import held_out_names
 from .batches import executor, finish, load_model
@@ -149,7 +149,7 @@ def _models_and_folders(words: list[Path]) -> tuple[list[str], list[Path]]:
     return models, folders
 
 
-def _by_set(folders: list[Path], flows: dict[str, Flow], evaluate: Callable[..., Any], **settings: Any) -> Any:
+def _by_set(folders: list[Path], flows: dict[str, FlowModel], evaluate: Callable[..., Any], **settings: Any) -> Any:
     """Evaluate every model on every folder: results by name of the folder, and of the model if there are several."""
     return {
         folder.name if len(flows) == 1 else f"{folder.name}, {model}": evaluate(flow, folder, **settings)
@@ -158,7 +158,7 @@ def _by_set(folders: list[Path], flows: dict[str, Flow], evaluate: Callable[...,
     }
 
 
-def _by_temperature(options: Namespace, flows: dict[str, Flow], **common: Any) -> dict[str, dict[str, Any]]:
+def _by_temperature(options: Namespace, flows: dict[str, FlowModel], **common: Any) -> dict[str, dict[str, Any]]:
     """Evaluate every colorizer at every temperature: results by set of images, and by model and temperature."""
     sets: dict[str, list[Path]] = {folder.name: [folder] for folder in options.folders}
     if options.together:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..condition import Condition
 from ..errors import FlowError
-from ..flow import Flow
 from ..images.color import NEUTRAL, luma, split
 from ..images.resize import resize_bilinear
+from ..model import FlowModel
 from ..networks.luma import STRIDE
 from ..prior import sample_latents
 from ..quality import metrics
@@ -60,7 +60,7 @@ COLUMNS = {
 
 
 def evaluate_colorizer(
-    flow: Flow,
+    flow: FlowModel,
     folder: Path | Sequence[Path],
     *,
     samples: int = 8,
@@ -142,7 +142,7 @@ def colorizer_table(results: dict[str, dict[str, dict[str, float]]]) -> str:
 
 
 @torch.no_grad()
-def chroma_on_grid(flow: Flow, image: Image.Image, working_size: int | None = None) -> tuple[Tensor, Condition]:
+def chroma_on_grid(flow: FlowModel, image: Image.Image, working_size: int | None = None) -> tuple[Tensor, Condition]:
     """Chroma ``(1, 2, h, w)`` of an RGB photograph, cropped to a colorizer's grid, and the condition of its luma."""
     config: Any = flow.config
     multiple = config.source_multiple
@@ -154,7 +154,7 @@ def chroma_on_grid(flow: Flow, image: Image.Image, working_size: int | None = No
 
 
 @torch.no_grad()
-def _measure_grid(flow: Flow, image: Image.Image, settings: dict[str, Any]) -> dict[str, float]:
+def _measure_grid(flow: FlowModel, image: Image.Image, settings: dict[str, Any]) -> dict[str, float]:
     """Measure a colorizer on the grid that it works on."""
     samples, seed = settings["samples"], settings["seed"]
     truth, cond = chroma_on_grid(flow, image, settings["working_size"])
@@ -173,7 +173,7 @@ def _measure_grid(flow: Flow, image: Image.Image, settings: dict[str, Any]) -> d
 
 
 def _measure_colorings(
-    flow: Flow, image: Image.Image, settings: dict[str, Any], *, portraits: bool
+    flow: FlowModel, image: Image.Image, settings: dict[str, Any], *, portraits: bool
 ) -> tuple[dict[str, float], Tensor]:
     """Measure what ``colorize`` makes of a photograph's luma; and ``seam_sums`` of it and the truth, (2, grids, 4)."""
     y, truth = split(_pixels(image).double() / 255)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..dequantization import quantization
 from ..errors import FlowError, ImageError
-from ..flow import Flow
 from ..images.files import fit, read_bytes, read_rgb
 from ..images.folders import image_files
+from ..model import FlowModel
 from ..tasks.score import Dequantization, score
 from ..training.data import read_idx
 
@@ -56,7 +56,7 @@ def read_each(
         raise ImageError(f"None of the {len(files)} images can be measured. Skipped: {'; '.join(skipped[:3])}")
 
 
-def resize_to_own(flow: Flow, image: Image.Image) -> Tensor:
+def resize_to_own(flow: FlowModel, image: Image.Image) -> Tensor:
     """Resize an RGB image to cover a model's own size, and crop its middle: ``(C, H, W)`` uint8."""
     if flow.image_size is None:
         fixed = "Load it with image_size=..., e.g. 32 (--set image_size=32 on the command line)."
@@ -85,7 +85,7 @@ def markdown(titles: list[str], rows: list[list[str]]) -> str:
 
 
 def evaluate_density(
-    flow: Flow,
+    flow: FlowModel,
     data: Path,
     *,
     dequantization: Dequantization = "uniform",

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import FlowError, ShapeError
-from ..flow import Flow
 from ..images.color import as_stored, to_uint8
 from ..images.resize import enlarge, shrink
+from ..model import FlowModel
 from ..quality import metrics
 from ..quality.no_reference import brisque, niqe, piqe
 from ..tasks.score import score
@@ -44,7 +44,7 @@ COLUMNS = {  # key of the results: title and format. Readers rely on the order: 
 
 
 def evaluate_upscaler(
-    flow: Flow,
+    flow: FlowModel,
     folder: Path,
     *,
     temperatures: Sequence[float | None] = (0.0, None),
@@ -141,7 +141,7 @@ def _measure(images: Tensor, hr: Tensor, lr: Tensor, base: float, measures: Sequ
     return row
 
 
-def _bits(flow: Flow, hr: Tensor) -> dict[str, float]:
+def _bits(flow: FlowModel, hr: Tensor) -> dict[str, float]:
     """Bits per dimension of an HR image, cropped to what the model takes."""
     height, width = (side // flow.size_multiple * flow.size_multiple for side in hr.shape[-2:])
     hr = hr[..., :height, :width]

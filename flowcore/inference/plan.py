@@ -28,6 +28,7 @@ from ..condition import Condition
 from ..device import ActualPrecision, autocast, float32_arithmetic, free_memory
 from ..errors import FlowError, PrecisionError
 from ..flow import Flow, Level
+from ..model import FlowModel
 from ..networks import CompactUpscaler, IMDNEncoder, LowLightEncoder, RRDBEncoder
 from ..prior import log_prob
 from ..transforms import CheckerboardCoupling, LevelCondition, MultiScaleFeatures, Variances, Whiten
@@ -48,7 +49,7 @@ from .strips import StripBudget, report, stop_before
 FOLDED_ENCODERS = (FoldedEncoder, FoldedIMDNEncoder, FoldedLowLightEncoder)  # these report their units themselves
 
 
-class Plan(Flow):
+class Plan(FlowModel):
     """A flow folded for use: the same images, latents and logdets to rounding, without gradients.
 
     It takes what its flow takes, and also conditions of one image with any number of samples, and prepared conditions.
@@ -76,6 +77,7 @@ class Plan(Flow):
         Raises:
             FlowError: If the precision is unknown.
         """
+        model = FlowModel.of(flow)
         like = next(flow.parameters(), torch.zeros(())).detach()
         dtypes = {"float32": like.dtype, "bfloat16": torch.bfloat16, "float16": torch.float16, "tf32": like.dtype}
         if precision not in dtypes:
@@ -85,12 +87,12 @@ class Plan(Flow):
         with torch.no_grad(), float32_arithmetic():
             folder = LevelFolder(like, dtype, budget)
             levels: list[Level] = []
-            channels = flow.channels
-            for level in flow._levels():
+            channels = model.channels
+            for level in model._levels():
                 channels = level.shape(channels, 1, 1)[0]
                 levels.append(folder.level(copy.deepcopy(level), channels))
                 channels = channels if level.split is None else level.split.kept_channels(channels)
-            encoder, top, guide = copy.deepcopy(flow.encoder), copy.deepcopy(flow.top), copy.deepcopy(flow.guide)
+            encoder, top, guide = copy.deepcopy(model.encoder), copy.deepcopy(model.top), copy.deepcopy(model.guide)
             if isinstance(encoder, RRDBEncoder):
                 encoder = FoldedEncoder(encoder, dtype, budget)
             elif isinstance(encoder, IMDNEncoder):
@@ -103,21 +105,22 @@ class Plan(Flow):
                         stop_before(layer)  # the plan's own copy of the layer
         super().__init__(
             levels,
-            channels=flow.channels,
-            config=flow.config,
-            architecture=flow.architecture,
-            capabilities=flow.capabilities,
-            prelude=copy.deepcopy(flow.prelude),
-            top=SharedWhiten(top.prior) if flow.anchored and isinstance(top, Whiten) else top,
+            channels=model.channels,
+            config=model.config,
+            architecture=model.architecture,
+            capabilities=model.capabilities,
+            prelude=copy.deepcopy(model.prelude),
+            top=SharedWhiten(top.prior) if model.anchored and isinstance(top, Whiten) else top,
             encoder=encoder,
-            condition_encoder=flow.condition_encoder,
-            condition_scale=flow.condition_scale,
-            classes=flow.classes,
-            image_size=flow.image_size,
-            fixed_size=flow.fixed_size,
-            anchored=flow.anchored,
+            condition_encoder=model.condition_encoder,
+            condition_scale=model.condition_scale,
+            classes=model.classes,
+            image_size=model.image_size,
+            fixed_size=model.fixed_size,
+            anchored=model.anchored,
             guide=FoldedCompactUpscaler(guide, dtype, budget) if isinstance(guide, CompactUpscaler) else guide,
         )
+        self.conditional = flow.conditional
         parts = list(self.levels.modules())
         self.units = sum(isinstance(part, (FoldedAffine, CheckerboardCoupling, FoldedResidual)) for part in parts)
         self.units += sum(part.patches for part in parts if isinstance(part, ReportingPredictor))

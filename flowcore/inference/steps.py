@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ConditionError
-from ..level import Details, Level
+from ..flow import Details, Level
 from ..networks import CausalTransformer, ContractiveNetwork, HierarchicalExtractor
 from ..networks.contractive import LipschitzConv
 from ..transforms import (

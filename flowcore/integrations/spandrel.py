@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from ..checkpoints import load, read_header
 from ..checkpoints.sources import SOURCES, SRFLOW
 from ..errors import CheckpointError, FlowError
-from ..flow import Flow, Level
+from ..flow import Level
 from ..images.color import to_uint8
 from ..inference.plan import forget_plan
+from ..model import FlowModel
 from ..tasks.upscale import sampling_settings, upscale
 from ..transforms import Coupling
 
@@ -42,7 +43,7 @@ class Upscaler(nn.Module):
 
     def __init__(
         self,
-        flow: Flow,
+        flow: FlowModel,
         *,
         temperature: float | None = 0.0,
         calm_edges: float | None = None,
@@ -143,7 +144,7 @@ def detect(state: Mapping[str, Any]) -> bool:
     return ours or any(name.startswith(PUBLISHED) for name in state)
 
 
-def flow_of(state: Mapping[str, Any], files: Files) -> Flow:
+def flow_of(state: Mapping[str, Any], files: Files) -> FlowModel:
     """Make a flow from tensors that ``detect`` accepts; see ``support``."""
     if not any(state.keys() >= names for names in OURS):
         wrong = [name for name, t in state.items() if not _is_plain(t)]

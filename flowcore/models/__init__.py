@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..errors import CheckpointError, FlowError
-from ..flow import Config, Flow
+from ..model import Config, FlowModel
 from .class_conditional import ClassConditionalConfig, class_conditional
 from .colorizer import ColorizerConfig, colorizer
 from .ffjord import FFJORDConfig, ffjord
@@ -30,13 +30,13 @@ class Architecture:
     """What ``register`` takes: the class of a configuration, and the builder of a flow from it."""
 
     config: type[Config]
-    build: Callable[[Any], Flow]
+    build: Callable[[Any], FlowModel]
 
 
 ARCHITECTURES: dict[str, Architecture] = {}
 
 
-def register(name: str, config: type[C], build: Callable[[C], Flow[C]], *, replace: bool = False) -> None:
+def register(name: str, config: type[C], build: Callable[[C], FlowModel[C]], *, replace: bool = False) -> None:
     """Add an architecture; files of it can then be loaded, and recipes can train it.
 
     Args:
@@ -77,7 +77,7 @@ def configure(architecture: str, fields: Mapping[str, Any]) -> Config:
         raise FlowError(f"A value of the {architecture} configuration has the wrong type: {error}.") from error
 
 
-def build(architecture: str, config: Config) -> Flow:
+def build(architecture: str, config: Config) -> FlowModel:
     """Build a registered model with random weights."""
     return ARCHITECTURES[architecture].build(config)
 

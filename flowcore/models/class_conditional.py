@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..condition import Condition
 from ..errors import FlowError
-from ..flow import Capabilities, Flow, Level, Task
+from ..flow import Level
+from ..model import Capabilities, FlowModel, Task
 from ..networks import DenseConditioner
 from ..transforms import Coupling, Flatten, Permutation, PixelMap, Transform
 from .fields import Range, check_fields, short_repr, size_tuple
@@ -47,7 +48,7 @@ class ClassConditionalConfig:
         object.__setattr__(self, "image_size", size)
 
 
-def class_conditional(config: ClassConditionalConfig) -> Flow[ClassConditionalConfig]:
+def class_conditional(config: ClassConditionalConfig) -> FlowModel[ClassConditionalConfig]:
     """Build it with random weights: images ``(B, channels, H, W)`` in [0, 1], its condition encoded from labels."""
     size = config.channels * config.image_size[0] * config.image_size[1]
     inputs, outputs = size // 2, size - size // 2
@@ -59,7 +60,7 @@ def class_conditional(config: ClassConditionalConfig) -> Flow[ClassConditionalCo
             Coupling(DenseConditioner(inputs + labels, config.hidden, 2 * outputs), scaling="atan"),
             Coupling(DenseConditioner(outputs + labels, config.hidden, 2 * inputs), scaling="atan", swap=True),
         ]
-    return Flow(
+    return FlowModel(
         [Level(steps, None, squeeze=Flatten(config.channels, *config.image_size), downscale=0)],
         channels=config.channels,
         config=config,
@@ -74,7 +75,7 @@ def class_conditional(config: ClassConditionalConfig) -> Flow[ClassConditionalCo
     )
 
 
-def _encode_labels(flow: Flow, labels: Tensor) -> Condition:
+def _encode_labels(flow: FlowModel, labels: Tensor) -> Condition:
     if labels.ndim == 2 and labels.shape[1] == flow.classes:  # weights of the classes alone
         labels = torch.cat([labels, labels.new_zeros(len(labels), 1)], dim=1)
     weights = one_hot(labels, flow.classes + 1).to(next(flow.parameters()).dtype)

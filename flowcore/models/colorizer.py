@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ..condition import Condition
 from ..errors import FlowError
-from ..flow import Capabilities, Flow, Level, Task
+from ..flow import Level
 from ..images.color import NEUTRAL
+from ..model import Capabilities, FlowModel, Task
 from ..networks import Conditioner, LumaEncoder
 from ..networks.luma import CHROMA_UNIT, STRIDE, split_source
 from ..transforms import (
@@ -97,7 +98,7 @@ class ColorizerConfig:
         return STRIDE * 2 ** len(self.steps)
 
 
-def colorizer(config: ColorizerConfig) -> Flow[ColorizerConfig]:
+def colorizer(config: ColorizerConfig) -> FlowModel[ColorizerConfig]:
     """Build a colorizer with random weights; its images are chroma, ``(B, 2, H, W)``: Cb and Cr of JPEG, over 255.
 
     Its condition is encoded from luma at four times the size, ``(B, 1, 4H, 4W)`` in [0, 1]; with hints ``(B, 4, 4H,
@@ -128,7 +129,7 @@ def colorizer(config: ColorizerConfig) -> Flow[ColorizerConfig]:
                 levels.append(Level(parts, Split(None, kept=2), squeeze=Haar()))
             else:
                 levels.append(Level(_steps(8, features, steps, hidden, pooled=True), None, squeeze=Haar()))
-    return Flow(
+    return FlowModel(
         levels,
         channels=2,
         config=config,
@@ -153,7 +154,7 @@ def _steps(channels: int, features: int, steps: int, hidden: int, *, pooled: boo
     return [*parts, ActNorm(channels), Injector(prior, scaling="exp")]
 
 
-def _encode_luma(flow: Flow[ColorizerConfig], source: Tensor) -> Condition:
+def _encode_luma(flow: FlowModel[ColorizerConfig], source: Tensor) -> Condition:
     expected = (
         "luma of shape (B, 1, H, W), (B, 4, H, W) with hints, (B, 8, H, W) with hints and a palette or (B, 13, H, W) "
         "with those and what a memory recalled"

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from ..errors import FlowError
-from ..flow import Capabilities, Flow, Level, Task
+from ..flow import Level
+from ..model import Capabilities, FlowModel, Task
 from ..networks import VectorField
 from ..networks.vector_field import Activation, TimeInput
 from ..transforms import ODE, ActNorm, BatchNorm, Chain, Logit, PixelMap, Solver, Split, Squeeze, Transform
@@ -62,7 +63,7 @@ class FFJORDConfig:
         object.__setattr__(self, "image_size", size_tuple(self.image_size, multiple * 2 ** (self.scales - 1)))
 
 
-def ffjord(config: FFJORDConfig) -> Flow[FFJORDConfig]:
+def ffjord(config: FFJORDConfig) -> FlowModel[FFJORDConfig]:
     """Build an FFJORD with a velocity of zero; its images are ``(B, channels, H, W)`` in [0, 1]."""
     levels: list[Level] = []
     channels = config.channels
@@ -74,7 +75,7 @@ def ffjord(config: FFJORDConfig) -> Flow[FFJORDConfig]:
     if config.batch_norm:
         last += [BatchNorm(channels), ActNorm(channels)]
     levels.append(Level(last, None, squeeze=Chain(), downscale=1))
-    return Flow(
+    return FlowModel(
         levels,
         channels=config.channels,
         config=config,

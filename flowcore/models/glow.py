@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ..condition import Condition
 from ..dequantization import VariationalDequantizer
 from ..errors import FlowError
-from ..flow import Capabilities, Flow, Level, Task
+from ..flow import Level
+from ..model import Capabilities, FlowModel, Task
 from ..networks import Conditioner, Edge, PlainConditioner, ScaledConv, TablePrior, TopPrior
 from ..transforms import ActNorm, Chain, Coupling, InvertibleConv, Permutation, PixelMap, SignedActNorm, Split, Whiten
 from .fields import Range, check_fields, short_repr, size_tuple
@@ -70,7 +71,7 @@ class GlowConfig:
             raise FlowError('edge must be "zeros" or "ones" for network "plain".')
 
 
-def glow(config: GlowConfig) -> Flow[GlowConfig]:
+def glow(config: GlowConfig) -> FlowModel[GlowConfig]:
     """Build a Glow of images ``(B, channels, H, W)`` in [0, 1]; with ``classes``, it is conditioned on labels."""
     levels: list[Level] = []
     channels = config.channels
@@ -96,7 +97,7 @@ def glow(config: GlowConfig) -> Flow[GlowConfig]:
     dequantizer = None
     if config.dequantizer_steps:
         dequantizer = VariationalDequantizer(config.channels, n_bits=config.n_bits, steps=config.dequantizer_steps)
-    return Flow(
+    return FlowModel(
         levels,
         channels=config.channels,
         config=config,
@@ -142,5 +143,5 @@ def _table(channels: int, level: int, config: GlowConfig) -> TablePrior:
     return TablePrior(channels, height, width, classes=config.classes)
 
 
-def _encode_labels(flow: Flow, labels: Tensor) -> Condition:
+def _encode_labels(flow: FlowModel, labels: Tensor) -> Condition:
     return Condition(features=(None,) * len(flow.levels), labels=one_hot(labels, flow.classes))

@@ -15,8 +15,8 @@ from typing import Annotated, Literal
 from torch import Tensor, nn
 
 from ..condition import Condition
-from ..flow import Capabilities, Flow, Level, Task
-from ..level import Details
+from ..flow import Details, Level
+from ..model import Capabilities, FlowModel, Task
 from ..networks import AnchorPrior, Conditioner, DenseConvs, HierarchicalExtractor, ScaledConv
 from ..networks.conditioner import NormalizedConv
 from ..transforms import ActNorm, Chain, Coupling, Haar, Injector, InvertibleConv, PixelMap, Split, Transform, Whiten
@@ -61,7 +61,7 @@ class HCFlowConfig:
         return self.scale.bit_length() - 1
 
 
-def hcflow(config: HCFlowConfig) -> Flow[HCFlowConfig]:
+def hcflow(config: HCFlowConfig) -> FlowModel[HCFlowConfig]:
     """Build an HCFlow of HR, ``(B, 3, scale * h, scale * w)``; its condition is encoded from LR, ``(B, 3, h, w)``."""
     levels: list[Level] = []
     channels = IMAGE
@@ -74,7 +74,7 @@ def hcflow(config: HCFlowConfig) -> Flow[HCFlowConfig]:
         squeeze = Haar() if config.rescaling else None
         levels.append(Level(steps, Split(None, kept=kept), squeeze=squeeze, details=details))
         channels = kept
-    flow = Flow(
+    flow = FlowModel(
         levels,
         channels=IMAGE,
         config=config,
@@ -121,6 +121,6 @@ def _details(kept: int, channels: int, deeper: int, config: HCFlowConfig) -> Det
     return Details(extractor, Chain(*steps, prior))
 
 
-def _encode_lr(flow: Flow[HCFlowConfig], lr: Tensor) -> Condition:
+def _encode_lr(flow: FlowModel[HCFlowConfig], lr: Tensor) -> Condition:
     check_source(flow, lr, (IMAGE,), LR, multiple=1)
     return Condition(features=(None,) * len(flow.levels), anchor=lr)

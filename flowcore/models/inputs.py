@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConditionError, ShapeError
-from ..flow import Flow
+from ..model import FlowModel
 
 LR = "an RGB source of shape (B, 3, h, w)"
 
 
-def check_source(flow: Flow[Any], source: Tensor, channels: tuple[int, ...], expected: str, multiple: int) -> None:
+def check_source(flow: FlowModel[Any], source: Tensor, channels: tuple[int, ...], expected: str, multiple: int) -> None:
     """Raise ShapeError unless a source is ``(B, C, H, W)``, C in ``channels``, with sides divisible by ``multiple``."""
     if source.ndim != 4 or source.shape[1] not in channels:
         raise ShapeError(f"Expected {expected}; got {tuple(source.shape)}.")
@@ -25,7 +25,7 @@ def check_source(flow: Flow[Any], source: Tensor, channels: tuple[int, ...], exp
         )
 
 
-def check_lr(flow: Flow[Any], lr: Tensor) -> None:
+def check_lr(flow: FlowModel[Any], lr: Tensor) -> None:
     """Raise ShapeError unless an upscaler's source is an LR image, ``(B, 3, h, w)``, with sides that fit."""
     check_source(flow, lr, (3,), LR, max(1, flow.size_multiple // flow.condition_scale))
 

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..condition import Condition
-from ..flow import Capabilities, Flow, Level, Task
+from ..flow import Level
+from ..model import Capabilities, FlowModel, Task
 from ..networks import Conditioner, LowLightEncoder
 from ..networks.low_light import network_input
 from ..transforms import ActNorm, Center, Chain, Coupling, Injector, InvertibleConv, Transform
@@ -48,7 +49,7 @@ class LLFlowConfig:
         object.__setattr__(self, "stacked_blocks", block_indices(self.stacked_blocks, self.encoder_blocks))
 
 
-def llflow(config: LLFlowConfig) -> Flow[LLFlowConfig]:
+def llflow(config: LLFlowConfig) -> FlowModel[LLFlowConfig]:
     """Build an LLFlow of well-lit images, ``(B, 3, H, W)``.
 
     Its condition is encoded from the dark photograph, ``(B, 3, H, W)`` in [0, 1], whose histogram is equalized as a
@@ -69,7 +70,7 @@ def llflow(config: LLFlowConfig) -> Flow[LLFlowConfig]:
             steps.append(Chain(*parts))
         levels.append(Level(steps, None))
     encoder = LowLightEncoder(config.encoder_blocks, config.encoder_width, config.encoder_growth, config.stacked_blocks)
-    return Flow(
+    return FlowModel(
         levels,
         channels=3,
         config=config,
@@ -81,7 +82,7 @@ def llflow(config: LLFlowConfig) -> Flow[LLFlowConfig]:
     )
 
 
-def _encode_dark(flow: Flow[LLFlowConfig], source: Tensor) -> Condition:
+def _encode_dark(flow: FlowModel[LLFlowConfig], source: Tensor) -> Condition:
     check_source(flow, source, (3, 6), "a dark photograph of shape (B, 3, H, W)", MULTIPLE)
     x = network_input(source) if source.shape[1] == 3 else source
     assert flow.encoder is not None  # a LowLightEncoder, or a plan's folded one

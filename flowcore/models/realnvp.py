@@ -7,7 +7,8 @@ Source: Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP" (ICLR 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from ..flow import Capabilities, Flow, Level, Task
+from ..flow import Level
+from ..model import Capabilities, FlowModel, Task
 from ..networks import ResidualConditioner
 from ..transforms import (
     BatchNorm,
@@ -47,7 +48,7 @@ class RealNVPConfig:
         object.__setattr__(self, "image_size", size_tuple(self.image_size, 2 ** (self.scales - 1)))
 
 
-def realnvp(config: RealNVPConfig) -> Flow[RealNVPConfig]:
+def realnvp(config: RealNVPConfig) -> FlowModel[RealNVPConfig]:
     """Build a Real NVP with random weights; its images are ``(B, channels, H, W)`` in [0, 1]."""
     levels: list[Level] = []
     channels, hidden = config.channels, config.hidden
@@ -60,7 +61,7 @@ def realnvp(config: RealNVPConfig) -> Flow[RealNVPConfig]:
         channels, hidden = 2 * channels, 2 * hidden
     last = [_checkerboard(channels, hidden, parity, config) for parity in (0, 1, 0, 1)]
     levels.append(Level(last, None, squeeze=Chain(), downscale=1))
-    return Flow(
+    return FlowModel(
         levels,
         channels=config.channels,
         config=config,

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from ..errors import FlowError
-from ..flow import Capabilities, Flow, Level, Task
+from ..flow import Level
+from ..model import Capabilities, FlowModel, Task
 from ..networks import ContractiveNetwork
 from ..transforms import ActNorm, Chain, Flatten, Logit, Residual, Split, Squeeze, Transform, Unflatten
 from .fields import Range, check_fields, short_repr, size_tuple
@@ -64,7 +65,7 @@ class ResidualFlowConfig:
         return 2 ** (len(self.blocks) - 1 + self.squeeze_first)
 
 
-def residual_flow(config: ResidualFlowConfig) -> Flow[ResidualFlowConfig]:
+def residual_flow(config: ResidualFlowConfig) -> FlowModel[ResidualFlowConfig]:
     """Build a Residual Flow with random weights; its images are ``(B, channels, H, W)`` in [0, 1]."""
     levels: list[Level] = []
     height, width = config.image_size or (0, 0)
@@ -94,7 +95,7 @@ def residual_flow(config: ResidualFlowConfig) -> Flow[ResidualFlowConfig]:
         levels.append(Level(steps, split, squeeze=squeeze, downscale=factor))
         shape = (shape[0] // 2, shape[1], shape[2]) if split else shape
     floats = 4.0 * config.hidden / (4 if config.squeeze_first else 1)  # two layers, and their slopes
-    flow = Flow(
+    flow = FlowModel(
         levels,
         channels=config.channels,
         config=config,

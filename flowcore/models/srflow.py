@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..condition import Condition
 from ..errors import FlowError
-from ..flow import Capabilities, Flow, Level, Task
+from ..flow import Level
+from ..model import Capabilities, FlowModel, Task
 from ..networks import CompactUpscaler, Conditioner, IMDNEncoder, RRDBEncoder, ScaledConv
 from ..transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, Split, Transform
 from .fields import Range, block_indices, check_fields, check_integer, short_repr
@@ -74,7 +75,7 @@ class SRFlowConfig:
         return self.encoder_width * (2 if self.encoder == "imdn" else 1 + len(self.stacked_blocks))
 
 
-def srflow(config: SRFlowConfig) -> Flow[SRFlowConfig]:
+def srflow(config: SRFlowConfig) -> FlowModel[SRFlowConfig]:
     """Build an SRFlow of HR, ``(B, 3, scale * h, scale * w)``; its condition is encoded from LR, ``(B, 3, h, w)``."""
     features = config.features
     levels: list[Level] = []
@@ -98,7 +99,7 @@ def srflow(config: SRFlowConfig) -> Flow[SRFlowConfig]:
     encoder = make_encoder(
         config.scale, config.encoder_blocks, config.encoder_width, config.encoder_growth, config.stacked_blocks
     )
-    return Flow(
+    return FlowModel(
         levels,
         channels=3,
         config=config,
@@ -111,7 +112,7 @@ def srflow(config: SRFlowConfig) -> Flow[SRFlowConfig]:
     )
 
 
-def _encode_lr(flow: Flow[SRFlowConfig], lr: Tensor) -> Condition:
+def _encode_lr(flow: FlowModel[SRFlowConfig], lr: Tensor) -> Condition:
     check_lr(flow, lr)
     assert flow.encoder is not None  # an LREncoder, or a plan's folded one
     features, origin = flow.encoder(lr, len(flow.levels), with_enlargement=flow.config.residual)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..condition import Condition
 from ..errors import FlowError
-from ..flow import Capabilities, Flow, Level, Task
+from ..flow import Level
+from ..model import Capabilities, FlowModel, Task
 from ..networks import PlainConditioner, RRDBEncoder, ScaledConv
 from ..transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, Split, Squeeze, Transform
 from .fields import Range, block_indices, check_fields, short_repr
@@ -84,7 +85,7 @@ class SRFlowDAConfig:
         return tuple(dict.fromkeys(grid for grid, _ in split_levels(self.layers)))
 
 
-def srflow_da(config: SRFlowDAConfig) -> Flow[SRFlowDAConfig]:
+def srflow_da(config: SRFlowDAConfig) -> FlowModel[SRFlowDAConfig]:
     """Build an SRFlow-DA of HR, ``(B, 3, scale * h, scale * w)``; its condition is encoded from LR ``(B, 3, h, w)``."""
     features = config.encoder_width * (1 + len(config.stacked_blocks))
     levels: list[Level] = []
@@ -105,7 +106,7 @@ def srflow_da(config: SRFlowDAConfig) -> Flow[SRFlowDAConfig]:
         squeeze = Chain() if factor == 1 else Squeeze(factor)
         levels.append(Level(steps, split, squeeze=squeeze, downscale=factor))
         channels = channels // 2 if split else channels
-    return Flow(
+    return FlowModel(
         levels,
         channels=3,
         config=config,
@@ -129,7 +130,7 @@ def split_levels(layers: str) -> list[tuple[int, str]]:
     return levels
 
 
-def _encode_lr(flow: Flow[SRFlowDAConfig], lr: Tensor) -> Condition:
+def _encode_lr(flow: FlowModel[SRFlowDAConfig], lr: Tensor) -> Condition:
     check_lr(flow, lr)
     assert flow.encoder is not None  # an RRDBEncoder, or a plan's folded one
     grids = flow.config.grids

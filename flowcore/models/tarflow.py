@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..condition import Condition
 from ..errors import FlowError
-from ..flow import Capabilities, Flow, Level, Task
+from ..flow import Level
+from ..model import Capabilities, FlowModel, Task
 from ..networks import CausalTransformer
 from ..transforms import Autoregression, PixelMap, Squeeze, Transform, Variances
 from .fields import Range, check_fields, short_repr, size_tuple
@@ -54,7 +55,7 @@ class TarFlowConfig:
             raise FlowError(f"labels must be {self.classes} names, one for each class; got {short_repr(self.labels)}.")
 
 
-def tarflow(config: TarFlowConfig) -> Flow[TarFlowConfig]:
+def tarflow(config: TarFlowConfig) -> FlowModel[TarFlowConfig]:
     """Build a TarFlow of images ``(B, channels, H, W)`` in [0, 1]; with ``classes``, it is conditioned on labels."""
     height, width = (side // config.patch for side in config.image_size)
     channels = config.channels * config.patch**2
@@ -82,7 +83,7 @@ def tarflow(config: TarFlowConfig) -> Flow[TarFlowConfig]:
     decoding = (2 if config.classes else 1) * config.layers * 2 * config.width
     features = 8 * config.width + 2 * config.hidden
     floats = max(decoding, features, config.layers * (features - 4 * config.width) if config.noise else 0)
-    return Flow(
+    return FlowModel(
         [Level(steps, None, squeeze=Squeeze(config.patch), downscale=config.patch)],
         channels=config.channels,
         config=config,
@@ -98,7 +99,7 @@ def tarflow(config: TarFlowConfig) -> Flow[TarFlowConfig]:
     )
 
 
-def _encode_labels(flow: Flow, labels: Tensor) -> Condition:
+def _encode_labels(flow: FlowModel, labels: Tensor) -> Condition:
     if labels.ndim == 1 and not labels.is_floating_point() and bool((labels == flow.classes).any()):
         weights = one_hot(labels, flow.classes + 1)
         weights = weights[:, :-1] + weights[:, -1:] / flow.classes  # no label: the mean over all

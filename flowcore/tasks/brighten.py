@@ -8,10 +8,10 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..errors import FlowError
-from ..flow import Flow
 from ..images.gain_grid import even_gain
 from ..images.resize import pad_symmetric
 from ..inference.strips import DENSE_BYTES
+from ..model import FlowModel
 from ..models.fields import Range, check_integer
 from ..models.llflow import MAX_CELLS
 from ..networks.low_light import network_input
@@ -31,7 +31,7 @@ ADVICE = "Set tile to 128, ask for fewer samples, brighten a smaller photograph,
 
 @runs_with(Running)
 def brighten(
-    flow: Flow,
+    flow: FlowModel,
     image: Tensor,
     *,
     temperature: float | Tensor | None = None,
@@ -117,7 +117,7 @@ def _mix(photographs: Tensor, pictures: Tensor, strength: float) -> Tensor:
     return mixed.clamp(0, 1) if strength else photographs
 
 
-def memory_required(flow: Flow, height: int, width: int, tile: int = 0, halo: int = HALO, samples: int = 1) -> int:
+def memory_required(flow: FlowModel, height: int, width: int, tile: int = 0, halo: int = HALO, samples: int = 1) -> int:
     """Estimate the bytes that ``brighten`` works with in float32, beyond the weights and the resulting pictures."""
     flow.require("brighten")
     rows, columns = (min(n + PADDING, tile + 2 * halo) if tile else n + PADDING for n in (height, width))

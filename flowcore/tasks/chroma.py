@@ -18,11 +18,11 @@ from ..checkpoints.color_memory import ColorMemory
 from ..condition import Condition
 from ..device import float64
 from ..errors import FlowError, ShapeError
-from ..flow import Flow
 from ..images import color
 from ..images.color import NEUTRAL
 from ..images.resize import limit_shorter_side, pad_symmetric, resize_bilinear
 from ..likelihood import select_items
+from ..model import FlowModel
 from ..networks import LumaEncoder
 from ..networks.luma import STRIDE
 from ..networks.memory import CELL
@@ -86,7 +86,7 @@ class Colorization:
     def __init__(
         self,
         run: Runner,
-        flow: Flow,
+        flow: FlowModel,
         image: Tensor,
         working_size: int | None,
         *,
@@ -300,7 +300,7 @@ class Colorization:
             self.run.notify("The picture has a plain border: it stays gray, and colors are decided without it.")
 
 
-def clamp_level(flow: Flow, cond: Condition, level: int, x: Tensor) -> Tensor:
+def clamp_level(flow: FlowModel, cond: Condition, level: int, x: Tensor) -> Tensor:
     """Clamp a level's means of chroma to what RGB colors have; beyond, each level would go further, up to infinity."""
     chroma = _chroma_of_level(flow, cond, level, x)
     possible = chroma.nan_to_num(0, MAX_CHROMA, -MAX_CHROMA).clamp(-MAX_CHROMA, MAX_CHROMA)
@@ -308,13 +308,13 @@ def clamp_level(flow: Flow, cond: Condition, level: int, x: Tensor) -> Tensor:
     return torch.where((possible == chroma).all(1, keepdim=True), x, changed)
 
 
-def _chroma_of_level(flow: Flow, cond: Condition, level: int, x: Tensor) -> Tensor:
+def _chroma_of_level(flow: FlowModel, cond: Condition, level: int, x: Tensor) -> Tensor:
     """Convert what a level decodes to into means of chroma: the inverse of ``_level_of_chroma``."""
     assert flow.prelude is not None
     return flow.prelude.inverse(x / 2**level + _origin_of_level(cond, level)) - NEUTRAL
 
 
-def _level_of_chroma(flow: Flow, cond: Condition, level: int, chroma: Tensor) -> Tensor:
+def _level_of_chroma(flow: FlowModel, cond: Condition, level: int, chroma: Tensor) -> Tensor:
     """Convert means of chroma as the flow has them: whitened, relative to the origin, doubled by every Haar step."""
     assert flow.prelude is not None
     return (flow.prelude(chroma + NEUTRAL)[0] - _origin_of_level(cond, level)) * 2**level
@@ -412,7 +412,7 @@ def make_coherent(noise: Tensor, factor: Tensor | None) -> Tensor:
     return (float64(noise).flatten(2) @ factor.to(noise.device).T).view(noise.shape).to(noise.dtype)
 
 
-def share_noise(flow: Flow, noise: Tensor, cond: Condition, coherence: float) -> Tensor:
+def share_noise(flow: FlowModel, noise: Tensor, cond: Condition, coherence: float) -> Tensor:
     """Let similar places share the coarsest noise ``(B, C, h, w)``, with the scales that the colorizer states."""
     features, config = cond.features[-1], flow.config
     assert isinstance(features, Tensor)

@@ -12,9 +12,9 @@ from typing_extensions import Unpack
 
 from ..checkpoints.color_memory import ColorMemory, starter_memory
 from ..errors import FlowError, ImageError
-from ..flow import Flow
 from ..images import color
 from ..images.resize import resize_bilinear
+from ..model import FlowModel
 from ..networks.luma import STRIDE
 from ..prior import sample_latents
 from .chroma import Colorization, Gamut, blend_latents, check_colors, enlarge, merge, share_noise, working_sides
@@ -29,7 +29,7 @@ ADVICE = "Ask for fewer at once (samples), lower working_size, shrink the pictur
 
 @runs_with(Running)
 def colorize(
-    flow: Flow,
+    flow: FlowModel,
     image: Tensor,
     *,
     temperature: float | None = None,
@@ -166,7 +166,7 @@ def colorize(
 
 @runs_with(Batching)
 def encode_colors(
-    flow: Flow, image: Tensor, *, working_size: int | None = None, **options: Unpack[Batching]
+    flow: FlowModel, image: Tensor, *, working_size: int | None = None, **options: Unpack[Batching]
 ) -> list[Tensor]:
     """Encode the colors that pictures have.
 
@@ -205,7 +205,7 @@ def encode_colors(
     return run(task)
 
 
-def decode_colors(flow: Flow, latents: Sequence[Tensor], image: Tensor, **options: Any) -> Tensor:
+def decode_colors(flow: FlowModel, latents: Sequence[Tensor], image: Tensor, **options: Any) -> Tensor:
     """Decode latents to colors on the luma of a picture.
 
     >>> flow, image = flowcore.load("color-photos"), torch.rand(1, 3, 48, 64)
@@ -230,7 +230,7 @@ def decode_colors(flow: Flow, latents: Sequence[Tensor], image: Tensor, **option
 
 
 def transfer_palette(
-    flow: Flow, image: Tensor, reference: Tensor, *, strength: float = 1.0, levels: int = 2, **options: Any
+    flow: FlowModel, image: Tensor, reference: Tensor, *, strength: float = 1.0, levels: int = 2, **options: Any
 ) -> Tensor:
     """Color a picture like another one, with the coarse latents of the other's colors; returns what ``colorize`` does.
 
@@ -286,7 +286,9 @@ def apply_chroma(
     return merge(y, chroma * saturation, images.alpha, gamut)
 
 
-def memory_required(flow: Flow, height: int, width: int, samples: int = 1, *, working_size: int | None = None) -> int:
+def memory_required(
+    flow: FlowModel, height: int, width: int, samples: int = 1, *, working_size: int | None = None
+) -> int:
     """Estimate the bytes that ``colorize`` works with in float32, beyond the weights and the resulting pictures."""
     flow.require("colorize")
     config = flow.config

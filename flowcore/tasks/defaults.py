@@ -3,18 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..flow import Flow
+from ..model import FlowModel
 from ..models.fields import SAMPLING
 
 BOLDEST_REDUCTION = 0.6  # of the guide strength, at boldness 1
 
 
-def with_defaults(flow: Flow, settings: Mapping[str, Any]) -> dict[str, Any]:
+def with_defaults(flow: FlowModel, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Replace settings, arguments of a task by name, that are None by the model's defaults."""
     return {**settings, **model_defaults(flow, settings)}
 
 
-def model_defaults(flow: Flow, settings: Mapping[str, Any]) -> dict[str, Any]:
+def model_defaults(flow: FlowModel, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the model's defaults of settings that are None.
 
     With ``coherence`` come the model's ``coherence_scales``, with ``guide_strength`` its ``guide_match``.

@@ -12,7 +12,6 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..errors import ImageError, ShapeError
-from ..flow import Flow
 from ..images.color import luma
 from ..images.faces import (
     LEFT,
@@ -27,6 +26,7 @@ from ..images.faces import (
     paste_face,
 )
 from ..images.resize import resize
+from ..model import FlowModel
 from ..quality.metrics import added_specks, lr_psnr
 from .face_finder import SMALLEST, Box, Face, find_faces
 from .image_batch import ImageBatch, append_alpha
@@ -205,8 +205,8 @@ def _is_worse(pasted: Tensor, plain: Tensor, photograph: Tensor, place: FacePlac
 
 @runs_with(Running)
 def restore_faces(
-    flow: Flow,
-    face_flow: Flow,
+    flow: FlowModel,
+    face_flow: FlowModel,
     image: Tensor,
     *,
     temperature: float | None = None,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..device import actual_precision
-from ..flow import Flow
 from ..inference.plan import planned
+from ..model import FlowModel
 from . import Precision, duration
 from .tiles import ENCODING, Size, TileSize
 from .upscale import HALO, TILING, memory_required, restore, upscale
@@ -47,7 +47,7 @@ class Forecast:
 
 
 def forecast(
-    flow: Flow,
+    flow: FlowModel,
     sources: Sequence[Size],
     results: Sequence[Size],
     *,
@@ -86,7 +86,7 @@ def forecast(
     )
 
 
-def _seconds(flow: Flow, task: Callable[..., Tensor], **how: Any) -> float:
+def _seconds(flow: FlowModel, task: Callable[..., Tensor], **how: Any) -> float:
     """Time a task on a small gray image, in seconds per pixel; on noise a model may overflow, which takes longer."""
     start = time.perf_counter()
     task(flow, torch.full((1, 3, PROBE, PROBE), 0.5), **how)

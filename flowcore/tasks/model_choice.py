@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..checkpoints import catalog
-from ..flow import Flow
 from ..images import files
+from ..model import FlowModel
 from ..quality.damage import SIDE, jpeg_quality, noise_level
 from .image_batch import ImageBatch, require_pixels, require_tensor
 
@@ -104,14 +104,14 @@ def _describe(pixels: bytes, height: int, width: int) -> str:
     return f"noise (about {255 * noise:.0f}/255)" if noise else ""
 
 
-def model_for_damaged(flow: Flow) -> str | None:
+def model_for_damaged(flow: FlowModel) -> str | None:
     """Name the shipped model for damaged photographs that enlarges as far as ``flow``, if it is another."""
     if catalog.is_for_damaged(flow.provenance):
         return None
     return catalog.for_damaged(flow.condition_scale, faces=catalog.is_of_faces(flow.provenance))
 
 
-def notify_of_damage(flow: Flow, images: Tensor, notify: Callable[[str], None]) -> None:
+def notify_of_damage(flow: FlowModel, images: Tensor, notify: Callable[[str], None]) -> None:
     """Tell the caller if an image, (B, 3, H, W), has JPEG blocks or noise and another model is made for them."""
     name = model_for_damaged(flow)
     if name is None:
@@ -123,7 +123,7 @@ def notify_of_damage(flow: Flow, images: Tensor, notify: Callable[[str], None]) 
             return
 
 
-def recommended_model(flow: Flow, notes: Sequence[str]) -> str | None:
+def recommended_model(flow: FlowModel, notes: Sequence[str]) -> str | None:
     """Return the model that the notes of a run with a flow recommend, if any."""
     name = model_for_damaged(flow)
     return name if name and any(note.endswith(RECOMMENDATION.format(name)) for note in notes) else None

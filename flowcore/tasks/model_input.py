@@ -13,9 +13,9 @@ from typing_extensions import Unpack
 
 from ..condition import Condition
 from ..errors import ConditionError, FlowError, ImageError, ShapeError
-from ..flow import Flow
 from ..images.color import luma
 from ..images.resize import shrink
+from ..model import FlowModel
 from .image_batch import require_pixels, require_tensor, to_float
 from .runner import Reporting, Runner, RunOptions, runs_with
 
@@ -33,13 +33,13 @@ class ModelInput:
     labels: Tensor | None  # (B,)
     source: Tensor | None  # small images of upscaling models, (1 or B, 3, h, w) in [0, 1]
 
-    def condition(self, flow: Flow, **options: Unpack[Reporting]) -> Condition | None:
+    def condition(self, flow: FlowModel, **options: Unpack[Reporting]) -> Condition | None:
         """Encode the labels or small images; see ``condition_for``."""
         return condition_for(flow, self.labels, self.source, **options)
 
 
 def prepare_input(
-    flow: Flow,
+    flow: FlowModel,
     image: Tensor,
     *,
     fit: Fit = "resize",
@@ -79,7 +79,7 @@ def prepare_input(
     return ModelInput(pixels=pixels, labels=labels, source=small)
 
 
-def refuse_colorizer(flow: Flow) -> None:
+def refuse_colorizer(flow: FlowModel) -> None:
     """Raise FlowError for a colorizer, which neither takes nor makes whole images, and for a low-light model."""
     refused = {
         "luma": "A colorizer makes colors for the luma of a photograph. Load a model of whole images, such as "
@@ -94,7 +94,7 @@ def refuse_colorizer(flow: Flow) -> None:
 
 @runs_with(Reporting)
 def condition_for(
-    flow: Flow, labels: Tensor | None, source: Tensor | None, **options: Unpack[Reporting]
+    flow: FlowModel, labels: Tensor | None, source: Tensor | None, **options: Unpack[Reporting]
 ) -> Condition | None:
     """Encode the labels or small images that a flow is conditioned on, in strips; None for unconditional models."""
     given = labels if flow.classes else source
@@ -106,7 +106,7 @@ def condition_for(
 
 
 def source_for_latents(
-    flow: Flow, latents: Sequence[Tensor], source: Tensor | None, notify: Callable[[str], None]
+    flow: FlowModel, latents: Sequence[Tensor], source: Tensor | None, notify: Callable[[str], None]
 ) -> Tensor | None:
     """Check the small image under which latents of an upscaling model are decoded; None for other models."""
     if flow.capabilities.source != "low_resolution":
@@ -128,7 +128,7 @@ def source_for_latents(
     return small
 
 
-def size_of_latents(flow: Flow, latents: Sequence[Tensor]) -> tuple[int, int]:
+def size_of_latents(flow: FlowModel, latents: Sequence[Tensor]) -> tuple[int, int]:
     """Compute height and width of the images that latents decode to."""
     if flow.fixed_size and flow.image_size is not None:
         return flow.image_size
@@ -145,7 +145,7 @@ def _with_channels(image: Tensor, channels: int) -> Tensor:
     return luma(image) if channels == 1 and image.shape[1] == 3 else image.expand(-1, channels, -1, -1)
 
 
-def _fit_size(flow: Flow, pixels: Tensor, fit: Fit) -> Tensor:
+def _fit_size(flow: FlowModel, pixels: Tensor, fit: Fit) -> Tensor:
     height, width = pixels.shape[-2:]
     multiple = math.lcm(flow.size_multiple, flow.condition_scale)
     target = height // multiple * multiple, width // multiple * multiple
@@ -168,7 +168,7 @@ def _fit_size(flow: Flow, pixels: Tensor, fit: Fit) -> Tensor:
     return pixels[..., top : top + target[0], left : left + target[1]]
 
 
-def _crop_pair(flow: Flow, pixels: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+def _crop_pair(flow: FlowModel, pixels: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
     """Crop large images and the small ones that belong to them, right and bottom, to sizes that the model takes."""
     factor = flow.condition_scale
     sides = tuple(factor * side for side in source.shape[-2:])
@@ -188,7 +188,7 @@ def _crop_pair(flow: Flow, pixels: Tensor, source: Tensor) -> tuple[Tensor, Tens
     return pixels[..., : factor * height, : factor * width], source[..., :height, :width]
 
 
-def check_labels(flow: Flow, labels: Labels | None, n: int) -> Tensor | None:
+def check_labels(flow: FlowModel, labels: Labels | None, n: int) -> Tensor | None:
     """Convert labels to integers (n,) or weights (n, classes); whether they exist is for the model to check."""
     if not flow.classes:
         if labels is not None:
@@ -217,12 +217,12 @@ def check_labels(flow: Flow, labels: Labels | None, n: int) -> Tensor | None:
     return tensor.expand(n, *tensor.shape[1:])
 
 
-def label_names(flow: Flow) -> tuple[str, ...]:
+def label_names(flow: FlowModel) -> tuple[str, ...]:
     """Return the names of a model's labels; none if it has none."""
     return getattr(flow.config, "labels", ())
 
 
-def label_number(flow: Flow, label: int | str) -> int:
+def label_number(flow: FlowModel, label: int | str) -> int:
     """Return the number of a label, which may be its name; ConditionError if there is none of that name."""
     names = [name.lower() for name in label_names(flow)]
     word = str(label).strip().lower()
@@ -234,7 +234,7 @@ def label_number(flow: Flow, label: int | str) -> int:
     return int(word)
 
 
-def check_image(flow: Flow, image: Tensor) -> Tensor:
+def check_image(flow: FlowModel, image: Tensor) -> Tensor:
     """Convert images that the flow takes, uint8 or float in [0, 1], to its precision; values are not clamped."""
     require_tensor(image)
     if image.ndim != 4 or image.shape[1] != flow.channels:

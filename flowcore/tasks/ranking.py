@@ -17,10 +17,10 @@ from typing_extensions import Unpack
 from ..dequantization import quantization
 from ..device import float64
 from ..errors import FlowError, ShapeError
-from ..flow import Flow
 from ..images import color
 from ..images.color import NEUTRAL
 from ..images.resize import limit_shorter_side
+from ..model import FlowModel
 from ..quality.metrics import colorfulness
 from .chroma import Colorization
 from .colorize import ADVICE, AT_ONCE
@@ -62,7 +62,7 @@ def consensus(images: Tensor, source: Tensor) -> Tensor:
 
 @torch.no_grad()
 @runs_with(Reporting)
-def palette_bits(flow: Flow, images: Tensor, source: Tensor, **options: Unpack[Reporting]) -> Tensor:
+def palette_bits(flow: FlowModel, images: Tensor, source: Tensor, **options: Unpack[Reporting]) -> Tensor:
     """Compute how many bits per dimension a colorizer needs for the coarsest grid, which decides on colors: ``(B, N)``.
 
     All colorings of a photograph are scaled to their median colorfulness before, and the trend that is left is removed,
@@ -133,7 +133,7 @@ def diversity_map(images: Tensor, samples: int = 0) -> Tensor:
 
 @runs_with(Reporting)
 def ranked(
-    images: Tensor, source: Tensor, by: By = "consistency", flow: Flow | None = None, **options: Unpack[Reporting]
+    images: Tensor, source: Tensor, by: By = "consistency", flow: FlowModel | None = None, **options: Unpack[Reporting]
 ) -> tuple[Tensor, Tensor]:
     """Sort the samples of every image, best first.
 

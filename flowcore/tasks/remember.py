@@ -13,10 +13,10 @@ from typing_extensions import Unpack
 
 from ..checkpoints.color_memory import ColorMemory, backbone_sha256
 from ..errors import FlowError, ImageError
-from ..flow import Flow
 from ..images import color, files
 from ..images.folders import image_files
 from ..images.resize import limit_shorter_side, resize_bilinear
+from ..model import FlowModel
 from ..networks import LumaEncoder
 from ..networks.memory import CELL, MAX_CELLS, SIDE, CellMemory, evenly, renumber
 from .image_batch import ImageBatch
@@ -33,7 +33,7 @@ Photographs = Tensor | Sequence[Tensor] | str | Path
 
 @runs_with(Reporting)
 def remember(
-    flow: Flow,
+    flow: FlowModel,
     photographs: Photographs,
     *,
     cells: int = 100_000,
@@ -115,7 +115,7 @@ def remember(
     return run(task)
 
 
-def open_memory(flow: Flow, source: str | Path, **options: Unpack[Reporting]) -> ColorMemory:
+def open_memory(flow: FlowModel, source: str | Path, **options: Unpack[Reporting]) -> ColorMemory:
     """Load a memory's file, or remember the photographs of a folder or of one image file."""
     path = Path(source)
     if path.suffix == ".safetensors":

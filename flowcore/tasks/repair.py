@@ -7,10 +7,10 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..errors import FlowError, ImageError
-from ..flow import Flow
 from ..images.color import luma
 from ..images.fill import extend_colors, fill
 from ..images.resize import pad_symmetric, shrink
+from ..model import FlowModel
 from ..prior import Temperature
 from ..quality.damage import noise_level, opening, scratches
 from .image_batch import ImageBatch, append_alpha
@@ -72,7 +72,7 @@ def find_scratches(image: Tensor, *, sensitivity: float = 0.5, **options: Unpack
 @torch.no_grad()
 @runs_with(Batching)
 def repair(
-    flow: Flow,
+    flow: FlowModel,
     image: Tensor,
     mask: Tensor,
     *,

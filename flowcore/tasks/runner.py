@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ..device import actual_precision, empty_cache, float32_arithmetic, is_out_of_memory, no_autocast
 from ..errors import FlowError
-from ..flow import Flow
 from ..inference.plan import Plan, forget_plan, planned
 from ..inference.strips import minimum_memory, observed
+from ..model import FlowModel
 from ..prior import check_seed
 from . import Cancelled, Precision, Progress, part_of
 from .image_batch import require_tensor
@@ -148,7 +148,7 @@ class Runner:
     they are counted while the plan computes them.
     """
 
-    def __init__(self, flow: Flow | None, options: RunOptions, advice: str, image: Tensor | None = None) -> None:
+    def __init__(self, flow: FlowModel | None, options: RunOptions, advice: str, image: Tensor | None = None) -> None:
         if image is not None:
             require_tensor(image)
         self.options, self._flow, self._advice, self._image = options, flow, advice, image

@@ -21,12 +21,12 @@ from ..condition import Condition, Guidance
 from ..dequantization import quantization, quantize, to_integers
 from ..device import require_full_precision
 from ..errors import ConditionError, FlowError, ImageError
-from ..flow import UNGUIDED, Flow
 from ..images.color import luma
 from ..images.resize import pad_symmetric
 from ..inference.steps import ReportingPredictor
 from ..latents import Mode, Per, add, interpolate, normalize, scale
 from ..likelihood import select_items
+from ..model import UNGUIDED, FlowModel
 from ..prior import sample_latents
 from . import duration, overflow, upscale
 from .image_batch import ImageBatch
@@ -60,7 +60,7 @@ class Passes:
         at_once = self.run.at_once(batch_size(1, pixels))
         return (slice(start, min(images, start + at_once)) for start in range(0, images, at_once))
 
-    def announce(self, flow: Flow, images: int, height: int, width: int, guidance: float | Guidance) -> None:
+    def announce(self, flow: FlowModel, images: int, height: int, width: int, guidance: float | Guidance) -> None:
         """Tell the caller how long decoding patch by patch will take, from timing a few, unless that is short."""
         plan = self.run.plan
         predictors = [part for part in plan.modules() if isinstance(part, ReportingPredictor)]
@@ -114,7 +114,7 @@ class Passes:
 
 @runs_with(Running)
 def sample(
-    flow: Flow,
+    flow: FlowModel,
     n: int,
     *,
     size: int | tuple[int, int] | None = None,
@@ -193,7 +193,7 @@ def sample(
 
 
 @runs_with(Batching)
-def encode(flow: Flow, image: Tensor, cond: Condition | None = None, **options: Unpack[Batching]) -> list[Tensor]:
+def encode(flow: FlowModel, image: Tensor, cond: Condition | None = None, **options: Unpack[Batching]) -> list[Tensor]:
     """Encode images exactly: ``decode`` gives them back, up to rounding.
 
     Runs in the flow's own precision, whatever autocast is in force: the latents of a lower one would not decode to the
@@ -245,7 +245,7 @@ def encode(flow: Flow, image: Tensor, cond: Condition | None = None, **options: 
 
 @runs_with(Batching)
 def decode(
-    flow: Flow,
+    flow: FlowModel,
     latents: Sequence[Tensor],
     cond: Condition | None = None,
     *,
@@ -300,7 +300,7 @@ def decode(
     return run(task)
 
 
-def guided(flow: Flow, cond: Condition | None, guidance: float | Guidance) -> Condition | None:
+def guided(flow: FlowModel, cond: Condition | None, guidance: float | Guidance) -> Condition | None:
     """Add guidance to a condition; ConditionError for models that were not made for it."""
     if not _weight(guidance):
         return cond
@@ -313,7 +313,7 @@ def _weight(guidance: float | Guidance) -> float:
     return guidance.weight if isinstance(guidance, Guidance) else Guidance(guidance).weight
 
 
-def dequantized_image(flow: Flow, image: Tensor, *, seed: int = 0) -> Tensor:
+def dequantized_image(flow: FlowModel, image: Tensor, *, seed: int = 0) -> Tensor:
     """Add the noise that training adds, uniform within a bin or Gaussian; image i gets that of ``seed + i``."""
     pixels = check_image(flow, image)
     bins, sigma = quantization(flow), getattr(flow.config, "noise", 0.0) / 2  # of images in [0, 1]
@@ -323,7 +323,7 @@ def dequantized_image(flow: Flow, image: Tensor, *, seed: int = 0) -> Tensor:
     return pixels + sigma * noise if sigma else bins.place(to_integers(pixels, bins.n_bits)[0], noise)
 
 
-def memory_required(flow: Flow, images: int, height: int, width: int) -> int:
+def memory_required(flow: FlowModel, images: int, height: int, width: int) -> int:
     """Estimate the bytes of one pass: a batch at neighboring layers and in a network, and a copy of large weights."""
     at_once = min(images, batch_size(height, width))
     if flow.capabilities.source == "low_resolution":
@@ -334,7 +334,9 @@ def memory_required(flow: Flow, images: int, height: int, width: int) -> int:
     return round(working) + (weights if weights > LARGE else 0)
 
 
-def apply_style(flow: Flow, latents: Sequence[Tensor], styles: Mapping[str, float | Sequence[float]]) -> list[Tensor]:
+def apply_style(
+    flow: FlowModel, latents: Sequence[Tensor], styles: Mapping[str, float | Sequence[float]]
+) -> list[Tensor]:
     """Move latents along directions that the model carries, by name: ``z + sum over styles of strength d``.
 
     A strength is one number, or one per level; "messy" first multiplies the latents by ``exp(MESSY_RATE * strength)``,
@@ -378,7 +380,7 @@ def _bounded(start: Sequence[Tensor], end: list[Tensor], direction: Sequence[Ten
 
 @runs_with(Reporting)
 def morph(
-    flow: Flow,
+    flow: FlowModel,
     images: Tensor | Sequence[Tensor],
     *,
     frames: int = 24,
@@ -421,7 +423,7 @@ def morph(
 
 @runs_with(Reporting)
 def harmonize(
-    flow: Flow,
+    flow: FlowModel,
     image: Tensor,
     *,
     strength: float = 1.0,

@@ -18,8 +18,8 @@ from typing_extensions import Unpack
 from ..condition import Condition
 from ..dequantization import Dequantizer, Gaussian, Grid, Uniform, dequantized_batches, quantization, to_integers
 from ..errors import ConditionError, FlowError, ImageError, ShapeError
-from ..flow import Flow
 from ..likelihood import effective_samples, importance_weighted, select_items, with_probes
+from ..model import FlowModel
 from ..prior import log_density
 from ..transforms import Estimated, NoPositionsError
 from .image_batch import WHITE, refuse_integer_range, require_pixels
@@ -96,7 +96,7 @@ class Score:
 
 @runs_with(Batching)
 def score(
-    flow: Flow,
+    flow: FlowModel,
     image: Tensor,
     cond: Condition | Tensor | None = None,
     *,
@@ -334,7 +334,7 @@ def _file_sizes(pixels: np.ndarray[Any, Any]) -> list[int]:
     return sizes
 
 
-def _dequantizer(flow: Flow, dequantization: Dequantization | Dequantizer) -> Dequantizer:
+def _dequantizer(flow: FlowModel, dequantization: Dequantization | Dequantizer) -> Dequantizer:
     if not isinstance(dequantization, str):
         return dequantization
     named: dict[str, Any] = {"uniform": Uniform(), "gaussian": Gaussian(), "variational": flow.dequantizer}
@@ -350,7 +350,7 @@ def _dequantizer(flow: Flow, dequantization: Dequantization | Dequantizer) -> De
     return named[dequantization]
 
 
-def _integers(flow: Flow, image: Tensor, n_bits: int, notes: list[str]) -> Tensor:
+def _integers(flow: FlowModel, image: Tensor, n_bits: int, notes: list[str]) -> Tensor:
     """Convert an image to the integers and channels of the model, with a note on every change."""
     if image.ndim != 4:
         raise ImageError(f"Expected images of shape (B, C, H, W); got {tuple(image.shape)}.")

@@ -16,12 +16,12 @@ from torch import Tensor
 from ..condition import Condition
 from ..device import free_memory
 from ..errors import FlowError, ImageError
-from ..flow import Flow
 from ..images.color import luma
 from ..images.motion import blur
 from ..images.resize import enlarge, resize
 from ..inference.condition_cache import ConditionStore
 from ..inference.plan import Plan
+from ..model import FlowModel
 from ..prior import Shape, Temperature, level_temperatures, number_or_map, resize_temperature_map, sample_latents
 from ..quality.metrics import lr_psnr
 from . import overflow
@@ -81,7 +81,7 @@ class Tiling:
     sides: tuple[int, ...]  # of tiles, to choose from, largest first
     smallest: int  # side below which a tile is mostly halo
     unit: str  # what sides are counted in, for messages
-    memory: Callable[[Flow, Size, Size, int, int, bool], int]
+    memory: Callable[[FlowModel, Size, Size, int, int, bool], int]
     """Bytes, by size of image and padded image, side, halo, and whether there is a guide."""
     border: Callable[[int, int, int], Border]  # to add to a height and width, so that a number divides both
     pad: Callable[[Tensor, Border], Tensor]  # adds it to images
@@ -130,7 +130,7 @@ class TiledDecoder:
     """Decodes samples of a batch of images, tile by tile; what depends on the image alone is computed once per tile."""
 
     def __init__(
-        self, tiling: Tiling, run: Runner, flow: Flow, tile: int, halo: int, store: ConditionStore | None = None
+        self, tiling: Tiling, run: Runner, flow: FlowModel, tile: int, halo: int, store: ConditionStore | None = None
     ) -> None:
         self._tiling, self._run, self._flow, self._halo, self._store = tiling, run, flow, halo, store
         self.tiles = TileSize(tile, halo, tiling)
@@ -367,7 +367,7 @@ class Guide:
     bounded: bool = False  # its latents deviate nowhere far more than those that are drawn, see ``bounded``
 
 
-def own_strength(flow: Flow, guide: Tensor | None, strength: Strength | None) -> Strength:
+def own_strength(flow: FlowModel, guide: Tensor | None, strength: Strength | None) -> Strength:
     """Check a strength; where it is None, fill in the model's own, see ``defaults``."""
     strength = with_defaults(flow, {"guide": guide, "guide_strength": strength})["guide_strength"]
     assert strength is not None
@@ -383,7 +383,7 @@ def own_strength(flow: Flow, guide: Tensor | None, strength: Strength | None) ->
 
 
 def prepare_guide(
-    run: Runner, flow: Flow, rgb: Tensor, guide: Tensor | None, strength: Strength, bounded: bool = False
+    run: Runner, flow: FlowModel, rgb: Tensor, guide: Tensor | None, strength: Strength, bounded: bool = False
 ) -> Guide | None:
     """Check a guide of images ``(B, 3, h, w)``, and bring it to the size that the model draws; None for no guide."""
     if not (strength.any() if isinstance(strength, Tensor) else strength):

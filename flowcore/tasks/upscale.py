@@ -14,12 +14,12 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..errors import FlowError, ImageError
-from ..flow import Flow
 from ..images.color import as_stored
 from ..images.resize import resize
 from ..inference.condition_cache import ConditionStore
 from ..inference.encoders import IN_FLIGHT
 from ..inference.strips import DENSE_BYTES, MIN_ROWS
+from ..model import FlowModel
 from ..models.hcflow import HCFlowConfig
 from ..models.srflow import SRFlowConfig
 from ..networks import CompactUpscaler
@@ -47,7 +47,7 @@ RESTORE_ADVICE = "Set tile to 32, ask for fewer samples, restore a smaller image
 
 @runs_with(Running)
 def upscale(
-    flow: Flow,
+    flow: FlowModel,
     lr: Tensor,
     *,
     temperature: Temperature | None = None,
@@ -146,7 +146,7 @@ def upscale(
 
 @runs_with(Running)
 def temperature_grid(  # noqa: D417
-    flow: Flow,
+    flow: FlowModel,
     lr: Tensor,
     temperatures: Sequence[float | None],
     *,
@@ -197,7 +197,7 @@ def temperature_grid(  # noqa: D417
 
 
 def sampling_settings(
-    flow: Flow, temperature: Temperature | None = None, calm_edges: float | None = None
+    flow: FlowModel, temperature: Temperature | None = None, calm_edges: float | None = None
 ) -> tuple[Temperature, float]:
     """Fill in what a model's file states where temperature or ``calm_edges`` are None; see ``upscale``."""
     flow.require("upscale")
@@ -209,7 +209,9 @@ def sampling_settings(
     return settings["temperature"], settings["calm_edges"]
 
 
-def target_size(flow: Flow, height: int, width: int, factor: float = 0.0, longest_side: int = 0) -> tuple[int, int]:
+def target_size(
+    flow: FlowModel, height: int, width: int, factor: float = 0.0, longest_side: int = 0
+) -> tuple[int, int]:
     """Compute height and width of the pictures that ``upscale`` returns for an LR image; see there."""
     if not (math.isfinite(factor) and factor >= 0) or longest_side < 0:
         raise FlowError(
@@ -224,7 +226,7 @@ def target_size(flow: Flow, height: int, width: int, factor: float = 0.0, longes
 
 
 def memory_required(
-    flow: Flow, height: int, width: int, tile: int = 0, halo: int = HALO, samples: int = 1, *, guided: bool = False
+    flow: FlowModel, height: int, width: int, tile: int = 0, halo: int = HALO, samples: int = 1, *, guided: bool = False
 ) -> int:
     """Estimate the bytes that ``upscale`` works with in float32, beyond the weights and the resulting pictures.
 
@@ -303,7 +305,7 @@ TILING = Tiling(
 
 
 @runs_with(Reporting)
-def shrink(flow: Flow, image: Tensor, **options: Unpack[Reporting]) -> Tensor:
+def shrink(flow: FlowModel, image: Tensor, **options: Unpack[Reporting]) -> Tensor:
     """Shrink photographs to small pictures that ``restore`` brings back.
 
     >>> flow = flowcore.load("hcflow-rescaling.safetensors")
@@ -358,7 +360,7 @@ def shrink(flow: Flow, image: Tensor, **options: Unpack[Reporting]) -> Tensor:
 
 @runs_with(Running)
 def restore(  # noqa: D417
-    flow: Flow,
+    flow: FlowModel,
     small: Tensor,
     *,
     temperature: Temperature | None = None,

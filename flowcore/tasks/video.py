@@ -13,10 +13,10 @@ from typing_extensions import Unpack
 
 from ..condition import Condition
 from ..errors import FlowError, ShapeError
-from ..flow import Flow
 from ..images.motion import blur, estimate_motion, move, sample_at
 from ..images.resize import shrink
 from ..inference.condition_cache import ConditionStore
+from ..model import FlowModel
 from ..prior import Temperature, sample_latents
 from .chroma import Colorization, Gamut, blend_latents, check_colors, share_noise
 from .colorize import ADVICE, AT_ONCE
@@ -37,7 +37,7 @@ CUT = 0.5  # where less of a frame is explained, on average, it is drawn anew
 
 @runs_with(Running)
 def colorize_video(  # noqa: D417
-    flow: Flow,
+    flow: FlowModel,
     frames: Tensor,
     *,
     temperature: float | None = None,
@@ -137,7 +137,7 @@ def colorize_video(  # noqa: D417
 
 @runs_with(Running)
 def upscale_video(  # noqa: D417
-    flow: Flow,
+    flow: FlowModel,
     frames: Tensor,
     *,
     seed: int = 0,

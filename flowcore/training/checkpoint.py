@@ -19,7 +19,7 @@ from ..checkpoints.file import is_ours, read, read_header
 from ..checkpoints.writing import replacing
 from ..device import is_out_of_memory
 from ..errors import FlowError
-from ..flow import Flow
+from ..model import FlowModel
 from ..models.fields import OF_GUIDE, SAMPLING
 from .objective import lr_encoder, pretrained_backbone
 
@@ -52,7 +52,7 @@ class Checkpoints:
         self.fingerprint = fingerprint
         self._newest_is_good = False
 
-    def write(self, flow: Flow, average: Flow, optimizer: Optimizer | None, state: RunState) -> None:
+    def write(self, flow: FlowModel, average: FlowModel, optimizer: Optimizer | None, state: RunState) -> None:
         """Write the newest checkpoint; the one that was the newest becomes the previous one, if it is good."""
         content = {
             "flow": flow.state_dict(),
@@ -105,7 +105,7 @@ class Checkpoints:
         return None
 
 
-def restore(content: Mapping[str, Any], flow: Flow, average: Flow, state: RunState) -> dict[str, Any] | None:
+def restore(content: Mapping[str, Any], flow: FlowModel, average: FlowModel, state: RunState) -> dict[str, Any] | None:
     """Load a checkpoint's content into models and state, and return the optimizer's state, if there is one."""
     flow.load_state_dict(content["flow"])
     average.load_state_dict(content["average"])
@@ -123,7 +123,7 @@ def copy_file(source: Path, target: Path) -> None:
 # --- the start of a run -----------------------------------------------------------------------------------------------
 
 
-def load_weights(flow: Flow, path: Path, *, other_encoder: bool = False) -> None:
+def load_weights(flow: FlowModel, path: Path, *, other_encoder: bool = False) -> None:
     """Load a model of the same configuration; its dequantizer, guide and, if ``other_encoder``, encoder may differ."""
     other = read(path)
     expected, actual = dataclasses.asdict(flow.config), dataclasses.asdict(other.config)
@@ -149,14 +149,14 @@ def load_weights(flow: Flow, path: Path, *, other_encoder: bool = False) -> None
     flow.load_state_dict({name: weights.get(name, value) for name, value in flow.state_dict().items()})
 
 
-def take_sampling_defaults(flows: Sequence[Flow], path: Path) -> None:
+def take_sampling_defaults(flows: Sequence[FlowModel], path: Path) -> None:
     """Take over how a model is meant to be sampled, which hardly changes while it is fine-tuned."""
     config = read_header(path).config
     for flow in flows:
         flow.config = dataclasses.replace(flow.config, **{name: config[name] for name in SAMPLING if name in config})
 
 
-def with_guide_of(flow: Flow, start: Path) -> tuple[Flow, str]:
+def with_guide_of(flow: FlowModel, start: Path) -> tuple[FlowModel, str]:
     """Copy a flow with the guide of its start, which is not trained, and its license; without one, the flow and ""."""
     other = read(start) if start.exists() else None
     if other is None or other.guide is None or flow.guide is not None:
@@ -184,7 +184,7 @@ def shipped_with_backbone(config: Any) -> Path | None:
     )
 
 
-def load_encoder(flow: Flow, path: Path, *, backbone_alone: bool = False) -> str:
+def load_encoder(flow: FlowModel, path: Path, *, backbone_alone: bool = False) -> str:
     """Load the encoder of a model file, or a file's backbone alone where the rest is of another size; say which."""
     encoder, backbone = flow.encoder, pretrained_backbone(flow)
     try:

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import FlowError, ImageError
-from ..flow import Flow
 from ..images.color import NEUTRAL, luma, merge, palette_from_chroma, split
+from ..model import FlowModel
 from ..models.colorizer import ColorizerConfig
 from ..networks import LumaEncoder
 from ..networks.luma import STRIDE
@@ -214,7 +214,7 @@ PARTS = ((1.0, 0.1), (0.15, 0.6), (0.04, 0.3))  # share of the photographs that 
 class Recall:
     """Looks up crops in a random part of a memory, each without the cells of its own photograph and of its series."""
 
-    def __init__(self, flow: Flow, data: Photographs) -> None:
+    def __init__(self, flow: FlowModel, data: Photographs) -> None:
         """Take the memory of a model that was filled with the photographs to train on."""
         # a copy, since the thread that makes batches uses it while the model trains
         self.encoder, self.memory = _encoder_and_memory(copy.deepcopy(flow))
@@ -244,7 +244,7 @@ class Recall:
 
 
 @torch.no_grad()
-def fill_memories(flows: Sequence[Flow], data: Photographs, progress: Progress | None = None) -> None:
+def fill_memories(flows: Sequence[FlowModel], data: Photographs, progress: Progress | None = None) -> None:
     """Fill the memories of copies of a colorizer alike, with about as many cells of every training photograph."""
     encoder, memory = _encoder_and_memory(flows[0])
     names, total = data.names(), memory.cells
@@ -273,7 +273,7 @@ def fill_memories(flows: Sequence[Flow], data: Photographs, progress: Progress |
         _encoder_and_memory(flow)[1].load_state_dict(memory.state_dict())
 
 
-def _encoder_and_memory(flow: Flow) -> tuple[LumaEncoder, CellMemory]:
+def _encoder_and_memory(flow: FlowModel) -> tuple[LumaEncoder, CellMemory]:
     encoder = flow.encoder
     assert isinstance(encoder, LumaEncoder)
     assert encoder.memory is not None

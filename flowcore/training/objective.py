@@ -13,10 +13,10 @@ from ..condition import Condition
 from ..dequantization import Uniform, VariationalDequantizer, dequantize, quantization, round_to_integers
 from ..device import autocast
 from ..errors import FlowError
-from ..flow import Flow
 from ..images.color import NEUTRAL, as_stored, compress
 from ..images.resize import enlarge, shrink
 from ..likelihood import bits_per_dim, log_prob, log_weight, probe_shapes, series_coefficients, with_probes
+from ..model import FlowModel
 from ..networks import IMDNEncoder, LREncoder, LumaEncoder
 from ..networks.luma import CHROMA_UNIT, STRIDE, split_source
 from ..prior import Temperature, sample_latents
@@ -49,7 +49,7 @@ class AbsoluteError(Objective):
     mean |teacher(shrink(hr))|``. Source: Romero et al., "FitNets: Hints for thin deep nets" (2015), section 2.2.
     """
 
-    def __init__(self, flow: Flow, stage: Stage, teacher: Flow | None = None) -> None:
+    def __init__(self, flow: FlowModel, stage: Stage, teacher: FlowModel | None = None) -> None:
         super().__init__()
         self.encoder, self.stage, self.grids = lr_encoder(flow), stage, len(flow.levels)
         self.teacher = None
@@ -75,7 +75,7 @@ class AbsoluteError(Objective):
 class Brightening(Objective):
     """Mean absolute error of what a low-light model decodes from latents of zero: its best guess."""
 
-    def __init__(self, flow: Flow) -> None:
+    def __init__(self, flow: FlowModel) -> None:
         super().__init__()
         flow.require("brighten")
         self.flow = flow
@@ -92,7 +92,7 @@ class Rescaling(Objective):
     "Invertible Image Rescaling" (ECCV 2020), section 3.3, without a penalty on the latents, which are not used.
     """
 
-    def __init__(self, flow: Flow, stage: Stage) -> None:
+    def __init__(self, flow: FlowModel, stage: Stage) -> None:
         super().__init__()
         flow.require("rescale")
         self.flow, self.stage = flow, stage
@@ -116,7 +116,7 @@ class ChromaError(Objective):
 
     unit = "MSE"
 
-    def __init__(self, flow: Flow) -> None:
+    def __init__(self, flow: FlowModel) -> None:
         super().__init__()
         if not isinstance(flow.encoder, LumaEncoder) or flow.encoder.chroma is None:
             raise FlowError(
@@ -142,7 +142,7 @@ class Likelihood(Objective):
 
     unit = "bits/dim"
 
-    def __init__(self, flow: Flow, stage: Stage = PLAIN) -> None:
+    def __init__(self, flow: FlowModel, stage: Stage = PLAIN) -> None:
         super().__init__()
         self.flow, self.stage = flow, stage
         self.encoder_frozen = False
@@ -204,7 +204,7 @@ class Likelihood(Objective):
         return noise, Condition(features=(), probes=probes)
 
 
-def make_objective(flow: Flow, stage: Stage, teacher: Flow | None = None) -> Objective:
+def make_objective(flow: FlowModel, stage: Stage, teacher: FlowModel | None = None) -> Objective:
     """Make the objective of a stage; ``teacher`` is the model that the run started from, as it was."""
     if stage.objective == "l1":
         brightens = flow.capabilities.source == "low_light"
@@ -223,7 +223,7 @@ def roulette(count: int) -> tuple[float, ...]:
     return tuple(weights)
 
 
-def bits_by_level(flow: Flow, x: Tensor, cond: Condition | None, noise: Tensor) -> Tensor:
+def bits_by_level(flow: FlowModel, x: Tensor, cond: Condition | None, noise: Tensor) -> Tensor:
     """Bits per dimension of every level's own latents, with uniform noise: ``(levels, B)``, finest first."""
     bins = quantization(flow)
     k = round_to_integers(x, bins.n_bits)
@@ -232,7 +232,7 @@ def bits_by_level(flow: Flow, x: Tensor, cond: Condition | None, noise: Tensor) 
     return torch.stack([bits_per_dim(share.sum((1, 2)), z[0].numel(), bins.width) for z, share in levels])
 
 
-def calm_error(flow: Flow, x: Tensor, cond: Condition | None) -> Tensor:
+def calm_error(flow: FlowModel, x: Tensor, cond: Condition | None) -> Tensor:
     """Mean squared error of what latents of zero decode to: of images, or in whitened units and mean over levels.
 
     By likelihood alone latents of zero decode to about the median, which for colors is grayer than the mean. In a
@@ -254,7 +254,7 @@ def calm_error(flow: Flow, x: Tensor, cond: Condition | None) -> Tensor:
     return torch.stack(errors).mean()
 
 
-def color_error(flow: Flow, x: Tensor, cond: Condition | None, latents: list[Tensor]) -> Tensor:
+def color_error(flow: FlowModel, x: Tensor, cond: Condition | None, latents: list[Tensor]) -> Tensor:
     """Mean absolute difference between the colors of samples and images, over blocks of 32 pixels, at most 0.05 each.
 
     Half of the images have samples, at temperatures 0 and 1 in turn, from ``latents`` of 1; see docs/decisions/0016.
@@ -268,7 +268,7 @@ def color_error(flow: Flow, x: Tensor, cond: Condition | None, latents: list[Ten
 
 
 @torch.no_grad()
-def initialize_flow(flow: Flow, x: Tensor, source: Tensor | None, seed: int) -> None:
+def initialize_flow(flow: FlowModel, x: Tensor, source: Tensor | None, seed: int) -> None:
     """Set a flow's data-dependent parameters from one large batch of images in [0, 1] on the flow's device."""
     generator = torch.Generator("cpu").manual_seed(seed)
     if flow.prelude is not None:  # the condition's origin, if there is one, is in its units
@@ -285,7 +285,7 @@ def initialize_flow(flow: Flow, x: Tensor, source: Tensor | None, seed: int) -> 
     flow.initialize(bins.place(k, noise.to(k)).to(x), cond)
 
 
-def lr_encoder(flow: Flow) -> LREncoder:
+def lr_encoder(flow: FlowModel) -> LREncoder:
     """Return the LR encoder of an upscaler; raise FlowError for other models."""
     if not isinstance(flow.encoder, LREncoder):
         raise FlowError(
@@ -294,12 +294,12 @@ def lr_encoder(flow: Flow) -> LREncoder:
     return flow.encoder
 
 
-def pretrained_backbone(flow: Flow) -> nn.Module | None:
+def pretrained_backbone(flow: FlowModel) -> nn.Module | None:
     """Return the network within an encoder that others trained; None for encoders without one."""
     return flow.encoder.backbone if isinstance(flow.encoder, LumaEncoder | IMDNEncoder) else None
 
 
-def _bits(flow: Flow, x: Tensor, cond: Condition | None, noise: Tensor) -> Tensor:
+def _bits(flow: FlowModel, x: Tensor, cond: Condition | None, noise: Tensor) -> Tensor:
     """Bits per dimension, (B,), with the noise that the model's configuration names."""
     if quant_bins := getattr(flow.config, "quant_bins", 0):
         return bits_per_dim(log_prob(flow, dequantize(x, quant_bins, noise), cond), x[0].numel())
@@ -310,7 +310,7 @@ def _bits(flow: Flow, x: Tensor, cond: Condition | None, noise: Tensor) -> Tenso
 
 
 def _decode_zeros(
-    flow: Flow, like: Tensor, cond: Condition | None, between: Callable[[int, Tensor], Tensor] | None = None
+    flow: FlowModel, like: Tensor, cond: Condition | None, between: Callable[[int, Tensor], Tensor] | None = None
 ) -> Tensor:
     """Decode latents of zero to images of the size of others: the best guess."""
     zeros = [like.new_zeros(len(like), *shape) for shape in flow.latent_shapes(*like.shape[2:])]
@@ -323,7 +323,7 @@ def _split_rows(rows: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
     return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def _variational(flow: Flow) -> VariationalDequantizer | None:
+def _variational(flow: FlowModel) -> VariationalDequantizer | None:
     return flow.dequantizer if isinstance(flow.dequantizer, VariationalDequantizer) else None
 
 
@@ -338,7 +338,7 @@ Validation = tuple[dict[str, float], list[Tensor]]
 
 
 @torch.no_grad()
-def validate(flow: Flow, data: Data, recipe: Recipe, stage: Stage, *, device: str, precision: str) -> Validation:
+def validate(flow: FlowModel, data: Data, recipe: Recipe, stage: Stage, *, device: str, precision: str) -> Validation:
     """Measure a model on held-out images: metrics, the loss first, in training's precision, and columns of crops."""
     kind = flow.capabilities.source
     size = recipe.evaluate or CROPS.get(kind, 256)
@@ -365,13 +365,13 @@ def validate(flow: Flow, data: Data, recipe: Recipe, stage: Stage, *, device: st
     return metrics | more, [column[:: max(1, len(column) // ROWS)] for column in columns]
 
 
-def _sample(flow: Flow, temperatures: tuple[float, ...], x: Tensor, *, labeled: bool) -> list[Tensor]:
+def _sample(flow: FlowModel, temperatures: tuple[float, ...], x: Tensor, *, labeled: bool) -> list[Tensor]:
     """A row per seed, a column per temperature, and real images last."""
     cond = flow.encode_condition(torch.arange(len(x), device=x.device) % max(1, flow.classes)) if labeled else None
     return [*(_decode(flow, cond, x, tau) for tau in temperatures), x]
 
 
-def _predict_chroma(flow: Flow, x: Tensor, source: Tensor) -> Validation:
+def _predict_chroma(flow: FlowModel, x: Tensor, source: Tensor) -> Validation:
     """A row per photograph: its luma, the original, and the chroma that the encoder predicts."""
     assert isinstance(flow.encoder, LumaEncoder)
     parts = [flow.encoder.predict_chroma(*split_source(part))[0] for part in source.split(ROWS)]
@@ -382,7 +382,7 @@ def _predict_chroma(flow: Flow, x: Tensor, source: Tensor) -> Validation:
     return {"of_gray": _of_gray(chroma, x)}, columns
 
 
-def _colorize(flow: Flow, x: Tensor, source: Tensor) -> Validation:
+def _colorize(flow: FlowModel, x: Tensor, source: Tensor) -> Validation:
     """A row per photograph: its luma, the original, the coloring at temperature 0, and five seeds."""
     noise = torch.rand(x.shape, generator=torch.Generator("cpu").manual_seed(0))
     cond = flow.encode_condition(source)
@@ -417,7 +417,7 @@ def _rescale(objective: Rescaling, hr: Tensor, lr: Tensor) -> Validation:
     return {name: _over_batch(psnr, *pair) for name, pair in pairs.items()}, columns
 
 
-def _brighten(flow: Flow, x: Tensor, dark: Tensor) -> Validation:
+def _brighten(flow: FlowModel, x: Tensor, dark: Tensor) -> Validation:
     """A row per crop: dark, with the single gain that fits best, at temperature 0, a sample, and the original."""
     cond = flow.encode_condition(dark)
     gains = (x * dark).sum((1, 2, 3), keepdim=True) / dark.square().sum((1, 2, 3), keepdim=True).clamp_min(1e-6)
@@ -426,7 +426,7 @@ def _brighten(flow: Flow, x: Tensor, dark: Tensor) -> Validation:
     return {name: _over_batch(psnr, column, x) for name, column in zip(names, columns[1:], strict=False)}, columns
 
 
-def _upscale(flow: Flow, stage: Stage, temperatures: tuple[float, ...], hr: Tensor, lr: Tensor) -> Validation:
+def _upscale(flow: FlowModel, stage: Stage, temperatures: tuple[float, ...], hr: Tensor, lr: Tensor) -> Validation:
     """A row per crop: bicubic, the encoder's enlargement or a sample per temperature, and the original."""
     columns, names = [enlarge(lr, flow.condition_scale)], ["bicubic"]
     if stage.objective == "l1":
@@ -446,7 +446,7 @@ def _upscale(flow: Flow, stage: Stage, temperatures: tuple[float, ...], hr: Tens
 
 
 def _decode(
-    flow: Flow, cond: Condition | None, like: Tensor, tau: Temperature, *, seed: int = 0, anchored: bool = False
+    flow: FlowModel, cond: Condition | None, like: Tensor, tau: Temperature, *, seed: int = 0, anchored: bool = False
 ) -> Tensor:
     """Decode latents drawn at a temperature to images of the shape of others."""
     shapes = flow.latent_shapes(*like.shape[-2:])

@@ -17,7 +17,7 @@ import torch.distributed.nn.functional as differentiable
 from torch import Tensor
 
 from ..errors import FlowError
-from ..flow import Flow
+from ..model import FlowModel
 from .checkpoint import RunState
 from .data import Data
 from .recipe import Recipe, Stage
@@ -50,13 +50,13 @@ class Run:
 
     recipe: Recipe
     data: Data
-    flow: Flow
-    average: Flow
+    flow: FlowModel
+    average: FlowModel
     state: RunState
     log: RunLog
     device: str
     distributed: Distributed
-    teacher: Flow | None = None  # the model that the run started from
+    teacher: FlowModel | None = None  # the model that the run started from
 
     def whole_stages(self) -> tuple[Stage, ...]:
         """The stages that are trained, at the recipe's length."""

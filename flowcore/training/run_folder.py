@@ -25,8 +25,8 @@ from ..checkpoints.file import read_header, save
 from ..checkpoints.published import file_sha256
 from ..checkpoints.writing import SavingError, replacing, write_atomic
 from ..errors import FlowError
-from ..flow import Flow
 from ..images.color import to_uint8
+from ..model import FlowModel
 from .checkpoint import copy_file
 
 TRAINING = ("step", "stage", "unit", "loss", "rate", "gradient_norm", "steps_per_second", "data_wait", "skipped")
@@ -238,7 +238,9 @@ class Results:
             raise FlowError(f"{folder} cannot be the folder of a run ({reason}). Choose another (--run).") from error
         self.start, self.model, self.worse = folder / START_FILE, folder / MODEL, folder / WORSE
 
-    def publish(self, flow: Flow, provenance: dict[str, Any], start: Mapping[str, float], *, measured: bool) -> None:
+    def publish(
+        self, flow: FlowModel, provenance: dict[str, Any], start: Mapping[str, float], *, measured: bool
+    ) -> None:
         """Write a model with its metrics; or beside the start, whose metrics are ``start``, if that is better."""
         if start and not measured:  # nothing tells which is better: what has been measured stays
             if not self.model.exists():

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..device import autocast, free_memory, is_out_of_memory, supports_float64, supports_fused_optimizer
 from ..errors import FlowError
-from ..flow import Flow, Level
+from ..flow import Level
+from ..model import FlowModel
 from ..networks import LREncoder
 from ..transforms import ODE, BatchNorm, InvertibleConv, batch_moments
 from .data import Data
@@ -265,7 +266,7 @@ class StageRunner:
 
 
 @contextmanager
-def unchanged_moments(flow: Flow) -> Generator[None, None, None]:
+def unchanged_moments(flow: FlowModel) -> Generator[None, None, None]:
     """Undo what trial steps do to running moments."""
     norms = (module for module in flow.modules() if isinstance(module, BatchNorm))
     before = [(moment, moment.clone()) for norm in norms for moment in norm.buffers()]
@@ -276,7 +277,7 @@ def unchanged_moments(flow: Flow) -> Generator[None, None, None]:
             moment.copy_(value)
 
 
-def check_stage(stage: Stage, recipe: Recipe, data: Data, flow: Flow) -> None:
+def check_stage(stage: Stage, recipe: Recipe, data: Data, flow: FlowModel) -> None:
     """Refuse a stage that cannot be trained, before the first step of the run."""
     if not len(data.fitting(stage.crop)):
         largest, shrunk = max(recipe.pyramid), ""
@@ -324,7 +325,7 @@ def check_stage(stage: Stage, recipe: Recipe, data: Data, flow: Flow) -> None:
 
 
 @contextmanager
-def recompute_activations(flow: Flow) -> Generator[None, None, None]:
+def recompute_activations(flow: FlowModel) -> Generator[None, None, None]:
     """Discard the activations inside every step of a flow and every block of an LR encoder, and recompute them.
 
     Each of these modules stores its input alone; the backward pass, which must run inside this context too, runs it
@@ -344,7 +345,7 @@ def recompute_activations(flow: Flow) -> Generator[None, None, None]:
             module.__dict__.pop(method, None)  # uncovers the class's own method
 
 
-def recomputable_modules(flow: Flow) -> list[nn.Module]:
+def recomputable_modules(flow: FlowModel) -> list[nn.Module]:
     """List the steps of all levels, and the residual blocks of an LR encoder."""
     modules: list[nn.Module] = []
     for level in flow.levels:

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from ..dequantization import quantization, to_integers
 from ..errors import FlowError
-from ..flow import Flow
 from ..images import files
+from ..model import FlowModel
 from ..models import build
 from ..models.class_conditional import ClassConditionalConfig
 from ..prior import Shape
@@ -56,7 +56,9 @@ def attributes(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measure_styles(flow: Flow, images: Tensor, labels: Tensor, *, log: Callable[[str], None] | None = None) -> Flow:
+def measure_styles(
+    flow: FlowModel, images: Tensor, labels: Tensor, *, log: Callable[[str], None] | None = None
+) -> FlowModel:
     """Measure ``STYLES`` on labeled images, in deviations within a digit, and add them to a class-conditional model."""
     if not isinstance(flow.config, ClassConditionalConfig):
         raise FlowError(f"Styles are measured on class_conditional models; got a {flow.architecture} model.")
@@ -76,14 +78,14 @@ def measure_styles(flow: Flow, images: Tensor, labels: Tensor, *, log: Callable[
     return with_styles(flow, STYLES, directions.float())
 
 
-def _dequantized(flow: Flow, images: Tensor, generator: torch.Generator) -> Tensor:
+def _dequantized(flow: FlowModel, images: Tensor, generator: torch.Generator) -> Tensor:
     """Round images to the bins of a flow, and place each value at random within its bin."""
     bins = quantization(flow)
     k = to_integers(images, bins.n_bits)[0]
     return bins.place(k, torch.rand(k.shape, generator=generator))
 
 
-def with_styles(flow: Flow, names: tuple[str, ...], directions: Tensor) -> Flow:
+def with_styles(flow: FlowModel, names: tuple[str, ...], directions: Tensor) -> FlowModel:
     """Copy a model, with S named directions ``(S, D)`` among its latents; weights are shared."""
     with torch.device("meta"):
         copy = build(flow.architecture, dataclasses.replace(flow.config, styles=names))
@@ -192,7 +194,9 @@ def read_attribute_table(
 
 
 @torch.no_grad()
-def measure_attributes(flow: Flow, table: AttributeTable, *, log: Callable[[str], None] | None = None) -> Flow:
+def measure_attributes(
+    flow: FlowModel, table: AttributeTable, *, log: Callable[[str], None] | None = None
+) -> FlowModel:
     """Measure the directions of attributes, and add them to an unconditional model as styles."""
     if flow.condition_encoder is not None or flow.image_size is None:
         raise FlowError(
@@ -219,7 +223,7 @@ def measure_attributes(flow: Flow, table: AttributeTable, *, log: Callable[[str]
     return with_styles(flow, names, gains[:, None] * shrunk.float())
 
 
-def read_images(flow: Flow, paths: Sequence[Path]) -> Tensor:
+def read_images(flow: FlowModel, paths: Sequence[Path]) -> Tensor:
     """Read images at the size that a model was made for: resized to cover it, and cropped. ``(B, C, H, W)``."""
     pixels = (files.read(path.read_bytes(), path.name).pixels for path in paths)
     return torch.cat([prepare_input(flow, image, notify=lambda _: None).pixels for image in pixels])

@@ -17,7 +17,7 @@ ROWS = [
     {"errors", "device"},
     {"transforms"},
     {"networks", "testing"},
-    {"flow", "level", "capabilities", "condition", "prior", "latents", "likelihood", "dequantization"},
+    {"flow", "model", "condition", "prior", "latents", "likelihood", "dequantization"},
     {"inference", "models"},
     {"checkpoints", "tasks"},
     {"provenance", "integrations"},

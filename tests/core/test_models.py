@@ -135,10 +135,10 @@ def test_labels(model):
     # labels of another batch or model are refused
     cond = flow.encode_condition(torch.tensor([0, 1, 2]))
     for ask in (lambda: flow(x, cond), lambda: flow.inverse(flow(x, each)[0], cond)):
-        with pytest.raises(ConditionError, match="2 items"):
+        with pytest.raises(ConditionError, match=r"3 images; got 2|2 items"):
             ask()
     cond = dataclasses.replace(each, labels=torch.eye(7)[:2])
-    with pytest.raises(ConditionError, match=r"2 items and \d classes; the condition has 2 and 7"):
+    with pytest.raises(ConditionError, match=r"labels of \d classes; the condition has labels of shape \(2, 7\)"):
         flow(x, cond)
 
 

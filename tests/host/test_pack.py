@@ -12,7 +12,7 @@ import comfyui
 from talk import PLUG_INS, SUITING, inputs, loader, options, report
 
 from flowcore.checkpoints import catalog
-from flowcore.flow import Task
+from flowcore.model import Task
 
 ROOT = comfyui.ROOT
 # What every ComfyUI brings along; the pack has no requirements of its own. (tomllib is in Python from 3.11 on.)

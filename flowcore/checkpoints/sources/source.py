@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
-from ...flow import Flow
+from ...model import FlowModel
 from ...models import configure
 from ..file import build_on_meta, refuse_mismatch, refuse_no_inverse, refuse_nonfinite
 
@@ -119,7 +119,7 @@ class Source:
     integers: re.Pattern[str] = NOTHING  # full names of tensors that may hold integers or booleans
     rename: Callable[[State], State] = dict  # from names that other versions of the program use to the usual ones
 
-    def convert(self, state: State, overrides: Mapping[str, Any]) -> Flow:
+    def convert(self, state: State, overrides: Mapping[str, Any]) -> FlowModel:
         """Build our model, in float32 and evaluation mode, with copies of a checkpoint's tensors, if they fit."""
         state = self.rename(state)
         layout = self.layout(Checkpoint(self.name, state), overrides)
