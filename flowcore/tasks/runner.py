@@ -36,7 +36,7 @@ log = logging.getLogger("flowcore")
 
 
 def check_draws(seed: int, samples: int = 1) -> None:
-    """Raise FlowError for an invalid seed or number of samples, of which sample s is drawn with ``seed + s``."""
+    """Raise FlowError for an invalid seed or number of samples; sample s is drawn with ``seed + s``."""
     if not 1 <= samples <= MAX_DRAWS:
         bound = "at least 1" if samples < 1 else f"at most {MAX_DRAWS}"
         raise FlowError(f"samples must be {bound}; got {samples}.")
@@ -54,7 +54,7 @@ class RunOptions:
         batch: Images or samples that go through the flow at once; None or 0 chooses by their size.
         progress: Called with ``(done, total, preview)`` as the work advances; a preview with every finished picture.
         cancelled: Asked before every network layer; returns True (or raises) to stop, for which Cancelled is raised.
-        notify: Called with a sentence when something is done otherwise than asked; None logs it.
+        notify: Called with a sentence when something differs from what was asked for; None logs it.
     """
 
     precision: Precision = "float32"
@@ -70,7 +70,7 @@ class RunOptions:
             raise FlowError(f"batch must not be negative; got {self.batch}. 0 chooses by the image's size.")
 
     def tell(self, sentence: str) -> None:
-        """Tell the caller something, or the log."""
+        """Pass a sentence to the caller, or else to the log."""
         (self.notify or log.warning)(sentence)
 
 
@@ -99,9 +99,12 @@ def part_of_run(options: Reporting, start: float, share: float) -> Reporting:
     return {**options, "progress": part_of(options.get("progress"), start, share)}
 
 
-def runs_with(keywords: type[Reporting]) -> Callable[[Function], Function]:
-    """Show fields of ``RunOptions``, a task's ``**options``, in its signature and help; refuse other keywords."""
-    fields = [field for field in dataclasses.fields(RunOptions) if field.name in keywords.__annotations__]
+def runs_with(accepted: type[Reporting]) -> Callable[[Function], Function]:
+    """Show fields of ``RunOptions``, a task's ``**options``, in its signature and help; reject other keywords.
+
+    Arguments of NumPy's scalar types become Python's.
+    """
+    fields = [field for field in dataclasses.fields(RunOptions) if field.name in accepted.__annotations__]
     entries = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
     meanings = dict(entries.findall(inspect.cleandoc(RunOptions.__doc__ or "")))
     lines = [f"    {field.name}: {meanings[field.name]}" for field in fields if field.name in meanings]
@@ -116,11 +119,12 @@ def runs_with(keywords: type[Reporting]) -> Callable[[Function], Function]:
         known = {parameter.name for parameter in parameters}
 
         @functools.wraps(task)
-        def checked(*args: Any, **given: Any) -> Any:
-            for name in given.keys() - known:
-                raise TypeError(f"{task.__name__}() got an unexpected keyword argument {name!r}")
-            plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
-            return task(*args, **plain)
+        def checked(*args: Any, **keywords: Any) -> Any:
+            for name, value in keywords.items():
+                if name not in known:
+                    raise TypeError(f"{task.__name__}() got an unexpected keyword argument {name!r}")
+                keywords[name] = value.item() if isinstance(value, np.generic) else value
+            return task(*args, **keywords)
 
         checked.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
         checked.__doc__ = task.__doc__ and _with_arguments(inspect.cleandoc(task.__doc__), lines)
@@ -144,8 +148,8 @@ def _with_arguments(doc: str, lines: list[str]) -> str:
 class Runner:
     """Runs one task on an image, again with less at once if memory runs out; if that does not help, gives advice.
 
-    Progress is counted in units: ``expect`` sets their number, ``advance`` counts finished ones, and within ``part``
-    they are counted while the plan computes them.
+    Progress is counted in units of work: ``expect`` sets their number, ``advance`` counts finished ones, and within
+    ``counting`` they are counted while the plan computes them.
     """
 
     def __init__(self, flow: FlowModel | None, options: RunOptions, advice: str, image: Tensor | None = None) -> None:
@@ -174,14 +178,13 @@ class Runner:
             except (RuntimeError, MemoryError) as error:  # what torch and Python raise, on every device
                 if not is_out_of_memory(error):
                     raise
-                change: str | None = "with one image at a time and minimum memory. It takes longer"
-                if self.minimum_memory:
-                    change = None if smaller is None else smaller()
-                if change is None:
+                if not self.minimum_memory:
+                    change = "with one image at a time and minimum memory. It takes longer"
+                elif smaller is None or (change := smaller()) is None:
                     image = self._image
                     size = "" if image is None or image.ndim != 4 else f" at {image.shape[3]}x{image.shape[2]} pixels"
                     raise FlowError(f"Out of memory{size}. {self._advice}") from error
-            # Outside of the except clause, because an error keeps alive what its attempt has made.
+            # Outside of `except`: the error's traceback keeps the tensors of the failed attempt alive.
             self.minimum_memory = True
             self.notify(f"Out of memory: going on {change}.")
             forget_plan(keep=self._flow)
@@ -200,7 +203,7 @@ class Runner:
 
     @property
     def plan(self) -> Plan:
-        """The model folded in the precision of the options; made when first asked for."""
+        """The model, folded in the precision of the options."""
         if self._plan is None:
             assert self._flow is not None
             precision = self.options.precision
@@ -214,7 +217,7 @@ class Runner:
         return 1 if self.minimum_memory else self.options.batch or preferred
 
     def notify(self, sentence: str) -> None:
-        """Tell the caller something, each sentence once, however many attempts it takes."""
+        """Tell the caller something; each sentence once, however many attempts there are."""
         if sentence not in self._notified:
             self._notified.add(sentence)
             self.options.tell(sentence)
@@ -226,46 +229,38 @@ class Runner:
 
     def expect(self, total: int) -> None:
         """Start counting from 0 to so many units of work."""
-        self._total = self._work = total  # of the work, parts subtract what they skip
-        # When the last part ended: units that were done, and those of the total that were reported.
-        self._before = 0, 0
-        self._reported = self._done = self._end = self._weight = 0
-
-    @contextmanager
-    def part(self, units: int, weight: int = 1) -> Generator[None, None, None]:
-        """Count units while the plan computes them; those that it skips are spread over the units that follow."""
-        self.check_cancelled()
-        self._end, self._weight = self._done + units, weight
-        yield
-        self._before = self._done, self._share()
-        self._work -= self._end - self._done
-        self._end = self._done
+        self._total = self._required = total  # the second without units that turned out to need no work
+        self._done = 0
 
     def advance(self, units: int = 1, preview: Tensor | None = None) -> None:
         """Count finished units; a preview is ``(3, H, W)`` in [0, 1]."""
-        self._done = self._end = self._done + units
-        self._report(preview)
+        self._done += units
+        if units and self.options.progress is not None:
+            self.options.progress(self._total * self._done // max(1, self._required), self._total, preview)
 
-    def _observe(self, units: int) -> None:
-        """Count units that the plan has finished; with 0, it is about to compute a layer. See ``strips.report``."""
-        if not units:
+    @contextmanager
+    def counting(self, units: int, weight: int = 1) -> Generator[None, None, None]:
+        """Count units while the plan computes them, each ``weight`` times; skipped ones are no longer required."""
+        self.check_cancelled()
+        missing = units
+
+        def observe(computed: int) -> None:
+            nonlocal missing
+            self._observe(computed)
+            counted = min(weight * computed, missing)
+            missing -= counted
+            self.advance(counted)
+
+        with observed(observe):
+            yield
+        self._required -= missing
+
+    def _observe(self, computed: int) -> None:
+        """Stop, if asked to, before the plan computes a layer, of which it tells by 0 units; see ``strips.report``."""
+        if not computed:
             self.check_cancelled()
-        self._done = min(self._done + self._weight * units, self._end)
-        self._report(None)
-
-    def _report(self, preview: Tensor | None) -> None:
-        share = self._share()
-        if share > self._reported:
-            self._reported = share
-            if self.options.progress is not None:
-                self.options.progress(share, self._total, preview)
-
-    def _share(self) -> int:
-        """Units of the total to report as done."""
-        done, share = self._before
-        return share + (self._total - share) * (self._done - done) // max(1, self._work - done)
 
 
 def batch_size(height: int, width: int) -> int:
-    """Choose how many images of a size go through a flow together unless the caller says."""
+    """Choose how many images of a size go through a flow together by default."""
     return max(1, min(MAX_AT_ONCE, PIXELS_AT_ONCE // max(1, height * width)))

@@ -85,7 +85,7 @@ class Passes:
         decoder = overflow.bounded_decoder(self.run.plan, cond, self._max_deviation)
         z = [level.to(self.run.device, self.run.dtype) for level in z]
         gray = torch.full((1, self.run.plan.channels, 1, 1), 0.5)
-        with self.run.part(len(z[0]) * self.run.plan.units, len(z[0])):
+        with self.run.counting(len(z[0]) * self.run.plan.units, len(z[0])):
             decoded = overflow.decode_with_backoff(decoder, z, lambda: gray)
         self._repairs.add(first, decoded.attenuated, decoded.filled)
         sigma = getattr(self.run.plan.config, "noise", 0.0) / 2  # of images in [0, 1]
@@ -225,7 +225,7 @@ def encode(flow: FlowModel, image: Tensor, cond: Condition | None = None, **opti
         passes, encoded = Passes(run, len(pixels)), list[list[Tensor]]()
         for part in passes.batches(len(pixels), pixels[0, 0].numel()):
             x, own = pixels[part], passes.condition_of(cond, part, len(pixels))
-            with run.part(len(x) * run.plan.units, len(x)):
+            with run.counting(len(x) * run.plan.units, len(x)):
                 latents = run.plan.encode(x.to(run.device), own)
             finite = torch.stack([z.isfinite().flatten(1).all(1) for z in latents]).all(0)  # (B,)
             if not finite.all():

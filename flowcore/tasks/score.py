@@ -6,6 +6,7 @@ import functools
 import hashlib
 import io
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,8 +17,18 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..condition import Condition
-from ..dequantization import Dequantizer, Gaussian, Grid, Uniform, dequantized_batches, quantization, to_integers
+from ..dequantization import (
+    DequantizedBatch,
+    Dequantizer,
+    Gaussian,
+    Grid,
+    Uniform,
+    dequantized_batches,
+    quantization,
+    to_integers,
+)
 from ..errors import ConditionError, FlowError, ImageError, ShapeError
+from ..inference.plan import Plan
 from ..likelihood import effective_samples, importance_weighted, select_items, with_probes
 from ..model import FlowModel
 from ..prior import log_density
@@ -163,128 +174,169 @@ def score(
         raise FlowError(f"probes must be at least 0, and terms at least 1; got {probes} and {terms}.")
     advice = "Score smaller images, ask for fewer samples, or free memory on the device."
     run = Runner(flow, RunOptions(**options), advice, image)
-    estimated = flow.estimated and probes > 0
-    if not any(isinstance(part, Estimated) and part.has_series for part in flow.modules()):
-        terms = 0
+    probes = probes if flow.estimated else 0
+    has_series = any(isinstance(part, Estimated) and part.has_series for part in flow.modules())
+    terms = terms if probes and has_series else 0
 
     def task() -> Score:
-        bins, dequantizer, notes = quantization(flow), _dequantizer(flow, dequantization), list[str]()
-        k = _integers(flow, image, bins.n_bits, notes)  # (B, C, H, W)
-        images, channels, height, width = k.shape
-        dimensions = channels * height * width
-        draws = _draws_per_image(samples, noise, k)
-        if isinstance(cond, Tensor):
-            given = run.plan.encode_condition(cond.to(run.device, run.dtype if cond.is_floating_point() else None))
-        else:
-            given = cond
-        if given is not None and given.batch not in (1, images):
-            raise ConditionError(
-                f"Got a condition of {given.batch} items for {images} images. Encode one for every image, or one for "
-                "all."
-            )
-        run.expect(images * (draws + complexity))
-
-        latent_dimensions = [math.prod(shape) for shape in flow.latent_shapes(height, width)]
-        passes = probes if estimated else 1
-        weights = torch.empty(images, draws, passes, dtype=torch.float64)
-        levels = torch.zeros(images, len(latent_dimensions), dtype=torch.float64)  # nats of density, summed over draws
-        pixels = torch.zeros(images, height, width, dtype=torch.float64)  # likewise
-        has_map = inside = True
-        batch, seeds = run.at_once(batch_size(height, width)), image_seeds(seed, k)
-        for chunk in dequantized_batches(k, bins, dequantizer, samples=draws, seed=seeds, batch=batch, noise=noise):
-            x = chunk.x.to(run.device, run.dtype)
-            for probe in range(passes):
+        notes = list[str]()
+        bins, dequantizer = quantization(flow), _dequantizer(flow, dequantization)
+        integers = _integers(flow, image, bins.n_bits, notes)  # (B, C, H, W)
+        draws = _draws_per_image(samples, noise, integers)
+        run.expect(len(integers) * (draws + complexity))
+        condition, seeds = _condition(run, cond, len(integers)), image_seeds(seed, integers)
+        at_once = run.at_once(batch_size(*integers.shape[2:]))
+        densities = _Densities(flow, integers.shape, draws, max(1, probes), bins.width, notes)
+        for batch in dequantized_batches(
+            integers, bins, dequantizer, samples=draws, seed=seeds, batch=at_once, noise=noise
+        ):
+            conditions = _probe_conditions(run.plan, batch, seeds, probes, terms) if probes else None
+            for number, of_batch in enumerate(conditions or [select_items(condition, batch.items)]):
                 run.check_cancelled()
-                own = select_items(given, chunk.items)
-                if estimated:  # one probe for every draw of a batch
-                    numbers = (SEEDS_APART * (chunk.draws * probes + probe)).tolist()
-                    items = zip(chunk.items.tolist(), numbers, strict=True)
-                    drawn = [(seeds[item] + number) % 2**64 for item, number in items]
-                    own = with_probes(run.plan, chunk.x.shape, drawn, terms=terms)
-                shares = None
-                if has_map:
-                    try:
-                        shares = run.plan.by_position(x, own)[1]
-                    except NoPositionsError as error:
-                        has_map = False
-                        notes.append(f"No map: {str(error).partition(', so')[0]}.")
-                if shares is not None:
-                    density = torch.stack([share.cpu().double() for share in shares], 1)  # (N, levels, H, W), nats
-                    log_p = density.flatten(1).sum(1)
-                    pixels.index_add_(0, chunk.items, density.sum(1) / passes)
-                else:
-                    latents, logdet = run.plan(x, own)
-                    prior = [log_density(z).cpu().double().flatten(1).sum(1) for z in latents]
-                    density = torch.stack(prior, 1)[:, :, None]  # (N, levels, 1)
-                    log_p = density.flatten(1).sum(1) + logdet.cpu().double()
-                log_bins = log_p + dimensions * math.log(bins.width)
-                weights[chunk.items, chunk.draws, probe] = log_bins - chunk.log_q
-                levels.index_add_(0, chunk.items, density.flatten(2).sum(2) / passes)
-            inside = inside and bool(chunk.inside.all())
-            run.advance(len(chunk.items))
-        if not inside:
-            notes.append(
-                "The noise leaks into neighboring bins (it lies outside [0, 1) in places): the number is the density "
-                "of a noisy image, not a bound on the bits of the image."
-            )
-        if not weights.isfinite().all():
-            notes.append(
-                "The model gave values that are not finite numbers: these images lie outside what it can encode."
-            )
-        compressed = None
-        if complexity:
-            compressed = torch.zeros(images, dtype=torch.float64)
-            for number, item in enumerate(k):
-                run.check_cancelled()
-                compressed[number] = lossless_bits(item) / dimensions
-                run.advance()
-
-        per_dim = -1 / (dimensions * math.log(2))  # nats to bits per dimension
-        error = torch.full((images,), math.nan if estimated else 0.0, dtype=torch.float64)
-        if passes > 1:
-            derivatives = torch.softmax(weights.mean(2), 1)  # of the bound
-            error = -per_dim * (derivatives.square() * weights.var(2) / probes).sum(1).sqrt()
-        if estimated:
-            series = f" and {terms} terms of its series" if terms else ""
-            spread = "unknown error, with a single probe"
-            if probes > 1:
-                spread = f"a standard error of up to {float(error.max()):.4f} bits per dimension"
-            notes.append(
-                f"The log-determinant was estimated, from {probes} random probe{'s' * (probes > 1)} per draw{series}: "
-                f"{spread}, and no bound on the bits of the image."
-            )
-        weights = weights.mean(2)
-        bound = importance_weighted(weights)
-        bits = per_dim * bound
-        level_bits, pixel_bits = per_dim * levels / draws, per_dim * pixels / draws
-        # The bin width, the density of the noise and the gain of several draws belong to no place: spread them evenly.
-        by_dimensions = torch.tensor(latent_dimensions, dtype=torch.float64) / sum(latent_dimensions)
-        level_bits = level_bits + (bits - level_bits.sum(1))[:, None] * by_dimensions
-        pixel_bits = pixel_bits + ((bits - pixel_bits.flatten(1).sum(1)) / (height * width))[:, None, None]
+                densities.add(run.plan, batch, batch.x.to(run.device, run.dtype), of_batch, number)
+            run.advance(len(batch.items))
+        bits = densities.bits(estimated=probes > 0)
+        if probes:
+            notes.append(_estimate_note(bits["standard_error"], probes, terms))
+        compressed = _compressed_bits(run, integers) if complexity else None
         return Score(
-            bits_per_dim=bits,
-            mean=per_dim * weights.mean(1),
-            spread=(per_dim * weights).std(1) if draws > 1 else torch.full_like(bits, math.nan),
-            effective_samples=effective_samples(weights),
-            log_prob=bound - dimensions * math.log(bins.width),
-            per_level=level_bits,
-            constant=-math.log2(bins.width),
-            map=pixel_bits if has_map else None,
+            **bits,
             complexity=compressed,
-            complexity_corrected=None if compressed is None else bits - compressed,
+            complexity_corrected=None if compressed is None else bits["bits_per_dim"] - compressed,
             notes=tuple(notes),
             n_bits=bins.n_bits,
             grid=bins.grid,
             dequantization=dequantizer.name,
             samples=draws,
             seed=seed,
-            bound=inside and not estimated,
-            probes=probes if estimated else 0,
-            terms=terms if estimated else 0,
-            standard_error=error,
+            bound=densities.inside and not probes,
+            probes=probes,
+            terms=terms,
         )
 
     return run(task)
+
+
+class _Densities:
+    """Log densities of images of integers, in nats: float64, summed over their draws, and means over their probes."""
+
+    def __init__(
+        self, flow: FlowModel, shape: Sequence[int], draws: int, passes: int, bin_width: float, notes: list[str]
+    ) -> None:
+        images, _, height, width = shape
+        self.level_dimensions = [math.prod(latents) for latents in flow.latent_shapes(height, width)]
+        self.bin_width, self.notes = bin_width, notes
+        self.weights = torch.empty(images, draws, passes, dtype=torch.float64)  # log p(bin) - log q(noise)
+        self.levels = torch.zeros(images, len(self.level_dimensions), dtype=torch.float64)
+        self.pixels: Tensor | None = torch.zeros(images, height, width, dtype=torch.float64)
+        self.inside = True  # whether all noise stays in its bin
+
+    def add(self, plan: Plan, batch: DequantizedBatch, x: Tensor, cond: Condition | None, number: int) -> None:
+        """Add a batch of draws under a condition, or under its probes of that number."""
+        share = 1 / self.weights.shape[2]
+        density, log_prob = self._compute(plan, x, cond)
+        log_prob = log_prob + x[0].numel() * math.log(self.bin_width)
+        self.weights[batch.items, batch.draws, number] = log_prob - batch.log_q
+        self.levels.index_add_(0, batch.items, density.flatten(2).sum(2) * share)
+        if self.pixels is not None:
+            self.pixels.index_add_(0, batch.items, density.sum(1) * share)
+        self.inside &= bool(batch.inside.all())
+
+    def _compute(self, plan: Plan, x: Tensor, cond: Condition | None) -> tuple[Tensor, Tensor]:
+        """Compute densities by level and place, ``(N, levels, H, W)`` (latents': ``(N, levels, 1)``), and log_prob."""
+        if self.pixels is not None:
+            try:
+                shares = torch.stack([share.cpu().double() for share in plan.by_position(x, cond)[1]], 1)
+                return shares, shares.flatten(1).sum(1)
+            except NoPositionsError as error:
+                self.pixels = None
+                self.notes.append(f"No map: {str(error).partition(', so')[0]}.")
+        latents, logdet = plan(x, cond)
+        prior = torch.stack([log_density(z).cpu().double().flatten(1).sum(1) for z in latents], 1)
+        return prior[:, :, None], prior.sum(1) + logdet.cpu().double()
+
+    def bits(self, *, estimated: bool) -> dict[str, Any]:
+        """Convert the densities to bits per dimension: fields of ``Score``; note what these are not."""
+        if not self.inside:
+            self.notes.append(
+                "The noise leaks into neighboring bins (it lies outside [0, 1) in places): the number is the density "
+                "of a noisy image, not a bound on the bits of the image."
+            )
+        if not self.weights.isfinite().all():
+            self.notes.append(
+                "The model gave values that are not finite numbers: these images lie outside what it can encode."
+            )
+        images, draws, passes = self.weights.shape
+        dimensions = sum(self.level_dimensions)
+        per_dim = -1 / (dimensions * math.log(2))  # from nats to bits per dimension
+        error = torch.full((images,), math.nan if estimated else 0.0, dtype=torch.float64)
+        if passes > 1:
+            derivatives = torch.softmax(self.weights.mean(2), 1)  # of the bound
+            error = -per_dim * (derivatives.square() * self.weights.var(2) / passes).sum(1).sqrt()
+        weights = self.weights.mean(2)
+        bound = importance_weighted(weights)
+        bits = per_dim * bound
+        # The bin width, the density of the noise and the gain of several draws have no place: spread them evenly.
+        levels, pixels = per_dim * self.levels / draws, None
+        by_dimensions = torch.tensor(self.level_dimensions, dtype=torch.float64) / dimensions
+        levels = levels + (bits - levels.sum(1))[:, None] * by_dimensions
+        if self.pixels is not None:
+            pixels = per_dim * self.pixels / draws
+            pixels = pixels + ((bits - pixels.flatten(1).sum(1)) / pixels[0].numel())[:, None, None]
+        return {
+            "bits_per_dim": bits,
+            "mean": per_dim * weights.mean(1),
+            "spread": (per_dim * weights).std(1) if draws > 1 else torch.full_like(bits, math.nan),
+            "effective_samples": effective_samples(weights),
+            "log_prob": bound - dimensions * math.log(self.bin_width),
+            "per_level": levels,
+            "constant": -math.log2(self.bin_width),
+            "map": pixels,
+            "standard_error": error,
+        }
+
+
+def _condition(run: Runner, cond: Condition | Tensor | None, images: int) -> Condition | None:
+    """Encode a condition that is a tensor, and check that there is one for all images, or one for each."""
+    if isinstance(cond, Tensor):
+        cond = run.plan.encode_condition(cond.to(run.device, run.dtype if cond.is_floating_point() else None))
+    if cond is not None and cond.batch not in (1, images):
+        raise ConditionError(
+            f"Got a condition of {cond.batch} items for {images} images. Encode one for every image, or one for all."
+        )
+    return cond
+
+
+def _probe_conditions(
+    plan: Plan, batch: DequantizedBatch, seeds: Sequence[int], probes: int, terms: int
+) -> Iterator[Condition]:
+    """Draw the probes of a batch, the same whatever the batch and its order."""
+    for probe in range(probes):
+        numbers = (SEEDS_APART * (batch.draws * probes + probe)).tolist()
+        items = zip(batch.items.tolist(), numbers, strict=True)
+        drawn_with = [(seeds[item] + number) % 2**64 for item, number in items]
+        yield with_probes(plan, batch.x.shape, drawn_with, terms=terms)
+
+
+def _estimate_note(error: Tensor, probes: int, terms: int) -> str:
+    series = f" and {terms} terms of its series" if terms else ""
+    spread = "unknown error, with a single probe"
+    if probes > 1:
+        spread = f"a standard error of up to {float(error.max()):.4f} bits per dimension"
+    return (
+        f"The log-determinant was estimated, from {probes} random probe{'s' * (probes > 1)} per draw{series}: "
+        f"{spread}, and no bound on the bits of the image."
+    )
+
+
+def _compressed_bits(run: Runner, integers: Tensor) -> Tensor:
+    """Measure ``lossless_bits`` of each image, per dimension."""
+    bits = list[float]()
+    for item in integers:
+        run.check_cancelled()
+        bits.append(lossless_bits(item) / item.numel())
+        run.advance()
+    return torch.tensor(bits, dtype=torch.float64)
 
 
 def image_seeds(seed: int, integers: Tensor) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise, product
@@ -89,7 +89,7 @@ class Tiling:
     encoder_input: Callable[[Tensor], Tensor] = lambda padded: padded  # what the encoder sees of a padded image
     max_deviation: float  # from 0.5, beyond which a value is an overflow
     filled: str  # what stands where the model overflows at any temperature, for messages
-    shares: bool  # whether samples share a prepared condition, and progress counts each of them
+    shares: bool  # whether samples share a prepared condition
 
 
 class TileSize:
@@ -119,7 +119,7 @@ class TileSize:
         self._longest = 0
 
     def halve(self) -> str | None:
-        """Halve it for the next attempt; see ``smaller`` of ``Runner``."""
+        """Halve the side for the next attempt and say so; None if that does not help, see ``Runner``."""
         if not self._longest or self._side <= self._smallest:
             return None
         self._side = max(self._smallest, min(self._side, self._longest) // 2)
@@ -138,100 +138,119 @@ class TiledDecoder:
     def __call__(
         self,
         rgb: Tensor,
-        taus: Sequence[Settings],
+        settings: Sequence[Settings],
         seed: int,
         samples: int,
         gray: Sequence[bool] = (),
         guide: Guide | None = None,
     ) -> Tensor:
-        """Compute ``(B * taus * samples, 3, s * h, s * w)`` on the CPU; ``gray`` says which images stay gray."""
+        """Compute ``(B * settings * samples, 3, s * h, s * w)`` on the CPU; ``gray`` says which images stay gray."""
         run, plan, tiling, scale = self._run, self._run.plan, self._tiling, self._flow.condition_scale
         if self._store is not None and run.minimum_memory:
             self._store.clear()
-        batch, _, height, width = rgb.shape
-        multiple = plan.size_multiple // scale or 1
-        left, right, top, bottom = border = tiling.border(height, width, multiple)
-        rows, columns = height + top + bottom, width + left + right
-        sizes, guided = ((height, width), (rows, columns)), guide is not None
-        side = self.tiles.choose(
-            max(rows, columns), lambda side: tiling.memory(self._flow, *sizes, side, self._halo, guided), run.device
-        )
-        tiles = windows(rows, columns, tile=side // multiple * multiple, halo=self._halo, multiple=multiple)
-        latents = Latents(plan, rgb, border, tiling.pad_map, taus, seed, samples, run.check_cancelled, guide)
-        samples = len(taus) * samples
-        at_once = run.at_once(min(samples, MAX_SAMPLES))
-        result = rgb.new_empty((batch, samples, 3, height * scale, width * scale), device="cpu")
-        repairs = overflow.Repairs()
-        weight = ENCODING if tiling.shares else 1
-        encoding = weight * (plan.encoder_units + (plan.prepare_units if tiling.shares else 0))
-        passes = (samples if tiling.shares else -(-samples // at_once)) + guided
-        guides = batch * plan.guide_units if guide is not None and guide.pictures is None else 0
-        run.expect(guides + batch * len(tiles) * (encoding + passes * plan.units + samples))
-        for item, pictures in enumerate(result):
+        border, tiles = self._layout(rgb, has_guide=guide is not None)
+        latents = Latents(plan, rgb, border, tiling.pad_map, settings, seed, samples, run.check_cancelled, guide)
+        canvas = _Canvas(rgb, len(settings) * samples, scale, border, gray)
+        at_once = run.at_once(min(canvas.samples, MAX_SAMPLES))
+        reused = tiling.shares and (canvas.samples > at_once or guide is not None)
+        encoding = ENCODING * (plan.encoder_units + (plan.prepare_units if reused else 0))
+        passes = canvas.samples + (guide is not None)
+        units = len(tiles) * (encoding + passes * plan.units + canvas.samples)
+        run.expect(len(rgb) * (units + (plan.guide_units if guide is not None and guide.pictures is None else 0)))
+        for item in range(len(rgb)):
             padded = tiling.pad(rgb[item, None], border)
-            seen = tiling.encoder_input(padded)
-            guiding = None if guide is None else self._make_guide(guide, rgb, item, border)
+            encoder_input = tiling.encoder_input(padded)
+            guide_picture = None if guide is None else self._guide_picture(guide, rgb, item, border)
             for tile in tiles:
-                source = _crop(padded, tile)
-                with run.part(encoding, weight):
-                    cond = self._condition(
-                        _crop(seen, tile).to(run.dtype), reused=samples > at_once or guiding is not None
-                    )
-                kept = None
-                if guiding is not None:
-                    with run.part(plan.units):
-                        kept = plan.encode_guide(_crop(guiding, tile, scale).to(run.device, run.dtype), cond)
-                inner, outer = _without_halo(tile, scale, border, (height, width))
-                each = at_once
-                if cond.prepared:  # to show every sample as soon as it is ready
-                    shown = 1 if run.device.type == "cpu" else batch_size(scale * height, scale * width)
-                    each = min(at_once, shown)
-                for first in range(0, samples, each):
-                    part = range(first, min(first + each, samples))
-                    counted = len(part) if tiling.shares else 1
-                    z = [z.to(run.device, run.dtype) for z in latents.crop(item, part, tile)]
-                    z = z if kept is None else latents.guided(z, kept, item, tile)
+                with run.counting(encoding, ENCODING):
+                    cond = self._condition(_crop(encoder_input, tile).to(run.dtype), reused=reused)
+                guide_latents = None
+                if guide_picture is not None:
+                    with run.counting(plan.units):
+                        cropped = _crop(guide_picture, tile, scale)
+                        guide_latents = plan.encode_guide(cropped.to(run.device, run.dtype), cond)
+                step = at_once
+                if cond.prepared:  # show every sample as soon as it is ready
+                    step = min(step, 1 if run.device.type == "cpu" else batch_size(*canvas.pictures.shape[-2:]))
+                for first in range(0, canvas.samples, step):
+                    part = range(first, min(first + step, canvas.samples))
+                    z = [level.to(run.device, run.dtype) for level in latents.crop(item, part, tile)]
+                    z = z if guide_latents is None else latents.guided(z, guide_latents, item, tile)
                     decode = overflow.bounded_decoder(plan, cond, tiling.max_deviation)
-                    with run.part(counted * plan.units, counted):
-                        decoded = overflow.decode_with_backoff(decode, z, partial(enlarge, source, scale))
-                    images, *marks = (None if t is None else t[inner] for t in decoded)
-                    repairs.add(item * samples + part.start, *marks)
-                    assert images is not None
-                    for number, image in zip(part, images, strict=True):
-                        image = image.clamp(0, 1)
-                        pictures[number][outer] = luma(image[None])[0] if gray and gray[item] else image
-                        run.advance(preview=pictures[number] if tile is tiles[-1] else None)
-                    del z, decoded, images
-                del cond, kept  # or the next tile would have to fit beside this one
-        repairs.report(run.notify, height * scale * width * scale, tiling.filled)
+                    with run.counting(len(part) * plan.units, len(part)):
+                        enlarged = partial(enlarge, _crop(padded, tile), scale)
+                        decoded = overflow.decode_with_backoff(decode, z, enlarged)
+                    del z
+                    for picture in canvas.paste(decoded, item, part, tile):
+                        run.advance(preview=picture if tile is tiles[-1] else None)
+                    del decoded
+                del cond, guide_latents  # or the next tile would have to fit beside this one
+        canvas.overflows.report(run.notify, canvas.pictures[0, 0, 0].numel(), tiling.filled)
         self.tiles.finish()
-        return result.flatten(0, 1)
+        return canvas.pictures.flatten(0, 1)
 
-    def _make_guide(self, guide: Guide, rgb: Tensor, item: int, border: Border) -> Tensor:
-        """Return the guide of an image, which a model makes of the whole image; padded as the image is."""
+    def _layout(self, rgb: Tensor, *, has_guide: bool) -> tuple[Border, list[Tile]]:
+        """Choose the padding of the images, and the tiles of padded ones."""
+        (height, width), tiling = rgb.shape[-2:], self._tiling
+        multiple = max(1, self._run.plan.size_multiple // self._flow.condition_scale)
+        border = tiling.border(height, width, multiple)
+        left, right, top, bottom = border
+        padded = height + top + bottom, width + left + right
+
+        def memory(side: int) -> int:
+            return tiling.memory(self._flow, (height, width), padded, side, self._halo, has_guide)
+
+        side = self.tiles.choose(max(padded), memory, self._run.device)
+        return border, windows(*padded, tile=side // multiple * multiple, halo=self._halo, multiple=multiple)
+
+    def _guide_picture(self, guide: Guide, rgb: Tensor, item: int, border: Border) -> Tensor:
+        """Return the guide of an image, made of the whole image if it is the model's; padded as the image is."""
         run, scale = self._run, self._flow.condition_scale
         if guide.pictures is not None:
-            made = guide.pictures[item, None]
+            picture = guide.pictures[item, None]
         else:
-            with run.part(run.plan.guide_units):
-                made = run.plan.make_guide(rgb[item, None].to(run.device, run.dtype)).clamp_(0, 1).to(rgb)
+            with run.counting(run.plan.guide_units):
+                picture = run.plan.make_guide(rgb[item, None].to(run.device, run.dtype)).clamp_(0, 1).to(rgb)
         if guide.match:
-            made = made.lerp(back_project(made, rgb[item, None], MATCHING, check=run.check_cancelled), guide.match)
+            matched = back_project(picture, rgb[item, None], MATCHING, check=run.check_cancelled)
+            picture = picture.lerp(matched, guide.match)
         left, right, top, bottom = (side * scale for side in border)
-        return self._tiling.pad(made, (left, right, top, bottom)) if any(border) else made
+        return self._tiling.pad(picture, (left, right, top, bottom)) if any(border) else picture
 
     def _condition(self, source: Tensor, *, reused: bool) -> Condition:
-        """The condition of a tile, prepared if it is used again and memory allows."""
+        """Encode the condition of a tile, prepared if it is used again and memory allows."""
         plan = self._run.plan
         if self._store is not None:
             return self._store.condition(plan, source)
         cond = plan.encode_condition(source.to(plan.device))
-        if not (reused and self._tiling.shares):
+        if not reused:
             return cond
         height, width = (side * plan.condition_scale for side in source.shape[-2:])
         free = free_memory(plan.device)
         fits = free is not None and plan.prepared_bytes(height, width) <= free // 4
         return cond.prepare(plan) if fits else cond
+
+
+class _Canvas:
+    """The pictures of all samples of all images, into which decoded tiles are pasted."""
+
+    def __init__(self, rgb: Tensor, samples: int, scale: int, border: Border, gray: Sequence[bool]) -> None:
+        batch, _, height, width = rgb.shape
+        self.samples, self._scale, self._border, self._gray = samples, scale, border, gray
+        self._size = height, width
+        self.pictures = rgb.new_empty((batch, samples, 3, height * scale, width * scale), device="cpu")
+        self.overflows = overflow.Repairs()
+
+    def paste(self, decoded: overflow.Decoded, item: int, samples: range, tile: Tile) -> Iterator[Tensor]:
+        """Paste a tile of some samples of an image, without its halo and the border; yield their pictures."""
+        inner, outer = _without_halo(tile, self._scale, self._border, self._size)
+        attenuated, filled = (None if mask is None else mask[inner] for mask in (decoded.attenuated, decoded.filled))
+        self.overflows.add(item * self.samples + samples.start, attenuated, filled)
+        for number, image in zip(samples, decoded.images[inner], strict=True):
+            image = image.clamp(0, 1)
+            picture = self.pictures[item, number]
+            picture[outer] = luma(image[None])[0] if self._gray and self._gray[item] else image
+            yield picture
 
 
 class Latents:
@@ -243,7 +262,7 @@ class Latents:
         rgb: Tensor,
         border: Border,
         pad_map: Callable[[Tensor, Border], Tensor],
-        taus: Sequence[Settings],
+        settings: Sequence[Settings],
         seed: int,
         samples: int,
         check: Callable[[], None],
@@ -252,14 +271,16 @@ class Latents:
         (height, width), (left, right, top, bottom) = rgb.shape[-2:], border
         self.rows, scale = height + top + bottom, plan.condition_scale
         shapes = plan.latent_shapes(self.rows * scale, (width + left + right) * scale)
-        # the same for every image and temperature
-        self.noise = sample_latents(shapes, samples, 1.0, seed, anchored=plan.anchored, check=check)
+        sampled = shapes[:-1] if plan.anchored else shapes
+        self.noise = sample_latents(sampled, samples, 1.0, seed, check=check)  # for every image and temperature
+        self.deviation = [
+            torch.zeros(1, *shape) for shape in shapes[len(sampled) :]
+        ]  # of an anchored flow, from the LR
         check()
-        self.still = [self.noise.pop()[:1]] if plan.anchored else []  # zeros, the last latents
         finest = max(1, shapes[0][1] // self.rows)  # the finest latents may be coarser than the image
         padding = left * finest, right * finest, top * finest, bottom * finest
         height, width = height * finest, width * finest
-        edges = edge_map(rgb) if any(calm for _, calm in taus) else None
+        edges = edge_map(rgb) if any(calm for _, calm in settings) else None
 
         def on_level(tau: float | Tensor, calm: float, shape: Shape) -> float | Tensor:
             """Resize a map of temperatures, which covers the image, to latents, which cover the padded one."""
@@ -270,17 +291,16 @@ class Latents:
                 tau = tau * (1 - calm * resize_temperature_map(edges, height, width))
             return resize_temperature_map(pad_map(tau, padding), *shape[1:]) if isinstance(tau, Tensor) else tau
 
-        per_level = [(level_temperatures(tau, len(self.noise), len(rgb)), calm) for tau, calm in taus]
-        # how much each level keeps of a guide, and of what is drawn; an anchored flow's last level has no temperature
+        per_level = [(level_temperatures(tau, len(sampled), len(rgb)), calm) for tau, calm in settings]
         strength = 0.0 if guide is None else guide.strength
-        self.strengths = [on_level(strength, 0.0, shape) for shape in shapes]
-        drawn = [drawn_share(a) for a in self.strengths]
+        self.strengths = [on_level(strength, 0.0, shape) for shape in shapes]  # the guide's share of each level
         # how far a guide's latents may deviate, also at edges: the first temperature decides for all
         bounds = per_level[0][0] if guide is not None and guide.bounded else []
-        spreads = [on_level(tau, 0.0, shape) for tau, shape in zip(bounds, shapes, strict=False)]
+        spreads = [on_level(tau, 0.0, shape) for tau, shape in zip(bounds, sampled[: len(bounds)], strict=True)]
         self.spreads = [blur(tau**2, NEARBY).sqrt() if isinstance(tau, Tensor) else tau for tau in spreads]
+        shares = [drawn_share(a) for a in self.strengths[: len(sampled)]]
         self.taus = [
-            [on_level(tau, calm, shape) * share for tau, shape, share in zip(levels, shapes, drawn, strict=False)]
+            [on_level(tau, calm, shape) * share for tau, shape, share in zip(levels, sampled, shares, strict=True)]
             for levels, calm in per_level
         ]
 
@@ -288,28 +308,30 @@ class Latents:
         """Crop a map of one or all images, which covers the padded image; a number is the same everywhere."""
         if not isinstance(plane, Tensor):
             return plane
-        return _crop(plane[min(item, len(plane) - 1), None], tile, plane.shape[-2] / self.rows).to(like)
+        return self._crop(plane[min(item, len(plane) - 1), None], tile).to(like)
+
+    def _crop(self, level: Tensor, tile: Tile) -> Tensor:
+        return _crop(level, tile, level.shape[-2] / self.rows)
 
     def crop(self, item: int, samples: range, tile: Tile) -> list[Tensor]:
-        """The latents of some samples of an image in a tile, finest first."""
+        """Return the latents of some samples of an image in a tile, finest first."""
         latents: list[Tensor] = []
         for level, noise in enumerate(self.noise):
-            each: list[Tensor] = []
+            of_samples: list[Tensor] = []
             for sample in samples:
-                which, seed = divmod(sample, len(noise))
-                tau = self._in_tile(self.taus[which][level], item, tile, like=noise)
-                each.append(tau * _crop(noise[seed, None], tile, noise.shape[-2] / self.rows))
-            latents.append(torch.cat(each))
-        still = [_crop(z, tile, z.shape[-2] / self.rows).expand(len(samples), -1, -1, -1) for z in self.still]
-        return latents + still
+                setting, draw = divmod(sample, len(noise))
+                tau = self._in_tile(self.taus[setting][level], item, tile, like=noise)
+                of_samples.append(tau * self._crop(noise[draw, None], tile))
+            latents.append(torch.cat(of_samples))
+        return latents + [self._crop(z, tile).expand(len(samples), -1, -1, -1) for z in self.deviation]
 
     def guided(self, latents: Sequence[Tensor], guide: Sequence[Tensor], item: int, tile: Tile) -> list[Tensor]:
-        """Add what is kept of a guide's latents in a tile to those that ``crop`` returned."""
+        """Add a guide's share of its latents in a tile to the latents that ``crop`` returned."""
         result: list[Tensor] = []
-        for level, (drawn, kept, a) in enumerate(zip(latents, guide, self.strengths, strict=True)):
+        for level, (z, guide_z, strength) in enumerate(zip(latents, guide, self.strengths, strict=True)):
             if level < len(self.spreads):
-                kept = bounded(kept, self._in_tile(self.spreads[level], item, tile, like=kept))
-            result.append(drawn + self._in_tile(a, item, tile, like=kept) * kept)
+                guide_z = limit_rms(guide_z, self._in_tile(self.spreads[level], item, tile, like=guide_z))
+            result.append(z + self._in_tile(strength, item, tile, like=guide_z) * guide_z)
         return result
 
 
@@ -320,7 +342,7 @@ def _crop(tensor: Tensor, tile: Tile, factor: float = 1) -> Tensor:
 
 
 def _without_halo(tile: Tile, scale: int, border: Border, size: Size) -> tuple[Index, Index]:
-    """Where a tile lies in the decoded tile and in the picture, without its halo and the border."""
+    """Index a tile without its halo and the border: in the decoded tile, and in the picture."""
     left, _, above, _ = border
     inner: list[slice] = []
     outer: list[slice] = []
@@ -364,7 +386,7 @@ class Guide:
     pictures: Tensor | None  # None for the model's own
     strength: Strength
     match: float = 0.0  # how far its pictures are changed to shrink to the images, see ``consistency.match_source``
-    bounded: bool = False  # its latents deviate nowhere far more than those that are drawn, see ``bounded``
+    bounded: bool = False  # its latents deviate nowhere far more than those that are drawn, see ``limit_rms``
 
 
 def own_strength(flow: FlowModel, guide: Tensor | None, strength: Strength | None) -> Strength:
@@ -417,7 +439,7 @@ def prepare_guide(
     return Guide(pictures.expand(len(rgb), -1, -1, -1), strength, 0.0 if bounded else match, bounded)
 
 
-def bounded(latents: Tensor, spread: Tensor | float) -> Tensor:
+def limit_rms(latents: Tensor, spread: Tensor | float) -> Tensor:
     """Scale latents ``(B, C, H, W)`` down where their local rms far exceeds the ``spread`` of those that are drawn."""
     rms = blur(latents.square().mean(1, keepdim=True), NEARBY).sqrt()
     return latents * (BOUND * spread / rms.clamp(min=1e-6)).clamp(max=1)
