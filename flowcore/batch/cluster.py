@@ -59,16 +59,13 @@ class _Remote:
         rows: list[dict[str, Any]] = []
         for row in batch.to_pylist():
             path, start, notes = Path(os.fsdecode(row["path"])), time.monotonic(), list[str]()
-            made: dict[str, Any] = {"number": row["number"], "results": [], "error": "", "notes": notes, "seconds": 0.0}
+            results, problem = list[bytes](), ""
             try:
-                made["results"] = self._worker(
-                    path.read_bytes(), path.name, notify=lambda note, notes=notes: notes.append(printable(note))
-                )
-                made["seconds"] = time.monotonic() - start
+                results = self._worker(path.read_bytes(), path.name, notify=notes.append)
             except Exception as error:  # one picture does not stop the others
-                sort = "" if isinstance(error, FlowError) else f"{type(error).__name__}: "
-                made["error"] = printable(f"{sort}{error}")
-            rows.append(made)
+                problem = f"{error}" if isinstance(error, FlowError) else f"{type(error).__name__}: {error}"
+            outcome = {"results": results, "error": printable(problem), "notes": [*map(printable, notes)]}
+            rows.append({"number": row["number"], **outcome, "seconds": time.monotonic() - start})
         import pyarrow as arrow  # pyright: ignore[reportMissingImports]
 
         types = {
@@ -156,7 +153,7 @@ def _running(cluster: Cluster) -> Generator[Any]:
             socket.create_connection((host, int(port)), timeout=10).close()
         except (OSError, OverflowError) as error:
             raise FlowError(
-                f"Nothing answers at {cluster.address}: {error}. Start a cluster with `ray start --head`, and give the "
+                f"Nothing answers at {cluster.address}: {error}. Start a cluster with `ray start --head`, and use the "
                 "address that it prints."
             ) from error
     options: dict[str, Any] = {"address": cluster.address}

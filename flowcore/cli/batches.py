@@ -1,6 +1,7 @@
 """What commands that take many images share: upscale, colorize, brighten, repair, shrink, restore, faces and score."""
 
 import itertools
+import math
 import shutil
 import string
 import sys
@@ -66,7 +67,7 @@ def named_format(out: Path, format: Format | None = None) -> Format | None:
     return named
 
 
-def numbered(out: Path, names: list[str]) -> list[Path]:
+def output_paths(out: Path, names: list[str]) -> list[Path]:
     """The files of several results where ``--out`` names one: the file itself, or one for each name."""
     return [out] if len(names) == 1 else [out.with_stem(f"{out.stem}_{name}") for name in names]
 
@@ -76,15 +77,15 @@ def seed_names(options: Namespace) -> list[str]:
     return [f"seed{seed % 2**64}" for seed in range(options.seed, options.seed + options.samples)]
 
 
-def describe(options: Namespace, settings: str) -> str:
+def result_label(options: Namespace, settings: str) -> str:
     """The part of a result's name that tells the model, the settings, and the precision unless it is float32."""
     precision = actual_precision(options.precision, torch.device(options.device))
     return "_".join([Path(options.model).stem, settings, *([] if precision == "float32" else [precision])])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """What one model makes of its pictures."""
+class ModelRun:
+    """A model in memory, and the work that it does on its pictures."""
 
     options: Namespace  # whose ``model`` it is
     flow: FlowModel
@@ -93,14 +94,14 @@ class Part:
     sha256: str  # of the model
 
 
-def part(
+def model_run(
     options: Namespace, flow: FlowModel, command: Command, settings: dict[str, Any], label: str = "", **fields: Any
-) -> Part:
-    """Say what a model makes: ``settings`` and ``fields`` are those of the ``Work``."""
+) -> ModelRun:
+    """Describe the work of a model; ``settings`` and ``fields`` are those of the ``Work``."""
     settings = settings | {name: vars(options)[name] for name in ("tile", "precision") if name in options}
     work = Work(
         command=command,
-        model=Path(options.model).name,  # pictures hold it, and leave the machine
+        model=Path(options.model).name,  # pictures contain it, and leave the machine
         scale=flow.condition_scale,
         settings=settings,
         model_defaults=model_defaults(flow, {**settings, "reference": fields.get("reference")}),
@@ -111,92 +112,97 @@ def part(
         quality=options.quality,
         **fields,
     )
-    return Part(options=options, flow=flow, work=work, label=label, sha256=model_sha256(flow))
+    return ModelRun(options=options, flow=flow, work=work, label=label, sha256=model_sha256(flow))
 
 
 def make_images(
-    options: Namespace, prepare: Callable[[Namespace], Part], sample_names: list[str] | None = None
+    options: Namespace, prepare: Callable[[Namespace], ModelRun], sample_names: list[str] | None = None
 ) -> None:
-    """Make images of all pictures, on this machine or a cluster, save them and list them in the manifest.
+    """Make images from all pictures, on this machine or a cluster, save them and list them in the manifest.
 
-    ``prepare`` loads the model of some options, once for each that is needed: of ``AUTO`` the one that suits a picture.
-    ``sample_names``, by default the seeds, distinguish the results of a picture.
+    ``prepare`` returns the run of the model that its options name; with the model ``AUTO`` it is called for each model
+    that suits a picture. ``sample_names``, by default the seeds, distinguish the results of a picture.
     """
-    parts = {} if (auto := options.model == AUTO) else {options.model: prepare(options)}
-    found = folders.find(options.images, options.out, log)
-    chosen = {one.path: (options.model, "") for one in found}
-    if auto:
-        if len(found) > MANY:
-            log(f"Looking at {len(found)} pictures for JPEG blocks and noise.")
-        clips = vars(options).get("steadiness") is not None
-        chosen = upscalers_for([one.path for one in found], clips=clips)
-    models = Counter(name for name, _ in chosen.values())
-    for name in models if auto else ():
-        parts[name] = prepare(Namespace(**{**vars(options), "model": name}))
-    of_most = parts[models.most_common(1)[0][0]]
-    work = of_most.work  # the same in all parts but for the model and what it states
-    jobs = _jobs(options, found, lambda path: parts[chosen[path][0]], sample_names or seed_names(options))
-    check_format(work.format, work.bits or 8, work.quality)
-    check_writable(options.out if named_format(options.out) else options.out / NAME)
-    listed = options.manifest is not None or len(jobs) > 1
-    manifest = Manifest(options.manifest or options.out / NAME) if listed else None
-    done, refused = set[Job](), dict[Job, FlowError]()
-
-    def is_done(job: Job) -> bool:
-        if job in refused:
-            raise refused[job]
-        mine = parts[chosen[job.source][0]]
-        if job not in done and folders.is_done(job, mine.work, mine.sha256, again=options.again):
-            done.add(job)  # remembered: it is asked up to three times, and every look decodes the files
-        return job in done
-
-    if work.command in ("upscale", "restore", "faces"):
-        refused |= announce(options, work, of_most.flow, jobs, is_done)
-    bar = ProgressBar(jobs)
-    executors = {name: executor(one.options, one.work, one.flow, bar) for name, one in parts.items()}
-
-    def on_result(job: Job, result: Outputs | Exception | None) -> None:
-        bar.finish(job, result)
-        failure = str(result) if isinstance(result, Exception) else ""
-        seconds, notes = (round(result.seconds, 2), list(result.notes)) if isinstance(result, Outputs) else (None, [])
-        if auto and isinstance(result, Outputs):
-            notes.insert(0, _why(*chosen[job.source]))
-        write_result(options, job.source, () if failure else job.targets, seconds, notes, failure)
-        if manifest is not None and result is not None:
-            mine = parts[chosen[job.source][0]]
-            manifest.append(job, result, mine.work, mine.sha256, notes)
-
-    def execute(pending: Iterable[Job]) -> Iterator[folders.Outcome]:
-        """Execute jobs in their order, or on a cluster one model after the other."""
-
-        def model_of(job: Job) -> str:
-            return chosen[job.source][0]
-
-        by_model = sorted(pending, key=model_of) if uses_ray(options) and len(parts) > 1 else pending
-        for name, group in itertools.groupby(by_model, model_of):
-            yield from executors[name](map(told, group))
-
-    def told(job: Job) -> Job:
-        if auto and upright_size(job.source):
-            log(f"{job.source.name}: {_why(*chosen[job.source])}")
-        return job
-
+    batch = _Batch(options, prepare, sample_names)
     failed = folders.run(
-        jobs,
-        execute,
-        is_done=is_done,
+        batch.jobs,
+        batch.execute,
+        is_done=batch.is_done,
         save=folders.save,
-        on_result=on_result,
-        whole_clips=work.carries,
+        on_result=batch.on_result,
+        whole_clips=batch.work.carries,
         claims=not uses_ray(options),
         notify=log,
     )
-    if manifest is not None:
-        manifest.compact()
-    finish(failed, bar, len(jobs))
+    if batch.manifest is not None:
+        batch.manifest.compact()
+    summarize(failed, batch.bar, len(batch.jobs))
 
 
-def finish(failed: list[tuple[Job, Exception]], bar: ProgressBar, total: int) -> None:
+class _Batch:
+    """The pictures of a command, the run of the model that suits each, and where the results are listed."""
+
+    def __init__(
+        self, options: Namespace, prepare: Callable[[Namespace], ModelRun], sample_names: list[str] | None
+    ) -> None:
+        self.options = options
+        runs = {} if options.model == AUTO else {options.model: prepare(options)}
+        pictures = folders.find(options.images, options.out, log)
+        self._choices = {picture.path: (options.model, "") for picture in pictures}
+        if options.model == AUTO:
+            if len(pictures) > MANY:
+                log(f"Looking at {len(pictures)} pictures for JPEG blocks and noise.")
+            clips = vars(options).get("steadiness") is not None
+            self._choices = upscalers_for([picture.path for picture in pictures], clips=clips)
+            for name in {name: None for name, _ in self._choices.values()}:
+                runs[name] = prepare(Namespace(**{**vars(options), "model": name}))
+        self._runs = runs
+        ((most_used, _),) = Counter(name for name, _ in self._choices.values()).most_common(1)
+        self.work = runs[most_used].work  # that of the others differs in the model and its defaults alone
+        names = sample_names or seed_names(options)  # now that ``load_model`` has checked their number
+        self.jobs = _jobs(options, pictures, lambda path: runs[self._choices[path][0]], names)
+        check_format(self.work.format, self.work.bits or 8, self.work.quality)
+        check_writable(options.out if named_format(options.out) else options.out / NAME)
+        is_listed = options.manifest is not None or len(self.jobs) > 1
+        self.manifest = Manifest(options.manifest or options.out / NAME) if is_listed else None
+        self._done, self._refused = set[Job](), dict[Job, FlowError]()
+        if self.work.command in ("upscale", "restore", "faces"):
+            self._refused = confirm_sizes(options, self.work, runs[most_used].flow, self.jobs, self.is_done)
+        self.bar = ProgressBar(self.jobs)
+        self._executors = {name: executor(run.options, run.work, run.flow, self.bar) for name, run in runs.items()}
+
+    def is_done(self, job: Job) -> bool:
+        if job in self._refused:
+            raise self._refused[job]
+        run = self._runs[self._model_of(job)]
+        if job not in self._done and folders.is_done(job, run.work, run.sha256, again=self.options.again):
+            self._done.add(job)  # the next look need not decode the files
+        return job in self._done
+
+    def execute(self, pending: Iterable[Job]) -> Iterator[folders.Outcome]:
+        """Execute jobs in their order, each by the model that suits it; on a cluster one model after the other."""
+        if uses_ray(self.options) and len(self._executors) > 1:
+            pending = sorted(pending, key=self._model_of)
+        for model, group in itertools.groupby(pending, self._model_of):
+            yield from self._executors[model](group)
+
+    def on_result(self, job: Job, result: Outputs | Exception | None) -> None:
+        failure = str(result) if isinstance(result, Exception) else ""
+        seconds, notes = (round(result.seconds, 2), [*result.notes]) if isinstance(result, Outputs) else (None, [])
+        if self.options.model == AUTO and isinstance(result, Outputs):
+            notes.insert(0, _why(*self._choices[job.source]))
+            log(f"{job.source.name}: {notes[0]}")
+        self.bar.finish(job, result)
+        write_result(self.options, job.source, () if failure else job.targets, seconds, notes, failure)
+        if self.manifest is not None and result is not None:
+            run = self._runs[self._model_of(job)]
+            self.manifest.append(job, result, run.work, run.sha256, notes)
+
+    def _model_of(self, job: Job) -> str:
+        return self._choices[job.source][0]
+
+
+def summarize(failed: list[tuple[Job, Exception]], bar: ProgressBar, total: int) -> None:
     """Write the last line, of counts and time; or raise an error that lists the jobs that failed, out of ``total``."""
     summary = bar.close()
     if not failed:
@@ -206,8 +212,8 @@ def finish(failed: list[tuple[Job, Exception]], bar: ProgressBar, total: int) ->
     if total == 1:
         raise first
     lines = [f"{job.source}: {error if str(error) else type(error).__name__}" for job, error in failed]
-    listed = "\n  ".join([f"{len(lines)} of {total} images could not be done:", *lines])
-    raise (SomeFailed if len(failed) < total else FlowError)(f"{listed}\n{summary}") from first
+    text = "\n  ".join([f"{len(lines)} of {total} images could not be done:", *lines])
+    raise (SomeFailed if len(failed) < total else FlowError)(f"{text}\n{summary}") from first
 
 
 def _why(model: str, damage: str) -> str:
@@ -215,38 +221,36 @@ def _why(model: str, damage: str) -> str:
 
 
 def _jobs(
-    options: Namespace, found: Sequence[InputFile], part_of: Callable[[Path], Part], sample_names: list[str]
+    options: Namespace, pictures: Sequence[InputFile], run_of: Callable[[Path], ModelRun], sample_names: list[str]
 ) -> list[Job]:
-    """Decide on the files of the pictures' results."""
+    """Name the files of the pictures' results."""
     if named_format(options.out) is None:
         if options.name is not None:
             check_template(options.name, len(sample_names))
-        return folders.make_jobs(found, options.out, lambda path: _result_names(part_of(path), sample_names, path))
-    if len(found) > 1:
-        raise FlowError(f"{options.out} is one file, for {len(found)} images. Name a folder.")
+        return folders.make_jobs(pictures, options.out, lambda path: _result_names(run_of(path), sample_names, path))
+    if len(pictures) > 1:
+        raise FlowError(f"{options.out} is one file, for {len(pictures)} images. Choose a folder.")
     if options.name is not None:
         raise FlowError("--name names results in a folder, and --out is a file. Leave one of them out.")
-    return folders.check_targets([Job(found[0].path, tuple(numbered(options.out, sample_names)))])
+    return folders.check_targets([Job(pictures[0].path, tuple(output_paths(options.out, sample_names)))])
 
 
-def _result_names(part: Part, sample_names: list[str], path: Path) -> list[str]:
+def _result_names(run: ModelRun, sample_names: list[str], path: Path) -> list[str]:
     """Name the results of a picture: as ``--name`` says, as frames of a video, or by what made them."""
-    options, work = part.options, part.work
-    (start, frame), suffix = folders.split_name(path.name), SUFFIXES[work.format]
-    model = Path(options.model).stem
+    options, suffix, model = run.options, SUFFIXES[run.work.format], Path(run.options.model).stem
+    base, frame = folders.split_name(path.name)
     if options.name is not None:
         tokens = {"stem": path.stem, "base": path.stem.removesuffix(frame), "frame": frame, "suffix": path.suffix[1:]}
-        several = len(sample_names) > 1
-        filled = [
-            options.name.format(**tokens, model=model, seed=seed, sample=f"_{seed}" * several) for seed in sample_names
-        ]
-        return [f"{one.removesuffix(suffix)}{suffix}" for one in filled]
-    if "frames" in work.settings:
+        samples = {seed: f"_{seed}" if len(sample_names) > 1 else "" for seed in sample_names}
+        names = [options.name.format(**tokens, model=model, seed=seed, sample=text) for seed, text in samples.items()]
+        return [f"{name.removesuffix(suffix)}{suffix}" for name in names]
+    if run.work.carries:
         return [f"{path.stem}{suffix}"]
-    if work.command == "shrink":
-        return [f"{start}_{model}_small{frame}{suffix}"]
-    start = start.removesuffix(f"_{model}_small") if work.command == "restore" else start
-    return [f"{start}_{describe(options, part.label)}_{one}{frame}{suffix}" for one in sample_names]
+    if run.work.command == "shrink":
+        return [f"{base}_{model}_small{frame}{suffix}"]
+    if run.work.command == "restore":
+        base = base.removesuffix(f"_{model}_small")
+    return [f"{base}_{result_label(options, run.label)}_{name}{frame}{suffix}" for name in sample_names]
 
 
 def check_template(template: str, samples: int) -> None:
@@ -254,12 +258,12 @@ def check_template(template: str, samples: int) -> None:
     try:
         template.format(**dict.fromkeys(TOKENS, ""))
     except (ValueError, LookupError, AttributeError) as error:
-        listed = ", ".join(f"{{{name}}}" for name in TOKENS)
-        raise FlowError(f"--name may hold {listed}; got {template!r} ({error}).") from error
+        tokens = ", ".join(f"{{{name}}}" for name in TOKENS)
+        raise FlowError(f"--name may hold {tokens}; got {template!r} ({error}).") from error
     if folders.leads_out(template):
         raise FlowError(f"--name names files in the folder of --out; got {template!r}. Leave .. and leading / out.")
-    used = {name for _, name, _, _ in string.Formatter().parse(template)}
-    if samples > 1 and not used & {"seed", "sample"}:
+    names = {name for _, name, _, _ in string.Formatter().parse(template)}
+    if samples > 1 and not names & {"seed", "sample"}:
         raise FlowError(f"{samples} results of an image would have one name. Add {{sample}} to --name.")
 
 
@@ -284,72 +288,75 @@ def executor(options: Namespace, work: Work, flow: FlowModel, bar: ProgressBar) 
             threads=max(1, options.ray_threads),
         )
         return partial(cluster.execute, work, machines, log)
-    began = time.monotonic()
+    deadline = math.inf
 
     def start(source: Path) -> Progress:
-        nonlocal began
-        began = time.monotonic()
+        nonlocal deadline
+        deadline = math.inf if limit is None else time.monotonic() + limit
         return bar.start(source)
 
     def cancelled() -> bool:
-        if limit is not None and time.monotonic() - began > limit:
+        if time.monotonic() > deadline:
             raise FlowError(f"It took longer than --time-limit, {limit:g} s. Give it more, or shrink the image.")
         return False
 
     return partial(folders.in_turn, Worker(work, flow), start, log, cancelled=cancelled)
 
 
-# --- what is said, and asked, before large results are made -----------------------------------------------------------
+# --- questions before large results are made --------------------------------------------------------------------------
 
 
-def announce(
+def confirm_sizes(
     options: Namespace, work: Work, flow: FlowModel, jobs: list[Job], is_done: Callable[[Job], bool]
 ) -> dict[Job, FlowError]:
     """Say the size of what will be made, and the memory and time that it takes; ask if it is very large.
 
     Where nobody can be asked, it returns the jobs whose results would be too large, which are left out.
     """
-    sized = [(job, upright_size(job.source), work.size_of(job.source)) for job in jobs]
-    coming = [(job, source, result) for job, source, result in sized if source and result]  # others fail in the run
-    if _is_small(options, work, coming):  # no need to look which results exist
+    sizes = {job: (upright_size(job.source), work.size_of(job.source)) for job in jobs}
+    pending = {
+        job: (source, result) for job, (source, result) in sizes.items() if source and result
+    }  # others will fail
+    if _are_small(options, work, pending):  # no need to look which results exist
         return {}
-    coming = [one for one in coming if not job_state(one[0], is_done)]
-    refused: dict[Job, FlowError] = {}
-    for job, _, (height, width) in coming:
+    pending = {job: size for job, size in pending.items() if not job_state(job, is_done)}
+    too_large: dict[Job, str] = {}
+    for job, (_, (height, width)) in pending.items():
         size = height * width / 1e6
         if options.max_megapixels and size > options.max_megapixels:
-            text = f"A result would have {width}x{height} pixels, {size:.3g} megapixels; --max-megapixels is "
-            text += f"{options.max_megapixels:g}."
-            refused[job] = FlowError(f"{text} Shrink the image, or raise --max-megapixels (0: never ask).")
-    if refused and sys.stdin.isatty():
-        first, more = next(iter(refused)), f", and {len(refused) - 1} more are as large" if len(refused) > 1 else ""
-        _ask(f"{first.source}: {str(refused[first]).partition(' Shrink')[0]}{more}", "")
-        refused = {}
-    coming = [one for one in coming if one[0] not in refused]
-    if _is_small(options, work, coming):
+            too_large[job] = f"A result would have {width}x{height} pixels, {size:.3g} megapixels; --max-megapixels is "
+            too_large[job] += f"{options.max_megapixels:g}."
+    if too_large and sys.stdin.isatty():
+        first, more = next(iter(too_large)), len(too_large) - 1
+        _ask(f"{first.source}: {too_large[first]}{f', and {more} more are as large' if more else ''}")
+        too_large = {}
+    advice = "Shrink the image, or raise --max-megapixels (0: never ask)."
+    refused = {job: FlowError(f"{problem} {advice}") for job, problem in too_large.items()}
+    pending = {job: size for job, size in pending.items() if job not in refused}
+    if _are_small(options, work, pending):
         return refused
     # results may be as large as if they were not compressed, since photographs hardly are
-    bits = max(work.bits_of(job.source) for job, *_ in coming)
-    required = 3 * bits / 8 * work.samples * sum(height * width for *_, (height, width) in coming)
+    bits = max(work.bits_of(job.source) for job in pending)
+    required = 3 * bits / 8 * work.samples * sum(height * width for _, (height, width) in pending.values())
     folder = next(path for path in (options.out, *options.out.parents) if path.is_dir())
     if required > (free := shutil.disk_usage(folder).free):
         text = f"The results may need {required / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {options.out}."
         _ask(text, "Shrink the images, or make room.")
     if not uses_ray(options):  # how fast other machines are is unknown
-        sources, results = [source for _, source, _ in coming], [result for *_, result in coming]
+        sources, results = ([*sizes] for sizes in zip(*pending.values(), strict=True))
         how = {name: work.settings[name] for name in ("tile", "precision", "steadiness") if name in work.settings}
         log(forecast(flow, sources, results, samples=work.samples, guided=work.guide is not None, **how).sentence())
     return refused
 
 
-def _is_small(options: Namespace, work: Work, coming: list[tuple[Job, Size, Size]]) -> bool:
-    areas = [height * width / 1e6 for *_, (height, width) in coming]
+def _are_small(options: Namespace, work: Work, pending: dict[Job, tuple[Size, Size]]) -> bool:
+    areas = [height * width / 1e6 for _, (height, width) in pending.values()]
     within = not options.max_megapixels or max(areas, default=0) <= options.max_megapixels
     return work.samples * sum(areas) < NOTEWORTHY and within
 
 
-def _ask(question: str, advice: str) -> None:
-    """Go on if a person says so; FlowError if not, or if there is nobody."""
+def _ask(question: str, advice: str = "") -> None:
+    """Continue if a person says so; FlowError if not, or if there is nobody."""
     if not sys.stdin.isatty():
         raise FlowError(f"{question} {advice}")
     sys.stderr.write(f"{question} Go on? [y/N] ")

@@ -40,19 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, and return the exit status: 0; 1 after an error, 3 if a part was done; 130 after Ctrl-C."""
     accept_all_names()
     parsed = build_parser().parse_args(arguments)
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of a file is in its notes, or refused
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # notes and errors say what matters of a file
     quiet = QUIET.set(getattr(parsed, "quiet", False))
     try:
-        if parsed.plugin and not {"", os.getcwd()} & {*sys.path}:
-            sys.path.append(os.getcwd())  # where ``python -m flowcore`` finds modules, too
-        for name in parsed.plugin:
-            try:
-                if not all(map(str.isidentifier, name.split("."))):
-                    raise ImportError("this is no name of a module")
-                importlib.import_module(name)
-            except ImportError as error:
-                where = "Give the name of a module that is installed or in this folder."
-                raise FlowError(f"Cannot import the plug-in {name}: {error}. {where}") from error
+        _import_plugins(parsed.plugin)
         module = importlib.import_module(f".{COMMANDS[parsed.command][0]}", __package__)
         getattr(module, f"run_{parsed.command}")(parsed)
     except (FlowError, OSError) as error:
@@ -66,6 +57,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _import_plugins(names: Sequence[str]) -> None:
+    if names and not {"", os.getcwd()} & {*sys.path}:
+        sys.path.append(os.getcwd())  # where ``python -m flowcore`` finds modules, too
+    for name in names:
+        try:
+            if not all(map(str.isidentifier, name.split("."))):
+                raise ImportError("it is not the name of a module")
+            importlib.import_module(name)
+        except ImportError as error:
+            where = "Give the name of a module that is installed or in this folder."
+            raise FlowError(f"Cannot import the plug-in {name}: {error}. {where}") from error
+
+
 def build_parser() -> argparse.ArgumentParser:
     called = "flowcore" if Path(sys.argv[0]).stem == "flowcore" else "python -m flowcore"
     parser = argparse.ArgumentParser(prog=called, description="Normalizing flows for images.")
@@ -74,5 +78,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help=text)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (_, text) in COMMANDS.items():
-        getattr(options, f"add_{name}")(subparsers.add_parser(name, help=text))
+        getattr(options, f"add_{name}")(subparsers.add_parser(name, help=text, formatter_class=_HelpFormatter))
     return parser
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Writes the default of each option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        has_default = isinstance(action.default, str | int | float) and action.default is not False
+        return super()._get_help_string(action) if has_default else action.help

@@ -31,7 +31,17 @@ from ..tasks.remember import open_memory, remember
 from ..tasks.runner import MAX_DRAWS
 from ..tasks.tiles import NO_GUIDE, own_strength
 from ..tasks.upscale import MAX_SIDE, sampling_settings, target_size
-from .batches import Part, describe, load_model, make_images, named_format, numbered, part, seed_names, uses_ray
+from .batches import (
+    ModelRun,
+    load_model,
+    make_images,
+    model_run,
+    named_format,
+    output_paths,
+    result_label,
+    seed_names,
+    uses_ray,
+)
 from .options import parse_fields
 from .output import check_target, log, write_result
 
@@ -42,25 +52,30 @@ def run_upscale(options: Namespace) -> None:
     make_images(options, _upscale)
 
 
-def _upscale(options: Namespace) -> Part:
+def _upscale(options: Namespace) -> ModelRun:
     flow = load_model(options)
     temperature, calm_edges = sampling_settings(flow, options.temperature, options.calm_edges)
-    given = {"guide": options.guide, "guide_strength": options.guide_strength}
-    strength = own_strength(flow, None, with_defaults(flow, given)["guide_strength"])
+    guide_options = {"guide": options.guide, "guide_strength": options.guide_strength}
+    strength = own_strength(flow, None, with_defaults(flow, guide_options)["guide_strength"])
     if strength and options.guide is None and flow.guide is None:
         log(NO_GUIDE)
         strength = 0.0
-    label = f"tau{temperature:g}" + (f"_calm{calm_edges:g}" if calm_edges else "")
+    label = f"tau{temperature:g}"
+    label += f"_calm{calm_edges:g}" if calm_edges else ""
     label += f"_guided{strength:g}" if strength else ""
     settings: dict[str, Any] = {"temperature": temperature, "calm_edges": calm_edges}
-    if options.steadiness is None:
-        settings |= {"guide_strength": strength} if strength or flow.guide is not None else {}
-    elif options.samples > 1 or uses_ray(options) or given != dict.fromkeys(given):
-        raise FlowError("Frames of a video depend on each other: leave --samples, --ray and --guide out.")
-    else:
+    if options.steadiness is not None:
+        if options.samples > 1 or uses_ray(options) or any(value is not None for value in guide_options.values()):
+            raise FlowError("Frames of a video depend on each other: leave --samples, --ray and --guide out.")
         settings |= {"frames": "video", "steadiness": options.steadiness}
-    guide = None if options.guide is None else options.guide.absolute()  # of a cluster, too
-    return part(options, flow, "upscale", settings, label, guide=guide)
+    elif strength or flow.guide is not None:
+        settings["guide_strength"] = strength
+    return model_run(options, flow, "upscale", settings, label, guide=_absolute(options.guide))
+
+
+def _absolute(path: Path | None) -> Path | None:
+    """Workers of a cluster have another working folder."""
+    return None if path is None else path.absolute()
 
 
 def run_colorize(options: Namespace) -> None:
@@ -76,36 +91,36 @@ def run_colorize(options: Namespace) -> None:
     if options.frames == "video":
         settings |= {"frames": "video", "carry": 0.5 if options.carry is None else options.carry}
     flow = load_model(options, "colorize")
-    own = with_defaults(flow, {"temperature": options.temperature, "detail": options.detail})
+    temperatures = with_defaults(flow, {"temperature": options.temperature, "detail": options.detail})
     ranks = [f"seeds{options.seed}-{options.seed + options.samples - 1}_best{k + 1}" for k in range(options.keep or 0)]
-    colored = part(
+    run = model_run(
         options,
         flow,
         "colorize",
         settings,
-        "color_tau{temperature:g}_detail{detail:g}".format(**own),
+        "color_tau{temperature:g}_detail{detail:g}".format(**temperatures),
         keep=options.keep or 0,
         by=options.by or "consensus",
         memory=_memory(options, flow),
         reference=None if options.reference is None else files.read_bytes(options.reference),
     )
-    make_images(options, lambda _: colored, ranks or seed_names(options))
+    make_images(options, lambda _: run, ranks or seed_names(options))
 
 
 def _memory(options: Namespace, flow: FlowModel) -> ColorMemory | None:
-    """The memory that is asked for; without one the model's, unless a reference or a palette says what is wanted."""
+    """The memory of ``--memory``; by default the model's, unless colors come from elsewhere."""
     if options.memory is None:
-        told = options.reference is not None or options.palette or options.frames == "video"
-        return None if told else starter_memory(flow)
+        has_colors = options.reference is not None or options.palette or options.frames == "video"
+        return None if has_colors else starter_memory(flow)
     return None if options.memory == NO_MEMORY else open_memory(flow, options.memory, notify=log)
 
 
 def _check_colorize(options: Namespace) -> None:
-    """Refuse options that say nothing without others, or contradict each other."""
+    """Reject options that need another option, or contradict each other."""
     if options.strength is not None and options.reference is None:
-        raise FlowError("--strength applies to a reference, and there is none. Give one with --reference FILE.")
+        raise FlowError("--strength applies to a reference, and there is none. Add one with --reference FILE.")
     if options.lock and not options.hint:
-        raise FlowError("--lock applies to hints, and there are none. Give some with --hint X,Y,#RRGGBB.")
+        raise FlowError("--lock applies to hints, and there are none. Add some with --hint X,Y,#RRGGBB.")
     if options.out is None and len(options.images) < 2:
         raise FlowError("colorize needs an output: IMAGE OUT, or IMAGE ... -o OUT.")
     if options.frames == "video":
@@ -119,7 +134,7 @@ def _check_colorize(options: Namespace) -> None:
         raise FlowError("--carry applies to a video, and these are photographs. Add --frames video.")
     if options.keep is None:
         if options.by is not None:
-            raise FlowError("--by says what --keep keeps. Give a number of pictures with --keep N.")
+            raise FlowError("--by says what --keep keeps. Add a number of pictures with --keep N.")
     elif not 1 <= options.keep <= options.samples:
         raise FlowError(f"--keep is 1 to --samples, {options.samples}; got {options.keep}. Ask for more --samples.")
     elif options.frames == "video":
@@ -136,7 +151,8 @@ def run_remember(options: Namespace) -> None:
     if known is not None:
         known.check(flow)
     notes = {"source": f"photographs of {options.photographs.name}"}
-    notes |= {} if options.licence is None else {"licence": options.licence}
+    if options.licence is not None:
+        notes["licence"] = options.licence
     memory = remember(flow, options.photographs, provenance=notes, notify=log)
     places = memory.places.cells
     if known is not None:
@@ -151,33 +167,37 @@ def run_brighten(options: Namespace) -> None:
     flow = load_model(options, "brighten")
     settings = with_defaults(flow, {"temperature": options.temperature})
     label = "light_tau{temperature:g}".format(**settings)
-    for name, value, usual in (("exposure", options.exposure, 0), ("strength", options.strength, 1)):
-        if value != usual:
-            settings, label = settings | {name: value}, f"{label}_{name}{value:g}"
-    make_images(options, lambda one: part(one, flow, "brighten", settings, label))
+    for name, usual in (("exposure", 0), ("strength", 1)):
+        if (value := getattr(options, name)) != usual:
+            settings[name] = value
+            label += f"_{name}{value:g}"
+    make_images(options, lambda options: model_run(options, flow, "brighten", settings, label))
 
 
 def run_repair(options: Namespace) -> None:
+    make_images(options, _repair)
+
+
+def _repair(options: Namespace) -> ModelRun:
     flow = load_model(options, "upscale")
     settings = with_defaults(flow, {"temperature": options.temperature, "calm_edges": None})
     settings["guide_strength"] = options.guide_strength
     if options.mask is None:
         settings["sensitivity"] = options.sensitivity
-    mask = None if options.mask is None else options.mask.absolute()  # of a cluster, too
     label = "repaired_tau{temperature:g}".format(**settings)
-    make_images(options, lambda one: part(one, flow, "repair", settings, label, mask=mask))
+    return model_run(options, flow, "repair", settings, label, mask=_absolute(options.mask))
 
 
 def run_shrink(options: Namespace) -> None:
     flow = _load_rescaler(options, "shrink")
-    make_images(options, lambda one: part(one, flow, "shrink", {}))
+    make_images(options, lambda options: model_run(options, flow, "shrink", {}))
 
 
 def run_restore(options: Namespace) -> None:
     flow = _load_rescaler(options, "restore")
     settings = with_defaults(flow, {"temperature": options.temperature})
     label = "restored_tau{temperature:g}".format(**settings)
-    make_images(options, lambda one: part(one, flow, "restore", settings, label))
+    make_images(options, lambda options: model_run(options, flow, "restore", settings, label))
 
 
 def _load_rescaler(options: Namespace, command: str) -> FlowModel:
@@ -191,41 +211,47 @@ def run_faces(options: Namespace) -> None:
     make_images(options, _faces)
 
 
-def _faces(options: Namespace) -> Part:
+def _faces(options: Namespace) -> ModelRun:
     flow, faces = load_model(options, "upscale"), load(options.face_model)
     faces.require("upscale")
-    target_size(flow, 1, 1, options.factor)  # refuses a factor that is none
+    target_size(flow, 1, 1, options.factor)  # rejects an invalid factor
     temperature = faces.config.temperature if options.temperature is None else options.temperature
     settings = {name: getattr(options, name) for name in ("factor", "smallest", "largest", "number", "face_model")}
     settings |= {"check": not options.paste_all, "face_sha256": model_sha256(faces), "temperature": temperature}
     file = Path(options.face_model).expanduser()
-    located = None if options.face_model in catalog.names() else file.absolute()
-    return part(options, flow, "faces", settings, f"faces_tau{temperature:g}", face_model=located)
+    face_model = None if options.face_model in catalog.names() else file.absolute()
+    return model_run(options, flow, "faces", settings, f"faces_tau{temperature:g}", face_model=face_model)
 
 
 def run_sample(options: Namespace) -> None:
     flow = load_model(options, "sample")
     size = flow.sides(options.size and (options.size[0] if len(options.size) == 1 else tuple(options.size)))
     if max(size) > MAX_SIDE:
-        raise FlowError(f"A side of an image may have at most {MAX_SIDE} pixels; got {max(size)}. Ask for less.")
+        raise FlowError(
+            f"A side of an image may have at most {MAX_SIDE} pixels; got {max(size)}. Choose a smaller size."
+        )
     numbers = [label_number(flow, label) for label in options.labels or ()]
     labels = [numbers[i % len(numbers)] for i in range(options.samples)] if numbers else None
     styles = parse_fields(options.style, "--style NAME=STRENGTH, e.g. bold=2")
-    how: dict[str, Any] = {"size": size, "labels": labels, "styles": styles, "denoise": not options.keep_noise}
-    how |= {name: getattr(options, name) for name in ("temperature", "seed", "guidance", "precision")}
-    make = partial(sample, flow, options.samples, snapped=True, **how)
-    parts = [f"{height}x{width}" for height, width in [size] if size != flow.image_size]
-    parts += [f"{name}{strength}" for name, strength in styles.items()]
-    parts += [f"guided{options.guidance:g}"] * (options.guidance > 0) + ["noisy"] * options.keep_noise
-    made_by = describe(options, "_".join([*parts, f"tau{options.temperature:g}"]))
-    seeds = seed_names(options)
-    names = [f"label{label}_{seed}" for label, seed in zip(labels, seeds, strict=True)] if labels else seeds
-    values = {name: getattr(options, name) for name in ("temperature", "seed", "samples")}
-    values |= {"height": size[0], "width": size[1], "precision": options.precision, "styles": ", ".join(options.style)}
-    values["labels"] = ", ".join(map(str, numbers))
-    values |= {"guidance": options.guidance} if options.guidance else {}
-    values |= {"denoise": False} if options.keep_noise else {}
-    _save(options, flow, make, size, made_by, names, values, node="FlowcoreSample")
+    shared = {name: getattr(options, name) for name in ("temperature", "seed", "precision")}
+    settings: dict[str, Any] = {"size": size, "labels": labels, "styles": styles, "guidance": options.guidance}
+    settings |= {**shared, "denoise": not options.keep_noise, "snapped": True}
+    label = [f"{size[0]}x{size[1]}"] if size != flow.image_size else []
+    label += [f"{name}{strength}" for name, strength in styles.items()]
+    values: dict[str, Any] = {**shared, "samples": options.samples, "height": size[0], "width": size[1]}
+    values |= {"styles": ", ".join(options.style), "labels": ", ".join(map(str, numbers))}
+    if options.guidance:
+        label.append(f"guided{options.guidance:g}")
+        values["guidance"] = options.guidance
+    if options.keep_noise:
+        label.append("noisy")
+        values["denoise"] = False
+    stem = result_label(options, "_".join([*label, f"tau{options.temperature:g}"]))
+    names = seed_names(options)
+    if labels:
+        names = [f"label{label}_{seed}" for label, seed in zip(labels, names, strict=True)]
+    make = partial(sample, flow, options.samples, **settings)
+    _save(options, flow, make, size, stem, names, values, node="FlowcoreSample")
 
 
 def run_interpolate(options: Namespace) -> None:
@@ -264,7 +290,7 @@ def _save(
     """
     start, sha = time.monotonic(), model_sha256(flow)
     format = named_format(options.out)
-    targets = numbered(options.out, names) if format else [options.out / f"{stem}_{name}.png" for name in names]
+    targets = output_paths(options.out, names) if format else [options.out / f"{stem}_{name}.png" for name in names]
     same = {**fields, **values, "samples": None, "model": sha}  # more samples leave the first as they are
     ids = [picture_id({**same, "name": name}) for name in names]
     check_writable(targets[0])

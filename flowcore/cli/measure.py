@@ -23,7 +23,7 @@ from ..evaluation.upscaling import USUAL_MEASURES, evaluate_upscaler, missing_me
 from ..model import FlowModel
 from ..tasks.score import ranking_key
 from ..training.recipe import held_out_names
-from .batches import executor, finish, load_model
+from .batches import executor, load_model, summarize
 from .options import parse_fields
 from .output import ProgressBar, SomeFailed, check_target, log
 
@@ -32,13 +32,15 @@ def run_score(options: Namespace) -> None:
     _check_json(options.json)
     flow = load_model(options)
     settings: dict[str, Any] = {"dequantization": options.dequantization}
-    settings |= {} if options.fit == "resize" else {"fit": options.fit}
-    settings |= {"probes": options.probes, "terms": options.terms} if flow.estimated else {}
+    if options.fit != "resize":
+        settings["fit"] = options.fit
+    if flow.estimated:
+        settings |= {"probes": options.probes, "terms": options.terms}
     work = Work(command="score", model=options.model, settings=settings, seed=options.seed, samples=options.samples)
     table = None
     if options.out is not None:
         table = Scores(options.out if options.out.suffix.lower() == ".csv" else options.out / "scores.csv")
-    jobs = [Job(found.path) for found in folders.find(options.images, notify=log)]
+    jobs = [Job(picture.path) for picture in folders.find(options.images, notify=log)]
     model, bar, rows = model_sha256(flow), ProgressBar(jobs), dict[str, dict[str, Any]]()
 
     def name_of(job: Job) -> str:
@@ -51,8 +53,8 @@ def run_score(options: Namespace) -> None:
         rows[name_of(job)] = {**row, "model_sha256": model}
         return True
 
-    def save(job: Job, made: Outputs) -> None:
-        row = {"image": name_of(job), **json.loads(made.files[0]), "model_sha256": model}
+    def save(job: Job, outputs: Outputs) -> None:
+        row = {"image": name_of(job), **json.loads(outputs.files[0]), "model_sha256": model}
         rows[row["image"]] = row
         if table is not None:
             table.append(row)
@@ -60,65 +62,78 @@ def run_score(options: Namespace) -> None:
     failed = folders.run(jobs, executor(options, work, flow, bar), is_done=is_done, save=save, on_result=bar.finish)
     compared = ("bits_per_dim", "complexity_corrected", "enlarged")
     ranked = sorted(rows.values(), key=lambda row: ranking_key(*(row[name] for name in compared)))
+    sys.stdout.write(_score_table(ranked) + "\n")
+    if options.json:
+        _write_json(options.json, [{name: value for name, value in row.items() if name != "id"} for row in ranked])
+    if table is not None:
+        errors = {name_of(job): {"image": name_of(job), "error": str(error)} for job, error in failed}
+        table.finish([{**errors, **rows}[name_of(job)] for job in jobs])
+    summarize(failed, bar, len(jobs))
+
+
+def _score_table(rows: list[dict[str, Any]]) -> str:
     lines: list[list[str]] = []
-    for row in ranked:
+    for row in rows:
         numbers = (row["spread"], row["complexity_corrected"])
         spread, corrected = ("" if number is None else f"{number:.4f}" for number in numbers)
         scored = next((note for note in row["notes"] if note.startswith("Scored: ")), "").removeprefix("Scored: ")
         bits, size = ("", "") if row["n_bits"] is None else (str(row["n_bits"]), size_of(row))
         lines.append([row["image"], f"{row['bits_per_dim']:.4f}", spread, corrected, bits, size, scored])
     titles = ["image", "bits per dimension", "spread", "minus those of a lossless file", "bits", "size", "scored"]
-    sys.stdout.write(markdown(titles, lines) + "\n")
-    if options.json:
-        _write_json(options.json, [{name: value for name, value in row.items() if name != "id"} for row in ranked])
-    if table is not None:
-        errors = {name_of(job): {"image": name_of(job), "error": str(error)} for job, error in failed}
-        table.finish([{**errors, **rows}[name_of(job)] for job in jobs])
-    finish(failed, bar, len(jobs))
+    return markdown(titles, lines)
+
+
+UPSCALERS, COLORIZERS, DENSITIES = "upscalers", "colorizers", "density models"
+ONLY_FOR = {  # options of eval that not all kinds of models have
+    "measures": (UPSCALERS,),
+    "calm_edges": (UPSCALERS,),
+    "portraits": (COLORIZERS,),
+    "together": (COLORIZERS,),
+    "detail": (COLORIZERS,),
+    "coherence": (COLORIZERS,),
+    "working_size": (COLORIZERS,),
+    "limit": (COLORIZERS, DENSITIES),
+    "temperature": (UPSCALERS, COLORIZERS),  # densities are at temperature 1
+}
 
 
 def run_eval(options: Namespace) -> None:
     _check_json(options.json)
     keep_freed_memory()
-    named, options.folders = _models_and_folders(options.folders)
-    models = [*(options.model or []), *named] or ["srflow-x4"]
+    models, options.folders = _models_and_folders(options.folders)
+    models = [*(options.model or []), *models] or ["srflow-x4"]
     flows = {model: load(model, options.device, **parse_fields(options.set)) for model in models}
     tasks = [flow.capabilities.tasks for flow in flows.values()]
-    kinds = {next((task for task in ("upscale", "colorize") if task in able), "density") for able in tasks}
+    kinds = {UPSCALERS if "upscale" in able else COLORIZERS if "colorize" in able else DENSITIES for able in tasks}
     if len(kinds) > 1:
         described = ", ".join(f"{model} ({flow.architecture})" for model, flow in flows.items())
         raise FlowError(f"A table compares models of one kind; got {described}. Measure them one after the other.")
     (kind,) = kinds
-    if options.measures is not None and kind != "upscale":
-        raise FlowError("--measures chooses among the measures of upscalers; other models have one set. Leave it out.")
-    if options.calm_edges is not None and kind != "upscale":
-        raise FlowError("--calm-edges is for upscalers; these models are none. Leave it out.")
-    for name in ("portraits", "together", "detail", "coherence", "working_size"):
-        asked = getattr(options, name)
-        if asked is not None and asked is not False and kind != "colorize":
-            raise FlowError(f"--{name.replace('_', '-')} is for colorizers; this model is none. Leave it out.")
-    if options.limit is not None and kind == "upscale":
-        raise FlowError("--limit is for colorizers and density models; this model is an upscaler. Leave it out.")
+    for name, suited in ONLY_FOR.items():
+        value = getattr(options, name)
+        if value is not None and value is not False and kind not in suited:
+            flag = name.replace("_", "-")
+            raise FlowError(f"--{flag} is for {' and '.join(suited)}; these models are {kind}. Leave it out.")
     if options.limit is not None and options.limit < 1:
         raise FlowError(f"--limit must be at least 1 image; got {options.limit}.")
-    if options.temperature and kind == "density":
-        raise FlowError("--temperature is for upscalers and colorizers; densities are at temperature 1. Leave it out.")
     skipped: dict[str, None] = {}  # lines, each once, whatever the number of models
 
     def skip(line: str) -> None:
         skipped[line] = None
         log(line)
 
-    measures = [name.strip().lower().replace("-", "_") for name in (options.measures or "").split(",")]
-    measures = list(USUAL_MEASURES) if options.measures is None else measures
+    measures = list(USUAL_MEASURES)
+    if options.measures is not None:
+        measures = [name.strip().lower().replace("-", "_") for name in options.measures.split(",")]
     common: dict[str, Any] = {"only": held_out_names("standard") if options.held_out else None}
-    common |= {} if options.limit is None else {"limit": options.limit}
-    if kind == "upscale":
+    if options.limit is not None:
+        common["limit"] = options.limit
+    if kind == UPSCALERS:
         common |= {"calm_edges": options.calm_edges, "samples": options.samples or 8, "measures": measures}
         common |= {"temperatures": options.temperature or [0.0, None], "log": log, "skip": skip}
         results = _by_set(options.folders, flows, evaluate_upscaler, **common)
         table = upscaler_table(results, measures)
-    elif kind == "colorize":
+    elif kind == COLORIZERS:
         results = _by_temperature(options, flows, log=log, skip=skip, **common)
         table = colorizer_table(results)
     else:
@@ -126,7 +141,7 @@ def run_eval(options: Namespace) -> None:
         results = _by_set(options.folders, flows, evaluate_density, **common)
         table = density_table(results)
     sys.stdout.write(table + "\n")
-    if kind == "upscale" and (missing := missing_measures(measures)) is not None:
+    if kind == UPSCALERS and (missing := missing_measures(measures)) is not None:
         log(missing)
     if options.json:
         _write_json(options.json, results)
@@ -150,7 +165,7 @@ def _models_and_folders(words: list[Path]) -> tuple[list[str], list[Path]]:
 
 
 def _by_set(folders: list[Path], flows: dict[str, FlowModel], evaluate: Callable[..., Any], **settings: Any) -> Any:
-    """Evaluate every model on every folder: results by name of the folder, and of the model if there are several."""
+    """Evaluate every model on every folder; results by name of the folder, and of the model if there are several."""
     return {
         folder.name if len(flows) == 1 else f"{folder.name}, {model}": evaluate(flow, folder, **settings)
         for folder in folders

@@ -16,23 +16,23 @@ from ..tasks.faces import LARGEST
 from ..tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
 
 AUTO = "auto"  # the model that suits the picture
-STATED = "(default: what the model's file states)"
-CALM_EDGES = f"0 to 1: how much lower the temperature is at edges, which keeps lines whole {STATED}"
-MAX_MEGAPIXELS = 100  # of a result; more are asked about
+MAX_MEGAPIXELS = 100  # of a result; the command asks before it makes a larger one
+OF_MODEL = "(default: the model's own)"
+TEMPERATURE_HELP = f"0 is calm, 1 has the model's full spread {OF_MODEL}"
+CALM_EDGES_HELP = f"0 to 1: how much lower the temperature is at edges, which keeps lines whole {OF_MODEL}"
 
 
-def add_model(command: ArgumentParser, default: str = "srflow-x4", *, repeatable: bool = False) -> None:
-    text = f"a model file, or a shipped model by name{', repeatable' * repeatable} (default: {default}"
-    of_damaged = f": {FOR_CLEAN}, or {FOR_DAMAGED} for a picture with JPEG blocks or noise"
-    text += f"{of_damaged * (default == AUTO)})"
-    kind: dict[str, Any] = {"action": "append"} if repeatable else {"default": default}
-    command.add_argument("--model", help=text, **kind)
+def add_model(command: ArgumentParser, default: str = AUTO) -> None:
+    text = "model file, or name of a shipped model"
+    if default == AUTO:
+        text += f"; auto takes {FOR_CLEAN}, or {FOR_DAMAGED} for pictures with JPEG blocks or noise"
+    command.add_argument("--model", default=default, help=text)
     add_fields(command)
     add_device(command)
 
 
 def add_fields(command: ArgumentParser) -> None:
-    text = "a configuration field that the file does not contain, e.g. stacked_blocks=1,8,15,22"
+    text = "configuration field that the file does not contain, e.g. stacked_blocks=1,8,15,22"
     command.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=text)
 
 
@@ -44,71 +44,79 @@ def add_precision(command: ArgumentParser) -> None:
     command.add_argument("--precision", default="float32", choices=get_args(Precision))
 
 
+def add_again(command: ArgumentParser) -> None:
+    command.add_argument("--again", action="store_true", help="replace earlier results; other files are never replaced")
+
+
 def add_batch(command: ArgumentParser, out: str | None = None) -> None:
     """Add the images, where their results go (``out`` is the help of ``--out`` without a default), and Ray."""
     text = "image files, folders (searched at any depth), or quoted patterns: 'photos/**/*.jpg'"
     command.add_argument("images", nargs="+", metavar="IMAGE", help=text)
-    text = out or "folder for the results (default: output), where sub-folders are kept; or the file of a single image"
+    text = out or "folder for the results, where sub-folders are kept; or the file of a single image"
     command.add_argument("-o", "--out", type=Path, default=Path("output") if out is None else None, help=text)
     add_again(command)
     option = command.add_argument_group("many machines (pip install 'ray[data]')").add_argument
     option("--ray", action="store_true", help="run on a Ray cluster; without an address, start a local one")
     option("--ray-address", metavar="ADDRESS", help="address of a running cluster; auto for this machine's")
     option("--ray-workers", type=int, metavar="N", help="number of workers (default: one per CPU, or per GPU)")
-    option("--ray-threads", type=int, default=1, metavar="N", help="CPUs of each worker (default: 1)")
-
-
-def add_again(command: ArgumentParser) -> None:
-    text = "make results anew that exist already; files that flowcore did not make are never replaced"
-    command.add_argument("--again", action="store_true", help=text)
+    option("--ray-threads", type=int, default=1, metavar="N", help="CPUs of each worker")
 
 
 def add_pictures(command: ArgumentParser, model: str = AUTO, out: str | None = None) -> None:
-    """Add what all commands share that make pictures of pictures."""
+    """Add what all commands share that make pictures from pictures."""
     add_batch(command, out)
     option = command.add_argument
     text = "list the results in this CSV file (default: of several images, manifest.csv in the folder)"
     option("--manifest", type=Path, metavar="FILE", help=text)
-    text = "of the results in a folder, without suffix: {stem} is the name of the image, {base} and {frame} its parts "
-    text += "(shot.v01 and .0001), {suffix} its suffix (png); {model}; {seed} of the result, {sample} the "
-    text += "same after a _ if there are several. Example: '{base}_{model}{sample}{frame}'"
+    text = "name of the results in a folder, from {stem} (shot.v01.0001), {base} (shot.v01), {frame} (.0001), {suffix} "
+    text += (
+        "(png), {model}, {seed} and {sample} (_SEED, if an image has several). Example: '{base}_{model}{sample}{frame}'"
+    )
     option("--name", metavar="TEMPLATE", help=text)
-    option("--time-limit", type=_not_negative, metavar="SECONDS", help="give an image up that takes longer, and go on")
+    option("--time-limit", type=_not_negative, metavar="SECONDS", help="skip an image that takes longer")
     add_output(command)
     add_model(command, model)
 
 
 def add_output(command: ArgumentParser) -> None:
     """Add how the command talks: results go to stdout, all else to stderr."""
-    text = "write an object a line to stdout instead of paths: input, outputs, seconds, notes, error"
+    text = "write an object per line to stdout instead of paths: input, outputs, seconds, notes, error"
     command.add_argument("--json", action="store_true", help=text)
     command.add_argument("--quiet", action="store_true", help="write nothing but results and errors")
 
 
+def add_draws(command: ArgumentParser, samples: str, default: int = 1, *, tiles: str = "") -> None:
+    """Add seed and number of samples, and for tasks that work in tiles their size, with the pixels that it counts."""
+    option = command.add_argument
+    option("--seed", type=int, default=0)
+    option("--samples", type=int, default=default, help=f"{samples}, with seeds SEED, SEED + 1, ...")
+    if tiles:
+        option("--tile", type=int, default=0, help=f"side of the tiles in {tiles}; 0 chooses by free memory")
+
+
 def add_megapixels(command: ArgumentParser) -> None:
-    text = f"ask before a result becomes larger than N million pixels (default: {MAX_MEGAPIXELS}; 0: never ask)"
+    text = "ask before a result becomes larger than N million pixels; 0: never ask"
     command.add_argument("--max-megapixels", type=_not_negative, default=MAX_MEGAPIXELS, metavar="N", help=text)
 
 
 def add_file_format(command: ArgumentParser) -> None:
-    command.add_argument("--format", choices=get_args(Format), help="of the results (default: png)")
-    text = "per channel; 16 in png and tiff (default: those of the picture, where the format can)"
+    command.add_argument("--format", choices=get_args(Format), help="file format of the results (default: png)")
+    text = "bits per channel; 16 in png and tiff (default: as in the picture, where the format can)"
     command.add_argument("--bits", type=int, choices=[8, 16], help=text)
-    command.add_argument("--quality", type=int, help="of jpeg (default: 95) and webp (90; 100 is lossless)")
+    command.add_argument("--quality", type=int, help="quality of jpeg (default: 95) and webp (90; 100 is lossless)")
 
 
 def add_upscale(command: ArgumentParser) -> None:
     add_pictures(command)
     option = command.add_argument
-    option("--temperature", type=float, help=f"0 is calm, 1 the model's own spread {STATED}")
-    text = "of a clip, an animated image or a folder of numbered frames: how much of a frame guides the next, 0 to 1"
+    option("--temperature", type=float, help=TEMPERATURE_HELP)
+    text = "for clips (animated images, folders of numbered frames): how much of a frame guides the next, 0 to 1"
     option("--steadiness", type=float, metavar="PART", help=text)
-    option("--calm-edges", type=float, metavar="SHARE", help=CALM_EDGES)
-    text = "another enlargement of the picture, or a folder of one of each name, of whose latents a part is kept"
+    option("--calm-edges", type=float, metavar="SHARE", help=CALM_EDGES_HELP)
+    text = "another enlargement of the picture, some of whose latents are kept; or a folder with one for each name"
     option("--guide", type=Path, metavar="FILE_OR_FOLDER", help=text)
-    text = "that part, 0 to 1: 1 keeps all of the guide (default: what the model's file states, or 0.5)"
-    option("--guide-strength", type=float, metavar="PART", help=text)
-    _add_draws(command, "enlargements per image", tiles="LR pixels")
+    option("--guide-strength", type=float, help="how much of the guide is kept, 0 to 1 (default: the model's, or 0.5)")
+    add_draws(command, "enlargements per image", tiles="LR pixels")
     add_megapixels(command)
     add_precision(command)
     add_file_format(command)
@@ -117,13 +125,10 @@ def add_upscale(command: ArgumentParser) -> None:
 def add_brighten(command: ArgumentParser) -> None:
     add_pictures(command, "brighten-photos")
     option = command.add_argument
-    text = f"0 is the picture that the model expects, above come other exposures {STATED}"
-    option("--temperature", type=float, help=text)
-    text = "stops by which the results are lighter than the model draws them, -4 to 4 (default: 0)"
-    option("--exposure", type=float, default=0.0, metavar="STOPS", help=text)
-    text = "0 leaves the photograph as it is, 1 is as drawn, between is a part of the stops (default: 1)"
-    option("--strength", type=float, default=1.0, metavar="PART", help=text)
-    _add_draws(command, "exposures per image", tiles="pixels")
+    option("--temperature", type=float, help=f"0 is the expected picture, higher gives other exposures {OF_MODEL}")
+    option("--exposure", type=float, default=0.0, help="stops by which results are lighter than the model's, -4 to 4")
+    option("--strength", type=float, default=1.0, help="part of the model's change in stops that is applied, 0 to 1")
+    add_draws(command, "exposures per image", tiles="pixels")
     add_precision(command)
     add_file_format(command)
 
@@ -131,17 +136,14 @@ def add_brighten(command: ArgumentParser) -> None:
 def add_repair(command: ArgumentParser) -> None:
     add_pictures(command)
     option = command.add_argument
-    text = "what is white in it is repaired: a picture of the image's size, or a folder of one of each name (default: "
-    option("--mask", type=Path, metavar="FILE_OR_FOLDER", help=text + "scratches and dust are found)")
-    text = "of the search for scratches, 0 to 1; higher finds more (default: 0.5)"
-    option("--sensitivity", type=float, default=0.5, metavar="PART", help=text)
-    option("--temperature", type=float, help=f"0 is calm, 1 the model's own spread {STATED}")
-    text = "how much detail is kept of a filling from nearby, 0 to 1 (default: 0.5)"
-    option("--guide-strength", type=float, default=0.5, metavar="PART", help=text)
-    option("--seed", type=int, default=0)
-    option("--samples", type=int, default=1, help="repairs per image, with seeds SEED, SEED + 1, ...")
+    text = "picture of the image's size, white where to repair; or a folder with one for each name (default: scratches "
+    option("--mask", type=Path, metavar="FILE_OR_FOLDER", help=text + "and dust are found)")
+    option("--sensitivity", type=float, default=0.5, help="sensitivity to scratches, 0 to 1; higher finds more")
+    option("--temperature", type=float, help=TEMPERATURE_HELP)
+    option("--guide-strength", type=float, default=0.5, help="how much detail is kept of a filling from nearby, 0 to 1")
+    add_draws(command, "repairs per image")
     add_file_format(command)
-    command.set_defaults(precision="float32")  # of what encodes
+    command.set_defaults(precision="float32")  # repair encodes the image
 
 
 def add_shrink(command: ArgumentParser) -> None:
@@ -152,30 +154,11 @@ def add_shrink(command: ArgumentParser) -> None:
 def add_restore(command: ArgumentParser) -> None:
     _add_rescaling(command)
     option = command.add_argument
-    option("--temperature", type=float, help=f"0 is the mean of what is possible {STATED}")
-    _add_draws(command, "pictures each", tiles="pixels of the small picture")
-    option("--bits", type=int, choices=[8, 16], default=8, help="per channel (default: 8)")
+    option("--temperature", type=float, help=f"0 is the mean of all possible pictures {OF_MODEL}")
+    add_draws(command, "pictures each", tiles="pixels of the small picture")
+    option("--bits", type=int, choices=[8, 16], default=8, help="bits per channel")
     add_precision(command)
     add_megapixels(command)
-
-
-def add_faces(command: ArgumentParser) -> None:
-    add_pictures(command)
-    option = command.add_argument
-    text = "a model file, or a shipped model by name, of the faces (default: srflow-faces-x8-photo)"
-    option("--face-model", default="srflow-faces-x8-photo", metavar="MODEL", help=text)
-    option("--factor", type=float, default=8.0, help="total enlargement (default: 8)")
-    option("--smallest", type=float, default=0, metavar="PIXELS", help="side of the smallest face, hair included")
-    text = f"side of the largest face that their model draws (default: {LARGEST}; 0: no limit)"
-    option("--largest", type=float, default=LARGEST, metavar="PIXELS", help=text)
-    option("--number", type=int, default=0, metavar="N", help="faces of each picture at most, largest first; 0: all")
-    text = "paste all faces, also those with specks, or unlike the photograph, which else stay as enlarged"
-    option("--paste-all", "--no-check", action="store_true", help=text)
-    option("--temperature", type=float, help="of the faces (default: what their model's file states)")
-    _add_draws(command, "pictures each", tiles="LR pixels")
-    add_megapixels(command)
-    add_precision(command)
-    add_file_format(command)
 
 
 def _add_rescaling(command: ArgumentParser) -> None:
@@ -184,26 +167,34 @@ def _add_rescaling(command: ArgumentParser) -> None:
     command.epilog = "The results are PNG files."
 
 
-def _add_draws(command: ArgumentParser, samples: str, *, tiles: str) -> None:
+def add_faces(command: ArgumentParser) -> None:
+    add_pictures(command)
     option = command.add_argument
-    option("--seed", type=int, default=0)
-    option("--samples", type=int, default=1, help=f"{samples}, with seeds SEED, SEED + 1, ...")
-    option("--tile", type=int, default=0, help=f"side of the tiles in {tiles}; 0 chooses by free memory")
+    option("--face-model", default="srflow-faces-x8-photo", metavar="MODEL", help="model for the faces")
+    option("--factor", type=float, default=8.0, help="total enlargement")
+    option("--smallest", type=float, default=0, metavar="PIXELS", help="side of the smallest face, hair included")
+    option("--largest", type=float, default=LARGEST, help="side of the largest face to redraw; 0: no limit")
+    option("--number", type=int, default=0, metavar="N", help="most faces per picture, largest first; 0: all")
+    text = "paste all faces, even those with specks or unlike the photograph, which otherwise stay as enlarged"
+    option("--paste-all", "--no-check", action="store_true", help=text)
+    option("--temperature", type=float, help="temperature of the faces (default: their model's own)")
+    add_draws(command, "pictures each", tiles="LR pixels")
+    add_megapixels(command)
+    add_precision(command)
+    add_file_format(command)
 
 
 def add_sample(command: ArgumentParser) -> None:
     add_output(command)
     add_model(command, "glow-photos")
     option = command.add_argument
-    option("-o", "--out", type=Path, default=Path("output"), help="folder for the results (default: output), or a file")
+    option("-o", "--out", type=Path, default=Path("output"), help="folder for the results, or a file")
     add_again(command)
-    option("--samples", type=int, default=8, help="images, with seeds SEED, SEED + 1, ...")
-    option("--temperature", type=float, default=0.7, help="0 is calm, 1 the model's own spread")
-    option("--seed", type=int, default=0)
+    add_draws(command, "images", 8)
+    option("--temperature", type=float, default=0.7, help="0 is calm, 1 has the model's full spread")
     option("--size", type=int, nargs="+", metavar="PIXELS", help="side, or height and width")
     option("--labels", nargs="+", help="numbers or names, for models that have them; repeated in turn")
-    text = "how far images are led to their labels, by models made for it: 0 for not, 1 to 3 are usual (default: 0)"
-    option("--guidance", type=float, default=0.0, metavar="W", help=text)
+    option("--guidance", type=float, default=0.0, help="how strongly labels guide images; 0 is off, 1 to 3 are usual")
     text = "keep the Gaussian noise that a model draws because it was trained with it"
     option("--keep-noise", "--no-denoise", action="store_true", help=text)
     text = "for models with styles, e.g. bold=2"
@@ -216,7 +207,7 @@ def add_interpolate(command: ArgumentParser) -> None:
     command.add_argument("images", nargs=2, type=Path, metavar="IMAGE")
     add_model(command, "glow-photos")
     option = command.add_argument
-    option("-o", "--out", type=Path, default=Path("output"), help="folder for the frames (default: output), or a file")
+    option("-o", "--out", type=Path, default=Path("output"), help="folder for the frames, or a file")
     add_again(command)
     option("--frames", type=int, default=16)
     option("--mode", default="slerp", choices=["slerp", "linear", "norm"])
@@ -226,36 +217,29 @@ def add_colorize(command: ArgumentParser) -> None:
     command.usage = "%(prog)s IMAGE [IMAGE ...] -o OUT [options], or %(prog)s IMAGE OUT [options]"
     add_pictures(command, "color-photos", out="an image file (several samples are numbered by seed), or a folder")
     option = command.add_argument
-    option("--samples", type=int, default=1, help="colorings, with seeds SEED, SEED + 1, ...")
-    option("--keep", type=int, metavar="N", help="of the samples, write only the N most plausible, best first")
-    text = "what is most plausible: nearest to the other samples, or likeliest palette (default: consensus)"
+    add_draws(command, "colorings")
+    option("--keep", type=int, metavar="N", help="write only the N most plausible samples, best first")
+    text = "the most plausible: nearest to the other samples, or of the likeliest palette (default: consensus)"
     option("--by", choices=["consensus", "likelihood"], help=text)
-    option("--seed", type=int, default=0)
-    option("--temperature", type=float, help="of the palette: 0 is the calmest, 1 the model's own spread")
-    option("--detail", type=float, help="temperature of the fine detail (default of both: the model's own)")
-    text = "0 to 1: how much of the draw alike places share, so that what belongs together gets one color (default: "
-    option("--coherence", type=float, metavar="SHARE", help=text + "the model's own)")
+    option("--temperature", type=float, help=f"temperature of the palette: {TEMPERATURE_HELP}")
+    option("--detail", type=float, help=f"temperature of the fine detail {OF_MODEL}")
+    option("--coherence", type=float, help=f"0 to 1: how much similar places share their draw {OF_MODEL}")
     option("--saturation", type=float, help="factor on the chroma (default: the model's own, and 1 with a reference)")
     option("--working-size", type=int, metavar="PIXELS", help="shorter side of the image that the model colors")
-    text = "a color at a pixel; repeatable"
-    option("--hint", "--hints", action="append", default=[], metavar="X,Y,#RRGGBB", help=text)
-    option("--radius", type=float, default=8, metavar="PIXELS", help="of the hints (default: 8)")
+    option("--hint", "--hints", action="append", default=[], metavar="X,Y,#RRGGBB", help="color at a pixel; repeatable")
+    option("--radius", type=float, default=8, metavar="PIXELS", help="radius of the hints")
     option("--lock", action="store_true", help="reproduce the hints' colors exactly")
     option("--strength", type=float, metavar="PART", help="how much of the reference's palette is used (default: 1)")
     option("--gamut", default="compress", choices=["compress", "clip"])
     text = "video: the images of a folder are the frames of a clip, in the order of the numbers in their names"
     option("--frames", default="photographs", choices=["photographs", "images", "video"], help=text)
-    text = "video: how much of the previous frame's colors is kept, 0 to below 1 (default: 0.5)"
-    option("--carry", type=float, metavar="PART", help=text)
-    text = "photographs in color, whose colors are taken over thing by thing: a folder, one file, or what remember "
-    text += "wrote; none leaves out those that the model comes with"
-    option("--memory", type=Path, metavar="FOLDER_OR_FILE", help=text)
-    text = "of the picture as a whole: 1 as drawn, 0 the calmest, -1 none (default: 1)"
-    option("--cast", type=float, metavar="SHARE", help=text)
+    option("--carry", type=float, help="video: how much of a frame's colors the next one keeps, below 1 (default: 0.5)")
+    text = "color photographs, or what remember wrote from them, whose things lend their colors; none switches off the "
+    option("--memory", type=Path, metavar="FOLDER_OR_FILE", help=text + "memory that the model comes with")
+    option("--cast", type=float, metavar="SHARE", help="overall cast: 1 as drawn, 0 the calmest, -1 none (default: 1)")
     option("--vivid", type=float, metavar="FACTOR", help="moves colors apart from their mean (default: 1)")
     option = command.add_mutually_exclusive_group().add_argument
-    text = "a color for the image overall; repeatable"
-    option("--palette", action="append", default=[], metavar="#RRGGBB", help=text)
+    option("--palette", action="append", default=[], metavar="#RRGGBB", help="overall color; repeatable")
     option("--reference", type=Path, metavar="FILE", help="a color photograph whose palette is used")
     add_precision(command)
     add_file_format(command)
@@ -266,8 +250,8 @@ def add_remember(command: ArgumentParser) -> None:
     option = command.add_argument
     option("photographs", type=Path, metavar="FOLDER", help="photographs in color, at any depth, or one file")
     option("out", type=Path, metavar="OUT", help="the memory's file, .safetensors, for colorize --memory")
-    option("--licence", metavar="TEXT", help="what to note of the photographs in the file")
-    option("--add-to", type=Path, metavar="FILE", help="a memory whose places come along; it may be OUT itself")
+    option("--licence", metavar="TEXT", help="license of the photographs, noted in the file")
+    option("--add-to", type=Path, metavar="FILE", help="a memory whose places are included; it may be OUT itself")
     add_again(command)
 
 
@@ -275,48 +259,46 @@ def add_score(command: ArgumentParser) -> None:
     add_batch(command, "a CSV file for the scores, or a folder for scores.csv (default: none)")
     add_model(command, "glow-photos")
     option = command.add_argument
-    text = "draws for the importance-weighted bound (default: 1); more show its spread"
-    option("--samples", type=int, default=1, help=text)
-    _dequantization(command)
-    text = "models whose log-determinant is estimated: random probes per draw, 0 for the exact value of small images"
-    option("--probes", type=int, default=4, help=f"{text} (default: 4)")
-    option("--terms", type=int, default=20, help="the same: terms of every power series (default: 20)")
+    option("--samples", type=int, default=1, help="draws for the importance-weighted bound; more show its spread")
+    _add_dequantization(command)
+    text = "models with an estimated log-determinant: random probes per draw, 0 for the exact value of small images"
+    option("--probes", type=int, default=4, help=text)
+    option("--terms", type=int, default=20, help="the same models: terms of each power series")
     option("--seed", type=int, default=0)
-    text = "resize: to cover the model's own size, and crop the middle; crop: only crop (default: resize)"
+    text = "resize: cover the model's own size, and crop the middle; crop: only crop"
     option("--fit", default="resize", choices=["resize", "crop"], help=text)
     option("--json", type=Path, help="also write the numbers to this file")
 
 
 def add_eval(command: ArgumentParser) -> None:
-    text = "folders of images; models that stand among them are compared: eval A B FOLDER"
+    text = "folders of images; models among them are compared: eval A B FOLDER"
     command.add_argument("folders", nargs="+", type=Path, metavar="MODEL_OR_FOLDER", help=text)
-    add_model(command, repeatable=True)
+    text = f"model file, or name of a shipped model, repeatable (default: {FOR_CLEAN})"
+    command.add_argument("--model", action="append", help=text)
+    add_fields(command)
+    add_device(command)
     option = command.add_argument
-    text = "repeatable (default: what the model's file states, and for upscalers 0)"
-    option("--temperature", type=float, action="append", help=text)
-    option("--calm-edges", type=float, metavar="SHARE", help=f"upscalers: {CALM_EDGES}")
-    text = "samples per image (default: 8, of portraits 20; NTIRE's diversity score uses 10); density models: draws"
-    text += " for the bound (1)"
-    option("--samples", type=int, help=text)
+    option("--temperature", type=float, action="append", help="repeatable (default: the model's own, upscalers also 0)")
+    option("--calm-edges", type=float, metavar="SHARE", help=f"upscalers: {CALM_EDGES_HELP}")
+    text = "samples per image (default: 8, for portraits 20; NTIRE's diversity score uses 10); density models: draws"
+    option("--samples", type=int, help=text + " for the bound (1)")
     option("--json", type=Path, help="also write the numbers to this file")
     option("--detail", type=float, help="colorizers: temperature of the fine detail")
-    option("--coherence", type=float, metavar="SHARE", help="colorizers: how much of the draw alike places share")
-    text = "colorizers: shorter side of the image that the model colors"
-    option("--working-size", type=int, metavar="PIXELS", help=text)
+    option("--coherence", type=float, metavar="SHARE", help="colorizers: how much similar places share their draw")
+    option("--working-size", type=int, help="colorizers: shorter side of the image that the model colors")
     option("--limit", type=int, help="colorizers and density models: at most this many images of a folder")
     text = "upscalers: some of psnr, ssim, lr_psnr, diversity, gain, diversity_score, niqe, brisque, piqe, "
     text += "lpips, false_specks, bits_per_dim (default: all but the last)"
     option("--measures", metavar="NAME,NAME", help=text)
-    _dequantization(command)
-    text = "only images whose names are on flowcore's list of images that no shipped model was trained on"
-    option("--held-out", action="store_true", help=text)
+    _add_dequantization(command)
+    option("--held-out", action="store_true", help="only images of flowcore's list, which no shipped model has seen")
     text = "colorizers: all images are portraits with eyes at 0.45 of the height; also measure the hue of their skin"
     option("--portraits", action="store_true", help=text)
     option("--together", action="store_true", help="colorizers: measure all folders as one set")
 
 
-def _dequantization(command: ArgumentParser) -> None:
-    choices, text = ["uniform", "gaussian", "variational"], "density models: noise of the bins (default: uniform)"
+def _add_dequantization(command: ArgumentParser) -> None:
+    choices, text = ["uniform", "gaussian", "variational"], "density models: noise of the bins"
     command.add_argument("--dequantization", default="uniform", choices=choices, help=text)
 
 
@@ -325,10 +307,9 @@ def add_convert(command: ArgumentParser) -> None:
     command.add_argument("target", type=Path, metavar="OUT")
     add_again(command)
     add_fields(command)
-    text = "store in float16: half the size; shipped models change by less than 1/255 (default: float32, and files of "
-    text += "flowcore as they are)"
     smaller = command.add_mutually_exclusive_group()
-    smaller.add_argument("--half", action="store_true", help=text)
+    text = "store in float16: half the size; shipped models change by less than 1/255 (default: float32, and files of "
+    smaller.add_argument("--half", action="store_true", help=text + "flowcore as they are)")
     text = "store large kernels of networks in 8 bits, the rest in float16: a quarter of the size; pictures of shipped "
     text += "upscalers and colorizers change by less than 3/255"
     smaller.add_argument("--eight-bits", action="store_true", help=text)
@@ -337,8 +318,7 @@ def add_convert(command: ArgumentParser) -> None:
 
 
 def add_inspect(command: ArgumentParser) -> None:
-    text = "a model file, published ones included, or a memory of colors; a shipped one by name; or a PNG file made by "
-    text += "flowcore"
+    text = "a model file (also of other programs), a memory of colors, the name of a shipped one, or a PNG of flowcore"
     command.add_argument("model", help=text)
     add_fields(command)
 
@@ -350,28 +330,26 @@ def add_styles(command: ArgumentParser) -> None:
     add_again(command)
     text = "folder of the four files of MNIST; for unconditional models, of images and attributes.tsv"
     option("--data", type=Path, required=True, help=text)
-    option("--count", type=int, default=20_000, help="digits to measure on (default: 20000)")
+    option("--count", type=int, default=20_000, help="digits to measure on")
     text = "NAME=COLUMN, NAME=-COLUMN or NAME=COLUMN:WORD/WORD of that table, and *GAIN to make it stronger "
     text += "(default: smile, age and gender of faces)"
     option("--attribute", action="append", metavar="ATTRIBUTE", help=text)
-    text = "file of the names of images to leave out, one a line (default: those that no shipped recipe trains on)"
+    text = "file of names of images to leave out, one per line (default: those that no shipped recipe trains on)"
     option("--held-out", default="standard", metavar="FILE", help=text)
 
 
 def add_train(command: ArgumentParser) -> None:
     option = command.add_argument
     option("recipe", help="a TOML file, or a recipe by name, e.g. srflow-x4")
-    option("--data", type=Path, nargs="+", help="folders of photographs, any depth (default: what the recipe names)")
+    option("--data", type=Path, nargs="+", help="folders of photographs, any depth (default: those of the recipe)")
     text = "folder for checkpoints, model, sample sheets, curve (default: runs/NAME); resumes there"
     option("--run", "--into", type=Path, help=text)  # torchrun takes --run for an abbreviation of its own
     add_device(command)
-    text = "shorten the recipe to end in this time, all included; a run that was begun without stops when it is up"
+    text = "shorten the recipe to end in this time, all included; a run that began without it stops after this time"
     option("--minutes", type=float, help=text)
-    text = "fine-tune a model file, or a shipped model by name, of the same configuration; keeps the better of both"
-    option("--start", metavar="MODEL", help=text)
-    text = "start from the encoder of a model file, or of a shipped model by name; or from a backbone's own file "
-    text += "(default: nothing; for an encoder with a backbone, the shipped model that has it)"
-    option("--encoder-from", metavar="MODEL", help=text)
+    option("--start", metavar="MODEL", help="model of the same configuration to fine-tune; the better of both is kept")
+    text = "model file, shipped model or file of a backbone whose encoder to start from (default: none; for an encoder "
+    option("--encoder-from", metavar="MODEL", help=text + "with a backbone, the shipped model that has it)")
     option("--stop-after", type=int, metavar="STEPS", help="stop at this step, with a checkpoint")
 
 

@@ -28,10 +28,10 @@ from ..tasks.score import score
 from .image_set import list_images, markdown, read_each, read_upright
 
 PORTRAIT_SAMPLES = 20  # usual number of colorings of a portrait: wrong skin is rarer than one in eight
-KEPT = 2  # samples that are chosen automatically
+CHOSEN = 2  # samples that ``ranking`` chooses
 RELATIVE_TO_GRAY = ("rmse", "rmse_best", "rmse_calm", "rmse_consensus", "rmse_likelihood")
 
-COLUMNS = {
+COLUMNS = {  # key of the results, whose spelling is that of earlier files: title and format
     "bits_per_dim": ("bits/dim", ".3f"),
     "coherence": ("coherence, tau 1", ".3f"),
     "coherence_default": ("coherence", ".3f"),
@@ -77,27 +77,29 @@ def evaluate_colorizer(
 ) -> dict[str, float]:
     """Measure a colorizer on a folder of photographs in color; several folders are one set.
 
-    The result has means over images, ratios of means, and the largest "luma_error". Image i has seeds from ``seed + i *
-    samples`` on; of more than ``limit`` images, so many, evenly spread.
+    The result has means over images, ratios of means, and the largest "luma_error". Image i has the seeds from
+    ``seed + i * samples`` on; if there are more than ``limit`` images, some are taken, evenly spread.
 
-    On the grid that the model works on, see ``chroma_on_grid``: "bits_per_dim", and the coherence at temperature 1 and
-    at the requested temperatures, see ``coherence_parts``.
+    Two measures are of the grid that the model works on, see ``chroma_on_grid``: "bits_per_dim", and "coherence", see
+    ``coherence_parts``, at temperature 1 and ("coherence_default") at the requested temperatures.
 
-    On what ``colorize`` makes of the 8-bit luma at its own size, with K = ``samples`` colorings: "rmse" is the mean
-    ``chroma_rmse`` of all K, "rmse_best" that of the best image, "rmse_mean" of their mean, "rmse_calm" of the one at
-    temperature 0, "rmse_grey" of no color, "rmse_consensus" and "rmse_likelihood" of the first 2 by ``ranking``;
-    "_of_grey" is relative to gray, "colourfulness_gap" to the truth, minus 1; "luma_kept" is the share of images whose
-    colorings have exactly the luma that went in, "seams_8" the ``seam_ratio`` of cells of 8 pixels, "fog" relative to
-    the photographs; with ``portraits``, all aligned, "skin_outside" and "skin_grey" are shares of colorings.
+    The others are of what ``colorize`` makes from the 8-bit luma at its own size, K = ``samples`` colorings per image:
+
+    - "rmse": mean ``chroma_rmse`` of all K; "rmse_best": of the best; "rmse_mean": of their mean; "rmse_calm": at
+      temperature 0; "rmse_grey": without color; "rmse_consensus", "rmse_likelihood": of the first 2 by ``ranking``;
+    - "..._of_grey": relative to "rmse_grey"; "colourfulness_gap": relative to the truth, minus 1;
+    - "luma_kept": share of images whose colorings have exactly the original luma;
+    - "seams_8": ``seam_ratio`` of cells of 8 pixels, and so on; "fog": relative to the photographs;
+    - with ``portraits``, which must be aligned, "skin_outside" and "skin_grey": shares of colorings.
     """
     flow.require("colorize")
     if samples < 2 or limit < 1:
         raise FlowError(f"Expected at least 2 samples and a limit of at least 1 image; got {samples} and {limit}.")
     rows: list[dict[str, float]] = []
-    seams = torch.zeros(2, len(flow.config.steps), 4, dtype=torch.float64)
-    asked = {"temperature": temperature, "detail": detail, "coherence": coherence, "working_size": working_size}
+    seams = torch.zeros(2, len(flow.config.steps), 4, dtype=torch.float64)  # of colorings and truth, for every grid
+    options = {"temperature": temperature, "detail": detail, "coherence": coherence, "working_size": working_size}
     for number, file, image in read_each(list_images(folder, only, limit), read_upright, skip or log):
-        settings: dict[str, Any] = {**asked, "samples": samples, "seed": (seed + number * samples) % 2**64}
+        settings: dict[str, Any] = {**options, "samples": samples, "seed": (seed + number * samples) % 2**64}
         row, sums = _measure_colorings(flow, image, settings, portraits=portraits)
         rows.append(row | _measure_grid(flow, image, settings))
         seams += sums
@@ -108,21 +110,21 @@ def evaluate_colorizer(
             )
     means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
     bits = torch.tensor([row["bits_per_dim"] for row in rows], dtype=torch.float64)
-    drawn, truth = ([metrics.seam_ratio(grid) for grid in grids] for grids in seams)
+    of_colorings, of_truth = ([metrics.seam_ratio(sums) for sums in of_grids] for of_grids in seams)
     return {
         "images": len(rows),
         "samples": samples,
         **means,
-        "standard_error": float(bits.std()) / len(rows) ** 0.5 if len(rows) > 1 else math.nan,
+        "standard_error": float(bits.std()) / len(bits) ** 0.5 if len(bits) > 1 else math.nan,
         "coherence": _ratio(means["global_share"], means["global_share_truth"]),
         "coherence_default": _ratio(means["global_share_default"], means["global_share_truth_default"]),
         "colourfulness_gap": _ratio(means["colourfulness"], means["colourfulness_truth"]) - 1,
         "luma_error": max(row["luma_error"] for row in rows),
         **{f"{key}_of_grey": _ratio(means[key], means["rmse_grey"]) for key in RELATIVE_TO_GRAY},
         "fog": _ratio(means["fog"], means["fog_truth"]),
-        "seams": _worst(drawn),
-        "seams_truth": _worst(truth),
-        **{f"seams_{STRIDE * 2**level}": ratio for level, ratio in enumerate(drawn, start=1)},
+        "seams": _worst(of_colorings),
+        "seams_truth": _worst(of_truth),
+        **{f"seams_{STRIDE * 2**level}": ratio for level, ratio in enumerate(of_colorings, start=1)},
     }
 
 
@@ -160,22 +162,23 @@ def _measure_grid(flow: FlowModel, image: Image.Image, settings: dict[str, Any])
     truth, cond = chroma_on_grid(flow, image, settings["working_size"])
     device, shared = next(flow.parameters()).device, cond.expand(samples)
     shapes = flow.latent_shapes(*truth.shape[-2:])
-    own = with_defaults(flow, {name: settings[name] for name in ("temperature", "detail", "coherence")})
+    sampling = with_defaults(flow, {name: settings[name] for name in ("temperature", "detail", "coherence")})
+    at_default = sample_latents(
+        shapes, samples, schedule(sampling["temperature"], sampling["detail"], len(shapes)), seed
+    )
+    at_default[-1] = share_noise(flow, at_default[-1], cond, sampling["coherence"])
     row = {"bits_per_dim": float(score(flow, truth + NEUTRAL, cond, seed=seed, complexity=False).bits_per_dim)}
-    for name, tau in (("", 1.0), ("_default", schedule(own["temperature"], own["detail"], len(shapes)))):
-        latents = sample_latents(shapes, samples, tau, seed=seed)
-        if name:
-            latents[-1] = share_noise(flow, latents[-1], cond, own["coherence"])
-        latents = [z.to(device) for z in latents]
-        drawn = flow.inverse(latents, shared, partial(clamp_level, flow, shared)).cpu() - NEUTRAL
-        row[f"global_share{name}"], row[f"global_share_truth{name}"] = metrics.coherence_parts(drawn, truth)
+    for ending, latents in (("", sample_latents(shapes, samples, 1.0, seed)), ("_default", at_default)):
+        decoded = flow.inverse([z.to(device) for z in latents], shared, partial(clamp_level, flow, shared))
+        parts = metrics.coherence_parts(decoded.cpu() - NEUTRAL, truth)
+        row[f"global_share{ending}"], row[f"global_share_truth{ending}"] = parts
     return row
 
 
 def _measure_colorings(
     flow: FlowModel, image: Image.Image, settings: dict[str, Any], *, portraits: bool
 ) -> tuple[dict[str, float], Tensor]:
-    """Measure what ``colorize`` makes of a photograph's luma; and ``seam_sums`` of it and the truth, (2, grids, 4)."""
+    """Measure what ``colorize`` makes from a photograph's luma; also ``seam_sums`` of both, ``(2, grids, 4)``."""
     y, truth = split(_pixels(image).double() / 255)
     gray = (y * 255).round()  # (1, 1, H, W), as a grayscale file stores it
     stored, working_size = gray.to(torch.uint8), settings["working_size"]
@@ -183,9 +186,8 @@ def _measure_colorings(
     calm = colorize(flow, stored, temperature=0, detail=0, working_size=working_size).double()
     result_luma, chroma = split(colorings)  # (K, 1, H, W), (K, 2, H, W)
     errors = metrics.chroma_rmse(chroma, truth)
-    luma_kept = luma((colorings * 255).round()).round() == gray
-    chosen: list[By] = ["consensus", "likelihood"]
-    best = {by: ranked(colorings, gray / 255, by, flow)[1][0, :KEPT] for by in chosen}
+    criteria: tuple[By, ...] = ("consensus", "likelihood")
+    best = {by: ranked(colorings, gray / 255, by, flow)[1][0, :CHOSEN] for by in criteria}
     row = {
         "rmse": float(errors.mean()),
         "rmse_best": float(errors.min()),
@@ -196,20 +198,22 @@ def _measure_colorings(
         "colourfulness": float(metrics.colorfulness(chroma).mean()),
         "colourfulness_truth": float(metrics.colorfulness(truth)),
         "luma_error": float((result_luma - gray / 255).abs().max()),
-        "luma_kept": float(luma_kept.all()),
+        "luma_kept": float((luma((colorings * 255).round()).round() == gray).all()),
         **{f"rmse_{by}": float(errors[order].mean()) for by, order in best.items()},
         **{f"colourfulness_{by}": float(metrics.colorfulness(chroma[order]).mean()) for by, order in best.items()},
     }
     if portraits:
-        outside, without = metrics.skin_verdict(chroma)
-        row["skin_outside"], row["skin_grey"] = float(outside.double().mean()), float(without.double().mean())
+        is_outside, is_gray = metrics.skin_verdict(chroma)
+        row["skin_outside"], row["skin_grey"] = float(is_outside.double().mean()), float(is_gray.double().mean())
         row["skin_outside_truth"] = float(metrics.skin_verdict(truth)[0])
     height, width = working_sides(y.shape[-2], y.shape[-1], working_size or flow.config.working_size)
     size = height // STRIDE, width // STRIDE
-    y, chroma, truth = (resize_bilinear(plane, size) for plane in (gray / 255, chroma, truth))
-    row["fog"], row["fog_truth"] = float(metrics.fog(chroma, y).nanmean()), float(metrics.fog(truth, y).nan_to_num())
+    small_y, *small = (resize_bilinear(plane, size) for plane in (gray / 255, chroma, truth))
+    fog, fog_truth = (metrics.fog(planes, small_y) for planes in small)
+    row["fog"], row["fog_truth"] = float(fog.nanmean()), float(fog_truth.nan_to_num())
     cells = [2**level for level in range(1, len(flow.config.steps) + 1)]
-    return row, torch.stack([torch.stack([metrics.seam_sums(c, y, cell) for cell in cells]) for c in (chroma, truth)])
+    seams = [torch.stack([metrics.seam_sums(planes, small_y, cell) for cell in cells]) for planes in small]
+    return row, torch.stack(seams)
 
 
 def _worst(ratios: list[float]) -> float:

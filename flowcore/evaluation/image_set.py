@@ -1,4 +1,4 @@
-"""The images of a test set, read as models take them; their bits per dimension; and tables of results."""
+"""Images of test sets, read at a model's input size; their bits per dimension; and tables of results."""
 
 import logging
 import math
@@ -25,9 +25,10 @@ Content = TypeVar("Content")
 def list_images(
     folders: Path | Sequence[Path], only: Collection[str] | None = None, limit: int | None = None
 ) -> list[Path]:
-    """List the images of folders, at any depth and sorted, first those of the first.
+    """List the images of folders one after the other, at any depth and sorted.
 
-    ``only`` has file names without folders; of more than ``limit`` images, so many, evenly spread.
+    ``only`` has file names without folders. If there are more than ``limit`` images, every n-th is taken, so that at
+    most ``limit`` remain.
     """
     folders = [folders] if isinstance(folders, Path) else folders
     files = [file for folder in folders for file in image_files(folder)]
@@ -42,16 +43,17 @@ def list_images(
 def read_each(
     files: Sequence[Path], read: Callable[[Path], Content], log: Callable[[str], None] | None = None
 ) -> Generator[tuple[int, Path, Content], None, None]:
-    """Yield number, file and ``read(file)`` of the images of a test set; log those for which it raises ImageError."""
-    skipped: list[str] = []
-    for position, file in enumerate(files):
+    """Yield number, file and ``read(file)`` of the images of a test set; log and skip those that raise ImageError."""
+    skipped, number = list[str](), 0
+    for file in files:
         try:
-            result = read(file)
+            content = read(file)
         except ImageError as error:
             skipped.append(f"{file.name}: {error}")
             (log or logging.getLogger("flowcore").warning)(f"Skipped {skipped[-1]}")
-        else:
-            yield position - len(skipped), file, result
+            continue
+        yield number, file, content
+        number += 1
     if len(skipped) == len(files):
         raise ImageError(f"None of the {len(files)} images can be measured. Skipped: {'; '.join(skipped[:3])}")
 
@@ -98,15 +100,15 @@ def evaluate_density(
 ) -> dict[str, float]:
     """Measure the bits per dimension of images under a model that has an ``image_size``: mean and standard error.
 
-    And what they depend on: bits per channel, channels, and size of the images as the model takes them.
+    The result also has what they depend on: bits per channel, channels, and size of the images as the model takes them.
 
-    ``data`` is a folder of images at any depth; for models of digits, of the test files of MNIST. Of more than
-    ``limit`` images, so many, evenly spread. More than one of ``samples`` gives the importance-weighted bound.
+    ``data`` is a folder of images at any depth, see ``list_images`` for ``limit``; for models of digits, of the test
+    files of MNIST. With several ``samples`` it is the importance-weighted bound.
     """
     labels = None
     if flow.channels == 1 and (flow.classes or any(data.glob("t10k-images-idx3-ubyte*"))):
         if only is not None:
-            raise FlowError("Digits are not files with names; their held-out part is MNIST's own test set. Use all.")
+            raise FlowError("Digits have no file names to hold out: MNIST has a test set. Measure all of it.")
         images = torch.from_numpy(read_idx(data, "t10k-images-idx3-ubyte")[:limit])[:, None]
         if flow.classes:
             labels = torch.from_numpy(read_idx(data, "t10k-labels-idx1-ubyte")[:limit]).long()
@@ -130,12 +132,12 @@ def evaluate_density(
 
 
 def size_of(row: Mapping[str, float]) -> str:
-    """Say the size of the images of a row of results."""
+    """Describe the size of the images of a row of results."""
     return f"{row['height']:.0f}x{row['width']:.0f}" + ", gray" * (row["channels"] == 1)
 
 
 def density_table(results: dict[str, dict[str, float]]) -> str:
-    """Format densities: set name to what ``evaluate_density`` returned; and say if not all of them compare."""
+    """Format densities, set name to what ``evaluate_density`` returned; and say so unless all of them compare."""
     styles = {"images": ".0f", "bits_per_dim": ".4f", "standard_error": ".4f", "n_bits": ".0f"}
     rows: list[list[str]] = []
     for name, row in results.items():

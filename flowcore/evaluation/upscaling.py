@@ -57,60 +57,60 @@ def evaluate_upscaler(
 ) -> dict[str, dict[str, float]]:
     """Measure bicubic and a model on a folder of HR images, whose sides are cropped to multiples of the scale.
 
-    LR images are antialiased bicubic; they and results are rounded to 8 bits. The first sample at each temperature is
-    measured, and all for "diversity" and "diversity_score_lpips", which without LPIPS is "diversity_score_mse", with
-    squared differences. "gain" is the PSNR over that of bicubic.
+    LR images are antialiased bicubic; they and results are rounded to 8 bits. The diversity measures take all samples
+    at a temperature, the others the first. "gain" is the PSNR minus that of bicubic. Without LPIPS installed,
+    "diversity_score_mse", on squared differences, replaces "diversity_score_lpips".
 
     The result maps a method ("bicubic", "tau 0", "tau 0.8, calm 0.75", ..., "original") to the means over images of the
-    requested ones of ``MEASURES``; for "original" those that need no reference. Images that are too small for a
-    measure, or for which it is infinite, are left out of its mean, and the measure if all are.
+    requested ones of ``MEASURES``; for "original", of those that need no reference. A mean leaves out images that are
+    too small for the measure, or for which it is infinite; a measure without images is missing.
     """
     flow.require("upscale")
     if unknown := [name for name in measures if name not in MEASURES]:
-        raise FlowError(f"There is no measure {unknown[0]!r}; choose from {', '.join(MEASURES)}.")
+        raise FlowError(f"Unknown measure {unknown[0]!r}; choose from {', '.join(MEASURES)}.")
     scale = flow.condition_scale
     settings = [sampling_settings(flow, tau, calm_edges) for tau in temperatures]
-    rows: dict[str, list[dict[str, float]]] = {}
+    rows: dict[str, list[dict[str, float]]] = {}  # by method, a row per image
     for _, file, hr in read_each(list_images(folder, only), lambda file: read_cropped(file, scale), skip or log):
         lr = as_stored(shrink(hr, scale))
         bicubic = as_stored(enlarge(lr, scale))
-        base = float(metrics.psnr(bicubic, hr))
-        of_this = {"bicubic": _measure(bicubic, hr, lr, base, measures)}
+        psnr_bicubic = float(metrics.psnr(bicubic, hr))
+        by_method = {"bicubic": _measure(bicubic, hr, lr, psnr_bicubic, measures)}
         bits = _bits(flow, hr) if "bits_per_dim" in measures else {}
         for tau, calm in settings:
-            drawn = upscale(flow, lr, seed=0, temperature=tau, calm_edges=calm, samples=samples if tau else 1)
+            samples_hr = upscale(flow, lr, seed=0, temperature=tau, calm_edges=calm, samples=samples if tau else 1)
             method = f"tau {tau:g}, calm {calm:g}" if tau and calm else f"tau {tau:g}"
-            of_this[method] = {**_measure(as_stored(drawn), hr, lr, base, measures), **bits}
+            by_method[method] = {**_measure(as_stored(samples_hr), hr, lr, psnr_bicubic, measures), **bits}
         if log is not None:
-            log(f"{file.name}: " + ", ".join(f"{method} {row['psnr']:.2f} dB" for method, row in of_this.items()))
+            log(f"{file.name}: " + ", ".join(f"{method} {row['psnr']:.2f} dB" for method, row in by_method.items()))
         if without_reference := [name for name in measures if name in OF_ORIGINALS]:
-            of_this["original"] = _measure(hr, hr, lr, base, without_reference)
-            del of_this["original"]["psnr"]
-        infinite = {key for row in of_this.values() for key, value in row.items() if math.isinf(value)}
+            by_method["original"] = _measure(hr, hr, lr, psnr_bicubic, without_reference)
+            del by_method["original"]["psnr"]
+        infinite = {key for row in by_method.values() for key, value in row.items() if math.isinf(value)}
         if infinite:
             (log or logging.getLogger("flowcore").warning)(
                 f"{file.name}: {', '.join(sorted(infinite))} left out of the means: a picture equals what it is "
                 "compared with."
             )
-        for method, row in of_this.items():
+        for method, row in by_method.items():
             rows.setdefault(method, []).append(row | dict.fromkeys(infinite & row.keys(), math.nan))
     means: dict[str, dict[str, float]] = {}
-    for method, of_method in rows.items():
-        keys = [key for key in of_method[0] if key != "psnr" or "psnr" in measures]  # for the log, and the gain
-        measured = {key: [row[key] for row in of_method if not math.isnan(row[key])] for key in keys}
-        means[method] = {key: sum(values) / len(values) for key, values in measured.items() if values}
+    for method, of_images in rows.items():
+        keys = [key for key in of_images[0] if key != "psnr" or "psnr" in measures]  # always measured, for the log
+        values = {key: [row[key] for row in of_images if not math.isnan(row[key])] for key in keys}
+        means[method] = {key: sum(numbers) / len(numbers) for key, numbers in values.items() if numbers}
     return means
 
 
 def missing_measures(measures: Sequence[str] = USUAL_MEASURES) -> str | None:
     """Name the measures that this machine lacks, and how to get them, in a line; None if it lacks none."""
     based_on_lpips = {"lpips": "LPIPS", "diversity_score": "the diversity score on LPIPS"}
-    lacking = [title for name, title in based_on_lpips.items() if name in measures]
-    missing = metrics.lpips_missing() if lacking else None
-    return missing and f"Missing: {' and '.join(lacking)}. To get it: {missing}."
+    titles = [title for name, title in based_on_lpips.items() if name in measures]
+    advice = metrics.lpips_missing()
+    return f"Missing: {' and '.join(titles)}. To get it: {advice}." if titles and advice else None
 
 
-def _measure(images: Tensor, hr: Tensor, lr: Tensor, base: float, measures: Sequence[str]) -> dict[str, float]:
+def _measure(images: Tensor, hr: Tensor, lr: Tensor, psnr_bicubic: float, measures: Sequence[str]) -> dict[str, float]:
     """Measure samples of one image: all of them for the diversities, the first for the rest."""
     first = images[:1]
     ways: dict[str, Callable[[], Any]] = {
@@ -118,7 +118,7 @@ def _measure(images: Tensor, hr: Tensor, lr: Tensor, base: float, measures: Sequ
         "ssim": lambda: metrics.ssim(first, hr),
         "lr_psnr": lambda: metrics.lr_psnr(first, lr),
         "diversity": lambda: metrics.diversity(images) if len(images) > 1 else 0.0,
-        "gain": lambda: metrics.psnr(first, hr) - base,
+        "gain": lambda: metrics.psnr(first, hr) - psnr_bicubic,
         "niqe": lambda: niqe(first),
         "brisque": lambda: brisque(first),
         "piqe": lambda: piqe(first),
@@ -130,7 +130,7 @@ def _measure(images: Tensor, hr: Tensor, lr: Tensor, base: float, measures: Sequ
     else:
         score_key, distance = "diversity_score_mse", metrics.squared_error
     ways[score_key] = lambda: metrics.diversity_score(images, hr, distance) if len(images) > 1 else 0.0
-    requested = {"psnr", score_key if "diversity_score" in measures else "", *measures}  # PSNR is for the log, too
+    requested = {"psnr", *(score_key if name == "diversity_score" else name for name in measures)}
     row: dict[str, float] = {}
     for key, measure in ways.items():
         if key in requested:

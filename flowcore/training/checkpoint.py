@@ -1,17 +1,16 @@
-"""Where the weights of a run come from: its own checkpoints, another model, the encoder of one, or a backbone."""
+"""A run's checkpoints; and the other files that its weights may come from: a model, its encoder, or a backbone."""
 
 import copy
 import dataclasses
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 from torch.optim import Optimizer
 
 from ..checkpoints import catalog
@@ -22,26 +21,8 @@ from ..errors import FlowError
 from ..model import FlowModel
 from ..models.fields import OF_GUIDE, SAMPLING
 from .objective import lr_encoder, pretrained_backbone
-
-
-@dataclass
-class RunState:
-    """What a checkpoint stores besides tensors; the field names are part of its format."""
-
-    step: int = 0  # finished ones, over all stages
-    skipped: int = 0  # steps whose update was skipped because loss or gradient was not finite
-    bad: int = 0  # how many of the last steps, consecutively, were skipped
-    rate: float = 1.0  # factor on the recipe's learning rates, halved whenever the run went back to a checkpoint
-    retreats: int = 0  # how often it went back
-    initialised: bool = False  # whether the data-dependent initialization was made
-    # steps of every stage of a run that is to end within some minutes; empty for the recipe's
-    stage_steps: list[int] = field(default_factory=list[int])
-    # what held-out images say of the model that the run started from, by stage; empty if it began anew
-    start: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
-    precision: str = ""  # "float32" or "bfloat16", once chosen
-    recompute: str = ""  # "always" or "never", once chosen
-    origin: str = ""  # text on the model that the weights were taken from, if any
-    seconds: float = 0.0  # spent training
+from .run import Run, RunState
+from .run_folder import copy_file
 
 
 class Checkpoints:
@@ -69,7 +50,7 @@ class Checkpoints:
         self._newest_is_good = state.bad == 0
 
     def read(self, log: Callable[[str], None], *, good: bool = False) -> dict[str, Any] | None:
-        """Read the newest undamaged checkpoint, with ``good`` the newest whose last steps were finite; None if none is.
+        """Read the newest undamaged checkpoint, with ``good`` the newest whose last step was finite; None if none is.
 
         FlowError if it is of another recipe, or if there are files of these names and none can be read.
         """
@@ -114,13 +95,42 @@ def restore(content: Mapping[str, Any], flow: FlowModel, average: FlowModel, sta
     return content["optimiser"]
 
 
-def copy_file(source: Path, target: Path) -> None:
-    """Copy a file atomically."""
-    with replacing(target, source.stat().st_size) as partial:
-        shutil.copyfile(source, partial)
-
-
 # --- the start of a run -----------------------------------------------------------------------------------------------
+
+
+def resume(run: Run, content: Mapping[str, Any], start: Path | None, start_copy: Path) -> dict[str, Any] | None:
+    """Load a checkpoint into a run that may have begun with a copy of a start, and return the optimizer's state."""
+    optimizer_state = restore(content, run.flow, run.average, run.state)
+    if start is not None and not f"{run.state.origin},".startswith(f", starting from {start.stem},"):
+        raise FlowError(
+            f"{start_copy.parent} holds a run that did not start from {start.stem}. Choose another --run folder, or "
+            "leave out --start to continue that run."
+        )
+    if run.state.start:
+        take_sampling_defaults([run.flow, run.average], start_copy)
+    run.log.line(f"resuming after step {run.state.step}")
+    return optimizer_state
+
+
+def load_start(run: Run, start: Path | None, encoder_from: Path | None, start_copy: Path) -> None:
+    """Load the weights that a new run begins with, and keep a copy of the start."""
+    flow, state = run.flow, run.state
+    if start is not None:
+        load_weights(flow, start, other_encoder=encoder_from is not None)
+        take_sampling_defaults([flow, run.average], start)
+        state.initialised, state.rate, state.origin = True, run.recipe.start_rate, f", starting from {start.stem}"
+        if run.distributed.is_main:
+            copy_file(start, start_copy)
+    elif run.distributed.is_main:
+        start_copy.unlink(missing_ok=True)  # of a run that stopped before its first step
+    if encoder_from is not None:
+        state.origin += f", with the {load_encoder(flow, encoder_from)} of {encoder_from.stem}"
+    elif start is None and (shipped := shipped_with_backbone(flow)) is not None:
+        trained_here = any(stage.objective == "chroma" for stage in run.recipe.stages)
+        part = load_encoder(flow, shipped, backbone_alone=trained_here)
+        state.origin = f", with the {part} of {shipped.stem}"
+        run.log.line(f"took the {part} of the shipped model {shipped.stem}; encoder_from chooses another file")
+    run.average.load_state_dict(flow.state_dict())
 
 
 def load_weights(flow: FlowModel, path: Path, *, other_encoder: bool = False) -> None:
@@ -144,13 +154,13 @@ def load_weights(flow: FlowModel, path: Path, *, other_encoder: bool = False) ->
             f"{path.name}, a {other.architecture} model, does not fit this recipe's {flow.architecture} model: "
             f"{'; '.join(differences[:3]) or 'another architecture'}. Start from a model of the same configuration."
         )
-    left_out = "encoder." if of_encoder else "encoder.memory."
-    weights = {name: t for name, t in other.state_dict().items() if not name.startswith(left_out)}
+    not_loaded = "encoder." if of_encoder else "encoder.memory."
+    weights = {name: t for name, t in other.state_dict().items() if not name.startswith(not_loaded)}
     flow.load_state_dict({name: weights.get(name, value) for name, value in flow.state_dict().items()})
 
 
 def take_sampling_defaults(flows: Sequence[FlowModel], path: Path) -> None:
-    """Take over how a model is meant to be sampled, which hardly changes while it is fine-tuned."""
+    """Copy from a model file how it is meant to be sampled, which hardly changes while it is fine-tuned."""
     config = read_header(path).config
     for flow in flows:
         flow.config = dataclasses.replace(flow.config, **{name: config[name] for name in SAMPLING if name in config})
@@ -164,12 +174,15 @@ def with_guide_of(flow: FlowModel, start: Path) -> tuple[FlowModel, str]:
     copied = copy.deepcopy(flow)
     copied.guide = other.guide.to(next(flow.parameters()).device)
     copied.config = dataclasses.replace(flow.config, **{name: getattr(other.config, name) for name in OF_GUIDE})
-    _, found, licence = str(read_header(start).provenance.get("licence", "")).partition("; guide: ")
-    return copied, found + licence
+    _, separator, license_of_guide = str(read_header(start).provenance.get("licence", "")).partition("; guide: ")
+    return copied, separator + license_of_guide
 
 
-def shipped_with_backbone(config: Any) -> Path | None:
-    """Find the shipped model with the backbone of a configuration; None for an IMDN, which can be trained without."""
+def shipped_with_backbone(flow: Flow) -> Path | None:
+    """Find the shipped model with the backbone of a flow; None if it has none, or an IMDN, which can do without."""
+    if pretrained_backbone(flow) is None:
+        return None
+    config: Any = flow.config
     of_backbone = ["backbone"] if hasattr(config, "backbone") else ["encoder", "encoder_blocks", "encoder_growth"]
     headers = {catalog.path(name): read_header(catalog.path(name)).config for name in catalog.names()}
     files = [file for file, c in headers.items() if all(c.get(name) == getattr(config, name) for name in of_backbone)]
@@ -179,7 +192,7 @@ def shipped_with_backbone(config: Any) -> Path | None:
         return None
     raise FlowError(
         "This recipe's encoder has a backbone, whose pretrained weights must be loaded before training, and no shipped "
-        f"model has it ({config.backbone}). Give a file with encoder_from (--encoder-from): another model with "
+        f"model has it ({config.backbone}). Name a file with encoder_from (--encoder-from): another model with "
         "this backbone, or what benchmarks/read_published.py writes."
     )
 
@@ -197,8 +210,8 @@ def load_encoder(flow: FlowModel, path: Path, *, backbone_alone: bool = False) -
             theirs = {prefix + name: t.float() for name, t in load_file(path).items()}
         else:
             theirs = {} if (other := read(path).encoder) is None else other.state_dict()
-        shapes, own = ({name: t.shape for name, t in state.items()} for state in (theirs, encoder.state_dict()))
-        if shapes == own and not backbone_alone:
+        fits = _shapes(theirs) == _shapes(encoder.state_dict())
+        if fits and not backbone_alone:
             encoder.load_state_dict(theirs)
             return "encoder"
         backbone.load_state_dict({n.removeprefix(prefix): t for n, t in theirs.items() if n.startswith(prefix)})
@@ -207,3 +220,7 @@ def load_encoder(flow: FlowModel, path: Path, *, backbone_alone: bool = False) -
         raise FlowError(
             f"The encoder of {path.name} does not fit the encoder of this recipe's model: {error}."
         ) from error
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: t.shape for name, t in state.items()}

@@ -44,17 +44,17 @@ class Photographs:
         self.recipe, self.cache = recipe, open_pixel_cache(folders, cache, recipe, progress)
         self.skipped = self.cache.skipped
         names = sorted({entry.name for entry in self.cache.entries})
-        held = {name for name in names if PurePosixPath(name).name in held_out}
-        if not held:
+        validation = {name for name in names if PurePosixPath(name).name in held_out}
+        if not validation:
             count = min(recipe.validation, max(1, len(names) // 2), len(names) - 1)
-            held = {names[round(k * len(names) / count)] for k in range(count)}
-        if len(held) == len(names):
+            validation = {names[round(k * len(names) / count)] for k in range(count)}
+        if len(validation) == len(names):
             raise ImageError(
                 f"All {len(names)} images in {describe(folders)} are on the list of images that are held out of "
                 "training. Add others, or leave held_out out of the recipe."
             )
-        self.training = [entry for entry in self.cache.entries if entry.name not in held]
-        self.held_out = [entry for entry in self.cache.entries if entry.name in held]
+        self.training = [entry for entry in self.cache.entries if entry.name not in validation]
+        self.held_out = [entry for entry in self.cache.entries if entry.name in validation]
         self._candidates = lru_cache(maxsize=None)(self._list_candidates)
 
     def names(self) -> list[str]:
@@ -62,14 +62,14 @@ class Photographs:
         return sorted({entry.name for entry in self.training})
 
     def leave_out(self, unsuitable: Callable[[np.ndarray], bool], reason: str) -> None:
-        """Leave out the images that a predicate of their pixels, ``(H, W, 3)`` uint8, is true for."""
-        by_name: dict[str, bool] = {}
+        """Skip the images whose pixels, ``(H, W, 3)`` uint8, are unsuitable."""
+        entries: dict[str, Entry] = {}
         for entry in self.cache.entries:
-            if entry.name not in by_name:
-                by_name[entry.name] = unsuitable(self.cache.images(entry)[0])
-        self.skipped += [f"{name}: {reason}" for name, out in by_name.items() if out]
-        self.training = [entry for entry in self.training if not by_name[entry.name]]
-        self.held_out = [entry for entry in self.held_out if not by_name[entry.name]]
+            entries.setdefault(entry.name, entry)
+        names = dict.fromkeys(name for name, entry in entries.items() if unsuitable(self.cache.images(entry)[0]))
+        self.skipped += [f"{name}: {reason}" for name in names]
+        self.training = [entry for entry in self.training if entry.name not in names]
+        self.held_out = [entry for entry in self.held_out if entry.name not in names]
         if not self.training:
             raise ImageError(f"No image is left to train on: each one {reason}. Add others.")
 
@@ -113,15 +113,15 @@ class Photographs:
     ) -> tuple[np.ndarray, np.ndarray]:
         hr, lr = self.cache.images(entry)
         recipe, scale, small = self.recipe, self.recipe.scale, crop // self.recipe.scale
-        top = int(rng.integers(0, lr.shape[0] - small + 1))
-        left = int(rng.integers(0, lr.shape[1] - small + 1))
+        row = int(rng.integers(0, lr.shape[0] - small + 1))  # of the LR crop's corner
+        column = int(rng.integers(0, lr.shape[1] - small + 1))
         turn, mirror = int(rng.integers(4)) if recipe.turn else 0, bool(rng.integers(2))
         if recipe.degradation == "realistic" and scale > 1:
-            drawn = draw_degradation(degradation_rng, recipe.degradation_strength)
-            lr = degrade(hr, scale, top, left, small, drawn, degradation_rng)
+            degradation = draw_degradation(degradation_rng, recipe.degradation_strength)
+            lr = degrade(hr, scale, row, column, small, degradation, degradation_rng)
         else:
-            lr = lr[top : top + small, left : left + small]
-        hr = hr[top * scale : top * scale + crop, left * scale : left * scale + crop]
+            lr = lr[row : row + small, column : column + small]
+        hr = hr[row * scale : row * scale + crop, column * scale : column * scale + crop]
         if recipe.degradation == "dark":
             lr = darken(hr, degradation_rng)
         hr, lr = (np.rot90(x, turn) for x in (hr, lr))
@@ -133,7 +133,7 @@ def _to_batch(crops: list[np.ndarray]) -> Tensor:
     return stacked.permute(0, 3, 1, 2).float().div_(255)  # stays channels-last in memory
 
 
-# --- of colorizers ----------------------------------------------------------------------------------------------------
+# --- for colorizers ---------------------------------------------------------------------------------------------------
 
 GRAY = 0.008  # standard deviation of a channel's difference from gray, below which a photograph counts as uncolored
 
@@ -142,7 +142,7 @@ class ColorPhotographs(Photographs):
     """Crops of photographs for colorizers: chroma, and the luma, the hints and the palettes to predict it from."""
 
     hinted = 0.5  # share of the crops that have hints
-    palettes = 0.1  # likewise
+    palettes = 0.1  # share of those that have a palette
     recall: Recall | None = None  # of the model that is trained, if it has a memory
 
     def batch(self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False) -> tuple[Tensor, Tensor]:
@@ -198,8 +198,8 @@ def _draw_hints(chroma: Tensor, rng: np.random.Generator) -> Tensor:
     planes = torch.zeros(3, height, width)
     for _ in range(int(2 ** rng.uniform(0, 4))):
         side = int(rng.integers(1, largest + 1))
-        top, left = int(rng.integers(0, height - side + 1)), int(rng.integers(0, width - side + 1))
-        place = (..., slice(top, top + side), slice(left, left + side))
+        row, column = int(rng.integers(0, height - side + 1)), int(rng.integers(0, width - side + 1))
+        place = (..., slice(row, row + side), slice(column, column + side))
         planes[0][place] = 1
         planes[1:][place] = chroma[place].mean((1, 2), keepdim=True)
     return F.interpolate(planes[None], scale_factor=STRIDE, mode="nearest")[0]
@@ -234,18 +234,18 @@ class Recall:
             return self.memory.look_up(described, self.cells)
         shares, chances = zip(*PARTS, strict=True)
         share = float(rng.choice(shares, p=chances))
-        neighbors = round(NEIGHBORS * share**0.58)  # 20 at 0.15
+        neighbors = round(NEIGHBORS * share**0.58)  # fewer among fewer cells: 20 at a share of 0.15
         part = self.cells.among(self.memory.part(int(rng.integers(2**62)), share))
-        found: list[Tensor] = []
-        for one, name in zip(described.split(1), names, strict=True):
+        recalled: list[Tensor] = []
+        for features, name in zip(described.split(1), names, strict=True):
             others = ~self.series[self.numbers[name]][part.photograph]
-            found.append(self.memory.look_up(one, part.among(others), neighbors))
-        return torch.cat(found)
+            recalled.append(self.memory.look_up(features, part.among(others), neighbors))
+        return torch.cat(recalled)
 
 
 @torch.no_grad()
 def fill_memories(flows: Sequence[FlowModel], data: Photographs, progress: Progress | None = None) -> None:
-    """Fill the memories of copies of a colorizer alike, with about as many cells of every training photograph."""
+    """Fill the memory of each copy of a colorizer with the same cells, about as many of every training photograph."""
     encoder, memory = _encoder_and_memory(flows[0])
     names, total = data.names(), memory.cells
     if total < len(names):
@@ -329,7 +329,7 @@ def read_idx(folder: Path, name: str) -> np.ndarray:
         raise ImageError(f"{path.name} is not a file of MNIST, or damaged ({error}). Download it again.") from error
 
 
-# --- of any recipe ----------------------------------------------------------------------------------------------------
+# --- for any recipe ---------------------------------------------------------------------------------------------------
 
 Data = Photographs | Digits
 

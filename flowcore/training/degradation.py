@@ -20,17 +20,17 @@ DegradationKind = Literal["bicubic", "realistic", "dark"]
 Kernel = Literal["bicubic", "bilinear", "area"]
 
 # probabilities, and amounts at strength 1
-BLURRED, ANISOTROPIC = 0.5, 0.4  # the latter among those that are blurred
+BLURRED, ANISOTROPIC = 0.5, 0.4  # ANISOTROPIC: of blurred ones
 MAX_BLUR = 0.6  # standard deviation, in LR pixels
 OTHER_KERNEL = 0.1  # for each of the two kernels besides bicubic
-NOISY, GRAY = 0.6, 0.4  # the latter among those that are noisy
+NOISY, GRAY = 0.6, 0.4  # GRAY: of noisy ones
 MAX_PHOTON, MAX_READ = 10 / 255, 3 / 255  # standard deviations at middle gray
-COMPRESSED, SUBSAMPLED = 0.75, 0.8  # the latter among those that are compressed
+COMPRESSED, SUBSAMPLED = 0.75, 0.8  # SUBSAMPLED: of compressed ones
 MAX_QUALITY, MIN_QUALITY = 95, 30  # of JPEG
 
 # of darkness: gains of linear light, drawn log-uniformly, and how far they vary within an unevenly lit picture
 MIN_GAIN, MAX_GAIN = 0.04, 0.5
-UNEVEN, UNEVENNESS = 0.5, 0.7  # the latter is the standard deviation of the logarithm of the gain
+UNEVEN, UNEVENNESS = 0.5, 0.7  # UNEVENNESS: standard deviation of the logarithm of the gain
 DARK_COMPRESSED, DARK_MIN_QUALITY = 0.5, 60
 LIGHT_CELLS = 4  # along a side of the map of light
 
@@ -78,38 +78,46 @@ def draw_degradation(rng: np.random.Generator, strength: float = 1.0) -> Degrada
 
 
 def degrade(
-    image: np.ndarray, scale: int, top: int, left: int, side: int, way: Degradation, rng: np.random.Generator
+    image: np.ndarray, scale: int, row: int, column: int, side: int, degradation: Degradation, rng: np.random.Generator
 ) -> np.ndarray:
     """Make a crop ``(side, side, 3)`` of the LR image of a photograph; rows, columns and sides are in LR pixels.
 
     It degrades complete JPEG blocks and what kernels reach around them, so that crops have no border effects.
     """
-    above, before = way.grid if way.quality is not None else (0, 0)
-    rows, columns = (GRID * math.ceil((n + side) / GRID) if way.quality is not None else side for n in (above, before))
-    reach = KERNEL_REACH + math.ceil(3 * max(way.blur))
-    first = (top - above - reach) * scale, (left - before - reach) * scale
+    above, before = (
+        degradation.grid if degradation.quality is not None else (0, 0)
+    )  # pixels of the first blocks that are not in the crop
+    rows, columns = (
+        GRID * math.ceil((n + side) / GRID) if degradation.quality is not None else side for n in (above, before)
+    )
+    reach = KERNEL_REACH + math.ceil(3 * max(degradation.blur))
+    first = (row - above - reach) * scale, (column - before - reach) * scale
     last = first[0] + (rows + 2 * reach) * scale, first[1] + (columns + 2 * reach) * scale
     inside = image[max(first[0], 0) : last[0], max(first[1], 0) : last[1]]
     missing = [(max(-a, 0), max(b - side, 0)) for a, b, side in zip(first, last, image.shape, strict=False)]
     hr = np.pad(inside, [*missing, (0, 0)], mode="symmetric")
     x = torch.from_numpy(hr).permute(2, 0, 1)[None].float() / 255  # (1, 3, rows + 2 reach, columns + 2 reach) x scale
-    x = _blur(x.contiguous(), way, scale)
+    x = _blur(x.contiguous(), degradation, scale)
     size = rows + 2 * reach, columns + 2 * reach
-    lr = F.avg_pool2d(x, scale) if way.kernel == "area" else F.interpolate(x, size, mode=way.kernel, antialias=True)
+    lr = (
+        F.avg_pool2d(x, scale)
+        if degradation.kernel == "area"
+        else F.interpolate(x, size, mode=degradation.kernel, antialias=True)
+    )
     lr = lr[..., reach:-reach, reach:-reach]
     pixels = lr[0].permute(1, 2, 0).clamp(0, 1).numpy()  # (rows, columns, 3)
-    if way.photon or way.read:
-        drawn = rng.standard_normal((rows, columns, 1 if way.gray else 3), dtype=np.float32)
+    if degradation.photon or degradation.read:
+        noise = rng.standard_normal((rows, columns, 1 if degradation.gray else 3), dtype=np.float32)
         slope = (0.5 / pixels.clip(BLACK)) ** (GAMMA - 1)  # of the gamma curve, relative to middle gray
-        pixels = pixels + drawn * np.sqrt(way.photon**2 + (way.read * slope) ** 2)
+        pixels = pixels + noise * np.sqrt(degradation.photon**2 + (degradation.read * slope) ** 2)
     eight_bit = (pixels.clip(0, 1) * 255).round().astype(np.uint8)
-    if way.quality is not None:
-        eight_bit = _compress(eight_bit, way.quality, subsampled=way.subsampled)
+    if degradation.quality is not None:
+        eight_bit = _compress(eight_bit, degradation.quality, subsampled=degradation.subsampled)
     return eight_bit[above : above + side, before : before + side]
 
 
 def darken(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Photograph a picture ``(H, W, 3)`` of uint8 again in little light, unevenly lit, noisy and compressed."""
+    """Make a picture ``(H, W, 3)``, uint8, as if photographed in little light: dark, uneven, noisy and compressed."""
     uneven, compressed, quality, photon, read = rng.random(5).tolist()
     log_gain = math.log(MIN_GAIN) + rng.random() * math.log(MAX_GAIN / MIN_GAIN)
     light = torch.from_numpy(rng.standard_normal((1, 1, LIGHT_CELLS, LIGHT_CELLS)))
@@ -126,10 +134,10 @@ def darken(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return dark
 
 
-def _blur(x: Tensor, way: Degradation, scale: int) -> Tensor:
-    if not any(way.blur):
+def _blur(x: Tensor, degradation: Degradation, scale: int) -> Tensor:
+    if not any(degradation.blur):
         return x
-    along, across = (max(width * scale, 1e-3) for width in way.blur)  # in HR pixels
+    along, across = (max(width * scale, 1e-3) for width in degradation.blur)  # in HR pixels
     radius = math.ceil(3 * max(along, across))
     size = 2 * radius + 1
     if along == across:
@@ -137,7 +145,7 @@ def _blur(x: Tensor, way: Degradation, scale: int) -> Tensor:
         return filter2d_separable(x, kernel, kernel, border_type="replicate")
     offsets = torch.arange(-radius, radius + 1.0)
     v, u = torch.meshgrid(offsets, offsets, indexing="ij")
-    cos, sin = math.cos(way.direction), math.sin(way.direction)
+    cos, sin = math.cos(degradation.direction), math.sin(degradation.direction)
     exponent = ((u * cos + v * sin) / along) ** 2 + ((v * cos - u * sin) / across) ** 2
     kernel = torch.exp(-0.5 * exponent)[None]
     return filter2d(x, kernel / kernel.sum(), border_type="replicate")

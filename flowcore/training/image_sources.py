@@ -13,7 +13,7 @@ import uuid
 import zipfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from ..checkpoints.writing import clear_abandoned
+from ..checkpoints.writing import beside, clear_abandoned
 from ..errors import ImageError
 from ..images.color import to_uint8
 from ..images.files import IMAGE_SUFFIXES, decode_rgb, truncated_refused
@@ -59,22 +59,19 @@ class ImageSource:
 def find_images(folders: Folders) -> list[ImageSource]:
     """List the images of folders, archives (``photos.zip``) and folders in these (``photos.zip/train``), at any depth.
 
-    With several, names begin with the folder's (``2-holiday/a.jpg``), and an image that is in two is listed once.
+    With several, names begin with the folder's (``2-holiday/a.jpg``), and an image in two of them is listed once.
     """
     folders = [folders] if isinstance(folders, Path) else list(folders)
     if not folders:
         raise ImageError("There is nothing to train on. Name at least one folder, or ZIP archive, of images.")
     if len(folders) == 1:
         return _images_of(folders[0])
-    found: list[ImageSource] = []
+    sources, known = list[ImageSource](), set[tuple[Path, str]]()
     for number, folder in enumerate(folders, start=1):
-        known = {(source.path.resolve(), source.member) for source in found}
-        found += [
-            replace(source, name=f"{number}-{folder.resolve().name}/{source.name}")
-            for source in _images_of(folder)
-            if (source.path.resolve(), source.member) not in known
-        ]
-    return found
+        fresh = [source for source in _images_of(folder) if (source.path.resolve(), source.member) not in known]
+        known |= {(source.path.resolve(), source.member) for source in fresh}
+        sources += [replace(source, name=f"{number}-{folder.resolve().name}/{source.name}") for source in fresh]
+    return sources
 
 
 def _images_of(folder: Path) -> list[ImageSource]:
@@ -84,7 +81,7 @@ def _images_of(folder: Path) -> list[ImageSource]:
     if folder.is_file() and folder.suffix.lower() in IMAGE_SUFFIXES:
         return [ImageSource(folder.name, folder, "", folder.stat().st_size, folder.stat().st_mtime_ns)]
     if not folder.is_dir():
-        raise ImageError(f"There is no folder {folder}. Give a folder of images, or a ZIP archive (photos.zip/train).")
+        raise ImageError(f"There is no folder {folder}. Name a folder of images, or a ZIP archive (photos.zip/train).")
     stats = [(file, file.stat()) for file in image_files(folder)]
     return [ImageSource(str(file.relative_to(folder)), file, "", s.st_size, s.st_mtime_ns) for file, s in stats]
 
@@ -113,35 +110,35 @@ def _members(archive: Path, folder: str) -> list[ImageSource]:
 
 
 def folder_stamp(folder: Path) -> str:
-    """Digest the times at which a folder, if it exists, and those in it changed: asking every file may take minutes."""
-    digest = hashlib.sha256()
-    if folder.is_file():
-        digest.update(f"{folder} {folder.stat().st_mtime_ns}\n".encode())
-    for path, _ in walk_folders(folder, {}):
-        digest.update(f"{path} {os.stat(path).st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+    """Digest the times at which a folder and those in it, or a file, changed: asking every file may take minutes."""
+    paths = [folder] if folder.is_file() else [here for here, _ in walk_folders(folder, {})]
+    return hashlib.sha256("".join(f"{path} {os.stat(path).st_mtime_ns}\n" for path in paths).encode()).hexdigest()
 
 
 def folder_problem(folder: Path, *, digits: bool | None) -> str | None:
-    """Say what is wrong with a folder, or file, to train on, looking at ``MAX_SEARCHED`` things; None if nothing is.
+    """Say what is wrong with a folder, or file, to train on, looking at ``MAX_SEARCHED`` paths; None if nothing is.
 
-    ``digits`` asks for files of MNIST directly in it, else for images at any depth; None accepts both.
+    ``digits`` requires files of MNIST directly in it, False images at any depth; None accepts both.
     """
-    sought = f"image ({', '.join(sorted(IMAGE_SUFFIXES))})"
+    required = f"image ({', '.join(sorted(IMAGE_SUFFIXES))})"
     if digits:
-        sought = "file of MNIST (train-images-idx3-ubyte and the other three, gzipped or not), which this recipe needs"
+        required = (
+            "file of MNIST (train-images-idx3-ubyte and the other three, gzipped or not), which this recipe needs"
+        )
     files = 0
     inside = (Path(here, name) for here, names in walk_folders(folder, {}) for name in (*names, ""))
     for number, path in enumerate([folder] if folder.is_file() else inside):
         if number == MAX_SEARCHED:
-            return f"the first {number} things in {folder} are no {sought}. Choose a folder inside it."
+            return (
+                f"none of the first {number} files and folders in {folder} is an {required}. Choose a folder inside it."
+            )
         is_image = digits is not True and path.suffix.lower() in IMAGE_SUFFIXES
         is_digits = digits is not False and "-idx" in path.name and path.parent == folder
-        is_file = path.is_file()
-        if (is_image or is_digits) and is_file:
-            return None
-        files += is_file
-    return f"{folder} holds {files} files and no {sought}, at any depth."
+        if path.is_file():
+            if is_image or is_digits:
+                return None
+            files += 1
+    return f"{folder} holds {files} files and no {required}, at any depth."
 
 
 def decode_each(
@@ -156,7 +153,7 @@ def decode_each(
         return (None, reason) if image is None else (process(image), "")
 
     threads = min(MAX_THREADS, os.cpu_count() or 1)
-    pending: deque[tuple[ImageSource, int, Future[tuple[Processed | None, str]]]] = deque()
+    pending: deque[tuple[ImageSource, int, Callable[[], tuple[Processed | None, str]]]] = deque()
     archives: dict[Path, zipfile.ZipFile] = {}
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(threads))
@@ -168,17 +165,13 @@ def decode_each(
             while pending and (
                 len(pending) >= 2 * threads or pixels + sum(n for _, n, _ in pending) > MAX_PIXELS_IN_FLIGHT
             ):
-                first, _, future = pending.popleft()
-                yield first, *future.result()
-            future: Future[tuple[Processed | None, str]] = Future()
-            if pixels <= SMALL_IMAGE:
-                future.set_result(decode(opened, reason))
-            else:
-                future = pool.submit(decode, opened, reason)
-            pending.append((source, pixels, future))
-        while pending:
-            first, _, future = pending.popleft()
-            yield first, *future.result()
+                first, _, result = pending.popleft()
+                yield first, *result()
+            is_small = pixels <= SMALL_IMAGE  # decoded here when its turn comes
+            result = partial(decode, opened, reason) if is_small else pool.submit(decode, opened, reason).result
+            pending.append((source, pixels, result))
+        for first, _, result in pending:
+            yield first, *result()
 
 
 def _open(source: ImageSource, archive: zipfile.ZipFile | None) -> tuple[Image.Image, bytes]:
@@ -196,7 +189,7 @@ def _open(source: ImageSource, archive: zipfile.ZipFile | None) -> tuple[Image.I
 
 
 def _attempt(read: Callable[[], Read]) -> tuple[Read | None, str]:
-    """Return what was read, or the reason why it cannot be: damaged files make Pillow raise nearly anything."""
+    """Return what was read, or why it cannot be: damaged files make Pillow raise nearly anything."""
     try:
         with truncated_refused():
             return read(), ""
@@ -215,7 +208,7 @@ def _attempt(read: Callable[[], Read]) -> tuple[Read | None, str]:
 # --- cache ------------------------------------------------------------------------------------------------------------
 
 
-# the last are of killed runs of an earlier version; now ``clear_abandoned`` knows the names
+# the last of these are files of killed runs of an earlier version
 CACHED = re.compile(r"[0-9a-f]{16}\.(u8|json|[0-9a-f]{32}\.(index\.)?partial)")
 
 
@@ -313,8 +306,9 @@ def _read_index(pixels: Path, index: Path, scale: int) -> tuple[list[Entry], lis
 
 
 def _write(sources: list[ImageSource], recipe: Recipe, pixels: Path, index: Path, progress: Progress | None) -> None:
-    entries, skipped, unique = list[tuple[str, int, int, int, float]](), list[str](), uuid.uuid4().hex
-    new, new_index = (file.with_name(f".{file.name}.{unique}.{os.getpid()}.partial") for file in (pixels, index))
+    entries, skipped = list[tuple[str, int, int, int, float]](), list[str]()
+    ending = f"{uuid.uuid4().hex}.{os.getpid()}.partial"
+    new, new_index = beside(pixels, ending), beside(index, ending)
     try:
         with new.open("wb") as out:
             for done, (source, sizes, reason) in enumerate(decode_each(sources, partial(_at_all_sizes, recipe)), 1):

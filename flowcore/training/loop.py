@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,15 @@ from ..tasks import Progress
 from . import checkpoint
 from .data import ColorPhotographs, Photographs, Recall, count_images, fill_memories, open_data
 from .image_sources import Folders
-from .objective import initialize_flow, pretrained_backbone, validate
+from .objective import initialize_flow, validate
 from .recipe import Recipe, Stage, fingerprint
-from .run import Distributed, Pace, Run, Stopped, check_limits
+from .run import Distributed, Pace, Run, RunState, check_limits
 from .run_folder import Result, Results, RunLog, refuse_to_replace
 from .stage import Diverged, StageRunner, check_stage
 
-MAX_RETREATS = 6
+MAX_ROLLBACKS = 6
 SYNC_EVERY = 10  # steps between reading counters off the device, which waits for it
 LOG_EVERY = 20  # seconds between progress lines
-CANCELLED = "cancelled"
 
 
 def train(
@@ -56,24 +56,26 @@ def train(
 
     ``data`` is a folder or ZIP archive of images, or several, see ``open_data``. ``start`` is a model file whose
     weights to start from; it is measured before the first step, the recipe has stages and rates of its own for it
-    (``start_stages``, ``start_rate``), and the model file holds the better of the two: the start, or what was trained.
+    (``start_stages``, ``start_rate``), and the model file has the better of the two: the start, or what was trained.
     ``encoder_from`` is a model file whose encoder to start from; or, for an encoder with a backbone, the file of the
     backbone alone. None for such an encoder takes the shipped model that has it.
 
-    The run stops, with a checkpoint, after ``stop_after`` steps in all. ``minutes`` shortens all stages so that a new
-    run ends, with the decay of its rate, in this time, all included; a run that was begun so keeps to the minutes of
-    every later call, too; any other run stops, with a checkpoint, when this call has taken them. After every step
-    ``progress`` is called, also with every sample sheet, ``(3, H, W)``, and ``cancelled``; if that returns True, or
-    either raises, the run stops with a checkpoint, without measuring the model.
+    The run stops, with a checkpoint, after ``stop_after`` steps in all. ``minutes`` shortens the stages of a new run so
+    that it ends, with the decay of its rate, in this time, all included; each later call fits the remaining steps into
+    its own ``minutes``. A run that began without them stops, with a checkpoint, when this call has taken them.
+
+    ``progress`` is called after every step, and with every sample sheet, ``(3, H, W)``; ``cancelled`` is called after
+    every step. If ``cancelled`` returns True, or either raises, the run stops with a checkpoint, without measuring the
+    model.
     """
     check_limits(minutes, stop_after)
     if start is None and not any(run.glob("checkpoint*.pt")) and any(stage.teacher_weight for stage in recipe.stages):
         raise FlowError(
-            f"teacher_weight of recipe {recipe.name} is about the features of the model that a run starts from, but "
-            "this run starts from none. Name one by start (--start), or leave teacher_weight out."
+            f"teacher_weight of recipe {recipe.name} needs a model to start from, whose features the encoder keeps. "
+            "Name one with start (--start), or leave teacher_weight out."
         )
     devices = [torch.device(device)] if device.startswith("cuda") else []
-    # a host may call this in inference mode, and has random numbers of its own
+    # ComfyUI calls this in inference mode, and its random numbers are not to change
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
         deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
         is_new = not run.exists()
@@ -88,20 +90,25 @@ def train(
         try:
             trainer.prepare(start, encoder_from)
             return trainer.train(stop_after)
-        except Stopped as stop:
-            if stop.raised is not None:
-                raise stop.raised from None
-            raise FlowError(f"Stopped {stop}: run again to go on.") from None
         except Exception as error:
             if isinstance(error, FlowError) or not is_out_of_memory(error):
                 raise
-            raise trainer.out_of_memory() from error
+            raise trainer.run.out_of_memory() from error
         finally:
-            trainer.log.close()
+            trainer.run.log.close()
 
 
-class _Trainer(Run):
-    """A run with what trains it: data and checkpoints are opened, then ``prepare`` and ``train`` are called."""
+@dataclass(frozen=True)
+class _StopRequest:
+    """Why a run is to stop before its end."""
+
+    reason: str
+    by_caller: bool = True  # who does not want to wait for measurements
+    error: BaseException | None = None  # what the caller raised, to be raised again after the checkpoint
+
+
+class _Trainer:
+    """Opens the data and the checkpoints of a run; ``prepare`` and then ``train`` are to be called."""
 
     def __init__(
         self,
@@ -115,19 +122,19 @@ class _Trainer(Run):
         distributed: Distributed,
         deadline: float,
     ) -> None:
-        self.folder, self.cancelled = folder, cancelled or (lambda: False)
+        self.cancelled = cancelled or (lambda: False)
         self.progress: Progress = progress or (lambda done, total, preview=None: None)
         self.results = Results(folder)
         self.checkpoints = checkpoint.Checkpoints(folder, fingerprint(recipe))
-        state, lines = checkpoint.RunState(), list[str]()
-        self.content = self.checkpoints.read(lines.append)  # of the checkpoint to resume from, until ``prepare``
+        state, lines = RunState(), list[str]()
+        self.content = self.checkpoints.read(lines.append)  # of the checkpoint to resume from; ``prepare`` loads it
         refuse_to_replace(folder, resumed=self.content is not None)
         if self.content is not None:
             state.step = self.content["progress"]["step"]
         log = RunLog(folder, write_line, step=state.step, enabled=distributed.is_main)
         for line in lines:
             log.line(line)
-        opened = open_data(recipe, data, folder / "cache", self._while_decoding)
+        opened = open_data(recipe, data, folder / "cache", self._check_cancelled)
         training, held_out = count_images([*opened.training]), count_images([*opened.held_out])
         log.line(f"{training} to train on, {held_out} held out, {len(opened.skipped)} skipped")
         for name in opened.skipped:
@@ -137,13 +144,13 @@ class _Trainer(Run):
         for stage in recipe.stages:  # now, not hours later
             check_stage(stage, recipe, opened, flow)
             distributed.shard(stage.batch)
-        super().__init__(recipe, opened, flow, copy.deepcopy(flow), state, log, device, distributed)
+        self.run = Run(recipe, opened, flow, copy.deepcopy(flow), state, log, device, distributed)
+        self.pace = Pace(deadline, self.run.mean)
         self.optimizer_state: dict[str, Any] | None = None
-        self.was_cancelled = False
-        self.pace = Pace(deadline, self._mean)
+        self.is_measured = True  # unless the caller cancels
 
-    def _while_decoding(self, done: int, total: int, preview: Tensor | None = None) -> None:
-        """Stop reading images if the caller asks for it; a ``Progress``."""
+    def _check_cancelled(self, done: int, total: int, preview: Tensor | None = None) -> None:
+        """A ``Progress`` of reading images, which stops if the caller asks for it."""
         if self.cancelled():
             raise FlowError(f"Stopped after {done} of {total} images were read: nothing has been trained yet.")
 
@@ -151,137 +158,100 @@ class _Trainer(Run):
 
     def prepare(self, start: Path | None, encoder_from: Path | None) -> None:
         """Load the weights, measure those of a start, and choose precision and length."""
-        state = self.state
-        self.distributed.barrier()  # all have read the same checkpoint, or none
-        resumed, self.content = self.content, None
-        if resumed is not None:
-            self._resume(resumed, start)
+        run, state = self.run, self.run.state
+        run.distributed.barrier()  # all have read the same checkpoint, or none
+        is_resumed = self.content is not None
+        if self.content is not None:
+            self.optimizer_state = checkpoint.resume(run, self.content, start, self.results.start)
+            self.content = None
         else:
-            self._load(start, encoder_from)
-            self.average.load_state_dict(self.flow.state_dict())
-        if isinstance(self.data, ColorPhotographs) and self.recipe.model.memory:
-            if resumed is None:
-                self.log.line("remembering places of the photographs to train on")
-                fill_memories([self.flow, self.average], self.data, self._while_decoding)
-            self.data.recall = Recall(self.flow, self.data)
-        if any(stage.teacher_weight for stage in self.whole_stages()):
-            self.teacher = read(start or self.results.start).to(self.device, memory_format=torch.channels_last)
-        for model in (self.flow, self.average):
-            model.to(device=self.device, memory_format=torch.channels_last)
-        self.average.requires_grad_(False).eval()
+            checkpoint.load_start(run, start, encoder_from, self.results.start)
+        if isinstance(run.data, ColorPhotographs) and run.recipe.model.memory:
+            if not is_resumed:
+                run.log.line("remembering places of the photographs to train on")
+                fill_memories([run.flow, run.average], run.data, self._check_cancelled)
+            run.data.recall = Recall(run.flow, run.data)
+        if any(stage.teacher_weight for stage in run.whole_stages()):
+            run.teacher = read(start or self.results.start).to(run.device, memory_format=torch.channels_last)
+        for model in (run.flow, run.average):
+            model.to(device=run.device, memory_format=torch.channels_last)
+        run.average.requires_grad_(False).eval()
         if not state.precision:
-            fast = "bfloat16" if has_bfloat16(torch.device(self.device)) else "float32"
-            state.precision = fast if self.recipe.precision == "auto" else self.recipe.precision
-            self.log.line(f"precision of conditioners and encoder: {state.precision}")
-        if start is not None and resumed is None:
+            fast = "bfloat16" if has_bfloat16(torch.device(run.device)) else "float32"
+            state.precision = fast if run.recipe.precision == "auto" else run.recipe.precision
+            run.log.line(f"precision of conditioners and encoder: {state.precision}")
+        if start is not None and not is_resumed:
             self._measure_start()
-        if self.pace.deadline < math.inf and (state.stage_steps or not state.step) and state.step < self.total():
+        is_planned = bool(state.stage_steps) or state.step == 0
+        if self.pace.deadline < math.inf and is_planned and state.step < run.total():
             self._plan()
-        if self.total() < sum(stage.steps for stage in self.whole_stages()):
-            lengths = ", ".join(f"{stage.name} {stage.steps}" for stage in self.stages())
-            self.log.line(f"shortened to fit the time, steps: {lengths}")
-        if self.recipe.compile:
-            for module in self.flow.modules():
+        if run.total() < sum(stage.steps for stage in run.whole_stages()):
+            lengths = ", ".join(f"{stage.name} {stage.steps}" for stage in run.stages())
+            run.log.line(f"shortened to fit the time, steps: {lengths}")
+        if run.recipe.compile:
+            for module in run.flow.modules():
                 if isinstance(module, Conditioner):
                     module.compile()
 
-    def _resume(self, content: dict[str, Any], start: Path | None) -> None:
-        state = self.state
-        self.optimizer_state = checkpoint.restore(content, self.flow, self.average, state)
-        if start is not None and not f"{state.origin},".startswith(f", starting from {start.stem},"):
-            raise FlowError(
-                f"{self.folder} holds a run that did not start from {start.stem}. Choose another --run folder, or "
-                "leave out --start to go on with that run."
-            )
-        if state.start:
-            checkpoint.take_sampling_defaults([self.flow, self.average], self.results.start)
-        self.log.line(f"resuming after step {state.step}")
-
-    def _load(self, start: Path | None, encoder_from: Path | None) -> None:
-        """Load the weights that a new run begins with."""
-        state = self.state
-        if start is not None:
-            checkpoint.load_weights(self.flow, start, other_encoder=encoder_from is not None)
-            checkpoint.take_sampling_defaults([self.flow, self.average], start)
-            state.initialised, state.rate, state.origin = True, self.recipe.start_rate, f", starting from {start.stem}"
-            if self.distributed.is_main:
-                checkpoint.copy_file(start, self.results.start)
-        elif self.distributed.is_main:
-            self.results.start.unlink(missing_ok=True)  # of a run that stopped before its first step
-        if encoder_from is not None:
-            part = checkpoint.load_encoder(self.flow, encoder_from)
-            state.origin += f", with the {part} of {encoder_from.stem}"
-        elif start is None and pretrained_backbone(self.flow) is not None:
-            if (shipped := checkpoint.shipped_with_backbone(self.recipe.model)) is None:
-                return
-            trained_here = any(stage.objective == "chroma" for stage in self.recipe.stages)
-            part = checkpoint.load_encoder(self.flow, shipped, backbone_alone=trained_here)
-            state.origin = f", with the {part} of {shipped.stem}"
-            self.log.line(f"took the {part} of the shipped model {shipped.stem}; encoder_from chooses another file")
-
     def _measure_start(self) -> None:
         """Measure the model that the run starts from, at the crops of every stage that it trains."""
-        begin, start = time.monotonic(), self.state.start
-        start += [{} for _ in self.recipe.stages_from_start()]
-        for number, stage in enumerate(self.stages() if self.distributed.is_main else ()):
+        begin, start = time.monotonic(), self.run.state.start
+        start += [{} for _ in self.run.recipe.stages_from_start()]
+        for number, stage in enumerate(self.run.stages() if self.run.distributed.is_main else ()):
             self._stop_before_step()
             start[number], sheet = self._measure(stage)
             if sheet is not None:
-                self.progress(0, self.total(), sheet)
-        self.pace.closing = (time.monotonic() - begin) / len(start)
+                self.progress(0, self.run.total(), sheet)
+        self.pace.checkpoint_seconds = (time.monotonic() - begin) / len(start)
 
     def _plan(self) -> None:
         """Time the gradient of every stage from the present one on, and give each as many steps as fit."""
-        state, number = self.state, self.number_of(self.state.step + 1)
-        for k, stage in enumerate(self.stages()):
+        run = self.run
+        present = run.number_of(run.state.step + 1)
+        for number, stage in enumerate(run.stages()):
             seconds = 0.0
-            if k >= number:
+            if number >= present:
                 # including the encoder's gradient, if it is trained at all
-                runner = StageRunner(self, dataclasses.replace(stage, train_encoder_after=0.0), 0)
+                runner = StageRunner(run, dataclasses.replace(stage, train_encoder_after=0.0), 0)
                 runner.fit_into_memory()
                 for _ in range(2):  # the first one also warms up what later ones reuse
                     self._stop_before_step()
-                    seconds = runner.within_memory(runner.seconds)
-            self.pace.trial.append(max(self._mean(seconds), 1e-9))
-        self._fit_into_time(number, state.step - sum(stage.steps for stage in self.stages()[:number]))
+                    seconds = runner.within_memory(runner.time_gradient)
+            self.pace.trial_seconds.append(max(run.mean(seconds), 1e-9))
+        self._fit_into_time(present, run.state.step - sum(stage.steps for stage in run.stages()[:present]))
 
     def _fit_into_time(self, number: int, done: int) -> None:
-        """Choose the length of the stages that are left; the present one has made so many steps."""
-        whole = [stage.steps for stage in self.whole_stages()]
-        self.state.stage_steps = self.pace.fit(self.state.stage_steps or whole, whole, number, done)
-
-    def _mean(self, value: float) -> float:
-        """Average a number over the processes, so that all decide alike."""
-        return self.distributed.mean(torch.tensor(value, device=self.device)).item()
+        """Choose the length of the remaining stages; the present one has made ``done`` steps."""
+        state, whole = self.run.state, [stage.steps for stage in self.run.whole_stages()]
+        state.stage_steps = self.pace.fit(state.stage_steps or whole, whole, number, done)
 
     # --- stages
 
     def train(self, stop_after: int | None) -> Result:
         """Run the remaining stages, going back to a checkpoint where steps are not finite."""
-        before = self.state.step
-        while True:
+        run, state = self.run, self.run.state
+        first_step, is_finished = state.step, None
+        while is_finished is None:
             try:
-                finished = self._run_stages(stop_after)
-                break
+                is_finished = self._run_stages(math.inf if stop_after is None else stop_after)
             except Diverged:
                 self._go_back()
-        state = self.state
-        if self.distributed.is_main and not self.was_cancelled and not self.results.is_of(state.step):
-            self._publish(self.stages()[self.number_of(state.step)])
-        self.distributed.barrier()
-        self.log.line(
-            f"{state.step} of {self.total()} steps, {state.skipped} skipped, {state.seconds / 60:.1f} "
-            f"minutes: {self.results.model}{'' if finished else '; run again to go on'}"
+        if run.distributed.is_main and self.is_measured and not self.results.is_of(state.step):
+            self._publish(run.stages()[run.number_of(state.step)])
+        run.distributed.barrier()
+        run.log.line(
+            f"{state.step} of {run.total()} steps, {state.skipped} skipped, {state.seconds / 60:.1f} "
+            f"minutes: {self.results.model}{'' if is_finished else '; run again to continue'}"
         )
         better, verdict = None, ""
-        if state.start and self.distributed.is_main:
+        if state.start and run.distributed.is_main:
             better, verdict = self.results.verdict(self._start_metrics())
-            self.log.line(f"{verdict}{self.results.say_where()}")
+            run.log.line(f"{verdict}{self.results.say_where()}")
         return Result(
             model=self.results.model,
             steps=state.step,
-            total=self.total(),
-            new_steps=state.step - before,
+            total=run.total(),
+            new_steps=state.step - first_step,
             skipped=state.skipped,
             minutes=state.seconds / 60,
             better_than_start=better,
@@ -289,33 +259,33 @@ class _Trainer(Run):
             files=self.results,
         )
 
-    def _run_stages(self, stop_after: int | None) -> bool:
+    def _run_stages(self, limit: float) -> bool:
         """Run the stages from the present step on; return True if all of them are finished."""
-        state, first = self.state, 0
-        limit = math.inf if stop_after is None else stop_after
-        for number in range(len(self.stages())):
-            stage = self.stages()[number]
+        run, state, first = self.run, self.run.state, 0
+        for number in range(len(run.stages())):
+            stage = run.stages()[number]
             if first <= state.step < min(first + stage.steps, limit):
                 self._stop_before_step()
                 if state.step == first:
                     self._begin_stage(stage)
-                if not self._run_stage(number, StageRunner(self, stage, first), limit):
+                if not self._run_stage(number, StageRunner(run, stage, first), limit):
                     return False
                 self.optimizer_state = None
-            first += self.stages()[number].steps  # which may have changed
-        return state.step == self.total()
+            first += run.stages()[number].steps  # to which ``_keep_pace`` has fitted it
+        return state.step == run.total()
 
     def _run_stage(self, number: int, runner: StageRunner, limit: float) -> bool:
         """Make the steps of a stage, up to its end or a limit, with checkpoints; return False if it was stopped."""
-        state, every = self.state, self.recipe.checkpoint_every
-        share = self.total() / sum(stage.steps for stage in self.whole_stages())
+        run, state, every = self.run, self.run.state, self.run.recipe.checkpoint_every
+        share = run.total() / sum(stage.steps for stage in run.whole_stages())
         if share < 1:
             every = max(min(every, 25), round(every * share))
         if self.optimizer_state is not None:
             runner.resume(self.optimizer_state)
-        if not self.pace.trial:  # else all stages were fitted before they were timed
+        if not self.pace.trial_seconds:  # else ``_plan`` has fitted all stages
             runner.fit_into_memory()
-        data_wait, started, logged, logged_step = 0.0, time.monotonic(), time.monotonic(), state.step
+        started = last_log = time.monotonic()
+        data_wait, last_logged_step = 0.0, state.step
         with ThreadPoolExecutor(1, "flowcore-data") as loader:
             upcoming = loader.submit(runner.batch, state.step)
             while state.step < min(runner.end, limit):
@@ -328,133 +298,137 @@ class _Trainer(Run):
                 self._keep_pace(number, runner)
                 is_last = state.step == min(runner.end, limit)
                 stop = self._reason_to_stop(is_last=is_last)
-                due = state.step % every == 0 or is_last or stop is not None
-                if due or state.step % SYNC_EVERY == 0:
+                is_due = state.step % every == 0 or is_last or stop is not None
+                if is_due or state.step % SYNC_EVERY == 0:
                     runner.read_counters()
                 now = time.monotonic()
-                if due or now - logged > LOG_EVERY:
-                    seconds = max(now - logged, 1e-9)
-                    runner.log_progress((state.step - logged_step) / seconds, data_wait / seconds)
-                    logged, logged_step, data_wait = now, state.step, 0.0
-                if due:
+                if is_due or now - last_log > LOG_EVERY:
+                    seconds = max(now - last_log, 1e-9)
+                    runner.log_progress((state.step - last_logged_step) / seconds, data_wait / seconds)
+                    last_log, last_logged_step, data_wait = now, state.step, 0.0
+                if is_due:
                     state.seconds += time.monotonic() - started
-                    self.was_cancelled = str(stop) == CANCELLED
+                    self.is_measured = stop is None or not stop.by_caller
                     self._checkpoint(runner)
-                    started = logged = time.monotonic()
+                    started = last_log = time.monotonic()
                 if stop is not None:
-                    if stop.raised is not None:
-                        raise stop.raised
-                    self.log.line(f"stopped: {stop}")
+                    if stop.error is not None:
+                        raise stop.error
+                    run.log.line(f"stopped: {stop.reason}")
                     return is_last
         return True
 
     def _begin_stage(self, stage: Stage) -> None:
         """Continue from the averaged weights of the stage before, and initialize the flow if that is still to do."""
-        self.flow.load_state_dict(self.average.state_dict())
-        if not self.state.initialised and (stage.objective == "likelihood" or self.recipe.brightens):
-            x, source = self.data.batch(self.recipe.init_batch, stage.crop, self.recipe.seed + 1, 0)
-            source = None if source is None else source.to(self.device)
-            initialize_flow(self.flow, x.to(self.device), source, self.recipe.seed)
-            self.state.initialised = True
-        self.average.load_state_dict(self.flow.state_dict())
+        run = self.run
+        run.flow.load_state_dict(run.average.state_dict())
+        if not run.state.initialised and (stage.objective == "likelihood" or run.recipe.brightens):
+            x, source = run.data.batch(run.recipe.init_batch, stage.crop, run.recipe.seed + 1, 0)
+            source = None if source is None else source.to(run.device)
+            initialize_flow(run.flow, x.to(run.device), source, run.recipe.seed)
+            run.state.initialised = True
+        run.average.load_state_dict(run.flow.state_dict())
         self.optimizer_state = None
-        if self.distributed.is_main:  # a good checkpoint to go back to
-            self.checkpoints.write(self.flow, self.average, None, self.state)
+        if run.distributed.is_main:  # a good checkpoint to go back to
+            self.checkpoints.write(run.flow, run.average, None, run.state)
 
-    def _asked_to_stop(self, *, after_step: bool = False) -> Stopped | None:
+    def _ask_caller(self, *, after_step: bool = False) -> _StopRequest | None:
         try:
             if after_step:
-                self.progress(self.state.step, self.total())
-            return Stopped(CANCELLED) if self.cancelled() else None
-        except BaseException as raised:  # the host's own interruption, to be raised again after the checkpoint
-            return Stopped(CANCELLED, raised)
+                self.progress(self.run.state.step, self.run.total())
+            return _StopRequest("cancelled") if self.cancelled() else None
+        except BaseException as error:  # the host's own interruption, and Ctrl-C
+            return _StopRequest("cancelled", error=error)
 
     def _stop_before_step(self) -> None:
-        """Raise Stopped if the caller asks for it; several processes stop together, after a step."""
-        stop = None if self.distributed.is_active else self._asked_to_stop()
+        """Stop if the caller asks for it; several processes stop together, after a step."""
+        stop = None if self.run.distributed.is_active else self._ask_caller()
         if stop is not None:
-            when = f"before step {self.state.step + 1}"
-            self.log.line(f"stopped: {when}")
-            raise Stopped(when, stop.raised)
+            when = f"before step {self.run.state.step + 1}"
+            self.run.log.line(f"stopped: {when}")
+            raise stop.error or FlowError(f"Stopped {when}: run again to continue.")
 
-    def _reason_to_stop(self, *, is_last: bool) -> Stopped | None:
+    def _reason_to_stop(self, *, is_last: bool) -> _StopRequest | None:
         """Report the step, and tell whether to stop after it."""
-        stop = self._asked_to_stop(after_step=True)
-        if stop is None and time.monotonic() > self.pace.deadline and not self.state.stage_steps and not is_last:
-            stop = Stopped("the time is up")
-        if not self.distributed.is_active:
+        stop, state = self._ask_caller(after_step=True), self.run.state
+        if stop is None and time.monotonic() > self.pace.deadline and not state.stage_steps and not is_last:
+            stop = _StopRequest("the time is up", by_caller=False)
+        if not self.run.distributed.is_active:
             return stop
-        agree = self.state.step % SYNC_EVERY == 0 and self._mean(float(stop is not None)) > 0  # it waits for the device
-        return (stop or Stopped(CANCELLED)) if agree else None
+        # the mean over processes waits for the device, so not after every step
+        agree = state.step % SYNC_EVERY == 0 and self.run.mean(float(stop is not None)) > 0
+        return (stop or _StopRequest("cancelled")) if agree else None
 
     def _keep_pace(self, number: int, runner: StageRunner) -> None:
         """Fit the stage into the time, now that more of its pace is known."""
-        agree = not self.distributed.is_active or self.state.step % SYNC_EVERY == 0
-        if self.pace.deadline < math.inf and self.state.stage_steps and agree:
-            self.pace.count(number, self.state.step - runner.first)
-            self._fit_into_time(number, self.state.step - runner.first)
-            runner.stage = self.stages()[number]  # of another length, to which its rate decays
+        state = self.run.state
+        agree = not self.run.distributed.is_active or state.step % SYNC_EVERY == 0
+        if self.pace.deadline < math.inf and state.stage_steps and agree:
+            self.pace.count(number, state.step - runner.first)
+            self._fit_into_time(number, state.step - runner.first)
+            runner.stage = self.run.stages()[number]  # of another length, to which its rate decays
 
     def _go_back(self) -> None:
         """Return to the last good checkpoint with half the learning rate, or raise."""
-        state, stage = self.state, self.stages()[self.number_of(self.state.step)]
-        problem = f"{self.recipe.patience} steps in a row were not finite, the last at step {state.step}"
-        self.distributed.barrier()
-        content = self.checkpoints.read(self.log.line, good=True)
-        if content is None or state.retreats >= MAX_RETREATS:
+        run, state = self.run, self.run.state
+        stage = run.stages()[run.number_of(state.step)]
+        problem = f"{run.recipe.patience} steps in a row were not finite, the last at step {state.step}"
+        run.distributed.barrier()
+        content = self.checkpoints.read(run.log.line, good=True)
+        if content is None or state.retreats >= MAX_ROLLBACKS:
             raise FlowError(
                 f"{problem}. Lower the learning rate of stage {stage.name} ({stage.learning_rate}); a checkpoint, if "
-                f"there is one, is in {self.folder}."
+                f"there is one, is in {self.checkpoints.newest.parent}."
             )
         content["progress"] |= {"rate": state.rate / 2, "retreats": state.retreats + 1, "skipped": state.skipped}
-        self.optimizer_state = checkpoint.restore(content, self.flow, self.average, state)
-        self.log.line(f"{problem}: back to step {state.step}, with learning rates times {state.rate:g}")
-        self.distributed.barrier()
+        self.optimizer_state = checkpoint.restore(content, run.flow, run.average, state)
+        run.log.line(f"{problem}: back to step {state.step}, with learning rates times {state.rate:g}")
+        run.distributed.barrier()
 
     # --- results
 
     def _checkpoint(self, runner: StageRunner) -> None:
-        begin = time.monotonic()
-        self.average.normalize()  # before it is written, so that a resumed run has the same
-        if self.distributed.is_main:
-            self.checkpoints.write(self.flow, self.average, runner.optimizer, self.state)
+        run, begin = self.run, time.monotonic()
+        run.average.normalize()  # before it is written, so that a resumed run has the same
+        if run.distributed.is_main:
+            self.checkpoints.write(run.flow, run.average, runner.optimizer, run.state)
             self._publish(runner.stage)
-            if isinstance(self.data, Photographs):
-                self.data.cache.remove_others()
-        self.pace.closing = time.monotonic() - begin
-        self.distributed.barrier()
+            if isinstance(run.data, Photographs):
+                run.data.cache.remove_others()
+        self.pace.checkpoint_seconds = time.monotonic() - begin
+        run.distributed.barrier()
 
     def _publish(self, stage: Stage) -> None:
         """Measure the averaged weights unless the caller has cancelled, and write model, sample sheet and curve."""
-        state = self.state
-        metrics, sheet = ({}, None) if self.was_cancelled else self._measure(stage)
-        flow, of_guide = checkpoint.with_guide_of(self.average, self.results.start)
+        run, state = self.run, self.run.state
+        metrics, sheet = self._measure(stage) if self.is_measured else ({}, None)
+        flow, license_of_guide = checkpoint.with_guide_of(run.average, self.results.start)
         provenance = {
-            "source": f"trained by flowcore, recipe {self.recipe.name}{state.origin}",
-            "licence": self.recipe.licence + of_guide,
+            "source": f"trained by flowcore, recipe {run.recipe.name}{state.origin}",
+            "licence": run.recipe.licence + license_of_guide,
             "steps": state.step,
             "minutes": round(state.seconds / 60, 1),
-            "recipe": self.recipe.text,
+            "recipe": run.recipe.text,
             "metrics": metrics,
         }
-        self.results.publish(flow, provenance, self._start_metrics(), measured=not self.was_cancelled)
+        self.results.publish(flow, provenance, self._start_metrics(), measured=self.is_measured)
         if sheet is not None:
-            self.progress(state.step, self.total(), sheet)
+            self.progress(state.step, run.total(), sheet)
 
     def _measure(self, stage: Stage) -> tuple[dict[str, float], Tensor | None]:
         """Measure the averaged weights on held-out images, if there are any, and write the sample sheet and curve."""
-        state = self.state
-        if not len(self.data.fitting(stage.crop, held_out=True)):
+        run, step = self.run, self.run.state.step
+        if not len(run.data.fitting(stage.crop, held_out=True)):
             return {}, None
-        options = {"device": self.device, "precision": state.precision}
-        metrics, columns = validate(self.average, self.data, self.recipe, stage, **options)
-        sheet = self.log.sheet(state.step, columns)
-        self.log.validation(state.step, stage.name, metrics)
+        options = {"device": run.device, "precision": run.state.precision}
+        metrics, columns = validate(run.average, run.data, run.recipe, stage, **options)
+        sheet = run.log.sheet(step, columns)
+        run.log.validation(step, stage.name, metrics)
         values = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
-        self.log.line(f"step {state.step} held out: {values}")
+        run.log.line(f"step {step} held out: {values}")
         return metrics, sheet
 
     def _start_metrics(self) -> dict[str, float]:
-        """What the present stage measured of the model that the run started from; nothing if it began anew."""
-        start = self.state.start
-        return start[self.number_of(self.state.step)] if start else {}
+        """What the present stage measured of the model that the run started from; nothing if there was none."""
+        start = self.run.state.start
+        return start[self.run.number_of(self.run.state.step)] if start else {}

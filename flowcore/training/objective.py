@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from ..device import autocast
 from ..errors import FlowError
 from ..images.color import NEUTRAL, as_stored, compress
 from ..images.resize import enlarge, shrink
-from ..likelihood import bits_per_dim, log_prob, log_weight, probe_shapes, series_coefficients, with_probes
+from ..likelihood import bits_per_dim, log_prob, log_weight, series_coefficients, with_probes
 from ..model import FlowModel
 from ..networks import IMDNEncoder, LREncoder, LumaEncoder
 from ..networks.luma import CHROMA_UNIT, STRIDE, split_source
@@ -32,13 +31,16 @@ MAX_COLOR_ERROR = 0.05  # of a block: an overflow would drown all others
 PLAIN = Stage(name="plain", objective="likelihood", steps=1, series_terms=0)  # no penalties; only noise is random
 
 
+Noise = tuple[Tensor, ...]  # all random numbers of a step, with one row per image each
+
+
 class Objective(nn.Module):
-    """The mean loss of images ``(B, C, H, W)`` in [0, 1], given the source of their condition, and noise if any."""
+    """The mean loss of images ``(B, C, H, W)`` in [0, 1], given the source of their condition, and the step's noise."""
 
     unit = "L1"
 
-    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor | None:
-        return None
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Noise:
+        return ()
 
 
 class AbsoluteError(Objective):
@@ -56,7 +58,7 @@ class AbsoluteError(Objective):
         if teacher is not None and stage.teacher_weight:
             self.teacher = lr_encoder(teacher).requires_grad_(False)
 
-    def forward(self, hr: Tensor, lr: Tensor, noise: None = None) -> Tensor:
+    def forward(self, hr: Tensor, lr: Tensor, noise: Noise = ()) -> Tensor:
         if self.teacher is None:
             enlarged = self.encoder.enlargement(lr)
             loss = F.l1_loss(enlarged, hr)
@@ -80,7 +82,7 @@ class Brightening(Objective):
         flow.require("brighten")
         self.flow = flow
 
-    def forward(self, x: Tensor, dark: Tensor, noise: None = None) -> Tensor:
+    def forward(self, x: Tensor, dark: Tensor, noise: Noise = ()) -> Tensor:
         return F.l1_loss(_decode_zeros(self.flow, dark, self.flow.encode_condition(dark)), x)
 
 
@@ -97,7 +99,7 @@ class Rescaling(Objective):
         flow.require("rescale")
         self.flow, self.stage = flow, stage
 
-    def forward(self, hr: Tensor, lr: Tensor, noise: None = None) -> Tensor:
+    def forward(self, hr: Tensor, lr: Tensor, noise: Noise = ()) -> Tensor:
         small, restored = self.restore(hr)
         loss = F.l1_loss(restored, hr)
         if self.stage.lr_consistency:
@@ -125,7 +127,7 @@ class ChromaError(Objective):
             )
         self.encoder = flow.encoder
 
-    def forward(self, x: Tensor, source: Tensor, noise: None = None) -> Tensor:
+    def forward(self, x: Tensor, source: Tensor, noise: Noise = ()) -> Tensor:
         """Compute the loss from chroma ``(B, 2, H, W)`` around ``NEUTRAL`` and its source ``(B, 8, 4H, 4W)``."""
         target = (x - NEUTRAL) / CHROMA_UNIT
         predicted = self.encoder.predict_chroma(*split_source(source))
@@ -147,65 +149,61 @@ class Likelihood(Objective):
         self.flow, self.stage = flow, stage
         self.encoder_frozen = False
 
-    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Draw the noise of a step on the CPU: uniform in [0, 1); normal for variational and Gaussian noise.
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Noise:
+        """Draw the noise of a step on the CPU.
 
-        With ``color_weight``, rows of the noise and of latents. With a flow that takes probes, rows of the noise, of
-        probes, and of how many terms more every series has, which is the same in all rows.
+        First that of the dequantization: uniform in [0, 1), or normal for variational and Gaussian noise. Then, with
+        ``color_weight``, latents; or with a flow that takes probes, these, and how many more terms each series has.
         """
         if getattr(self.flow.config, "noise", 0.0):
-            return torch.randn(shape, generator=generator)
+            return (torch.randn(shape, generator=generator),)
         dequantizer = None if self.stage.balanced else _variational(self.flow)
         noise = (dequantizer or Uniform()).noise(shape, generator)
         if self.stage.color_weight:
             shapes, seed = self.flow.latent_shapes(*shape[2:]), int(torch.randint(2**62, (1,), generator=generator))
-            latents = sample_latents(shapes, shape[0], 1.0, seed, anchored=self.flow.anchored)
-            return torch.cat([t.flatten(1) for t in (noise, *latents)], dim=1)
+            return noise, *sample_latents(shapes, shape[0], 1.0, seed, anchored=self.flow.anchored)
         if not self.flow.estimated:
-            return noise
+            return (noise,)
         seeds = torch.randint(2**62, shape[:1], generator=generator).tolist()
         probes = with_probes(self.flow, shape, seeds).probes
         assert probes is not None
-        vectors = probes.vectors
-        more = torch.poisson(torch.full((1, len(vectors)), ROULETTE), generator).expand(len(noise), -1)
-        return torch.cat([t.flatten(1) for t in (noise, *vectors, more)], dim=1)
+        more = torch.poisson(torch.full((1, len(probes.vectors)), ROULETTE), generator).expand(len(noise), -1)
+        return noise, *probes.vectors, more
 
-    def forward(self, x: Tensor, source: Tensor | None, noise: Tensor) -> Tensor:
+    def forward(self, x: Tensor, source: Tensor | None, noise: Noise) -> Tensor:
         flow, stage = self.flow, self.stage
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_frozen):
             cond = None if source is None else flow.encode_condition(source)
-        latents: list[Tensor] = []
-        if stage.color_weight:
-            noise, *latents = _split_rows(noise, [tuple(x.shape[1:]), *flow.latent_shapes(*x.shape[2:])])
-        elif flow.estimated:
-            noise, cond = self._with_probes(x, noise)
-        penalized = stage.kinetic_weight or stage.jacobian_weight
-        with path_costs(flow) if penalized else nullcontext(list[Tensor]()) as costs:
-            loss = (bits_by_level if stage.balanced else _bits)(flow, x, cond, noise).mean()
-        if costs:
+        bins, *others = noise
+        if flow.estimated:
+            cond = self._probes(others)
+        bits = bits_by_level if stage.balanced else _bits
+        if stage.kinetic_weight or stage.jacobian_weight:
+            with path_costs(flow) as costs:
+                loss = bits(flow, x, cond, bins).mean()
             kinetic, jacobian = torch.stack(costs).sum(0).mean(1)
             loss = loss + stage.kinetic_weight * kinetic + stage.jacobian_weight * jacobian
+        else:
+            loss = bits(flow, x, cond, bins).mean()
         if stage.calm_weight:
             loss = loss + stage.calm_weight * calm_error(flow, x, cond)
         if stage.color_weight:
-            loss = loss + stage.color_weight * color_error(flow, x, cond, latents)
+            loss = loss + stage.color_weight * color_error(flow, x, cond, others)
         return loss
 
-    def _with_probes(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Condition]:
-        """Split rows that ``noise`` has drawn into noise and a condition with probes."""
-        shapes = [tuple(x.shape[1:]), *probe_shapes(self.flow, *x.shape[2:])]
-        rows, more = rows.tensor_split([1 - len(shapes)], dim=1)
-        noise, *vectors = _split_rows(rows, shapes)
+    def _probes(self, noise: list[Tensor]) -> Condition:
+        """Make a condition of the probes and the counts of terms that ``noise`` has drawn."""
+        *vectors, more = noise
         coefficients, terms = series_coefficients(self.flow), self.stage.series_terms
         if terms:
-            drawn = zip(coefficients, more[0].tolist(), strict=True)
-            coefficients = tuple((1.0,) * terms + roulette(round(count)) if c else c for c, count in drawn)
+            pairs = zip(coefficients, more[0].tolist(), strict=True)
+            coefficients = tuple((1.0,) * terms + roulette(round(count)) if c else c for c, count in pairs)
         probes = Probes(vectors=tuple(vectors), coefficients=coefficients, neumann=terms > 0)
-        return noise, Condition(features=(), probes=probes)
+        return Condition(features=(), probes=probes)
 
 
 def make_objective(flow: FlowModel, stage: Stage, teacher: FlowModel | None = None) -> Objective:
-    """Make the objective of a stage; ``teacher`` is the model that the run started from, as it was."""
+    """Make the objective of a stage; ``teacher`` is the model that the run started from."""
     if stage.objective == "l1":
         brightens = flow.capabilities.source == "low_light"
         return Brightening(flow) if brightens else AbsoluteError(flow, stage, teacher)
@@ -240,6 +238,9 @@ def calm_error(flow: FlowModel, x: Tensor, cond: Condition | None) -> Tensor:
     """
     if flow.capabilities.source != "luma":
         return F.mse_loss(_decode_zeros(flow, x, cond), x)
+    whitened = x if flow.prelude is None else flow.prelude(x)[0]
+    if cond is not None and cond.origin is not None:
+        whitened = whitened - cond.origin
     errors: list[Tensor] = []
 
     def compare(level: int, decoded: Tensor) -> Tensor:
@@ -247,9 +248,6 @@ def calm_error(flow: FlowModel, x: Tensor, cond: Condition | None) -> Tensor:
         errors.append(F.mse_loss(decoded, truth) / 4**level)
         return truth
 
-    whitened = x if flow.prelude is None else flow.prelude(x)[0]
-    if cond is not None and cond.origin is not None:
-        whitened = whitened - cond.origin
     _decode_zeros(flow, x, cond, compare)
     return torch.stack(errors).mean()
 
@@ -317,12 +315,6 @@ def _decode_zeros(
     return flow.inverse(zeros, cond, between)
 
 
-def _split_rows(rows: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
-    """Take rows of flattened tensors apart: ``(B, *shape)`` each."""
-    parts = rows.split([math.prod(shape) for shape in shapes], dim=1)
-    return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
-
-
 def _variational(flow: FlowModel) -> VariationalDequantizer | None:
     return flow.dequantizer if isinstance(flow.dequantizer, VariationalDequantizer) else None
 
@@ -348,20 +340,19 @@ def validate(flow: FlowModel, data: Data, recipe: Recipe, stage: Stage, *, devic
     objective = make_objective(flow, dataclasses.replace(PLAIN, objective=stage.objective))
     noise = objective.noise(tuple(x.shape), torch.Generator("cpu").manual_seed(recipe.seed * 1_000_003))
     with autocast(x.device, torch.bfloat16 if precision == "bfloat16" else torch.float32):
-        loss = float(objective(x, source, noise))
+        loss = float(objective(x, source, tuple(t.to(device) for t in noise)))
     # validation_l1, validation_mse or validation_bits_per_dim
     metrics = {f"validation_{objective.unit.lower().replace('/', '_per_')}": round(loss, 4)}
-    if isinstance(objective, Rescaling):
-        assert source is not None
+    if source is not None and isinstance(objective, Rescaling):
         more, columns = _rescale(objective, x, source)
-    elif source is not None and kind == "low_resolution":
-        more, columns = _upscale(flow, stage, recipe.sheet or UPSCALER_TEMPERATURES, x, source)
-    elif source is not None and kind == "low_light":
-        more, columns = _brighten(flow, x, source)
-    elif source is not None and kind == "luma":
-        more, columns = (_predict_chroma if stage.objective == "chroma" else _colorize)(flow, x, source)
-    else:
+    elif source is None or kind not in CROPS:
         more, columns = {}, _sample(flow, recipe.sheet or TEMPERATURES, x[:ROWS], labeled=source is not None)
+    elif kind == "low_resolution":
+        more, columns = _upscale(flow, stage, recipe.sheet or UPSCALER_TEMPERATURES, x, source)
+    elif kind == "low_light":
+        more, columns = _brighten(flow, x, source)
+    else:
+        more, columns = _colorize(flow, stage, x, source)
     return metrics | more, [column[:: max(1, len(column) // ROWS)] for column in columns]
 
 
@@ -371,34 +362,26 @@ def _sample(flow: FlowModel, temperatures: tuple[float, ...], x: Tensor, *, labe
     return [*(_decode(flow, cond, x, tau) for tau in temperatures), x]
 
 
-def _predict_chroma(flow: FlowModel, x: Tensor, source: Tensor) -> Validation:
-    """A row per photograph: its luma, the original, and the chroma that the encoder predicts."""
-    assert isinstance(flow.encoder, LumaEncoder)
-    parts = [flow.encoder.predict_chroma(*split_source(part))[0] for part in source.split(ROWS)]
-    chroma = F.interpolate(torch.cat(parts) * CHROMA_UNIT, x.shape[2:], mode="bicubic")
-    rows = slice(None, None, max(1, len(x) // ROWS))
-    y = F.avg_pool2d(source[rows, :1], STRIDE)
-    columns = [y.expand(-1, 3, -1, -1), compress(y, x[rows] - NEUTRAL), compress(y, chroma[rows])]
-    return {"of_gray": _of_gray(chroma, x)}, columns
-
-
-def _colorize(flow: FlowModel, x: Tensor, source: Tensor) -> Validation:
-    """A row per photograph: its luma, the original, the coloring at temperature 0, and five seeds."""
-    noise = torch.rand(x.shape, generator=torch.Generator("cpu").manual_seed(0))
-    cond = flow.encode_condition(source)
-    by_level = bits_by_level(flow, x, cond, noise).mean(1)
-    metrics = {f"validation_level{k + 1}": round(float(bits), 4) for k, bits in enumerate(by_level)}
-    rows = slice(None, None, max(1, len(x) // ROWS))
-    y = F.avg_pool2d(source[rows, :1], STRIDE)
-    palette, detail = flow.config.temperatures
-    columns = [y.expand(-1, 3, -1, -1), compress(y, x[rows] - NEUTRAL)]
-    for k in range(6):
-        taus = schedule(palette, detail, len(by_level)) if k else 0.0
-        chroma = _decode(flow, cond, x, taus, seed=k * len(x)) - NEUTRAL
-        if k < 2:
-            metrics["of_gray_sample" if k else "of_gray_tau0"] = _of_gray(chroma, x)
-        columns.append(compress(y, chroma[rows]))
-    return metrics, columns
+def _colorize(flow: FlowModel, stage: Stage, x: Tensor, source: Tensor) -> Validation:
+    """A row per photograph: its luma, the original, and what the encoder predicts, or temperature 0 and five seeds."""
+    metrics: dict[str, float] = {}
+    y, chromas = F.avg_pool2d(source[:, :1], STRIDE), [x - NEUTRAL]
+    if stage.objective == "chroma":
+        assert isinstance(flow.encoder, LumaEncoder)
+        parts = [flow.encoder.predict_chroma(*split_source(part))[0] for part in source.split(ROWS)]
+        chromas.append(F.interpolate(torch.cat(parts) * CHROMA_UNIT, x.shape[2:], mode="bicubic"))
+        metrics["of_gray"] = _of_gray(chromas[1], x)
+    else:
+        noise = torch.rand(x.shape, generator=torch.Generator("cpu").manual_seed(0))
+        cond = flow.encode_condition(source)
+        by_level = bits_by_level(flow, x, cond, noise).mean(1)
+        metrics = {f"validation_level{k + 1}": round(float(bits), 4) for k, bits in enumerate(by_level)}
+        palette, detail = flow.config.temperatures
+        for k in range(6):
+            taus = schedule(palette, detail, len(by_level)) if k else 0.0
+            chromas.append(_decode(flow, cond, x, taus, seed=k * len(x)) - NEUTRAL)
+        metrics |= {"of_gray_tau0": _of_gray(chromas[1], x), "of_gray_sample": _of_gray(chromas[2], x)}
+    return metrics, [y.expand(-1, 3, -1, -1), *(compress(y, chroma) for chroma in chromas)]
 
 
 def _of_gray(chroma: Tensor, x: Tensor) -> float:

@@ -24,7 +24,7 @@ POSITIVE = Range(math.ulp(0.0), math.inf)
 
 RECIPES = Path(__file__).parent / "recipes"
 HELD_OUT = Path(__file__).parent / "held_out.txt"
-WITHOUT_EFFECT = {  # keys that do not change the parameters that a run ends with; its checkpoint holds the precision
+WITHOUT_EFFECT = {  # keys with which a run may be resumed although they changed; its checkpoint holds the precision
     *("name", "data", "licence", "text", "checkpoint_every", "evaluate", "sheet"),
     *("precision", "recompute", "compile"),
 }
@@ -32,10 +32,10 @@ WITHOUT_EFFECT = {  # keys that do not change the parameters that a run ends wit
 
 @dataclass(frozen=True)
 class Items:
-    """What the items of a list are; stands in the annotation of its field."""
+    """What the items of a list are, beside its field: ``Annotated[tuple[int, ...], Items("numbers, e.g. [1]")]``."""
 
     words: str  # what they are, with an example
-    range: Range | None = None  # of numbers; None for texts
+    range: Range | None = None  # bounds of numbers; None for texts
     empty: bool = True  # whether there may be none
 
 
@@ -44,8 +44,8 @@ class Stage:
     """One part of a training run."""
 
     name: str  # shown in the progress line
-    # "l1" trains the encoder as an ordinary upscaler, or a low-light model at temperature 0; "chroma" a colorizer's
-    # encoder; "likelihood" the flow, on bits per dimension; "rescale" a rescaling model; see ``make_objective``
+    # "l1" trains an upscaler's encoder, or a low-light model at temperature 0; "chroma" a colorizer's encoder;
+    # "likelihood" the flow, on bits per dimension; "rescale" a rescaling model; see ``make_objective``
     objective: Literal["l1", "chroma", "likelihood", "rescale"]
     steps: Count  # of the optimizer
     batch: Count = 16  # crops per step
@@ -59,23 +59,21 @@ class Stage:
     train_encoder_after: Share = 0.5  # part of a likelihood stage during which the encoder is frozen (published: 0.5)
     encoder_rate: Share = 1.0  # factor on the learning rate for the encoder in a likelihood stage
     backbone_rate: Share = 0.1  # factor on the learning rate for an encoder's pretrained backbone; 0 keeps it fixed
-    # weights of the error on the LR grid (objectives "l1" and "rescale"); of the distance to the features that the
-    # start model has of clean LR images ("l1"); of ``calm_error`` and ``color_error`` ("likelihood")
-    lr_consistency: float = 0.0
-    teacher_weight: float = 0.0
-    calm_weight: float = 0.0
-    color_weight: float = 0.0
-    # terms of the series of a Residual Flow's log-determinant that every step has, besides a number that is drawn from
-    # Poisson(2), weighted so that nothing is left out on average. With 0 there are 20, and none drawn
+    lr_consistency: float = 0.0  # weight of the error on the LR grid, of "l1" and "rescale"
+    teacher_weight: float = 0.0  # weight of the distance to the start model's features of clean LR images, of "l1"
+    calm_weight: float = 0.0  # weight of ``calm_error``, of "likelihood"
+    color_weight: float = 0.0  # weight of ``color_error``, of "likelihood"
+    # fixed terms of the series of a Residual Flow's log-determinant, before a random number from Poisson(2), which are
+    # weighted so that the mean is exact; with 0 there are 20, and no random ones
     series_terms: int = 2
-    # weights of the mean squared speed along an FFJORD's paths, and of the mean squared derivative along the probe.
-    # Both make the paths straight, so that few steps suffice; published: 0.01 each
+    # weights of mean squared speed along an FFJORD's paths and mean squared derivative along the probe, which
+    # make the paths straight, so that few solver steps suffice (published: 0.01 each)
     kinetic_weight: float = 0.0
     jacobian_weight: float = 0.0
     weight_decay: float = 0.0  # of the kernels of convolutions; of "adamw" relative to the rate
     balanced: bool = False  # whether all levels have the same weight in the loss, however few latents they have
-    # number of coarsest levels whose weights a likelihood stage keeps fixed: with few latents per image they are the
-    # first to overfit. With all, a variational dequantizer alone is trained: what the model draws stays the same
+    # coarsest levels whose weights a likelihood stage keeps fixed: with few latents per image they overfit first. With
+    # all levels, only a variational dequantizer is trained, and samples stay the same
     frozen_levels: int = 0
 
 
@@ -89,7 +87,7 @@ class Recipe:
     stages: tuple[Stage, ...]  # in order
     seed: int = 0  # of weights, crops and noise
     data: Annotated[tuple[str, ...], Items('folders, e.g. ["photos"]')] = ()  # or ZIP archives
-    # scale factors at which every photograph is used; shrunk copies are sharper than their originals
+    # factors by which every photograph is shrunk or enlarged; shrunk copies are sharper than their originals
     pyramid: Annotated[tuple[float, ...], Items("finite numbers above 0, e.g. [1.0, 0.5]", POSITIVE, empty=False)] = (
         1.0,
     )
@@ -97,10 +95,10 @@ class Recipe:
     # a text file of the names of photographs to hold out instead, one a line, or "standard" for flowcore's own list
     held_out: str = ""
     ema: Share = 0.999  # decay per step of the averaged weights, which are the ones saved; 0 for no averaging
-    # of conditioners and encoder; bfloat16 on devices that have instructions for it
+    # of conditioners and encoder; "auto" is bfloat16 on devices that have instructions for it
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    # whether activations are recomputed in the backward pass, in a third more time and a fraction of the memory; "auto"
-    # does so where the batch would not fit otherwise
+    # whether the backward pass recomputes activations, in a third more time and a fraction of the memory; "auto": only
+    # where the batch would not fit otherwise
     recompute: Literal["auto", "always", "never"] = "auto"
     compile: bool = False  # networks inside the flow, by ``torch.compile``; needs a C++ compiler on a CPU
     patience: Count = 50  # steps in a row that are not finite, until a run goes back to a checkpoint at half the rate
@@ -114,10 +112,10 @@ class Recipe:
     # instead of the pyramid: lengths of the shorter side to which every photograph is resized
     short_sides: Annotated[tuple[int, ...], Items("whole numbers above 0, e.g. [256]", Range(1, math.inf))] = ()
     enlarge: Annotated[float, Range(1, 4)] = 1.0  # greatest factor of an enlargement to a short side; 1 for none
-    # what is equally likely to be in a crop: each part of the "area" of all images, or each "photograph"
+    # whether crops are drawn uniformly from the "area" of all images, or from each "photograph" equally often
     sampling: Literal["area", "photograph"] = "area"
-    # of LR images: "bicubic", or "realistic" with blur, noise and JPEG, for people's own photographs; "dark" ones for
-    # low-light models; see ``degradation.py``
+    # of LR images: "bicubic", or "realistic" with blur, noise and JPEG, for ordinary photographs; "dark" for low-light
+    # models; see ``degradation.py``
     degradation: DegradationKind = "bicubic"
     degradation_strength: Annotated[float, Range(0.01, 1)] = 1.0  # factor on the amounts of blur, noise and JPEG
     start_rate: float = 0.1  # factor on the learning rates of a run that starts from a model
@@ -157,7 +155,7 @@ def read_recipe(path: str | Path) -> Recipe:
     if not path.exists():
         names = sorted(p.stem for p in RECIPES.glob("*.toml"))
         raise FlowError(
-            f"There is no recipe {path}.{suggestion(str(path), names)} Give a TOML file or one of {', '.join(names)}."
+            f"There is no recipe {path}.{suggestion(str(path), names)} Name a TOML file or one of {', '.join(names)}."
         )
     return parse_recipe(path.read_text(encoding="utf-8"))
 
@@ -177,11 +175,11 @@ def parse_recipe(text: str) -> Recipe:
     raw["stages"] = tuple(_checked(Stage, stage, f"stages[{k}].") for k, stage in enumerate(stages))
     raw["text"] = text
     recipe: Recipe = _checked(Recipe, raw, "")
-    fitting = ("dark",) if recipe.brightens else ("bicubic", "realistic") if recipe.scale > 1 else ("bicubic",)
-    if recipe.degradation not in fitting:
+    kinds = ("dark",) if recipe.brightens else ("bicubic", "realistic") if recipe.scale > 1 else ("bicubic",)
+    if recipe.degradation not in kinds:
         raise FlowError(
-            f"Recipe key degradation says what the images that upscalers and low-light models are given look like; a "
-            f"{recipe.architecture} model trains with {' or '.join(map(repr, fitting))}; got {recipe.degradation!r}."
+            f"Recipe key degradation must be {' or '.join(map(repr, kinds))} for a {recipe.architecture} model; it "
+            f"applies to the source images of upscalers and low-light models. Got {recipe.degradation!r}."
         )
     for k, stage in enumerate(recipe.stages):
         key = f"Recipe key stages[{k}]"
@@ -191,31 +189,31 @@ def parse_recipe(text: str) -> Recipe:
             raise FlowError(f"{key}.crop must be a multiple of {multiple} for this model; got {stage.crop}.")
         if stage.color_weight and recipe.scale == 1:
             raise FlowError(
-                f"{key}.color_weight is about the samples of upscalers; a {recipe.architecture} model is none. Set it "
-                f"to 0; got {stage.color_weight}."
+                f"{key}.color_weight must be 0 for a {recipe.architecture} model, since it applies to samples of "
+                f"upscalers; got {stage.color_weight}."
             )
         if stage.teacher_weight and stage.objective != "l1":
             raise FlowError(
-                f"{key}.teacher_weight is about the features of an upscaler's encoder, trained by "
-                f'objective "l1". Set it to 0; got {stage.teacher_weight} with objective "{stage.objective}".'
+                f'{key}.teacher_weight must be 0 with objective "{stage.objective}"; it applies to the encoder of an '
+                f'upscaler, trained by objective "l1". Got {stage.teacher_weight}.'
             )
         if stage.lr_consistency and recipe.degradation != "bicubic":
             raise FlowError(
-                f"{key}.lr_consistency must be 0 with degradation = {recipe.degradation!r}: it asks "
-                "that the enlargement shrink to the LR image, noise and blocks included. Set it to 0, or choose "
-                f"degradation = 'bicubic'; got {stage.lr_consistency}."
+                f"{key}.lr_consistency must be 0 with degradation = {recipe.degradation!r}: the enlargement would have "
+                "to shrink to the LR image with its noise and blocks. Set it to 0, or choose degradation = 'bicubic'; "
+                f"got {stage.lr_consistency}."
             )
     names = [stage.name for stage in recipe.stages]
     if unknown := [name for name in recipe.start_stages if name not in names]:
         raise FlowError(
-            f"Recipe key start_stages names a stage {unknown[0]!r} that there is not.{suggestion(unknown[0], names)} "
-            f"Choices: {', '.join(names)}."
+            f"Recipe key start_stages names an unknown stage, {unknown[0]!r}.{suggestion(unknown[0], names)} Choices: "
+            f"{', '.join(names)}."
         )
     return recipe
 
 
 def held_out_names(source: str) -> frozenset[str]:
-    """Read ``Recipe.held_out``: names of files, without folders, a line each; lines that begin with # are comments."""
+    """Read ``Recipe.held_out``: one file name per line, without folders; lines that begin with # are comments."""
     if not source:
         return frozenset()
     path = HELD_OUT if source == "standard" else Path(source)
@@ -223,14 +221,14 @@ def held_out_names(source: str) -> frozenset[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise FlowError(
-            f"Recipe key held_out must be 'standard' or a text file with one name a line; {source!r} could not be read "
-            f"({error})."
+            f"Recipe key held_out must be 'standard' or a text file with one name per line; {source!r} could not be "
+            f"read ({error})."
         ) from error
     return frozenset(line.strip() for line in lines if line.strip() and not line.startswith("#"))
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """Hash what determines a run's parameters and is not the default, so that later fields change no fingerprint."""
+    """Hash the keys that a run depends on, except defaults, so that new keys change no fingerprint."""
     fields = {key: value for key, value in _without_defaults(recipe).items() if key not in WITHOUT_EFFECT}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""A run: what all its stages share, how many steps they have, and the processes that train together."""
+"""A run: its state, what all its stages share, how many steps they have, and the processes that train together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ..errors import FlowError
 from ..model import FlowModel
-from .checkpoint import RunState
 from .data import Data
 from .recipe import Recipe, Stage
 from .run_folder import RunLog
@@ -27,7 +26,7 @@ UNMEASURED = 0.1  # share of the time that is kept for the last checkpoint, befo
 
 
 def check_limits(minutes: float | None, stop_after: int | None = None) -> None:
-    """Raise FlowError for a time, or a step to stop at, that no run can have."""
+    """Raise FlowError unless the minutes, and the step to stop at, are valid."""
     if minutes is not None and not 0 < minutes < math.inf:
         raise FlowError(
             f"minutes (--minutes) must be a finite number above 0; got {minutes}. Leave it out for all of the recipe."
@@ -36,12 +35,24 @@ def check_limits(minutes: float | None, stop_after: int | None = None) -> None:
         raise FlowError(f"stop_after (--stop-after) must be the number of a step, at least 1; got {stop_after}.")
 
 
-class Stopped(Exception):
-    """Why a run stops before its end; ``raised`` is what the caller raised to stop it, to be raised again."""
+@dataclass
+class RunState:
+    """What a checkpoint stores besides tensors; the field names are part of its format."""
 
-    def __init__(self, reason: str, raised: BaseException | None = None) -> None:
-        super().__init__(reason)
-        self.raised = raised
+    step: int = 0  # finished ones, over all stages
+    skipped: int = 0  # steps whose update was skipped because loss or gradient was not finite
+    bad: int = 0  # how many of the last steps, consecutively, were skipped
+    rate: float = 1.0  # factor on the recipe's learning rates, halved whenever the run went back to a checkpoint
+    retreats: int = 0  # how often it went back
+    initialised: bool = False  # whether the data-dependent initialization was made
+    # steps of every stage of a run that is to end within some minutes; empty for the recipe's
+    stage_steps: list[int] = field(default_factory=list[int])
+    # metrics of the model that the run started from on held-out images, by stage; empty if it began anew
+    start: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
+    precision: str = ""  # "float32" or "bfloat16", once chosen
+    recompute: str = ""  # "always" or "never", once chosen
+    origin: str = ""  # text on the model that the weights were taken from, if any
+    seconds: float = 0.0  # spent training
 
 
 @dataclass
@@ -66,9 +77,10 @@ class Run:
         """The same at the length of this run, with warmups in proportion."""
         whole = self.whole_stages()
         lengths = self.state.stage_steps or [stage.steps for stage in whole]
-        warmups = [min(s.warmup, max(1, round(s.warmup * n / s.steps))) for s, n in zip(whole, lengths, strict=True)]
-        fitted = zip(whole, lengths, warmups, strict=True)
-        return [dataclasses.replace(stage, steps=steps, warmup=warmup) for stage, steps, warmup in fitted]
+        return [
+            dataclasses.replace(s, steps=steps, warmup=min(s.warmup, max(1, round(s.warmup * steps / s.steps))))
+            for s, steps in zip(whole, lengths, strict=True)
+        ]
 
     def total(self) -> int:
         """Steps of all stages."""
@@ -79,8 +91,12 @@ class Run:
         ends = itertools.accumulate(stage.steps for stage in self.stages())
         return next((number for number, end in enumerate(ends) if step <= end), len(self.whole_stages()) - 1)
 
+    def mean(self, value: float) -> float:
+        """Average a number over the processes, so that all decide alike."""
+        return self.distributed.mean(torch.tensor(value, device=self.device)).item()
+
     def out_of_memory(self, stage: Stage | None = None) -> FlowError:
-        """Make the error for a stage, or that of the next step, which needs more memory than there is."""
+        """Make the error for a stage, by default that of the next step, which needs more memory than there is."""
         stage = stage or self.stages()[self.number_of(self.state.step + 1)]
         other = "" if self.state.recompute == "always" else ", or set recompute = 'always' in the recipe"
         return FlowError(
@@ -90,36 +106,38 @@ class Run:
 
 
 class Pace:
-    """Fits the steps that are left of a run into the time that is left; ``mean`` averages over its processes."""
+    """Fits the remaining steps of a run into the remaining time."""
 
     def __init__(self, deadline: float, mean: Callable[[float], float]) -> None:
-        self.deadline, self._mean = deadline, mean  # the deadline as ``time.monotonic`` tells it, or infinity
-        self.trial: list[float] = []  # seconds per step of every stage, as tried before the first step
-        self.closing: float | None = None  # seconds of a checkpoint with its measurements
-        self._stage, self._first, self._done = -1, 0, 0  # steps of the stage at its first and last ``count``
-        self._begun, self._now = 0.0, 0.0
+        """``deadline`` is as ``time.monotonic`` tells it, or infinity; ``mean`` averages over the run's processes."""
+        self.deadline, self._mean = deadline, mean
+        self.trial_seconds: list[float] = []  # per step of every stage, as tried before the first step
+        self.checkpoint_seconds: float | None = None  # of a checkpoint with its measurements
+        # the stage that is being counted, its steps at the first and the last count, and the seconds between these
+        self._stage, self._first, self._last, self._start_time, self._seconds = -1, 0, 0, 0.0, 0.0
 
     def count(self, stage: int, done: int) -> None:
         """Note that a stage has made so many steps by now."""
-        self._done, self._now = done, time.monotonic()
         if stage != self._stage or done < self._first:
-            self._stage, self._first, self._begun = stage, done, self._now
+            self._stage, self._first, self._start_time = stage, done, time.monotonic()
+        self._last, self._seconds = done, time.monotonic() - self._start_time
 
     def fit(self, plan: Sequence[int], longest: Sequence[int], stage: int, done: int) -> list[int]:
-        """Scale what is left of a plan, steps of every stage, to the time; ``stage`` has made ``done`` of its steps."""
-        left = max(0.0, self.deadline - time.monotonic())
-        if self.closing is None:
-            self.closing = UNMEASURED * left
-        per_step = self.trial[stage]
-        if stage == self._stage:  # the mean of all steps that were counted, and of the trial
-            per_step = (per_step + self._now - self._begun) / (1 + self._done - self._first)
-        slower = per_step / self.trial[stage]
-        ahead = [0] * stage + [plan[stage] - done, *plan[stage + 1 :]]
-        seconds = slower * sum(each * steps for each, steps in zip(self.trial, ahead, strict=True))
-        factor = self._mean(max(0.0, left - self.closing) / max(seconds, 1e-9))
-        past = [*plan[:stage], done, *[0] * (len(plan) - stage - 1)]
-        stages = zip(past, ahead, longest, strict=True)
-        return [max(1, min(most, made + round(factor * steps))) for made, steps, most in stages]
+        """Scale the remaining steps of every stage so that the run ends in time; ``stage`` has made ``done`` of its."""
+        seconds_left = max(0.0, self.deadline - time.monotonic())
+        if self.checkpoint_seconds is None:
+            self.checkpoint_seconds = UNMEASURED * seconds_left
+        trial = self.trial_seconds[stage]
+        per_step = trial
+        if stage == self._stage:  # the mean of the trial and all steps that were counted
+            per_step = (trial + self._seconds) / (1 + self._last - self._first)
+        remaining = [0] * stage + [plan[stage] - done, *plan[stage + 1 :]]
+        seconds = sum(each * steps for each, steps in zip(self.trial_seconds, remaining, strict=True))
+        seconds *= per_step / trial
+        factor = self._mean(max(0.0, seconds_left - self.checkpoint_seconds) / max(seconds, 1e-9))
+        finished = [*plan[:stage], done, *[0] * (len(plan) - stage - 1)]
+        stages = zip(finished, remaining, longest, strict=True)
+        return [max(1, min(most, before + round(factor * steps))) for before, steps, most in stages]
 
 
 # --- several processes, started by ``torchrun --nproc-per-node N -m flowcore train ...`` ------------------------------

@@ -1,4 +1,4 @@
-"""What a run writes into its folder: log, tables, curve and sheets; model files; and the name it is published under."""
+"""What a run writes into its folder: log, tables, curve and sheets; model files; and a run under a name."""
 
 import csv
 import dataclasses
@@ -27,12 +27,12 @@ from ..checkpoints.writing import SavingError, replacing, write_atomic
 from ..errors import FlowError
 from ..images.color import to_uint8
 from ..model import FlowModel
-from .checkpoint import copy_file
 
-TRAINING = ("step", "stage", "unit", "loss", "rate", "gradient_norm", "steps_per_second", "data_wait", "skipped")
-HELD_OUT = ("step", "stage", "measure", "value")
 HISTORY, MEASURES = "history.csv", "held_out.csv"
-TABLES = {HISTORY: TRAINING, MEASURES: HELD_OUT}
+TABLES = {  # columns
+    HISTORY: ("step", "stage", "unit", "loss", "rate", "gradient_norm", "steps_per_second", "data_wait", "skipped"),
+    MEASURES: ("step", "stage", "measure", "value"),
+}
 WIDTH, HEIGHT, MARGIN = 960, 480, 56  # pixels of a panel of the curve
 Point = tuple[int, float]  # of the curve: step and loss
 
@@ -43,10 +43,7 @@ class RunLog:
     def __init__(self, run: Path, write_line: Callable[[str], None] | None, *, step: int, enabled: bool = True) -> None:
         """Open the files, and drop the rows of a killed run after this step; without ``write_line``, use stderr."""
         self.run, self.write_line, self.step, self.enabled = run, write_line, step, enabled
-        self.history, self.held_out = run / HISTORY, run / MEASURES
-        if not enabled:
-            return
-        for path, columns in ((self.history, TRAINING), (self.held_out, HELD_OUT)):
+        for path, columns in ((run / name, columns) for name, columns in TABLES.items() if enabled):
             rows = [row for row in read_rows(path) if int(row["step"]) <= step]
             with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file)
@@ -78,7 +75,7 @@ class RunLog:
         """Append a row to ``history.csv``, with a value for every column."""
         if not self.enabled:
             return
-        _append(self.history, TRAINING, row)
+        self._append(HISTORY, row)
         if self.board is not None:
             for name in ("loss", "rate", "gradient_norm", "steps_per_second"):
                 self.board.add_scalar(f"{row['stage']}/{name}", row[name], row["step"])
@@ -86,10 +83,10 @@ class RunLog:
     def validation(self, step: int, stage: str, metrics: Mapping[str, float]) -> None:
         """Append a row per metric to ``held_out.csv``, and draw ``curve.png``."""
         for name, value in metrics.items():
-            _append(self.held_out, HELD_OUT, {"step": step, "stage": stage, "measure": name, "value": value})
+            self._append(MEASURES, {"step": step, "stage": stage, "measure": name, "value": value})
             if self.board is not None:
                 self.board.add_scalar(f"{stage}/{name}", value, step)
-        draw_curve(read_rows(self.history), read_rows(self.held_out), self.run / "curve.png")
+        draw_curve(read_rows(self.run / HISTORY), read_rows(self.run / MEASURES), self.run / "curve.png")
 
     def sheet(self, step: int, columns: Sequence[Tensor]) -> Tensor:
         """Save columns of images, ``(B, 1 or 3, H, W)`` in [0, 1], as ``sheets/NNNNNN.png``: ``(3, h, w)``."""
@@ -103,6 +100,10 @@ class RunLog:
         if self.__dict__.get("board") is not None:
             self.board.close()
 
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        with _appending(self.run / name) as file:
+            csv.writer(file).writerow([row[column] for column in TABLES[name]])
+
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Read a table, without a last line that was cut off when the process was killed."""
@@ -110,11 +111,6 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(encoding="utf-8", newline="") as file:
         return [row for row in csv.DictReader(file) if None not in row.values() and row["step"].isdecimal()]
-
-
-def _append(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:
-    with _appending(path) as file:
-        csv.writer(file).writerow([row[column] for column in columns])
 
 
 @contextmanager
@@ -144,8 +140,8 @@ def draw_curve(training: Sequence[Mapping[str, str]], held_out: Sequence[Mapping
         image.save(partial, "PNG")
 
 
-def _draw_panel(draw: ImageDraw.ImageDraw, left: int, title: str, line: list[Point], dots: list[Point]) -> None:
-    """Draw one stage. The first, large losses are cut off: all above twice the range of the later half."""
+def _draw_panel(draw: ImageDraw.ImageDraw, x0: int, title: str, line: list[Point], dots: list[Point]) -> None:
+    """Draw one stage. Large losses of its beginning are cut off: all above twice the range of the later half."""
     finite = [(x, y) for x, y in [*line, *dots] if abs(y) < math.inf]
     if not finite:
         return
@@ -156,15 +152,15 @@ def _draw_panel(draw: ImageDraw.ImageDraw, left: int, title: str, line: list[Poi
     def place(point: Point) -> tuple[float, float]:
         across = (point[0] - min(xs)) / max(1, max(xs) - min(xs))
         up = (min(point[1], high) - low) / max(high - low, 1e-12)
-        return left + MARGIN + across * (WIDTH - 2 * MARGIN), HEIGHT - MARGIN - up * (HEIGHT - 2 * MARGIN)
+        return x0 + MARGIN + across * (WIDTH - 2 * MARGIN), HEIGHT - MARGIN - up * (HEIGHT - 2 * MARGIN)
 
-    frame = [left + MARGIN, MARGIN, left + WIDTH - MARGIN, HEIGHT - MARGIN]
+    frame = [x0 + MARGIN, MARGIN, x0 + WIDTH - MARGIN, HEIGHT - MARGIN]
     draw.rectangle(frame, outline="#999999")
     for k in range(5):
         value = low + (high - low) * k / 4
         y = place((min(xs), value))[1]
         draw.line([frame[0], y, frame[2], y], fill="#e5e5e5")
-        draw.text((left + 4, y - 6), f"{value:.4g}", fill="#444444")
+        draw.text((x0 + 4, y - 6), f"{value:.4g}", fill="#444444")
     draw.text((frame[0], HEIGHT - MARGIN + 8), f"step {min(xs)}", fill="#444444")
     draw.text((frame[2] - 70, HEIGHT - MARGIN + 8), f"step {max(xs)}", fill="#444444")
     draw.text((frame[0], MARGIN - 20), f"{title}; line: training, dots: held out", fill="#000000")
@@ -184,16 +180,16 @@ TOLERANCE = {"psnr_tau0.0": 0.1, "of_gray_tau0": 0.01}  # how much worse the bes
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a run has come to at the end of a call of ``train``."""
+    """The state of a run at the end of a call of ``train``."""
 
     model: Path  # the model file
-    steps: int  # made in this call and those before
+    steps: int  # in this call and those before
     total: int  # of the whole run
-    new_steps: int  # that this call made
-    skipped: int  # that changed nothing because they were not finite
+    new_steps: int  # in this call
+    skipped: int  # steps that changed nothing because they were not finite
     minutes: float  # of training, in this call and those before
-    better_than_start: bool | None  # by measurements; None if it started from none, or nothing could be measured
-    verdict: str  # the comparison with that model, in a sentence; empty if the run started from none
+    better_than_start: bool | None  # by measurements; None without a start, or if nothing could be measured
+    verdict: str  # the comparison with the start, in a sentence; empty without one
     files: "Results"
 
     @property
@@ -201,21 +197,27 @@ class Result:
         return self.steps >= self.total
 
 
-def refuse_to_replace(folder: Path, *, resumed: bool) -> None:
-    """Raise FlowError if a run would replace files in its folder that are none of its own.
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file atomically."""
+    with replacing(target, source.stat().st_size) as partial:
+        shutil.copyfile(source, partial)
 
-    Without a checkpoint to resume from only those are that a run leaves if it is stopped before its first one.
+
+def refuse_to_replace(folder: Path, *, resumed: bool) -> None:
+    """Raise FlowError if a run would replace files in its folder that belong to something else.
+
+    Without a checkpoint to resume from, its own are those of a run that stopped before its first checkpoint.
     """
-    # the last is the first that is written, perhaps just now by the main process of several
-    there = [name for name in (MODEL, WORSE, *OTHER_FILES) if (folder / name).exists()]
-    foreign = [name for name, columns in TABLES.items() if name in there and not _is_table(folder / name, columns)]
+    # history.csv is listed last, since it is written first, perhaps just now by the main process of several
+    existing = [name for name in (MODEL, WORSE, *OTHER_FILES) if (folder / name).exists()]
+    foreign = [name for name, columns in TABLES.items() if name in existing and not _is_table(folder / name, columns)]
     if not resumed:
-        begun = HISTORY in there and HISTORY not in foreign
-        foreign = [name for name in there if not begun or name in (MODEL, WORSE, *foreign)]
+        is_begun = HISTORY in existing and HISTORY not in foreign
+        foreign = [name for name in existing if not is_begun or name in (MODEL, WORSE, *foreign)]
     if foreign:
         raise FlowError(
-            f"A run in {folder} would replace {', '.join(foreign)}, which belong to no run that could go on there. "
-            "Choose another folder for the run (--run), or move these away."
+            f"A run in {folder} would replace {', '.join(foreign)}, and there is no run to resume that they belong to. "
+            "Choose another folder for the run (--run), or move these files away."
         )
 
 
@@ -242,7 +244,7 @@ class Results:
         self, flow: FlowModel, provenance: dict[str, Any], start: Mapping[str, float], *, measured: bool
     ) -> None:
         """Write a model with its metrics; or beside the start, whose metrics are ``start``, if that is better."""
-        if start and not measured:  # nothing tells which is better: what has been measured stays
+        if start and not measured:  # nothing tells which is better, so the model file stays
             if not self.model.exists():
                 copy_file(self.start, self.model)
         elif became_worse(start, provenance["metrics"]):
@@ -253,12 +255,12 @@ class Results:
             self.worse.unlink(missing_ok=True)
 
     def is_start(self) -> bool:
-        """Tell whether the model file is a copy of the start: nothing better was trained, or was measured yet."""
+        """Tell whether the model file is a copy of the start: nothing better was trained, or measured yet."""
         files = self.start, self.model
         return all(file.exists() for file in files) and filecmp.cmp(*files, shallow=False)
 
     def say_where(self) -> str:
-        """Say where the trained model is, behind a verdict, if the model file is a copy of the start."""
+        """Say where the trained model is, after a verdict, if the model file is a copy of the start."""
         trained = f"; what was trained is {self.worse}" if self.worse.exists() else ""
         return f": {self.model.name} is the start{trained}" if self.is_start() else ""
 
@@ -270,8 +272,10 @@ class Results:
     def verdict(self, start: Mapping[str, float]) -> tuple[bool | None, str]:
         """Compare what was trained with the start, whose metrics are ``start``: is it better, in a sentence."""
         if not start:
-            said = "no held-out image is as large as a crop, so nothing tells whether this is better than the start"
-            return None, said
+            return (
+                None,
+                "no held-out image is as large as a crop, so nothing tells whether this is better than the start",
+            )
         file = self.worse if self.worse.exists() else self.model
         if file == self.model and self.is_start():
             return None, "stopped before it was measured"
@@ -279,11 +283,11 @@ class Results:
         values = ", ".join(f"{name} {start[name]:g} -> {value:g}" for name, value in metrics.items() if name in start)
         if worse := became_worse(start, metrics):
             return False, f"worse than the start {worse} ({values})"
-        change, *others = (loss_of_quality(name, start, metrics) for name in start)
-        if change == 0:
+        main, *others = start
+        if (gain := -loss_of_quality(main, start, metrics)) == 0:
             return False, f"as good as the start ({values})"
-        lost = ", ".join(name for name, loss in zip([*start][1:], others, strict=True) if loss > 0)
-        return True, f"better than the start by {-change:.4g} ({values})" + (f", but not in {lost}" if lost else "")
+        lost = ", ".join(name for name in others if loss_of_quality(name, start, metrics) > 0)
+        return True, f"better than the start by {gain:.4g} ({values})" + (f", but not in {lost}" if lost else "")
 
 
 def became_worse(start: Mapping[str, float], metrics: Mapping[str, float]) -> str:
@@ -310,11 +314,11 @@ CHECKPOINT, RECORD, EARLIER = "checkpoint.pt", "node.json", "earlier"
 
 @dataclass
 class Record:
-    """What is remembered of a run besides the trainer's own files."""
+    """What a named run stores besides the trainer's own files; the field names are those of its JSON file."""
 
     recipe: str  # its name
-    fingerprint: str  # of what decides the weights
-    minutes: float  # that the run was given when it began
+    fingerprint: str  # of the recipe's content
+    minutes: float  # the limit with which the run began
     start: str  # name of the model whose weights it started from
     saved: str = ""  # digest of the model file that runs of this name have published; empty if none
     ours: bool = False  # whether this run has published it, and not one before a restart
@@ -336,10 +340,10 @@ class NamedRun:
             return None
 
     def open(self, settings: Record, *, restart: bool) -> Record:
-        """Resume the run, or begin it with the settings asked for; return its record.
+        """Resume the run, or begin it with the settings; return its record.
 
-        Other settings are refused, and so is to replace a model file that the run has not made. ``restart`` begins
-        again; what the earlier run made, but for decoded images, is moved into a folder of its own.
+        FlowError if it began with other settings, or if it would replace a model file that it has not made. ``restart``
+        begins again; everything the earlier run made, except decoded images, is moved into a folder of its own.
         """
         record = self.record()
         self._refuse_to_overwrite(record)
@@ -356,9 +360,9 @@ class NamedRun:
         return record
 
     def publish(self, record: Record) -> None:
-        """Copy the model to the target, atomically, unless a foreign file is there now, and write the record.
+        """Copy the model to the target, unless it is the start, which has a name already; and write the record.
 
-        A copy of the start is not published: it has a name already.
+        FlowError if the target is a foreign file by now.
         """
         model = self.folder / MODEL
         if model.exists() and not Results(self.folder).is_start():
@@ -392,7 +396,7 @@ class NamedRun:
         return sorted(folders, key=lambda path: (len(path.name), path.name))
 
     def _set_aside(self) -> None:
-        """Move what the run has made into a new folder: it may be all that there is, if the next one is refused."""
+        """Move the files of the run into a new folder, in case that the next one makes no model."""
         earlier = self._earlier()
         number = int(earlier[-1].name.partition("-")[2] or 1) + 1 if earlier else 1
         folder = self.folder / (EARLIER if number == 1 else f"{EARLIER}-{number}")
@@ -415,23 +419,24 @@ class NamedRun:
         write_atomic(self.folder / RECORD, (json.dumps(dataclasses.asdict(record), indent=2) + "\n").encode())
 
     def _refuse_to_overwrite(self, record: Record | None) -> None:
-        if (found := self._find()) is not None and found.resolve() != self.target.resolve():
-            raise FlowError(f"There is a model {self.target.name} in {found.parent} already. Choose another name.")
+        if (model := self._find()) is not None and model.resolve() != self.target.resolve():
+            raise FlowError(f"There is a model {self.target.name} in {model.parent} already. Choose another name.")
         if self.target.exists() and (record is None or file_sha256(self.target) != record.saved):
             raise FlowError(
-                f"models/flows has a model {self.target.name} that is not the one that the runs in {self.folder} have "
-                "made. It is not overwritten: choose another name, or move the file away."
+                f"models/flows has a model {self.target.name} that the runs in {self.folder} have not made. It is not "
+                "overwritten: choose another name, or move the file away."
             )
 
     def _refuse_other_settings(self, record: Record, settings: Record) -> None:
-        asked = [(field, getattr(record, field), getattr(settings, field)) for field in ("recipe", "minutes", "start")]
-        changes = [f"{field} {was} (now {now})" for field, was, now in asked if was != now]
+        pairs = [(field, getattr(record, field), getattr(settings, field)) for field in ("recipe", "minutes", "start")]
+        changes = [f"{field} {was} (now {now})" for field, was, now in pairs if was != now]
         if not changes and record.fingerprint != settings.fingerprint:
             changes = [f"another content of the recipe {record.recipe}"]
         if changes:
-            file = self.target.name
-            made = f": with {file}, which it has made so far, as start, to build on it" if record.ours else ""
+            other_name = "choose another name"
+            if record.ours:
+                other_name += f" and start from {self.target.name}, which this run has made so far"
             raise FlowError(
-                f"The run {self.folder.name} was begun with {', '.join(changes)}, and keeps that to its end. Set it "
-                f"back to go on, set restart to begin anew, or choose another name{made}."
+                f"The run {self.folder.name} began with {', '.join(changes)}, which stays so to its end. Set it back "
+                f"to continue, set restart to begin anew, or {other_name}."
             )

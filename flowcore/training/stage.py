@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 from ..device import autocast, free_memory, is_out_of_memory, supports_float64, supports_fused_optimizer
@@ -21,7 +21,7 @@ from ..model import FlowModel
 from ..networks import LREncoder
 from ..transforms import ODE, BatchNorm, InvertibleConv, batch_moments
 from .data import Data
-from .objective import Likelihood, make_objective, pretrained_backbone
+from .objective import Likelihood, Noise, make_objective, pretrained_backbone
 from .recipe import Recipe, Stage
 from .run import Run
 
@@ -53,15 +53,15 @@ class StageRunner:
         kind = torch.optim.AdamW if stage.optimiser == "adamw" else torch.optim.Adam
         self.fused = supports_fused_optimizer(device)
         self.optimizer = kind(self._parameter_groups(), stage.learning_rate, betas=(0.9, 0.99), fused=self.fused)
-        self.module: nn.Module | None = None  # the objective, distributed
         self._freeze_encoder()
+        self.module = self._distribute()
         # counters on the device, so that no step waits for it; bad steps are those in a row that were not finite
         self.skipped = torch.tensor(self.state.skipped, device=device)
         self.bad = torch.tensor(self.state.bad, device=device)
         wide = torch.float64 if supports_float64(device) else torch.float32
-        self.sum = torch.zeros((), dtype=wide, device=device)
-        self.count = torch.zeros((), dtype=torch.int64, device=device)
-        self.norm = torch.zeros((), device=device)
+        self.loss_sum = torch.zeros((), dtype=wide, device=device)
+        self.loss_count = torch.zeros((), dtype=torch.int64, device=device)
+        self.gradient_norm = torch.zeros((), device=device)
 
     @property
     def end(self) -> int:
@@ -83,9 +83,9 @@ class StageRunner:
         """Log the mean loss since the last time; ``data_wait`` is the share of the time that steps waited for data."""
         state, stage = self.state, self.stage
         done, unit = state.step - self.first, self.objective.unit
-        mean = float(self.sum / self.count)
-        self.sum.zero_()
-        self.count.zero_()
+        mean = float(self.loss_sum / self.loss_count)
+        self.loss_sum.zero_()
+        self.loss_count.zero_()
         minutes = (stage.steps - done) / max(steps_per_second, 1e-9) / 60
         bar = "#" * round(20 * done / stage.steps)
         self.run.log.line(
@@ -98,7 +98,7 @@ class StageRunner:
             unit=unit,
             loss=round(mean, 6),
             rate=f"{self._learning_rate():.6g}",
-            gradient_norm=round(float(self.norm), 6),
+            gradient_norm=round(float(self.gradient_norm), 6),
             steps_per_second=round(steps_per_second, 3),
             data_wait=round(data_wait, 4),
             skipped=state.skipped,
@@ -106,7 +106,7 @@ class StageRunner:
 
     # --- one step
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def batch(self, step: int) -> tuple[Tensor, Tensor | None, Noise]:
         """Make this process's share of a step's images, sources and noise, in a thread beside the step before."""
         stage, seed = self.stage, self.run.recipe.seed
         x, source = self.run.data.batch(stage.batch, stage.crop, seed, step)
@@ -116,30 +116,30 @@ class StageRunner:
         def place(t: Tensor) -> Tensor:
             return (t[shard].pin_memory() if on_gpu else t[shard]).to(self.run.device, non_blocking=on_gpu)
 
-        return place(x), None if source is None else place(source), None if noise is None else place(noise)
+        return place(x), None if source is None else place(source), tuple(map(place, noise))
 
-    def gradient(self, x: Tensor, source: Tensor | None, noise: Tensor | None) -> Tensor:
+    def gradient(self, x: Tensor, source: Tensor | None, noise: Noise) -> Tensor:
         """Compute the loss, and accumulate its gradient."""
         average = self.run.distributed.mean if self.run.distributed.is_active else None
         dtype = torch.bfloat16 if self.state.precision == "bfloat16" else torch.float32
         with recompute_activations(self.flow) if self.state.recompute == "always" else nullcontext():
             with batch_moments(self.flow, average=average), autocast(torch.device(self.run.device), dtype):
-                assert self.module is not None
                 loss = self.module(x, source, noise)
             loss.backward()
         return loss.detach()
 
-    def seconds(self) -> float:
-        """Time a gradient, which changes nothing."""
+    def time_gradient(self) -> float:
+        """Measure the seconds of a gradient, which changes nothing."""
         begin = time.monotonic()
         with unchanged_moments(self.flow):
             self.gradient(*self.batch(0)).item()
         self.optimizer.zero_grad(set_to_none=True)
         return time.monotonic() - begin
 
-    def step(self, x: Tensor, source: Tensor | None, noise: Tensor | None) -> None:
+    def step(self, x: Tensor, source: Tensor | None, noise: Noise) -> None:
         """Make one optimizer step, which changes nothing if loss or gradient are not finite."""
-        self._freeze_encoder()
+        if self._freeze_encoder():
+            self.module = self._distribute()
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate() * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
@@ -147,9 +147,9 @@ class StageRunner:
         torch.manual_seed(self.run.recipe.seed * 1_000_003 + self.state.step + 7_919 * self.run.distributed.rank)
         loss = self.within_memory(lambda: self.gradient(x, source, noise))
         loss = self.run.distributed.mean(loss)
-        self.norm = nn.utils.clip_grad_norm_(self.parameters, self.stage.clip or math.inf)
-        finite = loss.isfinite() & self.norm.isfinite()
-        if self.fused:  # it skips the update by itself, without reading the flag off the device
+        self.gradient_norm = nn.utils.clip_grad_norm_(self.parameters, self.stage.clip or math.inf)
+        finite = loss.isfinite() & self.gradient_norm.isfinite()
+        if self.fused:  # it skips the update by itself, as for torch.amp.GradScaler, without a wait for the device
             self.optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
         if self.fused or bool(finite):
             self.optimizer.step()
@@ -157,8 +157,8 @@ class StageRunner:
         self._update_average(finite)
         self.skipped += ~finite
         self.bad = torch.where(finite, 0, self.bad + 1)
-        self.sum += torch.where(finite, loss, 0.0)
-        self.count += finite
+        self.loss_sum += torch.where(finite, loss, 0.0)
+        self.loss_count += finite
 
     @torch.no_grad()
     def _update_average(self, finite: Tensor) -> None:
@@ -171,17 +171,22 @@ class StageRunner:
         for mean, value in zip(self.run.average.buffers(), self.flow.buffers(), strict=True):
             mean.copy_(value)  # constants, and moments that are running means already
 
-    def _freeze_encoder(self) -> None:
-        """Freeze or unfreeze the encoder; DistributedDataParallel must know which parameters have gradients."""
+    def _freeze_encoder(self) -> bool:
+        """Freeze or unfreeze the encoder as the stage says; return True if that changed anything."""
         frozen = self.state.step - self.first < self.stage.train_encoder_after * self.stage.steps
-        if isinstance(self.objective, Likelihood) and self.objective.encoder_frozen != frozen:
-            self.objective.encoder_frozen, self.module = frozen, None
-            if self.flow.encoder is not None:
-                self.flow.encoder.requires_grad_(not frozen)
-                self._freeze_backbone()
-        if self.module is None and self.run.distributed.is_active:
-            self.module = DistributedDataParallel(self.objective, broadcast_buffers=False, find_unused_parameters=True)
-        self.module = self.module or self.objective
+        if not isinstance(self.objective, Likelihood) or self.objective.encoder_frozen == frozen:
+            return False
+        self.objective.encoder_frozen = frozen
+        if self.flow.encoder is not None:
+            self.flow.encoder.requires_grad_(not frozen)
+            self._freeze_backbone()
+        return True
+
+    def _distribute(self) -> nn.Module:
+        """Wrap the objective anew whenever other parameters have gradients; a single process needs no wrapper."""
+        if not self.run.distributed.is_active:
+            return self.objective
+        return DistributedDataParallel(self.objective, broadcast_buffers=False, find_unused_parameters=True)
 
     def _freeze_backbone(self) -> None:
         if (backbone := pretrained_backbone(self.flow)) is not None and self.stage.backbone_rate == 0:
@@ -195,7 +200,7 @@ class StageRunner:
         if (backbone := pretrained_backbone(self.flow)) is not None:
             factors |= {id(p): factors.get(id(p), 1.0) * self.stage.backbone_rate for p in backbone.parameters()}
         groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-        for p in sorted(self.parameters, key=lambda p: p.ndim != 4):
+        for p in sorted(self.parameters, key=lambda p: p.ndim != 4):  # checkpoints rely on this order
             groups.setdefault((factors.get(id(p), 1.0), p.ndim == 4), []).append(p)
         return [
             {"params": parameters, "factor": factor, "weight_decay": self.stage.weight_decay if kernels else 0.0}
@@ -231,7 +236,7 @@ class StageRunner:
         return self.within_memory(compute)
 
     def fit_into_memory(self) -> None:
-        """Log how large a batch fits, and choose whether to recompute activations, unless the run has chosen before."""
+        """Log how large a batch fits; choose whether to recompute activations, unless the run has done so before."""
         stage, state = self.stage, self.state
         free = free_memory(self.run.device)
         if self.run.recipe.recompute != "auto":
@@ -242,11 +247,8 @@ class StageRunner:
             return
         per_process, images = stage.batch // self.run.distributed.world_size, self.batch(state.step)
 
-        def repeated(t: Tensor | None, items: int) -> Any:
-            return None if t is None else t.repeat(math.ceil(items / len(t)), *[1] * (t.ndim - 1))[:items]
-
         def step(items: int) -> None:
-            self.gradient(*(repeated(t, items) for t in images))
+            self.gradient(*tree_map_only(Tensor, lambda t: t[torch.arange(items) % len(t)], images))
             self.optimizer.zero_grad(set_to_none=True)
 
         def trial() -> tuple[int, int]:
@@ -278,7 +280,7 @@ def unchanged_moments(flow: FlowModel) -> Generator[None, None, None]:
 
 
 def check_stage(stage: Stage, recipe: Recipe, data: Data, flow: FlowModel) -> None:
-    """Refuse a stage that cannot be trained, before the first step of the run."""
+    """Raise FlowError for a stage that cannot be trained, before the first step of the run."""
     if not len(data.fitting(stage.crop)):
         largest, shrunk = max(recipe.pyramid), ""
         if largest < 1 and not recipe.short_sides:
@@ -294,13 +296,13 @@ def check_stage(stage: Stage, recipe: Recipe, data: Data, flow: FlowModel) -> No
         )
     if (stage.kinetic_weight or stage.jacobian_weight) and not any(isinstance(m, ODE) for m in flow.modules()):
         raise FlowError(
-            f"kinetic_weight and jacobian_weight of stage {stage.name} are about the paths of an ODE; a "
+            f"kinetic_weight and jacobian_weight of stage {stage.name} apply to the paths of an ODE; a "
             f"{flow.architecture} model has none. Leave them out."
         )
     if stage.calm_weight and flow.capabilities.source in ("none", "labels"):
         raise FlowError(
-            f"calm_weight of stage {stage.name} is about the best guess for a picture; a {flow.architecture} model "
-            "draws without one. Leave it out."
+            f"calm_weight of stage {stage.name} applies to the best guess for a source image; a {flow.architecture} "
+            "model samples without one. Leave it out."
         )
     frozen = stage.objective == "likelihood" and (stage.train_encoder_after == 1 or not stage.encoder_rate)
     if getattr(recipe.model, "memory", 0) and stage.backbone_rate and not frozen:
@@ -378,7 +380,7 @@ class PeakMemory(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.peak, self._current, self._live = 0, 0, set[int]()
+        self.peak, self._current, self._live = 0, 0, set[int]()  # bytes, and addresses of storages
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -403,10 +405,10 @@ class PeakMemory(TorchDispatchMode):
 
 
 def largest_batch(step: Callable[[int], None], free: int, most: int = 64) -> tuple[int, int]:
-    """Estimate the largest batch that fits into free bytes, and the bytes per item, from steps of two sizes.
+    """Estimate the largest batch that fits into free bytes, and the bytes per item, from steps of two batch sizes.
 
-    The sizes, at most ``most``, are raised until their difference shows beside gradients, which do not grow with a
-    batch. If ``most`` is 1, gradients count as the item's.
+    The sizes, at most ``most``, grow until the items need a fair part of the memory: that of gradients stays the same.
+    If ``most`` is 1, gradients count as the item's.
     """
 
     def peak(items: int) -> int:
@@ -415,12 +417,11 @@ def largest_batch(step: Callable[[int], None], free: int, most: int = 64) -> tup
         return memory.peak
 
     if most == 1:
-        return free // (each := max(1, peak(1))), each
-    items = 1
-    while True:
-        few, twice = peak(items), peak(2 * items)
-        if 4 * (twice - few) >= few or 2 * items >= most:
-            break
+        per_item = max(1, peak(1))
+        return free // per_item, per_item
+    items, few, twice = 1, peak(1), peak(2)
+    while 4 * (twice - few) < few and 2 * items < most:
         items = min(4 * items, most // 2)
-    each = max(1, (twice - few) // items)
-    return max(0, (free - (few - items * each)) // each), each
+        few, twice = peak(items), peak(2 * items)
+    per_item = max(1, (twice - few) // items)
+    return max(0, (free - (few - items * per_item)) // per_item), per_item

@@ -1,9 +1,9 @@
 """Style directions: attributes of images, as directions among a model's latents.
 
 ``direction_k`` is the average difference of the latents when attribute k is one standard deviation higher and the
-others are unchanged: latents are regressed on all at once, after subtracting the mean of their digit or source, which
-directions would show otherwise. With more latents than images, most of a mean difference is chance: each place of a
-level is shrunk by the share that chance explains around it (James & Stein, "Estimation with quadratic loss", 1961).
+others are unchanged: the latents, minus the mean of their digit or source, are regressed on all attributes at once.
+With more latents than images, most of a mean difference is chance: each place of a level is shrunk by the share that
+chance explains around it (James & Stein, "Estimation with quadratic loss", 1961).
 Sources: Ardizzone et al. (2019), section 4.1; Kingma & Dhariwal, "Glow" (2018), section 5.2.
 """
 
@@ -145,13 +145,13 @@ class AttributeTable:
 
 def parse_attribute(text: str) -> Attribute:
     """Read NAME=COLUMN, NAME=-COLUMN if small numbers are strong, or NAME=COLUMN:POSITIVE/NEGATIVE; and ``*GAIN``."""
-    found = re.fullmatch(r"([^=]+)=(-?)([^=:*]+)(?::([^/]+)/([^/*]+))?(?:\*(\d+(?:\.\d+)?))?", text.strip())
-    if found is None or (found[2] and found[4]):
+    match = re.fullmatch(r"([^=]+)=(-?)([^=:*]+)(?::([^/]+)/([^/*]+))?(?:\*(\d+(?:\.\d+)?))?", text.strip())
+    if match is None or (match[2] and match[4]):
         raise FlowError(
             "An attribute is NAME=COLUMN, NAME=-COLUMN or NAME=COLUMN:WORD/WORD, such as smile=lips_parted, "
             f"age=-birth_year or gender=gender:F/M, with *GAIN at its end to make it stronger; got {text!r}."
         )
-    name, minus, column, positive, negative, gain = found.groups()
+    name, minus, column, positive, negative, gain = match.groups()
     words = (positive, negative) if positive else None
     return Attribute(name=name, column=column, words=words, sign=-1 if minus else 1, gain=float(gain or 1))
 
@@ -161,7 +161,7 @@ def read_attribute_table(
 ) -> AttributeTable:
     """Read tab-separated text with a line of column names; ``file`` has paths relative to the table's folder.
 
-    Left out are images of which no attribute is known, and those that are ``held_out``, or with ``keep`` all others.
+    Images without a known attribute are left out, and those that are ``held_out``; with ``keep``, all others.
     """
     paths, values, sources = list[Path](), list[list[float]](), list[str]()
     try:
@@ -171,19 +171,19 @@ def read_attribute_table(
             if missing := [name for name in ("file", *(a.column for a in attributes)) if name not in columns]:
                 raise FlowError(
                     f"{table.name} has no column {', '.join(missing)}; it has {', '.join(columns) or 'none'}. Expected "
-                    "are tab-separated columns with their names in the first line."
+                    "tab-separated columns with their names in the first line."
                 )
             for number, row in enumerate(rows, start=2):
                 path = table.parent / (row["file"] or "")
                 if (path.name in held_out) != keep:
                     continue
                 try:
-                    found = [attribute.value(row[attribute.column] or "") for attribute in attributes]
+                    cells = [attribute.value(row[attribute.column] or "") for attribute in attributes]
                 except ValueError as error:
-                    raise FlowError(f"{table.name}, line {number}: {error}. Expected is a number or nothing.") from None
-                if not all(map(math.isnan, found)):
+                    raise FlowError(f"{table.name}, line {number}: {error}. Expected a number or nothing.") from None
+                if not all(map(math.isnan, cells)):
                     paths.append(path)
-                    values.append(found)
+                    values.append(cells)
                     sources.append(path.name.partition("-")[0] if "-" in path.name else "")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FlowError(f"The table of attributes {table} could not be read ({error}).") from error
@@ -216,8 +216,8 @@ def measure_attributes(
     directions, noise = _regress(targets, z, table.sources)
     shrunk = _shrink(directions, noise, flow.latent_shapes(*flow.image_size))
     if log is not None:
-        for name, target, kept, d in zip(names, targets.T, shrunk, directions, strict=True):
-            lengths = f"length {float(kept.norm()):.2f} of {float(d.norm()):.2f} before shrinking"
+        for name, target, short, d in zip(names, targets.T, shrunk, directions, strict=True):
+            lengths = f"length {float(short.norm()):.2f} of {float(d.norm()):.2f} before shrinking"
             log(f"{name}: {int(target.isfinite().sum())} images, {lengths}")
     gains = torch.tensor([attribute.gain for attribute in table.attributes])
     return with_styles(flow, names, gains[:, None] * shrunk.float())
@@ -268,6 +268,6 @@ def _shrink(directions: Tensor, noise: Tensor, shapes: Sequence[Shape]) -> Tenso
         signal, chance = (
             around(part.unflatten(1, shape).mean(1, True), count_include_pad=False) for part in (d.square(), n)
         )
-        kept = (1 - chance / signal.clamp_min(1e-30)).clamp_min(0)
-        result.append((d.unflatten(1, shape) * kept).flatten(1))
+        factor = (1 - chance / signal.clamp_min(1e-30)).clamp_min(0)
+        result.append((d.unflatten(1, shape) * factor).flatten(1))
     return torch.cat(result, dim=1)

@@ -103,6 +103,12 @@ def test_auto_takes_the_model_that_suits_each_picture_and_loads_it_once(model, t
     assert "3 of 3 were there already" in capsys.readouterr().err
 
 
+def test_repair_takes_the_model_that_suits_a_picture(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "load", lambda name, *where: flowcore.load(model, *where))
+    assert run("repair", photograph(tmp_path / "a.png", (40, 32)), "-o", tmp_path / "out") == 0
+    assert names(tmp_path / "out") == ["a_srflow-x4_repaired_tau0.8_seed0.png"]
+
+
 def test_the_frames_of_a_clip_have_one_model(tmp_path):
     for number, scale in enumerate((0, 8)):
         rng = np.random.default_rng(number)

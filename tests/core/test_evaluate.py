@@ -343,7 +343,7 @@ def test_only_the_requested_measures_are_taken_and_means_are_finite(enlarged):
     usual = evaluate_upscaler(flow, enlarged, temperatures=(0,))["tau 0"]
     assert list(usual)[:4] == ["psnr", "ssim", "lr_psnr", "diversity"]  # as older result files do
     assert "bits_per_dim" not in usual
-    with pytest.raises(FlowError, match="no measure 'fid'; choose from psnr, ssim"):
+    with pytest.raises(FlowError, match="Unknown measure 'fid'; choose from psnr, ssim"):
         evaluate_upscaler(flow, enlarged, measures=("psnr", "fid"))
     (enlarged / "large.png").unlink()
     assert "niqe" not in evaluate_upscaler(flow, enlarged, temperatures=(0,))["tau 0"]  # no image is large enough
@@ -416,7 +416,7 @@ def test_the_command_line_chooses_measures(enlarged, tmp_path, capsys, monkeypat
     captured = shown()
     assert captured.out.count("missing") == 2  # LPIPS of bicubic and tau 0
     assert captured.err.strip().splitlines()[-1].startswith("Missing: LPIPS and")
-    assert "no measure 'fid'" in shown("--measures", "psnr,fid", code=1).err
+    assert "Unknown measure 'fid'" in shown("--measures", "psnr,fid", code=1).err
     assert "measures of upscalers" in shown("--measures", "psnr", code=1, name="colorizer").err
 
 

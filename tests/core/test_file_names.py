@@ -73,7 +73,7 @@ def test_a_name_that_cannot_be_used_is_a_line_and_not_the_end(model, tmp_path, c
     for count in ("4 done", "4 of 6 were there already"):
         assert run(*words) == 3
         said = capsys.readouterr().err
-        assert f"{'x' * 235}.png: The name of its result would have 257 bytes; 255 are the most that fit." in said
+        assert f"{'x' * 235}.png: The name of its result would have 257 bytes; at most 255 fit." in said
         assert "self.png: Cannot read self.png as an image: Too many levels of symbolic links." in said
         assert count in said
         assert ", 2 failed, in " in said
@@ -140,7 +140,7 @@ def test_numbers_of_another_program_are_refused_before_the_work(model, tmp_path,
     (tmp_path / "package.json").write_text(json.dumps({"name": "mine"}))
     monkeypatch.setattr("flowcore.cli.measure.evaluate_upscaler", lambda *_, **__: pytest.fail("the work has begun"))
     assert main([*map(str, ["eval", tmp_path, "--model", model, "--json", tmp_path / "package.json"])]) == 1
-    assert "is no file of numbers of flowcore" in capsys.readouterr().err
+    assert "is not a file of numbers of flowcore" in capsys.readouterr().err
 
 
 def test_a_sub_folder_that_cannot_be_made_does_not_end_the_others(model, tmp_path, capsys):

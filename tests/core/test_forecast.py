@@ -101,7 +101,7 @@ def test_small_results_are_made_without_a_word_and_the_limit_is_stated(words, mo
     assert "will take" not in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["upscale", "--help"])
-    assert "default: 100; 0: never ask" in " ".join(capsys.readouterr().out.split())
+    assert "0: never ask (default: 100)" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("answer", ["y\n", "n\n", "\n"])

@@ -133,7 +133,7 @@ def test_another_picture_of_the_same_name(models, photo, tmp_path, capsys):
         assert before in (None, out.read_bytes())
         before = out.read_bytes()
         photograph(photo, (8, 6), seed=5)
-    assert "of another picture" in capsys.readouterr().err
+    assert "from another picture" in capsys.readouterr().err
     assert run(*models("tiny"), photo, "-o", out, "--again") == 0
 
 
@@ -180,13 +180,13 @@ def test_model_files_are_replaced_on_request_only(models, tmp_path, capsys, comm
         target.write_bytes(foreign)
         for options in ([], ["--again"]):
             assert make(*options) == 1
-            assert "is no model file of flowcore. It is kept." in capsys.readouterr().err
+            assert "is not a model file of flowcore. It is kept." in capsys.readouterr().err
             assert target.read_bytes() == foreign
     target.write_bytes(b"")  # of a program that was killed
     assert make() == 0
     made = target.stat().st_mtime_ns
     assert make() == 1
-    assert "--again replaces it" in capsys.readouterr().err
+    assert "Replace it with --again" in capsys.readouterr().err
     assert target.stat().st_mtime_ns == made
     assert make("--again") == 0
     assert target.stat().st_mtime_ns != made
@@ -200,7 +200,7 @@ def test_numbers_replace_numbers_only(models, photo, tmp_path, capsys):
     for foreign in ('{"name": "my package"}', '{"compilerOptions": {"strict": true}}', '[{"id": 1}]', "no JSON"):
         numbers.write_text(foreign)
         assert run(*words) == 1
-        assert "is no file of numbers of flowcore" in capsys.readouterr().err
+        assert "is not a file of numbers of flowcore" in capsys.readouterr().err
         assert numbers.read_text() == foreign
 
 
@@ -244,7 +244,7 @@ def test_a_batch_has_a_manifest_and_a_last_line(models, tmp_path, capsys):
     assert re.search(r"\n?2 of 2 were there already \(--again replaces them\), in \S+ s.\n$", capsys.readouterr().err)
     (out / "manifest.csv").write_text("my own list\n")
     assert run(*words, "--again") == 1
-    assert "Name another file with --manifest" in capsys.readouterr().err
+    assert "Choose another file with --manifest" in capsys.readouterr().err
     assert (out / "manifest.csv").read_text() == "my own list\n"
     assert run(*words, "--again", "--manifest", tmp_path / "list.csv") == 0
     assert len((tmp_path / "list.csv").read_text().splitlines()) == 5

@@ -156,7 +156,7 @@ def test_the_penalties_on_paths_are_part_of_the_loss_and_models_refuse_what_is_n
     assert bits < kinetic != jacobian > bits
     for stage, words in (
         (stages[1], "paths of an ODE; a glow model has none"),
-        (dataclasses.replace(made.stages[0], calm_weight=1.0), "a glow model draws without one"),
+        (dataclasses.replace(made.stages[0], calm_weight=1.0), "a glow model samples without one"),
     ):
         with pytest.raises(FlowError, match=words):
             train(dataclasses.replace(recipe("glow", 1), stages=(stage,)), data / "photos", tmp_path)

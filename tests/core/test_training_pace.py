@@ -104,6 +104,6 @@ def test_the_mean_over_the_processes_decides(monkeypatch):
     plans = []
     for others in (1.0, 0.5):
         one = Pace(100.0, mean=lambda factor, others=others: factor * others)
-        one.trial, one.closing = [1.0], 0.0
+        one.trial_seconds, one.checkpoint_seconds = [1.0], 0.0
         plans.append(one.fit([50], [500], 0, 0))
     assert plans == [[100], [50]]
