@@ -78,41 +78,37 @@ def draw_degradation(rng: np.random.Generator, strength: float = 1.0) -> Degrada
 
 
 def degrade(
-    image: np.ndarray, scale: int, row: int, column: int, side: int, degradation: Degradation, rng: np.random.Generator
+    image: np.ndarray, scale: int, row: int, column: int, side: int, params: Degradation, rng: np.random.Generator
 ) -> np.ndarray:
     """Make a crop ``(side, side, 3)`` of the LR image of a photograph; rows, columns and sides are in LR pixels.
 
     It degrades complete JPEG blocks and what kernels reach around them, so that crops have no border effects.
     """
-    above, before = (
-        degradation.grid if degradation.quality is not None else (0, 0)
-    )  # pixels of the first blocks that are not in the crop
-    rows, columns = (
-        GRID * math.ceil((n + side) / GRID) if degradation.quality is not None else side for n in (above, before)
-    )
-    reach = KERNEL_REACH + math.ceil(3 * max(degradation.blur))
+    has_blocks = params.quality is not None
+    above, before = params.grid if has_blocks else (0, 0)  # pixels of the first JPEG blocks that are outside the crop
+    rows, columns = (GRID * math.ceil((n + side) / GRID) if has_blocks else side for n in (above, before))
+    reach = KERNEL_REACH + math.ceil(3 * max(params.blur))
     first = (row - above - reach) * scale, (column - before - reach) * scale
     last = first[0] + (rows + 2 * reach) * scale, first[1] + (columns + 2 * reach) * scale
     inside = image[max(first[0], 0) : last[0], max(first[1], 0) : last[1]]
     missing = [(max(-a, 0), max(b - side, 0)) for a, b, side in zip(first, last, image.shape, strict=False)]
     hr = np.pad(inside, [*missing, (0, 0)], mode="symmetric")
     x = torch.from_numpy(hr).permute(2, 0, 1)[None].float() / 255  # (1, 3, rows + 2 reach, columns + 2 reach) x scale
-    x = _blur(x.contiguous(), degradation, scale)
+    x = _blur(x.contiguous(), params, scale)
     size = rows + 2 * reach, columns + 2 * reach
-    lr = (
-        F.avg_pool2d(x, scale)
-        if degradation.kernel == "area"
-        else F.interpolate(x, size, mode=degradation.kernel, antialias=True)
-    )
+    if params.kernel == "area":
+        lr = F.avg_pool2d(x, scale)
+    else:
+        lr = F.interpolate(x, size, mode=params.kernel, antialias=True)
     lr = lr[..., reach:-reach, reach:-reach]
     pixels = lr[0].permute(1, 2, 0).clamp(0, 1).numpy()  # (rows, columns, 3)
-    if degradation.photon or degradation.read:
-        noise = rng.standard_normal((rows, columns, 1 if degradation.gray else 3), dtype=np.float32)
+    if params.photon or params.read:
+        noise = rng.standard_normal((rows, columns, 1 if params.gray else 3), dtype=np.float32)
         slope = (0.5 / pixels.clip(BLACK)) ** (GAMMA - 1)  # of the gamma curve, relative to middle gray
-        pixels = pixels + noise * np.sqrt(degradation.photon**2 + (degradation.read * slope) ** 2)
+        pixels = pixels + noise * np.sqrt(params.photon**2 + (params.read * slope) ** 2)
     eight_bit = (pixels.clip(0, 1) * 255).round().astype(np.uint8)
-    if degradation.quality is not None:
-        eight_bit = _compress(eight_bit, degradation.quality, subsampled=degradation.subsampled)
+    if params.quality is not None:
+        eight_bit = _compress(eight_bit, params.quality, subsampled=params.subsampled)
     return eight_bit[above : above + side, before : before + side]
 
 
@@ -134,10 +130,10 @@ def darken(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return dark
 
 
-def _blur(x: Tensor, degradation: Degradation, scale: int) -> Tensor:
-    if not any(degradation.blur):
+def _blur(x: Tensor, params: Degradation, scale: int) -> Tensor:
+    if not any(params.blur):
         return x
-    along, across = (max(width * scale, 1e-3) for width in degradation.blur)  # in HR pixels
+    along, across = (max(width * scale, 1e-3) for width in params.blur)  # in HR pixels
     radius = math.ceil(3 * max(along, across))
     size = 2 * radius + 1
     if along == across:
@@ -145,7 +141,7 @@ def _blur(x: Tensor, degradation: Degradation, scale: int) -> Tensor:
         return filter2d_separable(x, kernel, kernel, border_type="replicate")
     offsets = torch.arange(-radius, radius + 1.0)
     v, u = torch.meshgrid(offsets, offsets, indexing="ij")
-    cos, sin = math.cos(degradation.direction), math.sin(degradation.direction)
+    cos, sin = math.cos(params.direction), math.sin(params.direction)
     exponent = ((u * cos + v * sin) / along) ** 2 + ((v * cos - u * sin) / across) ** 2
     kernel = torch.exp(-0.5 * exponent)[None]
     return filter2d(x, kernel / kernel.sum(), border_type="replicate")

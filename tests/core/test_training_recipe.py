@@ -143,7 +143,7 @@ REALISTIC = GOOD.replace("seed = 3", 'degradation = "realistic"\ndegradation_str
             REALISTIC.replace("steps = 10", CONSISTENT),
             r"stages\[0\]\.lr_consistency must be 0 .*'realistic'.*'bicubic'; got 0\.5",
         ),
-        ('degradation = "realistic"\n' + COLORS, r"a colorizer model trains with 'bicubic'; got 'realistic'"),
+        ('degradation = "realistic"\n' + COLORS, r"degradation must be 'bicubic' for a colorizer model"),
     ],
 )
 def test_other_text_is_refused(text, message):
