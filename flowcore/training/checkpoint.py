@@ -178,7 +178,7 @@ def with_guide_of(flow: FlowModel, start: Path) -> tuple[FlowModel, str]:
     return copied, separator + license_of_guide
 
 
-def shipped_with_backbone(flow: Flow) -> Path | None:
+def shipped_with_backbone(flow: FlowModel) -> Path | None:
     """Find the shipped model with the backbone of a flow; None if it has none, or an IMDN, which can do without."""
     if pretrained_backbone(flow) is None:
         return None
