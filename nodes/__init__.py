@@ -1,17 +1,17 @@
-"""The nodes of the pack: every node class in a module of this list, in the order of the menu."""
+"""The nodes of the pack: every node class in the modules of `MENUS`, in the order of the menu."""
 
 from functools import partial
 
-from . import analysis, color, faces, files, latents, light, loaders, painting, repair, sampling, training, upscaling
+from . import analysis, color, faces, files, latents, loaders, retouching, sampling, training, upscaling
 from .host.compat import Extension, on_prompt
 from .host.memory import free_kept
 from .host.paths import register_model_folder
-from .host.routes import post, show_as_inputs, when_asked_to_free
-from .live import LIVE, ROUTE
+from .host.routes import on_free_request, post, serve_input_pictures
+from .live import LIVE_RUNS, ROUTE
 from .node import FlowNode
 from .picking import PROVENANCE_LOG, PickingNode
 
-MENUS = (loaders, upscaling, sampling, latents, analysis, color, light, faces, files, training, painting, repair)
+MENUS = (loaders, upscaling, sampling, latents, analysis, color, faces, files, training, retouching)
 NODES = [
     node
     for menu in MENUS
@@ -21,12 +21,12 @@ NODES = [
 
 
 def extension() -> Extension:
-    """Register what we have besides nodes with the host, at its start, and return what lists our nodes."""
+    """Register everything except our nodes with the host, and return the extension that lists those."""
     register_model_folder()
     upscaling.register_srflow()
     recording = {node.__name__ for node in NODES if issubclass(node, PickingNode) and node.RECORDS}
     on_prompt(partial(PROVENANCE_LOG.read_prompt, kinds=recording))
-    post(ROUTE, LIVE.prepare)
-    show_as_inputs(loaders.is_batch, loaders.preview)
-    when_asked_to_free(free_kept)
+    post(ROUTE, LIVE_RUNS.prepare)
+    serve_input_pictures(files.is_batch, files.preview)
+    on_free_request(free_kept)
     return Extension(NODES)

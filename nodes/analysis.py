@@ -1,6 +1,7 @@
-"""Measure and choose: how likely images are to a model, where samples differ, which are best."""
+"""Analysis: how likely images are to a model, where samples differ, and which are best."""
 
 import math
+import operator
 from typing import Annotated, Any
 
 import numpy as np
@@ -11,19 +12,21 @@ from ..flowcore import ShapeError
 from ..flowcore.images.contact_sheet import heat_map
 from ..flowcore.tasks import score as scoring
 from ..flowcore.tasks.colorize import memory_required as colorizer_memory
-from ..flowcore.tasks.model_input import prepare_input
+from ..flowcore.tasks.model_input import ModelInput, prepare_input
 from ..flowcore.tasks.ranking import By, diversity_map, ranked
 from ..flowcore.tasks.sample import memory_required
 from . import widgets
+from .by_picture import in_order, share
 from .host.compat import io
 from .host.memory import stop_if_cancelled, to_host_image
-from .host.ui import Progress, finite, gallery, of_image
+from .host.ui import Notes, Progress, finite, gallery, sample_facts
 from .node import FlowNode
-from .picking import PROVENANCE_LOG, PickingNode, in_order, share
+from .picking import PROVENANCE_LOG, PickingNode
 from .sockets import EncodingModel, HostModel, Image, ModelByPicture, PhotoModel
 
-BRIGHT = 16  # deviation in 1/255 at full brightness and gain 1; 1 of 1000 pixels exceeds it at temperature 0.8
-PERCENTILES = (2, 98)  # of a map of bits, which become 0 and 1 of its mask
+BRIGHT = 16  # deviation in 1/255 at full brightness and gain 1; 1 in 1000 pixels exceeds it at temperature 0.8
+PERCENTILES = (2, 98)  # of a map of bits, which become 0 and 1 in its mask
+UNITS = {"consistency": "dB", "likelihood": "bits per dimension", "consensus": "from the others"}
 
 
 class FlowcoreScore(FlowNode):
@@ -64,43 +67,28 @@ class FlowcoreScore(FlowNode):
             prepare_input(flow, batch.cpu(), fit=fit, label=label, source=small, notify=notes)
             for batch, small in zip(image, sources * (len(image) // len(sources)), strict=True)
         ]
-        sizes = [(batch.shape[2:], s.pixels.shape[2:]) for batch, s in zip(image, inputs, strict=True) for _ in batch]
-        resized = sum(given != taken for given, taken in sizes)
-        if resized:
-            notes(f"{resized} of {len(sizes)} images were resized or cut to fit, which changes their score.")
-        enlarged = [taken[0] > given[0] or taken[1] > given[1] for given, taken in sizes]
-        if any(enlarged):
-            notes(f"{sum(enlarged)} of {len(sizes)} images were enlarged, and stand last without a rank.")
-        progress, total, done = Progress(), len(sizes), 0
+        enlarged = _note_new_sizes(image, [prepared.pixels for prepared in inputs], notes)
+        progress, total, done = Progress(), len(enlarged), 0
         scores: list[scoring.Score] = []
-        for one in inputs:
-            count, _, *size = one.pixels.shape
-            # The share of every pixel is computed beside the pass itself: twice the memory of one.
-            model.load(2 * memory_required(flow, count * samples, *size))
-            cond = one.condition(flow, cancelled=stop_if_cancelled, notify=notes)
-            options = notes.follow(progress.part(done / total, count / total), probes=probes, terms=terms)
-            options |= {"dequantization": dequantization, "samples": samples, "seed": seed}
-            scores.append(scoring.score(flow, one.pixels, cond, **options))
+        for prepared in inputs:
+            count, _, *size = prepared.pixels.shape
+            model.load(2 * memory_required(flow, count * samples, *size))  # twice, because of the map of bits
+            cond = prepared.condition(flow, cancelled=stop_if_cancelled, notify=notes)
+            options: dict[str, Any] = {"dequantization": dequantization, "samples": samples, "seed": seed}
+            options |= notes.task_options(progress.part(done / total, count / total))
+            scores.append(scoring.score(flow, prepared.pixels, cond, probes=probes, terms=terms, **options))
             done += count
         bits, corrected, spread, errors = (
-            [float(value) for s in scores for value in getattr(s, name)]
+            [float(value) for score in scores for value in getattr(score, name)]
             for name in ("bits_per_dim", "complexity_corrected", "spread", "standard_error")
         )
         order = sorted(range(total), key=lambda i: scoring.ranking_key(bits[i], corrected[i], enlarged[i]))
-        lines = ["rank  image  bits/dim  corrected  spread"]
-        for rank, i in enumerate(order, 1):
-            varies = f"{spread[i]:.4f}" if math.isfinite(spread[i]) else "-"
-            place = "-" if enlarged[i] else str(rank)
-            lines.append(f"{place:>4}  {i:5}  {bits[i]:8.4f}  {corrected[i]:9.4f}  {varies:>6}")
-        messages = [*dict.fromkeys([*notes.lines, *(note for s in scores for note in s.notes)])]
-        report = "\n".join([*lines, "", *messages])
-        # Zeros where the model has no map, as the score's notes say.
-        parts = [
-            torch.zeros_like(own.pixels[:, 0]) if s.map is None else torch.stack([*map(_normalized, s.map)])
-            for s, own in zip(scores, inputs, strict=True)
-        ]
-        maps = _batches([one[None] for part in parts for one in part])
-        pictures = [picture[None] for s in inputs for picture in s.pixels]
+        messages = [*dict.fromkeys([*notes.lines, *(note for score in scores for note in score.notes)])]
+        report = "\n".join([*_table(order, bits, corrected, spread, enlarged), "", *messages])
+        maps = _batches(
+            [part[None] for score, prepared in zip(scores, inputs, strict=True) for part in _maps(score, prepared)]
+        )
+        pictures = [picture[None] for prepared in inputs for picture in prepared.pixels]
         return self.output(
             bits,
             [heat_map(batch) for batch in maps],
@@ -112,10 +100,37 @@ class FlowcoreScore(FlowNode):
             corrected=finite(corrected),
             spread=finite(spread),
             standard_error=finite(errors),
-            per_level=[finite(row) for s in scores for row in s.per_level],
+            per_level=[finite(row) for score in scores for row in score.per_level],
             order=order,
             notes=messages,
         )
+
+
+def _note_new_sizes(before: list[Tensor], after: list[Tensor], notes: Notes) -> list[bool]:
+    """Note how many images got another size; return for each image whether it was enlarged."""
+    sizes = [(old.shape[2:], new.shape[2:]) for old, new in zip(before, after, strict=True) for _ in old]
+    if resized := sum(old != new for old, new in sizes):
+        notes(f"{resized} of {len(sizes)} images were resized or cropped to fit, which changes their score.")
+    enlarged = [any(map(operator.lt, old, new)) for old, new in sizes]
+    if any(enlarged):
+        notes(f"{sum(enlarged)} of {len(sizes)} images were enlarged; they come last, without a rank.")
+    return enlarged
+
+
+def _table(
+    order: list[int], bits: list[float], corrected: list[float], spread: list[float], enlarged: list[bool]
+) -> list[str]:
+    lines = ["rank  image  bits/dim  corrected  spread"]
+    for number, i in enumerate(order, 1):
+        varies = f"{spread[i]:.4f}" if math.isfinite(spread[i]) else "-"
+        rank = "-" if enlarged[i] else str(number)
+        lines.append(f"{rank:>4}  {i:5}  {bits[i]:8.4f}  {corrected[i]:9.4f}  {varies:>6}")
+    return lines
+
+
+def _maps(score: scoring.Score, prepared: ModelInput) -> Tensor:
+    """Return a map of bits per image, (B, H, W) in [0, 1]; zeros if the model has no map, as its notes say."""
+    return torch.zeros_like(prepared.pixels[:, 0]) if score.map is None else torch.stack([*map(_normalized, score.map)])
 
 
 def _normalized(bits: Tensor) -> Tensor:
@@ -127,25 +142,25 @@ def _normalized(bits: Tensor) -> Tensor:
 
 
 def _batches(parts: list[Tensor]) -> list[Tensor]:
-    """Join all parts into one batch, unless their sizes differ."""
+    """Join parts into one batch, unless their sizes differ."""
     return [torch.cat(parts)] if len({part.shape for part in parts}) == 1 else parts
 
 
 def _summary(order: list[int], corrected: list[float], enlarged: list[bool]) -> str:
-    """Say in a sentence what the table says in numbers; the canvas folds the table away."""
+    """Summarize the table, which the node folds away."""
     ranked = [i for i in order if not enlarged[i]] or order
     if len(ranked) > 1:
         return f"Most usual for this model: image {ranked[0]}. Most unusual: image {ranked[-1]}."
     if corrected[ranked[0]] < 0:
         return (
-            "As a whole usual for this model, which expects the picture better than a lossless compressor does; the "
-            "heat map shows parts that are not."
+            "Usual for this model on the whole: it predicts the picture better than a lossless compressor does. The "
+            "heat map shows parts that are unusual."
         )
-    return "Unusual for this model, which expects the picture no better than a lossless compressor does."
+    return "Unusual for this model, which predicts the picture no better than a lossless compressor does."
 
 
 class FlowcoreDiversityMap(FlowNode):
-    """Where samples differ: what the model had to guess."""
+    """Where samples differ, because the model had to guess."""
 
     ALIASES = "diversity, uncertainty, heat map, variance, standard deviation, spread"
     OUTPUTS = (io.Image.Output("map"), io.Mask.Output("mask"), io.Float.Output("mean"))
@@ -160,13 +175,13 @@ class FlowcoreDiversityMap(FlowNode):
         maps = (deviation[:, 0] * (gain * 255 / BRIGHT)).clamp(0, 1)
         means = [float(value) * 255 for value in deviation.mean((1, 2, 3))]
         mean = sum(means) / len(means)
-        text = "Bright is where samples differ: what the picture leaves open.\n\n"
+        text = "Bright is where samples differ, because the picture leaves something open.\n\n"
         text += f"they differ by {mean:.2f}/255 on average"
         return self.output(heat_map(maps), to_host_image(maps), mean, text=[text], mean=[mean], each=means)
 
 
 class FlowcoreBestOf(PickingNode):
-    """The best samples first, with their scores."""
+    """The best samples, with their scores."""
 
     PICKED = (0, 1, 2)
     ALIASES = "best of n, rank, sort images, pick best, cherry pick, likelihood, consensus, select"
@@ -185,30 +200,30 @@ class FlowcoreBestOf(PickingNode):
         keep: Annotated[int, widgets.integer(1, 1, 64)],
         pick: widgets.Pick,
     ) -> Any:
-        why: list[str] = []
+        reasons: list[str] = []
         if by == "likelihood" and isinstance(model, ModelByPicture):
-            parts = model.parts(source)
+            parts = model.divide(source)
+            every = [part.places for part in parts]
             ranks = [
-                self._ranked(share(images, places, len(source)), source[places], by, one) for one, places, _ in parts
+                self._ranked(share(images, part.places, len(source)), source[part.places], by, part.model)
+                for part in parts
             ]
-            scores, order = (in_order(part, [places for _, places, _ in parts]) for part in zip(*ranks, strict=True))
-            why = [sentence for _, _, sentence in parts]
+            scores, order = (in_order(values, every) for values in zip(*ranks, strict=True))
+            reasons = [part.reason for part in parts]
         else:
             scores, order = self._ranked(images, source, by, model if isinstance(model, HostModel) else None)
         best = order[:, :keep] + torch.arange(len(order))[:, None] * order.shape[1]
         numbers = best.flatten().tolist()
         values = [float(value) for value in scores.flatten()[numbers]]
-        unit = {"consistency": "dB", "likelihood": "bits per dimension", "consensus": "from the others"}[by]
-        seeds, each = PROVENANCE_LOG.seeds(images), order.shape[1]
-        known = [
-            {"image": k} if seeds[k] is None else {"seed": seeds[k], **of_image(k, each, len(images))} for k in numbers
-        ]
-        names = [", ".join(f"{fact} {number}" for fact, number in sorted(found.items())) for found in known]
-        lines = [f"{name}: {value:.4g} {unit}" for name, value in zip(names, values, strict=True)]
-        facts = [{**found, "score": f"{value:.4g}"} for found, value in zip(known, values, strict=True)]
+        each = order.shape[1]
+        of_all = sample_facts(PROVENANCE_LOG.seeds(images), each)
+        facts = [of_all[k] for k in numbers]
+        names = [", ".join(f"{key} {number}" for key, number in sorted(fact.items())) for fact in facts]
+        lines = [f"{name}: {value:.4g} {UNITS[by]}" for name, value in zip(names, values, strict=True)]
+        facts = [{**fact, "score": f"{value:.4g}"} for fact, value in zip(facts, values, strict=True)]
         shown = gallery(self, images[numbers], facts, source)
-        summary = f"The {keep} best of {each}, by {by}." if keep < each else f"Sorted by {by}, the best first."
-        shown |= {"text": [*why, summary, "", *lines], "scores": finite(scores.flatten()), "order": numbers}
+        summary = f"The {keep} best of {each}, by {by}." if keep < each else f"Sorted by {by}, best first."
+        shown |= {"text": [*reasons, summary, "", *lines], "scores": finite(scores.flatten()), "order": numbers}
         return self.output(images[numbers], values, numbers, **shown)
 
     def _ranked(self, images: Tensor, source: Tensor, by: By, model: HostModel | None) -> tuple[Tensor, Tensor]:
@@ -220,4 +235,4 @@ class FlowcoreBestOf(PickingNode):
             else:
                 memory = memory_required(model.flow, samples, *size)
             flow = model.load(2 * memory)  # as in `FlowcoreScore`
-        return ranked(images, source, by, flow, **self.notes.follow())
+        return ranked(images, source, by, flow, **self.notes.task_options())

@@ -1,4 +1,4 @@
-"""Colorize: many colorings of a photograph, hints for them, and exact luma for the colors of any other node."""
+"""Color and light: colorings, hints and memories for them, colors on exact luma, and exposures of dark photographs."""
 
 import re
 from collections.abc import Sequence
@@ -9,8 +9,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 
 from .. import flowcore
-from ..flowcore import ColorMemory, FlowError, Hints
+from ..flowcore import ColorMemory, FlowError, Hints, remember
 from ..flowcore.images.color import parse_color
+from ..flowcore.prior import masked_temperature
+from ..flowcore.tasks.brighten import memory_required as brightening_memory
 from ..flowcore.tasks.colorize import memory_required
 from ..flowcore.tasks.hints import combine_hints, hints_from_points, hints_from_strokes, palette_from, parse_points
 from ..flowcore.training.image_sources import folder_stamp
@@ -19,10 +21,23 @@ from .host.compat import io
 from .host.memory import stop_if_cancelled
 from .host.paths import inside
 from .node import FlowNode
-from .picking import ClipNode
-from .sockets import FLOW_HINTS, FLOW_LATENTS, FLOW_MEMORY, Clip, ColorizeModel, Image, Latents, Mask, check_memory
+from .picking import ClipNode, PickingNode
+from .sockets import (
+    FLOW_HINTS,
+    FLOW_LATENTS,
+    FLOW_MEMORY,
+    BrightenModel,
+    Clip,
+    ColorizeModel,
+    Image,
+    Latents,
+    Mask,
+    check_memory,
+    from_mask,
+)
 
-REMEMBERING = 2**28  # bytes that one photograph takes
+REMEMBERING = 2**28  # bytes that it takes to remember one photograph
+BRIGHTENING_TILE = 1024  # pixels
 
 
 class FlowcoreColorize(ClipNode):
@@ -31,18 +46,18 @@ class FlowcoreColorize(ClipNode):
     ALIASES = "colorize, colourize, colorise, colorization, black and white, restore old photo, color, ddcolor"
     ESSENTIALS = "Image Tools"
     OUTPUTS = (io.Image.Output("images"), io.Video.Output("video"))
-    LIVE = "small"
+    PREVIEW = "small"
     OF_VIDEO: ClassVar[dict[str, Any]] = {"frames": "video"}
 
     def run(
         self,
         image: Clip,
         model: ColorizeModel,
-        temperature: widgets.OwnTemperature,
+        temperature: widgets.ModelTemperature,
         seed: widgets.Seed,
         samples: widgets.Samples,
-        detail: Annotated[float | None, widgets.temperature(widgets.OWN, own=True, optional=True, advanced=True)],
-        saturation: Annotated[float | None, widgets.slider(widgets.OWN, widgets.OWN, 3.0, optional=True)],
+        detail: Annotated[float | None, widgets.temperature(widgets.FROM_MODEL, optional=True, advanced=True)],
+        saturation: Annotated[float | None, widgets.model_slider(3.0)],
         working_size: widgets.WorkingSize,
         hints: Hints | None,
         hint_steps: Annotated[int, widgets.integer(20, 0, 200, optional=True, advanced=True)],
@@ -55,16 +70,16 @@ class FlowcoreColorize(ClipNode):
         precision: widgets.Precision,
         pick: widgets.Pick,
         reference: Image | None,
-        coherence: Annotated[float | None, widgets.slider(widgets.OWN, widgets.OWN, 1.0, optional=True, advanced=True)],
+        coherence: Annotated[float | None, widgets.model_slider(1.0, advanced=True)],
         memory: ColorMemory | None,
         cast: Annotated[float, widgets.slider(1.0, -1.0, 1.0, optional=True, advanced=True)],
         vivid: Annotated[float, widgets.slider(1.0, 0.0, 2.0, optional=True, advanced=True)],
-        starter_memory: Annotated[bool, partial(widgets.switch, default=True, advanced=True)],
+        starter_memory: Annotated[bool, widgets.switch(default=True, advanced=True)],
     ) -> Any:
-        notes, pixels, video = self.notes, image, frames == "video"
-        count, _, height, width = pixels.shape
-        made = count if video else count * samples
-        check_memory(made, 3 * height * width, "pictures need", "Lower samples, or pass fewer images.")
+        notes, video = self.notes, frames == "video"
+        count, _, height, width = image.shape
+        results = count if video else count * samples
+        check_memory(results, 3 * height * width, "pictures", "Lower samples, or pass fewer images.")
         at_once = count if video else samples
         flow = model.load(memory_required(model.flow, height, width, at_once, working_size=working_size))
         levels, size = None, working_size or None
@@ -75,31 +90,37 @@ class FlowcoreColorize(ClipNode):
                 notes("reference is ignored: latents are connected.")
         elif reference is not None:
             levels = flowcore.encode_colors(flow, reference, working_size=size, cancelled=stop_if_cancelled)
-        if levels is not None and not video and count == 1:
-            pixels = pixels.expand(len(levels[0]), -1, -1, -1)
-        options = notes.follow(sources=pixels, seed=seed, hints=hints, gamut=gamut, precision=precision)
-        options |= {"temperature": temperature, "detail": detail, "coherence": coherence, "saturation": saturation}
-        options |= {"latents": levels, "latents_strength": latents_strength, "latents_levels": latents_levels}
-        options["working_size"] = size
+        pixels = image
+        if levels is not None and not video and count == 1:  # color it once with every item
+            pixels = image.expand(len(levels[0]), -1, -1, -1)
+        settings: dict[str, Any] = {"temperature": temperature, "detail": detail, "coherence": coherence}
+        settings |= {"latents": levels, "latents_strength": latents_strength, "latents_levels": latents_levels}
+        settings |= {
+            "saturation": saturation,
+            "seed": seed,
+            "hints": hints,
+            "gamut": gamut,
+            "precision": precision,
+            "working_size": size,
+        }
+        settings |= notes.task_options(sources=pixels)
         if video:
             if samples > 1:
                 notes("samples is ignored: a clip is colored once. Other seeds give it other colors.")
             if hints is not None and hints.coverage is not None and hint_steps:
-                notes("hint_steps is ignored: in a clip strokes and points guide the model, and are not spread.")
+                notes("hint_steps is ignored: in a clip, strokes and points guide the model but do not spread.")
             if memory is not None or cast != 1 or vivid != 1:
-                notes("memory, cast and vivid are ignored: they are for frames = images.")
-            pictures = flowcore.colorize_video(flow, pixels, carry=carry, **options)
-        else:
-            if carry:
-                notes("carry is ignored: it is for frames = video.")
-            remembered = memory or ("model" if starter_memory else None)
-            options |= {"memory": remembered, "cast": cast, "vivid": vivid, "hint_steps": hint_steps}
-            pictures = flowcore.colorize(flow, pixels, samples=samples, **options)
-        return self.film(pictures, image) if video else self.made(pictures, seed, samples, image)
+                notes("memory, cast and vivid are ignored: they work only if frames is images.")
+            return self.show_frames(flowcore.colorize_video(flow, pixels, carry=carry, **settings), image)
+        if carry:
+            notes("carry is ignored: it works only if frames is video.")
+        settings |= {"memory": memory or ("model" if starter_memory else None), "cast": cast, "vivid": vivid}
+        pictures = flowcore.colorize(flow, pixels, samples=samples, hint_steps=hint_steps, **settings)
+        return self.show_samples(pictures, seed, samples, image)
 
 
 class FlowcoreColorHints(FlowNode):
-    """Which colors are wanted, and where."""
+    """Which colors you want, and where."""
 
     ALIASES = "color hints, strokes, scribble, palette, hex color, color picker, colorize"
     OUTPUTS = (FLOW_HINTS.Output("all_hints"),)
@@ -109,11 +130,11 @@ class FlowcoreColorHints(FlowNode):
         image: Image,
         strokes: Image | None,
         mask: Mask | None,
-        points: Annotated[str, partial(io.String.Input, default="", multiline=True, optional=True)],
+        points: Annotated[str, widgets.text(optional=True, multiline=True)],
         radius: Annotated[int, widgets.integer(12, 0, 512, optional=True)],
         palette: widgets.Text,
         palette_image: Image | None,
-        lock: Annotated[bool, partial(widgets.switch, advanced=True)],
+        lock: Annotated[bool, widgets.switch(advanced=True)],
         hints: Hints | None,
         color: Annotated[str, partial(io.Color.Input, default="#808080", optional=True, socketless=False)],
     ) -> Any:
@@ -121,7 +142,7 @@ class FlowcoreColorHints(FlowNode):
         parts: list[Hints | None] = []
         color = color.strip()[:7]  # without the alpha of the host's picker
         rgb = torch.tensor(parse_color(color)).view(1, 3, 1, 1)
-        chosen = color if len(rgb.unique()) > 1 else None  # gray, the default, is no color
+        chosen = color if len(rgb.unique()) > 1 else None  # gray, the default, means no color
         where = None if mask is None else mask.reshape(-1, 1, *mask.shape[-2:]).float().cpu()
         if strokes is None and where is not None and chosen:
             strokes = rgb.expand(len(where), -1, *where.shape[-2:])
@@ -145,13 +166,13 @@ class FlowcoreColorHints(FlowNode):
             lines.append(f"hints cover {100 * float(combined.coverage.mean()):.3g} % of the picture{locked}")
         if combined.palette is not None:
             blue, red, strength = (float(value) for value in combined.palette.mean(0)[1:])
-            lines += ["A palette is wanted for all of the picture.", ""]
+            lines += ["The whole picture gets a palette.", ""]
             lines.append(f"palette: mean Cb {blue:+.3f}, mean Cr {red:+.3f}, colorfulness {strength:.3f}")
         return self.output(combined, text=lines)
 
 
 class FlowcoreColorMemory(FlowNode):
-    """The colors of photographs of one's own."""
+    """The colors of your own photographs."""
 
     ALIASES = "color memory, album, reference colors, exemplar, family photos, remember, color transfer"
     OUTPUTS = (FLOW_MEMORY.Output("all_memory"),)
@@ -167,18 +188,16 @@ class FlowcoreColorMemory(FlowNode):
         folder: list[widgets.Text],
         memory: list[ColorMemory] | None,
     ) -> Any:
-        known, given = [*(memory or [])], list[Any]([images] if images else [])
-        given += [Path(inside("input", name)) for name in folder if name.strip()]
-        if not given and not known:
-            raise FlowError(
-                "A memory needs photographs in color: connect images, or name a folder in the input folder."
-            )
+        sources: list[Any] = [images] if images else []
+        sources += [Path(inside("input", name)) for name in folder if name.strip()]
+        if not sources and not memory:
+            raise FlowError("A memory needs color photographs: connect images, or name a folder in the input folder.")
         flow = model.load(REMEMBERING)
-        known += [flowcore.remember(flow, photographs, **self.notes.follow()) for photographs in given]
-        every = reduce(ColorMemory.merge, known)
-        every.check(flow)
-        text = f"{every.places.cells} places of {every.photographs} photographs"
-        return self.output(every, text=[text])
+        options = self.notes.task_options()
+        combined = reduce(ColorMemory.merge, [*(memory or []), *(remember(flow, each, **options) for each in sources)])
+        combined.check(flow)
+        text = f"{combined.places.cells} places of {combined.photographs} photographs"
+        return self.output(combined, text=[text])
 
 
 class FlowcoreEncodeColor(FlowNode):
@@ -210,3 +229,50 @@ class FlowcoreApplyChroma(FlowNode):
         gamut: widgets.Gamut,
     ) -> Any:
         return self.output(flowcore.apply_chroma(luma_from, colors_from, saturation=saturation, gamut=gamut))
+
+
+class FlowcoreBrighten(PickingNode):
+    """Exposures of every image: all samples of the first image, then of the second."""
+
+    MENU = "light"
+    ALIASES = "brighten, low light, dark photo, night, night photo, exposure, llflow, enhance, underexposed"
+    OUTPUTS = (io.Image.Output("images"),)
+    RECORDS = True
+    PREVIEW = "small"
+
+    def run(
+        self,
+        image: Image,
+        model: BrightenModel,
+        temperature: Annotated[float, widgets.temperature(0.0)],
+        seed: widgets.Seed,
+        samples: widgets.Samples,
+        tile: Annotated[int, widgets.integer(0, 0, 8192, optional=True, advanced=True)],
+        precision: widgets.Precision,
+        mask: Mask | None,
+        outside: Annotated[float, widgets.temperature(0.0, optional=True)],
+        pick: widgets.Pick,
+        exposure: Annotated[float, widgets.slider(0.0, -4.0, 4.0, 0.1, optional=True)],
+        strength: Annotated[float, widgets.slider(1.0, 0.0, 1.0, optional=True)],
+    ) -> Any:
+        count, _, height, width = image.shape
+        check_memory(count * samples, 3 * height * width, "pictures", "Lower samples, or pass fewer images.")
+        # Room for one tile: room for the whole picture would push out other models.
+        flow = model.load(brightening_memory(model.flow, height, width, tile or BRIGHTENING_TILE))
+        pictures = flowcore.brighten(
+            flow,
+            image,
+            temperature=temperature
+            if mask is None
+            else masked_temperature(from_mask(mask, count), temperature, outside),
+            seed=seed,
+            samples=samples,
+            tile=tile,
+            precision=precision,
+            exposure=exposure,
+            strength=strength,
+            **self.notes.task_options(sources=image),
+        )
+        if samples > 1 and temperature == 0 and (mask is None or outside == 0):
+            self.notes("At temperature 0 all samples are the same picture. Raise it for other exposures.")
+        return self.show_samples(pictures, seed, samples, image)

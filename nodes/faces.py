@@ -1,4 +1,4 @@
-"""Faces: cut out of photographs, upright, for the models of faces, and pasted back."""
+"""Faces: cut them out of photographs for models of faces, and paste them back."""
 
 import re
 from typing import Annotated, Any
@@ -9,20 +9,20 @@ from ..flowcore.images.resize import resize
 from ..flowcore.tasks.faces import Eyes, align_faces, eyes_from_meshes, found_eyes, paste_faces
 from . import widgets
 from .host.compat import io
-from .host.ui import gallery, of_image
+from .host.ui import gallery, sample_facts
 from .node import FlowNode
 from .picking import PROVENANCE_LOG, PickingNode
 from .sockets import FLOW_FACE, Boxes, Face, Image, Landmarks, Mask, check_memory, from_mask
 
 NO_FACE = (
     "No face was found{}. Lower smallest; or click both eyes of every face in the picture on the node; or type left_eye"
-    " and right_eye, such as `120, 88`, in pixels from the top left corner; or paint a dot on each (right-click Load "
-    "Image, Open in MaskEditor) and connect its mask."
+    " and right_eye, such as `120, 88`, in pixels from the top left corner; or paint a dot on each eye (right-click "
+    "Load Image, Open in MaskEditor) and connect its mask."
 )
 
 
 class FlowcoreAlignFace(FlowNode):
-    """The faces that are found, or those at pairs of eye points; web/js/eyes.js shows and changes them."""
+    """Faces that were detected, or those at given pairs of eyes, which web/js/eyes.js shows and changes."""
 
     ALIASES = "align face, crop face, face crop, face detailer, face restore, portrait, eyes"
     OUTPUTS = (io.Image.Output("aligned"), FLOW_FACE.Output("place"), io.BoundingBox.Output("face_boxes"))
@@ -41,40 +41,40 @@ class FlowcoreAlignFace(FlowNode):
         largest: Annotated[int, widgets.integer(0, 0, 2048, optional=True)],
         boxes: Boxes | None,
     ) -> Any:
-        notes, shown = self.notes, dict[str, Any]()
-        found = _typed(left_eye, right_eye)
-        if found is None and eyes is not None and bool((marks := from_mask(eyes, len(image))).any()):
-            found = [[eyes_from_mask(each[0], *image.shape[-2:])] for each in marks]
-        if found is None and landmarks is not None:
-            found = eyes_from_meshes(landmarks, face, smallest=smallest, notify=notes)
-        if found is not None:
-            largest = 0  # these were asked for
+        notes, ui = self.notes, dict[str, Any]()
+        eye_pairs = _typed(left_eye, right_eye)  # of every image, or of one for all
+        if eye_pairs is None and eyes is not None and bool((marks := from_mask(eyes, len(image))).any()):
+            eye_pairs = [[eyes_from_mask(each[0], *image.shape[-2:])] for each in marks]
+        if eye_pairs is None and landmarks is not None:
+            eye_pairs = eyes_from_meshes(landmarks, face, smallest=smallest, notify=notes)
+        if eye_pairs is not None:
+            largest = 0  # no limit for faces that were asked for
             if boxes is not None:
                 notes("boxes is ignored: eyes or landmarks say which faces.")
         else:
-            found = found_eyes(image, smallest=smallest, number=number, boxes=boxes, **notes.follow())
-            if not any(found):
+            options = notes.task_options()
+            eye_pairs = found_eyes(image, smallest=smallest, number=number, boxes=boxes, **options)
+            if not any(eye_pairs):
                 raise ImageError(NO_FACE.format("" if boxes is None else " in the boxes"))
-            if len(found) == 1:
-                shown["eyes"] = [list(side) for side in zip(*found[0], strict=True)]
+            if len(eye_pairs) == 1:
+                ui["eyes"] = [list(side) for side in zip(*eye_pairs[0], strict=True)]
         if size:
-            count = sum(len(found[k % len(found)]) for k in range(len(image)))
-            check_memory(count, 3 * size * size, "faces need", "Lower size, or pass fewer images.")
-        faces, places = align_faces(image, found, size=size, largest=largest, notify=notes)
+            count = sum(len(eye_pairs[k % len(eye_pairs)]) for k in range(len(image)))
+            check_memory(count, 3 * size * size, "faces", "Lower size, or pass fewer images.")
+        faces, places = align_faces(image, eye_pairs, size=size, largest=largest, notify=notes)
         (x, y), (u, v) = places[0].left_eye, places[0].right_eye
         text = f"eyes at {x:.1f}, {y:.1f} and {u:.1f}, {v:.1f}; the face has {places[0].face:.0f} pixels"
         if len({place.left_eye for place in places}) > 1:
             sides = sorted(place.face for place in places)
             text = f"{len(places)} faces of {sides[0]:.0f} to {sides[-1]:.0f} pixels"
-        found_boxes = [[_as_box(place) for place in places if place.image == k] for k in range(len(image))]
-        return self.output(faces, places, found_boxes, text=[text], **shown)
+        face_boxes = [[_as_box(place) for place in places if place.image == k] for k in range(len(image))]
+        return self.output(faces, places, face_boxes, text=[text], **ui)
 
 
 class FlowcorePasteFace(PickingNode):
-    """Faces back in their pictures."""
+    """Faces pasted back into their pictures."""
 
-    IS_OUTPUT_NODE = False  # it runs only where its pictures go on, as it always did
-
+    IS_OUTPUT_NODE = False  # unlike other nodes that show pictures, as ever
     ALIASES = "paste face, put face back, blend face, composite face, face restore, uncrop"
     OUTPUTS = (io.Image.Output("pasted"),)
 
@@ -92,12 +92,12 @@ class FlowcorePasteFace(PickingNode):
             factor = face.shape[-1] / max(one.side for one in place)
             image = resize(image, *(max(side, round(side * factor)) for side in image.shape[-2:])).clamp(0, 1)
         advice = "Pass fewer faces, or a smaller picture."
-        check_memory(len(face), 3 * image.shape[-1] * image.shape[-2], "pictures need", advice)
+        check_memory(len(face), 3 * image.shape[-1] * image.shape[-2], "pictures", advice)
         pictures = paste_faces(image, face, place, feather=feather, photograph=photograph, notify=self.notes)
-        count, each = len(pictures), len(pictures) // place[0].images
+        each = len(pictures) // place[0].images
         seeds = PROVENANCE_LOG.seeds(face[:each])  # of the samples of the first face
         known = len(seeds) == each and None not in seeds
-        facts = [{"seed": seeds[k % each], **of_image(k, each, count)} if known else {"image": k} for k in range(count)]
+        facts = sample_facts([seeds[k % each] if known else None for k in range(len(pictures))], each)
         return self.output(pictures, **gallery(self, pictures, facts, image if photograph is None else photograph))
 
 
@@ -108,23 +108,24 @@ def _as_box(place: FacePlace) -> dict[str, Any]:
 
 
 def _typed(left: str, right: str) -> list[list[Eyes]] | None:
-    """Read the eyes that were typed or clicked; None if none were."""
+    """Read the eyes that were typed or clicked; None if there are none."""
     if not left.strip() and not right.strip():
         return None
-    ones, others = _points(left, "left_eye"), _points(right, "right_eye")
-    if len(ones) != len(others):
+    left_eyes, right_eyes = _points(left, "left_eye"), _points(right, "right_eye")
+    if len(left_eyes) != len(right_eyes):
         raise FlowError(
-            f"Every face has two eyes; left_eye has {len(ones)}, and right_eye {len(others)}. Mark the other, too."
+            f"Every face needs two eyes; left_eye has {len(left_eyes)} and right_eye has {len(right_eyes)}. Mark both "
+            "eyes of each face."
         )
-    return [list(zip(ones, others, strict=True))]
+    return [list(zip(left_eyes, right_eyes, strict=True))]
 
 
 def _points(text: str, name: str) -> list[Point]:
     words = re.split(r"[(),;\s]+", text.strip("(),; \n\t"))
     if len(words) % 2 or not all(re.fullmatch(r"[0-9]{1,6}(\.[0-9]{0,9})?", word) for word in words):
         raise FlowError(
-            f"{name} must be a point `x, y` in pixels from the picture's top left corner, such as `120, 88`, or one of "
-            f"every face, such as `120, 88; 240, 90`; got `{text[:60]}`. Give both eyes."
+            f"{name} must be a point `x, y` in pixels from the picture's top left corner, such as `120, 88`, or one "
+            f"for each face, such as `120, 88; 240, 90`; got `{text[:60]}`. Give both eyes."
         )
     numbers = [float(word) for word in words]
     return list(zip(numbers[::2], numbers[1::2], strict=True))

@@ -1,13 +1,19 @@
-"""Files: every picture of a folder in one node, and pictures saved with all of their bits and what came with them."""
+"""Files: example pictures and your own, whole folders in one node, and pictures saved with all bits and metadata."""
 
 import hashlib
+import math
 import os
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any
+
+import torch
+from torch import Tensor
 
 from ..flowcore import FlowError
 from ..flowcore.batch.folders import InputFile, Job, Outputs, find, in_turn, is_done, make_jobs, run, save, split_name
@@ -15,7 +21,19 @@ from ..flowcore.batch.job import Work, Worker, encode_like
 from ..flowcore.batch.tables import NAME, Manifest
 from ..flowcore.checkpoints.color_memory import starter_memory
 from ..flowcore.checkpoints.writing import write_atomic
-from ..flowcore.images.files import SUFFIXES, Format, check_format, read, read_bytes
+from ..flowcore.images.files import (
+    SUFFIXES,
+    Format,
+    check_format,
+    fit,
+    frame_count,
+    read,
+    read_bytes,
+    read_frames,
+    read_rgb,
+    upright_size,
+)
+from ..flowcore.images.fill import extend_over_blank
 from ..flowcore.tasks.colorize import memory_required as memory_to_colorize
 from ..flowcore.tasks.defaults import model_defaults
 from ..flowcore.tasks.image_batch import ImageBatch, append_alpha
@@ -24,18 +42,168 @@ from ..flowcore.tasks.upscale import memory_required
 from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled
-from .host.paths import input_path, inside, output_path
-from .host.ui import Progress, png_texts
-from .node import FlowNode
-from .sockets import HostModel, Image, Mask, ModelByPicture, PhotoModel, from_mask, shown
+from .host.paths import input_folders, input_path, input_pictures, inside, output_path, pictures_in
+from .host.ui import Progress, png, png_texts
+from .live import side_by_side
+from .node import FileNode, FlowNode, file_fingerprint
+from .sockets import HostModel, Image, Mask, ModelByPicture, PhotoModel, check_memory, from_mask, shown
 from .upscaling import ORDINARY_TILE
 
-LARGE = 2048  # pixels of a side of a photograph
+WORKFLOWS = Path(__file__).parents[1] / "workflows"  # served by the host, too: web/js/picture.js
+LARGE = 2048  # pixels of the side of a photograph for which memory is made free
 BITS: dict[Any, int | None] = {"source": None, "8": 8, "16": 16}
+
+# The pictures that come with the pack: name in the menu to files. Append only: workflows contain the names.
+PICTURES: dict[str, list[str]] = {
+    "photograph": ["photo.png"],
+    "painted photograph": ["painted.png"],
+    "second photograph": ["pictures/lake.jpg"],
+    "three landscapes": ["pictures/lake.jpg", "pictures/desert.jpg", "pictures/canyon.jpg"],
+    "black-and-white people": ["mill.jpg"],
+    "black-and-white mountains": ["alps.jpg"],
+    "black-and-white house": ["house.jpg"],
+    "black-and-white film": ["alps.jpg"],
+    "small face": ["pictures/face.png"],
+    "ten photographs": [f"pictures/bread/{number:02}.jpg" for number in range(1, 11)],
+    "photographs, two odd ones": [
+        f"pictures/odd-{name}.jpg" for name in ("negative", "opera", "bee", "noise", "wall", "lake")
+    ],
+    "original and retouched": ["pictures/original.jpg", "pictures/retouched.jpg"],
+    "pasted piece": ["pictures/pasted.jpg"],
+    "few colors": ["pictures/poor.png"],
+    "four portraits": [f"pictures/portrait-{number}.jpg" for number in range(1, 5)],
+    "two portraits": ["pictures/portrait-4.jpg", "pictures/portrait-3.jpg"],
+    "bad JPEG": ["pictures/parrots.jpg"],
+    "group photograph": ["pictures/group.png"],
+    "small film": ["pictures/canyon.jpg"],
+    "dark photograph": ["pictures/dark.jpg"],
+    "scratched photograph": ["pictures/scratched.jpg"],
+}
+# Films: the number of frames, their height and width, and the height to which the picture is resized to pan over it.
+FILMS = {"black-and-white film": (16, (192, 336), 192), "small film": (12, (72, 96), 96)}
+
+PREVIEWED, THUMBNAIL = 64, 256  # pictures in the preview of a folder, and pixels of their longer side
+PREVIEW_LOCK = threading.Lock()  # one at a time, since pictures of any size are decoded
+CONTENT_TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
+
+EXAMPLES = widgets.file_choice(
+    lambda: [*PICTURES, *input_pictures(), *input_folders()],
+    lambda: {"flowcore_files": PICTURES, "flowcore_films": sorted(FILMS)},
+    default="photograph",
+    upload=io.UploadType.image,
+)
+
+
+class FlowcoreExample(FileNode):
+    """A picture, a batch, a film or a folder of the pack or of the input folder."""
+
+    MENU = "loaders"
+    ALIASES = "example, sample image, demo picture, test image, photograph, load image, flow"
+    OUTPUTS = (
+        io.Image.Output("image", is_output_list=True),
+        io.Mask.Output("mask", is_output_list=True),
+        io.String.Output("folder"),
+        io.String.Output("source"),
+    )
+    REPORTS = False
+
+    @classmethod
+    def locate(cls, name: str) -> Path | None:
+        return next(iter(_picture_files(name)), None)
+
+    @classmethod
+    def missing_message(cls, name: Any) -> str:
+        return (
+            f"there is no file or folder of pictures {shown(name)} in the input folder. Upload it, choose one that is "
+            f"there, or one of: {', '.join(PICTURES)}."
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **named: Any) -> list[str]:
+        # By content, as in Load Image, because the host writes this into results, which must not differ for a copy.
+        name = next(iter(named.values()), None)
+        files = _picture_files(name) if isinstance(name, str) else []
+        return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+
+    def run(self, picture: Annotated[str, EXAMPLES]) -> Any:
+        path, files = self.require_file(picture), _picture_files(picture)
+        values = [4 * math.prod(upright_size(file) or ()) for file in files]
+        check_memory(len(files), max(values), "pictures", "Choose a folder of fewer or smaller ones.")
+        batches = [_read_with_alpha(file, self.notes) for file in files]  # each (B, 4, H, W)
+        if len({pixels.shape[2:] for pixels in batches}) == 1:
+            batches = [torch.cat(batches)]
+        if picture in FILMS:
+            batches = [_pan(batches[0], *FILMS[picture])]
+        # The folder to train on; a file directly in the input folder stands alone, whatever else lies beside it.
+        is_file = path == input_path(picture)
+        return self.output(
+            [extend_over_blank(pixels[:, :3], pixels[:, 3:]) for pixels in batches],
+            [1 - pixels[:, 3] for pixels in batches],
+            str(path if is_file and "/" not in picture else path.parent),
+            picture if is_file else "",
+        )
+
+
+def is_batch(name: str) -> bool:
+    """Whether a name in the menu is one of our pictures, or a folder, of which the host can show no preview."""
+    return name in PICTURES or (input_path(name) is None and any(pictures_in(name)))
+
+
+def preview(name: str) -> tuple[bytes, str]:
+    """Return the file that the page shows for one of our pictures or a folder, and its content type."""
+    files = _picture_files(name)[:PREVIEWED]
+    if len(files) == 1 and files[0].suffix in CONTENT_TYPES:
+        return files[0].read_bytes(), CONTENT_TYPES[files[0].suffix]
+    with PREVIEW_LOCK:
+        return _contact_sheet(*((file, file_fingerprint(file)) for file in files)), "image/png"
+
+
+@lru_cache(maxsize=16)
+def _contact_sheet(*files: tuple[Path, str]) -> bytes:
+    """Lay out files, given with their fingerprints, side by side."""
+    sizes = {upright_size(file) or (THUMBNAIL, THUMBNAIL) for file, _ in files}
+    sides = sizes.pop() if len(sizes) == 1 else (THUMBNAIL, THUMBNAIL)
+    height, width = (max(1, round(side * min(1, THUMBNAIL / max(sides)))) for side in sides)
+    small = [fit(read_rgb(file.read_bytes(), file.name, side=THUMBNAIL), (height, width), 3) for file, _ in files]
+    return png(side_by_side(torch.stack(small) / 255))
+
+
+def _picture_files(picture: str) -> list[Path]:
+    """Find the files of one of our pictures, or of a file or folder in the input folder."""
+    if picture in PICTURES:
+        return [WORKFLOWS / name for name in PICTURES[picture]]
+    path = input_path(picture)
+    return sorted(pictures_in(picture)) if path is None else [path]
+
+
+def _read_with_alpha(file: Path, notify: Callable[[str], None]) -> Tensor:
+    """Read a picture, or the frames of an animated one with even sides, as videos need them: (B, 4, H, W) in [0, 1]."""
+    data = file.read_bytes()
+    picture = read(data, file.name)
+    pixels, count = picture.pixels, frame_count(data)
+    for note in picture.notes if count == 1 else ():  # those of an animated one say that only one frame was read
+        notify(f"{file.name}: {note}")
+    if count > 1:
+        height, width = (max(1, side // 2 * 2) for side in pixels.shape[-2:])
+        check_memory(count, 4 * height * width, "frames", "Shorten or shrink the picture.")
+        pixels = read_frames(data, file.name)[..., :height, :width]
+    return pixels if pixels.shape[1] == 4 else torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)
+
+
+def _pan(picture: Tensor, frames: int, size: tuple[int, int], tall: int) -> Tensor:
+    """Pan from the upper left to the lower right over a picture, resized to a height of `tall`: (frames, C, *size)."""
+    height, width = size
+    wide = round(picture.shape[-1] * tall / picture.shape[-2])
+    small = torch.nn.functional.interpolate(picture, (tall, wide), mode="area")
+    corners = [
+        (round(step * (tall - height) / (frames - 1)), round(step * (wide - width) / (frames - 1)))
+        for step in range(frames)
+    ]
+    return torch.cat([small[..., y : y + height, x : x + width] for y, x in corners])
 
 
 class FlowcoreFolder(FlowNode):
-    """Every picture of a folder, with its metadata; what is there already is skipped."""
+    """Every picture of a folder, with its metadata, except those whose results exist already."""
 
     MENU = "batch"
     ALIASES = "folder, batch folder, directory, bulk, upscale folder, colorize folder, exif, load images"
@@ -44,14 +212,14 @@ class FlowcoreFolder(FlowNode):
 
     @classmethod
     def fingerprint_inputs(cls, **_: Any) -> int:
-        return time.time_ns()  # pictures and results may have changed
+        return time.time_ns()  # always run: pictures and results may have changed
 
     def run(
         self,
         model: PhotoModel,
-        folder: Annotated[str, partial(io.String.Input, default="photos")],
-        subfolder: Annotated[str, partial(io.String.Input, default="flowcore")],
-        temperature: widgets.OwnTemperature,
+        folder: Annotated[str, widgets.text("photos")],
+        subfolder: Annotated[str, widgets.text("flowcore")],
+        temperature: widgets.ModelTemperature,
         seed: Annotated[int, widgets.seed(control=False)],
         samples: widgets.Samples,
     ) -> Any:
@@ -60,58 +228,69 @@ class FlowcoreFolder(FlowNode):
         notes, progress, count = self.notes, Progress(), Counter[str]()
         source, out = inside("input", folder), inside("output", subfolder)
         if not os.path.isdir(source):
-            raise FlowError(f"folder: {shown(folder)} is no folder in ComfyUI's input folder. Put pictures into one.")
-        found, manifest = find([str(source)], out, notes), Manifest(inside("output", out / NAME))
-        parts = [(model, found)] if isinstance(model, HostModel) else _by_picture(model, found)
+            raise FlowError(
+                f"folder: {shown(folder)} is not a folder in ComfyUI's input folder. Put your pictures there."
+            )
+        pictures, manifest = find([str(source)], out, notes), Manifest(inside("output", out / NAME))
+        parts = [(model, pictures)] if isinstance(model, HostModel) else _divide(model, pictures)
 
         def start(picture: Path) -> Any:
-            self.notes.show(f"{count.total() + 1} of {len(found)}: {picture.name}")
-            return progress.part(count.total() / len(found), 1 / len(found))
+            self.notes.show(f"{count.total() + 1} of {len(pictures)}: {picture.name}")
+            return progress.part(count.total() / len(pictures), 1 / len(pictures))
 
-        def on_result(one: HostModel, work: Work, job: Job, result: Outputs | Exception | None) -> None:
-            if result is not None:  # paths in it are below the two folders
+        def on_result(part: HostModel, work: Work, job: Job, result: Outputs | Exception | None) -> None:
+            if result is not None:  # the manifest has paths relative to the two folders
                 targets = tuple(target.relative_to(out) for target in job.targets)
-                below = replace(job, source=job.source.relative_to(source), targets=targets)
-                told = result.notes if isinstance(result, Outputs) else ()
-                manifest.append(below, result, work, one.sha256, told)
+                relative = replace(job, source=job.source.relative_to(source), targets=targets)
+                job_notes = result.notes if isinstance(result, Outputs) else ()
+                manifest.append(relative, result, work, part.sha256, job_notes)
             stop_if_cancelled()
             if isinstance(result, Exception):
                 notes(f"{job.source.name}: {result}")
             count["made" if isinstance(result, Outputs) else "there already" if result is None else "failed"] += 1
 
-        for one, pictures in parts:
-            work = _work(one, temperature, seed, samples)
-            tag = Path(one.name).stem + ("" if temperature is None else f"_tau{temperature:g}")
+        for part, its_pictures in parts:
+            work = _work(part, temperature, seed, samples)
+            tag = Path(part.name).stem + ("" if temperature is None else f"_tau{temperature:g}")
             names = [f"_{tag}_seed{seed}" for seed in work.seeds()]
-            todo = make_jobs(pictures, out, partial(_results, names))
-            todo = [replace(job, problem=job.problem or _leads_out(job)) for job in todo]
+            todo = [
+                replace(job, problem=job.problem or _leads_out(job))
+                for job in make_jobs(its_pictures, out, partial(_results, names))
+            ]
             colorizes = work.command == "colorize"
-            need, side = (memory_to_colorize, LARGE) if colorizes else (memory_required, ORDINARY_TILE)
-            one.load(need(one.flow, side, side))
-            executor = partial(in_turn, Worker(work, one.flow), start, notes, cancelled=stop_if_cancelled)
-            done = partial(is_done, work=work, model=one.sha256)
-            run(todo, executor, is_done=done, save=save, on_result=partial(on_result, one, work), notify=notes)
+            memory, side = (memory_to_colorize, LARGE) if colorizes else (memory_required, ORDINARY_TILE)
+            part.load(memory(part.flow, side, side))
+            run(
+                todo,
+                partial(in_turn, Worker(work, part.flow), start, notes, cancelled=stop_if_cancelled),
+                is_done=partial(is_done, work=work, model=part.sha256),
+                save=save,
+                on_result=partial(on_result, part, work),
+                notify=notes,
+            )
         manifest.compact()
-        info = f"{len(found)} pictures: {', '.join(f'{n} {what}' for what, n in count.items())}; in output/{subfolder}"
+        counts = ", ".join(f"{number} {what}" for what, number in count.items())
+        info = f"{len(pictures)} pictures: {counts}; in output/{subfolder}"
         if not isinstance(model, HostModel):
-            info += "".join(f"; {len(pictures)} by {one.name}" for one, pictures in parts)
+            info += "".join(f"; {len(its_pictures)} by {part.name}" for part, its_pictures in parts)
         return self.output(info, text=[info])
 
 
-def _by_picture(model: ModelByPicture, found: list[InputFile]) -> list[tuple[HostModel, list[InputFile]]]:
+def _divide(model: ModelByPicture, pictures: list[InputFile]) -> list[tuple[HostModel, list[InputFile]]]:
     """Divide pictures among the upscalers that suit them."""
-    chosen = upscalers_for([one.path for one in found], locate=partial(inside, "input"), check=stop_if_cancelled)
-    suited: dict[str, list[InputFile]] = {}
-    for picture in found:
-        suited.setdefault(chosen[picture.path][0], []).append(picture)
-    return [(model.load(name), pictures) for name, pictures in suited.items()]
+    paths = [picture.path for picture in pictures]
+    chosen = upscalers_for(paths, locate=partial(inside, "input"), check=stop_if_cancelled)
+    by_name: dict[str, list[InputFile]] = {}
+    for picture in pictures:
+        by_name.setdefault(chosen[picture.path][0], []).append(picture)
+    return [(model.load(name), suited) for name, suited in by_name.items()]
 
 
 def _work(model: HostModel, temperature: float | None, seed: int, samples: int) -> Work:
     flow, colorizes = model.flow, "colorize" in model.flow.capabilities.tasks
-    left = ["detail", "coherence", "saturation"] if colorizes else ["calm_edges"]
-    left += ["guide_strength"] if flow.guide is not None and not colorizes else []
-    settings: dict[str, Any] = {"temperature": temperature, **dict.fromkeys(left)}
+    from_model = ["detail", "coherence", "saturation"] if colorizes else ["calm_edges"]
+    from_model += ["guide_strength"] if flow.guide is not None and not colorizes else []
+    settings: dict[str, Any] = {"temperature": temperature, **dict.fromkeys(from_model)}
     return Work(
         command="colorize" if colorizes else "upscale",
         model=model.name,
@@ -131,7 +310,7 @@ def _results(names: list[str], picture: Path) -> list[str]:
 
 
 def _leads_out(job: Job) -> str:
-    """Why a picture may not be read, or its results not be saved: a link leads out of the host's folders."""
+    """Return the error if a link in the path of a picture or its results leads out of the host's folders, else ""."""
     try:
         inside("input", job.source)
         inside("output", job.targets[0])
@@ -141,7 +320,7 @@ def _leads_out(job: Job) -> str:
 
 
 class FlowcoreSave(FlowNode):
-    """Pictures in files of their own, none of which is ever replaced."""
+    """Pictures saved to new files, with all bits, alpha and metadata."""
 
     MENU = "image"
     ALIASES = "save image, save picture, 16 bit, export image, tiff, exif, icc profile, alpha"
@@ -150,8 +329,8 @@ class FlowcoreSave(FlowNode):
 
     @classmethod
     def validate_inputs(cls, source: Any = "", format: Any = "png", bits: Any = "8") -> bool | str:
-        try:  # what cannot be saved is refused before the work; None stands for a wire
-            _files(source or "")
+        try:  # refuse before anything runs; None stands for a wire
+            _named_pictures(source or "")
             check_format(format or "png", 16 if bits == "16" else 8)
         except FlowError as error:
             return str(error)
@@ -159,33 +338,35 @@ class FlowcoreSave(FlowNode):
 
     @classmethod
     def fingerprint_inputs(cls, source: Any = "", **_: Any) -> list[str]:
-        return [hashlib.sha256(read_bytes(file)).hexdigest() for file in _files(source or "")]  # as Flow Example
+        return [hashlib.sha256(read_bytes(file)).hexdigest() for file in _named_pictures(source or "")]
 
     def run(
         self,
         images: Image,
-        filename_prefix: Annotated[str, partial(io.String.Input, default="flowcore/picture")],
+        filename_prefix: Annotated[str, widgets.text("flowcore/picture")],
         format: Annotated[Format, widgets.choice(*SUFFIXES)],
         bits: Annotated[str, widgets.choice(*BITS)],
         source: widgets.Text,
         mask: Mask | None,
         quality: Annotated[int, widgets.integer(0, 0, 100, optional=True, advanced=True)],
     ) -> Any:
-        records = list[dict[str, str]]()
         batch = ImageBatch(images.cpu())
         rgb, alpha = batch.rgb, batch.alpha
-        if mask is not None and bool(mask.any()):  # a mask of zeros is what loaders give where nothing is transparent
+        if mask is not None and bool(mask.any()):  # loaders give a mask of zeros if nothing is transparent
             alpha = 1 - from_mask(mask, len(mask) if len(rgb) % max(1, len(mask)) == 0 else len(rgb))
-        pictures, files = append_alpha(rgb, alpha), _files(source) or [None]
+        pictures, files = append_alpha(rgb, alpha), _named_pictures(source) or [None]
         if len(pictures) % len(files):
-            raise FlowError(f"source names {len(files)} pictures, and {len(pictures)} came. Name one, for all.")
+            raise FlowError(
+                f"source names {len(files)} files, but there are {len(pictures)} pictures. Name one file for all."
+            )
         options: dict[str, Any] = {"format": format, "bits": BITS[bits], "quality": quality or None}
         options |= {"text": png_texts(self.hidden), "notify": self.notes}
-        for file, made in zip(files, pictures.unflatten(0, (len(files), -1)), strict=True):
+        records: list[dict[str, str]] = []
+        for file, results in zip(files, pictures.unflatten(0, (len(files), -1)), strict=True):
             original = None if file is None else read(read_bytes(file), file.name)
-            if file and original and len(made[0]) < 4 and bool((original.pixels[:, 3:] < 1).any()):
+            if file and original and len(results[0]) < 4 and bool((original.pixels[:, 3:] < 1).any()):
                 self.notes(f"{file.name}: Its transparent parts are opaque in the result. Connect a mask to keep them.")
-            for picture in made:
+            for picture in results:
                 data = encode_like(original, picture, **options)
                 prefix = filename_prefix.replace("%batch_num%", str(len(records)))
                 path, record = output_path(prefix, SUFFIXES[format], (picture.shape[-2], picture.shape[-1]))
@@ -194,14 +375,11 @@ class FlowcoreSave(FlowNode):
         return self.output(images=records, text=[])
 
 
-def _files(source: Any) -> list[Path]:
-    """Find the pictures of the input folder that a text names, one a line."""
-    found: list[Path] = []
+def _named_pictures(source: Any) -> list[Path]:
+    """Find the files of the input folder that a text names, one per line."""
+    paths: list[Path] = []
     for name in filter(None, map(str.strip, str(source).splitlines())):
-        path = input_path(name)
-        if path is None:
-            raise FlowError(
-                f"source: there is no picture {shown(name)} in the input folder. Correct it or leave it out."
-            )
-        found.append(path)
-    return found
+        if (path := input_path(name)) is None:
+            raise FlowError(f"source: there is no picture {shown(name)} in the input folder. Correct or remove it.")
+        paths.append(path)
+    return paths

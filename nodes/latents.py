@@ -24,8 +24,10 @@ from .node import FileNode, FlowNode
 from .sockets import FLOW_LATENTS, HarmonizeModel, Image, Latents, SampleModel, check_memory, shown
 
 SUFFIX = ".safetensors"
-SUBFOLDER = "latents"  # of the input folder; where Save Flow Latents puts its files in the output folder
+SUBFOLDER = "latents"  # of the input folder, and where Save Flow Latents puts its files in the output folder
 
+path = partial(widgets.choice, "slerp", "linear", "norm", advanced=True)  # between two latents
+normalized_per = partial(widgets.choice, "local", "channel", "level", default="level")
 Style = Annotated[float, widgets.slider(0.0, -3.0, 3.0, 0.1)]
 FaceStyle = Annotated[float, widgets.slider(0.0, -3.0, 3.0, 0.1, optional=True)]
 
@@ -41,7 +43,7 @@ class FlowcoreInterpolate(FlowNode):
         a: Latents,
         b: Latents,
         frames: Annotated[int, widgets.integer(16, 2, 512)],
-        mode: Annotated[operations.Mode, widgets.mode],
+        mode: Annotated[operations.Mode, path()],
         coarse_first: Annotated[float, widgets.number(0.0, 0.0, 1.0, 0.01, optional=True, advanced=True)],
         loop: widgets.Switch,
     ) -> Any:
@@ -50,13 +52,13 @@ class FlowcoreInterpolate(FlowNode):
         if loop:
             positions += positions[-2:0:-1]
         count = len(positions) * max(a.items, b.items)
-        check_memory(count, sum(z[0].numel() for z in a.levels), "frames need", "Lower frames, or pass fewer items.")
+        check_memory(count, sum(z[0].numel() for z in a.levels), "frames", "Lower frames, or pass fewer items.")
+        # Deep levels run ahead of fine ones: with c half of `coarse_first`, the level of depth d moves at constant
+        # speed while t goes from c (1 - d) to 1 - c d.
+        c, depths = coarse_first / 2, _depths(len(a.levels), single=1.0)
         walk: list[list[Tensor]] = []
         for t in positions:
             stop_if_cancelled()
-            # Deep levels run ahead of fine ones: with c half of `coarse_first`, the level of depth d moves at constant
-            # speed while t goes from c (1 - d) to 1 - c d.
-            c, depths = coarse_first / 2, _depths(len(a.levels), single=1.0)
             each = [min(1.0, max(0.0, (t - c * (1 - depth)) / (1 - c))) for depth in depths]
             walk.append(operations.interpolate(a.levels, b.levels, each if len(each) > 1 else [t], mode=mode))
         levels = [torch.stack(level, 1).flatten(0, 1) for level in zip(*walk, strict=True)]  # frames of pair 0 first
@@ -76,18 +78,18 @@ class FlowcoreMixLatents(FlowNode):
         b: Latents,
         coarse: Annotated[float, widgets.slider(1.0, 0.0, 1.0)],
         fine: Annotated[float, widgets.slider(0.0, 0.0, 1.0)],
-        levels: Annotated[str, partial(widgets.text, advanced=True)],
+        levels: Annotated[str, widgets.text(optional=True, advanced=True)],
     ) -> Any:
         a.check_same_model(b)
         shares = widgets.parse_numbers(levels, "levels") or [
             fine + (coarse - fine) * depth for depth in _depths(len(a.levels), single=0.5)
         ]
         mixed = operations.mix_levels(a.levels, b.levels, weights=shares)
-        labels, sources = _both(a, b, "labels"), _both(a, b, "source")
+        labels, sources = _paired(a, b, "labels"), _paired(a, b, "source")
         if labels is not None and not torch.equal(*labels):
             self.notes("a and b show different labels: those of a are kept. Flow Decode can show others.")
         if sources is not None and not torch.equal(*sources):
-            self.notes("a and b have different sources: that of a is kept. Flow Decode can be given another.")
+            self.notes("a and b have different sources: that of a is kept. Flow Decode can take another.")
         return self.output(replace(a, levels=mixed, labels=labels and labels[0], source=sources and sources[0]))
 
 
@@ -120,7 +122,7 @@ class FlowcoreNormalizeLatents(FlowNode):
         self,
         latents: Latents,
         strength: Annotated[float, widgets.number(1.0, 0.0, 1.0, 0.01)],
-        per: Annotated[operations.Per, widgets.per],
+        per: Annotated[operations.Per, normalized_per()],
         window: widgets.Window,
     ) -> Any:
         levels = operations.normalize(latents.levels, strength, per, window=window)
@@ -190,8 +192,8 @@ class FlowcoreAttributeDirection(FlowNode):
         notes, flow = self.notes, model.flow
         if flow.capabilities.source == "low_resolution":
             raise FlowError(
-                "The latents of an upscaling model belong to a small image each. Directions are for models that make "
-                "images from noise: load one such as glow-photos."
+                "The latents of an upscaling model each belong to a small image. Directions are for models that make "
+                "images from noise, such as glow-photos: load one."
             )
         progress, pieces = Progress(), len(with_attribute) + len(without_attribute)
 
@@ -233,13 +235,13 @@ class FlowcoreLatentExplorer(LiveNode):
             levels = operations.interpolate(one.levels, other.levels, t)
             return replace(one, levels=levels, labels=labels, source=source)
 
-        found = between(a, b, x)
+        result = between(a, b, x)
         lower = [corner for corner in (c, d) if corner is not None]
         if lower:
-            found = between(found, between(lower[0], lower[1], x) if len(lower) == 2 else lower[0], y)
+            result = between(result, between(lower[0], lower[1], x) if len(lower) == 2 else lower[0], y)
         if differences:
             self.notes("The images show different labels: that of the nearest is kept. Flow Decode can show others.")
-        return found
+        return result
 
 
 class FlowcoreMorph(FlowNode):
@@ -254,16 +256,16 @@ class FlowcoreMorph(FlowNode):
         images: list[Image],
         model: SampleModel,
         frames: Annotated[int, widgets.integer(24, 2, 512)],
-        loop: Annotated[bool, partial(widgets.switch, default=True)],
-        mode: Annotated[operations.Mode, partial(widgets.mode, optional=True)],
+        loop: Annotated[bool, widgets.switch(default=True)],
+        mode: Annotated[operations.Mode, path(optional=True)],
         fit: Annotated[Fit, widgets.choice("resize", "crop", optional=True, advanced=True)],
     ) -> Any:
         flow, count = model.flow, sum(map(len, images)) * frames
         size = flow.image_size if fit == "resize" and flow.image_size else (images[0].shape[2], images[0].shape[3])
-        check_memory(count, 3 * math.prod(size), "frames need", "Lower frames, or pass fewer images.")
+        check_memory(count, 3 * math.prod(size), "frames", "Lower frames, or pass fewer images.")
         flow = model.load(memory_required(flow, count, *size))
-        options = self.notes.follow(frames=frames, mode=mode, loop=loop, fit=fit)
-        film = morph(flow, [batch.cpu() for batch in images], **options)
+        pictures, options = [batch.cpu() for batch in images], self.notes.task_options()
+        film = morph(flow, pictures, frames=frames, mode=mode, loop=loop, fit=fit, **options)
         return self.output(film, text=[], **canvas_pictures(self, film))
 
 
@@ -278,13 +280,13 @@ class FlowcoreHarmonize(FlowNode):
         image: Image,
         model: HarmonizeModel,
         strength: Annotated[float, widgets.slider(1.0, 0.0, 1.0)],
-        per: Annotated[operations.Per, partial(widgets.per, optional=True)],
+        per: Annotated[operations.Per, normalized_per(optional=True)],
         window: widgets.Window,
     ) -> Any:
         count, _, height, width = image.shape
         flow = model.load(memory_required(model.flow, count, height, width))
-        options = self.notes.follow(strength=strength, per=per, window=window)
-        return self.output(harmonize(flow, image.cpu(), **options))
+        options = self.notes.task_options()
+        return self.output(harmonize(flow, image.cpu(), strength=strength, per=per, window=window, **options))
 
 
 class FlowcoreSaveLatents(FlowNode):
@@ -294,9 +296,7 @@ class FlowcoreSaveLatents(FlowNode):
     REPORTS = False
     IS_OUTPUT_NODE = True
 
-    def run(
-        self, latents: Latents, filename_prefix: Annotated[str, partial(io.String.Input, default="latents/flowcore")]
-    ) -> Any:
+    def run(self, latents: Latents, filename_prefix: Annotated[str, widgets.text("latents/flowcore")]) -> Any:
         path, record = output_path(filename_prefix, SUFFIX)
         save_latents(
             path,
@@ -317,22 +317,20 @@ class FlowcoreLoadLatents(FileNode):
     OUTPUTS = (FLOW_LATENTS.Output("latents"), io.String.Output("info"))
 
     @classmethod
-    def missing(cls, name: Any) -> str:
+    def missing_message(cls, name: Any) -> str:
         return (
             f"there is no file {shown(name)} in the input folder. Put it into ComfyUI's input folder or into "
-            f"input/{SUBFOLDER} and press R."
+            f"input/{SUBFOLDER}, and press R."
         )
 
     def run(self, file: Annotated[str, widgets.file_choice(partial(input_files, SUBFOLDER, SUFFIX))]) -> Any:
-        path = self.found(file)
-        stated = read_latents_header(path)  # before any tensor is read
-        labels: Any = stated.extra.get("labels")
+        path = self.require_file(file)
+        header = read_latents_header(path)  # before any tensor is read
+        labels: Any = header.extra.get("labels")
         if labels is not None:
             valid = isinstance(labels, list) and all(type(label) is int and 0 <= label < 2**31 for label in labels)
-            if not valid or len(labels) != stated.shapes[0][0]:
-                raise CheckpointError(
-                    f"{file} notes labels that do not fit its items: it is damaged. Save the latents again."
-                )
+            if not valid or len(labels) != header.shapes[0][0]:
+                raise CheckpointError(f"{file} is damaged: its labels do not match its items. Save the latents again.")
         levels, header, source = load_latents(path)
         latents = Latents(
             levels=levels,
@@ -365,28 +363,27 @@ def _repeat(values: Tensor | None, count: int) -> Tensor | None:
     return values if values is None or len(values) == count else values.expand(count, *values.shape[1:])
 
 
-def _both(a: Latents, b: Latents, name: str) -> tuple[Tensor, Tensor] | None:
-    """Pair the labels, or the source, of two latents item by item; a missing side takes those of the other."""
-    one, other, count = getattr(a, name), getattr(b, name), max(a.items, b.items)
-    first = _repeat(one if one is not None else other, count)
-    second = _repeat(other if other is not None else one, count)
+def _paired(a: Latents, b: Latents, name: str) -> tuple[Tensor, Tensor] | None:
+    """Pair the labels, or the source, of two latents item by item; if one has none, it takes those of the other."""
+    count, of_a, of_b = max(a.items, b.items), getattr(a, name), getattr(b, name)
+    first, second = (_repeat(one if one is not None else other, count) for one, other in ((of_a, of_b), (of_b, of_a)))
     return None if first is None or second is None else (first, second)
 
 
 def _along_walk(
     a: Latents, b: Latents, positions: list[float], notify: Callable[[str], None]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return labels (of a up to the middle of a walk, then of b) and sources (faded); frames of pair 0 come first."""
-    labels, sources = _both(a, b, "labels"), _both(a, b, "source")
-    shown, small = None, None
+    """Return a walk's labels (of a up to the middle, then of b) and sources (faded); frames of pair 0 come first."""
+    labels, sources = _paired(a, b, "labels"), _paired(a, b, "source")
+    walk_labels, walk_sources = None, None
     if labels is not None:
         if not torch.equal(*labels):
             notify("a and b show different labels: frames show that of the nearer end. Flow Decode can show others.")
-        shown = torch.stack([labels[t > 0.5] for t in positions], 1).flatten(0, 1)
+        walk_labels = torch.stack([labels[t > 0.5] for t in positions], 1).flatten(0, 1)
     if sources is not None:
         if torch.equal(*sources) and all(side.source is None or len(side.source) == 1 for side in (a, b)):
-            small = sources[0][:1]  # one source for all items
+            walk_sources = sources[0][:1]  # one source for all items
         else:
             faded = [(1 - t) * sources[0] + t * sources[1] for t in positions]
-            small = torch.stack(faded, 1).flatten(0, 1)
-    return shown, small
+            walk_sources = torch.stack(faded, 1).flatten(0, 1)
+    return walk_labels, walk_sources

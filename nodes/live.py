@@ -1,9 +1,8 @@
-"""Live pictures: what a node would make of other numbers, which the page asks while sliders are dragged.
+"""Live pictures: rerun a node with other numbers while sliders are dragged on the page.
 
-They come from what a run has kept, and from its model, wherever the host keeps that. Nodes of latents decode them;
-nodes of one picture make it again, small where that shows what changes, else a detail around the place that is looked
-at. Runs go first: while one waits or runs there is no picture, and one that is being made is stopped, as by the page's
-next question about the same run.
+They use the values that a run has kept, and its model wherever the host keeps that now. Nodes of latents decode them;
+nodes of one picture make it again: a small copy if that shows what changes, else a detail at the place in view. Queued
+runs go first, and a newer request for the same run cancels an older one.
 """
 
 import math
@@ -21,7 +20,7 @@ from ..flowcore.inference.condition_cache import RecentlyUsed
 from ..flowcore.tasks import Cancelled
 from ..flowcore.tasks.model_input import condition_for, source_for_latents
 from ..flowcore.tasks.sample import decode
-from .host.memory import moving, on_free
+from .host.memory import model_lock, on_free
 from .host.routes import Answer, is_at_work
 from .host.ui import Notes, png
 from .node import FlowNode
@@ -31,97 +30,103 @@ ROUTE = "/flowcore/live"
 MAX_RUNS = 16
 MAX_ITEMS = 16  # shown in one picture
 MAX_VALUES = 3 * 2**16  # in one picture: 256x256 pixels in color
-MAX_SOURCE = 2**22  # values of a picture that is kept to be made again
-SMALL, DETAIL = 384, 48  # pixels of the longer side of a picture that is made again, and of a detail's sides
+MAX_SOURCE = 2**22  # values of a source picture that is kept
+SMALL, DETAIL = 384, 48  # pixels: the longer side of a small copy, and the side of a detail
 
-Place = tuple[float, float]  # in shares of width and height
 OK, WRONG, GONE, BUSY, IMPOSSIBLE = 200, 400, 404, 409, 422
 
 
 class LiveNode(FlowNode):
-    """A node of latents whose result can be seen while its numbers are dragged; `run` returns the latents."""
+    """A node of latents whose result is shown while its numbers are dragged; `run` returns the latents."""
 
     def answer(self, values: dict[str, Any]) -> Any:
         latents = self.run(**values)
-        return self.output(latents, text=[], flowcore_live=LIVE.keep(type(self), values, latents))
+        return self.output(latents, text=[], flowcore_live=LIVE_RUNS.keep(type(self), values, latents))
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What the page asks for: a run, numbers by input, which sample, and the place in view, in shares of the sides."""
+
+    run: str
+    numbers: dict[str, Any]
+    sample: int
+    at: tuple[float, float]  # x, y
 
 
 @dataclass(eq=False)
 class LiveRun:
-    """What came along the wires of a run: input name to value, but for the model; and what was asked for last."""
+    """The inputs of a run, except its model, and the latest request for it."""
 
     node: type[FlowNode]
     values: dict[str, Any]
     model_sha256: str
-    latest: object = None
+    latest: Request | None = None
 
 
 class LiveRuns(RecentlyUsed[LiveRun]):
-    """The latest runs, by the names under which the page asks."""
+    """The latest runs, by the names that the page uses for them."""
 
-    def keep(self, node: type[LiveNode], values: dict[str, Any], made: Latents) -> list[str]:
-        """Keep the values of a run, but for its model; return the name for the page, none if a picture is too large."""
-        count = min(MAX_ITEMS, MAX_VALUES // sum(level[0].numel() for level in made.levels))
+    def keep(self, node: type[LiveNode], values: dict[str, Any], latents: Latents) -> list[str]:
+        """Keep the values of a run; return its name for the page, or nothing if its pictures are too large."""
+        count = min(MAX_ITEMS, MAX_VALUES // sum(level[0].numel() for level in latents.levels))
         if count == 0:
             return []
-        kept = {
-            name: value.part(slice(count)) if isinstance(value, Latents) else value
-            for name, value in values.items()
-            if not isinstance(value, HostModel)
-        }
-        name = secrets.token_hex(8)
-        self.put(name, LiveRun(node, kept, made.model_sha256))
-        return [name]
+        few = {key: value.part(slice(count)) if isinstance(value, Latents) else value for key, value in values.items()}
+        return self._keep(node, few, latents.model_sha256)
 
-    def keep_source(self, node: type[FlowNode], values: dict[str, Any], how: str) -> dict[str, list[str]]:
-        """Keep the values of a run with one picture, for "small" pictures or a "detail"; return what tells the page."""
+    def keep_source(self, node: type[FlowNode], values: dict[str, Any], preview: str) -> dict[str, list[str]]:
+        """Keep the values of a run with one picture, for a "small" picture or a "detail"; return `ui` for the page."""
         image, model = values.get("image"), values.get("model")
-        if not (how and isinstance(model, HostModel) and isinstance(image, Tensor)):
+        if not (preview and isinstance(model, HostModel) and isinstance(image, Tensor)):
             return {}
         if len(image) > 1 or image.numel() > MAX_SOURCE:
             return {}
-        kept = {key: value for key, value in values.items() if not isinstance(value, HostModel)}
-        if how == "small":
-            kept = {key: _small(value) for key, value in kept.items()}
+        if preview == "small":
+            values = {key: _shrink(value) for key, value in values.items()}
+        return {"flowcore_live": self._keep(node, values, model.sha256)}
+
+    def _keep(self, node: type[FlowNode], values: dict[str, Any], model_sha256: str) -> list[str]:
+        values = {key: value for key, value in values.items() if not isinstance(value, HostModel)}
         name = secrets.token_hex(8)
-        self.put(name, LiveRun(node, kept, model.sha256))
-        return {"flowcore_live": [name]}
+        self.put(name, LiveRun(node, values, model_sha256))
+        return [name]
 
     def prepare(self, body: Any) -> Callable[[], Answer]:
-        """Cancel earlier requests; return what answers this, `{"run": name, "values": {input: number}}` or anything.
-
-        Beside them, "number" says which sample is asked for, and "at" which place of it, in shares of the sides.
-        """
-        name, given = (body.get("run"), body.get("values")) if isinstance(body, dict) else (None, None)
-        if not isinstance(name, str) or not isinstance(given, dict):
-            return lambda: (WRONG, b"")
-        run = self.get(name)
-        if run is None:
-            return lambda: (GONE, b"")
-        number, at = body.get("number", 0), body.get("at", [0.5, 0.5])
-        try:
-            number, at = int(number), (min(1.0, max(0.0, float(at[0]))), min(1.0, max(0.0, float(at[1]))))
-        except (TypeError, ValueError, IndexError, KeyError, OverflowError):
-            return lambda: (WRONG, b"")
-        run.latest = question = object()
+        """Cancel the request before, and return a function that answers this one, which may be malformed."""
+        request = _parse(body)
+        run = None if request is None else self.get(request.run)
+        if request is None or run is None:
+            return lambda: (WRONG if request is None else GONE, b"")
+        run.latest = request
 
         def cancelled() -> bool:
-            return self.get(name) is not run or run.latest is not question or is_at_work()
+            return self.get(request.run) is not run or run.latest is not request or is_at_work()
 
         def answer() -> Answer:
-            with moving:
-                return _picture(run, given, cancelled, number, at)
+            with model_lock:
+                return _answer(run, request, cancelled)
 
         return answer
 
 
-LIVE = LiveRuns(MAX_RUNS)
-on_free.append(LIVE.clear)
+LIVE_RUNS = LiveRuns(MAX_RUNS)
+on_free.append(LIVE_RUNS.clear)
 
 
-def _picture(run: LiveRun, given: dict[str, Any], cancelled: Callable[[], bool], number: int, at: Place) -> Answer:
+def _parse(body: Any) -> Request | None:
+    """Read `{"run": name, "values": {input: number}}`, with "number", of a sample, and "at" if the page sends them."""
     try:
-        numbers = run.node.validated_numbers(given)
+        run, numbers, sample = body["run"], body["values"], int(body.get("number", 0))
+        x, y = (min(1.0, max(0.0, float(share))) for share in body.get("at", (0.5, 0.5)))
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+        return None
+    return Request(run, numbers, sample, (x, y)) if isinstance(run, str) and isinstance(numbers, dict) else None
+
+
+def _answer(run: LiveRun, request: Request, cancelled: Callable[[], bool]) -> Answer:
+    try:
+        numbers = run.node.validated_numbers(request.numbers)
         model = LOADED.get(run.model_sha256)
         if numbers is None:
             return WRONG, b""
@@ -131,10 +136,10 @@ def _picture(run: LiveRun, given: dict[str, Any], cancelled: Callable[[], bool],
             return GONE, b""
         models = {each.id: model for each in run.node.SCHEMA.inputs if str(each.get_io_type()) == "FLOW_MODEL"}
         values, node = {**run.values, **models, **numbers}, run.node()
-        node.__dict__["notes"] = _Silent(cancelled)  # the host's clone of a class locks attributes
+        node.__dict__["notes"] = _Silent(cancelled)  # past the host's lock on attributes, as below
         with torch.inference_mode():  # as the host runs its nodes
             if not isinstance(node, LiveNode):
-                return OK, _again(node, values, number, at)
+                return OK, _rerun(node, values, request)
             latents = node.run(**values)
             source = source_for_latents(model.flow, latents.levels, latents.source, node.notes)
             cond = condition_for(model.flow, latents.labels, source, cancelled=cancelled, notify=node.notes)
@@ -147,7 +152,7 @@ def _picture(run: LiveRun, given: dict[str, Any], cancelled: Callable[[], bool],
 
 
 class _Silent(Notes):
-    """Drops sentences that the run has said, or will say, and stops where no picture is wanted any more."""
+    """Drops notes, which the run itself has shown or will show, and stops when the picture is no longer wanted."""
 
     def __init__(self, cancelled: Callable[[], bool]) -> None:
         super().__init__("", None)
@@ -156,38 +161,39 @@ class _Silent(Notes):
     def __call__(self, message: str) -> None:
         pass
 
-    def follow(self, progress: Any = None, sources: Any = None, **more: Any) -> Any:
-        return {"cancelled": self._cancelled, "notify": self, **more}
+    def task_options(self, progress: Any = None, sources: Any = None) -> dict[str, Any]:
+        return {"cancelled": self._cancelled, "notify": self}
 
 
 class _InPlace(HostModel):
-    """A model that stays where the host keeps it."""
+    """A model that stays on whatever device the host keeps it."""
 
     def load(self, working_memory: int) -> Any:
         return self.flow
 
 
-def _again(node: FlowNode, values: dict[str, Any], number: int, at: Place) -> bytes:
-    """Make one picture of a run again, or a detail of it, which is transparent elsewhere."""
+def _rerun(node: FlowNode, values: dict[str, Any], request: Request) -> bytes:
+    """Make one picture of a run again; or a detail of it, with a transparent margin in place of the rest."""
     model, image = values["model"], cast(Tensor, values["image"])
-    there = _InPlace(model.patcher, model.name)
-    there.__dict__["sha256"] = model.sha256
-    values |= {"model": there, "samples": 1, "seed": (values["seed"] + number) % 2**64, "pick": 0}
-    node.__dict__["made"] = _pictures_alone
-    if node.LIVE != "detail":
+    in_place = _InPlace(model.patcher, model.name)
+    in_place.__dict__["sha256"] = model.sha256
+    values |= {"model": in_place, "samples": 1, "seed": (values["seed"] + request.sample) % 2**64, "pick": 0}
+    node.__dict__["show_samples"] = _pictures_alone
+    if node.PREVIEW != "detail":
         return png(node.run(**values)[0])
-    (top, bottom), (left, right) = (_span(*each) for each in zip(image.shape[-2:], reversed(at), strict=True))
     height, width = image.shape[-2:]
-    box = top / height, bottom / height, left / width, right / width
+    (left, right), (top, bottom) = (_span(*each) for each in zip((width, height), request.at, strict=True))
     if longest := values.get("longest_side"):
         values |= {"longest_side": 0, "factor": longest / max(height, width)}
-    picture = node.run(**{key: _cut(value, *box) for key, value in values.items()})[0]
+    shares = left / width, top / height, right / width, bottom / height
+    picture = node.run(**{key: _crop(value, *shares) for key, value in values.items()})[0]
     scale = picture.shape[-1] / (right - left)
-    return png(picture, tuple(round(scale * side) for side in (left, top, width - right, height - bottom)))
+    left, top, right, bottom = (round(scale * side) for side in (left, top, width - right, height - bottom))
+    return png(picture, (left, top, right, bottom))
 
 
 def _pictures_alone(pictures: Tensor, *_: Any, **_facts: Any) -> Tensor:
-    """Stand in for `PickingNode.made`, which saves what the canvas shows."""
+    """Stand in for `PickingNode.show_samples`, which saves pictures for the canvas."""
     return pictures
 
 
@@ -197,19 +203,17 @@ def _span(side: int, at: float) -> tuple[int, int]:
     return start, min(side, start + DETAIL)
 
 
-def _cut(value: Any, top: float, bottom: float, left: float, right: float) -> Any:
-    """Cut a detail, in shares of the sides, out of a picture or a mask of any size; all else is as it is."""
+def _crop(value: Any, left: float, top: float, right: float, bottom: float) -> Any:
+    """Crop a picture or mask of any size to a box in shares of its sides; return other values as they are."""
     if not isinstance(value, Tensor) or value.ndim < 3:
         return value
-    rows, columns = (
-        slice(math.floor(a * n), math.ceil(b * n))
-        for a, b, n in zip((top, left), (bottom, right), value.shape[-2:], strict=True)
-    )
-    return value[..., rows, columns]
+    height, width = value.shape[-2:]
+    rows = slice(math.floor(top * height), math.ceil(bottom * height))
+    return value[..., rows, math.floor(left * width) : math.ceil(right * width)]
 
 
-def _small(value: Any) -> Any:
-    """Shrink a picture, (B, C, H, W), whose longer side is long; all else is as it is."""
+def _shrink(value: Any) -> Any:
+    """Shrink a large picture, (B, C, H, W); return other values as they are."""
     if not isinstance(value, Tensor) or value.ndim != 4 or max(value.shape[-2:]) <= SMALL:
         return value
     scale = SMALL / max(value.shape[-2:])
@@ -217,7 +221,7 @@ def _small(value: Any) -> Any:
 
 
 def side_by_side(images: Tensor) -> Tensor:
-    """Lay images out, (N, C, H, W) to (C, rows H, columns W), in full rows and no more rows than columns."""
+    """Lay out images (N, C, H, W) as (C, rows H, columns W), in full rows, and no more rows than columns."""
     count = len(images)
     columns = next(n for n in range(math.isqrt(count - 1) + 1, count + 1) if count % n == 0)
     table = images.unflatten(0, (count // columns, columns))

@@ -1,8 +1,7 @@
-"""Sample, encode, decode: between images and latents, both ways."""
+"""Sample, encode and decode: from noise to images, from images to latents, and back."""
 
 import math
 from dataclasses import replace
-from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -47,71 +46,69 @@ class FlowcoreSample(PickingNode):
         labels: widgets.Text,
         width: Annotated[int, widgets.integer(0, 0, 4096, optional=True, advanced=True)],
         height: Annotated[int, widgets.integer(0, 0, 4096, optional=True, advanced=True)],
-        temperatures: Annotated[str, partial(widgets.text, advanced=True)],
-        snap: Annotated[bool, partial(widgets.switch, default=True, advanced=True)],
+        temperatures: Annotated[str, widgets.text(optional=True, advanced=True)],
+        snap: Annotated[bool, widgets.switch(default=True, advanced=True)],
         pick: widgets.Pick,
         guidance: Annotated[float, widgets.number(0.0, 0.0, 10.0, 0.1, optional=True)],
-        denoise: Annotated[bool, partial(widgets.switch, default=True, advanced=True)],
+        denoise: Annotated[bool, widgets.switch(default=True, advanced=True)],
     ) -> Any:
         size = _size(model.flow, width, height)
-        shown = _labels_in_turn(model.flow, labels, samples, self.notes)
+        numbers = _labels_in_turn(model.flow, labels, samples, self.notes)
         taus = widgets.parse_numbers(temperatures, "temperatures") or temperature
         if guidance and not model.flow.capabilities.guided:
             self.notes("guidance is ignored: this model was not made for it.")
             guidance = 0.0
-        check_memory(samples, 3 * math.prod(size), "pictures need", "Lower samples, width or height.")
+        check_memory(samples, 3 * math.prod(size), "pictures", "Lower samples, width or height.")
         flow = model.load(memory_required(model.flow, samples, *size))
-        options = self.notes.follow(labels=shown, snapped=snap, guidance=guidance, denoise=denoise)
-        images = sample(flow, samples, size=size, temperature=taus, seed=seed, **options)
+        options: dict[str, Any] = {"snapped": snap, "guidance": guidance, "denoise": denoise}
+        options |= self.notes.task_options()
+        images = sample(flow, samples, size=size, temperature=taus, seed=seed, labels=numbers, **options)
         levels = sample_latents(flow.latent_shapes(*size), samples, taus, seed)  # the same draw again
-        return self.made(images, seed, samples, None, model.latents(levels, labels=shown))
+        return self.show_samples(images, seed, samples, None, model.latents(levels, labels=numbers))
 
 
-def grid_outputs() -> tuple[Any, ...]:
-    """Describe the outputs of a grid of temperatures and seeds."""
-    return (
-        io.Image.Output("sheet"),
-        io.Image.Output("images"),
-        io.Float.Output("each_temperature", is_output_list=True),
-        io.Int.Output("each_seed", is_output_list=True),
-    )
+GRID_OUTPUTS = (
+    io.Image.Output("sheet"),
+    io.Image.Output("images"),
+    io.Float.Output("each_temperature", is_output_list=True),
+    io.Int.Output("each_seed", is_output_list=True),
+)
 
 
 class FlowcoreSampleGrid(FlowNode):
     """The same seeds at several temperatures, on one sheet."""
 
     ALIASES = "temperature, xy plot, grid, contact sheet, compare temperatures, glow, generate image"
-    OUTPUTS = grid_outputs()
+    OUTPUTS = GRID_OUTPUTS
 
     def run(
         self,
         model: SampleModel,
-        temperatures: Annotated[str, partial(io.String.Input, default="0.4, 0.7, 1")],
+        temperatures: Annotated[str, widgets.text("0.4, 0.7, 1")],
         seed: widgets.Seed,
         seeds: Annotated[int, widgets.integer(6, 1, 16)],
         labels: widgets.Text,
-        snap: Annotated[bool, partial(widgets.switch, default=True, advanced=True)],
+        snap: Annotated[bool, widgets.switch(default=True, advanced=True)],
     ) -> Any:
         progress, size = Progress(), _size(model.flow, 0, 0)
         taus = widgets.temperature_list(temperatures)
-        shown = _labels_in_turn(model.flow, labels, seeds, self.notes)
-        check_memory(len(taus) * seeds, 3 * math.prod(size), "pictures need", "Ask for fewer temperatures or seeds.")
+        numbers = _labels_in_turn(model.flow, labels, seeds, self.notes)
+        check_memory(len(taus) * seeds, 3 * math.prod(size), "pictures", "Ask for fewer temperatures or seeds.")
         flow = model.load(memory_required(model.flow, seeds, *size))
-        made: list[Tensor] = []
+        rows: list[Tensor] = []
         for row, tau in enumerate(taus):
-            part = progress.part(row / len(taus), 1 / len(taus))
-            options = self.notes.follow(part, labels=shown, snapped=snap)
-            made.append(sample(flow, seeds, size=size, temperature=tau, seed=seed, **options))
-        pictures = torch.cat(made)
-        drawn = [(seed + k) % 2**64 for k in range(seeds)]
-        rows, columns = [f"temperature {tau:g}" for tau in taus], [f"seed {k}" for k in drawn]
-        sheet = contact_sheet(pictures.expand(-1, 3, -1, -1), rows, columns)
-        each = [tau for tau in taus for _ in drawn], drawn * len(taus)
-        return self.output(sheet[None], pictures, *each, text=[], temperatures=taus, seeds=drawn)
+            options = self.notes.task_options(progress.part(row / len(taus), 1 / len(taus)))
+            options |= {"labels": numbers, "snapped": snap}
+            rows.append(sample(flow, seeds, size=size, temperature=tau, seed=seed, **options))
+        pictures, column_seeds = torch.cat(rows), [(seed + k) % 2**64 for k in range(seeds)]
+        names = [f"temperature {tau:g}" for tau in taus], [f"seed {k}" for k in column_seeds]
+        sheet = contact_sheet(pictures.expand(-1, 3, -1, -1), *names)
+        each = [tau for tau in taus for _ in column_seeds], column_seeds * len(taus)
+        return self.output(sheet[None], pictures, *each, text=[], temperatures=taus, seeds=column_seeds)
 
 
 class FlowcoreEncode(FlowNode):
-    """The exact latents of images, and how exact they are."""
+    """The latents of images, and how exactly they decode."""
 
     ALIASES = "flow, glow, encode image, invert image, image to latents, vae encode, latents"
     OUTPUTS = (FLOW_LATENTS.Output("latents"), io.Float.Output("error"), io.Image.Output("encoded"))
@@ -131,22 +128,22 @@ class FlowcoreEncode(FlowNode):
         notes, progress = self.notes, Progress()
         small = None if source is None else source.cpu()
         prepared = prepare_input(model.flow, image.cpu(), fit=fit, label=label, source=small, notify=notes)
-        noisy = getattr(model.flow.config, "noise", 0.0)  # visible, so only when asked for
+        noisy = getattr(model.flow.config, "noise", 0.0)  # visibly, so "auto" leaves it out
         if dequantize == "on" or (dequantize == "auto" and model.flow.classes and not noisy):
             prepared = replace(prepared, pixels=dequantized_image(model.flow, prepared.pixels))
         count, _, *size = prepared.pixels.shape
         flow = model.load(memory_required(model.flow, count, *size))
         cond = prepared.condition(flow, cancelled=stop_if_cancelled, notify=notes)
-        levels = encode(flow, prepared.pixels, cond, **notes.follow(progress.part(0, 0.5)))
-        decoded = decode(flow, levels, cond, **notes.follow(progress.part(0.5, 0.5)))
+        levels = encode(flow, prepared.pixels, cond, **notes.task_options(progress.part(0, 0.5)))
+        decoded = decode(flow, levels, cond, **notes.task_options(progress.part(0.5, 0.5)))
         error = float((decoded - prepared.pixels).abs().max())
         measured = statistics(levels)
         means, stds = ([float(getattr(level, name).mean()) for level in measured] for name in ("mean", "std"))
         lines = [f"Decoded again, it is {'nearly ' * (error > 1 / 255)}the same picture.", ""]
         lines.append(f"largest error of image -> latents -> image: {error:.3g}")
-        places = {0: " (finest)", len(means) - 1: " (deepest)"} if len(means) > 1 else {}
+        ends = {0: " (finest)", len(means) - 1: " (deepest)"} if len(means) > 1 else {}
         for number, (mean, std) in enumerate(zip(means, stds, strict=True)):
-            lines.append(f"level {number}{places.get(number, '')}: mean {mean:+.3f}, deviation {std:.3f}")
+            lines.append(f"level {number}{ends.get(number, '')}: mean {mean:+.3f}, deviation {std:.3f}")
         lines.append("A typical image has mean 0 and deviation 1 on every level.")
         return self.output(
             model.latents(levels, labels=prepared.labels, source=prepared.source),
@@ -161,7 +158,7 @@ class FlowcoreEncode(FlowNode):
 
 
 class FlowcoreDecode(FlowNode):
-    """The images of latents, with their own labels and source, or with others."""
+    """The images of latents, with their own labels and source or with others."""
 
     ALIASES = "flow, glow, decode latents, latents to image, style transfer, vae decode"
     OUTPUTS = (io.Image.Output("images"),)
@@ -174,27 +171,25 @@ class FlowcoreDecode(FlowNode):
         labels: widgets.Text,
         source: Image | None,
         temperature: Annotated[float, widgets.temperature(1.0, optional=True)],
-        snap: Annotated[bool, partial(widgets.switch, advanced=True)],
+        snap: Annotated[bool, widgets.switch(advanced=True)],
     ) -> Any:
         notes, flow = self.notes, model.flow
         model.check_latents(latents)
         refuse_colorizer(flow)
-        levels, shown = scale(latents.levels, temperature), latents.labels
-        wanted = _parse_labels(flow, labels, notes)
-        pictures = latents.items * len(wanted or [0])
+        levels, numbers = scale(latents.levels, temperature), latents.labels
+        new_labels = _parse_labels(flow, labels, notes)
+        pictures = latents.items * len(new_labels or [0])
         size = size_of_latents(flow, levels)
-        check_memory(pictures, 3 * math.prod(size), "pictures need", "Pass fewer items or labels.")
-        if wanted is not None:  # all labels of item 0, then of item 1
-            levels = [z.repeat_interleave(len(wanted), 0) for z in levels]
-            shown = torch.tensor(wanted).repeat(latents.items)
-        if flow.classes and shown is None:
-            raise ConditionError(
-                f"These latents do not say what they show. Set labels to one or more of 0 to {flow.classes - 1}."
-            )
+        check_memory(pictures, 3 * math.prod(size), "pictures", "Pass fewer items or labels.")
+        if new_labels is not None:  # all labels of item 0, then of item 1
+            levels = [z.repeat_interleave(len(new_labels), 0) for z in levels]
+            numbers = torch.tensor(new_labels).repeat(latents.items)
+        if flow.classes and numbers is None:
+            raise ConditionError(f"These latents have no labels. Set labels to one or more of 0 to {flow.classes - 1}.")
         small = source_for_latents(flow, latents.levels, latents.source if source is None else source.cpu(), notes)
         model.load(memory_required(flow, pictures, *size))
-        cond = condition_for(flow, shown, small, cancelled=stop_if_cancelled, notify=notes)
-        images = decode(flow, levels, cond, **notes.follow())
+        cond = condition_for(flow, numbers, small, cancelled=stop_if_cancelled, notify=notes)
+        images = decode(flow, levels, cond, **notes.task_options())
         images = dequantization.quantize(flow, images) if snap else images.clamp(0, 1)
         return self.output(images, text=[], **canvas_pictures(self, images))
 
@@ -203,11 +198,11 @@ def _size(flow: FlowModel, width: int, height: int) -> tuple[int, int]:
     """Return height and width of the images to sample."""
     refuse_colorizer(flow)
     flow.require("sample")
-    own = flow.image_size or (0, 0)
-    size = height or own[0], width or own[1]
+    model_height, model_width = flow.image_size or (0, 0)
+    size = height or model_height, width or model_width
     if 0 in size:
         raise FlowError(
-            "This model does not say which size it was made for. Set width and height of Flow Sample, to multiples of "
+            "This model does not say which size it was made for. Set width and height of Flow Sample to multiples of "
             f"{flow.size_multiple}."
         )
     return size
@@ -217,7 +212,7 @@ def _parse_labels(flow: FlowModel, text: str, notes: Notes) -> list[int] | None:
     if flow.classes:
         return widgets.parse_labels(text, flow.classes, label_names(flow))
     if text.strip():
-        notes("labels is ignored: this model knows no labels.")
+        notes("labels is ignored: this model has no labels.")
     return None
 
 

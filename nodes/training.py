@@ -1,8 +1,9 @@
-"""Train: a folder of images and a recipe become a flow of one's own, saved under models/flows."""
+"""Training: a folder of images and a recipe become a flow of your own in models/flows."""
 
 import dataclasses
 import re
-from functools import partial
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import flowcore
-from ..flowcore import FlowError
+from ..flowcore import FlowError, FlowModel
 from ..flowcore.checkpoints.file import read_header
 from ..flowcore.images.files import IMAGE_SUFFIXES, read
 from ..flowcore.training.image_sources import find_images, folder_problem, folder_stamp
@@ -25,12 +26,12 @@ from .loaders import locate_model, model_choices
 from .node import FlowNode, file_fingerprint
 from .sockets import FLOW_MODEL, HostModel, shown
 
-RUNS = "flowcore-runs"  # below the output folder
-NOTHING = "nothing"
+RUNS = "flowcore-runs"  # in the output folder
+NOTHING = "nothing"  # to start from
 SUFFIX = ".safetensors"
 MAX_MINUTES = 100_000.0  # ten weeks
-LINES = 3  # shown on the node while it trains
-REFUSED_BY_WINDOWS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+LINES = 3  # of the log, shown on the node while it trains
+WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 def _recipes() -> list[str]:
@@ -38,7 +39,7 @@ def _recipes() -> list[str]:
 
 
 class FlowcoreTrain(FlowNode):
-    """A folder of images, a recipe and some minutes, as a FLOW_MODEL and a file of models/flows."""
+    """A model trained on a folder of images, which is also saved in models/flows."""
 
     ALIASES = "train, training, fine-tune, finetune, flow, train srflow, own model, learn"
     OUTPUTS = (FLOW_MODEL.Output("model"), io.Image.Output("sheet"), io.Image.Output("curve"), io.String.Output("info"))
@@ -63,40 +64,30 @@ class FlowcoreTrain(FlowNode):
 
     def run(
         self,
-        folder: Annotated[str, partial(io.String.Input, default="photos")],
+        folder: Annotated[str, widgets.text("photos")],
         recipe: Annotated[str, widgets.file_choice(_recipes, default="srflow-x4")],
-        name: Annotated[str, partial(io.String.Input, default="my-flow")],
+        name: Annotated[str, widgets.text("my-flow")],
         minutes: Annotated[float, widgets.number(60.0, 0.0, MAX_MINUTES, 0.5)],
         start: Annotated[str, widgets.file_choice(lambda: [NOTHING, *model_choices()], default=NOTHING, optional=True)],
-        restart: Annotated[bool, partial(widgets.switch, advanced=True)],
+        restart: Annotated[bool, widgets.switch(advanced=True)],
     ) -> Any:
-        from ..flowcore.training.loop import train  # takes a while, and most sessions never train
+        from ..flowcore.training.loop import train  # slow to import, and most sessions never train
         from ..flowcore.training.run import check_limits
 
         _check_widgets(folder, recipe, name)
         check_limits(minutes or None)
-        notes, run, parsed = self.notes, _named_run(name), _read_recipe(recipe)
         start_file = None if start == NOTHING else locate_model(start)
         if start_file is None and start != NOTHING:
             raise FlowError(f"start: there is no flow model '{start}' any more. Choose another one.")
-        path = user_folder(folder)
+        run, parsed, path = _named_run(name), _read_recipe(recipe), user_folder(folder)
         trained_on = str(path)
         if not parsed.takes_digits:
-            images = len(find_images(path))
-            trained_on = f"{images} image{'s' * (images > 1)}: {path}"
+            count = len(find_images(path))
+            trained_on = f"{count} image{'s' * (count > 1)}: {path}"
             log.info("Flow Train: trains on %s", trained_on)
-            notes.show(f"trains on {trained_on}")
-
+            self.notes.show(f"trains on {trained_on}")
         settings = Record(recipe=recipe, fingerprint=fingerprint(parsed), minutes=minutes, start=start)
         record = run.open(settings, restart=restart)
-        lines: list[str] = []
-
-        def show_line(line: str) -> None:
-            plain = re.sub(r"^[\d:]+ | \[[# ]*\]", "", line)
-            log.info("Flow Train: %s", plain)
-            lines.append(plain)
-            notes.show("\n".join(lines[-LINES:]))
-
         with freed_device() as device:
             try:
                 result = train(
@@ -106,7 +97,7 @@ class FlowcoreTrain(FlowNode):
                     device=device,
                     start=start_file,
                     minutes=minutes or None,
-                    log=show_line,
+                    log=self._show_log(),
                     progress=Progress(),
                     cancelled=stop_if_cancelled,
                 )
@@ -116,57 +107,76 @@ class FlowcoreTrain(FlowNode):
                 raise
         record.finished = result.is_finished
         run.publish(record)
-        model, file, is_start = run.target.name, run.target, result.files.is_start()
-        verdict = f"{result.verdict[:1].upper()}{result.verdict[1:]}{result.files.say_where()}."
-        if is_start and start_file is not None:
-            model, file = start, start_file
-            notes(f"{verdict} So {start} goes on as it is, and nothing new is saved in models/flows.")
-        elif result.verdict and result.better_than_start is None:
-            notes(verdict)
-        if not result.new_steps and record.finished:
-            go_on = "" if is_start else f", or another name with {model} as start to go on from it"
-            notes(
-                f"The run {run.folder.name} had come to its end before: nothing was trained. Set restart to begin "
-                f"anew{go_on}."
-            )
-        if not record.finished:
-            notes(f"The time was up at step {result.steps} of {result.total}. Run again to go on.")
-        spent = round(result.minutes, 1)
-        flow = flowcore.load(file)
-        sheet, rows = run.last_sheet(), run.history()
-        measured = {} if is_start else flow.provenance.get("metrics", {})
-        facts = [
-            _summary(result, model, trained_on, is_start=is_start) + "\n",
-            f"model: {model}, {flow.architecture}{', as it was: nothing better was trained' * is_start}",
-            f"trained on: {trained_on}",
-            f"trained: {result.steps} of {result.total} steps, {spent} minutes",
-            *(f"loss at the end: {float(row['loss']):.4f} {row['unit']} ({row['stage']})" for row in rows[-1:]),
-            *(f"{metric.replace('_', ' ')} of images not trained on: {value}" for metric, value in measured.items()),
-            *([verdict] if result.better_than_start is not None and not is_start else []),
-            *([] if is_start else [f"saved as: {file}"]),
-        ]
+        kept_start = start if start_file is not None and result.files.is_start() else ""
+        file = start_file if start_file is not None and kept_start else run.target
+        self._note_outcome(run, result, kept_start)
+        flow, sheet, rows = flowcore.load(file), run.last_sheet(), run.history()
+        facts = _facts(result, flow, rows, file, trained_on, kept_start)
         return self.output(
-            HostModel(wrap(flow), model),
+            HostModel(wrap(flow), kept_start or run.target.name),
             _picture(sheet),
             _picture(run.folder / "curve.png"),
-            "\n".join([*notes.lines, *facts]),
+            "\n".join([*self.notes.lines, *facts]),
             text=["\n".join(facts)],
             images=[output_record(sheet)] if sheet else [],
             steps=[int(row["step"]) for row in rows],
             stage=[row["stage"] for row in rows],
             loss=finite(float(row["loss"]) for row in rows),
-            minutes=[spent],
+            minutes=[round(result.minutes, 1)],
             path=[str(file)],
             run=[str(run.folder)],
         )
 
+    def _show_log(self) -> Callable[[str], None]:
+        """Return a function that shows the latest lines of the training's log on the node."""
+        lines: deque[str] = deque(maxlen=LINES)
 
-def _summary(result: Result, model: str, trained_on: str, *, is_start: bool) -> str:
-    """Say in a sentence what came of a training; the canvas folds the numbers away."""
-    if is_start:
-        return f"{model} goes on as it was."
+        def show(line: str) -> None:
+            plain = re.sub(r"^[\d:]+ | \[[# ]*\]", "", line)  # without time and progress bar
+            log.info("Flow Train: %s", plain)
+            lines.append(plain)
+            self.notes.show("\n".join(lines))
+
+        return show
+
+    def _note_outcome(self, run: NamedRun, result: Result, kept_start: str) -> None:
+        """Note what a person should know or do now."""
+        verdict = _verdict(result)
+        if kept_start:
+            self.notes(f"{verdict} So {kept_start} goes on unchanged, and nothing new is saved in models/flows.")
+        elif result.verdict and result.better_than_start is None:
+            self.notes(verdict)
+        if not result.is_finished:
+            self.notes(f"Time was up at step {result.steps} of {result.total}. Run again to continue.")
+        elif not result.new_steps:
+            other = "" if kept_start else f", or use another name with {run.target.name} as start to train it further"
+            self.notes(
+                f"The run {run.folder.name} had finished before, so nothing was trained. Set restart to start "
+                f"over{other}."
+            )
+
+
+def _verdict(result: Result) -> str:
+    return f"{result.verdict[:1].upper()}{result.verdict[1:]}{result.files.say_where()}."
+
+
+def _facts(
+    result: Result, flow: FlowModel, rows: list[dict[str, str]], file: Path, trained_on: str, kept_start: str
+) -> list[str]:
+    """Describe a training: a summary, and below an empty line, where the node folds them, the numbers."""
+    model, metrics = kept_start or file.name, {} if kept_start else flow.provenance.get("metrics", {})
     better = ", and is better than its start" if result.better_than_start else ""
-    return f"{model} has learned from {trained_on}{better}. It is in models/flows."
+    learned = f"{model} has learned from {trained_on}{better}. It is in models/flows."
+    return [
+        f"{model} goes on unchanged.\n" if kept_start else f"{learned}\n",
+        f"model: {model}, {flow.architecture}{', unchanged: nothing better was trained' if kept_start else ''}",
+        f"trained on: {trained_on}",
+        f"trained: {result.steps} of {result.total} steps, {round(result.minutes, 1)} minutes",
+        *(f"loss at the end: {float(row['loss']):.4f} {row['unit']} ({row['stage']})" for row in rows[-1:]),
+        *(f"{metric.replace('_', ' ')} of images not trained on: {value}" for metric, value in metrics.items()),
+        *([_verdict(result)] if result.better_than_start is not None and not kept_start else []),
+        *([] if kept_start else [f"saved as: {file}"]),
+    ]
 
 
 def _read_recipe(recipe: str) -> Recipe:
@@ -174,13 +184,13 @@ def _read_recipe(recipe: str) -> Recipe:
 
 
 def _with_own_license(parsed: Recipe, recipe: str, start: Path | None) -> Recipe:
-    """Replace the license that a shipped recipe states, which is that of the shipped weights."""
+    """Replace the license in a shipped recipe, which is that of the shipped weights."""
     if recipe in recipe_files():
         return parsed
     licence = "not stated; trained on images of the person who trained it"
     if start is not None:
-        theirs = read_header(start).provenance.get("licence", "not stated")
-        licence += f", beginning with {start.stem} ({theirs})"
+        of_start = read_header(start).provenance.get("licence", "not stated")
+        licence += f", beginning with {start.stem} ({of_start})"
     return dataclasses.replace(parsed, licence=licence)
 
 
@@ -191,7 +201,7 @@ def _stem(name: str) -> str:
 def _is_file_name(name: str) -> bool:
     stem = _stem(name)
     plain = re.fullmatch(r"\w[\w .+-]{0,79}", stem) and stem[-1] not in ". "
-    return bool(plain) and not REFUSED_BY_WINDOWS.fullmatch(stem)
+    return bool(plain) and not WINDOWS_DEVICES.fullmatch(stem)
 
 
 def _named_run(name: str) -> NamedRun:
@@ -201,18 +211,18 @@ def _named_run(name: str) -> NamedRun:
 
 
 def _picture(path: Path | None) -> Tensor:
-    """Read a picture, (1, 3, H, W) in [0, 1]; a small black one if there is none."""
+    """Read a picture as (1, 3, H, W) in [0, 1]; a small black one if there is none."""
     if path is None or not path.exists():
         return torch.zeros(1, 3, 64, 64)
     return read(path.read_bytes(), path.name).pixels[:, :3]
 
 
 def _check_widgets(folder: str | None, recipe: str | None, name: str | None) -> None:
-    """Raise a FlowError for a wrong widget; inputs that come along a wire are None."""
+    """Raise a FlowError if a widget is wrong; inputs that come through a wire are None."""
     if name is not None and not _is_file_name(name):
         raise FlowError(
-            f"name: {shown(name)} cannot be the name of a file in models/flows. Use letters, digits, spaces and "
-            ". + - _ only, such as my-upscaler; no folders."
+            f"name: {shown(name)} cannot be the name of a file in models/flows. Use only letters, digits, spaces and "
+            ". + - _, such as my-upscaler, and no folders."
         )
     digits = None
     if recipe is not None:
@@ -226,23 +236,21 @@ def _check_widgets(folder: str | None, recipe: str | None, name: str | None) -> 
         return
     if not folder.strip():
         raise FlowError(
-            "folder: say where your images are: an absolute path, or a folder inside ComfyUI's input folder."
+            "folder: give the folder of your images: an absolute path, or one inside ComfyUI's input folder."
         )
     try:
         path = user_folder(folder)
         exists = path.exists()
     except (OSError, ValueError):  # too long, or not a name at all
-        raise FlowError(
-            f"folder: {shown(folder)} cannot be the name of a folder. Give a shorter, plainer path."
-        ) from None
-    if (not path.is_dir() and path.suffix.lower() not in IMAGE_SUFFIXES) or not exists:
-        what = "is neither a folder nor a picture" if exists else "does not exist"
+        raise FlowError(f"folder: {shown(folder)} cannot be the name of a folder. Give a shorter path.") from None
+    if not exists or not (path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES):
+        problem = "is neither a folder nor a picture" if exists else "does not exist"
         plain = str(path) if str(path).isprintable() and len(str(path)) < 300 else shown(str(path))
-        raise FlowError(f"folder: {plain} {what}. Give an absolute path, or a folder inside ComfyUI's input folder.")
+        raise FlowError(f"folder: {plain} {problem}. Give an absolute path, or a folder inside ComfyUI's input folder.")
     if name is not None and _named_run(name).folder.resolve().is_relative_to(path.resolve()):
         raise FlowError(
-            f"folder: {path} holds ComfyUI's output folder, into which this node writes pictures while it trains. "
-            "Choose a folder that holds nothing but your images."
+            f"folder: {path} contains ComfyUI's output folder, where this node writes pictures while it trains. Choose "
+            "a folder that contains only your images."
         )
     if problem := folder_problem(path, digits=digits):
         raise FlowError(f"folder: {problem}")

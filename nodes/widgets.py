@@ -1,4 +1,4 @@
-"""Widgets: functions that describe them to the host, annotations of inputs that several nodes have, and parsing."""
+"""Widgets: functions that describe them to the host, annotations that several nodes share, and parsers of text."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -9,24 +9,27 @@ from ..flowcore import ConditionError, FlowError, tasks
 from ..flowcore.tasks import chroma, model_input
 from .host.compat import io
 
-COLD, MILD, HOT = [36, 92, 201], [236, 232, 220], [214, 62, 38]
-OWN, OWN_COLOR = -0.1, [128, 128, 128]  # the left end of sliders that can follow the model; anything below 0 does
+COLD, MILD, HOT, GRAY = [36, 92, 201], [236, 232, 220], [214, 62, 38], [128, 128, 128]
+# The left end of sliders that can follow the model. There, `run` gets None, and the task takes the number that the
+# model's file states. It has to be a value, because nothing else tells a slider that nobody has moved from a saved one.
+FROM_MODEL = -0.1
 MAX_TEMPERATURE = 1.5
-MAX_TEMPERATURES = 64  # on one sheet; stated in the tooltips, too
-MAX_ITEMS = 4096  # labels in one text, and pictures to pick one of
+MAX_TEMPERATURES = 64  # on one sheet; the tooltips say so, too
+MAX_ITEMS = 4096  # labels in one text, and pictures to pick from
 
 Input = Callable[..., Any]  # describes an input, given its name; see `FlowNode`
 
 
-def temperature(default: float, *, own: bool = False, **fields: Any) -> Input:
-    """Describe a temperature: a slider, colored from cold to hot; with `own` it begins at `OWN`."""
-    zero = OWN / (OWN - MAX_TEMPERATURE) if own else 0.0  # where on the slider 0 is
-    stops = [(0.0, OWN_COLOR), (zero, OWN_COLOR)] if own else []
+def temperature(default: float, **fields: Any) -> Input:
+    """Describe a temperature: a slider, colored from cold to hot, that starts at 0 or at the default `FROM_MODEL`."""
+    lower = min(0.0, default)
+    zero = abs(lower) / (MAX_TEMPERATURE - lower)  # where on the slider 0 is
+    stops = [(0.0, GRAY), (zero, GRAY)] if zero else []
     stops += [(zero, COLD), (zero + 0.55 * (1 - zero), MILD), (1.0, HOT)]
     return partial(
         io.Float.Input,
         default=default,
-        min=OWN if own else 0.0,
+        min=lower,
         max=MAX_TEMPERATURE,
         step=0.01,
         display_mode=io.NumberDisplay.gradient_slider,
@@ -36,8 +39,8 @@ def temperature(default: float, *, own: bool = False, **fields: Any) -> Input:
 
 
 def seed(default: int = 0, *, control: bool = True, **fields: Any) -> Input:
-    """Describe the number `seed`, which with `control` the canvas may change after every run."""
-    # False must be stated, too: the frontend adds the control to whatever is called seed.
+    """Describe the number `seed`; with `control`, the canvas can change it after every run."""
+    # False must be stated, because the frontend adds the control to anything called seed.
     return integer(default, 0, 0xFFFFFFFFFFFFFFFF, control_after_generate=control, **fields)
 
 
@@ -56,18 +59,23 @@ def slider(default: float, lower: float, upper: float, step: float = 0.01, **fie
     return number(default, lower, upper, step, display_mode=io.NumberDisplay.slider, **fields)
 
 
+def model_slider(upper: float, **fields: Any) -> Input:
+    """Describe an optional number with a slider whose left end leaves it to the model."""
+    return slider(FROM_MODEL, FROM_MODEL, upper, optional=True, **fields)
+
+
 def choice(*options: str, **fields: Any) -> Input:
-    """Describe a choice; its default is the first option unless another is stated."""
+    """Describe a choice; its default is the first option unless `fields` say otherwise."""
     fields.setdefault("default", options[0])
     return partial(io.Combo.Input, options=list(options), **fields)
 
 
 class FileNames(list[str]):
-    """The options of an input that names a file; they change while the host runs, so the node checks the choice."""
+    """The file names that an input offers. They change while the host runs, so the node itself checks the choice."""
 
 
 def file_choice(options: Callable[[], list[str]], facts: Callable[[], dict[str, Any]] = dict, **fields: Any) -> Input:
-    """Describe a choice among files, which are listed anew for every schema; the page gets the `facts`, too."""
+    """Describe a choice among files, listed anew for every schema; `facts` are sent to the page with them."""
 
     def describe(name: str) -> Any:
         return io.Combo.Input(name, options=FileNames(options()), extra_dict=facts(), **fields)
@@ -75,42 +83,44 @@ def file_choice(options: Callable[[], list[str]], facts: Callable[[], dict[str, 
     return describe
 
 
-switch = partial(io.Boolean.Input, default=False, optional=True)
-text = partial(io.String.Input, default="", optional=True)  # labels, points, or one temperature per level
-mode = choice("slerp", "linear", "norm", advanced=True)  # between two latents
-per = choice("local", "channel", "level", default="level")  # what is normalized together
+def switch(default: bool = False, **fields: Any) -> Input:
+    """Describe an optional switch."""
+    return partial(io.Boolean.Input, default=default, optional=True, **fields)
 
-CalmEdges = Annotated[float | None, slider(OWN, OWN, 1.0, optional=True, advanced=True)]
+
+def text(default: str = "", **fields: Any) -> Input:
+    """Describe a text."""
+    return partial(io.String.Input, default=default, **fields)
+
+
+CalmEdges = Annotated[float | None, model_slider(1.0, advanced=True)]
 Fit = Annotated[model_input.Fit, choice("resize", "crop", optional=True)]
 Gamut = Annotated[chroma.Gamut, choice("compress", "clip", optional=True, advanced=True)]
 Label = Annotated[int, integer(-1, -1, 9999, optional=True)]
-# A temperature that follows the model unless its slider is moved. The left end, `OWN`, is no temperature: `run` gets
-# None, and the task takes what the model's file states. It is a value of the slider because nothing else tells a
-# slider that nobody moved from one that a workflow has saved.
-OwnTemperature = Annotated[float | None, temperature(OWN, own=True)]
-Painting = Annotated[str, partial(io.String.Input, default="", optional=True, socketless=True)]  # see web/js/brush.js
+ModelTemperature = Annotated[float | None, temperature(FROM_MODEL)]  # follows the model until it is moved
+Painting = Annotated[str, text(optional=True, socketless=True)]  # see web/js/brush.js
 Pick = Annotated[int, integer(0, 0, MAX_ITEMS, optional=True)]  # of every `PickingNode`
 Precision = Annotated[
     tasks.Precision, choice("float32", "bfloat16", "float16", "auto", "tf32", optional=True, advanced=True)
 ]
 Samples = Annotated[int, integer(1, 1, 64, optional=True)]
 Seed = Annotated[int, seed()]
-Switch = Annotated[bool, switch]
-Text = Annotated[str, text]
+Switch = Annotated[bool, switch()]
+Text = Annotated[str, text(optional=True)]
 Tile = Annotated[int, integer(0, 0, 4096, optional=True, advanced=True)]
 Window = Annotated[int, integer(9, 5, 255, step=2, optional=True, advanced=True)]  # of `per` = local
 WorkingSize = Annotated[int, integer(0, 0, 4096, step=16, optional=True, advanced=True)]
 
 
 def parse_numbers(text: str, name: str) -> list[float] | None:
-    """Parse one number per level, such as "0.6, 0.8, 1"; None if there is none. `name` is the widget's."""
+    """Parse one number per level, such as "0.6, 0.8, 1", of the widget `name`; None if the text is empty."""
     words = _words(text)
     try:
         return [float(word) for word in words] or None
     except ValueError:
         raise FlowError(
             f"{name} takes one number per level, finest first, such as `0.6, 0.8, 1`; got `{text[:60]}`. Separate the "
-            "numbers by commas."
+            "numbers with commas."
         ) from None
 
 
@@ -119,31 +129,30 @@ def temperature_list(text: str) -> list[float]:
     taus = parse_numbers(text, "temperatures") or []
     if not 1 <= len(taus) <= MAX_TEMPERATURES:
         raise FlowError(
-            f"temperatures takes 1 to {MAX_TEMPERATURES} numbers, such as `0, 0.4, 0.7, 0.9`; got {len(taus)}. "
-            "Write some."
+            f"temperatures takes 1 to {MAX_TEMPERATURES} numbers, such as `0, 0.4, 0.7, 0.9`; got {len(taus)}."
         )
     return taus
 
 
 def parse_labels(text: str, classes: int, names: Sequence[str] = ()) -> list[int] | None:
-    """Parse labels, such as "7", "3, 5" or "0-9"; "9-0" counts down; or one of the `names`. None if there are none."""
+    """Parse labels, such as "7", "3, 5", "0-9", "9-0" (counts down) or any of `names`; None if the text is empty."""
     result, lower = list[int](), [name.lower() for name in names]
     for word in _words(re.sub(r"\s*-\s*", "-", text)):
         if word.lower() in lower:
             word = str(lower.index(word.lower()))
-        found = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", word)
-        if found is None:
-            known = f", or {', '.join(names)}" if names else ""
+        span = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", word)
+        if span is None:
+            or_names = f", or {', '.join(names)}" if names else ""
             raise FlowError(
-                f"labels are whole numbers, such as `7`, `3, 5` or `0-9`{known}; got `{text[:60]}`. Separate them by "
-                "commas."
+                f"labels are whole numbers, such as `7`, `3, 5` or `0-9`{or_names}; got `{text[:60]}`. Separate them "
+                "with commas."
             )
-        first, last = int(found[1]), int(found[2] or found[1])
+        first, last = int(span[1]), int(span[2] or span[1])
         if max(first, last) >= classes:
             raise ConditionError(f"This model knows the labels 0 to {classes - 1}; got {max(first, last)}.")
         result += range(first, last + 1) if first <= last else range(first, last - 1, -1)
         if len(result) > MAX_ITEMS:
-            raise FlowError(f"labels names more than {MAX_ITEMS} labels. Name fewer.")
+            raise FlowError(f"labels lists more than {MAX_ITEMS} labels. List fewer.")
     return result or None
 
 

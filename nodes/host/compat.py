@@ -1,4 +1,4 @@
-"""The host's node API: schemas, curves, videos, posted prompts, and the extension that lists our nodes."""
+"""The host's node API: schemas, curves, videos, posted prompts, and our extension."""
 
 # The host is not installed in the environment that checks types.
 # pyright: reportMissingImports=false, reportUntypedBaseClass=false
@@ -15,7 +15,7 @@ from server import PromptServer
 from ...flowcore import FlowError
 
 io: Any = host_io  # not typed: what it holds depends on the host's version
-FPS = 24  # of a video of frames alone
+FPS = 24  # of a video made from frames alone
 log = logging.getLogger("flowcore")
 
 
@@ -31,14 +31,14 @@ class Extension(ComfyExtension):
 
 
 def curve_values(curve: Any, positions: list[float]) -> list[float]:
-    """Evaluate a curve, as the canvas, a script or a node sends it, at positions in [0, 1]; None: a straight line."""
+    """Evaluate a curve, sent by the canvas, a script or a node, at positions in [0, 1]; None is a straight line."""
     if curve is None:
         return positions
     try:
         from comfy_api.input import CurveInput
 
         values = [float(CurveInput.from_raw(curve).interp(position)) for position in positions]
-    except Exception as error:  # from_raw does not check what a script sends
+    except Exception as error:  # from_raw does not check its argument
         raise FlowError(
             f"curve must be the points of a curve, such as [[0, 0], [1, 1]]; got a {type(curve).__name__} that cannot "
             "be read. Draw one, connect Curve Editor, or leave it out."
@@ -49,13 +49,13 @@ def curve_values(curve: Any, positions: list[float]) -> list[float]:
 
 
 def components(value: Any) -> Any:
-    """Read the frames, sound and frame rate of the host's VIDEO; None for anything else."""
+    """Read the frames, sound and frame rate of the host's VIDEO; None for any other value."""
     return value.get_components() if isinstance(value, Input.Video) else None
 
 
 def video_of(frames: Any, like: Any) -> Any:
-    """Make a VIDEO of an IMAGE, with the sound and frame rate of the components of another, if there are any."""
-    # As videos need them: its sides are even, for which a last row or column is left out, and it has no alpha.
+    """Make a VIDEO from an IMAGE, with the sound and frame rate of the components of another, if any."""
+    # Videos need even sides, so a last row or column is dropped, and have no alpha.
     height, width = (max(1, side // 2 * 2) for side in frames.shape[1:3])
     frames = frames[:, :height, :width, :3]
     rate, audio = (like.frame_rate, like.audio) if like else (Fraction(FPS), None)
@@ -63,13 +63,13 @@ def video_of(frames: Any, like: Any) -> Any:
 
 
 def on_prompt(inspect_body: Callable[[Any], None]) -> None:
-    """Show the body of every posted prompt, which may be anything, to a function that may write into it."""
+    """Register a function that may modify the body of every posted prompt, whatever that holds."""
 
     def handler(body: Any) -> Any:
         try:
             inspect_body(body)
-        except Exception:  # a failure of ours must not stop a prompt
-            log.exception("flowcore could not look at a prompt")
+        except Exception:  # our failure must not stop a prompt
+            log.exception("flowcore could not inspect a prompt")
         return body
 
     server = getattr(PromptServer, "instance", None)

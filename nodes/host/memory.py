@@ -1,4 +1,4 @@
-"""The host's care for models and devices, and its Cancel button."""
+"""How the host manages models and devices, and its Cancel button."""
 
 # pyright: reportMissingImports=false, reportUntypedBaseClass=false
 
@@ -15,63 +15,62 @@ from comfy_execution.utils import get_executing_context
 
 Interrupted: type[BaseException] = management.InterruptProcessingException  # no Exception; see `stop_if_cancelled`
 
-# Called when the host takes a model off its device, or has dropped the last, to free what was derived from models.
+# Called when the host takes a model off its device or drops the last one, to free what was derived from models.
 on_release: list[Callable[[], None]] = []
 # Called when a person frees the host's memory, to free what was kept for the next run.
 on_free: list[Callable[[], None]] = []
-moving = threading.RLock()  # held while the host moves a model of ours, and by whoever computes with one outside a run
+model_lock = threading.RLock()  # held while the host moves a model of ours, and while a live picture uses one
 
-_alive: set[int] = set()
+_patchers: set[int] = set()  # ids of those that exist
 
 
 class _Patcher(comfy.model_patcher.ModelPatcher):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _alive.add(id(self))
-        # The host drops a model that no workflow uses any more without detaching it, and frees nothing for it later.
-        weakref.finalize(self, _gone, id(self)).atexit = False
+        _patchers.add(id(self))
+        # The host drops a model that no workflow uses any more without detaching it first.
+        weakref.finalize(self, _forget, id(self)).atexit = False
 
     def detach(self, unpatch_all: bool = True) -> Any:
-        with moving:
-            if unpatch_all:  # False when the host reloads the same model
-                _release()
-                if get_executing_context() is None:  # or else a node makes room for another model
+        with model_lock:
+            if unpatch_all:  # False when the host only reloads the same model
+                _call(on_release)
+                if get_executing_context() is None:  # a person freed memory, not a node that needs room
                     free_kept()
             return super().detach(unpatch_all)
 
 
-def _gone(patcher: int) -> None:
-    _alive.discard(patcher)
-    if not _alive:  # in a thread of its own, since Python collects garbage wherever it is, with any lock held
-        threading.Thread(target=_release, daemon=True).start()
+def _forget(patcher: int) -> None:
+    _patchers.discard(patcher)
+    if not _patchers:  # in another thread, because the garbage collector may call this while any lock is held
+        threading.Thread(target=_call, args=(on_release,), daemon=True).start()
 
 
 def free_kept() -> None:
     """Free what was kept for the next run."""
-    for free in on_free:
-        free()
+    _call(on_free)
 
 
-def _release() -> None:
-    for release in on_release:
-        release()
+def _call(functions: list[Callable[[], None]]) -> None:
+    for function in functions:
+        function()
 
 
 def wrap(model: torch.nn.Module) -> Any:
     """Hand a model on the CPU to the host, which moves it between devices; return the host's ModelPatcher."""
-    # Not CoreModelPatcher: that one may move only layers made by `comfy.ops`.
+    # Not CoreModelPatcher, which can move only layers made with `comfy.ops`.
     return _Patcher(model, load_device=management.get_torch_device(), offload_device=management.unet_offload_device())
 
 
 def load_to_device(patcher: Any, working_memory: int) -> None:
-    """Load all of a model onto its device, with so many bytes to work besides the weights."""
-    with moving:
+    """Load all of a model onto its device, and keep this many bytes free besides."""
+    with model_lock:
         management.load_models_gpu([patcher], memory_required=working_memory, force_full_load=True)
 
 
 @contextlib.contextmanager
 def freed_device() -> Generator[str, None, None]:
-    """Unload all models for work outside the host's care, such as training; yield the host's device."""
+    """Unload all models, for work that the host does not manage, such as training; yield the host's device."""
     management.unload_all_models()
     management.soft_empty_cache()
     try:
@@ -82,8 +81,7 @@ def freed_device() -> Generator[str, None, None]:
 
 def to_host_image(image: torch.Tensor) -> torch.Tensor:
     """Move a result to the device and dtype in which the host passes images between nodes."""
-    dtype = management.intermediate_dtype()
-    return image.to(device=management.intermediate_device(), dtype=dtype)
+    return image.to(device=management.intermediate_device(), dtype=management.intermediate_dtype())
 
 
 def stop_if_cancelled() -> bool:

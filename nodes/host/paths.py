@@ -1,4 +1,7 @@
-"""Files and folders of the host: models, input, output."""
+"""Files and folders of the host: models, input, output.
+
+No name leads out of these folders, except where `user_folder` says so.
+"""
 
 # pyright: reportMissingImports=false
 
@@ -18,8 +21,8 @@ SUFFIXES = {".safetensors", ".sft", ".pt", ".pth"}
 
 
 def register_model_folder() -> None:
-    """Add `models/flows` to the folders that the host knows."""
-    # extra_model_paths.yaml may have created the entry already, with an empty set of suffixes: "every file".
+    """Add `models/flows` to the model folders of the host."""
+    # extra_model_paths.yaml may have created the entry already, with an empty set of suffixes, which means every file.
     paths, suffixes = folder_paths.folder_names_and_paths.get(MODELS, ([], set()))
     ours = os.path.join(folder_paths.models_dir, MODELS)
     if ours not in paths:
@@ -38,15 +41,15 @@ def model_folders() -> list[str]:
 
 
 def model_path(name: str) -> Path | None:
-    """Find a model file by a name as in `model_files`; None if there is none."""
-    # The host lets neither `..` nor leading slashes lead out of the model folders. Links inside one are followed
-    # wherever they point: people keep models on other disks, and a prompt cannot create links.
+    """Find a model file by its name in `model_files`; None if there is none."""
+    # The host lets neither `..` nor a leading slash lead out of the model folders. Links in them are followed wherever
+    # they point: people keep models on other disks, and a prompt cannot create links.
     path = folder_paths.get_full_path(MODELS, name)
     return Path(path) if path else None
 
 
 def model_target(name: str) -> Path:
-    """Return the path in `models/flows` for a new model file; the folder is created, and a file may exist there."""
+    """Return the path in `models/flows` for a new model file, which may exist already; creates the folder."""
     folder = Path(folder_paths.models_dir) / MODELS
     folder.mkdir(parents=True, exist_ok=True)
     return folder / name
@@ -54,24 +57,22 @@ def model_target(name: str) -> Path:
 
 def upscale_model_files() -> list[Path]:
     """List the files that the host's own Load Upscale Model offers."""
-    names = folder_paths.get_filename_list("upscale_models")
-    paths = (folder_paths.get_full_path("upscale_models", name) for name in names)
+    kind = "upscale_models"
+    paths = (folder_paths.get_full_path(kind, name) for name in folder_paths.get_filename_list(kind))
     return [Path(path) for path in paths if path]
 
 
 def recipe_files() -> dict[str, Path]:
     """Find the training recipes (`.toml`) directly in the model folders: name to path, sorted."""
-    found: dict[str, Path] = {}
-    for folder in map(Path, model_folders()):
-        for path in folder.glob("*.toml"):
-            found.setdefault(path.name, path)
-    return dict(sorted(found.items()))
+    folders = reversed(model_folders())  # so that the first one with a name wins
+    recipes = {path.name: path for folder in folders for path in Path(folder).glob("*.toml")}
+    return dict(sorted(recipes.items()))
 
 
 def input_files(subfolder: str, suffix: str) -> list[str]:
-    """List files of the input folder and of one of its sub-folders, as sorted names with forward slashes."""
+    """List files of the input folder and of one of its subfolders, as sorted names with forward slashes."""
     base = Path(folder_paths.get_input_directory())
-    folders = {base, base / subfolder}  # the same, without a sub-folder
+    folders = {base, base / subfolder}  # only one if the subfolder is ""
     files = (file for folder in folders if folder.is_dir() for file in folder.iterdir())
     return sorted(file.relative_to(base).as_posix() for file in files if file.suffix == suffix and file.is_file())
 
@@ -84,28 +85,28 @@ def input_pictures() -> list[str]:
 
 
 def input_folders() -> list[str]:
-    """List the folders of the input folder, and those in them, that hold a picture."""
+    """List the folders in the input folder, one and two levels down, that hold a picture."""
     base = Path(folder_paths.get_input_directory())
-    names = (place.relative_to(base).as_posix() for depth in ("*/", "*/*/") for place in base.glob(depth))
-    return sorted(name for name in names if any(pictures_in(name)))  # the first one is enough
+    names = (folder.relative_to(base).as_posix() for depth in ("*/", "*/*/") for folder in base.glob(depth))
+    return sorted(name for name in names if any(pictures_in(name)))
 
 
 def pictures_in(name: str) -> Iterator[Path]:
-    """Find the pictures directly in a folder of the input folder; none if there is no such folder in it."""
+    """Find the pictures directly in a folder inside the input folder; none if there is no such folder."""
     folder = _resolve(folder_paths.get_input_directory(), name) if name else None
     if folder is not None and folder.is_dir() and os.access(folder, os.R_OK | os.X_OK):
         yield from (file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
 
 
 def input_path(name: str) -> Path | None:
-    """Find a file in the input folder, or in the output folder if the name ends in " [output]"; None if it is not."""
+    """Find a file in the input folder, or in the output folder if the name ends in " [output]"; None if missing."""
     plain, folder = folder_paths.annotated_filepath(name)
     path = _resolve(folder or folder_paths.get_input_directory(), plain)
     return path if path is not None and os.path.isfile(path) else None
 
 
 def _resolve(folder: str, name: str) -> Path | None:
-    """Resolve a name in a folder; None if the name or a link leads out of it. The folder itself may be a link."""
+    """Resolve a name in a folder, which may be a link itself; None if the name or a link leads out of it."""
     base = os.path.realpath(folder)
     try:
         path = os.path.realpath(os.path.join(base, name))
@@ -115,16 +116,15 @@ def _resolve(folder: str, name: str) -> Path | None:
 
 
 def output_path(prefix: str, suffix: str, size: tuple[int, int] = (0, 0)) -> tuple[Path, dict[str, str]]:
-    """Choose the next free name in the output folder, as the host's own saving nodes do; nothing leads out of it.
+    """Choose the next free name in the output folder, as the host's own saving nodes do.
 
-    The prefix may hold sub-folders and the host's words, such as %year% and %width%, for which `size` is height and
-    width of a picture. Returns the path, whose folder exists, and its record for the history.
+    The prefix may contain subfolders and the host's placeholders, such as %year% and %width%; `size` is the height and
+    width of the picture. Returns the path, whose folder exists, and its record for the history.
     """
     base = os.path.realpath(folder_paths.get_output_directory())
     if _resolve(base, prefix) is None:
         raise FlowError(
-            f"filename_prefix must stay inside the output folder; got `{prefix[:80]}`. Leave out `..` and leading "
-            "slashes."
+            f"filename_prefix must stay inside the output folder; got `{prefix[:80]}`. Remove `..` and leading slashes."
         )
     try:
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, base, *reversed(size))
@@ -139,13 +139,13 @@ def output_path(prefix: str, suffix: str, size: tuple[int, int] = (0, 0)) -> tup
 
 
 def user_folder(name: str) -> Path:
-    """Resolve a folder that a person typed, absolute or below the input folder, in quotes or not; it may not exist."""
+    """Resolve a folder that a person typed: any absolute path, or one in the input folder; it may not exist."""
     typed = os.path.expanduser(name.strip().strip("\"'"))
     return Path(os.path.abspath(os.path.join(folder_paths.get_input_directory(), typed)))
 
 
 def output_folder(*names: str) -> Path:
-    """Return the path of a folder below the output folder, which need not exist."""
+    """Return the path of a folder below the output folder, whether or not it exists."""
     return Path(folder_paths.get_output_directory(), *names)
 
 
@@ -153,11 +153,13 @@ def inside(kind: Literal["input", "output"], name: str | Path) -> Path:
     """Resolve a name in the host's input or output folder; FlowError if the name or a link leads out of it."""
     path = _resolve(str(folder_paths.get_directory_by_type(kind)), str(name))
     if path is None:
-        raise FlowError(f"`{str(name)[:80]}` leads out of ComfyUI's {kind} folder. Give a name in it, without links.")
+        raise FlowError(
+            f"`{str(name)[:80]}` leads out of ComfyUI's {kind} folder. Give a name inside it, without links."
+        )
     return path
 
 
 def output_record(path: Path) -> dict[str, str]:
-    """Return the record of a file in the output folder for the history, as `/view` takes it."""
+    """Return the record for the history of a file in the output folder, as `/view` takes it."""
     subfolder = path.parent.relative_to(folder_paths.get_output_directory()).as_posix()
     return {"filename": path.name, "subfolder": subfolder, "type": "output"}

@@ -1,4 +1,4 @@
-"""Routes of ours on the host's server, for its own pages: small requests in, pictures out, nothing beside a run."""
+"""Our routes on the host's server, for its own pages: small requests in, pictures out."""
 
 # pyright: reportMissingImports=false
 
@@ -15,19 +15,22 @@ from .compat import log
 
 MAX_BYTES = 4096  # of a body
 
-Answer = tuple[int, bytes]  # a status of HTTP, and a PNG file if that is 200
+Answer = tuple[int, bytes]  # an HTTP status, and a PNG file if that is 200
 
 
 def post(path: str, prepare: Callable[[Any], Callable[[], Answer]]) -> None:
-    """Answer what pages of the host post to a path such as "/flowcore/live", also below /api."""
-    # `prepare` gets the body's JSON as it comes, in the server's own thread; what it returns runs in another, in turn.
+    """Answer what pages of the host post to a path, also below /api.
+
+    `prepare` gets the body's JSON, whatever it holds, in the server's own thread; the function that it returns runs in
+    another thread, one at a time.
+    """
     server = getattr(PromptServer, "instance", None)
     if server is None:
         return
     thread = ThreadPoolExecutor(1, thread_name_prefix="flowcore")
 
     async def handler(request: Any) -> Any:
-        if not _same_origin(request):
+        if not _is_same_origin(request):
             return web.Response(status=403)
         if request.content_length is None or request.content_length > MAX_BYTES:
             return web.Response(status=413)
@@ -45,26 +48,28 @@ def post(path: str, prepare: Callable[[Any], Callable[[], Answer]]) -> None:
     server.routes.post(path)(handler)
 
 
-def show_as_inputs(is_ours: Callable[[str], bool], read: Callable[[str], tuple[bytes, str]]) -> None:
-    """Show pictures of ours where the frontend shows files of the input folder: on nodes, in menus and in App mode."""
-    # It asks for all of them at /view. `read` returns the contents and the type of the file of a name that is ours.
+def serve_input_pictures(is_ours: Callable[[str], bool], read: Callable[[str], tuple[bytes, str]]) -> None:
+    """Serve our own pictures wherever the frontend asks /view for a file of the input folder.
 
-    async def answer(name: str) -> Any:  # not in the server's own thread, which decoding would hold up
-        body, kind = await asyncio.get_running_loop().run_in_executor(None, read, name)
-        return web.Response(body=body, content_type=kind)
+    `read` returns the contents and content type for a name that `is_ours`; it runs outside of the server's thread.
+    """
+
+    async def answer(name: str) -> Any:
+        body, content_type = await asyncio.get_running_loop().run_in_executor(None, read, name)
+        return web.Response(body=body, content_type=content_type)
 
     def serve(request: Any, handler: Callable[[Any], Any]) -> Any:
-        asked = request.rel_url.query
-        if request.path not in ("/view", "/api/view") or asked.get("type") != "input":
+        query = request.rel_url.query
+        if request.path not in ("/view", "/api/view") or query.get("type") != "input":
             return handler(request)
-        name = "/".join(filter(None, (asked.get("subfolder"), asked.get("filename"))))
+        name = "/".join(filter(None, (query.get("subfolder"), query.get("filename"))))
         return answer(name) if is_ours(name) else handler(request)
 
     _before_handlers(serve)
 
 
-def when_asked_to_free(free: Callable[[], None]) -> None:
-    """Call something when a person or a script frees the host's memory, which tells only loaded models of it."""
+def on_free_request(free: Callable[[], None]) -> None:
+    """Call `free` when a person or script asks the host to free memory; the host itself tells only loaded models."""
 
     def serve(request: Any, handler: Callable[[Any], Any]) -> Any:
         if request.path in ("/free", "/api/free") and request.method == "POST":
@@ -75,19 +80,19 @@ def when_asked_to_free(free: Callable[[], None]) -> None:
 
 
 def _before_handlers(serve: Callable[[Any, Callable[[Any], Any]], Any]) -> None:
-    """Let a function see all requests first. It is not async: what others raise does not pass through us."""
+    """Let a function see all requests first. It is not async, so that errors of others do not pass through it."""
     server = getattr(PromptServer, "instance", None)
     if server is not None:
         server.app.middlewares.append(web.middleware(serve))
 
 
 def is_at_work() -> bool:
-    """Whether the host runs a prompt, or has one waiting."""
+    """Whether the host is running a prompt, or has one waiting."""
     return PromptServer.instance.prompt_queue.get_tasks_remaining() > 0
 
 
-def _same_origin(request: Any) -> bool:
-    """Whether a page of this server asks, or a script. The host lets other pages ask where it is told to (CORS)."""
+def _is_same_origin(request: Any) -> bool:
+    """Whether a page of this server, or a script, sent the request; with CORS enabled, the host lets all pages pass."""
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
     if site is not None:
         return site in ("same-origin", "none")

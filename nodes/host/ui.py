@@ -6,7 +6,7 @@ import io
 import json
 import math
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,16 @@ from ...flowcore.tasks import part_of
 from .compat import log
 from .memory import stop_if_cancelled
 
-GALLERY, THUMBNAIL = 64, 256  # pictures shown on a node, and their longer side
-LARGE, EXACT = 4096, 2**20  # pixels of the longer side of a picture in the viewer; of one that is not compressed
+GALLERY, THUMBNAIL = 64, 256  # pictures shown on a node, and pixels of their longer side
+LARGE, EXACT = 4096, 2**20  # pixels of the longer side of a picture in the viewer; pixels up to which it is lossless
 
 
 class Progress:
     """The progress bar on the running node, with previews."""
 
-    # Not by `ComfyAPI().execution.set_progress`, which leaves out the messages `progress` that scripts follow and sends
-    # every step: the host's ProgressBar does both, and reports to the same place.
     def __init__(self, sources: Tensor | None = None) -> None:
-        """Start at 0, with the first of the pictures that are worked on, (B, C, H, W), as the preview."""
+        """Start at 0, with the first of the source pictures, (B, C, H, W), as the preview."""
+        # Not `ComfyAPI().execution.set_progress`, which does not send the `progress` messages that scripts follow.
         self._bar = comfy.utils.ProgressBar(1)
         if sources is not None and sources.numel() and sources.shape[1] in (1, 3, 4):  # the task refuses others
             self(0, 1, sources[0])
@@ -43,8 +42,8 @@ class Progress:
         shown = None
         if preview is not None:
             short, long = sorted(preview.shape[-2:])
-            size = min(long, args.preview_size)  # the host would enlarge a small picture to the size it is given
-            if short * size >= long:  # the host crashes on a picture so narrow that it shrinks to nothing
+            size = min(long, args.preview_size)  # the host would enlarge a smaller picture
+            if short * size >= long:  # the host crashes if the shorter side shrinks to less than a pixel
                 shown = ("JPEG", _to_pil(preview), size)
         self._bar.update_absolute(done, total, shown)
 
@@ -54,26 +53,26 @@ class Progress:
 
 
 class Notes:
-    """Warnings of a run, for whoever reads nothing else: shown whole on the node, logged, and kept in the history.
+    """Warnings of a run: shown in full on the node, logged, and kept in the history.
 
-    What was measured is no warning, but the `text` of the node's output, which stands behind them.
+    Measurements are not warnings; they belong to the `text` of the node's output, which follows these.
     """
 
     def __init__(self, node: str, node_id: str | None) -> None:
         self.lines: list[str] = []
-        self.progress: Callable[..., None] | None = None  # of the next task, where a run has several
+        self.progress: Callable[..., None] | None = None  # of the next task, if a run has several
         self._node, self._node_id = node, node_id
 
     def __call__(self, message: str) -> None:
-        """Add a message; repeated ones are dropped."""
+        """Add a message, unless it is there already."""
         if message not in self.lines:
             self.lines.append(message)
             log.warning("%s: %s", self._node, message)
             self.show()
 
     def show(self, text: str = "") -> None:
-        """Show text below the warnings while the node runs, to the client that queued it; its result replaces it."""
-        # Not the host's own progress text, which all clients show on whatever node has that number; see web/js/text.js.
+        """Show text below the warnings to the client that queued the run, until the node's result replaces it."""
+        # Not the host's own progress text, which every client shows on whatever node has that id; see web/js/text.js.
         server = getattr(PromptServer, "instance", None)
         client = getattr(server, "client_id", None)
         if self._node_id is not None and server is not None and client is not None:
@@ -81,67 +80,73 @@ class Notes:
             message = {"prompt_id": run, "node": self._node_id, "text": text, "warnings": [*self.lines]}
             server.send_sync("flowcore.text", message, client)
 
-    def follow(self, progress: Callable[..., None] | None = None, sources: Tensor | None = None, **more: Any) -> Any:
-        """Return keywords for a task: `more`, how it tells its progress and its notes, and when to stop."""
+    def task_options(
+        self, progress: Callable[..., None] | None = None, sources: Tensor | None = None
+    ) -> dict[str, Any]:
+        """Return the keywords with which a task reports its progress and its notes, and learns when to stop."""
         progress = progress or self.progress or Progress(sources)
-        return {"progress": progress, "cancelled": stop_if_cancelled, "notify": self, **more}
+        return {"progress": progress, "cancelled": stop_if_cancelled, "notify": self}
 
 
 def gallery(node: Any, pictures: Tensor, facts: list[dict[str, Any]], sources: Tensor | None) -> dict[str, Any]:
-    """Save what the canvas shows of a node's pictures (N, C, H, W), where a click on one picks it: its `ui`.
+    """Save pictures (N, C, H, W) for the gallery on the node, where a click picks one; return the node's `ui`.
 
-    `facts` has of every picture its `seed`, and what else the canvas is to show or to know, see web/js/gallery.js;
-    scripts get thumbnails only. `sources` (B, C, h, w) are what the pictures were made of, N / B of each.
+    `facts` holds for every picture its `seed` and whatever else web/js/gallery.js needs. `sources` (B, C, h, w) are
+    what the pictures were made from, N / B of each. Scripts get thumbnails only.
     """
-    shown: list[dict[str, Any]] = []
-    large = from_canvas(node)
+    entries: list[dict[str, Any]] = []
+    on_canvas = from_canvas(node)
     try:
-        before: dict[int, dict[str, Any]] = {}
+        saved_sources: dict[int, dict[str, Any]] = {}
         for k, (picture, fact) in enumerate(zip(pictures[:GALLERY], facts, strict=False)):
             entry = {**_save_temporary(picture, THUMBNAIL, ".jpg", quality=90), "number": k + 1, **fact}
-            if large:
+            if on_canvas:
                 entry["full"] = _save_full(picture)
-            if large and sources is not None:
-                place = k * len(sources) // len(pictures)
-                before[place] = before.get(place) or _save_full(sources[place])
-                entry["source"] = before[place]
-            shown.append(entry)
-    except OSError as error:  # the run is done, and its pictures are safe
+            if on_canvas and sources is not None:
+                image = k * len(sources) // len(pictures)
+                saved_sources[image] = saved_sources.get(image) or _save_full(sources[image])
+                entry["source"] = saved_sources[image]
+            entries.append(entry)
+    except OSError as error:  # the run itself has succeeded
         log.warning("The gallery on the node is not shown: %s", error)
-    return {"text": [], "flowcore_gallery": shown}  # of a list of runs the host joins them, key by key
+    return {"text": [], "flowcore_gallery": entries}  # for a list of runs, the host joins the values of each key
 
 
 def finite(values: Iterable[Any]) -> list[float | None]:
-    """Convert numbers for the history: NaN and infinity, which JSON does not have, become None."""
+    """Convert numbers for the history: NaN and infinity, which JSON does not know, become None."""
     return [float(value) if math.isfinite(value) else None for value in values]
 
 
-def of_image(place: int, each: int, count: int) -> dict[str, int]:
-    """Return the fact that tells pictures of several images apart, of which there are `each`: the image's number."""
-    return {"image": place // each} if count > each else {}
+def sample_facts(seeds: Sequence[int | None], per_image: int) -> list[dict[str, Any]]:
+    """Return for each picture its seed, if known, and its image, if there are several; else its number."""
+    several = len(seeds) > per_image
+    return [
+        {"image": k} if seed is None else {"seed": seed, **({"image": k // per_image} if several else {})}
+        for k, seed in enumerate(seeds)
+    ]
 
 
 def canvas_pictures(node: Any, pictures: Tensor, key: str = "images") -> dict[str, list[Any]]:
-    """Save pictures, (N, C, H, W), for the node's `ui`, which shows `images`; nothing for scripts, without a canvas."""
+    """Save pictures (N, C, H, W) for the node's `ui`; the host shows those under "images". For scripts, do nothing."""
     if not from_canvas(node):
         return {}
-    saved: list[Any] = []
+    records: list[Any] = []
     try:
-        saved += map(_save_full, pictures[:GALLERY])
-    except OSError as error:  # the run is done, and its result is safe
+        records += map(_save_full, pictures[:GALLERY])
+    except OSError as error:  # the run itself has succeeded
         log.warning("The pictures are not shown on the node: %s", error)
-    return {key: saved}
+    return {key: records}
 
 
 def png_texts(hidden: Any) -> dict[str, str]:
-    """Return what the host writes into PNG files as text: a node's hidden `prompt`, and all of its `extra_pnginfo`."""
+    """Return what the host writes into PNG files as text: a node's hidden `prompt` and its whole `extra_pnginfo`."""
     more = hidden.extra_pnginfo if isinstance(hidden.extra_pnginfo, dict) else {}
     values = {} if args.disable_metadata else {"prompt": hidden.prompt, **more}
     return {name: json.dumps(value) for name, value in values.items() if value is not None}
 
 
 def from_canvas(node: Any) -> bool:
-    """Whether a canvas has sent a node's run, with its workflow; scripts have nothing to show pictures on."""
+    """Whether a canvas, rather than a script, has queued a node's run."""
     pnginfo = node.hidden.extra_pnginfo
     return isinstance(pnginfo, dict) and "workflow" in pnginfo
 
@@ -153,7 +158,7 @@ def _save_full(picture: Tensor) -> dict[str, Any]:
 
 
 def _save_temporary(picture: Tensor, longest: int, suffix: str, **options: Any) -> dict[str, Any]:
-    """Save a copy, shrunk to a longest side, in the folder that the host empties at every start."""
+    """Save a copy, shrunk to a longest side, in the folder that the host empties whenever it starts."""
     folder = Path(folder_paths.get_temp_directory()) / "flowcore"
     folder.mkdir(parents=True, exist_ok=True)
     name = secrets.token_hex(8) + suffix
@@ -165,12 +170,14 @@ def _save_temporary(picture: Tensor, longest: int, suffix: str, **options: Any) 
     return {"filename": name, "subfolder": folder.name, "type": "temp"}
 
 
-def png(picture: Tensor, around: tuple[int, int, int, int] = (0, 0, 0, 0)) -> bytes:
-    """Encode (C, H, W) in [0, 1], C = 1, 3 or 4; alpha is dropped. Left, top, right and below is nothing."""
-    buffer, image, (left, top, right, bottom) = io.BytesIO(), _to_pil(picture), around
-    if any(around):
-        part, image = image, Image.new("RGBA", (image.width + left + right, image.height + top + bottom))
-        image.paste(part, (left, top))
+def png(picture: Tensor, margins: tuple[int, int, int, int] = (0, 0, 0, 0)) -> bytes:
+    """Encode (C, H, W) in [0, 1], C = 1, 3 or 4, without alpha; margins (left, top, right, bottom) are transparent."""
+    buffer, image = io.BytesIO(), _to_pil(picture)
+    if any(margins):
+        left, top, right, bottom = margins
+        framed = Image.new("RGBA", (image.width + left + right, image.height + top + bottom))
+        framed.paste(image, (left, top))
+        image = framed
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 

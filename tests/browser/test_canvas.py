@@ -275,7 +275,8 @@ def test_arrows_stay_within_a_run_and_a_pick_says_what_it_brings_back(canvas, pa
     page.wait_for_function("() => document.querySelector('.flowcore-viewer .head').innerText.includes('Ctrl+Z')")
     assert canvas.value("FlowcoreUpscale", "pick") == 2
     assert canvas.value("LoadImage", "image") == source
-    assert head.inner_text() == f"Picked. The nodes have the values of its run again: {source}. Ctrl+Z undoes it."
+    told = f"Picked. The nodes are set back to the values of its run: {source}. Ctrl+Z undoes this."
+    assert head.inner_text() == told
     canvas.shot("viewer-pick-says")
     page.keyboard.press("f")
     page.wait_for_function("() => !document.fullscreenElement")

@@ -141,7 +141,7 @@ def test_nodes_that_do_not_enlarge_ask_for_a_certain_model(host, mixed):
     for node, slot in {"FlowcoreEncode": 2, "FlowcoreColorize": 0, "FlowcoreHarmonize": 0, "FlowcoreScore": 1}.items():
         workflow = enlarging(node=node, strength=1.0)
         workflow["save"]["inputs"]["images"][1] = slot
-        refusal(host, workflow, "needs a certain model", "Choose one")
+        refusal(host, workflow, "needs a specific model", "Choose one")
 
 
 def test_it_is_first_in_the_menu_and_the_default(host):

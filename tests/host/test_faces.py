@@ -88,7 +88,7 @@ def test_no_eyes_two_dots_too_many_and_other_bad_points_are_refused(host):
     refusal(host, aligning(left_eye="19, 16"), "right_eye must be a point")
     refusal(host, aligning(left_eye="left", right_eye="28, 18"), "left_eye must be a point `x, y`", "`left`")
     refusal(host, painted((5, 15), (18, 15), (30, 15)), "two dots", "it has 3")
-    refusal(host, aligning(left_eye="19, 16; 9, 9", right_eye="28, 18"), "left_eye has 2, and right_eye 1")
+    refusal(host, aligning(left_eye="19, 16; 9, 9", right_eye="28, 18"), "left_eye has 2 and right_eye has 1")
     refusal(host, detecting("19 16 28 18 23 24", face=2), "One face was found; face 2 was asked for")
 
 

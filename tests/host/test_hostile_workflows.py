@@ -285,7 +285,7 @@ def test_results_beyond_memory_are_refused_before_the_work(host, flows, photo):
     for nodes in ({"made": many}, {"one": one, "walk": walk, "made": again}):
         kind, said = answer(host, graph(model=model, **nodes, save=save))
         assert kind == "told"
-        assert re.search(r"need \d+\.\d GB of memory, and \d+\.\d GB are free", said)
+        assert re.search(r"need \d+\.\d GB of memory, but only \d+\.\d GB is free", said)
 
 
 SAMPLE = b'{"prompt": {"1": {"class_type": "FlowcoreSample", "inputs": '

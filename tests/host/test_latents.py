@@ -182,7 +182,7 @@ def test_styles_of_a_model_and_any_direction(host, flows):
     same(levels(host, restyled(bold=1.0, direction="two.1", strength=-0.5)), known, 1e-6)
     other = OTHER["other"]
     refusal(host, restyled(GLOW, other, direction="two.1"), GLOW, other)
-    refusal(host, restyled(GLOW, other, model="other.0"), f"made with {GLOW}", f"given is {other}")
+    refusal(host, restyled(GLOW, other, model="other.0"), f"made with {GLOW}", f"connected model is {other}")
 
 
 def directed(model=GLOW, plain=None, size=(12, 16), **values):
@@ -266,7 +266,7 @@ def test_latents_come_back_from_a_file(host, flows, files):
         assert after["again"]["rows"] == before["again"]["rows"]
         assert f"model: {DIGITS}" in after["info"]["text"][0]
         assert "labels: 2, 1, 2" in after["info"]["text"][0]
-    refusal(host, loading("latents/mine.safetensors", GLOW), f"made with {DIGITS}", f"given is {GLOW}")
+    refusal(host, loading("latents/mine.safetensors", GLOW), f"made with {DIGITS}", f"connected model is {GLOW}")
 
 
 def test_files_of_both_folders_are_listed_and_others_are_not(host, files):
@@ -284,8 +284,8 @@ def test_labels_that_are_wrong_or_missing_raise_a_readable_error(host, flows, fi
     good = drawn(2, 1, model="small-digits")
     keep(files / "labels.safetensors", good, "small-digits", extra={"labels": [1]})
     keep(files / "unlabelled.safetensors", good, "small-digits")
-    refusal(host, loading("latents/labels.safetensors"), "labels that do not fit")
-    refusal(host, loading("latents/unlabelled.safetensors"), "do not say what they show", "0 to 2")
+    refusal(host, loading("latents/labels.safetensors"), "labels do not match")
+    refusal(host, loading("latents/unlabelled.safetensors"), "have no labels", "0 to 2")
 
 
 def test_latents_of_an_upscaler_bring_their_small_image_along(host, flows, files):

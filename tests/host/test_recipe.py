@@ -205,7 +205,7 @@ def test_16_bits_and_exr_keep_the_provenance(host, photo, flows, tmp_path, capsy
     told = follow(host, "deep.png")
     assert told["seed"] == [41]
     assert "was changed" not in told["text"][0]
-    with pytest.raises(RunError, match="no PNG file"):
+    with pytest.raises(RunError, match="not a PNG file"):
         follow(host, "deep.exr")
 
 

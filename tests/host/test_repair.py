@@ -31,7 +31,7 @@ def story(**inputs):
 def test_a_scratched_scan_is_repaired_where_the_mask_is_and_nowhere_else(host, flows):
     host.put("scan.png", scan())
     outputs = host.outputs(story(samples=2))
-    assert "% of the picture marked" in outputs["find"]["text"][0]
+    assert "% of the picture is marked" in outputs["find"]["text"][0]
     image = torch.from_numpy(np.array(scan())).permute(2, 0, 1)[None] / 255
     mask = flowcore.find_scratches(image) > 0
     repaired = pixels(outputs["report"])

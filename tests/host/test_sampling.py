@@ -251,6 +251,6 @@ def test_latents_of_another_model_are_refused_and_those_of_a_copy_are_not(host, 
     folder = host.server.base / "models" / "flows"
     (folder / "copied.safetensors").write_bytes((folder / flows["small-glow"]).read_bytes())
     workflow = graph(encoding(decode={"model": "other.0"}), other=loader("other-glow.safetensors"))
-    refusal(host, workflow, "made with small-glow.safetensors", "the model given is other-glow.safetensors")
+    refusal(host, workflow, "made with small-glow.safetensors", "the connected model is other-glow.safetensors")
     workflow["other"]["inputs"]["model_name"] = "copied.safetensors"
     assert host.outputs(workflow)["again"]["shape"] == [1, 12, 16, 3]

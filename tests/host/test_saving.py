@@ -102,7 +102,7 @@ def test_each_picture_has_the_metadata_of_its_own_source(host):
     assert names == [f"n{k}_00001_.jpg" for k in range(4)]
     assert [opened(data).getexif()[AUTHOR] for data in made] == ["one", "one", "two", "two"]
     workflow["save"]["inputs"]["source"] += "\none.jpg"
-    refusal(host, workflow, "source names 3 pictures, and 4 came")
+    refusal(host, workflow, "source names 3 files, but there are 4 pictures")
 
 
 @pytest.mark.parametrize("bits", ["8", "16"])

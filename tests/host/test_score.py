@@ -85,7 +85,7 @@ def test_a_list_of_any_sizes_is_ranked_together(host, flows):
     shapes = [[1, 12, 16, 3], [1, 12, 16, 3], [1, 24, 8, 3]]
     assert outputs["heat"]["shape"] == outputs["mask"]["shape"] == [n for shape in shapes for n in shape]
     assert outputs["ranked"]["shape"] == [n for i in ui["order"] for n in shapes[i]]
-    assert "1 of 3 images were resized or cut" in outputs["report"]["text"][0]
+    assert "1 of 3 images were resized or cropped" in outputs["report"]["text"][0]
     assert "5 bits" in outputs["report"]["text"][0]
 
 
@@ -93,7 +93,7 @@ def test_a_list_under_a_model_of_one_size_becomes_one_batch(host, flows):
     workflow = scoring(image=picture(fill="noise", batch=2), second=picture(height=30, width=30), seed=5)
     outputs = host.outputs(workflow)
     assert outputs["heat"]["shape"] == outputs["ranked"]["shape"] == [3, 12, 16, 3]
-    assert "1 of 3 images were resized or cut" in outputs["score"]["notes"][0]
+    assert "1 of 3 images were resized or cropped" in outputs["score"]["notes"][0]
     workflow["score"]["inputs"]["fit"] = "crop"  # to the largest that it takes
     assert host.outputs(workflow)["heat"]["shape"] == [1, 12, 16, 3] * 2 + [1, 28, 28, 3]
 

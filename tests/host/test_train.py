@@ -207,7 +207,7 @@ def test_minutes_shorten_the_recipe_to_its_proper_end(host, photos, recipes):
     if record["finished"]:
         assert ui["flowcore_notes"] == []
     else:  # a machine that became slower: there is more to do, so the cache does not answer
-        assert "The time was up" in ui["text"][0]
+        assert "Time was up" in ui["text"][0]
         host.run(training("short", recipe="long.toml", minutes=0.02))
         assert "resuming after" in (run(host, "short") / "log.txt").read_text()
 
@@ -232,7 +232,7 @@ def test_a_start_that_training_made_worse_goes_on_under_its_own_name(host, photo
     warning, facts = outputs["train"]["text"]
     assert outputs["train"]["flowcore_notes"] == [warning]
     assert warning.startswith("Worse than the start by ")
-    assert "So before.safetensors goes on as it is" in warning
+    assert "So before.safetensors goes on unchanged" in warning
     assert "\nmodel: before.safetensors, glow, as it was" in facts
     assert f"what was trained is {run(host, 'wilder') / 'worse.safetensors'}. So" in warning
     assert outputs["info"]["text"] == [f"{warning}\n{facts}"]
@@ -269,10 +269,10 @@ def test_invalid_values_are_refused_before_the_run(host, photos, recipes):
     (host.server.base / "models" / "flows" / "broken.toml").write_text('[[stages]]\nname = "x"\n')
     for values, words in (
         ({"folder": "nowhere"}, ["nowhere does not exist", "input folder"]),
-        ({"folder": " "}, ["say where your images are"]),
+        ({"folder": " "}, ["give the folder of your images"]),
         ({"folder": "empty/notes.txt"}, ["is neither a folder nor a picture"]),
         ({"folder": "empty"}, ["holds 1 files and no image", ".jpg"]),
-        ({"folder": "../output"}, ["holds ComfyUI's output folder"]),
+        ({"folder": "../output"}, ["contains ComfyUI's output folder"]),
         ({"recipe": "mnist-styles"}, ["no file of MNIST"]),
         ({"recipe": "nothing.toml"}, ["there is no 'nothing.toml'", "srflow-x4"]),
         ({"recipe": "broken.toml"}, ["broken.toml", "lacks architecture"]),

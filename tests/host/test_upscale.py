@@ -73,7 +73,7 @@ def test_every_widget_reaches_the_task(host, inputs, options):
     number = outputs["upscale"]["consistency"][0]
     assert float(outputs["number"]["text"][0]) == number
     assert number >= 60 or not asked.get("match_source")
-    assert "could not write the provenance" not in host.server.console()
+    assert "could not record the provenance" not in host.server.console()
     resized = max(known.shape[2:]) > 4 * size.get("width", 8)
     assert ("ordinary resize" in " ".join(outputs["upscale"]["text"])) == resized
 
@@ -131,7 +131,7 @@ def test_a_black_mask_gets_a_note_and_a_wrong_one_is_refused(host, photo):
     workflow = graph(workflow, many=("FlowcoreTestImage", many), mask=("ImageToMask", mask))
     refusal(host, workflow, "MASK of shape (1 or 2, height, width); got (3, 6, 8)")
     workflow["many"]["inputs"] |= {"batch": 2, "fill": "nan"}
-    refusal(host, workflow, "mask holds values")
+    refusal(host, workflow, "mask contains values")
 
 
 def test_results_that_are_too_large_are_refused_before_the_work(host):

@@ -1,17 +1,19 @@
-// The brush of Flow Paint Colors and Flow Paint Temperature: it paints on the picture, and writes what was painted into
-// the widget `painting`, which is all that is saved and sent.
+// The brush of Flow Paint Colors and Flow Paint Temperature: it paints on the picture and writes the strokes into the widget
+// `painting`, which is all that is saved and sent.
 import { app } from "../../../scripts/app.js";
 import { FULL_SCREEN, addElement, after, grow, icon, label, make, say, set, widgetOf } from "./canvas.js";
-import { addressOf, choiceOf, onChoice, pictureAt } from "./picture.js";
+import { addressOf, pictureWidget, onUpstreamChoice, pictureAt } from "./picture.js";
 import { onResult } from "./runs.js";
-import { draw, format, heat, parse, simplified } from "./strokes.js";
 
 const KINDS = { FlowcorePaintHints: "color", FlowcorePaintTemperature: "amount" };
 const RUN = "flowcore_canvas"; // the key in a node's output
-const HEIGHT = 300; // of the board and its tools, at least
-const SHARP = 1024; // pixels of the longer side of what is painted
-const SIZES = [0.005, 0.4]; // of the brush, as a share of the longer side
-const WIDE = 450; // pixels of a new node
+const HEIGHT = 300; // pixels of the board and its tools, at least
+const WIDTH = 450; // pixels of a new node
+const SHARP = 1024; // pixels of the longer side of the canvas
+const SIZES = [0.005, 0.4]; // smallest and largest brush, as fractions of the longer side
+const DIGITS = 1e4; // to which places and sizes are rounded
+const STRAIGHT = 0.0008; // distance from the line between its neighbors up to which a point is dropped
+const COLD = [36, 92, 201], MILD = [236, 232, 220], HOT = [214, 62, 38]; // of amounts, as on the slider of temperatures
 const SWATCHES = ["#c98f6b", "#a8412f", "#5c7f3b", "#5a8fc8", "#808080"];
 
 const ICONS = {
@@ -81,12 +83,12 @@ class Brush {
     this.color = SWATCHES[0];
     this.amount = 1;
     this.strokes = parse(painting.value);
-    this.past = []; // earlier states, for undo
+    this.past = []; // earlier strokes, for undo
     painting.hidden = painting.options.hidden = true;
     this.build();
     const widget = addElement(node, "flowcore_brush", this.frame, HEIGHT, LOOK, "painting");
     widget.onRemove = () => this.watch.disconnect();
-    grow(node, WIDE);
+    grow(node, WIDTH);
     this.follow();
     this.look();
     this.choose("brush");
@@ -102,9 +104,9 @@ class Brush {
     this.hint = make("p");
     const board = { className: `flowcore-brush-board flowcore-view ${this.kind}`, tabIndex: 0, role: "application" };
     this.board = make("div", board, this.picture, this.layer, this.ring, this.hint);
-    // The frontend leaves Ctrl+Z to elements with a history of their own: by the first to its version 1.47, now by the second.
-    this.board.type = "textarea";
-    Object.defineProperty(this.board, "isContentEditable", { value: true });
+    // The frontend leaves Ctrl+Z to elements that look like editors.
+    this.board.type = "textarea"; // up to version 1.47
+    Object.defineProperty(this.board, "isContentEditable", { value: true }); // later versions
     this.buttons = {};
     for (const [name, path] of Object.entries(ICONS)) {
       const button = make("button", { type: "button", innerHTML: icon(path), onclick: () => this.use(name) });
@@ -120,13 +122,16 @@ class Brush {
     const left = [...this.paint, brush, erase, ...(this.kind === "color" ? [dropper] : []), this.width];
     const tools = make("div", { className: "flowcore-brush-tools" }, ...left, make("i"), undo, redo, clear, whole);
     this.frame = make("div", { className: "flowcore-brush" }, tools, this.board);
-    // Down here a drag is no drag of the canvas, and a key no shortcut of the page.
+    // Drags must not move the canvas, nor keys act as shortcuts of the page.
     tools.addEventListener("pointerdown", (event) => event.stopPropagation());
     this.frame.addEventListener("keydown", (event) => this.key(event));
     this.board.addEventListener("pointerdown", (event) => this.down(event));
     this.board.addEventListener("pointermove", (event) => this.move(event));
     for (const end of ["pointerup", "pointercancel"]) this.board.addEventListener(end, (event) => this.up(event));
-    this.watch = new ResizeObserver(() => (this.resize(this.size), this.look())); // in a closed subgraph it has no size
+    this.watch = new ResizeObserver(() => { // it has no size until its subgraph is open
+      this.resize(this.size);
+      this.look();
+    });
     this.watch.observe(this.board);
     label(this.board, "paint");
     say("unpainted").then((text) => (this.hint.textContent = text));
@@ -144,7 +149,10 @@ class Brush {
   amountInput() {
     const slider = make("input", { type: "range", min: 0, max: 1, step: 0.05, value: this.amount, className: "amount" });
     slider.style.background = `linear-gradient(to right, ${heat(0)}, ${heat(0.55)} 55%, ${heat(1)})`;
-    slider.oninput = () => ((this.amount = Number(slider.value)), this.tool === "erase" && this.choose("brush"));
+    slider.oninput = () => {
+      this.amount = Number(slider.value);
+      if (this.tool === "erase") this.choose("brush");
+    };
     label(slider, "amount");
     return [slider];
   }
@@ -157,14 +165,14 @@ class Brush {
 
   // --- what the node knows
 
-  /** Follow whatever else changes the text, the wire or the picture at its other end. */
+  /** Follow changes of the text, of the wire, and of the picture at its other end. */
   follow() {
     after(this.painting, "callback", () => this.read());
-    onChoice(this.node, "image", choiceOf, (_, another) => {
-      if (another) this.change([]); // they were of the picture before; undo brings them back
+    onUpstreamChoice(this.node, "image", pictureWidget, (_, changed) => {
+      if (changed) this.change([]); // the strokes were on the picture before; undo brings them back
       this.read();
     });
-    this.board.addEventListener("pointerenter", () => this.read()); // there is no event for a picture from elsewhere
+    this.board.addEventListener("pointerenter", () => this.read()); // there is no event when another node gets a picture
   }
 
   read() {
@@ -190,9 +198,11 @@ class Brush {
   // --- tools
 
   use(name) {
-    const [back, again] = [() => this.restore(this.past, this.undone), () => this.restore(this.undone, this.past)];
-    const acts = { undo: back, redo: again, clear: () => this.change([]), whole: () => this.enlarge() };
-    (acts[name] ?? (() => this.choose(name)))();
+    if (name === "undo") this.restore(this.past, this.undone);
+    else if (name === "redo") this.restore(this.undone, this.past);
+    else if (name === "clear") this.change([]);
+    else if (name === "whole") this.enlarge();
+    else this.choose(name);
     this.board.focus({ preventScroll: true });
   }
 
@@ -211,7 +221,7 @@ class Brush {
   resize(size) {
     this.size = Math.min(SIZES[1], Math.max(SIZES[0], size));
     this.width.value = Math.log(this.size / SIZES[0]) / Math.log(SIZES[1] / SIZES[0]);
-    const diameter = this.size * Math.max(...this.shown().slice(2));
+    const diameter = this.size * Math.max(...this.box().slice(2));
     this.ring.style.width = this.ring.style.height = `${diameter}px`;
   }
 
@@ -223,34 +233,34 @@ class Brush {
   key(event) {
     const key = event.key.toLowerCase();
     const typing = event.target.tagName === "INPUT";
-    let known = true;
+    let handled = true;
     if ((event.ctrlKey || event.metaKey) && (key === "z" || key === "y")) {
       this.use(key === "y" || event.shiftKey ? "redo" : "undo");
-    } else if (event.ctrlKey || event.metaKey || event.altKey) known = false;
+    } else if (event.ctrlKey || event.metaKey || event.altKey) handled = false;
     else if (key === "[" || key === "]") this.resize(this.size * (key === "]" ? 1.2 : 1 / 1.2));
     else if (KEYS[key] && !(KEYS[key] === "dropper" && this.kind !== "color")) this.use(KEYS[key]);
-    else known = typing;
-    if (!known) return;
+    else handled = typing;
+    if (!handled) return;
     event.stopPropagation();
     if (!typing) event.preventDefault();
   }
 
   // --- painting
 
-  /** Where the picture lies on the board, in the board's own pixels: left, top, width, height. */
-  shown() {
+  /** The box of the picture on the board, in the board's pixels: left, top, width, height. */
+  box() {
     const { picture, board: { clientWidth: wide, clientHeight: high } } = this;
     const shape = picture.naturalWidth && picture.naturalHeight ? picture.naturalWidth / picture.naturalHeight : 1;
     const width = Math.min(wide, high * shape), height = width / shape;
     return [(wide - width) / 2, (high - height) / 2, width, height];
   }
 
-  /** The place of a pointer: shares of the picture, and pixels of the board. */
+  /** The position of a pointer, in fractions of the picture and in pixels of the board. */
   place(event) {
-    const box = this.board.getBoundingClientRect(); // as zoomed
-    const zoom = box.width / (this.board.offsetWidth || 1);
-    const [x, y] = [(event.clientX - box.left) / zoom, (event.clientY - box.top) / zoom];
-    const [left, top, width, height] = this.shown();
+    const board = this.board.getBoundingClientRect(); // as zoomed
+    const zoom = board.width / (this.board.offsetWidth || 1);
+    const [x, y] = [(event.clientX - board.left) / zoom, (event.clientY - board.top) / zoom];
+    const [left, top, width, height] = this.box();
     return { share: [(x - left) / width, (y - top) / height], at: [x, y] };
   }
 
@@ -267,7 +277,7 @@ class Brush {
     this.board.setPointerCapture(event.pointerId);
     const last = event.shiftKey ? this.strokes.at(-1)?.points.at(-1) : undefined;
     const paint = this.tool === "erase" ? { erase: true } : { [this.kind]: this[this.kind] };
-    this.stroke = { ...paint, size: Math.round(this.size * 1e4) / 1e4, points: last ? [last, share] : [share] };
+    this.stroke = { ...paint, size: Math.round(this.size * DIGITS) / DIGITS, points: last ? [last, share] : [share] };
     this.look();
   }
 
@@ -291,7 +301,7 @@ class Brush {
     this.remember(stroke.color);
   }
 
-  /** Keep the colors in use in reach. */
+  /** Add a color to the swatches. */
   remember(color) {
     if (!color || this.swatches.some((swatch) => swatch.dataset.color === color)) return;
     const colors = [color, ...this.swatches.map((swatch) => swatch.dataset.color)];
@@ -317,7 +327,7 @@ class Brush {
     this.look();
   }
 
-  /** The color of a place, with what is painted there. */
+  /** Take the color of the picture and the paint at a position. */
   takeFrom([x, y]) {
     const dot = [0, 0, 1, 1];
     const context = make("canvas", { width: 1, height: 1 }).getContext("2d");
@@ -329,9 +339,9 @@ class Brush {
     this.take(`#${[red, green, blue].map((value) => value.toString(16).padStart(2, "0")).join("")}`);
   }
 
-  /** Show the strokes, and which tools there is use for. */
+  /** Show the strokes, and which tools can be used. */
   look() {
-    const [, , width, height] = this.shown();
+    const [, , width, height] = this.box();
     const scale = SHARP / Math.max(width, height, 1);
     const sides = [width, height].map((side) => Math.max(1, Math.round(side * scale)));
     if (this.layer.width !== sides[0] || this.layer.height !== sides[1]) [this.layer.width, this.layer.height] = sides;
@@ -341,5 +351,67 @@ class Brush {
     this.buttons.undo.disabled = !this.past.length;
     this.buttons.redo.disabled = !this.undone.length;
     this.buttons.clear.disabled = !this.strokes.length;
+  }
+}
+
+// --- strokes
+
+/** Read strokes, see flowcore/images/strokes.py; any other text has none. */
+function parse(text) {
+  try {
+    const strokes = JSON.parse(text || "[]");
+    const isValid = (stroke) => stroke?.points?.length && stroke.points.every((p) => p.every(Number.isFinite)) && stroke.size > 0;
+    return Array.isArray(strokes) ? strokes.filter(isValid) : [];
+  } catch {
+    return [];
+  }
+}
+
+/** Write strokes, one per line. */
+const format = (strokes) => (strokes.length ? `[${strokes.map((stroke) => JSON.stringify(stroke)).join(",\n")}]` : "");
+
+/** Drop points that are nearly on a straight line between others, and digits that nobody sees. */
+const simplified = (points) =>
+  thinned(points).map((point) => point.map((share) => Math.round(share * DIGITS) / DIGITS));
+
+function thinned(points) {
+  if (points.length < 3) return points;
+  const [first, last] = [points[0], points.at(-1)];
+  let far = 0, farthest = 0;
+  for (let k = 1; k < points.length - 1; k++) {
+    const off = distance(points[k], first, last);
+    if (off > far) [far, farthest] = [off, k];
+  }
+  if (far < STRAIGHT) return [first, last];
+  return [...thinned(points.slice(0, farthest + 1)).slice(0, -1), ...thinned(points.slice(farthest))];
+}
+
+function distance([x, y], [u, v], [s, t]) {
+  const length = (s - u) ** 2 + (t - v) ** 2;
+  const along = length ? Math.min(1, Math.max(0, ((x - u) * (s - u) + (y - v) * (t - v)) / length)) : 0;
+  return Math.hypot(x - u - along * (s - u), y - v - along * (t - v));
+}
+
+/** The color of an amount, as CSS writes it. */
+function heat(amount) {
+  const [from, to, share] = amount < 0.55 ? [COLD, MILD, amount / 0.55] : [MILD, HOT, (amount - 0.55) / 0.45];
+  return `rgb(${from.map((value, k) => Math.round(value + (to[k] - value) * share)).join(" ")})`;
+}
+
+/** Clear a canvas and draw strokes on it. */
+function draw(canvas, strokes) {
+  const context = canvas.getContext("2d");
+  const { width, height } = canvas;
+  context.clearRect(0, 0, width, height);
+  context.lineCap = context.lineJoin = "round";
+  for (const stroke of strokes) {
+    context.globalCompositeOperation = stroke.erase ? "destination-out" : "source-over";
+    context.strokeStyle = stroke.color ?? (stroke.erase ? "#000" : heat(stroke.amount ?? 0));
+    context.lineWidth = Math.max(1, stroke.size * Math.max(width, height));
+    context.beginPath();
+    const [start, ...path] = stroke.points;
+    context.moveTo(start[0] * width, start[1] * height);
+    for (const [x, y] of path.length ? path : [start]) context.lineTo(x * width, y * height);
+    context.stroke();
   }
 }

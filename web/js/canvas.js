@@ -1,18 +1,18 @@
-// What our widgets share: how they are attached to a node, write into other widgets, and speak the language of the frontend.
+// What our widgets share: elements on nodes, values of other widgets, and texts in the language of the frontend.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 
 const MARGIN = 10; // that the classic canvas leaves around an element
 
-/** Language to its texts, of all packs. */
+/** The texts of all packs, by language. */
 export const texts = Promise.resolve(api.getCustomNodesI18n?.()).then((every) => every ?? {}, () => ({}));
 
 /** The language of the frontend. */
 export const language = () => app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
 
 /**
- * Say something: the text that a key stands for, with values filled in. English where there is no translation; where there
- * is no text at all, as on a server that runs since before an update, the name that it would hold.
+ * The text of a key, with values filled in; in English if there is no translation. If there is no text at all, because the
+ * server was started before an update, the value `name`.
  */
 export async function say(key, values = {}) {
   const every = await texts;
@@ -27,7 +27,7 @@ export async function label(element, key, values) {
   element.setAttribute("aria-label", text);
 }
 
-/** An icon of lines, drawn in a square of 24: not every font has the signs. */
+/** An icon of lines in a square of 24, for signs that not every font has. */
 export const icon = (path) => `<svg viewBox="0 0 24 24"><path d="${path}"/></svg>`;
 
 /** Make an element with properties and children. */
@@ -37,9 +37,9 @@ export function make(kind, fields = {}, ...children) {
   return made;
 }
 
-const SMALL = 96; // pixels: such a picture is enlarged without smoothing
+const SMALL = 96; // pixels up to which a picture is enlarged without smoothing
 
-/** Show a picture in an image. */
+/** Set the picture of an image element; a small one is shown with sharp pixels. */
 export function sharpen(image, url) {
   image.onload = () => image.classList.toggle("small", Math.max(image.naturalWidth, image.naturalHeight) < SMALL);
   image.src = url;
@@ -57,7 +57,7 @@ export const isOurs = (node) => Boolean(node?.comfyClass?.startsWith("Flowcore")
 /** The widget of a name. */
 export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
 
-/** Act after a method of a node or a widget, which need not have one. */
+/** Call `act` after every call of a method of a node or widget, which need not have that method yet. */
 export function after(target, name, act) {
   const before = target[name];
   target[name] = function () {
@@ -67,30 +67,32 @@ export function after(target, name, act) {
   };
 }
 
-/** Give a widget a value as if it had been typed: both renderers and all listeners are told, and the workflow has changed. */
+/** Set the value of a widget as if it had been typed: renderers and listeners are told, and the workflow has changed. */
 export function set(node, widget, value) {
   if (widget.value === value) return;
-  [stepped, widget.value] = [false, value];
+  stepped = false;
+  widget.value = value;
   widget.callback?.(value, app.canvas, node);
   stepped = true;
   node.setDirtyCanvas?.(true, true);
   changed();
 }
 
-let unnoticed = false; // whether the workflow has changed since the frontend looked
-let held = false; // whether a button of the mouse or a key is down
-let stepped = true; // whether numbers change by a step: we do not write them, nor does a person type them
+let unnoticed = false; // whether the workflow has changed since the frontend's last snapshot
+let pressed = false; // whether a mouse button or a key is down
+let stepped = true; // false while we set a number, or a person types one
 
+/** Whether a number changes by the arrows of its widget or after a run. */
 export const isStepped = () => stepped;
 
 /**
- * Let the frontend look for what has changed, for its drafts and its undo: by itself it does so before our clicks are handled,
- * and never after a drag on our elements. All that one gesture writes is one step of undo.
+ * Let the frontend take a snapshot for its drafts and its undo. By itself, it takes one before our click handlers run, and none
+ * after a drag on our elements. Everything that one gesture changes is one step of undo.
  */
 export function changed() {
   unnoticed = true;
   setTimeout(() => {
-    if (held || !unnoticed) return;
+    if (pressed || !unnoticed) return;
     unnoticed = false;
     app.canvas.emitBeforeChange();
     app.canvas.emitAfterChange();
@@ -99,15 +101,15 @@ export function changed() {
 
 for (const [event, begins] of Object.entries({ pointerdown: true, keydown: true, pointerup: false, pointercancel: false, keyup: false })) {
   window.addEventListener(event, ({ target }) => {
-    held = begins;
+    pressed = begins;
     if (begins) stepped = event !== "keydown" || !target.matches?.("input, textarea");
     if (unnoticed) changed();
   }, true);
 }
 
 /**
- * Draw a widget anew. Nodes 2.0 asks only once what a seed does after a run, and then shows and writes what it knows:
- * left out of one picture of the node, the widget asks again.
+ * Draw a widget again. Nodes 2.0 reads only once what a seed does after a run; a widget that was hidden for a frame reads it
+ * again.
  */
 export function redraw(node, widget) {
   if (!LiteGraph.vueNodesMode || widget.options.hidden) return;
@@ -115,31 +117,31 @@ export function redraw(node, widget) {
   requestAnimationFrame(() => requestAnimationFrame(() => hide(node, [widget], () => false)));
 }
 
-/** Let Nodes 2.0 read the options of all widgets again: it watches their list, and not the options. */
+/** Make Nodes 2.0 read the options of all widgets again: it watches their list, not the options. */
 export function refresh(node) {
   node.widgets.reverse();
   node.widgets.reverse();
 }
 
-/** Hide those of some widgets that are to be hidden, and show the others. */
+/** Hide those widgets for which `isHidden` is true, and show the others. */
 export function hide(node, widgets, isHidden) {
-  const changed = widgets.filter((widget) => Boolean(widget.options.hidden) !== Boolean(isHidden(widget)));
-  if (!changed.length) return;
-  for (const widget of changed) widget.hidden = widget.options.hidden = !widget.options.hidden;
+  const toggled = widgets.filter((widget) => Boolean(widget.options.hidden) !== Boolean(isHidden(widget)));
+  if (!toggled.length) return;
+  for (const widget of toggled) widget.hidden = widget.options.hidden = !widget.options.hidden;
   refresh(node);
   node.setDirtyCanvas?.(true, true);
 }
 
-/** Whether a value comes along a wire, so that the widget does not count. */
+/** Whether an input is connected, so that its widget has no effect. */
 export const wired = (node, name) => node.inputs?.some((input) => input.name === name && input.link != null) ?? false;
 
-/** The left end of sliders that can follow the model; anything below 0 does. */
-export const OWN = -0.1;
+/** The left end of sliders that can follow the model, as any value below 0 does; see nodes/widgets.py. */
+export const FROM_MODEL = -0.1;
 
-/** Whether a click picks one of a node's pictures. */
+/** Whether one of a node's pictures can be picked. */
 export const picks = (node) => isOurs(node) && widgetOf(node, "pick");
 
-// Of all our elements: the area of a node, what has the focus, small pictures, and what is said where there is nothing to show.
+// For all our elements: the area of a node, the focus, small pictures, and the hint of an empty view.
 const SHARED = `<style>
 .flowcore-area { display: flex; flex-direction: column; gap: 4px; box-sizing: border-box; }
 .flowcore-element:focus-visible, .flowcore-element :focus-visible { outline: 2px solid var(--p-primary-color, #4a90e2); }
@@ -151,8 +153,8 @@ const SHARED = `<style>
 </style>`;
 
 /**
- * Add an element to a node that is no value of the workflow: neither saved, nor sent. The rules of its look lie in it, not
- * in the head of the page that all packs share; they name our classes only. App mode, without a node, shows the title.
+ * Add an element to a node, which is neither saved with the workflow nor sent. Its styles are inside it, not in the head of the
+ * page, which all packs share. App mode shows the title.
  */
 export function addElement(node, name, element, height, look, title) {
   element.classList.add("flowcore-element");
@@ -167,42 +169,39 @@ export function addElement(node, name, element, height, look, title) {
     getMinHeight: () => parseFloat(element.style.minHeight) + 2 * MARGIN,
   });
   if (title) say(title).then((text) => (widget.label = text));
-  widget.serialize = false; // this one counts when a workflow is saved, the option when it is sent
+  widget.serialize = false; // for saving; the option above is for sending
   requestAnimationFrame(showElements);
   return widget;
 }
 
 const owners = new WeakMap(); // from elements to their nodes and the names of their widgets
 
-/** Show the elements of the nodes that are there: Nodes 2.0 leaves those of nodes of their numbers that an undo or a tab replaces. */
+/** After an undo or a switch of tabs, replace the elements of old nodes, which Nodes 2.0 keeps, by those of new ones with their ids. */
 function showElements() {
-  for (const shown of document.querySelectorAll(".flowcore-element")) {
-    const [before, name] = owners.get(shown);
-    if (before.graph?.getNodeById(before.id) === before) continue;
-    const node = app.canvas.graph.getNodeById(before.id), element = node && widgetOf(node, name)?.element;
-    if (element) shown.replaceWith(element);
+  for (const old of document.querySelectorAll(".flowcore-element")) {
+    const [owner, name] = owners.get(old);
+    if (owner.graph?.getNodeById(owner.id) === owner) continue;
+    const node = app.canvas.graph.getNodeById(owner.id), element = node && widgetOf(node, name)?.element;
+    if (element) old.replaceWith(element);
   }
 }
 
 export const AREA = "flowcore_area"; // name of the widget
 const HIGH = 300; // pixels of an area with pictures
-const LOW = 110; // and of one with a text alone
+const LOW = 110; // pixels of one with only text
 
-/**
- * The one area of a node for what its runs show: pictures, and a text below them. It keeps its height, whatever is in it;
- * where a person makes the node taller, it grows with it.
- */
+/** The area of a node that shows the pictures of its runs, and a text below them. It grows only with the node. */
 export function areaOf(node) {
-  const there = widgetOf(node, AREA)?.element;
-  if (there) return there;
+  const existing = widgetOf(node, AREA)?.element;
+  if (existing) return existing;
   const area = make("div", { className: "flowcore-area" });
-  area.dataset.captureWheel = "true"; // what has the focus gets the wheel, which Nodes 2.0 otherwise gives to the canvas
+  area.dataset.captureWheel = "true"; // so that the focused element gets the wheel, not the canvas of Nodes 2.0
   addElement(node, AREA, area, picks(node) ? HIGH : LOW, "");
   grow(node);
   return area;
 }
 
-/** Let the area of a node be at least so many pixels higher than it is anyway. */
+/** Make the area of a node at least this many pixels higher than usual. */
 export function heighten(node, more) {
   const area = areaOf(node);
   area.style.setProperty("--more", `${more}px`);
@@ -212,7 +211,7 @@ export function heighten(node, more) {
 
 /** Make a node as large as its elements need. */
 export function grow(node, width = 0) {
-  const height = LiteGraph.vueNodesMode ? 0 : node.computeSize()[1]; // Nodes 2.0 measures by itself
+  const height = LiteGraph.vueNodesMode ? 0 : node.computeSize()[1]; // Nodes 2.0 measures it
   if (node.size[0] < width || node.size[1] < height)
     node.setSize([Math.max(width, node.size[0]), Math.max(height, node.size[1])]);
 }

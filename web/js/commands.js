@@ -1,36 +1,36 @@
-// A command, also in the toolbox of a selected node, enlarges its picture: by Load Flow Model, Flow Upscale and Save Image.
+// A command, also in the toolbox of a selected node, that enlarges its picture: it adds Load Flow Model, Flow Upscale, Save Image.
 import { app } from "../../../scripts/app.js";
 import { say, widgetOf } from "./canvas.js";
 
 const ID = "flowcore.enlarge";
 const GAP = 60, LOWER = 150; // pixels between nodes; of the loader, below the wire of the picture
 
-const pictureOf = (item) => item.outputs?.findIndex(({ type }) => type === "IMAGE") ?? -1; // the place of its output
+const imageOutput = (item) => item.outputs?.findIndex(({ type }) => type === "IMAGE") ?? -1;
 
 app.registerExtension({
   name: "flowcore.commands",
   commands: [{ id: ID, label: "Enlarge this picture", icon: "pi pi-search-plus", function: enlarge }],
-  getSelectionToolboxCommands: (item) => (pictureOf(item) < 0 ? [] : [ID]),
+  getSelectionToolboxCommands: (item) => (imageOutput(item) < 0 ? [] : [ID]),
 });
 
 async function enlarge() {
-  const chosen = [...app.canvas.selectedItems].find((item) => pictureOf(item) >= 0);
+  const chosen = [...app.canvas.selectedItems].find((item) => imageOutput(item) >= 0);
   if (!chosen) return app.extensionManager.toast.add({ severity: "info", summary: await say("unchosen"), life: 5000 });
   let left = chosen.pos[0] + chosen.size[0];
   app.canvas.emitBeforeChange();
-  const [loader, made, saving] = ["FlowcoreLoadModel", "FlowcoreUpscale", "SaveImage"].map((kind, place) => {
+  const [loader, upscaler, saving] = ["FlowcoreLoadModel", "FlowcoreUpscale", "SaveImage"].map((kind, place) => {
     const node = LiteGraph.createNode(kind);
     node.pos = [left + GAP, chosen.pos[1] + (place ? 0 : LOWER)];
     left += GAP + node.size[0];
     const values = node.widgets.map(({ value }) => value);
     chosen.graph.add(node);
-    node.widgets.forEach((widget, k) => (widget.value = values[k])); // the frontend keeps those of an earlier node of its number
+    node.widgets.forEach((widget, k) => (widget.value = values[k])); // the frontend restores those of an earlier node with this id
     return node;
   });
-  loader.connect(0, made, "model");
-  chosen.connect(pictureOf(chosen), made, "image");
-  made.connect(0, saving, "images");
+  loader.connect(0, upscaler, "model");
+  chosen.connect(imageOutput(chosen), upscaler, "image");
+  upscaler.connect(0, saving, "images");
   widgetOf(saving, "filename_prefix").value = "flowcore/enlarged";
-  app.canvas.selectItems([made]);
+  app.canvas.selectItems([upscaler]);
   app.canvas.emitAfterChange();
 }

@@ -1,7 +1,7 @@
-// The picture of Flow Align Face shows the eyes that were found, and takes clicks, which `left_eye` and `right_eye` hold.
+// The picture of Flow Align Face: it shows the detected eyes, and clicks on it change `left_eye` and `right_eye`.
 import { app } from "../../../scripts/app.js";
 import { addElement, after, isOurs, label, make, say, set, widgetOf } from "./canvas.js";
-import { choiceOf, onChoice, pictureAt } from "./picture.js";
+import { onUpstreamChoice, pictureAt, pictureWidget } from "./picture.js";
 import { onResult } from "./runs.js";
 
 const LOOK = `<style>
@@ -14,58 +14,115 @@ const LOOK = `<style>
 const parse = (text) => (text.match(/[\d.]+\D+[\d.]+/g) ?? []).map((point) => point.match(/[\d.]+/g).map(Number));
 const format = (points) => points.map(([x, y]) => `${x.toFixed(1)}, ${y.toFixed(1)}`).join("; ");
 
-onResult((node, { eyes }) => node.flowcoreEyes?.(eyes));
-
 app.registerExtension({
   name: "flowcore.eyes",
   nodeCreated(node) {
     const fields = ["left_eye", "right_eye"].map((name) => widgetOf(node, name));
-    if (!isOurs(node) || fields.includes(undefined)) return;
-    const frame = make("div", { className: "flowcore-eyes flowcore-view", innerHTML: "<p></p><svg><image/><g/></svg>" });
-    const [hint, svg] = frame.children, [shown, dots] = svg.children;
-    const picture = Object.assign(new Image(), { onload: () => draw() });
-    let held, moved, found = [[], []]; // side and place of the dot that is dragged; what the last run found, shown where nothing is marked
-    const read = (marked = fields.map((field) => parse(String(field.value ?? "")))) => (marked.flat().length ? marked : structuredClone(found));
-    const write = (sides) => fields.forEach((field, side) => set(node, field, format(sides[side])));
-    const draw = () => {
-      const { naturalWidth: wide, naturalHeight: high } = picture;
-      svg.setAttribute("viewBox", `0 0 ${wide} ${high}`);
-      const dot = ([x, y], side, at) => `<circle cx="${x}" cy="${y}" r="${Math.max(wide, high) / 90}" data-eye="${side} ${at}"/>`;
-      dots.innerHTML = read().flatMap((points, side) => points.map((point, at) => dot(point, side, at))).join("");
-    };
-    const follow = () => {
-      const address = pictureAt(node, "image");
-      frame.classList.toggle("empty", !address);
-      if (address && shown.getAttribute("href") !== address) shown.setAttribute("href", (picture.src = address));
-      draw();
-    };
-    const move = ({ clientX, clientY, movementX, movementY }) => {
-      if (!held || !(moved ||= movementX || movementY)) return;
-      const { naturalWidth: wide, naturalHeight: high } = picture, sides = read();
-      const { left, top, width, height } = svg.getBoundingClientRect(), scale = Math.min(width / wide, height / high);
-      const within = (middle, side) => Math.min(side, Math.max(0, middle / scale + side / 2));
-      sides[held[0]][held[1]] = [within(clientX - left - width / 2, wide), within(clientY - top - height / 2, high)];
-      write(sides);
-    };
-    const quiet = (event) => (event.stopPropagation(), event.preventDefault()); // no drag of the node, nor its menu
-    const press = (event) => {
-      quiet(event);
-      if (event.button) return event.button === 2 && write([[], []]);
-      const sides = read(), next = Number(sides[0].length > sides[1].length), dot = event.target.dataset.eye?.split(" ");
-      [held, moved] = [dot ?? [next, sides[next].length], !dot];
-      svg.setPointerCapture(event.pointerId);
-      move(event);
-    };
-    const release = () => (held && !moved && write(read().map((points) => points.toSpliced(held[1], 1))), (held = undefined)); // a face goes
-    Object.assign(svg, { onpointerdown: press, onpointermove: move, onpointerup: release, oncontextmenu: quiet });
-    frame.onpointerenter = follow; // there is no event for a picture from elsewhere
-    for (const field of fields) after(field, "callback", draw);
-    node.flowcoreEyes = (eyes = found) => ((found = eyes), setTimeout(follow));
-    onChoice(node, "image", choiceOf, (_, another) => {
-      if (another) (found = [[], []]), write(found); // they were of the picture before
-      follow();
-    });
-    label(svg, "mark"), say("unmarked").then((text) => (hint.textContent = text));
-    addElement(node, "flowcore_eyes", frame, 200, LOOK, "eyes");
+    if (isOurs(node) && fields.every(Boolean)) node.flowcoreEyes = new Eyes(node, fields);
   },
 });
+
+onResult((node, { eyes }) => node.flowcoreEyes?.detect(eyes));
+
+class Eyes {
+  constructor(node, fields) {
+    this.node = node;
+    this.fields = fields;
+    this.detected = [[], []]; // left and right eyes of the last run, which are shown if no eyes are marked
+    this.dragged = undefined; // side and index of a dot
+    this.frame = make("div", { className: "flowcore-eyes flowcore-view", innerHTML: "<p></p><svg><image/><g/></svg>" });
+    const [hint, svg] = this.frame.children;
+    this.svg = svg;
+    [this.image, this.dots] = svg.children;
+    this.picture = Object.assign(new Image(), { onload: () => this.draw() });
+    Object.assign(svg, {
+      onpointerdown: (event) => this.press(event),
+      onpointermove: (event) => this.move(event),
+      onpointerup: () => this.release(),
+      oncontextmenu: consume,
+    });
+    this.frame.onpointerenter = () => this.follow(); // there is no event when another node gets a picture
+    for (const field of fields) after(field, "callback", () => this.draw());
+    onUpstreamChoice(node, "image", pictureWidget, (_, changed) => {
+      if (changed) { // the eyes were those of the picture before
+        this.detected = [[], []];
+        this.write(this.detected);
+      }
+      this.follow();
+    });
+    label(svg, "mark");
+    say("unmarked").then((text) => (hint.textContent = text));
+    addElement(node, "flowcore_eyes", this.frame, 200, LOOK, "eyes");
+  }
+
+  detect(eyes) {
+    if (eyes) this.detected = eyes;
+    setTimeout(() => this.follow());
+  }
+
+  /** The marked eyes, else a copy of those detected: a list of points for each side. */
+  read() {
+    const marked = this.fields.map((field) => parse(String(field.value ?? "")));
+    return marked.flat().length ? marked : structuredClone(this.detected);
+  }
+
+  write(sides) {
+    this.fields.forEach((field, side) => set(this.node, field, format(sides[side])));
+  }
+
+  follow() {
+    const address = pictureAt(this.node, "image");
+    this.frame.classList.toggle("empty", !address);
+    if (address && this.image.getAttribute("href") !== address) {
+      this.picture.src = address;
+      this.image.setAttribute("href", address);
+    }
+    this.draw();
+  }
+
+  draw() {
+    const { naturalWidth: width, naturalHeight: height } = this.picture;
+    this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    const radius = Math.max(width, height) / 90;
+    const circle = ([x, y], side, k) => `<circle cx="${x}" cy="${y}" r="${radius}" data-eye="${side} ${k}"/>`;
+    this.dots.innerHTML = this.read().flatMap((points, side) => points.map((point, k) => circle(point, side, k))).join("");
+  }
+
+  press(event) {
+    consume(event);
+    if (event.button === 2) this.write([[], []]);
+    if (event.button) return;
+    const sides = this.read();
+    const side = Number(sides[0].length > sides[1].length); // complete the last pair
+    const dot = event.target.dataset.eye?.split(" ").map(Number);
+    this.dragged = dot ?? [side, sides[side].length];
+    this.moved = !dot; // a new eye is drawn at once
+    this.svg.setPointerCapture(event.pointerId);
+    this.move(event);
+  }
+
+  move({ clientX, clientY, movementX, movementY }) {
+    this.moved ||= Boolean(movementX || movementY);
+    if (!this.dragged || !this.moved) return;
+    const { naturalWidth, naturalHeight } = this.picture;
+    const { left, top, width, height } = this.svg.getBoundingClientRect();
+    const scale = Math.min(width / naturalWidth, height / naturalHeight);
+    const within = (fromCenter, side) => Math.min(side, Math.max(0, fromCenter / scale + side / 2));
+    const sides = this.read(), [side, k] = this.dragged;
+    sides[side][k] = [within(clientX - left - width / 2, naturalWidth), within(clientY - top - height / 2, naturalHeight)];
+    this.write(sides);
+  }
+
+  /** End a drag; a click without one removes the face of its dot. */
+  release() {
+    const dot = this.dragged;
+    this.dragged = undefined;
+    if (dot && !this.moved) this.write(this.read().map((points) => points.toSpliced(dot[1], 1)));
+  }
+}
+
+/** Keep an event from dragging the node or opening its menu. */
+function consume(event) {
+  event.stopPropagation();
+  event.preventDefault();
+}

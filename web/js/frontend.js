@@ -1,32 +1,35 @@
-// The parts of the frontend that it does not publish, each in one place: what a later version names otherwise, is mended here.
+// Private parts of the frontend: if a later version renames them, only this file needs to change.
 import { app } from "../../../scripts/app.js";
 
-/** Whether a workflow is being opened: what it says stays as it is. */
+/** Whether a workflow is being opened, whose values must not change. */
 export const isOpening = () => Boolean(app.configuringGraph);
 
-/** The first picture that a node has shown after a run, as the server names it. */
+/** The server's record of the first picture that a node showed after a run. */
 export const shownBy = (node) => app.nodeOutputs?.[String(node.id)]?.images?.[0];
 
 const store = (name) => app.extensionManager._p?._s?.get(name);
 
-/** Let the pictures in a node's output stand where the previews of its run do. */
+/** Replace the previews of a run by the pictures in the node's output. */
 export const endPreviews = ({ id, graph }) =>
   store("nodeOutput")?.revokePreviewsByLocatorId?.(graph.isRootGraph ? String(id) : `${graph.id}:${id}`);
 
-/** The path of the workflow that a run was queued from, if this page has queued it. */
+/** The path of the workflow that a run was queued from, if this page queued it. */
 export const origin = (run) => store("execution")?.jobIdToSessionWorkflowPath?.get(run);
 
-/** Let the classic canvas fold what Nodes 2.0 folds, without leaving room for it; the menu of the node shows it, as `toggle` does. */
+/** Make the classic canvas fold advanced widgets, as Nodes 2.0 does, without leaving space for them. */
 export function foldAdvanced(node, isFolded) {
   for (const widget of node.widgets) widget.advanced = Boolean(widget.options?.advanced) && isFolded(widget);
   node.getLayoutWidgets = () => node.widgets.filter((widget) => node.isWidgetVisible(widget));
   node.showAdvanced ||= app.extensionManager.setting?.get("Comfy.Node.AlwaysShowAdvancedWidgets");
 }
 
-/** Let a node stand first in a search among equals, as if it were in use more; or behind better hits, by `worse`. */
-export const favor = (definition, worse = 0) => (definition.postProcessSearchScores = ([kind, ...more]) => [kind + worse, -1, ...more]);
+/** Rank a node first in a search among equal matches; or `worse` steps behind better matches. Scores are better if smaller. */
+export function rankInSearch(definition, worse = 0) {
+  definition.postProcessSearchScores = ([match, ...others]) => [match + worse, -1, ...others];
+}
 
-/** Act when the server is asked to stop, which the page does not say. */
-export const onStop = (act) =>
-  new PerformanceObserver((asked) => asked.getEntries().some(({ name }) => /\/(interrupt|cancel)$/.test(name)) && act())
-    .observe({ type: "resource" });
+/** Call `act` when the page asks the server to stop. The page has no event for this, so watch its requests. */
+export function onStop(act) {
+  const isStop = ({ name }) => /\/(interrupt|cancel)$/.test(name);
+  new PerformanceObserver((requests) => requests.getEntries().some(isStop) && act()).observe({ type: "resource" });
+}

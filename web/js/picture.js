@@ -1,17 +1,20 @@
-// The picture that comes along a wire, as far as the page knows it: of Load Image and Flow Example at once, of other nodes
-// after a run. A picture that is dropped on a node of ours goes where its picture comes from.
+// The picture at an input, if the page knows it: that of Load Image and Flow Example at once, that of other nodes after a
+// run. A picture that is dropped on one of our nodes goes to the node that its picture comes from.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { after, changed, isOurs, set, widgetOf } from "./canvas.js";
 import { shownBy } from "./frontend.js";
 
-let dropped = 0; // when a file was dropped, in ms
+const JUST_NOW = 5000; // ms after which a new Load Video node is not from a drop
+const GAP = [60, 80]; // pixels between a dropped film and other nodes, across and down
+let dropped = 0; // time of the last drop of a file, in ms
 
 app.registerExtension({
   name: "flowcore.picture",
   setup: () => window.addEventListener("drop", () => (dropped = Date.now()), true),
   nodeCreated(node) {
-    if (node.comfyClass === "LoadVideo" && Date.now() - dropped < 5000) after(node, "onAdded", () => setTimeout(() => connectFilm(node)));
+    if (node.comfyClass === "LoadVideo" && Date.now() - dropped < JUST_NOW)
+      after(node, "onAdded", () => setTimeout(() => connectFilm(node)));
     if (node.comfyClass === "FlowcoreExample") return takeSeveral(node);
     const input = isOurs(node) && node.inputs?.find(({ type }) => /^IMAGE\b/.test(type))?.name;
     if (!input) return;
@@ -20,80 +23,80 @@ app.registerExtension({
   },
 });
 
-/** Connect a film that was dropped on the canvas to what takes one, in place of what is there, and put it below that. */
+/** Connect a film that was dropped on the canvas to a node that takes one, and put it below what was connected there. */
 function connectFilm(film) {
   const takes = (node) => isOurs(node) && node.inputs.find(({ type }) => String(type).split(",").includes("VIDEO"))?.name;
   const node = film.graph?.nodes.find(takes);
   if (!node) return;
   film.connect(0, node, takes(node));
   const before = film.graph.nodes.filter((other) => other !== film && other.pos[0] < node.pos[0] && other.comfyClass);
-  const left = Math.min(...before.map(({ pos }) => pos[0]), node.pos[0] - film.size[0] - 60);
+  const left = Math.min(...before.map(({ pos }) => pos[0]), node.pos[0] - film.size[0] - GAP[0]);
   const column = before.filter(({ pos }) => pos[0] < left + film.size[0]);
-  film.pos = [left, Math.max(node.pos[1], ...column.map(({ pos, size }) => pos[1] + size[1] + 80))];
+  film.pos = [left, Math.max(node.pos[1], ...column.map(({ pos, size }) => pos[1] + size[1] + GAP[1]))];
   changed();
 }
 
-/** Let several files, or a folder, that are dropped on Flow Example become a folder of the input folder, which it shows. */
+/** If several files or a folder are dropped on Flow Example, upload them as a folder of the input folder, and choose that. */
 function takeSeveral(node) {
-  const one = node.onDragDrop;
+  const takeOne = node.onDragDrop;
   node.onDragDrop = async function (event) {
     const { items = [], files = [] } = event.dataTransfer ?? {};
     const folders = [...items].map((item) => item.webkitGetAsEntry?.()).filter((entry) => entry?.isDirectory);
-    const given = [...files].filter(({ type }) => type.startsWith("image/")); // after this the drop is forgotten
-    const pictures = [...given, ...(await Promise.all(folders.map(picturesIn))).flat()];
-    if (pictures.length < 2 && !folders.length) return one?.apply(this, arguments);
+    const images = [...files].filter(({ type }) => type.startsWith("image/")); // before any await, which empties the drop
+    const pictures = [...images, ...(await Promise.all(folders.map(picturesIn))).flat()];
+    if (pictures.length < 2 && !folders.length) return takeOne?.apply(this, arguments);
     if (!pictures.length) return false;
     const name = (folders[0]?.name ?? pictures[0].name.replace(/\.\w+$/, "")).replace(/[^\p{L}\p{N} _-]/gu, "_");
-    const folder = `flowcore/${name} ${new Date().toISOString().replace(/\D/g, "").slice(0, 14)}`; // never one that is there
+    const folder = `flowcore/${name} ${new Date().toISOString().replace(/\D/g, "").slice(0, 14)}`; // always a new one
     for (const [number, file] of pictures.entries()) {
-      const body = new FormData(); // numbered, since names of several folders may be alike, and sorting them keeps their order
+      const body = new FormData(); // with numbers, because names may repeat, and to keep the order
       body.append("image", file, `${String(number + 1).padStart(4, "0")} ${file.name}`);
       body.append("subfolder", folder);
       await api.fetchApi("/upload/image", { method: "POST", body });
     }
-    const choice = choiceOf(node);
+    const choice = pictureWidget(node);
     choice.options.values.push(folder);
     set(node, choice, folder);
     return true;
   };
 }
 
-/** The pictures in a folder that was dropped, and in those in it. */
+/** The pictures in a folder that was dropped, at any depth. */
 async function picturesIn(entry) {
-  const [reader, found] = [entry.createReader?.(), []];
+  const reader = entry.createReader?.(), entries = [];
   if (!reader) return [await new Promise((...ends) => entry.file(...ends))].filter(({ type }) => type.startsWith("image/"));
-  for (let part; (part = await new Promise((...ends) => reader.readEntries(...ends))).length; ) found.push(...part);
-  return (await Promise.all(found.sort((a, b) => (a.name < b.name ? -1 : 1)).map(picturesIn))).flat();
+  for (let part; (part = await new Promise((...ends) => reader.readEntries(...ends))).length; ) entries.push(...part);
+  return (await Promise.all(entries.sort((a, b) => (a.name < b.name ? -1 : 1)).map(picturesIn))).flat();
 }
 
-/** The address of a picture in one of the host's folders. */
+/** The URL of a picture in one of the host's folders. */
 export const addressOf = ({ filename, subfolder = "", type = "input" }) =>
   api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
 
-/** The address of the picture at an input of a node; undefined if there is none yet. */
+/** The URL of the picture at an input of a node; undefined if it is not known yet. */
 export function pictureAt(node, name) {
   const origin = originOf(node, name);
   if (!origin) return undefined;
-  const file = choiceOf(origin)?.value;
+  const file = pictureWidget(origin)?.value;
   if (["LoadImage", "FlowcoreExample"].includes(origin.type) && typeof file === "string" && file) {
-    const { flowcore_files: ours, flowcore_films: films } = origin.constructor.nodeData?.input?.required?.picture?.[1] ?? {};
-    // Of films, batches and folders the page shows another picture, or all of them.
-    if (films?.includes(file) || (ours?.[file] ? ours[file].length > 1 : !/\.\w+( \[\w+\])?$/.test(file))) return undefined;
-    const cut = file.lastIndexOf("/"); // what may stand behind the name, as in "a.png [output]", is for the host
+    const { flowcore_files: examples, flowcore_films: films } = origin.constructor.nodeData?.input?.required?.picture?.[1] ?? {};
+    const isOne = examples?.[file] ? examples[file].length === 1 : /\.\w+( \[\w+\])?$/.test(file); // no batch or folder
+    if (films?.includes(file) || !isOne) return undefined;
+    const cut = file.lastIndexOf("/"); // the host handles a suffix such as in "a.png [output]"
     return addressOf({ filename: file.slice(cut + 1), subfolder: file.slice(0, Math.max(0, cut)) });
   }
   const shown = shownBy(origin);
   return shown && addressOf(shown);
 }
 
-/** The widget in which Load Image or Flow Example has its picture chosen. */
-export const choiceOf = (node) => node && (widgetOf(node, "image") ?? widgetOf(node, "picture"));
+/** The widget with the picture of Load Image or Flow Example. */
+export const pictureWidget = (node) => node && (widgetOf(node, "image") ?? widgetOf(node, "picture"));
 
-/** The node at the other end of an input's wire, past what only leads it along. */
+/** The node at the other end of an input's wire, past reroutes and subgraph inputs. */
 export function originOf(node, name) {
   const input = node.inputs?.find((each) => each.name === name);
   const link = node.graph?.getLink(input?.link);
-  if (link && link.origin_id === node.graph.inputNode?.id) { // into a subgraph: of the first node that stands for it
+  if (link && link.origin_id === node.graph.inputNode?.id) { // an input of a subgraph: look at the first node of that
     const outside = app.rootGraph.nodes.find(({ subgraph }) => subgraph === node.graph);
     return outside && originOf(outside, node.graph.inputs[link.origin_slot]?.name);
   }
@@ -102,23 +105,23 @@ export function originOf(node, name) {
 }
 
 /**
- * Act on the choice made where an input's wire comes from: when the node is opened or connected, and when another choice
- * is made. `act` gets its widget, if any, and whether another choice was made there.
+ * Watch a widget of the node at an input: call `act` when this node is opened or connected, and when the widget changes.
+ * `act` gets the widget, if there is one, and whether it has changed.
  */
-export function onChoice(node, input, choiceOf, act) {
-  const followed = new WeakSet(); // widgets
+export function onUpstreamChoice(node, input, widgetOfOrigin, act) {
+  const watched = new WeakSet();
   let last, value;
-  const follow = () => {
-    if (node.graph?.getNodeById(node.id) !== node) return; // its values would be those of a node of that number
-    const choice = choiceOf(originOf(node, input));
-    if (choice && !followed.has(choice)) after(choice, "callback", follow);
-    if (choice) followed.add(choice);
-    const another = Boolean(choice) && choice === last && choice.value !== value;
-    [last, value] = [choice, choice?.value];
-    act(choice, another);
-    if (another) changed(); // also by a drop, which the frontend does not notice
+  const update = () => {
+    if (node.graph?.getNodeById(node.id) !== node) return; // replaced by another node with the same id
+    const widget = widgetOfOrigin(originOf(node, input));
+    if (widget && !watched.has(widget)) after(widget, "callback", update);
+    if (widget) watched.add(widget);
+    const hasChanged = Boolean(widget) && widget === last && widget.value !== value;
+    [last, value] = [widget, widget?.value];
+    act(widget, hasChanged);
+    if (hasChanged) changed(); // a drop is a change that the frontend does not notice
   };
-  const later = () => setTimeout(follow); // when the wires and values are there
+  const later = () => setTimeout(update); // when the wires and values are there
   for (const event of ["onConfigure", "onConnectionsChange"]) after(node, event, later);
   later();
 }

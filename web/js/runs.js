@@ -1,35 +1,39 @@
-// What a run has given, on the workflow that it belongs to. What the server says about a run names nodes by their number,
-// and a workflow that was opened meanwhile has nodes of the same numbers.
+// The outputs of runs, for the nodes that they belong to. The server names nodes by id, but another workflow, opened in the
+// meantime, has nodes with the same ids.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { after, isOurs } from "./canvas.js";
 import { endPreviews, origin } from "./frontend.js";
 
-const KEPT = 64; // runs that are asked of the server's history when the page opens
+const RECALLED = 64; // runs that are read from the server's history when the page opens
 
-let running; // id of the run that the server's last messages were about
-const begun = new Set(); // ids of runs that the history had not yet when it was asked
-let history; // what it held when it was last asked: a promise of run to {workflow, nodes, outputs}
-let asking; // a node of the workflow whose run waits for the server's answer: the run may be quicker than that
+let running; // id of the run that the server's latest messages are about
+const unread = new Set(); // ids of runs that were not in the history yet when it was last read
+let history; // a promise of what was read of it: from a run to {workflow, nodes, outputs}
+let queueing; // a node of the workflow that is being queued; its run may start before the server has answered
 
 const nodes = () => (app.rootGraph ?? app.graph).nodes;
 
 for (const event of ["execution_start", "progress_state"]) // the second is heard after a reload, too
-  api.addEventListener(event, ({ detail }) => begun.add((running = detail?.prompt_id)));
-api.addEventListener("promptQueueing", () => ([asking] = nodes()));
-api.addEventListener("promptQueued", () => (asking = undefined));
+  api.addEventListener(event, ({ detail }) => {
+    running = detail?.prompt_id;
+    unread.add(running);
+  });
+api.addEventListener("promptQueueing", () => ([queueing] = nodes()));
+api.addEventListener("promptQueued", () => (queueing = undefined));
 
-/** Whether a run is of the workflow on the canvas, as far as the page knows: it may have been queued before a reload. */
+/** Whether a run is of the workflow on the canvas. If it was queued before a reload, the page does not know, and says yes. */
 export function isHere(run = running) {
   const from = origin(run);
-  return from ? from === app.extensionManager.workflow?.activeWorkflow?.path : !asking || nodes().includes(asking);
+  if (from) return from === app.extensionManager.workflow?.activeWorkflow?.path;
+  return !queueing || nodes().includes(queueing);
 }
 
 const listeners = [];
 
 /**
- * Call a function with a node of ours, its output and the run: after a run of this workflow, and when a workflow is opened
- * again, by a reload, in its tab or by an undo. Then a last argument lists what every run has given, oldest first: [output, run].
+ * Register a function that gets one of our nodes, its output and the run's id: after a run of this workflow, and when a workflow
+ * is opened again, by a reload, a switch of tabs or an undo. Then a fourth argument lists [output, run] of all runs, oldest first.
  */
 export const onResult = (listener) => listeners.push(listener);
 
@@ -52,7 +56,7 @@ function handle(node, output, run, every) {
   if (isOurs(node) && output) for (const listener of listeners) listener(node, output, run, every);
 }
 
-/** Give the nodes of the workflow that is open what its runs have given, as long as the server remembers them. */
+/** Give the nodes of the open workflow the outputs of its runs that the server remembers. */
 async function recall() {
   const { id, subgraphs } = app.rootGraph, graphs = [app.rootGraph, ...(subgraphs?.values() ?? [])];
   if (!graphs.some((graph) => graph.nodes.some(isOurs))) return;
@@ -66,20 +70,20 @@ async function recall() {
   for (const [place, every] of places) handle(nodeAt(place), ...every.at(-1), every);
 }
 
-/** Ask the server for runs that are not known yet. */
+/** Read runs from the server's history that are not known yet. */
 async function read(before) {
   const runs = (await before) ?? new Map();
-  const asked = before ? [...begun].map((run) => `/${run}`) : [`?max_items=${KEPT}`];
-  const answers = asked.map((which) => api.fetchApi(`/history${which}`).then((answer) => answer.json()).catch(() => ({})));
+  const queries = before ? [...unread].map((run) => `/${run}`) : [`?max_items=${RECALLED}`];
+  const answers = queries.map((which) => api.fetchApi(`/history${which}`).then((answer) => answer.json()).catch(() => ({})));
   for (const [run, { prompt, outputs }] of (await Promise.all(answers)).flatMap(Object.entries)) {
     const [, , nodes, extra] = prompt;
     runs.set(run, { workflow: extra?.extra_pnginfo?.workflow?.id, nodes, outputs });
-    begun.delete(run);
+    unread.delete(run);
   }
   return runs;
 }
 
-/** The node of a place that the server names: a number, or numbers along subgraphs, or a subgraph's id and a number. */
+/** The node at a path that the server names: an id, ids through subgraphs such as "3:5", or a subgraph's id and an id. */
 export function nodeAt(place) {
   const steps = String(place).split(":");
   let graph = app.rootGraph ?? app.graph;

@@ -1,26 +1,26 @@
-// The words of the stories in the language of the frontend: notes, and the titles of nodes that are alike. A story holds
-// them in English, with the key of each in `properties.flowcore_words`; what a person has changed stays as it is.
+// Translates the example workflows: notes and titles of nodes. They contain the English text, and its key in
+// `properties.flowcore_words`. Text that a person has changed stays.
 import { app } from "../../../scripts/app.js";
 import { language, texts } from "./canvas.js";
 
-let every = {};
+let allTexts = {};
 
 app.registerExtension({
   name: "flowcore.story",
   async setup() {
-    every = await texts;
+    allTexts = await texts;
   },
   loadedGraphNode(node) {
     const key = node.properties?.flowcore_words;
     if (typeof key !== "string") return;
-    const [english, there] = ["en", language()].map((name) => every[name]?.flowcore?.stories);
-    if (!english || !there) return;
+    const [english, translated] = ["en", language()].map((name) => allTexts[name]?.flowcore?.stories);
+    if (!english || !translated) return;
     if (node.type !== "MarkdownNote") {
-      if (node.title === english[key]) node.title = there[key] ?? node.title;
+      if (node.title === english[key]) node.title = translated[key] ?? node.title;
       return;
     }
-    if (node.title === english.note) node.title = there.note ?? node.title;
+    if (node.title === english.note) node.title = translated.note ?? node.title;
     const text = node.widgets?.[0];
-    if (text?.value === english[key] && there[key]) text.value = there[key];
+    if (text?.value === english[key] && translated[key]) text.value = translated[key];
   },
 });

@@ -1,4 +1,4 @@
-// What a node of ours says: while it runs, and with its result. Only on the node that ran, in the workflow that it ran in.
+// The text on our nodes, while they run and afterwards, only in the workflow that ran.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { AREA, areaOf, heighten, isOurs, make, say, widgetOf } from "./canvas.js";
@@ -21,14 +21,14 @@ const LOOK = `<style>
 .flowcore-text.failed .warning { border-color: var(--error-text, #f44); color: inherit; }
 </style>`;
 
-let executing; // place of the node that runs
+let executing; // path of the running node
 let stopping; // the node that was asked to stop
-let failed; // the node that shows why it failed
+let failed; // the node that shows an error
 
 app.registerExtension({
   name: "flowcore.text",
   nodeCreated(node) {
-    // What is among its outputs as a text, a node that reports also shows.
+    // A node that reports and has a text output shows that text.
     const reports = node.constructor.nodeData?.input?.hidden?.unique_id;
     if (isOurs(node) && reports && node.outputs?.some(({ type }) => type === "STRING")) areaOf(node);
   },
@@ -37,7 +37,7 @@ app.registerExtension({
       executing = event.detail?.node ?? event.detail;
       if (executing == null) stopped();
     });
-    // The page says that a node failed, and not why.
+    // The page marks a failed node but does not say there why it failed.
     api.addEventListener("execution_error", ({ detail: { prompt_id: run, node_id: place, exception_message: reason } }) =>
       isHere(run) && fail(nodeAt(place), reason));
     api.addEventListener("execution_start", () => failed && show(failed, ""));
@@ -51,9 +51,13 @@ app.registerExtension({
 onResult((node, { text, flowcore_notes: warnings }) =>
   text && show(node, [text].flat().filter((line) => !warnings?.includes(line)).join("\n"), warnings));
 
-/** Offer something below the text of a node, until it is taken or the text is another. */
+/** Add a button below the text of a node, until it is clicked or the text changes. */
 export async function offer(node, key, values, act) {
-  const button = make("button", { type: "button", onclick: () => (button.remove(), act()) }, await say(key, values));
+  const onclick = () => {
+    button.remove();
+    act();
+  };
+  const button = make("button", { type: "button", onclick }, await say(key, values));
   const box = boxOf(node);
   (box.firstChild.textContent ? box.firstChild : box).append(" ", button);
 }
@@ -66,10 +70,11 @@ async function stop() {
   boxOf(node).classList.add("stopping");
 }
 
-function stopped() {
+async function stopped() {
   if (!stopping) return;
   boxOf(stopping).classList.remove("stopping");
-  say("stopped").then((text) => show(stopping, text)).then(() => (stopping = undefined));
+  await show(stopping, await say("stopped"));
+  stopping = undefined;
 }
 
 function fail(node, reason) {
@@ -81,21 +86,21 @@ function fail(node, reason) {
 
 function boxOf(node) {
   const area = areaOf(node);
-  const there = area.querySelector(".flowcore-text");
-  if (there) return there;
-  // Nodes 2.0 gives the wheel to what has the focus, and to the canvas otherwise.
+  const existing = area.querySelector(".flowcore-text");
+  if (existing) return existing;
+  // Nodes 2.0 gives the wheel to the focused element, else to the canvas.
   const box = make("div", { className: "flowcore-text", role: "status", tabIndex: -1 });
-  box.addEventListener("pointerdown", (event) => event.stopPropagation()); // a text is selected, no node dragged
+  box.addEventListener("pointerdown", (event) => event.stopPropagation()); // to select text, not to drag the node
   const warning = make("p", { className: "warning" });
   box.append(warning);
   area.append(box);
   area.insertAdjacentHTML("beforeend", LOOK);
-  // Warnings are seen whole: the node grows by their height. Where nothing is laid out, as out of view, it stays as it is.
+  // The node grows by the height of the warnings, so that all of them are visible; out of view, they have no height.
   new ResizeObserver(() => (warning.offsetHeight || !warning.textContent) && heighten(node, warning.offsetHeight)).observe(warning);
   return box;
 }
 
-/** Show a text on a node of ours in place of the one before, warnings first; what stands below an empty line is folded. */
+/** Replace the text on one of our nodes, warnings first; the part below the first empty line is folded. */
 export async function show(node, text, warnings = []) {
   if (!isOurs(node) || !(text || warnings.length || widgetOf(node, AREA))) return;
   const [first, ...rest] = text.split("\n\n");

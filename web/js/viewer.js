@@ -1,11 +1,11 @@
-// Two pictures over each other: a line wipes between them, the wheel zooms, a drag pans, and it opens full screen. It
-// knows nothing of nodes.
+// A viewer of two pictures on top of each other: a line wipes between them, the wheel zooms, a drag pans, and a click opens full
+// screen. It knows nothing about nodes.
 import { FULL_SCREEN, icon, label, make, say } from "./canvas.js";
 
-const NEAR = 14; // pixels on the screen around the line in which a drag takes hold of it
-const STILL = 4; // pixels that a click may move
-const CLOSEST = 32; // pixels on the screen per pixel of the picture
-const BLOCKS = 4; // from so many on, pixels are shown as squares
+const NEAR = 14; // screen pixels around the line in which a drag moves it
+const STILL = 4; // screen pixels that a click may move
+const CLOSEST = 32; // screen pixels per pixel of the picture, at most
+const BLOCKS = 4; // screen pixels per pixel from which pixels are shown as squares
 
 const LOOK = `<style>
 .flowcore-viewer {
@@ -56,18 +56,18 @@ const LOOK = `<style>
 </style>`;
 
 /**
- * A viewer of pictures `{name, url, source, group, head, frame}`: `source` is the URL of what a picture was made of, or missing;
- * arrows stay in a `group`, `head` stands over a picture, and a `frame` cannot be picked.
+ * A viewer of pictures `{name, url, source, group, head, frame}`: `source` is the URL of what a picture was made from, if known;
+ * arrow keys stay within a `group`, `head` is shown over the picture, and a `frame` cannot be picked.
  */
 export class Viewer {
-  /** Called with the place of a picture: `onPick` when it is picked here, `onShow` when it is shown, `onSave` to save it. */
+  /** Functions of the index of a picture: `onPick` picks it, `onShow` is told that it is shown, `onSave` saves it. */
   constructor(onPick, onShow, onSave) {
     this.pictures = [];
-    this.left = null; // "source", the place of a picture, or null: nothing is compared
+    this.left = null; // "source", the index of a picture, or null if nothing is compared
     this.right = 0;
     this.picked = -1;
     this.wipe = 0.5;
-    this.alone = false; // the left one, while the space bar is held
+    this.alone = false; // whether only the left one is shown, while the space bar is down
     Object.assign(this, { onPick, onShow, onSave });
     this.reset();
     this.build();
@@ -76,10 +76,11 @@ export class Viewer {
   build() {
     const element = (this.element = make("div", { className: "flowcore-viewer flowcore-view empty", tabIndex: 0, role: "application" }));
     this.layers = ["before", "after"].map((className) => {
-      const image = make("img", { alt: "", draggable: false, onload: () => this.place() });
+      const image = make("img", { alt: "", draggable: false, onload: () => this.layout() });
       return make("div", { className }, image);
     });
-    this.layers[1].append((this.over = make("img", { alt: "", draggable: false, hidden: true })));
+    this.live = make("img", { alt: "", draggable: false, hidden: true });
+    this.layers[1].append(this.live);
     this.line = make("hr");
     const names = make("div", { className: "bar names" });
     const tools = make("div", { className: "bar tools" });
@@ -95,11 +96,14 @@ export class Viewer {
       return choice;
     });
     const tool = (key, sign, act) => {
-      const onclick = () => (act(), element.focus({ preventScroll: true }));
-      const made = make("button", { type: "button", innerHTML: sign, className: key, onclick });
-      label(made, key);
-      tools.append(made);
-      return made;
+      const onclick = () => {
+        act();
+        element.focus({ preventScroll: true });
+      };
+      const button = make("button", { type: "button", innerHTML: sign, className: key, onclick });
+      label(button, key);
+      tools.append(button);
+      return button;
     };
     tool("previous", "‹", () => this.step(-1));
     tool("next", "›", () => this.step(1));
@@ -118,21 +122,21 @@ export class Viewer {
     element.append(...this.layers, this.line, names, this.head, tools, hint);
     element.insertAdjacentHTML("beforeend", LOOK);
     this.listen();
-    new ResizeObserver(() => this.place()).observe(element);
+    new ResizeObserver(() => this.layout()).observe(element);
   }
 
-  /** Show other pictures; what was compared and where it was seen stays, as far as there is such a picture. */
+  /** Show other pictures; what is compared stays, if there is such a picture, and so do zoom and position. */
   show(pictures, right = this.right) {
     const hadSource = this.pictures.some((picture) => picture.source);
     this.pictures = pictures;
     this.right = Math.min(Math.max(0, right), pictures.length - 1);
     const hasSource = pictures.some((picture) => picture.source);
-    const begins = this.left === null && !hadSource; // where there was none to choose, as in a run before a reload
-    if (begins || (this.left === "source" && !hasSource) || this.left >= pictures.length) this.left = hasSource ? "source" : null;
+    const hadNoChoice = this.left === null && !hadSource;
+    if (hadNoChoice || (this.left === "source" && !hasSource) || this.left >= pictures.length) this.left = hasSource ? "source" : null;
     this.update();
   }
 
-  /** Mark the picture that is picked, by its place; -1 for none. */
+  /** Mark the picture that is picked, by its index; -1 for none. */
   mark(picked) {
     this.picked = picked;
     this.pick.setAttribute("aria-pressed", String(picked === this.right));
@@ -146,7 +150,7 @@ export class Viewer {
     const [behind, front] = this.layers.map((layer) => layer.firstElementChild);
     if (before && behind.getAttribute("src") !== before) behind.src = before;
     if (front.getAttribute("src") !== after.url) front.src = after.url;
-    this.lay("");
+    this.overlay("");
     this.compared = Boolean(before);
     const every = this.pictures.map((picture, place) => new Option(picture.name, place));
     const extra = [new Option("–", ""), ...(after.source ? [new Option(after.sourceName, "source")] : [])];
@@ -159,59 +163,59 @@ export class Viewer {
     for (const [name, there] of Object.entries(has)) this.element.classList.toggle(name, Boolean(there));
     this.say(after.head);
     this.mark(this.picked);
-    this.place();
+    this.layout();
   }
 
-  /** Lay a picture, or a part of one in a transparent one, over the right one until another is shown; "": none. */
-  lay(url) {
-    this.over.hidden = !url;
-    if (url) this.over.src = url;
+  /** Show a live picture, which may be partly transparent, over the right one until that changes; none if the URL is "". */
+  overlay(url) {
+    this.live.hidden = !url;
+    if (url) this.live.src = url;
   }
 
-  /** The place in the middle of the view, in shares of the picture's sides. */
+  /** The position in the middle of the view, in fractions of the picture's sides. */
   middle() {
     return this.size().map((side, k) => 0.5 - [this.x, this.y][k] / (side * this.base() * this.zoom));
   }
 
-  /** Say something over the picture, until another one is shown. */
+  /** Show a text over the picture, until another picture is shown. */
   say(text = "") {
     this.head.textContent = text;
   }
 
-  /** The places of the pictures of every group. */
+  /** The indices of the pictures of every group. */
   rows() {
-    return [...Map.groupBy(this.pictures.keys(), (place) => this.pictures[place].group).values()];
+    return [...Map.groupBy(this.pictures.keys(), (k) => this.pictures[k].group).values()];
   }
 
-  /** Show the next picture of this group, or that at the same place in another group. */
+  /** Show the next picture of this group, or the one at the same position in another group. */
   step(by, down = 0) {
-    const rows = this.rows(), at = rows.findIndex((row) => row.includes(this.right));
-    const row = rows.at((at + down) % rows.length), place = rows[at].indexOf(this.right) + by;
-    this.right = row.at(down ? Math.min(place, row.length - 1) : place % row.length);
+    const rows = this.rows(), current = rows.findIndex((row) => row.includes(this.right));
+    const row = rows.at((current + down) % rows.length), column = rows[current].indexOf(this.right) + by;
+    this.right = row.at(down ? Math.min(column, row.length - 1) : column % row.length);
     this.update();
     this.onShow(this.right);
   }
 
-  // --- where the picture lies -------------------------------------------------------------------------------------------
+  // --- zoom and position -------------------------------------------------------------------------------------------
 
   reset() {
-    this.zoom = 1; // times the scale at which all is seen
-    this.x = this.y = 0; // of the picture's middle from the view's, in pixels of the view
+    this.zoom = 1; // relative to the scale at which the whole picture fits
+    this.x = this.y = 0; // from the middle of the view to that of the picture, in pixels of the view
   }
 
   fit() {
     this.reset();
-    this.place();
+    this.layout();
   }
 
-  /** A pixel of the picture on a pixel of the screen. */
+  /** Show a pixel of the picture per pixel of the screen. */
   actual() {
     const { width, height } = this.element.getBoundingClientRect();
-    this.zoomTo(1 / (this.base() * this.shrunk() * devicePixelRatio), width / 2, height / 2);
+    this.zoomTo(1 / (this.base() * this.canvasZoom() * devicePixelRatio), width / 2, height / 2);
   }
 
-  /** Pixels of the screen per pixel of the view: the canvas of nodes is zoomed, too. */
-  shrunk() {
+  /** Screen pixels per pixel of the view: the canvas is zoomed, too. */
+  canvasZoom() {
     return this.element.getBoundingClientRect().width / this.element.offsetWidth || 1;
   }
 
@@ -225,34 +229,34 @@ export class Viewer {
     return Math.min(this.element.clientWidth / wide, this.element.clientHeight / high) || 1;
   }
 
-  /** Zoom, and keep what is seen at a place (in pixels of the screen from the corner) where it is. */
+  /** Zoom around a position, in screen pixels from the corner of the view. */
   zoomTo(zoom, left, top) {
-    const most = Math.max(1, CLOSEST / (this.base() * this.shrunk()));
-    const next = Math.min(most, Math.max(1, zoom));
-    const x = left / this.shrunk() - this.element.clientWidth / 2;
-    const y = top / this.shrunk() - this.element.clientHeight / 2;
+    const closest = Math.max(1, CLOSEST / (this.base() * this.canvasZoom()));
+    const next = Math.min(closest, Math.max(1, zoom));
+    const x = left / this.canvasZoom() - this.element.clientWidth / 2;
+    const y = top / this.canvasZoom() - this.element.clientHeight / 2;
     this.x = x - ((x - this.x) * next) / this.zoom;
     this.y = y - ((y - this.y) * next) / this.zoom;
     this.zoom = next;
-    this.place();
+    this.layout();
   }
 
-  place() {
+  layout() {
     const { clientWidth: width, clientHeight: height } = this.element;
     const [wide, high] = this.size();
     const scale = this.base() * this.zoom;
     const [w, h] = [wide * scale, high * scale];
     const within = (offset, picture, view) => {
-      const most = Math.max(0, (picture - view) / 2);
-      return Math.min(most, Math.max(-most, offset));
+      const limit = Math.max(0, (picture - view) / 2);
+      return Math.min(limit, Math.max(-limit, offset));
     };
     this.x = within(this.x, w, width);
     this.y = within(this.y, h, height);
     for (const image of this.layers.flatMap((layer) => [...layer.children])) {
       const [left, top] = [(width - w) / 2 + this.x, (height - h) / 2 + this.y];
       Object.assign(image.style, { left: `${left}px`, top: `${top}px`, width: `${w}px`, height: `${h}px` });
-      // A smaller source is seen enlarged the ordinary way.
-      image.classList.toggle("blocks", scale * this.shrunk() >= BLOCKS && image.naturalWidth >= wide);
+      // A smaller source is smoothed.
+      image.classList.toggle("blocks", scale * this.canvasZoom() >= BLOCKS && image.naturalWidth >= wide);
     }
     const [left, right] = [Math.max(0, (width - w) / 2), Math.min(width, (width + w) / 2)];
     const at = left + this.wipe * (right - left);
@@ -275,11 +279,11 @@ export class Viewer {
       const { left, top } = element.getBoundingClientRect();
       return [event.clientX - left, event.clientY - top];
     };
-    const near = (event) => this.compared && Math.abs(at(event)[0] - this.bounds[2] * this.shrunk()) < NEAR;
+    const near = (event) => this.compared && Math.abs(at(event)[0] - this.bounds[2] * this.canvasZoom()) < NEAR;
     let drag = null;
     element.addEventListener("wheel", (event) => {
       event.preventDefault();
-      event.stopPropagation(); // the canvas of nodes stays
+      event.stopPropagation(); // do not zoom the canvas
       this.zoomTo(this.zoom * Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : 0.0015)), ...at(event));
     });
     element.addEventListener("pointerdown", (event) => {
@@ -300,14 +304,14 @@ export class Viewer {
       if (!drag.moved) return;
       if (drag.wipes) {
         const [left, right] = this.bounds;
-        this.wipe = Math.min(1, Math.max(0, (at(event)[0] / this.shrunk() - left) / (right - left || 1)));
+        this.wipe = Math.min(1, Math.max(0, (at(event)[0] / this.canvasZoom() - left) / (right - left || 1)));
       } else {
         element.classList.add("pan");
-        this.x += (event.clientX - drag.last[0]) / this.shrunk();
-        this.y += (event.clientY - drag.last[1]) / this.shrunk();
+        this.x += (event.clientX - drag.last[0]) / this.canvasZoom();
+        this.y += (event.clientY - drag.last[1]) / this.canvasZoom();
       }
       drag.last = [event.clientX, event.clientY];
-      this.place();
+      this.layout();
     });
     const end = (event) => {
       element.classList.remove("pan");
@@ -316,14 +320,23 @@ export class Viewer {
       if (clicked && !this.full) this.open();
     };
     for (const name of ["pointerup", "pointercancel"]) element.addEventListener(name, end);
-    const fill = () => (element.classList.toggle("full", element.matches(":fullscreen, :popover-open")), this.fit());
+    const fill = () => {
+      element.classList.toggle("full", element.matches(":fullscreen, :popover-open"));
+      this.fit();
+    };
     for (const name of ["fullscreenchange", "toggle"]) element.addEventListener(name, fill);
     element.addEventListener("dblclick", (event) => event.stopPropagation());
     element.addEventListener("keydown", (event) => this.key(event));
-    element.addEventListener("keyup", ({ key }) => key === " " && this.alone && ((this.alone = false), this.place()));
+    element.addEventListener("keyup", ({ key }) => key === " " && this.showAlone(false));
   }
 
-  /** Act on a key, unless a modifier or a menu of choices takes it. */
+  /** Show only the left picture, or both. */
+  showAlone(alone) {
+    this.alone = alone;
+    this.layout();
+  }
+
+  /** Handle a key, unless it is for a menu, a button or the browser. */
   key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.("select")) return;
     if (event.target.closest?.("button") && (event.key === "Enter" || event.key === " ")) return;
@@ -343,20 +356,20 @@ export class Viewer {
       Enter: () => this.pictures.length > 1 && this.onPick(this.right),
       s: () => this.onSave(this.right),
       Escape: this.full && (() => this.close()),
-      " ": () => ((this.alone = this.compared), this.place()),
+      " ": () => this.showAlone(this.compared),
     };
     const act = acts[event.key === "=" ? "+" : event.key];
-    if (act || this.full) event.stopPropagation(); // the canvas below has keys of its own
+    if (act || this.full) event.stopPropagation(); // no shortcut of the page
     if (!act) return;
     event.preventDefault();
     act();
   }
 
-  /** Another one on the left: the source and all pictures in turn. */
+  /** Show another picture on the left: the source and all pictures in turn. */
   stepLeft(by) {
-    const turn = [...this.choices[0].options].map((choice) => choice.value).filter((value) => value !== "");
-    const place = turn.indexOf(String(this.left ?? ""));
-    const next = turn[(place + by + turn.length) % turn.length];
+    const values = [...this.choices[0].options].map(({ value }) => value).filter((value) => value !== "");
+    const current = values.indexOf(String(this.left ?? ""));
+    const next = values[(current + by + values.length) % values.length];
     this.left = next === "source" ? next : Number(next);
     this.update();
   }
@@ -370,7 +383,7 @@ export class Viewer {
     this.update();
     const { element } = this;
     element.focus();
-    // Where it is refused, as in some embedded pages, the viewer fills the window.
+    // If full screen is not allowed, as in some embedded pages, fill the window.
     (element.requestFullscreen?.() ?? Promise.reject()).catch(() => {
       element.popover = "manual";
       element.showPopover();

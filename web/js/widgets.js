@@ -1,97 +1,118 @@
-// How a node of ours shows its widgets: `outside` is there only where a mask is, a number that the model decides is shown, and
-// advanced ones are folded.
+// How our nodes show their widgets: numbers that the model decides, `outside` only with a mask, and advanced inputs folded.
 import { app } from "../../../scripts/app.js";
-import { after, AREA, hide, isOurs, isStepped, OWN, refresh, say, widgetOf, wired } from "./canvas.js";
+import { after, AREA, FROM_MODEL, hide, isOurs, isStepped, refresh, say, widgetOf, wired } from "./canvas.js";
 import { foldAdvanced } from "./frontend.js";
-import { onModel, usual } from "./models.js";
+import { onModel, usualFacts } from "./models.js";
 
-const ZERO = { factor: "scale", pick: "all" }; // numbers whose 0 means something else, and what is said then
+const ZERO = { factor: "scale", pick: "all" }; // widgets whose 0 has a meaning of its own, and the key of its label
 
-/** Show the number that the model states where one follows it. Files and prompts hold OWN or 0 for it, as ever. */
-function follow(node) {
-  const numbers = node.widgets.filter(({ name, options }) => options?.min === OWN || name in ZERO);
-  const rest = ({ name }) => (name in ZERO ? 0 : OWN);
-  const following = new Map(); // to the values that they show: another one is a person's, wherever it was written
-  const follows = (widget) => following.get(widget) === widget.value;
-  const read = (widget) => {
-    following.delete(widget);
-    if (widget.value < 0 || (widget.value === 0 && widget.name in ZERO)) following.set(widget, widget.value);
-  };
-  const labels = new Map(numbers.map((widget) => [widget, [widget.label ?? widget.name]]));
-  let stated = {}; // numbers by widget
-  const show = () => {
-    const before = JSON.stringify(numbers.map(({ label, value }) => [label, value]));
+/** Show the number that the model's file states in every widget that follows the model; files and prompts get FROM_MODEL or 0. */
+function followModel(node) {
+  const numbers = node.widgets.filter(({ name, options }) => options?.min === FROM_MODEL || name in ZERO);
+  const sentinel = ({ name }) => (name in ZERO ? 0 : FROM_MODEL);
+  const shownByUs = new Map(); // from a widget that follows to the value that we show in it; any other is a person's
+  const follows = (widget) => shownByUs.get(widget) === widget.value;
+  const labels = new Map(numbers.map((widget) => [widget, [widget.label ?? widget.name]])); // then, that of one that follows
+  let stated = {}; // by widget name
+
+  function read(widget) {
+    if (widget.value < 0 || (widget.value === 0 && widget.name in ZERO)) shownByUs.set(widget, widget.value);
+    else shownByUs.delete(widget);
+  }
+
+  function show() {
+    const state = () => JSON.stringify(numbers.map(({ label, value }) => [label, value]));
+    const before = state();
     for (const widget of numbers) {
-      const own = follows(widget);
-      // Colors of other pictures are not strengthened.
-      const given = widget.name === "saturation" && (wired(node, "latents") || wired(node, "reference"));
-      if (own) following.set(widget, (widget.value = (given ? 1 : stated[widget.name]) ?? rest(widget)));
-      widget.label = labels.get(widget)[Number(own)] ?? widget.label;
+      const following = follows(widget);
+      if (following) {
+        // Colors from another picture are not strengthened.
+        const unchanged = widget.name === "saturation" && (wired(node, "latents") || wired(node, "reference"));
+        widget.value = (unchanged ? 1 : stated[widget.name]) ?? sentinel(widget);
+        shownByUs.set(widget, widget.value);
+      }
+      widget.label = labels.get(widget)[Number(following)] ?? widget.label;
     }
-    if (before === JSON.stringify(numbers.map(({ label, value }) => [label, value]))) return;
+    if (state() === before) return;
     refresh(node);
     node.setDirtyCanvas?.(true, true);
-  };
+  }
+
   for (const widget of numbers) {
     read(widget);
-    after(widget, "callback", () => show(read(widget)));
-    widget.serializeValue = () => (follows(widget) ? rest(widget) : widget.value);
-    say(ZERO[widget.name] ?? "own", { name: labels.get(widget)[0] }).then((words) => show(labels.get(widget).push(words)));
+    after(widget, "callback", () => {
+      read(widget);
+      show();
+    });
+    widget.serializeValue = () => (follows(widget) ? sentinel(widget) : widget.value);
+    say(ZERO[widget.name] ?? "own", { name: labels.get(widget)[0] }).then((text) => {
+      labels.get(widget).push(text);
+      show();
+    });
   }
   after(node, "onConfigure", () => numbers.forEach(read));
-  after(node, "onSerialize", ({ widgets_values: saved }) => {
-    for (const widget of numbers) if (saved && follows(widget)) saved[node.widgets.indexOf(widget)] = rest(widget);
+  after(node, "onSerialize", ({ widgets_values: values }) => {
+    for (const widget of numbers) if (values && follows(widget)) values[node.widgets.indexOf(widget)] = sentinel(widget);
   });
-  // Where the model is chosen by the picture, or none is there yet, the numbers are those of the usual one.
-  onModel(node, (model) => show((stated = model || !wired(node, "model") ? { ...usual(node)?.own, ...model?.own } : {})));
+  // If the picture decides on the model, or none is connected yet, show the numbers of the usual model.
+  onModel(node, (model) => {
+    stated = model || !wired(node, "model") ? { ...usualFacts(node)?.own, ...model?.own } : {};
+    show();
+  });
 }
 
-/** Fold the advanced inputs in the classic renderer, too, but for those with a wire. A button there shows them, and folds them. */
-function fold(node) {
+/** Fold the advanced inputs in the classic renderer, too, except connected ones; a button shows and folds them. */
+function foldInClassic(node) {
   if (!node.widgets.some(({ options }) => options?.advanced)) return;
-  const label = (key) => say(key).then((text) => ((button.label = text), node.setDirtyCanvas?.(true, true)));
-  const button = node.addWidget("button", "flowcore_more", "", () => (node.toggleAdvanced(), label(node.showAdvanced ? "less" : "more")), {
-    serialize: false,
-    canvasOnly: true,
-  });
+  const label = async () => {
+    button.label = await say(node.showAdvanced ? "less" : "more");
+    node.setDirtyCanvas?.(true, true);
+  };
+  const toggle = () => {
+    node.toggleAdvanced();
+    label();
+  };
+  const button = node.addWidget("button", "flowcore_more", "", toggle, { serialize: false, canvasOnly: true });
   button.serialize = false;
-  const last = node.widgets.findIndex(({ name }) => name === AREA); // what a run shows stays below
-  if (last >= 0) node.widgets.splice(last, 0, node.widgets.pop());
-  const look = () => foldAdvanced(node, ({ name }) => !wired(node, name));
-  after(node, "onConnectionsChange", look);
-  look();
-  label(node.showAdvanced ? "less" : "more");
+  const area = node.widgets.findIndex(({ name }) => name === AREA); // which stays below
+  if (area >= 0) node.widgets.splice(area, 0, node.widgets.pop());
+  const fold = () => foldAdvanced(node, ({ name }) => !wired(node, name));
+  after(node, "onConnectionsChange", fold);
+  fold();
+  label();
   node.setSize(node.computeSize());
 }
 
-/** Let the next seed be the one behind all samples: one on would make all but one of them again. */
-function leap(node) {
+/** Step the seed by the number of samples: a step of one would make all but one of them again. */
+function stepBySamples(node) {
   const [seed, samples] = ["seed", "samples"].map((name) => widgetOf(node, name));
   if (!seed || !samples) return;
   let last = seed.value;
   after(node, "onConfigure", () => (last = seed.value));
   after(seed, "callback", () => {
-    const by = seed.value - last;
-    if (Math.abs(by) === 1 && isStepped()) seed.value = Math.max(0, last + by * samples.value);
+    const step = seed.value - last;
+    if (Math.abs(step) === 1 && isStepped()) seed.value = Math.max(0, last + step * samples.value);
     last = seed.value;
   });
 }
 
-const NEEDED = { outside: "mask", strength: "direction" }; // a widget, and the input without which it does nothing
+const NEEDED = { outside: "mask", strength: "direction" }; // from a widget to the input without which it has no effect
 
 app.registerExtension({
   name: "flowcore.widgets",
   nodeCreated(node) {
     if (!isOurs(node)) return;
-    if (node.widgets) follow(node);
-    if (node.widgets) fold(node);
-    leap(node);
+    if (node.widgets) {
+      followModel(node);
+      foldInClassic(node);
+    }
+    stepBySamples(node);
     for (const [name, input] of Object.entries(NEEDED)) {
       const widget = widgetOf(node, name);
       if (!widget || !node.inputs?.some((each) => each.name === input)) continue;
-      const look = () => hide(node, [widget], () => !wired(node, input));
-      for (const event of ["onConfigure", "onConnectionsChange"]) after(node, event, look);
-      look();
+      const update = () => hide(node, [widget], () => !wired(node, input));
+      for (const event of ["onConfigure", "onConnectionsChange"]) after(node, event, update);
+      update();
     }
   },
 });

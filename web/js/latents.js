@@ -1,15 +1,15 @@
-// The pad of Flow Latent Explorer: a square between four images. The widgets `x` and `y` hold the place; the pad only
-// shows and writes them. After a run it shows the images of the corners and, while the point is dragged, that of its place.
+// Live pictures on nodes of latents: the pad of Flow Latent Explorer, and the picture of Flow Style.
 import { app } from "../../../scripts/app.js";
-import { addElement, after, grow, label, make, set, sharpen, widgetOf, wired } from "./canvas.js";
+import { addElement, after, grow, hide, label, make, set, sharpen, widgetOf, wired } from "./canvas.js";
 import { Live } from "./live.js";
+import { onModel } from "./models.js";
 
-const HEIGHT = 240;
-const WIDTH = 380; // of a new node
-const PLACES = { a: [0, 0], b: [1, 0], c: [0, 1], d: [1, 1] };
+const PAD_HEIGHT = 240, PAD_WIDTH = 380; // of a new node, in pixels
+const STYLE_HEIGHT = 160;
+const CORNERS = { a: [0, 0], b: [1, 0], c: [0, 1], d: [1, 1] };
 const KEYS = { ArrowLeft: [-0.01, 0], ArrowRight: [0.01, 0], ArrowUp: [0, -0.01], ArrowDown: [0, 0.01] };
 
-const LOOK = `<style>
+const PAD_LOOK = `<style>
 .flowcore-pad { container-type: size; }
 .flowcore-pad section {
   --corner: min(72px, 22cqw); --side: min(100cqh, 100cqw - 2 * var(--corner) - 12px); height: 100%; display: grid; gap: 6px;
@@ -33,39 +33,48 @@ const LOOK = `<style>
   border: 2px solid #fff; background: var(--p-primary-color, #4a90e2); box-shadow: 0 0 4px rgba(0, 0, 0, 0.6); pointer-events: none; }
 </style>`;
 
+const STYLE_LOOK = `<style>
+.flowcore-live { position: relative; }
+.flowcore-live img { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; }
+</style>`;
+
 app.registerExtension({
-  name: "flowcore.explorer",
+  name: "flowcore.latents",
   nodeCreated(node) {
-    if (node.comfyClass !== "FlowcoreLatentExplorer") return;
     const axes = ["x", "y"].map((name) => widgetOf(node, name));
-    if (axes.every(Boolean)) attach(node, axes);
+    if (node.comfyClass === "FlowcoreLatentExplorer" && axes.every(Boolean)) addPad(node, axes);
+    if (node.comfyClass === "FlowcoreStyle") addStyle(node);
   },
 });
 
-function attach(node, axes) {
+/**
+ * Add a square between four images. The widgets `x` and `y` hold the position; the pad only shows and writes them. After a run,
+ * it shows the images of the corners and, while the point is dragged, the one at the point.
+ */
+function addPad(node, axes) {
   const dot = make("i");
   const pad = make("div", { tabIndex: 0, role: "application" }, dot);
-  const corners = Object.keys(PLACES).map((name) => make("b", { style: `grid-area: ${name}` }, make("span", {}, name)));
+  const corners = Object.keys(CORNERS).map((name) => make("b", { style: `grid-area: ${name}` }, make("span", {}, name)));
   const frame = make("div", { className: "flowcore-pad" }, make("section", {}, pad, ...corners));
   label(pad, "pad");
 
-  const place = () => Object.fromEntries(axes.filter(({ name }) => !wired(node, name)).map((w) => [w.name, w.value]));
+  const position = () => Object.fromEntries(axes.filter(({ name }) => !wired(node, name)).map((axis) => [axis.name, axis.value]));
   const live = new Live(
     node,
     () => {
       for (const corner of corners) {
-        const [x, y] = PLACES[corner.textContent];
+        const [x, y] = CORNERS[corner.textContent];
         if (wired(node, corner.textContent)) live.ask(corner.textContent, { x, y });
       }
-      live.ask("pad", place());
+      live.ask("pad", position());
     },
     (name, url) => {
-      const into = corners.find((corner) => corner.textContent === name) ?? pad;
-      if (!into.querySelector("img")) into.prepend(make("img", { alt: "", draggable: false }));
-      sharpen(into.querySelector("img"), url);
+      const square = corners.find((corner) => corner.textContent === name) ?? pad;
+      if (!square.querySelector("img")) square.prepend(make("img", { alt: "", draggable: false }));
+      sharpen(square.querySelector("img"), url);
     },
   );
-  const shown = () => {
+  const update = () => {
     dot.style.left = `${100 * axes[0].value}%`;
     dot.style.top = `${100 * axes[1].value}%`;
     for (const corner of corners) corner.classList.toggle("open", !wired(node, corner.textContent));
@@ -75,7 +84,7 @@ function attach(node, axes) {
       const value = Math.round(1000 * Math.min(1, Math.max(0, to[k]))) / 1000;
       if (!wired(node, axis.name)) set(node, axis, value);
     });
-    shown();
+    update();
   };
   const follow = (event) => {
     const { left, top, width, height } = pad.getBoundingClientRect(); // as zoomed
@@ -103,10 +112,36 @@ function attach(node, axes) {
     move(axes.map((axis, k) => axis.value + (event.shiftKey ? 10 : 1) * step[k]));
   });
 
-  addElement(node, "flowcore_pad", frame, HEIGHT, LOOK);
-  // Whatever else changes the numbers moves the point.
-  for (const axis of axes) after(axis, "callback", () => (shown(), live.ask("pad", place())));
-  for (const event of ["onConfigure", "onConnectionsChange"]) after(node, event, shown);
-  shown();
-  grow(node, WIDTH);
+  addElement(node, "flowcore_pad", frame, PAD_HEIGHT, PAD_LOOK);
+  for (const axis of axes)
+    after(axis, "callback", () => {
+      update();
+      live.ask("pad", position());
+    });
+  for (const event of ["onConfigure", "onConnectionsChange"]) after(node, event, update);
+  update();
+  grow(node, PAD_WIDTH);
+}
+
+/** Show below the sliders of Flow Style what it makes of them: after a run, and while they are dragged. */
+function addStyle(node) {
+  const numbers = node.widgets.filter((widget) => typeof widget.value === "number");
+  const ask = () => {
+    const unwired = numbers.filter((widget) => !wired(node, widget.name));
+    live.ask("style", Object.fromEntries(unwired.map((widget) => [widget.name, widget.value])));
+  };
+  let image;
+  const live = new Live(node, ask, (_, url) => sharpen((image ??= addPicture(node)), url));
+  for (const widget of numbers) after(widget, "callback", ask);
+  const sliders = numbers.filter(({ name }) => name !== "strength");
+  // A nonzero one stays, because it is the reason for an error.
+  onModel(node, (model) => hide(node, sliders, ({ name, value }) => model && !value && !model.styles.includes(name)));
+}
+
+function addPicture(node) {
+  const image = make("img", { alt: "", draggable: false });
+  addElement(node, "flowcore_live", make("div", { className: "flowcore-live" }, image), STYLE_HEIGHT, STYLE_LOOK);
+  grow(node);
+  node.setDirtyCanvas?.(true, true);
+  return image;
 }

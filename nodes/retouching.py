@@ -1,0 +1,120 @@
+"""Retouch: paint color hints and temperature with a brush, find scratches in a scan, and repair them."""
+
+from typing import Annotated, Any
+
+import torch
+
+from .. import flowcore
+from ..flowcore import Hints
+from ..flowcore.images.strokes import paint_colors, paint_mask, parse_strokes
+from ..flowcore.tasks.hints import combine_hints, hints_from_strokes
+from . import widgets
+from .host.compat import io
+from .host.memory import stop_if_cancelled
+from .host.ui import canvas_pictures
+from .node import FlowNode
+from .picking import PickingNode
+from .sockets import FLOW_HINTS, Image, Mask, UpscaleModel, check_memory, from_mask
+from .upscaling import load_upscaler
+
+CANVAS = "flowcore_canvas"  # key of the painted picture, for web/js/brush.js
+RED = torch.tensor([1.0, 0.1, 0.1])[:, None, None]
+
+
+class FlowcorePaintHints(FlowNode):
+    """Colors painted on a picture, as hints."""
+
+    MENU = "painting"
+    ALIASES = "brush, paint, color brush, color hints, scribble, strokes, color picker, colorize"
+    OUTPUTS = (FLOW_HINTS.Output("all_hints"), io.Image.Output("painted"))
+    HIDDEN = (io.Hidden.extra_pnginfo,)
+
+    def run(self, image: Image, painting: widgets.Painting, lock: widgets.Switch, hints: Hints | None) -> Any:
+        strokes, (height, width) = parse_strokes(painting), image.shape[-2:]
+        coverage, rgb = paint_colors(strokes, (height, width), cancelled=stop_if_cancelled)
+        text = f"strokes cover {100 * float(coverage.mean()):.3g} % of the picture{', locked' if lock else ''}"
+        if not strokes:
+            self.notes("Nothing is painted yet: choose a color and paint on the picture.")
+        painted_hints = hints_from_strokes(rgb, coverage, lock=lock) if strokes else None
+        painted = image[:, :3] + coverage.to(image) * (rgb.to(image) - image[:, :3])
+        shown = canvas_pictures(self, image[:1], CANVAS)
+        return self.output(combine_hints(painted_hints, hints) or Hints(), painted, text=[text], **shown)
+
+
+class FlowcorePaintTemperature(FlowNode):
+    """A mask painted on a picture: where it should be calm and where lively."""
+
+    MENU = "painting"
+    ALIASES = "brush, paint, paint temperature, paint mask, mask editor, draw mask, local detail"
+    OUTPUTS = (io.Mask.Output("mask"),)
+    HIDDEN = (io.Hidden.extra_pnginfo,)
+
+    def run(
+        self,
+        image: Image,
+        painting: widgets.Painting,
+        ground: Annotated[float, widgets.slider(0.0, 0.0, 1.0, optional=True)],
+    ) -> Any:
+        strokes, (height, width) = parse_strokes(painting), image.shape[-2:]
+        if not strokes:
+            self.notes("Nothing is painted yet: paint where the picture should be livelier or calmer.")
+        mask = paint_mask(strokes, (height, width), ground=ground, cancelled=stop_if_cancelled)
+        amounts = f"mask from {float(mask.min()):.2g} to {float(mask.max()):.2g}, {float(mask.mean()):.2g} on average"
+        text = f"{float((mask != ground).float().mean()):.0%} of the picture is painted.\n\n{amounts}"
+        return self.output(mask, text=[text], **canvas_pictures(self, image[:1], CANVAS))
+
+
+class FlowcoreFindScratches(FlowNode):
+    """Where a scan has scratches and dust, as a mask."""
+
+    MENU = "repair"
+    ALIASES = "scratches, dust, detect scratches, old photo, scan, film, spots, mask"
+    OUTPUTS = (io.Mask.Output("mask"),)
+    HIDDEN = (io.Hidden.extra_pnginfo,)
+
+    def run(self, image: Image, sensitivity: Annotated[float, widgets.slider(0.5, 0.0, 1.0)]) -> Any:
+        mask = flowcore.find_scratches(image, sensitivity=sensitivity, **self.notes.task_options())
+        text = f"{100 * float(mask.mean()):.2g} % of the picture is marked, in red"
+        marked = torch.where(mask[:1] > 0, RED.to(image), image[:1, :3])
+        return self.output(mask[:, 0], text=[text], **canvas_pictures(self, marked))
+
+
+class FlowcoreRepair(PickingNode):
+    """Repairs of every image: all samples of the first image, then of the second."""
+
+    MENU = "repair"
+    ALIASES = "repair, inpaint, scratches, dust, old photo, restore, heal, spot removal, clone, remove scratches"
+    OUTPUTS = (io.Image.Output("images"),)
+    RECORDS = True
+
+    def run(
+        self,
+        image: Image,
+        model: UpscaleModel,
+        mask: Mask,
+        temperature: widgets.ModelTemperature,
+        seed: widgets.Seed,
+        samples: widgets.Samples,
+        guide_strength: Annotated[float, widgets.slider(0.5, 0.0, 1.0, optional=True)],
+        calm_edges: widgets.CalmEdges,
+        pick: widgets.Pick,
+    ) -> Any:
+        count, _, height, width = image.shape
+        check_memory(count * samples, 3 * height * width, "pictures", "Lower samples, or pass fewer images.")
+        scale = model.flow.condition_scale
+        flow = load_upscaler(model, -(-height // scale), -(-width // scale))
+        damage = from_mask(mask, count)
+        if not bool((damage >= 0.5).any()):
+            self.notes("The mask is black, so nothing is repaired. Paint on the damage, or use Flow Find Scratches.")
+        pictures = flowcore.repair(
+            flow,
+            image,
+            damage,
+            temperature=temperature,
+            guide_strength=guide_strength,
+            calm_edges=calm_edges,
+            seed=seed,
+            samples=samples,
+            **self.notes.task_options(sources=image),
+        )
+        return self.show_samples(pictures, seed, samples, image)
