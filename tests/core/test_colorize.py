@@ -25,8 +25,6 @@ from flowcore import (
 )
 from flowcore.images import color
 from flowcore.images.color import NEUTRAL
-from flowcore.inference.plan import forget_plan, planned
-from flowcore.inference.strips import observed
 from flowcore.prior import sample_latents
 from flowcore.tasks.chroma import schedule
 from flowcore.tasks.colorize import memory_required
@@ -50,11 +48,6 @@ BOTH = [colorize, colorize_video]
 
 
 flow = pytest.fixture(scope="module")(tiny_colorizer)
-
-
-@pytest.fixture(scope="module")
-def shipped():
-    return flowcore.load("color-photos")
 
 
 # --- luma, seeds, temperatures and size -------------------------------------------------------------------------------
@@ -99,21 +92,6 @@ def test_a_seed_means_the_same_picture_at_every_place(flow):
     for number, sample in [(0, 8), (1, 0), (1, 8)]:
         alone = colorize(flow, middle(batch=2)[number : number + 1], seed=3 + sample, **options)
         assert (many[9 * number + sample] - alone[0]).abs().max() < 1e-4
-
-
-def test_seeds_wrap_at_2_to_the_64(flow):
-    image = middle()
-    for seed, samples in ((2**64 - 1, 2), (2**64 - 8, 9)):
-        many = colorize(flow, image, seed=seed, samples=samples)
-        assert (many[-1:] - colorize(flow, image, seed=0)).abs().max() < 1e-5
-
-
-def test_without_temperature_the_seed_does_not_matter(flow):
-    image = gray()
-    one, two = (colorize(flow, image, temperature=0, detail=0, seed=seed) for seed in (1, 2))
-    assert torch.equal(one, two)
-    assert not torch.equal(one, colorize(flow, image, temperature=0, detail=0.5, seed=1))
-    assert not torch.equal(one, colorize(flow, image, temperature=0.5, detail=0, seed=1))
 
 
 def test_temperatures_go_geometrically_from_detail_to_palette():
@@ -410,24 +388,6 @@ def test_sixteen_bits_are_taken_at_their_own_scale(flow):
         colorize(flow, levels.to(torch.int32))
 
 
-def test_huge_pictures_are_decided_at_the_working_size(shipped):
-    """512 and 4096 pixels wide: the same mean chroma, and the encoder sees the same number of pixels."""
-    small, seen = colored(160, 512, seed=2), []
-    forget_plan()  # a new one copies the encoder with the hook
-    hook = shipped.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
-    try:
-        options = {"seed": 4, "working_size": 64}
-        huge = F.interpolate(color.luma(small), (1280, 4096), mode="bilinear")
-        wide, narrow = (chroma_of(colorize(shipped, image, **options)) for image in (huge, color.luma(small)))
-    finally:
-        hook.remove()
-    assert seen[0] == seen[1]
-    assert narrow.square().mean().sqrt() > 0.02
-    assert (wide.mean((2, 3)) - narrow.mean((2, 3))).abs().max() < 0.005
-    per_pixel = memory_required(shipped, 40000, 60000) / (40000 * 60000)
-    assert per_pixel == pytest.approx(4 * 24, rel=0.01)  # the merge; nothing else grows with the picture
-
-
 def framed(photograph, frame, width=(7, 9, 6, 8)):
     """A photograph in a frame of one color, with some dust."""
     top, bottom, left, right = width
@@ -533,13 +493,6 @@ def test_low_precision_stays_near_and_float16_on_a_cpu_becomes_float32(flow):
     assert notes == ["float16 is many times slower than float32 on a CPU: going on in float32."]
 
 
-def test_flows_on_a_single_grid_color_too():
-    flow = tiny_colorizer(structure="single", steps=(2,), hidden=(8,), widths=(8, 16))
-    image, hints = middle(20, 30), hints_from_points([(9, 9, WANTED)], (20, 30), lock=True)
-    assert luma_error(colorize(flow, image, samples=2, hints=hints, hint_steps=2), image) <= 1e-6
-    assert (colorize_video(flow, image, carry=0.5, seed=1) - colorize(flow, image, seed=1)).abs().max() < 1e-5
-
-
 # --- progress, cancellation, memory -----------------------------------------------------------------------------------
 
 
@@ -568,14 +521,6 @@ def test_progress_reaches_its_total_with_previews(flow):
     assert follow(transfer_palette, flow, image, colored(), samples=2)[1] == 6
 
 
-def test_every_convolution_of_the_encoder_asks(flow):
-    layers = sum(isinstance(module, torch.nn.Conv2d) for module in flow.encoder.modules())
-    units = []
-    with torch.no_grad(), observed(units.append):
-        planned(flow, "float32").encode_condition(torch.cat([middle(), torch.zeros(1, 7, *middle().shape[2:])], 1))
-    assert units.count(0) > layers > 9
-
-
 def test_cancelling_stops_before_the_next_layer(flow):
     image, hints = middle(), squares()
     before = colorize(flow, image)
@@ -600,7 +545,8 @@ def test_cancelling_stops_before_the_next_layer(flow):
     assert torch.equal(colorize(flow, image), before)
 
 
-def test_the_memory_estimate_is_positive_and_grows(flow, shipped):
+def test_the_memory_estimate_is_positive_and_grows(flow):
+    shipped = flowcore.load("color-photos")
     for model in (flow, shipped):
         small = memory_required(model, 256, 256)
         assert 0 < small < memory_required(model, 512, 256) < memory_required(model, 512, 512)
@@ -610,7 +556,8 @@ def test_the_memory_estimate_is_positive_and_grows(flow, shipped):
         assert memory_required(model, 256, 256, working_size=2048) > 4 * small
     for fields in ({"working_size": 256}, {"hidden": (256, 8)}):
         assert memory_required(build_tiny("colorizer", **fields), 256, 256) > memory_required(flow, 256, 256)
-    assert memory_required(shipped, 4000, 6000) > 4 * 3 * 4 * 4000 * 6000
+    per_pixel = memory_required(shipped, 40000, 60000) / (40000 * 60000)
+    assert per_pixel == pytest.approx(4 * 24, rel=0.01)  # the merge; nothing else grows with the picture
 
 
 # --- apply chroma, and side effects -----------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from PIL import Image
 import flowcore
 from flowcore.batch import folders
 from flowcore.checkpoints import catalog
+from flowcore.checkpoints.color_memory import ColorMemory
 from flowcore.checkpoints.file import reconfigure, save
 from flowcore.checkpoints.latents_file import model_sha256
 from flowcore.cli import batches
@@ -35,6 +36,7 @@ from flowcore.tasks.faces import restore_faces
 from flowcore.tasks.hints import hints_from_points
 from flowcore.tasks.model_choice import upscalers_for
 from flowcore.tasks.ranking import ranked
+from flowcore.tasks.runner import MAX_DRAWS
 from flowcore.tasks.upscale import sampling_settings, upscale
 
 from .commands import names, near, photograph, pixels, run, write_colorizer
@@ -136,6 +138,16 @@ def test_inspect_and_help(model, tmp_path, capsys):
     assert "CC BY-NC-SA 4.0" in shown["provenance"]["licence"]
     assert main(["inspect", str(path)]) == 1  # of another depth than those that are published
     assert "stacked_blocks is missing" in capsys.readouterr().err
+
+
+def test_a_memory_of_colors_is_inspected_by_name_and_by_file(capsys):
+    file = catalog.FOLDER / f"{catalog.STARTER_MEMORY}.safetensors"
+    memory = ColorMemory.load(file)
+    for word in (catalog.STARTER_MEMORY, str(file)):
+        assert main(["inspect", word]) == 0
+        shown = json.loads(capsys.readouterr().out)
+        assert shown["memory"]["photographs"] == memory.photographs
+        assert shown["provenance"] == memory.provenance
 
 
 def test_help_names_the_program_as_it_was_called(monkeypatch, capsys):
@@ -280,6 +292,8 @@ def test_styles_are_measured_and_used(model_files, tmp_path, capsys):
 def test_errors_are_one_sentence_and_an_exit_code(model, tmp_path, capsys):
     junk = tmp_path / "junk.safetensors"
     junk.write_bytes(b"not a model")
+    empty = tmp_path / "a.png"
+    empty.write_bytes(b"")
     for words, said in (
         (["inspect", junk], "flowcore: "),
         (["upscale", "x.png", "--model", junk], "flowcore: "),
@@ -291,6 +305,9 @@ def test_errors_are_one_sentence_and_an_exit_code(model, tmp_path, capsys):
         (["sample", "--model", "glow-photos", "--size", 10**30], "at most 65536 pixels"),
         (["sample", "--model", model], "sample needs"),  # before it asks for a size
         (["colorize", "a.png", "--model", junk], "needs an output"),
+        (["upscale", "x.png", "--model", model, "--samples", 10**30], f"at most {MAX_DRAWS}; got 1{30 * '0'}."),
+        (["score", "x.png", "--model", model, "--samples", 10**30], f"at most {MAX_DRAWS}; got 1{30 * '0'}."),
+        (["upscale", empty, "-o", tmp_path / "out"], "flowcore: Cannot read a.png as an image: it is empty.\n"),
         *(
             ([*words, "--device", device], f"flowcore: There is no device '{device}' here. Choose from cpu")
             for device in ("cuda:99", "cudda")
@@ -556,6 +573,15 @@ def test_repair_draws_what_a_mask_covers_and_nothing_else(tmp_path, model):
     assert bool(changed[covered].any())
     assert not bool(changed[~covered].any())
     assert [entry.node for entry in read_provenance(out / name)] == ["FlowcoreRepair"]
+
+
+def test_a_guide_strength_without_a_guide_is_in_neither_name_nor_recipe(model, tmp_path, capsys):
+    photo, out = photograph(tmp_path / "a.png", (12, 8)), tmp_path / "out"
+    assert run("upscale", photo, "-o", out, "--model", model, "--guide-strength", 0.5) == 0
+    assert "guide_strength is ignored: there is no guide." in capsys.readouterr().err
+    (name,) = names(out)
+    assert "guided" not in name
+    assert "guide_strength" not in read_provenance(out / name)[0].settings
 
 
 def test_warnings_of_pillow_are_not_shown(model, tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from nbclient import NotebookClient
 from stories import TITLES
 
 import flowcore
+from flowcore.batch.tables import COLUMNS
 from flowcore.checkpoints import file
 from flowcore.cli.main import COMMANDS, build_parser
 from flowcore.images import files
@@ -153,6 +154,13 @@ def test_make_targets_modules_and_files_exist():
     missing += [file for file in files if not (ROOT / file).exists()]
     assert missing == []
     assert len(files) > 20
+
+
+def test_docs_headless_lists_the_columns_of_the_manifest_and_the_exit_codes():
+    page = (ROOT / "docs" / "headless.md").read_text(encoding="utf-8")
+    table = page[page.index("| column |") : page.index("    python -c")]
+    assert tuple(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table.splitlines() if line))) == COLUMNS
+    assert re.findall(r"^\| (\d+) \|", page, re.MULTILINE) == ["0", "1", "2", "3", "130"]
 
 
 def test_actions_are_pinned():

@@ -14,7 +14,7 @@ from flowcore import FlowError, ImageError
 from flowcore.checkpoints.file import save
 from flowcore.evaluation import colorization
 from flowcore.evaluation.colorization import colorizer_table, evaluate_colorizer
-from flowcore.evaluation.image_set import evaluate_density
+from flowcore.evaluation.image_set import evaluate_density, resize_to_own
 from flowcore.evaluation.upscaling import MEASURES, USUAL_MEASURES, evaluate_upscaler, missing_measures, upscaler_table
 from flowcore.images.color import NEUTRAL, compress, luma, merge, split
 from flowcore.images.resize import enlarge, shrink
@@ -437,6 +437,14 @@ def test_held_out_images_alone_are_measured(enlarged, folder, tmp_path, capsys):
     assert evaluate_density(glow, folder, only={"0.png", "other.png"})["images"] == 1
     with pytest.raises(ImageError, match="None of the images"):
         evaluate_density(glow, folder, only={"other.png"})
+
+
+def test_an_image_size_is_asked_of_models_that_take_one():
+    image = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(FlowError, match=r"Take one that has, such as glow-photos\.$"):
+        resize_to_own(build_tiny("hcflow", rescaling=True), image)
+    with pytest.raises(FlowError, match=r"--set image_size=32"):
+        resize_to_own(build_tiny("glow", image_size=None), image)
 
 
 def test_densities_that_do_not_compare_are_told_apart(folder, tmp_path, capsys):

@@ -252,7 +252,7 @@ def test_lpips_is_that_of_its_package(tmp_path, monkeypatch):
         metrics.lpips(images[..., :31], noisy[..., :31])
 
 
-# `python tests/core/record_measures.py values ...`: BasicSR 1.4.2, opencv-contrib-python-headless 5.0.0.93, pypiqe 1.2.
+# By BasicSR 1.4.2, opencv-contrib-python-headless 5.0.0.93 and pypiqe 1.2 (record_measures.py, at commit 7bfd9b8).
 RECORDED = {
     "leaves": {"niqe": 12.860643720718544, "brisque": 42.67108917236328, "piqe": 30.703652355170384},
     "noisy": {"niqe": 14.676098016421065, "brisque": 57.18735122680664, "piqe": 58.276979276371655},

@@ -1,6 +1,5 @@
-"""flowcore opens no connection and runs no other code: at import, at work, and nowhere in its source."""
+"""flowcore opens no connection, at import and at work."""
 
-import ast
 import os
 import subprocess
 import sys
@@ -84,65 +83,3 @@ def test_no_connection_is_opened(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.rstrip().endswith("all done")
-
-
-CALLS = {
-    "eval", "exec", "compile", "__import__", "os.system", "os.popen", "os.fork", "os.startfile", "torch.jit.load",
-    "torch.package", "torch.hub", "numpy.load", "np.load", "yaml.load", "shelve.open",
-}  # fmt: skip
-MODULES = {
-    "pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "subprocess", "socket", "ssl", "http", "ftplib",
-    "smtplib", "telnetlib", "webbrowser", "urllib", "requests", "httpx", "aiohttp", "huggingface_hub", "ctypes",
-    "runpy", "code", "pty",
-}  # fmt: skip
-SPAWNING = ("os.exec", "os.spawn", "os.posix_spawn", "torch.hub.", "torch.package.", "torch.utils.model_zoo")
-
-
-def dotted(node: ast.expr) -> str:
-    if isinstance(node, ast.Attribute):
-        return f"{dotted(node.value)}.{node.attr}"
-    return node.id if isinstance(node, ast.Name) else "?"
-
-
-def safe_load(call: ast.Call) -> bool:
-    given = {word.arg: word.value for word in call.keywords}
-    value = given.get("weights_only")
-    return isinstance(value, ast.Constant) and value.value is True
-
-
-def violations(tree: ast.AST) -> list[str]:
-    """List forbidden imports and calls, with line numbers."""
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-            foreign = not (isinstance(node, ast.ImportFrom) and node.level)
-            found += [f"{node.lineno}: imports {n}" for n in names if foreign and n.split(".")[0] in MODULES]
-        elif isinstance(node, ast.Call):
-            name = dotted(node.func)
-            if name in CALLS or (name.startswith(SPAWNING) and name != "torch.hub.get_dir"):  # the name of a folder
-                found.append(f"{node.lineno}: calls {name}")
-            elif name == "torch.load" and not safe_load(node):
-                found.append(f"{node.lineno}: torch.load without weights_only=True")
-    return found
-
-
-SOURCES = [ROOT / "__init__.py", *sorted((ROOT / "flowcore").rglob("*.py")), *sorted((ROOT / "nodes").rglob("*.py"))]
-
-
-ALLOWED = {
-    "flowcore/batch/cluster.py": "imports socket",  # it connects to the address that the user gives
-    "flowcore/device.py": "imports ctypes",  # it sets the C library's allocator
-    "nodes/host/routes.py": "imports aiohttp",  # it answers on the server that the host runs
-}
-
-
-def test_source_runs_no_code_and_opens_no_connection():
-    found = []
-    for path in SOURCES:
-        name = path.relative_to(ROOT).as_posix()
-        for violation in violations(ast.parse(path.read_text(encoding="utf-8"))):
-            line, what = violation.split(": ", 1)
-            if what != ALLOWED.get(name):
-                found.append(f"{name}:{line} {what}")
-    assert found == []

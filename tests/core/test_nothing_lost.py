@@ -13,6 +13,7 @@ from safetensors.torch import save as save_file
 
 import flowcore
 from flowcore.batch.folders import Job, Outputs
+from flowcore.batch.tables import COLUMNS
 from flowcore.checkpoints.latents_file import model_sha256
 from flowcore.cli.main import main
 from flowcore.cli.output import ProgressBar
@@ -225,7 +226,7 @@ def test_a_batch_has_a_manifest_and_a_last_line(models, tmp_path, capsys):
     assert "gray.png: The image is gray" in said  # notes name their picture
     assert re.search(r"1/3 a.png: 100%, \S+ s, about \S+ s to go\n", said)
     assert re.search(r"\n2 done, 1 failed, in \S+ s.\n$", said)
-    assert list(rows()[0]) == ["input", "output", "seed", "model", "model_sha256", "seconds", "note"]
+    assert tuple(rows()[0]) == COLUMNS
     made = [row for row in rows() if row["output"]]
     assert all((out / os.path.relpath(row["output"], out)).is_file() for row in made)
     assert {row["model_sha256"] for row in rows()} == {model_sha256(flowcore.load(models("tiny")[2]))}
