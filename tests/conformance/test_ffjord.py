@@ -262,16 +262,12 @@ def test_a_file_of_the_program_says_how_to_save_its_weights(tmp_path):
 CHAIN = "transforms.0.chain.{}.odefunc.diffeq.layers.{}._layer.{}".format
 DAMAGES = [
     lambda s: s.pop(CHAIN(3, 1, "bias")),
-    lambda s: s.pop(CHAIN(1, 0, "weight")),
     lambda s: s.pop("transforms.1.chain.0.sqrt_end_time"),
     lambda s: [s.pop(key) for key in list(s) if "layers" in key],
-    lambda s: s.update({CHAIN(1, 0, "gain"): torch.ones(1)}),
     lambda s: s.update({"transforms.99999999999.chain.0.sqrt_end_time": torch.ones(())}),
     lambda s: s.update({CHAIN(1, 99, "weight"): torch.ones(1, 1, 3, 3)}),
-    lambda s: s.update({CHAIN(1, 1, "weight"): torch.zeros(7, 7, 5, 5)}),
     lambda s: s.update({"transforms.1.chain.0.sqrt_end_time": torch.tensor(math.nan)}),
     lambda s: s.update({CHAIN(3, 1, "bias"): torch.ones(9)}),  # another width
-    lambda s: s.update({CHAIN(1, 2, "bias"): torch.ones(4)}),  # four channels
     lambda s: s.update({CHAIN(1, 0, "weight"): torch.ones(())}),
 ]
 

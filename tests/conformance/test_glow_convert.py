@@ -100,9 +100,6 @@ def test_weight_normalization_has_two_names_and_a_sign():
     assert rescale.tolist() == [-0.5, 2.0, 3.0]
 
 
-# --- fields that no tensor determines ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("program", "usual"), [("rosinality", "5 by default"), ("openai", "5 for CelebA-HQ")])
 def test_missing_bits(tmp_path, program, usual):
     save_file(weights(program), tmp_path / "model.safetensors")
@@ -193,9 +190,6 @@ def test_contradicting_unknown_and_consistent_overrides():
     assert (config.levels, config.image_size, config.pixels, config.grid) == (3, (32, 32), "unit", "levels")
 
 
-# --- damaged tensors --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("program", CASES)
 def test_missing_and_misshapen_tensors_are_named(program):
     """One of every kind that the program reads."""
@@ -210,19 +204,6 @@ def test_missing_and_misshapen_tensors_are_named(program):
         message = refusal(convert, program, {**state, name: torch.ones(5, 5, 5)})
         assert name in message
         assert "(5, 5, 5)" in message or name == "data_constraint"
-
-
-@pytest.mark.parametrize("program", CASES)
-def test_unknown_tensors_and_integers_in_place_of_weights(tmp_path, program):
-    _, case, overrides = CASES[program]
-    state = recorded_glow(case)
-    assert "extra.weight is not known" in refusal(convert, program, {**weights(program), "extra.weight": torch.ones(2)})
-    name = next(key for key, t in state.items() if t.is_floating_point() and key.endswith(("bias", "/b", ".t")))
-    for dtype in (torch.int64, torch.bool):
-        save_file({**state, name: torch.ones(3, dtype=dtype)}, tmp_path / "model.safetensors")
-        message = refusal(load, tmp_path / "model.safetensors", **overrides)
-        assert name.removeprefix("module.") in message
-        assert "expected plain floating point" in message
 
 
 NEVER, NOT_AS_MADE = "was never initialized", "is not what the program makes of it"

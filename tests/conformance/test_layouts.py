@@ -38,19 +38,14 @@ def near(ours: Tensor, theirs: Tensor, tolerance: float = 1e-9) -> None:
     torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
 
 
-# --- SRFlow -----------------------------------------------------------------------------------------------------------
-
 SRFLOW_LAYOUTS = {
     "4x": {},
-    "4x stacked in order": {"stacked_blocks": (0, 1, 2, 3)},
     "4x one block twice": {"stacked_blocks": (1, 1)},
     "4x nothing stacked": {"stacked_blocks": ()},
     "8x": {"scale": 8, "levels": 4, "steps": 2, "transition_steps": 2},
     "8x of five blocks": {"scale": 8, "levels": 4, "encoder_blocks": 5, "stacked_blocks": (4, 1, 0)},
     "8x on three levels": {"scale": 8, "levels": 3, "transition_steps": 0},
-    "2x": {"scale": 2, "levels": 2, "steps": 2},
     "subnets of four 3x3 convolutions": {"hidden_layers": 4, "hidden_kernel": 3},
-    "subnets of one more 3x3 convolution": {"hidden_layers": 1, "hidden_kernel": 3, "steps": 2},
     "subnets without hidden convolutions": {"hidden_layers": 0},
     "other widths": {"encoder_width": 10, "encoder_growth": 3, "hidden": 5},
 }
@@ -121,8 +116,6 @@ def test_deep_subnets_are_recognized_and_missing_injectors_refused(small_state):
     with pytest.raises(CheckpointError, match=r"affine\.fFeatures\.\S+ is not known"):
         SRFLOW.convert(small_state, {"stacked_blocks": (2, 0, 3, 1), "injector": False})
 
-
-# --- Glow and Real NVP, made smaller ----------------------------------------------------------------------------------
 
 # Configuration to tensor name to (shape, dtype).
 KEYS = keys("glow")
@@ -195,8 +188,6 @@ def test_glow_layout(variant):
     near(likelihood.log_prob(flow, x, cond), expected[f"{variant}.log_prob"], 1e-8)
     near(flow.inverse(latents, cond), x)
 
-
-# --- Glow and Real NVP, in full ---------------------------------------------------------------------------------------
 
 FIVE = {"n_bits": 5}
 PLAIN = {"batch_norm": False, "mask_channel": False, "hidden": 64, "blocks": 8}

@@ -65,13 +65,6 @@ def test_encode_and_decode(flow, recorded):
     near(flow.inverse([noise], cond), recorded[f"{t}.given.x"])
 
 
-def test_a_photograph_is_its_own_condition(state, recorded):
-    flow = LLFLOW.convert(state, {"stacked_blocks": STACKED})
-    cond = flow.encode_condition(image(recorded["padded"]))
-    x = flow.inverse([torch.zeros(1, 192, 4, 4)], cond)
-    near(x, recorded["f32.enhance.x"], 2e-5)
-
-
 def test_a_wrapped_file_is_found_and_another_depth_asks_for_the_field(tmp_path, state):
     torch.save({"net": {f"module.{name}": t for name, t in state.items()}}, tmp_path / "LOL.pth")
     flow = load(tmp_path / "LOL.pth", stacked_blocks=STACKED)

@@ -236,7 +236,6 @@ VARIANTS = [
     {"channels": 1, "alpha": 1e-6},
     {"blocks": (3,), "full_blocks": 2, "first_leading": True},
     {"blocks": (1, 2, 1), "factor_out": True, "activation": "elu"},
-    {"blocks": (1, 1), "factor_out": True, "full_blocks": 3},
     {"blocks": (2, 1), "squeeze_first": True, "channels": 1, "alpha": 1e-6, "full_blocks": 0},
     {"kernels": (3, 3), "leading": False, "coefficient": 0.7},
     {"kernels": (1, 3, 3, 1), "activation": "elu", "leading": False, "first_actnorm": False},
@@ -282,12 +281,10 @@ def test_vectors_of_other_weights_are_renewed(tmp_path):
 
 DAMAGES = [
     (lambda s: s.pop("transforms.0.chain.2.nnet.2.weight"), "in the places"),
-    (lambda s: s.pop("transforms.1.chain.2.nnet.3.bias"), "is missing"),
     (lambda s: s["transforms.0.chain.1.initialized"].zero_(), "never initialized"),
     (lambda s: s.update({"transforms.0.chain.2.nnet.0.domain": torch.ones(())}), "learned norms"),
     (lambda s: s["transforms.0.chain.2.nnet.0.spatial_dims"].fill_(math.nan), "does not give the sides"),
     (lambda s: s.update({"transforms.0.chain.2.nnet.0.u": torch.zeros(10)}), "not give|in multiples of"),
-    (lambda s: s["transforms.0.chain.1.weight"].fill_(math.inf), "not finite"),
 ]
 
 
@@ -297,9 +294,3 @@ def test_damaged_files_are_refused():
         change(state)
         with pytest.raises(FlowError, match=message):
             RESIDUAL_FLOW.convert(state, {})
-
-
-def test_stored_numbers_of_terms_may_differ_in_length():
-    state = weights("celebahq_like")
-    state["transforms.0.chain.2.last_n_samples"] = torch.zeros(7)
-    assert RESIDUAL_FLOW.convert(state, {}).config.activation == "elu"

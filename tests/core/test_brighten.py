@@ -8,9 +8,8 @@ from builders import build_tiny
 import flowcore
 from flowcore.errors import FlowError
 from flowcore.images.gain_grid import even_gain
-from flowcore.images.resize import pad_symmetric
 from flowcore.networks.low_light import equalize
-from flowcore.tasks.brighten import border, memory_required
+from flowcore.tasks.brighten import memory_required
 from flowcore.tasks.model_input import prepare_input
 from flowcore.transforms import ActNorm
 
@@ -36,18 +35,6 @@ def test_temperature_0_is_the_decoded_mean_of_the_padded_photograph(flow):
     expected = expected[:, :, 5:26, 1:30].clamp(0, 1)
     for options in ({}, {"temperature": 0.0, "seed": 5}):
         torch.testing.assert_close(flowcore.brighten(flow, image, **options), expected, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("side", [1, 7, 15, 16, 17])
-def test_padding_is_numpys_symmetric_to_the_next_multiple_of_16(side):
-    image = torch.arange(side * 3.0).view(1, 1, side, 3)
-    left, right, top, bottom = added = border(side, 3)
-    assert (left, right) == (6, 7)
-    assert (side + top + bottom) % 16 == 0
-    assert 0 <= bottom - top <= 1
-    assert bottom > 0  # a side divisible by 16 gets 8 + 8
-    expected = np.pad(image[0, 0].numpy(), ((top, bottom), (left, right)), mode="symmetric")
-    assert pad_symmetric(image, added)[0, 0].tolist() == expected.tolist()
 
 
 def test_samples_differ_by_seed_and_by_maps_of_temperatures(flow):

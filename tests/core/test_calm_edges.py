@@ -14,7 +14,6 @@ from flowcore import FlowError, temperature_grid, upscale
 from flowcore.checkpoints.file import read_header, reconfigure, save
 from flowcore.checkpoints.latents_file import model_sha256
 from flowcore.cli.main import main
-from flowcore.evaluation.upscaling import evaluate_upscaler
 from flowcore.flow import Flow
 from flowcore.integrations.spandrel import Upscaler
 from flowcore.prior import resize_temperature_map
@@ -73,13 +72,6 @@ def test_a_lower_temperature_makes_no_picture_noisier(flow: Flow) -> None:
     assert spread[0] > spread[1] > spread[2]
 
 
-def test_off_is_bit_for_bit_what_a_temperature_alone_gives(flow: Flow) -> None:
-    lr, plain = picture(1, 3, 9, 8), build_upscaler()
-    for temperature in (0.8, [0.3, 0.9], torch.rand(1, 1, 5, 6)):
-        expected = upscale(plain, lr, temperature=temperature, seed=2)
-        assert torch.equal(upscale(flow, lr, temperature=temperature, calm_edges=0, seed=2), expected)
-
-
 def test_a_share_outside_of_0_to_1_is_refused(flow: Flow) -> None:
     for calm in (-0.01, 1.01, float("nan")):
         for call in (upscale, lambda *a, **o: temperature_grid(*a, [0.5], **o), lambda *_, **o: build_upscaler(**o)):
@@ -109,15 +101,6 @@ def test_it_multiplies_numbers_maps_and_temperatures_per_level(scale: int, level
         calm = upscale(flow, lr, temperature=given, calm_edges=0.5, seed=4)
         torch.testing.assert_close(calm, upscale(flow, lr, temperature=explicit, seed=4), atol=1e-5, rtol=0)
         assert (calm - upscale(flow, lr, temperature=given, seed=4)).abs().max() > 1e-3
-
-
-def test_a_grid_has_the_models_own_temperature_among_others(flow: Flow) -> None:
-    lr = picture(1, 3, 6, 8)
-    for calm, expected in ((None, [{}, {"temperature": 0.9}]), (0.4, [{"temperature": 0.6}, {"temperature": 0.9}])):
-        grid = temperature_grid(flow, lr, [None, 0.9], calm_edges=calm, seed=7, seeds=2)
-        options = {} if calm is None else {"calm_edges": calm}
-        alone = torch.cat([upscale(flow, lr, samples=2, seed=7, **each, **options) for each in expected])
-        torch.testing.assert_close(grid, alone, atol=1e-5, rtol=0)
 
 
 def test_an_upscale_model_takes_both_or_the_models_own(flow: Flow) -> None:
@@ -160,15 +143,3 @@ def test_the_command_line_follows_the_file_and_says_so_in_names_and_recipes(tmp_
         (entry,) = read_provenance(out / name)
         assert (entry.temperature, entry.settings.get("calm_edges")) == settings
     assert len(list(out.iterdir())) == 4
-
-
-def test_a_table_measures_the_models_own_unless_told_otherwise(flow: Flow, tmp_path: Path) -> None:
-    photograph(tmp_path / "photo.png", (40, 32))
-    rows = evaluate_upscaler(flow, tmp_path, samples=2, measures=("psnr", "diversity"))
-    assert list(rows) == ["bicubic", "tau 0", "tau 0.6, calm 0.75"]
-    options = {"temperatures": (0.6, 0.0), "calm_edges": 0.75, "samples": 2, "measures": ("psnr", "diversity")}
-    again = evaluate_upscaler(flow, tmp_path, **options)
-    assert list(again) == ["bicubic", "tau 0.6, calm 0.75", "tau 0"]
-    assert again["tau 0.6, calm 0.75"] == rows["tau 0.6, calm 0.75"]
-    plain = evaluate_upscaler(flow, tmp_path, **options | {"calm_edges": 0.0})
-    assert plain["tau 0.6"]["diversity"] > rows["tau 0.6, calm 0.75"]["diversity"]

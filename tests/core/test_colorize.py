@@ -11,7 +11,6 @@ from builders import build_tiny
 
 import flowcore
 from flowcore import (
-    Cancelled,
     FlowError,
     Hints,
     ImageError,
@@ -40,7 +39,6 @@ from .colorings import (
     gray,
     luma_error,
     middle,
-    squares,
     tiny_colorizer,
 )
 
@@ -48,9 +46,6 @@ BOTH = [colorize, colorize_video]
 
 
 flow = pytest.fixture(scope="module")(tiny_colorizer)
-
-
-# --- luma, seeds, temperatures and size -------------------------------------------------------------------------------
 
 
 def test_every_way_to_color_keeps_luma_black_and_white(flow):
@@ -136,9 +131,6 @@ def test_luma_is_resized_to_the_working_size_and_padded_symmetrically(flow, call
     assert (luma - expected).abs().max() < 1e-6
 
 
-# --- saturation and gamut ---------------------------------------------------------------------------------------------
-
-
 def test_saturation_0_is_gray_and_chroma_is_proportional_to_it(flow):
     image = middle(40, 56)
     none = colorize(flow, image, saturation=0)
@@ -187,9 +179,6 @@ def test_divergence_ends_in_the_most_colorful_colors(flow):
     ):
         assert result.isfinite().all()
         assert luma_error(result, image) <= 1e-6
-
-
-# --- latents and input ------------------------------------------------------------------------------------------------
 
 
 def test_latents_of_a_picture_give_its_own_chroma_back(flow):
@@ -330,22 +319,6 @@ def test_of_a_colored_picture_the_luma_is_used_and_the_caller_is_notified(flow, 
     colorize(flow, image)
     decode_colors(flow, encode_colors(flow, image), image)
     assert [record.getMessage() for record in caplog.records] == notes[:1]  # of colorize only
-
-
-def test_what_happens_while_latents_are_decoded_is_told(flow):
-    """All but that the picture's own colors are not used: they are those of the latents."""
-    image, notes = framed(colored(), FRAMES["white"]), []
-    latents = encode_colors(flow, image)
-    decode_colors(flow, [math.inf * level for level in latents], image, notify=notes.append)
-    border, repairs = notes
-    assert border == "The picture has a plain border: it stays gray, and colors are decided without it."
-    assert repairs.startswith("The model overflowed in 1 picture")
-    notes.clear()
-    transfer_palette(flow, gray(), (2 * colored() - 1), notify=notes.append)
-    assert notes[0].startswith("The image's floats go from")  # of the reference
-
-
-# --- scans ------------------------------------------------------------------------------------------------------------
 
 
 def tinted(y, tint, strength=1.0):
@@ -493,58 +466,6 @@ def test_low_precision_stays_near_and_float16_on_a_cpu_becomes_float32(flow):
     assert notes == ["float16 is many times slower than float32 on a CPU: going on in float32."]
 
 
-# --- progress, cancellation, memory -----------------------------------------------------------------------------------
-
-
-def follow(call, flow, *arguments, **options):
-    """The result, the total, and all previews."""
-    reports = []
-    result = call(flow, *arguments, progress=lambda d, t, p=None: reports.append((d, t, p)), **options)
-    total = reports[0][1]
-    assert [done for done, _, _ in reports] == list(range(1, total + 1))
-    assert {units for _, units, _ in reports} == {total}
-    return result, total, [preview for _, _, preview in reports if preview is not None]
-
-
-def test_progress_reaches_its_total_with_previews(flow):
-    image = middle(batch=2)
-    result, total, previews = follow(colorize, flow, image, samples=10)
-    assert total == 2 * (1 + 10)
-    assert all(torch.equal(preview, picture) for preview, picture in zip(previews, result, strict=True))
-    assert follow(colorize, flow, torch.cat([image] * 4, dim=1))[2][0].shape[0] == 3  # no alpha
-    assert follow(colorize, flow, image, samples=10, hints=squares(), hint_steps=3)[1] == 2 * (1 + 10)
-    assert follow(colorize, flow, image, hints=squares(), hint_steps=0)[1] == 4
-    assert follow(colorize, flow, image, hints=Hints(palette=palette_from(["#f84"])))[1] == 4
-    frames, total, previews = follow(colorize_video, flow, gray(batch=5), chunk=2)
-    assert total == 6
-    assert all(torch.equal(preview, frames[k]) for preview, k in zip(previews, (1, 3, 4), strict=True))
-    assert follow(transfer_palette, flow, image, colored(), samples=2)[1] == 6
-
-
-def test_cancelling_stops_before_the_next_layer(flow):
-    image, hints = middle(), squares()
-    before = colorize(flow, image)
-    calls = {
-        "encode, decode": lambda **o: colorize(flow, image, hints=hints, hint_steps=2, **o),
-        "latents": lambda **o: encode_colors(flow, colored(), **o),
-        "clip": lambda **o: colorize_video(flow, gray(batch=3), chunk=1, **o),
-        "transfer": lambda **o: transfer_palette(flow, image, colored(), **o),
-    }
-    totals = {}
-    for name, call in calls.items():
-        asked = []
-        call(cancelled=lambda asked=asked: bool(asked.append(1)))
-        total = totals[name] = len(asked)
-        assert total > 9, name
-        for last in {1, 2, total // 4, total // 2, total - 1, total}:
-            asked = []
-            with pytest.raises(Cancelled):
-                call(cancelled=lambda asked=asked, last=last: asked.append(1) or len(asked) == last)
-            assert len(asked) == last, name
-    assert totals["transfer"] > totals["latents"] + 5  # both of its parts ask
-    assert torch.equal(colorize(flow, image), before)
-
-
 def test_the_memory_estimate_is_positive_and_grows(flow):
     shipped = flowcore.load("color-photos")
     for model in (flow, shipped):
@@ -558,9 +479,6 @@ def test_the_memory_estimate_is_positive_and_grows(flow):
         assert memory_required(build_tiny("colorizer", **fields), 256, 256) > memory_required(flow, 256, 256)
     per_pixel = memory_required(shipped, 40000, 60000) / (40000 * 60000)
     assert per_pixel == pytest.approx(4 * 24, rel=0.01)  # the merge; nothing else grows with the picture
-
-
-# --- apply chroma, and side effects -----------------------------------------------------------------------------------
 
 
 def even(base, height, width, batch=1):

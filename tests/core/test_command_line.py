@@ -196,6 +196,7 @@ def test_sample_and_interpolate(small_glow, tmp_path):
     near(out / names(out)[1], flowcore.sample(flow, 2, temperature=0.2, seed=5, snapped=True)[1])
     (entry,) = read_provenance(out / names(out)[1])
     assert (entry.node, entry.seed, entry.samples, entry.temperature) == ("FlowcoreSample", 5, 2, 0.2)
+    assert entry.model == small_glow.name  # without its folder
     assert (entry.model_sha256, entry.version) == (model_sha256(flow), flowcore.__version__)
     assert entry.seed_of(fingerprint((pixels(out / names(out)[1]) * 255).round().byte())) == 6
     assert run(*words, "--size", 32, 8) == 0
@@ -210,14 +211,6 @@ def test_sample_and_interpolate(small_glow, tmp_path):
     assert torch.equal(last, pixels(b))
     assert not torch.equal(middle, last)
     assert read_provenance(film / names(film)[1])[0].settings == {"mode": "slerp", "frames": 3}
-
-
-def test_pictures_name_their_model_without_its_folder(model, small_glow, tmp_path):
-    picture = photograph(tmp_path / "in.png", (12, 16))
-    run("upscale", picture, "-o", tmp_path / "up.png", "--model", model)
-    run("sample", "-o", tmp_path / "drawn.png", "--model", small_glow, "--samples", 1)
-    for made, path in (("up.png", model), ("drawn.png", small_glow)):
-        assert read_provenance(tmp_path / made)[0].model == path.name
 
 
 def test_score_ranks_images(small_glow, tmp_path, capsys):

@@ -198,15 +198,6 @@ def test_skin_of_portraits_is_judged(folder, monkeypatch):
     assert "skin_outside" not in evaluate_colorizer(model(), folder, samples=2)
 
 
-def test_several_folders_are_one_set(folder):
-    row = evaluate_colorizer(model(), folder, samples=2)
-    for name in ("a", "b"):
-        (folder / name).mkdir()
-        (folder / f"{'ab'.index(name)}.png").rename(folder / name / "0.png")
-    assert evaluate_colorizer(model(), [folder / "a", folder / "b"], samples=2) == row
-    assert evaluate_colorizer(model(), [folder / "a", folder / "b"], samples=2, limit=1)["images"] == 1
-
-
 def test_small_luma_errors_are_detected(folder, monkeypatch):
     def spotted(y, number, s):
         picture = y.expand(-1, 3, -1, -1).clone()

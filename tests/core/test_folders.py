@@ -334,10 +334,10 @@ def clip_of(folder):
     return torch.cat([files.read(path.read_bytes(), "x").pixels for path in folder])
 
 
-def test_clip_carries_colors_over(tmp_path, capsys):
+def test_clip_carries_colors_over(small_colorizer, tmp_path, capsys):
     frames = [photograph(tmp_path / "clip" / f"f{k}.png", (24, 16), seed=k) for k in (1, 2, 9, 10, 11)]
-    out, flow, clip = tmp_path / "out", flowcore.load("color-photos"), clip_of(frames)
-    words = ["colorize", tmp_path / "clip", "-o", out, "--working-size", 32]
+    out, flow, clip = tmp_path / "out", flowcore.load(small_colorizer), clip_of(frames)
+    words = ["colorize", tmp_path / "clip", "-o", out, "--working-size", 32, "--model", small_colorizer]
     video = [*words, "--frames", "video", "--seed", 3, "--bits", 16, "--carry", 0.9]
     assert run(*video) == 0
     expected, alone = (flowcore.colorize_video(flow, clip, seed=3, working_size=32, carry=c) for c in (0.9, 0.0))
@@ -357,11 +357,11 @@ def test_clip_carries_colors_over(tmp_path, capsys):
         assert option in capsys.readouterr().err
 
 
-def test_frames_of_a_folder_are_enlarged_as_one_clip(tmp_path, capsys):
+def test_frames_of_a_folder_are_enlarged_as_one_clip(model, tmp_path, capsys):
     frames = [photograph(tmp_path / "clip" / f"f{k}.png", (24, 16), seed=1) for k in (9, 10)]
     out = tmp_path / "out"
-    words = ["upscale", tmp_path / "clip", "-o", out, "--steadiness", 0.9]
-    expected = flowcore.upscale_video(flowcore.load("srflow-x4"), clip_of(frames), seed=3)
+    words = ["upscale", tmp_path / "clip", "-o", out, "--steadiness", 0.9, "--model", model]
+    expected = flowcore.upscale_video(flowcore.load(model), clip_of(frames), seed=3)
     for _ in range(2):
         assert run(*words, "--seed", 3) == 0
         assert (clip_of(out / frame.name for frame in frames) - expected).abs().max() < 1 / 255
@@ -371,14 +371,14 @@ def test_frames_of_a_folder_are_enlarged_as_one_clip(tmp_path, capsys):
         assert wrong[0] in capsys.readouterr().err
 
 
-def test_an_animated_image_is_enlarged_as_one_clip(tmp_path, capsys):
+def test_an_animated_image_is_enlarged_as_one_clip(model, tmp_path, capsys):
     clip = (torch.rand(3, 3, 12, 16, generator=torch.Generator().manual_seed(1)) * 255).round() / 255
     times = {"duration": [40, 80, 120], "loop": 0}
     (tmp_path / "a.webp").write_bytes(files.encode(clip[0], format="webp", quality=100, later=clip[1:], times=times))
-    words = ["upscale", tmp_path / "a.webp", "-o", tmp_path / "b.png"]
+    words = ["upscale", tmp_path / "a.webp", "-o", tmp_path / "b.png", "--model", model]
     assert run(*words, "--steadiness", 0.8) == 0
     assert "only the first is used" not in capsys.readouterr().err
-    expected = flowcore.upscale_video(flowcore.load("srflow-x4"), clip, steadiness=0.8)
+    expected = flowcore.upscale_video(flowcore.load(model), clip, steadiness=0.8)
     made = (tmp_path / "b.png").read_bytes()
     assert (files.read_frames(made, "b.png")[:, :3] - expected).abs().max() < 1 / 255
     assert files.frame_times(made) == times

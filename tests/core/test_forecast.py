@@ -10,7 +10,6 @@ import pytest
 from builders import build_upscaler
 from PIL import Image
 
-from flowcore import load
 from flowcore.batch.job import Work
 from flowcore.checkpoints.file import save
 from flowcore.cli import batches
@@ -70,7 +69,7 @@ def test_it_counts_the_passes_of_guides(monkeypatch):
 def test_one_trial_is_enough(monkeypatch):
     decode, trials = Plan.inverse, list[int]()
     monkeypatch.setattr(Plan, "inverse", lambda *args: trials.append(1) or decode(*args))
-    forecast(load("srflow-x4"), [(100, 50)], [(400, 200)])
+    forecast(build_upscaler(**SMALL), [(100, 50)], [(400, 200)])
     assert len(trials) == 1
 
 

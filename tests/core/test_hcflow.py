@@ -19,7 +19,7 @@ from flowcore.cli.main import main
 from flowcore.images.files import read
 from flowcore.images.resize import shrink as bicubic
 from flowcore.prior import sample_latents
-from flowcore.tasks.upscale import UNMARKED, is_marked, is_of_gray, mark, memory_required
+from flowcore.tasks.upscale import UNMARKED, is_marked, is_of_gray, mark
 from flowcore.training.objective import Rescaling
 from flowcore.training.recipe import Stage
 
@@ -76,24 +76,11 @@ def test_a_picture_is_what_the_model_decodes(flow):
     assert torch.allclose(upscale(flow, lr, temperature=0.8, seed=11), expected, atol=1e-5)
 
 
-def test_temperatures_by_level(flow):
-    lr = picture(1, 3, 6, 9)
-    both = upscale(flow, lr, temperature=0.8)
-    assert torch.equal(both, upscale(flow, lr, temperature=[0.8, 0.8]))
-    assert not torch.allclose(both, upscale(flow, lr, temperature=[0.8, 0.0]), atol=1e-3)
-
-
 def test_strips_and_tiles_give_the_same_picture(flow):
     lr = picture(1, 3, 40, 70)
     whole = upscale(flow, lr, seed=2, temperature=0.6)
     tiled = upscale(flow, lr, seed=2, temperature=0.6, tile=32)
     assert float((whole - tiled).abs().max()) < 1e-5  # 2e-4 with a halo of 4
-
-
-def test_memory_grows_with_samples_and_stops_growing_with_tiles(flow):
-    one, four = memory_required(flow, 256, 256), memory_required(flow, 256, 256, samples=4)
-    assert one < four < 4 * one
-    assert memory_required(flow, 2560, 2560, tile=64) == memory_required(flow, 5120, 256, tile=64)
 
 
 def write(path, state):
@@ -127,11 +114,8 @@ def changed(name, change):
 
 
 NEARLY = {
-    "without a trunk step": (without(r"^flow\.layers\.2\."), "this HCFlow.*got 2 levels and trunk steps at layers"),
     "without the trunk": (without(r"^flow\.layers\."), "this HCFlow.*trunk steps at layers none"),
-    "without the deepest level": (without(r"level1_"), "this HCFlow.*got 1 levels"),
     "without a prior": (without(r"level0_condFlow\.f\.bias"), r"0_condFlow\.f\.bias is missing"),
-    "without a dense block": (without(r"level1_condFlow\.RRDB_trunk1\.0\.RDB2"), "HCFlow.*RDB2.*missing"),
     "wider at one place": (
         changed("flow.level0_condFlow.conv_first.weight", lambda t: t.repeat(1, 2, 1, 1)),
         "HCFlow.*conv_first.weight is",

@@ -144,8 +144,6 @@ def test_symlinks_are_followed(good, folder, tmp_path):
     assert look_at(tmp_path / "link.safetensors")["load"] == ""
 
 
-# --- not files, not models --------------------------------------------------------------------------------------------
-
 SPECIAL_FILES = {
     "fifo": os.mkfifo,
     "folder": os.mkdir,
@@ -189,8 +187,6 @@ def test_other_files_are_refused(look):
             for way in ("read_header", "read_latents_header", "load_latents"):
                 assert "not a safetensors file, or it is truncated" in errors[way], errors[way]
 
-
-# --- past findings: each one made the reader crash, hang, use too much memory, or report nonsense ---------------------
 
 HASHED_FOREVER = b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(60))
 IDEOGRAMS = "".join(chr(0x4E00 + i * 7919 % 20000) for i in range(20000))
@@ -441,9 +437,6 @@ def test_unreadable_files_are_not_saved(tmp_path):
     with pytest.raises(FlowError, match=r"singular, so nothing can be decoded\. It was not saved"):
         save(colorizer, tmp_path / "model.safetensors")
     read(tmp_path / "model.safetensors")  # the one from before
-
-
-# --- generated --------------------------------------------------------------------------------------------------------
 
 
 def boundaries(content: bytes) -> list[int]:

@@ -37,6 +37,12 @@ def test_networks_of_couplings_and_priors_start_at_zero():
         assert TopPrior(3, edge=edge)(grid().float()).abs().max() == 0
     for network in (Conditioner(3, 6, 4), PlainConditioner(3, 6, 4), PlainConditioner(3, 6, 4, scaled=False)):
         assert network(image().float()).abs().max() == 0
+    assert DenseConditioner(5, 6, 4)(torch.randn(2, 5, 1, 1)).abs().max() == 0
+
+
+def test_a_weight_normalized_convolution_starts_at_the_kernels_it_drew():
+    conv = WeightNormConv(3, 5, 3, bias=False).double()
+    assert torch.allclose(conv(image()), F.conv2d(image(), conv.direction, padding=1), atol=1e-6)
 
 
 def test_a_conditioner_initializes_every_hidden_layer_on_what_comes_before():
@@ -59,21 +65,6 @@ def test_a_pooled_conditioner_adds_a_linear_map_of_the_first_layers_mean_to_ever
     assert torch.allclose(network(image()), expected, atol=1e-13)
 
 
-def test_a_dense_conditioner_is_two_linear_maps():
-    network = DenseConditioner(5, 6, 4).double()
-    x = torch.randn(2, 5, 1, 1, dtype=torch.float64)
-    assert torch.equal(network(x), torch.zeros(2, 4, 1, 1, dtype=torch.float64))
-    network = perturbed(network)
-    expected = F.linear(network.first(x.flatten(1)).clamp(min=0), network.last.weight, network.last.bias)
-    assert torch.allclose(network(x), expected[:, :, None, None], atol=1e-13)
-
-
-def test_a_weight_normalized_convolution_starts_at_the_kernels_it_drew():
-    conv = WeightNormConv(3, 5, 3, bias=False).double()
-    assert conv.bias is None
-    assert torch.allclose(conv(image()), F.conv2d(image(), conv.direction, padding=1), atol=1e-6)
-
-
 def test_a_residual_conditioner_initializes_every_norm_on_what_comes_before():
     network = perturbed(ResidualConditioner(3, 4, 2, blocks=2, double=False, rescale=1.0)).double()
     network.initialize(image())
@@ -91,9 +82,6 @@ def test_a_residual_conditioner_initializes_every_norm_on_what_comes_before():
     for y in seen:
         assert y.mean((0, 2, 3)).abs().max() < 1e-9
         assert (y.var((0, 2, 3), correction=0) - 1).abs().max() < 0.01
-
-
-LABELS = torch.eye(4, dtype=torch.float64)[[2, 0]]
 
 
 def grid(height=4, width=5, channels=3, batch=2):

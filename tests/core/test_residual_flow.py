@@ -1,7 +1,6 @@
-"""Residual Flow: the law of its blocks, the series' own law, norms, inverses; and probes, averaged by score."""
+"""Residual Flow: the law of its blocks, norms, inverses; and probes, averaged by score."""
 
 import functools
-import itertools
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from flowcore.inference.plan import Plan
 from flowcore.likelihood import with_probes
 from flowcore.networks import ContractiveNetwork
 from flowcore.networks.contractive import ELU, LipschitzConv, LipSwish
-from flowcore.transforms import LevelCondition, Probes, Residual
+from flowcore.transforms import Residual
 
 tiny = functools.partial(build_minimal, "residual_flow")
 
@@ -49,58 +48,6 @@ def test_with_probes_it_obeys_all_but_the_determinant():
     laws.check_by_position(flow, x, cond)
     laws.check_gradients(flow, x, cond)
     laws.check_precision(flow.float(), x.float(), cond, networks=False)
-
-
-def series(matrix, coefficients):
-    powers = itertools.accumulate([matrix] * len(coefficients), torch.matmul)
-    return sum(
-        float(c * (-1) ** (k + 1) / k * torch.trace(power))
-        for k, (c, power) in enumerate(zip(coefficients, powers, strict=True), 1)
-    )
-
-
-COEFFICIENTS = [(1.0,) * 1, (1.0,) * 6, (1.0, 1.0, 1 / 0.865, 1 / 0.594)]
-
-
-@pytest.mark.parametrize("coefficients", COEFFICIENTS, ids=str)
-def test_unit_vectors_add_up_to_the_series(coefficients):
-    """Summed over the D unit vectors in place of probes, the estimate is the series itself."""
-    made, x = block(), random_image(1, 2, 2, 3).double()
-    units = torch.eye(12, dtype=torch.float64).reshape(12, 2, 2, 3)
-    probes = Probes(vectors=(units,), coefficients=(coefficients,))
-    estimate = made(x.expand(12, -1, -1, -1), LevelCondition(probes=probes))[1].sum()
-    assert float(estimate) == pytest.approx(series(jacobian(made.network, x), coefficients), abs=1e-12)
-
-
-@pytest.mark.parametrize("terms", [1, 3, 10, 20])
-def test_the_series_gives_the_determinant_within_its_bound(terms):
-    made, x = block(strength=1.0), random_image(1, 2, 2, 3).double()
-    for convolution in made.network.convolutions():
-        nn.init.ones_(convolution.bias)  # where activations are steep
-    matrix = jacobian(made.network, x)
-    norm, size = float(torch.linalg.matrix_norm(matrix, 2)), len(matrix)
-    assert 0.1 < norm < 0.98**3
-    error = abs(series(matrix, (1.0,) * terms) - float(torch.linalg.slogdet(torch.eye(size) + matrix)[1]))
-    assert error <= size * norm ** (terms + 1) / ((terms + 1) * (1 - norm)) + 1e-14
-
-
-def test_gradients_by_neumann_have_the_mean_of_the_determinants():
-    """Over all probes, with so many terms that nothing is left out: both gradients are that of the determinant."""
-    made, x = block(1, grid=(2, 4)), random_image(1, 1, 2, 4).double()
-    probes = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=8)), dtype=torch.float64).reshape(-1, 1, 2, 4)
-    exact = made(x)[1].sum()
-    theirs = torch.autograd.grad(exact, list(made.parameters()), allow_unused=True)
-    assert sum(g is not None and bool(g.abs().max() > 1e-3) for g in theirs) > 3
-    for neumann in (False, True):
-        cond = Probes(vectors=(probes,), coefficients=((1.0,) * 60,), neumann=neumann)
-        estimate = made(x.expand(256, -1, -1, -1), LevelCondition(probes=cond))[1].mean()
-        assert float(estimate) == pytest.approx(float(exact), abs=1e-9)  # the value does not depend on the gradient
-        ours = torch.autograd.grad(estimate, list(made.parameters()), allow_unused=True)
-        for a, b in zip(ours, theirs, strict=True):
-            if b is None:
-                assert a is None or not a.any()
-            else:
-                assert torch.allclose(a, b, atol=1e-9)
 
 
 @pytest.mark.parametrize("activation", [LipSwish, ELU])
@@ -257,16 +204,6 @@ def test_latents_do_not_depend_on_probes_and_need_none():
             assert torch.allclose(a, b, atol=1e-6)
     large = random_image(1, 3, 64, 64)
     assert torch.allclose(flow.inverse(flow.encode(large)), large, atol=1e-5)
-
-
-def test_score_without_probes_is_exact():
-    flow, k = small_flow(), pixels()
-    noise = torch.full((1, *k.shape), 0.5)
-    result = flowcore.score(flow, k, noise=noise, probes=0)
-    assert torch.allclose(result.bits_per_dim, exact_bits(small_flow(), k), atol=1e-5)
-    assert result.standard_error.tolist() == [0, 0]
-    assert (result.probes, result.terms, result.bound) == (0, 0, True)
-    assert not any("estimated" in note for note in result.notes)
 
 
 def test_score_averages_probes_and_reports_their_standard_error():

@@ -18,7 +18,6 @@ from flowcore.images.resize import enlarge, shrink
 from flowcore.likelihood import log_prob
 from flowcore.prior import sample_latents
 from flowcore.quality.metrics import chroma_rmse, colorfulness, diversity, false_specks, lr_psnr, psnr
-from flowcore.tasks.hints import hints_from_points
 from flowcore.tasks.model_choice import recommended_model
 from flowcore.tasks.sample import apply_style
 from flowcore.tasks.upscale import sampling_settings
@@ -110,25 +109,6 @@ def test_colourings_are_various_and_colourful_and_one_of_them_is_nearer_than_gre
     assert float(chroma_rmse(chroma, truth.expand(8, -1, -1, -1)).min()) < grey
 
 
-def test_hints_are_met_and_spread(photo):
-    flow = flowcore.load("color-photos")
-    y = color.luma(photo)
-    wanted = [(16, 16, "#a06040"), (48, 48, "#4060a0")]
-    hints = hints_from_points(wanted, (64, 64), radius=6)
-    covered = hints.coverage[0, 0] > 0
-    free, met = (color.split(flowcore.colorize(flow, y, hints=h))[1] for h in (None, hints))
-
-    def missed(chroma: torch.Tensor) -> float:
-        return float((chroma - hints.chroma)[0][:, covered].square().mean().sqrt())
-
-    assert missed(met) < 0.03
-    assert missed(met) < missed(free) / 2
-    # around the hints, in rings that no hint covers, the colors have followed
-    wider = hints_from_points(wanted, (64, 64), radius=10)
-    near = (wider.coverage[0, 0] > 0) & ~covered
-    assert float((met - wider.chroma)[0][:, near].square().mean().sqrt()) < 0.05
-
-
 @pytest.mark.parametrize("name", ["glow-photos", "glow-faces", "realnvp-photos"])
 def test_a_photograph_is_likelier_than_noise_and_comes_back_exactly(name, photo):
     flow = flowcore.load(name)
@@ -207,16 +187,6 @@ def test_the_default_has_few_specks_of_its_temperature_and_samples_differ(name):
     own, plain = (flowcore.upscale(flow, lr, samples=4, **o) for o in ({}, {"calm_edges": 0.0}))
     assert float(false_specks(own, hr).mean()) <= 0.3 * float(false_specks(plain, hr).mean())
     assert diversity(own) > 1
-
-
-def test_enlarged_faces_shrink_to_the_small_one_and_differ():
-    """The face of the story `faces`, which the model was not trained on."""
-    flow = flowcore.load("srflow-faces-x8")
-    assert sampling_settings(flow) == (0.6, 0.0)
-    lr = pixels((PHOTO.parent / "pictures" / "face.png").read_bytes())[..., 8:32, 13:37]
-    samples = flowcore.upscale(flow, lr, samples=4)
-    assert float(lr_psnr(samples, lr).min()) > 42
-    assert diversity(samples) > 1
 
 
 def test_damaged_faces_are_drawn_by_the_model_that_is_made_for_them():

@@ -101,9 +101,6 @@ def test_batches_depend_on_seed_and_step_alone_also_in_threads(folder, tmp_path,
             assert all(torch.equal(one, two) for one, two in zip(found, batch, strict=True))
 
 
-# --- the cache and decoding -------------------------------------------------------------------------------------------
-
-
 def test_photographs_are_decoded_once_and_new_ones_and_other_scales_anew(folder, tmp_path):
     opened(folder, tmp_path)
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()}
@@ -184,24 +181,8 @@ def test_two_processes_may_decode_at_the_same_time(folder, tmp_path):
     assert torch.equal(first.batch(4, 32, 0, 0)[0], seconds[0].batch(4, 32, 0, 0)[0])
 
 
-def test_results_of_decoding_keep_the_order_of_the_files_and_errors_are_raised(tmp_path, monkeypatch):
-    files = find_images(flat(tmp_path / "photos", [30 * k for k in range(8)]))
-
-    def make(image):
-        level = image.getpixel((0, 0))[0]
-        time.sleep((210 - level) / 3000)  # the first is slowest
-        return level
-
-    for small in (0, 2**14):
-        monkeypatch.setattr(image_sources, "SMALL_IMAGE", small)
-        came = [(picture.name, *rest) for picture, *rest in image_sources.decode_each(files, make)]
-        assert came == [(f"{k:02d}.png", 30 * k, "") for k in range(8)]
-        with pytest.raises(ZeroDivisionError):
-            list(image_sources.decode_each(files, lambda image: 1 / 0))
-
-
 @pytest.mark.parametrize(("budget", "most"), [(2**25, None), (3 * 32 * 32, 3)])
-def test_images_in_memory_are_bounded(tmp_path, monkeypatch, budget, most):
+def test_images_in_memory_are_bounded_and_come_in_the_order_of_the_files(tmp_path, monkeypatch, budget, most):
     folder = flat(tmp_path / "photos", range(12))
     monkeypatch.setattr(image_sources, "MAX_PIXELS_IN_FLIGHT", budget)
     monkeypatch.setattr(image_sources, "SMALL_IMAGE", 0)
@@ -215,16 +196,16 @@ def test_images_in_memory_are_bounded(tmp_path, monkeypatch, budget, most):
             waiting.append(made - taken)
         time.sleep(0.005)
 
-    for _ in image_sources.decode_each(find_images(folder), make):
+    names = []
+    for picture, *_ in image_sources.decode_each(find_images(folder), make):
+        names.append(picture.name)
         with lock:
             taken += 1
         time.sleep(0.01)  # whoever takes them is slower than they are made
     assert made == taken == 12
+    assert names == sorted(names)
     # one may be submitted while the one just taken is not yet counted
     assert 1 < max(waiting) <= 8 + 1 if most is None else max(waiting) <= most + 1
-
-
-# --- several folders --------------------------------------------------------------------------------------------------
 
 
 def test_several_folders_are_one_set_of_photographs(tmp_path):
@@ -258,9 +239,6 @@ def test_missing_and_empty_folders_are_refused(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImageError, match=r"No images in .*empty.*\.png"):
         find_images([folder, tmp_path / "empty"])
-
-
-# --- archives ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -316,9 +294,6 @@ def test_damaged_and_huge_members_are_skipped_and_listed(archive, tmp_path, monk
     assert [e.name for e in data.training] == ["cats/photo2.png"]
     assert data.skipped[0].startswith("cats/photo1.png: ")
     assert data.skipped[1].startswith(f"dogs/photo0.png: it unpacks to {sizes['train/dogs/photo0.png']} bytes")
-
-
-# --- what is left out -------------------------------------------------------------------------------------------------
 
 
 def flat(folder, colors, size=(32, 32)):
@@ -469,9 +444,6 @@ def test_pillows_setting_holds_while_other_threads_read_and_is_restored(tmp_path
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
-# --- sizes by the shorter side ----------------------------------------------------------------------------------------
-
-
 def test_short_sides_are_the_sizes_at_which_every_photograph_is_used(tmp_path):
     folder = photographs(tmp_path / "photos", [(64, 96), (80, 60), (36, 30)])
 
@@ -526,9 +498,6 @@ def test_photographs_of_a_short_side_are_the_shrunk_files_in_a_cache_of_their_ow
     came, _ = data.batch(1, 32, seed=0, step=0)
     pixels = (came[0] * 255).round().byte().permute(1, 2, 0).numpy()
     assert any(np.array_equal(pixels, one) for one in (expected, expected[:, ::-1]))
-
-
-# --- colors ----------------------------------------------------------------------------------------------------------
 
 
 def colors(folder, cache, **shares):

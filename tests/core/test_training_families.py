@@ -90,10 +90,10 @@ def images(architecture, data):
 
 
 def test_it_learns_and_leaves_a_model_and_a_sheet(architecture, images, tmp_path):
-    made = recipe(architecture, 40)
+    made = recipe(architecture, 24)
     flow = flowcore.load(train(made, images, tmp_path).model)
     assert flow.provenance["licence"] == "CC0-1.0"
-    assert flow.provenance["steps"] == 40
+    assert flow.provenance["steps"] == 24
     assert list((tmp_path / "sheets").glob("*.png"))
     assert flow.provenance["metrics"]["validation_bits_per_dim"] < made.model.n_bits  # better than guessing
     trained = evaluate_density(flow, images)

@@ -51,14 +51,14 @@ lr_consistency = 1.0
 [[stages]]
 name = "flow"
 objective = "likelihood"
-steps = 24
+steps = 12
 batch = 4
 crop = 16
 learning_rate = 1e-2
 warmup = 1
 clip = 10.0
 """
-L1, ALL = 8, 32  # steps of the first stage, and of both
+L1, ALL = 8, 20  # steps of the first stage, and of both
 
 
 def recipe(*changes, text=RECIPE):
@@ -133,7 +133,7 @@ def test_the_result_says_what_a_run_has_come_to(photos, tmp_path):
 
 
 def test_the_loss_of_both_stages_falls(photos, tmp_path):
-    longer = [(f"steps = {n}", "steps = 40") for n in (8, 24)]
+    longer = [(f"steps = {n}", "steps = 40") for n in (8, 12)]
     run_recipe(photos, tmp_path, *longer, ("checkpoint_every = 3", "checkpoint_every = 4"))
     rows = read_rows(tmp_path / "history.csv")
     l1, bits = ([float(row["loss"]) for row in rows if row["stage"] == stage] for stage in ("encoder", "flow"))
@@ -141,9 +141,8 @@ def test_the_loss_of_both_stages_falls(photos, tmp_path):
     assert bits[-1] < bits[0] - 0.1
 
 
-@pytest.mark.parametrize("stops", [[L1], [2, L1 - 1, L1 + 1, L1 + 13]], ids=str)
-def test_a_stopped_run_goes_on_to_the_same_bits(whole, photos, tmp_path, stops):
-    for stop in [*stops, None]:
+def test_a_stopped_run_goes_on_to_the_same_bits(whole, photos, tmp_path):
+    for stop in (2, L1 - 1, L1, L1 + 1, L1 + 7, None):
         torch.manual_seed(stop or 99)  # the global generator plays no part
         run_recipe(photos, tmp_path / "run", stop_after=stop)
         assert content(tmp_path / "run")["progress"]["step"] == (stop or ALL)
@@ -193,7 +192,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(whole, photos, tmp_path):
 
 def test_a_run_of_another_recipe_is_refused(photos, tmp_path):
     run_recipe(photos, tmp_path, stop_after=1)
-    for change in (("seed = 1", "seed = 2"), ("hidden = 8", "hidden = 9"), ("steps = 24", "steps = 25")):
+    for change in (("seed = 1", "seed = 2"), ("hidden = 8", "hidden = 9"), ("steps = 12", "steps = 13")):
         with pytest.raises(FlowError, match="run of another recipe"):
             run_recipe(photos, tmp_path, change)
 
@@ -220,7 +219,7 @@ def test_the_average_follows_the_weights_by_its_decay(photos, tmp_path):
 
 def test_the_encoder_is_trained_alone_then_frozen_for_half_of_the_second_stage(photos, tmp_path):
     states = {}
-    for step in (1, L1, L1 + 12, ALL):
+    for step in (1, L1, L1 + 6, ALL):
         run_recipe(photos, tmp_path / "run", stop_after=step)
         states[step] = content(tmp_path / "run")
     start, l1, half, end = (states[step]["flow"] for step in states)
@@ -292,25 +291,6 @@ def test_too_many_steps_not_finite_in_a_row_stop_the_run(photos, tmp_path):
         run_recipe(photos, tmp_path / "run", *hopeless)
 
 
-def test_a_step_that_runs_out_of_memory_is_made_again_with_less(photos, tmp_path, monkeypatch):
-    real, failed = StageRunner.gradient, []
-
-    def gradient(runner, *batch):
-        if runner.state.step == 4 and runner.state.recompute == "never":
-            failed.append(runner)
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(runner, *batch)
-
-    monkeypatch.setattr(StageRunner, "gradient", gradient)
-    lines = run_recipe(photos, tmp_path / "run", stop_after=5)
-    assert any(line.endswith("encoder: out of memory; from now on activations are recomputed") for line in lines)
-    assert len(failed) == 1
-    progress = content(tmp_path / "run")["progress"]
-    assert (progress["step"], progress["recompute"]) == (5, "always")
-    with pytest.raises(FlowError, match="ran out of memory with a batch of 4 crops"):
-        run_recipe(photos, tmp_path / "never", ("ema = 0.6", "ema = 0.6\nrecompute = 'never'"), stop_after=5)
-
-
 def out_of_memory_without_recomputing(monkeypatch, where):
     """Let gradients fail unless activations are recomputed, in a trial, while a step is timed, or in a step."""
     real, recomputed = StageRunner.gradient, []
@@ -332,6 +312,7 @@ def test_memory_has_one_policy_in_trials_timings_and_steps(photos, tmp_path, mon
     minutes = {"minutes": 60.0} if where == "timing" else {}
     recomputed = out_of_memory_without_recomputing(monkeypatch, where)
     lines = run_recipe(photos, tmp_path / "auto", stop_after=1, **minutes)
+    assert content(tmp_path / "auto")["progress"]["recompute"] == "always"
     assert sum(line.endswith("out of memory; from now on activations are recomputed") for line in lines) == 1
     assert recomputed[0] == "never"
     assert set(recomputed[1:]) == {"always"}
@@ -350,16 +331,6 @@ def test_out_of_memory_outside_of_gradients_is_explained_too(photos, tmp_path, m
     with pytest.raises(FlowError, match=r"Stage encoder ran out of memory.*evaluate"):
         run_recipe(photos, tmp_path, stop_after=2)
     assert content(tmp_path)["progress"]["step"] == 2
-
-
-def test_a_batch_of_one_is_fitted_without_a_trial_of_two(photos, tmp_path, monkeypatch):
-    real, sizes = StageRunner.gradient, []
-    monkeypatch.setattr("flowcore.training.stage.free_memory", lambda _: 2**30)
-    monkeypatch.setattr(
-        StageRunner, "gradient", lambda runner, x, *rest: sizes.append(len(x)) or real(runner, x, *rest)
-    )
-    run_recipe(photos, tmp_path, ("batch = 4", "batch = 1"), stop_after=1)
-    assert set(sizes) == {1}
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "history.csv", "held_out.csv", "curve.png", "checkpoint.pt"])
@@ -409,13 +380,16 @@ def test_limits_that_no_run_can_keep_are_refused(photos, tmp_path, limit):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_refused_run_has_opened_no_writer(tmp_path, monkeypatch):
+def test_a_run_refused_before_its_first_step_leaves_no_checkpoint_and_no_writer(photos, tmp_path, monkeypatch):
     writers = []
     board = SimpleNamespace(SummaryWriter=lambda *_, **__: writers.append(1))
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
     with pytest.raises(FlowError, match="crop of stage"):
         run_recipe(photographs(tmp_path / "small", [(12, 12), (12, 24)]), tmp_path / "run")
+    with pytest.raises(FlowError, match="Stopped after 1 of 3 images were read"):
+        run_recipe(photos, tmp_path / "cancelled", cancelled=lambda: True)
     assert not writers
+    assert not list(tmp_path.rglob("checkpoint.pt"))
 
 
 def test_caches_of_other_photographs_are_removed_at_the_first_saved_step(photos, tmp_path):
@@ -456,18 +430,9 @@ def test_training_needs_no_held_out_photographs_of_the_size_of_a_crop(tmp_path):
     assert any("2 photographs to train on, 1 photograph held out, 1 skipped" in line for line in lines)
 
 
-def test_what_cannot_be_trained_is_refused_before_the_first_step(photos, tmp_path):
-    run = tmp_path / "run"
-    with pytest.raises(FlowError, match="crop of stage"):
-        run_recipe(photographs(tmp_path / "small", [(12, 12), (12, 24)]), run)
-    with pytest.raises(FlowError, match="Stopped after 1 of 3 images were read"):
-        run_recipe(photos, tmp_path / "cancelled", cancelled=lambda: True)
-    assert not list(tmp_path.rglob("checkpoint.pt"))
-
-
 def test_a_second_likelihood_stage_goes_on_from_the_first(photos, tmp_path):
     stage = RECIPE[RECIPE.rindex("[[stages]]") :].replace('"flow"', '"more"')
-    longer = parse_recipe(RECIPE + stage.replace("steps = 24", "steps = 3").replace("1e-2", "0.0"))
+    longer = parse_recipe(RECIPE + stage.replace("steps = 12", "steps = 3").replace("1e-2", "0.0"))
     train(longer, photos, tmp_path, stop_after=ALL, log=lambda _: None)
     before = content(tmp_path)["average"]
     assert train(longer, photos, tmp_path, log=lambda _: None).steps == ALL + 3
@@ -539,13 +504,6 @@ def test_a_caller_can_stop_a_run_and_go_on_to_the_same_bits(whole, photos, tmp_p
     with torch.inference_mode():  # as a host does
         run_recipe(photos, run)
     assert_same_run(whole[0], run)
-
-
-def test_time_that_is_up_stops_a_run_with_a_checkpoint(photos, tmp_path):
-    run_recipe(photos, tmp_path, stop_after=2)
-    lines = run_recipe(photos, tmp_path, minutes=1e-9)
-    assert content(tmp_path)["progress"]["step"] == 3
-    assert any("stopped: the time is up" in line for line in lines)
 
 
 def test_a_run_can_start_from_a_model(whole, photos, tmp_path):

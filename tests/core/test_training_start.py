@@ -17,7 +17,7 @@ from .test_training_loop import RECIPE, assert_same_run
 
 pytestmark = pytest.mark.slow
 
-STEPS = 24  # of the stage of the likelihood
+STEPS = 12  # of the stage of the likelihood
 
 
 def recipe(extra=""):

@@ -217,9 +217,6 @@ def test_transforms_obey_the_law(name):
             assert torch.equal(one, two)
 
 
-# --- formulas and initialization --------------------------------------------------------------------------------------
-
-
 def test_condition_on_channels_initializes_its_inner_transform():
     transform = ConditionOnChannels(2, Chain(ActNorm(3), Injector(network(2, 6)))).double()
     transform.initialize(3 * data(5, batch=4) + 7)
@@ -359,9 +356,6 @@ def test_scalings_follow_their_formulas(scaling, eps, log_scale):
     assert torch.allclose(logdet, logs.flatten(1).sum(1), atol=1e-12)
 
 
-# --- reordering, pixels and priors ------------------------------------------------------------------------------------
-
-
 def test_unsqueeze_undoes_a_squeeze():
     x = data()
     assert torch.equal(Unsqueeze()(Squeeze()(x)[0])[0], x)
@@ -415,9 +409,6 @@ def test_only_a_labeled_split_sees_the_labels():
         assert (prior.labels is not None) == labeled
 
 
-# --- by position ------------------------------------------------------------------------------------------------------
-
-
 def test_logdet_of_a_prior_lies_where_its_deviations_do():
     raw = data(6, seed=5)
     expected = -raw[:, 1::2].sum(1)
@@ -465,9 +456,6 @@ def test_spread_divides_evenly_and_adds_up():
     assert spread(amounts, 2, 6).tolist() == [[[1, 1, 1, 2, 2, 2]] * 2]
     assert torch.equal(spread(spread(amounts, 2, 6), 1, 2), amounts)
     assert spread(torch.arange(8.0).view(1, 2, 4), 1, 2).tolist() == [[[0 + 1 + 4 + 5, 2 + 3 + 6 + 7]]]
-
-
-# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("norm", [ActNorm(4), SignedActNorm(4), BatchNorm(4)], ids=lambda t: type(t).__name__)
