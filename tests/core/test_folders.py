@@ -334,10 +334,10 @@ def clip_of(folder):
     return torch.cat([files.read(path.read_bytes(), "x").pixels for path in folder])
 
 
-def test_clip_carries_colors_over(small_colorizer, tmp_path, capsys):
+def test_clip_carries_colors_over(tmp_path, capsys):
     frames = [photograph(tmp_path / "clip" / f"f{k}.png", (24, 16), seed=k) for k in (1, 2, 9, 10, 11)]
-    out, flow, clip = tmp_path / "out", flowcore.load(small_colorizer), clip_of(frames)
-    words = ["colorize", tmp_path / "clip", "-o", out, "--working-size", 32, "--model", small_colorizer]
+    out, flow, clip = tmp_path / "out", flowcore.load("color-photos"), clip_of(frames)
+    words = ["colorize", tmp_path / "clip", "-o", out, "--working-size", 32]
     video = [*words, "--frames", "video", "--seed", 3, "--bits", 16, "--carry", 0.9]
     assert run(*video) == 0
     expected, alone = (flowcore.colorize_video(flow, clip, seed=3, working_size=32, carry=c) for c in (0.9, 0.0))
