@@ -23,7 +23,7 @@ from ..checkpoints.color_memory import ColorMemory
 from ..checkpoints.latents_file import model_sha256
 from ..checkpoints.writing import SavingError, beside, write_atomic
 from ..errors import FlowError
-from ..evaluation.colorization import chroma_on_grid
+from ..evaluation.colorization import chroma_and_condition
 from ..evaluation.image_set import resize_to_own
 from ..images import files
 from ..images.color import NEUTRAL, luma, to_uint8, truncate_16_bits
@@ -298,7 +298,7 @@ class Worker:
         photograph, cond = files.read(picture, name), None
         notes = [*photograph.notes]
         if flow.capabilities.source == "luma":
-            chroma, cond = chroma_on_grid(flow, files.read_rgb(picture, name))
+            chroma, cond = chroma_and_condition(flow, files.read_rgb(picture, name))
             pixels, settings["complexity"] = chroma + NEUTRAL, False
         elif flow.image_size is not None and fit == "resize" and flow.capabilities.source == "none":
             pixels = resize_to_own(flow, files.read_rgb(picture, name))[None]

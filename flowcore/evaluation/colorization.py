@@ -80,8 +80,8 @@ def evaluate_colorizer(
     The result has means over images, ratios of means, and the largest "luma_error". Image i has the seeds from
     ``seed + i * samples`` on; if there are more than ``limit`` images, some are taken, evenly spread.
 
-    Two measures are of the grid that the model works on, see ``chroma_on_grid``: "bits_per_dim", and "coherence", see
-    ``coherence_parts``, at temperature 1 and ("coherence_default") at the requested temperatures.
+    Two measures are of the grid that the model works on: "bits_per_dim", and "coherence", see ``coherence_parts``, at
+    temperature 1 and ("coherence_default") at the requested temperatures.
 
     The others are of what ``colorize`` makes from the 8-bit luma at its own size, K = ``samples`` colorings per image:
 
@@ -144,7 +144,9 @@ def colorizer_table(results: dict[str, dict[str, dict[str, float]]]) -> str:
 
 
 @torch.no_grad()
-def chroma_on_grid(flow: FlowModel, image: Image.Image, working_size: int | None = None) -> tuple[Tensor, Condition]:
+def chroma_and_condition(
+    flow: FlowModel, image: Image.Image, working_size: int | None = None
+) -> tuple[Tensor, Condition]:
     """Chroma ``(1, 2, h, w)`` of an RGB photograph, cropped to a colorizer's grid, and the condition of its luma."""
     config: Any = flow.config
     multiple = config.source_multiple
@@ -159,7 +161,7 @@ def chroma_on_grid(flow: FlowModel, image: Image.Image, working_size: int | None
 def _measure_grid(flow: FlowModel, image: Image.Image, settings: dict[str, Any]) -> dict[str, float]:
     """Measure a colorizer on the grid that it works on."""
     samples, seed = settings["samples"], settings["seed"]
-    truth, cond = chroma_on_grid(flow, image, settings["working_size"])
+    truth, cond = chroma_and_condition(flow, image, settings["working_size"])
     device, shared = next(flow.parameters()).device, cond.expand(samples)
     shapes = flow.latent_shapes(*truth.shape[-2:])
     sampling = with_defaults(flow, {name: settings[name] for name in ("temperature", "detail", "coherence")})

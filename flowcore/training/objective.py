@@ -28,7 +28,7 @@ from .recipe import Recipe, Stage
 ROULETTE = 2.0  # mean number of random terms of a series, after the fixed ones
 COLOR_BLOCK = 32  # pixels a side over which the colors of samples are averaged
 MAX_COLOR_ERROR = 0.05  # of a block: an overflow would drown all others
-PLAIN = Stage(name="plain", objective="likelihood", steps=1, series_terms=0)  # no penalties; only noise is random
+NO_PENALTIES = Stage(name="plain", objective="likelihood", steps=1, series_terms=0)  # and no random terms
 
 
 Noise = tuple[Tensor, ...]  # all random numbers of a step, with one row per image each
@@ -144,7 +144,7 @@ class Likelihood(Objective):
 
     unit = "bits/dim"
 
-    def __init__(self, flow: FlowModel, stage: Stage = PLAIN) -> None:
+    def __init__(self, flow: FlowModel, stage: Stage = NO_PENALTIES) -> None:
         super().__init__()
         self.flow, self.stage = flow, stage
         self.encoder_frozen = False
@@ -337,7 +337,7 @@ def validate(flow: FlowModel, data: Data, recipe: Recipe, stage: Stage, *, devic
     x, source = data.batch(size, stage.crop, 0, 0, held_out=True)
     x, source = x.to(device), None if source is None else source.to(device)
     # without terms that only training has, and with the same noise every time
-    objective = make_objective(flow, dataclasses.replace(PLAIN, objective=stage.objective))
+    objective = make_objective(flow, dataclasses.replace(NO_PENALTIES, objective=stage.objective))
     noise = objective.noise(tuple(x.shape), torch.Generator("cpu").manual_seed(recipe.seed * 1_000_003))
     with autocast(x.device, torch.bfloat16 if precision == "bfloat16" else torch.float32):
         loss = float(objective(x, source, tuple(t.to(device) for t in noise)))

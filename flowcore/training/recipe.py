@@ -1,4 +1,4 @@
-"""Recipes: what to train, in TOML."""
+"""Recipes: what to train, in TOML. Their keys are a file format, so that some keep British spelling."""
 
 import dataclasses
 import hashlib

@@ -15,7 +15,7 @@ import torch
 from builders import TINY, build_tiny, source_of
 
 from flowcore.networks.residual import NetworkNorm
-from flowcore.training.objective import PLAIN, Likelihood, make_objective
+from flowcore.training.objective import NO_PENALTIES, Likelihood, make_objective
 from flowcore.training.recipe import Stage
 from flowcore.training.stage import PeakMemory, largest_batch, recomputable_modules, recompute_activations
 from flowcore.transforms import BatchNorm, batch_moments
@@ -57,7 +57,7 @@ def test_recomputed_steps_have_the_same_gradients(architecture):
     if architecture == "encoder":
         loss = make_objective(flow, Stage(name="encoder", objective="l1", steps=1, lr_consistency=1.0))
     else:
-        loss = Likelihood(flow, dataclasses.replace(PLAIN, balanced=architecture == "colorizer"))
+        loss = Likelihood(flow, dataclasses.replace(NO_PENALTIES, balanced=architecture == "colorizer"))
     plain, one = gradients(loss, flow, x, source, recompute=False)
     again, two = gradients(loss, flow, x, source, recompute=True)
     assert plain == pytest.approx(again, rel=1e-6)
