@@ -89,7 +89,7 @@ class Scores:
             reader = csv.DictReader(file)
             columns, least = tuple(reader.fieldnames or SCORE_COLUMNS), SCORE_COLUMNS.index("enlarged")
             if columns != SCORE_COLUMNS[: max(least + 1, len(columns))]:  # earlier versions had fewer
-                raise FlowError(f"{path} is a table of something else. Name another file for the scores.")
+                raise FlowError(f"{path} exists and is not a table of scores. Choose another file for them.")
             for row in reader:
                 model = row.get("model_sha256", "")  # not in tables of earlier versions; None if the row was cut off
                 is_whole = model is not None and re.fullmatch("([0-9a-f]{64})?", model)

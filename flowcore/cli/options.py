@@ -184,12 +184,17 @@ def add_faces(command: ArgumentParser) -> None:
     add_file_format(command)
 
 
-def add_sample(command: ArgumentParser) -> None:
+def _add_generation(command: ArgumentParser) -> None:
+    """Add what the commands share that make images from latents alone."""
     add_output(command)
     add_model(command, "glow-photos")
-    option = command.add_argument
-    option("-o", "--out", type=Path, default=Path("output"), help="folder for the results, or a file")
+    command.add_argument("-o", "--out", type=Path, default=Path("output"), help="folder for the results, or a file")
     add_again(command)
+
+
+def add_sample(command: ArgumentParser) -> None:
+    _add_generation(command)
+    option = command.add_argument
     add_draws(command, "images", 8)
     option("--temperature", type=float, default=0.7, help="0 is calm, 1 has the model's full spread")
     option("--size", type=int, nargs="+", metavar="PIXELS", help="side, or height and width")
@@ -203,14 +208,10 @@ def add_sample(command: ArgumentParser) -> None:
 
 
 def add_interpolate(command: ArgumentParser) -> None:
-    add_output(command)
+    _add_generation(command)
     command.add_argument("images", nargs=2, type=Path, metavar="IMAGE")
-    add_model(command, "glow-photos")
-    option = command.add_argument
-    option("-o", "--out", type=Path, default=Path("output"), help="folder for the frames, or a file")
-    add_again(command)
-    option("--frames", type=int, default=16)
-    option("--mode", default="slerp", choices=["slerp", "linear", "norm"])
+    command.add_argument("--frames", type=int, default=16)
+    command.add_argument("--mode", default="slerp", choices=["slerp", "linear", "norm"])
 
 
 def add_colorize(command: ArgumentParser) -> None:

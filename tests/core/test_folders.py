@@ -467,7 +467,7 @@ def test_scores_are_a_resumable_table(small_glow, folder, tmp_path, capsys):
     assert rows(0, 0, "--seed", "1") != expected
     other.write_text("a,b\n1,2\n")
     assert run(*words, other) == 1
-    assert "a table of something else" in capsys.readouterr().err
+    assert "exists and is not a table of scores" in capsys.readouterr().err
     assert other.read_text() == "a,b\n1,2\n"
 
 
