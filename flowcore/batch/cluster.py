@@ -180,7 +180,7 @@ def _ray() -> Any:
     except ImportError as error:
         raise FlowError(
             f"Working on many machines needs Ray ({error}). Install it beside flowcore: pip install 'ray[data]'; or "
-            "leave --ray out."
+            "run without --ray."
         ) from error
     for name in ("ray", "ray.data"):  # failures are reported by us
         logging.getLogger(name).setLevel(logging.CRITICAL)

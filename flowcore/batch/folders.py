@@ -74,7 +74,7 @@ Executor = Callable[[Iterable[Job]], Iterable[Outcome]]
 
 
 def find(words: Sequence[str], out: Path | None = None, notify: Callable[[str], None] | None = None) -> list[InputFile]:
-    """Find picture files: word by word, each file once, in natural order of their names; report what is left out.
+    """Find picture files: word by word, each file once, in natural order of their names; report what is skipped.
 
     Words are files, folders (searched at any depth, through links, but without ``out``) and patterns such as
     ``photos/**/*.jpg``. A broken link to a picture is included, so that the run reports it.
@@ -165,7 +165,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def check_targets(jobs: Sequence[Job]) -> list[Job]:
-    """Refuse results that would overwrite a picture; where jobs share a target, all but the first will fail."""
+    """Reject results that would overwrite a picture; where jobs share a target, all but the first will fail."""
     # realpath also takes links to themselves and names that are too long
     sources, first_sources, checked = {os.path.realpath(job.source) for job in jobs}, dict[str, Path](), list[Job]()
     for job in jobs:
@@ -265,8 +265,8 @@ def run(
     ``is_done`` raises FlowError if results cannot be saved. ``on_result`` gets None for a job that was skipped. With
     ``whole_clips``, results depend on the frames before them in the folder: a clip that was stopped continues after
     its last frame, and a finished one with a frame missing is made again. With ``claims``, pictures that another
-    process is working on are left to it and waited for, which ``notify`` is told; without, ``executor`` may take all
-    jobs before it begins.
+    process is working on are left to it and waited for, after a notice; without, ``executor`` may take all jobs before
+    it begins.
     """
     with Claims() as locks:
         units = _clips(jobs) if whole_clips else [[job] for job in jobs]
@@ -367,7 +367,7 @@ def _clips(jobs: Sequence[Job]) -> list[list[Job]]:
 
 
 def _frames_to_skip(unit: list[Job], states: list[bool | FlowError]) -> int:
-    """Count the first frames of a clip after which it can continue; its state is removed if it begins anew."""
+    """Count the first frames of a clip after which it can continue; its state is removed if it starts over."""
     clip = unit[0].clip
     if clip is None:
         return 0

@@ -71,7 +71,7 @@ class Work:
     memory: ColorMemory | None = None  # photographs whose colors it takes over; None for none
     # files that workers open are absolute: their own folder may be another
     guide: Path | None = None  # of ``upscale``: a picture file for all, or a folder of one of each name
-    mask: Path | None = None  # of ``repair``, likewise
+    mask: Path | None = None  # of ``repair``: as ``guide``
     face_model: Path | None = None  # of ``faces``: the file of ``settings["face_model"]``, unless that is shipped
     format: Format = "png"  # of the results
     bits: int | None = 8  # per channel of the results; None for those of the picture, where the format can hold them
@@ -188,7 +188,7 @@ class Worker:
         if work.command == "score":
             return [json.dumps({**self._score(picture, name), "id": ids[0]}).encode()]
         photograph, bits = files.read(picture, name), work.bits_of(picture)
-        # a format is refused before the work, not after it
+        # an unsuitable format is rejected before the work
         files.check_format(work.format, bits, work.quality, alpha=photograph.pixels.shape[1] == 4)
         image = photograph.pixels
         if is_film := work.command == "upscale" and work.carries and files.frame_count(picture) > 1:
@@ -212,7 +212,7 @@ class Worker:
         text = {SIZE: f"{image.shape[-1]}x{image.shape[-2]}"} if work.command == "shrink" else {}
         text |= self._provenance(pictures, bits, {"image": photograph.pixels, **companions})
         options: dict[str, Any] = {"format": work.format, "bits": bits, "quality": work.quality, "text": text}
-        # the pictures of ``shrink`` have 8 bits by the method, others where that was asked for
+        # a loss of bits deserves a note unless ``--bits`` asks for it; ``shrink`` has 8 by its method
         before = photograph.bits if work.command == "shrink" or work.bits is None else bits
         for loss in losses(photograph.metadata, pictures.shape[1], before, bits):
             notify(loss)
@@ -343,7 +343,7 @@ def encode_like(
     """Encode a picture ``(C, H, W)`` in [0, 1] with the metadata of the file that it was made from; gray if both are.
 
     ``bits`` None takes those of the original. Provenance in ``text`` has the fingerprint of the picture as the host
-    would store it, which is replaced by that of the file. ``notify`` is told what the file cannot hold.
+    would store it, which is replaced by that of the file. ``notify`` gets a note on what the file cannot store.
     """
     chosen = bits or (original.bits if original and format in files.DEEP else 8)
     if original and original.gray and len(picture) == 3 and bool((picture == picture[:1]).all()):
@@ -372,7 +372,7 @@ class ClipState:
 
     @classmethod
     def load(cls, clip: Path, device: torch.device) -> "ClipState":
-        """Read the state of a clip that was begun; an empty one if there is none, or it is damaged."""
+        """Read the state of a clip; an empty one if there is none, or it is damaged."""
         try:
             data = beside(clip, "state").read_bytes()  # ``safe_open`` takes no path that is not UTF-8
             metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
@@ -388,7 +388,7 @@ class ClipState:
             write_atomic(beside(clip, "state"), save_tensors(tensors, {"kind": self._kind, "history": self.history}))
 
     def enter(self, *kind: object) -> None:
-        """Prepare for a frame: frames of another kind, such as another size, begin anew."""
+        """Prepare for a frame: frames of another kind, such as another size, start over."""
         if self._kind != (described := json.dumps(kind)):
             self._kind = described
             self.tensors.clear()

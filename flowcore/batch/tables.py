@@ -1,4 +1,4 @@
-"""CSV tables of a batch: a manifest of what its results were made of and how, and scores."""
+"""CSV tables of a batch: a manifest of its results and their sources, and scores."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from .job import Work
 
 COLUMNS = ("input", "output", "seed", "model", "model_sha256", "seconds", "note")
 NAME = "manifest.csv"
-FACTS = ("n_bits", "channels", "height", "width")  # of what was scored
+FACTS = ("n_bits", "channels", "height", "width")  # on each scored picture
 SCORE_COLUMNS = (
     *("image", "bits_per_dim", "complexity_corrected", "per_level", "notes"),
     *("error", "id", "spread", "enlarged", "model_sha256"),
@@ -28,7 +28,7 @@ class Manifest:
     """Rows of ``COLUMNS``, appended by any number of processes; an input that failed has one without output."""
 
     def __init__(self, path: Path) -> None:
-        """Open the table of a run, which need not exist yet; refuse a file that is something else."""
+        """Open the table of a run, which need not exist yet; FlowError if the file is something else."""
         self.path = path
         check_writable(path)
         if path.exists():
@@ -71,7 +71,7 @@ class Manifest:
 class Scores:
     """A CSV table of scores, one row per picture, that a later run can resume; the file need not exist yet.
 
-    Processes may write into one table: what was added in the meantime is kept.
+    Several processes may write into one table, and keep each other's rows.
     """
 
     def __init__(self, path: Path) -> None:

@@ -37,13 +37,13 @@ from .output import ProgressBar, SomeFailed, log, write_result
 
 # suffixes of pictures that we never write
 UNWRITTEN = {*IMAGE_SUFFIXES, ".avif", ".exr", ".hdr", ".jp2", ".jxl", ".ppm", ".tga"} - FORMATS.keys()
-MANY = 20  # pictures, above which a line says that they are looked at
+MANY = 20  # with more pictures, a line says that they are examined
 TOKENS = ("stem", "base", "frame", "suffix", "model", "seed", "sample")  # of ``--name``
 
 
 def load_model(options: Namespace, task: Task | None = None) -> FlowModel:
     """Load the model of a task; on the CPU if a cluster computes, since then only its config and hash are needed."""
-    if "samples" in options:  # before names are made of so many seeds
+    if "samples" in options:  # before they become names of results
         check_draws(options.seed, options.samples)
     keep_freed_memory()
     flow = load(options.model, "cpu" if uses_ray(options) else options.device, **parse_fields(options.set))
@@ -57,7 +57,7 @@ def uses_ray(options: Namespace) -> bool:
 
 
 def named_format(out: Path, format: Format | None = None) -> Format | None:
-    """Tell the format of the file that ``--out`` names, which must be the one asked for; None for a folder."""
+    """Return the format of the file that ``--out`` names, which must match ``--format``; None for a folder."""
     suffix = "" if out.is_dir() else out.suffix.lower()
     named = FORMATS.get(suffix)
     if suffix in UNWRITTEN:
@@ -311,7 +311,7 @@ def confirm_sizes(
 ) -> dict[Job, FlowError]:
     """Say the size of what will be made, and the memory and time that it takes; ask if it is very large.
 
-    Where nobody can be asked, it returns the jobs whose results would be too large, which are left out.
+    Where nobody can be asked, it returns errors for the jobs whose results would be too large.
     """
     sizes = {job: (upright_size(job.source), work.size_of(job.source)) for job in jobs}
     pending = {

@@ -66,7 +66,7 @@ def _upscale(options: Namespace) -> ModelRun:
     settings: dict[str, Any] = {"temperature": temperature, "calm_edges": calm_edges}
     if options.steadiness is not None:
         if options.samples > 1 or uses_ray(options) or any(value is not None for value in guide_options.values()):
-            raise FlowError("Frames of a video depend on each other: leave --samples, --ray and --guide out.")
+            raise FlowError("Frames of a video depend on each other: remove --samples, --ray and --guide.")
         settings |= {"frames": "video", "steadiness": options.steadiness}
     elif strength or flow.guide is not None:
         settings["guide_strength"] = strength
@@ -125,11 +125,11 @@ def _check_colorize(options: Namespace) -> None:
         raise FlowError("colorize needs an output: IMAGE OUT, or IMAGE ... -o OUT.")
     if options.frames == "video":
         if options.samples > 1 or options.reference is not None:
-            raise FlowError("A video is colored once, from its own palette: leave --samples and --reference out.")
+            raise FlowError("A video is colored once, from its own palette: remove --samples and --reference.")
         if options.memory not in (None, NO_MEMORY) or options.cast is not None or options.vivid is not None:
-            raise FlowError("--memory, --cast and --vivid are for photographs: leave them out, or --frames video.")
+            raise FlowError("--memory, --cast and --vivid are for photographs: remove them, or --frames video.")
         if uses_ray(options):
-            raise FlowError("The frames of a video depend on each other and run on one machine: leave --ray out.")
+            raise FlowError("The frames of a video depend on each other and run on one machine: remove --ray.")
     elif options.carry is not None:
         raise FlowError("--carry applies to a video, and these are photographs. Add --frames video.")
     if options.keep is None:
@@ -138,7 +138,7 @@ def _check_colorize(options: Namespace) -> None:
     elif not 1 <= options.keep <= options.samples:
         raise FlowError(f"--keep is 1 to --samples, {options.samples}; got {options.keep}. Ask for more --samples.")
     elif options.frames == "video":
-        raise FlowError("A video is colored once: leave --keep out.")
+        raise FlowError("A video is colored once: remove --keep.")
 
 
 def run_remember(options: Namespace) -> None:
@@ -160,7 +160,7 @@ def run_remember(options: Namespace) -> None:
     memory.save(out)
     log(f"{out}: {memory.places.cells} places of {memory.photographs} photographs")
     if memory.places.cells < places:
-        log(f"That is the most that a memory holds: {places - memory.places.cells} places are left out, evenly.")
+        log(f"That is the most that a memory holds: {places - memory.places.cells} places were dropped, evenly.")
 
 
 def run_brighten(options: Namespace) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..batch.folders import Job, Outputs
 
 LINE_EVERY = 30  # seconds between lines on an image in progress, where there is no bar, as in log files
-QUIET = ContextVar("QUIET", default=False)  # whether a command was told to write nothing but results and errors
+QUIET = ContextVar("QUIET", default=False)  # whether to write nothing but results and errors
 
 
 class SomeFailed(FlowError):
@@ -45,7 +45,7 @@ def accept_all_names() -> None:
 
 
 def check_target(target: Path, is_ours: Callable[[Path], bool], kind: str, *, again: bool) -> None:
-    """Refuse, before the work, to replace a file that flowcore did not make, and without ``again`` one that it did.
+    """Refuse, before the work, to replace a foreign file, and without ``again`` a file that flowcore made.
 
     ``is_ours`` tells those that it made, of a ``kind`` for messages.
     """

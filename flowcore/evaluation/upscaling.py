@@ -103,7 +103,7 @@ def evaluate_upscaler(
 
 
 def missing_measures(measures: Sequence[str] = USUAL_MEASURES) -> str | None:
-    """Name the measures that this machine lacks, and how to get them, in a line; None if it lacks none."""
+    """Say which measures this machine lacks, and how to get them; None if it has all."""
     based_on_lpips = {"lpips": "LPIPS", "diversity_score": "the diversity score on LPIPS"}
     titles = [title for name, title in based_on_lpips.items() if name in measures]
     advice = metrics.lpips_missing()

@@ -80,8 +80,8 @@ class Checkpoints:
         if unreadable and not good:
             raise FlowError(
                 f"{' and '.join(unreadable)} in {self.newest.parent} cannot be read: damaged, or not a checkpoint of a "
-                "training run of flowcore. Choose another folder for the run (--run), or move the file away to begin "
-                "anew."
+                "training run of flowcore. Choose another folder for the run (--run), or move the file away to start "
+                "over."
             )
         return None
 
@@ -140,7 +140,7 @@ def load_weights(flow: FlowModel, path: Path, *, other_encoder: bool = False) ->
     may_differ = {"styles", *SAMPLING, *OF_GUIDE}  # settings measured after training, for a file's own weights
     if (flow.dequantizer is None) != (other.dequantizer is None):
         may_differ.add("dequantizer_steps")
-    if expected.get("memory"):  # filled anew, and without effect where there was none
+    if expected.get("memory"):  # it is filled again, and has no effect where there was none
         may_differ.add("memory")
     differing = [name for name in expected if name not in may_differ and expected[name] != actual.get(name)]
     of_encoder = [name for name in differing if name.startswith("encoder") or name == "stacked_blocks"]

@@ -51,7 +51,7 @@ class Photographs:
         if len(validation) == len(names):
             raise ImageError(
                 f"All {len(names)} images in {describe(folders)} are on the list of images that are held out of "
-                "training. Add others, or leave held_out out of the recipe."
+                "training. Add others, or remove held_out from the recipe."
             )
         self.training = [entry for entry in self.cache.entries if entry.name not in validation]
         self.held_out = [entry for entry in self.cache.entries if entry.name in validation]

@@ -1,7 +1,7 @@
 """Finding and decoding the images of folders and ZIP archives, and the cache of their pixels.
 
 Of each set of images ``HASH.u8`` holds the pixels, which are mapped into memory, and ``HASH.json`` the index, which is
-written last. Processes may write the same cache at once: each renames files of its own, with equal contents.
+written last. Processes may write the same cache at once: each renames its own files, which have the same content.
 """
 
 import hashlib

@@ -55,7 +55,7 @@ def train(
     """Run a recipe to its end, resuming from the checkpoint in the folder ``run`` if there is one.
 
     ``data`` is a folder or ZIP archive of images, or several, see ``open_data``. ``start`` is a model file whose
-    weights to start from; it is measured before the first step, the recipe has stages and rates of its own for it
+    weights to start from; it is measured before the first step, the recipe has separate stages and rates for it
     (``start_stages``, ``start_rate``), and the model file has the better of the two: the start, or what was trained.
     ``encoder_from`` is a model file whose encoder to start from; or, for an encoder with a backbone, the file of the
     backbone alone. None for such an encoder takes the shipped model that has it.
@@ -72,7 +72,7 @@ def train(
     if start is None and not any(run.glob("checkpoint*.pt")) and any(stage.teacher_weight for stage in recipe.stages):
         raise FlowError(
             f"teacher_weight of recipe {recipe.name} needs a model to start from, whose features the encoder keeps. "
-            "Name one with start (--start), or leave teacher_weight out."
+            "Choose one with start (--start), or remove teacher_weight."
         )
     devices = [torch.device(device)] if device.startswith("cuda") else []
     # ComfyUI calls this in inference mode, and its random numbers are not to change
@@ -84,7 +84,7 @@ def train(
                 recipe, data, run, device, log, progress, cancelled, distributed or Distributed(), deadline
             )
         except FlowError:
-            if is_new:  # a run that is refused leaves nothing behind
+            if is_new:  # a rejected run leaves nothing behind
                 shutil.rmtree(run, ignore_errors=True)
             raise
         try:

@@ -92,7 +92,7 @@ class Recipe:
         1.0,
     )
     validation: int = 4  # photographs to hold out, spread evenly over the sorted names, but at most half of them
-    # a text file of the names of photographs to hold out instead, one a line, or "standard" for flowcore's own list
+    # text file of names of photographs to hold out instead, one per line, or "standard" for flowcore's list
     held_out: str = ""
     ema: Share = 0.999  # decay per step of the averaged weights, which are the ones saved; 0 for no averaging
     # of conditioners and encoder; "auto" is bfloat16 on devices that have instructions for it

@@ -47,7 +47,7 @@ class RunState:
     initialised: bool = False  # whether the data-dependent initialization was made
     # steps of every stage of a run that is to end within some minutes; empty for the recipe's
     stage_steps: list[int] = field(default_factory=list[int])
-    # metrics of the model that the run started from on held-out images, by stage; empty if it began anew
+    # metrics of the model that the run started from on held-out images, by stage; empty without one
     start: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
     precision: str = ""  # "float32" or "bfloat16", once chosen
     recompute: str = ""  # "always" or "never", once chosen
@@ -117,7 +117,7 @@ class Pace:
         self._stage, self._first, self._last, self._start_time, self._seconds = -1, 0, 0, 0.0, 0.0
 
     def count(self, stage: int, done: int) -> None:
-        """Note that a stage has made so many steps by now."""
+        """Note how many steps a stage has made by now."""
         if stage != self._stage or done < self._first:
             self._stage, self._first, self._start_time = stage, done, time.monotonic()
         self._last, self._seconds = done, time.monotonic() - self._start_time

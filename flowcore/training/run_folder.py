@@ -52,7 +52,7 @@ class RunLog:
 
     @cached_property
     def board(self) -> Any:
-        """TensorBoard's writer, or None; not before the first row, since a run may be refused before it."""
+        """TensorBoard's writer, or None; opened for the first row, since a run may be rejected before it."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -121,7 +121,7 @@ def _appending(path: Path) -> Generator[TextIO]:
     except OSError as error:
         raise SavingError(
             f"{path} could not be written: {error.strerror or error}. Free some space, or make it writable; then run "
-            "again to go on."
+            "again to continue."
         ) from error
 
 
@@ -261,7 +261,7 @@ class Results:
 
     def say_where(self) -> str:
         """Say where the trained model is, after a verdict, if the model file is a copy of the start."""
-        trained = f"; what was trained is {self.worse}" if self.worse.exists() else ""
+        trained = f"; the trained model is {self.worse}" if self.worse.exists() else ""
         return f": {self.model.name} is the start{trained}" if self.is_start() else ""
 
     def is_of(self, step: int) -> bool:
@@ -343,7 +343,7 @@ class NamedRun:
         """Resume the run, or begin it with the settings; return its record.
 
         FlowError if it began with other settings, or if it would replace a model file that it has not made. ``restart``
-        begins again; everything the earlier run made, except decoded images, is moved into a folder of its own.
+        begins again; everything the earlier run made, except decoded images, is moved into a separate folder.
         """
         record = self.record()
         self._refuse_to_overwrite(record)
@@ -438,5 +438,5 @@ class NamedRun:
                 other_name += f" and start from {self.target.name}, which this run has made so far"
             raise FlowError(
                 f"The run {self.folder.name} began with {', '.join(changes)}, which stays so to its end. Set it back "
-                f"to continue, set restart to begin anew, or {other_name}."
+                f"to continue, set restart to start over, or {other_name}."
             )

@@ -183,7 +183,7 @@ class StageRunner:
         return True
 
     def _distribute(self) -> nn.Module:
-        """Wrap the objective anew whenever other parameters have gradients; a single process needs no wrapper."""
+        """Wrap the objective, again whenever other parameters have gradients; a single process needs no wrapper."""
         if not self.run.distributed.is_active:
             return self.objective
         return DistributedDataParallel(self.objective, broadcast_buffers=False, find_unused_parameters=True)

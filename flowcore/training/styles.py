@@ -239,7 +239,7 @@ def _standardize(table: AttributeTable) -> Tensor:
         if len(column) < MIN_IMAGES or spread < 1e-9:
             raise FlowError(
                 f"Attribute {attribute.name} needs at least {MIN_IMAGES} images with different values within a source; "
-                f"column {attribute.column} has {len(column)} values. Name another column."
+                f"column {attribute.column} has {len(column)} values. Choose another column."
             )
         targets[known, k] = column / spread
     return targets

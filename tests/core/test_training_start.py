@@ -94,7 +94,7 @@ def test_a_model_that_became_worse_does_not(photos, start, tmp_path):
     made, folder = recipe("start_rate = 30.0\n"), tmp_path / "run"
     lines = run(made, photos, folder, start=start)
     assert lines[-1].startswith("worse than the start by ")
-    assert f"model.safetensors is the start; what was trained is {folder / 'worse.safetensors'}" in lines[-1]
+    assert f"model.safetensors is the start; the trained model is {folder / 'worse.safetensors'}" in lines[-1]
     assert (folder / "model.safetensors").read_bytes() == start.read_bytes()
     assert train(made, photos, folder, log=lambda _: None).better_than_start is False
     trained, before = read_header(folder / "worse.safetensors"), read_rows(folder / "held_out.csv")[0]
