@@ -213,8 +213,8 @@ class Worker:
         text |= self._provenance(pictures, bits, {"image": photograph.pixels, **companions})
         options: dict[str, Any] = {"format": work.format, "bits": bits, "quality": work.quality, "text": text}
         # a loss of bits deserves a note unless ``--bits`` asks for it; ``shrink`` has 8 by its method
-        before = photograph.bits if work.command == "shrink" or work.bits is None else bits
-        for loss in losses(photograph.metadata, pictures.shape[1], before, bits):
+        original_bits = photograph.bits if work.command == "shrink" or work.bits is None else bits
+        for loss in losses(photograph.metadata, pictures.shape[1], original_bits, bits):
             notify(loss)
         if len(pictures) > 1 and work.command == "upscale" and work.carries:
             options |= {"later": pictures[1:], "times": files.frame_times(picture)}
