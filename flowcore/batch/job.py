@@ -28,7 +28,7 @@ from ..evaluation.image_set import resize_to_own
 from ..images import files
 from ..images.color import NEUTRAL, luma, to_uint8, truncate_16_bits
 from ..images.files import DecodedImage, Format
-from ..images.metadata import ONLY_FIRST, losses
+from ..images.metadata import ONLY_FIRST, lost_on_save
 from ..model import FlowModel
 from ..provenance import KEY, Provenance, fingerprint, source
 from ..tasks import Progress
@@ -214,10 +214,10 @@ class Worker:
         options: dict[str, Any] = {"format": work.format, "bits": bits, "quality": work.quality, "text": text}
         # a loss of bits deserves a note unless ``--bits`` asks for it; ``shrink`` has 8 by its method
         original_bits = photograph.bits if work.command == "shrink" or work.bits is None else bits
-        for loss in losses(photograph.metadata, pictures.shape[1], original_bits, bits):
+        for loss in lost_on_save(photograph.metadata, pictures.shape[1], original_bits, bits):
             notify(loss)
         if len(pictures) > 1 and work.command == "upscale" and work.carries:
-            options |= {"later": pictures[1:], "times": files.frame_times(picture)}
+            options |= {"more_frames": pictures[1:], "times": files.frame_times(picture)}
             pictures = pictures[:1]
         if work.keep:
             order = ranked(pictures, photograph.pixels, work.by, self.flow, notify=notify)[1][0, : work.keep]
@@ -348,7 +348,7 @@ def encode_like(
     chosen = bits or (original.bits if original and format in files.DEEP else 8)
     if original and original.gray and len(picture) == 3 and bool((picture == picture[:1]).all()):
         picture = picture[:1]
-    for loss in losses(original.metadata, len(picture), 0 if bits else original.bits, chosen) if original else ():
+    for loss in lost_on_save(original.metadata, len(picture), 0 if bits else original.bits, chosen) if original else ():
         notify(loss)
     if KEY in text:
         stored = truncate_16_bits(picture) if chosen == 16 else to_uint8(picture)

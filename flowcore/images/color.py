@@ -46,8 +46,8 @@ def compress(y: Tensor, chroma: Tensor) -> Tensor:
     """Convert luma and chroma to RGB in gamut by reducing saturation, which keeps luma and hue."""
     offset = merge(y, chroma) - y  # from gray; k <= 1 is the largest factor on it that keeps RGB in [0, 1]
     room = torch.where(offset > 0, 1 - y, y)
-    wanted = offset.abs().clamp_min(torch.finfo(offset.dtype).tiny)
-    k = (room / wanted).amin(1, keepdim=True).clamp(0, 1)
+    length = offset.abs().clamp_min(torch.finfo(offset.dtype).tiny)
+    k = (room / length).amin(1, keepdim=True).clamp(0, 1)
     return (y + k * offset).clamp(0, 1)  # rounding only
 
 
@@ -98,7 +98,7 @@ def to_uint8(pixels: Tensor) -> Tensor:
 
 
 def truncate_16_bits(pixels: Tensor) -> Tensor:
-    """Truncate values in [0, 1] that a file stores in 8 or 16 bits to uint8: 255 v of what was written as 65535 v."""
+    """Truncate values in [0, 1] that a file stores in 8 or 16 bits to uint8: the integer part of 255 times them."""
     return pixels.clamp(0, 1).double().mul(65535).round().div(257, rounding_mode="floor").to(torch.uint8)
 
 

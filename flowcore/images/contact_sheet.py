@@ -33,25 +33,22 @@ def contact_sheet(images: Tensor, rows: Sequence[str], columns: Sequence[str]) -
         factor = MIN_CELL / max(height, width)
     height, width = max(1, round(height * factor)), max(1, round(width * factor))
     points = min(MAX_FONT, max(MIN_FONT, height // 8))
-    while points > MIN_FONT and max(_text_size(text, _font(points))[0] for text in columns) > width:
+    while points > MIN_FONT and _text_size(columns, _font(points))[0] > width:
         points -= 1  # until every label fits its column
     font = _font(points)
-    label_width = max(_text_size(text, font)[0] for text in rows)
-    line = max(_text_size(text, font)[1] for text in (*rows, *columns))
-    margin = GAP + label_width + GAP, GAP + line + GAP
-    step = max(width, *(_text_size(text, font)[0] for text in columns)) + GAP, height + GAP
-    size = margin[0] + len(columns) * step[0], margin[1] + len(rows) * step[1]
-    sheet = Image.new("RGB", size, BACKGROUND)
+    line = _text_size([*rows, *columns], font)[1]
+    left, top = GAP + _text_size(rows, font)[0] + GAP, GAP + line + GAP  # of the images
+    across, down = max(width, _text_size(columns, font)[0]) + GAP, height + GAP  # from one image to the next
+    sheet = Image.new("RGB", (left + len(columns) * across, top + len(rows) * down), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     for column, text in enumerate(columns):
-        draw.text((margin[0] + column * step[0], GAP), text, fill=TEXT, font=font)
+        draw.text((left + column * across, GAP), text, fill=TEXT, font=font)
     for row, text in enumerate(rows):
-        top = margin[1] + row * step[1]
-        draw.text((GAP, top + (height - line) // 2), text, fill=TEXT, font=font)
-        for column in range(len(columns)):
-            image = resize(images[row * len(columns) + column, None].cpu(), height, width).clamp(0, 1)[0]
-            pixels = to_uint8(image).permute(1, 2, 0).contiguous().numpy()
-            sheet.paste(Image.fromarray(pixels), (margin[0] + column * step[0], top))
+        draw.text((GAP, top + row * down + (height - line) // 2), text, fill=TEXT, font=font)
+    for number, image in enumerate(images.split(1)):
+        row, column = divmod(number, len(columns))
+        pixels = to_uint8(resize(image.cpu(), height, width)[0]).permute(1, 2, 0).contiguous().numpy()
+        sheet.paste(Image.fromarray(pixels), (left + column * across, top + row * down))
     return torch.from_numpy(np.array(sheet)).permute(2, 0, 1).float() / 255
 
 
@@ -62,9 +59,10 @@ def _font(size: int) -> Font:
         return ImageFont.load_default()
 
 
-def _text_size(text: str, font: Font) -> tuple[int, int]:
-    _, _, right, bottom = font.getbbox(text or " ")
-    return round(right + 0.5), round(bottom + 0.5)
+def _text_size(texts: Sequence[str], font: Font) -> tuple[int, int]:
+    """Return the largest width and height of texts."""
+    boxes = [font.getbbox(text or " ") for text in texts]
+    return round(max(box[2] for box in boxes) + 0.5), round(max(box[3] for box in boxes) + 0.5)
 
 
 # Inferno of matplotlib at ten places (van der Walt and Smith, CC0): perceptually uniform, also in gray.
@@ -76,8 +74,6 @@ COLORS = (
 
 def heat_map(maps: Tensor) -> Tensor:
     """Color maps ``(B, H, W)`` in [0, 1] by a perceptually uniform scale, dark for 0: ``(B, 3, H, W)``."""
-    table = torch.tensor(COLORS) / 255  # (10, 3)
-    place = maps * (len(COLORS) - 1)
-    below = place.floor().clamp(max=len(COLORS) - 2).long()
-    share = (place - below)[..., None]
-    return ((1 - share) * table[below] + share * table[below + 1]).permute(0, 3, 1, 2)  # (B, H, W, 3) -> (B, 3, H, W)
+    places = np.linspace(0, 1, len(COLORS))
+    channels = [np.interp(maps.cpu().numpy(), places, channel) for channel in zip(*COLORS, strict=True)]
+    return torch.from_numpy(np.stack(channels, 1)).float() / 255

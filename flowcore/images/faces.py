@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
 from ..errors import ImageError, ShapeError
 from .color import luma
@@ -25,8 +25,8 @@ MARGIN = 4  # pixels around what is resampled, for the cubic kernel
 SEPARATE = 2.0  # pixels between the dots of a mask
 
 # The left half of 8x8 cells from (0.2, 0.275) to (0.8, 0.875) of the crop: the brightness that tells faces from other
-# places, by ridge regression of 586 training faces and 73 of snapshots against misplaced crops. Less alike than ALIKE
-# are 1 % of other portraits, and 87 % of misplaced crops of portraits, 76 % of those of other photographs.
+# places, by ridge regression of 586 training faces and 73 of snapshots against misplaced crops. Below a correlation of
+# ALIKE are 1 % of other portraits, 87 % of misplaced crops of portraits, and 76 % of those of other photographs.
 TEMPLATE = (
     (-33, -9, 41, 66),
     (-24, -36, -18, 15),
@@ -44,7 +44,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class FacePlace:
-    """Where a face is in a picture of a height and width."""
+    """Where a face is, or a crop with it, in a picture of a height and width."""
 
     left_eye: Point  # the iris on the left in the picture
     right_eye: Point
@@ -53,7 +53,7 @@ class FacePlace:
     window: tuple[float, float, float] | None = None  # left, top and side of a crop along the picture's pixels
     image: int = 0  # of a batch of pictures, the one with the face
     images: int = 1  # in that batch
-    pasted: bool = True  # whether a face goes there
+    pasted: bool = True  # whether a result is pasted there
 
     @property
     def face(self) -> float:
@@ -108,8 +108,8 @@ class FacePlace:
         return replace(self, left_eye=eyes[0], right_eye=eyes[1], height=height, width=width, window=window)
 
     def along_pixels(self, size: int) -> FacePlace:
-        """Return the place whose crop is a window of so many of the picture's own pixels: not resampled, nor turned."""
-        left, top = (round(at - size / 2) for at in self.to_picture(torch.tensor([0.5, 0.5])).tolist())
+        """Return the place with a crop of ``size`` pixels along the picture's: neither resampled nor turned."""
+        left, top = (round(center - size / 2) for center in self.to_picture(torch.tensor([0.5, 0.5])).tolist())
         return replace(self, window=(left, top, size))
 
     def _frame(self) -> tuple[Tensor, Tensor]:
@@ -124,9 +124,12 @@ class FacePlace:
 
 
 def locate_face(one_eye: Point, other_eye: Point, height: int, width: int) -> FacePlace:
-    """Find the place of a face from its eyes, in any order, so a head may lean by up to 90 degrees; or ImageError."""
+    """Find the place of a face from its eyes, in any order; the head may lean by up to 90 degrees.
+
+    ImageError if they are outside, too close, or most of the face is outside.
+    """
     for x, y in (one_eye, other_eye):
-        if not (0 <= x <= width and 0 <= y <= height):  # nor NaN
+        if not (0 <= x <= width and 0 <= y <= height):  # or NaN
             raise ImageError(
                 f"Both eyes must be in the picture, which has {width}x{height} pixels; got ({x:.5g}, {y:.5g}). Give "
                 "points in pixels from its top left corner."
@@ -153,20 +156,20 @@ def cut_face(picture: Tensor, place: FacePlace, size: int | None = None) -> Tens
             f"The face is at a place in a picture of {place.width}x{place.height}; got one of {picture.shape[-1]}x"
             f"{picture.shape[-2]}. Locate it in this picture."
         )
-    size = max(1, round(place.side)) if size is None else size  # of the result; else about as the picture has it
-    finer = max(1, math.ceil(place.side / size - 0.01))
-    steps = (torch.arange(size * finer, dtype=torch.float64) + 0.5) / (size * finer)
+    size = max(1, round(place.side)) if size is None else size  # of the result
+    supersampling = max(1, math.ceil(place.side / size - 0.01))
+    steps = (torch.arange(size * supersampling, dtype=torch.float64) + 0.5) / (size * supersampling)
     points = place.to_picture(_grid(steps, steps))
     top, bottom, left, right = _box(place, MARGIN)
     region = picture[..., top:bottom, left:right]
     corner = torch.tensor([left, top], dtype=torch.float64)
-    return shrink(sample_points(region, points - corner - 0.5, keys_cubic), finer).clamp(0, 1)
+    return shrink(sample_points(region, points - corner - 0.5, keys_cubic), supersampling).clamp(0, 1)
 
 
 def looks_like_face(picture: Tensor, place: FacePlace) -> bool:
     """Tell whether a place of a picture ``(1, 3, H, W)`` is bright and dark where a face is; see ``TEMPLATE``."""
     crop = cut_face(luma(picture), replace(place, window=None), 40)
-    cells = avg_pool2d(crop[..., 11:35, 8:32].double(), 3).flatten()
+    cells = F.avg_pool2d(crop[..., 11:35, 8:32].double(), 3).flatten()
     half = torch.tensor(TEMPLATE, dtype=torch.float64)
     template = torch.cat([half, half.flip(1)], 1).flatten().to(cells.device)
     together = torch.stack([cells, template])
@@ -196,7 +199,7 @@ def paste_face(picture: Tensor, face: Tensor, place: FacePlace, *, feather: floa
     top, bottom, left, right = _box(place, 0)
     rows, columns = (torch.arange(a, b, dtype=torch.float64) + 0.5 for a, b in ((top, bottom), (left, right)))
     shares = place.to_crop(_grid(columns, rows))
-    share = min(1.0, place.face / place.side)  # of a window, which others than the largest face do not fill
+    share = min(1.0, place.face / place.side)  # of the crop's side: a window may be larger than the face
     depth = torch.minimum(shares, 1 - shares).amin(-1) - (1 - share) / 2  # from the face's border, negative outside
     weight = (depth / max(feather * share, 0.5 / place.side)).clamp(0, 1)
     weight = (weight * weight * (3 - 2 * weight)).to(picture)  # smooth at both ends

@@ -21,11 +21,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import TiffImagePlugin as tiff
 from torch import Tensor
 
 from ..errors import ImageError
 from .color import to_uint8
-from .metadata import EXIF, Metadata, cmyk_to_srgb, fits_profile, notes, read_metadata, tags_and_orientation
+from .metadata import (
+    EXIF,
+    XMP,
+    Metadata,
+    cmyk_to_srgb,
+    fits_profile,
+    lost_on_read,
+    read_metadata,
+    tags_and_orientation,
+)
 
 Format = Literal["png", "jpeg", "webp", "tiff"]
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # of files that are read
@@ -37,8 +47,8 @@ FORMATS: dict[str, Format] = {**{suffix: name for name, suffix in SUFFIXES.items
 DEEP: tuple[Format, ...] = ("png", "tiff")  # formats with 16 bits per channel
 DEFAULT_QUALITY = {"jpeg": 95, "webp": 90}
 OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}  # byte orders, as Pillow names them
-WHITE_IS_ZERO, SIGNED = 0, 2  # values of TIFF's tags PhotometricInterpretation (262) and SampleFormat (339)
-UNIQUE_ID, SIZES = 0xA420, (0xA002, 0xA003)  # EXIF tags
+WHITE_IS_ZERO, SIGNED = 0, 2  # of TIFF's tags PHOTOMETRIC_INTERPRETATION and SAMPLEFORMAT
+UNIQUE_ID, EXIF_SIZES = 0xA420, (0xA002, 0xA003)  # EXIF tags
 TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations whose rows and columns are swapped
 FLIPPED = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}  # axes to flip after that
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # formats, as Pillow names them, whose further pictures are frames
@@ -61,7 +71,7 @@ def read(data: bytes, name: str) -> DecodedImage:
     with _opened(data, name) as opened:
         pixels, metadata = _decode(opened, data), read_metadata(opened)
         gray = (opened.mode in ("1", "L", "I") or opened.mode.startswith("I;")) and pixels.shape[2] == 3
-        sentences = notes(opened)
+        sentences = lost_on_read(opened)
     bits = 8 * pixels.itemsize
     tensor = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None] / (2**bits - 1)
     return DecodedImage(tensor.contiguous(), metadata, gray, bits, sentences)
@@ -99,7 +109,7 @@ def frame_times(data: bytes) -> dict[str, Any]:
 def read_rgb(data: bytes, name: str, *, side: int | None = None) -> Image.Image:
     """Decode an image file to 8-bit RGB, as ``decode_rgb`` does; see ``read``.
 
-    For a thumbnail whose sides are at most ``side``, a JPEG is decoded to a fraction of its size.
+    With ``side``, a JPEG is decoded at a reduced size, with sides of at least as many pixels: for thumbnails.
     """
     with _opened(data, name) as opened:
         if side is not None:
@@ -110,7 +120,7 @@ def read_rgb(data: bytes, name: str, *, side: int | None = None) -> Image.Image:
 def decode_rgb(opened: Image.Image, data: bytes) -> Image.Image:
     """Decode a file that Pillow has opened to upright 8-bit RGB: the pixels of ``read``, rounded and without alpha.
 
-    ValueError for values of unknown range, as floating-point ones; damaged files make Pillow raise almost anything.
+    ValueError for values of unknown range, such as floats; damaged files make Pillow raise almost anything.
     """
     pixels = _decode(opened, data)[:, :, :3]
     if pixels.dtype == np.uint16:
@@ -142,13 +152,13 @@ def encode(
     quality: int | None = None,
     unique_id: str | None = None,
     text: dict[str, str] | None = None,
-    later: Tensor | None = None,
+    more_frames: Tensor | None = None,
     times: dict[str, Any] | None = None,
 ) -> bytes:
     """Encode an image ``(C, H, W)`` in [0, 1], C = 1, 3 or 4, as a file; ImageError if the format cannot hold it.
 
     ``unique_id`` is EXIF's ImageUniqueID, ``text`` goes into the chunks of a PNG. An animated PNG or WebP has further
-    frames, ``later``, ``(T, C, H, W)``, and the ``times`` of all, see ``frame_times``. WebP of quality 100 is lossless.
+    frames, ``(T, C, H, W)``, and the ``times`` of all, see ``frame_times``. WebP of quality 100 is lossless.
     """
     check_format(format, bits, quality, alpha=picture.shape[0] == 4)
     metadata = metadata or Metadata()
@@ -159,10 +169,10 @@ def encode(
     pixels = levels.permute(1, 2, 0).numpy().astype(np.uint16 if bits == 16 else np.uint8)
     tags = _new_tags(metadata.exif, pixels.shape[1], pixels.shape[0], unique_id)
     animation: dict[str, Any] = {}
-    if later is not None:
+    if more_frames is not None:
         if format not in ("png", "webp") or bits == 16:
             raise ImageError(f"Animated results are PNG of 8 bits or WebP; got {format} of {bits}. Choose one of them.")
-        frames = [Image.fromarray(to_uint8(frame).permute(1, 2, 0).cpu().squeeze(2).numpy()) for frame in later]
+        frames = [Image.fromarray(to_uint8(frame).permute(1, 2, 0).cpu().squeeze(2).numpy()) for frame in more_frames]
         animation = {"save_all": True, "append_images": frames, **(times or {})}
     try:
         if format == "tiff":
@@ -225,7 +235,7 @@ _BEFORE: list[bool] = []  # per reader inside: Pillow's setting before the first
 
 
 @contextmanager
-def truncated_refused() -> Generator[None]:
+def refuse_truncated() -> Generator[None]:
     """Make Pillow refuse truncated files, a setting of the whole process, until the last reader inside leaves."""
     with _LOCK:
         _BEFORE.append(_BEFORE[0] if _BEFORE else ImageFile.LOAD_TRUNCATED_IMAGES)
@@ -242,7 +252,7 @@ def truncated_refused() -> Generator[None]:
 def _opened(data: bytes | Path, name: str = "") -> Generator[Image.Image]:
     """Open a file with Pillow; turn any failure inside into an ImageError with its name."""
     try:
-        with truncated_refused(), Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as opened:
+        with refuse_truncated(), Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as opened:
             yield opened
     except UnidentifiedImageError as error:
         why = "Pillow does not know its format" if data else "it is empty"
@@ -275,14 +285,15 @@ def _refuse_unknown_range(opened: Image.Image) -> None:
     """Raise ValueError for floating-point numbers, and a TIFF of signed or 32-bit integers, which would be clipped."""
     kind = "floating-point numbers" if opened.mode == "F" else ""
     if opened.format == "TIFF" and not kind:
-        bits, signed = max(_tiff_tag(opened, 258)), SIGNED in _tiff_tag(opened, 339)
+        bits, signed = max(_tiff_tag(opened, tiff.BITSPERSAMPLE)), SIGNED in _tiff_tag(opened, tiff.SAMPLEFORMAT)
         kind = f"{'signed ' * signed}{bits}-bit integers" if signed or bits > 16 else ""
     if kind:
         raise ValueError(f"it holds {kind} of unknown range; scale them to all of 8 or 16 bits per channel")
 
 
 def _tiff_tag(opened: Image.Image, tag: int) -> tuple[int, ...]:
-    return value if isinstance(value := cast("Any", opened).tag_v2.get(tag, 1), tuple) else (value,)
+    value = cast("Any", opened).tag_v2.get(tag, 1)
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _raw_mode(opened: Image.Image) -> str:
@@ -312,9 +323,9 @@ def _pixels(opened: Image.Image, low_bytes: Pixels | None) -> Pixels:
     if opened.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
         gray = np.asarray(opened).clip(0, 65535).astype(np.uint32)
         if opened.format == "TIFF":  # of which Pillow gives the numbers in the file
-            white = 2 ** _tiff_tag(opened, 258)[0] - 1
+            white = 2 ** _tiff_tag(opened, tiff.BITSPERSAMPLE)[0] - 1
             gray = (gray * 65535 + white // 2) // white
-            gray = 65535 - gray if _tiff_tag(opened, 262)[0] == WHITE_IS_ZERO else gray
+            gray = 65535 - gray if WHITE_IS_ZERO in _tiff_tag(opened, tiff.PHOTOMETRIC_INTERPRETATION) else gray
         return np.repeat(gray[:, :, None].astype(np.uint16), 3, axis=2)
     if low_bytes is not None and opened.mode in ("RGB", "RGBA"):
         upper = np.asarray(opened).astype(np.uint16)
@@ -332,14 +343,14 @@ def _pixels(opened: Image.Image, low_bytes: Pixels | None) -> Pixels:
 def _new_tags(tags: dict[int, Any], width: int, height: int, unique_id: str | None) -> dict[int, Any]:
     """Copy the tags for an image of another size."""
     exif = dict(tags.get(EXIF, {}))
-    exif |= {tag: size for tag, size in zip(SIZES, (width, height), strict=True) if tag in exif}
+    exif |= {tag: size for tag, size in zip(EXIF_SIZES, (width, height), strict=True) if tag in exif}
     if unique_id is not None:
         exif[UNIQUE_ID] = unique_id
     return _writable({**tags, EXIF: exif} if exif else tags)
 
 
 def _writable(tags: dict[int, Any]) -> dict[int, Any]:
-    """Drop the tags that Pillow can read but not write."""
+    """Drop the tags that Pillow can read but not write: of several together it would write none."""
     result: dict[int, Any] = {}
     for tag, value in tags.items():
         entry = {tag: _writable(cast("dict[int, Any]", value)) if isinstance(value, dict) else value}
@@ -355,7 +366,7 @@ def _tiff_directory(tags: dict[int, Any]) -> bytes:
     exif.endian = "<"
     for tag, value in tags.items():
         exif[tag] = value
-    return exif.tobytes()[6:]
+    return exif.tobytes().removeprefix(b"Exif\0\0")
 
 
 def _encode_with_pillow(
@@ -368,12 +379,12 @@ def _encode_with_pillow(
     options: dict[str, Any],
 ) -> bytes:
     if metadata.dpi and format == "webp":  # it has no other field for the resolution
-        tags = {**tags, 282: metadata.dpi[0], 283: metadata.dpi[1], 296: 2}
+        tags = {**tags, **_resolution(metadata.dpi)}
     options |= {"exif": b"Exif\0\0" + _tiff_directory(tags)} if tags else {}
     options |= {"icc_profile": metadata.icc} if metadata.icc else {}
     options |= {"dpi": metadata.dpi} if metadata.dpi and format != "webp" else {}
     if format == "png":
-        options["pnginfo"] = _texts(text, metadata)
+        options["pnginfo"] = _png_info(text, metadata)
     else:
         options |= {"xmp": metadata.xmp} if metadata.xmp else {}
         options["quality"] = quality or DEFAULT_QUALITY[format]
@@ -389,7 +400,7 @@ def _encode_with_pillow(
     return file.getvalue()
 
 
-def _texts(text: dict[str, str], metadata: Metadata) -> PngImagePlugin.PngInfo:
+def _png_info(text: dict[str, str], metadata: Metadata) -> PngImagePlugin.PngInfo:
     chunks = PngImagePlugin.PngInfo()
     for key, value in text.items():
         chunks.add_text(key, value)  # as tEXt if it can be: what most programs look for
@@ -399,45 +410,57 @@ def _texts(text: dict[str, str], metadata: Metadata) -> PngImagePlugin.PngInfo:
 
 
 def _png16(pixels: Pixels, metadata: Metadata, tags: dict[int, Any], text: dict[str, str]) -> bytes:
-    """Write a PNG of 16 bits: its rows filtered by what is above them (filter 2), and deflated."""
+    """Write a PNG of 16 bits: rows as differences from the row above (filter 2), deflated."""
     height, width, channels = pixels.shape
     rows = np.frombuffer(pixels.astype(">u2").tobytes(), np.uint8).reshape(height, width * channels * 2)
-    above = np.concatenate([np.zeros_like(rows[:1]), rows[:-1]])
-    filtered = np.concatenate([np.full((height, 1), 2, np.uint8), rows - above], axis=1)
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, {1: 0, 3: 2, 4: 6}[channels], 0, 0, 0))]
+    differences = np.diff(rows, axis=0, prepend=np.zeros_like(rows[:1]))
+    filtered = np.pad(differences, ((0, 0), (1, 0)), constant_values=2)
+    file = io.BytesIO()
+    file.write(b"\x89PNG\r\n\x1a\n")
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 3: 2, 4: 6}[channels], 0, 0, 0)
+    PngImagePlugin.putchunk(file, b"IHDR", header)
     if metadata.icc:
-        chunks.append((b"iCCP", b"ICC Profile\0\0" + zlib.compress(metadata.icc)))
+        PngImagePlugin.putchunk(file, b"iCCP", b"ICC Profile\0\0", zlib.compress(metadata.icc))
     if metadata.dpi:
-        chunks.append((b"pHYs", struct.pack(">IIB", *(round(n / 0.0254) for n in metadata.dpi), 1)))
-    chunks += [(kind, body) for kind, body, *_ in _texts(text, metadata).chunks]
+        dots_per_meter = (round(n / 0.0254) for n in metadata.dpi)
+        PngImagePlugin.putchunk(file, b"pHYs", struct.pack(">IIB", *dots_per_meter, 1))
+    for kind, body, *_ in _png_info(text, metadata).chunks:
+        PngImagePlugin.putchunk(file, kind, body)
     if tags:
-        chunks.append((b"eXIf", _tiff_directory(tags)))
-    chunks += [(b"IDAT", zlib.compress(filtered.tobytes(), 6)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
-    )
+        PngImagePlugin.putchunk(file, b"eXIf", _tiff_directory(tags))
+    PngImagePlugin.putchunk(file, b"IDAT", zlib.compress(filtered.tobytes(), 6))
+    PngImagePlugin.putchunk(file, b"IEND")
+    return file.getvalue()
 
 
 def _tiff(pixels: Pixels, metadata: Metadata, tags: dict[int, Any]) -> bytes:
     """Write a TIFF: horizontal differencing (predictor 2), deflate, and all tags, which Pillow's own would omit."""
     height, width, channels = pixels.shape
     per_strip = max(1, 2**18 // (width * channels * pixels.itemsize))
-    differences = pixels.copy()
-    differences[:, 1:] -= pixels[:, :-1]
+    differences = np.diff(pixels, axis=1, prepend=np.zeros_like(pixels[:, :1]))
     little = differences.astype(pixels.dtype.newbyteorder("<"))
     strips = [zlib.compress(little[top : top + per_strip].tobytes(), 6) for top in range(0, height, per_strip)]
     starts = np.cumsum([0, *(len(strip) + len(strip) % 2 for strip in strips)]).tolist()
-    directory = dict(tags)
-    directory[256], directory[257], directory[258] = width, height, (pixels.itemsize * 8,) * channels
-    directory[259], directory[262] = 8, 1 if channels == 1 else 2
-    directory[273], directory[279] = tuple(starts[:-1]), tuple(len(strip) for strip in strips)
-    directory[277], directory[278], directory[284], directory[317] = channels, per_strip, 1, 2
-    if channels == 4:
-        directory[338] = 2
-    if metadata.dpi:
-        directory[282], directory[283], directory[296] = *metadata.dpi, 2
-    if metadata.xmp:
-        directory[700] = metadata.xmp
-    if metadata.icc:
-        directory[34675] = metadata.icc
+    directory = {
+        **tags,
+        tiff.IMAGEWIDTH: width,
+        tiff.IMAGELENGTH: height,
+        tiff.BITSPERSAMPLE: (pixels.itemsize * 8,) * channels,
+        tiff.COMPRESSION: 8,  # deflate
+        tiff.PHOTOMETRIC_INTERPRETATION: 1 if channels == 1 else 2,
+        tiff.STRIPOFFSETS: tuple(starts[:-1]),
+        tiff.SAMPLESPERPIXEL: channels,
+        tiff.ROWSPERSTRIP: per_strip,
+        tiff.STRIPBYTECOUNTS: tuple(len(strip) for strip in strips),
+        tiff.PLANAR_CONFIGURATION: 1,
+        tiff.PREDICTOR: 2,
+        **({tiff.EXTRASAMPLES: 2} if channels == 4 else {}),
+        **(_resolution(metadata.dpi) if metadata.dpi else {}),
+        **({XMP: metadata.xmp} if metadata.xmp else {}),
+        **({tiff.ICCPROFILE: metadata.icc} if metadata.icc else {}),
+    }
     return _tiff_directory(directory) + b"".join(strip + b"\0" * (len(strip) % 2) for strip in strips)
+
+
+def _resolution(dpi: tuple[float, float]) -> dict[int, Any]:
+    return {tiff.X_RESOLUTION: dpi[0], tiff.Y_RESOLUTION: dpi[1], tiff.RESOLUTION_UNIT: 2}

@@ -11,24 +11,23 @@ from .color import compress, luma, split
 BINS = 48  # of luma
 DARKEST = 0.01  # luma below which the logarithm turns linear
 GLOBAL = 0.4  # weight of the whole photograph's histogram in each cell's
-SMOOTHING = 0.05  # of curves: deviation of the window along luma, whose range is 1
+SMOOTHING = 0.05  # standard deviation of the window, along luma in [0, 1], in which curves are smoothed
 STEEPEST = 2.0  # slope of curves, so that noise in the darkest places stays small
+MIN_CELL = 32  # pixels along the longer side of a cell
+REACH = 4  # pixels on each side of a neighborhood
 FLAT = 3e-4  # variance of the picture's luma below which a neighborhood is averaged
-CELL = 32  # pixels along the longer side of a cell, at least
-NEARBY = 4  # pixels on each side of a neighborhood
-CALM = 0.25  # quantile of local variance, at each luma, that counts as noise
-DOUBT = 1.5  # times the noise: local variance up to which nothing of the photograph's own detail is kept
-NOISE_BINS = 16
-MEASURED = 2**16  # pixels that histograms are made of, at least, where there are as many
+NOISE_BINS, NOISE_QUANTILE = 16, 0.25  # bins of luma, and the quantile of local variance in each that counts as noise
+NOISE_FACTOR = 1.5  # local variance over noise up to which no detail of the photograph is kept
+MEASURED = 2**16  # pixels that histograms are made of, at least, if there are as many
 
 
 def even_gain(photograph: Tensor, picture: Tensor, cells: int) -> Tensor:
-    """Replace the light of a brightened ``picture`` by a bilateral grid's of its photograph: no ghosts, no halos.
+    """Recompute the luma of a brightened ``picture`` by a bilateral grid of its photograph, without ghosts and halos.
 
     With u the logarithm of the photograph's luma, denoised along the picture's, and p a place, the luma is grid(u, p),
-    trilinear. Each cell of the grid, of at least 32 pixels, is the monotone curve that gives the luma of the
-    photograph, nearby, the histogram of the picture's. Where noise hides the photograph's detail, the picture's is
-    added. The picture's chroma stays, and falls where its luma does.
+    trilinear. Each cell of the grid, of at least 32 pixels, is the monotone curve that gives the photograph's luma near
+    it the histogram of the picture's. Where noise hides the photograph's detail, the picture's is added. The picture's
+    chroma stays, and falls where its luma does.
 
     Source: Chen, Adams, Wadhwa & Hasinoff, "Bilateral guided upsampling" (SIGGRAPH Asia 2016), for the grid; He, Sun &
     Tang, "Guided Image Filtering" (2013), for the denoising. Curves by histograms instead of least squares are ours.
@@ -38,16 +37,16 @@ def even_gain(photograph: Tensor, picture: Tensor, cells: int) -> Tensor:
         picture: As large, what a model made of it.
         cells: Along the longer side, at least 1.
     """
-    drawn = _to_log(luma(picture))
-    u, hidden = _denoise(_to_log(luma(photograph)), drawn)
+    brightened = _to_log(luma(picture))
+    u, hidden = _denoise(_to_log(luma(photograph)), brightened)
     height, width = u.shape[-2:]
-    cells = min(cells, max(height, width) // CELL)
+    cells = min(cells, max(height, width) // MIN_CELL)
     across = [max(1, round(cells * side / max(height, width))) for side in (height, width)]
-    grid = _curves(_histograms(u, across), _histograms(drawn, across))  # (BINS, rows, columns)
+    grid = _curves(_histograms(u, across), _histograms(brightened, across))  # (BINS, rows, columns)
     y, x = (torch.linspace(1 / n - 1, 1 - 1 / n, n).to(u) for n in (height, width))
     places = torch.stack(torch.broadcast_tensors(x, y[:, None], (2 * u[0, 0] - 1)), dim=-1)  # (H, W, 3)
     lit = F.grid_sample(grid[None, None], places[None, None], padding_mode="border", align_corners=False)[:, 0]
-    lit = lit + hidden * (drawn - _follow(drawn, drawn))
+    lit = lit + hidden * (brightened - _guided_filter(brightened, brightened))
     lit = DARKEST * torch.expm1(lit * math.log1p(1 / DARKEST)).clamp(0, 1 / DARKEST)
     y, chroma = split(picture)
     return compress(lit, chroma * (lit / y.clamp_min(1 / 255)).clamp(max=1))
@@ -58,42 +57,42 @@ def _to_log(y: Tensor) -> Tensor:
 
 
 def _mean(x: Tensor) -> Tensor:
-    side = 2 * NEARBY + 1
-    rows = F.avg_pool2d(x, (side, 1), 1, (NEARBY, 0), count_include_pad=False)
-    return F.avg_pool2d(rows, (1, side), 1, (0, NEARBY), count_include_pad=False)
+    side = 2 * REACH + 1
+    rows = F.avg_pool2d(x, (side, 1), 1, (REACH, 0), count_include_pad=False)
+    return F.avg_pool2d(rows, (1, side), 1, (0, REACH), count_include_pad=False)
 
 
 def _stride(x: Tensor) -> int:
     return max(1, math.isqrt(x.shape[-2] * x.shape[-1] // MEASURED))
 
 
-def _follow(u: Tensor, guide: Tensor) -> Tensor:
-    """Keep of a log-luma what its guide shows: a guided filter."""
+def _guided_filter(u: Tensor, guide: Tensor) -> Tensor:
+    """Smooth a log-luma, but for the edges of its guide."""
     mean, middle = _mean(u), _mean(guide)
     slope = (_mean(u * guide) - mean * middle) / ((_mean(guide.square()) - middle.square()).clamp_min(0) + FLAT)
     return _mean(slope) * guide + _mean(mean - slope * middle)
 
 
 def _denoise(u: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
-    """Keep of a log-luma what its guide shows, and what exceeds the noise of places as bright; return what share not.
+    """Remove from a log-luma the detail that its guide lacks, as far as it is no stronger than noise at that luma.
 
     Returns:
-        The log-luma, and the share in [0, 1] of its own detail that was removed at each place, both ``(1, 1, H, W)``.
+        The log-luma, and the share of its detail that was removed at each place, in [0, 1], both ``(1, 1, H, W)``.
     """
-    shown = _follow(u, guide)
-    rest = u - shown
-    variance = _mean(rest.square())
-    bins = (shown * NOISE_BINS).long().clamp(0, NOISE_BINS - 1)
+    smooth = _guided_filter(u, guide)
+    detail = u - smooth
+    variance = _mean(detail.square())
+    bins = (smooth * NOISE_BINS).long().clamp(0, NOISE_BINS - 1)
     noise, step = variance.new_zeros(NOISE_BINS), _stride(u)
-    some, their = variance[..., ::step, ::step], bins[..., ::step, ::step]
-    for number in their.unique().tolist():
-        noise[number] = some[their == number].quantile(CALM)
-    removed = (DOUBT * noise[bins] / variance.clamp_min(1e-9)).clamp(max=1)
-    return (shown + (1 - removed) * rest).clamp(0, 1), removed
+    measured, their_bins = variance[..., ::step, ::step], bins[..., ::step, ::step]
+    for number in their_bins.unique().tolist():
+        noise[number] = measured[their_bins == number].quantile(NOISE_QUANTILE)
+    removed = (NOISE_FACTOR * noise[bins] / variance.clamp_min(1e-9)).clamp(max=1)
+    return (smooth + (1 - removed) * detail).clamp(0, 1), removed
 
 
 def _histograms(u: Tensor, across: list[int]) -> Tensor:
-    """Count values around each cell, in windows of two cells, and in the whole: shares ``(BINS, rows, columns)``."""
+    """Mix histograms of windows of two cells around each cell with the whole's: shares ``(BINS, rows, columns)``."""
     step, (rows, columns) = _stride(u), across
     values = u[0, 0, ::step, ::step]
     y, x = (torch.arange(n, device=u.device) * 2 * cells // n for n, cells in zip(values.shape, across, strict=True))
@@ -106,11 +105,11 @@ def _histograms(u: Tensor, across: list[int]) -> Tensor:
     return (near + GLOBAL * whole / whole.sum()) / (1 + GLOBAL)
 
 
-def _curves(shares: Tensor, drawn: Tensor) -> Tensor:
-    """Fit a monotone curve per cell that gives one histogram the quantiles of the other; values at centers of bins."""
+def _curves(shares: Tensor, wanted: Tensor) -> Tensor:
+    """Fit a monotone curve per cell that maps one histogram to the other; values at the centers of bins."""
     shape = shares.shape
-    shares, drawn = (each.flatten(1).T.contiguous() for each in (shares, drawn))  # (cells, BINS)
-    edges = F.pad(drawn.cumsum(1), (1, 0)) + torch.linspace(0, 1e-4, BINS + 1).to(drawn)
+    shares, wanted = (each.flatten(1).T.contiguous() for each in (shares, wanted))  # (cells, BINS)
+    edges = F.pad(wanted.cumsum(1), (1, 0)) + torch.linspace(0, 1e-4, BINS + 1).to(wanted)
     edges = edges / edges[:, -1:]
     ranks = shares.cumsum(1) - shares / 2
     above = torch.searchsorted(edges, ranks).clamp(1, BINS)

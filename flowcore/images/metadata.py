@@ -7,12 +7,12 @@ from typing import Any, cast
 
 from PIL import Image, ImageCms
 
-EXIF, GPS, ORIENTATION = 0x8769, 0x8825, 0x0112
+EXIF, GPS, ORIENTATION, XMP = 0x8769, 0x8825, 0x0112, 700
 # TIFF tags that describe how the file's own samples are stored, or that are written in another way.
 STRUCTURE = {
     *(254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, ORIENTATION, 277, 278, 279, 280, 281, 282, 283, 284),
     *(288, 289, 290, 291, 292, 293, 296, 301, 317, 318, 319, 320, 321, 322, 323, 324, 325, 330, 332, 333, 334, 336),
-    *(337, 338, 339, 340, 341, 342, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532, 700, 34675),
+    *(337, 338, 339, 340, 341, 342, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532, XMP, 34675),
 }
 ONLY_FIRST = "frames or pages; only the first is used."
 
@@ -30,10 +30,10 @@ class Metadata:
 
 def fits_profile(metadata: Metadata, channels: int) -> bool:
     """Tell whether the color profile, if any, is for images of so many channels."""
-    return metadata.icc is None or space(metadata.icc) == ("GRAY" if channels == 1 else "RGB")
+    return metadata.icc is None or color_space(metadata.icc) == ("GRAY" if channels == 1 else "RGB")
 
 
-def losses(metadata: Metadata, channels: int, before: int, after: int) -> list[str]:
+def lost_on_save(metadata: Metadata, channels: int, before: int, after: int) -> list[str]:
     """Say what a result with ``channels`` loses of its file, with so many bits per channel before and after."""
     sentences = [f"It has {before} bits per channel, and its result has {after}."] if before > after else []
     if not fits_profile(metadata, channels):
@@ -57,11 +57,11 @@ def read_metadata(opened: Image.Image) -> Metadata:
     """Read what results keep of a file."""
     xmp = opened.info.get("xmp") or opened.info.get("XML:com.adobe.xmp")
     if xmp is None and opened.format == "TIFF":
-        xmp = cast("Any", opened).tag_v2.get(700)
+        xmp = cast("Any", opened).tag_v2.get(XMP)
     if xmp:
         xmp = xmp.encode() if isinstance(xmp, str) else bytes(xmp)
         xmp = re.sub(rb"(tiff:Orientation(?:=[\"']|>))\d", rb"\g<1>1", xmp)
-    return Metadata(tags_and_orientation(opened)[0], xmp or None, profile(opened), _pixels_per_inch(opened))
+    return Metadata(tags_and_orientation(opened)[0], xmp or None, usable_profile(opened), _pixels_per_inch(opened))
 
 
 def _pixels_per_inch(opened: Image.Image) -> tuple[float, float] | None:
@@ -75,14 +75,14 @@ def _pixels_per_inch(opened: Image.Image) -> tuple[float, float] | None:
     return (x, y) if 0 < x < 1e5 and 0 < y < 1e5 else None
 
 
-def profile(opened: Image.Image) -> bytes | None:
+def usable_profile(opened: Image.Image) -> bytes | None:
     """Return the profile of a file if it fits the RGB or gray pixels that are read from it."""
     icc, mode = opened.info.get("icc_profile"), opened.mode
     expected = "RGB" if mode.startswith(("RGB", "P")) else "GRAY" if mode[0] in "1I" or mode in ("L", "LA") else None
-    return icc if icc and space(icc) == expected else None
+    return icc if icc and color_space(icc) == expected else None
 
 
-def space(icc: bytes) -> str:
+def color_space(icc: bytes) -> str:
     """Return the color space of a profile's device as its header states it: RGB, GRAY, CMYK, ..."""
     return icc[16:20].decode("latin-1").strip()
 
@@ -96,15 +96,17 @@ def cmyk_to_srgb(opened: Image.Image) -> Image.Image | None:
         return None
 
 
-def notes(opened: Image.Image) -> tuple[str, ...]:
+def lost_on_read(opened: Image.Image) -> tuple[str, ...]:
     """Say what of a decoded file is dropped or changed."""
     sentences: list[str] = []
     if opened.mode == "CMYK":
         managed = cmyk_to_srgb(opened.resize((1, 1))) is not None
         how = "converted to sRGB by its color profile" if managed else "approximate: it has no usable color profile"
         sentences.append(f"It is a CMYK file, and its colors are {how}.")
-    elif (icc := opened.info.get("icc_profile")) and profile(opened) is None:
-        sentences.append(f"Its color profile, for {space(icc) or 'nothing'}, does not fit its pixels and is dropped.")
+    elif (icc := opened.info.get("icc_profile")) and usable_profile(opened) is None:
+        sentences.append(
+            f"Its color profile, for {color_space(icc) or 'nothing'}, does not fit its pixels and is dropped."
+        )
     try:
         frames = int(getattr(opened, "n_frames", 1))
     except Exception:  # damaged files make Pillow raise almost anything

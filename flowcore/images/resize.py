@@ -35,13 +35,15 @@ def enlarge(image: Tensor, factor: int) -> Tensor:
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
     """Resize ``(B, C, H, W)`` to any size, not clamped: by ``enlarge`` or ``shrink`` if both sides share a factor."""
-    before, after = image.shape[-2:], (height, width)
-    for new, old, change in ((after, before, enlarge), (before, after, shrink)):
-        factor = new[0] // old[0]
-        if factor and new == (old[0] * factor, old[1] * factor):
-            return change(image, factor)
+    old_height, old_width = image.shape[-2:]
+    factor = height // old_height
+    if factor and (height, width) == (old_height * factor, old_width * factor):
+        return enlarge(image, factor)
+    factor = old_height // height
+    if factor and (old_height, old_width) == (height * factor, width * factor):
+        return shrink(image, factor)
     with no_autocast(image.device):  # the kernel truncated, which affects two pixels of the coarser grid at the border
-        return F.interpolate(image, after, mode="bicubic", antialias=True)
+        return F.interpolate(image, (height, width), mode="bicubic", antialias=True)
 
 
 def _resize(image: Tensor, before: int, size: tuple[int, int], after: int) -> Tensor:

@@ -20,14 +20,14 @@ from ..errors import FlowError
 from .color import parse_color
 
 MAX_POINTS = 100_000  # of all strokes together
-Cancelled = Callable[[], bool] | None  # asked before every segment; raises to stop
+Check = Callable[[], bool] | None  # called before every segment; raises to stop
 Box = tuple[slice, slice, slice]  # a region of planes (C, H, W)
 EXAMPLE = '[{"color": "#c03020", "size": 0.05, "points": [[0.31, 0.42], [0.35, 0.44]]}]'
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stroke:
-    """One pull of a round brush; without a color and an amount, of an eraser."""
+    """A stroke of a round brush; without a color and an amount, of an eraser."""
 
     points: tuple[tuple[float, float], ...]  # (x, y) in shares of width and height; they may lie outside
     size: float  # diameter, as a share of the picture's longer side
@@ -36,7 +36,7 @@ class Stroke:
 
 
 def parse_strokes(text: str) -> list[Stroke]:
-    """Read strokes from a text, empty for none; the FlowError names the first that is none."""
+    """Read strokes from a text, empty for none; FlowError names the first invalid one."""
     if not text.strip():
         return []
     try:
@@ -51,60 +51,55 @@ def parse_strokes(text: str) -> list[Stroke]:
     return strokes
 
 
-def paint_colors(
-    strokes: Sequence[Stroke], size: tuple[int, int], *, cancelled: Cancelled = None
-) -> tuple[Tensor, Tensor]:
+def paint_colors(strokes: Sequence[Stroke], size: tuple[int, int], *, cancelled: Check = None) -> tuple[Tensor, Tensor]:
     """Paint colors: coverage ``(1, 1, H, W)`` in [0, 1], and the color there, ``(1, 3, H, W)``, 0 where coverage is."""
     planes = torch.zeros(4, *size)  # coverage, and the color times it
     for number, stroke in enumerate(strokes, start=1):
         if stroke.amount is not None:
             raise FlowError(f'Stroke {number} has an amount, which is for masks. Give it a "color".')
-        box, alpha = _coverage(stroke, size, cancelled)
-        paint = torch.tensor([0.0, 0, 0, 0] if stroke.color is None else [1.0, *stroke.color])
-        planes[box] += alpha * (paint[:, None, None] - planes[box])
+        _paint(planes, stroke, [0.0, 0, 0, 0] if stroke.color is None else [1.0, *stroke.color], cancelled)
     coverage = planes[None, :1]
     return coverage, planes[None, 1:] / coverage.clamp_min(1e-6)
 
 
 def paint_mask(
-    strokes: Sequence[Stroke], size: tuple[int, int], *, ground: float = 0.0, cancelled: Cancelled = None
+    strokes: Sequence[Stroke], size: tuple[int, int], *, ground: float = 0.0, cancelled: Check = None
 ) -> Tensor:
     """Paint amounts on a ground in [0, 1], which an eraser brings back: ``(1, H, W)``."""
     mask = torch.full((1, *size), float(ground))
     for number, stroke in enumerate(strokes, start=1):
         if stroke.color is not None:
             raise FlowError(f'Stroke {number} has a color, which is for hints. Give it an "amount" from 0 to 1.')
-        box, alpha = _coverage(stroke, size, cancelled)
-        mask[box] += alpha * ((ground if stroke.amount is None else stroke.amount) - mask[box])
+        _paint(mask, stroke, [ground if stroke.amount is None else stroke.amount], cancelled)
     return mask
 
 
-def _coverage(stroke: Stroke, size: tuple[int, int], cancelled: Cancelled) -> tuple[Box, Tensor]:
-    """Compute how far a stroke covers each pixel of the box around it, (h, w), in [0, 1]."""
-    height, width = size
+def _paint(planes: Tensor, stroke: Stroke, values: list[float], check: Check) -> None:
+    """Draw a stroke over planes ``(C, H, W)``, in place, with a value for each; its edge is antialiased."""
+    height, width = size = planes.shape[-2:]
     radius = max(0.5, stroke.size * max(size) / 2)
-    way = [(x * width, y * height) for x, y in stroke.points]
-    box = _box(way, radius, size)
+    path = [(x * width, y * height) for x, y in stroke.points]
+    box = _box(path, radius, size)
     top, left = box[1].start, box[2].start
-    alpha = torch.zeros(box[1].stop - top, box[2].stop - left)
-    for (x, y), (u, v) in zip(way, way[1:] or way, strict=False):
-        if cancelled is not None:
-            cancelled()
+    coverage = torch.zeros(box[1].stop - top, box[2].stop - left)
+    for (x, y), (u, v) in zip(path, path[1:] or path, strict=False):
+        if check is not None:
+            check()
         _, rows, columns = _box([(x, y), (u, v)], radius, size)
         down = torch.arange(rows.start, rows.stop)[:, None] + 0.5 - y  # from the first point to the pixels' centers
         right = torch.arange(columns.start, columns.stop)[None] + 0.5 - x
         length = (u - x) ** 2 + (v - y) ** 2
         along = ((right * (u - x) + down * (v - y)) / length).clamp(0, 1) if length else torch.zeros(())
         distance = torch.hypot(right - along * (u - x), down - along * (v - y))
-        part = alpha[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+        part = coverage[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
         torch.maximum(part, (radius + 0.5 - distance).clamp(0, 1), out=part)
-    return box, alpha
+    planes[box] += coverage * (torch.tensor(values)[:, None, None] - planes[box])
 
 
-def _box(way: Sequence[tuple[float, float]], radius: float, size: tuple[int, int]) -> Box:
-    """The pixels that a brush can reach on its way; none if that lies outside."""
+def _box(path: Sequence[tuple[float, float]], radius: float, size: Sequence[int]) -> Box:
+    """Find the pixels that a brush can reach on its path; none if that lies outside."""
     ranges: list[slice] = []
-    for places, end in zip(zip(*way, strict=True), reversed(size), strict=True):  # columns, then rows
+    for places, end in zip(zip(*path, strict=True), reversed(size), strict=True):  # columns, then rows
         first = min(max(math.floor(min(places) - radius - 1), 0), end)
         last = min(max(math.ceil(max(places) + radius + 1), first), end)
         ranges.append(slice(first, last))
@@ -118,7 +113,7 @@ def _parse_stroke(entry: Any, number: int) -> Stroke:
         amount = None if amount is None else float(amount)
         kinds = (color is not None) + (amount is not None) + (entry.get("erase") is True)
     except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise FlowError(f"Stroke {number} is none: {str(entry)[:60]}. Strokes are such as {EXAMPLE}.") from error
+        raise FlowError(f"Stroke {number} is invalid: {str(entry)[:60]}. Strokes are such as {EXAMPLE}.") from error
     places = [share for point in points for share in point]
     if not places or not all(-10 <= share <= 10 for share in places):
         raise FlowError(f"Stroke {number} needs points in shares of the picture, 0 to 1, such as [[0.31, 0.42]].")

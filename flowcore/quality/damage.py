@@ -1,4 +1,4 @@
-"""Damage of photographs: the JPEG quality at which they were stored, noise, and scratches; clean ones have none."""
+"""Damage of photographs: JPEG compression, noise, and scratches."""
 
 import functools
 import io
@@ -13,20 +13,20 @@ from torch import Tensor
 from ..images.color import luma
 from ..images.resize import pad_symmetric
 
-SIDE, MIN_SIDE = 192, 32  # pixels: the middle that is measured for JPEG and noise, and the least shorter side
-BLOCK = 8  # of JPEG
-FINE = 6  # sum of row and column from which on frequencies are fine: few of their coefficients are 0 by chance
-ZERO = 0.7  # amplitude, of 255, below which a coefficient was set to 0
+SIDE, MIN_SIDE = 192, 32  # pixels: of the middle, which is measured for JPEG and noise; the smallest measured side
+BLOCK = 8  # pixels of JPEG's blocks
+FINE = 6  # row plus column of a fine frequency, at least: few of their coefficients are 0 by chance
+ZERO = 0.7  # amplitude, of 255, below which a coefficient was rounded to 0
 CHANCE = 0.144  # standard deviation of the distance of a random number to the nearest integer, whose mean is 0.25
-SIGNIFICANT = 15.0  # standard errors by which coefficients are nearer to multiples of their steps; clean ones: 10
+SIGNIFICANT = 15.0  # standard errors by which coefficients are nearer to multiples of steps; clean photographs: 10
 
 
 def jpeg_quality(image: Tensor) -> float | None:
-    """Estimate the quality, 1 to 100, at which a photograph was stored as JPEG, also where it was cut out of one.
+    """Estimate the quality, 1 to 100, at which a photograph was stored as JPEG; it may have been cropped since.
 
     In one of the 64 grids of 8x8 pixels most fine coefficients of the cosine transform are 0, and the others near
-    multiples of the quantization steps, which tell the quality: of standard tables exactly. None where there is no
-    grid, also if it was resized since. Source: the idea of Fan & de Queiroz, "Identification of bitmap compression
+    multiples of the quantization steps, which tell the quality, exactly so for standard tables. None if there is no
+    such grid, as in resized photographs. Source: the idea of Fan & de Queiroz, "Identification of bitmap compression
     history", IEEE TIP 2003.
     """
     if min(image.shape[-2:]) < MIN_SIDE:
@@ -76,32 +76,33 @@ def _middle(image: Tensor) -> Tensor:
 # --- noise ------------------------------------------------------------------------------------------------------------
 
 PATCH, CALM = 5, 0.25  # pixels of the side of patches, and the share of them, the calmest, in which noise is measured
-BIAS = 1.17  # times as much noise is in all patches as in these
-WHITE = 1.4  # times the second smallest deviation that the median one may be: noise goes in all directions alike
+BIAS = 1.17  # noise of all patches over that of the calmest
+WHITE = 1.4  # largest ratio of the median to the second smallest deviation: white noise has all directions alike
 MIN_COLOR, MIN_GRAY, MAX_NOISE = 2.6, 4.5, 40.0  # deviations, of 255, that count as noise; above, it is no photograph
 
 
 def noise_level(image: Tensor) -> float:
-    """Estimate the standard deviation of the noise of a photograph, in [0, 1]; 0 where none is told from detail.
+    """Estimate the standard deviation of the noise of a photograph, in [0, 1]; 0 if it cannot be told from detail.
 
-    Noise fills all directions of the space of small patches, and what photographs show only some: the smallest
-    eigenvalues of the covariance of calm patches are its variance. Differences of channels show less detail and as much
-    noise, unless that is gray. Source: the idea of Liu, Tanaka & Okutomi, "Noise level estimation using weak textured
-    patches", ICIP 2012.
+    Noise fills all directions of the space of small patches, detail only some: the smallest eigenvalues of the
+    covariance of calm patches are the noise's variance. Differences of channels cancel detail but not noise, unless the
+    noise is gray. Source: the idea of Liu, Tanaka & Okutomi, "Noise level estimation using weak textured patches",
+    ICIP 2012.
     """
     if min(image.shape[-2:]) < MIN_SIDE:
         return 0.0
     red, green, blue = 255 * _middle(image).double().expand(3, -1, -1)
-    for channels, least in (((red - green, blue - green), MIN_COLOR), ((red, green, blue), MIN_GRAY)):
+    differences, colors = (red - green, blue - green), (red, green, blue)
+    for channels, gain, least in ((differences, math.sqrt(2), MIN_COLOR), (colors, 1, MIN_GRAY)):
         levels = [_noise(channel) for channel in channels]
-        level = sum(levels) / len(levels) / (math.sqrt(2) if least == MIN_COLOR else 1)
+        level = sum(levels) / len(levels) / gain
         if min(levels) > 0 and least <= level <= MAX_NOISE:
             return level / 255
     return 0.0
 
 
 def _noise(channel: Tensor) -> float:
-    """Measure the noise of a channel ``(H, W)``; 0 where its patches show something in every direction."""
+    """Measure the noise of a channel ``(H, W)``; 0 if its patches have detail in every direction."""
     patches = F.unfold(channel[None, None], PATCH)[0].T
     patches = patches - patches.mean(1, keepdim=True)
     power = patches.square().mean(1)

@@ -1,4 +1,4 @@
-"""Measures of images: fidelity, consistency with the input, diversity, false detail, LPIPS; and of colorings."""
+"""Measures of images: fidelity, consistency with the input, diversity, specks, LPIPS; and of colorings."""
 
 import functools
 import importlib.util
@@ -17,9 +17,10 @@ from ..errors import FlowError, ShapeError
 from ..images.color import luma
 from ..images.resize import resize
 
-SPECK = 0.08  # deviation of luma from its local median above which a pixel is a speck
-ADDED_SPECK, PLAIN_SPAN = 0.05, 0.2  # the same where a smooth enlargement spans less; see ``added_specks``
-DETAIL = 0.04  # the same deviation above which the original has detail of its own
+# Deviations of luma from its local median: of a speck; of one where a smooth enlargement spans less than PLAIN_SPAN;
+# and of a pixel where the original has detail.
+SPECK, ADDED_SPECK, DETAIL = 0.08, 0.05, 0.04
+PLAIN_SPAN = 0.2
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
@@ -40,10 +41,11 @@ def lr_psnr(sr: Tensor, lr: Tensor) -> Tensor:
 
 
 def false_specks(sr: Tensor, hr: Tensor) -> Tensor:
-    """Isolated bright or dark pixels where the original is smooth, per mille of the pixels, ``(B,)``: a flow's powder.
+    """Isolated bright or dark pixels where the original is smooth, per mille of the pixels, ``(B,)``.
 
     A pixel is a false speck if its luma differs by more than 0.08 from the median of its 3x3 neighborhood, while within
-    2 pixels of it no pixel of the original differs by more than 0.04 from its own. Ours: NIQE takes powder for texture.
+    2 pixels of it no pixel of the original differs by more than 0.04 from its own. Ours: flows draw such specks, and
+    NIQE takes them for texture.
     """
     nearby = F.max_pool2d(_deviation_from_median(luma(hr)), 5, stride=1, padding=2)  # (B, 1, H, W)
     specks = (_deviation_from_median(luma(sr)) > SPECK) & (nearby <= DETAIL)
@@ -51,10 +53,10 @@ def false_specks(sr: Tensor, hr: Tensor) -> Tensor:
 
 
 def added_specks(sr: Tensor, plain: Tensor) -> Tensor:
-    """Isolated bright or dark pixels where a smoother enlargement has none, per mille of the pixels, ``(B,)``.
+    """Isolated bright or dark pixels where a smoother enlargement is plain, per mille of the pixels, ``(B,)``.
 
     As ``false_specks`` without an original: a pixel is an added speck if its luma differs by more than 0.05 from the
-    median of its 3x3 neighborhood, and within 4 pixels of it that of ``plain`` spans less than 0.2.
+    median of its 3x3 neighborhood, while within 4 pixels of it the luma of ``plain`` spans less than 0.2.
     """
     y = F.pad(luma(plain), (4, 4, 4, 4), mode="replicate")
     span = F.max_pool2d(y, 9, stride=1) + F.max_pool2d(-y, 9, stride=1)  # (B, 1, H, W)
@@ -64,10 +66,8 @@ def added_specks(sr: Tensor, plain: Tensor) -> Tensor:
 
 def _deviation_from_median(y: Tensor) -> Tensor:
     """How much pixels ``(B, 1, H, W)`` differ from the median of their 3x3 neighborhood, the edge repeated."""
-    height, width = y.shape[-2:]
-    padded = F.pad(y, (1, 1, 1, 1), mode="replicate")
-    neighbors = [padded[..., i : i + height, j : j + width] for i in range(3) for j in range(3)]
-    return (y - torch.stack(neighbors).median(0).values).abs()
+    neighborhoods = F.pad(y, (1, 1, 1, 1), mode="replicate").unfold(2, 3, 1).unfold(3, 3, 1)  # (B, 1, H, W, 3, 3)
+    return (y - neighborhoods.flatten(-2).median(-1).values).abs()
 
 
 def diversity(samples: Tensor) -> float:
@@ -83,9 +83,9 @@ def squared_error(a: Tensor, b: Tensor) -> Tensor:
 def diversity_score(samples: Tensor, hr: Tensor, distance: Callable[[Tensor, Tensor], Tensor] = squared_error) -> float:
     """How much closer to the original the best sample at every pixel is than the best sample as a whole, in percent.
 
-    ``100 (global best - local best) / global best``: the least mean of the samples' maps of the distance, against the
-    mean of the least of the maps at every pixel. Comparable with 10 samples and ``lpips_map`` only; Lugmayr et al.,
-    "NTIRE 2021 learning the super-resolution space challenge" (CVPR workshops), section 2.
+    ``100 (min mean d - mean min d) / min mean d``, with d the samples' maps of the distance. Comparable with 10 samples
+    and ``lpips_map`` only; Lugmayr et al., "NTIRE 2021 learning the super-resolution space challenge" (CVPR workshops),
+    section 2.
     """
     maps = torch.cat([distance(sample[None], hr) for sample in samples])  # (N, 1, H, W)
     best, local = float(maps.flatten(1).mean(1).min()), float(maps.amin(0).mean())
@@ -97,7 +97,7 @@ MIN_SIDE = 32  # AlexNet's strides leave nothing of smaller images
 
 
 def lpips_missing() -> str | None:
-    """Say how to get what LPIPS lacks here, importing and downloading nothing; None if it can be measured."""
+    """Say what to install for LPIPS; None if it can be measured. Imports and downloads nothing."""
     missing = [] if importlib.util.find_spec("lpips") else ["pip install lpips"]
     if not _alexnet().is_file():
         missing.append(f"AlexNet's weights in torch's cache (torchvision's {ALEXNET} in {_alexnet().parent})")
@@ -106,16 +106,16 @@ def lpips_missing() -> str | None:
 
 def lpips(a: Tensor, b: Tensor) -> Tensor:
     """Learned perceptual distance (Zhang et al. 2018), version 0.1 with AlexNet as in papers: ``(B,)``, on the CPU."""
-    return _distance(a, b, spatial=False).flatten()
+    return _lpips(a, b, spatial=False).flatten()
 
 
 def lpips_map(a: Tensor, b: Tensor) -> Tensor:
     """LPIPS at every pixel, ``(B, 1, H, W)``: the differences of each layer, enlarged. Its mean is not quite LPIPS."""
-    return _distance(a, b, spatial=True)
+    return _lpips(a, b, spatial=True)
 
 
 @torch.no_grad()
-def _distance(a: Tensor, b: Tensor, *, spatial: bool) -> Tensor:
+def _lpips(a: Tensor, b: Tensor, *, spatial: bool) -> Tensor:
     if min(a.shape[-2:]) < MIN_SIDE:
         raise ShapeError(f"LPIPS needs sides of {MIN_SIDE} at least; got {tuple(a.shape)}. Measure larger images.")
     if missing := lpips_missing():
@@ -125,7 +125,7 @@ def _distance(a: Tensor, b: Tensor, *, spatial: bool) -> Tensor:
 
 @functools.lru_cache(maxsize=2)
 def _network(alexnet: Path, spatial: bool) -> Any:
-    """Build the network with random weights and load ours: the package itself would fetch others, and trust them."""
+    """Build the network without weights and load them from torch's cache: the package would download them unchecked."""
     import lpips as package  # pyright: ignore[reportMissingImports]
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -149,9 +149,10 @@ def _alexnet() -> Path:
 # --- of colorings, all ours: distance, coherence, colorfulness, seams, and color of skin ------------------------------
 # Chroma is (B, 2, H, W) as ``color.split`` returns it: centered on 0, 1 is the range from darkest to brightest.
 
-FLAT = 4 / 255  # change of luma below which there is no edge: half of all neighbors, see docs/decisions/0014
-ROUNDING = 1e-6  # mean change of chroma that is none
-# top, bottom, left and right, over the side, of nose and cheeks where irises are at (0.45, 0.38) and (0.45, 0.61)
+FLAT = 4 / 255  # change of luma between neighbors without an edge: that of half of all, see docs/decisions/0014
+ROUNDING = 1e-6  # mean change of chroma that counts as zero
+# Top, bottom, left and right of nose and cheeks, as shares of the side, where the irises are in row 0.45 and columns
+# 0.38 and 0.61.
 SKIN_PATCH = (0.50, 0.64, 0.40, 0.60)
 # The hue of human skin, an angle of (Cb, Cr) in degrees: the 0.1st and 99.9th percentile, rounded, of SKIN_PATCH in
 # 1,171 portraits in color. All 107 held-out ones are within. Blue is below 60, green above 180.
@@ -199,10 +200,10 @@ def seam_sums(chroma: Tensor, luma: Tensor, cell: int) -> Tensor:
     sums = torch.zeros(4, dtype=torch.float64)
     for dim in (2, 3):
         change = chroma.diff(dim=dim).abs().mean(1, keepdim=True).movedim(dim, 0)  # (h - 1 or w - 1, B, 1, ...)
-        still = (luma.diff(dim=dim).abs() < FLAT).movedim(dim, 0).expand_as(change)
+        flat = (luma.diff(dim=dim).abs() < FLAT).movedim(dim, 0).expand_as(change)
         border = torch.arange(1, len(change) + 1, device=change.device) % cell == 0
         for first, part in ((0, border), (2, ~border)):
-            counted = change[part][still[part]]
+            counted = change[part][flat[part]]
             sums[first] += float(float64(counted).sum())
             sums[first + 1] += counted.numel()
     return sums
@@ -224,9 +225,9 @@ def fog(chroma: Tensor, luma: Tensor) -> Tensor:
     squares, number = torch.zeros(len(chroma), dtype=torch.float64), torch.zeros(len(chroma), dtype=torch.float64)
     for dim in (2, 3):
         change = float64(chroma).diff(dim=dim).square().mean(1, keepdim=True).cpu()
-        still = (luma.diff(dim=dim).abs() < FLAT).cpu().expand_as(change)
-        squares += (change * still).flatten(1).sum(1)
-        number += still.flatten(1).sum(1)
+        flat = (luma.diff(dim=dim).abs() < FLAT).cpu().expand_as(change)
+        squares += (change * flat).flatten(1).sum(1)
+        number += flat.flatten(1).sum(1)
     return (squares / number).sqrt()
 
 
@@ -240,7 +241,7 @@ def skin_color(chroma: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def skin_verdict(chroma: Tensor) -> tuple[Tensor, Tensor]:
-    """Judge the skin in portraits, see ``skin_color``: whether its hue is that of no human skin, or if it is gray."""
+    """Judge the skin in portraits, see ``skin_color``: whether its hue is no human skin's, and whether it is gray."""
     hue, strength = skin_color(chroma)
     gray = strength < SKIN_MIN_CHROMA
     return ~gray & ((hue < SKIN_HUES[0]) | (hue > SKIN_HUES[1])), gray

@@ -1,8 +1,9 @@
-"""Image quality without a reference: NIQE, BRISQUE, PIQE.
+"""Image quality without a reference: NIQE, BRISQUE, PIQE; lower is better.
 
-NIQE, BRISQUE and PIQE normalize luma by its local mean and deviation: in natural photographs these coefficients, and
-the products of neighbors, follow distributions that blur, noise and compression distort. Lower is better. The models
-are in ``no_reference.safetensors``; ``no_reference.licences.txt`` has their sources and licenses.
+All normalize luma by its local mean and deviation: in natural photographs these coefficients, and the products of
+neighbors, follow distributions that blur, noise and compression distort. Written from the papers, because the packages
+that have them add dependencies and download models; ours are in ``no_reference.safetensors``, and
+``no_reference.licences.txt`` has their sources and licenses.
 """
 
 import functools
@@ -24,7 +25,8 @@ GAMMA = 0.05  # of the radial basis functions of BRISQUE's regression
 NIQE_SIDE = 96  # of NIQE's patches
 PIQE_SIDE = 16  # of PIQE's blocks
 PIQE_EDGE = 6  # pixels of a segment of a block's edge
-ACTIVE, IMPAIRED = 0.1, 0.1  # PIQE: variance above which a block counts; deviation below which a segment is flat
+PIQE_ACTIVE = 0.1  # variance above which a block counts
+PIQE_FLAT = 0.1  # standard deviation below which a segment is flat
 
 
 def niqe(images: Tensor) -> Tensor:
@@ -80,14 +82,14 @@ def piqe(images: Tensor) -> Tensor:
     blocks = _patches(_normalized(gray), PIQE_SIDE)  # (B, N, 16, 16)
     variance = blocks.flatten(2).var(2)
     edges = torch.stack([blocks[:, :, 0], blocks[:, :, -1], blocks[..., 0], blocks[..., -1]], dim=2)
-    flat = (edges.unfold(-1, PIQE_EDGE, 1).std(-1) < IMPAIRED).flatten(2).any(2)
-    # The two middle columns against the others, which include column 8 and lack column 9: an error of the published
+    flat = (edges.unfold(-1, PIQE_EDGE, 1).std(-1) < PIQE_FLAT).flatten(2).any(2)
+    # The two middle columns, 7 and 8 from 0, against the others, which include 8 and lack 9: an error of the published
     # program without which the numbers would not be PIQE.
     middle, others = blocks[..., 7:9], blocks[..., [k for k in range(PIQE_SIDE) if k not in (7, 9)]]
     ratio = (middle.flatten(2).std(2) / others.flatten(2).std(2)).nan_to_num(0)
     deviation = variance.sqrt()
     noisy = deviation > 2 * (deviation - ratio).abs() / torch.maximum(deviation, ratio)
-    active = variance > ACTIVE
+    active = variance > PIQE_ACTIVE
     distortion = torch.where(flat, 1 - variance, 0) + torch.where(noisy, variance, 0)
     return 100 * (1 + torch.where(active, distortion, 0).sum(1)) / (1 + active.sum(1))
 
@@ -106,22 +108,22 @@ def _niqe(gray: Tensor, models: dict[str, Tensor]) -> Tensor:
 
 def _niqe_features(patches: Tensor) -> Tensor:
     """18 features of each patch: (N, H, W) to (N, 18)."""
-    shape, left, right = _fit(patches)
-    features = [shape, (left + right) * _scale(shape) / 2]
+    shape, left, right = _fit_aggd(patches)
+    features = [shape, (left + right) * _aggd_scale(shape) / 2]
     for product in _products(patches, wrap=True):
-        shape, left, right = _fit(product)
-        features += [shape, _mean(shape, left, right), left * _scale(shape), right * _scale(shape)]
+        shape, left, right = _fit_aggd(product)
+        features += [shape, _aggd_mean(shape, left, right), left * _aggd_scale(shape), right * _aggd_scale(shape)]
     return torch.stack(features, dim=1)
 
 
 def _brisque_features(x: Tensor) -> Tensor:
     """18 features of each image: (B, 1, H, W) to (B, 18)."""
     x = torch.where(x.abs() < ROUNDING, 0, x)[:, 0]  # OpenCV's float32 sees no sign in flat areas
-    shape, left, right = _fit(x)
+    shape, left, right = _fit_aggd(x)
     features = [shape, (left.square() + right.square()) / 2]
     for product in _products(x, wrap=False):
-        shape, left, right = _fit(product)
-        features += [shape, _mean(shape, left, right), left.square(), right.square()]
+        shape, left, right = _fit_aggd(product)
+        features += [shape, _aggd_mean(shape, left, right), left.square(), right.square()]
     return torch.stack(features, dim=1)
 
 
@@ -137,13 +139,13 @@ def _products(x: Tensor, *, wrap: bool) -> list[Tensor]:
     return products
 
 
-def _fit(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Fit an asymmetric generalized Gaussian by moments: shape, and deviations of values below and above 0, (N,)."""
+def _fit_aggd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Fit an asymmetric generalized Gaussian distribution by moments: shape, deviations below and above 0, (N,)."""
     x = x.flatten(1)
     square = x.square()
     left, right = ((square * side).sum(1).div(side.sum(1)).sqrt() for side in (x < 0, x > 0))
-    lean = left / right
-    moment = x.abs().mean(1).square() / square.mean(1) * (lean**3 + 1) * (lean + 1) / (lean.square() + 1).square()
+    ratio = left / right
+    moment = x.abs().mean(1).square() / square.mean(1) * (ratio**3 + 1) * (ratio + 1) / (ratio.square() + 1).square()
     shapes, moments = _shapes()
     above = torch.searchsorted(moments, moment).clamp(1, len(shapes) - 1)
     nearest = torch.where(moment - moments[above - 1] <= moments[above] - moment, above - 1, above)
@@ -157,13 +159,13 @@ def _shapes() -> tuple[Tensor, Tensor]:
     return shapes, (2 * torch.lgamma(2 / shapes) - torch.lgamma(1 / shapes) - torch.lgamma(3 / shapes)).exp()
 
 
-def _scale(shape: Tensor) -> Tensor:
+def _aggd_scale(shape: Tensor) -> Tensor:
     """Factor from a deviation to the scale parameter."""
     return ((torch.lgamma(1 / shape) - torch.lgamma(3 / shape)) / 2).exp()
 
 
-def _mean(shape: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    return (right - left) * _scale(shape) * (torch.lgamma(2 / shape) - torch.lgamma(1 / shape)).exp()
+def _aggd_mean(shape: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    return (right - left) * _aggd_scale(shape) * (torch.lgamma(2 / shape) - torch.lgamma(1 / shape)).exp()
 
 
 def _normalized(gray: Tensor) -> Tensor:
@@ -174,11 +176,9 @@ def _normalized(gray: Tensor) -> Tensor:
 
 
 def _smoothed(x: Tensor) -> Tensor:
-    """Weight by a Gaussian window of 7x7 pixels and std 7/6."""
-    window = torch.exp(-torch.arange(-3, 4, dtype=x.dtype).square() / (2 * (7 / 6) ** 2))
-    window = window / window.sum()
-    x = F.pad(x, (3, 3, 3, 3), mode="replicate")
-    return F.conv2d(F.conv2d(x, window[None, None, None]), window[None, None, :, None])
+    from kornia.filters import gaussian_blur2d  # a slow import that only measurements need
+
+    return gaussian_blur2d(x, (7, 7), (7 / 6, 7 / 6), border_type="replicate")
 
 
 def _patches(x: Tensor, side: int) -> Tensor:

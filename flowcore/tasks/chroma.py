@@ -115,7 +115,7 @@ class Colorization:
         self.chroma_size = rows // STRIDE, columns // STRIDE
         self._small_y = resize_bilinear(self._guide, self._working)  # (B, 1, h, w)
         self.shapes: list[Shape] = flow.latent_shapes(*self.grid)
-        self.repairs = overflow.Repairs()
+        self.repairs = overflow.OverflowCounts()
         encoder = flow.encoder
         own = encoder.memory if isinstance(encoder, LumaEncoder) else None
         self.has_parts = own is not None and memory is None  # whether every seed remembers another part

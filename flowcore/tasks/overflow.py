@@ -1,9 +1,8 @@
 """Overflow: where decoding overflows, latents are scaled towards zero, nearer to the training data, and decoded again.
 
-A flow's inverse divides by learned scales; far from the training data the quotients grow from step to step.
-
-Source: Hong et al., "On the Robustness of Normalizing Flows for Inverse Problems in Imaging" (ICCV 2023), where the
-explosions of conditional flows are described; the remedy is ours.
+A flow's inverse divides by learned scales; far from the training data the quotients grow from step to step. Hong et
+al., "On the Robustness of Normalizing Flows for Inverse Problems in Imaging" (ICCV 2023), describe these explosions;
+the remedy is ours.
 """
 
 from collections import Counter
@@ -20,7 +19,7 @@ from ..likelihood import select_items
 
 BACKOFF_SCALES = (1.0, 0.6, 0.3, 0.0)  # factors on a cell's latents: at first, after one overflow, after two, ...
 ATTEMPTS = len(BACKOFF_SCALES) + 1  # one more for cells that overflow only because of others
-FADE = 8  # pixels over which a fallback blends into the decoded picture
+FADE = 8  # pixels over which the fallback blends into the decoded picture
 
 Decoder = Callable[[Sequence[Tensor], Tensor | None], tuple[Tensor, Tensor | None]]
 """Decodes latents of all images, or of the images with the given indices, to images ``(B, C, H, W)`` and a mask of
@@ -28,14 +27,14 @@ where they overflow, bool ``(B, 1, H, W)``, or None for nowhere."""
 
 
 class Decoded(NamedTuple):
-    """Decoded images, and masks ``(B, 1, H, W)`` of where they are not what the latents mean, None for nowhere."""
+    """Decoded images, and masks ``(B, 1, H, W)`` of repaired pixels, None for none."""
 
     images: Tensor  # finite
-    attenuated: Tensor | None = None  # where latents were scaled down
-    filled: Tensor | None = None  # where no scale helped, and the fallback was taken
+    attenuated: Tensor | None = None  # latents were scaled down
+    filled: Tensor | None = None  # no scale helped, and the fallback was taken
 
 
-class Repairs:
+class OverflowCounts:
     """Counts repaired pixels by picture."""
 
     def __init__(self) -> None:
@@ -43,14 +42,14 @@ class Repairs:
         self.filled: Counter[int] = Counter()
 
     def add(self, first: int, attenuated: Tensor | None, filled: Tensor | None) -> None:
-        """Count the pixels of consecutive pictures, or of a tile of each, from number ``first`` on; see ``Decoded``."""
+        """Count the masks of consecutive pictures, or of a tile of each, from number ``first`` on; see ``Decoded``."""
         for counts, mask in ((self.attenuated, attenuated), (self.filled, filled)):
             for number, pixels in enumerate([] if mask is None else mask.flatten(1).sum(1).tolist(), start=first):
                 if pixels:
                     counts[number] += pixels
 
     def report(self, notify: Callable[[str], None], pixels: int, fallback: str) -> None:
-        """Tell the caller, relative to the pixels of a picture; ``fallback`` is like "left gray"."""
+        """Tell the caller, relative to the pixels of a picture; ``fallback`` is text such as "left gray"."""
         if self.attenuated:
             notify(
                 f"The model overflowed in {_extent(self.attenuated, pixels)}: drawn there at a lower temperature. "
@@ -68,8 +67,8 @@ def bounded_decoder(plan: Plan, cond: Condition | None, max_deviation: float) ->
     """Make a decoder of a plan and a condition of 1 or B images; beyond ``max_deviation`` from 0.5 values overflow."""
 
     def decode(latents: Sequence[Tensor], items: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        own = cond if items is None or cond is None or cond.batch == 1 else select_items(cond, items)
-        images = plan.inverse(latents, own)
+        of_items = cond if items is None or cond is None or cond.batch == 1 else select_items(cond, items)
+        images = plan.inverse(latents, of_items)
         low, high = images.aminmax()  # both are NaN if a value is
         if (low >= 0.5 - max_deviation) & (high <= 0.5 + max_deviation):
             return images, None
@@ -79,7 +78,7 @@ def bounded_decoder(plan: Plan, cond: Condition | None, max_deviation: float) ->
 
 
 def decode_with_backoff(decode: Decoder, latents: Sequence[Tensor], fallback: Callable[[], Tensor]) -> Decoded:
-    """Decode latents to images, as they are if none overflows; a finite fallback is shown where no scale helps."""
+    """Decode latents to images, unchanged if none overflows; where no scale helps, a finite fallback is shown."""
     images, overflowed = decode(latents, None)
     if overflowed is None:
         return Decoded(images)

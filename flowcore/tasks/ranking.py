@@ -1,8 +1,8 @@
 """Ranking: how much samples differ and where, and which of them is best.
 
-By log density, which is highest near gray, colorings come out in the order of their colorfulness. So the criteria for
-colorings leave that out: bits of palettes of equal colorfulness, and least expected distance (minimum Bayes risk,
-Kumar & Byrne, 2004). ``python -m flowcore eval`` measures both.
+The log density of colorings is highest near gray, and sorts them by colorfulness. So the criteria for colorings leave
+that out: bits of palettes of equal colorfulness, and least expected distance (minimum Bayes risk, Kumar & Byrne, 2004).
+``python -m flowcore eval`` measures both.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from .runner import Reporting, Runner, RunOptions, part_of_run, runs_with
 from .score import score
 
 SIDE = 64  # shorter side at which colorings are compared
-MIN_COLORFULNESS = 1e-3  # colorfulness below which a picture is gray, and hues are noise
+MIN_COLORFULNESS = 1e-3  # below which a picture is gray, and hues are noise
 MAX_SCALING = 4.0  # of chroma, when colorfulness is equalized
 MIN_COLORINGS = 4  # whose trend by colorfulness is removed
-LEVEL = 0.1  # dB of consistency within which no sample is the better one
+SAME = 0.1  # dB of consistency within which no sample is better
 
 By = Literal["consistency", "likelihood", "consensus"]
-"""How nearly a sample shrinks to its source, in dB, most first ("consistency"); how many bits per dimension the model
-needs for it, fewest first ("likelihood"; of colorings: for their palettes, see ``palette_bits``); or how far a coloring
-is from the other ones of its photograph, nearest first ("consensus")."""
+"""How exactly a sample shrinks to its source, in dB, highest first ("consistency"); how many bits per dimension the
+model needs for it, fewest first ("likelihood"; of colorings: for their palettes, see ``palette_bits``); or how far a
+coloring is from the others of its photograph, nearest first ("consensus")."""
 
 
 @torch.no_grad()
@@ -65,8 +65,8 @@ def consensus(images: Tensor, source: Tensor) -> Tensor:
 def palette_bits(flow: FlowModel, images: Tensor, source: Tensor, **options: Unpack[Reporting]) -> Tensor:
     """Compute how many bits per dimension a colorizer needs for the coarsest grid, which decides on colors: ``(B, N)``.
 
-    All colorings of a photograph are scaled to their median colorfulness before, and the trend that is left is removed,
-    so that neither calm nor vivid ones come first. Comparable among the colorings of one photograph only.
+    All colorings of a photograph are scaled to their median colorfulness first, and the remaining trend is removed, so
+    that neither calm nor vivid ones come first. Comparable among the colorings of one photograph only.
     """
     flow.require("colorize")
     each = _colorings_per_source(images, source)
@@ -172,7 +172,7 @@ def ranked(
             )
         scores = consistency(rgb, small).view(-1, each)
         spread = float((scores.amax(1) - scores.amin(1)).nan_to_num(nan=0.0).max())
-        if each > 1 and spread < LEVEL:
+        if each > 1 and spread < SAME:
             tell(f"The samples are level: their consistency differs by {spread:.2g} dB. Choose likelihood, or by eye.")
     elif flow is None:
         raise FlowError(
@@ -196,8 +196,7 @@ def ranked(
         for k, one in enumerate(small):
             part = part_of_run(options, k / len(small), 1 / len(small))
             samples = rgb[k * each : (k + 1) * each].to(device)
-            made = score(flow, samples, one[None], complexity=False, **part)
-            rows.append(made.bits_per_dim.float().cpu())
+            rows.append(score(flow, samples, one[None], complexity=False, **part).bits_per_dim.float().cpu())
         scores = torch.stack(rows)
     worse = -scores if by == "consistency" else scores.nan_to_num(nan=torch.inf)
     return scores, torch.argsort(worse, dim=1, stable=True)

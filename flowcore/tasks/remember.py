@@ -1,4 +1,4 @@
-"""Build a memory of the colors of photographs, to color others with; see ``networks.memory``."""
+"""Remember the colors of photographs, to color others with them; see ``networks.memory``."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from .image_batch import ImageBatch
 from .runner import Reporting, Runner, RunOptions, runs_with
 from .scans import find_border, is_tinted
 
-MULTIPLE = 32  # of the sides that a backbone takes
-MAX_ASPECT = 4  # the longer side is at most so many times the shorter
-COLORED = 4 / 255  # chroma that a photograph in color has somewhere
+MULTIPLE = 32  # which divides the sides that a backbone takes
+MAX_ASPECT = 4  # longer over shorter side, at most
+COLORED = 4 / 255  # chroma that a photograph in color exceeds somewhere
 ADVICE = "Remember fewer photographs at once, or free memory on the device."
 
 Photographs = Tensor | Sequence[Tensor] | str | Path
@@ -40,10 +40,10 @@ def remember(
     provenance: dict[str, Any] | None = None,
     **options: Unpack[Reporting],
 ) -> ColorMemory:
-    """Remember what color things have in photographs, so that ``colorize`` colors others like them.
+    """Remember the colors of things in photographs, so that ``colorize`` gives similar things these colors.
 
-    Of every 16x16 pixels of a photograph, resized to a shorter side of 192, 48 bytes of what the model's backbone sees
-    there are kept, and two of color: no picture can be made of them.
+    For every 16x16 pixels of a photograph, resized to a shorter side of 192, the memory holds 48 bytes of features of
+    the model's backbone and two of color, from which no picture can be made.
 
     >>> flow = flowcore.load("color-photos")
     >>> memory = flowcore.remember(flow, torch.rand(1, 3, 64, 96))
@@ -52,10 +52,10 @@ def remember(
 
     Args:
         flow: A colorizer with a backbone, such as color-photos.
-        photographs: In color, of any size: a batch ``(B, 3 or 4, H, W)`` in [0, 1], a list of such, a folder, whose
-            files that are no images, or have no color, are left out, or one file. Plain borders are left out, too.
-        cells: How many places are kept at most; of more, about as many of every photograph.
-        provenance: What to note of where they come from, such as their license, for the file.
+        photographs: In color, of any size: a batch ``(B, 3 or 4, H, W)`` in [0, 1], a list of such, a file, or a
+            folder, whose files without a color image are skipped. Plain borders are ignored.
+        cells: How many places to keep at most, then about as many of every photograph.
+        provenance: Notes on their origin, such as their license, for the file.
 
     Returns:
         The memory; see ``ColorMemory``.
@@ -73,44 +73,41 @@ def remember(
 
     def task() -> ColorMemory:
         named = _named(photographs)
-        total = len(named)
-        run.expect(total)
-        described, chroma, photograph = list[Tensor](), list[Tensor](), list[int]()
-        known, left_out = 0, list[str]()
-        for name, one in named:
+        run.expect(len(named))
+        features, chroma, gray = list[Tensor](), list[Tensor](), list[str]()
+        for name, source in named:
             try:
-                pixels = one if isinstance(one, Tensor) else files.read(files.read_bytes(one), name).pixels
+                pixels = source if isinstance(source, Tensor) else files.read(files.read_bytes(source), name).pixels
                 rgb = ImageBatch(pixels).visible
             except ImageError as error:
-                run.notify(f"{name} is left out: {error}")
+                run.notify(f"Skipped {name}: {error}")
                 continue
             run.check_cancelled()
-            inside = find_border(rgb)
-            rgb = rgb if inside is None else rgb[inside]
+            rgb = rgb if (inside := find_border(rgb)) is None else rgb[inside]
             small = limit_shorter_side(rgb, SIDE)
             if float(color.split(small)[1].abs().max()) > COLORED and not is_tinted(small):
-                seen, colors = cells_of(encoder, rgb.to(run.device, run.dtype))
-                chosen = evenly(len(seen), max(1, cells // total))
-                described.append(seen[chosen].float().cpu())
+                of_cells, colors = cells_of(encoder, rgb.to(run.device, run.dtype))
+                chosen = evenly(len(of_cells), max(1, cells // len(named)))
+                features.append(of_cells[chosen].float().cpu())
                 chroma.append(colors[chosen].float().cpu())
-                photograph += [known] * len(chosen)
-                known += 1
             else:
-                left_out.append(name)
+                gray.append(name)
             run.advance()
-        if not known:
+        if not features:
             raise ImageError(
-                f"A memory needs photographs in color, and of {total} there is none: they are gray, or of one tint. "
-                "Give others."
+                f"A memory needs photographs in color, and none of the {len(named)} is: they are gray, or have one "
+                "tint. Pass others."
             )
-        if left_out:
-            shown = ", ".join(left_out[:3]) + (" and others" if len(left_out) > 3 else "")
-            run.notify(f"{len(left_out)} of {total} photographs have no colors to remember: {shown}.")
+        if gray:
+            names = ", ".join(gray[:3]) + (" and others" if len(gray) > 3 else "")
+            run.notify(f"{len(gray)} of {len(named)} photographs have no colors to remember: {names}.")
+        photograph = torch.cat([torch.full((len(part),), number) for number, part in enumerate(features)])
         chosen = evenly(len(photograph), cells)  # fewer than there are if photographs outnumber cells
-        places = CellMemory(len(chosen))
-        numbers = renumber(torch.tensor(photograph)[chosen])
-        places.fill(torch.cat(described)[chosen], torch.cat(chroma)[chosen], numbers, encoder.memory)
-        return ColorMemory(places, backbone, provenance or {})
+        memory = CellMemory(len(chosen))
+        memory.fill(
+            torch.cat(features)[chosen], torch.cat(chroma)[chosen], renumber(photograph[chosen]), encoder.memory
+        )
+        return ColorMemory(memory, backbone, provenance or {})
 
     return run(task)
 
@@ -132,8 +129,7 @@ def cells_of(encoder: LumaEncoder, rgb: Tensor) -> tuple[Tensor, Tensor]:
     factor = min(SIDE / min(height, width), MAX_ASPECT * SIDE / max(height, width))
     sides = [max(1, round(side * factor / MULTIPLE)) * MULTIPLE for side in (height, width)]
     y, chroma = color.split(resize_bilinear(rgb, sides))
-    described = encoder.describe(y)
-    return described[0].flatten(1).T, F.avg_pool2d(chroma, CELL)[0].flatten(1).T
+    return encoder.describe(y)[0].flatten(1).T, F.avg_pool2d(chroma, CELL)[0].flatten(1).T
 
 
 def _named(photographs: Photographs) -> list[tuple[str, Tensor | Path]]:

@@ -1,4 +1,4 @@
-"""Repair: what scratches, dust and creases cover is drawn anew; the rest of a picture stays as it is."""
+"""Repair: areas under scratches, dust and creases are redrawn; the rest of a picture stays as it is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .upscale import upscale
 
 AROUND = 32  # pixels around what is repaired that the model sees
 WIDE = 24  # pixels; nothing convincing can be drawn across wider places
-FILLING = 0.2  # share of the time
+FILLING = 0.2  # share of the time that filling takes
 ADVICE = "Repair a smaller picture, ask for fewer samples, or free memory on the device."
 
 
@@ -28,8 +28,8 @@ ADVICE = "Repair a smaller picture, ask for fewer samples, or free memory on the
 def find_scratches(image: Tensor, *, sensitivity: float = 0.5, **options: Unpack[Reporting]) -> Tensor:
     """Find scratches and dust in scans: thin straight lines, and small spots with hardly anything thin around them.
 
-    Both are brighter or darker than all that is wider nearby, and up to 8 pixels wide; lines have at least 26 pixels.
-    It knows no objects: a wire alone in the sky is a scratch, too, so look at the mask.
+    Both are brighter or darker than everything wider nearby, and up to 8 pixels wide; lines have at least 26 pixels. It
+    does not know objects: a lone wire in the sky is a scratch, too, so look at the mask.
 
     >>> image = 0.4 + 0.02 * torch.rand(1, 1, 96, 96)
     >>> image[..., 20:80, 40:42] = 0.9
@@ -39,14 +39,14 @@ def find_scratches(image: Tensor, *, sensitivity: float = 0.5, **options: Unpack
 
     Args:
         image: ``(B, C, H, W)`` as in ``upscale``; alpha is ignored.
-        sensitivity: In [0, 1]: how faint and how crowded scratches may be. Higher finds more, and more that is none.
+        sensitivity: In [0, 1]: how faint and how crowded scratches may be. Higher finds more, true and false ones.
 
     Returns:
         ``(B, 1, H, W)`` float32, 1 where the picture is damaged, with a pixel around it, else 0; on the device of
         ``image``.
 
     Raises:
-        ImageError: If the images are no valid ones.
+        ImageError: If the images are invalid.
         FlowError: If ``sensitivity`` is out of its range.
 
     Source: Joyeux et al., "Detection and removal of line scratches in motion picture films" (CVPR 1999), for lines as
@@ -83,12 +83,12 @@ def repair(
     samples: int = 1,
     **options: Unpack[Batching],
 ) -> Tensor:
-    """Draw what is under a mask anew, such as scratches and dust; every sample is another plausible repair.
+    """Redraw the areas under a mask, such as scratches and dust; every sample is another plausible repair.
 
         g   = the picture, filled from patches nearby that fit what surrounds the mask
         z_g = f(g | shrink(g))                    its latents, given its small version
         z   = a z_g + sqrt(1 - a^2) tau eps       under the mask; z_g elsewhere
-        y   = f^-1(z | shrink(g))                 and its difference to g around the mask taken off, continued smoothly
+        y   = f^-1(z | shrink(g))                 minus its difference from g around the mask, continued smoothly
 
     >>> flow, image, mask = flowcore.load("srflow-x4"), torch.rand(1, 3, 40, 48), torch.zeros(1, 1, 40, 48)
     >>> mask[..., 20:23, 10:40] = 1
@@ -113,7 +113,7 @@ def repair(
         1. Outside of the mask they are the images, bit for bit.
 
     Raises:
-        ImageError: If the images are no valid ones, or the mask is not of their size.
+        ImageError: If the images are invalid, or the mask is not of their size.
         FlowError: If the model does not upscale, another argument is out of its range, or memory does not suffice.
 
     Source: Lugmayr et al., "SRFlow" (2020), section 4.3, for latents of a picture under its own small version; see
@@ -152,9 +152,10 @@ def repair(
             samples=samples,
             guide=filled,
             guide_strength=torch.where(padded, guide_strength, 1.0),
-            **{**part_of_run(options, (item + FILLING) / len(rgb), (1 - FILLING) / len(rgb)), "notify": _silent},
+            # what is said of the small picture does not concern the caller
+            **{**part_of_run(options, (item + FILLING) / len(rgb), (1 - FILLING) / len(rgb)), "notify": lambda _: None},
         )
-        # latents under the mask also change what is around it; that is not kept, so its change is taken off
+        # Latents under the mask also change its surroundings. These stay as they are, so subtract their change.
         offset = 2 * extend_colors((1 + drawn - filled) / 2, (~padded).float()) - 1
         repaired = (drawn - offset).clamp(0, 1)[..., :height, :width].to(result)
         if images.is_gray[item]:
@@ -162,10 +163,6 @@ def repair(
         inside = result[item * samples : (item + 1) * samples, :, rows, columns]
         inside.copy_(torch.where(target.to(result.device), repaired, inside))
     return append_alpha(result[:, :1] if images.channels == 1 else result, images.alpha)
-
-
-def _silent(_: str) -> None:
-    """Keep what ``upscale`` says of the small picture, which is not the caller's, to oneself."""
 
 
 def _holes(mask: Tensor, images: Tensor) -> Tensor:
@@ -180,8 +177,8 @@ def _holes(mask: Tensor, images: Tensor) -> Tensor:
 
 
 def _box(target: Tensor, multiple: int) -> tuple[slice, slice]:
-    """Find the rows and columns of what is repaired and around it, from multiples of a number on."""
+    """Find the rows and columns around what is repaired, which start at multiples of a number."""
     places = target[0, 0].nonzero()
-    (top, left), (bottom, right) = (places.amin(0) - AROUND).tolist(), (places.amax(0) + AROUND).tolist()
-    first = [max(0, start) // multiple * multiple for start in (top, left)]
-    return slice(first[0], bottom + 1), slice(first[1], right + 1)
+    first, last = (places.amin(0) - AROUND).clamp(min=0).tolist(), (places.amax(0) + AROUND).tolist()
+    rows, columns = (slice(a // multiple * multiple, b + 1) for a, b in zip(first, last, strict=True))
+    return rows, columns

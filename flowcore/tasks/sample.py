@@ -33,24 +33,24 @@ from .image_batch import ImageBatch
 from .model_input import Fit, Labels, check_image, check_labels, check_latents, prepare_input, size_of_latents
 from .runner import Batching, Reporting, Runner, Running, RunOptions, batch_size, check_draws, part_of_run, runs_with
 
-LARGE = 2**28  # bytes of weights from which on a copy of them counts
+LARGE = 2**28  # bytes of weights whose copy counts in an estimate of memory
 MAX_DEVIATION = 100.0  # from 0.5: wild latents may give wild images, but no infinities
 NOTEWORTHY = 1024  # patches; decoding fewer is so fast that no time is announced
 ADVICE = "Choose a smaller size (width, height), ask for fewer samples, or free memory on the device."
 MESSY_RATE = 0.15  # of the temperature's logarithm per unit of the style "messy": 2 units are a factor of 1.35
-# How far along a style latents go, in standard deviations. Of 107 portraits that glow-faces has not seen, none lies
+# How far latents go along a style, in standard deviations. Of 107 portraits that glow-faces has not seen, none lies
 # beyond 5 along smile and age, and six along gender, up to 5.6; from 6 on lips turn red, teeth cyan, and specks appear.
 MAX_STYLE = 5.0
 MAX_STRENGTH = 100  # of a style; beyond, everything has long stopped at MAX_STYLE
 
 
 class Passes:
-    """Encodes and decodes images with the plan of a task; ``count`` is the number of images, for the progress."""
+    """What encoding and decoding images share: batches, their conditions, progress, and what overflows."""
 
     def __init__(self, run: Runner, count: int) -> None:
         require_full_precision(run.dtype)
         self.run = run
-        self._repairs = overflow.Repairs()
+        self._overflows = overflow.OverflowCounts()
         upscales = run.plan.capabilities.source == "low_resolution"
         self._max_deviation = upscale.MAX_DEVIATION if upscales else MAX_DEVIATION
         run.expect(count * (run.plan.units + 1))
@@ -61,14 +61,14 @@ class Passes:
         return (slice(start, min(images, start + at_once)) for start in range(0, images, at_once))
 
     def announce(self, flow: FlowModel, images: int, height: int, width: int, guidance: float | Guidance) -> None:
-        """Tell the caller how long decoding patch by patch will take, from timing a few, unless that is short."""
+        """Tell the caller how long decoding patch by patch will take, from timing a few, unless it is short."""
         plan = self.run.plan
         predictors = [part for part in plan.modules() if isinstance(part, ReportingPredictor)]
         if not predictors or plan.units < NOTEWORTHY:
             return
         at_once = min(images, self.run.at_once(batch_size(height, width)))
         gigabytes = memory_required(flow, images, height, width) / 1e9
-        passes = 2 if _weight(guidance) > 0 else 1
+        passes = 2 if _guidance(guidance).weight > 0 else 1
         seconds = predictors[0].seconds(passes * at_once) * plan.units * -(-images // at_once)
         self.run.notify(
             f"{images} pictures, each of {plan.units} patches one after the other, will take about {gigabytes:.1f} GB "
@@ -81,22 +81,22 @@ class Passes:
             self.run.advance(preview=None if pictures is None else pictures[i])
 
     def decode_batch(self, z: Sequence[Tensor], cond: Condition | None, first: int, *, denoise: bool = False) -> Tensor:
-        """Decode to finite images, from number ``first`` on; ``denoise`` adds ``sigma^2 grad log p(x)``, as TarFlow."""
+        """Decode to finite images, from number ``first`` on; ``denoise`` adds TarFlow's ``sigma^2 grad log p(x)``."""
         decoder = overflow.bounded_decoder(self.run.plan, cond, self._max_deviation)
         z = [level.to(self.run.device, self.run.dtype) for level in z]
         gray = torch.full((1, self.run.plan.channels, 1, 1), 0.5)
         with self.run.counting(len(z[0]) * self.run.plan.units, len(z[0])):
             decoded = overflow.decode_with_backoff(decoder, z, lambda: gray)
-        self._repairs.add(first, decoded.attenuated, decoded.filled)
+        self._overflows.add(first, decoded.attenuated, decoded.filled)
         sigma = getattr(self.run.plan.config, "noise", 0.0) / 2  # of images in [0, 1]
         if not (denoise and sigma):
             return decoded.images
-        plain = None if cond is None else replace(cond, guidance=None)
-        return decoded.images + sigma**2 * self.run.plan.gradient(decoded.images, plain)
+        unguided = None if cond is None else replace(cond, guidance=None)
+        return decoded.images + sigma**2 * self.run.plan.gradient(decoded.images, unguided)
 
     def report(self, images: Tensor) -> Tensor:
         """Tell the caller where the model overflowed, and return the images."""
-        self._repairs.report(self.run.notify, images[0, 0].numel(), "left gray")
+        self._overflows.report(self.run.notify, images[0, 0].numel(), "left gray")
         return images
 
     def condition_of(self, cond: Condition | None, part: slice, count: int) -> Condition | None:
@@ -181,8 +181,7 @@ def sample(
             if numbers is not None:
                 cond = run.plan.encode_condition(numbers[part].to(run.device)).map_tensors(lambda t: t.to(run.dtype))
             cond = guided(flow, cond, guidance)
-            own = [z[part] for z in latents]
-            images = passes.decode_batch(own, cond, part.start, denoise=denoise).cpu()
+            images = passes.decode_batch([z[part] for z in latents], cond, part.start, denoise=denoise).cpu()
             images = quantize(flow, images) if snapped else images
             shown = images.clamp(0, 1)
             result[part] = shown if clamp else images
@@ -224,9 +223,9 @@ def encode(flow: FlowModel, image: Tensor, cond: Condition | None = None, **opti
         pixels = check_image(flow, image)
         passes, encoded = Passes(run, len(pixels)), list[list[Tensor]]()
         for part in passes.batches(len(pixels), pixels[0, 0].numel()):
-            x, own = pixels[part], passes.condition_of(cond, part, len(pixels))
+            x, batch_cond = pixels[part], passes.condition_of(cond, part, len(pixels))
             with run.counting(len(x) * run.plan.units, len(x)):
-                latents = run.plan.encode(x.to(run.device), own)
+                latents = run.plan.encode(x.to(run.device), batch_cond)
             finite = torch.stack([z.isfinite().flatten(1).all(1) for z in latents]).all(0)  # (B,)
             if not finite.all():
                 i = int((~finite).nonzero()[0])
@@ -288,10 +287,10 @@ def decode(
         count = len(levels[0])
         passes, decoded = Passes(run, count), list[Tensor]()
         passes.announce(flow, count, *size_of_latents(flow, levels), guidance)
-        given = guided(flow, cond, guidance)
+        guided_cond = guided(flow, cond, guidance)
         for part in passes.batches(count, sum(z[0].numel() for z in levels) // flow.channels):
-            own = passes.condition_of(given, part, count)
-            pictures = passes.decode_batch([z[part] for z in levels], own, part.start, denoise=denoise)
+            batch_cond = passes.condition_of(guided_cond, part, count)
+            pictures = passes.decode_batch([z[part] for z in levels], batch_cond, part.start, denoise=denoise)
             decoded.append(pictures.to(levels[0].device))
             passes.finish(len(pictures), pictures.clamp(0, 1))
         images = passes.report(torch.cat(decoded))
@@ -302,19 +301,19 @@ def decode(
 
 def guided(flow: FlowModel, cond: Condition | None, guidance: float | Guidance) -> Condition | None:
     """Add guidance to a condition; ConditionError for models that were not made for it."""
-    if not _weight(guidance):
+    if not _guidance(guidance).weight:
         return cond
     if cond is None or not flow.capabilities.guided:
         raise ConditionError(f"{UNGUIDED}; this {flow.architecture} model is not. Set guidance to 0.")
     return cond.guided(guidance)
 
 
-def _weight(guidance: float | Guidance) -> float:
-    return guidance.weight if isinstance(guidance, Guidance) else Guidance(guidance).weight
+def _guidance(guidance: float | Guidance) -> Guidance:
+    return guidance if isinstance(guidance, Guidance) else Guidance(guidance)
 
 
 def dequantized_image(flow: FlowModel, image: Tensor, *, seed: int = 0) -> Tensor:
-    """Add the noise that training adds, uniform within a bin or Gaussian; image i gets that of ``seed + i``."""
+    """Add the noise that training adds, uniform within a bin or Gaussian, to image i that of ``seed + i``."""
     pixels = check_image(flow, image)
     bins, sigma = quantization(flow), getattr(flow.config, "noise", 0.0) / 2  # of images in [0, 1]
     draw = torch.randn if sigma else torch.rand
@@ -324,7 +323,7 @@ def dequantized_image(flow: FlowModel, image: Tensor, *, seed: int = 0) -> Tenso
 
 
 def memory_required(flow: FlowModel, images: int, height: int, width: int) -> int:
-    """Estimate the bytes of one pass: a batch at neighboring layers and in a network, and a copy of large weights."""
+    """Estimate the bytes of one pass: a batch between and within layers, and a copy of large weights."""
     at_once = min(images, batch_size(height, width))
     if flow.capabilities.source == "low_resolution":
         small = (-(-side // flow.condition_scale) for side in (height, width))
@@ -339,8 +338,8 @@ def apply_style(
 ) -> list[Tensor]:
     """Move latents along directions that the model carries, by name: ``z + sum over styles of strength d``.
 
-    A strength is one number, or one per level; "messy" first multiplies the latents by ``exp(MESSY_RATE * strength)``,
-    since a messy hand is messy in all its details. Each item stops at ``MAX_STYLE`` along a style.
+    A strength is one number, or one per level; "messy" also multiplies the latents by ``exp(MESSY_RATE * strength)``,
+    since a messy hand is messy in every detail. Each item stops at ``MAX_STYLE`` along a style.
     """
     known: dict[str, list[Tensor]] = flow.styles
     unknown = [name for name in styles if name not in known]
@@ -360,12 +359,12 @@ def apply_style(
     strengths = [messy] * len(latents) if isinstance(messy, (int, float)) else messy
     result = scale(latents, [math.exp(MESSY_RATE * strength) for strength in strengths])
     for name, strength in styles.items():
-        result = _bounded(result, add(result, known[name], strength), known[name])
+        result = _limit_style(result, add(result, known[name], strength), known[name])
     return result
 
 
-def _bounded(start: Sequence[Tensor], end: list[Tensor], direction: Sequence[Tensor]) -> list[Tensor]:
-    """Shorten the way from start to end, of every item, so that it stays within MAX_STYLE along a direction."""
+def _limit_style(start: Sequence[Tensor], end: list[Tensor], direction: Sequence[Tensor]) -> list[Tensor]:
+    """Shorten each item's way from start to end so that it stays within MAX_STYLE along a direction."""
     length = math.sqrt(sum(float(d.square().sum()) for d in direction))
     if not length:
         return end
@@ -431,12 +430,12 @@ def harmonize(
     window: int = 9,
     **options: Unpack[Reporting],
 ) -> Tensor:
-    """Encode an image, given its own small version, bring the latents to the prior's statistics, and decode them.
+    """Encode an image under its own small version, bring the latents to the prior's statistics, and decode them.
 
     The small version keeps what the image shows; the latents hold its texture, in which seams, dither and compression
     are unlikely. At strength 0 the image comes back; 1 gives the latents the statistics of the prior, see
-    ``latents.normalize``. Meanwhile the image is padded by reflection to sides that the model takes. Alpha
-    is kept, and what is gray stays gray.
+    ``latents.normalize``. For this the image is padded by reflection to sides that the model takes. Alpha is kept, and
+    gray images stay gray.
 
     Source: Lugmayr et al., "SRFlow" (2020), sections 4.3 (content transfer) and 4.4 (restoration).
     """
@@ -448,7 +447,7 @@ def harmonize(
     prepared = prepare_input(flow, padded, fit="crop", notify=lambda _: None)
     cond = prepared.condition(flow, **options)
     latents = encode(flow, prepared.pixels, cond, **part_of_run(options, 0, 0.5))
-    ordered = normalize(latents, strength, per, window=window)
-    decoded = decode(flow, ordered, cond, **part_of_run(options, 0.5, 0.5), clamp=True)[..., :height, :width]
+    normalized = normalize(latents, strength, per, window=window)
+    decoded = decode(flow, normalized, cond, **part_of_run(options, 0.5, 0.5), clamp=True)[..., :height, :width]
     pairs = zip(images.is_gray, decoded.split(1), strict=True)
     return images.like_input(torch.cat([luma(one).expand_as(one) if gray else one for gray, one in pairs]))

@@ -40,7 +40,7 @@ Dequantization = Literal["uniform", "gaussian", "variational"]
 
 OFF_GRID = 0.02  # of an 8-bit step; float32 stays below 1e-4
 WEBP_SIDE = 16383  # longest side of the format
-SEEDS_APART = 1_000_003  # between the probes of an image
+SEED_STEP = 1_000_003  # between the probes of an image
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -185,15 +185,15 @@ def score(
         draws = _draws_per_image(samples, noise, integers)
         run.expect(len(integers) * (draws + complexity))
         condition, seeds = _condition(run, cond, len(integers)), image_seeds(seed, integers)
-        at_once = run.at_once(batch_size(*integers.shape[2:]))
-        densities = _Densities(flow, integers.shape, draws, max(1, probes), bins.width, notes)
-        for batch in dequantized_batches(
-            integers, bins, dequantizer, samples=draws, seed=seeds, batch=at_once, noise=noise
-        ):
-            conditions = _probe_conditions(run.plan, batch, seeds, probes, terms) if probes else None
-            for number, of_batch in enumerate(conditions or [select_items(condition, batch.items)]):
+        densities = _Densities(flow, integers.shape, draws, max(1, probes), notes)
+        size = run.at_once(batch_size(*integers.shape[2:]))
+        batches = dequantized_batches(integers, bins, dequantizer, samples=draws, seed=seeds, batch=size, noise=noise)
+        for batch in batches:
+            x, batch_cond = batch.x.to(run.device, run.dtype), select_items(condition, batch.items)
+            conditions = _probe_conditions(run.plan, batch, seeds, probes, terms) if probes else [batch_cond]
+            for number, cond_or_probes in enumerate(conditions):
                 run.check_cancelled()
-                densities.add(run.plan, batch, batch.x.to(run.device, run.dtype), of_batch, number)
+                densities.add(run.plan, batch, x, cond_or_probes, number)
             run.advance(len(batch.items))
         bits = densities.bits(estimated=probes > 0)
         if probes:
@@ -218,14 +218,12 @@ def score(
 
 
 class _Densities:
-    """Log densities of images of integers, in nats: float64, summed over their draws, and means over their probes."""
+    """Log densities of images of integers, in nats, float64: sums over their draws, and means over their probes."""
 
-    def __init__(
-        self, flow: FlowModel, shape: Sequence[int], draws: int, passes: int, bin_width: float, notes: list[str]
-    ) -> None:
+    def __init__(self, flow: FlowModel, shape: Sequence[int], draws: int, passes: int, notes: list[str]) -> None:
         images, _, height, width = shape
         self.level_dimensions = [math.prod(latents) for latents in flow.latent_shapes(height, width)]
-        self.bin_width, self.notes = bin_width, notes
+        self.bin_width, self.notes = quantization(flow).width, notes
         self.weights = torch.empty(images, draws, passes, dtype=torch.float64)  # log p(bin) - log q(noise)
         self.levels = torch.zeros(images, len(self.level_dimensions), dtype=torch.float64)
         self.pixels: Tensor | None = torch.zeros(images, height, width, dtype=torch.float64)
@@ -312,7 +310,7 @@ def _probe_conditions(
 ) -> Iterator[Condition]:
     """Draw the probes of a batch, the same whatever the batch and its order."""
     for probe in range(probes):
-        numbers = (SEEDS_APART * (batch.draws * probes + probe)).tolist()
+        numbers = (SEED_STEP * (batch.draws * probes + probe)).tolist()
         items = zip(batch.items.tolist(), numbers, strict=True)
         drawn_with = [(seeds[item] + number) % 2**64 for item, number in items]
         yield with_probes(plan, batch.x.shape, drawn_with, terms=terms)
@@ -330,7 +328,6 @@ def _estimate_note(error: Tensor, probes: int, terms: int) -> str:
 
 
 def _compressed_bits(run: Runner, integers: Tensor) -> Tensor:
-    """Measure ``lossless_bits`` of each image, per dimension."""
     bits = list[float]()
     for item in integers:
         run.check_cancelled()

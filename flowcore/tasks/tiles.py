@@ -1,4 +1,4 @@
-"""Tiled decoding: all samples of a batch of images, tile by tile, from latents of whole images, drawn or of a guide."""
+"""Tiled decoding: latents are drawn for whole images, or come from a guide, and decoded tile by tile."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from .image_batch import ImageBatch
 from .runner import Runner, batch_size
 
 STRIPS = 2**26  # bytes that strips take at most, whatever the image
-ENCODING = 4  # how many times longer a unit of the encoder takes than one of decoding: srflow-x4, 72x48, one core
-MAX_SAMPLES = 8  # at once: they share what every step computes from the image; more would share little more
-WEAK, STRONG = 0.08, 0.4  # luma's differences to its neighbors between which the temperature of edges falls
+ENCODING = 4  # time of a unit of the encoder over that of one of decoding: srflow-x4, 72x48, one core
+MAX_SAMPLES = 8  # at once: they share what every step computes from the image; more would save little
+WEAK, STRONG = 0.08, 0.4  # luma's difference from its neighbors at weak and strong edges
 NEARBY = 9  # latents: side of the window in which the rms of a guide's latents is measured
-BOUND = 1.2  # of that rms, relative to drawn latents; less blurs films in time, more lets specks grow out of focus
+BOUND = 1.2  # of that rms, over that of drawn latents; less blurs clips in time, more makes specks where out of focus
 MATCHING = 6  # steps by which a guide is matched to the image, to 60 dB and more where nothing is clamped
 NO_GUIDE = "guide_strength is ignored: there is no guide."
 SAME_SCENE = 20.0  # dB between an image and its shrunk guide; published upscalers have 27 and more
@@ -239,7 +239,7 @@ class _Canvas:
         self.samples, self._scale, self._border, self._gray = samples, scale, border, gray
         self._size = height, width
         self.pictures = rgb.new_empty((batch, samples, 3, height * scale, width * scale), device="cpu")
-        self.overflows = overflow.Repairs()
+        self.overflows = overflow.OverflowCounts()
 
     def paste(self, decoded: overflow.Decoded, item: int, samples: range, tile: Tile) -> Iterator[Tensor]:
         """Paste a tile of some samples of an image, without its halo and the border; yield their pictures."""
@@ -371,7 +371,7 @@ def edge_map(lr: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Guide:
-    """Another enlargement of every image, ``(B, 3, s * h, s * w)``, a part a of whose latents is kept.
+    """A reference enlargement of every image, ``(B, 3, s * h, s * w)``, whose latents are blended in with weight a.
 
         g   = guide + match (matched - guide)            ``matched`` shrinks to the image, so only detail is the guide's
         z_g = f(g | lr)                                  what the model would have had to draw to make it
@@ -380,13 +380,13 @@ class Guide:
     If z_g were a draw from the prior, z would be one for every a.
 
     Source: Neal, "Regression and classification using Gaussian process priors" (1998), for the sum; SRFlow, section
-    4.3, for latents of another picture under an LR image. Keeping a part of them is ours; see docs/decisions/0020.
+    4.3, for latents of another picture under an LR image. Blending them in is ours; see docs/decisions/0020.
     """
 
     pictures: Tensor | None  # None for the model's own
     strength: Strength
     match: float = 0.0  # how far its pictures are changed to shrink to the images, see ``consistency.match_source``
-    bounded: bool = False  # its latents deviate nowhere far more than those that are drawn, see ``limit_rms``
+    bounded: bool = False  # whether its latents are limited to the rms of drawn ones, see ``limit_rms``
 
 
 def own_strength(flow: FlowModel, guide: Tensor | None, strength: Strength | None) -> Strength:
@@ -395,12 +395,9 @@ def own_strength(flow: FlowModel, guide: Tensor | None, strength: Strength | Non
     assert strength is not None
     images = len(strength) if isinstance(strength, Tensor) and strength.ndim else 1
     value = number_or_map(strength, images, "guide strengths")
-    low, high = (float(end) for end in value.aminmax()) if isinstance(value, Tensor) else (value, value)
-    if not (low >= 0 and high <= 1):
-        raise FlowError(
-            f"guide_strength must lie in [0, 1]; got {low if not low >= 0 else high}. 0 ignores the guide, 1 keeps all "
-            "of it."
-        )
+    for end in (float(end) for end in value.aminmax()) if isinstance(value, Tensor) else [value]:
+        if not 0 <= end <= 1:
+            raise FlowError(f"guide_strength must lie in [0, 1]; got {end}. 0 ignores the guide, 1 keeps all of it.")
     return value
 
 
@@ -433,14 +430,14 @@ def prepare_guide(
     alike = min(float(lr_psnr(pictures[k % len(pictures), None], image[None])) for k, image in enumerate(rgb))
     if alike < SAME_SCENE:
         run.notify(
-            f"The guide shows something else than the image: shrunk, it is {alike:.0f} dB from it, and an enlargement "
-            f"of the image would be {SAME_SCENE:.0f} or more. What it shows is drawn all the same."
+            f"The guide shows something other than the image: shrunk, it is {alike:.0f} dB from it, and an enlargement "
+            f"of the image would be {SAME_SCENE:.0f} or more. It is used all the same."
         )
     return Guide(pictures.expand(len(rgb), -1, -1, -1), strength, 0.0 if bounded else match, bounded)
 
 
 def limit_rms(latents: Tensor, spread: Tensor | float) -> Tensor:
-    """Scale latents ``(B, C, H, W)`` down where their local rms far exceeds the ``spread`` of those that are drawn."""
+    """Scale latents ``(B, C, H, W)`` down where their local rms far exceeds the ``spread`` of drawn ones."""
     rms = blur(latents.square().mean(1, keepdim=True), NEARBY).sqrt()
     return latents * (BOUND * spread / rms.clamp(min=1e-6)).clamp(max=1)
 

@@ -27,7 +27,7 @@ from PIL import Image, UnidentifiedImageError
 from ..checkpoints.writing import beside, clear_abandoned
 from ..errors import ImageError
 from ..images.color import to_uint8
-from ..images.files import IMAGE_SUFFIXES, decode_rgb, truncated_refused
+from ..images.files import IMAGE_SUFFIXES, decode_rgb, refuse_truncated
 from ..images.folders import image_files, walk_folders
 from ..images.resize import shrink
 from ..tasks import Progress
@@ -191,7 +191,7 @@ def _open(source: ImageSource, archive: zipfile.ZipFile | None) -> tuple[Image.I
 def _attempt(read: Callable[[], Read]) -> tuple[Read | None, str]:
     """Return what was read, or why it cannot be: damaged files make Pillow raise nearly anything."""
     try:
-        with truncated_refused():
+        with refuse_truncated():
             return read(), ""
     except MemoryError:
         raise

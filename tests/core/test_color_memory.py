@@ -161,14 +161,14 @@ def test_a_folder_makes_an_album_of_its_photographs_in_color(flow, tmp_path):
     (tmp_path / "c.png").write_bytes(b"no picture")
     assert remember(flow, tmp_path, notify=notes.append).photographs == 1
     assert any("1 of 3 photographs have no colors to remember: b.png" in note for note in notes)
-    assert any("c.png is left out" in note for note in notes)
+    assert any("Skipped c.png" in note for note in notes)
 
 
 def test_what_has_no_colors_is_refused_with_a_sentence(flow):
     y, tint = color.luma(photograph()), torch.tensor([-0.05, 0.04]).view(1, 2, 1, 1).expand(1, 2, 64, 96)
     for photographs, sentence in (
-        (y, "of 1 there is none: they are gray"),
-        (color.compress(y, tint), "or of one tint"),
+        (y, "none of the 1 is: they are gray"),
+        (color.compress(y, tint), "or have one tint"),
         ([], "needs photographs in color; got none"),
         ("/no/such/album", "There is no folder or file /no/such/album"),
     ):

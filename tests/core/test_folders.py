@@ -374,7 +374,9 @@ def test_frames_of_a_folder_are_enlarged_as_one_clip(model, tmp_path, capsys):
 def test_an_animated_image_is_enlarged_as_one_clip(model, tmp_path, capsys):
     clip = (torch.rand(3, 3, 12, 16, generator=torch.Generator().manual_seed(1)) * 255).round() / 255
     times = {"duration": [40, 80, 120], "loop": 0}
-    (tmp_path / "a.webp").write_bytes(files.encode(clip[0], format="webp", quality=100, later=clip[1:], times=times))
+    (tmp_path / "a.webp").write_bytes(
+        files.encode(clip[0], format="webp", quality=100, more_frames=clip[1:], times=times)
+    )
     words = ["upscale", tmp_path / "a.webp", "-o", tmp_path / "b.png", "--model", model]
     assert run(*words, "--steadiness", 0.8) == 0
     assert "only the first is used" not in capsys.readouterr().err

@@ -214,7 +214,7 @@ def test_colors_that_overflow_are_attenuated_and_luma_stays(sentences):
 
 
 def test_repaired_tiles_of_a_picture_are_added_up():
-    repairs, said = overflow.Repairs(), []
+    repairs, said = overflow.OverflowCounts(), []
     half, none = torch.zeros(2, 1, 4, 4, dtype=torch.bool), torch.zeros(2, 1, 4, 4, dtype=torch.bool)
     half[0, :, :2] = True
     repairs.add(0, half, none)
