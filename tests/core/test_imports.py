@@ -1,6 +1,7 @@
 """The direction of imports, read off the source: never back, never sideways, never the host."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -143,3 +144,44 @@ def test_the_root_module_imports_nothing_of_ours_at_its_top():
         t.id for node in ast.walk(tree) if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)
     }
     assert "NODE_CLASS_MAPPINGS" not in names  # even empty, it would stop the host from calling comfy_entrypoint
+
+
+def section(heading):
+    """A section of CONTRIBUTING."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    return text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+
+
+def test_the_tree_names_every_room():
+    files = {path.name for path in (ROOT / "flowcore").glob("*.py")} - {"__main__.py"}
+    folders = {f" {path.name}/" for path in (ROOT / "flowcore").iterdir() if path.is_dir()} - {" __pycache__/"}
+    assert [room for room in files | folders if room not in section("The tree")] == []
+
+
+def defined_in(parts, names):
+    """The modules that define names: `from ..transforms import Coupling` is an import of transforms.coupling."""
+    package, defined = ROOT.joinpath(*parts) / "__init__.py", {}
+    for _, level, origin, exported in imports(package) if package.is_file() else []:
+        defined |= dict.fromkeys(exported, origin) if level else {}
+    return {defined.get(name, target) for name in names for target in targets(parts, (name,))}
+
+
+def test_the_first_reading_follows_the_imports():
+    """Each file needs only earlier files, and what the section names as helpers; every helper is needed."""
+    listed, _, helpers = section("A first reading").partition("\nThey also use ")
+    helpers = helpers.partition("\n\n")[0]
+    files = [ROOT / "flowcore" / path for path in re.findall(r"`([\w/]+\.py)`", listed)]
+    helpers = {ROOT / "flowcore" / path for path in re.findall(r"`([\w/]+(?:\.py|/))`", helpers)}
+    unnamed, earlier, needed_helpers = [], set(), set()
+    for file in files:
+        modules = {name for _, level, parts, names in imports(file) if level for name in defined_in(parts, names)}
+        for path in (ROOT.joinpath(*module) for module in modules):
+            path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+            matching = helpers & {path, *path.parents}
+            needed_helpers |= matching
+            if path not in earlier and not matching:
+                unnamed.append(f"{file.relative_to(ROOT)} needs {path.relative_to(ROOT)}")
+        earlier.add(file)
+    assert unnamed == []
+    assert needed_helpers == helpers
+    assert 3000 < sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files) < 4000
