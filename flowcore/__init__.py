@@ -63,9 +63,10 @@ from .tasks.model_choice import upscaler_for
 from .tasks.ranking import ranked
 from .tasks.remember import remember
 from .tasks.repair import find_scratches, repair
+from .tasks.rescale import restore, shrink
 from .tasks.sample import decode, encode, sample
 from .tasks.score import Score, score
-from .tasks.upscale import restore, shrink, temperature_grid, upscale
+from .tasks.upscale import temperature_grid, upscale
 from .tasks.video import colorize_video, upscale_video
 from .transforms import Transform
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from ..flowcore import FlowError, ImageError
 from ..flowcore.images.faces import FacePlace, Point, eyes_from_mask
 from ..flowcore.images.resize import resize
-from ..flowcore.tasks.faces import Eyes, align_faces, eyes_from_meshes, found_eyes, paste_faces
+from ..flowcore.tasks.faces import Eyes, align_faces, eyes_from_meshes, find_eyes, paste_faces
 from . import widgets
 from .host.compat import io
 from .host.ui import gallery, sample_facts
@@ -53,7 +53,7 @@ class FlowcoreAlignFace(FlowNode):
                 notes("boxes is ignored: eyes or landmarks say which faces.")
         else:
             options = notes.task_options()
-            eye_pairs = found_eyes(image, smallest=smallest, number=number, boxes=boxes, **options)
+            eye_pairs = find_eyes(image, smallest=smallest, number=number, boxes=boxes, **options)
             if not any(eye_pairs):
                 raise ImageError(NO_FACE.format("" if boxes is None else " in the boxes"))
             if len(eye_pairs) == 1:

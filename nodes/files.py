@@ -35,9 +35,9 @@ from ..flowcore.images.files import (
 )
 from ..flowcore.images.fill import extend_over_blank
 from ..flowcore.tasks.colorize import memory_required as memory_to_colorize
-from ..flowcore.tasks.defaults import model_defaults
 from ..flowcore.tasks.image_batch import ImageBatch, append_alpha
 from ..flowcore.tasks.model_choice import upscalers_for
+from ..flowcore.tasks.settings import model_defaults
 from ..flowcore.tasks.upscale import memory_required
 from . import widgets
 from .host.compat import io

@@ -55,7 +55,7 @@ def _read_facts(path: Path, _fingerprint: str) -> dict[str, Any]:
     by_input |= zip(("temperature", "detail"), getattr(config, "temperatures", ()), strict=False)
     if hasattr(config, "scale"):
         by_input["factor"] = config.scale
-    by_input["boldness"] = 0.5  # the middle, see `tasks.defaults`
+    by_input["boldness"] = 0.5  # the middle, see `tasks.settings`
     return {"tasks": tasks, "styles": list(getattr(config, "styles", ())), "own": by_input}
 
 

@@ -14,7 +14,7 @@ from ..flowcore import FlowError, provenance
 from ..flowcore.device import free_memory
 from ..flowcore.inference.condition_cache import RecentlyUsed
 from ..flowcore.provenance import KEY, MAX_ENTRIES, Provenance
-from ..flowcore.tasks.defaults import with_defaults
+from ..flowcore.tasks.settings import with_defaults
 from .by_picture import join, share, with_reason
 from .host.compat import components, io, log, video_of
 from .host.memory import on_free

@@ -15,7 +15,7 @@ from ..flowcore.tasks.model_input import (
     condition_for,
     label_names,
     prepare_input,
-    refuse_colorizer,
+    require_whole_images,
     size_of_latents,
     source_for_latents,
 )
@@ -175,7 +175,7 @@ class FlowcoreDecode(FlowNode):
     ) -> Any:
         notes, flow = self.notes, model.flow
         model.check_latents(latents)
-        refuse_colorizer(flow)
+        require_whole_images(flow)
         levels, numbers = scale(latents.levels, temperature), latents.labels
         new_labels = _parse_labels(flow, labels, notes)
         pictures = latents.items * len(new_labels or [0])
@@ -196,7 +196,7 @@ class FlowcoreDecode(FlowNode):
 
 def _size(flow: FlowModel, width: int, height: int) -> tuple[int, int]:
     """Return height and width of the images to sample."""
-    refuse_colorizer(flow)
+    require_whole_images(flow)
     flow.require("sample")
     model_height, model_width = flow.image_size or (0, 0)
     size = height or model_height, width or model_width

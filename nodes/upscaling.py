@@ -17,9 +17,9 @@ from ..flowcore.integrations.spandrel import Upscaler, descriptor, register
 from ..flowcore.prior import Temperature, masked_temperature
 from ..flowcore.quality.metrics import diversity
 from ..flowcore.tasks.consistency import consistency
-from ..flowcore.tasks.defaults import with_defaults
 from ..flowcore.tasks.forecast import NOTEWORTHY, forecast
 from ..flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, recommended_model
+from ..flowcore.tasks.settings import with_defaults
 from ..flowcore.tasks.upscale import memory_required, target_size
 from ..flowcore.tasks.video import STEADINESS
 from . import widgets

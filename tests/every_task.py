@@ -17,9 +17,9 @@ from flowcore.likelihood import with_probes
 from flowcore.models import ARCHITECTURES
 from flowcore.tasks.hints import hints_from_points
 from flowcore.tasks.ranking import diversity_map, ranked
+from flowcore.tasks.rescale import restore, shrink
 from flowcore.tasks.sample import apply_style, harmonize
 from flowcore.tasks.score import score
-from flowcore.tasks.upscale import restore, shrink
 
 Result = Tensor | Iterable[Tensor]
 

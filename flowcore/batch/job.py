@@ -40,8 +40,9 @@ from ..tasks.image_batch import ImageBatch
 from ..tasks.model_input import prepare_input
 from ..tasks.ranking import By, ranked
 from ..tasks.repair import find_scratches, repair
+from ..tasks.rescale import restore, shrink
 from ..tasks.score import score
-from ..tasks.upscale import restore, shrink, upscale
+from ..tasks.upscale import upscale
 from ..tasks.video import colorize_video, upscale_video
 
 Command = Literal["upscale", "colorize", "brighten", "repair", "shrink", "restore", "faces", "score"]

@@ -28,10 +28,10 @@ from ..errors import FlowError
 from ..images.files import FORMATS, IMAGE_SUFFIXES, SUFFIXES, Format, check_format, upright_size
 from ..model import FlowModel, Task
 from ..tasks import Progress
-from ..tasks.defaults import model_defaults
 from ..tasks.forecast import NOTEWORTHY, Size, forecast
 from ..tasks.model_choice import upscalers_for
 from ..tasks.runner import check_draws
+from ..tasks.settings import model_defaults
 from .options import AUTO, parse_fields
 from .output import ProgressBar, SomeFailed, log, write_result
 

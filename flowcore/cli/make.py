@@ -25,10 +25,10 @@ from ..images.color import to_uint8
 from ..model import FlowModel
 from ..provenance import Provenance, source
 from ..tasks import duration
-from ..tasks.defaults import with_defaults
 from ..tasks.model_input import label_number
 from ..tasks.remember import open_memory, remember
 from ..tasks.runner import MAX_DRAWS
+from ..tasks.settings import with_defaults
 from ..tasks.tiles import NO_GUIDE, own_strength
 from ..tasks.upscale import MAX_SIDE, sampling_settings, target_size
 from .batches import (

@@ -22,9 +22,9 @@ from ..prior import sample_latents
 from ..quality import metrics
 from ..tasks.chroma import clamp_level, schedule, share_noise, working_sides
 from ..tasks.colorize import colorize
-from ..tasks.defaults import with_defaults
 from ..tasks.ranking import By, ranked
 from ..tasks.score import score
+from ..tasks.settings import with_defaults
 from .image_set import list_images, markdown, read_each, read_upright
 
 PORTRAIT_SAMPLES = 20  # usual number of colorings of a portrait: wrong skin is rarer than one in eight

@@ -1,13 +1,10 @@
-"""Brighten: from one dark photograph the picture that the model expects, or many other exposures of it."""
+"""Brighten: turn a dark photograph into the picture that the model expects, or into many exposures of it."""
 
 from __future__ import annotations
-
-import math
 
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..errors import FlowError
 from ..images.gain_grid import even_gain
 from ..images.resize import pad_symmetric
 from ..inference.strips import DENSE_BYTES
@@ -15,10 +12,10 @@ from ..model import FlowModel
 from ..models.fields import Range, check_integer
 from ..models.llflow import MAX_CELLS
 from ..networks.low_light import network_input
-from .defaults import with_defaults
 from .image_batch import ImageBatch
 from .runner import Runner, Running, RunOptions, check_draws, runs_with
 from .sample import MAX_DEVIATION
+from .settings import check_range, with_defaults
 from .tiles import STRIPS, Border, TiledDecoder, Tiling
 
 PADDING = 16  # sides are padded to the next multiple, by 16 if they are one, as the published program does
@@ -46,8 +43,8 @@ def brighten(
 ) -> Tensor:
     """Brighten dark photographs; above temperature 0, every sample is another exposure of the same scene.
 
-    The histogram that the model sees is that of the whole photograph, also in tiles. Noise is drawn for the whole
-    photograph and cropped, so a seed gives the same picture whatever the batch position and the device.
+    The model sees the histogram of the whole photograph, also in tiles. Noise is drawn for the whole photograph and
+    cropped, so a seed gives the same picture whatever the batch position and the device.
 
     >>> flow = flowcore.load("llflow.safetensors")
     >>> flowcore.brighten(flow, 0.1 * torch.rand(1, 3, 40, 56)).shape
@@ -57,22 +54,22 @@ def brighten(
         flow: A low-light model, such as an LLFlow.
         image: As in ``upscale``, ``(B, C, H, W)``. The model was trained on 8-bit photographs.
         temperature: Standard deviation of the noise around the mean of the prior, >= 0: a number, or a map as in
-            ``upscale``. 0 is the published picture, the same for every seed; None for what the model's file states.
+            ``upscale``. 0 is the published picture, the same for every seed; None for the model's default.
         seed: In [0, 2^64). Sample s of every image is drawn with ``seed + s``.
         samples: Exposures per image, at least 1.
         tile: Side of the tiles in pixels, at least 128; 0 for the whole image if memory allows, else the largest tile
             that fits. Tiles differ from the whole image by what lies beyond ``halo``.
         halo: Pixels read around every tile.
         exposure: Stops, -4 to 4, by which the results are lighter than the model draws them: 1 doubles their light.
-        strength: How far the photographs are brightened, in [0, 1]: 0 leaves them as they are, 1 is as drawn, and every
-            value between is the same part of the stops between both.
-        gain_cells: Cells along the longer side of the grid that the gain of the results follows, at most 64: so that
-            nearby places of one luma stay of one, see ``images/gain_grid.py``; denoising and color stay the model's.
-            0 for what the model draws, as published; None for what the model's file states.
+        strength: How far the photographs are brightened, in [0, 1]: 0 leaves them as they are, 1 is as drawn; values
+            between are proportional in stops.
+        gain_cells: Cells along the longer side of the grid that the gain of the results follows, at most 64, so that
+            neighboring pixels of equal luma stay equal, see ``images/gain_grid.py``; denoising and color stay those of
+            the model. 0 for what the model draws, as published; None for the model's default.
 
     Returns:
         ``(B * samples, C, H, W)`` float32 in [0, 1] on the device of ``image``: all samples of image 0, then of
-        image 1. The published program cuts the values down to 8 bits; here they are not rounded.
+        image 1. The published program truncates the values to 8 bits; here they are not rounded.
 
     Raises:
         ImageError: As in ``upscale``.
@@ -83,10 +80,8 @@ def brighten(
     """
     flow.require("brighten")
     check_draws(seed, samples)
-    if not (math.isfinite(exposure) and abs(exposure) <= MAX_EXPOSURE):
-        raise FlowError(f"exposure must lie in -{MAX_EXPOSURE} to {MAX_EXPOSURE} stops; got {exposure}.")
-    if not 0 <= strength <= 1:
-        raise FlowError(f"strength must lie in [0, 1]; got {strength}. 0 is the photograph as it is, 1 as drawn.")
+    check_range("exposure", exposure, -MAX_EXPOSURE, MAX_EXPOSURE, "It is in stops.")
+    check_range("strength", strength, note="0 is the photograph as it is, 1 as drawn.")
     settings = with_defaults(flow, {"temperature": temperature, "gain_cells": gain_cells})
     tau, cells = settings["temperature"], int(settings["gain_cells"] or 0)
     if gain_cells is not None:
@@ -118,15 +113,18 @@ def _mix(photographs: Tensor, pictures: Tensor, strength: float) -> Tensor:
 
 
 def memory_required(flow: FlowModel, height: int, width: int, tile: int = 0, halo: int = HALO, samples: int = 1) -> int:
-    """Estimate the bytes that ``brighten`` works with in float32, beyond the weights and the resulting pictures."""
+    """Estimate the bytes that ``brighten`` works with in float32, beyond the weights and the resulting pictures.
+
+    The grid of gains is not counted: it runs later, on the CPU, and needs less than a whole image does here.
+    """
     flow.require("brighten")
     rows, columns = (min(n + PADDING, tile + 2 * halo) if tile else n + PADDING for n in (height, width))
     config = flow.config
     features = config.encoder_width * (1 / 4 + 1 / 16 + 1 / 64 + len(config.stacked_blocks) / 4)
     first = 2 * config.encoder_width + 12  # the first two convolutions see every pixel
     dense = min(2 * (4 * config.encoder_growth + 3 * config.encoder_width) * rows * columns, DENSE_BYTES["cuda"])
-    held = 4 * rows * columns * max(first + config.encoder_width / 4, features + samples * 5 * 3)
-    return round(held + dense) + STRIPS
+    decoded = 4 * rows * columns * max(first + config.encoder_width / 4, features + samples * 5 * 3)
+    return round(decoded + dense) + STRIPS
 
 
 def border(height: int, width: int, multiple: int = PADDING) -> Border:

@@ -1,4 +1,4 @@
-"""Colorize: several colorings of a photograph, all with its own luma; see ``chroma`` for the way there and back."""
+"""Colorize: several colorings of a photograph, all with its luma; ``chroma`` has the steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..checkpoints.color_memory import ColorMemory, starter_memory
-from ..errors import FlowError, ImageError
+from ..errors import ImageError
 from ..images import color
 from ..images.resize import resize_bilinear
 from ..model import FlowModel
@@ -23,7 +23,7 @@ from .image_batch import ImageBatch, require_tensor
 from .runner import Batching, Runner, Running, RunOptions, check_draws, runs_with
 
 AT_ONCE = 8  # colorings decoded together
-MEMORY_STEPS = 20  # how far the colors of a memory that was given spread, in positions of the finest grid
+MEMORY_STEPS = 20  # how far the colors of a memory spread, in positions of the finest grid
 ADVICE = "Ask for fewer at once (samples), lower working_size, shrink the picture, or free memory on the device."
 
 
@@ -58,19 +58,19 @@ def colorize(
 
     Args:
         flow: A colorizer.
-        image: As in ``upscale``, ``(B, C, H, W)``, of which the luma is used, and alpha is kept. A plain border stays
-            gray and has no influence on the colors of the photograph in it.
-        temperature: Standard deviation of the coarsest latents, which decide on the colors; None for what the model
-            was made for.
-        detail: Standard deviation of the finest latents; those between follow geometrically. None likewise.
+        image: As in ``upscale``, ``(B, C, H, W)``. Only the luma is used; alpha is kept. A plain border stays gray and
+            does not influence the colors of the photograph.
+        temperature: Standard deviation of the coarsest latents, which decide on the colors; None for the model's
+            default.
+        detail: Standard deviation of the finest latents; those between follow geometrically. None: the default.
         coherence: Share of the noise of the coarsest grid that similar places have in common, in [0, 1], so that what
-            belongs together gets one color. 0 draws every place for itself. None likewise.
+            belongs together gets one color. 0 draws every place independently. None: the default.
         seed: In [0, 2^64). Sample s of every image is drawn with ``seed + s``.
         samples: Colorings per image, at least 1.
-        saturation: Factor on the chroma, before the colors are fitted into the gamut. None for the model's own factor
-            on what it draws, before hints; with ``latents``, whose colors are right already, 1.
-        working_size: Shorter side in pixels at which colors are decided; None for the model's own.
-        hints: Colors that are wanted.
+        saturation: Factor on the chroma, before the colors are fitted into the gamut. None for the model's default,
+            which is applied before hints; with ``latents``, whose colors are right already, 1.
+        working_size: Shorter side in pixels at which colors are decided; None for the model's default.
+        hints: The wanted colors.
         hint_steps: How far hints spread over what they are painted on, in positions of the finest grid, four pixels of
             the working size each; they stop at its edges, see ``spread_hints``. 0: only what the model makes of them.
         latents: From ``encode_colors``, 1 or B items of any size: colors to take over.
@@ -79,8 +79,8 @@ def colorize(
         gamut: "compress": colors for which the luma leaves no room lose saturation; luma and hue stay. "clip": they are
             cut off, as most programs do, and the luma changes.
         memory: Photographs whose colors are taken over, thing by thing, see ``remember``; every seed uses another part
-            of it, temperature 0 all. "model" for the one that the model's file recommends, if any, unless latents or a
-            palette say which colors are wanted; None for none but what a model itself was trained with.
+            of it, temperature 0 all. "model": the one that the model's file recommends, if any, unless latents or a
+            palette determine the colors. None: only the memory that a model was trained with.
         cast: Color cast of the whole picture, in [-1, 1]: 1 as drawn; 0 that of the coloring at temperature 0; -1 none.
         vivid: Factor by which colors move away from their mean, at least 0; 1 for as drawn.
 
@@ -96,67 +96,55 @@ def colorize(
     Source: Ardizzone et al. 2019, section 4.2 (sampling); see also ``coherent_factor`` and ``spread_hints``.
     """
     check_draws(seed, samples)
-    if hint_steps < 0:
-        raise FlowError(f"hint_steps must not be negative; got {hint_steps}.")
-    check_colors(saturation, gamut, latents_strength, latents_levels)
-    if not -1 <= cast <= 1:
-        raise FlowError(
-            f"cast must lie in [-1, 1]: 1 as drawn, 0 that of the calmest coloring, -1 no cast at all; got {cast}."
-        )
-    if not (math.isfinite(vivid) and vivid >= 0):
-        raise FlowError(f"vivid must be a finite number >= 0, 1 for as drawn; got {vivid}.")
+    check_colors(saturation, gamut, latents_strength, latents_levels, hint_steps=hint_steps, cast=cast, vivid=vivid)
     if isinstance(memory, ColorMemory):
         memory.check(flow)
     run = Runner(flow, RunOptions(**options), ADVICE, image)
-    told = latents is not None or (hints is not None and hints.palette is not None)
-    album = memory if memory != "model" else None if told else starter_memory(flow)
+    color_memory = None
+    if memory != "model":
+        color_memory = memory
+    elif latents is None and (hints is None or hints.palette is None):
+        color_memory = starter_memory(flow)
 
     def task() -> Tensor:
         decoding = latents is not None and latents_strength == 1 and not latents_levels
-        job = Colorization(run, flow, image, working_size, memory=album, decoding=decoding)
-        wanted = None if hints is None else hints.expand(len(job.y))
-        own: Any = {"temperature": temperature, "detail": detail, "coherence": coherence}
-        taus, rho, factor = job.resolve(**own, saturation=saturation, latents=latents)
+        job = Colorization(run, flow, image, working_size, hints=hints, memory=color_memory, decoding=decoding)
+        taus, rho, factor = job.resolve(temperature, detail, coherence, saturation, latents)
+        steps = hint_steps if hints is not None and hints.coverage is not None else 0
         at_once = run.at_once(AT_ONCE)
-        groups = [range(start, min(start + at_once, samples)) for start in range(0, samples, at_once)]
-        steps = hint_steps if wanted is not None and wanted.coverage is not None else 0
         run.expect(len(job.y) * (1 + samples))
         pictures: list[Tensor] = []
         for number in range(len(job.y)):
-            part = slice(number, number + 1)
-            planes = job.hint_planes(wanted, part)
-            cond = job.condition(part, planes)
-            given = None if latents is None else job.resize_latents(latents, number)
-            small_y = job.luma_on_grid(part)
+            batch = slice(number, number + 1)
+            planes = job.hint_planes(batch)
+            locked = None if steps else planes  # hints in locked colors would have nothing left to spread
+            cond = job.condition(batch, planes)
+            reference = None if latents is None else job.resize_latents(latents, number)
+            small_y = job.luma_on_grid(batch)
             calm = None
             if cast < 1:
                 zeros = [torch.zeros(1, *shape, device=run.device) for shape in job.shapes]
                 calm = factor * job.decode_guarded(len(pictures), zeros, cond, None)
-            for group in groups:
-                z = sample_latents(job.shapes, len(group), taus, seed=(seed + group.start) % 2**64)
+            for first in range(0, samples, at_once):
+                seeds = [(seed + sample) % 2**64 for sample in range(first, min(first + at_once, samples))]
+                z = sample_latents(job.shapes, len(seeds), taus, seed=seeds[0])
                 z = [level.to(run.device) for level in (*z[:-1], share_noise(flow, z[-1], cond, rho))]
-                # every seed looks at its own part of a memory; at temperature 0, all of it counts
-                seeds = [(seed + sample) % 2**64 for sample in group] if taus[-1] else []
-                if given is not None:
-                    z = blend_latents(z, given, latents_strength, latents_levels)
-                own_parts = seeds and job.has_parts
-                shared = job.condition(part, planes, seeds) if own_parts else cond.expand(len(group))
-                # colors that were locked into the drawing would leave nothing to spread
-                locked = None if steps else planes
-                decoded = factor * job.decode_guarded(len(pictures), z, shared, locked)
+                if reference is not None:
+                    z = blend_latents(z, reference, latents_strength, latents_levels)
+                part_seeds = seeds if taus[-1] else []  # at temperature 0 all of a memory counts, not a seed's part
+                seen_by_parts = part_seeds and job.has_parts
+                shared = job.condition(batch, planes, part_seeds) if seen_by_parts else cond.expand(len(seeds))
+                chroma = factor * job.decode_guarded(len(pictures), z, shared, locked)
                 if calm is not None:
-                    decoded = change_cast(decoded, calm, small_y, cast)
-                if album is not None:
-                    asked = job.remembered(album, part, seeds)
-                    each = zip(decoded.split(1), asked * (len(decoded) // len(asked)), strict=True)
-                    followed = [job.follow(one, part, cond, wish, MEMORY_STEPS) for one, wish in each]
-                    decoded = torch.lerp(decoded, torch.cat(followed), album.strength)
+                    chroma = change_cast(chroma, calm, small_y, cast)
+                if color_memory is not None:
+                    chroma = job.follow_memory(chroma, color_memory, batch, cond, part_seeds, MEMORY_STEPS)
                 if vivid != 1:
-                    decoded = make_vivid(decoded, small_y, vivid)
+                    chroma = make_vivid(chroma, small_y, vivid)
                 if steps and planes is not None:
-                    decoded = job.follow(decoded, part, cond, planes.pooled(job.grid), steps)
-                for chroma in decoded.split(1):
-                    pictures.append(job.finish(chroma, part, wanted, saturation, gamut))
+                    chroma = job.follow(chroma, batch, cond, planes.pooled(job.grid), steps)
+                for one in chroma.split(1):
+                    pictures.append(job.finish(one, batch, saturation, gamut))
                     run.advance(preview=pictures[-1][0, :3])
         job.repairs.report(run.notify, math.prod(job.chroma_size), "left gray")
         return torch.cat(pictures)
@@ -185,7 +173,7 @@ def encode_colors(
         the working size.
 
     Raises:
-        ImageError: If it is no color image.
+        ImageError: If it is not a color image.
     """
     require_tensor(image)
     if image.ndim != 4 or image.shape[1] not in (3, 4):
@@ -197,9 +185,9 @@ def encode_colors(
         at_once = run.at_once(AT_ONCE)
         encoded: list[list[Tensor]] = []
         for start in range(0, len(image), at_once):
-            part = slice(start, start + at_once)
-            x = job.chroma_on_grid(image[part], part) + color.NEUTRAL
-            encoded.append(run.plan.encode(x, job.condition(part, None)))
+            batch = slice(start, start + at_once)
+            x = job.chroma_on_grid(image[batch], batch) + color.NEUTRAL
+            encoded.append(run.plan.encode(x, job.condition(batch, None)))
         return [torch.cat(levels).to(image.device) for levels in zip(*encoded, strict=True)]
 
     return run(task)
@@ -301,11 +289,11 @@ def memory_required(
 
 def change_cast(chroma: Tensor, calm: Tensor, y: Tensor, cast: float) -> Tensor:
     """Change the mean of colorings by a multiple of ``y (1 - y)``: cast 1 keeps it; 0 is that of ``calm``; -1 none."""
-    own, theirs = _mean(chroma, y), _mean(calm, y)
-    wanted = theirs + cast * (own - theirs) if cast >= 0 else (1 + cast) * theirs
+    mean, calm_mean = _mean(chroma, y), _mean(calm, y)
+    target = calm_mean + cast * (mean - calm_mean) if cast >= 0 else (1 + cast) * calm_mean
     weight = y * (1 - y)
     effect = weight.square().sum() / weight.sum().clamp_min(1e-6)  # of adding the weight, on the weighted mean
-    return chroma + (wanted - own) * weight / effect.clamp_min(1e-6)
+    return chroma + (target - mean) * weight / effect.clamp_min(1e-6)
 
 
 def make_vivid(chroma: Tensor, y: Tensor, vivid: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Consistency: shrinking an enlargement should give its source; how nearly it does, and how to make it so."""
+"""Consistency: an enlargement should shrink to its source; how closely it does, and how to make it do so."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def consistency(images: Tensor, source: Tensor) -> Tensor:
 
     At most 100 dB, on the CPU. Alpha is ignored; a source that is larger is shrunk to the size of the images.
     """
-    ImageBatch(images[:1])  # refuses an empty batch
+    ImageBatch(images[:1])  # rejects an empty batch
     small = ImageBatch(source).visible.cpu()
     each = samples_per_source(images, small)
     if images.shape[-2] < small.shape[-2] or images.shape[-1] < small.shape[-1]:
@@ -60,7 +60,7 @@ def match_source(images: Tensor, source: Tensor, *, iterations: int = 30, **opti
 
     Raises:
         ShapeError: If the source is larger, or the number of images is not a multiple of the number of sources.
-        ImageError: If either is no valid image.
+        ImageError: If either is not a valid image.
         FlowError: If memory does not suffice.
 
     Source: Irani and Peleg, "Improving resolution by image registration" (1991), with the resize of the papers as the
@@ -70,7 +70,7 @@ def match_source(images: Tensor, source: Tensor, *, iterations: int = 30, **opti
     run = Runner(None, RunOptions(**options), advice, images)
 
     def task() -> Tensor:
-        ImageBatch(images[:1])  # refuses an empty batch
+        ImageBatch(images[:1])  # rejects an empty batch
         small = ImageBatch(source).visible.to(images.device)
         each = samples_per_source(images, small)
         size, source_size = images.shape[-2:], small.shape[-2:]

@@ -1,4 +1,4 @@
-"""The face finder: faces in pictures, found in squares of every size, in three rotations."""
+"""Find faces: a small network looks at squares of every size, in three rotations."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from .runner import Reporting, Runner, RunOptions, runs_with
 SMALLEST = 12  # pixels: width of the smallest box that the network finds in a square of ``SIDE`` pixels
 DOUBLINGS = 2  # of scale, at least: squares of the longest side, of its half, and of its quarter
 STRIDE = 3 * SIDE // 4  # between squares, at most; faces larger than their overlap are found in larger squares
-LESS = 0.6  # share of the score asked for that suffices for a second look
+SECOND_LOOK = 0.6  # share of the required score that suffices for a second look
 NEAR = 0.4  # share of the wider box: detections whose middles are nearer are one face
-SEEN = 2.8  # side of the crop for the second look, in widths of the box
+CROP = 2.8  # side of the crop for the second look, in widths of the box
 AT_ONCE = 4  # squares
 Box = tuple[float, float, float, float]  # left, top, right and bottom, in pixels of the picture
 
 
 @dataclass(frozen=True, kw_only=True)
 class Face:
-    """A face that was found; points are x, y in pixels from the picture's top left corner.
+    """A face in a picture; points are x, y in pixels from the picture's top left corner.
 
     Attributes:
         score: How sure the network is, in [0, 1].
@@ -52,7 +52,7 @@ class Face:
 
     @property
     def width(self) -> float:
-        """Of the box, in pixels."""
+        """Width of the box, in pixels."""
         return self.box[2] - self.box[0]
 
 
@@ -87,40 +87,46 @@ def find_faces(
     run = Runner(None, RunOptions(**options), "Pass fewer or smaller images.", image)
 
     def task() -> list[list[Face]]:
-        pixels = ImageBatch(image).visible
-        run.expect(len(pixels))
-        found: list[list[Face]] = []
-        for picture in pixels.cpu().split(1):
-            found.append(_faces_of(picture, smallest, score, run))
+        images = ImageBatch(image).visible.cpu()
+        run.expect(len(images))
+        faces: list[list[Face]] = []
+        for picture in images.split(1):
+            faces.append(_faces_of(picture, smallest, score, run))
             run.advance()
-        return found
+        return faces
 
     return run(task)
 
 
-# Found faces are rows of 12 numbers: score, width of the box, and x, y of its middle, both eyes, nose and mouth.
+# A detection is a row of 12 numbers: score, width of the box, and x, y of its middle, both eyes, nose and mouth.
+
+
+def _points_of(detections: Tensor) -> Tensor:
+    """Return the points of detections, ``(..., 5, 2)``: the middle of the box, both eyes, nose and mouth."""
+    return detections[..., 2:].unflatten(-1, (5, 2))
 
 
 def _faces_of(picture: Tensor, smallest: float, score: float, run: Runner) -> list[Face]:
     height, width = picture.shape[-2:]
     parts: list[Tensor] = []
     for turns in (0, 1, 3):  # of 90 degrees, counterclockwise
-        found = _search(picture.rot90(turns, (-2, -1)), smallest, LESS * score, run)
-        x, y = found[:, 2::2], found[:, 3::2]
-        back = {0: (x, y), 1: (width - y, x), 3: (y, height - x)}[turns]
-        parts.append(torch.cat([found[:, :2], torch.stack(back, -1).flatten(1)], 1))
-    found = _distinct(torch.cat(parts))
-    if len(found):
-        found = _distinct(torch.stack([_look_again(picture, one, run) for one in found]))
-    found = found[(found[:, 0] >= score) & (found[:, 1] >= smallest)]
-    faces: list[Face] = []
-    for sureness, side, *numbers in found[found[:, 1].argsort(descending=True, stable=True)].tolist():
-        (x, y), one, other, nose, mouth = zip(numbers[::2], numbers[1::2], strict=True)
-        left, right = sorted((one, other))
-        half = side / 2
-        box = (x - half, y - half, x + half, y + half)
-        faces.append(Face(score=sureness, box=box, eyes=(left, right), nose=nose, mouth=mouth))
-    return faces
+        rotated = _search(picture.rot90(turns, (-2, -1)), smallest, SECOND_LOOK * score, run)
+        x, y = _points_of(rotated).unbind(-1)
+        upright = {0: (x, y), 1: (width - y, x), 3: (y, height - x)}[turns]
+        parts.append(torch.cat([rotated[:, :2], torch.stack(upright, -1).flatten(1)], 1))
+    detections = _distinct(torch.cat(parts))
+    if len(detections):
+        detections = _distinct(torch.stack([_look_again(picture, one, run) for one in detections]))
+    detections = detections[(detections[:, 0] >= score) & (detections[:, 1] >= smallest)]
+    detections = detections[detections[:, 1].argsort(descending=True, stable=True)]
+    return [_face(one) for one in detections]
+
+
+def _face(detection: Tensor) -> Face:
+    score, width = detection[:2].tolist()
+    (x, y), *eyes, nose, mouth = (tuple(point) for point in _points_of(detection).tolist())
+    box = (x - width / 2, y - width / 2, x + width / 2, y + width / 2)
+    return Face(score=score, box=box, eyes=(min(eyes), max(eyes)), nose=nose, mouth=mouth)
 
 
 def _search(picture: Tensor, smallest: float, score: float, run: Runner) -> Tensor:
@@ -131,23 +137,19 @@ def _search(picture: Tensor, smallest: float, score: float, run: Runner) -> Tens
     parts: list[Tensor] = []
     for step in range(steps + 1):
         scale = SIDE / longest * (longest / last) ** (step / steps)
-        size = max(1, round(height * scale)), max(1, round(width * scale))
-        level = resize(picture, *size).clamp(0, 1)
-        tops, lefts = (_starts(side) for side in size)
-        missing = [max(0, SIDE - side) for side in size]  # pixels; half of them are added before the picture
-        border = [missing[1] // 2, missing[1] - missing[1] // 2, missing[0] // 2, missing[0] - missing[0] // 2]
-        level = F.pad(level, border)
-        ratio = torch.tensor([width / size[1], height / size[0]])
-        corners = list(itertools.product(tops, lefts))
-        for start in range(0, len(corners), AT_ONCE):
+        rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+        above, before = max(0, SIDE - rows) // 2, max(0, SIDE - columns) // 2  # pixels that center it in a square
+        border = (before, max(0, SIDE - columns) - before, above, max(0, SIDE - rows) - above)
+        level = F.pad(resize(picture, rows, columns).clamp(0, 1), border)
+        ratio = torch.tensor([width / columns, height / rows])
+        corners = list(itertools.product(_starts(rows), _starts(columns)))
+        for batch in (corners[start : start + AT_ONCE] for start in range(0, len(corners), AT_ONCE)):
             run.check_cancelled()
-            part = corners[start : start + AT_ONCE]
-            squares = torch.cat([level[..., top : top + SIDE, left : left + SIDE] for top, left in part])
-            logits, numbers = network()(squares)
+            logits, numbers = network()(torch.cat([level[..., y : y + SIDE, x : x + SIDE] for y, x in batch]))
             scores = logits.sigmoid()
             square, place = (scores > score).nonzero(as_tuple=True)
-            offset = torch.tensor([(left - border[0], top - border[2]) for top, left in part])[square]
-            points = (_points(numbers)[square, place] + offset[:, None]) * ratio
+            offset = torch.tensor([(x - before, y - above) for y, x in batch])[square]
+            points = (_network_points(numbers)[square, place] + offset[:, None]) * ratio
             widths = numbers[square, place, 2] * ratio[0]
             parts.append(torch.cat([scores[square, place, None], widths[:, None], points.flatten(1)], 1))
     return torch.cat(parts)
@@ -160,45 +162,45 @@ def _starts(side: int) -> list[int]:
     return [round(rest * k / max(1, count)) for k in range(count + 1)]
 
 
-def _points(numbers: Tensor) -> Tensor:
+def _network_points(numbers: Tensor) -> Tensor:
     """Middle of the box, eyes, nose and mouth, in pixels of the square: ``(B, 2304, 16)`` to ``(B, 2304, 5, 2)``."""
     points = torch.cat([numbers[..., :2], numbers[..., 4:12]], -1).unflatten(-1, (5, 2))
     return points + positions()[:, None]
 
 
-def _look_again(picture: Tensor, found: Tensor, run: Runner) -> Tensor:
+def _look_again(picture: Tensor, detection: Tensor, run: Runner) -> Tensor:
     """Run the network on an upright crop of a face and its mirror image: the mean of both, but the lower score."""
     run.check_cancelled()
-    one, other = found[4:6], found[6:8]
-    side = SEEN * float(found[1])
-    along = other - one
+    eyes = _points_of(detection)[1:3]
+    side = CROP * float(detection[1])
+    along = eyes[1] - eyes[0]
     half = along / along.norm().clamp(min=1e-6) * side * (RIGHT - LEFT) / 2
-    middle = (one + other) / 2
-    left, right = ((float(x), float(y)) for x, y in (middle - half, middle + half))
+    middle = eyes.mean(0)
+    one, other = ((float(x), float(y)) for x, y in (middle - half, middle + half))
     height, width = picture.shape[-2:]
-    place = FacePlace(left_eye=left, right_eye=right, height=height, width=width)
+    place = FacePlace(left_eye=one, right_eye=other, height=height, width=width)
     crop = cut_face(picture, place, SIDE)
     logits, numbers = network()(torch.cat([crop, crop.flip(-1)]))
-    points = _points(numbers)
+    points = _network_points(numbers)
     points[1, ..., 0] = SIDE - points[1, ..., 0]
     points[1] = points[1][:, [0, 2, 1, 3, 4]]  # the mirror image swaps the eyes
     expected = torch.tensor([(LEFT + RIGHT) / 2, EYE_LINE]) * SIDE
-    far = (points[:, :, 1:3].mean(2) - expected).norm(dim=-1) > SIDE / SEEN / 2
+    far = (points[:, :, 1:3].mean(2) - expected).norm(dim=-1) > SIDE / CROP / 2
     best = logits.masked_fill(far, -math.inf).argmax(1)
     both = torch.arange(2)
     box = torch.stack([logits[both, best].sigmoid().min(), numbers[both, best, 2].mean() * side / SIDE])
     return torch.cat([box, place.to_picture(points[both, best].mean(0) / SIDE).float().flatten()])
 
 
-def _distinct(found: Tensor) -> Tensor:
+def _distinct(detections: Tensor) -> Tensor:
     """Keep the best of detections of the same face."""
-    widths, middles = found[:, 1], found[:, 2:4]
-    kept: list[int] = []
-    for k in found[:, 0].argsort(descending=True, stable=True).tolist():
-        near = NEAR * torch.maximum(widths[kept], widths[k])
-        if not bool(((middles[kept] - middles[k]).norm(dim=-1) < near).any()):
-            kept.append(k)
-    return found[torch.tensor(kept, dtype=torch.long)]
+    widths, middles = detections[:, 1], detections[:, 2:4]
+    best: list[int] = []
+    for k in detections[:, 0].argsort(descending=True, stable=True).tolist():
+        near = NEAR * torch.maximum(widths[best], widths[k])
+        if not bool(((middles[best] - middles[k]).norm(dim=-1) < near).any()):
+            best.append(k)
+    return detections[torch.tensor(best, dtype=torch.long)]
 
 
 @cache

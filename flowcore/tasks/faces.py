@@ -1,4 +1,4 @@
-"""Faces in pictures: cut out upright in one size, and pasted back where they are better than what is there."""
+"""Faces in pictures: cut out in one size, restored, and pasted back where they improve the picture."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ LEANING = 45  # degrees beyond which a note asks whether the points are eyes, an
 COMPARED = 16  # side at which a picked face is compared with the faces of a picture
 LARGEST = 36  # pixels of a face's side up to which the shipped models of faces draw it better than those of photographs
 SPECKS = 6.0  # per mille, added: up to 4.7 where a model of faces suits, from 7.4 where it meets noise unknown to it
-FARTHER, NEAR_ENOUGH = 3.0, 30.0  # decibels: how much farther than the picture a face may be, or than near enough
-WHOLE = 0.995  # share of a face inside the picture; the caller is told of less
+PSNR_LOSS = 3.0  # decibels: how much less a pasted face may resemble the photograph than the picture does
+SUFFICIENT_PSNR = 30.0  # decibels: more resemblance of the picture does not count
+WHOLE = 0.995  # share of a face inside the picture; below, the caller is told
 
 
 def align_faces(
@@ -56,7 +57,7 @@ def align_faces(
 
     ``size`` is the side of the results, 0 for as many pixels as the largest face has: then faces are windows of the
     images' own pixels, which models enlarge far better than resampled ones; only faces that lie are rotated. Faces of
-    more than ``largest`` pixels are left out; if there is no other, one is returned that is not pasted.
+    more than ``largest`` pixels are left out; if there are no others, one is returned that is not pasted.
     """
     pixels = ImageBatch(image).visible
     if len(eyes) not in (1, len(pixels)):
@@ -96,7 +97,7 @@ def _oddities(pictures: Sequence[Tensor], places: Sequence[FacePlace]) -> Iterat
         others = f" (nor do {len(strange) - 1} more of {len(places)})" if len(strange) > 1 else ""
         yield (
             f"What is at the eyes {x:.0f}, {y:.0f} and {u:.0f}, {v:.0f} hardly looks like a face{others}. If the "
-            "picture is another one now, mark the eyes anew."
+            "picture has changed, mark the eyes again."
         )
     for place in dict.fromkeys(replace(place, image=0) for place in places):
         if place.inside < WHOLE:
@@ -106,7 +107,7 @@ def _oddities(pictures: Sequence[Tensor], places: Sequence[FacePlace]) -> Iterat
 
 
 @runs_with(Reporting)
-def found_eyes(
+def find_eyes(
     image: Tensor,
     *,
     smallest: float = 0,
@@ -119,19 +120,19 @@ def found_eyes(
     With ``boxes``, a list for each image or one for all, only of faces whose middle lies in one of them.
     """
     widest = max(SMALLEST, smallest / 2)  # a face's box is about three fifths as wide as the face with hair
-    found = find_faces(image, smallest=widest, **options)
+    images = find_faces(image, smallest=widest, **options)
     if boxes is not None:
-        if len(boxes) not in (1, len(found)):
-            raise ShapeError(f"Expected the boxes of one or all of {len(found)} images; got those of {len(boxes)}.")
-        pairs = [(faces, boxes[k % len(boxes)]) for k, faces in enumerate(found)]
+        if len(boxes) not in (1, len(images)):
+            raise ShapeError(f"Expected the boxes of one or all of {len(images)} images; got those of {len(boxes)}.")
+        pairs = [(faces, boxes[k % len(boxes)]) for k, faces in enumerate(images)]
         empty = sum(not any(_is_in(face, box) for face in faces) for faces, regions in pairs for box in regions)
         if empty:
             count = sum(len(regions) for _, regions in pairs)
             RunOptions(**options).tell(f"No face was found in {empty} of {count} boxes.")
-        found = [[face for face in faces if any(_is_in(face, box) for box in regions)] for faces, regions in pairs]
+        images = [[face for face in faces if any(_is_in(face, box) for box in regions)] for faces, regions in pairs]
     return [
         [face.eyes for face in faces if math.dist(*face.eyes) / (RIGHT - LEFT) >= smallest][: number or None]
-        for faces in found
+        for faces in images
     ]
 
 
@@ -156,51 +157,53 @@ def paste_faces(
     ``photograph`` that they were cut out of, those that came out worse than the picture there are left out.
     """
     images, cuts = ImageBatch(image), ImageBatch(faces)
-    pixels, cut = images.rgb, cuts.rgb
     pictures = places[0].images
-    if len(pixels) % pictures:
-        raise ShapeError(f"Expected {pictures} pictures, as the faces were cut out of; got {len(pixels)}. Pass those.")
-    own = len(pixels) // pictures
-    if len(cut) % len(places):
-        places = [_most_alike(face[None], pixels[::own], places) for face in cut]
-    samples = len(cut) // len(places)
-    count = max(own, samples)
-    if count % samples or count % own:
+    if len(images.rgb) % pictures:
         raise ShapeError(
-            f"Expected one picture, or as many as samples of a face; got {own} pictures and {samples} samples of each "
-            "face. Pass the one picture."
+            f"Expected {pictures} pictures, as the faces were cut out of; got {len(images.rgb)}. Pass those."
         )
-    result = pixels.repeat_interleave(count // own, 0)
-    before = None if photograph is None else ImageBatch(photograph).visible
+    per_picture = len(images.rgb) // pictures
+    if len(cuts.rgb) % len(places):
+        places = [_most_alike(face, images.rgb[::per_picture], places) for face in cuts.rgb.split(1)]
+    samples = len(cuts.rgb) // len(places)
+    count = max(per_picture, samples)
+    if count % samples or count % per_picture:
+        raise ShapeError(
+            f"Expected one picture, or as many as samples of a face; got {per_picture} pictures and {samples} samples "
+            "of each face. Pass the one picture."
+        )
+    result = images.rgb.repeat_interleave(count // per_picture, 0)
+    photographs = None if photograph is None else ImageBatch(photograph).visible
     worse = 0
     for k, place in enumerate(places if places[0].pasted else ()):
         for sample in range(count):
-            at = place.image * count + sample
-            number = k * samples + sample * samples // count
-            plain, face = result[at][None], cut[number][None]
+            number, face_number = place.image * count + sample, k * samples + sample * samples // count
+            plain, face = result[number, None], cuts.rgb[face_number, None]
             pasted = paste_face(plain, face, place, feather=feather)
-            if images.is_gray[at * own // count] and cuts.is_gray[number]:
+            if images.is_gray[number * per_picture // count] and cuts.is_gray[face_number]:
                 pasted = pasted[:, :1].expand(-1, 3, -1, -1)
-            if before is not None and _is_worse(pasted, plain, before[place.image % len(before)][None], place):
-                worse += 1
+            if photographs is None or not _is_worse(
+                pasted, plain, photographs[place.image % len(photographs), None], place
+            ):
+                result[number] = pasted[0]
             else:
-                result[at] = pasted[0]
+                worse += 1
     if worse:
-        total = count // pictures * len(places)
-        which = f"{worse} of {total} pasted faces had specks, or were unlike the photograph"
+        which = f"{worse} of {count // pictures * len(places)} pasted faces had specks, or were unlike the photograph"
         RunOptions(notify=notify).tell(f"{which}: the picture was kept there.")
-    is_gray = image.shape[1] == faces.shape[1] == 1
-    return append_alpha(result[:, :1] if is_gray else result, images.alpha)
+    has_one_channel = images.channels == cuts.channels == 1
+    return append_alpha(result[:, :1] if has_one_channel else result, images.alpha)
 
 
 def _is_worse(pasted: Tensor, plain: Tensor, photograph: Tensor, place: FacePlace) -> bool:
-    """Compare a pasted face with the picture before: whether it has specks, or is unlike the photograph."""
+    """Compare a picture with a pasted face and without: whether the face adds specks, or is unlike the photograph."""
     window = replace(place, window=None).along_pixels(math.ceil(place.face))
     side = max(1, round(window.side / 2))  # pixels at which noise and blocks, which a model removes, hardly count
     photograph, scaled = cut_face(photograph, window, side), window.scaled(*plain.shape[-2:])
     pasted, plain = (cut_face(picture, scaled) for picture in (pasted, plain))
-    far, near = (float(lr_psnr(picture, photograph)) for picture in (pasted, plain))
-    return float(added_specks(pasted, plain)) > SPECKS or far < min(near, NEAR_ENOUGH) - FARTHER
+    pasted_psnr, plain_psnr = (float(lr_psnr(picture, photograph)) for picture in (pasted, plain))
+    unlike = pasted_psnr < min(plain_psnr, SUFFICIENT_PSNR) - PSNR_LOSS
+    return float(added_specks(pasted, plain)) > SPECKS or unlike
 
 
 @runs_with(Running)
@@ -220,13 +223,13 @@ def restore_faces(
     check: bool = True,
     **options: Unpack[Running],
 ) -> Tensor:
-    """Enlarge photographs once, and the faces found in them by a model of faces, in samples at a temperature.
+    """Enlarge photographs, and the faces in them by a model of faces, of which samples are drawn at a temperature.
 
     Faces of more than ``largest`` pixels, 0 for no limit, and those that ``check`` finds worse, stay as enlarged.
     """
     tell = RunOptions(**options).tell
     large = upscale(flow, image, factor=factor, seed=seed, tile=tile, **part_of_run(options, 0.0, 0.6))
-    eyes = found_eyes(image, smallest=smallest, number=number, cancelled=options.get("cancelled"), notify=tell)
+    eyes = find_eyes(image, smallest=smallest, number=number, cancelled=options.get("cancelled"), notify=tell)
     missing = sum(not one for one in eyes)
     if missing:
         which = "No face was found" if len(eyes) == 1 else f"No face was found in {missing} of {len(eyes)} pictures"
@@ -259,9 +262,7 @@ def eyes_from_meshes(
         try:
             meshes = [[(float(x), float(y)) for x, y, *_ in face["landmarks_xy"]] for face in frame]
         except (KeyError, TypeError, ValueError) as error:
-            raise ImageError(
-                f"Expected faces with landmarks_xy, pairs of numbers; got another thing ({error})."
-            ) from error
+            raise ImageError(f"Expected faces with landmarks_xy, pairs of numbers ({error}).") from error
         faces: list[tuple[list[Point], FacePlace]] = []
         for mesh in sorted(meshes, key=_extent, reverse=True):
             one, other = sorted(eyes_from_landmarks(mesh))
@@ -269,9 +270,9 @@ def eyes_from_meshes(
             if place.face >= smallest:
                 faces.append((mesh, place))
         if len(faces) < number:
-            found = {0: "No face was", 1: "One face was"}.get(len(faces), f"{len(faces)} faces were")
+            count = {0: "No face was", 1: "One face was"}.get(len(faces), f"{len(faces)} faces were")
             raise ImageError(
-                f"{found} found; face {number} was asked for. Lower the detector's confidence, or give the eyes: two "
+                f"{count} found; face {number} was asked for. Lower the detector's confidence, or give the eyes: two "
                 "points, or a mask with a dot on each."
             )
         if len(faces) > 1 and number:

@@ -1,4 +1,4 @@
-"""How large the results of ``upscale`` or ``restore`` will be, and the memory and time that they take, beforehand."""
+"""Forecast the size of the results of ``upscale`` or ``restore``, and the memory and time that they take."""
 
 import logging
 import time
@@ -14,13 +14,14 @@ from ..device import actual_precision
 from ..inference.plan import planned
 from ..model import FlowModel
 from . import Precision, duration
+from .rescale import restore
 from .tiles import ENCODING, Size, TileSize
-from .upscale import HALO, TILING, memory_required, restore, upscale
+from .upscale import HALO, TILING, memory_required, upscale
 from .video import upscale_video
 
-NOTEWORTHY = 16  # megapixels of all results; for fewer, the forecast costs more than it tells
+NOTEWORTHY = 16  # megapixels of all results; below, a forecast is not worth its time
 PROBE = 64  # side of the LR image whose enlargement is timed
-PICTURE_BYTES = 2 * 4 * 3  # per pixel: a float32 picture, and a copy in which it is rounded, resized or handed on
+PICTURE_BYTES = 2 * 4 * 3  # per pixel: a float32 picture, and a rounded or resized copy
 
 log = logging.getLogger("flowcore")
 
@@ -65,18 +66,18 @@ def forecast(
     tiles = TileSize(tile, HALO, TILING)
     needed = partial(memory_required, flow, rows, columns, guided=guided or bool(steadiness))
     working = needed(tiles.choose(max(rows, columns), needed, device))
-    time_task = partial(_seconds, flow, precision=precision, cancelled=cancelled, notify=log.debug)
-    if steadiness:  # of a frame with one before it: two enlargements, the guide's pass and the motion
+    measure = partial(_seconds_per_pixel, flow, precision=precision, cancelled=cancelled, notify=log.debug)
+    if steadiness:  # a later frame of a clip: two enlargements, the guide's pass and the motion
         task = partial(upscale_video, steadiness=steadiness, before=list[Tensor]())
-        time_task(task)
-        seconds = time_task(task)
-    else:  # of one sample; samples share what depends on the image and its guide alone
+        measure(task)  # the first frame, which has no guide
+        seconds = measure(task)
+    else:  # one sample; further ones share what depends only on the image and its guide
         plan = planned(flow, actual_precision(precision, device))  # folded before the clock starts
-        own = plan.guide_units + plan.units if flow.guide is not None else 0
-        once = time_task(upscale if "upscale" in flow.capabilities.tasks else restore)
-        shared = ENCODING * (plan.encoder_units + plan.prepare_units)
-        guide = plan.units if guided else own
-        seconds = once * (shared + guide + samples * plan.units) / (shared + own + plan.units)
+        seconds = measure(upscale if "upscale" in flow.capabilities.tasks else restore)
+        encoding = ENCODING * (plan.encoder_units + plan.prepare_units)
+        model_guide = plan.guide_units + plan.units if flow.guide is not None else 0
+        guide = plan.units if guided else model_guide
+        seconds *= (encoding + guide + samples * plan.units) / (encoding + model_guide + plan.units)
     return Forecast(
         pictures=samples * len(results),
         largest=max(results, key=lambda size: size[0] * size[1]),
@@ -86,8 +87,8 @@ def forecast(
     )
 
 
-def _seconds(flow: FlowModel, task: Callable[..., Tensor], **how: Any) -> float:
-    """Time a task on a small gray image, in seconds per pixel; on noise a model may overflow, which takes longer."""
+def _seconds_per_pixel(flow: FlowModel, task: Callable[..., Tensor], **options: Any) -> float:
+    """Time a task on a small gray image; on noise a model may overflow, which takes longer."""
     start = time.perf_counter()
-    task(flow, torch.full((1, 3, PROBE, PROBE), 0.5), **how)
+    task(flow, torch.full((1, 3, PROBE, PROBE), 0.5), **options)
     return (time.perf_counter() - start) / PROBE**2

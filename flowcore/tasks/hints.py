@@ -1,4 +1,4 @@
-"""Hints: which colors are wanted where, from strokes, points or a palette; and how they spread over things."""
+"""Hints: the wanted colors, by strokes, points or a palette; and how they spread over objects."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ Point = tuple[float, float, Color]  # column, row and color; pixels from the top
 STROKE = 8 / 255  # chroma above which a pixel of strokes counts as painted, where there is no mask
 NEIGHBORS = ((0, 1), (1, 0), (1, 1), (1, -1))  # the other four see these from their side
 FEATURE_SCALE, LUMA_SCALE = 0.35, 0.03  # s and t of ``spread_hints``
-HELD = 0.5  # reach of hints, of 1, below which their colors fade; see ``spread_hints``
-MET = 100.0  # weight of meeting a hint
+MIN_REACH = 0.5  # reach of hints, of 1, below which their colors fade; see ``spread_hints``
+HINT_WEIGHT = 100.0  # of meeting a hint
 ITERATIONS = 150  # of conjugate gradients
 
 
@@ -75,7 +75,7 @@ class Hints:
 def hints_from_strokes(
     strokes: Tensor, mask: Tensor | None = None, *, size: tuple[int, int] | None = None, lock: bool = False
 ) -> Hints:
-    """Make hints of the chroma of strokes, ``(B, 3 or 4, H, W)``, where a mask says, or wherever they have color."""
+    """Make hints of strokes ``(B, 3 or 4, H, W)``: their chroma under a mask, or wherever they have color."""
     images = ImageBatch(strokes)
     rgb, alpha = images.rgb, images.alpha
     if strokes.shape[1] < 3:
@@ -92,7 +92,7 @@ def hints_from_strokes(
             )
         coverage = resize_bilinear(mask.float().clamp(0, 1), chroma.shape[-2:]).to(rgb).expand(len(rgb), -1, -1, -1)
     if size is not None:
-        coverage, chroma = average_covered(resize_bilinear(covered_planes(coverage, chroma), size))
+        coverage, chroma = unpremultiply(resize_bilinear(premultiply(coverage, chroma), size))
     return Hints(coverage=coverage, chroma=chroma, lock=lock)
 
 
@@ -111,11 +111,11 @@ def hints_from_points(
             raise ImageError(
                 f"Hint {number} is at x {x:g}, y {y:g}, outside the image of {width}x{height} pixels. Move it inside."
             )
-        top, left = max(0, int(y) - reach), max(0, int(x) - reach)  # of the box around the disc
-        rows = torch.arange(top, min(height, int(y) + reach + 1))[:, None]
-        columns = torch.arange(left, min(width, int(x) + reach + 1))[None]
-        disc = (columns - int(x)) ** 2 + (rows - int(y)) ** 2 <= radius**2
-        box = (0, slice(None), slice(top, top + len(rows)), slice(left, left + columns.shape[1]))
+        rows = slice(max(0, int(y) - reach), int(y) + reach + 1)  # of the box around the disc
+        columns = slice(max(0, int(x) - reach), int(x) + reach + 1)
+        dy, dx = torch.arange(height)[rows, None] - int(y), torch.arange(width)[columns] - int(x)
+        disc = dy**2 + dx**2 <= radius**2
+        box = (0, slice(None), rows, columns)
         coverage[box][:, disc] = 1
         chroma[box][:, disc] = _chroma_of(wanted)[:, None]
     return Hints(coverage=coverage, chroma=chroma, lock=lock)
@@ -159,10 +159,10 @@ def palette_from(colors: Sequence[Color] | None = None, image: Tensor | None = N
 
 def combine_hints(*hints: Hints | None) -> Hints | None:
     """Lay hints of one size over each other, the topmost first; the first palette counts, and one lock locks all."""
-    given = [hint for hint in hints if hint is not None]
-    if not given:
+    present = [hint for hint in hints if hint is not None]
+    if not present:
         return None
-    layers = [(h.coverage, h.chroma) for h in given if h.coverage is not None and h.chroma is not None]
+    layers = [(h.coverage, h.chroma) for h in present if h.coverage is not None and h.chroma is not None]
     coverage, chroma = layers.pop() if layers else (None, None)
     for over, wanted in reversed(layers):
         assert coverage is not None
@@ -175,17 +175,17 @@ def combine_hints(*hints: Hints | None) -> Hints | None:
         below = (1 - over) * coverage
         coverage, mixed = over + below, over * wanted + below * chroma
         chroma = mixed / coverage.clamp_min(1e-6)
-    palette = next((hint.palette for hint in given if hint.palette is not None), None)
-    return Hints(coverage=coverage, chroma=chroma, palette=palette, lock=any(hint.lock for hint in given))
+    palette = next((hint.palette for hint in present if hint.palette is not None), None)
+    return Hints(coverage=coverage, chroma=chroma, palette=palette, lock=any(hint.lock for hint in present))
 
 
-def covered_planes(coverage: Tensor, chroma: Tensor) -> Tensor:
-    """Join coverage and covered chroma to planes (B, 3, H, W), which may be resized or averaged."""
+def premultiply(coverage: Tensor, chroma: Tensor) -> Tensor:
+    """Join coverage and chroma times coverage to planes ``(B, 3, H, W)``, which may be resized or averaged."""
     return torch.cat([coverage, coverage * chroma], dim=1)
 
 
-def average_covered(planes: Tensor) -> tuple[Tensor, Tensor]:
-    """Separate the planes again; uncovered pixels have no part in the averages of chroma."""
+def unpremultiply(planes: Tensor) -> tuple[Tensor, Tensor]:
+    """Separate the planes into coverage and chroma."""
     coverage = planes[:, :1]
     return coverage, planes[:, 1:] / coverage.clamp_min(1e-6)
 
@@ -212,50 +212,50 @@ def spread_hints(
     steps: float,
     check: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Continue what hints ask for, ``missing`` in the drawn chroma ``(B, 2, h, w)``, to neighbors that look alike.
+    """Spread what chroma lacks at hints, ``missing`` ``(B, 2, h, w)``, to neighbors that look alike, up to edges.
 
-    The field d, to be added to the drawn chroma, minimizes
+    The field d, to be added to the chroma, minimizes
 
         100 sum_i c_i |d_i - h_i|^2 + sum_ij a_ij |d_i - d_j|^2 + sum_i |d_i|^2 / steps^2
         a_ij = exp(-|f_i - f_j|^2 / (2 s^2 C) - (y_i - y_j)^2 / (2 t^2)) / |p_i - p_j|^2,    j one of 8 neighbors of i
 
     with h what is missing at a hint and c its coverage, f the C standardized features, y the luma and p the place. The
-    reach of hints is a field that is 1 at them and continued likewise; d is divided by it, so that colors fade late.
+    reach of hints is a field that is 1 at them and spreads likewise; d is divided by it, so that colors fade late.
 
     Source: Levin, Lischinski and Weiss, "Colorization using Optimization" (SIGGRAPH 2004), for luma alone and without a
     coloring to start from; the features, the fading and that it corrects a draw are ours.
     """
-    asked = torch.cat([missing, torch.ones_like(missing[:, :1])], dim=1)
-    field = minimize(asked, coverage, features, luma, steps, check)
-    return field[:, :-1] / field[:, -1:].clamp_min(HELD)
+    target = torch.cat([missing, torch.ones_like(missing[:, :1])], dim=1)
+    field = minimize_energy(target, coverage, features, luma, steps, check)
+    return field[:, :-1] / field[:, -1:].clamp_min(MIN_REACH)
 
 
-def minimize(
-    asked: Tensor, coverage: Tensor, features: Tensor, luma: Tensor, steps: float, check: Callable[[], None]
+def minimize_energy(
+    target: Tensor, coverage: Tensor, features: Tensor, luma: Tensor, steps: float, check: Callable[[], None]
 ) -> Tensor:
-    """Minimize the energy above for each channel of ``asked``, by preconditioned conjugate gradients."""
+    """Minimize the energy above for each channel of a target, by preconditioned conjugate gradients."""
     affinities = [(_affinity(features.float(), luma.float(), *offset), *offset) for offset in NEIGHBORS]
-    held = MET * coverage.float() + 1 / steps**2
-    diagonal = held + sum(weight + _shift(weight, -dy, -dx) for weight, dy, dx in affinities)
+    own_weight = HINT_WEIGHT * coverage.float() + 1 / steps**2
+    diagonal = own_weight + sum(weight + _shift(weight, -dy, -dx) for weight, dy, dx in affinities)
 
     def apply(d: Tensor) -> Tensor:
         check()
-        result = held * d
+        result = own_weight * d
         for weight, dy, dx in affinities:
             difference = weight * (d - _shift(d, dy, dx))
             result = result + difference - _shift(difference, -dy, -dx)
         return result
 
-    residual = MET * coverage.float() * asked.float()
+    residual = HINT_WEIGHT * coverage.float() * target.float()
     x, preconditioned = torch.zeros_like(residual), residual / diagonal
-    direction, size = preconditioned, _dot(residual, preconditioned)
+    direction, rz = preconditioned, _dot(residual, preconditioned)
     for _ in range(ITERATIONS):
         applied = apply(direction)
-        step = size / _dot(direction, applied).clamp_min(1e-30)
+        step = rz / _dot(direction, applied).clamp_min(1e-30)
         x, residual = x + step * direction, residual - step * applied
         preconditioned = residual / diagonal
-        before, size = size, _dot(residual, preconditioned)
-        direction = preconditioned + size / before.clamp_min(1e-30) * direction
+        previous_rz, rz = rz, _dot(residual, preconditioned)
+        direction = preconditioned + rz / previous_rz.clamp_min(1e-30) * direction
     return x
 
 

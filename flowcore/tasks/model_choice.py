@@ -87,8 +87,8 @@ def describe_damage(image: Tensor) -> str:
     require_tensor(image)
     require_pixels(image)
     spread = torch.linspace(0, len(image) - 1, min(len(image), MAX_EXAMINED)).long().unique()
-    top, left = (max(0, (side - SIDE) // 2) for side in image.shape[-2:])
-    middle = ImageBatch(image[..., top : top + SIDE, left : left + SIDE][spread]).visible.detach().cpu()
+    y, x = (max(0, (side - SIDE) // 2) for side in image.shape[-2:])
+    middle = ImageBatch(image[..., y : y + SIDE, x : x + SIDE][spread]).visible.detach().cpu()
     described = (_describe(rgb.contiguous().numpy().tobytes(), *rgb.shape[1:]) for rgb in middle)
     return next(filter(None, described), "")
 

@@ -16,7 +16,7 @@ from ..errors import ConditionError, FlowError, ImageError, ShapeError
 from ..images.color import luma
 from ..images.resize import shrink
 from ..model import FlowModel
-from .image_batch import require_pixels, require_tensor, to_float
+from .image_batch import ImageBatch, require_tensor, to_float
 from .runner import Reporting, Runner, RunOptions, runs_with
 
 Fit = Literal["resize", "crop"]
@@ -49,24 +49,22 @@ def prepare_input(
 ) -> ModelInput:
     """Convert images of any size to the channels and a size that a model takes, and collect what it is conditioned on.
 
-    ``fit`` "resize" covers the model's own size and crops the middle; "crop" only crops, to the largest size that the
-    model takes. ``label`` is what all images show, -1 for none; ``source``, for upscaling models, the small images that
-    belong to these, None for the images themselves, shrunk.
+    ``fit`` "resize" covers the size that the model was made for and crops the middle; "crop" only crops, to the largest
+    size that the model takes. ``label`` is that of all images, -1 for none; ``source``, for upscaling models, the small
+    images that belong to these, None for the images themselves, shrunk.
     """
-    refuse_colorizer(flow)
+    require_whole_images(flow)
     upscales = flow.capabilities.source == "low_resolution"
-    pixels = _with_channels(image, flow.channels)
-    small = None if source is None else _with_channels(source, 3)
-    if small is not None and not upscales:
-        notify(SOURCE_IGNORED)
-        small = None
-    if small is not None:
-        pixels, small = _crop_pair(flow, pixels, small)
+    pixels, small = _with_channels(image, flow.channels), None
+    if upscales and source is not None:
+        pixels, small = _crop_pair(flow, pixels, _with_channels(source, 3))
     else:
         pixels = _fit_size(flow, pixels, fit)
+        if source is not None:
+            notify(SOURCE_IGNORED)
         if upscales:
             small = shrink(pixels, flow.condition_scale).clamp(0, 1)
-            notify(f"No source was given: the image, shrunk {flow.condition_scale} times, stands in for it.")
+            notify(f"No source was given: the image, shrunk {flow.condition_scale} times, is used instead.")
     labels = None
     if flow.classes:
         if not 0 <= label < flow.classes:
@@ -79,8 +77,8 @@ def prepare_input(
     return ModelInput(pixels=pixels, labels=labels, source=small)
 
 
-def refuse_colorizer(flow: FlowModel) -> None:
-    """Raise FlowError for a colorizer, which neither takes nor makes whole images, and for a low-light model."""
+def require_whole_images(flow: FlowModel) -> None:
+    """Raise FlowError for a colorizer or a low-light model, which do not make pictures from latents alone."""
     refused = {
         "luma": "A colorizer makes colors for the luma of a photograph. Load a model of whole images, such as "
         "glow-photos; or use Flow Colorize, which takes latents, too, and Flow Encode Color, which makes them of a "
@@ -97,12 +95,12 @@ def condition_for(
     flow: FlowModel, labels: Tensor | None, source: Tensor | None, **options: Unpack[Reporting]
 ) -> Condition | None:
     """Encode the labels or small images that a flow is conditioned on, in strips; None for unconditional models."""
-    given = labels if flow.classes else source
-    if given is None:
+    inputs = labels if flow.classes else source
+    if inputs is None:
         return None
-    run = Runner(flow, RunOptions(**options), "Pass fewer or smaller images.", given)
-    dtype = run.dtype if given.is_floating_point() else None
-    return run(lambda: run.plan.encode_condition(given.to(run.device, dtype)))
+    run = Runner(flow, RunOptions(**options), "Pass fewer or smaller images.", inputs)
+    dtype = run.dtype if inputs.is_floating_point() else None
+    return run(lambda: run.plan.encode_condition(inputs.to(run.device, dtype)))
 
 
 def source_for_latents(
@@ -138,34 +136,37 @@ def size_of_latents(flow: FlowModel, latents: Sequence[Tensor]) -> tuple[int, in
 
 def _with_channels(image: Tensor, channels: int) -> Tensor:
     """Convert images to 1 or 3 channels in [0, 1], without alpha."""
-    require_pixels(image)
-    if image.shape[1] not in (1, 3, 4):
-        raise ImageError(f"Expected images of 1, 3 or 4 channels; got {image.shape[1]}, {tuple(image.shape)}.")
-    image = image[:, :3].clamp(0, 1)
-    return luma(image) if channels == 1 and image.shape[1] == 3 else image.expand(-1, channels, -1, -1)
+    images = ImageBatch(image)
+    if channels != 1:
+        return images.rgb
+    return images.rgb[:, :1] if images.channels == 1 else luma(images.rgb)
 
 
 def _fit_size(flow: FlowModel, pixels: Tensor, fit: Fit) -> Tensor:
     height, width = pixels.shape[-2:]
-    multiple = math.lcm(flow.size_multiple, flow.condition_scale)
-    target = height // multiple * multiple, width // multiple * multiple
-    own = flow.image_size
-    if own is not None and fit == "resize":
-        factor = max(own[0] / height, own[1] / width)  # one side fits, the other is at least as long
-        target, covering = own, (max(own[0], round(height * factor)), max(own[1], round(width * factor)))
+    model_size = flow.image_size
+    if model_size is not None and fit == "resize":
+        factor = max(model_size[0] / height, model_size[1] / width)  # one side fits, the other is at least as long
+        covering = max(model_size[0], round(height * factor)), max(model_size[1], round(width * factor))
         if covering != (height, width):
             pixels = F.interpolate(pixels, covering, mode="bicubic", antialias=True).clamp(0, 1)
-            height, width = covering
-    elif own is not None and flow.fixed_size:
-        target = own
+        return _middle(pixels, *model_size)
+    multiple = math.lcm(flow.size_multiple, flow.condition_scale)
+    target = height // multiple * multiple, width // multiple * multiple
+    if model_size is not None and flow.fixed_size:
+        target = model_size
     if min(target) < 1 or height < target[0] or width < target[1]:
-        least = own if own is not None else (multiple, multiple)
+        least = model_size or (multiple, multiple)
         raise ImageError(
             f"This model takes images of at least {least[0]}x{least[1]} (height x width); got {height}x{width}, which "
-            f"cannot be cropped to that. {'Set fit to resize.' if own is not None else 'Pass a larger image.'}"
+            f"cannot be cropped to that. {'Set fit to resize.' if model_size else 'Pass a larger image.'}"
         )
-    top, left = (height - target[0]) // 2, (width - target[1]) // 2
-    return pixels[..., top : top + target[0], left : left + target[1]]
+    return _middle(pixels, *target)
+
+
+def _middle(pixels: Tensor, height: int, width: int) -> Tensor:
+    row, column = (pixels.shape[-2] - height) // 2, (pixels.shape[-1] - width) // 2
+    return pixels[..., row : row + height, column : column + width]
 
 
 def _crop_pair(flow: FlowModel, pixels: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,7 +190,7 @@ def _crop_pair(flow: FlowModel, pixels: Tensor, source: Tensor) -> tuple[Tensor,
 
 
 def check_labels(flow: FlowModel, labels: Labels | None, n: int) -> Tensor | None:
-    """Convert labels to integers (n,) or weights (n, classes); whether they exist is for the model to check."""
+    """Convert labels to integers (n,) or weights (n, classes); the model checks whether they exist."""
     if not flow.classes:
         if labels is not None:
             raise ConditionError(f"This {flow.architecture} model is not conditioned on labels. Leave them out.")
@@ -197,7 +198,7 @@ def check_labels(flow: FlowModel, labels: Labels | None, n: int) -> Tensor | Non
     names = label_names(flow)
     known = f"labels 0 to {flow.classes - 1}" + (f" ({', '.join(names)})" if names else "")
     if labels is None:
-        raise ConditionError(f"This model is conditioned on {known}; got none. Say what to show.")
+        raise ConditionError(f"This model is conditioned on {known}; got none. Set labels.")
     if not isinstance(labels, Tensor):
         several = labels if isinstance(labels, Sequence) and not isinstance(labels, str) else [labels]
         if any(isinstance(label, str) for label in several):
@@ -213,7 +214,7 @@ def check_labels(flow: FlowModel, labels: Labels | None, n: int) -> Tensor | Non
     if numbers:
         tensor = tensor.long().reshape(-1)
     if len(tensor) not in (1, n):
-        raise ConditionError(f"Got {len(tensor)} labels for {n} images. Give one for all, or one per image.")
+        raise ConditionError(f"Got {len(tensor)} labels for {n} images. Pass one for all, or one per image.")
     return tensor.expand(n, *tensor.shape[1:])
 
 
@@ -223,7 +224,7 @@ def label_names(flow: FlowModel) -> tuple[str, ...]:
 
 
 def label_number(flow: FlowModel, label: int | str) -> int:
-    """Return the number of a label, which may be its name; ConditionError if there is none of that name."""
+    """Return the number of a label, which may be its name; ConditionError if the name is unknown."""
     names = [name.lower() for name in label_names(flow)]
     word = str(label).strip().lower()
     if word in names:
@@ -246,7 +247,7 @@ def check_image(flow: FlowModel, image: Tensor) -> Tensor:
 
 
 def check_latents(latents: Sequence[Tensor]) -> list[Tensor]:
-    """Check that latents are a list of one batch; whether they are this model's is for the flow to check."""
+    """Check that latents are a list of one batch; the flow checks whether they are its own."""
     levels = [] if isinstance(latents, Tensor) else list(latents)
     if not levels or any(z.ndim != 4 or z.shape[0] != levels[0].shape[0] or 0 in z.shape for z in levels):
         shapes = [tuple(z.shape) for z in latents]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..errors import FlowError, ImageError
+from ..errors import ImageError
 from ..images.color import luma
 from ..images.fill import extend_colors, fill
 from ..images.resize import pad_symmetric, shrink
@@ -15,6 +15,7 @@ from ..prior import Temperature
 from ..quality.damage import noise_level, opening, scratches
 from .image_batch import ImageBatch, append_alpha
 from .runner import Batching, Reporting, Runner, RunOptions, check_draws, part_of_run, runs_with
+from .settings import check_range
 from .upscale import upscale
 
 AROUND = 32  # pixels around what is repaired that the model sees
@@ -52,8 +53,7 @@ def find_scratches(image: Tensor, *, sensitivity: float = 0.5, **options: Unpack
     Source: Joyeux et al., "Detection and removal of line scratches in motion picture films" (CVPR 1999), for lines as
         extremes; the rest is ours.
     """
-    if not 0 <= sensitivity <= 1:
-        raise FlowError(f"sensitivity must lie in [0, 1]; got {sensitivity}. Higher finds more.")
+    check_range("sensitivity", sensitivity, note="Higher finds more.")
     run = Runner(None, RunOptions(**options), ADVICE, image)
 
     def task() -> Tensor:
@@ -121,8 +121,7 @@ def repair(
     """
     flow.require("upscale")
     check_draws(seed, samples)
-    if not 0 <= guide_strength <= 1:
-        raise FlowError(f"guide_strength must lie in [0, 1]; got {guide_strength}. 0 draws all detail anew.")
+    check_range("guide_strength", guide_strength, note="0 redraws all detail.")
     run = Runner(None, RunOptions(**options), ADVICE, image)
     images = ImageBatch(image)
     rgb = images.rgb

@@ -26,9 +26,9 @@ from ..prior import Shape, Temperature, level_temperatures, number_or_map, resiz
 from ..quality.metrics import lr_psnr
 from . import overflow
 from .consistency import back_project
-from .defaults import with_defaults
 from .image_batch import ImageBatch
 from .runner import Runner, batch_size
+from .settings import with_defaults
 
 STRIPS = 2**26  # bytes that strips take at most, whatever the image
 ENCODING = 4  # time of a unit of the encoder over that of one of decoding: srflow-x4, 72x48, one core
@@ -390,7 +390,7 @@ class Guide:
 
 
 def own_strength(flow: FlowModel, guide: Tensor | None, strength: Strength | None) -> Strength:
-    """Check a strength; where it is None, fill in the model's own, see ``defaults``."""
+    """Check a strength; where it is None, fill in the model's own, see ``settings``."""
     strength = with_defaults(flow, {"guide": guide, "guide_strength": strength})["guide_strength"]
     assert strength is not None
     images = len(strength) if isinstance(strength, Tensor) and strength.ndim else 1

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..condition import Condition
 from ..errors import FlowError, ShapeError
 from ..images.motion import blur, estimate_motion, move, sample_at
 from ..images.resize import shrink
@@ -24,6 +23,7 @@ from .hints import Hints
 from .image_batch import ImageBatch
 from .model_choice import notify_of_damage
 from .runner import Runner, Running, RunOptions, check_draws, part_of_run, runs_with
+from .settings import check_range
 from .upscale import ADVICE as UPSCALE_ADVICE
 from .upscale import HALO, upscale
 
@@ -31,8 +31,8 @@ STEADINESS = 0.9  # how much of a moved frame's latents the next one keeps
 DISAGREEMENT = 2.0  # pixels between motion there and back at which half of the steadiness is left
 UNEXPLAINED = 8 / 255  # rms between the moved frame and the next one, both shrunk, at which half is left
 NEIGHBORS = 5  # LR pixels: the window of that comparison
-MOVED = 0.5  # pixels of motion from which steadiness holds; what stands still is kept whole
-CUT = 0.5  # where less of a frame is explained, on average, it is drawn anew
+MOVED = 0.5  # pixels of motion from which on steadiness applies; what stands still is kept whole
+CUT = 0.5  # share of a frame that must be explained, on average; otherwise it is redrawn without a guide
 
 
 @runs_with(Running)
@@ -59,17 +59,17 @@ def colorize_video(  # noqa: D417
     """Color the frames of one clip from the same latents, optionally with colors carried from frame to frame.
 
     Args:
-        flow: A colorizer. Arguments that are not named here are as in ``colorize``.
+        flow: A colorizer. Arguments that are not described here are as in ``colorize``.
         frames: ``(T, C, H, W)`` in order.
         coherence: Places are similar as they are in the first frame.
         seed: One for all frames.
-        hints: One for all frames, or one per frame; they are not spread.
+        hints: One for all frames, or one per frame; they do not spread.
         latents: 1 item.
         carry: Share of the previous frame's coarsest chroma in each frame, in [0, 1). More is steadier, and slower to
             follow a cut.
         chunk: Frames decoded together. Changes memory and time, not the result.
-        before: For a clip that comes in parts: an empty list with the first part, and the same list with all others. It
-            receives what the next part needs. None if these are all frames.
+        before: For a clip in parts: an empty list with the first part, and the same list with all others. It receives
+            what the next part needs. None if these are all frames.
 
     Returns:
         ``(T, 3 or 4, H, W)``.
@@ -81,36 +81,33 @@ def colorize_video(  # noqa: D417
     """
     if not 0 <= carry < 1:
         raise FlowError(f"carry must lie in [0, 1); got {carry}.")
-    if chunk < 1:
-        raise FlowError(f"chunk must be at least 1; got {chunk}.")
+    check_range("chunk", chunk, 1, math.inf)
     check_draws(seed)
     check_colors(saturation, gamut, latents_strength, latents_levels)
     options.setdefault("batch", chunk)
     run = Runner(flow, RunOptions(**options), ADVICE, frames)
 
     def task() -> tuple[Tensor, list[Tensor]]:
-        job = Colorization(run, flow, frames, working_size, frames=True)
-        wanted = None if hints is None else hints.expand(len(job.y))
+        job = Colorization(run, flow, frames, working_size, hints=hints, frames=True)
         at_once = run.at_once(AT_ONCE)
         chunks = [slice(start, min(start + at_once, len(job.y))) for start in range(0, len(job.y), at_once)]
-        own: Any = {"temperature": temperature, "detail": detail, "coherence": coherence}
-        taus, rho, factor = job.resolve(**own, saturation=saturation, latents=latents)
+        taus, rho, factor = job.resolve(temperature, detail, coherence, saturation, latents)
         first = slice(0, 1)
         run.expect(2 * len(chunks) + (rho > 0 and not before))
         *finer, coarsest = sample_latents(job.shapes, 1, taus, seed=seed)
         if before:
             coarsest = before[1]
         elif rho:
-            coarsest = share_noise(flow, coarsest, job.condition(first, job.hint_planes(wanted, first)), rho)
+            coarsest = share_noise(flow, coarsest, job.condition(first, job.hint_planes(first)), rho)
         z = [*finer, coarsest]
         if latents is not None:
-            given = job.resize_latents(latents, 0)
+            reference = job.resize_latents(latents, 0)
             if len(latents[0]) != 1:
                 raise ShapeError(f"A clip takes the latents of 1 picture; got those of {len(latents[0])}.")
-            z = blend_latents(z, given, latents_strength, latents_levels)
+            z = blend_latents(z, reference, latents_strength, latents_levels)
         carried = [] if before is None else before[:1]  # what the last frame's coarsest level decoded to
 
-        def carry_on(_cond: Condition, level: int, x: Tensor) -> Tensor:
+        def carry_on(level: int, x: Tensor) -> Tensor:
             if level < len(z) - 1:
                 return x
             mixed: list[Tensor] = []
@@ -121,12 +118,12 @@ def colorize_video(  # noqa: D417
 
         size = len(frames), max(3, frames.shape[1]), *frames.shape[2:]
         result = torch.empty(size, dtype=torch.float32, device=frames.device)  # whole at once: a film fills memory
-        for part in chunks:
-            planes = job.hint_planes(wanted, part)
-            shared = [level.to(run.device).expand(part.stop - part.start, -1, -1, -1) for level in z]
-            chroma = job.decode(shared, job.condition(part, planes), job.clamp, carry_on, job.locking(planes))
-            result[part] = job.finish(factor * chroma, part, wanted, saturation, gamut)
-            run.advance(preview=result[part][-1, :3])
+        for batch in chunks:
+            planes = job.hint_planes(batch)
+            shared = [level.to(run.device).expand(batch.stop - batch.start, -1, -1, -1) for level in z]
+            chroma = job.decode(shared, job.condition(batch, planes), planes, carry=carry_on)
+            result[batch] = job.finish(factor * chroma, batch, saturation, gamut)
+            run.advance(preview=result[batch][-1, :3])
         return result, [*carried, coarsest]
 
     result, carried = run(task)
@@ -153,19 +150,19 @@ def upscale_video(  # noqa: D417
 
     The previous result, moved by the motion between both frames at temperature 0, is the guide of the next. Its
     strength is ``steadiness`` where there is motion, which blurs, and 1 where there is none. It falls to 0 where the
-    motions there and back disagree, or the moved result, shrunk, is not the frame: what a motion uncovers is drawn
-    anew, and so is a frame of which less than half is explained. A guide of the model's own serves frames without one.
+    motions forth and back disagree, or the moved result, shrunk, differs from the frame: areas uncovered by motion are
+    redrawn, and so is a frame of which less than half is explained. Frames without a guide use the model's own.
 
     Args:
-        flow: An upscaling model that encodes. Arguments that are not named here are as in ``upscale``.
+        flow: An upscaling model that encodes. Arguments that are not described here are as in ``upscale``.
         frames: ``(T, C, h, w)`` in order.
         seed: Of the first frame, which is the picture that ``upscale`` draws with it; that of frame t is ``seed + t``.
-        steadiness: Share of the moved frame's latents that is kept, in [0, 1]. 0 draws every frame alone; 1 refreshes
-            nothing, and blurs in the long run.
+        steadiness: Share of the moved frame's latents that is kept, in [0, 1]. 0 draws every frame independently; 1
+            refreshes nothing, and blurs in the long run.
         before: As in ``colorize_video``.
 
     Returns:
-        ``(T, C, s * h, s * w)`` float32 in [0, 1] on the device of ``frames``. Beside them two frames are held.
+        ``(T, C, s * h, s * w)`` float32 in [0, 1] on the device of ``frames``. Besides them two frames stay in memory.
 
     Raises:
         ImageError: See ``upscale``.
@@ -175,8 +172,7 @@ def upscale_video(  # noqa: D417
     Source: the guide, see ``tiles.Guide``; the motion, see ``images.motion``.
     """
     flow.require("upscale")
-    if not 0 <= steadiness <= 1:
-        raise FlowError(f"steadiness must lie in [0, 1]; got {steadiness}. 0 draws every frame alone.")
+    check_range("steadiness", steadiness, note="0 draws every frame independently.")
     check_draws(seed)
     run = Runner(flow, RunOptions(**options), UPSCALE_ADVICE, frames)
     options["notify"] = run.notify  # which says each sentence once
@@ -199,8 +195,8 @@ def upscale_video(  # noqa: D417
                 calm = enlarge(temperature=0.0, **first)[:, :3].to(run.device)
                 if len(past) > 1:
                     guide, strength = _moved(calm, past[1], past[2], flow.condition_scale, steadiness)
-            own = (seed + number) % 2**64
-            picture = enlarge(temperature=temperature, seed=own, guide=guide, guide_strength=strength, **second)
+            frame_seed = (seed + number) % 2**64
+            picture = enlarge(temperature=temperature, seed=frame_seed, guide=guide, guide_strength=strength, **second)
             result[place] = picture[0]
             past = [torch.tensor(number), *([] if calm is None else [calm, picture[:, :3].to(run.device)])]
         return result, past

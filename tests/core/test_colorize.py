@@ -166,10 +166,11 @@ def test_divergence_ends_in_the_most_colorful_colors(flow):
             if name.endswith("last.weight"):
                 parameter *= 30
     hints = Hints(coverage=torch.ones(1, 1, 8, 8), chroma=torch.full((1, 2, 8, 8), 0.5), palette=palette_from(["#f00"]))
-    job = colorization(loud, image)
+    job = colorization(loud, image, hints=hints)
     with torch.no_grad():
         z = sample_latents(job.shapes, 2, 5.0)
-        assert not job.decode(z, job.condition(slice(0, 2), job.hint_planes(hints, slice(0, 2)))).isfinite().all()
+        cond = job.condition(slice(0, 2), job.hint_planes(slice(0, 2)))
+        assert not job.run.plan.inverse(z, cond).isfinite().all()
     for result in (
         decode_colors(flow, wild, image),
         decode_colors(flow, [z * math.inf for z in wild], image),
@@ -333,7 +334,7 @@ def test_the_tint_of_a_sepia_scan_is_ignored_in_one_sentence(flow, call, tint):
     y, notes = gray(64, 80), []
     scan = (tinted(y, tint) + 0.003 * torch.randn(1, 3, 64, 80, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
     result = call(flow, scan, notify=notes.append)
-    assert notes == ["The picture is a tinted gray one, such as sepia: its luma is used, the tint is ignored."]
+    assert notes == ["The picture is gray with a tint, such as sepia: its luma is used, the tint is ignored."]
     assert (result - call(flow, color.luma(scan))).abs().max() < 1e-5
     alpha = torch.cat([scan, visible(1, 64, 80)], dim=1)
     assert torch.equal(call(flow, alpha, notify=notes.append)[:, :3], result)
@@ -438,7 +439,7 @@ INVALID_IN = {
 
 def test_arguments_out_of_range_are_refused(flow):
     for call, name, value in ((c, n, v) for c, invalid in INVALID_IN.items() for n in invalid for v in invalid[n]):
-        with pytest.raises(FlowError, match=f"{name} must lie between 16" if name == "working_size" else name):
+        with pytest.raises(FlowError, match=rf"{name} must lie in \[16" if name == "working_size" else name):
             call(flow, colored(), **{name: value})
 
 

@@ -13,7 +13,7 @@ from flowcore.errors import ImageError, ShapeError
 from flowcore.images.color import luma
 from flowcore.images.faces import cut_face, eyes_from_landmarks, eyes_from_mask, is_profile, locate_face, paste_face
 from flowcore.images.files import read
-from flowcore.tasks.faces import align_faces, eyes_from_meshes, found_eyes, paste_faces, restore_faces
+from flowcore.tasks.faces import align_faces, eyes_from_meshes, find_eyes, paste_faces, restore_faces
 from flowcore.tasks.upscale import upscale
 
 PICTURES = Path(__file__).parents[2] / "workflows" / "pictures"
@@ -407,11 +407,11 @@ def test_small_faces_of_a_group_are_found_the_largest_first():
 def test_only_faces_in_boxes_are_taken_and_empty_boxes_are_counted():
     notes = []
     boxes = [[(50, 0, 90, 50), (0, 60, 10, 70)]]
-    ((eyes,),) = found_eyes(picture("group.png"), boxes=boxes, notify=notes.append)
+    ((eyes,),) = find_eyes(picture("group.png"), boxes=boxes, notify=notes.append)
     assert torch.tensor(eyes) == pytest.approx(torch.tensor(GROUP[1]), abs=1.2)
     assert notes == ["No face was found in 1 of 2 boxes."]
     with pytest.raises(ShapeError, match="boxes of one or all of 1 images; got those of 2"):
-        found_eyes(picture("group.png"), boxes=[[], []])
+        find_eyes(picture("group.png"), boxes=[[], []])
 
 
 @pytest.mark.parametrize("turns", [1, 3])

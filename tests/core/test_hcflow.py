@@ -19,7 +19,7 @@ from flowcore.cli.main import main
 from flowcore.images.files import read
 from flowcore.images.resize import shrink as bicubic
 from flowcore.prior import sample_latents
-from flowcore.tasks.upscale import UNMARKED, is_marked, is_of_gray, mark
+from flowcore.tasks.rescale import UNMARKED, is_marked, is_of_gray, mark
 from flowcore.training.objective import Rescaling
 from flowcore.training.recipe import Stage
 

@@ -14,12 +14,12 @@ from flowcore.images import color
 from flowcore.images.strokes import MAX_POINTS, Stroke, paint_colors, paint_mask, parse_strokes
 from flowcore.tasks import chroma
 from flowcore.tasks.hints import (
-    MET,
+    HINT_WEIGHT,
     NEIGHBORS,
     combine_hints,
     hints_from_points,
     hints_from_strokes,
-    minimize,
+    minimize_energy,
     palette_from,
     parse_points,
     spread_hints,
@@ -311,8 +311,8 @@ def test_a_hint_fills_its_thing_and_stops_at_its_edge():
 def test_what_is_continued_minimizes_the_energy():
     missing, coverage, features, luma = two_things()
     luma = luma + 0.02 * torch.randn(luma.shape, generator=torch.Generator().manual_seed(0))
-    d = minimize(missing, coverage, features, luma, 5.0, lambda: None).double().requires_grad_()
-    energy = (MET * coverage * (d - missing).square()).sum() + d.square().sum() / 5.0**2
+    d = minimize_energy(missing, coverage, features, luma, 5.0, lambda: None).double().requires_grad_()
+    energy = (HINT_WEIGHT * coverage * (d - missing).square()).sum() + d.square().sum() / 5.0**2
     for dy, dx in NEIGHBORS:
         here = [(slice(max(0, -k), side - max(0, k))) for k, side in ((dy, 12), (dx, 16))]
         there = [(slice(max(0, k), side - max(0, -k))) for k, side in ((dy, 12), (dx, 16))]

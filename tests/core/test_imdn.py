@@ -17,7 +17,7 @@ from flowcore.images.resize import enlarge
 from flowcore.inference.plan import Plan
 from flowcore.networks import IMDN, IMDNEncoder
 from flowcore.tasks.consistency import back_project
-from flowcore.tasks.defaults import model_defaults
+from flowcore.tasks.settings import model_defaults
 from flowcore.tasks.tiles import MATCHING
 from flowcore.tasks.upscale import STRIPS, memory_required
 from flowcore.testing import perturbed

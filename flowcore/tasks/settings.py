@@ -1,12 +1,21 @@
-"""The settings that callers leave to the model: the defaults stored in its file."""
+"""Settings of tasks: their ranges, and the defaults in a model's file, which callers may leave them to."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+from ..errors import FlowError
 from ..model import FlowModel
 from ..models.fields import SAMPLING
 
 BOLDEST_REDUCTION = 0.6  # of the guide strength, at boldness 1
+
+
+def check_range(name: str, value: float, low: float = 0, high: float = 1, note: str = "") -> None:
+    """Raise FlowError unless a number is finite and lies in [low, high]."""
+    if not (math.isfinite(value) and low <= value <= high):
+        bounds = f"lie in [{low}, {high}]" if high < math.inf else f"be a finite number >= {low}"
+        raise FlowError(f"{name} must {bounds}; got {value}. {note}".rstrip())
 
 
 def with_defaults(flow: FlowModel, settings: Mapping[str, Any]) -> dict[str, Any]:
