@@ -1,7 +1,7 @@
 """flowcore: normalizing flows for artists. What ComfyUI imports.
 
-The imports are inside `comfy_entrypoint`, which the host calls: tools that import the repository root without a host
-still work. There is no NODE_CLASS_MAPPINGS: with it, even empty, the host would never call the entry point.
+The imports are inside `comfy_entrypoint`, which the host calls, so that tools can import the repository root without a
+host. There is no NODE_CLASS_MAPPINGS, because with it, even empty, the host would never call the entry point.
 """
 
 import logging
@@ -23,7 +23,7 @@ def _is_too_old() -> bool:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:3]) < MINIMUM
 
 
-# Old hosts never call the entry point, so the message must come from here; without a host there is none.
+# Old hosts never call the entry point, so the message must come from here. Without a host, there is none.
 if "folder_paths" in sys.modules and _is_too_old():
     logging.getLogger("flowcore").error(TOO_OLD)
 
@@ -33,7 +33,7 @@ async def comfy_entrypoint() -> Any:
 
     Raises:
         ImportError: If the host is too old.
-        Exception: Whatever stopped the import; logged with its traceback, because the host prints one line only.
+        Exception: Whatever stopped the import; logged with its traceback, because the host prints only one line.
     """
     if _is_too_old():
         raise ImportError(TOO_OLD)

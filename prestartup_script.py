@@ -1,7 +1,8 @@
-"""One `flowcore` for all packs: ComfyUI runs this file before it loads any of them, in whatever order.
+"""Let all packs share one `flowcore`. ComfyUI runs this file before it loads any pack.
 
-`import flowcore` finds the package in this pack, even where pip has installed another. The pack itself imports it under
-the name that the host gives the pack's folder, and gets the same modules, so the nodes know what plug-ins register.
+`import flowcore` then finds the package in this pack, even if pip has installed another. The pack itself imports it
+under the name that the host gives to the pack's folder, but gets the same modules, so its nodes know what plug-ins
+register.
 """
 
 import importlib.util
@@ -18,14 +19,14 @@ FILE = Path(__file__).parent / NAME / "__init__.py"
 
 
 class _Package(MetaPathFinder):
-    """Finds `flowcore` in this pack; its modules are found from there."""
+    """Finds `flowcore` in this pack, from where Python finds its modules."""
 
     def find_spec(self, fullname: str, *_: Any) -> ModuleSpec | None:
         return importlib.util.spec_from_file_location(NAME, FILE) if fullname == NAME else None
 
 
 class _SameModules(MetaPathFinder):
-    """Finds the modules of `flowcore` under names that begin with the pack's, too."""
+    """Finds the modules of `flowcore` also under names that start with the pack's."""
 
     def __init__(self, pack: str) -> None:
         self.start = f"{pack}."
@@ -37,7 +38,7 @@ class _SameModules(MetaPathFinder):
 
 
 class _Loaded(Loader):
-    """Gives a module that is loaded already, and gives it back its own spec, which the import system replaces."""
+    """Returns a module that is already loaded, and restores its spec, which the import system replaces."""
 
     def __init__(self, module: ModuleType) -> None:
         self.module, self.spec = module, module.__spec__
@@ -50,7 +51,7 @@ class _Loaded(Loader):
 
 
 def share(pack: str) -> None:
-    """Let a pack, by its name in `sys.modules`, import the `flowcore` of all others, unless theirs is another one."""
+    """Make a pack, named as in `sys.modules`, import the shared `flowcore`, unless another one was imported first."""
     import flowcore
 
     if FILE.samefile(str(flowcore.__file__)):
