@@ -72,7 +72,7 @@ def _unfolded_first(texts: list[list[str]]) -> list[list[str]]:
 
 
 def _join_galleries(galleries: list[list[dict[str, Any]]], every: list[list[int]], each: int) -> list[dict[str, Any]]:
-    """Number the pictures, `each` of every image, anew, in the order of the images."""
+    """Renumber the pictures, `each` of every image, in the order of the images."""
     by_number: dict[int, dict[str, Any]] = {}
     for gallery, places in zip(galleries, every, strict=True):
         for entry in gallery:

@@ -134,7 +134,7 @@ class FlowcoreExample(FileNode):
             batches = [torch.cat(batches)]
         if picture in FILMS:
             batches = [_pan(batches[0], *FILMS[picture])]
-        # The folder to train on; a file directly in the input folder stands alone, whatever else lies beside it.
+        # The folder to train on; of a file directly in the input folder, only that file.
         is_file = path == input_path(picture)
         return self.output(
             [extend_over_blank(pixels[:, :3], pixels[:, 3:]) for pixels in batches],

@@ -143,7 +143,7 @@ class FlowcoreTrain(FlowNode):
         """Note what a person should know or do now."""
         verdict = _verdict(result)
         if kept_start:
-            self.notes(f"{verdict} So {kept_start} goes on unchanged, and nothing new is saved in models/flows.")
+            self.notes(f"{verdict} So the node outputs {kept_start}, and saves nothing in models/flows.")
         elif result.verdict and result.better_than_start is None:
             self.notes(verdict)
         if not result.is_finished:
@@ -168,7 +168,7 @@ def _facts(
     better = ", and is better than its start" if result.better_than_start else ""
     learned = f"{model} has learned from {trained_on}{better}. It is in models/flows."
     return [
-        f"{model} goes on unchanged.\n" if kept_start else f"{learned}\n",
+        f"{model} was kept unchanged.\n" if kept_start else f"{learned}\n",
         f"model: {model}, {flow.architecture}{', unchanged: nothing better was trained' if kept_start else ''}",
         f"trained on: {trained_on}",
         f"trained: {result.steps} of {result.total} steps, {round(result.minutes, 1)} minutes",
