@@ -233,7 +233,7 @@ def test_a_start_that_training_made_worse_goes_on_under_its_own_name(host, photo
     assert outputs["train"]["flowcore_notes"] == [warning]
     assert warning.startswith("Worse than the start by ")
     assert "So the node outputs before.safetensors" in warning
-    assert "\nmodel: before.safetensors, glow, as it was" in facts
+    assert "\nmodel: before.safetensors, glow, unchanged" in facts
     assert f"the trained model is {run(host, 'wilder') / 'worse.safetensors'}. So" in warning
     assert outputs["info"]["text"] == [f"{warning}\n{facts}"]
     assert outputs["train"]["path"] == [str(model(host, "before"))]
