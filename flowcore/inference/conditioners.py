@@ -19,8 +19,8 @@ PixelScale = tuple[Tensor, Tensor]  # scale and shift of every channel, (C,) in 
 class FoldedConditioner(nn.Module):
     """A conditioner of convolutions with ReLU between, folded and split; see ``networks.Conditioner``.
 
-    ``conv([x, c]) = conv_x(x) + conv_c(c)``: of the first convolution, ``own`` is conv_x, of the flow's channels, and
-    ``condition`` conv_c, with the bias; either may be None. Of the outputs, shifts come first, then raw scales.
+    The first convolution is split, ``conv([x, c]) = conv_x(x) + conv_c(c)``: ``conv_flow`` is conv_x, of the flow's
+    channels, and ``condition`` conv_c, with the bias; either may be None. Shifts come first, then raw scales.
     """
 
     def __init__(
@@ -36,24 +36,24 @@ class FoldedConditioner(nn.Module):
         super().__init__()
         first, *rest = weights
         conditional = inputs + (first.edge == "flag") < first.weight.shape[1]
-        own = first.weight[:, :inputs] if conditional else first.weight
-        self.own = Conv(own, None if conditional else first.bias, dtype, first.edge, device) if inputs else None
+        weight, bias = (first.weight[:, :inputs], None) if conditional else (first.weight, first.bias)
+        self.conv_flow = Conv(weight, bias, dtype, first.edge, device) if inputs else None
         self.condition = ConditionConv(first.weight[:, inputs:], first.bias, dtype, device) if conditional else None
         self.rest = nn.ModuleList(Conv(*conv[:2], dtype, conv.edge, device) for conv in rest)
         self.pool = None if pool is None else (pool.weight.to(dtype, copy=True), pool.bias.to(dtype, copy=True))
         self.outputs = weights[-1].weight.shape[0]
         self.block_layers = block_layers
-        self.reach = sum(conv.weight.shape[-1] // 2 for conv in rest)  # rows of terms read beside a strip
+        self.halo = sum(conv.weight.shape[-1] // 2 for conv in rest)  # rows of terms read on either side of a strip
         self.widest = max(conv.weight.shape[0] for conv in weights)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run on whole images without a condition, as the prior of a split does."""
         return self.strip(x, None, 0, x.shape[2], x.shape[2])
 
-    def strip(self, own: Tensor | None, terms: Rows | None, top: int, bottom: int, height: int) -> Tensor:
+    def strip(self, x: Tensor | None, terms: Rows | None, top: int, bottom: int, height: int) -> Tensor:
         """Compute the rows from ``top`` to ``bottom`` of the output, ``(B, outputs, bottom - top, W)``.
 
-        ``own`` are the flow's channels, ``(B, inputs, H, W)``, or None; ``terms`` is the condition's term of the first
+        ``x`` are the flow's channels, ``(B, inputs, H, W)``, or None; ``terms`` is the condition's term of the first
         convolution, or None.
         """
         convs = [conv for conv in self.rest if isinstance(conv, Conv)]
@@ -62,16 +62,16 @@ class FoldedConditioner(nn.Module):
             reads = conv.reads(*spans[-1], height)
             spans.append((reads.start, reads.stop))
         start, stop = spans.pop()
-        if own is None:
+        if x is None:
             assert terms is not None
             h = terms(start, stop)
         else:
-            assert self.own is not None
-            h = self.own(own[:, :, self.own.reads(start, stop, height)], start, stop, height)
+            assert self.conv_flow is not None
+            h = self.conv_flow(x[:, :, self.conv_flow.reads(start, stop, height)], start, stop, height)
             h = h if terms is None else h.add_(terms(start, stop))
         block, first = h, start  # input of the residual block, and its first row
         for number, conv in enumerate(convs):
-            h = F.relu(h) if number == 0 and own is None else F.relu_(h)  # terms may be read again
+            h = F.relu(h) if number == 0 and x is None else F.relu_(h)  # terms may be read again
             if number == 0 and self.pool is not None:
                 h = h + F.linear(h.mean((2, 3)), *self.pool)[:, :, None, None]
             if self.block_layers and number % self.block_layers == 0:
@@ -87,7 +87,7 @@ class FoldedConditioner(nn.Module):
         if self.pool is not None:
             return [(slice(batch), 0, height)]  # the mean is over the whole image
         split = budget.tiles if self.condition is None else budget.strips  # a condition's term serves the whole batch
-        return split(batch, height, width * self.widest * x.element_size(), 2 * self.reach)
+        return split(batch, height, width * self.widest * x.element_size(), 2 * self.halo)
 
 
 class UnsplitConditioner(nn.Module):

@@ -24,6 +24,8 @@ from ..transforms import (
     Transform,
 )
 
+PIXELWISE = (ActNorm, SignedActNorm, BatchNorm, InvertibleConv, ChannelWhitening, Permutation)  # have a ``pixel_map``
+
 
 class PixelMap(NamedTuple):
     """``z = matrix x + bias`` at every pixel, in float64 on the CPU: ``(C, C)``, ``(C,)``; and ``log|det matrix|``."""
@@ -66,7 +68,7 @@ class Mixing(Transform):
 def pixel_map(transform: Transform) -> PixelMap | None:
     """Describe a transform that treats every pixel alike as a matrix and a vector; None for any other transform."""
     if isinstance(transform, ActNorm):
-        logs = float64_on_cpu(transform.logs())
+        logs = float64_on_cpu(transform.effective_log_scale())
         return PixelMap(torch.diag(logs.exp()), float64_on_cpu(transform.bias) * logs.exp(), logs.sum())
     if isinstance(transform, SignedActNorm):
         scale = float64_on_cpu(transform.scale)
@@ -108,7 +110,7 @@ def conv_weights(network: nn.Module) -> list[ConvWeights]:
 
 def _folded(conv: nn.Module) -> ConvWeights:
     if isinstance(conv, NormalizedConv):
-        scale, weight, bias, edge = conv.actnorm.logs(), conv.weight, conv.actnorm.bias, conv.edge
+        scale, weight, bias, edge = conv.actnorm.effective_log_scale(), conv.weight, conv.actnorm.bias, conv.edge
     elif isinstance(conv, ScaledConv):
         scale, weight, bias, edge = 3 * conv.log_scale, conv.weight, conv.bias, conv.edge
     else:

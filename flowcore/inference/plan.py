@@ -164,7 +164,7 @@ class Plan(FlowModel):
             for part in level.affine:
                 network = part.network
                 if isinstance(network, FoldedConditioner) and network.condition is not None:
-                    channels = network.outputs if network.own is None else network.condition.outputs
+                    channels = network.outputs if network.conv_flow is None else network.condition.outputs
                     total += channels * height * width * self.dtype.itemsize
         return total
 

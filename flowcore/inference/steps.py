@@ -36,11 +36,18 @@ from ..transforms import (
     Whiten,
     flat_parts,
 )
-from ..transforms.coupling import SIGMOID_OFFSET, halves, log_scale_of, scale_of
+from ..transforms.coupling import (
+    SIGMOID_OFFSET,
+    concatenate,
+    join_channels,
+    log_scale_of,
+    scale_of,
+    split_channels,
+)
 from .conditioners import FoldedConditioner, UnsplitConditioner, folded_conditioner
 from .convolutions import ConditionConv, StreamedConditionConv, rows_of
 from .encoders import FoldedExtractor
-from .fold import Mixing, pixel_map
+from .fold import PIXELWISE, Mixing, pixel_map
 from .strips import Rows, StripBudget, Tile, canvas, report, stop_before
 
 R = TypeVar("R")
@@ -57,15 +64,15 @@ class FoldedLevel(Level):
     def precompute(self, features: MultiScaleFeatures) -> MultiScaleFeatures:
         """Compute the condition's terms of all couplings and injectors, with one convolution for all."""
         affine = self.affine
-        convs = [part.network.condition for part in affine if part.network.condition is not None]
+        conditional = [part for part in affine if part.network.condition is not None]
+        convs = [part.network.condition for part in conditional if part.network.condition is not None]
         if not convs:
             return features
         weight, bias = torch.cat([conv.weight for conv in convs]), torch.cat([conv.bias for conv in convs])
         together, widths = ConditionConv(weight, bias, weight.dtype), [conv.outputs for conv in convs]
-        terms = iter(together.on_canvas(features, affine[0].budget, widths, len(convs)))
-        precomputed = tuple(
-            (None, None) if part.network.condition is None else part.precompute(next(terms)) for part in affine
-        )
+        computed = together.on_canvas(features, affine[0].budget, widths, len(convs))
+        terms = dict(zip(conditional, computed, strict=True))
+        precomputed = tuple(part.precompute(terms[part]) if part in terms else (None, None) for part in affine)
         return MultiScaleFeatures(sources=features.sources, precomputed=precomputed)
 
 
@@ -98,11 +105,11 @@ class FoldedAffine(Transform):
             self.coupling, self.swap, self.first = True, transform.swap, transform.first
 
     def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
-        params = self.affine_params(x, cond)
+        params = AffineParams(self, x, cond)
         z, log_scales = canvas(x, x.shape[1]), x.new_zeros(x.shape[0], *x.shape[2:])
         for tile in self.network.tiles(x, self.budget):
             items, top, bottom = tile
-            x1, x2 = self._parts(x[items, :, top:bottom])
+            x1, x2 = self.split(x[items, :, top:bottom])
             shift, r = self._shift_scale(params(tile), x)
             x2 = x2 + shift
             if r is not None:
@@ -118,44 +125,24 @@ class FoldedAffine(Transform):
 
     def invert_strip(self, z: Tensor, raw: Tensor) -> Tensor:
         """Map a strip ``(B, C, rows, W)`` from latent to data, given its shifts and raw scales."""
-        z1, z2 = self._parts(z)
+        z1, z2 = self.split(z)
         shift, r = self._shift_scale(raw, z)
         return self._join(z1, z2 - shift if r is None else (z2 / scale_of(r, self.eps, self.scaling)).sub_(shift))
-
-    def affine_params(self, x: Tensor, cond: LevelCondition | None) -> Callable[[Tile], Tensor]:
-        """Prepare the computation of shifts and raw scales: from a tile to ``(b or 1, outputs, rows, W)``."""
-        cond = cond or LevelCondition()
-        held = [t for t in (self._parts(x)[0], cond.flow_channels) if t is not None]
-        network, height = self.network, x.shape[2]
-        if isinstance(network, UnsplitConditioner):
-            features = cond.features if cond.multi_scale is None else cond.multi_scale.merged()
-            inputs = held if features is None else [*held, features]
-            everything = torch.cat([t.expand(x.shape[0], *t.shape[1:]) for t in inputs], dim=1)
-            return lambda tile: network(everything[tile[0]])
-        own = None if not held else torch.cat(held, dim=1) if len(held) > 1 else held[0]
-        terms: Rows | None = None
-        if cond.multi_scale is not None and cond.multi_scale.precomputed is not None:
-            first, output = cond.multi_scale.precomputed[self.number]
-            if output is not None:
-                return lambda tile: output[:, :, tile[1] : tile[2]]
-            terms = None if first is None else rows_of(first)
-        elif network.condition is not None:
-            features = cond.multi_scale or cond.features
-            if features is None:
-                raise ConditionError("This step needs a condition; got none. Pass plan.encode_condition(source).")
-            terms = StreamedConditionConv(network.condition, multi_scale(features), self.budget)
-        return lambda tile: network.strip(None if own is None else own[tile[0]], terms, *tile[1:], height)
 
     def precompute(self, first: Tensor) -> ConditionTerms:
         """Return the condition's term of the first convolution, or, if nothing else enters, the network's output."""
         network = self.network
         assert isinstance(network, FoldedConditioner)
-        if network.own is not None:
+        if network.conv_flow is not None:
             return first, None
         output = canvas(first, network.outputs)
         for _, top, bottom in network.tiles(first, self.budget):
             output[:, :, top:bottom] = network.strip(None, rows_of(first), top, bottom, first.shape[2])
         return None, output
+
+    def split(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Return the part that conditions, which an injector has not, and the part that changes."""
+        return split_channels(x, self.first, self.swap) if self.coupling else (None, x)
 
     def _shift_scale(self, raw: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
         raw = raw.to(like.dtype)
@@ -164,29 +151,62 @@ class FoldedAffine(Transform):
         shift, r = raw.chunk(2, dim=1)
         return shift, r.contiguous(memory_format=torch.channels_last)  # else a sigmoid takes eight times as long
 
-    def _parts(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
-        """The half that conditions, and the half that changes; an injector changes all channels."""
-        if not self.coupling:
-            return None, x
-        first, second = halves(x, self.first)
-        return (second, first) if self.swap else (first, second)
-
     def _join(self, x1: Tensor | None, x2: Tensor) -> Tensor:
-        return x2 if x1 is None else torch.cat([x2, x1] if self.swap else [x1, x2], dim=1)
+        return x2 if x1 is None else join_channels(x1, x2, self.swap)
+
+
+class AffineParams:
+    """Shifts and raw scales of a coupling or an injector, for one batch and condition, computed tile by tile."""
+
+    def __init__(self, part: FoldedAffine, x: Tensor, cond: LevelCondition | None) -> None:
+        self.network, self.height = part.network, x.shape[2]
+        self.inputs: Tensor | None = None  # of the network, except what ``terms`` or ``output`` cover; (B, C, H, W)
+        self.terms: Rows | None = None  # the condition's term of the first convolution
+        self.output: Tensor | None = None  # the result, (B or 1, outputs, H, W), if ``prepare`` computed it
+
+        cond = cond or LevelCondition()
+        inputs = [t for t in (part.split(x)[0], cond.flow_channels) if t is not None]
+        features = cond.features if cond.multi_scale is None else cond.multi_scale
+        if isinstance(part.network, UnsplitConditioner):
+            if features is not None:
+                inputs.append(features.merged() if isinstance(features, MultiScaleFeatures) else features)
+            self.inputs = torch.cat([t.expand(x.shape[0], *t.shape[1:]) for t in inputs], dim=1)
+            return
+        self.inputs = concatenate(inputs) if inputs else None
+        if isinstance(features, MultiScaleFeatures) and features.precomputed is not None:
+            term, self.output = features.precomputed[part.number]
+            self.terms = None if term is None else rows_of(term)
+        elif part.network.condition is not None:
+            if features is None:
+                raise ConditionError("This step needs a condition; got none. Pass plan.encode_condition(source).")
+            self.terms = StreamedConditionConv(part.network.condition, multi_scale(features), part.budget)
+
+    def __call__(self, tile: Tile) -> Tensor:
+        """Compute a tile, ``(b or 1, outputs, rows, W)``."""
+        items, top, bottom = tile
+        if self.output is not None:
+            return self.output[:, :, top:bottom]
+        inputs = None if self.inputs is None else self.inputs[items]
+        if isinstance(self.network, FoldedConditioner):
+            return self.network.strip(inputs, self.terms, top, bottom, self.height)
+        return self.network(inputs)
 
 
 def _invert_in_strips(
-    parts: Sequence[FoldedAffine], z: Tensor, cond: LevelCondition | None, last: Transform | None = None
+    parts: Sequence[FoldedAffine], z: Tensor, cond: LevelCondition | None, mixing: Transform | None = None
 ) -> Tensor:
-    """Invert ``parts``, of which only the first reads rows beside a strip, and ``last``, strip by strip."""
-    params = [part.affine_params(z, cond) for part in parts]
+    """Invert a coupling and the injectors before it, then the mixing, on one strip after the other.
+
+    Only the coupling reads rows beside a strip, of latents; the injectors read the condition alone.
+    """
+    params = [AffineParams(part, z, cond) for part in parts]
     x = canvas(z, z.shape[1])
     for tile in parts[0].network.tiles(z, parts[0].budget):
         items, top, bottom = tile
         strip = z[items, :, top:bottom]
-        for part, raw in zip(parts, params, strict=True):
-            strip = part.invert_strip(strip, raw(tile))
-        x[items, :, top:bottom] = strip if last is None else last.inverse(strip)
+        for part, part_params in zip(parts, params, strict=True):
+            strip = part.invert_strip(strip, part_params(tile))
+        x[items, :, top:bottom] = strip if mixing is None else mixing.inverse(strip)
     report(len(parts))
     return x
 
@@ -314,29 +334,28 @@ class LevelFolder:
             details = Details(extractor, Chain(*self._steps(details.transform, leaving, 0)))
         return FoldedLevel(steps, split, squeeze=level.squeeze, downscale=level.downscale, details=details)
 
-    def _steps(self, transform: Transform, channels: int, kept: int) -> list[Transform]:
+    def _steps(self, transform: Transform, channels: int, flow_channels: int) -> list[Transform]:
         """Fold a chain: neighbors that treat each pixel alike become mixings; mixing, injector and coupling a step.
 
-        ``kept`` channels of the flow also enter the conditioners.
+        ``flow_channels`` more channels of the flow enter the conditioners.
         """
         result: list[Transform] = []
-        described = [(part, pixel_map(part)) for part in flat_parts(transform)]
-        for _, group in groupby(described, lambda pair: pair[1] is None):
-            parts, maps = zip(*group, strict=True)
-            alike = [m for m in maps if m is not None]
-            if not alike:
+        for pixelwise, group in groupby(flat_parts(transform), lambda part: isinstance(part, PIXELWISE)):
+            parts = list(group)
+            if not pixelwise:
                 for part in parts:
-                    result.append(self._part(part, channels, kept))
+                    result.append(self._part(part, channels, flow_channels))
                     _merge_step(result)
             elif len(parts) == 1 and isinstance(parts[0], (ActNorm, Permutation)):
                 result += parts  # cheaper than a matrix
             else:
-                result.append(Mixing(alike, self.like))
+                result.append(Mixing([m for m in map(pixel_map, parts) if m is not None], self.like))
         return result
 
-    def _part(self, transform: Transform, channels: int, kept: int) -> Transform:
+    def _part(self, transform: Transform, channels: int, flow_channels: int) -> Transform:
         if isinstance(transform, ConditionOnChannels):
-            inner = self._steps(transform.transform, channels - transform.kept, kept + transform.kept)
+            changing = channels - transform.kept
+            inner = self._steps(transform.transform, changing, flow_channels + transform.kept)
             return ConditionOnChannels(transform.kept, Chain(*inner))
         if isinstance(transform, CheckerboardCoupling):
             transform.conditioner = folded_conditioner(transform.conditioner, channels, None, self.dtype, self.budget)
@@ -351,12 +370,12 @@ class LevelFolder:
             return Autoregression(network, scale=transform.scale, reverse=transform.reverse)
         if not isinstance(transform, (Coupling, Injector)):
             return transform
-        held = 0
+        inputs = flow_channels
         if isinstance(transform, Coupling):
             first = transform.first or channels // 2
-            held = channels - first if transform.swap else first
+            inputs += channels - first if transform.swap else first
         offset = {"none": None, "sigmoid": SIGMOID_OFFSET}.get(transform.scaling, 0.0)
-        network = folded_conditioner(transform.conditioner, held + kept, offset, self.dtype, self.budget)
+        network = folded_conditioner(transform.conditioner, inputs, offset, self.dtype, self.budget)
         self.count += 1
         return FoldedAffine(network, transform, self.count - 1, self.budget)
 

@@ -25,7 +25,7 @@ class NormalizedConv(nn.Module):
         self.actnorm = ActNorm(outputs, log_factor=log_factor)
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = self.actnorm.logs().exp()
+        scale = self.actnorm.effective_log_scale().exp()
         weight, bias = self.weight * scale[:, None, None, None], self.actnorm.bias * scale
         return convolve(x, weight, bias, self.edge)
 

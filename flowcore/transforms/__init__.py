@@ -1,15 +1,13 @@
 """Bijections, one kind to a file; ``transform.py`` states the law that all of them obey."""
 
-from .actnorm import ActNorm, SignedActNorm
+from .actnorm import ActNorm, BatchNorm, SignedActNorm, batch_moments
 from .autoregression import Autoregression
-from .batchnorm import BatchNorm, batch_moments
-from .coupling import CheckerboardCoupling, ConditionOnChannels, Coupling, Scaling
-from .injector import Injector
+from .coupling import CheckerboardCoupling, ConditionOnChannels, Coupling, Injector, Scaling
+from .estimated import Estimated, draw_probes
 from .invconv import InvertibleConv, Permutation
 from .level_condition import ConditionTerms, LevelCondition, MultiScaleFeatures, Probes, ScaledFeatures
 from .ode import ODE, Solver, path_costs
 from .pixels import ChannelWhitening, Logit, PixelMap
-from .probes import Estimated, draw_probes
 from .residual import Residual
 from .split import Center, Split, Variances, Whiten
 from .squeeze import Flatten, Haar, InterpolatedDetails, OrderedSqueeze, Squeeze, Unflatten, Unsqueeze

@@ -36,37 +36,37 @@ class Autoregression(Transform):
         before = torch.cat([torch.zeros_like(predicted[:, :1]), predicted[:, :-1]], dim=1)
         a, b = self._log_scale_shift(before)
         z = (sequence - b) * torch.exp(-a)
-        return self._grid(z, x), self._grid(-a.sum(2, keepdim=True).expand(x.shape[0], -1, -1), x)[:, 0]
+        logdet = -a.sum(2, keepdim=True).expand(x.shape[0], -1, -1)  # (B, T, 1)
+        return self._grid(z, x), self._grid(logdet, x)[:, 0]
 
     def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         latents = self._sequence(z)  # (B, T, C)
-        last = latents.shape[1] - 1
-        predict = self._stepwise(cond, len(z), last)
+        predict = self._predictor(cond, *latents.shape[:2])
         x = [latents[:, 0]]
-        for t in range(last):
+        for t in range(1, latents.shape[1]):
             a, b = self._log_scale_shift(predict(x[-1], t).to(z.dtype))
-            x.append(latents[:, t + 1] * torch.exp(a) + b)
+            x.append(latents[:, t] * torch.exp(a) + b)
         return self._grid(torch.stack(x, dim=1), z)
 
-    def _stepwise(self, cond: LevelCondition | None, batch: int, last: int) -> Callable[[Tensor, int], Tensor]:
-        """Make a function from a position's data and number to the prediction of the next."""
+    def _predictor(self, cond: LevelCondition | None, batch: int, length: int) -> Callable[[Tensor, int], Tensor]:
+        """Make a function that predicts position t, from 1 in turn, given the data of the one before and t."""
         labels = self._labels(cond, batch)
         if labels is None or cond is None or cond.guidance is None:
             step = self.network.stepwise(labels)
             return lambda x, t: step(x)
         labels, guidance = labels.expand(batch, -1), cond.guidance.expand(batch, -1)
-        weight, scales, annealed, temperature = guidance[..., None].unbind(1)  # each (B, 1)
-        none = torch.full_like(labels, 1 / labels.shape[1])
-        both = torch.cat([torch.ones_like(temperature), temperature])[:, 0]
-        step = self.network.stepwise(torch.cat([labels, none]), both)
+        weight, guides_scales, annealed, temperature = guidance[..., None].unbind(1)  # each (B, 1)
+        no_label = torch.full_like(labels, 1 / labels.shape[1])
+        temperatures = torch.cat([torch.ones_like(temperature), temperature])[:, 0]
+        step = self.network.stepwise(torch.cat([labels, no_label]), temperatures)
 
         def guided(x: Tensor, t: int) -> Tensor:
-            given, without = step(x.repeat(2, 1)).to(weight.dtype).chunk(2)
-            strength = (weight * (1 - annealed * (1 - (t + 1) / last))).expand_as(given)
+            labeled, unlabeled = step(x.repeat(2, 1)).to(weight.dtype).chunk(2)
+            strength = (weight * (1 - annealed * (1 - t / (length - 1)))).expand_as(labeled)
             if self.scale:  # log-scales come first
-                half = given.shape[1] // 2
-                strength = torch.cat([strength[:, :half] * scales, strength[:, half:]], dim=1)
-            return given + strength * (given - without)
+                log_scale_strength, shift_strength = strength.chunk(2, dim=1)
+                strength = torch.cat([log_scale_strength * guides_scales, shift_strength], dim=1)
+            return labeled + strength * (labeled - unlabeled)
 
         return guided
 

@@ -1,4 +1,4 @@
-"""Affine couplings: one half of the channels, or of the pixels, determines how the other is shifted and scaled."""
+"""Affine couplings and injectors: a network says how channels or pixels are shifted and scaled."""
 
 import math
 from dataclasses import replace
@@ -13,19 +13,19 @@ from .level_condition import LevelCondition
 from .transform import Transform
 
 Scaling = Literal["sigmoid", "atan", "narrow", "exp", "none"]
-ATAN_LIMIT = 1.2  # of log scales, since 0.636 atan(r) stays within 1; 0.636 is about 2 / pi
-NARROW = 0.318  # 0.5 * 2 / pi, as published with three digits: log scales stay within 0.4995
+ATAN_SCALE = 1.2  # factor of 0.636 atan(r), whose limit is 1: log scales stay within 1.2
+NARROW_SCALE = 0.318  # 0.5 * 2 / pi, as published with three digits: log scales stay within 0.4995
 SIGMOID_OFFSET = 2.0  # added to the raw scale for "sigmoid": where conditioners output 0, scales are near 1
 
 
 class Coupling(Transform):
     """Shift and scale one part of the channels by what a conditioner computes from the other part and the condition.
 
-    With ``x = [x1, x2]`` and ``shift, scale = affine(conditioner([x1, cond]))``: forward: ``z = [x1, (x2 + shift) *
-    scale]``; logdet: ``sum log scale``; inverse: ``x2 = z2 / scale - shift``. ``x1`` has C1 channels: ``C // 2``, or as
-    many as ``first`` says. With ``swap`` the two parts change roles: the second conditions the first. ``cond`` stands
-    for the condition's ``network_inputs``, ``(B, Cc, H, W)`` on the grid of ``x``. The conditioner maps ``(B, C1 + Cc,
-    H, W)`` to ``(B, 2 * (C - C1), H, W)``, or to half as many channels for the scaling "none".
+    With ``x = [x1, x2]`` and ``shift, scale = shift_scale(conditioner([x1, cond]))``: forward: ``z = [x1, (x2 + shift)
+    * scale]``; logdet: ``sum log scale``; inverse: ``x2 = z2 / scale - shift``. ``x1`` has C1 channels: ``first``, or,
+    for 0, ``C // 2``. With ``swap`` the two parts change roles: the second conditions the first. ``cond`` stands for
+    the condition's ``network_inputs``, ``(B, Cc, H, W)`` on the grid of ``x``. The conditioner maps ``(B, C1 + Cc, H,
+    W)`` to ``(B, 2 * (C - C1), H, W)``, or to half as many channels for the scaling "none".
 
     Source: Dinh et al., "Real NVP", section 3.2, in Glow's parametrization; with a condition, SRFlow section 3.3
     ("conditional affine coupling"). Additive: Dinh et al., "NICE", section 3.2.
@@ -49,9 +49,9 @@ class Coupling(Transform):
         return z, log_scale.flatten(1).sum(1)
 
     def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
-        z1, z2 = self._halves(z)
-        shift, scale, _ = self._affine(z1, cond)
-        return self._join(z1, z2 / scale - shift)
+        z1, z2 = split_channels(z, self.first, self.swap)
+        shift, scale, _ = self._shift_scale(z1, cond)
+        return join_channels(z1, z2 / scale - shift, self.swap)
 
     def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         z, log_scale = self._couple(x, cond)
@@ -59,34 +59,74 @@ class Coupling(Transform):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: LevelCondition | None = None) -> Tensor:
-        initialize_network(self.conditioner, append_condition(self._halves(x)[0], cond))
+        x1, _ = split_channels(x, self.first, self.swap)
+        _initialize_network(self.conditioner, concatenate([x1, *_network_inputs(cond, x1)]))
         return self.forward(x, cond)[0]
 
     def _couple(self, x: Tensor, cond: LevelCondition | None) -> tuple[Tensor, Tensor]:
-        x1, x2 = self._halves(x)
-        shift, scale, log_scale = self._affine(x1, cond)
-        return self._join(x1, (x2 + shift) * scale), log_scale
+        x1, x2 = split_channels(x, self.first, self.swap)
+        shift, scale, log_scale = self._shift_scale(x1, cond)
+        return join_channels(x1, (x2 + shift) * scale, self.swap), log_scale
 
-    def _affine(self, x1: Tensor, cond: LevelCondition | None) -> tuple[Tensor, Tensor, Tensor]:
-        return affine(self.conditioner(append_condition(x1, cond)), self.eps, like=x1, scaling=self.scaling)
+    def _shift_scale(self, x1: Tensor, cond: LevelCondition | None) -> tuple[Tensor, Tensor, Tensor]:
+        raw = self.conditioner(concatenate([x1, *_network_inputs(cond, x1)]))
+        return shift_scale(raw, self.eps, like=x1, scaling=self.scaling)
 
-    def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        first, second = halves(x, self.first)
-        return (second, first) if self.swap else (first, second)
 
-    def _join(self, x1: Tensor, x2: Tensor) -> Tensor:
-        return torch.cat([x2, x1] if self.swap else [x1, x2], dim=1)
+class Injector(Transform):
+    """Shift and scale all channels by what a conditioner computes from the condition alone.
+
+    With ``shift, scale = shift_scale(conditioner(cond))``: forward: ``z = (x + shift) * scale``; logdet: ``sum log
+    scale``; inverse: ``x = z / scale - shift``. ``cond`` is as in ``Coupling``. With the scaling "exp" it is a learned
+    Gaussian prior given the condition: mean ``-shift``, standard deviation ``1 / scale``.
+
+    Source: Lugmayr et al., "SRFlow", section 3.3 ("affine injector"); with "exp", the conditional prior of Winkler et
+    al., "Learning Likelihoods with Conditional Normalizing Flows" (2019), section 3.1.
+    """
+
+    def __init__(self, conditioner: nn.Module, *, eps: float = 0.0, scaling: Scaling = "sigmoid") -> None:
+        super().__init__()
+        self.conditioner, self.eps = conditioner, eps
+        self.scaling: Scaling = scaling
+
+    def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
+        shift, scale, log_scale = self._shift_scale(x, cond)
+        return (x + shift) * scale, log_scale.flatten(1).sum(1)
+
+    def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
+        shift, scale, _ = self._shift_scale(z, cond)
+        return z / scale - shift
+
+    def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
+        shift, scale, log_scale = self._shift_scale(x, cond)
+        return (x + shift) * scale, log_scale.sum(1)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, cond: LevelCondition | None = None) -> Tensor:
+        _initialize_network(self.conditioner, self._input(x, cond))
+        return self.forward(x, cond)[0]
+
+    def _shift_scale(self, x: Tensor, cond: LevelCondition | None) -> tuple[Tensor, Tensor, Tensor]:
+        return shift_scale(self.conditioner(self._input(x, cond)), self.eps, like=x, scaling=self.scaling)
+
+    def _input(self, x: Tensor, cond: LevelCondition | None) -> Tensor:
+        inputs = _network_inputs(cond, x)
+        if not inputs:
+            raise ConditionError(
+                f"An injector needs a condition of {x.shape[0]} items on a {x.shape[2]}x{x.shape[3]} grid; got none. "
+                "Pass flow.encode_condition(source) of a source of the matching size and batch."
+            )
+        return concatenate(inputs)
 
 
 class CheckerboardCoupling(Transform):
-    """Shift and scale every second pixel by what a conditioner computes from the others.
+    """Shift and scale every second pixel, those where ``(row + column) % 2 == parity``, as the others say.
 
-    With the mask ``b`` (1 where ``(row + column) % 2 != parity``) and ``shift, log_scale = conditioner(b * x)``, on
-    even and odd channels: forward: ``z = b * x + (1 - b) * (x + shift) * exp(log_scale)``; logdet: ``sum (1 - b) *
-    log_scale``; inverse: ``x = b * z + (1 - b) * (z * exp(-log_scale) - shift)``. With ``mask_channel`` the conditioner
-    also sees b.
+    With the mask ``b``, 1 for the others, and ``shift, log_scale = conditioner(b * x)``, on even and odd channels:
+    forward: ``z = b * x + (1 - b) * (x + shift) * exp(log_scale)``; logdet: ``sum (1 - b) * log_scale``; inverse: ``x
+    = b * z + (1 - b) * (z * exp(-log_scale) - shift)``. With ``mask_channel`` the conditioner also sees b.
 
-    Source: Dinh et al., "Real NVP", section 3.4, with the order of operations of its program: (x + t) * exp(s).
+    Source: Dinh et al., "Real NVP", section 3.4, with the order of operations of its implementation: (x + t) * exp(s).
     """
 
     def __init__(self, conditioner: nn.Module, *, parity: int, mask_channel: bool = False) -> None:
@@ -94,25 +134,25 @@ class CheckerboardCoupling(Transform):
         self.conditioner, self.parity, self.mask_channel = conditioner, parity, mask_channel
 
     def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
-        mask, shift, log_scale = self._affine(z)
+        mask, shift, log_scale = self._mask_shift_log_scale(z)
         return torch.where(mask, z, z * torch.exp(-log_scale) - shift)
 
     def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
-        mask, shift, log_scale = self._affine(x)
+        mask, shift, log_scale = self._mask_shift_log_scale(x)
         z = torch.where(mask, x, (x + shift) * torch.exp(log_scale))
         return z, torch.where(mask, 0, log_scale).sum(1)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: LevelCondition | None = None) -> Tensor:
-        initialize_network(self.conditioner, self._input(x)[0])
+        _initialize_network(self.conditioner, self._masked(x)[0])
         return self.forward(x, cond)[0]
 
-    def _affine(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        masked, mask = self._input(x)
-        shift, _, log_scale = affine(self.conditioner(masked), 0, like=x, scaling="exp")
+    def _mask_shift_log_scale(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        masked, mask = self._masked(x)
+        shift, _, log_scale = shift_scale(self.conditioner(masked), 0, like=x, scaling="exp")
         return mask, shift, log_scale
 
-    def _input(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _masked(self, x: Tensor) -> tuple[Tensor, Tensor]:
         rows, columns = (torch.arange(side, device=x.device) for side in x.shape[2:])
         mask = ((rows[:, None] + columns) % 2 != self.parity)[None, None]  # (1, 1, H, W)
         masked = torch.where(mask, x, 0)
@@ -124,11 +164,11 @@ class CheckerboardCoupling(Transform):
 class ConditionOnChannels(Transform):
     """Leave the first channels unchanged and transform the others, with the first as part of the condition.
 
-    With ``x = [kept, rest]``: forward: ``z = [kept, f(rest; [kept, cond])]``; logdet: that of f; inverse: f's. With
-    standard-normal latents, f is then a density ``p(rest | kept, cond)``. f finds them in the condition's
+    With ``x = [x1, x2]``, x1 of ``kept`` channels: forward: ``z = [x1, f(x2; [x1, cond])]``; logdet: that of f;
+    inverse: f's. With standard-normal latents, f is then a density ``p(x2 | x1, cond)``. f finds x1 in the condition's
     ``flow_channels``.
 
-    Source: Yu et al., "Wavelet Flow" (2020), section 3, where ``kept`` is the coarse image and ``rest`` its details.
+    Source: Yu et al., "Wavelet Flow" (2020), section 3, where x1 is the coarse image and x2 its details.
     """
 
     def __init__(self, kept: int, transform: Transform) -> None:
@@ -136,50 +176,49 @@ class ConditionOnChannels(Transform):
         self.kept, self.transform = kept, transform
 
     def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
-        kept, rest = x.tensor_split([self.kept], dim=1)
-        z, logdet = self.transform(rest, _conditioned_on(kept, cond))
-        return torch.cat([kept, z], dim=1), logdet
+        x1, x2 = split_channels(x, self.kept)
+        z2, logdet = self.transform(x2, self._add_channels(cond, x1))
+        return torch.cat([x1, z2], dim=1), logdet
 
     def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
-        kept, rest = z.tensor_split([self.kept], dim=1)
-        return torch.cat([kept, self.transform.inverse(rest, _conditioned_on(kept, cond))], dim=1)
+        x1, z2 = split_channels(z, self.kept)
+        return torch.cat([x1, self.transform.inverse(z2, self._add_channels(cond, x1))], dim=1)
 
     def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
-        kept, rest = x.tensor_split([self.kept], dim=1)
-        z, logdet = self.transform.by_position(rest, _conditioned_on(kept, cond))
-        return torch.cat([kept, z], dim=1), logdet
+        x1, x2 = split_channels(x, self.kept)
+        z2, logdet = self.transform.by_position(x2, self._add_channels(cond, x1))
+        return torch.cat([x1, z2], dim=1), logdet
 
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: LevelCondition | None = None) -> Tensor:
-        kept, rest = x.tensor_split([self.kept], dim=1)
-        return torch.cat([kept, self.transform.initialize(rest, _conditioned_on(kept, cond))], dim=1)
+        x1, x2 = split_channels(x, self.kept)
+        return torch.cat([x1, self.transform.initialize(x2, self._add_channels(cond, x1))], dim=1)
+
+    def _add_channels(self, cond: LevelCondition | None, x1: Tensor) -> LevelCondition:
+        cond = cond or LevelCondition()
+        outer = [] if cond.flow_channels is None else [cond.flow_channels]
+        return replace(cond, flow_channels=concatenate([x1, *outer]))
 
 
-def _conditioned_on(kept: Tensor, cond: LevelCondition | None) -> LevelCondition:
-    cond = cond or LevelCondition()
-    return replace(cond, flow_channels=kept if cond.flow_channels is None else torch.cat([kept, cond.flow_channels], 1))
-
-
-def halves(x: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
-    """Split the channels of ``(B, C, H, W)`` after the first so many, or after ``C // 2`` for 0."""
+def split_channels(x: Tensor, first: int = 0, swap: bool = False) -> tuple[Tensor, Tensor]:
+    """Split channels after the ``first``, or for 0 after ``C // 2``; ``swap`` swaps the two parts."""
     first = first or x.shape[1] // 2
-    return x[:, :first], x[:, first:]
+    return (x[:, first:], x[:, :first]) if swap else (x[:, :first], x[:, first:])
 
 
-def append_condition(x: Tensor, cond: LevelCondition | None) -> Tensor:
-    """Append the condition's channels to those of ``x``; ConditionError if the grids or batch sizes differ."""
-    inputs = [] if cond is None else cond.network_inputs()
-    for t in inputs:
-        if t.shape[0] != x.shape[0] or t.shape[2:] != x.shape[2:]:
-            raise ConditionError(
-                f"Expected a condition of {x.shape[0]} items on a {x.shape[2]}x{x.shape[3]} grid; got {t.shape[0]} "
-                f"items on a {t.shape[2]}x{t.shape[3]} grid. Encode the condition from an image of the matching size "
-                "and batch."
-            )
-    return torch.cat([x, *inputs], dim=1) if inputs else x
+def join_channels(x1: Tensor, x2: Tensor, swap: bool) -> Tensor:
+    """Undo ``split_channels``."""
+    return torch.cat([x2, x1] if swap else [x1, x2], dim=1)
 
 
-def affine(raw: Tensor, eps: float, *, like: Tensor, scaling: Scaling = "sigmoid") -> tuple[Tensor, Tensor, Tensor]:
+def concatenate(tensors: list[Tensor]) -> Tensor:
+    """Concatenate channels, without a copy if there is only one tensor."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=1)
+
+
+def shift_scale(
+    raw: Tensor, eps: float, *, like: Tensor, scaling: Scaling = "sigmoid"
+) -> tuple[Tensor, Tensor, Tensor]:
     """Convert a conditioner's output to shift, scale and log scale in the precision of ``like``, ``(B, C, H, W)`` each.
 
     Even channels are the shift, odd channels the raw scale r:
@@ -201,7 +240,7 @@ def affine(raw: Tensor, eps: float, *, like: Tensor, scaling: Scaling = "sigmoid
 
 
 def scale_of(r: Tensor, eps: float, scaling: Scaling) -> Tensor:
-    """Convert raw scales to scales; for "sigmoid", ``SIGMOID_OFFSET`` is already added, and "none" has none."""
+    """Convert raw scales to scales, unless the scaling is "none"; for "sigmoid", r includes ``SIGMOID_OFFSET``."""
     if scaling == "sigmoid":
         return torch.sigmoid(r) + eps
     return log_scale_of(r, eps, scaling).exp()
@@ -212,14 +251,27 @@ def log_scale_of(r: Tensor, eps: float, scaling: Scaling) -> Tensor:
     if scaling == "exp":
         return r
     if scaling == "atan":
-        return ATAN_LIMIT * 0.636 * torch.atan(r)
+        return ATAN_SCALE * 0.636 * torch.atan(r)
     if scaling == "narrow":
-        return NARROW * torch.atan(2 * r)
-    log_scale = F.logsigmoid(r)
-    return log_scale if eps == 0 else torch.logaddexp(log_scale, r.new_full((), math.log(eps)))
+        return NARROW_SCALE * torch.atan(2 * r)
+    log_sigmoid = F.logsigmoid(r)
+    return log_sigmoid if eps == 0 else torch.logaddexp(log_sigmoid, r.new_full((), math.log(eps)))
 
 
-def initialize_network(network: nn.Module, x: Tensor) -> None:
+def _network_inputs(cond: LevelCondition | None, x: Tensor) -> list[Tensor]:
+    """List what the condition adds to a network's input; ConditionError unless it fits the batch and grid of ``x``."""
+    inputs = [] if cond is None else cond.network_inputs()
+    for t in inputs:
+        if t.shape[0] != x.shape[0] or t.shape[2:] != x.shape[2:]:
+            raise ConditionError(
+                f"Expected a condition of {x.shape[0]} items on a {x.shape[2]}x{x.shape[3]} grid; got {t.shape[0]} "
+                f"items on a {t.shape[2]}x{t.shape[3]} grid. Encode the condition from an image of the matching size "
+                "and batch."
+            )
+    return inputs
+
+
+def _initialize_network(network: nn.Module, x: Tensor) -> None:
     """Let a network set its data-dependent parameters from its first input, if it has a method ``initialize(x)``."""
     initialize: Any = getattr(network, "initialize", None)
     if initialize is not None:

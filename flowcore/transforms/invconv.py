@@ -18,11 +18,11 @@ class InvertibleConv(Transform):
     """Multiply the channels of every pixel by one matrix.
 
     With the matrix ``M``: forward: ``z = M x`` per pixel; logdet: ``H * W * log|det M|``; inverse: ``x = M^-1 z``;
-    M^-1 and det M in float64. With ``lu=True``, ``M = P (L + I) (U + diag(sign * exp(log_diagonal)))``: P a fixed
-    permutation, L strictly lower and U strictly upper triangular, so that ``log|det M| = sum(log_diagonal)``.
+    both in float64. With ``lu=True``, ``M = P (L + I) (U + diag(sign * exp(log_diagonal)))``: P a fixed permutation, L
+    strictly lower and U strictly upper triangular, so that ``log|det M| = sum(log_diagonal)``.
 
-    Source: Kingma & Dhariwal, "Glow", section 3.2. ``start`` goes beyond it: with "principal", ``initialize`` sets M to
-    the principal axes of its batch (largest variance first); "reverse" starts as the reversal of the channels.
+    Source: Kingma & Dhariwal, "Glow", section 3.2. Two starts are ours: with "principal", ``initialize`` sets M
+    to the principal axes of its batch (largest variance first); "reverse" starts as the reversal of the channels.
     """
 
     uniform_logdet = True
@@ -53,10 +53,7 @@ class InvertibleConv(Transform):
 
     def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         matrix = self.matrix()
-        if self.lu:
-            log_det = self.log_diagonal.sum()
-        else:
-            log_det = torch.linalg.slogdet(float64(matrix))[1].to(device=x.device, dtype=x.dtype)
+        log_det = self.log_diagonal.sum() if self.lu else torch.linalg.slogdet(float64(matrix))[1].to(x)
         return _mix(x, matrix), (x.shape[-2] * x.shape[-1] * log_det).expand(x.shape[0])
 
     def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
@@ -90,8 +87,8 @@ class Permutation(Transform):
     def __init__(self, order: Tensor) -> None:
         """Fix the order: ``(C,)`` whole numbers, each of 0 to C - 1 once; FlowError otherwise."""
         super().__init__()
-        on_meta = order.device.type == "meta"  # no values to check
-        if order.ndim != 1 or not (on_meta or torch.equal(order.sort()[0], torch.arange(len(order)))):
+        # on the meta device there are no values to check
+        if order.ndim != 1 or not (order.is_meta or torch.equal(order.sort()[0], torch.arange(len(order)))):
             raise FlowError(f"A permutation lists each of 0 to C - 1 once; got {order.tolist()}.")
         self.register_buffer("order", order.long())
 

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..device import float64, no_autocast
-from .fixed_point import fixed_point
+from .estimated import Estimated, fixed_point, require_exact
 from .level_condition import LevelCondition
-from .probes import Estimated, require_exact
 
 Solver = Literal["rk4", "rk4_38", "midpoint", "euler"]
 
@@ -34,7 +33,7 @@ TABLEAUS: dict[Solver, Tableau] = {
 
 
 class Stage(NamedTuple):
-    """One evaluation of the velocity in a step: the time, the velocity, and the slopes of its derivative."""
+    """One evaluation of the velocity in a step: the time, the velocity, and what its derivative needs (or nothing)."""
 
     t: Tensor
     k: Tensor
@@ -48,10 +47,13 @@ class ODE(Estimated):
     y)``, h = T / steps, of a Runge-Kutta rule. Inverse: of every step, the last first, ``y = y' - h phi(t, y)`` as a
     fixed point, which gives the same numbers to rounding; integrating backward would differ by the error of the rule.
 
-    Logdet by "trace": ``integral of tr(df/dy) dt``, by the same rule: that of the ODE, from which that of the steps
-    differs by the rule's error. With a probe e in place of the trace the unbiased estimate ``e^T (df/dy) e``, one e for
-    the whole way; without, the sum over all D directions, for small images. Logdet by "exact", for small images: ``sum
-    over steps of log|det(I + h dphi/dy)|``, which is that of the numbers that forward returns.
+    Logdet, by ``how``:
+
+    - "trace" with a probe e: ``integral of e^T (df/dy) e dt``, by the same rule, one e for all steps: an unbiased
+      estimate of the next;
+    - "trace" without probe, for small images: ``integral of tr(df/dy) dt``, the logdet of the ODE, from which that of
+      the steps differs by the rule's error;
+    - "exact", for small images: ``sum over steps of log|det(I + h dphi/dy)|``, that of what forward returns.
 
     Source: Chen et al., "Neural ordinary differential equations" (2018); Grathwohl et al., "FFJORD" (2019), which adapt
     the steps.
@@ -118,27 +120,30 @@ class ODE(Estimated):
 
     def step_back(self, z: Tensor, number: int) -> Tensor:
         """Undo step ``number``, from 0."""
-        start = z - self._increment(self._stages(z, number + 1, -1))
+        start = z - self._increment(self._stages(z, number + 1, -1))  # an explicit step backward
         advice = f"Give it more than {self.steps} steps."
         return fixed_point(lambda y: z - self._increment(self._stages(y, number, 1)), start, advice)
 
     # --- one step of the rule
 
+    @property
+    def _h(self) -> Tensor:
+        return self.sqrt_end_time.square() / self.steps
+
     def _stages(self, y: Tensor, number: int, direction: int, *, slopes: bool = False) -> list[Stage]:
         """Evaluate the velocity at all stages of step ``number``, from its start, forward or backward."""
-        h = self.sqrt_end_time.square() / self.steps
-        tableau = TABLEAUS[self.solver]
+        h, tableau = self._h, TABLEAUS[self.solver]
         stages: list[Stage] = []
         for node, row in zip(tableau.nodes, tableau.rows, strict=True):
             at = y
-            for factor, earlier in zip(row, stages, strict=False):
+            for factor, earlier in zip(row, stages, strict=True):
                 at = at + direction * factor * h * earlier.k if factor else at
             t = (number + direction * node) * h
             stages.append(Stage(t, *self.field.linearized(t, at)) if slopes else Stage(t, self.field(t, at), []))
         return stages
 
     def _weights(self) -> list[Tensor]:
-        h = self.sqrt_end_time.square() / self.steps
+        h = self._h
         return [weight * h for weight in TABLEAUS[self.solver].weights]
 
     def _increment(self, stages: Sequence[Stage]) -> Tensor:
@@ -149,32 +154,30 @@ class ODE(Estimated):
 
     def _exact_logdet(self, y: Tensor, stages: Sequence[Stage]) -> Tensor:
         """Without a probe: the trace integral, or log|det| of the step's Jacobian; (B, H, W)."""
-        batch, *shape = y.shape
         identity = torch.eye(y[0].numel(), dtype=y.dtype, device=y.device)
-        columns: list[Tensor] = []  # of the Jacobian minus the identity, transposed: its determinant is the same
         chunk = max(1, CHUNK // max(s.numel() for s in (y, *stages[0].slopes)))
-        logdet = y.new_zeros(batch, *shape[1:])
-        for unit in identity.split(chunk):
-            v = unit.reshape(1, -1, *shape).expand(batch, -1, -1, -1, -1)
-            if self.how == "exact":
-                columns.append(self._step_derivative(stages, v).flatten(2))
-                continue
+        directions = [
+            part.reshape(1, -1, *y.shape[1:]).expand(len(y), -1, -1, -1, -1) for part in identity.split(chunk)
+        ]
+        logdet = y.new_zeros(y.shape[0], *y.shape[2:])
+        if self.how == "exact":
+            # the Jacobian minus the identity, transposed: its determinant is the same
+            rows = torch.cat([self._step_derivative(stages, v).flatten(2) for v in directions], 1)
+            total = torch.linalg.slogdet(float64(rows + identity))[1].to(y)
+            return logdet + (total / logdet[0].numel())[:, None, None]
+        for v in directions:
             for weight, stage in zip(self._weights(), stages, strict=True):
                 derivative = self.field.derivative(stage.t, stage.slopes, v)
                 logdet = logdet + weight * (v * derivative).sum((1, 2))
-        if self.how == "exact":
-            total = torch.linalg.slogdet(float64(torch.cat(columns, 1) + identity))[1].to(y)
-            logdet = logdet + (total / logdet[0].numel())[:, None, None]
         return logdet
 
     def _step_derivative(self, stages: Sequence[Stage], v: Tensor) -> Tensor:
         """The derivative of h phi along directions v, (B, K, C, H, W)."""
-        h = self.sqrt_end_time.square() / self.steps
-        tableau = TABLEAUS[self.solver]
+        h = self._h
         rates: list[Tensor] = []
-        for row, stage in zip(tableau.rows, stages, strict=True):
+        for row, stage in zip(TABLEAUS[self.solver].rows, stages, strict=True):
             at = v
-            for factor, rate in zip(row, rates, strict=False):
+            for factor, rate in zip(row, rates, strict=True):
                 at = at + factor * h * rate if factor else at
             rates.append(self.field.derivative(stage.t, stage.slopes, at))
         return torch.stack([w * r for w, r in zip(self._weights(), rates, strict=True)]).sum(0)

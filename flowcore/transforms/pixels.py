@@ -31,7 +31,7 @@ class PixelMap(Transform):
 
 
 class Logit(Transform):
-    """Map the unit interval to the whole line, so that no density is lost beyond black and white.
+    """Map the unit interval to the whole line, so that no density falls outside [0, 1].
 
     With ``p = alpha + (1 - 2 alpha) x``, alpha in (0, 0.5): forward: ``z = log p - log(1 - p)``;
     logdet: ``sum log(1 - 2 alpha) - log p - log(1 - p)``; inverse: ``x = (sigmoid(z) - alpha) / (1 - 2 alpha)``. Data

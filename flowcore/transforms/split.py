@@ -1,25 +1,26 @@
-"""Split, Whiten, Center, Variances: how some channels of a level, or all of the last, become latents."""
+"""Channels that become latents: Split, in the middle of a flow; Whiten, Center and Variances, at its end."""
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ConditionError
+from .coupling import split_channels
 from .level_condition import LevelCondition
 from .transform import Transform
 
-SMALLEST = 1e-12  # variance; a step of training may make one negative
+MIN_VARIANCE = 1e-12  # an optimizer step may make a variance negative
 
 
 class Split(Transform[tuple[Tensor, Tensor]]):
     """Factor out the second part of the channels, whitened by a prior that the first part predicts.
 
-    With ``x = [kept, rest]`` and ``mean, log_std = conditioner(kept)`` (even and odd channels): forward: ``latent =
-    (rest - mean) * exp(-log_std)``; logdet: ``-sum log_std``; inverse: ``rest = mean + exp(log_std) * latent``. Without
-    a conditioner, mean and log_std are zero; a ``labeled`` one also sees the labels, ``(B, classes)``. The
-    latent side is the pair ``(kept, latent)``, ``(B, K, H, W)`` and ``(B, C - K, H, W)``; K is half of the channels,
-    rounded down, unless ``kept`` says otherwise.
+    With ``x = [x1, x2]`` and ``mean, log_std = conditioner(x1)`` (even and odd channels): forward: ``latent = (x2 -
+    mean) * exp(-log_std)``; logdet: ``-sum log_std``; inverse: ``x2 = mean + exp(log_std) * latent``. Without a
+    conditioner, mean and log_std are zero; a ``labeled`` one also sees the labels, ``(B, classes)``. The latent side is
+    the pair ``(x1, latent)``, ``(B, K, H, W)`` and ``(B, C - K, H, W)``; K is ``kept``, or half of the channels,
+    rounded down.
 
-    Source: Dinh et al., "Real NVP", section 3.6; the learned prior of Kingma & Dhariwal's program for Glow.
+    Source: Dinh et al., "Real NVP", section 3.6; the learned prior of the reference implementation of Glow.
     """
 
     def __init__(self, conditioner: nn.Module | None, *, labeled: bool = False, kept: int | None = None) -> None:
@@ -31,29 +32,29 @@ class Split(Transform[tuple[Tensor, Tensor]]):
         return channels // 2 if self.kept is None else self.kept
 
     def inverse(self, z: tuple[Tensor, Tensor], cond: LevelCondition | None = None) -> Tensor:
-        kept, latent = z
+        x1, latent = z
         if self.conditioner is None:
-            return torch.cat([kept, latent], dim=1)
-        mean, log_std = _prior(self.conditioner, kept, cond.labels if self.labeled and cond else None)
-        return torch.cat([kept, mean + torch.exp(log_std) * latent], dim=1)
+            return torch.cat([x1, latent], dim=1)
+        mean, log_std = _mean_log_std(self.conditioner, x1, cond.labels if self.labeled and cond else None)
+        return torch.cat([x1, mean + torch.exp(log_std) * latent], dim=1)
 
     def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        kept, rest = x.tensor_split([self.kept_channels(x.shape[1])], dim=1)
+        x1, x2 = split_channels(x, self.kept_channels(x.shape[1]))
         if self.conditioner is None:
-            return (kept, rest), x.new_zeros(x.shape[0], *x.shape[2:])
-        mean, log_std = _prior(self.conditioner, kept, cond.labels if self.labeled and cond else None)
-        logdet = -log_std.sum(1).expand(x.shape[0], -1, -1)  # the prior may be one for the whole batch
-        return (kept, (rest - mean) * torch.exp(-log_std)), logdet
+            return (x1, x2), x.new_zeros(x.shape[0], *x.shape[2:])
+        mean, log_std = _mean_log_std(self.conditioner, x1, cond.labels if self.labeled and cond else None)
+        logdet = -log_std.sum(1).expand(x.shape[0], -1, -1)  # the prior may have a batch of 1
+        return (x1, (x2 - mean) * torch.exp(-log_std)), logdet
 
 
 class Whiten(Transform):
     """Turn the last output of a flow into standard-normal latents, by a prior that sees at most labels or anchor.
 
     With ``mean, log_std = prior(x, labels)``, on even and odd channels: forward: ``z = (x - mean) * exp(-log_std)``;
-    logdet: ``-sum log_std``; inverse: ``x = mean + exp(log_std) * z``. Of ``x`` the prior may read the shape only.
-    In place of labels, ``(B, classes)``, it gets the anchor if the condition has one, and nothing if it has neither.
+    logdet: ``-sum log_std``; inverse: ``x = mean + exp(log_std) * z``. Of ``x`` the prior may read the shape only. In
+    place of labels, ``(B, classes)``, it gets the anchor if the condition has one, and nothing if it has neither.
 
-    Source: the learned and class-conditional top prior of Kingma & Dhariwal's program for Glow.
+    Source: the learned and class-conditional top prior of the reference implementation of Glow.
     """
 
     def __init__(self, prior: nn.Module) -> None:
@@ -61,15 +62,15 @@ class Whiten(Transform):
         self.prior = prior
 
     def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
-        mean, log_std = _prior(self.prior, x, _labels_or_anchor(cond))
+        mean, log_std = _mean_log_std(self.prior, x, _labels_or_anchor(cond))
         return (x - mean) * torch.exp(-log_std), -log_std.flatten(1).sum(1).expand(x.shape[0])
 
     def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
-        mean, log_std = _prior(self.prior, z, _labels_or_anchor(cond))
+        mean, log_std = _mean_log_std(self.prior, z, _labels_or_anchor(cond))
         return mean + torch.exp(log_std) * z
 
     def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
-        mean, log_std = _prior(self.prior, x, _labels_or_anchor(cond))
+        mean, log_std = _mean_log_std(self.prior, x, _labels_or_anchor(cond))
         return (x - mean) * torch.exp(-log_std), -log_std.sum(1).expand(x.shape[0], -1, -1)
 
 
@@ -99,15 +100,15 @@ class Variances(Transform):
         self.var = nn.Parameter(torch.ones(channels, height, width))
 
     def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
-        var = self.var.clamp(min=SMALLEST)
+        var = self.var.clamp(min=MIN_VARIANCE)
         return x / var.sqrt(), (-0.5 * var.log()).sum(0).expand(len(x), -1, -1)
 
     def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
-        return z * self.var.clamp(min=SMALLEST).sqrt()
+        return z * self.var.clamp(min=MIN_VARIANCE).sqrt()
 
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: LevelCondition | None = None) -> Tensor:
-        self.var.copy_(x.square().mean((0, 2, 3)).clamp(min=SMALLEST)[:, None, None].expand_as(self.var))
+        self.var.copy_(x.square().mean((0, 2, 3)).clamp(min=MIN_VARIANCE)[:, None, None].expand_as(self.var))
         return self.encode(x)
 
 
@@ -123,9 +124,11 @@ def _anchor(x: Tensor, cond: LevelCondition | None) -> Tensor:
 
 
 def _labels_or_anchor(cond: LevelCondition | None) -> Tensor | None:
-    return None if cond is None else cond.labels if cond.anchor is None else cond.anchor
+    if cond is None:
+        return None
+    return cond.labels if cond.anchor is None else cond.anchor
 
 
-def _prior(network: nn.Module, x: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
-    raw = (network(x) if seen is None else network(x, seen)).to(x.dtype)
+def _mean_log_std(network: nn.Module, x: Tensor, prior_input: Tensor | None) -> tuple[Tensor, Tensor]:
+    raw = (network(x) if prior_input is None else network(x, prior_input)).to(x.dtype)
     return raw[:, 0::2], raw[:, 1::2]

@@ -42,21 +42,21 @@ class OrderedSqueeze(Squeeze):
     Forward: group g of ``z`` is ``x[:, :, 2i + dy, 2j + dx]`` with (dy, dx) = (0, 0), (1, 1), (0, 1), (1, 0) for
     g = 0 to 3; logdet: 0. The first half, which Real NVP does not factor out, is then a checkerboard of the image.
 
-    Source: Dinh et al., "Real NVP", section 3.6 and its program.
+    Source: Dinh et al., "Real NVP", section 3.6 and its reference implementation.
     """
 
     def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         require_blocks(x, 2, "Squeeze")
-        groups = [x[:, :, dy::2, dx::2] for dy, dx in ((0, 0), (1, 1), (0, 1), (1, 0))]
-        return torch.cat(groups, dim=1), x.new_zeros(x.shape[0])
+        blocks = F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4))  # (B, C, 4, H/2, W/2)
+        return blocks[:, :, [0, 3, 1, 2]].transpose(1, 2).flatten(1, 2), x.new_zeros(x.shape[0])
 
     def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
-        first, diagonal, right, below = z.chunk(4, dim=1)
-        return F.pixel_shuffle(torch.stack([first, right, below, diagonal], dim=2).flatten(1, 2), 2)
+        groups = z.unflatten(1, (4, -1))  # (B, 4, C, H/2, W/2)
+        return F.pixel_shuffle(groups[:, [0, 2, 3, 1]].transpose(1, 2).flatten(1, 2), 2)
 
 
 class Unsqueeze(Transform):
-    """Undo a ``Squeeze`` in the middle of a flow: its forward is ``Squeeze.inverse``; logdet: 0."""
+    """Undo a ``Squeeze`` in the middle of a flow: forward is ``Squeeze.inverse``; logdet: 0."""
 
     uniform_logdet = True
 
@@ -95,7 +95,7 @@ class Flatten(Transform):
 
 
 class Unflatten(Flatten):
-    """Undo a ``Flatten`` in the middle of a flow: its forward is ``Flatten.inverse``; logdet: 0."""
+    """Undo a ``Flatten`` in the middle of a flow: forward is ``Flatten.inverse``; logdet: 0."""
 
     def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         return super().inverse(x), x.new_zeros(x.shape[0])
@@ -110,10 +110,9 @@ class Unflatten(Flatten):
 class Haar(Squeeze):
     """Orthonormal Haar transform of each 2x2 block: ``(B, C, H, W)``, even sides, to ``(B, 4C, H/2, W/2)``.
 
-    With a, b above c, d the four pixels of a block, forward: the channels of ``z`` are, for all C channels of ``x``
-    each, ``(a + b + c + d) / 2``, then ``(a - b + c - d) / 2``, ``(a + b - c - d) / 2`` and ``(a - b - c + d) / 2``;
-    logdet: 0, an orthonormal matrix; inverse: the same matrix, which is symmetric. The first C channels are the image
-    at half the size, times two.
+    With a, b above c, d the four pixels of a block, forward: ``z`` stacks four bands of C channels each: ``(a + b + c +
+    d) / 2``, ``(a - b + c - d) / 2``, ``(a + b - c - d) / 2`` and ``(a - b - c + d) / 2``; logdet: 0, an orthonormal
+    matrix; inverse: the same matrix, which is symmetric. The first band is the downscaled image, multiplied by 2.
 
     Source: Yu, Derpanis, Brubaker, "Wavelet Flow: Fast Training of High Resolution Normalizing Flows" (NeurIPS 2020),
     section 3; used inside flows by Ardizzone et al. 2019.
@@ -121,20 +120,19 @@ class Haar(Squeeze):
 
     def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         require_blocks(x, 2, "Haar")
-        a, b, c, d = F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4)).unbind(2)  # each (B, C, H/2, W/2)
-        return torch.cat(_bands(a, b, c, d), dim=1), x.new_zeros(x.shape[0])
+        return torch.cat(_haar_bands(x), dim=1), x.new_zeros(x.shape[0])
 
     def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
-        blocks = torch.stack(_bands(*z.chunk(4, dim=1)), dim=2)  # (B, C, 4, H/2, W/2)
+        blocks = torch.stack(_transform_blocks(*z.chunk(4, dim=1)), dim=2)  # (B, C, 4, H/2, W/2)
         return F.pixel_shuffle(blocks.flatten(1, 2), 2)
 
 
 class InterpolatedDetails(Transform):
-    """Subtract from Haar details what interpolation of the means predicts for them.
+    """Predict Haar details by bicubic interpolation of the means, and subtract the prediction.
 
     ``x = [means, details]`` are the channels of ``Haar``. Forward: ``z = [means, details - d]``, where d are the
-    details of ``Haar(up(means / 2))``, with ``up`` bicubic; logdet: 0; inverse: add d. Where all details are 0, the
-    image is then smooth instead of made of blocks.
+    details of ``Haar(up(means / 2))``, with ``up`` bicubic; logdet: 0; inverse: add d. Where z's details are 0, the
+    image is smooth instead of blocky.
 
     Source: the prediction step of lifting schemes, Sweldens, "The Lifting Scheme" (1996), in two dimensions.
     """
@@ -151,13 +149,17 @@ class InterpolatedDetails(Transform):
 
 
 def _predicted_details(means: Tensor) -> Tensor:
-    enlarged = F.interpolate(means / 2, scale_factor=2.0, mode="bicubic")
-    return Haar()(enlarged)[0][:, means.shape[1] :]
+    return torch.cat(_haar_bands(F.interpolate(means / 2, scale_factor=2.0, mode="bicubic"))[1:], dim=1)
 
 
-def _bands(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> list[Tensor]:
-    left, right, up, down = a + c, b + d, a + b, c + d
-    return [(up + down) / 2, (left - right) / 2, (up - down) / 2, (a + d - b - c) / 2]
+def _haar_bands(x: Tensor) -> list[Tensor]:
+    return _transform_blocks(*F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4)).unbind(2))  # each (B, C, H/2, W/2)
+
+
+def _transform_blocks(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> list[Tensor]:
+    """Multiply blocks by the symmetric Haar matrix."""
+    up, down = a + b, c + d
+    return [(up + down) / 2, (a + c - (b + d)) / 2, (up - down) / 2, (a + d - b - c) / 2]
 
 
 def require_blocks(x: Tensor, factor: int, name: str) -> None:

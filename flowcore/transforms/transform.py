@@ -3,15 +3,18 @@
 The law
 -------
 ``forward(x, cond) -> (z, logdet)`` maps data to latent. ``inverse(z, cond) -> x`` maps back and returns the data only.
-``logdet`` is ``log|det dz/dx|``, in nats, summed over dimensions, shape ``(B,)``, float32 or wider; the log density of
-the latents is no part of it. Neither method changes its arguments, its module or global state. There is no ``reverse=``
-flag, and the sign of logdet is the same throughout the package.
+``logdet`` is ``log|det dz/dx|``, in nats, summed over dimensions, shape ``(B,)``, float32 or wider; it does not include
+the log density of the latents. Neither method changes its arguments, its module or global state. There is no
+``reverse=`` flag, and the sign of logdet is the same throughout the package.
+
+``cond`` is what the transform is conditioned on: a ``LevelCondition``, of which it reads the fields it needs, or None.
+``by_position`` is ``forward`` with the logdet resolved by pixel, for score maps.
 
 ``initialize(x, cond) -> z`` is the only method that sets parameters from data (actnorm's first batch). Training calls
 it once; sampling, loading and ``forward`` never do.
 
-Precision: parameters, latents, logdet and ``exp`` are float32 at least. Under ``torch.autocast`` only conditioners and
-encoders drop to bfloat16 or float16; their output is cast back before it reaches an ``exp``.
+Parameters, latents, logdets and every ``exp`` are computed in float32 or wider. Under ``torch.autocast`` only
+conditioners and encoders drop to bfloat16 or float16; their output is cast back before it reaches an ``exp``.
 """
 
 import dataclasses
@@ -49,7 +52,7 @@ class Transform(nn.Module, Generic[Latent, Cond]):
     uniform_logdet = False
 
     def forward(self, x: Tensor, cond: Cond | None = None) -> tuple[Latent, Tensor]:
-        """Map data to latent; here: ``by_position``, summed.
+        """Map data to latent; unless overridden, by ``by_position``, summed.
 
         Args:
             x: Data, ``(B, C, H, W)``.
@@ -59,8 +62,8 @@ class Transform(nn.Module, Generic[Latent, Cond]):
         Returns:
             The latent, and ``log|det dz/dx|`` in nats, ``(B,)``.
         """
-        z, amounts = self.by_position(x, cond)
-        return z, amounts.sum((1, 2))
+        z, logdet_map = self.by_position(x, cond)
+        return z, logdet_map.sum((1, 2))
 
     def inverse(self, z: Latent, cond: Cond | None = None) -> Tensor:
         """Map latent to data.
@@ -75,7 +78,7 @@ class Transform(nn.Module, Generic[Latent, Cond]):
         raise NotImplementedError
 
     def initialize(self, x: Tensor, cond: Cond | None = None) -> Latent:
-        """Set the data-dependent parameters from a first batch and its condition, and return its latent with them."""
+        """Initialize data-dependent parameters from the first batch, and return that batch's latent."""
         return self.encode(x, cond)
 
     def encode(self, x: Tensor, cond: Cond | None = None) -> Latent:
@@ -90,26 +93,28 @@ class Transform(nn.Module, Generic[Latent, Cond]):
         """Map data to latent, with the log-determinant resolved by position.
 
         Returns:
-            What ``forward`` returns first, and each position's share of its logdet, ``(B, H, W)``. Here: spread evenly,
-            which is right if ``uniform_logdet``.
+            The latent, and each position's share of the logdet, ``(B, H, W)``: unless overridden, spread evenly, which
+            is right if ``uniform_logdet``.
 
         Raises:
             NoPositionsError: If ``uniform_logdet`` is False, and the subclass does not define this method.
         """
         if not self.uniform_logdet:
             raise NoPositionsError(
-                f"{type(self).__name__} does not say which positions its log-determinant comes from, so nothing can be "
-                "mapped. Define by_position; or set uniform_logdet = True if every position contributes the same, "
+                f"{type(self).__name__} does not say which positions its log-determinant comes from, so there is no "
+                "map. Define by_position; or set uniform_logdet = True if every position contributes the same, "
                 "whatever the data and the condition."
             )
         z, logdet = self.forward(x, cond)
         return z, spread(logdet[:, None, None], x.shape[-2], x.shape[-1])
 
+    # ``nn.Module.half`` and ``bfloat16`` bypass ``to``, which raises PrecisionError
+
     def half(self) -> Self:
-        return self.to(torch.float16)  # raises PrecisionError
+        return self.to(torch.float16)
 
     def bfloat16(self) -> Self:
-        return self.to(torch.bfloat16)  # raises PrecisionError
+        return self.to(torch.bfloat16)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move or widen like ``torch.nn.Module.to``.
@@ -125,18 +130,18 @@ class Transform(nn.Module, Generic[Latent, Cond]):
 
 
 def require_channels(x: Tensor, channels: int, name: str) -> None:
-    """Raise ShapeError for data of another number of channels, which might broadcast against the parameters."""
+    """Raise ShapeError unless data are ``(B, channels, H, W)``; a wrong count might silently broadcast."""
     if x.ndim != 4 or x.shape[1] != channels:
         raise ShapeError(f"{name} takes data of shape (B, {channels}, H, W); got {tuple(x.shape)}.")
 
 
-def spread(amounts: Tensor, height: int, width: int) -> Tensor:
-    """Resample amounts ``(B, h, w)`` to a finer grid, divided evenly, or a coarser one, added up; their sum stays."""
-    if amounts.shape[-2] > height or amounts.shape[-1] > width:  # after an ``Unsqueeze``
-        blocks = amounts.unflatten(-1, (width, -1)).unflatten(-3, (height, -1))  # (B, height, rows, width, columns)
+def spread(logdet_map: Tensor, height: int, width: int) -> Tensor:
+    """Resample a map ``(B, h, w)`` to another grid, keeping its sum: divided evenly, or added up."""
+    if logdet_map.shape[-2] > height or logdet_map.shape[-1] > width:  # after an ``Unsqueeze``
+        blocks = logdet_map.unflatten(-1, (width, -1)).unflatten(-3, (height, -1))  # (B, height, rows, width, columns)
         return blocks.sum((-3, -1))
-    rows, columns = height // amounts.shape[-2], width // amounts.shape[-1]
-    return (amounts / (rows * columns)).repeat_interleave(rows, -2).repeat_interleave(columns, -1)
+    rows, columns = height // logdet_map.shape[-2], width // logdet_map.shape[-1]
+    return (logdet_map / (rows * columns)).repeat_interleave(rows, -2).repeat_interleave(columns, -1)
 
 
 class Chain(Transform):
@@ -179,8 +184,8 @@ class Chain(Transform):
         height, width = x.shape[-2:]
         total = x.new_zeros(x.shape[0], height, width)
         for part in self.parts():
-            x, amounts = part.by_position(x, cond)  # on the grid of this part's input
-            total = total + spread(amounts, height, width)
+            x, logdet_map = part.by_position(x, cond)  # on the grid of this part's input
+            total = total + spread(logdet_map, height, width)
         return x, total
 
     def initialize(self, x: Tensor, cond: LevelCondition | None = None) -> Tensor:
@@ -190,8 +195,10 @@ class Chain(Transform):
 
 
 def flat_parts(transform: Transform) -> list[Transform]:
-    """List the parts of a transform, chains inside chains taken apart, in the data-to-latent direction."""
-    return [t for p in transform.parts() for t in flat_parts(p)] if isinstance(transform, Chain) else [transform]
+    """List the parts of a transform in the data-to-latent direction, with nested chains flattened."""
+    if not isinstance(transform, Chain):
+        return [transform]
+    return [flat for part in transform.parts() for flat in flat_parts(part)]
 
 
 def map_tensors(change: Callable[[Tensor], Tensor], value: T) -> T:

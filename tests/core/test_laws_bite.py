@@ -26,7 +26,7 @@ from flowcore.transforms import (
     batch_moments,
     map_tensors,
 )
-from flowcore.transforms.coupling import affine, halves
+from flowcore.transforms.coupling import shift_scale, split_channels
 
 
 def batch(channels=4):
@@ -84,8 +84,8 @@ def turned_over():
 
 
 def subtract_before_dividing(t, z, cond):
-    z1, z2 = halves(z)
-    shift, scale, _ = affine(t.conditioner(z1), t.eps, like=z)
+    z1, z2 = split_channels(z)
+    shift, scale, _ = shift_scale(t.conditioner(z1), t.eps, like=z)
     return torch.cat([z1, (z2 - shift) / scale], dim=1)
 
 
@@ -149,9 +149,9 @@ def forward_without_gradient_of_the_bias(t, x, cond=None):
 
 
 def coupling_with_exp_in_low_precision(t, x, cond=None):
-    x1, x2 = halves(x)
+    x1, x2 = split_channels(x)
     raw = t.conditioner(x1)
-    shift, scale, log_scale = affine(raw, t.eps, like=raw)
+    shift, scale, log_scale = shift_scale(raw, t.eps, like=raw)
     return torch.cat([x1, (x2 + shift) * scale], dim=1), log_scale.flatten(1).sum(1)
 
 

@@ -12,7 +12,7 @@ from flowcore.likelihood import with_probes
 from flowcore.networks import VectorField
 from flowcore.testing import check, check_gradients, check_round_trip, check_untouched, perturbed
 from flowcore.transforms import ODE, Chain, LevelCondition, Probes, path_costs
-from flowcore.transforms.fixed_point import fixed_point
+from flowcore.transforms.estimated import fixed_point
 
 
 def field(channels=3, hidden=(4, 5), seed=1, **options):
