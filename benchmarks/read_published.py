@@ -154,7 +154,7 @@ def read_imdn(options: Namespace) -> int:
     for name, tensor in torch.load(options.weights, weights_only=True, map_location="cpu").items():
         pattern, ours = next((pattern, ours) for pattern, ours in IMDN_NAMES if re.match(pattern, name))
         state[re.sub(pattern, ours, name)] = tensor
-    network, recording = IMDN(scale=4, blocks=8, kept=16), load_file(RECORDINGS / "imdn.safetensors")
+    network, recording = IMDN(scale=4, blocks=8, distilled=16), load_file(RECORDINGS / "imdn.safetensors")
     network.load_state_dict(state)
     difference = float((network.double()(recording["lr"].double()) - recording["sr"]).abs().max())
     if not agrees(difference, IMDN_TOLERANCE):

@@ -44,8 +44,8 @@ def check(
         dead: Names of the parameters that are known to have no gradient; exactly these may have none.
         networks: Whether the transform holds networks that may run in low precision. Without, autocast must change
             nothing at all.
-        local: Whether its logdet is resolved by position, if it says where it comes from at all; False where a network
-            sees a flattened image, or the logdet is that of the whole Jacobian.
+        local: False where ``by_position`` spreads a logdet that depends on the data evenly, because a network sees a
+            flattened image, or the logdet is that of the whole Jacobian.
         strength: Standard deviation of the perturbation.
     """
     is_fit = x.ndim == 4 and x.shape[0] > 1 and x.shape[2] != x.shape[3]
@@ -79,7 +79,7 @@ def perturbed(transform: M, strength: float = 0.1) -> M:
 
 
 def check_untouched(transform: Transform[Any, Any], x: Tensor, cond: object = None) -> None:
-    """Neither direction changes its arguments, its module or global state; asking twice gives one answer."""
+    """Neither direction changes its arguments, its module or global state; the same call gives the same answer."""
     for training in (True, False):
         transform.train(training)
         cond_now = condition(transform, x, cond)
@@ -112,9 +112,9 @@ def check_round_trip(transform: Transform[Any, Any], x: Tensor, cond: object = N
     assert isinstance(back, Tensor), f"round trip: inverse returns the data only, not {type(back).__name__}"
     _close(back, x, "round trip: inverse(forward(x)) differs from x")
 
-    drawn = like(latent, seed=21)
-    again = transform.forward(transform.inverse(drawn, cond), cond)[0]
-    _close(again, drawn, "round trip: forward(inverse(z)) differs from z")
+    random_latent = like(latent, seed=21)
+    again = transform.forward(transform.inverse(random_latent, cond), cond)[0]
+    _close(again, random_latent, "round trip: forward(inverse(z)) differs from z")
 
 
 def check_by_position(transform: Transform[Any, Any], x: Tensor, cond: object = None) -> None:
@@ -174,11 +174,11 @@ def check_gradients(transform: Transform[Any, Any], x: Tensor, cond: object = No
     latent, logdet = transform.forward(data, condition(transform, x, cond))
     _assert_gradients(transform, data, (*tensors(latent), logdet), dead, "forward")
 
-    drawn = like(latent, seed=22)
-    for z in tensors(drawn):
+    random_latent = like(latent, seed=22)
+    for z in tensors(random_latent):
         z.requires_grad_()
-    inverted = transform.inverse(drawn, condition(transform, x, cond))
-    _assert_gradients(transform, tensors(drawn)[0], (inverted,), dead, "inverse")
+    inverted = transform.inverse(random_latent, condition(transform, x, cond))
+    _assert_gradients(transform, tensors(random_latent)[0], (inverted,), dead, "inverse")
 
 
 def check_precision(transform: Transform[Any, Any], x: Tensor, cond: object = None, networks: bool = True) -> None:
@@ -219,7 +219,7 @@ def jacobian_logdet(transform: Transform[Any, Any], x: Tensor, cond: object = No
 
 
 def condition(transform: Transform[Any, Any], x: Tensor, cond: object) -> Any:
-    """Make the condition: what the transform encodes itself, or the given one in the precision of the data."""
+    """Make the condition: call a function of the transform, or convert a condition to the precision of the data."""
     return cond(transform) if callable(cond) else map_tensors(lambda t: t.to(x.dtype), cond)
 
 
@@ -237,7 +237,7 @@ def like(value: Any, *, seed: int) -> Any:
 def _watched(transform: Transform[Any, Any], arguments: tuple[Any, Any], call: Callable[..., Any]) -> Any:
     before = [t.clone() for t in tensors(arguments)]
     module, state = _plain_attributes(transform), {k: v.clone() for k, v in transform.state_dict().items()}
-    drawn = _random_states()
+    random_states = _random_states()
     result = call(*arguments)
     for was, now in zip(before, tensors(arguments), strict=True):
         assert torch.equal(was, now), f"untouched: {call.__name__} changed its argument"
@@ -249,7 +249,7 @@ def _watched(transform: Transform[Any, Any], arguments: tuple[Any, Any], call: C
         assert name in module, f"untouched: {call.__name__} keeps something in the module, {name}"
         assert _same(value, module[name]), f"untouched: {call.__name__} changed the module's attribute {name}"
     for name, now in _random_states().items():
-        assert drawn[name] == now, f"untouched: {call.__name__} drew from the global random generator of {name}"
+        assert random_states[name] == now, f"untouched: {call.__name__} drew from the global random generator of {name}"
     return result
 
 

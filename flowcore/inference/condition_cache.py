@@ -1,4 +1,4 @@
-"""Caches: conditions of the latest images, so that another seed or temperature does not encode them again."""
+"""A least-recently-used cache, and one of encoded conditions: another seed does not encode its image again."""
 
 import hashlib
 import sys
@@ -66,10 +66,10 @@ class ConditionStore(RecentlyUsed[Condition]):
         """Look up, or encode and store, the condition of one image; ``source`` is as in ``plan.encode_condition``."""
         digest = hashlib.blake2b(source.detach().cpu().contiguous().numpy().tobytes(), digest_size=16).digest()
         key = (plan.identity, tuple(source.shape), digest)
-        if (found := self.get(key)) is not None:
-            return found
+        if (cached := self.get(key)) is not None:
+            return cached
         cond = plan.encode_condition(source.to(plan.device))
-        free = free_memory(str(plan.device))
+        free = free_memory(plan.device)
         budget = self.budget if free is None else min(self.budget, (free + self.nbytes) // 8)
         height, width = (side * plan.condition_scale for side in source.shape[-2:])
         if cond.nbytes + plan.prepared_bytes(height, width) <= budget:

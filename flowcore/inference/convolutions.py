@@ -188,13 +188,13 @@ def convolve_enlarged(
         return F.conv2d(x, weight, bias, padding=(beyond, 1))
     pairs = _columns(x, weight[:, :, 0::2], factor, beyond)  # (B, outputs, h + 1, f * w)
     x, beyond = (x, beyond - 1) if beyond else (x[:, :, 1:-1], 0)
-    own = _columns(x, weight[:, :, 1:2], factor, beyond)
+    center = _columns(x, weight[:, :, 1:2], factor, beyond)
     if bias is not None:
-        own += bias[:, None, None]
-    size = (*own.shape[:2], factor * (bottom - top), own.shape[-1])
-    result = torch.empty(size, dtype=own.dtype, device=own.device, memory_format=NHWC)
-    torch.add(pairs[:, :, :-1], own, out=result[:, :, 0::factor])
-    torch.add(pairs[:, :, 1:], own, out=result[:, :, factor - 1 :: factor])
+        center += bias[:, None, None]
+    size = (*center.shape[:2], factor * (bottom - top), center.shape[-1])
+    result = torch.empty(size, dtype=center.dtype, device=center.device, memory_format=NHWC)
+    torch.add(pairs[:, :, :-1], center, out=result[:, :, 0::factor])
+    torch.add(pairs[:, :, 1:], center, out=result[:, :, factor - 1 :: factor])
     if factor > 2:
         middle = _columns(x, weight.sum(2, keepdim=True), factor, beyond)
         middle = middle if bias is None else middle + bias[:, None, None]
@@ -206,11 +206,11 @@ def convolve_enlarged(
 def _columns(x: Tensor, kernel: Tensor, factor: int, beyond: int) -> Tensor:
     """The same along rows: ``(B, C, rows + k - 1, w)`` and ``(outputs, C, k, 3)`` to ``(B, outputs, rows, f * w)``."""
     pairs = F.conv2d(x, kernel[..., 0::2].contiguous(memory_format=NHWC), padding=(beyond, 1))  # w + 1 columns
-    own = F.conv2d(x, kernel[..., 1:2].contiguous(memory_format=NHWC), padding=(beyond, 0))
-    size = (*own.shape[:3], factor * x.shape[-1])
-    result = torch.empty(size, dtype=own.dtype, device=own.device, memory_format=NHWC)
-    torch.add(pairs[..., :-1], own, out=result[..., 0::factor])
-    torch.add(pairs[..., 1:], own, out=result[..., factor - 1 :: factor])
+    center = F.conv2d(x, kernel[..., 1:2].contiguous(memory_format=NHWC), padding=(beyond, 0))
+    size = (*center.shape[:3], factor * x.shape[-1])
+    result = torch.empty(size, dtype=center.dtype, device=center.device, memory_format=NHWC)
+    torch.add(pairs[..., :-1], center, out=result[..., 0::factor])
+    torch.add(pairs[..., 1:], center, out=result[..., factor - 1 :: factor])
     if factor > 2:
         kernel = kernel.sum(-1, keepdim=True).contiguous(memory_format=NHWC)
         middle = F.conv2d(x, kernel, padding=(beyond, 0))

@@ -11,8 +11,7 @@ from ..device import no_autocast
 from ..images.resize import enlarge
 from ..networks import CompactUpscaler, HierarchicalExtractor, IMDNEncoder, LowLightEncoder, RRDBEncoder
 from ..networks.imdn import DistillationBlock
-from ..networks.lr_encoder import doublings, grids_wanted, sources_by_grid
-from ..networks.rrdb import DenseBlock
+from ..networks.rrdb import DenseBlock, doublings, grids_wanted, sources_by_grid
 from ..transforms import MultiScaleFeatures
 from .convolutions import NHWC, ConditionConv, Conv, StreamedConv, rows_of, weights_of
 from .strips import Rows, StripBudget, canvas, report, strips
@@ -45,7 +44,7 @@ class FoldedEncoder(nn.Module):
         """Compute features per level, on their own grids, and the enlargement or None; see ``RRDBEncoder.forward``."""
         wanted = grids_wanted(levels)
         features, stack = self._trunk(lr.to(self.dtype).contiguous(memory_format=NHWC))
-        native = {1: features}  # by their scale
+        native = {1: features}  # by factor from the LR grid
         for k, conv in enumerate(self.up[: len(self.up) - 1 if with_enlargement else doublings(wanted, self.scale)]):
             (enlarged,) = conv.on_canvas(MultiScaleFeatures(sources=((features, 2),)), self.budget)
             native[2 ** (k + 1)] = features = F.leaky_relu_(enlarged, 0.2)
@@ -87,31 +86,31 @@ class FoldedExtractor(nn.Module):
         self.last = Conv(*weights_of(extractor.conv_last), dtype)
         self.units = self.first.units + self.second.units
 
-    def forward(self, kept: Tensor, deeper: Sequence[Tensor]) -> Tensor:
-        batch = len(kept)
-        if batch > 1 and all(t.stride(0) == 0 for t in (kept, *deeper)):
-            return self(kept[:1], [t[:1] for t in deeper]).expand(batch, -1, -1, -1)
-        result = canvas(kept.new_empty((batch, 0, *kept.shape[2:]), dtype=self.dtype), self.features)
+    def forward(self, x: Tensor, deeper: Sequence[Tensor]) -> Tensor:
+        batch = len(x)
+        if batch > 1 and all(t.stride(0) == 0 for t in (x, *deeper)):
+            return self(x[:1], [t[:1] for t in deeper]).expand(batch, -1, -1, -1)
+        result = canvas(x.new_empty((batch, 0, *x.shape[2:]), dtype=self.dtype), self.features)
         several = max(1, self.budget.dense // (16 * result[0].numel() * result.element_size()))
         for start in range(0, batch, several):
             items = slice(start, start + several)
-            self._run(kept[items], [t[items] for t in deeper], result[items])
+            self._run(x[items], [t[items] for t in deeper], result[items])
         return result
 
-    def _run(self, kept: Tensor, deeper: Sequence[Tensor], result: Tensor) -> None:
+    def _run(self, x: Tensor, deeper: Sequence[Tensor], result: Tensor) -> None:
         width = self.conv_first.outputs
-        sources = [(kept, 1), *((t, 2 ** (k + 1)) for k, t in enumerate(deeper))]
-        (x,) = self.conv_first.on_canvas(MultiScaleFeatures(sources=tuple(sources)), self.budget)
-        end = result[:, -width:]  # holds the start of the long skip until the end
-        end.copy_(x)
-        x, _ = self.first(x)
+        sources = [(x, 1), *((t, 2 ** (k + 1)) for k, t in enumerate(deeper))]
+        (h,) = self.conv_first.on_canvas(MultiScaleFeatures(sources=tuple(sources)), self.budget)
+        total = result[:, -width:]  # of the long skip, and of what the last convolution adds
+        total.copy_(h)
+        h, _ = self.first(h)
         if self.both:
-            result[:, :width] = x
-        x, _ = self.second(x)
-        height = x.shape[2]
-        for items, top, bottom in self.budget.tiles(len(x), height, x.shape[3] * width * x.element_size()):
-            rows = x[items, :, self.last.reads(top, bottom, height)]
-            end[items, :, top:bottom] += self.last(rows, top, bottom, height)
+            result[:, :width] = h
+        h, _ = self.second(h)
+        height = h.shape[2]
+        for items, top, bottom in self.budget.tiles(len(h), height, h.shape[3] * width * h.element_size()):
+            rows = h[items, :, self.last.reads(top, bottom, height)]
+            total[items, :, top:bottom] += self.last(rows, top, bottom, height)
 
 
 class FoldedBlocks(nn.Module):
@@ -178,10 +177,10 @@ class FoldedIMDNEncoder(nn.Module):
     def __init__(self, encoder: IMDNEncoder, dtype: torch.dtype, budget: StripBudget) -> None:
         super().__init__()
         backbone = encoder.backbone
-        self.budget, self.own_dtype = budget, backbone.conv_first.weight.dtype
-        self.scale, self.own_scale, self.at_scale = encoder.scale, backbone.own_scale, backbone.at_scale
+        self.budget, self.encoder_dtype = budget, backbone.conv_first.weight.dtype
+        self.scale, self.network_scale, self.at_scale = encoder.scale, backbone.network_scale, backbone.at_scale
         self.first, self.last = (
-            Conv(*weights_of(conv), self.own_dtype) for conv in (backbone.conv_first, backbone.conv_last)
+            Conv(*weights_of(conv), self.encoder_dtype) for conv in (backbone.conv_first, backbone.conv_last)
         )
         self.blocks = [FoldedDistillation(block, dtype, budget) for block in backbone.blocks]
         self.trunk, *self.mix = (Conv(*weights_of(conv), dtype) for conv in (backbone.conv_trunk, *encoder.mix))
@@ -202,11 +201,11 @@ class FoldedIMDNEncoder(nn.Module):
         """Compute features per level, on their own grids, and the enlargement or None; see ``IMDNEncoder.forward``."""
         wanted = grids_wanted(levels)
         with no_autocast(lr.device):  # every convolution states its own precision
-            trunk, x = self._trunk(lr.to(self.own_dtype).contiguous(memory_format=NHWC))
+            trunk, x = self._trunk(lr.to(self.encoder_dtype).contiguous(memory_format=NHWC))
             picture = self._picture(trunk).to(lr.dtype) if with_enlargement else None
             self._mix(x)
-            own, shared = x.chunk(2, dim=1)
-            native = {1: own}
+            native_lr, shared = x.chunk(2, dim=1)
+            native = {1: native_lr}  # by factor from the LR grid
             for k in range(doublings(wanted, self.scale)):
                 native[2 ** (k + 1)] = x = self._double(x, self.up[k], self.fine[k])
         report(1)
@@ -234,7 +233,7 @@ class FoldedIMDNEncoder(nn.Module):
 
     def _picture(self, trunk: Tensor) -> Tensor:
         batch, _, height, width = trunk.shape
-        scale = self.own_scale
+        scale = self.network_scale
         result = trunk.new_empty(batch, 3, height * scale, width * scale)
         for top, bottom in self._strips(trunk):
             rows = self.last(trunk[:, :, self.last.reads(top, bottom, height)], top, bottom, height)
@@ -273,26 +272,26 @@ class FoldedDistillation(nn.Module):
     def __init__(self, block: nn.Module, dtype: torch.dtype, budget: StripBudget) -> None:
         super().__init__()
         assert isinstance(block, DistillationBlock)
-        self.budget, self.kept = budget, block.kept
+        self.budget, self.distilled = budget, block.distilled
         self.convs = [Conv(*weights_of(conv), dtype) for conv in block.convs]
         self.fuse = Conv(*weights_of(block.fuse), dtype)
 
     def forward(self, x: Tensor) -> None:
-        """Change ``(B, 4 * kept, h, w)`` in place: the convolutions have read a strip's rows before they change."""
-        height, kept = x.shape[2], self.kept
+        """Change ``(B, 4 * distilled, h, w)`` in place: a strip's rows are read before they change."""
+        height, distilled = x.shape[2], self.distilled
         *convs, last = self.convs
         rows, streams = rows_of(x), list[StreamedConv]()
         for conv in convs:
             stream = StreamedConv(conv, rows, height, 0.05)
             streams.append(stream)
-            rows = stream.channels(kept)
+            rows = stream.channels(distilled)
         row_bytes = 6 * x[:, :, 0].numel() * last.weight.element_size()  # of three outputs, and of what is read
         for top, bottom in strips(height, self.budget.dense_rows(row_bytes)):
             reads = last.reads(top, bottom, height)
             for stream in streams:
                 stream.forget(reads.start)
             parts = [last(rows(reads.start, reads.stop), top, bottom, height)]
-            parts = [stream(top, bottom)[:, :kept] for stream in streams] + parts
+            parts = [stream(top, bottom)[:, :distilled] for stream in streams] + parts
             x[:, :, top:bottom] += self.fuse(torch.cat(parts, dim=1), top, bottom, height)
 
 

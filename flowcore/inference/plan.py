@@ -267,13 +267,13 @@ class PlanCache:
 
     def _make_room(self, flow: Flow) -> None:
         """Drop all plans, or all but the last used if a plan of the flow fits beside it."""
-        kept = list(self._plans.items())[-1:]
+        latest = list(self._plans.items())[-1:]
         self._plans.clear()
-        parts = [flow, *(plan for _, plan in kept)]
+        parts = [flow, *(plan for _, plan in latest)]
         needed = sum(t.nbytes for part in parts for t in (*part.parameters(), *part.buffers()))
         free = free_memory(next(flow.parameters(), torch.empty(0)).device)
         if free is not None and needed <= free // 8:
-            self._plans.update(kept)
+            self._plans.update(latest)
 
     def forget(self, *, keep: Flow | None = None) -> None:
         """Free all plans but that of ``keep``, which is in use."""

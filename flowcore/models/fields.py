@@ -51,13 +51,13 @@ class Range:
 
 @cache
 def annotated_types(kind: type[Any]) -> dict[str, tuple[Any, Any]]:
-    """Map the fields of a dataclass to their types and what these are annotated with, or None."""
+    """Map the names of a dataclass's fields to their types and annotations, or None."""
     hints = get_type_hints(kind, include_extras=True)
-    found: dict[str, tuple[Any, Any]] = {}
+    types: dict[str, tuple[Any, Any]] = {}
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
-        found[field.name] = get_args(hint)[:2] if get_origin(hint) is Annotated else (hint, None)
-    return found
+        types[field.name] = get_args(hint)[:2] if get_origin(hint) is Annotated else (hint, None)
+    return types
 
 
 def check_fields(config: object) -> None:
@@ -111,7 +111,7 @@ def _number_tuple(name: str, value: object, bound: Range, whole: bool, length: i
 
 
 def size_tuple(value: object, multiple: int) -> tuple[int, int] | None:
-    """Read a field ``image_size`` as height and width, multiples of ``multiple``; one number is both; None stays."""
+    """Read a field ``image_size``, None or a number for both sides, as height and width: multiples of ``multiple``."""
     if value is None:
         return None
     sides: Any = (value, value) if type(value) is int else value

@@ -1,12 +1,12 @@
-"""HCFlow: super-resolution and rescaling; what the flow keeps of the HR image at the end is the LR image.
+"""HCFlow: super-resolution and rescaling; the last three channels of the flow are the LR image.
 
 An unconditional trunk halves the grid at every level and splits channels off, which small flows turn into latents,
-conditioned on features of the channels that remain. The last three channels are the flow's own LR image; their latents
-are its deviation from the given one, which sampling sets to zero.
+conditioned on features of the channels that remain. The last three channels are trained to equal the LR image; their
+latents are the deviation from it, which sampling sets to zero.
 
 Source: Liang, Lugmayr, Zhang, Danelljan, Van Gool, Timofte, "Hierarchical Conditional Flow: A Unified Framework for
 Image Super-Resolution and Image Rescaling" (ICCV 2021). The density of the LR image is taken as it is; the published
-program rounds it to 8 bits first.
+implementation rounds it to 8 bits first.
 """
 
 from dataclasses import dataclass
@@ -69,12 +69,12 @@ def hcflow(config: HCFlowConfig) -> FlowModel[HCFlowConfig]:
         channels *= 4
         steps: list[Transform] = [PixelMap(0, 2)] if config.rescaling else []  # Haar means become block means
         steps += [Chain(*_step(channels, k, config)) for k in range(config.steps)]
-        kept = IMAGE if number == config.levels else channels // 2
-        details = _details(kept, channels - kept, config.levels - number, config)
+        continuing = IMAGE if number == config.levels else channels // 2
+        details = _details(continuing, channels - continuing, config.levels - number, config)
         squeeze = Haar() if config.rescaling else None
-        levels.append(Level(steps, Split(None, kept=kept), squeeze=squeeze, details=details))
-        channels = kept
-    flow = FlowModel(
+        levels.append(Level(steps, Split(None, kept=continuing), squeeze=squeeze, details=details))
+        channels = continuing
+    flow = Flow(
         levels,
         channels=IMAGE,
         config=config,
@@ -108,10 +108,12 @@ def _step(channels: int, number: int, config: HCFlowConfig) -> list[Transform]:
     return [ActNorm(channels), Coupling(network, scaling="none", first=IMAGE, swap=True)]
 
 
-def _details(kept: int, channels: int, deeper: int, config: HCFlowConfig) -> Details:
+def _details(continuing: int, channels: int, deeper: int, config: HCFlowConfig) -> Details:
     """The conditional flow of the channels that a level splits off."""
     width, growth = config.extractor_width, config.extractor_growth
-    extractor = HierarchicalExtractor(kept, deeper, config.extractor_blocks, width, growth, both=not config.rescaling)
+    extractor = HierarchicalExtractor(
+        continuing, deeper, config.extractor_blocks, width, growth, both=not config.rescaling
+    )
     inputs, outputs = channels // 2 + extractor.features, 2 * (channels - channels // 2)
     steps: list[Transform] = []
     for _ in range(config.detail_steps):

@@ -1,15 +1,22 @@
-"""What is not invertible, and may run in low precision."""
+"""Neural networks inside transforms, and encoders of conditions: they need no inverse, and may run in low precision."""
 
 from .causal_transformer import CausalTransformer
-from .conditioner import Conditioner, DenseConditioner, Edge, PlainConditioner, ScaledConv
+from .conditioner import (
+    AnchorPrior,
+    Conditioner,
+    DenseConditioner,
+    Edge,
+    PlainConditioner,
+    ScaledConv,
+    TablePrior,
+    TopPrior,
+)
 from .contractive import ContractiveNetwork
 from .imdn import IMDN, CompactUpscaler, IMDNEncoder
 from .low_light import LowLightEncoder
-from .lr_encoder import LREncoder
 from .luma import LumaEncoder
-from .prior import AnchorPrior, TablePrior, TopPrior
 from .residual import ResidualConditioner
-from .rrdb import DenseConvs, HierarchicalExtractor, RRDBEncoder
+from .rrdb import DenseConvs, HierarchicalExtractor, LREncoder, RRDBEncoder
 from .vector_field import VectorField
 
 __all__ = [

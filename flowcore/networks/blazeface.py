@@ -72,10 +72,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         filtered = self.filter(_same(x) if self.halve else x)
-        found = self.expand(self.filter_hidden(F.relu_(self.squeeze(filtered))))
+        residual = self.expand(self.filter_hidden(F.relu_(self.squeeze(filtered))))
         skip = F.max_pool2d(x, 2) if self.halve else x
-        found[:, : skip.shape[1]] += skip
-        return F.relu_(found)
+        residual[:, : skip.shape[1]] += skip
+        return F.relu_(residual)
 
 
 class Joint(nn.Module):

@@ -108,6 +108,6 @@ class _Layer(nn.Module):
             queries = queries / temperature.to(queries.dtype)[:, None, None, None]
         if cache is not None:
             keys, values = cache.append(torch.stack([keys, values]))
-        seen = F.scaled_dot_product_attention(queries, keys, values, is_causal=cache is None)
-        h = h + self.proj(seen.transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=cache is None)
+        h = h + self.proj(attended.transpose(1, 2).flatten(2))
         return h + self.last(F.gelu(self.first(self.norm_hidden(h))))

@@ -1,4 +1,4 @@
-"""Networks inside couplings, injectors and splits; all keep the grid: (B, inputs, H, W) to (B, outputs, H, W)."""
+"""Networks inside couplings, injectors and splits, which keep the grid, and priors, which see at most labels."""
 
 from typing import Literal, TypeVar
 
@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..device import no_autocast
+from ..errors import ConditionError
 from ..transforms import ActNorm
 
 M = TypeVar("M", bound=nn.Module)
@@ -41,7 +43,7 @@ class ScaledConv(nn.Module):
     ``y = (conv(x) + bias) * exp(3 * log_scale)``. With 0 inputs it is a constant and, with the edge "flag", another one
     at the border.
 
-    Source: Kingma & Dhariwal, "Glow", section 3.3 and its program.
+    Source: Kingma & Dhariwal, "Glow", section 3.3 and its reference implementation.
     """
 
     def __init__(self, inputs: int, outputs: int, *, edge: Edge = "zeros") -> None:
@@ -63,8 +65,8 @@ class Conditioner(nn.Module):
     """The usual network of a Glow coupling: 3x3, ``layers`` hidden convolutions, 3x3.
 
     Every convolution but the last is followed by an actnorm and a ReLU; the last is a zero convolution, or, if not
-    ``scaled``, a plain one that starts at zero. ``pooled`` adds to every position a linear map of the first hidden
-    layer's mean over all positions, which makes the whole grid the receptive field, whatever its size.
+    ``scaled``, a plain one that starts at zero. ``pooled`` projects the global average of the first hidden layer and
+    adds it at every position, so that the whole grid is the receptive field, whatever its size.
 
     Source: Kingma & Dhariwal, "Glow", section 3.3; deeper variants as in SRFlow-DA; unscaled in the package normflows.
     """
@@ -139,11 +141,11 @@ class PlainConditioner(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         first, *hidden = self.hidden
-        x = block = F.relu(first(x))
+        x = residual = F.relu(first(x))
         for number, conv in enumerate(hidden, start=1):
             x = F.relu(conv(x))
             if self.block_layers and number % self.block_layers == 0:
-                x = block = x + block
+                x = residual = x + residual
         return self.last(x)
 
 
@@ -162,6 +164,86 @@ class DenseConditioner(nn.Module):
         return self.last(F.relu(self.first(x.flatten(1))))[:, :, None, None]  # from (B, inputs, 1, 1)
 
 
+class ScaledLinear(nn.Module):
+    """``y = (W x + bias) * exp(3 * log_scale)``, all zero at first: "linear_zeros" of the original Glow."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.log_scale = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ self.weight.T + self.bias) * torch.exp(3 * self.log_scale)
+
+
+class TopPrior(nn.Module):
+    """Prior of a flow's last latents: learned constants, a contribution of the border, and one of the label.
+
+    ``raw = conv(zeros) + linear(labels)``: a zero convolution of an empty grid gives a constant per channel and, unless
+    ``edge`` is "zeros", another one at the border. Starts at mean 0 and standard deviation 1.
+
+    Source: Glow's reference implementation ("learntop", "ycond").
+    """
+
+    def __init__(self, channels: int, *, learned: bool = True, edge: Edge = "zeros", classes: int = 0) -> None:
+        super().__init__()
+        self.channels = channels
+        self.inputs = channels if edge == "ones" else 0  # the padding of that many zero channels is the border
+        self.constants = ScaledConv(self.inputs, 2 * channels, edge=edge) if learned else None
+        self.by_label = ScaledLinear(classes, 2 * channels) if classes else None
+
+    def forward(self, like: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Predict ``(B, 2 * C, H, W)`` for latents like ``like``: means on even, log standard deviations on odd."""
+        batch, _, height, width = like.shape
+        raw = like.new_zeros(1, 2 * self.channels, height, width)
+        if self.constants is not None:
+            raw = raw + self.constants(like.new_zeros(1, self.inputs, height, width))
+        if self.by_label is not None:
+            assert labels is not None
+            raw = raw + self.by_label(labels.to(like.dtype))[:, :, None, None]
+        return raw.expand(batch, -1, -1, -1)
+
+
+class TablePrior(nn.Module):
+    """Prior with a learned mean and log standard deviation for every channel, position and label, as in normflows."""
+
+    def __init__(self, channels: int, height: int, width: int, *, classes: int = 0) -> None:
+        """Start at mean 0 and standard deviation 1; without classes, one table serves every label."""
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(max(classes, 1), channels, height, width))
+        self.log_std = nn.Parameter(torch.zeros(max(classes, 1), channels, height, width))
+
+    def forward(self, like: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Look up ``(B or 1, 2 * C, H, W)`` by one-hot labels: means on even, log standard deviations on odd."""
+        tables = torch.stack([self.mean, self.log_std], dim=2).flatten(1, 2)  # (K, 2C, H, W)
+        if labels is not None:
+            with no_autocast(tables.device):  # the product with one-hot labels is a look-up, and must be exact
+                tables = torch.tensordot(labels.to(tables.dtype), tables, dims=1)  # (B, 2C, H, W)
+        return tables.to(like.dtype)
+
+
+class AnchorPrior(nn.Module):
+    """Prior of a flow's last output around the condition's anchor, with a fixed standard deviation.
+
+    Source: Liang et al., "Hierarchical Conditional Flow" (2021), section 3: the density of the LR image.
+    """
+
+    def __init__(self, log_std: float) -> None:
+        super().__init__()
+        self.log_std = log_std
+
+    def forward(self, like: Tensor, anchor: Tensor) -> Tensor:
+        """Return the anchor as means on even, ``log_std`` on odd channels; it must have the shape of ``like``."""
+        if anchor.shape[1:] != like.shape[1:] or anchor.shape[0] not in (1, like.shape[0]):
+            raise ConditionError(
+                f"The condition belongs to an LR image of shape {tuple(anchor.shape)}; got {tuple(like.shape)}. Encode "
+                "the condition from the matching image."
+            )
+        mean = anchor.to(like.dtype)
+        return torch.stack([mean, torch.full_like(mean, self.log_std)], dim=2).flatten(1, 2)
+
+
 def _last_conv(inputs: int, outputs: int, edge: Edge, scaled: bool) -> nn.Module:
     if scaled:
         return ScaledConv(inputs, outputs, edge=edge)
@@ -178,7 +260,7 @@ def start_at_zero(layer: M) -> M:
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, edge: Edge) -> Tensor:
     """Convolve on the same grid, with ``edge`` beyond the border: "zeros", "ones" or "flag".
 
-    "flag" (Glow's program) pads with zeros and appends a channel that is 1 beyond the border and 0 inside.
+    "flag" (as in Glow's reference implementation) pads with zeros and appends a channel that is 1 beyond the border.
     """
     border = weight.shape[-1] // 2
     if edge == "zeros":
@@ -187,7 +269,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, edge: Edge) -> Tens
 
 
 def with_border(x: Tensor, around: tuple[int, int, int, int], edge: Edge) -> Tensor:
-    """Pad for the edge "ones" or "flag" by so many columns and rows: left, right, above and below."""
+    """Pad for the edge "ones" or "flag", by columns left and right and rows above and below; see ``convolve``."""
     if edge == "ones":
         return F.pad(x, around, value=1)
     flag = F.pad(x.new_zeros(x.shape[0], 1, *x.shape[2:]), around, value=1)

@@ -179,13 +179,13 @@ class ContractiveNetwork(nn.Module):
                     linear.append((True, weight))
                     x = _conv(x, weight, bias)
 
-        def transposed(e: Tensor) -> Tensor:
+        def vjp(e: Tensor) -> Tensor:
             with no_autocast(e.device):
                 for convolves, factor in reversed(linear):
                     e = F.conv_transpose2d(e, factor, padding=factor.shape[-1] // 2) if convolves else e * factor
             return e
 
-        return x, transposed
+        return x, vjp
 
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -207,9 +207,9 @@ def _steepest_wave(weight: Tensor) -> Tensor:
     tall = spectrum if weight.shape[0] >= weight.shape[1] else spectrum.mH
     norms = torch.linalg.eigvalsh(tall.mH @ tall)[..., -1]
     row, column = divmod(int(norms.argmax()), FREQUENCIES)
-    left, _, right = torch.linalg.svd(spectrum[row, column], full_matrices=False)
+    u, _, vh = torch.linalg.svd(spectrum[row, column], full_matrices=False)
     angles = [2 * math.pi / FREQUENCIES * at * torch.arange(kernel, dtype=torch.float64) for at in (row, column)]
     phase = (angles[0][:, None] + angles[1]).to(weight.device)
     wave = torch.polar(torch.ones_like(phase), -phase)
-    direction = (left[:, 0].conj()[:, None] * right[0].conj())[:, :, None, None] * wave
+    direction = (u[:, 0].conj()[:, None] * vh[0].conj())[:, :, None, None] * wave
     return (direction.real / math.cos(math.pi * (kernel // 2) / FREQUENCIES) ** 2).to(weight)

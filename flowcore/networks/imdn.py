@@ -9,66 +9,69 @@ from torch import Tensor, nn
 
 from ..device import no_autocast
 from ..images.resize import enlarge
-from .lr_encoder import LREncoder, activate, conv3x3, doublings, grids_wanted
+from .rrdb import LREncoder, activate, conv3x3, doublings, grids_wanted
 
 
 class DistillationBlock(nn.Module):
-    """Three convolutions that keep a quarter of what they find and pass the rest on, and a last one; a residual.
+    """Three convolutions that keep a quarter of their channels and pass the rest on, a last one, and a skip.
 
     Source: Hui et al., "Lightweight Image Super-Resolution with Information Multi-distillation Network" (2019), section
     3.2, without its attention over the whole image, as in the baseline of the NTIRE 2022 challenge.
     """
 
-    def __init__(self, kept: int) -> None:
+    def __init__(self, distilled: int) -> None:
         super().__init__()
-        self.kept = kept
-        widths = [(4 * kept, 4 * kept), (3 * kept, 4 * kept), (3 * kept, 4 * kept), (3 * kept, kept)]
+        self.distilled = distilled
+        d = distilled
+        widths = [(4 * d, 4 * d), (3 * d, 4 * d), (3 * d, 4 * d), (3 * d, d)]
         self.convs = nn.ModuleList(conv3x3(*width) for width in widths)
-        self.fuse = nn.Conv2d(4 * kept, 4 * kept, 1)
+        self.fuse = nn.Conv2d(4 * distilled, 4 * distilled, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        kept: list[Tensor] = []
-        passed = x
+        parts: list[Tensor] = []
+        rest = x
         for conv in self.convs[:-1]:
-            found = F.leaky_relu(conv(passed), 0.05)
-            part, passed = found.split([self.kept, 3 * self.kept], dim=1)
-            kept.append(part)
-        return x + self.fuse(torch.cat([*kept, self.convs[-1](passed)], dim=1))
+            part, rest = F.leaky_relu(conv(rest), 0.05).split([self.distilled, 3 * self.distilled], dim=1)
+            parts.append(part)
+        return x + self.fuse(torch.cat([*parts, self.convs[-1](rest)], dim=1))
 
 
 class IMDN(nn.Module):
     """An upscaler whose every output pixel reads a window of the image, and nothing global.
 
-    A factor of 8 is 4 and then twice by bicubic resize. Each convolution of a block keeps ``kept`` channels; the trunk
-    is four times as wide. The image itself passes along the skips, which stay in float32 under autocast.
+    A factor of 8 is one of 4, and then bicubic resize. Each convolution of a block keeps ``distilled`` channels; the
+    trunk is four times as wide. The image itself passes along the skips, which stay in float32 under autocast.
 
     Source: Hui et al. 2019, figure 2, in the form of the baseline of the NTIRE 2022 challenge on efficient
     super-resolution: the long skip starts at the first convolution, and there is no bicubic part.
     """
 
-    def __init__(self, scale: int, blocks: int, kept: int) -> None:
+    def __init__(self, scale: int, blocks: int, distilled: int) -> None:
         super().__init__()
-        self.scale, self.own_scale = scale, min(scale, 4)
-        self.conv_first = conv3x3(3, 4 * kept)
-        self.blocks = nn.ModuleList(DistillationBlock(kept) for _ in range(blocks))
-        self.conv_trunk = conv3x3(4 * kept, 4 * kept)
-        self.conv_last = conv3x3(4 * kept, 3 * self.own_scale**2)
+        self.scale, self.network_scale = scale, min(scale, 4)
+        self.conv_first = conv3x3(3, 4 * distilled)
+        self.blocks = nn.ModuleList(DistillationBlock(distilled) for _ in range(blocks))
+        self.conv_trunk = conv3x3(4 * distilled, 4 * distilled)
+        self.conv_last = conv3x3(4 * distilled, 3 * self.network_scale**2)
 
     def features(self, lr: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Compute the trunk's features, and the outputs of all blocks, ``(B, 4 * kept, h, w)`` each."""
+        """Compute the trunk's features, and the outputs of all blocks, ``(B, 4 * distilled, h, w)`` each."""
         with no_autocast(lr.device):
             first = x = self.conv_first(lr)
-        outputs = [x := block(x) for block in self.blocks]
+        outputs: list[Tensor] = []
+        for block in self.blocks:
+            x = block(x)
+            outputs.append(x)
         return first + self.conv_trunk(x), outputs
 
     def enlarge(self, trunk: Tensor) -> Tensor:
         """Map the trunk's features to the enlargement, ``(B, 3, scale * h, scale * w)``."""
         with no_autocast(trunk.device):
-            return self.at_scale(F.pixel_shuffle(self.conv_last(trunk), self.own_scale))
+            return self.at_scale(F.pixel_shuffle(self.conv_last(trunk), self.network_scale))
 
     def at_scale(self, picture: Tensor) -> Tensor:
-        """Enlarge from ``own_scale``, at most 4, to ``scale``."""
-        return picture if self.scale == self.own_scale else enlarge(picture, self.scale // self.own_scale)
+        """Enlarge from ``network_scale``, at most 4, to ``scale``."""
+        return picture if self.scale == self.network_scale else enlarge(picture, self.scale // self.network_scale)
 
     def forward(self, lr: Tensor) -> Tensor:
         """Enlarge images ``(B, 3, h, w)`` in [0, 1] to ``(B, 3, scale * h, scale * w)``, not clamped."""
@@ -86,11 +89,11 @@ class IMDNEncoder(LREncoder):
     al., "FitNets" (2015), section 2.2.
     """
 
-    def __init__(self, scale: int, blocks: int, width: int, kept: int, stacked_blocks: tuple[int, ...]) -> None:
+    def __init__(self, scale: int, blocks: int, width: int, distilled: int, stacked_blocks: tuple[int, ...]) -> None:
         super().__init__()
         self.scale, self.stacked_blocks = scale, stacked_blocks
-        self.backbone = IMDN(scale, blocks, kept)
-        self.gather = nn.Conv2d(4 * kept * (1 + len(stacked_blocks)), 2 * width, 1)
+        self.backbone = IMDN(scale, blocks, distilled)
+        self.gather = nn.Conv2d(4 * distilled * (1 + len(stacked_blocks)), 2 * width, 1)
         self.mix = nn.ModuleList(conv3x3(2 * width, 2 * width) for _ in range(2))
         finer = range(scale.bit_length() - 2)
         self.conv_up = nn.ModuleList(conv3x3(width if k else 2 * width, 4 * width) for k in finer)
@@ -103,8 +106,8 @@ class IMDNEncoder(LREncoder):
         trunk, outputs = self.backbone.features(lr)
         x = activate(self.gather(torch.cat([trunk, *(outputs[k] for k in self.stacked_blocks)], dim=1)))
         x = x + self.mix[1](activate(self.mix[0](x)))
-        own, shared = x.chunk(2, dim=1)
-        native = {1: own}
+        native_lr, shared = x.chunk(2, dim=1)
+        native = {1: native_lr}  # by factor from the LR grid
         for k in range(doublings(wanted, self.scale)):
             x = activate(F.pixel_shuffle(self.conv_up[k](x), 2))
             native[2 ** (k + 1)] = x = activate(self.conv_fine[k](x))

@@ -29,8 +29,8 @@ PLANES = 5  # mean chroma, its spread, similarity
 SOFTNESS = 0.1  # of the weights, in units of similarity
 NEIGHBORS = 60
 CHUNK = 32  # cells whose maximum is taken first, so that few are sorted
-OTHER = 0x5DEECE66D  # flips bits of a seed, which also draws latents
-LEVELS = 127  # of 8 bits, on either side of zero
+SEED_XOR = 0x5DEECE66D  # changes seeds, which also draw latents
+MAX_INT8 = 127
 
 
 def describe(features: Sequence[Tensor], luma: Tensor) -> Tensor:
@@ -50,13 +50,13 @@ def describe(features: Sequence[Tensor], luma: Tensor) -> Tensor:
 
 
 def evenly(count: int, most: int) -> Tensor:
-    """Choose at most so many of ``count`` cells, in order of their photographs: of every photograph the same share."""
+    """Choose indices of at most ``most`` of ``count`` cells, evenly spaced: the same share of every photograph."""
     chosen = min(count, most)
     return ((torch.arange(chosen).double() + 0.5) * count / chosen).long()
 
 
 def renumber(photograph: Tensor) -> Tensor:
-    """Number photographs anew, from 0 and without gaps, after some lost all of their cells."""
+    """Renumber photographs from 0 without gaps, after some lost all of their cells."""
     return photograph.unique(return_inverse=True)[1]
 
 
@@ -117,9 +117,9 @@ class CellMemory(nn.Module):
 
     def _store(self, components: Tensor, keys: Tensor, chroma: Tensor, photograph: Tensor) -> None:
         self.components.copy_(components)
-        scale = keys.abs().amax(0).clamp_min(1e-6) / LEVELS
+        scale = keys.abs().amax(0).clamp_min(1e-6) / MAX_INT8
         self.scale.copy_(scale)
-        self.keys.copy_((keys / scale).round().clamp(-LEVELS, LEVELS) + 128)
+        self.keys.copy_((keys / scale).round().clamp(-MAX_INT8, MAX_INT8) + 128)
         self.chroma.copy_((255 * chroma + 128).round().clamp(0, 255))
         self.photograph.copy_(photograph)
 
@@ -137,7 +137,7 @@ class CellMemory(nn.Module):
         batch, _, height, width = described.shape
         if not len(cells.keys):
             return described.new_zeros(batch, PLANES, height, width)
-        found: list[Tensor] = []
+        planes: list[Tensor] = []
         for one in described.to(cells.keys):
             query = F.normalize(one.flatten(1).T @ self.components.T, dim=1)
             similarity, place = _largest(query @ cells.keys.T, min(neighbors, len(cells.keys)))  # (h * w, k)
@@ -145,13 +145,13 @@ class CellMemory(nn.Module):
             near = cells.chroma[place]  # (h * w, k, 2)
             mean = (weight * near).sum(1)
             spread = (weight * (near - mean[:, None]).square()).sum(1).sqrt()
-            found.append(torch.cat([mean, spread, similarity[:, :1]], dim=1).T.unflatten(1, (height, width)))
-        return torch.stack(found).to(described)
+            planes.append(torch.cat([mean, spread, similarity[:, :1]], dim=1).T.unflatten(1, (height, width)))
+        return torch.stack(planes).to(described)
 
     def part(self, seed: int, share: float) -> Tensor:
         """Choose the cells of a random share of the photographs: a mask ``(N,)``."""
         photograph = self.photograph.long()
-        generator = torch.Generator("cpu").manual_seed(seed ^ OTHER)
+        generator = torch.Generator("cpu").manual_seed(seed ^ SEED_XOR)
         chances = torch.rand(int(photograph.max()) + 1, generator=generator)
         # at least one, and the same number for every seed
         count = max(1, round(share * len(chances)))
@@ -174,5 +174,5 @@ def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
         best = whole.amax(2).topk(count, dim=1).indices  # (rows, count)
         chosen = (best[..., None] * CHUNK + places[:, None, :CHUNK]).flatten(1)
         places = torch.cat([chosen, places[:, chunks * CHUNK :]], dim=1)
-    found = values.gather(1, places).topk(count, dim=1)
-    return found.values, places.gather(1, found.indices)
+    largest = values.gather(1, places).topk(count, dim=1)
+    return largest.values, places.gather(1, largest.indices)

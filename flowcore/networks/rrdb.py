@@ -1,14 +1,44 @@
-"""Residual-in-residual dense blocks: SRFlow's LR encoder, HCFlow's feature extractors, and dense couplings."""
+"""LR encoders, and residual-in-residual dense blocks: SRFlow's encoder, HCFlow's extractors, dense couplings."""
 
 import math
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..images.resize import enlarge
-from .lr_encoder import LREncoder, activate, conv3x3, doublings, grids_wanted
+from ..transforms import MultiScaleFeatures, ScaledFeatures
+
+
+class LREncoder(nn.Module):
+    """Features of an LR image on every grid of a flow, and an ordinary enlargement of it, by the integer ``scale``."""
+
+    scale: int
+
+    @abstractmethod
+    def residual_blocks(self) -> nn.ModuleList:
+        """Return the blocks in series that are most of the work."""
+
+    @abstractmethod
+    def forward(
+        self, lr: Tensor, levels: int | Sequence[int], *, with_enlargement: bool = False
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Compute the features of LR images ``(B, 3, h, w)`` in [0, 1] and, on request, ``enlargement(lr)``.
+
+        ``levels`` is the number of grids, finest first, or the numbers of those wanted; grid k has ``scale / 2^k``
+        times the sides of LR. Its features are its native ones, then those that all grids share.
+        """
+
+    @abstractmethod
+    def enlargement(self, lr: Tensor) -> Tensor:
+        """Enlarge ``(B, 3, h, w)`` in [0, 1] deterministically, as trained with L1; not clamped."""
+
+    def by_grid(self, native: dict[int, Tensor], shared: Tensor, wanted: Sequence[int]) -> list[Tensor]:
+        """Join the features of every wanted grid; arguments as for ``sources_by_grid``."""
+        grids = sources_by_grid(native, shared, wanted, self.scale)
+        return [MultiScaleFeatures(sources=sources).merged() for sources in grids]
 
 
 class DenseConvs(nn.Module):
@@ -26,10 +56,10 @@ class DenseConvs(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = [x]
+        inputs = [x]
         for conv in self.convs[:-1]:
-            seen.append(activate(conv(torch.cat(seen, dim=1))))
-        return self.convs[-1](torch.cat(seen, dim=1))
+            inputs.append(activate(conv(torch.cat(inputs, dim=1))))
+        return self.convs[-1](torch.cat(inputs, dim=1))
 
 
 class DenseBlock(DenseConvs):
@@ -114,31 +144,66 @@ def run_blocks(blocks: nn.ModuleList, x: Tensor, stacked_blocks: Sequence[int]) 
 
 
 class HierarchicalExtractor(nn.Module):
-    """Features of one level of an HCFlow, from its kept channels and the features of all deeper levels.
+    """Features of one level of an HCFlow, from the channels that continue and the features of all deeper levels.
 
-    ``f0 = conv([kept, up(deeper)...])``, ``f1 = blocks(f0)``, ``f2 = conv(blocks(f1)) + f0``; the features are ``[f1,
+    ``f0 = conv([x, up(deeper)...])``, ``f1 = blocks(f0)``, ``f2 = conv(blocks(f1)) + f0``; the features are ``[f1,
     f2]``, ``2 * width`` channels, if ``both``, else ``f2``.
 
-    Source: Liang et al., "Hierarchical Conditional Flow" (2021), section 3 and its program.
+    Source: Liang et al., "Hierarchical Conditional Flow" (2021), section 3 and its reference implementation.
     """
 
     def __init__(
-        self, kept: int, deeper: int, blocks: tuple[int, int], width: int, growth: int, *, both: bool = True
+        self, channels: int, deeper: int, blocks: tuple[int, int], width: int, growth: int, *, both: bool = True
     ) -> None:
         super().__init__()
         self.both = both
         self.features = width * (2 if both else 1)
-        self.conv_first = conv3x3(kept + deeper * self.features, width)
+        self.conv_first = conv3x3(channels + deeper * self.features, width)
         self.first, self.second = (nn.Sequential(*(RRDB(width, growth) for _ in range(count))) for count in blocks)
         self.conv_last = conv3x3(width, width)
 
-    def forward(self, kept: Tensor, deeper: Sequence[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, deeper: Sequence[Tensor]) -> Tensor:
         """Compute ``(B, features, H, W)``; ``deeper`` lists the next level first, at half the sides, and so on."""
         enlarged = [F.interpolate(f, scale_factor=2 ** (k + 1), mode="nearest") for k, f in enumerate(deeper)]
-        start = self.conv_first(torch.cat([kept, *enlarged], dim=1))
+        start = self.conv_first(torch.cat([x, *enlarged], dim=1))
         middle = self.first(start)
         end = self.conv_last(self.second(middle)) + start
         return torch.cat([middle, end], dim=1) if self.both else end
+
+
+def sources_by_grid(
+    native: dict[int, Tensor], shared: Tensor, wanted: Sequence[int], scale: int
+) -> Iterator[tuple[ScaledFeatures, ...]]:
+    """Yield ``native`` features, by factor from the LR grid, and ``shared`` ones of LR, for every wanted grid."""
+    for level in wanted:
+        if 2**level <= scale:
+            factor = scale // 2**level
+            sources = (native[factor], 1), (shared, factor)
+        else:  # the half-resolution grid; bilinear with half-pixel centers is the mean of 2x2 pixels
+            half = F.interpolate(native[1], scale_factor=0.5, mode="bilinear", align_corners=False)
+            sources = (half, 1), (shared[:, :, ::2, ::2], 1)
+        yield sources if shared.shape[1] else sources[:1]
+
+
+def grids_wanted(levels: int | Sequence[int]) -> Sequence[int]:
+    """List the numbers of grids; ``levels`` is as in ``LREncoder.forward``."""
+    return range(1, levels + 1) if isinstance(levels, int) else levels
+
+
+def doublings(wanted: Sequence[int], scale: int) -> int:
+    """Count how often the LR grid must be doubled for the finest of the wanted grids."""
+    powers = scale.bit_length() - 1
+    return max(0, powers - min(wanted, default=powers))
+
+
+def conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
+    """Build the convolution of these encoders, which keeps the grid."""
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+def activate(x: Tensor) -> Tensor:
+    """Apply the activation of these encoders."""
+    return F.leaky_relu(x, 0.2)
 
 
 def _upsample(conv: nn.Module, x: Tensor) -> Tensor:
