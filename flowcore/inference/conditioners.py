@@ -1,4 +1,4 @@
-"""Folded conditioners: the networks of couplings and injectors; those of convolutions run strip by strip."""
+"""Folded conditioners: the networks of couplings and injectors, as convolutions that run strip by strip."""
 
 from collections.abc import Sequence
 
@@ -86,12 +86,14 @@ class FoldedConditioner(nn.Module):
         batch, _, height, width = x.shape
         if self.pool is not None:
             return [(slice(batch), 0, height)]  # the mean is over the whole image
-        split = budget.tiles if self.condition is None else budget.strips  # a condition's term serves the whole batch
-        return split(batch, height, width * self.widest * x.element_size(), 2 * self.halo)
+        row_bytes = width * self.widest * x.element_size()
+        if self.condition is None:
+            return budget.tiles(batch, height, row_bytes, 2 * self.halo)
+        return budget.strips(batch, height, row_bytes, 2 * self.halo)  # the condition's term serves the whole batch
 
 
 class UnsplitConditioner(nn.Module):
-    """A conditioner that takes whole images, all inputs concatenated; shifts first, then raw scales."""
+    """A conditioner that cannot be folded: it runs on whole images. Shifts come first, then raw scales."""
 
     condition = None
 
@@ -112,9 +114,9 @@ class UnsplitConditioner(nn.Module):
 def folded_conditioner(
     network: nn.Module, inputs: int, offset: float | None, dtype: torch.dtype, budget: StripBudget
 ) -> FoldedConditioner | UnsplitConditioner:
-    """Fold a conditioner, of whose inputs the first are the flow's, if its layers allow it; else run it unchanged.
+    """Fold a conditioner if its layers allow it, or else run it unchanged.
 
-    The offset is added to the raw scales; None leaves the outputs in their order.
+    Its first ``inputs`` channels are the flow's. ``offset`` is added to raw scales; None keeps the order of outputs.
     """
     if isinstance(network, ResidualConditioner):
         network = FoldedResidualConditioner(network, dtype, budget)
@@ -133,7 +135,7 @@ def folded_conditioner(
 class FoldedResidualConditioner(nn.Module):
     """``ResidualConditioner`` with weight norms computed once, and normalizations folded into convolutions.
 
-    One between a sum and a ReLU stays a scale and a shift; the last is folded into all skip convolutions, its input.
+    Those before a ReLU stay scale and shift; the last one is folded into the skip convolutions.
     """
 
     def __init__(self, network: ResidualConditioner, dtype: torch.dtype, budget: StripBudget) -> None:

@@ -66,28 +66,28 @@ class Conv(nn.Module):
 class StreamedConv:
     """The rows of a convolution and its leaky ReLU, each computed once, when first requested (see ``Rows``).
 
-    In a chain of such convolutions, each reads a row more above and below. The earlier ones therefore compute more rows
-    than the last one needs, and keep those that the next strip reads again. The slope is a number, or one per channel.
+    Strips are requested from top to bottom. In a chain of such convolutions each reads a halo of one row; so rows stay
+    here until ``forget``, for the next strip. The slope is a number, or one per channel.
     """
 
     def __init__(self, conv: Conv, source: Rows, height: int, slope: float | Tensor) -> None:
         self.conv, self.source, self.height, self.slope = conv, source, height, slope
-        self.first, self.held = 0, list[Tensor]()
+        self.first, self.stored = 0, list[Tensor]()
 
     def __call__(self, start: int, stop: int) -> Tensor:
         """Return the rows of a range that has not been forgotten, ``(B, outputs, stop - start, W)``."""
-        end = self.first + (self.held[0].shape[2] if self.held else 0)
+        end = self.first + (self.stored[0].shape[2] if self.stored else 0)
         if stop > end:
             reads = self.conv.reads(end, stop, self.height)
             rows = self.conv(self.source(reads.start, reads.stop), end, stop, self.height)
             slope = self.slope
-            self.held.append(F.prelu(rows, slope) if isinstance(slope, Tensor) else F.leaky_relu_(rows, slope))
-            self.held = [torch.cat(self.held, dim=2)] if len(self.held) > 1 else self.held
-        return self.held[0][:, :, start - self.first : stop - self.first]
+            self.stored.append(F.prelu(rows, slope) if isinstance(slope, Tensor) else F.leaky_relu_(rows, slope))
+            self.stored = [torch.cat(self.stored, dim=2)] if len(self.stored) > 1 else self.stored
+        return self.stored[0][:, :, start - self.first : stop - self.first]
 
     def forget(self, first: int) -> None:
         """Free the rows above ``first``."""
-        self.held = [t for t in (t[:, :, first - self.first :] for t in self.held) if t.shape[2]]
+        self.stored = [t for t in (t[:, :, first - self.first :] for t in self.stored) if t.shape[2]]
         self.first = first
 
     def channels(self, first: int) -> Rows:

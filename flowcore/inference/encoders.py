@@ -348,7 +348,7 @@ def _read_once(stream: StreamedConv) -> Rows:
     def rows(start: int, stop: int) -> Tensor:
         result = stream(start, stop)
         stream.forget(stop - 2)
-        stream.held = [t.clone() for t in stream.held]
+        stream.stored = [t.clone() for t in stream.stored]
         return result
 
     return rows

@@ -1,7 +1,7 @@
-"""The inference plan: a flow, folded for use.
+"""The inference plan: an immutable, optimized copy of a flow.
 
-A ``Flow`` of the transforms of ``transforms/`` is the readable reference. A ``Plan`` is the same bijection, made fast
-and small for the weights of one moment (``benchmarks/README.md`` has the factors):
+A ``Flow`` of the transforms of ``transforms/`` is the readable reference. A ``Plan`` is the same bijection, faster and
+smaller (``benchmarks/README.md`` has the factors):
 
 - ``fold.py``: What treats each pixel alike (actnorm, 1x1 convolution, permutation) becomes one matrix, inverted once;
   actnorms and scales inside conditioners go into the weights beside them.
@@ -50,9 +50,9 @@ FOLDED_ENCODERS = (FoldedEncoder, FoldedIMDNEncoder, FoldedLowLightEncoder)  # t
 
 
 class Plan(FlowModel):
-    """A flow folded for use: the same images, latents and logdets to rounding, without gradients.
+    """An optimized copy of a flow: the same images, latents and logdets up to rounding, without gradients.
 
-    It takes what its flow takes, and also conditions of one image with any number of samples, and prepared conditions.
+    Besides what its flow takes, it takes the condition of one image for any number of samples, and prepared conditions.
 
     Attributes:
         precision: Of conditioners and encoder.

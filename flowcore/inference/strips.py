@@ -1,7 +1,7 @@
 """Strips: images are decoded a few rows at a time, so that the wide tensors in between stay small and in the cache.
 
-A 3x3 convolution reads one row more on either side, and sees zeros beyond the image. So strips give exactly the result
-of the whole image, and need memory for their own height only. Between them a caller can follow a plan, and stop it.
+A 3x3 convolution also reads one row on either side (the halo), and sees zeros beyond the image. So strips give exactly
+the result of the whole image, with the memory of a few rows. Between strips, a caller can follow a plan, and stop it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,12 @@ from torch import Tensor, nn
 from ..device import free_memory
 
 STRIP_BYTES = {"cpu": 2**23, "cuda": 2**28}  # of a strip's widest tensor: fit into a core's cache, or keep a GPU busy
-DENSE_BYTES = {
-    "cpu": 2**23,
-    "cuda": 2**27,
-}  # of all of a dense block's tensors for a strip, of which low ones cost time
+DENSE_BYTES = {"cpu": 2**23, "cuda": 2**27}  # of all tensors of a dense block for a strip
 MINIMUM_BYTES = 2**18  # of both inside ``minimum_memory``
-MIN_ROWS = 8  # of lower strips, most of the work would be rows beside them, which their neighbors compute, too
+MIN_ROWS = 8  # lower strips would mostly recompute halo rows
 
-Rows = Callable[[int, int], Tensor]  # from a first row and that after the last to these rows, (B or 1, C, rows, W)
-Tile = tuple[slice, int, int]  # some images of a batch; a first row and that after the last
+Rows = Callable[[int, int], Tensor]  # computes the rows from start to stop, (B or 1, C, stop - start, W)
+Tile = tuple[slice, int, int]  # some images of a batch; their rows from top to bottom
 
 _minimum: ContextVar[bool] = ContextVar("minimum", default=False)  # per thread: plans may be shared
 Observer = Callable[[int], None]
@@ -45,9 +42,8 @@ def minimum_memory() -> Generator[None, None, None]:
 def observed(observer: Observer) -> Generator[None, None, None]:
     """Follow every plan that the body of the ``with`` statement runs in this thread.
 
-    The observer is called before every convolution with 0, and after finished units of work (a block of the encoder, a
-    coupling or an injector) with their number; ``Plan.units`` and ``Plan.encoder_units`` say how many there will be. An
-    exception that it raises ends the run.
+    The observer is called with 0 before every convolution, and with the number of finished units of work (a block of
+    the encoder, a coupling, an injector) after them; see ``Plan.units``. An exception that it raises ends the run.
     """
     token = _observer.set(observer)
     try:
@@ -57,7 +53,7 @@ def observed(observer: Observer) -> Generator[None, None, None]:
 
 
 def report(units: int = 0) -> None:
-    """Tell this thread's observer, if there is one, of finished units of work; with 0, let it stop the run."""
+    """Report finished units of work to this thread's observer, if there is one; 0 only lets it stop the run."""
     _observer.get()(units)
 
 
@@ -103,12 +99,10 @@ class StripBudget:
         return [(slice(batch), top, bottom) for top, bottom in strips(height, self.rows(batch * row_bytes, least))]
 
     def tiles(self, batch: int, height: int, row_bytes: int, least: int = MIN_ROWS) -> list[Tile]:
-        """Split into groups of images, and strips where one image is too large, given the bytes of a row of one image.
-
-        Half of the budget each: a convolution reads one tensor and writes another.
-        """
-        each = max(MIN_ROWS, least, self.strip // 2 // max(1, row_bytes))
-        several = max(1, self.strip // 2 // (row_bytes * height))
+        """Split into groups of images, or strips where one image is too large, given the bytes of a row of an image."""
+        budget = self.strip // 2  # a convolution reads one tensor and writes another
+        each = max(MIN_ROWS, least, budget // max(1, row_bytes))
+        several = max(1, budget // (row_bytes * height))
         return [
             (slice(first, first + several), top, bottom)
             for first in range(0, batch, several)

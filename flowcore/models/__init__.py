@@ -1,4 +1,4 @@
-"""Model architectures, one a page, a frozen configuration and a builder; and their registry."""
+"""Model architectures, one module each: a frozen configuration and a builder; and their registry."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -37,13 +37,13 @@ ARCHITECTURES: dict[str, Architecture] = {}
 
 
 def register(name: str, config: type[C], build: Callable[[C], FlowModel[C]], *, replace: bool = False) -> None:
-    """Add an architecture; files of it can then be loaded, and recipes can train it.
+    """Register an architecture, so that its files can be loaded and recipes can train it.
 
     Args:
         name: Its name in files and recipes.
         config: A frozen, keyword-only dataclass of JSON types, which checks its fields.
         build: From a configuration to a flow with random weights, whose ``architecture`` is ``name``.
-        replace: Whether to take the place of an architecture of that name, as when a notebook's cell runs again.
+        replace: Whether to overwrite an architecture of that name, as when a notebook's cell runs again.
 
     Raises:
         ValueError: If the name is taken.

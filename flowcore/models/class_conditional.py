@@ -1,8 +1,8 @@
 """Class-conditional flow: the label determines which digit, the latents how it is written.
 
 Source: Ardizzone, Lüth, Kruse, Rother, Köthe, "Guided Image Generation with Conditional Invertible Neural Networks"
-(2019), section 4.1 and its MNIST program: fixed permutations of all pixels between two-sided couplings with fully
-connected networks, which see the label. Style directions are ours: see ``training.styles``.
+(2019), section 4.1 and its MNIST implementation: fixed permutations of all pixels between two-sided couplings with
+fully connected networks, which see the label. Style directions are ours: see ``training.styles``.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from ..model import Capabilities, FlowModel, Task
 from ..networks import DenseConditioner
 from ..transforms import Coupling, Flatten, Permutation, PixelMap, Transform
 from .fields import Range, check_fields, short_repr, size_tuple
-from .inputs import one_hot
+from .inputs import label_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class ClassConditionalConfig:
 
     channels: Literal[1, 3] = 1
     image_size: tuple[int, int] = (28, 28)  # height and width, or the side of a square; the model accepts no other size
-    classes: Annotated[int, Range(1, 1000)] = 10  # labels; ``classes`` itself means "unlabeled"
+    classes: Annotated[int, Range(1, 1000)] = 10  # labels; the label ``classes`` means "unlabeled"
     steps: Annotated[int, Range(1, 64)] = 10  # pairs of couplings
     hidden: Annotated[int, Range(1, 4096)] = 256  # width of their networks
     shift: Annotated[float, Range(-10, 10, open=True)] = 0.128  # pixel value that becomes 0
@@ -49,7 +49,7 @@ class ClassConditionalConfig:
 
 
 def class_conditional(config: ClassConditionalConfig) -> FlowModel[ClassConditionalConfig]:
-    """Build it with random weights: images ``(B, channels, H, W)`` in [0, 1], its condition encoded from labels."""
+    """Build a flow of images ``(B, channels, H, W)`` in [0, 1]; its condition is encoded from labels."""
     size = config.channels * config.image_size[0] * config.image_size[1]
     inputs, outputs = size // 2, size - size // 2
     labels = config.classes + 1
@@ -78,5 +78,5 @@ def class_conditional(config: ClassConditionalConfig) -> FlowModel[ClassConditio
 def _encode_labels(flow: FlowModel, labels: Tensor) -> Condition:
     if labels.ndim == 2 and labels.shape[1] == flow.classes:  # weights of the classes alone
         labels = torch.cat([labels, labels.new_zeros(len(labels), 1)], dim=1)
-    weights = one_hot(labels, flow.classes + 1).to(next(flow.parameters()).dtype)
+    weights = label_weights(labels, flow.classes + 1).to(next(flow.parameters()).dtype)
     return Condition(features=(weights[:, :, None, None],))

@@ -64,11 +64,11 @@ class ColorizerConfig:
     # whose borders show where the flow does not remove them.
     smooth: bool = False
     working_size: Annotated[int, Range(16, 4096)] = 256  # shorter side of the luma at which colors are decided
-    # Recommended, of palette (the coarsest grid) and detail (the finest).
+    # Recommended for the palette (the coarsest grid) and for detail (the finest).
     temperatures: Annotated[tuple[float, float], Range(0, 10)] = (0.9, 0.3)
-    # Recommended share of the coarsest grid's noise that similar places have in common; see ``tasks.chroma``.
+    # Recommended share of the coarsest grid's noise that similar places share; see ``tasks.chroma``.
     coherence: Annotated[float, Range(0, 1)] = 0.0
-    # How similar: lengths in the features, and in cells of the coarsest grid.
+    # Length scales of that similarity: in the features, and in cells of the coarsest grid.
     coherence_scales: Annotated[tuple[float, float], Range(0.01, 1000)] = (0.6, 4.0)
     saturation: Annotated[float, Range(0, 10)] = 1.0  # recommended factor on sampled chroma
     memory: Annotated[int, Range(0, 2**20)] = 0  # cells of the memory of colors; see ``networks.memory``

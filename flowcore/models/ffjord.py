@@ -4,9 +4,8 @@ Source: Grathwohl et al., "FFJORD: Free-form continuous dynamics for scalable re
 its model of images is the default. Steps of the solver are fixed, see ``transforms.ODE``.
 """
 
-import math
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from ..errors import FlowError
 from ..flow import Level
@@ -27,16 +26,16 @@ class FFJORDConfig:
     scales: Annotated[int, Range(1, 8)] = 4  # all but the last factor out half of the dimensions; 1 for a single grid
     blocks: Annotated[int, Range(1, 64)] = 2  # ODEs one after the other, before and after every squeeze
     hidden: Annotated[tuple[int, ...], Range(1, 4096)] = (64, 64, 64)  # widths between the convolutions of a velocity
-    # Of these convolutions, one more than widths: 1, 2 or -2, as many of one as of the other; empty for 1 throughout.
-    # With a single grid only.
+    # Strides of the convolutions, len(hidden) + 1 of them: 1, 2, or -2 to double the sides, as many 2 as -2; empty for
+    # 1 throughout. Only with a single grid.
     strides: Annotated[tuple[int, ...], Range(-2, 2)] = ()
-    time: TimeInput = "concat"  # how they see it; see ``networks.vector_field``
-    activation: Activation = "softplus"  # between them
-    batch_norm: bool = False  # whether a batch norm and an actnorm follow the last ODE. With a single grid only
+    time: TimeInput = "concat"  # how convolutions see the time; see ``networks.vector_field``
+    activation: Activation = "softplus"  # between convolutions
+    batch_norm: bool = False  # whether a batch norm and an actnorm follow the last ODE; only with a single grid
     steps: Annotated[int, Range(1, 1024)] = 8  # of the solver, for every ODE; part of the model
     solver: Solver = "rk4"  # "rk4" is the classical rule, "rk4_38" the 3/8 rule
-    # What a log-determinant is: the integrated trace, estimated where a condition gives probes; or that of the steps,
-    # for small images; see ``transforms.ODE``.
+    # The log-determinant: the integrated trace, estimated if a condition gives probes; or that of the steps, for small
+    # images; see ``transforms.ODE``.
     how: Literal["trace", "exact"] = "trace"
     # Of the logit: distance of pixels from 0 and 1; with 0, 1/2 is subtracted.
     alpha: Annotated[float, Range(0, 0.5, open=True)] = 0.05
@@ -59,8 +58,8 @@ class FFJORDConfig:
             )
         if self.scales > 1 and (self.strides or self.batch_norm):
             raise FlowError(f"strides and batch_norm are for a single grid, scales = 1; got scales = {self.scales}.")
-        multiple = math.prod(2 for stride in self.strides if stride == 2)
-        object.__setattr__(self, "image_size", size_tuple(self.image_size, multiple * 2 ** (self.scales - 1)))
+        multiple = 2 ** (self.strides.count(2) + self.scales - 1)
+        object.__setattr__(self, "image_size", size_tuple(self.image_size, multiple))
 
 
 def ffjord(config: FFJORDConfig) -> FlowModel[FFJORDConfig]:
@@ -88,6 +87,10 @@ def ffjord(config: FFJORDConfig) -> FlowModel[FFJORDConfig]:
 
 
 def _odes(channels: int, config: FFJORDConfig) -> list[Transform]:
-    shape: dict[str, Any] = {"time": config.time, "activation": config.activation, "strides": config.strides}
-    fields = (VectorField(channels, config.hidden, **shape) for _ in range(config.blocks))
-    return [ODE(field, steps=config.steps, solver=config.solver, how=config.how) for field in fields]
+    odes: list[Transform] = []
+    for _ in range(config.blocks):
+        field = VectorField(
+            channels, config.hidden, time=config.time, activation=config.activation, strides=config.strides
+        )
+        odes.append(ODE(field, steps=config.steps, solver=config.solver, how=config.how))
+    return odes

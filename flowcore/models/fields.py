@@ -24,9 +24,9 @@ SAMPLING = (
     "guide_match",
     "gain_cells",
 )
-"""Fields of any configuration that recommend how to sample: the flow itself does not depend on them."""
+"""Names of fields, of any configuration, that recommend how to sample: the flow itself does not depend on them."""
 OF_GUIDE = ("guide_layers", "guide_width")
-"""Fields of the network that makes a model's own guide: the flow itself does not depend on them."""
+"""Names of the fields of the network that makes a model's own guide: the flow itself does not depend on them."""
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
@@ -61,12 +61,12 @@ def annotated_types(kind: type[Any]) -> dict[str, tuple[Any, Any]]:
 
 
 def check_fields(config: object) -> None:
-    """Refuse values that annotations (bool, Literal, Range, or different names) exclude, and make tuples of lists."""
+    """Reject values that annotations (bool, Literal, Range, or different names) exclude; convert lists to tuples."""
     for name, (kind, bound) in annotated_types(type(config)).items():
         value = getattr(config, name)
         if kind is bool or get_origin(kind) is Literal:
             allowed = (True, False) if kind is bool else get_args(kind)
-            if not any(type(value) is type(option) and value == option for option in allowed):
+            if not any(type(value) is type(option) and value == option for option in allowed):  # True == 1
                 listed = ", ".join(map(repr, allowed[:-1])) + f" or {allowed[-1]!r}"
                 raise FlowError(f"{name} must be {listed}; got {short_repr(value)}.")
         elif kind == tuple[str, ...]:
@@ -88,7 +88,7 @@ def check_fields(config: object) -> None:
 
 
 def check_integer(name: str, value: object, bound: Range) -> None:
-    """Refuse a value that is not a whole number within bounds; True and 4.0 are none."""
+    """Reject a value that is not a whole number within bounds; True and 4.0 are not whole numbers here."""
     if type(value) is not int or not bound.low <= value <= bound.high:
         raise FlowError(f"{name} must be a whole number from {bound.low} to {bound.high}; got {short_repr(value)}.")
 
@@ -99,7 +99,7 @@ def block_indices(value: object, encoder_blocks: int) -> tuple[int, ...]:
 
 
 def _number_tuple(name: str, value: object, bound: Range, whole: bool, length: int) -> tuple[Any, ...]:
-    """Read several numbers, as many as ``length`` says unless it is 0."""
+    """Read several numbers: ``length`` of them, or any number for 0."""
     numbers: Any = tuple(value) if isinstance(value, list) else value
     types = (int,) if whole else (int, float)
     within = type(numbers) is tuple and all(type(n) in types and bound.low <= n <= bound.high for n in numbers)

@@ -1,7 +1,7 @@
 """Glow: images from noise and back, by levels of actnorm, 1x1 convolution and coupling.
 
 Source: Kingma & Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolutions" (NeurIPS 2018). The fields from
-``pixels`` on are where published programs of it differ; their defaults are ours.
+``pixels`` on are where published implementations differ; their defaults are ours.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from ..model import Capabilities, FlowModel, Task
 from ..networks import Conditioner, Edge, PlainConditioner, ScaledConv, TablePrior, TopPrior
 from ..transforms import ActNorm, Chain, Coupling, InvertibleConv, Permutation, PixelMap, SignedActNorm, Split, Whiten
 from .fields import Range, check_fields, short_repr, size_tuple
-from .inputs import one_hot
+from .inputs import label_weights
 
 Mixing = Literal["reverse", "shuffle", "conv", "lu"]
 
@@ -36,8 +36,8 @@ class GlowConfig:
     coupling: Literal["affine", "additive"] = "affine"
     # Before every coupling: a fixed permutation, a 1x1 convolution, or its LU factors; the paper's ablation.
     mixing: Mixing = "lu"
-    # How "conv" and "lu" start: at random as in the paper, or the first of each level from the principal axes of the
-    # first batch, the others as channel reversals.
+    # Initialization of "conv" and "lu": random orthogonal as in the paper, or the principal axes of the first batch for
+    # the first of each level, and channel reversals for the others.
     mixing_start: Literal["orthogonal", "principal"] = "orthogonal"
     affine_eps: Annotated[float, Range(0, 1, open=True)] = 0.0  # smallest scale of affine couplings; 0 in the paper
     learned_top: bool = True  # whether mean and standard deviation of the last latents are learned
@@ -51,9 +51,9 @@ class GlowConfig:
     pixels: Literal["centred", "unit"] = "centred"  # what the first level sees: x - 1/2 or x
     edge: Edge = "zeros"  # what convolutions see beyond the border; "flag" is one more channel
     network: Literal["actnorm", "plain"] = "actnorm"  # of couplings: convolutions with actnorms or with biases
-    actnorm: Literal["log", "log3", "signed"] = "log"  # how scales are stored; "log3": a third of the log
+    actnorm: Literal["log", "log3", "signed"] = "log"  # how scales are stored; "log3": the logarithm divided by 3
     scaled: bool = True  # whether the last convolution of couplings has a learned scale
-    split_prior: Literal["conv", "table"] = "conv"  # what it sees: the other half, or position and label only
+    split_prior: Literal["conv", "table"] = "conv"  # of the other half, or a table of position and label
     last_mixing: Literal["", "reverse", "shuffle", "conv", "lu"] = ""  # of the last level if it differs
     styles: tuple[str, ...] = ()  # names of the style directions stored with the weights; they need ``image_size``
 
@@ -144,4 +144,4 @@ def _table(channels: int, level: int, config: GlowConfig) -> TablePrior:
 
 
 def _encode_labels(flow: FlowModel, labels: Tensor) -> Condition:
-    return Condition(features=(None,) * len(flow.levels), labels=one_hot(labels, flow.classes))
+    return Condition(features=(None,) * len(flow.levels), labels=label_weights(labels, flow.classes))

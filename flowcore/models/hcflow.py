@@ -74,7 +74,7 @@ def hcflow(config: HCFlowConfig) -> FlowModel[HCFlowConfig]:
         squeeze = Haar() if config.rescaling else None
         levels.append(Level(steps, Split(None, kept=continuing), squeeze=squeeze, details=details))
         channels = continuing
-    flow = Flow(
+    flow = FlowModel(
         levels,
         channels=IMAGE,
         config=config,

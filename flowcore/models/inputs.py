@@ -1,4 +1,4 @@
-"""What conditions are encoded from: images, which are checked, and labels."""
+"""Validation of what conditions are encoded from: images and labels."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def check_source(flow: FlowModel[Any], source: Tensor, channels: tuple[int, ...]
         raise ShapeError(f"Expected {expected}; got {tuple(source.shape)}.")
     height, width = source.shape[-2:]
     if min(height, width) < 1 or height % multiple or width % multiple:
-        (task,) = flow.capabilities.tasks
+        (task,) = flow.capabilities.tasks  # models with such sources are made for one
         raise ShapeError(
             f"This {flow.architecture} model needs sides divisible by {multiple} here; got {height}x{width}. Use "
             f"flowcore.{task}, which pads for you."
@@ -30,8 +30,8 @@ def check_lr(flow: FlowModel[Any], lr: Tensor) -> None:
     check_source(flow, lr, (3,), LR, max(1, flow.size_multiple // flow.condition_scale))
 
 
-def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """Convert labels ``(B,)`` to float weights ``(B, K)``, and pass weights on; ConditionError if they are neither."""
+def label_weights(labels: Tensor, classes: int) -> Tensor:
+    """Convert labels ``(B,)`` to one-hot weights ``(B, K)``; weights stay; ConditionError for anything else."""
     if labels.ndim == 2 and labels.shape[1] == classes:
         return labels if labels.is_floating_point() else labels.float()
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:

@@ -23,7 +23,7 @@ from .inputs import check_source
 
 LEVELS = 3  # as many as the encoder has grids
 MULTIPLE = 2**LEVELS
-MAX_CELLS = 64  # along the longer side of the grid that the gain of results follows
+MAX_CELLS = 64  # along the longer side of the grid of gains; see ``tasks.brighten``
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +32,8 @@ class LLFlowConfig:
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"brighten"})
 
-    steps: Annotated[int, Range(1, 256)] = 12  # conditional ones per level
-    transition_steps: Annotated[int, Range(0, 16)] = 2  # per level before those, without injector and coupling
+    steps: Annotated[int, Range(1, 256)] = 12  # conditional steps per level
+    transition_steps: Annotated[int, Range(0, 16)] = 2  # before those, without injector and coupling
     hidden: Annotated[int, Range(1, 4096)] = 64  # width of the networks in injectors and couplings
     encoder_blocks: Annotated[int, Range(1, 256)] = 24  # RRDBs of the encoder
     encoder_width: Annotated[int, Range(1, 4096)] = 64  # channels of its trunk
@@ -42,7 +42,7 @@ class LLFlowConfig:
     affine_eps: Annotated[float, Range(0, 1, open=True)] = 1e-4  # smallest scale of injectors and couplings
     quant_bins: Annotated[int, Range(1, 65536)] = 32  # the dequantization noise in training has width 1 / quant_bins
     temperature: Annotated[float, Range(0, 10, open=True)] = 0.0  # recommended; the published program has 0
-    gain_cells: Annotated[int, Range(0, MAX_CELLS)] = 0  # recommended, of the gain's grid; 0 as published
+    gain_cells: Annotated[int, Range(0, MAX_CELLS)] = 0  # recommended number along the grid of gains; 0 as published
 
     def __post_init__(self) -> None:
         check_fields(self)

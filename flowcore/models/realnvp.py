@@ -1,7 +1,7 @@
 """Real NVP: checkerboard and channelwise couplings in turn, with residual networks as conditioners.
 
 Source: Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP" (ICLR 2017). The fields ``batch_norm``,
-``mask_channel`` and ``alpha`` let checkpoints of a re-implementation load, which lacks the first two.
+``mask_channel`` and ``alpha`` let checkpoints of a re-implementation load, which has neither of the first two.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class RealNVPConfig:
     scales: Annotated[int, Range(1, 8)] = 2  # all but the last factor out half of the dimensions
     hidden: Annotated[int, Range(1, 4096)] = 64  # width at the first scale's checkerboards; doubles with every squeeze
     blocks: Annotated[int, Range(0, 64)] = 8  # residual blocks per network
-    # Whether a batch norm follows every coupling: of all channels; in the authors' program, of the transformed half.
+    # Whether a batch norm of all channels follows every coupling; the authors normalize the transformed half only.
     batch_norm: bool = True
     mask_channel: bool = True  # whether checkerboard networks see their mask
     alpha: Annotated[float, Range(1e-6, 0.5, open=True)] = 0.05  # of the logit: distance of pixels from 0 and 1
@@ -57,7 +57,7 @@ def realnvp(config: RealNVPConfig) -> FlowModel[RealNVPConfig]:
         steps.append(Squeeze())
         steps += [_channelwise(4 * channels, 2 * hidden, swap, config) for swap in (True, False, True)]
         steps += [Unsqueeze(), OrderedSqueeze()]
-        levels.append(Level(steps, Split(None), squeeze=Chain()))
+        levels.append(Level(steps, Split(None), squeeze=Chain()))  # the last of the steps squeezes
         channels, hidden = 2 * channels, 2 * hidden
     last = [_checkerboard(channels, hidden, parity, config) for parity in (0, 1, 0, 1)]
     levels.append(Level(last, None, squeeze=Chain(), downscale=1))

@@ -25,17 +25,17 @@ class ResidualFlowConfig:
     tasks: ClassVar[frozenset[Task]] = frozenset({"sample"})
 
     channels: Literal[1, 3] = 3
-    blocks: Annotated[tuple[int, ...], Range(1, 256)] = (16, 16, 16)  # convolutional ones per scale
+    blocks: Annotated[tuple[int, ...], Range(1, 256)] = (16, 16, 16)  # convolutional blocks per scale
     hidden: Annotated[int, Range(1, 4096)] = 512  # width of their networks
-    full_blocks: Annotated[int, Range(0, 64)] = 4  # fully connected ones at the end of the last scale
+    full_blocks: Annotated[int, Range(0, 64)] = 4  # fully connected blocks at the end of the last scale
     full_hidden: Annotated[int, Range(1, 4096)] = 128  # width of their networks
     kernels: Annotated[tuple[int, ...], Range(1, 15)] = (3, 1, 3)  # sides of a block's layers; full ones have as many
     activation: Literal["lipswish", "elu"] = "lipswish"
     leading: bool = True  # whether the network of a block begins with an activation
     first_leading: bool = False  # whether that of the very first block does
     coefficient: Annotated[float, Range(1e-3, 1, open=True)] = 0.98  # bound on the norm of every layer
-    # How that norm is measured: on the grid of ``image_size``, or over all frequencies, which holds at any size and is
-    # up to a fifth tighter.
+    # How that norm is measured: on the grid of ``image_size``, or over all frequencies, which bounds it at any size but
+    # overestimates it by up to a fifth.
     lipschitz: Literal["grid", "frequencies"] = "grid"
     factor_out: bool = False  # whether every scale but the last factors out half of its channels
     squeeze_first: bool = False  # whether the image is squeezed before the first scale
@@ -105,8 +105,7 @@ def residual_flow(config: ResidualFlowConfig) -> FlowModel[ResidualFlowConfig]:
         image_size=config.image_size,
         fixed_size=bool(config.full_blocks) or config.lipschitz == "grid",
     )
-    if not next(flow.parameters()).is_meta:
-        flow.normalize()
+    flow.normalize()
     return flow
 
 

@@ -28,9 +28,9 @@ class SRFlowConfig:
 
     scale: Literal[2, 4, 8] = 4  # integer factor from LR to HR
     levels: int = 3  # each halves the sides; at most log2(scale) + 1: the deepest may work at half the LR resolution
-    steps: Annotated[int, Range(1, 256)] = 16  # conditional ones per level
-    transition_steps: Annotated[int, Range(0, 16)] = 2  # per level before those, without injector and coupling
-    injector: bool = True  # whether conditional steps have an affine one; without, only the coupling sees the condition
+    steps: Annotated[int, Range(1, 256)] = 16  # conditional steps per level
+    transition_steps: Annotated[int, Range(0, 16)] = 2  # before those, without injector and coupling
+    injector: bool = True  # whether conditional steps have one; otherwise only the coupling sees the condition
     hidden: Annotated[int, Range(1, 4096)] = 64  # width of the networks in injectors and couplings
     hidden_layers: Annotated[int, Range(0, 64)] = 1  # hidden convolutions of these networks
     hidden_kernel: Literal[1, 3] = 1  # side of those
@@ -45,7 +45,7 @@ class SRFlowConfig:
     affine_eps: Annotated[float, Range(0, 1, open=True)] = 1e-4  # smallest scale of injectors and couplings
     quant_bins: Annotated[int, Range(1, 65536)] = 32  # the dequantization noise in training has width 1 / quant_bins
     residual: bool = False  # whether to subtract the encoder's own enlargement from the image first
-    mixing: Literal["orthogonal", "principal"] = "orthogonal"  # how 1x1 convolutions start; as Glow's ``mixing_start``
+    mixing: Literal["orthogonal", "principal"] = "orthogonal"  # of 1x1 convolutions; see Glow's ``mixing_start``
     temperature: Annotated[float, Range(0, 10, open=True)] = 0.8  # recommended, also with files that do not state it
     calm_edges: Annotated[float, Range(0, 1)] = 0.0  # recommended reduction of the temperature at edges
     # Convolutions of ``networks.CompactUpscaler``, which makes a guide (``tasks.tiles``); 0 for none.

@@ -31,8 +31,8 @@ class SRFlowDAConfig:
     residual: ClassVar[bool] = False  # as in ``SRFlowConfig``: the image is modeled, not its difference from another
 
     scale: Literal[2, 4, 8] = 4  # integer factor from LR to HR
-    # From HR to latents, a letter a layer: "s2", "s4" or "s8" squeezes by that factor, "p" is a step without injector
-    # and coupling (plain), "c" a conditional one, "d" splits half of the channels off.
+    # From HR to latents, one letter per layer: "s2", "s4" or "s8" squeezes by that factor, "p" is a plain step, without
+    # injector and coupling, "c" a conditional step, and "d" splits half of the channels off.
     layers: str = "s2ppccccccds2ppcccccc"
     hidden: Annotated[int, Range(1, 4096)] = 64  # width of the networks in injectors and couplings
     hidden_layers: Annotated[int, Range(0, 256)] = 4  # their hidden convolutions besides the first; 36 in -D
@@ -40,12 +40,7 @@ class SRFlowDAConfig:
     encoder_blocks: Annotated[int, Range(1, 256)] = 23  # RRDBs of the encoder
     encoder_width: Annotated[int, Range(1, 4096)] = 64  # channels of its trunk
     encoder_growth: Annotated[int, Range(1, 4096)] = 32  # channels that each of its dense convolutions adds
-    stacked_blocks: tuple[int, ...] = (
-        1,
-        8,
-        15,
-        22,
-    )  # indices of RRDBs whose outputs are in every level's condition
+    stacked_blocks: tuple[int, ...] = (1, 8, 15, 22)  # indices of RRDBs whose outputs are in every level's condition
     affine_eps: Annotated[float, Range(0, 1, open=True)] = 1e-4  # smallest scale of injectors and couplings
     quant_bins: Annotated[int, Range(1, 65536)] = 32  # the dequantization noise in training has width 1 / quant_bins
     temperature: Annotated[float, Range(0, 10, open=True)] = 0.9  # recommended; the published tests have 0.9

@@ -16,7 +16,7 @@ from ..model import Capabilities, FlowModel, Task
 from ..networks import CausalTransformer
 from ..transforms import Autoregression, PixelMap, Squeeze, Transform, Variances
 from .fields import Range, check_fields, short_repr, size_tuple
-from .inputs import one_hot
+from .inputs import label_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,8 @@ class TarFlowConfig:
     layers: Annotated[int, Range(1, 256)] = 8  # of a transformer
     head: Annotated[int, Range(1, 1024)] = 64  # width of an attention head, a divisor of ``width``
     hidden: Annotated[int, Range(1, 65536)] = 3072  # width of the perceptrons
-    scale: bool = True  # whether patches are scaled, too; otherwise shifted alone
-    variances: bool = False  # whether the latents' are learned, which a model that does not scale needs
+    scale: bool = True  # whether patches are scaled, too, or only shifted
+    variances: bool = False  # whether the variances of the latents are learned, which scale = false needs
     classes: Annotated[int, Range(0, 10_000)] = 0  # labels, 0 for none; ``classes`` itself means "unlabeled"
     labels: tuple[str, ...] = ()  # their names, or none
     # Standard deviation of the Gaussian noise of the training images, where black is -1 and white 1; 0 for uniform
@@ -79,7 +79,7 @@ def tarflow(config: TarFlowConfig) -> FlowModel[TarFlowConfig]:
     if config.variances:
         steps.append(Variances(channels, height, width))
     source = "labels" if config.classes else "none"
-    # Keys and values of all layers of a block, or features of one; of all where noise is removed by a gradient.
+    # Memory: keys and values of all layers of a block, or features of one; of all where a gradient removes noise.
     decoding = (2 if config.classes else 1) * config.layers * 2 * config.width
     features = 8 * config.width + 2 * config.hidden
     floats = max(decoding, features, config.layers * (features - 4 * config.width) if config.noise else 0)
@@ -101,8 +101,8 @@ def tarflow(config: TarFlowConfig) -> FlowModel[TarFlowConfig]:
 
 def _encode_labels(flow: FlowModel, labels: Tensor) -> Condition:
     if labels.ndim == 1 and not labels.is_floating_point() and bool((labels == flow.classes).any()):
-        weights = one_hot(labels, flow.classes + 1)
+        weights = label_weights(labels, flow.classes + 1)
         weights = weights[:, :-1] + weights[:, -1:] / flow.classes  # no label: the mean over all
     else:
-        weights = one_hot(labels, flow.classes)
+        weights = label_weights(labels, flow.classes)
     return Condition(features=(None,), labels=weights.to(next(flow.parameters()).dtype))
