@@ -5,10 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SIDE = 192  # of the square that it reads, in pixels
-GRID = 48  # places for a face on each side
+GRID = 48  # anchors on each side
 POINTS = 6  # right eye (on the left in the picture), left eye, nose, mouth, right and left ear
 STEM = 32
-# Blocks of each grid, as their channels inside and out; the first of every grid but the finest halves it.
+# Blocks of each grid, as (hidden, output) channels; the first of every grid but the finest halves the sides.
 GRIDS = (
     ((8, 32), (8, 32)),  # 96 x 96
     ((12, 48), (12, 48), (16, 64)),
@@ -45,10 +45,10 @@ class BlazeFace(nn.Module):
         self.box = nn.Conv2d(channels, 4 + 2 * POINTS, 1)
 
     def forward(self, squares: Tensor) -> tuple[Tensor, Tensor]:
-        """Look for a face at every place of the grid, in squares ``(B, 3, 192, 192)`` in [0, 1].
+        """Look for a face at every anchor of the grid, in squares ``(B, 3, 192, 192)`` in [0, 1].
 
-        Returns logits ``(B, 2304)`` that there is one, row by row, and numbers ``(B, 2304, 16)`` in pixels: center of
-        its box, width, height, and the six points, all but the sides relative to the center of the place.
+        Returns logits ``(B, 2304)`` of a face, row by row, and numbers ``(B, 2304, 16)`` in pixels: x and y of its
+        center, width, height, and x and y of the six points. All but the sides are relative to the anchor.
         """
         x = F.relu(self.stem(_same(2 * squares - 1)))
         features: list[Tensor] = []
@@ -92,7 +92,7 @@ class Joint(nn.Module):
 
 
 def places() -> Tensor:
-    """Centers of the grid's places as x, y ``(2304, 2)``, in pixels of the square."""
+    """Return the anchors as x, y ``(2304, 2)``, in pixels of the square."""
     steps = (torch.arange(GRID) + 0.5) * (SIDE / GRID)
     return torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).flatten(0, 1)
 

@@ -237,8 +237,8 @@ class AnchorPrior(nn.Module):
         """Return the anchor as means on even, ``log_std`` on odd channels; it must have the shape of ``like``."""
         if anchor.shape[1:] != like.shape[1:] or anchor.shape[0] not in (1, like.shape[0]):
             raise ConditionError(
-                f"The condition belongs to an LR image of shape {tuple(anchor.shape)}; got {tuple(like.shape)}. Encode "
-                "the condition from the matching image."
+                f"The condition belongs to latents of shape {tuple(anchor.shape)}; got {tuple(like.shape)}. Encode the "
+                "condition from the matching image."
             )
         mean = anchor.to(like.dtype)
         return torch.stack([mean, torch.full_like(mean, self.log_std)], dim=2).flatten(1, 2)

@@ -50,12 +50,12 @@ ACTIVATIONS: dict[ActivationName, type[LipSwish | ELU]] = {"lipswish": LipSwish,
 
 
 class LipschitzConv(nn.Module):
-    """A convolution with zero padding that is used as ``W / max(1, sigma / c)``, sigma its spectral norm.
+    """A convolution with zero padding by ``W / max(1, sigma / c)``, sigma its spectral norm, c the ``coefficient``.
 
     Sigma is a linear function of W, ``<u, W v>`` with the leading singular vectors u and v, constants that
-    ``normalize`` measures; c is the ``coefficient``. On a ``grid`` (height, width), u and v are those of images of that
-    size, zero padding included. Without a grid they are plane waves: the largest norm over all frequencies bounds the
-    convolution at every image size, by 6 to 22 % too high on small grids.
+    ``normalize`` measures. On a ``grid`` (height, width), they are those of images of that size, zero padding included.
+    Without a grid they are plane waves: the largest norm over all frequencies bounds the convolution at every image
+    size; on small grids it is 6 to 22 % above the norm there.
     """
 
     direction: Tensor
@@ -90,10 +90,10 @@ class LipschitzConv(nn.Module):
 
     @torch.no_grad()
     def normalize(self, tolerance: float = 1e-4) -> None:
-        """Measure the norm by power iteration, until sigma changes by less than ``tolerance``, relatively."""
+        """Measure the norm by power iteration, until the relative change of sigma is below ``tolerance``."""
         for _ in range(0 if self.weight.is_meta else MAX_ITERATIONS):
             vectors, sigma = self._step()
-            if not sigma - self.sigma() > tolerance * sigma:
+            if not sigma - self.sigma() > tolerance * sigma:  # also for NaN
                 return
             for name, vector in vectors.items():
                 self.get_buffer(name).copy_(vector)

@@ -42,7 +42,7 @@ class LumaEncoder(nn.Module):
     ) -> None:
         """Build the network; the backbone's weights are zero until loaded, and the memory starts without effect.
 
-        ``widths`` are channels at strides 4, 8, 16, ...: from the second on a grid each. ``merged`` are those of the
+        ``widths`` are channels at strides 4, 8, 16, ...; all but the first are of grids. ``merged`` are channels of the
         upward path, ``features`` those of each grid's output before predicted chroma, hints and palette. ``dropout``
         hides channels of the backbone and of the coarser half of the grids, which memorize photographs first.
         ``smooth`` enlarges bilinearly on the upward path. ``memory`` is its number of cells; it needs a backbone.
@@ -183,7 +183,7 @@ def _append_hints(x: Tensor, hints: Tensor, palette: Tensor) -> Tensor:
 
 
 def _on_grid(recalled: Tensor, x: Tensor) -> Tensor:
-    """Bring what was recalled to the grid of ``x``, (B, 5, h, w), and chroma to its unit."""
+    """Resize what a memory recalled to the grid of ``x``, (B, 5, h, w), with chroma over ``CHROMA_UNIT``."""
     unit = recalled.new_tensor([CHROMA_UNIT] * 4 + [1]).view(1, PLANES, 1, 1)
     size = x.shape[2], x.shape[3]
     coarser = size[0] < recalled.shape[2]

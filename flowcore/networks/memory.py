@@ -1,4 +1,4 @@
-"""A memory of colors: what a backbone sees at places of photographs, with the chroma of these places.
+"""A memory of colors: features of cells of photographs, with the chroma of these cells.
 
 A cell covers 16 pixels of a photograph whose shorter side has 192. Of its description (see ``describe``), 48 principal
 components are stored, in 8 bits each. Similarity of two cells is the cosine between their components. A place looks up
@@ -26,9 +26,9 @@ SIDE = 192  # shorter side of the photographs, in pixels
 COMPONENTS = 48
 WIDTH = sum(CHANNELS) + CHANNELS[-1] + 1  # numbers that describe a cell
 PLANES = 5  # mean chroma, its spread, similarity
-SOFTNESS = 0.1  # of the weights, in units of similarity
+SOFTNESS = 0.1  # temperature of the weights' softmax
 NEIGHBORS = 60
-CHUNK = 32  # cells whose maximum is taken first, so that few are sorted
+CHUNK = 32  # cells whose maximum is taken first, so that only few are sorted
 SEED_XOR = 0x5DEECE66D  # changes seeds, which also draw latents
 MAX_INT8 = 127
 
@@ -162,10 +162,7 @@ class CellMemory(nn.Module):
 
 
 def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The largest values of each row, ``(rows, count)``, in order, and where they are.
-
-    They lie in the ``count`` chunks with the largest maxima, which are found without sorting all.
-    """
+    """Return ``values.topk(count)``, found without sorting all, in the ``count`` chunks with the largest maxima."""
     rows, length = values.shape
     chunks = length // CHUNK
     places = torch.arange(length, device=values.device).expand(rows, -1)

@@ -24,7 +24,7 @@ class WeightNormConv(nn.Module):
 
 
 class NetworkNorm(nn.Module):
-    """Batch normalization inside a network: that of the flow without its logdet, with a learned scale and shift."""
+    """Batch normalization inside a network, with the moments of a ``BatchNorm`` and a learned scale and shift."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -63,11 +63,11 @@ class ResidualBlock(nn.Module):
 class ResidualConditioner(nn.Module):
     """Shift and bounded log-scale of a Real NVP coupling: ``(B, inputs, H, W)`` to ``(B, 2 * outputs, H, W)``.
 
-    The normalized input and its negative enter together; every block's output reaches the end by a 1x1 skip
-    convolution; ``log_scale = rescale * tanh(raw)``, on odd channels, is bounded. ``double`` doubles the normalized
-    input, as for checkerboard masks, which blank half of it.
+    The first convolution reads the normalized input and its negative; every block's output is also added to the result
+    by a 1x1 skip convolution; ``log_scale = rescale * tanh(raw)``, on odd channels, is bounded. ``double`` doubles the
+    normalized input, for checkerboard masks, which blank half of it.
 
-    Source: Dinh et al., "Real NVP", section 3.3, section 3.7 and appendix E, and its program.
+    Source: Dinh et al., "Real NVP", section 3.3, section 3.7 and appendix E, and its reference implementation.
     """
 
     def __init__(self, inputs: int, hidden: int, outputs: int, *, blocks: int, double: bool, rescale: float) -> None:
@@ -94,7 +94,7 @@ class ResidualConditioner(nn.Module):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Take the moments of every normalization from this batch, each after those before it."""
+        """Set the moments of every normalization, one after the other, to those of this batch."""
         momenta = {module: module.momentum for module in self.modules() if isinstance(module, BatchNorm)}
         for norm in momenta:
             norm.momentum = 1.0

@@ -25,9 +25,9 @@ ACTIVATIONS: dict[Activation, tuple[Callable[[Tensor], Tensor], Callable[[Tensor
 
 
 class TimedConv(nn.Module):
-    """A convolution that sees the time: 3x3; with a stride 4x4, from 4x4 pixels to one, or with -2 the other way.
+    """A convolution that sees the time: 3x3; or 4x4 with the stride 2, or with -2 for a transposed one.
 
-    ``concat``: the time is the first input channel, beyond the border 0 like all others. ``concatsquash``: ``conv(x) *
+    ``concat``: the time is the first input channel, zero-padded like all others. ``concatsquash``: ``conv(x) *
     sigmoid(a t + b) + c t``, with a, b and c for every output channel. ``ignore``: the time has no effect.
     """
 
@@ -116,10 +116,10 @@ class VectorField(nn.Module):
 
     def derivative(self, t: Tensor, slopes: Sequence[Tensor], v: Tensor) -> Tensor:
         """Apply the Jacobian df/dy, given by ``linearized``, to K directions per item, ``(B, K, C, H, W)``."""
-        batch, number = v.shape[:2]
+        batch, directions = v.shape[:2]
         first, *others = self.layers
         v = first.derivative(t, v.flatten(0, 1))
         for layer, slope in zip(others, slopes, strict=True):
-            v = slope[:, None] * v.unflatten(0, (batch, number))
+            v = slope[:, None] * v.unflatten(0, (batch, directions))
             v = layer.derivative(t, v.flatten(0, 1))
-        return v.unflatten(0, (batch, number))
+        return v.unflatten(0, (batch, directions))
