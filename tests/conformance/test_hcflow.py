@@ -63,7 +63,7 @@ def noisy(flow: Flow, recorded: dict[str, Tensor]) -> tuple[str, Tensor, Tensor]
     return t, hr + u / 64, lr
 
 
-def test_the_configuration_is_told_by_the_tensors():
+def test_the_configuration_is_inferred_from_the_tensors():
     for case, temperature in (("tiny4x", 0.9), ("tiny_rescaling4x", 1.0)):
         config = HCFLOW.convert(published.recorded_hcflow(case), {}).config
         assert config == HCFlowConfig(**published.HCFLOWS[case], temperature=temperature)
@@ -107,7 +107,7 @@ def test_dequantized_likelihood(flow, recorded):
     near(published_nll(latents, logdet, lr), recorded[f"{t}.noise.nll"], 2e-6)
 
 
-def test_log_prob_takes_the_lr_image_as_it_is(flow, recorded):
+def test_log_prob_does_not_round_the_lr_image(flow, recorded):
     _, hr, lr = given(flow, recorded, "hr", "lr")
     latents, logdet = flow(hr, flow.encode_condition(lr))
     density = (LR_LOG_DENSITY - latents[-1].square() / 2).flatten(1).sum(1)

@@ -51,7 +51,7 @@ def in_model(flow: Flow, name: str):
 
 
 @every_case
-def test_every_field_is_told_by_shapes_and_every_tensor_used(name):
+def test_every_field_is_inferred_from_shapes_and_every_tensor_is_used(name):
     flow = TARFLOW.convert({**WEIGHTS[name], "blocks.0.attn_mask": torch.ones(2, 2)}, {})
     assert flow.config == CONFIGS[name]
     assert {n for origin in tarflow_origins(flow.config) for n in origin.names} == WEIGHTS[name].keys()

@@ -72,7 +72,7 @@ def test_a_table_is_read_with_its_gaps(folder):
     assert [path.name for path in kept.paths] == ["member-1.png"]
 
 
-def test_what_is_no_attribute_is_refused():
+def test_invalid_attributes_are_refused():
     for text in ("smile", "=lips", "smile=", "a=b:c", "a=b:c/", "a=-b:c/d", "a=b*", "a=b*-2", "a=b*c", ""):
         with pytest.raises(FlowError, match="smile=lips_parted"):
             parse_attribute(text)

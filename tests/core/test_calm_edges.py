@@ -128,7 +128,7 @@ def test_a_file_gets_another_default_and_keeps_its_weights(tmp_path: Path) -> No
     assert new.read_bytes() == content
 
 
-def test_the_command_line_follows_the_file_and_says_so_in_names_and_recipes(tmp_path: Path) -> None:
+def test_command_line_defaults_come_from_the_file_and_show_in_names_and_recipes(tmp_path: Path) -> None:
     model, out = tmp_path / "own.safetensors", tmp_path / "out"
     save(build_upscaler(**OWN), model)
     image = photograph(tmp_path / "photo.png", (10, 7))

@@ -66,7 +66,7 @@ def test_a_clip_in_parts_is_the_clip(flow):
     assert torch.allclose(parts[0], colorize(flow, frames[:1], seed=5), atol=1e-5)
 
 
-def test_saturation_is_the_models_but_of_given_latents_1():
+def test_saturation_defaults_to_the_models_and_to_1_with_latents():
     vivid, plain = tiny_colorizer(saturation=1.5), tiny_colorizer()
     picture = colored(64, 64)
     assert torch.allclose(colorize(vivid, picture), colorize(plain, picture, saturation=1.5), atol=1e-5)

@@ -104,7 +104,7 @@ def test_a_memory_begins_without_effect(flow):
     assert torch.equal(colorize(silent, photograph(), seed=3), colorize(flow, photograph(), seed=3))
 
 
-def test_every_seed_remembers_another_part_wherever_it_stands():
+def test_every_seed_uses_its_own_part_of_the_memory():
     flow = remembering()
     three = colorize(flow, photograph(), seed=5, samples=3, temperature=1e-9, detail=0)
     assert (three[0] - three[1]).abs().max() > 1e-3  # nothing but the memory tells them apart
@@ -164,7 +164,7 @@ def test_a_folder_makes_an_album_of_its_photographs_in_color(flow, tmp_path):
     assert any("Skipped c.png" in note for note in notes)
 
 
-def test_what_has_no_colors_is_refused_with_a_sentence(flow):
+def test_albums_without_colors_are_refused(flow):
     y, tint = color.luma(photograph()), torch.tensor([-0.05, 0.04]).view(1, 2, 1, 1).expand(1, 2, 64, 96)
     for photographs, sentence in (
         (y, "none of the 1 is: they are gray"),
@@ -221,7 +221,7 @@ def test_a_file_is_replaced_only_by_one_that_can_be_read(album, tmp_path, monkey
     assert path.read_bytes() == before
 
 
-def test_remember_replaces_nothing_but_a_memory_and_that_only_when_asked(flow, tmp_path, capsys):
+def test_remember_replaces_only_a_memory_and_only_with_again(flow, tmp_path, capsys):
     model, album, foreign = (tmp_path / f"{name}.safetensors" for name in ("model", "album", "foreign"))
     save(flow, model)
     save_file({"x": torch.zeros(1)}, foreign)
@@ -303,7 +303,7 @@ def test_colors_of_much_weight_are_met_place_by_place(flow, album):
     assert error(1.0) < error(0.03) < error(0.0003)
 
 
-def test_the_shipped_colorizer_takes_over_colors_unless_told_otherwise():
+def test_the_shipped_colorizer_uses_its_starter_memory_by_default():
     shipped, y = flowcore.load("color-photos"), color.luma(photograph())
     starter = starter_memory(shipped)
     usual, none, explicit = (colorize(shipped, y, **given) for given in ({}, {"memory": None}, {"memory": starter}))
@@ -318,7 +318,7 @@ def test_the_shipped_colorizer_takes_over_colors_unless_told_otherwise():
     assert torch.equal(*drawn)
 
 
-def test_a_model_with_another_backbone_takes_over_nothing():
+def test_a_model_with_another_backbone_has_no_starter_memory():
     assert starter_memory(seeing(starter_memory=True)) is None
     assert starter_memory(seeing()) is None
 

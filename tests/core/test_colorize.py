@@ -89,6 +89,13 @@ def test_a_seed_means_the_same_picture_at_every_place(flow):
         assert (many[9 * number + sample] - alone[0]).abs().max() < 1e-4
 
 
+def test_seeds_wrap_at_2_to_the_64(flow):
+    image = middle()
+    for seed, samples in ((2**64 - 1, 2), (2**64 - 8, 9)):
+        many = colorize(flow, image, seed=seed, samples=samples)
+        assert (many[-1:] - colorize(flow, image, seed=0)).abs().max() < 1e-5
+
+
 def test_temperatures_go_geometrically_from_detail_to_palette():
     assert schedule(1.0, 0.25, 3) == pytest.approx([0.25, 0.5, 1.0])
     assert schedule(0.9, 0.0, 4) == pytest.approx([0, 0, 0, 0.9])
@@ -230,7 +237,7 @@ def test_latents_are_blended_from_the_coarsest_level_on(flow, call, levels, stre
         assert (result - call(flow, image, seed=7)).abs().max() < 1e-6
 
 
-def test_by_default_two_levels_are_taken_over():
+def test_by_default_two_levels_of_latents_are_used():
     flow = tiny_colorizer(**THREE_LEVELS)
     image = middle(32, 64)
     given = encode_colors(flow, colored(32, 64, seed=8))
@@ -308,7 +315,7 @@ def test_alpha_is_kept_exactly(flow):
     assert torch.equal(colorize(flow, in_bytes)[:, 3:], in_bytes[:, 3:].float() / 255)
 
 
-def test_of_a_colored_picture_the_luma_is_used_and_the_caller_is_notified(flow, caplog):
+def test_a_color_picture_is_reduced_to_luma_with_a_notice(flow, caplog):
     image, notes = colored(), []
     expected = colorize(flow, color.luma(image), notify=notes.append)
     colorize(flow, color.luma(image).expand(-1, 3, -1, -1), notify=notes.append)

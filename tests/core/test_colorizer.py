@@ -134,7 +134,7 @@ def test_a_residual_flow_models_what_the_prediction_leaves():
     assert torch.allclose(logdet, other)
 
 
-def test_bounds_and_locked_hints_speak_of_chroma_where_a_prediction_is_taken_away():
+def test_bounds_and_locks_include_the_predicted_chroma():
     flow, _ = seeing()
     flow.double()
     cond = flow.encode_condition(source(8, 32, 64).double())

@@ -241,7 +241,7 @@ def test_score_does_not_rank_what_it_enlarged_and_prints_the_spread(small_glow, 
         assert "of 1x1, enlarged so that it covers 16x16, and not ranked." in last
 
 
-def test_score_says_what_it_scored_and_fits_as_asked(small_glow, small_colorizer, model, tmp_path, capsys):
+def test_score_reports_what_it_scored_and_how_it_fitted(small_glow, small_colorizer, model, tmp_path, capsys):
     photo = photograph(tmp_path / "a.png", (40, 48))
 
     def scored(*words):
@@ -376,7 +376,7 @@ def test_options_of_colorize_reach_the_task(small_colorizer, tmp_path):
         near(target, colorize(flow, pixels(image)[None], **{name: value})[0])
 
 
-def test_what_a_file_states_anew_makes_new_results(small_colorizer, tmp_path, capsys):
+def test_new_defaults_in_a_file_make_new_results(small_colorizer, tmp_path, capsys):
     image, target, model = (tmp_path / name for name in ("old.png", "out.png", "own.safetensors"))
     photograph(image, (40, 28))
     reconfigure(small_colorizer, model, {"saturation": 1.0})
@@ -519,7 +519,7 @@ def test_eval_compares_models_that_stand_before_the_folder(small_colorizer, tmp_
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("error", [None, FlowError("Stopped after 3 of 9 images were decoded.")], ids=str)
-def test_training_that_is_interrupted_says_so_to_the_shell(number, error, tmp_path, monkeypatch):
+def test_interrupted_training_exits_with_130(number, error, tmp_path, monkeypatch):
     def train(*words, cancelled, **options):
         assert not cancelled()
         os.kill(os.getpid(), number)

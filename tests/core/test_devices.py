@@ -289,7 +289,7 @@ if NEW:
 
 
 @pytest.mark.parametrize("left_on", LEFT_ON)
-def test_settings_of_others_hold_outside_and_not_inside(left_on, restored):
+def test_float32_settings_of_other_programs_apply_only_outside(left_on, restored):
     LEFT_ON[left_on]()
     outside = settings()
     with devices.float32_arithmetic():

@@ -430,7 +430,7 @@ def test_held_out_images_alone_are_measured(enlarged, folder, tmp_path, capsys):
         evaluate_density(glow, folder, only={"other.png"})
 
 
-def test_an_image_size_is_asked_of_models_that_take_one():
+def test_image_size_is_suggested_only_for_models_that_take_one():
     image = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(FlowError, match=r"Take one that has, such as glow-photos\.$"):
         resize_to_own(build_tiny("hcflow", rescaling=True), image)
@@ -438,7 +438,7 @@ def test_an_image_size_is_asked_of_models_that_take_one():
         resize_to_own(build_tiny("glow", image_size=None), image)
 
 
-def test_densities_that_do_not_compare_are_told_apart(folder, tmp_path, capsys):
+def test_incomparable_densities_are_marked(folder, tmp_path, capsys):
     words = list[object](["eval", folder])
     for name, fields in {"a": {}, "b": {"n_bits": 5}, "c": {"image_size": 8}}.items():
         save(build_tiny("glow", **{"image_size": 16, **fields}), tmp_path / f"{name}.safetensors")

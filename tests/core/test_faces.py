@@ -283,7 +283,7 @@ def test_small_faces_keep_their_pixels():
     assert turned.window is None
 
 
-def test_what_is_no_face_is_noted():
+def test_crops_without_a_face_are_noted():
     portrait = read((PICTURES / "portrait-1.jpg").read_bytes(), "portrait").pixels
     side = portrait.shape[-1]
     eyes = ((0.377 * side, 0.447 * side), (0.614 * side, 0.447 * side))
@@ -352,7 +352,7 @@ def test_restoring_without_limit_and_check_pastes_every_face():
         assert torch.equal(restore_faces(flow, flow, image, factor=2, **options), large) == same
 
 
-def test_what_is_told_without_a_listener_is_logged(caplog):
+def test_notices_without_a_listener_are_logged(caplog):
     flow = build_upscaler()
     align_faces(torch.zeros(1, 3, HEIGHT, WIDTH), [[(LEFT_EYE, RIGHT_EYE)]])
     eyes_from_meshes([[{"landmarks_xy": mesh()}] * 2])
@@ -415,7 +415,7 @@ def test_only_faces_in_boxes_are_taken_and_empty_boxes_are_counted():
 
 
 @pytest.mark.parametrize("turns", [1, 3])
-def test_faces_of_people_who_lie_are_found_where_they_are(turns):
+def test_faces_lying_sideways_are_found(turns):
     upright = picture("portrait-1.jpg")
     (face,), (lying,) = find_faces(torch.cat([upright, upright.rot90(turns, (-2, -1))]))
     side = upright.shape[-1]
@@ -429,7 +429,7 @@ def test_nothing_is_found_where_there_is_no_face():
     assert find_faces(torch.zeros(1, 1, 1, 7)) == [[]]
 
 
-def test_faces_smaller_or_less_sure_than_asked_for_are_left_out():
+def test_faces_that_are_too_small_or_uncertain_are_skipped():
     assert len(find_faces(picture("group.png"), smallest=18)[0]) == 2
     assert find_faces(picture("group.png"), score=0.95) == [[]]
 

@@ -87,7 +87,7 @@ def test_metadata_is_kept(model, tmp_path):
         assert (came.pixels - expected).abs().max() <= close
 
 
-def test_what_is_not_kept_is_named_with_its_picture(model, small_colorizer, tmp_path, capsys):
+def test_lost_frames_and_profiles_are_named_with_their_picture(model, small_colorizer, tmp_path, capsys):
     frames, profile = [Image.new("L", (8, 6), k) for k in (50, 90)], ImageCms.createProfile("sRGB")
     gray = ImageCms.ImageCmsProfile(profile).tobytes()
     gray = gray[:16] + b"GRAY" + gray[20:]
@@ -241,7 +241,7 @@ def test_results_are_lines_of_stdout_for_scripts(model, folder, tmp_path, capsys
     assert all(row["seconds"] > 0 for row in map(json.loads, capsys.readouterr().out.splitlines()) if row["outputs"])
 
 
-def test_an_image_that_takes_too_long_is_given_up(model, folder, tmp_path, capsys):
+def test_an_image_that_takes_too_long_is_skipped(model, folder, tmp_path, capsys):
     words = ["upscale", folder, "-o", tmp_path / "out", "--model", model, "--time-limit"]
     assert run(*words, 0) == 1
     assert "a2.png: It took longer than --time-limit, 0 s." in capsys.readouterr().err

@@ -82,7 +82,7 @@ def test_weights_are_folded_in_float64():
 
 
 @torch.no_grad()
-def test_a_network_of_ones_own_runs_whole():
+def test_a_custom_network_is_not_split_into_strips():
     network = torch.nn.Sequential(torch.nn.Conv2d(4, OUT, 3, padding=1), torch.nn.Tanh()).double()
     conditioner, x = folded(network, 4, 2.0, strip_bytes=1), random(5, 4, 18, 3)
     assert isinstance(conditioner, UnsplitConditioner)

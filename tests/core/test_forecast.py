@@ -73,7 +73,7 @@ def test_one_trial_is_enough(monkeypatch):
     assert len(trials) == 1
 
 
-def test_size_memory_and_time_are_said_first(words, tmp_path, monkeypatch, capsys):
+def test_size_memory_and_time_are_announced_first(words, tmp_path, monkeypatch, capsys):
     assert main([*words, "--samples", "2"]) == 0
     said = capsys.readouterr().err
     first = said.splitlines()[0]
@@ -94,7 +94,7 @@ def test_the_size_of_an_image_is_read_from_its_header(tmp_path, monkeypatch):
     assert (files.upright_size(tmp_path / "a.png"), work.size_of(tmp_path / "a.png")) == ((50, 60), (200, 240))
 
 
-def test_small_results_are_made_without_a_word_and_the_limit_is_stated(words, monkeypatch, capsys):
+def test_small_results_are_not_announced_and_help_states_the_limit(words, monkeypatch, capsys):
     monkeypatch.setattr(batches, "NOTEWORTHY", 16)
     assert main(words) == 0
     assert "will take" not in capsys.readouterr().err
@@ -104,7 +104,7 @@ def test_small_results_are_made_without_a_word_and_the_limit_is_stated(words, mo
 
 
 @pytest.mark.parametrize("answer", ["y\n", "n\n", "\n"])
-def test_more_megapixels_are_asked_about(words, tmp_path, monkeypatch, capsys, answer):
+def test_too_many_megapixels_need_confirmation(words, tmp_path, monkeypatch, capsys, answer):
     asked = types.SimpleNamespace(isatty=lambda: True, readline=lambda: answer)
     monkeypatch.setattr(sys, "stdin", asked)
     code = main([*words, "--max-megapixels", "0.04"])
@@ -116,7 +116,7 @@ def test_more_megapixels_are_asked_about(words, tmp_path, monkeypatch, capsys, a
     assert main([*words, "--max-megapixels", "0", "--again"]) == 0
 
 
-def test_where_nobody_can_be_asked_the_others_are_made(words, tmp_path, monkeypatch, capsys):
+def test_without_a_terminal_the_other_results_are_made(words, tmp_path, monkeypatch, capsys):
     """Below what is noteworthy in total, too."""
     monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: False))
     monkeypatch.setattr(batches, "NOTEWORTHY", 16)
@@ -128,7 +128,7 @@ def test_where_nobody_can_be_asked_the_others_are_made(words, tmp_path, monkeypa
     assert "megapixels" in rows[2]
 
 
-def test_a_disk_that_is_too_small_is_asked_about(words, tmp_path, monkeypatch, capsys):
+def test_a_disk_that_is_too_small_needs_confirmation(words, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(batches.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=100_000))
     monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: False))
     assert main(words) == 1

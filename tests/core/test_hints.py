@@ -153,7 +153,7 @@ NOT_JSON = ["[[1, 2]]", '[1, 2, "#fff"]', '[[1, 2, "#fff"]', '[["a", 2, "#fff"]]
 
 
 @pytest.mark.parametrize("text", NOT_LINES + NOT_JSON)
-def test_text_that_holds_no_points_is_refused(text):
+def test_invalid_points_in_text_are_refused(text):
     quoted = "A point is `x, y, #rrggbb`.*got `" + text.splitlines()[-1]
     with pytest.raises(FlowError, match="Points as JSON are" if text in NOT_JSON else quoted):
         parse_points(text)
@@ -174,7 +174,7 @@ def test_palettes_are_made_of_colors_or_of_an_image():
         palette_from(["reddish"])
 
 
-def test_of_combined_hints_the_first_that_covers_counts():
+def test_the_first_covering_hint_wins():
     over, under = uniform_hints(0, 0.3), uniform_hints(1, 0.1)
     over.coverage[..., :2], over.coverage[..., 0, 3] = 1, 0.5
     under.coverage[..., 3, :] = 0
@@ -471,7 +471,7 @@ def test_text_is_read():
         ('[{"amount": 2, "size": 0.1, "points": [[0, 0]]}]', "one of the three"),
     ],
 )
-def test_text_that_is_no_strokes_is_refused_with_the_stroke(text, words):
+def test_invalid_strokes_are_refused_by_number(text, words):
     with pytest.raises(FlowError, match=words):
         parse_strokes(text)
 

@@ -113,7 +113,7 @@ def test_what_others_published_stays_exact_in_a_file_of_8_bits(tmp_path):
     assert not torch.equal(loaded.encoder.mix[0].weight, flow.encoder.mix[0].weight)
 
 
-def test_an_encoder_that_this_version_does_not_know_is_of_a_newer_one(tmp_path):
+def test_an_unknown_encoder_is_reported_as_newer(tmp_path):
     save(tiny(), tmp_path / "new.safetensors")
     content = (tmp_path / "new.safetensors").read_bytes()
     newer = content.replace(b'\\"encoder\\": \\"imdn\\"', b'\\"encoder\\": \\"vast\\"')

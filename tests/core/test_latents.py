@@ -308,7 +308,7 @@ def test_lists_that_do_not_fit_together_are_refused(a, b, name):
 
 
 @pytest.mark.parametrize("name", SINGLE)
-def test_what_is_no_list_of_latents_is_refused(a, name):
+def test_invalid_lists_of_latents_are_refused(a, name):
     for wrong in ([], a[0], [a[0][0]], [a[0], None, a[2]], [z[:0] for z in a]):
         with pytest.raises(ShapeError, match="finest first"):
             SINGLE[name](wrong)

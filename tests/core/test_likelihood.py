@@ -108,7 +108,7 @@ def test_bytes_and_floats_are_the_same_integers(dtype):
     assert torch.equal(fewer.flatten(), torch.arange(32.0).repeat_interleave(8))
 
 
-def test_what_lies_off_the_grid_is_rounded_and_said():
+def test_values_off_the_grid_are_rounded_and_reported():
     image = torch.tensor([[0.0, 10.4], [255.0, 20.0]], dtype=torch.float64).view(1, 1, 2, 2) / 255
     k, off = to_integers(torch.cat([image, image * 0, image + 1]))
     assert k[0].flatten().tolist() == [0, 10, 255, 20]

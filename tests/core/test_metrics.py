@@ -211,7 +211,7 @@ def test_diversity_score_is_what_choosing_by_pixel_gains():
     assert metrics.diversity_score(torch.cat([samples, hr]), hr) == 0  # nothing is nearer than the truth
 
 
-def test_lpips_says_what_it_lacks_and_measures_nothing_else(tmp_path, monkeypatch):
+def test_missing_lpips_weights_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", None)  # whoever downloads fails
     missing = metrics.lpips_missing()
@@ -390,19 +390,19 @@ def noisy(crop, rng):
     return (crop + rng.normal(0, 8, crop.shape)).clip(0, 255).round().astype(np.uint8)
 
 
-def test_of_clean_photographs_no_damage_is_told(crops):
+def test_clean_photographs_are_not_called_damaged(crops):
     assert len(crops) == 96
     assert told(crops) == 0
 
 
-def test_blocks_of_jpeg_are_told_with_their_quality(crops):
+def test_jpeg_blocks_are_reported_with_their_quality(crops):
     damaged = [stored(crop, 50) for crop in crops]
     assert told(damaged) >= 92
     cut = tensor_of(damaged[0][3:, 5:])
     assert describe_damage(cut) == describe_damage(cut / 255) == "JPEG blocks (about quality 50)"
 
 
-def test_noise_is_told(crops):
+def test_noise_is_reported(crops):
     rng = np.random.default_rng(0)
     assert told([noisy(crop, rng) for crop in crops]) >= 90
 

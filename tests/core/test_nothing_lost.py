@@ -251,7 +251,7 @@ def test_a_batch_has_a_manifest_and_a_last_line(models, tmp_path, capsys):
     assert len((tmp_path / "list.csv").read_text().splitlines()) == 5
 
 
-def test_a_log_file_is_told_of_an_image_that_takes_long(tmp_path, monkeypatch, capsys):
+def test_a_log_file_reports_an_image_that_takes_long(tmp_path, monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     jobs = [Job(Path("a.png")), Job(Path("b.png"))]

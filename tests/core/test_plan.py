@@ -488,7 +488,7 @@ def test_all_units_of_work_are_reported(architecture):
 
 
 @pytest.mark.parametrize("model", ["srflow", "srflow on imdn"])
-def test_no_convolution_takes_a_whole_image_during_which_nobody_could_stop_it(model, monkeypatch):
+def test_no_convolution_processes_a_whole_image_uninterruptibly(model, monkeypatch):
     flow, rows, run = build_model(model), list[int](), Conv.forward
     monkeypatch.setattr(Conv, "forward", lambda conv, x, *span: rows.append(span[1] - span[0]) or run(conv, x, *span))
     plan = Plan(flow, strip_bytes=1)

@@ -42,7 +42,7 @@ assert (flowcore.decode(trained, flowcore.encode(trained, x)) - x).abs().max() <
 
 
 @pytest.mark.slow
-def test_the_page_works_as_it_stands(tmp_path):
+def test_the_plug_in_page_runs(tmp_path):
     (code,), (recipe,) = (re.findall(rf"```{kind}\n(.*?)```", TEXT, re.DOTALL) for kind in ("python", "toml"))
     (tmp_path / "small_flow.py").write_text(code)
     (tmp_path / "small.toml").write_text(recipe)

@@ -129,7 +129,7 @@ def to_bytes(image):
 
 
 @pytest.mark.parametrize("task", CLAMPING)
-def test_what_is_no_image_is_refused(task):
+def test_invalid_images_are_refused(task):
     make, run, image = TASKS[task]
     broken = image[:1].clone()
     broken[0, 0, 0, :2] = torch.tensor([math.nan, math.inf])
@@ -171,7 +171,7 @@ def test_floats_of_every_type_in_the_range_of_longer_integers_are_refused_and_hi
         assert flowcore.colorize(colorizer(), image).isfinite().all()
 
 
-def test_samples_and_decoded_images_are_clamped_as_asked():
+def test_clamping_is_optional_for_samples_and_decoded_images():
     flow = glow()
     free = flowcore.sample(flow, 3, temperature=3.0, clamp=False)
     assert free.min() < 0

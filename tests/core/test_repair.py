@@ -72,7 +72,7 @@ def test_alpha_is_kept(model: flowcore.Flow) -> None:
     assert torch.equal(repaired[:, 3], image[:, 3])
 
 
-def test_places_that_are_too_wide_stay_and_are_told_of(model: flowcore.Flow) -> None:
+def test_places_too_wide_to_repair_stay_and_are_reported(model: flowcore.Flow) -> None:
     image, told = picture(), list[str]()
     repaired = flowcore.repair(model, image, scratch(image, 26), notify=told.append)
     assert torch.equal(repaired, image)

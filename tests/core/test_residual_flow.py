@@ -109,7 +109,7 @@ def test_normalize_leaves_what_is_normalized_and_follows_what_is_not():
     assert torch.equal(convolution.bounded_weight(), convolution.weight)  # small weights are left alone
 
 
-def test_initialize_normalizes_every_actnorm_but_what_hardly_varies():
+def test_initialize_normalizes_actnorms_but_not_constant_rows():
     flow = tiny(image_size=(4, 6))
     x = random_image(64, 3, 4, 6)
     x[:, :, 0] = 0.5  # constant rows would be blown up
@@ -118,7 +118,7 @@ def test_initialize_normalizes_every_actnorm_but_what_hardly_varies():
     assert float(z[:, :, 1:].mean()) == pytest.approx(0, abs=0.05)
 
 
-def test_what_is_no_contraction_is_refused():
+def test_a_network_that_is_not_contractive_is_refused():
     flow = tiny()
     with torch.no_grad():
         for part in flow.modules():

@@ -360,7 +360,7 @@ def test_images_of_different_sizes_stand_in_a_film_of_the_models_size():
         morph(flow, [images(1, height=20, width=16), images(2, height=16, width=24)], fit="crop")
 
 
-def test_what_makes_no_film_is_refused():
+def test_invalid_films_are_refused():
     with pytest.raises(ImageError, match="two images or more"):
         morph(build_tiny("glow", seed=3), images(1, height=16, width=16))
     with pytest.raises(FlowError, match="sample needs"):

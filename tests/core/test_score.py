@@ -345,7 +345,7 @@ def test_lossless_bits_of_noise_photos_and_flat_images():
         assert black == 0
 
 
-def test_complexity_is_of_the_integers_that_are_scored_and_corrects(flow):
+def test_complexity_is_measured_on_the_scored_integers(flow):
     image = as_bytes(picture(2, 3, 16, 16))
     result = score(flow, image)
     for i in range(2):

@@ -99,7 +99,7 @@ def test_every_patch_is_counted_and_may_be_the_last():
     assert next(asked) < 40
 
 
-def test_memory_and_time_are_said_beforehand_where_they_matter(monkeypatch):
+def test_large_memory_and_time_are_announced(monkeypatch):
     said = []
     flowcore.sample(tiny(), 2, notify=said.append)
     assert said == []

@@ -307,7 +307,7 @@ def test_a_backbone_without_weights_and_other_files_are_refused(photos, tmp_path
         train(seeing_recipe(0.1), photos, tmp_path / "run", encoder_from=tmp_path / "other.safetensors")
 
 
-def test_the_flow_takes_over_the_encoder_of_the_stage_before(photos, tmp_path):
+def test_the_flow_starts_from_the_encoder_of_the_previous_stage(photos, tmp_path):
     """And a gentle rate moves it less than the flow."""
     second = SECOND.replace("frozen_levels = 1", "encoder_rate = 0.01")
     made = parse_recipe(CHROMA + second)

@@ -101,7 +101,7 @@ def test_batches_depend_on_seed_and_step_alone_also_in_threads(folder, tmp_path,
             assert all(torch.equal(one, two) for one, two in zip(found, batch, strict=True))
 
 
-def test_photographs_are_decoded_once_and_new_ones_and_other_scales_anew(folder, tmp_path):
+def test_photographs_are_decoded_once_per_file_and_scale(folder, tmp_path):
     opened(folder, tmp_path)
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()}
     assert {p.suffix for p in files} == {".u8", ".json"}
@@ -133,7 +133,7 @@ def test_the_cache_of_one_folder_keeps_its_name_and_its_order(folder, tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
-def test_a_damaged_cache_is_made_anew(folder, tmp_path):
+def test_a_damaged_cache_is_rebuilt(folder, tmp_path):
     """Pixels or index cut short or gone, and an index of another kind."""
     expected = opened(folder, tmp_path).batch(2, 16, seed=0, step=0)[0]
     pixels, index = (next((tmp_path / "cache").glob(f"*.{ending}")) for ending in ("u8", "json"))
@@ -603,7 +603,7 @@ def test_a_palette_is_that_of_the_whole_crop_in_constant_planes(folder, tmp_path
     assert torch.allclose(planes[:, 1:3, 0, 0], (x - NEUTRAL).mean((2, 3)), atol=1e-6)
 
 
-def test_a_part_of_the_crops_has_hints_and_another_a_palette(folder, tmp_path):
+def test_some_crops_have_hints_and_some_a_palette(folder, tmp_path):
     def parts(**options):
         data = colors(folder, tmp_path / "cache", **options)
         source = torch.cat([data.batch(100, 16, seed=0, step=step)[1] for step in range(4)])
@@ -624,7 +624,7 @@ def test_squares_of_hints_fit_into_the_smallest_crops(folder, tmp_path):
         assert (data.batch(40, crop, seed=0, step=0)[1][:, 1].amax((1, 2)) == 1).all()
 
 
-def test_the_stamp_of_a_folder_changes_with_its_files_and_asks_none_of_them(tmp_path, monkeypatch):
+def test_the_stamp_of_a_folder_changes_with_its_files_without_reading_them(tmp_path, monkeypatch):
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "0.png").write_bytes(b"")
     asked, ask = [], os.stat

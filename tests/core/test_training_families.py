@@ -89,7 +89,7 @@ def images(architecture, data):
     return data / ("digits" if architecture == "class_conditional" else "photos")
 
 
-def test_it_learns_and_leaves_a_model_and_a_sheet(architecture, images, tmp_path):
+def test_training_learns_and_saves_a_model_and_a_sheet(architecture, images, tmp_path):
     made = recipe(architecture, 24)
     flow = flowcore.load(train(made, images, tmp_path).model)
     assert flow.provenance["licence"] == "CC0-1.0"
@@ -185,7 +185,7 @@ def test_batches_of_digits_are_a_function_of_seed_and_step(tmp_path):
     assert {(x * 255).round().byte().numpy().tobytes() for x in held_out[0]} <= images
 
 
-def test_what_is_no_mnist_is_refused(tmp_path):
+def test_files_that_are_not_mnist_are_refused(tmp_path):
     for content in (b"", b"\0\0\x08", b"\x89PNG....", gzip.compress(b"\0\0\x08\x03\0\0", mtime=0)):
         path = tmp_path / ("train-images-idx3-ubyte" + (".gz" if content[:2] == b"\x1f\x8b" else ""))
         path.write_bytes(content)

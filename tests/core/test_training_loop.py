@@ -123,7 +123,7 @@ def test_a_run_leaves_a_model_of_averaged_weights_with_its_origin_sheets_and_a_l
     assert any("bits/dim" in line for line in lines)
 
 
-def test_the_result_says_what_a_run_has_come_to(photos, tmp_path):
+def test_the_result_reports_the_progress_of_a_run(photos, tmp_path):
     first, last, again = (train(recipe(), photos, tmp_path, stop_after=n, log=lambda _: None) for n in (5, None, None))
     assert [r.steps for r in (first, last, again)] == [5, ALL, ALL]
     assert [r.new_steps for r in (first, last, again)] == [5, ALL - 5, 0]

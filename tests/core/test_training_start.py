@@ -121,7 +121,7 @@ def test_pictures_decide_as_well_as_the_likelihood():
         assert became_worse({}, MEASURED | changes) == ""
 
 
-def test_measures_that_fell_are_named_and_numbers_that_are_none_are_worse(photos, start, tmp_path, monkeypatch):
+def test_measures_that_got_worse_are_named_and_nan_counts_as_worse(photos, start, tmp_path, monkeypatch):
     better, none = {"validation_bits_per_dim": 1.9, "psnr_tau0.8": 27.5}, dict.fromkeys(MEASURED, math.nan)
     found = iter([MEASURED, MEASURED | better, MEASURED, none])
     monkeypatch.setattr("flowcore.training.loop.validate", lambda *_, **__: (next(found), [torch.zeros(1, 3, 8, 8)]))

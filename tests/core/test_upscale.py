@@ -349,7 +349,7 @@ def test_the_latents_of_a_guided_picture_correlate_with_the_guide_by_its_strengt
             assert z.std() == pytest.approx(0.2, rel=0.05)
 
 
-def test_a_bounded_guide_deviates_hardly_more_than_what_is_drawn(flow):
+def test_a_bounded_guide_deviates_little_more_than_drawn_latents(flow):
     lr = 0.3 + 0.4 * picture(1, 3, 12, 10)
     cond = flow.encode_condition(lr)
     loud = flow.inverse([4 * z for z in sample_latents(flow.latent_shapes(48, 40), 1, 0.02)], cond).detach()
@@ -387,7 +387,7 @@ def test_progress_of_a_guided_picture_counts_its_pass(flow):
         guided_by(flow, picture(1, 3, 12, 12), cancelled=lambda: True)
 
 
-def test_a_guide_that_does_not_fit_is_told_or_refused(flow):
+def test_a_guide_that_does_not_fit_is_reported_or_refused(flow):
     lr = picture(1, 3, 6, 8)
     guide, notes = enlarge(lr, 4).clamp(0, 1), list[str]()
     exact = upscale(flow, lr, guide=guide, notify=notes.append)

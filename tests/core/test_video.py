@@ -143,7 +143,7 @@ def test_a_cut_is_not_dragged_along(upscaler):
     assert (made[2:3] - upscale(upscaler, second[:1], seed=5, temperature=TAU)).abs().max() < 1e-5
 
 
-def test_what_is_uncovered_is_drawn_anew(upscaler):
+def test_uncovered_areas_are_redrawn(upscaler):
     frames = pan(2, step=0)
     frames[0, :, 16:26, 16:26] = 0
     made = upscale_video(upscaler, frames, seed=3, temperature=TAU)
