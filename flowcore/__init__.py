@@ -26,7 +26,7 @@ Reading order, for someone who wants to learn how flows work:
 7. ``inference/``: the same flows, folded to be fast and small; ``plan.py`` first. Tasks run plans.
 8. ``tasks/``: image in, image out. ``images/`` reads, writes and resizes.
 9. ``checkpoints/``, ``training/``: where weights come from. ``evaluation/``, ``quality/``: how good they are.
-10. ``cli/``, ``batch/``: the command line, and folders of images. ``integrations/``: other packages load our models.
+10. ``cli/``, ``batch/``: the command line, and folders of images. ``integrations.py``: spandrel.
 
 ``CONTRIBUTING.md`` names the 4,000 lines of a first reading. ``errors.py`` and ``device.py`` serve all of them;
 ``provenance.py`` says what made a picture. ``testing.py`` checks transforms and models of your own.

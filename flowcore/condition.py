@@ -1,4 +1,4 @@
-"""Condition: what a flow sees of its source image, computed once; and classifier-free guidance by labels."""
+"""Condition: features of the source image, computed once per image; and classifier-free guidance by labels."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .transforms import LevelCondition, MultiScaleFeatures, Probes, map_tensors,
 class Guidance:
     """Classifier-free guidance: how far decoding is moved toward the labels; sharper pictures, and less varied.
 
-    What is predicted with the label is moved away from what is predicted without, by ``weight`` times the difference.
-    This is another map than the one that encodes: guided latents decode to another image, and do not come back.
+    The prediction with the label is moved away from the one without it, by ``weight`` times their difference. Guided
+    decoding is not the inverse of encoding.
 
     >>> flow = flowcore.load("tarflow.safetensors")
     >>> flowcore.sample(flow, 2, labels=1, guidance=flowcore.Guidance(2.0, annealed=True)).shape[0]
@@ -93,12 +93,12 @@ class Condition:
             guidance=self.guidance,
         )
 
-    def relative(self, x: Tensor) -> Tensor:
+    def subtract_origin(self, x: Tensor) -> Tensor:
         """Subtract the origin, if there is one, from images ``(B, C, H, W)``; ConditionError if it has other sides."""
         return x if self.origin is None else x - self._origin_of(x)
 
-    def absolute(self, x: Tensor) -> Tensor:
-        """Undo ``relative``."""
+    def add_origin(self, x: Tensor) -> Tensor:
+        """Undo ``subtract_origin``."""
         return x if self.origin is None else x + self._origin_of(x)
 
     def check_batch(self, batch: int) -> None:
@@ -117,20 +117,20 @@ class Condition:
 
     @property
     def nbytes(self) -> int:
-        """Memory held, in bytes; what several tensors share counts once."""
+        """Memory in bytes; storage that tensors share counts once."""
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors(self)}
         return sum(storages.values())
 
     def prepare(self, plan: Any) -> Condition:
-        """Precompute, for the ``Plan`` that will decode and no other, what depends on the condition alone.
+        """Precompute what depends on the condition alone; the result is valid only for this ``Plan``.
 
-        All samples of one image share it: an injector's shift and scale, and the condition's term of a coupling's first
-        convolution. Worth its memory (``nbytes``) if more samples follow; decoding without it computes the same.
+        These are an injector's shift and scale, and the condition's term of a coupling's first convolution, which all
+        samples of an image share. It is worth its memory (``nbytes``) if several samples follow, and changes no result.
         """
         return replace(self, features=plan.precompute(self.features))
 
     def expand(self, samples: int) -> Condition:
-        """Share one image's condition among several samples: a condition of that batch, without copying."""
+        """Expand the condition of one image to ``samples`` items, without copying."""
         return self.map_tensors(lambda tensor: tensor.expand(samples, *tensor.shape[1:]))
 
     def guided(self, guidance: float | Guidance) -> Condition:
@@ -141,7 +141,7 @@ class Condition:
         return replace(self, guidance=numbers.expand(self.batch, -1) if g.weight else None)
 
     def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Condition:
-        """Apply a function to every tensor held."""
+        """Apply a function to every tensor of the condition."""
         return map_tensors(change, self)
 
     def _origin_of(self, x: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def quantization(flow: Flow) -> Quantization:
 
 
 def quantize(flow: Flow, x: Tensor) -> Tensor:
-    """Undo dequantization, whose noise shows as grain at few bits: every value becomes the gray level of its bin.
+    """Round decoded values to the gray level of their bin; at few bits, the noise of dequantization shows as grain.
 
     That is ``k / (2^n_bits - 1)`` with ``k = floor(x / width - shift)``, in [0, 1].
     """
@@ -97,7 +97,7 @@ def to_integers(image: Tensor, n_bits: int = 8) -> tuple[Tensor, Tensor]:
 
 
 def round_to_integers(image: Tensor, n_bits: int = 8) -> Tensor:
-    """Convert an image as ``to_integers`` does, without its checks, which wait for the device."""
+    """Convert an image as ``to_integers`` does, without its checks, which would wait for a GPU."""
     return torch.floor(_scale_to_255(image).round().clamp(0, 255) / 2 ** (8 - n_bits))
 
 
@@ -161,8 +161,8 @@ class Gaussian(Uniform):
     ``mass = erf(1 / (2 sqrt(2) std))`` is the share of the Gaussian inside the bin. Drawn from a uniform number r by
     inverting the distribution function, in float64: ``u = 1/2 + sqrt(2) std erfinv((2 r - 1) mass)``.
 
-    ``std`` is that before truncation, in bins. Uniform noise is the limit of large ones; the default costs a smooth
-    density 0.015 bits per dimension more than uniform noise, 0.25 costs 0.18.
+    ``std`` is the standard deviation before truncation, in bins; as it grows, the noise becomes uniform. The default
+    costs a smooth density 0.015 bits per dimension more than uniform noise, 0.25 costs 0.18.
     """
 
     def __init__(self, std: float = 0.5) -> None:

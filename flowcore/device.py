@@ -1,6 +1,6 @@
 """Everything that depends on the device: memory, float64, autocast, and the precision of arithmetic.
 
-What a device can do is asked of the device, never measured by a clock: the same machine always computes the same.
+Capabilities are queried, never benchmarked, so a given machine always computes the same way.
 """
 
 import ctypes
@@ -22,12 +22,13 @@ from .errors import FlowError, PrecisionError
 
 ActualPrecision = Literal["float32", "bfloat16", "float16", "tf32"]
 LOW_PRECISION = (torch.float16, torch.bfloat16)
-OUT_OF_MEMORY = re.compile(  # how CUDA, Apple, Intel, Linux, Windows, DirectML, and libraries of CUDA and ROCm word it
+FULL_PRECISION = (torch.float32, torch.float64)  # in which a flow is invertible
+OUT_OF_MEMORY = re.compile(  # messages of CUDA, ROCm and their libraries, Apple, Intel, DirectML, Linux and Windows
     "out of memory|can't allocate memory|not enough memory|could not allocate tensor|not enough gpu video memory"
     "|out_of_device_memory|out_of_host_memory|out_of_resources|status_alloc_failed|status_memory_error"
 )
 WITHOUT_FLOAT64 = ("mps", "privateuseone")  # Apple and DirectML
-CONTROL_GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # Linux limits containers by these
+CGROUP_ROOT, PROCESS_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # Linux's limits of containers
 EXACT = "ieee"  # torch's name of float32 arithmetic that rounds no factor to fewer bits
 
 
@@ -47,18 +48,18 @@ def check_device(name: str | torch.device) -> torch.device:
 
 
 def free_memory(device: torch.device | str) -> int | None:
-    """Query how many bytes can be allocated on a device, with those that torch holds for the next tensors.
+    """Query how many bytes can be allocated on a device, including memory that torch's allocator caches.
 
-    None if neither torch nor the system tells (DirectML; main memory on Windows and macOS without psutil).
+    None if unknown (DirectML; main memory on Windows and macOS without psutil).
     """
     device = torch.device(device)
     if device.type == "cpu":
         return _free_main_memory()
     if device.type == "mps":  # a GPU that shares main memory with everything else
         allocated, main = torch.mps.current_allocated_memory(), _free_main_memory()
-        held = torch.mps.driver_allocated_memory()  # with what torch keeps for the next tensors
+        reserved = torch.mps.driver_allocated_memory()  # including torch's cache
         allowed = torch.mps.recommended_max_memory() - allocated
-        return max(0, allowed if main is None else min(allowed, main + held - allocated))
+        return max(0, allowed if main is None else min(allowed, main + reserved - allocated))
     module: Any = getattr(torch, device.type, None)  # such as torch.cuda, which is also that of ROCm
     if device.type == "meta" or not hasattr(module, "mem_get_info"):
         return None
@@ -73,8 +74,8 @@ def free_memory(device: torch.device | str) -> int | None:
 
 
 def _free_main_memory() -> int | None:
-    """Bytes left on this machine and by every limit on this process (of a container, of a batch job)."""
-    free: list[int] = []
+    """Query the bytes that this machine, and every limit on this process (of a container or a batch job), leave."""
+    free = _free_by_cgroups()
     try:
         import psutil  # comes with ComfyUI
     except ImportError:
@@ -84,12 +85,18 @@ def _free_main_memory() -> int | None:
             free.append(int(lines["MemAvailable"].split()[0]) * 1024)
     else:
         free.append(int(psutil.virtual_memory().available))
-    for line in OWN_GROUPS.read_text().splitlines() if OWN_GROUPS.exists() else []:
+    return min(free, default=None)
+
+
+def _free_by_cgroups() -> list[int]:
+    free: list[int] = []
+    for line in PROCESS_CGROUPS.read_text().splitlines() if PROCESS_CGROUPS.exists() else []:
         _, controllers, group = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
+        is_version_1 = bool(controllers)
+        if is_version_1 and "memory" not in controllers.split(","):
             continue
-        root = CONTROL_GROUPS / "memory" if controllers else CONTROL_GROUPS
-        limit, usage = ("limit_in_bytes", "usage_in_bytes") if controllers else ("max", "current")
+        root = CGROUP_ROOT / "memory" if is_version_1 else CGROUP_ROOT
+        limit, usage = ("limit_in_bytes", "usage_in_bytes") if is_version_1 else ("max", "current")
         folder = root / group.lstrip("/")
         while folder.is_relative_to(root):  # a group obeys the limits of those above it
             try:
@@ -101,11 +108,11 @@ def _free_main_memory() -> int | None:
             except (OSError, ValueError):  # OSError: no such group in this container; ValueError: "max", no limit
                 pass
             folder = folder.parent
-    return min(free, default=None)
+    return free
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Tell running out of memory from other errors of torch and Python, on every device and system."""
+    """Return True if an error of torch or Python says that memory ran out; not every backend has a class for it."""
     return isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error).lower()) is not None
 
 
@@ -121,10 +128,10 @@ def empty_cache() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep freed memory for the next allocation: large tensors are not mapped and cleared anew every step.
+    """Make glibc keep freed memory, so that large tensors are not mapped and zeroed again in every step.
 
-    A training step of ``srflow-x4`` takes 1.096 s of processor time instead of 1.159 on an idle AMD EPYC. A setting of
-    the process, so it is for programs of their own, such as the command line, and not for a host's process.
+    A training step of ``srflow-x4`` takes 1.096 s of processor time instead of 1.159 on an idle AMD EPYC. The
+    setting is the process's, so it is for the command line and other programs, not for code inside a host.
     """
     libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "gnu_get_libc_version"):
@@ -138,7 +145,7 @@ def keep_freed_memory() -> None:
 
 @cache
 def supports_float64(device: torch.device) -> bool:
-    """Tell whether a device computes in float64: Apple's and DirectML's do not, and some of Intel's."""
+    """Return True if a device computes in float64: those of Apple and DirectML, and some of Intel, do not."""
     if device.type in ("cpu", "cuda", "meta"):
         return True
     if device.type in WITHOUT_FLOAT64:
@@ -152,7 +159,7 @@ def supports_float64(device: torch.device) -> bool:
 
 @cache
 def supports_fused_optimizer(device: torch.device) -> bool:
-    """Tell whether torch can make all updates of an optimizer at once on a device: DirectML, for one, cannot."""
+    """Return True if torch has fused optimizers for a device: DirectML, for one, has none."""
     try:
         torch.optim.Adam([torch.zeros(1, device=device, requires_grad=True)], fused=True)
     except RuntimeError:
@@ -171,8 +178,8 @@ def float64_on_cpu(x: Tensor) -> Tensor:
 
 
 def require_full_precision(dtype: torch.dtype) -> None:
-    """Raise PrecisionError for everything but float32 and float64: a flow is invertible in these only."""
-    if dtype not in (torch.float32, torch.float64):
+    """Raise PrecisionError unless the dtype is float32 or float64: a flow is invertible only in these."""
+    if dtype not in FULL_PRECISION:
         raise PrecisionError(
             f"A flow keeps its parameters and latents in float32 or float64; got {dtype}. For speed, run its "
             "conditioners in low precision instead: precision='bfloat16' in upscale, or torch.autocast."
@@ -180,7 +187,7 @@ def require_full_precision(dtype: torch.dtype) -> None:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """Make torch run convolutions and matrix products in a low precision, or turn autocast off; if torch has it."""
+    """Run convolutions and matrix products in float16 or bfloat16 if torch can; any other dtype turns autocast off."""
     low = dtype in LOW_PRECISION
     if not _has_autocast(device.type):
         return nullcontext()
@@ -202,8 +209,8 @@ def _has_autocast(device_type: str) -> bool:
 
 
 _FLOAT32_LOCK = threading.Lock()
-_FLOAT32_ASKED: dict[int, list[bool]] = {}  # by thread, whether its nested contexts allow TF32
-_FLOAT32_BEFORE: list[str] = []  # settings of the process, to be restored
+_TF32_ALLOWED: dict[int, list[bool]] = {}  # by thread, whether its nested contexts allow TF32
+_PROCESS_SETTINGS: list[str] = []  # before the first context, to be restored after the last
 
 
 @contextmanager
@@ -216,28 +223,30 @@ def float32_arithmetic(*, tf32_convolutions: bool = False) -> Generator[None, No
     """
     thread = threading.get_ident()
     with _FLOAT32_LOCK:
-        if not _FLOAT32_ASKED:
-            _FLOAT32_BEFORE[:] = _float32_settings()
-        _FLOAT32_ASKED.setdefault(thread, []).append(tf32_convolutions)
-        _apply_float32()
+        if not _TF32_ALLOWED:
+            _PROCESS_SETTINGS[:] = _float32_settings()
+        _TF32_ALLOWED.setdefault(thread, []).append(tf32_convolutions)
+        _apply_contexts()
     try:
         yield
     finally:
         with _FLOAT32_LOCK:
-            _FLOAT32_ASKED[thread].pop()
-            if not _FLOAT32_ASKED[thread]:
-                del _FLOAT32_ASKED[thread]
-            _apply_float32()
+            _TF32_ALLOWED[thread].pop()
+            if not _TF32_ALLOWED[thread]:
+                del _TF32_ALLOWED[thread]
+            _apply_contexts()
 
 
-def _apply_float32() -> None:
-    allowed = all(contexts[-1] for contexts in _FLOAT32_ASKED.values())
-    exact = ["tf32" if allowed else EXACT, *[EXACT] * (len(_FLOAT32_BEFORE) - 1)]
-    _set_float32(exact if _FLOAT32_ASKED else _FLOAT32_BEFORE)
+def _apply_contexts() -> None:
+    if not _TF32_ALLOWED:
+        _set_float32(_PROCESS_SETTINGS)
+        return
+    allowed = all(contexts[-1] for contexts in _TF32_ALLOWED.values())
+    _set_float32(["tf32" if allowed else EXACT, *[EXACT] * (len(_PROCESS_SETTINGS) - 1)])
 
 
-def _float32_places() -> list[Any]:
-    """Where torch keeps the settings: convolutions of CUDA first, then its matrix products, then oneDNN's of both."""
+def _float32_backends() -> list[Any]:
+    """List what holds torch's settings: convolutions and matrix products of CUDA, then of oneDNN."""
     backends: Any = torch.backends
     return [backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul]
 
@@ -245,7 +254,7 @@ def _float32_places() -> list[Any]:
 def _float32_settings() -> list[str]:
     if not hasattr(torch.backends, "fp32_precision"):  # before torch 2.9
         return ["tf32" if torch.backends.cudnn.allow_tf32 else EXACT, torch.get_float32_matmul_precision()]
-    return [place.fp32_precision for place in _float32_places()]
+    return [backend.fp32_precision for backend in _float32_backends()]
 
 
 def _set_float32(settings: list[str]) -> None:
@@ -254,9 +263,9 @@ def _set_float32(settings: list[str]) -> None:
         torch.backends.cudnn.allow_tf32 = convolutions == "tf32"
         torch.set_float32_matmul_precision("highest" if products == EXACT else products)
         return
-    for place, setting in zip(_float32_places(), settings, strict=True):
-        if place.fp32_precision != setting:
-            place.fp32_precision = setting
+    for backend, setting in zip(_float32_backends(), settings, strict=True):
+        if backend.fp32_precision != setting:
+            backend.fp32_precision = setting
 
 
 def preferred_precision(device: torch.device) -> ActualPrecision:
@@ -268,7 +277,7 @@ def preferred_precision(device: torch.device) -> ActualPrecision:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Tell whether a device is faster in bfloat16: AMD's GPUs, NVIDIA's from Ampere on, CPUs with AMX or Arm's BF16.
+    """Return True if bfloat16 is faster on a device: AMD's GPUs, NVIDIA's from Ampere on, CPUs with AMX or Arm's BF16.
 
     The instructions of AVX-512 BF16 alone make nothing faster: without AMX, one core of a Xeon made 1.08 training steps
     a second of an encoder of 64-channel 3x3 convolutions, and 1.70 in float32.
@@ -279,7 +288,7 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def actual_precision(precision: ActualPrecision | Literal["auto"], device: torch.device) -> ActualPrecision:
-    """Return what a choice means on a device: "float32" for "float16" on a CPU, and for "tf32" but on NVIDIA's GPUs."""
+    """Resolve a precision on a device: CPUs replace float16 by float32; only NVIDIA GPUs keep tf32."""
     if precision == "auto":
         return preferred_precision(device)
     if precision == "float16" and device.type == "cpu":

@@ -10,7 +10,7 @@ class ShapeError(FlowError):
 
 
 class ConditionError(FlowError):
-    """A condition is missing, superfluous, or does not fit the image."""
+    """A condition is missing, not expected, or does not fit the image."""
 
 
 class CheckpointError(FlowError):

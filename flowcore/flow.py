@@ -11,19 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from .condition import Condition
+from .device import FULL_PRECISION
 from .errors import ConditionError, FlowError, PrecisionError, ShapeError
 from .prior import Shape, Temperature, height_and_width, log_density, log_prob, sample_latents
 from .transforms import Chain, Estimated, LevelCondition, Residual, Split, Squeeze, Transform, batch_moments, spread
 
-WIDE = (torch.float32, torch.float64)  # in which a flow is invertible
-
 
 class Details(nn.Module):
-    """What becomes of the channels that a level factors out, given all that the coarser levels hold.
+    """HCFlow's transform of the channels that a level factors out, conditioned on the coarser levels.
 
-    Unlike the prior of a split it runs when all levels are encoded, from the deepest up. ``extractor`` goes from the
-    kept channels ``(B, K, H, W)`` and a list of the features of all deeper levels, the next one first, to features
-    ``(B, F, H, W)``; the transform of the channels factored out is conditioned on them.
+    Unlike the prior of a split it runs once all levels are encoded, from the deepest up. ``extractor`` takes the
+    channels that continue, ``(B, K, H, W)``, and a list of the features of all deeper levels, the next one first, and
+    returns features ``(B, F, H, W)``, on which the transform is conditioned.
 
     Source: Liang et al., "Hierarchical Conditional Flow" (2021), section 3.
     """
@@ -37,8 +36,8 @@ class Level(nn.Module):
     """What a flow does at one resolution: squeeze, steps, and a split unless all channels continue.
 
     ``squeeze`` None is a ``Squeeze()``; an empty ``Chain()`` keeps the grid. ``downscale`` is the factor by which
-    squeeze and steps together reduce the sides: 2, 1, or 0 for a reduction to a single position. What the split
-    factors out is latents already, unless ``details`` make latents of it.
+    squeeze and steps together reduce the sides: 2, 1, or 0 for a single position. The channels that the split factors
+    out are the latents, unless ``details`` transform them further.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class Flow(Transform[list[Tensor], Condition]):
     Forward: ``x = prelude(x)``; per level ``x = steps(squeeze(x)); (x, latent) = split(x)``; the last latent is
     ``top(x)``. Logdet: the sum over all of them. Levels without a split pass on all their channels. Where levels have
     ``details``, these turn what was factored out into latents, from the deepest level up. Tasks take a ``FlowModel``,
-    which is a flow with its configuration, what it can do, and the encoder of its condition.
+    which also has a configuration and the networks around the flow; ``FlowModel.of(flow)`` makes one.
 
     Attributes:
         estimated: Whether its log-determinant has no closed form, so that ``forward`` takes probes for an estimate (see
@@ -136,58 +135,56 @@ class Flow(Transform[list[Tensor], Condition]):
         Raises:
             ShapeError: If the model does not accept images of that shape, or there are none.
             PrecisionError: If they are not in the precision of the model's parameters.
-            ConditionError: If the condition is missing, superfluous or of another image size.
+            ConditionError: If the condition is missing, not expected, or of another image size.
         """
-        latents, shares = self._walk(x, cond, lambda part, data, seen: part(data, seen))
-        logdet = x.new_zeros(x.shape[0])
-        for _, share in shares:
-            logdet = logdet + share
-        return latents, logdet
+        latents, logdets = self._encode_parts(x, cond, lambda part, data, part_cond: part(data, part_cond))
+        return latents, sum((logdet for _, logdet in logdets), x.new_zeros(x.shape[0]))
 
-    def _walk(
+    def _encode_parts(
         self,
         x: Tensor,
         cond: Condition | None,
-        apply: Callable[[Transform[Any], Tensor, LevelCondition | None], tuple[Any, Any]],
+        encode: Callable[[Transform[Any], Tensor, LevelCondition | None], tuple[Any, Any]],
     ) -> tuple[list[Tensor], list[tuple[int, Any]]]:
-        """Encode by applying every part in turn; return latents, and shares of the logdet with their levels' numbers.
+        """Encode part by part, from the prelude to the top; ``encode`` returns a part's latent and its logdet.
 
-        ``apply`` goes from a part, its data and what it sees of the condition to its latent and its share, in any form.
+        Returns the latents and, for every part, the number of the latent that its logdet belongs to, and the logdet in
+        the form in which ``encode`` returned it.
         """
         self._check_image(x)
-        given = self._check_condition(cond, x.shape[0])
-        if given.guidance is not None:
-            raise ConditionError("Guidance is for decoding alone: encode with the condition before it was guided.")
+        condition = self._check_condition(cond, x.shape[0])
+        if condition.guidance is not None:
+            raise ConditionError("Guidance is for decoding only: encode with the condition before it was guided.")
         latents: list[Tensor] = []
-        shares: list[tuple[int, Any]] = []
+        logdets: list[tuple[int, Any]] = []
 
-        def applied(part: Transform[Any], data: Tensor, seen: LevelCondition | None) -> Any:
-            latent, share = apply(part, data, seen)
-            shares.append((len(latents), share))
+        def apply(part: Transform[Any], data: Tensor, part_condition: LevelCondition | None) -> Any:
+            latent, logdet = encode(part, data, part_condition)
+            logdets.append((len(latents), logdet))  # of the next latent
             return latent
 
         if self.prelude is not None:
-            x = applied(self.prelude, x, None)
-        x = given.relative(x)
-        splitting: list[tuple[Level, Tensor]] = []
+            x = apply(self.prelude, x, None)
+        x = condition.subtract_origin(x)
+        split_levels: list[tuple[Level, Tensor]] = []  # and the channels that continue
         for number, level in enumerate(self._levels()):
             x = level.squeeze(x)[0]  # (B, 4C, H/2, W/2); its logdet is 0
-            seen = self._at_level(given, number)
-            x = applied(level.steps, x, seen)
+            level_condition = self._at_level(condition, number)
+            x = apply(level.steps, x, level_condition)
             if level.split is not None:
-                x, latent = applied(level.split, x, seen)  # each (B, 2C, H/2, W/2)
+                x, latent = apply(level.split, x, level_condition)  # each (B, 2C, H/2, W/2)
                 latents.append(latent)
-                splitting.append((level, x))
-        deeper: list[Any] = []
-        for number, (level, kept) in reversed(list(enumerate(splitting))):
+                split_levels.append((level, x))
+        features: list[Tensor] = []  # of the deeper levels, the next one first
+        for number, (level, continuing) in reversed(list(enumerate(split_levels))):
             if level.details is not None:
-                deeper.insert(0, level.details.extractor(kept, deeper))
-                seen = LevelCondition(features=deeper[0])
-                latents[number], share = apply(level.details.transform, latents[number], seen)
-                shares.append((number, share))
+                features.insert(0, level.details.extractor(continuing, features))
+                details_condition = LevelCondition(features=features[0])
+                latents[number], logdet = encode(level.details.transform, latents[number], details_condition)
+                logdets.append((number, logdet))
         if self.top is not None:
-            x = applied(self.top, x, given.at_level(-1, merge=False))
-        return [*latents, x], shares
+            x = apply(self.top, x, condition.at_level(-1, merge=False))
+        return [*latents, x], logdets
 
     def inverse(
         self, z: Sequence[Tensor], cond: Condition | None = None, between: Callable[[int, Tensor], Tensor] | None = None
@@ -205,28 +202,27 @@ class Flow(Transform[list[Tensor], Condition]):
 
         Raises:
             ShapeError: If the model has no latents of these shapes.
-            ConditionError: If the condition is missing, superfluous or of another image size.
+            ConditionError: If the condition is missing, not expected, or of another image size.
         """
         self._check_latents(z)
-        given = self._check_condition(cond, z[0].shape[0])
+        condition = self._check_condition(cond, z[0].shape[0])
         remaining = list(z)
         x = remaining.pop()
         if self.top is not None:
-            x = self.top.inverse(x, given.at_level(-1, merge=False))
-        deeper: list[Any] = []
+            x = self.top.inverse(x, condition.at_level(-1, merge=False))
+        features: list[Tensor] = []  # of the deeper levels, the next one first
         for number, level in reversed(list(enumerate(self._levels()))):
-            seen = self._at_level(given, number)
+            level_condition = self._at_level(condition, number)
             if level.split is not None:
                 latent = remaining.pop()
                 if level.details is not None:
-                    deeper.insert(0, level.details.extractor(x, deeper))
-                    latent = level.details.transform.inverse(latent, LevelCondition(features=deeper[0]))
-                x = level.split.inverse((x, latent), seen)
-            x = level.steps.inverse(x, seen)
-            x = level.squeeze.inverse(x)
+                    features.insert(0, level.details.extractor(x, features))
+                    latent = level.details.transform.inverse(latent, LevelCondition(features=features[0]))
+                x = level.split.inverse((x, latent), level_condition)
+            x = level.squeeze.inverse(level.steps.inverse(x, level_condition))
             if between is not None:
                 x = between(number, x)
-        x = given.absolute(x)
+        x = condition.add_origin(x)
         return x if self.prelude is None else self.prelude.inverse(x)
 
     def log_prob(self, x: Tensor, cond: Condition | None = None) -> Tensor:
@@ -276,7 +272,7 @@ class Flow(Transform[list[Tensor], Condition]):
 
     def encode(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
         """Encode images, without the log-determinant; see ``forward``."""
-        return self._walk(x, cond, lambda part, data, seen: (part.encode(data, seen), None))[0]
+        return self._encode_parts(x, cond, lambda part, data, part_cond: (part.encode(data, part_cond), None))[0]
 
     def by_position(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], list[Tensor]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Encode images, with the log density resolved by level and pixel; arguments and errors are ``forward``'s.
@@ -288,28 +284,28 @@ class Flow(Transform[list[Tensor], Condition]):
             Latents, finest first, and for each the log density in nats by pixel, ``(B, H, W)``; the sum over all levels
             and pixels is ``log_prob``.
         """
-        latents, shares = self._walk(x, cond, lambda part, data, seen: part.by_position(data, seen))
+        latents, logdets = self._encode_parts(x, cond, lambda part, data, part_cond: part.by_position(data, part_cond))
         height, width = x.shape[-2:]
-        logdets = [x.new_zeros(x.shape[0], height, width) for _ in latents]
-        for number, share in shares:
-            logdets[number] = logdets[number] + spread(share, height, width)
+        maps = [x.new_zeros(x.shape[0], height, width) for _ in latents]
+        for number, logdet in logdets:
+            maps[number] = maps[number] + spread(logdet, height, width)
         densities = [spread(log_density(latent).sum(1), height, width) for latent in latents]
-        return latents, [logdet + density for logdet, density in zip(logdets, densities, strict=True)]
+        return latents, [logdet + density for logdet, density in zip(maps, densities, strict=True)]
 
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
         """Set every data-dependent parameter from a first batch, and return its latents; training calls this once."""
-        return self._walk(x, cond, lambda part, data, seen: (part.initialize(data, seen), None))[0]
+        return self._encode_parts(x, cond, lambda part, data, part_cond: (part.initialize(data, part_cond), None))[0]
 
     def normalize(self, tolerance: float = 1e-4) -> None:
-        """Measure, to a relative tolerance, the norms that keep residual blocks invertible, after weights changed."""
+        """Measure the norms that keep residual blocks invertible, to a relative tolerance, after weights changed."""
         for part in self.levels.modules():
             if isinstance(part, Residual):
                 part.normalize(tolerance)
 
     @property
     def size_multiple(self) -> int:
-        """What the sides of an image must be multiples of."""
+        """The sides of an image must be multiples of this."""
         return math.prod(max(1, level.downscale) for level in self._levels())
 
     def latent_shapes(self, height: int, width: int) -> list[Shape]:
@@ -324,9 +320,9 @@ class Flow(Transform[list[Tensor], Condition]):
         for level in self._levels():
             channels, height, width = level.shape(channels, height, width)
             if level.split is not None:
-                kept = level.split.kept_channels(channels)
-                shapes.append((channels - kept, height, width))
-                channels = kept
+                continuing = level.split.kept_channels(channels)
+                shapes.append((channels - continuing, height, width))
+                channels = continuing
         return [*shapes, (channels, height, width)]
 
     def sides(self, size: int | Sequence[int] | None) -> tuple[int, int]:
@@ -349,15 +345,14 @@ class Flow(Transform[list[Tensor], Condition]):
         return list(self.levels)  # pyright: ignore[reportReturnType]
 
     def _check_condition(self, cond: Condition | None, batch: int) -> Condition:
-        """Return a condition with what each level sees; for None, one that holds nothing."""
+        """Return the condition if it fits, and for None one that holds nothing; else raise ConditionError."""
         if cond is not None and cond.probes is not None:
             self.require_probes()
             return Condition(features=(None,) * len(self.levels), probes=cond.probes)
         if self.conditional is not None and self.conditional != (cond is not None):
-            takes = "no condition; pass None"
             if self.conditional:
-                takes = "a condition; make one with flow.encode_condition(source)"
-            raise ConditionError(f"This model takes {takes}.")
+                raise ConditionError("This model takes a condition; make one with flow.encode_condition(source).")
+            raise ConditionError("This model takes no condition; pass None.")
         if cond is None:
             return Condition(features=(None,) * len(self.levels))
         if len(cond.features) != len(self.levels):
@@ -372,15 +367,16 @@ class Flow(Transform[list[Tensor], Condition]):
         return cond.at_level(number)
 
     def _check_values(self, x: Tensor) -> None:
-        """Refuse an empty batch, and other types of numbers than the model's."""
+        """Reject an empty batch, and any dtype but the model's."""
         if not len(x):
             raise ShapeError(f"The batch is empty, {tuple(x.shape)}. Pass at least one image.")
-        own = next((p.dtype for p in self.parameters() if p.dtype in WIDE), x.dtype)
-        if x.dtype not in WIDE:
-            raise PrecisionError(f"A flow takes floats in [0, 1], of {own}; got {x.dtype}. Convert the image.")
-        if x.dtype != own:
-            way = f"Convert the image, or flow.to({x.dtype})."
-            raise PrecisionError(f"This model computes in {own}; got {x.dtype}. {way}")
+        dtype = next((p.dtype for p in self.parameters() if p.dtype in FULL_PRECISION), x.dtype)
+        if x.dtype not in FULL_PRECISION:
+            raise PrecisionError(f"A flow takes floats in [0, 1], of {dtype}; got {x.dtype}. Convert the image.")
+        if x.dtype != dtype:
+            raise PrecisionError(
+                f"This model computes in {dtype}; got {x.dtype}. Convert the image, or flow.to({x.dtype})."
+            )
 
     def _check_image(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.channels:

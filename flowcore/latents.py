@@ -18,7 +18,7 @@ from .device import float64, require_full_precision
 from .errors import FlowError, ShapeError
 from .prior import Shape, sample_latents
 
-Direction = list[Tensor]  # latents of batch 1, finest first: a way to move through latent space
+Direction = list[Tensor]  # latents of batch 1, finest first, to be added to others
 Mode = Literal["slerp", "linear", "norm"]
 Per = Literal["level", "channel", "local"]
 
@@ -57,8 +57,8 @@ def interpolate(
     Args:
         a: Latents at t = 0.
         b: Latents at t = 1.
-        t: One position for all levels, or one per level, finest first: with the deepest ahead, coarse structure changes
-            first. 0 and 1 give ``a`` and ``b`` bit for bit. Outside [0, 1], the formulas extrapolate.
+        t: One position for all levels, or one per level, finest first; a larger one for the deepest changes coarse
+            structure first. 0 and 1 give ``a`` and ``b`` bit for bit. Outside [0, 1], the formulas extrapolate.
         mode: As above.
 
     Returns:
@@ -74,10 +74,8 @@ def interpolate(
     pairs = _pairs(a, b)
     if mode not in _MIX:
         raise FlowError(f"mode must be one of {', '.join(_MIX)}; got {mode!r}.")
-    return [
-        x.clone() if position == 0 else y.clone() if position == 1 else _MIX[mode](x, y, position)
-        for (x, y), position in zip(pairs, _per_level(t, len(pairs), "t"), strict=True)
-    ]
+    positions = _per_level(t, len(pairs), "t")
+    return [_exact_ends(x, y, p, _MIX[mode](x, y, p)) for (x, y), p in zip(pairs, positions, strict=True)]
 
 
 def mix_levels(a: Sequence[Tensor], b: Sequence[Tensor], weights: float | Sequence[float]) -> list[Tensor]:
@@ -108,7 +106,7 @@ def mix_levels(a: Sequence[Tensor], b: Sequence[Tensor], weights: float | Sequen
     if any(not 0 <= share <= 1 for share in shares):
         raise FlowError(f"A weight must lie in [0, 1]; got {shares}. 0 gives a, 1 gives b.")
     return [
-        x.clone() if share == 0 else y.clone() if share == 1 else math.sqrt(1 - share) * x + math.sqrt(share) * y
+        _exact_ends(x, y, share, math.sqrt(1 - share) * x + math.sqrt(share) * y)
         for (x, y), share in zip(pairs, shares, strict=True)
     ]
 
@@ -135,9 +133,9 @@ def vary(
     """Make a variation: rotate the latents toward fresh noise.
 
     ``cos(theta) z + sin(theta) tau e``, with e standard normal and ``theta = strength pi / 2``. If z is tau N(0, I) and
-    independent of e, so is the result: a variation is as probable as the original. So ``temperature`` is the one that
-    the latents were drawn with, and ``seed`` (item i draws with ``seed + i``) another one. A strength, one or one per
-    level, is in [0, 1]: 0 changes nothing (bit for bit), 1 leaves only the fresh noise.
+    independent of e, so is the result: a variation is as probable as the original. Pass the
+    temperature that the latents were drawn with, and a different seed (item i draws with ``seed + i``). A strength, one
+    or one per level, is in [0, 1]: 0 changes nothing (bit for bit), 1 leaves only the fresh noise.
     """
     checked = _check(latents)
     strengths = _per_level(strength, len(checked), "strengths")
@@ -147,9 +145,10 @@ def vary(
     noise = [e.to(z) for e, z in zip(sample_latents(shapes, checked[0].shape[0], 1.0, seed), checked, strict=True)]
     if any(strengths):
         _refuse_same_noise(checked, noise, seed)
+    fresh = scale(noise, temperature)
     return [
-        z.clone() if s == 0 else e if s == 1 else math.cos(s * math.pi / 2) * z + math.sin(s * math.pi / 2) * e
-        for z, e, s in zip(checked, scale(noise, temperature), strengths, strict=True)
+        _exact_ends(z, e, s, math.cos(s * math.pi / 2) * z + math.sin(s * math.pi / 2) * e)
+        for z, e, s in zip(checked, fresh, strengths, strict=True)
     ]
 
 
@@ -285,6 +284,11 @@ def _item_weights(weights: Tensor, z: Tensor) -> Tensor:
     return weights.to(z)[:, None, None, None]
 
 
+def _exact_ends(x: Tensor, y: Tensor, t: float, between: Tensor) -> Tensor:
+    """Return x for t = 0 and y for t = 1, bit for bit."""
+    return x.clone() if t == 0 else y.clone() if t == 1 else between
+
+
 _MIX: dict[Mode, Callable[[Tensor, Tensor, float], Tensor]] = {
     "slerp": _slerp,
     "linear": lambda x, y, t: (1 - t) * x + t * y,
@@ -305,7 +309,7 @@ def _moments(z: Tensor, per: Per, window: int) -> tuple[Tensor, Tensor]:
 
 
 def _refuse_same_noise(latents: Sequence[Tensor], noise: Sequence[Tensor], seed: int) -> None:
-    """Refuse latents that are themselves the noise that is to vary them: the mixture would only be louder."""
+    """Reject latents that were drawn with this seed: mixed with the same noise they would only become louder."""
     same = torch.ones(latents[0].shape[0], dtype=torch.bool, device=float64(latents[0]).device)  # (B,)
     empty = torch.ones_like(same)
     for z, e in zip(latents, noise, strict=True):

@@ -120,7 +120,7 @@ class FlowModel(Flow, Generic[C]):
 
     @staticmethod
     def of(flow: Flow) -> FlowModel:
-        """Return a model unchanged, and a flow that was assembled by hand as a model without a configuration."""
+        """Return a model unchanged; make one without a configuration of a flow that was assembled by hand."""
         if isinstance(flow, FlowModel):
             return flow
         model = FlowModel[Any](
@@ -195,10 +195,11 @@ class FlowModel(Flow, Generic[C]):
 
     def _check_condition(self, cond: Condition | None, batch: int) -> Condition:
         checked = super()._check_condition(cond, batch)
-        if checked.labels is not None and checked.labels.shape[1:] != (self.classes,):
+        labels, is_assembled_by_hand = checked.labels, self.conditional is None
+        if labels is not None and labels.shape[1:] != (self.classes,) and not is_assembled_by_hand:
             raise ConditionError(
-                f"Expected labels of {self.classes} classes; the condition has labels of shape "
-                f"{tuple(checked.labels.shape)}. Use this model's encode_condition, with one label per image."
+                f"Expected labels of {self.classes} classes; the condition has labels of shape {tuple(labels.shape)}. "
+                "Use this model's encode_condition, with one label per image."
             )
         if checked.guidance is not None and not self.capabilities.guided:
             raise ConditionError(f"{UNGUIDED}; got a {self.architecture} model.")

@@ -1,4 +1,4 @@
-"""The prior of every flow: independent standard normals; seeds and temperatures of what is drawn from it."""
+"""The prior of every flow: independent standard normals; seeds and temperatures for sampling from it."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from .errors import FlowError, ShapeError
 
 Shape = tuple[int, int, int]
 
-AT_ONCE = 2**22  # draws between two calls of ``check``; a multiple of 16
+DRAWS_PER_CHECK = 2**22  # between two calls of ``check``; a multiple of 16
 
 Temperature: TypeAlias = float | Tensor | Sequence[float | Tensor]
 """Standard deviation of latents: one for all levels, or one per level, finest first. Each is a number, or a map
@@ -21,11 +21,11 @@ Temperature: TypeAlias = float | Tensor | Sequence[float | Tensor]
 
 
 def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
-    """Return height and width of a size, which may be the side of a square; FlowError if it is no size."""
-    chosen = (size, size) if isinstance(size, int) else tuple(size)
-    if len(chosen) != 2 or any(type(side) is not int for side in chosen):
+    """Return height and width of a size, which may be the side of a square; FlowError unless it is valid."""
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or any(type(side) is not int for side in sides):
         raise FlowError(f"size must be (height, width), or the side of a square, in whole pixels; got {size!r}.")
-    return chosen
+    return sides
 
 
 def log_prob(latents: Sequence[Tensor]) -> Tensor:
@@ -50,12 +50,12 @@ def sample_latents(
     """Draw latents of the shapes ``(C_l, H_l, W_l)``, finest first: ``tau * N(0, 1)``, each ``(n, C_l, H_l, W_l)``.
 
     All draws are float32 from generators on the CPU, over the whole image, so that a seed means the same image on every
-    device, at every batch position and at every tile size. Item i has its own generator, seeded with ``seed + i``, of
-    which torch reads 32 bits.
+    device, at every batch position and at every tile size. Item i has its own generator, seeded with ``seed + i``;
+    torch's CPU generator uses only the low 32 bits of a seed.
 
     Maps of temperatures are resized to each level; 0 gives the mode of the latents. ``anchored`` is the flow's
-    attribute: then the last latents are a deviation that is not sampled but zero. ``check`` is called every
-    few million draws, which take seconds for large images; what it raises ends it.
+    attribute: then the last latents are a deviation, which is zero. ``check`` is called every few million draws; it
+    may raise to cancel.
     """
     if anchored:
         deviation = torch.zeros(1, *shapes[-1]).expand(max(n, 1), -1, -1, -1)
@@ -73,7 +73,7 @@ def sample_latents(
         generator = torch.Generator("cpu").manual_seed((seed + i) % 2**64)
         for level in levels:
             values = level[i].view(-1)  # torch draws 16 numbers at a time, so no piece is shorter
-            for start, stop in pairwise([*range(0, max(1, len(values) - 15), AT_ONCE), len(values)]):
+            for start, stop in pairwise([*range(0, max(1, len(values) - 15), DRAWS_PER_CHECK), len(values)]):
                 check()
                 values[start:stop].normal_(generator=generator)
     for level, tau in zip(levels, taus, strict=True):
@@ -83,14 +83,13 @@ def sample_latents(
 
 
 def check_seed(seed: int) -> None:
-    """Raise FlowError for what is no seed."""
+    """Raise FlowError unless it is a valid seed."""
     if not isinstance(seed, int) or not 0 <= seed < 2**64:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise FlowError(f"A seed must be a whole number in [0, 2^64); got {seed!r}.")
 
 
 def level_temperatures(temperature: Temperature, levels: int, n: int) -> list[float | Tensor]:
     """Validate temperatures and list them by level: a number, or a map ``(1 or n, 1, h, w)``, float32 on the CPU."""
-    # A tensor is one map; only one without dimensions is a number.
     if isinstance(temperature, (int, float, Tensor)):
         taus: list[float | Tensor] = [number_or_map(temperature, n)] * levels
     else:
@@ -100,13 +99,13 @@ def level_temperatures(temperature: Temperature, levels: int, n: int) -> list[fl
             f"This model has {levels} levels of latents; got {len(taus)} temperatures. Give one, or one per level."
         )
     for tau in taus:
-        # The smallest value of a map is NaN if one is; the largest shows an infinity.
-        for value in [float(v) for v in tau.aminmax()] if isinstance(tau, Tensor) else [tau]:
-            if not (math.isfinite(value) and value >= 0):
-                raise FlowError(
-                    f"Temperature must be a finite number >= 0; got {value}. 0 is the calmest, 1 the model's own "
-                    "spread."
-                )
+        values = torch.as_tensor(tau, dtype=torch.float64)
+        wrong = values[~(values.isfinite() & (values >= 0))]
+        if len(wrong):
+            raise FlowError(
+                f"Temperature must be a finite number >= 0; got {float(wrong[0])}. 0 is the calmest, 1 the model's own "
+                "spread."
+            )
     return taus
 
 

@@ -1,7 +1,8 @@
 """The provenance of a picture: what made it, stored in its own PNG or EXR file, and how to find that model again.
 
 A JSON list in the PNG text chunk ``flowcore``, or the EXR attribute: an entry of each node that took part. The same
-model, source and entry give the same picture, bit for bit. Files are untrusted, and no pixel of them is decoded.
+model, source and entry give the same picture, bit for bit. Files are untrusted: they are parsed here, since Pillow
+would read texts of any size.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ VERSION = "0.1.0"  # of flowcore
 KEY = "flowcore"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 EXR = b"\x76\x2f\x31\x01"
-NAMED = ("temperature", "seed", "samples")  # settings that are fields of ``Provenance``
+OWN_FIELDS = ("temperature", "seed", "samples")  # values of a node that are fields of ``Provenance``
 MAX_TEXT = 4 * 2**20  # bytes; an entry has about a thousand
 MAX_SCAN = 256 * 2**20  # bytes of a file
 MAX_CHUNKS = 1_000_000
@@ -68,17 +69,17 @@ class Provenance:
     def of(
         values: dict[str, Any], flow: FlowModel, pictures: Iterable[Tensor], *, device: Any = None, **fields: Any
     ) -> Provenance:
-        """Describe pictures, as they are stored, that a flow made of values by name on a device, by default its own.
+        """Describe pictures, as they are stored, that a flow made from a node's ``values``; ``fields`` are all others.
 
-        A precision of "auto", which another machine reads otherwise, is resolved. ``fields`` are the other fields.
+        ``device`` is the flow's by default; on it a precision of "auto" is resolved, which machines do differently.
         """
-        settings = {name: value for name, value in values.items() if name not in NAMED and is_plain(value)}
+        settings = {name: value for name, value in values.items() if name not in OWN_FIELDS and is_plain(value)}
         if "precision" in settings:
             device = torch.device(device or next(flow.parameters()).device)
             settings["precision"] = actual_precision(settings["precision"], device)
-        named = {name: values[name] for name in NAMED if name in values}
-        made = tuple(fingerprint(picture) for picture in islice(pictures, MAX_PICTURES))
-        common: dict[str, Any] = {"architecture": flow.architecture, "pictures": made, "version": VERSION}
+        named = {name: values[name] for name in OWN_FIELDS if name in values}
+        fingerprints = tuple(fingerprint(picture) for picture in islice(pictures, MAX_PICTURES))
+        common: dict[str, Any] = {"architecture": flow.architecture, "pictures": fingerprints, "version": VERSION}
         return Provenance(settings=settings, **common, **named, **fields)
 
     def text(self) -> dict[str, str]:
@@ -96,7 +97,7 @@ class Provenance:
             raise ProvenanceError(f"an entry of the recipe is a {type(raw).__name__}; expected an object with fields.")
         values: dict[str, Any] = {name: raw[name] for name in FIELDS if name in raw}
         for part in dataclasses.fields(Provenance):
-            if part.name not in raw and part.default is part.default_factory:  # none and none: it is required
+            if part.name not in raw and part.default is part.default_factory is dataclasses.MISSING:
                 raise ProvenanceError(f"an entry of the recipe has no {part.name}.")
         for name, value in values.items():
             is_valid, expected = FIELDS[name]
@@ -273,10 +274,10 @@ def select(entries: Sequence[Provenance], picture: str) -> Provenance:
 
 def find_model(entry: Provenance, named: Path | None, others: Iterable[tuple[str, Path]]) -> tuple[str, FlowModel]:
     """Find the model of a picture, and its name now: ``named``, the file of that name, or one of all ``others``."""
-    seen = ""
+    sha256 = ""
     if named is not None:
         flow = load(named)
-        if (seen := model_sha256(flow)) == entry.model_sha256:
+        if (sha256 := model_sha256(flow)) == entry.model_sha256:
             return entry.model, flow
     for name, path in others:
         # reading a header is cheap; files without one would have to be converted first, and are skipped
@@ -288,10 +289,10 @@ def find_model(entry: Provenance, named: Path | None, others: Iterable[tuple[str
                 if model_sha256(flow) == entry.model_sha256:
                     return name, flow
     wanted = entry.model_sha256[:DIGITS]
-    if seen:
+    if sha256:
         raise ProvenanceError(
             f"The recipe was made with another {entry.model}: expected sha {wanted}; the {entry.model} that is here "
-            f"has sha {seen[:DIGITS]}. Put the model that made the picture into models/flows."
+            f"has sha {sha256[:DIGITS]}. Put the model that made the picture into models/flows."
         )
     raise ProvenanceError(
         f"The recipe was made with {entry.model} (sha {wanted}), and there is no such model here. Put it into "

@@ -13,7 +13,7 @@ from ..flowcore.checkpoints import catalog
 from ..flowcore.images.contact_sheet import contact_sheet
 from ..flowcore.inference.condition_cache import ConditionStore
 from ..flowcore.inference.plan import forget_plan
-from ..flowcore.integrations.spandrel import Upscaler, descriptor, register
+from ..flowcore.integrations import Upscaler, descriptor, register
 from ..flowcore.prior import Temperature, masked_temperature
 from ..flowcore.quality.metrics import diversity
 from ..flowcore.tasks.consistency import consistency

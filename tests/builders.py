@@ -190,7 +190,7 @@ def srflow_checkpoint(flow: Flow) -> dict[str, Tensor]:
     ours, state = flow.state_dict(), {}
     for origin in ORIGINS[flow.architecture](flow.config):
         t = origin.forms[0].to_ours(ours[origin.ours])  # a change of sign, which undoes itself, or none
-        state[origin.names[0]] = t.reshape(origin.forms[0].shape(tuple(ours[origin.ours].shape))).clone()
+        state[origin.names[0]] = t.reshape(origin.forms[0].published_shape(tuple(ours[origin.ours].shape))).clone()
     return state
 
 

@@ -10,12 +10,12 @@ from .file import read_header
 
 FOLDER = Path(__file__).resolve().parents[1] / "weights"
 STARTER_MEMORY = "color-photos-memory"
-NO_FLOWS = {"face-finder", STARTER_MEMORY}  # shipped beside the models
+OTHER_FILES = {"face-finder", STARTER_MEMORY}  # in the same folder, but not models
 
 
 def names() -> list[str]:
     """List the names of the shipped models, sorted."""
-    return sorted(file.stem for file in FOLDER.glob("*.safetensors") if file.stem not in NO_FLOWS)
+    return sorted(file.stem for file in FOLDER.glob("*.safetensors") if file.stem not in OTHER_FILES)
 
 
 def path(name: str) -> Path:
@@ -29,19 +29,19 @@ def path(name: str) -> Path:
 
 
 def is_for_damaged(provenance: Mapping[str, Any]) -> bool:
-    """Whether a model was trained on photographs with the noise and blocks of people's own, as its recipe says."""
+    """Return True if a model was trained on photographs with realistic noise and JPEG blocks, by its recipe."""
     return 'degradation = "realistic"' in str(provenance.get("recipe", ""))
 
 
 def is_of_faces(provenance: Mapping[str, Any]) -> bool:
-    """Whether a model was trained on faces alone, by a recipe of that name."""
+    """Return True if a model was trained on faces only, by its recipe."""
     return 'name = "srflow-faces' in str(provenance.get("recipe", ""))
 
 
 @cache
 def for_damaged(scale: int, *, faces: bool) -> str | None:
-    """Name the shipped model that enlarges such photographs, or faces, so many times; None if there is none."""
+    """Name the shipped model that enlarges damaged photographs, or faces, by ``scale``; None if there is none."""
     headers = {name: read_header(path(name)) for name in names()}
-    made = (name for name, header in headers.items() if is_for_damaged(header.provenance))
-    fitting = (name for name in made if is_of_faces(headers[name].provenance) == faces)
+    robust = (name for name, header in headers.items() if is_for_damaged(header.provenance))
+    fitting = (name for name in robust if is_of_faces(headers[name].provenance) == faces)
     return next((name for name in fitting if headers[name].config.get("scale") == scale), None)

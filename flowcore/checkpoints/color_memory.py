@@ -32,13 +32,13 @@ class ColorMemory:
     """Places of photographs with their colors, for ``colorize``; made by ``remember``.
 
     Attributes:
-        places: The places, by what the backbone of a colorizer sees there.
+        places: Colors of the places, with the features that a colorizer's backbone has there.
         backbone: Fingerprint of that backbone, see ``backbone_sha256``.
         provenance: What it was made from: source, license, or whatever is known.
         share: Recommended share of its photographs that every seed looks at.
         neighbors: Recommended number of similar places whose colors are averaged for a seed.
-        strength: Recommended share of its colors in those of a coloring; the rest is drawn.
-        weight: Recommended weight of its colors relative to those of hints, above 0; the lower, the more a thing shares
+        strength: Recommended share of its colors in a coloring; the rest is sampled.
+        weight: Recommended weight of its colors relative to those of hints, above 0; low weights let an object share
             one color.
     """
 
@@ -69,7 +69,7 @@ class ColorMemory:
         return hashlib.sha256(f"{tensors} {unusual}".encode()).hexdigest() if unusual else tensors
 
     def save(self, path: str | Path) -> None:
-        """Write it atomically, once it was read back; SavingError if it cannot be written."""
+        """Write it atomically, after checking that the written file loads; SavingError if it cannot be written."""
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.places.state_dict().items()}
         header = {
             "format": FORMAT,
@@ -96,15 +96,15 @@ class ColorMemory:
             if not 1 <= cells <= MAX_CELLS:
                 raise CheckpointError(f"{path.name} holds {cells} places; expected 1 to {MAX_CELLS}. {advice}")
             places = CellMemory(cells)
-            own = places.state_dict()
-            file.refuse_mismatch(path.name, {name: tuple(t.shape) for name, t in own.items()}, shapes)
+            tensors = places.state_dict()
+            file.check_shapes(path.name, {name: tuple(t.shape) for name, t in tensors.items()}, shapes)
             for name, kind in types.items():
-                if TYPES.get(kind) != own[name].dtype:
+                if TYPES.get(kind) != tensors[name].dtype:
                     raise CheckpointError(
-                        f"{name} in {path.name} is of type {kind}; expected {own[name].dtype}. {advice}"
+                        f"{name} in {path.name} is of type {kind}; expected {tensors[name].dtype}. {advice}"
                     )
-            places.load_state_dict({name: part.get_tensor(name).clone() for name in own})
-        file.refuse_nonfinite(path.name, places.state_dict())
+            places.load_state_dict({name: part.get_tensor(name).clone() for name in tensors})
+        file.check_finite(path.name, places.state_dict())
         photograph = places.get_buffer("photograph")
         if int(photograph.min()) < 0 or int(photograph.max()) >= header["photographs"]:
             raise CheckpointError(f"{path.name} numbers its photographs wrongly: it is damaged. {advice}")
@@ -114,7 +114,7 @@ class ColorMemory:
     def merge(self, other: ColorMemory) -> ColorMemory:
         """Join two memories of one backbone: the places of both, with the principal components of this one.
 
-        Of more than ``MAX_CELLS`` places, so many are kept: of every photograph the same share.
+        At most ``MAX_CELLS`` places are kept, the same share of every photograph.
 
         Raises:
             FlowError: If they were made with other backbones.
@@ -178,18 +178,19 @@ def _parse(name: str, metadata: Mapping[str, str], advice: str) -> dict[str, Any
     if KEY not in metadata:
         what = "a flowcore model" if file.KEY in metadata else "a safetensors file of another kind"
         raise CheckpointError(f"{name} is {what}; expected a memory of colors. {advice}")
-    try:
-        raw: dict[str, Any] = json.loads(metadata[KEY])
-        if type(raw["format"]) is not int or type(raw["photographs"]) is not int or raw["photographs"] < 1:
-            raise TypeError("format or photographs is no number")
-        if type(raw["backbone"]) is not str or type(raw["provenance"]) is not dict:
-            raise TypeError("backbone or provenance has a wrong type")
-        if not (0 < raw.get("share", 1) <= 1 and 0 <= raw.get("strength", 1) <= 1 and 0 < raw.get("weight", 1) <= 1):
-            raise ValueError("share, strength or weight is out of range")
-        if type(raw.get("neighbors", 1)) is not int or not 1 <= raw.get("neighbors", 1) <= 4096:
-            raise ValueError("neighbors is out of range")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"The header of {name} is damaged ({str(error)[:200]}). {advice}") from error
-    if raw["format"] > FORMAT:
-        raise file.newer(name, raw["format"], FORMAT)
+    header = file.parse_header(name, metadata[KEY], _check, advice)
+    if header["format"] > FORMAT:
+        raise file.newer(name, header["format"], FORMAT)
+    return header
+
+
+def _check(raw: dict[str, Any]) -> dict[str, Any]:
+    if type(raw["format"]) is not int or type(raw["photographs"]) is not int or raw["photographs"] < 1:
+        raise TypeError("format or photographs is not a number")
+    if type(raw["backbone"]) is not str or type(raw["provenance"]) is not dict:
+        raise TypeError("backbone or provenance has a wrong type")
+    if not (0 < raw.get("share", 1) <= 1 and 0 <= raw.get("strength", 1) <= 1 and 0 < raw.get("weight", 1) <= 1):
+        raise ValueError("share, strength or weight is out of range")
+    if type(raw.get("neighbors", 1)) is not int or not 1 <= raw.get("neighbors", 1) <= 4096:
+        raise ValueError("neighbors is out of range")
     return raw

@@ -2,8 +2,8 @@
 
 The header key ``flowcore`` holds ``{"architecture", "format", "config", "provenance"}``. Format 1 holds each tensor of
 the flow under its name; in format 2 kernels of networks may be in 8 bits, with their scales beside them. Files are
-untrusted: until names, types and shapes have been compared, reading one takes at most 5 s, and 256 MiB beside eight
-times its size. A loaded model holds copies, so that the file may change.
+untrusted: names, types and shapes are checked before tensors are read, and until then reading takes at most 5 s, and
+256 MiB beside eight times the size of the file. Tensors are copied out of the file, which may change later.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -41,9 +41,12 @@ INTEGERS = ("I64", "I32", "I16", "U8")
 NOT_SAVED = "It was not saved, since it could not be loaded again."
 
 # Kernels in 8 bits
-SCALE = ".scale"  # suffix of a kernel's name; no tensor of a flow is called so
-BLOCK = 64  # numbers of an output channel that share a scale: a large weight makes only these coarse
-MIN_SIZE = 1024  # numbers; smaller kernels save little beside their scales and entries in the header
+SCALE = ".scale"  # suffix of a kernel's name; no tensor of a flow has it
+BLOCK = 64  # weights of an output channel that share a scale
+MIN_SIZE = 1024  # weights; smaller kernels would save little
+
+
+H = TypeVar("H")
 
 
 @dataclass(frozen=True)
@@ -65,22 +68,21 @@ def read_header(path: str | Path) -> Header:
             "If it holds a published flow (docs/published-weights.md lists them), convert it: python -m flowcore "
             "convert IN OUT."
         )
-    try:
-        raw = json.loads(metadata[KEY])
-        header = Header(raw["architecture"], raw["format"], dict(raw["config"]), dict(raw["provenance"]))
-        if type(header.architecture) is not str or type(header.format) is not int or header.format < 1:
-            raise TypeError(f"architecture {header.architecture!r}, format {header.format!r}")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(
-            f"The flowcore header of {Path(path).name} is damaged ({str(error)[:200]}). Fetch the file again."
-        ) from error
+    header = parse_header(Path(path).name, metadata[KEY], _parse, "Fetch the file again.")
     if header.format > FORMAT:
         raise newer(Path(path).name, header.format, FORMAT)
     return header
 
 
+def _parse(raw: Any) -> Header:
+    header = Header(raw["architecture"], raw["format"], dict(raw["config"]), dict(raw["provenance"]))
+    if type(header.architecture) is not str or type(header.format) is not int or header.format < 1:
+        raise TypeError(f"architecture {header.architecture!r}, format {header.format!r}")
+    return header
+
+
 def read_config(path: str | Path) -> Any:
-    """Read the configuration of a model from its file's header; None if it has none, as published checkpoints."""
+    """Read the configuration of a model from its file's header; None if there is no valid header."""
     try:
         header = read_header(path)
         return configure(header.architecture, header.config)
@@ -89,7 +91,7 @@ def read_config(path: str | Path) -> Any:
 
 
 def is_ours(path: str | Path, key: str = KEY) -> bool:
-    """Return True if a file is a safetensors file with a flowcore header: of a model, or what ``key`` says."""
+    """Return True for a safetensors file with a flowcore header: that of a model, or another ``key``."""
     try:
         return key in _metadata(Path(path))
     except CheckpointError:
@@ -104,7 +106,7 @@ def save(
     dtype: torch.dtype = torch.float32,
     exact: str | None = None,
 ) -> None:
-    """Write a model atomically, once it was read back.
+    """Write a model atomically, after checking that the written file loads.
 
     Args:
         flow: The model.
@@ -122,30 +124,29 @@ def save(
     """
     path = Path(path)
     state = {name: t.detach().cpu() for name, t in flow.state_dict().items()}
-    other = torch.float16 if dtype == torch.int8 else dtype
-    narrowed = {n for n, t in state.items() if t.is_floating_point() and not (exact and n.startswith(f"{exact}."))}
-    rounded = {n for n in narrowed & _kernels(flow) if state[n].numel() >= MIN_SIZE and dtype == torch.int8}
-    tensors = {
-        name: (t.to(other) if name in narrowed else t).contiguous() for name, t in state.items() if name not in rounded
-    }
-    if other != torch.float32:
-        lost = [name for name, t in tensors.items() if state[name].isfinite().all() and not t.isfinite().all()]
-        if lost:
-            raise FlowError(
-                f"{lost[0]} holds numbers that are too large for {other}. Save this model in torch.float32."
-            )
-    refuse_nonfinite(path.name, state, NOT_SAVED)
-    refuse_no_inverse(path.name, flow, NOT_SAVED)
-    for name in rounded:
-        tensors[name], tensors[name + SCALE] = _to_eight_bits(state[name])
+    check_finite(path.name, state, NOT_SAVED)
+    check_invertible(path.name, flow, NOT_SAVED)
+    kernels = _kernels(flow) if dtype == torch.int8 else set[str]()
+    float_type = torch.float16 if dtype == torch.int8 else dtype
+    tensors: dict[str, Tensor] = {}
+    for name, t in state.items():
+        if not t.is_floating_point() or (exact and name.startswith(f"{exact}.")):
+            tensors[name] = t.contiguous()
+        elif name in kernels and t.numel() >= MIN_SIZE:
+            tensors[name], tensors[name + SCALE] = _to_eight_bits(t)
+        else:
+            tensors[name] = t.to(float_type).contiguous()
+            if not tensors[name].isfinite().all():
+                raise FlowError(f"{name} holds numbers that are too large for {float_type}. Save it in torch.float32.")
     provenance = flow.provenance if provenance is None else provenance
-    header = vars(Header(flow.architecture, 2 if rounded else 1, dataclasses.asdict(flow.config), provenance))
+    version = 2 if len(tensors) > len(state) else 1
+    header = vars(Header(flow.architecture, version, dataclasses.asdict(flow.config), provenance))
     # save_file would set permissions 0600
     write_atomic(path, serialize(tensors, metadata={KEY: json.dumps(header)}), check=read)
 
 
 def reconfigure(path: str | Path, target: str | Path, fields: Mapping[str, Any]) -> FlowModel:
-    """Write a model file anew, or a copy, with other configuration fields, and the tensors as they are stored."""
+    """Rewrite or copy a model file with other configuration fields, and the tensors as they are stored."""
     path = Path(path)
     flow = read(path, dict(fields))
     header = vars(read_header(path)) | {"config": dataclasses.asdict(flow.config)}
@@ -164,52 +165,53 @@ def read(path: str | Path, overrides: dict[str, Any] | None = None) -> FlowModel
         flow = build_on_meta(header.architecture, config)
     except FlowError as error:
         raise CheckpointError(f"{path.name}: {error}") from error
-    ours = flow.state_dict()
     with open_safetensors(path, f"Fetch {path.name} again.") as file:
-        shapes, types = shapes_and_types(file)
-        may_be_rounded = _kernels(flow) if header.format > 1 else set[str]()
-        rounded = [name for name in may_be_rounded if types.get(name) == "I8"]
-        expected = {name: tuple(t.shape) for name, t in ours.items()}
-        for name in rounded:
-            outputs, *others = expected[name]
-            expected[name + SCALE] = outputs, math.ceil(math.prod(others) / BLOCK)
-        refuse_mismatch(path.name, expected, shapes)
-        for name, kind in types.items():
-            allowed = INTEGERS if name in ours and not ours[name].is_floating_point() else FLOATS
-            if kind not in allowed and name not in rounded:
-                raise CheckpointError(
-                    f"{name} in {path.name} is of type {kind}; expected {', '.join(allowed[:-1])} or {allowed[-1]}. "
-                    "The file is damaged."
-                )
-        # Copied: safetensors maps the file, which may be replaced or truncated.
-        state = {
-            name: file.get_tensor(name).to(torch.float32 if t.is_floating_point() else t.dtype, copy=True)
-            for name, t in ours.items()
-            if name not in rounded
-        }
-        for name in rounded:
-            scale = file.get_tensor(name + SCALE)
-            if bool((scale.isfinite() & (scale <= 0)).any()):  # non-finite ones are refused below
-                raise CheckpointError(
-                    f"{name}{SCALE} in {path.name} holds scales that are not positive. The file is damaged; fetch it "
-                    "again."
-                )
-            state[name] = _from_eight_bits(file.get_tensor(name), scale)
-    refuse_nonfinite(path.name, state)
+        state = _read_tensors(file, path.name, flow, header.format)
+    check_finite(path.name, state)
     flow.load_state_dict(state, assign=True)
-    refuse_no_inverse(path.name, flow)
+    check_invertible(path.name, flow)
     flow.provenance = header.provenance
     return flow.eval()
 
 
+def _read_tensors(file: Any, filename: str, flow: FlowModel, version: int) -> dict[str, Tensor]:
+    """Read the tensors of a model on the meta device from its open file, in float32, once names and shapes fit."""
+    ours = flow.state_dict()
+    shapes, types = shapes_and_types(file)
+    kernels = {name for name in _kernels(flow) if types.get(name) == "I8"} if version > 1 else set[str]()
+    expected = {name: tuple(t.shape) for name, t in ours.items()}
+    for name in kernels:
+        outputs, *others = expected[name]
+        expected[name + SCALE] = outputs, math.ceil(math.prod(others) / BLOCK)
+    check_shapes(filename, expected, shapes)
+    for name, kind in types.items():
+        allowed = INTEGERS if name in ours and not ours[name].is_floating_point() else FLOATS
+        if kind not in allowed and name not in kernels:
+            raise CheckpointError(
+                f"{name} in {filename} is of type {kind}; expected {', '.join(allowed[:-1])} or {allowed[-1]}. The "
+                "file is damaged."
+            )
+    tensors: dict[str, Tensor] = {}
+    for name, t in ours.items():
+        stored = file.get_tensor(name)
+        if name not in kernels:  # copied: safetensors maps the file, which may be replaced or truncated
+            tensors[name] = stored.to(torch.float32 if t.is_floating_point() else t.dtype, copy=True)
+            continue
+        scale = file.get_tensor(name + SCALE)
+        if bool((scale.isfinite() & (scale <= 0)).any()):  # others make the kernel not finite
+            raise CheckpointError(f"{name}{SCALE} in {filename} is not positive. The file is damaged; fetch it again.")
+        tensors[name] = _from_eight_bits(stored, scale)
+    return tensors
+
+
 def build_on_meta(architecture: str, config: Any) -> FlowModel:
     """Build a model on torch's meta device, for its names and shapes; CheckpointError if it has too many tensors."""
-    with torch.device("meta"), _LimitedCalls():
+    with torch.device("meta"), _ConstructionLimit():
         return build(architecture, config)
 
 
-class _LimitedCalls(TorchFunctionMode):
-    """Aborts the construction of a model that would take minutes: a tensor takes five calls of torch on average."""
+class _ConstructionLimit(TorchFunctionMode):
+    """Aborts building a model of too many tensors, each of which takes five calls of torch on average."""
 
     calls = 0
 
@@ -226,13 +228,13 @@ class _LimitedCalls(TorchFunctionMode):
 
 
 def newer(name: str, version: int, newest: int) -> CheckpointError:
-    """Make the error for the file ``name`` of a format that this version does not know."""
+    """Make the error for a file of a format that this version does not know."""
     return CheckpointError(
         f"{name} was written by a newer flowcore (format {version}; this one reads up to {newest}). Update flowcore."
     )
 
 
-def refuse_nonfinite(
+def check_finite(
     name: str,
     tensors: Mapping[str, Tensor],
     advice: str = "The training went wrong, or the file is damaged: fetch it again.",
@@ -252,8 +254,8 @@ def refuse_nonfinite(
         )
 
 
-def refuse_no_inverse(name: str, flow: FlowModel, advice: str = "The file is damaged; fetch it again.") -> None:
-    """Raise CheckpointError for finite values without an inverse, such as a singular matrix or a negative variance."""
+def check_invertible(name: str, flow: FlowModel, advice: str = "The file is damaged; fetch it again.") -> None:
+    """Raise CheckpointError for values that make a transform not invertible, such as a singular matrix."""
     for path, module in flow.named_modules():
         wrong = ""
         if any(t.is_meta for t in module.state_dict().values()):
@@ -276,7 +278,7 @@ def refuse_no_inverse(name: str, flow: FlowModel, advice: str = "The file is dam
             raise CheckpointError(f"{path}.{wrong}. {advice}")
 
 
-def refuse_mismatch(name: str, expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, tuple[int, ...]]) -> None:
+def check_shapes(name: str, expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, tuple[int, ...]]) -> None:
     """Raise CheckpointError if shapes by tensor name differ, in the file ``name``; it shows up to three differences."""
     wrong = [key for key in expected.keys() & actual.keys() if actual[key] != expected[key]]
     differences = [f"{key} is {str(actual[key])[:100]} instead of {expected[key]}" for key in wrong]
@@ -319,7 +321,7 @@ def open_safetensors(path: Path, advice: str) -> Generator[Any]:
 
 
 def shapes_and_types(file: Any) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """Tell the shape of each tensor of an open safetensors file, and its type, such as "F32", without reading it."""
+    """Return the shape and type, such as "F32", of each tensor of an open safetensors file, without reading it."""
     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
     shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
     return shapes, {name: str(part.get_dtype()) for name, part in slices.items()}
@@ -327,6 +329,16 @@ def shapes_and_types(file: Any) -> tuple[dict[str, tuple[int, ...]], dict[str, s
 
 def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)[:200]
+
+
+def parse_header(name: str, text: str, parse: Callable[[Any], H], advice: str) -> H:
+    """Parse the JSON of an untrusted header; CheckpointError unless ``parse`` accepts it."""
+    try:
+        return parse(json.loads(text))
+    except FlowError:
+        raise
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"The header of {name} is damaged ({str(error)[:200]}). {advice}") from error
 
 
 def _metadata(path: Path) -> dict[str, str]:

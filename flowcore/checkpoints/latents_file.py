@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,10 @@ def save_latents(
     extra: Mapping[str, Any] | None = None,
     source: Tensor | None = None,
 ) -> None:
-    """Write latents atomically, once they were read back, finest first, each ``(B, C_l, H_l, W_l)``, as float32.
+    """Write latents, finest first, each ``(B, C_l, H_l, W_l)``, as float32, after checking that the file loads.
 
-    ``model`` is the fingerprint from ``model_sha256``; the others are as in ``LatentsHeader``, but ``source`` is the LR
-    image itself, ``(B or 1, 3, h, w)`` in [0, 1].
+    ``model`` is the fingerprint from ``model_sha256``, ``source`` the LR image, ``(B or 1, 3, h, w)`` in [0, 1]; see
+    ``LatentsHeader`` for the others.
     """
     path = Path(path)
     levels = list(latents)
@@ -119,14 +120,7 @@ def read_latents_header(path: str | Path) -> LatentsHeader:
     if KEY not in metadata:
         what = "a flowcore model" if file.KEY in metadata else "a safetensors file without a flowcore_latents header"
         raise CheckpointError(f"{path.name} is {what}; expected latents that were saved with save_latents.")
-    try:
-        return _parse(path.name, json.loads(metadata[KEY]))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        if isinstance(error, FlowError):
-            raise
-        raise CheckpointError(
-            f"The flowcore_latents header of {path.name} is damaged ({str(error)[:200]}). Save the latents again."
-        ) from error
+    return file.parse_header(path.name, metadata[KEY], partial(_parse, path.name), "Save the latents again.")
 
 
 def load_latents(path: str | Path) -> tuple[list[Tensor], LatentsHeader, Tensor | None]:
@@ -154,7 +148,7 @@ def load_latents(path: str | Path) -> tuple[list[Tensor], LatentsHeader, Tensor 
 
 
 def _parse(name: str, raw: Any) -> LatentsHeader:
-    """Check an untrusted header; ValueError, KeyError or TypeError mean that it is damaged."""
+    """Check the fields of an untrusted header."""
     version = raw["format"]
     if type(version) is not int or version < 1:
         raise TypeError(f"format {version!r}")

@@ -1,8 +1,8 @@
 """Check what a torch pickle would do, before torch reads it.
 
-``weights_only=True`` keeps code from running, but not a few hundred bytes from asking for gigabytes (a storage larger
-than the file) or hours (a dictionary key of nested tuples that share their parts, whose hash visits every copy). So the
-opcodes are interpreted first, with names in place of what is imported and sizes in place of tensors.
+``weights_only=True`` prevents code from running, but not a small file from claiming gigabytes (a storage larger than
+the file) or hours (a dictionary key of nested tuples that share their parts, whose hash visits every copy). So the
+opcodes are interpreted first, with names in place of imports and sizes in place of tensors.
 """
 
 import math
@@ -24,7 +24,7 @@ HARMLESS = re.compile(
     r"|torch\.\w+Storage|torch\.storage\.(Untyped|Typed)Storage"
     r"|torch\.(b?float|double|half|u?int|long|short|bool|complex)\w*|torch\.(Size|device)"
 )
-DAMAGED = "this is a truncated or damaged torch checkpoint, or none: its pickle cannot be read. Fetch it again."
+DAMAGED = "this is not a torch checkpoint, or it is truncated or damaged: its pickle cannot be read. Fetch it again."
 EXCESS = "which no checkpoint needs. It was not read. If you trust it, save its tensors again: "
 TRAINERS = ("argparse.Namespace", "lib.utils.ExponentialMovingAverage")  # programs that pickle their own objects
 # Averaged weights, where there are some, are the better ones.
@@ -59,8 +59,8 @@ CALLED: dict[str, tuple[type, ...]] = {
 }
 
 
-def refuse_excess(stream: Any, size: int, *, many: bool = False) -> None:
-    """Refuse a pickle that imports, allocates or computes what plain tensors do not need.
+def check_pickle(stream: Any, size: int, *, many: bool = False) -> None:
+    """Reject a pickle that imports, allocates or computes more than plain tensors need.
 
     ``stream`` is in memory or mapped, since a file would allocate whatever length it claims; all tensors together may
     claim ``size`` bytes; ``many`` pickles may follow each other in old torch files.
@@ -74,9 +74,9 @@ def refuse_excess(stream: Any, size: int, *, many: bool = False) -> None:
     except CheckpointError:
         raise
     except Exception as error:  # of many classes, if the bytes are hostile
-        interpreter.refuse_imports()
+        interpreter.check_imports()
         raise CheckpointError(DAMAGED) from error
-    interpreter.refuse_imports()
+    interpreter.check_imports()
 
 
 class _Interpreter:
@@ -101,7 +101,7 @@ class _Interpreter:
                 continue
             taken = self._take(opcode)
             result = taken[0] if opcode.name == "STOP" else None
-            self.stack += [self._made(opcode, argument, taken) for _ in opcode.stack_after]
+            self.stack += [self._pushed(opcode, argument, taken) for _ in opcode.stack_after]
         return result
 
     def _take(self, opcode: pickletools.OpcodeInfo) -> list[Any]:
@@ -117,9 +117,9 @@ class _Interpreter:
             raise ValueError("a mark")
         return taken[::-1]
 
-    def _made(self, opcode: pickletools.OpcodeInfo, argument: Any, taken: list[Any]) -> Any:
+    def _pushed(self, opcode: pickletools.OpcodeInfo, argument: Any, taken: list[Any]) -> Any:
         """Return what an opcode pushes."""
-        name, made = opcode.name, opcode.stack_after[0]
+        name, kind = opcode.name, opcode.stack_after[0]
         if name in ("NEWOBJ", "NEWOBJ_EX", "INST", "OBJ") or (name == "BUILD" and not isinstance(taken[0], dict)):
             raise ValueError(name)
         if name in ("GLOBAL", "STACK_GLOBAL"):
@@ -132,7 +132,7 @@ class _Interpreter:
             return self._storage(taken[0])
         if name.endswith("GET"):
             return self.memo[int(argument)]
-        if made is pickletools.pytuple:
+        if kind is pickletools.pytuple:
             return _Tuple(*taken)
         if name in ("EMPTY_DICT", "DICT"):
             return {}
@@ -140,7 +140,7 @@ class _Interpreter:
             return []
         if taken:  # it fills a dictionary or a list, and leaves it there
             return taken[0]
-        return made if made is pickletools.markobject else argument
+        return kind if kind is pickletools.markobject else argument
 
     def _storage(self, fields: Any) -> tuple[int]:
         """Represent a storage by its number of elements; all of them must fit into the file."""
@@ -161,28 +161,28 @@ class _Interpreter:
         if HARMLESS.fullmatch(function) and not isinstance(first, CALLED.get(function, ())):
             raise CheckpointError(f"this pickle calls {function} in an unusual way, {EXCESS}{RESAVE}")
         if function.startswith("torch._utils._rebuild_tensor"):
-            _refuse_view(*arguments.parts[:4])
+            _check_view(*arguments.parts[:4])
         return {} if function.startswith("collections.") else None  # foreign imports are refused in the end
 
-    def refuse_imports(self) -> None:
+    def check_imports(self) -> None:
         foreign = [name for name in self.imports if not HARMLESS.fullmatch(name)]
         if not foreign:
             return
         named = ", ".join(name[:80] for name in foreign[:3])
         if foreign[0] in TRAINERS:
             raise CheckpointError(
-                f"this file of a training program holds its settings beside the weights: reading it would import "
-                f"{named}, which could run code; it was not read. If you trust the file, these two lines save its "
-                f"weights alone, where that program can be imported (that of FFJORD or Residual Flow): {RESCUE}"
+                f"this file of a training program holds its settings beside the weights: it would import {named} when "
+                "loaded, which could run code; it was not read. If you trust it, these two lines save its weights, "
+                f"where that program can be imported (that of FFJORD or Residual Flow): {RESCUE}"
             )
         raise CheckpointError(
-            f"reading this pickle would import {named}, which could run code; it was not read. Supported are files "
+            f"this pickle would import {named} when loaded, which could run code; it was not read. Supported are files "
             f"of tensors only. If you trust it, save those again where the file comes from: {RESAVE}"
         )
 
 
-def _refuse_view(storage: tuple[int], offset: Any, shape: _Tuple, strides: _Tuple) -> None:
-    """Refuse a tensor that exceeds its storage, which torch would enlarge."""
+def _check_view(storage: tuple[int], offset: Any, shape: _Tuple, strides: _Tuple) -> None:
+    """Reject a tensor that exceeds its storage, which torch would enlarge."""
     sides, steps = shape.parts, strides.parts
     if not all(type(n) is int and n >= 0 for n in (offset, *sides, *steps)) or len(sides) != len(steps):
         raise ValueError("no view")

@@ -1,4 +1,4 @@
-"""Public checkpoints, converted to our Flow in memory.
+"""Public checkpoints, converted to a ``FlowModel`` in memory.
 
 Here the file is read and its ``Source`` found; ``sources`` describes the published layouts. Files are untrusted: a
 pickle is checked before it is read (``pickled.py``), with ``weights_only=True``, and names and shapes are compared with
@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import CheckpointError, FlowError
 from ..model import FlowModel
 from .file import KEY, open_safetensors
-from .pickled import refuse_excess
+from .pickled import check_pickle
 from .sources import SOURCES
 from .sources.source import Source, State
 
@@ -37,8 +37,8 @@ def convert(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Flo
     """
     path = Path(path)
     try:
-        source, state = _find(_read(path))
-        _refuse_unusual(source, state, path.stat().st_size)
+        _, source, state = _find(_read(path))
+        _check_tensors(source, state, path.stat().st_size)
         flow = source.convert(state, overrides or {})
         flow.provenance = {
             "source": f"converted from {path.name} ({source.name})",
@@ -120,9 +120,9 @@ def _read(path: Path) -> Any:
     if not head:
         raise CheckpointError("the file is empty, as after a download that failed. Fetch it again.")
     if head.startswith(b"PK\x03\x04"):
-        refuse_excess(io.BytesIO(_pickle_of_archive(path)), size)
+        check_pickle(io.BytesIO(_pickle_of_archive(path)), size)
         return _read_torch(path, mmap=True)
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**31:
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**31:  # a safetensors header
         with open_safetensors(path, "Fetch it again.") as file:
             if KEY in (file.metadata() or {}):
                 raise CheckpointError(
@@ -131,14 +131,14 @@ def _read(path: Path) -> Any:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if head.startswith(b"\x80"):
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            refuse_excess(mapped, size, many=True)
+            check_pickle(mapped, size, many=True)
         return _read_torch(path, mmap=False)
     looks = (what for first, what in FIRST_BYTES.items() if head.lstrip().startswith(first))
     raise _unsupported(f"this is {next(looks, 'not a model file')}.")
 
 
 def _pickle_of_archive(path: Path) -> bytes:
-    """Read the pickle of a torch archive, and refuse other and suspicious archives."""
+    """Read the pickle of a torch archive; reject other and suspicious archives."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 22))
@@ -182,31 +182,37 @@ def _pickle_of_archive(path: Path) -> bytes:
 
 def _read_torch(path: Path, *, mmap: bool) -> Any:
     try:
-        if path.suffix == ".safetensors":  # torch would trust the suffix
+        if path.suffix == ".safetensors":  # torch would go by the suffix
             with path.open("rb") as file:
                 return torch.load(file, map_location="cpu", weights_only=True)
         return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # of many types, if the bytes are hostile
         reason = str(error).partition("\n")[0][:200]
         raise _unsupported(
-            f"this is a truncated or damaged torch checkpoint, or none ({reason}). Fetch it again."
+            f"this is not a torch checkpoint, or it is truncated or damaged ({reason}). Fetch it again."
         ) from error
 
 
-def _find(loaded: Any) -> tuple[Source, State]:
+class _Candidate(NamedTuple):
+    keys: tuple[str, ...]  # of the nested dictionaries, down to the state dict
+    source: Source
+    state: State
+
+
+def _find(loaded: Any) -> _Candidate:
     """Find the one state dict of a known layout in the content of a file."""
     if not isinstance(loaded, dict):
         raise _unsupported(f"this file holds a {type(loaded).__name__}, not a dictionary of tensors.")
     tensors: list[str] = []
     candidates = list(islice(_candidates(loaded, (), tensors, set()), MAX_CANDIDATES))
-    if {where[-1] for where, _, _ in candidates if where} == {"params", "params_ema"}:
-        candidates = [c for c in candidates if c[0][-1:] == ("params_ema",)]  # use the averaged weights
+    if {c.keys[-1] for c in candidates if c.keys} == {"params", "params_ema"}:
+        candidates = [c for c in candidates if c.keys[-1:] == ("params_ema",)]  # the averaged weights
     if len(candidates) == 1:
-        return candidates[0][1:]
+        return candidates[0]
     keys = ", ".join(_shown(key) for key in list(loaded)[:8])
     if candidates:
-        paths = [".".join(where) for where, _, _ in candidates[:4]]
-        lookup = "".join(f"[{key!r}]" for key in candidates[-1][0])
+        paths = [".".join(candidate.keys) for candidate in candidates[:4]]
+        lookup = "".join(f"[{key!r}]" for key in candidates[-1].keys)
         raise CheckpointError(
             f"this is a trainer's checkpoint with the keys {keys}, and {' and '.join(paths)} hold the weights of a "
             "model each. Extract the one you want, for example: "
@@ -226,9 +232,9 @@ def _find(loaded: Any) -> tuple[Source, State]:
 
 
 def _candidates(
-    loaded: dict[Any, Any], where: tuple[str, ...], tensors: list[str], seen: set[int]
-) -> Iterator[tuple[tuple[str, ...], Source, State]]:
-    """Search nested dictionaries for known layouts; collect the names of all tensors but an optimizer's."""
+    loaded: dict[Any, Any], keys: tuple[str, ...], tensors: list[str], visited: set[int]
+) -> Iterator[_Candidate]:
+    """Search nested dictionaries, except an optimizer's, for known layouts; add the names of tensors to ``tensors``."""
     entries = list(dict.items(loaded))  # a hostile OrderedDict may shadow the method
     state = {key: value for key, value in entries if isinstance(key, str) and isinstance(value, Tensor)}
     if any(len(name) > MAX_NAME for name in state):
@@ -244,20 +250,20 @@ def _candidates(
         bare[name] = value
     source = next((source for source in SOURCES if any(map(source.detect.match, bare))), None)
     if source is not None:
-        yield where, source, bare
-    elif len(where) < MAX_DEPTH and id(loaded) not in seen:
-        seen.add(id(loaded))  # shared dictionaries would be walked millions of times
+        yield _Candidate(keys, source, bare)
+    elif len(keys) < MAX_DEPTH and id(loaded) not in visited:
+        visited.add(id(loaded))  # shared dictionaries would be walked millions of times
         for key, value in entries:
             if isinstance(value, dict) and "optim" not in (name := _shown(key)):
-                yield from _candidates(value, (*where, name), tensors, seen)
+                yield from _candidates(value, (*keys, name), tensors, visited)
 
 
 def _shown(key: Any) -> str:
     return str(key)[:60] if isinstance(key, (str, int)) else type(key).__name__
 
 
-def _refuse_unusual(source: Source, state: State, size: int) -> None:
-    """Refuse tensors that are not plain numbers, and views that would exceed the file when copied."""
+def _check_tensors(source: Source, state: State, size: int) -> None:
+    """Reject tensors that are not plain numbers, and views that would exceed the file when copied."""
     for name, t in state.items():
         integers = bool(source.integers.fullmatch(name))
         numeric = t.is_floating_point() or (integers and t.dtype in INTEGERS)

@@ -1,7 +1,7 @@
 """Atomic file writes: a file has its name only once it is complete.
 
-The bytes go into a file beside the target, ``.<name>.<digits>.<process>.partial``, which then replaces the target. What
-killed processes left of these is removed at the next save in that folder.
+The bytes go into a file beside the target, ``.<name>.<digits>.<process>.partial``, which then replaces the target. The
+next save in a folder removes such files of killed processes.
 """
 
 import contextlib
@@ -42,8 +42,8 @@ def write_atomic(path: Path, data: bytes, check: Callable[[Path], object] | None
 
 @contextlib.contextmanager
 def replacing(path: Path, size: int | None = None) -> Generator[Path]:
-    """Replace a file by the one that is yielded and written inside the block; ``size`` is told if the disk is full."""
-    # processes of two machines or containers may have one number
+    """Replace a file by the one that the block writes to the yielded path; ``size`` is for error messages."""
+    # processes of two machines or containers may have the same id
     partial = beside(path, f"{secrets.token_hex(4)}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,23 +53,24 @@ def replacing(path: Path, size: int | None = None) -> Generator[Path]:
             os.fsync(file.fileno())  # the content before the name, in case of a power failure
         os.replace(partial, path)
     except (OSError, RuntimeError) as raised:
-        # torch.save wraps an OSError in a RuntimeError.
-        error = raised if isinstance(raised, OSError) else raised.__context__
+        error = raised if isinstance(raised, OSError) else raised.__context__  # torch.save wraps it in a RuntimeError
         if not isinstance(error, OSError):
             raise
-        reason = error.strerror or str(error)
-        if error.errno in UNUSABLE_NAME:
-            raise FlowError(f"Could not save {path.name}: {reason}. Choose another name.") from raised
-        space = _free(path.parent) if size is None else f"it needs {size / 1e6:.1f} MB and {_free(path.parent)}"
-        problem, advice = f"Could not save {path.name} in {path.parent}: {reason}", "Make this folder writable"
-        if error.errno in DISK_FULL:
-            problem, advice = f"The disk is full ({reason}): {path.name} could not be saved", "Free some space"
-        raise SavingError(
-            f"{problem}; {space}. The previous file was not changed. {advice}, or save elsewhere."
-        ) from raised
+        raise _saving_error(path, error, size) from raised
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def _saving_error(path: Path, error: OSError, size: int | None) -> FlowError:
+    reason = error.strerror or str(error)
+    if error.errno in UNUSABLE_NAME:
+        return FlowError(f"Could not save {path.name}: {reason}. Choose another name.")
+    problem, advice = f"Could not save {path.name} in {path.parent}: {reason}", "Make this folder writable"
+    if error.errno in DISK_FULL:
+        problem, advice = f"The disk is full ({reason}): {path.name} could not be saved", "Free some space"
+    space = _free(path.parent) if size is None else f"it needs {size / 1e6:.1f} MB and {_free(path.parent)}"
+    return SavingError(f"{problem}; {space}. The previous file was not changed. {advice}, or save elsewhere.")
 
 
 def beside(path: Path, ending: str) -> Path:
@@ -80,12 +81,12 @@ def beside(path: Path, ending: str) -> Path:
 
 
 def printable(text: str) -> str:
-    """Escape what is not Unicode, as in names of files that are not UTF-8."""
+    """Escape characters that are not Unicode, as in file names that are not UTF-8."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def check_writable(path: Path) -> None:
-    """Raise SavingError if no file could be saved under a path, as far as that can be told; nothing is left behind."""
+    """Raise SavingError if a file cannot be saved under a path, as far as that can be told; leaves nothing behind."""
     folder = next((above for above in path.absolute().parents if os.path.lexists(above)), path.parent)
     try:
         if path.is_dir():
@@ -102,15 +103,15 @@ def check_writable(path: Path) -> None:
 def clear_abandoned(folder: Path) -> None:
     """Remove partial files of dead processes from a folder, not from folders inside it."""
     for file in folder.glob(".*.partial"):
-        found = PARTIAL.fullmatch(file.name)
+        match = PARTIAL.fullmatch(file.name)
         with contextlib.suppress(OSError):  # another process may have done it
-            if found and time.time() - file.stat().st_mtime > ABANDONED and is_gone(int(found[1])):
+            if match and time.time() - file.stat().st_mtime > ABANDONED and is_gone(int(match[1])):
                 file.unlink()
 
 
 def is_gone(process: int) -> bool:
-    """Tell whether a process of this machine has ended; False if unknown, True for this process itself."""
-    if process == os.getpid():  # a restarted container reuses the number
+    """Return True if a process of this machine has ended, and for this process; False if unknown."""
+    if process == os.getpid():  # a restarted container reuses the id
         return True
     if os.name != "posix":
         return False  # os.kill would stop the process

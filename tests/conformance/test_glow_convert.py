@@ -247,7 +247,7 @@ def test_invalid_stored_permutations(tmp_path):
 def test_unsupported_variants():
     state, bias = weights("y0ast"), "flow.layers.1.actnorm.bias"
     message = refusal(convert, "y0ast", {**state, bias: torch.ones(1, 16, 1, 1)})
-    assert "has 16 channels; expected 12" in message
+    assert "has 16 channels in its first step; expected 12" in message
     message = refusal(convert, "y0ast", {**state, "flow.layers.1.block.4.conv.weight": torch.ones(9, 24, 3, 3)})
     assert "has 9 outputs for 12 channels" in message
     state = weights("normflows")

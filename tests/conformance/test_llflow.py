@@ -77,8 +77,8 @@ def test_a_wrapped_file_is_found_and_another_depth_asks_for_the_field(tmp_path, 
 
 NEARLY = {
     "without its encoder's last block": (lambda name: "RRDB_trunk.2." not in name, "stacked_blocks must"),
-    "without a step": (lambda name: "layers.8." not in name, "not those of a known variant"),
-    "without the flow": (lambda name: name.startswith("RRDB."), "not those of a known variant"),
+    "without a step": (lambda name: "layers.8." not in name, "other layers than the known variants"),
+    "without the flow": (lambda name: name.startswith("RRDB."), "other layers than the known variants"),
     "without its color map": (lambda name: "fine_tune" not in name, r"RRDB\.fine_tune_color_map\.0\.bias is missing"),
 }
 

@@ -215,7 +215,7 @@ def checkpoint_of(flow: Flow) -> dict[str, Tensor]:
     ours = flow.state_dict()
     state: dict[str, Tensor] = {}
     for origin in residual_flow_origins(flow.config):
-        shape = origin.forms[0].shape(tuple(ours[origin.ours].shape))
+        shape = origin.forms[0].published_shape(tuple(ours[origin.ours].shape))
         state[origin.names[0]] = ours[origin.ours].reshape(shape).clone()
         owner, _, part = origin.names[0].rpartition(".")
         if part == "u":
@@ -280,10 +280,10 @@ def test_vectors_of_other_weights_are_renewed(tmp_path):
 
 
 DAMAGES = [
-    (lambda s: s.pop("transforms.0.chain.2.nnet.2.weight"), "in the places"),
+    (lambda s: s.pop("transforms.0.chain.2.nnet.2.weight"), "linear layers at"),
     (lambda s: s["transforms.0.chain.1.initialized"].zero_(), "never initialized"),
     (lambda s: s.update({"transforms.0.chain.2.nnet.0.domain": torch.ones(())}), "learned norms"),
-    (lambda s: s["transforms.0.chain.2.nnet.0.spatial_dims"].fill_(math.nan), "does not give the sides"),
+    (lambda s: s["transforms.0.chain.2.nnet.0.spatial_dims"].fill_(math.nan), "holds no sides of a grid"),
     (lambda s: s.update({"transforms.0.chain.2.nnet.0.u": torch.zeros(10)}), "not give|in multiples of"),
 ]
 

@@ -108,5 +108,5 @@ def test_files_that_are_nearly_an_srflow_da_are_named_so(state):
         SRFLOW_DA.convert(state, {})  # of 4 blocks; no published network has so few
     assert "upconv1.weight is missing" in refusal(lambda k: "upconv1.weight" not in k, scale=4)
     assert "fAffine.4.weight is missing" in refusal(lambda k: "layers.4.affine.fAffine.4.weight" not in k)
-    assert "no channels after a squeeze" in refusal(lambda k: "layers.7.invconv" not in k)
+    assert "no channels in layer 7, after a squeeze" in refusal(lambda k: "layers.7.invconv" not in k)
     assert "no conditional steps" in refusal(lambda k: "fFeatures" not in k and "fAffine" not in k)

@@ -15,7 +15,7 @@ from flowcore.checkpoints.file import read_header, reconfigure, save
 from flowcore.checkpoints.latents_file import model_sha256
 from flowcore.cli.main import main
 from flowcore.flow import Flow
-from flowcore.integrations.spandrel import Upscaler
+from flowcore.integrations import Upscaler
 from flowcore.prior import resize_temperature_map
 from flowcore.provenance import read as read_provenance
 from flowcore.tasks.tiles import edge_map

@@ -119,7 +119,7 @@ DAMAGES = [  # to the tensors of a file in 8 bits, and what is said
     (lambda t: t.update({KERNEL: t[KERNEL].half()}), f"in 1 places: {SCALE} is not known"),
     (lambda t: t.update({SCALE: t[SCALE][1:]}), rf"{SCALE} is \(47, 1\) instead of \(48, 1\)"),
     (lambda t: t.update({SCALE: t[SCALE].long()}), f"{SCALE} in .* is of type I64; expected F64, F32"),
-    (lambda t: t.update({SCALE: -t[SCALE]}), f"{SCALE} in .* holds scales that are not positive"),
+    (lambda t: t.update({SCALE: -t[SCALE]}), f"{SCALE} in .* is not positive"),
     (lambda t: t[SCALE].fill_(float("nan")), rf"2304 values that are not finite numbers.*{KERNEL}"),
     (lambda t: t.update({SCALE: t[SCALE].double() + 1e300}), rf"values that are not finite numbers.*{KERNEL}"),
     (lambda t: t.update({KERNEL: t[KERNEL].to(torch.uint8)}), f"{SCALE} is not known"),

@@ -15,6 +15,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import flowcore
 from flowcore import testing as laws
+from flowcore.condition import Condition
 from flowcore.errors import ConditionError, FlowError, PrecisionError
 from flowcore.flow import Level
 from flowcore.inference import strips
@@ -23,11 +24,13 @@ from flowcore.inference.convolutions import Conv
 from flowcore.inference.fold import Mixing
 from flowcore.inference.plan import PLANS, Plan, checksums, forget_plan, planned
 from flowcore.inference.strips import observed
+from flowcore.model import FlowModel
 from flowcore.models import ARCHITECTURES, build, configure
+from flowcore.networks import Conditioner
 from flowcore.prior import sample_latents
-from flowcore.testing import close, tensors
+from flowcore.testing import close, perturbed, tensors
 from flowcore.training.stage import PeakMemory
-from flowcore.transforms import Chain, MultiScaleFeatures, Permutation, Squeeze
+from flowcore.transforms import ActNorm, Chain, Injector, MultiScaleFeatures, Permutation, Squeeze
 
 ROWS = 10  # of the coarsest grid: strips have at least 8, so that there are several on every grid, and a lower last one
 FEW = ("srflow x4 residual", "hcflow", "glow with labels", "realnvp", "colorizer")
@@ -397,6 +400,22 @@ def test_a_flow_without_parameters_has_a_plan():
     latents, logdet = Plan(flow)(x)
     assert torch.equal(latents[0], flow(x)[0][0])
     assert torch.equal(logdet, flow(x)[1])
+
+
+def test_a_flow_assembled_by_hand_is_folded_with_its_condition():
+    flow = assemble([Level([ActNorm(12), Injector(Conditioner(4, 8, 24))])], channels=3)
+    flow = perturbed(flow)
+    x, cond = torch.rand(2, 3, 8, 12), Condition(features=(torch.rand(2, 4, 4, 6),))
+    latents, logdet = flow(x, cond)
+    (again,), folded = Plan(flow)(x, cond)
+    assert torch.allclose(again, latents[0], atol=1e-5)
+    assert torch.allclose(folded, logdet, atol=1e-3)
+    assert (logdet - flow(x, Condition(features=(torch.rand(2, 4, 4, 6),)))[1]).abs().min() > 1e-3
+    assert not isinstance(flow, FlowModel)
+    assert flowcore.score(FlowModel.of(assemble([Level([ActNorm(12)])], channels=3)), x).bits_per_dim.isfinite().all()
+    for call in (flow, Plan(flow)):
+        with pytest.raises(ConditionError):
+            call(x)
 
 
 def plan_with(flow, size):

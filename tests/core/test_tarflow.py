@@ -64,7 +64,7 @@ def test_guidance_changes_samples_and_zero_changes_nothing():
 def test_guidance_is_refused_where_it_cannot_be():
     flow = tiny(**NAMED)
     cond = flow.encode_condition(torch.tensor([0, 1])).guided(1.5)
-    with pytest.raises(ConditionError, match="for decoding alone"):
+    with pytest.raises(ConditionError, match="for decoding only"):
         flow(random_image(2, 3, 8, 12), cond)
     for model in (tiny(), build_tiny("glow", image_size=(8, 8))):
         with pytest.raises(ConditionError, match=f"this {model.architecture} model is not. Set guidance to 0"):

@@ -17,7 +17,7 @@ from talk import WORKFLOWS, array, graph, loader, refusal, upscale
 
 import flowcore
 from flowcore.checkpoints import CheckpointError, catalog, save
-from flowcore.integrations.spandrel import ID, OURS, Upscaler, descriptor, detect, flow_of, support
+from flowcore.integrations import ID, OURS, Upscaler, descriptor, detect, flow_of, support
 
 spandrel = pytest.importorskip("spandrel")
 
@@ -228,7 +228,7 @@ def test_an_upscale_model_has_what_others_ask_for():
 def test_without_spandrel_registering_raises_a_readable_error():
     program = """
 import sys; sys.modules["spandrel"] = None
-import flowcore, flowcore.integrations.spandrel as s
+import flowcore, flowcore.integrations as s
 try: s.register(lambda: [])
 except flowcore.FlowError as error: print(error)
 """

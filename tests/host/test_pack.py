@@ -108,7 +108,7 @@ def test_shipped_models_come_first_and_files_of_all_folders_follow(host):
         notes.unlink()
     listed = options(info, "model_name")
     shipped = sorted(file.stem for file in (ROOT / "flowcore" / "weights").glob("*.safetensors"))
-    shipped = [name for name in shipped if name not in catalog.NO_FLOWS]  # which no node loads by name
+    shipped = [name for name in shipped if name not in catalog.OTHER_FILES]  # which no node loads by name
     assert listed[: 1 + len(shipped)] == [SUITING, *shipped]
     assert "elsewhere.safetensors" in listed
     assert "notes.txt" not in listed

@@ -10,8 +10,11 @@ from .source import Source
 from .srflow import LLFLOW, SRFLOW, SRFLOW_DA
 from .tarflow import TARFLOW
 
-SOURCES: list[Source] = [LLFLOW, SRFLOW_DA, SRFLOW]  # SRFlow last, since the others use its names, too
-SOURCES.extend((HCFLOW, Y0AST, CHAIYUJIN, ROSINALITY, OPENAI, NORMFLOWS, CHRISCHUTE, FFJORD, RESIDUAL_FLOW, TARFLOW))
+# LLFlow and SRFlow-DA before SRFlow, whose names they also have.
+SOURCES: list[Source] = [
+    *(LLFLOW, SRFLOW_DA, SRFLOW, HCFLOW, Y0AST, CHAIYUJIN, ROSINALITY, OPENAI),
+    *(NORMFLOWS, CHRISCHUTE, FFJORD, RESIDUAL_FLOW, TARFLOW),
+]
 
 
 def register_source(source: Source) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from itertools import count, takewhile
 from typing import Any
 
-from ...errors import CheckpointError
 from ...models.ffjord import FFJORDConfig
 from .source import Checkpoint, Layout, Origin, Source, take, take_all, take_conv, take_shift
 
@@ -24,25 +23,25 @@ UNSUPPORTED = {  # parts of names that reveal options of the program
 }
 
 
-def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
+def _layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
     """The first element of the finest chain is the logit, and a squeeze is one, too; neither has tensors."""
     for part, what in UNSUPPORTED.items():
-        if any(re.search(part, name) for name in found.shapes):
-            raise CheckpointError(f"this checkpoint of {found.program} {what}, which is not supported. {SUPPORTED}")
-    scales = len(found.indices(r"transforms\.(\d+)\.")) or 1
-    multiscale = found.has(r"transforms\.")
+        if any(re.search(part, name) for name in checkpoint.shapes):
+            raise checkpoint.error(f"{what}, which is not supported.", SUPPORTED)
+    scales = len(checkpoint.indices(r"transforms\.(\d+)\.")) or 1
+    multiscale = checkpoint.has(r"transforms\.")
     finest = "transforms.0.chain" if multiscale else "chain"
-    odes = found.indices(re.escape(finest) + r"\.(\d+)\.odefunc\.")
+    odes = checkpoint.indices(re.escape(finest) + r"\.(\d+)\.odefunc\.")
     blocks = len([*takewhile(odes.__contains__, count(1))])
     detected = {
         "scales": scales,
         "blocks": blocks,
-        **_velocity(found, f"{finest}.1.odefunc.diffeq.layers"),
-        "batch_norm": f"{finest}.{blocks + 1}.running_mean" in found.shapes,
+        **_velocity(checkpoint, f"{finest}.1.odefunc.diffeq.layers"),
+        "batch_norm": f"{finest}.{blocks + 1}.running_mean" in checkpoint.shapes,
     }
     settings = {"activation": "softplus", "steps": 16, "solver": "rk4", "how": "trace"}
     defaults = {**settings, "alpha": 1e-6 if detected["channels"] == 1 else 0.05, "n_bits": 8, "grid": "bins"}
-    config: FFJORDConfig = found.config("ffjord", detected, defaults, overrides)
+    config: FFJORDConfig = checkpoint.config("ffjord", detected, defaults, overrides)
     return Layout(
         architecture="ffjord",
         config=config,
@@ -51,29 +50,25 @@ def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
     )
 
 
-def _velocity(found: Checkpoint, layers: str) -> dict[str, Any]:
+def _velocity(checkpoint: Checkpoint, layers: str) -> dict[str, Any]:
     """Derive channels, widths, strides and the use of the time from the first velocity."""
-    number = len(found.indices(re.escape(layers) + r"\.(\d+)\."))
-    if len(found.shapes.get(f"{layers}.0._layer.weight", ())) == 2:
-        raise CheckpointError(
-            f"this checkpoint of {found.program} has fully connected layers (--conv False), which are not supported. "
-            f"{SUPPORTED}"
-        )
-    weights = [found.shape(f"{layers}.{k}._layer.weight", 4) for k in range(max(1, number))]
-    widths = [found.shape(f"{layers}.{k}._layer.bias", 1)[0] for k in range(len(weights))]
+    number = len(checkpoint.indices(re.escape(layers) + r"\.(\d+)\."))
+    if len(checkpoint.shapes.get(f"{layers}.0._layer.weight", ())) == 2:
+        raise checkpoint.error("has fully connected layers (--conv False), which are not supported.", SUPPORTED)
+    weights = [checkpoint.shape(f"{layers}.{k}._layer.weight", 4) for k in range(max(1, number))]
+    widths = [checkpoint.shape(f"{layers}.{k}._layer.bias", 1)[0] for k in range(len(weights))]
     channels = widths[-1]
-    squashed = f"{layers}.0._hyper_gate.weight" in found.shapes
-    seen = 0 if squashed else next((n - channels for n in weights[0][:2] if n - channels in (0, 1, 3)), 0)
+    squashed = f"{layers}.0._hyper_gate.weight" in checkpoint.shapes
+    # Channels that the first layer sees beside the data: the time, or time and coordinates. The kernels of 4x4 layers
+    # that double the sides have inputs first.
+    extra = 0 if squashed else next((n - channels for n in weights[0][:2] if n - channels in (0, 1, 3)), 0)
     if weights[0][2] == 3:
-        seen = weights[0][1] - channels
-    if seen == 3:
-        raise CheckpointError(
-            f'this checkpoint of {found.program} has layers of the kind "concatcoord", which is not supported. '
-            f"{SUPPORTED}"
-        )
+        extra = weights[0][1] - channels
+    if extra == 3:
+        raise checkpoint.error('has layers of the kind "concatcoord", which is not supported.', SUPPORTED)
     strides: list[int] = []
     for k, (rows, columns, side, _) in enumerate(weights):
-        inputs = (widths[k - 1] if k else channels) + seen
+        inputs = (widths[k - 1] if k else channels) + extra
         down, up = (rows, columns) == (widths[k], inputs), (rows, columns) == (inputs, widths[k])
         if down and up:  # then halving comes before doubling
             down = 2 * strides.count(2) < sum(shape[2] == 4 for shape in weights)
@@ -82,7 +77,7 @@ def _velocity(found: Checkpoint, layers: str) -> dict[str, Any]:
         "channels": channels,
         "hidden": tuple(widths[:-1]),
         "strides": () if set(strides) == {1} else tuple(strides),
-        "time": "concatsquash" if squashed else "concat" if seen else "ignore",
+        "time": "concatsquash" if squashed else "concat" if extra else "ignore",
     }
 
 

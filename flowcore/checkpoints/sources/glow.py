@@ -18,6 +18,7 @@ from ...errors import CheckpointError
 from ...models.glow import GlowConfig
 from ..file import build_on_meta
 from .source import (
+    LACKS_LAYERS,
     PER_CHANNEL,
     PER_OUTPUT,
     SAME,
@@ -36,7 +37,7 @@ from .source import (
 
 LICENSE = "MIT for the program; none is stated with published weights: check the license of your file"
 
-# Fixed by the programs of y0ast and chaiyujin, as our defaults, and but for some fields by the others.
+# Fields that the programs of y0ast and chaiyujin fix, at our defaults; the others replace some of them.
 FIXED = ("edge", "network", "actnorm", "scaled", "split_prior", "last_mixing", "learned_top", "classes")
 SETTINGS = {name: getattr(GlowConfig(), name) for name in FIXED}
 
@@ -58,8 +59,10 @@ NAME = re.compile(r"(?:levels\.(\d+)\.)?(?:steps\.transforms\.(\d+)\.transforms\
 NETWORK = "2.conditioner"
 
 
-def glow_layout(config: GlowConfig, table: Iterable[Origin], given: Mapping[str, Tensor] = {}, **layout: Any) -> Layout:
-    """Look all of our tensors up in a table, but those that are ``given``, or that channel reversals determine.
+def glow_layout(
+    config: GlowConfig, table: Iterable[Origin], values: Mapping[str, Tensor] = {}, **layout: Any
+) -> Layout:
+    """Look up our tensors in a table, except those in ``values`` and the channel reversals.
 
     Our names in the table are without the number of the level, and those of a step begin with 0 for the actnorm, 1 for
     the mixing, and 2 for the coupling. Published ones refer to ``{level}``, 0 for the finest; ``{k}``, the number of a
@@ -69,16 +72,16 @@ def glow_layout(config: GlowConfig, table: Iterable[Origin], given: Mapping[str,
     rows, origins = {row.ours: row for row in table}, list[Origin]()
     ours = build_on_meta("glow", config).state_dict()
     if config.mixing == "reverse":
-        given = {name: torch.arange(len(t)).flip(0) for name, t in ours.items() if name.endswith(".1.order")}
+        values = {name: torch.arange(len(t)).flip(0) for name, t in ours.items() if name.endswith(".1.order")}
     for name in ours:
         level, k, part = NAME.fullmatch(name).groups()  # pyright: ignore[reportOptionalMemberAccess]
-        if part in rows and name not in given:
+        if part in rows and name not in values:
             level, k = int(level or config.levels - 1), int(k or config.steps)
             numbers = {"level": level, "k": k, "deep": config.levels - 1 - level, "back": config.steps - 1 - k}
             numbers["layer"] = level * (config.steps + 2) + 1 + k
             names = [published.format(**numbers) for published in rows[part].names]
             origins.append(replace(rows[part], ours=name, names=names))
-    return Layout(architecture="glow", config=config, origins=origins, given=given, **layout)
+    return Layout(architecture="glow", config=config, origins=origins, values=values, **layout)
 
 
 def take_lu(ours: str, published: str, names: str) -> Iterator[Origin]:
@@ -95,7 +98,7 @@ def actnorm(ours: str, published: str) -> Iterator[Origin]:
 
 
 def zero_conv(ours: str, published: str, conv: str = "") -> Iterator[Origin]:
-    """Take a ``ScaledConv``; ``conv`` is from its name to that of its kernel."""
+    """Take a ``ScaledConv``; ``conv`` is the suffix of its kernel's name."""
     yield from take_conv(ours, published + conv)
     yield take(f"{ours}.log_scale", f"{published}.logs", PER_OUTPUT)
 
@@ -121,58 +124,56 @@ def check_trained(names: str) -> Check:
 
 
 def first_step(
-    found: Checkpoint, bias: str, hidden: str, last: str, axes: tuple[int, int, int] = (1, 0, 0)
+    checkpoint: Checkpoint, bias: str, hidden: str, last: str, axes: tuple[int, int, int] = (1, 0, 0)
 ) -> dict[str, Any]:
     """Derive image channels, width and coupling from an actnorm's bias and a coupling's first and last kernel."""
     channels, width, outputs = (
-        found.shape(name, 4)[axis] for name, axis in zip((bias, hidden, last), axes, strict=True)
+        checkpoint.shape(name, 4)[axis] for name, axis in zip((bias, hidden, last), axes, strict=True)
     )
     if channels not in (4, 12):
-        raise CheckpointError(
-            f"the first step of this checkpoint of {found.program} has {channels} channels; expected 12, for color "
-            "images, or 4, for gray ones. The file is damaged, or the variant is not supported."
+        raise checkpoint.error(
+            f"has {channels} channels in its first step; expected 12, for color images, or 4, for gray ones."
         )
     if outputs not in (channels, channels // 2):
-        raise CheckpointError(
-            f"the network of the first coupling of this checkpoint of {found.program} has {outputs} outputs for "
-            f"{channels} channels; expected {channels} (affine) or {channels // 2} (additive). The file is damaged, or "
-            "the variant is not supported."
+        raise checkpoint.error(
+            f"has a first coupling whose network has {outputs} outputs for {channels} channels; expected {channels} "
+            f"(affine) or {channels // 2} (additive)."
         )
     coupling = "affine" if outputs == channels else "additive"
     return {"channels": channels // 4, "hidden": width, "coupling": coupling}
 
 
-def levels_and_steps(found: Checkpoint, pattern: str) -> dict[str, int]:
+def levels_and_steps(checkpoint: Checkpoint, pattern: str) -> dict[str, int]:
     """Count levels and steps per level, the two groups of a pattern that matches the start of names."""
-    seen: dict[int, set[int]] = {}
-    for name in found.shapes:
+    levels: dict[int, set[int]] = {}
+    for name in checkpoint.shapes:
         if match := re.match(pattern, name):
-            seen.setdefault(int(match[1]), set()).add(int(match[2]))
-    steps = len(seen.get(0, ()))
-    if sorted(seen) != list(range(len(seen))) or any(numbers != set(range(steps)) for numbers in seen.values()):
-        counts = ", ".join(f"{len(numbers)} in level {level}" for level, numbers in sorted(seen.items())[:8])
-        raise CheckpointError(
-            f"the levels of this checkpoint of {found.program} do not have the same number of steps each: {counts}. "
-            "The file lacks tensors; fetch it again."
+            levels.setdefault(int(match[1]), set()).add(int(match[2]))
+    steps = len(levels.get(0, ()))
+    if sorted(levels) != list(range(len(levels))) or any(numbers != set(range(steps)) for numbers in levels.values()):
+        counts = ", ".join(f"{len(numbers)} in level {level}" for level, numbers in sorted(levels.items())[:8])
+        raise checkpoint.error(
+            f"does not have the same number of steps in each level: {counts}.",
+            "The file lacks tensors; fetch it again.",
         )
-    return {"levels": len(seen), "steps": steps}
+    return {"levels": len(levels), "steps": steps}
 
 
 def _config_with_bits(
-    found: Checkpoint, usual: str, detected: Mapping[str, Any], overrides: Mapping[str, Any]
+    checkpoint: Checkpoint, usual: str, detected: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> GlowConfig:
     """Make the configuration of a program that leaves ``n_bits``, which no tensor determines, to the user."""
     if "n_bits" not in overrides:
         raise missing_field(
             "n_bits",
             f"the bits per subpixel that this model ({detected['levels']} levels of {detected['steps']} steps, "
-            f"{detected['coupling']}) was trained on. No checkpoint of {found.program} holds it; the program uses "
+            f"{detected['coupling']}) was trained on. No checkpoint of {checkpoint.program} holds it; the program uses "
             f"{usual}.",
             "5",
             "5",
             "gives wrong bits per dimension",
         )
-    return found.config("glow", detected, {"grid": "bins", "pixels": "centred"}, overrides)
+    return checkpoint.config("glow", detected, {"grid": "bins", "pixels": "centred"}, overrides)
 
 
 # --- openai/glow, the authors' program: TensorFlow variables under their own names ------------------------------------
@@ -223,22 +224,24 @@ OPENAI_TABLE = (
 )
 
 
-def _openai_layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
+def _openai_layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
     """Convolutions see the border as one more channel, the last; log-scales are stored divided by 3."""
-    found = found.without(TRAINER)
-    parts = found.parts(r"model/\d+/\d+/")
+    checkpoint = checkpoint.without(TRAINER)
+    parts = checkpoint.parts(r"model/\d+/\d+/")
     mixings = {"conv": "invconv/W", "shuffle": "shuffle/indices"}
     detected = {
         **SETTINGS,
-        **levels_and_steps(found, r"model/(\d{1,4})/(\d{1,4})/"),
-        **first_step(found, "model/0/0/actnorm_center/b", "model/0/0/f1/l_1/W", "model/0/0/f1/l_last/W", (3, 3, 3)),
+        **levels_and_steps(checkpoint, r"model/(\d{1,4})/(\d{1,4})/"),
+        **first_step(
+            checkpoint, "model/0/0/actnorm_center/b", "model/0/0/f1/l_1/W", "model/0/0/f1/l_last/W", (3, 3, 3)
+        ),
         "mixing": next((mixing for mixing, part in mixings.items() if part in parts), "reverse"),
-        "learned_top": found.has("model/prior/p/"),
-        "classes": found.shape("model/prior/y_emb/W", 2)[0] if found.has("model/prior/y_emb/") else 0,
+        "learned_top": checkpoint.has("model/prior/p/"),
+        "classes": checkpoint.shape("model/prior/y_emb/W", 2)[0] if checkpoint.has("model/prior/y_emb/") else 0,
         "edge": "flag",
         "actnorm": "log3",
     }
-    config = _config_with_bits(found, "8 for CIFAR-10, LSUN and ImageNet, 5 for CelebA-HQ", detected, overrides)
+    config = _config_with_bits(checkpoint, "8 for CIFAR-10, LSUN and ImageNet, 5 for CelebA-HQ", detected, overrides)
     unused = rf"model/classifier/.*|model/\d+/\d+/shuffle/indices_inverse|{TRAINER.pattern}"
     return glow_layout(config, OPENAI_TABLE, unused=re.compile(unused))
 
@@ -275,23 +278,23 @@ def _rosinality_table(rows: Callable[[Tensor], Tensor]) -> Iterator[Origin]:
         yield take(f"{ours}.log_scale", f"{published}.scale", PER_CHANNEL.then(order))
 
 
-def _rosinality_layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
+def _rosinality_layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
     """The last level holds LU factors even where the others hold matrices; zero convolutions are padded with ones."""
     first, step = "blocks.0.flows.0", ROSINALITY_STEP
-    shape = levels_and_steps(found, r"blocks\.(\d{1,4})\.flows\.(\d{1,4})\.")
+    shape = levels_and_steps(checkpoint, r"blocks\.(\d{1,4})\.flows\.(\d{1,4})\.")
     network = f"{first}.coupling.net"
-    mixing = "conv" if "weight" in found.parts(r"blocks\.0\.flows\.\d+\.invconv\.") else "lu"
+    mixing = "conv" if "weight" in checkpoint.parts(r"blocks\.0\.flows\.\d+\.invconv\.") else "lu"
     detected = {
         **SETTINGS,
         **shape,
-        **first_step(found, f"{first}.actnorm.loc", f"{network}.0.weight", f"{network}.4.conv.weight"),
+        **first_step(checkpoint, f"{first}.actnorm.loc", f"{network}.0.weight", f"{network}.4.conv.weight"),
         "mixing": mixing,
         "last_mixing": "lu" if mixing == "conv" and shape["levels"] > 1 else "",
         "edge": "ones",
         "network": "plain",
         "actnorm": "signed",
     }
-    config = _config_with_bits(found, "5 by default", detected, overrides)
+    config = _config_with_bits(checkpoint, "5 by default", detected, overrides)
     return glow_layout(
         config,
         _rosinality_table(alternate_swapped if config.coupling == "affine" else lambda t: t),
@@ -350,30 +353,32 @@ def _y0ast_table(naming: Naming) -> Iterator[Origin]:
     yield from take_all("top.prior.by_label", "", names, SAME.then(alternate))
 
 
-def _y0ast_layout(naming: Naming, found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
+def _y0ast_layout(naming: Naming, checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
     """Where there are no 1x1 convolutions, permutations come from ``shuffle.indices``, or from the caller."""
     overrides = dict(overrides)
     permutations = overrides.pop("permutations", None)
-    sequence = found.layers(r"flow\.layers\.(\d{1,4})\.(conv\.)?", {"conv.": "d"})
+    sequence = checkpoint.layers(r"flow\.layers\.(\d{1,4})\.(conv\.)?", {"conv.": "d"})
     levels, steps, _ = count_levels(sequence, undivided=1)
     if not steps:
-        raise CheckpointError(
-            f"the layers of this checkpoint of {found.program} are not those of a known variant. Expected per level "
-            "a squeeze (s), as many steps (p) as in every other level, and a split (d) after every level but the last; "
-            f"got {sequence[:100] or 'none'}. The file lacks layers, or the variant is not supported."
+        raise checkpoint.error(
+            "has other layers than the known variants. Expected per level a squeeze (s), as many steps (p) as in every "
+            f"other level, and a split (d) after every level but the last; got {sequence[:100] or 'none'}.",
+            LACKS_LAYERS,
         )
     network, conv = f"flow.layers.1.{naming.network}", naming.conv
     detected: dict[str, Any] = {
         "levels": levels,
         "steps": steps,
-        **first_step(found, "flow.layers.1.actnorm.bias", f"{network}.0{conv}.weight", f"{network}.4{conv}.weight"),
+        **first_step(
+            checkpoint, "flow.layers.1.actnorm.bias", f"{network}.0{conv}.weight", f"{network}.4{conv}.weight"
+        ),
         **SETTINGS,
-        "learned_top": found.has(rf"{naming.top}\."),
+        "learned_top": checkpoint.has(rf"{naming.top}\."),
     }
-    if found.has(r"project_ycond\."):
-        detected["classes"] = found.shape(f"project_ycond{naming.linear}.weight", 2)[1]
-    shuffled = permutations is not None or any(map(SHUFFLE_INDICES.fullmatch, found.shapes))
-    if mixing := found.parts(r"flow\.layers\.\d+\.invconv\."):
+    if checkpoint.has(r"project_ycond\."):
+        detected["classes"] = checkpoint.shape(f"project_ycond{naming.linear}.weight", 2)[1]
+    shuffled = permutations is not None or any(map(SHUFFLE_INDICES.fullmatch, checkpoint.shapes))
+    if mixing := checkpoint.parts(r"flow\.layers\.\d+\.invconv\."):
         detected["mixing"] = "conv" if "weight" in mixing else "lu"
         if shuffled:
             raise CheckpointError(
@@ -384,26 +389,26 @@ def _y0ast_layout(naming: Naming, found: Checkpoint, overrides: Mapping[str, Any
     elif overrides.get("mixing") != "reverse":
         raise missing_field(
             "permutations",
-            f"the order that each of the {levels * steps} steps ({levels} levels of {steps}) puts its channels in. This"
-            f" network has no 1x1 convolutions, and {found.program} does not save the order. If it was trained with "
-            'flow_permutation "reverse", give mixing="reverse" (--set mixing=reverse) instead. If it was "shuffle", '
-            "there is one list of indices per step, finest level first.",
+            f"the order that each of the {levels * steps} steps ({levels} levels of {steps}) puts its channels in. "
+            f"This network has no 1x1 convolutions, and {checkpoint.program} does not save the order. If it was "
+            'trained with flow_permutation "reverse", give mixing="reverse" (--set mixing=reverse) instead. If it was '
+            '"shuffle", there is one list of indices per step, finest level first.',
             "[[3, 0, ...], ...]",
             "'[[3,0,...],...]'",
             "gives noise for pictures",
         )
-    if "prior_h" in found.shapes:
-        detected["image_size"] = tuple(side * 2**levels for side in found.shape("prior_h", 4)[2:])
+    if "prior_h" in checkpoint.shapes:
+        detected["image_size"] = tuple(side * 2**levels for side in checkpoint.shape("prior_h", 4)[2:])
     defaults = {"n_bits": 8, "grid": naming.grid, "pixels": naming.pixels}
-    config = found.config("glow", detected, defaults, overrides)
+    config = checkpoint.config("glow", detected, defaults, overrides)
     # Zero padding makes the top prior's convolution of zeros a constant, so its kernel is never read.
-    given, unused = dict[str, Tensor](), rf"prior_h|project_class\..*|{naming.top}{re.escape(conv)}\.weight"
+    values, unused = dict[str, Tensor](), rf"prior_h|project_class\..*|{naming.top}{re.escape(conv)}\.weight"
     if permutations is not None:
-        given, unused = _orders(permutations, config), f"{unused}|{SHUFFLE_INDICES.pattern}"
+        values, unused = _orders(permutations, config), f"{unused}|{SHUFFLE_INDICES.pattern}"
     return glow_layout(
         config,
         _y0ast_table(naming),
-        given,
+        values,
         unused=re.compile(unused),
         checks=(Check("prior_h", lambda t: not bool(t.any()), NOT_ZERO),),
     )

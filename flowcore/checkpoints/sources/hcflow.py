@@ -13,7 +13,7 @@ from torch import Tensor
 from ...errors import CheckpointError
 from ...models.hcflow import HCFlowConfig
 from .glow import actnorm, zero_conv
-from .source import NOTHING, PER_OUTPUT, SAME, Check, Checkpoint, Layout, Origin, Source, take, take_conv
+from .source import LACKS_LAYERS, NOTHING, PER_OUTPUT, SAME, Check, Checkpoint, Layout, Origin, Source, take, take_conv
 
 # What no file tells, by scale: bins of the dequantization noise in training, and temperature of the published tests.
 QUANT_BINS = {4: 64, 8: 256}
@@ -57,40 +57,40 @@ def hcflow_origins(config: HCFlowConfig) -> Iterator[Origin]:
         yield take(f"{prior}.log_scale", f"{published}.f.logs", PER_OUTPUT)
 
 
-def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
-    levels = found.count(r"flow\.level(\d+)_condFlow\.")
-    layers = found.indices(r"flow\.layers\.(\d{1,4})\.actnorm\.bias")
-    rescaling = found.has(r"flow\.layers\.\d+\.haar_weights")
+def _layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
+    levels = checkpoint.count(r"flow\.level(\d+)_condFlow\.")
+    layers = checkpoint.indices(r"flow\.layers\.(\d{1,4})\.actnorm\.bias")
+    rescaling = checkpoint.has(r"flow\.layers\.\d+\.haar_weights")
     steps = len(layers) // levels if levels else 0
     expected = {level * (steps + 2) + 1 + step for level in range(min(levels, 8)) for step in range(steps)}
     if not 1 <= levels <= 3 or layers != expected or not steps:
-        raise CheckpointError(
-            "the layers of this HCFlow checkpoint are not those of any variant. Expected 1 to 3 levels with as many "
-            f"trunk steps each, a layer without parameters before and after them; got {levels} levels and trunk steps "
-            f"at layers {', '.join(map(str, sorted(layers)[:40])) or 'none'}. The file lacks layers, or the variant is "
-            "not supported."
+        raise checkpoint.error(
+            "has other layers than the known variants. Expected 1 to 3 levels with as many trunk steps each, a layer "
+            f"without parameters before and after them; got {levels} levels and trunk steps at layers "
+            f"{', '.join(map(str, sorted(layers)[:40])) or 'none'}.",
+            LACKS_LAYERS,
         )
     inside = "flow.level0_condFlow"
-    blocks = [found.count(rf"{inside}\.RRDB_trunk{k}\.(\d{{1,4}})\.") for k in (0, 1)]
+    blocks = [checkpoint.count(rf"{inside}\.RRDB_trunk{k}\.(\d{{1,4}})\.") for k in (0, 1)]
     rrdb = next((f"{inside}.RRDB_trunk{k}.0.RDB1.conv1.weight" for k in (0, 1) if blocks[k]), "")
     detected: dict[str, Any] = {
         "scale": 2**levels,
         "steps": steps,
-        "detail_steps": found.count(rf"{inside}\.additional_flow_steps\.(\d{{1,4}})\."),
-        "hidden": found.shape("flow.layers.1.affine.f.conv1.weight", 4)[0],
-        "detail_hidden": found.shape(f"{inside}.additional_flow_steps.0.affine.f.conv1.weight", 4)[0],
+        "detail_steps": checkpoint.count(rf"{inside}\.additional_flow_steps\.(\d{{1,4}})\."),
+        "hidden": checkpoint.shape("flow.layers.1.affine.f.conv1.weight", 4)[0],
+        "detail_hidden": checkpoint.shape(f"{inside}.additional_flow_steps.0.affine.f.conv1.weight", 4)[0],
         "extractor_blocks": tuple(blocks),
-        "extractor_width": found.shape(f"{inside}.conv_first.weight", 4)[0],
-        "extractor_growth": found.shape(rrdb, 4)[0] if rrdb else 32,
+        "extractor_width": checkpoint.shape(f"{inside}.conv_first.weight", 4)[0],
+        "extractor_growth": checkpoint.shape(rrdb, 4)[0] if rrdb else 32,
         "rescaling": rescaling,
     }
     defaults = {
         "quant_bins": QUANT_BINS.get(2**levels, 64),
         "temperature": 1.0 if rescaling else TEMPERATURES.get(2**levels, 0.9),
     }
-    config = found.config("hcflow", detected, defaults, overrides)
+    config = checkpoint.config("hcflow", detected, defaults, overrides)
     haar = {f"flow.layers.{level * (steps + 2)}.haar_weights" for level in range(levels)}
-    if rescaling and (missing := sorted(haar - found.shapes.keys())):
+    if rescaling and (missing := sorted(haar - checkpoint.shapes.keys())):
         raise CheckpointError(f"{missing[0]} is missing: the file lacks a layer. Fetch it again.")
     return Layout(
         architecture="hcflow",

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import CheckpointError
 from ...models.glow import GlowConfig
 from .glow import LICENSE, SETTINGS, check_identity, check_trained, first_step, glow_layout, levels_and_steps, take_lu
 from .source import (
@@ -38,25 +37,25 @@ NETWORK = rf"{STEP}\.0\.flows\.1\.param_map\.net"  # of a coupling
 INITIALIZED = rf"({STEP}\.2|{NETWORK}\.\d+\.actNorm)\.data_dep_init_done"
 
 
-def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
-    base = _base(found)
-    shape = levels_and_steps(found, r"flows\.(\d{1,4})\.(\d{1,4})\.flows\.")
+def _layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
+    base = _base(checkpoint)
+    shape = levels_and_steps(checkpoint, r"flows\.(\d{1,4})\.(\d{1,4})\.flows\.")
     levels = shape["levels"]
     first = f"flows.{levels - 1}.{shape['steps'] - 1}.flows"  # of the finest level
     network = f"{first}.0.flows.1.param_map.net"
-    normalized = found.has(rf"{NETWORK}\.\d+\.actNorm\.")  # option net_actnorm
+    normalized = checkpoint.has(rf"{NETWORK}\.\d+\.actNorm\.")  # option net_actnorm
     detected: dict[str, Any] = {
         **SETTINGS,
         **shape,
-        **first_step(found, f"{first}.2.t", f"{network}.0.weight", f"{network}.{6 if normalized else 4}.weight"),
-        "mixing": "conv" if "W" in found.parts(rf"{STEP}\.1\.") else "lu",
+        **first_step(checkpoint, f"{first}.2.t", f"{network}.0.weight", f"{network}.{6 if normalized else 4}.weight"),
+        "mixing": "conv" if "W" in checkpoint.parts(rf"{STEP}\.1\.") else "lu",
         "network": "actnorm" if normalized else "plain",
         "scaled": False,
         "split_prior": "table",
     }
     if base == "GlowBase":
-        if "q0.0.loc_cc" in found.shapes:
-            detected["classes"] = found.shape("q0.0.loc_cc", 2)[0]
+        if "q0.0.loc_cc" in checkpoint.shapes:
+            detected["classes"] = checkpoint.shape("q0.0.loc_cc", 2)[0]
         if overrides.get("image_size") is None:
             raise missing_field(
                 "image_size",
@@ -67,12 +66,12 @@ def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
                 "is a model of images of that size",
             )
     else:
-        table = found.shape("q0.0.loc", 4)  # of the deepest level
+        table = checkpoint.shape("q0.0.loc", 4)  # of the deepest level
         if base == "ClassCondDiagGaussian":
             detected["classes"] = table[3]
         height, width = table[1:3] if base == "ClassCondDiagGaussian" else table[2:]
         detected["image_size"] = (height * 2**levels, width * 2**levels)
-    config = found.config("glow", detected, {"n_bits": 8, "grid": "bins", "pixels": "unit"}, overrides)
+    config = checkpoint.config("glow", detected, {"n_bits": 8, "grid": "bins", "pixels": "unit"}, overrides)
     return glow_layout(
         config,
         _table(config, base),
@@ -81,17 +80,17 @@ def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
     )
 
 
-def _base(found: Checkpoint) -> str:
+def _base(checkpoint: Checkpoint) -> str:
     """Recognize the base distributions by the tensors of the first."""
-    parts = found.parts(r"q0\.0\.")
+    parts = checkpoint.parts(r"q0\.0\.")
     if {"loc_logs", "log_scale_logs"} & parts:
         return "GlowBase"
     if parts <= {"loc", "log_scale"}:
-        shape = found.shape("q0.0.loc", 4)
+        shape = checkpoint.shape("q0.0.loc", 4)
         return "DiagGaussian" if shape[0] == 1 else "ClassCondDiagGaussian"  # no level ends with a single channel
-    raise CheckpointError(
-        f"the base distributions of this normflows model are not supported: q0.0 has {', '.join(sorted(parts)[:4])}. "
-        "Supported: ClassCondDiagGaussian, DiagGaussian and GlowBase."
+    raise checkpoint.error(
+        f"has base distributions that are not supported: q0.0 has {', '.join(sorted(parts)[:4])}.",
+        "Supported: ClassCondDiagGaussian, DiagGaussian and GlowBase.",
     )
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ...errors import CheckpointError
 from ...models.realnvp import RealNVPConfig
 from .glow import LICENSE, alternate_swapped
 from .source import AS_KERNEL, PER_OUTPUT, Checkpoint, Layout, Origin, Source, State, take, take_all, take_conv
@@ -27,25 +26,22 @@ def _to_older_names(state: State) -> State:
     return renamed
 
 
-def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
-    constraint = found.state.get("data_constraint")
+def _layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
+    constraint = checkpoint.state.get("data_constraint")
     if constraint is None or constraint.numel() != 1:
-        raise CheckpointError(
-            f"a checkpoint of {found.program} has a tensor data_constraint, a single number; it is missing, or "
-            "another. The file is damaged or incomplete; fetch it again."
-        )
-    depths = {len(m[1]) // len("next_block.") for name in found.shapes if (m := re.match(DEPTH, name))}
+        raise checkpoint.error("has no tensor data_constraint that is a single number.")
+    depths = {len(m[1]) // len("next_block.") for name in checkpoint.shapes if (m := re.match(DEPTH, name))}
     first = "flows.in_couplings.0.st_net"
     detected = {
-        "channels": found.shape(f"{first}.in_norm.weight", 1)[0],
+        "channels": checkpoint.shape(f"{first}.in_norm.weight", 1)[0],
         "scales": max(depths) + 1,
-        "hidden": found.shape(f"{first}.in_conv.conv.weight_v", 4)[0],
-        "blocks": len(found.indices(re.escape(first) + r"\.blocks\.(\d+)\.")),
+        "hidden": checkpoint.shape(f"{first}.in_conv.conv.weight_v", 4)[0],
+        "blocks": len(checkpoint.indices(re.escape(first) + r"\.blocks\.(\d+)\.")),
         "batch_norm": False,
         "mask_channel": False,
         "alpha": (1 - float(constraint)) / 2,
     }
-    config: RealNVPConfig = found.config("realnvp", detected, {"n_bits": 8, "grid": "bins"}, overrides)
+    config: RealNVPConfig = checkpoint.config("realnvp", detected, {"n_bits": 8, "grid": "bins"}, overrides)
     origins: list[Origin] = []
     for level in range(config.scales):
         last = level == config.scales - 1

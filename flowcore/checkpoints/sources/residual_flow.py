@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ...errors import CheckpointError
 from ...models.residual_flow import ResidualFlowConfig
 from .glow import UNTRAINED
 from .source import SAME, Check, Checkpoint, Form, Layout, Origin, Shape, Source, missing_field, take, take_all
@@ -24,28 +23,26 @@ UNUSED = re.compile(
 IMAGES = {1: (1, False), 3: (3, False), 4: (1, True), 12: (3, True)}  # channels of the first block: image, squeezed
 
 
-def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
-    learned = next((name for name in found.shapes if re.search(r"\.(co)?domain$", name)), None)
+def _layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
+    learned = next((name for name in checkpoint.shapes if re.search(r"\.(co)?domain$", name)), None)
     if learned is not None:
-        raise CheckpointError(
-            f"this checkpoint of {found.program} has learned norms ({learned[:100]}), which are not supported. "
-            "Supported: spectral norms, the default of its models of images."
+        raise checkpoint.error(
+            f"has learned norms ({learned[:100]}), which are not supported.",
+            "Supported: spectral norms, the default of its models of images.",
         )
-    blocks = [_blocks(found, level, r"nnet\.\d") for level in sorted(found.indices(r"transforms\.(\d+)\.chain\."))]
+    blocks = [
+        _blocks(checkpoint, level, r"nnet\.\d") for level in sorted(checkpoint.indices(r"transforms\.(\d+)\.chain\."))
+    ]
     if not blocks or not all(blocks):
-        raise CheckpointError(
-            f"every scale of a checkpoint of {found.program} has convolutional blocks, transforms.0.chain.2.nnet and "
-            "so on; they are missing. The file is damaged, or the variant is not supported."
-        )
+        raise checkpoint.error("lacks the convolutional blocks of a scale, such as transforms.0.chain.2.nnet.")
     last = len(blocks) - 1
-    full = _blocks(found, last, r"nnet\.nnet\.\d")
+    full = _blocks(checkpoint, last, r"nnet\.nnet\.\d")
     first = f"transforms.0.chain.{blocks[0][0]}.nnet"
-    layers = _layers(found, first)
-    hidden, inputs = found.shape(f"{first}.{layers[0]}.weight", 4)[:2]
+    layers = _layers(checkpoint, first)
+    hidden, inputs = checkpoint.shape(f"{first}.{layers[0]}.weight", 4)[:2]
     if inputs not in IMAGES:
-        raise CheckpointError(
-            f"the first block of this checkpoint of {found.program} has {inputs} channels; expected 3 or 1, or 12 or 4 "
-            "for images that are squeezed first. The file is damaged, or the variant is not supported."
+        raise checkpoint.error(
+            f"has {inputs} channels in its first block; expected 3 or 1, or 12 or 4 for images that are squeezed first."
         )
     channels, squeeze_first = IMAGES[inputs]
     others = [f"transforms.{s}.chain.{j}.nnet" for s, level in enumerate(blocks) for j in level][1:]
@@ -55,20 +52,20 @@ def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
         "blocks": tuple(map(len, blocks)),
         "hidden": hidden,
         "full_blocks": len(full),
-        "kernels": tuple(found.shape(f"{first}.{k}.weight", 4)[2] for k in layers),
-        "activation": "lipswish" if found.has(ELEMENT + r"nnet\.(nnet\.)?\d+\.beta") else "elu",
-        "leading": not others or _layers(found, others[0])[0] == 1,
+        "kernels": tuple(checkpoint.shape(f"{first}.{k}.weight", 4)[2] for k in layers),
+        "activation": "lipswish" if checkpoint.has(ELEMENT + r"nnet\.(nnet\.)?\d+\.beta") else "elu",
+        "leading": not others or _layers(checkpoint, others[0])[0] == 1,
         "first_leading": layers[0] == 1,
         "lipschitz": "grid",
-        "factor_out": last > 0 and _weight(found, f"transforms.1.chain.{blocks[1][0]}.nnet", 4)[1] == 2 * inputs,
+        "factor_out": last > 0 and _weight(checkpoint, f"transforms.1.chain.{blocks[1][0]}.nnet", 4)[1] == 2 * inputs,
         "squeeze_first": squeeze_first,
-        "first_actnorm": "transforms.0.chain.1.bias" in found.shapes,
-        "image_size": _image_size(found, first, layers, 1 + squeeze_first, overrides),
+        "first_actnorm": "transforms.0.chain.1.bias" in checkpoint.shapes,
+        "image_size": _image_size(checkpoint, first, layers, 1 + squeeze_first, overrides),
     }
     if full:
-        detected["full_hidden"] = _weight(found, f"transforms.{last}.chain.{full[0]}.nnet.nnet", 2)[0]
+        detected["full_hidden"] = _weight(checkpoint, f"transforms.{last}.chain.{full[0]}.nnet.nnet", 2)[0]
     defaults = {"coefficient": 0.98, "alpha": 0.05 if channels == 3 else 1e-6, "n_bits": 8, "grid": "bins"}
-    config: ResidualFlowConfig = found.config("residual_flow", detected, defaults, overrides)
+    config: ResidualFlowConfig = checkpoint.config("residual_flow", detected, defaults, overrides)
     return Layout(
         architecture="residual_flow",
         config=config,
@@ -78,46 +75,41 @@ def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
     )
 
 
-def _blocks(found: Checkpoint, level: int, network: str) -> list[int]:
+def _blocks(checkpoint: Checkpoint, level: int, network: str) -> list[int]:
     """Indices of a scale's blocks in its chain."""
-    return sorted(found.indices(rf"transforms\.{level}\.chain\.(\d+)\.{network}"))
+    return sorted(checkpoint.indices(rf"transforms\.{level}\.chain\.(\d+)\.{network}"))
 
 
-def _layers(found: Checkpoint, network: str) -> list[int]:
+def _layers(checkpoint: Checkpoint, network: str) -> list[int]:
     """Indices of a network's linear layers among its parts."""
-    layers = sorted(found.indices(re.escape(network) + r"\.(\d+)\.weight$"))
+    layers = sorted(checkpoint.indices(re.escape(network) + r"\.(\d+)\.weight$"))
     if not layers or layers != list(range(layers[0], layers[0] + 2 * len(layers), 2)) or layers[0] > 1:
-        raise CheckpointError(
-            f"{network} of this checkpoint of {found.program} has linear layers in the places {layers[:16]}; expected "
-            "every other one. The file is damaged, or the variant is not supported."
-        )
+        raise checkpoint.error(f"has linear layers at {layers[:16]} in {network}; expected every other one.")
     return layers
 
 
-def _weight(found: Checkpoint, network: str, dimensions: int) -> Shape:
+def _weight(checkpoint: Checkpoint, network: str, dimensions: int) -> Shape:
     """Look up the shape of a network's first weight."""
-    return found.shape(f"{network}.{_layers(found, network)[0]}.weight", dimensions)
+    return checkpoint.shape(f"{network}.{_layers(checkpoint, network)[0]}.weight", dimensions)
 
 
 def _image_size(
-    found: Checkpoint, network: str, layers: list[int], factor: int, overrides: Mapping[str, Any]
+    checkpoint: Checkpoint, network: str, layers: list[int], factor: int, overrides: Mapping[str, Any]
 ) -> tuple[int, int]:
     """Read the grid of the first scale from a layer of the first block, times a factor."""
     for k in layers:
-        outputs, _, kernel, _ = found.shape(f"{network}.{k}.weight", 4)
+        outputs, _, kernel, _ = checkpoint.shape(f"{network}.{k}.weight", 4)
         if kernel == 1:
             continue
-        positions = found.shape(f"{network}.{k}.u", 1)[0] // outputs
-        stored = found.state.get(f"{network}.{k}.spatial_dims")
-        stated = [] if stored is None or stored.is_meta else stored.flatten().tolist()
-        height, width = stated if len(stated) == 2 and all(0 < side < 2**14 for side in stated) else (0, 0)
+        positions = checkpoint.shape(f"{network}.{k}.u", 1)[0] // outputs
+        stored = checkpoint.state.get(f"{network}.{k}.spatial_dims")
+        stored_sides = [] if stored is None or stored.is_meta else stored.flatten().tolist()
+        is_pair = len(stored_sides) == 2 and all(0 < side < 2**14 for side in stored_sides)
+        height, width = stored_sides if is_pair else (0, 0)
         if height * width != positions or height % 1 or width % 1:
             height = width = math.isqrt(positions)
         if height * width != positions:
-            raise CheckpointError(
-                f"{network}.{k}.spatial_dims of this checkpoint of {found.program} does not give the sides of a grid "
-                f"of {positions} positions. The file is damaged; fetch it again."
-            )
+            raise checkpoint.error(f"holds no sides of a grid of {positions} positions in {network}.{k}.spatial_dims.")
         return int(height) * factor, int(width) * factor
     if "image_size" in overrides:
         return overrides["image_size"]

@@ -13,13 +13,14 @@ from torch import Tensor
 from ...errors import CheckpointError
 from ...model import FlowModel
 from ...models import configure
-from ..file import build_on_meta, refuse_mismatch, refuse_no_inverse, refuse_nonfinite
+from ..file import build_on_meta, check_finite, check_invertible, check_shapes
 
 State = Mapping[str, Tensor]
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
 NOTHING = re.compile(r"(?!)")
+LACKS_LAYERS = "The file lacks layers, or the variant is not supported."  # advice of ``Checkpoint.error``
 
 
 # --- where tensors come from ------------------------------------------------------------------------------------------
@@ -29,12 +30,12 @@ NOTHING = re.compile(r"(?!)")
 class Form:
     """How a published tensor is laid out."""
 
-    shape: Callable[[Shape], Shape]  # from ours to the published one
+    published_shape: Callable[[Shape], Shape]  # from the shape of ours
     to_ours: Callable[[Tensor], Tensor]  # from the published tensor to ours
 
     def then(self, change: Callable[[Tensor], Tensor]) -> Form:
-        """Also change values or the order of rows, in our shape."""
-        return Form(self.shape, lambda t: change(self.to_ours(t)))
+        """Apply one more change to the converted tensor, of its values or the order of its rows."""
+        return Form(self.published_shape, lambda t: change(self.to_ours(t)))
 
 
 def _identity(t: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ def take(ours: str, published: str, form: Form = SAME) -> Origin:
 
 
 def take_all(ours: str, published: str, names: Mapping[str, str], form: Form = SAME) -> Iterator[Origin]:
-    """Take tensors of one form: ``names`` maps the ends of our names to the ends of the published ones."""
+    """Take tensors of one form: ``names`` maps ``part`` to ``name`` in ``ours.part`` and ``published + name``."""
     for part, name in names.items():
         yield take(f"{ours}.{part}", published + name, form)
 
@@ -99,7 +100,7 @@ class Layout:
     architecture: str
     config: Any
     origins: Sequence[Origin]
-    given: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])  # ours that the checkpoint does not hold
+    values: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])  # of ours that no checkpoint holds
     unused: re.Pattern[str] = NOTHING  # full names of published tensors that do not matter to the flow
     checks: Sequence[Check] = ()  # also of unused tensors
 
@@ -125,7 +126,7 @@ class Source:
         layout = self.layout(Checkpoint(self.name, state), overrides)
         flow = build_on_meta(layout.architecture, layout.config)
         ours = {name: (tuple(t.shape), t.dtype) for name, t in flow.state_dict().items()}
-        filled = {origin.ours for origin in layout.origins} | layout.given.keys()
+        filled = {origin.ours for origin in layout.origins} | layout.values.keys()
         assert filled <= ours.keys()
         if empty := sorted(ours.keys() - filled):
             raise CheckpointError(
@@ -133,26 +134,26 @@ class Source:
                 f"{self.name} has. Leave out the field that asks for them."
             )
         expected = {
-            name: form.shape(ours[origin.ours][0])
+            name: form.published_shape(ours[origin.ours][0])
             for origin in layout.origins
             for name, form in zip(origin.names, origin.forms, strict=True)
         }
         actual = {name: tuple(t.shape) for name, t in state.items() if not layout.unused.fullmatch(name)}
-        refuse_mismatch(f"this checkpoint of {self.name}", expected, actual)
+        check_shapes(f"this checkpoint of {self.name}", expected, actual)
         for check in layout.checks:
             for name, t in state.items():
                 if re.fullmatch(check.names, name) and not t.is_meta and not check.holds(t):
                     raise CheckpointError(f"{name} {check.otherwise}")
-        weights = {**layout.given}
+        weights = {**layout.values}
         for origin in layout.origins:
             shape, dtype = ours[origin.ours]
             parts = (form.to_ours(state[name].to(dtype)) for name, form in zip(origin.names, origin.forms, strict=True))
             value = origin.combine(*parts)
             weights[origin.ours] = value.new_empty(shape, dtype=dtype).copy_(value)  # published ones map the file
-        refuse_nonfinite(f"the converted checkpoint of {self.name}", weights)
+        check_finite(f"the converted checkpoint of {self.name}", weights)
         flow.load_state_dict(weights, assign=True)
         flow.normalize()
-        refuse_no_inverse(f"the converted checkpoint of {self.name}", flow)
+        check_invertible(f"the converted checkpoint of {self.name}", flow)
         return flow.eval()
 
 
@@ -162,6 +163,12 @@ class Checkpoint:
     def __init__(self, program: str, state: State, ignored: re.Pattern[str] = NOTHING) -> None:
         self.program, self.state = program, state
         self.shapes: Shapes = {name: tuple(t.shape) for name, t in state.items() if not ignored.fullmatch(name)}
+
+    def error(
+        self, problem: str, advice: str = "The file is damaged, or the variant is not supported."
+    ) -> CheckpointError:
+        """Make the error for tensors that no known variant has; ``problem`` continues "this checkpoint of NAME"."""
+        return CheckpointError(f"this checkpoint of {self.program} {problem} {advice}")
 
     def without(self, ignored: re.Pattern[str]) -> Checkpoint:
         """Leave out tensors by their full names."""

@@ -15,7 +15,7 @@ from ...models.llflow import LEVELS, LLFlowConfig
 from ...models.srflow import SRFlowConfig
 from ...models.srflow_da import SRFlowDAConfig, split_levels
 from .glow import actnorm, zero_conv
-from .source import Checkpoint, Layout, Origin, Source, count_levels, missing_field, take, take_conv
+from .source import LACKS_LAYERS, Checkpoint, Layout, Origin, Source, count_levels, missing_field, take, take_conv
 
 LAYERS = "flowUpsamplerNet.layers"
 UNUSED = re.compile(r"flowUpsamplerNet\.f\..*")  # a head that the published programs never read either
@@ -73,29 +73,29 @@ def _subnet(ours: str, published: str, hidden_layers: int) -> Iterator[Origin]:
     yield from zero_conv(f"{ours}.last", f"{published}.{2 * (hidden_layers + 1)}")
 
 
-def _encoder_fields(found: Checkpoint) -> dict[str, int]:
+def _encoder_fields(checkpoint: Checkpoint) -> dict[str, int]:
     """Detect the number of an encoder's blocks, and their widths."""
     return {
-        "encoder_blocks": found.count(r"RRDB\.RRDB_trunk\.(\d+)\."),
-        "encoder_width": found.shape("RRDB.conv_first.weight", 4)[0],
-        "encoder_growth": found.shape("RRDB.RRDB_trunk.0.RDB1.conv1.weight", 4)[0],
+        "encoder_blocks": checkpoint.count(r"RRDB\.RRDB_trunk\.(\d+)\."),
+        "encoder_width": checkpoint.shape("RRDB.conv_first.weight", 4)[0],
+        "encoder_growth": checkpoint.shape("RRDB.RRDB_trunk.0.RDB1.conv1.weight", 4)[0],
     }
 
 
-def _scale(found: Checkpoint) -> int:
+def _scale(checkpoint: Checkpoint) -> int:
     """Detect the scale of an upscaler by the convolutions that enlarge in its encoder."""
-    return 2 ** min(8, len(found.indices(r"RRDB\.upconv(\d+)\.")))
+    return 2 ** min(8, len(checkpoint.indices(r"RRDB\.upconv(\d+)\.")))
 
 
-def _kinds(found: Checkpoint) -> str:
+def _kinds(checkpoint: Checkpoint) -> str:
     """Spell the layers of a flow: s for a squeeze (no tensors), p for a plain step, c for a coupled one, d a split."""
     pattern = r"flowUpsamplerNet\.layers\.(\d{1,4})\.(actnorm|invconv|affine|conv)\."
-    return found.layers(pattern, {"affine": "c", "conv": "d"})
+    return checkpoint.layers(pattern, {"affine": "c", "conv": "d"})
 
 
 def _config(
     architecture: str,
-    found: Checkpoint,
+    checkpoint: Checkpoint,
     detected: Mapping[str, Any],
     condition: int,
     known: tuple[int, ...],
@@ -105,15 +105,14 @@ def _config(
     blocks, width = detected["encoder_blocks"], detected["encoder_width"]
     count, rest = divmod(condition - width, width) if width else (-1, 0)
     if rest or count < 0:
-        raise CheckpointError(
-            f"the condition in this {found.program} checkpoint has {condition} channels, which is no multiple of the "
-            f"encoder's width, {width}. The file is damaged, or the variant is not supported."
+        raise checkpoint.error(
+            f"has a condition of {condition} channels, which is not a multiple of the encoder's width, {width}."
         )
     stacked = overrides.get("stacked_blocks")
     if stacked is not None:
-        given, stacked = stacked, (stacked,) if isinstance(stacked, int) else stacked
+        stacked = (stacked,) if isinstance(stacked, int) else stacked
         if not isinstance(stacked, (list, tuple)):
-            raise CheckpointError(f"stacked_blocks must be block indices such as (1, 8, 15, 22); got {given!r}.")
+            raise CheckpointError(f"stacked_blocks must be block indices such as (1, 8, 15, 22); got {stacked!r}.")
         if len(stacked) != count:
             raise CheckpointError(
                 f"stacked_blocks={tuple(stacked)} names {len(stacked)} blocks, but the condition in this checkpoint "
@@ -123,7 +122,9 @@ def _config(
     elif count in (0, len(known)):
         stacked = known[:count]
     else:
-        released = f"{found.program} {detected['scale']}x" if "scale" in detected else f"{found.program} model"
+        released = (
+            f"{checkpoint.program} {detected['scale']}x" if "scale" in detected else f"{checkpoint.program} model"
+        )
         example = [max(0, (k + 1) * blocks // count - 1) for k in range(min(count, 16))]
         raise missing_field(
             "stacked_blocks",
@@ -142,31 +143,32 @@ def _config(
 STACKED_BLOCKS = {(4, 23): (1, 8, 15, 22), (8, 23): (1, 3, 5, 7), (8, 8): (1, 3, 5, 7)}
 
 
-def _srflow_layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
-    found = found.without(UNUSED)
-    sequence = _kinds(found)
+def _srflow_layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
+    checkpoint = checkpoint.without(UNUSED)
+    sequence = _kinds(checkpoint)
     levels, transition_steps, steps = count_levels(sequence, undivided=2)
     if not steps:
-        raise CheckpointError(
-            "the layers of this SRFlow checkpoint are not those of a known variant. Expected per level a squeeze (s), "
-            "as many plain (p) and coupled (c) steps as in every other level, and a split (d) after every level but "
-            f"the last two; got {sequence[:100] or 'none'}. The file lacks layers, or the variant is not supported."
+        raise checkpoint.error(
+            "has other layers than the known variants. Expected per level a squeeze (s), as many plain (p) and coupled "
+            "(c) steps as in every other level, and a split (d) after every level but the last two; got "
+            f"{sequence[:100] or 'none'}.",
+            LACKS_LAYERS,
         )
     subnet = f"{LAYERS}.{sequence.index('c')}.affine.fFeatures."
-    hidden_layers = sum(name.startswith(subnet) and name.endswith(".weight") for name in found.shapes) - 2
-    hidden, condition = found.shape(f"{subnet}0.weight", 4)[:2]
+    hidden_layers = sum(name.startswith(subnet) and name.endswith(".weight") for name in checkpoint.shapes) - 2
+    hidden, condition = checkpoint.shape(f"{subnet}0.weight", 4)[:2]
     detected: dict[str, Any] = {
-        "scale": _scale(found),
-        **_encoder_fields(found),
+        "scale": _scale(checkpoint),
+        **_encoder_fields(checkpoint),
         "levels": levels,
         "steps": steps,
         "transition_steps": transition_steps,
         "hidden": hidden,
         "hidden_layers": hidden_layers,
-        "hidden_kernel": found.shape(f"{subnet}2.weight", 4)[-1] if hidden_layers > 0 else 1,
+        "hidden_kernel": checkpoint.shape(f"{subnet}2.weight", 4)[-1] if hidden_layers > 0 else 1,
     }
     known = STACKED_BLOCKS.get((detected["scale"], detected["encoder_blocks"]), ())
-    config = _config("srflow", found, detected, condition, known, overrides)
+    config = _config("srflow", checkpoint, detected, condition, known, overrides)
     return Layout(architecture="srflow", config=config, origins=[*srflow_origins(config)], unused=UNUSED)
 
 
@@ -196,20 +198,20 @@ LLFLOW_STACKED_BLOCKS = {4: (1,), 24: (1, 3, 5, 7)}  # by encoder blocks
 LLFLOW_UNUSED = re.compile(rf"{UNUSED.pattern}|RRDB\.(downconv3|HRconv|conv_last|awb_para)\..*")
 
 
-def _llflow_layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
-    found = found.without(LLFLOW_UNUSED)
-    kinds = _kinds(found)
+def _llflow_layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
+    checkpoint = checkpoint.without(LLFLOW_UNUSED)
+    kinds = _kinds(checkpoint)
     levels, transition_steps, steps = count_levels(kinds, undivided=LEVELS)
     if levels != LEVELS or not steps:
-        raise CheckpointError(
-            f"the layers of this LLFlow checkpoint are not those of a known variant. Expected {LEVELS} levels, each of "
-            "a squeeze (s) and as many plain (p) and coupled (c) steps as every other, without splits (d); got "
-            f"{kinds[:100] or 'none'}. The file lacks layers, or the variant is not supported."
+        raise checkpoint.error(
+            f"has other layers than the known variants. Expected {LEVELS} levels, each of a squeeze (s) and as many "
+            f"plain (p) and coupled (c) steps as every other, without splits (d); got {kinds[:100] or 'none'}.",
+            LACKS_LAYERS,
         )
-    hidden, condition = found.shape(f"{LAYERS}.{1 + transition_steps}.affine.fFeatures.0.weight", 4)[:2]
-    fields = {"steps": steps, "transition_steps": transition_steps, "hidden": hidden, **_encoder_fields(found)}
+    hidden, condition = checkpoint.shape(f"{LAYERS}.{1 + transition_steps}.affine.fFeatures.0.weight", 4)[:2]
+    fields = {"steps": steps, "transition_steps": transition_steps, "hidden": hidden, **_encoder_fields(checkpoint)}
     known = LLFLOW_STACKED_BLOCKS.get(fields["encoder_blocks"], ())
-    config = _config("llflow", found, fields, condition, known, overrides)
+    config = _config("llflow", checkpoint, fields, condition, known, overrides)
     return Layout(architecture="llflow", config=config, origins=[*llflow_origins(config)], unused=LLFLOW_UNUSED)
 
 
@@ -241,49 +243,48 @@ LLFLOW = Source(
 DA_STACKED_BLOCKS = {23: (1, 8, 15, 22)}  # by encoder blocks; SRFlow stacks others at 8x
 
 
-def _srflow_da_layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
-    found = found.without(UNUSED)
-    kinds = _kinds(found)
+def _srflow_da_layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
+    checkpoint = checkpoint.without(UNUSED)
+    kinds = _kinds(checkpoint)
     if "c" not in kinds:
-        raise CheckpointError(
-            "this SRFlow-DA checkpoint has no conditional steps (layers with affine). The file is incomplete; fetch it "
-            "again."
-        )
+        raise checkpoint.error("has no conditional steps (layers with affine).")
     subnet = f"{LAYERS}.{kinds.index('c')}.affine.fFeatures"
-    if found.has(re.escape(f"{subnet}1.")):
+    if checkpoint.has(re.escape(f"{subnet}1.")):
         first, inner = f"{subnet}1.0", f"{subnet}2."
-        blocks = len(found.indices(re.escape(inner) + r"(\d+)\.\d+\.weight")) or 1
+        blocks = len(checkpoint.indices(re.escape(inner) + r"(\d+)\.\d+\.weight")) or 1
         others = 0
     else:
         first, inner, blocks = f"{subnet}.0", f"{subnet}.", 0
         others = 2  # the first and the last convolution
-    hidden, condition = found.shape(f"{first}.weight", 4)[:2]
+    hidden, condition = checkpoint.shape(f"{first}.weight", 4)[:2]
     detected: dict[str, Any] = {
-        "scale": _scale(found),
-        **_encoder_fields(found),
-        "layers": _with_factors(found, kinds),
+        "scale": _scale(checkpoint),
+        **_encoder_fields(checkpoint),
+        "layers": _with_factors(checkpoint, kinds),
         "hidden": hidden,
-        "hidden_layers": sum(name.startswith(inner) and name.endswith(".weight") for name in found.shapes) - others,
+        "hidden_layers": sum(name.startswith(inner) and name.endswith(".weight") for name in checkpoint.shapes)
+        - others,
         "residual_blocks": blocks,
     }
     known = DA_STACKED_BLOCKS.get(detected["encoder_blocks"], ())
-    config = _config("srflow_da", found, detected, condition, known, overrides)
-    origins = [*srflow_da_origins(config, numbered=found.has(r".*\.affine\.fFeatures2\.\d+\.\d+\."))]
+    config = _config("srflow_da", checkpoint, detected, condition, known, overrides)
+    origins = [*srflow_da_origins(config, numbered=checkpoint.has(r".*\.affine\.fFeatures2\.\d+\.\d+\."))]
     return Layout(architecture="srflow_da", config=config, origins=origins, unused=UNUSED)
 
 
-def _with_factors(found: Checkpoint, kinds: str) -> str:
+def _with_factors(checkpoint: Checkpoint, kinds: str) -> str:
     """Add the factor of every squeeze, by the channels of the next step."""
     layers, channels = "", 3
     for index, kind in enumerate(kinds):
         if kind == "s":
-            after = found.shapes.get(f"{LAYERS}.{index + 1}.invconv.weight", (0,))[0]
+            after = checkpoint.shapes.get(f"{LAYERS}.{index + 1}.invconv.weight", (0,))[0]
             factor = {4: 2, 16: 4, 64: 8}.get(after // channels if after % channels == 0 else 0)
             if factor is None:
-                raise CheckpointError(
-                    f"layer {index + 1} of this SRFlow-DA checkpoint has {after or 'no'} channels after a squeeze of "
-                    f"{channels}; expected {4 * channels}, {16 * channels} or {64 * channels}. The file lacks layers, "
-                    f"or the variant is not supported; its layers are {kinds[:100]} (squeeze, plain, coupled, split)."
+                raise checkpoint.error(
+                    f"has {after or 'no'} channels in layer {index + 1}, after a squeeze of {channels}; expected "
+                    f"{4 * channels}, {16 * channels} or {64 * channels}. Its layers are {kinds[:100]} (squeeze, "
+                    "plain, coupled, split).",
+                    LACKS_LAYERS,
                 )
             kind, channels = f"s{factor}", channels * factor**2
         elif kind == "d":

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ...errors import CheckpointError
 from ...models.tarflow import TarFlowConfig
 from .source import SAME, Checkpoint, Form, Layout, Origin, Source, take, take_conv
 
@@ -18,52 +17,48 @@ AFHQ = (256, 8, 768, 8, 8, 3)
 AFHQ_FIELDS = {"labels": ("cat", "dog", "wild"), "noise": 0.07}
 
 
-def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
-    patches, width = found.shape("blocks.0.pos_embed", 2)
-    numbers = found.shape("blocks.0.proj_in.weight", 2)[1]
-    outputs = found.shape("blocks.0.proj_out.weight", 2)[0]
-    channels, patch = _patch(found, numbers)
+def _layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
+    patches, width = checkpoint.shape("blocks.0.pos_embed", 2)
+    numbers = checkpoint.shape("blocks.0.proj_in.weight", 2)[1]
+    outputs = checkpoint.shape("blocks.0.proj_out.weight", 2)[0]
+    channels, patch = _patch(checkpoint, numbers)
     side = patch * math.isqrt(patches)
     if outputs not in (numbers, 2 * numbers):
-        raise CheckpointError(
-            f"this checkpoint of {found.program} predicts {outputs} numbers for a patch of {numbers}; expected "
-            f"{numbers} (shift) or {2 * numbers} (scale and shift). Either the file is damaged, or this variant is not "
-            "supported."
+        raise checkpoint.error(
+            f"predicts {outputs} numbers for a patch of {numbers}; expected {numbers} (shift) or {2 * numbers} (scale "
+            "and shift)."
         )
     if "image_size" not in overrides and side * side != patches * patch**2:
-        raise CheckpointError(
-            f"this checkpoint of {found.program} has {patches} patches, which make no square. Give the size of its "
-            f"images, multiples of {patch}, for example: image_size=({patch}, {patches * patch})."
+        raise checkpoint.error(
+            f"has {patches} patches, which make no square.",
+            f"Give the size of its images, multiples of {patch}, for example: image_size=({patch}, {patches * patch}).",
         )
-    labeled = "blocks.0.class_embed" in found.shapes
+    labeled = "blocks.0.class_embed" in checkpoint.shapes
     detected = {
         "channels": channels,
         "patch": patch,
         "width": width,
-        "blocks": found.count(r"blocks\.(\d+)\."),
-        "layers": found.count(r"blocks\.0\.attn_blocks\.(\d+)\."),
-        "hidden": found.shape("blocks.0.attn_blocks.0.mlp.main.0.weight", 2)[0],
+        "blocks": checkpoint.count(r"blocks\.(\d+)\."),
+        "layers": checkpoint.count(r"blocks\.0\.attn_blocks\.(\d+)\."),
+        "hidden": checkpoint.shape("blocks.0.attn_blocks.0.mlp.main.0.weight", 2)[0],
         "scale": outputs == 2 * numbers,
-        "variances": "var" in found.shapes,
-        "classes": found.shape("blocks.0.class_embed", 3)[0] if labeled else 0,
+        "variances": "var" in checkpoint.shapes,
+        "classes": checkpoint.shape("blocks.0.class_embed", 3)[0] if labeled else 0,
     }
     structure = (side, *(detected[name] for name in ("patch", "width", "blocks", "layers", "classes")))
     defaults = {"image_size": side, "head": 64, "n_bits": 8, "grid": "bins"}
     defaults |= AFHQ_FIELDS if structure == AFHQ else {"labels": (), "noise": 0.0}
-    config: TarFlowConfig = found.config("tarflow", detected, defaults, overrides)
+    config: TarFlowConfig = checkpoint.config("tarflow", detected, defaults, overrides)
     return Layout(architecture="tarflow", config=config, origins=[*tarflow_origins(config)], unused=MASKS)
 
 
-def _patch(found: Checkpoint, numbers: int) -> tuple[int, int]:
+def _patch(checkpoint: Checkpoint, numbers: int) -> tuple[int, int]:
     """Channels and side of a patch of so many numbers; unique, since no square is three times another."""
     for channels in (3, 1):
         side = math.isqrt(numbers // channels)
         if numbers and channels * side**2 == numbers:
             return channels, side
-    raise CheckpointError(
-        f"this checkpoint of {found.program} has patches of {numbers} numbers; expected 3 p^2, or p^2 for gray. The "
-        "file is damaged, or the variant is not supported."
-    )
+    raise checkpoint.error(f"has patches of {numbers} numbers; expected 3 p^2, or p^2 for gray.")
 
 
 def tarflow_origins(config: TarFlowConfig) -> Iterator[Origin]:

@@ -15,15 +15,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..checkpoints import load, read_header
-from ..checkpoints.sources import SOURCES, SRFLOW
-from ..errors import CheckpointError, FlowError
-from ..flow import Level
-from ..images.color import to_uint8
-from ..inference.plan import forget_plan
-from ..model import FlowModel
-from ..tasks.upscale import sampling_settings, upscale
-from ..transforms import Coupling
+from .checkpoints import load, read_header
+from .checkpoints.sources import SOURCES, SRFLOW
+from .errors import CheckpointError, FlowError
+from .flow import Level
+from .images.color import to_uint8
+from .inference.plan import forget_plan
+from .model import FlowModel
+from .tasks.upscale import sampling_settings, upscale
+from .transforms import Coupling
 
 log = logging.getLogger("flowcore")
 

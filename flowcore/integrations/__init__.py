@@ -1,1 +1,0 @@
-"""flowcore models behind the interfaces of other programs."""
