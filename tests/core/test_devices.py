@@ -189,8 +189,8 @@ VERSION_1 = "3:cpu,memory:/job", "memory/memory.limit_in_bytes", "memory/memory.
 @pytest.mark.parametrize(("group", "limit", "usage", "cached"), [VERSION_2, VERSION_1])
 def test_the_limit_of_a_container_counts(group, limit, usage, cached, main_memory, tmp_path, monkeypatch):
     main_memory(64 * GIB)
-    monkeypatch.setattr(devices, "CONTROL_GROUPS", tmp_path)
-    monkeypatch.setattr(devices, "OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(devices, "CGROUP_ROOT", tmp_path)
+    monkeypatch.setattr(devices, "PROCESS_CGROUPS", tmp_path / "own")
     assert devices.free_memory("cpu") == 64 * GIB
     (tmp_path / "own").write_text(f"1:cpu:/\n{group}\n")
     assert devices.free_memory("cpu") == 64 * GIB
