@@ -338,7 +338,7 @@ def test_temperature_is_one_multiply():
 
 
 def test_a_large_draw_can_be_stopped_on_its_way_and_is_that_of_one_piece(monkeypatch):
-    monkeypatch.setattr(prior, "AT_ONCE", 64)
+    monkeypatch.setattr(prior, "DRAWS_PER_CHECK", 64)
     for size in (7, 16, 64, 65, 79, 80, 200):
         asked: list[int] = []
         (drawn,) = sample_latents([(1, 1, size)], 1, seed=3, check=lambda asked=asked: asked.append(1))
