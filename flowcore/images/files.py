@@ -12,7 +12,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
@@ -28,13 +28,17 @@ from ..errors import ImageError
 from .color import to_uint8
 from .metadata import (
     EXIF,
+    UNIQUE_ID,
     XMP,
     Metadata,
     cmyk_to_srgb,
     fits_profile,
     lost_on_read,
     read_metadata,
+    resolution_tags,
     tags_and_orientation,
+    tags_for_size,
+    tiff_directory,
 )
 
 Format = Literal["png", "jpeg", "webp", "tiff"]
@@ -48,7 +52,6 @@ DEEP: tuple[Format, ...] = ("png", "tiff")  # formats with 16 bits per channel
 DEFAULT_QUALITY = {"jpeg": 95, "webp": 90}
 OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}  # byte orders, as Pillow names them
 WHITE_IS_ZERO, SIGNED = 0, 2  # of TIFF's tags PHOTOMETRIC_INTERPRETATION and SAMPLEFORMAT
-UNIQUE_ID, EXIF_SIZES = 0xA420, (0xA002, 0xA003)  # EXIF tags
 TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations whose rows and columns are swapped
 FLIPPED = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}  # axes to flip after that
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # formats, as Pillow names them, whose further pictures are frames
@@ -167,7 +170,7 @@ def encode(
     picture = picture.detach().cpu()
     levels = (picture.clamp(0, 1).double() * 65535).round() if bits == 16 else to_uint8(picture)
     pixels = levels.permute(1, 2, 0).numpy().astype(np.uint16 if bits == 16 else np.uint8)
-    tags = _new_tags(metadata.exif, pixels.shape[1], pixels.shape[0], unique_id)
+    tags = tags_for_size(metadata.exif, pixels.shape[1], pixels.shape[0], unique_id)
     animation: dict[str, Any] = {}
     if more_frames is not None:
         if format not in ("png", "webp") or bits == 16:
@@ -340,35 +343,6 @@ def _pixels(opened: Image.Image, low_bytes: Pixels | None) -> Pixels:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def _new_tags(tags: dict[int, Any], width: int, height: int, unique_id: str | None) -> dict[int, Any]:
-    """Copy the tags for an image of another size."""
-    exif = dict(tags.get(EXIF, {}))
-    exif |= {tag: size for tag, size in zip(EXIF_SIZES, (width, height), strict=True) if tag in exif}
-    if unique_id is not None:
-        exif[UNIQUE_ID] = unique_id
-    return _writable({**tags, EXIF: exif} if exif else tags)
-
-
-def _writable(tags: dict[int, Any]) -> dict[int, Any]:
-    """Drop the tags that Pillow can read but not write: of several together it would write none."""
-    result: dict[int, Any] = {}
-    for tag, value in tags.items():
-        entry = {tag: _writable(cast("dict[int, Any]", value)) if isinstance(value, dict) else value}
-        with suppress(Exception):
-            _tiff_directory(entry)
-            result |= entry
-    return result
-
-
-def _tiff_directory(tags: dict[int, Any]) -> bytes:
-    """Encode tags as a TIFF header and directory, little-endian."""
-    exif = Image.Exif()
-    exif.endian = "<"
-    for tag, value in tags.items():
-        exif[tag] = value
-    return exif.tobytes().removeprefix(b"Exif\0\0")
-
-
 def _encode_with_pillow(
     pixels: Pixels,
     metadata: Metadata,
@@ -379,8 +353,8 @@ def _encode_with_pillow(
     options: dict[str, Any],
 ) -> bytes:
     if metadata.dpi and format == "webp":  # it has no other field for the resolution
-        tags = {**tags, **_resolution(metadata.dpi)}
-    options |= {"exif": b"Exif\0\0" + _tiff_directory(tags)} if tags else {}
+        tags = {**tags, **resolution_tags(metadata.dpi)}
+    options |= {"exif": b"Exif\0\0" + tiff_directory(tags)} if tags else {}
     options |= {"icc_profile": metadata.icc} if metadata.icc else {}
     options |= {"dpi": metadata.dpi} if metadata.dpi and format != "webp" else {}
     if format == "png":
@@ -427,7 +401,7 @@ def _png16(pixels: Pixels, metadata: Metadata, tags: dict[int, Any], text: dict[
     for kind, body, *_ in _png_info(text, metadata).chunks:
         PngImagePlugin.putchunk(file, kind, body)
     if tags:
-        PngImagePlugin.putchunk(file, b"eXIf", _tiff_directory(tags))
+        PngImagePlugin.putchunk(file, b"eXIf", tiff_directory(tags))
     PngImagePlugin.putchunk(file, b"IDAT", zlib.compress(filtered.tobytes(), 6))
     PngImagePlugin.putchunk(file, b"IEND")
     return file.getvalue()
@@ -455,12 +429,8 @@ def _tiff(pixels: Pixels, metadata: Metadata, tags: dict[int, Any]) -> bytes:
         tiff.PLANAR_CONFIGURATION: 1,
         tiff.PREDICTOR: 2,
         **({tiff.EXTRASAMPLES: 2} if channels == 4 else {}),
-        **(_resolution(metadata.dpi) if metadata.dpi else {}),
+        **(resolution_tags(metadata.dpi) if metadata.dpi else {}),
         **({XMP: metadata.xmp} if metadata.xmp else {}),
         **({tiff.ICCPROFILE: metadata.icc} if metadata.icc else {}),
     }
-    return _tiff_directory(directory) + b"".join(strip + b"\0" * (len(strip) % 2) for strip in strips)
-
-
-def _resolution(dpi: tuple[float, float]) -> dict[int, Any]:
-    return {tiff.X_RESOLUTION: dpi[0], tiff.Y_RESOLUTION: dpi[1], tiff.RESOLUTION_UNIT: 2}
+    return tiff_directory(directory) + b"".join(strip + b"\0" * (len(strip) % 2) for strip in strips)

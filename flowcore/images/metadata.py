@@ -2,12 +2,15 @@
 
 import io
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from PIL import Image, ImageCms
+from PIL import TiffImagePlugin as tiff
 
 EXIF, GPS, ORIENTATION, XMP = 0x8769, 0x8825, 0x0112, 700
+UNIQUE_ID, EXIF_SIZES = 0xA420, (0xA002, 0xA003)
 # TIFF tags that describe how the file's own samples are stored, or that are written in another way.
 STRUCTURE = {
     *(254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, ORIENTATION, 277, 278, 279, 280, 281, 282, 283, 284),
@@ -114,3 +117,40 @@ def lost_on_read(opened: Image.Image) -> tuple[str, ...]:
     if frames > 1 and opened.format != "MPO":  # a JPEG whose further frames are data of the camera
         sentences.append(f"It has {frames} {ONLY_FIRST}")
     return tuple(sentences)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def tags_for_size(tags: dict[int, Any], width: int, height: int, unique_id: str | None) -> dict[int, Any]:
+    """Copy the tags for an image of another size."""
+    exif = dict(tags.get(EXIF, {}))
+    exif |= {tag: size for tag, size in zip(EXIF_SIZES, (width, height), strict=True) if tag in exif}
+    if unique_id is not None:
+        exif[UNIQUE_ID] = unique_id
+    return _writable({**tags, EXIF: exif} if exif else tags)
+
+
+def _writable(tags: dict[int, Any]) -> dict[int, Any]:
+    """Drop the tags that Pillow can read but not write: of several together it would write none."""
+    result: dict[int, Any] = {}
+    for tag, value in tags.items():
+        entry = {tag: _writable(cast("dict[int, Any]", value)) if isinstance(value, dict) else value}
+        with suppress(Exception):
+            tiff_directory(entry)
+            result |= entry
+    return result
+
+
+def tiff_directory(tags: dict[int, Any]) -> bytes:
+    """Encode tags as a TIFF header and directory, little-endian."""
+    exif = Image.Exif()
+    exif.endian = "<"
+    for tag, value in tags.items():
+        exif[tag] = value
+    return exif.tobytes().removeprefix(b"Exif\0\0")
+
+
+def resolution_tags(dpi: tuple[float, float]) -> dict[int, Any]:
+    """Return the tags of a resolution in pixels per inch."""
+    return {tiff.X_RESOLUTION: dpi[0], tiff.Y_RESOLUTION: dpi[1], tiff.RESOLUTION_UNIT: 2}
