@@ -220,7 +220,7 @@ class Claims:
             return False
         except (OSError, NotImplementedError):
             check_writable(target)
-            return True  # this file system has no locks
+            return True  # this file system has no locks: every process makes every file
         self._locks[path] = lock
         return True
 
