@@ -278,7 +278,7 @@ class _Trainer:
         """Make the steps of a stage, up to its end or a limit, with checkpoints; return False if it was stopped."""
         run, state, every = self.run, self.run.state, self.run.recipe.checkpoint_every
         share = run.total() / sum(stage.steps for stage in run.whole_stages())
-        if share < 1:
+        if share < 1:  # a shortened run has as many checkpoints, at least 25 steps apart
             every = max(min(every, 25), round(every * share))
         if self.optimizer_state is not None:
             runner.resume(self.optimizer_state)
