@@ -408,7 +408,7 @@ def test_the_command_line_chooses_measures(enlarged, tmp_path, capsys, monkeypat
     assert captured.out.count("missing") == 2  # LPIPS of bicubic and tau 0
     assert captured.err.strip().splitlines()[-1].startswith("Missing: LPIPS and")
     assert "Unknown measure 'fid'" in shown("--measures", "psnr,fid", code=1).err
-    assert "measures of upscalers" in shown("--measures", "psnr", code=1, name="colorizer").err
+    assert "--measures is for upscalers" in shown("--measures", "psnr", code=1, name="colorizer").err
 
 
 def test_held_out_images_alone_are_measured(enlarged, folder, tmp_path, capsys):
