@@ -29,7 +29,7 @@ from ..tasks.model_input import label_number
 from ..tasks.remember import open_memory, remember
 from ..tasks.runner import MAX_DRAWS
 from ..tasks.settings import with_defaults
-from ..tasks.tiles import NO_GUIDE, own_strength
+from ..tasks.tiles import NO_GUIDE, checked_strength
 from ..tasks.upscale import MAX_SIDE, sampling_settings, target_size
 from .batches import (
     ModelRun,
@@ -56,7 +56,7 @@ def _upscale(options: Namespace) -> ModelRun:
     flow = load_model(options)
     temperature, calm_edges = sampling_settings(flow, options.temperature, options.calm_edges)
     guide_options = {"guide": options.guide, "guide_strength": options.guide_strength}
-    strength = own_strength(flow, None, with_defaults(flow, guide_options)["guide_strength"])
+    strength = checked_strength(flow, None, with_defaults(flow, guide_options)["guide_strength"])
     if strength and options.guide is None and flow.guide is None:
         log(NO_GUIDE)
         strength = 0.0

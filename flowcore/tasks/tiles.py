@@ -389,7 +389,7 @@ class Guide:
     bounded: bool = False  # whether its latents are limited to the rms of drawn ones, see ``limit_rms``
 
 
-def own_strength(flow: FlowModel, guide: Tensor | None, strength: Strength | None) -> Strength:
+def checked_strength(flow: FlowModel, guide: Tensor | None, strength: Strength | None) -> Strength:
     """Check a strength; where it is None, fill in the model's own, see ``settings``."""
     strength = with_defaults(flow, {"guide": guide, "guide_strength": strength})["guide_strength"]
     assert strength is not None

@@ -24,7 +24,7 @@ from .image_batch import ImageBatch
 from .model_choice import notify_of_damage
 from .runner import Runner, Running, RunOptions, check_draws, runs_with
 from .settings import check_range, with_defaults
-from .tiles import STRIPS, Border, Strength, TiledDecoder, Tiling, own_strength, prepare_guide
+from .tiles import STRIPS, Border, Strength, TiledDecoder, Tiling, checked_strength, prepare_guide
 
 HALO = 24  # LR pixels; how far tiles then differ from the whole image: docs/decisions/0004
 MAX_DEVIATION = 2.0  # from 0.5: temperature 1 stays within 1.6, overflows do not: docs/decisions/0013
@@ -102,7 +102,7 @@ def upscale(
     flow.require("upscale")
     check_draws(seed, samples)
     settings = sampling_settings(flow, temperature, calm_edges)
-    strength = own_strength(flow, guide, guide_strength)
+    strength = checked_strength(flow, guide, guide_strength)
     run = Runner(flow, RunOptions(**options), ADVICE, lr)
     decoder = TiledDecoder(TILING, run, flow, tile, halo, store)
 
@@ -169,7 +169,7 @@ def temperature_grid(  # noqa: D417
         raise FlowError(f"Expected at least one temperature and one seed; got {len(temperatures)} and {seeds}.")
     check_draws(seed, seeds)
     settings = [sampling_settings(flow, tau, calm_edges) for tau in temperatures]
-    strength = own_strength(flow, guide, guide_strength)
+    strength = checked_strength(flow, guide, guide_strength)
     run = Runner(flow, RunOptions(**options), ADVICE.replace("samples", "seeds"), lr)
     decoder = TiledDecoder(TILING, run, flow, tile, halo, store)
 
