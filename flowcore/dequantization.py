@@ -124,8 +124,8 @@ def dequantize(x: Tensor, bins: int, noise: Tensor | torch.Generator | None = No
 class Dequantizer(Protocol):
     """A distribution q(u | k) of noise on [0, 1)^D that can be sampled and has a known density.
 
-    A draw has two halves, so that whoever owns the seeds decides what is random: ``noise`` takes random numbers from a
-    generator; ``draw`` turns them into noise and depends on its arguments alone.
+    A draw takes two steps, so that the caller controls what is random: ``noise`` draws random numbers from a generator;
+    ``draw`` turns them into u and depends on its arguments alone.
     """
 
     name: str  # as a score reports it
@@ -275,7 +275,7 @@ class VariationalDequantizer(Transform[Tensor, Tensor]):
 
 
 def _random_numbers(dequantizer: Dequantizer, image: Tensor, noise: Tensor | torch.Generator | None) -> Tensor:
-    """Take the given random numbers, or draw them, onto the image's device."""
+    """Return random numbers on the image's device: ``noise``, or drawn with it if it is a generator."""
     if not isinstance(noise, Tensor):
         noise = dequantizer.noise(tuple(image.shape), noise)
     if noise.shape != image.shape:

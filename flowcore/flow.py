@@ -119,7 +119,7 @@ class Flow(Transform[list[Tensor], Condition]):
         self.fixed_size = fixed_size
         estimated = [part for part in self.levels.modules() if isinstance(part, Estimated)]
         for number, part in enumerate(estimated):
-            part.number = number
+            part.number = number  # by which it finds its probes in a condition
         self.estimated = bool(estimated)
 
     def forward(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], Tensor]:

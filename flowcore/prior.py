@@ -99,7 +99,7 @@ def level_temperatures(temperature: Temperature, levels: int, n: int) -> list[fl
             f"This model has {levels} levels of latents; got {len(taus)} temperatures. Give one, or one per level."
         )
     for tau in taus:
-        values = torch.as_tensor(tau, dtype=torch.float64)
+        values = torch.as_tensor(tau, dtype=torch.float64, device="cpu")  # whatever the default device is
         wrong = values[~(values.isfinite() & (values >= 0))]
         if len(wrong):
             raise FlowError(

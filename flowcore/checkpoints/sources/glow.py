@@ -183,7 +183,7 @@ HWIO = Form(lambda s: (s[2], s[3], s[1], s[0]), lambda t: t.permute(3, 2, 0, 1))
 ROW = Form(lambda s: (1, *s), torch.flatten)
 ROW_4D = Form(lambda s: (1, 1, 1, *s), torch.flatten)
 TRANSPOSED = Form(lambda s: s[::-1], lambda t: t.T)
-# Ours is (2C, 1, 3, 3): the border flag's part of a kernel that sees 2C channels of zeros and the flag.
+# Of a kernel whose inputs are 2C channels of zeros and the border flag; ours, (2C, 1, 3, 3), sees the flag only.
 FLAG_OF_HWIO = Form(lambda s: (s[2], s[3], s[0] + 1, s[0]), lambda t: t.permute(3, 2, 0, 1)[:, -1:])
 
 # What else a TensorFlow checkpoint holds: counters, optimizer slots, moving averages of the weights.
@@ -263,7 +263,7 @@ MATRIX_AS_KERNEL = Form(lambda s: (*s, 1, 1), lambda t: t[:, :, 0, 0])
 
 
 def _rosinality_table(rows: Callable[[Tensor], Tensor]) -> Iterator[Origin]:
-    """``rows`` puts those of the last convolution of a coupling, raw scales first, into our order."""
+    """``rows`` reorders the rows of a coupling's last convolution, which begin with the raw scales."""
     step, prior = "blocks.{level}.flows.{k}", "blocks.{level}.prior"
     yield take("0.bias", f"{step}.actnorm.loc", PER_CHANNEL)
     yield take("0.scale", f"{step}.actnorm.scale", PER_CHANNEL)

@@ -23,7 +23,7 @@ TEMPERATURES = {4: 0.9, 8: 0.8}
 HAAR = re.compile(r"flow\.layers\.\d{1,4}\.haar_weights")
 SIGNS = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])
 
-NEGATED = SAME.then(torch.neg)  # published: mean and log std; ours: shift and log scale
+NEGATED = SAME.then(torch.neg)  # mean and log std of the published prior; ours subtracts them as shift and log scale
 
 
 def hcflow_origins(config: HCFlowConfig) -> Iterator[Origin]:

@@ -11,7 +11,7 @@ from typing import Any
 from ...models.tarflow import TarFlowConfig
 from .source import SAME, Checkpoint, Form, Layout, Origin, Source, take, take_conv
 
-MASKS = re.compile(r"blocks\.\d+\.attn_mask")  # which the program makes anew
+MASKS = re.compile(r"blocks\.\d+\.attn_mask")  # which the program computes again
 # The published network: 256x256, patches of 8, width 768, 8 blocks of 8 layers, 3 classes; and what no tensor tells.
 AFHQ = (256, 8, 768, 8, 8, 3)
 AFHQ_FIELDS = {"labels": ("cat", "dog", "wild"), "noise": 0.07}
