@@ -29,6 +29,7 @@ OUT_OF_MEMORY = re.compile(  # messages of CUDA, ROCm and their libraries, Apple
 )
 WITHOUT_FLOAT64 = ("mps", "privateuseone")  # Apple and DirectML
 CGROUP_ROOT, PROCESS_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # Linux's limits of containers
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's mallopt
 EXACT = "ieee"  # torch's name of float32 arithmetic that rounds no factor to fewer bits
 
 
@@ -135,9 +136,9 @@ def keep_freed_memory() -> None:
     """
     libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "gnu_get_libc_version"):
-        if not libc.mallopt(-3, 2**30):  # M_MMAP_THRESHOLD; old glibc refuses so much
-            libc.mallopt(-4, 0)  # M_MMAP_MAX
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        if not libc.mallopt(M_MMAP_THRESHOLD, 2**30):  # old glibc rejects so much
+            libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 # --- precision --------------------------------------------------------------------------------------------------------

@@ -263,7 +263,7 @@ def add(latents: Sequence[Tensor], direction: Sequence[Tensor], strength: float 
 def _slerp(x: Tensor, y: Tensor, t: float) -> Tensor:
     one, two = float64(x).flatten(1), float64(y).flatten(1)  # (B, D)
     angle = ((one * two).sum(1) / (one.norm(dim=1) * two.norm(dim=1))).acos()  # (B,)
-    # NaN where a norm is zero, or where rounding leads beyond a cosine of 1: no arc either
+    # the angle is NaN where a norm is zero, or rounding makes the cosine exceed 1; there is no arc then
     arc = (angle > MIN_ANGLE) & (angle < math.pi - OPPOSITE)
     angle = torch.where(arc, angle, 1.0)
     first = torch.where(arc, ((1 - t) * angle).sin() / angle.sin(), 1 - t)

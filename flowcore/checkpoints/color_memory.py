@@ -23,7 +23,7 @@ from .writing import write_atomic
 
 FORMAT = 1
 KEY = "flowcore_memory"  # of the header, for JSON: {"format", "backbone", "photographs", "provenance"}
-SAMPLING = ("share", "neighbors", "strength", "weight")  # of the header, optional
+LOOKUP_FIELDS = ("share", "neighbors", "strength", "weight")  # of the header, optional
 TYPES = {"F32": torch.float32, "U8": torch.uint8, "I32": torch.int32}
 
 
@@ -64,7 +64,9 @@ class ColorMemory:
     @cached_property
     def sha256(self) -> str:
         """Fingerprint of its tensors, and of how it is looked up where that is not the usual."""
-        unusual = {name: getattr(self, name) for name in SAMPLING if getattr(self, name) != getattr(ColorMemory, name)}
+        unusual = {
+            name: getattr(self, name) for name in LOOKUP_FIELDS if getattr(self, name) != getattr(ColorMemory, name)
+        }
         tensors = _sha256(self.places.state_dict())
         return hashlib.sha256(f"{tensors} {unusual}".encode()).hexdigest() if unusual else tensors
 
@@ -76,7 +78,7 @@ class ColorMemory:
             "backbone": self.backbone,
             "photographs": self.photographs,
             "provenance": self.provenance,
-            **{name: getattr(self, name) for name in SAMPLING},
+            **{name: getattr(self, name) for name in LOOKUP_FIELDS},
         }
         try:
             text = json.dumps(header, allow_nan=False)
@@ -108,7 +110,7 @@ class ColorMemory:
         photograph = places.get_buffer("photograph")
         if int(photograph.min()) < 0 or int(photograph.max()) >= header["photographs"]:
             raise CheckpointError(f"{path.name} numbers its photographs wrongly: it is damaged. {advice}")
-        sampling = {name: header[name] for name in SAMPLING if name in header}
+        sampling = {name: header[name] for name in LOOKUP_FIELDS if name in header}
         return cls(places, header["backbone"], header["provenance"], **sampling)
 
     def merge(self, other: ColorMemory) -> ColorMemory:

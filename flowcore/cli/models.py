@@ -52,7 +52,7 @@ def run_inspect(options: Namespace) -> None:
         if path.is_file() and is_ours(path, color_memory.KEY):
             memory = color_memory.ColorMemory.load(path)
             facts = {"photographs": memory.photographs, "places": memory.places.cells, "backbone": memory.backbone}
-            facts |= {name: getattr(memory, name) for name in color_memory.SAMPLING}
+            facts |= {name: getattr(memory, name) for name in color_memory.LOOKUP_FIELDS}
             content = {"memory": facts, "provenance": memory.provenance}
         elif path.is_file() and not is_ours(path):
             flow = convert(path, parse_fields(options.set))
