@@ -90,7 +90,7 @@ def brighten(
     decoder = TiledDecoder(TILING, run, flow, tile, halo)
 
     def task() -> Tensor:
-        images = ImageBatch(image)
+        images = ImageBatch(image, run.notify)
         rgb = images.visible
         pictures = decoder(rgb, [(tau, 0.0)], seed, samples, images.is_gray)
         if cells:

@@ -97,7 +97,7 @@ class Colorization:
         size = flow.config.working_size if working_size is None else working_size
         check_range("working_size", size, 16, 4096, "It is in pixels.")
         self.run, self.flow = run, flow
-        self._images = ImageBatch(image)
+        self._images = ImageBatch(image, run.notify)
         rgb = self._images.visible
         self.y = color.luma(self._images.rgb)  # (B, 1, H, W)
         self.hints = None if hints is None else hints.expand(len(self.y))

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from ..errors import ShapeError
 from ..images.resize import resize
 from ..quality.metrics import lr_psnr
-from .image_batch import ImageBatch
+from .image_batch import ImageBatch, notify_of_range, require_tensor
 from .runner import Reporting, Runner, RunOptions, runs_with
 
 GOAL = 60.0  # dB; half a step of 8 bits, 1/510, would be 54
@@ -70,7 +70,9 @@ def match_source(images: Tensor, source: Tensor, *, iterations: int = 30, **opti
     run = Runner(None, RunOptions(**options), advice, images)
 
     def task() -> Tensor:
+        require_tensor(images)
         ImageBatch(images[:1])  # rejects an empty batch
+        notify_of_range(images, run.notify)
         small = ImageBatch(source).visible.to(images.device)
         each = samples_per_source(images, small)
         size, source_size = images.shape[-2:], small.shape[-2:]

@@ -87,7 +87,7 @@ def find_faces(
     run = Runner(None, RunOptions(**options), "Pass fewer or smaller images.", image)
 
     def task() -> list[list[Face]]:
-        images = ImageBatch(image).visible.cpu()
+        images = ImageBatch(image, run.notify).visible.cpu()
         run.expect(len(images))
         faces: list[list[Face]] = []
         for picture in images.split(1):

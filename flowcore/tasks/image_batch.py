@@ -1,5 +1,6 @@
 """Images as callers pass them to tasks: checked, as floats in [0, 1]; and results in the form of these images."""
 
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -20,12 +21,15 @@ class ImageBatch:
         alpha: ``(B, 1, H, W)``, None for opaque images.
     """
 
-    def __init__(self, image: Tensor) -> None:
+    def __init__(self, image: Tensor, notify: Callable[[str], None] | None = None) -> None:
+        """Check images; ``notify`` is called if their floats look like [-1, 1]."""
         require_tensor(image)
         if image.ndim != 4 or image.shape[1] not in (1, 3, 4):
             raise ImageError(f"Expected images of shape (B, C, H, W), C = 1, 3 or 4; got {tuple(image.shape)}.")
         self.channels, self.device = image.shape[1], image.device
         pixels = to_float(image, torch.float32).clamp(0, 1)
+        if notify is not None:
+            notify_of_range(image, notify)
         self.rgb = pixels[:, :3].expand(-1, 3, -1, -1)
         self.alpha = pixels[:, 3:] if self.channels == 4 else None
 
@@ -95,6 +99,18 @@ def to_float(image: Tensor, dtype: torch.dtype) -> Tensor:
         )
     refuse_integer_range(image)
     return image
+
+
+def notify_of_range(image: Tensor, notify: Callable[[str], None]) -> None:
+    """Tell the caller if floats look like [-1, 1]."""
+    if not image.is_floating_point() or not image.numel():
+        return
+    low, high = (float(value) for value in image.aminmax())
+    if low < -0.5 and high < 1.5:
+        notify(
+            f"The image's floats go from {low:g} to {high:g}; expected [0, 1]. If they are in [-1, 1], pass "
+            "(image + 1) / 2."
+        )
 
 
 def refuse_integer_range(image: Tensor) -> None:

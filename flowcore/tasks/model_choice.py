@@ -87,10 +87,18 @@ def describe_damage(image: Tensor) -> str:
     require_tensor(image)
     require_pixels(image)
     spread = torch.linspace(0, len(image) - 1, min(len(image), MAX_EXAMINED)).long().unique()
+    return _describe_any(ImageBatch(_middle(image)[spread]).visible)
+
+
+def _middle(image: Tensor) -> Tensor:
     y, x = (max(0, (side - SIDE) // 2) for side in image.shape[-2:])
-    middle = ImageBatch(image[..., y : y + SIDE, x : x + SIDE][spread]).visible.detach().cpu()
-    described = (_describe(rgb.contiguous().numpy().tobytes(), *rgb.shape[1:]) for rgb in middle)
-    return next(filter(None, described), "")
+    return image[..., y : y + SIDE, x : x + SIDE]
+
+
+def _describe_any(rgb: Tensor) -> str:
+    """Describe the damage of the first image ``(B, 3, H, W)`` that has any."""
+    images = _middle(rgb).detach().cpu().contiguous().numpy()
+    return next(filter(None, (_describe(image.tobytes(), *image.shape[1:]) for image in images)), "")
 
 
 @lru_cache(maxsize=2 * MAX_EXAMINED)  # a model is often chosen by a picture that it then enlarges
@@ -117,7 +125,7 @@ def notify_of_damage(flow: FlowModel, images: Tensor, notify: Callable[[str], No
     if name is None:
         return
     for number, image in enumerate(images[:MAX_EXAMINED], start=1):
-        if damage := describe_damage(image[None]):
+        if damage := _describe_any(image[None]):
             which = f"Picture {number}" if len(images) > 1 else "This picture"
             notify(f"{which} has {damage}" + RECOMMENDATION.format(name))
             return

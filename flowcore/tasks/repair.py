@@ -57,7 +57,7 @@ def find_scratches(image: Tensor, *, sensitivity: float = 0.5, **options: Unpack
     run = Runner(None, RunOptions(**options), ADVICE, image)
 
     def task() -> Tensor:
-        rgb = ImageBatch(image).rgb
+        rgb = ImageBatch(image, run.notify).rgb
         run.expect(len(rgb))
         marks: list[Tensor] = []
         for one in rgb.split(1):
@@ -123,7 +123,7 @@ def repair(
     check_draws(seed, samples)
     check_range("guide_strength", guide_strength, note="0 redraws all detail.")
     run = Runner(None, RunOptions(**options), ADVICE, image)
-    images = ImageBatch(image)
+    images = ImageBatch(image, run.notify)
     rgb = images.rgb
     holes = _holes(mask, rgb)
     narrow = holes & (opening(holes.float(), WIDE + 1) == 0)

@@ -63,7 +63,7 @@ def shrink(flow: FlowModel, image: Tensor, **options: Unpack[Reporting]) -> Tens
     run = Runner(flow, RunOptions(**options), SHRINK_ADVICE, image)
 
     def task() -> Tensor:
-        images = ImageBatch(image)
+        images = ImageBatch(image, run.notify)
         scale, (height, width) = flow.condition_scale, images.rgb.shape[-2:]
         right, below = -width % scale, -height % scale
         border = (0, right, 0, below)
@@ -132,7 +132,7 @@ def restore(  # noqa: D417
     tau = with_defaults(flow, {"temperature": temperature})["temperature"]
 
     def task() -> Tensor:
-        images = ImageBatch(small)
+        images = ImageBatch(small, run.notify)
         rgb = images.rgb
         scale, sides = flow.condition_scale, tuple(rgb.shape[-2:])
         height, width = (side * scale for side in sides) if size is None else size

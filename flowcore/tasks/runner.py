@@ -23,7 +23,6 @@ from ..inference.strips import minimum_memory, observed
 from ..model import FlowModel
 from ..prior import check_seed
 from . import Cancelled, Precision, Progress, part_of
-from .image_batch import require_tensor
 
 Function = TypeVar("Function", bound=Callable[..., Any])  # a task
 R = TypeVar("R")
@@ -153,8 +152,6 @@ class Runner:
     """
 
     def __init__(self, flow: FlowModel | None, options: RunOptions, advice: str, image: Tensor | None = None) -> None:
-        if image is not None:
-            require_tensor(image)
         self.options, self._flow, self._advice, self._image = options, flow, advice, image
         parameter = torch.empty(0) if flow is None else next(flow.parameters(), torch.empty(0))
         self.device, self.dtype = parameter.device, parameter.dtype
@@ -173,7 +170,6 @@ class Runner:
             try:
                 strips = minimum_memory() if self.minimum_memory else nullcontext()
                 with torch.no_grad(), no_autocast(self.device), float32_arithmetic(), observed(self._observe), strips:
-                    self._check_range()
                     return task()
             except (RuntimeError, MemoryError) as error:  # what torch and Python raise, on every device
                 if not is_out_of_memory(error):
@@ -189,17 +185,6 @@ class Runner:
             self.notify(f"Out of memory: going on {change}.")
             forget_plan(keep=self._flow)
             empty_cache()
-
-    def _check_range(self) -> None:
-        image = self._image
-        if image is None or not image.is_floating_point() or not image.numel():
-            return
-        low, high = (float(value) for value in image.aminmax())
-        if low < -0.5 and high < 1.5:
-            self.notify(
-                f"The image's floats go from {low:g} to {high:g}; expected [0, 1]. If they are in [-1, 1], pass "
-                "(image + 1) / 2."
-            )
 
     @property
     def plan(self) -> Plan:

@@ -29,7 +29,7 @@ from ..likelihood import select_items
 from ..model import UNGUIDED, FlowModel
 from ..prior import sample_latents
 from . import duration, overflow, upscale
-from .image_batch import ImageBatch
+from .image_batch import ImageBatch, notify_of_range
 from .model_input import Fit, Labels, check_image, check_labels, check_latents, prepare_input, size_of_latents
 from .runner import Batching, Reporting, Runner, Running, RunOptions, batch_size, check_draws, part_of_run, runs_with
 
@@ -221,6 +221,7 @@ def encode(flow: FlowModel, image: Tensor, cond: Condition | None = None, **opti
 
     def task() -> list[Tensor]:
         pixels = check_image(flow, image)
+        notify_of_range(image, run.notify)
         passes, encoded = Passes(run, len(pixels)), list[list[Tensor]]()
         for part in passes.batches(len(pixels), pixels[0, 0].numel()):
             x, batch_cond = pixels[part], passes.condition_of(cond, part, len(pixels))

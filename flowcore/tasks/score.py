@@ -33,7 +33,7 @@ from ..likelihood import effective_samples, importance_weighted, select_items, w
 from ..model import FlowModel
 from ..prior import log_density
 from ..transforms import Estimated, NoPositionsError
-from .image_batch import WHITE, refuse_integer_range, require_pixels
+from .image_batch import WHITE, notify_of_range, refuse_integer_range, require_pixels, require_tensor
 from .runner import Batching, Runner, RunOptions, batch_size, check_draws, runs_with
 
 Dequantization = Literal["uniform", "gaussian", "variational"]
@@ -182,6 +182,7 @@ def score(
         notes = list[str]()
         bins, dequantizer = quantization(flow), _dequantizer(flow, dequantization)
         integers = _integers(flow, image, bins.n_bits, notes)  # (B, C, H, W)
+        notify_of_range(image, run.notify)
         draws = _draws_per_image(samples, noise, integers)
         run.expect(len(integers) * (draws + complexity))
         condition, seeds = _condition(run, cond, len(integers)), image_seeds(seed, integers)
@@ -401,6 +402,7 @@ def _dequantizer(flow: FlowModel, dequantization: Dequantization | Dequantizer) 
 
 def _integers(flow: FlowModel, image: Tensor, n_bits: int, notes: list[str]) -> Tensor:
     """Convert an image to the integers and channels of the model, with a note on every change."""
+    require_tensor(image)
     if image.ndim != 4:
         raise ImageError(f"Expected images of shape (B, C, H, W); got {tuple(image.shape)}.")
     require_pixels(image)

@@ -107,7 +107,7 @@ def upscale(
     decoder = TiledDecoder(TILING, run, flow, tile, halo, store)
 
     def task() -> Tensor:
-        images = ImageBatch(lr)
+        images = ImageBatch(lr, run.notify)
         rgb = images.visible
         height, width = rgb.shape[-2:]
         size = target_size(flow, height, width, factor, longest_side)
@@ -174,7 +174,7 @@ def temperature_grid(  # noqa: D417
     decoder = TiledDecoder(TILING, run, flow, tile, halo, store)
 
     def task() -> Tensor:
-        images = ImageBatch(lr)
+        images = ImageBatch(lr, run.notify)
         rgb = images.visible
         notify_of_damage(flow, rgb, run.notify)
         guides = prepare_guide(run, flow, rgb, guide, strength)

@@ -201,7 +201,7 @@ def upscale_video(  # noqa: D417
             past = [torch.tensor(number), *([] if calm is None else [calm, picture[:, :3].to(run.device)])]
         return result, past
 
-    ImageBatch(frames)  # refuses invalid ones
+    ImageBatch(frames, run.notify)  # rejects invalid ones
     result, past = run(task)
     if before is not None:
         before[:] = past
