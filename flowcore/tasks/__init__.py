@@ -1,13 +1,13 @@
-"""Tasks: image in, image out. Here is what every task shares with its caller."""
+"""Tasks: image in, image out. This file has what every task shares with its caller."""
 
 from typing import Literal, Protocol
 
 from torch import Tensor
 
-STEPS = 10_000  # units of a progress that several tasks share
+PROGRESS_UNITS = 10_000  # of a progress that several tasks share
 
 Precision = Literal["float32", "bfloat16", "float16", "auto", "tf32"]
-"""Of conditioners and encoder, see ``inference.plan.Plan``; "auto" is ``device.preferred_precision``."""
+"""How conditioners and encoder compute, see ``inference.plan.Plan``; "auto" is ``device.preferred_precision``."""
 
 
 class Cancelled(Exception):
@@ -27,7 +27,7 @@ def part_of(progress: Progress | None, start: float, share: float) -> Progress |
         return None
 
     def report(done: int, total: int, preview: Tensor | None = None) -> None:
-        progress(round(STEPS * (start + share * done / total)), STEPS, preview)
+        progress(round(PROGRESS_UNITS * (start + share * done / total)), PROGRESS_UNITS, preview)
 
     return report
 

@@ -263,7 +263,7 @@ def apply_chroma(
     y, colors = color.luma(images.rgb), ImageBatch(colors_from).visible.to(images.device)
     if len(y) != len(colors) and 1 not in (len(y), len(colors)):
         raise ImageError(
-            f"{len(y)} pictures for luma and {len(colors)} for colors do not pair. Give one of either, or as many."
+            f"{len(y)} pictures for luma and {len(colors)} for colors do not pair. Pass one of either, or equally many."
         )
     check_colors(saturation, gamut)
     chroma = color.split(colors)[1]

@@ -143,7 +143,7 @@ def parse_points(text: str, color: str | None = None) -> list[Point]:
             points.append((float(x), float(y), wanted))
         except ValueError as error:
             raise FlowError(
-                f"A point is `x, y, #rrggbb`, such as `120, 80, #c03020`; got `{line[:60]}`. One point a line."
+                f"A point is `x, y, #rrggbb`, such as `120, 80, #c03020`; got `{line[:60]}`. Write one point per line."
             ) from error
     return points
 
@@ -158,7 +158,7 @@ def palette_from(colors: Sequence[Color] | None = None, image: Tensor | None = N
 
 
 def combine_hints(*hints: Hints | None) -> Hints | None:
-    """Lay hints of one size over each other, the topmost first; the first palette counts, and one lock locks all."""
+    """Stack hints of one size, the topmost first; the first palette counts, and one lock locks all."""
     present = [hint for hint in hints if hint is not None]
     if not present:
         return None
