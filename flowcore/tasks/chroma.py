@@ -104,7 +104,7 @@ class Colorization:
         self._crops = [None if frames else find_border(one) for one in rgb.split(1)]
         self._guide = fill_borders(color.luma(rgb), self._crops)  # the luma that colors are decided and enlarged by
         if not encoding:
-            self._notify_of_scans(check_colors=not decoding and image.shape[1] != 1)
+            self._notify_of_scans(colored=not decoding and image.shape[1] != 1)
         rows, columns = self._working = working_sides(self.y.shape[-2], self.y.shape[-1], size)
         multiple = flow.config.source_multiple
         self._padded = math.ceil(rows / multiple) * multiple, math.ceil(columns / multiple) * multiple
@@ -293,10 +293,10 @@ class Colorization:
         alpha = None if self._images.alpha is None else self._images.alpha[batch].to(self.run.device)
         return merge(y, full, alpha, gamut).to(self._images.device)
 
-    def _notify_of_scans(self, *, check_colors: bool) -> None:
-        """Tell the caller what is ignored of the images: a border, and colors or a tint if those are checked."""
+    def _notify_of_scans(self, *, colored: bool) -> None:
+        """Tell the caller what is ignored of the images: a border, and of ``colored`` ones their colors or tint."""
         notify, tinted = self.run.notify, False
-        for image, crop in zip(self._images.visible.split(1) if check_colors else (), self._crops, strict=False):
+        for image, crop in zip(self._images.visible.split(1) if colored else (), self._crops, strict=False):
             photograph = image if crop is None else image[crop]
             if float(color.split(photograph)[1].abs().max()) > COLORED:
                 if is_tinted(limit_shorter_side(photograph, TINT_SIDE)):
@@ -363,25 +363,13 @@ def merge(y: Tensor, chroma: Tensor, alpha: Tensor | None, gamut: Gamut) -> Tens
     return rgb if alpha is None else torch.cat([rgb, alpha.to(rgb).expand(count, -1, -1, -1)], dim=1)
 
 
-def check_colors(
-    saturation: float | None,
-    gamut: str,
-    latents_strength: float = 0.0,
-    latents_levels: int = 0,
-    *,
-    hint_steps: int = 0,
-    cast: float = 1.0,
-    vivid: float = 1.0,
-) -> None:
-    """Raise FlowError if an argument of a colorizing task is out of its range."""
+def check_colors(saturation: float | None, gamut: str, latents_strength: float = 0.0, latents_levels: int = 0) -> None:
+    """Raise FlowError if saturation, gamut, or how latents are blended is out of its range."""
     if gamut not in ("compress", "clip"):
         raise FlowError(f"gamut must be compress or clip; got {gamut!r}.")
     check_range("saturation", 1 if saturation is None else saturation, high=math.inf)
     check_range("latents_strength", latents_strength)
     check_range("latents_levels", latents_levels, high=math.inf, note="0 means all.")
-    check_range("hint_steps", hint_steps, high=math.inf)
-    check_range("cast", cast, -1, note="1 is as drawn, 0 that of the calmest coloring, -1 no cast at all.")
-    check_range("vivid", vivid, high=math.inf, note="1 is as drawn.")
 
 
 def _lock(chroma: Tensor, coverage: Tensor, target: Tensor) -> Tensor:
@@ -419,11 +407,10 @@ def coherent_factor(features: Tensor, coherence: float, scales: tuple[float, flo
         return None
     f = float64(features[0].flatten(1)).cpu().T  # (positions, C)
     f = (f - f.mean(0)) / f.std(0, correction=0).clamp_min(1e-6)
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    places = torch.stack([rows.flatten(), columns.flatten()], dim=1).double()
+    places = torch.cartesian_prod(torch.arange(height), torch.arange(width)).double()
     length, reach = scales
-    exponent = _squared_distances(f) / (2 * length**2 * channels) + _squared_distances(places) / (2 * reach**2)
-    covariance = coherence * torch.exp(-exponent)
+    unlike, apart = (torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square() for x in (f, places))
+    covariance = coherence * torch.exp(-unlike / (2 * length**2 * channels) - apart / (2 * reach**2))
     covariance.diagonal().fill_(1 + JITTER)
     factor: Tensor = torch.linalg.cholesky(covariance)
     return factor / factor.norm(dim=1, keepdim=True)
@@ -441,7 +428,3 @@ def share_noise(flow: FlowModel, noise: Tensor, cond: Condition, coherence: floa
     features, config = cond.features[-1], flow.config
     assert isinstance(features, Tensor)
     return make_coherent(noise, coherent_factor(features[:, : config.features], coherence, config.coherence_scales))
-
-
-def _squared_distances(x: Tensor) -> Tensor:
-    return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()

@@ -21,6 +21,7 @@ from .chroma import Colorization, Gamut, blend_latents, check_colors, enlarge, m
 from .hints import Hints
 from .image_batch import ImageBatch, require_tensor
 from .runner import Batching, Runner, Running, RunOptions, check_draws, runs_with
+from .settings import check_range
 
 AT_ONCE = 8  # colorings decoded together
 MEMORY_STEPS = 20  # how far the colors of a memory spread, in positions of the finest grid
@@ -96,7 +97,10 @@ def colorize(
     Source: Ardizzone et al. 2019, section 4.2 (sampling); see also ``coherent_factor`` and ``spread_hints``.
     """
     check_draws(seed, samples)
-    check_colors(saturation, gamut, latents_strength, latents_levels, hint_steps=hint_steps, cast=cast, vivid=vivid)
+    check_colors(saturation, gamut, latents_strength, latents_levels)
+    check_range("hint_steps", hint_steps, high=math.inf)
+    check_range("cast", cast, -1, note="1 is as drawn, 0 that of the calmest coloring, -1 no cast at all.")
+    check_range("vivid", vivid, high=math.inf, note="1 is as drawn.")
     if isinstance(memory, ColorMemory):
         memory.check(flow)
     run = Runner(flow, RunOptions(**options), ADVICE, image)

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -66,17 +67,10 @@ def upscalers_for(
         damage = ""
         for path in group[:: math.ceil(len(group) / MAX_EXAMINED)]:
             check()
-            if damage := _damage_of_file(path, locate):
-                break
+            with suppress(Exception):  # of any kind: the run says what is wrong with the file
+                damage = damage or describe_damage(files.read(files.read_bytes(locate(path)), path.name).pixels)
         chosen |= dict.fromkeys(group, (FOR_DAMAGED if damage else FOR_CLEAN, damage))
     return chosen
-
-
-def _damage_of_file(path: Path, locate: Callable[[Path], Path]) -> str:
-    try:
-        return describe_damage(files.read(files.read_bytes(locate(path)), path.name).pixels)
-    except Exception:  # of any kind: the run says what is wrong with the file
-        return ""
 
 
 def describe_damage(image: Tensor) -> str:
