@@ -105,7 +105,7 @@ def notify_of_range(image: Tensor, notify: Callable[[str], None]) -> None:
     """Tell the caller if floats look like [-1, 1]."""
     if not image.is_floating_point() or not image.numel():
         return
-    low, high = (float(value) for value in image.aminmax())
+    low, high = (float(value) for value in image.detach().aminmax())
     if low < -0.5 and high < 1.5:
         notify(
             f"The image's floats go from {low:g} to {high:g}; expected [0, 1]. If they are in [-1, 1], pass "
@@ -115,7 +115,7 @@ def notify_of_range(image: Tensor, notify: Callable[[str], None]) -> None:
 
 def refuse_integer_range(image: Tensor) -> None:
     """Raise ImageError for floats that look like [0, 255] or [0, 65535]: none negative, the mean above 1."""
-    low, high = (float(value) for value in image.aminmax())
+    low, high = (float(value) for value in image.detach().aminmax())
     if low >= 0 and 4 < high <= 65536 and float(image.mean()) > 1:
         largest = 255 if high <= 256 else 65535  # bfloat16 rounds up
         raise ImageError(

@@ -21,8 +21,8 @@ from ..prior import Temperature
 from .image_batch import ImageBatch
 from .runner import Reporting, Runner, Running, RunOptions, check_draws, runs_with
 from .settings import with_defaults
-from .tiles import TiledDecoder
-from .upscale import HALO, TILING, pad
+from .tiles import TiledDecoder, pad_by_reflection
+from .upscale import HALO, TILING
 
 UNMARKED = (
     "This picture bears no mark of Flow Shrink. If an earlier version shrank it, all is well; if it was made otherwise "
@@ -76,13 +76,15 @@ def shrink(flow: FlowModel, image: Tensor, **options: Unpack[Reporting]) -> Tens
         small: list[Tensor] = []
         for item, is_gray in zip(images.visible.split(1), images.is_gray, strict=True):
             run.check_cancelled()
-            reduced = run.plan.reduce(pad(item, border).to(run.device, run.dtype)).to(image.device, torch.float32)
+            reduced = run.plan.reduce(pad_by_reflection(item, border).to(run.device, run.dtype)).to(
+                image.device, torch.float32
+            )
             small.append(mark(reduced, gray=is_gray))
             run.advance(preview=small[-1][0])
         result = torch.cat(small)
         if images.alpha is None:
             return result
-        alpha = resize(pad(images.alpha, border), *result.shape[-2:])
+        alpha = resize(pad_by_reflection(images.alpha, border), *result.shape[-2:])
         return torch.cat([result, as_stored(alpha)], dim=1)
 
     return run(task)

@@ -74,6 +74,13 @@ def windows(height: int, width: int, *, tile: int, halo: int, multiple: int) -> 
     return list(product(axes[0], axes[1]))
 
 
+def pad_by_reflection(image: Tensor, border: Border) -> Tensor:
+    """Extend images ``(B, C, H, W)`` to the right and below, by reflection where there are enough pixels to reflect."""
+    _, right, _, below = border
+    image = F.pad(image, (0, right, 0, 0), mode="reflect" if image.shape[3] > right else "replicate")
+    return F.pad(image, (0, 0, 0, below), mode="reflect" if image.shape[2] > below else "replicate")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tiling:
     """How a task decodes in tiles; lengths are in pixels of the image that the model is given."""
@@ -83,9 +90,10 @@ class Tiling:
     unit: str  # what sides are counted in, for messages
     memory: Callable[[FlowModel, Size, Size, int, int, bool], int]
     """Bytes, by size of image and padded image, side, halo, and whether there is a guide."""
-    border: Callable[[int, int, int], Border]  # to add to a height and width, so that a number divides both
-    pad: Callable[[Tensor, Border], Tensor]  # adds it to images
-    pad_map: Callable[[Tensor, Border], Tensor]  # adds it to maps of temperatures
+    border: Callable[[int, int, int], Border] = lambda height, width, n: (0, -width % n, 0, -height % n)
+    """To add to a height and width, so that a number divides both."""
+    pad: Callable[[Tensor, Border], Tensor] = pad_by_reflection
+    pad_map: Callable[[Tensor, Border], Tensor] = lambda tau, border: F.pad(tau, border, mode="replicate")
     encoder_input: Callable[[Tensor], Tensor] = lambda padded: padded  # what the encoder sees of a padded image
     max_deviation: float  # from 0.5, beyond which a value is an overflow
     filled: str  # what stands where the model overflows at any temperature, for messages

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Unpack
 
@@ -24,7 +23,7 @@ from .image_batch import ImageBatch
 from .model_choice import notify_of_damage
 from .runner import Runner, Running, RunOptions, check_draws, runs_with
 from .settings import check_range, with_defaults
-from .tiles import STRIPS, Border, Strength, TiledDecoder, Tiling, checked_strength, prepare_guide
+from .tiles import STRIPS, Strength, TiledDecoder, Tiling, checked_strength, prepare_guide
 
 HALO = 24  # LR pixels; how far tiles then differ from the whole image: docs/decisions/0004
 MAX_DEVIATION = 2.0  # from 0.5: temperature 1 stays within 1.6, overflows do not: docs/decisions/0013
@@ -108,7 +107,7 @@ def upscale(
 
     def task() -> Tensor:
         images = ImageBatch(lr, run.notify)
-        rgb = images.visible
+        rgb, is_gray = images.visible, images.is_gray
         height, width = rgb.shape[-2:]
         size = target_size(flow, height, width, factor, longest_side)
         if min(size[0] - height * flow.condition_scale, size[1] - width * flow.condition_scale) > 0:
@@ -119,7 +118,7 @@ def upscale(
         if not guide_bounded:  # frames of a clip are bounded: ``upscale_video`` examines the first one for all
             notify_of_damage(flow, rgb, run.notify)
         guides = prepare_guide(run, flow, rgb, guide, strength, guide_bounded)
-        pictures = decoder(rgb, [settings], seed, samples, images.is_gray, guides)
+        pictures = decoder(rgb, [settings], seed, samples, is_gray, guides)
         if size != tuple(pictures.shape[-2:]):
             pictures = _resize_each(run, pictures, size)
         if match_source and (size[0] < height or size[1] < width):
@@ -264,26 +263,11 @@ def _resize_each(run: Runner, pictures: Tensor, size: tuple[int, int]) -> Tensor
     return result
 
 
-def pad(image: Tensor, border: Border) -> Tensor:
-    """Extend images ``(B, C, H, W)`` to the right and below, by reflection where there are enough pixels to reflect."""
-    _, right, _, below = border
-    image = F.pad(image, (0, right, 0, 0), mode="reflect" if image.shape[3] > right else "replicate")
-    return F.pad(image, (0, 0, 0, below), mode="reflect" if image.shape[2] > below else "replicate")
-
-
-def border(height: int, width: int, multiple: int) -> Border:
-    """Compute the padding at the right and below to sides that are multiples of a number."""
-    return 0, -width % multiple, 0, -height % multiple
-
-
 TILING = Tiling(
     sides=(1024, 768, 512, 384, 256, 192, 128, 96, 64),
     smallest=32,
     unit="LR pixels",
     memory=lambda flow, _, padded, tile, halo, guided: memory_required(flow, *padded, tile, halo, guided=guided),
-    border=border,
-    pad=pad,
-    pad_map=lambda tau, border: F.pad(tau, border, mode="replicate"),
     max_deviation=MAX_DEVIATION,
     filled="enlarged by a bicubic resize",
     shares=True,

@@ -396,7 +396,7 @@ def test_a_guide_that_does_not_fit_is_reported_or_refused(flow):
     assert "64x48" in notes[0]
     assert (larger - exact).abs().mean() < 0.05
     upscale(flow, lr, guide=1 - guide, notify=notes.append)
-    assert "shows something else" in notes[1]
+    assert "shows something other" in notes[1]
     upscale(flow, lr, guide_strength=0.5, notify=notes.append)
     assert "there is no guide" in notes[2]
     wrong: list[tuple[type[FlowError], str, dict[str, Any]]] = [
