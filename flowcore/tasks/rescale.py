@@ -76,10 +76,8 @@ def shrink(flow: FlowModel, image: Tensor, **options: Unpack[Reporting]) -> Tens
         small: list[Tensor] = []
         for item, is_gray in zip(images.visible.split(1), images.is_gray, strict=True):
             run.check_cancelled()
-            reduced = run.plan.reduce(pad_by_reflection(item, border).to(run.device, run.dtype)).to(
-                image.device, torch.float32
-            )
-            small.append(mark(reduced, gray=is_gray))
+            padded = pad_by_reflection(item, border).to(run.device, run.dtype)
+            small.append(mark(run.plan.reduce(padded).to(image.device, torch.float32), gray=is_gray))
             run.advance(preview=small[-1][0])
         result = torch.cat(small)
         if images.alpha is None:
