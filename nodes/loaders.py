@@ -37,11 +37,12 @@ def _model_files() -> list[tuple[str, Path]]:
 
 def _facts_for_page() -> dict[str, Any]:
     """Collect what the file of each model states, for web/js/models.js."""
-    facts = {name: stated for name, path in _model_files() if (stated := _read_facts(path, file_fingerprint(path)))}
+    facts = {name: _read_facts(path, file_fingerprint(path)) for name, path in _model_files()}
+    facts = {name: of_file for name, of_file in facts.items() if of_file}
     clean, damaged = (facts[name]["own"] for name in (FOR_CLEAN, FOR_DAMAGED))
     in_common = {name: value for name, value in clean.items() if damaged.get(name) == value}
     facts[SUITING] = {"tasks": [BY_PICTURE], "styles": [], "own": in_common}
-    return {TASKS: {name: stated["tasks"] for name, stated in facts.items()}, "flowcore_facts": facts}
+    return {TASKS: {name: of_file["tasks"] for name, of_file in facts.items()}, "flowcore_facts": facts}
 
 
 @lru_cache(maxsize=1024)
