@@ -150,7 +150,7 @@ def test_saturation_0_is_gray_and_chroma_is_proportional_to_it(flow):
 
 
 def test_saturation_comes_before_the_gamut_and_clipping_changes_luma(flow):
-    image = 0.04 + 0.1 * gray()  # hardly any room
+    image = 0.04 + 0.1 * gray()  # little room for chroma
     raw = chroma_of(colorize(flow, image, saturation=0.01)) * 100
     vivid = chroma_of(color.compress(image, raw))
     for saturation, gamut in [(3.0, "compress"), (3.0, "clip"), (0.5, "compress")]:

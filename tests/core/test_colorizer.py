@@ -1,4 +1,4 @@
-"""The colorizer: the law in both structures, what decides where, and what it is told of luma, hints and palette."""
+"""The colorizer: the law in both structures, which latents decide what, and its luma, hints and palette inputs."""
 
 import functools
 import re

@@ -1,4 +1,4 @@
-"""The command line, run as people run it: words in, files and sentences out."""
+"""The command line: its commands, their options, results and error messages."""
 
 import csv
 import importlib

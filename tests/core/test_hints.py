@@ -77,7 +77,7 @@ def test_invalid_points_are_refused():
 def test_strokes_are_where_the_mask_is_or_where_there_is_color():
     strokes = torch.full((2, 3, 8, 10), 0.4)
     strokes[0, :, 2:4, 3:7] = torch.tensor(WANTED)[:, None, None]
-    strokes[1, :, 5, 5] = torch.tensor([0.41, 0.4, 0.4])  # hardly colored
+    strokes[1, :, 5, 5] = torch.tensor([0.41, 0.4, 0.4])  # almost gray
     strokes[1, :, 7, 2] = torch.tensor([0.3, 0.5, 0.3])  # green: both parts of the chroma are negative
     hints = hints_from_strokes(strokes)
     expected = torch.zeros(2, 1, 8, 10)

@@ -25,7 +25,7 @@ from flowcore.training.checkpoint import load_encoder, load_weights, take_sampli
 from flowcore.training.stage import PeakMemory, recomputable_modules
 
 RECORDING = Path(__file__).parents[1] / "conformance" / "imdn.safetensors"  # of the published program, in float64
-GUIDE = RECORDING.with_name("realesr_general.safetensors")  # likewise, of half of both networks
+GUIDE = RECORDING.with_name("realesr_general.safetensors")  # likewise, for half of each network
 
 
 def tiny(seed=1, **fields):

@@ -213,7 +213,7 @@ def test_diversity_score_is_what_choosing_by_pixel_gains():
 
 def test_missing_lpips_weights_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", None)  # whoever downloads fails
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", None)  # a download fails
     missing = metrics.lpips_missing()
     assert missing is not None
     assert f"{metrics.ALEXNET} in {tmp_path / 'checkpoints'}" in missing

@@ -1,4 +1,4 @@
-"""The plug-in of docs/plug-ins.md: what stands there is run, in processes and folders of its own."""
+"""The plug-in of docs/plug-ins.md: its code and commands run, in their own processes and folders."""
 
 import json
 import os

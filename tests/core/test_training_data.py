@@ -201,7 +201,7 @@ def test_images_in_memory_are_bounded_and_come_in_the_order_of_the_files(tmp_pat
         names.append(picture.name)
         with lock:
             taken += 1
-        time.sleep(0.01)  # whoever takes them is slower than they are made
+        time.sleep(0.01)  # the consumer is slower than the decoder
     assert made == taken == 12
     assert names == sorted(names)
     # one may be submitted while the one just taken is not yet counted
@@ -524,7 +524,7 @@ def test_held_out_colors_are_the_photographs_own_without_hints(folder, tmp_path)
     assert torch.allclose(x, means + 128 / 255, atol=1e-6)
     assert source[:, 1:].abs().max() == 0
     assert (x - NEUTRAL).abs().max() > 0.05  # in color, too
-    assert [len(data.training), len(data.held_out), len(data.skipped)] == [2, 1, 1]  # as of photographs
+    assert [len(data.training), len(data.held_out), len(data.skipped)] == [2, 1, 1]  # the same split as for photographs
     assert data.fitting(40, held_out=True) == data.held_out
 
 

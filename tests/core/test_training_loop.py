@@ -491,7 +491,7 @@ def test_a_caller_can_stop_a_run_and_go_on_to_the_same_bits(whole, photos, tmp_p
     run = tmp_path / "run"
     lines = run_recipe(photos, run, cancelled=lambda: len(seen) == 5, progress=watch)
     assert content(run)["progress"]["step"] == 4  # five reports: one is the sheet of step 3
-    assert [entry for entry in seen if entry[2]] == [(3, ALL, True)]  # whoever cancels waits for no other sheet
+    assert [entry for entry in seen if entry[2]] == [(3, ALL, True)]  # canceling does not wait for another sheet
     assert any("stopped: cancelled" in line for line in lines)
 
     def interrupt():

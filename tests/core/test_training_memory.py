@@ -148,7 +148,7 @@ def test_the_largest_batch_is_found_from_small_ones():
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is not glibc's")
 def test_freed_memory_is_used_again_on_request_alone():
-    """Memory that is new to the process has a page fault per page; in a process of its own, which it changes."""
+    """Memory new to the process faults once per page; a subprocess, because the setting is per process."""
     program = textwrap.dedent(
         """
         import resource, torch

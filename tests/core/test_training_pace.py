@@ -23,7 +23,7 @@ LONG = RECIPE.replace("steps = 8", "steps = 80000").replace("steps = 12", "steps
 
 
 class Machine:
-    """A machine with a clock of its own: what takes how many seconds on it is stated, not measured."""
+    """A machine with a simulated clock: the seconds that each operation takes are given, not measured."""
 
     def __init__(self, monkeypatch, *, decode=20.0, validate_=4.0, gradient=lambda objective, now: 2.0):
         self.now, self.gradients = 0.0, 0

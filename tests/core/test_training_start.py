@@ -33,7 +33,7 @@ def run(made, photos, folder, **options):
 
 @pytest.fixture(scope="module")
 def start(photos, tmp_path_factory):
-    """A model that has hardly been trained, with defaults of its own."""
+    """A model after a few steps of training, with its own sampling defaults."""
     folder = tmp_path_factory.mktemp("start")
     path = train(recipe(), photos, folder, stop_after=10, log=lambda _: None).model
     reconfigure(path, folder / "mine.safetensors", {"temperature": 0.6, "calm_edges": 0.25})
