@@ -63,9 +63,9 @@ def brighten(
         exposure: Stops, -4 to 4, by which the results are lighter than the model draws them: 1 doubles their light.
         strength: How far the photographs are brightened, in [0, 1]: 0 leaves them as they are, 1 is as drawn; values
             between are proportional in stops.
-        gain_cells: Cells along the longer side of the grid that the gain of the results follows, at most 64, so that
-            neighboring pixels of equal luma stay equal, see ``images/gain_grid.py``; denoising and color stay those of
-            the model. 0 for what the model draws, as published; None for the model's default.
+        gain_cells: Cells along the longer side of the grid that the gain of the results follows, at most 64. With it,
+            neighboring pixels of equal luma stay equal (``images/gain_grid.py``); denoising and color stay those of the
+            model. 0 for what the model draws, as published; None for the model's default.
 
     Returns:
         ``(B * samples, C, H, W)`` float32 in [0, 1] on the device of ``image``: all samples of image 0, then of
