@@ -208,7 +208,8 @@ def test_numbers_replace_numbers_only(models, photo, tmp_path, capsys):
 def test_a_batch_has_a_manifest_and_a_last_line(models, tmp_path, capsys):
     folder, out = tmp_path / "in", tmp_path / "out"
     photograph(folder / "a.png", (8, 6), seed=1)
-    Image.fromarray(np.full((6, 8, 3), 90, np.uint8)).save(folder / "gray.png")
+    frames = [Image.fromarray(np.full((6, 8, 3), value, np.uint8)) for value in (90, 180)]
+    frames[0].save(folder / "frames.gif", save_all=True, append_images=frames[1:])
     (folder / "bad.png").write_text("no picture")
     words = [*models("tiny"), folder, "-o", out, "--samples", 2]
 
@@ -220,10 +221,10 @@ def test_a_batch_has_a_manifest_and_a_last_line(models, tmp_path, capsys):
         assert run(*words, *options) == 3
         said = capsys.readouterr().err
         assert [(Path(row["input"]).name, row["seed"]) for row in rows() if row["output"]] == [
-            (name, seed) for name in ("a.png", "gray.png") for seed in ("0", "1")
+            (name, seed) for name in ("a.png", "frames.gif") for seed in ("0", "1")
         ]
         assert len(rows()) == 5
-    assert "gray.png: The image is gray" in said  # notes name their picture
+    assert "frames.gif: It has 2 frames" in said  # notes name their picture
     assert re.search(r"1/3 a.png: 100%, \S+ s, about \S+ s to go\n", said)
     assert re.search(r"\n2 done, 1 failed, in \S+ s.\n$", said)
     assert tuple(rows()[0]) == COLUMNS
@@ -231,7 +232,7 @@ def test_a_batch_has_a_manifest_and_a_last_line(models, tmp_path, capsys):
     assert all((out / os.path.relpath(row["output"], out)).is_file() for row in made)
     assert {row["model_sha256"] for row in rows()} == {model_sha256(flowcore.load(models("tiny")[2]))}
     assert all(float(row["seconds"]) > 0 for row in made)
-    assert "is gray" in made[2]["note"]
+    assert "only the first is used" in made[2]["note"]
     (failed,) = (row for row in rows() if not row["output"])
     assert failed["input"] == str(folder / "bad.png")
     assert "Pillow does not know its format" in failed["note"]
