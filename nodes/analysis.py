@@ -30,7 +30,7 @@ UNITS = {"consistency": "dB", "likelihood": "bits per dimension", "consensus": "
 
 
 class FlowcoreScore(FlowNode):
-    """How likely images are to a model, and which pixels surprise it."""
+    """Score how likely images are to a model, and show which pixels surprise it."""
 
     ALIASES = "likelihood, bits per dimension, bpd, anomaly, heat map, rank images, score"
     OUTPUTS = (
@@ -160,7 +160,7 @@ def _summary(order: list[int], corrected: list[float], enlarged: list[bool]) -> 
 
 
 class FlowcoreDiversityMap(FlowNode):
-    """Where samples differ, because the model had to guess."""
+    """Show where samples differ, because the model had to guess."""
 
     ALIASES = "diversity, uncertainty, heat map, variance, standard deviation, spread"
     OUTPUTS = (io.Image.Output("map"), io.Mask.Output("mask"), io.Float.Output("mean"))
@@ -181,7 +181,7 @@ class FlowcoreDiversityMap(FlowNode):
 
 
 class FlowcoreBestOf(PickingNode):
-    """The best samples, with their scores."""
+    """Pick the best samples, and give their scores."""
 
     PICKED = (0, 1, 2)
     ALIASES = "best of n, rank, sort images, pick best, cherry pick, likelihood, consensus, select"
@@ -203,26 +203,26 @@ class FlowcoreBestOf(PickingNode):
         reasons: list[str] = []
         if by == "likelihood" and isinstance(model, ModelByPicture):
             parts = model.divide(source)
-            every = [part.places for part in parts]
             ranks = [
                 self._ranked(share(images, part.places, len(source)), source[part.places], by, part.model)
                 for part in parts
             ]
-            scores, order = (in_order(values, every) for values in zip(*ranks, strict=True))
+            places_per_part = [part.places for part in parts]
+            scores, order = (in_order(values, places_per_part) for values in zip(*ranks, strict=True))
             reasons = [part.reason for part in parts]
         else:
             scores, order = self._ranked(images, source, by, model if isinstance(model, HostModel) else None)
         best = order[:, :keep] + torch.arange(len(order))[:, None] * order.shape[1]
         numbers = best.flatten().tolist()
         values = [float(value) for value in scores.flatten()[numbers]]
-        each = order.shape[1]
-        of_all = sample_facts(PROVENANCE_LOG.seeds(images), each)
-        facts = [of_all[k] for k in numbers]
+        per_source = order.shape[1]
+        all_facts = sample_facts(PROVENANCE_LOG.seeds(images), per_source)
+        facts = [all_facts[k] for k in numbers]
         names = [", ".join(f"{key} {number}" for key, number in sorted(fact.items())) for fact in facts]
         lines = [f"{name}: {value:.4g} {UNITS[by]}" for name, value in zip(names, values, strict=True)]
         facts = [{**fact, "score": f"{value:.4g}"} for fact, value in zip(facts, values, strict=True)]
         shown = gallery(self, images[numbers], facts, source)
-        summary = f"The {keep} best of {each}, by {by}." if keep < each else f"Sorted by {by}, best first."
+        summary = f"The {keep} best of {per_source}, by {by}." if keep < per_source else f"Sorted by {by}, best first."
         shown |= {"text": [*reasons, summary, "", *lines], "scores": finite(scores.flatten()), "order": numbers}
         return self.output(images[numbers], values, numbers, **shown)
 

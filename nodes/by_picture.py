@@ -23,10 +23,10 @@ def share(value: Any, places: list[int], count: int) -> Any:
     return value.unflatten(0, (count, -1))[places].flatten(0, 1)
 
 
-def in_order(parts: Sequence[Any], every: list[list[int]]) -> Any:
+def in_order(parts: Sequence[Any], places_per_part: list[list[int]]) -> Any:
     """Join tensors or lists, each made from the images at some places, in the order of the images."""
     of_images: dict[int, Any] = {}
-    for part, places in zip(parts, every, strict=True):
+    for part, places in zip(parts, places_per_part, strict=True):
         each = len(part) // len(places)
         of_images |= {place: part[k * each : (k + 1) * each] for k, place in enumerate(places)}
     ordered = [of_images[place] for place in sorted(of_images)]
@@ -34,26 +34,29 @@ def in_order(parts: Sequence[Any], every: list[list[int]]) -> Any:
 
 
 def with_reason(output: Any, reason: str) -> Any:
-    """Put why its model was chosen before the text of an output, which then recommends no other."""
+    """Put the reason for the choice of the model before the text of an output, and let it recommend no other model."""
     notes, text = output.ui["flowcore_notes"], output.ui["text"]
     text = [*notes, reason, *text[len(notes) :]]
     return io.NodeOutput(*output.args, ui=output.ui | {"text": text, "flowcore_better": []})
 
 
-def join(outputs: list[Any], every: list[list[int]], counted: int) -> Any:
-    """Join outputs, each made of the images at some places; the one of index `counted` has an item per picture."""
+def join(outputs: list[Any], places_per_part: list[list[int]], counted: int) -> Any:
+    """Join outputs of parts, each made of the images at some places; that of index `counted` has an item per picture.
+
+    Of numbers, which are decibels of consistency, the lowest counts.
+    """
     args = [
-        in_order(parts, every) if isinstance(parts[0], Tensor | list) else min(parts)
+        in_order(parts, places_per_part) if isinstance(parts[0], Tensor | list) else min(parts)
         for parts in zip(*(output.args for output in outputs), strict=True)
     ]
-    each = len(args[counted]) // sum(map(len, every))
+    each = len(args[counted]) // sum(map(len, places_per_part))
     ui: dict[str, list[Any]] = {}
     for name in outputs[0].ui:
         parts = [output.ui[name] for output in outputs]
         if name == "flowcore_gallery":
-            ui[name] = _join_galleries(parts, every, each)
+            ui[name] = _join_galleries(parts, places_per_part, each)
         elif name == "each":
-            ui[name] = in_order(parts, every)
+            ui[name] = in_order(parts, places_per_part)
         else:
             ui[name] = _distinct(_unfolded_first(parts) if name == "text" else parts)
     ui["text"] = _distinct([ui["flowcore_notes"], ui["text"]])
@@ -65,16 +68,18 @@ def _distinct(lists: list[list[Any]]) -> list[Any]:
 
 
 def _unfolded_first(texts: list[list[str]]) -> list[list[str]]:
-    """Move what each text has below its empty line, where the node folds it, behind all that is above one."""
+    """Put what the texts have above their empty lines first, then the rest, which the node folds."""
     folds = [text.index("") if "" in text else len(text) for text in texts]
     above = [text[:fold] for text, fold in zip(texts, folds, strict=True)]
     return above + [text[fold:] for text, fold in zip(texts, folds, strict=True)]
 
 
-def _join_galleries(galleries: list[list[dict[str, Any]]], every: list[list[int]], each: int) -> list[dict[str, Any]]:
+def _join_galleries(
+    galleries: list[list[dict[str, Any]]], places_per_part: list[list[int]], each: int
+) -> list[dict[str, Any]]:
     """Renumber the pictures, `each` of every image, in the order of the images."""
     by_number: dict[int, dict[str, Any]] = {}
-    for gallery, places in zip(galleries, every, strict=True):
+    for gallery, places in zip(galleries, places_per_part, strict=True):
         for entry in gallery:
             image, k = divmod(entry["number"] - 1, each)
             number = places[image] * each + k + 1

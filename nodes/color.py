@@ -41,7 +41,7 @@ BRIGHTENING_TILE = 1024  # pixels
 
 
 class FlowcoreColorize(ClipNode):
-    """All colorings of the first image, then of the second; or those of a clip."""
+    """Color images: all colorings of the first image, then of the second; or color a clip."""
 
     ALIASES = "colorize, colourize, colorise, colorization, black and white, restore old photo, color, ddcolor"
     ESSENTIALS = "Image Tools"
@@ -120,7 +120,7 @@ class FlowcoreColorize(ClipNode):
 
 
 class FlowcoreColorHints(FlowNode):
-    """Which colors you want, and where."""
+    """Say which colors you want, and where."""
 
     ALIASES = "color hints, strokes, scribble, palette, hex color, color picker, colorize"
     OUTPUTS = (FLOW_HINTS.Output("all_hints"),)
@@ -142,7 +142,7 @@ class FlowcoreColorHints(FlowNode):
         parts: list[Hints | None] = []
         color = color.strip()[:7]  # without the alpha of the host's picker
         rgb = torch.tensor(parse_color(color)).view(1, 3, 1, 1)
-        chosen = color if len(rgb.unique()) > 1 else None  # gray, the default, means no color
+        chosen = color if len(rgb.unique()) > 1 else None  # any gray, such as the default, means no color
         where = None if mask is None else mask.reshape(-1, 1, *mask.shape[-2:]).float().cpu()
         if strokes is None and where is not None and chosen:
             strokes = rgb.expand(len(where), -1, *where.shape[-2:])
@@ -172,7 +172,7 @@ class FlowcoreColorHints(FlowNode):
 
 
 class FlowcoreColorMemory(FlowNode):
-    """The colors of your own photographs."""
+    """Remember the colors of your own photographs."""
 
     ALIASES = "color memory, album, reference colors, exemplar, family photos, remember, color transfer"
     OUTPUTS = (FLOW_MEMORY.Output("all_memory"),)
@@ -201,7 +201,7 @@ class FlowcoreColorMemory(FlowNode):
 
 
 class FlowcoreEncodeColor(FlowNode):
-    """The latents of a picture's own colors."""
+    """Encode a picture's own colors as latents."""
 
     ALIASES = "encode color, palette transfer, color transfer, reference colors, color latents"
     OUTPUTS = (FLOW_LATENTS.Output("latents"),)
@@ -215,7 +215,7 @@ class FlowcoreEncodeColor(FlowNode):
 
 
 class FlowcoreApplyChroma(FlowNode):
-    """The colors of one picture on the exact luma of another, without a model."""
+    """Put the colors of one picture on the exact luma of another, without a model."""
 
     ALIASES = "apply chroma, luma, luminance, color blend, desaturate, grayscale, ycbcr"
     OUTPUTS = (io.Image.Output("merged"),)
@@ -232,7 +232,7 @@ class FlowcoreApplyChroma(FlowNode):
 
 
 class FlowcoreBrighten(PickingNode):
-    """Exposures of every image: all samples of the first image, then of the second."""
+    """Brighten images: all samples of the first image, then of the second."""
 
     MENU = "light"
     ALIASES = "brighten, low light, dark photo, night, night photo, exposure, llflow, enhance, underexposed"

@@ -22,7 +22,7 @@ NO_FACE = (
 
 
 class FlowcoreAlignFace(FlowNode):
-    """Faces that were detected, or those at given pairs of eyes, which web/js/eyes.js shows and changes."""
+    """Cut out faces: those detected, or those at given pairs of eyes, which web/js/eyes.js shows and changes."""
 
     ALIASES = "align face, crop face, face crop, face detailer, face restore, portrait, eyes"
     OUTPUTS = (io.Image.Output("aligned"), FLOW_FACE.Output("place"), io.BoundingBox.Output("face_boxes"))
@@ -62,8 +62,9 @@ class FlowcoreAlignFace(FlowNode):
             count = sum(len(eye_pairs[k % len(eye_pairs)]) for k in range(len(image)))
             check_memory(count, 3 * size * size, "faces", "Lower size, or pass fewer images.")
         faces, places = align_faces(image, eye_pairs, size=size, largest=largest, notify=notes)
-        (x, y), (u, v) = places[0].left_eye, places[0].right_eye
-        text = f"eyes at {x:.1f}, {y:.1f} and {u:.1f}, {v:.1f}; the face has {places[0].face:.0f} pixels"
+        (left_x, left_y), (right_x, right_y) = places[0].left_eye, places[0].right_eye
+        text = f"eyes at {left_x:.1f}, {left_y:.1f} and {right_x:.1f}, {right_y:.1f}; "
+        text += f"the face has {places[0].face:.0f} pixels"
         if len({place.left_eye for place in places}) > 1:
             sides = sorted(place.face for place in places)
             text = f"{len(places)} faces of {sides[0]:.0f} to {sides[-1]:.0f} pixels"
@@ -72,7 +73,7 @@ class FlowcoreAlignFace(FlowNode):
 
 
 class FlowcorePasteFace(PickingNode):
-    """Faces pasted back into their pictures."""
+    """Paste faces back into their pictures."""
 
     IS_OUTPUT_NODE = False  # unlike other nodes that show pictures, as ever
     ALIASES = "paste face, put face back, blend face, composite face, face restore, uncrop"
@@ -94,10 +95,10 @@ class FlowcorePasteFace(PickingNode):
         advice = "Pass fewer faces, or a smaller picture."
         check_memory(len(face), 3 * image.shape[-1] * image.shape[-2], "pictures", advice)
         pictures = paste_faces(image, face, place, feather=feather, photograph=photograph, notify=self.notes)
-        each = len(pictures) // place[0].images
-        seeds = PROVENANCE_LOG.seeds(face[:each])  # of the samples of the first face
-        known = len(seeds) == each and None not in seeds
-        facts = sample_facts([seeds[k % each] if known else None for k in range(len(pictures))], each)
+        per_image = len(pictures) // place[0].images
+        seeds = PROVENANCE_LOG.seeds(face[:per_image])  # of the samples of the first face
+        known = len(seeds) == per_image and None not in seeds  # the faces come from a run that is remembered
+        facts = sample_facts([seeds[k % per_image] if known else None for k in range(len(pictures))], per_image)
         return self.output(pictures, **gallery(self, pictures, facts, image if photograph is None else photograph))
 
 

@@ -95,7 +95,7 @@ EXAMPLES = widgets.file_choice(
 
 
 class FlowcoreExample(FileNode):
-    """A picture, a batch, a film or a folder of the pack or of the input folder."""
+    """Load a picture, batch, film or folder, of the pack or of the input folder."""
 
     MENU = "loaders"
     ALIASES = "example, sample image, demo picture, test image, photograph, load image, flow"
@@ -134,7 +134,7 @@ class FlowcoreExample(FileNode):
             batches = [torch.cat(batches)]
         if picture in FILMS:
             batches = [_pan(batches[0], *FILMS[picture])]
-        # The folder to train on; of a file directly in the input folder, only that file.
+        # The output `folder` is what to train on: a file directly in the input folder, else the folder of the files.
         is_file = path == input_path(picture)
         return self.output(
             [extend_over_blank(pixels[:, :3], pixels[:, 3:]) for pixels in batches],
@@ -203,7 +203,7 @@ def _pan(picture: Tensor, frames: int, size: tuple[int, int], tall: int) -> Tens
 
 
 class FlowcoreFolder(FlowNode):
-    """Every picture of a folder, with its metadata, except those whose results exist already."""
+    """Process every picture of a folder, with its metadata, except those whose results exist already."""
 
     MENU = "batch"
     ALIASES = "folder, batch folder, directory, bulk, upscale folder, colorize folder, exif, load images"
@@ -247,7 +247,8 @@ class FlowcoreFolder(FlowNode):
             stop_if_cancelled()
             if isinstance(result, Exception):
                 notes(f"{job.source.name}: {result}")
-            count["made" if isinstance(result, Outputs) else "there already" if result is None else "failed"] += 1
+            outcome = "made" if isinstance(result, Outputs) else "failed"
+            count["there already" if result is None else outcome] += 1
 
         for part, its_pictures in parts:
             work = _work(part, temperature, seed, samples)
@@ -287,6 +288,7 @@ def _divide(model: ModelByPicture, pictures: list[InputFile]) -> list[tuple[Host
 
 
 def _work(model: HostModel, temperature: float | None, seed: int, samples: int) -> Work:
+    """Describe what to make of each picture."""
     flow, colorizes = model.flow, "colorize" in model.flow.capabilities.tasks
     from_model = ["detail", "coherence", "saturation"] if colorizes else ["calm_edges"]
     from_model += ["guide_strength"] if flow.guide is not None and not colorizes else []
@@ -305,6 +307,7 @@ def _work(model: HostModel, temperature: float | None, seed: int, samples: int) 
 
 
 def _results(names: list[str], picture: Path) -> list[str]:
+    """Name the results of a picture; `names` are the parts that tell them apart."""
     stem, frame = split_name(picture.name)
     return [f"{stem}{name}{frame}.png" for name in names]
 
@@ -320,7 +323,7 @@ def _leads_out(job: Job) -> str:
 
 
 class FlowcoreSave(FlowNode):
-    """Pictures saved to new files, with all bits, alpha and metadata."""
+    """Save pictures to new files, with all bits, alpha and metadata."""
 
     MENU = "image"
     ALIASES = "save image, save picture, 16 bit, export image, tiff, exif, icc profile, alpha"
@@ -353,6 +356,7 @@ class FlowcoreSave(FlowNode):
         batch = ImageBatch(images.cpu())
         rgb, alpha = batch.rgb, batch.alpha
         if mask is not None and bool(mask.any()):  # loaders give a mask of zeros if nothing is transparent
+            # One mask for every so many pictures; for other numbers, `from_mask` says what it expects.
             alpha = 1 - from_mask(mask, len(mask) if len(rgb) % max(1, len(mask)) == 0 else len(rgb))
         pictures, files = append_alpha(rgb, alpha), _named_pictures(source) or [None]
         if len(pictures) % len(files):

@@ -26,14 +26,14 @@ from .sockets import FLOW_LATENTS, HarmonizeModel, Image, Latents, SampleModel, 
 SUFFIX = ".safetensors"
 SUBFOLDER = "latents"  # of the input folder, and where Save Flow Latents puts its files in the output folder
 
-path = partial(widgets.choice, "slerp", "linear", "norm", advanced=True)  # between two latents
-normalized_per = partial(widgets.choice, "local", "channel", "level", default="level")
+path_choice = partial(widgets.choice, "slerp", "linear", "norm", advanced=True)  # between two latents
+per_choice = partial(widgets.choice, "local", "channel", "level", default="level")
 Style = Annotated[float, widgets.slider(0.0, -3.0, 3.0, 0.1)]
 FaceStyle = Annotated[float, widgets.slider(0.0, -3.0, 3.0, 0.1, optional=True)]
 
 
 class FlowcoreInterpolate(FlowNode):
-    """A walk from one image to another, frame by frame."""
+    """Walk from one image to another, frame by frame."""
 
     ALIASES = "interpolate latents, morph, slerp, animation, latent walk, blend, tween"
     OUTPUTS = (FLOW_LATENTS.Output("frames_of_latents"),)
@@ -43,7 +43,7 @@ class FlowcoreInterpolate(FlowNode):
         a: Latents,
         b: Latents,
         frames: Annotated[int, widgets.integer(16, 2, 512)],
-        mode: Annotated[operations.Mode, path()],
+        mode: Annotated[operations.Mode, path_choice()],
         coarse_first: Annotated[float, widgets.number(0.0, 0.0, 1.0, 0.01, optional=True, advanced=True)],
         loop: widgets.Switch,
     ) -> Any:
@@ -59,15 +59,16 @@ class FlowcoreInterpolate(FlowNode):
         walk: list[list[Tensor]] = []
         for t in positions:
             stop_if_cancelled()
-            each = [min(1.0, max(0.0, (t - c * (1 - depth)) / (1 - c))) for depth in depths]
-            walk.append(operations.interpolate(a.levels, b.levels, each if len(each) > 1 else [t], mode=mode))
+            ts = [min(1.0, max(0.0, (t - c * (1 - depth)) / (1 - c))) for depth in depths]
+            ts = ts if len(ts) > 1 else [t]  # a single level has nothing to run ahead of
+            walk.append(operations.interpolate(a.levels, b.levels, ts, mode=mode))
         levels = [torch.stack(level, 1).flatten(0, 1) for level in zip(*walk, strict=True)]  # frames of pair 0 first
         labels, source = _along_walk(a, b, positions, self.notes)
         return self.output(replace(a, levels=levels, labels=labels, source=source))
 
 
 class FlowcoreMixLatents(FlowNode):
-    """The composition of one image with the texture of another."""
+    """Join the composition of one image with the texture of another."""
 
     ALIASES = "mix latents, blend latents, style mixing, combine latents, merge latents"
     OUTPUTS = (FLOW_LATENTS.Output("mixed"),)
@@ -94,7 +95,7 @@ class FlowcoreMixLatents(FlowNode):
 
 
 class FlowcoreVaryLatents(FlowNode):
-    """Similar images."""
+    """Vary latents a little, for similar images."""
 
     ALIASES = "vary latents, variation, variation seed, similar image, subseed"
     OUTPUTS = (FLOW_LATENTS.Output("varied"),)
@@ -112,7 +113,7 @@ class FlowcoreVaryLatents(FlowNode):
 
 
 class FlowcoreNormalizeLatents(FlowNode):
-    """Latents with the statistics that the model expects."""
+    """Give latents the statistics that the model expects."""
 
     ALIASES = "normalize latents, normalise latents, restore, harmonize, content transfer"
     OUTPUTS = (FLOW_LATENTS.Output("normalized"),)
@@ -122,7 +123,7 @@ class FlowcoreNormalizeLatents(FlowNode):
         self,
         latents: Latents,
         strength: Annotated[float, widgets.number(1.0, 0.0, 1.0, 0.01)],
-        per: Annotated[operations.Per, normalized_per()],
+        per: Annotated[operations.Per, per_choice()],
         window: widgets.Window,
     ) -> Any:
         levels = operations.normalize(latents.levels, strength, per, window=window)
@@ -130,7 +131,7 @@ class FlowcoreNormalizeLatents(FlowNode):
 
 
 class FlowcoreScaleLatents(FlowNode):
-    """Calmer or livelier images."""
+    """Scale latents, for calmer or livelier images."""
 
     ALIASES = "scale latents, multiply latents, temperature, calm, smooth"
     OUTPUTS = (FLOW_LATENTS.Output("scaled"),)
@@ -144,7 +145,7 @@ class FlowcoreScaleLatents(FlowNode):
 
 
 class FlowcoreStyle(LiveNode):
-    """The same content in another style."""
+    """Change the style of latents, and keep their content."""
 
     ALIASES = "style, bold, slant, smile, age, attribute, edit latents, latent direction, slider"
     OUTPUTS = (FLOW_LATENTS.Output("styled"),)
@@ -176,7 +177,7 @@ class FlowcoreStyle(LiveNode):
 
 
 class FlowcoreAttributeDirection(FlowNode):
-    """The direction from images without an attribute to images with it."""
+    """Find the direction from images without an attribute to images with it."""
 
     ALIASES = "attribute, direction, latent direction, concept, edit, steering vector"
     OUTPUTS = (FLOW_LATENTS.Output("direction"),)
@@ -213,7 +214,7 @@ class FlowcoreAttributeDirection(FlowNode):
 
 
 class FlowcoreLatentExplorer(LiveNode):
-    """One image from the square between two to four others."""
+    """Choose an image from the square between two to four others."""
 
     ALIASES = "latent explorer, 2d pad, xy pad, morph, blend four, interpolate latents"
     OUTPUTS = (FLOW_LATENTS.Output("explored"),)
@@ -245,7 +246,7 @@ class FlowcoreLatentExplorer(LiveNode):
 
 
 class FlowcoreMorph(FlowNode):
-    """A film through a batch or a list of pictures."""
+    """Make a film that morphs through a batch or a list of pictures."""
 
     ALIASES = "morph, morphing, animation, film, transition, blend photographs, glow, tween"
     OUTPUTS = (io.Image.Output("film"),)
@@ -257,7 +258,7 @@ class FlowcoreMorph(FlowNode):
         model: SampleModel,
         frames: Annotated[int, widgets.integer(24, 2, 512)],
         loop: Annotated[bool, widgets.switch(default=True)],
-        mode: Annotated[operations.Mode, path(optional=True)],
+        mode: Annotated[operations.Mode, path_choice(optional=True)],
         fit: Annotated[Fit, widgets.choice("resize", "crop", optional=True, advanced=True)],
     ) -> Any:
         flow, count = model.flow, sum(map(len, images)) * frames
@@ -270,7 +271,7 @@ class FlowcoreMorph(FlowNode):
 
 
 class FlowcoreHarmonize(FlowNode):
-    """An edited picture with the texture that the model expects."""
+    """Give an edited picture the texture that the model expects."""
 
     ALIASES = "harmonize, blend edit, content transfer, restore, restoration, remove dither, clean up, composite"
     OUTPUTS = (io.Image.Output("harmonized"),)
@@ -280,7 +281,7 @@ class FlowcoreHarmonize(FlowNode):
         image: Image,
         model: HarmonizeModel,
         strength: Annotated[float, widgets.slider(1.0, 0.0, 1.0)],
-        per: Annotated[operations.Per, normalized_per(optional=True)],
+        per: Annotated[operations.Per, per_choice(optional=True)],
         window: widgets.Window,
     ) -> Any:
         count, _, height, width = image.shape
@@ -290,7 +291,7 @@ class FlowcoreHarmonize(FlowNode):
 
 
 class FlowcoreSaveLatents(FlowNode):
-    """Latents to a file."""
+    """Save latents to a file."""
 
     ALIASES = "save latents, export latents, store latents"
     REPORTS = False
@@ -311,7 +312,7 @@ class FlowcoreSaveLatents(FlowNode):
 
 
 class FlowcoreLoadLatents(FileNode):
-    """Latents from a file."""
+    """Load latents from a file."""
 
     ALIASES = "load latents, import latents, open latents"
     OUTPUTS = (FLOW_LATENTS.Output("latents"), io.String.Output("info"))

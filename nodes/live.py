@@ -1,8 +1,8 @@
 """Live pictures: rerun a node with other numbers while sliders are dragged on the page.
 
-They use the values that a run has kept, and its model wherever the host keeps that now. Nodes of latents decode them;
-nodes of one picture make it again: a small copy if that shows what changes, else a detail at the place in view. Queued
-runs go first, and a newer request for the same run cancels an older one.
+They reuse the inputs of the node's last run, and its model on whatever device that is now. Nodes of latents decode
+them; nodes of one picture make it again: a small copy if that shows what changes, else a detail at the place in view.
+Queued runs go first, and a newer request for the same run cancels an older one.
 """
 
 import math
@@ -33,7 +33,7 @@ MAX_VALUES = 3 * 2**16  # in one picture: 256x256 pixels in color
 MAX_SOURCE = 2**22  # values of a source picture that is kept
 SMALL, DETAIL = 384, 48  # pixels: the longer side of a small copy, and the side of a detail
 
-OK, WRONG, GONE, BUSY, IMPOSSIBLE = 200, 400, 404, 409, 422
+OK, WRONG, GONE, BUSY, IMPOSSIBLE = 200, 400, 404, 409, 422  # HTTP statuses
 
 
 class LiveNode(FlowNode):
@@ -136,7 +136,7 @@ def _answer(run: LiveRun, request: Request, cancelled: Callable[[], bool]) -> An
             return GONE, b""
         models = {each.id: model for each in run.node.SCHEMA.inputs if str(each.get_io_type()) == "FLOW_MODEL"}
         values, node = {**run.values, **models, **numbers}, run.node()
-        node.__dict__["notes"] = _Silent(cancelled)  # past the host's lock on attributes, as below
+        node.__dict__["notes"] = _Silent(cancelled)  # not by setattr, which the host forbids; as below
         with torch.inference_mode():  # as the host runs its nodes
             if not isinstance(node, LiveNode):
                 return OK, _rerun(node, values, request)
@@ -188,8 +188,8 @@ def _rerun(node: FlowNode, values: dict[str, Any], request: Request) -> bytes:
     shares = left / width, top / height, right / width, bottom / height
     picture = node.run(**{key: _crop(value, *shares) for key, value in values.items()})[0]
     scale = picture.shape[-1] / (right - left)
-    left, top, right, bottom = (round(scale * side) for side in (left, top, width - right, height - bottom))
-    return png(picture, (left, top, right, bottom))
+    before, above, after, below = (round(scale * side) for side in (left, top, width - right, height - bottom))
+    return png(picture, (before, above, after, below))
 
 
 def _pictures_alone(pictures: Tensor, *_: Any, **_facts: Any) -> Tensor:

@@ -38,7 +38,7 @@ def _model_files() -> list[tuple[str, Path]]:
 def _facts_for_page() -> dict[str, Any]:
     """Collect what the file of each model states, for web/js/models.js."""
     facts = {name: _read_facts(path, file_fingerprint(path)) for name, path in _model_files()}
-    facts = {name: of_file for name, of_file in facts.items() if of_file}
+    facts = {name: of_file for name, of_file in facts.items() if of_file}  # keys as in `_read_facts`
     clean, damaged = (facts[name]["own"] for name in (FOR_CLEAN, FOR_DAMAGED))
     in_common = {name: value for name, value in clean.items() if damaged.get(name) == value}
     facts[SUITING] = {"tasks": [BY_PICTURE], "styles": [], "own": in_common}
@@ -69,7 +69,7 @@ MODELS = widgets.file_choice(lambda: [SUITING, *model_choices()], _facts_for_pag
 
 
 class FlowcoreLoadModel(FileNode):
-    """A model file or a shipped model, as a FLOW_MODEL."""
+    """Load a model file or a shipped model, as a FLOW_MODEL."""
 
     ALIASES = "flow, srflow, load srflow, normalizing flow, super resolution, upscale model, colorizer"
     OUTPUTS = (FLOW_MODEL.Output("model"), io.String.Output("info"))
@@ -108,7 +108,7 @@ def _load_shipped(name: str) -> HostModel:
 
 
 class FlowcoreLoadRecipe(FileNode):
-    """The model, temperature and seed that made a PNG file."""
+    """Load the model, temperature and seed that made a PNG file."""
 
     ALIASES = "recipe, metadata, png info, seed, reproduce, flow, load image"
     OUTPUTS = (
@@ -156,6 +156,7 @@ class FlowcoreLoadRecipe(FileNode):
 
 
 def _facts(flow: flowcore.FlowModel) -> dict[str, Any]:
+    """Describe a flow for the node and its output `info`."""
     config = flow.config
     labels = ", ".join(f"{number} {name}" for number, name in enumerate(label_names(flow)))
     facts = {

@@ -48,11 +48,12 @@ def _inputs(run: Callable[..., Any]) -> dict[str, tuple[Callable[[str], Any], bo
 
 
 class FlowNode(io.ComfyNode):
-    """A node. Each run makes an instance and passes a value for every input to its method `run`.
+    """A node. The host calls `execute`, which checks the values and passes them by `answer` to `run` of a new instance.
 
-    The annotations of `run` describe the inputs: `Annotated[type, describe]`, where `describe(name)` returns the host's
-    input, or a class of `WIRES` in `sockets.py`; `... | None` is an optional input. If any input is a `list[...]`, the
-    node runs once for the whole list, and the other inputs take their first value. The node's id is the name of the
+    The annotations of `run` describe the inputs. Each is `Annotated[type, describe]`, where `describe(name)` returns
+    the host's input, such as `samples: Annotated[int, widgets.integer(1, 1, 64)]`; or it is a class of `WIRES` in
+    `sockets.py`. `... | None` is an optional input. If any input is a `list[...]`, the node runs once for the whole
+    list, and the other inputs take their first value. `run` returns `output(...)`. The node's id is the name of the
     class, and its texts come from the English locale.
     """
 
@@ -70,15 +71,15 @@ class FlowNode(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> Any:
-        # The host runs a clone of the class, which has another name.
+        # The host runs a clone of the class under another name, so its bases have the id.
         node_id = next((kind.__name__ for kind in cls.__mro__ if kind.__name__ in WORDS), cls.__name__)
         words, annotated = WORDS[node_id], _inputs(cls.run)
         inputs = [describe(name) for name, (describe, _) in annotated.items()]
         outputs = [copy(output) for output in cls.OUTPUTS]  # two nodes may share them, with texts of their own
-        texts = [words["inputs"][described.id] for described in inputs]
+        texts = [words["inputs"][spec.id] for spec in inputs]
         texts += [words["outputs"][str(place)] for place in range(len(outputs))]
-        for described, text in zip([*inputs, *outputs], texts, strict=True):
-            described.display_name, described.tooltip = text["name"], text["tooltip"]
+        for spec, text in zip([*inputs, *outputs], texts, strict=True):
+            spec.display_name, spec.tooltip = text["name"], text["tooltip"]
         return io.Schema(
             node_id=node_id,
             display_name=words["display_name"],
@@ -100,24 +101,24 @@ class FlowNode(io.ComfyNode):
             return cls().answer(cls.validated(values))
         except FlowError as error:
             # The host shows the class of an error with its module, which here would be a path on the server.
-            shown_error = type(type(error).__name__, (FlowError,), {"__module__": "flowcore"})
-            raise shown_error(str(error)) from error
+            error_class = type(type(error).__name__, (FlowError,), {"__module__": "flowcore"})
+            raise error_class(str(error)) from error
 
     @classmethod
     def validated(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Check values against the schema, drop unknown ones, and fill in defaults."""
         result: dict[str, Any] = {}
-        for described in cls.SCHEMA.inputs:  # which the host has built by `define_schema`
-            name, is_list = described.id, _inputs(cls.run)[described.id][1]
+        for spec in cls.SCHEMA.inputs:  # which the host has built by `define_schema`
+            name, (_, is_list) = spec.id, _inputs(cls.run)[spec.id]
             if name in values:
-                every = values[name] if cls.SCHEMA.is_input_list else [values[name]]
-                valid = [_validated(described, value) for value in every]
-            elif described.optional:
-                is_widget = str(described.get_io_type()) in WIDGETS
-                valid = [_or_model_value(described, described.default) if is_widget else None]
+                received = values[name] if cls.SCHEMA.is_input_list else [values[name]]  # then the host passes lists
+                valid = [_validated(spec, value) for value in received]
+            elif spec.optional:
+                is_widget = str(spec.get_io_type()) in WIDGETS
+                valid = [_or_model_value(spec, spec.default) if is_widget else None]
             else:
                 raise FlowError(f"{name} is missing: nothing came through its wire. Connect it.")
-            result[name] = valid if is_list and valid != [None] else valid[0]
+            result[name] = valid if is_list and valid != [None] else valid[0]  # [None]: no wire
         return result
 
     @classmethod
@@ -133,9 +134,9 @@ class FlowNode(io.ComfyNode):
         return self.run(**values)
 
     def output(self, *values: Any, **ui: Any) -> Any:
-        """Return the host's output: values, with pictures (B, C, H, W) as IMAGE, and `ui`, its text after the notes.
+        """Build the host's NodeOutput: pictures (B, C, H, W) become IMAGEs, and the notes come before the text in `ui`.
 
-        The node folds whatever comes after an empty line of the text.
+        The node folds everything after the first empty line of the text.
         """
         if "text" in ui or self.notes.lines:  # the keys of all runs over a list must be the same
             ui["text"] = [*self.notes.lines, *ui.get("text", [])]
@@ -143,7 +144,7 @@ class FlowNode(io.ComfyNode):
             ui["flowcore_notes"] = self.notes.lines
         return io.NodeOutput(*map(_to_wire, self.OUTPUTS, values), ui=ui or None)
 
-    @cached_property  # which writes past the host's lock on attributes
+    @cached_property  # writes into `__dict__`, because the host forbids setting attributes of a node
     def notes(self) -> Notes:
         return Notes(self.SCHEMA.display_name, self.hidden.unique_id)
 
@@ -196,22 +197,22 @@ def _to_wire(output: Any, value: Any) -> Any:
     return [*map(to_image, value)] if isinstance(value, list) else to_image(value)
 
 
-def _validated(described: Any, value: Any) -> Any:
+def _validated(spec: Any, value: Any) -> Any:
     # ComfyUI checks only what is typed into widgets (but lets NaN pass), and nothing that comes through a wire.
-    name, kind = described.id, str(described.get_io_type())
-    if isinstance(value, ModelByPicture) and BY_PICTURE not in described.extra_dict.get(TASKS, ()):
+    name, kind = spec.id, str(spec.get_io_type())
+    if isinstance(value, ModelByPicture) and BY_PICTURE not in spec.extra_dict.get(TASKS, ()):
         raise FlowError(
             f"{name}: the upscaler that suits the picture works only in nodes that enlarge pictures; this node needs a "
             "specific model. Choose one in Load Flow Model, such as srflow-x4."
         )
     if kind in SOCKETS:
-        return None if value is None and described.optional else SOCKETS[kind](value, name)
+        return None if value is None and spec.optional else SOCKETS[kind](value, name)
     if kind in ("INT", "FLOAT"):
         number = _integer(value, name) if kind == "INT" else _finite(value, name)
-        least, most = described.min, described.max
+        least, most = spec.min, spec.max
         if (least is not None and number < least) or (most is not None and number > most):
             raise FlowError(f"{name} must be from {least} to {most}; got {number:.6g}. Choose a value in that range.")
-        return _or_model_value(described, number)
+        return _or_model_value(spec, number)
     if kind == "BOOLEAN" and not isinstance(value, bool):
         raise FlowError(f"{name} must be on or off; got {shown(value)}. Send true or false.")
     if kind in ("STRING", "COMBO", "COLOR"):
@@ -221,15 +222,15 @@ def _validated(described: Any, value: Any) -> Any:
             value.encode()
         except UnicodeEncodeError:
             raise FlowError(f"{name} contains half of a character (a lone surrogate). Type it again.") from None
-        options = getattr(described, "options", None)
+        options = getattr(spec, "options", None)
         if options is not None and not isinstance(options, FileNames) and value not in options:
             raise FlowError(f"{name} must be one of {', '.join(options)}; got {shown(value)}.")
     return value
 
 
-def _or_model_value(described: Any, value: Any) -> Any:
+def _or_model_value(spec: Any, value: Any) -> Any:
     """Return None, which leaves the value to the model, for a value below 0 on a slider that starts at `FROM_MODEL`."""
-    return None if getattr(described, "min", None) == FROM_MODEL and value < 0 else value
+    return None if getattr(spec, "min", None) == FROM_MODEL and value < 0 else value
 
 
 def _integer(value: Any, name: str) -> int:

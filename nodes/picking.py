@@ -58,15 +58,15 @@ class PickingNode(FlowNode):
 
     def _run_per_model(self, parts: list[SuitedImages], values: dict[str, Any]) -> Any:
         """Make all pictures, each with the model that suits it, in the order of the images."""
-        values["model"] = parts[0].model
+        values["model"] = parts[0].model  # in the values of `answer`, too, for live pictures of a single image
         if len(parts) == 1:
             return with_reason(self._run_cached(values), parts[0].reason)
-        outputs, whole, done, count = list[Any](), Progress(values["image"]), 0, len(values["image"])
+        outputs, progress, done, count = list[Any](), Progress(values["image"]), 0, len(values["image"])
         for model, places, reason in parts:
-            self.notes.progress = whole.part(done / count, len(places) / count)
+            self.notes.progress = progress.part(done / count, len(places) / count)
             done += len(places)
-            of_places = {name: share(value, places, count) for name, value in values.items()}
-            outputs.append(with_reason(self._run_cached({**of_places, "model": model}), reason))
+            part_values = {name: share(value, places, count) for name, value in values.items()}
+            outputs.append(with_reason(self._run_cached({**part_values, "model": model}), reason))
         return join(outputs, [part.places for part in parts], self.PICKED[0])
 
     def _run_cached(self, values: dict[str, Any]) -> Any:
@@ -179,7 +179,7 @@ class ClipNode(PickingNode):
 
     RECORDS = True
     AS_CLIP = True
-    OF_VIDEO: ClassVar[dict[str, Any]] = {}  # values that a VIDEO sets
+    OF_VIDEO: ClassVar[dict[str, Any]] = {}  # values of other inputs if `image` is a VIDEO
 
     @classmethod
     def execute(cls, **values: Any) -> Any:
@@ -238,7 +238,7 @@ class ProvenanceLog:
                     _put(pnginfo, name, entry)
 
     def seeds(self, images: Tensor) -> list[int | None]:
-        """Return the seed of each picture (B, C, H, W); None if its run is not remembered."""
+        """Return the seed of each picture (B, C, H, W), found by its fingerprint; None if its run is not remembered."""
         known: dict[str, int] = {}
         with self._lock:
             for entry in reversed(self._written.values()):

@@ -22,7 +22,7 @@ RED = torch.tensor([1.0, 0.1, 0.1])[:, None, None]
 
 
 class FlowcorePaintHints(FlowNode):
-    """Colors painted on a picture, as hints."""
+    """Paint colors on a picture, as hints."""
 
     MENU = "painting"
     ALIASES = "brush, paint, color brush, color hints, scribble, strokes, color picker, colorize"
@@ -42,7 +42,7 @@ class FlowcorePaintHints(FlowNode):
 
 
 class FlowcorePaintTemperature(FlowNode):
-    """A mask painted on a picture: where it should be calm and where lively."""
+    """Paint a mask on a picture: where it should be calm and where lively."""
 
     MENU = "painting"
     ALIASES = "brush, paint, paint temperature, paint mask, mask editor, draw mask, local detail"
@@ -65,7 +65,7 @@ class FlowcorePaintTemperature(FlowNode):
 
 
 class FlowcoreFindScratches(FlowNode):
-    """Where a scan has scratches and dust, as a mask."""
+    """Find scratches and dust in a scan, as a mask."""
 
     MENU = "repair"
     ALIASES = "scratches, dust, detect scratches, old photo, scan, film, spots, mask"
@@ -80,7 +80,7 @@ class FlowcoreFindScratches(FlowNode):
 
 
 class FlowcoreRepair(PickingNode):
-    """Repairs of every image: all samples of the first image, then of the second."""
+    """Repair images: all samples of the first image, then of the second."""
 
     MENU = "repair"
     ALIASES = "repair, inpaint, scratches, dust, old photo, restore, heal, spot removal, clone, remove scratches"

@@ -30,7 +30,7 @@ from .sockets import FLOW_LATENTS, EncodingModel, Image, Latents, SampleModel, c
 
 
 class FlowcoreSample(PickingNode):
-    """Images from nothing but a seed, and their latents."""
+    """Make images from nothing but a seed, and give their latents."""
 
     PICKED = (0, 1)
     ALIASES = "flow, glow, real nvp, generate image, normalizing flow, random image, mnist"
@@ -63,7 +63,7 @@ class FlowcoreSample(PickingNode):
         options: dict[str, Any] = {"snapped": snap, "guidance": guidance, "denoise": denoise}
         options |= self.notes.task_options()
         images = sample(flow, samples, size=size, temperature=taus, seed=seed, labels=numbers, **options)
-        levels = sample_latents(flow.latent_shapes(*size), samples, taus, seed)  # the same draw again
+        levels = sample_latents(flow.latent_shapes(*size), samples, taus, seed)  # as `sample` has drawn them
         return self.show_samples(images, seed, samples, None, model.latents(levels, labels=numbers))
 
 
@@ -76,7 +76,7 @@ GRID_OUTPUTS = (
 
 
 class FlowcoreSampleGrid(FlowNode):
-    """The same seeds at several temperatures, on one sheet."""
+    """Show the same seeds at several temperatures, on one sheet."""
 
     ALIASES = "temperature, xy plot, grid, contact sheet, compare temperatures, glow, generate image"
     OUTPUTS = GRID_OUTPUTS
@@ -101,14 +101,15 @@ class FlowcoreSampleGrid(FlowNode):
             options |= {"labels": numbers, "snapped": snap}
             rows.append(sample(flow, seeds, size=size, temperature=tau, seed=seed, **options))
         pictures, column_seeds = torch.cat(rows), [(seed + k) % 2**64 for k in range(seeds)]
-        names = [f"temperature {tau:g}" for tau in taus], [f"seed {k}" for k in column_seeds]
-        sheet = contact_sheet(pictures.expand(-1, 3, -1, -1), *names)
-        each = [tau for tau in taus for _ in column_seeds], column_seeds * len(taus)
-        return self.output(sheet[None], pictures, *each, text=[], temperatures=taus, seeds=column_seeds)
+        row_names, column_names = [f"temperature {tau:g}" for tau in taus], [f"seed {k}" for k in column_seeds]
+        sheet = contact_sheet(pictures.expand(-1, 3, -1, -1), row_names, column_names)
+        each_tau, each_seed = [tau for tau in taus for _ in column_seeds], column_seeds * len(taus)
+        shown = {"text": [], "temperatures": taus, "seeds": column_seeds}
+        return self.output(sheet[None], pictures, each_tau, each_seed, **shown)
 
 
 class FlowcoreEncode(FlowNode):
-    """The latents of images, and how exactly they decode."""
+    """Encode images as latents, and measure how exactly they decode."""
 
     ALIASES = "flow, glow, encode image, invert image, image to latents, vae encode, latents"
     OUTPUTS = (FLOW_LATENTS.Output("latents"), io.Float.Output("error"), io.Image.Output("encoded"))
@@ -128,7 +129,7 @@ class FlowcoreEncode(FlowNode):
         notes, progress = self.notes, Progress()
         small = None if source is None else source.cpu()
         prepared = prepare_input(model.flow, image.cpu(), fit=fit, label=label, source=small, notify=notes)
-        noisy = getattr(model.flow.config, "noise", 0.0)  # visibly, so "auto" leaves it out
+        noisy = getattr(model.flow.config, "noise", 0.0)  # of training: it is visible, so "auto" does not add it
         if dequantize == "on" or (dequantize == "auto" and model.flow.classes and not noisy):
             prepared = replace(prepared, pixels=dequantized_image(model.flow, prepared.pixels))
         count, _, *size = prepared.pixels.shape
@@ -139,7 +140,8 @@ class FlowcoreEncode(FlowNode):
         error = float((decoded - prepared.pixels).abs().max())
         measured = statistics(levels)
         means, stds = ([float(getattr(level, name).mean()) for level in measured] for name in ("mean", "std"))
-        lines = [f"Decoded again, it is {'nearly ' * (error > 1 / 255)}the same picture.", ""]
+        nearly = "nearly " if error > 1 / 255 else ""
+        lines = [f"Decoded again, it is {nearly}the same picture.", ""]
         lines.append(f"largest error of image -> latents -> image: {error:.3g}")
         ends = {0: " (finest)", len(means) - 1: " (deepest)"} if len(means) > 1 else {}
         for number, (mean, std) in enumerate(zip(means, stds, strict=True)):
@@ -158,7 +160,7 @@ class FlowcoreEncode(FlowNode):
 
 
 class FlowcoreDecode(FlowNode):
-    """The images of latents, with their own labels and source or with others."""
+    """Decode latents to images, with their own labels and source or with others."""
 
     ALIASES = "flow, glow, decode latents, latents to image, style transfer, vae decode"
     OUTPUTS = (io.Image.Output("images"),)

@@ -1,4 +1,4 @@
-"""What travels along wires: our own values, the host's IMAGE, VIDEO and MASK, and annotations of inputs for them."""
+"""The values that nodes pass to each other, the annotations that declare such inputs, and checks of what arrives."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class HostModel:
 
     @cached_property
     def sha256(self) -> str:
-        """Fingerprint of the parameters; computed once, a second per few hundred megabytes."""
+        """Fingerprint of the parameters, by which `LOADED` finds it; takes a second per few hundred megabytes, once."""
         sha256 = model_sha256(self.flow)
         LOADED[sha256] = self
         return sha256
@@ -96,7 +96,7 @@ class ModelByPicture:
             damage = describe_damage(image)
             damages.setdefault(FOR_DAMAGED if damage else FOR_CLEAN, {})[place] = damage
         result: list[SuitedImages] = []
-        for name, by_place in damages.items():
+        for name, by_place in damages.items():  # the rest writes a sentence, such as "srflow-x4: image 2 is clean"
             several = len(by_place) > 1
             which = "this clip" if as_clip else "this picture" if len(images) == 1 else f"image {next(iter(by_place))}"
             if several:
@@ -220,6 +220,8 @@ def shown(value: Any) -> str:
 
 
 def _expect(is_valid: Callable[[Any], Any], expected: str, advice: str = "Connect that node.") -> Any:
+    """Return a function for `SOCKETS` that refuses values that are not valid."""
+
     def check(value: Any, _: str) -> Any:
         if not is_valid(value):
             raise FlowError(f"Expected {expected}; got {type(value).__name__}. {advice}")

@@ -39,7 +39,7 @@ def _recipes() -> list[str]:
 
 
 class FlowcoreTrain(FlowNode):
-    """A model trained on a folder of images, which is also saved in models/flows."""
+    """Train a model on a folder of images, and save it in models/flows."""
 
     ALIASES = "train, training, fine-tune, finetune, flow, train srflow, own model, learn"
     OUTPUTS = (FLOW_MODEL.Output("model"), io.Image.Output("sheet"), io.Image.Output("curve"), io.String.Output("info"))
@@ -111,13 +111,13 @@ class FlowcoreTrain(FlowNode):
         file = start_file if start_file is not None and kept_start else run.target
         self._note_outcome(run, result, kept_start)
         flow, sheet, rows = flowcore.load(file), run.last_sheet(), run.history()
-        facts = _facts(result, flow, rows, file, trained_on, kept_start)
+        lines = _describe(result, flow, rows, file, trained_on, kept_start)
         return self.output(
             HostModel(wrap(flow), kept_start or run.target.name),
             _picture(sheet),
             _picture(run.folder / "curve.png"),
-            "\n".join([*self.notes.lines, *facts]),
-            text=["\n".join(facts)],
+            "\n".join([*self.notes.lines, *lines]),
+            text=["\n".join(lines)],
             images=[output_record(sheet)] if sheet else [],
             steps=[int(row["step"]) for row in rows],
             stage=[row["stage"] for row in rows],
@@ -160,7 +160,7 @@ def _verdict(result: Result) -> str:
     return f"{result.verdict[:1].upper()}{result.verdict[1:]}{result.files.say_where()}."
 
 
-def _facts(
+def _describe(
     result: Result, flow: FlowModel, rows: list[dict[str, str]], file: Path, trained_on: str, kept_start: str
 ) -> list[str]:
     """Describe a training: a summary, and below an empty line, where the node folds them, the numbers."""

@@ -45,7 +45,7 @@ from .sockets import (
 
 MAX_MEGAPIXELS = 400  # of a picture without longest_side: 4.8 GB of memory
 MIN_DIVERSITY = 1.0  # in 1/255; samples that differ less look alike
-SAME, ALIKE = 48, 32  # decibels from which a picture is called the same, and nearly the same
+SAME, NEARLY_SAME = 48, 32  # decibels from which a picture shrunk again is called so
 ORDINARY_TILE = 512  # pixels of the low-resolution image
 STORE = ConditionStore()  # so that another seed or temperature does not encode the image again
 on_release += [STORE.clear, forget_plan]
@@ -65,7 +65,7 @@ PIECES = (
 
 
 class FlowcoreUpscale(PickingNode):
-    """Enlargements of every image: all samples of the first image, then of the second."""
+    """Enlarge images: all samples of the first image, then of the second."""
 
     ALIASES = (
         "upscale, super resolution, srflow, flow upscale, enlarge, 4x, upscale image, temperature, restore, "
@@ -142,14 +142,14 @@ class FlowcoreUpscale(PickingNode):
         details = [] if per_level else [f"temperature {tau:g}{edges}"]
         details += [f"guided, {strength:g}"] if strength and (guided or flow.guide is not None) else []
         details.append(f"shrunk to the size of the input, {_distance(worst)} from it")
-        alike = samples > 1 and diversity(pictures[:samples]) < MIN_DIVERSITY
+        look_alike = samples > 1 and diversity(pictures[:samples]) < MIN_DIVERSITY
         return self.show_samples(
             pictures,
             seed,
             samples,
             image,
             worst,
-            text=[_describe_match(worst), *([LOOK_ALIKE] if alike else []), "", *details],
+            text=[_describe_match(worst), *([LOOK_ALIKE] if look_alike else []), "", *details],
             consistency=[worst],
             each=each,
             temperature=[tau],
@@ -164,7 +164,7 @@ class FlowcoreUpscale(PickingNode):
 
 
 def load_upscaler(model: HostModel, height: int, width: int, tile: int = 0, *, guided: bool = False) -> FlowModel:
-    """Load a model with room for a tile, of ordinary size if it is 0: a whole picture would push out other models."""
+    """Load a model with memory for one tile (0: of ordinary size), so that other models stay: a picture needs more."""
     return model.load(memory_required(model.flow, height, width, tile or ORDINARY_TILE, guided=guided))
 
 
@@ -186,9 +186,10 @@ def _better_model(model: HostModel, notes: Notes) -> list[str]:
 
 
 def _describe_match(decibels: float) -> str:
-    if decibels < ALIKE:
+    if decibels < NEARLY_SAME:
         return "Shrunk again, it differs from its source: noise and blocks were removed, or a guide changed it."
-    return f"Shrunk again, it is {'nearly ' * (decibels < SAME)}the picture that it was made from."
+    nearly = "nearly " if decibels < SAME else ""
+    return f"Shrunk again, it is {nearly}the picture that it was made from."
 
 
 def _distance(decibels: float) -> str:
@@ -197,7 +198,7 @@ def _distance(decibels: float) -> str:
 
 
 class FlowcoreUpscaleVideo(ClipNode):
-    """A clip, enlarged as a whole."""
+    """Enlarge a clip as a whole."""
 
     ALIASES = "upscale video, video, clip, flicker, steady, temporal consistency, frames, deflicker"
     OUTPUTS = (io.Image.Output("images"), io.Video.Output("video"))
@@ -226,7 +227,7 @@ class FlowcoreUpscaleVideo(ClipNode):
 
 
 class FlowcoreTemperatureGrid(PickingNode):
-    """All temperatures with all seeds, on one sheet."""
+    """Show all temperatures with all seeds, on one sheet."""
 
     PICKED = (1, 2, 3)
     ALIASES = "temperature, xy plot, grid, contact sheet, compare seeds, srflow, upscale"
@@ -279,7 +280,7 @@ class FlowcoreTemperatureGrid(PickingNode):
 
 
 class FlowcoreTemperatureCurve(FlowNode):
-    """A temperature per level, along a curve."""
+    """Take a temperature per level from a curve."""
 
     ALIASES = "temperature, curve, per level, levels, schedule, flow"
     OUTPUTS = (io.String.Output("temperatures"),)
@@ -297,7 +298,7 @@ class FlowcoreTemperatureCurve(FlowNode):
 
 
 class FlowcoreMatchSource(FlowNode):
-    """Enlargements that match their source when they are shrunk."""
+    """Make enlargements match their source when they are shrunk."""
 
     ALIASES = "back projection, consistency, color fix, colour fix, lr consistency, color match"
     OUTPUTS = (io.Image.Output("matched"), io.Float.Output("consistency"))
@@ -312,7 +313,7 @@ class FlowcoreMatchSource(FlowNode):
 
 
 class FlowcoreAsUpscaleModel(FlowNode):
-    """A flow, a temperature and a seed, as an UPSCALE_MODEL."""
+    """Make an UPSCALE_MODEL of a flow, a temperature and a seed."""
 
     ALIASES = "upscale model, srflow, flow, ultimate sd upscale, esrgan, convert model"
     OUTPUTS = (io.UpscaleModel.Output("upscale_model"),)
@@ -346,7 +347,7 @@ class FlowcoreAsUpscaleModel(FlowNode):
 
 
 class FlowcoreShrink(FlowNode):
-    """Small pictures of photographs, from which the same model restores them."""
+    """Shrink photographs to small pictures, from which the same model restores them."""
 
     ALIASES = "shrink, downscale, rescale, hcflow, compress, thumbnail, flow shrink"
     OUTPUTS = (io.Image.Output("small"), io.Int.Output("width"), io.Int.Output("height"))
@@ -360,7 +361,7 @@ class FlowcoreShrink(FlowNode):
 
 
 class FlowcoreRestore(PickingNode):
-    """Photographs from their small pictures: all samples of the first, then of the second."""
+    """Restore photographs from their small pictures: all samples of the first, then of the second."""
 
     ALIASES = "rescale, hcflow, unshrink, decompress, flow restore"
     OUTPUTS = (io.Image.Output("images"),)

@@ -10,8 +10,8 @@ from ..flowcore.tasks import chroma, model_input
 from .host.compat import io
 
 COLD, MILD, HOT, GRAY = [36, 92, 201], [236, 232, 220], [214, 62, 38], [128, 128, 128]
-# The left end of sliders that can follow the model. There, `run` gets None, and the task takes the number that the
-# model's file states. It has to be a value, because nothing else tells a slider that nobody has moved from a saved one.
+# A slider at this value, its left end, follows the model: `run` gets None, and the task takes the number that the
+# model's file states. A saved workflow has a value for every slider, even for one that nobody has moved.
 FROM_MODEL = -0.1
 MAX_TEMPERATURE = 1.5
 MAX_TEMPERATURES = 64  # on one sheet; the tooltips say so, too

@@ -21,7 +21,7 @@ on_release: list[Callable[[], None]] = []
 on_free: list[Callable[[], None]] = []
 model_lock = threading.RLock()  # held while the host moves a model of ours, and while a live picture uses one
 
-_patchers: set[int] = set()  # ids of those that exist
+_patchers: set[int] = set()  # ids of those that exist; without any, the host has dropped our last model
 
 
 class _Patcher(comfy.model_patcher.ModelPatcher):
@@ -85,6 +85,6 @@ def to_host_image(image: torch.Tensor) -> torch.Tensor:
 
 
 def stop_if_cancelled() -> bool:
-    """Raise the host's own interruption after a press on Cancel; otherwise return False."""
+    """Raise the host's own interruption after a press on Cancel; else return False. Made for `cancelled` of a task."""
     management.throw_exception_if_processing_interrupted()
     return False

@@ -119,7 +119,7 @@ def output_path(prefix: str, suffix: str, size: tuple[int, int] = (0, 0)) -> tup
     """Choose the next free name in the output folder, as the host's own saving nodes do.
 
     The prefix may contain subfolders and the host's placeholders, such as %year% and %width%; `size` is the height and
-    width of the picture. Returns the path, whose folder exists, and its record for the history.
+    width of the picture. Returns the path, whose folder exists, and what the host keeps of it in its history.
     """
     base = os.path.realpath(folder_paths.get_output_directory())
     if _resolve(base, prefix) is None:

@@ -80,7 +80,7 @@ def on_free_request(free: Callable[[], None]) -> None:
 
 
 def _before_handlers(serve: Callable[[Any, Callable[[Any], Any]], Any]) -> None:
-    """Let a function see all requests first. It is not async, so that errors of others do not pass through it."""
+    """Let a function see all requests first. It is not async, or errors of other handlers would be raised in it."""
     server = getattr(PromptServer, "instance", None)
     if server is not None:
         server.app.middlewares.append(web.middleware(serve))

@@ -118,7 +118,7 @@ def finite(values: Iterable[Any]) -> list[float | None]:
 
 
 def sample_facts(seeds: Sequence[int | None], per_image: int) -> list[dict[str, Any]]:
-    """Return for each picture its seed, if known, and its image, if there are several; else its number."""
+    """Return for each picture its seed, and its image if there are several; if no seed is known, its own number."""
     several = len(seeds) > per_image
     return [
         {"image": k} if seed is None else {"seed": seed, **({"image": k // per_image} if several else {})}
@@ -152,6 +152,7 @@ def from_canvas(node: Any) -> bool:
 
 
 def _save_full(picture: Tensor) -> dict[str, Any]:
+    """Save a picture for the viewer, lossless only if it is small."""
     if picture.shape[-1] * picture.shape[-2] <= EXACT:
         return _save_temporary(picture, LARGE, ".png", compress_level=1)
     return _save_temporary(picture, LARGE, ".jpg", quality=95, subsampling=0)
