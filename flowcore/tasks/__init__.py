@@ -4,7 +4,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-PROGRESS_UNITS = 10_000  # of a progress that several tasks share
+PROGRESS_UNITS = 10_000  # resolution of a progress that several tasks share
 
 Precision = Literal["float32", "bfloat16", "float16", "auto", "tf32"]
 """How conditioners and encoder compute, see ``inference.plan.Plan``; "auto" is ``device.preferred_precision``."""

@@ -18,10 +18,10 @@ from .sample import MAX_DEVIATION
 from .settings import check_range, with_defaults
 from .tiles import STRIPS, Border, TiledDecoder, Tiling
 
-PADDING = 16  # sides are padded to the next multiple, by 16 if they are one, as the published program does
+PADDING = 16  # each side is padded to the next larger multiple, as the published program does
 GAMMA = 2.2  # of the curve between light and pixels
 MAX_EXPOSURE = 4  # stops
-STEP = 1 / 255
+STEP = 1 / 255  # an 8-bit step, added to values that are mixed so that black is not 0
 HALO = 64  # pixels read around a tile
 ADVICE = "Set tile to 128, ask for fewer samples, brighten a smaller photograph, or free memory on the device."
 
@@ -82,10 +82,10 @@ def brighten(
     check_draws(seed, samples)
     check_range("exposure", exposure, -MAX_EXPOSURE, MAX_EXPOSURE, "It is in stops.")
     check_range("strength", strength, note="0 is the photograph as it is, 1 as drawn.")
-    settings = with_defaults(flow, {"temperature": temperature, "gain_cells": gain_cells})
-    tau, cells = settings["temperature"], int(settings["gain_cells"] or 0)
     if gain_cells is not None:
         check_integer("gain_cells", gain_cells, Range(0, MAX_CELLS))
+    settings = with_defaults(flow, {"temperature": temperature, "gain_cells": gain_cells})
+    tau, cells = settings["temperature"], int(settings["gain_cells"] or 0)
     run = Runner(flow, RunOptions(**options), ADVICE, image)
     decoder = TiledDecoder(TILING, run, flow, tile, halo)
 
@@ -107,7 +107,7 @@ def brighten(
 
 
 def _mix(photographs: Tensor, pictures: Tensor, strength: float) -> Tensor:
-    """Mix in stops: ``photographs^(1 - strength) pictures^strength``, of values of which black is one 8-bit step."""
+    """Mix in stops: ``photographs^(1 - strength) pictures^strength``, of values to which ``STEP`` is added."""
     mixed = (photographs + STEP) * ((pictures + STEP) / (photographs + STEP)) ** strength - STEP
     return mixed.clamp(0, 1) if strength else photographs
 

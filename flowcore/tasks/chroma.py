@@ -1,4 +1,4 @@
-"""Colorize in steps: the luma of photographs at the working size, chroma from a flow, and pictures of both.
+"""The steps of colorization: luma at the working size, chroma from a flow, and both merged into pictures.
 
 luma -> working size -> condition (+ hints) -> flow: latents <-> chroma -> size of the image -> merged with the luma
 """
@@ -77,7 +77,8 @@ class HintPlanes:
 class Colorization:
     """Photographs, or frames, on their way through a colorizer.
 
-    With ``encoding``, their own colors are used; with ``decoding``, those of latents, whatever colors they have.
+    ``encoding``: their own colors are wanted, so there are no notes on what is ignored. ``decoding``: all colors come
+    from latents, so there is no note on the photographs' own. ``frames``: borders are not looked for.
     """
 
     def __init__(
@@ -114,10 +115,10 @@ class Colorization:
         self.shapes: list[Shape] = flow.latent_shapes(*self.grid)
         self.repairs = overflow.OverflowCounts()
         encoder_memory = flow.encoder.memory if isinstance(flow.encoder, LumaEncoder) else None
-        self.has_parts = encoder_memory is not None and memory is None  # whether every seed recalls another part
-        self._places = encoder_memory if memory is None else copy.deepcopy(memory.places).to(run.device)
-        self._cells = None if self._places is None else self._places.all_cells()
-        self._sees_recalled = encoder_memory is not None  # the encoder has input channels for recalled colors
+        self.memory_per_seed = encoder_memory is not None and memory is None  # whether every seed recalls another part
+        self._memory = encoder_memory if memory is None else copy.deepcopy(memory.places).to(run.device)
+        self._memory_cells = None if self._memory is None else self._memory.all_cells()
+        self._encoder_takes_memory = encoder_memory is not None  # it has input channels for recalled colors
 
     def resolve(
         self,
@@ -171,10 +172,10 @@ class Colorization:
         ]
 
     def condition(self, batch: slice, hints: HintPlanes | None, seeds: Sequence[int] = ()) -> Condition:
-        """Encode luma and hints of some images; with seeds, of one, with what each seed's part of memory recalls."""
+        """Encode luma and hints; with seeds, of one image, add colors recalled from each seed's part of the memory."""
         source = _pad(self._small_y[batch].to(self.run.device), self._padded)
         recalled, config = None, self.flow.config
-        if seeds or (self._sees_recalled and not self.has_parts):
+        if seeds or (self._encoder_takes_memory and not self.memory_per_seed):
             recalled = self._recall(source, seeds, config.memory_share, config.memory_neighbors)
         if hints is not None or recalled is not None:
             hints = hints or HintPlanes(source.new_zeros(1, 3, 1, 1), source.new_zeros(1, 4), lock=False)
@@ -190,14 +191,14 @@ class Colorization:
 
     def _recall(self, y: Tensor, seeds: Sequence[int], share: float, neighbors: int) -> Tensor:
         """Look up padded luma ``(B, 1, h, w)`` in all of the memory; with seeds, one image in each seed's part."""
-        assert self._places is not None
-        assert self._cells is not None
+        assert self._memory is not None
+        assert self._memory_cells is not None
         assert isinstance(self.flow.encoder, LumaEncoder)
         described = self.flow.encoder.describe(y.to(self.run.dtype)).float()
         if not seeds:
-            return self._places.look_up(described, self._cells)
-        parts = (self._cells.among(self._places.part(seed, share)) for seed in seeds)
-        return torch.cat([self._places.look_up(described, part, neighbors) for part in parts])
+            return self._memory.look_up(described, self._memory_cells)
+        parts = (self._memory_cells.among(self._memory.part(seed, share)) for seed in seeds)
+        return torch.cat([self._memory.look_up(described, part, neighbors) for part in parts])
 
     def chroma_on_grid(self, image: Tensor, batch: slice) -> Tensor:
         """Resize the chroma of colored images, as many as the batch, to the padded finest grid, centered on 0."""
@@ -252,7 +253,7 @@ class Colorization:
         self.repairs.add(first, decoded.attenuated, decoded.filled)
         return decoded.images
 
-    def follow_memory(
+    def add_memory_colors(
         self, chroma: Tensor, memory: ColorMemory, batch: slice, cond: Condition, seeds: Sequence[int], steps: float
     ) -> Tensor:
         """Blend colorings of one image with the colors of a memory, or of each seed's part of it."""
@@ -262,10 +263,10 @@ class Colorization:
         coverage = memory.weight * ((recalled[:, 4:] - low) / (high - low)).clamp(0, 1)
         wanted = list(zip(coverage.split(1), recalled[:, :2].split(1), strict=True))
         pairs = zip(chroma.split(1), wanted * (len(chroma) // len(wanted)), strict=True)
-        followed = [self.follow(one, batch, cond, colors, steps) for one, colors in pairs]
-        return torch.lerp(chroma, torch.cat(followed), memory.strength)
+        colored = [self.spread_colors(one, batch, cond, colors, steps) for one, colors in pairs]
+        return torch.lerp(chroma, torch.cat(colored), memory.strength)
 
-    def follow(
+    def spread_colors(
         self, chroma: Tensor, batch: slice, cond: Condition, wanted: tuple[Tensor, Tensor], steps: float
     ) -> Tensor:
         """Spread wanted colors, coverage and chroma on a padded finest grid, over chroma ``(B, 2, h, w)``."""
@@ -296,7 +297,8 @@ class Colorization:
     def _notify_of_scans(self, *, colored: bool) -> None:
         """Tell the caller what is ignored of the images: a border, and of ``colored`` ones their colors or tint."""
         notify, tinted = self.run.notify, False
-        for image, crop in zip(self._images.visible.split(1) if colored else (), self._crops, strict=False):
+        pairs = zip(self._images.visible.split(1), self._crops, strict=True)
+        for image, crop in pairs if colored else ():
             photograph = image if crop is None else image[crop]
             if float(color.split(photograph)[1].abs().max()) > COLORED:
                 if is_tinted(limit_shorter_side(photograph, TINT_SIDE)):
@@ -310,7 +312,7 @@ class Colorization:
 
 
 def clamp_level(flow: FlowModel, cond: Condition, level: int, x: Tensor) -> Tensor:
-    """Clamp a level's chroma to that of RGB colors; otherwise each level would go further, up to infinity."""
+    """Clamp a level's chroma to that of RGB colors; otherwise errors would grow from level to level."""
     chroma = _chroma_of_level(flow, cond, level, x)
     possible = chroma.nan_to_num(0, MAX_CHROMA, -MAX_CHROMA).clamp(-MAX_CHROMA, MAX_CHROMA)
     changed = _level_of_chroma(flow, cond, level, possible).to(x)
@@ -399,8 +401,8 @@ def coherent_factor(features: Tensor, coherence: float, scales: tuple[float, flo
     scales, rho the coherence. Lower triangular, ``(h * w, h * w)``; None if the noise stays independent.
 
     Source: Rasmussen and Williams, "Gaussian Processes for Machine Learning" (2006), chapters 2 and 4; Ardizzone et al.
-    2019, section 4.2, whose dense tail shares one draw over the picture. That the features tell what belongs together
-    is ours.
+    2019, section 4.2, whose dense tail shares one draw over the picture. Telling by the features what belongs
+    together is ours.
     """
     _, channels, height, width = features.shape
     if coherence == 0 or not 1 < height * width <= MAX_POSITIONS:

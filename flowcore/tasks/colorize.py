@@ -63,7 +63,8 @@ def colorize(
             does not influence the colors of the photograph.
         temperature: Standard deviation of the coarsest latents, which decide on the colors; None for the model's
             default.
-        detail: Standard deviation of the finest latents; those between follow geometrically. None: the default.
+        detail: Standard deviation of the finest latents; those between are interpolated geometrically.
+            None: the default.
         coherence: Share of the noise of the coarsest grid that similar places have in common, in [0, 1], so that what
             belongs together gets one color. 0 draws every place independently. None: the default.
         seed: In [0, 2^64). Sample s of every image is drawn with ``seed + s``.
@@ -79,11 +80,12 @@ def colorize(
         latents_levels: How many of the coarsest levels are taken over; 0 for all.
         gamut: "compress": colors for which the luma leaves no room lose saturation; luma and hue stay. "clip": they are
             cut off, as most programs do, and the luma changes.
-        memory: Photographs whose colors are taken over, thing by thing, see ``remember``; every seed uses another part
-            of it, temperature 0 all. "model": the one that the model's file recommends, if any, unless latents or a
-            palette determine the colors. None: only the memory that a model was trained with.
-        cast: Color cast of the whole picture, in [-1, 1]: 1 as drawn; 0 that of the coloring at temperature 0; -1 none.
-        vivid: Factor by which colors move away from their mean, at least 0; 1 for as drawn.
+        memory: Photographs whose colors are taken over, object by object, see ``remember``; every seed uses another
+            part of it, temperature 0 all. "model": the one that the model's file recommends, if any, unless latents or
+            a palette determine the colors. None: only the memory that a model was trained with.
+        cast: Color cast of the whole picture, in [-1, 1]: 1 leaves it as drawn; 0 gives that of the coloring at
+            temperature 0; -1 removes it.
+        vivid: Factor by which colors move away from their mean, at least 0; 1 leaves them as drawn.
 
     Returns:
         ``(B * samples, 3 or 4, H, W)`` float32 in [0, 1] on the device of ``image``: all samples of image 0, then of
@@ -111,8 +113,8 @@ def colorize(
         color_memory = starter_memory(flow)
 
     def task() -> Tensor:
-        decoding = latents is not None and latents_strength == 1 and not latents_levels
-        job = Colorization(run, flow, image, working_size, hints=hints, memory=color_memory, decoding=decoding)
+        all_from_latents = latents is not None and latents_strength == 1 and not latents_levels
+        job = Colorization(run, flow, image, working_size, hints=hints, memory=color_memory, decoding=all_from_latents)
         taus, rho, factor = job.resolve(temperature, detail, coherence, saturation, latents)
         steps = hint_steps if hints is not None and hints.coverage is not None else 0
         at_once = run.at_once(AT_ONCE)
@@ -121,7 +123,7 @@ def colorize(
         for number in range(len(job.y)):
             batch = slice(number, number + 1)
             planes = job.hint_planes(batch)
-            locked = None if steps else planes  # hints in locked colors would have nothing left to spread
+            locked = None if steps else planes  # locked now, hints would leave no difference to spread
             cond = job.condition(batch, planes)
             reference = None if latents is None else job.resize_latents(latents, number)
             small_y = job.luma_on_grid(batch)
@@ -135,18 +137,18 @@ def colorize(
                 z = [level.to(run.device) for level in (*z[:-1], share_noise(flow, z[-1], cond, rho))]
                 if reference is not None:
                     z = blend_latents(z, reference, latents_strength, latents_levels)
-                part_seeds = seeds if taus[-1] else []  # at temperature 0 all of a memory counts, not a seed's part
-                seen_by_parts = part_seeds and job.has_parts
-                shared = job.condition(batch, planes, part_seeds) if seen_by_parts else cond.expand(len(seeds))
-                chroma = factor * job.decode_guarded(len(pictures), z, shared, locked)
+                part_seeds = seeds if taus[-1] else []  # at temperature 0 the whole memory counts
+                recalls_parts = bool(part_seeds) and job.memory_per_seed
+                sample_cond = job.condition(batch, planes, part_seeds) if recalls_parts else cond.expand(len(seeds))
+                chroma = factor * job.decode_guarded(len(pictures), z, sample_cond, locked)
                 if calm is not None:
                     chroma = change_cast(chroma, calm, small_y, cast)
                 if color_memory is not None:
-                    chroma = job.follow_memory(chroma, color_memory, batch, cond, part_seeds, MEMORY_STEPS)
+                    chroma = job.add_memory_colors(chroma, color_memory, batch, cond, part_seeds, MEMORY_STEPS)
                 if vivid != 1:
                     chroma = make_vivid(chroma, small_y, vivid)
                 if steps and planes is not None:
-                    chroma = job.follow(chroma, batch, cond, planes.pooled(job.grid), steps)
+                    chroma = job.spread_colors(chroma, batch, cond, planes.pooled(job.grid), steps)
                 for one in chroma.split(1):
                     pictures.append(job.finish(one, batch, saturation, gamut))
                     run.advance(preview=pictures[-1][0, :3])
@@ -292,12 +294,12 @@ def memory_required(
 
 
 def change_cast(chroma: Tensor, calm: Tensor, y: Tensor, cast: float) -> Tensor:
-    """Change the mean of colorings by a multiple of ``y (1 - y)``: cast 1 keeps it; 0 is that of ``calm``; -1 none."""
+    """Shift the mean chroma, mostly in midtones: cast 1 keeps it; 0 makes it that of ``calm``; -1 makes it gray."""
     mean, calm_mean = _mean(chroma, y), _mean(calm, y)
     target = calm_mean + cast * (mean - calm_mean) if cast >= 0 else (1 + cast) * calm_mean
     weight = y * (1 - y)
-    effect = weight.square().sum() / weight.sum().clamp_min(1e-6)  # of adding the weight, on the weighted mean
-    return chroma + (target - mean) * weight / effect.clamp_min(1e-6)
+    rise = weight.square().sum() / weight.sum().clamp_min(1e-6)  # of the weighted mean if the weight is added
+    return chroma + (target - mean) * weight / rise.clamp_min(1e-6)
 
 
 def make_vivid(chroma: Tensor, y: Tensor, vivid: float) -> Tensor:

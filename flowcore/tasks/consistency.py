@@ -17,7 +17,7 @@ from .runner import Reporting, Runner, RunOptions, runs_with
 GOAL = 60.0  # dB; half a step of 8 bits, 1/510, would be 54
 STOP_DB = 70.0  # dB at which iterations end early
 MAX_DB = 100.0  # dB reported for equal pictures
-STEP = 1.6  # factor on a correction; enlarged and shrunk, 0.25 to 1 of it remain, so all factors in (0, 2) converge
+STEP = 1.6  # any step in (0, 2) converges: 25 to 100 % of a correction remain when it is enlarged and shrunk
 
 
 @torch.no_grad()

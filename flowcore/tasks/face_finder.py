@@ -110,7 +110,7 @@ def _faces_of(picture: Tensor, smallest: float, score: float, run: Runner) -> li
     height, width = picture.shape[-2:]
     parts: list[Tensor] = []
     for turns in (0, 1, 3):  # of 90 degrees, counterclockwise
-        rotated = _search(picture.rot90(turns, (-2, -1)), smallest, SECOND_LOOK * score, run)
+        rotated = _scan_pyramid(picture.rot90(turns, (-2, -1)), smallest, SECOND_LOOK * score, run)
         x, y = _points_of(rotated).unbind(-1)
         upright = {0: (x, y), 1: (width - y, x), 3: (y, height - x)}[turns]
         parts.append(torch.cat([rotated[:, :2], torch.stack(upright, -1).flatten(1)], 1))
@@ -129,7 +129,7 @@ def _face(detection: Tensor) -> Face:
     return Face(score=score, box=box, eyes=(min(eyes), max(eyes)), nose=nose, mouth=mouth)
 
 
-def _search(picture: Tensor, smallest: float, score: float, run: Runner) -> Tensor:
+def _scan_pyramid(picture: Tensor, smallest: float, score: float, run: Runner) -> Tensor:
     """Look at squares of a picture ``(1, 3, H, W)``, from its longest side down to where the smallest face is seen."""
     height, width = picture.shape[-2:]
     longest, last = max(height, width), min(max(height, width) / 2**DOUBLINGS, SIDE * smallest / SMALLEST)
@@ -188,8 +188,8 @@ def _look_again(picture: Tensor, detection: Tensor, run: Runner) -> Tensor:
     far = (points[:, :, 1:3].mean(2) - expected).norm(dim=-1) > SIDE / CROP / 2
     best = logits.masked_fill(far, -math.inf).argmax(1)
     both = torch.arange(2)
-    box = torch.stack([logits[both, best].sigmoid().min(), numbers[both, best, 2].mean() * side / SIDE])
-    return torch.cat([box, place.to_picture(points[both, best].mean(0) / SIDE).float().flatten()])
+    score_and_width = torch.stack([logits[both, best].sigmoid().min(), numbers[both, best, 2].mean() * side / SIDE])
+    return torch.cat([score_and_width, place.to_picture(points[both, best].mean(0) / SIDE).float().flatten()])
 
 
 def _distinct(detections: Tensor) -> Tensor:

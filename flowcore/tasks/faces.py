@@ -56,8 +56,9 @@ def align_faces(
     """Cut faces out of images at pairs of eye points, a list for each image or one for all: all of image 0 first.
 
     ``size`` is the side of the results, 0 for as many pixels as the largest face has: then faces are windows of the
-    images' own pixels, which models enlarge far better than resampled ones; only faces that lie are rotated. Faces of
-    more than ``largest`` pixels are left out; if there are no others, one is returned that is not pasted.
+    images' own pixels, which models enlarge far better than resampled ones; only faces tilted by more than
+    45 degrees are rotated. Faces of more than ``largest`` pixels are left out; if there are no others, one is returned
+    that is not pasted.
     """
     pixels = ImageBatch(image).visible
     if len(eyes) not in (1, len(pixels)):
@@ -115,7 +116,7 @@ def find_eyes(
     boxes: Sequence[Sequence[Box]] | None = None,
     **options: Unpack[Reporting],
 ) -> list[list[Eyes]]:
-    """Find the eyes of every image's ``number`` largest faces, 0 for all, if ``smallest`` pixels wide with hair.
+    """Find the eyes of the ``number`` largest faces of each image, 0 for all, at least ``smallest`` wide with hair.
 
     With ``boxes``, a list for each image or one for all, only of faces whose middle lies in one of them.
     """
@@ -199,11 +200,11 @@ def _is_worse(pasted: Tensor, plain: Tensor, photograph: Tensor, place: FacePlac
     """Compare a picture with a pasted face and without: whether the face adds specks, or is unlike the photograph."""
     window = replace(place, window=None).along_pixels(math.ceil(place.face))
     side = max(1, round(window.side / 2))  # pixels at which noise and blocks, which a model removes, hardly count
-    photograph, scaled = cut_face(photograph, window, side), window.scaled(*plain.shape[-2:])
-    pasted, plain = (cut_face(picture, scaled) for picture in (pasted, plain))
-    pasted_psnr, plain_psnr = (float(lr_psnr(picture, photograph)) for picture in (pasted, plain))
+    photograph_crop, scaled = cut_face(photograph, window, side), window.scaled(*plain.shape[-2:])
+    pasted_crop, plain_crop = (cut_face(picture, scaled) for picture in (pasted, plain))
+    pasted_psnr, plain_psnr = (float(lr_psnr(crop, photograph_crop)) for crop in (pasted_crop, plain_crop))
     unlike = pasted_psnr < min(plain_psnr, SUFFICIENT_PSNR) - PSNR_LOSS
-    return float(added_specks(pasted, plain)) > SPECKS or unlike
+    return float(added_specks(pasted_crop, plain_crop)) > SPECKS or unlike
 
 
 @runs_with(Running)
@@ -255,7 +256,7 @@ def _most_alike(face: Tensor, pictures: Tensor, places: Sequence[FacePlace]) -> 
 def eyes_from_meshes(
     frames: Sequence[Any], number: int = 1, *, smallest: float = 0, notify: Notify | None = None
 ) -> list[list[Eyes]]:
-    """Read the irises of a numbered face, 1 for the largest, 0 for all, in every image from MediaPipe's face meshes."""
+    """Read eyes from MediaPipe's face meshes of every image: of face ``number``, 1 for the largest, 0 for all."""
     tell = RunOptions(notify=notify).tell
     eyes: list[list[Eyes]] = []
     for frame in frames:

@@ -77,6 +77,7 @@ def forecast(
         encoding = ENCODING * (plan.encoder_units + plan.prepare_units)
         model_guide = plan.guide_units + plan.units if flow.guide is not None else 0
         guide = plan.units if guided else model_guide
+        # from one sample to all of them, and to the guide that is given
         seconds *= (encoding + guide + samples * plan.units) / (encoding + model_guide + plan.units)
     return Forecast(
         pictures=samples * len(results),

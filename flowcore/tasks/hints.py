@@ -21,7 +21,7 @@ Color = str | Sequence[float]  # such as "#e0b080", or red, green and blue in [0
 Point = tuple[float, float, Color]  # column, row and color; pixels from the top left corner
 
 STROKE = 8 / 255  # chroma above which a pixel of strokes counts as painted, where there is no mask
-NEIGHBORS = ((0, 1), (1, 0), (1, 1), (1, -1))  # the other four see these from their side
+NEIGHBORS = ((0, 1), (1, 0), (1, 1), (1, -1))  # (dy, dx); the opposite four are covered by symmetry
 FEATURE_SCALE, LUMA_SCALE = 0.35, 0.03  # s and t of ``spread_hints``
 MIN_REACH = 0.5  # reach of hints, of 1, below which their colors fade; see ``spread_hints``
 HINT_WEIGHT = 100.0  # of meeting a hint
@@ -219,8 +219,8 @@ def spread_hints(
         100 sum_i c_i |d_i - h_i|^2 + sum_ij a_ij |d_i - d_j|^2 + sum_i |d_i|^2 / steps^2
         a_ij = exp(-|f_i - f_j|^2 / (2 s^2 C) - (y_i - y_j)^2 / (2 t^2)) / |p_i - p_j|^2,    j one of 8 neighbors of i
 
-    with h what is missing at a hint and c its coverage, f the C standardized features, y the luma and p the place. The
-    reach of hints is a field that is 1 at them and spreads likewise; d is divided by it, so that colors fade late.
+    with h what is missing at a hint and c its coverage, f the C standardized features, y the luma and p the place. A
+    last channel, 1 at the hints, spreads likewise; d is divided by it, so that colors fade only far from hints.
 
     Source: Levin, Lischinski and Weiss, "Colorization using Optimization" (SIGGRAPH 2004), for luma alone and without a
     coloring to start from; the features, the fading and that it corrects a draw are ours.
@@ -233,7 +233,7 @@ def spread_hints(
 def minimize_energy(
     target: Tensor, coverage: Tensor, features: Tensor, luma: Tensor, steps: float, check: Callable[[], None]
 ) -> Tensor:
-    """Minimize the energy above for each channel of a target, by preconditioned conjugate gradients."""
+    """Minimize the energy of ``spread_hints`` for each channel of a target, by preconditioned conjugate gradients."""
     affinities = [(_affinity(features.float(), luma.float(), *offset), *offset) for offset in NEIGHBORS]
     own_weight = HINT_WEIGHT * coverage.float() + 1 / steps**2
     diagonal = own_weight + sum(weight + _shift(weight, -dy, -dx) for weight, dy, dx in affinities)

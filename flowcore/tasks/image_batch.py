@@ -35,7 +35,7 @@ class ImageBatch:
 
     @cached_property
     def visible(self) -> Tensor:
-        """``rgb``, with the visible colors continued under alpha 0, so that hidden ones do not show at edges."""
+        """``rgb``, with visible colors continued where alpha is 0, so that hidden ones do not show at edges."""
         return self.rgb if self.alpha is None else extend_colors(self.rgb, self.alpha)
 
     @cached_property
@@ -46,7 +46,7 @@ class ImageBatch:
     def like_input(self, pictures: Tensor, *, alpha: bool = True) -> Tensor:
         """Give results ``(B * N, 3, H, W)``, N per image, the device, the channels and the ``alpha`` of the images.
 
-        Results of gray images become exactly gray, in place.
+        Results of gray images become exactly gray; this changes ``pictures`` itself.
         """
         if self.channels == 1:
             pictures = pictures[:, :1].contiguous()

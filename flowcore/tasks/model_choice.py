@@ -56,8 +56,8 @@ def upscalers_for(
 ) -> dict[Path, tuple[str, str]]:
     """Choose the upscaler that suits each file, and describe its damage; all frames of a folder of ``clips`` share one.
 
-    Files that cannot be read get the model for clean pictures; they fail when their turn comes. ``locate`` says where a
-    file is read, or raises an error; ``check`` is called before each and may raise one to stop.
+    Files that cannot be read get the model for clean pictures; they fail when their turn comes. ``locate`` returns
+    the path to read a file from, or raises an error; ``check`` is called before each and may raise one to stop.
     """
     groups = defaultdict[Path, list[Path]](list)
     for path in paths:

@@ -81,8 +81,8 @@ def require_whole_images(flow: FlowModel) -> None:
     """Raise FlowError for a colorizer or a low-light model, which do not make pictures from latents alone."""
     refused = {
         "luma": "A colorizer makes colors for the luma of a photograph. Load a model of whole images, such as "
-        "glow-photos; or use Flow Colorize, which takes latents, too, and Flow Encode Color, which makes them of a "
-        "picture's colors.",
+        "glow-photos; or use Flow Colorize, which accepts latents, and Flow Encode Color, which encodes a picture's "
+        "colors.",
         "low_light": "A low-light model makes pictures from a dark photograph only. Load a model such as glow-photos; "
         "or use Flow Brighten, or in Python flow.encode_condition(dark) with encode, decode and score.",
     }

@@ -1,8 +1,8 @@
-"""Overflow: where decoding overflows, latents are scaled towards zero, nearer to the training data, and decoded again.
+"""Overflow: where decoded values are implausibly large, latents are scaled towards zero and decoded again.
 
-A flow's inverse divides by learned scales; far from the training data the quotients grow from step to step. Hong et
-al., "On the Robustness of Normalizing Flows for Inverse Problems in Imaging" (ICCV 2023), describe these explosions;
-the remedy is ours.
+A flow's inverse divides by learned scales; far from the training data, which zero is closer to, the quotients grow from
+step to step. Hong et al., "On the Robustness of Normalizing Flows for Inverse Problems in Imaging" (ICCV 2023),
+describe these explosions; the remedy is ours.
 """
 
 from collections import Counter

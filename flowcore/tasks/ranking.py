@@ -45,8 +45,8 @@ coloring is from the others of its photograph, nearest first ("consensus")."""
 def consensus(images: Tensor, source: Tensor) -> Tensor:
     """Compute how far each coloring is from the other ones: the expected distance from the true colors, ``(B, N)``.
 
-    The distance is relative: twice as colorful is as far as half as colorful, and calm colorings are not preferred. Of
-    ``(B * N, C, H, W)``, all colorings of image 0 first; 0 if all are alike, about 2 if they have nothing in common.
+    Distances are divided by how colorful both are, so that muted colorings are not favored. Of ``(B * N, C, H, W)``,
+    all colorings of image 0 first; 0 if all are alike, about 2 if they have nothing in common.
     """
     each = _colorings_per_source(images, source)
     # One by one, because a batch may fill half of the memory.

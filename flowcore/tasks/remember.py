@@ -54,7 +54,7 @@ def remember(
         flow: A colorizer with a backbone, such as color-photos.
         photographs: In color, of any size: a batch ``(B, 3 or 4, H, W)`` in [0, 1], a list of such, a file, or a
             folder, whose files without a color image are skipped. Plain borders are ignored.
-        cells: How many places to keep at most, then about as many of every photograph.
+        cells: Maximum number of places to keep, shared about equally among the photographs.
         provenance: Notes on their origin, such as their license, for the file.
 
     Returns:

@@ -90,6 +90,8 @@ def repair(
         z   = a z_g + sqrt(1 - a^2) tau eps       under the mask; z_g elsewhere
         y   = f^-1(z | shrink(g))                 minus its difference from g around the mask, continued smoothly
 
+    with the flow f, the guide strength a, the temperature tau, and Gaussian noise eps.
+
     >>> flow, image, mask = flowcore.load("srflow-x4"), torch.rand(1, 3, 40, 48), torch.zeros(1, 1, 40, 48)
     >>> mask[..., 20:23, 10:40] = 1
     >>> pictures = flowcore.repair(flow, image, mask, samples=2)
@@ -140,7 +142,7 @@ def repair(
         picture, hole, target = (t[..., rows, columns].cpu() for t in (picture, hole, target))
         height, width = target.shape[-2:]
         border = (0, -width % scale, 0, -height % scale)
-        picture, hole, padded = (pad_symmetric(t, border) for t in (picture, hole, target))
+        picture, hole, padded_target = (pad_symmetric(t, border) for t in (picture, hole, target))
         filled = fill(picture, hole, run.check_cancelled)
         drawn = upscale(
             flow,
@@ -150,12 +152,12 @@ def repair(
             seed=seed,
             samples=samples,
             guide=filled,
-            guide_strength=torch.where(padded, guide_strength, 1.0),
+            guide_strength=torch.where(padded_target, guide_strength, 1.0),
             # what is said of the small picture does not concern the caller
             **{**part_of_run(options, (item + FILLING) / len(rgb), (1 - FILLING) / len(rgb)), "notify": lambda _: None},
         )
         # Latents under the mask also change its surroundings. These stay as they are, so subtract their change.
-        offset = 2 * extend_colors((1 + drawn - filled) / 2, (~padded).float()) - 1
+        offset = 2 * extend_colors((1 + drawn - filled) / 2, (~padded_target).float()) - 1
         repaired = (drawn - offset).clamp(0, 1)[..., :height, :width].to(result)
         if images.is_gray[item]:
             repaired[:, 1:] = repaired[:, :1]

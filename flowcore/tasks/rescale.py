@@ -185,7 +185,7 @@ def _off_share(small: Tensor, count: int) -> float:
 
 
 def _breaks_pattern(rounded: Tensor) -> Tensor:
-    """Where the sum of channels ``(1, 3, h, w)`` has the wrong parity; right on diagonals: even, odd, odd, even."""
+    """Mark sums of channels ``(1, 3, h, w)`` of the wrong parity; by diagonal it should be 0, 1, 1, 0, repeated."""
     row, column = (torch.arange(side, device=rounded.device) for side in rounded.shape[-2:])
     diagonal = row[:, None] + column
     return (rounded.sum(1) + diagonal * (diagonal + 1) // 2) % 2 != 0

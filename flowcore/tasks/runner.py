@@ -99,9 +99,9 @@ def part_of_run(options: Reporting, start: float, share: float) -> Reporting:
 
 
 def runs_with(accepted: type[Reporting]) -> Callable[[Function], Function]:
-    """Show fields of ``RunOptions``, a task's ``**options``, in its signature and help; reject other keywords.
+    """Make a decorator that lists the accepted fields of ``RunOptions`` in a task's signature and docstring.
 
-    Arguments of NumPy's scalar types become Python's.
+    They replace the task's ``**options``; other keywords are rejected. Keywords of NumPy's types become Python's.
     """
     fields = [field for field in dataclasses.fields(RunOptions) if field.name in accepted.__annotations__]
     entries = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
@@ -160,10 +160,10 @@ class Runner:
         self._notified: set[str] = set()
         self.expect(0)
 
-    def __call__(self, task: Callable[[], R], smaller: Callable[[], str | None] | None = None) -> R:
+    def __call__(self, task: Callable[[], R], halve_tiles: Callable[[], str | None] | None = None) -> R:
         """Run a task: all at once; if memory runs out, one image at a time with minimum memory; then ever smaller.
 
-        ``smaller`` makes the next attempt smaller and says how ("with tiles of 64 pixels"), or returns None.
+        ``halve_tiles`` makes the next attempt smaller and says how ("with tiles of 64 pixels"), or returns None.
         """
         while True:
             self._plan = None
@@ -174,9 +174,10 @@ class Runner:
             except (RuntimeError, MemoryError) as error:  # what torch and Python raise, on every device
                 if not is_out_of_memory(error):
                     raise
-                if not self.minimum_memory:
-                    change = "with one image at a time and minimum memory. It takes longer"
-                elif smaller is None or (change := smaller()) is None:
+                change: str | None = "with one image at a time and minimum memory. It takes longer"
+                if self.minimum_memory:
+                    change = None if halve_tiles is None else halve_tiles()
+                if change is None:
                     image = self._image
                     size = "" if image is None or image.ndim != 4 else f" at {image.shape[3]}x{image.shape[2]} pixels"
                     raise FlowError(f"Out of memory{size}. {self._advice}") from error
@@ -214,7 +215,7 @@ class Runner:
 
     def expect(self, total: int) -> None:
         """Start counting from 0 to so many units of work."""
-        self._total = self._required = total  # the second without units that turned out to need no work
+        self._total = self._required = total  # _required shrinks when planned units turn out to need no work
         self._done = 0
 
     def advance(self, units: int = 1, preview: Tensor | None = None) -> None:

@@ -81,7 +81,10 @@ class Passes:
             self.run.advance(preview=None if pictures is None else pictures[i])
 
     def decode_batch(self, z: Sequence[Tensor], cond: Condition | None, first: int, *, denoise: bool = False) -> Tensor:
-        """Decode to finite images, from number ``first`` on; ``denoise`` adds TarFlow's ``sigma^2 grad log p(x)``."""
+        """Decode to finite images; ``denoise`` adds TarFlow's ``sigma^2 grad log p(x)``.
+
+        ``first`` is the number of the first image, for the report of overflows.
+        """
         decoder = overflow.bounded_decoder(self.run.plan, cond, self._max_deviation)
         z = [level.to(self.run.device, self.run.dtype) for level in z]
         gray = torch.full((1, self.run.plan.channels, 1, 1), 0.5)
@@ -100,7 +103,7 @@ class Passes:
         return images
 
     def condition_of(self, cond: Condition | None, part: slice, count: int) -> Condition | None:
-        """Select the condition of some of ``count`` images; one image's serves every image."""
+        """Select the condition of some of ``count`` images; all share a condition of one image."""
         if cond is None:
             return None
         if cond.batch not in (1, count):
@@ -289,7 +292,8 @@ def decode(
         passes, decoded = Passes(run, count), list[Tensor]()
         passes.announce(flow, count, *size_of_latents(flow, levels), guidance)
         guided_cond = guided(flow, cond, guidance)
-        for part in passes.batches(count, sum(z[0].numel() for z in levels) // flow.channels):
+        pixels = sum(z[0].numel() for z in levels) // flow.channels
+        for part in passes.batches(count, pixels):
             batch_cond = passes.condition_of(guided_cond, part, count)
             pictures = passes.decode_batch([z[part] for z in levels], batch_cond, part.start, denoise=denoise)
             decoded.append(pictures.to(levels[0].device))
@@ -340,7 +344,7 @@ def apply_style(
     """Move latents along directions that the model carries, by name: ``z + sum over styles of strength d``.
 
     A strength is one number, or one per level; "messy" also multiplies the latents by ``exp(MESSY_RATE * strength)``,
-    since a messy hand is messy in every detail. Each item stops at ``MAX_STYLE`` along a style.
+    since a messy hand is messy in every detail. Along a style no item is moved beyond ``MAX_STYLE``.
     """
     known: dict[str, list[Tensor]] = flow.styles
     unknown = [name for name in styles if name not in known]
@@ -431,7 +435,7 @@ def harmonize(
     window: int = 9,
     **options: Unpack[Reporting],
 ) -> Tensor:
-    """Encode an image under its own small version, bring the latents to the prior's statistics, and decode them.
+    """Encode an image given its own small version, bring the latents to the prior's statistics, and decode them.
 
     The small version keeps what the image shows; the latents hold its texture, in which seams, dither and compression
     are unlikely. At strength 0 the image comes back; 1 gives the latents the statistics of the prior, see

@@ -37,7 +37,8 @@ def find_border(rgb: Tensor) -> Crop | None:
         if min(start, side - end) < BORDER_BLUR or end - start < max(2 * BORDER_BLUR + 1, MIN_PHOTOGRAPH * side):
             return None
         spans.append(slice(start, end))
-    inside, last = differs[tuple(spans)], -1 - BORDER_BLUR
+    inside = differs[tuple(spans)]
+    last = -1 - BORDER_BLUR
     edges = inside[BORDER_BLUR], inside[last], inside[:, BORDER_BLUR], inside[:, last]
     if sum(float(edge.float().mean()) >= SHARP for edge in edges) < SHARP_SIDES:
         return None

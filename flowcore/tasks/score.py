@@ -267,7 +267,7 @@ class _Densities:
             )
         images, draws, passes = self.weights.shape
         dimensions = sum(self.level_dimensions)
-        per_dim = -1 / (dimensions * math.log(2))  # from nats to bits per dimension
+        per_dim = -1 / (dimensions * math.log(2))  # from nats of log-density to bits per dimension, hence negative
         error = torch.full((images,), math.nan if estimated else 0.0, dtype=torch.float64)
         if passes > 1:
             derivatives = torch.softmax(self.weights.mean(2), 1)  # of the bound

@@ -26,7 +26,8 @@ def with_defaults(flow: FlowModel, settings: Mapping[str, Any]) -> dict[str, Any
 def model_defaults(flow: FlowModel, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the model's defaults of settings that are None.
 
-    With ``coherence`` come the model's ``coherence_scales``, with ``guide_strength`` its ``guide_match``.
+    If ``coherence`` is among the settings, the result also holds the model's ``coherence_scales``; likewise with
+    ``guide_strength`` its ``guide_match``, if there is a guide.
     """
     config = {name: getattr(flow.config, name) for name in SAMPLING if hasattr(flow.config, name)}
     if "temperatures" in config:

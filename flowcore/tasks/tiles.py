@@ -31,11 +31,11 @@ from .runner import Runner, batch_size
 from .settings import with_defaults
 
 STRIPS = 2**26  # bytes that strips take at most, whatever the image
-ENCODING = 4  # time of a unit of the encoder over that of one of decoding: srflow-x4, 72x48, one core
+ENCODING = 4  # cost of a unit of the encoder relative to one of decoding: srflow-x4, 72x48, one core
 MAX_SAMPLES = 8  # at once: they share what every step computes from the image; more would save little
 WEAK, STRONG = 0.08, 0.4  # luma's difference from its neighbors at weak and strong edges
 NEARBY = 9  # latents: side of the window in which the rms of a guide's latents is measured
-BOUND = 1.2  # of that rms, over that of drawn latents; less blurs clips in time, more makes specks where out of focus
+BOUND = 1.2  # highest ratio of that rms to drawn latents'; less blurs clips over time, more adds specks out of focus
 MATCHING = 6  # steps by which a guide is matched to the image, to 60 dB and more where nothing is clamped
 NO_GUIDE = "guide_strength is ignored: there is no guide."
 SAME_SCENE = 20.0  # dB between an image and its shrunk guide; published upscalers have 27 and more
@@ -281,13 +281,12 @@ class Latents:
         shapes = plan.latent_shapes(self.rows * scale, (width + left + right) * scale)
         sampled = shapes[:-1] if plan.anchored else shapes
         self.noise = sample_latents(sampled, samples, 1.0, seed, check=check)  # for every image and temperature
-        self.deviation = [
-            torch.zeros(1, *shape) for shape in shapes[len(sampled) :]
-        ]  # of an anchored flow, from the LR
+        # the last latents of an anchored flow are the deviation from the LR image: zero
+        self.deviation = [torch.zeros(1, *shape) for shape in shapes[len(sampled) :]]
         check()
-        finest = max(1, shapes[0][1] // self.rows)  # the finest latents may be coarser than the image
-        padding = left * finest, right * finest, top * finest, bottom * finest
-        height, width = height * finest, width * finest
+        factor = max(1, shapes[0][1] // self.rows)  # the finest latents may be coarser than the image
+        padding = left * factor, right * factor, top * factor, bottom * factor
+        height, width = height * factor, width * factor
         edges = edge_map(rgb) if any(calm for _, calm in settings) else None
 
         def on_level(tau: float | Tensor, calm: float, shape: Shape) -> float | Tensor:
@@ -302,7 +301,7 @@ class Latents:
         per_level = [(level_temperatures(tau, len(sampled), len(rgb)), calm) for tau, calm in settings]
         strength = 0.0 if guide is None else guide.strength
         self.strengths = [on_level(strength, 0.0, shape) for shape in shapes]  # the guide's share of each level
-        # how far a guide's latents may deviate, also at edges: the first temperature decides for all
+        # limits on a guide's latents: the temperatures of the first setting, not lowered at edges
         bounds = per_level[0][0] if guide is not None and guide.bounded else []
         spreads = [on_level(tau, 0.0, shape) for tau, shape in zip(bounds, sampled[: len(bounds)], strict=True)]
         self.spreads = [blur(tau**2, NEARBY).sqrt() if isinstance(tau, Tensor) else tau for tau in spreads]
@@ -316,9 +315,9 @@ class Latents:
         """Crop a map of one or all images, which covers the padded image; a number is the same everywhere."""
         if not isinstance(plane, Tensor):
             return plane
-        return self._crop(plane[min(item, len(plane) - 1), None], tile).to(like)
+        return self._crop_level(plane[min(item, len(plane) - 1), None], tile).to(like)
 
-    def _crop(self, level: Tensor, tile: Tile) -> Tensor:
+    def _crop_level(self, level: Tensor, tile: Tile) -> Tensor:
         return _crop(level, tile, level.shape[-2] / self.rows)
 
     def crop(self, item: int, samples: range, tile: Tile) -> list[Tensor]:
@@ -329,9 +328,9 @@ class Latents:
             for sample in samples:
                 setting, draw = divmod(sample, len(noise))
                 tau = self._in_tile(self.taus[setting][level], item, tile, like=noise)
-                of_samples.append(tau * self._crop(noise[draw, None], tile))
+                of_samples.append(tau * self._crop_level(noise[draw, None], tile))
             latents.append(torch.cat(of_samples))
-        return latents + [self._crop(z, tile).expand(len(samples), -1, -1, -1) for z in self.deviation]
+        return latents + [self._crop_level(z, tile).expand(len(samples), -1, -1, -1) for z in self.deviation]
 
     def guided(self, latents: Sequence[Tensor], guide: Sequence[Tensor], item: int, tile: Tile) -> list[Tensor]:
         """Add a guide's share of its latents in a tile to the latents that ``crop`` returned."""
@@ -403,7 +402,8 @@ def checked_strength(flow: FlowModel, guide: Tensor | None, strength: Strength |
     assert strength is not None
     images = len(strength) if isinstance(strength, Tensor) and strength.ndim else 1
     value = number_or_map(strength, images, "guide strengths")
-    for end in (float(end) for end in value.aminmax()) if isinstance(value, Tensor) else [value]:
+    ends = [float(end) for end in value.aminmax()] if isinstance(value, Tensor) else [value]
+    for end in ends:
         if not 0 <= end <= 1:
             raise FlowError(f"guide_strength must lie in [0, 1]; got {end}. 0 ignores the guide, 1 keeps all of it.")
     return value

@@ -26,7 +26,7 @@ from .settings import check_range, with_defaults
 from .tiles import STRIPS, Strength, TiledDecoder, Tiling, checked_strength, prepare_guide
 
 HALO = 24  # LR pixels; how far tiles then differ from the whole image: docs/decisions/0004
-MAX_DEVIATION = 2.0  # from 0.5: temperature 1 stays within 1.6, overflows do not: docs/decisions/0013
+MAX_DEVIATION = 2.0  # largest |value - 0.5| that is no overflow; temperature 1 stays within 1.6: docs/decisions/0013
 MAX_SIDE = 2**16  # pixels of a side of the result
 ADVICE = "Set tile to 32, ask for fewer samples, enlarge a smaller image, or free memory on the device."
 
@@ -58,7 +58,7 @@ def upscale(
     batch position and device. Where the model overflows, the temperature is lowered, and ``notify`` is called.
 
     Args:
-        flow: An upscaling model. Samples of an SRFlow share most of the work, those of an HCFlow a fifth at 4x.
+        flow: An upscaling model. Samples share most of the work in an SRFlow, a fifth of it in an HCFlow at 4x.
         lr: ``(B, C, h, w)`` in [0, 1], any size from 1x1, float of any precision, uint8 or uint16; values outside are
             clamped. C is 3; or 1 (gray); or 4, whose alpha is enlarged by a bicubic resize. Gray images, also in three
             equal channels, give gray results: the luma of what the model draws.
@@ -78,12 +78,12 @@ def upscale(
         match_source: Whether to change the pictures so that they shrink to the LR image again, see ``match_source``.
         store: Where the conditions of the images are kept for the next call; None for nowhere.
         guide: A reference enlargement of the same images, ``(B or 1, C, s * h, s * w)`` in [0, 1], whose latents are
-            blended in, see ``tiles.Guide``. Alpha is ignored; other sizes are resized. First it is changed to shrink to
-            ``lr``, by the fraction in the model file (``guide_match``, by default 1).
+            blended in, see ``tiles.Guide``. Alpha is ignored; other sizes are resized. It is first changed to match
+            ``lr`` when shrunk, as far as ``guide_match`` in the model file says (1, the default: fully).
         guide_strength: Share of the guide's latents, in [0, 1]: a number, or a map as of ``temperature``. 0 ignores the
             guide, 1 gives it back as changed. None for the model's default, or 0.5.
         guide_bounded: Whether the guide's latents are scaled down where they deviate more than those that are drawn.
-            For guides that are made from results again and again, whose detail would otherwise grow.
+            Needed when results become guides again and again, because their detail would otherwise build up.
 
     Returns:
         ``(B * samples, C, s * h, s * w)`` float32 in [0, 1] on the device of ``lr``: all samples of image 0, then of
@@ -115,7 +115,7 @@ def upscale(
                 f"The model enlarges {flow.condition_scale} times; the rest, to {size[1]}x{size[0]}, is an ordinary "
                 "resize (bicubic)."
             )
-        if not guide_bounded:  # frames of a clip are bounded: ``upscale_video`` examines the first one for all
+        if not guide_bounded:  # bounded for frames of a clip: ``upscale_video`` examines the first
             notify_of_damage(flow, rgb, run.notify)
         guides = prepare_guide(run, flow, rgb, guide, strength, guide_bounded)
         pictures = decoder(rgb, [settings], seed, samples, is_gray, guides)
@@ -219,7 +219,7 @@ def memory_required(
     the encoder): all features, every sample's latents and image, the strips, and a guide.
     """
     if flow.capabilities.source != "low_resolution":
-        flow.require("upscale")  # raises an error
+        flow.require("upscale")  # raises: every upscaling model has this source
     rows, columns = (min(n, tile + 2 * halo) if tile else n for n in (height, width))
     network = flow.guide if isinstance(flow.guide, CompactUpscaler) else None
     pixel_bytes = 4 * 3 * flow.condition_scale**2  # of the HR pixels of one LR pixel

@@ -93,7 +93,7 @@ def colorize_video(  # noqa: D417
         chunks = [slice(start, min(start + at_once, len(job.y))) for start in range(0, len(job.y), at_once)]
         taus, rho, factor = job.resolve(temperature, detail, coherence, saturation, latents)
         first = slice(0, 1)
-        run.expect(2 * len(chunks) + (rho > 0 and not before))
+        run.expect(2 * len(chunks) + int(rho > 0 and not before))
         *finer, coarsest = sample_latents(job.shapes, 1, taus, seed=seed)
         if before:
             coarsest = before[1]
@@ -189,7 +189,8 @@ def upscale_video(  # noqa: D417
             enlarge = partial(
                 upscale, flow, frame, calm_edges=calm_edges, tile=tile, halo=halo, store=store, guide_bounded=True
             )
-            first, second = (part_of_run(options, (place + k / 2) / len(frames), 0.5 / len(frames)) for k in (0, 1))
+            first = part_of_run(options, place / len(frames), 0.5 / len(frames))
+            second = part_of_run(options, (place + 0.5) / len(frames), 0.5 / len(frames))
             calm, guide, strength = None, None, None
             if steadiness:
                 calm = enlarge(temperature=0.0, **first)[:, :3].to(run.device)
@@ -211,15 +212,15 @@ def upscale_video(  # noqa: D417
 def _moved(
     calm: Tensor, last_calm: Tensor, last: Tensor, scale: int, steadiness: float
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Move the last result as the calm enlargements move, and say how much to keep where; None after a cut."""
+    """Move the last result by the motion between the calm enlargements; and map how much to keep. None after a cut."""
     if calm.shape != last_calm.shape:
         return None, None
     there, back = estimate_motion(calm, last_calm), estimate_motion(last_calm, calm)
     guide = move(last, there).clamp(0, 1)
-    apart = (there + sample_at(back, there)).norm(dim=1, keepdim=True)
+    disagreement = (there + sample_at(back, there)).norm(dim=1, keepdim=True)
     error = blur(shrink(guide - calm, scale).square().mean(1, keepdim=True), NEIGHBORS)  # (1, 1, h, w)
     explained = F.interpolate(1 / (1 + (error / UNEXPLAINED**2) ** 4), scale_factor=float(scale), mode="bilinear")
-    trusted = explained / (1 + (apart / DISAGREEMENT) ** 4)
+    trusted = explained / (1 + (disagreement / DISAGREEMENT) ** 4)
     if float(trusted.mean()) < CUT:
         return None, None
     moving = (there.norm(dim=1, keepdim=True) / MOVED).clamp(max=1)
