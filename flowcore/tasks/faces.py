@@ -190,7 +190,7 @@ def paste_faces(
             else:
                 worse += 1
     if worse:
-        which = f"{worse} of {count // pictures * len(places)} pasted faces had specks, or were unlike the photograph"
+        which = f"{worse} of {count * len(places)} pasted faces had specks, or were unlike the photograph"
         RunOptions(notify=notify).tell(f"{which}: the picture was kept there.")
     has_one_channel = images.channels == cuts.channels == 1
     return append_alpha(result[:, :1] if has_one_channel else result, images.alpha)

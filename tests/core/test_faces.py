@@ -337,6 +337,15 @@ def test_a_face_with_specks_or_unlike_the_photograph_is_left_out_and_counted():
     assert pasted_over(face, photograph=photograph) == ([True], [])
 
 
+def test_faces_left_out_are_counted_out_of_all_pictures():
+    photographs, lines = torch.cat([smooth(), smooth(seed=1)]), list[str]()
+    cut, places = align_faces(photographs, [[SMALL]])
+    faces = 0.5 * interpolate(cut, scale_factor=8, mode="bilinear")
+    large = interpolate(photographs, scale_factor=4, mode="bilinear")
+    paste_faces(large, faces, places, photograph=photographs, notify=lines.append)
+    assert [line.split(" pasted")[0] for line in lines] == ["2 of 2"]
+
+
 def test_noise_that_a_model_removes_does_not_make_its_face_unlike_the_photograph():
     photograph = smooth()
     cut, _ = align_faces(photograph, [[SMALL]])
