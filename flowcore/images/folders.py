@@ -1,4 +1,4 @@
-"""Folders of files, linked ones included, but not those that lead back; and the images in them."""
+"""Walk folders, following links except those that lead back to a parent, and list images."""
 
 import logging
 import os
