@@ -15,7 +15,7 @@ class ActNorm(Transform):
 
     With ``s = log_factor * log_scale``: forward: ``z = (x + bias) * exp(s)``; logdet: ``H * W * sum(s)``; inverse: ``x
     = z * exp(-s) - bias``. ``initialize`` gives its batch mean 0 and (population) variance 1 per channel; variances
-    below ``min_variance`` count as that. ``log_factor`` is 3 in the reference implementation of Glow.
+    below ``min_variance`` are clamped to it. ``log_factor`` is 3 in the reference implementation of Glow.
 
     Source: Kingma & Dhariwal, "Glow", section 3.1.
     """
@@ -54,9 +54,9 @@ class SignedActNorm(Transform):
     """Shift and scale every channel; the scale itself is stored, and may be negative.
 
     Forward: ``z = (x + bias) * scale``; logdet: ``H * W * sum(log|scale|)``; inverse: ``x = z / scale - bias``.
-    Initialized as ``ActNorm``.
+    Initialized like ``ActNorm``.
 
-    Source: as ``ActNorm``, in the parametrization of rosinality's Glow in PyTorch.
+    Source: that of ``ActNorm``; the parametrization is that of rosinality's Glow in PyTorch.
     """
 
     uniform_logdet = True
@@ -89,9 +89,9 @@ class BatchNorm(Transform):
     Forward: ``z = (x - mean) / sqrt(var + eps)``; logdet: ``-H * W * sum(log(var + eps)) / 2``;
     inverse: ``x = z * sqrt(var + eps) + mean``. ``initialize`` takes the moments of its batch.
 
-    ``mean`` and ``var`` are buffers, used in both training and evaluation mode, which makes this a bijection. Only
-    inside ``with batch_moments(model):``, and in ``Flow.log_prob`` while it trains, are the moments those of the batch,
-    and the buffers their running averages.
+    ``mean`` and ``var`` are buffers, used in both training and evaluation mode, which makes this a bijection. Inside
+    ``with batch_moments(model):``, which ``Flow.log_prob`` enters in training, forward uses the moments of the batch
+    instead, and updates the buffers, their running averages: an exception to the law.
 
     Source: Dinh et al., "Real NVP", section 3.7 and appendix E.
     """
@@ -130,7 +130,7 @@ class BatchNorm(Transform):
 
     @torch.no_grad()
     def update_running(self, mean: Tensor, var: Tensor) -> None:
-        """Move the running moments toward those of a batch, ``(C,)`` each, except by values that are not finite."""
+        """Update the running mean and variance by those of a batch, ``(C,)`` each, skipping non-finite values."""
         if not self.updates_running:
             return
         for running, value in ((self.mean, mean.to(self.mean)), (self.var, var.to(self.var))):
@@ -172,4 +172,4 @@ def _moments(x: Tensor, average: Callable[[Tensor], Tensor] | None = None) -> tu
 
 def _mean_std(x: Tensor) -> tuple[Tensor, Tensor]:
     mean, var = _moments(x)
-    return mean, var.sqrt() + 1e-6  # keeps a constant channel finite
+    return mean, var.sqrt() + 1e-6  # keeps a constant channel finite, also without ``min_variance``

@@ -12,15 +12,15 @@ from .transform import Transform
 
 
 class Autoregression(Transform):
-    """Shift and scale every position by functions of those before it, row by row from the first, or from the last.
+    """Shift and scale every position by functions of those before it, in raster order or in reverse.
 
     With the grid as a sequence ``x_0, ..., x_(T-1)``, ``(a_t, b_t) = network(x_0, ..., x_(t-1))``, ``a_0 = b_0 = 0``;
     forward: ``z_t = (x_t - b_t) exp(-a_t)``; logdet: ``-sum a``; inverse, one position after the other: ``x_t = z_t
     exp(a_t) + b_t``. The network, such as ``networks.CausalTransformer``, predicts ``2 C`` numbers, log-scales first;
-    without ``scale``, C shifts, and a = 0. It also sees the condition's labels, if there are any.
+    with ``scale=False``, only C shifts (a = 0). It also sees the condition's labels, if there are any.
 
     With ``guidance`` the inverse uses ``a + w (a - a')`` and ``b + w (b - b')``, where ``a', b'`` are predicted
-    without label, by attention at a temperature; it is then not the inverse of forward.
+    without label, at the given attention temperature. It is then no longer the inverse of forward.
 
     Source: Zhai et al., "Normalizing flows are capable generative models" (TarFlow, 2024), sections 3.1 and 3.4.
     """
@@ -33,8 +33,8 @@ class Autoregression(Transform):
     def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         sequence = self._sequence(x)  # (B, T, C)
         predicted = self.network(sequence, self._labels(cond, len(x))).to(x.dtype)
-        before = torch.cat([torch.zeros_like(predicted[:, :1]), predicted[:, :-1]], dim=1)
-        a, b = self._log_scale_shift(before)
+        shifted = torch.cat([torch.zeros_like(predicted[:, :1]), predicted[:, :-1]], dim=1)
+        a, b = self._log_scale_shift(shifted)
         z = (sequence - b) * torch.exp(-a)
         logdet = -a.sum(2, keepdim=True).expand(x.shape[0], -1, -1)  # (B, T, 1)
         return self._grid(z, x), self._grid(logdet, x)[:, 0]
@@ -49,7 +49,7 @@ class Autoregression(Transform):
         return self._grid(torch.stack(x, dim=1), z)
 
     def _predictor(self, cond: LevelCondition | None, batch: int, length: int) -> Callable[[Tensor, int], Tensor]:
-        """Make a function that predicts position t, from 1 in turn, given the data of the one before and t."""
+        """Return ``predict(x, t)``, to be called for t = 1, 2, ... in order, with the data x of position t - 1."""
         labels = self._labels(cond, batch)
         if labels is None or cond is None or cond.guidance is None:
             step = self.network.stepwise(labels)

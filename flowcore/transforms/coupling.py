@@ -13,19 +13,19 @@ from .level_condition import LevelCondition
 from .transform import Transform
 
 Scaling = Literal["sigmoid", "atan", "narrow", "exp", "none"]
-ATAN_SCALE = 1.2  # factor of 0.636 atan(r), whose limit is 1: log scales stay within 1.2
-NARROW_SCALE = 0.318  # 0.5 * 2 / pi, as published with three digits: log scales stay within 0.4995
+ATAN_SCALE = 1.2  # log scales are 1.2 * 0.636 atan(r), within 1.2: 0.636 is about 2 / pi
+NARROW_SCALE = 0.318  # log scales are 0.318 atan(2 r), within 0.4995: 0.318 is 1 / pi in the three digits published
 SIGMOID_OFFSET = 2.0  # added to the raw scale for "sigmoid": where conditioners output 0, scales are near 1
 
 
 class Coupling(Transform):
     """Shift and scale one part of the channels by what a conditioner computes from the other part and the condition.
 
-    With ``x = [x1, x2]`` and ``shift, scale = shift_scale(conditioner([x1, cond]))``: forward: ``z = [x1, (x2 + shift)
-    * scale]``; logdet: ``sum log scale``; inverse: ``x2 = z2 / scale - shift``. ``x1`` has C1 channels: ``first``, or,
-    for 0, ``C // 2``. With ``swap`` the two parts change roles: the second conditions the first. ``cond`` stands for
-    the condition's ``network_inputs``, ``(B, Cc, H, W)`` on the grid of ``x``. The conditioner maps ``(B, C1 + Cc, H,
-    W)`` to ``(B, 2 * (C - C1), H, W)``, or to half as many channels for the scaling "none".
+    With ``x = [x1, x2]``, cond the condition's ``network_inputs``, ``(B, Cc, H, W)`` on the grid of ``x``, and ``shift,
+    scale = shift_scale(conditioner([x1, cond]))``: forward: ``z = [x1, (x2 + shift) * scale]``; logdet: ``sum log
+    scale``; inverse: ``x2 = z2 / scale - shift``. ``x1`` has C1 channels: ``first``, or ``C // 2`` if that is 0. With
+    ``swap`` the two parts change roles: the second conditions the first. The conditioner maps ``(B, C1 + Cc, H, W)`` to
+    ``(B, 2 * (C - C1), H, W)``, or to half as many channels for the scaling "none".
 
     Source: Dinh et al., "Real NVP", section 3.2, in Glow's parametrization; with a condition, SRFlow section 3.3
     ("conditional affine coupling"). Additive: Dinh et al., "NICE", section 3.2.
@@ -120,9 +120,10 @@ class Injector(Transform):
 
 
 class CheckerboardCoupling(Transform):
-    """Shift and scale every second pixel, those where ``(row + column) % 2 == parity``, as the others say.
+    """Shift and scale every second pixel by what a conditioner computes from the others.
 
-    With the mask ``b``, 1 for the others, and ``shift, log_scale = conditioner(b * x)``, on even and odd channels:
+    With the mask ``b``, 0 for those where ``(row + column) % 2 == parity`` and 1 for the others that condition them,
+    and ``shift, log_scale = conditioner(b * x)``, on even and odd channels:
     forward: ``z = b * x + (1 - b) * (x + shift) * exp(log_scale)``; logdet: ``sum (1 - b) * log_scale``; inverse: ``x
     = b * z + (1 - b) * (z * exp(-log_scale) - shift)``. With ``mask_channel`` the conditioner also sees b.
 
@@ -164,9 +165,9 @@ class CheckerboardCoupling(Transform):
 class ConditionOnChannels(Transform):
     """Leave the first channels unchanged and transform the others, with the first as part of the condition.
 
-    With ``x = [x1, x2]``, x1 of ``kept`` channels: forward: ``z = [x1, f(x2; [x1, cond])]``; logdet: that of f;
-    inverse: f's. With standard-normal latents, f is then a density ``p(x2 | x1, cond)``. f finds x1 in the condition's
-    ``flow_channels``.
+    With ``x = [x1, x2]``, x1 the first ``kept`` channels: forward: ``z = [x1, f(x2; [x1, cond])]``; logdet: that of f;
+    inverse: by that of f. With standard-normal latents, f is then a density ``p(x2 | x1, cond)``. f finds x1 in the
+    condition's ``flow_channels``.
 
     Source: Yu et al., "Wavelet Flow" (2020), section 3, where x1 is the coarse image and x2 its details.
     """

@@ -10,17 +10,17 @@ from ..errors import ConditionError, FlowError
 from .level_condition import LevelCondition, Probes
 from .transform import Transform
 
-MAX_DIMENSIONS = 4096  # of an exact logdet: a Jacobian of 134 MB in float64
-ROWS_AT_ONCE = 256  # of a Jacobian
+MAX_DIMENSIONS = 4096  # most dimensions for an exact logdet: its Jacobian then takes 134 MB in float64
+ROWS_AT_ONCE = 256  # rows of a Jacobian that are computed together
 PROBE_STREAM = 0x9E3779B9  # changes seeds, so that probes differ from other noise of the same seed
-MAX_ITERATIONS = 2000  # of a fixed point
+MAX_ITERATIONS = 2000  # most iterations toward a fixed point
 PATIENCE = 50  # iterations without progress before giving up
 
 
 class Estimated(Transform):
     """A bijection whose logdet has no closed form: estimated if the condition has ``probes``, else exact."""
 
-    number = 0  # index of its probe; a flow numbers its estimated transforms
+    number = 0  # index of its probe; set by ``Flow``, which numbers its estimated transforms
     has_series = True  # whether the estimate is a power series, with a choice of terms
 
     def probe(self, x: Tensor, cond: LevelCondition | None) -> Tensor | None:
@@ -57,31 +57,32 @@ def require_exact(dimensions: int) -> None:
     if dimensions > MAX_DIMENSIONS:
         raise ConditionError(
             f"An exact log-determinant of {dimensions} dimensions is out of reach; at most {MAX_DIMENSIONS} are "
-            "allowed. Estimate it: pass the condition likelihood.with_probes(flow, image.shape); the task score does "
-            "so with probes=4."
+            "allowed. Use an estimate instead: pass cond=likelihood.with_probes(flow, image.shape), or probes=4 in the "
+            "task score."
         )
 
 
 def draw_probes(
     shapes: list[tuple[int, int, int]], seeds: list[int], coefficients: tuple[tuple[float, ...], ...]
 ) -> Probes:
-    """Draw Rademacher probes, of entries +1 and -1: float32, on the CPU, one item per seed."""
-    items: list[list[Tensor]] = []
+    """Draw Rademacher probes, with entries +1 and -1: float32, on the CPU, one item per seed."""
+    vectors_by_item: list[list[Tensor]] = []
     for seed in seeds:
         generator = torch.Generator("cpu").manual_seed((seed ^ PROBE_STREAM) % 2**64)
-        items.append([torch.randint(0, 2, shape, generator=generator).float() * 2 - 1 for shape in shapes])
-    return Probes(vectors=tuple(map(torch.stack, zip(*items, strict=True))), coefficients=coefficients)
+        vectors_by_item.append([torch.randint(0, 2, shape, generator=generator).float() * 2 - 1 for shape in shapes])
+    vectors = tuple(map(torch.stack, zip(*vectors_by_item, strict=True)))  # each (B, C, H, W)
+    return Probes(vectors=vectors, coefficients=coefficients)
 
 
 def fixed_point(g: Callable[[Tensor], Tensor], start: Tensor, advice: str) -> Tensor:
     """Iterate a contraction ``x <- g(x)`` of ``(B, ...)`` until only rounding changes it.
 
-    Each item stops by itself, whatever the others of its batch do: when no element changes by more than 4 eps, when the
-    change is below sqrt(eps) and has not decreased for 3 iterations, or when it is not finite. FlowError, with
-    ``advice``, if an item does not converge: then g is no contraction there.
+    Items stop independently: when no element changes by more than 4 eps, when the change is below sqrt(eps) and has not
+    decreased for 3 iterations, or when it is not finite, as with NaN in the data, which is returned. FlowError, with
+    ``advice``, if an item does not converge, which means that g is not a contraction there.
     """
     if start.is_meta:
-        return g(start)  # without values nothing converges
+        return g(start)  # meta tensors have no values that could converge; this has the right shape
     x, eps = start, torch.finfo(start.dtype).eps
     best = x.new_full((len(x),), torch.inf)
     waited = torch.zeros_like(best, dtype=torch.int64)
@@ -99,6 +100,6 @@ def fixed_point(g: Callable[[Tensor], Tensor], start: Tensor, advice: str) -> Te
         if bool((~finished & (waited >= PATIENCE)).any()):
             break
     raise FlowError(
-        f"The inverse did not settle: its iteration still changes values by {float(best[~finished].max()):.2g}, so "
-        f"this step of the model is no contraction there. {advice}"
+        f"The inverse did not converge: its iteration still changes values by {float(best[~finished].max()):.2g}, so "
+        f"this step of the model is not a contraction there. {advice}"
     )

@@ -21,8 +21,8 @@ class InvertibleConv(Transform):
     both in float64. With ``lu=True``, ``M = P (L + I) (U + diag(sign * exp(log_diagonal)))``: P a fixed permutation, L
     strictly lower and U strictly upper triangular, so that ``log|det M| = sum(log_diagonal)``.
 
-    Source: Kingma & Dhariwal, "Glow", section 3.2. Two starts are ours: with "principal", ``initialize`` sets M
-    to the principal axes of its batch (largest variance first); "reverse" starts as the reversal of the channels.
+    Source: Kingma & Dhariwal, "Glow", section 3.2. Two initializations are ours: with "principal", ``initialize`` sets
+    M to the principal axes of its batch (largest variance first); "reverse" starts as the reversal of the channels.
     """
 
     uniform_logdet = True

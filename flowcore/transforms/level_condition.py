@@ -9,8 +9,8 @@ from torch import Tensor
 ScaledFeatures = tuple[Tensor, int]  # features, and the factor by which to enlarge them, by nearest neighbor
 
 ConditionTerms = tuple[Tensor | None, Tensor | None]
-"""What a coupling or injector computes from the condition alone: the condition's term of its first convolution, or, if
-nothing else enters its network, the network's output."""
+"""What a coupling or injector computes from the condition alone: ``(term, None)``, the condition's term of its first
+convolution, or, if nothing else enters its network, ``(None, output)``, the network's output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class MultiScaleFeatures:
     """Features of one level on several grids; those that are to be enlarged stay small."""
 
     sources: tuple[ScaledFeatures, ...]  # (B, C_i, H / factor, W / factor); their channels are concatenated
-    # per coupling and injector of the level, in the data-to-latent direction; from ``Condition.prepare``, if called
+    # one for every coupling and injector of the level, in the data-to-latent direction; set by ``Condition.prepare``
     precomputed: tuple[ConditionTerms, ...] | None = None
 
     def merged(self) -> Tensor:
@@ -32,11 +32,11 @@ class Probes:
     """Random vectors e with ``E[e e^T] = I``, from which ``e^T A e`` estimates the trace of A without bias.
 
     One for every estimated transform of a flow, in the data-to-latent direction. Coefficients are ones for a truncated
-    series; ``1 / P(N >= k)`` where the number of terms N was drawn, which makes the estimate unbiased.
+    series, and ``1 / P(N >= k)`` for a Russian-roulette estimate, whose random number of terms N makes it unbiased.
     """
 
     vectors: tuple[Tensor, ...]  # in the shape of each transform's input
-    coefficients: tuple[tuple[float, ...], ...]  # of the terms 1, 2, ... of each power series; empty without a series
+    coefficients: tuple[tuple[float, ...], ...]  # of terms 1, 2, ... of each power series; empty if it has none
     neumann: bool = False  # whether gradients come from the Neumann series, instead of differentiating the estimate
 
 
@@ -51,7 +51,7 @@ class LevelCondition:
         multi_scale: The same features before they are enlarged, for the steps of a ``Plan``.
         flow_channels: Channels of the flow itself, ``(B, C, H, W)``, on which other channels are conditioned.
         labels: Weights of the classes, ``(B or 1, K)``, for learned priors and ``Autoregression``.
-        anchor: Where the flow's last output is expected, ``(B or 1, C, h, w)``, for ``Center`` and ``Whiten``.
+        anchor: Mean of the flow's last output, ``(B or 1, C, h, w)``, for ``Center`` and ``Whiten``.
         probes: Random vectors that estimate log-determinants without a closed form; None for exact ones.
         guidance: Classifier-free guidance toward the labels, ``(B or 1, 4)``: weight, whether scales are guided,
             whether the weight rises, temperature; see ``condition.Guidance``. For ``Autoregression.inverse``.

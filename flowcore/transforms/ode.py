@@ -13,7 +13,7 @@ from .level_condition import LevelCondition
 
 Solver = Literal["rk4", "rk4_38", "midpoint", "euler"]
 
-CHUNK = 2**22  # numbers in all directions that are differentiated at once
+CHUNK = 2**22  # most numbers in all directions that are differentiated together
 
 
 class Tableau(NamedTuple):
@@ -44,13 +44,13 @@ class ODE(Estimated):
     """Follow the solution of ``dy/dt = f(t, y)`` from ``y(0) = x`` to ``z = y(T)``, with ``T = sqrt_end_time^2``.
 
     The velocity f is a network such as ``networks.VectorField``. Forward: ``steps`` equal steps ``y' = y + h phi(t,
-    y)``, h = T / steps, of a Runge-Kutta rule. Inverse: of every step, the last first, ``y = y' - h phi(t, y)`` as a
-    fixed point, which gives the same numbers to rounding; integrating backward would differ by the error of the rule.
+    y)``, h = T / steps, with the increment function phi of a Runge-Kutta rule. Inverse: step by step from the last, the
+    fixed point of ``y = y' - h phi(t, y)``, exact up to rounding; integrating backward would add the rule's error.
 
     Logdet, by ``how``:
 
     - "trace" with a probe e: ``integral of e^T (df/dy) e dt``, by the same rule, one e for all steps: an unbiased
-      estimate of the next;
+      estimate of the exact trace below;
     - "trace" without probe, for small images: ``integral of tr(df/dy) dt``, the logdet of the ODE, from which that of
       the steps differs by the rule's error;
     - "exact", for small images: ``sum over steps of log|det(I + h dphi/dy)|``, that of what forward returns.
@@ -161,7 +161,7 @@ class ODE(Estimated):
         ]
         logdet = y.new_zeros(y.shape[0], *y.shape[2:])
         if self.how == "exact":
-            # the Jacobian minus the identity, transposed: its determinant is the same
+            # (J - I)^T, with the step's Jacobian J; transposing does not change the determinant
             rows = torch.cat([self._step_derivative(stages, v).flatten(2) for v in directions], 1)
             total = torch.linalg.slogdet(float64(rows + identity))[1].to(y)
             return logdet + (total / logdet[0].numel())[:, None, None]

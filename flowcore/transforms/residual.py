@@ -17,9 +17,9 @@ class Residual(Estimated):
     Forward: ``z = x + g(x)``; inverse: the fixed point of ``x = z - g(x)``, to rounding.
 
     Logdet without probes: ``log|det(I + J)|`` of the whole Jacobian, for small images. With a probe e and coefficients
-    c: the power series ``sum_k c_k (-1)^(k+1) / k e^T J^k e``, an estimate without bias but for the terms that are cut
-    off. Its gradient is the estimate's own; or, with ``neumann``, that of ``w^T J e`` with the constant ``w = sum_{k >=
-    0} (-1)^k c_k (J^T)^k e``, c_0 = 1, which has the same mean and takes one graph instead of one for each term.
+    c: the power series ``sum_k c_k (-1)^(k+1) / k e^T J^k e``, an estimate that is unbiased up to truncation. Gradients
+    are by default the estimate's own; with ``neumann`` they are those of ``w^T J e`` with the constant ``w = sum_{k >=
+    0} (-1)^k c_k (J^T)^k e``, c_0 = 1, which have the same mean and take one graph instead of one for each term.
 
     Source: Behrmann et al., "Invertible residual networks" (ICML 2019); Chen et al., "Residual flows for invertible
     generative modeling" (NeurIPS 2019), sections 3.1 and 3.2.
@@ -37,11 +37,11 @@ class Residual(Estimated):
         if not torch.is_grad_enabled():
             return x
         value, vjp = g.linearize(x)
-        x = z - value  # the same numbers, with a graph of one step
+        x = z - value  # the same numbers, now with the graph of a single step
 
         @torch.no_grad()
         def implicit_gradient(gradient: Tensor) -> Tensor:
-            """Solve ``(I + J^T) v = gradient``: the step's gradient for that of the fixed point."""
+            """Solve ``(I + J^T) v = gradient`` (implicit function theorem): the step passes on v."""
             return fixed_point(lambda v: gradient - vjp(v), gradient, ADVICE)
 
         if x.requires_grad:

@@ -48,11 +48,11 @@ class Split(Transform[tuple[Tensor, Tensor]]):
 
 
 class Whiten(Transform):
-    """Turn the last output of a flow into standard-normal latents, by a prior that sees at most labels or anchor.
+    """Turn the last output of a flow into standard-normal latents, by a Gaussian prior.
 
     With ``mean, log_std = prior(x, labels)``, on even and odd channels: forward: ``z = (x - mean) * exp(-log_std)``;
-    logdet: ``-sum log_std``; inverse: ``x = mean + exp(log_std) * z``. Of ``x`` the prior may read the shape only. In
-    place of labels, ``(B, classes)``, it gets the anchor if the condition has one, and nothing if it has neither.
+    logdet: ``-sum log_std``; inverse: ``x = mean + exp(log_std) * z``. The prior may read only the shape of ``x``. Its
+    second argument is the anchor if the condition has one, else the labels, ``(B, classes)``, and absent without both.
 
     Source: the learned and class-conditional top prior of the reference implementation of Glow.
     """
@@ -116,7 +116,7 @@ def _anchor(x: Tensor, cond: LevelCondition | None) -> Tensor:
     anchor = None if cond is None else cond.anchor
     if anchor is None or anchor.shape[1:] != x.shape[1:] or anchor.shape[0] not in (1, x.shape[0]):
         raise ConditionError(
-            f"Expected a condition of {x.shape[0]} items with a mean of shape {tuple(x.shape[1:])}; got "
+            f"Expected a condition of {x.shape[0]} items with an anchor of shape {tuple(x.shape[1:])}; got "
             f"{'none' if anchor is None else tuple(anchor.shape)}. Encode the condition from an image of the matching "
             "size and batch."
         )

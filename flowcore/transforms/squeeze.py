@@ -158,8 +158,8 @@ def _haar_bands(x: Tensor) -> list[Tensor]:
 
 def _transform_blocks(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> list[Tensor]:
     """Multiply blocks by the symmetric Haar matrix."""
-    up, down = a + b, c + d
-    return [(up + down) / 2, (a + c - (b + d)) / 2, (up - down) / 2, (a + d - b - c) / 2]
+    top, bottom = a + b, c + d
+    return [(top + bottom) / 2, (a + c - (b + d)) / 2, (top - bottom) / 2, (a + d - b - c) / 2]
 
 
 def require_blocks(x: Tensor, factor: int, name: str) -> None:

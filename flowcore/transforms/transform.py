@@ -42,7 +42,8 @@ class Transform(nn.Module, Generic[Latent, Cond]):
     """A bijection with a known log-determinant; subclasses state their formulas and obey the law of this module.
 
     Data and latents are ``(B, C, H, W)`` unless a subclass says otherwise: a ``Split`` has a pair of latents, a
-    ``Flow`` a list. A subclass defines ``inverse``, and ``by_position`` or ``forward`` or both.
+    ``Flow`` a list. A subclass defines ``inverse``, and one of ``by_position``, from which ``forward`` follows, and
+    ``forward``, from which ``by_position`` follows if ``uniform_logdet``; or both.
 
     Attributes:
         uniform_logdet: Whether every position contributes the same to the logdet, whatever data and condition, as in
@@ -93,8 +94,8 @@ class Transform(nn.Module, Generic[Latent, Cond]):
         """Map data to latent, with the log-determinant resolved by position.
 
         Returns:
-            The latent, and each position's share of the logdet, ``(B, H, W)``: unless overridden, spread evenly, which
-            is right if ``uniform_logdet``.
+            The latent, and each position's share of the logdet, ``(B, H, W)``: by default spread evenly, which requires
+            ``uniform_logdet``.
 
         Raises:
             NoPositionsError: If ``uniform_logdet`` is False, and the subclass does not define this method.
@@ -108,7 +109,7 @@ class Transform(nn.Module, Generic[Latent, Cond]):
         z, logdet = self.forward(x, cond)
         return z, spread(logdet[:, None, None], x.shape[-2], x.shape[-1])
 
-    # ``nn.Module.half`` and ``bfloat16`` bypass ``to``, which raises PrecisionError
+    # ``half`` and ``bfloat16`` of nn.Module do not call ``to``; these do, and so raise its PrecisionError
 
     def half(self) -> Self:
         return self.to(torch.float16)
@@ -136,7 +137,7 @@ def require_channels(x: Tensor, channels: int, name: str) -> None:
 
 
 def spread(logdet_map: Tensor, height: int, width: int) -> Tensor:
-    """Resample a map ``(B, h, w)`` to another grid, keeping its sum: divided evenly, or added up."""
+    """Resample a map ``(B, h, w)``, keeping its sum: values are divided evenly among pixels, or blocks summed."""
     if logdet_map.shape[-2] > height or logdet_map.shape[-1] > width:  # after an ``Unsqueeze``
         blocks = logdet_map.unflatten(-1, (width, -1)).unflatten(-3, (height, -1))  # (B, height, rows, width, columns)
         return blocks.sum((-3, -1))

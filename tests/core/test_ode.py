@@ -143,7 +143,7 @@ def test_a_step_too_long_to_be_solved_says_what_to_do():
     ode = moving("trace", steps=1, activation="tanh")
     with torch.no_grad():
         ode.sqrt_end_time.fill_(6)
-    with pytest.raises(FlowError, match=r"no contraction there\. Give it more than 1 steps"):
+    with pytest.raises(FlowError, match=r"not a contraction there\. Give it more than 1 steps"):
         ode.inverse(10 * batch())
 
 

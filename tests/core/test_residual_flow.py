@@ -125,7 +125,7 @@ def test_a_network_that_is_not_contractive_is_refused():
             if isinstance(part, LipschitzConv):
                 part.weight.mul_(60)
                 part.get_buffer("u").zero_()
-    with pytest.raises(FlowError, match=r"no contraction.*flow\.normalize"):
+    with pytest.raises(FlowError, match=r"not a contraction.*flow\.normalize"):
         flow.inverse([torch.randn(1, 12, 2, 3)])
     flow.normalize()
     assert flow.inverse([torch.randn(1, 12, 2, 3)]).isfinite().all()
