@@ -27,7 +27,7 @@ from ..tasks.score import score
 from ..tasks.settings import with_defaults
 from .image_set import list_images, markdown, read_each, read_upright
 
-PORTRAIT_SAMPLES = 20  # usual number of colorings of a portrait: wrong skin is rarer than one in eight
+PORTRAIT_SAMPLES = 20  # usual number of colorings of a portrait, as less than one in eight has wrong skin
 CHOSEN = 2  # samples that ``ranking`` chooses
 RELATIVE_TO_GRAY = ("rmse", "rmse_best", "rmse_calm", "rmse_consensus", "rmse_likelihood")
 
@@ -154,7 +154,7 @@ def chroma_and_condition(
     width, height = (max(1, round(side * factor / multiple)) * multiple for side in image.size)
     y, chroma = split(_pixels(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)).float() / 255)
     cond = flow.encode_condition(y.to(next(flow.parameters()).device))
-    return F.avg_pool2d(chroma, STRIDE), cond  # height / 4, width / 4
+    return F.avg_pool2d(chroma, STRIDE), cond  # h, w = height / 4, width / 4
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Images of test sets, read at a model's input size; their bits per dimension; and tables of results."""
+"""Images of test sets: reading them at a model's input size, and their bits per dimension; and tables of results."""
 
 import logging
 import math
@@ -68,7 +68,7 @@ def resize_to_own(flow: FlowModel, image: Image.Image) -> Tensor:
 
 
 def read_upright(file: Path) -> Image.Image:
-    """Read an image as 8-bit RGB, see ``files.decode_rgb``."""
+    """Read an image as 8-bit RGB, turned upright, see ``files.decode_rgb``."""
     return read_rgb(read_bytes(file), file.name)
 
 
@@ -100,10 +100,9 @@ def evaluate_density(
 ) -> dict[str, float]:
     """Measure the bits per dimension of images under a model that has an ``image_size``: mean and standard error.
 
-    The result also has what they depend on: bits per channel, channels, and size of the images as the model takes them.
-
-    ``data`` is a folder of images at any depth, see ``list_images`` for ``limit``; for models of digits, of the test
-    files of MNIST. With several ``samples`` it is the importance-weighted bound.
+    ``data`` is a folder: of images at any depth, see ``list_images`` for ``limit``; or, for models of digits, of the
+    test files of MNIST. With several ``samples`` the result is the importance-weighted bound. It also has what the
+    numbers depend on: bits per channel, channels, and size of the images as the model takes them.
     """
     labels = None
     if flow.channels == 1 and (flow.classes or any(data.glob("t10k-images-idx3-ubyte*"))):
@@ -133,11 +132,11 @@ def evaluate_density(
 
 def size_of(row: Mapping[str, float]) -> str:
     """Describe the size of the images of a row of results."""
-    return f"{row['height']:.0f}x{row['width']:.0f}" + ", gray" * (row["channels"] == 1)
+    return f"{row['height']:.0f}x{row['width']:.0f}{', gray' if row['channels'] == 1 else ''}"
 
 
 def density_table(results: dict[str, dict[str, float]]) -> str:
-    """Format densities, set name to what ``evaluate_density`` returned; and say so unless all of them compare."""
+    """Format densities, set name to what ``evaluate_density`` returned, with a note unless all rows are comparable."""
     styles = {"images": ".0f", "bits_per_dim": ".4f", "standard_error": ".4f", "n_bits": ".0f"}
     rows: list[list[str]] = []
     for name, row in results.items():

@@ -24,9 +24,9 @@ USUAL_MEASURES = (
     *("psnr", "ssim", "lr_psnr", "diversity", "gain", "diversity_score"),
     *(*NO_REFERENCE, "lpips", "false_specks"),
 )
-MEASURES = (*USUAL_MEASURES, "bits_per_dim")  # which costs as much as all the others together
+MEASURES = (*USUAL_MEASURES, "bits_per_dim")  # the last one takes as long as all the others together
 
-COLUMNS = {  # key of the results: title and format. Readers rely on the order: append.
+COLUMNS = {  # key of the results: title and format. Append only: programs that read tables rely on the order.
     "psnr": ("PSNR", ".2f"),
     "ssim": ("SSIM", ".4f"),
     "lr_psnr": ("LR-PSNR", ".2f"),
@@ -62,8 +62,9 @@ def evaluate_upscaler(
     "diversity_score_mse", on squared differences, replaces "diversity_score_lpips".
 
     The result maps a method ("bicubic", "tau 0", "tau 0.8, calm 0.75", ..., "original") to the means over images of the
-    requested ones of ``MEASURES``; for "original", of those that need no reference. A mean leaves out images that are
-    too small for the measure, or for which it is infinite; a measure without images is missing.
+    requested ones of ``MEASURES``; for "original", of those that need no reference. The mean of a measure leaves out
+    images that are too small for it, and those for which it is infinite in any method, so that methods are compared on
+    the same images; a measure for which no image is left is missing.
     """
     flow.require("upscale")
     if unknown := [name for name in measures if name not in MEASURES]:
@@ -76,7 +77,7 @@ def evaluate_upscaler(
         bicubic = as_stored(enlarge(lr, scale))
         psnr_bicubic = float(metrics.psnr(bicubic, hr))
         by_method = {"bicubic": _measure(bicubic, hr, lr, psnr_bicubic, measures)}
-        bits = _bits(flow, hr) if "bits_per_dim" in measures else {}
+        bits = _bits_per_dim(flow, hr) if "bits_per_dim" in measures else {}
         for tau, calm in settings:
             samples_hr = upscale(flow, lr, seed=0, temperature=tau, calm_edges=calm, samples=samples if tau else 1)
             method = f"tau {tau:g}, calm {calm:g}" if tau and calm else f"tau {tau:g}"
@@ -141,7 +142,7 @@ def _measure(images: Tensor, hr: Tensor, lr: Tensor, psnr_bicubic: float, measur
     return row
 
 
-def _bits(flow: FlowModel, hr: Tensor) -> dict[str, float]:
+def _bits_per_dim(flow: FlowModel, hr: Tensor) -> dict[str, float]:
     """Bits per dimension of an HR image, cropped to what the model takes."""
     height, width = (side // flow.size_multiple * flow.size_multiple for side in hr.shape[-2:])
     hr = hr[..., :height, :width]

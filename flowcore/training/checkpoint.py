@@ -50,7 +50,7 @@ class Checkpoints:
         self._newest_is_good = state.bad == 0
 
     def read(self, log: Callable[[str], None], *, good: bool = False) -> dict[str, Any] | None:
-        """Read the newest undamaged checkpoint, with ``good`` the newest whose last step was finite; None if none is.
+        """Read the newest undamaged checkpoint, with ``good`` only one whose last step was finite; None if none is.
 
         FlowError if it is of another recipe, or if there are files of these names and none can be read.
         """
@@ -156,7 +156,8 @@ def load_weights(flow: FlowModel, path: Path, *, other_encoder: bool = False) ->
         )
     not_loaded = "encoder." if of_encoder else "encoder.memory."
     weights = {name: t for name, t in other.state_dict().items() if not name.startswith(not_loaded)}
-    flow.load_state_dict({name: weights.get(name, value) for name, value in flow.state_dict().items()})
+    own = flow.state_dict()  # stays where the file's weights are not loaded
+    flow.load_state_dict({name: weights.get(name, value) for name, value in own.items()})
 
 
 def take_sampling_defaults(flows: Sequence[FlowModel], path: Path) -> None:

@@ -1,7 +1,8 @@
 """The training data that a recipe asks for.
 
-Whatever the kind, ``batch(size, crop, seed, step)`` is a function of its arguments alone, also in threads: that makes
-resuming exact. ``training``, ``held_out`` and ``skipped`` list what there is.
+All kinds have the same methods: ``batch(size, crop, seed, step)`` is a function of its arguments alone, also in
+threads, which makes resuming exact; ``fitting`` lists the images for a crop. ``training``, ``held_out`` and ``skipped``
+list what there is.
 """
 
 from __future__ import annotations
@@ -100,11 +101,10 @@ class Photographs:
     def _list_candidates(self, crop: int, held_out: bool) -> tuple[list[Entry], np.ndarray]:
         """Images to cut from, and their probabilities."""
         entries = [e for e in (self.held_out if held_out else self.training) if min(e.height, e.width) >= crop]
-        # all sizes of a photograph are equally likely
-        if self.recipe.sampling == "photograph":
+        if self.recipe.sampling == "photograph":  # all sizes of one are equally likely
             sizes = Counter(e.name for e in entries)
             weights = np.array([1 / sizes[e.name] for e in entries])
-        else:
+        else:  # by the area of the file, so that here, too, all sizes of a photograph are equally likely
             weights = np.array([e.height * e.width / e.factor**2 for e in entries], dtype=np.float64)
         return entries, weights / weights.sum() if entries else weights
 
@@ -207,8 +207,8 @@ def _draw_hints(chroma: Tensor, rng: np.random.Generator) -> Tensor:
 
 # --- memory -----------------------------------------------------------------------------------------------------------
 
-SERIES = 0.95  # similarity of entire photographs from which on they count as one series
-PARTS = ((1.0, 0.1), (0.15, 0.6), (0.04, 0.3))  # share of the photographs that a step looks at, and how often
+SERIES = 0.95  # similarity of entire photographs from which on they count as one series, of the same scene
+PARTS = ((1.0, 0.1), (0.15, 0.6), (0.04, 0.3))  # share of the photographs in which a step looks, and its probability
 
 
 class Recall:
@@ -261,7 +261,7 @@ def fill_memories(flows: Sequence[FlowModel], data: Photographs, progress: Progr
         pixels = data.cache.images(nearest[name])[0]
         rgb = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float().div_(255)
         features, colors = cells_of(encoder, rgb)
-        count = (number + 1) * total // len(names) - number * total // len(names)
+        count = (number + 1) * total // len(names) - number * total // len(names)  # the counts add up to the total
         chosen = torch.from_numpy(rng.choice(len(features), count, replace=count > len(features)))
         described.append(features[chosen])
         chroma.append(colors[chosen])

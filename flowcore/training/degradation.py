@@ -20,18 +20,18 @@ DegradationKind = Literal["bicubic", "realistic", "dark"]
 Kernel = Literal["bicubic", "bilinear", "area"]
 
 # probabilities, and amounts at strength 1
-BLURRED, ANISOTROPIC = 0.5, 0.4  # ANISOTROPIC: of blurred ones
+BLURRED, ANISOTROPIC = 0.5, 0.4  # of all crops; of blurred ones
 MAX_BLUR = 0.6  # standard deviation, in LR pixels
 OTHER_KERNEL = 0.1  # for each of the two kernels besides bicubic
-NOISY, GRAY = 0.6, 0.4  # GRAY: of noisy ones
+NOISY, GRAY = 0.6, 0.4  # of all crops; of noisy ones
 MAX_PHOTON, MAX_READ = 10 / 255, 3 / 255  # standard deviations at middle gray
-COMPRESSED, SUBSAMPLED = 0.75, 0.8  # SUBSAMPLED: of compressed ones
+COMPRESSED, SUBSAMPLED = 0.75, 0.8  # of all crops; of compressed ones
 MAX_QUALITY, MIN_QUALITY = 95, 30  # of JPEG
 
 # of darkness: gains of linear light, drawn log-uniformly, and how far they vary within an unevenly lit picture
 MIN_GAIN, MAX_GAIN = 0.04, 0.5
-UNEVEN, UNEVENNESS = 0.5, 0.7  # UNEVENNESS: standard deviation of the logarithm of the gain
-DARK_COMPRESSED, DARK_MIN_QUALITY = 0.5, 60
+UNEVEN, UNEVENNESS = 0.5, 0.7  # probability; standard deviation of the logarithm of the gain
+DARK_COMPRESSED, DARK_MIN_QUALITY = 0.5, 60  # probability; of JPEG
 LIGHT_CELLS = 4  # along a side of the map of light
 
 GRID = 16  # LR pixels: a block of JPEG with subsampled chroma
@@ -41,13 +41,13 @@ BLACK, GAMMA = 0.15, 2.2  # below BLACK the slope of the gamma curve is taken to
 
 @dataclass(frozen=True)
 class Degradation:
-    """Parameters of one degradation. After gamma, photon noise is about uniform, and read noise strong in shadows."""
+    """Parameters of one degradation."""
 
     blur: tuple[float, float] = (0.0, 0.0)  # standard deviations along and across a direction, in LR pixels
     direction: float = 0.0  # in radians
     kernel: Kernel = "bicubic"  # of shrinking; all kernels are antialiased
-    photon: float = 0.0  # standard deviation of photon shot noise, in units of [0, 1]
-    read: float = 0.0  # standard deviation of read noise at middle gray
+    photon: float = 0.0  # standard deviation of photon shot noise, in units of [0, 1]; after gamma about uniform
+    read: float = 0.0  # standard deviation of read noise at middle gray; after gamma strong in shadows
     gray: bool = False  # whether noise is the same in all channels
     quality: int | None = None  # of JPEG; None for none
     subsampled: bool = False  # whether JPEG stores chroma at half resolution (4:2:0)
@@ -55,7 +55,7 @@ class Degradation:
 
 
 def draw_degradation(rng: np.random.Generator, strength: float = 1.0) -> Degradation:
-    """Draw a degradation of a strength in (0, 1], always from as many random numbers; some crops lack some parts."""
+    """Draw a degradation of a strength in (0, 1], always from as many random numbers; each part may be left out."""
     blurred, anisotropic, width, ratio, direction, choice = rng.random(6).tolist()
     noisy, gray, photon, read = rng.random(4).tolist()
     compressed, subsampled, quality = rng.random(3).tolist()

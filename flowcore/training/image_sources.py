@@ -126,6 +126,7 @@ def folder_problem(folder: Path, *, digits: bool | None) -> str | None:
             "file of MNIST (train-images-idx3-ubyte and the other three, gzipped or not), which this recipe needs"
         )
     files = 0
+    # with the folders themselves, which the name "" gives
     inside = (Path(here, name) for here, names in walk_folders(folder, {}) for name in (*names, ""))
     for number, path in enumerate([folder] if folder.is_file() else inside):
         if number == MAX_SEARCHED:
@@ -167,7 +168,7 @@ def decode_each(
             ):
                 first, _, result = pending.popleft()
                 yield first, *result()
-            is_small = pixels <= SMALL_IMAGE  # decoded here when its turn comes
+            is_small = pixels <= SMALL_IMAGE  # then ``result()`` decodes it in this thread
             result = partial(decode, opened, reason) if is_small else pool.submit(decode, opened, reason).result
             pending.append((source, pixels, result))
         for first, _, result in pending:
@@ -245,7 +246,7 @@ class PixelCache:
     def remove_others(self) -> None:
         """Remove caches of other sets of images, and files of killed processes, unless runs share the folder by links.
 
-        Another process that has mapped a file keeps it, or the system does not let it be removed.
+        A file that another process has mapped stays usable there; some systems do not let it be removed.
         """
         folder = self.file.parent
         if folder.is_symlink():

@@ -103,7 +103,7 @@ class _StopRequest:
     """Why a run is to stop before its end."""
 
     reason: str
-    by_caller: bool = True  # who does not want to wait for measurements
+    by_caller: bool = True  # then without measuring the model, for which the caller does not want to wait
     error: BaseException | None = None  # what the caller raised, to be raised again after the checkpoint
 
 
@@ -127,7 +127,7 @@ class _Trainer:
         self.results = Results(folder)
         self.checkpoints = checkpoint.Checkpoints(folder, fingerprint(recipe))
         state, lines = RunState(), list[str]()
-        self.content = self.checkpoints.read(lines.append)  # of the checkpoint to resume from; ``prepare`` loads it
+        self.content = self.checkpoints.read(lines.append)  # to resume from, until ``prepare`` loads it
         refuse_to_replace(folder, resumed=self.content is not None)
         if self.content is not None:
             state.step = self.content["progress"]["step"]
@@ -147,7 +147,7 @@ class _Trainer:
         self.run = Run(recipe, opened, flow, copy.deepcopy(flow), state, log, device, distributed)
         self.pace = Pace(deadline, self.run.mean)
         self.optimizer_state: dict[str, Any] | None = None
-        self.is_measured = True  # unless the caller cancels
+        self.is_measured = True  # whether ``_publish`` measures; not if the caller cancels
 
     def _check_cancelled(self, done: int, total: int, preview: Tensor | None = None) -> None:
         """A ``Progress`` of reading images, which stops if the caller asks for it."""
@@ -222,15 +222,15 @@ class _Trainer:
 
     def _fit_into_time(self, number: int, done: int) -> None:
         """Choose the length of the remaining stages; the present one has made ``done`` steps."""
-        state, whole = self.run.state, [stage.steps for stage in self.run.whole_stages()]
-        state.stage_steps = self.pace.fit(state.stage_steps or whole, whole, number, done)
+        state, longest = self.run.state, [stage.steps for stage in self.run.whole_stages()]
+        state.stage_steps = self.pace.fit(state.stage_steps or longest, longest, number, done)
 
     # --- stages
 
     def train(self, stop_after: int | None) -> Result:
         """Run the remaining stages, going back to a checkpoint where steps are not finite."""
         run, state = self.run, self.run.state
-        first_step, is_finished = state.step, None
+        first_step, is_finished = state.step, None  # None: not until ``_run_stages`` returns
         while is_finished is None:
             try:
                 is_finished = self._run_stages(math.inf if stop_after is None else stop_after)
@@ -341,7 +341,7 @@ class _Trainer:
             return _StopRequest("cancelled", error=error)
 
     def _stop_before_step(self) -> None:
-        """Stop if the caller asks for it; several processes stop together, after a step."""
+        """Raise if the caller asks to stop; several processes do not ask here, but stop together after a step."""
         stop = None if self.run.distributed.is_active else self._ask_caller()
         if stop is not None:
             when = f"before step {self.run.state.step + 1}"
@@ -349,7 +349,7 @@ class _Trainer:
             raise stop.error or FlowError(f"Stopped {when}: run again to continue.")
 
     def _reason_to_stop(self, *, is_last: bool) -> _StopRequest | None:
-        """Report the step, and tell whether to stop after it."""
+        """Report the step to the caller, and return why to stop after it, if so."""
         stop, state = self._ask_caller(after_step=True), self.run.state
         if stop is None and time.monotonic() > self.pace.deadline and not state.stage_steps and not is_last:
             stop = _StopRequest("the time is up", by_caller=False)

@@ -28,10 +28,10 @@ from .recipe import Recipe, Stage
 ROULETTE = 2.0  # mean number of random terms of a series, after the fixed ones
 COLOR_BLOCK = 32  # pixels a side over which the colors of samples are averaged
 MAX_COLOR_ERROR = 0.05  # of a block: an overflow would drown all others
-NO_PENALTIES = Stage(name="plain", objective="likelihood", steps=1, series_terms=0)  # and no random terms
+NO_PENALTIES = Stage(name="plain", objective="likelihood", steps=1, series_terms=0)  # a series without random terms
 
 
-Noise = tuple[Tensor, ...]  # all random numbers of a step, with one row per image each
+Noise = tuple[Tensor, ...]  # the random numbers of a step, a row per image each; in order, see ``Likelihood.noise``
 
 
 class Objective(nn.Module):
@@ -44,7 +44,7 @@ class Objective(nn.Module):
 
 
 class AbsoluteError(Objective):
-    """Mean absolute error of an encoder's own enlargement, of that shrunk again, and of its features.
+    """Mean absolute errors of the image that an encoder predicts: at full size, shrunk again, and of the features.
 
     ``mean |enlarged(lr) - hr| + lr_consistency * mean |shrink(enlarged(lr)) - lr|``; with a teacher, which sees the
     clean LR image, plus ``teacher_weight`` times the mean over grids of ``mean |features(lr) - teacher(shrink(hr))| /
@@ -90,8 +90,9 @@ class Rescaling(Objective):
     """Mean absolute error of images that a rescaling model shrank and restored, and of the small pictures.
 
     ``mean |restore(round(small)) - hr| + lr_consistency * mean |small - lr|`` with ``small = reduce(hr)``: restored at
-    temperature 0 from 8 bits, whose rounding passes gradients on; ``lr`` is the bicubic thumbnail. Source: Xiao et al.,
-    "Invertible Image Rescaling" (ECCV 2020), section 3.3, without a penalty on the latents, which are not used.
+    temperature 0 from 8 bits; gradients pass through the rounding as if it were none (straight-through). ``lr`` is the
+    bicubic thumbnail. Source: Xiao et al., "Invertible Image Rescaling" (ECCV 2020), section 3.3, without a penalty on
+    the latents, which are not used.
     """
 
     def __init__(self, flow: FlowModel, stage: Stage) -> None:
@@ -109,7 +110,7 @@ class Rescaling(Objective):
     def restore(self, hr: Tensor) -> tuple[Tensor, Tensor]:
         """Shrink images ``(B, 3, H, W)`` in [0, 1], not clamped, and restore them at temperature 0; return both."""
         small = self.flow.reduce(hr)
-        stored = small + (as_stored(small) - small).detach()
+        stored = small + (as_stored(small) - small).detach()  # straight-through: the gradient is that of ``small``
         return small, _decode_zeros(self.flow, hr, self.flow.encode_condition(stored))
 
 
@@ -138,8 +139,9 @@ class ChromaError(Objective):
 class Likelihood(Objective):
     """Bits per dimension of dequantized images under a flow, mean over the batch, plus terms that the stage weights.
 
-    A log-determinant without a closed form is estimated from a probe per image; as a series, of ``series_terms`` terms
-    and a number more that is drawn from Poisson(2), with Neumann's gradient; with ``series_terms`` 0, of 20 terms.
+    A log-determinant without a closed form is estimated from a probe per image. If it is a series, ``series_terms``
+    terms are fixed, how many follow is drawn from Poisson(2), and the gradient is Neumann's. With ``series_terms`` 0
+    it has 20 terms.
     """
 
     unit = "bits/dim"
@@ -152,8 +154,9 @@ class Likelihood(Objective):
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Noise:
         """Draw the noise of a step on the CPU.
 
-        First that of the dequantization: uniform in [0, 1), or normal for variational and Gaussian noise. Then, with
-        ``color_weight``, latents; or with a flow that takes probes, these, and how many more terms each series has.
+        The first tensor is that of the dequantization: uniform in [0, 1), or normal for variational and Gaussian noise.
+        With ``color_weight``, latents follow. With a flow that takes probes, these follow, and last the number of
+        random terms of each series.
         """
         if getattr(self.flow.config, "noise", 0.0):
             return (torch.randn(shape, generator=generator),)
@@ -167,8 +170,8 @@ class Likelihood(Objective):
         seeds = torch.randint(2**62, shape[:1], generator=generator).tolist()
         probes = with_probes(self.flow, shape, seeds).probes
         assert probes is not None
-        more = torch.poisson(torch.full((1, len(probes.vectors)), ROULETTE), generator).expand(len(noise), -1)
-        return noise, *probes.vectors, more
+        extra_terms = torch.poisson(torch.full((1, len(probes.vectors)), ROULETTE), generator).expand(len(noise), -1)
+        return noise, *probes.vectors, extra_terms
 
     def forward(self, x: Tensor, source: Tensor | None, noise: Noise) -> Tensor:
         flow, stage = self.flow, self.stage
@@ -193,11 +196,11 @@ class Likelihood(Objective):
 
     def _probes(self, noise: list[Tensor]) -> Condition:
         """Make a condition of the probes and the counts of terms that ``noise`` has drawn."""
-        *vectors, more = noise
+        *vectors, extra_terms = noise
         coefficients, terms = series_coefficients(self.flow), self.stage.series_terms
         if terms:
-            pairs = zip(coefficients, more[0].tolist(), strict=True)
-            coefficients = tuple((1.0,) * terms + roulette(round(count)) if c else c for c, count in pairs)
+            pairs = zip(coefficients, extra_terms[0].tolist(), strict=True)
+            coefficients = tuple(((1.0,) * terms + roulette(round(count))) if c else c for c, count in pairs)
         probes = Probes(vectors=tuple(vectors), coefficients=coefficients, neumann=terms > 0)
         return Condition(features=(), probes=probes)
 
@@ -213,7 +216,7 @@ def make_objective(flow: FlowModel, stage: Stage, teacher: FlowModel | None = No
 
 
 def roulette(count: int) -> tuple[float, ...]:
-    """Weight term k of a series by ``1 / P(N >= k)``, N from Poisson(``ROULETTE``); "Residual flows", section 3.1."""
+    """Russian roulette: weight random term k by ``1 / P(N >= k)``, N from Poisson(2); "Residual flows", section 3.1."""
     missed, weights = math.exp(-ROULETTE), list[float]()  # P(N < 1)
     for k in range(1, count + 1):
         weights.append(1 / (1 - missed))
@@ -234,7 +237,7 @@ def calm_error(flow: FlowModel, x: Tensor, cond: Condition | None) -> Tensor:
     """Mean squared error of what latents of zero decode to: of images, or in whitened units and mean over levels.
 
     By likelihood alone latents of zero decode to about the median, which for colors is grayer than the mean. In a
-    colorizer, every level starts from the true chroma at the next coarser one.
+    colorizer, every level starts from the true chroma at the next coarser one, which ``compare`` puts in its place.
     """
     if flow.capabilities.source != "luma":
         return F.mse_loss(_decode_zeros(flow, x, cond), x)
@@ -385,7 +388,7 @@ def _colorize(flow: FlowModel, stage: Stage, x: Tensor, source: Tensor) -> Valid
 
 
 def _of_gray(chroma: Tensor, x: Tensor) -> float:
-    """RMSE of chroma relative to that of gray, means over images."""
+    """Mean RMSE of chroma, relative to the mean RMSE of gray pictures."""
     truth = x - NEUTRAL
     errors = (chroma - truth).square().mean((1, 2, 3)).sqrt().mean()
     return round(float(errors / truth.square().mean((1, 2, 3)).sqrt().mean()), 4)
@@ -438,5 +441,5 @@ def _decode(
 
 
 def _over_batch(measure: Callable[[Tensor, Tensor], Tensor], x: Tensor, target: Tensor) -> float:
-    """Measure the entire batch at once: the PSNR of a single crop can be infinite."""
+    """Measure the batch as one tall image, ``(1, B C, H, W)``: the PSNR of a single crop can be infinite."""
     return round(float(measure(*(t.clamp(0, 1).flatten(0, 1)[None] for t in (x, target)))), 2)

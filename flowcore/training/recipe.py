@@ -1,4 +1,4 @@
-"""Recipes: what to train, in TOML. Their keys are a file format, so that some keep British spelling."""
+"""Recipes: what to train, in TOML. Their keys are a file format, so some keep the British spelling that they had."""
 
 import dataclasses
 import hashlib
@@ -34,9 +34,9 @@ WITHOUT_EFFECT = {  # keys with which a run may be resumed although they changed
 class Items:
     """What the items of a list are, beside its field: ``Annotated[tuple[int, ...], Items("numbers, e.g. [1]")]``."""
 
-    words: str  # what they are, with an example
+    words: str  # what they are, with an example, for messages
     range: Range | None = None  # bounds of numbers; None for texts
-    empty: bool = True  # whether there may be none
+    empty: bool = True  # whether the list may be empty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Stage:
     steps: Count  # of the optimizer
     batch: Count = 16  # crops per step
     crop: Count = 96  # side of the HR crops in pixels
-    learning_rate: float = 5e-4  # peak rate of the optimizer
+    learning_rate: float = 5e-4  # of the optimizer, at its peak after the warmup
     optimiser: Literal["adamw", "adam"] = "adamw"  # or "adam", whose weight decay is part of the gradient
     # "constant", "cosine" (to 1 % of the peak), or "halving" (at 50, 75, 90 and 95 % of the stage, as published)
     schedule: Literal["constant", "cosine", "halving"] = "cosine"
@@ -70,10 +70,10 @@ class Stage:
     # make the paths straight, so that few solver steps suffice (published: 0.01 each)
     kinetic_weight: float = 0.0
     jacobian_weight: float = 0.0
-    weight_decay: float = 0.0  # of the kernels of convolutions; of "adamw" relative to the rate
+    weight_decay: float = 0.0  # of the kernels of convolutions; "adamw" multiplies it by the learning rate
     balanced: bool = False  # whether all levels have the same weight in the loss, however few latents they have
-    # coarsest levels whose weights a likelihood stage keeps fixed: with few latents per image they overfit first. With
-    # all levels, only a variational dequantizer is trained, and samples stay the same
+    # how many of the coarsest levels a likelihood stage keeps fixed: they have few latents per image and overfit first.
+    # If it is all levels, only a variational dequantizer is trained, and samples stay the same
     frozen_levels: int = 0
 
 
@@ -107,8 +107,8 @@ class Recipe:
     # temperatures of the sample sheet's columns; empty for the model's default
     sheet: Annotated[tuple[float, ...], Items("temperatures from 0 to 4, e.g. [0, 0.8]", Range(0, 4))] = ()
     init_batch: Count = 32  # crops in the batch of the data-dependent initialization
-    turn: bool = True  # whether crops are rotated by random multiples of 90 degrees; they are mirrored in any case
-    unlabelled: Share = 0.0  # share of the labeled images shown without label, so that a model can do without
+    turn: bool = True  # whether crops are rotated by random multiples of 90 degrees; half are mirrored anyway
+    unlabelled: Share = 0.0  # share of labeled images shown without a label, so that the model can sample without
     # instead of the pyramid: lengths of the shorter side to which every photograph is resized
     short_sides: Annotated[tuple[int, ...], Items("whole numbers above 0, e.g. [256]", Range(1, math.inf))] = ()
     enlarge: Annotated[float, Range(1, 4)] = 1.0  # greatest factor of an enlargement to a short side; 1 for none

@@ -51,7 +51,7 @@ class RunState:
     start: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
     precision: str = ""  # "float32" or "bfloat16", once chosen
     recompute: str = ""  # "always" or "never", once chosen
-    origin: str = ""  # text on the model that the weights were taken from, if any
+    origin: str = ""  # names, in words, the model files that weights were taken from, if any
     seconds: float = 0.0  # spent training
 
 
@@ -70,11 +70,11 @@ class Run:
     teacher: FlowModel | None = None  # the model that the run started from
 
     def whole_stages(self) -> tuple[Stage, ...]:
-        """The stages that are trained, at the recipe's length."""
+        """The stages that are trained, each as long as in the recipe."""
         return self.recipe.stages_from_start() if self.state.start else self.recipe.stages
 
     def stages(self) -> list[Stage]:
-        """The same at the length of this run, with warmups in proportion."""
+        """The stages that are trained, as long as this run makes them, with warmups in proportion."""
         whole = self.whole_stages()
         lengths = self.state.stage_steps or [stage.steps for stage in whole]
         return [
@@ -109,7 +109,7 @@ class Pace:
     """Fits the remaining steps of a run into the remaining time."""
 
     def __init__(self, deadline: float, mean: Callable[[float], float]) -> None:
-        """``deadline`` is as ``time.monotonic`` tells it, or infinity; ``mean`` averages over the run's processes."""
+        """``deadline`` is a time of ``time.monotonic``, or infinity; ``mean`` averages over the run's processes."""
         self.deadline, self._mean = deadline, mean
         self.trial_seconds: list[float] = []  # per step of every stage, as tried before the first step
         self.checkpoint_seconds: float | None = None  # of a checkpoint with its measurements

@@ -1,4 +1,4 @@
-"""What a run writes into its folder: log, tables, curve and sheets; model files; and a run under a name."""
+"""What a run writes into its folder: log, tables, curve and sheets; model files; and runs that have a name."""
 
 import csv
 import dataclasses
@@ -133,7 +133,7 @@ def draw_curve(training: Sequence[Mapping[str, str]], held_out: Sequence[Mapping
     for number, stage in enumerate(stages):
         rows = [row for row in training if row["stage"] == stage]
         line = [(int(row["step"]), float(row["loss"])) for row in rows]
-        # the first measure of a step is its loss
+        # the first measure of a step is its loss: reversed, it is the last one that the dict takes
         losses = {int(row["step"]): float(row["value"]) for row in reversed(held_out) if row["stage"] == stage}
         _draw_panel(draw, number * WIDTH, f"{stage}: {rows[0]['unit']}", line, sorted(losses.items()))
     with replacing(path) as partial:
@@ -141,7 +141,7 @@ def draw_curve(training: Sequence[Mapping[str, str]], held_out: Sequence[Mapping
 
 
 def _draw_panel(draw: ImageDraw.ImageDraw, x0: int, title: str, line: list[Point], dots: list[Point]) -> None:
-    """Draw one stage. Large losses of its beginning are cut off: all above twice the range of the later half."""
+    """Draw one stage. Losses above the later half by more than twice its range, as at the beginning, are cut off."""
     finite = [(x, y) for x, y in [*line, *dots] if abs(y) < math.inf]
     if not finite:
         return
@@ -243,7 +243,7 @@ class Results:
     def publish(
         self, flow: FlowModel, provenance: dict[str, Any], start: Mapping[str, float], *, measured: bool
     ) -> None:
-        """Write a model with its metrics; or beside the start, whose metrics are ``start``, if that is better."""
+        """Write a model with its metrics. If the start, of metrics ``start``, is better, that is the model file."""
         if start and not measured:  # nothing tells which is better, so the model file stays
             if not self.model.exists():
                 copy_file(self.start, self.model)
@@ -291,7 +291,7 @@ class Results:
 
 
 def became_worse(start: Mapping[str, float], metrics: Mapping[str, float]) -> str:
-    """Say in which measure, and by how much, a model became worse than the one it started from; "" if it did not."""
+    """Say by how much, and in which measure, a model became worse than the one it started from; "" if it did not."""
     # the first is the loss of held-out images; the picture at temperature 0 may lose while the likelihood still rises
     limits = dict.fromkeys([*start][:1], 0.0) | {name: TOLERANCE[name] for name in TOLERANCE if name in start}
     for name, limit in limits.items():
@@ -321,7 +321,7 @@ class Record:
     minutes: float  # the limit with which the run began
     start: str  # name of the model whose weights it started from
     saved: str = ""  # digest of the model file that runs of this name have published; empty if none
-    ours: bool = False  # whether this run has published it, and not one before a restart
+    ours: bool = False  # whether this run has published it; False if it was a run before a restart
     finished: bool = False  # whether the run has reached its end
 
 
@@ -375,7 +375,7 @@ class NamedRun:
         self._write(record)
 
     def state(self) -> str:
-        """Return what changes whenever there is more to train: "gone" if the published model file was removed."""
+        """Fingerprint the run: it changes if there is more to train, and is "gone" if its model file was removed."""
         record = self.record()
         if record is None or not (self.folder / CHECKPOINT).exists():
             return ""

@@ -41,7 +41,7 @@ class StageRunner:
         self.run, self.stage, self.first = run, stage, first
         self.flow, self.state = run.flow, run.state
         device = torch.device(run.device)
-        trained_levels = len(self.flow.levels) - stage.frozen_levels
+        trained_levels = len(self.flow.levels) - stage.frozen_levels  # the finest ones
         self.flow.requires_grad_(trained_levels > 0)
         if not trained_levels:
             self.flow.get_submodule("dequantizer").requires_grad_(True)
@@ -55,7 +55,7 @@ class StageRunner:
         self.optimizer = kind(self._parameter_groups(), stage.learning_rate, betas=(0.9, 0.99), fused=self.fused)
         self._freeze_encoder()
         self.module = self._distribute()
-        # counters on the device, so that no step waits for it; bad steps are those in a row that were not finite
+        # counters on the device, so that no step waits for it; ``bad`` counts the last steps, in a row, with NaN or inf
         self.skipped = torch.tensor(self.state.skipped, device=device)
         self.bad = torch.tensor(self.state.bad, device=device)
         wide = torch.float64 if supports_float64(device) else torch.float32
@@ -129,7 +129,7 @@ class StageRunner:
         return loss.detach()
 
     def time_gradient(self) -> float:
-        """Measure the seconds of a gradient, which changes nothing."""
+        """Measure the seconds that a gradient takes; parameters and running moments stay as they are."""
         begin = time.monotonic()
         with unchanged_moments(self.flow):
             self.gradient(*self.batch(0)).item()
@@ -407,8 +407,8 @@ class PeakMemory(TorchDispatchMode):
 def largest_batch(step: Callable[[int], None], free: int, most: int = 64) -> tuple[int, int]:
     """Estimate the largest batch that fits into free bytes, and the bytes per item, from steps of two batch sizes.
 
-    The sizes, at most ``most``, grow until the items need a fair part of the memory: that of gradients stays the same.
-    If ``most`` is 1, gradients count as the item's.
+    Gradients take the same memory whatever the size. So the sizes, at most ``most``, grow until the items
+    take a quarter of it all. If ``most`` is 1, gradients count as the item's.
     """
 
     def peak(items: int) -> int:

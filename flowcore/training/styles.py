@@ -2,8 +2,8 @@
 
 ``direction_k`` is the average difference of the latents when attribute k is one standard deviation higher and the
 others are unchanged: the latents, minus the mean of their digit or source, are regressed on all attributes at once.
-With more latents than images, most of a mean difference is chance: each place of a level is shrunk by the share that
-chance explains around it (James & Stein, "Estimation with quadratic loss", 1961).
+With more latents than images, most of such a difference is chance. So each place of a level is shrunk toward 0 by the
+ratio of noise to signal around it (James & Stein, "Estimation with quadratic loss", 1961).
 Sources: Ardizzone et al. (2019), section 4.1; Kingma & Dhariwal, "Glow" (2018), section 5.2.
 """
 
@@ -140,7 +140,7 @@ class AttributeTable:
     attributes: tuple[Attribute, ...]  # S of them
     paths: list[Path]  # of N images
     values: Tensor  # (N, S), NaN where unknown
-    sources: Tensor  # (N,), whole numbers: images are compared within one source
+    sources: Tensor  # (N,), whole numbers: images are compared within one source, their names up to the first "-"
 
 
 def parse_attribute(text: str) -> Attribute:
@@ -161,7 +161,7 @@ def read_attribute_table(
 ) -> AttributeTable:
     """Read tab-separated text with a line of column names; ``file`` has paths relative to the table's folder.
 
-    Images without a known attribute are left out, and those that are ``held_out``; with ``keep``, all others.
+    Images without a known attribute are left out. So are ``held_out`` ones; with ``keep``, only these are read.
     """
     paths, values, sources = list[Path](), list[list[float]](), list[str]()
     try:
