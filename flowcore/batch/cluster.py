@@ -86,6 +86,7 @@ def execute(work: Work, cluster: Cluster, notify: Callable[[str], None], jobs: I
     with _running(cluster) as ray:
         file = None if cluster.model in catalog.names() else ray.put(Path(cluster.model).expanduser().read_bytes())
         for attempt in range(ATTEMPTS):
+            # all have failed until their rows arrive
             failed = dict.fromkeys(pending, "Its worker died; it may need more memory than there is.")
             for row in _rows(ray, work, cluster, file, pending):
                 job = pending[row["number"]]

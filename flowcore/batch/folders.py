@@ -52,7 +52,7 @@ class Job:
 
     @property
     def clip(self) -> Path | None:
-        """A path beside the results that stands for the clip in the source's folder; no such file exists."""
+        """The path beside the results from which the clip's lock and state files are named; no file is there itself."""
         name = hashlib.sha256(os.fsencode(self.source.parent.absolute())).hexdigest()[:12]
         return self.targets[0].with_name(f"clip-{name}") if self.targets else None
 
@@ -85,7 +85,7 @@ def find(words: Sequence[str], out: Path | None = None, notify: Callable[[str], 
         path = Path(word)
         if os.path.isdir(word):  # pathlib raises errors for names that are too long
             if out is not None and out.resolve() == path.resolve():
-                raise FlowError(f"{word} is read, so it cannot hold the results, too. Choose another folder for them.")
+                raise FlowError(f"{word} is an input folder, so it cannot be the output folder. Choose another one.")
             above, paths, problem = path, walk_files(path, ignored), f"No images in {word}"
         elif MAGIC.search(word) and not os.path.exists(word):
             above = Path(*itertools.takewhile(lambda part: not MAGIC.search(part), path.parts))
@@ -123,7 +123,7 @@ def natural_key(path: Path) -> list[tuple[int, int, str]]:
 
 
 def _matching(pattern: str, ignored: dict[Path, str]) -> Iterator[str]:
-    """List what matches a pattern; glob alone would follow links that lead back forever."""
+    """List what matches a pattern; glob alone would loop on links that lead back."""
     head, deep, rest = f"{pattern}/*".partition("**/") if pattern.endswith("**") else pattern.partition("**/")
     if not deep:
         yield from glob.iglob(pattern)
@@ -140,7 +140,7 @@ def _matching(pattern: str, ignored: dict[Path, str]) -> Iterator[str]:
 def make_jobs(inputs: Sequence[InputFile], out: Path, names: Callable[[Path], list[str]]) -> list[Job]:
     """Make a job for each picture: results called ``names(path)``, in the sub-folder of ``out`` that matches its own.
 
-    Where several have the same relative path, their folders are kept from the deepest one that all share.
+    If several have the same relative path, theirs are relative to the deepest folder that holds all pictures.
     """
     above = Path(os.path.commonpath([file.path.absolute().parent for file in inputs])) if inputs else Path()
     times = Counter(file.relative for file in inputs)
@@ -159,15 +159,15 @@ def leads_out(name: str) -> bool:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Split a picture's name without its suffix into what names of its results begin with, and its frame number."""
+    """Split the stem of a picture's file name into base and frame number, such as "shot.v01" and ".0001"."""
     frame = FRAME.fullmatch(Path(name).stem)
     return (frame[1], frame[2]) if frame else (Path(name).stem, "")
 
 
 def check_targets(jobs: Sequence[Job]) -> list[Job]:
     """Reject results that would overwrite a picture; where jobs share a target, all but the first will fail."""
-    # realpath also takes links to themselves and names that are too long
-    sources, first_sources, checked = {os.path.realpath(job.source) for job in jobs}, dict[str, Path](), list[Job]()
+    sources = {os.path.realpath(job.source) for job in jobs}  # takes links to themselves and too long names, too
+    first_sources, checked = dict[str, Path](), list[Job]()
     for job in jobs:
         targets = [os.path.realpath(target) for target in job.targets]
         if overwritten := next((target for target in targets if target in sources), ""):
@@ -227,7 +227,7 @@ class Claims:
     def release(self, target: Path) -> None:
         """Release the claim of a file, and remove the lock file that a killed process may have left."""
         path = beside(target, "lock")
-        if path.exists() and self.take(target) and path in self._locks:
+        if path.exists() and self.take(target) and path in self._locks:  # else another process has it
             self._remove(path)
 
     def _remove(self, path: Path) -> None:
@@ -445,9 +445,10 @@ def targets_done(
             continue
         whole = files.is_whole(data)
         if actual != id or (whole and size not in (None, files.upright_size(data))):
-            changed = "resized since it was made"
-            how = changed if actual == id else "made by another model, with other settings or from another picture"
-            raise FlowError(f"{target} exists, {how}. Replace it with --again, or choose another folder or file.")
+            reason = "resized since it was made"
+            if actual != id:
+                reason = "made by another model, with other settings or from another picture"
+            raise FlowError(f"{target} exists, {reason}. Replace it with --again, or choose another folder or file.")
         done &= whole
     return done
 

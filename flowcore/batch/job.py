@@ -59,8 +59,8 @@ class Work:
     command: Command
     model: str  # its name, for the provenance
     scale: int = 1  # between a picture and its results, for upscaling and rescaling models
-    # keyword arguments of the task. Hints are given as "points", "radius" and "lock", a palette as "colours". "frames"
-    # is "video" for a clip whose frames depend on each other
+    # keyword arguments of the task, and some that ``Worker`` converts: "points", "radius" and "lock" become hints,
+    # "colours" a palette, and "frames" is "video" if the frames of a clip depend on each other
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
     # what the model's file states for settings that are None
     model_defaults: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -101,10 +101,12 @@ class Work:
         return contents
 
     def ids(self, picture: bytes, model: str, name: str = "") -> list[str]:
-        """Fingerprint the results of a picture, from model, settings, seed, the picture itself and its guide."""
-        payload = {
-            name: value for name, value in {**self.settings, **self.model_defaults}.items() if name not in IRRELEVANT
-        }
+        """Fingerprint the results of a picture, from model, settings, seed, the picture itself and its guide.
+
+        The payload is a format: results are known again only as long as its names and values stay the same.
+        """
+        settings = {**self.settings, **self.model_defaults}
+        payload = {key: value for key, value in settings.items() if key not in IRRELEVANT}
         payload |= {"command": self.command, "model": model, "format": self.format, "bits": self.bits_of(picture)}
         payload |= {"quality": self.quality, "picture": hashlib.sha256(picture).hexdigest()}
         payload |= {"reference": None if self.reference is None else hashlib.sha256(self.reference).hexdigest()}
@@ -140,7 +142,7 @@ class Work:
         return original or (size[0] * self.scale, size[1] * self.scale)
 
     def seeds(self) -> list[str]:
-        """Name the seed of each result; of ranked ones, all seeds that were compared."""
+        """Name the seed of each result; of ranked ones, all seeds that were compared: "3-7, best 1"."""
         last = self.seed + self.samples - 1
         if self.command == "shrink":
             return [""]
@@ -192,6 +194,7 @@ class Worker:
         # an unsuitable format is rejected before the work
         files.check_format(work.format, bits, work.quality, alpha=photograph.pixels.shape[1] == 4)
         image = photograph.pixels
+        # a film is one file of many frames; a clip is a folder of frames
         if is_film := work.command == "upscale" and work.carries and files.frame_count(picture) > 1:
             image = files.read_frames(picture, name)
             image = image if bool((image[:, 3] < 1).any()) else image[:, :3]
@@ -253,8 +256,8 @@ class Worker:
         if work.command == "repair":
             del settings["precision"]
             sensitivity, mask = settings.pop("sensitivity", 0.5), settings.pop("mask", None)
-            scratches = find_scratches(image, sensitivity=sensitivity) if mask is None else luma(ImageBatch(mask).rgb)
-            return repair(flow, image, scratches, **settings)
+            damaged = find_scratches(image, sensitivity=sensitivity) if mask is None else luma(ImageBatch(mask).rgb)
+            return repair(flow, image, damaged, **settings)
         if work.command == "restore":
             return restore(flow, image, size=original_size(content), **settings)
         if work.command == "shrink":
@@ -343,8 +346,9 @@ def encode_like(
 ) -> bytes:
     """Encode a picture ``(C, H, W)`` in [0, 1] with the metadata of the file that it was made from; gray if both are.
 
-    ``bits`` None takes those of the original. Provenance in ``text`` has the fingerprint of the picture as the host
-    would store it, which is replaced by that of the file. ``notify`` gets a note on what the file cannot store.
+    ``bits`` None takes those of the original. In the provenance in ``text``, the fingerprint of the picture as the
+    host would store it is replaced by that of the picture as this file stores it. ``notify`` gets a note on what the
+    file cannot store.
     """
     chosen = bits or (original.bits if original and format in files.DEEP else 8)
     if original and original.gray and len(picture) == 3 and bool((picture == picture[:1]).all()):
@@ -375,7 +379,7 @@ class ClipState:
     def load(cls, clip: Path, device: torch.device) -> "ClipState":
         """Read the state of a clip; an empty one if there is none, or it is damaged."""
         try:
-            data = beside(clip, "state").read_bytes()  # ``safe_open`` takes no path that is not UTF-8
+            data = beside(clip, "state").read_bytes()  # ``safetensors.safe_open`` takes only paths in UTF-8
             metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
             tensors = load_tensors(data)
             return cls(metadata["kind"], [tensors[str(k)].to(device) for k in range(len(tensors))], metadata["history"])
@@ -415,5 +419,5 @@ def remove_state(clip: Path) -> None:
 
 
 def _history(before: str, id: str) -> str:
-    """Fingerprint a sequence of IDs, from that of all but the last."""
+    """Extend a hash chain by an ID; ``before`` is the hash of those before it."""
     return hashlib.sha256(f"{before} {id}".encode()).hexdigest()

@@ -32,7 +32,7 @@ class Manifest:
         self.path = path
         check_writable(path)
         if path.exists():
-            if tuple([*self._read(), COLUMNS][0]) != COLUMNS:
+            if tuple([*self._read(), COLUMNS][0]) != COLUMNS:  # an empty file is fine
                 raise FlowError(
                     f"{path} exists and is not a list of results. Choose another file with --manifest, or another "
                     "folder."
@@ -87,8 +87,9 @@ class Scores:
         path = self.path
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
+            # tables of earlier versions end at ``enlarged`` or a later column
             columns, least = tuple(reader.fieldnames or SCORE_COLUMNS), SCORE_COLUMNS.index("enlarged")
-            if columns != SCORE_COLUMNS[: max(least + 1, len(columns))]:  # earlier versions had fewer
+            if columns != SCORE_COLUMNS[: max(least + 1, len(columns))]:
                 raise FlowError(f"{path} exists and is not a table of scores. Choose another file for them.")
             for row in reader:
                 model = row.get("model_sha256", "")  # not in tables of earlier versions; None if the row was cut off

@@ -154,7 +154,7 @@ class _Batch:
                 log(f"Looking at {len(pictures)} pictures for JPEG blocks and noise.")
             clips = vars(options).get("steadiness") is not None
             self._choices = upscalers_for([picture.path for picture in pictures], clips=clips)
-            for name in {name: None for name, _ in self._choices.values()}:
+            for name in dict.fromkeys(name for name, _ in self._choices.values()):
                 runs[name] = prepare(Namespace(**{**vars(options), "model": name}))
         self._runs = runs
         ((most_used, _),) = Counter(name for name, _ in self._choices.values()).most_common(1)
@@ -176,13 +176,13 @@ class _Batch:
             raise self._refused[job]
         run = self._runs[self._model_of(job)]
         if job not in self._done and folders.is_done(job, run.work, run.sha256, again=self.options.again):
-            self._done.add(job)  # the next look need not decode the files
+            self._done.add(job)  # looking again would decode the files again
         return job in self._done
 
     def execute(self, pending: Iterable[Job]) -> Iterator[folders.Outcome]:
         """Execute jobs in their order, each by the model that suits it; on a cluster one model after the other."""
         if uses_ray(self.options) and len(self._executors) > 1:
-            pending = sorted(pending, key=self._model_of)
+            pending = sorted(pending, key=self._model_of)  # takes all jobs: none are claimed with a cluster
         for model, group in itertools.groupby(pending, self._model_of):
             yield from self._executors[model](group)
 
@@ -314,9 +314,8 @@ def confirm_sizes(
     Where nobody can be asked, it returns errors for the jobs whose results would be too large.
     """
     sizes = {job: (upright_size(job.source), work.size_of(job.source)) for job in jobs}
-    pending = {
-        job: (source, result) for job, (source, result) in sizes.items() if source and result
-    }  # others will fail
+    # pictures without a size cannot be read, and will fail
+    pending = {job: (source, result) for job, (source, result) in sizes.items() if source and result}
     if _are_small(options, work, pending):  # no need to look which results exist
         return {}
     pending = {job: size for job, size in pending.items() if not job_state(job, is_done)}

@@ -23,7 +23,7 @@ COMMANDS = {  # by name NAME: the module with its ``run_NAME``, and its help; it
     "brighten": ("make", "brighten dark photographs, in one picture or many exposures"),
     "repair": ("make", "repair scratches and dust, or what a mask covers, in many ways"),
     "shrink": ("make", "make small pictures of photographs, which restore brings back"),
-    "restore": ("make", "bring photographs back from the small pictures that shrink made"),
+    "restore": ("make", "restore photographs from the small pictures that shrink made"),
     "faces": ("make", "enlarge photographs, and the faces in them by a model of faces"),
     "sample": ("make", "generate images from noise"),
     "interpolate": ("make", "morph one image into another, through their latents"),
@@ -37,7 +37,10 @@ COMMANDS = {  # by name NAME: the module with its ``run_NAME``, and its help; it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command, and return the exit status: 0; 1 after an error, 3 if a part was done; 130 after Ctrl-C."""
+    """Run one command, and return the exit status.
+
+    0: all is done; 1: an error; 3: some of the images failed; 130: stopped with Ctrl-C.
+    """
     accept_all_names()
     parsed = build_parser().parse_args(arguments)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # notes and errors say what matters of a file
@@ -83,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Writes the default of each option that has one."""
+    """Writes the defaults of options, except None, False and lists."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         has_default = isinstance(action.default, str | int | float) and action.default is not False

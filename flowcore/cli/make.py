@@ -110,8 +110,8 @@ def run_colorize(options: Namespace) -> None:
 def _memory(options: Namespace, flow: FlowModel) -> ColorMemory | None:
     """The memory of ``--memory``; by default the model's, unless colors come from elsewhere."""
     if options.memory is None:
-        has_colors = options.reference is not None or options.palette or options.frames == "video"
-        return None if has_colors else starter_memory(flow)
+        is_colored = options.reference is not None or bool(options.palette) or options.frames == "video"
+        return None if is_colored else starter_memory(flow)
     return None if options.memory == NO_MEMORY else open_memory(flow, options.memory, notify=log)
 
 
@@ -160,7 +160,7 @@ def run_remember(options: Namespace) -> None:
     memory.save(out)
     log(f"{out}: {memory.places.cells} places of {memory.photographs} photographs")
     if memory.places.cells < places:
-        log(f"That is the most that a memory holds: {places - memory.places.cells} places were dropped, evenly.")
+        log(f"A memory holds no more than that: {places - memory.places.cells} places were dropped, evenly.")
 
 
 def run_brighten(options: Namespace) -> None:

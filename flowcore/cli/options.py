@@ -49,7 +49,7 @@ def add_again(command: ArgumentParser) -> None:
 
 
 def add_batch(command: ArgumentParser, out: str | None = None) -> None:
-    """Add the images, where their results go (``out`` is the help of ``--out`` without a default), and Ray."""
+    """Add the images, the output, and Ray; ``out`` is the help of an ``--out`` without a default."""
     text = "image files, folders (searched at any depth), or quoted patterns: 'photos/**/*.jpg'"
     command.add_argument("images", nargs="+", metavar="IMAGE", help=text)
     text = out or "folder for the results, where sub-folders are kept; or the file of a single image"
@@ -95,7 +95,7 @@ def add_draws(command: ArgumentParser, samples: str, default: int = 1, *, tiles:
 
 
 def add_megapixels(command: ArgumentParser) -> None:
-    text = "ask before a result becomes larger than N million pixels; 0: never ask"
+    text = "ask before making a result of more than N million pixels; 0: never ask"
     command.add_argument("--max-megapixels", type=_not_negative, default=MAX_MEGAPIXELS, metavar="N", help=text)
 
 
@@ -127,7 +127,7 @@ def add_brighten(command: ArgumentParser) -> None:
     option = command.add_argument
     option("--temperature", type=float, help=f"0 is the expected picture, higher gives other exposures {OF_MODEL}")
     option("--exposure", type=float, default=0.0, help="stops by which results are lighter than the model's, -4 to 4")
-    option("--strength", type=float, default=1.0, help="part of the model's change in stops that is applied, 0 to 1")
+    option("--strength", type=float, default=1.0, help="how much of the brightening to apply, in stops, 0 to 1")
     add_draws(command, "exposures per image", tiles="pixels")
     add_precision(command)
     add_file_format(command)
@@ -155,7 +155,7 @@ def add_restore(command: ArgumentParser) -> None:
     _add_rescaling(command)
     option = command.add_argument
     option("--temperature", type=float, help=f"0 is the mean of all possible pictures {OF_MODEL}")
-    add_draws(command, "pictures each", tiles="pixels of the small picture")
+    add_draws(command, "results per image", tiles="pixels of the small picture")
     option("--bits", type=int, choices=[8, 16], default=8, help="bits per channel")
     add_precision(command)
     add_megapixels(command)
@@ -178,7 +178,7 @@ def add_faces(command: ArgumentParser) -> None:
     text = "paste all faces, even those with specks or unlike the photograph, which otherwise stay as enlarged"
     option("--paste-all", "--no-check", action="store_true", help=text)
     option("--temperature", type=float, help="temperature of the faces (default: their model's own)")
-    add_draws(command, "pictures each", tiles="LR pixels")
+    add_draws(command, "results per image", tiles="LR pixels")
     add_megapixels(command)
     add_precision(command)
     add_file_format(command)
@@ -224,7 +224,7 @@ def add_colorize(command: ArgumentParser) -> None:
     option("--by", choices=["consensus", "likelihood"], help=text)
     option("--temperature", type=float, help=f"temperature of the palette: {TEMPERATURE_HELP}")
     option("--detail", type=float, help=f"temperature of the fine detail {OF_MODEL}")
-    option("--coherence", type=float, help=f"0 to 1: how much similar places share their draw {OF_MODEL}")
+    option("--coherence", type=float, help=f"0 to 1: how much of their noise similar places share {OF_MODEL}")
     option("--saturation", type=float, help="factor on the chroma (default: the model's own, and 1 with a reference)")
     option("--working-size", type=int, metavar="PIXELS", help="shorter side of the image that the model colors")
     option("--hint", "--hints", action="append", default=[], metavar="X,Y,#RRGGBB", help="color at a pixel; repeatable")
@@ -235,8 +235,8 @@ def add_colorize(command: ArgumentParser) -> None:
     text = "video: the images of a folder are the frames of a clip, in the order of the numbers in their names"
     option("--frames", default="photographs", choices=["photographs", "images", "video"], help=text)
     option("--carry", type=float, help="video: how much of a frame's colors the next one keeps, below 1 (default: 0.5)")
-    text = "color photographs, or what remember wrote from them, whose things lend their colors; none switches off the "
-    option("--memory", type=Path, metavar="FOLDER_OR_FILE", help=text + "memory that the model comes with")
+    text = "color photographs, or the file that remember made of them, to color similar things alike; none switches "
+    option("--memory", type=Path, metavar="FOLDER_OR_FILE", help=text + "off the memory that the model comes with")
     option("--cast", type=float, metavar="SHARE", help="overall cast: 1 as drawn, 0 the calmest, -1 none (default: 1)")
     option("--vivid", type=float, metavar="FACTOR", help="moves colors apart from their mean (default: 1)")
     option = command.add_mutually_exclusive_group().add_argument
@@ -260,7 +260,7 @@ def add_score(command: ArgumentParser) -> None:
     add_batch(command, "a CSV file for the scores, or a folder for scores.csv (default: none)")
     add_model(command, "glow-photos")
     option = command.add_argument
-    option("--samples", type=int, default=1, help="draws for the importance-weighted bound; more show its spread")
+    option("--samples", type=int, default=1, help="draws for the importance-weighted bound; several show its spread")
     _add_dequantization(command)
     text = "models with an estimated log-determinant: random probes per draw, 0 for the exact value of small images"
     option("--probes", type=int, default=4, help=text)
@@ -285,7 +285,7 @@ def add_eval(command: ArgumentParser) -> None:
     option("--samples", type=int, help=text + " for the bound (1)")
     option("--json", type=Path, help="also write the numbers to this file")
     option("--detail", type=float, help="colorizers: temperature of the fine detail")
-    option("--coherence", type=float, metavar="SHARE", help="colorizers: how much similar places share their draw")
+    option("--coherence", type=float, metavar="SHARE", help="colorizers: how much of their noise similar places share")
     option("--working-size", type=int, help="colorizers: shorter side of the image that the model colors")
     option("--limit", type=int, help="colorizers and density models: at most this many images of a folder")
     text = "upscalers: some of psnr, ssim, lr_psnr, diversity, gain, diversity_score, niqe, brisque, piqe, "
