@@ -1,4 +1,4 @@
-"""A least-recently-used cache, and one of encoded conditions: another seed does not encode its image again."""
+"""A least-recently-used cache, and one of encoded conditions, so that a new seed does not encode its image again."""
 
 import hashlib
 import sys

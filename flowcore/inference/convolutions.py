@@ -50,7 +50,8 @@ class Conv(nn.Module):
         if self.edge != "zeros":
             return F.conv2d(with_border(x, (self.reach, self.reach, above, below), self.edge), self.weight, self.bias)
         y = F.conv2d(x, self.weight, self.bias, padding=(max(above, below), self.reach))
-        first = max(0, below - above)  # a row or two too many, at one border, costs less than a padded copy of x
+        # Both borders were padded alike, for the one that needs more: cheaper than a padded copy of x.
+        first = max(0, below - above)  # rows too many at the top; those at the bottom are cut off, too
         return y[:, :, first : first + bottom - top]
 
     def on_canvas(self, x: Tensor, budget: StripBudget) -> Tensor:
@@ -72,7 +73,7 @@ class StreamedConv:
 
     def __init__(self, conv: Conv, source: Rows, height: int, slope: float | Tensor) -> None:
         self.conv, self.source, self.height, self.slope = conv, source, height, slope
-        self.first, self.stored = 0, list[Tensor]()
+        self.first, self.stored = 0, list[Tensor]()  # the first row stored; all of them as one tensor, or none
 
     def __call__(self, start: int, stop: int) -> Tensor:
         """Return the rows of a range that has not been forgotten, ``(B, outputs, stop - start, W)``."""
@@ -172,10 +173,11 @@ def convolve_enlarged(
 ) -> Tensor:
     """Convolve features ``(B, C, h, w)`` enlarged by nearest neighbor, 3x3, without enlarging them.
 
-    In one dimension, with the kernel ``(a, b, c)`` and the pairs ``s[i] = a x[i-1] + c x[i]``, the outputs that belong
-    to pixel i are ``s[i] + b x[i]`` at its first place, ``(a + b + c) x[i]`` in its middle and ``s[i+1] + b x[i]`` at
-    its last: for the factor f = 2 three products instead of six, and in two dimensions 9 instead of 36. The rows from
-    ``top`` to ``bottom``, multiples of f: ``(B, outputs, bottom - top, f * w)``.
+    Each place in an enlarged pixel has its own kernel. In one dimension, with the kernel ``(a, b, c)`` and the pairs
+    ``s[i] = a x[i-1] + c x[i]``, the outputs that belong to pixel i are ``s[i] + b x[i]`` at its first place, ``(a + b
+    + c) x[i]`` in its middle and ``s[i+1] + b x[i]`` at its last: for the factor f = 2, 3 products per pixel instead of
+    6, and in two dimensions 9 instead of 36. Returns the rows from ``top`` to ``bottom``, multiples of f: ``(B,
+    outputs, bottom - top, f * w)``.
     """
     top, bottom, height = top // factor, bottom // factor, x.shape[2]
     if top == 0 and bottom == height:

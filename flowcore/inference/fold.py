@@ -24,7 +24,7 @@ from ..transforms import (
     Transform,
 )
 
-PIXELWISE = (ActNorm, SignedActNorm, BatchNorm, InvertibleConv, ChannelWhitening, Permutation)  # have a ``pixel_map``
+PIXELWISE = (ActNorm, SignedActNorm, BatchNorm, InvertibleConv, ChannelWhitening, Permutation)  # see ``pixel_map``
 
 
 class PixelMap(NamedTuple):
@@ -41,7 +41,7 @@ class PixelMap(NamedTuple):
 
 
 class Mixing(Transform):
-    """Several transforms that treat every pixel alike, as one matrix and one vector.
+    """Several per-pixel transforms, as one matrix and one vector.
 
     Forward: ``z = W x + b``; logdet: ``H W log|det W|``; inverse: ``x = W^-1 z - W^-1 b``.
     """
@@ -54,7 +54,7 @@ class Mixing(Transform):
         matrix, bias, log_det = reduce(PixelMap.then, maps)
         inverse = torch.linalg.inv(matrix)
         self.log_det = float(log_det)
-        self.to_latent = matrix.to(like), bias.to(like)
+        self.to_latent = matrix.to(like), bias.to(like)  # not buffers: a plan is never moved
         self.to_data = inverse.to(like), -(inverse @ bias).to(like)
 
     def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
@@ -66,7 +66,7 @@ class Mixing(Transform):
 
 
 def pixel_map(transform: Transform) -> PixelMap | None:
-    """Describe a transform that treats every pixel alike as a matrix and a vector; None for any other transform."""
+    """Describe a per-pixel transform as a matrix and a vector; None for any other transform."""
     if isinstance(transform, ActNorm):
         logs = float64_on_cpu(transform.effective_log_scale())
         return PixelMap(torch.diag(logs.exp()), float64_on_cpu(transform.bias) * logs.exp(), logs.sum())

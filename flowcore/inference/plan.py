@@ -3,7 +3,7 @@
 A ``Flow`` of the transforms of ``transforms/`` is the readable reference. A ``Plan`` is the same bijection, faster and
 smaller (``benchmarks/README.md`` has the factors):
 
-- ``fold.py``: What treats each pixel alike (actnorm, 1x1 convolution, permutation) becomes one matrix, inverted once;
+- ``fold.py``: Per-pixel transforms (actnorm, 1x1 convolution, permutation) become one matrix, inverted once;
   actnorms and scales inside conditioners go into the weights beside them.
 - ``convolutions.py``: ``conv([x, c]) = conv_x(x) + conv_c(c)``: the condition's term is computed once for all samples,
   and from small features where the flow sees them enlarged. This is most of what SRFlow saves.
@@ -69,8 +69,8 @@ class Plan(FlowModel):
         Args:
             flow: Its weights are copied now: later changes of the flow do not change the plan.
             precision: Of conditioners and encoder. "float32": the flow's own, which may also be float64; "tf32": the
-                same, with convolutions on NVIDIA's tensor cores, which read 10 bits of mantissa. Latents and all that
-                is inverted are in the flow's own in any case; but only "float32" encodes.
+                same, with convolutions on NVIDIA's tensor cores, which read 10 bits of mantissa. Latents and
+                invertible transforms always keep the flow's own. Only "float32" encodes.
             strip_bytes: How large the widest tensor of a strip may be; 0 chooses for the device and its free memory.
                 Changes memory and time, not results.
 
@@ -121,12 +121,12 @@ class Plan(FlowModel):
             guide=FoldedCompactUpscaler(guide, dtype, budget) if isinstance(guide, CompactUpscaler) else guide,
         )
         self.conditional = flow.conditional
-        parts = list(self.levels.modules())
-        self.units = sum(isinstance(part, (FoldedAffine, CheckerboardCoupling, FoldedResidual)) for part in parts)
-        self.units += sum(part.patches for part in parts if isinstance(part, ReportingPredictor))
-        self.units += sum(part.steps for part in parts if isinstance(part, FoldedODE))
-        self.units += sum(part.units for part in parts if isinstance(part, FoldedExtractor))
-        affine = [part for part in parts if isinstance(part, FoldedAffine)]
+        modules = list(self.levels.modules())
+        self.units = sum(isinstance(part, (FoldedAffine, CheckerboardCoupling, FoldedResidual)) for part in modules)
+        self.units += sum(part.patches for part in modules if isinstance(part, ReportingPredictor))
+        self.units += sum(part.steps for part in modules if isinstance(part, FoldedODE))
+        self.units += sum(part.units for part in modules if isinstance(part, FoldedExtractor))
+        affine = [part for part in modules if isinstance(part, FoldedAffine)]
         self.prepare_units = sum(part.network.condition is not None for part in affine)
         self.encoder_units = 0 if encoder is None else encoder.units if isinstance(encoder, FOLDED_ENCODERS) else 1
         self.guide_units = self.guide.units if isinstance(self.guide, FoldedCompactUpscaler) else 0
@@ -178,13 +178,13 @@ class Plan(FlowModel):
             return super().encode(x, cond)
 
     def make_guide(self, source: Tensor) -> Tensor:
-        """Make the model's own guide from the source of ``encode_condition``, ``(B, C, H, W)``, not clamped."""
+        """Make the guide of ``tasks.tiles``, not clamped, from the source of ``encode_condition``, ``(B, C, H, W)``."""
         assert self.guide is not None
         with self._arithmetic():
             return self.guide(source)
 
     def encode_guide(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
-        """Encode in the plan's own precision: decoding in bfloat16 restores x to 3/255, in float16 to 0.5/255."""
+        """Encode in any precision of the plan: the round trip is off by 3/255 in bfloat16, by 0.5/255 in float16."""
         with self._arithmetic():
             return super().encode(x, cond)
 
@@ -192,10 +192,10 @@ class Plan(FlowModel):
         """Differentiate the log density of images ``(B, C, H, W)`` by every subpixel; for a TarFlow."""
         with self._arithmetic(), torch.inference_mode(False), torch.enable_grad():
             x = x.detach().clone().requires_grad_()
-            cond = None if cond is None else cond.map_tensors(torch.clone)
+            cond = None if cond is None else cond.map_tensors(torch.clone)  # not those of inference mode
             (z,), logdet = super().forward(x, cond)
             for part in self.levels[-1].modules():
-                if isinstance(part, Variances):  # the published program removes noise as if they were 1
+                if isinstance(part, Variances):  # undone: the published program removes noise as if they were 1
                     z = part.inverse(z)
             return torch.autograd.grad((log_prob([z]) + logdet).sum(), x)[0]
 
@@ -242,7 +242,7 @@ class Plan(FlowModel):
 
 
 class PlanCache:
-    """The two plans used last, while their flows live; the second only while both fit into an eighth of free memory."""
+    """The two plans used last, keyed weakly by flow; the second only while both fit into an eighth of free memory."""
 
     def __init__(self) -> None:
         self._plans: weakref.WeakKeyDictionary[Flow, Plan] = weakref.WeakKeyDictionary()  # in order of use
@@ -259,7 +259,7 @@ class PlanCache:
             if plan is None or plan.identity != identity:
                 plan = None  # free the old plan before folding
                 self._make_room(flow)
-                with torch.inference_mode(False):  # a plan made inside could never take gradients
+                with torch.inference_mode(False):  # else ``Plan.gradient`` could never use it
                     plan = Plan(flow, precision)
                 plan.identity = identity
             self._plans[flow] = plan
@@ -309,7 +309,7 @@ MIXERS = (-0x61C8864680B583EB, -0x40A7B892E31B1A47)  # odd; of splitmix64, as si
 def checksums(module: nn.Module) -> Checksums:
     """Describe the parameters and buffers of a module: type, device, shape and a checksum of each.
 
-    Equal for equal weights, and different, but for one chance in 2^32 or fewer, if any tensor differs in any bit.
+    Equal for equal weights; if any bit of a tensor differs, with a probability of 2^-32 at most.
     """
     tensors = [t.detach() for t in (*module.parameters(), *module.buffers())]
     sums = iter(_sums([t for t in tensors if _sums_alike(t.device)]))

@@ -129,15 +129,15 @@ class FoldedAffine(Transform):
         shift, r = self._shift_scale(raw, z)
         return self._join(z1, z2 - shift if r is None else (z2 / scale_of(r, self.eps, self.scaling)).sub_(shift))
 
-    def precompute(self, first: Tensor) -> ConditionTerms:
+    def precompute(self, term: Tensor) -> ConditionTerms:
         """Return the condition's term of the first convolution, or, if nothing else enters, the network's output."""
         network = self.network
         assert isinstance(network, FoldedConditioner)
         if network.conv_flow is not None:
-            return first, None
-        output = canvas(first, network.outputs)
-        for _, top, bottom in network.tiles(first, self.budget):
-            output[:, :, top:bottom] = network.strip(None, rows_of(first), top, bottom, first.shape[2])
+            return term, None
+        output = canvas(term, network.outputs)
+        for _, top, bottom in network.tiles(term, self.budget):
+            output[:, :, top:bottom] = network.strip(None, rows_of(term), top, bottom, term.shape[2])
         return None, output
 
     def split(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -160,8 +160,8 @@ class AffineParams:
 
     def __init__(self, part: FoldedAffine, x: Tensor, cond: LevelCondition | None) -> None:
         self.network, self.height = part.network, x.shape[2]
-        self.inputs: Tensor | None = None  # of the network, except what ``terms`` or ``output`` cover; (B, C, H, W)
-        self.terms: Rows | None = None  # the condition's term of the first convolution
+        self.inputs: Tensor | None = None  # of the network; without what ``terms`` or ``output`` has; (B, C, H, W)
+        self.terms: Rows | None = None  # the condition's term of the first convolution, unless there is an output
         self.output: Tensor | None = None  # the result, (B or 1, outputs, H, W), if ``prepare`` computed it
 
         cond = cond or LevelCondition()
@@ -284,7 +284,7 @@ class ReportingPredictor(nn.Module):
         return lambda x: _reported(step(x.to(self._dtype)))
 
     def seconds(self, batch: int) -> float:
-        """Time the prediction of one patch of a batch: the least of four, since the first is slow."""
+        """Time the prediction of one patch of a batch: the fastest of four, since the first is slow."""
         weight = self.network.proj_in.weight
         step, patch = self.network.stepwise(None), weight.new_zeros(batch, weight.shape[1])
         times: list[float] = []
@@ -335,7 +335,7 @@ class LevelFolder:
         return FoldedLevel(steps, split, squeeze=level.squeeze, downscale=level.downscale, details=details)
 
     def _steps(self, transform: Transform, channels: int, flow_channels: int) -> list[Transform]:
-        """Fold a chain: neighbors that treat each pixel alike become mixings; mixing, injector and coupling a step.
+        """Fold a chain: neighboring per-pixel transforms become mixings; mixing, injector and coupling a step.
 
         ``flow_channels`` more channels of the flow enter the conditioners.
         """

@@ -1,7 +1,7 @@
 """Strips: images are decoded a few rows at a time, so that the wide tensors in between stay small and in the cache.
 
 A 3x3 convolution also reads one row on either side (the halo), and sees zeros beyond the image. So strips give exactly
-the result of the whole image, with the memory of a few rows. Between strips, a caller can follow a plan, and stop it.
+the result of the whole image, with the memory of a few rows. Between strips, progress is reported and a run can stop.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ..device import free_memory
 
-STRIP_BYTES = {"cpu": 2**23, "cuda": 2**28}  # of a strip's widest tensor: fit into a core's cache, or keep a GPU busy
+STRIP_BYTES = {"cpu": 2**23, "cuda": 2**28}  # of a strip's widest tensor: fits a core's cache; keeps a GPU busy
 DENSE_BYTES = {"cpu": 2**23, "cuda": 2**27}  # of all tensors of a dense block for a strip
-MINIMUM_BYTES = 2**18  # of both inside ``minimum_memory``
+MINIMUM_BYTES = 2**18  # at most, in place of both, inside ``minimum_memory``
 MIN_ROWS = 8  # lower strips would mostly recompute halo rows
 
 Rows = Callable[[int, int], Tensor]  # computes the rows from start to stop, (B or 1, C, stop - start, W)
@@ -40,9 +40,9 @@ def minimum_memory() -> Generator[None, None, None]:
 
 @contextmanager
 def observed(observer: Observer) -> Generator[None, None, None]:
-    """Follow every plan that the body of the ``with`` statement runs in this thread.
+    """Report the progress of all plans that run inside the ``with`` block, in this thread, to an observer.
 
-    The observer is called with 0 before every convolution, and with the number of finished units of work (a block of
+    It is called with 0 before every convolution, and with the number of finished units of work (a block of
     the encoder, a coupling, an injector) after them; see ``Plan.units``. An exception that it raises ends the run.
     """
     token = _observer.set(observer)
@@ -53,7 +53,7 @@ def observed(observer: Observer) -> Generator[None, None, None]:
 
 
 def report(units: int = 0) -> None:
-    """Report finished units of work to this thread's observer, if there is one; 0 only lets it stop the run."""
+    """Report finished units of work to this thread's observer, if any; ``report()`` only lets it stop the run."""
     _observer.get()(units)
 
 
@@ -101,12 +101,12 @@ class StripBudget:
     def tiles(self, batch: int, height: int, row_bytes: int, least: int = MIN_ROWS) -> list[Tile]:
         """Split into groups of images, or strips where one image is too large, given the bytes of a row of an image."""
         budget = self.strip // 2  # a convolution reads one tensor and writes another
-        each = max(MIN_ROWS, least, budget // max(1, row_bytes))
-        several = max(1, budget // (row_bytes * height))
+        rows = max(MIN_ROWS, least, budget // max(1, row_bytes))
+        images = max(1, budget // (row_bytes * height))
         return [
-            (slice(first, first + several), top, bottom)
-            for first in range(0, batch, several)
-            for top, bottom in strips(height, each)
+            (slice(first, first + images), top, bottom)
+            for first in range(0, batch, images)
+            for top, bottom in strips(height, rows)
         ]
 
 

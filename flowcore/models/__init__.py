@@ -27,7 +27,7 @@ C = TypeVar("C", bound=Config)
 
 @dataclass(frozen=True)
 class Architecture:
-    """What ``register`` takes: the class of a configuration, and the builder of a flow from it."""
+    """A registered architecture: the class of its configuration, and the builder of a flow from it."""
 
     config: type[Config]
     build: Callable[[Any], FlowModel]

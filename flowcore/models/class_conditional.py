@@ -52,13 +52,13 @@ def class_conditional(config: ClassConditionalConfig) -> FlowModel[ClassConditio
     """Build a flow of images ``(B, channels, H, W)`` in [0, 1]; its condition is encoded from labels."""
     size = config.channels * config.image_size[0] * config.image_size[1]
     inputs, outputs = size // 2, size - size // 2
-    labels = config.classes + 1
+    label_inputs = config.classes + 1
     steps: list[Transform] = []
     for _ in range(config.steps):
         steps += [
             Permutation(torch.randperm(size)),
-            Coupling(DenseConditioner(inputs + labels, config.hidden, 2 * outputs), scaling="atan"),
-            Coupling(DenseConditioner(outputs + labels, config.hidden, 2 * inputs), scaling="atan", swap=True),
+            Coupling(DenseConditioner(inputs + label_inputs, config.hidden, 2 * outputs), scaling="atan"),
+            Coupling(DenseConditioner(outputs + label_inputs, config.hidden, 2 * inputs), scaling="atan", swap=True),
         ]
     return FlowModel(
         [Level(steps, None, squeeze=Flatten(config.channels, *config.image_size), downscale=0)],

@@ -101,10 +101,12 @@ class ColorizerConfig:
 def colorizer(config: ColorizerConfig) -> FlowModel[ColorizerConfig]:
     """Build a colorizer with random weights; its images are chroma, ``(B, 2, H, W)``: Cb and Cr of JPEG, over 255.
 
-    Its condition is encoded from luma at four times the size, ``(B, 1, 4H, 4W)`` in [0, 1]; with hints ``(B, 4, 4H,
-    4W)``: coverage in [0, 1], and coverage times Cb and Cr, centered on 0; with also a palette ``(B, 8, 4H, 4W)``, in
-    constant planes: whether there is one, mean Cb, mean Cr and root mean square chroma, all times that; with also what
-    a memory recalled, in constant blocks of 16 pixels, ``(B, 13, 4H, 4W)``. Without it, all of a memory is looked up.
+    Its condition is encoded from 1, 4, 8 or 13 planes of four times the size, ``(B, C, 4H, 4W)``, in this order:
+
+    - 1, luma in [0, 1];
+    - 3, hints: their coverage in [0, 1], and coverage times Cb and Cr, centered on 0;
+    - 4, a palette, each constant: whether there is one, and that times mean Cb, mean Cr and root mean square chroma;
+    - 5, what a memory recalled, in constant blocks of 16 pixels. Without it, all of a memory is looked up.
     """
     encoder = LumaEncoder(
         config.widths,

@@ -24,9 +24,9 @@ SAMPLING = (
     "guide_match",
     "gain_cells",
 )
-"""Names of fields, of any configuration, that recommend how to sample: the flow itself does not depend on them."""
+"""Names of configuration fields that recommend how to sample; the flow itself does not depend on them."""
 OF_GUIDE = ("guide_layers", "guide_width")
-"""Names of the fields of the network that makes a model's own guide: the flow itself does not depend on them."""
+"""Names of configuration fields of the network that makes a model's own guide; the flow does not depend on them."""
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
@@ -42,7 +42,7 @@ def short_repr(value: object) -> str:
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a number, or of each of several, beside its field: ``Annotated[int, Range(1, 64)]``."""
+    """Bounds of a numeric field, or of each item of a tuple: ``Annotated[int, Range(1, 64)]``."""
 
     low: float
     high: float
@@ -51,7 +51,7 @@ class Range:
 
 @cache
 def annotated_types(kind: type[Any]) -> dict[str, tuple[Any, Any]]:
-    """Map the names of a dataclass's fields to their types and annotations, or None."""
+    """Map the names of a dataclass's fields to their types and annotations; None for one without annotation."""
     hints = get_type_hints(kind, include_extras=True)
     types: dict[str, tuple[Any, Any]] = {}
     for field in dataclasses.fields(kind):
@@ -61,7 +61,7 @@ def annotated_types(kind: type[Any]) -> dict[str, tuple[Any, Any]]:
 
 
 def check_fields(config: object) -> None:
-    """Reject values that annotations (bool, Literal, Range, or different names) exclude; convert lists to tuples."""
+    """Reject values that do not fit bool, Literal, Range, or a tuple of distinct names; convert lists to tuples."""
     for name, (kind, bound) in annotated_types(type(config)).items():
         value = getattr(config, name)
         if kind is bool or get_origin(kind) is Literal:

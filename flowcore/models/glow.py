@@ -93,7 +93,7 @@ def glow(config: GlowConfig) -> FlowModel[GlowConfig]:
     elif config.learned_top or config.classes:
         top = Whiten(TopPrior(channels, learned=config.learned_top, edge=config.edge, classes=config.classes))
     source = "labels" if config.classes else "none"
-    floats = 3 / 4 * config.hidden  # three tensors of the hidden width, at every fourth pixel
+    floats = 3 / 4 * config.hidden  # activations: three tensors of the hidden width, at a quarter of the pixels
     dequantizer = None
     if config.dequantizer_steps:
         dequantizer = VariationalDequantizer(config.channels, n_bits=config.n_bits, steps=config.dequantizer_steps)

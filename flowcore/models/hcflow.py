@@ -24,7 +24,7 @@ from .fields import Range, check_fields
 from .inputs import LR, check_source
 
 LR_LOG_STD = -6.0  # of the LR image: 0.0025, or 0.63 of an 8-bit step
-IMAGE = 3  # channels that the deepest level keeps
+IMAGE_CHANNELS = 3  # channels that the deepest level keeps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +64,19 @@ class HCFlowConfig:
 def hcflow(config: HCFlowConfig) -> FlowModel[HCFlowConfig]:
     """Build an HCFlow of HR, ``(B, 3, scale * h, scale * w)``; its condition is encoded from LR, ``(B, 3, h, w)``."""
     levels: list[Level] = []
-    channels = IMAGE
+    channels = IMAGE_CHANNELS
     for number in range(1, config.levels + 1):
         channels *= 4
         steps: list[Transform] = [PixelMap(0, 2)] if config.rescaling else []  # Haar means become block means
         steps += [Chain(*_step(channels, k, config)) for k in range(config.steps)]
-        continuing = IMAGE if number == config.levels else channels // 2
+        continuing = IMAGE_CHANNELS if number == config.levels else channels // 2
         details = _details(continuing, channels - continuing, config.levels - number, config)
         squeeze = Haar() if config.rescaling else None
         levels.append(Level(steps, Split(None, kept=continuing), squeeze=squeeze, details=details))
         channels = continuing
     flow = FlowModel(
         levels,
-        channels=IMAGE,
+        channels=IMAGE_CHANNELS,
         config=config,
         architecture="hcflow",
         capabilities=Capabilities(source="low_resolution", tasks=config.tasks),
@@ -100,12 +100,12 @@ def _step(channels: int, number: int, config: HCFlowConfig) -> list[Transform]:
     if not config.rescaling:
         network = Conditioner(channels // 2, config.hidden, channels)
         return [ActNorm(channels), InvertibleConv(channels), Coupling(network, scaling="narrow")]
-    rest = channels - IMAGE
+    rest = channels - IMAGE_CHANNELS
     if number % 2 == 0:
-        network = DenseConvs(IMAGE, config.hidden, 2 * rest)
-        return [ActNorm(channels), Coupling(network, scaling="narrow", first=IMAGE)]
-    network = DenseConvs(rest, config.hidden, IMAGE)
-    return [ActNorm(channels), Coupling(network, scaling="none", first=IMAGE, swap=True)]
+        network = DenseConvs(IMAGE_CHANNELS, config.hidden, 2 * rest)
+        return [ActNorm(channels), Coupling(network, scaling="narrow", first=IMAGE_CHANNELS)]
+    network = DenseConvs(rest, config.hidden, IMAGE_CHANNELS)
+    return [ActNorm(channels), Coupling(network, scaling="none", first=IMAGE_CHANNELS, swap=True)]
 
 
 def _details(continuing: int, channels: int, deeper: int, config: HCFlowConfig) -> Details:
@@ -124,5 +124,5 @@ def _details(continuing: int, channels: int, deeper: int, config: HCFlowConfig) 
 
 
 def _encode_lr(flow: FlowModel[HCFlowConfig], lr: Tensor) -> Condition:
-    check_source(flow, lr, (IMAGE,), LR, multiple=1)
+    check_source(flow, lr, (IMAGE_CHANNELS,), LR, multiple=1)
     return Condition(features=(None,) * len(flow.levels), anchor=lr)

@@ -15,7 +15,7 @@ from ..networks import ContractiveNetwork
 from ..transforms import ActNorm, Chain, Flatten, Logit, Residual, Split, Squeeze, Transform, Unflatten
 from .fields import Range, check_fields, short_repr, size_tuple
 
-MIN_VARIANCE = 0.2  # of a channel or element at the start: pixels that hardly vary are not blown up
+MIN_VARIANCE = 0.2  # of a channel or element at the start, at least: nearly constant pixels are not amplified
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def residual_flow(config: ResidualFlowConfig) -> FlowModel[ResidualFlowConfig]:
     shape = (config.channels, height, width)
     for number, blocks in enumerate(config.blocks):
         first, last = number == 0, number == len(config.blocks) - 1
-        # published models squeeze after the blocks of a scale; where nothing is factored out, that is the same
+        # published models squeeze at the end of a scale: the same as before the next, unless it factors out
         squeeze = Squeeze() if (config.squeeze_first if first else not config.factor_out) else Chain()
         shape = squeeze.output_shape(shape)
         factor = 2 if isinstance(squeeze, Squeeze) else 1
