@@ -12,8 +12,8 @@ class CausalTransformer(nn.Module):
 
     ``h = proj_in(x) + position + label``; per layer ``h += proj(attention(norm(h)))``, causal, and ``h +=
     last(gelu(first(norm(h))))``; the output is ``proj_out(h)``, which starts at 0. ``label`` is a weighted sum over the
-    classes; equal weights stand for no label. ``head`` is the width of an attention head, ``hidden`` that inside the
-    perceptrons.
+    classes; with no label the weights are equal. ``head`` is the width of an attention head, ``hidden`` that of the
+    MLPs' hidden layers.
 
     Source: Zhai et al., "Normalizing flows are capable generative models" (TarFlow, 2024), section 3.1.
     """
@@ -52,7 +52,7 @@ class CausalTransformer(nn.Module):
         It keeps the keys and values of earlier patches. ``temperature`` ``(B,)`` divides the attention's scores.
         """
         embedding = self._embedding(labels)
-        caches = [_KeysAndValues(len(self.position)) for _ in self.layers]
+        caches = [_KeyValueCache(len(self.position)) for _ in self.layers]
 
         def step(x: Tensor) -> Tensor:
             h = self.proj_in(x)[:, None] + self.position[caches[0].length] + embedding
@@ -69,7 +69,7 @@ class CausalTransformer(nn.Module):
         return (labels.to(self.label.dtype) @ self.label)[:, None]
 
 
-class _KeysAndValues:
+class _KeyValueCache:
     """Keys and values of one layer so far."""
 
     def __init__(self, positions: int) -> None:
@@ -79,7 +79,7 @@ class _KeysAndValues:
 
     def append(self, new: Tensor) -> Tensor:
         """Append keys and values of the next patch, and return all, ``(2, B, heads, length, head)``."""
-        if torch.is_grad_enabled():  # gradients need what was there
+        if torch.is_grad_enabled():  # writing in place would break autograd
             self._both = new if self._both is None else torch.cat([self._both, new], dim=3)
         else:
             if self._both is None:
@@ -100,7 +100,7 @@ class _Layer(nn.Module):
         self.first = nn.Linear(width, hidden)
         self.last = nn.Linear(hidden, width)
 
-    def forward(self, h: Tensor, cache: _KeysAndValues | None = None, temperature: Tensor | None = None) -> Tensor:
+    def forward(self, h: Tensor, cache: _KeyValueCache | None = None, temperature: Tensor | None = None) -> Tensor:
         """Process a whole sequence, or, with a cache, its next patch; ``h`` is ``(B, T or 1, width)``."""
         qkv = self.qkv(self.norm_attention(h)).unflatten(2, (3, -1, self.head))  # (B, T, 3, heads, head)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, head)

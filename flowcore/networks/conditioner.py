@@ -1,4 +1,4 @@
-"""Networks inside couplings, injectors and splits, which keep the grid, and priors, which see at most labels."""
+"""Conditioners, the same-size networks inside couplings, injectors and splits; and priors of the last latents."""
 
 from typing import Literal, TypeVar
 
@@ -11,11 +11,11 @@ from ..errors import ConditionError
 from ..transforms import ActNorm
 
 M = TypeVar("M", bound=nn.Module)
-Edge = Literal["zeros", "ones", "flag"]  # what a convolution sees beyond the border; see ``convolve``
+Edge = Literal["zeros", "ones", "flag"]  # what pads the input; "flag": zeros, and a channel that marks them
 
 
 class NormalizedConv(nn.Module):
-    """A bias-free convolution and an actnorm, computed as one: ``y = (conv(x) + bias) * exp(log_scale)``."""
+    """A bias-free convolution and an actnorm, in one pass over the data: ``y = (conv(x) + bias) * exp(log_scale)``."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, *, edge: Edge = "zeros", log_factor: float = 1.0
@@ -110,8 +110,8 @@ class Conditioner(nn.Module):
 class PlainConditioner(nn.Module):
     """The network of a coupling without actnorms: 3x3, hidden and 3x3 convolutions with biases, ReLU between.
 
-    ``residual_blocks``, a divisor of ``layers``, groups the hidden convolutions: every group adds its input to its
-    output, both after their ReLU. Only the last convolution sees ``edge``.
+    ``residual_blocks``, a divisor of ``layers``, groups the hidden convolutions: every group has a skip connection
+    around it, from ReLU to ReLU. ``edge`` is that of the last convolution; the others pad with zeros.
 
     Source: re-implementations of Glow; Jo et al., "SRFlow-DA", section 3.
     """
@@ -189,12 +189,12 @@ class TopPrior(nn.Module):
     def __init__(self, channels: int, *, learned: bool = True, edge: Edge = "zeros", classes: int = 0) -> None:
         super().__init__()
         self.channels = channels
-        self.inputs = channels if edge == "ones" else 0  # the padding of that many zero channels is the border
+        self.inputs = channels if edge == "ones" else 0  # zeros padded with ones: the border alone is seen
         self.constants = ScaledConv(self.inputs, 2 * channels, edge=edge) if learned else None
         self.by_label = ScaledLinear(classes, 2 * channels) if classes else None
 
     def forward(self, like: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Predict ``(B, 2 * C, H, W)`` for latents like ``like``: means on even, log standard deviations on odd."""
+        """Predict ``(B, 2 * C, H, W)`` for latents of shape ``like``: means on even, log standard deviations on odd."""
         batch, _, height, width = like.shape
         raw = like.new_zeros(1, 2 * self.channels, height, width)
         if self.constants is not None:

@@ -16,8 +16,8 @@ from ..device import no_autocast
 
 ActivationName = Literal["lipswish", "elu"]
 
-FREQUENCIES = 32  # per axis, of the bound that holds at any image size
-MAX_ITERATIONS = 1000  # of a power iteration
+FREQUENCIES = 32  # per axis, for the bound that holds at any image size
+MAX_ITERATIONS = 1000  # most steps of a power iteration
 
 
 class LipSwish(nn.Module):
@@ -50,12 +50,14 @@ ACTIVATIONS: dict[ActivationName, type[LipSwish | ELU]] = {"lipswish": LipSwish,
 
 
 class LipschitzConv(nn.Module):
-    """A convolution with zero padding by ``W / max(1, sigma / c)``, sigma its spectral norm, c the ``coefficient``.
+    """A zero-padded convolution with the weight ``W / max(1, sigma / c)``; sigma is W's norm, c the ``coefficient``.
 
-    Sigma is a linear function of W, ``<u, W v>`` with the leading singular vectors u and v, constants that
-    ``normalize`` measures. On a ``grid`` (height, width), they are those of images of that size, zero padding included.
-    Without a grid they are plane waves: the largest norm over all frequencies bounds the convolution at every image
-    size; on small grids it is 6 to 22 % above the norm there.
+    Sigma, the spectral norm, is ``<u, W v>`` with the leading singular vectors u and v: constants that ``normalize``
+    measures, so sigma is linear in W.
+
+    - With a ``grid`` (height, width), they are those for images of that size, zero padding included.
+    - Without, they are plane waves, and sigma, the largest norm over all frequencies, is a bound at every image size;
+      on small grids it is 6 to 22 % above the norm there.
     """
 
     direction: Tensor
@@ -199,8 +201,9 @@ def _unit(vector: Tensor) -> Tensor:
 def _steepest_wave(weight: Tensor) -> Tensor:
     """Find the direction whose product with the weight bounds the norm of the convolution at every image size.
 
-    That is the largest ``|W(w)|`` over frequencies w, a trigonometric polynomial of degree kernel // 2 in each axis, so
-    a grid of N frequencies misses its maximum by at most ``1 / cos(pi degree / N)`` an axis.
+    The norm there is at most the largest ``|W(f)|`` over frequencies f. W(f) is a trigonometric polynomial of degree
+    kernel // 2 in each axis, so N frequencies miss its maximum by a factor of at most ``1 / cos(pi degree / N)`` per
+    axis, with which the direction is multiplied.
     """
     kernel = weight.shape[-1]
     spectrum = torch.fft.fft2(weight.double(), s=(FREQUENCIES, FREQUENCIES)).permute(2, 3, 0, 1)  # (N, N, O, I)

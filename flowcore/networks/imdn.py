@@ -37,7 +37,7 @@ class DistillationBlock(nn.Module):
 
 
 class IMDN(nn.Module):
-    """An upscaler whose every output pixel reads a window of the image, and nothing global.
+    """An upscaler with a finite receptive field: every output pixel reads a window of the image.
 
     A factor of 8 is one of 4, and then bicubic resize. Each convolution of a block keeps ``distilled`` channels; the
     trunk is four times as wide. The image itself passes along the skips, which stay in float32 under autocast.

@@ -21,8 +21,8 @@ class LumaEncoder(nn.Module):
     """A feature pyramid of luma and hints: down to a coarse grid with attention between all positions, and up again.
 
     Hints enter at every grid, pooled to it, and the palette at every position. Features of a backbone are added on the
-    way down, at strides 8, 16 and 32, and their average over the photograph at the coarsest grid. What a memory of
-    colors says of similar places is added on every grid, both ways.
+    way down, at strides 8, 16 and 32, and their average over the photograph at the coarsest grid. The colors that
+    a memory recalls from similar cells are added on every grid, on the way down and on the way up.
 
     Source: Lin et al., "Feature Pyramid Networks for Object Detection" (2017); pre-trained to predict colors as in
     Ardizzone et al. 2019; see also ``memory``.

@@ -1,9 +1,9 @@
 """A memory of colors: features of cells of photographs, with the chroma of these cells.
 
-A cell covers 16 pixels of a photograph whose shorter side has 192. Of its description (see ``describe``), 48 principal
-components are stored, in 8 bits each. Similarity of two cells is the cosine between their components. A place looks up
-the k most similar cells, weighted by softmax(similarity / 0.1): their mean chroma, its standard deviation, and the
-highest similarity.
+A cell covers 16 pixels of a photograph whose shorter side has 192. It is stored as 48 principal components of its
+description (see ``describe``), in 8 bits each. Similarity of two cells is the cosine between their components. Each
+position looks up its k most similar cells, weighted by softmax(similarity / 0.1): their mean chroma, its standard
+deviation, and the highest similarity.
 
 Source: nearest neighbors over deep features as in He et al., "Deep exemplar-based colorization" (2018), section 3, of
 many photographs instead of one.
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .efficientnet import CHANNELS
 
-MAX_CELLS = 2**20  # of a memory
+MAX_CELLS = 2**20  # most cells of a memory
 CELL = 16  # pixels of the luma
 SIDE = 192  # shorter side of the photographs, in pixels
 COMPONENTS = 48
@@ -29,7 +29,7 @@ PLANES = 5  # mean chroma, its spread, similarity
 SOFTNESS = 0.1  # temperature of the weights' softmax
 NEIGHBORS = 60
 CHUNK = 32  # cells whose maximum is taken first, so that only few are sorted
-SEED_XOR = 0x5DEECE66D  # changes seeds, which also draw latents
+SEED_XOR = 0x5DEECE66D  # mixed into seeds: the choice of photographs does not depend on latents of that seed
 MAX_INT8 = 127
 
 
@@ -86,8 +86,8 @@ class CellMemory(nn.Module):
         super().__init__()
         self.cells = cells
         self.register_buffer("components", torch.zeros(COMPONENTS, WIDTH))
-        self.register_buffer("scale", torch.ones(COMPONENTS))  # of a component's whole numbers
-        self.register_buffer("keys", torch.zeros(cells, COMPONENTS, dtype=torch.uint8))  # around 128
+        self.register_buffer("scale", torch.ones(COMPONENTS))  # quantization step of each component
+        self.register_buffer("keys", torch.zeros(cells, COMPONENTS, dtype=torch.uint8))  # in steps, offset by 128
         self.register_buffer("chroma", torch.zeros(cells, 2, dtype=torch.uint8))  # Cb and Cr around 128, over 255
         self.register_buffer("photograph", torch.zeros(cells, dtype=torch.int32))  # its number
 
@@ -97,7 +97,7 @@ class CellMemory(nn.Module):
         ``basis`` is the memory whose principal components are used, None for those of these cells.
         """
         if basis is None:
-            # of the second moments, around zero as cosines are, and of a size that does not grow with the cells
+            # uncentered, as cosines are; the matrix of second moments does not grow with the number of cells
             moments = described.T.double() @ described.double()
             components = torch.linalg.eigh(moments)[1].flip(1)[:, :COMPONENTS].T.to(described)
         else:

@@ -8,7 +8,7 @@ from ..transforms import BatchNorm, batch_moments
 
 
 class WeightNormConv(nn.Module):
-    """A convolution by directions and lengths, ``w_o = g_o v_o / |v_o|``: Salimans & Kingma, "Weight Normalization"."""
+    """A weight-normalized convolution, ``w_o = g_o v_o / |v_o|``. Source: Salimans & Kingma, "Weight Normalization"."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, bias: bool = True) -> None:
         """Draw the directions as torch draws kernels, and start at their lengths."""
@@ -24,7 +24,7 @@ class WeightNormConv(nn.Module):
 
 
 class NetworkNorm(nn.Module):
-    """Batch normalization inside a network, with the moments of a ``BatchNorm`` and a learned scale and shift."""
+    """Batch normalization inside a network: a ``BatchNorm`` gives mean and variance; scale and shift are learned."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -27,8 +27,9 @@ class LREncoder(nn.Module):
     ) -> tuple[list[Tensor], Tensor | None]:
         """Compute the features of LR images ``(B, 3, h, w)`` in [0, 1] and, on request, ``enlargement(lr)``.
 
-        ``levels`` is the number of grids, finest first, or the numbers of those wanted; grid k has ``scale / 2^k``
-        times the sides of LR. Its features are its native ones, then those that all grids share.
+        ``levels`` is the number of grids, finest first, or lists those wanted, from 1. Grid k has ``scale / 2^k`` times
+        the sides of LR: at scale 4, grid 1 has twice its sides, grid 2 its sides, grid 3 half. The features of a grid
+        are its own, then those that all grids share.
         """
 
     @abstractmethod
@@ -87,8 +88,8 @@ class RRDBEncoder(LREncoder):
     """Features of an LR image on every grid of the flow, and an ordinary enlargement of it.
 
     Unlike in ESRGAN, and as in the published SRFlow, the long skip starts at the last block's output instead of the
-    first convolution's; the features are the activated tensors; there is a half-resolution grid. The outputs of
-    ``stacked_blocks`` are part of every grid's features, in this order.
+    first convolution's, features are taken after the activation, and there is also a half-resolution grid. The outputs
+    of ``stacked_blocks`` are part of every grid's features, in this order.
 
     Source: Lugmayr et al., "SRFlow", section 3.4. The enlargement, bicubic plus a learned residual, is ours.
     """
@@ -109,7 +110,8 @@ class RRDBEncoder(LREncoder):
         wanted = grids_wanted(levels)
         features, stack = self._trunk(lr)
         native = {1: features}  # by factor from the LR grid
-        for k in range(len(self.conv_up) - 1 if with_enlargement else doublings(wanted, self.scale)):
+        count = len(self.conv_up) - 1 if with_enlargement else doublings(wanted, self.scale)
+        for k in range(count):
             native[2 ** (k + 1)] = features = _upsample(self.conv_up[k], features)
         enlarged = self._enlarge(lr, features) if with_enlargement else None
         return self.by_grid(native, stack, wanted), enlarged
@@ -179,7 +181,7 @@ def sources_by_grid(
         if 2**level <= scale:
             factor = scale // 2**level
             sources = (native[factor], 1), (shared, factor)
-        else:  # the half-resolution grid; bilinear with half-pixel centers is the mean of 2x2 pixels
+        else:  # the half-resolution grid; this bilinear resize is the mean of 2x2 pixels
             half = F.interpolate(native[1], scale_factor=0.5, mode="bilinear", align_corners=False)
             sources = (half, 1), (shared[:, :, ::2, ::2], 1)
         yield sources if shared.shape[1] else sources[:1]
@@ -197,12 +199,12 @@ def doublings(wanted: Sequence[int], scale: int) -> int:
 
 
 def conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
-    """Build the convolution of these encoders, which keeps the grid."""
+    """Build a 3x3 convolution with padding 1, which keeps the grid."""
     return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
 def activate(x: Tensor) -> Tensor:
-    """Apply the activation of these encoders."""
+    """Apply the leaky ReLU of these encoders, of slope 0.2."""
     return F.leaky_relu(x, 0.2)
 
 

@@ -25,7 +25,7 @@ ACTIVATIONS: dict[Activation, tuple[Callable[[Tensor], Tensor], Callable[[Tensor
 
 
 class TimedConv(nn.Module):
-    """A convolution that sees the time: 3x3; or 4x4 with the stride 2, or with -2 for a transposed one.
+    """A convolution that sees the time: 3x3 for stride 1, 4x4 for 2, and a transposed 4x4 of stride 2 for -2.
 
     ``concat``: the time is the first input channel, zero-padded like all others. ``concatsquash``: ``conv(x) *
     sigmoid(a t + b) + c t``, with a, b and c for every output channel. ``ignore``: the time has no effect.
@@ -53,7 +53,7 @@ class TimedConv(nn.Module):
         conv = self.conv
         transposed = isinstance(conv, nn.ConvTranspose2d)
         weight = conv.weight
-        if self.concat:  # the time has no direction
+        if self.concat:  # the time channel has a zero tangent
             weight = weight[1:] if transposed else weight[:, 1:]
         apply = F.conv_transpose2d if transposed else F.conv2d
         v = apply(v, weight, stride=conv.stride[0], padding=conv.padding[0])  # pyright: ignore[reportArgumentType]
