@@ -11,11 +11,11 @@ torch.Size([3, 3, 48, 64])
 torch.Size([2, 3, 48, 64])
 >>> flowcore.colorize_video(flowcore.load("color-photos"), torch.rand(2, 1, 48, 64)).shape
 torch.Size([2, 3, 48, 64])
->>> flowcore.Plan(flow).encode_condition(small).batch  # the flow folded, as tasks run it
+>>> flowcore.Plan(flow).encode_condition(small).batch  # an optimized flow, as tasks run it
 1
 >>> flowcore.save(flow, "mine.safetensors", provenance={"source": "my own"})
 
-Reading order, for someone who wants to learn how flows work:
+Reading order of the whole package, for someone who wants to learn how flows work:
 
 1. ``transforms/transform.py``: the law that every bijection obeys; then the bijections, one kind to a file.
 2. ``flow.py``: levels of steps between an image and a list of standard-normal latents.
@@ -23,12 +23,12 @@ Reading order, for someone who wants to learn how flows work:
 4. ``likelihood.py``, ``dequantization.py``: log densities of images of integers, in bits per dimension.
 5. ``networks/``, ``condition.py``: what is not invertible, and the features of an image that condition a flow.
 6. ``model.py``, ``models/``: a flow with all that surrounds it; a complete model on one page each, ``glow.py`` first.
-7. ``inference/``: the same flows, folded to be fast and small; ``plan.py`` first. Tasks run plans.
+7. ``inference/``: the same flows, optimized to be fast and small; ``plan.py`` first. Tasks run plans.
 8. ``tasks/``: image in, image out. ``images/`` reads, writes and resizes.
 9. ``checkpoints/``, ``training/``: where weights come from. ``evaluation/``, ``quality/``: how good they are.
 10. ``cli/``, ``batch/``: the command line, and folders of images. ``integrations.py``: spandrel.
 
-``CONTRIBUTING.md`` names the 4,000 lines of a first reading. ``errors.py`` and ``device.py`` serve all of them;
+For a shorter start, see ``CONTRIBUTING.md``, "A first reading". ``errors.py`` and ``device.py`` serve all of them;
 ``provenance.py`` says what made a picture. ``testing.py`` checks transforms and models of your own.
 """
 
@@ -38,7 +38,7 @@ from importlib.util import find_spec
 if _missing := ", ".join(
     name for name in ("torch", "numpy", "PIL", "safetensors", "filelock", "tqdm") if not find_spec(name)
 ):
-    _advice = f"flowcore needs {_missing}. Without ComfyUI, its extra brings all: pip install 'flowcore[python]'"
+    _advice = f"flowcore needs {_missing}. Outside ComfyUI, install them all: pip install 'flowcore[python]'"
     if sys.argv[0].endswith(("flowcore", "flowcore.exe")):  # the command, which shows no traceback
         sys.exit(_advice)
     raise ImportError(_advice)

@@ -16,7 +16,7 @@ from .transforms import LevelCondition, MultiScaleFeatures, Probes, map_tensors,
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance: how far decoding is moved toward the labels; sharper pictures, and less varied.
+    """Classifier-free guidance: how strongly decoding follows the labels, for sharper, less varied pictures.
 
     The prediction with the label is moved away from the one without it, by ``weight`` times their difference. Guided
     decoding is not the inverse of encoding.
@@ -29,7 +29,7 @@ class Guidance:
         weight: 0 for none; 1 to 3 are usual.
         scale: Whether log-scales are guided, too, or shifts alone.
         annealed: Whether the weight rises linearly from patch to patch, to ``weight`` at the last.
-        temperature: Divisor of the attention's scores of the prediction without label.
+        temperature: Attention temperature of the prediction without label: a divisor of the attention scores.
 
     Source: Ho & Salimans, "Classifier-free diffusion guidance" (2022); Zhai et al., TarFlow (2024), section 3.4.
     """
@@ -58,13 +58,13 @@ class Condition:
     Attributes:
         features: Per level, finest first, what its steps see: ``(B, C_l, H_l, W_l)``, or features on several grids;
             None where they see nothing.
-        origin: ``(B, C, H, W)`` in image units, subtracted from the image before the first level; None for nothing.
-        labels: Weights of the classes, ``(B or 1, K)``, which priors see, or a TarFlow's steps; None for nothing.
-        anchor: Where the flow's last output is expected, ``(B, C, h, w)``: the LR image of a flow whose last latents
-            are the deviation from it; None for flows without.
+        origin: ``(B, C, H, W)`` in image units, subtracted from the image before the first level; None if unused.
+        labels: Weights of the classes, ``(B or 1, K)``, read by priors or by a TarFlow's steps; None if unused.
+        anchor: Mean of the flow's last output, ``(B, C, h, w)``: the LR image of a flow whose last latents are the
+            deviation from it; None for other flows.
         probes: Random vectors to estimate a log-determinant without a closed form, see ``likelihood.with_probes``.
             None for an exact log-determinant, and for other flows.
-        guidance: Classifier-free guidance as numbers, ``(B or 1, 4)``, see ``guided``; None for none.
+        guidance: Classifier-free guidance as numbers, ``(B or 1, 4)``, see ``guided``; None if unused.
     """
 
     features: tuple[Tensor | MultiScaleFeatures | None, ...]

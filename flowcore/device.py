@@ -23,13 +23,13 @@ from .errors import FlowError, PrecisionError
 ActualPrecision = Literal["float32", "bfloat16", "float16", "tf32"]
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 FULL_PRECISION = (torch.float32, torch.float64)  # in which a flow is invertible
-OUT_OF_MEMORY = re.compile(  # messages of CUDA, ROCm and their libraries, Apple, Intel, DirectML, Linux and Windows
+OUT_OF_MEMORY = re.compile(  # in errors of CUDA, ROCm and their libraries, Apple, Intel, DirectML, Linux and Windows
     "out of memory|can't allocate memory|not enough memory|could not allocate tensor|not enough gpu video memory"
     "|out_of_device_memory|out_of_host_memory|out_of_resources|status_alloc_failed|status_memory_error"
 )
 WITHOUT_FLOAT64 = ("mps", "privateuseone")  # Apple and DirectML
-CGROUP_ROOT, PROCESS_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # Linux's limits of containers
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's mallopt
+CGROUP_ROOT, PROCESS_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # where Linux keeps containers' limits
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # option numbers of glibc's mallopt
 EXACT = "ieee"  # torch's name of float32 arithmetic that rounds no factor to fewer bits
 
 
@@ -174,7 +174,7 @@ def float64(x: Tensor) -> Tensor:
 
 
 def float64_on_cpu(x: Tensor) -> Tensor:
-    """Move a tensor to the CPU, then widen it: there, the same on every device."""
+    """Move a tensor to the CPU, then widen it, so that results do not depend on the device."""
     return x.cpu().double()  # in two steps, because a device without float64 may be asked to widen before it copies
 
 
@@ -216,11 +216,11 @@ _PROCESS_SETTINGS: list[str] = []  # before the first context, to be restored af
 
 @contextmanager
 def float32_arithmetic(*, tf32_convolutions: bool = False) -> Generator[None, None, None]:
-    """Compute in float32 what is in float32, whatever the process has been set to; restore the settings at the end.
+    """Force true float32 in matrix products and convolutions, overriding global settings; restore these at the end.
 
     Another program may have allowed TF32 or bfloat16, on GPUs and on CPUs. ``tf32_convolutions`` allows TF32 on
-    NVIDIA's GPUs nevertheless. The settings are the process's, so while several threads compute, TF32 is allowed only
-    if all of them allow it, and the innermost context of a thread holds.
+    NVIDIA's GPUs nevertheless. In each thread, the innermost context counts. Since the settings belong to the process,
+    TF32 is allowed only while all threads in such contexts allow it.
     """
     thread = threading.get_ident()
     with _FLOAT32_LOCK:

@@ -18,7 +18,7 @@ from .transforms import Chain, Estimated, LevelCondition, Residual, Split, Squee
 
 
 class Details(nn.Module):
-    """HCFlow's transform of the channels that a level factors out, conditioned on the coarser levels.
+    """HCFlow's transform of the channels that a level factors out, conditioned on the deeper levels.
 
     Unlike the prior of a split it runs once all levels are encoded, from the deepest up. ``extractor`` takes the
     channels that continue, ``(B, K, H, W)``, and a list of the features of all deeper levels, the next one first, and
@@ -35,9 +35,9 @@ class Details(nn.Module):
 class Level(nn.Module):
     """What a flow does at one resolution: squeeze, steps, and a split unless all channels continue.
 
-    ``squeeze`` None is a ``Squeeze()``; an empty ``Chain()`` keeps the grid. ``downscale`` is the factor by which
-    squeeze and steps together reduce the sides: 2, 1, or 0 for a single position. The channels that the split factors
-    out are the latents, unless ``details`` transform them further.
+    The default ``squeeze`` is ``Squeeze()``; an empty ``Chain()`` keeps the grid. ``downscale`` is the factor by which
+    squeeze and steps together reduce the sides, 1 or 2; 0 stands for a reduction to a single position. The channels
+    that the split factors out are the latents, unless ``details`` transform them further.
     """
 
     def __init__(
@@ -160,13 +160,13 @@ class Flow(Transform[list[Tensor], Condition]):
 
         def apply(part: Transform[Any], data: Tensor, part_condition: LevelCondition | None) -> Any:
             latent, logdet = encode(part, data, part_condition)
-            logdets.append((len(latents), logdet))  # of the next latent
+            logdets.append((len(latents), logdet))  # attributed to the next latent
             return latent
 
         if self.prelude is not None:
             x = apply(self.prelude, x, None)
         x = condition.subtract_origin(x)
-        split_levels: list[tuple[Level, Tensor]] = []  # and the channels that continue
+        split_levels: list[tuple[Level, Tensor]] = []  # each with the channels that continue
         for number, level in enumerate(self._levels()):
             x = level.squeeze(x)[0]  # (B, 4C, H/2, W/2); its logdet is 0
             level_condition = self._at_level(condition, number)
@@ -175,7 +175,7 @@ class Flow(Transform[list[Tensor], Condition]):
                 x, latent = apply(level.split, x, level_condition)  # each (B, 2C, H/2, W/2)
                 latents.append(latent)
                 split_levels.append((level, x))
-        features: list[Tensor] = []  # of the deeper levels, the next one first
+        features: list[Tensor] = []  # of all deeper levels, the next deeper one first
         for number, (level, continuing) in reversed(list(enumerate(split_levels))):
             if level.details is not None:
                 features.insert(0, level.details.extractor(continuing, features))
@@ -210,7 +210,7 @@ class Flow(Transform[list[Tensor], Condition]):
         x = remaining.pop()
         if self.top is not None:
             x = self.top.inverse(x, condition.at_level(-1, merge=False))
-        features: list[Tensor] = []  # of the deeper levels, the next one first
+        features: list[Tensor] = []  # of all deeper levels, the next deeper one first
         for number, level in reversed(list(enumerate(self._levels()))):
             level_condition = self._at_level(condition, number)
             if level.split is not None:
@@ -229,8 +229,8 @@ class Flow(Transform[list[Tensor], Condition]):
         """Evaluate the log density in nats, ``(B,)``, at temperature 1: that of the latents plus the log-determinant.
 
         Arguments and errors are those of ``forward``; ``likelihood.bits_per_dim`` converts the result. In training
-        mode with gradients, batch norms (Real NVP) normalize by the moments of this batch, which the running moments
-        follow; otherwise, and always in ``forward``, by the running moments.
+        mode with gradients, batch norms (Real NVP) normalize by the moments of this batch, and update the running ones.
+        Otherwise, and always in ``forward``, they use the running moments.
         """
         with batch_moments(self) if self.training and torch.is_grad_enabled() else nullcontext():
             latents, logdet = self(x, cond)
@@ -250,7 +250,7 @@ class Flow(Transform[list[Tensor], Condition]):
 
         Args:
             n: Number of images.
-            cond: As in ``inverse``; that of one image serves all.
+            cond: As in ``inverse``; a batch of 1 is broadcast.
             size: Height and width, or the side of a square; None for ``image_size``.
             temperature: Of the latents; see ``prior.sample_latents``.
             seed: Image i is drawn with ``seed + i``.
@@ -298,7 +298,7 @@ class Flow(Transform[list[Tensor], Condition]):
         return self._encode_parts(x, cond, lambda part, data, part_cond: (part.initialize(data, part_cond), None))[0]
 
     def normalize(self, tolerance: float = 1e-4) -> None:
-        """Measure the norms that keep residual blocks invertible, to a relative tolerance, after weights changed."""
+        """Update the norms that keep residual blocks invertible, to a relative tolerance; call after weight changes."""
         for part in self.levels.modules():
             if isinstance(part, Residual):
                 part.normalize(tolerance)
@@ -345,7 +345,7 @@ class Flow(Transform[list[Tensor], Condition]):
         return list(self.levels)  # pyright: ignore[reportReturnType]
 
     def _check_condition(self, cond: Condition | None, batch: int) -> Condition:
-        """Return the condition if it fits, and for None one that holds nothing; else raise ConditionError."""
+        """Return the condition if it fits, or its probes alone; an empty one for None; else raise ConditionError."""
         if cond is not None and cond.probes is not None:
             self.require_probes()
             return Condition(features=(None,) * len(self.levels), probes=cond.probes)
@@ -364,7 +364,7 @@ class Flow(Transform[list[Tensor], Condition]):
         return cond
 
     def _at_level(self, cond: Condition, number: int) -> LevelCondition:
-        return cond.at_level(number)
+        return cond.at_level(number)  # overridden by ``Plan``
 
     def _check_values(self, x: Tensor) -> None:
         """Reject an empty batch, and any dtype but the model's."""

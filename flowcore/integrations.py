@@ -31,7 +31,7 @@ ID = "flowcore-srflow"
 # No other architecture has all of these names: two tensors of an encoder, of RRDBs or an IMDN, and one of our flow.
 FLOW = "levels.0.steps.transforms.0.transforms.0.log_scale"
 OURS = [{FLOW, f"{part}.conv_first.weight", f"{part}.conv_trunk.weight"} for part in ("encoder", "encoder.backbone")]
-LOW_LIGHT = "encoder.conv_color.weight"  # but for an LLFlow, which has this one, too
+LOW_LIGHT = "encoder.conv_color.weight"  # an LLFlow matches OURS, but also has this one
 PUBLISHED = "flowUpsamplerNet.layers."
 UPSCALERS = ("srflow", "srflow_da")
 
@@ -149,7 +149,7 @@ def flow_of(state: Mapping[str, Any], files: Files) -> FlowModel:
     if not any(state.keys() >= names for names in OURS):
         wrong = [name for name, t in state.items() if not _is_plain(t)]
         if wrong:
-            raise CheckpointError(f"{wrong[0][:100]} is no plain tensor. The file is damaged; fetch it again.")
+            raise CheckpointError(f"{wrong[0][:100]} is not a plain tensor. The file is damaged; fetch it again.")
         source = next((source for source in SOURCES if any(map(source.detect.match, state))), SRFLOW)
         try:
             flow = source.convert(state, {})
@@ -171,7 +171,7 @@ def flow_of(state: Mapping[str, Any], files: Files) -> FlowModel:
 
 
 def _holds(path: Path, state: Mapping[str, Any]) -> bool:
-    """Return True if a file of ours holds exactly these tensors."""
+    """Return True if a file of ours holds exactly these tensors, which spandrel passes without the file's header."""
     if path.suffix.lower() not in (".safetensors", ".sft"):
         return False
     try:

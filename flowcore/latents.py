@@ -1,8 +1,8 @@
 """Operations on latents: mix, vary, scale and normalize them, and find directions with a meaning.
 
 Every function takes a list of latents, finest first, each ``(B, C_l, H_l, W_l)``, standard normal under the model, and
-returns new ones. Two lists are compatible when they come from the same model and image size; a list with a batch of 1
-serves every item of the other.
+returns new ones. Two lists are compatible when they come from the same model and image size; a batch of 1 is broadcast
+to the other list.
 """
 
 import math
@@ -22,8 +22,8 @@ Direction = list[Tensor]  # latents of batch 1, finest first, to be added to oth
 Mode = Literal["slerp", "linear", "norm"]
 Per = Literal["level", "channel", "local"]
 
-MIN_ANGLE = 1e-6  # radians; below, an arc and its chord are the same to 1e-12
-OPPOSITE = 1e-3  # radians short of half a turn; beyond, the plane of the arc is rounding noise
+MIN_ANGLE = 1e-6  # radians; at smaller angles, an arc and its chord agree to 1e-12
+OPPOSITE = 1e-3  # radians; at angles this close to pi, the plane of the arc is numerically undefined
 MIN_STD = 1e-3  # least standard deviation that latents are divided by
 MIN_POSITIONS = 16  # fewer numbers have no meaningful mean and standard deviation
 
@@ -81,8 +81,8 @@ def interpolate(
 def mix_levels(a: Sequence[Tensor], b: Sequence[Tensor], weights: float | Sequence[float]) -> list[Tensor]:
     """Mix two lists level by level: the structure of one image with the detail of another.
 
-    ``sqrt(1 - w) a + sqrt(w) b``, which is standard normal again when a and b are independent standard normals. Of
-    similar latents it exaggerates what they share; use ``interpolate`` with one t per level.
+    ``sqrt(1 - w) a + sqrt(w) b``, which is standard normal again when a and b are independent standard normals. If
+    they are correlated, its norm is too large; use ``interpolate`` with one t per level instead.
 
     >>> a, b = [torch.randn(1, 6, 8, 8), torch.randn(1, 12, 4, 4)], [torch.randn(1, 6, 8, 8), torch.randn(1, 12, 4, 4)]
     >>> fine, coarse = flowcore.mix_levels(a, b, [0.0, 1.0])
@@ -309,7 +309,7 @@ def _moments(z: Tensor, per: Per, window: int) -> tuple[Tensor, Tensor]:
 
 
 def _refuse_same_noise(latents: Sequence[Tensor], noise: Sequence[Tensor], seed: int) -> None:
-    """Reject latents that were drawn with this seed: mixed with the same noise they would only become louder."""
+    """Reject latents that were drawn with this seed: mixed with the same noise they would only be rescaled."""
     same = torch.ones(latents[0].shape[0], dtype=torch.bool, device=float64(latents[0]).device)  # (B,)
     empty = torch.ones_like(same)
     for z, e in zip(latents, noise, strict=True):
@@ -319,7 +319,7 @@ def _refuse_same_noise(latents: Sequence[Tensor], noise: Sequence[Tensor], seed:
         empty &= zero
     if bool((same & ~empty).any()):
         raise FlowError(
-            f"The latents were themselves drawn with seed {seed}, or one counted from it: their own noise cannot vary "
+            f"The latents were themselves drawn with seed {seed} (or seed + i): their own noise would only rescale "
             "them. Choose another seed for the variation."
         )
 

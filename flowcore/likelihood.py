@@ -52,8 +52,9 @@ def log_weight(
 ) -> Tensor:
     """Evaluate one draw per image: ``w = log p_bins(k + u) - log q(u | k)``, in nats; gradients reach the dequantizer.
 
-    The mean of ``-w / (D log 2)`` is the loss that trains a flow and its variational dequantizer together. ``k`` are
-    integers as floats; without a dequantizer the noise is uniform; ``noise`` is as in ``Dequantizer.draw``.
+    w is a single-sample evidence lower bound (ELBO); the mean of ``-w / (D log 2)`` is the loss that trains a flow and
+    its variational dequantizer together. ``k`` are integers as floats; without a dequantizer the noise is uniform;
+    ``noise`` is as in ``Dequantizer.draw``.
     """
     bins = quantization(flow)
     u, log_q = (dequantizer or Uniform()).draw(k, noise)
@@ -81,7 +82,7 @@ def effective_samples(log_weights: Tensor) -> Tensor:
 
 
 def select_items(cond: T, items: Tensor) -> T:
-    """Select items of a batch by index, in a ``Condition`` or another nest of tensors; one item serves all."""
+    """Select items of a batch by index, in a ``Condition`` or another nest of tensors; a batch of 1 is broadcast."""
     return map_tensors(lambda t: t.expand(len(items), *t.shape[1:]) if len(t) == 1 else t[items.to(t.device)], cond)
 
 

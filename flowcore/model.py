@@ -160,7 +160,7 @@ class FlowModel(Flow, Generic[C]):
         return self.condition_encoder(self, source)
 
     def require(self, task: Task) -> None:
-        """Raise FlowError unless the model is made for a task; the message names one that is."""
+        """Raise FlowError unless the model is made for a task; the message names a model that is."""
         if task not in self.capabilities.tasks:
             raise FlowError(f"{task} needs {SUITABLE_MODELS[task]}; got a {self.architecture} model.")
 
@@ -186,7 +186,7 @@ class FlowModel(Flow, Generic[C]):
         """
         self._check_image(x)
         if not self.anchored:
-            raise ConditionError(f"The last level of a {self.architecture} model is no image; encode it instead.")
+            raise ConditionError(f"The last level of a {self.architecture} model is not an image; encode it instead.")
         x = x if self.prelude is None else self.prelude(x)[0]
         for level in self._levels():
             x = level.steps(level.squeeze(x)[0])[0]

@@ -72,7 +72,7 @@ def sample_latents(
     for i in range(n):
         generator = torch.Generator("cpu").manual_seed((seed + i) % 2**64)
         for level in levels:
-            values = level[i].view(-1)  # torch draws 16 numbers at a time, so no piece is shorter
+            values = level[i].view(-1)  # below 16 numbers, normal_ draws differently: no piece is shorter
             for start, stop in pairwise([*range(0, max(1, len(values) - 15), DRAWS_PER_CHECK), len(values)]):
                 check()
                 values[start:stop].normal_(generator=generator)

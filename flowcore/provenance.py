@@ -167,7 +167,7 @@ def read(path: str | Path) -> list[Provenance]:
 def describe(path: str | Path) -> list[dict[str, Any]]:
     """Describe what made a picture: its provenance or, if it was made through ComfyUI's API, our nodes in its prompt.
 
-    Of these, "node_id", "node" and "settings", where a list of a node and a number is a link.
+    A node of a prompt has "node_id", "node" and "settings"; a list of a node and a number in these is a link.
     """
     if _text(Path(path), KEY) is None and (prompt := _text(Path(path), "prompt")) is not None:
         with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError, AttributeError):  # no ComfyUI prompt
@@ -211,7 +211,7 @@ def _find(file: BinaryIO, name: str, key: str) -> str | None:
             rest = length - len(key) - 1
             if rest > MAX_TEXT:
                 raise ProvenanceError(
-                    f"The recipe in {name} is {rest} bytes long; expected at most {MAX_TEXT}. No node writes such."
+                    f"The recipe in {name} is {rest} bytes long; expected at most {MAX_TEXT}. No node writes so much."
                 )
             return _decoded(kind, file.read(rest), name)
         file.seek(start + length + 4)
@@ -242,7 +242,7 @@ def _decoded(kind: bytes, content: bytes, name: str) -> str:
             content = unpack.decompress(content, MAX_TEXT)
             if unpack.unconsumed_tail:
                 raise ProvenanceError(
-                    f"The recipe in {name} unpacks to more than {MAX_TEXT} bytes. No node writes such."
+                    f"The recipe in {name} unpacks to more than {MAX_TEXT} bytes. No node writes so much."
                 )
         return content.decode("utf-8" if kind == b"iTXt" else "latin-1")
     except (zlib.error, UnicodeDecodeError) as error:

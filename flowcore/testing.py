@@ -91,7 +91,7 @@ def check_untouched(transform: Transform[Any, Any], x: Tensor, cond: object = No
             _equal(data, transform.inverse(latent, cond_now), "inverse of the same latent gave two answers")
     in_training = transform.train().forward(x, condition(transform, x, cond))
     in_evaluation = transform.eval().forward(x, condition(transform, x, cond))
-    _equal(in_training, in_evaluation, "forward is another in training than in evaluation")
+    _equal(in_training, in_evaluation, "forward differs between training and evaluation")
 
 
 def check_logdet(transform: Transform[Any, Any], x: Tensor, cond: object = None) -> None:
@@ -158,10 +158,10 @@ def check_items_independent(transform: Transform[Any, Any], x: Tensor, cond: obj
     latent, logdet = transform.forward(x, cond)
     data = transform.inverse(latent, cond)
     for i in range(len(x)):
-        alone, change = transform.forward(item(x, i), item(cond, i))
+        latent_i, logdet_i = transform.forward(item(x, i), item(cond, i))
         inverted = transform.inverse(item(latent, i), item(cond, i))
-        _close(alone, item(latent, i), "items: a latent depends on the rest of the batch")
-        _close(change, item(logdet, i), "items: a logdet depends on the rest of the batch")
+        _close(latent_i, item(latent, i), "items: a latent depends on the rest of the batch")
+        _close(logdet_i, item(logdet, i), "items: a logdet depends on the rest of the batch")
         _close(inverted, item(data, i), "items: inverse depends on the rest of the batch")
 
 

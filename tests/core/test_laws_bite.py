@@ -195,7 +195,7 @@ WRONG = {
     "untouched: inverse drew from the global random generator of numpy": lambda: drawing("inverse", np.random.rand),
     "untouched: inverse drew from the global random generator of random": lambda: drawing("inverse", random.random),
     "untouched: forward of the same data gave two answers": lambda: wrong(ActNorm, forward=noisy_forward)(4),
-    "untouched: forward is another in training than in evaluation": lambda: wrong(
+    "untouched: forward differs between training and evaluation": lambda: wrong(
         ActNorm, forward=lambda t, x, cond=None: ActNorm.forward(t, x + 1 if t.training else x)
     )(4),
     "by position: .*the sum differs": lambda: amounts(
