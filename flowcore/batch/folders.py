@@ -85,7 +85,7 @@ def find(words: Sequence[str], out: Path | None = None, notify: Callable[[str], 
         path = Path(word)
         if os.path.isdir(word):  # pathlib raises errors for names that are too long
             if out is not None and out.resolve() == path.resolve():
-                raise FlowError(f"{word} is an input folder, so it cannot be the output folder. Choose another one.")
+                raise FlowError(f"{word} is an input folder, so it cannot be the output folder. Choose another folder.")
             above, paths, problem = path, walk_files(path, ignored), f"No images in {word}"
         elif MAGIC.search(word) and not os.path.exists(word):
             above = Path(*itertools.takewhile(lambda part: not MAGIC.search(part), path.parts))
