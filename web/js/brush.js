@@ -13,7 +13,7 @@ const SHARP = 1024; // pixels of the longer side of the canvas
 const SIZES = [0.005, 0.4]; // smallest and largest brush, as fractions of the longer side
 const DIGITS = 1e4; // to which places and sizes are rounded
 const STRAIGHT = 0.0008; // distance from the line between its neighbors up to which a point is dropped
-const COLD = [36, 92, 201], MILD = [236, 232, 220], HOT = [214, 62, 38]; // of amounts, as on the slider of temperatures
+const COLD = [36, 92, 201], MILD = [236, 232, 220], HOT = [214, 62, 38]; // of amounts, as in `temperature` of nodes/widgets.py
 const SWATCHES = ["#c98f6b", "#a8412f", "#5c7f3b", "#5a8fc8", "#808080"];
 
 const ICONS = {
@@ -27,7 +27,7 @@ const ICONS = {
 };
 const KEYS = { b: "brush", e: "erase", i: "dropper", f: "whole" };
 
-const LOOK = `<style>
+const STYLE_SHEET = `<style>
 .flowcore-brush { display: flex; flex-direction: column; gap: 6px; box-sizing: border-box; }
 .flowcore-brush:fullscreen { padding: 16px; background: var(--comfy-menu-bg, #1a1a1a); }
 .flowcore-brush-tools { display: flex; flex-wrap: wrap; align-items: center; gap: 4px; flex: none; }
@@ -86,7 +86,7 @@ class Brush {
     this.past = []; // earlier strokes, for undo
     painting.hidden = painting.options.hidden = true;
     this.build();
-    const widget = addElement(node, "flowcore_brush", this.frame, HEIGHT, LOOK, "painting");
+    const widget = addElement(node, "flowcore_brush", this.frame, HEIGHT, STYLE_SHEET, "painting");
     widget.onRemove = () => this.watch.disconnect();
     grow(node, WIDTH);
     this.follow();
@@ -168,13 +168,14 @@ class Brush {
   /** Follow changes of the text, of the wire, and of the picture at its other end. */
   follow() {
     after(this.painting, "callback", () => this.read());
-    onUpstreamChoice(this.node, "image", pictureWidget, (_, changed) => {
-      if (changed) this.change([]); // the strokes were on the picture before; undo brings them back
+    onUpstreamChoice(this.node, "image", pictureWidget, (_, hasChanged) => {
+      if (hasChanged) this.change([]); // the strokes were on the picture before; undo brings them back
       this.read();
     });
     this.board.addEventListener("pointerenter", () => this.read()); // there is no event when another node gets a picture
   }
 
+  /** Take over the strokes of the widget, unless they are ours, and the picture at the input. */
   read() {
     const { value } = this.painting;
     if (format(this.strokes) !== (value ?? "")) [this.strokes, this.past, this.undone] = [parse(value), [], []];
@@ -182,12 +183,14 @@ class Brush {
     this.look();
   }
 
+  /** Remember the picture that a run of the node has saved. */
   ran(output) {
     const [saved] = output[RUN] ?? [];
     if (saved) this.last = addressOf(saved);
     this.read();
   }
 
+  /** Show the picture below the strokes; without an address, a hint. */
   show(address) {
     this.board.classList.toggle("empty", !address);
     if (this.picture.getAttribute("src") === (address ?? null)) return;
@@ -197,6 +200,7 @@ class Brush {
 
   // --- tools
 
+  /** Do what a button says. */
   use(name) {
     if (name === "undo") this.restore(this.past, this.undone);
     else if (name === "redo") this.restore(this.undone, this.past);
@@ -206,6 +210,7 @@ class Brush {
     this.board.focus({ preventScroll: true });
   }
 
+  /** Paint with a tool from now on. */
   choose(name) {
     this.tool = name;
     for (const each of ["brush", "erase", "dropper"]) this.buttons[each].setAttribute("aria-pressed", each === name);
@@ -218,6 +223,7 @@ class Brush {
     this.choose("brush");
   }
 
+  /** Set the size of the brush, and draw its ring. */
   resize(size) {
     this.size = Math.min(SIZES[1], Math.max(SIZES[0], size));
     this.width.value = Math.log(this.size / SIZES[0]) / Math.log(SIZES[1] / SIZES[0]);
@@ -276,7 +282,7 @@ class Brush {
     }
     this.board.setPointerCapture(event.pointerId);
     const last = event.shiftKey ? this.strokes.at(-1)?.points.at(-1) : undefined;
-    const paint = this.tool === "erase" ? { erase: true } : { [this.kind]: this[this.kind] };
+    const ink = this.tool === "erase" ? { erase: true } : { [this.kind]: this[this.kind] };
     this.stroke = { ...paint, size: Math.round(this.size * DIGITS) / DIGITS, points: last ? [last, share] : [share] };
     this.look();
   }
@@ -308,6 +314,7 @@ class Brush {
     this.swatches.forEach((swatch, k) => this.tint(swatch, colors[k]));
   }
 
+  /** Replace the strokes; undo brings them back. */
   change(strokes) {
     if (!strokes.length && !this.strokes.length) return;
     this.past.push(this.strokes);
@@ -315,6 +322,7 @@ class Brush {
     this.write(strokes);
   }
 
+  /** Undo or redo: take the strokes from one stack, and put the present ones on the other. */
   restore(from, to) {
     if (!from.length) return;
     to.push(this.strokes);
@@ -329,13 +337,13 @@ class Brush {
 
   /** Take the color of the picture and the paint at a position. */
   takeFrom([x, y]) {
-    const dot = [0, 0, 1, 1];
+    const pixel = [0, 0, 1, 1]; // left, top, width, height
     const context = make("canvas", { width: 1, height: 1 }).getContext("2d");
-    const spot = ({ width, height }) => [Math.floor(x * width), Math.floor(y * height), 1, 1];
+    const pixelOf = ({ width, height }) => [Math.floor(x * width), Math.floor(y * height), 1, 1];
     const { naturalWidth: width, naturalHeight: height } = this.picture;
-    context.drawImage(this.picture, ...spot({ width, height }), ...dot);
-    context.drawImage(this.layer, ...spot(this.layer), ...dot);
-    const [red, green, blue] = context.getImageData(...dot).data;
+    context.drawImage(this.picture, ...pixelOf({ width, height }), ...pixel);
+    context.drawImage(this.layer, ...pixelOf(this.layer), ...pixel);
+    const [red, green, blue] = context.getImageData(...pixel).data;
     this.take(`#${[red, green, blue].map((value) => value.toString(16).padStart(2, "0")).join("")}`);
   }
 
@@ -374,6 +382,7 @@ const format = (strokes) => (strokes.length ? `[${strokes.map((stroke) => JSON.s
 const simplified = (points) =>
   thinned(points).map((point) => point.map((share) => Math.round(share * DIGITS) / DIGITS));
 
+/** The points that the Ramer-Douglas-Peucker algorithm keeps. */
 function thinned(points) {
   if (points.length < 3) return points;
   const [first, last] = [points[0], points.at(-1)];
@@ -386,10 +395,12 @@ function thinned(points) {
   return [...thinned(points.slice(0, farthest + 1)).slice(0, -1), ...thinned(points.slice(farthest))];
 }
 
-function distance([x, y], [u, v], [s, t]) {
-  const length = (s - u) ** 2 + (t - v) ** 2;
-  const along = length ? Math.min(1, Math.max(0, ((x - u) * (s - u) + (y - v) * (t - v)) / length)) : 0;
-  return Math.hypot(x - u - along * (s - u), y - v - along * (t - v));
+/** The distance of a point from the line between two others. */
+function distance([x, y], [startX, startY], [endX, endY]) {
+  const [acrossX, acrossY] = [endX - startX, endY - startY];
+  const squared = acrossX ** 2 + acrossY ** 2;
+  const along = squared ? Math.min(1, Math.max(0, ((x - startX) * acrossX + (y - startY) * acrossY) / squared)) : 0;
+  return Math.hypot(x - startX - along * acrossX, y - startY - along * acrossY);
 }
 
 /** The color of an amount, as CSS writes it. */

@@ -57,7 +57,7 @@ export const isOurs = (node) => Boolean(node?.comfyClass?.startsWith("Flowcore")
 /** The widget of a name. */
 export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
 
-/** Call `act` after every call of a method of a node or widget, which need not have that method yet. */
+/** Patch a method of a node or widget, which need not have it yet: call `act` after every call of it, too, for good. */
 export function after(target, name, act) {
   const before = target[name];
   target[name] = function () {
@@ -79,8 +79,8 @@ export function set(node, widget, value) {
 }
 
 let unnoticed = false; // whether the workflow has changed since the frontend's last snapshot
-let pressed = false; // whether a mouse button or a key is down
-let stepped = true; // false while we set a number, or a person types one
+let pressed = false; // whether a mouse button or a key is down, so that a gesture goes on
+let stepped = true; // whether numbers change by arrows or after a run now, that is, unless we set one or a person types one
 
 /** Whether a number changes by the arrows of its widget or after a run. */
 export const isStepped = () => stepped;
@@ -99,10 +99,10 @@ export function changed() {
   });
 }
 
-for (const [event, begins] of Object.entries({ pointerdown: true, keydown: true, pointerup: false, pointercancel: false, keyup: false })) {
+for (const [event, isPress] of Object.entries({ pointerdown: true, keydown: true, pointerup: false, pointercancel: false, keyup: false })) {
   window.addEventListener(event, ({ target }) => {
-    pressed = begins;
-    if (begins) stepped = event !== "keydown" || !target.matches?.("input, textarea");
+    pressed = isPress;
+    if (isPress) stepped = event !== "keydown" || !target.matches?.("input, textarea");
     if (unnoticed) changed();
   }, true);
 }
@@ -123,7 +123,7 @@ export function refresh(node) {
   node.widgets.reverse();
 }
 
-/** Hide those widgets for which `isHidden` is true, and show the others. */
+/** Hide those of some widgets for which `isHidden` is true, and show the others. */
 export function hide(node, widgets, isHidden) {
   const toggled = widgets.filter((widget) => Boolean(widget.options.hidden) !== Boolean(isHidden(widget)));
   if (!toggled.length) return;
@@ -142,7 +142,7 @@ export const FROM_MODEL = -0.1;
 export const picks = (node) => isOurs(node) && widgetOf(node, "pick");
 
 // For all our elements: the area of a node, the focus, small pictures, and the hint of an empty view.
-const SHARED = `<style>
+const SHARED_STYLE_SHEET = `<style>
 .flowcore-area { display: flex; flex-direction: column; gap: 4px; box-sizing: border-box; }
 .flowcore-element:focus-visible, .flowcore-element :focus-visible { outline: 2px solid var(--p-primary-color, #4a90e2); }
 .flowcore-element img.small { image-rendering: pixelated; }
@@ -156,10 +156,10 @@ const SHARED = `<style>
  * Add an element to a node, which is neither saved with the workflow nor sent. Its styles are inside it, not in the head of the
  * page, which all packs share. App mode shows the title.
  */
-export function addElement(node, name, element, height, look, title) {
+export function addElement(node, name, element, height, styleSheet, title) {
   element.classList.add("flowcore-element");
   owners.set(element, [node, name]);
-  element.insertAdjacentHTML("beforeend", SHARED + look);
+  element.insertAdjacentHTML("beforeend", SHARED_STYLE_SHEET + styleSheet);
   element.style.minHeight = `${height}px`;
   const widget = node.addDOMWidget(name, name, element, {
     serialize: false,
@@ -170,14 +170,14 @@ export function addElement(node, name, element, height, look, title) {
   });
   if (title) say(title).then((text) => (widget.label = text));
   widget.serialize = false; // for saving; the option above is for sending
-  requestAnimationFrame(showElements);
+  requestAnimationFrame(replaceStaleElements);
   return widget;
 }
 
 const owners = new WeakMap(); // from elements to their nodes and the names of their widgets
 
 /** After an undo or a switch of tabs, replace the elements of old nodes, which Nodes 2.0 keeps, by those of new ones with their ids. */
-function showElements() {
+function replaceStaleElements() {
   for (const old of document.querySelectorAll(".flowcore-element")) {
     const [owner, name] = owners.get(old);
     if (owner.graph?.getNodeById(owner.id) === owner) continue;
@@ -201,7 +201,7 @@ export function areaOf(node) {
   return area;
 }
 
-/** Make the area of a node at least this many pixels higher than usual. */
+/** Make the area of a node this many pixels higher than usual, and the node larger if it has to be. */
 export function heighten(node, more) {
   const area = areaOf(node);
   area.style.setProperty("--more", `${more}px`);

@@ -3,7 +3,8 @@ import { app } from "../../../scripts/app.js";
 import { say, widgetOf } from "./canvas.js";
 
 const ID = "flowcore.enlarge";
-const GAP = 60, LOWER = 150; // pixels between nodes; of the loader, below the wire of the picture
+const GAP = 60; // pixels between nodes
+const LOWER = 150; // pixels of the loader below the other nodes, so that it does not hide the wire of the picture
 
 const imageOutput = (item) => item.outputs?.findIndex(({ type }) => type === "IMAGE") ?? -1;
 
@@ -18,9 +19,9 @@ async function enlarge() {
   if (!chosen) return app.extensionManager.toast.add({ severity: "info", summary: await say("unchosen"), life: 5000 });
   let left = chosen.pos[0] + chosen.size[0];
   app.canvas.emitBeforeChange();
-  const [loader, upscaler, saving] = ["FlowcoreLoadModel", "FlowcoreUpscale", "SaveImage"].map((kind, place) => {
+  const [loader, upscaler, saving] = ["FlowcoreLoadModel", "FlowcoreUpscale", "SaveImage"].map((kind, index) => {
     const node = LiteGraph.createNode(kind);
-    node.pos = [left + GAP, chosen.pos[1] + (place ? 0 : LOWER)];
+    node.pos = [left + GAP, chosen.pos[1] + (index ? 0 : LOWER)];
     left += GAP + node.size[0];
     const values = node.widgets.map(({ value }) => value);
     chosen.graph.add(node);

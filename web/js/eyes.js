@@ -4,7 +4,7 @@ import { addElement, after, isOurs, label, make, say, set, widgetOf } from "./ca
 import { onUpstreamChoice, pictureAt, pictureWidget } from "./picture.js";
 import { onResult } from "./runs.js";
 
-const LOOK = `<style>
+const STYLE_SHEET = `<style>
 .flowcore-eyes { position: relative; border-radius: 6px; background: var(--comfy-input-bg, #222); }
 .flowcore-eyes svg { position: absolute; inset: 0; width: 100%; height: 100%; cursor: crosshair; touch-action: none; }
 .flowcore-eyes circle { fill: #0003; stroke: #fff; stroke-width: 2; vector-effect: non-scaling-stroke; filter: drop-shadow(0 0 1px #000); }
@@ -43,8 +43,8 @@ class Eyes {
     });
     this.frame.onpointerenter = () => this.follow(); // there is no event when another node gets a picture
     for (const field of fields) after(field, "callback", () => this.draw());
-    onUpstreamChoice(node, "image", pictureWidget, (_, changed) => {
-      if (changed) { // the eyes were those of the picture before
+    onUpstreamChoice(node, "image", pictureWidget, (_, hasChanged) => {
+      if (hasChanged) { // the eyes were those of the picture before
         this.detected = [[], []];
         this.write(this.detected);
       }
@@ -52,9 +52,10 @@ class Eyes {
     });
     label(svg, "mark");
     say("unmarked").then((text) => (hint.textContent = text));
-    addElement(node, "flowcore_eyes", this.frame, 200, LOOK, "eyes");
+    addElement(node, "flowcore_eyes", this.frame, 200, STYLE_SHEET, "eyes");
   }
 
+  /** Show the eyes that a run has detected, if it did. */
   detect(eyes) {
     if (eyes) this.detected = eyes;
     setTimeout(() => this.follow());
@@ -70,6 +71,7 @@ class Eyes {
     this.fields.forEach((field, side) => set(this.node, field, format(sides[side])));
   }
 
+  /** Show the picture at the input, and the eyes on it. */
   follow() {
     const address = pictureAt(this.node, "image");
     this.frame.classList.toggle("empty", !address);
@@ -93,7 +95,7 @@ class Eyes {
     if (event.button === 2) this.write([[], []]);
     if (event.button) return;
     const sides = this.read();
-    const side = Number(sides[0].length > sides[1].length); // complete the last pair
+    const side = sides[0].length > sides[1].length ? 1 : 0; // complete the last pair
     const dot = event.target.dataset.eye?.split(" ").map(Number);
     this.dragged = dot ?? [side, sides[side].length];
     this.moved = !dot; // a new eye is drawn at once

@@ -7,7 +7,7 @@ export const isOpening = () => Boolean(app.configuringGraph);
 /** The server's record of the first picture that a node showed after a run. */
 export const shownBy = (node) => app.nodeOutputs?.[String(node.id)]?.images?.[0];
 
-const store = (name) => app.extensionManager._p?._s?.get(name);
+const store = (name) => app.extensionManager._p?._s?.get(name); // of Pinia, which holds the state of the frontend
 
 /** Replace the previews of a run by the pictures in the node's output. */
 export const endPreviews = ({ id, graph }) =>

@@ -12,10 +12,10 @@ import { Viewer } from "./viewer.js";
 
 const GALLERY = "flowcore_gallery"; // the key in a node's output
 const MAX_PICTURES = 64; // on a node; the host sends no more per run
-const SEEDS = / (seed|pick|samples|seeds)$/; // inputs that do not make runs different
+const IGNORED_INPUTS = / (seed|pick|samples|seeds)$/; // inputs that do not make runs different
 const SAVING = "flowcore_save"; // id of the node that saves a picture, which is on no canvas
 
-const LOOK = `<style>
+const STYLE_SHEET = `<style>
 .flowcore-area > .flowcore-viewer { flex: 1 1 0; }
 .flowcore-gallery {
   flex: none; max-height: 108px; overflow-y: auto; display: grid; gap: 4px; grid: auto-flow / repeat(auto-fit, minmax(60px, 1fr)); }
@@ -84,18 +84,19 @@ async function show(node, results, recalled) {
   })));
   if (recalled) pictures = await existing(latest(pictures));
   const [, run] = results.at(-1);
-  const picked = (recalled && widgetOf(node, "pick").value && (await runOfValues(pictures))) || run;
+  const pickedRun = (recalled && widgetOf(node, "pick").value && (await runWithCurrentValues(pictures))) || run;
   const ofRun = pictures.filter((picture) => picture.run === run);
   const isNew = previewing.delete(gallery); // a run with previews, not another pick
   const rows = ofRun[0]?.rows; // of a table of temperatures and seeds, which is shown alone, a column per temperature
   const all = [...(recalled ? pictures : []), ...gallery.pictures, ...pictures];
   gallery.pictures = latest(rows ? ofRun : all.filter((picture) => !picture.rows));
   if (!gallery.pictures.length) return;
-  Object.assign(gallery, { picked, last: run }); // the run of the pick, and that of live pictures
+  Object.assign(gallery, { picked: pickedRun, last: run }); // the run of the pick, and that of live pictures
   await nameAndGroup(gallery.pictures);
   clearPreviews(gallery);
   gallery.grid.style.grid = rows ? `repeat(${rows}, 52px) / auto-flow minmax(0, 1fr)` : "";
   const several = gallery.pictures.length > 1 ? gallery.pictures : [];
+  // A heading where one begins, in a list; else an empty list.
   const headOf = ({ head }, k) => (head !== several[k - 1]?.head && head ? [make("p", {}, head)] : []);
   gallery.grid.replaceChildren(...several.flatMap((picture, k) => [...headOf(picture, k), button(node, gallery, picture)]));
   const { viewer } = gallery;
@@ -116,7 +117,7 @@ async function existing(pictures) {
 }
 
 /** The latest run of some pictures that was sent with the values that the nodes have now. */
-async function runOfValues(pictures) {
+async function runWithCurrentValues(pictures) {
   const { output: prompt } = await app.graphToPrompt();
   const isSame = (path, [name, value]) => String(prompt[path]?.inputs[name]) === String(value);
   const allSame = ([path, { inputs }]) => Object.entries(inputs).every((input) => isSame(path, input));
@@ -137,11 +138,11 @@ async function nameAndGroup(pictures) {
   const flat = ([path, { inputs }]) => Object.entries(inputs).map(([name, value]) => [`${path} ${name}`, value]);
   const runs = new Map(pictures.map(({ run, sent }) => [run, new Map(Object.entries(sent).flatMap(flat))]));
   const [first, ...others] = runs.values();
-  const keys = [...first.keys()].filter((key) => !SEEDS.test(key) && others.some((run) => run.get(key) !== first.get(key)));
+  const keys = [...first.keys()].filter((key) => !IGNORED_INPUTS.test(key) && others.some((run) => run.get(key) !== first.get(key)));
   for (const picture of pictures) {
     const { seed, frame, temperature, image, score, run } = picture;
-    const kind = temperature !== undefined ? "cell" : frame ? "frame" : seed !== undefined && "seed";
-    const facts = await Promise.all([image !== undefined && say("image", { image }), kind && say(kind, picture), score]);
+    const nameKey = temperature !== undefined ? "cell" : frame ? "frame" : seed !== undefined && "seed";
+    const facts = await Promise.all([image !== undefined && say("image", { image }), nameKey && say(nameKey, picture), score]);
     const values = await Promise.all(keys.map((key) => describe(key, runs.get(run).get(key))));
     picture.name = [...facts, ...values].filter(Boolean).join(" · ");
     picture.title = values.filter(Boolean).join(" · ");
@@ -179,7 +180,7 @@ function attach(node) {
   grid.addEventListener("pointerdown", (event) => event.stopPropagation()); // not a drag of the canvas
   grid.addEventListener("keydown", (event) => viewer.key(event));
   areaOf(node).prepend(viewer.element, grid);
-  grid.insertAdjacentHTML("afterend", LOOK);
+  grid.insertAdjacentHTML("afterend", STYLE_SHEET);
   const pick = widgetOf(node, "pick");
   after(pick, "callback", () => mark(node));
   galleries.set(node, gallery);
@@ -187,9 +188,10 @@ function attach(node) {
   // Another photograph ends the pick, unless the pick itself restored it.
   for (const { name, type } of node.inputs ?? []) {
     if (!/^IMAGE\b/.test(type)) continue;
-    onUpstreamChoice(node, name, pictureWidget, (widget, changed) => {
+    onUpstreamChoice(node, name, pictureWidget, (widget, hasChanged) => {
       const sent = Object.values(pickedOf(node, gallery)?.sent ?? {});
-      if (changed && pick.value && !sent.some(({ inputs }) => Object.values(inputs).includes(widget.value))) set(node, pick, 0);
+      const isRestored = () => sent.some(({ inputs }) => Object.values(inputs).includes(widget.value));
+      if (hasChanged && pick.value && !isRestored()) set(node, pick, 0);
     });
   }
 }
@@ -247,10 +249,10 @@ function preview(node, blob, first) {
   if (isSource) gallery.source = url;
   else {
     gallery.previews.push(url);
-    const button = thumbnail(url, "");
-    button.disabled = true; // until the run has finished
-    gallery.grid.append(button);
-    button.scrollIntoView?.({ block: "nearest" });
+    const placeholder = thumbnail(url, "");
+    placeholder.disabled = true; // until the run has finished
+    gallery.grid.append(placeholder);
+    placeholder.scrollIntoView?.({ block: "nearest" });
   }
   const samples = widgetOf(node, "samples")?.value ?? MAX_PICTURES; // the source is only that of the first image
   const shown = (gallery.previews.length ? gallery.previews : [url]).map((each, k) => ({
@@ -271,7 +273,7 @@ function choose(node, gallery, picture) {
   const again = picture === pickedOf(node, gallery);
   if (picture.frame && !again) return;
   gallery.picked = picture.run;
-  const changes = restore(picture.sent).filter(([key]) => !SEEDS.test(key));
+  const changes = restore(picture.sent).filter(([key]) => !IGNORED_INPUTS.test(key));
   if (changes.length) sayRestored(gallery.viewer, changes);
   restore(picture.sent); // again, because a brush drops its strokes when the picture below changes
   set(node, pick, again ? 0 : picture.number);
@@ -329,8 +331,8 @@ function sourceOf(node, name) {
 }
 
 /** The picked picture, unless `pick` is connected. */
-const pickedOf = (node, { pictures, picked }) => wired(node, "pick") ? undefined
-  : pictures.find(({ number, run }) => number === widgetOf(node, "pick").value && run === picked);
+const pickedOf = (node, { pictures, picked }) =>
+  wired(node, "pick") ? undefined : pictures.find(({ number, run }) => number === widgetOf(node, "pick").value && run === picked);
 
 /** Show which picture is picked. */
 function mark(node) {

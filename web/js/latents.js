@@ -9,7 +9,7 @@ const STYLE_HEIGHT = 160;
 const CORNERS = { a: [0, 0], b: [1, 0], c: [0, 1], d: [1, 1] };
 const KEYS = { ArrowLeft: [-0.01, 0], ArrowRight: [0.01, 0], ArrowUp: [0, -0.01], ArrowDown: [0, 0.01] };
 
-const PAD_LOOK = `<style>
+const PAD_STYLE_SHEET = `<style>
 .flowcore-pad { container-type: size; }
 .flowcore-pad section {
   --corner: min(72px, 22cqw); --side: min(100cqh, 100cqw - 2 * var(--corner) - 12px); height: 100%; display: grid; gap: 6px;
@@ -33,7 +33,7 @@ const PAD_LOOK = `<style>
   border: 2px solid #fff; background: var(--p-primary-color, #4a90e2); box-shadow: 0 0 4px rgba(0, 0, 0, 0.6); pointer-events: none; }
 </style>`;
 
-const STYLE_LOOK = `<style>
+const LIVE_STYLE_SHEET = `<style>
 .flowcore-live { position: relative; }
 .flowcore-live img { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; }
 </style>`;
@@ -112,7 +112,7 @@ function addPad(node, axes) {
     move(axes.map((axis, k) => axis.value + (event.shiftKey ? 10 : 1) * step[k]));
   });
 
-  addElement(node, "flowcore_pad", frame, PAD_HEIGHT, PAD_LOOK);
+  addElement(node, "flowcore_pad", frame, PAD_HEIGHT, PAD_STYLE_SHEET);
   for (const axis of axes)
     after(axis, "callback", () => {
       update();
@@ -140,7 +140,7 @@ function addStyle(node) {
 
 function addPicture(node) {
   const image = make("img", { alt: "", draggable: false });
-  addElement(node, "flowcore_live", make("div", { className: "flowcore-live" }, image), STYLE_HEIGHT, STYLE_LOOK);
+  addElement(node, "flowcore_live", make("div", { className: "flowcore-live" }, image), STYLE_HEIGHT, LIVE_STYLE_SHEET);
   grow(node);
   node.setDirtyCanvas?.(true, true);
   return image;

@@ -1,11 +1,11 @@
-// Live pictures: what a node would make of other numbers, requested from the server while a person drags them. The server
-// answers only between runs, and only for nodes that have run; see nodes/live.py.
+// Live pictures: previews of what a node makes of changed numbers, requested from the server while a person drags sliders. The
+// server answers only between runs, and only for nodes that have run; see nodes/live.py.
 import { api } from "../../../scripts/api.js";
 import { after, post } from "./canvas.js";
 import { onResult } from "./runs.js";
 
 const KEY = "flowcore_live"; // in a node's output: the name of its run on the server
-const PATIENCE = 250; // ms after which a request makes way for the next one
+const PATIENCE = 250; // ms after which a request makes way for the next one, and a stopped one is sent again
 const STOPPED = 409; // status: a run, or another request, came first
 
 const liveByNode = new Map();

@@ -23,7 +23,8 @@ app.registerExtension({
   nodeCreated(node) {
     const menu = node.comfyClass === "FlowcoreLoadModel" && widgetOf(node, "model_name");
     if (!menu) return;
-    let allModels = menu.options.values; // which the frontend sets again on a refresh
+    // The list depends on the wires, so it is filtered whenever it is read. The frontend sets it anew after a refresh.
+    let allModels = menu.options.values;
     Object.defineProperty(menu.options, "values", {
       configurable: true,
       enumerable: true,
@@ -35,8 +36,8 @@ app.registerExtension({
       queueMicrotask(() => { // when the wire is there
         const usable = compatible(node, allModels);
         if (!opening && !usable.includes(menu.value) && !wired(node, menu.name)) {
-          const certain = usable.filter((name) => name in statedBy(node, TASKS));
-          set(node, menu, certain.find((name) => PREFERRED.includes(name)) ?? certain[0] ?? menu.value);
+          const withTasks = usable.filter((name) => name in statedBy(node, TASKS));
+          set(node, menu, withTasks.find((name) => PREFERRED.includes(name)) ?? withTasks[0] ?? menu.value);
         }
         refresh(node);
       });

@@ -19,19 +19,19 @@ app.registerExtension({
     const input = isOurs(node) && node.inputs?.find(({ type }) => /^IMAGE\b/.test(type))?.name;
     if (!input) return;
     for (const event of ["onDragOver", "onDragDrop"])
-      node[event] = (...dropped) => originOf(node, input)?.[event]?.(...dropped) ?? false;
+      node[event] = (...args) => originOf(node, input)?.[event]?.(...args) ?? false;
   },
 });
 
 /** Connect a film that was dropped on the canvas to a node that takes one, and put it below what was connected there. */
 function connectFilm(film) {
-  const takes = (node) => isOurs(node) && node.inputs.find(({ type }) => String(type).split(",").includes("VIDEO"))?.name;
-  const node = film.graph?.nodes.find(takes);
+  const videoInput = (node) => isOurs(node) && node.inputs.find(({ type }) => String(type).split(",").includes("VIDEO"))?.name;
+  const node = film.graph?.nodes.find(videoInput);
   if (!node) return;
-  film.connect(0, node, takes(node));
-  const before = film.graph.nodes.filter((other) => other !== film && other.pos[0] < node.pos[0] && other.comfyClass);
+  film.connect(0, node, videoInput(node));
+  const earlier = film.graph.nodes.filter((other) => other !== film && other.pos[0] < node.pos[0] && other.comfyClass);
   const left = Math.min(...before.map(({ pos }) => pos[0]), node.pos[0] - film.size[0] - GAP[0]);
-  const column = before.filter(({ pos }) => pos[0] < left + film.size[0]);
+  const column = earlier.filter(({ pos }) => pos[0] < left + film.size[0]);
   film.pos = [left, Math.max(node.pos[1], ...column.map(({ pos, size }) => pos[1] + size[1] + GAP[1]))];
   changed();
 }
@@ -65,6 +65,7 @@ function takeSeveral(node) {
 async function picturesIn(entry) {
   const reader = entry.createReader?.(), entries = [];
   if (!reader) return [await new Promise((...ends) => entry.file(...ends))].filter(({ type }) => type.startsWith("image/"));
+  // The entries come in parts, until an empty one.
   for (let part; (part = await new Promise((...ends) => reader.readEntries(...ends))).length; ) entries.push(...part);
   return (await Promise.all(entries.sort((a, b) => (a.name < b.name ? -1 : 1)).map(picturesIn))).flat();
 }
@@ -80,10 +81,10 @@ export function pictureAt(node, name) {
   const file = pictureWidget(origin)?.value;
   if (["LoadImage", "FlowcoreExample"].includes(origin.type) && typeof file === "string" && file) {
     const { flowcore_files: examples, flowcore_films: films } = origin.constructor.nodeData?.input?.required?.picture?.[1] ?? {};
-    const isOne = examples?.[file] ? examples[file].length === 1 : /\.\w+( \[\w+\])?$/.test(file); // no batch or folder
-    if (films?.includes(file) || !isOne) return undefined;
-    const cut = file.lastIndexOf("/"); // the host handles a suffix such as in "a.png [output]"
-    return addressOf({ filename: file.slice(cut + 1), subfolder: file.slice(0, Math.max(0, cut)) });
+    const isSingle = examples?.[file] ? examples[file].length === 1 : /\.\w+( \[\w+\])?$/.test(file); // no batch or folder
+    if (films?.includes(file) || !isSingle) return undefined;
+    const slash = file.lastIndexOf("/"); // the host handles a suffix such as in "a.png [output]"
+    return addressOf({ filename: file.slice(slash + 1), subfolder: file.slice(0, Math.max(0, slash)) });
   }
   const shown = shownBy(origin);
   return shown && addressOf(shown);

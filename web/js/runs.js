@@ -1,4 +1,4 @@
-// The outputs of runs, for the nodes that they belong to. The server names nodes by id, but another workflow, opened in the
+// Gives the outputs of runs to the nodes that they belong to. The server names nodes by id, but another workflow, opened in the
 // meantime, has nodes with the same ids.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
@@ -9,7 +9,7 @@ const RECALLED = 64; // runs that are read from the server's history when the pa
 
 let running; // id of the run that the server's latest messages are about
 const unread = new Set(); // ids of runs that were not in the history yet when it was last read
-let history; // a promise of what was read of it: from a run to {workflow, nodes, outputs}
+let history; // a promise of what was read of the server's history: from a run to {workflow, nodes, outputs}
 let queueing; // a node of the workflow that is being queued; its run may start before the server has answered
 
 const nodes = () => (app.rootGraph ?? app.graph).nodes;
@@ -47,7 +47,7 @@ app.registerExtension({
     });
   },
   onNodeOutputsUpdated(outputs) {
-    for (const [place, output] of Object.entries(outputs)) handle(nodeAt(place), output, running);
+    for (const [path, output] of Object.entries(outputs)) handle(nodeAt(path), output, running);
   },
   afterConfigureGraph: recall,
 });
@@ -60,20 +60,20 @@ function handle(node, output, run, every) {
 async function recall() {
   const { id, subgraphs } = app.rootGraph, graphs = [app.rootGraph, ...(subgraphs?.values() ?? [])];
   if (!graphs.some((graph) => graph.nodes.some(isOurs))) return;
-  const places = new Map(), runs = await (history = read(history));
+  const resultsByPath = new Map(), runs = await (history = read(history));
   if (app.rootGraph.id !== id) return;
   for (const [run, { workflow, nodes, outputs }] of runs)
-    for (const [place, output] of workflow === id ? Object.entries(outputs) : []) {
-      const same = nodeAt(place)?.comfyClass === nodes[place]?.class_type;
-      if (same) places.set(place, [...(places.get(place) ?? []), [output, run]]);
+    for (const [path, output] of workflow === id ? Object.entries(outputs) : []) {
+      const isSameNode = nodeAt(path)?.comfyClass === nodes[path]?.class_type;
+      if (isSameNode) resultsByPath.set(path, [...(resultsByPath.get(path) ?? []), [output, run]]);
     }
-  for (const [place, every] of places) handle(nodeAt(place), ...every.at(-1), every);
+  for (const [path, every] of resultsByPath) handle(nodeAt(path), ...every.at(-1), every); // the last result, and all
 }
 
-/** Read runs from the server's history that are not known yet. */
-async function read(before) {
-  const runs = (await before) ?? new Map();
-  const queries = before ? [...unread].map((run) => `/${run}`) : [`?max_items=${RECALLED}`];
+/** Read runs from the server's history that are not known yet; `known` is the promise of an earlier call, if any. */
+async function read(known) {
+  const runs = (await known) ?? new Map();
+  const queries = known ? [...unread].map((run) => `/${run}`) : [`?max_items=${RECALLED}`];
   const answers = queries.map((which) => api.fetchApi(`/history${which}`).then((answer) => answer.json()).catch(() => ({})));
   for (const [run, { prompt, outputs }] of (await Promise.all(answers)).flatMap(Object.entries)) {
     const [, , nodes, extra] = prompt;
@@ -84,8 +84,8 @@ async function read(before) {
 }
 
 /** The node at a path that the server names: an id, ids through subgraphs such as "3:5", or a subgraph's id and an id. */
-export function nodeAt(place) {
-  const steps = String(place).split(":");
+export function nodeAt(path) {
+  const steps = String(path).split(":");
   let graph = app.rootGraph ?? app.graph;
   for (const step of steps.slice(0, -1)) graph = graph?.subgraphs?.get(step) ?? graph?.getNodeById(step)?.subgraph;
   return graph?.getNodeById(steps.at(-1));

@@ -5,7 +5,7 @@ import { AREA, areaOf, heighten, isOurs, make, say, widgetOf } from "./canvas.js
 import { onStop } from "./frontend.js";
 import { isHere, nodeAt, onResult } from "./runs.js";
 
-const LOOK = `<style>
+const STYLE_SHEET = `<style>
 .flowcore-text {
   flex: 1 1 0; min-height: 0; box-sizing: border-box; padding: 6px 8px; overflow-y: auto; scrollbar-width: thin; border-radius: 6px; user-select: text;
   cursor: text; font: 12px/1.4 sans-serif; color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222); white-space: pre-line;
@@ -62,6 +62,7 @@ export async function offer(node, key, values, act) {
   (box.firstChild.textContent ? box.firstChild : box).append(" ", button);
 }
 
+/** Say on the running node that it will stop. */
 async function stop() {
   const node = nodeAt(executing);
   if (!isOurs(node) || !isHere()) return;
@@ -70,6 +71,7 @@ async function stop() {
   boxOf(node).classList.add("stopping");
 }
 
+/** Say on a node that was asked to stop that it has stopped. */
 async function stopped() {
   if (!stopping) return;
   boxOf(stopping).classList.remove("stopping");
@@ -77,6 +79,7 @@ async function stopped() {
   stopping = undefined;
 }
 
+/** Show on a node why it failed. */
 function fail(node, reason) {
   if (!isOurs(node) || !reason) return;
   show(node, "", [reason.trim()]);
@@ -94,7 +97,7 @@ function boxOf(node) {
   const warning = make("p", { className: "warning" });
   box.append(warning);
   area.append(box);
-  area.insertAdjacentHTML("beforeend", LOOK);
+  area.insertAdjacentHTML("beforeend", STYLE_SHEET);
   // The node grows by the height of the warnings, so that all of them are visible; out of view, they have no height.
   new ResizeObserver(() => (warning.offsetHeight || !warning.textContent) && heighten(node, warning.offsetHeight)).observe(warning);
   return box;
@@ -103,16 +106,16 @@ function boxOf(node) {
 /** Replace the text on one of our nodes, warnings first; the part below the first empty line is folded. */
 export async function show(node, text, warnings = []) {
   if (!isOurs(node) || !(text || warnings.length || widgetOf(node, AREA))) return;
-  const [first, ...rest] = text.split("\n\n");
+  const [visible, ...folded] = text.split("\n\n");
   const box = boxOf(node), warning = box.firstChild;
   warning.textContent = warnings.join("\n");
-  box.replaceChildren(warning, first);
+  box.replaceChildren(warning, visible);
   box.hidden = !text && !warnings.length;
   box.classList.remove("failed");
   box.classList.toggle("table", /\S {2,}\S/.test(text)); // columns keep their places
   if (failed === node) failed = undefined;
-  if (!rest.length) return;
-  const name = make("summary");
-  box.append(make("details", {}, name, rest.join("\n\n")));
-  name.textContent = await say("details");
+  if (!folded.length) return;
+  const summary = make("summary");
+  box.append(make("details", {}, summary, folded.join("\n\n")));
+  summary.textContent = await say("details");
 }

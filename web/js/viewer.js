@@ -7,7 +7,7 @@ const STILL = 4; // screen pixels that a click may move
 const CLOSEST = 32; // screen pixels per pixel of the picture, at most
 const BLOCKS = 4; // screen pixels per pixel from which pixels are shown as squares
 
-const LOOK = `<style>
+const STYLE_SHEET = `<style>
 .flowcore-viewer {
   position: relative; overflow: hidden; border-radius: 6px; background: #161616; touch-action: none; user-select: none;
   outline-offset: -2px; cursor: zoom-in; min-height: 0; box-sizing: border-box; }
@@ -120,7 +120,7 @@ export class Viewer {
     say("unrun").then((text) => (hint.textContent = text));
     this.head = make("output", { className: "head" });
     element.append(...this.layers, this.line, names, this.head, tools, hint);
-    element.insertAdjacentHTML("beforeend", LOOK);
+    element.insertAdjacentHTML("beforeend", STYLE_SHEET);
     this.listen();
     new ResizeObserver(() => this.layout()).observe(element);
   }
@@ -132,7 +132,7 @@ export class Viewer {
     this.right = Math.min(Math.max(0, right), pictures.length - 1);
     const hasSource = pictures.some((picture) => picture.source);
     const hadNoChoice = this.left === null && !hadSource;
-    if (hadNoChoice || (this.left === "source" && !hasSource) || this.left >= pictures.length) this.left = hasSource ? "source" : null;
+    if (hadNoChoice || (this.left === "source" && !hasSource) || this.left >= pictures.length /* never if "source" */) this.left = hasSource ? "source" : null;
     this.update();
   }
 
@@ -190,6 +190,7 @@ export class Viewer {
   /** Show the next picture of this group, or the one at the same position in another group. */
   step(by, down = 0) {
     const rows = this.rows(), current = rows.findIndex((row) => row.includes(this.right));
+    // At the ends it starts over: `at` counts negative indices from the end.
     const row = rows.at((current + down) % rows.length), column = rows[current].indexOf(this.right) + by;
     this.right = row.at(down ? Math.min(column, row.length - 1) : column % row.length);
     this.update();
@@ -219,11 +220,13 @@ export class Viewer {
     return this.element.getBoundingClientRect().width / this.element.offsetWidth || 1;
   }
 
+  /** Width and height of the right picture, in its own pixels. */
   size() {
     const image = this.layers[1].firstElementChild;
     return [image.naturalWidth || 1, image.naturalHeight || 1];
   }
 
+  /** The scale at which the whole picture fits into the view. */
   base() {
     const [wide, high] = this.size();
     return Math.min(this.element.clientWidth / wide, this.element.clientHeight / high) || 1;
@@ -243,22 +246,22 @@ export class Viewer {
 
   layout() {
     const { clientWidth: width, clientHeight: height } = this.element;
-    const [wide, high] = this.size();
+    const [pictureWidth, pictureHeight] = this.size();
     const scale = this.base() * this.zoom;
-    const [w, h] = [wide * scale, high * scale];
+    const [shownWidth, shownHeight] = [pictureWidth * scale, pictureHeight * scale];
     const within = (offset, picture, view) => {
       const limit = Math.max(0, (picture - view) / 2);
       return Math.min(limit, Math.max(-limit, offset));
     };
-    this.x = within(this.x, w, width);
-    this.y = within(this.y, h, height);
+    this.x = within(this.x, shownWidth, width);
+    this.y = within(this.y, shownHeight, height);
     for (const image of this.layers.flatMap((layer) => [...layer.children])) {
-      const [left, top] = [(width - w) / 2 + this.x, (height - h) / 2 + this.y];
-      Object.assign(image.style, { left: `${left}px`, top: `${top}px`, width: `${w}px`, height: `${h}px` });
+      const [left, top] = [(width - shownWidth) / 2 + this.x, (height - shownHeight) / 2 + this.y];
+      Object.assign(image.style, { left: `${left}px`, top: `${top}px`, width: `${shownWidth}px`, height: `${shownHeight}px` });
       // A smaller source is smoothed.
-      image.classList.toggle("blocks", scale * this.canvasZoom() >= BLOCKS && image.naturalWidth >= wide);
+      image.classList.toggle("blocks", scale * this.canvasZoom() >= BLOCKS && image.naturalWidth >= pictureWidth);
     }
-    const [left, right] = [Math.max(0, (width - w) / 2), Math.min(width, (width + w) / 2)];
+    const [left, right] = [Math.max(0, (width - shownWidth) / 2), Math.min(width, (width + shownWidth) / 2)];
     const at = left + this.wipe * (right - left);
     const [before, after] = this.layers;
     before.style.visibility = this.compared ? "" : "hidden";
@@ -293,6 +296,7 @@ export class Viewer {
       element.focus({ preventScroll: true });
       element.setPointerCapture(event.pointerId);
       const wipes = this.compared && (near(event) || this.zoom === 1);
+      // A press near the line is a drag, not a click, even if the pointer does not move.
       drag = { wipes, from: [event.clientX, event.clientY], last: [event.clientX, event.clientY], moved: near(event) };
     });
     element.addEventListener("pointermove", (event) => {

@@ -4,7 +4,7 @@ import { after, AREA, FROM_MODEL, hide, isOurs, isStepped, refresh, say, widgetO
 import { foldAdvanced } from "./frontend.js";
 import { onModel, usualFacts } from "./models.js";
 
-const ZERO = { factor: "scale", pick: "all" }; // widgets whose 0 has a meaning of its own, and the key of its label
+const ZERO = { factor: "scale", pick: "all" }; // widgets whose 0 has a meaning of its own: keys of the texts for it
 
 /** Show the number that the model's file states in every widget that follows the model; files and prompts get FROM_MODEL or 0. */
 function followModel(node) {
@@ -12,7 +12,7 @@ function followModel(node) {
   const sentinel = ({ name }) => (name in ZERO ? 0 : FROM_MODEL);
   const shownByUs = new Map(); // from a widget that follows to the value that we show in it; any other is a person's
   const follows = (widget) => shownByUs.get(widget) === widget.value;
-  const labels = new Map(numbers.map((widget) => [widget, [widget.label ?? widget.name]])); // then, that of one that follows
+  const labels = new Map(numbers.map((widget) => [widget, [widget.label ?? widget.name]])); // and the label while it follows
   let stated = {}; // by widget name
 
   function read(widget) {
