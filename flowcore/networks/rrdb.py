@@ -148,8 +148,8 @@ def run_blocks(blocks: nn.ModuleList, x: Tensor, stacked_blocks: Sequence[int]) 
 class HierarchicalExtractor(nn.Module):
     """Features of one level of an HCFlow, from the channels that continue and the features of all deeper levels.
 
-    ``f0 = conv([x, up(deeper)...])``, ``f1 = blocks(f0)``, ``f2 = conv(blocks(f1)) + f0``; the features are ``[f1,
-    f2]``, ``2 * width`` channels, if ``both``, else ``f2``.
+    ``start = conv([x, up(deeper)...])``, ``middle = first(start)``, ``end = conv(second(middle)) + start``, where first
+    and second are RRDBs; the features are ``[middle, end]``, ``2 * width`` channels, if ``both``, else ``end``.
 
     Source: Liang et al., "Hierarchical Conditional Flow" (2021), section 3 and its reference implementation.
     """
