@@ -29,14 +29,14 @@ TYPES = {"F32": torch.float32, "U8": torch.uint8, "I32": torch.int32}
 
 @dataclass(frozen=True, eq=False)
 class ColorMemory:
-    """Places of photographs with their colors, for ``colorize``; made by ``remember``.
+    """Cells of photographs with their colors, for ``colorize``; made by ``remember``.
 
     Attributes:
-        places: Colors of the places, with the features that a colorizer's backbone has there.
+        places: Colors of the cells, with the features that a colorizer's backbone has there.
         backbone: Fingerprint of that backbone, see ``backbone_sha256``.
         provenance: What it was made from: source, license, or whatever is known.
         share: Recommended share of its photographs that every seed looks at.
-        neighbors: Recommended number of similar places whose colors are averaged for a seed.
+        neighbors: Recommended number of similar cells whose colors are averaged for a seed.
         strength: Recommended share of its colors in a coloring; the rest is sampled.
         weight: Recommended weight of its colors relative to those of hints, above 0; low weights let an object share
             one color.
@@ -63,12 +63,12 @@ class ColorMemory:
 
     @cached_property
     def sha256(self) -> str:
-        """Fingerprint of its tensors, and of how it is looked up where that is not the usual."""
-        unusual = {
+        """Fingerprint of its tensors, and of the lookup fields that differ from their defaults."""
+        changed = {
             name: getattr(self, name) for name in LOOKUP_FIELDS if getattr(self, name) != getattr(ColorMemory, name)
         }
         tensors = _sha256(self.places.state_dict())
-        return hashlib.sha256(f"{tensors} {unusual}".encode()).hexdigest() if unusual else tensors
+        return hashlib.sha256(f"{tensors} {changed}".encode()).hexdigest() if changed else tensors
 
     def save(self, path: str | Path) -> None:
         """Write it atomically, after checking that the written file loads; SavingError if it cannot be written."""
@@ -91,9 +91,9 @@ class ColorMemory:
         """Read one; CheckpointError if the file is missing, damaged, of another kind, or of a newer flowcore."""
         path = Path(path)
         advice = "Make the memory again: python -m flowcore remember FOLDER OUT."
-        with file.open_safetensors(path, advice) as part:
-            header = _parse(path.name, part.metadata() or {}, advice)
-            shapes, types = file.shapes_and_types(part)
+        with file.open_safetensors(path, advice) as opened:
+            header = _parse(path.name, opened.metadata() or {}, advice)
+            shapes, types = file.shapes_and_types(opened)
             cells = (shapes.get("keys") or (0,))[0]
             if not 1 <= cells <= MAX_CELLS:
                 raise CheckpointError(f"{path.name} holds {cells} places; expected 1 to {MAX_CELLS}. {advice}")
@@ -105,7 +105,7 @@ class ColorMemory:
                     raise CheckpointError(
                         f"{name} in {path.name} is of type {kind}; expected {tensors[name].dtype}. {advice}"
                     )
-            places.load_state_dict({name: part.get_tensor(name).clone() for name in tensors})
+            places.load_state_dict({name: opened.get_tensor(name).clone() for name in tensors})
         file.check_finite(path.name, places.state_dict())
         photograph = places.get_buffer("photograph")
         if int(photograph.min()) < 0 or int(photograph.max()) >= header["photographs"]:

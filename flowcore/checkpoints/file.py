@@ -1,9 +1,9 @@
 """Our file format: safetensors, with everything but the tensors as JSON in its header.
 
 The header key ``flowcore`` holds ``{"architecture", "format", "config", "provenance"}``. Format 1 holds each tensor of
-the flow under its name; in format 2 kernels of networks may be in 8 bits, with their scales beside them. Files are
-untrusted: names, types and shapes are checked before tensors are read, and until then reading takes at most 5 s, and
-256 MiB beside eight times the size of the file. Tensors are copied out of the file, which may change later.
+the flow under its name; in format 2 kernels of networks may be quantized to int8, with their scales beside them. Files
+are untrusted: names, types and shapes are checked before tensors are read, and until then reading takes at most 5 s,
+and 256 MiB plus eight times the size of the file. Tensors are copied out of the file, which may change later.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from ..networks.residual import WeightNormConv
 from ..transforms import BatchNorm, ChannelWhitening, InvertibleConv, Permutation, Variances
 from .writing import write_atomic
 
-FORMAT = 2  # the newest; a file without kernels in 8 bits says 1, which earlier versions can read
+FORMAT = 2  # the newest; a file without int8 kernels says 1, so that earlier versions can read it
 KEY = "flowcore"
 MAX_HEADER = 4 * 2**20  # bytes: 30,000 tensors; the largest published flow has 0.2 MiB
 MAX_TENSORS = 8_000  # of a configuration; the largest published one has 3,000
@@ -40,7 +40,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 INTEGERS = ("I64", "I32", "I16", "U8")
 NOT_SAVED = "It was not saved, since it could not be loaded again."
 
-# Kernels in 8 bits
+# Kernels in int8
 SCALE = ".scale"  # suffix of a kernel's name; no tensor of a flow has it
 BLOCK = 64  # weights of an output channel that share a scale
 MIN_SIZE = 1024  # weights; smaller kernels would save little
@@ -126,20 +126,20 @@ def save(
     state = {name: t.detach().cpu() for name, t in flow.state_dict().items()}
     check_finite(path.name, state, NOT_SAVED)
     check_invertible(path.name, flow, NOT_SAVED)
-    kernels = _kernels(flow) if dtype == torch.int8 else set[str]()
+    quantizable = _quantizable(flow) if dtype == torch.int8 else set[str]()
     float_type = torch.float16 if dtype == torch.int8 else dtype
     tensors: dict[str, Tensor] = {}
     for name, t in state.items():
         if not t.is_floating_point() or (exact and name.startswith(f"{exact}.")):
             tensors[name] = t.contiguous()
-        elif name in kernels and t.numel() >= MIN_SIZE:
-            tensors[name], tensors[name + SCALE] = _to_eight_bits(t)
+        elif name in quantizable and t.numel() >= MIN_SIZE:
+            tensors[name], tensors[name + SCALE] = _quantize(t)
         else:
             tensors[name] = t.to(float_type).contiguous()
             if not tensors[name].isfinite().all():
                 raise FlowError(f"{name} holds numbers that are too large for {float_type}. Save it in torch.float32.")
     provenance = flow.provenance if provenance is None else provenance
-    version = 2 if len(tensors) > len(state) else 1
+    version = 2 if len(tensors) > len(state) else 1  # 2 if there are scales
     header = vars(Header(flow.architecture, version, dataclasses.asdict(flow.config), provenance))
     # save_file would set permissions 0600
     write_atomic(path, serialize(tensors, metadata={KEY: json.dumps(header)}), check=read)
@@ -178,15 +178,15 @@ def _read_tensors(file: Any, filename: str, flow: FlowModel, version: int) -> di
     """Read the tensors of a model on the meta device from its open file, in float32, once names and shapes fit."""
     ours = flow.state_dict()
     shapes, types = shapes_and_types(file)
-    kernels = {name for name in _kernels(flow) if types.get(name) == "I8"} if version > 1 else set[str]()
+    quantized = {name for name in _quantizable(flow) if types.get(name) == "I8"} if version > 1 else set[str]()
     expected = {name: tuple(t.shape) for name, t in ours.items()}
-    for name in kernels:
+    for name in quantized:
         outputs, *others = expected[name]
         expected[name + SCALE] = outputs, math.ceil(math.prod(others) / BLOCK)
     check_shapes(filename, expected, shapes)
     for name, kind in types.items():
         allowed = INTEGERS if name in ours and not ours[name].is_floating_point() else FLOATS
-        if kind not in allowed and name not in kernels:
+        if kind not in allowed and name not in quantized:
             raise CheckpointError(
                 f"{name} in {filename} is of type {kind}; expected {', '.join(allowed[:-1])} or {allowed[-1]}. The "
                 "file is damaged."
@@ -194,13 +194,13 @@ def _read_tensors(file: Any, filename: str, flow: FlowModel, version: int) -> di
     tensors: dict[str, Tensor] = {}
     for name, t in ours.items():
         stored = file.get_tensor(name)
-        if name not in kernels:  # copied: safetensors maps the file, which may be replaced or truncated
+        if name not in quantized:  # copied: safetensors maps the file, which may be replaced or truncated
             tensors[name] = stored.to(torch.float32 if t.is_floating_point() else t.dtype, copy=True)
             continue
         scale = file.get_tensor(name + SCALE)
-        if bool((scale.isfinite() & (scale <= 0)).any()):  # others make the kernel not finite
+        if bool((scale.isfinite() & (scale <= 0)).any()):  # ``check_finite`` finds others in the kernel
             raise CheckpointError(f"{name}{SCALE} in {filename} is not positive. The file is damaged; fetch it again.")
-        tensors[name] = _from_eight_bits(stored, scale)
+        tensors[name] = _dequantize(stored, scale)
     return tensors
 
 
@@ -306,11 +306,11 @@ def open_safetensors(path: Path, advice: str) -> Generator[Any]:
         problem = "is a folder or a device" if exists else "does not exist"
         raise CheckpointError(f"There is no file {path.name} in {path.parent}: it {problem}. Check the name.")
     try:
-        with path.open("rb") as start:
-            header = int.from_bytes(start.read(8), "little")
-        if MAX_HEADER < header < path.stat().st_size:
+        with path.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+        if MAX_HEADER < length < path.stat().st_size:
             raise CheckpointError(
-                f"{path.name} has a header of {header} bytes; that of a model has at most {MAX_HEADER}. {advice}"
+                f"{path.name} has a header of {length} bytes; that of a model has at most {MAX_HEADER}. {advice}"
             )
         with safe_open(path, framework="pt") as file:
             yield file
@@ -350,10 +350,10 @@ def _metadata(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-# --- kernels in 8 bits: whole numbers from -127 to 127, and scales that multiply them ---------------------------------
+# --- kernels in int8: whole numbers from -127 to 127, and scales that multiply them -----------------------------------
 
 
-def _kernels(flow: FlowModel) -> set[str]:
+def _quantizable(flow: FlowModel) -> set[str]:
     """Name the tensors that may be stored in 8 bits: not those that a flow inverts or keeps bounded."""
     names: set[str] = set()
     for path, module in flow.named_modules():
@@ -364,9 +364,11 @@ def _kernels(flow: FlowModel) -> set[str]:
     return names & flow.state_dict().keys()  # a ScaledConv without inputs has no kernel
 
 
-def _to_eight_bits(kernel: Tensor) -> tuple[Tensor, Tensor]:
-    """Round a kernel ``(outputs, ...)`` to int8, with bfloat16 scales of its blocks."""
-    # Products with such scales are exact in float32, so that rounding twice changes nothing.
+def _quantize(kernel: Tensor) -> tuple[Tensor, Tensor]:
+    """Round a kernel ``(outputs, ...)`` to int8, with bfloat16 scales of its blocks.
+
+    Products of the two are exact in float32, so that quantizing a loaded file again changes nothing.
+    """
     rows = kernel.flatten(1).float()
     width = rows.shape[1]
     blocks = F.pad(rows, (0, -width % BLOCK)).unflatten(1, (-1, BLOCK))
@@ -376,7 +378,7 @@ def _to_eight_bits(kernel: Tensor) -> tuple[Tensor, Tensor]:
     return values.flatten(1)[:, :width].reshape(kernel.shape).contiguous(), scale
 
 
-def _from_eight_bits(values: Tensor, scale: Tensor) -> Tensor:
+def _dequantize(values: Tensor, scale: Tensor) -> Tensor:
     """Multiply a kernel of whole numbers by its scales, in float32."""
     kernel, scale = values.to(torch.float32, copy=True), scale.float()
     rows = kernel.flatten(1)

@@ -115,8 +115,8 @@ def save_latents(
 def read_latents_header(path: str | Path) -> LatentsHeader:
     """Read the header of a file of latents, without reading a tensor; CheckpointError if there is none that fits."""
     path = Path(path)
-    with file.open_safetensors(path, "Expected latents that were saved with save_latents.") as part:
-        metadata: dict[str, str] = part.metadata() or {}
+    with file.open_safetensors(path, "Expected latents that were saved with save_latents.") as opened:
+        metadata: dict[str, str] = opened.metadata() or {}
     if KEY not in metadata:
         what = "a flowcore model" if file.KEY in metadata else "a safetensors file without a flowcore_latents header"
         raise CheckpointError(f"{path.name} is {what}; expected latents that were saved with save_latents.")
@@ -130,8 +130,8 @@ def load_latents(path: str | Path) -> tuple[list[Tensor], LatentsHeader, Tensor 
     expected = {f"level{k}": shape for k, shape in enumerate(header.shapes)}
     if header.source is not None:
         expected["source"] = header.source
-    with file.open_safetensors(path, "Save the latents again.") as part:
-        actual, kinds = file.shapes_and_types(part)
+    with file.open_safetensors(path, "Save the latents again.") as opened:
+        actual, kinds = file.shapes_and_types(opened)
         types = sorted(set(kinds.values()))
         if actual != expected or types != ["F32"]:
             raise CheckpointError(
@@ -140,7 +140,7 @@ def load_latents(path: str | Path) -> tuple[list[Tensor], LatentsHeader, Tensor 
                 "damaged: save the latents again."
             )
         # Cloned: safetensors maps the file, which may be replaced.
-        tensors = {name: part.get_tensor(name).clone() for name in expected}
+        tensors = {name: opened.get_tensor(name).clone() for name in expected}
     wrong = sum(int((~z.isfinite()).sum()) for z in tensors.values())
     if wrong:
         raise CheckpointError(f"{path.name} holds {wrong} values that are not finite numbers. Save the latents again.")

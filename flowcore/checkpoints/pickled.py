@@ -25,6 +25,7 @@ HARMLESS = re.compile(
     r"|torch\.(b?float|double|half|u?int|long|short|bool|complex)\w*|torch\.(Size|device)"
 )
 DAMAGED = "this is not a torch checkpoint, or it is truncated or damaged: its pickle cannot be read. Fetch it again."
+# Follows a comma, and RESCUE or RESAVE follow it.
 EXCESS = "which no checkpoint needs. It was not read. If you trust it, save its tensors again: "
 TRAINERS = ("argparse.Namespace", "lib.utils.ExponentialMovingAverage")  # programs that pickle their own objects
 # Averaged weights, where there are some, are the better ones.
@@ -99,12 +100,12 @@ class _Interpreter:
             if opcode.name.endswith("PUT") or opcode.name == "MEMOIZE":
                 self.memo[len(self.memo) if argument is None else int(argument)] = self.stack[-1]
                 continue
-            taken = self._take(opcode)
+            taken = self._pop_operands(opcode)
             result = taken[0] if opcode.name == "STOP" else None
-            self.stack += [self._pushed(opcode, argument, taken) for _ in opcode.stack_after]
+            self.stack += [self._result_of(opcode, argument, taken) for _ in opcode.stack_after]
         return result
 
-    def _take(self, opcode: pickletools.OpcodeInfo) -> list[Any]:
+    def _pop_operands(self, opcode: pickletools.OpcodeInfo) -> list[Any]:
         """Pop what an opcode takes from the stack, without the mark."""
         taken: list[Any] = []
         for kind in reversed(opcode.stack_before):
@@ -117,8 +118,8 @@ class _Interpreter:
             raise ValueError("a mark")
         return taken[::-1]
 
-    def _pushed(self, opcode: pickletools.OpcodeInfo, argument: Any, taken: list[Any]) -> Any:
-        """Return what an opcode pushes."""
+    def _result_of(self, opcode: pickletools.OpcodeInfo, argument: Any, taken: list[Any]) -> Any:
+        """Return what an opcode pushes onto the stack."""
         name, kind = opcode.name, opcode.stack_after[0]
         if name in ("NEWOBJ", "NEWOBJ_EX", "INST", "OBJ") or (name == "BUILD" and not isinstance(taken[0], dict)):
             raise ValueError(name)

@@ -121,7 +121,7 @@ def _read(path: Path) -> Any:
         raise CheckpointError("the file is empty, as after a download that failed. Fetch it again.")
     if head.startswith(b"PK\x03\x04"):
         check_pickle(io.BytesIO(_pickle_of_archive(path)), size)
-        return _read_torch(path, mmap=True)
+        return _read_torch(path, mapped=True)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**31:  # a safetensors header
         with open_safetensors(path, "Fetch it again.") as file:
             if KEY in (file.metadata() or {}):
@@ -132,7 +132,7 @@ def _read(path: Path) -> Any:
     if head.startswith(b"\x80"):
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             check_pickle(mapped, size, many=True)
-        return _read_torch(path, mmap=False)
+        return _read_torch(path, mapped=False)
     looks = (what for first, what in FIRST_BYTES.items() if head.lstrip().startswith(first))
     raise _unsupported(f"this is {next(looks, 'not a model file')}.")
 
@@ -143,7 +143,7 @@ def _pickle_of_archive(path: Path) -> bytes:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 22))
         end = file.read()
-    # torch writes no comment after its table of contents. With one, two readers could see two tables.
+    # torch writes no comment after its table of contents; with one, torch and zipfile could find different tables.
     if not end.startswith(b"PK\x05\x06") or end[20:] != b"\0\0":
         raise CheckpointError(
             "this torch checkpoint is truncated or damaged: it does not end with a table of contents. Fetch it again."
@@ -180,12 +180,12 @@ def _pickle_of_archive(path: Path) -> bytes:
         ) from error
 
 
-def _read_torch(path: Path, *, mmap: bool) -> Any:
+def _read_torch(path: Path, *, mapped: bool) -> Any:
     try:
         if path.suffix == ".safetensors":  # torch would go by the suffix
             with path.open("rb") as file:
                 return torch.load(file, map_location="cpu", weights_only=True)
-        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
+        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # of many types, if the bytes are hostile
         reason = str(error).partition("\n")[0][:200]
         raise _unsupported(
@@ -224,11 +224,11 @@ def _find(loaded: Any) -> _Candidate:
             "optimizer. Give the file of the network itself."
         )
     looks = next((what for pattern, what in LOOKS if any(re.search(pattern, name) for name in tensors)), "")
-    looks = f"They look like {looks}." if looks else "No architecture that flowcore knows has such names."
+    guess = f"They look like {looks}." if looks else "No architecture that flowcore knows has such names."
     wrapped = any(not isinstance(value, Tensor) for value in dict.values(loaded))
-    some = ", ".join(name[:100] for name in tensors[:3]) + (", ..." if len(tensors) > 3 else "")
-    holds = f"has the keys {keys}, and in them" if wrapped else "holds"
-    raise _unsupported(f"this file {holds} {len(tensors)} tensors: {some}. {looks}")
+    first_names = ", ".join(name[:100] for name in tensors[:3]) + (", ..." if len(tensors) > 3 else "")
+    content = f"has the keys {keys}, and in them" if wrapped else "holds"
+    raise _unsupported(f"this file {content} {len(tensors)} tensors: {first_names}. {guess}")
 
 
 def _candidates(

@@ -1,7 +1,7 @@
-"""Atomic file writes: a file has its name only once it is complete.
+"""Atomic file writes: no incomplete file ever has its final name.
 
 The bytes go into a file beside the target, ``.<name>.<digits>.<process>.partial``, which then replaces the target. The
-next save in a folder removes such files of killed processes.
+next save in a folder removes those that killed processes have left.
 """
 
 import contextlib
@@ -110,8 +110,8 @@ def clear_abandoned(folder: Path) -> None:
 
 
 def is_gone(process: int) -> bool:
-    """Return True if a process of this machine has ended, and for this process; False if unknown."""
-    if process == os.getpid():  # a restarted container reuses the id
+    """Return True if the writer of a partial file, a process of this machine, has ended; False if unknown."""
+    if process == os.getpid():  # a restarted container reuses ids, so an old file is of an earlier process
         return True
     if os.name != "posix":
         return False  # os.kill would stop the process

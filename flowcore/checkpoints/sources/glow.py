@@ -37,7 +37,7 @@ from .source import (
 
 LICENSE = "MIT for the program; none is stated with published weights: check the license of your file"
 
-# Fields that the programs of y0ast and chaiyujin fix, at our defaults; the others replace some of them.
+# Fields that programs fix, mostly at our defaults. They count as detected, so that no override may contradict them.
 FIXED = ("edge", "network", "actnorm", "scaled", "split_prior", "last_mixing", "learned_top", "classes")
 SETTINGS = {name: getattr(GlowConfig(), name) for name in FIXED}
 

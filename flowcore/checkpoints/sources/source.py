@@ -65,7 +65,7 @@ def take(ours: str, published: str, form: Form = SAME) -> Origin:
 
 
 def take_all(ours: str, published: str, names: Mapping[str, str], form: Form = SAME) -> Iterator[Origin]:
-    """Take tensors of one form: ``names`` maps ``part`` to ``name`` in ``ours.part`` and ``published + name``."""
+    """Take tensors of one form: for each ``part: name`` of ``names``, ``ours.part`` from ``published + name``."""
     for part, name in names.items():
         yield take(f"{ours}.{part}", published + name, form)
 
@@ -201,7 +201,7 @@ class Checkpoint:
         return max(self.indices(pattern), default=-1) + 1
 
     def parts(self, pattern: str) -> set[str]:
-        """Collect what follows a pattern in names, of all steps together: a damaged file may lack some of one."""
+        """Collect what follows a pattern in names, over all steps, since a damaged file may lack a part of one."""
         return {match.string[match.end() :] for match in self._matches(pattern)}
 
     def layers(self, pattern: str, kinds: Mapping[str | None, str]) -> str:
@@ -213,7 +213,7 @@ class Checkpoint:
         letters: dict[int, str] = {}
         for match in self._matches(pattern):
             kind = kinds.get(match[2], "p")
-            letters[int(match[1])] = min(kind, letters.get(int(match[1]), kind))  # c comes before p
+            letters[int(match[1])] = min(kind, letters.get(int(match[1]), kind))  # "c" and "d" sort before "p"
         return "".join(letters.get(k, "s") for k in range(max(letters, default=-1) + 1))
 
     def config(
@@ -232,7 +232,7 @@ class Checkpoint:
 
 def count_levels(layers: str, undivided: int) -> tuple[int, int, int]:
     """Count levels, and the plain and coupled steps of each, in ``Checkpoint.layers``; 0 if levels are not alike."""
-    start, *levels = layers.split("s")  # each then plain steps, coupled ones, and, but for the undivided, a split
+    start, *levels = layers.split("s")  # each: plain steps, coupled steps, and, unless undivided, a split
     parts = [re.fullmatch(r"(p*)(c*)(d?)", level) for level in levels]
     steps = {(len(part[1]), len(part[2])) for part in parts if part}
     splits = [bool(part[3]) for part in parts if part]

@@ -48,7 +48,7 @@ def _flow_origins(
     network: Callable[[str, str], Iterator[Origin]],
     names: Sequence[str] = ("fFeatures", "fAffine"),  # the published networks in a coupled step, in our order
 ) -> Iterator[Origin]:
-    """Pair the parameters of a flow."""
+    """Pair the parameters of a flow, layer by published layer."""
     layer = 0
     for level, layers in enumerate(levels):
         layer += layers.startswith("s")
@@ -294,7 +294,7 @@ def _with_factors(checkpoint: Checkpoint, kinds: str) -> str:
 
 
 def srflow_da_origins(config: SRFlowDAConfig, *, numbered: bool = False) -> Iterator[Origin]:
-    """Pair every parameter of ours with the published one; a single residual block is ``numbered`` in -D, not in -R."""
+    """Pair every parameter of ours with the published one; -D numbers even a single residual block, -R does not."""
     blocks, hidden_layers = config.residual_blocks, config.hidden_layers
     numbered = numbered or blocks > 1
 
