@@ -42,11 +42,10 @@ def interpolate(
         slerp    sin((1 - t) w) / sin(w) x + sin(t w) / sin(w) y
         norm     m ((1 - t) |x| + t |y|) / |m|   with m = (1 - t) x + t y
 
-    In D dimensions independent normal latents have norms near sqrt(D) and are nearly orthogonal, so the linear midpoint
-    has the norm sqrt(D / 2): a dip of the temperature to 0.71, smooth and poor in detail. slerp preserves the norm
-    where both norms are equal; norm interpolates the norms exactly even where they differ, as those of encoded
-    photographs do. slerp falls back to linear where the arc is undefined: at angles below ``MIN_ANGLE``, within
-    ``OPPOSITE`` of half a turn, and for a zero vector.
+    Independent normal latents have norms near sqrt(D) and are nearly orthogonal, so their linear midpoint has the norm
+    sqrt(D / 2): a temperature of 0.71, smooth and poor in detail. slerp preserves equal norms; norm interpolates the
+    norms even where they differ, as those of encoded photographs do. slerp is linear where there is no arc: at angles
+    below ``MIN_ANGLE``, within ``OPPOSITE`` of pi, and for a zero vector.
 
     >>> a, b = [torch.randn(1, 6, 8, 8), torch.randn(1, 12, 4, 4)], [torch.randn(1, 6, 8, 8), torch.randn(1, 12, 4, 4)]
     >>> [len(z) for z in flowcore.interpolate(a, b, [0.3, 0.7])]

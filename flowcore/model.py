@@ -64,10 +64,10 @@ class FlowModel(Flow, Generic[C]):
         condition_encoder: From this model and the source to the condition; None for an unconditional model.
         condition_scale: Integer factor from the source's sides to the image's.
         classes: Number of labels that the model is conditioned on; 0 for none.
-        dequantizer: Model of the dequantization noise that is trained with the flow; no part of the bijection.
+        dequantizer: Model of the dequantization noise that is trained with the flow; not part of the bijection.
         styles: Named directions in the latent space of ``image_size``, which are stored with the weights.
-        guide: Network from the source to a plain HR image, whose latents may guide those that are drawn; no part of the
-            bijection.
+        guide: Network from the source to a plain HR image, whose latents may guide those that are drawn; not part of
+            the bijection.
         provenance: Source, license and metrics, as its file states them.
     """
 
