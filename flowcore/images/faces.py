@@ -1,6 +1,6 @@
-"""Aligned faces: located in a picture by two eye points, cut out, and pasted back where they came from.
+"""Aligned faces: cut out of a picture by two eye points, and pasted back where they came from.
 
-The crop is a square, rotated so that the eyes are level and lie where the shipped models were trained with them.
+The crop is a square, turned so that both eyes are at one height; they are where the shipped models have learned them.
 Points are ``(x, y)`` in pixels from the top left corner of the picture; the middle of its first pixel is (0.5, 0.5).
 """
 
@@ -24,10 +24,9 @@ MIN_INSIDE = 0.5  # of the crop's area within the picture
 MARGIN = 4  # pixels around what is resampled, for the cubic kernel
 SEPARATE = 2.0  # pixels between the dots of a mask
 
-# The left half of 8x8 cells from (0.2, 0.275) to (0.8, 0.875) of the crop: a linear template that tells faces from
-# other places by brightness, from a ridge regression of 586 training faces and 73 of snapshots against misplaced crops.
-# Below a correlation of ALIKE are 1 % of other portraits, 87 % of misplaced crops of portraits, and 76 % of those of
-# other photographs.
+# The left half of 8x8 cells from (0.2, 0.275) to (0.8, 0.875) of the crop: the brightness that tells faces from other
+# places, by ridge regression of 586 training faces and 73 of snapshots against misplaced crops. Below a correlation of
+# ALIKE are 1 % of other portraits, 87 % of misplaced crops of portraits, and 76 % of those of other photographs.
 TEMPLATE = (
     (-33, -9, 41, 66),
     (-24, -36, -18, 15),
@@ -105,7 +104,7 @@ class FacePlace:
                 f"{width}x{height}, which has other proportions. Paste it into the same picture, or an enlargement."
             )
         eyes = [(eye[0] * x, eye[1] * y) for eye in (self.left_eye, self.right_eye)]
-        window = (self.window[0] * x, self.window[1] * y, self.window[2] * x) if self.window else None
+        window = self.window and (self.window[0] * x, self.window[1] * y, self.window[2] * x)
         return replace(self, left_eye=eyes[0], right_eye=eyes[1], height=height, width=width, window=window)
 
     def along_pixels(self, size: int) -> FacePlace:
@@ -114,7 +113,7 @@ class FacePlace:
         return replace(self, window=(left, top, size))
 
     def _frame(self) -> tuple[Tensor, Tensor]:
-        """Rows of the crop's x and y axes, as long as its side, and its top left corner, in pixels of the picture."""
+        """The crop's axes, one a row, as long as its side, and its top left corner, in pixels of the picture."""
         if self.window:
             *corner, side = self.window
             return side * torch.eye(2, dtype=torch.float64), torch.tensor(corner, dtype=torch.float64)
@@ -168,13 +167,13 @@ def cut_face(picture: Tensor, place: FacePlace, size: int | None = None) -> Tens
 
 
 def looks_like_face(picture: Tensor, place: FacePlace) -> bool:
-    """Tell whether a place of a picture ``(1, 3, H, W)`` has the brightness pattern of a face; see ``TEMPLATE``."""
+    """Tell whether a place of a picture ``(1, 3, H, W)`` is bright and dark where a face is; see ``TEMPLATE``."""
     crop = cut_face(luma(picture), replace(place, window=None), 40)
     cells = F.avg_pool2d(crop[..., 11:35, 8:32].double(), 3).flatten()
     half = torch.tensor(TEMPLATE, dtype=torch.float64)
     template = torch.cat([half, half.flip(1)], 1).flatten().to(cells.device)
     together = torch.stack([cells, template])
-    return float(torch.corrcoef(together)[0, 1]) >= ALIKE  # a flat crop gives NaN: False
+    return float(torch.corrcoef(together)[0, 1]) >= ALIKE  # NaN, which is below, where there is nothing
 
 
 def paste_face(picture: Tensor, face: Tensor, place: FacePlace, *, feather: float = 0.15) -> Tensor:
@@ -199,12 +198,12 @@ def paste_face(picture: Tensor, face: Tensor, place: FacePlace, *, feather: floa
         face = resize(face, side, side)
     top, bottom, left, right = _box(place, 0)
     rows, columns = (torch.arange(a, b, dtype=torch.float64) + 0.5 for a, b in ((top, bottom), (left, right)))
-    coordinates = place.to_crop(_grid(columns, rows))
-    face_share = min(1.0, place.face / place.side)  # of the crop's side: a window may be larger than the face
-    depth = torch.minimum(coordinates, 1 - coordinates).amin(-1) - (1 - face_share) / 2  # inward from the face's border
-    weight = (depth / max(feather * face_share, 0.5 / place.side)).clamp(0, 1)
-    weight = (weight * weight * (3 - 2 * weight)).to(picture)  # smoothstep
-    pasted = sample_points(face[:, :colors], coordinates * face.shape[-1] - 0.5, keys_cubic).clamp(0, 1).to(picture)
+    shares = place.to_crop(_grid(columns, rows))
+    share = min(1.0, place.face / place.side)  # of the crop's side: a window may be larger than the face
+    depth = torch.minimum(shares, 1 - shares).amin(-1) - (1 - share) / 2  # from the face's border, negative outside
+    weight = (depth / max(feather * share, 0.5 / place.side)).clamp(0, 1)
+    weight = (weight * weight * (3 - 2 * weight)).to(picture)  # smooth at both ends
+    pasted = sample_points(face[:, :colors], shares * face.shape[-1] - 0.5, keys_cubic).clamp(0, 1).to(picture)
     result = picture.expand(count, -1, -1, -1).clone()
     region = result[:, :colors, top:bottom, left:right]
     region.copy_(torch.where(weight > 0, region + weight * (pasted - region), region))

@@ -1,8 +1,8 @@
 """Image files: all 16 bits, alpha, color profile, EXIF, XMP and resolution are read and written.
 
-Pillow does all but three things, which are done here. Of 16-bit colors it keeps only the high bytes; decoding a second
-time, with the byte order swapped, yields the low bytes. It encodes no 16-bit colors; and it writes a compressed TIFF
-without EXIF, GPS and XMP.
+Pillow does all but three things, which are done here. It decodes 16-bit colors to their upper bytes (to the lower ones
+if told the wrong byte order, so these files are decoded twice); it encodes no 16-bit colors; and it writes a compressed
+TIFF without EXIF, GPS and XMP.
 """
 
 import io
@@ -278,7 +278,7 @@ def _read_from(data: bytes | Path, read: Callable[[Image.Image], V]) -> V | None
 def _decode(opened: Image.Image, data: bytes) -> Pixels:
     """Decode the pixels, upright, (h, w, 3 or 4)."""
     _refuse_unknown_range(opened)
-    low_bytes = _low_bytes(opened, data)  # before ``load``, which clears ``tile``
+    low_bytes = _low_bytes(opened, data)
     opened.load()
     pixels, orientation = _pixels(opened, low_bytes), tags_and_orientation(opened)[1]
     return np.flip(pixels.swapaxes(0, 1) if orientation in TRANSPOSED else pixels, FLIPPED.get(orientation, ()))
@@ -312,7 +312,7 @@ def _low_bytes(opened: Image.Image, data: bytes) -> Pixels | None:
     deep = re.fullmatch(r"(RGB|RGBX|RGBA|LA);16([LBN])", _raw_mode(opened))
     if deep is None or opened.format not in ("PNG", "TIFF"):
         return None
-    gray = deep[1] == "LA"  # of a PNG: read as 8-bit RGBA, it has high and low gray, high and low alpha
+    gray = deep[1] == "LA"  # of a PNG, opened as RGBA: its two bytes of gray and two of alpha pass for four channels
     raw = "RGBA" if gray else f"{deep[1]};16{OTHER_ORDER[deep[2]]}"
     with Image.open(io.BytesIO(data)) as swapped:
         file = cast("Any", swapped)
@@ -422,7 +422,7 @@ def _tiff(pixels: Pixels, metadata: Metadata, tags: dict[int, Any]) -> bytes:
         tiff.BITSPERSAMPLE: (pixels.itemsize * 8,) * channels,
         tiff.COMPRESSION: 8,  # deflate
         tiff.PHOTOMETRIC_INTERPRETATION: 1 if channels == 1 else 2,
-        tiff.STRIPOFFSETS: tuple(starts[:-1]),  # Pillow adds the size of the directory before them
+        tiff.STRIPOFFSETS: tuple(starts[:-1]),
         tiff.SAMPLESPERPIXEL: channels,
         tiff.ROWSPERSTRIP: per_strip,
         tiff.STRIPBYTECOUNTS: tuple(len(strip) for strip in strips),

@@ -1,4 +1,4 @@
-"""Walk folders, following links except those that lead back to a parent, and list images."""
+"""Folders of files, linked ones included, but not those that lead back; and the images in them."""
 
 import logging
 import os

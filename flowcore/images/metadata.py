@@ -1,4 +1,4 @@
-"""What an image file contains besides its pixels: EXIF, XMP, resolution and color profile, as Pillow reads them."""
+"""What an image file contains beside its pixels: EXIF, XMP, resolution and color profile, as Pillow reads them."""
 
 import io
 import re
@@ -17,12 +17,12 @@ STRUCTURE = {
     *(288, 289, 290, 291, 292, 293, 296, 301, 317, 318, 319, 320, 321, 322, 323, 324, 325, 330, 332, 333, 334, 336),
     *(337, 338, 339, 340, 341, 342, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532, XMP, 34675),
 }
-ONLY_FIRST = "frames or pages; only the first is used."  # ending of a note of ``lost_on_read``
+ONLY_FIRST = "frames or pages; only the first is used."
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What an image file contains besides its pixels."""
+    """What an image file contains beside its pixels."""
 
     # tags by number, those of inner directories as dictionaries; without the orientation
     exif: dict[int, Any] = field(default_factory=dict[int, Any])
@@ -68,11 +68,11 @@ def read_metadata(opened: Image.Image) -> Metadata:
 
 
 def _pixels_per_inch(opened: Image.Image) -> tuple[float, float] | None:
-    if opened.format == "TIFF" and tiff.X_RESOLUTION not in cast("Any", opened).tag_v2:
+    if opened.format == "TIFF" and 282 not in cast("Any", opened).tag_v2:
         return None  # Pillow would say 1
     try:
         exif = opened.getexif() if opened.format == "WEBP" else {}
-        x, y = (float(n) for n in opened.info.get("dpi") or (exif[tiff.X_RESOLUTION], exif[tiff.Y_RESOLUTION]))
+        x, y = (float(n) for n in opened.info.get("dpi") or (exif[282], exif[283]))
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
     return (x, y) if 0 < x < 1e5 and 0 < y < 1e5 else None
@@ -132,7 +132,7 @@ def tags_for_size(tags: dict[int, Any], width: int, height: int, unique_id: str 
 
 
 def _writable(tags: dict[int, Any]) -> dict[int, Any]:
-    """Drop the tags that Pillow can read but not write: a single one would keep it from writing any."""
+    """Drop the tags that Pillow can read but not write: of several together it would write none."""
     result: dict[int, Any] = {}
     for tag, value in tags.items():
         entry = {tag: _writable(cast("dict[int, Any]", value)) if isinstance(value, dict) else value}

@@ -13,13 +13,12 @@ from torch import Tensor
 from ..images.color import luma
 from ..images.resize import pad_symmetric
 
-SIDE = 192  # pixels of the middle's side, where JPEG and noise are measured
-MIN_SIDE = 32  # pixels; images with a shorter side are not measured
+SIDE, MIN_SIDE = 192, 32  # pixels: of the middle, which is measured for JPEG and noise; the smallest measured side
 BLOCK = 8  # pixels of JPEG's blocks
-FINE = 6  # smallest row plus column of a fine frequency; few fine coefficients are 0 by chance
+FINE = 6  # row plus column of a fine frequency, at least: few of their coefficients are 0 by chance
 ZERO = 0.7  # amplitude, of 255, below which a coefficient was rounded to 0
-CHANCE = 0.144  # standard deviation of a random number's distance from the nearest integer; its mean is 0.25
-SIGNIFICANT = 15.0  # z-score of ``_nearness`` above which there are multiples; clean photographs reach 10
+CHANCE = 0.144  # standard deviation of the distance of a random number to the nearest integer, whose mean is 0.25
+SIGNIFICANT = 15.0  # standard errors by which coefficients are nearer to multiples of steps; clean photographs: 10
 
 
 def jpeg_quality(image: Tensor) -> float | None:
@@ -37,7 +36,7 @@ def jpeg_quality(image: Tensor) -> float | None:
     zeros = (spectra[(n[:, None] + n >= FINE).flatten()].abs() < ZERO).float().mean(0)
     rows, columns = (side // BLOCK for side in zeros.shape)
     shares = zeros[: rows * BLOCK, : columns * BLOCK].unflatten(0, (rows, BLOCK)).unflatten(2, (columns, BLOCK))
-    top, left = divmod(int(shares.mean((0, 2)).argmax()), BLOCK)  # the offset of the grid with most zeros
+    top, left = divmod(int(shares.mean((0, 2)).argmax()), BLOCK)
     values = spectra[:, top::BLOCK, left::BLOCK].flatten(1)  # (64, N)
     scores = {quality: _nearness(values, quantization_steps(quality)) for quality in range(1, 100)}
     best = max(scores, key=scores.__getitem__)
@@ -47,15 +46,14 @@ def jpeg_quality(image: Tensor) -> float | None:
 @functools.cache
 def quantization_steps(quality: int) -> Tensor:
     """Read the steps of luma, (64, 1), with which libjpeg stores photographs at a quality, 1 to 100."""
-    file = io.BytesIO()
-    Image.new("L", (BLOCK, BLOCK)).save(file, "JPEG", quality=quality)
+    Image.new("L", (BLOCK, BLOCK)).save(file := io.BytesIO(), "JPEG", quality=quality)
     with Image.open(file) as opened:
         return torch.tensor(opened.quantization[0])[:, None]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @functools.cache
 def _cosines() -> Tensor:
-    """Return the DCT-II basis of 8x8 blocks, as a kernel ``(64, 1, 8, 8)``."""
+    """Return the cosine transform of all blocks, as a kernel ``(64, 1, 8, 8)``."""
     n = torch.arange(BLOCK)
     waves = torch.cos(math.pi / BLOCK * (n + 0.5) * n[:, None]) / 2
     waves[0] /= math.sqrt(2)
@@ -77,12 +75,10 @@ def _middle(image: Tensor) -> Tensor:
 
 # --- noise ------------------------------------------------------------------------------------------------------------
 
-PATCH = 5  # pixels of a patch's side
-CALM = 0.25  # share of the patches, the calmest, in which noise is measured
-BIAS = 1.17  # correction factor: noise of all patches over that of the calmest
-WHITE = 1.4  # largest ratio of the median to the second smallest deviation; white noise is equal in all directions
-MIN_COLOR, MIN_GRAY = 2.6, 4.5  # deviations, of 255, from which on color and gray noise count
-MAX_NOISE = 40.0  # deviation, of 255, above which it is no photograph
+PATCH, CALM = 5, 0.25  # pixels of the side of patches, and the share of them, the calmest, in which noise is measured
+BIAS = 1.17  # noise of all patches over that of the calmest
+WHITE = 1.4  # largest ratio of the median to the second smallest deviation: white noise has all directions alike
+MIN_COLOR, MIN_GRAY, MAX_NOISE = 2.6, 4.5, 40.0  # deviations, of 255, that count as noise; above, it is no photograph
 
 
 def noise_level(image: Tensor) -> float:
@@ -112,7 +108,7 @@ def _noise(channel: Tensor) -> float:
     power = patches.square().mean(1)
     calm = patches[power <= power.quantile(CALM)]
     calm = calm - calm.mean(0)
-    deviations = torch.linalg.eigvalsh(calm.T @ calm / len(calm)).clamp(min=0).sqrt()[1:]  # [0] is 0: the mean's
+    deviations = torch.linalg.eigvalsh(calm.T @ calm / len(calm)).clamp(min=0).sqrt()[1:]  # without the mean's
     low, middle = float(deviations[1]), float(deviations[len(deviations) // 2])
     return BIAS * low if middle < WHITE * low else 0.0
 
@@ -120,12 +116,9 @@ def _noise(channel: Tensor) -> float:
 # --- scratches and dust -----------------------------------------------------------------------------------------------
 
 WIDEST = 9  # pixels; what is wider is no scratch
-NEARBY = 21  # pixels of the window near a scratch
-CROWD = 41  # pixels of the window around a line
-SPOT, RING = 17, 37  # pixels of the windows of a spot and around it
-LENGTH, DIRECTIONS = 13, 12  # of lines, the length in pixels of the halved picture
-COMPLETE = 0.9  # share of a line that must be there
-FURTHER = 32  # pixels of the halved picture that a line continues where something nearby is as bright
+NEARBY, CROWD, SPOT, RING = 21, 41, 17, 37  # pixels of windows: near a scratch; around a line; of a spot, and around it
+LENGTH, DIRECTIONS, COMPLETE = 13, 12, 0.9  # of lines, in halved pixels; the share of a line that must be there
+FURTHER = 32  # halved pixels that a line continues where something nearby is as bright
 
 
 def scratches(y: Tensor, sensitivity: float, noise: float, check: Callable[[], None]) -> Tensor:
@@ -143,23 +136,23 @@ def scratches(y: Tensor, sensitivity: float, noise: float, check: Callable[[], N
         wide = opening(light, WIDEST)
         candidates = light - wide > contrast
         thin = (light - wide - min(2.5 * noise, contrast / 3)).relu()  # noise is about 2.5 deviations above its opening
-        extreme = candidates & (light > _dilate(wide, NEARBY) + contrast / 3)
-        around = (RING**2 * _box_blur(thin, RING) - SPOT**2 * _box_blur(thin, SPOT)) / (RING**2 - SPOT**2)
-        spot = _dilate(thin, SPOT)
+        extreme = candidates & (light > _largest(wide, NEARBY) + contrast / 3)
+        around = (RING**2 * _mean(thin, RING) - SPOT**2 * _mean(thin, SPOT)) / (RING**2 - SPOT**2)
+        spot = _largest(thin, SPOT)
         marks |= extreme & (busy * spot > around) & (thin > spot / 2)
-        straight = candidates & (crowded * thin > _box_blur(thin, CROWD))
+        straight = candidates & (crowded * thin > _mean(thin, CROWD))
         if bool((straight & extreme).any()):
             lines, continuation = _lines(straight & extreme, check), _lines(straight, check)
-            for _ in range(FURTHER):  # morphological reconstruction
-                lines = _dilate(lines, 3) * continuation
+            for _ in range(FURTHER):
+                lines = _largest(lines, 3) * continuation
             marks |= straight & (F.interpolate(lines, scale_factor=2)[..., : light.shape[-2], : light.shape[-1]] > 0)
     inner = marks[..., WIDEST : WIDEST + height, WIDEST : WIDEST + width]
-    return _dilate(inner.float(), 3) > 0  # with their soft edges
+    return _largest(inner.float(), 3) > 0  # with their soft edges
 
 
 def opening(x: Tensor, window: int) -> Tensor:
     """Remove bright places that hold no square of an odd ``window``: a morphological opening."""
-    return _dilate(-_dilate(-x, window), window)
+    return _largest(-_largest(-x, window), window)
 
 
 def _lines(candidates: Tensor, check: Callable[[], None]) -> Tensor:
@@ -178,10 +171,10 @@ def _lines(candidates: Tensor, check: Callable[[], None]) -> Tensor:
     return (lines > 0).float()
 
 
-def _dilate(x: Tensor, window: int) -> Tensor:
+def _largest(x: Tensor, window: int) -> Tensor:
     rows = F.max_pool2d(x, (window, 1), 1, (window // 2, 0))
     return F.max_pool2d(rows, (1, window), 1, (0, window // 2))
 
 
-def _box_blur(x: Tensor, window: int) -> Tensor:
+def _mean(x: Tensor, window: int) -> Tensor:
     return F.avg_pool2d(F.avg_pool2d(x, (window, 1), 1, (window // 2, 0)), (1, window), 1, (0, window // 2))

@@ -1,4 +1,4 @@
-"""Image quality metrics: fidelity, consistency with the input, diversity, specks, LPIPS; and metrics of colorings."""
+"""Measures of images: fidelity, consistency with the input, diversity, specks, LPIPS; and of colorings."""
 
 import functools
 import importlib.util
@@ -17,11 +17,10 @@ from ..errors import FlowError, ShapeError
 from ..images.color import luma
 from ..images.resize import resize
 
-# Deviations of luma from its local median:
-SPECK = 0.08  # of a speck
-ADDED_SPECK = 0.05  # of a speck where a smooth enlargement is flat
-DETAIL = 0.04  # of a pixel where the original has detail
-PLAIN_SPAN = 0.2  # range of luma below which a smooth enlargement is flat
+# Deviations of luma from its local median: of a speck; of one where a smooth enlargement spans less than PLAIN_SPAN;
+# and of a pixel where the original has detail.
+SPECK, ADDED_SPECK, DETAIL = 0.08, 0.05, 0.04
+PLAIN_SPAN = 0.2
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
@@ -54,13 +53,13 @@ def false_specks(sr: Tensor, hr: Tensor) -> Tensor:
 
 
 def added_specks(sr: Tensor, plain: Tensor) -> Tensor:
-    """Isolated bright or dark pixels where a smoother enlargement is flat, per mille of the pixels, ``(B,)``.
+    """Isolated bright or dark pixels where a smoother enlargement is plain, per mille of the pixels, ``(B,)``.
 
     As ``false_specks`` without an original: a pixel is an added speck if its luma differs by more than 0.05 from the
     median of its 3x3 neighborhood, while within 4 pixels of it the luma of ``plain`` spans less than 0.2.
     """
     y = F.pad(luma(plain), (4, 4, 4, 4), mode="replicate")
-    span = F.max_pool2d(y, 9, stride=1) + F.max_pool2d(-y, 9, stride=1)  # maximum - minimum, (B, 1, H, W)
+    span = F.max_pool2d(y, 9, stride=1) + F.max_pool2d(-y, 9, stride=1)  # (B, 1, H, W)
     specks = (_deviation_from_median(luma(sr)) > ADDED_SPECK) & (span < PLAIN_SPAN)
     return 1000 * float64(specks).flatten(1).mean(1)
 
@@ -82,15 +81,15 @@ def squared_error(a: Tensor, b: Tensor) -> Tensor:
 
 
 def diversity_score(samples: Tensor, hr: Tensor, distance: Callable[[Tensor, Tensor], Tensor] = squared_error) -> float:
-    """Gain from choosing the best sample per pixel instead of one sample for the whole image, in percent.
+    """How much closer to the original the best sample at every pixel is than the best sample as a whole, in percent.
 
     ``100 (min mean d - mean min d) / min mean d``, with d the samples' maps of the distance. Comparable with 10 samples
     and ``lpips_map`` only; Lugmayr et al., "NTIRE 2021 learning the super-resolution space challenge" (CVPR workshops),
     section 2.
     """
     maps = torch.cat([distance(sample[None], hr) for sample in samples])  # (N, 1, H, W)
-    best_whole, best_per_pixel = float(maps.flatten(1).mean(1).min()), float(maps.amin(0).mean())
-    return 100 * (best_whole - best_per_pixel) / best_whole if best_whole else 0.0
+    best, local = float(maps.flatten(1).mean(1).min()), float(maps.amin(0).mean())
+    return 100 * (best - local) / best if best else 0.0
 
 
 ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's file name of the weights that LPIPS is built on
@@ -134,12 +133,12 @@ def _network(alexnet: Path, spatial: bool) -> Any:
         network = package.LPIPS(
             net="alex", version="0.1", pnet_rand=True, pretrained=False, verbose=False, spatial=spatial
         )
-    backbone = torch.load(alexnet, map_location="cpu", weights_only=True)
+    trunk = torch.load(alexnet, map_location="cpu", weights_only=True)
     for part in network.net.children():
         for index, layer in part.named_children():
-            layer.load_state_dict({name: backbone[f"features.{index}.{name}"] for name in layer.state_dict()})
-    linear_heads = Path(str(package.__file__)).parent / "weights" / "v0.1" / "alex.pth"
-    network.load_state_dict(torch.load(linear_heads, map_location="cpu", weights_only=True), strict=False)
+            layer.load_state_dict({name: trunk[f"features.{index}.{name}"] for name in layer.state_dict()})
+    heads = Path(str(package.__file__)).parent / "weights" / "v0.1" / "alex.pth"
+    network.load_state_dict(torch.load(heads, map_location="cpu", weights_only=True), strict=False)
     return network.eval()
 
 
@@ -147,10 +146,10 @@ def _alexnet() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
 
 
-# --- metrics of colorings, all ours: distance, coherence, colorfulness, seams, and color of skin ----------------------
+# --- of colorings, all ours: distance, coherence, colorfulness, seams, and color of skin ------------------------------
 # Chroma is (B, 2, H, W) as ``color.split`` returns it: centered on 0, 1 is the range from darkest to brightest.
 
-FLAT = 4 / 255  # luma difference of neighbors below which there is no edge: the median, see docs/decisions/0014
+FLAT = 4 / 255  # change of luma between neighbors without an edge: that of half of all, see docs/decisions/0014
 ROUNDING = 1e-6  # mean change of chroma that counts as zero
 # Top, bottom, left and right of nose and cheeks, as shares of the side, where the irises are in row 0.45 and columns
 # 0.38 and 0.61.
@@ -203,7 +202,7 @@ def seam_sums(chroma: Tensor, luma: Tensor, cell: int) -> Tensor:
         change = chroma.diff(dim=dim).abs().mean(1, keepdim=True).movedim(dim, 0)  # (h - 1 or w - 1, B, 1, ...)
         flat = (luma.diff(dim=dim).abs() < FLAT).movedim(dim, 0).expand_as(change)
         border = torch.arange(1, len(change) + 1, device=change.device) % cell == 0
-        for first, part in ((0, border), (2, ~border)):  # ``first``: where the sum goes, before the number
+        for first, part in ((0, border), (2, ~border)):
             counted = change[part][flat[part]]
             sums[first] += float(float64(counted).sum())
             sums[first + 1] += counted.numel()
@@ -242,7 +241,7 @@ def skin_color(chroma: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def skin_verdict(chroma: Tensor) -> tuple[Tensor, Tensor]:
-    """Judge the skin in portraits, see ``skin_color``: whether its hue is not human, and whether it is gray."""
+    """Judge the skin in portraits, see ``skin_color``: whether its hue is no human skin's, and whether it is gray."""
     hue, strength = skin_color(chroma)
     gray = strength < SKIN_MIN_CHROMA
     return ~gray & ((hue < SKIN_HUES[0]) | (hue > SKIN_HUES[1])), gray

@@ -1,9 +1,9 @@
 """Image quality without a reference: NIQE, BRISQUE, PIQE; lower is better.
 
 All normalize luma by its local mean and deviation: in natural photographs these coefficients, and the products of
-neighbors, follow distributions that blur, noise and compression distort. These are our own implementations, since the
-packages that have them add dependencies and download models. The parameters of the models are in
-``no_reference.safetensors``, their sources and licenses in ``no_reference.licences.txt``.
+neighbors, follow distributions that blur, noise and compression distort. Written from the papers, because the packages
+that have them add dependencies and download models; ours are in ``no_reference.safetensors``, and
+``no_reference.licences.txt`` has their sources and licenses.
 """
 
 import functools
@@ -37,7 +37,7 @@ def niqe(images: Tensor) -> Tensor:
     become luma of 16 to 235, as in the super-resolution literature. Source: Mittal, Soundararajan & Bovik, "Making a
     completely blind image quality analyzer", IEEE SPL 2013.
     """
-    gray = (16 + 219 * _checked_luma(images)).round() if images.shape[1:2] == (3,) else _gray(images)
+    gray = (16 + 219 * _luma(images)).round() if images.shape[1:2] == (3,) else _gray(images)
     rows, columns = (side // NIQE_SIDE for side in gray.shape[-2:])
     if rows * columns < 2:
         raise ShapeError(
@@ -71,10 +71,9 @@ def brisque(images: Tensor) -> Tensor:
 def piqe(images: Tensor) -> Tensor:
     """Share of the structured blocks of an image that are distorted, weighted by how much: 0 to 100, and 100 if flat.
 
-    Of N blocks of 16x16 whose variance v (after normalization) is above 0.1, one with a flat segment on its edge adds
-    ``1 - v`` to the sum, and a noisy one ``v``: ``100 (1 + sum) / (1 + N)``; ``(B,)``, float64, on the CPU. Source:
-    Venkatanath et al., "Blind image quality evaluation using perception based features", NCC 2015, as in
-    MATLAB and ``pypiqe`` 1.2.
+    Of N blocks of 16x16 whose variance v (after normalization) is above 0.1, one with a flat segment on its edge counts
+    ``1 - v``, a noisy one counts ``v``: ``100 (1 + sum) / (1 + N)``; ``(B,)``, float64, on the CPU. Source: Venkatanath
+    et al., "Blind image quality evaluation using perception based features", NCC 2015, as in MATLAB and ``pypiqe`` 1.2.
     """
     gray = _gray(images)
     height, width = gray.shape[-2:]
@@ -84,8 +83,8 @@ def piqe(images: Tensor) -> Tensor:
     variance = blocks.flatten(2).var(2)
     edges = torch.stack([blocks[:, :, 0], blocks[:, :, -1], blocks[..., 0], blocks[..., -1]], dim=2)
     flat = (edges.unfold(-1, PIQE_EDGE, 1).std(-1) < PIQE_FLAT).flatten(2).any(2)
-    # The two middle columns, 7 and 8 from 0, against the others, which include 8 and lack 9: a bug of the published
-    # program, kept so that the numbers are PIQE's.
+    # The two middle columns, 7 and 8 from 0, against the others, which include 8 and lack 9: an error of the published
+    # program without which the numbers would not be PIQE.
     middle, others = blocks[..., 7:9], blocks[..., [k for k in range(PIQE_SIDE) if k not in (7, 9)]]
     ratio = (middle.flatten(2).std(2) / others.flatten(2).std(2)).nan_to_num(0)
     deviation = variance.sqrt()
@@ -150,7 +149,7 @@ def _fit_aggd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     shapes, moments = _shapes()
     above = torch.searchsorted(moments, moment).clamp(1, len(shapes) - 1)
     nearest = torch.where(moment - moments[above - 1] <= moments[above] - moment, above - 1, above)
-    return shapes[torch.where(moment.isnan(), 0, nearest)], left, right  # NaN, in flat areas: the first shape, 0.2
+    return shapes[torch.where(moment.isnan(), 0, nearest)], left, right
 
 
 @functools.cache
@@ -187,7 +186,7 @@ def _patches(x: Tensor, side: int) -> Tensor:
     return x[:, 0].unfold(1, side, side).unfold(2, side, side).flatten(1, 2)
 
 
-def _checked_luma(images: Tensor) -> Tensor:
+def _luma(images: Tensor) -> Tensor:
     if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
         raise ShapeError(f"Expected images of shape (B, C, H, W), C = 1 or 3; got {tuple(images.shape)}.")
     images = images.detach().cpu().double()
@@ -195,7 +194,7 @@ def _checked_luma(images: Tensor) -> Tensor:
 
 
 def _gray(images: Tensor) -> Tensor:
-    return (255 * _checked_luma(images)).round()
+    return (255 * _luma(images)).round()
 
 
 @functools.cache
