@@ -255,7 +255,7 @@ class FlowcoreFolder(FlowNode):
             tag = Path(part.name).stem + ("" if temperature is None else f"_tau{temperature:g}")
             names = [f"_{tag}_seed{seed}" for seed in work.seeds()]
             todo = [
-                replace(job, problem=job.problem or _leads_out(job))
+                replace(job, problem=job.problem or _link_problem(job))
                 for job in make_jobs(its_pictures, out, partial(_results, names))
             ]
             colorizes = work.command == "colorize"
@@ -312,7 +312,7 @@ def _results(names: list[str], picture: Path) -> list[str]:
     return [f"{stem}{name}{frame}.png" for name in names]
 
 
-def _leads_out(job: Job) -> str:
+def _link_problem(job: Job) -> str:
     """Return the error if a link in the path of a picture or its results leads out of the host's folders, else ""."""
     try:
         inside("input", job.source)

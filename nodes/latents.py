@@ -91,7 +91,8 @@ class FlowcoreMixLatents(FlowNode):
             self.notes("a and b show different labels: those of a are kept. Flow Decode can show others.")
         if sources is not None and not torch.equal(*sources):
             self.notes("a and b have different sources: that of a is kept. Flow Decode can take another.")
-        return self.output(replace(a, levels=mixed, labels=labels and labels[0], source=sources and sources[0]))
+        labels_of_a, source_of_a = (None if pair is None else pair[0] for pair in (labels, sources))
+        return self.output(replace(a, levels=mixed, labels=labels_of_a, source=source_of_a))
 
 
 class FlowcoreVaryLatents(FlowNode):

@@ -150,9 +150,9 @@ class FlowcoreLoadRecipe(FileNode):
         facts = {"node": [entry.node], "model": [name], "temperature": [entry.temperature], "seed": [seed]}
         lines = [f"{key}: {value[0]}" for key, value in facts.items()]
         lines += [f"{key}: {shown(value)}" for key, value in entry.settings.items() if provenance.is_plain(value)]
-        shares = (_share(entry, name) for name in ("calm_edges", "guide_strength"))
+        strengths = (_setting(entry, name) for name in ("calm_edges", "guide_strength"))
         model, text_shown = HostModel(wrap(flow), name), ["\n".join(lines)]
-        return self.output(model, entry.temperature, seed, text, picture[None], *shares, text=text_shown, **facts)
+        return self.output(model, entry.temperature, seed, text, picture[None], *strengths, text=text_shown, **facts)
 
 
 def _facts(flow: flowcore.FlowModel) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def _facts(flow: flowcore.FlowModel) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def _share(entry: provenance.Provenance, name: str) -> float:
+def _setting(entry: provenance.Provenance, name: str) -> float:
     """Return the calm_edges or guide_strength of a picture; 0 if its provenance has none."""
     value = entry.settings.get(name, 0.0)
     return float(value) if type(value) in (int, float) and 0 <= value <= 1 else 0.0

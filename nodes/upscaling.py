@@ -261,17 +261,17 @@ class FlowcoreTemperatureGrid(PickingNode):
             contact_sheet(table.transpose(0, 1).flatten(0, 1), rows, columns)  # (seeds * taus, 3, H, W)
             for table in pictures.unflatten(0, (count, len(taus), seeds))
         ]
-        each = [(tau, k) for tau in taus for k in row_seeds] * count
+        cells = [(tau, k) for tau in taus for k in row_seeds] * count
         shape = {"rows": seeds} if count == 1 else {}  # a table of several images would be too wide
         facts = [
             {**fact, **shape, "temperature": tau}
-            for fact, (tau, _) in zip(sample_facts([k for _, k in each], per_image), each, strict=True)
+            for fact, (tau, _) in zip(sample_facts([k for _, k in cells], per_image), cells, strict=True)
         ]
         return self.output(
             torch.stack(sheets),
             pictures,
-            [tau for tau, _ in each],
-            [k for _, k in each],
+            [tau for tau, _ in cells],
+            [k for _, k in cells],
             **gallery(self, pictures, facts, image),
             temperatures=taus,
             seeds=row_seeds,

@@ -24,7 +24,7 @@ def temperature(default: float, **fields: Any) -> Input:
     """Describe a temperature: a slider, colored from cold to hot, that starts at 0 or at the default `FROM_MODEL`."""
     lower = min(0.0, default)
     zero = abs(lower) / (MAX_TEMPERATURE - lower)  # where on the slider 0 is
-    stops = [(0.0, GRAY), (zero, GRAY)] if zero else []
+    stops = [(0.0, GRAY), (zero, GRAY)] if zero else []  # then the colors of `heat` in web/js/brush.js
     stops += [(zero, COLD), (zero + 0.55 * (1 - zero), MILD), (1.0, HOT)]
     return partial(
         io.Float.Input,

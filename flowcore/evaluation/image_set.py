@@ -37,7 +37,7 @@ def list_images(
         if not files:
             names = ", ".join(map(str, folders))
             raise ImageError(f"None of the images in {names} is on the list of held-out images. Measure all of them.")
-    return files if limit is None else files[:: max(1, -(-len(files) // limit))]
+    return files if limit is None else files[:: max(1, math.ceil(len(files) / limit))]
 
 
 def read_each(

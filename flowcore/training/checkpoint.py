@@ -172,6 +172,7 @@ def with_guide_of(flow: FlowModel, start: Path) -> tuple[FlowModel, str]:
     other = read(start) if start.exists() else None
     if other is None or other.guide is None or flow.guide is not None:
         return flow, ""
+    # its license follows that of the rest of the file, after "; guide: "
     copied = copy.deepcopy(flow)
     copied.guide = other.guide.to(next(flow.parameters()).device)
     copied.config = dataclasses.replace(flow.config, **{name: getattr(other.config, name) for name in OF_GUIDE})

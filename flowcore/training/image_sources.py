@@ -68,9 +68,9 @@ def find_images(folders: Folders) -> list[ImageSource]:
         return _images_of(folders[0])
     sources, known = list[ImageSource](), set[tuple[Path, str]]()
     for number, folder in enumerate(folders, start=1):
-        fresh = [source for source in _images_of(folder) if (source.path.resolve(), source.member) not in known]
-        known |= {(source.path.resolve(), source.member) for source in fresh}
-        sources += [replace(source, name=f"{number}-{folder.resolve().name}/{source.name}") for source in fresh]
+        new = [source for source in _images_of(folder) if (source.path.resolve(), source.member) not in known]
+        known |= {(source.path.resolve(), source.member) for source in new}
+        sources += [replace(source, name=f"{number}-{folder.resolve().name}/{source.name}") for source in new]
     return sources
 
 

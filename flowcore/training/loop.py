@@ -196,7 +196,7 @@ class _Trainer:
     def _measure_start(self) -> None:
         """Measure the model that the run starts from, at the crops of every stage that it trains."""
         begin, start = time.monotonic(), self.run.state.start
-        start += [{} for _ in self.run.recipe.stages_from_start()]
+        start += [{} for _ in self.run.recipe.stages_from_start()]  # in the state, which stages() reads
         for number, stage in enumerate(self.run.stages() if self.run.distributed.is_main else ()):
             self._stop_before_step()
             start[number], sheet = self._measure(stage)
@@ -276,10 +276,10 @@ class _Trainer:
 
     def _run_stage(self, number: int, runner: StageRunner, limit: float) -> bool:
         """Make the steps of a stage, up to its end or a limit, with checkpoints; return False if it was stopped."""
-        run, state, every = self.run, self.run.state, self.run.recipe.checkpoint_every
+        run, state, interval = self.run, self.run.state, self.run.recipe.checkpoint_every
         share = run.total() / sum(stage.steps for stage in run.whole_stages())
         if share < 1:  # a shortened run has as many checkpoints, at least 25 steps apart
-            every = max(min(every, 25), round(every * share))
+            interval = max(min(interval, 25), round(interval * share))
         if self.optimizer_state is not None:
             runner.resume(self.optimizer_state)
         if not self.pace.trial_seconds:  # else ``_plan`` has fitted all stages
@@ -298,7 +298,7 @@ class _Trainer:
                 self._keep_pace(number, runner)
                 is_last = state.step == min(runner.end, limit)
                 stop = self._reason_to_stop(is_last=is_last)
-                is_due = state.step % every == 0 or is_last or stop is not None
+                is_due = state.step % interval == 0 or is_last or stop is not None
                 if is_due or state.step % SYNC_EVERY == 0:
                     runner.read_counters()
                 now = time.monotonic()

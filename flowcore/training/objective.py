@@ -181,7 +181,7 @@ class Likelihood(Objective):
         if flow.estimated:
             cond = self._probes(others)
         bits = bits_by_level if stage.balanced else _bits
-        if stage.kinetic_weight or stage.jacobian_weight:
+        if stage.kinetic_weight or stage.jacobian_weight:  # costs of an ODE's paths, from the same pass
             with path_costs(flow) as costs:
                 loss = bits(flow, x, cond, bins).mean()
             kinetic, jacobian = torch.stack(costs).sum(0).mean(1)

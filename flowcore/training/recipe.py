@@ -175,7 +175,8 @@ def parse_recipe(text: str) -> Recipe:
     raw["stages"] = tuple(_checked(Stage, stage, f"stages[{k}].") for k, stage in enumerate(stages))
     raw["text"] = text
     recipe: Recipe = _checked(Recipe, raw, "")
-    kinds = ("dark",) if recipe.brightens else ("bicubic", "realistic") if recipe.scale > 1 else ("bicubic",)
+    kinds = ("bicubic", "realistic") if recipe.scale > 1 else ("bicubic",)
+    kinds = ("dark",) if recipe.brightens else kinds
     if recipe.degradation not in kinds:
         raise FlowError(
             f"Recipe key degradation must be {' or '.join(map(repr, kinds))} for a {recipe.architecture} model; it "
@@ -238,8 +239,8 @@ def _without_defaults(value: Any) -> Any:
         return [_without_defaults(item) for item in value]
     if not dataclasses.is_dataclass(value):
         return value
-    fields = {f.name: (getattr(value, f.name), f.default) for f in dataclasses.fields(value)}
-    return {name: _without_defaults(item) for name, (item, default) in fields.items() if item != default}
+    fields = [(f.name, getattr(value, f.name), f.default) for f in dataclasses.fields(value)]
+    return {name: _without_defaults(item) for name, item, default in fields if item != default}
 
 
 def _crop_multiple(recipe: Recipe) -> int:

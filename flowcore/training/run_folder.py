@@ -43,9 +43,9 @@ class RunLog:
     def __init__(self, run: Path, write_line: Callable[[str], None] | None, *, step: int, enabled: bool = True) -> None:
         """Open the files, and drop the rows of a killed run after this step; without ``write_line``, use stderr."""
         self.run, self.write_line, self.step, self.enabled = run, write_line, step, enabled
-        for path, columns in ((run / name, columns) for name, columns in TABLES.items() if enabled):
-            rows = [row for row in read_rows(path) if int(row["step"]) <= step]
-            with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        for name, columns in TABLES.items() if enabled else ():
+            rows = [row for row in read_rows(run / name) if int(row["step"]) <= step]
+            with replacing(run / name) as partial, partial.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file)
                 writer.writerow(columns)
                 writer.writerows([row[column] for column in columns] for row in rows)
@@ -270,7 +270,7 @@ class Results:
         return self.model in files and any(read_header(file).provenance.get("steps") == step for file in files)
 
     def verdict(self, start: Mapping[str, float]) -> tuple[bool | None, str]:
-        """Compare what was trained with the start, whose metrics are ``start``: is it better, in a sentence."""
+        """Compare what was trained with the start, whose metrics are ``start``: whether it is better, and a clause."""
         if not start:
             return (
                 None,
@@ -350,7 +350,7 @@ class NamedRun:
         if restart and self.folder.exists():
             settings.saved = "" if record is None else record.saved
             self._set_aside()
-            record = None
+            record = None  # begin anew
         elif record is not None and not any(self.folder.glob("checkpoint*.pt")):
             settings.saved, record = record.saved, None  # it stopped before its first step
         elif record is not None:

@@ -131,8 +131,9 @@ export class Viewer {
     this.pictures = pictures;
     this.right = Math.min(Math.max(0, right), pictures.length - 1);
     const hasSource = pictures.some((picture) => picture.source);
+    // Below, "source" >= a number is false.
     const hadNoChoice = this.left === null && !hadSource;
-    if (hadNoChoice || (this.left === "source" && !hasSource) || this.left >= pictures.length /* never if "source" */) this.left = hasSource ? "source" : null;
+    if (hadNoChoice || (this.left === "source" && !hasSource) || this.left >= pictures.length) this.left = hasSource ? "source" : null;
     this.update();
   }
 
