@@ -42,7 +42,7 @@ class Cluster:
     threads: int = 1  # of each worker
 
 
-class _Remote:
+class _RayWorker:
     """A worker on some machine: rows of pictures in, rows of results out."""
 
     def __init__(self, work: Work, cluster: Cluster, file: Any) -> None:
@@ -119,7 +119,7 @@ def _rows(ray: Any, work: Work, cluster: Cluster, file: Any, jobs: dict[int, Job
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about Ray's execution plan
         results = pictures.map_batches(
-            _Remote,
+            _RayWorker,
             fn_constructor_args=(work, cluster, file),
             batch_size=1,
             batch_format="pyarrow",

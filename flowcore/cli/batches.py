@@ -327,7 +327,7 @@ def confirm_sizes(
             too_large[job] += f"{options.max_megapixels:g}."
     if too_large and sys.stdin.isatty():
         first, more = next(iter(too_large)), len(too_large) - 1
-        _ask(f"{first.source}: {too_large[first]}{f', and {more} more are as large' if more else ''}")
+        _confirm(f"{first.source}: {too_large[first]}{f', and {more} more are as large' if more else ''}")
         too_large = {}
     advice = "Shrink the image, or raise --max-megapixels (0: never ask)."
     refused = {job: FlowError(f"{problem} {advice}") for job, problem in too_large.items()}
@@ -340,7 +340,7 @@ def confirm_sizes(
     folder = next(path for path in (options.out, *options.out.parents) if path.is_dir())
     if required > (free := shutil.disk_usage(folder).free):
         text = f"The results may need {required / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {options.out}."
-        _ask(text, "Shrink the images, or make room.")
+        _confirm(text, "Shrink the images, or make room.")
     if not uses_ray(options):  # how fast other machines are is unknown
         sources, results = ([*sizes] for sizes in zip(*pending.values(), strict=True))
         how = {name: work.settings[name] for name in ("tile", "precision", "steadiness") if name in work.settings}
@@ -354,7 +354,7 @@ def _are_small(options: Namespace, work: Work, pending: dict[Job, tuple[Size, Si
     return work.samples * sum(areas) < NOTEWORTHY and within
 
 
-def _ask(question: str, advice: str = "") -> None:
+def _confirm(question: str, advice: str = "") -> None:
     """Continue if a person says so; FlowError if not, or if there is nobody."""
     if not sys.stdin.isatty():
         raise FlowError(f"{question} {advice}")

@@ -146,7 +146,7 @@ def run_eval(options: Namespace) -> None:
     if options.json:
         _write_json(options.json, results)
     if skipped:
-        raise SomeFailed(f"{len(skipped)} of the images could not be measured; the numbers are those of the others.")
+        raise SomeFailed(f"{len(skipped)} of the images could not be measured; the numbers are for the others.")
 
 
 def _models_and_folders(words: list[Path]) -> tuple[list[str], list[Path]]:
@@ -196,6 +196,8 @@ def _check_json(path: Path | None) -> None:
 
 
 def _holds_numbers(path: Path) -> bool:
+    """Tell whether a file is JSON as score or eval write it."""
+
     def ours(content: Any) -> bool:
         if isinstance(content, list):  # of scores
             return all(isinstance(row, dict) and "bits_per_dim" in row for row in cast("list[Any]", content))

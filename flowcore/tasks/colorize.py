@@ -294,7 +294,7 @@ def memory_required(
 
 
 def change_cast(chroma: Tensor, calm: Tensor, y: Tensor, cast: float) -> Tensor:
-    """Shift the mean chroma, mostly in midtones: cast 1 keeps it; 0 makes it that of ``calm``; -1 makes it gray."""
+    """Shift the mean chroma, mostly in midtones: cast 1 keeps it; 0 makes it that of ``calm``; -1 removes it."""
     mean, calm_mean = _mean(chroma, y), _mean(calm, y)
     target = calm_mean + cast * (mean - calm_mean) if cast >= 0 else (1 + cast) * calm_mean
     weight = y * (1 - y)

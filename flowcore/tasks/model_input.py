@@ -55,15 +55,15 @@ def prepare_input(
     """
     require_whole_images(flow)
     upscales = flow.capabilities.source == "low_resolution"
-    pixels, small = _with_channels(image, flow.channels), None
+    pixels, lr = _with_channels(image, flow.channels), None
     if upscales and source is not None:
-        pixels, small = _crop_pair(flow, pixels, _with_channels(source, 3))
+        pixels, lr = _crop_pair(flow, pixels, _with_channels(source, 3))
     else:
         pixels = _fit_size(flow, pixels, fit)
         if source is not None:
             notify(SOURCE_IGNORED)
         if upscales:
-            small = shrink(pixels, flow.condition_scale).clamp(0, 1)
+            lr = shrink(pixels, flow.condition_scale).clamp(0, 1)
             notify(f"No source was given: the image, shrunk {flow.condition_scale} times, is used instead.")
     labels = None
     if flow.classes:
@@ -74,7 +74,7 @@ def prepare_input(
         labels = torch.full((len(pixels),), label)
     elif label >= 0:
         notify("label is ignored: this model has no labels.")
-    return ModelInput(pixels=pixels, labels=labels, source=small)
+    return ModelInput(pixels=pixels, labels=labels, source=lr)
 
 
 def require_whole_images(flow: FlowModel) -> None:

@@ -96,7 +96,7 @@ class Tiling:
     pad_map: Callable[[Tensor, Border], Tensor] = lambda tau, border: F.pad(tau, border, mode="replicate")
     encoder_input: Callable[[Tensor], Tensor] = lambda padded: padded  # what the encoder sees of a padded image
     max_deviation: float  # from 0.5, beyond which a value is an overflow
-    filled: str  # what stands where the model overflows at any temperature, for messages
+    filled: str  # what replaces pixels that overflow at any temperature, for messages: "left gray"
     shares: bool  # whether samples share a prepared condition
 
 
