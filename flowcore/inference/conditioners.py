@@ -35,7 +35,7 @@ class FoldedConditioner(nn.Module):
         """Split the first convolution: its first ``inputs`` channels are the flow's; the rest is the condition."""
         super().__init__()
         first, *rest = weights
-        conditional = inputs + (first.edge == "flag") < first.weight.shape[1]
+        conditional = first.weight.shape[1] > inputs + (first.edge == "flag")  # the flag is one more channel
         weight, bias = (first.weight[:, :inputs], None) if conditional else (first.weight, first.bias)
         self.conv_flow = Conv(weight, bias, dtype, first.edge, device) if inputs else None
         self.condition = ConditionConv(first.weight[:, inputs:], first.bias, dtype, device) if conditional else None
@@ -57,7 +57,7 @@ class FoldedConditioner(nn.Module):
         convolution, or None.
         """
         convs = [conv for conv in self.rest if isinstance(conv, Conv)]
-        spans = [(top, bottom)]  # of rows that each convolution computes, from the last to the first
+        spans = [(top, bottom)]  # rows that each convolution computes, the last convolution first
         for conv in reversed(convs):
             reads = conv.reads(*spans[-1], height)
             spans.append((reads.start, reads.stop))

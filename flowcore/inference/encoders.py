@@ -151,7 +151,7 @@ class FoldedDenseBlock(nn.Module):
         *convs, last = (Conv(conv.weight, conv.bias, x.dtype) for conv in self.convs)
 
         def rows(earlier: Sequence[StreamedConv], start: int, stop: int) -> Tensor:
-            """Concatenate the input and all earlier outputs, the latest computed first: it needs rows of the others."""
+            """Concatenate the input and all earlier outputs; the latest goes first, as it requests rows of others."""
             outputs = [stream(start, stop) for stream in reversed(earlier)][::-1]
             return torch.cat([x[:, :, start:stop], *outputs], dim=1) if earlier else x[:, :, start:stop]
 

@@ -74,7 +74,7 @@ class ColorizerConfig:
     memory: Annotated[int, Range(0, 2**20)] = 0  # cells of the memory of colors; see ``networks.memory``
     memory_share: Annotated[float, Range(0.001, 1)] = 0.15  # recommended share of its photographs per seed
     memory_neighbors: Annotated[int, Range(1, 4096)] = 20  # recommended number of similar cells to look up
-    starter_memory: bool = False  # recommended: whether colors of the shipped memory are taken over; see ``colorize``
+    starter_memory: bool = False  # recommended: whether to use the shipped memory; see ``colorize``
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -24,7 +24,7 @@ class FFJORDConfig:
 
     channels: Literal[1, 3] = 3
     scales: Annotated[int, Range(1, 8)] = 4  # all but the last factor out half of the dimensions; 1 for a single grid
-    blocks: Annotated[int, Range(1, 64)] = 2  # ODEs one after the other, before and after every squeeze
+    blocks: Annotated[int, Range(1, 64)] = 2  # ODEs in a row, before and again after every squeeze
     hidden: Annotated[tuple[int, ...], Range(1, 4096)] = (64, 64, 64)  # widths between the convolutions of a velocity
     # Strides of the convolutions, len(hidden) + 1 of them: 1, 2, or -2 to double the sides, as many 2 as -2; empty for
     # 1 throughout. Only with a single grid.

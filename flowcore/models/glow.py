@@ -36,8 +36,8 @@ class GlowConfig:
     coupling: Literal["affine", "additive"] = "affine"
     # Before every coupling: a fixed permutation, a 1x1 convolution, or its LU factors; the paper's ablation.
     mixing: Mixing = "lu"
-    # Initialization of "conv" and "lu": random orthogonal as in the paper, or the principal axes of the first batch for
-    # the first of each level, and channel reversals for the others.
+    # Initialization of "conv" and "lu": random orthogonal as in the paper; or "principal": the first of each level as
+    # the principal axes of the first batch, the others as channel reversals.
     mixing_start: Literal["orthogonal", "principal"] = "orthogonal"
     affine_eps: Annotated[float, Range(0, 1, open=True)] = 0.0  # smallest scale of affine couplings; 0 in the paper
     learned_top: bool = True  # whether mean and standard deviation of the last latents are learned
@@ -47,14 +47,14 @@ class GlowConfig:
     # middle of its bin ("levels").
     grid: Literal["bins", "levels"] = "bins"
     image_size: tuple[int, int] | None = None  # height and width, or the side of a square, of the training images
-    dequantizer_steps: Annotated[int, Range(0, 64)] = 0  # of a dequantizer, trained with the flow; 0: none
+    dequantizer_steps: Annotated[int, Range(0, 64)] = 0  # steps of a dequantizer, trained with the flow; 0: none
     pixels: Literal["centred", "unit"] = "centred"  # what the first level sees: x - 1/2 or x
     edge: Edge = "zeros"  # what convolutions see beyond the border; "flag" is one more channel
-    network: Literal["actnorm", "plain"] = "actnorm"  # of couplings: convolutions with actnorms or with biases
+    network: Literal["actnorm", "plain"] = "actnorm"  # inside couplings: convolutions with actnorms or with biases
     actnorm: Literal["log", "log3", "signed"] = "log"  # how scales are stored; "log3": the logarithm divided by 3
     scaled: bool = True  # whether the last convolution of couplings has a learned scale
-    split_prior: Literal["conv", "table"] = "conv"  # of the other half, or a table of position and label
-    last_mixing: Literal["", "reverse", "shuffle", "conv", "lu"] = ""  # of the last level if it differs
+    split_prior: Literal["conv", "table"] = "conv"  # a convolution of the kept half, or a table by position and label
+    last_mixing: Literal["", "reverse", "shuffle", "conv", "lu"] = ""  # mixing of the last level, if it differs
     styles: tuple[str, ...] = ()  # names of the style directions stored with the weights; they need ``image_size``
 
     def __post_init__(self) -> None:

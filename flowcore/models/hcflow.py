@@ -40,8 +40,8 @@ class HCFlowConfig:
     extractor_width: Annotated[int, Range(1, 4096)] = 64  # channels of its trunk
     extractor_growth: Annotated[int, Range(1, 4096)] = 32  # channels that each of its dense convolutions adds
     quant_bins: Annotated[int, Range(1, 65536)] = 64  # the dequantization noise in training has width 1 / quant_bins
-    # Whether the LR image is the flow's own, made to be restored: Haar transforms instead of squeezes, trunk couplings
-    # between the coarse image and the rest without 1x1 convolutions, bounded priors.
+    # Whether the flow makes the LR image itself, to be restored later: with Haar transforms instead of squeezes, trunk
+    # couplings between the coarse image and the rest without 1x1 convolutions, and priors of bounded scale.
     rescaling: bool = False
     # Recommended; the published tests have 0.9 at 4x, 0.8 for faces, and 1 for rescaling, where 0 is the mean of what
     # can be restored.

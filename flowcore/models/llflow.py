@@ -33,7 +33,7 @@ class LLFlowConfig:
     tasks: ClassVar[frozenset[Task]] = frozenset({"brighten"})
 
     steps: Annotated[int, Range(1, 256)] = 12  # conditional steps per level
-    transition_steps: Annotated[int, Range(0, 16)] = 2  # before those, without injector and coupling
+    transition_steps: Annotated[int, Range(0, 16)] = 2  # steps before the conditional ones; no injector, no coupling
     hidden: Annotated[int, Range(1, 4096)] = 64  # width of the networks in injectors and couplings
     encoder_blocks: Annotated[int, Range(1, 256)] = 24  # RRDBs of the encoder
     encoder_width: Annotated[int, Range(1, 4096)] = 64  # channels of its trunk

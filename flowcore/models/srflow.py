@@ -29,12 +29,12 @@ class SRFlowConfig:
     scale: Literal[2, 4, 8] = 4  # integer factor from LR to HR
     levels: int = 3  # each halves the sides; at most log2(scale) + 1: the deepest may work at half the LR resolution
     steps: Annotated[int, Range(1, 256)] = 16  # conditional steps per level
-    transition_steps: Annotated[int, Range(0, 16)] = 2  # before those, without injector and coupling
+    transition_steps: Annotated[int, Range(0, 16)] = 2  # steps before the conditional ones; no injector, no coupling
     injector: bool = True  # whether conditional steps have one; otherwise only the coupling sees the condition
     hidden: Annotated[int, Range(1, 4096)] = 64  # width of the networks in injectors and couplings
-    hidden_layers: Annotated[int, Range(0, 64)] = 1  # hidden convolutions of these networks
-    hidden_kernel: Literal[1, 3] = 1  # side of those
-    encoder: Literal["rrdb", "imdn"] = "rrdb"  # as published, or an IMDN with an adapter, see ``networks.IMDNEncoder``
+    hidden_layers: Annotated[int, Range(0, 64)] = 1  # hidden convolutions of the same networks
+    hidden_kernel: Literal[1, 3] = 1  # side of the kernels of these convolutions
+    encoder: Literal["rrdb", "imdn"] = "rrdb"  # "imdn": with an adapter, see ``networks.IMDNEncoder``
     encoder_blocks: Annotated[int, Range(1, 256)] = 23  # RRDBs, or blocks of the IMDN
     # Channels of the features that the encoder makes for each level alone, and of the trunk of RRDBs.
     encoder_width: Annotated[int, Range(1, 4096)] = 64
@@ -46,7 +46,7 @@ class SRFlowConfig:
     quant_bins: Annotated[int, Range(1, 65536)] = 32  # the dequantization noise in training has width 1 / quant_bins
     residual: bool = False  # whether to subtract the encoder's own enlargement from the image first
     mixing: Literal["orthogonal", "principal"] = "orthogonal"  # of 1x1 convolutions; see Glow's ``mixing_start``
-    temperature: Annotated[float, Range(0, 10, open=True)] = 0.8  # recommended, also with files that do not state it
+    temperature: Annotated[float, Range(0, 10, open=True)] = 0.8  # recommended, also for files that do not state it
     calm_edges: Annotated[float, Range(0, 1)] = 0.0  # recommended reduction of the temperature at edges
     # Convolutions of ``networks.CompactUpscaler``, which makes a guide (``tasks.tiles``); 0 for none.
     guide_layers: Annotated[int, Range(0, 256)] = 0
@@ -66,7 +66,7 @@ class SRFlowConfig:
 
     @property
     def grids(self) -> range:
-        """The grids of its levels, finest first: 1 for half as many pixels a side as HR, 2 for a quarter."""
+        """The grids of its levels, finest first: grid l has the size of HR divided by 2^l."""
         return range(1, self.levels + 1)
 
     @property

@@ -28,15 +28,15 @@ class SRFlowDAConfig:
     """Configuration of an SRFlow-DA; the defaults are the published DF2K 4X network."""
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"upscale"})
-    residual: ClassVar[bool] = False  # as in ``SRFlowConfig``: the image is modeled, not its difference from another
+    residual: ClassVar[bool] = False  # see ``SRFlowConfig``: the image itself is modeled
 
     scale: Literal[2, 4, 8] = 4  # integer factor from LR to HR
     # From HR to latents, one letter per layer: "s2", "s4" or "s8" squeezes by that factor, "p" is a plain step, without
-    # injector and coupling, "c" a conditional step, and "d" splits half of the channels off.
+    # injector and coupling, "c" a conditional step, and "d" factors out half of the channels.
     layers: str = "s2ppccccccds2ppcccccc"
     hidden: Annotated[int, Range(1, 4096)] = 64  # width of the networks in injectors and couplings
-    hidden_layers: Annotated[int, Range(0, 256)] = 4  # their hidden convolutions besides the first; 36 in -D
-    residual_blocks: Annotated[int, Range(0, 256)] = 0  # that these form: in -R 1, in -D 18
+    hidden_layers: Annotated[int, Range(0, 256)] = 4  # hidden convolutions of these networks, but the first; 36 in -D
+    residual_blocks: Annotated[int, Range(0, 256)] = 0  # residual blocks that they form: 1 in -R, 18 in -D
     encoder_blocks: Annotated[int, Range(1, 256)] = 23  # RRDBs of the encoder
     encoder_width: Annotated[int, Range(1, 4096)] = 64  # channels of its trunk
     encoder_growth: Annotated[int, Range(1, 4096)] = 32  # channels that each of its dense convolutions adds

@@ -59,7 +59,7 @@ def _velocity(checkpoint: Checkpoint, layers: str) -> dict[str, Any]:
     widths = [checkpoint.shape(f"{layers}.{k}._layer.bias", 1)[0] for k in range(len(weights))]
     channels = widths[-1]
     squashed = f"{layers}.0._hyper_gate.weight" in checkpoint.shapes
-    # Channels that the first layer sees beside the data: the time, or time and coordinates. The kernels of 4x4 layers
+    # Channels that the first layer sees besides the data: the time, or time and coordinates. The kernels of 4x4 layers
     # that double the sides have inputs first.
     extra = 0 if squashed else next((n - channels for n in weights[0][:2] if n - channels in (0, 1, 3)), 0)
     if weights[0][2] == 3:
@@ -85,10 +85,10 @@ def ffjord_origins(config: FFJORDConfig, multiscale: bool) -> Iterator[Origin]:
     """Pair every parameter of ours with the published one; ``multiscale`` names may also have a single scale."""
     for level in range(config.scales):
         published = f"transforms.{level}.chain" if multiscale else "chain"
-        after = 1 if level == 0 else 0  # the logit
+        after = 1 if level == 0 else 0  # after the logit
         before_and_after = 1 if level == config.scales - 1 else 2
         for k in range(before_and_after * config.blocks):
-            number = k + (k >= config.blocks)  # the squeeze
+            number = k + (k >= config.blocks)  # after the squeeze
             ours, ode = f"levels.{level}.steps.transforms.{number}", f"{published}.{after + number}"
             yield take(f"{ours}.sqrt_end_time", f"{ode}.sqrt_end_time")
             for j in range(len(config.hidden) + 1):

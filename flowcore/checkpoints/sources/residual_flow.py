@@ -128,7 +128,7 @@ def residual_flow_origins(config: ResidualFlowConfig) -> Iterator[Origin]:
         if level:
             channels, height, width = channels * (2 if config.factor_out else 4), height // 2, width // 2
         ours, published = f"levels.{level}.steps.transforms", f"transforms.{level}.chain"
-        at, ahead = 0, int(level == 0)  # ahead of ours by the logit
+        at, ahead = 0, int(level == 0)  # published indices are ahead of ours, by the logit
         if level == 0 and config.first_actnorm:
             yield from _actnorm(f"{ours}.0", f"{published}.1")
             at = 1
@@ -140,7 +140,7 @@ def residual_flow_origins(config: ResidualFlowConfig) -> Iterator[Origin]:
             at += 2
         if level == last and config.full_blocks:
             elements = channels * height * width
-            at, ahead = at + 1, ahead - 1  # our flattening
+            at, ahead = at + 1, ahead - 1  # ours has a flattening there
             for _ in range(config.full_blocks):
                 block = f"{published}.{at + ahead}.nnet.nnet"
                 yield from _network(f"{ours}.{at}", block, elements, config.full_hidden, config.leading, config)
