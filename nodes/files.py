@@ -261,6 +261,7 @@ class FlowcoreFolder(FlowNode):
             colorizes = work.command == "colorize"
             memory, side = (memory_to_colorize, LARGE) if colorizes else (memory_required, ORDINARY_TILE)
             part.load(memory(part.flow, side, side))
+            # Of each job: `is_done`, or else `start`, the worker and `save`; then `on_result`.
             run(
                 todo,
                 partial(in_turn, Worker(work, part.flow), start, notes, cancelled=stop_if_cancelled),

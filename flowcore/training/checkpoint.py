@@ -101,6 +101,7 @@ def restore(content: Mapping[str, Any], flow: FlowModel, average: FlowModel, sta
 def resume(run: Run, content: Mapping[str, Any], start: Path | None, start_copy: Path) -> dict[str, Any] | None:
     """Load a checkpoint into a run that may have begun with a copy of a start, and return the optimizer's state."""
     optimizer_state = restore(content, run.flow, run.average, run.state)
+    # ``origin`` begins as ``load_start`` has written it
     if start is not None and not f"{run.state.origin},".startswith(f", starting from {start.stem},"):
         raise FlowError(
             f"{start_copy.parent} holds a run that did not start from {start.stem}. Choose another --run folder, or "

@@ -111,6 +111,7 @@ class Photographs:
     def _crop(
         self, entry: Entry, crop: int, rng: np.random.Generator, degradation_rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
+        """Cut an HR crop and its LR crop; for low-light models a bright and a dark one, for others the same twice."""
         hr, lr = self.cache.images(entry)
         recipe, scale, small = self.recipe, self.recipe.scale, crop // self.recipe.scale
         row = int(rng.integers(0, lr.shape[0] - small + 1))  # of the LR crop's corner

@@ -154,6 +154,7 @@ def decode_each(
         return (None, reason) if image is None else (process(image), "")
 
     threads = min(MAX_THREADS, os.cpu_count() or 1)
+    # source, its pixels, and a function that returns or awaits the result
     pending: deque[tuple[ImageSource, int, Callable[[], tuple[Processed | None, str]]]] = deque()
     archives: dict[Path, zipfile.ZipFile] = {}
     with ExitStack() as stack:

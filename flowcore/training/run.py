@@ -114,7 +114,8 @@ class Pace:
         self.trial_seconds: list[float] = []  # per step of every stage, as tried before the first step
         self.checkpoint_seconds: float | None = None  # of a checkpoint with its measurements
         # the stage that is being counted, its steps at the first and the last count, and the seconds between these
-        self._stage, self._first, self._last, self._start_time, self._seconds = -1, 0, 0, 0.0, 0.0
+        self._stage, self._first, self._last = -1, 0, 0
+        self._start_time, self._seconds = 0.0, 0.0
 
     def count(self, stage: int, done: int) -> None:
         """Note how many steps a stage has made by now."""
@@ -123,7 +124,11 @@ class Pace:
         self._last, self._seconds = done, time.monotonic() - self._start_time
 
     def fit(self, plan: Sequence[int], longest: Sequence[int], stage: int, done: int) -> list[int]:
-        """Scale the remaining steps of every stage so that the run ends in time; ``stage`` has made ``done`` of its."""
+        """Scale the remaining steps of every stage so that the run ends in time; ``stage`` has made ``done`` of its.
+
+        If there is time for half of the steps that ``plan`` has left, every stage keeps half of those that it has left.
+        No stage gets more steps than in ``longest``.
+        """
         seconds_left = max(0.0, self.deadline - time.monotonic())
         if self.checkpoint_seconds is None:
             self.checkpoint_seconds = UNMEASURED * seconds_left
