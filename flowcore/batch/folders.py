@@ -271,7 +271,7 @@ def run(
     with Claims() as locks:
         units = _clips(jobs) if whole_clips else [[job] for job in jobs]
         queue = _Queue(deque(units), whole_clips, locks if claims else None, is_done, on_result, notify)
-        for job, result in executor(iter(queue.next_job, None)):
+        for job, result in executor(iter(queue.next_job, None)):  # which ends when it returns None
             if isinstance(result, Outputs):
                 try:
                     save(job, result)

@@ -140,6 +140,7 @@ class ProgressBar:
         return f"{', '.join(parts)}, in {duration(time.monotonic() - self._start_time)}."
 
     def _count(self, current: int = 1) -> str:
+        """Number the image in progress; with 0, the last finished one."""
         number = self._done + self._skipped + self._failed + current
         return f"{number}/{self._total} " if self._total > 1 else ""
 

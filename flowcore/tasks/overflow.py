@@ -88,14 +88,16 @@ def decode_with_backoff(decode: Decoder, latents: Sequence[Tensor], fallback: Ca
     failures = torch.zeros(len(affected), 1, *grid, device=images.device)  # per cell of the coarsest latents
     scales = torch.tensor(BACKOFF_SCALES, device=images.device)
     repaired, remaining = images[affected], overflowed[affected]
-    for _ in range(ATTEMPTS if any(bool(level.any()) for level in z) else 0):
+    attempts = ATTEMPTS if any(bool(level.any()) for level in z) else 0  # zeros cannot be scaled down
+    for _ in range(attempts):
         # the cells that hold an overflow, and their neighbors
         touched = F.max_pool2d(F.adaptive_max_pool2d(remaining.float(), (grid[0], grid[1])), 3, stride=1, padding=1)
         failures = (failures + touched).clamp(max=len(BACKOFF_SCALES) - 1)
         repaired, mask = decode([_scale(level, scales[failures.long()]) for level in z], affected)
-        remaining = torch.zeros_like(remaining) if mask is None else mask
         if mask is None:
+            remaining = torch.zeros_like(remaining)
             break
+        remaining = mask
     attenuated, filled = torch.zeros_like(overflowed), torch.zeros_like(overflowed)
     attenuated[affected] = (_resize(failures, repaired, "nearest") > 0) & ~remaining
     filled[affected] = remaining
