@@ -98,7 +98,7 @@ class FacePlace:
     def scaled(self, height: int, width: int) -> FacePlace:
         """Return the same place in an enlarged or shrunk copy of the picture."""
         x, y = width / self.width, height / self.height
-        if abs(self.height * x - height) > max(1, x) and abs(self.width * y - width) > max(1, y):
+        if abs(self.height * x - height) > max(1, x) and abs(self.width * y - width) > max(1, y):  # beyond rounding
             raise ShapeError(
                 f"The face was cut out of a picture of {self.width}x{self.height}, and is to be pasted into one of "
                 f"{width}x{height}, which has other proportions. Paste it into the same picture, or an enlargement."
@@ -186,7 +186,7 @@ def paste_face(picture: Tensor, face: Tensor, place: FacePlace, *, feather: floa
     if face.ndim != 4 or face.shape[-1] != face.shape[-2]:
         raise ShapeError(f"A face is a square, (B, C, S, S); got {tuple(face.shape)}. Paste what was cut out.")
     count = max(len(picture), len(face))
-    if {len(picture), len(face)} - {1, count}:
+    if min(len(picture), len(face)) not in (1, count):
         raise ShapeError(
             f"Expected as many pictures as faces, or one of them; got {len(picture)} and {len(face)}. Pass one picture."
         )

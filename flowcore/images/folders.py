@@ -40,7 +40,7 @@ def walk_folders(top: Path, skipped: dict[Path, str]) -> Iterator[tuple[str, lis
     for parent, folders, names in os.walk(top, followlinks=True, onerror=skip):
         folders.sort()
         for folder in [Path(parent, name).absolute() for name in folders if Path(parent, name).is_symlink()]:
-            if any(above.resolve().is_relative_to(folder.resolve()) for above in folder.parents):
+            if any(above.resolve().is_relative_to(folder.resolve()) for above in folder.parents):  # a cycle
                 skipped[folder] = "a link that leads back"
                 folders.remove(folder.name)
         yield parent, names

@@ -49,7 +49,7 @@ def tags_and_orientation(opened: Image.Image) -> tuple[dict[int, Any], int]:
     try:
         exif = opened.getexif()
         orientation = int(exif.get(ORIENTATION, 1))
-        inner = {tag: exif.get_ifd(tag) for tag in (EXIF, GPS) if exif.get_ifd(tag)}
+        inner = {tag: directory for tag in (EXIF, GPS) if (directory := exif.get_ifd(tag))}
         tags = {tag: value for tag, value in exif.items() if tag not in STRUCTURE and tag not in inner}
     except Exception:  # damaged tags do not make the image unreadable
         return {}, 1

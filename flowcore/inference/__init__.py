@@ -1,4 +1,6 @@
-"""The same flow, folded to be fast and small. A first reading can skip this folder: the results are the flow's.
+"""The same flow, folded: weights fused, run in strips, with progress reported. The results are the flow's.
+
+A first reading can skip this folder.
 
 - ``plan.py``: a ``Plan``, which ``planned(flow)`` returns: an immutable, optimized copy of a ``Flow``.
 - ``encoders.py``: its encoders, whose features are never enlarged.

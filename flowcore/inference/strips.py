@@ -110,9 +110,9 @@ class StripBudget:
         ]
 
 
-def strips(height: int, each: int) -> list[tuple[int, int]]:
+def strips(height: int, rows: int) -> list[tuple[int, int]]:
     """Split rows into strips: the first row of each, and the row after its last; the last strip may be lower."""
-    return [(top, min(top + each, height)) for top in range(0, height, each)]
+    return [(top, min(top + rows, height)) for top in range(0, height, rows)]
 
 
 def canvas(like: Tensor, channels: int) -> Tensor:

@@ -46,7 +46,7 @@ class Range:
 
     low: float
     high: float
-    open: bool = False  # whether ``high`` itself is too large
+    open: bool = False  # whether ``high`` itself is excluded
 
 
 @cache

@@ -76,6 +76,7 @@ def glow_layout(
     for name in ours:
         level, k, part = NAME.fullmatch(name).groups()  # pyright: ignore[reportOptionalMemberAccess]
         if part in rows and name not in values:
+            # Without a level it is of the top prior, the deepest; without a step, of a split, after the last one.
             level, k = int(level or config.levels - 1), int(k or config.steps)
             numbers = {"level": level, "k": k, "deep": config.levels - 1 - level, "back": config.steps - 1 - k}
             numbers["layer"] = level * (config.steps + 2) + 1 + k
