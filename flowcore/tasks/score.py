@@ -442,9 +442,7 @@ def _integers(flow: FlowModel, image: Tensor, n_bits: int, notes: list[str]) -> 
             "was probably resized, filtered or blended before, which changes its score."
         )
     if n_bits < 8:
-        notes.append(
-            f"Scored at {n_bits} bits: {2**n_bits} values per channel. Such numbers do not compare with 8-bit ones."
-        )
+        notes.append(f"Scored at {n_bits} bits: bits per dimension do not compare with those of 8-bit models.")
     return k
 
 
