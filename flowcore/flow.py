@@ -66,8 +66,8 @@ class Flow(Transform[list[Tensor], Condition]):
 
     Forward: ``x = prelude(x)``; per level ``x = steps(squeeze(x)); (x, latent) = split(x)``; the last latent is
     ``top(x)``. Logdet: the sum over all of them. Levels without a split pass on all their channels. Where levels have
-    ``details``, these turn what was factored out into latents, from the deepest level up. Tasks take a ``FlowModel``,
-    which also has a configuration and the networks around the flow; ``FlowModel.of(flow)`` makes one.
+    ``details``, these turn what was factored out into latents, from the deepest level up. A ``FlowModel`` also has a
+    configuration and the networks around the flow; tasks take either.
 
     Attributes:
         estimated: Whether its log-determinant has no closed form, so that ``forward`` takes probes for an estimate (see

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..device import actual_precision, empty_cache, float32_arithmetic, is_out_of_memory, no_autocast
 from ..errors import FlowError
+from ..flow import Flow
 from ..inference.plan import Plan, forget_plan, planned
 from ..inference.strips import minimum_memory, observed
 from ..model import FlowModel
@@ -101,7 +102,8 @@ def part_of_run(options: Reporting, start: float, share: float) -> Reporting:
 def runs_with(accepted: type[Reporting]) -> Callable[[Function], Function]:
     """Make a decorator that lists the accepted fields of ``RunOptions`` in a task's signature and docstring.
 
-    They replace the task's ``**options``; other keywords are rejected. Keywords of NumPy's types become Python's.
+    They replace the task's ``**options``; other keywords are rejected. Scalars of NumPy become Python's, and a
+    ``Flow`` that was assembled by hand becomes a ``FlowModel``.
     """
     fields = [field for field in dataclasses.fields(RunOptions) if field.name in accepted.__annotations__]
     entries = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
@@ -122,8 +124,8 @@ def runs_with(accepted: type[Reporting]) -> Callable[[Function], Function]:
             for name, value in keywords.items():
                 if name not in known:
                     raise TypeError(f"{task.__name__}() got an unexpected keyword argument {name!r}")
-                keywords[name] = value.item() if isinstance(value, np.generic) else value
-            return task(*args, **keywords)
+                keywords[name] = _accepted(value)
+            return task(*map(_accepted, args), **keywords)
 
         checked.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
         checked.__doc__ = task.__doc__ and _with_arguments(inspect.cleandoc(task.__doc__), lines)
@@ -142,6 +144,12 @@ def _with_arguments(doc: str, lines: list[str]) -> str:
         sections.insert(place, "Args:")
     sections[place] = "\n".join([sections[place], *lines])
     return "\n\n".join(sections)
+
+
+def _accepted(value: Any) -> Any:
+    if isinstance(value, Flow):
+        return FlowModel.of(value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 class Runner:
