@@ -47,12 +47,12 @@ class OrderedSqueeze(Squeeze):
 
     def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         require_blocks(x, 2, "Squeeze")
-        blocks = F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4))  # (B, C, 4, H/2, W/2)
-        return blocks[:, :, [0, 3, 1, 2]].transpose(1, 2).flatten(1, 2), x.new_zeros(x.shape[0])
+        groups = [x[:, :, dy::2, dx::2] for dy, dx in ((0, 0), (1, 1), (0, 1), (1, 0))]
+        return torch.cat(groups, dim=1), x.new_zeros(x.shape[0])
 
     def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
-        groups = z.unflatten(1, (4, -1))  # (B, 4, C, H/2, W/2)
-        return F.pixel_shuffle(groups[:, [0, 2, 3, 1]].transpose(1, 2).flatten(1, 2), 2)
+        first, diagonal, right, below = z.chunk(4, dim=1)
+        return F.pixel_shuffle(torch.stack([first, right, below, diagonal], dim=2).flatten(1, 2), 2)
 
 
 class Unsqueeze(Transform):

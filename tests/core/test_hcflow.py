@@ -114,7 +114,7 @@ def changed(name, change):
 
 
 NEARLY = {
-    "without the trunk": (without(r"^flow\.layers\."), "this HCFlow.*trunk steps at layers none"),
+    "without the trunk": (without(r"^flow\.layers\."), "this checkpoint of HCFlow.*trunk steps at layers none"),
     "without a prior": (without(r"level0_condFlow\.f\.bias"), r"0_condFlow\.f\.bias is missing"),
     "wider at one place": (
         changed("flow.level0_condFlow.conv_first.weight", lambda t: t.repeat(1, 2, 1, 1)),

@@ -71,7 +71,7 @@ def test_a_picture_of_ones_own_is_taken_as_load_image_takes_it(host):
     noisy.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(host.server.base / "input" / "own.png")
     assert pixels(host.outputs(workflow)["image"]).shape == (1, 3, 6, 8)  # another file of that name
     workflow["own"]["inputs"]["picture"] = "../own.png"
-    with pytest.raises(RunError, match=r"there is no file '\.\./own\.png' in the input folder"):
+    with pytest.raises(RunError, match=r"there is no file or folder of pictures '\.\./own\.png' in the input folder"):
         host.run(workflow)
 
 

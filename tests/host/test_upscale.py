@@ -135,7 +135,7 @@ def test_a_black_mask_gets_a_note_and_a_wrong_one_is_refused(host, photo):
 
 
 def test_results_that_are_too_large_are_refused_before_the_work(host):
-    huge = "20800x20800 pixels, 433 megapixels. Set longest_side"
+    huge = "20800x20800 pixels, 433 megapixels. Without longest_side"
     refusal(host, probe(height=1300, width=1300, factor=16), huge)
     refusal(host, probe(batch=64, samples=64, longest_side=16384), "GB of memory")
     refusal(host, probe(temperatures="warm"), "one number per level")
