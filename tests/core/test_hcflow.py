@@ -52,7 +52,7 @@ def test_another_lr_image_is_a_deviation_in_units_of_its_standard_deviation():
 def test_only_the_lr_image_of_an_anchored_flow_is_an_image(flow):
     with pytest.raises(ShapeError, match="sides divisible by 4; got 6x8"):
         flow.reduce(picture(1, 3, 6, 8))
-    with pytest.raises(ConditionError, match="no image; encode it instead"):
+    with pytest.raises(ConditionError, match="is not an image; encode it instead"):
         flowcore.load("srflow-x4").reduce(picture(1, 3, 8, 8))
     with pytest.raises(FlowError, match=r"sample needs .*; got a hcflow model"):
         flowcore.sample(flow, 1, size=(8, 8))
