@@ -283,7 +283,7 @@ class Brush {
     this.board.setPointerCapture(event.pointerId);
     const last = event.shiftKey ? this.strokes.at(-1)?.points.at(-1) : undefined;
     const ink = this.tool === "erase" ? { erase: true } : { [this.kind]: this[this.kind] };
-    this.stroke = { ...paint, size: Math.round(this.size * DIGITS) / DIGITS, points: last ? [last, share] : [share] };
+    this.stroke = { ...ink, size: Math.round(this.size * DIGITS) / DIGITS, points: last ? [last, share] : [share] };
     this.look();
   }
 

@@ -30,7 +30,7 @@ function connectFilm(film) {
   if (!node) return;
   film.connect(0, node, videoInput(node));
   const earlier = film.graph.nodes.filter((other) => other !== film && other.pos[0] < node.pos[0] && other.comfyClass);
-  const left = Math.min(...before.map(({ pos }) => pos[0]), node.pos[0] - film.size[0] - GAP[0]);
+  const left = Math.min(...earlier.map(({ pos }) => pos[0]), node.pos[0] - film.size[0] - GAP[0]);
   const column = earlier.filter(({ pos }) => pos[0] < left + film.size[0]);
   film.pos = [left, Math.max(node.pos[1], ...column.map(({ pos, size }) => pos[1] + size[1] + GAP[1]))];
   changed();
