@@ -621,7 +621,7 @@ def test_a_pick_that_comes_along_a_wire_is_not_written(classic):
     picked = classic.page.locator(".flowcore-gallery button[data-seed='13']")
     picked.click()
     assert classic.value("FlowcoreSample", *names) == before
-    assert "wire" in picked.get_attribute("title")
+    assert "connected" in picked.get_attribute("title")
 
 
 def digits(kind, values, **more):
@@ -876,7 +876,7 @@ def test_a_node_says_why_it_failed_until_the_next_run(canvas, page):
     page.wait_for_function(f"() => ({FAILED})().length")
     canvas.shot("failed")
     (said,) = page.evaluate(FAILED)
-    assert said.startswith("A picture would have 24000x18000 pixels, 432 megapixels. Set longest_side")
+    assert said.startswith("A picture would have 24000x18000 pixels, 432 megapixels. Without longest_side")
     for side in ("width", "height"):
         canvas.move("EmptyImage", side, 16)
     canvas.run()
