@@ -225,7 +225,7 @@ def checkpoint_of(flow: Flow) -> dict[str, Tensor]:
             block = re.match(r".*chain\.\d+", owner)
             assert block is not None
             for name in ("last_n_samples", "last_firmom", "last_secmom"):
-                state[f"{block[0]}.{name}"] = torch.zeros(1)
+                state[f"{block[0]}.{name}"] = torch.zeros(len(name))  # of any length
             state |= {f"{block[0]}.geom_p": torch.zeros((), dtype=torch.float64), f"{block[0]}.lamb": torch.tensor(2.0)}
         elif ".nnet" not in owner and part == "bias":
             state[f"{owner}.initialized"] = torch.tensor(1)

@@ -21,12 +21,13 @@ ROOT = Path(__file__).parents[2]
 # What scanners report: modules that are imported, and words, wherever they stand.
 IMPORTED = re.compile(
     r"^\s*(?:import|from) (socket|ssl|http|urllib|ftplib|smtplib|requests|httpx|aiohttp|websockets|ctypes|marshal"
-    r"|shelve|dill|joblib|runpy|base64|pty|multiprocessing|yaml|huggingface_hub)\b",
+    r"|shelve|dill|joblib|runpy|base64|pty|webbrowser|multiprocessing|yaml|huggingface_hub)\b",
     re.MULTILINE,
 )
 WORDS = re.compile(
-    r"\b(import_module|__import__|environ|getenv|putenv|subprocess|popen|os\.system|(?i:\w*pickle\w*)|torch\.(?:load|hub|package|jit\.load)|np\.load"
-    r"|XMLHttpRequest|WebSocket|EventSource)\b|(?<![.\w])(eval|exec|compile|fetch)\("
+    r"\b(import_module|__import__|environ|getenv|putenv|subprocess|popen|os\.(?:system|exec\w+|spawn\w+|fork|posix_spawn\w*)"
+    r"|(?i:\w*pickle\w*)|torch\.(?:load|hub|package|jit\.load)|np\.load|XMLHttpRequest|WebSocket|EventSource)\b"
+    r"|(?<![.\w])(eval|exec|compile|fetch)\("
 )
 REASONS = {
     ("flowcore/batch/cluster.py", "environ"): "tells Ray to report no statistics",

@@ -61,6 +61,8 @@ def test_temperature_and_calm_edges_of_a_file_hold_until_each_is_set(flow: Flow)
     assert torch.equal(own, upscale(flow, lr, seed=3, **OWN))
     assert torch.equal(own, upscale(flow, lr, seed=3, temperature=0.6))
     assert not torch.equal(own, upscale(flow, lr, seed=3, temperature=0.6, calm_edges=0))
+    grid = temperature_grid(flow, lr[:1], [None, 0.9], seed=3, seeds=1)
+    torch.testing.assert_close(grid[:1], own[:1], atol=1e-5, rtol=0)
     without = build_upscaler()  # a file that states nothing
     assert torch.equal(upscale(without, lr, seed=3), upscale(without, lr, seed=3, temperature=0.8))
 

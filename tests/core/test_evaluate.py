@@ -334,6 +334,8 @@ def test_only_the_requested_measures_are_taken_and_means_are_finite(enlarged):
     usual = evaluate_upscaler(flow, enlarged, temperatures=(0,))["tau 0"]
     assert list(usual)[:4] == ["psnr", "ssim", "lr_psnr", "diversity"]  # as older result files do
     assert "bits_per_dim" not in usual
+    calm = build_tiny("srflow", temperature=0.6, calm_edges=0.75)
+    assert list(evaluate_upscaler(calm, enlarged, measures=("psnr",))) == ["bicubic", "tau 0", "tau 0.6, calm 0.75"]
     with pytest.raises(FlowError, match="Unknown measure 'fid'; choose from psnr, ssim"):
         evaluate_upscaler(flow, enlarged, measures=("psnr", "fid"))
     (enlarged / "large.png").unlink()

@@ -40,7 +40,7 @@ def b():
     return [1.5 * z for z in drawn(2, 20)]  # of another norm, as encoded images are
 
 
-@pytest.mark.parametrize("angle", [1e-3, 1.0, 3.1])
+@pytest.mark.parametrize("angle", [3e-6, 1e-3, 1.0, 3.1])
 def test_slerp_is_its_formula_with_one_angle_per_level_and_item(angle):
     angles = torch.tensor([[angle, angle / 2], [angle / 3, angle]], dtype=torch.float64)  # (levels, items)
     for t in (0.1, 0.5, 0.8):

@@ -79,6 +79,11 @@ def test_places_too_wide_to_repair_stay_and_are_reported(model: flowcore.Flow) -
     assert "wider than 24 pixels" in told[0]
 
 
+def test_repair_can_be_canceled_while_it_fills(model: flowcore.Flow) -> None:
+    with pytest.raises(flowcore.Cancelled):
+        flowcore.repair(model, picture(), scratch(picture()), cancelled=lambda: True)
+
+
 def test_a_mask_of_another_size_is_refused(model: flowcore.Flow) -> None:
     with pytest.raises(flowcore.ImageError, match="Resize it"):
         flowcore.repair(model, picture(), torch.ones(1, 1, 20, 20))

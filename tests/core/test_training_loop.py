@@ -506,6 +506,13 @@ def test_a_caller_can_stop_a_run_and_go_on_to_the_same_bits(whole, photos, tmp_p
     assert_same_run(whole[0], run)
 
 
+def test_minutes_stop_a_run_that_began_without_them(photos, tmp_path):
+    run_recipe(photos, tmp_path, stop_after=2)
+    lines = run_recipe(photos, tmp_path, minutes=1e-9)
+    assert content(tmp_path)["progress"]["step"] == 3
+    assert any("stopped: the time is up" in line for line in lines)
+
+
 def test_a_run_can_start_from_a_model(whole, photos, tmp_path):
     flow_only = RECIPE[: RECIPE.index("[[stages]]")] + RECIPE[RECIPE.rindex("[[stages]]") :]
     still = parse_recipe(flow_only.replace("learning_rate = 1e-2", "learning_rate = 0"))

@@ -237,6 +237,8 @@ def test_memory_estimate_grows_with_the_image_and_falls_with_tiles(flow):
     small, large = (task.memory_required(flow, n, 64) - task.STRIPS for n in (64, 128))
     assert large == pytest.approx(2 * small, rel=1e-6)
     assert task.memory_required(flow, 2048, 2048, tile=64) < task.memory_required(flow, 2048, 2048) / 10
+    guided, alone = (task.memory_required(flow, 64, 64, guided=on) for on in (True, False))
+    assert guided - alone == 3 * (4 * 3 * 256 * 256)  # the guide, its change to shrink to the image, and its latents
 
 
 def test_a_constant_map_equals_the_number(flow):
