@@ -172,10 +172,8 @@ def read_guide(options: Namespace) -> int:
         if network == "general":
             ours = re.sub(r"prelu(\d+)", r"activations.\1.weight", re.sub(r"conv(\d+)", r"convs.\1", key))
             weights[ours] = ((tensor.float() + state[f"wdn.{key}"].float()) / 2).to(tensor.dtype)
-    network, recording = (
-        CompactUpscaler(4, GUIDE_LAYERS, GUIDE_WIDTH),
-        load_file(RECORDINGS / "realesr_general.safetensors"),
-    )
+    recording = load_file(RECORDINGS / "realesr_general.safetensors")
+    network = CompactUpscaler(4, GUIDE_LAYERS, GUIDE_WIDTH)
     network.load_state_dict(weights)
     difference = float((network.double()(recording["lr"]) - recording["sr"]).abs().max())
     if not agrees(difference, GUIDE_TOLERANCE):

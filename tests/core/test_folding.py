@@ -11,9 +11,7 @@ from flowcore.inference.strips import StripBudget, canvas, minimum_memory, strip
 from flowcore.networks import Conditioner
 from flowcore.networks.rrdb import DenseBlock
 from flowcore.testing import close, perturbed
-from flowcore.transforms import (
-    MultiScaleFeatures,
-)
+from flowcore.transforms import MultiScaleFeatures
 
 LIKE = torch.zeros((), dtype=torch.float64)
 

@@ -386,7 +386,7 @@ def stored(crop, quality):
     return np.asarray(Image.open(buffer))
 
 
-def noisy(crop, rng):
+def with_noise(crop, rng):
     return (crop + rng.normal(0, 8, crop.shape)).clip(0, 255).round().astype(np.uint8)
 
 
@@ -404,7 +404,7 @@ def test_jpeg_blocks_are_reported_with_their_quality(crops):
 
 def test_noise_is_reported(crops):
     rng = np.random.default_rng(0)
-    assert told([noisy(crop, rng) for crop in crops]) >= 90
+    assert told([with_noise(crop, rng) for crop in crops]) >= 90
 
 
 def test_a_picture_that_was_examined_is_not_examined_again(crops, monkeypatch):
