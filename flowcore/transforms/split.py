@@ -11,7 +11,7 @@ from .transform import Transform
 MIN_VARIANCE = 1e-12  # an optimizer step may make a variance negative
 
 
-class Split(Transform[tuple[Tensor, Tensor]]):
+class Split(Transform[tuple[Tensor, Tensor], LevelCondition]):
     """Factor out the second part of the channels, whitened by a prior that the first part predicts.
 
     With ``x = [x1, x2]`` and ``mean, log_std = conditioner(x1)`` (even and odd channels): forward: ``latent = (x2 -

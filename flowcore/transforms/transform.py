@@ -31,7 +31,7 @@ from .level_condition import LevelCondition
 
 T = TypeVar("T")
 Latent = TypeVar("Latent", default=Tensor)  # what forward returns first
-Cond = TypeVar("Cond", default=LevelCondition)
+Cond = TypeVar("Cond", default=LevelCondition)  # given with ``Latent`` or not at all: old typing_extensions require it
 
 
 class NoPositionsError(FlowError):

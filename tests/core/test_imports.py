@@ -124,6 +124,14 @@ def test_no_module_imports_itself_in_a_circle():
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
+def test_transforms_state_both_of_their_types_or_neither():
+    """Before version 4.12, typing_extensions do not fill in the second one, and importing flowcore fails."""
+    text = "".join(path.read_text("utf-8") for path in sources("flowcore"))
+    types = re.findall(r"\(Transform\[(.+)]\)", text)
+    assert types
+    assert all(isinstance(ast.parse(found).body[0].value, ast.Tuple) for found in types)
+
+
 def test_the_pack_imports_itself_relatively_and_the_host_in_one_room():
     """The host loads the pack under the name of its folder: `import flowcore` would find nothing, or another copy."""
     wrong = [
