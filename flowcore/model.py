@@ -135,7 +135,7 @@ class FlowModel(Flow, Generic[C]):
             fixed_size=flow.fixed_size,
             anchored=flow.anchored,
         )
-        model.conditional = flow.conditional
+        model.conditional, model.levels = flow.conditional, flow.levels  # the same list: they share a cached plan
         return model
 
     def encode_condition(self, source: Tensor) -> Condition:

@@ -242,10 +242,10 @@ class Plan(FlowModel):
 
 
 class PlanCache:
-    """The two plans used last, keyed weakly by flow; the second only while both fit into an eighth of free memory."""
+    """The two plans used last, keyed weakly by levels; the second only while both fit into an eighth of free memory."""
 
     def __init__(self) -> None:
-        self._plans: weakref.WeakKeyDictionary[Flow, Plan] = weakref.WeakKeyDictionary()  # in order of use
+        self._plans: weakref.WeakKeyDictionary[nn.ModuleList, Plan] = weakref.WeakKeyDictionary()  # in order of use
         self._lock = RLock()
 
     def __len__(self) -> int:
@@ -253,16 +253,16 @@ class PlanCache:
 
     def plan(self, flow: Flow, precision: ActualPrecision) -> Plan:
         """Return the cached plan if it is this flow's and the weights are unchanged, else a new one."""
-        identity = weakref.ref(flow), precision, checksums(flow)
+        identity = weakref.ref(flow.levels), precision, checksums(flow)
         with self._lock:
-            plan = self._plans.pop(flow, None)
+            plan = self._plans.pop(flow.levels, None)
             if plan is None or plan.identity != identity:
                 plan = None  # free the old plan before folding
                 self._make_room(flow)
                 with torch.inference_mode(False):  # else ``Plan.gradient`` could never use it
                     plan = Plan(flow, precision)
                 plan.identity = identity
-            self._plans[flow] = plan
+            self._plans[flow.levels] = plan
             return plan
 
     def _make_room(self, flow: Flow) -> None:
@@ -278,8 +278,8 @@ class PlanCache:
     def forget(self, *, keep: Flow | None = None) -> None:
         """Free all plans but that of ``keep``, which is in use."""
         with self._lock:
-            for flow in [flow for flow in self._plans if flow is not keep]:
-                del self._plans[flow]
+            for levels in [levels for levels in self._plans if keep is None or levels is not keep.levels]:
+                del self._plans[levels]
 
 
 PLANS = PlanCache()

@@ -412,7 +412,9 @@ def test_a_flow_assembled_by_hand_is_folded_with_its_condition():
     assert torch.allclose(folded, logdet, atol=1e-3)
     assert (logdet - flow(x, Condition(features=(torch.rand(2, 4, 4, 6),)))[1]).abs().min() > 1e-3
     assert not isinstance(flow, FlowModel)
-    assert flowcore.score(assemble([Level([ActNorm(12)])], channels=3), x).bits_per_dim.isfinite().all()
+    plain = assemble([Level([ActNorm(12)])], channels=3)
+    assert flowcore.score(plain, x).bits_per_dim.isfinite().all()
+    assert planned(FlowModel.of(plain)) is planned(FlowModel.of(plain))  # one plan for one task after the other
     for call in (flow, Plan(flow)):
         with pytest.raises(ConditionError):
             call(x)
