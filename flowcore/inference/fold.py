@@ -65,8 +65,8 @@ class Mixing(Transform):
         return _mix(z, *self.to_data)
 
 
-def pixel_map(transform: Transform) -> PixelMap | None:
-    """Describe a per-pixel transform as a matrix and a vector; None for any other transform."""
+def pixel_map(transform: Transform) -> PixelMap:
+    """Describe a transform of one of the ``PIXELWISE`` types as a matrix and a vector."""
     if isinstance(transform, ActNorm):
         logs = float64_on_cpu(transform.effective_log_scale())
         return PixelMap(torch.diag(logs.exp()), float64_on_cpu(transform.bias) * logs.exp(), logs.sum())
@@ -82,10 +82,9 @@ def pixel_map(transform: Transform) -> PixelMap | None:
     if isinstance(transform, ChannelWhitening):
         matrix = float64_on_cpu(transform.matrix)
         return PixelMap(matrix, -matrix @ float64_on_cpu(transform.mean), torch.linalg.slogdet(matrix)[1])
-    if isinstance(transform, Permutation):
-        matrix = torch.eye(len(transform.order), dtype=torch.float64)[transform.order.cpu()]
-        return PixelMap(matrix, torch.zeros_like(matrix[0]), torch.zeros_like(matrix[0, 0]))
-    return None
+    assert isinstance(transform, Permutation)
+    matrix = torch.eye(len(transform.order), dtype=torch.float64)[transform.order.cpu()]
+    return PixelMap(matrix, torch.zeros_like(matrix[0]), torch.zeros_like(matrix[0, 0]))
 
 
 class ConvWeights(NamedTuple):

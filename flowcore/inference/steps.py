@@ -64,14 +64,13 @@ class FoldedLevel(Level):
     def precompute(self, features: MultiScaleFeatures) -> MultiScaleFeatures:
         """Compute the condition's terms of all couplings and injectors, with one convolution for all."""
         affine = self.affine
-        conditional = [part for part in affine if part.network.condition is not None]
-        convs = [part.network.condition for part in conditional if part.network.condition is not None]
+        by_part = {part: conv for part in affine if (conv := part.network.condition) is not None}
+        convs = list(by_part.values())
         if not convs:
             return features
         weight, bias = torch.cat([conv.weight for conv in convs]), torch.cat([conv.bias for conv in convs])
         together, widths = ConditionConv(weight, bias, weight.dtype), [conv.outputs for conv in convs]
-        computed = together.on_canvas(features, affine[0].budget, widths, len(convs))
-        terms = dict(zip(conditional, computed, strict=True))
+        terms = dict(zip(by_part, together.on_canvas(features, affine[0].budget, widths, len(convs)), strict=True))
         precomputed = tuple(part.precompute(terms[part]) if part in terms else (None, None) for part in affine)
         return MultiScaleFeatures(sources=features.sources, precomputed=precomputed)
 
@@ -349,7 +348,7 @@ class LevelFolder:
             elif len(parts) == 1 and isinstance(parts[0], (ActNorm, Permutation)):
                 result += parts  # cheaper than a matrix
             else:
-                result.append(Mixing([m for m in map(pixel_map, parts) if m is not None], self.like))
+                result.append(Mixing([pixel_map(part) for part in parts], self.like))
         return result
 
     def _part(self, transform: Transform, channels: int, flow_channels: int) -> Transform:
