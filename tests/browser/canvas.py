@@ -68,8 +68,12 @@ class Canvas:
             self.page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
         else:
             self.opened += 1  # of one name, the frontend would take them for one workflow
-            named = [workflow, f"story {self.opened}"]
-            self.page.evaluate("([workflow, name]) => app.loadApiJson(workflow, name)", named)
+            self.page.evaluate(
+                """([workflow, name]) => { // all have this id, for which the frontend keeps values of earlier nodes
+                    app.extensionManager._p._s.get('widgetValue')?.clearGraph('00000000-0000-0000-0000-000000000000');
+                    return app.loadApiJson(workflow, name); }""",
+                [workflow, f"story {self.opened}"],
+            )
         # A run belongs to the workflow that is open then, which the frontend notices somewhat later.
         self.page.wait_for_function(
             "() => app.extensionManager.workflow.activeWorkflow"
@@ -222,10 +226,8 @@ class Canvas:
         self.page.wait_for_timeout(300)
 
     def enter(self) -> None:
-        self.page.evaluate(
-            """() => { const node = app.graph.nodes.find(n => n.subgraph);
-                app.canvas.openSubgraph(node.subgraph, node); }"""
-        )
+        find = "app.graph.nodes.find(n => n.subgraph)"
+        self.page.evaluate(f"() => {{ const node = {find}; app.canvas.openSubgraph(node.subgraph, node); }}")
         self.page.wait_for_timeout(300)
 
     def sent(self, kind: str) -> dict[str, Any]:
@@ -249,11 +251,11 @@ class Canvas:
                     app.api.addEventListener(name, () => { window.ended ??= name }, {once: true}); }"""
         )
 
-    def run(self, timeout: float = 240) -> None:
+    def run(self) -> None:
         self.watch_end()
         self.page.evaluate("() => { app.queuePrompt(0, 1); }")
-        self.page.wait_for_function("() => window.ended", timeout=timeout * 1000)
-        assert self.page.evaluate("() => window.ended") == "execution_success"
+        ended = self.page.wait_for_function("() => window.ended", timeout=240_000).json_value()
+        assert ended == "execution_success", ended
         self.page.wait_for_timeout(500)
 
     def shot(self, name: str) -> Path:

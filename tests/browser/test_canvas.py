@@ -381,8 +381,7 @@ def test_training_is_cancelled_by_the_button(canvas, page):
     )
     page.wait_for_function("() => window.steps", timeout=240_000)
     page.get_by_label("Cancel current run").click()
-    page.wait_for_function("() => window.ended")
-    assert page.evaluate("() => window.ended") == "execution_interrupted"
+    assert page.wait_for_function("() => window.ended").json_value() == "execution_interrupted"
 
 
 def test_a_story_is_an_app_with_its_brush(canvases):
