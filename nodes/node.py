@@ -141,7 +141,7 @@ class FlowNode(io.ComfyNode):
         if "text" in ui or self.notes.lines:  # the keys of all runs over a list must be the same
             ui["text"] = [*self.notes.lines, *ui.get("text", [])]
         if ui:  # the page shows these as warnings, and workflows/api/batch.py reports them
-            ui["flowcore_notes"] = self.notes.lines
+            ui["flowcore_notes"] = [*self.notes.lines]
         return io.NodeOutput(*map(_to_wire, self.OUTPUTS, values), ui=ui or None)
 
     @cached_property  # writes into `__dict__`, because the host forbids setting attributes of a node
