@@ -95,15 +95,8 @@ class FlowcoreColorize(ClipNode):
             pixels = image.expand(len(levels[0]), -1, -1, -1)
         settings: dict[str, Any] = {"temperature": temperature, "detail": detail, "coherence": coherence}
         settings |= {"latents": levels, "latents_strength": latents_strength, "latents_levels": latents_levels}
-        settings |= {
-            "saturation": saturation,
-            "seed": seed,
-            "hints": hints,
-            "gamut": gamut,
-            "precision": precision,
-            "working_size": size,
-        }
-        settings |= notes.task_options(sources=pixels)
+        settings |= {"saturation": saturation, "seed": seed, "hints": hints, "gamut": gamut, "precision": precision}
+        settings |= {"working_size": size, **notes.task_options(sources=pixels)}
         if video:
             if samples > 1:
                 notes("samples is ignored: a clip is colored once. Other seeds give it other colors.")
