@@ -314,9 +314,10 @@ def _low_bytes(opened: Image.Image, data: bytes) -> Pixels | None:
         return None
     gray = deep[1] == "LA"  # of a PNG, opened as RGBA: its two bytes of gray and two of alpha pass for four channels
     raw = "RGBA" if gray else f"{deep[1]};16{OTHER_ORDER[deep[2]]}"
-    with Image.open(io.BytesIO(data)) as swapped:
-        file = cast("Any", swapped)
-        file.tile = [t._replace(args=raw if isinstance(t.args, str) else (raw, *t.args[1:])) for t in file.tile]
+    with cast("Any", Image.open(io.BytesIO(data))) as swapped:
+        for number, tile in enumerate(swapped.tile):  # a plain tuple before Pillow 11
+            arguments = raw if isinstance(tile[3], str) else (raw, *tile[3][1:])
+            swapped.tile[number] = tuple.__new__(type(tile), (*tile[:3], arguments))
         low_bytes = np.asarray(swapped)
     return low_bytes[:, :, [1, 1, 1, 3]] if gray else low_bytes
 

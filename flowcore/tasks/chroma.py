@@ -98,14 +98,14 @@ class Colorization:
         size = flow.config.working_size if working_size is None else working_size
         check_range("working_size", size, 16, 4096, "It is in pixels.")
         self.run, self.flow = run, flow
-        self._images = ImageBatch(image, run.notify)
-        rgb = self._images.visible
-        self.y = color.luma(self._images.rgb)  # (B, 1, H, W)
+        images = ImageBatch(image, run.notify)  # not kept, because the colors of a clip take most of the memory
+        rgb, self._alpha, self._device = images.visible, images.alpha, images.device
+        self.y = color.luma(images.rgb)  # (B, 1, H, W)
         self.hints = None if hints is None else hints.expand(len(self.y))
         self._crops = [None if frames else find_border(one) for one in rgb.split(1)]
         self._guide = fill_borders(color.luma(rgb), self._crops)  # the luma that colors are decided and enlarged by
         if not encoding:
-            self._notify_of_scans(colored=not decoding and image.shape[1] != 1)
+            self._notify_of_scans(() if decoding or images.channels == 1 else rgb.split(1))
         rows, columns = self._working = working_sides(self.y.shape[-2], self.y.shape[-1], size)
         multiple = flow.config.source_multiple
         self._padded = math.ceil(rows / multiple) * multiple, math.ceil(columns / multiple) * multiple
@@ -186,7 +186,8 @@ class Colorization:
             blocks = recalled.repeat_interleave(CELL, 2).repeat_interleave(CELL, 3)
             source = torch.cat([source.expand(len(blocks), -1, -1, -1), blocks], dim=1)  # (B, 8 + 5, h, w)
         cond = self.run.plan.encode_condition(source.to(self.run.dtype))
-        self.run.advance()
+        if not seeds:  # their work counts with their colorings
+            self.run.advance()
         return cond.map_tensors(lambda t: t.to(self.run.dtype))
 
     def _recall(self, y: Tensor, seeds: Sequence[int], share: float, neighbors: int) -> Tensor:
@@ -291,14 +292,13 @@ class Colorization:
             coverage, target = (t if shared else t[batch] for t in (hints.coverage, hints.chroma))
             full = _lock(full, coverage.to(full), target.to(full))
         full = clear_borders(full, self._crops[batch])
-        alpha = None if self._images.alpha is None else self._images.alpha[batch].to(self.run.device)
-        return merge(y, full, alpha, gamut).to(self._images.device)
+        alpha = None if self._alpha is None else self._alpha[batch].to(self.run.device)
+        return merge(y, full, alpha, gamut).to(self._device)
 
-    def _notify_of_scans(self, *, colored: bool) -> None:
+    def _notify_of_scans(self, colored: Sequence[Tensor]) -> None:
         """Tell the caller what is ignored of the images: a border, and of ``colored`` ones their colors or tint."""
         notify, tinted = self.run.notify, False
-        pairs = zip(self._images.visible.split(1), self._crops, strict=True)
-        for image, crop in pairs if colored else ():
+        for image, crop in zip(colored, self._crops, strict=False):
             photograph = image if crop is None else image[crop]
             if float(color.split(photograph)[1].abs().max()) > COLORED:
                 if is_tinted(limit_shorter_side(photograph, TINT_SIDE)):

@@ -105,10 +105,12 @@ def test_a_memory_begins_without_effect(flow):
 
 
 def test_every_seed_uses_its_own_part_of_the_memory():
-    flow = remembering()
-    three = colorize(flow, photograph(), seed=5, samples=3, temperature=1e-9, detail=0)
+    flow, shares = remembering(), []
+    options = {"temperature": 1e-9, "detail": 0, "progress": lambda done, total, _=None: shares.append(done / total)}
+    three = colorize(flow, photograph(), seed=5, samples=3, **options)
+    assert shares == [1 / 4, 2 / 4, 3 / 4, 1]
     assert (three[0] - three[1]).abs().max() > 1e-3  # nothing but the memory tells them apart
-    alone = colorize(flow, photograph(), seed=7, temperature=1e-9, detail=0)
+    alone = colorize(flow, photograph(), seed=7, **options)
     assert torch.allclose(three[2:], alone, atol=1e-5)
     calm = colorize(flow, photograph(), seed=5, samples=2, temperature=0, detail=0)
     assert torch.equal(calm[0], calm[1])

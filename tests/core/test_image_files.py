@@ -109,11 +109,13 @@ def png16(samples, kind):
 
 
 @pytest.mark.parametrize(("kind", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
-def test_png_is_read_in_16_bits(kind, channels):
+def test_png_is_read_in_16_bits(kind, channels, monkeypatch):
     samples = np.random.default_rng(1).integers(0, 65536, (9, 7, channels), dtype=np.uint16)
-    actual = (read(png16(samples, kind), "x").pixels[0].permute(1, 2, 0).double() * 65535).round().numpy()
     expected = samples if channels > 2 else samples[:, :, [0, 0, 0, 1][: 3 + (channels == 2)]]
-    assert np.array_equal(actual, expected)
+    for tile in (ImageFile._Tile, lambda *fields: fields):  # of Pillow now, and before 11
+        monkeypatch.setattr(ImageFile, "_Tile", tile)
+        pixels = read(png16(samples, kind), "x").pixels[0].permute(1, 2, 0).double()
+        assert np.array_equal((pixels * 65535).round().numpy(), expected)
 
 
 @pytest.mark.parametrize("channels", [3, 4])
