@@ -152,6 +152,7 @@ def test_the_penalties_on_paths_are_part_of_the_loss_and_models_refuse_what_is_n
     ]
     losses = [make_objective(flow, stage) for stage in stages]
     noise = losses[0].noise(tuple(x.shape), torch.Generator().manual_seed(0))
+    assert all(t.is_contiguous() for t in noise)  # as page-locked memory has to be, from which a GPU copies
     bits, kinetic, jacobian = (float(loss(x, None, noise).detach()) for loss in losses)
     assert bits < kinetic != jacobian > bits
     for stage, words in (
