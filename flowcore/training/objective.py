@@ -170,7 +170,7 @@ class Likelihood(Objective):
         seeds = torch.randint(2**62, shape[:1], generator=generator).tolist()
         probes = with_probes(self.flow, shape, seeds).probes
         assert probes is not None
-        extra_terms = torch.poisson(torch.full((1, len(probes.vectors)), ROULETTE), generator).expand(len(noise), -1)
+        extra_terms = torch.poisson(torch.full((1, len(probes.vectors)), ROULETTE), generator).repeat(len(noise), 1)
         return noise, *probes.vectors, extra_terms
 
     def forward(self, x: Tensor, source: Tensor | None, noise: Noise) -> Tensor:
