@@ -90,9 +90,11 @@ class Rescaling(Objective):
     """Mean absolute error of images that a rescaling model shrank and restored, and of the small pictures.
 
     ``mean |restore(round(small)) - hr| + lr_consistency * mean |small - lr|`` with ``small = reduce(hr)``: restored at
-    temperature 0 from 8 bits; gradients pass through the rounding as if it were none (straight-through). ``lr`` is the
-    bicubic thumbnail. Source: Xiao et al., "Invertible Image Rescaling" (ECCV 2020), section 3.3, without a penalty on
-    the latents, which are not used.
+    temperature 0 from 8 bits; gradients pass through the rounding as if it were none (straight-through), not through
+    the clamping. ``lr`` is the bicubic thumbnail.
+
+    Source: Xiao et al., "Invertible Image Rescaling" (ECCV 2020), section 3.3, without a penalty on the latents, which
+    are not used.
     """
 
     def __init__(self, flow: FlowModel, stage: Stage) -> None:
@@ -110,7 +112,8 @@ class Rescaling(Objective):
     def restore(self, hr: Tensor) -> tuple[Tensor, Tensor]:
         """Shrink images ``(B, 3, H, W)`` in [0, 1], not clamped, and restore them at temperature 0; return both."""
         small = self.flow.reduce(hr)
-        stored = small + (as_stored(small) - small).detach()  # straight-through: the gradient is that of ``small``
+        clamped = small.clamp(0, 1)  # outside nothing restores better, and a gradient would lead farther away
+        stored = clamped + (as_stored(small) - clamped).detach()  # straight-through: rounding has no gradient
         return small, _decode_zeros(self.flow, hr, self.flow.encode_condition(stored))
 
 

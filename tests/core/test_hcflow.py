@@ -20,7 +20,7 @@ from flowcore.images.files import read
 from flowcore.images.resize import shrink as bicubic
 from flowcore.prior import sample_latents
 from flowcore.tasks.rescale import UNMARKED, is_marked, is_of_gray, mark
-from flowcore.training.objective import Rescaling
+from flowcore.training.objective import NO_PENALTIES, Rescaling
 from flowcore.training.recipe import Stage
 
 flow = pytest.fixture(scope="module")(build_hcflow)
@@ -175,6 +175,14 @@ def test_small_and_restored_pictures_are_the_models_own(rescaler):
     assert torch.allclose(restore(rescaler, small, temperature=0.1, seed=5), expected, atol=1e-5)
     own = restore(rescaler, small)  # at the temperature that the configuration states
     assert torch.allclose(own, restore(rescaler, small, temperature=rescaler.config.temperature), atol=1e-6)
+
+
+def test_training_gains_nothing_from_a_small_picture_that_is_out_of_range(rescaler, monkeypatch):
+    small = torch.tensor([-0.5, 0.2, 1.5]).view(1, 3, 1, 1).expand(1, 3, 4, 4).clone().requires_grad_()
+    monkeypatch.setattr(rescaler, "reduce", lambda _: small, raising=False)
+    _, restored = Rescaling(rescaler, NO_PENALTIES).restore(picture(1, 3, 16, 16))
+    gradient = torch.autograd.grad(restored.square().sum(), small)[0].abs().amax((0, 2, 3))
+    assert [*(gradient > 0)] == [False, True, False]
 
 
 def test_eight_bit_files_and_alpha_pass_through(rescaler):
