@@ -50,7 +50,7 @@ class Checkpoints:
         self._newest_is_good = state.bad == 0
 
     def read(self, log: Callable[[str], None], *, good: bool = False) -> dict[str, Any] | None:
-        """Read the newest undamaged checkpoint, with ``good`` only one whose last step was finite; None if none is.
+        """Read the newest undamaged checkpoint, with ``good`` one whose last step was not skipped; None if none is.
 
         FlowError if it is of another recipe, or if there are files of these names and none can be read.
         """

@@ -228,7 +228,7 @@ class _Trainer:
     # --- stages
 
     def train(self, stop_after: int | None) -> Result:
-        """Run the remaining stages, going back to a checkpoint where steps are not finite."""
+        """Run the remaining stages, going back to a checkpoint where too many are skipped."""
         run, state = self.run, self.run.state
         first_step, is_finished = state.step, None  # None: not until ``_run_stages`` returns
         while is_finished is None:
@@ -372,7 +372,7 @@ class _Trainer:
         """Return to the last good checkpoint with half the learning rate, or raise."""
         run, state = self.run, self.run.state
         stage = run.stages()[run.number_of(state.step)]
-        problem = f"{run.recipe.patience} steps in a row were not finite, the last at step {state.step}"
+        problem = f"{run.recipe.patience} steps in a row were not finite or exploded, the last at step {state.step}"
         run.distributed.barrier()
         content = self.checkpoints.read(run.log.line, good=True)
         if content is None or state.retreats >= MAX_ROLLBACKS:

@@ -101,7 +101,7 @@ class Recipe:
     # where the batch would not fit otherwise
     recompute: Literal["auto", "always", "never"] = "auto"
     compile: bool = False  # networks inside the flow, by ``torch.compile``; needs a C++ compiler on a CPU
-    patience: Count = 50  # steps in a row that are not finite, until a run goes back to a checkpoint at half the rate
+    patience: Count = 50  # skipped steps in a row, until a run goes back to a checkpoint at half the rate
     checkpoint_every: Count = 500  # steps between checkpoints, sample sheets and validation
     evaluate: int = 0  # number of held-out crops to measure; 0 for the model's default
     # temperatures of the sample sheet's columns; empty for the model's default

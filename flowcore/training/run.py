@@ -40,7 +40,7 @@ class RunState:
     """What a checkpoint stores besides tensors; the field names are part of its format."""
 
     step: int = 0  # finished ones, over all stages
-    skipped: int = 0  # steps whose update was skipped because loss or gradient was not finite
+    skipped: int = 0  # steps without an update: loss or gradient was not finite, or the gradient exploded
     bad: int = 0  # how many of the last steps, consecutively, were skipped
     rate: float = 1.0  # factor on the recipe's learning rates, halved whenever the run went back to a checkpoint
     retreats: int = 0  # how often it went back

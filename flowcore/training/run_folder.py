@@ -186,7 +186,7 @@ class Result:
     steps: int  # in this call and those before
     total: int  # of the whole run
     new_steps: int  # in this call
-    skipped: int  # steps that changed nothing because they were not finite
+    skipped: int  # steps that changed nothing: loss or gradient was not finite, or the gradient exploded
     minutes: float  # of training, in this call and those before
     better_than_start: bool | None  # by measurements; None without a start, or if nothing could be measured
     verdict: str  # the comparison with the start, in a sentence; empty without one

@@ -3,6 +3,7 @@
 import math
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -26,12 +27,14 @@ from .recipe import Recipe, Stage
 from .run import Run
 
 NORM_TOLERANCE = 1e-3  # see ``Flow.normalize``: one or two iterations, which begin where those of the last step ended
+USUAL_STEPS = 100  # whose median gradient norm is the usual one
+EXPLOSION = 50.0  # times the usual norm: a gradient as large as this is not followed
 USABLE = 0.8  # share of the free memory that a batch may take
 Computed = TypeVar("Computed")
 
 
 class Diverged(Exception):
-    """Too many consecutive steps were not finite."""
+    """Too many consecutive steps were skipped."""
 
 
 class StageRunner:
@@ -55,13 +58,14 @@ class StageRunner:
         self.optimizer = kind(self._parameter_groups(), stage.learning_rate, betas=(0.9, 0.99), fused=self.fused)
         self._freeze_encoder()
         self.module = self._distribute()
-        # counters on the device, so that no step waits for it; ``bad`` counts the last steps, in a row, with NaN or inf
+        # on the device, so that no step waits for it; ``bad`` counts the last steps, in a row, that were skipped
         self.skipped = torch.tensor(self.state.skipped, device=device)
         self.bad = torch.tensor(self.state.bad, device=device)
         wide = torch.float64 if supports_float64(device) else torch.float32
         self.loss_sum = torch.zeros((), dtype=wide, device=device)
         self.loss_count = torch.zeros((), dtype=torch.int64, device=device)
         self.gradient_norm = torch.zeros((), device=device)
+        self.norms = deque[Tensor](maxlen=USUAL_STEPS)  # of the last gradients; the usual one for a skipped step
 
     @property
     def end(self) -> int:
@@ -74,7 +78,7 @@ class StageRunner:
             group["fused"] = self.fused  # the checkpoint may come from another device
 
     def read_counters(self) -> None:
-        """Read what was counted on the device; raise Diverged if too many consecutive steps were not finite."""
+        """Read what was counted on the device; raise Diverged if too many consecutive steps were skipped."""
         self.state.skipped, self.state.bad = int(self.skipped), int(self.bad)
         if self.state.bad >= self.run.recipe.patience:
             raise Diverged
@@ -137,7 +141,10 @@ class StageRunner:
         return time.monotonic() - begin
 
     def step(self, x: Tensor, source: Tensor | None, noise: Noise) -> None:
-        """Make one optimizer step, which changes nothing if loss or gradient are not finite."""
+        """Make one optimizer step, which changes nothing if loss or gradient are not finite, or the gradient explodes.
+
+        Source: Child, "Very Deep VAEs Generalize Autoregressive Models" (ICLR 2021), for skipped explosions.
+        """
         if self._freeze_encoder():
             self.module = self._distribute()
         for group in self.optimizer.param_groups:
@@ -148,23 +155,27 @@ class StageRunner:
         loss = self.within_memory(lambda: self.gradient(x, source, noise))
         loss = self.run.distributed.mean(loss)
         self.gradient_norm = nn.utils.clip_grad_norm_(self.parameters, self.stage.clip or math.inf)
-        finite = loss.isfinite() & self.gradient_norm.isfinite()
+        is_known = len(self.norms) == USUAL_STEPS
+        usual_norm = torch.stack([*self.norms]).median() if is_known else self.gradient_norm
+        is_usual = self.gradient_norm <= EXPLOSION * usual_norm
+        usable = loss.isfinite() & self.gradient_norm.isfinite() & is_usual
         if self.fused:  # it skips the update by itself, as for torch.amp.GradScaler, without a wait for the device
-            self.optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
-        if self.fused or bool(finite):
+            self.optimizer.found_inf = (~usable).float()  # pyright: ignore[reportAttributeAccessIssue]
+        if self.fused or bool(usable):
             self.optimizer.step()
         self.flow.normalize(NORM_TOLERANCE)
-        self._update_average(finite)
-        self.skipped += ~finite
-        self.bad = torch.where(finite, 0, self.bad + 1)
-        self.loss_sum += torch.where(finite, loss, 0.0)
-        self.loss_count += finite
+        self._update_average(usable)
+        self.norms.append(torch.where(usable, self.gradient_norm, usual_norm).nan_to_num())
+        self.skipped += ~usable
+        self.bad = torch.where(usable, 0, self.bad + 1)
+        self.loss_sum += torch.where(usable, loss, 0.0)
+        self.loss_count += usable
 
     @torch.no_grad()
-    def _update_average(self, finite: Tensor) -> None:
+    def _update_average(self, usable: Tensor) -> None:
         """Move the average toward the weights, unless the update was skipped."""
         done = self.state.step - self.first
-        weight = (1 - min(self.run.recipe.ema, (1 + done) / (10 + done))) * finite.float()
+        weight = (1 - min(self.run.recipe.ema, (1 + done) / (10 + done))) * usable.float()
         for mean, value in zip(self.run.average.parameters(), self.flow.parameters(), strict=True):
             if value.requires_grad:  # the others are equal already
                 mean.lerp_(value, weight)

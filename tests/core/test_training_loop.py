@@ -522,6 +522,22 @@ def test_a_run_can_start_from_a_model(whole, photos, tmp_path):
     assert all(torch.equal(value, old[name]) for name, value in read(model).state_dict().items())
 
 
+def test_a_gradient_that_explodes_is_not_followed(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("flowcore.training.stage.USUAL_STEPS", 4)
+    gradient = StageRunner.gradient
+
+    def exploding(self, *batch):
+        loss = gradient(self, *batch)
+        if self.state.step in (2, 6):  # the usual norm is known from step 4 on
+            for parameter in self.parameters:
+                parameter.grad *= 1000
+        return loss
+
+    monkeypatch.setattr(StageRunner, "gradient", exploding)
+    run_recipe(photos, tmp_path, stop_after=L1)
+    assert content(tmp_path)["progress"]["skipped"] == 1
+
+
 def test_after_many_bad_steps_a_run_goes_back_with_half_the_rate(photos, tmp_path):
     """A batch of noise as large as this is never finite; the run meets it, retreats, and is given sense again."""
     stubborn = [("ema = 0.6", "ema = 0.6\npatience = 5"), ("steps = 8", "steps = 60")]
