@@ -189,6 +189,7 @@ def encode_colors(
     def task() -> list[Tensor]:
         job = Colorization(run, flow, image, working_size, encoding=True)
         at_once = run.at_once(AT_ONCE)
+        run.expect(math.ceil(len(image) / at_once))
         encoded: list[list[Tensor]] = []
         for start in range(0, len(image), at_once):
             batch = slice(start, start + at_once)

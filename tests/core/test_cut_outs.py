@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import build_tiny
 
 import flowcore
 from flowcore.images.fill import extend_colors, extend_over_blank
@@ -38,12 +37,6 @@ def test_a_cut_out_is_colored_up_to_its_edge():
     edge, inside = (chroma[:, where].mean(1) for where in ((made[0, 3] > 0) & (made[0, 3] < 1), made[0, 3] == 1))
     assert torch.equal(made[:, 3:], disc()[:, 3:])
     assert (edge - inside).abs().max() < 0.03
-
-
-def test_harmonize_keeps_alpha():
-    picture = disc(16)
-    made = flowcore.tasks.sample.harmonize(build_tiny("srflow", perturb=0.1), picture)
-    assert torch.equal(made[:, 3:], picture[:, 3:])
 
 
 def test_what_lies_under_a_painted_mask_stays():

@@ -434,11 +434,6 @@ def test_a_clip_without_carried_colors_still_shares_those_of_its_first_frame(mod
     assert contents(tmp_path / "out") == before
 
 
-def test_a_folder_as_second_word_is_the_output(small_colorizer, folder, tmp_path):
-    assert run("colorize", folder, tmp_path / "new", "--model", small_colorizer) == 0
-    assert len(contents(tmp_path / "new")) == 4
-
-
 def test_scores_are_a_resumable_table(small_glow, folder, tmp_path, capsys):
     table, other = tmp_path / "out" / "scores.csv", tmp_path / "other.csv"
     words = ["score", folder, "--model", small_glow, "-o"]

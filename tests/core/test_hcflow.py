@@ -226,22 +226,14 @@ def test_a_picture_that_was_not_shrunk_here_is_restored_with_a_word(rescaler):
     assert said == [UNMARKED]
 
 
-def test_previews_cancelling_and_refusals(rescaler):
+def test_every_small_picture_is_shown_and_an_upscaler_restores_none(rescaler):
     seen: list[tuple[int, int, bool]] = []
     shrink(
         rescaler, picture(3, 3, 8, 8), progress=lambda done, total, preview: seen.append((done, total, preview is None))
     )
     assert seen == [(1, 3, False), (2, 3, False), (3, 3, False)]
-    with pytest.raises(flowcore.Cancelled):
-        shrink(rescaler, picture(1, 3, 8, 8), cancelled=lambda: True)
-    with pytest.raises(flowcore.Cancelled):
-        restore(rescaler, picture(1, 3, 2, 2), cancelled=lambda: True)
-    with pytest.raises(FlowError, match=r"rescale needs .*rescale-x4; got a srflow model"):
-        shrink(flowcore.load("srflow-x4"), picture(1, 3, 8, 8))
-    with pytest.raises(FlowError, match="got a hcflow model"):
+    with pytest.raises(FlowError, match=r"rescale needs .*rescale-x4; got a hcflow model"):
         restore(build_hcflow(), picture(1, 3, 2, 2))
-    with pytest.raises(ImageError, match="not finite"):
-        shrink(rescaler, picture(1, 3, 8, 8) / 0)
 
 
 def test_a_size_of_another_picture_is_refused(rescaler):

@@ -12,7 +12,8 @@ from builders import build_hcflow, build_tiny, build_upscaler, random_image
 from PIL import Image
 
 import flowcore
-from flowcore.errors import ImageError, PrecisionError, ShapeError
+from flowcore.errors import FlowError, ImageError, PrecisionError, ShapeError
+from flowcore.images.resize import resize
 from flowcore.tasks.faces import restore_faces
 from flowcore.tasks.hints import hints_from_points, parse_points
 from flowcore.tasks.runner import Reporting, RunOptions, runs_with
@@ -28,28 +29,42 @@ brightener = functools.cache(lambda: build_tiny("llflow", perturb=0.02))
 glow = functools.cache(lambda: build_tiny("glow", perturb=0.05, image_size=(8, 12)))
 
 
-def decode_colors(flow, image):
-    return flowcore.decode_colors(flow, flowcore.encode_colors(flow, image), OTHER)
+STROKE = torch.zeros(1, 1, 32, 40)
+STROKE[..., 10:13, 8:30] = 1
+
+
+def decode_colors(flow, image, **options):
+    return flowcore.decode_colors(flow, flowcore.encode_colors(flow, image), OTHER, **options)
+
+
+def decode(flow, image, **options):
+    return flowcore.decode(flow, flowcore.encode(flow, image), **options)
+
+
+def rank(flow, image, **options):
+    return flowcore.ranked(image, SMALL[:1], "likelihood", flow, **options)[0]
 
 
 TASKS = {  # of a flow and the images it works on
-    "upscale": (upscaler, lambda flow, image: flowcore.upscale(flow, image, samples=2, match_source=True), SMALL),
-    "temperature_grid": (upscaler, lambda flow, image: flowcore.temperature_grid(flow, image, [0.0, 0.6]), SMALL),
-    "colorize": (colorizer, lambda flow, image: flowcore.colorize(flow, image, samples=2), PHOTO),
-    "colorize_video": (colorizer, lambda flow, image: flowcore.colorize_video(flow, image), PHOTO),
-    "upscale_video": (upscaler, lambda flow, image: flowcore.upscale_video(flow, image), SMALL),
-    "transfer_palette": (colorizer, lambda flow, image: flowcore.transfer_palette(flow, image, OTHER), PHOTO),
-    "encode_colors": (colorizer, lambda flow, image: flowcore.encode_colors(flow, image)[-1], PHOTO),
+    "upscale": (upscaler, functools.partial(flowcore.upscale, samples=2, match_source=True), SMALL),
+    "temperature_grid": (upscaler, functools.partial(flowcore.temperature_grid, temperatures=[0.0, 0.6]), SMALL),
+    "colorize": (colorizer, functools.partial(flowcore.colorize, samples=2), PHOTO),
+    "colorize_video": (colorizer, flowcore.colorize_video, PHOTO),
+    "upscale_video": (upscaler, flowcore.upscale_video, SMALL),
+    "transfer_palette": (colorizer, functools.partial(flowcore.transfer_palette, reference=OTHER), PHOTO),
+    "encode_colors": (colorizer, lambda *given, **options: flowcore.encode_colors(*given, **options)[-1], PHOTO),
     "decode_colors": (colorizer, decode_colors, PHOTO),
-    "encode": (glow, lambda flow, image: flowcore.encode(flow, image)[-1], SMALL),
-    "decode": (glow, lambda flow, image: flowcore.decode(flow, flowcore.encode(flow, image)), SMALL),
-    "score": (glow, lambda flow, image: flowcore.score(flow, image).bits_per_dim, SMALL),
-    "ranked": (upscaler, lambda flow, image: flowcore.ranked(image, SMALL[:1], "likelihood", flow)[0], LARGE),
-    "brighten": (brightener, lambda flow, image: flowcore.brighten(flow, image), PHOTO),
-    "shrink": (rescaler, lambda flow, image: flowcore.shrink(flow, image), PHOTO),
-    "restore": (rescaler, lambda flow, image: flowcore.restore(flow, image), SMALL),
-    "match_source": (glow, lambda _, image: flowcore.match_source(image, SMALL[:1]), PHOTO),
-    "apply_chroma": (glow, lambda _, image: flowcore.apply_chroma(image, OTHER), PHOTO),
+    "encode": (glow, lambda *given, **options: flowcore.encode(*given, **options)[-1], SMALL),
+    "decode": (glow, decode, SMALL),
+    "score": (glow, lambda *given, **options: flowcore.score(*given, **options).bits_per_dim, SMALL),
+    "ranked": (upscaler, rank, LARGE),
+    "brighten": (brightener, flowcore.brighten, PHOTO),
+    "repair": (upscaler, functools.partial(flowcore.repair, mask=STROKE), PHOTO),
+    "shrink": (rescaler, flowcore.shrink, PHOTO),
+    "restore": (rescaler, flowcore.restore, SMALL),
+    "harmonize": (upscaler, harmonize, LARGE),
+    "match_source": (glow, lambda _, image, **options: flowcore.match_source(image, SMALL[:1], **options), PHOTO),
+    "apply_chroma": (glow, lambda _, image, **options: flowcore.apply_chroma(image, OTHER), PHOTO),
 }
 
 
@@ -118,6 +133,44 @@ def test_layouts_types_and_values_outside_do_not_matter(task):
     assert (run(make(), image.half()) - expected).abs().max() < 0.05
     with torch.inference_mode():
         assert torch.equal(run(make(), image.clone()), expected)
+
+
+@pytest.mark.parametrize("task", ["upscale", "upscale_video", "brighten", "repair", "restore", "harmonize"])
+def test_gray_stays_gray_in_one_channel_in_three_and_under_alpha(task):
+    make, run, image = TASKS[task]
+    gray = 0.25 + 0.75 * image[:, :1]
+    one, *others = (run(make(), gray.expand(-1, channels, -1, -1)) for channels in (1, 3, 4))
+    assert one.shape[1] == 1
+    for other in others:
+        assert torch.equal(other[:, :3], one.expand(-1, 3, -1, -1))
+
+
+@pytest.mark.parametrize("task", [*(set(CLAMPING) - {"shrink"}), "repair", "harmonize", "match_source"])
+def test_alpha_is_kept_and_changes_no_visible_color(task):
+    make, run, image = TASKS[task]
+    alpha = 0.25 + 0.75 * random_image(len(image), 1, *image.shape[2:], seed=2)
+    made, expected = run(make(), torch.cat([image, alpha], dim=1)), run(make(), image)
+    assert torch.equal(made[:, :3], expected)
+    kept = alpha if made.shape[2:] == alpha.shape[2:] else resize(alpha, *made.shape[2:]).clamp(0, 1)
+    assert torch.equal(made[:, 3:], kept.repeat_interleave(len(made) // len(alpha), 0))
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS if task != "apply_chroma"])
+def test_every_task_counts_to_its_end_and_can_be_cancelled(task):
+    make, run, image = TASKS[task]
+    shares = []
+    run(make(), image, progress=lambda done, total, preview=None: shares.append(done / total))
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    with pytest.raises(flowcore.Cancelled):
+        run(make(), image, cancelled=lambda: True)
+
+
+@pytest.mark.parametrize("task", [task for task, (make, *_) in TASKS.items() if make is not glow])
+def test_every_task_names_models_that_suit_it(task):
+    _, run, image = TASKS[task]
+    with pytest.raises(FlowError, match=r"\w+ needs .*; got a glow model"):
+        run(glow(), image)
 
 
 def in_float64(flow):

@@ -58,30 +58,11 @@ def test_images_of_a_batch_have_masks_of_their_own(model: flowcore.Flow) -> None
     assert not torch.equal(other, image[0])
 
 
-def test_gray_stays_gray_in_one_channel_and_in_three(model: flowcore.Flow) -> None:
-    image = picture(1)
-    mask = scratch(image)
-    assert flowcore.repair(model, image, mask).shape == image.shape
-    three = flowcore.repair(model, image.expand(-1, 3, -1, -1), mask)
-    assert torch.equal(three, three[:, :1].expand_as(three))
-
-
-def test_alpha_is_kept(model: flowcore.Flow) -> None:
-    image = torch.cat([picture(), torch.linspace(0.2, 1, 61).expand(1, 1, 48, 61)], 1)
-    repaired = flowcore.repair(model, image, scratch(image))
-    assert torch.equal(repaired[:, 3], image[:, 3])
-
-
 def test_places_too_wide_to_repair_stay_and_are_reported(model: flowcore.Flow) -> None:
     image, told = picture(), list[str]()
     repaired = flowcore.repair(model, image, scratch(image, 26), notify=told.append)
     assert torch.equal(repaired, image)
     assert "wider than 24 pixels" in told[0]
-
-
-def test_repair_can_be_canceled_while_it_fills(model: flowcore.Flow) -> None:
-    with pytest.raises(flowcore.Cancelled):
-        flowcore.repair(model, picture(), scratch(picture()), cancelled=lambda: True)
 
 
 def test_a_mask_of_another_size_is_refused(model: flowcore.Flow) -> None:
