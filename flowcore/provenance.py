@@ -1,8 +1,7 @@
 """The provenance of a picture: what made it, stored in its own PNG or EXR file, and how to find that model again.
 
 A JSON list in the PNG text chunk ``flowcore``, or the EXR attribute: an entry of each node that took part. The same
-model, source and entry give the same picture, bit for bit. Files are untrusted: they are parsed here, since Pillow
-would read texts of any size.
+model, source and entry give the same picture, bit for bit.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import re
@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
+from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
 from .checkpoints import is_ours, load, read_header
@@ -32,12 +33,9 @@ from .model import FlowModel
 VERSION = "0.1.0"  # of flowcore
 
 KEY = "flowcore"
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
 EXR = b"\x76\x2f\x31\x01"
 OWN_FIELDS = ("temperature", "seed", "samples")  # values of a node that are fields of ``Provenance``
-MAX_TEXT = 4 * 2**20  # bytes; an entry has about a thousand
-MAX_SCAN = 256 * 2**20  # bytes of a file
-MAX_CHUNKS = 1_000_000
+MAX_HEAD = 64 * 2**20  # bytes at the beginning of a file in which texts are looked for
 MAX_ENTRIES = 64
 MAX_PICTURES = 4096
 MAX_NAME = 200  # characters
@@ -179,48 +177,27 @@ def describe(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _text(path: Path, key: str) -> str | None:
-    """Read the text of a key in a PNG or EXR file; None if there is none."""
+    """Read the text of a key in a PNG or EXR file, from its first ``MAX_HEAD`` bytes; None if there is none."""
     name = path.name[:100]
     try:
         with path.open("rb") as file:
-            return _find(file, name, key)
-    except FlowError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+            head = file.read(MAX_HEAD)
+        if head.startswith(EXR):
+            return _find_attribute(head, key)
+        # without Image.open's limit on pixels, none of which are decoded
+        return PngImageFile(io.BytesIO(head)).info.get(key)
+    except SyntaxError as error:
+        raise ProvenanceError(
+            f"{name} is not a PNG or EXR file, and only those carry recipes, or it is damaged. Give the file as it was "
+            "saved."
+        ) from error
+    except (OSError, ValueError, zlib.error) as error:  # ValueError: a zero byte in the name, or a long text
         raise ProvenanceError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
 
-def _find(file: BinaryIO, name: str, key: str) -> str | None:
-    """Find a text. A PNG is a sequence of chunks: length, kind, content, checksum."""
-    if (start := file.read(8))[:4] == EXR:
-        return _find_attribute(file, key)
-    if start != SIGNATURE:
-        raise ProvenanceError(
-            f"{name} is not a PNG or EXR file, and only those carry recipes. Give the file as it was saved."
-        )
-    for _ in range(MAX_CHUNKS):
-        head = file.read(8)
-        length, kind = int.from_bytes(head[:4], "big"), head[4:]
-        if len(head) < 8 or kind == b"IEND" or file.tell() > MAX_SCAN:
-            break
-        if kind not in (b"tEXt", b"zTXt", b"iTXt"):
-            file.seek(length + 4, 1)
-            continue
-        start = file.tell()
-        if file.read(min(length, len(key) + 1)) == key.encode() + b"\0":
-            rest = length - len(key) - 1
-            if rest > MAX_TEXT:
-                raise ProvenanceError(
-                    f"The recipe in {name} is {rest} bytes long; expected at most {MAX_TEXT}. No node writes so much."
-                )
-            return _decoded(kind, file.read(rest), name)
-        file.seek(start + length + 4)
-    return None
-
-
-def _find_attribute(file: BinaryIO, key: str) -> str | None:
+def _find_attribute(header: bytes, key: str) -> str | None:
     """Find a text in the header of an OpenEXR file, a sequence of attributes: name, type, size, content."""
-    header, place = file.read(MAX_TEXT), 0
+    place = len(EXR) + 4  # after the version
     while (end := header.find(b"\0", place)) > place:
         start = header.index(b"\0", end + 1) + 5
         size = int.from_bytes(header[start - 4 : start], "little")
@@ -228,25 +205,6 @@ def _find_attribute(file: BinaryIO, key: str) -> str | None:
             return header[start : start + size].decode()
         place = start + size
     return None
-
-
-def _decoded(kind: bytes, content: bytes, name: str) -> str:
-    compressed = kind == b"zTXt" or (kind == b"iTXt" and content[:1] == b"\1")
-    if kind == b"zTXt":
-        content = content[1:]  # skip the compression method; PNG has only one
-    elif kind == b"iTXt":
-        content = content[2:].split(b"\0", 2)[-1]  # after the language, and the keyword in it
-    try:
-        if compressed:
-            unpack = zlib.decompressobj()
-            content = unpack.decompress(content, MAX_TEXT)
-            if unpack.unconsumed_tail:
-                raise ProvenanceError(
-                    f"The recipe in {name} unpacks to more than {MAX_TEXT} bytes. No node writes so much."
-                )
-        return content.decode("utf-8" if kind == b"iTXt" else "latin-1")
-    except (zlib.error, UnicodeDecodeError) as error:
-        raise ProvenanceError(f"The recipe in {name} is damaged. Use the file as it was saved.") from error
 
 
 # --- pictures and models ----------------------------------------------------------------------------------------------
