@@ -1,6 +1,6 @@
 """Convolutions of strips: of the flow's channels, and of conditioning features, which may have to be enlarged."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -54,13 +54,26 @@ class Conv(nn.Module):
         first = max(0, below - above)  # rows too many at the top; those at the bottom are cut off, too
         return y[:, :, first : first + bottom - top]
 
+    def in_strips(
+        self, rows: Rows, height: int, each: int, streams: Sequence["StreamedConv"] = ()
+    ) -> Iterator[tuple[int, int, Tensor]]:
+        """Compute an image in strips of ``each`` rows; yield the first row, the row after the last, and the strip.
+
+        ``rows`` looks up the input. ``streams`` are convolutions before this one: they forget what is not read again.
+        """
+        for top, bottom in strips(height, each):
+            reads = self.reads(top, bottom, height)
+            for stream in streams:
+                stream.forget(reads.start)
+            yield top, bottom, self(rows(reads.start, reads.stop), top, bottom, height)
+
     def on_canvas(self, x: Tensor, budget: StripBudget) -> Tensor:
         """Convolve whole images strip by strip, so that a caller can stop it in between."""
         batch, _, height, width = x.shape
-        outputs = len(self.weight)
-        result = canvas(self.weight.new_empty((batch, 0, height, width)), outputs)
-        for _, top, bottom in budget.strips(batch, height, outputs * width * self.weight.element_size()):
-            result[:, :, top:bottom] = self(x[:, :, self.reads(top, bottom, height)], top, bottom, height)
+        result = canvas((batch, len(self.weight), height, width), self.weight)
+        each = budget.rows(result[:, :, 0].numel() * result.element_size())
+        for top, bottom, strip in self.in_strips(rows_of(x), height, each):
+            result[:, :, top:bottom] = strip
         return result
 
 
@@ -127,7 +140,7 @@ class ConditionConv(nn.Module):
         """
         sources, (batch, height, width) = _deduplicated(features)
         shares = list(widths) or [self.outputs]
-        result = [canvas(self.weight.new_empty((batch, 0, height, width)), share) for share in shares]
+        result = [canvas((batch, share, height, width), self.weight) for share in shares]
         coarsest = max(factor for _, factor in sources)
         each = budget.rows(batch * self.outputs * width * self.weight.element_size())
         for top, bottom in strips(height, max(coarsest, each // coarsest * coarsest)):

@@ -90,7 +90,7 @@ class FoldedExtractor(nn.Module):
         batch = len(x)
         if batch > 1 and all(t.stride(0) == 0 for t in (x, *deeper)):
             return self(x[:1], [t[:1] for t in deeper]).expand(batch, -1, -1, -1)
-        result = canvas(x.new_empty((batch, 0, *x.shape[2:]), dtype=self.dtype), self.features)
+        result = canvas((batch, self.features, *x.shape[2:]), self.last.weight)
         several = max(1, self.budget.dense // (16 * result[0].numel() * result.element_size()))
         for start in range(0, batch, several):
             items = slice(start, start + several)
@@ -123,8 +123,8 @@ class FoldedBlocks(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Compute features ``(B, width, h, w)``, and the stacked blocks' outputs, ``(B, stacked * width, h, w)``."""
-        width = x.shape[1]
-        stack = canvas(x, width * len(self.stacked_blocks))
+        batch, width, *sides = x.shape
+        stack = canvas((batch, width * len(self.stacked_blocks), *sides), x)
         for number in range(len(self.dense) // 3):
             inner = x
             for dense in self.dense[3 * number : 3 * number + 3]:
@@ -159,11 +159,8 @@ class FoldedDenseBlock(nn.Module):
         for conv in convs:  # each refers to earlier ones only: a cycle would keep its rows until garbage collection
             streams.append(StreamedConv(conv, partial(rows, tuple(streams)), height, 0.2))
         result = torch.empty_like(x)
-        for top, bottom in strips(height, self.budget.dense_rows(x.shape[0] * x.shape[3] * self.widest * x.itemsize)):
-            reads = last.reads(top, bottom, height)
-            for stream in streams:
-                stream.forget(reads.start)
-            y = last(rows(streams, reads.start, reads.stop), top, bottom, height)
+        each = self.budget.dense_rows(x.shape[0] * x.shape[3] * self.widest * x.itemsize)
+        for top, bottom, y in last.in_strips(partial(rows, streams), height, each, streams):
             torch.add(x[:, :, top:bottom], y, alpha=0.2, out=result[:, :, top:bottom])
         return result
 
@@ -215,7 +212,8 @@ class FoldedIMDNEncoder(nn.Module):
         """The trunk's features, in its own precision, and the sum that the adapter gathers from it and the blocks."""
         first = self.first.on_canvas(lr, self.budget)
         x = first.clone()
-        gathered = canvas(first.to(self.gather_trunk.weight.dtype), len(self.gather_trunk.weight)).zero_()
+        weight = self.gather_trunk.weight
+        gathered = canvas((len(first), len(weight), *first.shape[2:]), weight).zero_()
         for number, block in enumerate(self.blocks):
             block(x)
             for stacked, conv in self.gather:
@@ -227,34 +225,30 @@ class FoldedIMDNEncoder(nn.Module):
         return first, F.leaky_relu_(gathered, 0.2)
 
     def _add(self, conv: Conv, x: Tensor, result: Tensor) -> None:
-        for top, bottom in self._strips(result):
-            reads = conv.reads(top, bottom, x.shape[2])
-            result[:, :, top:bottom] += conv(x[:, :, reads], top, bottom, x.shape[2])
+        for top, bottom, strip in conv.in_strips(rows_of(x), x.shape[2], self._rows(result)):
+            result[:, :, top:bottom] += strip
 
     def _picture(self, trunk: Tensor) -> Tensor:
         batch, _, height, width = trunk.shape
         scale = self.network_scale
         result = trunk.new_empty(batch, 3, height * scale, width * scale)
-        for top, bottom in self._strips(trunk):
-            rows = self.last(trunk[:, :, self.last.reads(top, bottom, height)], top, bottom, height)
-            result[:, :, top * scale : bottom * scale] = F.pixel_shuffle(rows, scale)
+        for top, bottom, strip in self.last.in_strips(rows_of(trunk), height, self._rows(trunk)):
+            result[:, :, top * scale : bottom * scale] = F.pixel_shuffle(strip, scale)
         return self.at_scale(result)
 
     def _mix(self, x: Tensor) -> None:
         """Run the two convolutions beside the identity, in place: rows of a strip have been read before they change."""
         (first, second), height = self.mix, x.shape[2]
         inner = StreamedConv(first, rows_of(x), height, 0.2)
-        for top, bottom in self._strips(x):
-            reads = second.reads(top, bottom, height)
-            inner.forget(reads.start)
-            x[:, :, top:bottom] += second(inner(reads.start, reads.stop), top, bottom, height)
+        for top, bottom, strip in second.in_strips(inner, height, self._rows(x), [inner]):
+            x[:, :, top:bottom] += strip
 
     def _double(self, x: Tensor, up: Conv, fine: Conv) -> Tensor:
         """Compute the features of the next finer grid."""
         height = 2 * x.shape[2]
         small = StreamedConv(up, rows_of(x), x.shape[2], 0.2)
-        result = canvas(x.new_empty(len(x), 0, height, 2 * x.shape[3]), len(fine.weight))
-        for top, bottom in self._strips(result):
+        result = canvas((len(x), len(fine.weight), height, 2 * x.shape[3]), x)
+        for top, bottom in strips(height, self._rows(result)):
             reads = fine.reads(top, bottom, height)
             first, end = reads.start // 2, -(-reads.stop // 2)
             small.forget(first)
@@ -262,8 +256,8 @@ class FoldedIMDNEncoder(nn.Module):
             result[:, :, top:bottom] = F.leaky_relu_(fine(rows, top, bottom, height), 0.2)
         return result
 
-    def _strips(self, t: Tensor) -> list[tuple[int, int]]:
-        return strips(t.shape[2], self.budget.rows(t[:, :, 0].numel() * t.element_size()))
+    def _rows(self, t: Tensor) -> int:
+        return self.budget.rows(t[:, :, 0].numel() * t.element_size())
 
 
 class FoldedDistillation(nn.Module):
@@ -286,12 +280,8 @@ class FoldedDistillation(nn.Module):
             streams.append(stream)
             rows = stream.channels(distilled)
         row_bytes = 6 * x[:, :, 0].numel() * last.weight.element_size()  # of three outputs, and of what is read
-        for top, bottom in strips(height, self.budget.dense_rows(row_bytes)):
-            reads = last.reads(top, bottom, height)
-            for stream in streams:
-                stream.forget(reads.start)
-            parts = [last(rows(reads.start, reads.stop), top, bottom, height)]
-            parts = [stream(top, bottom)[:, :distilled] for stream in streams] + parts
+        for top, bottom, remaining in last.in_strips(rows, height, self.budget.dense_rows(row_bytes), streams):
+            parts = [*(stream(top, bottom)[:, :distilled] for stream in streams), remaining]
             x[:, :, top:bottom] += self.fuse(torch.cat(parts, dim=1), top, bottom, height)
 
 
@@ -334,9 +324,7 @@ class FoldedCompactUpscaler(nn.Module):
             rows = _read_once(StreamedConv(conv, rows, height, slope))
         row = IN_FLIGHT * batch * width * max(len(conv.weight) for conv in self.convs) * last.weight.element_size()
         result = F.interpolate(lr, scale_factor=self.scale, mode="nearest")
-        for top, bottom in strips(height, self.budget.dense_rows(row)):
-            reads = last.reads(top, bottom, height)
-            added = last(rows(reads.start, reads.stop), top, bottom, height)
+        for top, bottom, added in last.in_strips(rows, height, self.budget.dense_rows(row)):
             result[:, :, top * self.scale : bottom * self.scale] += F.pixel_shuffle(added, self.scale)
             report(self.units * bottom // height - self.units * top // height)
         return result

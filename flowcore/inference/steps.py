@@ -22,7 +22,6 @@ from ..transforms import (
     Chain,
     CheckerboardCoupling,
     ConditionOnChannels,
-    ConditionTerms,
     Coupling,
     Injector,
     LevelCondition,
@@ -64,14 +63,14 @@ class FoldedLevel(Level):
     def precompute(self, features: MultiScaleFeatures) -> MultiScaleFeatures:
         """Compute the condition's terms of all couplings and injectors, with one convolution for all."""
         affine = self.affine
-        by_part = {part: conv for part in affine if (conv := part.network.condition) is not None}
-        convs = list(by_part.values())
+        convs = {part: part.network.condition for part in affine if part.network.condition is not None}
         if not convs:
             return features
-        weight, bias = torch.cat([conv.weight for conv in convs]), torch.cat([conv.bias for conv in convs])
-        together, widths = ConditionConv(weight, bias, weight.dtype), [conv.outputs for conv in convs]
-        terms = dict(zip(by_part, together.on_canvas(features, affine[0].budget, widths, len(convs)), strict=True))
-        precomputed = tuple(part.precompute(terms[part]) if part in terms else (None, None) for part in affine)
+        weight = torch.cat([conv.weight for conv in convs.values()])
+        bias = torch.cat([conv.bias for conv in convs.values()])
+        together, widths = ConditionConv(weight, bias, weight.dtype), [conv.outputs for conv in convs.values()]
+        terms = dict(zip(convs, together.on_canvas(features, affine[0].budget, widths, len(convs)), strict=True))
+        precomputed = tuple(part.precompute(terms[part]) if part in terms else None for part in affine)
         return MultiScaleFeatures(sources=features.sources, precomputed=precomputed)
 
 
@@ -92,12 +91,12 @@ class FoldedAffine(Transform):
         self,
         network: FoldedConditioner | UnsplitConditioner,
         transform: Coupling | Injector,
-        number: int,
         budget: StripBudget,
     ) -> None:
-        """Replace a transform, with its folded conditioner; ``number`` counts the level's couplings and injectors."""
+        """Replace a transform, with its folded conditioner."""
         super().__init__()
-        self.network, self.number, self.budget, self.eps = network, number, budget, transform.eps
+        self.number = 0  # its place in ``FoldedLevel.affine``
+        self.network, self.budget, self.eps = network, budget, transform.eps
         self.scaling: Scaling = transform.scaling
         self.coupling, self.swap, self.first = False, False, 0
         if isinstance(transform, Coupling):
@@ -105,7 +104,7 @@ class FoldedAffine(Transform):
 
     def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         params = AffineParams(self, x, cond)
-        z, log_scales = canvas(x, x.shape[1]), x.new_zeros(x.shape[0], *x.shape[2:])
+        z, log_scales = canvas(x.shape, x), x.new_zeros(x.shape[0], *x.shape[2:])
         for tile in self.network.tiles(x, self.budget):
             items, top, bottom = tile
             x1, x2 = self.split(x[items, :, top:bottom])
@@ -128,16 +127,17 @@ class FoldedAffine(Transform):
         shift, r = self._shift_scale(raw, z)
         return self._join(z1, z2 - shift if r is None else (z2 / scale_of(r, self.eps, self.scaling)).sub_(shift))
 
-    def precompute(self, term: Tensor) -> ConditionTerms:
+    def precompute(self, term: Tensor) -> Tensor:
         """Return the condition's term of the first convolution, or, if nothing else enters, the network's output."""
         network = self.network
         assert isinstance(network, FoldedConditioner)
         if network.conv_flow is not None:
-            return term, None
-        output = canvas(term, network.outputs)
+            return term
+        batch, _, height, width = term.shape
+        output = canvas((batch, network.outputs, height, width), term)
         for _, top, bottom in network.tiles(term, self.budget):
-            output[:, :, top:bottom] = network.strip(None, rows_of(term), top, bottom, term.shape[2])
-        return None, output
+            output[:, :, top:bottom] = network.strip(None, rows_of(term), top, bottom, height)
+        return output
 
     def split(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return the part that conditions, which an injector has not, and the part that changes."""
@@ -159,9 +159,9 @@ class AffineParams:
 
     def __init__(self, part: FoldedAffine, x: Tensor, cond: LevelCondition | None) -> None:
         self.network, self.height = part.network, x.shape[2]
-        self.inputs: Tensor | None = None  # of the network; without what ``terms`` or ``output`` has; (B, C, H, W)
-        self.terms: Rows | None = None  # the condition's term of the first convolution, unless there is an output
-        self.output: Tensor | None = None  # the result, (B or 1, outputs, H, W), if ``prepare`` computed it
+        self.inputs: Tensor | None = None  # of the network, (B, C, H, W); without what ``terms`` or ``output`` has
+        self.terms: Rows | None = None  # the condition's term of the first convolution
+        self.output: Tensor | None = None  # (B or 1, outputs, H, W), if it depends on the condition alone, and is known
 
         cond = cond or LevelCondition()
         inputs = [t for t in (part.split(x)[0], cond.flow_channels) if t is not None]
@@ -173,8 +173,11 @@ class AffineParams:
             return
         self.inputs = concatenate(inputs) if inputs else None
         if isinstance(features, MultiScaleFeatures) and features.precomputed is not None:
-            term, self.output = features.precomputed[part.number]
-            self.terms = None if term is None else rows_of(term)
+            precomputed = features.precomputed[part.number]
+            if part.network.conv_flow is None:
+                self.output = precomputed
+            elif precomputed is not None:
+                self.terms = rows_of(precomputed)
         elif part.network.condition is not None:
             if features is None:
                 raise ConditionError("This step needs a condition; got none. Pass plan.encode_condition(source).")
@@ -199,7 +202,7 @@ def _invert_in_strips(
     Only the coupling reads rows beside a strip, of latents; the injectors read the condition alone.
     """
     params = [AffineParams(part, z, cond) for part in parts]
-    x = canvas(z, z.shape[1])
+    x = canvas(z.shape, z)
     for tile in parts[0].network.tiles(z, parts[0].budget):
         items, top, bottom = tile
         strip = z[items, :, top:bottom]
@@ -314,11 +317,9 @@ class LevelFolder:
 
     def __init__(self, like: Tensor, dtype: torch.dtype, budget: StripBudget) -> None:
         self.like, self.dtype, self.budget = like, dtype, budget
-        self.count = 0  # of couplings and injectors in this level so far
 
     def level(self, level: Level, channels: int) -> FoldedLevel:
         """Fold a level whose steps have ``channels``."""
-        self.count = 0
         steps = self._steps(level.steps, channels, 0)
         split = level.split
         if split is not None and split.conditioner is not None and not split.labeled:
@@ -331,7 +332,10 @@ class LevelFolder:
             if isinstance(extractor, HierarchicalExtractor):
                 extractor = FoldedExtractor(extractor, self.dtype, self.budget)
             details = Details(extractor, Chain(*self._steps(details.transform, leaving, 0)))
-        return FoldedLevel(steps, split, squeeze=level.squeeze, downscale=level.downscale, details=details)
+        folded = FoldedLevel(steps, split, squeeze=level.squeeze, downscale=level.downscale, details=details)
+        for number, part in enumerate(folded.affine):
+            part.number = number
+        return folded
 
     def _steps(self, transform: Transform, channels: int, flow_channels: int) -> list[Transform]:
         """Fold a chain: neighboring per-pixel transforms become mixings; mixing, injector and coupling a step.
@@ -375,8 +379,7 @@ class LevelFolder:
             inputs += channels - first if transform.swap else first
         offset = {"none": None, "sigmoid": SIGMOID_OFFSET}.get(transform.scaling, 0.0)
         network = folded_conditioner(transform.conditioner, inputs, offset, self.dtype, self.budget)
-        self.count += 1
-        return FoldedAffine(network, transform, self.count - 1, self.budget)
+        return FoldedAffine(network, transform, self.budget)
 
 
 def _merge_step(parts: list[Transform]) -> None:

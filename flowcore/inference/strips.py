@@ -6,7 +6,7 @@ the result of the whole image, with the memory of a few rows. Between strips, pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -115,7 +115,6 @@ def strips(height: int, rows: int) -> list[tuple[int, int]]:
     return [(top, min(top + rows, height)) for top in range(0, height, rows)]
 
 
-def canvas(like: Tensor, channels: int) -> Tensor:
-    """Allocate ``(B, channels, H, W)`` like a tensor ``(B, any, H, W)``, to be written strip by strip."""
-    shape = (like.shape[0], channels, *like.shape[2:])
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+def canvas(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Allocate ``(B, C, H, W)`` of the type and device of a tensor, to be written strip by strip."""
+    return torch.empty(tuple(shape), dtype=like.dtype, device=like.device, memory_format=torch.channels_last)

@@ -8,18 +8,16 @@ from torch import Tensor
 
 ScaledFeatures = tuple[Tensor, int]  # features, and the factor by which to enlarge them, by nearest neighbor
 
-ConditionTerms = tuple[Tensor | None, Tensor | None]
-"""What a coupling or injector computes from the condition alone: ``(term, None)``, the condition's term of its first
-convolution, or, if nothing else enters its network, ``(None, output)``, the network's output."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class MultiScaleFeatures:
     """Features of one level on several grids; those that are to be enlarged stay small."""
 
     sources: tuple[ScaledFeatures, ...]  # (B, C_i, H / factor, W / factor); their channels are concatenated
-    # one for every coupling and injector of the level, in the data-to-latent direction; set by ``Condition.prepare``
-    precomputed: tuple[ConditionTerms, ...] | None = None
+    # what couplings and injectors of the level, in the data-to-latent direction, compute from the condition alone: the
+    # condition's term of the first convolution or, if nothing else enters the network, its output; set by
+    # ``Condition.prepare``
+    precomputed: tuple[Tensor | None, ...] | None = None
 
     def merged(self) -> Tensor:
         """Enlarge and concatenate all sources: ``(B, C, H, W)``."""

@@ -53,7 +53,7 @@ def test_strips_and_canvas_follow_the_budget_and_the_model():
         assert budget.strip == budget.dense == 2**18
         assert small.strip == small.dense == 1
     assert budget.strip == 2**23
-    empty = canvas(random(2, 3, 4, 5).float(), 7)
+    empty = canvas((2, 7, 4, 5), random(1).float())
     assert (empty.shape, empty.dtype) == ((2, 7, 4, 5), torch.float32)
 
 

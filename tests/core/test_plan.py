@@ -185,11 +185,13 @@ def test_a_prepared_condition_holds_the_terms_of_every_step():
     assert ready.nbytes - cond.nbytes == 2 * plan.prepared_bytes(*image.shape[2:])
     assert ready.batch == 2
     assert torch.equal(ready.origin, cond.origin)
-    for plain, feature in zip(cond.features, ready.features, strict=True):
+    for level, plain, feature in zip(plan.levels, cond.features, ready.features, strict=True):
         assert isinstance(plain, MultiScaleFeatures)
         assert plain.precomputed is None
-        terms = [(first is not None, output is not None) for first, output in feature.precomputed]
-        assert terms == [(False, True), (True, False)] * 2  # an injector's output, a coupling's first term
+        networks = [part.network for part in level.affine]
+        assert [network.conv_flow is None for network in networks] == [True, False] * 2  # injectors, couplings
+        outputs = [n.outputs if n.conv_flow is None else n.condition.outputs for n in networks]
+        assert [t.shape[1] for t in feature.precomputed] == outputs
     assert all(not t.requires_grad for t in tensors(ready.features))
 
 
