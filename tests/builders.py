@@ -1,6 +1,8 @@
 """Small flows of every architecture and random images, for all tests."""
 
 import math
+import struct
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -183,6 +185,20 @@ def assemble(levels: Sequence[Level], *, channels: int) -> Flow:
 def random_image(*shape: int, seed: int = 0) -> Tensor:
     """Draw an image, uniform in [0, 1), the same for the same arguments."""
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def png_header(width: int, height: int, bits: int, kind: int) -> bytes:
+    return png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0))
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width: int, height: int, bits: int, kind: int, rows: bytes) -> bytes:
+    """A PNG of given bytes, which may be other than its header promises."""
+    chunks = (png_header(width, height, bits, kind), png_chunk(b"IDAT", zlib.compress(rows)), png_chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 def srflow_checkpoint(flow: Flow) -> dict[str, Tensor]:

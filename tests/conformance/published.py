@@ -60,12 +60,6 @@ def keys(program: str) -> dict[str, Any]:
     return json.loads(gzip.decompress((HERE / program / "keys.json.gz").read_bytes()))
 
 
-def published_draws(shapes: Sequence[tuple[int, ...]], n: int, temperature: float, seed: int) -> list[Tensor]:
-    """Draw latents as SRFlow's program does: all items from one generator, deepest level first."""
-    generator = torch.Generator("cpu").manual_seed(seed)
-    return [temperature * torch.randn(n, *shape, generator=generator) for shape in reversed(shapes)][::-1]
-
-
 def recorded_srflow() -> dict[str, Tensor]:
     """The weights of the recorded SRFlow, bit for bit: noise from a seed per tensor, rounded to float16.
 

@@ -71,33 +71,10 @@ def test_many_steps_tend_to_the_solution(name):
         latents, logdet = flow(image(name), given(name, probes))
         assert error(flat(latents), io["f64.z"]) < 1e-8
         assert error(logdet, io[f"f64.{kind}.logdet"]) < 1e-7
+    assert error(flow_of(name)(image(name))[1], io["f64.logdet"]) < 1e-5  # the exact trace
     assert error(flat(latents), io["f64.dopri5_1e-5.z"]) < 1e-3
     for key in [key for key in io if key.startswith("f64.dopri5_1e-5") and "rademacher" in key]:
         assert error(flow(image(name), given(name, "rademacher"))[1], io[key]) < 1e-3
-
-
-@every_case
-def test_the_exact_trace_along_the_way(name):
-    """Item 0 and the running logdet after every element, without probes."""
-    flow, io = flow_of(name), RECORDED[name]
-    x, logdet = flow.prelude(image(name))
-    elements = iter(sorted({key.rpartition(".")[0] for key in io if key.startswith("trace.")}))
-
-    def compare() -> None:
-        key = next(elements)
-        assert error(x[:1], io[f"{key}.x0"]) < 1e-5
-        assert error(logdet, io[f"{key}.logdet"]) < 1e-5
-
-    compare()
-    for level in flow.levels:
-        for part in level.steps.parts():
-            x, change = part(x)
-            logdet = logdet + change
-            compare()
-        if level.split is not None:
-            x = level.split(x)[0][0]
-    assert next(elements, None) is None
-    assert error(logdet, io["f64.logdet"]) < 1e-5
 
 
 @every_case

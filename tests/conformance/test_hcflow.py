@@ -91,20 +91,6 @@ def test_decode_latents(flow, recorded):
     cond, still = flow.encode_condition(lr), torch.zeros_like(lr)
     near(flow.inverse([*latents, still], cond), recorded[f"{t}.given.x"])
     near(flow.inverse([*map(torch.zeros_like, latents), still], cond), recorded[f"{t}.tau0.x"])
-    drawn = published.published_draws(flow.latent_shapes(20, 28)[:-1], 2, 0.9, 1234)
-    assert torch.equal(drawn[0], recorded["f32.seed1234.draw1"])
-    assert torch.equal(drawn[1], recorded["f32.seed1234.draw0"])
-    near(flow.inverse([*(z.to(lr) for z in drawn), still], cond).float(), recorded["f32.seed1234.x"])
-
-
-def test_dequantized_likelihood(flow, recorded):
-    t, hr, lr = noisy(flow, recorded)
-    latents, logdet = flow(hr, flow.encode_condition(lr))
-    for level in range(2):
-        near(latents[level], recorded[f"{t}.noise.eps{level}"])
-    near(own_lr(latents, lr), recorded[f"{t}.noise.lr"])
-    near(published_objective(latents, logdet), recorded[f"{t}.noise.objective"], 2e-6)
-    near(published_nll(latents, logdet, lr), recorded[f"{t}.noise.nll"], 2e-6)
 
 
 def test_log_prob_does_not_round_the_lr_image(flow, recorded):
@@ -148,13 +134,11 @@ def test_rescaling(way):
     rounded = small.clamp(0, 1).mul(255).round() / 255
     near(rounded, recorded[f"{t}.enc.lr_quantised"], 1e-6)
     zeros = [torch.zeros_like(z) for z in noise]
-    drawn = [z.to(lr) for z in published.published_draws(flow.latent_shapes(20, 28)[:-1], 2, 1.0, 1234)]
     for source, details, name in (
-        (lr, noise, f"{t}.given"),
-        (lr, zeros, f"{t}.tau0"),
-        (rounded, zeros, f"{t}.roundtrip_tau0"),
-        (small, latents[:2], f"{t}.recon"),
-        (lr, drawn, "f32.seed1234"),
+        (lr, noise, "given"),
+        (lr, zeros, "tau0"),
+        (rounded, zeros, "roundtrip_tau0"),
+        (small, latents[:2], "recon"),
     ):
         x = flow.inverse([*details, torch.zeros_like(lr)], flow.encode_condition(source))
-        near(x if name.startswith(t) else x.float(), recorded[f"{name}.x"])
+        near(x, recorded[f"{t}.{name}.x"])

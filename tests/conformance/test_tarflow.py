@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flowcore import Guidance, decode, likelihood, load
+from flowcore import Guidance, decode, load
 from flowcore.checkpoints.sources import TARFLOW
 from flowcore.checkpoints.sources.tarflow import tarflow_origins
 from flowcore.errors import CheckpointError, FlowError
@@ -94,16 +94,6 @@ def test_noise_is_removed_also_in_inference_mode(name):
         _, eps, cond = in_model(flow, name)
         near(2 * decode(flow, [eps], cond) - 1, RECORDED[name]["sample"])
         near(2 * decode(flow, [eps], cond, denoise=True) - 1, RECORDED[name]["denoised_0.07"])
-
-
-@every_case
-def test_bits_per_dimension_are_of_the_density_of_pixels(name):
-    flow, io = as_ours(TARFLOW, WEIGHTS[name], "float64"), RECORDED[name]
-    x, _, cond = in_model(flow, name)
-    var = WEIGHTS[name]["var"].double()
-    log_p = (-0.5 * (io["z"].square() / var + (2 * math.pi * var).log())).sum((1, 2)) + io["logdet"]
-    bits = -(log_p / (x[0].numel() * math.log(2))) + 7  # a bin is 1/128 wide in [-1, 1]
-    near(likelihood.bits_per_dim(flow.log_prob(x, cond), x[0].numel(), 1 / 256), bits)
 
 
 def random_config(seed: int) -> TarFlowConfig:

@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from builders import png, png_header
 from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from flowcore.errors import ImageError
@@ -101,11 +102,7 @@ def png16(samples, kind):
     """A minimal PNG of 16 bits with unfiltered rows."""
     height, width = samples.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)), (b"IDAT", zlib.compress(rows))]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        for name, body in [*chunks, (b"IEND", b"")]
-    )
+    return png(width, height, 16, kind, rows)
 
 
 @pytest.mark.parametrize(("kind", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
@@ -224,8 +221,7 @@ def test_foreign_profiles_and_unwritable_tags_are_omitted():
 
 def test_nothing_is_allocated_by_a_second_header():
     data = png16(np.zeros((1, 1, 3), np.uint16), 2)
-    body = struct.pack(">IIBBBBB", 40_000, 60_000, 16, 2, 0, 0, 0)  # 14.4 GB
-    header = struct.pack(">I", len(body)) + b"IHDR" + body + struct.pack(">I", zlib.crc32(b"IHDR" + body))
+    header = png_header(40_000, 60_000, 16, 2)  # 14.4 GB
     with pytest.raises(ImageError, match="exceeds limit"):
         read(data[:33] + header + data[33:], "photo.png")
     assert read(data[:-12] + header + data[-12:], "photo.png").pixels.shape == (1, 3, 1, 1)

@@ -3,8 +3,6 @@
 import contextlib
 import json
 import shutil
-import struct
-import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -38,21 +36,12 @@ ENTRY = Provenance(
 )
 
 
-def chunk(kind, content):
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
 def png(path, text, kind="tEXt"):
     """Write a PNG with our text in a chunk of some kind."""
-    content = {
-        "tEXt": lambda: b"flowcore\0" + text.encode("latin-1"),
-        "zTXt": lambda: b"flowcore\0\0" + zlib.compress(text.encode("latin-1")),
-        "iTXt": lambda: b"flowcore\0\0\0en\0flowcore\0" + text.encode(),
-        "iTXt packed": lambda: b"flowcore\0\1\0\0\0" + zlib.compress(text.encode()),
-    }[kind]()
-    Image.new("RGB", (3, 2), (9, 8, 7)).save(path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:33] + chunk(kind[:4].encode(), content) + whole[33:])  # after the header
+    chunks = PngInfo()
+    add = chunks.add_itxt if kind.startswith("iTXt") else chunks.add_text
+    add("flowcore", text, zip=kind in ("zTXt", "iTXt packed"))
+    Image.new("RGB", (3, 2), (9, 8, 7)).save(path, pnginfo=chunks)
     return path
 
 

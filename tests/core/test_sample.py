@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from builders import build_tiny, random_image
+from builders import build_tiny, encode_source, random_image, source_of
 
 from flowcore import latents as la
 from flowcore import prior
@@ -45,12 +45,7 @@ def images(n=2, channels=3, height=8, width=12, seed=0, dtype=torch.float32):
 
 def condition(flow, n):
     """A condition of n images of 8x12, for models of each kind."""
-    dtype = next(flow.parameters()).dtype
-    if flow.capabilities.source == "low_resolution":
-        return flow.encode_condition(images(n, 3, 4, 6, seed=5, dtype=dtype))
-    if flow.classes:
-        return flow.encode_condition(torch.eye(flow.classes, dtype=dtype)[torch.arange(n) % flow.classes])
-    return None
+    return encode_source(flow, source_of(flow, 8, 12, n))
 
 
 def close(a, b, tolerance=1e-5):

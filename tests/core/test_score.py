@@ -312,13 +312,6 @@ def test_conditions_follow_their_images():
         score(build(), image, labels(flow, [1, 2, 0]))
 
 
-def test_an_upscaler_scores_on_the_grid_of_levels():
-    result = score(build_tiny("srflow", perturb=0.02), picture(2, 3, 16, 24), torch.rand(2, 3, 4, 6), samples=2)
-    assert result.grid == "levels"
-    assert result.constant == pytest.approx(math.log2(255))
-    assert torch.allclose(result.per_level.sum(1), result.bits_per_dim, rtol=1e-12, atol=0)
-
-
 def test_progress_counts_every_draw(flow):
     for complexity in (True, False):
         calls, total = [], 15 + 3 * complexity

@@ -4,12 +4,10 @@ import hashlib
 import json
 import os
 import re
-import struct
 import threading
 import time
 import warnings
 import zipfile
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePath
 
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from builders import png
 from PIL import Image, ImageFile
 
 from flowcore.errors import ImageError
@@ -360,14 +359,7 @@ def cut_jpeg(path):
 
 def bomb(path):
     """A header that promises 60000 x 60000 pixels."""
-
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-    )
+    path.write_bytes(png(60000, 60000, 8, 2, b""))
 
 
 @pytest.mark.parametrize(

@@ -356,12 +356,6 @@ def test_scalings_follow_their_formulas(scaling, eps, log_scale):
     assert torch.allclose(logdet, logs.flatten(1).sum(1), atol=1e-12)
 
 
-def test_unsqueeze_undoes_a_squeeze():
-    x = data()
-    assert torch.equal(Unsqueeze()(Squeeze()(x)[0])[0], x)
-    assert torch.equal(Unsqueeze().inverse(x), Squeeze()(x)[0])
-
-
 def test_flatten_lays_pixels_out_row_by_row_and_channel_by_channel():
     x = data(2, 3, 5)
     z, _ = Flatten(2, 3, 5)(x)

@@ -85,21 +85,6 @@ def refused(host, name):
     assert "srflow" in host.outputs(look("srflow-x4"))["show"]["text"][0]
 
 
-class Command(str):
-    """Its pickle runs the text as a command when it is read."""
-
-    def __reduce__(self):
-        return os.system, (str(self),)
-
-
-def test_a_pickle_does_not_run_code(host, folder, tmp_path):
-    trace = tmp_path / "ran"
-    for new in (False, True):
-        torch.save({"weight": Command(f"touch {trace}")}, folder / "evil.pth", _use_new_zipfile_serialization=new)
-        refused(host, "evil.pth")
-        assert not trace.exists()
-
-
 OTHER = {"conv_first.weight": torch.zeros(64, 3, 3, 3), "conv_first.bias": torch.zeros(64)}
 REFUSED = {  # tests/core/test_hostile_files.py has many more
     "notes.safetensors": lambda path: path.write_text("This is a shopping list.\n" * 40),

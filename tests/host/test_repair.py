@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from talk import graph, loader, pixels, refusal, report
+from talk import graph, loader, pixels, report
 
 import flowcore
 
@@ -40,9 +40,3 @@ def test_a_scratched_scan_is_repaired_where_the_mask_is_and_nowhere_else(host, f
     assert torch.allclose(repaired[:1][outside], image[outside], atol=1e-6)
     assert float(mask[0, 0, 10:68, 38:49].float().sum()) >= 2 * 58
     assert float((repaired[:1] - image)[mask.expand_as(image)].abs().max()) > 0.2
-
-
-def test_a_mask_of_another_size_is_refused(host, flows):
-    host.put("scan.png", scan())
-    small = ("SolidMask", {"value": 1.0, "width": 16, "height": 16})
-    refusal(host, graph(story(mask="small.0"), small=small), "Resize it to their size")

@@ -1,7 +1,5 @@
 """Flow Train over the API: a folder becomes a model that loads, a cancelled run goes on, nothing is overwritten."""
 
-import json
-
 import pytest
 import torch
 from client import RunError
@@ -201,15 +199,8 @@ def test_a_cancelled_run_keeps_its_checkpoint_and_goes_on_from_there(host, photo
 
 def test_minutes_shorten_the_recipe_to_its_proper_end(host, photos, recipes):
     ui = host.outputs(training("short", recipe="long.toml", minutes=0.02))["train"]
-    record = json.loads((run(host, "short") / "node.json").read_text())
     assert 0 < ui["steps"][-1] < 10**5
     assert ui["minutes"][0] < 0.3
-    if record["finished"]:
-        assert ui["flowcore_notes"] == []
-    else:  # a machine that became slower: there is more to do, so the cache does not answer
-        assert "Time was up" in ui["text"][0]
-        host.run(training("short", recipe="long.toml", minutes=0.02))
-        assert "resuming after" in (run(host, "short") / "log.txt").read_text()
 
 
 def test_training_starts_from_a_model(host, photos, recipes):
