@@ -1,49 +1,15 @@
-"""Condition: features of the source image, computed once per image; and classifier-free guidance by labels."""
+"""Condition: what a flow is conditioned on, such as features of a source image, computed once per image."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .errors import ConditionError, FlowError
-from .transforms import LevelCondition, MultiScaleFeatures, Probes, map_tensors, tensors
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """Classifier-free guidance: how strongly decoding follows the labels, for sharper, less varied pictures.
-
-    The prediction with the label is moved away from the one without it, by ``weight`` times their difference. Guided
-    decoding is not the inverse of encoding.
-
-    >>> flow = flowcore.load("tarflow.safetensors")
-    >>> flowcore.sample(flow, 2, labels=1, guidance=flowcore.Guidance(2.0, annealed=True)).shape[0]
-    2
-
-    Attributes:
-        weight: 0 for none; 1 to 3 are usual.
-        scale: Whether log-scales are guided, too, or shifts alone.
-        annealed: Whether the weight rises linearly from patch to patch, to ``weight`` at the last.
-        temperature: Attention temperature of the prediction without label: a divisor of the attention scores.
-
-    Source: Ho & Salimans, "Classifier-free diffusion guidance" (2022); Zhai et al., TarFlow (2024), section 3.4.
-    """
-
-    weight: float
-    scale: bool = True
-    annealed: bool = False
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise FlowError(f"guidance must be a finite number >= 0; got {self.weight}. 0 is none, 1 to 3 are usual.")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise FlowError(f"The temperature of guidance must be a finite number > 0; got {self.temperature}.")
+from .errors import ConditionError
+from .transforms import Guidance, LevelCondition, MultiScaleFeatures, Probes, map_tensors, tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +30,7 @@ class Condition:
             deviation from it; None for other flows.
         probes: Random vectors to estimate a log-determinant without a closed form, see ``likelihood.with_probes``.
             None for an exact log-determinant, and for other flows.
-        guidance: Classifier-free guidance as numbers, ``(B or 1, 4)``, see ``guided``; None if unused.
+        guidance: Classifier-free guidance of decoding, see ``guided``; None if unused.
     """
 
     features: tuple[Tensor | MultiScaleFeatures | None, ...]
@@ -72,7 +38,7 @@ class Condition:
     labels: Tensor | None = None
     anchor: Tensor | None = None
     probes: Probes | None = None
-    guidance: Tensor | None = None
+    guidance: Guidance | None = None
 
     @property
     def batch(self) -> int:
@@ -135,10 +101,8 @@ class Condition:
 
     def guided(self, guidance: float | Guidance) -> Condition:
         """Return the condition with classifier-free guidance; a number is the weight of a ``Guidance``, 0 for none."""
-        g = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
-        like = tensors(self)[0]
-        numbers = torch.tensor([[g.weight, g.scale, g.annealed, g.temperature]], dtype=like.dtype, device=like.device)
-        return replace(self, guidance=numbers.expand(self.batch, -1) if g.weight else None)
+        guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
+        return replace(self, guidance=guidance if guidance.weight else None)
 
     def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Condition:
         """Apply a function to every tensor of the condition."""

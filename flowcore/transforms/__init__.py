@@ -5,7 +5,7 @@ from .autoregression import Autoregression
 from .coupling import CheckerboardCoupling, ConditionOnChannels, Coupling, Injector, Scaling
 from .estimated import Estimated, draw_probes
 from .invconv import InvertibleConv, Permutation
-from .level_condition import LevelCondition, MultiScaleFeatures, Probes, ScaledFeatures
+from .level_condition import Guidance, LevelCondition, MultiScaleFeatures, Probes, ScaledFeatures
 from .ode import ODE, Solver, path_costs
 from .pixels import ChannelWhitening, Logit, PixelMap
 from .residual import Residual
@@ -26,6 +26,7 @@ __all__ = [
     "Coupling",
     "Estimated",
     "Flatten",
+    "Guidance",
     "Haar",
     "Injector",
     "InterpolatedDetails",

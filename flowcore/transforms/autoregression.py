@@ -1,6 +1,5 @@
 """Autoregression: every position in turn is shifted and scaled by a prediction from the positions before it."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,34 +40,29 @@ class Autoregression(Transform):
 
     def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         latents = self._sequence(z)  # (B, T, C)
-        predict = self._predictor(cond, *latents.shape[:2])
+        batch, length, _ = latents.shape
+        labels, temperatures = self._labels(cond, batch), None
+        guidance = None if cond is None or labels is None else cond.guidance
+        if guidance is not None and labels is not None:  # predictions with the labels, and without
+            no_label = torch.full_like(labels, 1 / labels.shape[1])
+            labels = torch.cat([labels.expand(batch, -1), no_label.expand(batch, -1)])
+            temperatures = labels.new_tensor([1.0, guidance.temperature]).repeat_interleave(batch)
+        step = self.network.stepwise(labels, temperatures)
         x = [latents[:, 0]]
-        for t in range(1, latents.shape[1]):
-            a, b = self._log_scale_shift(predict(x[-1], t).to(z.dtype))
+        for t in range(1, length):
+            if guidance is None:
+                predicted = step(x[-1]).to(z.dtype)
+            else:
+                labeled, unlabeled = step(x[-1].repeat(2, 1)).to(z.dtype).chunk(2)
+                difference = guidance.weight * (labeled - unlabeled)
+                if guidance.annealed:
+                    difference = difference * (t / (length - 1))
+                if self.scale and not guidance.scale:
+                    difference[:, : latents.shape[2]] = 0  # of log-scales, which come first
+                predicted = labeled + difference
+            a, b = self._log_scale_shift(predicted)
             x.append(latents[:, t] * torch.exp(a) + b)
         return self._grid(torch.stack(x, dim=1), z)
-
-    def _predictor(self, cond: LevelCondition | None, batch: int, length: int) -> Callable[[Tensor, int], Tensor]:
-        """Return ``predict(x, t)``, to be called for t = 1, 2, ... in order, with the data x of position t - 1."""
-        labels = self._labels(cond, batch)
-        if labels is None or cond is None or cond.guidance is None:
-            step = self.network.stepwise(labels)
-            return lambda x, t: step(x)
-        labels, guidance = labels.expand(batch, -1), cond.guidance.expand(batch, -1)
-        weight, guides_scales, annealed, temperature = guidance[..., None].unbind(1)  # each (B, 1)
-        no_label = torch.full_like(labels, 1 / labels.shape[1])
-        temperatures = torch.cat([torch.ones_like(temperature), temperature])[:, 0]
-        step = self.network.stepwise(torch.cat([labels, no_label]), temperatures)
-
-        def guided(x: Tensor, t: int) -> Tensor:
-            labeled, unlabeled = step(x.repeat(2, 1)).to(weight.dtype).chunk(2)
-            strength = (weight * (1 - annealed * (1 - t / (length - 1)))).expand_as(labeled)
-            if self.scale:  # log-scales come first
-                log_scale_strength, shift_strength = strength.chunk(2, dim=1)
-                strength = torch.cat([log_scale_strength * guides_scales, shift_strength], dim=1)
-            return labeled + strength * (labeled - unlabeled)
-
-        return guided
 
     def _log_scale_shift(self, predicted: Tensor) -> tuple[Tensor, Tensor]:
         if self.scale:
