@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import reduce
 from typing import NamedTuple
@@ -24,20 +25,20 @@ from ..transforms import (
     Transform,
 )
 
-PIXELWISE = (ActNorm, SignedActNorm, BatchNorm, InvertibleConv, ChannelWhitening, Permutation)  # see ``pixel_map``
+PIXELWISE = (ActNorm, SignedActNorm, BatchNorm, InvertibleConv, ChannelWhitening, Permutation)  # see ``channel_affine``
 
 
-class PixelMap(NamedTuple):
+class ChannelAffine(NamedTuple):
     """``z = matrix x + bias`` at every pixel, in float64 on the CPU: ``(C, C)``, ``(C,)``; and ``log|det matrix|``."""
 
     matrix: Tensor
     bias: Tensor
     log_det: Tensor
 
-    def then(self, second: PixelMap) -> PixelMap:
+    def then(self, second: ChannelAffine) -> ChannelAffine:
         """Compose: first this map, then ``second``."""
         bias = second.matrix @ self.bias + second.bias
-        return PixelMap(second.matrix @ self.matrix, bias, second.log_det + self.log_det)
+        return ChannelAffine(second.matrix @ self.matrix, bias, second.log_det + self.log_det)
 
 
 class Mixing(Transform):
@@ -48,10 +49,10 @@ class Mixing(Transform):
 
     uniform_logdet = True
 
-    def __init__(self, maps: Sequence[PixelMap], like: Tensor) -> None:
+    def __init__(self, maps: Sequence[ChannelAffine], like: Tensor) -> None:
         """Multiply maps in the data-to-latent direction, and take the dtype and device of a parameter of the flow."""
         super().__init__()
-        matrix, bias, log_det = reduce(PixelMap.then, maps)
+        matrix, bias, log_det = reduce(ChannelAffine.then, maps)
         inverse = torch.linalg.inv(matrix)
         self.log_det = float(log_det)
         self.to_latent = matrix.to(like), bias.to(like)  # not buffers: a plan is never moved
@@ -65,26 +66,17 @@ class Mixing(Transform):
         return _mix(z, *self.to_data)
 
 
-def pixel_map(transform: Transform) -> PixelMap:
+def channel_affine(transform: Transform) -> ChannelAffine:
     """Describe a transform of one of the ``PIXELWISE`` types as a matrix and a vector."""
-    if isinstance(transform, ActNorm):
-        logs = float64_on_cpu(transform.effective_log_scale())
-        return PixelMap(torch.diag(logs.exp()), float64_on_cpu(transform.bias) * logs.exp(), logs.sum())
-    if isinstance(transform, SignedActNorm):
-        scale = float64_on_cpu(transform.scale)
-        return PixelMap(torch.diag(scale), float64_on_cpu(transform.bias) * scale, scale.abs().log().sum())
-    if isinstance(transform, BatchNorm):
-        scale = torch.rsqrt(float64_on_cpu(transform.var) + transform.eps)
-        return PixelMap(torch.diag(scale), -float64_on_cpu(transform.mean) * scale, scale.log().sum())
-    if isinstance(transform, InvertibleConv):
+    if isinstance(transform, InvertibleConv):  # of a matrix that the flow may compute in float32
         matrix = float64_on_cpu(transform.matrix())
-        return PixelMap(matrix, torch.zeros_like(matrix[0]), torch.linalg.slogdet(matrix)[1])
-    if isinstance(transform, ChannelWhitening):
-        matrix = float64_on_cpu(transform.matrix)
-        return PixelMap(matrix, -matrix @ float64_on_cpu(transform.mean), torch.linalg.slogdet(matrix)[1])
-    assert isinstance(transform, Permutation)
-    matrix = torch.eye(len(transform.order), dtype=torch.float64)[transform.order.cpu()]
-    return PixelMap(matrix, torch.zeros_like(matrix[0]), torch.zeros_like(matrix[0, 0]))
+        return ChannelAffine(matrix, torch.zeros_like(matrix[0]), torch.linalg.slogdet(matrix)[1])
+    exact = copy.deepcopy(transform).cpu().double()
+    channels = len(next(iter(exact.state_dict().values())))  # every tensor of these types has an entry per channel
+    images = torch.cat([torch.zeros(1, channels), torch.eye(channels)]).double()[:, :, None, None]
+    z, logdet = exact(images)  # of the origin and the unit vectors, one pixel each
+    bias = z[0].flatten()
+    return ChannelAffine((z[1:].flatten(1) - bias).T.contiguous(), bias, logdet[0])
 
 
 class ConvWeights(NamedTuple):

@@ -46,7 +46,7 @@ from ..transforms.coupling import (
 from .conditioners import FoldedConditioner, UnsplitConditioner, folded_conditioner
 from .convolutions import ConditionConv, StreamedConditionConv, rows_of
 from .encoders import FoldedExtractor
-from .fold import PIXELWISE, Mixing, pixel_map
+from .fold import PIXELWISE, Mixing, channel_affine
 from .strips import Rows, StripBudget, Tile, canvas, report, stop_before
 
 R = TypeVar("R")
@@ -352,7 +352,7 @@ class LevelFolder:
             elif len(parts) == 1 and isinstance(parts[0], (ActNorm, Permutation)):
                 result += parts  # cheaper than a matrix
             else:
-                result.append(Mixing([pixel_map(part) for part in parts], self.like))
+                result.append(Mixing([channel_affine(part) for part in parts], self.like))
         return result
 
     def _part(self, transform: Transform, channels: int, flow_channels: int) -> Transform:

@@ -5,13 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..device import float64
 from ..errors import ConditionError, FlowError
 from .level_condition import LevelCondition, Probes
 from .transform import Transform
 
 MAX_DIMENSIONS = 4096  # most dimensions for an exact logdet: its Jacobian then takes 134 MB in float64
-ROWS_AT_ONCE = 256  # rows of a Jacobian that are computed together
 PROBE_STREAM = 0x9E3779B9  # changes seeds, so that probes differ from other noise of the same seed
 MAX_ITERATIONS = 2000  # most iterations toward a fixed point
 PATIENCE = 50  # iterations without progress before giving up
@@ -38,18 +36,6 @@ class Estimated(Transform):
                 "this batch and size: likelihood.with_probes(flow, image.shape)."
             )
         return vector.to(x)
-
-
-def exact_logdet(vjp: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Compute ``log|det J|``, ``(1,)``, of one item from its whole Jacobian, in float64; ConditionError if too large.
-
-    ``vjp`` maps N vectors e, ``(N, C, H, W)``, to ``J^T e``.
-    """
-    dimensions = x[0].numel()
-    require_exact(dimensions)
-    rows = torch.eye(dimensions, dtype=x.dtype, device=x.device).reshape(dimensions, *x.shape[1:])
-    jacobian = torch.cat([vjp(part).flatten(1) for part in rows.split(ROWS_AT_ONCE)])  # (D, D)
-    return torch.linalg.slogdet(float64(jacobian))[1].to(x)[None]
 
 
 def require_exact(dimensions: int) -> None:

@@ -5,9 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .estimated import Estimated, exact_logdet, fixed_point
+from ..device import float64
+from .estimated import Estimated, fixed_point, require_exact
 from .level_condition import LevelCondition, Probes
 
+ROWS_AT_ONCE = 256  # rows of a Jacobian that are computed together
 ADVICE = "Call flow.normalize(), which bounds the norms of its weights; if the model comes from a file, fetch it again."
 
 
@@ -63,11 +65,16 @@ class Residual(Estimated):
         probe = self.probe(x, cond)
         if probe is not None and cond is not None and cond.probes is not None:
             return self._estimate(x, probe, cond.probes)
+        dimensions = x[0].numel()
+        require_exact(dimensions)
+        identity = torch.eye(dimensions, dtype=x.dtype, device=x.device)
+        rows = identity.unflatten(1, x.shape[1:]).split(ROWS_AT_ONCE)
         logdets: list[Tensor] = []
         for item in x.split(1):
             vjp = self.network.linearize(item)[1]
-            logdets.append(exact_logdet(lambda e, vjp=vjp: e + vjp(e), item))
-        logdet = torch.cat(logdets) / x[0, 0].numel()  # of the whole Jacobian, so spread evenly
+            jacobian = identity + torch.cat([vjp(part).flatten(1) for part in rows])  # (D, D), of the block
+            logdets.append(torch.linalg.slogdet(float64(jacobian))[1].to(x))
+        logdet = torch.stack(logdets) / x[0, 0].numel()  # of the whole Jacobian, so spread evenly
         return self.encode(x), logdet[:, None, None].expand(-1, *x.shape[2:])
 
     def _estimate(self, x: Tensor, probe: Tensor, probes: Probes) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from flowcore.inference.conditioners import UnsplitConditioner, folded_conditioner
 from flowcore.inference.convolutions import ConditionConv, Conv, StreamedConditionConv
 from flowcore.inference.encoders import FoldedDenseBlock
-from flowcore.inference.fold import Mixing, PixelMap, conv_weights
+from flowcore.inference.fold import ChannelAffine, Mixing, conv_weights
 from flowcore.inference.strips import StripBudget, canvas, minimum_memory, strips
 from flowcore.networks import Conditioner
 from flowcore.networks.rrdb import DenseBlock
@@ -59,7 +59,7 @@ def test_strips_and_canvas_follow_the_budget_and_the_model():
 
 def test_mixing_is_multiplied_and_inverted_in_float64_and_rounded_once():
     matrix = torch.eye(6, dtype=torch.float64) + 0.3 * random(6, 6)
-    one = PixelMap(matrix, random(6, seed=1), torch.linalg.slogdet(matrix)[1])
+    one = ChannelAffine(matrix, random(6, seed=1), torch.linalg.slogdet(matrix)[1])
     exact, rounded = Mixing([one, one], LIKE), Mixing([one, one], LIKE.float())
     for wide, narrow in zip((*exact.to_latent, *exact.to_data), (*rounded.to_latent, *rounded.to_data), strict=True):
         assert torch.equal(wide.float(), narrow)
