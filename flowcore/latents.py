@@ -347,8 +347,12 @@ def _check(latents: Sequence[Tensor]) -> list[Tensor]:
 def _pairs(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Check that two lists are compatible; give both the larger batch, the wider precision and the device of a."""
     one, two = _check(a), _check(b)
-    if [z.shape[1:] for z in one] != [z.shape[1:] for z in two]:
-        raise ShapeError(f"These latents do not fit together: {_difference(one, two)}")
+    shapes = [[tuple(z.shape[1:]) for z in levels] for levels in (one, two)]
+    if shapes[0] != shapes[1]:
+        raise ShapeError(
+            f"These latents do not fit together: expected levels of shapes {shapes[0]}, finest first; got {shapes[1]}. "
+            "Make both with the same model, from images of the same size."
+        )
     batches = one[0].shape[0], two[0].shape[0]
     if batches[0] != batches[1] and 1 not in batches:
         raise ShapeError(
@@ -361,17 +365,6 @@ def _pairs(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[tuple[Tensor, Tenso
         size = (max(batches), *x.shape[1:])
         pairs.append((x.to(dtype).expand(size), y.to(x.device, dtype).expand(size)))
     return pairs
-
-
-def _difference(one: list[Tensor], two: list[Tensor]) -> str:
-    """Say how the shapes of two lists differ, and what to do about it."""
-    if len(one) != len(two):
-        return f"one has {len(one)} levels, the other {len(two)}. Make both with the same model."
-    x, y = next((x, y) for x, y in zip(one, two, strict=True) if x.shape[1:] != y.shape[1:])
-    if x.shape[1] != y.shape[1]:
-        return f"one has {x.shape[1]} channels where the other has {y.shape[1]}. Make both with the same model."
-    sizes = " and ".join(f"{z.shape[3]}x{z.shape[2]}" for z in (x, y))
-    return f"they are of images of different sizes ({sizes} at one level). Make both from images of the same size."
 
 
 def _per_level(value: float | Sequence[float], levels: int, name: str) -> list[float]:
