@@ -11,7 +11,7 @@ import copy
 import gzip
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -61,18 +61,6 @@ class Photographs:
     def names(self) -> list[str]:
         """List the photographs to train on, whatever their sizes, sorted."""
         return sorted({entry.name for entry in self.training})
-
-    def leave_out(self, unsuitable: Callable[[np.ndarray], bool], reason: str) -> None:
-        """Skip the images whose pixels, ``(H, W, 3)`` uint8, are unsuitable."""
-        entries: dict[str, Entry] = {}
-        for entry in self.cache.entries:
-            entries.setdefault(entry.name, entry)
-        names = dict.fromkeys(name for name, entry in entries.items() if unsuitable(self.cache.images(entry)[0]))
-        self.skipped += [f"{name}: {reason}" for name in names]
-        self.training = [entry for entry in self.training if entry.name not in names]
-        self.held_out = [entry for entry in self.held_out if entry.name not in names]
-        if not self.training:
-            raise ImageError(f"No image is left to train on: each one {reason}. Add others.")
 
     def batch(self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False) -> Batch:
         """Cut the crops of one step, rotated and mirrored at random, from the training or the held-out photographs.
@@ -145,6 +133,18 @@ class ColorPhotographs(Photographs):
     hinted = 0.5  # share of the crops that have hints
     palettes = 0.1  # share of those that have a palette
     recall: Recall | None = None  # of the model that is trained, if it has a memory
+
+    def leave_out_gray(self) -> None:
+        """Skip photographs without color."""
+        entries: dict[str, Entry] = {}
+        for entry in self.cache.entries:
+            entries.setdefault(entry.name, entry)
+        gray = [name for name, entry in entries.items() if is_gray(self.cache.images(entry)[0])]
+        self.skipped += [f"{name}: has no color" for name in gray]
+        self.training = [entry for entry in self.training if entry.name not in gray]
+        self.held_out = [entry for entry in self.held_out if entry.name not in gray]
+        if not self.training:
+            raise ImageError("No image is left to train on: each one has no color. Add others.")
 
     def batch(self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False) -> tuple[Tensor, Tensor]:
         """Cut the crops of one step, see ``Photographs.batch``; held-out ones are not augmented and have no hints.
@@ -245,9 +245,9 @@ class Recall:
 
 
 @torch.no_grad()
-def fill_memories(flows: Sequence[FlowModel], data: Photographs, progress: Progress | None = None) -> None:
-    """Fill the memory of each copy of a colorizer with the same cells, about as many of every training photograph."""
-    encoder, memory = _encoder_and_memory(flows[0])
+def fill_memory(flow: FlowModel, data: Photographs, progress: Progress | None = None) -> None:
+    """Fill the memory of a colorizer with cells, about as many of every training photograph."""
+    encoder, memory = _encoder_and_memory(flow)
     names, total = data.names(), memory.cells
     if total < len(names):
         raise FlowError(
@@ -270,8 +270,6 @@ def fill_memories(flows: Sequence[FlowModel], data: Photographs, progress: Progr
         if progress is not None:
             progress(number + 1, len(names))
     memory.fill(torch.cat(described), torch.cat(chroma), torch.tensor(photograph))
-    for flow in flows[1:]:
-        _encoder_and_memory(flow)[1].load_state_dict(memory.state_dict())
 
 
 def _encoder_and_memory(flow: FlowModel) -> tuple[LumaEncoder, CellMemory]:
@@ -345,7 +343,7 @@ def open_data(recipe: Recipe, data: Folders, cache: Path, progress: Progress | N
     if not isinstance(recipe.model, ColorizerConfig):
         return Photographs(data, cache, recipe, progress)
     colors = ColorPhotographs(data, cache, recipe, progress)
-    colors.leave_out(is_gray, "has no color")
+    colors.leave_out_gray()
     return colors
 
 

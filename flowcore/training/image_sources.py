@@ -210,8 +210,7 @@ def _attempt(read: Callable[[], Read]) -> tuple[Read | None, str]:
 # --- cache ------------------------------------------------------------------------------------------------------------
 
 
-# the last of these are files of killed runs of an earlier version
-CACHED = re.compile(r"[0-9a-f]{16}\.(u8|json|[0-9a-f]{32}\.(index\.)?partial)")
+CACHED = re.compile(r"[0-9a-f]{16}\.(u8|json)")
 
 
 @dataclass(frozen=True)

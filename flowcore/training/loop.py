@@ -24,7 +24,7 @@ from ..models import build
 from ..networks import Conditioner
 from ..tasks import Progress
 from . import checkpoint
-from .data import ColorPhotographs, Photographs, Recall, count_images, fill_memories, open_data
+from .data import ColorPhotographs, Photographs, Recall, count_images, fill_memory, open_data
 from .image_sources import Folders
 from .objective import initialize_flow, validate
 from .recipe import Recipe, Stage, fingerprint
@@ -126,14 +126,12 @@ class _Trainer:
         self.progress: Progress = progress or (lambda done, total, preview=None: None)
         self.results = Results(folder)
         self.checkpoints = checkpoint.Checkpoints(folder, fingerprint(recipe))
-        state, lines = RunState(), list[str]()
-        self.content = self.checkpoints.read(lines.append)  # to resume from, until ``prepare`` loads it
+        state, log = RunState(), RunLog(folder, write_line, enabled=distributed.is_main)
+        self.content = self.checkpoints.read(log.line)  # to resume from, until ``prepare`` loads it
         refuse_to_replace(folder, resumed=self.content is not None)
         if self.content is not None:
             state.step = self.content["progress"]["step"]
-        log = RunLog(folder, write_line, step=state.step, enabled=distributed.is_main)
-        for line in lines:
-            log.line(line)
+        log.begin(state.step)
         opened = open_data(recipe, data, folder / "cache", self._check_cancelled)
         training, held_out = count_images([*opened.training]), count_images([*opened.held_out])
         log.line(f"{training} to train on, {held_out} held out, {len(opened.skipped)} skipped")
@@ -169,7 +167,8 @@ class _Trainer:
         if isinstance(run.data, ColorPhotographs) and run.recipe.model.memory:
             if not is_resumed:
                 run.log.line("remembering places of the photographs to train on")
-                fill_memories([run.flow, run.average], run.data, self._check_cancelled)
+                fill_memory(run.flow, run.data, self._check_cancelled)
+                run.average.load_state_dict(run.flow.state_dict())
             run.data.recall = Recall(run.flow, run.data)
         if any(stage.teacher_weight for stage in run.whole_stages()):
             run.teacher = read(start or self.results.start).to(run.device, memory_format=torch.channels_last)

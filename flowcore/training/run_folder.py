@@ -40,12 +40,16 @@ Point = tuple[int, float]  # of the curve: step and loss
 class RunLog:
     """Writes what happens in a run into its folder, and to TensorBoard if it is installed."""
 
-    def __init__(self, run: Path, write_line: Callable[[str], None] | None, *, step: int, enabled: bool = True) -> None:
-        """Open the files, and drop the rows of a killed run after this step; without ``write_line``, use stderr."""
-        self.run, self.write_line, self.step, self.enabled = run, write_line, step, enabled
-        for name, columns in TABLES.items() if enabled else ():
-            rows = [row for row in read_rows(run / name) if int(row["step"]) <= step]
-            with replacing(run / name) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    def __init__(self, run: Path, write_line: Callable[[str], None] | None, *, enabled: bool = True) -> None:
+        """Write nothing yet; without ``write_line``, lines also go to stderr."""
+        self.run, self.write_line, self.step, self.enabled = run, write_line, 0, enabled
+
+    def begin(self, step: int) -> None:
+        """Begin the tables, or drop the rows of a killed run after this step."""
+        self.step = step
+        for name, columns in TABLES.items() if self.enabled else ():
+            rows = [row for row in read_rows(self.run / name) if int(row["step"]) <= step]
+            with replacing(self.run / name) as partial, partial.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file)
                 writer.writerow(columns)
                 writer.writerows([row[column] for column in columns] for row in rows)

@@ -22,7 +22,7 @@ from flowcore.likelihood import bits_per_dim, log_prob
 from flowcore.models import build
 from flowcore.networks.efficientnet import EfficientNetLite0
 from flowcore.networks.luma import split_source
-from flowcore.training.data import Recall, fill_memories, open_data
+from flowcore.training.data import Recall, fill_memory, open_data
 from flowcore.training.loop import train
 from flowcore.training.objective import calm_error, initialize_flow, make_objective
 from flowcore.training.recipe import parse_recipe
@@ -222,7 +222,7 @@ def test_a_crop_never_finds_its_own_photograph(photos, backbone, tmp_path, monke
     made = remembering_recipe(0.0)
     flow, data = build("colorizer", made.model).eval(), open_data(made, photos, tmp_path)
     flow.encoder.backbone.load_state_dict(backbone[1])
-    fill_memories([flow], data)
+    fill_memory(flow, data)
     chroma = flow.encoder.memory.get_buffer("chroma")
     chroma[:6], chroma[6:] = 28, 228  # whatever is found tells whose it is
     recall = Recall(flow, data)

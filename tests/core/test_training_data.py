@@ -471,8 +471,8 @@ def test_photographs_without_color_are_left_out_of_colors(tmp_path):
         gray = np.asarray(file.convert("L"), dtype=np.float64)[..., None]
     sepia = Image.fromarray((gray * [1, 0.97, 0.92]).round().astype(np.uint8))
     sepia.save(folder / "photo1.png")
-    with pytest.raises(ImageError, match="No image is left to train on: each one is too gray"):
-        opened(folder, tmp_path, scale=1).leave_out(lambda pixels: True, "is too gray")
+    with pytest.raises(ImageError, match="No image is left to train on: each one has no color"):
+        colors(flat(tmp_path / "gray", [10, 20]), tmp_path / "cache").leave_out_gray()
     data = open_data(read_recipe("color-photos"), folder, tmp_path / "cache")
     names = {entry.name for entry in (*data.training, *data.held_out)}
     assert names == {"photo0.png", "photo2.png"}
