@@ -15,21 +15,8 @@ torch.Size([2, 3, 48, 64])
 1
 >>> flowcore.save(flow, "mine.safetensors", provenance={"source": "my own"})
 
-Reading order of the whole package, for someone who wants to learn how flows work:
-
-1. ``transforms/transform.py``: the law that every bijection obeys; then the bijections, one kind to a file.
-2. ``flow.py``: levels of steps between an image and a list of standard-normal latents.
-3. ``prior.py``, ``latents.py``: drawing latents, and operations on them.
-4. ``likelihood.py``, ``dequantization.py``: log densities of images of integers, in bits per dimension.
-5. ``networks/``, ``condition.py``: what is not invertible, and the features of an image that condition a flow.
-6. ``model.py``, ``models/``: a flow with all that surrounds it; a complete model on one page each, ``glow.py`` first.
-7. ``inference/``: the same flows, optimized to be fast and small; ``plan.py`` first. Tasks run plans.
-8. ``tasks/``: image in, image out. ``images/`` reads, writes and resizes.
-9. ``checkpoints/``, ``training/``: where weights come from. ``evaluation/``, ``quality/``: how good they are.
-10. ``cli/``, ``batch/``: the command line, and folders of images. ``integrations.py``: spandrel.
-
-For a shorter start, see ``CONTRIBUTING.md``, "A first reading". ``errors.py`` and ``device.py`` serve all of them;
-``provenance.py`` says what made a picture. ``testing.py`` checks transforms and models of your own.
+``CONTRIBUTING.md`` lists the folders, and an order for a first reading. ``testing.py`` checks transforms and models of
+your own.
 """
 
 import sys
