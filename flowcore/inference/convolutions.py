@@ -81,27 +81,38 @@ class StreamedConv:
     """The rows of a convolution and its leaky ReLU, each computed once, when first requested (see ``Rows``).
 
     Strips are requested from top to bottom. In a chain of such convolutions each reads a halo of one row; so rows stay
-    here until ``forget``, for the next strip. The slope is a number, or one per channel.
+    here until ``forget``, for the next strip; or, where a single other convolution reads them, all but the last
+    ``keep`` are freed at once. The slope is a number, or one per channel.
     """
 
-    def __init__(self, conv: Conv, source: Rows, height: int, slope: float | Tensor) -> None:
-        self.conv, self.source, self.height, self.slope = conv, source, height, slope
-        self.first, self.stored = 0, list[Tensor]()  # the first row stored; all of them as one tensor, or none
+    def __init__(
+        self, conv: Conv, source: Rows, height: int, slope: float | Tensor, *, keep: int | None = None
+    ) -> None:
+        self.conv, self.source, self.height, self.slope, self.keep = conv, source, height, slope, keep
+        self.first = 0  # of the rows that are stored
+        self.stored: Tensor | None = None
 
     def __call__(self, start: int, stop: int) -> Tensor:
         """Return the rows of a range that has not been forgotten, ``(B, outputs, stop - start, W)``."""
-        end = self.first + (self.stored[0].shape[2] if self.stored else 0)
-        if stop > end:
+        stored, slope = self.stored, self.slope
+        end = self.first + (0 if stored is None else stored.shape[2])
+        if stored is None or stop > end:
             reads = self.conv.reads(end, stop, self.height)
             rows = self.conv(self.source(reads.start, reads.stop), end, stop, self.height)
-            slope = self.slope
-            self.stored.append(F.prelu(rows, slope) if isinstance(slope, Tensor) else F.leaky_relu_(rows, slope))
-            self.stored = [torch.cat(self.stored, dim=2)] if len(self.stored) > 1 else self.stored
-        return self.stored[0][:, :, start - self.first : stop - self.first]
+            rows = F.prelu(rows, slope) if isinstance(slope, Tensor) else F.leaky_relu_(rows, slope)
+            self.stored = stored = rows if stored is None else torch.cat([stored, rows], dim=2)
+        result = stored[:, :, start - self.first : stop - self.first]
+        if self.keep is not None:
+            self.forget(stop - self.keep)
+        return result
 
     def forget(self, first: int) -> None:
         """Free the rows above ``first``."""
-        self.stored = [t for t in (t[:, :, first - self.first :] for t in self.stored) if t.shape[2]]
+        if self.stored is not None:
+            rest = self.stored[:, :, first - self.first :]
+            if self.keep is not None:
+                rest = rest.clone()  # else the rows above would stay in memory
+            self.stored = rest if rest.shape[2] else None
         self.first = first
 
     def channels(self, first: int) -> Rows:
@@ -204,33 +215,35 @@ def convolve_enlarged(
     pairs = _columns(x, weight[:, :, 0::2], factor, beyond)  # (B, outputs, h + 1, f * w)
     x, beyond = (x, beyond - 1) if beyond else (x[:, :, 1:-1], 0)
     center = _columns(x, weight[:, :, 1:2], factor, beyond)
+    middle = _columns(x, weight.sum(2, keepdim=True), factor, beyond) if factor > 2 else None
     if bias is not None:
         center += bias[:, None, None]
-    size = (*center.shape[:2], factor * (bottom - top), center.shape[-1])
-    result = torch.empty(size, dtype=center.dtype, device=center.device, memory_format=NHWC)
-    torch.add(pairs[:, :, :-1], center, out=result[:, :, 0::factor])
-    torch.add(pairs[:, :, 1:], center, out=result[:, :, factor - 1 :: factor])
-    if factor > 2:
-        middle = _columns(x, weight.sum(2, keepdim=True), factor, beyond)
-        middle = middle if bias is None else middle + bias[:, None, None]
-        for place in range(1, factor - 1):
-            result[:, :, place::factor] = middle
-    return result
+        middle = None if middle is None else middle.add_(bias[:, None, None])
+    return _interleave(pairs, center, middle, factor, 2)
 
 
 def _columns(x: Tensor, kernel: Tensor, factor: int, beyond: int) -> Tensor:
     """The same along rows: ``(B, C, rows + k - 1, w)`` and ``(outputs, C, k, 3)`` to ``(B, outputs, rows, f * w)``."""
     pairs = F.conv2d(x, kernel[..., 0::2].contiguous(memory_format=NHWC), padding=(beyond, 1))  # w + 1 columns
     center = F.conv2d(x, kernel[..., 1:2].contiguous(memory_format=NHWC), padding=(beyond, 0))
-    size = (*center.shape[:3], factor * x.shape[-1])
-    result = torch.empty(size, dtype=center.dtype, device=center.device, memory_format=NHWC)
-    torch.add(pairs[..., :-1], center, out=result[..., 0::factor])
-    torch.add(pairs[..., 1:], center, out=result[..., factor - 1 :: factor])
+    middle = None
     if factor > 2:
         kernel = kernel.sum(-1, keepdim=True).contiguous(memory_format=NHWC)
         middle = F.conv2d(x, kernel, padding=(beyond, 0))
-        for place in range(1, factor - 1):
-            result[..., place::factor] = middle
+    return _interleave(pairs, center, middle, factor, 3)
+
+
+def _interleave(pairs: Tensor, center: Tensor, middle: Tensor | None, factor: int, dim: int) -> Tensor:
+    """Lay out the places of enlarged pixels along a dimension; see ``convolve_enlarged``."""
+    count = center.shape[dim]
+    size = [side * factor if d == dim else side for d, side in enumerate(center.shape)]
+    result = torch.empty(size, dtype=center.dtype, device=center.device, memory_format=NHWC)
+    first, *between, last = result.unflatten(dim, (count, factor)).unbind(dim + 1)
+    torch.add(pairs.narrow(dim, 0, count), center, out=first)
+    torch.add(pairs.narrow(dim, 1, count), center, out=last)
+    for place in between:
+        assert middle is not None
+        place.copy_(middle)
     return result
 
 

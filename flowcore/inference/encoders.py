@@ -318,25 +318,13 @@ class FoldedCompactUpscaler(nn.Module):
 
     def forward(self, lr: Tensor) -> Tensor:
         batch, _, height, width = lr.shape
-        rows = rows_of(lr)
+        rows: Rows = rows_of(lr)
         *convs, last = self.convs
         for conv, slope in zip(convs, self.slopes, strict=True):
-            rows = _read_once(StreamedConv(conv, rows, height, slope))
+            rows = StreamedConv(conv, rows, height, slope, keep=2)
         row = IN_FLIGHT * batch * width * max(len(conv.weight) for conv in self.convs) * last.weight.element_size()
         result = F.interpolate(lr, scale_factor=self.scale, mode="nearest")
         for top, bottom, added in last.in_strips(rows, height, self.budget.dense_rows(row)):
             result[:, :, top * self.scale : bottom * self.scale] += F.pixel_shuffle(added, self.scale)
             report(self.units * bottom // height - self.units * top // height)
         return result
-
-
-def _read_once(stream: StreamedConv) -> Rows:
-    """Return the rows of a convolution that only one other reads, and hold no more than the two that it reads again."""
-
-    def rows(start: int, stop: int) -> Tensor:
-        result = stream(start, stop)
-        stream.forget(stop - 2)
-        stream.stored = [t.clone() for t in stream.stored]
-        return result
-
-    return rows
