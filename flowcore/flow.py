@@ -371,12 +371,8 @@ class Flow(Transform[list[Tensor], Condition]):
         if not len(x):
             raise ShapeError(f"The batch is empty, {tuple(x.shape)}. Pass at least one image.")
         dtype = next((p.dtype for p in self.parameters() if p.dtype in FULL_PRECISION), x.dtype)
-        if x.dtype not in FULL_PRECISION:
-            raise PrecisionError(f"A flow takes floats in [0, 1], of {dtype}; got {x.dtype}. Convert the image.")
-        if x.dtype != dtype:
-            raise PrecisionError(
-                f"This model computes in {dtype}; got {x.dtype}. Convert the image, or flow.to({x.dtype})."
-            )
+        if x.dtype not in FULL_PRECISION or x.dtype != dtype:
+            raise PrecisionError(f"This model takes floats in [0, 1], of {dtype}; got {x.dtype}. Convert the image.")
 
     def _check_image(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.channels:

@@ -29,6 +29,7 @@ from .checkpoints.latents_file import model_sha256
 from .device import actual_precision
 from .errors import CheckpointError, FlowError
 from .model import FlowModel
+from .models.fields import short_repr
 
 VERSION = "0.1.0"  # of flowcore
 
@@ -100,7 +101,7 @@ class Provenance:
         for name, value in values.items():
             is_valid, expected = FIELDS[name]
             if not is_valid(value):
-                raise ProvenanceError(f"{name} in the recipe is {_shown(value)}; expected {expected}.")
+                raise ProvenanceError(f"{name} in the recipe is {short_repr(value)}; expected {expected}.")
         values |= {"pictures": tuple(values.get("pictures", ())), "temperature": float(values["temperature"])}
         return Provenance(**values)
 
@@ -132,14 +133,6 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, (str, bool, float)) or value is None:
-        return repr(value)[:60]
-    if isinstance(value, int):
-        return str(value) if abs(value) < 10**20 else "a very large number"
-    return f"a {type(value).__name__}"
-
-
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -155,7 +148,7 @@ def read(path: str | Path) -> list[Provenance]:
     try:
         raw = json.loads(text)
         if not isinstance(raw, list) or not 0 < len(raw) <= MAX_ENTRIES:
-            raise ProvenanceError(f"expected a list of 1 to {MAX_ENTRIES} entries; got {_shown(raw)}.")
+            raise ProvenanceError(f"expected a list of 1 to {MAX_ENTRIES} entries; got {short_repr(raw)}.")
         return [Provenance.from_json(entry) for entry in raw]
     except (ProvenanceError, ValueError, RecursionError) as error:
         problem = error if isinstance(error, ProvenanceError) else "it is not JSON."

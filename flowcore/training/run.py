@@ -113,15 +113,12 @@ class Pace:
         self.deadline, self._mean = deadline, mean
         self.trial_seconds: list[float] = []  # per step of every stage, as tried before the first step
         self.checkpoint_seconds: float | None = None  # of a checkpoint with its measurements
-        # the stage that is being counted, its steps at the first and the last count, and the seconds between these
-        self._stage, self._first, self._last = -1, 0, 0
-        self._start_time, self._seconds = 0.0, 0.0
+        self._stage, self._first, self._start_time = -1, 0, 0.0  # that is being timed, and since which of its steps
 
     def count(self, stage: int, done: int) -> None:
-        """Note how many steps a stage has made by now."""
+        """Time a stage, which has made ``done`` steps, from now on; unless it is being timed, and has not gone back."""
         if stage != self._stage or done < self._first:
             self._stage, self._first, self._start_time = stage, done, time.monotonic()
-        self._last, self._seconds = done, time.monotonic() - self._start_time
 
     def fit(self, plan: Sequence[int], longest: Sequence[int], stage: int, done: int) -> list[int]:
         """Scale the remaining steps of every stage so that the run ends in time; ``stage`` has made ``done`` of its.
@@ -134,8 +131,8 @@ class Pace:
             self.checkpoint_seconds = UNMEASURED * seconds_left
         trial = self.trial_seconds[stage]
         per_step = trial
-        if stage == self._stage:  # the mean of the trial and all steps that were counted
-            per_step = (trial + self._seconds) / (1 + self._last - self._first)
+        if stage == self._stage:  # the mean of the trial and all steps that were timed
+            per_step = (trial + time.monotonic() - self._start_time) / (1 + done - self._first)
         remaining = [0] * stage + [plan[stage] - done, *plan[stage + 1 :]]
         seconds = sum(each * steps for each, steps in zip(self.trial_seconds, remaining, strict=True))
         seconds *= per_step / trial

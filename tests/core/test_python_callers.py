@@ -251,7 +251,7 @@ def test_images_from_minus_1_to_1_are_noted():
 def test_a_flow_refuses_batches_and_types_in_its_own_words():
     for error, image, words in (
         (ShapeError, SMALL[:0], "batch is empty"),
-        (PrecisionError, SMALL.double(), r"computes in torch\.float32; got torch\.float64"),
+        (PrecisionError, SMALL.double(), r"of torch\.float32; got torch\.float64"),
         (PrecisionError, to_bytes(SMALL), "got torch.uint8"),
     ):
         with pytest.raises(error, match=words):
