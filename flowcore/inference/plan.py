@@ -17,8 +17,7 @@ import copy
 import weakref
 import zlib
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, suppress
 from threading import RLock
 
 import torch
@@ -300,56 +299,37 @@ def planned(flow: Flow, precision: ActualPrecision = "float32") -> Plan:
 #     python -m timeit -p -n 20 -s "import flowcore; from flowcore.inference.plan import checksums" \
 #         -s "flow = flowcore.load('srflow-x4')" "checksums(flow)"
 
-Checksums = tuple[tuple[object, ...], ...]
-
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 MIXERS = (-0x61C8864680B583EB, -0x40A7B892E31B1A47)  # odd; of splitmix64, as signed numbers
 
 
-def checksums(module: nn.Module) -> Checksums:
+def checksums(module: nn.Module) -> tuple[tuple[object, ...], ...]:
     """Describe the parameters and buffers of a module: type, device, shape and a checksum of each.
 
     Equal for equal weights; if any bit of a tensor differs, with a probability of 2^-32 at most.
     """
     tensors = [t.detach() for t in (*module.parameters(), *module.buffers())]
-    sums = iter(_sums([t for t in tensors if _sums_alike(t.device)]))
-    return tuple(
-        (str(t.device), t.dtype, tuple(t.shape), next(sums) if _sums_alike(t.device) else _crc(t)) for t in tensors
-    )
+    sums: list[int] = []
+    if tensors and tensors[0].device.type not in ("cpu", "meta"):
+        with suppress(RuntimeError, TypeError):  # a device without 64-bit integers, such as DirectML
+            sums = _sums(tensors)
+    sums = sums or [0 if t.is_meta else zlib.crc32(_bytes(t)) for t in tensors]
+    return tuple((str(t.device), t.dtype, tuple(t.shape), number) for t, number in zip(tensors, sums, strict=True))
 
 
-def _crc(t: Tensor) -> int:
-    return 0 if t.is_meta else zlib.crc32(t.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-
-@cache
-def _sums_alike(device: torch.device) -> bool:
-    """Tell whether an accelerator computes ``_sums`` as the CPU does, so that weights need not be copied to the CPU."""
-    if device.type in ("cpu", "meta"):
-        return False
-    words = torch.arange(-8, 8, dtype=torch.int32) * 2**27
-    try:
-        return _sums([words.to(device)]) == _sums([words])
-    except (RuntimeError, TypeError):  # without 64-bit integers, such as DirectML
-        return False
+def _bytes(t: Tensor) -> memoryview:
+    return t.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _sums(tensors: list[Tensor]) -> list[int]:
-    """Sum the words of tensors where they are, each times an odd number of its own, and fetch all sums at once."""
-    if not tensors:
-        return []
-    odd = _odd_numbers(max(t.numel() for t in tensors), tensors[0].device)
+    """Sum the words of tensors on their device, each times an odd number of its own, and fetch all sums at once."""
+    odd = torch.arange(1, 1 + max(t.numel() for t in tensors), device=tensors[0].device)
+    for mixer in MIXERS:  # pseudorandom numbers of 64 bits, always the same
+        odd = odd * mixer
+        odd = odd ^ (odd >> 29)
+    odd = odd | 1
     sums: list[Tensor] = []
     for t in tensors:
         words = t.contiguous().reshape(-1).view(WORDS[t.element_size()]).long()
         sums.append((words * odd[: len(words)]).sum())
     return torch.stack(sums).tolist()
-
-
-def _odd_numbers(count: int, device: torch.device) -> Tensor:
-    """Odd pseudorandom numbers of 64 bits, always the same: the positions, mixed as in splitmix64."""
-    x = torch.arange(1, count + 1, device=device)
-    for mixer in MIXERS:
-        x = x * mixer
-        x = x ^ (x >> 29)
-    return x | 1
