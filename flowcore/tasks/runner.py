@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import inspect
 import logging
-import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -43,19 +42,20 @@ def check_draws(seed: int, samples: int = 1) -> None:
     check_seed(seed)
 
 
+MEANINGS = {  # of the fields of RunOptions, for the help of every task
+    "precision": """Of encoder and conditioners; the flow itself stays in float32. On a CPU float16 becomes float32.
+        "auto": the device's fastest, see ``device.preferred_precision``. "tf32": float32 on an NVIDIA GPU's tensor
+        cores; elsewhere the same as float32.""",
+    "batch": "Images or samples that go through the flow at once; None or 0 chooses by their size.",
+    "progress": "Called with ``(done, total, preview)`` as the work advances; a preview with every finished picture.",
+    "cancelled": "Asked before every network layer; returns True (or raises) to stop, for which Cancelled is raised.",
+    "notify": "Called with a sentence when something differs from what was asked for; None logs it.",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How a task runs; only a lower precision changes the result beyond rounding.
-
-    Attributes:
-        precision: Of encoder and conditioners; the flow itself stays in float32. On a CPU float16 becomes float32.
-            "auto": the device's fastest, see ``device.preferred_precision``. "tf32": float32 on an NVIDIA GPU's tensor
-            cores; elsewhere the same as float32.
-        batch: Images or samples that go through the flow at once; None or 0 chooses by their size.
-        progress: Called with ``(done, total, preview)`` as the work advances; a preview with every finished picture.
-        cancelled: Asked before every network layer; returns True (or raises) to stop, for which Cancelled is raised.
-        notify: Called with a sentence when something differs from what was asked for; None logs it.
-    """
+    """How a task runs; only a lower precision changes the result beyond rounding. See ``MEANINGS``."""
 
     precision: Precision = "float32"
     batch: int | None = None
@@ -100,50 +100,36 @@ def part_of_run(options: Reporting, start: float, share: float) -> Reporting:
 
 
 def runs_with(accepted: type[Reporting]) -> Callable[[Function], Function]:
-    """Make a decorator that lists the accepted fields of ``RunOptions`` in a task's signature and docstring.
+    """Make a decorator of tasks, which lists the accepted fields of ``RunOptions`` in their signature and help.
 
     They replace the task's ``**options``; other keywords are rejected. Scalars of NumPy become Python's, and a
     ``Flow`` that was assembled by hand becomes a ``FlowModel``.
     """
     fields = [field for field in dataclasses.fields(RunOptions) if field.name in accepted.__annotations__]
-    entries = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
-    meanings = dict(entries.findall(inspect.cleandoc(RunOptions.__doc__ or "")))
-    lines = [f"    {field.name}: {meanings[field.name]}" for field in fields if field.name in meanings]
-    shown = [
+    options = [
         inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
         for field in fields
     ]
+    meanings = "\n".join(f"    {field.name}: {MEANINGS[field.name]}" for field in fields)
 
     def decorate(task: Function) -> Function:
         signature = inspect.signature(task)
-        parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD] + shown
+        parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD] + options
         known = {parameter.name for parameter in parameters}
 
         @functools.wraps(task)
         def checked(*args: Any, **keywords: Any) -> Any:
-            for name, value in keywords.items():
+            for name in keywords:
                 if name not in known:
                     raise TypeError(f"{task.__name__}() got an unexpected keyword argument {name!r}")
-                keywords[name] = _accepted(value)
-            return task(*map(_accepted, args), **keywords)
+            return task(*map(_accepted, args), **{name: _accepted(value) for name, value in keywords.items()})
 
         checked.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
-        checked.__doc__ = task.__doc__ and _with_arguments(inspect.cleandoc(task.__doc__), lines)
+        if task.__doc__:  # there is none under python -OO
+            checked.__doc__ = f"{inspect.cleandoc(task.__doc__)}\n\nOptions:\n{meanings}"
         return cast(Function, checked)
 
     return decorate
-
-
-def _with_arguments(doc: str, lines: list[str]) -> str:
-    """Add lines to the arguments in a docstring, which has none or ends them before what it returns or raises."""
-    sections = re.split(r"\n\n(?=\S)", doc)
-    place = next((k for k, section in enumerate(sections) if section.startswith("Args:\n")), None)
-    if place is None:
-        ends = (k for k, section in enumerate(sections) if section.startswith(("Returns:\n", "Raises:\n", "Source:")))
-        place = next(ends, len(sections))
-        sections.insert(place, "Args:")
-    sections[place] = "\n".join([sections[place], *lines])
-    return "\n\n".join(sections)
 
 
 def _accepted(value: Any) -> Any:
@@ -166,7 +152,8 @@ class Runner:
         self.minimum_memory = False
         self._plan: Plan | None = None
         self._notified: set[str] = set()
-        self.expect(0)
+        self._total = self._required = self._done = self._missing = 0  # units of work, see ``expect`` and ``counting``
+        self._weight = 1
 
     def __call__(self, task: Callable[[], R], halve_tiles: Callable[[], str | None] | None = None) -> R:
         """Run a task: all at once; if memory runs out, one image at a time with minimum memory; then ever smaller.
@@ -224,7 +211,7 @@ class Runner:
     def expect(self, total: int) -> None:
         """Start counting from 0 to so many units of work."""
         self._total = self._required = total  # _required shrinks when planned units turn out to need no work
-        self._done = 0
+        self._done = self._missing = 0
 
     def advance(self, units: int = 1, preview: Tensor | None = None) -> None:
         """Count finished units; a preview is ``(3, H, W)`` in [0, 1]."""
@@ -236,23 +223,18 @@ class Runner:
     def counting(self, units: int, weight: int = 1) -> Generator[None, None, None]:
         """Count units while the plan computes them, each ``weight`` times; skipped ones are no longer required."""
         self.check_cancelled()
-        missing = units
-
-        def observe(computed: int) -> None:
-            nonlocal missing
-            self._observe(computed)
-            counted = min(weight * computed, missing)
-            missing -= counted
-            self.advance(counted)
-
-        with observed(observe):
-            yield
-        self._required -= missing
+        self._missing, self._weight = units, weight
+        yield
+        self._required -= self._missing
+        self._missing = 0
 
     def _observe(self, computed: int) -> None:
-        """Stop, if asked to, before the plan computes a layer, of which it tells by 0 units; see ``strips.report``."""
+        """Count units that the plan has computed; before a layer these are 0, and the caller may stop the task."""
         if not computed:
             self.check_cancelled()
+        counted = min(self._weight * computed, self._missing)
+        self._missing -= counted
+        self.advance(counted)
 
 
 def batch_size(height: int, width: int) -> int:
