@@ -36,7 +36,7 @@ from ..flowcore.images.files import (
 from ..flowcore.images.fill import extend_over_blank
 from ..flowcore.tasks.colorize import memory_required as memory_to_colorize
 from ..flowcore.tasks.image_batch import ImageBatch, append_alpha
-from ..flowcore.tasks.model_choice import upscalers_for
+from ..flowcore.tasks.model_choice import FOR_CLEAN, upscaler_for_files
 from ..flowcore.tasks.settings import model_defaults
 from ..flowcore.tasks.upscale import memory_required
 from . import widgets
@@ -280,11 +280,14 @@ class FlowcoreFolder(FlowNode):
 
 def _divide(model: ModelByPicture, pictures: list[InputFile]) -> list[tuple[HostModel, list[InputFile]]]:
     """Divide pictures among the upscalers that suit them."""
-    paths = [picture.path for picture in pictures]
-    chosen = upscalers_for(paths, locate=partial(inside, "input"), check=stop_if_cancelled)
     by_name: dict[str, list[InputFile]] = {}
     for picture in pictures:
-        by_name.setdefault(chosen[picture.path][0], []).append(picture)
+        stop_if_cancelled()
+        try:
+            name, _ = upscaler_for_files([inside("input", picture.path)])
+        except FlowError:  # a link, which its job will refuse
+            name = FOR_CLEAN
+        by_name.setdefault(name, []).append(picture)
     return [(model.load(name), suited) for name, suited in by_name.items()]
 
 

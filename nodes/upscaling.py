@@ -18,7 +18,7 @@ from ..flowcore.prior import Temperature, masked_temperature
 from ..flowcore.quality.metrics import diversity
 from ..flowcore.tasks.consistency import consistency
 from ..flowcore.tasks.forecast import NOTEWORTHY, forecast
-from ..flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, recommended_model
+from ..flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, better_model
 from ..flowcore.tasks.settings import with_defaults
 from ..flowcore.tasks.upscale import memory_required, target_size
 from ..flowcore.tasks.video import STEADINESS
@@ -155,7 +155,7 @@ class FlowcoreUpscale(PickingNode):
             temperature=[tau],
             calm_edges=[calm],
             guide_strength=[strength],
-            flowcore_better=_better_model(model, self.notes),
+            flowcore_better=_better_model(model, image),
         )
 
     def picked(self, output: Any, place: int) -> tuple[Any, ...]:
@@ -180,9 +180,9 @@ def _masked(inside: float | list[float], mask: Tensor, outside: float, notes: No
     return masked_temperature(mask, inside, outside)
 
 
-def _better_model(model: HostModel, notes: Notes) -> list[str]:
-    """List the model that a run's notes recommend, if any; web/js/models.js offers to switch to it."""
-    return [name] if (name := recommended_model(model.flow, notes.lines)) else []
+def _better_model(model: HostModel, image: Tensor) -> list[str]:
+    """List the model that suits images better, if any; web/js/models.js offers to switch to it."""
+    return [name] if (name := better_model(model.flow, image)) else []
 
 
 def _describe_match(decibels: float) -> str:
@@ -223,7 +223,7 @@ class FlowcoreUpscaleVideo(ClipNode):
         pictures = flowcore.upscale_video(
             flow, image, temperature=temperature, calm_edges=calm_edges, steadiness=steadiness, **options
         )
-        return self.show_frames(pictures, image, flowcore_better=_better_model(model, self.notes))
+        return self.show_frames(pictures, image, flowcore_better=_better_model(model, image[:1]))
 
 
 class FlowcoreTemperatureGrid(PickingNode):
@@ -275,7 +275,7 @@ class FlowcoreTemperatureGrid(PickingNode):
             **gallery(self, pictures, facts, image),
             temperatures=taus,
             seeds=row_seeds,
-            flowcore_better=_better_model(model, self.notes),
+            flowcore_better=_better_model(model, image),
         )
 
 

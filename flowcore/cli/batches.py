@@ -7,7 +7,7 @@ import string
 import sys
 import time
 from argparse import Namespace
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from ..images.files import FORMATS, IMAGE_SUFFIXES, SUFFIXES, Format, check_form
 from ..model import FlowModel, Task
 from ..tasks import Progress
 from ..tasks.forecast import NOTEWORTHY, Size, forecast
-from ..tasks.model_choice import upscalers_for
+from ..tasks.model_choice import upscaler_for_files
 from ..tasks.runner import check_draws
 from ..tasks.settings import model_defaults
 from .options import AUTO, parse_fields
@@ -153,7 +153,11 @@ class _Batch:
             if len(pictures) > MANY:
                 log(f"Looking at {len(pictures)} pictures for JPEG blocks and noise.")
             clips = vars(options).get("steadiness") is not None
-            self._choices = upscalers_for([picture.path for picture in pictures], clips=clips)
+            groups = defaultdict[Path, list[Path]](list)  # the frames of a clip share a model
+            for picture in pictures:
+                groups[picture.path.parent if clips else picture.path].append(picture.path)
+            for group in groups.values():
+                self._choices |= dict.fromkeys(group, upscaler_for_files(group))
             for name in dict.fromkeys(name for name, _ in self._choices.values()):
                 runs[name] = prepare(Namespace(**{**vars(options), "model": name}))
         self._runs = runs

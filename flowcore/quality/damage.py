@@ -31,7 +31,9 @@ def jpeg_quality(image: Tensor) -> float | None:
     """
     if min(image.shape[-2:]) < MIN_SIDE:
         return None
-    spectra = F.conv2d(255 * luma(_middle(image)[None]) - 128, _cosines())[0]  # (64, h - 7, w - 7)
+    spectra = F.conv2d(255 * luma(crop_middle(image[None, :3]).float().cpu()) - 128, _cosines())[
+        0
+    ]  # (64, h - 7, w - 7)
     n = torch.arange(BLOCK)
     zeros = (spectra[(n[:, None] + n >= FINE).flatten()].abs() < ZERO).float().mean(0)
     rows, columns = (side // BLOCK for side in zeros.shape)
@@ -68,9 +70,10 @@ def _nearness(values: Tensor, steps: Tensor) -> float:
     return float(nearer / counts.sum().clamp(min=1).sqrt()) / CHANCE
 
 
-def _middle(image: Tensor) -> Tensor:
+def crop_middle(image: Tensor) -> Tensor:
+    """Return the middle of images ``(..., H, W)`` that is measured."""
     top, left = (max(0, (side - SIDE) // 2) for side in image.shape[-2:])
-    return image[:3, top : top + SIDE, left : left + SIDE].float().cpu()
+    return image[..., top : top + SIDE, left : left + SIDE]
 
 
 # --- noise ------------------------------------------------------------------------------------------------------------
@@ -91,7 +94,7 @@ def noise_level(image: Tensor) -> float:
     """
     if min(image.shape[-2:]) < MIN_SIDE:
         return 0.0
-    red, green, blue = 255 * _middle(image).double().expand(3, -1, -1)
+    red, green, blue = 255 * crop_middle(image[:3]).cpu().float().double().expand(3, -1, -1)
     differences, colors = (red - green, blue - green), (red, green, blue)
     for channels, gain, least in ((differences, math.sqrt(2), MIN_COLOR), (colors, 1, MIN_GRAY)):
         levels = [_noise(channel) for channel in channels]

@@ -1,8 +1,7 @@
 """Which upscaler suits an image: the one for clean pictures, or the one for JPEG blocks and noise."""
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -13,13 +12,12 @@ from torch import Tensor
 from ..checkpoints import catalog
 from ..images import files
 from ..model import FlowModel
-from ..quality.damage import SIDE, jpeg_quality, noise_level
+from ..quality.damage import crop_middle, jpeg_quality, noise_level
 from .image_batch import ImageBatch, require_pixels, require_tensor
 
 BLOCKY = 93  # highest quality of JPEG at which the model for damaged photographs is better: docs/decisions/0024
 FOR_CLEAN, FOR_DAMAGED = "srflow-x4", "srflow-x4-photo"
 MAX_EXAMINED = 4  # images of a batch that are examined
-RECOMMENDATION = "; {} is made for it."
 
 
 def upscaler_for(image: Tensor) -> str:
@@ -47,30 +45,16 @@ def upscaler_for(image: Tensor) -> str:
     return FOR_DAMAGED if describe_damage(image) else FOR_CLEAN
 
 
-def upscalers_for(
-    paths: Iterable[Path],
-    *,
-    clips: bool = False,
-    locate: Callable[[Path], Path] = Path,
-    check: Callable[[], object] = lambda: None,
-) -> dict[Path, tuple[str, str]]:
-    """Choose the upscaler that suits each file, and describe its damage; all frames of a folder of ``clips`` share one.
+def upscaler_for_files(paths: Sequence[Path]) -> tuple[str, str]:
+    """Choose the upscaler that suits image files, of which some are examined, and describe their damage.
 
-    Files that cannot be read get the model for clean pictures; they fail when their turn comes. ``locate`` returns
-    the path to read a file from, or raises an error; ``check`` is called before each and may raise one to stop.
+    Files that cannot be read count as clean; they fail when their turn comes.
     """
-    groups = defaultdict[Path, list[Path]](list)
-    for path in paths:
-        groups[path.parent if clips else path].append(path)
-    chosen: dict[Path, tuple[str, str]] = {}
-    for group in groups.values():
-        damage = ""
-        for path in group[:: math.ceil(len(group) / MAX_EXAMINED)]:
-            check()
-            with suppress(Exception):  # of any kind: the run says what is wrong with the file
-                damage = damage or describe_damage(files.read(files.read_bytes(locate(path)), path.name).pixels)
-        chosen |= dict.fromkeys(group, (FOR_DAMAGED if damage else FOR_CLEAN, damage))
-    return chosen
+    for path in paths[:: math.ceil(len(paths) / MAX_EXAMINED)]:
+        with suppress(Exception):  # of any kind: the run says what is wrong with the file
+            if damage := describe_damage(files.read(files.read_bytes(path), path.name).pixels):
+                return FOR_DAMAGED, damage
+    return FOR_CLEAN, ""
 
 
 def describe_damage(image: Tensor) -> str:
@@ -80,19 +64,17 @@ def describe_damage(image: Tensor) -> str:
     """
     require_tensor(image)
     require_pixels(image)
-    spread = torch.linspace(0, len(image) - 1, min(len(image), MAX_EXAMINED)).long().unique()
-    return _describe_any(ImageBatch(_middle(image)[spread]).visible)
+    return _find_damage(image)[1]
 
 
-def _middle(image: Tensor) -> Tensor:
-    y, x = (max(0, (side - SIDE) // 2) for side in image.shape[-2:])
-    return image[..., y : y + SIDE, x : x + SIDE]
-
-
-def _describe_any(rgb: Tensor) -> str:
-    """Describe the damage of the first image ``(B, 3, H, W)`` that has any."""
-    images = _middle(rgb).detach().cpu().contiguous().numpy()
-    return next(filter(None, (_describe(image.tobytes(), *image.shape[1:]) for image in images)), "")
+def _find_damage(images: Tensor) -> tuple[int, str]:
+    """Return place and damage of the first image ``(B, C, H, W)`` that has any; of many, some are examined."""
+    places = torch.linspace(0, len(images) - 1, min(len(images), MAX_EXAMINED)).long().unique()
+    examined = ImageBatch(crop_middle(images)[places]).visible.detach().cpu().contiguous().numpy()
+    for place, image in zip(places.tolist(), examined, strict=True):
+        if damage := _describe(image.tobytes(), *image.shape[1:]):
+            return place, damage
+    return 0, ""
 
 
 @lru_cache(maxsize=2 * MAX_EXAMINED)  # a model is often chosen by a picture that it then enlarges
@@ -116,16 +98,13 @@ def model_for_damaged(flow: FlowModel) -> str | None:
 def notify_of_damage(flow: FlowModel, images: Tensor, notify: Callable[[str], None]) -> None:
     """Tell the caller if an image, (B, 3, H, W), has JPEG blocks or noise and another model is made for them."""
     name = model_for_damaged(flow)
-    if name is None:
-        return
-    for number, image in enumerate(images[:MAX_EXAMINED], start=1):
-        if damage := _describe_any(image[None]):
-            which = f"Picture {number}" if len(images) > 1 else "This picture"
-            notify(f"{which} has {damage}" + RECOMMENDATION.format(name))
-            return
+    place, damage = (0, "") if name is None else _find_damage(images)
+    if damage:
+        which = f"Picture {place + 1}" if len(images) > 1 else "This picture"
+        notify(f"{which} has {damage}; {name} is made for it.")
 
 
-def recommended_model(flow: FlowModel, notes: Sequence[str]) -> str | None:
-    """Return the model that the notes of a run with a flow recommend, if any."""
+def better_model(flow: FlowModel, images: Tensor) -> str | None:
+    """Name the shipped model for damaged photographs, if ``flow`` is another and one of the images is damaged."""
     name = model_for_damaged(flow)
-    return name if name and any(note.endswith(RECOMMENDATION.format(name)) for note in notes) else None
+    return name if name and describe_damage(images) else None

@@ -34,7 +34,7 @@ from flowcore.provenance import read as read_provenance
 from flowcore.tasks.colorize import colorize, transfer_palette
 from flowcore.tasks.faces import restore_faces
 from flowcore.tasks.hints import hints_from_points
-from flowcore.tasks.model_choice import upscalers_for
+from flowcore.tasks.model_choice import upscaler_for_files
 from flowcore.tasks.ranking import ranked
 from flowcore.tasks.runner import MAX_DRAWS
 from flowcore.tasks.upscale import sampling_settings, upscale
@@ -117,8 +117,8 @@ def test_the_frames_of_a_clip_have_one_model(tmp_path):
         image = (128 + rng.normal(0, scale, (40, 40, 3))).round().astype(np.uint8)
         Image.fromarray(image).save(tmp_path / f"{number}.png")
     paths = [one.path for one in folders.find([str(tmp_path)])]
-    assert [name for name, _ in upscalers_for(paths).values()] == ["srflow-x4", "srflow-x4-photo"]
-    assert [name for name, _ in upscalers_for(paths, clips=True).values()] == ["srflow-x4-photo"] * 2
+    assert [upscaler_for_files([path])[0] for path in paths] == ["srflow-x4", "srflow-x4-photo"]
+    assert upscaler_for_files(paths)[0] == "srflow-x4-photo"
 
 
 def test_inspect_and_help(model, tmp_path, capsys):

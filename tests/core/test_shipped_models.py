@@ -18,7 +18,7 @@ from flowcore.images.resize import enlarge, shrink
 from flowcore.likelihood import log_prob
 from flowcore.prior import sample_latents
 from flowcore.quality.metrics import chroma_rmse, colorfulness, diversity, false_specks, lr_psnr, psnr
-from flowcore.tasks.model_choice import recommended_model
+from flowcore.tasks.model_choice import better_model
 from flowcore.tasks.sample import apply_style
 from flowcore.tasks.upscale import sampling_settings
 from flowcore.training.styles import STYLES, attributes, read_images
@@ -93,7 +93,8 @@ def test_a_model_of_clean_photographs_names_the_one_for_damaged_ones(flow, photo
     for model, picture in ((flow, photo), (flowcore.load("srflow-x4-photo"), damaged), (flow, damaged)):
         flowcore.upscale(model, picture, **options)
     assert said == ["This picture has JPEG blocks (about quality 50); srflow-x4-photo is made for it."]
-    assert [recommended_model(flow, notes) for notes in (said, ["Another note."])] == ["srflow-x4-photo", None]
+    assert [better_model(flow, picture) for picture in (damaged, photo)] == ["srflow-x4-photo", None]
+    assert better_model(flowcore.load("srflow-x4-photo"), damaged) is None
 
 
 def test_colourings_are_various_and_colourful_and_one_of_them_is_nearer_than_grey():
