@@ -202,12 +202,10 @@ def _measure_colorings(
         "luma_error": float((result_luma - gray / 255).abs().max()),
         "luma_kept": float((luma((colorings * 255).round()).round() == gray).all()),
         **{f"rmse_{by}": float(errors[order].mean()) for by, order in best.items()},
-        **{f"colourfulness_{by}": float(metrics.colorfulness(chroma[order]).mean()) for by, order in best.items()},
     }
     if portraits:
         is_outside, is_gray = metrics.skin_verdict(chroma)
         row["skin_outside"], row["skin_grey"] = float(is_outside.double().mean()), float(is_gray.double().mean())
-        row["skin_outside_truth"] = float(metrics.skin_verdict(truth)[0])
     height, width = working_sides(y.shape[-2], y.shape[-1], working_size or flow.config.working_size)
     size = height // STRIDE, width // STRIDE
     small_y, *small = (resize_bilinear(plane, size) for plane in (gray / 255, chroma, truth))

@@ -18,22 +18,13 @@ from ..tasks.score import score
 from ..tasks.upscale import sampling_settings, upscale
 from .image_set import list_images, markdown, read_cropped, read_each
 
-NO_REFERENCE = ("niqe", "brisque", "piqe")
-OF_ORIGINALS = (*NO_REFERENCE, "false_specks")  # what an original can be measured in, too
-USUAL_MEASURES = (
-    *("psnr", "ssim", "lr_psnr", "diversity", "gain", "diversity_score"),
-    *(*NO_REFERENCE, "lpips", "false_specks"),
-)
-MEASURES = (*USUAL_MEASURES, "bits_per_dim")  # the last one takes as long as all the others together
-
-COLUMNS = {  # key of the results: title and format. Append only: programs that read tables rely on the order.
+COLUMNS = {  # by measure: title and format. Append only: programs that read tables rely on the order.
     "psnr": ("PSNR", ".2f"),
     "ssim": ("SSIM", ".4f"),
     "lr_psnr": ("LR-PSNR", ".2f"),
     "diversity": ("diversity", ".2f"),
     "gain": ("gain", "+.2f"),
-    "diversity_score_lpips": ("diversity score (LPIPS)", ".2f"),
-    "diversity_score_mse": ("diversity score (MSE)", ".2f"),
+    "diversity_score": ("diversity score (LPIPS)", ".2f"),
     "niqe": ("NIQE", ".2f"),
     "brisque": ("BRISQUE", ".2f"),
     "piqe": ("PIQE", ".2f"),
@@ -41,6 +32,9 @@ COLUMNS = {  # key of the results: title and format. Append only: programs that 
     "bits_per_dim": ("bits/dim", ".4f"),
     "false_specks": ("false specks, per mille", ".2f"),
 }
+MEASURES = tuple(COLUMNS)
+USUAL_MEASURES = tuple(name for name in MEASURES if name != "bits_per_dim")  # it takes as long as all the others
+OF_ORIGINALS = ("niqe", "brisque", "piqe", "false_specks")  # what an original can be measured in, too
 
 
 def evaluate_upscaler(
@@ -58,13 +52,12 @@ def evaluate_upscaler(
     """Measure bicubic and a model on a folder of HR images, whose sides are cropped to multiples of the scale.
 
     LR images are antialiased bicubic; they and results are rounded to 8 bits. The diversity measures take all samples
-    at a temperature, the others the first. "gain" is the PSNR minus that of bicubic. Without LPIPS installed,
-    "diversity_score_mse", on squared differences, replaces "diversity_score_lpips".
+    at a temperature, the others the first. "gain" is the PSNR minus that of bicubic.
 
     The result maps a method ("bicubic", "tau 0", "tau 0.8, calm 0.75", ..., "original") to the means over images of the
     requested ones of ``MEASURES``; for "original", of those that need no reference. The mean of a measure leaves out
     images that are too small for it, and those for which it is infinite in any method, so that methods are compared on
-    the same images; a measure for which no image is left is missing.
+    the same images; a measure for which no image is left is missing, and so are those that need LPIPS without it.
     """
     flow.require("upscale")
     if unknown := [name for name in measures if name not in MEASURES]:
@@ -75,18 +68,17 @@ def evaluate_upscaler(
     for _, file, hr in read_each(list_images(folder, only), lambda file: read_cropped(file, scale), skip or log):
         lr = as_stored(shrink(hr, scale))
         bicubic = as_stored(enlarge(lr, scale))
-        psnr_bicubic = float(metrics.psnr(bicubic, hr))
-        by_method = {"bicubic": _measure(bicubic, hr, lr, psnr_bicubic, measures)}
+        with_psnr = {"psnr", *measures}  # the log needs it
+        by_method = {"bicubic": _measure(bicubic, hr, lr, bicubic, with_psnr)}
         bits = _bits_per_dim(flow, hr) if "bits_per_dim" in measures else {}
         for tau, calm in settings:
             samples_hr = upscale(flow, lr, seed=0, temperature=tau, calm_edges=calm, samples=samples if tau else 1)
             method = f"tau {tau:g}, calm {calm:g}" if tau and calm else f"tau {tau:g}"
-            by_method[method] = {**_measure(as_stored(samples_hr), hr, lr, psnr_bicubic, measures), **bits}
+            by_method[method] = {**_measure(as_stored(samples_hr), hr, lr, bicubic, with_psnr), **bits}
         if log is not None:
             log(f"{file.name}: " + ", ".join(f"{method} {row['psnr']:.2f} dB" for method, row in by_method.items()))
-        if without_reference := [name for name in measures if name in OF_ORIGINALS]:
-            by_method["original"] = _measure(hr, hr, lr, psnr_bicubic, without_reference)
-            del by_method["original"]["psnr"]
+        if of_originals := {name for name in measures if name in OF_ORIGINALS}:
+            by_method["original"] = _measure(hr, hr, lr, bicubic, of_originals)
         infinite = {key for row in by_method.values() for key, value in row.items() if math.isinf(value)}
         if infinite:
             (log or logging.getLogger("flowcore").warning)(
@@ -97,9 +89,10 @@ def evaluate_upscaler(
             rows.setdefault(method, []).append(row | dict.fromkeys(infinite & row.keys(), math.nan))
     means: dict[str, dict[str, float]] = {}
     for method, of_images in rows.items():
-        keys = [key for key in of_images[0] if key != "psnr" or "psnr" in measures]  # always measured, for the log
-        values = {key: [row[key] for row in of_images if not math.isnan(row[key])] for key in keys}
-        means[method] = {key: sum(numbers) / len(numbers) for key, numbers in values.items() if numbers}
+        values = {key: [row[key] for row in of_images if not math.isnan(row[key])] for key in of_images[0]}
+        means[method] = {
+            key: sum(numbers) / len(numbers) for key, numbers in values.items() if numbers and key in measures
+        }
     return means
 
 
@@ -111,15 +104,15 @@ def missing_measures(measures: Sequence[str] = USUAL_MEASURES) -> str | None:
     return f"Missing: {' and '.join(titles)}. To get it: {advice}." if titles and advice else None
 
 
-def _measure(images: Tensor, hr: Tensor, lr: Tensor, psnr_bicubic: float, measures: Sequence[str]) -> dict[str, float]:
+def _measure(images: Tensor, hr: Tensor, lr: Tensor, bicubic: Tensor, measures: Collection[str]) -> dict[str, float]:
     """Measure samples of one image: all of them for the diversities, the first for the rest."""
-    first = images[:1]
+    first, several = images[:1], len(images) > 1
     ways: dict[str, Callable[[], Any]] = {
         "psnr": lambda: metrics.psnr(first, hr),
         "ssim": lambda: metrics.ssim(first, hr),
         "lr_psnr": lambda: metrics.lr_psnr(first, lr),
-        "diversity": lambda: metrics.diversity(images) if len(images) > 1 else 0.0,
-        "gain": lambda: metrics.psnr(first, hr) - psnr_bicubic,
+        "diversity": lambda: metrics.diversity(images) if several else 0.0,
+        "gain": lambda: metrics.psnr(first, hr) - metrics.psnr(bicubic, hr),
         "niqe": lambda: niqe(first),
         "brisque": lambda: brisque(first),
         "piqe": lambda: piqe(first),
@@ -127,18 +120,14 @@ def _measure(images: Tensor, hr: Tensor, lr: Tensor, psnr_bicubic: float, measur
     }
     if metrics.lpips_missing() is None:
         ways["lpips"] = lambda: metrics.lpips(first, hr)
-        score_key, distance = "diversity_score_lpips", metrics.lpips_map
-    else:
-        score_key, distance = "diversity_score_mse", metrics.squared_error
-    ways[score_key] = lambda: metrics.diversity_score(images, hr, distance) if len(images) > 1 else 0.0
-    requested = {"psnr", *(score_key if name == "diversity_score" else name for name in measures)}
+        ways["diversity_score"] = lambda: metrics.diversity_score(images, hr) if several else 0.0
     row: dict[str, float] = {}
-    for key, measure in ways.items():
-        if key in requested:
+    for name, measure in ways.items():
+        if name in measures:
             try:
-                row[key] = float(measure())
+                row[name] = float(measure())
             except ShapeError:
-                row[key] = math.nan  # the image is too small for this one
+                row[name] = math.nan  # the image is too small for this one
     return row
 
 
@@ -150,17 +139,14 @@ def _bits_per_dim(flow: FlowModel, hr: Tensor) -> dict[str, float]:
     return {"bits_per_dim": float(score(flow, to_uint8(hr), cond, complexity=False).bits_per_dim)}
 
 
-def upscaler_table(results: dict[str, dict[str, dict[str, float]]], measures: Sequence[str] | None = None) -> str:
+def upscaler_table(results: dict[str, dict[str, dict[str, float]]], measures: Sequence[str] = ()) -> str:
     """Format results: set name to what ``evaluate_upscaler`` returned; "missing" if nothing has a requested measure."""
     present = {key for methods in results.values() for row in methods.values() for key in row}
-    requested = {"diversity_score_mse" if name == "diversity_score" else name for name in measures or ()}
-    if "diversity_score_lpips" in present:
-        requested.discard("diversity_score_mse")
-    columns = {key: column for key, column in COLUMNS.items() if key in present | requested}
+    columns = {key: column for key, column in COLUMNS.items() if key in present or key in measures}
     rows: list[list[str]] = []
     for name, methods in results.items():
         for method, row in methods.items():
-            lacking = {key: "-" if key in present or method == "original" else "missing" for key in columns}
-            cells = (format(row[key], style) if key in row else lacking[key] for key, (_, style) in columns.items())
-            rows.append([name, method, *cells])
+            cells = {key: "-" if key in present or method == "original" else "missing" for key in columns}
+            cells |= {key: format(row[key], style) for key, (_, style) in columns.items() if key in row}
+            rows.append([name, method, *cells.values()])
     return markdown(["set", "method", *(title for title, _ in columns.values())], rows)

@@ -4,7 +4,6 @@ import functools
 import importlib.util
 import math
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,23 +74,6 @@ def diversity(samples: Tensor) -> float:
     return float(samples.std(dim=0, correction=0).mean()) * 255 if len(samples) > 1 else math.nan
 
 
-def squared_error(a: Tensor, b: Tensor) -> Tensor:
-    """Map of the squared difference of two ``(B, C, H, W)``, mean over channels: ``(B, 1, H, W)``."""
-    return (a - b).square().mean(1, keepdim=True)
-
-
-def diversity_score(samples: Tensor, hr: Tensor, distance: Callable[[Tensor, Tensor], Tensor] = squared_error) -> float:
-    """How much closer to the original the best sample at every pixel is than the best sample as a whole, in percent.
-
-    ``100 (min mean d - mean min d) / min mean d``, with d the samples' maps of the distance. Comparable with 10 samples
-    and ``lpips_map`` only; Lugmayr et al., "NTIRE 2021 learning the super-resolution space challenge" (CVPR workshops),
-    section 2.
-    """
-    maps = torch.cat([distance(sample[None], hr) for sample in samples])  # (N, 1, H, W)
-    best, local = float(maps.flatten(1).mean(1).min()), float(maps.amin(0).mean())
-    return 100 * (best - local) / best if best else 0.0
-
-
 ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's file name of the weights that LPIPS is built on
 MIN_SIDE = 32  # AlexNet's strides leave nothing of smaller images
 
@@ -112,6 +94,17 @@ def lpips(a: Tensor, b: Tensor) -> Tensor:
 def lpips_map(a: Tensor, b: Tensor) -> Tensor:
     """LPIPS at every pixel, ``(B, 1, H, W)``: the differences of each layer, enlarged. Its mean is not quite LPIPS."""
     return _lpips(a, b, spatial=True)
+
+
+def diversity_score(samples: Tensor, hr: Tensor) -> float:
+    """How much closer to the original the best sample at every pixel is than the best sample as a whole, in percent.
+
+    ``100 (min mean d - mean min d) / min mean d``, with d the samples' maps of LPIPS. Comparable with 10 samples only;
+    Lugmayr et al., "NTIRE 2021 learning the super-resolution space challenge" (CVPR workshops), section 2.
+    """
+    maps = torch.cat([lpips_map(sample[None], hr) for sample in samples])  # (N, 1, H, W)
+    best, local = float(maps.flatten(1).mean(1).min()), float(maps.amin(0).mean())
+    return 100 * (best - local) / best if best else 0.0
 
 
 @torch.no_grad()
