@@ -68,13 +68,12 @@ class Condition:
         return x if self.origin is None else x + self._origin_of(x)
 
     def check_batch(self, batch: int) -> None:
-        """Raise ConditionError unless labels and anchor are of ``batch`` images, or of one for all."""
-        for tensor in (self.labels, self.anchor):
-            if tensor is not None and len(tensor) not in (1, batch):
-                raise ConditionError(
-                    f"The condition is of {len(tensor)} images; got {batch}. Encode the condition of the same images, "
-                    "or of one for all."
-                )
+        """Raise ConditionError unless the condition is of ``batch`` images, or of one for all."""
+        if self.batch not in (1, batch):
+            raise ConditionError(
+                f"The condition is of {self.batch} images; got {batch}. Encode the condition of the same images, or of "
+                "one for all."
+            )
 
     @property
     def prepared(self) -> bool:

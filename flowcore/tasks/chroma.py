@@ -75,10 +75,9 @@ class HintPlanes:
 
 
 class Colorization:
-    """Photographs, or frames, on their way through a colorizer.
+    """Photographs on their way through a colorizer.
 
-    ``encoding``: their own colors are wanted, so there are no notes on what is ignored. ``decoding``: all colors come
-    from latents, so there is no note on the photographs' own. ``frames``: borders are not looked for.
+    ``notes``: whether to tell the caller what is ignored of them. ``frames``: borders are not looked for.
     """
 
     def __init__(
@@ -89,8 +88,7 @@ class Colorization:
         working_size: int | None,
         *,
         hints: Hints | None = None,
-        encoding: bool = False,
-        decoding: bool = False,
+        notes: bool = True,
         frames: bool = False,
         memory: ColorMemory | None = None,
     ) -> None:
@@ -104,8 +102,8 @@ class Colorization:
         self.hints = None if hints is None else hints.expand(len(self.y))
         self._crops = [None if frames else find_border(one) for one in rgb.split(1)]
         self._guide = fill_borders(color.luma(rgb), self._crops)  # the luma that colors are decided and enlarged by
-        if not encoding:
-            self._notify_of_scans(() if decoding or images.channels == 1 else rgb.split(1))
+        if notes:
+            self._notify_of_scans(() if images.channels == 1 else rgb.split(1))
         rows, columns = self._working = working_sides(self.y.shape[-2], self.y.shape[-1], size)
         multiple = flow.config.source_multiple
         self._padded = math.ceil(rows / multiple) * multiple, math.ceil(columns / multiple) * multiple
@@ -218,37 +216,34 @@ class Colorization:
         hints: HintPlanes | None = None,
         *,
         carry: Callable[[int, Tensor], Tensor] | None = None,
-        overflows: list[Tensor] | None = None,
-    ) -> Tensor:
-        """Decode latents to chroma of ``chroma_size``, centered on 0.
+    ) -> tuple[Tensor, Tensor | None]:
+        """Decode latents to chroma of ``chroma_size``, centered on 0; and mark where any level overflows, if any does.
 
         After each level impossible colors are clamped, then ``carry`` may change the level, then locked hints replace
-        what they cover. A mask of each level's overflows is appended to ``overflows``.
+        what they cover.
         """
+        overflows: list[Tensor] = []  # by level
 
         def after_level(level: int, x: Tensor) -> Tensor:
-            if overflows is not None:
-                chroma = _chroma_of_level(self.flow, cond, level, x)
-                overflows.append(~(chroma.abs() <= MAX_DEVIATION).all(1, keepdim=True))
+            chroma = _chroma_of_level(self.flow, cond, level, x)
+            overflows.append(~(chroma.abs() <= MAX_DEVIATION).all(1, keepdim=True))
             x = clamp_level(self.flow, cond, level, x)
             x = x if carry is None else carry(level, x)
             return x if hints is None or not hints.lock else lock_level(self.flow, cond, level, x, hints)
 
         decoded = self.run.plan.inverse([level.to(self.run.dtype) for level in z], cond, after_level)
-        return (decoded - NEUTRAL)[..., : self.chroma_size[0], : self.chroma_size[1]]
+        height, width = self.chroma_size
+        chroma = (decoded - NEUTRAL)[..., :height, :width]
+        if not torch.stack([mask.any() for mask in overflows]).any():
+            return chroma, None
+        anywhere = torch.stack([F.interpolate(mask.float(), self.grid) for mask in overflows]).amax(0) > 0
+        return chroma, anywhere[..., :height, :width]
 
     def decode_guarded(self, first: int, z: Sequence[Tensor], cond: Condition, hints: HintPlanes | None) -> Tensor:
         """Decode pictures, from number ``first`` on, with latents scaled down where they overflow; see ``overflow``."""
 
         def attempt(latents: Sequence[Tensor], items: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            overflows: list[Tensor] = []  # by level
-            chroma = self.decode(
-                latents, cond if items is None else select_items(cond, items), hints, overflows=overflows
-            )
-            if not torch.stack([mask.any() for mask in overflows]).any():
-                return chroma, None
-            anywhere = torch.stack([F.interpolate(mask.float(), self.grid) for mask in overflows]).amax(0) > 0
-            return chroma, anywhere[..., : self.chroma_size[0], : self.chroma_size[1]]
+            return self.decode(latents, cond if items is None else select_items(cond, items), hints)
 
         decoded = overflow.decode_with_backoff(attempt, z, lambda: torch.zeros(1, 2, 1, 1))
         self.repairs.add(first, decoded.attenuated, decoded.filled)
@@ -418,15 +413,11 @@ def coherent_factor(features: Tensor, coherence: float, scales: tuple[float, flo
     return factor / factor.norm(dim=1, keepdim=True)
 
 
-def make_coherent(noise: Tensor, factor: Tensor | None) -> Tensor:
-    """Multiply independent noise ``(B, C, h, w)`` by a factor, which keeps the distribution at every position."""
-    if factor is None:
-        return noise
-    return (float64(noise).flatten(2) @ factor.to(noise.device).T).view(noise.shape).to(noise.dtype)
-
-
 def share_noise(flow: FlowModel, noise: Tensor, cond: Condition, coherence: float) -> Tensor:
     """Let similar places share the coarsest noise ``(B, C, h, w)``, with the scales that the colorizer states."""
     features, config = cond.features[-1], flow.config
     assert isinstance(features, Tensor)
-    return make_coherent(noise, coherent_factor(features[:, : config.features], coherence, config.coherence_scales))
+    factor = coherent_factor(features[:, : config.features], coherence, config.coherence_scales)
+    if factor is None:
+        return noise
+    return (float64(noise).flatten(2) @ factor.to(noise.device).T).view(noise.shape).to(noise.dtype)

@@ -113,11 +113,10 @@ def colorize(
         color_memory = starter_memory(flow)
 
     def task() -> Tensor:
-        all_from_latents = latents is not None and latents_strength == 1 and not latents_levels
-        job = Colorization(run, flow, image, working_size, hints=hints, memory=color_memory, decoding=all_from_latents)
+        notes = latents is None or latents_strength < 1 or latents_levels > 0  # else all colors come from latents
+        job = Colorization(run, flow, image, working_size, hints=hints, memory=color_memory, notes=notes)
         taus, rho, factor = job.resolve(temperature, detail, coherence, saturation, latents)
         steps = hint_steps if hints is not None and hints.coverage is not None else 0
-        at_once = run.at_once(AT_ONCE)
         run.expect(len(job.y) * (1 + samples))
         pictures: list[Tensor] = []
         for number in range(len(job.y)):
@@ -131,8 +130,8 @@ def colorize(
             if cast < 1:
                 zeros = [torch.zeros(1, *shape, device=run.device) for shape in job.shapes]
                 calm = factor * job.decode_guarded(len(pictures), zeros, cond, None)
-            for first in range(0, samples, at_once):
-                seeds = [(seed + sample) % 2**64 for sample in range(first, min(first + at_once, samples))]
+            for part in run.batches(samples, AT_ONCE):
+                seeds = [(seed + sample) % 2**64 for sample in range(part.start, part.stop)]
                 z = sample_latents(job.shapes, len(seeds), taus, seed=seeds[0])
                 z = [level.to(run.device) for level in (*z[:-1], share_noise(flow, z[-1], cond, rho))]
                 if reference is not None:
@@ -187,12 +186,11 @@ def encode_colors(
     run = Runner(flow, RunOptions(**options), ADVICE, image)
 
     def task() -> list[Tensor]:
-        job = Colorization(run, flow, image, working_size, encoding=True)
-        at_once = run.at_once(AT_ONCE)
-        run.expect(math.ceil(len(image) / at_once))
+        job = Colorization(run, flow, image, working_size, notes=False)
+        batches = run.batches(len(image), AT_ONCE)
+        run.expect(len(batches))
         encoded: list[list[Tensor]] = []
-        for start in range(0, len(image), at_once):
-            batch = slice(start, start + at_once)
+        for batch in batches:
             x = job.chroma_on_grid(image[batch], batch) + color.NEUTRAL
             encoded.append(run.plan.encode(x, job.condition(batch, None)))
         return [torch.cat(levels).to(image.device) for levels in zip(*encoded, strict=True)]

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from ..errors import ShapeError
 from ..images.resize import resize
 from ..quality.metrics import lr_psnr
-from .image_batch import ImageBatch, notify_of_range, require_tensor
+from .image_batch import ImageBatch, notify_of_range, require_pixels, require_tensor
 from .runner import Reporting, Runner, RunOptions, runs_with
 
 GOAL = 60.0  # dB; half a step of 8 bits, 1/510, would be 54
@@ -26,7 +26,7 @@ def consistency(images: Tensor, source: Tensor) -> Tensor:
 
     At most 100 dB, on the CPU. Alpha is ignored; a source that is larger is shrunk to the size of the images.
     """
-    ImageBatch(images[:1])  # rejects an empty batch
+    require_pixels(images)
     small = ImageBatch(source).visible.cpu()
     each = samples_per_source(images, small)
     if images.shape[-2] < small.shape[-2] or images.shape[-1] < small.shape[-1]:
@@ -71,7 +71,7 @@ def match_source(images: Tensor, source: Tensor, *, iterations: int = 30, **opti
 
     def task() -> Tensor:
         require_tensor(images)
-        ImageBatch(images[:1])  # rejects an empty batch
+        require_pixels(images)
         notify_of_range(images, run.notify)
         small = ImageBatch(source).visible.to(images.device)
         each = samples_per_source(images, small)

@@ -21,6 +21,7 @@ from ..networks.blazeface import SIDE, BlazeFace
 from ..networks.blazeface import places as positions
 from .image_batch import ImageBatch
 from .runner import Reporting, Runner, RunOptions, runs_with
+from .settings import check_range
 
 SMALLEST = 12  # pixels: width of the smallest box that the network finds in a square of ``SIDE`` pixels
 DOUBLINGS = 2  # of scale, at least: squares of the longest side, of its half, and of its quarter
@@ -82,8 +83,7 @@ def find_faces(
     """
     if not 0 < score < 1:
         raise FlowError(f"score must lie between 0 and 1; got {score:g}. 0.5 finds what most people would call a face.")
-    if not smallest >= 4:
-        raise FlowError(f"smallest must be at least 4 pixels; got {smallest:g}. Enlarge the picture.")
+    check_range("smallest", smallest, 4, math.inf, "It is in pixels. Enlarge the picture.")
     run = Runner(None, RunOptions(**options), "Pass fewer or smaller images.", image)
 
     def task() -> list[list[Face]]:

@@ -16,6 +16,7 @@ from ..errors import FlowError, ImageError, ShapeError
 from ..images import color
 from ..images.resize import resize_bilinear
 from .image_batch import ImageBatch
+from .settings import check_range
 
 Color = str | Sequence[float]  # such as "#e0b080", or red, green and blue in [0, 1]
 Point = tuple[float, float, Color]  # column, row and color; pixels from the top left corner
@@ -101,8 +102,7 @@ def hints_from_points(
 ) -> Hints:
     """Make hints of colored discs at (column, row, color); where two overlap, the first counts. Radius 0: one pixel."""
     height, width = size
-    if not radius >= 0 or not math.isfinite(radius):
-        raise FlowError(f"The radius of a hint must be a number of pixels, at least 0; got {radius}.")
+    check_range("radius", radius, high=math.inf, note="It is in pixels.")
     coverage, chroma = torch.zeros(1, 1, height, width), torch.zeros(1, 2, height, width)
     radius = min(radius, height + width)
     reach = math.ceil(radius)
@@ -126,25 +126,19 @@ def parse_points(text: str, color: str | None = None) -> list[Point]:
 
     ``color`` is that of points without one.
     """
-
-    def colored(point: list[Any]) -> list[Any]:
-        return [*point, color] if color is not None and len(point) == 2 else point
-
-    if text.strip().startswith("["):
-        try:
-            parsed: Any = json.loads(text)
-            return [(float(x), float(y), str(wanted)) for x, y, wanted in map(colored, parsed)]
-        except (ValueError, TypeError, OverflowError, RecursionError) as error:
-            raise FlowError(f'Points as JSON are [[x, y, "#rrggbb"], ...]; got {text.strip()[:60]!r}.') from error
     points: list[Point] = []
-    for line in filter(None, (line.strip() for line in re.split(r"[;\n]", text))):
-        try:
-            x, y, wanted = colored(re.split(r"[,\s]+", line))
-            points.append((float(x), float(y), wanted))
-        except ValueError as error:
-            raise FlowError(
-                f"A point is `x, y, #rrggbb`, such as `120, 80, #c03020`; got `{line[:60]}`. Write one point per line."
-            ) from error
+    part: Any = text.strip()  # what is read: all, then point by point
+    try:
+        parts = json.loads(text) if part.startswith("[") else re.split(r"\s*[;\n]\s*", part)
+        for part in filter(None, parts):
+            point = re.split(r"[,\s]+", part) if isinstance(part, str) else list(part)
+            x, y, wanted = [*point, color] if color is not None and len(point) == 2 else point
+            points.append((float(x), float(y), str(wanted)))
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise FlowError(
+            "A point is `x, y, #rrggbb`, such as `120, 80, #c03020`, one per line, or in JSON "
+            f'[[x, y, "#rrggbb"], ...]; got `{str(part)[:60]}`.'
+        ) from error
     return points
 
 

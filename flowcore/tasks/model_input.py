@@ -99,8 +99,7 @@ def condition_for(
     if inputs is None:
         return None
     run = Runner(flow, RunOptions(**options), "Pass fewer or smaller images.", inputs)
-    dtype = run.dtype if inputs.is_floating_point() else None
-    return run(lambda: run.plan.encode_condition(inputs.to(run.device, dtype)))
+    return run(lambda: run.plan.encode_condition(run.to_device(inputs)))
 
 
 def source_for_latents(

@@ -60,7 +60,6 @@ def consensus(images: Tensor, source: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-@torch.no_grad()
 @runs_with(Reporting)
 def palette_bits(flow: FlowModel, images: Tensor, source: Tensor, **options: Unpack[Reporting]) -> Tensor:
     """Compute how many bits per dimension a colorizer needs for the coarsest grid, which decides on colors: ``(B, N)``.
@@ -73,8 +72,7 @@ def palette_bits(flow: FlowModel, images: Tensor, source: Tensor, **options: Unp
     run = Runner(flow, RunOptions(**options), ADVICE, source)
 
     def task() -> Tensor:
-        job, prelude = Colorization(run, flow, source, None, encoding=True), flow.prelude
-        at_once = run.at_once(AT_ONCE)
+        job, prelude = Colorization(run, flow, source, None, notes=False), flow.prelude
         run.expect(len(job.y) + len(images))
         rows: list[Tensor] = []
         for number in range(len(job.y)):
@@ -85,7 +83,7 @@ def palette_bits(flow: FlowModel, images: Tensor, source: Tensor, **options: Unp
             scale = (colorful.median() / colorful.clamp_min(MIN_COLORFULNESS)).clamp(1 / MAX_SCALING, MAX_SCALING)
             chroma = chroma * scale.to(chroma)[:, None, None, None]
             bits: list[Tensor] = []
-            for part in chroma.split(at_once):
+            for part in chroma.split(run.at_once(AT_ONCE)):
                 x = part + NEUTRAL
                 latents, shares = run.plan.by_position(x, cond.expand(len(part)))
                 dimensions = latents[-1][0].numel()

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..checkpoints.color_memory import ColorMemory, backbone_sha256
-from ..errors import FlowError, ImageError
+from ..errors import ImageError
 from ..images import color, files
 from ..images.folders import image_files
 from ..images.resize import limit_shorter_side, resize_bilinear
@@ -22,6 +22,7 @@ from ..networks.memory import CELL, MAX_CELLS, SIDE, CellMemory, evenly, renumbe
 from .image_batch import ImageBatch
 from .runner import Reporting, Runner, RunOptions, runs_with
 from .scans import find_border, is_tinted
+from .settings import check_range
 
 MULTIPLE = 32  # which divides the sides that a backbone takes
 MAX_ASPECT = 4  # longer over shorter side, at most
@@ -64,8 +65,7 @@ def remember(
         ImageError: If there is no photograph in color.
         FlowError: If the model has no backbone.
     """
-    if not 1 <= cells <= MAX_CELLS:
-        raise FlowError(f"cells must be 1 to {MAX_CELLS}; got {cells}.")
+    check_range("cells", cells, 1, MAX_CELLS)
     backbone = backbone_sha256(flow)
     run = Runner(flow, RunOptions(**options), ADVICE)
     encoder = flow.encoder

@@ -13,7 +13,7 @@ from ..images.resize import pad_symmetric, shrink
 from ..model import FlowModel
 from ..prior import Temperature
 from ..quality.damage import noise_level, opening, scratches
-from .image_batch import ImageBatch, append_alpha
+from .image_batch import ImageBatch
 from .runner import Batching, Reporting, Runner, RunOptions, check_draws, part_of_run, runs_with
 from .settings import check_range
 from .upscale import upscale
@@ -24,7 +24,6 @@ FILLING = 0.2  # share of the time that filling takes
 ADVICE = "Repair a smaller picture, ask for fewer samples, or free memory on the device."
 
 
-@torch.no_grad()
 @runs_with(Reporting)
 def find_scratches(image: Tensor, *, sensitivity: float = 0.5, **options: Unpack[Reporting]) -> Tensor:
     """Find scratches and dust in scans: thin straight lines, and small spots with hardly anything thin around them.
@@ -69,7 +68,6 @@ def find_scratches(image: Tensor, *, sensitivity: float = 0.5, **options: Unpack
     return run(task)
 
 
-@torch.no_grad()
 @runs_with(Batching)
 def repair(
     flow: FlowModel,
@@ -125,45 +123,48 @@ def repair(
     check_draws(seed, samples)
     check_range("guide_strength", guide_strength, note="0 redraws all detail.")
     run = Runner(None, RunOptions(**options), ADVICE, image)
-    images = ImageBatch(image, run.notify)
-    rgb = images.rgb
-    holes = _holes(mask, rgb)
-    narrow = holes & (opening(holes.float(), WIDE + 1) == 0)
-    if not torch.equal(holes, narrow):
-        run.notify(
-            f"Places of the mask wider than {WIDE} pixels stay as they are: nothing convincing can be drawn there. "
-            "Mask less, or repair a smaller version of the picture."
-        )
-    result, scale = rgb.repeat_interleave(samples, 0), flow.condition_scale
-    for item, (picture, hole, target) in enumerate(zip(rgb.split(1), holes.split(1), narrow.split(1), strict=True)):
-        if not bool(target.any()):
-            continue
-        rows, columns = _box(target, scale)
-        picture, hole, target = (t[..., rows, columns].cpu() for t in (picture, hole, target))
-        height, width = target.shape[-2:]
-        border = (0, -width % scale, 0, -height % scale)
-        picture, hole, padded_target = (pad_symmetric(t, border) for t in (picture, hole, target))
-        filled = fill(picture, hole, run.check_cancelled)
-        drawn = upscale(
-            flow,
-            shrink(filled, scale).clamp(0, 1),
-            temperature=temperature,
-            calm_edges=calm_edges,
-            seed=seed,
-            samples=samples,
-            guide=filled,
-            guide_strength=torch.where(padded_target, guide_strength, 1.0),
-            # what is said of the small picture does not concern the caller
-            **{**part_of_run(options, (item + FILLING) / len(rgb), (1 - FILLING) / len(rgb)), "notify": lambda _: None},
-        )
-        # Latents under the mask also change its surroundings. These stay as they are, so subtract their change.
-        offset = 2 * extend_colors((1 + drawn - filled) / 2, (~padded_target).float()) - 1
-        repaired = (drawn - offset).clamp(0, 1)[..., :height, :width].to(result)
-        if images.is_gray[item]:
-            repaired[:, 1:] = repaired[:, :1]
-        inside = result[item * samples : (item + 1) * samples, :, rows, columns]
-        inside.copy_(torch.where(target.to(result.device), repaired, inside))
-    return append_alpha(result[:, :1] if images.channels == 1 else result, images.alpha)
+
+    def task() -> Tensor:
+        images = ImageBatch(image, run.notify)
+        rgb = images.rgb
+        holes = _holes(mask, rgb)
+        narrow = holes & (opening(holes.float(), WIDE + 1) == 0)
+        if not torch.equal(holes, narrow):
+            run.notify(
+                f"Places of the mask wider than {WIDE} pixels stay as they are: nothing convincing can be drawn there. "
+                "Mask less, or repair a smaller version of the picture."
+            )
+        result, scale = rgb.repeat_interleave(samples, 0), flow.condition_scale
+        for item, (picture, hole, target) in enumerate(zip(rgb.split(1), holes.split(1), narrow.split(1), strict=True)):
+            if not bool(target.any()):
+                continue
+            rows, columns = _box(target, scale)
+            picture, hole, target = (t[..., rows, columns].cpu() for t in (picture, hole, target))
+            height, width = target.shape[-2:]
+            border = (0, -width % scale, 0, -height % scale)
+            picture, hole, padded_target = (pad_symmetric(t, border) for t in (picture, hole, target))
+            filled = fill(picture, hole, run.check_cancelled)
+            part = part_of_run(options, (item + FILLING) / len(rgb), (1 - FILLING) / len(rgb))
+            part["notify"] = lambda _: None  # what is said of the small picture does not concern the caller
+            drawn = upscale(
+                flow,
+                shrink(filled, scale).clamp(0, 1),
+                temperature=temperature,
+                calm_edges=calm_edges,
+                seed=seed,
+                samples=samples,
+                guide=filled,
+                guide_strength=torch.where(padded_target, guide_strength, 1.0),
+                **part,
+            )
+            # Latents under the mask also change its surroundings. These stay as they are, so subtract their change.
+            offset = 2 * extend_colors((1 + drawn - filled) / 2, (~padded_target).float()) - 1
+            repaired = (drawn - offset).clamp(0, 1)[..., :height, :width].to(result)
+            inside = result[item * samples : (item + 1) * samples, :, rows, columns]
+            inside.copy_(torch.where(target.to(result.device), repaired, inside))
+        return images.like_input(result)
+
+    return run(task)
 
 
 def _holes(mask: Tensor, images: Tensor) -> Tensor:

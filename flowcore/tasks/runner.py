@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import logging
+import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from ..inference.strips import minimum_memory, observed
 from ..model import FlowModel
 from ..prior import check_seed
 from . import Cancelled, Precision, Progress, part_of
+from .settings import check_range
 
 Function = TypeVar("Function", bound=Callable[..., Any])  # a task
 R = TypeVar("R")
@@ -36,9 +38,7 @@ log = logging.getLogger("flowcore")
 
 def check_draws(seed: int, samples: int = 1) -> None:
     """Raise FlowError for an invalid seed or number of samples; sample s is drawn with ``seed + s``."""
-    if not 1 <= samples <= MAX_DRAWS:
-        bound = "at least 1" if samples < 1 else f"at most {MAX_DRAWS}"
-        raise FlowError(f"samples must be {bound}; got {samples}.")
+    check_range("samples", samples, 1, MAX_DRAWS)
     check_seed(seed)
 
 
@@ -66,8 +66,7 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
             raise FlowError(f"precision must be one of {', '.join(get_args(Precision))}; got {self.precision!r}.")
-        if self.batch is not None and self.batch < 0:
-            raise FlowError(f"batch must not be negative; got {self.batch}. 0 chooses by the image's size.")
+        check_range("batch", self.batch or 0, high=math.inf, note="0 chooses by the image's size.")
 
     def tell(self, sentence: str) -> None:
         """Pass a sentence to the caller, or else to the log."""
@@ -193,9 +192,18 @@ class Runner:
             self._plan = planned(self._flow, actual_precision(precision, self.device))
         return self._plan
 
+    def to_device(self, tensor: Tensor) -> Tensor:
+        """Move a tensor to the model; floats get its precision."""
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+
     def at_once(self, preferred: int) -> int:
         """Choose how many images or samples go through the flow together: what the caller set, else ``preferred``."""
         return 1 if self.minimum_memory else self.options.batch or preferred
+
+    def batches(self, count: int, preferred: int) -> list[slice]:
+        """Divide images or samples into batches; see ``at_once``."""
+        step = self.at_once(preferred)
+        return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
     def notify(self, sentence: str) -> None:
         """Tell the caller something; each sentence once, however many attempts there are."""

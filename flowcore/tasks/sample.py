@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 
@@ -22,7 +22,7 @@ from ..dequantization import quantization, quantize, to_integers
 from ..device import require_full_precision
 from ..errors import ConditionError, FlowError, ImageError
 from ..images.color import luma
-from ..images.resize import pad_symmetric
+from ..images.resize import pad_symmetric, shrink
 from ..inference.steps import ReportingPredictor
 from ..latents import Mode, Per, add, interpolate, normalize, scale
 from ..likelihood import select_items
@@ -30,8 +30,18 @@ from ..model import UNGUIDED, FlowModel
 from ..prior import sample_latents
 from . import duration, overflow, upscale
 from .image_batch import ImageBatch, notify_of_range
-from .model_input import Fit, Labels, check_image, check_labels, check_latents, prepare_input, size_of_latents
+from .model_input import (
+    Fit,
+    Labels,
+    check_image,
+    check_labels,
+    check_latents,
+    condition_for,
+    prepare_input,
+    size_of_latents,
+)
 from .runner import Batching, Reporting, Runner, Running, RunOptions, batch_size, check_draws, part_of_run, runs_with
+from .settings import check_range
 
 LARGE = 2**28  # bytes of weights whose copy counts in an estimate of memory
 MAX_DEVIATION = 100.0  # from 0.5: wild latents may give wild images, but no infinities
@@ -42,77 +52,6 @@ MESSY_RATE = 0.15  # of the temperature's logarithm per unit of the style "messy
 # beyond 5 along smile and age, and six along gender, up to 5.6; from 6 on lips turn red, teeth cyan, and specks appear.
 MAX_STYLE = 5.0
 MAX_STRENGTH = 100  # of a style; beyond, everything has long stopped at MAX_STYLE
-
-
-class Passes:
-    """What encoding and decoding images share: batches, their conditions, progress, and what overflows."""
-
-    def __init__(self, run: Runner, count: int) -> None:
-        require_full_precision(run.dtype)
-        self.run = run
-        self._overflows = overflow.OverflowCounts()
-        upscales = run.plan.capabilities.source == "low_resolution"
-        self._max_deviation = upscale.MAX_DEVIATION if upscales else MAX_DEVIATION
-        run.expect(count * (run.plan.units + 1))
-
-    def batches(self, images: int, pixels: int) -> Iterator[slice]:
-        """Divide images of so many pixels into batches."""
-        at_once = self.run.at_once(batch_size(1, pixels))
-        return (slice(start, min(images, start + at_once)) for start in range(0, images, at_once))
-
-    def announce(self, flow: FlowModel, images: int, height: int, width: int, guidance: float | Guidance) -> None:
-        """Tell the caller how long decoding patch by patch will take, from timing a few, unless it is short."""
-        plan = self.run.plan
-        predictors = [part for part in plan.modules() if isinstance(part, ReportingPredictor)]
-        if not predictors or plan.units < NOTEWORTHY:
-            return
-        at_once = min(images, self.run.at_once(batch_size(height, width)))
-        gigabytes = memory_required(flow, images, height, width) / 1e9
-        passes = 2 if _guidance(guidance).weight > 0 else 1
-        seconds = predictors[0].seconds(passes * at_once) * plan.units * -(-images // at_once)
-        self.run.notify(
-            f"{images} pictures, each of {plan.units} patches one after the other, will take about {gigabytes:.1f} GB "
-            f"of memory beside the model and {duration(seconds)}."
-        )
-
-    def finish(self, images: int, pictures: Tensor | None = None) -> None:
-        """Count the images of a batch as finished, and show them."""
-        for i in range(images):
-            self.run.advance(preview=None if pictures is None else pictures[i])
-
-    def decode_batch(self, z: Sequence[Tensor], cond: Condition | None, first: int, *, denoise: bool = False) -> Tensor:
-        """Decode to finite images; ``denoise`` adds TarFlow's ``sigma^2 grad log p(x)``.
-
-        ``first`` is the number of the first image, for the report of overflows.
-        """
-        decoder = overflow.bounded_decoder(self.run.plan, cond, self._max_deviation)
-        z = [level.to(self.run.device, self.run.dtype) for level in z]
-        gray = torch.full((1, self.run.plan.channels, 1, 1), 0.5)
-        with self.run.counting(len(z[0]) * self.run.plan.units, len(z[0])):
-            decoded = overflow.decode_with_backoff(decoder, z, lambda: gray)
-        self._overflows.add(first, decoded.attenuated, decoded.filled)
-        sigma = getattr(self.run.plan.config, "noise", 0.0) / 2  # of images in [0, 1]
-        if not (denoise and sigma):
-            return decoded.images
-        unguided = None if cond is None else replace(cond, guidance=None)
-        return decoded.images + sigma**2 * self.run.plan.gradient(decoded.images, unguided)
-
-    def report(self, images: Tensor) -> Tensor:
-        """Tell the caller where the model overflowed, and return the images."""
-        self._overflows.report(self.run.notify, images[0, 0].numel(), "left gray")
-        return images
-
-    def condition_of(self, cond: Condition | None, part: slice, count: int) -> Condition | None:
-        """Select the condition of some of ``count`` images; all share a condition of one image."""
-        if cond is None:
-            return None
-        if cond.batch not in (1, count):
-            raise ConditionError(
-                f"The condition is of {cond.batch} images; got {count}. Encode the condition of the same images, or of "
-                "one for all."
-            )
-        selected: Condition = select_items(cond, torch.arange(part.start, part.stop))
-        return selected.map_tensors(lambda t: t.to(self.run.device, self.run.dtype))
 
 
 @runs_with(Running)
@@ -176,20 +115,9 @@ def sample(
         latents = sample_latents(shapes, n, temperature, seed)
         if styles:
             latents = apply_style(flow, [z.to(run.device) for z in latents], styles)
-        passes = Passes(run, n)
-        passes.announce(flow, n, height, width, guidance)
-        result = torch.empty((n, flow.channels, height, width), dtype=run.dtype, device="cpu")
-        for part in passes.batches(n, height * width):
-            cond = None
-            if numbers is not None:
-                cond = run.plan.encode_condition(numbers[part].to(run.device)).map_tensors(lambda t: t.to(run.dtype))
-            cond = guided(flow, cond, guidance)
-            images = passes.decode_batch([z[part] for z in latents], cond, part.start, denoise=denoise).cpu()
-            images = quantize(flow, images) if snapped else images
-            shown = images.clamp(0, 1)
-            result[part] = shown if clamp else images
-            passes.finish(len(images), shown)
-        return passes.report(result)
+        cond = None if numbers is None else run.plan.encode_condition(numbers.to(run.device))
+        cond = guided(flow, cond, guidance)
+        return _decode(run, flow, latents, cond, "cpu", denoise=denoise, snapped=snapped, clamp=clamp)
 
     return run(task)
 
@@ -225,9 +153,13 @@ def encode(flow: FlowModel, image: Tensor, cond: Condition | None = None, **opti
     def task() -> list[Tensor]:
         pixels = check_image(flow, image)
         notify_of_range(image, run.notify)
-        passes, encoded = Passes(run, len(pixels)), list[list[Tensor]]()
-        for part in passes.batches(len(pixels), pixels[0, 0].numel()):
-            x, batch_cond = pixels[part], passes.condition_of(cond, part, len(pixels))
+        require_full_precision(run.dtype)
+        if cond is not None:
+            cond.check_batch(len(pixels))
+        run.expect(len(pixels) * (run.plan.units + 1))
+        encoded: list[list[Tensor]] = []
+        for part in run.batches(len(pixels), batch_size(*pixels.shape[2:])):
+            x, batch_cond = pixels[part], _select(run, cond, part)
             with run.counting(len(x) * run.plan.units, len(x)):
                 latents = run.plan.encode(x.to(run.device), batch_cond)
             finite = torch.stack([z.isfinite().flatten(1).all(1) for z in latents]).all(0)  # (B,)
@@ -240,7 +172,7 @@ def encode(flow: FlowModel, image: Tensor, cond: Condition | None = None, **opti
                     "image."
                 )
             encoded.append([z.to(pixels.device) for z in latents])
-            passes.finish(len(x))
+            run.advance(len(x))
         return [torch.cat(level) for level in zip(*encoded, strict=True)]
 
     return run(task)
@@ -288,39 +220,104 @@ def decode(
     run = Runner(flow, RunOptions(**options), ADVICE)
 
     def task() -> Tensor:
-        count = len(levels[0])
-        passes, decoded = Passes(run, count), list[Tensor]()
-        passes.announce(flow, count, *size_of_latents(flow, levels), guidance)
         guided_cond = guided(flow, cond, guidance)
-        pixels = sum(z[0].numel() for z in levels) // flow.channels
-        for part in passes.batches(count, pixels):
-            batch_cond = passes.condition_of(guided_cond, part, count)
-            pictures = passes.decode_batch([z[part] for z in levels], batch_cond, part.start, denoise=denoise)
-            decoded.append(pictures.to(levels[0].device))
-            passes.finish(len(pictures), pictures.clamp(0, 1))
-        images = passes.report(torch.cat(decoded))
-        return images.clamp(0, 1) if clamp else images
+        return _decode(run, flow, levels, guided_cond, levels[0].device, denoise=denoise, clamp=clamp)
 
     return run(task)
 
 
+def _decode(
+    run: Runner,
+    flow: FlowModel,
+    latents: Sequence[Tensor],
+    cond: Condition | None,
+    device: torch.device | str,
+    *,
+    denoise: bool,
+    clamp: bool,
+    snapped: bool = False,
+) -> Tensor:
+    """Decode latents to finite images on a device, see ``decode`` and ``sample``; and report where the model overflows.
+
+    ``denoise`` adds TarFlow's ``sigma^2 grad log p(x)``.
+    """
+    require_full_precision(run.dtype)
+    plan, count = run.plan, len(latents[0])
+    if cond is not None:
+        cond.check_batch(count)
+    _announce(run, flow, latents, cond)
+    run.expect(count * (plan.units + 1))
+    upscales = flow.capabilities.source == "low_resolution"
+    max_deviation = upscale.MAX_DEVIATION if upscales else MAX_DEVIATION
+    sigma = noise_level(flow) if denoise else 0.0
+    gray = torch.full((1, flow.channels, 1, 1), 0.5)
+    overflows, result = overflow.OverflowCounts(), torch.empty(0)
+    for part in run.batches(count, batch_size(*size_of_latents(flow, latents))):
+        z, batch_cond = [level[part].to(run.device, run.dtype) for level in latents], _select(run, cond, part)
+        with run.counting(len(z[0]) * plan.units, len(z[0])):
+            decoder = overflow.bounded_decoder(plan, batch_cond, max_deviation)
+            decoded = overflow.decode_with_backoff(decoder, z, lambda: gray)
+        overflows.add(part.start, decoded.attenuated, decoded.filled)
+        images = decoded.images
+        if sigma:
+            unguided = None if batch_cond is None else replace(batch_cond, guidance=None)
+            images = images + sigma**2 * plan.gradient(images, unguided)
+        images = images.to(device)
+        images = quantize(flow, images) if snapped else images
+        shown = images.clamp(0, 1)
+        if not part.start:
+            result = images.new_empty((count, *images.shape[1:]))
+        result[part] = shown if clamp else images
+        for picture in shown:
+            run.advance(preview=picture)
+    overflows.report(run.notify, result[0, 0].numel(), "left gray")
+    return result
+
+
+def _select(run: Runner, cond: Condition | None, part: slice) -> Condition | None:
+    """Select the condition of some images; all share a condition of one image."""
+    if cond is None:
+        return None
+    selected: Condition = select_items(cond, torch.arange(part.start, part.stop))
+    return selected.map_tensors(lambda t: t.to(run.device, run.dtype))
+
+
+def _announce(run: Runner, flow: FlowModel, latents: Sequence[Tensor], cond: Condition | None) -> None:
+    """Tell the caller how long decoding patch by patch will take, from timing a few, unless it is short."""
+    plan, images = run.plan, len(latents[0])
+    predictors = [part for part in plan.modules() if isinstance(part, ReportingPredictor)]
+    if not predictors or plan.units < NOTEWORTHY:
+        return
+    height, width = size_of_latents(flow, latents)
+    at_once = min(images, run.at_once(batch_size(height, width)))
+    gigabytes = memory_required(flow, images, height, width) / 1e9
+    passes = 1 if cond is None or cond.guidance is None else 2
+    seconds = predictors[0].seconds(passes * at_once) * plan.units * math.ceil(images / at_once)
+    run.notify(
+        f"{images} pictures, each of {plan.units} patches one after the other, will take about {gigabytes:.1f} GB "
+        f"of memory beside the model and {duration(seconds)}."
+    )
+
+
 def guided(flow: FlowModel, cond: Condition | None, guidance: float | Guidance) -> Condition | None:
     """Add guidance to a condition; ConditionError for models that were not made for it."""
-    if not _guidance(guidance).weight:
+    weight = guidance.weight if isinstance(guidance, Guidance) else guidance
+    if not weight:
         return cond
     if cond is None or not flow.capabilities.guided:
         raise ConditionError(f"{UNGUIDED}; this {flow.architecture} model is not. Set guidance to 0.")
     return cond.guided(guidance)
 
 
-def _guidance(guidance: float | Guidance) -> Guidance:
-    return guidance if isinstance(guidance, Guidance) else Guidance(guidance)
+def noise_level(flow: FlowModel) -> float:
+    """Return the deviation of the Gaussian noise that a model was trained with, of images in [0, 1]; 0 for none."""
+    return getattr(flow.config, "noise", 0.0) / 2
 
 
 def dequantized_image(flow: FlowModel, image: Tensor, *, seed: int = 0) -> Tensor:
     """Add the noise that training adds, uniform within a bin or Gaussian, to image i that of ``seed + i``."""
     pixels = check_image(flow, image)
-    bins, sigma = quantization(flow), getattr(flow.config, "noise", 0.0) / 2  # of images in [0, 1]
+    bins, sigma = quantization(flow), noise_level(flow)
     draw = torch.randn if sigma else torch.rand
     generators = [torch.Generator("cpu").manual_seed((seed + i) % 2**64) for i in range(len(pixels))]
     noise = torch.stack([draw(pixels.shape[1:], generator=generator) for generator in generators]).to(pixels)
@@ -403,8 +400,7 @@ def morph(
     batches = [images] if isinstance(images, Tensor) else images
     if sum(map(len, batches)) < 2:
         raise ImageError("A morph needs two images or more; got one. Pass a batch, such as two images in Batch Images.")
-    if frames < 2:
-        raise FlowError(f"frames must be at least 2; got {frames}. Both images count: 2 is the images alone.")
+    check_range("frames", frames, 2, math.inf, "Both images count: 2 is the images alone.")
     tell = RunOptions(**options).tell
     fitted = [prepare_input(flow, batch, fit=fit, notify=tell).pixels for batch in batches]
     if len({batch.shape[2:] for batch in fitted}) > 1:
@@ -449,9 +445,8 @@ def harmonize(
     images = ImageBatch(image)
     height, width = images.rgb.shape[-2:]
     padded = pad_symmetric(images.visible, (0, -width % step, 0, -height % step))
-    prepared = prepare_input(flow, padded, fit="crop", notify=lambda _: None)
-    cond = prepared.condition(flow, **options)
-    latents = encode(flow, prepared.pixels, cond, **part_of_run(options, 0, 0.5))
+    cond = condition_for(flow, None, shrink(padded, flow.condition_scale).clamp(0, 1), **options)
+    latents = encode(flow, padded, cond, **part_of_run(options, 0, 0.5))
     normalized = normalize(latents, strength, per, window=window)
     decoded = decode(flow, normalized, cond, **part_of_run(options, 0.5, 0.5), clamp=True)[..., :height, :width]
     pairs = zip(images.is_gray, decoded.split(1), strict=True)

@@ -27,7 +27,7 @@ from ..dequantization import (
     quantization,
     to_integers,
 )
-from ..errors import ConditionError, FlowError, ImageError, ShapeError
+from ..errors import FlowError, ImageError, ShapeError
 from ..inference.plan import Plan
 from ..likelihood import effective_samples, importance_weighted, select_items, with_probes
 from ..model import FlowModel
@@ -35,6 +35,7 @@ from ..prior import log_density
 from ..transforms import Estimated, NoPositionsError
 from .image_batch import WHITE, notify_of_range, refuse_integer_range, require_pixels, require_tensor
 from .runner import Batching, Runner, RunOptions, batch_size, check_draws, runs_with
+from .settings import check_range
 
 Dequantization = Literal["uniform", "gaussian", "variational"]
 
@@ -170,8 +171,8 @@ def score(
         guarantee anomaly detection".
     """
     check_draws(seed, samples)
-    if probes < 0 or terms < 1:
-        raise FlowError(f"probes must be at least 0, and terms at least 1; got {probes} and {terms}.")
+    check_range("probes", probes, high=math.inf)
+    check_range("terms", terms, 1, math.inf)
     advice = "Score smaller images, ask for fewer samples, or free memory on the device."
     run = Runner(flow, RunOptions(**options), advice, image)
     probes = probes if flow.estimated else 0
@@ -185,7 +186,10 @@ def score(
         notify_of_range(image, run.notify)
         draws = _draws_per_image(samples, noise, integers)
         run.expect(len(integers) * (draws + complexity))
-        condition, seeds = _condition(run, cond, len(integers)), image_seeds(seed, integers)
+        condition = run.plan.encode_condition(run.to_device(cond)) if isinstance(cond, Tensor) else cond
+        if condition is not None:
+            condition.check_batch(len(integers))
+        seeds = image_seeds(seed, integers)
         densities = _Densities(flow, integers.shape, draws, max(1, probes), notes)
         size = run.at_once(batch_size(*integers.shape[2:]))
         batches = dequantized_batches(integers, bins, dequantizer, samples=draws, seed=seeds, batch=size, noise=noise)
@@ -247,9 +251,9 @@ class _Densities:
             try:
                 shares = torch.stack([share.cpu().double() for share in plan.by_position(x, cond)[1]], 1)
                 return shares, shares.flatten(1).sum(1)
-            except NoPositionsError as error:
+            except NoPositionsError:
                 self.pixels = None
-                self.notes.append(f"No map: {str(error).partition(', so')[0]}.")
+                self.notes.append("No map: a part of this model does not say where its log-determinant comes from.")
         latents, logdet = plan(x, cond)
         prior = torch.stack([log_density(z).cpu().double().flatten(1).sum(1) for z in latents], 1)
         return prior[:, :, None], prior.sum(1) + logdet.cpu().double()
@@ -267,24 +271,24 @@ class _Densities:
             )
         images, draws, passes = self.weights.shape
         dimensions = sum(self.level_dimensions)
-        per_dim = -1 / (dimensions * math.log(2))  # from nats of log-density to bits per dimension, hence negative
+        per_dim = 1 / (dimensions * math.log(2))  # from nats to bits per dimension
         error = torch.full((images,), math.nan if estimated else 0.0, dtype=torch.float64)
         if passes > 1:
             derivatives = torch.softmax(self.weights.mean(2), 1)  # of the bound
-            error = -per_dim * (derivatives.square() * self.weights.var(2) / passes).sum(1).sqrt()
+            error = per_dim * (derivatives.square() * self.weights.var(2) / passes).sum(1).sqrt()
         weights = self.weights.mean(2)
         bound = importance_weighted(weights)
-        bits = per_dim * bound
+        bits = -per_dim * bound
         # The bin width, the density of the noise and the gain of several draws have no place: spread them evenly.
-        levels, pixels = per_dim * self.levels / draws, None
+        levels, pixels = -per_dim * self.levels / draws, None
         by_dimensions = torch.tensor(self.level_dimensions, dtype=torch.float64) / dimensions
         levels = levels + (bits - levels.sum(1))[:, None] * by_dimensions
         if self.pixels is not None:
-            pixels = per_dim * self.pixels / draws
+            pixels = -per_dim * self.pixels / draws
             pixels = pixels + ((bits - pixels.flatten(1).sum(1)) / pixels[0].numel())[:, None, None]
         return {
             "bits_per_dim": bits,
-            "mean": per_dim * weights.mean(1),
+            "mean": -per_dim * weights.mean(1),
             "spread": (per_dim * weights).std(1) if draws > 1 else torch.full_like(bits, math.nan),
             "effective_samples": effective_samples(weights),
             "log_prob": bound - dimensions * math.log(self.bin_width),
@@ -293,17 +297,6 @@ class _Densities:
             "map": pixels,
             "standard_error": error,
         }
-
-
-def _condition(run: Runner, cond: Condition | Tensor | None, images: int) -> Condition | None:
-    """Encode a condition that is a tensor, and check that there is one for all images, or one for each."""
-    if isinstance(cond, Tensor):
-        cond = run.plan.encode_condition(cond.to(run.device, run.dtype if cond.is_floating_point() else None))
-    if cond is not None and cond.batch not in (1, images):
-        raise ConditionError(
-            f"Got a condition of {cond.batch} items for {images} images. Encode one for every image, or one for all."
-        )
-    return cond
 
 
 def _probe_conditions(
@@ -413,22 +406,11 @@ def _integers(flow: FlowModel, image: Tensor, n_bits: int, notes: list[str]) -> 
         image = image.expand(-1, 3, -1, -1)
         notes.append("A gray image was scored as RGB: the two repeated channels cost a model of color images little.")
     if image.shape[1] != flow.channels:
-        fix = "Convert it to gray first." if flow.channels == 1 else "Convert it first."
         raise ImageError(
-            f"This model takes images of {flow.channels} channels; got {image.shape[1]}, {tuple(image.shape)}. {fix}"
+            f"This model takes images of {flow.channels} channels; got {image.shape[1]}, {tuple(image.shape)}. Convert "
+            "them first."
         )
-    (height, width), size, multiple = image.shape[-2:], flow.image_size, flow.size_multiple
-    if flow.fixed_size and size is not None and (height, width) != tuple(size):
-        raise ShapeError(
-            f"This model scores images of {size[0]}x{size[1]} only; got {height}x{width}. Crop or resize to "
-            f"{size[0]}x{size[1]} first (resizing changes the score)."
-        )
-    if height % multiple or width % multiple:
-        fits = "x".join(f"{max(multiple, side // multiple * multiple)}" for side in (height, width))
-        raise ShapeError(
-            f"This model scores images with sides divisible by {multiple}; got {height}x{width}. Crop to {fits} first: "
-            "padding would be scored, too."
-        )
+    flow.latent_shapes(*image.shape[-2:])  # raises ShapeError for a size that does not fit
     if image.is_floating_point() and image.isfinite().all():
         refuse_integer_range(image)
     image = image.float() / WHITE[torch.uint16] if image.dtype == torch.uint16 else image

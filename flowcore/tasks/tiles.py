@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise, product
@@ -28,7 +28,7 @@ from . import overflow
 from .consistency import back_project
 from .image_batch import ImageBatch
 from .runner import Runner, batch_size
-from .settings import with_defaults
+from .settings import check_range, with_defaults
 
 STRIPS = 2**26  # bytes that strips take at most, whatever the image
 ENCODING = 4  # cost of a unit of the encoder relative to one of decoding: srflow-x4, 72x48, one core
@@ -104,10 +104,8 @@ class TileSize:
     """The largest side that a task's tiles may have, from one attempt of its ``Runner`` to the next."""
 
     def __init__(self, tile: int, halo: int, tiling: Tiling) -> None:
-        if tile < 0 or halo < 0:
-            raise FlowError(
-                f"tile and halo must not be negative; got tile {tile}, halo {halo}. Tile 0 chooses by free memory."
-            )
+        check_range("tile", tile, high=math.inf, note="0 chooses by free memory.")
+        check_range("halo", halo, high=math.inf)
         self._sides, self._smallest, self._unit = tiling.sides, tiling.smallest, tiling.unit
         self._side = max(tile, tiling.smallest) if tile else 0  # 0: not chosen yet
         self._longest = 0  # side of the images while there are tiles to compute, else 0
@@ -249,16 +247,15 @@ class _Canvas:
         self.pictures = rgb.new_empty((batch, samples, 3, height * scale, width * scale), device="cpu")
         self.overflows = overflow.OverflowCounts()
 
-    def paste(self, decoded: overflow.Decoded, item: int, samples: range, tile: Tile) -> Iterator[Tensor]:
-        """Paste a tile of some samples of an image, without its halo and the border; yield their pictures."""
+    def paste(self, decoded: overflow.Decoded, item: int, samples: range, tile: Tile) -> Tensor:
+        """Paste a tile of some samples of an image, without its halo and the border; return their pictures."""
         inner, outer = _without_halo(tile, self._scale, self._border, self._size)
         attenuated, filled = (None if mask is None else mask[inner] for mask in (decoded.attenuated, decoded.filled))
         self.overflows.add(item * self.samples + samples.start, attenuated, filled)
         for number, image in zip(samples, decoded.images[inner], strict=True):
             image = image.clamp(0, 1)
-            picture = self.pictures[item, number]
-            picture[outer] = luma(image[None])[0] if self._gray and self._gray[item] else image
-            yield picture
+            self.pictures[item, number][outer] = luma(image[None])[0] if self._gray and self._gray[item] else image
+        return self.pictures[item, samples.start : samples.stop]
 
 
 class Latents:
@@ -402,10 +399,8 @@ def checked_strength(flow: FlowModel, guide: Tensor | None, strength: Strength |
     assert strength is not None
     images = len(strength) if isinstance(strength, Tensor) and strength.ndim else 1
     value = number_or_map(strength, images, "guide strengths")
-    ends = [float(end) for end in value.aminmax()] if isinstance(value, Tensor) else [value]
-    for end in ends:
-        if not 0 <= end <= 1:
-            raise FlowError(f"guide_strength must lie in [0, 1]; got {end}. 0 ignores the guide, 1 keeps all of it.")
+    for end in value.aminmax() if isinstance(value, Tensor) else [value]:
+        check_range("guide_strength", float(end), note="0 ignores the guide, 1 keeps all of it.")
     return value
 
 

@@ -196,11 +196,8 @@ def target_size(
     flow: FlowModel, height: int, width: int, factor: float = 0.0, longest_side: int = 0
 ) -> tuple[int, int]:
     """Compute height and width of the pictures that ``upscale`` returns for an LR image; see there."""
-    if not (math.isfinite(factor) and factor >= 0) or longest_side < 0:
-        raise FlowError(
-            f"factor and longest_side must be finite and not negative; got {factor} and {longest_side}. 0 leaves the "
-            "size to the model."
-        )
+    check_range("factor", factor, high=math.inf, note="0 leaves it to the model.")
+    check_range("longest_side", longest_side, high=math.inf, note="0 leaves it to the model.")
     ratio = factor or flow.condition_scale
     if longest_side:
         ratio = longest_side / max(height, width, 1)

@@ -89,8 +89,7 @@ def colorize_video(  # noqa: D417
 
     def task() -> tuple[Tensor, list[Tensor]]:
         job = Colorization(run, flow, frames, working_size, hints=hints, frames=True)
-        at_once = run.at_once(AT_ONCE)
-        chunks = [slice(start, min(start + at_once, len(job.y))) for start in range(0, len(job.y), at_once)]
+        chunks = run.batches(len(job.y), AT_ONCE)
         taus, rho, factor = job.resolve(temperature, detail, coherence, saturation, latents)
         first = slice(0, 1)
         run.expect(2 * len(chunks) + int(rho > 0 and not before))
@@ -121,7 +120,7 @@ def colorize_video(  # noqa: D417
         for batch in chunks:
             planes = job.hint_planes(batch)
             shared = [level.to(run.device).expand(batch.stop - batch.start, -1, -1, -1) for level in z]
-            chroma = job.decode(shared, job.condition(batch, planes), planes, carry=carry_on)
+            chroma, _ = job.decode(shared, job.condition(batch, planes), planes, carry=carry_on)
             result[batch] = job.finish(factor * chroma, batch, saturation, gamut)
             run.advance(preview=result[batch][-1, :3])
         return result, [*carried, coarsest]

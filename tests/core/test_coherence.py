@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from flowcore import FlowError, colorize, colorize_video, encode_colors
+from flowcore.condition import Condition
 from flowcore.models import configure
-from flowcore.tasks.chroma import coherent_factor, make_coherent
+from flowcore.tasks.chroma import coherent_factor, share_noise
 
 from .colorings import colored, gray, tiny_colorizer
 
@@ -24,21 +25,20 @@ def halves(height=6, width=8):
     return features
 
 
-def test_every_place_keeps_its_distribution_and_similar_places_share_it():
-    factor = coherent_factor(halves(), 0.95, SCALES)
+def test_every_place_keeps_its_distribution_and_similar_places_share_it(flow):
+    factor = coherent_factor(halves(), 0.95, flow.config.coherence_scales)
     covariance = factor @ factor.T
     assert torch.allclose(covariance.diagonal(), torch.ones(48).double())
     assert covariance[0, 1] > 0.9
     assert covariance[3, 4] < 0.1  # neighbors, but not of one thing
     noise = torch.randn(4000, 2, 6, 8, generator=torch.Generator().manual_seed(0))
-    mixed = make_coherent(noise, factor)
+    mixed = share_noise(flow, noise, Condition(features=(halves(),)), 0.95)
     assert abs(float(mixed.std()) - 1) < 0.01
     assert torch.allclose(mixed[:, 0].flatten(1).T.cov().double(), covariance, atol=0.1)
 
 
 def test_coherence_0_a_single_place_and_huge_grids_stay_independent():
-    noise = torch.randn(1, 2, 6, 8)
-    assert make_coherent(noise, coherent_factor(halves(), 0.0, SCALES)) is noise
+    assert coherent_factor(halves(), 0.0, SCALES) is None
     assert coherent_factor(torch.zeros(1, 4, 1, 1), 0.9, SCALES) is None
     assert coherent_factor(torch.zeros(1, 1, 64, 65), 0.9, SCALES) is None
     assert coherent_factor(torch.ones(1, 4, 6, 8), 1.0, SCALES).isfinite().all()  # one thing, no noise of its own

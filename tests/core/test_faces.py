@@ -446,7 +446,7 @@ def test_faces_that_are_too_small_or_uncertain_are_skipped():
 def test_bad_arguments_are_refused_and_a_run_can_be_stopped():
     with pytest.raises(FlowError, match="score must lie between 0 and 1; got 1"):
         find_faces(picture("group.png"), score=1)
-    with pytest.raises(FlowError, match="smallest must be at least 4 pixels; got 2"):
+    with pytest.raises(FlowError, match="smallest must be a finite number >= 4; got 2"):
         find_faces(picture("group.png"), smallest=2)
     with pytest.raises(Cancelled):
         find_faces(picture("group.png"), cancelled=lambda: True)

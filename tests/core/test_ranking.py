@@ -153,7 +153,7 @@ def test_likelihood_of_colorings_is_that_of_the_coarsest_grid(colorizer):
     y = gray(32, 48)
     images = flowcore.colorize(colorizer, y, samples=3, seed=4)  # too few for a trend
     scores = ranked(images, y, "likelihood", colorizer)[0]
-    job = colorization(colorizer, y, encoding=True)
+    job = colorization(colorizer, y, notes=False)
     chroma = torch.cat([job.chroma_on_grid(one, slice(0, 1)) for one in images.split(1)])
     strength = chroma.square().sum(1).mean((1, 2)).sqrt()
     chroma = chroma * (strength.median() / strength)[:, None, None, None]

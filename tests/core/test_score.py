@@ -145,7 +145,7 @@ def test_a_transform_without_positions_is_scored_without_a_map():
     flow.levels[0].steps = Chain(Cubed(), *flow.levels[0].steps.parts())
     result = score(flow, image)
     assert result.map is None
-    assert any("Cubed does not say which positions" in note for note in result.notes)
+    assert any(note.startswith("No map: ") for note in result.notes)
     k = to_integers(image, result.n_bits)[0]
     expected = bits_per_dim(log_weights(flow, k, None, samples=1, seed=image_seeds(0, k))[:, 0], image[0].numel())
     assert torch.allclose(result.bits_per_dim, expected, atol=1e-4)
@@ -267,8 +267,8 @@ def test_invalid_arguments_raise_readable_errors(flow):
         (image[:, :2], ImageError, "3 channels; got 2"),
         (broken, ImageError, "3 values"),
         (image.long(), ImageError, "int64"),
-        (image[..., :10], ShapeError, r"divisible by 4; got 8x10\. Crop to 8x8"),
-        (image[..., :3, :8], ShapeError, r"got 3x8\. Crop to 4x8"),
+        (image[..., :10], ShapeError, r"divisible by 4; got 8x10\. Crop \(to 8x8\)"),
+        (image[..., :3, :8], ShapeError, r"got 3x8\. Crop \(to 4x8\)"),
     ]:
         with pytest.raises(error, match=words):
             score(flow, wrong)
@@ -286,7 +286,7 @@ def test_invalid_arguments_raise_readable_errors(flow):
             score(flow, image, **arguments)
     gray = build(channels=1)
     assert score(gray, picture(2, 1)).map.shape == (2, 8, 12)
-    with pytest.raises(ImageError, match="gray first"):
+    with pytest.raises(ImageError, match="1 channels; got 3"):
         score(gray, image)
     with pytest.raises(ShapeError, match="images of 16x16 only; got 8x12"):
         score(build(image_size=(16, 16), split_prior="table"), image)
@@ -304,7 +304,7 @@ def test_conditions_follow_their_images():
     assert len({round(bits, 6) for bits in three.bits_per_dim.tolist()}) == 3
     one = score(flow, image, labels(flow, [1]), noise=noise)
     assert one.bits_per_dim.tolist() == pytest.approx([three.bits_per_dim[2].item()] * 3)
-    with pytest.raises(ConditionError, match="2 items for 3 images"):
+    with pytest.raises(ConditionError, match="of 2 images; got 3"):
         score(flow, image, labels(flow, [1, 2]))
     with pytest.raises(ConditionError, match="takes a condition"):
         score(flow, image)
