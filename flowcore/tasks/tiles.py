@@ -20,7 +20,6 @@ from ..images.color import luma
 from ..images.motion import blur
 from ..images.resize import enlarge, resize
 from ..inference.condition_cache import ConditionStore
-from ..inference.plan import Plan
 from ..model import FlowModel
 from ..prior import Shape, Temperature, level_temperatures, number_or_map, resize_temperature_map, sample_latents
 from ..quality.metrics import lr_psnr
@@ -155,7 +154,7 @@ class TiledDecoder:
         if self._store is not None and run.minimum_memory:
             self._store.clear()
         border, tiles = self._layout(rgb, has_guide=guide is not None)
-        latents = Latents(plan, rgb, border, tiling.pad_map, settings, seed, samples, run.check_cancelled, guide)
+        latents = Latents(run, tiling, rgb, border, settings, seed, samples, guide)
         canvas = _Canvas(rgb, len(settings) * samples, scale, border, gray)
         at_once = run.at_once(min(canvas.samples, MAX_SAMPLES))
         reused = tiling.shares and (canvas.samples > at_once or guide is not None)
@@ -263,16 +262,16 @@ class Latents:
 
     def __init__(
         self,
-        plan: Plan,
+        run: Runner,
+        tiling: Tiling,
         rgb: Tensor,
         border: Border,
-        pad_map: Callable[[Tensor, Border], Tensor],
         settings: Sequence[Settings],
         seed: int,
         samples: int,
-        check: Callable[[], None],
         guide: Guide | None = None,
     ) -> None:
+        plan, check = run.plan, run.check_cancelled
         (height, width), (left, right, top, bottom) = rgb.shape[-2:], border
         self.rows, scale = height + top + bottom, plan.condition_scale
         shapes = plan.latent_shapes(self.rows * scale, (width + left + right) * scale)
@@ -293,7 +292,7 @@ class Latents:
                 tau = resize_temperature_map(tau, height, width)
             if calm and edges is not None:
                 tau = tau * (1 - calm * resize_temperature_map(edges, height, width))
-            return resize_temperature_map(pad_map(tau, padding), *shape[1:]) if isinstance(tau, Tensor) else tau
+            return resize_temperature_map(tiling.pad_map(tau, padding), *shape[1:]) if isinstance(tau, Tensor) else tau
 
         per_level = [(level_temperatures(tau, len(sampled), len(rgb)), calm) for tau, calm in settings]
         strength = 0.0 if guide is None else guide.strength

@@ -16,7 +16,7 @@ from flowcore.evaluation import colorization
 from flowcore.evaluation.colorization import colorizer_table, evaluate_colorizer
 from flowcore.evaluation.image_set import evaluate_density, resize_to_own
 from flowcore.evaluation.upscaling import MEASURES, evaluate_upscaler, missing_measures, upscaler_table
-from flowcore.images.color import NEUTRAL, compress, luma, merge, split
+from flowcore.images.color import NEUTRAL, as_stored, compress, luma, merge, split
 from flowcore.images.resize import enlarge, shrink
 from flowcore.quality import metrics
 from flowcore.quality.no_reference import brisque, niqe, piqe
@@ -272,10 +272,6 @@ def upscaler():
     return build_tiny("srflow", perturb=0.02, scale=4, steps=1, encoder_blocks=1, stacked_blocks=(0,))
 
 
-def eight_bits(image):
-    return (image.clamp(0, 1) * 255).round() / 255
-
-
 def crop(image, side):
     return image[..., : image.shape[-2] // side * side, : image.shape[-1] // side * side]
 
@@ -295,19 +291,19 @@ def test_measures_of_an_upscaler_are_means_over_images(enlarged):
     expected, originals = {key: [] for key in (*MEASURES, "base")}, []
     for name in ("large", "small"):
         hr = crop(rgb(enlarged / f"{name}.png").float(), 4)
-        lr = eight_bits(shrink(hr, 4))
-        pictures = eight_bits(upscale(flow, lr, temperature=0.7, seed=0, samples=3))
+        lr = as_stored(shrink(hr, 4))
+        pictures = as_stored(upscale(flow, lr, temperature=0.7, seed=0, samples=3))
         assert not torch.equal(pictures[0], pictures[1])
         for measure in (metrics.psnr, metrics.ssim, metrics.false_specks):
             expected[measure.__name__].append(float(measure(pictures[:1], hr)))
         expected["lr_psnr"].append(float(metrics.lr_psnr(pictures[:1], lr)))
-        expected["base"].append(float(metrics.psnr(eight_bits(enlarge(lr, 4)), hr)))
+        expected["base"].append(float(metrics.psnr(as_stored(enlarge(lr, 4)), hr)))
         expected["diversity"].append(metrics.diversity(pictures))
         for measure in (brisque, piqe, *([niqe] if name == "large" else [])):
             expected[measure.__name__].append(float(measure(pictures[:1])))
         originals.append(float(piqe(hr)))
         hr = crop(hr, flow.size_multiple)
-        cond = flow.encode_condition(eight_bits(shrink(hr, 4)))
+        cond = flow.encode_condition(as_stored(shrink(hr, 4)))
         expected["bits_per_dim"].append(float(score(flow, (hr * 255).round().byte(), cond).bits_per_dim))
     expected = {key: sum(values) / len(values) for key, values in expected.items() if values}
     base = expected.pop("base")
@@ -374,7 +370,7 @@ def test_diversity_score_uses_lpips_if_installed(enlarged, monkeypatch):
     expected, distances = [], []
     for name in ("large", "small"):
         hr = crop(rgb(enlarged / f"{name}.png").float(), 4)
-        pictures = eight_bits(upscale(flow, eight_bits(shrink(hr, 4)), temperature=0.9, seed=0, samples=2))
+        pictures = as_stored(upscale(flow, as_stored(shrink(hr, 4)), temperature=0.9, seed=0, samples=2))
         expected.append(metrics.diversity_score(pictures, hr))
         distances.append(float((pictures[0] - hr).abs().mean()))
     assert row["diversity_score"] == pytest.approx(sum(expected) / 2, rel=1e-4)

@@ -311,7 +311,7 @@ def test_a_hint_fills_its_thing_and_stops_at_its_edge():
 def test_what_is_continued_minimizes_the_energy():
     missing, coverage, features, luma = two_things()
     luma = luma + 0.02 * torch.randn(luma.shape, generator=torch.Generator().manual_seed(0))
-    d = minimize_energy(missing, coverage, features, luma, 5.0, lambda: None).double().requires_grad_()
+    d = minimize_energy(missing, coverage, features, luma, 5.0).double().requires_grad_()
     energy = (HINT_WEIGHT * coverage * (d - missing).square()).sum() + d.square().sum() / 5.0**2
     for dy, dx in NEIGHBORS:
         here = [(slice(max(0, -k), side - max(0, k))) for k, side in ((dy, 12), (dx, 16))]

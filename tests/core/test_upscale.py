@@ -21,6 +21,7 @@ from flowcore.quality.metrics import lr_psnr
 from flowcore.tasks import Cancelled
 from flowcore.tasks import upscale as task
 from flowcore.tasks.consistency import back_project
+from flowcore.tasks.runner import Runner, RunOptions
 from flowcore.tasks.tiles import MATCHING, Latents, windows
 
 flow = pytest.fixture(scope="module")(build_upscaler)
@@ -102,12 +103,12 @@ def test_invalid_arguments_raise_readable_errors(flow):
         ("temperature", torch.ones(3, 1, 4, 4), r"shape \(1 or 1, 1"),
         *(
             ("samples", 0, "samples"),
-            ("samples", 10**30, "at most"),
+            ("samples", 10**30, "samples must lie in"),
             ("seed", -1, "seed"),
-            ("tile", -1, "tile -1"),
+            ("tile", -1, "tile must be .*; got -1"),
             ("precision", "float8", "float8"),
         ),
-        *(("factor", factor, "longest_side") for factor in (-1, math.nan, math.inf)),
+        *(("factor", factor, "factor must be") for factor in (-1, math.nan, math.inf)),
         ("longest_side", -5, "longest_side"),
         *((size, 10**6, "at most 65536") for size in ("factor", "longest_side")),
     ]:
@@ -264,7 +265,7 @@ def test_each_half_of_a_map_has_its_temperature(flow, resolution):
 def test_a_map_covers_the_image_and_not_the_padded_one(flow):
     """With 9 columns padded to 10, the middle of the map is column 4.5 of the image."""
     lr, taus = picture(1, 3, 8, 9), [(right_half(8, 90), 0.0)]
-    latents = Latents(planned(flow), lr, (0, 1, 0, 0), task.TILING.pad_map, taus, 0, 1, lambda: None)
+    latents = Latents(Runner(flow, RunOptions(), ""), task.TILING, lr, (0, 1, 0, 0), taus, 0, 1)
     tau = latents.taus[0][0]
     assert isinstance(tau, Tensor)
     assert tau.shape[-1] == 10 * 2
