@@ -13,7 +13,7 @@ from ..images.resize import pad_symmetric, shrink
 from ..model import FlowModel
 from ..prior import Temperature
 from ..quality.damage import noise_level, opening, scratches
-from .image_batch import ImageBatch
+from .image_batch import ImageBatch, append_alpha
 from .runner import Batching, Reporting, Runner, RunOptions, check_draws, part_of_run, runs_with
 from .settings import check_range
 from .upscale import upscale
@@ -160,9 +160,11 @@ def repair(
             # Latents under the mask also change its surroundings. These stay as they are, so subtract their change.
             offset = 2 * extend_colors((1 + drawn - filled) / 2, (~padded_target).float()) - 1
             repaired = (drawn - offset).clamp(0, 1)[..., :height, :width].to(result)
+            if images.is_gray[item]:
+                repaired[:, 1:] = repaired[:, :1]
             inside = result[item * samples : (item + 1) * samples, :, rows, columns]
             inside.copy_(torch.where(target.to(result.device), repaired, inside))
-        return images.like_input(result)
+        return append_alpha(result[:, :1] if images.channels == 1 else result, images.alpha)
 
     return run(task)
 
