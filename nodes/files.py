@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..flowcore import FlowError
-from ..flowcore.batch.folders import InputFile, Job, Outputs, find, in_turn, is_done, make_jobs, run, save, split_name
+from ..flowcore.batch.folders import Claims, InputFile, Job, do, examine, find, is_done, make_jobs, split_name
 from ..flowcore.batch.job import Work, Worker, encode_like
 from ..flowcore.batch.tables import NAME, Manifest
 from ..flowcore.checkpoints.color_memory import starter_memory
@@ -225,51 +225,47 @@ class FlowcoreFolder(FlowNode):
     ) -> Any:
         if not folder.strip():
             raise FlowError("folder: name a folder in ComfyUI's input folder, or write . for all pictures in it.")
-        notes, progress, count = self.notes, Progress(), Counter[str]()
+        progress, count = Progress(), Counter[str]()
         source, out = inside("input", folder), inside("output", subfolder)
         if not os.path.isdir(source):
             raise FlowError(
                 f"folder: {shown(folder)} is not a folder in ComfyUI's input folder. Put your pictures there."
             )
-        pictures, manifest = find([str(source)], out, notes), Manifest(inside("output", out / NAME))
+        pictures, manifest = find([str(source)], out, self.notes), Manifest(inside("output", out / NAME))
         parts = [(model, pictures)] if isinstance(model, HostModel) else _divide(model, pictures)
-
-        def start(picture: Path) -> Any:
-            self.notes.show(f"{count.total() + 1} of {len(pictures)}: {picture.name}")
-            return progress.part(count.total() / len(pictures), 1 / len(pictures))
-
-        def on_result(part: HostModel, work: Work, job: Job, result: Outputs | Exception | None) -> None:
-            if result is not None:  # the manifest has paths relative to the two folders
-                targets = tuple(target.relative_to(out) for target in job.targets)
-                relative = replace(job, source=job.source.relative_to(source), targets=targets)
-                job_notes = result.notes if isinstance(result, Outputs) else ()
-                manifest.append(relative, result, work, part.sha256, job_notes)
-            stop_if_cancelled()
-            if isinstance(result, Exception):
-                notes(f"{job.source.name}: {result}")
-            outcome = "made" if isinstance(result, Outputs) else "failed"
-            count["there already" if result is None else outcome] += 1
-
         for part, its_pictures in parts:
             work = _work(part, temperature, seed, samples)
             tag = Path(part.name).stem + ("" if temperature is None else f"_tau{temperature:g}")
             names = [f"_{tag}_seed{seed}" for seed in work.seeds()]
-            todo = [
+            jobs = [
                 replace(job, problem=job.problem or _link_problem(job))
                 for job in make_jobs(its_pictures, out, partial(_results, names))
             ]
             colorizes = work.command == "colorize"
             memory, side = (memory_to_colorize, LARGE) if colorizes else (memory_required, ORDINARY_TILE)
             part.load(memory(part.flow, side, side))
-            # Of each job: `is_done`, or else `start`, the worker and `save`; then `on_result`.
-            run(
-                todo,
-                partial(in_turn, Worker(work, part.flow), start, notes, cancelled=stop_if_cancelled),
-                is_done=partial(is_done, work=work, model=part.sha256),
-                save=save,
-                on_result=partial(on_result, part, work),
-                notify=notes,
-            )
+            worker = Worker(work, part.flow)
+            with Claims() as claims:
+                for job, state in examine(
+                    jobs, partial(is_done, work=work, model=part.sha256), claims, notify=self.notes
+                ):
+                    stop_if_cancelled()
+                    if state == "done":
+                        count["there already"] += 1
+                        continue
+                    if state == "pending":
+                        self.notes.show(f"{count.total() + 1} of {len(pictures)}: {job.source.name}")
+                        of_job = progress.part(count.total() / len(pictures), 1 / len(pictures))
+                        result = do(job, worker, self.notes, of_job, stop_if_cancelled)
+                    else:
+                        result = state
+                    # The manifest has paths relative to the two folders.
+                    targets = tuple(target.relative_to(out) for target in job.targets)
+                    relative = replace(job, source=job.source.relative_to(source), targets=targets)
+                    manifest.append(relative, result, work, part.sha256)
+                    if isinstance(result, Exception):
+                        self.notes(f"{job.source.name}: {result}")
+                    count["failed" if isinstance(result, Exception) else "made"] += 1
         manifest.compact()
         counts = ", ".join(f"{number} {what}" for what, number in count.items())
         info = f"{len(pictures)} pictures: {counts}; in output/{subfolder}"

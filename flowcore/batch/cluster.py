@@ -11,7 +11,7 @@ import socket
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ import torch
 from ..checkpoints import catalog, load
 from ..checkpoints.writing import printable
 from ..errors import FlowError
-from .folders import Job, Outcome, Outputs
+from .folders import Job, Outputs, save
 from .job import Work, Worker
 
 MAX_BLOCKS = 4096  # of a run: one picture each, unless there are more pictures
@@ -78,8 +78,10 @@ class _RayWorker:
         return arrow.table({name: arrow.array([row[name] for row in rows], kind) for name, kind in types.items()})
 
 
-def execute(work: Work, cluster: Cluster, notify: Callable[[str], None], jobs: Iterable[Job]) -> Generator[Outcome]:
-    """Execute jobs on a cluster, and yield each when it is finished; those that fail are tried once more."""
+def execute(
+    work: Work, cluster: Cluster, notify: Callable[[str], None], jobs: Sequence[Job]
+) -> Iterator[tuple[Job, Outputs | Exception]]:
+    """Execute jobs on a cluster, and save and yield each when it is finished; those that fail are tried once more."""
     pending, failed = dict(enumerate(jobs)), dict[int, str]()
     if not pending:
         return
@@ -96,7 +98,7 @@ def execute(work: Work, cluster: Cluster, notify: Callable[[str], None], jobs: I
                 del failed[row["number"]]
                 for note in row["notes"]:
                     notify(f"{job.source.name}: {note}")
-                yield job, Outputs(row["results"], row["seconds"], tuple(row["notes"]))
+                yield job, save(job, Outputs(row["results"], row["seconds"], tuple(row["notes"])))
             if attempt + 1 < ATTEMPTS and failed:
                 notify(f"{len(failed)} failed: trying once more.")
             pending = {number: pending[number] for number in failed}

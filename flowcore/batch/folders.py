@@ -14,10 +14,11 @@ import itertools
 import os
 import re
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
+from typing import Literal
 
 from filelock import FileLock, Timeout
 
@@ -66,8 +67,7 @@ class Outputs:
     notes: tuple[str, ...] = ()
 
 
-Outcome = tuple[Job, Outputs | Exception]
-Executor = Callable[[Iterable[Job]], Iterable[Outcome]]
+State = Literal["done", "pending"] | FlowError  # of a job; an error says why its results cannot be saved
 
 
 # --- which files ------------------------------------------------------------------------------------------------------
@@ -248,169 +248,102 @@ def exclusive(target: Path) -> Generator[None]:
         yield
 
 
-def run(
+def examine(
     jobs: Sequence[Job],
-    executor: Executor,
-    *,
     is_done: Callable[[Job], bool],
-    save: Callable[[Job, Outputs], None],
-    on_result: Callable[[Job, Outputs | Exception | None], None],
+    claims: Claims | None = None,
+    *,
     whole_clips: bool = False,
-    claims: bool = True,
     notify: Callable[[str], None] | None = None,
-) -> list[tuple[Job, Exception]]:
-    """Execute all jobs whose results do not exist yet, and return those that failed, with their errors.
+) -> Iterator[tuple[Job, State]]:
+    """Yield each job with its state; one that is pending is to be done, and saved, before the next is asked for.
 
-    An exception of ``executor`` ends the run, and so does a ``SavingError``, after which nothing could be saved.
-    ``is_done`` raises FlowError if results cannot be saved. ``on_result`` gets None for a job that was skipped. With
-    ``whole_clips``, results depend on the frames before them in the folder: a clip that was stopped continues after
-    its last frame, and a finished one with a frame missing is made again. With ``claims``, pictures that another
-    process is working on are left to it and waited for, after a notice; without, ``executor`` may take all jobs before
-    it begins.
+    ``is_done`` raises FlowError if results cannot be saved. With ``claims``, pending jobs are claimed, and those that
+    another process is working on come last, after a notice, when it has done them. With ``whole_clips``, results depend
+    on the frames before them in the folder: a clip that was stopped continues after its last frame, and a finished one
+    with a frame missing is made again.
     """
-    with Claims() as locks:
-        units = _clips(jobs) if whole_clips else [[job] for job in jobs]
-        queue = _Queue(deque(units), whole_clips, locks if claims else None, is_done, on_result, notify)
-        for job, result in executor(iter(queue.next_job, None)):  # which ends when it returns None
-            if isinstance(result, Outputs):
+    units = [[job] for job in jobs]  # what is claimed together
+    if whole_clips:
+        clips = dict[Path, list[Job]]()
+        for job in jobs:
+            clips.setdefault(job.source.parent, []).append(job)
+        units = [*clips.values()]
+    notified = False
+    while units:
+        elsewhere = list[list[Job]]()  # units that other processes have claimed
+        for unit in units:
+            target = unit[0].clip if whole_clips else next(iter(unit[0].targets), None)
+            states: list[State] = [job_state(job, is_done) for job in unit]
+            if claims is not None and target is not None and "pending" in states:
                 try:
-                    save(job, result)
-                except SavingError:
-                    raise
-                except (FlowError, OSError) as error:
-                    result = error
-            queue.finish(job, result)
-    return queue.failed
+                    if not claims.take(target):
+                        elsewhere.append(unit)
+                        continue
+                    states = [job_state(job, is_done) for job in unit]  # another process may have finished it
+                except SavingError as error:
+                    states = [error if state == "pending" else state for state in states]
+            if whole_clips and "pending" in states:
+                first = _frames_to_skip(unit, states)
+                states[first:] = ["pending" if state == "done" else state for state in states[first:]]
+            yield from zip(unit, states, strict=True)
+            if whole_clips and target is not None:
+                remove_state(target)
+            if claims is not None and target is not None:
+                with contextlib.suppress(OSError):
+                    claims.release(target)
+        if elsewhere:
+            if notify is not None and not notified:
+                notify(f"Waiting for {sum(map(len, elsewhere))} images that other processes are working on.")
+            notified = True
+            time.sleep(POLL)
+        units = elsewhere
 
 
-@dataclass
-class _Queue:
-    """The jobs of a run that are still to be done, in units that are claimed and waited for: a job, or a whole clip."""
-
-    units: deque[list[Job]]
-    whole_clips: bool
-    claims: Claims | None
-    is_done: Callable[[Job], bool]
-    on_result: Callable[[Job, Outputs | Exception | None], None]
-    notify: Callable[[str], None] | None
-    ready: deque[Job] = field(default_factory=deque[Job])  # of the open unit
-    open_unit: list[Job] = field(default_factory=list[Job])
-    elsewhere: list[list[Job]] = field(default_factory=list[list[Job]])  # units that other processes have claimed
-    failed: list[tuple[Job, Exception]] = field(default_factory=list[tuple[Job, Exception]])
-
-    def next_job(self) -> Job | None:
-        """Return the next job to do, claimed by this process; None if none is left."""
-        while not self.ready:
-            self._close_unit()
-            if self.elsewhere and not self.units:
-                self._wait()
-            if not self.units:
-                return None
-            self._open_unit(self.units.popleft())
-        return self.ready.popleft()
-
-    def finish(self, job: Job, result: Outputs | Exception) -> None:
-        if isinstance(result, Exception):
-            self.failed.append((job, result))
-        self.on_result(job, result)
-
-    def _open_unit(self, unit: list[Job]) -> None:
-        """Claim a unit unless it is done, and sort its jobs into done, failed and ready."""
-        states, place = [job_state(job, self.is_done) for job in unit], self._place(unit)
-        if self.claims is not None and place is not None and not all(states):
-            try:
-                if not self.claims.take(place):
-                    self.elsewhere.append(unit)
-                    return
-                states = [job_state(job, self.is_done) for job in unit]  # another process may have finished it
-            except SavingError as error:
-                states = [state or error for state in states]
-        self.open_unit = unit
-        first = len(unit) if all(states) else _frames_to_skip(unit, states) if self.whole_clips else 0
-        for number, (job, state) in enumerate(zip(unit, states, strict=True)):
-            if isinstance(state, FlowError):
-                self.finish(job, state)
-            elif number < first:
-                self.on_result(job, None)
-            else:
-                self.ready.append(job)
-
-    def _close_unit(self) -> None:
-        """Remove the files beside the results that the open unit no longer needs."""
-        place = self._place(self.open_unit) if self.open_unit else None
-        self.open_unit = []
-        if place is not None and self.whole_clips:
-            remove_state(place)
-        if place is not None and self.claims is not None:
-            with contextlib.suppress(OSError):
-                self.claims.release(place)
-
-    def _place(self, unit: list[Job]) -> Path | None:
-        """The path whose claim is that of the unit."""
-        return unit[0].clip if self.whole_clips else next(iter(unit[0].targets), None)
-
-    def _wait(self) -> None:
-        """Wait a moment, to look again at what other processes were working on."""
-        if self.notify is not None:
-            self.notify(f"Waiting for {sum(map(len, self.elsewhere))} images that other processes are working on.")
-        self.notify = None  # once is enough
-        time.sleep(POLL)
-        self.units, self.elsewhere = deque(self.elsewhere), []
+def job_state(job: Job, is_done: Callable[[Job], bool]) -> State:
+    """Tell whether a job is to be done, see ``examine``."""
+    try:
+        return FlowError(job.problem) if job.problem else "done" if is_done(job) else "pending"
+    except FlowError as error:
+        return error
+    except OSError as error:
+        return FlowError(f"Cannot look for its result: {error}.")
 
 
-def _clips(jobs: Sequence[Job]) -> list[list[Job]]:
-    """Group frames by their folders, in order."""
-    clips = dict[Path, list[Job]]()
-    for job in jobs:
-        clips.setdefault(job.source.parent, []).append(job)
-    return [*clips.values()]
-
-
-def _frames_to_skip(unit: list[Job], states: list[bool | FlowError]) -> int:
+def _frames_to_skip(unit: list[Job], states: list[State]) -> int:
     """Count the first frames of a clip after which it can continue; its state is removed if it starts over."""
     clip = unit[0].clip
     if clip is None:
         return 0
-    done = itertools.takewhile(lambda frame: frame[1] is True, zip(unit, states, strict=True))
+    done = itertools.takewhile(lambda frame: frame[1] == "done", zip(unit, states, strict=True))
     number = frames_done(clip, (files.unique_id(job.targets[0].read_bytes()) or "" for job, _ in done))
     if number == 0:
         remove_state(clip)
     return number
 
 
-def in_turn(
+def do(
+    job: Job,
     worker: Worker,
-    start: Callable[[Path], Progress | None],
     notify: Callable[[str], None],
-    jobs: Iterable[Job],
+    progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
-) -> Iterator[Outcome]:
-    """Execute jobs in this process, one after the other; ``start`` may return what follows the progress of a job."""
-    for job in jobs:
-        progress, notes, start_time = start(job.source), list[str](), time.monotonic()
+) -> Outputs | Exception:
+    """Do a job in this process and save its results; return the error if it fails."""
+    notes, start_time = list[str](), time.monotonic()
 
-        def note(sentence: str, name: str = job.source.name, notes: list[str] = notes) -> None:
-            notes.append(sentence)
-            notify(f"{name}: {sentence}")
+    def note(sentence: str) -> None:
+        notes.append(sentence)
+        notify(f"{job.source.name}: {sentence}")
 
-        try:
-            data = files.read_bytes(job.source)
-            results = worker(data, job.source.name, job.clip, progress=progress, notify=note, cancelled=cancelled)
-        except Exception as error:  # one picture does not stop the others
-            yield job, error
-        else:
-            yield job, Outputs(results, time.monotonic() - start_time, tuple(notes))
-            worker.save_state()  # after the results have been saved
-
-
-def job_state(job: Job, is_done: Callable[[Job], bool]) -> bool | FlowError:
-    """Tell whether a job's results exist; or return why they cannot be saved, truthy as well: it needs no work."""
     try:
-        return FlowError(job.problem) if job.problem else is_done(job)
-    except FlowError as error:
+        data = files.read_bytes(job.source)
+        results = worker(data, job.source.name, job.clip, progress=progress, notify=note, cancelled=cancelled)
+    except Exception as error:  # one picture does not stop the others
         return error
-    except OSError as error:
-        return FlowError(f"Cannot look for its result: {error}.")
+    saved = save(job, Outputs(results, time.monotonic() - start_time, tuple(notes)))
+    worker.save_state()
+    return saved
 
 
 def is_done(job: Job, work: Work, model: str, *, again: bool = False) -> bool:
@@ -453,7 +386,13 @@ def targets_done(
     return done
 
 
-def save(job: Job, outputs: Outputs) -> None:
-    """Save the results of a job, each file atomically."""
-    for target, result in zip(job.targets, outputs.files, strict=True):
-        write_atomic(target, result)
+def save(job: Job, outputs: Outputs) -> Outputs | FlowError:
+    """Save the results of a job, each file atomically; return the error if this job's alone cannot be saved."""
+    try:
+        for target, result in zip(job.targets, outputs.files, strict=bool(job.targets)):  # scores have no target
+            write_atomic(target, result)
+    except SavingError:  # no other job's could be saved
+        raise
+    except FlowError as error:
+        return error
+    return outputs

@@ -57,12 +57,12 @@ class Manifest:
         with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
             return list(csv.reader(file))
 
-    def append(self, job: Job, result: Outputs | Exception, work: Work, model: str, notes: Iterable[str]) -> None:
+    def append(self, job: Job, result: Outputs | Exception, work: Work, model: str) -> None:
         """Write the rows of a job that was executed to the disk; ``model`` is the fingerprint of the model."""
         outputs, seconds, note = [("", "")], None, str(result)
         if isinstance(result, Outputs):
             outputs = zip(job.targets, work.seeds(), strict=True)
-            seconds, note = round(result.seconds, 2), " ".join(notes)
+            seconds, note = round(result.seconds, 2), " ".join(result.notes)
         rows = [(job.source, target, seed, work.model, model, seconds, note) for target, seed in outputs]
         with exclusive(self.path):
             _append(self.path, COLUMNS, rows)

@@ -1,6 +1,5 @@
 """What commands that take many images share: upscale, colorize, brighten, repair, shrink, restore, faces and score."""
 
-import itertools
 import math
 import shutil
 import string
@@ -8,9 +7,9 @@ import sys
 import time
 from argparse import Namespace
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 
 from .. import load
 from ..batch import folders
-from ..batch.folders import Executor, InputFile, Job, Outputs, job_state
+from ..batch.folders import InputFile, Job, Outputs, job_state
 from ..batch.job import Command, Work, Worker
 from ..batch.tables import NAME, Manifest
 from ..checkpoints.latents_file import model_sha256
@@ -27,13 +26,12 @@ from ..device import actual_precision, keep_freed_memory
 from ..errors import FlowError
 from ..images.files import FORMATS, IMAGE_SUFFIXES, SUFFIXES, Format, check_format, upright_size
 from ..model import FlowModel, Task
-from ..tasks import Progress
 from ..tasks.forecast import NOTEWORTHY, Size, forecast
 from ..tasks.model_choice import upscaler_for_files
 from ..tasks.runner import check_draws
 from ..tasks.settings import model_defaults
 from .options import AUTO, parse_fields
-from .output import ProgressBar, SomeFailed, log, write_result
+from .output import ProgressBar, log, write_job
 
 # suffixes of pictures that we never write
 UNWRITTEN = {*IMAGE_SUFFIXES, ".avif", ".exr", ".hdr", ".jp2", ".jxl", ".ppm", ".tga"} - FORMATS.keys()
@@ -93,6 +91,10 @@ class ModelRun:
     label: str  # the settings in names of results
     sha256: str  # of the model
 
+    @cached_property
+    def worker(self) -> Worker:
+        return Worker(self.work, self.flow)
+
 
 def model_run(
     options: Namespace, flow: FlowModel, command: Command, settings: dict[str, Any], label: str = "", **fields: Any
@@ -123,115 +125,64 @@ def make_images(
     ``prepare`` returns the run of the model that its options name; with the model ``AUTO`` it is called for each model
     that suits a picture. ``sample_names``, by default the seeds, distinguish the results of a picture.
     """
-    batch = _Batch(options, prepare, sample_names)
-    failed = folders.run(
-        batch.jobs,
-        batch.execute,
-        is_done=batch.is_done,
-        save=folders.save,
-        on_result=batch.on_result,
-        whole_clips=batch.work.carries,
-        claims=not uses_ray(options),
-        notify=log,
-    )
-    if batch.manifest is not None:
-        batch.manifest.compact()
-    summarize(failed, batch.bar, len(batch.jobs))
+    is_auto = options.model == AUTO
+    runs = {} if is_auto else {options.model: prepare(options)}
+    pictures = folders.find(options.images, options.out, log)
+    choices = {picture.path: (options.model, "") for picture in pictures}
+    if is_auto:
+        if len(pictures) > MANY:
+            log(f"Looking at {len(pictures)} pictures for JPEG blocks and noise.")
+        clips = vars(options).get("steadiness") is not None
+        groups = defaultdict[Path, list[Path]](list)  # the frames of a clip share a model
+        for picture in pictures:
+            groups[picture.path.parent if clips else picture.path].append(picture.path)
+        for group in groups.values():
+            choices |= dict.fromkeys(group, upscaler_for_files(group))
+        for name in dict.fromkeys(name for name, _ in choices.values()):
+            runs[name] = prepare(Namespace(**{**vars(options), "model": name}))
+    run_of = {path: runs[name] for path, (name, _) in choices.items()}
+    ((most_used, _),) = Counter(name for name, _ in choices.values()).most_common(1)
+    work = runs[most_used].work  # that of the others differs in the model and its defaults alone
+    names = sample_names or seed_names(options)  # now that ``load_model`` has checked their number
+    jobs = _jobs(options, pictures, run_of, names)
+    check_format(work.format, work.bits or 8, work.quality)
+    check_writable(options.out if named_format(options.out) else options.out / NAME)
+    is_listed = options.manifest is not None or len(jobs) > 1
+    manifest = Manifest(options.manifest or options.out / NAME) if is_listed else None
+    done = set[Job]()  # looking again would decode their files again
 
+    def is_done(job: Job) -> bool:
+        run = run_of[job.source]
+        if job not in done and folders.is_done(job, run.work, run.sha256, again=options.again):
+            done.add(job)
+        return job in done
 
-class _Batch:
-    """The pictures of a command, the run of the model that suits each, and where the results are listed."""
-
-    def __init__(
-        self, options: Namespace, prepare: Callable[[Namespace], ModelRun], sample_names: list[str] | None
-    ) -> None:
-        self.options = options
-        runs = {} if options.model == AUTO else {options.model: prepare(options)}
-        pictures = folders.find(options.images, options.out, log)
-        self._choices = {picture.path: (options.model, "") for picture in pictures}
-        if options.model == AUTO:
-            if len(pictures) > MANY:
-                log(f"Looking at {len(pictures)} pictures for JPEG blocks and noise.")
-            clips = vars(options).get("steadiness") is not None
-            groups = defaultdict[Path, list[Path]](list)  # the frames of a clip share a model
-            for picture in pictures:
-                groups[picture.path.parent if clips else picture.path].append(picture.path)
-            for group in groups.values():
-                self._choices |= dict.fromkeys(group, upscaler_for_files(group))
-            for name in dict.fromkeys(name for name, _ in self._choices.values()):
-                runs[name] = prepare(Namespace(**{**vars(options), "model": name}))
-        self._runs = runs
-        ((most_used, _),) = Counter(name for name, _ in self._choices.values()).most_common(1)
-        self.work = runs[most_used].work  # that of the others differs in the model and its defaults alone
-        names = sample_names or seed_names(options)  # now that ``load_model`` has checked their number
-        self.jobs = _jobs(options, pictures, lambda path: runs[self._choices[path][0]], names)
-        check_format(self.work.format, self.work.bits or 8, self.work.quality)
-        check_writable(options.out if named_format(options.out) else options.out / NAME)
-        is_listed = options.manifest is not None or len(self.jobs) > 1
-        self.manifest = Manifest(options.manifest or options.out / NAME) if is_listed else None
-        self._done, self._refused = set[Job](), dict[Job, FlowError]()
-        if self.work.command in ("upscale", "restore", "faces"):
-            self._refused = confirm_sizes(options, self.work, runs[most_used].flow, self.jobs, self.is_done)
-        self.bar = ProgressBar(self.jobs)
-        self._executors = {name: executor(run.options, run.work, run.flow, self.bar) for name, run in runs.items()}
-
-    def is_done(self, job: Job) -> bool:
-        if job in self._refused:
-            raise self._refused[job]
-        run = self._runs[self._model_of(job)]
-        if job not in self._done and folders.is_done(job, run.work, run.sha256, again=self.options.again):
-            self._done.add(job)  # looking again would decode the files again
-        return job in self._done
-
-    def execute(self, pending: Iterable[Job]) -> Iterator[folders.Outcome]:
-        """Execute jobs in their order, each by the model that suits it; on a cluster one model after the other."""
-        if uses_ray(self.options) and len(self._executors) > 1:
-            pending = sorted(pending, key=self._model_of)  # takes all jobs: none are claimed with a cluster
-        for model, group in itertools.groupby(pending, self._model_of):
-            yield from self._executors[model](group)
-
-    def on_result(self, job: Job, result: Outputs | Exception | None) -> None:
-        failure = str(result) if isinstance(result, Exception) else ""
-        seconds, notes = (round(result.seconds, 2), [*result.notes]) if isinstance(result, Outputs) else (None, [])
-        if self.options.model == AUTO and isinstance(result, Outputs):
-            notes.insert(0, _why(*self._choices[job.source]))
-            log(f"{job.source.name}: {notes[0]}")
-        self.bar.finish(job, result)
-        write_result(self.options, job.source, () if failure else job.targets, seconds, notes, failure)
-        if self.manifest is not None and result is not None:
-            run = self._runs[self._model_of(job)]
-            self.manifest.append(job, result, run.work, run.sha256, notes)
-
-    def _model_of(self, job: Job) -> str:
-        return self._choices[job.source][0]
-
-
-def summarize(failed: list[tuple[Job, Exception]], bar: ProgressBar, total: int) -> None:
-    """Write the last line, of counts and time; or raise an error that lists the jobs that failed, out of ``total``."""
-    summary = bar.close()
-    if not failed:
-        log(summary)
-        return
-    first = failed[0][1]
-    if total == 1:
-        raise first
-    lines = [f"{job.source}: {error if str(error) else type(error).__name__}" for job, error in failed]
-    text = "\n  ".join([f"{len(lines)} of {total} images could not be done:", *lines])
-    raise (SomeFailed if len(failed) < total else FlowError)(f"{text}\n{summary}") from first
-
-
-def _why(model: str, damage: str) -> str:
-    return f"{model} suits this picture: {damage or 'no JPEG blocks, no noise'}."
+    if work.command in ("upscale", "restore", "faces"):
+        jobs = confirm_sizes(options, work, runs[most_used].flow, jobs, is_done)
+    bar = ProgressBar(jobs)
+    for job, result in execute(options, jobs, is_done, run_of, bar):
+        if is_auto and isinstance(result, Outputs):
+            model, damage = choices[job.source]
+            reason = f"{model} suits this picture: {damage or 'no JPEG blocks, no noise'}."
+            result = replace(result, notes=(reason, *result.notes))
+            log(f"{job.source.name}: {reason}")
+        bar.finish(job, result)
+        write_job(options, job, result)
+        if manifest is not None and result is not None:
+            manifest.append(job, result, run_of[job.source].work, run_of[job.source].sha256)
+    if manifest is not None:
+        manifest.compact()
+    bar.close()
 
 
 def _jobs(
-    options: Namespace, pictures: Sequence[InputFile], run_of: Callable[[Path], ModelRun], sample_names: list[str]
+    options: Namespace, pictures: Sequence[InputFile], run_of: dict[Path, ModelRun], sample_names: list[str]
 ) -> list[Job]:
     """Name the files of the pictures' results."""
     if named_format(options.out) is None:
         if options.name is not None:
             check_template(options.name, len(sample_names))
-        return folders.make_jobs(pictures, options.out, lambda path: _result_names(run_of(path), sample_names, path))
+        return folders.make_jobs(pictures, options.out, lambda path: _result_names(run_of[path], sample_names, path))
     if len(pictures) > 1:
         raise FlowError(f"{options.out} is one file, for {len(pictures)} images. Choose a folder.")
     if options.name is not None:
@@ -271,40 +222,71 @@ def check_template(template: str, samples: int) -> None:
         raise FlowError(f"{samples} results of an image would have one name. Add {{sample}} to --name.")
 
 
-def executor(options: Namespace, work: Work, flow: FlowModel, bar: ProgressBar) -> Executor:
-    """Choose what runs the jobs: this process, one after the other, or a cluster."""
-    limit: float | None = getattr(options, "time_limit", None)
+def execute(
+    options: Namespace,
+    jobs: Sequence[Job],
+    is_done: Callable[[Job], bool],
+    run_of: dict[Path, ModelRun],
+    bar: ProgressBar,
+) -> Iterator[tuple[Job, Outputs | Exception | None]]:
+    """Do the jobs that are not done, each with the model of its picture; yield what came of each, None if it was done.
+
+    An exception ends the run, such as a ``SavingError``, after which nothing could be saved.
+    """
     if uses_ray(options):
-        if limit is not None:
-            raise FlowError("--time-limit is for one machine: leave it out, or --ray.")
-        try:
-            from ..batch import cluster
-        except ImportError as error:
-            reason = "--ray needs all of flowcore: ComfyUI's registry has it without what a canvas never uses."
-            raise FlowError(f"{reason} Install it on every machine: pip install 'flowcore[python,ray]'.") from error
+        yield from _execute_on_cluster(options, jobs, is_done, run_of)
+        return
+    limit: float | None = getattr(options, "time_limit", None)
+    whole_clips = any(run.work.carries for run in run_of.values())
+    with folders.Claims() as claims:
+        for job, state in folders.examine(jobs, is_done, claims, whole_clips=whole_clips, notify=log):
+            if state == "pending":
+                progress, worker = bar.start(job.source), run_of[job.source].worker
+                yield job, folders.do(job, worker, log, progress, _time_limit(limit))
+            else:
+                yield job, None if state == "done" else state
 
-        machines = cluster.Cluster(
-            model=options.model,
-            device=options.device,
-            overrides=parse_fields(options.set),
-            address=options.ray_address,
-            workers=options.ray_workers,
-            threads=max(1, options.ray_threads),
-        )
-        return partial(cluster.execute, work, machines, log)
-    deadline = math.inf
 
-    def start(source: Path) -> Progress:
-        nonlocal deadline
-        deadline = math.inf if limit is None else time.monotonic() + limit
-        return bar.start(source)
+def _time_limit(limit: float | None) -> Callable[[], bool]:
+    """Return the ``cancelled`` of a task that may take so many seconds from now on."""
+    deadline = math.inf if limit is None else time.monotonic() + limit
 
     def cancelled() -> bool:
         if time.monotonic() > deadline:
             raise FlowError(f"It took longer than --time-limit, {limit:g} s. Give it more, or shrink the image.")
         return False
 
-    return partial(folders.in_turn, Worker(work, flow), start, log, cancelled=cancelled)
+    return cancelled
+
+
+def _execute_on_cluster(
+    options: Namespace, jobs: Sequence[Job], is_done: Callable[[Job], bool], run_of: dict[Path, ModelRun]
+) -> Iterator[tuple[Job, Outputs | Exception | None]]:
+    """Do as ``execute`` on a Ray cluster, one model after the other; other processes may make the same results."""
+    if getattr(options, "time_limit", None) is not None:
+        raise FlowError("--time-limit is for one machine: leave it out, or --ray.")
+    try:
+        from ..batch import cluster
+    except ImportError as error:
+        reason = "--ray needs all of flowcore: ComfyUI's registry has it without what a canvas never uses."
+        raise FlowError(f"{reason} Install it on every machine: pip install 'flowcore[python,ray]'.") from error
+
+    pending: dict[str, list[Job]] = {}
+    for job, state in folders.examine(jobs, is_done):
+        if state == "pending":
+            pending.setdefault(run_of[job.source].options.model, []).append(job)
+        else:
+            yield job, None if state == "done" else state
+    for model, its_jobs in pending.items():
+        machines = cluster.Cluster(
+            model=model,
+            device=options.device,
+            overrides=parse_fields(options.set),
+            address=options.ray_address,
+            workers=options.ray_workers,
+            threads=max(1, options.ray_threads),
+        )
+        yield from cluster.execute(run_of[its_jobs[0].source].work, machines, log, its_jobs)
 
 
 # --- questions before large results are made --------------------------------------------------------------------------
@@ -312,17 +294,18 @@ def executor(options: Namespace, work: Work, flow: FlowModel, bar: ProgressBar) 
 
 def confirm_sizes(
     options: Namespace, work: Work, flow: FlowModel, jobs: list[Job], is_done: Callable[[Job], bool]
-) -> dict[Job, FlowError]:
+) -> list[Job]:
     """Say the size of what will be made, and the memory and time that it takes; ask if it is very large.
 
-    Where nobody can be asked, it returns errors for the jobs whose results would be too large.
+    Returns:
+        The jobs; where nobody can be asked, those whose results would be too large have a problem.
     """
     sizes = {job: (upright_size(job.source), work.size_of(job.source)) for job in jobs}
     # pictures without a size cannot be read, and will fail
     pending = {job: (source, result) for job, (source, result) in sizes.items() if source and result}
     if _are_small(options, work, pending):  # no need to look which results exist
-        return {}
-    pending = {job: size for job, size in pending.items() if not job_state(job, is_done)}
+        return jobs
+    pending = {job: size for job, size in pending.items() if job_state(job, is_done) == "pending"}
     too_large: dict[Job, str] = {}
     for job, (_, (height, width)) in pending.items():
         size = height * width / 1e6
@@ -334,10 +317,10 @@ def confirm_sizes(
         _confirm(f"{first.source}: {too_large[first]}{f', and {more} more are as large' if more else ''}")
         too_large = {}
     advice = "Shrink the image, or raise --max-megapixels (0: never ask)."
-    refused = {job: FlowError(f"{problem} {advice}") for job, problem in too_large.items()}
-    pending = {job: size for job, size in pending.items() if job not in refused}
+    jobs = [replace(job, problem=f"{too_large[job]} {advice}") if job in too_large else job for job in jobs]
+    pending = {job: size for job, size in pending.items() if job not in too_large}
     if _are_small(options, work, pending):
-        return refused
+        return jobs
     # results may be as large as if they were not compressed, since photographs hardly are
     bits = max(work.bits_of(job.source) for job in pending)
     required = 3 * bits / 8 * work.samples * sum(height * width for _, (height, width) in pending.values())
@@ -349,7 +332,7 @@ def confirm_sizes(
         sources, results = ([*sizes] for sizes in zip(*pending.values(), strict=True))
         how = {name: work.settings[name] for name in ("tile", "precision", "steadiness") if name in work.settings}
         log(forecast(flow, sources, results, samples=work.samples, guided=work.guide is not None, **how).sentence())
-    return refused
+    return jobs
 
 
 def _are_small(options: Namespace, work: Work, pending: dict[Job, tuple[Size, Size]]) -> bool:

@@ -23,7 +23,7 @@ from ..evaluation.upscaling import USUAL_MEASURES, evaluate_upscaler, missing_me
 from ..model import FlowModel
 from ..tasks.score import ranking_key
 from ..training.recipe import held_out_names
-from .batches import executor, load_model, summarize
+from .batches import ModelRun, execute, load_model
 from .options import parse_fields
 from .output import ProgressBar, SomeFailed, check_target, log
 
@@ -41,34 +41,37 @@ def run_score(options: Namespace) -> None:
     if options.out is not None:
         table = Scores(options.out if options.out.suffix.lower() == ".csv" else options.out / "scores.csv")
     jobs = [Job(picture.path) for picture in folders.find(options.images, notify=log)]
-    model, bar, rows = model_sha256(flow), ProgressBar(jobs), dict[str, dict[str, Any]]()
-
-    def name_of(job: Job) -> str:
-        return printable(str(job.source))
+    run = ModelRun(options=options, flow=flow, work=work, label="", sha256=model_sha256(flow))
+    bar, rows = ProgressBar(jobs), dict[str, dict[str, Any]]()  # by name of the image
 
     def is_done(job: Job) -> bool:
-        row = None if table is None or options.again else table.rows.get(name_of(job))
-        if row is None or not job.source.is_file() or row["id"] != work.ids(job.source.read_bytes(), model)[0]:
-            return False
-        rows[name_of(job)] = {**row, "model_sha256": model}
-        return True
+        row = None if table is None or options.again else table.rows.get(_name(job))
+        return (
+            row is not None and job.source.is_file() and row["id"] == work.ids(job.source.read_bytes(), run.sha256)[0]
+        )
 
-    def save(job: Job, outputs: Outputs) -> None:
-        row = {"image": name_of(job), **json.loads(outputs.files[0]), "model_sha256": model}
-        rows[row["image"]] = row
-        if table is not None:
-            table.append(row)
-
-    failed = folders.run(jobs, executor(options, work, flow, bar), is_done=is_done, save=save, on_result=bar.finish)
+    for job, result in execute(options, jobs, is_done, {job.source: run for job in jobs}, bar):
+        name = _name(job)
+        if isinstance(result, Outputs):
+            rows[name] = {"image": name, **json.loads(result.files[0]), "model_sha256": run.sha256}
+            if table is not None:
+                table.append(rows[name])
+        elif result is None and table is not None:
+            rows[name] = {**table.rows[name], "model_sha256": run.sha256}
+        bar.finish(job, result)
     compared = ("bits_per_dim", "complexity_corrected", "enlarged")
     ranked = sorted(rows.values(), key=lambda row: ranking_key(*(row[name] for name in compared)))
     sys.stdout.write(_score_table(ranked) + "\n")
     if options.json:
         _write_json(options.json, [{name: value for name, value in row.items() if name != "id"} for row in ranked])
     if table is not None:
-        errors = {name_of(job): {"image": name_of(job), "error": str(error)} for job, error in failed}
-        table.finish([{**errors, **rows}[name_of(job)] for job in jobs])
-    summarize(failed, bar, len(jobs))
+        errors = {_name(job): {"image": _name(job), "error": str(error)} for job, error in bar.failed}
+        table.finish([{**errors, **rows}[_name(job)] for job in jobs])
+    bar.close()
+
+
+def _name(job: Job) -> str:
+    return printable(str(job.source))
 
 
 def _score_table(rows: list[dict[str, Any]]) -> str:

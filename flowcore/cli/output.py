@@ -59,10 +59,20 @@ def check_target(target: Path, is_ours: Callable[[Path], bool], kind: str, *, ag
         raise FlowError(f"{target} exists. Replace it with --again, or choose another file.")
 
 
+def write_job(options: Namespace, job: Job, result: Outputs | Exception | None) -> None:
+    """Write what came of a picture; None: its results were there already. See ``write_result``."""
+    if isinstance(result, Exception):
+        write_result(options, job.source, error=str(result))
+    elif result is None:
+        write_result(options, job.source, job.targets)
+    else:
+        write_result(options, job.source, job.targets, round(result.seconds, 2), result.notes)
+
+
 def write_result(
     options: Namespace,
     source: Path | None,
-    outputs: Sequence[Path],
+    outputs: Sequence[Path] = (),
     seconds: float | None = None,
     notes: Sequence[str] = (),
     error: str = "",
@@ -81,7 +91,8 @@ class ProgressBar:
     """A bar over all images, by their pixels, on a terminal; a line for each finished one, there and in log files."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
-        self._total, self._done, self._skipped, self._failed = len(jobs), 0, 0, 0
+        self._total, self._finished, self._skipped = len(jobs), 0, 0
+        self.failed: list[tuple[Job, Exception]] = []
         self._pixels = {job.source: math.prod(upright_size(job.source) or (1,)) for job in jobs}
         self._pending_pixels, self._worked_pixels, self._current_pixels = sum(self._pixels.values()), 0, 0
         self._name, self._start_time = "", time.monotonic()
@@ -97,8 +108,7 @@ class ProgressBar:
     def start(self, source: Path) -> Progress:
         """Begin an image, and return what follows its progress."""
         self._name, self._current_pixels, self._last_line_time = source.name, self._pixels[source], time.monotonic()
-        finished = self._done + self._skipped + self._failed
-        self._bar.set_postfix_str(f"{finished + 1}/{self._total} {source.name}", refresh=False)
+        self._bar.set_postfix_str(f"{self._finished + 1}/{self._total} {source.name}", refresh=False)
         self.update(0, 1)
         return self.update
 
@@ -110,12 +120,13 @@ class ProgressBar:
         self._bar.refresh()
         if self._bar.disable and time.monotonic() - self._last_line_time > LINE_EVERY:
             self._last_line_time = time.monotonic()
-            log(f"{self._count()}{self._name}: {part:.0%}{self._to_go(pixels)}")
+            log(f"{self._count(self._finished + 1)}{self._name}: {part:.0%}{self._to_go(pixels)}")
 
     def finish(self, job: Job, result: Outputs | Exception | None) -> None:
         """Count an image, and write a line unless the result is None: it was skipped."""
         pixels = self._pixels[job.source]
         self._pending_pixels -= pixels
+        self._finished += 1
         if result is None:
             self._skipped += 1
             # skipped ones do not count toward the speed
@@ -123,25 +134,33 @@ class ProgressBar:
             return
         self._worked_pixels += pixels
         if isinstance(result, Exception):
-            self._failed += 1
+            self.failed.append((job, result))
             if self._total > 1:
-                log(f"{self._count(0)}{job.source.name}: {str(result) or type(result).__name__}")
+                log(f"{self._count(self._finished)}{job.source.name}: {_describe(result)}")
         else:
-            self._done += 1
-            log(f"{self._count(0)}{job.source.name}: 100%, {duration(result.seconds)}{self._to_go()}")
+            took = duration(result.seconds)
+            log(f"{self._count(self._finished)}{job.source.name}: 100%, {took}{self._to_go()}")
 
-    def close(self) -> str:
-        """Remove the bar, and return a line with what was done."""
+    def close(self) -> None:
+        """Remove the bar, and write a line with what was done; or raise an error that lists the jobs that failed."""
         self._bar.close()
-        parts = [f"{self._done} done"] if self._done or not self._skipped else []
+        done = self._finished - self._skipped - len(self.failed)
+        parts = [f"{done} done"] if done or not self._skipped else []
         if self._skipped:
             parts.append(f"{self._skipped} of {self._total} were there already (--again replaces them)")
-        parts += [f"{self._failed} failed"] if self._failed else []
-        return f"{', '.join(parts)}, in {duration(time.monotonic() - self._start_time)}."
+        parts += [f"{len(self.failed)} failed"] if self.failed else []
+        summary = f"{', '.join(parts)}, in {duration(time.monotonic() - self._start_time)}."
+        if not self.failed:
+            log(summary)
+            return
+        first = self.failed[0][1]
+        if self._total == 1:
+            raise first
+        lines = [f"{job.source}: {_describe(error)}" for job, error in self.failed]
+        text = "\n  ".join([f"{len(lines)} of {self._total} images could not be done:", *lines])
+        raise (SomeFailed if len(lines) < self._total else FlowError)(f"{text}\n{summary}") from first
 
-    def _count(self, current: int = 1) -> str:
-        """Number the image in progress; with 0, the last finished one."""
-        number = self._done + self._skipped + self._failed + current
+    def _count(self, number: int) -> str:
         return f"{number}/{self._total} " if self._total > 1 else ""
 
     def _to_go(self, pixels: float = 0) -> str:
@@ -150,3 +169,7 @@ class ProgressBar:
         if not worked or pending <= 0:
             return ""
         return f", about {duration((time.monotonic() - self._start_time) * pending / worked)} to go"
+
+
+def _describe(error: Exception) -> str:
+    return str(error) or type(error).__name__

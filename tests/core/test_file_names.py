@@ -155,11 +155,11 @@ def test_a_sub_folder_that_cannot_be_made_does_not_end_the_others(model, tmp_pat
 def test_files_that_workers_of_a_cluster_open_are_absolute(model, tmp_path, monkeypatch):
     works = []
 
-    def executor(_options, work, _flow, _bar):
-        works.append(work)
-        return lambda jobs: []
+    def execute(_options, jobs, _is_done, run_of, _bar):
+        works.append(run_of[jobs[0].source].work)
+        return []
 
-    monkeypatch.setattr("flowcore.cli.batches.executor", executor)
+    monkeypatch.setattr("flowcore.cli.batches.execute", execute)
     monkeypatch.chdir(tmp_path)
     photograph(tmp_path / "a.png", (8, 6))
     (tmp_path / "face.safetensors").write_bytes(model.read_bytes())

@@ -284,10 +284,11 @@ def test_a_claim_lasts_until_its_process_ends_and_waiting_for_it_is_said(tmp_pat
         other.kill()
         other.wait()
 
-    job = Job(tmp_path / "in.png", (target,))
-    executor = lambda jobs: ((job, Outputs([b"x"])) for job in jobs)  # noqa: E731
-    known = {"is_done": lambda job: target.exists(), "save": folders.save, "on_result": lambda *_: None}
-    assert folders.run([job], executor, **known, notify=notify) == []
+    job, done = Job(tmp_path / "in.png", (target,)), lambda job: target.exists()
+    with Claims() as claims:
+        for _, state in folders.examine([job], done, claims, notify=notify):
+            assert state == "pending"
+            folders.save(job, Outputs([b"x"]))
     assert said == [("Waiting for 1 images that other processes are working on.", False)]
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
@@ -296,11 +297,9 @@ def test_the_lock_file_of_a_killed_process_is_removed_beside_what_is_done(tmp_pa
     target = tmp_path / "a.png"
     for path in (target, tmp_path / ".a.png.lock"):
         path.write_bytes(b"")
-    known = {"is_done": lambda job: True, "save": folders.save, "on_result": lambda *_: None}
-    assert (
-        folders.run([Job(tmp_path / "in.png", (target,))], lambda jobs: [(job, Outputs([])) for job in jobs], **known)
-        == []
-    )
+    job = Job(tmp_path / "in.png", (target,))
+    with Claims() as claims:
+        assert [*folders.examine([job], lambda job: True, claims)] == [(job, "done")]
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
@@ -312,21 +311,17 @@ def test_files_that_are_not_read_are_counted(folder):
     assert said == ["Skipped 3 files that flowcore does not read (.exr, .txt, no suffix)."]
 
 
-def test_unsaved_results_stop_the_run(folder, tmp_path):
-    jobs = folders.make_jobs(folders.find([str(folder)]), tmp_path / "out", lambda path: [path.name])
-    done = []
+def test_unsaved_results_stop_the_run(model, folder, tmp_path, monkeypatch, capsys):
+    saved = []
 
-    def do(jobs):
-        for job in jobs:
-            done.append(job)
-            yield job, Outputs([b"result"])
-
-    def save(job, made):
+    def save(target, data):
+        saved.append(target)
         raise SavingError("The disk is full.")
 
-    with pytest.raises(SavingError, match="The disk is full"):
-        folders.run(jobs, do, is_done=lambda job: False, save=save, on_result=lambda *_: None)
-    assert len(done) == 1
+    monkeypatch.setattr(folders, "write_atomic", save)
+    assert run("upscale", folder, "-o", tmp_path / "out", "--model", model) == 1
+    assert "The disk is full" in capsys.readouterr().err
+    assert len(saved) == 1
     assert names(tmp_path / "out") == []
 
 
@@ -394,11 +389,12 @@ class StoppedAfter:
         monkeypatch.setattr(folders, "save", self)
 
     def __call__(self, job, made):
-        self._save(job, made)
+        saved = self._save(job, made)
         self.saved.append(job.source.name)
         self.left -= 1
         if self.left == 0:
             raise SystemExit
+        return saved
 
 
 @pytest.mark.parametrize("command", ["upscale", "colorize"])
