@@ -16,11 +16,11 @@ from .job import Work
 
 COLUMNS = ("input", "output", "seed", "model", "model_sha256", "seconds", "note")
 NAME = "manifest.csv"
-FACTS = ("n_bits", "channels", "height", "width")  # on each scored picture
+WHOLE_NUMBERS = ("n_bits", "channels", "height", "width")  # of what was scored of a picture
 SCORE_COLUMNS = (
-    *("image", "bits_per_dim", "complexity_corrected", "per_level", "notes"),
+    *("image", "bits_per_dim", "complexity_corrected", "per_level", "scored", "notes"),
     *("error", "id", "spread", "enlarged", "model_sha256"),
-    *FACTS,
+    *WHOLE_NUMBERS,
 )
 
 
@@ -84,25 +84,21 @@ class Scores:
                 self._write([*self.rows.values()])
 
     def _read(self) -> None:
-        path = self.path
-        with path.open(newline="", encoding="utf-8") as file:
+        with self.path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            # tables of earlier versions end at ``enlarged`` or a later column
-            columns, least = tuple(reader.fieldnames or SCORE_COLUMNS), SCORE_COLUMNS.index("enlarged")
-            if columns != SCORE_COLUMNS[: max(least + 1, len(columns))]:
-                raise FlowError(f"{path} exists and is not a table of scores. Choose another file for them.")
+            if tuple(reader.fieldnames or SCORE_COLUMNS) != SCORE_COLUMNS:
+                raise FlowError(f"{self.path} exists and is not a table of scores. Choose another file for them.")
             for row in reader:
-                model = row.get("model_sha256", "")  # not in tables of earlier versions; None if the row was cut off
-                is_whole = model is not None and re.fullmatch("([0-9a-f]{64})?", model)
-                if is_whole and re.fullmatch("[0-9a-f]{32}", row["id"] or "") and not row["error"]:
-                    self.rows[row["image"]] = {
-                        **{k: row.get(k, "") for k in SCORE_COLUMNS if k != "error"},
-                        "bits_per_dim": float(row["bits_per_dim"]),
-                        **{k: float(row[k]) if row[k] else None for k in ("complexity_corrected", "spread")},
-                        **{k: json.loads(row[k]) for k in ("per_level", "notes")},
-                        "enlarged": row["enlarged"] == "True",
-                        **{k: int(row[k]) if row.get(k) else None for k in FACTS},
-                    }
+                if row["error"] or not row["width"] or not re.fullmatch("[0-9a-f]{64}", row["model_sha256"]):
+                    continue  # it failed, or the row was cut off
+                self.rows[row["image"]] = {
+                    **{name: row[name] for name in SCORE_COLUMNS if name != "error"},
+                    "bits_per_dim": float(row["bits_per_dim"]),
+                    **{k: float(row[k]) if row[k] else None for k in ("complexity_corrected", "spread")},
+                    **{k: json.loads(row[k]) for k in ("per_level", "notes")},
+                    "enlarged": row["enlarged"] == "True",
+                    **{k: int(row[k]) for k in WHOLE_NUMBERS},
+                }
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one more row, and flush it to the disk."""

@@ -79,9 +79,8 @@ def _score_table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         numbers = (row["spread"], row["complexity_corrected"])
         spread, corrected = ("" if number is None else f"{number:.4f}" for number in numbers)
-        scored = next((note for note in row["notes"] if note.startswith("Scored: ")), "").removeprefix("Scored: ")
-        bits, size = ("", "") if row["n_bits"] is None else (str(row["n_bits"]), size_of(row))
-        lines.append([row["image"], f"{row['bits_per_dim']:.4f}", spread, corrected, bits, size, scored])
+        bits = f"{row['bits_per_dim']:.4f}"
+        lines.append([row["image"], bits, spread, corrected, str(row["n_bits"]), size_of(row), row["scored"]])
     titles = ["image", "bits per dimension", "spread", "minus those of a lossless file", "bits", "size", "scored"]
     return markdown(titles, lines)
 
