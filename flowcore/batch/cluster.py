@@ -26,7 +26,6 @@ from .folders import Job, Outputs, save
 from .job import Work, Worker
 
 MAX_BLOCKS = 4096  # of a run: one picture each, unless there are more pictures
-ATTEMPTS = 2  # per picture
 SHARED_MEMORY = 2**29  # bytes for pictures in transit, of a cluster that is started here
 
 
@@ -81,39 +80,30 @@ class _RayWorker:
 def execute(
     work: Work, cluster: Cluster, notify: Callable[[str], None], jobs: Sequence[Job]
 ) -> Iterator[tuple[Job, Outputs | Exception]]:
-    """Execute jobs on a cluster, and save and yield each when it is finished; those that fail are tried once more."""
-    pending, failed = dict(enumerate(jobs)), dict[int, str]()
-    if not pending:
+    """Execute jobs on a cluster, and save and yield each when it is finished."""
+    if not jobs:
         return
     with _running(cluster) as ray:
         file = None if cluster.model in catalog.names() else ray.put(Path(cluster.model).expanduser().read_bytes())
-        for attempt in range(ATTEMPTS):
-            # all have failed until their rows arrive
-            failed = dict.fromkeys(pending, "Its worker died; it may need more memory than there is.")
-            for row in _rows(ray, work, cluster, file, pending):
-                job = pending[row["number"]]
-                if row["error"]:
-                    failed[row["number"]] = row["error"]
-                    continue
-                del failed[row["number"]]
-                for note in row["notes"]:
-                    notify(f"{job.source.name}: {note}")
+        left = dict(enumerate(jobs))
+        for row in _rows(ray, work, cluster, file, jobs):
+            job = left.pop(row["number"])
+            for note in row["notes"]:
+                notify(f"{job.source.name}: {note}")
+            if row["error"]:
+                yield job, FlowError(row["error"])
+            else:
                 yield job, save(job, Outputs(row["results"], row["seconds"], tuple(row["notes"])))
-            if attempt + 1 < ATTEMPTS and failed:
-                notify(f"{len(failed)} failed: trying once more.")
-            pending = {number: pending[number] for number in failed}
-            if not pending:
-                return
-        for number, reason in failed.items():
-            yield pending[number], FlowError(reason)
+        for job in left.values():
+            yield job, FlowError("Its worker died; it may need more memory than there is.")
 
 
-def _rows(ray: Any, work: Work, cluster: Cluster, file: Any, jobs: dict[int, Job]) -> Iterator[dict[str, Any]]:
+def _rows(ray: Any, work: Work, cluster: Cluster, file: Any, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
     gpu = cluster.device.startswith("cuda")
     resources = ray.cluster_resources()
     available = int(resources.get("GPU", 0)) if gpu else int(resources.get("CPU", 1)) // cluster.threads
     workers = max(1, min(cluster.workers or available, len(jobs)))
-    items = [{"number": number, "path": os.fsencode(job.source.absolute())} for number, job in jobs.items()]
+    items = [{"number": number, "path": os.fsencode(job.source.absolute())} for number, job in enumerate(jobs)]
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1  # a picture that kills its worker does not stop the others
