@@ -86,13 +86,12 @@ class FlowcoreMixLatents(FlowNode):
             fine + (coarse - fine) * depth for depth in _depths(len(a.levels), single=0.5)
         ]
         mixed = operations.mix_levels(a.levels, b.levels, weights=shares)
-        labels, sources = _paired(a, b, "labels"), _paired(a, b, "source")
-        if labels is not None and not torch.equal(*labels):
+        a, b = _paired(a, b)
+        if a.labels is not None and b.labels is not None and not torch.equal(a.labels, b.labels):
             self.notes("a and b show different labels: those of a are kept. Flow Decode can show others.")
-        if sources is not None and not torch.equal(*sources):
+        if a.source is not None and b.source is not None and not torch.equal(a.source, b.source):
             self.notes("a and b have different sources: that of a is kept. Flow Decode can take another.")
-        labels_of_a, source_of_a = (None if pair is None else pair[0] for pair in (labels, sources))
-        return self.output(replace(a, levels=mixed, labels=labels_of_a, source=source_of_a))
+        return self.output(replace(a, levels=mixed))
 
 
 class FlowcoreVaryLatents(FlowNode):
@@ -365,27 +364,30 @@ def _repeat(values: Tensor | None, count: int) -> Tensor | None:
     return values if values is None or len(values) == count else values.expand(count, *values.shape[1:])
 
 
-def _paired(a: Latents, b: Latents, name: str) -> tuple[Tensor, Tensor] | None:
-    """Pair the labels, or the source, of two latents item by item; if one has none, it takes those of the other."""
-    count, of_a, of_b = max(a.items, b.items), getattr(a, name), getattr(b, name)
-    first, second = (_repeat(one if one is not None else other, count) for one, other in ((of_a, of_b), (of_b, of_a)))
-    return None if first is None or second is None else (first, second)
+def _paired(a: Latents, b: Latents) -> tuple[Latents, Latents]:
+    """Give both labels and sources for the items of the longer; one that has none takes those of the other."""
+    count, pair = max(a.items, b.items), list[Latents]()
+    for one, other in ((a, b), (b, a)):
+        labels = other.labels if one.labels is None else one.labels
+        source = other.source if one.source is None else one.source
+        pair.append(replace(one, labels=_repeat(labels, count), source=_repeat(source, count)))
+    return pair[0], pair[1]
 
 
 def _along_walk(
     a: Latents, b: Latents, positions: list[float], notify: Callable[[str], None]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return a walk's labels (of a up to the middle, then of b) and sources (faded); frames of pair 0 come first."""
-    labels, sources = _paired(a, b, "labels"), _paired(a, b, "source")
-    walk_labels, walk_sources = None, None
-    if labels is not None:
-        if not torch.equal(*labels):
+    a, b = _paired(a, b)
+    labels, source = None, None
+    if a.labels is not None and b.labels is not None:
+        if not torch.equal(a.labels, b.labels):
             notify("a and b show different labels: frames show that of the nearer end. Flow Decode can show others.")
-        walk_labels = torch.stack([labels[t > 0.5] for t in positions], 1).flatten(0, 1)
-    if sources is not None:
-        if torch.equal(*sources) and all(side.source is None or len(side.source) == 1 for side in (a, b)):
-            walk_sources = sources[0][:1]  # one source for all items
+        labels = torch.stack([b.labels if t > 0.5 else a.labels for t in positions], 1).flatten(0, 1)
+    if a.source is not None and b.source is not None:
+        one = a.source[:1]
+        if all(bool((side == one).all()) for side in (a.source, b.source)):  # one source for all items
+            source = one
         else:
-            faded = [(1 - t) * sources[0] + t * sources[1] for t in positions]
-            walk_sources = torch.stack(faded, 1).flatten(0, 1)
-    return walk_labels, walk_sources
+            source = torch.stack([(1 - t) * a.source + t * b.source for t in positions], 1).flatten(0, 1)
+    return labels, source

@@ -92,22 +92,21 @@ class LiveRuns(RecentlyUsed[LiveRun]):
         self.put(name, LiveRun(node, values, model_sha256))
         return [name]
 
-    def prepare(self, body: Any) -> Callable[[], Answer]:
-        """Cancel the request before, and return a function that answers this one, which may be malformed."""
+    def answer(self, body: Any) -> Answer:
+        """Answer a request, which may be malformed, and cancel the one before for the same run."""
         request = _parse(body)
-        run = None if request is None else self.get(request.run)
-        if request is None or run is None:
-            return lambda: (WRONG if request is None else GONE, b"")
+        if request is None:
+            return WRONG, b""
+        run = self.get(request.run)
+        if run is None:
+            return GONE, b""
         run.latest = request
 
         def cancelled() -> bool:
             return self.get(request.run) is not run or run.latest is not request or is_at_work()
 
-        def answer() -> Answer:
-            with model_lock:
-                return _answer(run, request, cancelled)
-
-        return answer
+        with model_lock:
+            return _answer(run, request, cancelled)
 
 
 LIVE_RUNS = LiveRuns(MAX_RUNS)

@@ -44,7 +44,9 @@ class PickingNode(FlowNode):
     def answer(self, values: dict[str, Any]) -> Any:
         pick, model, image = values.pop("pick"), values.get("model"), values.get("image")
         if isinstance(model, ModelByPicture) and image is not None:
-            output = self._run_per_model(model.divide(image, as_clip=self.AS_CLIP), values)
+            parts = model.divide(image, as_clip=self.AS_CLIP)
+            values["model"] = parts[0].model  # of live pictures, of which there are only those of a single image
+            output = self._run_per_model(parts, values)
         else:
             output = self._run_cached(values)
         count = len(output.args[self.PICKED[0]])
@@ -58,7 +60,6 @@ class PickingNode(FlowNode):
 
     def _run_per_model(self, parts: list[SuitedImages], values: dict[str, Any]) -> Any:
         """Make all pictures, each with the model that suits it, in the order of the images."""
-        values["model"] = parts[0].model  # in the values of `answer`, too, for live pictures of a single image
         if len(parts) == 1:
             return with_reason(self._run_cached(values), parts[0].reason)
         outputs, progress, done, count = list[Any](), Progress(values["image"]), 0, len(values["image"])

@@ -5,7 +5,6 @@
 import asyncio
 import json
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from aiohttp import web
@@ -18,16 +17,11 @@ MAX_BYTES = 4096  # of a body
 Answer = tuple[int, bytes]  # an HTTP status, and a PNG file if that is 200
 
 
-def post(path: str, prepare: Callable[[Any], Callable[[], Answer]]) -> None:
-    """Answer what pages of the host post to a path, also below /api.
-
-    `prepare` gets the body's JSON, whatever it holds, in the server's own thread; the function that it returns runs in
-    another thread, one at a time.
-    """
+def post(path: str, answer: Callable[[Any], Answer]) -> None:
+    """Answer what pages of the host post to a path, also below /api: JSON, whatever it holds, in a thread each."""
     server = getattr(PromptServer, "instance", None)
     if server is None:
         return
-    thread = ThreadPoolExecutor(1, thread_name_prefix="flowcore")
 
     async def handler(request: Any) -> Any:
         if not _is_same_origin(request):
@@ -39,7 +33,7 @@ def post(path: str, prepare: Callable[[Any], Callable[[], Answer]]) -> None:
         except (ValueError, RecursionError):
             return web.Response(status=400)
         try:
-            status, png = await asyncio.get_running_loop().run_in_executor(thread, prepare(body))
+            status, png = await asyncio.to_thread(answer, body)
         except Exception:
             log.exception("flowcore could not answer %s", path)
             status, png = 500, b""
@@ -55,7 +49,7 @@ def serve_input_pictures(is_ours: Callable[[str], bool], read: Callable[[str], t
     """
 
     async def answer(name: str) -> Any:
-        body, content_type = await asyncio.get_running_loop().run_in_executor(None, read, name)
+        body, content_type = await asyncio.to_thread(read, name)
         return web.Response(body=body, content_type=content_type)
 
     def serve(request: Any, handler: Callable[[Any], Any]) -> Any:
