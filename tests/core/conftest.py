@@ -9,7 +9,7 @@ from builders import build_tiny, build_upscaler
 
 from flowcore.checkpoints.file import save
 
-from .commands import write_colorizer
+from .commands import run, write_colorizer
 from .photographs import photographs
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +38,17 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def stderr_of(capsys):
+    """Run a command on the CPU that ends with this exit code; return what went to stderr."""
+
+    def read(*words, code=1):
+        assert run(*words) == code
+        return capsys.readouterr().err
+
+    return read
 
 
 @pytest.fixture(scope="session")

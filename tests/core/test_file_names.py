@@ -143,13 +143,12 @@ def test_numbers_of_another_program_are_refused_before_the_work(model, tmp_path,
     assert "is not a file of numbers of flowcore" in capsys.readouterr().err
 
 
-def test_a_sub_folder_that_cannot_be_made_does_not_end_the_others(model, tmp_path, capsys):
+def test_a_sub_folder_that_cannot_be_made_does_not_end_the_others(model, tmp_path, stderr_of):
     for name in ("a.png", "deep/b.png", "z.png"):
         photograph(tmp_path / "in" / name, (8, 6))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "deep").write_text("no folder")
-    assert run("upscale", tmp_path / "in", "-o", tmp_path / "out", "--model", model) == 3
-    assert "2 done, 1 failed" in capsys.readouterr().err
+    assert "2 done, 1 failed" in stderr_of("upscale", tmp_path / "in", "-o", tmp_path / "out", "--model", model, code=3)
 
 
 def test_files_that_workers_of_a_cluster_open_are_absolute(model, tmp_path, monkeypatch):

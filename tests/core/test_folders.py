@@ -43,7 +43,7 @@ def stamps(out):
     return {name: (out / name).stat().st_mtime_ns for name in contents(out)}
 
 
-def test_folder_keeps_its_structure_and_resumes(model, folder, tmp_path, capsys):
+def test_folder_keeps_its_structure_and_resumes(model, folder, tmp_path, capsys, stderr_of):
     out = tmp_path / "in" / "out"  # which is not searched
     words = ["upscale", folder, "-o", out, "--model", model]
     (folder / "bad.jpg").write_bytes(b"nothing")
@@ -58,8 +58,7 @@ def test_folder_keeps_its_structure_and_resumes(model, folder, tmp_path, capsys)
     (folder / "bad.jpg").unlink()
     (out / made[0]).unlink()
     (out / f".{made[0]}.999999999.partial").write_bytes(b"half")  # of a run that was killed
-    assert run(*words) == 0
-    assert "3 of 4 were there already" in capsys.readouterr().err
+    assert "3 of 4 were there already" in stderr_of(*words, code=0)
     after = stamps(out)
     assert [name for name in made if after[name] != stamped[name]] == made[:1]
     assert run(*words, "--again") == 0  # all of them, and the same
@@ -241,10 +240,9 @@ def test_results_are_lines_of_stdout_for_scripts(model, folder, tmp_path, capsys
     assert all(row["seconds"] > 0 for row in map(json.loads, capsys.readouterr().out.splitlines()) if row["outputs"])
 
 
-def test_an_image_that_takes_too_long_is_skipped(model, folder, tmp_path, capsys):
+def test_an_image_that_takes_too_long_is_skipped(model, folder, tmp_path, stderr_of):
     words = ["upscale", folder, "-o", tmp_path / "out", "--model", model, "--time-limit"]
-    assert run(*words, 0) == 1
-    assert "a2.png: It took longer than --time-limit, 0 s." in capsys.readouterr().err
+    assert "a2.png: It took longer than --time-limit, 0 s." in stderr_of(*words, 0)
     assert contents(tmp_path / "out") == {}
     assert run(*words, 100) == 0
 
@@ -311,7 +309,7 @@ def test_files_that_are_not_read_are_counted(folder):
     assert said == ["Skipped 3 files that flowcore does not read (.exr, .txt, no suffix)."]
 
 
-def test_unsaved_results_stop_the_run(model, folder, tmp_path, monkeypatch, capsys):
+def test_unsaved_results_stop_the_run(model, folder, tmp_path, monkeypatch, stderr_of):
     saved = []
 
     def save(target, data):
@@ -319,8 +317,7 @@ def test_unsaved_results_stop_the_run(model, folder, tmp_path, monkeypatch, caps
         raise SavingError("The disk is full.")
 
     monkeypatch.setattr(folders, "write_atomic", save)
-    assert run("upscale", folder, "-o", tmp_path / "out", "--model", model) == 1
-    assert "The disk is full" in capsys.readouterr().err
+    assert "The disk is full" in stderr_of("upscale", folder, "-o", tmp_path / "out", "--model", model)
     assert len(saved) == 1
     assert names(tmp_path / "out") == []
 
@@ -329,7 +326,7 @@ def clip_of(folder):
     return torch.cat([files.read(path.read_bytes(), "x").pixels for path in folder])
 
 
-def test_clip_carries_colors_over(tmp_path, capsys):
+def test_clip_carries_colors_over(tmp_path, capsys, stderr_of):
     frames = [photograph(tmp_path / "clip" / f"f{k}.png", (24, 16), seed=k) for k in (1, 2, 9, 10, 11)]
     out, flow, clip = tmp_path / "out", flowcore.load("color-photos"), clip_of(frames)
     words = ["colorize", tmp_path / "clip", "-o", out, "--working-size", 32]
@@ -348,11 +345,10 @@ def test_clip_carries_colors_over(tmp_path, capsys):
     video = ["--frames", "video"]
     wrong = {"--frames video": ["--carry", 0.5], "--samples": [*video, "--samples", 2], "--ray": [*video, "--ray"]}
     for option, arguments in wrong.items():
-        assert run(*words, *arguments) == 1
-        assert option in capsys.readouterr().err
+        assert option in stderr_of(*words, *arguments)
 
 
-def test_frames_of_a_folder_are_enlarged_as_one_clip(model, tmp_path, capsys):
+def test_frames_of_a_folder_are_enlarged_as_one_clip(model, tmp_path, stderr_of):
     frames = [photograph(tmp_path / "clip" / f"f{k}.png", (24, 16), seed=1) for k in (9, 10)]
     out = tmp_path / "out"
     words = ["upscale", tmp_path / "clip", "-o", out, "--steadiness", 0.9, "--model", model]
@@ -362,19 +358,17 @@ def test_frames_of_a_folder_are_enlarged_as_one_clip(model, tmp_path, capsys):
         assert (clip_of(out / frame.name for frame in frames) - expected).abs().max() < 1 / 255
         (out / "f10.png").unlink()
     for wrong in (["--samples", 2], ["--ray"]):
-        assert run(*words, *wrong) == 1
-        assert wrong[0] in capsys.readouterr().err
+        assert wrong[0] in stderr_of(*words, *wrong)
 
 
-def test_an_animated_image_is_enlarged_as_one_clip(model, tmp_path, capsys):
+def test_an_animated_image_is_enlarged_as_one_clip(model, tmp_path, stderr_of):
     clip = (torch.rand(3, 3, 12, 16, generator=torch.Generator().manual_seed(1)) * 255).round() / 255
     times = {"duration": [40, 80, 120], "loop": 0}
     (tmp_path / "a.webp").write_bytes(
         files.encode(clip[0], format="webp", quality=100, more_frames=clip[1:], times=times)
     )
     words = ["upscale", tmp_path / "a.webp", "-o", tmp_path / "b.png", "--model", model]
-    assert run(*words, "--steadiness", 0.8) == 0
-    assert "only the first is used" not in capsys.readouterr().err
+    assert "only the first is used" not in stderr_of(*words, "--steadiness", 0.8, code=0)
     expected = flowcore.upscale_video(flowcore.load(model), clip, steadiness=0.8)
     made = (tmp_path / "b.png").read_bytes()
     assert (files.read_frames(made, "b.png")[:, :3] - expected).abs().max() < 1 / 255
@@ -430,7 +424,7 @@ def test_a_clip_without_carried_colors_still_shares_those_of_its_first_frame(mod
     assert contents(tmp_path / "out") == before
 
 
-def test_scores_are_a_resumable_table(small_glow, folder, tmp_path, capsys):
+def test_scores_are_a_resumable_table(small_glow, folder, tmp_path, capsys, stderr_of):
     table, other = tmp_path / "out" / "scores.csv", tmp_path / "other.csv"
     words = ["score", folder, "--model", small_glow, "-o"]
 
@@ -456,8 +450,7 @@ def test_scores_are_a_resumable_table(small_glow, folder, tmp_path, capsys):
     assert [row["bits_per_dim"] for row in rows(there=2)] == [row["bits_per_dim"] for row in expected]
     assert rows(0, 0, "--seed", "1") != expected
     other.write_text("a,b\n1,2\n")
-    assert run(*words, other) == 1
-    assert "exists and is not a table of scores" in capsys.readouterr().err
+    assert "exists and is not a table of scores" in stderr_of(*words, other)
     assert other.read_text() == "a,b\n1,2\n"
 
 

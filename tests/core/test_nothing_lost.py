@@ -139,7 +139,7 @@ def test_another_picture_of_the_same_name(models, photo, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_file_name_is_a_file(models, photo, tmp_path, capsys, command):
+def test_a_file_name_is_a_file(models, photo, tmp_path, command, stderr_of):
     target, several = tmp_path / "out" / "result.png", tmp_path / "several"
     words = [*models(COMMANDS[command][0], command), *given(command, photo)]
     assert run(*words, "-o", target) == 0
@@ -147,15 +147,14 @@ def test_a_file_name_is_a_file(models, photo, tmp_path, capsys, command):
     assert pixels(target).isfinite().all()
     if command not in ("sample", "interpolate"):
         photograph(photo.with_name("second.png"), (8, 6))
-        assert run(*words[:3], photo.parent, "-o", tmp_path / "all.png") == 1
-        assert "is one file, for 2 images" in capsys.readouterr().err
+        assert "is one file, for 2 images" in stderr_of(*words[:3], photo.parent, "-o", tmp_path / "all.png")
     if command != "shrink":
         assert run(*words, "-o", several / "a.png", "--frames" if command == "interpolate" else "--samples", 2) == 0
         ends = ("000", "001") if command == "interpolate" else ("seed0", "seed1")
         assert names(several) == [f"a_{end}.png" for end in ends]
 
 
-def test_formats_of_named_files(models, photo, tmp_path, capsys):
+def test_formats_of_named_files(models, photo, tmp_path, stderr_of):
     assert run(*models("tiny"), photo, "-o", tmp_path / "a.webp") == 0
     with Image.open(tmp_path / "a.webp") as opened:
         assert (opened.format, opened.size) == ("WEBP", (32, 24))
@@ -164,8 +163,7 @@ def test_formats_of_named_files(models, photo, tmp_path, capsys):
         (models("both-ways", "shrink"), ["b.jpg"], "PNG files, which lose nothing"),
         (models("tiny"), ["b.bmp"], "Results are written as .png, .jpg, .webp, .tif, .jpeg, .tiff; got b.bmp."),
     ):
-        assert run(*command, photo, "-o", tmp_path / words[0], *words[1:]) == 1
-        assert said in capsys.readouterr().err
+        assert said in stderr_of(*command, photo, "-o", tmp_path / words[0], *words[1:])
         assert not (tmp_path / words[0]).exists()
 
 
@@ -193,19 +191,18 @@ def test_model_files_are_replaced_on_request_only(models, tmp_path, capsys, comm
     assert target.stat().st_mtime_ns != made
 
 
-def test_numbers_replace_numbers_only(models, photo, tmp_path, capsys):
+def test_numbers_replace_numbers_only(models, photo, tmp_path, stderr_of):
     numbers = tmp_path / "numbers.json"
     words = [*models("small-glow", "score"), photo, "--json", numbers]
     for _ in range(2):
         assert run(*words) == 0
     for foreign in ('{"name": "my package"}', '{"compilerOptions": {"strict": true}}', '[{"id": 1}]', "no JSON"):
         numbers.write_text(foreign)
-        assert run(*words) == 1
-        assert "is not a file of numbers of flowcore" in capsys.readouterr().err
+        assert "is not a file of numbers of flowcore" in stderr_of(*words)
         assert numbers.read_text() == foreign
 
 
-def test_a_batch_has_a_manifest_and_a_last_line(models, tmp_path, capsys):
+def test_a_batch_has_a_manifest_and_a_last_line(models, tmp_path, capsys, stderr_of):
     folder, out = tmp_path / "in", tmp_path / "out"
     photograph(folder / "a.png", (8, 6), seed=1)
     frames = [Image.fromarray(np.full((6, 8, 3), value, np.uint8)) for value in (90, 180)]
@@ -245,8 +242,7 @@ def test_a_batch_has_a_manifest_and_a_last_line(models, tmp_path, capsys):
     assert run(*words) == 0
     assert re.search(r"\n?2 of 2 were there already \(--again replaces them\), in \S+ s.\n$", capsys.readouterr().err)
     (out / "manifest.csv").write_text("my own list\n")
-    assert run(*words, "--again") == 1
-    assert "Choose another file with --manifest" in capsys.readouterr().err
+    assert "Choose another file with --manifest" in stderr_of(*words, "--again")
     assert (out / "manifest.csv").read_text() == "my own list\n"
     assert run(*words, "--again", "--manifest", tmp_path / "list.csv") == 0
     assert len((tmp_path / "list.csv").read_text().splitlines()) == 5

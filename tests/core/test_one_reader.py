@@ -171,11 +171,10 @@ def test_eval(zoo, models, tmp_path, capsys, kind):
     assert json.dumps(numbers[0]) == json.dumps(numbers[1])
 
 
-def test_eval_of_nothing_readable(models, tmp_path, capsys):
+def test_eval_of_nothing_readable(models, tmp_path, stderr_of):
     (tmp_path / "text.png").write_text("no picture")
     for kind in ("upscale", "colorize", "density"):
-        assert run("eval", tmp_path, *models(kind)) == 1
-        assert "None of the 1 images" in capsys.readouterr().err
+        assert "None of the 1 images" in stderr_of("eval", tmp_path, *models(kind))
 
 
 def test_interpolate(zoo, models, tmp_path, capsys):
