@@ -243,26 +243,29 @@ class Worker:
         work, flow = self.work, self.flow
         settings: dict[str, Any] = {"seed": work.seed, "samples": work.samples, **work.settings, **companions}
         settings |= options
-        if settings.pop("frames", None) == "video":
-            del settings["samples"]
+        if work.carries:
+            del settings["frames"], settings["samples"]
             settings["before"] = self._state.tensors
-        if work.command == "upscale":
-            return (upscale_video if work.carries else upscale)(flow, image, **settings)
-        if self._faces is not None:
-            settings = {name: value for name, value in settings.items() if not name.startswith("face_")}
-            return restore_faces(flow, self._faces, image, **settings)
-        if work.command == "brighten":
-            return brighten(flow, image, **settings)
-        if work.command == "repair":
-            del settings["precision"]
-            sensitivity, mask = settings.pop("sensitivity", 0.5), settings.pop("mask", None)
-            damaged = find_scratches(image, sensitivity=sensitivity) if mask is None else luma(ImageBatch(mask).rgb)
-            return repair(flow, image, damaged, **settings)
-        if work.command == "restore":
-            return restore(flow, image, size=original_size(content), **settings)
-        if work.command == "shrink":
-            return shrink(flow, image, **options)
-        return self._colorize(image, settings)
+        match work.command:
+            case "upscale":
+                return (upscale_video if work.carries else upscale)(flow, image, **settings)
+            case "faces":
+                assert self._faces is not None
+                settings = {name: value for name, value in settings.items() if not name.startswith("face_")}
+                return restore_faces(flow, self._faces, image, **settings)
+            case "brighten":
+                return brighten(flow, image, **settings)
+            case "repair":
+                del settings["precision"]
+                sensitivity, mask = settings.pop("sensitivity", 0.5), settings.pop("mask", None)
+                damage = find_scratches(image, sensitivity=sensitivity) if mask is None else luma(ImageBatch(mask).rgb)
+                return repair(flow, image, damage, **settings)
+            case "restore":
+                return restore(flow, image, size=original_size(content), **settings)
+            case "shrink":
+                return shrink(flow, image, **options)
+            case _:
+                return self._colorize(image, settings)
 
     def _colorize(self, image: Tensor, settings: dict[str, Any]) -> Tensor:
         points = [point for text in settings.pop("points", ()) for point in parse_points(text)]

@@ -31,7 +31,7 @@ from ..tasks.model_choice import upscaler_for_files
 from ..tasks.runner import check_draws
 from ..tasks.settings import model_defaults
 from .options import AUTO, parse_fields
-from .output import ProgressBar, log, write_job
+from .output import ProgressBar, log, write_result
 
 # suffixes of pictures that we never write
 UNWRITTEN = {*IMAGE_SUFFIXES, ".avif", ".exr", ".hdr", ".jp2", ".jxl", ".ppm", ".tga"} - FORMATS.keys()
@@ -167,7 +167,7 @@ def make_images(
             result = replace(result, notes=(reason, *result.notes))
             log(f"{job.source.name}: {reason}")
         bar.finish(job, result)
-        write_job(options, job, result)
+        write_result(options, job.source, job.targets, result)
         if manifest is not None and result is not None:
             manifest.append(job, result, run_of[job.source].work, run_of[job.source].sha256)
     if manifest is not None:

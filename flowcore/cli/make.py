@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import decode, encode, interpolate, load, sample
-from ..batch.folders import targets_done
+from ..batch.folders import Outputs, targets_done
 from ..batch.job import picture_id
 from ..checkpoints import catalog
 from ..checkpoints.color_memory import KEY, ColorMemory, starter_memory
@@ -303,5 +303,6 @@ def _save(
     text = Provenance.of(values, flow, map(to_uint8, images), **common, **fields).text()
     for target, image, id in zip(targets, images, ids, strict=True):
         write_atomic(target, files.encode(image, format=format or "png", unique_id=id, text=text))
-    write_result(options, None, targets, round(time.monotonic() - start, 2))
-    log(f"{len(targets)} done, in {duration(time.monotonic() - start)}.")
+    seconds = time.monotonic() - start
+    write_result(options, None, targets, Outputs([], seconds))
+    log(f"{len(targets)} done, in {duration(seconds)}.")

@@ -59,29 +59,21 @@ def check_target(target: Path, is_ours: Callable[[Path], bool], kind: str, *, ag
         raise FlowError(f"{target} exists. Replace it with --again, or choose another file.")
 
 
-def write_job(options: Namespace, job: Job, result: Outputs | Exception | None) -> None:
-    """Write what came of a picture; None: its results were there already. See ``write_result``."""
-    if isinstance(result, Exception):
-        write_result(options, job.source, error=str(result))
-    elif result is None:
-        write_result(options, job.source, job.targets)
-    else:
-        write_result(options, job.source, job.targets, round(result.seconds, 2), result.notes)
-
-
 def write_result(
-    options: Namespace,
-    source: Path | None,
-    outputs: Sequence[Path] = (),
-    seconds: float | None = None,
-    notes: Sequence[str] = (),
-    error: str = "",
+    options: Namespace, source: Path | None, outputs: Sequence[Path], result: Outputs | Exception | None = None
 ) -> None:
-    """Write the paths of a picture's results, one per line; with ``--json``, one line with an object."""
-    lines = [str(path) for path in outputs]
+    """Write the paths of a picture's results, one per line; with ``--json``, one line with an object.
+
+    ``result`` is None if they were there already.
+    """
+    lines, seconds, notes, error = [str(path) for path in outputs], None, list[str](), None
+    if isinstance(result, Exception):
+        lines, error = [], _describe(result)
+    elif result is not None:
+        seconds, notes = round(result.seconds, 2), [*result.notes]
     if options.json:
-        result = {"input": None if source is None else str(source), "outputs": lines, "seconds": seconds}
-        lines = [json.dumps({**result, "notes": list(notes), "error": error or None})]
+        name = None if source is None else str(source)
+        lines = [json.dumps({"input": name, "outputs": lines, "seconds": seconds, "notes": notes, "error": error})]
     for line in lines:
         tqdm.write(line, file=sys.stdout)
     sys.stdout.flush()

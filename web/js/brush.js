@@ -1,7 +1,7 @@
 // The brush of Flow Paint Colors and Flow Paint Temperature: it paints on the picture and writes the strokes into the widget
 // `painting`, which is all that is saved and sent.
 import { app } from "../../../scripts/app.js";
-import { FULL_SCREEN, addElement, after, grow, icon, label, make, say, set, widgetOf } from "./canvas.js";
+import { FULL_SCREEN, addElement, after, consume, grow, hint, icon, label, make, set, widgetOf } from "./canvas.js";
 import { addressOf, pictureWidget, onUpstreamChoice, pictureAt } from "./picture.js";
 import { onResult } from "./runs.js";
 
@@ -101,9 +101,8 @@ class Brush {
     this.picture = make("img", { alt: "", draggable: false, onload, onerror });
     this.layer = make("canvas", { width: SHARP, height: SHARP });
     this.ring = make("u");
-    this.hint = make("p");
     const board = { className: `flowcore-brush-board flowcore-view ${this.kind}`, tabIndex: 0, role: "application" };
-    this.board = make("div", board, this.picture, this.layer, this.ring, this.hint);
+    this.board = make("div", board, this.picture, this.layer, this.ring, hint("unpainted"));
     // The frontend leaves Ctrl+Z to elements that look like editors.
     this.board.type = "textarea"; // up to version 1.47
     Object.defineProperty(this.board, "isContentEditable", { value: true }); // later versions
@@ -134,7 +133,6 @@ class Brush {
     });
     this.watch.observe(this.board);
     label(this.board, "paint");
-    say("unpainted").then((text) => (this.hint.textContent = text));
     this.resize(this.size);
   }
 
@@ -272,8 +270,7 @@ class Brush {
 
   down(event) {
     if (event.button !== 0 || this.board.classList.contains("empty")) return;
-    event.stopPropagation(); // not a drag of the node
-    event.preventDefault();
+    consume(event);
     this.board.focus({ preventScroll: true });
     const { share } = this.place(event);
     if (this.kind === "color" && (this.tool === "dropper" || event.altKey)) {

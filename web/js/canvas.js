@@ -37,6 +37,19 @@ export function make(kind, fields = {}, ...children) {
   return made;
 }
 
+/** The hint that an empty view shows; see SHARED_STYLE_SHEET. */
+export function hint(key) {
+  const element = make("p");
+  say(key).then((text) => (element.textContent = text));
+  return element;
+}
+
+/** Keep an event from dragging the node, opening its menu, or acting as a shortcut of the page. */
+export function consume(event) {
+  event.stopPropagation();
+  event.preventDefault();
+}
+
 const SMALL = 96; // pixels up to which a picture is enlarged without smoothing
 
 /** Set the picture of an image element; a small one is shown with sharp pixels. */

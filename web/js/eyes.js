@@ -1,6 +1,6 @@
 // The picture of Flow Align Face: it shows the detected eyes, and clicks on it change `left_eye` and `right_eye`.
 import { app } from "../../../scripts/app.js";
-import { addElement, after, isOurs, label, make, say, set, widgetOf } from "./canvas.js";
+import { addElement, after, consume, hint, isOurs, label, make, set, widgetOf } from "./canvas.js";
 import { onUpstreamChoice, pictureAt, pictureWidget } from "./picture.js";
 import { onResult } from "./runs.js";
 
@@ -30,9 +30,9 @@ class Eyes {
     this.fields = fields;
     this.detected = [[], []]; // left and right eyes of the last run, which are shown if no eyes are marked
     this.dragged = undefined; // side and index of a dot
-    this.frame = make("div", { className: "flowcore-eyes flowcore-view", innerHTML: "<p></p><svg><image/><g/></svg>" });
-    const [hint, svg] = this.frame.children;
-    this.svg = svg;
+    this.frame = make("div", { className: "flowcore-eyes flowcore-view", innerHTML: "<svg><image/><g/></svg>" });
+    const svg = (this.svg = this.frame.firstChild);
+    this.frame.prepend(hint("unmarked"));
     [this.image, this.dots] = svg.children;
     this.picture = Object.assign(new Image(), { onload: () => this.draw() });
     Object.assign(svg, {
@@ -51,7 +51,6 @@ class Eyes {
       this.follow();
     });
     label(svg, "mark");
-    say("unmarked").then((text) => (hint.textContent = text));
     addElement(node, "flowcore_eyes", this.frame, 200, STYLE_SHEET, "eyes");
   }
 
@@ -121,10 +120,4 @@ class Eyes {
     this.dragged = undefined;
     if (dot && !this.moved) this.write(this.read().map((points) => points.toSpliced(dot[1], 1)));
   }
-}
-
-/** Keep an event from dragging the node or opening its menu. */
-function consume(event) {
-  event.stopPropagation();
-  event.preventDefault();
 }

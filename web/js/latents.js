@@ -1,6 +1,6 @@
 // Live pictures on nodes of latents: the pad of Flow Latent Explorer, and the picture of Flow Style.
 import { app } from "../../../scripts/app.js";
-import { addElement, after, grow, hide, label, make, set, sharpen, widgetOf, wired } from "./canvas.js";
+import { addElement, after, consume, grow, hide, label, make, set, sharpen, widgetOf, wired } from "./canvas.js";
 import { Live } from "./live.js";
 import { onModel } from "./models.js";
 
@@ -93,8 +93,7 @@ function addPad(node, axes) {
 
   pad.addEventListener("pointerdown", (event) => {
     if (event.button !== 0) return;
-    event.stopPropagation(); // not a drag of the node
-    event.preventDefault();
+    consume(event);
     pad.focus({ preventScroll: true });
     pad.setPointerCapture(event.pointerId);
     follow(event);
@@ -107,8 +106,7 @@ function addPad(node, axes) {
   pad.addEventListener("keydown", (event) => {
     const step = KEYS[event.key];
     if (!step) return;
-    event.stopPropagation();
-    event.preventDefault();
+    consume(event);
     move(axes.map((axis, k) => axis.value + (event.shiftKey ? 10 : 1) * step[k]));
   });
 

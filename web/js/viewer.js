@@ -1,6 +1,6 @@
 // A viewer of two pictures on top of each other: a line wipes between them, the wheel zooms, a drag pans, and a click opens full
 // screen. It knows nothing about nodes.
-import { FULL_SCREEN, icon, label, make, say } from "./canvas.js";
+import { FULL_SCREEN, consume, hint, icon, label, make, say } from "./canvas.js";
 
 const NEAR = 14; // screen pixels around the line in which a drag moves it
 const STILL = 4; // screen pixels that a click may move
@@ -116,10 +116,8 @@ export class Viewer {
     tool("open", icon(FULL_SCREEN), () => this.open());
     tool("close", "✕", () => this.close());
     say("keys").then((text) => element.setAttribute("aria-label", text));
-    const hint = make("p");
-    say("unrun").then((text) => (hint.textContent = text));
     this.head = make("output", { className: "head" });
-    element.append(...this.layers, this.line, names, this.head, tools, hint);
+    element.append(...this.layers, this.line, names, this.head, tools, hint("unrun"));
     element.insertAdjacentHTML("beforeend", STYLE_SHEET);
     this.listen();
     new ResizeObserver(() => this.layout()).observe(element);
@@ -286,8 +284,7 @@ export class Viewer {
     const near = (event) => this.compared && Math.abs(at(event)[0] - this.bounds[2] * this.canvasZoom()) < NEAR;
     let drag = null;
     element.addEventListener("wheel", (event) => {
-      event.preventDefault();
-      event.stopPropagation(); // do not zoom the canvas
+      consume(event); // do not zoom the canvas
       this.zoomTo(this.zoom * Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : 0.0015)), ...at(event));
     });
     element.addEventListener("pointerdown", (event) => {
