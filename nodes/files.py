@@ -179,9 +179,10 @@ def _picture_files(picture: str) -> list[Path]:
 def _read_with_alpha(file: Path, notify: Callable[[str], None]) -> Tensor:
     """Read a picture, or the frames of an animated one with even sides, as videos need them: (B, 4, H, W) in [0, 1]."""
     data = file.read_bytes()
-    picture = read(data, file.name)
-    pixels, count = picture.pixels, frame_count(data)
-    for note in picture.notes if count == 1 else ():  # those of an animated one say that only one frame was read
+    count = frame_count(data)
+    picture = read(data, file.name, all_frames=count > 1)
+    pixels = picture.pixels
+    for note in picture.notes:
         notify(f"{file.name}: {note}")
     if count > 1:
         height, width = (max(1, side // 2 * 2) for side in pixels.shape[-2:])

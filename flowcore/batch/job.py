@@ -28,7 +28,7 @@ from ..evaluation.image_set import resize_to_own
 from ..images import files
 from ..images.color import NEUTRAL, luma, to_uint8, truncate_16_bits
 from ..images.files import DecodedImage, Format
-from ..images.metadata import ONLY_FIRST, lost_on_save
+from ..images.metadata import lost_on_save
 from ..model import FlowModel
 from ..provenance import KEY, Provenance, fingerprint, source
 from ..tasks import Progress
@@ -190,19 +190,19 @@ class Worker:
         work, ids = self.work, self.work.ids(picture, self.model_sha256, name)
         if work.command == "score":
             return [json.dumps({**self._score(picture, name), "id": ids[0]}).encode()]
-        photograph, bits = files.read(picture, name), work.bits_of(picture)
+        # a film is one file of many frames; a clip is a folder of frames
+        is_film = work.command == "upscale" and work.carries and files.frame_count(picture) > 1
+        photograph, bits = files.read(picture, name, all_frames=is_film), work.bits_of(picture)
         # an unsuitable format is rejected before the work
         files.check_format(work.format, bits, work.quality, alpha=photograph.pixels.shape[1] == 4)
         image = photograph.pixels
-        # a film is one file of many frames; a clip is a folder of frames
-        if is_film := work.command == "upscale" and work.carries and files.frame_count(picture) > 1:
+        if is_film:
             image = files.read_frames(picture, name)
             image = image if bool((image[:, 3] < 1).any()) else image[:, :3]
         elif photograph.gray and work.command not in ("colorize", "shrink"):
             image = image[:, :1]
         for note in photograph.notes:
-            if not (is_film and note.endswith(ONLY_FIRST)):
-                notify(note)
+            notify(note)
         if work.carries:
             if clip != self._clip:
                 self._state = ClipState() if clip is None else ClipState.load(clip, self._device)
@@ -220,7 +220,7 @@ class Worker:
         original_bits = photograph.bits if work.command == "shrink" or work.bits is None else bits
         for loss in lost_on_save(photograph.metadata, pictures.shape[1], original_bits, bits):
             notify(loss)
-        if len(pictures) > 1 and work.command == "upscale" and work.carries:
+        if is_film:
             options |= {"more_frames": pictures[1:], "times": files.frame_times(picture)}
             pictures = pictures[:1]
         if work.keep:

@@ -69,12 +69,15 @@ class DecodedImage:
     notes: tuple[str, ...] = ()  # sentences on what is dropped or changed, such as further frames
 
 
-def read(data: bytes, name: str) -> DecodedImage:
-    """Decode the contents of an image file (its first frame); raise ImageError, with its name, if that fails."""
+def read(data: bytes, name: str, *, all_frames: bool = False) -> DecodedImage:
+    """Decode the contents of an image file (its first frame); raise ImageError, with its name, if that fails.
+
+    With ``all_frames``, no note says that the others are dropped: the caller reads them, too.
+    """
     with _opened(data, name) as opened:
         pixels, metadata = _decode(opened, data), read_metadata(opened)
         gray = (opened.mode in ("1", "L", "I") or opened.mode.startswith("I;")) and pixels.shape[2] == 3
-        sentences = lost_on_read(opened)
+        sentences = lost_on_read(opened, all_frames=all_frames)
     bits = 8 * pixels.itemsize
     tensor = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None] / (2**bits - 1)
     return DecodedImage(tensor.contiguous(), metadata, gray, bits, sentences)

@@ -17,7 +17,6 @@ STRUCTURE = {
     *(288, 289, 290, 291, 292, 293, 296, 301, 317, 318, 319, 320, 321, 322, 323, 324, 325, 330, 332, 333, 334, 336),
     *(337, 338, 339, 340, 341, 342, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532, XMP, 34675),
 }
-ONLY_FIRST = "frames or pages; only the first is used."
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,8 @@ def cmyk_to_srgb(opened: Image.Image) -> Image.Image | None:
         return None
 
 
-def lost_on_read(opened: Image.Image) -> tuple[str, ...]:
-    """Say what of a decoded file is dropped or changed."""
+def lost_on_read(opened: Image.Image, *, all_frames: bool) -> tuple[str, ...]:
+    """Say what of a decoded file is dropped or changed; with ``all_frames``, its further frames are not dropped."""
     sentences: list[str] = []
     if opened.mode == "CMYK":
         managed = cmyk_to_srgb(opened.resize((1, 1))) is not None
@@ -114,8 +113,8 @@ def lost_on_read(opened: Image.Image) -> tuple[str, ...]:
         frames = int(getattr(opened, "n_frames", 1))
     except Exception:  # damaged files make Pillow raise almost anything
         frames = 1
-    if frames > 1 and opened.format != "MPO":  # a JPEG whose further frames are data of the camera
-        sentences.append(f"It has {frames} {ONLY_FIRST}")
+    if frames > 1 and not all_frames and opened.format != "MPO":  # a JPEG whose further frames are data of the camera
+        sentences.append(f"It has {frames} frames or pages; only the first is used.")
     return tuple(sentences)
 
 
