@@ -358,21 +358,18 @@ def _encode_with_pillow(
 ) -> bytes:
     if metadata.dpi and format == "webp":  # it has no other field for the resolution
         tags = {**tags, **resolution_tags(metadata.dpi)}
-    options |= {"exif": b"Exif\0\0" + tiff_directory(tags)} if tags else {}
-    options |= {"icc_profile": metadata.icc} if metadata.icc else {}
-    options |= {"dpi": metadata.dpi} if metadata.dpi and format != "webp" else {}
+    exif, xmp = b"Exif\0\0" + tiff_directory(tags) if tags else b"", metadata.xmp or b""
+    options |= {"exif": exif, "icc_profile": metadata.icc}
     if format == "png":
-        options["pnginfo"] = _png_info(text, metadata)
+        options |= {"pnginfo": _png_info(text, metadata), "dpi": metadata.dpi}
     else:
-        options |= {"xmp": metadata.xmp} if metadata.xmp else {}
-        options["quality"] = quality or DEFAULT_QUALITY[format]
-        if format == "webp":
-            options["lossless"] = options["exact"] = options["quality"] == 100
-        else:
-            options["subsampling"] = 0 if options["quality"] >= 90 else 2
-            for name in ("exif", "xmp"):
-                if len(options.get(name, b"")) > MAX_SEGMENT:
-                    del options[name]
+        quality = quality or DEFAULT_QUALITY[format]
+        options |= {"quality": quality, "xmp": xmp}
+    if format == "webp":
+        options["lossless"] = options["exact"] = quality == 100
+    if format == "jpeg":
+        options |= {"subsampling": 0 if options["quality"] >= 90 else 2, "dpi": metadata.dpi or (0, 0)}
+        options |= {name: b"" for name in ("exif", "xmp") if len(options[name]) > MAX_SEGMENT}
     file = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, format, **options)
     return file.getvalue()
