@@ -81,8 +81,6 @@ def execute(
     work: Work, cluster: Cluster, notify: Callable[[str], None], jobs: Sequence[Job]
 ) -> Iterator[tuple[Job, Outputs | Exception]]:
     """Execute jobs on a cluster, and save and yield each when it is finished."""
-    if not jobs:
-        return
     with _running(cluster) as ray:
         file = None if cluster.model in catalog.names() else ray.put(Path(cluster.model).expanduser().read_bytes())
         left = dict(enumerate(jobs))
@@ -120,17 +118,13 @@ def _rows(ray: Any, work: Work, cluster: Cluster, file: Any, jobs: Sequence[Job]
             num_gpus=1 if gpu else 0,
             max_task_retries=0,  # a picture that kills its worker would do so again
         )
-    batches = iter(results.iter_batches(batch_size=1, batch_format="pyarrow"))
-    while True:
-        try:
-            batch = next(batches, None)
-        except Exception as error:  # Ray raises many types
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            reason = lines[-1].strip() if lines else type(error).__name__
-            raise FlowError(f"The cluster failed: {reason} Check that flowcore runs on every machine.") from error
-        if batch is None:
-            return
-        yield from batch.to_pylist()
+    try:
+        for batch in results.iter_batches(batch_size=1, batch_format="pyarrow"):
+            yield from batch.to_pylist()
+    except Exception as error:  # Ray raises many types
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        reason = lines[-1].strip() if lines else type(error).__name__
+        raise FlowError(f"The cluster failed: {reason} Check that flowcore runs on every machine.") from error
 
 
 @contextmanager

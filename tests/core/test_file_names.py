@@ -2,11 +2,8 @@
 
 import csv
 import io
-import json
 import os
 import sys
-
-import pytest
 
 from flowcore.cli.main import COMMANDS, main
 
@@ -134,13 +131,6 @@ def test_a_place_that_cannot_be_written_is_named_before_the_work(model_files, tm
         assert main([*map(str, words)]) == 1, words
         assert "Cannot save" in capsys.readouterr().err, words
     assert names(tmp_path) == ["file", "in/a.png", "tiny.toml"]
-
-
-def test_numbers_of_another_program_are_refused_before_the_work(model, tmp_path, monkeypatch, capsys):
-    (tmp_path / "package.json").write_text(json.dumps({"name": "mine"}))
-    monkeypatch.setattr("flowcore.cli.measure.evaluate_upscaler", lambda *_, **__: pytest.fail("the work has begun"))
-    assert main([*map(str, ["eval", tmp_path, "--model", model, "--json", tmp_path / "package.json"])]) == 1
-    assert "is not a file of numbers of flowcore" in capsys.readouterr().err
 
 
 def test_a_sub_folder_that_cannot_be_made_does_not_end_the_others(model, tmp_path, stderr_of):
