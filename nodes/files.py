@@ -247,9 +247,7 @@ class FlowcoreFolder(FlowNode):
             part.load(memory(part.flow, side, side))
             worker = Worker(work, part.flow)
             with Claims() as claims:
-                for job, state in examine(
-                    jobs, partial(is_done, work=work, model=part.sha256), claims, notify=self.notes
-                ):
+                for job, state in examine(jobs, partial(is_done, worker=worker), claims, notify=self.notes):
                     stop_if_cancelled()
                     if state == "done":
                         count["there already"] += 1
@@ -263,7 +261,7 @@ class FlowcoreFolder(FlowNode):
                     # The manifest has paths relative to the two folders.
                     targets = tuple(target.relative_to(out) for target in job.targets)
                     relative = replace(job, source=job.source.relative_to(source), targets=targets)
-                    manifest.append(relative, result, work, part.sha256)
+                    manifest.append(relative, result, worker)
                     if isinstance(result, Exception):
                         self.notes(f"{job.source.name}: {result}")
                     count["failed" if isinstance(result, Exception) else "made"] += 1

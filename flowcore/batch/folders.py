@@ -28,7 +28,7 @@ from ..images import files
 from ..images.files import IMAGE_SUFFIXES
 from ..images.folders import walk_files, walk_folders
 from ..tasks import Progress
-from .job import MARK, Work, Worker, frames_done, remove_state
+from .job import MARK, Worker, frames_done, remove_state
 
 MAGIC = re.compile(r"[*?[]")
 FRAME = re.compile(r"(.+)(\.\d{2,})")  # the stem of a frame's name: shot.v01.0001
@@ -346,13 +346,14 @@ def do(
     return saved
 
 
-def is_done(job: Job, work: Work, model: str, *, again: bool = False) -> bool:
-    """Return True if a job can be skipped, see ``targets_done``; ``model`` is the fingerprint of the model."""
+def is_done(job: Job, worker: Worker, *, again: bool = False) -> bool:
+    """Return True if a worker can skip a job, see ``targets_done``."""
     try:
         picture = job.source.read_bytes()
     except OSError:
         return False
-    return targets_done(job.targets, work.ids(picture, model, job.source.name), work.size_of(picture), again=again)
+    ids = worker.work.ids(picture, worker.model_sha256, job.source.name)
+    return targets_done(job.targets, ids, worker.work.size_of(picture), again=again)
 
 
 def targets_done(

@@ -12,7 +12,7 @@ from typing import Any
 from ..checkpoints.writing import check_writable, write_atomic
 from ..errors import FlowError
 from .folders import Job, Outputs, exclusive
-from .job import Work
+from .job import Worker
 
 COLUMNS = ("input", "output", "seed", "model", "model_sha256", "seconds", "note")
 NAME = "manifest.csv"
@@ -57,13 +57,13 @@ class Manifest:
         with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
             return list(csv.reader(file))
 
-    def append(self, job: Job, result: Outputs | Exception, work: Work, model: str) -> None:
-        """Write the rows of a job that was executed to the disk; ``model`` is the fingerprint of the model."""
-        outputs, seconds, note = [("", "")], None, str(result)
+    def append(self, job: Job, result: Outputs | Exception, worker: Worker) -> None:
+        """Write the rows of a job that a worker has done to the disk."""
+        work, outputs, seconds, note = worker.work, [("", "")], None, str(result)
         if isinstance(result, Outputs):
             outputs = zip(job.targets, work.seeds(), strict=True)
             seconds, note = round(result.seconds, 2), " ".join(result.notes)
-        rows = [(job.source, target, seed, work.model, model, seconds, note) for target, seed in outputs]
+        rows = [(job.source, target, seed, work.model, worker.model_sha256, seconds, note) for target, seed in outputs]
         with exclusive(self.path):
             _append(self.path, COLUMNS, rows)
 

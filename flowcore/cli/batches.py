@@ -9,7 +9,6 @@ from argparse import Namespace
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from ..batch import folders
 from ..batch.folders import InputFile, Job, Outputs, job_state
 from ..batch.job import Command, Work, Worker
 from ..batch.tables import NAME, Manifest
-from ..checkpoints.latents_file import model_sha256
 from ..checkpoints.writing import check_writable
 from ..device import actual_precision, keep_freed_memory
 from ..errors import FlowError
@@ -83,17 +81,11 @@ def result_label(options: Namespace, settings: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRun:
-    """A model in memory, and the work that it does on its pictures."""
+    """A model, and what it does with its pictures."""
 
     options: Namespace  # whose ``model`` it is
-    flow: FlowModel
-    work: Work
-    label: str  # the settings in names of results
-    sha256: str  # of the model
-
-    @cached_property
-    def worker(self) -> Worker:
-        return Worker(self.work, self.flow)
+    worker: Worker
+    label: str = ""  # the settings in names of results
 
 
 def model_run(
@@ -114,7 +106,7 @@ def model_run(
         quality=options.quality,
         **fields,
     )
-    return ModelRun(options=options, flow=flow, work=work, label=label, sha256=model_sha256(flow))
+    return ModelRun(options=options, worker=Worker(work, flow), label=label)
 
 
 def make_images(
@@ -142,7 +134,7 @@ def make_images(
             runs[name] = prepare(Namespace(**{**vars(options), "model": name}))
     run_of = {path: runs[name] for path, (name, _) in choices.items()}
     ((most_used, _),) = Counter(name for name, _ in choices.values()).most_common(1)
-    work = runs[most_used].work  # that of the others differs in the model and its defaults alone
+    work = runs[most_used].worker.work  # that of the others differs in the model and its defaults alone
     names = sample_names or seed_names(options)  # now that ``load_model`` has checked their number
     jobs = _jobs(options, pictures, run_of, names)
     check_format(work.format, work.bits or 8, work.quality)
@@ -152,13 +144,12 @@ def make_images(
     done = set[Job]()  # looking again would decode their files again
 
     def is_done(job: Job) -> bool:
-        run = run_of[job.source]
-        if job not in done and folders.is_done(job, run.work, run.sha256, again=options.again):
+        if job not in done and folders.is_done(job, run_of[job.source].worker, again=options.again):
             done.add(job)
         return job in done
 
     if work.command in ("upscale", "restore", "faces"):
-        jobs = confirm_sizes(options, work, runs[most_used].flow, jobs, is_done)
+        jobs = confirm_sizes(options, runs[most_used].worker, jobs, is_done)
     bar = ProgressBar(jobs)
     for job, result in execute(options, jobs, is_done, run_of, bar):
         if is_auto and isinstance(result, Outputs):
@@ -169,7 +160,7 @@ def make_images(
         bar.finish(job, result)
         write_result(options, job.source, job.targets, result)
         if manifest is not None and result is not None:
-            manifest.append(job, result, run_of[job.source].work, run_of[job.source].sha256)
+            manifest.append(job, result, run_of[job.source].worker)
     if manifest is not None:
         manifest.compact()
     bar.close()
@@ -192,18 +183,19 @@ def _jobs(
 
 def _result_names(run: ModelRun, sample_names: list[str], path: Path) -> list[str]:
     """Name the results of a picture: as ``--name`` says, as frames of a video, or by what made them."""
-    options, suffix, model = run.options, SUFFIXES[run.work.format], Path(run.options.model).stem
+    options, work, model = run.options, run.worker.work, Path(run.options.model).stem
+    suffix = SUFFIXES[work.format]
     base, frame = folders.split_name(path.name)
     if options.name is not None:
         tokens = {"stem": path.stem, "base": path.stem.removesuffix(frame), "frame": frame, "suffix": path.suffix[1:]}
         samples = {seed: f"_{seed}" if len(sample_names) > 1 else "" for seed in sample_names}
         names = [options.name.format(**tokens, model=model, seed=seed, sample=text) for seed, text in samples.items()]
         return [f"{name.removesuffix(suffix)}{suffix}" for name in names]
-    if run.work.carries:
+    if work.carries:
         return [f"{path.stem}{suffix}"]
-    if run.work.command == "shrink":
+    if work.command == "shrink":
         return [f"{base}_{model}_small{frame}{suffix}"]
-    if run.work.command == "restore":
+    if work.command == "restore":
         base = base.removesuffix(f"_{model}_small")
     return [f"{base}_{result_label(options, run.label)}_{name}{frame}{suffix}" for name in sample_names]
 
@@ -237,7 +229,7 @@ def execute(
         yield from _execute_on_cluster(options, jobs, is_done, run_of)
         return
     limit: float | None = getattr(options, "time_limit", None)
-    whole_clips = any(run.work.carries for run in run_of.values())
+    whole_clips = any(run.worker.work.carries for run in run_of.values())
     with folders.Claims() as claims:
         for job, state in folders.examine(jobs, is_done, claims, whole_clips=whole_clips, notify=log):
             if state == "pending":
@@ -286,20 +278,19 @@ def _execute_on_cluster(
             workers=options.ray_workers,
             threads=max(1, options.ray_threads),
         )
-        yield from cluster.execute(run_of[its_jobs[0].source].work, machines, log, its_jobs)
+        yield from cluster.execute(run_of[its_jobs[0].source].worker.work, machines, log, its_jobs)
 
 
 # --- questions before large results are made --------------------------------------------------------------------------
 
 
-def confirm_sizes(
-    options: Namespace, work: Work, flow: FlowModel, jobs: list[Job], is_done: Callable[[Job], bool]
-) -> list[Job]:
+def confirm_sizes(options: Namespace, worker: Worker, jobs: list[Job], is_done: Callable[[Job], bool]) -> list[Job]:
     """Say the size of what will be made, and the memory and time that it takes; ask if it is very large.
 
     Returns:
         The jobs; where nobody can be asked, those whose results would be too large have a problem.
     """
+    work = worker.work
     sizes = {job: (upright_size(job.source), work.size_of(job.source)) for job in jobs}
     # pictures without a size cannot be read, and will fail
     pending = {job: (source, result) for job, (source, result) in sizes.items() if source and result}
@@ -331,7 +322,11 @@ def confirm_sizes(
     if not uses_ray(options):  # how fast other machines are is unknown
         sources, results = ([*sizes] for sizes in zip(*pending.values(), strict=True))
         how = {name: work.settings[name] for name in ("tile", "precision", "steadiness") if name in work.settings}
-        log(forecast(flow, sources, results, samples=work.samples, guided=work.guide is not None, **how).sentence())
+        log(
+            forecast(
+                worker.flow, sources, results, samples=work.samples, guided=work.guide is not None, **how
+            ).sentence()
+        )
     return jobs
 
 

@@ -10,10 +10,9 @@ from typing import Any, cast
 from .. import load
 from ..batch import folders
 from ..batch.folders import Job, Outputs
-from ..batch.job import Work
+from ..batch.job import Work, Worker
 from ..batch.tables import Scores
 from ..checkpoints import catalog
-from ..checkpoints.latents_file import model_sha256
 from ..checkpoints.writing import printable, write_atomic
 from ..device import keep_freed_memory
 from ..errors import FlowError
@@ -41,23 +40,24 @@ def run_score(options: Namespace) -> None:
     if options.out is not None:
         table = Scores(options.out if options.out.suffix.lower() == ".csv" else options.out / "scores.csv")
     jobs = [Job(picture.path) for picture in folders.find(options.images, notify=log)]
-    run = ModelRun(options=options, flow=flow, work=work, label="", sha256=model_sha256(flow))
-    bar, rows = ProgressBar(jobs), dict[str, dict[str, Any]]()  # by name of the image
+    worker, rows = Worker(work, flow), dict[str, dict[str, Any]]()  # by name of the image
+    run_of = dict.fromkeys((job.source for job in jobs), ModelRun(options=options, worker=worker))
+    bar = ProgressBar(jobs)
 
     def is_done(job: Job) -> bool:
         row = None if table is None or options.again else table.rows.get(_name(job))
-        return (
-            row is not None and job.source.is_file() and row["id"] == work.ids(job.source.read_bytes(), run.sha256)[0]
-        )
+        if row is None or not job.source.is_file():
+            return False
+        return row["id"] == work.ids(job.source.read_bytes(), worker.model_sha256)[0]
 
-    for job, result in execute(options, jobs, is_done, {job.source: run for job in jobs}, bar):
+    for job, result in execute(options, jobs, is_done, run_of, bar):
         name = _name(job)
         if isinstance(result, Outputs):
-            rows[name] = {"image": name, **json.loads(result.files[0]), "model_sha256": run.sha256}
+            rows[name] = {"image": name, **json.loads(result.files[0]), "model_sha256": worker.model_sha256}
             if table is not None:
                 table.append(rows[name])
         elif result is None and table is not None:
-            rows[name] = {**table.rows[name], "model_sha256": run.sha256}
+            rows[name] = table.rows[name]
         bar.finish(job, result)
     compared = ("bits_per_dim", "complexity_corrected", "enlarged")
     ranked = sorted(rows.values(), key=lambda row: ranking_key(*(row[name] for name in compared)))

@@ -145,7 +145,7 @@ def test_files_that_workers_of_a_cluster_open_are_absolute(model, tmp_path, monk
     works = []
 
     def execute(_options, jobs, _is_done, run_of, _bar):
-        works.append(run_of[jobs[0].source].work)
+        works.append(run_of[jobs[0].source].worker.work)
         return []
 
     monkeypatch.setattr("flowcore.cli.batches.execute", execute)
