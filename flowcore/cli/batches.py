@@ -322,11 +322,8 @@ def confirm_sizes(options: Namespace, worker: Worker, jobs: list[Job], is_done: 
     if not uses_ray(options):  # how fast other machines are is unknown
         sources, results = ([*sizes] for sizes in zip(*pending.values(), strict=True))
         how = {name: work.settings[name] for name in ("tile", "precision", "steadiness") if name in work.settings}
-        log(
-            forecast(
-                worker.flow, sources, results, samples=work.samples, guided=work.guide is not None, **how
-            ).sentence()
-        )
+        guided = work.guide is not None
+        log(forecast(worker.flow, sources, results, samples=work.samples, guided=guided, **how).sentence())
     return jobs
 
 
