@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..flowcore import FlowError
-from ..flowcore.batch.folders import Claims, InputFile, Job, do, examine, find, is_done, make_jobs, split_name
+from ..flowcore.batch.folders import InputFile, Job, do, examine, find, is_done, make_jobs, split_name
 from ..flowcore.batch.job import Work, Worker, encode_like
 from ..flowcore.batch.tables import NAME, Manifest
 from ..flowcore.checkpoints.color_memory import starter_memory
@@ -246,25 +246,24 @@ class FlowcoreFolder(FlowNode):
             memory, side = (memory_to_colorize, LARGE) if colorizes else (memory_required, ORDINARY_TILE)
             part.load(memory(part.flow, side, side))
             worker = Worker(work, part.flow)
-            with Claims() as claims:
-                for job, state in examine(jobs, partial(is_done, worker=worker), claims, notify=self.notes):
-                    stop_if_cancelled()
-                    if state == "done":
-                        count["there already"] += 1
-                        continue
-                    if state == "pending":
-                        self.notes.show(f"{count.total() + 1} of {len(pictures)}: {job.source.name}")
-                        of_job = progress.part(count.total() / len(pictures), 1 / len(pictures))
-                        result = do(job, worker, self.notes, of_job, stop_if_cancelled)
-                    else:
-                        result = state
-                    # The manifest has paths relative to the two folders.
-                    targets = tuple(target.relative_to(out) for target in job.targets)
-                    relative = replace(job, source=job.source.relative_to(source), targets=targets)
-                    manifest.append(relative, result, worker)
-                    if isinstance(result, Exception):
-                        self.notes(f"{job.source.name}: {result}")
-                    count["failed" if isinstance(result, Exception) else "made"] += 1
+            for job, state in examine(jobs, partial(is_done, worker=worker), notify=self.notes):
+                stop_if_cancelled()
+                if state == "done":
+                    count["there already"] += 1
+                    continue
+                if state == "pending":
+                    self.notes.show(f"{count.total() + 1} of {len(pictures)}: {job.source.name}")
+                    of_job = progress.part(count.total() / len(pictures), 1 / len(pictures))
+                    result = do(job, worker, self.notes, of_job, stop_if_cancelled)
+                else:
+                    result = state
+                # The manifest has paths relative to the two folders.
+                targets = tuple(target.relative_to(out) for target in job.targets)
+                relative = replace(job, source=job.source.relative_to(source), targets=targets)
+                manifest.append(relative, result, worker)
+                if isinstance(result, Exception):
+                    self.notes(f"{job.source.name}: {result}")
+                count["failed" if isinstance(result, Exception) else "made"] += 1
         manifest.compact()
         counts = ", ".join(f"{number} {what}" for what, number in count.items())
         info = f"{len(pictures)} pictures: {counts}; in output/{subfolder}"

@@ -2,7 +2,7 @@
 
 Each result stores the fingerprint of its work (``job.Work.ids``) as EXIF ImageUniqueID. So a run that was stopped can
 be resumed, and a file that something else made is never replaced. A picture that fails does not stop the others.
-Processes that share a folder of results make each picture once (``Claims``).
+Processes that share a folder of results make each picture once (``claim``).
 """
 
 from __future__ import annotations
@@ -189,70 +189,54 @@ def check_targets(jobs: Sequence[Job]) -> list[Job]:
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
-class Claims:
-    """The results that this process has claimed to make; as a context, it releases them at the end.
+def claim(target: Path, *, wait: bool = False) -> FileLock | None:
+    """Claim a file that is to be made, until ``release``; None if another process has done so.
 
     A claim is an empty file beside the result, ``.<name>.lock``, locked with ``filelock``, which torch installs. The
-    system releases the lock when the process ends, however it ends, so no claim outlives its process. The file is
-    removed while it is still locked; ``filelock`` opens another if the one that it has locked is gone.
+    system releases the lock when the process ends, however it ends, so no claim outlives its process. ``filelock``
+    opens another file if the one that it has locked is gone. SavingError if the target cannot be saved.
     """
+    path = beside(target, "lock")
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=-1 if wait else 0, poll_interval=0.05)
+    except Timeout:
+        return None
+    except (OSError, NotImplementedError):
+        check_writable(target)  # then this file system has no locks, and every process makes every file
+    return lock
 
-    def __init__(self) -> None:
-        self._locks: dict[Path, FileLock] = {}
 
-    def __enter__(self) -> Claims:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for path in [*self._locks]:
-            self._remove(path)
-
-    def take(self, target: Path, *, wait: bool = False) -> bool:
-        """Claim a file that is to be made; False if another process has done so; SavingError if it cannot be saved."""
-        path = beside(target, "lock")
-        if path in self._locks:
-            return True
-        lock = FileLock(path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=-1 if wait else 0, poll_interval=0.05)
-        except Timeout:
-            return False
-        except (OSError, NotImplementedError):
-            check_writable(target)
-            return True  # this file system has no locks: every process makes every file
-        self._locks[path] = lock
-        return True
-
-    def release(self, target: Path) -> None:
-        """Release the claim of a file, and remove the lock file that a killed process may have left."""
-        path = beside(target, "lock")
-        if path.exists() and self.take(target) and path in self._locks:  # else another process has it
-            self._remove(path)
-
-    def _remove(self, path: Path) -> None:
-        lock = self._locks.pop(path)
+def release(lock: FileLock) -> None:
+    """Release a claim, and remove its file."""
+    if not lock.is_locked:
+        return
+    path = Path(lock.lock_file)
+    with contextlib.suppress(OSError):
+        path.unlink()
+    lock.release()
+    if os.name == "nt":  # Windows cannot remove a file that is open, here or in another process
         with contextlib.suppress(OSError):
-            path.unlink()
-        lock.release()
-        if os.name == "nt":  # Windows cannot remove a file that is open, here or in another process
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def exclusive(target: Path) -> Generator[None]:
     """Wait for the claim of a file, and keep it inside the block."""
-    with Claims() as claims:
-        claims.take(target, wait=True)
+    lock = claim(target, wait=True)
+    try:
         yield
+    finally:
+        if lock is not None:
+            release(lock)
 
 
 def examine(
     jobs: Sequence[Job],
     is_done: Callable[[Job], bool],
-    claims: Claims | None = None,
     *,
+    claims: bool = True,
     whole_clips: bool = False,
     notify: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[Job, State]]:
@@ -275,9 +259,11 @@ def examine(
         for unit in units:
             target = unit[0].clip if whole_clips else next(iter(unit[0].targets), None)
             states: list[State] = [job_state(job, is_done) for job in unit]
-            if claims is not None and target is not None and "pending" in states:
+            lock = None
+            if claims and target is not None and ("pending" in states or beside(target, "lock").exists()):
                 try:
-                    if not claims.take(target):
+                    lock = claim(target)
+                    if lock is None and "pending" in states:
                         elsewhere.append(unit)
                         continue
                     states = [job_state(job, is_done) for job in unit]  # another process may have finished it
@@ -286,12 +272,13 @@ def examine(
             if whole_clips and "pending" in states:
                 first = _frames_to_skip(unit, states)
                 states[first:] = ["pending" if state == "done" else state for state in states[first:]]
-            yield from zip(unit, states, strict=True)
-            if whole_clips and target is not None:
-                remove_state(target)
-            if claims is not None and target is not None:
-                with contextlib.suppress(OSError):
-                    claims.release(target)
+            try:
+                yield from zip(unit, states, strict=True)
+                if whole_clips and target is not None:
+                    remove_state(target)
+            finally:
+                if lock is not None:  # also if it was that of a killed process
+                    release(lock)
         if elsewhere:
             if notify is not None and not notified:
                 notify(f"Waiting for {sum(map(len, elsewhere))} images that other processes are working on.")

@@ -230,13 +230,12 @@ def execute(
         return
     limit: float | None = getattr(options, "time_limit", None)
     whole_clips = any(run.worker.work.carries for run in run_of.values())
-    with folders.Claims() as claims:
-        for job, state in folders.examine(jobs, is_done, claims, whole_clips=whole_clips, notify=log):
-            if state == "pending":
-                progress, worker = bar.start(job.source), run_of[job.source].worker
-                yield job, folders.do(job, worker, log, progress, _time_limit(limit))
-            else:
-                yield job, None if state == "done" else state
+    for job, state in folders.examine(jobs, is_done, whole_clips=whole_clips, notify=log):
+        if state == "pending":
+            progress, worker = bar.start(job.source), run_of[job.source].worker
+            yield job, folders.do(job, worker, log, progress, _time_limit(limit))
+        else:
+            yield job, None if state == "done" else state
 
 
 def _time_limit(limit: float | None) -> Callable[[], bool]:
@@ -264,7 +263,7 @@ def _execute_on_cluster(
         raise FlowError(f"{reason} Install it on every machine: pip install 'flowcore[python,ray]'.") from error
 
     pending: dict[str, list[Job]] = {}
-    for job, state in folders.examine(jobs, is_done):
+    for job, state in folders.examine(jobs, is_done, claims=False):
         if state == "pending":
             pending.setdefault(run_of[job.source].options.model, []).append(job)
         else:

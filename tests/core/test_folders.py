@@ -15,7 +15,7 @@ from PIL import Image, ImageCms
 
 import flowcore
 from flowcore.batch import folders
-from flowcore.batch.folders import Claims, Job, Outputs
+from flowcore.batch.folders import Job, Outputs, claim
 from flowcore.batch.tables import WHOLE_NUMBERS, Scores
 from flowcore.checkpoints.latents_file import model_sha256
 from flowcore.checkpoints.writing import SavingError
@@ -269,13 +269,13 @@ def test_containers_share_a_folder(model, folder, tmp_path):
 
 def test_a_claim_lasts_until_its_process_ends_and_waiting_for_it_is_said(tmp_path):
     target, said = tmp_path / "a.png", []
-    program = "import os, sys, time; os.getpid = lambda: {}; from flowcore.batch.folders import Claims; "
-    program += "from pathlib import Path; claims = Claims(); print(claims.take(Path(sys.argv[1])), flush=True); "
+    program = "import os, sys, time; os.getpid = lambda: {}; from flowcore.batch.folders import claim; "
+    program += "from pathlib import Path; lock = claim(Path(sys.argv[1])); print(lock.is_locked, flush=True); "
     program += "time.sleep(60)"
     command = [sys.executable, "-c", program.format(os.getpid()), str(target)]
     other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "True\n"
-    assert not Claims().take(target)
+    assert claim(target) is None
 
     def notify(line):
         said.append((line, target.exists()))
@@ -283,10 +283,9 @@ def test_a_claim_lasts_until_its_process_ends_and_waiting_for_it_is_said(tmp_pat
         other.wait()
 
     job, done = Job(tmp_path / "in.png", (target,)), lambda job: target.exists()
-    with Claims() as claims:
-        for _, state in folders.examine([job], done, claims, notify=notify):
-            assert state == "pending"
-            folders.save(job, Outputs([b"x"]))
+    for _, state in folders.examine([job], done, notify=notify):
+        assert state == "pending"
+        folders.save(job, Outputs([b"x"]))
     assert said == [("Waiting for 1 images that other processes are working on.", False)]
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
@@ -296,8 +295,7 @@ def test_the_lock_file_of_a_killed_process_is_removed_beside_what_is_done(tmp_pa
     for path in (target, tmp_path / ".a.png.lock"):
         path.write_bytes(b"")
     job = Job(tmp_path / "in.png", (target,))
-    with Claims() as claims:
-        assert [*folders.examine([job], lambda job: True, claims)] == [(job, "done")]
+    assert [*folders.examine([job], lambda job: True)] == [(job, "done")]
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
