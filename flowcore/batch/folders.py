@@ -303,7 +303,7 @@ def _frames_to_skip(unit: list[Job], states: list[State]) -> int:
     if clip is None:
         return 0
     done = itertools.takewhile(lambda frame: frame[1] == "done", zip(unit, states, strict=True))
-    number = frames_done(clip, (files.unique_id(job.targets[0].read_bytes()) or "" for job, _ in done))
+    number = frames_done(clip, [files.unique_id(job.targets[0].read_bytes()) or "" for job, _ in done])
     if number == 0:
         remove_state(clip)
     return number

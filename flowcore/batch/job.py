@@ -6,7 +6,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -375,8 +375,8 @@ class ClipState:
     the last. It holds the tensors that ``upscale_video`` and ``colorize_video`` carry (``before``), bit for bit.
     """
 
-    def __init__(self, kind: str = "", tensors: Iterable[Tensor] = (), history: str = "") -> None:
-        self._kind, self.history = kind, history
+    def __init__(self, kind: str = "", tensors: Iterable[Tensor] = (), frames: int = 0, last: str = "") -> None:
+        self._kind, self.frames, self.last = kind, frames, last  # how many are finished, and the ID of the last one
         self.tensors = [*tensors]  # as the argument ``before`` of the tasks
 
     @classmethod
@@ -385,16 +385,18 @@ class ClipState:
         try:
             data = beside(clip, "state").read_bytes()  # ``safetensors.safe_open`` takes only paths in UTF-8
             metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-            tensors = load_tensors(data)
-            return cls(metadata["kind"], [tensors[str(k)].to(device) for k in range(len(tensors))], metadata["history"])
+            named = load_tensors(data)
+            tensors = [named[str(k)].to(device) for k in range(len(named))]
+            return cls(metadata["kind"], tensors, int(metadata["frames"]), metadata["last"])
         except (OSError, SafetensorError, LookupError, ValueError):
             return cls()
 
     def save(self, clip: Path) -> None:
         """Write the state, if it can be: without it the clip only takes longer to continue."""
         tensors = {str(k): tensor.detach().cpu().clone().contiguous() for k, tensor in enumerate(self.tensors)}
+        metadata = {"kind": self._kind, "frames": str(self.frames), "last": self.last}
         with contextlib.suppress(SavingError):
-            write_atomic(beside(clip, "state"), save_tensors(tensors, {"kind": self._kind, "history": self.history}))
+            write_atomic(beside(clip, "state"), save_tensors(tensors, metadata))
 
     def enter(self, *kind: object) -> None:
         """Prepare for a frame: frames of another kind, such as another size, start over."""
@@ -404,24 +406,17 @@ class ClipState:
 
     def add(self, id: str) -> None:
         """Note that the frame with this ID is finished."""
-        self.history = _history(self.history, id)
+        self.frames += 1
+        self.last = id
 
 
-def frames_done(clip: Path, ids: Iterable[str]) -> int:
+def frames_done(clip: Path, ids: Sequence[str]) -> int:
     """Count the frames before the stored state of a clip, whose first results have these IDs; 0 if it is another's."""
-    stored, history = ClipState.load(clip, torch.device("cpu")).history, ""
-    for number, id in enumerate(ids):
-        if (history := _history(history, id)) == stored:
-            return number + 1
-    return 0
+    state = ClipState.load(clip, torch.device("cpu"))
+    return state.frames if state.last in ids[state.frames - 1 : state.frames] else 0
 
 
 def remove_state(clip: Path) -> None:
     """Remove the state of a clip, if there is one."""
     with contextlib.suppress(OSError):
         beside(clip, "state").unlink()
-
-
-def _history(before: str, id: str) -> str:
-    """Extend a hash chain by an ID; ``before`` is the hash of those before it."""
-    return hashlib.sha256(f"{before} {id}".encode()).hexdigest()
