@@ -67,14 +67,14 @@ def test_sixteen_steps_are_the_programs(name, solver, way):
 @every_case
 def test_many_steps_tend_to_the_solution(name):
     flow, io = flow_of(name, steps=96), RECORDED[name]
-    for kind, probes in (("hutchinson_rademacher", "rademacher"), ("hutchinson_gaussian", "probe")):
-        latents, logdet = flow(image(name), given(name, probes))
-        assert error(flat(latents), io["f64.z"]) < 1e-8
-        assert error(logdet, io[f"f64.{kind}.logdet"]) < 1e-7
+    latents, logdet = flow(image(name), given(name, "rademacher"))
+    assert error(flat(latents), io["f64.z"]) < 1e-8
+    assert error(logdet, io["f64.hutchinson_rademacher.logdet"]) < 1e-7
+    assert error(flow(image(name), given(name, "probe"))[1], io["f64.hutchinson_gaussian.logdet"]) < 1e-7
     assert error(flow_of(name)(image(name))[1], io["f64.logdet"]) < 1e-5  # the exact trace
     assert error(flat(latents), io["f64.dopri5_1e-5.z"]) < 1e-3
     for key in [key for key in io if key.startswith("f64.dopri5_1e-5") and "rademacher" in key]:
-        assert error(flow(image(name), given(name, "rademacher"))[1], io[key]) < 1e-3
+        assert error(logdet, io[key]) < 1e-3
 
 
 @every_case

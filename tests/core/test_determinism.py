@@ -1,5 +1,6 @@
 """One seed, one picture of every shipped model: across runs, threads, tiles and precisions; and as recorded."""
 
+import functools
 import subprocess
 import sys
 
@@ -29,6 +30,11 @@ def threads():
     torch.set_num_threads(1)
 
 
+@functools.cache
+def pictures_of(name):
+    return golden.MAKERS[name](flowcore.load(name))
+
+
 def difference(one, other):
     return float((one - other).abs().max())
 
@@ -42,7 +48,7 @@ def changed(one, other, levels=0):
 def test_pictures_are_the_recorded_ones(name):
     """On another processor, rounding may change a value in 500 by one level; on the same one, nothing changes."""
     recorded = np.asarray(Image.open(golden.GOLDEN / f"{name}.png"))
-    made = golden.eight_bits(golden.MAKERS[name](flowcore.load(name)))
+    made = golden.eight_bits(pictures_of(name))
     assert made.shape == recorded.shape
     assert changed(made, recorded, levels=1) == 0
     assert changed(made, recorded) < 0.002
@@ -58,8 +64,7 @@ def test_every_shipped_model_is_recorded():
 @pytest.mark.parametrize("name", MODELS)
 def test_a_second_run_is_equal_threads_change_rounding_only_and_bfloat16_is_near(name, threads):
     """Of bfloat16, measured: 0.0103 at most, 0.0456 where light follows a histogram, 0.003 as a root mean square."""
-    flow, make = flowcore.load(name), golden.MAKERS[name]
-    pictures = make(flow)
+    flow, make, pictures = flowcore.load(name), golden.MAKERS[name], pictures_of(name)
     torch.rand(5)  # the state of torch's own generator does not matter
     forget_plan()
     assert torch.equal(make(flow), pictures)
@@ -80,7 +85,7 @@ def test_another_process_makes_the_same(tmp_path):
     )
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=300)
     for name, made in torch.load(tmp_path / "pictures.pt").items():
-        assert torch.equal(made, golden.MAKERS[name](flowcore.load(name))), name
+        assert torch.equal(made, pictures_of(name)), name
 
 
 @pytest.mark.parametrize("upscaler", UPSCALERS)

@@ -38,6 +38,8 @@ architecture = "{architecture}"
 validation = {validation}
 checkpoint_every = 1000
 init_batch = 16
+evaluate = 16
+sheet = [0.7]
 precision = "float32"
 turn = false
 unlabelled = {unlabelled}
@@ -103,8 +105,8 @@ def test_training_learns_and_saves_a_model_and_a_sheet(architecture, images, tmp
 
 
 def test_a_stopped_run_goes_on_to_the_same_parameters(architecture, images, tmp_path):
-    made = recipe(architecture, 6)
-    for run, stops in (("once", (None,)), ("twice", (3, None))):
+    made = recipe(architecture, 4)
+    for run, stops in (("once", (None,)), ("twice", (2, None))):
         for stop in stops:
             train(made, images, tmp_path / run, stop_after=stop)
     assert_same_run(tmp_path / "once", tmp_path / "twice")

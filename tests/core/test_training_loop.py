@@ -86,6 +86,22 @@ def content(run):
     return torch.load(run / "checkpoint.pt", weights_only=True)
 
 
+STOPS = (1, 2, 3, 4, 5, 6, L1 - 1, L1, L1 + 1, L1 + 6, ALL)
+
+
+@pytest.fixture(scope="module")
+def stopped(photos, tmp_path_factory):
+    """The same run, stopped after each of these steps: its results and checkpoints, and its folder as it was."""
+    folder = tmp_path_factory.mktemp("stopped")
+    run, results, contents = folder / "run", {}, {}
+    for stop in STOPS:
+        torch.manual_seed(stop)  # the global generator plays no part
+        results[stop] = train(recipe(), photos, run, stop_after=stop, log=lambda _: None)
+        contents[stop] = content(run)
+        shutil.copytree(run, folder / str(stop))
+    return SimpleNamespace(folder=folder, results=results, contents=contents)
+
+
 def assert_same_run(one, two):
     """The same parameters, averages and moments, bit for bit."""
     a, b = content(one), content(two)
@@ -123,30 +139,27 @@ def test_a_run_leaves_a_model_of_averaged_weights_with_its_origin_sheets_and_a_l
     assert any("bits/dim" in line for line in lines)
 
 
-def test_the_result_reports_the_progress_of_a_run(photos, tmp_path):
-    first, last, again = (train(recipe(), photos, tmp_path, stop_after=n, log=lambda _: None) for n in (5, None, None))
-    assert [r.steps for r in (first, last, again)] == [5, ALL, ALL]
-    assert [r.new_steps for r in (first, last, again)] == [5, ALL - 5, 0]
+def test_the_result_reports_the_progress_of_a_run(stopped, photos):
+    first, last = stopped.results[L1 + 6], stopped.results[ALL]
+    again = train(recipe(), photos, stopped.folder / "run", log=lambda _: None)
+    assert [r.steps for r in (first, last, again)] == [L1 + 6, ALL, ALL]
+    assert [r.new_steps for r in (first, last, again)] == [5, 6, 0]
     assert [r.is_finished for r in (first, last, again)] == [False, True, True]
     assert (last.total, last.skipped, last.better_than_start, last.verdict) == (ALL, 0, None, "")
     assert 0 < first.minutes < last.minutes == again.minutes
 
 
 def test_the_loss_of_both_stages_falls(photos, tmp_path):
-    longer = [(f"steps = {n}", "steps = 40") for n in (8, 12)]
-    run_recipe(photos, tmp_path, *longer, ("checkpoint_every = 3", "checkpoint_every = 4"))
+    run_recipe(photos, tmp_path, ("steps = 12", "steps = 40"), ("checkpoint_every = 3", "checkpoint_every = 4"))
     rows = read_rows(tmp_path / "history.csv")
     l1, bits = ([float(row["loss"]) for row in rows if row["stage"] == stage] for stage in ("encoder", "flow"))
     assert l1[-1] < 0.9 * l1[0]
     assert bits[-1] < bits[0] - 0.1
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(whole, photos, tmp_path):
-    for stop in (2, L1 - 1, L1, L1 + 1, L1 + 7, None):
-        torch.manual_seed(stop or 99)  # the global generator plays no part
-        run_recipe(photos, tmp_path / "run", stop_after=stop)
-        assert content(tmp_path / "run")["progress"]["step"] == (stop or ALL)
-    assert_same_run(whole[0], tmp_path / "run")
+def test_a_stopped_run_goes_on_to_the_same_bits(whole, stopped):
+    assert [saved["progress"]["step"] for saved in stopped.contents.values()] == [*STOPS]
+    assert_same_run(whole[0], stopped.folder / "run")
 
 
 def test_a_finished_run_is_left_alone_but_for_a_missing_model(whole, photos, tmp_path):
@@ -182,7 +195,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(whole, photos, tmp_path):
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", program, RECIPE, str(photos), str(run)]
-    assert subprocess.run(command, env=environment, cwd=tmp_path, timeout=60).returncode == -signal.SIGKILL
+    assert subprocess.run(command, env=environment, cwd=tmp_path, timeout=300).returncode == -signal.SIGKILL
     # between the two renamings of a checkpoint there is only the previous one
     newest = next(path for path in (run / "checkpoint.pt", run / "checkpoint.previous.pt") if path.exists())
     assert L1 <= torch.load(newest, weights_only=True)["progress"]["step"] < ALL
@@ -190,19 +203,15 @@ def test_a_killed_run_goes_on_to_the_same_bits(whole, photos, tmp_path):
     assert_same_run(whole[0], run)
 
 
-def test_a_run_of_another_recipe_is_refused(photos, tmp_path):
-    run_recipe(photos, tmp_path, stop_after=1)
+def test_a_run_of_another_recipe_is_refused(stopped, photos):
     for change in (("seed = 1", "seed = 2"), ("hidden = 8", "hidden = 9"), ("steps = 12", "steps = 13")):
         with pytest.raises(FlowError, match="run of another recipe"):
-            run_recipe(photos, tmp_path, change)
+            run_recipe(photos, stopped.folder / "1", change)
 
 
-def test_the_average_follows_the_weights_by_its_decay(photos, tmp_path):
+def test_the_average_follows_the_weights_by_its_decay(stopped, photos, tmp_path):
     """mean <- mean + (1 - decay) (weights - mean), decay rising from 1/10 to the recipe's."""
-    states = []
-    for step in range(1, 7):
-        run_recipe(photos, tmp_path / "run", stop_after=step)
-        states.append(content(tmp_path / "run"))
+    states = [stopped.contents[step] for step in range(1, 7)]
     decays = [min(0.6, (1 + done) / (10 + done)) for done in range(6)]
     names = [name for name in states[0]["flow"] if name.startswith("encoder.")]
     for k in range(1, 6):
@@ -217,15 +226,11 @@ def test_the_average_follows_the_weights_by_its_decay(photos, tmp_path):
     assert {value.dtype for value in saved.values()} == {torch.float32}  # also in bfloat16
 
 
-def test_the_encoder_is_trained_alone_then_frozen_for_half_of_the_second_stage(photos, tmp_path):
-    states = {}
-    for step in (1, L1, L1 + 6, ALL):
-        run_recipe(photos, tmp_path / "run", stop_after=step)
-        states[step] = content(tmp_path / "run")
-    start, l1, half, end = (states[step]["flow"] for step in states)
+def test_the_encoder_is_trained_alone_then_frozen_for_half_of_the_second_stage(stopped):
+    start, l1, half, end = (stopped.contents[step]["flow"] for step in (1, L1, L1 + 6, ALL))
     assert {name.split(".")[0] for name in start if not torch.equal(start[name], l1[name])} == {"encoder"}
     encoder = [name for name in end if name.startswith("encoder.")]
-    assert all(torch.equal(states[L1]["average"][name], half[name]) for name in encoder)
+    assert all(torch.equal(stopped.contents[L1]["average"][name], half[name]) for name in encoder)
     assert not all(torch.equal(half[name], end[name]) for name in encoder)
 
 
@@ -247,7 +252,7 @@ def test_gradients_are_clipped_and_the_callers_random_numbers_left_alone(whole, 
 def test_automatic_precision_follows_the_device_once_and_remembers(photos, tmp_path, monkeypatch):
     for capable, precision in ((True, "bfloat16"), (False, "float32")):
         run, lines = tmp_path / precision, []
-        for stop, can in ((2, capable), (4, not capable)):
+        for stop, can in ((1, capable), (2, not capable)):
             monkeypatch.setattr("flowcore.training.loop.has_bfloat16", lambda _, can=can: can)
             lines += run_recipe(photos, run, ("float32", "auto"), stop_after=stop)
         assert sum(f"precision of conditioners and encoder: {precision}" in line for line in lines) == 1
@@ -260,11 +265,10 @@ GRADIENT = {"encoder.conv_hr.weight": 0, "encoder.conv_hr.bias": 0, "encoder.con
 
 
 @pytest.mark.parametrize(("broken", "fused"), [(LOSS, True), (LOSS, False), (GRADIENT, True)])
-def test_a_step_that_is_not_finite_is_skipped_and_counted(photos, tmp_path, monkeypatch, broken, fused):
-    run = tmp_path / "run"
+def test_a_step_that_is_not_finite_is_skipped_and_counted(stopped, photos, tmp_path, monkeypatch, broken, fused):
+    run = shutil.copytree(stopped.folder / "3", tmp_path / "run")
     if not fused:
         monkeypatch.setattr("flowcore.training.stage.supports_fused_optimizer", lambda _: False)
-    run_recipe(photos, run, stop_after=3)
     saved = content(run)
     for name, value in broken.items():
         saved["flow"][name].fill_(value)
@@ -356,13 +360,13 @@ def test_a_run_that_stopped_before_its_first_checkpoint_begins_again(whole, phot
         run_recipe(photos, tmp_path, stop_after=1)
 
 
-def test_a_table_that_another_program_has_changed_is_not_replaced(photos, tmp_path):
-    run_recipe(photos, tmp_path, stop_after=1)
-    table = (tmp_path / "history.csv").read_text().replace(",", ";")
-    (tmp_path / "history.csv").write_text(table)
+def test_a_table_that_another_program_has_changed_is_not_replaced(stopped, photos, tmp_path):
+    run = shutil.copytree(stopped.folder / "1", tmp_path / "run")
+    table = (run / "history.csv").read_text().replace(",", ";")
+    (run / "history.csv").write_text(table)
     with pytest.raises(FlowError, match=r"would replace history\.csv,"):
-        run_recipe(photos, tmp_path, stop_after=2)
-    assert (tmp_path / "history.csv").read_text() == table
+        run_recipe(photos, run, stop_after=2)
+    assert (run / "history.csv").read_text() == table
 
 
 def test_a_folder_that_cannot_be_a_runs_is_refused(photos, tmp_path):
@@ -392,9 +396,9 @@ def test_a_run_refused_before_its_first_step_leaves_no_checkpoint_and_no_writer(
     assert not list(tmp_path.rglob("checkpoint.pt"))
 
 
-def test_caches_of_other_photographs_are_removed_at_the_first_saved_step(photos, tmp_path):
-    run, more = tmp_path / "run", photographs(tmp_path / "more", [(48, 48), (48, 64)])
-    run_recipe(photos, run, stop_after=1)
+def test_caches_of_other_photographs_are_removed_at_the_first_saved_step(stopped, tmp_path):
+    run = shutil.copytree(stopped.folder / "1", tmp_path / "run")
+    more = photographs(tmp_path / "more", [(48, 48), (48, 64)])
     before = sorted((run / "cache").iterdir())
     (run / "cache" / "mine.u8").write_bytes(b"mine")
     with pytest.raises(FlowError, match="crop of stage"):
@@ -429,18 +433,18 @@ def test_training_needs_no_held_out_photographs_of_the_size_of_a_crop(tmp_path):
 
 def test_a_second_likelihood_stage_goes_on_from_the_first(photos, tmp_path):
     stage = RECIPE[RECIPE.rindex("[[stages]]") :].replace('"flow"', '"more"')
-    longer = parse_recipe(RECIPE + stage.replace("steps = 12", "steps = 3").replace("1e-2", "0.0"))
-    train(longer, photos, tmp_path, stop_after=ALL, log=lambda _: None)
+    first = RECIPE.replace("steps = 8", "steps = 2").replace("steps = 12", "steps = 3")
+    longer = parse_recipe(first + stage.replace("steps = 12", "steps = 3").replace("1e-2", "0.0"))
+    train(longer, photos, tmp_path, stop_after=2 + 3, log=lambda _: None)
     before = content(tmp_path)["average"]
-    assert train(longer, photos, tmp_path, log=lambda _: None).steps == ALL + 3
+    assert train(longer, photos, tmp_path, log=lambda _: None).steps == 2 + 3 + 3
     after = content(tmp_path)["average"]
     assert all(torch.equal(before[name], after[name]) for name in before)  # rate 0: nothing may move, actnorms least
 
 
 @pytest.mark.parametrize("damage", [b"half", None], ids=["half", "missing"])
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(whole, photos, tmp_path, damage):
-    run = tmp_path / "run"
-    run_recipe(photos, run, stop_after=14)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(whole, stopped, photos, tmp_path, damage):
+    run = shutil.copytree(stopped.folder / "14", tmp_path / "run")
     for name in (".checkpoint.pt.partial", ".model.safetensors.1.partial"):
         (run / name).write_bytes(b"half")
     if damage is None:  # killed between the two renamings
@@ -503,16 +507,17 @@ def test_a_caller_can_stop_a_run_and_go_on_to_the_same_bits(whole, photos, tmp_p
     assert_same_run(whole[0], run)
 
 
-def test_minutes_stop_a_run_that_began_without_them(photos, tmp_path):
-    run_recipe(photos, tmp_path, stop_after=2)
-    lines = run_recipe(photos, tmp_path, minutes=1e-9)
-    assert content(tmp_path)["progress"]["step"] == 3
+def test_minutes_stop_a_run_that_began_without_them(stopped, photos, tmp_path):
+    run = shutil.copytree(stopped.folder / "2", tmp_path / "run")
+    lines = run_recipe(photos, run, minutes=1e-9)
+    assert content(run)["progress"]["step"] == 3
     assert any("stopped: the time is up" in line for line in lines)
 
 
 def test_a_run_can_start_from_a_model(whole, photos, tmp_path):
     flow_only = RECIPE[: RECIPE.index("[[stages]]")] + RECIPE[RECIPE.rindex("[[stages]]") :]
-    still = parse_recipe(flow_only.replace("learning_rate = 1e-2", "learning_rate = 0"))
+    shorter = flow_only.replace("steps = 12", "steps = 3")
+    still = parse_recipe(shorter.replace("learning_rate = 1e-2", "learning_rate = 0"))
     for stop in (1, None):  # and the second start must not draw first-batch moments
         model = train(still, photos, tmp_path / "run", start=whole[1], stop_after=stop, log=lambda _: None).model
     old = read(whole[1]).state_dict()
@@ -538,6 +543,7 @@ def test_a_gradient_that_explodes_is_not_followed(photos, tmp_path, monkeypatch)
 def test_after_many_bad_steps_a_run_goes_back_with_half_the_rate(photos, tmp_path):
     """A batch of noise as large as this is never finite; the run meets it, retreats, and is given sense again."""
     stubborn = [("ema = 0.6", "ema = 0.6\npatience = 5"), ("steps = 8", "steps = 60")]
+    stubborn += [("checkpoint_every = 3", "checkpoint_every = 100")]
     run = tmp_path / "run"
     run_recipe(photos, run, *stubborn, stop_after=6)
     good = content(run)
