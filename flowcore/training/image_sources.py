@@ -1,7 +1,7 @@
 """Finding and decoding the images of folders and ZIP archives, and the cache of their pixels.
 
 Of each set of images ``HASH.u8`` holds the pixels, which are mapped into memory, and ``HASH.json`` the index, which is
-written last. Processes may write the same cache at once: each renames its own files, which have the same content.
+written last. Processes may write the same cache at once: each replaces its files by others of the same content.
 """
 
 import hashlib
@@ -9,7 +9,6 @@ import io
 import json
 import os
 import re
-import uuid
 import zipfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from ..checkpoints.writing import beside, clear_abandoned
+from ..checkpoints.writing import clear_abandoned, replacing
 from ..errors import ImageError
 from ..images.color import to_uint8
 from ..images.files import IMAGE_SUFFIXES, decode_rgb, refuse_truncated
@@ -270,14 +269,7 @@ def open_pixel_cache(folders: Folders, cache: Path, recipe: Recipe, progress: Pr
     key = hashlib.sha256(json.dumps([described, recipe.scale, sizes]).encode()).hexdigest()[:16]
     pixels, index = cache / f"{key}.u8", cache / f"{key}.json"
     if (content := _read_index(pixels, index, recipe.scale)) is None:
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            _write(sources, recipe, pixels, index, progress)
-        except OSError as error:
-            raise ImageError(
-                f"The decoded images could not be stored in {cache} ({error}). Make room there, or choose another "
-                "folder for the run."
-            ) from error
+        _write(sources, recipe, pixels, index, progress)
         content = _read_index(pixels, index, recipe.scale)
         assert content is not None
     entries, skipped = content
@@ -308,10 +300,8 @@ def _read_index(pixels: Path, index: Path, scale: int) -> tuple[list[Entry], lis
 
 def _write(sources: list[ImageSource], recipe: Recipe, pixels: Path, index: Path, progress: Progress | None) -> None:
     entries, skipped = list[tuple[str, int, int, int, float]](), list[str]()
-    ending = f"{uuid.uuid4().hex}.{os.getpid()}.partial"
-    new, new_index = beside(pixels, ending), beside(index, ending)
-    try:
-        with new.open("wb") as out:
+    with replacing(index) as new_index:
+        with replacing(pixels) as new, new.open("wb") as out:
             for done, (source, sizes, reason) in enumerate(decode_each(sources, partial(_at_all_sizes, recipe)), 1):
                 if sizes is None:
                     skipped.append(f"{source.name}: {reason}")
@@ -324,12 +314,6 @@ def _write(sources: list[ImageSource], recipe: Recipe, pixels: Path, index: Path
                 if progress is not None:
                     progress(done, len(sources))
         new_index.write_text(json.dumps({"entries": entries, "skipped": skipped}))
-        if _read_index(pixels, index, recipe.scale) is None:  # else another process wrote, and may be reading it
-            os.replace(new, pixels)
-            os.replace(new_index, index)
-    finally:
-        new.unlink(missing_ok=True)
-        new_index.unlink(missing_ok=True)
 
 
 def _at_all_sizes(recipe: Recipe, image: Image.Image) -> list[tuple[int, int, float, bytes | None]]:
