@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from ..checkpoints.writing import clear_abandoned, replacing
+from ..checkpoints.writing import SavingError, clear_abandoned, replacing
 from ..errors import ImageError
 from ..images.color import to_uint8
 from ..images.files import IMAGE_SUFFIXES, decode_rgb, refuse_truncated
@@ -269,7 +269,11 @@ def open_pixel_cache(folders: Folders, cache: Path, recipe: Recipe, progress: Pr
     key = hashlib.sha256(json.dumps([described, recipe.scale, sizes]).encode()).hexdigest()[:16]
     pixels, index = cache / f"{key}.u8", cache / f"{key}.json"
     if (content := _read_index(pixels, index, recipe.scale)) is None:
-        _write(sources, recipe, pixels, index, progress)
+        try:
+            _write(sources, recipe, pixels, index, progress)
+        except SavingError:  # Windows does not replace what another process has written meanwhile and is reading
+            if _read_index(pixels, index, recipe.scale) is None:
+                raise
         content = _read_index(pixels, index, recipe.scale)
         assert content is not None
     entries, skipped = content
