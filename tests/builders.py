@@ -205,8 +205,13 @@ def srflow_checkpoint(flow: Flow) -> dict[str, Tensor]:
     """Convert an SRFlow or a descendant of ours to a state dict of the published program."""
     ours, state = flow.state_dict(), {}
     for origin in ORIGINS[flow.architecture](flow.config):
-        t = origin.forms[0].to_ours(ours[origin.ours])  # a change of sign, which undoes itself, or none
-        state[origin.names[0]] = t.reshape(origin.forms[0].published_shape(tuple(ours[origin.ours].shape))).clone()
+        (name,) = origin.names
+        t = origin.convert(ours[origin.ours])  # a change of sign, which undoes itself, or none
+        if ".actnorm." in name:
+            t = t.reshape(1, -1, 1, 1)
+        elif name.endswith(".logs"):
+            t = t.reshape(-1, 1, 1)
+        state[name] = t.clone()
     return state
 
 

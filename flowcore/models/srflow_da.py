@@ -5,9 +5,11 @@ workshop, CVPR 2021), with its ablations: -S squeezes once by the whole scale, -
 conditioner, -D a residual network of 18 blocks. Ours: uniform training noise, as wide as the paper's Gaussian.
 """
 
+import operator
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from itertools import accumulate
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -21,6 +23,20 @@ from .fields import Range, block_indices, check_fields, short_repr
 from .inputs import check_lr
 
 LAYERS = re.compile(r"s[248][pc]+((d|d?s[248])[pc]+)*")
+
+
+class LevelLayers(NamedTuple):
+    """The layers of one level."""
+
+    factor: int  # of the squeeze before them; 1 for none
+    steps: str  # a letter each: "p" for a plain step, "c" for a conditional one
+    splits: bool  # whether half of the channels are factored out after them
+
+
+def parse_layers(layers: str) -> list[LevelLayers]:
+    """Divide ``SRFlowDAConfig.layers`` into levels."""
+    matches = re.finditer(r"(?:s(\d))?([pc]+)(d?)", layers)
+    return [LevelLayers(int(match[1] or 1), match[2], bool(match[3])) for match in matches]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,24 +76,29 @@ class SRFlowDAConfig:
                 "layers must be squeezes (s2, s4 or s8), plain steps (p), conditional steps (c) and splits (d), such "
                 f"as s2ppccds2ppcc; got {short_repr(layers)}."
             )
-        channels, factor = 3, 1
-        for layer in re.findall(r"s\d|d", layers):
-            if layer == "d":
+        channels = 3
+        for level in parse_layers(layers):
+            channels *= level.factor**2
+            if level.splits:
                 if channels % 2:
                     raise FlowError(f"layers must split an even number of channels; got {short_repr(layers)}.")
                 channels //= 2
-            else:
-                channels, factor = channels * int(layer[1]) ** 2, factor * int(layer[1])
-            if factor > 2 * self.scale:
-                raise FlowError(
-                    f"layers must squeeze by at most {2 * self.scale} in all, as the encoder has no coarser features; "
-                    f"got {short_repr(layers)}."
-                )
+        if 2 ** max(self.grids_by_level) > 2 * self.scale:
+            raise FlowError(
+                f"layers must squeeze by at most {2 * self.scale} in all, as the encoder has no coarser features; got "
+                f"{short_repr(layers)}."
+            )
 
     @property
-    def grids(self) -> tuple[int, ...]:
-        """The grids of its levels, finest first: 1 for half as many pixels a side as HR, 2 for a quarter."""
-        return tuple(dict.fromkeys(grid for grid, _ in split_levels(self.layers)))
+    def grids_by_level(self) -> list[int]:
+        """The grid of each level, finest first: 1 for half as many pixels a side as HR, 2 for a quarter."""
+        factors = accumulate((level.factor for level in parse_layers(self.layers)), operator.mul)
+        return [factor.bit_length() - 1 for factor in factors]
+
+    @property
+    def grids(self) -> list[int]:
+        """The grids of its levels, each once."""
+        return list(dict.fromkeys(self.grids_by_level))
 
 
 def srflow_da(config: SRFlowDAConfig) -> FlowModel[SRFlowDAConfig]:
@@ -85,11 +106,10 @@ def srflow_da(config: SRFlowDAConfig) -> FlowModel[SRFlowDAConfig]:
     features = config.encoder_width * (1 + len(config.stacked_blocks))
     levels: list[Level] = []
     channels = 3
-    for _, part in split_levels(config.layers):
-        factor = int(part[1]) if part.startswith("s") else 1
-        channels *= factor**2
+    for level in parse_layers(config.layers):
+        channels *= level.factor**2
         steps: list[Transform] = []
-        for kind in part.strip("s248d"):
+        for kind in level.steps:
             step: list[Transform] = [ActNorm(channels), InvertibleConv(channels)]
             if kind == "c":
                 step.append(Injector(_conditioner(features, 2 * channels, config), eps=config.affine_eps))
@@ -97,9 +117,9 @@ def srflow_da(config: SRFlowDAConfig) -> FlowModel[SRFlowDAConfig]:
                 network = _conditioner(channels // 2 + features, outputs, config)
                 step.append(Coupling(network, eps=config.affine_eps))
             steps.append(Chain(*step))
-        split = Split(ScaledConv(channels // 2, channels)) if part.endswith("d") else None
-        squeeze = Chain() if factor == 1 else Squeeze(factor)
-        levels.append(Level(steps, split, squeeze=squeeze, downscale=factor))
+        split = Split(ScaledConv(channels // 2, channels)) if level.splits else None
+        squeeze = Chain() if level.factor == 1 else Squeeze(level.factor)
+        levels.append(Level(steps, split, squeeze=squeeze, downscale=level.factor))
         channels = channels // 2 if split else channels
     return FlowModel(
         levels,
@@ -115,22 +135,12 @@ def srflow_da(config: SRFlowDAConfig) -> FlowModel[SRFlowDAConfig]:
     )
 
 
-def split_levels(layers: str) -> list[tuple[int, str]]:
-    """Divide ``SRFlowDAConfig.layers`` into levels: the grid of each, 1 for half of HR's sides, and its layers."""
-    levels: list[tuple[int, str]] = []
-    grid = 0
-    for part in re.findall(r"(?:s\d)?[pc]+d?", layers):
-        grid += {"2": 1, "4": 2, "8": 3}[part[1]] if part.startswith("s") else 0
-        levels.append((grid, part))
-    return levels
-
-
 def _encode_lr(flow: FlowModel[SRFlowDAConfig], lr: Tensor) -> Condition:
     check_lr(flow, lr)
     assert flow.encoder is not None  # an RRDBEncoder, or a plan's folded one
     grids = flow.config.grids
     by_grid = dict(zip(grids, flow.encoder(lr, grids)[0], strict=True))
-    return Condition(features=tuple(by_grid[grid] for grid, _ in split_levels(flow.config.layers)))
+    return Condition(features=tuple(by_grid[grid] for grid in flow.config.grids_by_level))
 
 
 def _conditioner(inputs: int, outputs: int, config: SRFlowDAConfig) -> PlainConditioner:

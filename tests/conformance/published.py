@@ -212,7 +212,7 @@ def check_gradients(flow: Flow, origins: Iterable[Origin], recorded: Mapping[str
         near(gradient.norm().reshape(()), recorded[norms + name].reshape(()))
         seen.add(norms + name)
         if (theirs := recorded.get(f"f64.{prefix}grad.{name}")) is not None:
-            near(gradient, origin.forms[0].to_ours(theirs.reshape(gradient.shape)))
+            near(gradient, origin.convert(theirs.reshape(gradient.shape)))
     assert not parameters
     assert seen == {key for key in recorded if key.startswith(norms)}
 

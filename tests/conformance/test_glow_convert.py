@@ -111,48 +111,15 @@ def test_missing_bits(tmp_path, program, usual):
     assert "n_bits must be" in refusal(load, tmp_path / "model.safetensors", n_bits=9)
 
 
-def shuffled() -> tuple[dict[str, Tensor], dict[str, Tensor], list[list[int]]]:
-    """A network whose channel orders are not in its state dict, and the orders, by name and as lists."""
-    state = recorded_glow("y0ast_affine_shuffle")
-    saved = {name: state.pop(name) for name in sorted(state) if name.startswith("__extra__")}
-    return state, saved, [order.tolist() for order in saved.values()]
-
-
-def test_missing_saved_and_given_permutations(tmp_path):
-    state, saved, orders = shuffled()
-    save_file(state, tmp_path / "model.safetensors")
-    message = refusal(load, tmp_path / "model.safetensors")
-    advice = ('mixing="reverse"', "--set mixing=reverse", "flowcore.load(..., permutations=[[3, 0, ...], ...])")
-    for part in ("the field permutations is missing", "6 steps (2 levels of 3)", *advice):
-        assert part in message
-    assert "--set permutations='[[3,0,...],...]'" in message
-    given = load(tmp_path / "model.safetensors", permutations=orders)
-    assert same(given, Y0AST.convert({**state, **saved}, {}))
-    unprefixed = {name.removeprefix("__extra__."): t for name, t in saved.items()}
-    assert same(given, Y0AST.convert({**state, **unprefixed}, {}))
-    other = {"permutations": [order[::-1] for order in orders]}
-    overridden = Y0AST.convert({**state, **saved}, other)
-    assert same(overridden, Y0AST.convert(state, other))
-    assert not same(overridden, given)
-    assert given.config.mixing == "shuffle"
-    assert same(load(tmp_path / "model.safetensors", permutations=tuple(map(tuple, orders))), given)
+def test_a_network_without_convolutions_needs_its_mixing(tmp_path):
+    save_file(random_state(shrink("y0ast_cifar10_shuffle")), tmp_path / "model.safetensors")
+    for overrides in ({}, {"mixing": "shuffle"}):
+        message = refusal(load, tmp_path / "model.safetensors", **overrides)
+        for part in ("the field mixing is missing", 'mixing="reverse"', "--set mixing=reverse", "cannot be read"):
+            assert part in message
     reverse = load(tmp_path / "model.safetensors", mixing="reverse")
-    for name, t in reverse.state_dict().items():
-        if name.endswith(".order"):
-            assert t.tolist() == list(range(len(t)))[::-1]
-
-
-def test_invalid_permutations():
-    state, _, orders = shuffled()
-    for given, says in (
-        (orders[:-1], "6 lists of indices, one for each of 3 steps on 2 levels, finest level first; got 5"),
-        (7, "got 7"),
-        ([*orders[:-1], orders[0]], "permutations[5], of step 2 on level 1, must list each of 0 to 23 once"),
-        ([[0] * 12, *orders[1:]], "permutations[0], of step 0 on level 0, must list each of 0 to 11 once"),
-        ([[float(i) for i in orders[0]], *orders[1:]], "permutations[0]"),
-        ("abcdef", "permutations[0]"),
-    ):
-        assert says in refusal(Y0AST.convert, state, {"permutations": given})
+    orders = [t.tolist() for name, t in reverse.state_dict().items() if name.endswith(".order")]
+    assert orders == [[*range(len(order))][::-1] for order in orders]
 
 
 def test_missing_image_size():
@@ -182,7 +149,6 @@ def test_contradicting_unknown_and_consistent_overrides():
     for program, overrides, says in (
         ("y0ast", {"nbits": 8}, "'nbits'"),
         ("y0ast", {"dequantizer_steps": 2}, "no checkpoint of Glow by y0ast has"),
-        ("y0ast", {"permutations": [[0]]}, "permutations are given"),
         ("rosinality", {"permutations": []}, "'permutations'"),
     ):
         assert says in refusal(convert, program, **overrides)
@@ -201,9 +167,7 @@ def test_missing_and_misshapen_tensors_are_named(program):
     kinds |= {"": "data_constraint"} if "data_constraint" in state else {}
     for name in kinds.values():
         assert name in refusal(convert, program, {key: t for key, t in state.items() if key != name})
-        message = refusal(convert, program, {**state, name: torch.ones(5, 5, 5)})
-        assert name in message
-        assert "(5, 5, 5)" in message or name == "data_constraint"
+        assert name in refusal(convert, program, {**state, name: torch.ones(5, 5, 5)})
 
 
 NEVER, NOT_AS_MADE = "was never initialized", "is not what the program makes of it"
@@ -230,17 +194,13 @@ def test_unused_tensors_with_unexpected_values():
 
 
 def test_invalid_stored_permutations(tmp_path):
-    state = recorded_glow("y0ast_affine_shuffle")
-    name = "__extra__.flow.layers.6.shuffle.indices"
+    state, name = random_state(shrink("openai_cifar10_abl-shuffle-aff")), "model/0/1/shuffle/indices"
     for unusual in (state[name].to_sparse(), state[name].to(torch.complex64)):
         torch.save({**state, name: unusual}, tmp_path / "model.pt")
         message = refusal(load, tmp_path / "model.pt")
         assert name in message
         assert "expected plain integers" in message
-    message = refusal(Y0AST.convert, {**state, name: torch.zeros(24, dtype=torch.int64)}, {})
-    assert "does not list each of 0 to 23 once" in message
-    state = random_state(shrink("openai_cifar10_abl-shuffle-aff"))
-    state["model/0/1/shuffle/indices"] = state["model/0/1/shuffle/indices"] + 1
+    state[name] = state[name] + 1
     assert "does not list each of 0 to 11 once" in refusal(OPENAI.convert, state, {"n_bits": 8})
 
 

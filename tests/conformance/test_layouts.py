@@ -106,7 +106,7 @@ def test_a_published_file_is_recognized_and_every_tensor_used_once(source, name,
     ours = build_on_meta(layout.architecture, layout.config).state_dict()
     assert {origin.ours for origin in layout.origins} == ours.keys()
     for origin in layout.origins:
-        assert origin.forms[0].published_shape(tuple(ours[origin.ours].shape)) == tuple(shapes[origin.names[0]])
+        assert origin.convert(meta(shapes)[origin.names[0]]).shape == ours[origin.ours].shape
 
 
 def test_deep_subnets_are_recognized_and_missing_injectors_refused(small_state):

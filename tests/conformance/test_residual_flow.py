@@ -196,9 +196,13 @@ def checkpoint_of(flow: Flow) -> dict[str, Tensor]:
     ours = flow.state_dict()
     state: dict[str, Tensor] = {}
     for origin in residual_flow_origins(flow.config):
-        shape = origin.forms[0].published_shape(tuple(ours[origin.ours].shape))
-        state[origin.names[0]] = ours[origin.ours].reshape(shape).clone()
+        t = ours[origin.ours]
         owner, _, part = origin.names[0].rpartition(".")
+        if part in ("u", "v"):
+            t = t.flatten()
+        elif part == "weight" and ".nnet.nnet." in owner:
+            t = t.flatten(1)
+        state[origin.names[0]] = t.clone()
         if part == "u":
             sides = ours[origin.ours].shape[1:]
             state |= {f"{owner}.scale": torch.ones(()), f"{owner}.initialized": torch.tensor(1)}

@@ -113,7 +113,9 @@ def checkpoint_of(flow: Flow) -> dict[str, Tensor]:
             t = sequence(t[None])[0]
         elif name.endswith("pos_embed") and int(name.split(".")[1]) % 2:
             t = t.flip(0)
-        state[name] = t.reshape(origin.forms[0].published_shape(tuple(ours[origin.ours].shape))).clone()
+        elif name.endswith("class_embed"):
+            t = t[:, None]
+        state[name] = t.clone()
     return state
 
 

@@ -84,24 +84,27 @@ def _velocity(checkpoint: Checkpoint, layers: str) -> dict[str, Any]:
 def ffjord_origins(config: FFJORDConfig, multiscale: bool) -> Iterator[Origin]:
     """Pair every parameter of ours with the published one; ``multiscale`` names may also have a single scale."""
     for level in range(config.scales):
-        published = f"transforms.{level}.chain" if multiscale else "chain"
-        after = 1 if level == 0 else 0  # after the logit
-        before_and_after = 1 if level == config.scales - 1 else 2
-        for k in range(before_and_after * config.blocks):
-            number = k + (k >= config.blocks)  # after the squeeze
-            ours, ode = f"levels.{level}.steps.transforms.{number}", f"{published}.{after + number}"
-            yield take(f"{ours}.sqrt_end_time", f"{ode}.sqrt_end_time")
-            for j in range(len(config.hidden) + 1):
-                layer, theirs = f"{ours}.field.layers.{j}", f"{ode}.odefunc.diffeq.layers.{j}"
-                yield from take_conv(f"{layer}.conv", f"{theirs}._layer")
-                if config.time == "concatsquash":
-                    yield from take_conv(f"{layer}.gate", f"{theirs}._hyper_gate")
-                    yield take(f"{layer}.shift.weight", f"{theirs}._hyper_bias.weight")
+        ours, published = f"levels.{level}.steps.transforms", f"transforms.{level}.chain" if multiscale else "chain"
+        ahead = 1 if level == 0 else 0  # published indices, by the logit
+        squeeze = config.blocks  # of all levels but the last, between their ODEs
+        for k in range(config.blocks if level == config.scales - 1 else 2 * config.blocks + 1):
+            if k != squeeze:
+                yield from _ode(f"{ours}.{k}", f"{published}.{k + ahead}", config)
         if config.batch_norm:
-            ours, norm = f"levels.{level}.steps.transforms", f"{published}.{after + config.blocks}"
+            norm, actnorm = f"{published}.{config.blocks + ahead}", f"{ours}.{config.blocks + 1}"
             yield from take_all(f"{ours}.{config.blocks}", f"{norm}.running_", {"mean": "mean", "var": "var"})
-            yield take(f"{ours}.{config.blocks + 1}.log_scale", f"{norm}.weight")
-            yield take_shift(f"{ours}.{config.blocks + 1}.bias", f"{norm}.bias", f"{norm}.weight")
+            yield take(f"{actnorm}.log_scale", f"{norm}.weight")
+            yield take_shift(f"{actnorm}.bias", f"{norm}.bias", f"{norm}.weight")
+
+
+def _ode(ours: str, published: str, config: FFJORDConfig) -> Iterator[Origin]:
+    yield take(f"{ours}.sqrt_end_time", f"{published}.sqrt_end_time")
+    for k in range(len(config.hidden) + 1):
+        layer, theirs = f"{ours}.field.layers.{k}", f"{published}.odefunc.diffeq.layers.{k}"
+        yield from take_conv(f"{layer}.conv", f"{theirs}._layer")
+        if config.time == "concatsquash":
+            yield from take_conv(f"{layer}.gate", f"{theirs}._hyper_gate")
+            yield take(f"{layer}.shift.weight", f"{theirs}._hyper_bias.weight")
 
 
 FFJORD = Source(

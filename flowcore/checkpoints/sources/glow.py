@@ -1,38 +1,31 @@
 """Published Glows: what they have in common, and the programs of OpenAI, rosinality, y0ast and chaiyujin.
 
-All of them are ``models.glow`` with different settings, and a table per program says where every tensor is. Conversions
-only reorder and change signs, so that nothing is rounded. In our order the rows of a coupling's last convolution and of
-a prior alternate: shift, raw scale, ...; mean, log-deviation, ...
+All of them are ``models.glow`` with different settings, and a function per program says where every tensor is.
+Conversions only reorder and change signs, so that nothing is rounded. In our order the rows of a coupling's last
+convolution and of a prior alternate: shift, raw scale, ...; mean, log-deviation, ...
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...errors import CheckpointError
 from ...models.glow import GlowConfig
 from ..file import build_on_meta
 from .source import (
-    LACKS_LAYERS,
-    PER_CHANNEL,
-    PER_OUTPUT,
-    SAME,
     Check,
     Checkpoint,
-    Form,
     Layout,
     Origin,
     Source,
-    count_levels,
     missing_field,
     take,
     take_all,
     take_conv,
+    unchanged,
 )
 
 LICENSE = "MIT for the program; none is stated with published weights: check the license of your file"
@@ -55,53 +48,46 @@ CHANGED = "is not what the program makes of it. The file is damaged, or of a cha
 
 # --- what they have in common -----------------------------------------------------------------------------------------
 
-NAME = re.compile(r"(?:levels\.(\d+)\.)?(?:steps\.transforms\.(\d+)\.transforms\.)?(.+)")
-NETWORK = "2.conditioner"
+
+def steps_of(config: GlowConfig) -> Iterator[tuple[int, int, str]]:
+    """List the level of each step, 0 for the finest; its number there, in data-to-latent direction; and our name."""
+    for level in range(config.levels):
+        for k in range(config.steps):
+            yield level, k, f"levels.{level}.steps.transforms.{k}.transforms"
 
 
 def glow_layout(
-    config: GlowConfig, table: Iterable[Origin], values: Mapping[str, Tensor] = {}, **layout: Any
+    config: GlowConfig,
+    origins: Iterable[Origin],
+    *,
+    unused: re.Pattern[str],
+    checks: Sequence[Check] = (),
 ) -> Layout:
-    """Look up our tensors in a table, except those in ``values`` and the channel reversals.
-
-    Our names in the table are without the number of the level, and those of a step begin with 0 for the actnorm, 1 for
-    the mixing, and 2 for the coupling. Published ones refer to ``{level}``, 0 for the finest; ``{k}``, the number of a
-    step in data-to-latent direction; ``{deep}`` and ``{back}``, both counted from the other end; and ``{layer}``, the
-    index in one list of a squeeze, the steps and the split of every level.
-    """
-    rows, origins = {row.ours: row for row in table}, list[Origin]()
-    ours = build_on_meta("glow", config).state_dict()
+    """Use those origins, of all that a program may have, whose tensors are in this model; reversals are in no file."""
+    ours, values = build_on_meta("glow", config).state_dict(), dict[str, Tensor]()
     if config.mixing == "reverse":
         values = {name: torch.arange(len(t)).flip(0) for name, t in ours.items() if name.endswith(".1.order")}
-    for name in ours:
-        level, k, part = NAME.fullmatch(name).groups()  # pyright: ignore[reportOptionalMemberAccess]
-        if part in rows and name not in values:
-            # Without a level it is of the top prior, the deepest; without a step, of a split, after the last one.
-            level, k = int(level or config.levels - 1), int(k or config.steps)
-            numbers = {"level": level, "k": k, "deep": config.levels - 1 - level, "back": config.steps - 1 - k}
-            numbers["layer"] = level * (config.steps + 2) + 1 + k
-            names = [published.format(**numbers) for published in rows[part].names]
-            origins.append(replace(rows[part], ours=name, names=names))
-    return Layout(architecture="glow", config=config, origins=origins, values=values, **layout)
+    used = [origin for origin in origins if origin.ours in ours and origin.ours not in values]
+    return Layout(architecture="glow", config=config, origins=used, values=values, unused=unused, checks=checks)
 
 
 def take_lu(ours: str, published: str, names: str) -> Iterator[Origin]:
     """Take a mixing held as LU factors; what its program masks out of the triangles is arbitrary and dropped."""
     permutation, sign, lower, upper, log = names.split()
     yield from take_all(ours, f"{published}.", {"permutation": permutation, "sign": sign, "log_diagonal": log})
-    yield take(f"{ours}.lower", f"{published}.{lower}", SAME.then(lambda t: t.tril(-1)))
-    yield take(f"{ours}.upper", f"{published}.{upper}", SAME.then(lambda t: t.triu(1)))
+    yield take(f"{ours}.lower", f"{published}.{lower}", lambda t: t.tril(-1))
+    yield take(f"{ours}.upper", f"{published}.{upper}", lambda t: t.triu(1))
 
 
 def actnorm(ours: str, published: str) -> Iterator[Origin]:
     """Take an ``ActNorm``."""
-    return take_all(ours, f"{published}.", {"bias": "bias", "log_scale": "logs"}, PER_CHANNEL)
+    return take_all(ours, f"{published}.", {"bias": "bias", "log_scale": "logs"}, torch.flatten)
 
 
 def zero_conv(ours: str, published: str, conv: str = "") -> Iterator[Origin]:
     """Take a ``ScaledConv``; ``conv`` is the suffix of its kernel's name."""
     yield from take_conv(ours, published + conv)
-    yield take(f"{ours}.log_scale", f"{published}.logs", PER_OUTPUT)
+    yield take(f"{ours}.log_scale", f"{published}.logs", torch.flatten)
 
 
 def alternate(t: Tensor) -> Tensor:
@@ -179,13 +165,11 @@ def _config_with_bits(
 
 # --- openai/glow, the authors' program: TensorFlow variables under their own names ------------------------------------
 
-# TensorFlow's kernels are (height, width, in, out); its vectors are rows.
-HWIO = Form(lambda s: (s[2], s[3], s[1], s[0]), lambda t: t.permute(3, 2, 0, 1))
-ROW = Form(lambda s: (1, *s), torch.flatten)
-ROW_4D = Form(lambda s: (1, 1, 1, *s), torch.flatten)
-TRANSPOSED = Form(lambda s: s[::-1], lambda t: t.T)
-# Of a kernel whose inputs are 2C channels of zeros and the border flag; ours, (2C, 1, 3, 3), sees the flag only.
-FLAG_OF_HWIO = Form(lambda s: (s[2], s[3], s[0] + 1, s[0]), lambda t: t.permute(3, 2, 0, 1)[:, -1:])
+
+def _from_hwio(t: Tensor) -> Tensor:
+    """Reorder a kernel of TensorFlow, (height, width, in, out)."""
+    return t.permute(3, 2, 0, 1)
+
 
 # What else a TensorFlow checkpoint holds: counters, optimizer slots, moving averages of the weights.
 TRAINER = re.compile(
@@ -195,39 +179,39 @@ TRAINER = re.compile(
 
 
 def _openai_actnorm(ours: str, published: str) -> Iterator[Origin]:
-    return take_all(ours, f"{published}/actnorm_", {"bias": "center/b", "log_scale": "scale/logs"}, ROW_4D)
+    return take_all(ours, f"{published}/actnorm_", {"bias": "center/b", "log_scale": "scale/logs"}, torch.flatten)
 
 
 def _openai_zero_conv(ours: str, published: str) -> Iterator[Origin]:
-    yield take(f"{ours}.weight", f"{published}/W", HWIO)
-    yield take(f"{ours}.bias", f"{published}/b", ROW_4D)
-    yield take(f"{ours}.log_scale", f"{published}/logs", ROW)
+    yield take(f"{ours}.weight", f"{published}/W", _from_hwio)
+    yield from take_all(ours, f"{published}/", {"bias": "b", "log_scale": "logs"}, torch.flatten)
 
 
-OPENAI_STEP = "model/{level}/{k}"
-OPENAI_TABLE = (
-    *_openai_actnorm("0", OPENAI_STEP),
-    take("1.weight", f"{OPENAI_STEP}/invconv/W", TRANSPOSED),  # it multiplies rows by the matrix from the right
-    take("1.order", f"{OPENAI_STEP}/shuffle/indices"),
-    take(f"{NETWORK}.hidden.0.weight", f"{OPENAI_STEP}/f1/l_1/W", HWIO),
-    *_openai_actnorm(f"{NETWORK}.hidden.0.actnorm", f"{OPENAI_STEP}/f1/l_1"),
-    take(f"{NETWORK}.hidden.1.weight", f"{OPENAI_STEP}/f1/l_2/W", HWIO),
-    *_openai_actnorm(f"{NETWORK}.hidden.1.actnorm", f"{OPENAI_STEP}/f1/l_2"),
-    *_openai_zero_conv(f"{NETWORK}.last", f"{OPENAI_STEP}/f1/l_last"),
-    *_openai_zero_conv("split.conditioner", "model/pool{level}/conv"),
-    # A convolution of zeros: only its kernel for the border is read. Means come first, then log-deviations.
-    take("top.prior.constants.weight", "model/prior/p/W", FLAG_OF_HWIO.then(alternate)),
-    take("top.prior.constants.bias", "model/prior/p/b", ROW_4D.then(alternate)),
-    take("top.prior.constants.log_scale", "model/prior/p/logs", ROW.then(alternate)),
-    take("top.prior.by_label.weight", "model/prior/y_emb/W", TRANSPOSED.then(alternate)),
-    take("top.prior.by_label.bias", "model/prior/y_emb/b", ROW.then(alternate)),
-    take("top.prior.by_label.log_scale", "model/prior/y_emb/logs", ROW.then(alternate)),
-)
+def _openai_origins(config: GlowConfig) -> Iterator[Origin]:
+    for level, k, ours in steps_of(config):
+        published, network = f"model/{level}/{k}", f"{ours}.2.conditioner"
+        yield from _openai_actnorm(f"{ours}.0", published)
+        yield take(f"{ours}.1.weight", f"{published}/invconv/W", torch.t)  # it multiplies rows from the right
+        yield take(f"{ours}.1.order", f"{published}/shuffle/indices")
+        for place in (0, 1):
+            hidden, layer = f"{network}.hidden.{place}", f"{published}/f1/l_{place + 1}"
+            yield take(f"{hidden}.weight", f"{layer}/W", _from_hwio)
+            yield from _openai_actnorm(f"{hidden}.actnorm", layer)
+        yield from _openai_zero_conv(f"{network}.last", f"{published}/f1/l_last")
+    for level in range(config.levels):
+        yield from _openai_zero_conv(f"levels.{level}.split.conditioner", f"model/pool{level}/conv")
+    # Means come first, then log-deviations. ``constants`` is a convolution of zeros and, last, the border's flag: only
+    # the kernel for the flag is read.
+    prior = "top.prior"
+    yield take(f"{prior}.constants.weight", "model/prior/p/W", lambda t: alternate(_from_hwio(t)[:, -1:]))
+    yield take(f"{prior}.by_label.weight", "model/prior/y_emb/W", lambda t: alternate(t.t()))
+    for part, published in (("constants", "model/prior/p/"), ("by_label", "model/prior/y_emb/")):
+        names = {"bias": "b", "log_scale": "logs"}
+        yield from take_all(f"{prior}.{part}", published, names, lambda t: alternate(t.flatten()))
 
 
 def _openai_layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
     """Convolutions see the border as one more channel, the last; log-scales are stored divided by 3."""
-    checkpoint = checkpoint.without(TRAINER)
     parts = checkpoint.parts(r"model/\d+/\d+/")
     mixings = {"conv": "invconv/W", "shuffle": "shuffle/indices"}
     detected = {
@@ -244,7 +228,7 @@ def _openai_layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layo
     }
     config = _config_with_bits(checkpoint, "8 for CIFAR-10, LSUN and ImageNet, 5 for CelebA-HQ", detected, overrides)
     unused = rf"model/classifier/.*|model/\d+/\d+/shuffle/indices_inverse|{TRAINER.pattern}"
-    return glow_layout(config, OPENAI_TABLE, unused=re.compile(unused))
+    return glow_layout(config, _openai_origins(config), unused=re.compile(unused))
 
 
 OPENAI = Source(
@@ -260,23 +244,27 @@ OPENAI = Source(
 # --- rosinality/glow-pytorch ------------------------------------------------------------------------------------------
 
 ROSINALITY_STEP = r"blocks\.\d+\.flows\.\d+"
-MATRIX_AS_KERNEL = Form(lambda s: (*s, 1, 1), lambda t: t[:, :, 0, 0])
 
 
-def _rosinality_table(rows: Callable[[Tensor], Tensor]) -> Iterator[Origin]:
-    """``rows`` reorders the rows of a coupling's last convolution, which begin with the raw scales."""
-    step, prior = "blocks.{level}.flows.{k}", "blocks.{level}.prior"
-    yield take("0.bias", f"{step}.actnorm.loc", PER_CHANNEL)
-    yield take("0.scale", f"{step}.actnorm.scale", PER_CHANNEL)
-    yield take("1.weight", f"{step}.invconv.weight", MATRIX_AS_KERNEL)
-    yield from take_lu("1", f"{step}.invconv", "w_p s_sign w_l w_u w_s")
-    yield from take_conv(f"{NETWORK}.hidden.0", f"{step}.coupling.net.0")
-    yield from take_conv(f"{NETWORK}.hidden.1", f"{step}.coupling.net.2")
-    zero_convs = [(f"{NETWORK}.last", f"{step}.coupling.net.4", rows)]
-    zero_convs += [("split.conditioner", prior, alternate), ("top.prior.constants", prior, alternate)]
-    for ours, published, order in zero_convs:
-        yield from take_conv(ours, f"{published}.conv", SAME.then(order))
-        yield take(f"{ours}.log_scale", f"{published}.scale", PER_CHANNEL.then(order))
+def _rosinality_origins(config: GlowConfig) -> Iterator[Origin]:
+    for level, k, ours in steps_of(config):
+        published, network = f"blocks.{level}.flows.{k}", f"{ours}.2.conditioner"
+        yield take(f"{ours}.0.bias", f"{published}.actnorm.loc", torch.flatten)
+        yield take(f"{ours}.0.scale", f"{published}.actnorm.scale", torch.flatten)
+        yield take(f"{ours}.1.weight", f"{published}.invconv.weight", lambda t: t[:, :, 0, 0])
+        yield from take_lu(f"{ours}.1", f"{published}.invconv", "w_p s_sign w_l w_u w_s")
+        yield from take_conv(f"{network}.hidden.0", f"{published}.coupling.net.0")
+        yield from take_conv(f"{network}.hidden.1", f"{published}.coupling.net.2")
+        rows = alternate_swapped if config.coupling == "affine" else unchanged  # published: raw scales first
+        yield from _rosinality_zero_conv(f"{network}.last", f"{published}.coupling.net.4", rows)
+    for level in range(config.levels):
+        yield from _rosinality_zero_conv(f"levels.{level}.split.conditioner", f"blocks.{level}.prior", alternate)
+    yield from _rosinality_zero_conv("top.prior.constants", f"blocks.{config.levels - 1}.prior", alternate)
+
+
+def _rosinality_zero_conv(ours: str, published: str, rows: Callable[[Tensor], Tensor]) -> Iterator[Origin]:
+    yield from take_conv(ours, f"{published}.conv", rows)
+    yield take(f"{ours}.log_scale", f"{published}.scale", lambda t: rows(t.flatten()))
 
 
 def _rosinality_layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
@@ -298,7 +286,7 @@ def _rosinality_layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> 
     config = _config_with_bits(checkpoint, "5 by default", detected, overrides)
     return glow_layout(
         config,
-        _rosinality_table(alternate_swapped if config.coupling == "affine" else lambda t: t),
+        _rosinality_origins(config),
         unused=re.compile(rf"{step}\.(actnorm\.initialized|invconv\.(l_mask|u_mask|l_eye))"),
         checks=(
             check_trained(rf"{step}\.actnorm\.initialized"),
@@ -320,8 +308,6 @@ ROSINALITY = Source(
 
 # --- y0ast/Glow-PyTorch and chaiyujin/glow-pytorch: one design under two sets of names --------------------------------
 
-SHUFFLE_INDICES = re.compile(r"(__extra__\.)?flow\.layers\.\d+\.shuffle\.indices")
-
 
 class Naming(NamedTuple):
     """Pixel conventions and names in which the two programs differ."""
@@ -335,37 +321,31 @@ class Naming(NamedTuple):
     top: str  # the learned constants
 
 
-def _y0ast_table(naming: Naming) -> Iterator[Origin]:
-    step, conv, linear = "flow.layers.{layer}", naming.conv, f"project_ycond{naming.linear}"
-    yield from actnorm("0", f"{step}.actnorm")
-    yield take("1.weight", f"{step}.invconv.weight")
-    yield from take_lu("1", f"{step}.invconv", naming.factors)
-    yield take("1.order", f"{step}.shuffle.indices")
-    for place in (0, 1):
-        hidden, published = f"{NETWORK}.hidden.{place}", f"{step}.{naming.network}.{2 * place}"
-        yield take(f"{hidden}.weight", f"{published}{conv}.weight")
-        yield from actnorm(f"{hidden}.actnorm", f"{published}.actnorm")
-    yield from zero_conv(f"{NETWORK}.last", f"{step}.{naming.network}.4", conv)
-    yield from zero_conv("split.conditioner", f"{step}.conv", conv)
+def _y0ast_origins(naming: Naming, config: GlowConfig) -> Iterator[Origin]:
+    conv, layers_per_level = naming.conv, config.steps + 2  # a squeeze, the steps, and a split
+    for level, k, ours in steps_of(config):
+        published, network = f"flow.layers.{level * layers_per_level + 1 + k}", f"{ours}.2.conditioner"
+        yield from actnorm(f"{ours}.0", f"{published}.actnorm")
+        yield take(f"{ours}.1.weight", f"{published}.invconv.weight")
+        yield from take_lu(f"{ours}.1", f"{published}.invconv", naming.factors)
+        for place in (0, 1):
+            hidden, layer = f"{network}.hidden.{place}", f"{published}.{naming.network}.{2 * place}"
+            yield take(f"{hidden}.weight", f"{layer}{conv}.weight")
+            yield from actnorm(f"{hidden}.actnorm", f"{layer}.actnorm")
+        yield from zero_conv(f"{network}.last", f"{published}.{naming.network}.4", conv)
+    for level in range(config.levels):
+        split = f"flow.layers.{(level + 1) * layers_per_level - 1}"
+        yield from zero_conv(f"levels.{level}.split.conditioner", f"{split}.conv", conv)
     # Means in the first half of the rows, log-deviations in the second.
-    yield take("top.prior.constants.bias", f"{naming.top}{conv}.bias", SAME.then(alternate))
-    yield take("top.prior.constants.log_scale", f"{naming.top}.logs", PER_OUTPUT.then(alternate))
-    names = {"weight": f"{linear}.weight", "bias": f"{linear}.bias", "log_scale": "project_ycond.logs"}
-    yield from take_all("top.prior.by_label", "", names, SAME.then(alternate))
+    yield take("top.prior.constants.bias", f"{naming.top}{conv}.bias", alternate)
+    yield take("top.prior.constants.log_scale", f"{naming.top}.logs", lambda t: alternate(t.flatten()))
+    yield from take_conv("top.prior.by_label", f"project_ycond{naming.linear}", alternate)
+    yield take("top.prior.by_label.log_scale", "project_ycond.logs", alternate)
 
 
 def _y0ast_layout(naming: Naming, checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
-    """Where there are no 1x1 convolutions, permutations come from ``shuffle.indices``, or from the caller."""
-    overrides = dict(overrides)
-    permutations = overrides.pop("permutations", None)
     sequence = checkpoint.layers(r"flow\.layers\.(\d{1,4})\.(conv\.)?", {"conv.": "d"})
-    levels, steps, _ = count_levels(sequence, undivided=1)
-    if not steps:
-        raise checkpoint.error(
-            "has other layers than the known variants. Expected per level a squeeze (s), as many steps (p) as in every "
-            f"other level, and a split (d) after every level but the last; got {sequence[:100] or 'none'}.",
-            LACKS_LAYERS,
-        )
+    levels, steps, _ = checkpoint.count_levels(sequence, undivided=1, needed="p")
     network, conv = f"flow.layers.1.{naming.network}", naming.conv
     detected: dict[str, Any] = {
         "levels": levels,
@@ -378,24 +358,15 @@ def _y0ast_layout(naming: Naming, checkpoint: Checkpoint, overrides: Mapping[str
     }
     if checkpoint.has(r"project_ycond\."):
         detected["classes"] = checkpoint.shape(f"project_ycond{naming.linear}.weight", 2)[1]
-    shuffled = permutations is not None or any(map(SHUFFLE_INDICES.fullmatch, checkpoint.shapes))
     if mixing := checkpoint.parts(r"flow\.layers\.\d+\.invconv\."):
         detected["mixing"] = "conv" if "weight" in mixing else "lu"
-        if shuffled:
-            raise CheckpointError(
-                "permutations are given, but this network mixes its channels by 1x1 convolutions. Leave them out."
-            )
-    elif shuffled:
-        detected["mixing"] = "shuffle"
     elif overrides.get("mixing") != "reverse":
         raise missing_field(
-            "permutations",
-            f"the order that each of the {levels * steps} steps ({levels} levels of {steps}) puts its channels in. "
-            f"This network has no 1x1 convolutions, and {checkpoint.program} does not save the order. If it was "
-            'trained with flow_permutation "reverse", give mixing="reverse" (--set mixing=reverse) instead. If it was '
-            '"shuffle", there is one list of indices per step, finest level first.',
-            "[[3, 0, ...], ...]",
-            "'[[3,0,...],...]'",
+            "mixing",
+            "this network has no 1x1 convolutions, and no tensor tells its flow_permutation. A network that was "
+            'trained with "shuffle" cannot be read, since its program does not save the order of the channels.',
+            '"reverse"',
+            "reverse",
             "gives noise for pictures",
         )
     if "prior_h" in checkpoint.shapes:
@@ -403,39 +374,13 @@ def _y0ast_layout(naming: Naming, checkpoint: Checkpoint, overrides: Mapping[str
     defaults = {"n_bits": 8, "grid": naming.grid, "pixels": naming.pixels}
     config = checkpoint.config("glow", detected, defaults, overrides)
     # Zero padding makes the top prior's convolution of zeros a constant, so its kernel is never read.
-    values, unused = dict[str, Tensor](), rf"prior_h|project_class\..*|{naming.top}{re.escape(conv)}\.weight"
-    if permutations is not None:
-        values, unused = _orders(permutations, config), f"{unused}|{SHUFFLE_INDICES.pattern}"
+    unused = rf"prior_h|project_class\..*|{naming.top}{re.escape(conv)}\.weight"
     return glow_layout(
         config,
-        _y0ast_table(naming),
-        values,
+        _y0ast_origins(naming, config),
         unused=re.compile(unused),
         checks=(Check("prior_h", lambda t: not bool(t.any()), NOT_ZERO),),
     )
-
-
-def _orders(permutations: Any, config: GlowConfig) -> dict[str, Tensor]:
-    """Validate channel orders given by the caller: one list per step, finest level first."""
-    count = config.levels * config.steps
-    if not isinstance(permutations, Sequence) or len(permutations) != count:
-        actual = f"{len(permutations)}" if isinstance(permutations, Sequence) else repr(permutations)[:60]
-        raise CheckpointError(
-            f"permutations must be {count} lists of indices, one for each of {config.steps} steps on {config.levels} "
-            f"levels, finest level first; got {actual}."
-        )
-    orders: dict[str, Tensor] = {}
-    for number, order in enumerate(permutations):
-        level, k = divmod(number, config.steps)
-        channels = config.channels * 4 * 2**level
-        integers = isinstance(order, (list, tuple)) and all(type(index) is int for index in order)
-        if not integers or sorted(order) != list(range(channels)):
-            raise CheckpointError(
-                f"permutations[{number}], of step {k} on level {level}, must list each of 0 to {channels - 1} once; "
-                f"got {str(order)[:80]}."
-            )
-        orders[f"levels.{level}.steps.transforms.{k}.transforms.1.order"] = torch.tensor(order)
-    return orders
 
 
 def _y0ast_source(name: str, naming: Naming) -> Source:
@@ -444,8 +389,6 @@ def _y0ast_source(name: str, naming: Naming) -> Source:
         licence=LICENSE,
         detect=re.compile(rf"flow\.layers\.\d+\.{naming.network}\."),
         layout=partial(_y0ast_layout, naming),
-        integers=SHUFFLE_INDICES,
-        rename=lambda state: {name.removeprefix("__extra__."): t for name, t in state.items()},
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...errors import CheckpointError
 from ...models.hcflow import HCFlowConfig
 from .glow import actnorm, zero_conv
-from .source import LACKS_LAYERS, NOTHING, PER_OUTPUT, SAME, Check, Checkpoint, Layout, Origin, Source, take, take_conv
+from .source import LACKS_LAYERS, NOTHING, Check, Checkpoint, Layout, Origin, Source, take, take_conv
 
 # What no file tells, by scale: bins of the dequantization noise in training, and temperature of the published tests.
 QUANT_BINS = {4: 64, 8: 256}
@@ -22,8 +22,6 @@ TEMPERATURES = {4: 0.9, 8: 0.8}
 # Constants of the Haar transform, channel by channel: the signs of its four bands.
 HAAR = re.compile(r"flow\.layers\.\d{1,4}\.haar_weights")
 SIGNS = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])
-
-NEGATED = SAME.then(torch.neg)  # mean and log std of the published prior; ours subtracts them as shift and log scale
 
 
 def hcflow_origins(config: HCFlowConfig) -> Iterator[Origin]:
@@ -53,8 +51,9 @@ def hcflow_origins(config: HCFlowConfig) -> Iterator[Origin]:
             yield take(f"{inner}.1.weight", f"{outer}.permute.weight")
             yield from _subnet(f"{inner}.2.conditioner", f"{outer}.affine.f")
         prior = f"{ours}.transform.transforms.{config.detail_steps}.conditioner"
-        yield from take_conv(prior, f"{published}.f", NEGATED)
-        yield take(f"{prior}.log_scale", f"{published}.f.logs", PER_OUTPUT)
+        # published: mean and log std; ours subtracts them as shift and log scale
+        yield from take_conv(prior, f"{published}.f", torch.neg)
+        yield take(f"{prior}.log_scale", f"{published}.f.logs", torch.flatten)
 
 
 def _layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:

@@ -12,25 +12,18 @@ import torch
 from torch import Tensor
 
 from ...models.glow import GlowConfig
-from .glow import LICENSE, SETTINGS, check_identity, check_trained, first_step, glow_layout, levels_and_steps, take_lu
-from .source import (
-    PER_CHANNEL,
-    SAME,
-    Checkpoint,
-    Form,
-    Layout,
-    Origin,
-    Source,
-    missing_field,
-    take,
-    take_conv,
-    take_shift,
+from .glow import (
+    LICENSE,
+    SETTINGS,
+    check_identity,
+    check_trained,
+    first_step,
+    glow_layout,
+    levels_and_steps,
+    steps_of,
+    take_lu,
 )
-
-# Published forms of our tables (classes, C, H, W):
-LABEL_LAST = Form(lambda s: (*s[1:], s[0]), lambda t: t.permute(3, 0, 1, 2))
-WITHOUT_PIXELS = Form(lambda s: (1, s[1], 1, 1), lambda t: t)
-LABELS_ONLY = Form(lambda s: s[:2], lambda t: t[:, :, None, None])
+from .source import Checkpoint, Layout, Origin, Source, missing_field, take, take_conv, take_shift
 
 STEP = r"flows\.\d+\.\d+\.flows"
 NETWORK = rf"{STEP}\.0\.flows\.1\.param_map\.net"  # of a coupling
@@ -74,7 +67,7 @@ def _layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
     config = checkpoint.config("glow", detected, {"n_bits": 8, "grid": "bins", "pixels": "unit"}, overrides)
     return glow_layout(
         config,
-        _table(config, base),
+        _origins(config, base),
         unused=re.compile(rf"{INITIALIZED}|{STEP}\.1\.eye"),
         checks=(check_trained(INITIALIZED), check_identity(rf"{STEP}\.1\.eye")),
     )
@@ -94,27 +87,36 @@ def _base(checkpoint: Checkpoint) -> str:
     )
 
 
-def _table(config: GlowConfig, base: str) -> Iterator[Origin]:
+def _origins(config: GlowConfig, base: str) -> Iterator[Origin]:
     """Levels and steps are numbered in the sampling direction; shifts and log-scales have the other sign."""
-    step, ours = "flows.{deep}.{back}.flows", "2.conditioner"
-    network, normalized = f"{step}.0.flows.1.param_map.net", config.network == "actnorm"
-    yield take("0.bias", f"{step}.2.t", PER_CHANNEL.then(torch.neg))
-    yield take("0.log_scale", f"{step}.2.s", PER_CHANNEL.then(torch.neg))
-    yield take("1.weight", f"{step}.1.W")
-    yield from take_lu("1", f"{step}.1", "P sign_S L U log_S")
-    for k in range(2):
-        if normalized:  # a convolution without bias, and its actnorm, which shifts after scaling where ours does before
-            actnorm, published = f"{ours}.hidden.{k}.actnorm", f"{network}.{3 * k + 1}.actNorm"
-            yield take(f"{ours}.hidden.{k}.weight", f"{network}.{3 * k}.weight")
-            yield take(f"{actnorm}.log_scale", f"{published}.s", PER_CHANNEL)
-            yield take_shift(f"{actnorm}.bias", f"{published}.t", f"{published}.s", PER_CHANNEL)
-        else:
-            yield from take_conv(f"{ours}.hidden.{k}", f"{network}.{2 * k}")
-    rows = SAME.then(_negate_shifts if config.coupling == "affine" else torch.neg)
-    yield from take_conv(f"{ours}.last", f"{network}.{6 if normalized else 4}", rows)
-    for prior in ("split.conditioner", "top.prior"):
-        yield _pixels(f"{prior}.mean", "q0.{deep}.loc", config, base)
-        yield _pixels(f"{prior}.log_std", "q0.{deep}.log_scale", config, base)
+    normalized = config.network == "actnorm"
+    for level, k, ours in steps_of(config):
+        published = f"flows.{config.levels - 1 - level}.{config.steps - 1 - k}.flows"
+        conditioner, network = f"{ours}.2.conditioner", f"{published}.0.flows.1.param_map.net"
+        yield take(f"{ours}.0.bias", f"{published}.2.t", _negate)
+        yield take(f"{ours}.0.log_scale", f"{published}.2.s", _negate)
+        yield take(f"{ours}.1.weight", f"{published}.1.W")
+        yield from take_lu(f"{ours}.1", f"{published}.1", "P sign_S L U log_S")
+        for place in (0, 1):
+            hidden = f"{conditioner}.hidden.{place}"
+            if normalized:  # a convolution without bias, and its actnorm
+                actnorm = f"{network}.{3 * place + 1}.actNorm"
+                yield take(f"{hidden}.weight", f"{network}.{3 * place}.weight")
+                yield take(f"{hidden}.actnorm.log_scale", f"{actnorm}.s", torch.flatten)
+                yield take_shift(f"{hidden}.actnorm.bias", f"{actnorm}.t", f"{actnorm}.s")
+            else:
+                yield from take_conv(hidden, f"{network}.{2 * place}")
+        rows = _negate_shifts if config.coupling == "affine" else torch.neg
+        yield from take_conv(f"{conditioner}.last", f"{network}.{6 if normalized else 4}", rows)
+    for level in range(config.levels):
+        prior = "top.prior" if level == config.levels - 1 else f"levels.{level}.split.conditioner"
+        published = f"q0.{config.levels - 1 - level}"
+        yield _table(f"{prior}.mean", f"{published}.loc", level, config, base)
+        yield _table(f"{prior}.log_std", f"{published}.log_scale", level, config, base)
+
+
+def _negate(t: Tensor) -> Tensor:
+    return -t.flatten()
 
 
 def _negate_shifts(t: Tensor) -> Tensor:
@@ -122,22 +124,24 @@ def _negate_shifts(t: Tensor) -> Tensor:
     return torch.stack([-t[0::2], t[1::2]], dim=1).flatten(0, 1)
 
 
-def _pixels(ours: str, published: str, config: GlowConfig, base: str) -> Origin:
+def _table(ours: str, published: str, level: int, config: GlowConfig, base: str) -> Origin:
     """A value for every label, channel and pixel, (classes, C, H, W)."""
     if base == "ClassCondDiagGaussian":
-        return take(ours, published, LABEL_LAST)
+        return take(ours, published, lambda t: t.permute(3, 0, 1, 2))
     if base == "DiagGaussian":
         return take(ours, published)
-    names, forms = [published, f"{published}_logs"], [WITHOUT_PIXELS, WITHOUT_PIXELS]
-    if config.classes:
-        names, forms = [*names, f"{published}_cc"], [*forms, LABELS_ONLY]
-    return Origin(ours, names, forms, _scaled)
+    assert config.image_size is not None
+    sides = [side // 2 ** (level + 1) for side in config.image_size]
 
+    def scaled(value: Tensor, logs: Tensor, by_label: Tensor | None = None) -> Tensor:
+        """GlowBase's parametrization, in float64 so that it is rounded once."""
+        table = value.double() * torch.exp(3 * logs.double())  # (1, C, 1, 1)
+        if by_label is not None:
+            table = table + by_label.double()[:, :, None, None]
+        return table.expand(-1, -1, *sides)
 
-def _scaled(value: Tensor, logs: Tensor, by_label: Tensor | None = None) -> Tensor:
-    """GlowBase's parametrization, in float64 so that it is rounded once: (1 or classes, C, 1, 1)."""
-    scaled = value.double() * torch.exp(3 * logs.double())
-    return scaled if by_label is None else scaled + by_label.double()
+    names = [published, f"{published}_logs", f"{published}_cc"]
+    return Origin(ours, names if config.classes else names[:2], scaled)
 
 
 NORMFLOWS = Source(

@@ -4,14 +4,14 @@ Detected by ``flows.(next_block.)*in_couplings.``, where every ``next_block`` is
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from ...models.realnvp import RealNVPConfig
 from .glow import LICENSE, alternate_swapped
-from .source import AS_KERNEL, PER_OUTPUT, Checkpoint, Layout, Origin, Source, State, take, take_all, take_conv
+from .source import Checkpoint, Layout, Origin, Source, State, take, take_all, take_conv, unchanged
 
 DEPTH = r"flows\.((next_block\.)*)"
 PARAMETRIZATION = re.compile(r"\.parametrizations\.weight\.original([01])$")
@@ -66,15 +66,14 @@ def _coupling(ours: str, published: str, config: RealNVPConfig) -> Iterator[Orig
         yield from _conv(f"{ours}.blocks.{k}.convs.1", f"{net}.blocks.{k}.out_conv")
         yield from _conv(f"{ours}.skips.{k + 1}", f"{net}.skips.{k}")
     yield from _norm(f"{ours}.norm_out", f"{net}.out_norm")
-    for origin in _conv(f"{ours}.conv_out", f"{net}.out_conv"):
-        yield Origin(origin.ours, origin.names, [form.then(alternate_swapped) for form in origin.forms])
-    # One number per channel, as length times direction: the direction is a sign.
+    yield from _conv(f"{ours}.conv_out", f"{net}.out_conv", rows=alternate_swapped)
     rescale = f"{published}.rescale.weight_g", f"{published}.rescale.weight_v"
-    yield Origin(f"{ours}.rescale", rescale, (PER_OUTPUT, PER_OUTPUT), _signed)
+    yield Origin(f"{ours}.rescale", rescale, _signed)
 
 
 def _signed(length: Tensor, direction: Tensor) -> Tensor:
-    return length * direction.sign()
+    """One number per channel, as length times direction: the direction is a sign."""
+    return length.flatten() * direction.flatten().sign()
 
 
 def _norm(ours: str, published: str) -> Iterator[Origin]:
@@ -82,11 +81,13 @@ def _norm(ours: str, published: str) -> Iterator[Origin]:
     yield from take_all(f"{ours}.norm", f"{published}.running_", {"mean": "mean", "var": "var"})
 
 
-def _conv(ours: str, published: str, *, bias: bool = True) -> Iterator[Origin]:
-    yield take(f"{ours}.direction", f"{published}.conv.weight_v")
-    yield take(f"{ours}.length", f"{published}.conv.weight_g", AS_KERNEL)
+def _conv(
+    ours: str, published: str, *, bias: bool = True, rows: Callable[[Tensor], Tensor] = unchanged
+) -> Iterator[Origin]:
+    yield take(f"{ours}.direction", f"{published}.conv.weight_v", rows)
+    yield take(f"{ours}.length", f"{published}.conv.weight_g", lambda t: rows(t.flatten()))
     if bias:
-        yield take(f"{ours}.bias", f"{published}.conv.bias")
+        yield take(f"{ours}.bias", f"{published}.conv.bias", rows)
 
 
 CHRISCHUTE = Source(

@@ -8,13 +8,17 @@ files hold averaged weights, but the vectors of the last ones.
 import math
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import count
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from ...models.residual_flow import ResidualFlowConfig
 from .glow import UNTRAINED
-from .source import SAME, Check, Checkpoint, Form, Layout, Origin, Shape, Source, missing_field, take, take_all
+from .source import Check, Checkpoint, Layout, Origin, Shape, Source, missing_field, take, take_all, unchanged
 
-MATRIX = Form(lambda shape: shape[:2], lambda t: t[:, :, None, None])
 ELEMENT = r"transforms\.\d+\.chain\.\d+\."
 UNUSED = re.compile(
     ELEMENT + r"(geom_p|lamb|last_n_samples|last_firmom|last_secmom|(fc_module\.)?initialized"
@@ -127,25 +131,23 @@ def residual_flow_origins(config: ResidualFlowConfig) -> Iterator[Origin]:
     for level, blocks in enumerate(config.blocks):
         if level:
             channels, height, width = channels * (2 if config.factor_out else 4), height // 2, width // 2
-        ours, published = f"levels.{level}.steps.transforms", f"transforms.{level}.chain"
-        at, ahead = 0, int(level == 0)  # published indices are ahead of ours, by the logit
-        if level == 0 and config.first_actnorm:
-            yield from _actnorm(f"{ours}.0", f"{published}.1")
-            at = 1
+        ours = (f"levels.{level}.steps.transforms.{k}" for k in count())
+        published = (f"transforms.{level}.chain.{k}" for k in count())
+        if level == 0:
+            next(published)  # the logit
+            if config.first_actnorm:
+                yield from _actnorm(next(ours), next(published))
         for k in range(blocks):
             leading = config.first_leading if level == k == 0 else config.leading
-            block = f"{published}.{at + ahead}.nnet"
-            yield from _network(f"{ours}.{at}", block, channels, config.hidden, leading, config, (height, width))
-            yield from _actnorm(f"{ours}.{at + 1}", f"{published}.{at + ahead + 1}")
-            at += 2
+            network = f"{next(published)}.nnet"
+            yield from _network(next(ours), network, channels, config.hidden, leading, config, (height, width))
+            yield from _actnorm(next(ours), next(published))
         if level == last and config.full_blocks:
-            elements = channels * height * width
-            at, ahead = at + 1, ahead - 1  # ours has a flattening there
+            next(ours)  # the flattening
             for _ in range(config.full_blocks):
-                block = f"{published}.{at + ahead}.nnet.nnet"
-                yield from _network(f"{ours}.{at}", block, elements, config.full_hidden, config.leading, config)
-                yield from _actnorm(f"{ours}.{at + 1}", f"{published}.{at + ahead + 1}.fc_module")
-                at += 2
+                elements, network = channels * height * width, f"{next(published)}.nnet.nnet"
+                yield from _network(next(ours), network, elements, config.full_hidden, config.leading, config)
+                yield from _actnorm(next(ours), f"{next(published)}.fc_module")
 
 
 def _network(
@@ -162,18 +164,18 @@ def _network(
     for k, kernel in enumerate(config.kernels):
         place = 2 * k + leading
         layer, theirs = f"{ours}.network.layers.{place}", f"{published}.{place}"
-        yield take(f"{layer}.weight", f"{theirs}.weight", SAME if sides else MATRIX)
+        yield take(f"{layer}.weight", f"{theirs}.weight", unchanged if sides else _as_kernel)
         yield take(f"{layer}.bias", f"{theirs}.bias")
         grid = (1, 1) if sides is None or kernel == 1 else sides
         for name, width in (("u", widths[k + 1]), ("v", widths[k])):
-            yield take(f"{layer}.{name}", f"{theirs}.{name}", _flat((width, *grid)))
+            yield take(f"{layer}.{name}", f"{theirs}.{name}", partial(torch.reshape, shape=(width, *grid)))
     if config.activation == "lipswish":
         for place in range(1 - leading, 2 * len(widths) - 3 + leading, 2):
             yield take(f"{ours}.network.layers.{place}.beta", f"{published}.{place}.beta")
 
 
-def _flat(shape: Shape) -> Form:
-    return Form(lambda _: (math.prod(shape),), lambda t: t.reshape(shape))
+def _as_kernel(matrix: Tensor) -> Tensor:
+    return matrix[:, :, None, None]
 
 
 def _actnorm(ours: str, published: str) -> Iterator[Origin]:

@@ -27,61 +27,44 @@ LACKS_LAYERS = "The file lacks layers, or the variant is not supported."  # advi
 
 
 @dataclass(frozen=True)
-class Form:
-    """How a published tensor is laid out."""
-
-    published_shape: Callable[[Shape], Shape]  # from the shape of ours
-    to_ours: Callable[[Tensor], Tensor]  # from the published tensor to ours
-
-    def then(self, change: Callable[[Tensor], Tensor]) -> Form:
-        """Apply one more change to the converted tensor, of its values or the order of its rows."""
-        return Form(self.published_shape, lambda t: change(self.to_ours(t)))
-
-
-def _identity(t: Tensor) -> Tensor:
-    return t
-
-
-SAME = Form(lambda s: s, _identity)
-# Published forms of our vectors (C,):
-PER_CHANNEL = Form(lambda s: (1, *s, 1, 1), torch.flatten)
-PER_OUTPUT = Form(lambda s: (*s, 1, 1), torch.flatten)
-AS_KERNEL = Form(lambda s: (*s, 1, 1, 1), torch.flatten)
-
-
-@dataclass(frozen=True)
 class Origin:
     """Where one of our tensors comes from."""
 
     ours: str
     names: Sequence[str]  # the published tensors that it is computed from; mostly one
-    forms: Sequence[Form]  # of these, in the same order
-    combine: Callable[..., Tensor] = _identity  # of these, in our layout; sides of 1 are broadcast
+    convert: Callable[..., Tensor]  # from these, in this order and in our precision, to ours
 
 
-def take(ours: str, published: str, form: Form = SAME) -> Origin:
+def unchanged(t: Tensor) -> Tensor:
+    """Return a tensor that a program lays out as we do."""
+    return t
+
+
+def take(ours: str, published: str, convert: Callable[[Tensor], Tensor] = unchanged) -> Origin:
     """Take one of our tensors from a single published one."""
-    return Origin(ours, (published,), (form,))
+    return Origin(ours, (published,), convert)
 
 
-def take_all(ours: str, published: str, names: Mapping[str, str], form: Form = SAME) -> Iterator[Origin]:
-    """Take tensors of one form: for each ``part: name`` of ``names``, ``ours.part`` from ``published + name``."""
+def take_all(
+    ours: str, published: str, names: Mapping[str, str], convert: Callable[[Tensor], Tensor] = unchanged
+) -> Iterator[Origin]:
+    """Take tensors in the same way: for each ``part: name`` of ``names``, ``ours.part`` from ``published + name``."""
     for part, name in names.items():
-        yield take(f"{ours}.{part}", published + name, form)
+        yield take(f"{ours}.{part}", published + name, convert)
 
 
-def take_conv(ours: str, published: str, form: Form = SAME) -> Iterator[Origin]:
+def take_conv(ours: str, published: str, convert: Callable[[Tensor], Tensor] = unchanged) -> Iterator[Origin]:
     """Take weight and bias of a convolution."""
-    return take_all(ours, f"{published}.", {"weight": "weight", "bias": "bias"}, form)
+    return take_all(ours, f"{published}.", {"weight": "weight", "bias": "bias"}, convert)
 
 
-def take_shift(ours: str, shift: str, log_scale: str, form: Form = SAME) -> Origin:
+def take_shift(ours: str, shift: str, log_scale: str) -> Origin:
     """Take the shift of an actnorm that shifts after scaling, where ours does so before; in float64, rounded once."""
+    return Origin(ours, (shift, log_scale), _before_scale)
 
-    def before_scale(shift: Tensor, log_scale: Tensor) -> Tensor:
-        return shift.double() * torch.exp(-log_scale.double())
 
-    return Origin(ours, (shift, log_scale), (form, form), before_scale)
+def _before_scale(shift: Tensor, log_scale: Tensor) -> Tensor:
+    return shift.double().flatten() * torch.exp(-log_scale.double().flatten())
 
 
 @dataclass(frozen=True)
@@ -125,7 +108,7 @@ class Source:
         state = self.rename(state)
         layout = self.layout(Checkpoint(self.name, state), overrides)
         flow = build_on_meta(layout.architecture, layout.config)
-        ours = {name: (tuple(t.shape), t.dtype) for name, t in flow.state_dict().items()}
+        ours = flow.state_dict()
         filled = {origin.ours for origin in layout.origins} | layout.values.keys()
         assert filled <= ours.keys()
         if empty := sorted(ours.keys() - filled):
@@ -133,23 +116,16 @@ class Source:
                 f"the configuration asks for {empty[0]} and {len(empty) - 1} tensors more, which no checkpoint of "
                 f"{self.name} has. Leave out the field that asks for them."
             )
-        expected = {
-            name: form.published_shape(ours[origin.ours][0])
-            for origin in layout.origins
-            for name, form in zip(origin.names, origin.forms, strict=True)
-        }
-        actual = {name: tuple(t.shape) for name, t in state.items() if not layout.unused.fullmatch(name)}
-        check_shapes(f"this checkpoint of {self.name}", expected, actual)
+        _check_layout(f"this checkpoint of {self.name}", layout, state, ours)
         for check in layout.checks:
             for name, t in state.items():
                 if re.fullmatch(check.names, name) and not t.is_meta and not check.holds(t):
                     raise CheckpointError(f"{name} {check.otherwise}")
         weights = {**layout.values}
         for origin in layout.origins:
-            shape, dtype = ours[origin.ours]
-            parts = (form.to_ours(state[name].to(dtype)) for name, form in zip(origin.names, origin.forms, strict=True))
-            value = origin.combine(*parts)
-            weights[origin.ours] = value.new_empty(shape, dtype=dtype).copy_(value)  # published ones map the file
+            dtype = ours[origin.ours].dtype
+            value = origin.convert(*(state[name].to(dtype) for name in origin.names))
+            weights[origin.ours] = value.new_empty(value.shape, dtype=dtype).copy_(value)  # published ones map the file
         check_finite(f"the converted checkpoint of {self.name}", weights)
         flow.load_state_dict(weights, assign=True)
         flow.normalize()
@@ -157,22 +133,35 @@ class Source:
         return flow.eval()
 
 
+def _check_layout(filename: str, layout: Layout, state: State, ours: State) -> None:
+    """Compare the names of a checkpoint's tensors, and what shapes they convert to, with those of our model."""
+    actual = {name: tuple(t.shape) for name, t in state.items() if not layout.unused.fullmatch(name)}
+    expected = {name: actual.get(name, ()) for origin in layout.origins for name in origin.names}
+    for origin in layout.origins:
+        if any(name not in actual for name in origin.names):
+            continue
+        names, target = " with ".join(origin.names), ours[origin.ours]
+        try:
+            shape = tuple(origin.convert(*(state[name].to("meta", target.dtype) for name in origin.names)).shape)
+        except (RuntimeError, IndexError):  # too few dimensions, for example
+            shape = tuple(state[origin.names[0]].shape)
+        if shape != target.shape:
+            expected[names], actual[names] = tuple(target.shape), shape
+    check_shapes(filename, expected, actual)
+
+
 class Checkpoint:
     """Tensors of an untrusted checkpoint, to read hyper-parameters from their names and shapes."""
 
-    def __init__(self, program: str, state: State, ignored: re.Pattern[str] = NOTHING) -> None:
+    def __init__(self, program: str, state: State) -> None:
         self.program, self.state = program, state
-        self.shapes: Shapes = {name: tuple(t.shape) for name, t in state.items() if not ignored.fullmatch(name)}
+        self.shapes: Shapes = {name: tuple(t.shape) for name, t in state.items()}
 
     def error(
         self, problem: str, advice: str = "The file is damaged, or the variant is not supported."
     ) -> CheckpointError:
         """Make the error for tensors that no known variant has; ``problem`` continues "this checkpoint of NAME"."""
         return CheckpointError(f"this checkpoint of {self.program} {problem} {advice}")
-
-    def without(self, ignored: re.Pattern[str]) -> Checkpoint:
-        """Leave out tensors by their full names."""
-        return Checkpoint(self.program, self.state, ignored)
 
     def shape(self, name: str, dimensions: int) -> Shape:
         """Look up the shape of a tensor that determines a hyper-parameter; CheckpointError if it is not there."""
@@ -216,6 +205,23 @@ class Checkpoint:
             letters[int(match[1])] = min(kind, letters.get(int(match[1]), kind))  # "c" and "d" sort before "p"
         return "".join(letters.get(k, "s") for k in range(max(letters, default=-1) + 1))
 
+    def count_levels(self, layers: str, undivided: int, needed: str) -> tuple[int, int, int]:
+        """Count the levels in ``layers``, and the plain and coupled steps of each, one of which is ``needed``."""
+        start, *levels = layers.split("s")
+        parts = [re.fullmatch(r"(p*)(c*)(d?)", level) for level in levels]
+        steps = {(part[1], part[2]) for part in parts if part}
+        splits = [bool(part and part[3]) for part in parts]
+        expected = [level < len(levels) - undivided for level in range(len(levels))]
+        if start or None in parts or len(steps) != 1 or needed not in levels[0] or splits != expected:
+            raise self.error(
+                "has other layers than the known variants. Expected per level a squeeze (s), as many plain steps (p) "
+                "and coupled ones (c) as in every other level, and a split (d) after every level but the last "
+                f"{undivided}; got {layers[:100] or 'none'}.",
+                LACKS_LAYERS,
+            )
+        ((plain, coupled),) = steps
+        return len(levels), len(plain), len(coupled)
+
     def config(
         self, architecture: str, detected: Mapping[str, Any], defaults: Mapping[str, Any], overrides: Mapping[str, Any]
     ) -> Any:
@@ -228,19 +234,6 @@ class Checkpoint:
                     f"{name}={detected[name]!r}. Leave it out."
                 )
         return config
-
-
-def count_levels(layers: str, undivided: int) -> tuple[int, int, int]:
-    """Count levels, and the plain and coupled steps of each, in ``Checkpoint.layers``; 0 if levels are not alike."""
-    start, *levels = layers.split("s")  # each: plain steps, coupled steps, and, unless undivided, a split
-    parts = [re.fullmatch(r"(p*)(c*)(d?)", level) for level in levels]
-    steps = {(len(part[1]), len(part[2])) for part in parts if part}
-    splits = [bool(part[3]) for part in parts if part]
-    divided = len(levels) - undivided
-    if start or None in parts or len(steps) != 1 or splits != [number < divided for number in range(len(levels))]:
-        return 0, 0, 0
-    plain, coupled = steps.pop()
-    return len(levels), plain, coupled
 
 
 def missing_field(name: str, meaning: str, python: str, word: str, consequence: str) -> CheckpointError:

@@ -6,16 +6,16 @@ no file: it is known for the released models, and the caller gives it for others
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...errors import CheckpointError
 from ...models import configure
 from ...models.llflow import LEVELS, LLFlowConfig
 from ...models.srflow import SRFlowConfig
-from ...models.srflow_da import SRFlowDAConfig, split_levels
+from ...models.srflow_da import LevelLayers, SRFlowDAConfig, parse_layers
 from .glow import actnorm, zero_conv
-from .source import LACKS_LAYERS, Checkpoint, Layout, Origin, Source, count_levels, missing_field, take, take_conv
+from .source import LACKS_LAYERS, Checkpoint, Layout, Origin, Source, missing_field, take, take_conv
 
 LAYERS = "flowUpsamplerNet.layers"
 UNUSED = re.compile(r"flowUpsamplerNet\.f\..*")  # a head that the published programs never read either
@@ -43,26 +43,28 @@ def _encoder_origins(convs: Mapping[str, str], blocks: int) -> Iterator[Origin]:
         yield from take_conv(f"encoder.{ours}", f"RRDB.{published}")
 
 
-def _flow_origins(
-    levels: Iterable[str],  # spelled as by ``_kinds``; a squeeze may have a factor
-    network: Callable[[str, str], Iterator[Origin]],
-    names: Sequence[str] = ("fFeatures", "fAffine"),  # the published networks in a coupled step, in our order
-) -> Iterator[Origin]:
-    """Pair the parameters of a flow, layer by published layer."""
-    layer = 0
-    for level, layers in enumerate(levels):
-        layer += layers.startswith("s")
-        for step, kind in enumerate(layers.strip("s248d")):
-            ours, published = f"levels.{level}.steps.transforms.{step}.transforms", f"{LAYERS}.{layer}"
-            yield from actnorm(f"{ours}.0", f"{published}.actnorm")
-            yield take(f"{ours}.1.weight", f"{published}.invconv.weight")
-            if kind == "c":
-                for part, name in enumerate(names, start=2):
-                    yield from network(f"{ours}.{part}.conditioner", f"{published}.affine.{name}")
-            layer += 1
-        if layers.endswith("d"):
-            yield from zero_conv(f"levels.{level}.split.conditioner", f"{LAYERS}.{layer}.conv")
-            layer += 1
+def _layers(
+    levels: Sequence[LevelLayers], *, injector: bool = True
+) -> Iterator[tuple[Iterator[Origin], list[tuple[str, str]]]]:
+    """For each layer with tensors: its origins; and our names and the published ones of a coupled step's networks."""
+    names = ["fFeatures", "fAffine"] if injector else ["fAffine"]  # published: always both
+    number = 0
+    for index, level in enumerate(levels):
+        number += level.factor > 1  # a squeeze
+        for step, kind in enumerate(level.steps):
+            ours, published = f"levels.{index}.steps.transforms.{step}.transforms", f"{LAYERS}.{number}"
+            parts = enumerate(names if kind == "c" else [], start=2)
+            networks = [(f"{ours}.{part}.conditioner", f"{published}.affine.{name}") for part, name in parts]
+            yield _plain_step(ours, published), networks
+            number += 1
+        if level.splits:
+            yield zero_conv(f"levels.{index}.split.conditioner", f"{LAYERS}.{number}.conv"), []
+            number += 1
+
+
+def _plain_step(ours: str, published: str) -> Iterator[Origin]:
+    yield from actnorm(f"{ours}.0", f"{published}.actnorm")
+    yield take(f"{ours}.1.weight", f"{published}.invconv.weight")
 
 
 def _subnet(ours: str, published: str, hidden_layers: int) -> Iterator[Origin]:
@@ -144,16 +146,8 @@ STACKED_BLOCKS = {(4, 23): (1, 8, 15, 22), (8, 23): (1, 3, 5, 7), (8, 8): (1, 3,
 
 
 def _srflow_layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
-    checkpoint = checkpoint.without(UNUSED)
     sequence = _kinds(checkpoint)
-    levels, transition_steps, steps = count_levels(sequence, undivided=2)
-    if not steps:
-        raise checkpoint.error(
-            "has other layers than the known variants. Expected per level a squeeze (s), as many plain (p) and coupled "
-            "(c) steps as in every other level, and a split (d) after every level but the last two; got "
-            f"{sequence[:100] or 'none'}.",
-            LACKS_LAYERS,
-        )
+    levels, transition_steps, steps = checkpoint.count_levels(sequence, undivided=2, needed="c")
     subnet = f"{LAYERS}.{sequence.index('c')}.affine.fFeatures."
     hidden_layers = sum(name.startswith(subnet) and name.endswith(".weight") for name in checkpoint.shapes) - 2
     hidden, condition = checkpoint.shape(f"{subnet}0.weight", 4)[:2]
@@ -175,11 +169,12 @@ def _srflow_layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layo
 def srflow_origins(config: SRFlowConfig) -> Iterator[Origin]:
     """Pair every parameter of ours with the published one."""
     yield from _upscaler_origins(config.scale, config.encoder_blocks)
-    level = "s" + "p" * config.transition_steps + "c" * config.steps
-    undivided = min(2, config.levels)
-    levels = [f"{level}d"] * (config.levels - undivided) + [level] * undivided
-    names = ["fFeatures", "fAffine"] if config.injector else ["fAffine"]  # published: always both
-    yield from _flow_origins(levels, lambda ours, published: _subnet(ours, published, config.hidden_layers), names)
+    steps = "p" * config.transition_steps + "c" * config.steps
+    levels = [LevelLayers(2, steps, splits=level < config.levels - 2) for level in range(config.levels)]
+    for origins, networks in _layers(levels, injector=config.injector):
+        yield from origins
+        for ours, published in networks:
+            yield from _subnet(ours, published, config.hidden_layers)
 
 
 SRFLOW = Source(
@@ -199,15 +194,9 @@ LLFLOW_UNUSED = re.compile(rf"{UNUSED.pattern}|RRDB\.(downconv3|HRconv|conv_last
 
 
 def _llflow_layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
-    checkpoint = checkpoint.without(LLFLOW_UNUSED)
-    kinds = _kinds(checkpoint)
-    levels, transition_steps, steps = count_levels(kinds, undivided=LEVELS)
-    if levels != LEVELS or not steps:
-        raise checkpoint.error(
-            f"has other layers than the known variants. Expected {LEVELS} levels, each of a squeeze (s) and as many "
-            f"plain (p) and coupled (c) steps as every other, without splits (d); got {kinds[:100] or 'none'}.",
-            LACKS_LAYERS,
-        )
+    levels, transition_steps, steps = checkpoint.count_levels(_kinds(checkpoint), undivided=LEVELS, needed="c")
+    if levels != LEVELS:
+        raise checkpoint.error(f"has {levels} levels; expected {LEVELS}.", LACKS_LAYERS)
     hidden, condition = checkpoint.shape(f"{LAYERS}.{1 + transition_steps}.affine.fFeatures.0.weight", 4)[:2]
     fields = {"steps": steps, "transition_steps": transition_steps, "hidden": hidden, **_encoder_fields(checkpoint)}
     known = LLFLOW_STACKED_BLOCKS.get(fields["encoder_blocks"], ())
@@ -226,8 +215,11 @@ def llflow_origins(config: LLFlowConfig) -> Iterator[Origin]:
         "conv_color": "fine_tune_color_map.0",
     }
     yield from _encoder_origins(convs, config.encoder_blocks)
-    level = "s" + "p" * config.transition_steps + "c" * config.steps
-    yield from _flow_origins([level] * LEVELS, lambda ours, published: _subnet(ours, published, 1))
+    levels = [LevelLayers(2, "p" * config.transition_steps + "c" * config.steps, splits=False)] * LEVELS
+    for origins, networks in _layers(levels):
+        yield from origins
+        for ours, published in networks:
+            yield from _subnet(ours, published, 1)
 
 
 LLFLOW = Source(
@@ -244,7 +236,6 @@ DA_STACKED_BLOCKS = {23: (1, 8, 15, 22)}  # by encoder blocks; SRFlow stacks oth
 
 
 def _srflow_da_layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
-    checkpoint = checkpoint.without(UNUSED)
     kinds = _kinds(checkpoint)
     if "c" not in kinds:
         raise checkpoint.error("has no conditional steps (layers with affine).")
@@ -295,23 +286,23 @@ def _with_factors(checkpoint: Checkpoint, kinds: str) -> str:
 
 def srflow_da_origins(config: SRFlowDAConfig, *, numbered: bool = False) -> Iterator[Origin]:
     """Pair every parameter of ours with the published one; -D numbers even a single residual block, -R does not."""
-    blocks, hidden_layers = config.residual_blocks, config.hidden_layers
+    blocks, hidden_layers, levels = config.residual_blocks, config.hidden_layers, parse_layers(config.layers)
     numbered = numbered or blocks > 1
-
-    def network(ours: str, published: str) -> Iterator[Origin]:
-        for k in range(hidden_layers + 1):
-            if not blocks:
-                name = f"{published}.{2 * k}"  # the odd indices are activations
-            elif k == 0:
-                name = f"{published}1.0"
-            else:
-                number, place = divmod(k - 1, hidden_layers // blocks)
-                name = f"{published}2.{number}.{2 * place}" if numbered else f"{published}2.{2 * place}"
-            yield from take_conv(f"{ours}.hidden.{k}", name)
-        yield from zero_conv(f"{ours}.last", f"{published}3.0" if blocks else f"{published}.{2 * (hidden_layers + 1)}")
-
     yield from _upscaler_origins(config.scale, config.encoder_blocks)
-    yield from _flow_origins([layers for _, layers in split_levels(config.layers)], network)
+    for origins, networks in _layers(levels):
+        yield from origins
+        for ours, published in networks:
+            for k in range(hidden_layers + 1):
+                if not blocks:
+                    name = f"{published}.{2 * k}"  # the odd indices are activations
+                elif k == 0:
+                    name = f"{published}1.0"
+                else:
+                    number, place = divmod(k - 1, hidden_layers // blocks)
+                    name = f"{published}2.{number}.{2 * place}" if numbered else f"{published}2.{2 * place}"
+                yield from take_conv(f"{ours}.hidden.{k}", name)
+            last = f"{published}3.0" if blocks else f"{published}.{2 * (hidden_layers + 1)}"
+            yield from zero_conv(f"{ours}.last", last)
 
 
 SRFLOW_DA = Source(

@@ -8,8 +8,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
+
 from ...models.tarflow import TarFlowConfig
-from .source import SAME, Checkpoint, Form, Layout, Origin, Source, take, take_conv
+from .source import Checkpoint, Layout, Origin, Source, take, take_conv, unchanged
 
 MASKS = re.compile(r"blocks\.\d+\.attn_mask")  # which the program computes again
 # The published network: 256x256, patches of 8, width 768, 8 blocks of 8 layers, 3 classes; and what no tensor tells.
@@ -67,9 +69,9 @@ def tarflow_origins(config: TarFlowConfig) -> Iterator[Origin]:
     for k in range(config.blocks):
         block, network = f"blocks.{k}", f"levels.0.steps.transforms.{k}.network"
         # the program reverses positions with the sequence; ours are in its order
-        yield take(f"{network}.position", f"{block}.pos_embed", SAME.then(lambda t: t.flip(0)) if k % 2 else SAME)
+        yield take(f"{network}.position", f"{block}.pos_embed", torch.flipud if k % 2 else unchanged)
         if config.classes:
-            yield take(f"{network}.label", f"{block}.class_embed", Form(lambda s: (s[0], 1, s[1]), lambda t: t[:, 0]))
+            yield take(f"{network}.label", f"{block}.class_embed", lambda t: t[:, 0])
         yield from take_conv(f"{network}.proj_in", f"{block}.proj_in")
         for j in range(config.layers):
             ours, theirs = f"{network}.layers.{j}", f"{block}.attn_blocks.{j}"
@@ -79,8 +81,8 @@ def tarflow_origins(config: TarFlowConfig) -> Iterator[Origin]:
                 yield from take_conv(f"{ours}.{name}", f"{theirs}.{published}")
         yield from take_conv(f"{network}.proj_out", f"{block}.proj_out")
     if config.variances:
-        form = Form(lambda s: (s[1] * s[2], s[0]), lambda t: t.T.reshape(-1, height, width))
-        yield take(f"levels.0.steps.transforms.{config.blocks}.var", "var", form)
+        variances = f"levels.0.steps.transforms.{config.blocks}.var"
+        yield take(variances, "var", lambda t: t.t().reshape(-1, height, width))
 
 
 TARFLOW = Source(
