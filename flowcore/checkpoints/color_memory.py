@@ -180,19 +180,15 @@ def _parse(name: str, metadata: Mapping[str, str], advice: str) -> dict[str, Any
     if KEY not in metadata:
         what = "a flowcore model" if file.KEY in metadata else "a safetensors file of another kind"
         raise CheckpointError(f"{name} is {what}; expected a memory of colors. {advice}")
-    header = file.parse_header(name, metadata[KEY], _check, advice)
-    if header["format"] > FORMAT:
-        raise file.newer(name, header["format"], FORMAT)
-    return header
-
-
-def _check(raw: dict[str, Any]) -> dict[str, Any]:
-    if type(raw["format"]) is not int or type(raw["photographs"]) is not int or raw["photographs"] < 1:
-        raise TypeError("format or photographs is not a number")
-    if type(raw["backbone"]) is not str or type(raw["provenance"]) is not dict:
-        raise TypeError("backbone or provenance has a wrong type")
-    if not (0 < raw.get("share", 1) <= 1 and 0 <= raw.get("strength", 1) <= 1 and 0 < raw.get("weight", 1) <= 1):
-        raise ValueError("share, strength or weight is out of range")
-    if type(raw.get("neighbors", 1)) is not int or not 1 <= raw.get("neighbors", 1) <= 4096:
-        raise ValueError("neighbors is out of range")
+    with file.header_errors(name, advice):
+        raw: dict[str, Any] = json.loads(metadata[KEY])
+        file.check_format(name, raw["format"], FORMAT)
+        if type(raw["photographs"]) is not int or raw["photographs"] < 1:
+            raise TypeError("photographs is not a number")
+        if type(raw["backbone"]) is not str or type(raw["provenance"]) is not dict:
+            raise TypeError("backbone or provenance has a wrong type")
+        if not (0 < raw.get("share", 1) <= 1 and 0 <= raw.get("strength", 1) <= 1 and 0 < raw.get("weight", 1) <= 1):
+            raise ValueError("share, strength or weight is out of range")
+        if type(raw.get("neighbors", 1)) is not int or not 1 <= raw.get("neighbors", 1) <= 4096:
+            raise ValueError("neighbors is out of range")
     return raw

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,9 +46,6 @@ BLOCK = 64  # weights of an output channel that share a scale
 MIN_SIZE = 1024  # weights; smaller kernels would save little
 
 
-H = TypeVar("H")
-
-
 @dataclass(frozen=True)
 class Header:
     """Header of a model file: provenance is where the weights come from (source, sha256, license, metrics)."""
@@ -61,23 +58,19 @@ class Header:
 
 def read_header(path: str | Path) -> Header:
     """Read the header of a file, but no tensor; CheckpointError if it is damaged, not ours, or of a newer flowcore."""
-    metadata = _metadata(Path(path))
+    name, metadata = Path(path).name, _metadata(Path(path))
     if KEY not in metadata:
         raise CheckpointError(
-            f"{Path(path).name} is a safetensors file without a flowcore header, so not a converted model. "
+            f"{name} is a safetensors file without a flowcore header, so not a converted model. "
             "If it holds a published flow (docs/published-weights.md lists them), convert it: python -m flowcore "
             "convert IN OUT."
         )
-    header = parse_header(Path(path).name, metadata[KEY], _parse, "Fetch the file again.")
-    if header.format > FORMAT:
-        raise newer(Path(path).name, header.format, FORMAT)
-    return header
-
-
-def _parse(raw: Any) -> Header:
-    header = Header(raw["architecture"], raw["format"], dict(raw["config"]), dict(raw["provenance"]))
-    if type(header.architecture) is not str or type(header.format) is not int or header.format < 1:
-        raise TypeError(f"architecture {header.architecture!r}, format {header.format!r}")
+    with header_errors(name, "Fetch the file again."):
+        raw = json.loads(metadata[KEY])
+        header = Header(raw["architecture"], raw["format"], dict(raw["config"]), dict(raw["provenance"]))
+        if type(header.architecture) is not str:
+            raise TypeError(f"architecture {header.architecture!r}")
+        check_format(name, header.format, FORMAT)
     return header
 
 
@@ -227,13 +220,6 @@ class _ConstructionLimit(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def newer(name: str, version: int, newest: int) -> CheckpointError:
-    """Make the error for a file of a format that this version does not know."""
-    return CheckpointError(
-        f"{name} was written by a newer flowcore (format {version}; this one reads up to {newest}). Update flowcore."
-    )
-
-
 def check_finite(
     name: str,
     tensors: Mapping[str, Tensor],
@@ -331,14 +317,26 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)[:200]
 
 
-def parse_header(name: str, text: str, parse: Callable[[Any], H], advice: str) -> H:
-    """Parse the JSON of an untrusted header; CheckpointError unless ``parse`` accepts it."""
+@contextlib.contextmanager
+def header_errors(name: str, advice: str) -> Generator[None]:
+    """Turn what parsing the JSON of an untrusted header raises into a CheckpointError that ends with ``advice``."""
     try:
-        return parse(json.loads(text))
+        yield
     except FlowError:
         raise
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"The header of {name} is damaged ({str(error)[:200]}). {advice}") from error
+
+
+def check_format(name: str, version: object, newest: int) -> None:
+    """Raise CheckpointError for a format that this version does not know, TypeError for no number of one."""
+    if type(version) is not int or version < 1:
+        raise TypeError(f"format {version!r}")
+    if version > newest:
+        raise CheckpointError(
+            f"{name} was written by a newer flowcore (format {version}; this one reads up to {newest}). Update "
+            "flowcore."
+        )
 
 
 def _metadata(path: Path) -> dict[str, str]:

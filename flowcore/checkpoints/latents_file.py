@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +119,11 @@ def read_latents_header(path: str | Path) -> LatentsHeader:
     if KEY not in metadata:
         what = "a flowcore model" if file.KEY in metadata else "a safetensors file without a flowcore_latents header"
         raise CheckpointError(f"{path.name} is {what}; expected latents that were saved with save_latents.")
-    return file.parse_header(path.name, metadata[KEY], partial(_parse, path.name), "Save the latents again.")
+    with file.header_errors(path.name, "Save the latents again."):
+        raw = json.loads(metadata[KEY])
+        file.check_format(path.name, raw["format"], FORMAT)
+        header = _parse(raw)
+    return header
 
 
 def load_latents(path: str | Path) -> tuple[list[Tensor], LatentsHeader, Tensor | None]:
@@ -141,20 +144,12 @@ def load_latents(path: str | Path) -> tuple[list[Tensor], LatentsHeader, Tensor 
             )
         # Cloned: safetensors maps the file, which may be replaced.
         tensors = {name: opened.get_tensor(name).clone() for name in expected}
-    wrong = sum(int((~z.isfinite()).sum()) for z in tensors.values())
-    if wrong:
-        raise CheckpointError(f"{path.name} holds {wrong} values that are not finite numbers. Save the latents again.")
+    file.check_finite(path.name, tensors, "Save the latents again.")
     return [tensors[f"level{k}"] for k in range(len(header.shapes))], header, tensors.get("source")
 
 
-def _parse(name: str, raw: Any) -> LatentsHeader:
+def _parse(raw: dict[str, Any]) -> LatentsHeader:
     """Check the fields of an untrusted header."""
-    version = raw["format"]
-    if type(version) is not int or version < 1:
-        raise TypeError(f"format {version!r}")
-    fields = {field.name for field in dataclasses.fields(LatentsHeader)}
-    if version > FORMAT or raw.keys() - fields:
-        raise file.newer(name, version, FORMAT)
     shapes = tuple(tuple(shape) for shape in raw["shapes"])
     fit = 1 <= len(shapes) <= MAX_LEVELS and all(map(_is_shape, shapes)) and len({shape[0] for shape in shapes}) == 1
     if not fit:

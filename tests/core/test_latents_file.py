@@ -176,7 +176,7 @@ def test_invalid_headers(file):
     whole = file.read_bytes()
     for field, value, words in (
         *((field, value, DAMAGED) for field, values in HEADERS.items() for value in values),
-        *(("format", 2, NEWER), ("colour", "red", NEWER)),
+        *(("format", 2, NEWER), ("colour", "red", DAMAGED)),
         *(("shapes", value, ("claims",)) for value in UNMATCHED),
     ):
         file.write_bytes(whole)
