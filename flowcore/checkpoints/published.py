@@ -12,7 +12,6 @@ import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +36,7 @@ def convert(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Flo
     """
     path = Path(path)
     try:
-        _, source, state = _find(_read(path))
+        source, state = _find(_read(path))
         _check_tensors(source, state, path.stat().st_size)
         flow = source.convert(state, overrides or {})
         flow.provenance = {
@@ -72,16 +71,8 @@ MAX_NAME = 1000  # characters of a tensor's name
 MAX_CONTENTS = 8 * 2**20  # bytes of an archive's table of contents: 80,000 tensors
 
 FIRST_BYTES = {
-    b"\xff\xd8\xff": "a JPEG image",
-    b"\x89PNG": "a PNG image",
-    b"RIFF": "a WebP image or a sound",
-    b"GGUF": "a GGUF language model",
-    b"\x1f\x8b": "a gzip archive",
-    b"7z\xbc\xaf": "a 7z archive",
-    b"Rar!": "a RAR archive",
     b"version https://git-lfs": "a Git LFS pointer, which stands for the file (git lfs pull fetches it)",
     b"<": "a web page, as failed downloads often are",
-    b"{": "a JSON text",
 }
 
 # Names that are typical of an architecture, tried in this order.
@@ -193,22 +184,29 @@ def _read_torch(path: Path, *, mapped: bool) -> Any:
         ) from error
 
 
-class _Candidate(NamedTuple):
-    keys: tuple[str, ...]  # of the nested dictionaries, down to the state dict
-    source: Source
-    state: State
+class _Tensors(NamedTuple):
+    keys: tuple[str, ...]  # of the nested dictionaries, down to the one that holds these tensors
+    names: list[str]  # in the file
+    source: Source | None  # None if their layout is not known
+    state: State  # without the prefixes of names
 
 
-def _find(loaded: Any) -> _Candidate:
+def _find(loaded: Any) -> tuple[Source, State]:
     """Find the one state dict of a known layout in the content of a file."""
     if not isinstance(loaded, dict):
         raise _unsupported(f"this file holds a {type(loaded).__name__}, not a dictionary of tensors.")
-    tensors: list[str] = []
-    candidates = list(islice(_candidates(loaded, (), tensors, set()), MAX_CANDIDATES))
+    names: list[str] = []
+    candidates: list[_Tensors] = []
+    for tensors in _dictionaries(loaded):
+        names += tensors.names
+        if tensors.source is not None:
+            candidates.append(tensors)
+        if len(candidates) == MAX_CANDIDATES:
+            break
     if {c.keys[-1] for c in candidates if c.keys} == {"params", "params_ema"}:
         candidates = [c for c in candidates if c.keys[-1:] == ("params_ema",)]  # the averaged weights
-    if len(candidates) == 1:
-        return candidates[0]
+    if len(candidates) == 1 and candidates[0].source is not None:
+        return candidates[0].source, candidates[0].state
     keys = ", ".join(_shown(key) for key in list(loaded)[:8])
     if candidates:
         paths = [".".join(candidate.keys) for candidate in candidates[:4]]
@@ -218,44 +216,49 @@ def _find(loaded: Any) -> _Candidate:
             "model each. Extract the one you want, for example: "
             f"torch.save(torch.load(FILE, weights_only=True){lookup}, 'model.pth')."
         )
-    if not tensors:
+    if not names:
         raise _unsupported(
             f"this file holds no weights, only {keys or 'an empty dictionary'}: the state of a trainer or of its "
             "optimizer. Give the file of the network itself."
         )
-    looks = next((what for pattern, what in LOOKS if any(re.search(pattern, name) for name in tensors)), "")
+    looks = next((what for pattern, what in LOOKS if any(re.search(pattern, name) for name in names)), "")
     guess = f"They look like {looks}." if looks else "No architecture that flowcore knows has such names."
+    first_names = ", ".join(name[:100] for name in names[:3]) + (", ..." if len(names) > 3 else "")
     wrapped = any(not isinstance(value, Tensor) for value in dict.values(loaded))
-    first_names = ", ".join(name[:100] for name in tensors[:3]) + (", ..." if len(tensors) > 3 else "")
     content = f"has the keys {keys}, and in them" if wrapped else "holds"
-    raise _unsupported(f"this file {content} {len(tensors)} tensors: {first_names}. {guess}")
+    raise _unsupported(f"this file {content} {len(names)} tensors: {first_names}. {guess}")
 
 
-def _candidates(
-    loaded: dict[Any, Any], keys: tuple[str, ...], tensors: list[str], visited: set[int]
-) -> Iterator[_Candidate]:
-    """Search nested dictionaries, except an optimizer's, for known layouts; add the names of tensors to ``tensors``."""
-    entries = list(dict.items(loaded))  # a hostile OrderedDict may shadow the method
-    state = {key: value for key, value in entries if isinstance(key, str) and isinstance(value, Tensor)}
-    if any(len(name) > MAX_NAME for name in state):
-        raise _unsupported(f"this file has a tensor whose name is longer than {MAX_NAME} characters.")
-    tensors.extend(state)
+def _dictionaries(loaded: dict[Any, Any]) -> Iterator[_Tensors]:
+    """List the dictionaries with tensors, but no optimizer's, and none inside one of a known layout."""
+    queue: list[tuple[tuple[str, ...], dict[Any, Any]]] = [((), loaded)]
+    visited: set[int] = set()
+    for keys, dictionary in queue:
+        entries = list(dict.items(dictionary))  # a hostile OrderedDict may shadow the method
+        stored = {key: t for key, t in entries if isinstance(key, str) and isinstance(t, Tensor)}
+        state = _without_prefixes(stored)
+        source = next((source for source in SOURCES if any(map(source.detect.match, state))), None)
+        if state:
+            yield _Tensors(keys, list(stored), source, state)
+        if source is None and len(keys) < MAX_DEPTH and id(dictionary) not in visited:
+            visited.add(id(dictionary))  # shared dictionaries would be walked millions of times
+            inner = [((*keys, _shown(key)), value) for key, value in entries if isinstance(value, dict)]
+            queue += [(path, value) for path, value in inner if "optim" not in path[-1]]
+
+
+def _without_prefixes(state: State) -> State:
+    """Remove what training programs add to names."""
     bare: dict[str, Tensor] = {}
     for key, value in state.items():
+        if len(key) > MAX_NAME:
+            raise _unsupported(f"this file has a tensor whose name is longer than {MAX_NAME} characters.")
         name = PREFIXES.sub("", key)
         if name in bare:
             raise CheckpointError(
                 f"this file holds two tensors of the name {name}, with different prefixes. Keep one set of them."
             )
         bare[name] = value
-    source = next((source for source in SOURCES if any(map(source.detect.match, bare))), None)
-    if source is not None:
-        yield _Candidate(keys, source, bare)
-    elif len(keys) < MAX_DEPTH and id(loaded) not in visited:
-        visited.add(id(loaded))  # shared dictionaries would be walked millions of times
-        for key, value in entries:
-            if isinstance(value, dict) and "optim" not in (name := _shown(key)):
-                yield from _candidates(value, (*keys, name), tensors, visited)
+    return bare
 
 
 def _shown(key: Any) -> str:
