@@ -11,7 +11,7 @@ from ..device import no_autocast
 from ..images.resize import enlarge
 from ..networks import CompactUpscaler, HierarchicalExtractor, IMDNEncoder, LowLightEncoder, RRDBEncoder
 from ..networks.imdn import DistillationBlock
-from ..networks.rrdb import DenseBlock, doublings, grids_wanted, sources_by_grid
+from ..networks.rrdb import DenseBlock, doublings, sources_by_grid
 from ..transforms import MultiScaleFeatures
 from .convolutions import NHWC, ConditionConv, Conv, StreamedConv, rows_of, weights_of
 from .strips import Rows, StripBudget, canvas, report, strips
@@ -39,19 +39,18 @@ class FoldedEncoder(nn.Module):
         self.units = self.blocks.units + len(self.up)
 
     def forward(
-        self, lr: Tensor, levels: int | Sequence[int], *, with_enlargement: bool = False
+        self, lr: Tensor, grids: Sequence[int], *, with_enlargement: bool = False
     ) -> tuple[list[MultiScaleFeatures], Tensor | None]:
         """Compute features per level, on their own grids, and the enlargement or None; see ``RRDBEncoder.forward``."""
-        wanted = grids_wanted(levels)
         features, stack = self._trunk(lr.to(self.dtype).contiguous(memory_format=NHWC))
         native = {1: features}  # by factor from the LR grid
-        for k, conv in enumerate(self.up[: len(self.up) - 1 if with_enlargement else doublings(wanted, self.scale)]):
+        for k, conv in enumerate(self.up[: len(self.up) - 1 if with_enlargement else doublings(grids, self.scale)]):
             (enlarged,) = conv.on_canvas(MultiScaleFeatures(sources=((features, 2),)), self.budget)
             native[2 ** (k + 1)] = features = F.leaky_relu_(enlarged, 0.2)
             report(1)
         picture = self._picture(lr, features) if with_enlargement else None
         report(1)
-        return [MultiScaleFeatures(sources=s) for s in sources_by_grid(native, stack, wanted, self.scale)], picture
+        return [MultiScaleFeatures(sources=s) for s in sources_by_grid(native, stack, grids, self.scale)], picture
 
     def _trunk(self, lr: Tensor) -> tuple[Tensor, Tensor]:
         """Features ``(B, width, h, w)``, and the outputs of the stacked blocks, ``(B, stacked * width, h, w)``."""
@@ -193,20 +192,19 @@ class FoldedIMDNEncoder(nn.Module):
         self.units = len(self.blocks) + 1
 
     def forward(
-        self, lr: Tensor, levels: int | Sequence[int], *, with_enlargement: bool = False
+        self, lr: Tensor, grids: Sequence[int], *, with_enlargement: bool = False
     ) -> tuple[list[MultiScaleFeatures], Tensor | None]:
         """Compute features per level, on their own grids, and the enlargement or None; see ``IMDNEncoder.forward``."""
-        wanted = grids_wanted(levels)
         with no_autocast(lr.device):  # every convolution states its own precision
             trunk, x = self._trunk(lr.to(self.encoder_dtype).contiguous(memory_format=NHWC))
             picture = self._picture(trunk).to(lr.dtype) if with_enlargement else None
             self._mix(x)
             native_lr, shared = x.chunk(2, dim=1)
             native = {1: native_lr}  # by factor from the LR grid
-            for k in range(doublings(wanted, self.scale)):
+            for k in range(doublings(grids, self.scale)):
                 native[2 ** (k + 1)] = x = self._double(x, self.up[k], self.fine[k])
         report(1)
-        return [MultiScaleFeatures(sources=s) for s in sources_by_grid(native, shared, wanted, self.scale)], picture
+        return [MultiScaleFeatures(sources=s) for s in sources_by_grid(native, shared, grids, self.scale)], picture
 
     def _trunk(self, lr: Tensor) -> tuple[Tensor, Tensor]:
         """The trunk's features, in its own precision, and the sum that the adapter gathers from it and the blocks."""
@@ -298,7 +296,8 @@ class FoldedLowLightEncoder(nn.Module):
         self.units = self.blocks.units + 1
 
     def forward(self, x: Tensor) -> tuple[list[MultiScaleFeatures], Tensor]:
-        pairs, color = self.encoder.by_source(x, lambda head: self.blocks(head.contiguous(memory_format=NHWC)))
+        head = self.encoder.head(x)
+        pairs, color = self.encoder.tail(head, *self.blocks(head.contiguous(memory_format=NHWC)))
         report(1)
         return [MultiScaleFeatures(sources=tuple((t, 1) for t in pair if t.shape[1])) for pair in pairs], color
 

@@ -11,12 +11,11 @@ from typing import Annotated, ClassVar, Literal
 from torch import Tensor
 
 from ..condition import Condition
-from ..errors import FlowError
 from ..flow import Level
 from ..model import Capabilities, FlowModel, Task
 from ..networks import CompactUpscaler, Conditioner, IMDNEncoder, RRDBEncoder, ScaledConv
 from ..transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, Split, Transform
-from .fields import Range, block_indices, check_fields, check_integer, short_repr
+from .fields import Range, block_indices, check_fields, check_integer
 from .inputs import check_lr
 
 
@@ -55,11 +54,6 @@ class SRFlowConfig:
     guide_match: Annotated[float, Range(0, 1)] = 1.0  # how far a guide is changed to shrink to the LR image
 
     def __post_init__(self) -> None:
-        if type(self.encoder) is str and self.encoder not in ("rrdb", "imdn"):
-            raise FlowError(
-                f"encoder must be 'rrdb' or 'imdn'; got {short_repr(self.encoder)}. A file that says so was written by "
-                "a newer flowcore: update it."
-            )
         check_fields(self)
         check_integer("levels", self.levels, Range(1, round(math.log2(self.scale)) + 1))
         object.__setattr__(self, "stacked_blocks", block_indices(self.stacked_blocks, self.encoder_blocks))
@@ -115,7 +109,7 @@ def srflow(config: SRFlowConfig) -> FlowModel[SRFlowConfig]:
 def _encode_lr(flow: FlowModel[SRFlowConfig], lr: Tensor) -> Condition:
     check_lr(flow, lr)
     assert flow.encoder is not None  # an LREncoder, or a plan's folded one
-    features, origin = flow.encoder(lr, len(flow.levels), with_enlargement=flow.config.residual)
+    features, origin = flow.encoder(lr, flow.config.grids, with_enlargement=flow.config.residual)
     return Condition(features=tuple(features), origin=origin)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..device import no_autocast
 from ..images.resize import enlarge
-from .rrdb import LREncoder, activate, conv3x3, doublings, grids_wanted
+from .rrdb import LREncoder, activate, conv3x3, doublings
 
 
 class DistillationBlock(nn.Module):
@@ -100,18 +100,17 @@ class IMDNEncoder(LREncoder):
         self.conv_fine = nn.ModuleList(conv3x3(width, width) for _ in finer)
 
     def forward(
-        self, lr: Tensor, levels: int | Sequence[int], *, with_enlargement: bool = False
+        self, lr: Tensor, grids: Sequence[int], *, with_enlargement: bool = False
     ) -> tuple[list[Tensor], Tensor | None]:
-        wanted = grids_wanted(levels)
         trunk, outputs = self.backbone.features(lr)
         x = activate(self.gather(torch.cat([trunk, *(outputs[k] for k in self.stacked_blocks)], dim=1)))
         x = x + self.mix[1](activate(self.mix[0](x)))
         native_lr, shared = x.chunk(2, dim=1)
         native = {1: native_lr}  # by factor from the LR grid
-        for k in range(doublings(wanted, self.scale)):
+        for k in range(doublings(grids, self.scale)):
             x = activate(F.pixel_shuffle(self.conv_up[k](x), 2))
             native[2 ** (k + 1)] = x = activate(self.conv_fine[k](x))
-        return self.by_grid(native, shared, wanted), self.backbone.enlarge(trunk) if with_enlargement else None
+        return self.by_grid(native, shared, grids), self.backbone.enlarge(trunk) if with_enlargement else None
 
     def enlargement(self, lr: Tensor) -> Tensor:
         return self.backbone(lr)

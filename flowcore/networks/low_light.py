@@ -1,7 +1,5 @@
 """The encoder of LLFlow: features of a dark photograph, and a map of the colors that it would have in good light."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +9,6 @@ from .rrdb import RRDB, run_blocks
 
 DARKEST = 1e-3  # added to intensities before their logarithm
 EPSILON = 1e-4  # added to sums of channels before a division
-Trunk = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class LowLightEncoder(nn.Module):
@@ -36,20 +33,26 @@ class LowLightEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """Compute features ``(B, width * (1 + stacked), H / f, W / f)`` for f = 2, 4, 8, and the color map."""
-        pairs, color = self.by_source(x)
+        head = self.head(x)
+        pairs, color = self.tail(head, *run_blocks(self.blocks, head, self.stacked_blocks))
         return [torch.cat(pair, dim=1) for pair in pairs], color
 
-    def by_source(self, x: Tensor, trunk: Trunk | None = None) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-        """Compute pairs of native features and stacked outputs for f = 2, 4, 8, and the color map ``(B, 3, H, W)``.
+    def head(self, x: Tensor) -> Tensor:
+        """Compute what the blocks read, ``(B, width, H/2, W/2)``.
 
         ``x`` is ``(B, 6, H, W)``, sides multiples of 8: the logarithm of the intensities, and the equalized photograph
-        in [0, 1]. ``trunk`` runs the blocks in the place of ``run_blocks``.
+        in [0, 1].
         """
         light = x[:, :3].exp()
         chroma = light / (light.sum(1, keepdim=True) + EPSILON)
         features = F.leaky_relu(self.conv_first(torch.cat([x, chroma, noise_map(chroma)], dim=1)), 0.2)
-        head = F.max_pool2d(self.conv_second(features), 2)  # (B, width, H/2, W/2)
-        outer, stack = run_blocks(self.blocks, head, self.stacked_blocks) if trunk is None else trunk(head)
+        return F.max_pool2d(self.conv_second(features), 2)
+
+    def tail(self, head: Tensor, outer: Tensor, stack: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Compute pairs of native features and stacked outputs for f = 2, 4, 8, and the color map ``(B, 3, H, W)``.
+
+        ``outer`` and ``stack`` are what ``run_blocks`` returns.
+        """
         half = head + self.conv_trunk(outer)
         color = torch.sigmoid(self.conv_color(F.interpolate(half, scale_factor=2, mode="nearest")))
         quarter = F.leaky_relu(self.conv_down[0](F.avg_pool2d(half, 2)), 0.2)

@@ -23,23 +23,22 @@ class LREncoder(nn.Module):
 
     @abstractmethod
     def forward(
-        self, lr: Tensor, levels: int | Sequence[int], *, with_enlargement: bool = False
+        self, lr: Tensor, grids: Sequence[int], *, with_enlargement: bool = False
     ) -> tuple[list[Tensor], Tensor | None]:
         """Compute the features of LR images ``(B, 3, h, w)`` in [0, 1] and, on request, ``enlargement(lr)``.
 
-        ``levels`` is the number of grids, finest first, or lists those wanted, from 1. Grid k has ``scale / 2^k`` times
-        the sides of LR: at scale 4, grid 1 has twice its sides, grid 2 its sides, grid 3 half. The features of a grid
-        are its own, then those that all grids share.
+        Grid k, from 1, has ``scale / 2^k`` times the sides of LR: at scale 4, grid 1 has twice its sides, grid 2 its
+        sides, grid 3 half. The features of a grid are its own, then those that all grids share.
         """
 
     @abstractmethod
     def enlargement(self, lr: Tensor) -> Tensor:
         """Enlarge ``(B, 3, h, w)`` in [0, 1] deterministically, as trained with L1; not clamped."""
 
-    def by_grid(self, native: dict[int, Tensor], shared: Tensor, wanted: Sequence[int]) -> list[Tensor]:
-        """Join the features of every wanted grid; arguments as for ``sources_by_grid``."""
-        grids = sources_by_grid(native, shared, wanted, self.scale)
-        return [MultiScaleFeatures(sources=sources).merged() for sources in grids]
+    def by_grid(self, native: dict[int, Tensor], shared: Tensor, grids: Sequence[int]) -> list[Tensor]:
+        """Join the features of every grid; arguments as for ``sources_by_grid``."""
+        by_grid = sources_by_grid(native, shared, grids, self.scale)
+        return [MultiScaleFeatures(sources=sources).merged() for sources in by_grid]
 
 
 class DenseConvs(nn.Module):
@@ -105,16 +104,15 @@ class RRDBEncoder(LREncoder):
         self.conv_last = conv3x3(width, 3)
 
     def forward(
-        self, lr: Tensor, levels: int | Sequence[int], *, with_enlargement: bool = False
+        self, lr: Tensor, grids: Sequence[int], *, with_enlargement: bool = False
     ) -> tuple[list[Tensor], Tensor | None]:
-        wanted = grids_wanted(levels)
         features, stack = self._trunk(lr)
         native = {1: features}  # by factor from the LR grid
-        count = len(self.conv_up) - 1 if with_enlargement else doublings(wanted, self.scale)
+        count = len(self.conv_up) - 1 if with_enlargement else doublings(grids, self.scale)
         for k in range(count):
             native[2 ** (k + 1)] = features = _upsample(self.conv_up[k], features)
         enlarged = self._enlarge(lr, features) if with_enlargement else None
-        return self.by_grid(native, stack, wanted), enlarged
+        return self.by_grid(native, stack, grids), enlarged
 
     def enlargement(self, lr: Tensor) -> Tensor:
         features = self._trunk(lr)[0]
@@ -174,12 +172,12 @@ class HierarchicalExtractor(nn.Module):
 
 
 def sources_by_grid(
-    native: dict[int, Tensor], shared: Tensor, wanted: Sequence[int], scale: int
+    native: dict[int, Tensor], shared: Tensor, grids: Sequence[int], scale: int
 ) -> Iterator[tuple[ScaledFeatures, ...]]:
-    """Yield ``native`` features, by factor from the LR grid, and ``shared`` ones of LR, for every wanted grid."""
-    for level in wanted:
-        if 2**level <= scale:
-            factor = scale // 2**level
+    """Yield ``native`` features, by factor from the LR grid, and ``shared`` ones of LR, for every grid."""
+    for grid in grids:
+        if 2**grid <= scale:
+            factor = scale // 2**grid
             sources = (native[factor], 1), (shared, factor)
         else:  # the half-resolution grid; this bilinear resize is the mean of 2x2 pixels
             half = F.interpolate(native[1], scale_factor=0.5, mode="bilinear", align_corners=False)
@@ -187,15 +185,9 @@ def sources_by_grid(
         yield sources if shared.shape[1] else sources[:1]
 
 
-def grids_wanted(levels: int | Sequence[int]) -> Sequence[int]:
-    """List the numbers of grids; ``levels`` is as in ``LREncoder.forward``."""
-    return range(1, levels + 1) if isinstance(levels, int) else levels
-
-
-def doublings(wanted: Sequence[int], scale: int) -> int:
-    """Count how often the LR grid must be doubled for the finest of the wanted grids."""
-    powers = scale.bit_length() - 1
-    return max(0, powers - min(wanted, default=powers))
+def doublings(grids: Sequence[int], scale: int) -> int:
+    """Count how often the LR grid must be doubled for the finest of some grids."""
+    return max(0, scale.bit_length() - 1 - min(grids))
 
 
 def conv3x3(inputs: int, outputs: int) -> nn.Conv2d:

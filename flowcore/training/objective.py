@@ -53,7 +53,7 @@ class AbsoluteError(Objective):
 
     def __init__(self, flow: FlowModel, stage: Stage, teacher: FlowModel | None = None) -> None:
         super().__init__()
-        self.encoder, self.stage, self.grids = lr_encoder(flow), stage, len(flow.levels)
+        self.encoder, self.stage, self.grids = lr_encoder(flow), stage, range(1, len(flow.levels) + 1)
         self.teacher = None
         if teacher is not None and stage.teacher_weight:
             self.teacher = lr_encoder(teacher).requires_grad_(False)

@@ -91,7 +91,7 @@ def grid(height=4, width=5, channels=3, batch=2):
 @pytest.mark.parametrize(("scale", "levels"), [(2, 2), (4, 3), (8, 4)])
 def test_the_encoder_gives_every_level_its_grid_and_a_picture_that_is_bicubic_plus_a_residual(scale, levels):
     for stacked in ((1, 0), ()):
-        features, picture = encoder(scale, stacked)(image(), levels)
+        features, picture = encoder(scale, stacked)(image(), range(1, levels + 1))
         channels = 5 * (1 + len(stacked))
         expected = [(2, channels, 6 * scale // 2**k, 8 * scale // 2**k) for k in range(1, levels + 1)]
         assert [f.shape for f in features] == expected
@@ -99,7 +99,7 @@ def test_the_encoder_gives_every_level_its_grid_and_a_picture_that_is_bicubic_pl
     network = encoder(scale)
     picture = network.enlargement(image())
     assert picture.shape == (2, 3, 6 * scale, 8 * scale)
-    assert torch.allclose(network(image(), 1, with_enlargement=True)[1], picture, atol=1e-13)
+    assert torch.allclose(network(image(), [1], with_enlargement=True)[1], picture, atol=1e-13)
     torch.nn.init.zeros_(network.conv_last.weight)
     torch.nn.init.zeros_(network.conv_last.bias)
     assert torch.equal(network.enlargement(image()), enlarge(image(), scale))

@@ -111,7 +111,7 @@ def test_the_error_of_a_teacher_is_the_relative_difference_of_the_features():
     stage = parse_recipe(TEACHING + WEIGHT).stages[0]
     plain = make_objective(flow, dataclasses.replace(stage, teacher_weight=0.0), teacher)
     objective = make_objective(flow, stage, teacher)
-    pairs = zip(flow.encoder(lr, 2)[0], teacher.encoder(clean, 2)[0], strict=True)
+    pairs = zip(flow.encoder(lr, [1, 2])[0], teacher.encoder(clean, [1, 2])[0], strict=True)
     error = sum(float((f - e).abs().sum() / e.abs().sum()) for f, e in pairs) / 2
     difference = objective(hr, lr) - plain(hr, lr)
     assert float(difference) == pytest.approx(0.5 * error, rel=1e-4)
