@@ -105,8 +105,8 @@ class Flow(Transform[list[Tensor], Condition]):
             levels: Finest first.
             channels: Channels of the image.
             prelude: From pixels in [0, 1] to the range of the first level; None for the identity.
-            top: Whitens the output of the last level; None for the identity. Gets the labels, as splits do, or the
-                condition's anchor if there is one.
+            top: Whitens the output of the last level; None for the identity. Gets the labels, as splits do, and the
+                condition's anchor.
             image_size: Height and width of the training images, or the side of squares; None if unknown.
             fixed_size: Whether the flow accepts images of that size only.
             anchored: Whether the condition has an anchor, so that the last latents are the deviation from it, which is

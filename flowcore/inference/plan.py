@@ -30,7 +30,7 @@ from ..flow import Flow, Level
 from ..model import FlowModel
 from ..networks import CompactUpscaler, IMDNEncoder, LowLightEncoder, RRDBEncoder
 from ..prior import log_prob
-from ..transforms import CheckerboardCoupling, LevelCondition, MultiScaleFeatures, Variances, Whiten
+from ..transforms import Chain, CheckerboardCoupling, LevelCondition, MultiScaleFeatures, Variances
 from .conditioners import FoldedConditioner
 from .encoders import FoldedCompactUpscaler, FoldedEncoder, FoldedExtractor, FoldedIMDNEncoder, FoldedLowLightEncoder
 from .steps import (
@@ -40,7 +40,7 @@ from .steps import (
     FoldedResidual,
     LevelFolder,
     ReportingPredictor,
-    SharedWhiten,
+    SharedChain,
     multi_scale,
 )
 from .strips import StripBudget, report, stop_before
@@ -109,7 +109,7 @@ class Plan(FlowModel):
             architecture=model.architecture,
             capabilities=model.capabilities,
             prelude=copy.deepcopy(model.prelude),
-            top=SharedWhiten(top.prior) if model.anchored and isinstance(top, Whiten) else top,
+            top=SharedChain(*top.parts()) if model.anchored and isinstance(top, Chain) else top,
             encoder=encoder,
             condition_encoder=model.condition_encoder,
             condition_scale=model.condition_scale,

@@ -32,7 +32,6 @@ from ..transforms import (
     Scaling,
     Split,
     Transform,
-    Whiten,
     flat_parts,
 )
 from ..transforms.coupling import (
@@ -302,8 +301,8 @@ def _reported(result: R) -> R:
     return result
 
 
-class SharedWhiten(Whiten):
-    """``Whiten`` that decodes once what all images of a batch share (expanded latents, one anchor)."""
+class SharedChain(Chain):
+    """``Chain`` that decodes once what all images of a batch share (expanded latents, one anchor)."""
 
     def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         anchor = None if cond is None else cond.anchor

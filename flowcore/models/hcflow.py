@@ -17,9 +17,21 @@ from torch import Tensor, nn
 from ..condition import Condition
 from ..flow import Details, Level
 from ..model import Capabilities, FlowModel, Task
-from ..networks import AnchorPrior, Conditioner, DenseConvs, HierarchicalExtractor, ScaledConv
+from ..networks import Conditioner, DenseConvs, FixedPrior, HierarchicalExtractor, ScaledConv
 from ..networks.conditioner import NormalizedConv
-from ..transforms import ActNorm, Chain, Coupling, Haar, Injector, InvertibleConv, PixelMap, Split, Transform, Whiten
+from ..transforms import (
+    ActNorm,
+    Center,
+    Chain,
+    Coupling,
+    Haar,
+    Injector,
+    InvertibleConv,
+    PixelMap,
+    Split,
+    Transform,
+    Whiten,
+)
 from .fields import Range, check_fields
 from .inputs import LR, check_source
 
@@ -80,7 +92,7 @@ def hcflow(config: HCFlowConfig) -> FlowModel[HCFlowConfig]:
         config=config,
         architecture="hcflow",
         capabilities=Capabilities(source="low_resolution", tasks=config.tasks),
-        top=Whiten(AnchorPrior(LR_LOG_STD)),
+        top=Chain(Center(), Whiten(FixedPrior(LR_LOG_STD))),
         condition_encoder=_encode_lr,
         condition_scale=config.scale,
         anchored=True,

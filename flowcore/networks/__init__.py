@@ -2,10 +2,10 @@
 
 from .causal_transformer import CausalTransformer
 from .conditioner import (
-    AnchorPrior,
     Conditioner,
     DenseConditioner,
     Edge,
+    FixedPrior,
     PlainConditioner,
     ScaledConv,
     TablePrior,
@@ -21,7 +21,6 @@ from .vector_field import VectorField
 
 __all__ = [
     "IMDN",
-    "AnchorPrior",
     "CausalTransformer",
     "CompactUpscaler",
     "Conditioner",
@@ -29,6 +28,7 @@ __all__ = [
     "DenseConditioner",
     "DenseConvs",
     "Edge",
+    "FixedPrior",
     "HierarchicalExtractor",
     "IMDNEncoder",
     "LREncoder",

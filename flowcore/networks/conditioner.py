@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..device import no_autocast
-from ..errors import ConditionError
 from ..transforms import ActNorm
 
 M = TypeVar("M", bound=nn.Module)
@@ -223,25 +222,16 @@ class TablePrior(nn.Module):
         return tables.to(like.dtype)
 
 
-class AnchorPrior(nn.Module):
-    """Prior of a flow's last output around the condition's anchor, with a fixed standard deviation.
-
-    Source: Liang et al., "Hierarchical Conditional Flow" (2021), section 3: the density of the LR image.
-    """
+class FixedPrior(nn.Module):
+    """Prior with mean 0 and a fixed standard deviation."""
 
     def __init__(self, log_std: float) -> None:
         super().__init__()
         self.log_std = log_std
 
-    def forward(self, like: Tensor, anchor: Tensor) -> Tensor:
-        """Return the anchor as means on even, ``log_std`` on odd channels; it must have the shape of ``like``."""
-        if anchor.shape[1:] != like.shape[1:] or anchor.shape[0] not in (1, like.shape[0]):
-            raise ConditionError(
-                f"The condition belongs to latents of shape {tuple(anchor.shape)}; got {tuple(like.shape)}. Encode the "
-                "condition from the matching image."
-            )
-        mean = anchor.to(like.dtype)
-        return torch.stack([mean, torch.full_like(mean, self.log_std)], dim=2).flatten(1, 2)
+    def forward(self, like: Tensor) -> Tensor:
+        """Return zeros on even, ``log_std`` on odd channels."""
+        return torch.stack([torch.zeros_like(like), torch.full_like(like, self.log_std)], dim=2).flatten(1, 2)
 
 
 def _last_conv(inputs: int, outputs: int, edge: Edge, scaled: bool) -> nn.Module:

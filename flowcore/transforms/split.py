@@ -51,8 +51,8 @@ class Whiten(Transform):
     """Turn the last output of a flow into standard-normal latents, by a Gaussian prior.
 
     With ``mean, log_std = prior(x, labels)``, on even and odd channels: forward: ``z = (x - mean) * exp(-log_std)``;
-    logdet: ``-sum log_std``; inverse: ``x = mean + exp(log_std) * z``. The prior may read only the shape of ``x``. Its
-    second argument is the anchor if the condition has one, else the labels, ``(B, classes)``, and absent without both.
+    logdet: ``-sum log_std``; inverse: ``x = mean + exp(log_std) * z``. The prior may read only the shape of ``x``,
+    and the condition's labels, ``(B, classes)``, if there are any.
 
     Source: the learned and class-conditional top prior of the reference implementation of Glow.
     """
@@ -62,15 +62,15 @@ class Whiten(Transform):
         self.prior = prior
 
     def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
-        mean, log_std = _mean_log_std(self.prior, x, _labels_or_anchor(cond))
+        mean, log_std = _mean_log_std(self.prior, x, cond.labels if cond else None)
         return (x - mean) * torch.exp(-log_std), -log_std.flatten(1).sum(1).expand(x.shape[0])
 
     def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
-        mean, log_std = _mean_log_std(self.prior, z, _labels_or_anchor(cond))
+        mean, log_std = _mean_log_std(self.prior, z, cond.labels if cond else None)
         return mean + torch.exp(log_std) * z
 
     def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
-        mean, log_std = _mean_log_std(self.prior, x, _labels_or_anchor(cond))
+        mean, log_std = _mean_log_std(self.prior, x, cond.labels if cond else None)
         return (x - mean) * torch.exp(-log_std), -log_std.sum(1).expand(x.shape[0], -1, -1)
 
 
@@ -121,12 +121,6 @@ def _anchor(x: Tensor, cond: LevelCondition | None) -> Tensor:
             "size and batch."
         )
     return anchor
-
-
-def _labels_or_anchor(cond: LevelCondition | None) -> Tensor | None:
-    if cond is None:
-        return None
-    return cond.labels if cond.anchor is None else cond.anchor
 
 
 def _mean_log_std(network: nn.Module, x: Tensor, prior_input: Tensor | None) -> tuple[Tensor, Tensor]:

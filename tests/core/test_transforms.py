@@ -10,11 +10,12 @@ from builders import move_buffers
 from torch import nn
 
 from flowcore.errors import ConditionError, FlowError, PrecisionError, ShapeError
-from flowcore.networks import AnchorPrior, Conditioner, DenseConditioner, DenseConvs, ScaledConv, TablePrior, TopPrior
+from flowcore.networks import Conditioner, DenseConditioner, DenseConvs, FixedPrior, ScaledConv, TablePrior, TopPrior
 from flowcore.testing import check, perturbed, tensors
 from flowcore.transforms import (
     ActNorm,
     BatchNorm,
+    Center,
     Chain,
     ChannelWhitening,
     CheckerboardCoupling,
@@ -183,7 +184,8 @@ CASES = {
     **by_options(coupling, {"scaling": "exp", "swap": True, "cond_channels": 3}),
     **by_options(coupling, *options(scaling=["narrow", "none"], swap=[False, True], first=[1, 3])),
     "coupling with dense convolutions": lambda: case(Coupling(DenseConvs(3, 2, 4), scaling="narrow", first=3), data(5)),
-    "whiten around an anchor": lambda: (Whiten(AnchorPrior(-2.0)), data(5), anchor(5), False),
+    "whiten by a fixed prior": lambda: plain(Whiten(FixedPrior(-2.0)), data(5)),
+    "center around an anchor": lambda: (Center(), data(5), anchor(5), False),
     # odd sides have more squares of one color
     **by_options(checkerboard, *options(shape=[(1, 3, 5), (3, 4, 3)], parity=[0, 1], mask_channel=[False, True])),
     **by_options(injector, {"eps": 0.0}, {"eps": 1e-4}, {"scaling": "atan"}, {"scaling": "exp"}),
