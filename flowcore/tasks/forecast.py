@@ -66,14 +66,14 @@ def forecast(
     tiles = TileSize(tile, HALO, TILING)
     needed = partial(memory_required, flow, rows, columns, guided=guided or bool(steadiness))
     working = needed(tiles.choose(max(rows, columns), needed, device))
-    measure = partial(_seconds_per_pixel, flow, precision=precision, cancelled=cancelled, notify=log.debug)
+    options: dict[str, Any] = {"precision": precision, "cancelled": cancelled, "notify": log.debug}
     if steadiness:  # a later frame of a clip: two enlargements, the guide's pass and the motion
-        task = partial(upscale_video, steadiness=steadiness, before=list[Tensor]())
-        measure(task)  # the first frame, which has no guide
-        seconds = measure(task)
+        options |= {"steadiness": steadiness, "before": list[Tensor]()}
+        _seconds_per_pixel(upscale_video, flow, options)  # the first frame, which has no guide
+        seconds = _seconds_per_pixel(upscale_video, flow, options)
     else:  # one sample; further ones share what depends only on the image and its guide
         plan = planned(flow, actual_precision(precision, device))  # folded before the clock starts
-        seconds = measure(upscale if "upscale" in flow.capabilities.tasks else restore)
+        seconds = _seconds_per_pixel(upscale if "upscale" in flow.capabilities.tasks else restore, flow, options)
         encoding = ENCODING * (plan.encoder_units + plan.prepare_units)
         model_guide = plan.guide_units + plan.units if flow.guide is not None else 0
         guide = plan.units if guided else model_guide
@@ -88,7 +88,7 @@ def forecast(
     )
 
 
-def _seconds_per_pixel(flow: FlowModel, task: Callable[..., Tensor], **options: Any) -> float:
+def _seconds_per_pixel(task: Callable[..., Tensor], flow: FlowModel, options: dict[str, Any]) -> float:
     """Time a task on a small gray image; on noise a model may overflow, which takes longer."""
     start = time.perf_counter()
     task(flow, torch.full((1, 3, PROBE, PROBE), 0.5), **options)

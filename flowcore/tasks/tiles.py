@@ -392,11 +392,10 @@ class Guide:
     bounded: bool = False  # whether its latents are limited to the rms of drawn ones, see ``limit_rms``
 
 
-def checked_strength(flow: FlowModel, guide: Tensor | None, strength: Strength | None) -> Strength:
-    """Check a strength; where it is None, fill in the model's own, see ``settings``."""
+def checked_strength(flow: FlowModel, guide: Tensor | None, strength: Strength | None, images: int = 1) -> Strength:
+    """Check the strength of a guide of some images; where it is None, fill in the model's own, see ``settings``."""
     strength = with_defaults(flow, {"guide": guide, "guide_strength": strength})["guide_strength"]
     assert strength is not None
-    images = len(strength) if isinstance(strength, Tensor) and strength.ndim else 1
     value = number_or_map(strength, images, "guide strengths")
     for end in value.aminmax() if isinstance(value, Tensor) else [value]:
         check_range("guide_strength", float(end), note="0 ignores the guide, 1 keeps all of it.")
@@ -404,12 +403,12 @@ def checked_strength(flow: FlowModel, guide: Tensor | None, strength: Strength |
 
 
 def prepare_guide(
-    run: Runner, flow: FlowModel, rgb: Tensor, guide: Tensor | None, strength: Strength, bounded: bool = False
+    run: Runner, flow: FlowModel, rgb: Tensor, guide: Tensor | None, strength: Strength | None, bounded: bool = False
 ) -> Guide | None:
     """Check a guide of images ``(B, 3, h, w)``, and bring it to the size that the model draws; None for no guide."""
+    strength = checked_strength(flow, guide, strength, len(rgb))
     if not (strength.any() if isinstance(strength, Tensor) else strength):
         return None
-    number_or_map(strength, len(rgb), "guide strengths")
     match = getattr(flow.config, "guide_match", 1.0)
     if guide is None and flow.guide is None:
         run.notify(NO_GUIDE)

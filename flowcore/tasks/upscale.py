@@ -23,7 +23,7 @@ from .image_batch import ImageBatch
 from .model_choice import notify_of_damage
 from .runner import Runner, Running, RunOptions, check_draws, runs_with
 from .settings import check_range, with_defaults
-from .tiles import STRIPS, Strength, TiledDecoder, Tiling, checked_strength, prepare_guide
+from .tiles import STRIPS, Strength, TiledDecoder, Tiling, prepare_guide
 
 HALO = 24  # LR pixels; how far tiles then differ from the whole image: docs/decisions/0004
 MAX_DEVIATION = 2.0  # largest |value - 0.5| that is no overflow; temperature 1 stays within 1.6: docs/decisions/0013
@@ -101,7 +101,6 @@ def upscale(
     flow.require("upscale")
     check_draws(seed, samples)
     settings = sampling_settings(flow, temperature, calm_edges)
-    strength = checked_strength(flow, guide, guide_strength)
     run = Runner(flow, RunOptions(**options), ADVICE, lr)
     decoder = TiledDecoder(TILING, run, flow, tile, halo, store)
 
@@ -117,7 +116,7 @@ def upscale(
             )
         if not guide_bounded:  # bounded for frames of a clip: ``upscale_video`` examines the first
             notify_of_damage(flow, rgb, run.notify)
-        guides = prepare_guide(run, flow, rgb, guide, strength, guide_bounded)
+        guides = prepare_guide(run, flow, rgb, guide, guide_strength, guide_bounded)
         pictures = decoder(rgb, [settings], seed, samples, is_gray, guides)
         if size != tuple(pictures.shape[-2:]):
             pictures = _resize_each(run, pictures, size)
@@ -168,7 +167,6 @@ def temperature_grid(  # noqa: D417
         raise FlowError(f"Expected at least one temperature and one seed; got {len(temperatures)} and {seeds}.")
     check_draws(seed, seeds)
     settings = [sampling_settings(flow, tau, calm_edges) for tau in temperatures]
-    strength = checked_strength(flow, guide, guide_strength)
     run = Runner(flow, RunOptions(**options), ADVICE.replace("samples", "seeds"), lr)
     decoder = TiledDecoder(TILING, run, flow, tile, halo, store)
 
@@ -176,7 +174,7 @@ def temperature_grid(  # noqa: D417
         images = ImageBatch(lr, run.notify)
         rgb = images.visible
         notify_of_damage(flow, rgb, run.notify)
-        guides = prepare_guide(run, flow, rgb, guide, strength)
+        guides = prepare_guide(run, flow, rgb, guide, guide_strength)
         return images.like_input(decoder(rgb, settings, seed, seeds, images.is_gray, guides), alpha=False)
 
     return run(task, decoder.tiles.halve)
