@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -397,12 +398,12 @@ def morph(
     repeats. ``images`` may be a list of images of any sizes, where the model has a size of its own.
     """
     flow.require("sample")
-    batches = [images] if isinstance(images, Tensor) else images
-    if sum(map(len, batches)) < 2:
-        raise ImageError("A morph needs two images or more; got one. Pass a batch, such as two images in Batch Images.")
     check_range("frames", frames, 2, math.inf, "Both images count: 2 is the images alone.")
     tell = RunOptions(**options).tell
+    batches: list[Any] = [*images] if isinstance(images, (list, tuple)) else [images]
     fitted = [prepare_input(flow, batch, fit=fit, notify=tell).pixels for batch in batches]
+    if sum(map(len, fitted)) < 2:
+        raise ImageError("A morph needs two images or more; got one. Pass a batch, such as two images in Batch Images.")
     if len({batch.shape[2:] for batch in fitted}) > 1:
         raise ImageError(
             "A morph needs images of one size, or a model with a size of its own, such as glow-photos, and fit resize. "

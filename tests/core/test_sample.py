@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from builders import build_tiny, encode_source, random_image, source_of
+from PIL import Image
 
 from flowcore import latents as la
 from flowcore import prior
@@ -358,6 +359,9 @@ def test_images_of_different_sizes_stand_in_a_film_of_the_models_size():
 def test_invalid_films_are_refused():
     with pytest.raises(ImageError, match="two images or more"):
         morph(build_tiny("glow", seed=3), images(1, height=16, width=16))
+    for pictures in (Image.new("RGB", (16, 16)), [Image.new("RGB", (16, 16))] * 2):
+        with pytest.raises(ImageError, match="Expected images as a tensor"):
+            morph(build_tiny("glow", seed=3), pictures)
     with pytest.raises(FlowError, match="sample needs"):
         morph(build_tiny("srflow"), images(2, height=16, width=16))
     with pytest.raises(FlowError, match="frames must be a finite number >= 2; got 1"):
