@@ -274,8 +274,7 @@ class Colorization:
         f = (f - f.mean((2, 3), keepdim=True)) / f.std((2, 3), keepdim=True).clamp_min(1e-6)
         f = F.interpolate(f, self.grid, mode="bilinear")[..., :height, :width]
         small_y = self.luma_on_grid(batch)
-        self.run.check_cancelled()
-        return chroma + spread_hints(target - chroma, coverage, f, small_y, steps)
+        return chroma + spread_hints(target - chroma, coverage, f, small_y, steps, self.run.check_cancelled)
 
     def finish(self, chroma: Tensor, batch: slice, saturation: float | None, gamut: Gamut) -> Tensor:
         """Enlarge chroma to the size of the images, and merge it with their luma."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -198,7 +198,14 @@ def _chroma_of(wanted: Color) -> Tensor:
     return color.split(torch.tensor(rgb)[None, :, None, None])[1].flatten()
 
 
-def spread_hints(missing: Tensor, coverage: Tensor, features: Tensor, luma: Tensor, steps: float) -> Tensor:
+def spread_hints(
+    missing: Tensor,
+    coverage: Tensor,
+    features: Tensor,
+    luma: Tensor,
+    steps: float,
+    check: Callable[[], None] = lambda: None,
+) -> Tensor:
     """Spread what chroma lacks at hints, ``missing`` ``(B, 2, h, w)``, to neighbors that look alike, up to edges.
 
     The field d, to be added to the chroma, minimizes
@@ -213,17 +220,20 @@ def spread_hints(missing: Tensor, coverage: Tensor, features: Tensor, luma: Tens
     coloring to start from; the features, the fading and that it corrects a draw are ours.
     """
     target = torch.cat([missing, torch.ones_like(missing[:, :1])], dim=1)
-    field = minimize_energy(target, coverage, features, luma, steps)
+    field = minimize_energy(target, coverage, features, luma, steps, check)
     return field[:, :-1] / field[:, -1:].clamp_min(MIN_REACH)
 
 
-def minimize_energy(target: Tensor, coverage: Tensor, features: Tensor, luma: Tensor, steps: float) -> Tensor:
+def minimize_energy(
+    target: Tensor, coverage: Tensor, features: Tensor, luma: Tensor, steps: float, check: Callable[[], None]
+) -> Tensor:
     """Minimize the energy of ``spread_hints`` for each channel of a target, by preconditioned conjugate gradients."""
     affinities = [(_affinity(features.float(), luma.float(), *offset), *offset) for offset in NEIGHBORS]
     own_weight = HINT_WEIGHT * coverage.float() + 1 / steps**2
     diagonal = own_weight + sum(weight + _shift(weight, -dy, -dx) for weight, dy, dx in affinities)
 
     def apply(d: Tensor) -> Tensor:
+        check()
         result = own_weight * d
         for weight, dy, dx in affinities:
             difference = weight * (d - _shift(d, dy, dx))

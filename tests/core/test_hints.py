@@ -12,7 +12,7 @@ from flowcore import FlowError, Hints, ImageError, ShapeError, colorize, coloriz
 from flowcore.checkpoints.file import read, save
 from flowcore.images import color
 from flowcore.images.strokes import MAX_POINTS, Stroke, paint_colors, paint_mask, parse_strokes
-from flowcore.tasks import chroma
+from flowcore.tasks import Cancelled, chroma
 from flowcore.tasks.hints import (
     HINT_WEIGHT,
     NEIGHBORS,
@@ -308,10 +308,18 @@ def test_a_hint_fills_its_thing_and_stops_at_its_edge():
     assert near[..., 0, 7].max() < 0.07 < near[..., 5, 5].min() + 0.02
 
 
+def test_hints_stop_spreading_when_the_run_is_cancelled():
+    def check():
+        raise Cancelled("Stopped on request.")
+
+    with pytest.raises(Cancelled):
+        spread_hints(*two_things(), 5.0, check)
+
+
 def test_what_is_continued_minimizes_the_energy():
     missing, coverage, features, luma = two_things()
     luma = luma + 0.02 * torch.randn(luma.shape, generator=torch.Generator().manual_seed(0))
-    d = minimize_energy(missing, coverage, features, luma, 5.0).double().requires_grad_()
+    d = minimize_energy(missing, coverage, features, luma, 5.0, lambda: None).double().requires_grad_()
     energy = (HINT_WEIGHT * coverage * (d - missing).square()).sum() + d.square().sum() / 5.0**2
     for dy, dx in NEIGHBORS:
         here = [(slice(max(0, -k), side - max(0, k))) for k, side in ((dy, 12), (dx, 16))]
