@@ -25,7 +25,7 @@ def extension() -> Extension:
     register_model_folder()
     upscaling.register_srflow()
     recording = {node.__name__ for node in NODES if issubclass(node, PickingNode) and node.RECORDS}
-    on_prompt(partial(PROVENANCE_LOG.read_prompt, kinds=recording))
+    on_prompt(partial(PROVENANCE_LOG.annotate_prompt, kinds=recording))
     post(ROUTE, LIVE_RUNS.answer)
     serve_input_pictures(files.is_batch, files.preview)
     on_free_request(free_kept)

@@ -16,7 +16,7 @@ from ..flowcore.tasks.model_input import ModelInput, prepare_input
 from ..flowcore.tasks.ranking import By, diversity_map, ranked
 from ..flowcore.tasks.sample import memory_required
 from . import widgets
-from .by_picture import in_order, share
+from .by_picture import in_image_order, part_for
 from .host.compat import io
 from .host.memory import stop_if_cancelled, to_host_image
 from .host.ui import Notes, Progress, finite, gallery, sample_facts
@@ -204,11 +204,11 @@ class FlowcoreBestOf(PickingNode):
         if by == "likelihood" and isinstance(model, ModelByPicture):
             parts = model.divide(source)
             ranks = [
-                self._ranked(share(images, part.places, len(source)), source[part.places], by, part.model)
+                self._ranked(part_for(images, part.places, len(source)), source[part.places], by, part.model)
                 for part in parts
             ]
             places_per_part = [part.places for part in parts]
-            scores, order = (in_order(values, places_per_part) for values in zip(*ranks, strict=True))
+            scores, order = (in_image_order(values, places_per_part) for values in zip(*ranks, strict=True))
             reasons = [part.reason for part in parts]
         else:
             scores, order = self._ranked(images, source, by, model if isinstance(model, HostModel) else None)

@@ -11,7 +11,7 @@ from .host.compat import io
 from .host.ui import GALLERY
 
 
-def share(value: Any, places: list[int], count: int) -> Any:
+def part_for(value: Any, places: list[int], count: int) -> Any:
     """Return the part of a value that belongs to some of `count` images; all of it, if all images share it."""
     if not isinstance(value, Tensor) or value.ndim < 3 or len(value) == 1 < count:
         return value
@@ -23,7 +23,7 @@ def share(value: Any, places: list[int], count: int) -> Any:
     return value.unflatten(0, (count, -1))[places].flatten(0, 1)
 
 
-def in_order(parts: Sequence[Any], places_per_part: list[list[int]]) -> Any:
+def in_image_order(parts: Sequence[Any], places_per_part: list[list[int]]) -> Any:
     """Join tensors or lists, each made from the images at some places, in the order of the images."""
     of_images: dict[int, Any] = {}
     for part, places in zip(parts, places_per_part, strict=True):
@@ -40,13 +40,13 @@ def with_reason(output: Any, reason: str) -> Any:
     return io.NodeOutput(*output.args, ui=output.ui | {"text": text, "flowcore_better": []})
 
 
-def join(outputs: list[Any], places_per_part: list[list[int]], counted: int) -> Any:
+def join_outputs(outputs: list[Any], places_per_part: list[list[int]], counted: int) -> Any:
     """Join outputs of parts, each made of the images at some places; that of index `counted` has an item per picture.
 
     Of numbers, which are decibels of consistency, the lowest counts.
     """
     args = [
-        in_order(parts, places_per_part) if isinstance(parts[0], Tensor | list) else min(parts)
+        in_image_order(parts, places_per_part) if isinstance(parts[0], Tensor | list) else min(parts)
         for parts in zip(*(output.args for output in outputs), strict=True)
     ]
     each = len(args[counted]) // sum(map(len, places_per_part))
@@ -56,7 +56,7 @@ def join(outputs: list[Any], places_per_part: list[list[int]], counted: int) -> 
         if name == "flowcore_gallery":
             ui[name] = _join_galleries(parts, places_per_part, each)
         elif name == "each":
-            ui[name] = in_order(parts, places_per_part)
+            ui[name] = in_image_order(parts, places_per_part)
         else:
             ui[name] = _distinct(_unfolded_first(parts) if name == "text" else parts)
     ui["text"] = _distinct([ui["flowcore_notes"], ui["text"]])

@@ -233,14 +233,14 @@ class FlowcoreFolder(FlowNode):
                 f"folder: {shown(folder)} is not a folder in ComfyUI's input folder. Put your pictures there."
             )
         pictures, manifest = find([str(source)], out, self.notes), Manifest(inside("output", out / NAME))
-        parts = [(model, pictures)] if isinstance(model, HostModel) else _divide(model, pictures)
+        parts = [(model, pictures)] if isinstance(model, HostModel) else _group_by_model(model, pictures)
         for part, its_pictures in parts:
-            work = _work(part, temperature, seed, samples)
+            work = _make_work(part, temperature, seed, samples)
             tag = Path(part.name).stem + ("" if temperature is None else f"_tau{temperature:g}")
             names = [f"_{tag}_seed{seed}" for seed in work.seeds()]
             jobs = [
                 replace(job, problem=job.problem or _link_problem(job))
-                for job in make_jobs(its_pictures, out, partial(_results, names))
+                for job in make_jobs(its_pictures, out, partial(_result_names, names))
             ]
             colorizes = work.command == "colorize"
             memory, side = (memory_to_colorize, LARGE) if colorizes else (memory_required, ORDINARY_TILE)
@@ -272,7 +272,7 @@ class FlowcoreFolder(FlowNode):
         return self.output(info, text=[info])
 
 
-def _divide(model: ModelByPicture, pictures: list[InputFile]) -> list[tuple[HostModel, list[InputFile]]]:
+def _group_by_model(model: ModelByPicture, pictures: list[InputFile]) -> list[tuple[HostModel, list[InputFile]]]:
     """Divide pictures among the upscalers that suit them."""
     by_name: dict[str, list[InputFile]] = {}
     for picture in pictures:
@@ -285,7 +285,7 @@ def _divide(model: ModelByPicture, pictures: list[InputFile]) -> list[tuple[Host
     return [(model.load(name), suited) for name, suited in by_name.items()]
 
 
-def _work(model: HostModel, temperature: float | None, seed: int, samples: int) -> Work:
+def _make_work(model: HostModel, temperature: float | None, seed: int, samples: int) -> Work:
     """Describe what to make of each picture."""
     flow, colorizes = model.flow, "colorize" in model.flow.capabilities.tasks
     from_model = ["detail", "coherence", "saturation"] if colorizes else ["calm_edges"]
@@ -304,7 +304,7 @@ def _work(model: HostModel, temperature: float | None, seed: int, samples: int) 
     )
 
 
-def _results(names: list[str], picture: Path) -> list[str]:
+def _result_names(names: list[str], picture: Path) -> list[str]:
     """Name the results of a picture; `names` are the parts that tell them apart."""
     stem, frame = split_name(picture.name)
     return [f"{stem}{name}{frame}.png" for name in names]

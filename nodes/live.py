@@ -20,7 +20,7 @@ from ..flowcore.inference.condition_cache import RecentlyUsed
 from ..flowcore.tasks import Cancelled
 from ..flowcore.tasks.model_input import condition_for, source_for_latents
 from ..flowcore.tasks.sample import decode
-from .host.memory import model_lock, on_free
+from .host.memory import free_callbacks, model_lock
 from .host.routes import Answer, is_at_work
 from .host.ui import Notes, png
 from .node import FlowNode
@@ -72,7 +72,7 @@ class LiveRuns(RecentlyUsed[LiveRun]):
         count = min(MAX_ITEMS, MAX_VALUES // sum(level[0].numel() for level in latents.levels))
         if count == 0:
             return []
-        few = {key: value.part(slice(count)) if isinstance(value, Latents) else value for key, value in values.items()}
+        few = {key: each.select(slice(count)) if isinstance(each, Latents) else each for key, each in values.items()}
         return self._keep(node, few, latents.model_sha256)
 
     def keep_source(self, node: type[FlowNode], values: dict[str, Any], preview: str) -> dict[str, list[str]]:
@@ -110,7 +110,7 @@ class LiveRuns(RecentlyUsed[LiveRun]):
 
 
 LIVE_RUNS = LiveRuns(MAX_RUNS)
-on_free.append(LIVE_RUNS.clear)
+free_callbacks.append(LIVE_RUNS.clear)
 
 
 def _parse(body: Any) -> Request | None:
@@ -175,7 +175,7 @@ def _rerun(node: FlowNode, values: dict[str, Any], request: Request) -> bytes:
     """Make one picture of a run again; or a detail of it, with a transparent margin in place of the rest."""
     model, image = values["model"], cast(Tensor, values["image"])
     in_place = _InPlace(model.patcher, model.name)
-    in_place.__dict__["sha256"] = model.sha256
+    in_place.__dict__["sha256"] = model.sha256  # else it would be computed again
     values |= {"model": in_place, "samples": 1, "seed": (values["seed"] + request.sample) % 2**64, "pick": 0}
     node.__dict__["show_samples"] = _pictures_alone
     if node.PREVIEW != "detail":

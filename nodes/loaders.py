@@ -21,7 +21,7 @@ from .node import TEXTS, FileNode, file_fingerprint
 from .sockets import BY_PICTURE, FLOW_MODEL, TASKS, HostModel, ModelByPicture, shown
 
 USES: dict[str, str] = TEXTS["uses"]  # what each shipped model is for, and each task of other models
-SUITING = "upscaler that suits the picture"  # a `ModelByPicture`; workflows and web/js/models.js contain this name
+AUTO_MODEL = "upscaler that suits the picture"  # in the menu; also in workflows and web/js/models.js
 SETTINGS = ("temperature", "calm_edges", "coherence", "saturation", "guide_strength")  # that a model's file may state
 
 
@@ -41,7 +41,7 @@ def _facts_for_page() -> dict[str, Any]:
     facts = {name: of_file for name, of_file in facts.items() if of_file}  # keys as in `_read_facts`
     clean, damaged = (facts[name]["own"] for name in (FOR_CLEAN, FOR_DAMAGED))
     in_common = {name: value for name, value in clean.items() if damaged.get(name) == value}
-    facts[SUITING] = {"tasks": [BY_PICTURE], "styles": [], "own": in_common}
+    facts[AUTO_MODEL] = {"tasks": [BY_PICTURE], "styles": [], "own": in_common}
     return {TASKS: {name: of_file["tasks"] for name, of_file in facts.items()}, "flowcore_facts": facts}
 
 
@@ -65,7 +65,7 @@ def locate_model(name: str) -> Path | None:
     return catalog.path(name) if name in catalog.names() else paths.model_path(name)
 
 
-MODELS = widgets.file_choice(lambda: [SUITING, *model_choices()], _facts_for_page, default=SUITING)
+MODELS = widgets.file_choice(lambda: [AUTO_MODEL, *model_choices()], _facts_for_page, default=AUTO_MODEL)
 
 
 class FlowcoreLoadModel(FileNode):
@@ -76,11 +76,11 @@ class FlowcoreLoadModel(FileNode):
 
     @classmethod
     def locate(cls, name: str) -> Path | None:
-        return locate_model(FOR_CLEAN if name == SUITING else name)
+        return locate_model(FOR_CLEAN if name == AUTO_MODEL else name)
 
     @classmethod
     def fingerprint_inputs(cls, **named: Any) -> Any:
-        other = FOR_DAMAGED if named.get("model_name") == SUITING else ""
+        other = FOR_DAMAGED if named.get("model_name") == AUTO_MODEL else ""
         return super().fingerprint_inputs(**named) + file_fingerprint(locate_model(other))
 
     @classmethod
@@ -91,14 +91,14 @@ class FlowcoreLoadModel(FileNode):
         )
 
     def run(self, model_name: Annotated[str, MODELS]) -> Any:
-        if model_name == SUITING:
-            facts = {"use": USES[SUITING], "models": f"{FOR_CLEAN}, {FOR_DAMAGED}"}
+        if model_name == AUTO_MODEL:
+            facts = {"use": USES[AUTO_MODEL], "models": f"{FOR_CLEAN}, {FOR_DAMAGED}"}
             model = ModelByPicture(cache(_load_shipped))
         else:
             path = self.require_file(model_name)
             flow = flowcore.load(model_name if model_name in catalog.names() else path)
             use = USES.get(model_name) or "; ".join(USES[task] for task in sorted(flow.capabilities.tasks))
-            facts, model = {"use": use, **_facts(flow)}, HostModel(wrap(flow), model_name)
+            facts, model = {"use": use, **_describe(flow)}, HostModel(wrap(flow), model_name)
         info = "\n".join(f"{name}: {value}" for name, value in facts.items())
         return self.output(model, info, **{name: [value] for name, value in facts.items()})
 
@@ -155,7 +155,7 @@ class FlowcoreLoadRecipe(FileNode):
         return self.output(model, entry.temperature, seed, text, picture[None], *strengths, text=text_shown, **facts)
 
 
-def _facts(flow: flowcore.FlowModel) -> dict[str, Any]:
+def _describe(flow: flowcore.FlowModel) -> dict[str, Any]:
     """Describe a flow for the node and its output `info`."""
     config = flow.config
     labels = ", ".join(f"{number} {name}" for number, name in enumerate(label_names(flow)))

@@ -150,7 +150,7 @@ class FlowNode(io.ComfyNode):
 
 
 class FileNode(FlowNode):
-    """A node whose only input names a file."""
+    """A node whose only input names a file. Subclasses add `missing_message`, and `locate` for other folders."""
 
     @classmethod
     def locate(cls, name: str) -> Path | None:

@@ -15,9 +15,9 @@ from ..flowcore.device import free_memory
 from ..flowcore.inference.condition_cache import RecentlyUsed
 from ..flowcore.provenance import KEY, MAX_ENTRIES, Provenance
 from ..flowcore.tasks.settings import with_defaults
-from .by_picture import join, share, with_reason
+from .by_picture import join_outputs, part_for, with_reason
 from .host.compat import components, io, log, video_of
-from .host.memory import on_free
+from .host.memory import free_callbacks
 from .host.ui import Progress, from_canvas, gallery, sample_facts
 from .live import LIVE_RUNS
 from .node import FlowNode
@@ -66,9 +66,9 @@ class PickingNode(FlowNode):
         for model, places, reason in parts:
             self.notes.progress = progress.part(done / count, len(places) / count)
             done += len(places)
-            part_values = {name: share(value, places, count) for name, value in values.items()}
+            part_values = {name: part_for(value, places, count) for name, value in values.items()}
             outputs.append(with_reason(self._run_cached({**part_values, "model": model}), reason))
-        return join(outputs, [part.places for part in parts], self.PICKED[0])
+        return join_outputs(outputs, [part.places for part in parts], self.PICKED[0])
 
     def _run_cached(self, values: dict[str, Any]) -> Any:
         """Make all pictures, or take them from the latest runs."""
@@ -103,7 +103,7 @@ class PickingNode(FlowNode):
         if not from_canvas(self) or not isinstance(prompt.get(name), dict):  # a loop made this node
             return {}
         sent: dict[str, Any] = {}
-        for node, kind, values in nodes_before(prompt, name):
+        for node, kind, values in upstream_nodes(prompt, name):
             plain = {key: value for key, value in values.items() if not isinstance(value, list)}
             sent[node] = {"class_type": kind, "inputs": plain}
         sent[name]["inputs"].pop("pick", None)
@@ -113,14 +113,14 @@ class PickingNode(FlowNode):
         """Reduce the outputs of `run` to those of one picture, by its place from 0."""
         args, one = [*output.args], slice(place, place + 1)
         for k in self.PICKED:
-            args[k] = args[k].part(one) if isinstance(args[k], Latents) else args[k][one]
+            args[k] = args[k].select(one) if isinstance(args[k], Latents) else args[k][one]
             if isinstance(args[k], Tensor):
                 args[k] = args[k].clone()  # not a view, which would keep all of them in the host's cache
         return tuple(args)
 
 
-def nodes_before(prompt: dict[str, Any], node_id: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """Yield the id, class and inputs of a node and of all nodes before it in a prompt, which may be malformed."""
+def upstream_nodes(prompt: dict[str, Any], node_id: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Yield the id, class and inputs of a node, then of all nodes before it, in a prompt, which may be malformed."""
     visited: set[str] = set()
     waiting = [node_id]
     while waiting:
@@ -144,7 +144,7 @@ def _size(output: Any) -> int:
 
 RUNS: RecentlyUsed[Any] = RecentlyUsed(MAX_RUNS, _size)
 """Outputs of the latest runs."""
-on_free.append(RUNS.clear)
+free_callbacks.append(RUNS.clear)
 
 
 def keep(key: str, output: Any) -> None:
@@ -247,7 +247,7 @@ class ProvenanceLog:
                     known.setdefault(mark, (entry["seed"] + number % entry["samples"]) % 2**64)
         return [known.get(provenance.fingerprint(image)) for image in images]
 
-    def read_prompt(self, body: Any, kinds: set[str]) -> None:
+    def annotate_prompt(self, body: Any, kinds: set[str]) -> None:
         """Write what is known of nodes of some kinds into a posted prompt, whose body may be malformed."""
         prompt, extra = (body.get("prompt"), body.get("extra_data")) if isinstance(body, dict) else (None, None)
         pnginfo = extra.get("extra_pnginfo") if isinstance(extra, dict) else None
@@ -285,7 +285,7 @@ def _put(pnginfo: dict[str, Any], node_id: str, entry: dict[str, Any]) -> None:
 def _fingerprint(prompt: dict[str, Any], node_id: str, digests: dict[str, str]) -> str:
     """Fingerprint a node with its inputs and all nodes before it; `digests` caches those of single nodes."""
     fingerprints: dict[str, str] = {}
-    for name, kind, inputs in nodes_before(prompt, node_id):
+    for name, kind, inputs in upstream_nodes(prompt, node_id):
         if name not in digests:
             # The host turns 1 into 1.0 for inputs of type FLOAT.
             plain = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in inputs.items()}

@@ -124,14 +124,14 @@ class Latents:
     def items(self) -> int:
         return self.levels[0].shape[0]
 
-    def part(self, part: slice) -> Latents:
+    def select(self, items: slice) -> Latents:
         """Return copies of some of the items."""
         source = self.source
         return replace(
             self,
-            levels=[level[part].clone() for level in self.levels],
-            labels=None if self.labels is None else self.labels[part],
-            source=source if source is None or len(source) == 1 else source[part],
+            levels=[level[items].clone() for level in self.levels],
+            labels=None if self.labels is None else self.labels[items],
+            source=source if source is None or len(source) == 1 else source[items],
         )
 
     def check_same_model(self, other: Latents) -> None:

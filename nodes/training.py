@@ -107,7 +107,7 @@ class FlowcoreTrain(FlowNode):
                 raise
         record.finished = result.is_finished
         run.publish(record)
-        # The name of the start if nothing better was trained, so that the node outputs it; else "".
+        # If nothing better was trained, the node outputs the start, and this is its name; else "".
         kept_start = start if start_file is not None and result.files.is_start() else ""
         file = start_file if start_file is not None and kept_start else run.target
         self._note_outcome(run, result, kept_start)

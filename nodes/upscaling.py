@@ -24,7 +24,7 @@ from ..flowcore.tasks.upscale import memory_required, target_size
 from ..flowcore.tasks.video import STEADINESS
 from . import widgets
 from .host.compat import curve_values, io, log
-from .host.memory import load_to_device, on_release, stop_if_cancelled
+from .host.memory import load_to_device, release_callbacks, stop_if_cancelled
 from .host.paths import model_files, model_path, upscale_model_files
 from .host.ui import Notes, gallery, sample_facts
 from .node import FlowNode
@@ -48,7 +48,7 @@ MIN_DIVERSITY = 1.0  # in 1/255; samples that differ less look alike
 SAME, NEARLY_SAME = 48, 32  # decibels from which a picture shrunk again is called so
 ORDINARY_TILE = 512  # pixels of the low-resolution image
 STORE = ConditionStore()  # so that another seed or temperature does not encode the image again
-on_release += [STORE.clear, forget_plan]
+release_callbacks += [STORE.clear, forget_plan]
 
 LOOK_ALIKE = (
     "The samples look alike: with these settings the model has little to choose. Move faithful to bold to the right "
@@ -164,7 +164,7 @@ class FlowcoreUpscale(PickingNode):
 
 
 def load_upscaler(model: HostModel, height: int, width: int, tile: int = 0, *, guided: bool = False) -> FlowModel:
-    """Load a model with memory for one tile (0: of ordinary size), so that other models stay: a picture needs more."""
+    """Load a model with free memory for one tile (0: of 512 pixels): more would push other models off the device."""
     return model.load(memory_required(model.flow, height, width, tile or ORDINARY_TILE, guided=guided))
 
 

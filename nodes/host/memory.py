@@ -16,9 +16,9 @@ from comfy_execution.utils import get_executing_context
 Interrupted: type[BaseException] = management.InterruptProcessingException  # no Exception; see `stop_if_cancelled`
 
 # Called when the host takes a model off its device or drops the last one, to free what was derived from models.
-on_release: list[Callable[[], None]] = []
+release_callbacks: list[Callable[[], None]] = []
 # Called when a person frees the host's memory, to free what was kept for the next run.
-on_free: list[Callable[[], None]] = []
+free_callbacks: list[Callable[[], None]] = []
 model_lock = threading.RLock()  # held while the host moves a model of ours, and while a live picture uses one
 
 _patchers: set[int] = set()  # ids of those that exist; without any, the host has dropped our last model
@@ -34,7 +34,7 @@ class _Patcher(comfy.model_patcher.ModelPatcher):
     def detach(self, unpatch_all: bool = True) -> Any:
         with model_lock:
             if unpatch_all:  # False when the host only reloads the same model
-                _call(on_release)
+                _call(release_callbacks)
                 if get_executing_context() is None:  # a person freed memory, not a node that needs room
                     free_kept()
             return super().detach(unpatch_all)
@@ -43,12 +43,12 @@ class _Patcher(comfy.model_patcher.ModelPatcher):
 def _forget(patcher: int) -> None:
     _patchers.discard(patcher)
     if not _patchers:  # in another thread, because the garbage collector may call this while any lock is held
-        threading.Thread(target=_call, args=(on_release,), daemon=True).start()
+        threading.Thread(target=_call, args=(release_callbacks,), daemon=True).start()
 
 
 def free_kept() -> None:
     """Free what was kept for the next run."""
-    _call(on_free)
+    _call(free_callbacks)
 
 
 def _call(functions: list[Callable[[], None]]) -> None:

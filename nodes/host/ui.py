@@ -101,10 +101,10 @@ def gallery(node: Any, pictures: Tensor, facts: list[dict[str, Any]], sources: T
         for k, (picture, fact) in enumerate(zip(pictures[:GALLERY], facts, strict=False)):
             entry = {**_save_temporary(picture, THUMBNAIL, ".jpg", quality=90), "number": k + 1, **fact}
             if on_canvas:
-                entry["full"] = _save_full(picture)
+                entry["full"] = _save_for_viewer(picture)
             if on_canvas and sources is not None:
                 image = k * len(sources) // len(pictures)
-                saved_sources[image] = saved_sources.get(image) or _save_full(sources[image])
+                saved_sources[image] = saved_sources.get(image) or _save_for_viewer(sources[image])
                 entry["source"] = saved_sources[image]
             entries.append(entry)
     except OSError as error:  # the run itself has succeeded
@@ -132,7 +132,7 @@ def canvas_pictures(node: Any, pictures: Tensor, key: str = "images") -> dict[st
         return {}
     records: list[Any] = []
     try:
-        records += map(_save_full, pictures[:GALLERY])
+        records += map(_save_for_viewer, pictures[:GALLERY])
     except OSError as error:  # the run itself has succeeded
         log.warning("The pictures are not shown on the node: %s", error)
     return {key: records}
@@ -151,7 +151,7 @@ def from_canvas(node: Any) -> bool:
     return isinstance(pnginfo, dict) and "workflow" in pnginfo
 
 
-def _save_full(picture: Tensor) -> dict[str, Any]:
+def _save_for_viewer(picture: Tensor) -> dict[str, Any]:
     """Save a picture for the viewer, lossless only if it is small."""
     if picture.shape[-1] * picture.shape[-2] <= EXACT:
         return _save_temporary(picture, LARGE, ".png", compress_level=1)
