@@ -15,7 +15,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Literal
@@ -82,30 +82,17 @@ def find(words: Sequence[str], out: Path | None = None, notify: Callable[[str], 
     inputs: dict[Path, InputFile] = {}
     ignored = dict[Path, str]()  # file to reason
     for word in words:
-        path = Path(word)
+        path, problem = Path(word), ""
         if os.path.isdir(word):  # pathlib raises errors for names that are too long
             if out is not None and out.resolve() == path.resolve():
                 raise FlowError(f"{word} is an input folder, so it cannot be the output folder. Choose another folder.")
-            above, paths, problem = path, walk_files(path, ignored), f"No images in {word}"
+            matches, problem = _pictures(walk_files(path, ignored), path, out, ignored), f"No images in {word}"
         elif MAGIC.search(word) and not os.path.exists(word):
             above = Path(*itertools.takewhile(lambda part: not MAGIC.search(part), path.parts))
             paths, problem = map(Path, _matching(word, ignored)), f"Nothing matches {word}"
+            matches = _pictures(paths, above, out, ignored)
         else:
-            inputs.setdefault(path.absolute(), InputFile(path, Path(path.name)))
-            continue
-        # the folder of the results, if it lies inside
-        excluded = out.resolve() if out is not None and above.resolve() in out.resolve().parents else None
-        matches = list[InputFile]()
-        for file in {*paths}:
-            broken = file.is_symlink() and not file.exists()
-            if file.name.startswith(".") or not (file.is_file() or broken):
-                continue
-            if excluded is not None and excluded in Path(os.path.realpath(file)).parents:
-                continue
-            if file.suffix.lower() in IMAGE_SUFFIXES:
-                matches.append(InputFile(file, file.relative_to(above)))
-            else:
-                ignored[file.absolute()] = "a broken link" if broken else file.suffix.lower() or "no suffix"
+            matches = [InputFile(path, Path(path.name))]
         if not matches:
             raise FlowError(f"{problem}. Expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}.")
         for match in sorted(matches, key=lambda match: natural_key(match.relative)):
@@ -114,6 +101,22 @@ def find(words: Sequence[str], out: Path | None = None, notify: Callable[[str], 
         kinds = ", ".join(sorted({*ignored.values()}))
         notify(f"Skipped {len(ignored)} files that flowcore does not read ({kinds}).")
     return list(inputs.values())
+
+
+def _pictures(paths: Iterable[Path], above: Path, out: Path | None, ignored: dict[Path, str]) -> list[InputFile]:
+    """Choose the pictures among paths below a folder, without those in ``out`` if that lies inside."""
+    excluded = out.resolve() if out is not None and above.resolve() in out.resolve().parents else None
+    pictures = list[InputFile]()
+    for file in {*paths}:
+        broken = file.is_symlink() and not file.exists()
+        is_ours = excluded is not None and excluded in Path(os.path.realpath(file)).parents
+        if is_ours or file.name.startswith(".") or not (file.is_file() or broken):
+            continue
+        if file.suffix.lower() in IMAGE_SUFFIXES:
+            pictures.append(InputFile(file, file.relative_to(above)))
+        else:
+            ignored[file.absolute()] = "a broken link" if broken else file.suffix.lower() or "no suffix"
+    return pictures
 
 
 def natural_key(path: Path) -> list[tuple[int, int, str]]:
