@@ -59,8 +59,9 @@ class Work:
     command: Command
     model: str  # its name, for the provenance
     scale: int = 1  # between a picture and its results, for upscaling and rescaling models
-    # keyword arguments of the task, and some that ``Worker`` converts: "points", "radius" and "lock" become hints,
-    # "colours" a palette, and "frames" is "video" if the frames of a clip depend on each other
+    # keyword arguments of the task, and some that ``Worker`` takes out: "points", "radius" and "lock" of hints, a
+    # palette's "colours", a reference's "strength", the "sensitivity" to scratches, "face_model" and "face_sha256",
+    # the "fit" of ``score``, and "frames", which is "video" if the frames of a clip depend on each other
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
     # what the model's file states for settings that are None
     model_defaults: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -79,11 +80,11 @@ class Work:
     quality: int | None = None  # of the results, for lossy formats
 
     @property
-    def carries(self) -> bool:
-        """Whether a result depends on the frames before it."""
+    def is_video(self) -> bool:
+        """Whether pictures are frames of a clip, whose results depend on the frames before."""
         return self.settings.get("frames") == "video"
 
-    def companions(self, name: str) -> dict[str, bytes]:
+    def guide_and_mask(self, name: str) -> dict[str, bytes]:
         """Read guide and mask of a picture file of that name; FlowError if a folder of them has not exactly one."""
         contents: dict[str, bytes] = {}
         for kind, place in (("guide", self.guide), ("mask", self.mask)):
@@ -112,7 +113,7 @@ class Work:
         payload |= {"reference": None if self.reference is None else hashlib.sha256(self.reference).hexdigest()}
         if self.memory is not None:
             payload["memory"] = self.memory.sha256
-        payload |= {kind: hashlib.sha256(content).hexdigest() for kind, content in self.companions(name).items()}
+        payload |= {kind: hashlib.sha256(content).hexdigest() for kind, content in self.guide_and_mask(name).items()}
         if self.command == "score":
             payloads = [{**payload, "seed": self.seed, "samples": self.samples, "seeded": "by content"}]
         elif self.keep:
@@ -191,7 +192,7 @@ class Worker:
         if work.command == "score":
             return [json.dumps({**self._score(picture, name), "id": ids[0]}).encode()]
         # a film is one file of many frames; a clip is a folder of frames
-        is_film = work.command == "upscale" and work.carries and files.frame_count(picture) > 1
+        is_film = work.command == "upscale" and work.is_video and files.frame_count(picture) > 1
         photograph, bits = files.read(picture, name, all_frames=is_film), work.bits_of(picture)
         # an unsuitable format is rejected before the work
         files.check_format(work.format, bits, work.quality, alpha=photograph.pixels.shape[1] == 4)
@@ -203,12 +204,12 @@ class Worker:
             image = image[:, :1]
         for note in photograph.notes:
             notify(note)
-        if work.carries:
+        if work.is_video:
             if clip != self._clip:
                 self._state = ClipState() if clip is None else ClipState.load(clip, self._device)
             self._clip = clip
             self._state.enter(name if is_film else "", *image.shape)
-        opened = {kind: files.read(data, f"the {kind} of {name}") for kind, data in work.companions(name).items()}
+        opened = {kind: files.read(data, f"the {kind} of {name}") for kind, data in work.guide_and_mask(name).items()}
         companions = {kind: companion.pixels for kind, companion in opened.items()}
         pictures = self._make(
             picture, image, companions, {"progress": progress, "notify": notify, "cancelled": cancelled}
@@ -243,12 +244,12 @@ class Worker:
         work, flow = self.work, self.flow
         settings: dict[str, Any] = {"seed": work.seed, "samples": work.samples, **work.settings, **companions}
         settings |= options
-        if work.carries:
+        if work.is_video:
             del settings["frames"], settings["samples"]
             settings["before"] = self._state.tensors
         match work.command:
             case "upscale":
-                return (upscale_video if work.carries else upscale)(flow, image, **settings)
+                return (upscale_video if work.is_video else upscale)(flow, image, **settings)
             case "faces":
                 assert self._faces is not None
                 settings = {name: value for name, value in settings.items() if not name.startswith("face_")}
@@ -275,7 +276,7 @@ class Worker:
             hints_from_points(points, (image.shape[-2], image.shape[-1]), **brush) if points else None,
             Hints(coverage=None, chroma=None, palette=palette_from(colors), lock=False) if colors else None,
         )
-        if self.work.carries:
+        if self.work.is_video:
             return colorize_video(self.flow, image, **settings)
         settings["memory"] = self.work.memory
         settings.pop("carry", None)

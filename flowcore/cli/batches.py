@@ -28,7 +28,7 @@ from ..tasks.forecast import NOTEWORTHY, Size, forecast
 from ..tasks.model_choice import upscaler_for_files
 from ..tasks.runner import check_draws
 from ..tasks.settings import model_defaults
-from .options import AUTO, parse_fields
+from .options import AUTO, parse_assignments
 from .output import ProgressBar, log, write_result
 
 # suffixes of pictures that we never write
@@ -42,14 +42,14 @@ def load_model(options: Namespace, task: Task | None = None) -> FlowModel:
     if "samples" in options:  # before they become names of results
         check_draws(options.seed, options.samples)
     keep_freed_memory()
-    flow = load(options.model, "cpu" if uses_ray(options) else options.device, **parse_fields(options.set))
+    flow = load(options.model, "cpu" if uses_ray(options) else options.device, **parse_assignments(options.set))
     if task is not None:
         flow.require(task)
     return flow
 
 
 def uses_ray(options: Namespace) -> bool:
-    return bool(vars(options).get("ray") or vars(options).get("ray_address"))
+    return bool(getattr(options, "ray", False) or getattr(options, "ray_address", None))
 
 
 def named_format(out: Path, format: Format | None = None) -> Format | None:
@@ -114,8 +114,8 @@ def make_images(
 ) -> None:
     """Make images from all pictures, on this machine or a cluster, save them and list them in the manifest.
 
-    ``prepare`` returns the run of the model that its options name; with the model ``AUTO`` it is called for each model
-    that suits a picture. ``sample_names``, by default the seeds, distinguish the results of a picture.
+    ``prepare`` returns the run of the model that its options name. It is called once, but with the model ``AUTO`` for
+    each model that suits a picture. ``sample_names``, by default the seeds, distinguish the results of a picture.
     """
     is_auto = options.model == AUTO
     runs = {} if is_auto else {options.model: prepare(options)}
@@ -124,7 +124,7 @@ def make_images(
     if is_auto:
         if len(pictures) > MANY:
             log(f"Looking at {len(pictures)} pictures for JPEG blocks and noise.")
-        clips = vars(options).get("steadiness") is not None
+        clips = getattr(options, "steadiness", None) is not None
         groups = defaultdict[Path, list[Path]](list)  # the frames of a clip share a model
         for picture in pictures:
             groups[picture.path.parent if clips else picture.path].append(picture.path)
@@ -191,7 +191,7 @@ def _result_names(run: ModelRun, sample_names: list[str], path: Path) -> list[st
         samples = {seed: f"_{seed}" if len(sample_names) > 1 else "" for seed in sample_names}
         names = [options.name.format(**tokens, model=model, seed=seed, sample=text) for seed, text in samples.items()]
         return [f"{name.removesuffix(suffix)}{suffix}" for name in names]
-    if work.carries:
+    if work.is_video:
         return [f"{path.stem}{suffix}"]
     if work.command == "shrink":
         return [f"{base}_{model}_small{frame}{suffix}"]
@@ -229,7 +229,7 @@ def execute(
         yield from _execute_on_cluster(options, jobs, is_done, run_of)
         return
     limit: float | None = getattr(options, "time_limit", None)
-    whole_clips = any(run.worker.work.carries for run in run_of.values())
+    whole_clips = any(run.worker.work.is_video for run in run_of.values())
     for job, state in folders.examine(jobs, is_done, whole_clips=whole_clips, notify=log):
         if state == "pending":
             progress, worker = bar.start(job.source), run_of[job.source].worker
@@ -272,7 +272,7 @@ def _execute_on_cluster(
         machines = cluster.Cluster(
             model=model,
             device=options.device,
-            overrides=parse_fields(options.set),
+            overrides=parse_assignments(options.set),
             address=options.ray_address,
             workers=options.ray_workers,
             threads=max(1, options.ray_threads),
