@@ -22,7 +22,7 @@ COMMANDS = {  # by name NAME: the module with its ``run_NAME``, and its help; it
     "remember": ("make", "remember the colors of photographs, for colorize to color others alike"),
     "brighten": ("make", "brighten dark photographs, in one picture or many exposures"),
     "repair": ("make", "repair scratches and dust, or what a mask covers, in many ways"),
-    "shrink": ("make", "make small pictures of photographs, which restore brings back"),
+    "shrink": ("make", "make small pictures of photographs, for restore to enlarge again"),
     "restore": ("make", "restore photographs from the small pictures that shrink made"),
     "faces": ("make", "enlarge photographs, and the faces in them by a model of faces"),
     "sample": ("make", "generate images from noise"),

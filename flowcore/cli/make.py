@@ -42,8 +42,8 @@ from .batches import (
     seed_names,
     uses_ray,
 )
-from .options import parse_fields
-from .output import check_target, log, write_result
+from .options import parse_assignments
+from .output import check_overwrite, log, write_result
 
 NO_MEMORY = Path("none")
 
@@ -80,7 +80,7 @@ def _absolute(path: Path | None) -> Path | None:
 
 def run_colorize(options: Namespace) -> None:
     _check_colorize(options)
-    options.out = Path(options.images.pop()) if options.out is None else options.out
+    options.out = Path(options.images.pop()) if options.out is None else options.out  # colorize IMAGE OUT
     names = ("temperature", "detail", "coherence", "saturation", "working_size", "gamut", "precision")
     settings = {name: getattr(options, name) for name in names}
     if options.hint:
@@ -146,7 +146,7 @@ def run_remember(options: Namespace) -> None:
     if out.suffix != ".safetensors":
         raise FlowError(f"A memory is written as a .safetensors file; got {out.name}. Name the output last.")
     grows = known is not None and out.exists() and out.samefile(options.add_to)
-    check_target(out, partial(is_ours, key=KEY), "memory", again=options.again or grows)
+    check_overwrite(out, partial(is_ours, key=KEY), "memory", again=options.again or grows)
     flow = load_model(options, "colorize")
     if known is not None:
         known.check(flow)
@@ -171,7 +171,8 @@ def run_brighten(options: Namespace) -> None:
         if (value := getattr(options, name)) != usual:
             settings[name] = value
             label += f"_{name}{value:g}"
-    make_images(options, lambda options: model_run(options, flow, "brighten", settings, label))
+    run = model_run(options, flow, "brighten", settings, label)
+    make_images(options, lambda _: run)
 
 
 def run_repair(options: Namespace) -> None:
@@ -189,15 +190,15 @@ def _repair(options: Namespace) -> ModelRun:
 
 
 def run_shrink(options: Namespace) -> None:
-    flow = _load_rescaler(options, "shrink")
-    make_images(options, lambda options: model_run(options, flow, "shrink", {}))
+    run = model_run(options, _load_rescaler(options, "shrink"), "shrink", {})
+    make_images(options, lambda _: run)
 
 
 def run_restore(options: Namespace) -> None:
     flow = _load_rescaler(options, "restore")
     settings = with_defaults(flow, {"temperature": options.temperature})
-    label = "restored_tau{temperature:g}".format(**settings)
-    make_images(options, lambda options: model_run(options, flow, "restore", settings, label))
+    run = model_run(options, flow, "restore", settings, "restored_tau{temperature:g}".format(**settings))
+    make_images(options, lambda _: run)
 
 
 def _load_rescaler(options: Namespace, command: str) -> FlowModel:
@@ -232,7 +233,7 @@ def run_sample(options: Namespace) -> None:
         )
     numbers = [label_number(flow, label) for label in options.labels or ()]
     labels = [numbers[i % len(numbers)] for i in range(options.samples)] if numbers else None
-    styles = parse_fields(options.style, "--style NAME=STRENGTH, e.g. bold=2")
+    styles = parse_assignments(options.style, "--style NAME=STRENGTH, e.g. bold=2")
     shared = {name: getattr(options, name) for name in ("temperature", "seed", "precision")}
     settings: dict[str, Any] = {"size": size, "labels": labels, "styles": styles, "guidance": options.guidance}
     settings |= {**shared, "denoise": not options.keep_noise, "snapped": True}

@@ -23,8 +23,8 @@ from ..model import FlowModel
 from ..tasks.score import ranking_key
 from ..training.recipe import held_out_names
 from .batches import ModelRun, execute, load_model
-from .options import parse_fields
-from .output import ProgressBar, SomeFailed, check_target, log
+from .options import parse_assignments
+from .output import ProgressBar, SomeFailed, check_overwrite, log
 
 
 def run_score(options: Namespace) -> None:
@@ -104,7 +104,7 @@ def run_eval(options: Namespace) -> None:
     keep_freed_memory()
     models, options.folders = _models_and_folders(options.folders)
     models = [*(options.model or []), *models] or ["srflow-x4"]
-    flows = {model: load(model, options.device, **parse_fields(options.set)) for model in models}
+    flows = {model: load(model, options.device, **parse_assignments(options.set)) for model in models}
     tasks = [flow.capabilities.tasks for flow in flows.values()]
     kinds = {UPSCALERS if "upscale" in able else COLORIZERS if "colorize" in able else DENSITIES for able in tasks}
     if len(kinds) > 1:
@@ -133,14 +133,14 @@ def run_eval(options: Namespace) -> None:
     if kind == UPSCALERS:
         common |= {"calm_edges": options.calm_edges, "samples": options.samples or 8, "measures": measures}
         common |= {"temperatures": options.temperature or [0.0, None], "log": log, "skip": skip}
-        results = _by_set(options.folders, flows, evaluate_upscaler, **common)
+        results = _by_folder(options.folders, flows, evaluate_upscaler, **common)
         table = upscaler_table(results, measures)
     elif kind == COLORIZERS:
-        results = _by_temperature(options, flows, log=log, skip=skip, **common)
+        results = _evaluate_colorizers(options, flows, log=log, skip=skip, **common)
         table = colorizer_table(results)
     else:
         common |= {"dequantization": options.dequantization, "samples": options.samples or 1, "log": skip}
-        results = _by_set(options.folders, flows, evaluate_density, **common)
+        results = _by_folder(options.folders, flows, evaluate_density, **common)
         table = density_table(results)
     sys.stdout.write(table + "\n")
     if kind == UPSCALERS and (missing := missing_measures(measures)) is not None:
@@ -166,7 +166,7 @@ def _models_and_folders(words: list[Path]) -> tuple[list[str], list[Path]]:
     return models, folders
 
 
-def _by_set(folders: list[Path], flows: dict[str, FlowModel], evaluate: Callable[..., Any], **settings: Any) -> Any:
+def _by_folder(folders: list[Path], flows: dict[str, FlowModel], evaluate: Callable[..., Any], **settings: Any) -> Any:
     """Evaluate every model on every folder; results by name of the folder, and of the model if there are several."""
     return {
         folder.name if len(flows) == 1 else f"{folder.name}, {model}": evaluate(flow, folder, **settings)
@@ -175,7 +175,7 @@ def _by_set(folders: list[Path], flows: dict[str, FlowModel], evaluate: Callable
     }
 
 
-def _by_temperature(options: Namespace, flows: dict[str, FlowModel], **common: Any) -> dict[str, dict[str, Any]]:
+def _evaluate_colorizers(options: Namespace, flows: dict[str, FlowModel], **common: Any) -> dict[str, dict[str, Any]]:
     """Evaluate every colorizer at every temperature: results by set of images, and by model and temperature."""
     sets: dict[str, list[Path]] = {folder.name: [folder] for folder in options.folders}
     if options.together:
@@ -194,22 +194,22 @@ def _by_temperature(options: Namespace, flows: dict[str, FlowModel], **common: A
 def _check_json(path: Path | None) -> None:
     """Raise FlowError, before the work, if numbers cannot be written to a file, or if it holds something else."""
     if path is not None:
-        check_target(path, _holds_numbers, "file of numbers", again=True)
+        check_overwrite(path, _holds_numbers, "file of numbers", again=True)
 
 
 def _holds_numbers(path: Path) -> bool:
     """Tell whether a file is JSON as score or eval write it."""
 
-    def ours(content: Any) -> bool:
+    def is_table(content: Any) -> bool:
         if isinstance(content, list):  # of scores
             return all(isinstance(row, dict) and "bits_per_dim" in row for row in cast("list[Any]", content))
         if not isinstance(content, dict):
             return False
         values = cast("dict[str, Any]", content).values()  # of evaluations, by set, method and measure
-        return all(type(value) in (int, float) or ours(value) for value in values)
+        return all(type(value) in (int, float) or is_table(value) for value in values)
 
     try:
-        return ours(json.loads(path.read_bytes()))
+        return is_table(json.loads(path.read_bytes()))
     except (OSError, ValueError, RecursionError):
         return False
 

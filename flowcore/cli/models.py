@@ -20,13 +20,13 @@ from ..checkpoints.writing import check_writable
 from ..device import check_device, keep_freed_memory
 from ..errors import FlowError
 from ..images.files import IMAGE_SUFFIXES
-from .options import parse_fields
-from .output import check_target, log
+from .options import parse_assignments
+from .output import check_overwrite, log
 
 
 def run_convert(options: Namespace) -> None:
-    check_target(options.target, is_ours, "model file", again=options.again)
-    fields = parse_fields(options.set)
+    check_overwrite(options.target, is_ours, "model file", again=options.again)
+    fields = parse_assignments(options.set)
     if is_ours(options.source) and not (options.half or options.eight_bits):
         flow = reconfigure(options.source, options.target, fields)
     else:
@@ -55,7 +55,7 @@ def run_inspect(options: Namespace) -> None:
             facts |= {name: getattr(memory, name) for name in color_memory.LOOKUP_FIELDS}
             content = {"memory": facts, "provenance": memory.provenance}
         elif path.is_file() and not is_ours(path):
-            flow = convert(path, parse_fields(options.set))
+            flow = convert(path, parse_assignments(options.set))
             config = dataclasses.asdict(flow.config)
             content = {"architecture": flow.architecture, "config": config, "provenance": flow.provenance}
         else:
@@ -68,7 +68,7 @@ def run_styles(options: Namespace) -> None:
     from ..training.recipe import held_out_names
     from ..training.styles import FACES, measure_attributes, measure_styles, parse_attribute, read_attribute_table
 
-    check_target(options.target, is_ours, "model file", again=options.again)
+    check_overwrite(options.target, is_ours, "model file", again=options.again)
     flow = load(options.model)
     if flow.classes:
         digits = Digits(options.data)
@@ -120,7 +120,7 @@ def run_train(options: Namespace) -> None:
         except FlowError as error:
             if not stopped.is_set():
                 raise
-            log(str(error))
+            log(str(error))  # it says how far the training came
     if stopped.is_set():  # for the shell: what comes after this command is not to run
         raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""The options of every command, and those that several share; their order is that of ``--help``."""
+"""The options of each command, by ``add_COMMAND``, in the order of ``--help``; ``_add_...`` add what several share."""
 
 import ast
 from argparse import ArgumentParser, ArgumentTypeError
@@ -17,44 +17,44 @@ from ..tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
 
 AUTO = "auto"  # the model that suits the picture
 MAX_MEGAPIXELS = 100  # of a result; the command asks before it makes a larger one
-OF_MODEL = "(default: the model's own)"
-TEMPERATURE_HELP = f"0 is calm, 1 has the model's full spread {OF_MODEL}"
-CALM_EDGES_HELP = f"0 to 1: how much lower the temperature is at edges, which keeps lines whole {OF_MODEL}"
+MODEL_DEFAULT = "(default: the model's own)"
+TEMPERATURE_HELP = f"0 is calm, 1 has the model's full spread {MODEL_DEFAULT}"
+CALM_EDGES_HELP = f"0 to 1: how much lower the temperature is at edges, which keeps lines whole {MODEL_DEFAULT}"
 
 
-def add_model(command: ArgumentParser, default: str = AUTO) -> None:
+def _add_model(command: ArgumentParser, default: str = AUTO) -> None:
     text = "model file, or name of a shipped model"
     if default == AUTO:
         text += f"; auto takes {FOR_CLEAN}, or {FOR_DAMAGED} for pictures with JPEG blocks or noise"
     command.add_argument("--model", default=default, help=text)
-    add_fields(command)
-    add_device(command)
+    _add_set(command)
+    _add_device(command)
 
 
-def add_fields(command: ArgumentParser) -> None:
+def _add_set(command: ArgumentParser) -> None:
     text = "configuration field that the file does not contain, e.g. stacked_blocks=1,8,15,22"
     command.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=text)
 
 
-def add_device(command: ArgumentParser) -> None:
+def _add_device(command: ArgumentParser) -> None:
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
-def add_precision(command: ArgumentParser) -> None:
+def _add_precision(command: ArgumentParser) -> None:
     command.add_argument("--precision", default="float32", choices=get_args(Precision))
 
 
-def add_again(command: ArgumentParser) -> None:
+def _add_again(command: ArgumentParser) -> None:
     command.add_argument("--again", action="store_true", help="replace earlier results; other files are never replaced")
 
 
-def add_batch(command: ArgumentParser, out: str | None = None) -> None:
+def _add_images(command: ArgumentParser, out: str | None = None) -> None:
     """Add the images, the output, and Ray; ``out`` is the help of an ``--out`` without a default."""
     text = "image files, folders (searched at any depth), or quoted patterns: 'photos/**/*.jpg'"
     command.add_argument("images", nargs="+", metavar="IMAGE", help=text)
     text = out or "folder for the results, where sub-folders are kept; or the file of a single image"
     command.add_argument("-o", "--out", type=Path, default=Path("output") if out is None else None, help=text)
-    add_again(command)
+    _add_again(command)
     option = command.add_argument_group("many machines (pip install 'ray[data]')").add_argument
     option("--ray", action="store_true", help="run on a Ray cluster; without an address, start a local one")
     option("--ray-address", metavar="ADDRESS", help="address of a running cluster; auto for this machine's")
@@ -62,9 +62,9 @@ def add_batch(command: ArgumentParser, out: str | None = None) -> None:
     option("--ray-threads", type=int, default=1, metavar="N", help="CPUs of each worker")
 
 
-def add_pictures(command: ArgumentParser, model: str = AUTO, out: str | None = None) -> None:
+def _add_pictures(command: ArgumentParser, model: str = AUTO, out: str | None = None) -> None:
     """Add what all commands share that make pictures from pictures."""
-    add_batch(command, out)
+    _add_images(command, out)
     option = command.add_argument
     text = "list the results in this CSV file (default: of several images, manifest.csv in the folder)"
     option("--manifest", type=Path, metavar="FILE", help=text)
@@ -74,18 +74,18 @@ def add_pictures(command: ArgumentParser, model: str = AUTO, out: str | None = N
     )
     option("--name", metavar="TEMPLATE", help=text)
     option("--time-limit", type=_not_negative, metavar="SECONDS", help="skip an image that takes longer")
-    add_output(command)
-    add_model(command, model)
+    _add_verbosity(command)
+    _add_model(command, model)
 
 
-def add_output(command: ArgumentParser) -> None:
+def _add_verbosity(command: ArgumentParser) -> None:
     """Add how the command talks: results go to stdout, all else to stderr."""
     text = "write an object per line to stdout instead of paths: input, outputs, seconds, notes, error"
     command.add_argument("--json", action="store_true", help=text)
     command.add_argument("--quiet", action="store_true", help="write nothing but results and errors")
 
 
-def add_draws(command: ArgumentParser, samples: str, default: int = 1, *, tiles: str = "") -> None:
+def _add_draws(command: ArgumentParser, samples: str, default: int = 1, *, tiles: str = "") -> None:
     """Add seed and number of samples, and for tasks that work in tiles their size, with the pixels that it counts."""
     option = command.add_argument
     option("--seed", type=int, default=0)
@@ -94,12 +94,12 @@ def add_draws(command: ArgumentParser, samples: str, default: int = 1, *, tiles:
         option("--tile", type=int, default=0, help=f"side of the tiles in {tiles}; 0 chooses by free memory")
 
 
-def add_megapixels(command: ArgumentParser) -> None:
+def _add_megapixels(command: ArgumentParser) -> None:
     text = "ask before making a result of more than N million pixels; 0: never ask"
     command.add_argument("--max-megapixels", type=_not_negative, default=MAX_MEGAPIXELS, metavar="N", help=text)
 
 
-def add_file_format(command: ArgumentParser) -> None:
+def _add_file_format(command: ArgumentParser) -> None:
     command.add_argument("--format", choices=get_args(Format), help="file format of the results (default: png)")
     text = "bits per channel; 16 in png and tiff (default: as in the picture, where the format can)"
     command.add_argument("--bits", type=int, choices=[8, 16], help=text)
@@ -107,7 +107,7 @@ def add_file_format(command: ArgumentParser) -> None:
 
 
 def add_upscale(command: ArgumentParser) -> None:
-    add_pictures(command)
+    _add_pictures(command)
     option = command.add_argument
     option("--temperature", type=float, help=TEMPERATURE_HELP)
     text = "for clips (animated images, folders of numbered frames): how much of a frame guides the next, 0 to 1"
@@ -116,33 +116,33 @@ def add_upscale(command: ArgumentParser) -> None:
     text = "another enlargement of the picture, some of whose latents are kept; or a folder with one for each name"
     option("--guide", type=Path, metavar="FILE_OR_FOLDER", help=text)
     option("--guide-strength", type=float, help="how much of the guide is kept, 0 to 1 (default: the model's, or 0.5)")
-    add_draws(command, "enlargements per image", tiles="LR pixels")
-    add_megapixels(command)
-    add_precision(command)
-    add_file_format(command)
+    _add_draws(command, "enlargements per image", tiles="LR pixels")
+    _add_megapixels(command)
+    _add_precision(command)
+    _add_file_format(command)
 
 
 def add_brighten(command: ArgumentParser) -> None:
-    add_pictures(command, "brighten-photos")
+    _add_pictures(command, "brighten-photos")
     option = command.add_argument
-    option("--temperature", type=float, help=f"0 is the expected picture, higher gives other exposures {OF_MODEL}")
+    option("--temperature", type=float, help=f"0 is the expected picture, higher gives other exposures {MODEL_DEFAULT}")
     option("--exposure", type=float, default=0.0, help="stops by which results are lighter than the model's, -4 to 4")
     option("--strength", type=float, default=1.0, help="how much of the brightening to apply, in stops, 0 to 1")
-    add_draws(command, "exposures per image", tiles="pixels")
-    add_precision(command)
-    add_file_format(command)
+    _add_draws(command, "exposures per image", tiles="pixels")
+    _add_precision(command)
+    _add_file_format(command)
 
 
 def add_repair(command: ArgumentParser) -> None:
-    add_pictures(command)
+    _add_pictures(command)
     option = command.add_argument
     text = "picture of the image's size, white where to repair; or a folder with one for each name (default: scratches "
     option("--mask", type=Path, metavar="FILE_OR_FOLDER", help=text + "and dust are found)")
     option("--sensitivity", type=float, default=0.5, help="sensitivity to scratches, 0 to 1; higher finds more")
     option("--temperature", type=float, help=TEMPERATURE_HELP)
     option("--guide-strength", type=float, default=0.5, help="how much detail is kept of a filling from nearby, 0 to 1")
-    add_draws(command, "repairs per image")
-    add_file_format(command)
+    _add_draws(command, "repairs per image")
+    _add_file_format(command)
     command.set_defaults(precision="float32")  # repair encodes the image
 
 
@@ -154,21 +154,21 @@ def add_shrink(command: ArgumentParser) -> None:
 def add_restore(command: ArgumentParser) -> None:
     _add_rescaling(command)
     option = command.add_argument
-    option("--temperature", type=float, help=f"0 is the mean of all possible pictures {OF_MODEL}")
-    add_draws(command, "results per image", tiles="pixels of the small picture")
+    option("--temperature", type=float, help=f"0 is the mean of all possible pictures {MODEL_DEFAULT}")
+    _add_draws(command, "results per image", tiles="pixels of the small picture")
     option("--bits", type=int, choices=[8, 16], default=8, help="bits per channel")
-    add_precision(command)
-    add_megapixels(command)
+    _add_precision(command)
+    _add_megapixels(command)
 
 
 def _add_rescaling(command: ArgumentParser) -> None:
-    add_pictures(command, "rescale-x4")
+    _add_pictures(command, "rescale-x4")
     command.set_defaults(format="png", quality=None)
     command.epilog = "The results are PNG files."
 
 
 def add_faces(command: ArgumentParser) -> None:
-    add_pictures(command)
+    _add_pictures(command)
     option = command.add_argument
     option("--face-model", default="srflow-faces-x8-photo", metavar="MODEL", help="model for the faces")
     option("--factor", type=float, default=8.0, help="total enlargement")
@@ -178,24 +178,24 @@ def add_faces(command: ArgumentParser) -> None:
     text = "paste all faces, even those with specks or unlike the photograph, which otherwise stay as enlarged"
     option("--paste-all", "--no-check", action="store_true", help=text)
     option("--temperature", type=float, help="temperature of the faces (default: their model's own)")
-    add_draws(command, "results per image", tiles="LR pixels")
-    add_megapixels(command)
-    add_precision(command)
-    add_file_format(command)
+    _add_draws(command, "results per image", tiles="LR pixels")
+    _add_megapixels(command)
+    _add_precision(command)
+    _add_file_format(command)
 
 
 def _add_generation(command: ArgumentParser) -> None:
     """Add what the commands share that make images from latents alone."""
-    add_output(command)
-    add_model(command, "glow-photos")
+    _add_verbosity(command)
+    _add_model(command, "glow-photos")
     command.add_argument("-o", "--out", type=Path, default=Path("output"), help="folder for the results, or a file")
-    add_again(command)
+    _add_again(command)
 
 
 def add_sample(command: ArgumentParser) -> None:
     _add_generation(command)
     option = command.add_argument
-    add_draws(command, "images", 8)
+    _add_draws(command, "images", 8)
     option("--temperature", type=float, default=0.7, help="0 is calm, 1 has the model's full spread")
     option("--size", type=int, nargs="+", metavar="PIXELS", help="side, or height and width")
     option("--labels", nargs="+", help="numbers or names, for models that have them; repeated in turn")
@@ -204,7 +204,7 @@ def add_sample(command: ArgumentParser) -> None:
     option("--keep-noise", "--no-denoise", action="store_true", help=text)
     text = "for models with styles, e.g. bold=2"
     option("--style", "--styles", action="append", default=[], metavar="NAME=STRENGTH", help=text)
-    add_precision(command)
+    _add_precision(command)
 
 
 def add_interpolate(command: ArgumentParser) -> None:
@@ -216,15 +216,15 @@ def add_interpolate(command: ArgumentParser) -> None:
 
 def add_colorize(command: ArgumentParser) -> None:
     command.usage = "%(prog)s IMAGE [IMAGE ...] -o OUT [options], or %(prog)s IMAGE OUT [options]"
-    add_pictures(command, "color-photos", out="an image file (several samples are numbered by seed), or a folder")
+    _add_pictures(command, "color-photos", out="an image file (several samples are numbered by seed), or a folder")
     option = command.add_argument
-    add_draws(command, "colorings")
+    _add_draws(command, "colorings")
     option("--keep", type=int, metavar="N", help="write only the N most plausible samples, best first")
     text = "the most plausible: nearest to the other samples, or of the likeliest palette (default: consensus)"
     option("--by", choices=["consensus", "likelihood"], help=text)
     option("--temperature", type=float, help=f"temperature of the palette: {TEMPERATURE_HELP}")
-    option("--detail", type=float, help=f"temperature of the fine detail {OF_MODEL}")
-    option("--coherence", type=float, help=f"0 to 1: how much of their noise similar places share {OF_MODEL}")
+    option("--detail", type=float, help=f"temperature of the fine detail {MODEL_DEFAULT}")
+    option("--coherence", type=float, help=f"0 to 1: how much of their noise similar places share {MODEL_DEFAULT}")
     option("--saturation", type=float, help="factor on the chroma (default: the model's own, and 1 with a reference)")
     option("--working-size", type=int, metavar="PIXELS", help="shorter side of the image that the model colors")
     option("--hint", "--hints", action="append", default=[], metavar="X,Y,#RRGGBB", help="color at a pixel; repeatable")
@@ -242,23 +242,23 @@ def add_colorize(command: ArgumentParser) -> None:
     option = command.add_mutually_exclusive_group().add_argument
     option("--palette", action="append", default=[], metavar="#RRGGBB", help="overall color; repeatable")
     option("--reference", type=Path, metavar="FILE", help="a color photograph whose palette is used")
-    add_precision(command)
-    add_file_format(command)
+    _add_precision(command)
+    _add_file_format(command)
 
 
 def add_remember(command: ArgumentParser) -> None:
-    add_model(command, "color-photos")
+    _add_model(command, "color-photos")
     option = command.add_argument
     option("photographs", type=Path, metavar="FOLDER", help="photographs in color, at any depth, or one file")
     option("out", type=Path, metavar="OUT", help="the memory's file, .safetensors, for colorize --memory")
     option("--licence", metavar="TEXT", help="license of the photographs, noted in the file")
     option("--add-to", type=Path, metavar="FILE", help="a memory whose places are included; it may be OUT itself")
-    add_again(command)
+    _add_again(command)
 
 
 def add_score(command: ArgumentParser) -> None:
-    add_batch(command, "a CSV file for the scores, or a folder for scores.csv (default: none)")
-    add_model(command, "glow-photos")
+    _add_images(command, "a CSV file for the scores, or a folder for scores.csv (default: none)")
+    _add_model(command, "glow-photos")
     option = command.add_argument
     option("--samples", type=int, default=1, help="draws for the importance-weighted bound; several show its spread")
     _add_dequantization(command)
@@ -276,8 +276,8 @@ def add_eval(command: ArgumentParser) -> None:
     command.add_argument("folders", nargs="+", type=Path, metavar="MODEL_OR_FOLDER", help=text)
     text = f"model file, or name of a shipped model, repeatable (default: {FOR_CLEAN})"
     command.add_argument("--model", action="append", help=text)
-    add_fields(command)
-    add_device(command)
+    _add_set(command)
+    _add_device(command)
     option = command.add_argument
     option("--temperature", type=float, action="append", help="repeatable (default: the model's own, upscalers also 0)")
     option("--calm-edges", type=float, metavar="SHARE", help=f"upscalers: {CALM_EDGES_HELP}")
@@ -306,8 +306,8 @@ def _add_dequantization(command: ArgumentParser) -> None:
 def add_convert(command: ArgumentParser) -> None:
     command.add_argument("source", type=Path, metavar="IN")
     command.add_argument("target", type=Path, metavar="OUT")
-    add_again(command)
-    add_fields(command)
+    _add_again(command)
+    _add_set(command)
     smaller = command.add_mutually_exclusive_group()
     text = "store in float16: half the size; shipped models change by less than 1/255 (default: float32, and files of "
     smaller.add_argument("--half", action="store_true", help=text + "flowcore as they are)")
@@ -321,14 +321,14 @@ def add_convert(command: ArgumentParser) -> None:
 def add_inspect(command: ArgumentParser) -> None:
     text = "a model file (also of other programs), a memory of colors, the name of a shipped one, or a PNG of flowcore"
     command.add_argument("model", help=text)
-    add_fields(command)
+    _add_set(command)
 
 
 def add_styles(command: ArgumentParser) -> None:
     option = command.add_argument
     option("model", type=Path, metavar="IN", help="a class-conditional model of digits, or an unconditional model")
     option("target", type=Path, metavar="OUT")
-    add_again(command)
+    _add_again(command)
     text = "folder of the four files of MNIST; for unconditional models, of images and attributes.tsv"
     option("--data", type=Path, required=True, help=text)
     option("--count", type=int, default=20_000, help="digits to measure on")
@@ -345,7 +345,7 @@ def add_train(command: ArgumentParser) -> None:
     option("--data", type=Path, nargs="+", help="folders of photographs, any depth (default: those of the recipe)")
     text = "folder for checkpoints, model, sample sheets, curve (default: runs/NAME); resumes there"
     option("--run", "--into", type=Path, help=text)  # torchrun takes --run for an abbreviation of its own
-    add_device(command)
+    _add_device(command)
     text = "shorten the recipe to end in this time, all included; a run that began without it stops after this time"
     option("--minutes", type=float, help=text)
     option("--start", metavar="MODEL", help="model of the same configuration to fine-tune; the better of both is kept")
@@ -361,7 +361,7 @@ def _not_negative(text: str) -> float:
     raise ArgumentTypeError(f"expected a number, at least 0; got {text!r}")
 
 
-def parse_fields(
+def parse_assignments(
     settings: Sequence[str], expected: str = "--set FIELD=VALUE, e.g. stacked_blocks=1,8,15,22"
 ) -> dict[str, Any]:
     """Parse FIELD=VALUE words: 1,8,15,22 is a tuple, other values are Python literals or plain words."""

@@ -44,7 +44,7 @@ def accept_all_names() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def check_target(target: Path, is_ours: Callable[[Path], bool], kind: str, *, again: bool) -> None:
+def check_overwrite(target: Path, is_ours: Callable[[Path], bool], kind: str, *, again: bool) -> None:
     """Refuse, before the work, to replace a foreign file, and without ``again`` a file that flowcore made.
 
     ``is_ours`` tells those that it made, of a ``kind`` for messages.
@@ -156,7 +156,7 @@ class ProgressBar:
         return f"{number}/{self._total} " if self._total > 1 else ""
 
     def _to_go(self, pixels: float = 0) -> str:
-        """How long the rest will take at the same speed, with so many pixels of the current image done."""
+        """Say how long the rest will take at the same speed, with so many pixels of the current image done."""
         worked, pending = self._worked_pixels + pixels, self._pending_pixels - pixels
         if not worked or pending <= 0:
             return ""
