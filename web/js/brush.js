@@ -1,7 +1,9 @@
 // The brush of Flow Paint Colors and Flow Paint Temperature: it paints on the picture and writes the strokes into the widget
 // `painting`, which is all that is saved and sent.
 import { app } from "../../../scripts/app.js";
-import { FULL_SCREEN, addElement, after, consume, grow, hint, icon, label, make, set, widgetOf } from "./canvas.js";
+import {
+  FULL_SCREEN, addElement, consume, fitNode, icon, make, makeHint, patchAfter, setLabel, setValue, widgetOf,
+} from "./canvas.js";
 import { addressOf, pictureWidget, onUpstreamChoice, pictureAt } from "./picture.js";
 import { onResult } from "./runs.js";
 
@@ -27,45 +29,6 @@ const ICONS = {
 };
 const KEYS = { b: "brush", e: "erase", i: "dropper", f: "whole" };
 
-const STYLE_SHEET = `<style>
-.flowcore-brush { display: flex; flex-direction: column; gap: 6px; box-sizing: border-box; }
-.flowcore-brush:fullscreen { padding: 16px; background: var(--comfy-menu-bg, #1a1a1a); }
-.flowcore-brush-tools { display: flex; flex-wrap: wrap; align-items: center; gap: 4px; flex: none; }
-.flowcore-brush-tools button {
-  width: 26px; height: 26px; padding: 4px; border: 1px solid transparent; border-radius: 6px; cursor: pointer;
-  background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd); line-height: 0; flex: none; }
-.flowcore-brush-tools button:hover:enabled { border-color: var(--descrip-text, #999); }
-.flowcore-brush-tools button:disabled { opacity: 0.35; cursor: default; }
-.flowcore-brush-tools button[aria-pressed="true"] { background: var(--p-primary-color, #4a90e2); color: #fff; }
-.flowcore-brush-tools button.swatch { width: 18px; height: 18px; padding: 0; border-radius: 50%; border-color: #0006; }
-.flowcore-brush-tools svg {
-  width: 100%; height: 100%; fill: none; stroke: currentColor; stroke-width: 2; stroke-linecap: round; stroke-linejoin: round; }
-.flowcore-brush-tools input[type="color"] {
-  width: 34px; height: 26px; padding: 0; border: 0; border-radius: 6px; background: none; cursor: pointer; flex: none; }
-.flowcore-brush-tools input[type="range"] {
-  flex: 1 1 40px; min-width: 40px; max-width: 160px; height: 18px; margin: 0 2px; accent-color: var(--p-primary-color, #4a90e2); }
-.flowcore-brush-tools input.amount { appearance: none; border-radius: 9px; }
-.flowcore-brush-tools input.amount::-webkit-slider-thumb {
-  appearance: none; width: 14px; height: 18px; border-radius: 7px; background: #fff; border: 2px solid #333; }
-.flowcore-brush-tools input.amount::-moz-range-thumb {
-  width: 10px; height: 14px; border-radius: 7px; background: #fff; border: 2px solid #333; }
-.flowcore-brush-tools i { flex: 1; }
-.flowcore-brush-board { position: relative; flex: 1 1 0; min-height: 160px; overflow: hidden; border-radius: 6px; touch-action: none;
-  background: var(--comfy-input-bg, #222); cursor: none; outline-offset: -2px; }
-.flowcore-brush-board.pick { cursor: crosshair; }
-.flowcore-brush-board.empty { cursor: default; }
-.flowcore-brush-board img, .flowcore-brush-board canvas {
-  position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; pointer-events: none; }
-.flowcore-brush-board.color img { filter: grayscale(1); }
-.flowcore-brush-board.color canvas { opacity: 0.85; }
-.flowcore-brush-board.amount canvas { opacity: 0.6; }
-.flowcore-brush-board u { position: absolute; box-sizing: border-box; border-radius: 50%; border: 1.5px solid #fff; pointer-events: none;
-  box-shadow: 0 0 0 1px #000a, inset 0 0 0 1px #000a; transform: translate(-50%, -50%); opacity: 0; }
-.flowcore-brush-board:hover u { opacity: 1; }
-.flowcore-brush-board.pick u { display: none; }
-.flowcore-brush-board p { position: absolute; inset: 0; pointer-events: none; }
-</style>`;
-
 app.registerExtension({
   name: "flowcore.brush",
   nodeCreated(node) {
@@ -74,7 +37,7 @@ app.registerExtension({
   },
 });
 
-onResult((node, output) => node.flowcoreBrush?.ran(output));
+onResult((node, output) => node.flowcoreBrush?.onRun(output));
 
 class Brush {
   constructor(node, painting, kind) {
@@ -87,38 +50,39 @@ class Brush {
     painting.hidden = painting.options.hidden = true;
     this.build();
     const widget = addElement(node, "flowcore_brush", this.frame, HEIGHT, STYLE_SHEET, "painting");
-    widget.onRemove = () => this.watch.disconnect();
-    grow(node, WIDTH);
-    this.follow();
-    this.look();
-    this.choose("brush");
+    widget.onRemove = () => this.observer.disconnect();
+    fitNode(node, WIDTH);
+    this.watchInputs();
+    this.render();
+    this.selectTool("brush");
   }
 
   // --- elements
 
   build() {
-    const [onload, onerror] = [() => this.look(), () => this.show(undefined)];
+    const [onload, onerror] = [() => this.render(), () => this.showPicture(undefined)];
     this.picture = make("img", { alt: "", draggable: false, onload, onerror });
     this.layer = make("canvas", { width: SHARP, height: SHARP });
     this.ring = make("u");
     const board = { className: `flowcore-brush-board flowcore-view ${this.kind}`, tabIndex: 0, role: "application" };
-    this.board = make("div", board, this.picture, this.layer, this.ring, hint("unpainted"));
+    this.board = make("div", board, this.picture, this.layer, this.ring, makeHint("unpainted"));
     // The frontend leaves Ctrl+Z to elements that look like editors.
     this.board.type = "textarea"; // up to version 1.47
     Object.defineProperty(this.board, "isContentEditable", { value: true }); // later versions
     this.buttons = {};
     for (const [name, path] of Object.entries(ICONS)) {
-      const button = make("button", { type: "button", innerHTML: icon(path), onclick: () => this.use(name) });
+      const button = make("button", { type: "button", innerHTML: icon(path), onclick: () => this.press(name) });
       button.dataset.tool = name;
       this.buttons[name] = button;
-      label(button, name);
+      setLabel(button, name);
     }
-    this.paint = this.kind === "color" ? this.colorInput() : this.amountInput();
-    this.width = make("input", { type: "range", min: 0, max: 1, step: 0.001, className: "size" });
-    this.width.addEventListener("input", () => this.resize(SIZES[0] * (SIZES[1] / SIZES[0]) ** Number(this.width.value)));
-    label(this.width, "size");
+    this.inkInputs = this.kind === "color" ? this.colorInput() : this.amountInput();
+    this.sizeSlider = make("input", { type: "range", min: 0, max: 1, step: 0.001, className: "size" });
+    const sizeAt = (share) => SIZES[0] * (SIZES[1] / SIZES[0]) ** share;
+    this.sizeSlider.addEventListener("input", () => this.setSize(sizeAt(Number(this.sizeSlider.value))));
+    setLabel(this.sizeSlider, "size");
     const { brush, erase, dropper, undo, redo, clear, whole } = this.buttons;
-    const left = [...this.paint, brush, erase, ...(this.kind === "color" ? [dropper] : []), this.width];
+    const left = [...this.inkInputs, brush, erase, ...(this.kind === "color" ? [dropper] : []), this.sizeSlider];
     const tools = make("div", { className: "flowcore-brush-tools" }, ...left, make("i"), undo, redo, clear, whole);
     this.frame = make("div", { className: "flowcore-brush" }, tools, this.board);
     // Drags must not move the canvas, nor keys act as shortcuts of the page.
@@ -127,19 +91,19 @@ class Brush {
     this.board.addEventListener("pointerdown", (event) => this.down(event));
     this.board.addEventListener("pointermove", (event) => this.move(event));
     for (const end of ["pointerup", "pointercancel"]) this.board.addEventListener(end, (event) => this.up(event));
-    this.watch = new ResizeObserver(() => { // it has no size until its subgraph is open
-      this.resize(this.size);
-      this.look();
+    this.observer = new ResizeObserver(() => { // it has no size until its subgraph is open
+      this.setSize(this.size);
+      this.render();
     });
-    this.watch.observe(this.board);
-    label(this.board, "paint");
-    this.resize(this.size);
+    this.observer.observe(this.board);
+    setLabel(this.board, "paint");
+    this.setSize(this.size);
   }
 
   colorInput() {
-    this.well = make("input", { type: "color", value: this.color, oninput: () => this.take(this.well.value) });
-    label(this.well, "color");
-    const onclick = ({ currentTarget }) => this.take(currentTarget.dataset.color);
+    this.well = make("input", { type: "color", value: this.color, oninput: () => this.setColor(this.well.value) });
+    setLabel(this.well, "color");
+    const onclick = ({ currentTarget }) => this.setColor(currentTarget.dataset.color);
     this.swatches = SWATCHES.map((color) => this.tint(make("button", { type: "button", className: "swatch", onclick }), color));
     return [this.well, ...this.swatches];
   }
@@ -149,9 +113,9 @@ class Brush {
     slider.style.background = `linear-gradient(to right, ${heat(0)}, ${heat(0.55)} 55%, ${heat(1)})`;
     slider.oninput = () => {
       this.amount = Number(slider.value);
-      if (this.tool === "erase") this.choose("brush");
+      if (this.tool === "erase") this.selectTool("brush");
     };
-    label(slider, "amount");
+    setLabel(slider, "amount");
     return [slider];
   }
 
@@ -164,32 +128,32 @@ class Brush {
   // --- what the node knows
 
   /** Follow changes of the text, of the wire, and of the picture at its other end. */
-  follow() {
-    after(this.painting, "callback", () => this.read());
+  watchInputs() {
+    patchAfter(this.painting, "callback", () => this.update());
     onUpstreamChoice(this.node, "image", pictureWidget, (_, hasChanged) => {
-      if (hasChanged) this.change([]); // the strokes were on the picture before; undo brings them back
-      this.read();
+      if (hasChanged) this.setStrokes([]); // the strokes were on the picture before; undo brings them back
+      this.update();
     });
-    this.board.addEventListener("pointerenter", () => this.read()); // there is no event when another node gets a picture
+    this.board.addEventListener("pointerenter", () => this.update()); // there is no event when another node gets a picture
   }
 
   /** Take over the strokes of the widget, unless they are ours, and the picture at the input. */
-  read() {
+  update() {
     const { value } = this.painting;
     if (format(this.strokes) !== (value ?? "")) [this.strokes, this.past, this.undone] = [parse(value), [], []];
-    this.show(pictureAt(this.node, "image") ?? this.last);
-    this.look();
+    this.showPicture(pictureAt(this.node, "image") ?? this.last);
+    this.render();
   }
 
   /** Remember the picture that a run of the node has saved. */
-  ran(output) {
+  onRun(output) {
     const [saved] = output[RUN] ?? [];
     if (saved) this.last = addressOf(saved);
-    this.read();
+    this.update();
   }
 
   /** Show the picture below the strokes; without an address, a hint. */
-  show(address) {
+  showPicture(address) {
     this.board.classList.toggle("empty", !address);
     if (this.picture.getAttribute("src") === (address ?? null)) return;
     if (address) this.picture.src = address;
@@ -199,32 +163,32 @@ class Brush {
   // --- tools
 
   /** Do what a button says. */
-  use(name) {
-    if (name === "undo") this.restore(this.past, this.undone);
-    else if (name === "redo") this.restore(this.undone, this.past);
-    else if (name === "clear") this.change([]);
+  press(name) {
+    if (name === "undo") this.moveStrokes(this.past, this.undone);
+    else if (name === "redo") this.moveStrokes(this.undone, this.past);
+    else if (name === "clear") this.setStrokes([]);
     else if (name === "whole") this.enlarge();
-    else this.choose(name);
+    else this.selectTool(name);
     this.board.focus({ preventScroll: true });
   }
 
   /** Paint with a tool from now on. */
-  choose(name) {
+  selectTool(name) {
     this.tool = name;
     for (const each of ["brush", "erase", "dropper"]) this.buttons[each].setAttribute("aria-pressed", each === name);
     this.board.classList.toggle("pick", name === "dropper");
   }
 
   /** Take a color, and paint with it from now on. */
-  take(color) {
+  setColor(color) {
     this.color = this.well.value = color;
-    this.choose("brush");
+    this.selectTool("brush");
   }
 
   /** Set the size of the brush, and draw its ring. */
-  resize(size) {
+  setSize(size) {
     this.size = Math.min(SIZES[1], Math.max(SIZES[0], size));
-    this.width.value = Math.log(this.size / SIZES[0]) / Math.log(SIZES[1] / SIZES[0]);
+    this.sizeSlider.value = Math.log(this.size / SIZES[0]) / Math.log(SIZES[1] / SIZES[0]);
     const diameter = this.size * Math.max(...this.box().slice(2));
     this.ring.style.width = this.ring.style.height = `${diameter}px`;
   }
@@ -239,10 +203,10 @@ class Brush {
     const typing = event.target.tagName === "INPUT";
     let handled = true;
     if ((event.ctrlKey || event.metaKey) && (key === "z" || key === "y")) {
-      this.use(key === "y" || event.shiftKey ? "redo" : "undo");
+      this.press(key === "y" || event.shiftKey ? "redo" : "undo");
     } else if (event.ctrlKey || event.metaKey || event.altKey) handled = false;
-    else if (key === "[" || key === "]") this.resize(this.size * (key === "]" ? 1.2 : 1 / 1.2));
-    else if (KEYS[key] && !(KEYS[key] === "dropper" && this.kind !== "color")) this.use(KEYS[key]);
+    else if (key === "[" || key === "]") this.setSize(this.size * (key === "]" ? 1.2 : 1 / 1.2));
+    else if (KEYS[key] && !(KEYS[key] === "dropper" && this.kind !== "color")) this.press(KEYS[key]);
     else handled = typing;
     if (!handled) return;
     event.stopPropagation();
@@ -260,7 +224,7 @@ class Brush {
   }
 
   /** The position of a pointer, in fractions of the picture and in pixels of the board. */
-  place(event) {
+  position(event) {
     const board = this.board.getBoundingClientRect(); // as zoomed
     const zoom = board.width / (this.board.offsetWidth || 1);
     const [x, y] = [(event.clientX - board.left) / zoom, (event.clientY - board.top) / zoom];
@@ -272,27 +236,27 @@ class Brush {
     if (event.button !== 0 || this.board.classList.contains("empty")) return;
     consume(event);
     this.board.focus({ preventScroll: true });
-    const { share } = this.place(event);
+    const { share } = this.position(event);
     if (this.kind === "color" && (this.tool === "dropper" || event.altKey)) {
-      this.takeFrom(share);
+      this.takeColorAt(share);
       return;
     }
     this.board.setPointerCapture(event.pointerId);
     const last = event.shiftKey ? this.strokes.at(-1)?.points.at(-1) : undefined;
     const ink = this.tool === "erase" ? { erase: true } : { [this.kind]: this[this.kind] };
     this.stroke = { ...ink, size: Math.round(this.size * DIGITS) / DIGITS, points: last ? [last, share] : [share] };
-    this.look();
+    this.render();
   }
 
   move(event) {
-    const { share, at } = this.place(event);
+    const { share, at } = this.position(event);
     this.ring.style.left = `${at[0]}px`;
     this.ring.style.top = `${at[1]}px`;
     if (!this.stroke || !this.board.hasPointerCapture(event.pointerId)) return;
     event.stopPropagation();
-    for (const each of event.getCoalescedEvents?.() ?? []) this.stroke.points.push(this.place(each).share);
+    for (const each of event.getCoalescedEvents?.() ?? []) this.stroke.points.push(this.position(each).share);
     this.stroke.points.push(share);
-    this.look();
+    this.render();
   }
 
   up(event) {
@@ -300,40 +264,40 @@ class Brush {
     event.stopPropagation();
     const stroke = { ...this.stroke, points: simplified(this.stroke.points) };
     this.stroke = undefined;
-    this.change([...this.strokes, stroke]);
-    this.remember(stroke.color);
+    this.setStrokes([...this.strokes, stroke]);
+    this.addSwatch(stroke.color);
   }
 
   /** Add a color to the swatches. */
-  remember(color) {
+  addSwatch(color) {
     if (!color || this.swatches.some((swatch) => swatch.dataset.color === color)) return;
     const colors = [color, ...this.swatches.map((swatch) => swatch.dataset.color)];
     this.swatches.forEach((swatch, k) => this.tint(swatch, colors[k]));
   }
 
   /** Replace the strokes; undo brings them back. */
-  change(strokes) {
+  setStrokes(strokes) {
     if (!strokes.length && !this.strokes.length) return;
     this.past.push(this.strokes);
     this.undone = [];
-    this.write(strokes);
+    this.writeStrokes(strokes);
   }
 
   /** Undo or redo: take the strokes from one stack, and put the present ones on the other. */
-  restore(from, to) {
+  moveStrokes(from, to) {
     if (!from.length) return;
     to.push(this.strokes);
-    this.write(from.pop());
+    this.writeStrokes(from.pop());
   }
 
-  write(strokes) {
+  writeStrokes(strokes) {
     this.strokes = strokes;
-    set(this.node, this.painting, format(strokes));
-    this.look();
+    setValue(this.node, this.painting, format(strokes));
+    this.render();
   }
 
   /** Take the color of the picture and the paint at a position. */
-  takeFrom([x, y]) {
+  takeColorAt([x, y]) {
     const pixel = [0, 0, 1, 1]; // left, top, width, height
     const context = make("canvas", { width: 1, height: 1 }).getContext("2d");
     const pixelOf = ({ width, height }) => [Math.floor(x * width), Math.floor(y * height), 1, 1];
@@ -341,11 +305,11 @@ class Brush {
     context.drawImage(this.picture, ...pixelOf({ width, height }), ...pixel);
     context.drawImage(this.layer, ...pixelOf(this.layer), ...pixel);
     const [red, green, blue] = context.getImageData(...pixel).data;
-    this.take(`#${[red, green, blue].map((value) => value.toString(16).padStart(2, "0")).join("")}`);
+    this.setColor(`#${[red, green, blue].map((value) => value.toString(16).padStart(2, "0")).join("")}`);
   }
 
   /** Show the strokes, and which tools can be used. */
-  look() {
+  render() {
     const [, , width, height] = this.box();
     const scale = SHARP / Math.max(width, height, 1);
     const sides = [width, height].map((side) => Math.max(1, Math.round(side * scale)));
@@ -423,3 +387,44 @@ function draw(canvas, strokes) {
     context.stroke();
   }
 }
+
+// --- styles
+
+const STYLE_SHEET = `<style>
+.flowcore-brush { display: flex; flex-direction: column; gap: 6px; box-sizing: border-box; }
+.flowcore-brush:fullscreen { padding: 16px; background: var(--comfy-menu-bg, #1a1a1a); }
+.flowcore-brush-tools { display: flex; flex-wrap: wrap; align-items: center; gap: 4px; flex: none; }
+.flowcore-brush-tools button {
+  width: 26px; height: 26px; padding: 4px; border: 1px solid transparent; border-radius: 6px; cursor: pointer;
+  background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd); line-height: 0; flex: none; }
+.flowcore-brush-tools button:hover:enabled { border-color: var(--descrip-text, #999); }
+.flowcore-brush-tools button:disabled { opacity: 0.35; cursor: default; }
+.flowcore-brush-tools button[aria-pressed="true"] { background: var(--p-primary-color, #4a90e2); color: #fff; }
+.flowcore-brush-tools button.swatch { width: 18px; height: 18px; padding: 0; border-radius: 50%; border-color: #0006; }
+.flowcore-brush-tools svg {
+  width: 100%; height: 100%; fill: none; stroke: currentColor; stroke-width: 2; stroke-linecap: round; stroke-linejoin: round; }
+.flowcore-brush-tools input[type="color"] {
+  width: 34px; height: 26px; padding: 0; border: 0; border-radius: 6px; background: none; cursor: pointer; flex: none; }
+.flowcore-brush-tools input[type="range"] {
+  flex: 1 1 40px; min-width: 40px; max-width: 160px; height: 18px; margin: 0 2px; accent-color: var(--p-primary-color, #4a90e2); }
+.flowcore-brush-tools input.amount { appearance: none; border-radius: 9px; }
+.flowcore-brush-tools input.amount::-webkit-slider-thumb {
+  appearance: none; width: 14px; height: 18px; border-radius: 7px; background: #fff; border: 2px solid #333; }
+.flowcore-brush-tools input.amount::-moz-range-thumb {
+  width: 10px; height: 14px; border-radius: 7px; background: #fff; border: 2px solid #333; }
+.flowcore-brush-tools i { flex: 1; }
+.flowcore-brush-board { position: relative; flex: 1 1 0; min-height: 160px; overflow: hidden; border-radius: 6px; touch-action: none;
+  background: var(--comfy-input-bg, #222); cursor: none; outline-offset: -2px; }
+.flowcore-brush-board.pick { cursor: crosshair; }
+.flowcore-brush-board.empty { cursor: default; }
+.flowcore-brush-board img, .flowcore-brush-board canvas {
+  position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; pointer-events: none; }
+.flowcore-brush-board.color img { filter: grayscale(1); }
+.flowcore-brush-board.color canvas { opacity: 0.85; }
+.flowcore-brush-board.amount canvas { opacity: 0.6; }
+.flowcore-brush-board u { position: absolute; box-sizing: border-box; border-radius: 50%; border: 1.5px solid #fff; pointer-events: none;
+  box-shadow: 0 0 0 1px #000a, inset 0 0 0 1px #000a; transform: translate(-50%, -50%); opacity: 0; }
+.flowcore-brush-board:hover u { opacity: 1; }
+.flowcore-brush-board.pick u { display: none; }
+.flowcore-brush-board p { position: absolute; inset: 0; pointer-events: none; }
+</style>`;

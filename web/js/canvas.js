@@ -14,15 +14,15 @@ export const language = () => app.extensionManager?.setting?.get("Comfy.Locale")
  * The text of a key, with values filled in; in English if there is no translation. If there is no text at all, because the
  * server was started before an update, the value `name`.
  */
-export async function say(key, values = {}) {
+export async function translate(key, values = {}) {
   const every = await texts;
   const text = every[language()]?.flowcore?.[key] ?? every.en?.flowcore?.[key] ?? values.name ?? key;
   return text.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
 }
 
 /** Name an element, in its tooltip and for screen readers. */
-export async function label(element, key, values) {
-  const text = await say(key, values);
+export async function setLabel(element, key, values) {
+  const text = await translate(key, values);
   element.title = text;
   element.setAttribute("aria-label", text);
 }
@@ -38,9 +38,9 @@ export function make(kind, fields = {}, ...children) {
 }
 
 /** The hint that an empty view shows; see SHARED_STYLE_SHEET. */
-export function hint(key) {
+export function makeHint(key) {
   const element = make("p");
-  say(key).then((text) => (element.textContent = text));
+  translate(key).then((text) => (element.textContent = text));
   return element;
 }
 
@@ -71,7 +71,7 @@ export const isOurs = (node) => Boolean(node?.comfyClass?.startsWith("Flowcore")
 export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
 
 /** Patch a method of a node or widget, which need not have it yet: call `act` after every call of it, too, for good. */
-export function after(target, name, act) {
+export function patchAfter(target, name, act) {
   const before = target[name];
   target[name] = function () {
     const result = before?.apply(this, arguments);
@@ -81,14 +81,14 @@ export function after(target, name, act) {
 }
 
 /** Set the value of a widget as if it had been typed: renderers and listeners are told, and the workflow has changed. */
-export function set(node, widget, value) {
+export function setValue(node, widget, value) {
   if (widget.value === value) return;
   stepped = false;
   widget.value = value;
   widget.callback?.(value, app.canvas, node);
   stepped = true;
   node.setDirtyCanvas?.(true, true);
-  changed();
+  requestSnapshot();
 }
 
 let unnoticed = false; // whether the workflow has changed since the frontend's last snapshot
@@ -102,7 +102,7 @@ export const isStepped = () => stepped;
  * Let the frontend take a snapshot for its drafts and its undo. By itself, it takes one before our click handlers run, and none
  * after a drag on our elements. Everything that one gesture changes is one step of undo.
  */
-export function changed() {
+export function requestSnapshot() {
   unnoticed = true;
   setTimeout(() => {
     if (pressed || !unnoticed) return;
@@ -116,7 +116,7 @@ for (const [event, isPress] of Object.entries({ pointerdown: true, keydown: true
   window.addEventListener(event, ({ target }) => {
     pressed = isPress;
     if (isPress) stepped = event !== "keydown" || !target.matches?.("input, textarea");
-    if (unnoticed) changed();
+    if (unnoticed) requestSnapshot();
   }, true);
 }
 
@@ -126,8 +126,8 @@ for (const [event, isPress] of Object.entries({ pointerdown: true, keydown: true
  */
 export function redraw(node, widget) {
   if (!LiteGraph.vueNodesMode || widget.options.hidden) return;
-  hide(node, [widget], () => true);
-  requestAnimationFrame(() => requestAnimationFrame(() => hide(node, [widget], () => false)));
+  setHidden(node, [widget], () => true);
+  requestAnimationFrame(() => requestAnimationFrame(() => setHidden(node, [widget], () => false)));
 }
 
 /** Make Nodes 2.0 read the options of all widgets again: it watches their list, not the options. */
@@ -137,7 +137,7 @@ export function refresh(node) {
 }
 
 /** Hide those of some widgets for which `isHidden` is true, and show the others. */
-export function hide(node, widgets, isHidden) {
+export function setHidden(node, widgets, isHidden) {
   const toggled = widgets.filter((widget) => Boolean(widget.options.hidden) !== Boolean(isHidden(widget)));
   if (!toggled.length) return;
   for (const widget of toggled) widget.hidden = widget.options.hidden = !widget.options.hidden;
@@ -152,7 +152,7 @@ export const wired = (node, name) => node.inputs?.some((input) => input.name ===
 export const FROM_MODEL = -0.1;
 
 /** Whether one of a node's pictures can be picked. */
-export const picks = (node) => isOurs(node) && widgetOf(node, "pick");
+export const hasPick = (node) => isOurs(node) && widgetOf(node, "pick");
 
 // For all our elements: the area of a node, the focus, small pictures, and the hint of an empty view.
 const SHARED_STYLE_SHEET = `<style>
@@ -181,7 +181,7 @@ export function addElement(node, name, element, height, styleSheet, title) {
     setValue: () => {},
     getMinHeight: () => parseFloat(element.style.minHeight) + 2 * MARGIN,
   });
-  if (title) say(title).then((text) => (widget.label = text));
+  if (title) translate(title).then((text) => (widget.label = text));
   widget.serialize = false; // for saving; the option above is for sending
   requestAnimationFrame(replaceStaleElements);
   return widget;
@@ -209,21 +209,21 @@ export function areaOf(node) {
   if (existing) return existing;
   const area = make("div", { className: "flowcore-area" });
   area.dataset.captureWheel = "true"; // so that the focused element gets the wheel, not the canvas of Nodes 2.0
-  addElement(node, AREA, area, picks(node) ? HIGH : LOW, "");
-  grow(node);
+  addElement(node, AREA, area, hasPick(node) ? HIGH : LOW, "");
+  fitNode(node);
   return area;
 }
 
 /** Make the area of a node this many pixels higher than usual, and the node larger if it has to be. */
-export function heighten(node, more) {
+export function setExtraHeight(node, more) {
   const area = areaOf(node);
   area.style.setProperty("--more", `${more}px`);
-  area.style.minHeight = `${(picks(node) ? HIGH : LOW) + more}px`;
-  grow(node);
+  area.style.minHeight = `${(hasPick(node) ? HIGH : LOW) + more}px`;
+  fitNode(node);
 }
 
 /** Make a node as large as its elements need. */
-export function grow(node, width = 0) {
+export function fitNode(node, width = 0) {
   const height = LiteGraph.vueNodesMode ? 0 : node.computeSize()[1]; // Nodes 2.0 measures it
   if (node.size[0] < width || node.size[1] < height)
     node.setSize([Math.max(width, node.size[0]), Math.max(height, node.size[1])]);

@@ -1,6 +1,6 @@
 // A command, also in the toolbox of a selected node, that enlarges its picture: it adds Load Flow Model, Flow Upscale, Save Image.
 import { app } from "../../../scripts/app.js";
-import { say, widgetOf } from "./canvas.js";
+import { translate, widgetOf } from "./canvas.js";
 
 const ID = "flowcore.enlarge";
 const GAP = 60; // pixels between nodes
@@ -16,7 +16,7 @@ app.registerExtension({
 
 async function enlarge() {
   const chosen = [...app.canvas.selectedItems].find((item) => imageOutput(item) >= 0);
-  if (!chosen) return app.extensionManager.toast.add({ severity: "info", summary: await say("unchosen"), life: 5000 });
+  if (!chosen) return app.extensionManager.toast.add({ severity: "info", summary: await translate("unchosen"), life: 5000 });
   let left = chosen.pos[0] + chosen.size[0];
   app.canvas.emitBeforeChange();
   const [loader, upscaler, saving] = ["FlowcoreLoadModel", "FlowcoreUpscale", "SaveImage"].map((kind, index) => {

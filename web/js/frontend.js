@@ -14,7 +14,7 @@ export const endPreviews = ({ id, graph }) =>
   store("nodeOutput")?.revokePreviewsByLocatorId?.(graph.isRootGraph ? String(id) : `${graph.id}:${id}`);
 
 /** The path of the workflow that a run was queued from, if this page queued it. */
-export const origin = (run) => store("execution")?.jobIdToSessionWorkflowPath?.get(run);
+export const workflowOf = (run) => store("execution")?.jobIdToSessionWorkflowPath?.get(run);
 
 /** Make the classic canvas fold advanced widgets, as Nodes 2.0 does, without leaving space for them. */
 export function foldAdvanced(node, isFolded) {

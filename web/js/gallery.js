@@ -3,7 +3,9 @@
 // values of the picture's run are restored, too, so that the host finds that run in its cache and computes nothing.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { after, areaOf, label, make, FROM_MODEL, picks, post, redraw, say, set, sharpen, widgetOf, wired } from "./canvas.js";
+import {
+  FROM_MODEL, areaOf, hasPick, make, patchAfter, post, redraw, setLabel, setValue, sharpen, translate, widgetOf, wired,
+} from "./canvas.js";
 import { addressOf, pictureWidget, onUpstreamChoice } from "./picture.js";
 import { Live } from "./live.js";
 import { isHere, nodeAt, onResult } from "./runs.js";
@@ -15,36 +17,12 @@ const MAX_PICTURES = 64; // on a node; the host sends no more per run
 const IGNORED_INPUTS = / (seed|pick|samples|seeds)$/; // inputs that do not make runs different
 const SAVING = "flowcore_save"; // id of the node that saves a picture, which is on no canvas
 
-const STYLE_SHEET = `<style>
-.flowcore-area > .flowcore-viewer { flex: 1 1 0; }
-.flowcore-gallery {
-  flex: none; max-height: 108px; overflow-y: auto; display: grid; gap: 4px; grid: auto-flow / repeat(auto-fit, minmax(60px, 1fr)); }
-.flowcore-gallery p {
-  grid-column: 1 / -1; margin: 0; padding-top: 3px; border-top: 1px solid var(--border-color, #444); font: 11px/1.2 sans-serif; color: var(--descrip-text, #999); }
-.flowcore-gallery:empty { display: none; }
-.flowcore-gallery button {
-  position: relative; height: 52px; padding: 0; border: 2px solid transparent; border-radius: 6px; overflow: hidden; cursor: pointer;
-  background: var(--comfy-input-bg, #222); line-height: 0; min-width: 0; outline-offset: -2px; }
-.flowcore-gallery button:hover:enabled { border-color: var(--descrip-text, #999); }
-.flowcore-gallery button[aria-pressed="true"] { border-color: var(--p-primary-color, #4a90e2); }
-.flowcore-gallery:has([aria-pressed="true"]) button[aria-pressed="false"] img { opacity: 0.45; }
-.flowcore-gallery button:disabled { cursor: default; }
-.flowcore-gallery img { width: 100%; height: 100%; object-fit: contain; }
-.flowcore-gallery span {
-  position: absolute; left: 0; bottom: 0; max-width: 100%; box-sizing: border-box; padding: 2px 5px; overflow: hidden;
-  border-top-right-radius: 5px; font: 10px/1.2 sans-serif; color: #fff; background: rgba(0, 0, 0, 0.55); text-overflow: ellipsis;
-  white-space: nowrap; }
-/* Previews are shown in the viewer; Nodes 2.0 would show them below it, too. */
-[data-node-id]:has(.flowcore-viewer) img.pointer-events-none.contain-size,
-[data-node-id]:has(.flowcore-viewer) img.pointer-events-none.contain-size + div { display: none; }
-</style>`;
-
 app.registerExtension({
   name: "flowcore.gallery",
   nodeCreated(node) {
-    if (!picks(node)) return;
-    attach(node);
-    after(node, "onConfigure", () => mark(node));
+    if (!hasPick(node)) return;
+    addGallery(node);
+    patchAfter(node, "onConfigure", () => markPicked(node));
     // Here the classic canvas would draw previews below the viewer.
     node.onDrawBackground = () => {};
   },
@@ -52,7 +30,7 @@ app.registerExtension({
     api.addEventListener("b_preview_with_metadata", ({ detail: { displayNodeId: path, blob } }) => {
       const first = !previewed.has(path);
       previewed.add(path);
-      if (blob && isHere()) preview(nodeAt(path), blob, first);
+      if (blob && isHere()) showPreview(nodeAt(path), blob, first);
     });
     api.addEventListener("execution_start", () => {
       previewed.clear();
@@ -65,7 +43,7 @@ app.registerExtension({
   },
 });
 
-onResult((node, output, run, every) => show(node, every ?? [[output, run]], Boolean(every)));
+onResult((node, output, run, every) => showRuns(node, every ?? [[output, run]], Boolean(every)));
 
 const galleries = new WeakMap(); // by node
 const previewing = new Set(); // galleries that show previews
@@ -74,10 +52,10 @@ const previewed = new Set(); // paths of the nodes for which this run has sent a
 // --- pictures
 
 /** Show the pictures of a run after those of earlier runs; or recall those of all runs that the server remembers, oldest first. */
-async function show(node, results, recalled) {
+async function showRuns(node, results, recalled) {
   const gallery = galleries.get(node);
   if (!gallery || !results.some(([output]) => output[GALLERY]?.length)) return;
-  const sourceName = await say("source");
+  const sourceName = await translate("source");
   let pictures = results.flatMap(([output, run]) => (output[GALLERY] ?? []).map((picture) => ({
     ...picture, run, sent: output.flowcore_sent?.[0] ?? {}, sourceName, url: addressOf(picture.full ?? picture),
     source: picture.source && addressOf(picture.source),
@@ -98,13 +76,13 @@ async function show(node, results, recalled) {
   const several = gallery.pictures.length > 1 ? gallery.pictures : [];
   // A heading where one begins, in a list; else an empty list.
   const headOf = ({ head }, k) => (head !== several[k - 1]?.head && head ? [make("p", {}, head)] : []);
-  gallery.grid.replaceChildren(...several.flatMap((picture, k) => [...headOf(picture, k), button(node, gallery, picture)]));
+  gallery.grid.replaceChildren(...several.flatMap((picture, k) => [...headOf(picture, k), pictureButton(node, gallery, picture)]));
   const { viewer } = gallery;
   const stays = !isNew && ofRun.includes(gallery.pictures[viewer.right]);
   const inView = pickedOf(node, gallery) ?? (stays ? undefined : ofRun[0]);
   viewer.show(gallery.pictures, inView ? gallery.pictures.indexOf(inView) : viewer.right);
   viewer.onShow(viewer.right);
-  mark(node);
+  markPicked(node);
 }
 
 /** The latest pictures; of those with the same file, the last. */
@@ -142,7 +120,8 @@ async function nameAndGroup(pictures) {
   for (const picture of pictures) {
     const { seed, frame, temperature, image, score, run } = picture;
     const nameKey = temperature !== undefined ? "cell" : frame ? "frame" : seed !== undefined && "seed";
-    const facts = await Promise.all([image !== undefined && say("image", { image }), nameKey && say(nameKey, picture), score]);
+    const imageName = image !== undefined && translate("image", { image });
+    const facts = await Promise.all([imageName, nameKey && translate(nameKey, picture), score]);
     const values = await Promise.all(keys.map((key) => describe(key, runs.get(run).get(key))));
     picture.name = [...facts, ...values].filter(Boolean).join(" · ");
     picture.title = values.filter(Boolean).join(" · ");
@@ -150,7 +129,7 @@ async function nameAndGroup(pictures) {
   const groupOf = ({ run, title }) => (pictures.filter((other) => other.run === run).length > 1 ? run : title);
   const groups = [...Map.groupBy(pictures, groupOf)];
   for (const [k, [group, members]] of groups.entries()) {
-    const head = groups.length > 1 && (await say("run", { run: k + 1, runs: groups.length }));
+    const head = groups.length > 1 && (await translate("run", { run: k + 1, runs: groups.length }));
     for (const picture of members) Object.assign(picture, { group, head: [head, picture.title].filter(Boolean).join(" · ") });
   }
 }
@@ -160,7 +139,7 @@ function describe(key, value = "", ifLong = () => "") {
   const [path, input] = key.split(" ");
   const node = nodeAt(path), name = node?.inputs?.find((each) => each.name === input)?.localized_name ?? input;
   if (typeof value === "string") return value.length > 60 ? ifLong(name) : value.split("/").at(-1);
-  return value < 0 && widgetOf(node, input)?.options.min === FROM_MODEL ? say("own", { name }) : `${name} ${value}`;
+  return value < 0 && widgetOf(node, input)?.options.min === FROM_MODEL ? translate("own", { name }) : `${name} ${value}`;
 }
 
 /** The text on a thumbnail. */
@@ -169,35 +148,35 @@ function caption({ seed, frame, name, temperature, image, score }) {
   return [image, temperature, seed > 99999 ? `…${String(seed).slice(-4)}` : seed, score].filter((part) => part !== undefined).join(" · ");
 }
 
-function attach(node) {
+function addGallery(node) {
   const grid = make("div", { className: "flowcore-gallery" });
   const gallery = { grid, pictures: [], previews: [] };
   const viewer = (gallery.viewer = new Viewer(
-    (k) => choose(node, gallery, gallery.pictures[k]),
+    (k) => togglePick(node, gallery, gallery.pictures[k]),
     (k) => grid.querySelectorAll("button")[k]?.scrollIntoView?.({ block: "nearest" }),
-    (k) => save(node, gallery.pictures[k]),
+    (k) => savePicture(node, gallery.pictures[k]),
   ));
   grid.addEventListener("pointerdown", (event) => event.stopPropagation()); // not a drag of the canvas
   grid.addEventListener("keydown", (event) => viewer.key(event));
   areaOf(node).prepend(viewer.element, grid);
   grid.insertAdjacentHTML("afterend", STYLE_SHEET);
   const pick = widgetOf(node, "pick");
-  after(pick, "callback", () => mark(node));
+  patchAfter(pick, "callback", () => markPicked(node));
   galleries.set(node, gallery);
-  follow(node, gallery);
+  addLivePicture(node, gallery);
   // Another photograph ends the pick, unless the pick itself restored it.
   for (const { name, type } of node.inputs ?? []) {
     if (!/^IMAGE\b/.test(type)) continue;
     onUpstreamChoice(node, name, pictureWidget, (widget, hasChanged) => {
       const sent = Object.values(pickedOf(node, gallery)?.sent ?? {});
       const isRestored = () => sent.some(({ inputs }) => Object.values(inputs).includes(widget.value));
-      if (hasChanged && pick.value && !isRestored()) set(node, pick, 0);
+      if (hasChanged && pick.value && !isRestored()) setValue(node, pick, 0);
     });
   }
 }
 
 /** Show a live picture over that in the viewer while numbers are dragged, until they are those of its run again. */
-function follow(node, gallery) {
+function addLivePicture(node, gallery) {
   const { viewer } = gallery;
   const { required, optional } = node.constructor.nodeData?.input ?? {};
   const numbers = node.widgets.filter(({ name }) => (required?.[name] ?? optional?.[name])?.[0] === "FLOAT");
@@ -210,16 +189,16 @@ function follow(node, gallery) {
     if (!sent || run !== gallery.last) return;
     if (JSON.stringify(values) === sent) return viewer.overlay("");
     live.ask("picture", values, { number: number - 1, at: viewer.middle() });
-    say("live").then((text) => viewer.say(text));
+    translate("live").then((text) => viewer.showMessage(text));
   };
-  for (const widget of numbers) after(widget, "callback", ask);
+  for (const widget of numbers) patchAfter(widget, "callback", ask);
 }
 
-function button(node, gallery, picture) {
+function pictureButton(node, gallery, picture) {
   const element = Object.assign(thumbnail(addressOf(picture), caption(picture)), { picture });
   if (picture.seed !== undefined) element.dataset.seed = picture.seed;
   element.addEventListener("click", () => {
-    choose(node, gallery, picture);
+    togglePick(node, gallery, picture);
     gallery.viewer.show(gallery.pictures, gallery.pictures.indexOf(picture));
   });
   element.addEventListener("dblclick", () => gallery.viewer.open(gallery.pictures.indexOf(picture)));
@@ -238,7 +217,7 @@ function thumbnail(url, text) {
 // --- previews
 
 /** Show a preview: the first of a run is the source, the others are finished pictures. */
-function preview(node, blob, first) {
+function showPreview(node, blob, first) {
   const gallery = galleries.get(node);
   if (!gallery) return;
   const isSource = first && node.inputs.some(({ type }) => /^IMAGE\b/.test(type));
@@ -267,25 +246,25 @@ function preview(node, blob, first) {
 // --- picking
 
 /** Pick a picture, or pass on all if it was picked already. Frames cannot be picked, so that their film stays whole. */
-function choose(node, gallery, picture) {
+function togglePick(node, gallery, picture) {
   const pick = widgetOf(node, "pick");
   if (!picture || wired(node, "pick")) return;
   const again = picture === pickedOf(node, gallery);
   if (picture.frame && !again) return;
   gallery.picked = picture.run;
-  const changes = restore(picture.sent).filter(([key]) => !IGNORED_INPUTS.test(key));
+  const changes = restoreValues(picture.sent).filter(([key]) => !IGNORED_INPUTS.test(key));
   if (changes.length) sayRestored(gallery.viewer, changes);
-  restore(picture.sent); // again, because a brush drops its strokes when the picture below changes
-  set(node, pick, again ? 0 : picture.number);
-  mark(node);
+  restoreValues(picture.sent); // again, because a brush drops its strokes when the picture below changes
+  setValue(node, pick, again ? 0 : picture.number);
+  markPicked(node);
   // Nodes that enlarge the same image get the temperature and seed of a cell, too.
   if (picture.temperature !== undefined && pick.value) {
     for (const other of node.graph.nodes) {
-      const widgets = ["temperature", "seed"].map((key) => picks(other) && widgetOf(other, key));
+      const widgets = ["temperature", "seed"].map((key) => hasPick(other) && widgetOf(other, key));
       const same = (name) => sourceOf(node, name) && sourceOf(node, name) === sourceOf(other, name);
       if (!widgets.every(Boolean) || !["image", "model"].every(same)) continue;
-      for (const widget of widgets) if (!wired(other, widget.name)) set(other, widget, picture[widget.name]);
-      fix(other);
+      for (const widget of widgets) if (!wired(other, widget.name)) setValue(other, widget, picture[widget.name]);
+      fixSeed(other);
     }
   }
 }
@@ -293,11 +272,11 @@ function choose(node, gallery, picture) {
 /** Say in the viewer, which may be in full screen, which values were restored. */
 async function sayRestored(viewer, changes) {
   const values = await Promise.all(changes.map(([key, value]) => describe(key, value, (name) => name)));
-  viewer.say(await say("restored", { name: values.join(" · ") }));
+  viewer.showMessage(await translate("restored", { name: values.join(" · ") }));
 }
 
 /** Give the nodes of a run the values that it was sent with, and fix their seeds; return what has changed: [key, value]. */
-function restore(sent) {
+function restoreValues(sent) {
   const changes = [];
   for (const [path, { class_type: kind, inputs }] of Object.entries(sent)) {
     const node = nodeAt(path);
@@ -308,19 +287,19 @@ function restore(sent) {
       if ([undefined, widget.value, widget.serializeValue?.()].includes(value)) continue;
       if (Number.isInteger(value) && !Number.isSafeInteger(value)) continue;
       changes.push([`${path} ${widget.name}`, value]);
-      set(node, widget, value);
+      setValue(node, widget, value);
     }
-    if (widgetOf(node, "seed") && !wired(node, "seed")) fix(node);
+    if (widgetOf(node, "seed") && !wired(node, "seed")) fixSeed(node);
   }
   return changes;
 }
 
 /** Keep the seed of a node from changing after a run. */
-function fix(node) {
+function fixSeed(node) {
   const seed = widgetOf(node, "seed");
   const control = seed.linkedWidgets?.[0] ?? widgetOf(node, "control_after_generate");
   if (!control || control.value === "fixed") return;
-  set(node, control, "fixed");
+  setValue(node, control, "fixed");
   redraw(node, seed);
 }
 
@@ -335,7 +314,7 @@ const pickedOf = (node, { pictures, picked }) =>
   wired(node, "pick") ? undefined : pictures.find(({ number, run }) => number === widgetOf(node, "pick").value && run === picked);
 
 /** Show which picture is picked. */
-function mark(node) {
+function markPicked(node) {
   const gallery = galleries.get(node);
   const picked = pickedOf(node, gallery);
   gallery.viewer.mark(gallery.pictures.indexOf(picked));
@@ -343,7 +322,7 @@ function mark(node) {
     if (button.disabled) continue;
     const { picture } = button, on = picture === picked;
     button.setAttribute("aria-pressed", String(on));
-    label(button, wired(node, "pick") ? "wired" : on ? "picked" : picture.frame ? "frame" : "pick", picture);
+    setLabel(button, wired(node, "pick") ? "wired" : on ? "picked" : picture.frame ? "frame" : "pick", picture);
   }
 }
 
@@ -353,9 +332,9 @@ function mark(node) {
  * Save a picture at full size: queue its run again, as it was sent, with that picture picked and the host's Save Image after it.
  * The host has the run in its cache and only writes the file, with the recipe in it.
  */
-async function save(node, picture) {
+async function savePicture(node, picture) {
   const prompt = await savingPrompt(node, picture);
-  if (!prompt) return showText(node, await say("gone"));
+  if (!prompt) return showText(node, await translate("gone"));
   const answer = post("/prompt", prompt).then((response) => response.json()).catch(() => ({}));
   const finished = new AbortController();
   const listen = async ({ type, detail }) => {
@@ -363,13 +342,13 @@ async function save(node, picture) {
     finished.abort();
     if (type !== "executed") return; // the page shows the error
     const [{ subfolder, filename }] = detail.output.images;
-    showText(node, await say("saved", { name: `output/${subfolder}/${filename}` }));
+    showText(node, await translate("saved", { name: `output/${subfolder}/${filename}` }));
   };
   for (const event of ["executed", "execution_error", "execution_interrupted"])
     api.addEventListener(event, listen, { signal: finished.signal }); // before the answer, which the run may overtake
   if ((await answer).prompt_id) return;
   finished.abort();
-  showText(node, await say("gone"));
+  showText(node, await translate("gone"));
 }
 
 /** The prompt of a picture's run from the server's history, changed to pick and save that picture; undefined if it is gone. */
@@ -385,3 +364,29 @@ async function savingPrompt(node, { filename, number, run }) {
   nodes[SAVING] = { class_type: "SaveImage", inputs: { images: [path, 0], filename_prefix: "flowcore/saved" } };
   return { prompt: nodes, extra_data: extra, client_id: api.clientId, front: true, partial_execution_targets: [SAVING] };
 }
+
+// --- styles
+
+const STYLE_SHEET = `<style>
+.flowcore-area > .flowcore-viewer { flex: 1 1 0; }
+.flowcore-gallery {
+  flex: none; max-height: 108px; overflow-y: auto; display: grid; gap: 4px; grid: auto-flow / repeat(auto-fit, minmax(60px, 1fr)); }
+.flowcore-gallery p {
+  grid-column: 1 / -1; margin: 0; padding-top: 3px; border-top: 1px solid var(--border-color, #444); font: 11px/1.2 sans-serif; color: var(--descrip-text, #999); }
+.flowcore-gallery:empty { display: none; }
+.flowcore-gallery button {
+  position: relative; height: 52px; padding: 0; border: 2px solid transparent; border-radius: 6px; overflow: hidden; cursor: pointer;
+  background: var(--comfy-input-bg, #222); line-height: 0; min-width: 0; outline-offset: -2px; }
+.flowcore-gallery button:hover:enabled { border-color: var(--descrip-text, #999); }
+.flowcore-gallery button[aria-pressed="true"] { border-color: var(--p-primary-color, #4a90e2); }
+.flowcore-gallery:has([aria-pressed="true"]) button[aria-pressed="false"] img { opacity: 0.45; }
+.flowcore-gallery button:disabled { cursor: default; }
+.flowcore-gallery img { width: 100%; height: 100%; object-fit: contain; }
+.flowcore-gallery span {
+  position: absolute; left: 0; bottom: 0; max-width: 100%; box-sizing: border-box; padding: 2px 5px; overflow: hidden;
+  border-top-right-radius: 5px; font: 10px/1.2 sans-serif; color: #fff; background: rgba(0, 0, 0, 0.55); text-overflow: ellipsis;
+  white-space: nowrap; }
+/* Previews are shown in the viewer; Nodes 2.0 would show them below it, too. */
+[data-node-id]:has(.flowcore-viewer) img.pointer-events-none.contain-size,
+[data-node-id]:has(.flowcore-viewer) img.pointer-events-none.contain-size + div { display: none; }
+</style>`;

@@ -1,7 +1,7 @@
 // Live pictures: previews of what a node makes of changed numbers, requested from the server while a person drags sliders. The
 // server answers only between runs, and only for nodes that have run; see nodes/live.py.
 import { api } from "../../../scripts/api.js";
-import { after, post } from "./canvas.js";
+import { patchAfter, post } from "./canvas.js";
 import { onResult } from "./runs.js";
 
 const KEY = "flowcore_live"; // in a node's output: the name of its run on the server
@@ -13,7 +13,7 @@ let idle = true; // whether the server has nothing to run
 
 api.addEventListener("status", ({ detail }) => {
   idle = !detail?.exec_info?.queue_remaining;
-  if (idle) for (const live of liveByNode.values()) live.go();
+  if (idle) for (const live of liveByNode.values()) live.sendNext();
 });
 
 onResult((node, { [KEY]: [run] = [] }) => run !== undefined && liveByNode.get(node)?.begin(run));
@@ -29,7 +29,7 @@ export class Live {
   constructor(node, onRun, onPicture) {
     Object.assign(this, { onRun, onPicture });
     liveByNode.set(node, this);
-    after(node, "onRemoved", () => {
+    patchAfter(node, "onRemoved", () => {
       liveByNode.delete(node);
       this.run = undefined;
       this.#sent?.abort.abort();
@@ -50,14 +50,14 @@ export class Live {
     if (!this.run) return;
     this.#waiting.delete(slot);
     this.#waiting = new Map([[slot, { values, ...more }], ...this.#waiting]);
-    this.go();
+    this.sendNext();
   }
 
-  go() {
+  sendNext() {
     clearTimeout(this.#timer);
     if (!idle || !this.run || !this.#waiting.size) return;
     const wait = this.#sent ? this.#sent.since + PATIENCE - performance.now() : 0;
-    if (wait > 0) this.#timer = setTimeout(() => this.go(), wait);
+    if (wait > 0) this.#timer = setTimeout(() => this.sendNext(), wait);
     else this.#send();
   }
 
@@ -81,7 +81,7 @@ export class Live {
     if (this.#sent !== sent) return;
     this.#sent = undefined;
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.go(), status === STOPPED ? PATIENCE : 0);
+    this.#timer = setTimeout(() => this.sendNext(), status === STOPPED ? PATIENCE : 0);
     if (this.run !== run) return;
     if (picture) this.#receive(slot, picture);
     else if (status === STOPPED) this.#askAgain(sent);

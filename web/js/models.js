@@ -1,7 +1,7 @@
 // The menu of Load Flow Model: it offers only models that the connected nodes can use, and says what each is for. If a person
 // connects a model that cannot be used, one that can replaces it.
 import { app } from "../../../scripts/app.js";
-import { after, language, refresh, set, texts, widgetOf, wired } from "./canvas.js";
+import { patchAfter, language, refresh, setValue, texts, widgetOf, wired } from "./canvas.js";
 import { isOpening, rankInSearch } from "./frontend.js";
 import { onUpstreamChoice, originOf } from "./picture.js";
 import { onResult } from "./runs.js";
@@ -9,7 +9,7 @@ import { offer, show } from "./text.js";
 
 const TASKS = "flowcore_tasks"; // of the menu: from a model to its tasks; of an input: tasks, any of which its model must have
 const FACTS = "flowcore_facts"; // of the menu: from a model to what its file states
-// Models to prefer; the first is `SUITING` in nodes/loaders.py.
+// Models to prefer; the first is `AUTO_MODEL` in nodes/loaders.py.
 const PREFERRED = ["upscaler that suits the picture", "srflow-x4", "glow-photos"];
 
 app.registerExtension({
@@ -31,13 +31,13 @@ app.registerExtension({
       get: () => compatible(node, allModels, menu.value),
       set: (values) => (allModels = values),
     });
-    after(node, "onConnectionsChange", () => {
+    patchAfter(node, "onConnectionsChange", () => {
       const opening = isOpening();
       queueMicrotask(() => { // when the wire is there
         const usable = compatible(node, allModels);
         if (!opening && !usable.includes(menu.value) && !wired(node, menu.name)) {
           const withTasks = usable.filter((name) => name in statedBy(node, TASKS));
-          set(node, menu, withTasks.find((name) => PREFERRED.includes(name)) ?? withTasks[0] ?? menu.value);
+          setValue(node, menu, withTasks.find((name) => PREFERRED.includes(name)) ?? withTasks[0] ?? menu.value);
         }
         refresh(node);
       });
@@ -49,8 +49,8 @@ app.registerExtension({
       show(node, use.slice(0, 1).toUpperCase() + use.slice(1));
       refresh(node);
     };
-    after(menu, "callback", showUse);
-    for (const event of ["onConfigure", "onConnectionsChange"]) after(node, event, showUse);
+    patchAfter(menu, "callback", showUse);
+    for (const event of ["onConfigure", "onConnectionsChange"]) patchAfter(node, event, showUse);
     showUse();
   },
 });
@@ -59,7 +59,7 @@ app.registerExtension({
 onResult((node, { flowcore_better: better, text }) => {
   const loader = better?.[0] && originOf(node, "model"), menu = loader && widgetOf(loader, "model_name");
   if (text && menu && !wired(loader, menu.name) && menu.value !== better[0])
-    offer(node, "switch", { name: better[0] }, () => set(loader, menu, better[0]));
+    offer(node, "switch", { name: better[0] }, () => setValue(loader, menu, better[0]));
 });
 
 /** Return a function from a model to what it is for: its own text, else those of its tasks, if its file states any. */

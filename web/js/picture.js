@@ -2,7 +2,7 @@
 // run. A picture that is dropped on one of our nodes goes to the node that its picture comes from.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { after, changed, isOurs, set, widgetOf } from "./canvas.js";
+import { patchAfter, requestSnapshot, isOurs, setValue, widgetOf } from "./canvas.js";
 import { shownBy } from "./frontend.js";
 
 const JUST_NOW = 5000; // ms after which a new Load Video node is not from a drop
@@ -14,7 +14,7 @@ app.registerExtension({
   setup: () => window.addEventListener("drop", () => (dropped = Date.now()), true),
   nodeCreated(node) {
     if (node.comfyClass === "LoadVideo" && Date.now() - dropped < JUST_NOW)
-      after(node, "onAdded", () => setTimeout(() => connectFilm(node)));
+      patchAfter(node, "onAdded", () => setTimeout(() => connectFilm(node)));
     if (node.comfyClass === "FlowcoreExample") return takeSeveral(node);
     const input = isOurs(node) && node.inputs?.find(({ type }) => /^IMAGE\b/.test(type))?.name;
     if (!input) return;
@@ -33,7 +33,7 @@ function connectFilm(film) {
   const left = Math.min(...earlier.map(({ pos }) => pos[0]), node.pos[0] - film.size[0] - GAP[0]);
   const column = earlier.filter(({ pos }) => pos[0] < left + film.size[0]);
   film.pos = [left, Math.max(node.pos[1], ...column.map(({ pos, size }) => pos[1] + size[1] + GAP[1]))];
-  changed();
+  requestSnapshot();
 }
 
 /** If several files or a folder are dropped on Flow Example, upload them as a folder of the input folder, and choose that. */
@@ -56,7 +56,7 @@ function takeSeveral(node) {
     }
     const choice = pictureWidget(node);
     choice.options.values.push(folder);
-    set(node, choice, folder);
+    setValue(node, choice, folder);
     return true;
   };
 }
@@ -115,14 +115,14 @@ export function onUpstreamChoice(node, input, widgetOfOrigin, act) {
   const update = () => {
     if (node.graph?.getNodeById(node.id) !== node) return; // replaced by another node with the same id
     const widget = widgetOfOrigin(originOf(node, input));
-    if (widget && !watched.has(widget)) after(widget, "callback", update);
+    if (widget && !watched.has(widget)) patchAfter(widget, "callback", update);
     if (widget) watched.add(widget);
     const hasChanged = Boolean(widget) && widget === last && widget.value !== value;
     [last, value] = [widget, widget?.value];
     act(widget, hasChanged);
-    if (hasChanged) changed(); // a drop is a change that the frontend does not notice
+    if (hasChanged) requestSnapshot(); // a drop is a change that the frontend does not notice
   };
   const later = () => setTimeout(update); // when the wires and values are there
-  for (const event of ["onConfigure", "onConnectionsChange"]) after(node, event, later);
+  for (const event of ["onConfigure", "onConnectionsChange"]) patchAfter(node, event, later);
   later();
 }

@@ -2,8 +2,8 @@
 // meantime, has nodes with the same ids.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { after, isOurs } from "./canvas.js";
-import { endPreviews, origin } from "./frontend.js";
+import { patchAfter, isOurs } from "./canvas.js";
+import { endPreviews, workflowOf } from "./frontend.js";
 
 const RECALLED = 64; // runs that are read from the server's history when the page opens
 
@@ -24,7 +24,7 @@ api.addEventListener("promptQueued", () => (queueing = undefined));
 
 /** Whether a run is of the workflow on the canvas. If it was queued before a reload, the page does not know, and says yes. */
 export function isHere(run = running) {
-  const from = origin(run);
+  const from = workflowOf(run);
   if (from) return from === app.extensionManager.workflow?.activeWorkflow?.path;
   return !queueing || nodes().includes(queueing);
 }
@@ -41,18 +41,18 @@ app.registerExtension({
   name: "flowcore.runs",
   nodeCreated(node) {
     if (!isOurs(node)) return;
-    after(node, "onExecuted", (output) => {
+    patchAfter(node, "onExecuted", (output) => {
       if (output?.images) endPreviews(node);
-      if (isHere()) handle(node, output, running);
+      if (isHere()) notifyListeners(node, output, running);
     });
   },
   onNodeOutputsUpdated(outputs) {
-    for (const [path, output] of Object.entries(outputs)) handle(nodeAt(path), output, running);
+    for (const [path, output] of Object.entries(outputs)) notifyListeners(nodeAt(path), output, running);
   },
   afterConfigureGraph: recall,
 });
 
-function handle(node, output, run, every) {
+function notifyListeners(node, output, run, every) {
   if (isOurs(node) && output) for (const listener of listeners) listener(node, output, run, every);
 }
 
@@ -60,18 +60,18 @@ function handle(node, output, run, every) {
 async function recall() {
   const { id, subgraphs } = app.rootGraph, graphs = [app.rootGraph, ...(subgraphs?.values() ?? [])];
   if (!graphs.some((graph) => graph.nodes.some(isOurs))) return;
-  const resultsByPath = new Map(), runs = await (history = read(history));
+  const resultsByPath = new Map(), runs = await (history = readHistory(history));
   if (app.rootGraph.id !== id) return;
   for (const [run, { workflow, nodes, outputs }] of runs)
     for (const [path, output] of workflow === id ? Object.entries(outputs) : []) {
       const isSameNode = nodeAt(path)?.comfyClass === nodes[path]?.class_type;
       if (isSameNode) resultsByPath.set(path, [...(resultsByPath.get(path) ?? []), [output, run]]);
     }
-  for (const [path, every] of resultsByPath) handle(nodeAt(path), ...every.at(-1), every); // the last result, and all
+  for (const [path, every] of resultsByPath) notifyListeners(nodeAt(path), ...every.at(-1), every); // the last result, and all
 }
 
 /** Read runs from the server's history that are not known yet; `known` is the promise of an earlier call, if any. */
-async function read(known) {
+async function readHistory(known) {
   const runs = (await known) ?? new Map();
   const queries = known ? [...unread].map((run) => `/${run}`) : [`?max_items=${RECALLED}`];
   const answers = queries.map((which) => api.fetchApi(`/history${which}`).then((answer) => answer.json()).catch(() => ({})));

@@ -1,25 +1,9 @@
 // The text on our nodes, while they run and afterwards, only in the workflow that ran.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { AREA, areaOf, heighten, isOurs, make, say, widgetOf } from "./canvas.js";
+import { AREA, areaOf, setExtraHeight, isOurs, make, translate, widgetOf } from "./canvas.js";
 import { onStop } from "./frontend.js";
 import { isHere, nodeAt, onResult } from "./runs.js";
-
-const STYLE_SHEET = `<style>
-.flowcore-text {
-  flex: 1 1 0; min-height: 0; box-sizing: border-box; padding: 6px 8px; overflow-y: auto; scrollbar-width: thin; border-radius: 6px; user-select: text;
-  cursor: text; font: 12px/1.4 sans-serif; color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222); white-space: pre-line;
-  word-break: normal; overflow-wrap: break-word; }
-.flowcore-gallery ~ .flowcore-text { flex: none; max-height: calc(64px + var(--more, 0px)); }
-.flowcore-text .warning {
-  margin: 0; padding-left: 6px; max-height: 400px; overflow-y: auto; scrollbar-width: thin; border-left: 3px solid orange;
-  color: color-mix(in srgb, orange 55%, var(--input-text, #ddd)); }
-.flowcore-text .warning:empty { display: none; }
-.flowcore-text summary { cursor: pointer; color: var(--descrip-text, #999); }
-.flowcore-text.table details { font-family: monospace; white-space: pre-wrap; }
-.flowcore-text.stopping { opacity: 0.7; font-style: italic; }
-.flowcore-text.failed .warning { border-color: var(--error-text, #f44); color: inherit; }
-</style>`;
 
 let executing; // path of the running node
 let stopping; // the node that was asked to stop
@@ -35,16 +19,16 @@ app.registerExtension({
   setup() {
     api.addEventListener("executing", (event) => {
       executing = event.detail?.node ?? event.detail;
-      if (executing == null) stopped();
+      if (executing == null) showStopped();
     });
     // The page marks a failed node but does not say there why it failed.
     api.addEventListener("execution_error", ({ detail: { prompt_id: run, node_id: place, exception_message: reason } }) =>
-      isHere(run) && fail(nodeAt(place), reason));
+      isHere(run) && showError(nodeAt(place), reason));
     api.addEventListener("execution_start", () => failed && show(failed, ""));
-    for (const end of ["interrupted", "error", "success"]) api.addEventListener(`execution_${end}`, stopped);
+    for (const end of ["interrupted", "error", "success"]) api.addEventListener(`execution_${end}`, showStopped);
     api.addEventListener("flowcore.text", ({ detail: { prompt_id: run, node, text, warnings } }) =>
       isHere(run) && show(nodeAt(node), text, warnings));
-    onStop(stop);
+    onStop(showStopping);
   },
 });
 
@@ -57,30 +41,30 @@ export async function offer(node, key, values, act) {
     button.remove();
     act();
   };
-  const button = make("button", { type: "button", onclick }, await say(key, values));
+  const button = make("button", { type: "button", onclick }, await translate(key, values));
   const box = boxOf(node);
   (box.firstChild.textContent ? box.firstChild : box).append(" ", button);
 }
 
 /** Say on the running node that it will stop. */
-async function stop() {
+async function showStopping() {
   const node = nodeAt(executing);
   if (!isOurs(node) || !isHere()) return;
   stopping = node;
-  show(node, await say("stopping"));
+  show(node, await translate("stopping"));
   boxOf(node).classList.add("stopping");
 }
 
 /** Say on a node that was asked to stop that it has stopped. */
-async function stopped() {
+async function showStopped() {
   if (!stopping) return;
   boxOf(stopping).classList.remove("stopping");
-  await show(stopping, await say("stopped"));
+  await show(stopping, await translate("stopped"));
   stopping = undefined;
 }
 
 /** Show on a node why it failed. */
-function fail(node, reason) {
+function showError(node, reason) {
   if (!isOurs(node) || !reason) return;
   show(node, "", [reason.trim()]);
   boxOf(node).classList.add("failed");
@@ -99,7 +83,7 @@ function boxOf(node) {
   area.append(box);
   area.insertAdjacentHTML("beforeend", STYLE_SHEET);
   // The node grows by the height of the warnings, so that all of them are visible; out of view, they have no height.
-  new ResizeObserver(() => (warning.offsetHeight || !warning.textContent) && heighten(node, warning.offsetHeight)).observe(warning);
+  new ResizeObserver(() => (warning.offsetHeight || !warning.textContent) && setExtraHeight(node, warning.offsetHeight)).observe(warning);
   return box;
 }
 
@@ -117,5 +101,23 @@ export async function show(node, text, warnings = []) {
   if (!folded.length) return;
   const summary = make("summary");
   box.append(make("details", {}, summary, folded.join("\n\n")));
-  summary.textContent = await say("details");
+  summary.textContent = await translate("details");
 }
+
+// --- styles
+
+const STYLE_SHEET = `<style>
+.flowcore-text {
+  flex: 1 1 0; min-height: 0; box-sizing: border-box; padding: 6px 8px; overflow-y: auto; scrollbar-width: thin; border-radius: 6px; user-select: text;
+  cursor: text; font: 12px/1.4 sans-serif; color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222); white-space: pre-line;
+  word-break: normal; overflow-wrap: break-word; }
+.flowcore-gallery ~ .flowcore-text { flex: none; max-height: calc(64px + var(--more, 0px)); }
+.flowcore-text .warning {
+  margin: 0; padding-left: 6px; max-height: 400px; overflow-y: auto; scrollbar-width: thin; border-left: 3px solid orange;
+  color: color-mix(in srgb, orange 55%, var(--input-text, #ddd)); }
+.flowcore-text .warning:empty { display: none; }
+.flowcore-text summary { cursor: pointer; color: var(--descrip-text, #999); }
+.flowcore-text.table details { font-family: monospace; white-space: pre-wrap; }
+.flowcore-text.stopping { opacity: 0.7; font-style: italic; }
+.flowcore-text.failed .warning { border-color: var(--error-text, #f44); color: inherit; }
+</style>`;

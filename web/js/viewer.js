@@ -1,59 +1,11 @@
 // A viewer of two pictures on top of each other: a line wipes between them, the wheel zooms, a drag pans, and a click opens full
 // screen. It knows nothing about nodes.
-import { FULL_SCREEN, consume, hint, icon, label, make, say } from "./canvas.js";
+import { FULL_SCREEN, consume, makeHint, icon, setLabel, make, translate } from "./canvas.js";
 
 const NEAR = 14; // screen pixels around the line in which a drag moves it
 const STILL = 4; // screen pixels that a click may move
 const CLOSEST = 32; // screen pixels per pixel of the picture, at most
 const BLOCKS = 4; // screen pixels per pixel from which pixels are shown as squares
-
-const STYLE_SHEET = `<style>
-.flowcore-viewer {
-  position: relative; overflow: hidden; border-radius: 6px; background: #161616; touch-action: none; user-select: none;
-  outline-offset: -2px; cursor: zoom-in; min-height: 0; box-sizing: border-box; }
-.flowcore-viewer img { position: absolute; max-width: none; max-height: none; pointer-events: none; }
-.flowcore-viewer img.blocks { image-rendering: pixelated; }
-.flowcore-viewer .after, .flowcore-viewer .before { position: absolute; inset: 0; pointer-events: none; }
-.flowcore-viewer hr {
-  position: absolute; top: 0; bottom: 0; width: 2px; margin: 0 0 0 -1px; border: 0; overflow: visible; background: #fff; opacity: 0.9;
-  box-shadow: 0 0 3px rgba(0, 0, 0, 0.7); pointer-events: none; }
-.flowcore-viewer hr::after {
-  content: ""; position: absolute; left: -8px; top: 50%; width: 18px; height: 18px; margin-top: -9px; border-radius: 50%;
-  box-sizing: border-box; border: 2px solid #fff; background: rgba(0, 0, 0, 0.45); }
-.flowcore-viewer.line { cursor: ew-resize; }
-.flowcore-viewer.pan { cursor: grabbing; }
-.flowcore-viewer .bar { position: absolute; left: 6px; right: 6px; display: flex; gap: 4px; align-items: center; pointer-events: none; }
-.flowcore-viewer .bar.names { top: 6px; justify-content: space-between; }
-.flowcore-viewer .bar.tools { bottom: 6px; justify-content: center; opacity: 0; transition: opacity 0.15s; }
-.flowcore-viewer:hover .bar.tools, .flowcore-viewer:focus-within .bar.tools, .flowcore-viewer.full .bar.tools { opacity: 1; }
-.flowcore-viewer select, .flowcore-viewer .bar button {
-  pointer-events: auto; cursor: pointer; height: 22px; min-width: 22px; max-width: 46%; padding: 0 6px; margin: 0; box-sizing: border-box;
-  border: 0; border-radius: 5px; font: 11px/22px sans-serif; color: #fff; background: rgba(0, 0, 0, 0.6); white-space: nowrap;
-  overflow: hidden; text-overflow: ellipsis; }
-.flowcore-viewer select { appearance: none; text-align: center; }
-.flowcore-viewer select option { color: #fff; background: #222; }
-.flowcore-viewer select:hover, .flowcore-viewer .bar button:hover { background: rgba(0, 0, 0, 0.85); }
-.flowcore-viewer .bar button[aria-pressed="true"] { background: var(--p-primary-color, #4a90e2); }
-.flowcore-viewer .bar svg {
-  display: block; height: 14px; margin: 0 auto; fill: none; stroke: currentColor; stroke-width: 2; pointer-events: none; }
-.flowcore-viewer .hidden,
-.flowcore-viewer:not(.several) .previous, .flowcore-viewer:not(.several) .next,
-.flowcore-viewer:not(.groups) .earlier, .flowcore-viewer:not(.groups) .later,
-.flowcore-viewer:not(.picks) .choose, .flowcore-viewer .head:empty { display: none; }
-.flowcore-viewer .head {
-  position: absolute; left: 50%; top: 32px; transform: translateX(-50%); width: max-content; max-width: 90%; padding: 2px 8px;
-  box-sizing: border-box; border-left: 3px solid orange; border-radius: 5px; font: 11px/16px sans-serif; color: #fff;
-  background: rgba(0, 0, 0, 0.75); pointer-events: none; }
-.flowcore-viewer.full .head { top: 44px; font: 14px/22px sans-serif; }
-.flowcore-viewer.full {
-  position: fixed; inset: 0; width: 100vw; height: 100vh; margin: 0; padding: 0; border: 0; border-radius: 0; background: #111;
-  pointer-events: auto; }
-.flowcore-viewer.full select, .flowcore-viewer.full .bar button {
-  height: 30px; min-width: 30px; font: 14px/30px sans-serif; padding: 0 10px; }
-.flowcore-viewer .close { display: none; }
-.flowcore-viewer.full .close { display: block; }
-.flowcore-viewer.full .open { display: none; }
-</style>`;
 
 /**
  * A viewer of pictures `{name, url, source, group, head, frame}`: `source` is the URL of what a picture was made from, if known;
@@ -86,7 +38,7 @@ export class Viewer {
     const tools = make("div", { className: "bar tools" });
     this.choices = ["left", "right"].map((side) => {
       const choice = make("select");
-      label(choice, side);
+      setLabel(choice, side);
       choice.addEventListener("change", () => {
         this[side] = choice.value === "" ? null : choice.value === "source" ? "source" : Number(choice.value);
         this.update();
@@ -101,7 +53,7 @@ export class Viewer {
         element.focus({ preventScroll: true });
       };
       const button = make("button", { type: "button", innerHTML: sign, className: key, onclick });
-      label(button, key);
+      setLabel(button, key);
       tools.append(button);
       return button;
     };
@@ -115,9 +67,9 @@ export class Viewer {
     tool("save", icon("M12 4v11M7 10l5 5 5-5M4 20h16"), () => this.onSave(this.right));
     tool("open", icon(FULL_SCREEN), () => this.open());
     tool("close", "✕", () => this.close());
-    say("keys").then((text) => element.setAttribute("aria-label", text));
+    translate("keys").then((text) => element.setAttribute("aria-label", text));
     this.head = make("output", { className: "head" });
-    element.append(...this.layers, this.line, names, this.head, tools, hint("unrun"));
+    element.append(...this.layers, this.line, names, this.head, tools, makeHint("unrun"));
     element.insertAdjacentHTML("beforeend", STYLE_SHEET);
     this.listen();
     new ResizeObserver(() => this.layout()).observe(element);
@@ -129,9 +81,9 @@ export class Viewer {
     this.pictures = pictures;
     this.right = Math.min(Math.max(0, right), pictures.length - 1);
     const hasSource = pictures.some((picture) => picture.source);
-    // Below, "source" >= a number is false.
     const hadNoChoice = this.left === null && !hadSource;
-    if (hadNoChoice || (this.left === "source" && !hasSource) || this.left >= pictures.length) this.left = hasSource ? "source" : null;
+    const isGone = this.left === "source" ? !hasSource : this.left >= pictures.length; // null counts as 0
+    if (hadNoChoice || isGone) this.left = hasSource ? "source" : null;
     this.update();
   }
 
@@ -157,10 +109,10 @@ export class Viewer {
     this.choices[0].value = String(this.left ?? "");
     this.choices[1].replaceChildren(...every.map((made) => made.cloneNode(true)));
     this.choices[1].value = String(this.right);
-    const rows = this.rows(), { length } = this.pictures;
+    const rows = this.groups(), { length } = this.pictures;
     const has = { several: rows.some((row) => row.includes(this.right) && row[1]), groups: rows[1], picks: length > 1 && !after.frame };
     for (const [name, there] of Object.entries(has)) this.element.classList.toggle(name, Boolean(there));
-    this.say(after.head);
+    this.showMessage(after.head);
     this.mark(this.picked);
     this.layout();
   }
@@ -173,22 +125,22 @@ export class Viewer {
 
   /** The position in the middle of the view, in fractions of the picture's sides. */
   middle() {
-    return this.size().map((side, k) => 0.5 - [this.x, this.y][k] / (side * this.base() * this.zoom));
+    return this.size().map((side, k) => 0.5 - [this.x, this.y][k] / (side * this.fitScale() * this.zoom));
   }
 
   /** Show a text over the picture, until another picture is shown. */
-  say(text = "") {
+  showMessage(text = "") {
     this.head.textContent = text;
   }
 
   /** The indices of the pictures of every group. */
-  rows() {
+  groups() {
     return [...Map.groupBy(this.pictures.keys(), (k) => this.pictures[k].group).values()];
   }
 
   /** Show the next picture of this group, or the one at the same position in another group. */
   step(by, down = 0) {
-    const rows = this.rows(), current = rows.findIndex((row) => row.includes(this.right));
+    const rows = this.groups(), current = rows.findIndex((row) => row.includes(this.right));
     // At the ends it starts over: `at` counts negative indices from the end.
     const row = rows.at((current + down) % rows.length), column = rows[current].indexOf(this.right) + by;
     this.right = row.at(down ? Math.min(column, row.length - 1) : column % row.length);
@@ -211,7 +163,7 @@ export class Viewer {
   /** Show a pixel of the picture per pixel of the screen. */
   actual() {
     const { width, height } = this.element.getBoundingClientRect();
-    this.zoomTo(1 / (this.base() * this.canvasZoom() * devicePixelRatio), width / 2, height / 2);
+    this.zoomTo(1 / (this.fitScale() * this.canvasZoom() * devicePixelRatio), width / 2, height / 2);
   }
 
   /** Screen pixels per pixel of the view: the canvas is zoomed, too. */
@@ -226,14 +178,14 @@ export class Viewer {
   }
 
   /** The scale at which the whole picture fits into the view. */
-  base() {
+  fitScale() {
     const [wide, high] = this.size();
     return Math.min(this.element.clientWidth / wide, this.element.clientHeight / high) || 1;
   }
 
   /** Zoom around a position, in screen pixels from the corner of the view. */
   zoomTo(zoom, left, top) {
-    const closest = Math.max(1, CLOSEST / (this.base() * this.canvasZoom()));
+    const closest = Math.max(1, CLOSEST / (this.fitScale() * this.canvasZoom()));
     const next = Math.min(closest, Math.max(1, zoom));
     const x = left / this.canvasZoom() - this.element.clientWidth / 2;
     const y = top / this.canvasZoom() - this.element.clientHeight / 2;
@@ -246,7 +198,7 @@ export class Viewer {
   layout() {
     const { clientWidth: width, clientHeight: height } = this.element;
     const [pictureWidth, pictureHeight] = this.size();
-    const scale = this.base() * this.zoom;
+    const scale = this.fitScale() * this.zoom;
     const [shownWidth, shownHeight] = [pictureWidth * scale, pictureHeight * scale];
     const within = (offset, picture, view) => {
       const limit = Math.max(0, (picture - view) / 2);
@@ -401,3 +353,53 @@ export class Viewer {
     return this.element.classList.contains("full");
   }
 }
+
+// --- styles
+
+const STYLE_SHEET = `<style>
+.flowcore-viewer {
+  position: relative; overflow: hidden; border-radius: 6px; background: #161616; touch-action: none; user-select: none;
+  outline-offset: -2px; cursor: zoom-in; min-height: 0; box-sizing: border-box; }
+.flowcore-viewer img { position: absolute; max-width: none; max-height: none; pointer-events: none; }
+.flowcore-viewer img.blocks { image-rendering: pixelated; }
+.flowcore-viewer .after, .flowcore-viewer .before { position: absolute; inset: 0; pointer-events: none; }
+.flowcore-viewer hr {
+  position: absolute; top: 0; bottom: 0; width: 2px; margin: 0 0 0 -1px; border: 0; overflow: visible; background: #fff; opacity: 0.9;
+  box-shadow: 0 0 3px rgba(0, 0, 0, 0.7); pointer-events: none; }
+.flowcore-viewer hr::after {
+  content: ""; position: absolute; left: -8px; top: 50%; width: 18px; height: 18px; margin-top: -9px; border-radius: 50%;
+  box-sizing: border-box; border: 2px solid #fff; background: rgba(0, 0, 0, 0.45); }
+.flowcore-viewer.line { cursor: ew-resize; }
+.flowcore-viewer.pan { cursor: grabbing; }
+.flowcore-viewer .bar { position: absolute; left: 6px; right: 6px; display: flex; gap: 4px; align-items: center; pointer-events: none; }
+.flowcore-viewer .bar.names { top: 6px; justify-content: space-between; }
+.flowcore-viewer .bar.tools { bottom: 6px; justify-content: center; opacity: 0; transition: opacity 0.15s; }
+.flowcore-viewer:hover .bar.tools, .flowcore-viewer:focus-within .bar.tools, .flowcore-viewer.full .bar.tools { opacity: 1; }
+.flowcore-viewer select, .flowcore-viewer .bar button {
+  pointer-events: auto; cursor: pointer; height: 22px; min-width: 22px; max-width: 46%; padding: 0 6px; margin: 0; box-sizing: border-box;
+  border: 0; border-radius: 5px; font: 11px/22px sans-serif; color: #fff; background: rgba(0, 0, 0, 0.6); white-space: nowrap;
+  overflow: hidden; text-overflow: ellipsis; }
+.flowcore-viewer select { appearance: none; text-align: center; }
+.flowcore-viewer select option { color: #fff; background: #222; }
+.flowcore-viewer select:hover, .flowcore-viewer .bar button:hover { background: rgba(0, 0, 0, 0.85); }
+.flowcore-viewer .bar button[aria-pressed="true"] { background: var(--p-primary-color, #4a90e2); }
+.flowcore-viewer .bar svg {
+  display: block; height: 14px; margin: 0 auto; fill: none; stroke: currentColor; stroke-width: 2; pointer-events: none; }
+.flowcore-viewer .hidden,
+.flowcore-viewer:not(.several) .previous, .flowcore-viewer:not(.several) .next,
+.flowcore-viewer:not(.groups) .earlier, .flowcore-viewer:not(.groups) .later,
+.flowcore-viewer:not(.picks) .choose, .flowcore-viewer .head:empty { display: none; }
+.flowcore-viewer .head {
+  position: absolute; left: 50%; top: 32px; transform: translateX(-50%); width: max-content; max-width: 90%; padding: 2px 8px;
+  box-sizing: border-box; border-left: 3px solid orange; border-radius: 5px; font: 11px/16px sans-serif; color: #fff;
+  background: rgba(0, 0, 0, 0.75); pointer-events: none; }
+.flowcore-viewer.full .head { top: 44px; font: 14px/22px sans-serif; }
+.flowcore-viewer.full {
+  position: fixed; inset: 0; width: 100vw; height: 100vh; margin: 0; padding: 0; border: 0; border-radius: 0; background: #111;
+  pointer-events: auto; }
+.flowcore-viewer.full select, .flowcore-viewer.full .bar button {
+  height: 30px; min-width: 30px; font: 14px/30px sans-serif; padding: 0 10px; }
+.flowcore-viewer .close { display: none; }
+.flowcore-viewer.full .close { display: block; }
+.flowcore-viewer.full .open { display: none; }
+</style>`;

@@ -1,6 +1,6 @@
 // How our nodes show their widgets: numbers that the model decides, `outside` only with a mask, and advanced inputs folded.
 import { app } from "../../../scripts/app.js";
-import { after, AREA, FROM_MODEL, hide, isOurs, isStepped, refresh, say, widgetOf, wired } from "./canvas.js";
+import { patchAfter, AREA, FROM_MODEL, setHidden, isOurs, isStepped, refresh, translate, widgetOf, wired } from "./canvas.js";
 import { foldAdvanced } from "./frontend.js";
 import { onModel, usualFacts } from "./models.js";
 
@@ -40,18 +40,18 @@ function followModel(node) {
 
   for (const widget of numbers) {
     read(widget);
-    after(widget, "callback", () => {
+    patchAfter(widget, "callback", () => {
       read(widget);
       show();
     });
     widget.serializeValue = () => (follows(widget) ? sentinel(widget) : widget.value);
-    say(ZERO[widget.name] ?? "own", { name: labels.get(widget)[0] }).then((text) => {
+    translate(ZERO[widget.name] ?? "own", { name: labels.get(widget)[0] }).then((text) => {
       labels.get(widget).push(text);
       show();
     });
   }
-  after(node, "onConfigure", () => numbers.forEach(read));
-  after(node, "onSerialize", ({ widgets_values: values }) => {
+  patchAfter(node, "onConfigure", () => numbers.forEach(read));
+  patchAfter(node, "onSerialize", ({ widgets_values: values }) => {
     for (const widget of numbers) if (values && follows(widget)) values[node.widgets.indexOf(widget)] = sentinel(widget);
   });
   // If the picture decides on the model, or none is connected yet, show the numbers of the usual model.
@@ -64,22 +64,22 @@ function followModel(node) {
 /** Fold the advanced inputs in the classic renderer, too, except connected ones; a button shows and folds them. */
 function foldInClassic(node) {
   if (!node.widgets.some(({ options }) => options?.advanced)) return;
-  const label = async () => {
-    button.label = await say(node.showAdvanced ? "less" : "more");
+  const updateLabel = async () => {
+    button.label = await translate(node.showAdvanced ? "less" : "more");
     node.setDirtyCanvas?.(true, true);
   };
   const toggle = () => {
     node.toggleAdvanced();
-    label();
+    updateLabel();
   };
   const button = node.addWidget("button", "flowcore_more", "", toggle, { serialize: false, canvasOnly: true });
   button.serialize = false;
   const area = node.widgets.findIndex(({ name }) => name === AREA); // which stays below
   if (area >= 0) node.widgets.splice(area, 0, node.widgets.pop());
   const fold = () => foldAdvanced(node, ({ name }) => !wired(node, name));
-  after(node, "onConnectionsChange", fold);
+  patchAfter(node, "onConnectionsChange", fold);
   fold();
-  label();
+  updateLabel();
   node.setSize(node.computeSize());
 }
 
@@ -88,8 +88,8 @@ function stepBySamples(node) {
   const [seed, samples] = ["seed", "samples"].map((name) => widgetOf(node, name));
   if (!seed || !samples) return;
   let last = seed.value;
-  after(node, "onConfigure", () => (last = seed.value));
-  after(seed, "callback", () => {
+  patchAfter(node, "onConfigure", () => (last = seed.value));
+  patchAfter(seed, "callback", () => {
     const step = seed.value - last;
     if (Math.abs(step) === 1 && isStepped()) seed.value = Math.max(0, last + step * samples.value);
     last = seed.value;
@@ -110,8 +110,8 @@ app.registerExtension({
     for (const [name, input] of Object.entries(NEEDED)) {
       const widget = widgetOf(node, name);
       if (!widget || !node.inputs?.some((each) => each.name === input)) continue;
-      const update = () => hide(node, [widget], () => !wired(node, input));
-      for (const event of ["onConfigure", "onConnectionsChange"]) after(node, event, update);
+      const update = () => setHidden(node, [widget], () => !wired(node, input));
+      for (const event of ["onConfigure", "onConnectionsChange"]) patchAfter(node, event, update);
       update();
     }
   },
