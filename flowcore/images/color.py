@@ -44,10 +44,10 @@ def merge(y: Tensor, chroma: Tensor) -> Tensor:
 
 def compress(y: Tensor, chroma: Tensor) -> Tensor:
     """Convert luma and chroma to RGB in gamut by reducing saturation, which keeps luma and hue."""
-    offset = merge(y, chroma) - y  # from gray; k <= 1 is the largest factor on it that keeps RGB in [0, 1]
+    offset = merge(y, chroma) - y  # from gray
     room = torch.where(offset > 0, 1 - y, y)
     length = offset.abs().clamp_min(torch.finfo(offset.dtype).tiny)
-    k = (room / length).amin(1, keepdim=True).clamp(0, 1)
+    k = (room / length).amin(1, keepdim=True).clamp(0, 1)  # the largest factor that keeps RGB in [0, 1]
     return (y + k * offset).clamp(0, 1)  # rounding only
 
 
@@ -57,7 +57,7 @@ def clip(y: Tensor, chroma: Tensor) -> Tensor:
 
 
 def enlarge_chroma(chroma: Tensor, small_luma: Tensor, y: Tensor) -> Tensor:
-    """Enlarge chroma ``(B, 2, h, w)`` to the size of luma ``y``, guided by its detail; ``small_luma`` is it at (h, w).
+    """Enlarge chroma ``(B, 2, h, w)`` to the size of luma ``y``, by its detail; ``small_luma`` is ``y`` at (h, w).
 
     ``bicubic(chroma) + a * (y - bicubic(small_luma))``, with a the slope of the ridge regression (0.01) of chroma on
     luma in each 3x3 neighborhood: the local linear model of He, Sun, Tang, "Guided Image Filtering" (2013), section
@@ -76,7 +76,7 @@ def enlarge_chroma(chroma: Tensor, small_luma: Tensor, y: Tensor) -> Tensor:
 
 
 def palette_from_chroma(chroma: Tensor) -> Tensor:
-    """Compute palettes ``(B, 4)`` of chroma ``(B, 2, H, W)``: 1, mean Cb, mean Cr, and its root mean square length."""
+    """Compute palettes ``(B, 4)`` of chroma ``(B, 2, H, W)``: 1 (there is one), mean Cb, mean Cr, rms length."""
     colorfulness = chroma.square().sum(1).mean((1, 2)).sqrt()
     return torch.stack([torch.ones_like(colorfulness), *chroma.mean((2, 3)).unbind(1), colorfulness], dim=1)
 
@@ -98,7 +98,7 @@ def to_uint8(pixels: Tensor) -> Tensor:
 
 
 def truncate_16_bits(pixels: Tensor) -> Tensor:
-    """Truncate values in [0, 1] that a file stores in 8 or 16 bits to uint8: the integer part of 255 times them."""
+    """Reduce values v in [0, 1] that a file stores in 8 or 16 bits to uint8, truncated: the integer part of 255 v."""
     return pixels.clamp(0, 1).double().mul(65535).round().div(257, rounding_mode="floor").to(torch.uint8)
 
 

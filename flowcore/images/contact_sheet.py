@@ -32,10 +32,10 @@ def contact_sheet(images: Tensor, rows: Sequence[str], columns: Sequence[str]) -
     if max(height, width) * factor < MIN_CELL:
         factor = MIN_CELL / max(height, width)
     height, width = max(1, round(height * factor)), max(1, round(width * factor))
-    points = min(MAX_FONT, max(MIN_FONT, height // 8))
-    while points > MIN_FONT and _text_size(columns, _font(points))[0] > width:
-        points -= 1  # until every label fits its column
-    font = _font(points)
+    font_size = min(MAX_FONT, max(MIN_FONT, height // 8))
+    while font_size > MIN_FONT and _text_size(columns, _font(font_size))[0] > width:
+        font_size -= 1  # until every label fits its column
+    font = _font(font_size)
     line = _text_size([*rows, *columns], font)[1]
     left, top = GAP + _text_size(rows, font)[0] + GAP, GAP + line + GAP  # of the images
     across, down = max(width, _text_size(columns, font)[0]) + GAP, height + GAP  # from one image to the next

@@ -1,6 +1,6 @@
-"""Aligned faces: cut out of a picture by two eye points, and pasted back where they came from.
+"""Aligned faces: located by two eye points, cut out of a picture, and pasted back where they came from.
 
-The crop is a square, turned so that both eyes are at one height; they are where the shipped models have learned them.
+The crop is a square, rotated so that the eyes are level, at the position at which shipped models were trained.
 Points are ``(x, y)`` in pixels from the top left corner of the picture; the middle of its first pixel is (0.5, 0.5).
 """
 
@@ -24,9 +24,9 @@ MIN_INSIDE = 0.5  # of the crop's area within the picture
 MARGIN = 4  # pixels around what is resampled, for the cubic kernel
 SEPARATE = 2.0  # pixels between the dots of a mask
 
-# The left half of 8x8 cells from (0.2, 0.275) to (0.8, 0.875) of the crop: the brightness that tells faces from other
-# places, by ridge regression of 586 training faces and 73 of snapshots against misplaced crops. Below a correlation of
-# ALIKE are 1 % of other portraits, 87 % of misplaced crops of portraits, and 76 % of those of other photographs.
+# The left half of 8x8 cells from (0.2, 0.275) to (0.8, 0.875) of the crop: weights of brightness that separate faces
+# from other places, by ridge regression of 586 training faces and 73 of snapshots against misplaced crops. Correlations
+# below ALIKE have 1 % of other portraits, 87 % of misplaced crops of portraits, and 76 % of those of other photographs.
 TEMPLATE = (
     (-33, -9, 41, 66),
     (-24, -36, -18, 15),
@@ -79,7 +79,7 @@ class FacePlace:
 
     @property
     def inside(self) -> float:
-        """Share of the crop that lies in the picture."""
+        """Share of the crop that lies in the picture, estimated at 64x64 points."""
         steps = (torch.arange(64, dtype=torch.float64) + 0.5) / 64
         points = self.to_picture(_grid(steps, steps))
         limit = torch.tensor([self.width, self.height], dtype=torch.float64)
@@ -113,7 +113,7 @@ class FacePlace:
         return replace(self, window=(left, top, size))
 
     def _frame(self) -> tuple[Tensor, Tensor]:
-        """The crop's axes, one a row, as long as its side, and its top left corner, in pixels of the picture."""
+        """Rows: the crop's x and y axes, as long as its side; and its top left corner; in pixels of the picture."""
         if self.window:
             *corner, side = self.window
             return side * torch.eye(2, dtype=torch.float64), torch.tensor(corner, dtype=torch.float64)
@@ -167,13 +167,13 @@ def cut_face(picture: Tensor, place: FacePlace, size: int | None = None) -> Tens
 
 
 def looks_like_face(picture: Tensor, place: FacePlace) -> bool:
-    """Tell whether a place of a picture ``(1, 3, H, W)`` is bright and dark where a face is; see ``TEMPLATE``."""
+    """Tell whether a place of a picture ``(1, 3, H, W)`` has the brightness pattern of a face; see ``TEMPLATE``."""
     crop = cut_face(luma(picture), replace(place, window=None), 40)
     cells = F.avg_pool2d(crop[..., 11:35, 8:32].double(), 3).flatten()
     half = torch.tensor(TEMPLATE, dtype=torch.float64)
     template = torch.cat([half, half.flip(1)], 1).flatten().to(cells.device)
     together = torch.stack([cells, template])
-    return float(torch.corrcoef(together)[0, 1]) >= ALIKE  # NaN, which is below, where there is nothing
+    return float(torch.corrcoef(together)[0, 1]) >= ALIKE  # a flat crop gives NaN, for which this is False
 
 
 def paste_face(picture: Tensor, face: Tensor, place: FacePlace, *, feather: float = 0.15) -> Tensor:
@@ -202,7 +202,7 @@ def paste_face(picture: Tensor, face: Tensor, place: FacePlace, *, feather: floa
     share = min(1.0, place.face / place.side)  # of the crop's side: a window may be larger than the face
     depth = torch.minimum(shares, 1 - shares).amin(-1) - (1 - share) / 2  # from the face's border, negative outside
     weight = (depth / max(feather * share, 0.5 / place.side)).clamp(0, 1)
-    weight = (weight * weight * (3 - 2 * weight)).to(picture)  # smooth at both ends
+    weight = (weight * weight * (3 - 2 * weight)).to(picture)  # smoothstep
     pasted = sample_points(face[:, :colors], shares * face.shape[-1] - 0.5, keys_cubic).clamp(0, 1).to(picture)
     result = picture.expand(count, -1, -1, -1).clone()
     region = result[:, :colors, top:bottom, left:right]

@@ -1,8 +1,8 @@
 """Image files: all 16 bits, alpha, color profile, EXIF, XMP and resolution are read and written.
 
-Pillow does all but three things, which are done here. It decodes 16-bit colors to their upper bytes (to the lower ones
-if told the wrong byte order, so these files are decoded twice); it encodes no 16-bit colors; and it writes a compressed
-TIFF without EXIF, GPS and XMP.
+Pillow does all but three things, which are done here. It keeps only the high bytes of 16-bit colors, so these files are
+decoded a second time with the byte order swapped, for the low bytes; it encodes no 16-bit colors; and it writes a
+compressed TIFF without EXIF, GPS and XMP.
 """
 
 import io
@@ -52,7 +52,7 @@ DEEP: tuple[Format, ...] = ("png", "tiff")  # formats with 16 bits per channel
 DEFAULT_QUALITY = {"jpeg": 95, "webp": 90}
 OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}  # byte orders, as Pillow names them
 WHITE_IS_ZERO, SIGNED = 0, 2  # of TIFF's tags PHOTOMETRIC_INTERPRETATION and SAMPLEFORMAT
-TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations whose rows and columns are swapped
+TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations whose rows and columns are swapped; ImageOps turns no arrays
 FLIPPED = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}  # axes to flip after that
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # formats, as Pillow names them, whose further pictures are frames
 MAX_SEGMENT = 65_500  # bytes of EXIF or XMP in a JPEG
@@ -282,7 +282,7 @@ def _decode(opened: Image.Image, data: bytes) -> Pixels:
     """Decode the pixels, upright, (h, w, 3 or 4)."""
     _refuse_unknown_range(opened)
     low_bytes = _low_bytes(opened, data)
-    opened.load()
+    opened.load()  # after that, the file's raw mode is gone
     pixels, orientation = _pixels(opened, low_bytes), tags_and_orientation(opened)[1]
     return np.flip(pixels.swapaxes(0, 1) if orientation in TRANSPOSED else pixels, FLIPPED.get(orientation, ()))
 
@@ -315,7 +315,7 @@ def _low_bytes(opened: Image.Image, data: bytes) -> Pixels | None:
     deep = re.fullmatch(r"(RGB|RGBX|RGBA|LA);16([LBN])", _raw_mode(opened))
     if deep is None or opened.format not in ("PNG", "TIFF"):
         return None
-    gray = deep[1] == "LA"  # of a PNG, opened as RGBA: its two bytes of gray and two of alpha pass for four channels
+    gray = deep[1] == "LA"  # of a PNG, reopened as 8-bit RGBA: gray high, gray low, alpha high, alpha low
     raw = "RGBA" if gray else f"{deep[1]};16{OTHER_ORDER[deep[2]]}"
     with cast("Any", Image.open(io.BytesIO(data))) as swapped:
         for number, tile in enumerate(swapped.tile):  # a plain tuple before Pillow 11
@@ -415,7 +415,7 @@ def _tiff(pixels: Pixels, metadata: Metadata, tags: dict[int, Any]) -> bytes:
     differences = np.diff(pixels, axis=1, prepend=np.zeros_like(pixels[:, :1]))
     little = differences.astype(pixels.dtype.newbyteorder("<"))
     strips = [zlib.compress(little[top : top + per_strip].tobytes(), 6) for top in range(0, height, per_strip)]
-    starts = np.cumsum([0, *(len(strip) + len(strip) % 2 for strip in strips)]).tolist()
+    starts = np.cumsum([0, *(len(strip) + len(strip) % 2 for strip in strips)]).tolist()  # Pillow adds the directory
     directory = {
         **tags,
         tiff.IMAGEWIDTH: width,

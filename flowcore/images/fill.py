@@ -12,7 +12,7 @@ RELIABLE = 1 / 8  # alpha from which on a pixel's color can be trusted: below, 8
 MIN_BLANK = 16  # pixels under alpha 0 that must have one color to count as blank
 BLOCK, MARGIN = 32, 16  # pixels of a block, and around it, where patches are searched
 PATCH = 7  # pixels of a patch's side
-GUESSED = 0.3  # weight of a hole's pixels when patches are compared; of others 1
+GUESSED = 0.3  # weight of filled-in pixels when patches are compared; that of original ones is 1
 BEST = 12  # patches whose middles are averaged
 CLOSE = 0.02  # rms difference by which a patch may be worse than the best and still count
 ROUNDS = 2  # of searching patches; the second compares with what the first filled in
@@ -68,20 +68,20 @@ def fill(image: Tensor, hole: Tensor, check: Callable[[], None] = lambda: None) 
     """
     filled = bend(image, hole, check).clamp(0, 1)
     for _ in range(ROUNDS):
-        filled = _blockwise(_from_patches, filled, hole, check)
+        filled = _in_blocks(_from_patches, filled, hole, check)
     return filled
 
 
 def bend(image: Tensor, hole: Tensor, check: Callable[[], None] = lambda: None) -> Tensor:
-    """Fill the holes of pictures ``(N, 3, H, W)`` in [0, 1] as a thin plate bends that is clamped around them.
+    """Fill the holes of pictures ``(N, 3, H, W)`` in [0, 1] by a thin plate that is clamped around them.
 
     This minimizes the sum of squared Laplacians: brightness and slopes continue, and may leave [0, 1].
     """
-    return _blockwise(_bent, extend_colors(image, (~hole).to(image)), hole, check)
+    return _in_blocks(_solve_thin_plate, extend_colors(image, (~hole).to(image)), hole, check)
 
 
-def _blockwise(change: Change, images: Tensor, hole: Tensor, check: Callable[[], None]) -> Tensor:
-    """Change the holes of pictures block by block, each seen with its surroundings; others cost nothing."""
+def _in_blocks(change: Change, images: Tensor, hole: Tensor, check: Callable[[], None]) -> Tensor:
+    """Change the holes of pictures block by block, each with its surroundings; blocks without holes are skipped."""
     height, width = hole.shape[-2:]
     border = (MARGIN, MARGIN + -width % BLOCK, MARGIN, MARGIN + -height % BLOCK)
     padded, holes = pad_symmetric(images, border), pad_symmetric(hole, border)
@@ -98,7 +98,7 @@ def _blockwise(change: Change, images: Tensor, hole: Tensor, check: Callable[[],
     return result
 
 
-def _bent(images: Tensor, hole: Tensor) -> Tensor:
+def _solve_thin_plate(images: Tensor, hole: Tensor) -> Tensor:
     inside = torch.zeros_like(hole)
     inside[..., 2:-2, 2:-2] = hole[..., 2:-2, 2:-2]  # the plate is clamped at the window's edge, too
     y, x = inside[0, 0].nonzero().unbind(1)  # (M,) each
@@ -107,9 +107,9 @@ def _bent(images: Tensor, hole: Tensor) -> Tensor:
     matrix = stencil[down.clamp(-2, 2) + 2, right.clamp(-2, 2) + 2]
     matrix = torch.where((down.abs() <= 2) & (right.abs() <= 2), matrix, 0)
     planes = (images * ~inside).double().flatten(0, 1)[:, None]
-    forces = F.conv2d(planes, stencil[None, None], padding=2)[:, 0, y, x]  # (N * 3, M), of what surrounds the hole
+    boundary = F.conv2d(planes, stencil[None, None], padding=2)[:, 0, y, x]  # (N * 3, M), of what surrounds the hole
     result = images.clone().flatten(0, 1)
-    result[:, y, x] = torch.cholesky_solve(-forces.T, torch.linalg.cholesky(matrix)).T.to(images)
+    result[:, y, x] = torch.cholesky_solve(-boundary.T, torch.linalg.cholesky(matrix)).T.to(images)
     return result.view_as(images)
 
 
@@ -128,7 +128,7 @@ def _from_patches(image: Tensor, hole: Tensor) -> Tensor:
     difference = weights @ candidates.square() - 2 * (weights * wanted) @ candidates  # (targets, sources)
     difference = (difference + (weights * wanted.square()).sum(1, keepdim=True)) / weights.sum(1, keepdim=True)
     nearest, which = difference.clamp_min(0).topk(BEST, dim=1, largest=False)
-    share = ((nearest[:, :1] - nearest) / (CLOSE**2 + nearest[:, :1] / 2)).softmax(1)  # (targets, BEST)
+    share = ((nearest[:, :1] - nearest) / (CLOSE**2 + nearest[:, :1] / 2)).softmax(1)  # (targets, BEST); softer if far
     middles = image[0][inner].flatten(1)  # a copy
     middles[:, targets] = (middles[:, sources[which]] * share).sum(-1)
     result = image.clone()

@@ -1,4 +1,4 @@
-"""Folders of files, linked ones included, but not those that lead back; and the images in them."""
+"""Walk folders, through links except cycles of them, and list their files and images."""
 
 import logging
 import os

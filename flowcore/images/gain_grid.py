@@ -1,4 +1,4 @@
-"""The gain of a brightened picture, made a function of luma that changes slowly across the photograph."""
+"""Smooth the gain of a brightened picture by a bilateral grid: tone curves that change slowly across the photograph."""
 
 import math
 
@@ -25,9 +25,9 @@ def even_gain(photograph: Tensor, picture: Tensor, cells: int) -> Tensor:
     """Recompute the luma of a brightened ``picture`` by a bilateral grid of its photograph, without ghosts and halos.
 
     With u the logarithm of the photograph's luma, denoised along the picture's, and p a place, the luma is grid(u, p),
-    trilinear. Each cell of the grid, of at least 32 pixels, is the monotone curve that gives the photograph's luma near
-    it the histogram of the picture's. Where noise hides the photograph's detail, the picture's is added. The picture's
-    chroma stays, and falls where its luma does.
+    trilinear. Each cell of the grid, of at least 32 pixels, is a monotone tone curve, which matches the histogram of
+    the photograph's luma near it to that of the picture's. Where noise hides the photograph's detail, the picture's is
+    added. The picture's chroma stays, and falls where its luma does.
 
     Source: Chen, Adams, Wadhwa & Hasinoff, "Bilateral guided upsampling" (SIGGRAPH Asia 2016), for the grid; He, Sun &
     Tang, "Guided Image Filtering" (2013), for the denoising. Curves by histograms instead of least squares are ours.
@@ -41,9 +41,9 @@ def even_gain(photograph: Tensor, picture: Tensor, cells: int) -> Tensor:
     u, hidden = _denoise(_to_log(luma(photograph)), brightened)
     height, width = u.shape[-2:]
     cells = min(cells, max(height, width) // MIN_CELL)
-    across = [max(1, round(cells * side / max(height, width))) for side in (height, width)]
-    grid = _curves(_histograms(u, across), _histograms(brightened, across))  # (BINS, rows, columns)
-    y, x = (torch.linspace(1 / n - 1, 1 - 1 / n, n).to(u) for n in (height, width))
+    grid_size = [max(1, round(cells * side / max(height, width))) for side in (height, width)]
+    grid = _curves(_histograms(u, grid_size), _histograms(brightened, grid_size))  # (BINS, rows, columns)
+    y, x = (torch.linspace(1 / n - 1, 1 - 1 / n, n).to(u) for n in (height, width))  # centers of pixels in [-1, 1]
     places = torch.stack(torch.broadcast_tensors(x, y[:, None], (2 * u[0, 0] - 1)), dim=-1)  # (H, W, 3)
     lit = F.grid_sample(grid[None, None], places[None, None], padding_mode="border", align_corners=False)[:, 0]
     lit = lit + hidden * (brightened - _guided_filter(brightened, brightened))
@@ -62,7 +62,7 @@ def _mean(x: Tensor) -> Tensor:
     return F.avg_pool2d(rows, (1, side), 1, (0, REACH), count_include_pad=False)
 
 
-def _stride(x: Tensor) -> int:
+def _subsampling(x: Tensor) -> int:
     return max(1, math.isqrt(x.shape[-2] * x.shape[-1] // MEASURED))
 
 
@@ -83,19 +83,19 @@ def _denoise(u: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
     detail = u - smooth
     variance = _mean(detail.square())
     bins = (smooth * NOISE_BINS).long().clamp(0, NOISE_BINS - 1)
-    noise, step = variance.new_zeros(NOISE_BINS), _stride(u)
-    measured, their_bins = variance[..., ::step, ::step], bins[..., ::step, ::step]
-    for number in their_bins.unique().tolist():
-        noise[number] = measured[their_bins == number].quantile(NOISE_QUANTILE)
+    noise, step = variance.new_zeros(NOISE_BINS), _subsampling(u)
+    measured, measured_bins = variance[..., ::step, ::step], bins[..., ::step, ::step]
+    for number in measured_bins.unique().tolist():
+        noise[number] = measured[measured_bins == number].quantile(NOISE_QUANTILE)
     removed = (NOISE_FACTOR * noise[bins] / variance.clamp_min(1e-9)).clamp(max=1)
     return (smooth + (1 - removed) * detail).clamp(0, 1), removed
 
 
-def _histograms(u: Tensor, across: list[int]) -> Tensor:
-    """Mix histograms of windows of two cells around each cell with the whole's: shares ``(BINS, rows, columns)``."""
-    step, (rows, columns) = _stride(u), across
+def _histograms(u: Tensor, grid_size: list[int]) -> Tensor:
+    """Blend the histogram of 2x2 cells around each cell with the whole's: shares ``(BINS, rows, columns)``."""
+    step, (rows, columns) = _subsampling(u), grid_size
     values = u[0, 0, ::step, ::step]
-    y, x = (torch.arange(n, device=u.device) * 2 * cells // n for n, cells in zip(values.shape, across, strict=True))
+    y, x = (torch.arange(n, device=u.device) * 2 * cells // n for n, cells in zip(values.shape, grid_size, strict=True))
     place = (y[:, None] * 2 * columns + x) * BINS + (values * BINS).long().clamp(0, BINS - 1)
     counts = torch.bincount(place.flatten(), minlength=4 * rows * columns * BINS).to(u)
     counts = counts.view(2 * rows, 2 * columns, BINS).permute(2, 0, 1)
@@ -109,7 +109,7 @@ def _curves(shares: Tensor, wanted: Tensor) -> Tensor:
     """Fit a monotone curve per cell that maps one histogram to the other; values at the centers of bins."""
     shape = shares.shape
     shares, wanted = (each.flatten(1).T.contiguous() for each in (shares, wanted))  # (cells, BINS)
-    edges = F.pad(wanted.cumsum(1), (1, 0)) + torch.linspace(0, 1e-4, BINS + 1).to(wanted)
+    edges = F.pad(wanted.cumsum(1), (1, 0)) + torch.linspace(0, 1e-4, BINS + 1).to(wanted)  # increasing
     edges = edges / edges[:, -1:]
     ranks = shares.cumsum(1) - shares / 2
     above = torch.searchsorted(edges, ranks).clamp(1, BINS)

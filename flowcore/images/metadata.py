@@ -1,4 +1,4 @@
-"""What an image file contains beside its pixels: EXIF, XMP, resolution and color profile, as Pillow reads them."""
+"""What an image file contains besides its pixels: EXIF, XMP, resolution and color profile, as Pillow reads them."""
 
 import io
 import re
@@ -21,7 +21,7 @@ STRUCTURE = {
 
 @dataclass(frozen=True)
 class Metadata:
-    """What an image file contains beside its pixels."""
+    """What an image file contains besides its pixels."""
 
     # tags by number, those of inner directories as dictionaries; without the orientation
     exif: dict[int, Any] = field(default_factory=dict[int, Any])
@@ -67,11 +67,11 @@ def read_metadata(opened: Image.Image) -> Metadata:
 
 
 def _pixels_per_inch(opened: Image.Image) -> tuple[float, float] | None:
-    if opened.format == "TIFF" and 282 not in cast("Any", opened).tag_v2:
+    if opened.format == "TIFF" and tiff.X_RESOLUTION not in cast("Any", opened).tag_v2:
         return None  # Pillow would say 1
     try:
         exif = opened.getexif() if opened.format == "WEBP" else {}
-        x, y = (float(n) for n in opened.info.get("dpi") or (exif[282], exif[283]))
+        x, y = (float(n) for n in opened.info.get("dpi") or (exif[tiff.X_RESOLUTION], exif[tiff.Y_RESOLUTION]))
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
     return (x, y) if 0 < x < 1e5 and 0 < y < 1e5 else None
@@ -131,7 +131,7 @@ def tags_for_size(tags: dict[int, Any], width: int, height: int, unique_id: str 
 
 
 def _writable(tags: dict[int, Any]) -> dict[int, Any]:
-    """Drop the tags that Pillow can read but not write: of several together it would write none."""
+    """Drop the tags that Pillow can read but not write: a single one would keep it from writing the others."""
     result: dict[int, Any] = {}
     for tag, value in tags.items():
         entry = {tag: _writable(cast("dict[int, Any]", value)) if isinstance(value, dict) else value}

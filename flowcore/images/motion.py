@@ -1,7 +1,7 @@
 """Dense motion between two pictures, and pictures moved by it.
 
-A motion is ``(1, 2, H, W)``: each pixel p of a picture shows the same as the place ``p + d(p)`` of another, with d(p)
-in pixels, right and down.
+A motion is ``(1, 2, H, W)``: pixel p of one picture corresponds to ``p + d(p)`` in another, with d(p) in pixels, right
+and down.
 """
 
 import torch
@@ -28,13 +28,13 @@ def estimate_motion(picture: Tensor, other: Tensor) -> Tensor:
     as in Le Besnerais & Champagnat, "Dense optical flow by iterative local window registration" (ICIP 2005); the pull
     to the neighbors' mean, which fills places without texture, is ours. Between equal pictures it is exactly 0.
     """
-    sizes = [(picture, other)]
-    while min(sizes[-1][0].shape[-2:]) >= 2 * SMALLEST:
-        height, width = sizes[-1][0].shape[-2:]
-        one, another = (shrink(pad_symmetric(each, (0, width % 2, 0, height % 2)), 2) for each in sizes[-1])
-        sizes.append((one, another))
-    motion = picture.new_zeros(1, 2, *sizes[-1][0].shape[-2:])
-    for one, another in reversed(sizes):
+    pyramid = [(picture, other)]
+    while min(pyramid[-1][0].shape[-2:]) >= 2 * SMALLEST:
+        height, width = pyramid[-1][0].shape[-2:]
+        one, another = (shrink(pad_symmetric(each, (0, width % 2, 0, height % 2)), 2) for each in pyramid[-1])
+        pyramid.append((one, another))
+    motion = picture.new_zeros(1, 2, *pyramid[-1][0].shape[-2:])
+    for one, another in reversed(pyramid):
         if motion.shape[-2:] != one.shape[-2:]:
             height, width = one.shape[-2:]
             motion = 2 * F.interpolate(motion, scale_factor=2.0, mode="bilinear")[..., :height, :width]
@@ -53,7 +53,7 @@ def _refine(picture: Tensor, other: Tensor, motion: Tensor) -> Tensor:
     products = [(one * two).mean(1, keepdim=True) for one, two in pairs]
     xx, xy, yy, xr, yr, x, y = blur(torch.cat([*products, motion], 1), WINDOW).split(1, 1)
     xx, yy, xr, yr = xx + STIFFNESS, yy + STIFFNESS, xr + STIFFNESS * x, yr + STIFFNESS * y
-    return torch.cat([yy * xr - xy * yr, xx * yr - xy * xr], 1) / (xx * yy - xy * xy)
+    return torch.cat([yy * xr - xy * yr, xx * yr - xy * xr], 1) / (xx * yy - xy * xy)  # Cramer's rule
 
 
 def blur(image: Tensor, window: int) -> Tensor:

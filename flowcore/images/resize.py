@@ -42,21 +42,21 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
     factor = old_height // height
     if factor and (old_height, old_width) == (height * factor, width * factor):
         return shrink(image, factor)
-    with no_autocast(image.device):  # the kernel truncated, which affects two pixels of the coarser grid at the border
+    with no_autocast(image.device):  # not padded, so at the border two pixels of the coarser grid differ
         return F.interpolate(image, (height, width), mode="bicubic", antialias=True)
 
 
-def _resize(image: Tensor, before: int, size: tuple[int, int], after: int) -> Tensor:
-    """Pad by ``before`` pixels, resize so that the padding becomes ``after`` pixels, and crop it."""
+def _resize(image: Tensor, pad_in: int, size: tuple[int, int], pad_out: int) -> Tensor:
+    """Pad by ``pad_in`` pixels, resize so that the padding becomes ``pad_out`` pixels, and crop it."""
     height, width = size
     with no_autocast(image.device):
-        canvas = pad_symmetric(image, before)
-        canvas = F.interpolate(canvas, (height + 2 * after, width + 2 * after), mode="bicubic", antialias=True)
-    return canvas[..., after : after + height, after : after + width]
+        canvas = pad_symmetric(image, pad_in)
+        canvas = F.interpolate(canvas, (height + 2 * pad_out, width + 2 * pad_out), mode="bicubic", antialias=True)
+    return canvas[..., pad_out : pad_out + height, pad_out : pad_out + width]
 
 
 def resize_bilinear(image: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize to any height and width: bilinear, antialiased when shrinking, which leaves the range of the values."""
+    """Resize to any height and width: bilinear, antialiased when shrinking; values stay within their range."""
     if tuple(image.shape[-2:]) == tuple(size):
         return image
     return F.interpolate(image, tuple(size), mode="bilinear", antialias=True)
@@ -81,8 +81,8 @@ def pad_symmetric(image: Tensor, border: int | tuple[int, int, int, int]) -> Ten
 def sample_points(image: Tensor, points: Tensor, kernel: Callable[[Tensor], Tensor]) -> Tensor:
     """Interpolate ``(B, C, H, W)`` at points ``(h, w, 2)``, (x, y) in pixels, the middle of the first at (0, 0).
 
-    ``kernel`` maps distances ``(h, w)`` of points from the pixels before them, in [0, 1), to the weights of the pixels
-    around, ``(taps, h, w)``. The border's pixels continue beyond it. ``F.grid_sample`` has only Keys' kernel with
+    ``kernel`` maps the fractional parts of coordinates, ``(h, w)`` in [0, 1), to the weights of the pixels around,
+    ``(taps, h, w)``. The border's pixels continue beyond it. ``F.grid_sample`` has only Keys' kernel with
     a = -0.75, whose results differ by up to 3/255 in photographs.
     """
     before = points.floor()

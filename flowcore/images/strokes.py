@@ -1,4 +1,4 @@
-"""Brush strokes as text, a JSON list, the lowest first; and the planes that they paint.
+"""Brush strokes, read from a JSON list (those below first) and painted.
 
 Places and sizes are shares of the picture, so that the same text paints a picture and a smaller copy of it::
 
@@ -52,7 +52,7 @@ def parse_strokes(text: str) -> list[Stroke]:
 
 
 def paint_colors(strokes: Sequence[Stroke], size: tuple[int, int], *, cancelled: Check = None) -> tuple[Tensor, Tensor]:
-    """Paint colors: coverage ``(1, 1, H, W)`` in [0, 1], and the color there, ``(1, 3, H, W)``, 0 where coverage is."""
+    """Paint colors: coverage ``(1, 1, H, W)`` in [0, 1], and the color, ``(1, 3, H, W)``, 0 if not covered."""
     planes = torch.zeros(4, *size)  # coverage, and the color times it
     for number, stroke in enumerate(strokes, start=1):
         if stroke.amount is not None:
@@ -74,7 +74,7 @@ def paint_mask(
     return mask
 
 
-def _paint(planes: Tensor, stroke: Stroke, values: list[float], check: Check) -> None:
+def _paint(planes: Tensor, stroke: Stroke, values: list[float], cancelled: Check) -> None:
     """Draw a stroke over planes ``(C, H, W)``, in place, with a value for each; its edge is antialiased."""
     height, width = size = planes.shape[-2:]
     radius = max(0.5, stroke.size * max(size) / 2)
@@ -82,14 +82,14 @@ def _paint(planes: Tensor, stroke: Stroke, values: list[float], check: Check) ->
     box = _box(path, radius, size)
     top, left = box[1].start, box[2].start
     coverage = torch.zeros(box[1].stop - top, box[2].stop - left)
-    for (x, y), (u, v) in zip(path, path[1:] or path, strict=False):
-        if check is not None:
-            check()
+    for (x, y), (u, v) in zip(path, path[1:] or path, strict=False):  # a single point is joined to itself
+        if cancelled is not None:
+            cancelled()
         _, rows, columns = _box([(x, y), (u, v)], radius, size)
         down = torch.arange(rows.start, rows.stop)[:, None] + 0.5 - y  # from the first point to the pixels' centers
         right = torch.arange(columns.start, columns.stop)[None] + 0.5 - x
-        length = (u - x) ** 2 + (v - y) ** 2
-        along = ((right * (u - x) + down * (v - y)) / length).clamp(0, 1) if length else torch.zeros(())
+        squared_length = (u - x) ** 2 + (v - y) ** 2
+        along = ((right * (u - x) + down * (v - y)) / squared_length).clamp(0, 1) if squared_length else torch.zeros(())
         distance = torch.hypot(right - along * (u - x), down - along * (v - y))
         part = coverage[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
         torch.maximum(part, (radius + 0.5 - distance).clamp(0, 1), out=part)
