@@ -3,11 +3,11 @@
     python workflows/api/batch.py photos -o enlarged
     python workflows/api/batch.py photos -o colored --workflow colourings --set color.seed=3 --server http://10.0.0.5:8188
 
-gives each picture to a free server, in place of the first that the workflow loads, and saves what comes back under the
-same sub-folders. OUT/manifest.csv lists results and failures, as `python -m flowcore` does; OUT/batch.jsonl tells more.
-Started again, it does what is missing, failed or set otherwise. The paths of results go to stdout, all else to stderr.
-It exits with 0 if all is done, 3 if a part failed, 1 if all did or it had to stop, 2 if nothing was begun, and with 130
-after Ctrl-C or SIGTERM, when it has taken its runs back.
+sends each picture to a free server, where it replaces the first picture that the workflow loads, and saves the results
+in the same sub-folders. OUT/manifest.csv lists results and failures, like that of `python -m flowcore`; OUT/batch.jsonl
+has the details. Run again, it makes what is missing, has failed, or has other settings. Paths of results go to stdout,
+all else to stderr. Exit status: 0 if all is done, 3 if some pictures failed, 1 if all failed or it had to stop, 2 if it
+could not start, and 130 after Ctrl-C or SIGTERM, which also cancel its runs on the servers.
 """
 
 import argparse
@@ -34,19 +34,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-LOSSES = """A server with flowcore loads pictures by Flow Example and saves results by Save Flow Picture: 16 bits, color
-profile, EXIF, XMP and resolution are kept, and damaged files refused. A host's own Load Image reads 8 bits and fills in
-what is missing, and its Save Image writes 8 bits without the rest. Alpha is kept where a story gives Save Flow Picture
-the mask (--set 'save.mask=["photo", 1]'); `python -m flowcore` and Flow Folder keep it always."""
+LOSSES = """A server with flowcore loads pictures with Flow Example and saves results with Save Flow Picture: they keep
+16 bits, color profile, EXIF, XMP and resolution, and refuse damaged files. Other servers use Load Image, which reads 8
+bits and fills in what is missing, and Save Image, which writes 8 bits and nothing else. Alpha is kept if a workflow
+connects masks to Save Flow Picture (--set 'save.mask=["photo", 1]'). `python -m flowcore` and Flow Folder keep it."""
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # after which no file can be saved
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors after which no file can be saved
 COLUMNS = ["input", "output", "seed", "model", "model_sha256", "seconds", "note"]  # of every manifest.csv of flowcore
 SAVING = "results are what nodes such as Save Image and Save Flow Picture save. Put one in place of Preview Image."
 Json = dict[str, Any]
 
 
 def ask(url: str, body: bytes | None = None, kind: str = "application/json") -> bytes:
-    """Fetch an address, or send a body to it. ConnectionError: nobody answers. RuntimeError: the answer is no."""
+    """Get a URL, or post a body to it. ConnectionError if no server answers, RuntimeError if it refuses."""
     request = urllib.request.Request(url, body, {"Content-Type": kind})
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
@@ -70,7 +70,7 @@ def ask_json(url: str, body: Json | None = None) -> Any:
 
 
 def reasons(node_errors: Json) -> str:
-    """Say why a server refuses nodes."""
+    """Format a server's `node_errors`: why it refuses nodes."""
     causes = [(node["class_type"], cause) for node in node_errors.values() for cause in node["errors"]]
     return "; ".join(f"{kind}: {cause['message']}: {cause['details']}" for kind, cause in causes)
 
@@ -88,9 +88,9 @@ def upload(server: str, name: str, data: bytes, folder: str, kind: str, *, repla
 
 
 def run(server: str, workflow: Json, limit: float = 0, stopped: threading.Event | None = None) -> Json:
-    """Queue a workflow, wait until it has ended, at most so many seconds of work, and return what its nodes put out."""
+    """Queue a workflow, wait until it has ended, for at most `limit` seconds of work, and return its nodes' outputs."""
     id, missing, began = str(uuid.uuid4()), 0, 0.0
-    # Without a client_id, old hosts leave out what they have at hand; recipes of our nodes need extra_pnginfo.
+    # Without a client_id, old hosts omit the outputs of cached nodes; recipes of our nodes need extra_pnginfo.
     body = {"prompt": workflow, "prompt_id": id, "client_id": "batch", "extra_data": {"extra_pnginfo": {}}}
     try:
         if refused := ask_json(f"{server}/prompt", body)["node_errors"]:  # it would run the others
@@ -98,7 +98,7 @@ def run(server: str, workflow: Json, limit: float = 0, stopped: threading.Event 
         while id not in (history := ask_json(f"{server}/history/{id}")):
             queue = {item[1]: kind for kind, items in ask_json(f"{server}/queue").items() for item in items}
             missing = 0 if id in queue else missing + 1
-            if missing > 5:  # between the queue and the history it is in neither, for a moment
+            if missing > 5:  # for a moment between queue and history, it is in neither
                 raise ConnectionError(f"{server} has lost a run; was it restarted?")
             began = began or (time.monotonic() if queue.get(id) == "queue_running" else 0.0)
             late = limit and began and time.monotonic() - began > limit
@@ -118,7 +118,7 @@ def run(server: str, workflow: Json, limit: float = 0, stopped: threading.Event 
 
 
 def refuse_cut_off(data: bytes) -> None:
-    """RuntimeError for the start of a JPEG or PNG file, of which a host's own node fills in the rest."""
+    """Raise RuntimeError for a JPEG or PNG file without its end, which Load Image would fill in."""
     ends = {b"\xff\xd8": (b"\xff\xda", b"\xff\xd9"), b"\x89P": (b"IDAT", b"IEND")}
     start, end = ends.get(data[:2], (b"", b""))
     if data.rfind(end) < data.rfind(start):
@@ -127,12 +127,12 @@ def refuse_cut_off(data: bytes) -> None:
 
 @functools.cache
 def describe(server: str, kind: str) -> Json:
-    """What a server knows of a kind of node; nothing if it has none."""
+    """Return what a server states about a class of nodes; {} if it has no such class."""
     return ask_json(f"{server}/object_info/{urllib.parse.quote(kind)}").get(kind, {})
 
 
 def adapt(workflow: Json, node: str, name: str, ours: bool) -> Json:
-    """Load a picture by a node of a workflow; if a server has our nodes, by them, and save by them; see LOSSES."""
+    """Make a node of a workflow load a picture; for `ours`, load and save with nodes of flowcore, see LOSSES."""
     if not ours:
         return {**workflow, node: {"class_type": "LoadImage", "inputs": {"image": name}}}
     made: Json = {**workflow, node: {"class_type": "FlowcoreExample", "inputs": {"picture": name}}}
@@ -145,7 +145,7 @@ def adapt(workflow: Json, node: str, name: str, ours: bool) -> Json:
 
 
 def check(workflow: Json, places: list[tuple[str, str]], server: str) -> None:
-    """ValueError if a server lacks a node, or one of the inputs or values that were set, or if no node saves."""
+    """Raise ValueError if a server lacks a node, an input or a value that was set, or if no node saves."""
     for id, node in workflow.items():
         known = describe(server, node["class_type"]).get("input")
         if known is None:
@@ -182,7 +182,7 @@ def files_of(folder: Path, say: Callable[[str], None]) -> list[Path]:
 
 
 def change(workflow: Json, setting: str) -> tuple[str, str]:
-    """Set an input of a workflow: `NODE.INPUT=VALUE`, the value as JSON or else as it stands; return node and input."""
+    """Set an input of a workflow by `NODE.INPUT=VALUE`, the value as JSON or else as text; return node and input."""
     place, _, value = setting.partition("=")
     node, _, key = place.rpartition(".")
     if node not in workflow or not value:
@@ -194,7 +194,7 @@ def change(workflow: Json, setting: str) -> tuple[str, str]:
 
 
 def load(name: str) -> Json:
-    """Read a workflow in API format, a story beside this file or a file; ValueError if it is none."""
+    """Read a workflow in API format, a story beside this file or a file; ValueError if that fails."""
     stories = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.json"))}
     path = stories.get(name, Path(name))
     try:
@@ -208,7 +208,7 @@ def load(name: str) -> Json:
 
 
 def picture_node(workflow: Json) -> str:
-    """Find the first node that loads a picture: Load Image, or a Flow Example of which not the folder is read."""
+    """Find the first node that loads a picture: Load Image, or a Flow Example whose folder is not connected."""
     wires = [value for node in workflow.values() for value in node["inputs"].values() if isinstance(value, list)]
     for kind in ("LoadImage", "FlowcoreExample"):
         for id, node in workflow.items():
@@ -225,7 +225,7 @@ def encode(rows: list[list[str]]) -> bytes:
 
 
 def compact(manifest: Path) -> None:
-    """Leave one row per picture and result, the last one; and of a picture that was done after all, no failure."""
+    """Keep the last row per picture and result, and drop the failures of pictures that have a result now."""
     if not manifest.exists():
         return
     with manifest.open(newline="", encoding="utf-8", errors="replace") as file:
@@ -247,7 +247,7 @@ def duration(seconds: float) -> str:
 
 
 class Batch:
-    """The pictures of a folder, shared among the servers: whoever is free takes the next."""
+    """The pictures of a folder, distributed among servers: a free one takes the next."""
 
     def __init__(self, options: argparse.Namespace, workflow: Json) -> None:
         self.options, self.workflow, folder, out = options, workflow, options.folder, options.out
@@ -256,9 +256,9 @@ class Batch:
         self.models, self.began = " ".join(filter(None, names)), time.monotonic()
         self.stopped, self.lock, self.problem = threading.Event(), threading.Lock(), ""
         self.failed, self.done, self.client = list[str](), set[str](), secrets.token_hex(4)
-        self.pictures: dict[str, Path] = {}  # by a key that says what is to be made, and of which content
+        self.pictures: dict[str, Path] = {}  # by a hash of the file's path, size and time, and of the workflow
         for path in files_of(folder, self.say):
-            exists = os.path.exists(path)  # a link to nothing, or to itself, fails by name
+            exists = os.path.exists(path)  # not so a broken link, or one to itself: it fails later, under its name
             named = path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
             outside = Path(os.path.realpath(out)) not in Path(os.path.realpath(path)).parents
             if named and outside and (os.path.isfile(path) or not exists):
@@ -277,7 +277,7 @@ class Batch:
         self.there = len(self.done)
 
     def serve(self, server: str) -> None:
-        """Let a server work until nothing is left, or until it has been away for too long."""
+        """Let a server work until nothing is left, or until it has not answered for too long."""
         away = 0.0  # since when it has not answered
         while len(self.done) < len(self.pictures) and not self.stopped.is_set():
             if away and time.monotonic() - away > self.options.wait:
@@ -302,10 +302,10 @@ class Batch:
                 self.stopped.set()
 
     def do(self, key: str, server: str) -> None:
-        """Make what is to be made of a picture, save it, and note how that has ended."""
+        """Run the workflow on a picture, save its results, and list them or the failure."""
         path, out, began = self.pictures[key], self.options.out, time.monotonic()
         inside, outputs, notes, files, problem = path.relative_to(self.options.folder), {}, list[str](), list[str](), ""
-        stem = re.sub(r"[\x00-\x1f\ud800-\udfff]", "_", inside.stem)  # what is no text, or no line
+        stem = re.sub(r"[\x00-\x1f\ud800-\udfff]", "_", inside.stem)  # control characters, and halves of characters
         stem = stem.encode()[:200].decode(errors="ignore")  # names hold 255 bytes
         try:
             outputs = self.make(path, key, server)
@@ -317,7 +317,7 @@ class Batch:
                 save(out / name, ask(f"{server}/view?{urllib.parse.urlencode(item)}"))
                 files.append(name)
             problem = "" if files else f"nothing was saved, but {SAVING}"
-        except Exception as error:  # whatever it is, the other pictures go on, unless they could not be saved either
+        except Exception as error:  # one picture does not stop the others, unless they could not be saved either
             if isinstance(error, ConnectionError) or getattr(error, "errno", None) in FULL:
                 raise
             if self.stopped.is_set():
@@ -341,7 +341,7 @@ class Batch:
         report = {"input": str(path), "outputs": lines, "seconds": seconds, "notes": notes, "error": problem or None}
         lines = [json.dumps(report)] if self.options.json else lines
         try:
-            sys.stdout.write("".join(f"{line}\n" for line in lines))  # at once: servers are served by threads
+            sys.stdout.write("".join(f"{line}\n" for line in lines))  # in one call, because several threads write
             sys.stdout.flush()
         except OSError as error:
             self.problem = f"Results cannot be listed on standard output: {error}"
@@ -349,7 +349,7 @@ class Batch:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python flushes it in the end
 
     def make(self, path: Path, key: str, server: str) -> Json:
-        """Send a picture, run the workflow on it, and empty what was sent with --clean: no server deletes it."""
+        """Send a picture and run the workflow on it; with --clean, empty its file, as no server deletes files."""
         # Another client may read the same picture on the same server while this one empties it.
         place, folder = ("temp", f"batch/{key}-{self.client}") if self.options.clean else ("input", f"batch/{key}")
         data = path.read_bytes()
@@ -365,7 +365,7 @@ class Batch:
                     upload(server, path.name, b"\0", folder, place, replace=True)
 
     def say(self, text: str, *, always: bool = False) -> None:
-        """Tell a person something, if one reads it."""
+        """Write to stderr, unless --quiet."""
         if always or not self.options.quiet:
             with contextlib.suppress(OSError):
                 sys.stderr.write(f"{text}\n")
@@ -383,20 +383,20 @@ def save(path: Path, data: bytes) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Describe the command line."""
+    """Build the parser of the command line."""
     parser = argparse.ArgumentParser(description="Run a story for every picture of a folder.", epilog=LOSSES)
     add = parser.add_argument
-    add("folder", type=Path, help="of pictures, and of folders of pictures")
-    add("-o", "--out", type=Path, required=True, help="where results go")
+    add("folder", type=Path, help="folder of pictures, searched at any depth")
+    add("-o", "--out", type=Path, required=True, help="folder for the results")
     add("--workflow", default="upscale", help="a story beside this file, or a file in API format (default: upscale)")
-    add("--server", action="append", help="its address; may be repeated (default: http://127.0.0.1:8188)")
-    add("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="another value; may be repeated")
+    add("--server", action="append", help="address of a server; repeatable (default: http://127.0.0.1:8188)")
+    add("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="set an input of a node; repeatable")
     add("--wait", type=int, default=300, help="seconds to wait for a server that does not answer (default: 300)")
-    text = "give a picture up that takes a server longer"
+    text = "give up on a picture that takes a server longer"
     add("--time-limit", "--limit", dest="limit", type=float, default=0, metavar="SECONDS", help=text)
-    add("--again", action="store_true", help="make anew what is done already")
+    add("--again", action="store_true", help="make pictures again that are done already")
     add("--clean", action="store_true", help="send pictures to the server's temporary folder, and empty them when done")
-    add("--json", action="store_true", help="write an object a line: input, outputs, seconds, notes, error")
+    add("--json", action="store_true", help="write one JSON object per line: input, outputs, seconds, notes, error")
     add("--quiet", action="store_true", help="write nothing but results and errors")
     return parser
 
@@ -417,7 +417,7 @@ def main() -> int:
             with contextlib.suppress(ConnectionError):  # it may come later
                 check(adapt(workflow, batch.node, "", bool(describe(server, "FlowcoreSave"))), places, server)
         options.out.mkdir(parents=True, exist_ok=True)
-        batch.log.open("a").close()  # that it cannot be written is said before the work
+        batch.log.open("a").close()  # so that an error is reported before the work
         compact(batch.manifest)
     except (ValueError, RuntimeError, OSError) as error:
         parser.error(str(error))
@@ -426,10 +426,10 @@ def main() -> int:
     try:
         for thread in threads:
             thread.start()
-        while any(thread.is_alive() for thread in threads):  # not join, which does not hear Ctrl-C everywhere
+        while any(thread.is_alive() for thread in threads):  # not join, which Ctrl-C does not interrupt everywhere
             time.sleep(0.1)
     except KeyboardInterrupt:
-        batch.stopped.set()  # each takes its run back
+        batch.stopped.set()  # each thread cancels its run
         with contextlib.suppress(KeyboardInterrupt):
             for thread in threads:
                 thread.join(10)
@@ -440,7 +440,7 @@ def main() -> int:
         return 1
     failed, total = batch.failed, len(batch.pictures)
     failed += [f"  {path}: no server is left" for key, path in batch.pictures.items() if key not in batch.done]
-    with contextlib.suppress(OSError, ValueError):  # what is not compact is whole, too
+    with contextlib.suppress(OSError, ValueError):  # a manifest that is not compacted is complete, too
         compact(batch.manifest)
     if failed:
         batch.say("\n".join([f"{len(failed)} of {total} could not be done.", *failed]), always=True)
