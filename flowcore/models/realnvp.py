@@ -14,9 +14,9 @@ from ..transforms import (
     BatchNorm,
     Chain,
     CheckerboardCoupling,
+    CheckerboardSqueeze,
     Coupling,
     Logit,
-    OrderedSqueeze,
     Split,
     Squeeze,
     Transform,
@@ -56,7 +56,7 @@ def realnvp(config: RealNVPConfig) -> FlowModel[RealNVPConfig]:
         steps = [_checkerboard(channels, hidden, parity, config) for parity in (0, 1, 0)]
         steps.append(Squeeze())
         steps += [_channelwise(4 * channels, 2 * hidden, swap, config) for swap in (True, False, True)]
-        steps += [Unsqueeze(), OrderedSqueeze()]
+        steps += [Unsqueeze(), CheckerboardSqueeze()]
         levels.append(Level(steps, Split(None), squeeze=Chain()))  # the last of the steps squeezes
         channels, hidden = 2 * channels, 2 * hidden
     last = [_checkerboard(channels, hidden, parity, config) for parity in (0, 1, 0, 1)]

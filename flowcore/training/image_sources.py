@@ -161,7 +161,7 @@ def decode_each(
         for source in sources:
             if source.member and source.path not in archives:
                 archives[source.path] = stack.enter_context(zipfile.ZipFile(source.path))
-            opened, reason = _attempt(lambda s=source: _open(s, archives.get(s.path)))
+            opened, reason = _attempt(partial(_open, source, archives.get(source.path)))
             pixels = opened[0].width * opened[0].height if opened is not None else 0
             while pending and (
                 len(pending) >= 2 * threads or pixels + sum(n for _, n, _ in pending) > MAX_PIXELS_IN_FLIGHT

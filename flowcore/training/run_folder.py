@@ -251,7 +251,7 @@ class Results:
         if start and not measured:  # nothing tells which is better, so the model file stays
             if not self.model.exists():
                 copy_file(self.start, self.model)
-        elif became_worse(start, provenance["metrics"]):
+        elif worse_by(start, provenance["metrics"]):
             save(flow, self.worse, provenance=provenance)
             copy_file(self.start, self.model)
         else:
@@ -274,27 +274,26 @@ class Results:
         return self.model in files and any(read_header(file).provenance.get("steps") == step for file in files)
 
     def verdict(self, start: Mapping[str, float]) -> tuple[bool | None, str]:
-        """Compare what was trained with the start, whose metrics are ``start``: whether it is better, and a clause."""
+        """Compare what was trained with the start, whose metrics are ``start``: whether it is better, and why."""
         if not start:
-            return (
-                None,
-                "no held-out image is as large as a crop, so nothing tells whether this is better than the start",
-            )
+            unknown = "nothing tells whether this is better than the start"
+            return None, f"no held-out image is as large as a crop, so {unknown}"
         file = self.worse if self.worse.exists() else self.model
         if file == self.model and self.is_start():
             return None, "stopped before it was measured"
         metrics = read_header(file).provenance["metrics"]
         values = ", ".join(f"{name} {start[name]:g} -> {value:g}" for name, value in metrics.items() if name in start)
-        if worse := became_worse(start, metrics):
+        if worse := worse_by(start, metrics):
             return False, f"worse than the start {worse} ({values})"
         main, *others = start
-        if (gain := -loss_of_quality(main, start, metrics)) == 0:
+        gain = -loss_of_quality(main, start, metrics)
+        if gain == 0:
             return False, f"as good as the start ({values})"
         lost = ", ".join(name for name in others if loss_of_quality(name, start, metrics) > 0)
         return True, f"better than the start by {gain:.4g} ({values})" + (f", but not in {lost}" if lost else "")
 
 
-def became_worse(start: Mapping[str, float], metrics: Mapping[str, float]) -> str:
+def worse_by(start: Mapping[str, float], metrics: Mapping[str, float]) -> str:
     """Say by how much, and in which measure, a model became worse than the one it started from; "" if it did not."""
     # the first is the loss of held-out images; the picture at temperature 0 may lose while the likelihood still rises
     limits = dict.fromkeys([*start][:1], 0.0) | {name: TOLERANCE[name] for name in TOLERANCE if name in start}

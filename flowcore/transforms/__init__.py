@@ -10,7 +10,7 @@ from .ode import ODE, Solver, path_costs
 from .pixels import ChannelWhitening, Logit, PixelMap
 from .residual import Residual
 from .split import Center, Split, Variances, Whiten
-from .squeeze import Flatten, Haar, InterpolatedDetails, OrderedSqueeze, Squeeze, Unflatten, Unsqueeze
+from .squeeze import CheckerboardSqueeze, Flatten, Haar, InterpolatedDetails, Squeeze, Unflatten, Unsqueeze
 from .transform import Chain, NoPositionsError, Transform, flat_parts, map_tensors, spread, tensors
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Chain",
     "ChannelWhitening",
     "CheckerboardCoupling",
+    "CheckerboardSqueeze",
     "ConditionOnChannels",
     "Coupling",
     "Estimated",
@@ -35,7 +36,6 @@ __all__ = [
     "Logit",
     "MultiScaleFeatures",
     "NoPositionsError",
-    "OrderedSqueeze",
     "Permutation",
     "PixelMap",
     "Probes",

@@ -36,7 +36,7 @@ class Squeeze(Transform):
         return shape[0] * self.factor**2, shape[1] // self.factor, shape[2] // self.factor
 
 
-class OrderedSqueeze(Squeeze):
+class CheckerboardSqueeze(Squeeze):
     """Trade each 2x2 block of pixels for four groups of C channels, diagonal neighbors first.
 
     Forward: group g of ``z`` is ``x[:, :, 2i + dy, 2j + dx]`` with (dy, dx) = (0, 0), (1, 1), (0, 1), (1, 0) for

@@ -11,7 +11,7 @@ from torch import Tensor
 from flowcore import latents as latents_
 from flowcore import likelihood, prior
 from flowcore.checkpoints import load
-from flowcore.transforms import OrderedSqueeze
+from flowcore.transforms import CheckerboardSqueeze
 
 from .published import error, recorded_glow, recording
 
@@ -149,9 +149,9 @@ def test_latents_and_samples_of_real_nvp(cases):
     case = cases("chrischute_realnvp_2scale")
     (gone, rest), logdet = case.flow(case.x)
     assert gone.shape == rest.shape == (2, 6, 16, 16)
-    assert error(OrderedSqueeze().inverse(torch.cat([rest, gone], dim=1)), case.io["z_f64"]) < 1e-9
+    assert error(CheckerboardSqueeze().inverse(torch.cat([rest, gone], dim=1)), case.io["z_f64"]) < 1e-9
     assert error(logdet, case.io["sldj_f64"]) < 1e-8
-    rest, gone = OrderedSqueeze()(case.io["sample_z"].double())[0].chunk(2, dim=1)
+    rest, gone = CheckerboardSqueeze()(case.io["sample_z"].double())[0].chunk(2, dim=1)
     alpha = case.flow.config.alpha
     image = alpha + (1 - 2 * alpha) * case.flow.inverse([gone, rest])
     assert error(image, torch.sigmoid(case.io["sample_logit_f64"])) < 1e-9

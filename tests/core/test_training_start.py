@@ -11,7 +11,7 @@ from flowcore.training.data import open_data
 from flowcore.training.loop import train
 from flowcore.training.objective import validate
 from flowcore.training.recipe import parse_recipe
-from flowcore.training.run_folder import became_worse, read_rows
+from flowcore.training.run_folder import read_rows, worse_by
 
 from .test_training_loop import RECIPE, assert_same_run
 
@@ -117,8 +117,8 @@ def test_pictures_decide_as_well_as_the_likelihood():
         ({"validation_bits_per_dim": math.nan}, "by nan in validation_bits_per_dim"),
         ({"psnr_tau0.0": math.nan}, "by nan in psnr_tau0.0"),
     ):
-        assert became_worse(MEASURED, MEASURED | changes) == expected
-        assert became_worse({}, MEASURED | changes) == ""
+        assert worse_by(MEASURED, MEASURED | changes) == expected
+        assert worse_by({}, MEASURED | changes) == ""
 
 
 def test_measures_that_got_worse_are_named_and_nan_counts_as_worse(photos, start, tmp_path, monkeypatch):

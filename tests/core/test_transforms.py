@@ -19,6 +19,7 @@ from flowcore.transforms import (
     Chain,
     ChannelWhitening,
     CheckerboardCoupling,
+    CheckerboardSqueeze,
     ConditionOnChannels,
     Coupling,
     Flatten,
@@ -28,7 +29,6 @@ from flowcore.transforms import (
     InvertibleConv,
     LevelCondition,
     Logit,
-    OrderedSqueeze,
     Permutation,
     PixelMap,
     SignedActNorm,
@@ -161,7 +161,7 @@ def options(**choices):
 # Makers of cases. Chains of these, with networks of every kind, are the models of test_models.py.
 CASES = {
     "squeeze": lambda: plain(Squeeze(), data()),
-    "ordered squeeze": lambda: plain(OrderedSqueeze(), data()),
+    "checkerboard squeeze": lambda: plain(CheckerboardSqueeze(), data()),
     "unsqueeze": lambda: plain(Unsqueeze(), data(12)),
     "unsqueeze to odd multiples": lambda: plain(Unsqueeze(), data(4, 3, 5)),
     "flatten": lambda: plain(Flatten(3, 3, 5), data(3, 3, 5)),
@@ -430,7 +430,7 @@ def test_logdet_in_a_chain_covers_the_pixels_of_its_grid():
     assert reached(kept, data(5), 1, 2, 4) == {(2, 4)}  # channel 1 is kept, and conditions
     assert reached(Chain(Squeeze(), Unsqueeze(), Coupling(local(1, 2))), data(2), 0, 1, 4) == {(1, 4)}
     x = data(1, 4, 8)  # value (0, 5) is in an upper row, so among the channels that condition
-    chain = Chain(Squeeze(), Coupling(local(2, 4)), OrderedSqueeze(), Coupling(local(8, 16))).double()
+    chain = Chain(Squeeze(), Coupling(local(2, 4)), CheckerboardSqueeze(), Coupling(local(8, 16))).double()
     assert reached(chain, x, 0, 0, 5) == {(i, j) for i in range(4) for j in range(4, 8)}
     first = Chain(*chain.parts()[:2])
     assert reached(first, x, 0, 0, 5) == {(0, 4), (0, 5), (1, 4), (1, 5)}
@@ -473,7 +473,7 @@ def test_an_image_without_details_beyond_interpolation_is_smooth():
 
 
 def test_odd_sides_are_refused():
-    for transform, (height, width) in itertools.product((Squeeze(), OrderedSqueeze(), Haar()), ((5, 6), (4, 7))):
+    for transform, (height, width) in itertools.product((Squeeze(), CheckerboardSqueeze(), Haar()), ((5, 6), (4, 7))):
         with pytest.raises(ShapeError, match=f"even sides; got {height}x{width}. Pad"):
             transform(data(height=height, width=width))
 
