@@ -180,12 +180,13 @@ function addLivePicture(node, gallery) {
   const { viewer } = gallery;
   const { required, optional } = node.constructor.nodeData?.input ?? {};
   const numbers = node.widgets.filter(({ name }) => (required?.[name] ?? optional?.[name])?.[0] === "FLOAT");
-  const read = () => Object.fromEntries(numbers.filter(({ name }) => !wired(node, name)).map((w) => [w.name, w.serializeValue?.() ?? w.value]));
+  const entry = (widget) => [widget.name, widget.serializeValue?.() ?? widget.value];
+  const readNumbers = () => Object.fromEntries(numbers.filter(({ name }) => !wired(node, name)).map(entry));
   let sent;
-  const onRun = () => (sent = JSON.stringify(read()));
-  const live = new Live(node, onRun, (_, url) => JSON.stringify(read()) !== sent && viewer.overlay(url));
+  const onRun = () => (sent = JSON.stringify(readNumbers()));
+  const live = new Live(node, onRun, (_, url) => JSON.stringify(readNumbers()) !== sent && viewer.overlay(url));
   const ask = () => {
-    const { run, number } = viewer.pictures[viewer.right] ?? {}, values = read();
+    const { run, number } = viewer.pictures[viewer.right] ?? {}, values = readNumbers();
     if (!sent || run !== gallery.last) return;
     if (JSON.stringify(values) === sent) return viewer.overlay("");
     live.ask("picture", values, { number: number - 1, at: viewer.middle() });

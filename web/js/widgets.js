@@ -15,12 +15,12 @@ function followModel(node) {
   const labels = new Map(numbers.map((widget) => [widget, [widget.label ?? widget.name]])); // and the label while it follows
   let stated = {}; // by widget name
 
-  function read(widget) {
+  function updateFollowing(widget) {
     if (widget.value < 0 || (widget.value === 0 && widget.name in ZERO)) shownByUs.set(widget, widget.value);
     else shownByUs.delete(widget);
   }
 
-  function show() {
+  function showStated() {
     const state = () => JSON.stringify(numbers.map(({ label, value }) => [label, value]));
     const before = state();
     for (const widget of numbers) {
@@ -39,25 +39,25 @@ function followModel(node) {
   }
 
   for (const widget of numbers) {
-    read(widget);
+    updateFollowing(widget);
     patchAfter(widget, "callback", () => {
-      read(widget);
-      show();
+      updateFollowing(widget);
+      showStated();
     });
     widget.serializeValue = () => (follows(widget) ? sentinel(widget) : widget.value);
     translate(ZERO[widget.name] ?? "own", { name: labels.get(widget)[0] }).then((text) => {
       labels.get(widget).push(text);
-      show();
+      showStated();
     });
   }
-  patchAfter(node, "onConfigure", () => numbers.forEach(read));
+  patchAfter(node, "onConfigure", () => numbers.forEach(updateFollowing));
   patchAfter(node, "onSerialize", ({ widgets_values: values }) => {
     for (const widget of numbers) if (values && follows(widget)) values[node.widgets.indexOf(widget)] = sentinel(widget);
   });
   // If the picture decides on the model, or none is connected yet, show the numbers of the usual model.
   onModel(node, (model) => {
     stated = model || !wired(node, "model") ? { ...usualFacts(node)?.own, ...model?.own } : {};
-    show();
+    showStated();
   });
 }
 
