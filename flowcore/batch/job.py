@@ -211,9 +211,8 @@ class Worker:
             self._state.enter(name if is_film else "", *image.shape)
         opened = {kind: files.read(data, f"the {kind} of {name}") for kind, data in work.guide_and_mask(name).items()}
         companions = {kind: companion.pixels for kind, companion in opened.items()}
-        pictures = self._make(
-            picture, image, companions, {"progress": progress, "notify": notify, "cancelled": cancelled}
-        )
+        task_options = {"progress": progress, "notify": notify, "cancelled": cancelled}
+        pictures = self._make(picture, image, companions, task_options)
         text = {SIZE: f"{image.shape[-1]}x{image.shape[-2]}"} if work.command == "shrink" else {}
         text |= self._provenance(pictures, bits, {"image": photograph.pixels, **companions})
         options: dict[str, Any] = {"format": work.format, "bits": bits, "quality": work.quality, "text": text}

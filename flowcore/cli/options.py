@@ -69,10 +69,8 @@ def _add_pictures(command: ArgumentParser, model: str = AUTO, out: str | None = 
     text = "list the results in this CSV file (default: of several images, manifest.csv in the folder)"
     option("--manifest", type=Path, metavar="FILE", help=text)
     text = "name of the results in a folder, from {stem} (shot.v01.0001), {base} (shot.v01), {frame} (.0001), {suffix} "
-    text += (
-        "(png), {model}, {seed} and {sample} (_SEED, if an image has several). Example: '{base}_{model}{sample}{frame}'"
-    )
-    option("--name", metavar="TEMPLATE", help=text)
+    text += "(png), {model}, {seed} and {sample} (_SEED, if an image has several). "
+    option("--name", metavar="TEMPLATE", help=text + "Example: '{base}_{model}{sample}{frame}'")
     option("--time-limit", type=_not_negative, metavar="SECONDS", help="skip an image that takes longer")
     _add_verbosity(command)
     _add_model(command, model)

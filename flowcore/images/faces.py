@@ -255,9 +255,6 @@ def _box(place: FacePlace, margin: int) -> tuple[int, int, int, int]:
     """Top, bottom, left and right of the part of the picture that the crop covers."""
     corners = place.to_picture(torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]]))
     (left, top), (right, bottom) = corners.amin(0).tolist(), corners.amax(0).tolist()
-    return (
-        max(0, math.floor(top) - margin),
-        min(place.height, math.ceil(bottom) + margin),
-        max(0, math.floor(left) - margin),
-        min(place.width, math.ceil(right) + margin),
-    )
+    top, bottom = max(0, math.floor(top) - margin), min(place.height, math.ceil(bottom) + margin)
+    left, right = max(0, math.floor(left) - margin), min(place.width, math.ceil(right) + margin)
+    return top, bottom, left, right

@@ -107,7 +107,7 @@ class FoldedAffine(Transform):
         for tile in self.network.tiles(x, self.budget):
             items, top, bottom = tile
             x1, x2 = self.split(x[items, :, top:bottom])
-            shift, r = self._shift_scale(params(tile), x)
+            shift, r = self._shift_scale(params.compute(tile), x)
             x2 = x2 + shift
             if r is not None:
                 log_scale = log_scale_of(r, self.eps, self.scaling)
@@ -182,7 +182,7 @@ class AffineParams:
                 raise ConditionError("This step needs a condition; got none. Pass plan.encode_condition(source).")
             self.terms = StreamedConditionConv(part.network.condition, multi_scale(features), part.budget)
 
-    def __call__(self, tile: Tile) -> Tensor:
+    def compute(self, tile: Tile) -> Tensor:
         """Compute a tile, ``(b or 1, outputs, rows, W)``."""
         items, top, bottom = tile
         if self.output is not None:
@@ -206,7 +206,7 @@ def _invert_in_strips(
         items, top, bottom = tile
         strip = z[items, :, top:bottom]
         for part, part_params in zip(parts, params, strict=True):
-            strip = part.invert_strip(strip, part_params(tile))
+            strip = part.invert_strip(strip, part_params.compute(tile))
         x[items, :, top:bottom] = strip if mixing is None else mixing.inverse(strip)
     report(len(parts))
     return x
