@@ -103,7 +103,7 @@ def _solve_thin_plate(images: Tensor, hole: Tensor) -> Tensor:
     inside[..., 2:-2, 2:-2] = hole[..., 2:-2, 2:-2]  # the plate is clamped at the window's edge, too
     y, x = inside[0, 0].nonzero().unbind(1)  # (M,) each
     stencil = torch.tensor(STENCIL, dtype=torch.float64)
-    down, right = y[:, None] - y, x[:, None] - x  # (M, M)
+    down, right = y[:, None] - y, x[:, None] - x  # (M, M), M at most (BLOCK + 2 MARGIN)^2
     matrix = stencil[down.clamp(-2, 2) + 2, right.clamp(-2, 2) + 2]
     matrix = torch.where((down.abs() <= 2) & (right.abs() <= 2), matrix, 0)
     planes = (images * ~inside).double().flatten(0, 1)[:, None]

@@ -110,8 +110,8 @@ def _curves(shares: Tensor, wanted: Tensor) -> Tensor:
     shape = shares.shape
     shares, wanted = (each.flatten(1).T.contiguous() for each in (shares, wanted))  # (cells, BINS)
     edges = F.pad(wanted.cumsum(1), (1, 0)) + torch.linspace(0, 1e-4, BINS + 1).to(wanted)  # increasing
-    edges = edges / edges[:, -1:]
-    ranks = shares.cumsum(1) - shares / 2
+    edges = edges / edges[:, -1:]  # cumulative distribution of the target
+    ranks = shares.cumsum(1) - shares / 2  # that of the photograph, at the centers of bins
     above = torch.searchsorted(edges, ranks).clamp(1, BINS)
     low, high = edges.gather(1, above - 1), edges.gather(1, above)
     v = (above - 1 + (ranks - low) / (high - low).clamp_min(1e-9)) / BINS

@@ -99,7 +99,7 @@ def _paint(planes: Tensor, stroke: Stroke, values: list[float], cancelled: Check
 def _box(path: Sequence[tuple[float, float]], radius: float, size: Sequence[int]) -> Box:
     """Find the pixels that a brush can reach on its path; none if that lies outside."""
     ranges: list[slice] = []
-    for places, end in zip(zip(*path, strict=True), reversed(size), strict=True):  # columns, then rows
+    for places, end in zip(zip(*path, strict=True), reversed(size), strict=True):  # x in columns, then y in rows
         first = min(max(math.floor(min(places) - radius - 1), 0), end)
         last = min(max(math.ceil(max(places) + radius + 1), first), end)
         ranges.append(slice(first, last))
