@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from functools import reduce
 from typing import NamedTuple
@@ -68,15 +67,24 @@ class Mixing(Transform):
 
 def channel_affine(transform: Transform) -> ChannelAffine:
     """Describe a transform of one of the ``PIXELWISE`` types as a matrix and a vector."""
-    if isinstance(transform, InvertibleConv):  # of a matrix that the flow may compute in float32
+    if isinstance(transform, ActNorm):
+        logs = float64_on_cpu(transform.effective_log_scale())
+        return ChannelAffine(torch.diag(logs.exp()), float64_on_cpu(transform.bias) * logs.exp(), logs.sum())
+    if isinstance(transform, SignedActNorm):
+        scale = float64_on_cpu(transform.scale)
+        return ChannelAffine(torch.diag(scale), float64_on_cpu(transform.bias) * scale, scale.abs().log().sum())
+    if isinstance(transform, BatchNorm):
+        scale = torch.rsqrt(float64_on_cpu(transform.var) + transform.eps)
+        return ChannelAffine(torch.diag(scale), -float64_on_cpu(transform.mean) * scale, scale.log().sum())
+    if isinstance(transform, InvertibleConv):
         matrix = float64_on_cpu(transform.matrix())
         return ChannelAffine(matrix, torch.zeros_like(matrix[0]), torch.linalg.slogdet(matrix)[1])
-    exact = copy.deepcopy(transform).cpu().double()
-    channels = len(next(iter(exact.state_dict().values())))  # every tensor of these types has an entry per channel
-    images = torch.cat([torch.zeros(1, channels), torch.eye(channels)]).double()[:, :, None, None]
-    z, logdet = exact(images)  # of the origin and the unit vectors, one pixel each
-    bias = z[0].flatten()
-    return ChannelAffine((z[1:].flatten(1) - bias).T.contiguous(), bias, logdet[0])
+    if isinstance(transform, ChannelWhitening):
+        matrix = float64_on_cpu(transform.matrix)
+        return ChannelAffine(matrix, -matrix @ float64_on_cpu(transform.mean), torch.linalg.slogdet(matrix)[1])
+    assert isinstance(transform, Permutation)
+    matrix = torch.eye(len(transform.order), dtype=torch.float64)[transform.order.cpu()]
+    return ChannelAffine(matrix, torch.zeros_like(matrix[0]), torch.zeros_like(matrix[0, 0]))
 
 
 class ConvWeights(NamedTuple):

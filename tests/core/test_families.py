@@ -126,7 +126,7 @@ def test_a_condition_of_another_model_or_image_is_refused():
         (srflow(residual=True), srflow(8), hr(16, 32), "3 levels; the condition has 4"),
         (srflow(residual=True), srflow(residual=True), hr(16, 16), r"\(2, 3, 8, 16\); got \(2, 3, 16, 16\)"),
         (srflow(), srflow(), hr(16, 16), "grid"),
-        (srflow(), srflow(), hr(8, 16, batch=3), "grid"),
+        (srflow(), srflow(), hr(8, 16, batch=3), "of 2 images; got 3"),
     ):
         with pytest.raises(ConditionError, match=sentence):
             flow(x, other.encode_condition(lr()))
