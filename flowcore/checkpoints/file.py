@@ -26,7 +26,7 @@ from ..device import float64_on_cpu
 from ..errors import CheckpointError, FlowError
 from ..model import FlowModel
 from ..models import build, configure
-from ..networks.conditioner import NormalizedConv, ScaledConv
+from ..networks.conditioner import NormalizedConv, ZeroConv
 from ..networks.contractive import LipschitzConv
 from ..networks.residual import WeightNormConv
 from ..transforms import BatchNorm, ChannelWhitening, InvertibleConv, Permutation, Variances
@@ -355,11 +355,11 @@ def _quantizable(flow: FlowModel) -> set[str]:
     """Name the tensors that may be stored in 8 bits: not those that a flow inverts or keeps bounded."""
     names: set[str] = set()
     for path, module in flow.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear, NormalizedConv, ScaledConv)):
+        if isinstance(module, (nn.Conv2d, nn.Linear, NormalizedConv, ZeroConv)):
             names.add(f"{path}.weight")
         elif isinstance(module, WeightNormConv):
             names.add(f"{path}.direction")
-    return names & flow.state_dict().keys()  # a ScaledConv without inputs has no kernel
+    return names & flow.state_dict().keys()  # a ZeroConv without inputs has no kernel
 
 
 def _quantize(kernel: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..device import autocast, float64_on_cpu
 from ..networks import Conditioner, PlainConditioner, ResidualConditioner
-from ..networks.residual import NetworkNorm, ResidualBlock, WeightNormConv
+from ..networks.residual import AffineBatchNorm, ResidualBlock, WeightNormConv
 from .convolutions import NHWC, ConditionConv, Conv
 from .fold import ConvWeights, conv_weights
 from .strips import Rows, StripBudget, Tile, report
@@ -181,7 +181,7 @@ class FoldedResidualConditioner(nn.Module):
 
 
 def _normalization(norm: nn.Module) -> PixelScale:
-    assert isinstance(norm, NetworkNorm)
+    assert isinstance(norm, AffineBatchNorm)
     mean, var = (float64_on_cpu(norm.norm.get_buffer(name)) for name in ("mean", "var"))
     scale = float64_on_cpu(norm.weight) * torch.rsqrt(var + norm.norm.eps)
     return scale, float64_on_cpu(norm.bias) - mean * scale

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..device import float64_on_cpu, no_autocast
-from ..networks import Conditioner, Edge, PlainConditioner, ScaledConv
+from ..networks import Conditioner, Edge, PlainConditioner, ZeroConv
 from ..networks.conditioner import NormalizedConv
 from ..transforms import (
     ActNorm,
@@ -104,13 +104,13 @@ def conv_weights(network: nn.Module) -> list[ConvWeights]:
     """Fold a conditioner, actnorms and scales included, into convolutions with ReLU between; empty if it has others."""
     if isinstance(network, (Conditioner, PlainConditioner)):
         return [_folded(conv) for conv in (*network.hidden, network.last)]
-    return [_folded(network)] if isinstance(network, ScaledConv) and network.weight is not None else []
+    return [_folded(network)] if isinstance(network, ZeroConv) and network.weight is not None else []
 
 
 def _folded(conv: nn.Module) -> ConvWeights:
     if isinstance(conv, NormalizedConv):
         scale, weight, bias, edge = conv.actnorm.effective_log_scale(), conv.weight, conv.actnorm.bias, conv.edge
-    elif isinstance(conv, ScaledConv):
+    elif isinstance(conv, ZeroConv):
         scale, weight, bias, edge = 3 * conv.log_scale, conv.weight, conv.bias, conv.edge
     else:
         assert isinstance(conv, nn.Conv2d)

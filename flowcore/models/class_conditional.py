@@ -15,7 +15,7 @@ from ..condition import Condition
 from ..errors import FlowError
 from ..flow import Level
 from ..model import Capabilities, FlowModel, Task
-from ..networks import DenseConditioner
+from ..networks import MLPConditioner
 from ..transforms import Coupling, Flatten, Permutation, PixelMap, Transform
 from .fields import Range, check_fields, short_repr, size_tuple
 from .inputs import label_weights
@@ -57,8 +57,8 @@ def class_conditional(config: ClassConditionalConfig) -> FlowModel[ClassConditio
     for _ in range(config.steps):
         steps += [
             Permutation(torch.randperm(size)),
-            Coupling(DenseConditioner(inputs + label_inputs, config.hidden, 2 * outputs), scaling="atan"),
-            Coupling(DenseConditioner(outputs + label_inputs, config.hidden, 2 * inputs), scaling="atan", swap=True),
+            Coupling(MLPConditioner(inputs + label_inputs, config.hidden, 2 * outputs), scaling="atan"),
+            Coupling(MLPConditioner(outputs + label_inputs, config.hidden, 2 * inputs), scaling="atan", swap=True),
         ]
     return FlowModel(
         [Level(steps, None, squeeze=Flatten(config.channels, *config.image_size), downscale=0)],

@@ -130,7 +130,7 @@ def colorizer(config: ColorizerConfig) -> FlowModel[ColorizerConfig]:
                 parts = [InterpolatedDetails(), details] if config.smooth else [details]
                 levels.append(Level(parts, Split(None, kept=2), squeeze=Haar()))
             else:
-                levels.append(Level(_steps(8, features, steps, hidden, pooled=True), None, squeeze=Haar()))
+                levels.append(Level(_steps(8, features, steps, hidden, global_context=True), None, squeeze=Haar()))
     return FlowModel(
         levels,
         channels=2,
@@ -143,16 +143,16 @@ def colorizer(config: ColorizerConfig) -> FlowModel[ColorizerConfig]:
     )
 
 
-def _steps(channels: int, features: int, steps: int, hidden: int, *, pooled: bool = False) -> list[Transform]:
+def _steps(channels: int, features: int, steps: int, hidden: int, *, global_context: bool = False) -> list[Transform]:
     inputs, outputs = channels // 2 + features, 2 * (channels - channels // 2)
     parts: list[Transform] = []
     for k in range(steps):
         parts += [
             ActNorm(channels),
             InvertibleConv(channels, start="principal" if k == 0 else "reverse"),
-            Coupling(Conditioner(inputs, hidden, outputs, pooled=pooled), scaling="atan"),
+            Coupling(Conditioner(inputs, hidden, outputs, global_context=global_context), scaling="atan"),
         ]
-    prior = Conditioner(features, hidden, 2 * channels, pooled=pooled)
+    prior = Conditioner(features, hidden, 2 * channels, global_context=global_context)
     return [*parts, ActNorm(channels), Injector(prior, scaling="exp")]
 
 

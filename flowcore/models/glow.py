@@ -15,7 +15,7 @@ from ..dequantization import VariationalDequantizer
 from ..errors import FlowError
 from ..flow import Level
 from ..model import Capabilities, FlowModel, Task
-from ..networks import Conditioner, Edge, PlainConditioner, ScaledConv, TablePrior, TopPrior
+from ..networks import Conditioner, Edge, PlainConditioner, TablePrior, TopPrior, ZeroConv
 from ..transforms import ActNorm, Chain, Coupling, InvertibleConv, Permutation, PixelMap, SignedActNorm, Split, Whiten
 from .fields import Range, check_fields, short_repr, size_tuple
 from .inputs import label_weights
@@ -84,7 +84,7 @@ def glow(config: GlowConfig) -> FlowModel[GlowConfig]:
         elif config.split_prior == "table":
             split = Split(_table(channels // 2, number, config), labeled=config.classes > 0)
         else:
-            split = Split(ScaledConv(channels // 2, channels, edge=config.edge))
+            split = Split(ZeroConv(channels // 2, channels, edge=config.edge))
         levels.append(Level(steps, split))
         channels = channels if last else channels // 2
     top = None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..condition import Condition
 from ..flow import Details, Level
 from ..model import Capabilities, FlowModel, Task
-from ..networks import Conditioner, DenseConvs, FixedPrior, HierarchicalExtractor, ScaledConv
+from ..networks import Conditioner, DenseConvs, FixedPrior, HierarchicalExtractor, ZeroConv
 from ..networks.conditioner import NormalizedConv
 from ..transforms import (
     ActNorm,
@@ -131,7 +131,7 @@ def _details(continuing: int, channels: int, deeper: int, config: HCFlowConfig) 
     for _ in range(config.detail_steps):
         network = Conditioner(inputs, config.detail_hidden, outputs)
         steps.append(Chain(ActNorm(channels), InvertibleConv(channels), Coupling(network, scaling="narrow")))
-    prior = Injector(ScaledConv(extractor.features, 2 * channels), scaling="narrow" if config.rescaling else "exp")
+    prior = Injector(ZeroConv(extractor.features, 2 * channels), scaling="narrow" if config.rescaling else "exp")
     return Details(extractor, Chain(*steps, prior))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..condition import Condition
 from ..flow import Level
 from ..model import Capabilities, FlowModel, Task
-from ..networks import CompactUpscaler, Conditioner, IMDNEncoder, RRDBEncoder, ScaledConv
+from ..networks import CompactUpscaler, Conditioner, IMDNEncoder, RRDBEncoder, ZeroConv
 from ..transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, Split, Transform
 from .fields import Range, block_indices, check_fields, check_integer
 from .inputs import check_lr
@@ -87,7 +87,7 @@ def srflow(config: SRFlowConfig) -> FlowModel[SRFlowConfig]:
                 parts.append(Coupling(_conditioner(channels // 2 + features, channels, config), eps=config.affine_eps))
             steps.append(Chain(*parts))
         splits = number < config.levels - 1  # as published: none after the last two levels
-        levels.append(Level(steps, Split(ScaledConv(channels // 2, channels)) if splits else None))
+        levels.append(Level(steps, Split(ZeroConv(channels // 2, channels)) if splits else None))
         channels = channels // 2 if splits else channels
     make_encoder = IMDNEncoder if config.encoder == "imdn" else RRDBEncoder
     encoder = make_encoder(

@@ -17,7 +17,7 @@ from ..condition import Condition
 from ..errors import FlowError
 from ..flow import Level
 from ..model import Capabilities, FlowModel, Task
-from ..networks import PlainConditioner, RRDBEncoder, ScaledConv
+from ..networks import PlainConditioner, RRDBEncoder, ZeroConv
 from ..transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, Split, Squeeze, Transform
 from .fields import Range, block_indices, check_fields, short_repr
 from .inputs import check_lr
@@ -117,7 +117,7 @@ def srflow_da(config: SRFlowDAConfig) -> FlowModel[SRFlowDAConfig]:
                 network = _conditioner(channels // 2 + features, outputs, config)
                 step.append(Coupling(network, eps=config.affine_eps))
             steps.append(Chain(*step))
-        split = Split(ScaledConv(channels // 2, channels)) if level.splits else None
+        split = Split(ZeroConv(channels // 2, channels)) if level.splits else None
         squeeze = Chain() if level.factor == 1 else Squeeze(level.factor)
         levels.append(Level(steps, split, squeeze=squeeze, downscale=level.factor))
         channels = channels // 2 if split else channels

@@ -3,13 +3,13 @@
 from .causal_transformer import CausalTransformer
 from .conditioner import (
     Conditioner,
-    DenseConditioner,
     Edge,
     FixedPrior,
+    MLPConditioner,
     PlainConditioner,
-    ScaledConv,
     TablePrior,
     TopPrior,
+    ZeroConv,
 )
 from .contractive import ContractiveNetwork
 from .imdn import IMDN, CompactUpscaler, IMDNEncoder
@@ -25,7 +25,6 @@ __all__ = [
     "CompactUpscaler",
     "Conditioner",
     "ContractiveNetwork",
-    "DenseConditioner",
     "DenseConvs",
     "Edge",
     "FixedPrior",
@@ -34,11 +33,12 @@ __all__ = [
     "LREncoder",
     "LowLightEncoder",
     "LumaEncoder",
+    "MLPConditioner",
     "PlainConditioner",
     "RRDBEncoder",
     "ResidualConditioner",
-    "ScaledConv",
     "TablePrior",
     "TopPrior",
     "VectorField",
+    "ZeroConv",
 ]

@@ -14,7 +14,10 @@ Edge = Literal["zeros", "ones", "flag"]  # what pads the input; "flag": zeros, a
 
 
 class NormalizedConv(nn.Module):
-    """A bias-free convolution and an actnorm, in one pass over the data: ``y = (conv(x) + bias) * exp(log_scale)``."""
+    """A bias-free convolution and an actnorm: ``y = (conv(x) + bias) * exp(log_scale)``.
+
+    Forward scales the kernel instead of the output, which saves a pass over the activations.
+    """
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, *, edge: Edge = "zeros", log_factor: float = 1.0
@@ -36,11 +39,11 @@ class NormalizedConv(nn.Module):
         return self.actnorm.initialize(convolve(x, self.weight, None, self.edge))
 
 
-class ScaledConv(nn.Module):
-    """A 3x3 convolution with a learned scale per output channel, all zero at first ("zero convolution").
+class ZeroConv(nn.Module):
+    """A 3x3 convolution with a learned scale per output channel, all zero at first.
 
-    ``y = (conv(x) + bias) * exp(3 * log_scale)``. With 0 inputs it is a constant and, with the edge "flag", another one
-    at the border.
+    ``y = (conv(x) + bias) * exp(3 * log_scale)``. With 0 inputs the output is a constant per channel and, with the edge
+    "flag", another one at the border.
 
     Source: Kingma & Dhariwal, "Glow", section 3.3 and its reference implementation.
     """
@@ -61,11 +64,11 @@ class ScaledConv(nn.Module):
 
 
 class Conditioner(nn.Module):
-    """The usual network of a Glow coupling: 3x3, ``layers`` hidden convolutions, 3x3.
+    """The usual network of a Glow coupling, with actnorms: 3x3, ``layers`` hidden convolutions, 3x3.
 
-    Every convolution but the last is followed by an actnorm and a ReLU; the last is a zero convolution, or, if not
-    ``scaled``, a plain one that starts at zero. ``pooled`` projects the global average of the first hidden layer and
-    adds it at every position, so that the whole grid is the receptive field, whatever its size.
+    Every convolution but the last is followed by an actnorm and a ReLU; the last is a ``ZeroConv``, or, if not
+    ``scaled``, a plain convolution that starts at zero. ``global_context`` adds a projection of the first hidden
+    layer's global average at every position, so that the whole grid is the receptive field, whatever its size.
 
     Source: Kingma & Dhariwal, "Glow", section 3.3; deeper variants as in SRFlow-DA; unscaled in the package normflows.
     """
@@ -81,10 +84,10 @@ class Conditioner(nn.Module):
         edge: Edge = "zeros",
         log_factor: float = 1.0,
         scaled: bool = True,
-        pooled: bool = False,
+        global_context: bool = False,
     ) -> None:
         super().__init__()
-        self.pool = nn.Linear(hidden, hidden) if pooled else None
+        self.pool = nn.Linear(hidden, hidden) if global_context else None
         shapes = [(inputs, hidden, 3), *[(hidden, hidden, kernel)] * layers]
         self.hidden = nn.ModuleList(NormalizedConv(*shape, edge=edge, log_factor=log_factor) for shape in shapes)
         self.last = _last_conv(hidden, outputs, edge, scaled)
@@ -107,7 +110,7 @@ class Conditioner(nn.Module):
 
 
 class PlainConditioner(nn.Module):
-    """The network of a coupling without actnorms: 3x3, hidden and 3x3 convolutions with biases, ReLU between.
+    """A ``Conditioner`` without actnorms: its convolutions have biases instead, and ReLU between them.
 
     ``residual_blocks``, a divisor of ``layers``, groups the hidden convolutions: every group has a skip connection
     around it, from ReLU to ReLU. ``edge`` is that of the last convolution; the others pad with zeros.
@@ -148,7 +151,7 @@ class PlainConditioner(nn.Module):
         return self.last(x)
 
 
-class DenseConditioner(nn.Module):
+class MLPConditioner(nn.Module):
     """A fully connected network for couplings on a single position: linear, ReLU, linear that starts at zero.
 
     Source: Ardizzone et al., "Guided Image Generation with Conditional Invertible Neural Networks" (2019), MNIST model.
@@ -163,7 +166,7 @@ class DenseConditioner(nn.Module):
         return self.last(F.relu(self.first(x.flatten(1))))[:, :, None, None]  # from (B, inputs, 1, 1)
 
 
-class ScaledLinear(nn.Module):
+class ZeroLinear(nn.Module):
     """``y = (W x + bias) * exp(3 * log_scale)``, all zero at first: "linear_zeros" of the original Glow."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -179,8 +182,8 @@ class ScaledLinear(nn.Module):
 class TopPrior(nn.Module):
     """Prior of a flow's last latents: learned constants, a contribution of the border, and one of the label.
 
-    ``raw = conv(zeros) + linear(labels)``: a zero convolution of an empty grid gives a constant per channel and, unless
-    ``edge`` is "zeros", another one at the border. Starts at mean 0 and standard deviation 1.
+    ``raw = conv(zeros) + linear(labels)``: a convolution of zeros gives a constant per channel and, unless ``edge`` is
+    "zeros", another one at the border. Starts at mean 0 and standard deviation 1.
 
     Source: Glow's reference implementation ("learntop", "ycond").
     """
@@ -188,9 +191,10 @@ class TopPrior(nn.Module):
     def __init__(self, channels: int, *, learned: bool = True, edge: Edge = "zeros", classes: int = 0) -> None:
         super().__init__()
         self.channels = channels
-        self.inputs = channels if edge == "ones" else 0  # zeros padded with ones: the border alone is seen
-        self.constants = ScaledConv(self.inputs, 2 * channels, edge=edge) if learned else None
-        self.by_label = ScaledLinear(classes, 2 * channels) if classes else None
+        # Without inputs the convolution is a constant. Ones beyond the border need an input of zeros to surround.
+        self.inputs = channels if edge == "ones" else 0
+        self.constants = ZeroConv(self.inputs, 2 * channels, edge=edge) if learned else None
+        self.by_label = ZeroLinear(classes, 2 * channels) if classes else None
 
     def forward(self, like: Tensor, labels: Tensor | None = None) -> Tensor:
         """Predict ``(B, 2 * C, H, W)`` for latents of shape ``like``: means on even, log standard deviations on odd."""
@@ -236,7 +240,7 @@ class FixedPrior(nn.Module):
 
 def _last_conv(inputs: int, outputs: int, edge: Edge, scaled: bool) -> nn.Module:
     if scaled:
-        return ScaledConv(inputs, outputs, edge=edge)
+        return ZeroConv(inputs, outputs, edge=edge)
     return start_at_zero(nn.Conv2d(inputs, outputs, 3, padding=1))
 
 

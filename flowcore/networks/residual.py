@@ -23,7 +23,7 @@ class WeightNormConv(nn.Module):
         return F.conv2d(x, weight, self.bias, padding=weight.shape[-1] // 2)
 
 
-class NetworkNorm(nn.Module):
+class AffineBatchNorm(nn.Module):
     """Batch normalization inside a network: a ``BatchNorm`` gives mean and variance; scale and shift are learned."""
 
     def __init__(self, channels: int) -> None:
@@ -50,7 +50,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(NetworkNorm(channels) for _ in range(2))
+        self.norms = nn.ModuleList(AffineBatchNorm(channels) for _ in range(2))
         self.convs = nn.ModuleList(WeightNormConv(channels, channels, 3, bias=bias) for bias in (False, True))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,11 +73,11 @@ class ResidualConditioner(nn.Module):
     def __init__(self, inputs: int, hidden: int, outputs: int, *, blocks: int, double: bool, rescale: float) -> None:
         super().__init__()
         self.gain = 2 if double else 1
-        self.norm_in = NetworkNorm(inputs)
+        self.norm_in = AffineBatchNorm(inputs)
         self.conv_in = WeightNormConv(2 * inputs, hidden, 3)
         self.blocks = nn.ModuleList(ResidualBlock(hidden) for _ in range(blocks))
         self.skips = nn.ModuleList(WeightNormConv(hidden, hidden, 1) for _ in range(blocks + 1))
-        self.norm_out = NetworkNorm(hidden)
+        self.norm_out = AffineBatchNorm(hidden)
         self.conv_out = WeightNormConv(hidden, 2 * outputs, 1)
         self.rescale = nn.Parameter(torch.full((outputs,), rescale))
 

@@ -8,17 +8,17 @@ from torch import nn
 from flowcore.images.resize import enlarge
 from flowcore.networks import (
     Conditioner,
-    DenseConditioner,
     LumaEncoder,
+    MLPConditioner,
     PlainConditioner,
     ResidualConditioner,
     RRDBEncoder,
-    ScaledConv,
     TopPrior,
+    ZeroConv,
 )
 from flowcore.networks.efficientnet import EfficientNetLite0
 from flowcore.networks.luma import CHROMA_UNIT
-from flowcore.networks.residual import NetworkNorm, WeightNormConv
+from flowcore.networks.residual import AffineBatchNorm, WeightNormConv
 from flowcore.testing import perturbed
 from flowcore.transforms import BatchNorm
 
@@ -33,11 +33,11 @@ def encoder(scale=4, stacked=(1, 0), blocks=2):
 
 def test_networks_of_couplings_and_priors_start_at_zero():
     for edge in ("zeros", "ones", "flag"):
-        assert ScaledConv(3, 4, edge=edge)(image().float()).abs().max() == 0
+        assert ZeroConv(3, 4, edge=edge)(image().float()).abs().max() == 0
         assert TopPrior(3, edge=edge)(grid().float()).abs().max() == 0
     for network in (Conditioner(3, 6, 4), PlainConditioner(3, 6, 4), PlainConditioner(3, 6, 4, scaled=False)):
         assert network(image().float()).abs().max() == 0
-    assert DenseConditioner(5, 6, 4)(torch.randn(2, 5, 1, 1)).abs().max() == 0
+    assert MLPConditioner(5, 6, 4)(torch.randn(2, 5, 1, 1)).abs().max() == 0
 
 
 def test_a_weight_normalized_convolution_starts_at_the_kernels_it_drew():
@@ -46,7 +46,7 @@ def test_a_weight_normalized_convolution_starts_at_the_kernels_it_drew():
 
 
 def test_a_conditioner_initializes_every_hidden_layer_on_what_comes_before():
-    network = Conditioner(3, 6, 4, layers=2, kernel=3, pooled=True).double()
+    network = Conditioner(3, 6, 4, layers=2, kernel=3, global_context=True).double()
     network.initialize(image())
     means = []
     for conv in network.hidden:
@@ -57,7 +57,7 @@ def test_a_conditioner_initializes_every_hidden_layer_on_what_comes_before():
 
 
 def test_a_pooled_conditioner_adds_a_linear_map_of_the_first_layers_mean_to_every_position():
-    network = perturbed(Conditioner(3, 6, 4, pooled=True)).double()
+    network = perturbed(Conditioner(3, 6, 4, global_context=True)).double()
     first, second = network.hidden
     y = F.relu(first(image()))
     mean = y.mean((2, 3)) @ network.pool.weight.T + network.pool.bias
@@ -75,7 +75,7 @@ def test_a_residual_conditioner_initializes_every_norm_on_what_comes_before():
         assert (part.norm.momentum, part.norm.uses_batch) == (0.05, False)
 
     for part in network.modules():
-        if isinstance(part, NetworkNorm):
+        if isinstance(part, AffineBatchNorm):
             part.register_forward_hook(note)
     network(image())
     assert len(seen) == sum(isinstance(part, BatchNorm) for part in network.modules()) == 6

@@ -14,7 +14,7 @@ import pytest
 import torch
 from builders import TINY, build_tiny, source_of
 
-from flowcore.networks.residual import NetworkNorm
+from flowcore.networks.residual import AffineBatchNorm
 from flowcore.training.objective import NO_PENALTIES, Likelihood, make_objective
 from flowcore.training.recipe import Stage
 from flowcore.training.stage import PeakMemory, largest_batch, recomputable_modules, recompute_activations
@@ -70,7 +70,7 @@ def test_recomputed_steps_have_the_same_gradients(architecture):
 def test_running_moments_follow_a_batch_once():
     one = tiny("realnvp")
     norms = [m for m in one.modules() if isinstance(m, BatchNorm)]
-    assert any(isinstance(m, NetworkNorm) for m in one.modules())
+    assert any(isinstance(m, AffineBatchNorm) for m in one.modules())
     assert norms
     two = copy.deepcopy(one)
     for flow, way in ((one, False), (two, True)):

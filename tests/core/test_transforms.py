@@ -10,7 +10,7 @@ from builders import move_buffers
 from torch import nn
 
 from flowcore.errors import ConditionError, FlowError, PrecisionError, ShapeError
-from flowcore.networks import Conditioner, DenseConditioner, DenseConvs, FixedPrior, ScaledConv, TablePrior, TopPrior
+from flowcore.networks import Conditioner, DenseConvs, FixedPrior, MLPConditioner, TablePrior, TopPrior, ZeroConv
 from flowcore.testing import check, perturbed, tensors
 from flowcore.transforms import (
     ActNorm,
@@ -132,7 +132,7 @@ def invertible_conv(initialized=False, **options):
 
 
 def split(kept):
-    return case(Split(ScaledConv(kept, 2 * (5 - kept)), kept=kept), data(5))
+    return case(Split(ZeroConv(kept, 2 * (5 - kept)), kept=kept), data(5))
 
 
 def split_without_prior(kept):
@@ -191,8 +191,8 @@ CASES = {
     **by_options(injector, {"eps": 0.0}, {"eps": 1e-4}, {"scaling": "atan"}, {"scaling": "exp"}),
     **by_options(injector, {"scaling": "narrow"}),
     **by_options(condition_on_channels, *options(kept=[1, 2], cond_channels=[0, 3])),
-    "split of 4": lambda: case(Split(ScaledConv(2, 4)), data(4)),
-    "split of 5": lambda: case(Split(ScaledConv(2, 6)), data(5)),
+    "split of 4": lambda: case(Split(ZeroConv(2, 4)), data(4)),
+    "split of 5": lambda: case(Split(ZeroConv(2, 6)), data(5)),
     "split without a prior": lambda: plain(Split(None), data(5)),
     **by_options(split, *options(kept=[1, 2, 4])),
     **by_options(split_without_prior, *options(kept=[1, 2, 4])),
@@ -416,7 +416,7 @@ def test_logdet_of_a_prior_lies_where_its_deviations_do():
 
 
 def test_logdet_of_pixelwise_maps_is_spread_evenly():
-    flat = Chain(Flatten(5, 4, 6), perturbed(Coupling(DenseConditioner(60, 6, 120))))
+    flat = Chain(Flatten(5, 4, 6), perturbed(Coupling(MLPConditioner(60, 6, 120))))
     norms = perturbed(ActNorm(5, log_factor=3.0)), perturbed(SignedActNorm(5)), move_buffers(BatchNorm(5))
     for transform in (*norms, perturbed(InvertibleConv(5)), PixelMap(0.3, 0.7), whitening(5), flat):
         amounts = transform.double().by_position(data(5))[1]

@@ -85,7 +85,7 @@ def actnorm(ours: str, published: str) -> Iterator[Origin]:
 
 
 def zero_conv(ours: str, published: str, conv: str = "") -> Iterator[Origin]:
-    """Take a ``ScaledConv``; ``conv`` is the suffix of its kernel's name."""
+    """Take a ``ZeroConv``; ``conv`` is the suffix of its kernel's name."""
     yield from take_conv(ours, published + conv)
     yield take(f"{ours}.log_scale", f"{published}.logs", torch.flatten)
 
