@@ -14,7 +14,7 @@ from .condition import Condition
 from .device import FULL_PRECISION
 from .errors import ConditionError, FlowError, PrecisionError, ShapeError
 from .prior import Shape, Temperature, height_and_width, log_density, log_prob, sample_latents
-from .transforms import Chain, Estimated, LevelCondition, Residual, Split, Squeeze, Transform, batch_moments, spread
+from .transforms import Chain, Estimated, LevelCondition, Residual, Split, Squeeze, Transform, spread, use_batch_moments
 
 
 class Details(nn.Module):
@@ -232,7 +232,7 @@ class Flow(Transform[list[Tensor], Condition]):
         mode with gradients, batch norms (Real NVP) normalize by the moments of this batch, and update the running ones.
         Otherwise, and always in ``forward``, they use the running moments.
         """
-        with batch_moments(self) if self.training and torch.is_grad_enabled() else nullcontext():
+        with use_batch_moments(self) if self.training and torch.is_grad_enabled() else nullcontext():
             latents, logdet = self(x, cond)
         return log_prob(latents) + logdet
 

@@ -16,7 +16,7 @@ from ..errors import FlowError
 from ..flow import Level
 from ..model import Capabilities, FlowModel, Task
 from ..networks import MLPConditioner
-from ..transforms import Coupling, Flatten, Permutation, PixelMap, Transform
+from ..transforms import Coupling, FixedAffine, Flatten, Permutation, Transform
 from .fields import Range, check_fields, short_repr, size_tuple
 from .inputs import label_weights
 
@@ -66,7 +66,7 @@ def class_conditional(config: ClassConditionalConfig) -> FlowModel[ClassConditio
         config=config,
         architecture="class_conditional",
         capabilities=Capabilities(source="labels", tasks=config.tasks),
-        prelude=PixelMap(config.shift, config.width),
+        prelude=FixedAffine(config.shift, config.width),
         condition_encoder=_encode_labels,
         classes=config.classes,
         image_size=config.image_size,

@@ -12,7 +12,7 @@ from ..flow import Level
 from ..model import Capabilities, FlowModel, Task
 from ..networks import VectorField
 from ..networks.vector_field import Activation, TimeInput
-from ..transforms import ODE, ActNorm, BatchNorm, Chain, Logit, PixelMap, Solver, Split, Squeeze, Transform
+from ..transforms import ODE, ActNorm, BatchNorm, Chain, FixedAffine, Logit, Solver, Split, Squeeze, Transform
 from .fields import Range, check_fields, short_repr, size_tuple
 
 
@@ -81,7 +81,7 @@ def ffjord(config: FFJORDConfig) -> FlowModel[FFJORDConfig]:
         architecture="ffjord",
         # four stages of a step, each with its slopes
         capabilities=Capabilities(source="none", tasks=config.tasks, floats_per_pixel=8.0 * sum(config.hidden)),
-        prelude=Logit(config.alpha) if config.alpha else PixelMap(0.5),
+        prelude=Logit(config.alpha) if config.alpha else FixedAffine(0.5),
         image_size=config.image_size,
     )
 

@@ -16,7 +16,17 @@ from ..errors import FlowError
 from ..flow import Level
 from ..model import Capabilities, FlowModel, Task
 from ..networks import Conditioner, Edge, PlainConditioner, TablePrior, TopPrior, ZeroConv
-from ..transforms import ActNorm, Chain, Coupling, InvertibleConv, Permutation, PixelMap, SignedActNorm, Split, Whiten
+from ..transforms import (
+    ActNorm,
+    Chain,
+    Coupling,
+    FixedAffine,
+    InvertibleConv,
+    Permutation,
+    SignedActNorm,
+    Split,
+    Standardize,
+)
 from .fields import Range, check_fields, short_repr, size_tuple
 from .inputs import label_weights
 
@@ -89,9 +99,9 @@ def glow(config: GlowConfig) -> FlowModel[GlowConfig]:
         channels = channels if last else channels // 2
     top = None
     if config.split_prior == "table":
-        top = Whiten(_table(channels, config.levels, config))
+        top = Standardize(_table(channels, config.levels, config))
     elif config.learned_top or config.classes:
-        top = Whiten(TopPrior(channels, learned=config.learned_top, edge=config.edge, classes=config.classes))
+        top = Standardize(TopPrior(channels, learned=config.learned_top, edge=config.edge, classes=config.classes))
     source = "labels" if config.classes else "none"
     floats = 3 / 4 * config.hidden  # activations: three tensors of the hidden width, at a quarter of the pixels
     dequantizer = None
@@ -103,7 +113,7 @@ def glow(config: GlowConfig) -> FlowModel[GlowConfig]:
         config=config,
         architecture="glow",
         capabilities=Capabilities(source=source, tasks=config.tasks, floats_per_pixel=floats),
-        prelude=PixelMap(0.5) if config.pixels == "centred" else None,
+        prelude=FixedAffine(0.5) if config.pixels == "centred" else None,
         top=top,
         condition_encoder=_encode_labels if config.classes else None,
         classes=config.classes,

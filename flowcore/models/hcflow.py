@@ -24,13 +24,13 @@ from ..transforms import (
     Center,
     Chain,
     Coupling,
+    FixedAffine,
     Haar,
     Injector,
     InvertibleConv,
-    PixelMap,
     Split,
+    Standardize,
     Transform,
-    Whiten,
 )
 from .fields import Range, check_fields
 from .inputs import LR, check_source
@@ -79,7 +79,8 @@ def hcflow(config: HCFlowConfig) -> FlowModel[HCFlowConfig]:
     channels = IMAGE_CHANNELS
     for number in range(1, config.levels + 1):
         channels *= 4
-        steps: list[Transform] = [PixelMap(0, 2)] if config.rescaling else []  # Haar means become block means
+        # Haar means are twice the means of 2x2 blocks, which are the LR image.
+        steps: list[Transform] = [FixedAffine(shift=0, width=2)] if config.rescaling else []
         steps += [Chain(*_step(channels, k, config)) for k in range(config.steps)]
         continuing = IMAGE_CHANNELS if number == config.levels else channels // 2
         details = _details(continuing, channels - continuing, config.levels - number, config)
@@ -92,7 +93,7 @@ def hcflow(config: HCFlowConfig) -> FlowModel[HCFlowConfig]:
         config=config,
         architecture="hcflow",
         capabilities=Capabilities(source="low_resolution", tasks=config.tasks),
-        top=Chain(Center(), Whiten(FixedPrior(LR_LOG_STD))),
+        top=Chain(Center(), Standardize(FixedPrior(LR_LOG_STD))),
         condition_encoder=_encode_lr,
         condition_scale=config.scale,
         anchored=True,

@@ -14,7 +14,7 @@ from ..errors import FlowError
 from ..flow import Level
 from ..model import Capabilities, FlowModel, Task
 from ..networks import CausalTransformer
-from ..transforms import Autoregression, PixelMap, Squeeze, Transform, Variances
+from ..transforms import Autoregression, FixedAffine, Squeeze, Transform, Variances
 from .fields import Range, check_fields, short_repr, size_tuple
 from .inputs import label_weights
 
@@ -91,7 +91,7 @@ def tarflow(config: TarFlowConfig) -> FlowModel[TarFlowConfig]:
         capabilities=Capabilities(
             source=source, tasks=config.tasks, floats_per_pixel=floats / config.patch**2, guided=config.classes > 0
         ),
-        prelude=PixelMap(0.5, 0.5),
+        prelude=FixedAffine(0.5, 0.5),
         condition_encoder=_encode_labels if config.classes else None,
         classes=config.classes,
         image_size=config.image_size,

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..transforms import BatchNorm, batch_moments
+from ..transforms import BatchNorm, use_batch_moments
 
 
 class WeightNormConv(nn.Module):
@@ -98,7 +98,7 @@ class ResidualConditioner(nn.Module):
         momenta = {module: module.momentum for module in self.modules() if isinstance(module, BatchNorm)}
         for norm in momenta:
             norm.momentum = 1.0
-        with batch_moments(self):
+        with use_batch_moments(self):
             self.forward(x)
         for norm, momentum in momenta.items():
             norm.momentum = momentum

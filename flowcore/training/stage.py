@@ -20,7 +20,7 @@ from ..errors import FlowError
 from ..flow import Level
 from ..model import FlowModel
 from ..networks import LREncoder
-from ..transforms import ODE, BatchNorm, InvertibleConv, batch_moments
+from ..transforms import ODE, BatchNorm, InvertibleConv, use_batch_moments
 from .data import Data
 from .objective import Likelihood, Noise, make_objective, pretrained_backbone
 from .recipe import Recipe, Stage
@@ -127,7 +127,7 @@ class StageRunner:
         average = self.run.distributed.mean if self.run.distributed.is_active else None
         dtype = torch.bfloat16 if self.state.precision == "bfloat16" else torch.float32
         with recompute_activations(self.flow) if self.state.recompute == "always" else nullcontext():
-            with batch_moments(self.flow, average=average), autocast(torch.device(self.run.device), dtype):
+            with use_batch_moments(self.flow, average=average), autocast(torch.device(self.run.device), dtype):
                 loss = self.module(x, source, noise)
             loss.backward()
         return loss.detach()
@@ -376,7 +376,7 @@ def _recomputing(module: nn.Module, run: Callable[..., Any]) -> Callable[..., An
         if not any(norm.uses_batch for norm in norms):
             return nullcontext(), nullcontext()
         # running moments follow a batch once, not again when it is recomputed
-        return nullcontext(), batch_moments(module, average=norms[0].average, update=False)
+        return nullcontext(), use_batch_moments(module, average=norms[0].average, update=False)
 
     def method(*args: Any) -> Any:
         if not torch.is_grad_enabled():

@@ -1,15 +1,15 @@
 """Bijections, one kind to a file; ``transform.py`` states the law that all of them obey."""
 
-from .actnorm import ActNorm, BatchNorm, SignedActNorm, batch_moments
+from .actnorm import ActNorm, BatchNorm, SignedActNorm, use_batch_moments
 from .autoregression import Autoregression
 from .coupling import CheckerboardCoupling, ConditionOnChannels, Coupling, Injector, Scaling
 from .estimated import Estimated, draw_probes
 from .invconv import InvertibleConv, Permutation
 from .level_condition import Guidance, LevelCondition, MultiScaleFeatures, Probes, ScaledFeatures
 from .ode import ODE, Solver, path_costs
-from .pixels import ChannelWhitening, Logit, PixelMap
+from .pixels import ChannelWhitening, FixedAffine, Logit
 from .residual import Residual
-from .split import Center, Split, Variances, Whiten
+from .split import Center, Split, Standardize, Variances
 from .squeeze import CheckerboardSqueeze, Flatten, Haar, InterpolatedDetails, Squeeze, Unflatten, Unsqueeze
 from .transform import Chain, NoPositionsError, Transform, flat_parts, map_tensors, spread, tensors
 
@@ -26,6 +26,7 @@ __all__ = [
     "ConditionOnChannels",
     "Coupling",
     "Estimated",
+    "FixedAffine",
     "Flatten",
     "Guidance",
     "Haar",
@@ -37,7 +38,6 @@ __all__ = [
     "MultiScaleFeatures",
     "NoPositionsError",
     "Permutation",
-    "PixelMap",
     "Probes",
     "Residual",
     "ScaledFeatures",
@@ -46,16 +46,16 @@ __all__ = [
     "Solver",
     "Split",
     "Squeeze",
+    "Standardize",
     "Transform",
     "Unflatten",
     "Unsqueeze",
     "Variances",
-    "Whiten",
-    "batch_moments",
     "draw_probes",
     "flat_parts",
     "map_tensors",
     "path_costs",
     "spread",
     "tensors",
+    "use_batch_moments",
 ]

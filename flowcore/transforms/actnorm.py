@@ -90,8 +90,8 @@ class BatchNorm(Transform):
     inverse: ``x = z * sqrt(var + eps) + mean``. ``initialize`` takes the moments of its batch.
 
     ``mean`` and ``var`` are buffers, used in both training and evaluation mode, which makes this a bijection. Inside
-    ``with batch_moments(model):``, which ``Flow.log_prob`` enters in training, forward uses the moments of the batch
-    instead, and updates the buffers, their running averages: an exception to the law.
+    ``use_batch_moments``, which ``Flow.log_prob`` enters in training, forward uses the moments of the batch instead,
+    and updates the buffers, their running averages: an exception to the law.
 
     Source: Dinh et al., "Real NVP", section 3.7 and appendix E.
     """
@@ -104,7 +104,7 @@ class BatchNorm(Transform):
         """Start as the identity, up to eps."""
         super().__init__()
         self.eps, self.momentum = eps, momentum
-        # set by the context manager ``batch_moments`` only
+        # set by the context manager ``use_batch_moments`` only
         self.uses_batch, self.updates_running = False, True
         self.average: Callable[[Tensor], Tensor] | None = None
         self.register_buffer("mean", torch.zeros(channels))
@@ -144,7 +144,7 @@ class BatchNorm(Transform):
 
 
 @contextmanager
-def batch_moments(
+def use_batch_moments(
     model: nn.Module, *, average: Callable[[Tensor], Tensor] | None = None, update: bool = True
 ) -> Generator[None, None, None]:
     """Let every ``BatchNorm`` of a model normalize by the moments of its batch, and update its running moments.

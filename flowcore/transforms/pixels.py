@@ -11,7 +11,7 @@ from .level_condition import LevelCondition
 from .transform import Transform
 
 
-class PixelMap(Transform):
+class FixedAffine(Transform):
     """Shift and scale all pixels by fixed numbers: ``shift`` becomes 0, ``shift + width`` becomes 1.
 
     Forward: ``z = (x - shift) / width``; logdet: ``-D log(width)``, D = C * H * W; inverse: ``x = z * width + shift``.

@@ -1,4 +1,4 @@
-"""Channels that become latents: Split, in the middle of a flow; Whiten, Center and Variances, at its end."""
+"""Channels that become latents: Split, in the middle of a flow; Standardize, Center and Variances, at its end."""
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ class Split(Transform[tuple[Tensor, Tensor], LevelCondition]):
         return (x1, (x2 - mean) * torch.exp(-log_std)), logdet
 
 
-class Whiten(Transform):
+class Standardize(Transform):
     """Turn the last output of a flow into standard-normal latents, by a Gaussian prior.
 
     With ``mean, log_std = prior(x, labels)``, on even and odd channels: forward: ``z = (x - mean) * exp(-log_std)``;

@@ -11,7 +11,7 @@ from flowcore import likelihood
 from flowcore.dequantization import VariationalDequantizer
 from flowcore.errors import ConditionError
 from flowcore.testing import perturbed
-from flowcore.transforms import ActNorm, InvertibleConv, Split, batch_moments
+from flowcore.transforms import ActNorm, InvertibleConv, Split, use_batch_moments
 
 glow, realnvp, digits = (functools.partial(build_minimal, name) for name in ("glow", "realnvp", "class_conditional"))
 
@@ -57,7 +57,7 @@ def test_log_scales_of_checkerboards_start_at_0_and_those_of_halves_are_bounded_
 
 def test_the_mode_decides_whose_moments_a_density_takes():
     flow, x = move_buffers(realnvp()).double(), random_image(3, 3, 4, 6).double()
-    with batch_moments(flow, update=False):
+    with use_batch_moments(flow, update=False):
         expected = flow.log_prob(x)
     before = {name: value.clone() for name, value in flow.named_buffers()}
     for training, gradients in ((False, True), (True, False)):

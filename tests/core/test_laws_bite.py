@@ -23,8 +23,8 @@ from flowcore.transforms import (
     SignedActNorm,
     Split,
     Transform,
-    batch_moments,
     map_tensors,
+    use_batch_moments,
 )
 from flowcore.transforms.coupling import shift_scale, split_channels
 
@@ -247,7 +247,7 @@ def test_only_perturbed_parameters_show_a_wrong_inverse():
 
 
 def test_batch_norm_that_is_left_in_batch_moments():
-    with batch_moments(norm := move_buffers(BatchNorm(4))):
+    with use_batch_moments(norm := move_buffers(BatchNorm(4))):
         bites("untouched: forward changed the module's state, mean", norm)
 
 

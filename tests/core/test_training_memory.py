@@ -18,7 +18,7 @@ from flowcore.networks.residual import AffineBatchNorm
 from flowcore.training.objective import NO_PENALTIES, Likelihood, make_objective
 from flowcore.training.recipe import Stage
 from flowcore.training.stage import PeakMemory, largest_batch, recomputable_modules, recompute_activations
-from flowcore.transforms import BatchNorm, batch_moments
+from flowcore.transforms import BatchNorm, use_batch_moments
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +42,7 @@ def gradients(loss, flow, x, source, *, recompute):
     noise = loss.noise(tuple(x.shape), torch.Generator().manual_seed(2))
     torch.manual_seed(3)  # for dropout
     with recompute_activations(flow) if recompute else nullcontext():
-        with batch_moments(flow):
+        with use_batch_moments(flow):
             value = loss(x, source, noise)
         value.backward()
     found = {name: p.grad.clone() for name, p in flow.named_parameters() if p.grad is not None}

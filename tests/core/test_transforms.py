@@ -22,6 +22,7 @@ from flowcore.transforms import (
     CheckerboardSqueeze,
     ConditionOnChannels,
     Coupling,
+    FixedAffine,
     Flatten,
     Haar,
     Injector,
@@ -30,14 +31,13 @@ from flowcore.transforms import (
     LevelCondition,
     Logit,
     Permutation,
-    PixelMap,
     SignedActNorm,
     Split,
     Squeeze,
+    Standardize,
     Unsqueeze,
-    Whiten,
-    batch_moments,
     spread,
+    use_batch_moments,
 )
 
 
@@ -168,7 +168,7 @@ CASES = {
     "haar": lambda: plain(Haar(), data()),
     "interpolated details": lambda: plain(InterpolatedDetails(), data(8)),
     "permutation": lambda: plain(Permutation(torch.tensor([3, 0, 4, 1, 2])), data(5)),
-    "pixel map": lambda: plain(PixelMap(0.3, 0.7), data()),
+    "fixed affine": lambda: plain(FixedAffine(0.3, 0.7), data()),
     "logit": lambda: plain(Logit(0.05), data().sigmoid()),
     "logit near the ends": lambda: plain(Logit(1e-3), data().sigmoid()),
     "actnorm": lambda: plain(ActNorm(5), data(5)),
@@ -184,7 +184,7 @@ CASES = {
     **by_options(coupling, {"scaling": "exp", "swap": True, "cond_channels": 3}),
     **by_options(coupling, *options(scaling=["narrow", "none"], swap=[False, True], first=[1, 3])),
     "coupling with dense convolutions": lambda: case(Coupling(DenseConvs(3, 2, 4), scaling="narrow", first=3), data(5)),
-    "whiten by a fixed prior": lambda: plain(Whiten(FixedPrior(-2.0)), data(5)),
+    "standardize by a fixed prior": lambda: plain(Standardize(FixedPrior(-2.0)), data(5)),
     "center around an anchor": lambda: (Center(), data(5), anchor(5), False),
     # odd sides have more squares of one color
     **by_options(checkerboard, *options(shape=[(1, 3, 5), (3, 4, 3)], parity=[0, 1], mask_channel=[False, True])),
@@ -203,9 +203,9 @@ CASES = {
         labels(),
         False,
     ),
-    "whiten by convolution": lambda: case(Whiten(TopPrior(5)), data(5)),
-    "whiten by a table": lambda: plain(Whiten(TablePrior(5, 4, 6)), data(5)),
-    "whiten by a table of labels": lambda: (Whiten(TablePrior(5, 4, 6, classes=3)), data(5), labels(), False),
+    "standardize by convolution": lambda: case(Standardize(TopPrior(5)), data(5)),
+    "standardize by a table": lambda: plain(Standardize(TablePrior(5, 4, 6)), data(5)),
+    "standardize by a table of labels": lambda: (Standardize(TablePrior(5, 4, 6, classes=3)), data(5), labels(), False),
 }
 
 
@@ -310,7 +310,7 @@ def test_inside_batch_moments_the_batch_is_normalized_by_its_own_and_outside_by_
     norm = move_buffers(BatchNorm(3)).double().train()
     x = 3 * data(batch=4) + 7
     before = norm.mean.clone(), norm.var.clone()
-    with batch_moments(norm):
+    with use_batch_moments(norm):
         z, logdet = norm(x)
     mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
     assert torch.allclose(z, F.batch_norm(x, None, None, training=True, eps=1e-4), atol=1e-12)
@@ -319,7 +319,7 @@ def test_inside_batch_moments_the_batch_is_normalized_by_its_own_and_outside_by_
     # the running moments follow, a twentieth of the way
     assert torch.allclose(norm.mean, 0.95 * before[0] + 0.05 * mean, atol=1e-12)
     assert torch.allclose(norm.var, 0.95 * before[1] + 0.05 * var, atol=1e-12)
-    with pytest.raises(RuntimeError), batch_moments(norm):
+    with pytest.raises(RuntimeError), use_batch_moments(norm):
         raise RuntimeError
     state = {name: t.clone() for name, t in norm.state_dict().items()}
     z, _ = norm(data())
@@ -330,7 +330,7 @@ def test_inside_batch_moments_the_batch_is_normalized_by_its_own_and_outside_by_
 def test_gradients_flow_through_batch_moments():
     norm = BatchNorm(3).double()
     x = data().requires_grad_()
-    with batch_moments(norm):
+    with use_batch_moments(norm):
         z, logdet = norm(x)
     (gradient,) = torch.autograd.grad((z * data(seed=3)).sum() + logdet.sum(), x)
     expected_z = F.batch_norm(x, None, None, training=True, eps=1e-4)
@@ -408,17 +408,17 @@ def test_only_a_labeled_split_sees_the_labels():
 def test_logdet_of_a_prior_lies_where_its_deviations_do():
     raw = data(6, seed=5)
     expected = -raw[:, 1::2].sum(1)
-    assert torch.allclose(Whiten(_Constant(raw)).by_position(data())[1], expected, atol=1e-12)
+    assert torch.allclose(Standardize(_Constant(raw)).by_position(data())[1], expected, atol=1e-12)
     assert torch.allclose(Split(_Constant(raw)).by_position(data(6))[1], expected, atol=1e-12)
     table = perturbed(TablePrior(3, 4, 6)).double()
-    at_places = Whiten(table).by_position(data())[1]
+    at_places = Standardize(table).by_position(data())[1]
     assert torch.allclose(at_places, -table.log_std.sum(1).expand(2, -1, -1), atol=1e-12)
 
 
 def test_logdet_of_pixelwise_maps_is_spread_evenly():
     flat = Chain(Flatten(5, 4, 6), perturbed(Coupling(MLPConditioner(60, 6, 120))))
     norms = perturbed(ActNorm(5, log_factor=3.0)), perturbed(SignedActNorm(5)), move_buffers(BatchNorm(5))
-    for transform in (*norms, perturbed(InvertibleConv(5)), PixelMap(0.3, 0.7), whitening(5), flat):
+    for transform in (*norms, perturbed(InvertibleConv(5)), FixedAffine(0.3, 0.7), whitening(5), flat):
         amounts = transform.double().by_position(data(5))[1]
         expected = transform(data(5))[1][:, None, None] / 24
         assert expected.abs().min() > 1e-3
