@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 import flowcore
-from flowcore.checkpoints.file import read_header
+from flowcore.checkpoints.model_file import read_header
 from flowcore.evaluation.image_set import evaluate_density, list_images, read_upright, resize_to_own
 from flowcore.flow import Flow
 from flowcore.images.contact_sheet import contact_sheet

@@ -30,7 +30,7 @@ from PIL import ImageOps
 from torch import Tensor
 
 import flowcore
-from flowcore.checkpoints.file import save
+from flowcore.checkpoints.model_file import save
 from flowcore.evaluation.image_set import list_images, read_cropped, read_upright
 from flowcore.flow import Flow
 from flowcore.images.color import as_stored, luma

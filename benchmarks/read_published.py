@@ -34,7 +34,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from flowcore.checkpoints import catalog
-from flowcore.checkpoints.file import KEY, read, read_header
+from flowcore.checkpoints.model_file import KEY, read, read_header
 from flowcore.checkpoints.writing import write_atomic
 from flowcore.networks import IMDN, CompactUpscaler
 from flowcore.networks.efficientnet import EfficientNetLite0

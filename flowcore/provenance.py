@@ -24,7 +24,7 @@ import torch
 from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
-from .checkpoints import is_ours, load, read_header
+from .checkpoints import is_flowcore_file, load, read_header
 from .checkpoints.latents_file import model_sha256
 from .device import actual_precision
 from .errors import CheckpointError, FlowError
@@ -232,7 +232,7 @@ def find_model(entry: Provenance, named: Path | None, others: Iterable[tuple[str
             return entry.model, flow
     for name, path in others:
         # reading a header is cheap; files without one would have to be converted first, and are skipped
-        if path == named or not is_ours(path):
+        if path == named or not is_flowcore_file(path):
             continue
         with contextlib.suppress(CheckpointError):
             if read_header(path).architecture == entry.architecture:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import flowcore
 from ..flowcore import FlowError, FlowModel
-from ..flowcore.checkpoints.file import read_header
+from ..flowcore.checkpoints.model_file import read_header
 from ..flowcore.images.files import IMAGE_SUFFIXES, read
 from ..flowcore.training.image_sources import find_images, folder_problem, folder_stamp
 from ..flowcore.training.recipe import RECIPES, Recipe, fingerprint, read_recipe

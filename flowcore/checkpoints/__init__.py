@@ -9,11 +9,21 @@ from ..device import check_device
 from ..errors import CheckpointError
 from ..model import FlowModel
 from . import catalog
-from .file import is_ours, read, read_config, read_header, save
+from .model_file import is_flowcore_file, read, read_config, read_header, save
 from .published import convert
 from .sources import register_source
 
-__all__ = ["catalog", "convert", "is_ours", "load", "read", "read_config", "read_header", "register_source", "save"]
+__all__ = [
+    "catalog",
+    "convert",
+    "is_flowcore_file",
+    "load",
+    "read",
+    "read_config",
+    "read_header",
+    "register_source",
+    "save",
+]
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", **config_overrides: Any) -> FlowModel:
@@ -45,5 +55,5 @@ def load(path: str | Path, device: str | torch.device = "cpu", **config_override
             f"There is no file {str(file)[:200]}, and no shipped model of that name (shipped: {shipped}). Check "
             "the name."
         )
-    flow = read(file, config_overrides) if is_ours(file) else convert(file, config_overrides)
+    flow = read(file, config_overrides) if is_flowcore_file(file) else convert(file, config_overrides)
     return flow.to(device)

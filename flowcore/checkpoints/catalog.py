@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .file import read_header
+from .model_file import read_header
 
 FOLDER = Path(__file__).resolve().parents[1] / "weights"
 STARTER_MEMORY = "color-photos-memory"
@@ -28,20 +28,20 @@ def path(name: str) -> Path:
     return FOLDER / f"{name}.safetensors"
 
 
-def is_for_damaged(provenance: Mapping[str, Any]) -> bool:
+def is_robust(provenance: Mapping[str, Any]) -> bool:
     """Return True if a model was trained on photographs with realistic noise and JPEG blocks, by its recipe."""
     return 'degradation = "realistic"' in str(provenance.get("recipe", ""))
 
 
-def is_of_faces(provenance: Mapping[str, Any]) -> bool:
+def is_face_model(provenance: Mapping[str, Any]) -> bool:
     """Return True if a model was trained on faces only, by its recipe."""
     return 'name = "srflow-faces' in str(provenance.get("recipe", ""))
 
 
 @cache
-def for_damaged(scale: int, *, faces: bool) -> str | None:
+def robust_upscaler(scale: int, *, faces: bool) -> str | None:
     """Name the shipped model that enlarges damaged photographs, or faces, by ``scale``; None if there is none."""
     headers = {name: read_header(path(name)) for name in names()}
-    robust = (name for name, header in headers.items() if is_for_damaged(header.provenance))
-    fitting = (name for name in robust if is_of_faces(headers[name].provenance) == faces)
+    robust = (name for name, header in headers.items() if is_robust(header.provenance))
+    fitting = (name for name in robust if is_face_model(headers[name].provenance) == faces)
     return next((name for name in fitting if headers[name].config.get("scale") == scale), None)

@@ -18,7 +18,7 @@ from ..errors import CheckpointError, FlowError
 from ..model import FlowModel
 from ..networks import LumaEncoder
 from ..networks.memory import MAX_CELLS, NEIGHBORS, CellMemory
-from . import catalog, file
+from . import catalog, model_file
 from .writing import write_atomic
 
 FORMAT = 1
@@ -91,22 +91,22 @@ class ColorMemory:
         """Read one; CheckpointError if the file is missing, damaged, of another kind, or of a newer flowcore."""
         path = Path(path)
         advice = "Make the memory again: python -m flowcore remember FOLDER OUT."
-        with file.open_safetensors(path, advice) as opened:
-            header = _parse(path.name, opened.metadata() or {}, advice)
-            shapes, types = file.shapes_and_types(opened)
+        with model_file.open_safetensors(path, advice) as file:
+            header = _parse(path.name, file.metadata() or {}, advice)
+            shapes, types = model_file.shapes_and_types(file)
             cells = (shapes.get("keys") or (0,))[0]
             if not 1 <= cells <= MAX_CELLS:
                 raise CheckpointError(f"{path.name} holds {cells} places; expected 1 to {MAX_CELLS}. {advice}")
             places = CellMemory(cells)
             tensors = places.state_dict()
-            file.check_shapes(path.name, {name: tuple(t.shape) for name, t in tensors.items()}, shapes)
+            model_file.check_shapes(path.name, {name: tuple(t.shape) for name, t in tensors.items()}, shapes)
             for name, kind in types.items():
                 if TYPES.get(kind) != tensors[name].dtype:
                     raise CheckpointError(
                         f"{name} in {path.name} is of type {kind}; expected {tensors[name].dtype}. {advice}"
                     )
-            places.load_state_dict({name: opened.get_tensor(name).clone() for name in tensors})
-        file.check_finite(path.name, places.state_dict())
+            places.load_state_dict({name: file.get_tensor(name).clone() for name in tensors})
+        model_file.check_finite(path.name, places.state_dict())
         photograph = places.get_buffer("photograph")
         if int(photograph.min()) < 0 or int(photograph.max()) >= header["photographs"]:
             raise CheckpointError(f"{path.name} numbers its photographs wrongly: it is damaged. {advice}")
@@ -178,11 +178,11 @@ def _sha256(tensors: Mapping[str, Tensor]) -> str:
 def _parse(name: str, metadata: Mapping[str, str], advice: str) -> dict[str, Any]:
     """Check an untrusted header."""
     if KEY not in metadata:
-        what = "a flowcore model" if file.KEY in metadata else "a safetensors file of another kind"
+        what = "a flowcore model" if model_file.KEY in metadata else "a safetensors file of another kind"
         raise CheckpointError(f"{name} is {what}; expected a memory of colors. {advice}")
-    with file.header_errors(name, advice):
+    with model_file.header_errors(name, advice):
         raw: dict[str, Any] = json.loads(metadata[KEY])
-        file.check_format(name, raw["format"], FORMAT)
+        model_file.check_format(name, raw["format"], FORMAT)
         if type(raw["photographs"]) is not int or raw["photographs"] < 1:
             raise TypeError("photographs is not a number")
         if type(raw["backbone"]) is not str or type(raw["provenance"]) is not dict:

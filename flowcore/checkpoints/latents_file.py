@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import CheckpointError, FlowError, ShapeError
 from ..model import FlowModel
 from ..models.fields import OF_GUIDE, SAMPLING
-from . import file
+from . import model_file
 from .writing import write_atomic
 
 FORMAT = 1
@@ -114,14 +114,16 @@ def save_latents(
 def read_latents_header(path: str | Path) -> LatentsHeader:
     """Read the header of a file of latents, without reading a tensor; CheckpointError if there is none that fits."""
     path = Path(path)
-    with file.open_safetensors(path, "Expected latents that were saved with save_latents.") as opened:
-        metadata: dict[str, str] = opened.metadata() or {}
+    with model_file.open_safetensors(path, "Expected latents that were saved with save_latents.") as file:
+        metadata: dict[str, str] = file.metadata() or {}
     if KEY not in metadata:
-        what = "a flowcore model" if file.KEY in metadata else "a safetensors file without a flowcore_latents header"
+        what = (
+            "a flowcore model" if model_file.KEY in metadata else "a safetensors file without a flowcore_latents header"
+        )
         raise CheckpointError(f"{path.name} is {what}; expected latents that were saved with save_latents.")
-    with file.header_errors(path.name, "Save the latents again."):
+    with model_file.header_errors(path.name, "Save the latents again."):
         raw = json.loads(metadata[KEY])
-        file.check_format(path.name, raw["format"], FORMAT)
+        model_file.check_format(path.name, raw["format"], FORMAT)
         header = _parse(raw)
     return header
 
@@ -133,8 +135,8 @@ def load_latents(path: str | Path) -> tuple[list[Tensor], LatentsHeader, Tensor 
     expected = {f"level{k}": shape for k, shape in enumerate(header.shapes)}
     if header.source is not None:
         expected["source"] = header.source
-    with file.open_safetensors(path, "Save the latents again.") as opened:
-        actual, kinds = file.shapes_and_types(opened)
+    with model_file.open_safetensors(path, "Save the latents again.") as file:
+        actual, kinds = model_file.shapes_and_types(file)
         types = sorted(set(kinds.values()))
         if actual != expected or types != ["F32"]:
             raise CheckpointError(
@@ -143,8 +145,8 @@ def load_latents(path: str | Path) -> tuple[list[Tensor], LatentsHeader, Tensor 
                 "damaged: save the latents again."
             )
         # Cloned: safetensors maps the file, which may be replaced.
-        tensors = {name: opened.get_tensor(name).clone() for name in expected}
-    file.check_finite(path.name, tensors, "Save the latents again.")
+        tensors = {name: file.get_tensor(name).clone() for name in expected}
+    model_file.check_finite(path.name, tensors, "Save the latents again.")
     return [tensors[f"level{k}"] for k in range(len(header.shapes))], header, tensors.get("source")
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, FlowError
 from ..model import FlowModel
-from .file import KEY, open_safetensors
+from .model_file import KEY, open_safetensors
 from .pickled import check_pickle
 from .sources import SOURCES
 from .sources.source import Source, State
@@ -55,7 +55,7 @@ def convert(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Flo
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _unsupported(problem: str) -> CheckpointError:
+def _unsupported_error(problem: str) -> CheckpointError:
     return CheckpointError(
         f"{problem} Supported: flowcore models (.safetensors) and the checkpoints of "
         f"{', '.join(source.name for source in SOURCES)} (.pth, .pt, .safetensors); docs/published-weights.md lists "
@@ -102,7 +102,7 @@ LOOKS = (
 def _read(path: Path) -> Any:
     """Read the content of a file, mapped where possible."""
     if path.is_dir():
-        raise _unsupported("this is a folder; give the file in it.")
+        raise _unsupported_error("this is a folder; give the file in it.")
     if not path.is_file():
         raise CheckpointError(f"there is no such file in {path.parent}. Check the name.")
     size = path.stat().st_size
@@ -125,7 +125,7 @@ def _read(path: Path) -> Any:
             check_pickle(mapped, size, many=True)
         return _read_torch(path, mapped=False)
     looks = (what for first, what in FIRST_BYTES.items() if head.lstrip().startswith(first))
-    raise _unsupported(f"this is {next(looks, 'not a model file')}.")
+    raise _unsupported_error(f"this is {next(looks, 'not a model file')}.")
 
 
 def _pickle_of_archive(path: Path) -> bytes:
@@ -140,26 +140,26 @@ def _pickle_of_archive(path: Path) -> bytes:
             "this torch checkpoint is truncated or damaged: it does not end with a table of contents. Fetch it again."
         )
     if int.from_bytes(end[12:16], "little") > MAX_CONTENTS:
-        raise _unsupported("the table of contents of this archive is larger than that of any model.")
+        raise _unsupported_error("the table of contents of this archive is larger than that of any model.")
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             if sum(entry.file_size for entry in entries) > size:
-                raise _unsupported("this archive unpacks to more than its own size, which no checkpoint does.")
+                raise _unsupported_error("this archive unpacks to more than its own size, which no checkpoint does.")
             names = [entry.filename for entry in entries]
             pickles = [name for name in names if name.split("/")[-1] == "data.pkl"]
             if not pickles:
                 models = [name[:80] for name in names if name.endswith((".pth", ".pt", ".safetensors"))]
                 inside = f"; it holds {', '.join(models[:3])}" if models else ""
-                raise _unsupported(
+                raise _unsupported_error(
                     f"this is a zip archive, not a checkpoint{inside}. Unpack it and give the file in it."
                 )
             if any(name.split("/")[-1] == "constants.pkl" for name in names):
-                raise _unsupported("this is a TorchScript program, not a state dict.")
+                raise _unsupported_error("this is a TorchScript program, not a state dict.")
             if len({name.lower() for name in names}) < len(names):  # torch ignores case
                 raise CheckpointError("this archive holds two files of one name. It is damaged; fetch it again.")
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-                raise _unsupported(
+                raise _unsupported_error(
                     "this archive is compressed, and torch never compresses. Unpack it, and save its tensors again."
                 )
             return archive.read(pickles[0])
@@ -179,7 +179,7 @@ def _read_torch(path: Path, *, mapped: bool) -> Any:
         return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # of many types, if the bytes are hostile
         reason = str(error).partition("\n")[0][:200]
-        raise _unsupported(
+        raise _unsupported_error(
             f"this is not a torch checkpoint, or it is truncated or damaged ({reason}). Fetch it again."
         ) from error
 
@@ -194,7 +194,7 @@ class _Tensors(NamedTuple):
 def _find(loaded: Any) -> tuple[Source, State]:
     """Find the one state dict of a known layout in the content of a file."""
     if not isinstance(loaded, dict):
-        raise _unsupported(f"this file holds a {type(loaded).__name__}, not a dictionary of tensors.")
+        raise _unsupported_error(f"this file holds a {type(loaded).__name__}, not a dictionary of tensors.")
     names: list[str] = []
     candidates: list[_Tensors] = []
     for tensors in _dictionaries(loaded):
@@ -217,7 +217,7 @@ def _find(loaded: Any) -> tuple[Source, State]:
             f"torch.save(torch.load(FILE, weights_only=True){lookup}, 'model.pth')."
         )
     if not names:
-        raise _unsupported(
+        raise _unsupported_error(
             f"this file holds no weights, only {keys or 'an empty dictionary'}: the state of a trainer or of its "
             "optimizer. Give the file of the network itself."
         )
@@ -226,7 +226,7 @@ def _find(loaded: Any) -> tuple[Source, State]:
     first_names = ", ".join(name[:100] for name in names[:3]) + (", ..." if len(names) > 3 else "")
     wrapped = any(not isinstance(value, Tensor) for value in dict.values(loaded))
     content = f"has the keys {keys}, and in them" if wrapped else "holds"
-    raise _unsupported(f"this file {content} {len(names)} tensors: {first_names}. {guess}")
+    raise _unsupported_error(f"this file {content} {len(names)} tensors: {first_names}. {guess}")
 
 
 def _dictionaries(loaded: dict[Any, Any]) -> Iterator[_Tensors]:
@@ -251,7 +251,7 @@ def _without_prefixes(state: State) -> State:
     bare: dict[str, Tensor] = {}
     for key, value in state.items():
         if len(key) > MAX_NAME:
-            raise _unsupported(f"this file has a tensor whose name is longer than {MAX_NAME} characters.")
+            raise _unsupported_error(f"this file has a tensor whose name is longer than {MAX_NAME} characters.")
         name = PREFIXES.sub("", key)
         if name in bare:
             raise CheckpointError(

@@ -15,8 +15,8 @@ from ..batch.folders import Outputs, targets_done
 from ..batch.job import picture_id
 from ..checkpoints import catalog
 from ..checkpoints.color_memory import KEY, ColorMemory, starter_memory
-from ..checkpoints.file import is_ours
 from ..checkpoints.latents_file import model_sha256
+from ..checkpoints.model_file import is_flowcore_file
 from ..checkpoints.writing import check_writable, write_atomic
 from ..errors import FlowError
 from ..evaluation.image_set import read_upright, resize_to_own
@@ -146,7 +146,7 @@ def run_remember(options: Namespace) -> None:
     if out.suffix != ".safetensors":
         raise FlowError(f"A memory is written as a .safetensors file; got {out.name}. Name the output last.")
     grows = known is not None and out.exists() and out.samefile(options.add_to)
-    check_overwrite(out, partial(is_ours, key=KEY), "memory", again=options.again or grows)
+    check_overwrite(out, partial(is_flowcore_file, key=KEY), "memory", again=options.again or grows)
     flow = load_model(options, "colorize")
     if known is not None:
         known.check(flow)

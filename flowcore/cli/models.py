@@ -15,7 +15,7 @@ import torch
 
 from .. import load, provenance
 from ..checkpoints import catalog, color_memory, convert
-from ..checkpoints.file import is_ours, read_header, reconfigure, save
+from ..checkpoints.model_file import is_flowcore_file, read_header, reconfigure, save
 from ..checkpoints.writing import check_writable
 from ..device import check_device, keep_freed_memory
 from ..errors import FlowError
@@ -25,9 +25,9 @@ from .output import check_overwrite, log
 
 
 def run_convert(options: Namespace) -> None:
-    check_overwrite(options.target, is_ours, "model file", again=options.again)
+    check_overwrite(options.target, is_flowcore_file, "model file", again=options.again)
     fields = parse_assignments(options.set)
-    if is_ours(options.source) and not (options.half or options.eight_bits):
+    if is_flowcore_file(options.source) and not (options.half or options.eight_bits):
         flow = reconfigure(options.source, options.target, fields)
     else:
         flow = load(options.source, **fields)
@@ -49,12 +49,12 @@ def run_inspect(options: Namespace) -> None:
     else:
         shipped = options.model in {*catalog.names(), catalog.STARTER_MEMORY}
         path = catalog.FOLDER / f"{options.model}.safetensors" if shipped else Path(options.model)
-        if path.is_file() and is_ours(path, color_memory.KEY):
+        if path.is_file() and is_flowcore_file(path, color_memory.KEY):
             memory = color_memory.ColorMemory.load(path)
             facts = {"photographs": memory.photographs, "places": memory.places.cells, "backbone": memory.backbone}
             facts |= {name: getattr(memory, name) for name in color_memory.LOOKUP_FIELDS}
             content = {"memory": facts, "provenance": memory.provenance}
-        elif path.is_file() and not is_ours(path):
+        elif path.is_file() and not is_flowcore_file(path):
             flow = convert(path, parse_assignments(options.set))
             config = dataclasses.asdict(flow.config)
             content = {"architecture": flow.architecture, "config": config, "provenance": flow.provenance}
@@ -68,7 +68,7 @@ def run_styles(options: Namespace) -> None:
     from ..training.recipe import held_out_names
     from ..training.styles import FACES, measure_attributes, measure_styles, parse_attribute, read_attribute_table
 
-    check_overwrite(options.target, is_ours, "model file", again=options.again)
+    check_overwrite(options.target, is_flowcore_file, "model file", again=options.again)
     flow = load(options.model)
     if flow.classes:
         digits = Digits(options.data)

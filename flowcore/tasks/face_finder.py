@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..checkpoints import catalog
-from ..checkpoints.file import open_safetensors
+from ..checkpoints.model_file import open_safetensors
 from ..errors import FlowError
 from ..images.faces import EYE_LINE, LEFT, RIGHT, FacePlace, Point, cut_face
 from ..images.resize import resize

@@ -90,9 +90,9 @@ def _describe(pixels: bytes, height: int, width: int) -> str:
 
 def model_for_damaged(flow: FlowModel) -> str | None:
     """Name the shipped model for damaged photographs that enlarges as far as ``flow``, if it is another."""
-    if catalog.is_for_damaged(flow.provenance):
+    if catalog.is_robust(flow.provenance):
         return None
-    return catalog.for_damaged(flow.condition_scale, faces=catalog.is_of_faces(flow.provenance))
+    return catalog.robust_upscaler(flow.condition_scale, faces=catalog.is_face_model(flow.provenance))
 
 
 def notify_of_damage(flow: FlowModel, images: Tensor, notify: Callable[[str], None]) -> None:

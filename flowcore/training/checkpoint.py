@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..checkpoints import catalog
-from ..checkpoints.file import is_ours, read, read_header
+from ..checkpoints.model_file import is_flowcore_file, read, read_header
 from ..checkpoints.writing import replacing
 from ..device import is_out_of_memory
 from ..errors import FlowError
@@ -209,7 +209,7 @@ def load_encoder(flow: FlowModel, path: Path, *, backbone_alone: bool = False) -
             return "encoder"
         assert encoder is not None
         prefix = "backbone."
-        if not is_ours(path):
+        if not is_flowcore_file(path):
             theirs = {prefix + name: t.float() for name, t in load_file(path).items()}
         else:
             theirs = {} if (other := read(path).encoder) is None else other.state_dict()

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints.file import read
+from ..checkpoints.model_file import read
 from ..device import has_bfloat16, is_out_of_memory
 from ..errors import FlowError
 from ..models import build

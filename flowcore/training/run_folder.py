@@ -21,7 +21,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..checkpoints.file import read_header, save
+from ..checkpoints.model_file import read_header, save
 from ..checkpoints.published import file_sha256
 from ..checkpoints.writing import SavingError, replacing, write_atomic
 from ..errors import FlowError

@@ -18,7 +18,7 @@ from builders import hcflow_checkpoint, srflow_checkpoint
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flowcore.checkpoints.file import build_on_meta
+from flowcore.checkpoints.model_file import build_on_meta
 from flowcore.checkpoints.sources.source import Origin, Source
 from flowcore.flow import Flow
 from flowcore.inference.plan import Plan

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from flowcore.checkpoints import catalog, convert, file, load
+from flowcore.checkpoints import catalog, convert, load, model_file
 from flowcore.checkpoints.sources import SRFLOW
 from flowcore.errors import CheckpointError, FlowError
 
@@ -113,11 +113,11 @@ def test_provenance_and_saving_again(tmp_path, small_state, expected):
     assert flow.provenance["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert "CC BY-NC-SA 4.0" in flow.provenance["licence"]
     assert "check the license of your file" in flow.provenance["licence"]
-    file.save(flow, tmp_path / "ours.safetensors")
+    model_file.save(flow, tmp_path / "ours.safetensors")
     again = load(str(tmp_path / "ours.safetensors"))
     assert same(again, expected)
     assert again.provenance == flow.provenance
-    assert file.read_header(tmp_path / "ours.safetensors").config["stacked_blocks"] == list(STACKED)
+    assert model_file.read_header(tmp_path / "ours.safetensors").config["stacked_blocks"] == list(STACKED)
     with pytest.raises(CheckpointError, match="flowcore model already"):
         convert(tmp_path / "ours.safetensors")
     config = load(path, **BLOCKS, quant_bins=256, affine_eps=0.01).config
@@ -305,7 +305,7 @@ def test_catalog(tmp_path, monkeypatch, expected):
     with pytest.raises(CheckpointError, match="none is shipped"):
         catalog.path("srflow-x4")
     for name in ("small", "another"):
-        file.save(expected, tmp_path / f"{name}.safetensors", provenance={"source": name})
+        model_file.save(expected, tmp_path / f"{name}.safetensors", provenance={"source": name})
     assert catalog.names() == ["another", "small"]
     assert catalog.path("small") == tmp_path / "small.safetensors"
     for find, said in ((catalog.path, "choose another or small"), (load, "another, small")):

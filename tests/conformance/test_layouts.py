@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flowcore import likelihood
 from flowcore.checkpoints import load
-from flowcore.checkpoints.file import build_on_meta
+from flowcore.checkpoints.model_file import build_on_meta
 from flowcore.checkpoints.sources import CHRISCHUTE, HCFLOW, LLFLOW, SOURCES, SRFLOW, SRFLOW_DA
 from flowcore.checkpoints.sources.source import Checkpoint
 from flowcore.errors import CheckpointError

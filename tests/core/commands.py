@@ -7,7 +7,7 @@ import torch
 from builders import build_tiny
 from PIL import Image
 
-from flowcore.checkpoints.file import save
+from flowcore.checkpoints.model_file import save
 from flowcore.cli.main import main
 from flowcore.images import files
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 
 import flowcore
-from flowcore.checkpoints import convert, is_ours, latents_file, read, read_header
+from flowcore.checkpoints import convert, is_flowcore_file, latents_file, read, read_header
 from flowcore.models import build
 
 MAX_SECONDS = 5.0  # to read a file
 TIMEOUT = 60  # seconds, after which a hang ends the process with a traceback
-MAX_MEMORY = 256 * 2**20  # bytes beside eight times the file, see flowcore/checkpoints/file.py
+MAX_MEMORY = 256 * 2**20  # bytes beside eight times the file, see flowcore/checkpoints/model_file.py
 MAX_MESSAGE = 1500  # characters
 
 
@@ -127,7 +127,7 @@ def _read(path: Path, overrides: dict) -> tuple[dict[str, str], list[str]]:
     """Read a file with every reader; return the error of each, and what was wrong with how it went."""
     ways = {
         "read_header": lambda: read_header(path),
-        "is_ours": lambda: is_ours(path),
+        "is_flowcore_file": lambda: is_flowcore_file(path),
         "load": lambda: _check_model(flowcore.load(path, **overrides)),
         "read": lambda: read(path),
         "convert": lambda: convert(path, overrides),
@@ -135,7 +135,7 @@ def _read(path: Path, overrides: dict) -> tuple[dict[str, str], list[str]]:
         "load_latents": lambda: _check_latents(latents_file.load_latents(path)[0]),
     }
     errors, wrong = {}, []
-    del ways["read" if is_ours(path) else "convert"]  # load does it
+    del ways["read" if is_flowcore_file(path) else "convert"]  # load does it
     for name, way in ways.items():
         start = time.process_time()  # not wall time: other tests may run; TIMEOUT limits waiting
         try:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from flowcore import ColorMemory
 from flowcore.checkpoints import catalog
 from flowcore.checkpoints.color_memory import KEY as MEMORY
-from flowcore.checkpoints.file import KEY
+from flowcore.checkpoints.model_file import KEY
 from flowcore.training.recipe import held_out_names
 
 ROOT = Path(__file__).parents[2]

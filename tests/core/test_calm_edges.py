@@ -11,8 +11,8 @@ from torch import Tensor
 
 import flowcore
 from flowcore import FlowError, temperature_grid, upscale
-from flowcore.checkpoints.file import read_header, reconfigure, save
 from flowcore.checkpoints.latents_file import model_sha256
+from flowcore.checkpoints.model_file import read_header, reconfigure, save
 from flowcore.cli.main import main
 from flowcore.flow import Flow
 from flowcore.integrations import Upscaler

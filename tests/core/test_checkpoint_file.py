@@ -12,7 +12,16 @@ from builders import build_tiny
 from safetensors.torch import load_file, save_file
 
 from flowcore.checkpoints import writing
-from flowcore.checkpoints.file import FORMAT, KEY, is_ours, read, read_config, read_header, reconfigure, save
+from flowcore.checkpoints.model_file import (
+    FORMAT,
+    KEY,
+    is_flowcore_file,
+    read,
+    read_config,
+    read_header,
+    reconfigure,
+    save,
+)
 from flowcore.checkpoints.writing import SavingError, replacing, write_atomic
 from flowcore.errors import CheckpointError, FlowError
 from flowcore.models import build, configure
@@ -165,7 +174,7 @@ def test_header_fields_and_overrides(flow, file):
     assert (header.architecture, header.format) == ("srflow", 1)  # which the first version reads
     assert configure(header.architecture, header.config) == flow.config
     assert header.provenance == flow.provenance
-    assert is_ours(file)
+    assert is_flowcore_file(file)
     back = read(file, {"quant_bins": 64, "affine_eps": 0.0})
     assert (back.config.quant_bins, back.config.affine_eps) == (64, 0.0)
     assert back.config.scale == flow.config.scale
@@ -193,7 +202,7 @@ def test_reading_the_header_reads_no_tensor(tmp_path):
         out.truncate(8 + len(encoded) + size)
     before = resource.getrusage(resource.RUSAGE_SELF)
     assert read_header(file).architecture == "srflow"
-    assert is_ours(file)
+    assert is_flowcore_file(file)
     after = resource.getrusage(resource.RUSAGE_SELF)
     assert after.ru_maxrss - before.ru_maxrss < 64 * 1024  # KiB
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
@@ -202,9 +211,9 @@ def test_reading_the_header_reads_no_tensor(tmp_path):
 def test_missing_and_foreign_files_are_refused_by_name(tmp_path, file):
     with pytest.raises(CheckpointError, match=r"no file gone\.safetensors"):
         read(tmp_path / "gone.safetensors")
-    assert not is_ours(tmp_path / "gone.safetensors")
+    assert not is_flowcore_file(tmp_path / "gone.safetensors")
     rewrite(file, keep=False)
-    assert not is_ours(file)
+    assert not is_flowcore_file(file)
     for action in (read, read_header):
         with pytest.raises(CheckpointError, match=r"without a flowcore header.*python -m flowcore convert"):
             action(file)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 import flowcore
 from flowcore import CheckpointError, ColorMemory, FlowError, Hints, ImageError, colorize, encode_colors, remember
 from flowcore.checkpoints.color_memory import KEY, starter_memory
-from flowcore.checkpoints.file import read, save
+from flowcore.checkpoints.model_file import read, save
 from flowcore.images import color
 from flowcore.models import build, configure
 from flowcore.networks.memory import COMPONENTS, WIDTH, CellMemory, _largest
@@ -254,7 +254,7 @@ def test_an_album_comes_back_from_its_file(album, tmp_path):
 def damaged(change):
     def write(path):
         tensors = load_file(path)
-        with flowcore.checkpoints.file.open_safetensors(path, "") as file:
+        with flowcore.checkpoints.model_file.open_safetensors(path, "") as file:
             header = json.loads(file.metadata()[KEY])
         change(tensors, header)
         save_file(tensors, path, {KEY: json.dumps(header)})

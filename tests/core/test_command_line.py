@@ -21,8 +21,8 @@ import flowcore
 from flowcore.batch import folders
 from flowcore.checkpoints import catalog
 from flowcore.checkpoints.color_memory import ColorMemory
-from flowcore.checkpoints.file import reconfigure, save
 from flowcore.checkpoints.latents_file import model_sha256
+from flowcore.checkpoints.model_file import reconfigure, save
 from flowcore.cli import batches
 from flowcore.cli.main import main
 from flowcore.errors import FlowError

@@ -21,7 +21,7 @@ from stories import TITLES
 
 import flowcore
 from flowcore.batch.tables import COLUMNS
-from flowcore.checkpoints import file
+from flowcore.checkpoints import model_file
 from flowcore.cli.main import COMMANDS, build_parser
 from flowcore.images import files
 from flowcore.likelihood import bits_per_dim
@@ -182,7 +182,7 @@ def test_checks_name_targets_and_hosts_that_exist():
 def test_bounds_are_those_of_the_code():
     for document in ("docs/reliability.md", "SECURITY.md"):
         bounds = re.findall(r"([\d,]+) tensors", (ROOT / document).read_text())
-        assert {int(bound.replace(",", "")) for bound in bounds} == {file.MAX_TENSORS}, document
+        assert {int(bound.replace(",", "")) for bound in bounds} == {model_file.MAX_TENSORS}, document
 
 
 # What the examples in docstrings load by name, with few and random weights: architecture and fields.

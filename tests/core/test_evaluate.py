@@ -11,7 +11,7 @@ from builders import build_tiny
 from PIL import Image
 
 from flowcore import FlowError, ImageError
-from flowcore.checkpoints.file import save
+from flowcore.checkpoints.model_file import save
 from flowcore.evaluation import colorization
 from flowcore.evaluation.colorization import colorizer_table, evaluate_colorizer
 from flowcore.evaluation.image_set import evaluate_density, resize_to_own

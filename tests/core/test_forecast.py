@@ -11,7 +11,7 @@ from builders import build_upscaler
 from PIL import Image
 
 from flowcore.batch.job import Work
-from flowcore.checkpoints.file import save
+from flowcore.checkpoints.model_file import save
 from flowcore.cli import batches
 from flowcore.cli.main import main
 from flowcore.images import files

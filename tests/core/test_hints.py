@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from flowcore import FlowError, Hints, ImageError, ShapeError, colorize, colorize_video, decode_colors, encode_colors
-from flowcore.checkpoints.file import read, save
+from flowcore.checkpoints.model_file import read, save
 from flowcore.images import color
 from flowcore.images.strokes import MAX_POINTS, Stroke, paint_colors, paint_mask, parse_strokes
 from flowcore.tasks import Cancelled, chroma

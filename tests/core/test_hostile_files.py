@@ -25,8 +25,8 @@ from safetensors.torch import load as parse
 from safetensors.torch import save as serialize
 
 from flowcore.checkpoints import read, save
-from flowcore.checkpoints.file import MAX_HEADER, build_on_meta
 from flowcore.checkpoints.latents_file import save_latents
+from flowcore.checkpoints.model_file import MAX_HEADER, build_on_meta
 from flowcore.errors import FlowError
 from flowcore.models import configure
 from flowcore.training.styles import with_styles

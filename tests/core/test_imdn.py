@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 import flowcore
 from flowcore.checkpoints import catalog
-from flowcore.checkpoints.file import read, read_header, save
 from flowcore.checkpoints.latents_file import model_sha256
+from flowcore.checkpoints.model_file import read, read_header, save
 from flowcore.errors import FlowError
 from flowcore.images.resize import enlarge
 from flowcore.inference.plan import Plan

@@ -10,8 +10,8 @@ import torch
 from builders import build_tiny
 from safetensors.torch import load_file, save_file
 
-from flowcore.checkpoints.file import read, save
 from flowcore.checkpoints.latents_file import FORMAT, KEY, load_latents, model_sha256, read_latents_header, save_latents
+from flowcore.checkpoints.model_file import read, save
 from flowcore.errors import CheckpointError, FlowError, ShapeError
 from flowcore.models import build
 from flowcore.models.glow import GlowConfig

@@ -13,7 +13,7 @@ from builders import MODELS, build_minimal, build_model, encode_source, random_i
 from safetensors import safe_open
 from torch import nn
 
-from flowcore.checkpoints.file import read, read_config, save
+from flowcore.checkpoints.model_file import read, read_config, save
 from flowcore.condition import Condition
 from flowcore.errors import CheckpointError, ConditionError, FlowError, ShapeError
 from flowcore.models import ARCHITECTURES, build, configure, register
@@ -227,7 +227,7 @@ def test_a_file_gives_the_model_back_or_rounds_it_to_float16(model, tmp_path):
 
 @every_architecture
 def test_a_file_in_eight_bits_rounds_networks_and_keeps_the_inverse(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("flowcore.checkpoints.file.MIN_SIZE", 1)
+    monkeypatch.setattr("flowcore.checkpoints.model_file.MIN_SIZE", 1)
     flow, path = build_model(model), tmp_path / "model.safetensors"
     save(flow, path, dtype=torch.int8)
     back, scales = read(path), {}

@@ -9,7 +9,7 @@ from PIL import Image
 
 import flowcore
 from flowcore.checkpoints import catalog
-from flowcore.checkpoints.file import read_header
+from flowcore.checkpoints.model_file import read_header
 from flowcore.dequantization import quantize
 from flowcore.images import color
 from flowcore.images.color import as_stored, to_uint8
@@ -199,5 +199,5 @@ def test_damaged_faces_are_drawn_by_the_model_that_is_made_for_them():
         (flowcore.upscale(flow, noisy, temperature=0.0) - expected).square().mean() for flow in (clean, made_for_damage)
     ]
     assert errors[1] < 0.5 * errors[0]
-    assert catalog.for_damaged(8, faces=True) == "srflow-faces-x8-photo"
-    assert catalog.for_damaged(8, faces=False) is None
+    assert catalog.robust_upscaler(8, faces=True) == "srflow-faces-x8-photo"
+    assert catalog.robust_upscaler(8, faces=False) is None

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from flowcore.checkpoints import catalog
-from flowcore.checkpoints.file import read, read_header, save
+from flowcore.checkpoints.model_file import read, read_header, save
 from flowcore.dequantization import Uniform, quantization, to_integers
 from flowcore.errors import FlowError
 from flowcore.images.color import NEUTRAL, compress, luma

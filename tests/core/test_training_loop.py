@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flowcore.checkpoints.file import read, read_header
+from flowcore.checkpoints.model_file import read, read_header
 from flowcore.errors import FlowError
 from flowcore.training.loop import train
 from flowcore.training.recipe import parse_recipe

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flowcore.checkpoints.file import read
+from flowcore.checkpoints.model_file import read
 from flowcore.dequantization import round_to_integers, to_integers
 from flowcore.errors import FlowError
 from flowcore.images.color import as_stored

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from flowcore.checkpoints.file import read, read_header, reconfigure
+from flowcore.checkpoints.model_file import read, read_header, reconfigure
 from flowcore.errors import FlowError
 from flowcore.training.data import open_data
 from flowcore.training.loop import train

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from ...models.glow import GlowConfig
-from ..file import build_on_meta
+from ..model_file import build_on_meta
 from .source import (
     Check,
     Checkpoint,
     Layout,
     Origin,
     Source,
-    missing_field,
+    missing_field_error,
     take,
     take_all,
     take_conv,
@@ -151,7 +151,7 @@ def _config_with_bits(
 ) -> GlowConfig:
     """Make the configuration of a program that leaves ``n_bits``, which no tensor determines, to the user."""
     if "n_bits" not in overrides:
-        raise missing_field(
+        raise missing_field_error(
             "n_bits",
             f"the bits per subpixel that this model ({detected['levels']} levels of {detected['steps']} steps, "
             f"{detected['coupling']}) was trained on. No checkpoint of {checkpoint.program} holds it; the program uses "
@@ -361,7 +361,7 @@ def _y0ast_layout(naming: Naming, checkpoint: Checkpoint, overrides: Mapping[str
     if mixing := checkpoint.parts(r"flow\.layers\.\d+\.invconv\."):
         detected["mixing"] = "conv" if "weight" in mixing else "lu"
     elif overrides.get("mixing") != "reverse":
-        raise missing_field(
+        raise missing_field_error(
             "mixing",
             "this network has no 1x1 convolutions, and no tensor tells its flow_permutation. A network that was "
             'trained with "shuffle" cannot be read, since its program does not save the order of the channels.',

@@ -23,7 +23,7 @@ from .glow import (
     steps_of,
     take_lu,
 )
-from .source import Checkpoint, Layout, Origin, Source, missing_field, take, take_conv, take_shift
+from .source import Checkpoint, Layout, Origin, Source, missing_field_error, take, take_conv, take_shift
 
 STEP = r"flows\.\d+\.\d+\.flows"
 NETWORK = rf"{STEP}\.0\.flows\.1\.param_map\.net"  # of a coupling
@@ -50,7 +50,7 @@ def _layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
         if "q0.0.loc_cc" in checkpoint.shapes:
             detected["classes"] = checkpoint.shape("q0.0.loc_cc", 2)[0]
         if overrides.get("image_size") is None:
-            raise missing_field(
+            raise missing_field_error(
                 "image_size",
                 f"the side of the images, or height and width. The bases of this {levels}-level model are GlowBase, "
                 "which has no pixels, and no other tensor tells.",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...models.residual_flow import ResidualFlowConfig
 from .glow import UNTRAINED
-from .source import Check, Checkpoint, Layout, Origin, Shape, Source, missing_field, take, take_all, unchanged
+from .source import Check, Checkpoint, Layout, Origin, Shape, Source, missing_field_error, take, take_all, unchanged
 
 ELEMENT = r"transforms\.\d+\.chain\.\d+\."
 UNUSED = re.compile(
@@ -117,7 +117,7 @@ def _image_size(
         return int(height) * factor, int(width) * factor
     if "image_size" in overrides:
         return overrides["image_size"]
-    raise missing_field(
+    raise missing_field_error(
         "image_size", "height and width of the training images.", "(32, 32)", "32,32", "is refused or gives wrong bits"
     )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...errors import CheckpointError
 from ...model import FlowModel
 from ...models import configure
-from ..file import build_on_meta, check_finite, check_invertible, check_shapes
+from ..model_file import build_on_meta, check_finite, check_invertible, check_shapes
 
 State = Mapping[str, Tensor]
 Shape = tuple[int, ...]
@@ -236,7 +236,7 @@ class Checkpoint:
         return config
 
 
-def missing_field(name: str, meaning: str, python: str, word: str, consequence: str) -> CheckpointError:
+def missing_field_error(name: str, meaning: str, python: str, word: str, consequence: str) -> CheckpointError:
     """Make the error for a field that no tensor determines, with an example in Python and as a ``word``."""
     return CheckpointError(
         f"the field {name} is missing: {meaning} Find it in the training configuration and give it, for example: "

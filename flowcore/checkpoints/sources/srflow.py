@@ -15,7 +15,7 @@ from ...models.llflow import LEVELS, LLFlowConfig
 from ...models.srflow import SRFlowConfig
 from ...models.srflow_da import LevelLayers, SRFlowDAConfig, parse_layers
 from .glow import actnorm, zero_conv
-from .source import LACKS_LAYERS, Checkpoint, Layout, Origin, Source, missing_field, take, take_conv
+from .source import LACKS_LAYERS, Checkpoint, Layout, Origin, Source, missing_field_error, take, take_conv
 
 LAYERS = "flowUpsamplerNet.layers"
 UNUSED = re.compile(r"flowUpsamplerNet\.f\..*")  # a head that the published programs never read either
@@ -128,7 +128,7 @@ def _config(
             f"{checkpoint.program} {detected['scale']}x" if "scale" in detected else f"{checkpoint.program} model"
         )
         example = [max(0, (k + 1) * blocks // count - 1) for k in range(min(count, 16))]
-        raise missing_field(
+        raise missing_field_error(
             "stacked_blocks",
             f"which {count} of the encoder's {blocks} blocks every level sees. No checkpoint holds it, and no released "
             f"{released} has {blocks} blocks and stacks {count} of them.",

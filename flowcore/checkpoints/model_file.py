@@ -83,7 +83,7 @@ def read_config(path: str | Path) -> Any:
         return None
 
 
-def is_ours(path: str | Path, key: str = KEY) -> bool:
+def is_flowcore_file(path: str | Path, key: str = KEY) -> bool:
     """Return True for a safetensors file with a flowcore header: that of a model, or another ``key``."""
     try:
         return key in _metadata(Path(path))
