@@ -24,8 +24,9 @@ import torch
 from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
-from .checkpoints import is_flowcore_file, load, read_header
+from .checkpoints import load, read_header
 from .checkpoints.latents_file import model_sha256
+from .checkpoints.model_file import is_flowcore_file
 from .device import actual_precision
 from .errors import CheckpointError, FlowError
 from .model import FlowModel

@@ -1,4 +1,7 @@
-"""Model files: our format, public checkpoints, shipped weights."""
+"""Model files: our format, public checkpoints, shipped weights.
+
+``pickled`` only protects from hostile pickles: you can read the conversion of checkpoints without it.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -13,24 +16,14 @@ from .model_file import is_flowcore_file, read, read_config, read_header, save
 from .published import convert
 from .sources import register_source
 
-__all__ = [
-    "catalog",
-    "convert",
-    "is_flowcore_file",
-    "load",
-    "read",
-    "read_config",
-    "read_header",
-    "register_source",
-    "save",
-]
+__all__ = ["catalog", "convert", "load", "read", "read_config", "read_header", "register_source", "save"]
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", **config_overrides: Any) -> FlowModel:
     """Load a model: a shipped one by name, a file in our format, or a public checkpoint, which is converted in memory.
 
     Args:
-        path: Name of a shipped model (see ``catalog.names``), or a file. Names of shipped models take precedence.
+        path: Name of a shipped model (see ``catalog.names``), or else a file.
         device: Device of the model.
         config_overrides: Configuration fields that replace the file's, or that a public checkpoint does not determine,
             e.g. ``stacked_blocks=(1, 8, 15, 22)`` or ``n_bits=5``.

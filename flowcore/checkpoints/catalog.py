@@ -40,7 +40,7 @@ def is_face_model(provenance: Mapping[str, Any]) -> bool:
 
 @cache
 def robust_upscaler(scale: int, *, faces: bool) -> str | None:
-    """Name the shipped model that enlarges damaged photographs, or faces, by ``scale``; None if there is none."""
+    """Name the shipped model that enlarges damaged photographs, only of ``faces`` or of anything, by ``scale``."""
     headers = {name: read_header(path(name)) for name in names()}
     robust = (name for name, header in headers.items() if is_robust(header.provenance))
     fitting = (name for name in robust if is_face_model(headers[name].provenance) == faces)

@@ -26,7 +26,9 @@ from .writing import write_atomic
 FORMAT = 1
 KEY = "flowcore_latents"
 MAX_LEVELS = 64
-OUTSIDE_BIJECTION = ("styles", "dequantizer_steps", *SAMPLING, *OF_GUIDE)  # fields that do not change the bijection
+# Fields and the starts of names of tensors that do not change the bijection.
+OTHER_FIELDS = ("styles", "dequantizer_steps", *SAMPLING, *OF_GUIDE)
+OTHER_TENSORS = ("style_directions", "dequantizer.", "guide.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +53,11 @@ def model_sha256(flow: FlowModel) -> str:
     """
     digest = hashlib.sha256(flow.architecture.encode() + b"\0")
     fields = {field.name: field.default for field in dataclasses.fields(flow.config)}
-    values = {name: getattr(flow.config, name) for name in fields if name not in OUTSIDE_BIJECTION}
+    values = {name: getattr(flow.config, name) for name in fields if name not in OTHER_FIELDS}
     changed = {name: value for name, value in values.items() if value != fields[name]}
     digest.update(json.dumps(changed, sort_keys=True).encode() + b"\0")
     for name, tensor in sorted(flow.state_dict().items()):
-        if name != "style_directions" and not name.startswith(("dequantizer.", "guide.")):
+        if not name.startswith(OTHER_TENSORS):
             digest.update(f"{name}\0{json.dumps(list(tensor.shape))}\0".encode())
             flat = tensor.detach().to("cpu", torch.float32).contiguous().reshape(-1)
             digest.update(flat.numpy().astype("<f4", copy=False))

@@ -204,7 +204,7 @@ def build_on_meta(architecture: str, config: Any) -> FlowModel:
 
 
 class _ConstructionLimit(TorchFunctionMode):
-    """Aborts building a model of too many tensors, each of which takes five calls of torch on average."""
+    """Aborts building a model of too many tensors, which no formula counts for all registered architectures."""
 
     calls = 0
 
@@ -212,7 +212,7 @@ class _ConstructionLimit(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         self.calls += 1
-        if self.calls > 5 * MAX_TENSORS:
+        if self.calls > 5 * MAX_TENSORS:  # a tensor takes five calls on average
             raise CheckpointError(
                 f"the configuration asks for more than {MAX_TENSORS} tensors, which no model has. Its numbers of "
                 "steps, layers or blocks are too large."
@@ -243,7 +243,7 @@ def check_finite(
 def check_invertible(name: str, flow: FlowModel, advice: str = "The file is damaged; fetch it again.") -> None:
     """Raise CheckpointError for values that make a transform not invertible, such as a singular matrix."""
     for path, module in flow.named_modules():
-        wrong = ""
+        wrong = ""  # begins with the name of a tensor
         if any(t.is_meta for t in module.state_dict().values()):
             continue
         if isinstance(module, Permutation):
@@ -255,7 +255,7 @@ def check_invertible(name: str, flow: FlowModel, advice: str = "The file is dama
             if not torch.linalg.slogdet(float64_on_cpu(matrix.detach()))[1].isfinite():
                 wrong = f"matrix in {name} is singular, so nothing can be decoded"
         elif isinstance(module, LipschitzConv) and not module.is_normalized():
-            wrong = f"weight in {name} has a larger norm than u and v say (saved without flow.normalize()?)"
+            wrong = f"weight in {name} has a larger norm than its stored vectors give (saved without flow.normalize()?)"
         elif isinstance(module, BatchNorm) and float(module.get_buffer("var").min()) < 0:
             wrong = f"var in {name} is negative"
         elif isinstance(module, Variances) and float(module.var.detach().min()) <= 0:

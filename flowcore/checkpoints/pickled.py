@@ -25,8 +25,6 @@ HARMLESS = re.compile(
     r"|torch\.(b?float|double|half|u?int|long|short|bool|complex)\w*|torch\.(Size|device)"
 )
 DAMAGED = "this is not a torch checkpoint, or it is truncated or damaged: its pickle cannot be read. Fetch it again."
-# Follows a comma, and RESCUE or RESAVE follow it.
-EXCESS = "which no checkpoint needs. It was not read. If you trust it, save its tensors again: "
 TRAINERS = ("argparse.Namespace", "lib.utils.ExponentialMovingAverage")  # programs that pickle their own objects
 # Averaged weights, where there are some, are the better ones.
 RESCUE = (
@@ -36,6 +34,13 @@ RESCUE = (
 RESAVE = "torch.save(model.state_dict(), 'model.pth')."
 
 
+def _excess_error(problem: str) -> CheckpointError:
+    return CheckpointError(
+        f"this pickle {problem}, which no checkpoint needs. It was not read. If you trust it, save its tensors again: "
+        f"{RESAVE}"
+    )
+
+
 class _Tuple:
     """Represents a tuple; its own hash does not visit the parts."""
 
@@ -43,7 +48,7 @@ class _Tuple:
         self.parts = parts
         self.size = 1 + sum(part.size if isinstance(part, _Tuple) else 1 for part in parts)
         if self.size > MAX_TUPLE:
-            raise CheckpointError(f"this pickle nests tuples of more than {MAX_TUPLE} parts, {EXCESS}{RESAVE}")
+            raise _excess_error(f"nests tuples of more than {MAX_TUPLE} parts")
 
 
 # Which imports are called, with which first argument; storages and types are only named.
@@ -96,7 +101,7 @@ class _Interpreter:
         for opcode, argument, _ in pickletools.genops(stream):
             self.opcodes += 1
             if self.opcodes > MAX_OPCODES:
-                raise CheckpointError(f"this pickle has more than {MAX_OPCODES} steps, {EXCESS}{RESAVE}")
+                raise _excess_error(f"has more than {MAX_OPCODES} steps")
             if opcode.name.endswith("PUT") or opcode.name == "MEMOIZE":
                 self.memo[len(self.memo) if argument is None else int(argument)] = self.stack[-1]
                 continue
@@ -128,7 +133,7 @@ class _Interpreter:
             self.imports[imported] = None
             return imported
         if name == "REDUCE":
-            return self._called(*taken)
+            return self._result_of_call(*taken)
         if name == "BINPERSID":
             return self._storage(taken[0])
         if name.endswith("GET"):
@@ -139,7 +144,8 @@ class _Interpreter:
             return {}
         if name in ("EMPTY_LIST", "LIST"):
             return []
-        if taken:  # it fills a dictionary or a list, and leaves it there
+        # Opcodes that are left fill a dictionary or a list, and leave it on the stack; or push a constant or a mark.
+        if taken:
             return taken[0]
         return kind if kind is pickletools.markobject else argument
 
@@ -157,10 +163,10 @@ class _Interpreter:
             )
         return (length,)
 
-    def _called(self, function: str, arguments: _Tuple) -> dict[Any, Any] | None:
+    def _result_of_call(self, function: str, arguments: _Tuple) -> dict[Any, Any] | None:
         first = arguments.parts[0] if arguments.parts else None
         if HARMLESS.fullmatch(function) and not isinstance(first, CALLED.get(function, ())):
-            raise CheckpointError(f"this pickle calls {function} in an unusual way, {EXCESS}{RESAVE}")
+            raise _excess_error(f"calls {function} in an unusual way")
         if function.startswith("torch._utils._rebuild_tensor"):
             _check_view(*arguments.parts[:4])
         return {} if function.startswith("collections.") else None  # foreign imports are refused in the end

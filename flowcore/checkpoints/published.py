@@ -47,7 +47,7 @@ def convert(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Flo
     except OSError as error:
         raise CheckpointError(f"{path.name[:100]} cannot be read: {error.strerror or error}.") from error
     except FlowError as error:
-        named = str(error).startswith(path.name[:100])
+        named = str(error).startswith(path.name[:100])  # as errors of ``open_safetensors`` do
         raise CheckpointError(str(error) if named else f"{path.name[:100]}: {error}") from error
     return flow
 
@@ -76,7 +76,7 @@ FIRST_BYTES = {
 }
 
 # Names that are typical of an architecture, tried in this order.
-LOOKS = (
+FOREIGN_LAYOUTS = (
     (r"blocks\.\d+\.dnn\.(encoder|init_proj|pos_emb)", "Jet, a transformer flow, which flowcore does not build"),
     (r"flows\.(next\.)*steps\.\d+\.(norm|conv|coup)\.", "Glow by chrischute, a variant that is not supported"),
     (
@@ -221,7 +221,7 @@ def _find(loaded: Any) -> tuple[Source, State]:
             f"this file holds no weights, only {keys or 'an empty dictionary'}: the state of a trainer or of its "
             "optimizer. Give the file of the network itself."
         )
-    looks = next((what for pattern, what in LOOKS if any(re.search(pattern, name) for name in names)), "")
+    looks = next((what for pattern, what in FOREIGN_LAYOUTS if any(re.search(pattern, name) for name in names)), "")
     guess = f"They look like {looks}." if looks else "No architecture that flowcore knows has such names."
     first_names = ", ".join(name[:100] for name in names[:3]) + (", ..." if len(names) > 3 else "")
     wrapped = any(not isinstance(value, Tensor) for value in dict.values(loaded))

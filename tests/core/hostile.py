@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 import flowcore
-from flowcore.checkpoints import convert, is_flowcore_file, latents_file, read, read_header
+from flowcore.checkpoints import convert, latents_file, read, read_header
+from flowcore.checkpoints.model_file import is_flowcore_file
 from flowcore.models import build
 
 MAX_SECONDS = 5.0  # to read a file

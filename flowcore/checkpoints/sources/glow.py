@@ -31,8 +31,8 @@ from .source import (
 LICENSE = "MIT for the program; none is stated with published weights: check the license of your file"
 
 # Fields that programs fix, mostly at our defaults. They count as detected, so that no override may contradict them.
-FIXED = ("edge", "network", "actnorm", "scaled", "split_prior", "last_mixing", "learned_top", "classes")
-SETTINGS = {name: getattr(GlowConfig(), name) for name in FIXED}
+FIXED_NAMES = ("edge", "network", "actnorm", "scaled", "split_prior", "last_mixing", "learned_top", "classes")
+FIXED_FIELDS = {name: getattr(GlowConfig(), name) for name in FIXED_NAMES}
 
 # Errors of checks.
 UNTRAINED = (
@@ -113,7 +113,7 @@ def check_trained(names: str) -> Check:
 def first_step(
     checkpoint: Checkpoint, bias: str, hidden: str, last: str, axes: tuple[int, int, int] = (1, 0, 0)
 ) -> dict[str, Any]:
-    """Derive image channels, width and coupling from an actnorm's bias and a coupling's first and last kernel."""
+    """Derive channels, width and coupling from ``axes`` of an actnorm's bias and a coupling's first and last kernel."""
     channels, width, outputs = (
         checkpoint.shape(name, 4)[axis] for name, axis in zip((bias, hidden, last), axes, strict=True)
     )
@@ -215,7 +215,7 @@ def _openai_layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layo
     parts = checkpoint.parts(r"model/\d+/\d+/")
     mixings = {"conv": "invconv/W", "shuffle": "shuffle/indices"}
     detected = {
-        **SETTINGS,
+        **FIXED_FIELDS,
         **levels_and_steps(checkpoint, r"model/(\d{1,4})/(\d{1,4})/"),
         **first_step(
             checkpoint, "model/0/0/actnorm_center/b", "model/0/0/f1/l_1/W", "model/0/0/f1/l_last/W", (3, 3, 3)
@@ -274,7 +274,7 @@ def _rosinality_layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> 
     network = f"{first}.coupling.net"
     mixing = "conv" if "weight" in checkpoint.parts(r"blocks\.0\.flows\.\d+\.invconv\.") else "lu"
     detected = {
-        **SETTINGS,
+        **FIXED_FIELDS,
         **shape,
         **first_step(checkpoint, f"{first}.actnorm.loc", f"{network}.0.weight", f"{network}.4.conv.weight"),
         "mixing": mixing,
@@ -315,10 +315,10 @@ class Naming(NamedTuple):
     grid: str
     pixels: str
     network: str  # of a coupling
-    conv: str  # from a convolution with a scale or an actnorm to its kernel
-    linear: str  # from the linear map of labels to its matrix
-    factors: str  # see ``take_lu``
+    factors: str  # names for ``take_lu``
     top: str  # the learned constants
+    conv: str = ""  # from a convolution with a scale or an actnorm to its kernel
+    linear: str = ""  # from the linear map of labels to its matrix
 
 
 def _y0ast_origins(naming: Naming, config: GlowConfig) -> Iterator[Origin]:
@@ -353,7 +353,7 @@ def _y0ast_layout(naming: Naming, checkpoint: Checkpoint, overrides: Mapping[str
         **first_step(
             checkpoint, "flow.layers.1.actnorm.bias", f"{network}.0{conv}.weight", f"{network}.4{conv}.weight"
         ),
-        **SETTINGS,
+        **FIXED_FIELDS,
         "learned_top": checkpoint.has(rf"{naming.top}\."),
     }
     if checkpoint.has(r"project_ycond\."):
@@ -394,6 +394,17 @@ def _y0ast_source(name: str, naming: Naming) -> Source:
 
 Y0AST = _y0ast_source(
     "Glow by y0ast",
-    Naming("bins", "centred", "block", ".conv", ".linear", "p sign_s lower upper log_s", "learn_top_fn"),
+    Naming(
+        grid="bins",
+        pixels="centred",
+        network="block",
+        conv=".conv",
+        linear=".linear",
+        factors="p sign_s lower upper log_s",
+        top="learn_top_fn",
+    ),
 )
-CHAIYUJIN = _y0ast_source("Glow by chaiyujin", Naming("levels", "unit", "f", "", "", "p sign_s l u log_s", "learn_top"))
+CHAIYUJIN = _y0ast_source(
+    "Glow by chaiyujin",
+    Naming(grid="levels", pixels="unit", network="f", factors="p sign_s l u log_s", top="learn_top"),
+)

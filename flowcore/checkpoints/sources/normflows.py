@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ...models.glow import GlowConfig
 from .glow import (
+    FIXED_FIELDS,
     LICENSE,
-    SETTINGS,
     check_identity,
     check_trained,
     first_step,
@@ -38,7 +38,7 @@ def _layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
     network = f"{first}.0.flows.1.param_map.net"
     normalized = checkpoint.has(rf"{NETWORK}\.\d+\.actNorm\.")  # option net_actnorm
     detected: dict[str, Any] = {
-        **SETTINGS,
+        **FIXED_FIELDS,
         **shape,
         **first_step(checkpoint, f"{first}.2.t", f"{network}.0.weight", f"{network}.{6 if normalized else 4}.weight"),
         "mixing": "conv" if "W" in checkpoint.parts(rf"{STEP}\.1\.") else "lu",
