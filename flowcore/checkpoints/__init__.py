@@ -1,7 +1,4 @@
-"""Model files: our format, public checkpoints, shipped weights.
-
-``pickled`` only protects from hostile pickles: you can read the conversion of checkpoints without it.
-"""
+"""Model files: our format, public checkpoints, shipped weights."""
 
 from pathlib import Path
 from typing import Any

@@ -26,9 +26,8 @@ from .writing import write_atomic
 FORMAT = 1
 KEY = "flowcore_latents"
 MAX_LEVELS = 64
-# Fields and the starts of names of tensors that do not change the bijection.
-OTHER_FIELDS = ("styles", "dequantizer_steps", *SAMPLING, *OF_GUIDE)
-OTHER_TENSORS = ("style_directions", "dequantizer.", "guide.")
+OTHER_FIELDS = ("styles", "dequantizer_steps", *SAMPLING, *OF_GUIDE)  # fields that do not change the bijection
+OTHER_TENSORS = ("style_directions", "dequantizer.", "guide.")  # nor do tensors whose names start like this
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Check what a torch pickle would do, before torch reads it.
+"""Check what a torch pickle would do, before torch reads it; conversions can be understood without this file.
 
 ``weights_only=True`` prevents code from running, but not a small file from claiming gigabytes (a storage larger than
 the file) or hours (a dictionary key of nested tuples that share their parts, whose hash visits every copy). So the
@@ -32,13 +32,9 @@ RESCUE = (
     "torch.save({**c['state_dict'], **getattr(c.get('ema'), 'shadow_params', {})}, 'model.pth')."
 )
 RESAVE = "torch.save(model.state_dict(), 'model.pth')."
-
-
-def _excess_error(problem: str) -> CheckpointError:
-    return CheckpointError(
-        f"this pickle {problem}, which no checkpoint needs. It was not read. If you trust it, save its tensors again: "
-        f"{RESAVE}"
-    )
+EXCESS = (
+    "this pickle {}, which no checkpoint needs. It was not read. If you trust it, save its tensors again: " + RESAVE
+)
 
 
 class _Tuple:
@@ -48,7 +44,7 @@ class _Tuple:
         self.parts = parts
         self.size = 1 + sum(part.size if isinstance(part, _Tuple) else 1 for part in parts)
         if self.size > MAX_TUPLE:
-            raise _excess_error(f"nests tuples of more than {MAX_TUPLE} parts")
+            raise CheckpointError(EXCESS.format(f"nests tuples of more than {MAX_TUPLE} parts"))
 
 
 # Which imports are called, with which first argument; storages and types are only named.
@@ -101,7 +97,7 @@ class _Interpreter:
         for opcode, argument, _ in pickletools.genops(stream):
             self.opcodes += 1
             if self.opcodes > MAX_OPCODES:
-                raise _excess_error(f"has more than {MAX_OPCODES} steps")
+                raise CheckpointError(EXCESS.format(f"has more than {MAX_OPCODES} steps"))
             if opcode.name.endswith("PUT") or opcode.name == "MEMOIZE":
                 self.memo[len(self.memo) if argument is None else int(argument)] = self.stack[-1]
                 continue
@@ -166,7 +162,7 @@ class _Interpreter:
     def _result_of_call(self, function: str, arguments: _Tuple) -> dict[Any, Any] | None:
         first = arguments.parts[0] if arguments.parts else None
         if HARMLESS.fullmatch(function) and not isinstance(first, CALLED.get(function, ())):
-            raise _excess_error(f"calls {function} in an unusual way")
+            raise CheckpointError(EXCESS.format(f"calls {function} in an unusual way"))
         if function.startswith("torch._utils._rebuild_tensor"):
             _check_view(*arguments.parts[:4])
         return {} if function.startswith("collections.") else None  # foreign imports are refused in the end

@@ -79,4 +79,4 @@ def _encode_labels(flow: FlowModel, labels: Tensor) -> Condition:
     if labels.ndim == 2 and labels.shape[1] == flow.classes:  # weights of the classes alone
         labels = torch.cat([labels, labels.new_zeros(len(labels), 1)], dim=1)
     weights = label_weights(labels, flow.classes + 1).to(next(flow.parameters()).dtype)
-    return Condition(features=(weights[:, :, None, None],))  # conditioners take labels as features
+    return Condition(features=(weights[:, :, None, None],))  # couplings read features, not ``labels``

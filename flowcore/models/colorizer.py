@@ -39,7 +39,7 @@ from ..transforms import (
 from .fields import Range, check_fields
 from .inputs import check_source
 
-SOURCE_CHANNELS = (1, 4, 8, 13)  # luma; with hints; and a palette; and what a memory recalled
+SOURCE_CHANNELS = (1, 4, 8, 13)  # see ``colorizer``: luma, then hints, a palette, recalled colors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,8 +165,8 @@ def _encode_luma(flow: FlowModel[ColorizerConfig], source: Tensor) -> Condition:
     assert isinstance(flow.encoder, LumaEncoder)
     features = flow.encoder(*split_source(source))
     origin = None
-    if flow.config.residual:  # the chroma that the finest features hold, at stride 8, enlarged and whitened
-        prelude, first = flow.prelude, flow.config.features
+    if flow.config.residual:  # the chroma predicted on the finest grid, at stride 8, enlarged and whitened
+        prelude, first = flow.prelude, flow.config.features  # the encoder appends the prediction to its own features
         assert isinstance(prelude, ChannelWhitening)
         chroma = features[0][:, first : first + 2].to(prelude.get_buffer("mean")) * CHROMA_UNIT
         origin = prelude(F.interpolate(chroma, scale_factor=2.0, mode="bicubic") + NEUTRAL)[0]

@@ -58,7 +58,7 @@ class GlowConfig:
     grid: Literal["bins", "levels"] = "bins"
     image_size: tuple[int, int] | None = None  # height and width, or the side of a square, of the training images
     dequantizer_steps: Annotated[int, Range(0, 64)] = 0  # steps of a dequantizer, trained with the flow; 0: none
-    pixels: Literal["centred", "unit"] = "centred"  # what the first level sees: x - 1/2 or x
+    pixels: Literal["centred", "unit"] = "centred"  # what the first level sees: x - 1/2 or x; files spell it so
     edge: Edge = "zeros"  # what convolutions see beyond the border; "flag" is one more channel
     network: Literal["actnorm", "plain"] = "actnorm"  # inside couplings: convolutions with actnorms or with biases
     actnorm: Literal["log", "log3", "signed"] = "log"  # how scales are stored; "log3": the logarithm divided by 3
@@ -134,17 +134,19 @@ def _step(channels: int, config: GlowConfig, *, first: bool, last: bool) -> Chai
     else:
         network = PlainConditioner(inputs, hidden, outputs, edge=edge, scaled=scaled)
     actnorm = SignedActNorm(channels) if config.actnorm == "signed" else ActNorm(channels, log_factor=log_factor)
-    kind = (config.last_mixing if last else "") or config.mixing
-    if kind == "reverse":
-        mixing = Permutation(torch.arange(channels).flip(0))
-    elif kind == "shuffle":
-        mixing = Permutation(torch.randperm(channels))
-    elif config.mixing_start == "principal":
-        mixing = InvertibleConv(channels, lu=kind == "lu", start="principal" if first else "reverse")
-    else:
-        mixing = InvertibleConv(channels, lu=kind == "lu")
+    mixing = _mixing(channels, (config.last_mixing if last else "") or config.mixing, config, first=first)
     scaling = "sigmoid" if config.coupling == "affine" else "none"
     return Chain(actnorm, mixing, Coupling(network, eps=config.affine_eps, scaling=scaling))
+
+
+def _mixing(channels: int, kind: Mixing, config: GlowConfig, *, first: bool) -> Permutation | InvertibleConv:
+    if kind == "reverse":
+        return Permutation(torch.arange(channels).flip(0))
+    if kind == "shuffle":
+        return Permutation(torch.randperm(channels))
+    if config.mixing_start == "principal":
+        return InvertibleConv(channels, lu=kind == "lu", start="principal" if first else "reverse")
+    return InvertibleConv(channels, lu=kind == "lu")
 
 
 def _table(channels: int, level: int, config: GlowConfig) -> TablePrior:

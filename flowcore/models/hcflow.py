@@ -100,10 +100,11 @@ def hcflow(config: HCFlowConfig) -> FlowModel[HCFlowConfig]:
     )
     # Weights start as published: Xavier normal times 0.1; the output of a dense coupling starts at zero.
     for module in flow.modules():
-        if isinstance(module, (NormalizedConv, DenseConvs)):
-            for conv in [module] if isinstance(module, NormalizedConv) else list(module.convs):
-                assert isinstance(conv.weight, Tensor)
-                nn.init.xavier_normal_(conv.weight, 0.1)
+        if isinstance(module, NormalizedConv):
+            nn.init.xavier_normal_(module.weight, 0.1)
+        if isinstance(module, DenseConvs):
+            for conv in module.convs:
+                nn.init.xavier_normal_(conv.get_parameter("weight"), 0.1)
         if isinstance(module, Coupling) and isinstance(module.conditioner, DenseConvs):
             nn.init.zeros_(module.conditioner.convs[-1].get_parameter("weight"))
     return flow

@@ -55,7 +55,7 @@ class CausalTransformer(nn.Module):
         caches = [_KeyValueCache(len(self.position)) for _ in self.layers]
 
         def step(x: Tensor) -> Tensor:
-            h = self.proj_in(x)[:, None] + self.position[caches[0].length] + embedding
+            h = self.proj_in(x)[:, None] + self.position[caches[0].length] + embedding  # caches grow by a patch a step
             for layer, cache in zip(self.layers, caches, strict=True):
                 h = layer(h, cache, temperature)
             return self.proj_out(h[:, 0])

@@ -46,6 +46,7 @@ class ELU(nn.Module):
         return torch.exp(x.clamp(max=0))
 
 
+# Their slopes are at most 1, which those of ``vector_field`` need not be.
 ACTIVATIONS: dict[ActivationName, type[LipSwish | ELU]] = {"lipswish": LipSwish, "elu": ELU}
 
 
@@ -72,7 +73,8 @@ class LipschitzConv(nn.Module):
         bound = (inputs * kernel**2) ** -0.5
         self.weight = nn.Parameter(torch.empty(outputs, inputs, kernel, kernel).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(outputs).uniform_(-bound, bound))
-        sides = (1, 1) if kernel == 1 else grid
+        sides = (1, 1) if kernel == 1 else grid  # a 1x1 convolution has one norm on every grid
+        self.uses_plane_waves = sides is None
         if sides is None:
             self.register_buffer("direction", torch.zeros(outputs, inputs, kernel, kernel))
         else:
@@ -82,7 +84,7 @@ class LipschitzConv(nn.Module):
 
     def sigma(self) -> Tensor:
         """Compute the spectral norm along the directions that ``normalize`` found; differentiable."""
-        if "direction" in self._buffers:
+        if self.uses_plane_waves:
             return (self.weight * self.direction).sum()
         return (self.u * F.conv2d(self.v[None], self.weight, padding=self.padding)[0]).sum()
 
@@ -107,9 +109,9 @@ class LipschitzConv(nn.Module):
         return bool(sigma - self.sigma() <= tolerance * sigma)
 
     def _step(self) -> tuple[dict[str, Tensor], Tensor]:
-        """Make a step of power iteration: better vectors by name, and their sigma."""
-        if "direction" in self._buffers:
-            wave = _steepest_wave(self.weight)
+        """Make a step of power iteration: better vectors by name, and their sigma. Plane waves need one step only."""
+        if self.uses_plane_waves:
+            wave = _worst_plane_wave(self.weight)
             return {"direction": wave}, (self.weight * wave).sum()
         u = _unit(F.conv2d(self.v[None], self.weight, padding=self.padding)[0])
         back = F.conv_transpose2d(u[None], self.weight, padding=self.padding)[0]
@@ -120,8 +122,8 @@ class ContractiveNetwork(nn.Module):
     """Convolutions of bounded norm with activations of bounded slope between them and, if ``leading``, one before them.
 
     Its Lipschitz constant is below 1, so ``x + network(x)`` has an inverse. Its Jacobian J is a product of convolutions
-    and diagonal matrices: products with ``J^T`` need no automatic differentiation, and are differentiable themselves.
-    ``coefficient`` and ``grid`` are as in ``LipschitzConv``.
+    and diagonal matrices. So ``linearize`` multiplies by ``J^T`` without automatic differentiation: training then
+    differentiates through it once, not twice. ``coefficient`` and ``grid`` are as in ``LipschitzConv``.
     """
 
     def __init__(
@@ -198,12 +200,12 @@ def _unit(vector: Tensor) -> Tensor:
     return vector / vector.norm().clamp_min(torch.finfo(vector.dtype).tiny)
 
 
-def _steepest_wave(weight: Tensor) -> Tensor:
+def _worst_plane_wave(weight: Tensor) -> Tensor:
     """Find the direction whose product with the weight bounds the norm of the convolution at every image size.
 
     The norm there is at most the largest ``|W(f)|`` over frequencies f. W(f) is a trigonometric polynomial of degree
     kernel // 2 in each axis, so N frequencies miss its maximum by a factor of at most ``1 / cos(pi degree / N)`` per
-    axis, with which the direction is multiplied.
+    axis. The direction is multiplied by both factors.
     """
     kernel = weight.shape[-1]
     spectrum = torch.fft.fft2(weight.double(), s=(FREQUENCIES, FREQUENCIES)).permute(2, 3, 0, 1)  # (N, N, O, I)

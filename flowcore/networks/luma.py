@@ -112,15 +112,14 @@ class LumaEncoder(nn.Module):
     def _pyramid(self, luma: Tensor, hints: Tensor, palette: Tensor, recalled: Tensor | None) -> list[Tensor]:
         """The upward path, finest first: (B, merged, H / stride, W / stride)."""
         features = [] if self.backbone is None else self.backbone(luma)
-        # each image's of mean 0 and variance 1
-        tapped = [self.dropout(F.group_norm(x, 1)) for x in features]
+        tapped = [self.dropout(F.group_norm(x, 1)) for x in features]  # each image's of mean 0 and variance 1
         if self.memory is None:
             recalled = None
         elif recalled is None:
             recalled = self.memory.look_up(describe(features, luma))
         x = F.pixel_unshuffle((luma - 0.45) / 0.25, STRIDE)  # (B, 16, H/4, W/4)
         x = self.first(self.stem(_append_hints(x, hints, palette)))
-        skips: list[Tensor] = []
+        skips: list[Tensor] = []  # of the downward path, finest first
         for number, (down, block) in enumerate(zip(self.down, self.blocks, strict=True)):
             x = down(_append_hints(x, hints, palette))  # half the sides of the one before
             if number < len(self.taps):
@@ -132,14 +131,15 @@ class LumaEncoder(nn.Module):
         if self.average is not None:
             skips[-1] = skips[-1] + self.average(tapped[-1].mean((2, 3), keepdim=True))
         skips[-1] = self.dropout(self.attention(skips[-1]))
-        merged: list[Tensor] = []  # finest first
+        grids: list[Tensor] = []  # of the upward path, finest first
         for number in reversed(range(len(skips))):
             x = self.lateral[number](skips[number])
-            if merged:
-                x = F.interpolate(merged[0], scale_factor=2.0, mode=self.upsampling) + x
-            x = x if recalled is None else x + self.recall_up[number](_on_grid(recalled, x))
-            merged.insert(0, self.merge[number](x))
-        return [x if number < len(merged) // 2 else self.dropout(x) for number, x in enumerate(merged)]
+            if grids:
+                x = F.interpolate(grids[0], scale_factor=2.0, mode=self.upsampling) + x
+            if recalled is not None:
+                x = x + self.recall_up[number](_on_grid(recalled, x))
+            grids.insert(0, self.merge[number](x))
+        return [x if number < len(grids) // 2 else self.dropout(x) for number, x in enumerate(grids)]
 
 
 class _Residual(nn.Module):

@@ -49,15 +49,15 @@ def describe(features: Sequence[Tensor], luma: Tensor) -> Tensor:
     )
 
 
-def evenly(count: int, most: int) -> Tensor:
-    """Choose indices of at most ``most`` of ``count`` cells, evenly spaced: the same share of every photograph."""
-    chosen = min(count, most)
+def evenly_spaced(count: int, limit: int) -> Tensor:
+    """Choose indices of at most ``limit`` of ``count`` cells, evenly spaced: the same share of every photograph."""
+    chosen = min(count, limit)
     return ((torch.arange(chosen).double() + 0.5) * count / chosen).long()
 
 
-def renumber(photograph: Tensor) -> Tensor:
+def renumber(photograph_ids: Tensor) -> Tensor:
     """Renumber photographs from 0 without gaps, after some lost all of their cells."""
-    return photograph.unique(return_inverse=True)[1]
+    return photograph_ids.unique(return_inverse=True)[1]
 
 
 class Cells(NamedTuple):
@@ -65,10 +65,10 @@ class Cells(NamedTuple):
 
     keys: Tensor  # of length 1, (N, COMPONENTS)
     chroma: Tensor  # centered on 0, (N, 2)
-    photograph: Tensor  # its number, (N,)
+    photograph_ids: Tensor  # from 0, (N,)
 
-    def among(self, chosen: Tensor) -> Cells:
-        """Choose some, by a mask or by their places."""
+    def select(self, chosen: Tensor) -> Cells:
+        """Choose some, by a mask or by their indices."""
         return Cells(*(part[chosen] for part in self))
 
 
@@ -89,90 +89,92 @@ class CellMemory(nn.Module):
         self.register_buffer("scale", torch.ones(COMPONENTS))  # quantization step of each component
         self.register_buffer("keys", torch.zeros(cells, COMPONENTS, dtype=torch.uint8))  # in steps, offset by 128
         self.register_buffer("chroma", torch.zeros(cells, 2, dtype=torch.uint8))  # Cb and Cr around 128, over 255
-        self.register_buffer("photograph", torch.zeros(cells, dtype=torch.int32))  # its number
+        self.register_buffer("photograph", torch.zeros(cells, dtype=torch.int32))  # ids; a key of files
 
-    def fill(self, described: Tensor, chroma: Tensor, photograph: Tensor, basis: CellMemory | None = None) -> None:
-        """Store cells ``(N, WIDTH)`` with their chroma ``(N, 2)``, centered on 0, and photographs' numbers ``(N,)``.
+    def fill(
+        self, descriptors: Tensor, chroma: Tensor, photograph_ids: Tensor, basis: CellMemory | None = None
+    ) -> None:
+        """Store cells ``(N, WIDTH)`` with their chroma ``(N, 2)``, centered on 0, and photographs' ids ``(N,)``.
 
         ``basis`` is the memory whose principal components are used, None for those of these cells.
         """
         if basis is None:
             # uncentered, as cosines are; the matrix of second moments does not grow with the number of cells
-            moments = described.T.double() @ described.double()
-            components = torch.linalg.eigh(moments)[1].flip(1)[:, :COMPONENTS].T.to(described)
+            moments = descriptors.T.double() @ descriptors.double()
+            components = torch.linalg.eigh(moments)[1].flip(1)[:, :COMPONENTS].T.to(descriptors)
         else:
             components = basis.components
-        self._store(components, described @ components.T, chroma, photograph)
+        self._store(components, descriptors @ components.T, chroma, photograph_ids)
 
     def join(self, other: CellMemory) -> CellMemory:
         """The cells of two, at most ``MAX_CELLS``, with the principal components of this one."""
         first, second = self.all_cells(), other.all_cells()
         keys = torch.cat([self._keys(), other._keys() @ (other.components @ self.components.T)])
         chroma = torch.cat([first.chroma, second.chroma])
-        photograph = torch.cat([first.photograph, second.photograph + int(first.photograph.max()) + 1])
-        chosen = evenly(len(keys), MAX_CELLS)
+        ids = torch.cat([first.photograph_ids, second.photograph_ids + int(first.photograph_ids.max()) + 1])
+        chosen = evenly_spaced(len(keys), MAX_CELLS)
         joined = CellMemory(len(chosen))
-        joined._store(self.components, keys[chosen], chroma[chosen], renumber(photograph[chosen]))
+        joined._store(self.components, keys[chosen], chroma[chosen], renumber(ids[chosen]))
         return joined
 
-    def _store(self, components: Tensor, keys: Tensor, chroma: Tensor, photograph: Tensor) -> None:
+    def _store(self, components: Tensor, keys: Tensor, chroma: Tensor, photograph_ids: Tensor) -> None:
         self.components.copy_(components)
         scale = keys.abs().amax(0).clamp_min(1e-6) / MAX_INT8
         self.scale.copy_(scale)
         self.keys.copy_((keys / scale).round().clamp(-MAX_INT8, MAX_INT8) + 128)
         self.chroma.copy_((255 * chroma + 128).round().clamp(0, 255))
-        self.photograph.copy_(photograph)
+        self.photograph.copy_(photograph_ids)
 
     def all_cells(self) -> Cells:
         chroma = (self.chroma.to(self.scale) - 128) / 255
         return Cells(F.normalize(self._keys(), dim=1), chroma, self.photograph.long())
 
-    def look_up(self, described: Tensor, cells: Cells | None = None, neighbors: int = NEIGHBORS) -> Tensor:
-        """Look up the chroma of the cells most similar to ``described`` ``(B, WIDTH, h, w)``, among ``cells`` or all.
+    def look_up(self, descriptors: Tensor, cells: Cells | None = None, neighbors: int = NEIGHBORS) -> Tensor:
+        """Look up the chroma of the cells most similar to descriptors ``(B, WIDTH, h, w)``, among ``cells`` or all.
 
         Returns ``(B, 5, h, w)``: mean chroma (Cb, Cr) centered on 0, the standard deviation of either, and the highest
         similarity; zero where there is nothing to find.
         """
         cells = cells or self.all_cells()
-        batch, _, height, width = described.shape
+        batch, _, height, width = descriptors.shape
         if not len(cells.keys):
-            return described.new_zeros(batch, PLANES, height, width)
+            return descriptors.new_zeros(batch, PLANES, height, width)
         planes: list[Tensor] = []
-        for one in described.to(cells.keys):
+        for one in descriptors.to(cells.keys):
             query = F.normalize(one.flatten(1).T @ self.components.T, dim=1)
-            similarity, place = _largest(query @ cells.keys.T, min(neighbors, len(cells.keys)))  # (h * w, k)
+            similarity, index = _topk(query @ cells.keys.T, min(neighbors, len(cells.keys)))  # (h * w, k)
             weight = F.softmax(similarity / SOFTNESS, dim=1)[..., None]
-            near = cells.chroma[place]  # (h * w, k, 2)
+            near = cells.chroma[index]  # (h * w, k, 2)
             mean = (weight * near).sum(1)
             spread = (weight * (near - mean[:, None]).square()).sum(1).sqrt()
             planes.append(torch.cat([mean, spread, similarity[:, :1]], dim=1).T.unflatten(1, (height, width)))
-        return torch.stack(planes).to(described)
+        return torch.stack(planes).to(descriptors)
 
-    def part(self, seed: int, share: float) -> Tensor:
-        """Choose the cells of a random share of the photographs: a mask ``(N,)``."""
-        photograph = self.photograph.long()
+    def random_photographs(self, seed: int, share: float) -> Tensor:
+        """Return a mask ``(N,)`` of the cells of a random share of the photographs."""
+        ids = self.photograph.long()
         generator = torch.Generator("cpu").manual_seed(seed ^ SEED_XOR)
-        chances = torch.rand(int(photograph.max()) + 1, generator=generator)
+        chances = torch.rand(int(ids.max()) + 1, generator=generator)
         # at least one, and the same number for every seed
         count = max(1, round(share * len(chances)))
-        return (chances <= chances.kthvalue(count)[0]).to(photograph.device)[photograph]
+        return (chances <= chances.kthvalue(count)[0]).to(ids.device)[ids]
 
     def _keys(self) -> Tensor:
         return (self.keys.to(self.scale) - 128) * self.scale
 
 
-def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _topk(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return ``values.topk(count)``, found in the ``count`` chunks with the largest maxima.
 
     It takes less than half of the time among 130,000 cells, and a seventh among a million.
     """
     rows, length = values.shape
     chunks = length // CHUNK
-    places = torch.arange(length, device=values.device).expand(rows, -1)
+    indices = torch.arange(length, device=values.device).expand(rows, -1)
     if chunks > count:
         whole = values[:, : chunks * CHUNK].view(rows, chunks, CHUNK)
         best = whole.amax(2).topk(count, dim=1).indices  # (rows, count)
-        chosen = (best[..., None] * CHUNK + places[:, None, :CHUNK]).flatten(1)
-        places = torch.cat([chosen, places[:, chunks * CHUNK :]], dim=1)
-    largest = values.gather(1, places).topk(count, dim=1)
-    return largest.values, places.gather(1, largest.indices)
+        chosen = (best[..., None] * CHUNK + indices[:, None, :CHUNK]).flatten(1)
+        indices = torch.cat([chosen, indices[:, chunks * CHUNK :]], dim=1)
+    largest = values.gather(1, indices).topk(count, dim=1)
+    return largest.values, indices.gather(1, largest.indices)

@@ -196,7 +196,7 @@ class Colorization:
         described = self.flow.encoder.describe(y.to(self.run.dtype)).float()
         if not seeds:
             return self._memory.look_up(described, self._memory_cells)
-        parts = (self._memory_cells.among(self._memory.part(seed, share)) for seed in seeds)
+        parts = (self._memory_cells.select(self._memory.random_photographs(seed, share)) for seed in seeds)
         return torch.cat([self._memory.look_up(described, part, neighbors) for part in parts])
 
     def chroma_on_grid(self, image: Tensor, batch: slice) -> Tensor:

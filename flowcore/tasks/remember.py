@@ -18,7 +18,7 @@ from ..images.folders import image_files
 from ..images.resize import limit_shorter_side, resize_bilinear
 from ..model import FlowModel
 from ..networks import LumaEncoder
-from ..networks.memory import CELL, MAX_CELLS, SIDE, CellMemory, evenly, renumber
+from ..networks.memory import CELL, MAX_CELLS, SIDE, CellMemory, evenly_spaced, renumber
 from .image_batch import ImageBatch
 from .runner import Reporting, Runner, RunOptions, runs_with
 from .scans import find_border, is_tinted
@@ -87,7 +87,7 @@ def remember(
             small = limit_shorter_side(rgb, SIDE)
             if float(color.split(small)[1].abs().max()) > COLORED and not is_tinted(small):
                 of_cells, colors = cells_of(encoder, rgb.to(run.device, run.dtype))
-                chosen = evenly(len(of_cells), max(1, cells // len(named)))
+                chosen = evenly_spaced(len(of_cells), max(1, cells // len(named)))
                 features.append(of_cells[chosen].float().cpu())
                 chroma.append(colors[chosen].float().cpu())
             else:
@@ -102,7 +102,7 @@ def remember(
             names = ", ".join(gray[:3]) + (" and others" if len(gray) > 3 else "")
             run.notify(f"{len(gray)} of {len(named)} photographs have no colors to remember: {names}.")
         photograph = torch.cat([torch.full((len(part),), number) for number, part in enumerate(features)])
-        chosen = evenly(len(photograph), cells)  # fewer than there are if photographs outnumber cells
+        chosen = evenly_spaced(len(photograph), cells)  # fewer than there are if photographs outnumber cells
         memory = CellMemory(len(chosen))
         memory.fill(
             torch.cat(features)[chosen], torch.cat(chroma)[chosen], renumber(photograph[chosen]), encoder.memory

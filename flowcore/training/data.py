@@ -222,7 +222,7 @@ class Recall:
         self.cells = self.memory.all_cells()
         self.numbers = {name: number for number, name in enumerate(data.names())}
         means = torch.zeros(len(self.numbers), self.cells.keys.shape[1])
-        means.index_add_(0, self.cells.photograph, self.cells.keys)
+        means.index_add_(0, self.cells.photograph_ids, self.cells.keys)
         means = F.normalize(means, dim=1)
         self.series = means @ means.T > SERIES  # (photographs, photographs)
         self.series.fill_diagonal_(True)
@@ -236,11 +236,11 @@ class Recall:
         shares, chances = zip(*PARTS, strict=True)
         share = float(rng.choice(shares, p=chances))
         neighbors = round(NEIGHBORS * share**0.58)  # fewer among fewer cells: 20 at a share of 0.15
-        part = self.cells.among(self.memory.part(int(rng.integers(2**62)), share))
+        part = self.cells.select(self.memory.random_photographs(int(rng.integers(2**62)), share))
         recalled: list[Tensor] = []
         for features, name in zip(described.split(1), names, strict=True):
-            others = ~self.series[self.numbers[name]][part.photograph]
-            recalled.append(self.memory.look_up(features, part.among(others), neighbors))
+            others = ~self.series[self.numbers[name]][part.photograph_ids]
+            recalled.append(self.memory.look_up(features, part.select(others), neighbors))
         return torch.cat(recalled)
 
 

@@ -12,7 +12,7 @@ from flowcore.checkpoints.color_memory import KEY, starter_memory
 from flowcore.checkpoints.model_file import read, save
 from flowcore.images import color
 from flowcore.models import build, configure
-from flowcore.networks.memory import COMPONENTS, WIDTH, CellMemory, _largest
+from flowcore.networks.memory import COMPONENTS, WIDTH, CellMemory, _topk
 from flowcore.tasks.colorize import change_cast, make_vivid
 from flowcore.tasks.hints import palette_from
 
@@ -75,18 +75,18 @@ def test_a_place_finds_itself_with_its_color():
 def test_the_largest_are_found_among_chunks_and_what_is_left():
     values = torch.randn(3, 1000, generator=torch.Generator().manual_seed(2))
     values[:, -1] = 9  # in the last chunk, which is not whole
-    best, places = _largest(values, 5)
+    best, places = _topk(values, 5)
     assert torch.equal(best, values.topk(5).values)
     assert torch.equal(values.gather(1, places), best)
 
 
 def test_a_part_depends_on_its_seed_and_holds_its_share_of_the_photographs():
     memory = filled()
-    parts = [memory.part(seed, 3 / 7) for seed in range(6)]
+    parts = [memory.random_photographs(seed, 3 / 7) for seed in range(6)]
     numbers = memory.get_buffer("photograph")
     assert [len(numbers[part].unique()) for part in parts] == [3] * 6
     assert len({tuple(part.tolist()) for part in parts}) > 1
-    assert torch.equal(parts[2], memory.part(2, 3 / 7))
+    assert torch.equal(parts[2], memory.random_photographs(2, 3 / 7))
 
 
 def remembering(strength=0.3):

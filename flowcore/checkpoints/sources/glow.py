@@ -312,13 +312,13 @@ ROSINALITY = Source(
 class Naming(NamedTuple):
     """Pixel conventions and names in which the two programs differ."""
 
-    grid: str
-    pixels: str
     network: str  # of a coupling
     factors: str  # names for ``take_lu``
     top: str  # the learned constants
     conv: str = ""  # from a convolution with a scale or an actnorm to its kernel
     linear: str = ""  # from the linear map of labels to its matrix
+    grid: str = "bins"
+    pixels: str = "centred"
 
 
 def _y0ast_origins(naming: Naming, config: GlowConfig) -> Iterator[Origin]:
@@ -394,17 +394,9 @@ def _y0ast_source(name: str, naming: Naming) -> Source:
 
 Y0AST = _y0ast_source(
     "Glow by y0ast",
-    Naming(
-        grid="bins",
-        pixels="centred",
-        network="block",
-        conv=".conv",
-        linear=".linear",
-        factors="p sign_s lower upper log_s",
-        top="learn_top_fn",
-    ),
+    Naming(network="block", factors="p sign_s lower upper log_s", top="learn_top_fn", conv=".conv", linear=".linear"),
 )
 CHAIYUJIN = _y0ast_source(
     "Glow by chaiyujin",
-    Naming(grid="levels", pixels="unit", network="f", factors="p sign_s l u log_s", top="learn_top"),
+    Naming(network="f", factors="p sign_s l u log_s", top="learn_top", grid="levels", pixels="unit"),
 )

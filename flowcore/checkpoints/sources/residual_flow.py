@@ -13,7 +13,6 @@ from itertools import count
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ...models.residual_flow import ResidualFlowConfig
 from .glow import UNTRAINED
@@ -164,7 +163,7 @@ def _network(
     for k, kernel in enumerate(config.kernels):
         place = 2 * k + leading
         layer, theirs = f"{ours}.network.layers.{place}", f"{published}.{place}"
-        yield take(f"{layer}.weight", f"{theirs}.weight", unchanged if sides else _as_kernel)
+        yield take(f"{layer}.weight", f"{theirs}.weight", unchanged if sides else lambda t: t[:, :, None, None])
         yield take(f"{layer}.bias", f"{theirs}.bias")
         grid = (1, 1) if sides is None or kernel == 1 else sides
         for name, width in (("u", widths[k + 1]), ("v", widths[k])):
@@ -172,10 +171,6 @@ def _network(
     if config.activation == "lipswish":
         for place in range(1 - leading, 2 * len(widths) - 3 + leading, 2):
             yield take(f"{ours}.network.layers.{place}.beta", f"{published}.{place}.beta")
-
-
-def _as_kernel(matrix: Tensor) -> Tensor:
-    return matrix[:, :, None, None]
 
 
 def _actnorm(ours: str, published: str) -> Iterator[Origin]:
