@@ -118,9 +118,7 @@ def read_latents_header(path: str | Path) -> LatentsHeader:
     with model_file.open_safetensors(path, "Expected latents that were saved with save_latents.") as file:
         metadata: dict[str, str] = file.metadata() or {}
     if KEY not in metadata:
-        what = (
-            "a flowcore model" if model_file.KEY in metadata else "a safetensors file without a flowcore_latents header"
-        )
+        what = "a flowcore model" if model_file.KEY in metadata else f"a safetensors file without a {KEY} header"
         raise CheckpointError(f"{path.name} is {what}; expected latents that were saved with save_latents.")
     with model_file.header_errors(path.name, "Save the latents again."):
         raw = json.loads(metadata[KEY])

@@ -144,9 +144,8 @@ def _mixing(channels: int, kind: Mixing, config: GlowConfig, *, first: bool) -> 
         return Permutation(torch.arange(channels).flip(0))
     if kind == "shuffle":
         return Permutation(torch.randperm(channels))
-    if config.mixing_start == "principal":
-        return InvertibleConv(channels, lu=kind == "lu", start="principal" if first else "reverse")
-    return InvertibleConv(channels, lu=kind == "lu")
+    start = config.mixing_start if first or config.mixing_start == "orthogonal" else "reverse"
+    return InvertibleConv(channels, lu=kind == "lu", start=start)
 
 
 def _table(channels: int, level: int, config: GlowConfig) -> TablePrior:

@@ -78,8 +78,8 @@ def srflow(config: SRFlowConfig) -> FlowModel[SRFlowConfig]:
         channels *= 4
         steps: list[Transform] = []
         for k in range(config.transition_steps + config.steps):
-            start = "principal" if k == 0 else "reverse"
-            mixing = InvertibleConv(channels, start="orthogonal" if config.mixing == "orthogonal" else start)
+            start = config.mixing if k == 0 or config.mixing == "orthogonal" else "reverse"
+            mixing = InvertibleConv(channels, start=start)
             parts: list[Transform] = [ActNorm(channels), mixing]
             if k >= config.transition_steps:
                 if config.injector:

@@ -14,10 +14,7 @@ Edge = Literal["zeros", "ones", "flag"]  # what pads the input; "flag": zeros, a
 
 
 class NormalizedConv(nn.Module):
-    """A bias-free convolution and an actnorm: ``y = (conv(x) + bias) * exp(log_scale)``.
-
-    Forward scales the kernel instead of the output, which saves a pass over the activations.
-    """
+    """A bias-free convolution and an actnorm: ``y = (conv(x) + bias) * exp(log_scale)``."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, *, edge: Edge = "zeros", log_factor: float = 1.0
@@ -30,6 +27,7 @@ class NormalizedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         scale = self.actnorm.effective_log_scale().exp()
+        # scaling the kernel instead of the output saves a pass over the activations
         weight, bias = self.weight * scale[:, None, None, None], self.actnorm.bias * scale
         return convolve(x, weight, bias, self.edge)
 
@@ -191,8 +189,7 @@ class TopPrior(nn.Module):
     def __init__(self, channels: int, *, learned: bool = True, edge: Edge = "zeros", classes: int = 0) -> None:
         super().__init__()
         self.channels = channels
-        # Without inputs the convolution is a constant. Ones beyond the border need an input of zeros to surround.
-        self.inputs = channels if edge == "ones" else 0
+        self.inputs = channels if edge == "ones" else 0  # of zeros, which the ones beyond the border surround
         self.constants = ZeroConv(self.inputs, 2 * channels, edge=edge) if learned else None
         self.by_label = ZeroLinear(classes, 2 * channels) if classes else None
 
