@@ -102,8 +102,7 @@ def tarflow(config: TarFlowConfig) -> FlowModel[TarFlowConfig]:
 def _encode_labels(flow: FlowModel, labels: Tensor) -> Condition:
     if labels.ndim == 1 and not labels.is_floating_point() and bool((labels == flow.classes).any()):
         weights = label_weights(labels, flow.classes + 1)
-        # The last column marks unlabeled items, which get the mean over all classes.
-        weights = weights[:, :-1] + weights[:, -1:] / flow.classes
+        weights = weights[:, :-1] + weights[:, -1:] / flow.classes  # unlabeled items: the mean over all classes
     else:
         weights = label_weights(labels, flow.classes)
     return Condition(features=(None,), labels=weights.to(next(flow.parameters()).dtype))

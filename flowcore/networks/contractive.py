@@ -46,8 +46,7 @@ class ELU(nn.Module):
         return torch.exp(x.clamp(max=0))
 
 
-# Their slopes are at most 1, which those of ``vector_field`` need not be.
-ACTIVATIONS: dict[ActivationName, type[LipSwish | ELU]] = {"lipswish": LipSwish, "elu": ELU}
+ACTIVATIONS: dict[ActivationName, type[LipSwish | ELU]] = {"lipswish": LipSwish, "elu": ELU}  # of slope at most 1
 
 
 class LipschitzConv(nn.Module):

@@ -91,10 +91,8 @@ class CellMemory(nn.Module):
         self.register_buffer("chroma", torch.zeros(cells, 2, dtype=torch.uint8))  # Cb and Cr around 128, over 255
         self.register_buffer("photograph", torch.zeros(cells, dtype=torch.int32))  # ids; a key of files
 
-    def fill(
-        self, descriptors: Tensor, chroma: Tensor, photograph_ids: Tensor, basis: CellMemory | None = None
-    ) -> None:
-        """Store cells ``(N, WIDTH)`` with their chroma ``(N, 2)``, centered on 0, and photographs' ids ``(N,)``.
+    def fill(self, descriptors: Tensor, chroma: Tensor, ids: Tensor, basis: CellMemory | None = None) -> None:
+        """Store cells ``(N, WIDTH)`` with their chroma ``(N, 2)``, centered on 0, and ids of photographs ``(N,)``.
 
         ``basis`` is the memory whose principal components are used, None for those of these cells.
         """
@@ -104,7 +102,7 @@ class CellMemory(nn.Module):
             components = torch.linalg.eigh(moments)[1].flip(1)[:, :COMPONENTS].T.to(descriptors)
         else:
             components = basis.components
-        self._store(components, descriptors @ components.T, chroma, photograph_ids)
+        self._store(components, descriptors @ components.T, chroma, ids)
 
     def join(self, other: CellMemory) -> CellMemory:
         """The cells of two, at most ``MAX_CELLS``, with the principal components of this one."""

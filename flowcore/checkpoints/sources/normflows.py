@@ -93,8 +93,8 @@ def _origins(config: GlowConfig, base: str) -> Iterator[Origin]:
     for level, k, ours in steps_of(config):
         published = f"flows.{config.levels - 1 - level}.{config.steps - 1 - k}.flows"
         conditioner, network = f"{ours}.2.conditioner", f"{published}.0.flows.1.param_map.net"
-        yield take(f"{ours}.0.bias", f"{published}.2.t", _negate)
-        yield take(f"{ours}.0.log_scale", f"{published}.2.s", _negate)
+        yield take(f"{ours}.0.bias", f"{published}.2.t", lambda t: -t.flatten())
+        yield take(f"{ours}.0.log_scale", f"{published}.2.s", lambda t: -t.flatten())
         yield take(f"{ours}.1.weight", f"{published}.1.W")
         yield from take_lu(f"{ours}.1", f"{published}.1", "P sign_S L U log_S")
         for place in (0, 1):
@@ -113,10 +113,6 @@ def _origins(config: GlowConfig, base: str) -> Iterator[Origin]:
         published = f"q0.{config.levels - 1 - level}"
         yield _table(f"{prior}.mean", f"{published}.loc", level, config, base)
         yield _table(f"{prior}.log_std", f"{published}.log_scale", level, config, base)
-
-
-def _negate(t: Tensor) -> Tensor:
-    return -t.flatten()
 
 
 def _negate_shifts(t: Tensor) -> Tensor:

@@ -60,7 +60,11 @@ def take_conv(ours: str, published: str, convert: Callable[[Tensor], Tensor] = u
 
 def take_shift(ours: str, shift: str, log_scale: str) -> Origin:
     """Take the shift of an actnorm that shifts after scaling, where ours does so before; in float64, rounded once."""
-    return Origin(ours, (shift, log_scale), lambda b, s: b.double().flatten() * torch.exp(-s.double().flatten()))
+    return Origin(ours, (shift, log_scale), _before_scale)
+
+
+def _before_scale(shift: Tensor, log_scale: Tensor) -> Tensor:
+    return shift.double().flatten() * torch.exp(-log_scale.double().flatten())
 
 
 @dataclass(frozen=True)
