@@ -79,8 +79,7 @@ def hcflow(config: HCFlowConfig) -> FlowModel[HCFlowConfig]:
     channels = IMAGE_CHANNELS
     for number in range(1, config.levels + 1):
         channels *= 4
-        # Haar means are twice the means of 2x2 blocks, which are the LR image.
-        steps: list[Transform] = [FixedAffine(shift=0, width=2)] if config.rescaling else []
+        steps: list[Transform] = [FixedAffine(shift=0, width=2)] if config.rescaling else []  # Haar means are doubled
         steps += [Chain(*_step(channels, k, config)) for k in range(config.steps)]
         continuing = IMAGE_CHANNELS if number == config.levels else channels // 2
         details = _details(continuing, channels - continuing, config.levels - number, config)

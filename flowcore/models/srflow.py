@@ -79,8 +79,7 @@ def srflow(config: SRFlowConfig) -> FlowModel[SRFlowConfig]:
         steps: list[Transform] = []
         for k in range(config.transition_steps + config.steps):
             start = config.mixing if k == 0 or config.mixing == "orthogonal" else "reverse"
-            mixing = InvertibleConv(channels, start=start)
-            parts: list[Transform] = [ActNorm(channels), mixing]
+            parts: list[Transform] = [ActNorm(channels), InvertibleConv(channels, start=start)]
             if k >= config.transition_steps:
                 if config.injector:
                     parts.append(Injector(_conditioner(features, 2 * channels, config), eps=config.affine_eps))
