@@ -96,7 +96,7 @@ def evaluate_colorizer(
     if samples < 2 or limit < 1:
         raise FlowError(f"Expected at least 2 samples and a limit of at least 1 image; got {samples} and {limit}.")
     rows: list[dict[str, float]] = []
-    seams = torch.zeros(2, len(flow.config.steps), 4, dtype=torch.float64)  # of colorings and truth, for every grid
+    seams = torch.zeros(2, len(flow.config.steps), 2, 2, dtype=torch.float64)  # of colorings and truth, for every grid
     options = {"temperature": temperature, "detail": detail, "coherence": coherence, "working_size": working_size}
     for number, file, image in read_each(list_images(folder, only, limit), read_upright, skip or log):
         settings: dict[str, Any] = {**options, "samples": samples, "seed": (seed + number * samples) % 2**64}
@@ -110,11 +110,11 @@ def evaluate_colorizer(
             )
     means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
     bits = torch.tensor([row["bits_per_dim"] for row in rows], dtype=torch.float64)
-    of_colorings, of_truth = ([metrics.seam_ratio(sums) for sums in of_grids] for of_grids in seams)
+    seams_of_colorings, seams_of_truth = [[metrics.seam_ratio(sums) for sums in of_grids] for of_grids in seams]
     return {
         "images": len(rows),
         "samples": samples,
-        **means,
+        **means,  # some are replaced by what follows
         "standard_error": float(bits.std()) / len(bits) ** 0.5 if len(bits) > 1 else math.nan,
         "coherence": _ratio(means["global_share"], means["global_share_truth"]),
         "coherence_default": _ratio(means["global_share_default"], means["global_share_truth_default"]),
@@ -122,9 +122,9 @@ def evaluate_colorizer(
         "luma_error": max(row["luma_error"] for row in rows),
         **{f"{key}_of_grey": _ratio(means[key], means["rmse_grey"]) for key in RELATIVE_TO_GRAY},
         "fog": _ratio(means["fog"], means["fog_truth"]),
-        "seams": _worst(of_colorings),
-        "seams_truth": _worst(of_truth),
-        **{f"seams_{STRIDE * 2**level}": ratio for level, ratio in enumerate(of_colorings, start=1)},
+        "seams": _worst(seams_of_colorings),
+        "seams_truth": _worst(seams_of_truth),
+        **{f"seams_{STRIDE * 2**level}": ratio for level, ratio in enumerate(seams_of_colorings, start=1)},
     }
 
 
@@ -147,14 +147,13 @@ def colorizer_table(results: dict[str, dict[str, dict[str, float]]]) -> str:
 def chroma_and_condition(
     flow: FlowModel, image: Image.Image, working_size: int | None = None
 ) -> tuple[Tensor, Condition]:
-    """Chroma ``(1, 2, h, w)`` of an RGB photograph, cropped to a colorizer's grid, and the condition of its luma."""
-    config: Any = flow.config
-    multiple = config.source_multiple
+    """Chroma ``(1, 2, h, w)`` of a photograph, a quarter of a size that colorizers take unpadded; and its condition."""
+    config, multiple = flow.config, flow.config.source_multiple
     factor = (working_size or config.working_size) / min(image.size)
     width, height = (max(1, round(side * factor / multiple)) * multiple for side in image.size)
     y, chroma = split(_pixels(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)).float() / 255)
     cond = flow.encode_condition(y.to(next(flow.parameters()).device))
-    return F.avg_pool2d(chroma, STRIDE), cond  # h, w = height / 4, width / 4
+    return F.avg_pool2d(chroma, STRIDE), cond
 
 
 @torch.no_grad()
@@ -165,31 +164,32 @@ def _measure_grid(flow: FlowModel, image: Image.Image, settings: dict[str, Any])
     device, shared = next(flow.parameters()).device, cond.expand(samples)
     shapes = flow.latent_shapes(*truth.shape[-2:])
     sampling = with_defaults(flow, {name: settings[name] for name in ("temperature", "detail", "coherence")})
-    at_default = sample_latents(
-        shapes, samples, schedule(sampling["temperature"], sampling["detail"], len(shapes)), seed
-    )
+    taus = schedule(sampling["temperature"], sampling["detail"], len(shapes))
+    at_default = sample_latents(shapes, samples, taus, seed)
     at_default[-1] = share_noise(flow, at_default[-1], cond, sampling["coherence"])
     row = {"bits_per_dim": float(score(flow, truth + NEUTRAL, cond, seed=seed, complexity=False).bits_per_dim)}
-    for ending, latents in (("", sample_latents(shapes, samples, 1.0, seed)), ("_default", at_default)):
-        decoded = flow.inverse([z.to(device) for z in latents], shared, partial(clamp_level, flow, shared))
+    at_1 = sample_latents(shapes, samples, 1.0, seed)
+    for suffix, latents in (("", at_1), ("_default", at_default)):
+        clamp = partial(clamp_level, flow, shared)  # after every level, as ``colorize`` does
+        decoded = flow.inverse([z.to(device) for z in latents], shared, clamp)
         parts = metrics.coherence_parts(decoded.cpu() - NEUTRAL, truth)
-        row[f"global_share{ending}"], row[f"global_share_truth{ending}"] = parts
+        row[f"global_share{suffix}"], row[f"global_share_truth{suffix}"] = parts
     return row
 
 
 def _measure_colorings(
     flow: FlowModel, image: Image.Image, settings: dict[str, Any], *, portraits: bool
 ) -> tuple[dict[str, float], Tensor]:
-    """Measure what ``colorize`` makes from a photograph's luma; also ``seam_sums`` of both, ``(2, grids, 4)``."""
-    y, truth = split(_pixels(image).double() / 255)
-    gray = (y * 255).round()  # (1, 1, H, W), as a grayscale file stores it
-    stored, working_size = gray.to(torch.uint8), settings["working_size"]
-    colorings = colorize(flow, stored, **settings).double()
-    calm = colorize(flow, stored, temperature=0, detail=0, working_size=working_size).double()
+    """Measure what ``colorize`` makes from a photograph's luma; also ``seam_sums`` of both, ``(2, grids, 2, 2)``."""
+    exact_y, truth = split(_pixels(image).double() / 255)
+    gray = (exact_y * 255).round()  # (1, 1, H, W), 0 to 255, as a grayscale file stores it
+    y, photograph, working_size = gray / 255, gray.to(torch.uint8), settings["working_size"]
+    colorings = colorize(flow, photograph, **settings).double()
+    calm = colorize(flow, photograph, temperature=0, detail=0, working_size=working_size).double()
     result_luma, chroma = split(colorings)  # (K, 1, H, W), (K, 2, H, W)
     errors = metrics.chroma_rmse(chroma, truth)
     criteria: tuple[By, ...] = ("consensus", "likelihood")
-    best = {by: ranked(colorings, gray / 255, by, flow)[1][0, :CHOSEN] for by in criteria}
+    best = {by: ranked(colorings, y, by, flow)[1][0, :CHOSEN] for by in criteria}
     row = {
         "rmse": float(errors.mean()),
         "rmse_best": float(errors.min()),
@@ -199,7 +199,7 @@ def _measure_colorings(
         "diversity": float(chroma.std(0, correction=0).mean()),
         "colourfulness": float(metrics.colorfulness(chroma).mean()),
         "colourfulness_truth": float(metrics.colorfulness(truth)),
-        "luma_error": float((result_luma - gray / 255).abs().max()),
+        "luma_error": float((result_luma - y).abs().max()),
         "luma_kept": float((luma((colorings * 255).round()).round() == gray).all()),
         **{f"rmse_{by}": float(errors[order].mean()) for by, order in best.items()},
     }
@@ -208,11 +208,12 @@ def _measure_colorings(
         row["skin_outside"], row["skin_grey"] = float(is_outside.double().mean()), float(is_gray.double().mean())
     height, width = working_sides(y.shape[-2], y.shape[-1], working_size or flow.config.working_size)
     size = height // STRIDE, width // STRIDE
-    small_y, *small = (resize_bilinear(plane, size) for plane in (gray / 255, chroma, truth))
-    fog, fog_truth = (metrics.fog(planes, small_y) for planes in small)
-    row["fog"], row["fog_truth"] = float(fog.nanmean()), float(fog_truth.nan_to_num())
+    small_y, small_chroma, small_truth = (resize_bilinear(planes, size) for planes in (y, chroma, truth))
+    row["fog"] = float(metrics.fog(small_chroma, small_y).nanmean())
+    row["fog_truth"] = float(metrics.fog(small_truth, small_y).nan_to_num())
     cells = [2**level for level in range(1, len(flow.config.steps) + 1)]
-    seams = [torch.stack([metrics.seam_sums(planes, small_y, cell) for cell in cells]) for planes in small]
+    both = (small_chroma, small_truth)
+    seams = [torch.stack([metrics.seam_sums(planes, small_y, cell) for cell in cells]) for planes in both]
     return row, torch.stack(seams)
 
 

@@ -44,16 +44,15 @@ def read_each(
     files: Sequence[Path], read: Callable[[Path], Content], log: Callable[[str], None] | None = None
 ) -> Generator[tuple[int, Path, Content], None, None]:
     """Yield number, file and ``read(file)`` of the images of a test set; log and skip those that raise ImageError."""
-    skipped, number = list[str](), 0
-    for file in files:
+    skipped: list[str] = []
+    for position, file in enumerate(files):
         try:
             content = read(file)
         except ImageError as error:
             skipped.append(f"{file.name}: {error}")
             (log or logging.getLogger("flowcore").warning)(f"Skipped {skipped[-1]}")
             continue
-        yield number, file, content
-        number += 1
+        yield position - len(skipped), file, content
     if len(skipped) == len(files):
         raise ImageError(f"None of the {len(files)} images can be measured. Skipped: {'; '.join(skipped[:3])}")
 

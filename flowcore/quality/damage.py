@@ -13,12 +13,13 @@ from torch import Tensor
 from ..images.color import luma
 from ..images.resize import pad_symmetric
 
-SIDE, MIN_SIDE = 192, 32  # pixels: of the middle, which is measured for JPEG and noise; the smallest measured side
+SIDE = 192  # pixels of the square in the middle in which JPEG and noise are measured
+MIN_SIDE = 32  # pixels of the smallest image that is measured
 BLOCK = 8  # pixels of JPEG's blocks
-FINE = 6  # row plus column of a fine frequency, at least: few of their coefficients are 0 by chance
-ZERO = 0.7  # amplitude, of 255, below which a coefficient was rounded to 0
-CHANCE = 0.144  # standard deviation of the distance of a random number to the nearest integer, whose mean is 0.25
-SIGNIFICANT = 15.0  # standard errors by which coefficients are nearer to multiples of steps; clean photographs: 10
+FINE = 6  # lowest row + column of a frequency that counts as fine: its coefficients are rarely near 0 in photographs
+ZERO = 0.7  # amplitude, in 1/255, below which a coefficient was rounded to 0
+CHANCE = 0.144  # standard deviation of a random number's distance to the nearest integer; the mean is 0.25
+SIGNIFICANT = 15.0  # z-score of ``_nearness`` from which a photograph was stored as JPEG; clean ones have up to 10
 
 
 def jpeg_quality(image: Tensor) -> float | None:
@@ -31,15 +32,14 @@ def jpeg_quality(image: Tensor) -> float | None:
     """
     if min(image.shape[-2:]) < MIN_SIDE:
         return None
-    spectra = F.conv2d(255 * luma(crop_middle(image[None, :3]).float().cpu()) - 128, _cosines())[
-        0
-    ]  # (64, h - 7, w - 7)
+    y = 255 * luma(crop_middle(image[None, :3]).float().cpu()) - 128
+    spectra = F.conv2d(y, _cosines())[0]  # of the blocks that start at every pixel, (64, h - 7, w - 7)
     n = torch.arange(BLOCK)
-    zeros = (spectra[(n[:, None] + n >= FINE).flatten()].abs() < ZERO).float().mean(0)
+    zeros = (spectra[(n[:, None] + n >= FINE).flatten()].abs() < ZERO).float().mean(0)  # share of fine coefficients
     rows, columns = (side // BLOCK for side in zeros.shape)
     shares = zeros[: rows * BLOCK, : columns * BLOCK].unflatten(0, (rows, BLOCK)).unflatten(2, (columns, BLOCK))
-    top, left = divmod(int(shares.mean((0, 2)).argmax()), BLOCK)
-    values = spectra[:, top::BLOCK, left::BLOCK].flatten(1)  # (64, N)
+    top, left = divmod(int(shares.mean((0, 2)).argmax()), BLOCK)  # the start of the grid with the most zeros
+    values = spectra[:, top::BLOCK, left::BLOCK].flatten(1)  # of the blocks of this grid, (64, N)
     scores = {quality: _nearness(values, quantization_steps(quality)) for quality in range(1, 100)}
     best = max(scores, key=scores.__getitem__)
     return float(best) if scores[best] > SIGNIFICANT else None
@@ -48,14 +48,15 @@ def jpeg_quality(image: Tensor) -> float | None:
 @functools.cache
 def quantization_steps(quality: int) -> Tensor:
     """Read the steps of luma, (64, 1), with which libjpeg stores photographs at a quality, 1 to 100."""
-    Image.new("L", (BLOCK, BLOCK)).save(file := io.BytesIO(), "JPEG", quality=quality)
+    file = io.BytesIO()
+    Image.new("L", (BLOCK, BLOCK)).save(file, "JPEG", quality=quality)
     with Image.open(file) as opened:
         return torch.tensor(opened.quantization[0])[:, None]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @functools.cache
 def _cosines() -> Tensor:
-    """Return the cosine transform of all blocks, as a kernel ``(64, 1, 8, 8)``."""
+    """Return the basis of the DCT-II of 8x8 pixels, as a kernel ``(64, 1, 8, 8)``."""
     n = torch.arange(BLOCK)
     waves = torch.cos(math.pi / BLOCK * (n + 0.5) * n[:, None]) / 2
     waves[0] /= math.sqrt(2)
@@ -63,7 +64,7 @@ def _cosines() -> Tensor:
 
 
 def _nearness(values: Tensor, steps: Tensor) -> float:
-    """Tell by how many standard errors values (64, N) are nearer to multiples of their steps than by chance."""
+    """Compute the z-score of how much nearer values (64, N) are to multiples of their steps than by chance."""
     multiples = values / steps
     counts = ((multiples.abs() > 0.6) & (steps > 1)).float()  # 0 is a multiple of all
     nearer = ((0.25 - (multiples - multiples.round()).abs()) * counts).sum()
@@ -78,10 +79,12 @@ def crop_middle(image: Tensor) -> Tensor:
 
 # --- noise ------------------------------------------------------------------------------------------------------------
 
-PATCH, CALM = 5, 0.25  # pixels of the side of patches, and the share of them, the calmest, in which noise is measured
-BIAS = 1.17  # noise of all patches over that of the calmest
-WHITE = 1.4  # largest ratio of the median to the second smallest deviation: white noise has all directions alike
-MIN_COLOR, MIN_GRAY, MAX_NOISE = 2.6, 4.5, 40.0  # deviations, of 255, that count as noise; above, it is no photograph
+PATCH = 5  # pixels of the side of patches
+CALM = 0.25  # share of the patches, those of least variance, in which noise is measured
+BIAS = 1.17  # noise of all patches relative to that of these
+WHITE = 1.4  # highest ratio of the median deviation to the second smallest; those of white noise are nearly equal
+MIN_COLOR, MIN_GRAY = 2.6, 4.5  # standard deviations, in 1/255, from which colored and gray noise count
+MAX_NOISE = 40.0  # standard deviation, in 1/255, above which an image is no photograph
 
 
 def noise_level(image: Tensor) -> float:
@@ -96,6 +99,7 @@ def noise_level(image: Tensor) -> float:
         return 0.0
     red, green, blue = 255 * crop_middle(image[:3]).cpu().float().double().expand(3, -1, -1)
     differences, colors = (red - green, blue - green), (red, green, blue)
+    # noise in color if it is seen in the differences of channels, which add the noise of two; else gray noise
     for channels, gain, least in ((differences, math.sqrt(2), MIN_COLOR), (colors, 1, MIN_GRAY)):
         levels = [_noise(channel) for channel in channels]
         level = sum(levels) / len(levels) / gain
@@ -111,7 +115,9 @@ def _noise(channel: Tensor) -> float:
     power = patches.square().mean(1)
     calm = patches[power <= power.quantile(CALM)]
     calm = calm - calm.mean(0)
-    deviations = torch.linalg.eigvalsh(calm.T @ calm / len(calm)).clamp(min=0).sqrt()[1:]  # without the mean's
+    deviations = (
+        torch.linalg.eigvalsh(calm.T @ calm / len(calm)).clamp(min=0).sqrt()[1:]
+    )  # without the 0 of their means
     low, middle = float(deviations[1]), float(deviations[len(deviations) // 2])
     return BIAS * low if middle < WHITE * low else 0.0
 
@@ -119,9 +125,12 @@ def _noise(channel: Tensor) -> float:
 # --- scratches and dust -----------------------------------------------------------------------------------------------
 
 WIDEST = 9  # pixels; what is wider is no scratch
-NEARBY, CROWD, SPOT, RING = 21, 41, 17, 37  # pixels of windows: near a scratch; around a line; of a spot, and around it
-LENGTH, DIRECTIONS, COMPLETE = 13, 12, 0.9  # of lines, in halved pixels; the share of a line that must be there
-FURTHER = 32  # halved pixels that a line continues where something nearby is as bright
+NEARBY = 21  # pixels of the window in which a mark must be extreme
+CROWD = 41  # pixels of the window around a line in which there must be little else
+SPOT, RING = 17, 37  # pixels of the windows of a spot, and of what surrounds it, where there must be little else
+LENGTH, DIRECTIONS = 13, 12  # pixels at half the size of the shortest line; directions in which lines are sought
+COMPLETE = 0.9  # share of such a line that must consist of candidates
+FURTHER = 32  # pixels at half the size by which a line may continue through straight candidates that are not extreme
 
 
 def scratches(y: Tensor, sensitivity: float, noise: float, check: Callable[[], None]) -> Tensor:
@@ -131,35 +140,37 @@ def scratches(y: Tensor, sensitivity: float, noise: float, check: Callable[[], N
     railings and hair there is more of the same.
     """
     contrast = 0.3 * 0.1**sensitivity  # to everything wider, at least
-    crowded, busy = 0.1 + 0.11 * sensitivity, 0.01 + 0.05 * sensitivity  # at most, around a line and around a spot
+    # how much there may be around a line and around a spot, relative to their contrast
+    crowded, busy = 0.1 + 0.11 * sensitivity, 0.01 + 0.05 * sensitivity
     height, width = y.shape[-2:]
     padded = pad_symmetric(y, WIDEST)  # or a strip at the picture's edge would be thin
     marks = torch.zeros_like(padded, dtype=torch.bool)
     for light in (padded, 1 - padded):  # bright ones, then dark ones
         wide = opening(light, WIDEST)
         candidates = light - wide > contrast
-        thin = (light - wide - min(2.5 * noise, contrast / 3)).relu()  # noise is about 2.5 deviations above its opening
-        extreme = candidates & (light > _largest(wide, NEARBY) + contrast / 3)
-        around = (RING**2 * _mean(thin, RING) - SPOT**2 * _mean(thin, SPOT)) / (RING**2 - SPOT**2)
-        spot = _largest(thin, SPOT)
+        floor = min(2.5 * noise, contrast / 3)  # noise alone exceeds its opening by about 2.5 deviations
+        thin = (light - wide - floor).relu()  # contrast to what is wider
+        extreme = candidates & (light > _dilate(wide, NEARBY) + contrast / 3)
+        around = (RING**2 * _box_blur(thin, RING) - SPOT**2 * _box_blur(thin, SPOT)) / (RING**2 - SPOT**2)
+        spot = _dilate(thin, SPOT)
         marks |= extreme & (busy * spot > around) & (thin > spot / 2)
-        straight = candidates & (crowded * thin > _mean(thin, CROWD))
+        straight = candidates & (crowded * thin > _box_blur(thin, CROWD))
         if bool((straight & extreme).any()):
             lines, continuation = _lines(straight & extreme, check), _lines(straight, check)
-            for _ in range(FURTHER):
-                lines = _largest(lines, 3) * continuation
+            for _ in range(FURTHER):  # morphological reconstruction: extreme lines grow within straight candidates
+                lines = _dilate(lines, 3) * continuation
             marks |= straight & (F.interpolate(lines, scale_factor=2)[..., : light.shape[-2], : light.shape[-1]] > 0)
     inner = marks[..., WIDEST : WIDEST + height, WIDEST : WIDEST + width]
-    return _largest(inner.float(), 3) > 0  # with their soft edges
+    return _dilate(inner.float(), 3) > 0  # with their soft edges
 
 
 def opening(x: Tensor, window: int) -> Tensor:
     """Remove bright places that hold no square of an odd ``window``: a morphological opening."""
-    return _largest(-_largest(-x, window), window)
+    return _dilate(-_dilate(-x, window), window)
 
 
 def _lines(candidates: Tensor, check: Callable[[], None]) -> Tensor:
-    """Find where long straight lines of candidates ``(1, 1, H, W)`` lie, in any direction: 1 in halved pixels."""
+    """Find where straight lines of candidates ``(1, 1, H, W)`` lie, in any direction: 1 there, at half the size."""
     halved = F.max_pool2d(candidates.float(), 2, ceil_mode=True)
     lines = torch.zeros_like(halved)
     reach = LENGTH // 2
@@ -174,10 +185,10 @@ def _lines(candidates: Tensor, check: Callable[[], None]) -> Tensor:
     return (lines > 0).float()
 
 
-def _largest(x: Tensor, window: int) -> Tensor:
+def _dilate(x: Tensor, window: int) -> Tensor:
     rows = F.max_pool2d(x, (window, 1), 1, (window // 2, 0))
     return F.max_pool2d(rows, (1, window), 1, (0, window // 2))
 
 
-def _mean(x: Tensor, window: int) -> Tensor:
+def _box_blur(x: Tensor, window: int) -> Tensor:
     return F.avg_pool2d(F.avg_pool2d(x, (window, 1), 1, (window // 2, 0)), (1, window), 1, (0, window // 2))

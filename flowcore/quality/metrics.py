@@ -126,12 +126,12 @@ def _network(alexnet: Path, spatial: bool) -> Any:
         network = package.LPIPS(
             net="alex", version="0.1", pnet_rand=True, pretrained=False, verbose=False, spatial=spatial
         )
-    trunk = torch.load(alexnet, map_location="cpu", weights_only=True)
+    backbone = torch.load(alexnet, map_location="cpu", weights_only=True)
     for part in network.net.children():
         for index, layer in part.named_children():
-            layer.load_state_dict({name: trunk[f"features.{index}.{name}"] for name in layer.state_dict()})
-    heads = Path(str(package.__file__)).parent / "weights" / "v0.1" / "alex.pth"
-    network.load_state_dict(torch.load(heads, map_location="cpu", weights_only=True), strict=False)
+            layer.load_state_dict({name: backbone[f"features.{index}.{name}"] for name in layer.state_dict()})
+    linear_heads = Path(str(package.__file__)).parent / "weights" / "v0.1" / "alex.pth"
+    network.load_state_dict(torch.load(linear_heads, map_location="cpu", weights_only=True), strict=False)
     return network.eval()
 
 
@@ -139,17 +139,18 @@ def _alexnet() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
 
 
-# --- of colorings, all ours: distance, coherence, colorfulness, seams, and color of skin ------------------------------
+# --- colorings: their distance, coherence, colorfulness, seams, fog, and color of skin, all defined here --------------
 # Chroma is (B, 2, H, W) as ``color.split`` returns it: centered on 0, 1 is the range from darkest to brightest.
 
-FLAT = 4 / 255  # change of luma between neighbors without an edge: that of half of all, see docs/decisions/0014
+FLAT = 4 / 255  # difference of luma below which there is no edge between neighbors; the median, docs/decisions/0014
 ROUNDING = 1e-6  # mean change of chroma that counts as zero
-# Top, bottom, left and right of nose and cheeks, as shares of the side, where the irises are in row 0.45 and columns
-# 0.38 and 0.61.
+# Top, bottom, left and right of nose and cheeks, as shares of the side of a portrait with the irises at (0.45, 0.38)
+# and (0.45, 0.61), row and column.
 SKIN_PATCH = (0.50, 0.64, 0.40, 0.60)
-# The hue of human skin, an angle of (Cb, Cr) in degrees: the 0.1st and 99.9th percentile, rounded, of SKIN_PATCH in
-# 1,171 portraits in color. All 107 held-out ones are within. Blue is below 60, green above 180.
-SKIN_HUES = (80.0, 136.0)
+SKIN_HUES = (
+    80.0,
+    136.0,
+)  # angles of (Cb, Cr), degrees, of 99.8 % of portraits: docs/decisions/0014; 60 blue, 180 green
 SKIN_MIN_CHROMA = 0.02  # below which skin counts as gray; the palest of these portraits has 0.027
 
 
@@ -185,31 +186,27 @@ def colorfulness(chroma: Tensor) -> Tensor:
 def seam_sums(chroma: Tensor, luma: Tensor, cell: int) -> Tensor:
     """Add up changes of chroma across the borders of a grid's cells, and inside them, for ``seam_ratio``.
 
-    Sum and number of ``|chroma[i + 1] - chroma[i]|`` of neighbors in different cells, then of neighbors in one cell:
-    ``(4,)`` float64. Only neighbors whose lumas, ``(B or 1, 1, h, w)``, differ by less than ``FLAT`` count, where a
-    change of color has no edge to follow. Source: the idea of Wu and Yuen, "A generalized block-edge impairment metric
-    for video coding" (1997).
+    ``(2, 2)`` float64: sum and number of ``|chroma[i + 1] - chroma[i]|`` of neighbors in different cells, and in the
+    second row of neighbors in one cell. Only neighbors whose lumas, ``(B or 1, 1, h, w)``, differ by less than ``FLAT``
+    count, where a change of color has no edge to follow. Source: the idea of Wu and Yuen, "A generalized block-edge
+    impairment metric for video coding" (1997).
     """
-    sums = torch.zeros(4, dtype=torch.float64)
+    sums = torch.zeros(2, 2, dtype=torch.float64)
     for dim in (2, 3):
         change = chroma.diff(dim=dim).abs().mean(1, keepdim=True).movedim(dim, 0)  # (h - 1 or w - 1, B, 1, ...)
         flat = (luma.diff(dim=dim).abs() < FLAT).movedim(dim, 0).expand_as(change)
-        border = torch.arange(1, len(change) + 1, device=change.device) % cell == 0
-        for first, part in ((0, border), (2, ~border)):
-            counted = change[part][flat[part]]
-            sums[first] += float(float64(counted).sum())
-            sums[first + 1] += counted.numel()
+        across = (torch.arange(1, len(change) + 1, device=change.device) % cell == 0)[:, None, None, None]
+        for row, part in enumerate((across, ~across)):
+            counted = change[flat & part]
+            sums[row] += torch.tensor([float(float64(counted).sum()), counted.numel()], dtype=torch.float64)
     return sums
 
 
 def seam_ratio(sums: Tensor) -> float:
     """Ratio of the mean change across borders to that inside cells: photographs have 1 to 1.1, seams have more."""
-    across, across_number, inside, inside_number = sums.tolist()
-    if not across_number or not inside_number:
-        return math.nan
-    across, inside = across / across_number, inside / inside_number
+    across, inside = (sums[:, 0] / sums[:, 1]).tolist()  # NaN without neighbors
     if inside < ROUNDING:
-        return math.nan if across < ROUNDING else math.inf
+        return math.inf if across >= ROUNDING else math.nan
     return across / inside
 
 
