@@ -52,7 +52,7 @@ def main() -> None:
     assert isinstance(encoder, LumaEncoder)
     names, described, colors, numbers = list[str](), list[Tensor](), list[Tensor](), list[Tensor]()
     for path in photographs(options.folders):
-        rgb = limit_shorter_side(ImageBatch(files.read(path.read_bytes(), path.name).pixels).visible, 256)
+        rgb = limit_shorter_side(ImageBatch(files.read(path.read_bytes(), path.name).pixels).extended_rgb, 256)
         inside = find_border(rgb)
         rgb = rgb if inside is None else rgb[inside]
         small = limit_shorter_side(rgb, SIDE)

@@ -91,7 +91,7 @@ class Joint(nn.Module):
         return self.blocks(F.relu(self.fine(fine)) + enlarged)
 
 
-def places() -> Tensor:
+def anchors() -> Tensor:
     """Return the anchors as x, y ``(2304, 2)``, in pixels of the square."""
     steps = (torch.arange(GRID) + 0.5) * (SIDE / GRID)
     return torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).flatten(0, 1)

@@ -16,7 +16,7 @@ from .image_batch import ImageBatch
 from .runner import Runner, Running, RunOptions, check_draws, runs_with
 from .sample import MAX_DEVIATION
 from .settings import check_range, with_defaults
-from .tiles import STRIPS, Border, TiledDecoder, Tiling
+from .tiles import STRIPS, Border, Sampling, TiledDecoder, Tiling
 
 PADDING = 16  # each side is padded to the next larger multiple, as the published program does
 GAMMA = 2.2  # of the curve between light and pixels
@@ -91,8 +91,8 @@ def brighten(
 
     def task() -> Tensor:
         images = ImageBatch(image, run.notify)
-        rgb = images.visible
-        pictures = decoder(rgb, [(tau, 0.0)], seed, samples, images.is_gray)
+        rgb = images.extended_rgb
+        pictures = decoder(rgb, [Sampling(tau)], seed, samples, images.is_gray)
         if cells:
             for number, picture in enumerate(pictures.split(1)):
                 picture.copy_(even_gain(rgb[number // samples, None].to(picture), picture, cells))
@@ -127,8 +127,8 @@ def memory_required(flow: FlowModel, height: int, width: int, tile: int = 0, hal
     return round(decoded + dense) + STRIPS
 
 
-def border(height: int, width: int, multiple: int = PADDING) -> Border:
-    """Compute the padding of all sides to the next multiple of 16, at least 1, as the published program does."""
+def border(height: int, width: int, _multiple: int = PADDING) -> Border:
+    """Compute the padding to the next larger multiple of 16, whatever the model's, as the published program does."""
     columns, rows = (PADDING - side % PADDING for side in (width, height))
     return columns // 2, columns - columns // 2, rows // 2, rows - rows // 2
 

@@ -75,10 +75,7 @@ class HintPlanes:
 
 
 class Colorization:
-    """Photographs on their way through a colorizer.
-
-    ``notes``: whether to tell the caller what is ignored of them. ``frames``: borders are not looked for.
-    """
+    """Photographs on their way through a colorizer."""
 
     def __init__(
         self,
@@ -88,8 +85,8 @@ class Colorization:
         working_size: int | None,
         *,
         hints: Hints | None = None,
-        notes: bool = True,
-        frames: bool = False,
+        notes: bool = True,  # whether to tell the caller what is ignored of the photographs
+        frames: bool = False,  # whether they are frames of a clip, in which no borders are looked for
         memory: ColorMemory | None = None,
     ) -> None:
         flow.require("colorize")
@@ -97,18 +94,18 @@ class Colorization:
         check_range("working_size", size, 16, 4096, "It is in pixels.")
         self.run, self.flow = run, flow
         images = ImageBatch(image, run.notify)  # not kept, because the colors of a clip take most of the memory
-        rgb, self._alpha, self._device = images.visible, images.alpha, images.device
+        rgb, self._alpha, self._device = images.extended_rgb, images.alpha, images.device
         self.y = color.luma(images.rgb)  # (B, 1, H, W)
         self.hints = None if hints is None else hints.expand(len(self.y))
         self._crops = [None if frames else find_border(one) for one in rgb.split(1)]
         self._guide = fill_borders(color.luma(rgb), self._crops)  # the luma that colors are decided and enlarged by
         if notes:
             self._notify_of_scans(() if images.channels == 1 else rgb.split(1))
-        rows, columns = self._working = working_sides(self.y.shape[-2], self.y.shape[-1], size)
+        rows, columns = self._working = working_sides(self.y.shape[-2], self.y.shape[-1], size)  # of the luma
         multiple = flow.config.source_multiple
         self._padded = math.ceil(rows / multiple) * multiple, math.ceil(columns / multiple) * multiple
-        self.grid = self._padded[0] // STRIDE, self._padded[1] // STRIDE
-        self.chroma_size = rows // STRIDE, columns // STRIDE
+        self.grid = self._padded[0] // STRIDE, self._padded[1] // STRIDE  # of the chroma that the flow decodes
+        self.chroma_size = rows // STRIDE, columns // STRIDE  # of the part of it that is no padding
         self._small_y = resize_bilinear(self._guide, self._working)  # (B, 1, h, w)
         self.shapes: list[Shape] = flow.latent_shapes(*self.grid)
         self.repairs = overflow.OverflowCounts()
@@ -133,6 +130,7 @@ class Colorization:
             check_range(name, values[name], high=math.inf)
         check_range("coherence", values["coherence"], note="0 draws every place independently.")
         taus = schedule(values["temperature"], values["detail"], len(self.shapes))
+        # A saturation that is given also applies to colors that hints spread: ``finish`` takes it.
         return taus, values["coherence"], values["saturation"] if saturation is None else 1.0
 
     def hint_planes(self, batch: slice) -> HintPlanes | None:
@@ -201,7 +199,7 @@ class Colorization:
 
     def chroma_on_grid(self, image: Tensor, batch: slice) -> Tensor:
         """Resize the chroma of colored images, as many as the batch, to the padded finest grid, centered on 0."""
-        rgb = fill_borders(ImageBatch(image).visible, self._crops[batch])
+        rgb = fill_borders(ImageBatch(image).extended_rgb, self._crops[batch])
         chroma = resize_bilinear(color.split(rgb)[1], self.chroma_size)
         return _pad(chroma.to(self.run.device, self.run.dtype), self.grid)
 

@@ -265,7 +265,7 @@ def apply_chroma(
         ImageError: If a picture is invalid, or the numbers of pictures do not fit.
     """
     images = ImageBatch(luma_from)
-    y, colors = color.luma(images.rgb), ImageBatch(colors_from).visible.to(images.device)
+    y, colors = color.luma(images.rgb), ImageBatch(colors_from).extended_rgb.to(images.device)
     if len(y) != len(colors) and 1 not in (len(y), len(colors)):
         raise ImageError(
             f"{len(y)} pictures for luma and {len(colors)} for colors do not pair. Pass one of either, or equally many."
@@ -274,7 +274,7 @@ def apply_chroma(
     chroma = color.split(colors)[1]
     if chroma.shape[2:] != y.shape[2:]:
         # guided by this luma, shrunk: that of the other picture may have drifted, and drift is no edge
-        guide = color.luma(images.visible)
+        guide = color.luma(images.extended_rgb)
         chroma = enlarge(chroma, resize_bilinear(guide, chroma.shape[2:]), guide)
     return merge(y, chroma * saturation, images.alpha, gamut)
 

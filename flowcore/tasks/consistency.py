@@ -27,12 +27,13 @@ def consistency(images: Tensor, source: Tensor) -> Tensor:
     At most 100 dB, on the CPU. Alpha is ignored; a source that is larger is shrunk to the size of the images.
     """
     require_pixels(images)
-    small = ImageBatch(source).visible.cpu()
+    small = ImageBatch(source).extended_rgb.cpu()
     each = samples_per_source(images, small)
     if images.shape[-2] < small.shape[-2] or images.shape[-1] < small.shape[-1]:
         small = resize(small, *images.shape[-2:]).clamp(0, 1)
     # One by one, because a batch may fill half of the memory.
-    values = [lr_psnr(ImageBatch(images[k, None]).visible.cpu(), small[k // each, None]) for k in range(len(images))]
+    singles = (ImageBatch(one).extended_rgb.cpu() for one in images.split(1))
+    values = [lr_psnr(one, small[k // each, None]) for k, one in enumerate(singles)]
     return torch.cat(values).clamp(max=MAX_DB)
 
 
@@ -73,7 +74,7 @@ def match_source(images: Tensor, source: Tensor, *, iterations: int = 30, **opti
         require_tensor(images)
         require_pixels(images)
         notify_of_range(images, run.notify)
-        small = ImageBatch(source).visible.to(images.device)
+        small = ImageBatch(source).extended_rgb.to(images.device)
         each = samples_per_source(images, small)
         size, source_size = images.shape[-2:], small.shape[-2:]
         if size[0] < source_size[0] or size[1] < source_size[1]:

@@ -17,8 +17,7 @@ from ..checkpoints.model_file import open_safetensors
 from ..errors import FlowError
 from ..images.faces import EYE_LINE, LEFT, RIGHT, FacePlace, Point, cut_face
 from ..images.resize import resize
-from ..networks.blazeface import SIDE, BlazeFace
-from ..networks.blazeface import places as positions
+from ..networks.blazeface import SIDE, BlazeFace, anchors
 from .image_batch import ImageBatch
 from .runner import Reporting, Runner, RunOptions, runs_with
 from .settings import check_range
@@ -87,7 +86,7 @@ def find_faces(
     run = Runner(None, RunOptions(**options), "Pass fewer or smaller images.", image)
 
     def task() -> list[list[Face]]:
-        images = ImageBatch(image, run.notify).visible.cpu()
+        images = ImageBatch(image, run.notify).extended_rgb.cpu()
         run.expect(len(images))
         faces: list[list[Face]] = []
         for picture in images.split(1):
@@ -132,11 +131,12 @@ def _face(detection: Tensor) -> Face:
 def _scan_pyramid(picture: Tensor, smallest: float, score: float, run: Runner) -> Tensor:
     """Look at squares of a picture ``(1, 3, H, W)``, from its longest side down to where the smallest face is seen."""
     height, width = picture.shape[-2:]
-    longest, last = max(height, width), min(max(height, width) / 2**DOUBLINGS, SIDE * smallest / SMALLEST)
-    steps = math.ceil(math.log2(longest / last) - 0.1)
+    coarsest = max(height, width)  # side of the first square, in pixels of the picture
+    finest = min(coarsest / 2**DOUBLINGS, SIDE * smallest / SMALLEST)  # of the last ones
+    steps = math.ceil(math.log2(coarsest / finest) - 0.1)  # each about twice as fine
     parts: list[Tensor] = []
     for step in range(steps + 1):
-        scale = SIDE / longest * (longest / last) ** (step / steps)
+        scale = SIDE / coarsest * (coarsest / finest) ** (step / steps)
         rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
         above, before = max(0, SIDE - rows) // 2, max(0, SIDE - columns) // 2  # pixels that center it in a square
         border = (before, max(0, SIDE - columns) - before, above, max(0, SIDE - rows) - above)
@@ -165,28 +165,28 @@ def _starts(side: int) -> list[int]:
 def _network_points(numbers: Tensor) -> Tensor:
     """Middle of the box, eyes, nose and mouth, in pixels of the square: ``(B, 2304, 16)`` to ``(B, 2304, 5, 2)``."""
     points = torch.cat([numbers[..., :2], numbers[..., 4:12]], -1).unflatten(-1, (5, 2))
-    return points + positions()[:, None]
+    return points + anchors()[:, None]
 
 
 def _look_again(picture: Tensor, detection: Tensor, run: Runner) -> Tensor:
     """Run the network on an upright crop of a face and its mirror image: the mean of both, but the lower score."""
     run.check_cancelled()
     eyes = _points_of(detection)[1:3]
-    side = CROP * float(detection[1])
+    side = CROP * float(detection[1])  # of the crop, in pixels of the picture
     along = eyes[1] - eyes[0]
-    half = along / along.norm().clamp(min=1e-6) * side * (RIGHT - LEFT) / 2
+    half = along / along.norm().clamp(min=1e-6) * side * (RIGHT - LEFT) / 2  # from the middle to an eye of a crop
     middle = eyes.mean(0)
-    one, other = ((float(x), float(y)) for x, y in (middle - half, middle + half))
+    left_eye, right_eye = ((float(x), float(y)) for x, y in (middle - half, middle + half))
     height, width = picture.shape[-2:]
-    place = FacePlace(left_eye=one, right_eye=other, height=height, width=width)
+    place = FacePlace(left_eye=left_eye, right_eye=right_eye, height=height, width=width)
     crop = cut_face(picture, place, SIDE)
     logits, numbers = network()(torch.cat([crop, crop.flip(-1)]))
     points = _network_points(numbers)
     points[1, ..., 0] = SIDE - points[1, ..., 0]
     points[1] = points[1][:, [0, 2, 1, 3, 4]]  # the mirror image swaps the eyes
     expected = torch.tensor([(LEFT + RIGHT) / 2, EYE_LINE]) * SIDE
-    far = (points[:, :, 1:3].mean(2) - expected).norm(dim=-1) > SIDE / CROP / 2
-    best = logits.masked_fill(far, -math.inf).argmax(1)
+    far = (points[:, :, 1:3].mean(2) - expected).norm(dim=-1) > SIDE / CROP / 2  # half a box off: another face
+    best = logits.masked_fill(far, -math.inf).argmax(1)  # of the crop, and of its mirror image
     both = torch.arange(2)
     score_and_width = torch.stack([logits[both, best].sigmoid().min(), numbers[both, best, 2].mean() * side / SIDE])
     return torch.cat([score_and_width, place.to_picture(points[both, best].mean(0) / SIDE).float().flatten()])

@@ -46,21 +46,16 @@ WHOLE = 0.995  # share of a face inside the picture; below, the caller is told
 
 
 def align_faces(
-    image: Tensor,
-    eyes: Sequence[Sequence[Eyes]],
-    *,
-    size: int = 0,
-    largest: float = 0,
-    notify: Notify | None = None,
+    image: Tensor, eyes: Sequence[Sequence[Eyes]], *, size: int = 0, largest: float = 0, notify: Notify | None = None
 ) -> tuple[Tensor, tuple[FacePlace, ...]]:
     """Cut faces out of images at pairs of eye points, a list for each image or one for all: all of image 0 first.
 
     ``size`` is the side of the results, 0 for as many pixels as the largest face has: then faces are windows of the
     images' own pixels, which models enlarge far better than resampled ones; only faces tilted by more than
-    45 degrees are rotated. Faces of more than ``largest`` pixels are left out; if there are no others, one is returned
-    that is not pasted.
+    45 degrees are rotated. Faces of more than ``largest`` pixels are left out; if there are no others, the smallest is
+    returned, because a batch has at least one image, but with ``pasted=False``.
     """
-    pixels = ImageBatch(image).visible
+    pixels = ImageBatch(image).extended_rgb
     if len(eyes) not in (1, len(pixels)):
         raise ShapeError(f"Expected the eyes of one or all of {len(pixels)} images; got those of {len(eyes)}.")
     places = [
@@ -116,8 +111,9 @@ def find_eyes(
     boxes: Sequence[Sequence[Box]] | None = None,
     **options: Unpack[Reporting],
 ) -> list[list[Eyes]]:
-    """Find the eyes of the ``number`` largest faces of each image, 0 for all, at least ``smallest`` wide with hair.
+    """Find the eyes of the ``number`` largest faces of each image, 0 for all.
 
+    Faces that are, with their hair, less than ``smallest`` pixels wide do not count.
     With ``boxes``, a list for each image or one for all, only of faces whose middle lies in one of them.
     """
     widest = max(SMALLEST, smallest / 2)  # a face's box is about three fifths as wide as the face with hair
@@ -153,7 +149,8 @@ def paste_faces(
 ) -> Tensor:
     """Paste faces, all samples of face 0 first, into their pictures, or several samples of these, enlarged or not.
 
-    If their number is no multiple of the places, some were picked, and each goes where the picture looks most like it.
+    If their number is not a multiple of that of the places, some faces were picked, without places of their own: each
+    is pasted where the picture looks most like it.
     ``feather`` is the width of the soft border, as a share of the face's side. Gray ones make a gray picture. With the
     ``photograph`` that they were cut out of, those that came out worse than the picture there are left out.
     """
@@ -174,18 +171,17 @@ def paste_faces(
             "of each face. Pass the one picture."
         )
     result = images.rgb.repeat_interleave(count // per_picture, 0)
-    photographs = None if photograph is None else ImageBatch(photograph).visible
+    photographs = None if photograph is None else ImageBatch(photograph).extended_rgb
     worse = 0
     for k, place in enumerate(places if places[0].pasted else ()):
-        for sample in range(count):
+        original = None if photographs is None else photographs[place.image % len(photographs), None]
+        for sample in range(count):  # of each picture; fewer samples of a face are used several times
             number, face_number = place.image * count + sample, k * samples + sample * samples // count
             plain, face = result[number, None], cuts.rgb[face_number, None]
             pasted = paste_face(plain, face, place, feather=feather)
             if images.is_gray[number * per_picture // count] and cuts.is_gray[face_number]:
                 pasted = pasted[:, :1].expand(-1, 3, -1, -1)
-            if photographs is None or not _is_worse(
-                pasted, plain, photographs[place.image % len(photographs), None], place
-            ):
+            if original is None or not _is_worse(pasted, plain, original, place):
                 result[number] = pasted[0]
             else:
                 worse += 1

@@ -147,7 +147,7 @@ def palette_from(colors: Sequence[Color] | None = None, image: Tensor | None = N
     if (image is None) == (not colors):
         raise FlowError("A palette is made of colors or of an image: give one of the two.")
     if image is not None:
-        return color.palette_from_chroma(color.split(ImageBatch(image).visible)[1])
+        return color.palette_from_chroma(color.split(ImageBatch(image).extended_rgb)[1])
     return color.palette_from_chroma(torch.stack([_chroma_of(c) for c in colors or ()], dim=1)[None, :, None])
 
 

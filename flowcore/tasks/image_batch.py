@@ -34,14 +34,14 @@ class ImageBatch:
         self.alpha = pixels[:, 3:] if self.channels == 4 else None
 
     @cached_property
-    def visible(self) -> Tensor:
-        """``rgb``, with visible colors continued where alpha is 0, so that hidden ones do not show at edges."""
+    def extended_rgb(self) -> Tensor:
+        """``rgb``, with visible colors continued where alpha is 0: hidden ones would show at the edges of results."""
         return self.rgb if self.alpha is None else extend_colors(self.rgb, self.alpha)
 
     @cached_property
     def is_gray(self) -> list[bool]:
         """Whether each image has one channel or three equal ones."""
-        return [bool((image == image[:1]).all()) for image in self.visible]
+        return [bool((image == image[:1]).all()) for image in self.extended_rgb]
 
     def like_input(self, pictures: Tensor, *, alpha: bool = True) -> Tensor:
         """Give results ``(B * N, 3, H, W)``, N per image, the device, the channels and the ``alpha`` of the images.

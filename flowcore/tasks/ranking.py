@@ -158,7 +158,7 @@ def ranked(
     if by not in get_args(By):
         raise FlowError(f"by must be one of {', '.join(get_args(By))}; got {by!r}.")
     tell = RunOptions(**options).tell
-    rgb, small = ImageBatch(images).visible, ImageBatch(source).visible
+    rgb, small = ImageBatch(images).extended_rgb, ImageBatch(source).extended_rgb
     each = samples_per_source(rgb, small)
     if by == "consensus":
         scores = consensus(rgb, small)

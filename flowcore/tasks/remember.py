@@ -78,7 +78,7 @@ def remember(
         for name, source in named:
             try:
                 pixels = source if isinstance(source, Tensor) else files.read(files.read_bytes(source), name).pixels
-                rgb = ImageBatch(pixels).visible
+                rgb = ImageBatch(pixels).extended_rgb
             except ImageError as error:
                 run.notify(f"Skipped {name}: {error}")
                 continue
@@ -101,12 +101,10 @@ def remember(
         if gray:
             names = ", ".join(gray[:3]) + (" and others" if len(gray) > 3 else "")
             run.notify(f"{len(gray)} of {len(named)} photographs have no colors to remember: {names}.")
-        photograph = torch.cat([torch.full((len(part),), number) for number, part in enumerate(features)])
-        chosen = evenly_spaced(len(photograph), cells)  # fewer than there are if photographs outnumber cells
+        sources = torch.cat([torch.full((len(part),), number) for number, part in enumerate(features)])  # by cell
+        chosen = evenly_spaced(len(sources), cells)  # fewer than there are if photographs outnumber cells
         memory = CellMemory(len(chosen))
-        memory.fill(
-            torch.cat(features)[chosen], torch.cat(chroma)[chosen], renumber(photograph[chosen]), encoder.memory
-        )
+        memory.fill(torch.cat(features)[chosen], torch.cat(chroma)[chosen], renumber(sources[chosen]), encoder.memory)
         return ColorMemory(memory, backbone, provenance or {})
 
     return run(task)
@@ -142,5 +140,5 @@ def _named(photographs: Photographs) -> list[tuple[str, Tensor | Path]]:
     batches = [photographs] if isinstance(photographs, Tensor) else list(photographs)
     if not batches:
         raise ImageError("A memory needs photographs in color; got none.")
-    pictures = [one for batch in batches for one in ImageBatch(batch).visible.split(1)]
+    pictures = [one for batch in batches for one in ImageBatch(batch).extended_rgb.split(1)]
     return [(f"photograph {number}", one) for number, one in enumerate(pictures, start=1)]

@@ -1,8 +1,4 @@
-"""Rescale: ``shrink`` a photograph with a flow, and ``restore`` it.
-
-``shrink`` encodes a photograph and keeps only the LR image, with a watermark; ``restore`` samples new latents for the
-rest.
-"""
+"""Rescale: ``shrink`` encodes photographs and keeps only their LR images; ``restore`` draws the other latents anew."""
 
 from __future__ import annotations
 
@@ -21,7 +17,7 @@ from ..prior import Temperature
 from .image_batch import ImageBatch
 from .runner import Reporting, Runner, Running, RunOptions, check_draws, runs_with
 from .settings import with_defaults
-from .tiles import TiledDecoder, pad_by_reflection
+from .tiles import Sampling, TiledDecoder, pad_by_reflection
 from .upscale import HALO, TILING
 
 UNMARKED = (
@@ -74,7 +70,7 @@ def shrink(flow: FlowModel, image: Tensor, **options: Unpack[Reporting]) -> Tens
             )
         run.expect(len(images.rgb))
         small: list[Tensor] = []
-        for item, is_gray in zip(images.visible.split(1), images.is_gray, strict=True):
+        for item, is_gray in zip(images.extended_rgb.split(1), images.is_gray, strict=True):
             run.check_cancelled()
             padded = pad_by_reflection(item, border).to(run.device, run.dtype)
             small.append(mark(run.plan.reduce(padded).to(image.device, torch.float32), gray=is_gray))
@@ -141,10 +137,10 @@ def restore(  # noqa: D417
                 f"size must be that of an image which shrinks {scale} times to {sides[0]}x{sides[1]} (height x width), "
                 f"such as {sides[0] * scale}x{sides[1] * scale}; got {height}x{width}."
             )
-        images.is_gray = [gray or is_of_gray(one) for gray, one in zip(images.is_gray, rgb, strict=True)]
+        is_gray = [gray or is_of_gray(one) for gray, one in zip(images.is_gray, rgb, strict=True)]
         if not all(map(is_marked, rgb)):
             run.notify(UNMARKED)
-        pictures = decoder(rgb, [(tau, 0.0)], seed, samples, images.is_gray)
+        pictures = decoder(rgb, [Sampling(tau)], seed, samples, is_gray)
         return images.like_input(pictures)[..., :height, :width]
 
     return run(task, decoder.tiles.halve)

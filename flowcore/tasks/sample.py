@@ -117,7 +117,7 @@ def sample(
         if styles:
             latents = apply_style(flow, [z.to(run.device) for z in latents], styles)
         cond = None if numbers is None else run.plan.encode_condition(numbers.to(run.device))
-        cond = guided(flow, cond, guidance)
+        cond = with_guidance(flow, cond, guidance)
         return _decode(run, flow, latents, cond, "cpu", denoise=denoise, snapped=snapped, clamp=clamp)
 
     return run(task)
@@ -221,7 +221,7 @@ def decode(
     run = Runner(flow, RunOptions(**options), ADVICE)
 
     def task() -> Tensor:
-        guided_cond = guided(flow, cond, guidance)
+        guided_cond = with_guidance(flow, cond, guidance)
         return _decode(run, flow, levels, guided_cond, levels[0].device, denoise=denoise, clamp=clamp)
 
     return run(task)
@@ -279,8 +279,7 @@ def _select(run: Runner, cond: Condition | None, part: slice) -> Condition | Non
     """Select the condition of some images; all share a condition of one image."""
     if cond is None:
         return None
-    selected: Condition = select_items(cond, torch.arange(part.start, part.stop))
-    return selected.map_tensors(lambda t: t.to(run.device, run.dtype))
+    return select_items(cond, torch.arange(part.start, part.stop)).map_tensors(lambda t: t.to(run.device, run.dtype))
 
 
 def _announce(run: Runner, flow: FlowModel, latents: Sequence[Tensor], cond: Condition | None) -> None:
@@ -300,7 +299,7 @@ def _announce(run: Runner, flow: FlowModel, latents: Sequence[Tensor], cond: Con
     )
 
 
-def guided(flow: FlowModel, cond: Condition | None, guidance: float | Guidance) -> Condition | None:
+def with_guidance(flow: FlowModel, cond: Condition | None, guidance: float | Guidance) -> Condition | None:
     """Add guidance to a condition; ConditionError for models that were not made for it."""
     weight = guidance.weight if isinstance(guidance, Guidance) else guidance
     if not weight:
@@ -445,7 +444,7 @@ def harmonize(
     step = math.lcm(flow.condition_scale, flow.size_multiple)
     images = ImageBatch(image)
     height, width = images.rgb.shape[-2:]
-    padded = pad_symmetric(images.visible, (0, -width % step, 0, -height % step))
+    padded = pad_symmetric(images.extended_rgb, (0, -width % step, 0, -height % step))
     cond = condition_for(flow, None, shrink(padded, flow.condition_scale).clamp(0, 1), **options)
     latents = encode(flow, padded, cond, **part_of_run(options, 0, 0.5))
     normalized = normalize(latents, strength, per, window=window)

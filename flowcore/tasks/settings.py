@@ -30,17 +30,16 @@ def model_defaults(flow: FlowModel, settings: Mapping[str, Any]) -> dict[str, An
     ``guide_strength`` its ``guide_match``, if there is a guide.
     """
     config = {name: getattr(flow.config, name) for name in SAMPLING if hasattr(flow.config, name)}
-    if "temperatures" in config:
+    if "temperatures" in config:  # of a colorizer
         config["temperature"], config["detail"] = config.pop("temperatures")
     if settings.get("latents") is not None or settings.get("reference") is not None:
         config["saturation"] = 1.0  # their colors are right already
     has_guide = flow.guide is not None or settings.get("guide") is not None
-    config["guide_strength"] = config.get("guide_strength", 0.5) if has_guide else 0.0
+    config["guide_strength"] = config.get("guide_strength", 0.5) if has_guide else 0.0  # none is used
     if settings.get("boldness") is not None and "temperature" in config:
         config |= _at_boldness(config, settings["boldness"])
-    defaults: dict[str, Any] = {
-        name: float(config[name]) for name, value in settings.items() if value is None and name in config
-    }
+    missing = [name for name, value in settings.items() if value is None and name in config]
+    defaults: dict[str, Any] = {name: float(config[name]) for name in missing}
     if "guide_strength" in settings and has_guide and "guide_match" in config:
         defaults["guide_match"] = config["guide_match"]
     if "coherence" in settings and "coherence_scales" in config:

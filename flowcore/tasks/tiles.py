@@ -42,8 +42,6 @@ SAME_SCENE = 20.0  # dB between an image and its shrunk guide; published upscale
 Size = tuple[int, int]  # height and width
 Border = tuple[int, int, int, int]  # pixels to add left, right, above and below
 Tile = tuple["Span", "Span"]  # its rows and columns
-Index = tuple[Any, ...]
-Settings = tuple[Temperature, float]  # temperature, and how much lower it is at edges: see ``edge_map``
 Strength = float | Tensor
 """Part of a guide's latents that is kept, in [0, 1]: a number, or a map as of temperatures that covers the image."""
 
@@ -57,20 +55,27 @@ class Span(NamedTuple):
     halo_end: int
 
 
-def windows(height: int, width: int, *, tile: int, halo: int, multiple: int) -> list[Tile]:
+class Sampling(NamedTuple):
+    """How samples are drawn."""
+
+    temperature: Temperature
+    calm_edges: float = 0.0  # how much lower the temperature is at edges, in [0, 1], see ``edge_map``
+
+
+def tile_grid(height: int, width: int, *, tile: int, halo: int, multiple: int) -> list[Tile]:
     """Cover an image with tiles with edges at multiples, so that each one is squeezed on the image's own grid."""
     if tile < multiple or halo < 0:
         raise FlowError(
             f"A tile must be at least {multiple} pixels and its halo at least 0; got tile {tile}, halo {halo}."
         )
-    reach = -(-halo // multiple) * multiple
+    halo = math.ceil(halo / multiple) * multiple
     axes: list[list[Span]] = []
     for side in (height, width):
-        units = side // multiple
-        count = -(-units // (tile // multiple))
-        edges = [units * k // count * multiple for k in range(count + 1)]
-        axes.append([Span(a, b, max(0, a - reach), min(side, b + reach)) for a, b in pairwise(edges)])
-    return list(product(axes[0], axes[1]))
+        multiples = side // multiple
+        count = math.ceil(multiples / (tile // multiple))  # of tiles along this side
+        edges = [multiples * k // count * multiple for k in range(count + 1)]
+        axes.append([Span(start, end, max(0, start - halo), min(side, end + halo)) for start, end in pairwise(edges)])
+    return list(product(axes[0], axes[1]))  # pairs of rows and columns
 
 
 def pad_by_reflection(image: Tensor, border: Border) -> Tensor:
@@ -88,7 +93,7 @@ class Tiling:
     smallest: int  # side below which a tile is mostly halo
     unit: str  # what sides are counted in, for messages
     memory: Callable[[FlowModel, Size, Size, int, int, bool], int]
-    """Bytes, by size of image and padded image, side, halo, and whether there is a guide."""
+    """Bytes, by model, sizes of image and padded image, side of tiles, halo, and whether there is a guide."""
     border: Callable[[int, int, int], Border] = lambda height, width, n: (0, -width % n, 0, -height % n)
     """To add to a height and width, so that a number divides both."""
     pad: Callable[[Tensor, Border], Tensor] = pad_by_reflection
@@ -143,7 +148,7 @@ class TiledDecoder:
     def __call__(
         self,
         rgb: Tensor,
-        settings: Sequence[Settings],
+        settings: Sequence[Sampling],
         seed: int,
         samples: int,
         gray: Sequence[bool] = (),
@@ -158,10 +163,11 @@ class TiledDecoder:
         canvas = _Canvas(rgb, len(settings) * samples, scale, border, gray)
         at_once = run.at_once(min(canvas.samples, MAX_SAMPLES))
         reused = tiling.shares and (canvas.samples > at_once or guide is not None)
+        # Units of work: of each tile its encoding, passes for the guide and every sample, and 1 per pasted sample.
         encoding = ENCODING * (plan.encoder_units + (plan.prepare_units if reused else 0))
         passes = canvas.samples + (guide is not None)
-        units = len(tiles) * (encoding + passes * plan.units + canvas.samples)
-        run.expect(len(rgb) * (units + (plan.guide_units if guide is not None and guide.pictures is None else 0)))
+        making = plan.guide_units if guide is not None and guide.pictures is None else 0  # of the model's own guide
+        run.expect(len(rgb) * (making + len(tiles) * (encoding + passes * plan.units + canvas.samples)))
         for item in range(len(rgb)):
             padded = tiling.pad(rgb[item, None], border)
             encoder_input = tiling.encoder_input(padded)
@@ -172,21 +178,21 @@ class TiledDecoder:
                 guide_latents = None
                 if guide_picture is not None:
                     with run.counting(plan.units):
-                        cropped = _crop(guide_picture, tile, scale)
-                        guide_latents = plan.encode_guide(cropped.to(run.device, run.dtype), cond)
+                        cropped = _crop(guide_picture, tile, scale).to(run.device, run.dtype)
+                        guide_latents = plan.encode_guide(cropped, cond)
                 step = at_once
                 if cond.prepared:  # show every sample as soon as it is ready
                     step = min(step, 1 if run.device.type == "cpu" else batch_size(*canvas.pictures.shape[-2:]))
-                for first in range(0, canvas.samples, step):
-                    part = range(first, min(first + step, canvas.samples))
-                    z = [level.to(run.device, run.dtype) for level in latents.crop(item, part, tile)]
-                    z = z if guide_latents is None else latents.guided(z, guide_latents, item, tile)
+                for start in range(0, canvas.samples, step):
+                    batch = range(start, min(start + step, canvas.samples))
+                    z = [level.to(run.device, run.dtype) for level in latents.crop(item, batch, tile)]
+                    z = z if guide_latents is None else latents.blend_guide(z, guide_latents, item, tile)
                     decode = overflow.bounded_decoder(plan, cond, tiling.max_deviation)
-                    with run.counting(len(part) * plan.units, len(part)):
+                    with run.counting(len(batch) * plan.units, len(batch)):
                         enlarged = partial(enlarge, _crop(padded, tile), scale)
                         decoded = overflow.decode_with_backoff(decode, z, enlarged)
                     del z
-                    for picture in canvas.paste(decoded, item, part, tile):
+                    for picture in canvas.paste(decoded, item, batch, tile):
                         run.advance(preview=picture if tile is tiles[-1] else None)
                     del decoded
                 del cond, guide_latents  # or the next tile would have to fit beside this one
@@ -206,7 +212,7 @@ class TiledDecoder:
             return tiling.memory(self._flow, (height, width), padded, side, self._halo, has_guide)
 
         side = self.tiles.choose(max(padded), memory, self._run.device)
-        return border, windows(*padded, tile=side // multiple * multiple, halo=self._halo, multiple=multiple)
+        return border, tile_grid(*padded, tile=side // multiple * multiple, halo=self._halo, multiple=multiple)
 
     def _guide_picture(self, guide: Guide, rgb: Tensor, item: int, border: Border) -> Tensor:
         """Return the guide of an image, made of the whole image if it is the model's; padded as the image is."""
@@ -266,7 +272,7 @@ class Latents:
         tiling: Tiling,
         rgb: Tensor,
         border: Border,
-        settings: Sequence[Settings],
+        settings: Sequence[Sampling],
         seed: int,
         samples: int,
         guide: Guide | None = None,
@@ -300,9 +306,9 @@ class Latents:
         # limits on a guide's latents: the temperatures of the first setting, not lowered at edges
         bounds = per_level[0][0] if guide is not None and guide.bounded else []
         spreads = [on_level(tau, 0.0, shape) for tau, shape in zip(bounds, sampled[: len(bounds)], strict=True)]
-        self.spreads = [blur(tau**2, NEARBY).sqrt() if isinstance(tau, Tensor) else tau for tau in spreads]
+        self.spreads = [blur(tau**2, NEARBY).sqrt() if isinstance(tau, Tensor) else tau for tau in spreads]  # by level
         shares = [drawn_share(a) for a in self.strengths[: len(sampled)]]
-        self.taus = [
+        self.taus = [  # by setting and level
             [on_level(tau, calm, shape) * share for tau, shape, share in zip(levels, sampled, shares, strict=True)]
             for levels, calm in per_level
         ]
@@ -328,7 +334,7 @@ class Latents:
             latents.append(torch.cat(of_samples))
         return latents + [self._crop_level(z, tile).expand(len(samples), -1, -1, -1) for z in self.deviation]
 
-    def guided(self, latents: Sequence[Tensor], guide: Sequence[Tensor], item: int, tile: Tile) -> list[Tensor]:
+    def blend_guide(self, latents: Sequence[Tensor], guide: Sequence[Tensor], item: int, tile: Tile) -> list[Tensor]:
         """Add a guide's share of its latents in a tile to the latents that ``crop`` returned."""
         result: list[Tensor] = []
         for level, (z, guide_z, strength) in enumerate(zip(latents, guide, self.strengths, strict=True)):
@@ -344,7 +350,7 @@ def _crop(tensor: Tensor, tile: Tile, factor: float = 1) -> Tensor:
     return tensor[..., rows, columns]
 
 
-def _without_halo(tile: Tile, scale: int, border: Border, size: Size) -> tuple[Index, Index]:
+def _without_halo(tile: Tile, scale: int, border: Border, size: Size) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Index a tile without its halo and the border: in the decoded tile, and in the picture."""
     left, _, above, _ = border
     inner: list[slice] = []
@@ -394,9 +400,8 @@ class Guide:
 
 def checked_strength(flow: FlowModel, guide: Tensor | None, strength: Strength | None, images: int = 1) -> Strength:
     """Check the strength of a guide of some images; where it is None, fill in the model's own, see ``settings``."""
-    strength = with_defaults(flow, {"guide": guide, "guide_strength": strength})["guide_strength"]
-    assert strength is not None
-    value = number_or_map(strength, images, "guide strengths")
+    settings = with_defaults(flow, {"guide": guide, "guide_strength": strength})
+    value = number_or_map(settings["guide_strength"], images, "guide strengths")
     for end in value.aminmax() if isinstance(value, Tensor) else [value]:
         check_range("guide_strength", float(end), note="0 ignores the guide, 1 keeps all of it.")
     return value
@@ -416,7 +421,7 @@ def prepare_guide(
     if guide is None:
         return Guide(None, strength, match)
     try:
-        pictures = ImageBatch(guide).visible.to(rgb.device)
+        pictures = ImageBatch(guide).extended_rgb.to(rgb.device)
     except ImageError as error:
         raise ImageError(f"The guide cannot be used. {error}") from error
     if len(pictures) not in (1, len(rgb)):

@@ -23,7 +23,7 @@ from .image_batch import ImageBatch
 from .model_choice import notify_of_damage
 from .runner import Runner, Running, RunOptions, check_draws, runs_with
 from .settings import check_range, with_defaults
-from .tiles import STRIPS, Strength, TiledDecoder, Tiling, prepare_guide
+from .tiles import STRIPS, Sampling, Strength, TiledDecoder, Tiling, prepare_guide
 
 HALO = 24  # LR pixels; how far tiles then differ from the whole image: docs/decisions/0004
 MAX_DEVIATION = 2.0  # largest |value - 0.5| that is no overflow; temperature 1 stays within 1.6: docs/decisions/0013
@@ -106,7 +106,7 @@ def upscale(
 
     def task() -> Tensor:
         images = ImageBatch(lr, run.notify)
-        rgb, is_gray = images.visible, images.is_gray
+        rgb, is_gray = images.extended_rgb, images.is_gray
         height, width = rgb.shape[-2:]
         size = target_size(flow, height, width, factor, longest_side)
         if min(size[0] - height * flow.condition_scale, size[1] - width * flow.condition_scale) > 0:
@@ -172,7 +172,7 @@ def temperature_grid(  # noqa: D417
 
     def task() -> Tensor:
         images = ImageBatch(lr, run.notify)
-        rgb = images.visible
+        rgb = images.extended_rgb
         notify_of_damage(flow, rgb, run.notify)
         guides = prepare_guide(run, flow, rgb, guide, guide_strength)
         return images.like_input(decoder(rgb, settings, seed, seeds, images.is_gray, guides), alpha=False)
@@ -182,12 +182,12 @@ def temperature_grid(  # noqa: D417
 
 def sampling_settings(
     flow: FlowModel, temperature: Temperature | None = None, calm_edges: float | None = None
-) -> tuple[Temperature, float]:
+) -> Sampling:
     """Replace temperature or ``calm_edges`` by the model's defaults where they are None; see ``upscale``."""
     flow.require("upscale")
     settings = with_defaults(flow, {"temperature": temperature, "calm_edges": calm_edges})
     check_range("calm_edges", settings["calm_edges"], note="0 is off, 1 leaves no temperature at strong edges.")
-    return settings["temperature"], settings["calm_edges"]
+    return Sampling(settings["temperature"], settings["calm_edges"])
 
 
 def target_size(
@@ -262,7 +262,7 @@ TILING = Tiling(
     sides=(1024, 768, 512, 384, 256, 192, 128, 96, 64),
     smallest=32,
     unit="LR pixels",
-    memory=lambda flow, _, padded, tile, halo, guided: memory_required(flow, *padded, tile, halo, guided=guided),
+    memory=lambda flow, _image, padded, tile, halo, guided: memory_required(flow, *padded, tile, halo, guided=guided),
     max_deviation=MAX_DEVIATION,
     filled="enlarged by a bicubic resize",
     shares=True,

@@ -183,7 +183,7 @@ def upscale_video(  # noqa: D417
         for place, frame in enumerate(frames.split(1)):
             number = int(past[0]) + 1 if past else 0
             if not number:
-                notify_of_damage(flow, ImageBatch(frame).visible, run.notify)
+                notify_of_damage(flow, ImageBatch(frame).extended_rgb, run.notify)
             store = ConditionStore(count=1)
             enlarge = partial(
                 upscale, flow, frame, calm_edges=calm_edges, tile=tile, halo=halo, store=store, guide_bounded=True
@@ -211,17 +211,17 @@ def upscale_video(  # noqa: D417
 def _moved(
     calm: Tensor, last_calm: Tensor, last: Tensor, scale: int, steadiness: float
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Move the last result by the motion between the calm enlargements; and map how much to keep. None after a cut."""
+    """Move the last result as the calm enlargements move, and map how much of it to keep; None after a cut."""
     if calm.shape != last_calm.shape:
         return None, None
-    there, back = estimate_motion(calm, last_calm), estimate_motion(last_calm, calm)
-    guide = move(last, there).clamp(0, 1)
-    disagreement = (there + sample_at(back, there)).norm(dim=1, keepdim=True)
+    motion, motion_back = estimate_motion(calm, last_calm), estimate_motion(last_calm, calm)
+    guide = move(last, motion).clamp(0, 1)
+    disagreement = (motion + sample_at(motion_back, motion)).norm(dim=1, keepdim=True)  # pixels; 0: they are inverse
     error = blur(shrink(guide - calm, scale).square().mean(1, keepdim=True), NEIGHBORS)  # (1, 1, h, w)
     explained = F.interpolate(1 / (1 + (error / UNEXPLAINED**2) ** 4), scale_factor=float(scale), mode="bilinear")
-    trusted = explained / (1 + (disagreement / DISAGREEMENT) ** 4)
+    trusted = explained / (1 + (disagreement / DISAGREEMENT) ** 4)  # (1, 1, H, W) in [0, 1]
     if float(trusted.mean()) < CUT:
         return None, None
-    moving = (there.norm(dim=1, keepdim=True) / MOVED).clamp(max=1)
+    moving = (motion.norm(dim=1, keepdim=True) / MOVED).clamp(max=1)
     guide = torch.lerp(calm, guide, (2 * trusted).clamp(max=1))  # the calm picture where it is not trusted
     return guide, trusted * (1 - (1 - steadiness) * moving)

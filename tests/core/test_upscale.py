@@ -22,7 +22,7 @@ from flowcore.tasks import Cancelled
 from flowcore.tasks import upscale as task
 from flowcore.tasks.consistency import back_project
 from flowcore.tasks.runner import Runner, RunOptions
-from flowcore.tasks.tiles import MATCHING, Latents, windows
+from flowcore.tasks.tiles import MATCHING, Latents, tile_grid
 
 flow = pytest.fixture(scope="module")(build_upscaler)
 
@@ -458,4 +458,4 @@ def test_a_matched_picture_shrinks_to_the_image(flow, size):
 
 def test_a_tile_smaller_than_the_grid_is_refused() -> None:
     with pytest.raises(FlowError, match="at least 2"):
-        windows(8, 8, tile=1, halo=0, multiple=2)
+        tile_grid(8, 8, tile=1, halo=0, multiple=2)
