@@ -13,6 +13,7 @@ from ..dequantization import Uniform, VariationalDequantizer, dequantize, quanti
 from ..device import autocast
 from ..errors import FlowError
 from ..images.color import NEUTRAL, as_stored, compress
+from ..images.gain_grid import even_gain
 from ..images.resize import enlarge, shrink
 from ..likelihood import bits_per_dim, log_prob, log_weight, series_coefficients, with_probes
 from ..model import FlowModel
@@ -75,7 +76,11 @@ class AbsoluteError(Objective):
 
 
 class Brightening(Objective):
-    """Mean absolute error of what a low-light model decodes from latents of zero: its best guess."""
+    """Mean absolute error of what a low-light model decodes from latents of zero: its best guess.
+
+    If its configuration has ``gain_cells``, half of the loss is the error that is left after ``even_gain``, which gives
+    no gradient to the brightness, only to details and colors.
+    """
 
     def __init__(self, flow: FlowModel) -> None:
         super().__init__()
@@ -83,7 +88,13 @@ class Brightening(Objective):
         self.flow = flow
 
     def forward(self, x: Tensor, dark: Tensor, noise: Noise = ()) -> Tensor:
-        return F.l1_loss(_decode_zeros(self.flow, dark, self.flow.encode_condition(dark)), x)
+        picture, cells = _decode_zeros(self.flow, dark, self.flow.encode_condition(dark)), self.flow.config.gain_cells
+        loss = F.l1_loss(picture, x)
+        if cells:
+            pairs = zip(dark.split(1), picture.clamp(0, 1).split(1), strict=True)
+            even = torch.cat([even_gain(photograph, guess, cells) for photograph, guess in pairs])
+            loss = (loss + F.l1_loss(even, x)) / 2
+        return loss
 
 
 class Rescaling(Objective):

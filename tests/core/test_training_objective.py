@@ -6,19 +6,21 @@ from typing import Any
 
 import pytest
 import torch
+from builders import build_tiny, random_image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowcore.checkpoints.model_file import read
 from flowcore.dequantization import round_to_integers, to_integers
 from flowcore.errors import FlowError
 from flowcore.images.color import as_stored
+from flowcore.images.gain_grid import even_gain
 from flowcore.images.resize import shrink
 from flowcore.models import build
 from flowcore.models.glow import GlowConfig, glow
 from flowcore.prior import sample_latents
 from flowcore.training.loop import train
 from flowcore.training.objective import Likelihood, color_error, initialize_flow, make_objective
-from flowcore.training.recipe import parse_recipe
+from flowcore.training.recipe import Stage, parse_recipe
 
 from .test_training_loop import RECIPE as UPSCALER
 
@@ -179,3 +181,17 @@ def test_integers_are_those_of_the_look(n_bits):
     assert torch.equal(round_to_integers((x * 255).byte(), n_bits), to_integers((x * 255).byte(), n_bits)[0])
     x[0, 0, 0, 0] = torch.nan
     assert round_to_integers(x, n_bits).isnan().sum() == 1
+
+
+def test_a_low_light_model_with_a_grid_also_learns_what_is_left_after_it():
+    x, dark = random_image(2, 3, 32, 48), 0.2 * random_image(2, 3, 32, 48, seed=1)
+    stage = Stage(name="picture", objective="l1", steps=1)
+    plain, gridded = (build_tiny("llflow", perturb=0.02, gain_cells=cells) for cells in (0, 1))
+    with torch.no_grad():
+        latents = [torch.zeros(2, *shape) for shape in plain.latent_shapes(32, 48)]
+        picture = plain.inverse(latents, plain.encode_condition(dark))
+        even = torch.cat([even_gain(dark[k : k + 1], picture[k : k + 1].clamp(0, 1), 1) for k in range(2)])
+    errors = [float((result - x).abs().mean()) for result in (picture, even)]
+    losses = [float(make_objective(flow, stage)(x, dark).detach()) for flow in (plain, gridded)]
+    assert losses == pytest.approx([errors[0], sum(errors) / 2], rel=1e-5)
+    assert errors[0] != pytest.approx(errors[1], rel=1e-2)
