@@ -10,6 +10,7 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import aiohttp  # comes with the host
@@ -60,13 +61,20 @@ class Client:
             lines += [f"{node['class_type']}: {e['message']}: {e['details']}" for e in node["errors"]]
         raise RunError("\n".join(lines), detail)
 
-    def wait(self, run: str, on_event: Callable[[Json | bytes], None] | None = None, timeout: float = 600) -> Json:
+    def wait(
+        self,
+        run: str,
+        on_event: Callable[[Json | bytes], None] | None = None,
+        timeout: float = 600,
+        events: Events | None = None,
+    ) -> Json:
         """Wait until a run has ended; its entry in the server's history, or a RunError or TimeoutError.
 
-        Meanwhile `on_event` is called with every message of the server: JSON, or the bytes of a preview.
+        Meanwhile `on_event` is called with every message of the server: JSON, or the bytes of a preview. The first ones
+        are missed without `events` that were opened before the run was queued.
         """
         deadline = time.monotonic() + timeout
-        with Events(self.url, self.id) as events:
+        with nullcontext(events) if events else Events(self.url, self.id) as events:
             while run not in (history := self.get_json(f"/history/{run}")):
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"run {run} did not end within {timeout:.0f} s")
@@ -76,6 +84,9 @@ class Client:
                     # The history is written between the news that the run is over and that the queue has changed.
                     if isinstance(event, dict) and event.get("type") == "status":
                         break
+            if on_event:  # what was sent before the run ended
+                for event in events.until(time.monotonic() + 0.5):
+                    on_event(event)
         entry = history[run]
         for kind, data in entry["status"]["messages"]:
             if kind == "execution_error":

@@ -12,7 +12,7 @@ import comfyui
 import numpy as np
 import pytest
 import torch
-from client import Client, RunError
+from client import Client, Events, RunError
 from PIL import Image
 
 HERE = Path(__file__).parent
@@ -30,7 +30,8 @@ class Host(Client):
 
     def run(self, workflow: dict[str, Any], on_event=None) -> dict[str, Any]:
         """Run a workflow and return its entry in the history."""
-        return self.wait(self.queue(workflow), on_event, timeout=120)
+        with Events(self.url, self.id) as events:
+            return self.wait(self.queue(workflow), on_event, timeout=120, events=events)
 
     def outputs(self, workflow: dict[str, Any] | None = None, /, **nodes: tuple[str, dict[str, Any]]) -> dict[str, Any]:
         """Run a workflow, with more nodes if any are given, and return what its nodes say."""
