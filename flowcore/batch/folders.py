@@ -263,19 +263,20 @@ def examine(
             target = unit[0].clip if whole_clips else next(iter(unit[0].targets), None)
             states: list[State] = [job_state(job, is_done) for job in unit]
             lock = None
-            if claims and target is not None and ("pending" in states or beside(target, "lock").exists()):
-                try:
-                    lock = claim(target)
-                    if lock is None and "pending" in states:
-                        elsewhere.append(unit)
-                        continue
-                    states = [job_state(job, is_done) for job in unit]  # another process may have finished it
-                except SavingError as error:
-                    states = [error if state == "pending" else state for state in states]
-            if whole_clips and "pending" in states:
-                first = _frames_to_skip(unit, states)
-                states[first:] = ["pending" if state == "done" else state for state in states[first:]]
             try:
+                if claims and target is not None and ("pending" in states or os.path.exists(beside(target, "lock"))):
+                    try:
+                        lock = claim(target)
+                    except SavingError as error:
+                        states = [error if state == "pending" else state for state in states]
+                    else:
+                        if lock is None and "pending" in states:
+                            elsewhere.append(unit)
+                            continue
+                        states = [job_state(job, is_done) for job in unit]  # another process may have finished it
+                if whole_clips and "pending" in states:
+                    first = _frames_to_skip(unit, states)
+                    states[first:] = ["pending" if state == "done" else state for state in states[first:]]
                 yield from zip(unit, states, strict=True)
                 if whole_clips and target is not None:
                     remove_state(target)

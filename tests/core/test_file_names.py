@@ -138,7 +138,10 @@ def test_a_sub_folder_that_cannot_be_made_does_not_end_the_others(model, tmp_pat
         photograph(tmp_path / "in" / name, (8, 6))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "deep").write_text("no folder")
-    assert "2 done, 1 failed" in stderr_of("upscale", tmp_path / "in", "-o", tmp_path / "out", "--model", model, code=3)
+    words = ["upscale", tmp_path / "in", "--model", model, "-o"]
+    assert "2 done, 1 failed" in stderr_of(*words, tmp_path / "out", code=3)
+    photograph(tmp_path / "in" / f"{'x' * 130}.png", (8, 6))
+    assert "3 done, 1 failed" in stderr_of(*words, tmp_path / "all", "--name", "{stem}{stem}/{stem}", code=3)
 
 
 def test_files_that_workers_of_a_cluster_open_are_absolute(model, tmp_path, monkeypatch):

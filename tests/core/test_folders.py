@@ -290,13 +290,19 @@ def test_a_claim_lasts_until_its_process_ends_and_waiting_for_it_is_said(tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_the_lock_file_of_a_killed_process_is_removed_beside_what_is_done(tmp_path):
-    target = tmp_path / "a.png"
-    for path in (target, tmp_path / ".a.png.lock"):
-        path.write_bytes(b"")
-    job = Job(tmp_path / "in.png", (target,))
+def test_the_lock_file_of_a_killed_or_stopped_process_is_removed(tmp_path):
+    job, lock = Job(tmp_path / "in.png", (tmp_path / "a.png",)), tmp_path / ".a.png.lock"
+    lock.write_bytes(b"")
     assert [*folders.examine([job], lambda job: True)] == [(job, "done")]
-    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    assert not lock.exists()
+
+    def stop(_):  # when it looks again, because the job is claimed
+        if lock.exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        next(folders.examine([job], stop))
+    assert not lock.exists()
 
 
 def test_files_that_are_not_read_are_counted(folder):
