@@ -170,6 +170,13 @@ def describe(path: str | Path) -> list[dict[str, Any]]:
     return [entry.to_json() for entry in read(path)]
 
 
+class _Head(PngImageFile):
+    """The beginning of a PNG file, of which no pixels are decoded."""
+
+    def _seek(self, frame: int, rewind: bool = False) -> None:
+        pass  # in Pillow 10 to 12, the first frame of an animation allocates all of its pixels
+
+
 def _text(path: Path, key: str) -> str | None:
     """Read the text of a key in a PNG or EXR file, from its first ``MAX_HEAD`` bytes; None if there is none."""
     name = path.name[:100]
@@ -178,8 +185,7 @@ def _text(path: Path, key: str) -> str | None:
             head = file.read(MAX_HEAD)
         if head.startswith(EXR):
             return _find_attribute(head, key)
-        # without Image.open's limit on pixels, none of which are decoded
-        return PngImageFile(io.BytesIO(head)).info.get(key)
+        return _Head(io.BytesIO(head)).info.get(key)  # without Image.open's limit on pixels
     except SyntaxError as error:
         raise ProvenanceError(
             f"{name} is not a PNG or EXR file, and only those carry recipes, or it is damaged. Give the file as it was "
