@@ -327,7 +327,7 @@ class _Trainer:
             initialize_flow(run.flow, x.to(run.device), source, run.recipe.seed)
             run.state.initialised = True
         run.average.load_state_dict(run.flow.state_dict())
-        self.optimizer_state = None
+        self.optimizer_state, run.state.norms = None, []
         if run.distributed.is_main:  # a good checkpoint to go back to
             self.checkpoints.write(run.flow, run.average, None, run.state)
 

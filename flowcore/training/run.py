@@ -42,6 +42,7 @@ class RunState:
     step: int = 0  # finished ones, over all stages
     skipped: int = 0  # steps without an update: loss or gradient was not finite, or the gradient exploded
     bad: int = 0  # how many of the last steps, consecutively, were skipped
+    norms: list[float] = field(default_factory=list[float])  # of the stage's last gradients, see ``StageRunner.step``
     rate: float = 1.0  # factor on the recipe's learning rates, halved whenever the run went back to a checkpoint
     retreats: int = 0  # how often it went back
     initialised: bool = False  # whether the data-dependent initialization was made

@@ -65,7 +65,8 @@ class StageRunner:
         self.loss_sum = torch.zeros((), dtype=wide, device=device)
         self.loss_count = torch.zeros((), dtype=torch.int64, device=device)
         self.gradient_norm = torch.zeros((), device=device)
-        self.norms = deque[Tensor](maxlen=USUAL_STEPS)  # of the last gradients; the usual one for a skipped step
+        # of the last gradients; the usual one for a skipped step
+        self.norms = deque((torch.tensor(norm, device=device) for norm in self.state.norms), USUAL_STEPS)
 
     @property
     def end(self) -> int:
@@ -80,6 +81,7 @@ class StageRunner:
     def read_counters(self) -> None:
         """Read what was counted on the device; raise Diverged if too many consecutive steps were skipped."""
         self.state.skipped, self.state.bad = int(self.skipped), int(self.bad)
+        self.state.norms = torch.stack([*self.norms]).tolist()
         if self.state.bad >= self.run.recipe.patience:
             raise Diverged
 

@@ -536,6 +536,7 @@ def test_a_gradient_that_explodes_is_not_followed(photos, tmp_path, monkeypatch)
         return loss
 
     monkeypatch.setattr(StageRunner, "gradient", exploding)
+    run_recipe(photos, tmp_path, stop_after=5)  # and resumed, which must not forget the usual norm
     run_recipe(photos, tmp_path, stop_after=L1)
     assert content(tmp_path)["progress"]["skipped"] == 1
 
