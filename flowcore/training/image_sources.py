@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from ..checkpoints.writing import SavingError, clear_abandoned, replacing
+from ..checkpoints.writing import SavingError, clear_abandoned, replacing, write_atomic
 from ..errors import ImageError
 from ..images.color import to_uint8
 from ..images.files import IMAGE_SUFFIXES, decode_rgb, refuse_truncated
@@ -304,20 +304,19 @@ def _read_index(pixels: Path, index: Path, scale: int) -> tuple[list[Entry], lis
 
 def _write(sources: list[ImageSource], recipe: Recipe, pixels: Path, index: Path, progress: Progress | None) -> None:
     entries, skipped = list[tuple[str, int, int, int, float]](), list[str]()
-    with replacing(index) as new_index:
-        with replacing(pixels) as new, new.open("wb") as out:
-            for done, (source, sizes, reason) in enumerate(decode_each(sources, partial(_at_all_sizes, recipe)), 1):
-                if sizes is None:
-                    skipped.append(f"{source.name}: {reason}")
-                for height, width, factor, content in sizes or ():
-                    if content is None:
-                        skipped.append(f"{source.name}: {width}x{height} is too small")
-                        continue
-                    entries.append((source.name, height, width, out.tell(), factor))
-                    out.write(content)
-                if progress is not None:
-                    progress(done, len(sources))
-        new_index.write_text(json.dumps({"entries": entries, "skipped": skipped}))
+    with replacing(pixels) as new, new.open("wb") as out:
+        for done, (source, sizes, reason) in enumerate(decode_each(sources, partial(_at_all_sizes, recipe)), 1):
+            if sizes is None:
+                skipped.append(f"{source.name}: {reason}")
+            for height, width, factor, content in sizes or ():
+                if content is None:
+                    skipped.append(f"{source.name}: {width}x{height} is too small")
+                    continue
+                entries.append((source.name, height, width, out.tell(), factor))
+                out.write(content)
+            if progress is not None:
+                progress(done, len(sources))
+    write_atomic(index, json.dumps({"entries": entries, "skipped": skipped}).encode())
 
 
 def _at_all_sizes(recipe: Recipe, image: Image.Image) -> list[tuple[int, int, float, bytes | None]]:
