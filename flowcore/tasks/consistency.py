@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from ..errors import ShapeError
 from ..images.resize import resize
 from ..quality.metrics import lr_psnr
-from .image_batch import ImageBatch, notify_of_range, require_pixels, require_tensor
+from .image_batch import ImageBatch, notify_of_range, require_pixels
 from .runner import Reporting, Runner, RunOptions, runs_with
 
 GOAL = 60.0  # dB; half a step of 8 bits, 1/510, would be 54
@@ -71,7 +71,6 @@ def match_source(images: Tensor, source: Tensor, *, iterations: int = 30, **opti
     run = Runner(None, RunOptions(**options), advice, images)
 
     def task() -> Tensor:
-        require_tensor(images)
         require_pixels(images)
         notify_of_range(images, run.notify)
         small = ImageBatch(source).extended_rgb.to(images.device)

@@ -78,7 +78,8 @@ def require_tensor(image: object) -> None:
 
 
 def require_pixels(image: Tensor) -> None:
-    """Raise ImageError for a batch without images, or images without pixels."""
+    """Raise ImageError unless a batch is a tensor of images with pixels."""
+    require_tensor(image)
     if 0 in image.shape:
         raise ImageError(
             f"The batch is empty or an image has no pixels, {tuple(image.shape)}. Pass at least one image."

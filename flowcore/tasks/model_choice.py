@@ -13,7 +13,7 @@ from ..checkpoints import catalog
 from ..images import files
 from ..model import FlowModel
 from ..quality.damage import crop_middle, jpeg_quality, noise_level
-from .image_batch import ImageBatch, require_pixels, require_tensor
+from .image_batch import ImageBatch, require_pixels
 
 BLOCKY = 93  # highest quality of JPEG at which the model for damaged photographs is better: docs/decisions/0024
 FOR_CLEAN, FOR_DAMAGED = "srflow-x4", "srflow-x4-photo"
@@ -62,7 +62,6 @@ def describe_damage(image: Tensor) -> str:
 
     Such as "JPEG blocks (about quality 85)" or "noise (about 6/255)"; arguments and errors as in ``upscaler_for``.
     """
-    require_tensor(image)
     require_pixels(image)
     return _find_damage(image)[1]
 
