@@ -115,9 +115,8 @@ def _noise(channel: Tensor) -> float:
     power = patches.square().mean(1)
     calm = patches[power <= power.quantile(CALM)]
     calm = calm - calm.mean(0)
-    deviations = (
-        torch.linalg.eigvalsh(calm.T @ calm / len(calm)).clamp(min=0).sqrt()[1:]
-    )  # without the 0 of their means
+    variances = torch.linalg.eigvalsh(calm.T @ calm / len(calm)).clamp(min=0)
+    deviations = variances[1:].sqrt()  # without the 0 of their means
     low, middle = float(deviations[1]), float(deviations[len(deviations) // 2])
     return BIAS * low if middle < WHITE * low else 0.0
 

@@ -147,10 +147,7 @@ ROUNDING = 1e-6  # mean change of chroma that counts as zero
 # Top, bottom, left and right of nose and cheeks, as shares of the side of a portrait with the irises at (0.45, 0.38)
 # and (0.45, 0.61), row and column.
 SKIN_PATCH = (0.50, 0.64, 0.40, 0.60)
-SKIN_HUES = (
-    80.0,
-    136.0,
-)  # angles of (Cb, Cr), degrees, of 99.8 % of portraits: docs/decisions/0014; 60 blue, 180 green
+SKIN_HUES = (80.0, 136.0)  # degrees: of 99.8 % of portraits, docs/decisions/0014; blue is below 60, green above 180
 SKIN_MIN_CHROMA = 0.02  # below which skin counts as gray; the palest of these portraits has 0.027
 
 
