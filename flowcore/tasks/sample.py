@@ -264,6 +264,7 @@ def _decode(
             unguided = None if batch_cond is None else replace(batch_cond, guidance=None)
             images = images + sigma**2 * plan.gradient(images, unguided)
         images = images.to(device)
+        del z, decoded  # or the next batch would have to fit beside this one
         images = quantize(flow, images) if snapped else images
         shown = images.clamp(0, 1)
         if not part.start:
