@@ -4,6 +4,8 @@ A motion is ``(1, 2, H, W)``: pixel p of one picture corresponds to ``p + d(p)``
 and down.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +19,7 @@ STIFFNESS = 1e-3  # variance of gradients, of pictures in [0, 1], at which textu
 REACH = 3  # pixels of the Lanczos kernel, on each side
 
 
-def estimate_motion(picture: Tensor, other: Tensor) -> Tensor:
+def estimate_motion(picture: Tensor, other: Tensor, check: Callable[[], None] = lambda: None) -> Tensor:
     """Estimate where each pixel of a picture ``(1, C, H, W)`` in [0, 1] is in another: Lucas-Kanade, coarse to fine.
 
     Around every pixel p, with a Gaussian window w and the gradient g of the other picture moved by the motion d so far,
@@ -27,6 +29,7 @@ def estimate_motion(picture: Tensor, other: Tensor) -> Tensor:
 
     as in Le Besnerais & Champagnat, "Dense optical flow by iterative local window registration" (ICIP 2005); the pull
     to the neighbors' mean, which fills places without texture, is ours. Between equal pictures it is exactly 0.
+    ``check`` is called before each iteration, and may raise an error to stop.
     """
     pyramid = [(picture, other)]
     while min(pyramid[-1][0].shape[-2:]) >= 2 * SMALLEST:
@@ -39,6 +42,7 @@ def estimate_motion(picture: Tensor, other: Tensor) -> Tensor:
             height, width = one.shape[-2:]
             motion = 2 * F.interpolate(motion, scale_factor=2.0, mode="bilinear")[..., :height, :width]
         for _ in range(ITERATIONS):
+            check()
             motion = _refine(one, another, motion)
     return motion
 

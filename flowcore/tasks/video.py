@@ -194,7 +194,7 @@ def upscale_video(  # noqa: D417
             if steadiness:
                 calm = enlarge(temperature=0.0, **first)[:, :3].to(run.device)
                 if len(past) > 1:
-                    guide, strength = _moved(calm, past[1], past[2], flow.condition_scale, steadiness)
+                    guide, strength = _moved(run, calm, past[1], past[2], flow.condition_scale, steadiness)
             frame_seed = (seed + number) % 2**64
             picture = enlarge(temperature=temperature, seed=frame_seed, guide=guide, guide_strength=strength, **second)
             result[place] = picture[0]
@@ -209,12 +209,13 @@ def upscale_video(  # noqa: D417
 
 
 def _moved(
-    calm: Tensor, last_calm: Tensor, last: Tensor, scale: int, steadiness: float
+    run: Runner, calm: Tensor, last_calm: Tensor, last: Tensor, scale: int, steadiness: float
 ) -> tuple[Tensor | None, Tensor | None]:
     """Move the last result as the calm enlargements move, and map how much of it to keep; None after a cut."""
     if calm.shape != last_calm.shape:
         return None, None
-    motion, motion_back = estimate_motion(calm, last_calm), estimate_motion(last_calm, calm)
+    pairs = (calm, last_calm), (last_calm, calm)
+    motion, motion_back = (estimate_motion(*pair, run.check_cancelled) for pair in pairs)
     guide = move(last, motion).clamp(0, 1)
     disagreement = (motion + sample_at(motion_back, motion)).norm(dim=1, keepdim=True)  # pixels; 0: they are inverse
     error = blur(shrink(guide - calm, scale).square().mean(1, keepdim=True), NEIGHBORS)  # (1, 1, h, w)

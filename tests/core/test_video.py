@@ -4,7 +4,7 @@ import pytest
 import torch
 from builders import build_upscaler, random_image
 
-from flowcore import FlowError, Hints, colorize, colorize_video, upscale, upscale_video
+from flowcore import Cancelled, FlowError, Hints, colorize, colorize_video, upscale, upscale_video
 from flowcore.images.color import NEUTRAL
 from flowcore.images.motion import blur, estimate_motion, move, sample_at
 from flowcore.inference.plan import planned
@@ -192,6 +192,15 @@ def test_between_equal_pictures_nothing_moves_even_where_they_are_flat():
     picture = texture()
     picture[..., 30:] = 0.5
     assert estimate_motion(picture, picture).abs().max() < 1e-4
+
+
+def test_a_clip_can_be_cancelled_while_motion_is_estimated(upscaler, monkeypatch):
+    begun = []
+    name = "flowcore.tasks.video.estimate_motion"
+    monkeypatch.setattr(name, lambda *given: begun.append(True) or estimate_motion(*given))
+    with pytest.raises(Cancelled):
+        upscale_video(upscaler, pan(2), cancelled=lambda: bool(begun))
+    assert len(begun) == 1
 
 
 def test_moving_by_whole_pixels_copies_and_by_fractions_does_not_blur():
