@@ -211,9 +211,9 @@ def claim(target: Path, *, wait: bool = False) -> FileLock | None:
     return lock
 
 
-def release(lock: FileLock) -> None:
-    """Release a claim, and remove its file."""
-    if not lock.is_locked:
+def release(lock: FileLock | None) -> None:
+    """Release a claim, if there is one, and remove its file."""
+    if lock is None or not lock.is_locked:
         return
     path = Path(lock.lock_file)
     with contextlib.suppress(OSError):
@@ -231,8 +231,7 @@ def exclusive(target: Path) -> Generator[None]:
     try:
         yield
     finally:
-        if lock is not None:
-            release(lock)
+        release(lock)
 
 
 def examine(
@@ -256,7 +255,6 @@ def examine(
         for job in jobs:
             clips.setdefault(job.source.parent, []).append(job)
         units = [*clips.values()]
-    notified = False
     while units:
         elsewhere = list[list[Job]]()  # units that other processes have claimed
         for unit in units:
@@ -281,12 +279,11 @@ def examine(
                 if whole_clips and target is not None:
                     remove_state(target)
             finally:
-                if lock is not None:  # also if it was that of a killed process
-                    release(lock)
+                release(lock)  # whose file may be that of a killed process
         if elsewhere:
-            if notify is not None and not notified:
+            if notify is not None:
                 notify(f"Waiting for {sum(map(len, elsewhere))} images that other processes are working on.")
-            notified = True
+            notify = None  # once is enough
             time.sleep(POLL)
         units = elsewhere
 
