@@ -157,6 +157,7 @@ def scratches(y: Tensor, sensitivity: float, noise: float, check: Callable[[], N
         if bool((straight & extreme).any()):
             lines, continuation = _lines(straight & extreme, check), _lines(straight, check)
             for _ in range(FURTHER):  # morphological reconstruction: extreme lines grow within straight candidates
+                check()
                 lines = _dilate(lines, 3) * continuation
             marks |= straight & (F.interpolate(lines, scale_factor=2)[..., : light.shape[-2], : light.shape[-1]] > 0)
     inner = marks[..., WIDEST : WIDEST + height, WIDEST : WIDEST + width]
