@@ -104,6 +104,7 @@ def hcflow(config: HCFlowConfig) -> FlowModel[HCFlowConfig]:
         if isinstance(module, DenseConvs):
             for conv in module.convs:
                 nn.init.xavier_normal_(conv.get_parameter("weight"), 0.1)
+    for module in flow.modules():
         if isinstance(module, Coupling) and isinstance(module.conditioner, DenseConvs):
             nn.init.zeros_(module.conditioner.convs[-1].get_parameter("weight"))
     return flow

@@ -18,10 +18,12 @@ from flowcore.checkpoints import save
 from flowcore.cli.main import main
 from flowcore.images.files import read
 from flowcore.images.resize import shrink as bicubic
+from flowcore.networks import DenseConvs
 from flowcore.prior import sample_latents
 from flowcore.tasks.rescale import UNMARKED, is_marked, is_of_gray, mark
 from flowcore.training.objective import NO_PENALTIES, Rescaling
 from flowcore.training.recipe import Stage
+from flowcore.transforms import Coupling
 
 flow = pytest.fixture(scope="module")(build_hcflow)
 
@@ -240,6 +242,14 @@ def test_a_size_of_another_picture_is_refused(rescaler):
     for size in ((16, 20), (12, 24), (17, 24)):
         with pytest.raises(ImageError, match="such as 16x24"):
             restore(rescaler, picture(1, 3, 4, 6), size=size)
+
+
+def test_dense_couplings_start_as_the_identity():
+    flow = build_tiny("hcflow", rescaling=True)
+    networks = [part.conditioner for part in flow.modules() if isinstance(part, Coupling)]
+    last = [network.convs[-1].weight for network in networks if isinstance(network, DenseConvs)]
+    assert last
+    assert not any(bool(weight.any()) for weight in last)
 
 
 def test_training_lowers_the_loss_of_small_and_restored_pictures():
