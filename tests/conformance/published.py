@@ -245,6 +245,13 @@ def flat(latents: list[Tensor]) -> Tensor:
     return torch.cat([z.flatten(1) for z in latents], 1)
 
 
+def unflat(z: Tensor, flow: Flow | Plan, image: Tensor) -> list[Tensor]:
+    """The latents of an image of these sides, of which there are all numbers in ``z``."""
+    shapes = flow.latent_shapes(*image.shape[-2:])
+    parts = z.split([math.prod(shape) for shape in shapes], 1)
+    return [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
 def same(a, b) -> bool:
     pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
     return a.config == b.config and all(torch.equal(x, y) for x, y in pairs)

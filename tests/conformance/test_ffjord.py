@@ -6,7 +6,6 @@ import re
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from flowcore import likelihood, load, prior
@@ -21,14 +20,10 @@ from flowcore.models.ffjord import FFJORDConfig
 from flowcore.transforms import ODE, Probes
 
 from . import published
-from .published import as_ours, error, flat, meta, recording, same
+from .published import as_ours, error, flat, meta, recording, same, unflat
 
 SQUASH = {"activation": "tanh", "alpha": 1e-6}
 CASES = {"cifar_like": {}, "concatsquash": SQUASH}
-CONFIGS = {
-    "cifar_like": FFJORDConfig(scales=2, blocks=1, hidden=(6, 7), steps=16),
-    "concatsquash": FFJORDConfig(steps=16, scales=1, blocks=2, hidden=(8, 8), time="concatsquash", **SQUASH),
-}
 SOLVERS = {"euler": "euler", "midpoint": "midpoint", "rk4": "rk4_38"}
 every_case = pytest.mark.parametrize("name", CASES)
 every_way = pytest.mark.parametrize("way", ["float64", "plan"])
@@ -115,10 +110,8 @@ def test_float32(name):
 @every_way
 def test_given_latents_decode_to_the_programs_image(name, way):
     flow, io = flow_of(name, way, steps=64), RECORDED[name]
-    shapes = flow.latent_shapes(*image(name).shape[2:])
     z = io["given.z"].double()
-    latents = [part.reshape(-1, *s) for part, s in zip(z.split([math.prod(s) for s in shapes], 1), shapes, strict=True)]
-    decoded = flow.inverse(latents)
+    decoded = flow.inverse(unflat(z, flow, image(name)))
     assert error(decoded, io["f64.given.x"]) < 1e-7
     assert error(decoded, io["f32.dopri5_1e-5.given.x"]) < 1e-3
     assert error(flat(flow.encode(decoded)), z) < 1e-11
@@ -139,16 +132,6 @@ def test_gradients_of_the_discrete_map():
         assert error(ours[origin.ours].grad, expected) < 1e-8 * max(1, float(expected.abs().max()))
 
 
-@every_case
-def test_a_file_is_recognized_and_every_tensor_used(name, tmp_path):
-    save_file(WEIGHTS[name], tmp_path / "model.safetensors")
-    flow = load(tmp_path / "model.safetensors", **CASES[name])
-    assert flow.config == CONFIGS[name]
-    assert "FFJORD" in flow.provenance["source"]
-    stored = [t for key, t in WEIGHTS[name].items() if not key.endswith("_num_evals")]
-    assert sum(t.numel() for t in stored) == sum(p.numel() for p in flow.parameters())
-
-
 def test_the_model_of_cifar10_and_runs_with_regularization_are_recognized():
     flow = FFJORD.convert(meta(published.keys("ffjord")["cifar10"]), {})
     assert flow.config == FFJORDConfig(steps=16)
@@ -158,10 +141,8 @@ def test_the_model_of_cifar10_and_runs_with_regularization_are_recognized():
 
 STRUCTURES = {  # and whether their names are those of the multiscale program
     "gray": (True, {"channels": 1, "scales": 3, "blocks": 2, "hidden": (6, 5)}),
-    "three blocks": (True, {"scales": 2, "blocks": 3, "hidden": (4,)}),
-    "a scale alone": (True, {"scales": 1, "blocks": 2, "hidden": (4, 4)}),
+    "a scale alone": (True, {"scales": 1, "blocks": 3, "hidden": (4, 4)}),
     "without hidden layers": (True, {"scales": 2, "blocks": 1, "hidden": ()}),
-    "five scales": (True, {"scales": 5, "blocks": 1, "hidden": (3,)}),
     "one grid": (False, {"scales": 1, "blocks": 1, "hidden": (8, 8)}),
     "without time": (False, {"scales": 1, "blocks": 2, "hidden": (3, 4), "time": "ignore"}),
     "gated": (False, {"scales": 1, "blocks": 2, "hidden": (3, 4), "time": "concatsquash"}),
@@ -233,7 +214,9 @@ def test_a_file_of_the_program_says_how_to_save_its_weights(tmp_path):
     there = {"torch": torch, "FILE": tmp_path / "checkpt.pth"}
     exec(load_, there)  # noqa: S102  (its own advice, on our own file)
     exec(save_.replace("'model.pth'", "MODEL"), {**there, "MODEL": tmp_path / "model.pth"})  # noqa: S102
-    assert load(tmp_path / "model.pth").config == CONFIGS["cifar_like"]
+    flow = load(tmp_path / "model.pth")
+    assert flow.config == FFJORDConfig(scales=2, blocks=1, hidden=(6, 7), steps=16)
+    assert "FFJORD" in flow.provenance["source"]
 
 
 CHAIN = "transforms.0.chain.{}.odefunc.diffeq.layers.{}._layer.{}".format

@@ -14,7 +14,6 @@ from flowcore import likelihood, prior
 from flowcore.checkpoints.sources import HCFLOW
 from flowcore.checkpoints.sources.hcflow import hcflow_origins
 from flowcore.flow import Flow
-from flowcore.models.hcflow import HCFlowConfig
 
 from . import published
 from .published import WAYS, given, near
@@ -61,12 +60,6 @@ def published_nll(latents: list[Tensor], logdet: Tensor, lr: Tensor) -> Tensor:
 def noisy(flow: Flow, recorded: dict[str, Tensor]) -> tuple[str, Tensor, Tensor]:
     t, hr, lr, u = given(flow, recorded, "hr", "lr", "noise.u")
     return t, hr + u / 64, lr
-
-
-def test_the_configuration_is_inferred_from_the_tensors():
-    for case, temperature in (("tiny4x", 0.9), ("tiny_rescaling4x", 1.0)):
-        config = HCFLOW.convert(published.recorded_hcflow(case), {}).config
-        assert config == HCFlowConfig(**published.HCFLOWS[case], temperature=temperature)
 
 
 def test_encode_then_decode(flow, recorded):

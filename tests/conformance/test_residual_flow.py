@@ -26,7 +26,7 @@ from flowcore.likelihood import with_probes
 from flowcore.networks.contractive import LipschitzConv
 from flowcore.transforms import Probes, Residual, flat_parts
 
-from .published import HERE, flat, keys, meta, recording
+from .published import HERE, flat, keys, meta, recording, unflat
 
 SETTINGS = json.loads((HERE / "residual_flow" / "cases.json").read_text())
 CASES = list(SETTINGS)
@@ -71,21 +71,6 @@ def squeezed(case: Case, x: Tensor) -> Tensor:
     return torch.nn.functional.pixel_unshuffle(x, 2) if case.flow.config.squeeze_first else x
 
 
-def test_the_configuration_is_read_from_the_tensors(case):
-    expected, config = case.settings["config"], case.flow.config
-    assert config.blocks == tuple(expected["n_blocks"])
-    assert config.hidden == expected["idim"]
-    assert config.kernels == tuple(map(int, expected["kernels"].split("-")))
-    assert config.activation == {"swish": "lipswish", "elu": "elu"}[expected["act"]]
-    assert config.factor_out == expected["factor_out"]
-    assert config.squeeze_first == expected["squeeze_first"]
-    assert config.full_blocks == (4 if expected["fc_end"] else 0)
-    assert not expected["fc_end"] or config.full_hidden == expected["fc_idim"]
-    assert (config.leading, config.first_leading, config.first_actnorm) == (True, False, True)
-    assert config.image_size == tuple(expected["input_size"][2:])
-    assert (config.alpha, config.coefficient) == (expected["logit_alpha"], expected["coeff"])
-
-
 def test_latents_and_the_exact_logdet_of_every_block(case):
     latents, logdet = case.flow(case.x)
     assert torch.allclose(flat(latents), case.io["f64.z"], atol=1e-10, rtol=0)
@@ -120,9 +105,7 @@ def test_the_series_with_given_probes_and_with_roulette(case):
 
 
 def test_the_inverse(case):
-    shapes = case.flow.latent_shapes(*case.x.shape[-2:])
-    parts = case.io["given.z"].double().split([math.prod(shape) for shape in shapes], 1)
-    x = case.flow.inverse([z.reshape(-1, *shape) for z, shape in zip(parts, shapes, strict=True)])
+    x = case.flow.inverse(unflat(case.io["given.z"].double(), case.flow, case.x))
     assert torch.allclose(squeezed(case, x), case.io["f64.given.x"], atol=1e-11, rtol=0)
     latents, logdet = case.flow(x)
     assert torch.allclose(flat(latents), case.io["given.z"].double(), atol=1e-11, rtol=0)
@@ -159,9 +142,7 @@ def test_float32(name, how):
     assert float((flat(latents) - case.io["f64.z"]).abs().max()) < 2e-5
     assert float((logdet / case.io["f64.logdet"] - 1).abs().max()) < 5e-7
     assert float((flat(latents) - case.io["f32.z"]).abs().max()) < 2e-5
-    shapes = flow.latent_shapes(*case.x.shape[-2:])
-    parts = case.io["given.z"].float().split([math.prod(shape) for shape in shapes], 1)
-    x = flow.inverse([z.reshape(-1, *shape) for z, shape in zip(parts, shapes, strict=True)])
+    x = flow.inverse(unflat(case.io["given.z"].float(), flow, case.x))
     assert float((squeezed(case, x) - case.io["f32.given.x"]).abs().max()) < 2e-6
     assert float((squeezed(case, x) - case.io["f64.given.x"]).abs().max()) < 2e-6
     assert float((flow.inverse(latents) - case.x).abs().max()) < 5e-6
