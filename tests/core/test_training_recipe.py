@@ -68,7 +68,6 @@ def test_a_recipe_is_read_from_a_file_or_by_the_name_of_a_shipped_one(tmp_path):
     [
         # a key that there is not
         ("seed = 3", "sed = 3", ["sed", "Did you mean seed?", "Choices:", "seed"]),
-        ("scale = 2", "scal = 2", ["Did you mean scale?"]),
         ("steps = 10", "steps = 10\nlr = 1", [r"stages[0].lr", "Choices:", "learning_rate"]),
         ("[model]", "[model]\ncolour = 1", ["'colour'", "Known:", "encoder_blocks"]),
         # a key that is not there
@@ -78,20 +77,13 @@ def test_a_recipe_is_read_from_a_file_or_by_the_name_of_a_shipped_one(tmp_path):
         ('objective = "l1"', 'objective = "l2"', ["stages[0].objective", "l1, chroma, likelihood", "'l2'"]),
         ('objective = "l1"', 'objective = ["l1"]', ["stages[0].objective", "l1, chroma, likelihood"]),
         # a value of another kind
-        ("seed = 3", "seed = 1.5", ["seed", "int", "1.5"]),
-        ("learning_rate = 1", 'learning_rate = "fast"', ["stages[0].learning_rate", "float", "'fast'"]),
-        ("pyramid = [1, 0.5]", "pyramid = 0.5", ["pyramid", "0.5"]),
-        ("pyramid = [1, 0.5]", 'pyramid = ["half"]', ["pyramid", "half"]),
+        ("seed = 3", "seed = true", ["seed", "int", "True"]),
+        ("steps = 20", "steps = 20\nbalanced = 1", ["stages[1].balanced", "bool", "1"]),
         ("pyramid = [1, 0.5]", "pyramid = []", ["pyramid"]),
         # a value out of range
         ("seed = 3", "seed = -1", ["seed", "-1"]),
-        ("steps = 10", "steps = 0", ["stages[0].steps", "0"]),
-        ("seed = 3", "short_sides = 256", ["short_sides", "e.g. [256]", "256"]),
         ("seed = 3", "short_sides = [256, 0]", ["short_sides", "above 0", "[256, 0]"]),
         ("seed = 3", "short_sides = [true]", ["short_sides", "whole numbers", "True"]),
-        ("steps = 20", "steps = 20\nweight_decay = -0.1", ["stages[1].weight_decay", "at least 0", "-0.1"]),
-        ("steps = 20", "steps = 20\nbalanced = 1", ["stages[1].balanced", "bool", "1"]),
-        ("seed = 3", "weight_decay = 0.1", ["Unknown recipe key weight_decay"]),  # it is a stage's
         ("seed = 3", 'start_stages = ["flwo"]', ["start_stages", "'flwo'", "Did you mean flow?", "encoder, flow"]),
         ("seed = 3", 'start_stages = "flow"', ["start_stages", 'names of stages, e.g. ["flow"]', "'flow'"]),
         ("seed = 3", "degradation_strength = 0", ["degradation_strength", "at least 0.01", "at most 1"]),
@@ -137,7 +129,6 @@ REALISTIC = GOOD.replace("seed = 3", 'degradation = "realistic"\ndegradation_str
         ("stages = [1]\n" + HEAD, r"\[\[stages\]\]"),
         ("model = 3\n" + HEAD.split("[model]")[0] + "[[stages]]" + STAGES, r"\[model\]"),
         ("name = ", "not valid TOML"),
-        (GOOD.replace("levels = 2", "depth = 2"), "written by a newer flowcore, or misspelled"),
         (COLORS.replace("crop = 32", "crop = 24"), r"stages\[0\]\.crop must be a multiple of 16 .*; got 24"),
         (
             REALISTIC.replace("steps = 10", CONSISTENT),
