@@ -12,9 +12,7 @@ from flowcore.errors import ConditionError, FlowError
 from flowcore.inference.plan import Plan
 from flowcore.tasks import sample as sampling
 from flowcore.tasks.sample import dequantized_image, memory_required
-from flowcore.testing import check
 from flowcore.training.objective import Likelihood
-from flowcore.transforms import Variances
 
 NAMED = {"classes": 3, "labels": ("cat", "dog", "wild")}
 
@@ -25,10 +23,6 @@ def tiny(**fields):
 
 def latents(flow, batch=2):
     return [torch.randn(batch, *flow.latent_shapes(8, 12)[0], generator=torch.Generator().manual_seed(3))]
-
-
-def test_variances_obey_the_law():
-    check(Variances(3, 4, 5), torch.rand(2, 3, 4, 5), networks=False, local=False)
 
 
 def test_a_patch_depends_on_those_before_it_alone():

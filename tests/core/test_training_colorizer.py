@@ -113,14 +113,6 @@ def test_a_run_leaves_a_sheet_of_luma_truth_and_colorings(whole, photos):
     assert not torch.equal(columns[3], columns[4])  # other seeds
 
 
-@pytest.fixture
-def alone(tmp_path):
-    """One photograph, which is held out, too."""
-    folder = photographs(tmp_path / "photos", [(48, 64)])
-    shutil.copy(folder / "photo0.png", folder / "same.png")
-    return folder
-
-
 def test_metrics_are_measured_without_dropout(photos, tmp_path):
     """After steps so long that the condition matters."""
     changes = (("dropout = 0.3", "dropout = 0.9"), ("learning_rate = 1e-2", "learning_rate = 0.1"))
@@ -181,8 +173,10 @@ def backbone(tmp_path_factory):
     return path, {name: value.half().float() for name, value in state.items()}
 
 
-def test_an_encoder_learns_to_predict_chroma(alone, tmp_path):
-    """Nearer to the colors of one photograph than gray, where it starts."""
+def test_an_encoder_learns_to_predict_chroma(tmp_path):
+    """Nearer to the colors of one photograph, which is held out, too, than gray, where it starts."""
+    alone = photographs(tmp_path / "photos", [(48, 64)])
+    shutil.copy(alone / "photo0.png", alone / "same.png")
     text = CHROMA.replace("steps = 3", "steps = 60").replace("checkpoint_every = 3", "checkpoint_every = 1000")
     metrics = read_header(train(parse_recipe(text), alone, tmp_path / "run").model).provenance["metrics"]
     assert metrics.keys() == {"validation_mse", "of_gray"}

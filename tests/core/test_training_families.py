@@ -294,10 +294,10 @@ def losses(run):
 )
 def test_two_processes_follow_the_curve_of_one_which_may_go_on_after_them(text, stop, photos, tmp_path):
     (tmp_path / "recipe.toml").write_text(text)
-    train(parse_recipe(text), photos, tmp_path / "one", log=lambda _: None)
+    train(parse_recipe(text), photos, tmp_path / "one")
     spoken = by_two(tmp_path / "recipe.toml", photos, tmp_path / "two", *stop)
     assert spoken.count(" to train on, ") == 1  # one of them speaks
-    train(parse_recipe(text), photos, tmp_path / "two", log=lambda _: None)
+    train(parse_recipe(text), photos, tmp_path / "two")
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert one.keys() == two.keys()
     assert max(abs(one[step] - two[step]) for step in one) < 1e-4
@@ -307,5 +307,5 @@ def test_processes_share_a_batch_equally_or_refuse_it_before_the_first_step(phot
     shares = [range(12)[Distributed(rank, 3).shard(12)] for rank in range(3)]
     assert [list(share) for share in shares] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     with pytest.raises(FlowError, match=r"batch of 4 cannot be shared equally by 3 processes.*divides 4"):
-        train(parse_recipe(UPSCALING), photos, tmp_path / "run", distributed=Distributed(0, 3), log=lambda _: None)
+        train(parse_recipe(UPSCALING), photos, tmp_path / "run", distributed=Distributed(0, 3))
     assert not (tmp_path / "run" / "checkpoint.pt").exists()

@@ -96,7 +96,7 @@ def stopped(photos, tmp_path_factory):
     run, results, contents = folder / "run", {}, {}
     for stop in STOPS:
         torch.manual_seed(stop)  # the global generator plays no part
-        results[stop] = train(recipe(), photos, run, stop_after=stop, log=lambda _: None)
+        results[stop] = train(recipe(), photos, run, stop_after=stop)
         contents[stop] = content(run)
         shutil.copytree(run, folder / str(stop))
     return SimpleNamespace(folder=folder, results=results, contents=contents)
@@ -141,7 +141,7 @@ def test_a_run_leaves_a_model_of_averaged_weights_with_its_origin_sheets_and_a_l
 
 def test_the_result_reports_the_progress_of_a_run(stopped, photos):
     first, last = stopped.results[L1 + 6], stopped.results[ALL]
-    again = train(recipe(), photos, stopped.folder / "run", log=lambda _: None)
+    again = train(recipe(), photos, stopped.folder / "run")
     assert [r.steps for r in (first, last, again)] == [L1 + 6, ALL, ALL]
     assert [r.new_steps for r in (first, last, again)] == [5, 6, 0]
     assert [r.is_finished for r in (first, last, again)] == [False, True, True]
@@ -168,10 +168,10 @@ def test_a_finished_run_is_left_alone_but_for_a_missing_model(whole, photos, tmp
     model = run / "model.safetensors"
     before = {p: p.read_bytes() for p in (run / "checkpoint.pt", model)}
     state = read(model).state_dict()
-    assert train(recipe(), photos, run, log=lambda _: None).model == model
+    assert train(recipe(), photos, run).model == model
     assert {p: p.read_bytes() for p in before} == before
     model.unlink()
-    assert train(recipe(), photos, run, log=lambda _: None).model == model
+    assert train(recipe(), photos, run).model == model
     assert all(torch.equal(value, state[name]) for name, value in read(model).state_dict().items())
 
 
@@ -431,17 +431,6 @@ def test_training_needs_no_held_out_photographs_of_the_size_of_a_crop(tmp_path):
     assert any("2 photographs to train on, 1 photograph held out, 1 skipped" in line for line in lines)
 
 
-def test_a_second_likelihood_stage_goes_on_from_the_first(photos, tmp_path):
-    stage = RECIPE[RECIPE.rindex("[[stages]]") :].replace('"flow"', '"more"')
-    first = RECIPE.replace("steps = 8", "steps = 2").replace("steps = 12", "steps = 3")
-    longer = parse_recipe(first + stage.replace("steps = 12", "steps = 3").replace("1e-2", "0.0"))
-    train(longer, photos, tmp_path, stop_after=2 + 3, log=lambda _: None)
-    before = content(tmp_path)["average"]
-    assert train(longer, photos, tmp_path, log=lambda _: None).steps == 2 + 3 + 3
-    after = content(tmp_path)["average"]
-    assert all(torch.equal(before[name], after[name]) for name in before)  # rate 0: nothing may move, actnorms least
-
-
 @pytest.mark.parametrize("damage", [b"half", None], ids=["half", "missing"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(whole, stopped, photos, tmp_path, damage):
     run = shutil.copytree(stopped.folder / "14", tmp_path / "run")
@@ -519,7 +508,7 @@ def test_a_run_can_start_from_a_model(whole, photos, tmp_path):
     shorter = flow_only.replace("steps = 12", "steps = 3")
     still = parse_recipe(shorter.replace("learning_rate = 1e-2", "learning_rate = 0"))
     for stop in (1, None):  # and the second start must not draw first-batch moments
-        model = train(still, photos, tmp_path / "run", start=whole[1], stop_after=stop, log=lambda _: None).model
+        model = train(still, photos, tmp_path / "run", start=whole[1], stop_after=stop).model
     old = read(whole[1]).state_dict()
     assert all(torch.equal(value, old[name]) for name, value in read(model).state_dict().items())
 

@@ -125,13 +125,11 @@ def test_the_error_of_a_teacher_is_the_relative_difference_of_the_features():
 
 
 def test_a_run_learns_from_its_start_as_teacher_and_resumes_exactly(photos, tmp_path):
-    start = train(parse_recipe(TEACHING), photos, tmp_path / "start", stop_after=2, log=lambda _: None).model
+    start = train(parse_recipe(TEACHING), photos, tmp_path / "start", stop_after=2).model
     weights = []
     for name, key, stops in (("whole", WEIGHT, (None,)), ("parts", WEIGHT, (2, None)), ("without", "", (None,))):
         for stop in stops:
-            made = train(
-                parse_recipe(TEACHING + key), photos, tmp_path / name, start=start, stop_after=stop, log=lambda _: None
-            ).model
+            made = train(parse_recipe(TEACHING + key), photos, tmp_path / name, start=start, stop_after=stop).model
         weights.append(read(made).state_dict())
     whole, parts, without = weights
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
@@ -140,7 +138,7 @@ def test_a_run_learns_from_its_start_as_teacher_and_resumes_exactly(photos, tmp_
 
 def test_without_a_start_or_for_another_objective_there_is_no_teacher(photos, tmp_path):
     with pytest.raises(FlowError, match="teacher_weight of recipe tiny needs a model to start from"):
-        train(parse_recipe(TEACHING + WEIGHT), photos, tmp_path / "run", log=lambda _: None)
+        train(parse_recipe(TEACHING + WEIGHT), photos, tmp_path / "run")
     text = TEACHING.replace('"l1"', '"likelihood"') + WEIGHT
     with pytest.raises(FlowError, match=r'stages\[0\]\.teacher_weight must be 0 .*objective "l1"'):
         parse_recipe(text)

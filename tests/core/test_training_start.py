@@ -35,7 +35,7 @@ def run(made, photos, folder, **options):
 def start(photos, tmp_path_factory):
     """A model after a few steps of training, with its own sampling defaults."""
     folder = tmp_path_factory.mktemp("start")
-    path = train(recipe(), photos, folder, stop_after=10, log=lambda _: None).model
+    path = train(recipe(), photos, folder, stop_after=10).model
     reconfigure(path, folder / "mine.safetensors", {"temperature": 0.6, "calm_edges": 0.25})
     return folder / "mine.safetensors"
 
@@ -84,7 +84,7 @@ def test_a_better_model_takes_the_place_of_the_start(whole, photos):
     assert all(name in lines[-1] for name in metrics)
     assert read_header(folder / "model.safetensors").provenance["steps"] == STEPS
     assert not (folder / "worse.safetensors").exists()
-    result = train(recipe(), photos, folder, log=lambda _: None)  # it is finished
+    result = train(recipe(), photos, folder)  # it is finished
     assert (result.better_than_start, result.verdict) == (True, lines[-1])
     config = read(folder / "model.safetensors").config
     assert (config.temperature, config.calm_edges) == (0.6, 0.25)  # it is sampled as its start
@@ -96,7 +96,7 @@ def test_a_model_that_became_worse_does_not(photos, start, tmp_path):
     assert lines[-1].startswith("worse than the start by ")
     assert f"model.safetensors is the start; the trained model is {folder / 'worse.safetensors'}" in lines[-1]
     assert (folder / "model.safetensors").read_bytes() == start.read_bytes()
-    assert train(made, photos, folder, log=lambda _: None).better_than_start is False
+    assert train(made, photos, folder).better_than_start is False
     trained, before = read_header(folder / "worse.safetensors"), read_rows(folder / "held_out.csv")[0]
     assert trained.provenance["steps"] == STEPS
     assert trained.provenance["metrics"]["validation_bits_per_dim"] > float(before["value"])
