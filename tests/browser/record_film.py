@@ -1,7 +1,7 @@
 """The moving picture of README: a photograph is dropped, temperature dragged, run, the face painted calm, one picked.
 
 make browser   (once: it fetches the frontend and the driver)
-python tests/browser/record_film.py [frames/]   (the frames as PNG files, to look at)
+.venv/bin/python tests/browser/record_film.py
 
 Every movement is done in small steps with a screenshot after each, and of a run a few screenshots are kept: the film
 shows what happens, and not how long a machine takes.
@@ -221,10 +221,6 @@ def main() -> None:
         frames = record(server, browser, Path(folder))
         browser.close()
     save(frames)
-    for target in map(Path, sys.argv[1:]):
-        target.mkdir(parents=True, exist_ok=True)
-        for k, frame in enumerate(frames):
-            frame.save(target / f"{k:03}.png")
 
 
 if __name__ == "__main__":
