@@ -63,9 +63,7 @@ def test_norm_follows_the_norms(a, b):
 
 
 @pytest.mark.parametrize("mode", ["slerp", "linear", "norm"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_ends_are_exact(a, b, mode, dtype):
-    a, b = ([z.to(dtype) for z in latents] for latents in (a, b))
+def test_the_ends_are_exact(a, b, mode):
     a[0][0, 0, 0, 0], b[0][0, 0, 0, 0] = 1e30, -0.0  # what 0 * y + 1 * x would not survive
     assert equal(la.interpolate(a, b, 0, mode=mode), a)
     assert equal(la.interpolate(a, b, 1.0, mode=mode), b)

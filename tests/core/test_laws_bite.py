@@ -254,11 +254,5 @@ def test_batch_norm_that_is_left_in_batch_moments():
 def test_what_the_checks_ask_of_their_arguments():
     bites("gradients: forward: bias is alive", ActNorm(4), check_gradients, dead=["bias"])
     bites("called dead but do not exist", ActNorm(4), check_gradients, dead=["offset"])
-    for weak in (torch.zeros(1, 4, 4, 6), torch.zeros(2, 4, 4, 4)):  # a batch of one, and a square
-        with pytest.raises(AssertionError):
-            check(ActNorm(4), weak, networks=False)
-
-
-def test_data_that_would_hide_a_mix_up_of_axes_are_refused_with_a_reason():
-    with pytest.raises(AssertionError, match=r"B > 1 and H != W.*got \(1, 4, 6, 6\)"):
-        check(ActNorm(4), torch.rand(1, 4, 6, 6))
+    for weak in (torch.zeros(1, 4, 4, 6), torch.zeros(2, 4, 4, 4)):  # they would hide a mix-up of axes
+        bites(r"B > 1 and H != W.*got \(., 4, 4, .\)", ActNorm(4), x=weak)

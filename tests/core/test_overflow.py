@@ -64,11 +64,10 @@ def sentences():
     return []
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_without_overflow_the_picture_is_the_flows_bit_for_bit(sentences, temperature):
+def test_without_overflow_the_picture_is_the_flows_bit_for_bit(sentences):
     flow, lr = build_upscaler(), picture(1, 3, 24, 32)
-    result = upscale(flow, lr, temperature=temperature, seed=3, notify=sentences.append)
-    assert torch.equal(result, plain(flow, lr, temperature, seed=3).clamp(0, 1))
+    result = upscale(flow, lr, temperature=0.8, seed=3, notify=sentences.append)
+    assert torch.equal(result, plain(flow, lr, 0.8, seed=3).clamp(0, 1))
     assert sentences == []
 
 

@@ -98,21 +98,19 @@ def test_a_score_is_the_bound_of_the_formulas(wide, name):
 )
 def test_levels_and_pixels_sum_to_the_total(architecture, fields, constant):
     flow, image = perturbed(build_tiny(architecture, **fields), 0.05), picture(2, 3, 8, 16)
-    for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-11)):
-        flow = flow.to(dtype)
-        source = torch.tensor([1, 3]) if flow.classes else None
-        cond = labels(flow, [1, 3]) if flow.classes else None
-        result = score(flow, image, source, samples=3)
-        assert result.constant == pytest.approx(constant)
-        assert result.per_level.shape == (2, len(flow.latent_shapes(8, 16)))
-        assert result.map.shape == (2, 8, 16)
-        assert torch.allclose(result.per_level.sum(1), result.bits_per_dim, rtol=1e-12, atol=0)
-        assert torch.allclose(result.map.flatten(1).sum(1), result.bits_per_dim, rtol=1e-12, atol=0)
-        k = to_integers(image, result.n_bits)[0]
-        w = log_weights(flow, k, cond, samples=3, seed=image_seeds(0, k))
-        total = bits_per_dim(importance_weighted(w), image[0].numel())
-        assert torch.allclose(result.bits_per_dim, total, rtol=tolerance, atol=tolerance)
-        assert {t.dtype for t in vars(result).values() if isinstance(t, torch.Tensor)} == {torch.float64}
+    source = torch.tensor([1, 3]) if flow.classes else None
+    cond = labels(flow, [1, 3]) if flow.classes else None
+    result = score(flow, image, source, samples=3)
+    assert result.constant == pytest.approx(constant)
+    assert result.per_level.shape == (2, len(flow.latent_shapes(8, 16)))
+    assert result.map.shape == (2, 8, 16)
+    assert torch.allclose(result.per_level.sum(1), result.bits_per_dim, rtol=1e-12, atol=0)
+    assert torch.allclose(result.map.flatten(1).sum(1), result.bits_per_dim, rtol=1e-12, atol=0)
+    k = to_integers(image, result.n_bits)[0]
+    w = log_weights(flow, k, cond, samples=3, seed=image_seeds(0, k))
+    total = bits_per_dim(importance_weighted(w), image[0].numel())
+    assert torch.allclose(result.bits_per_dim, total, rtol=1e-4, atol=1e-4)
+    assert {t.dtype for t in vars(result).values() if isinstance(t, torch.Tensor)} == {torch.float64}
 
 
 def test_levels_and_pixels_are_those_of_by_position():
@@ -349,11 +347,6 @@ def test_complexity_is_measured_on_the_scored_integers(flow):
     without = score(flow, image, complexity=False)
     assert (without.complexity, without.complexity_corrected) == (None, None)
     assert_same(without, result, ignore=("complexity", "complexity_corrected"))
-    # It scores best of all; corrected, only noise is more unusual.
-    image = as_bytes(picture(4, 3, 32, 32, seed=8))
-    plain, flat = score(flow, image), score(flow, torch.full((1, 3, 32, 32), 120, dtype=torch.uint8))
-    assert flat.bits_per_dim.item() < plain.bits_per_dim.min()
-    assert flat.complexity_corrected.item() > plain.complexity_corrected.max()
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
