@@ -33,12 +33,6 @@ def jacobian(network, x):
     return torch.autograd.functional.jacobian(flat, x.flatten()).reshape(size, size)
 
 
-@pytest.mark.parametrize("activation", ["lipswish", "elu"])
-def test_a_block_obeys_the_law(activation):
-    made, x = block(3, activation=activation, grid=(3, 4)), random_image(2, 3, 3, 4)
-    laws.check(made, x, networks=False, local=False, strength=0.5)
-
-
 def test_with_probes_it_obeys_all_but_the_determinant():
     flow, x = laws.perturbed(tiny()).double(), random_image(2, 3, 4, 6).double()
     cond = with_probes(flow, x.shape, seed=3, terms=5).map_tensors(torch.Tensor.double)
@@ -222,10 +216,9 @@ def test_score_averages_probes_and_reports_their_standard_error():
     assert torch.allclose(result.per_level.sum(1), result.bits_per_dim)
 
 
-@pytest.mark.parametrize("samples", [1, 3])
-def test_a_score_depends_neither_on_the_batch_nor_on_other_images(samples):
+def test_a_score_depends_neither_on_the_batch_nor_on_other_images():
     flow, k = small_flow(), pixels(batch=3)
-    options = {"samples": samples, "probes": 3, "complexity": False}
+    options = {"samples": 3, "probes": 3, "complexity": False}
     together = flowcore.score(flow, k, seed=5, **options)
     in_parts = flowcore.score(flow, k, seed=5, batch=2, **options)
     alone = flowcore.score(flow, k[2:], seed=5, **options)
