@@ -137,7 +137,7 @@ def sites(task, most):
 
 
 def test_one_failed_allocation_changes_nothing_and_is_reported(task):
-    found, known = sites(task, 9)
+    found, known = sites(task, 6)
     for site, count in found:
         for number in {1, count} if LONG else {count}:
             sentences = []
@@ -151,7 +151,7 @@ def test_one_failed_allocation_changes_nothing_and_is_reported(task):
 
 
 def test_lasting_lack_of_memory_raises_an_error_with_advice(task):
-    found, known = sites(task, 6)
+    found, known = sites(task, 4)
     for site, _ in found:
         with Allocator(site, for_good=True) as allocator:
             try:

@@ -203,15 +203,15 @@ def test_latents_do_not_depend_on_probes_and_need_none():
 def test_score_averages_probes_and_reports_their_standard_error():
     flow, k = small_flow(), pixels()
     noise = torch.full((1, *k.shape), 0.5)
-    result = flowcore.score(flow, k, noise=noise, probes=200, terms=30)
+    result = flowcore.score(flow, k, noise=noise, probes=80, terms=20)
     error = (result.bits_per_dim - exact_bits(small_flow(), k)).abs()
     assert (error < 4 * result.standard_error).all()
     assert (result.standard_error > 0).all()
-    few = flowcore.score(flow, k, noise=noise, probes=50, terms=30)
+    few = flowcore.score(flow, k, noise=noise, probes=20, terms=20)
     ratios = few.standard_error / result.standard_error
     assert ((ratios > 1.5) & (ratios < 2.7)).all()  # a fourth of the probes: twice the error
     assert not result.bound
-    assert any("200 random probes per draw and 30 terms" in note for note in result.notes)
+    assert any("80 random probes per draw and 20 terms" in note for note in result.notes)
     assert torch.allclose(result.map.sum((1, 2)), result.bits_per_dim)
     assert torch.allclose(result.per_level.sum(1), result.bits_per_dim)
 
