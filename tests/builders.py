@@ -57,12 +57,10 @@ _VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "srflow": {
         "": {},
         "x2": {**_X2, "steps": 2},
-        "x2 residual": {**_X2, "residual": True},
         "x4 residual": {"steps": 2, "residual": True},
         "x8": _X8,
         "on imdn": {"encoder": "imdn", "residual": True},
         "without injector": {"injector": False},
-        "without injector and transition steps": {"injector": False, "transition_steps": 0},
         "with deep conditioners": {"hidden_layers": 2, "hidden_kernel": 3},
         "with shallow conditioners": {**_X2, "hidden_layers": 0},
         "without transition steps": {"transition_steps": 0, "mixing": "principal"},
@@ -72,7 +70,6 @@ _VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "srflow_da": {
         "": {"scale": 2, "layers": "s2pcdc", "residual_blocks": 1},
-        "x4": {"layers": "s2pccds2pc"},
         "x8": {"scale": 8, "layers": "s2pcds2pcds2c"},
         "s": {"scale": 8, "layers": "s4pcdcds2cs2c"},
         "d": {"layers": "s4pcdc", "hidden": 8, "hidden_layers": 6, "residual_blocks": 3},
