@@ -23,7 +23,6 @@ BY_DESIGN = re.compile(
     r"nn\.(Conv\*d|Linear|GroupNorm|LayerNorm|Embedding)\(\)|torch\.autocast\(\)|torch\.load\(\)|torch\.cuda\.empty_cache\(\)"
 )
 
-
 STORY = "tests/host/test_workflows.py::test_a_template_runs[0.30.0-upscale]"
 
 
@@ -41,39 +40,40 @@ def main() -> int:
         home, clone = Path(folder) / "home", Path(folder) / "flowcore"
         home.mkdir()
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-        status, said = run(str(BIN / "comfy"), "--skip-prompt", "node", "validate", cwd=clone, home=home)
+        comfy, comfy_test = (str(BIN / "comfy"), "--skip-prompt", "node"), (str(BIN / "comfy-test"), "lint", "--check")
+        status, said = run(*comfy, "validate", cwd=clone, home=home)
         valid = status == 0 and "warnings found" not in said and "rror" not in said
-        report("comfy node validate", valid, said)
-        status, said = run(str(BIN / "comfy"), "--skip-prompt", "node", "pack", cwd=clone, home=home)
+        failed = report("comfy node validate", valid, said)
+        status, said = run(*comfy, "pack", cwd=clone, home=home)
         archive, pack = clone / "node.zip", Path(folder) / "published"
         packed = status == 0 and archive.exists()
-        report("comfy node pack", packed, said)
+        failed += report("comfy node pack", packed, said)
         if not packed:
-            return 1 + (not valid)
+            return failed
         with zipfile.ZipFile(archive) as files:
             size = sum(file.file_size for file in files.infolist())
             sys.stdout.write(f"        {archive.stat().st_size / 1e6:.1f} MB, unpacked {size / 1e6:.1f}\n")
             files.extractall(pack)
-        status, said = run(str(BIN / "comfy-test"), "lint", "--check", "javascript", cwd=pack, home=home)
-        script = status == 0
-        report("comfy-test lint, JAVASCRIPT", script, said)
-        status, said = run(str(BIN / "comfy-test"), "lint", "--check", "syntax", cwd=pack, home=home)
+        status, said = run(*comfy_test, "javascript", cwd=pack, home=home)
+        failed += report("comfy-test lint, JAVASCRIPT", status == 0, said)
+        status, said = run(*comfy_test, "syntax", cwd=pack, home=home)
         complaints = [line.strip() for line in said.splitlines() if re.match(r"\s+Line \d+: ", line)]
         others = [line for line in complaints if not BY_DESIGN.search(line)]
         syntax = not others and "Unicode check: OK" in said
-        report(f"comfy-test lint, SYNTAX, {len(complaints)} complaints by design", syntax, "\n".join(others) or said)
+        by_design = f"comfy-test lint, SYNTAX, {len(complaints)} complaints by design"
+        failed += report(by_design, syntax, "\n".join(others) or said)
         pytest = ROOT / ".venv" / BIN.name / "pytest"
         status, said = run(str(pytest), "-q", STORY, cwd=ROOT, home=home, FLOWCORE_PACK=str(pack))
-        story = status == 0 and "1 passed" in said
-        report("a story, out of the archive, in ComfyUI", story, said)
-    return (not valid) + (not script) + (not syntax) + (not story)
+        failed += report("a story, out of the archive, in ComfyUI", status == 0 and "1 passed" in said, said)
+    return failed
 
 
-def report(gate: str, passed: bool, said: str) -> None:
-    """Say how a gate went, and why if it did not pass."""
+def report(gate: str, passed: bool, said: str) -> int:
+    """Say how a gate went, and why if it did not pass; how many did not."""
     sys.stdout.write(f"{'passed' if passed else 'FAILED'}  {gate}\n")
     if not passed:
         sys.stdout.write(said.rstrip() + "\n")
+    return int(not passed)
 
 
 if __name__ == "__main__":
