@@ -49,14 +49,12 @@ def rewrite(file, *, tensors=None, raw=None, **fields):
 
 def test_round_trip_is_exact(latents, file, tmp_path):
     back, header, _ = load_latents(file)
-    assert len(back) == 3
     assert all(torch.equal(x, y) and y.dtype == torch.float32 for x, y in zip(latents, back, strict=True))
     assert (header.format, header.model_sha256, header.model_name) == (FORMAT, SHA, "glow-photos")
     assert header.architecture == "glow"
     assert header.shapes == ((2, 6, 8, 10), (2, 12, 4, 5), (2, 24, 2, 3))
     assert header.extra == EXTRA
     assert read_latents_header(file) == header
-    assert load_latents(file)[1] == header
     tensors = load_file(file)
     assert tensors.keys() == {"level0", "level1", "level2"}
     assert {t.dtype for t in tensors.values()} == {torch.float32}
@@ -102,7 +100,6 @@ def copy_of(flow, config=None):
 def test_fingerprint_is_of_weights_and_fields_alone(flow, tmp_path):
     sha = model_sha256(flow)
     assert len(sha) == 64
-    assert model_sha256(flow) == sha
     save(flow, tmp_path / "model.safetensors")
     assert model_sha256(read(tmp_path / "model.safetensors")) == sha
     assert model_sha256(copy_of(flow).to(memory_format=torch.channels_last)) == sha

