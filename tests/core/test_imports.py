@@ -1,6 +1,7 @@
 """The direction of imports, read off the source: never back, never sideways, never the host."""
 
 import ast
+import functools
 import re
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -41,6 +42,7 @@ def module_name(path):
     return parts[:-1] if parts[-1] == "__init__" else parts
 
 
+@functools.cache
 def imports(path):
     """Every import of a file, at any depth: (line, level, absolute parts, names); level 0 is an absolute import."""
     here = module_name(path)

@@ -264,16 +264,12 @@ def test_adding_moves_along_a_direction(a):
 PAIRED = {
     "slerp": lambda a, b: la.interpolate(a, b, 0.3),
     "linear": lambda a, b: la.interpolate(a, b, [0, 0.3, 1], mode="linear"),
-    "norm": lambda a, b: la.interpolate(a, b, 0.3, mode="norm"),
     "mix": lambda a, b: la.mix_levels(a, b, [0, 1, 0]),
-    "blend": lambda a, b: la.mix_levels(a, b, weights=0.3),
     "add": lambda a, b: la.add(a, b, [0, 1, 0.5]),
 }
 SINGLE = {
     "scale": lambda a: la.scale(a, [1, 0.5, 0]),
     "vary": lambda a: la.vary(a, 5, [0, 0.5, 1]),
-    "level": lambda a: la.normalize(a),
-    "channel": lambda a: la.normalize(a, 0.5, "channel"),
     "local": lambda a: la.normalize(a, per="local"),
     "nothing": lambda a: la.normalize(a, 0),
 }
