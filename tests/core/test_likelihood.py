@@ -200,11 +200,10 @@ def test_variational_noise_has_the_density_of_its_jacobian():
     assert (other - u).abs().max() > 0.01  # it sees the pixels
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_extreme_variational_noise_stays_in_the_bin(dtype):
-    q = variational().to(dtype)
-    e = torch.tensor([60.0, -60.0, 15.0, -15.0], dtype=dtype) * torch.tensor([[1.0], [10.0]], dtype=dtype)
-    u, log_q = q.draw(torch.zeros(2, 1, 2, 2, dtype=dtype), e.view(2, 1, 2, 2).requires_grad_())
+def test_extreme_variational_noise_stays_in_the_bin():
+    q = variational().float()
+    e = torch.tensor([60.0, -60.0, 15.0, -15.0]) * torch.tensor([[1.0], [10.0]])
+    u, log_q = q.draw(torch.zeros(2, 1, 2, 2), e.view(2, 1, 2, 2).requires_grad_())
     assert 0 < u.min() < u.max() < 1
     assert log_q.isfinite().all()
     log_q.sum().backward()

@@ -178,11 +178,10 @@ def test_an_unusual_pattern_is_replaced_in_its_place_only(sentences):
     assert (result - smooth)[..., :24, :24].abs().mean() < 0.01
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_fallback_fades_into_the_picture(dtype):
+def test_a_fallback_fades_into_the_picture():
     mask = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
     mask[..., 30:34, 30:34] = True
-    images = torch.zeros(1, 1, 64, 64, dtype=dtype)
+    images = torch.zeros(1, 1, 64, 64, dtype=torch.float64)
     images[mask] = math.nan
     blended = overflow._blend(images, torch.ones_like(images), mask)
     assert (blended[mask] == 1).all()

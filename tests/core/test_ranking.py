@@ -185,13 +185,7 @@ def test_likelihood_of_colorings_is_not_their_colorfulness(colorizer):
     assert torch.allclose(again, scores[1:], atol=1e-4)
 
 
-def test_likelihood_prefers_expected_colors(colorizer):
-    y = gray(32, 48)
-    drawn = flowcore.colorize(colorizer, y, samples=2, seed=3, temperature=0.1, detail=0.1)
-    opposite = color.compress(y, -color.split(drawn[:1])[1])  # as colorful
-    scores, order = ranked(torch.cat([opposite, drawn]), y, "likelihood", colorizer)
-    assert order[0, 2] == 0
-    assert scores[0, 0] > scores[0, 1:].max() + 0.05
+def test_colorings_of_a_single_grid_have_a_likelihood():
     y, flow = gray(32, 48), tiny_colorizer(structure="single")
     scores = ranked(flowcore.colorize(flow, y, samples=4), y, "likelihood", flow)[0]
     assert scores.isfinite().all()

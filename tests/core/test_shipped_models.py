@@ -1,5 +1,6 @@
 """What is shipped is what the README says: small, licensed, consistent with its input, and diverse."""
 
+import functools
 import io
 from pathlib import Path
 
@@ -30,9 +31,19 @@ def pixels(data):
     return read(data, "a picture").pixels
 
 
+def jpeg(image, quality):
+    """An image of a JPEG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(to_uint8(image)[0].permute(1, 2, 0).contiguous().numpy()).save(buffer, "JPEG", quality=quality)
+    return pixels(buffer.getvalue())
+
+
+load = functools.cache(flowcore.load)
+
+
 @pytest.fixture(scope="module")
 def flow():
-    return flowcore.load("srflow-x4")
+    return load("srflow-x4")
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +70,10 @@ def test_the_model_of_damaged_photographs_takes_the_damage_away(flow, damage):
     if damage == "noise":
         lr = as_stored(lr + 10 / 255 * torch.randn(lr.shape, generator=torch.Generator().manual_seed(0)))
     else:
-        buffer = io.BytesIO()
-        Image.fromarray(to_uint8(lr)[0].permute(1, 2, 0).contiguous().numpy()).save(buffer, "JPEG", quality=40)
-        lr = pixels(buffer.getvalue())
+        lr = jpeg(lr, 40)
     plain, restored = (
         [float(psnr(flowcore.upscale(model, lr, seed=1, temperature=t), hr)) for t in (0.0, None)]
-        for model in (flow, flowcore.load("srflow-x4-photo"))
+        for model in (flow, load("srflow-x4-photo"))
     )
     assert all(after > before + 0.8 for before, after in zip(plain, restored, strict=True))
 
@@ -73,12 +82,12 @@ def test_a_dark_photograph_becomes_light(photo):
     dark = as_stored(
         photo * 0.12 ** (1 / 2.2) + 0.01 * torch.randn(photo.shape, generator=torch.Generator().manual_seed(0))
     )
-    light = flowcore.brighten(flowcore.load("brighten-photos"), dark)
+    light = flowcore.brighten(load("brighten-photos"), dark)
     assert psnr(light, photo) > psnr(dark, photo) + 6
 
 
 def test_a_photograph_comes_back_from_a_sixteenth_of_its_pixels(flow, photo):
-    model = flowcore.load("rescale-x4")
+    model = load("rescale-x4")
     small, ordinary = flowcore.shrink(model, photo), as_stored(shrink(photo, 4))
     assert psnr(small, ordinary) > 30
     enlarged = flowcore.upscale(flow, ordinary, temperature=0.0)
@@ -86,19 +95,17 @@ def test_a_photograph_comes_back_from_a_sixteenth_of_its_pixels(flow, photo):
 
 
 def test_a_model_of_clean_photographs_names_the_one_for_damaged_ones(flow, photo):
-    buffer = io.BytesIO()
-    Image.fromarray(to_uint8(photo)[0].permute(1, 2, 0).contiguous().numpy()).save(buffer, "JPEG", quality=50)
-    damaged, said = pixels(buffer.getvalue()), []
+    damaged, said = jpeg(photo, 50), []
     options = {"temperature": 0.0, "notify": said.append}
-    for model, picture in ((flow, photo), (flowcore.load("srflow-x4-photo"), damaged), (flow, damaged)):
+    for model, picture in ((flow, photo), (load("srflow-x4-photo"), damaged), (flow, damaged)):
         flowcore.upscale(model, picture, **options)
     assert said == ["This picture has JPEG blocks (about quality 50); srflow-x4-photo is made for it."]
     assert [better_model(flow, picture) for picture in (damaged, photo)] == ["srflow-x4-photo", None]
-    assert better_model(flowcore.load("srflow-x4-photo"), damaged) is None
+    assert better_model(load("srflow-x4-photo"), damaged) is None
 
 
 def test_colourings_are_various_and_colourful_and_one_of_them_is_nearer_than_grey():
-    flow = flowcore.load("color-photos")
+    flow = load("color-photos")
     rgb = pixels(PHOTO.read_bytes())
     y, truth = color.split(rgb)
     pictures = flowcore.colorize(flow, y, samples=8)
@@ -112,7 +119,7 @@ def test_colourings_are_various_and_colourful_and_one_of_them_is_nearer_than_gre
 
 @pytest.mark.parametrize("name", ["glow-photos", "glow-faces", "realnvp-photos"])
 def test_a_photograph_is_likelier_than_noise_and_comes_back_exactly(name, photo):
-    flow = flowcore.load(name)
+    flow = load(name)
     side = flow.image_size[0]
     pair = torch.stack([photo[0, :, :side, :side], torch.rand(3, side, side)])
     bits = flowcore.score(flow, pair).bits_per_dim
@@ -125,7 +132,7 @@ def test_a_photograph_is_likelier_than_noise_and_comes_back_exactly(name, photo)
 
 
 def test_digits_are_what_their_label_says_and_styles_what_their_names_say():
-    flow = flowcore.load("mnist-styles")
+    flow = load("mnist-styles")
     labels = torch.arange(10).repeat(4)
     latents = sample_latents(flow.latent_shapes(28, 28), 40, 0.8, seed=50)
     cond = flow.encode_condition(labels)
@@ -140,7 +147,7 @@ def test_digits_are_what_their_label_says_and_styles_what_their_names_say():
 
 def test_styles_of_faces_change_what_they_name_and_leave_the_person():
     """On the portraits of the story `smile`, which the model was not trained on."""
-    flow = flowcore.load("glow-faces")
+    flow = load("glow-faces")
     files = sorted((PHOTO.parent / "pictures").glob("portrait-*.jpg"))
     faces = quantize(flow, read_images(flow, files))
     latents = flowcore.encode(flow, faces)
@@ -179,7 +186,7 @@ def test_samples_shrink_to_their_input_and_the_calm_one_beats_bicubic(flow, phot
 @pytest.mark.parametrize("name", ["srflow-x4", "srflow-x8"])
 def test_the_default_has_few_specks_of_its_temperature_and_samples_differ(name):
     """On the knitwear and ribbons of the sample photograph, which the defaults were not chosen on."""
-    flow = flowcore.load(name)
+    flow = load(name)
     hr = pixels(PHOTO.read_bytes())[..., :120, :184]
     lr = shrink(hr, flow.condition_scale).clamp(0, 1)
     settings = sampling_settings(flow)
@@ -193,7 +200,7 @@ def test_the_default_has_few_specks_of_its_temperature_and_samples_differ(name):
 def test_damaged_faces_are_drawn_by_the_model_that_is_made_for_them():
     face = pixels((PHOTO.parent / "pictures" / "face.png").read_bytes())[..., 8:32, 13:37]
     noisy = (face + 8 / 255 * torch.randn(face.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
-    clean, made_for_damage = (flowcore.load(f"srflow-faces-x8{suffix}") for suffix in ("", "-photo"))
+    clean, made_for_damage = (load(f"srflow-faces-x8{suffix}") for suffix in ("", "-photo"))
     expected = flowcore.upscale(clean, face, temperature=0.0)
     errors = [
         (flowcore.upscale(flow, noisy, temperature=0.0) - expected).square().mean() for flow in (clean, made_for_damage)
