@@ -64,25 +64,17 @@ def test_an_overflow_is_counted_without_halo_and_border(flow):
     assert "overflowed in 1 picture, 100.0 % of it" in notes[0]
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 1, 1), (1, 1, 5, 7), (1, 4, 16, 8), (2, 3, 2, 33)])
-@pytest.mark.parametrize("gain_cells", [0, 6])
-def test_odd_sizes_gray_and_alpha(flow, shape, gain_cells):
-    image = torch.rand(shape, generator=torch.Generator().manual_seed(1)) / 3
-    result = flowcore.brighten(flow, image, temperature=0.3, gain_cells=gain_cells)
-    assert result.shape == shape
+@pytest.mark.parametrize(("height", "width", "gain_cells"), [(1, 1, 0), (1, 1, 6), (2, 33, 6)])
+def test_odd_sizes(flow, height, width, gain_cells):
+    result = flowcore.brighten(flow, dark(height, width), temperature=0.3, gain_cells=gain_cells)
+    assert result.shape == (1, 3, height, width)
     assert bool(result.isfinite().all())
-    if shape[1] == 4:
-        assert torch.equal(result[:, 3:], image[:, 3:])
 
 
-def test_channels_are_equalized_also_where_all_values_are_one(flow):
+def test_channels_whose_values_are_all_one_stay(flow):
     for value in (0.0, 0.5, 1.0):
         assert bool(flowcore.brighten(flow, torch.full((1, 3, 8, 8), value)).isfinite().all())
     assert torch.equal(equalize(torch.full((1, 3, 4, 4), 51 / 255)), torch.full((1, 3, 4, 4), 51 / 255))
-    x = torch.arange(256.0).reshape(1, 1, 16, 16).expand(1, 3, -1, -1) / 510
-    levels = (equalize(x) * 255).round()
-    assert levels.min() == 0
-    assert levels.max() == 255
 
 
 def test_a_stop_doubles_the_light(flow):
@@ -133,19 +125,14 @@ def test_a_grid_of_gains_is_the_files_in_tiles_and_for_each_image_alone(flow):
     torch.testing.assert_close(flowcore.brighten(other, image[1:], tile=128)[0], evened[1], atol=1e-3, rtol=0)
 
 
-def test_other_tasks_and_values_out_of_range_are_refused(flow):
-    with pytest.raises(FlowError, match="upscale needs"):
-        flowcore.upscale(flow, dark())
+def test_other_nodes_and_values_out_of_range_are_refused(flow):
     with pytest.raises(FlowError, match="use Flow Brighten"):
         prepare_input(flow, dark(), fit="resize", label=-1, source=None, notify=print)
-    for wrong in (
-        {"samples": 0},
-        {"tile": -1},
-        {"temperature": -1.0},
-        {"exposure": 5.0},
-        {"strength": 1.1},
-        {"gain_cells": 65},
-    ):
-        with pytest.raises(FlowError, match="(?i)" + next(iter(wrong))):
-            flowcore.brighten(flow, dark(), **wrong)
+    wrong = {"samples": 0, "tile": -1, "temperature": -1.0, "exposure": 5.0, "strength": 1.1, "gain_cells": 65}
+    for name, value in wrong.items():
+        with pytest.raises(FlowError, match=f"(?i){name}"):
+            flowcore.brighten(flow, dark(), **{name: value})
+
+
+def test_tiles_take_less_memory(flow):
     assert memory_required(flow, 2000, 3000, tile=256) < memory_required(flow, 2000, 3000)

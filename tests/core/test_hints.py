@@ -308,12 +308,13 @@ def test_a_hint_fills_its_thing_and_stops_at_its_edge():
     assert near[..., 0, 7].max() < 0.07 < near[..., 5, 5].min() + 0.02
 
 
-def test_hints_stop_spreading_when_the_run_is_cancelled():
-    def check():
-        raise Cancelled("Stopped on request.")
+def cancelled():
+    raise Cancelled("Stopped on request.")
 
+
+def test_hints_stop_spreading_when_the_run_is_cancelled():
     with pytest.raises(Cancelled):
-        spread_hints(*two_things(), 5.0, check)
+        spread_hints(*two_things(), 5.0, cancelled)
 
 
 def test_what_is_continued_minimizes_the_energy():
@@ -493,12 +494,5 @@ def test_what_does_not_fit_the_use_is_refused_and_painting_can_be_stopped():
         paint_colors([stroke((0, 0), amount=1.0)], (4, 4))
     with pytest.raises(FlowError, match="Stroke 2 has a color"):
         paint_mask([stroke((0, 0), amount=1.0), stroke((0, 0))], (4, 4))
-
-    class Stopped(Exception):
-        pass
-
-    def cancelled():
-        raise Stopped
-
-    with pytest.raises(Stopped):
+    with pytest.raises(Cancelled):
         paint_mask([stroke((0, 0), (1, 1), amount=1.0)], (4, 4), cancelled=cancelled)
