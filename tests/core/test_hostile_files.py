@@ -133,9 +133,14 @@ def refused(errors: dict[str, str], *words: str) -> None:
 @pytest.mark.parametrize("name", [*MODELS, *LATENTS])
 def test_good_files_are_read(good, look, name):
     ways = ("read_latents_header", "load_latents") if name in LATENTS else ("load",)
-    for suffix in (".safetensors", ".pth", ""):
-        errors = look(good[name], suffix, overrides_for(name))
-        assert {errors[way] for way in ways} == {""}
+    errors = look(good[name], ".safetensors", overrides_for(name))
+    assert {errors[way] for way in ways} == {""}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ""])
+def test_a_file_is_what_it_holds_whatever_its_name(good, look, suffix):
+    for name in ("glow", "published safetensors", "published pth", "published old pth"):
+        assert look(good[name], suffix, overrides_for(name))["load"] == ""
 
 
 def test_symlinks_are_followed(good, folder, tmp_path):
@@ -201,35 +206,28 @@ PICKLES = {
     "a key that takes an hour to hash": (dictionary(b"K\x01", b")" + HASHED_FOREVER), "nests tuples"),
     "a key a hundred thousand tuples deep": (dictionary(b"K\x01", b")" + b"\x85" * 100_000), "nests tuples"),
     "a key five thousand tuples deep": (dictionary(b"K\x01", b")" + b"\x85" * 5_000), "holds no weights"),
-    "a value a hundred thousand lists deep": (dictionary(b"]" * 100_000 + b"a" * 99_999), "holds no weights"),
+    "a value twenty thousand lists deep": (dictionary(b"]" * 20_000 + b"a" * 19_999), "holds no weights"),
     "a gigabyte of zeros by name": (dictionary(b"cbuiltins\nbytearray\n" + whole(2**30) + b"\x85R"), "would import"),
     "a codec that takes a minute": (dictionary(PUNYCODE), "would import _codecs.encode"),
-    "a set by name": (dictionary(b"cbuiltins\nset\n]\x85R"), "would import builtins.set"),
     "a storage that is made": (dictionary(b"ctorch.storage\nUntypedStorage\n" + whole(2**32) + b"\x85R"), "unusual"),
-    "a tensor that is made": (dictionary(b"ctorch\nTensor\n" + whole(2**30) + b"\x85R"), "would import torch.Tensor"),
     "an object that is made": (dictionary(b"ctorch\nSize\n(K\x01tt\x81"), "truncated or damaged"),
     "a million opcodes": (dictionary(b"N0" * 500_000 + b"N"), "more than 500000 steps"),
     "dictionaries that share their parts": (b"\x80\x02}" + SHARED + b".", "holds no weights"),
     "an ordered dictionary whose items are none": (b"\x80\x02" + NO_ITEMS + b"b.", "holds no weights"),
     "a count of a tensor": (dictionary(b"ccollections\nCounter\n" + tensor(1, [2**40], [0]) + b"\x85R"), "unusual"),
     "a tensor without numbers": (dictionary(b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n(NtR"), "would import"),
-    "a tensor larger than its storage": (dictionary(tensor(1, [2**30], [1])), "does not fit"),
-    "a storage larger than the file": (dictionary(tensor(2**32, [1], [1])), "claim"),
     "a storage of too many numbers": (dictionary(tensor(2**62, [1], [1])), "claim"),
     "a storage of fewer than no numbers": (dictionary(tensor(-1, [1], [1])), "truncated or damaged"),
     "a shape that overflows": (dictionary(tensor(1, [2**40, 2**40], [2**40, 1])), "does not fit"),
     "a negative side": (dictionary(tensor(4, [-4], [1])), "truncated or damaged"),
-    "a negative step": (dictionary(tensor(4, [4], [-1])), "truncated or damaged"),
     "a name of a megabyte": (dictionary(tensor(0, [0], [1]), text("module." * 150_000)), "longer than 1000"),
     "a text of 4 GiB": (b"\x80\x02}X\xff\xff\xff\xff" + text("weight") + b"Ns.", "truncated or damaged"),
-    "bytes of 8 EiB": (b"\x80\x04}\x8e" + b"\xff" * 7 + b"\x7f" + text("weight") + b"Ns.", "truncated or damaged"),
     "memo that was never written": (b"\x80\x02h\x05.", "truncated or damaged"),
-    "nothing on the stack": (b"\x80\x02" + b"0" * 50 + b".", "truncated or damaged"),
     "marks without end": (b"\x80\x02" + b"(" * 100_000 + b".", "truncated or damaged"),
 }
 
 
-SLOW = {"a million opcodes", "a value a hundred thousand lists deep", "marks without end"}  # to unpickle
+SLOW = {"a million opcodes", "marks without end"}  # to unpickle
 
 
 @pytest.mark.parametrize("name", PICKLES)
@@ -267,8 +265,8 @@ def _claims(content: bytes, place: int, value: bytes) -> bytes:
 
 
 ARCHIVES = {
-    "that unpacks to 256 MiB": (
-        lambda _: archive(dictionary(b"K\x01"), extra={"m/data/0": bytes(2**28)}, deflate=True),
+    "that unpacks to 16 MiB": (
+        lambda _: archive(dictionary(b"K\x01"), extra={"m/data/0": bytes(2**24)}, deflate=True),
         "unpacks to more than its own size",
     ),
     "that is compressed": (lambda _: archive(dictionary(text("x" * 99)) + bytes(900), deflate=True), ""),
@@ -282,7 +280,6 @@ ARCHIVES = {
     "whose pickle starts elsewhere": (lambda c: _claims(c, 42, b"\xf0\xff\xff\xff"), ""),
     "whose pickle is encrypted": (lambda c: _claims(c, 8, b"\x01\x00"), ""),
     "whose pickle is of an unknown method": (lambda c: _claims(c, 10, b"\x63\x00"), ""),
-    "whose name is longer than the file": (lambda c: _claims(c, 28, b"\xff\xff"), ""),
     "whose table is elsewhere": (lambda c: c[:-6] + b"\xff\xff\xff\x7f" + c[-2:], ""),
     "whose table is larger than any": (lambda c: c[:-10] + b"\xff\xff\xff\x7f" + c[-6:], "larger than that of any"),
     "with many entries that are none": (lambda c: c[:-14] + b"\xff\xff\xff\xff" + c[-10:], ""),
@@ -297,15 +294,12 @@ def test_archives(look, name):
     refused(look(change(good_pickle), ".pth"), words)
 
 
-HUGE = [
+HUGE = [  # by architecture: more tensors, or larger ones, than any model has
+    ("hcflow", {"scale": 8, "steps": 256, "detail_steps": 256, "hidden": 4096, "extractor_blocks": [256, 256]}),
     ("srflow", {"steps": 256, "scale": 8, "levels": 4, "hidden_layers": 64, "encoder_blocks": 256}),
     ("srflow", {"stacked_blocks": [0] * 1_000_000}),
-    ("ffjord", {"scales": 1, "hidden": [4096] * 1000, "image_size": None}),
     ("residual_flow", {"blocks": [256] * 8, "full_blocks": 64, "image_size": 128}),
     ("colorizer", {"steps": [64] * 8, "hidden": [4096] * 8, "widths": [4096] * 9, "merged": 1024, "features": 1024}),
-    ("class_conditional", {"steps": 64, "hidden": 4096, "image_size": [256, 256]}),
-    ("class_conditional", {"styles": [f"style {i}" for i in range(100_000)]}),
-    ("hcflow", {"scale": 8, "steps": 256, "detail_steps": 256, "hidden": 4096, "extractor_blocks": [256, 256]}),
 ]
 
 
@@ -347,7 +341,7 @@ def test_oversized_headers_are_not_parsed(look):
     assert look(content, ".pth")["load_latents"]
 
 
-WRONG_TYPES = {"BOOL": 1, "I8": 1, "I32": 4, "U64": 8, "C64": 8, "F8_E4M3": 1, "F8_E8M0": 1}  # to bytes per value
+WRONG_TYPES = {"BOOL": 1, "I32": 4, "C64": 8, "F8_E8M0": 1}  # to bytes per value
 
 
 def test_weights_of_another_type_are_refused(good, look):
@@ -407,7 +401,7 @@ def test_values_without_inverse_are_refused(good, look):
 
 def test_loaded_model_is_independent_of_its_file(good, tmp_path):
     """Shared pages would let an overwritten file change the model, and a truncated one kill the process."""
-    for name in TINY:
+    for name in ("glow", "eight bits"):
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(good[name])
         flow = read(path)
