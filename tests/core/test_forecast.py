@@ -11,7 +11,6 @@ from builders import build_upscaler
 from PIL import Image
 
 from flowcore.batch.job import Work
-from flowcore.checkpoints.model_file import save
 from flowcore.cli import batches
 from flowcore.cli.main import main
 from flowcore.images import files
@@ -20,19 +19,18 @@ from flowcore.tasks import forecast as task
 from flowcore.tasks.forecast import forecast
 from flowcore.tasks.upscale import memory_required
 
+from .commands import photograph, run
+
 SMALL = {"steps": 1, "hidden": 4, "encoder_blocks": 1, "stacked_blocks": (0,)}
 
 
 @pytest.fixture
-def words(tmp_path, monkeypatch):
+def words(model, tmp_path, monkeypatch):
     monkeypatch.setattr(task, "PROBE", 16)
     monkeypatch.setattr(batches, "NOTEWORTHY", 0.01)  # megapixels: what is large here is said of 64x48 pixels
-    save(build_upscaler(**SMALL), tmp_path / "model.safetensors", provenance={"licence": "CC0", "source": "a test"})
-    for name, size in (("a.png", (16, 12)), ("b.png", (60, 50))):
-        (tmp_path / "in").mkdir(exist_ok=True)
-        Image.new("RGB", size, (50, 90, 30)).save(tmp_path / "in" / name)
-    model = ["--model", str(tmp_path / "model.safetensors"), "--device", "cpu"]
-    return ["upscale", str(tmp_path / "in"), "-o", str(tmp_path / "out"), *model]
+    photograph(tmp_path / "in" / "a.png", (16, 12))
+    photograph(tmp_path / "in" / "b.png", (60, 50))
+    return ["upscale", tmp_path / "in", "-o", tmp_path / "out", "--model", model]
 
 
 def test_it_counts_what_is_to_come(monkeypatch):
@@ -74,7 +72,7 @@ def test_one_trial_is_enough(monkeypatch):
 
 
 def test_size_memory_and_time_are_announced_first(words, tmp_path, monkeypatch, capsys):
-    assert main([*words, "--samples", "2"]) == 0
+    assert run(*words, "--samples", 2) == 0
     said = capsys.readouterr().err
     first = said.splitlines()[0]
     assert re.fullmatch(
@@ -82,7 +80,7 @@ def test_size_memory_and_time_are_announced_first(words, tmp_path, monkeypatch, 
     )
     looked_at = list[bytes]()
     monkeypatch.setattr(files, "is_whole", lambda data, look=files.is_whole: looked_at.append(data) or look(data))
-    assert main([*words, "--samples", "2"]) == 0  # there is nothing to do, so nothing to say
+    assert run(*words, "--samples", 2) == 0  # there is nothing to do, so nothing to say
     assert "will take" not in capsys.readouterr().err
     assert len(looked_at) == 4  # each once
 
@@ -96,33 +94,33 @@ def test_the_size_of_an_image_is_read_from_its_header(tmp_path, monkeypatch):
 
 def test_small_results_are_not_announced_and_help_states_the_limit(words, monkeypatch, capsys):
     monkeypatch.setattr(batches, "NOTEWORTHY", 16)
-    assert main(words) == 0
+    assert run(*words) == 0
     assert "will take" not in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["upscale", "--help"])
     assert "0: never ask (default: 100)" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("answer", ["y\n", "n\n", "\n"])
+@pytest.mark.parametrize("answer", ["y\n", "\n"])
 def test_too_many_megapixels_need_confirmation(words, tmp_path, monkeypatch, capsys, answer):
     asked = types.SimpleNamespace(isatty=lambda: True, readline=lambda: answer)
     monkeypatch.setattr(sys, "stdin", asked)
-    code = main([*words, "--max-megapixels", "0.04"])
+    code = run(*words, "--max-megapixels", 0.04)
     said = capsys.readouterr().err
     assert "b.png: A result would have 240x200 pixels, 0.048 megapixels; --max-megapixels is 0.04." in said
     assert "Go on? [y/N]" in said
     assert code == (answer != "y\n")
     assert (tmp_path / "out").exists() == (answer == "y\n")
-    assert main([*words, "--max-megapixels", "0", "--again"]) == 0
+    assert run(*words, "--max-megapixels", 0, "--again") == 0
 
 
 def test_without_a_terminal_the_other_results_are_made(words, tmp_path, monkeypatch, capsys):
     """Below what is noteworthy in total, too."""
     monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: False))
     monkeypatch.setattr(batches, "NOTEWORTHY", 16)
-    assert main([*words, "--max-megapixels", "0.04"]) == 3
+    assert run(*words, "--max-megapixels", 0.04) == 3
     assert f"{tmp_path / 'in' / 'b.png'}: A result would have 240x200 pixels" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["a_model_tau0.8_seed0.png"]
+    assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["a_tiny_tau0.8_seed0.png"]
     rows = (tmp_path / "out" / "manifest.csv").read_text().splitlines()
     assert ["a.png" in row for row in rows[1:]] == [True, False]
     assert "megapixels" in rows[2]
@@ -131,6 +129,6 @@ def test_without_a_terminal_the_other_results_are_made(words, tmp_path, monkeypa
 def test_a_disk_that_is_too_small_needs_confirmation(words, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(batches.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=100_000))
     monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: False))
-    assert main(words) == 1
+    assert run(*words) == 1
     assert f"and 0.0 GB are free in {tmp_path / 'out'}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
