@@ -159,5 +159,3 @@ def test_the_command_stores_styles_that_sampling_takes(glow, folder, tmp_path, c
     assert "smile: 137 images" in capsys.readouterr().err
     assert list(flowcore.load(target).styles) == ["smile"]
     assert main(["sample", "--model", str(target), "--out", str(out), "--style", "smile=2", "--device", "cpu"]) == 0
-    assert main([*words, "--attribute", "smile=teeth", "--again"]) == 1
-    assert "no column teeth" in capsys.readouterr().err

