@@ -512,17 +512,16 @@ def test_training_takes_shipped_models_by_name(tmp_path, monkeypatch):
             assert taken.pop()[option] == file
 
 
-def test_brighten_writes_exposures_and_what_made_them(tmp_path, model, model_files, stderr_of):
+def test_brighten_writes_exposures_and_what_made_them(tmp_path, model_files):
     photo, out = photograph(tmp_path / "a.png", (21, 13)), tmp_path / "out"
-    words = ["brighten", photo, "-o", out, "--model"]
-    assert run(*words, model_files["night"], "--strength", 0.5) == 0
-    assert run(*words, model_files["night"], "--temperature", 0.5, "--samples", 2, "--seed", 7) == 0
+    words = ["brighten", photo, "-o", out, "--model", model_files["night"]]
+    assert run(*words, "--strength", 0.5) == 0
+    assert run(*words, "--temperature", 0.5, "--samples", 2, "--seed", 7) == 0
     assert names(out) == [f"a_night_light_tau{end}.png" for end in ("0.5_seed7", "0.5_seed8", "0_strength0.5_seed0")]
     (entry,) = read_provenance(out / names(out)[1])
     assert (entry.node, entry.architecture, entry.temperature) == ("FlowcoreBrighten", "llflow", 0.5)
     flow = flowcore.load(model_files["night"])
     near(out / names(out)[1], flowcore.brighten(flow, pixels(photo)[None], temperature=0.5, seed=8)[0])
-    assert "brighten needs a low-light model" in stderr_of(*words, model)
 
 
 def test_repair_draws_what_a_mask_covers_and_nothing_else(tmp_path, model):
