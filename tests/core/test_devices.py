@@ -80,11 +80,15 @@ def expected():
     return functools.cache(lambda task: every_task.run(task, every_task.Place("cpu", "cpu")))
 
 
-# Images lie on the device (apple) or on the CPU (directml); the other two differ from these in few places.
+# Images lie on the CPU (directml) or on the device (apple); the other two differ from these in few places.
+WITHOUT_IMAGES = ("plain flows", *(task for task in every_task.TASKS if task.startswith("sample")))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "kind"),
-    [(task, kind) for task in every_task.TASKS for kind in ("apple", "directml")]
+    [(task, "directml") for task in every_task.TASKS]
+    + [(task, "apple") for task in every_task.TASKS if task not in WITHOUT_IMAGES]
     + [(task, kind) for task in ("upscale", "colorize", "score") for kind in ("intel", "nvidia")],
 )
 def test_every_task_gives_what_the_cpu_gives(task, kind, driver, expected):
@@ -122,9 +126,8 @@ def test_devices_that_cannot_sum_are_read(monkeypatch, driver):
     assert made == [number for *_, number in checksums(small_flow("small-glow"))]
 
 
-@pytest.mark.parametrize("kind", ["apple", "directml"])
-def test_precisions_on_devices_without_float64(kind, driver):
-    context, place = on(kind)
+def test_precisions_on_devices_without_float64(driver):
+    context, place = on("apple")
     known = flowcore.upscale(small_flow("small-srflow"), noise(1, 3, 8, 8), seed=2)
     with context:
         for precision in ("bfloat16", "float16", "auto", "tf32"):
@@ -234,13 +237,10 @@ def test_caches_of_devices_in_use_are_emptied(driver, monkeypatch):
 def test_out_of_memory_in_the_words_of_every_device():
     for words in (
         "CUDA out of memory. Tried to allocate 2.00 GiB",
-        "HIP out of memory. Tried to allocate 2.00 GiB",
-        "XPU out of memory. Tried to allocate 2.00 GiB",
         "MPS backend out of memory (MPS allocated: 8.00 GB)",
         "Could not allocate tensor with 4096 bytes. There is not enough GPU video memory available!",
         "level_zero backend failed with error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-        "HIPBLAS_STATUS_ALLOC_FAILED",
         "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.",
     ):
         assert devices.is_out_of_memory(RuntimeError(words)), words
