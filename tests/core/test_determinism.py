@@ -90,9 +90,7 @@ def test_another_process_makes_the_same(tmp_path):
 
 @pytest.mark.parametrize("upscaler", UPSCALERS)
 def test_tiles_change_less_than_a_level(upscaler):
-    flow, small = flowcore.load(upscaler), golden.photo(56, 50)
-    options = {"seed": 3, "temperature": 0.8}
-    whole = flowcore.upscale(flow, small, tile=56, **options)
-    for tile in (32, 54):
-        assert difference(flowcore.upscale(flow, small, tile=tile, **options), whole) <= 1 / 255
-    assert difference(flowcore.upscale(flow, small, **options), whole) < 1e-5  # 0 chooses
+    """Tiles at the ends see 51 of 80 columns: 27 of their own, and the halo of 24."""
+    flow, small = flowcore.load(upscaler), golden.photo(16, 80)
+    whole, tiled = (flowcore.upscale(flow, small, tile=tile, seed=3, temperature=0.8) for tile in (80, 32))
+    assert 0 < difference(tiled, whole) <= 1 / 255
