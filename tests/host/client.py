@@ -10,7 +10,6 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import aiohttp  # comes with the host
@@ -28,7 +27,7 @@ class RunError(RuntimeError):
 
 class Client:
     def __init__(self, url: str, timeout: float = 60) -> None:
-        self.url, self.timeout, self.id = url, timeout, uuid.uuid4().hex
+        self.url, self.timeout = url, timeout
 
     def get(self, path: str) -> bytes:
         """Fetch a path of the server, which begins with a slash."""
@@ -45,10 +44,10 @@ class Client:
         with urllib.request.urlopen(request, timeout=self.timeout) as answer:
             return answer.read()
 
-    def queue(self, workflow: Json, **extra: Any) -> str:
+    def queue(self, workflow: Json, client_id: str = "", **extra: Any) -> str:
         """Queue a workflow in API format, with what the frontend sends beside it; the id of the run, or a RunError."""
         try:
-            detail = json.loads(self.post("/prompt", {"prompt": workflow, "client_id": self.id, "extra_data": extra}))
+            detail = json.loads(self.post("/prompt", {"prompt": workflow, "client_id": client_id, "extra_data": extra}))
         except urllib.error.HTTPError as error:
             if error.code != 400:
                 raise
@@ -61,32 +60,32 @@ class Client:
             lines += [f"{node['class_type']}: {e['message']}: {e['details']}" for e in node["errors"]]
         raise RunError("\n".join(lines), detail)
 
-    def wait(
+    def run(
         self,
-        run: str,
-        on_event: Callable[[Json | bytes], None] | None = None,
+        workflow: Json,
+        on_event: Callable[[Json | bytes], None] = lambda _: None,
         timeout: float = 600,
-        events: Events | None = None,
+        **extra: Any,
     ) -> Json:
-        """Wait until a run has ended; its entry in the server's history, or a RunError or TimeoutError.
+        """Queue a workflow and wait until it has ended; its entry in the history, or a RunError or TimeoutError.
 
-        Meanwhile `on_event` is called with every message of the server: JSON, or the bytes of a preview. The first ones
-        are missed without `events` that were opened before the run was queued.
+        `on_event` is called with every message of the server, from the first to the last: JSON, or a preview's bytes.
         """
+        with Events(self.url) as events:
+            run = self.queue(workflow, events.id, **extra)
+            for event in events.until(time.monotonic() + timeout):
+                on_event(event)
+                if isinstance(event, dict) and event["type"] == "executing" and event["data"]["node"] is None:
+                    break  # the last message, sent when the history has been written
+        return self.wait(run, timeout=1)
+
+    def wait(self, run: str, timeout: float = 600) -> Json:
+        """Wait until a queued run has ended; its entry in the history, or a RunError or TimeoutError."""
         deadline = time.monotonic() + timeout
-        with nullcontext(events) if events else Events(self.url, self.id) as events:
-            while run not in (history := self.get_json(f"/history/{run}")):
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"run {run} did not end within {timeout:.0f} s")
-                for event in events.until(time.monotonic() + 0.5):
-                    if on_event:
-                        on_event(event)
-                    # The history is written between the news that the run is over and that the queue has changed.
-                    if isinstance(event, dict) and event.get("type") == "status":
-                        break
-            if on_event:  # what was sent before the run ended
-                for event in events.until(time.monotonic() + 0.5):
-                    on_event(event)
+        while run not in (history := self.get_json(f"/history/{run}")):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"run {run} has not ended in time")
+            time.sleep(0.05)
         entry = history[run]
         for kind, data in entry["status"]["messages"]:
             if kind == "execution_error":
@@ -111,12 +110,15 @@ class Client:
 class Events:
     """The server's websocket, read only: texts are JSON, bytes are previews.
 
-    A server sends each client, by the id under which workflows are queued, its own progress.
+    The server sends its progress to the client under whose id a workflow was queued. Each connection has an id of its
+    own: when the server notices that one is closed, it forgets whatever is connected under that id by then.
     """
 
-    def __init__(self, url: str, client_id: str) -> None:
+    def __init__(self, url: str) -> None:
+        self.id = uuid.uuid4().hex
         self._loop = asyncio.new_event_loop()
-        self._session, self._socket = self._loop.run_until_complete(_connect(f"{url}/ws?clientId={client_id}"))
+        self._session, self._socket = self._loop.run_until_complete(_connect(f"{url}/ws?clientId={self.id}"))
+        next(self.until(time.monotonic() + 60))  # a first message, which says that the server knows the id
 
     def __enter__(self) -> Events:
         return self
@@ -126,9 +128,8 @@ class Events:
         self._loop.close()
 
     def until(self, deadline: float) -> Iterator[Json | bytes]:
-        """Yield messages until a moment of `time.monotonic`, and then what has come already."""
-        while True:
-            left = max(0.02, deadline - time.monotonic())
+        """Yield messages until a moment of `time.monotonic`."""
+        while (left := deadline - time.monotonic()) > 0:
             try:
                 message = self._loop.run_until_complete(self._socket.receive(left))
             except asyncio.TimeoutError:

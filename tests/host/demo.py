@@ -55,7 +55,7 @@ def enlarge(client: Client, temperature: float, seed: int) -> Image.Image:
             share = event["data"]["value"] / max(1, event["data"]["max"])
             say(f"\r{named(temperature, seed)}  [{'#' * round(20 * share):<20}] {100 * share:3.0f}%", end="")
 
-    (data,) = client.pictures(client.wait(client.queue(workflow), show))
+    (data,) = client.pictures(client.run(workflow, show))
     say(f"\r{named(temperature, seed)}  done in {time.monotonic() - start:.1f} s".ljust(60))
     return Image.open(io.BytesIO(data)).convert("RGB")
 

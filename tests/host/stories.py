@@ -360,12 +360,12 @@ def main() -> None:
             sys.stdout.write(f"{canvas_file(name).name}\n")
             if options.layout_only:
                 continue
-            done = client.wait(client.queue(on_canvas(api)))
+            done = client.run(on_canvas(api))
             pictures = [opened(data) for data in client.pictures(done)]
             if name in CONTRASTS:
                 for key, values in CONTRASTS[name].items():
                     api[key]["inputs"] |= values
-                done = client.wait(client.queue(on_canvas(api)))
+                done = client.run(on_canvas(api))
                 pictures = [*(opened(data) for data in client.pictures(done)), *pictures]
             sheet = strips(pictures) if name in CONTRASTS else thumbnail(pictures)
             if name in SOURCES:

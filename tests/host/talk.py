@@ -12,7 +12,7 @@ import comfyui
 import numpy as np
 import pytest
 import torch
-from client import Client, Events, RunError
+from client import Client, RunError
 from PIL import Image
 
 HERE = Path(__file__).parent
@@ -28,34 +28,25 @@ class Host(Client):
         self.server = server
         self.version = self.get_json("/system_stats")["system"]["comfyui_version"]
 
-    def run(self, workflow: dict[str, Any], on_event=None) -> dict[str, Any]:
-        """Run a workflow and return its entry in the history."""
-        with Events(self.url, self.id) as events:
-            return self.wait(self.queue(workflow), on_event, timeout=120, events=events)
-
     def outputs(self, workflow: dict[str, Any] | None = None, /, **nodes: tuple[str, dict[str, Any]]) -> dict[str, Any]:
         """Run a workflow, with more nodes if any are given, and return what its nodes say."""
         return self.run(graph(workflow, **nodes))["outputs"]
 
-    def images(self, workflow: dict[str, Any], on_event=None) -> list[Image.Image]:
-        return [opened(data) for data in self.pictures(self.run(workflow, on_event))]
-
-    def queue_from_canvas(self, workflow: dict[str, Any], canvas: dict[str, Any] | None = None) -> str:
-        """Queue a workflow as the frontend does, with the canvas beside it."""
-        return self.queue(workflow, extra_pnginfo={"workflow": {"nodes": []}} if canvas is None else canvas)
+    def images(self, workflow: dict[str, Any]) -> list[Image.Image]:
+        return [opened(data) for data in self.pictures(self.run(workflow))]
 
     def run_from_canvas(self, workflow: dict[str, Any], canvas: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Run a workflow as the frontend does, and return its entry in the history."""
-        return self.wait(self.queue_from_canvas(workflow, canvas), timeout=120)
+        """Run a workflow as the frontend does, with the canvas beside it, and return its entry in the history."""
+        return self.run(workflow, extra_pnginfo={"workflow": {"nodes": []}} if canvas is None else canvas)
 
     def info(self, node: str) -> dict[str, Any]:
         return self.get_json(f"/object_info/{node}")[node]
 
     def forget(self) -> None:
-        """Make the server forget models and results."""
-        for _ in range(2):  # the queue's thread misses the first one while it collects garbage after a prompt
-            self.post("/free", {"unload_models": True, "free_memory": True})
-            time.sleep(0.5)  # it does it when it next wakes up
+        """Make the server forget models and results: before it runs the next workflow, or right after that one."""
+        self.post("/free", {"unload_models": True, "free_memory": True})
+        for _ in range(2):
+            self.outputs(nothing=("PreviewAny", {"source": "nothing"}))
 
     def put(self, name: str, image: Image.Image) -> str:
         image.save(self.server.base / "input" / name)

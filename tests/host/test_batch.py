@@ -564,7 +564,7 @@ def test_flow_folder_can_be_cancelled(host, mine):
     for name in NAMES[:4]:
         Image.open(mine / "a.png").resize((300, 300)).save(mine / name)
     with pytest.raises(RunError, match="cancelled"):
-        host.wait(host.queue(in_folder()), look, timeout=60)
+        host.run(in_folder(), look, timeout=60)
     done = len([*(host.server.base / "output" / "made").rglob("*.png")])
     assert 1 <= done < 8
     assert f"{done} there already" in host.outputs(in_folder())["folder"]["text"][-1]

@@ -157,7 +157,7 @@ def answer(host, workflow):
     started = time.monotonic()
     kind, said = "done", ""
     try:
-        host.wait(host.queue(workflow), timeout=LONGEST)
+        host.run(workflow, timeout=LONGEST)
     except RunError as error:
         kind, said = _kind(error), str(error)
     except urllib.error.HTTPError as error:

@@ -1,10 +1,7 @@
 """Picking: one of several pictures goes on alone, as a click or a script asks, and nothing is made anew."""
 
-import time
-
 import numpy as np
 import pytest
-from client import Events
 from PIL import Image
 from small_flows import USED_BY
 from talk import graph, loader, opened, picture, refusal, report, shows, upscale
@@ -35,15 +32,9 @@ def several(flows, kind, **more):
 
 def followed(host, workflow):
     """Run a workflow; its outputs, and how many previews came meanwhile: the host sends each of them."""
-    previews = 0
-    with Events(host.url, host.id) as events:  # before the run is queued, or the first may be missed
-        run = host.queue(workflow)
-        for event in events.until(time.monotonic() + 120):
-            if isinstance(event, bytes):
-                previews += event[:4] == b"\0\0\0\1"
-            elif event["type"] in ("execution_success", "execution_error"):
-                break
-    return host.wait(run)["outputs"], previews
+    events = []
+    outputs = host.run(workflow, events.append)["outputs"]
+    return outputs, sum(isinstance(event, bytes) and event[:4] == b"\0\0\0\1" for event in events)
 
 
 @pytest.mark.parametrize("kind", ASKED)

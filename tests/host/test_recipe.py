@@ -130,7 +130,7 @@ def test_a_cached_picture_is_saved_with_its_provenance_and_another_with_its_own(
     runs = []
     for name in ("one", "two"):
         prompt["save"]["inputs"]["filename_prefix"] = name
-        runs.append(host.queue_from_canvas(prompt, {"workflow": {}, "flowcore": recipes(first)}))
+        runs.append(host.queue(prompt, extra_pnginfo={"workflow": {}, "flowcore": recipes(first)}))
     for run in runs:
         (data,) = host.pictures(host.wait(run, timeout=60))
         assert [entry["seed"] for entry in recipes(data)] == [34]
@@ -140,7 +140,7 @@ def test_prompts_without_a_canvas_run(host, photo, flows):
     prompt = upscale(photo=photo, model_name=flows["small-srflow"], seed=36)
     for extra in ({}, {"extra_pnginfo": None}, {"extra_pnginfo": {"flowcore": 7}}):
         host.forget()
-        (data,) = host.pictures(host.wait(host.queue(prompt, **extra), timeout=60))
+        (data,) = host.pictures(host.run(prompt, timeout=60, **extra))
         found = recipes(data) if "flowcore" in opened(data).text else []
         assert [entry["seed"] for entry in found] == ([36] if extra.get("extra_pnginfo") else [])
     assert "flowcore could not" not in host.server.console()

@@ -34,7 +34,7 @@ def put(host, name, data):
 
 def saved(host, workflow, /, **canvas):
     """Run a workflow and return the names and the contents of the files that it has saved."""
-    entry = host.wait(host.queue(workflow, extra_pnginfo=canvas), timeout=120)
+    entry = host.run(workflow, extra_pnginfo=canvas)
     return [image["filename"] for image in entry["outputs"]["save"]["images"]], host.pictures(entry)
 
 

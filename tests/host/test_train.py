@@ -82,7 +82,7 @@ def cancelled(host, workflow):
 
     try:
         with pytest.raises(RunError, match="cancelled"):
-            host.wait(host.queue(workflow), look, timeout=60)
+            host.run(workflow, look, timeout=60)
     finally:
         host.cancel()
     return told[0]
