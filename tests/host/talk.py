@@ -18,6 +18,9 @@ from PIL import Image
 HERE = Path(__file__).parent
 WORKFLOWS = comfyui.ROOT / "workflows"
 SUITING = "upscaler that suits the picture"  # in Load Flow Model
+# Of a test whose facts do not depend on the version of the host. In every version all nodes and stories run, and
+# test_reliability.py compares what comes of them.
+newest = pytest.mark.parametrize("server", list(comfyui.trees())[:1], indirect=True)
 
 
 class Host(Client):

@@ -25,7 +25,7 @@ import pytest
 from batch import picture_node
 from client import RunError
 from PIL import Image, ImageCms
-from talk import WORKFLOWS, graph, loader, refusal, until
+from talk import WORKFLOWS, graph, loader, newest, refusal, until
 
 from flowcore.batch.tables import COLUMNS, Manifest
 from flowcore.images.files import bits_per_channel
@@ -186,6 +186,7 @@ def test_a_picture_takes_the_place_of_an_example(small, folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert sorted({Image.open(path).size for path in (tmp_path / "out").rglob("*.png")}) == [(32, 24)]
     assert len(results(tmp_path / "out")) == 3
+@newest
 
 
 def test_what_cannot_be_done_is_refused_before_any_work(folder, tmp_path):
@@ -271,6 +272,7 @@ def test_settings_are_checked_against_the_server_at_the_start(host, folder, tmp_
 def test_damaged_files_and_broken_links_are_never_done(host, small, folder, tmp_path):
     photo, mine = Image.open(WORKFLOWS / "photo.png").convert("RGB"), tmp_path / "mine"
     mine.mkdir()
+@newest
     photo.save(tmp_path / "whole.jpg")
     for name in ("cut.jpg", "cut.png"):
         photo.save(mine / name)
@@ -297,6 +299,7 @@ def test_damaged_files_and_broken_links_are_never_done(host, small, folder, tmp_
 def test_no_name_ends_a_folder(small, tmp_path):
     """Long ones, a link to itself, one that is not UTF-8, and what standard output cannot show."""
     mine = tmp_path / "mine"
+@newest
     mine.mkdir()
     photo = Image.open(WORKFLOWS / "photo.png").convert("RGB").crop((0, 0, 8, 6))
     for stem in ("a", "y" * 240, "\u6f22" * 80, "caf\udce9", "what? 'now'\n"):
@@ -314,6 +317,7 @@ def test_no_name_ends_a_folder(small, tmp_path):
 def test_what_is_not_kept_of_a_picture_is_noted(host, small, tmp_path):
     mine, out = tmp_path / "mine", tmp_path / "out"
     mine.mkdir()
+@newest
     photo = Image.open(WORKFLOWS / "photo.png").convert("RGB").crop((0, 0, 16, 12))
     photo.convert("CMYK").save(mine / "cmyk.jpg")
     photo.save(mine / "pages.tif", save_all=True, append_images=[photo] * 2)
@@ -405,6 +409,7 @@ def test_a_full_disk_stops_the_batch(folder, tmp_path, monkeypatch, capsys):
     assert "could not be saved: No space left on device. Nothing else is begun." in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").rglob("*")] == ["batch.jsonl"]
 
+@newest
 
 def test_ctrl_c_and_a_limit_take_the_run_back(host, folder, tmp_path):
     big = tmp_path / "big"
@@ -427,6 +432,7 @@ def test_ctrl_c_and_a_limit_take_the_run_back(host, folder, tmp_path):
         assert until(lambda: not any(host.get_json("/queue").values()), 10)
         assert results(tmp_path / "out") == {}
 
+@newest
 
 def test_a_closed_standard_output_stops_the_batch(small, folder, tmp_path):
     reader, writer = os.pipe()
@@ -483,6 +489,7 @@ class Forward(socketserver.BaseRequestHandler):
     @staticmethod
     def copy(source, target):
         with contextlib.suppress(OSError):  # the other direction has ended
+@newest
             while data := source.recv(1 << 16):
                 target.sendall(data)
 
@@ -586,6 +593,7 @@ def test_flow_folder_stays_in_the_folders_of_the_host(host, mine, tmp_path):
     finally:
         (base / "input" / "link").unlink()
         (base / "output" / "link").unlink()
+@newest
     assert [path.name for path in secret.iterdir()] == ["s.png"]
     assert not (base / "output" / "made").exists()
 

@@ -7,10 +7,11 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from talk import SUITING, WORKFLOWS, graph, loader, opened, options, refusal, shows
+from talk import SUITING, WORKFLOWS, graph, loader, newest, opened, options, refusal, shows
 
 from flowcore.provenance import read as read_provenance
 
+pytestmark = newest
 CLEAN, DAMAGED = "srflow-x4", "srflow-x4-photo"
 BLOCKS = "JPEG blocks (about quality 50)"
 UPSCALE = {"image": "photos.0", "model": "model.0", "temperature": 0.8, "seed": 3}

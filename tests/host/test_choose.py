@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from talk import array, graph, loader, opened, picture, refusal, report, shows
+from talk import array, graph, loader, newest, opened, picture, refusal, report, shows
 
+pytestmark = newest
 PHOTO = picture(fill="photo", height=8, width=12)
 
 

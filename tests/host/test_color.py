@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from small_flows import flow
-from talk import graph, loader, noise, picture, pixels, refusal, report
+from talk import graph, loader, newest, noise, picture, pixels, refusal, report
 
 import flowcore
 from flowcore.images.color import parse_color
@@ -16,6 +16,7 @@ from flowcore.images.strokes import paint_colors, paint_mask, parse_strokes
 from flowcore.latents import interpolate
 from flowcore.tasks.hints import Hints, combine_hints, hints_from_points, hints_from_strokes, palette_from, parse_points
 
+pytestmark = newest
 CLOSE = 1e-5
 COLOR = "small-color.safetensors"
 SIDES = {"height": 32, "width": 48}

@@ -11,7 +11,7 @@ import torch
 from client import RunError
 from PIL import Image
 from small_flows import flow
-from talk import examples, graph, loader, noise, opened, options, picture, pixels, refusal, report, shows
+from talk import examples, graph, loader, newest, noise, opened, options, picture, pixels, refusal, report, shows
 
 from flowcore.tasks.sample import harmonize
 
@@ -134,6 +134,7 @@ def test_examples_are_opened_outside_the_event_loop_and_stay_at_hand(host):
     assert count() == (0, elsewhere)
 
 
+@newest
 def test_a_folder_of_large_pictures_is_shown_in_little_memory_and_anew_when_one_was_replaced(host):
     status, folder = Path(f"/proc/{host.server.process.pid}"), host.server.base / "input" / "large"
     folder.mkdir()
@@ -181,6 +182,7 @@ def test_harmonize_is_the_task(host, flows):
     torch.testing.assert_close(made, wanted, atol=2e-3, rtol=0)
 
 
+@newest
 def test_a_sample_grid_holds_the_seeds_at_every_temperature(host):
     drawn = {"model": "model.0", "seed": 7, "labels": "3"}
     workflow = graph(

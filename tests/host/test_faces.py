@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from talk import graph, noise, picture, pixels, refusal, report
+from talk import graph, newest, noise, picture, pixels, refusal, report
 
 from flowcore.tasks.faces import align_faces, paste_faces
 
+pytestmark = newest
 HEIGHT, WIDTH = 40, 48
 EYES = ((19.0, 16.0), (28.0, 18.0))  # 9.2 pixels apart: a face of 39
 POINTS = {"left_eye": "19, 16", "right_eye": "28, 18"}

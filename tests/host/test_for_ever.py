@@ -10,6 +10,7 @@ import comfyui
 import pytest
 from record_golden import GOLDEN, changes, kept, shipped, versions
 from stories import on_canvas
+from talk import newest
 from test_workflows import RESULTS, STORIES, canonical, known, run_small, to_api
 
 
@@ -28,6 +29,7 @@ def test_every_shipped_workflow_is_kept():
         assert changed == [], "run `python tests/host/record_golden.py`"
 
 
+@newest
 def test_every_released_version_opens_as_it_was_and_runs(host, photo, folder_of_photos):
     """But for the current ones, which `test_a_template_runs` runs."""
     every = host.get_json("/object_info")

@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from record_golden import GOLDEN
 from small_flows import USED_BY
-from talk import graph, loader, picture, upscale
+from talk import graph, loader, newest, picture, upscale
 
 import flowcore
 
@@ -241,6 +241,7 @@ def test_the_good_prompts_are_good(host, good):
 
 
 @pytest.mark.fuzz
+@newest
 def test_every_malformed_prompt_gets_an_answer(host, good, photo):
     look, count = witness(host, photo), itertools.count(1)
 
@@ -258,6 +259,7 @@ def test_every_malformed_prompt_gets_an_answer(host, good, photo):
     look()
 
 
+@newest
 def test_nan_is_refused_by_every_float_input(host, good):
     """The host lets NaN pass: it is neither below a minimum nor above a maximum."""
     missing = {(node, i["name"]) for node, info in SCHEMAS.items() for i in info["inputs"] if i["type"] == "FLOAT"}

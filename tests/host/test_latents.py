@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from small_flows import flow
-from talk import graph, loader, noise, options, picture, pixels, refusal, report
+from talk import graph, loader, newest, noise, options, picture, pixels, refusal, report
 from test_sampling import encoding, sampling, tensors
 
 from flowcore import latents as material
@@ -14,6 +14,7 @@ from flowcore.images.color import luma
 from flowcore.prior import sample_latents
 from flowcore.tasks.sample import apply_style, encode
 
+pytestmark = newest
 GLOW = "small-glow.safetensors"
 DIGITS = "small-digits.safetensors"
 

@@ -5,7 +5,8 @@ import itertools
 import urllib.error
 
 import numpy as np
-from talk import SUITING, graph, loader, opened, picture, until
+import pytest
+from talk import SUITING, graph, loader, newest, opened, picture, until
 from test_latents import DIGITS, explore, working
 
 
@@ -75,8 +76,16 @@ def test_styles_show_what_a_run_would_give_all_items_in_one_picture(host, flows)
     assert np.array_equal(moved, np.concatenate(rows))
 
 
-def made_again(host, kind, model, number, **moved):
-    """The second sample of a small picture with other numbers: what a run would give, and what is shown live."""
+@newest
+@pytest.mark.parametrize(
+    ("kind", "model", "moved"),
+    [
+        ("FlowcoreBrighten", "brighten-photos", {"exposure": -1.5}),
+        ("FlowcoreColorize", "color-photos", {"vivid": 1.6, "cast": 0.2}),
+        ("FlowcoreUpscale", SUITING, {"temperature": 0.9, "calm_edges": 0.1}),
+    ],
+)
+def test_the_second_sample_is_seen_with_other_numbers_as_a_run_would_give_it(host, kind, model, moved):
     asked = {"image": "photo.0", "model": "model.0", "temperature": 0.4, "seed": 4, "samples": 2}
     photo = picture(height=24, width=32, fill="noise")
     story = graph(photo=photo, model=loader(model), node=(kind, asked))
@@ -89,6 +98,7 @@ def made_again(host, kind, model, number, **moved):
     return whole, np.asarray(opened(body))
 
 
+@newest
 def test_an_exposure_is_seen_as_it_will_be(host):
     whole, shown = made_again(host, "FlowcoreBrighten", "brighten-photos", 1, exposure=-1.5)
     assert np.abs(whole - shown).max() <= 1
@@ -136,6 +146,7 @@ def test_a_run_goes_first_and_gives_what_it_would_have(host, flows):
     assert host.outputs(sampling)["digest"]["bits"] == disturbed
 
 
+@newest
 def test_the_next_question_stops_the_one_before(host):
     workflow = explore("ab", "glow-photos")
     run = ran(host, workflow)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from client import RunError
 from small_flows import USED_BY
-from talk import graph, loader, opened, picture, refusal, report, shows
+from talk import graph, loader, newest, opened, picture, refusal, report, shows
 
 # Node to its other inputs, and the output that is a picture.
 NODES = {
@@ -66,6 +66,7 @@ UNUSUAL = [
 
 
 @pytest.mark.parametrize("node", DRAWING)
+@newest
 def test_unusual_images_work(host, flows, node):
     scale = 2 if node == "FlowcoreUpscale" else 1
     for facts in UNUSUAL if scale == 2 else UNUSUAL[:-1:2]:
@@ -152,6 +153,7 @@ LONG = {
 
 
 @pytest.mark.parametrize("name", LONG)
+@newest
 def test_cancel_stops_and_the_next_run_works(host, flows, name):
     long = graph(
         **{"srflow": loader("srflow-x4"), "glow": loader("glow-photos"), "color": loader("color-photos")},
@@ -223,6 +225,7 @@ def pictures(host, nodes, wire, image):
 
 
 @pytest.mark.parametrize("name", DONE)
+@newest
 def test_each_of_twenty_images_becomes_what_it_would_become_alone(host, flows, name):
     nodes, wire, each = DONE[name]
     batch = LARGE if name in ("face", "pasted") else BATCH

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from small_flows import USED_BY
-from talk import graph, loader, opened, picture, refusal, report, shows, upscale
+from talk import graph, loader, newest, opened, picture, refusal, report, shows, upscale
 from test_recipe import recipes
 
 from flowcore.checkpoints.model_file import reconfigure
@@ -95,6 +95,7 @@ def test_pictures_that_fill_the_memory_are_not_kept_and_a_pick_makes_them_anew(h
         believe(0)
 
 
+@newest
 def test_what_a_file_states_anew_makes_new_pictures(host, flows):
     """The weights are the same, and so are all widgets: they follow the file."""
     for kind, stated in (

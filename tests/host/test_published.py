@@ -7,11 +7,12 @@ import pytest
 import torch
 from builders import build_hcflow, build_tiny, hcflow_checkpoint, srflow_checkpoint
 from PIL import Image
-from talk import WORKFLOWS, array, graph, loader, pixels, refusal, report, upscale
+from talk import WORKFLOWS, array, graph, loader, newest, pixels, refusal, report, upscale
 
 import flowcore
 from flowcore.transforms import ActNorm
 
+pytestmark = newest
 FILE = "LOL_smallNet.pth"
 
 

@@ -11,7 +11,7 @@ import small_flows
 from client import RunError
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from talk import Host, graph, loader, newer, opened, upscale
+from talk import Host, graph, loader, newer, newest, opened, upscale
 from test_workflows import STORIES, to_api, with_photo
 
 from flowcore import __version__, load
@@ -45,7 +45,8 @@ def fresh(host, tmp_path):
         yield Host(server)
 
 
-def test_a_picture_is_reproduced_from_its_file_alone(host, photo, fresh):
+@newest
+def test_a_picture_is_reproduced_from_its_file_alone(host, photo, oldest):
     every = host.get_json("/object_info")
     canvas = STORIES["upscale"]
     prompt = with_photo(host, to_api(canvas, every), photo)  # as the frontend does

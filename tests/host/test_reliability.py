@@ -20,7 +20,7 @@ import pytest
 from cases import LONG, tried
 from client import RunError
 from PIL import Image
-from talk import HERE, WORKFLOWS, Host, graph, loader, newer, picture, until, upscale
+from talk import HERE, WORKFLOWS, Host, graph, loader, newest, picture, until, upscale
 
 from flowcore.checkpoints.latents_file import load_latents
 
@@ -202,13 +202,8 @@ def process(host):
     return host.server.process.pid
 
 
-@pytest.fixture
-def newest(host):
-    if not newer(host.version, "0.30.0"):
-        pytest.skip("to save time: the newer host is enough")
-
-
-def test_prompts_leave_no_file_open_and_no_thread(host, process, newest):
+@newest
+def test_prompts_leave_no_file_open_and_no_thread(host, process):
     for number in ORDINARY:
         outcome(host, good(number))
     before = settled(process)
@@ -301,7 +296,8 @@ def longest(seconds: dict[str, list[float]]) -> str:
 
 
 @pytest.mark.fuzz
-def test_prompts_cancelled_at_random_moments_leave_no_trace(host, process, newest):
+@newest
+def test_prompts_cancelled_at_random_moments_leave_no_trace(host, process):
     """After each a good one must give its own picture, and the same one again."""
     times, chance, factor = (200, random.Random(), 1.0) if LONG else (4, random.Random(8), 0.15)
     prompts, small = long_ones(factor), [good(number) for number in ORDINARY]
@@ -336,7 +332,8 @@ def test_prompts_cancelled_at_random_moments_leave_no_trace(host, process, newes
 
 
 @pytest.mark.fuzz
-def test_8_clients_get_their_own_pictures_and_errors(host, newest):
+@newest
+def test_8_clients_get_their_own_pictures_and_errors(host):
     prompts = [good(number) for number in ORDINARY] + variants()[:4]
     known = {each.key: outcome(host, each) for each in prompts}
     taken: dict[str, list[float]] = {}
@@ -371,7 +368,8 @@ def test_8_clients_get_their_own_pictures_and_errors(host, newest):
     print(f"8 clients, {time.monotonic() - start:.0f} s, {total} prompts; at most {longest(taken)}")  # noqa: T201
 
 
-def test_cached_conditions_of_other_settings_are_not_mixed_up(host, newest):
+@newest
+def test_cached_conditions_of_other_settings_are_not_mixed_up(host):
     prompts = variants()
     alone = []
     for prompt in prompts:

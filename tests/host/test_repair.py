@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from talk import graph, loader, pixels, report
+from talk import graph, loader, newest, pixels, report
 
 import flowcore
 
@@ -28,6 +28,7 @@ def story(**inputs):
     )
 
 
+@newest
 def test_a_scratched_scan_is_repaired_where_the_mask_is_and_nowhere_else(host, flows):
     host.put("scan.png", scan())
     outputs = host.outputs(story(samples=2))

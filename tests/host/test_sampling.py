@@ -9,12 +9,13 @@ import torch
 from client import RunError
 from PIL import Image
 from small_flows import flow
-from talk import array, graph, loader, noise, picture, pixels, refusal, report
+from talk import array, graph, loader, newest, noise, picture, pixels, refusal, report
 
 from flowcore.dequantization import quantize
 from flowcore.images.resize import shrink
 from flowcore.tasks.sample import decode, dequantized_image, encode, sample
 
+pytestmark = newest
 CLOSE = 1e-5
 DIGITS = "small-digits.safetensors"
 FREE = "free-glow.safetensors"

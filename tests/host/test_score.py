@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 from small_flows import flow
-from talk import graph, loader, noise, picture, pixels, refusal, report, shows
+from talk import graph, loader, newest, noise, picture, pixels, refusal, report, shows
 
 from flowcore.images.resize import shrink
 from flowcore.tasks.score import score
 
+pytestmark = newest
 GLOW = "small-glow.safetensors"
 
 

@@ -4,11 +4,13 @@ import pytest
 import torch
 from client import RunError
 from PIL import Image
-from talk import WORKFLOWS, graph, loader, opened, options, refusal, report, shows
+from talk import WORKFLOWS, graph, loader, newest, opened, options, refusal, report, shows
 
 from flowcore import load
 from flowcore.checkpoints.model_file import read_header
 from flowcore.training.recipe import RECIPES as INCLUDED
+
+pytestmark = newest
 
 RECIPE = """
 name = "tiny"

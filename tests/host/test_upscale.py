@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from talk import HERE, WORKFLOWS, Host, array, graph, opened, pixels, probe, refusal, shows, until, upscale
+from talk import WORKFLOWS, array, graph, newest, opened, pixels, probe, refusal, shows, until, upscale
 
 import flowcore
 from flowcore.checkpoints import catalog, read_header
@@ -58,6 +58,7 @@ def masked(**inputs):
         ),
     ],
     ids=str,
+@newest
 )
 def test_every_widget_reaches_the_task(host, inputs, options):
     asked = {"seed": 5} | inputs
@@ -96,6 +97,7 @@ def test_the_history_names_the_files_and_the_model(host, photo):
         assert model["use"] == ["enlarges clean photographs 4x"]
         assert "text" not in model  # the page says what it is for
 
+@newest
 
 def test_a_slider_that_nobody_moved_follows_the_models_file(host, photo):
     """And the model's calm edges hold whatever the temperature, in prompts without the input, too."""
@@ -140,6 +142,7 @@ def test_results_that_are_too_large_are_refused_before_the_work(host):
     refusal(host, probe(batch=64, samples=64, longest_side=16384), "GB of memory")
     refusal(host, probe(temperatures="warm"), "one number per level")
 
+@newest
 
 def test_large_pictures_are_announced(host, flows):
     small = {"height": 64, "width": 64, "fill": "photo", "model_name": flows["small-srflow"], "factor": 16}
