@@ -66,28 +66,6 @@ def test_shipped_workflows_open_with_every_value_in_its_widget(canvas, host):
         canvas.shot(f"open-{name}")
 
 
-def test_blueprints_open_and_all_of_their_nodes_are_known(canvas):
-    for path in BLUEPRINTS:
-        blueprint = json.loads(path.read_text())
-        canvas.open(blueprint)
-        (outer,) = canvas.nodes()
-        assert outer["known"]
-        assert not outer["red"]
-        inner = canvas.page.evaluate(
-            "() => [...app.graph.subgraphs.values()].flatMap(s => s.nodes.map(n => [n.type, !!n.has_errors]))"
-        )
-        (definition,) = blueprint["definitions"]["subgraphs"]
-        assert sorted(kind for kind, _ in inner) == sorted(node["type"] for node in definition["nodes"])
-        assert [kind for kind, red in inner if red] == []
-        unknown = "types => types.filter(type => !(type in LiteGraph.registered_node_types))"
-        assert canvas.page.evaluate(unknown, [kind for kind, _ in inner]) == []
-        canvas.page.evaluate("() => app.canvas.openSubgraph([...app.graph.subgraphs.values()][0], app.graph.nodes[0])")
-        canvas.page.wait_for_timeout(300)
-        canvas.fit()
-        assert canvas.page.evaluate("() => app.canvas.graph.nodes.length") == len(definition["nodes"])
-        canvas.shot(f"blueprint-{path.stem.replace(' ', '-')}")
-
-
 def test_blueprints_are_placed_twice_in_an_empty_workflow_and_run(canvas, page):
     for path in BLUEPRINTS:
         blueprint = json.loads(path.read_text())

@@ -4,7 +4,6 @@ import io
 
 import av
 import numpy as np
-from PIL import Image
 from test_canvas import MODEL, PHOTO, numbered, story, upscaling
 
 LAID = """() => { const over = document.querySelector('.flowcore-viewer .after img:nth-of-type(2)');
@@ -104,23 +103,3 @@ def test_what_a_large_picture_takes_is_said_before_it_is_made(classic):
     )
     classic.page.evaluate("() => app.api.interrupt()")
     classic.page.wait_for_function("() => window.ended")
-
-
-def test_a_saved_picture_comes_back_by_its_recipe(classic, served):
-    classic.open(upscaling("fixed"))
-    classic.move("FlowcoreUpscale", "samples", 1)
-    classic.run()
-
-    def saved():
-        shown = classic.page.evaluate("id => app.nodeOutputs[id].images[0]", classic.only("SaveImage")["id"])
-        return shown["filename"], np.asarray(Image.open(served.base / "output" / "flowcore" / shown["filename"]))
-
-    file, pixels = saved()
-    told = {"model": "recipe.0", "temperature": "recipe.1", "seed": "recipe.2"}
-    told |= {"calm_edges": "recipe.5", "guide_strength": "recipe.6"}
-    recipe = ("FlowcoreLoadRecipe", {"image": f"flowcore/{file} [output]"})
-    up, save = ("FlowcoreUpscale", told | {"image": "photo.0"}), ("SaveImage", {"images": "up.0"})
-    save[1]["filename_prefix"] = "flowcore/again"
-    classic.open(numbered(photo=PHOTO, recipe=recipe, up=up, save=save))
-    classic.run()
-    assert np.array_equal(saved()[1], pixels)

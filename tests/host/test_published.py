@@ -124,10 +124,3 @@ def test_shrink_story(host, hcflows):
         assert np.abs(pictures[size] - expected[0].permute(1, 2, 0).numpy()).max() <= 1.001 / 255
     kept = {picture.size for picture in host.images(rescaling(name, width=0, height=0, samples=2))}
     assert kept == {(7, 5), (28, 20)}
-
-
-def test_models_of_the_other_task_are_refused(host, hcflows, photo):
-    refusal(host, upscale(photo=photo, model_name=RESCALER), "upscale needs", "hcflow model")
-    wrong = rescaling(photo)
-    wrong["model"]["inputs"]["model_name"] = UPSCALER
-    refusal(host, wrong, "rescale needs", "hcflow model")
