@@ -64,6 +64,14 @@ def small(host, flows):
     return "--server", host.url, "--set", f"model.model_name={flows['small-srflow']}"
 
 
+def begun(folder, **switches):
+    """What the script does with a folder at its beginning; results go beside it, into "out"."""
+    out = folder.with_name("out")
+    out.mkdir(exist_ok=True)
+    usual = dict.fromkeys(("again", "clean", "json", "quiet"), False) | {"wait": 0, "limit": 0}
+    return batch.Batch(argparse.Namespace(folder=folder, out=out, **usual | switches), batch.load("upscale"))
+
+
 def rows(out):
     """Lines of the log that are whole."""
     lines = (out / "batch.jsonl").read_text().splitlines() if (out / "batch.jsonl").exists() else []
@@ -160,15 +168,12 @@ def test_the_manifest_is_that_of_the_command_line(tmp_path):
 
 
 def test_again_makes_what_is_done_already(folder, tmp_path):
-    options = argparse.Namespace(folder=folder, out=tmp_path / "out", again=False, quiet=True)
-    options.out.mkdir()
-    first = batch.Batch(options, batch.load("upscale"))
-    (options.out / "made.png").touch()
-    done = [{"key": key, "files": ["made.png"]} for key in first.pictures]
-    (options.out / "batch.jsonl").write_text("\n".join(map(json.dumps, done)))
-    assert batch.Batch(options, batch.load("upscale")).waiting == []
-    options.again = True
-    assert batch.Batch(options, batch.load("upscale")).waiting == [*first.pictures]
+    pictures, out = begun(folder).pictures, tmp_path / "out"
+    (out / "made.png").touch()
+    done = [{"key": key, "files": ["made.png"]} for key in pictures]
+    (out / "batch.jsonl").write_text("\n".join(map(json.dumps, done)))
+    assert begun(folder).waiting == []
+    assert begun(folder, again=True).waiting == [*pictures]
 
 
 def test_every_story_that_loads_a_picture_takes_a_folder():
@@ -181,12 +186,12 @@ def test_every_story_that_loads_a_picture_takes_a_folder():
                 picture_node(workflow)
 
 
+@newest
 def test_a_picture_takes_the_place_of_an_example(small, folder, tmp_path):
     done = run(folder / "deep", tmp_path / "out", *small, "--workflow", "best-of", "--set", "best.keep=1")
     assert done.returncode == 0, done.stderr
     assert sorted({Image.open(path).size for path in (tmp_path / "out").rglob("*.png")}) == [(32, 24)]
     assert len(results(tmp_path / "out")) == 3
-@newest
 
 
 def test_what_cannot_be_done_is_refused_before_any_work(folder, tmp_path):
@@ -246,14 +251,12 @@ def test_a_node_that_the_server_leaves_out_is_a_failure(host, small, folder, tmp
 
 
 def test_a_picture_of_which_nothing_was_saved_is_a_failure(folder, tmp_path, monkeypatch, capsys):
-    options = argparse.Namespace(folder=folder, out=tmp_path / "out", clean=False, json=True, quiet=False, again=False)
-    options.out.mkdir()
-    mine = batch.Batch(options, batch.load("upscale"))
+    mine = begun(folder, json=True)
     monkeypatch.setattr(mine, "make", lambda *_: {"preview": {"images": [{"type": "temp", "filename": "a.png"}]}})
     mine.do(mine.waiting[0], "a server")
     assert len(mine.failed) == 1
     assert json.loads(capsys.readouterr().out)["error"].startswith("nothing was saved, but results are what nodes")
-    assert rows(options.out)[0]["files"] == []
+    assert rows(tmp_path / "out")[0]["files"] == []
 
 
 def test_settings_are_checked_against_the_server_at_the_start(host, folder, tmp_path):
@@ -269,10 +272,10 @@ def test_settings_are_checked_against_the_server_at_the_start(host, folder, tmp_
     assert not (tmp_path / "out").exists()
 
 
+@newest
 def test_damaged_files_and_broken_links_are_never_done(host, small, folder, tmp_path):
     photo, mine = Image.open(WORKFLOWS / "photo.png").convert("RGB"), tmp_path / "mine"
     mine.mkdir()
-@newest
     photo.save(tmp_path / "whole.jpg")
     for name in ("cut.jpg", "cut.png"):
         photo.save(mine / name)
@@ -296,10 +299,10 @@ def test_damaged_files_and_broken_links_are_never_done(host, small, folder, tmp_
     batch.refuse_cut_off((tmp_path / "whole.jpg").read_bytes())
 
 
+@newest
 def test_no_name_ends_a_folder(small, tmp_path):
     """Long ones, a link to itself, one that is not UTF-8, and what standard output cannot show."""
     mine = tmp_path / "mine"
-@newest
     mine.mkdir()
     photo = Image.open(WORKFLOWS / "photo.png").convert("RGB").crop((0, 0, 8, 6))
     for stem in ("a", "y" * 240, "\u6f22" * 80, "caf\udce9", "what? 'now'\n"):
@@ -314,10 +317,10 @@ def test_no_name_ends_a_folder(small, tmp_path):
     assert "5 of 6 are done already" in run(mine, tmp_path / "out", *words).stderr
 
 
+@newest
 def test_what_is_not_kept_of_a_picture_is_noted(host, small, tmp_path):
     mine, out = tmp_path / "mine", tmp_path / "out"
     mine.mkdir()
-@newest
     photo = Image.open(WORKFLOWS / "photo.png").convert("RGB").crop((0, 0, 16, 12))
     photo.convert("CMYK").save(mine / "cmyk.jpg")
     photo.save(mine / "pages.tif", save_all=True, append_images=[photo] * 2)
@@ -342,24 +345,20 @@ def test_what_is_not_kept_of_a_picture_is_noted(host, small, tmp_path):
     assert any(Image.open(path).mode == "RGBA" for path in out.glob("*.png"))
 
 
-def test_clients_leave_the_pictures_of_others(host, folder, tmp_path, monkeypatch):
+def test_clients_leave_the_pictures_of_others(host, folder, monkeypatch):
     """One empties what it has sent while the run of another begins, with the same picture on the same server."""
     temporary, seen = host.server.base / "temp", list[int]()
 
     def stand_in(_, workflow, *__):
         if not seen:
             seen.append(0)
-            client().make(folder / "a.png", "key", host.url)
+            begun(folder, clean=True).make(folder / "a.png", "key", host.url)
         (name,) = [node["inputs"]["picture"] for node in workflow.values() if node["class_type"] == "FlowcoreExample"]
         seen.append((temporary / name.removesuffix(" [temp]")).stat().st_size)
         return {}
 
-    def client():
-        options = argparse.Namespace(folder=folder, out=tmp_path / "out", clean=True, limit=0, again=False)
-        return batch.Batch(options, batch.load("upscale"))
-
     monkeypatch.setattr(batch, "run", stand_in)
-    client().make(folder / "a.png", "key", host.url)
+    begun(folder, clean=True).make(folder / "a.png", "key", host.url)
     assert seen == [0, *[(folder / "a.png").stat().st_size] * 2]
 
 
@@ -409,8 +408,8 @@ def test_a_full_disk_stops_the_batch(folder, tmp_path, monkeypatch, capsys):
     assert "could not be saved: No space left on device. Nothing else is begun." in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").rglob("*")] == ["batch.jsonl"]
 
-@newest
 
+@newest
 def test_ctrl_c_and_a_limit_take_the_run_back(host, folder, tmp_path):
     big = tmp_path / "big"
     big.mkdir()
@@ -432,8 +431,8 @@ def test_ctrl_c_and_a_limit_take_the_run_back(host, folder, tmp_path):
         assert until(lambda: not any(host.get_json("/queue").values()), 10)
         assert results(tmp_path / "out") == {}
 
-@newest
 
+@newest
 def test_a_closed_standard_output_stops_the_batch(small, folder, tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
@@ -465,10 +464,7 @@ def test_the_last_picture_of_a_server_that_dies_goes_to_another(folder, tmp_path
     monkeypatch.setattr(batch, "upload", lambda server, name, *_: name)
     monkeypatch.setattr(batch, "describe", lambda server, kind: {"input": {}})
     monkeypatch.setattr(batch, "run", stand_in)
-    (tmp_path / "out").mkdir()
-    switches = dict.fromkeys(("clean", "json", "quiet", "again"), False)
-    options = argparse.Namespace(folder=folder, out=tmp_path / "out", wait=0, limit=0, **switches)
-    shared = batch.Batch(options, {"photo": {"class_type": "LoadImage", "inputs": {}}})
+    shared = begun(folder)
     threads = [threading.Thread(target=shared.serve, args=(server,)) for server in ("dying", "alive")]
     for thread in threads:
         thread.start()
@@ -489,11 +485,11 @@ class Forward(socketserver.BaseRequestHandler):
     @staticmethod
     def copy(source, target):
         with contextlib.suppress(OSError):  # the other direction has ended
-@newest
             while data := source.recv(1 << 16):
                 target.sendall(data)
 
 
+@newest
 def test_a_server_that_comes_back_goes_on(host, small, folder, tmp_path):
     """A door to the host that opens when the script already waits before it."""
     door, real = urllib.parse.urlsplit(nobody()), urllib.parse.urlsplit(host.url)
@@ -593,11 +589,11 @@ def test_flow_folder_stays_in_the_folders_of_the_host(host, mine, tmp_path):
     finally:
         (base / "input" / "link").unlink()
         (base / "output" / "link").unlink()
-@newest
     assert [path.name for path in secret.iterdir()] == ["s.png"]
     assert not (base / "output" / "made").exists()
 
 
+@newest
 def test_one_name_does_not_end_a_flow_folder(host, mine, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
     (mine / "out.png").symlink_to(tmp_path / "secret.png")
