@@ -83,10 +83,6 @@ def tree(name: str | None = None) -> Path:
     return path
 
 
-def version(tree: Path) -> str:
-    return re.findall(r'__version__ = "(.+?)"', (tree / "comfyui_version.py").read_text())[0]
-
-
 def frontend_root() -> Path | None:
     """Return the folder of the frontend that COMFYUI_FRONTEND names; None for the one that the host asks for."""
     wanted = os.environ.get("COMFYUI_FRONTEND")

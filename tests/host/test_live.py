@@ -32,16 +32,16 @@ def ask(host, body, path="/flowcore/live", **headers):
         return error.code, error.read()
 
 
-def live(host, run, **values):
-    """Ask for a picture until no run is in the way; its pixels."""
+def live(host, run, at=(0.5, 0.5), number=0, **values):
+    """Ask for a picture until no run is in the way."""
 
     def answered():
-        status, body = ask(host, {"run": run, "values": values})
+        status, body = ask(host, {"run": run, "values": values, "number": number, "at": at})
         return None if status == 409 else (status, body)
 
     status, body = until(answered, 30)
     assert status == 200, body
-    return np.asarray(opened(body).convert("RGB"))
+    return np.asarray(opened(body))
 
 
 def ran(host, workflow):
@@ -54,8 +54,10 @@ PLACES = itertools.count()
 
 
 def explored(host):
-    """Run the explorer anew, with values that no run had before."""
-    return ran(host, explore(x=next(PLACES) / 1000))
+    """Run the explorer anew, with values that no run had before, and look at a picture of it."""
+    run = ran(host, explore(x=next(PLACES) / 1000))
+    live(host, run)
+    return run
 
 
 def test_the_explorer_shows_what_a_run_would_give(host, flows):
@@ -92,36 +94,16 @@ def test_the_second_sample_is_seen_with_other_numbers_as_a_run_would_give_it(hos
     (run,) = host.run_from_canvas(story)["outputs"]["node"]["flowcore_live"]
     story["node"]["inputs"] |= moved
     story = graph(story, save=("SaveImage", {"images": "node.0", "filename_prefix": "live"}))
-    whole = np.asarray(host.images(story)[number].convert("RGB"), dtype=int)
-    status, body = until(lambda: (a := ask(host, {"run": run, "values": moved, "number": number}))[0] != 409 and a, 30)
-    assert status == 200
-    return whole, np.asarray(opened(body))
+    whole = np.asarray(host.images(story)[1].convert("RGB"), dtype=int)
+    assert np.abs(whole - live(host, run, number=1, **moved)).max() <= 1
 
 
 @newest
-def test_an_exposure_is_seen_as_it_will_be(host):
-    whole, shown = made_again(host, "FlowcoreBrighten", "brighten-photos", 1, exposure=-1.5)
-    assert np.abs(whole - shown).max() <= 1
-
-
-def test_colors_are_seen_as_they_will_be(host):
-    whole, shown = made_again(host, "FlowcoreColorize", "color-photos", 1, vivid=1.6, cast=0.2)
-    assert np.abs(whole - shown).max() <= 1
-
-
-def test_a_small_picture_is_enlarged_live_as_it_will_be(host):
-    whole, shown = made_again(host, "FlowcoreUpscale", SUITING, 1, temperature=0.9, calm_edges=0.1)
-    assert np.abs(whole - shown).max() <= 1
-
-
 def test_of_a_large_picture_a_detail_is_enlarged_where_it_is_looked_at(host):
     up = ("FlowcoreUpscale", {"image": "photo.0", "model": "model.0", "temperature": 0, "seed": 4, "factor": 2})
     story = graph(photo=picture(height=80, width=100), model=loader("srflow-x4"), node=up)
     (run,) = host.run_from_canvas(story)["outputs"]["node"]["flowcore_live"]
-    body = {"run": run, "values": {"temperature": 0.5}, "at": [0.9, 0.5]}
-    status, png = until(lambda: (a := ask(host, body))[0] != 409 and a, 30)
-    assert status == 200
-    shown = np.asarray(opened(png))
+    shown = live(host, run, at=[0.9, 0.5], temperature=0.5)
     assert shown.shape == (160, 200, 4)
     rows, columns = np.nonzero(shown[..., 3])
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (32, 127, 104, 199)
@@ -129,7 +111,6 @@ def test_of_a_large_picture_a_detail_is_enlarged_where_it_is_looked_at(host):
 
 def test_a_run_goes_first_and_gives_what_it_would_have(host, flows):
     run = explored(host)
-    live(host, run, x=0.2)
     sampling = graph(
         model=loader("glow-photos"),
         many=("FlowcoreSample", {"model": "model.0", "samples": 8, "temperature": 0.7, "seed": 9}),
@@ -146,7 +127,6 @@ def test_a_run_goes_first_and_gives_what_it_would_have(host, flows):
     assert host.outputs(sampling)["digest"]["bits"] == disturbed
 
 
-@newest
 def test_the_next_question_stops_the_one_before(host):
     workflow = explore("ab", "glow-photos")
     run = ran(host, workflow)
@@ -160,16 +140,15 @@ def test_the_next_question_stops_the_one_before(host):
 
 def test_freed_memory_is_free_of_runs_of_a_model_that_was_offloaded_before(host, flows):
     run = explored(host)
-    live(host, run)
     host.run(graph(offload=("FlowcoreTestOffload", {})))
     host.forget()
-    assert until(lambda: ask(host, {"run": explored(host), "values": {}})[0] == 200, 60)  # the model is there again
+    explored(host)  # the model is there again
     assert ask(host, {"run": run, "values": {"x": 0.3}})[0] == 404
 
 
+@newest
 def test_no_model_is_loaded_for_a_picture(host, flows):
     run = explored(host)
-    live(host, run)
     host.forget()
     assert ask(host, {"run": run, "values": {}})[0] == 404
     first = explored(host)
@@ -189,7 +168,6 @@ def test_large_pictures_are_not_shown(host, flows):
 
 def test_nonsense_is_refused(host, flows):
     run = explored(host)
-    live(host, run)
     for body, status in (
         *((body, 400) for body in (b"", b"{", b"[" * 4000, b"\xff\xfe", b"5", [], {"run": run})),
         ({"run": [run], "values": {}}, 400),
@@ -204,9 +182,7 @@ def test_nonsense_is_refused(host, flows):
 
 
 def test_other_pages_are_refused_and_nothing_is_written(host, flows):
-    run = explored(host)
-    live(host, run)
-    body = {"run": run, "values": {"x": 0.1}}
+    body = {"run": explored(host), "values": {"x": 0.1}}
 
     def files():
         return {path for name in ("input", "output", "temp", "models") for path in (host.server.base / name).rglob("*")}

@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import comfyui
 import numpy as np
 import pytest
 import torch
@@ -58,8 +57,8 @@ def masked(**inputs):
         ),
     ],
     ids=str,
-@newest
 )
+@newest
 def test_every_widget_reaches_the_task(host, inputs, options):
     asked = {"seed": 5} | inputs
     drawn = masked if "mask" in asked else partial(probe, fill="photo")
@@ -97,8 +96,8 @@ def test_the_history_names_the_files_and_the_model(host, photo):
         assert model["use"] == ["enlarges clean photographs 4x"]
         assert "text" not in model  # the page says what it is for
 
-@newest
 
+@newest
 def test_a_slider_that_nobody_moved_follows_the_models_file(host, photo):
     """And the model's calm edges hold whatever the temperature, in prompts without the input, too."""
     config = read_header(catalog.path("srflow-x4")).config
@@ -142,8 +141,8 @@ def test_results_that_are_too_large_are_refused_before_the_work(host):
     refusal(host, probe(batch=64, samples=64, longest_side=16384), "GB of memory")
     refusal(host, probe(temperatures="warm"), "one number per level")
 
-@newest
 
+@newest
 def test_large_pictures_are_announced(host, flows):
     small = {"height": 64, "width": 64, "fill": "photo", "model_name": flows["small-srflow"], "factor": 16}
     host.run(probe(**small, samples=15))
@@ -153,11 +152,12 @@ def test_large_pictures_are_announced(host, flows):
     assert announced in host.server.console()
 
 
-def test_results_have_the_dtype_in_which_the_host_passes_images(tmp_path):
-    tree = comfyui.tree()
-    with comfyui.running(tree, tmp_path, packs=(HERE / "probe",), flags=("--fp16-intermediates",)) as server:
-        facts = Host(server).run(probe(dtype="float16"))["outputs"]["save"]
-        assert facts["dtype"] == ["float16"]
+def test_results_have_the_dtype_in_which_the_host_passes_images(host):
+    try:
+        host.outputs(half=("FlowcoreTestHalf", {"on": True}))
+        assert host.outputs(probe(dtype="float16", seed=16))["save"]["dtype"] == ["float16"]
+    finally:
+        host.outputs(half=("FlowcoreTestHalf", {"on": False}))
 
 
 def test_the_condition_store_is_bounded_and_freed_with_the_models(host):

@@ -194,6 +194,16 @@ class TestOffload(FreshReport):
         return {"ui": {}}
 
 
+class TestHalf(FreshReport, on="BOOLEAN"):
+    """Lets the host pass images on in float16, as its flag --fp16-intermediates does, or not."""
+
+    def run(self, on):
+        from comfy.cli_args import args
+
+        args.fp16_intermediates = on
+        return {"ui": {}}
+
+
 OPENED: dict[bool, int] = {True: 0, False: 0}  # files of the pack's pictures: whether in the thread of the event loop
 
 
