@@ -142,7 +142,6 @@ COLORED = {"temperature": 1.0, "seed": 5, "working_size": 512, "model": "color.0
 UPSCALED = {"image": "large.0", "model": "srflow.0", "temperature": 0.9, "seed": 1}
 LONG = {
     "upscale": ("FlowcoreUpscale", UPSCALED | {"samples": 64}),
-    "samples": ("FlowcoreColorize", COLORED | {"samples": 64}),
     "hints": ("FlowcoreColorize", COLORED | {"hints": "hints.0", "samples": 64, "working_size": 768}),
     "video": ("FlowcoreColorize", COLORED | {"image": "film.0", "frames": "video", "carry": 0.5}),
     "sample": ("FlowcoreSample", {"model": "glow.0", "samples": 256, "temperature": 1.0, "seed": 1}),
