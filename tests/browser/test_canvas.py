@@ -986,9 +986,8 @@ def dot(pad):
     )
 
 
-@pytest.mark.parametrize("vue", [False, True], ids=["classic", "nodes2"])
-def test_a_canvas_in_korean(canvases, host, vue):
-    canvas = canvases(vue=vue, language="ko")
+def test_a_canvas_in_korean(canvases, host):
+    canvas = canvases(vue=True, language="ko")
     words = host.get_json("/i18n")["ko"]["nodeDefs"]
     canvas.open(upscaling("fixed"))
     node = canvas.only("FlowcoreUpscale")

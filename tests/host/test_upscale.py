@@ -39,8 +39,6 @@ def masked(**inputs):
     ("inputs", "options"),
     [  # of the node, and, where they are others, of the task
         ({"temperature": 0.8, "samples": 2, "batch": 2}, {}),
-        ({"temperature": 0.0}, {}),
-        ({"temperature": -0.1}, {"temperature": None}),
         ({"temperature": 0.8, "calm_edges": 0.5, "seed": 2**64 - 1}, {}),
         ({"temperature": 0.8, "precision": "bfloat16"}, {}),
         ({"temperature": 0.3, "temperatures": "0.8, 0"}, {"temperature": [0.8, 0.0]}),
