@@ -164,7 +164,8 @@ def test_missing_and_misshapen_tensors_are_named(program):
     kinds |= {"": "data_constraint"} if "data_constraint" in state else {}
     for name in kinds.values():
         assert name in refusal(convert, program, {key: t for key, t in state.items() if key != name})
-        assert name in refusal(convert, program, {**state, name: torch.ones(5, 5, 5)})
+        for misshapen in [torch.ones(5, 5, 5)] + [torch.ones(1)] * (name != "data_constraint"):  # which is one number
+            assert name in refusal(convert, program, {**state, name: misshapen})
 
 
 NEVER, NOT_AS_MADE = "was never initialized", "is not what the program makes of it"

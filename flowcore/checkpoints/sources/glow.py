@@ -251,7 +251,7 @@ def _rosinality_origins(config: GlowConfig) -> Iterator[Origin]:
         published, network = f"blocks.{level}.flows.{k}", f"{ours}.2.conditioner"
         yield take(f"{ours}.0.bias", f"{published}.actnorm.loc", torch.flatten)
         yield take(f"{ours}.0.scale", f"{published}.actnorm.scale", torch.flatten)
-        yield take(f"{ours}.1.weight", f"{published}.invconv.weight", lambda t: t[:, :, 0, 0])
+        yield take(f"{ours}.1.weight", f"{published}.invconv.weight", lambda t: t.flatten(1))
         yield from take_lu(f"{ours}.1", f"{published}.invconv", "w_p s_sign w_l w_u w_s")
         yield from take_conv(f"{network}.hidden.0", f"{published}.coupling.net.0")
         yield from take_conv(f"{network}.hidden.1", f"{published}.coupling.net.2")

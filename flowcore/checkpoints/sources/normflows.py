@@ -23,7 +23,7 @@ from .glow import (
     steps_of,
     take_lu,
 )
-from .source import Checkpoint, Layout, Origin, Source, missing_field_error, take, take_conv, take_shift
+from .source import Checkpoint, Layout, Origin, Source, flat_product, missing_field_error, take, take_conv, take_shift
 
 STEP = r"flows\.\d+\.\d+\.flows"
 NETWORK = rf"{STEP}\.0\.flows\.1\.param_map\.net"  # of a coupling
@@ -131,10 +131,9 @@ def _table(ours: str, published: str, level: int, config: GlowConfig, base: str)
 
     def scaled(value: Tensor, logs: Tensor, by_label: Tensor | None = None) -> Tensor:
         """GlowBase's parametrization, in float64 so that it is rounded once."""
-        table = value.double() * torch.exp(3 * logs.double())  # (1, C, 1, 1)
-        if by_label is not None:
-            table = table + by_label.double()[:, :, None, None]
-        return table.expand(-1, -1, *sides)
+        table = flat_product(value.double(), torch.exp(3 * logs.double()))[None]  # (1, C)
+        table = table if by_label is None else by_label + table.expand_as(by_label)
+        return table[:, :, None, None].expand(-1, -1, *sides)
 
     names = [published, f"{published}_logs", f"{published}_cc"]
     return Origin(ours, names if config.classes else names[:2], scaled)

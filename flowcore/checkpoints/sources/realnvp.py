@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...models.realnvp import RealNVPConfig
 from .glow import LICENSE, alternate_swapped
-from .source import Checkpoint, Layout, Origin, Source, State, take, take_all, take_conv, unchanged
+from .source import Checkpoint, Layout, Origin, Source, State, flat_product, take, take_all, take_conv, unchanged
 
 DEPTH = r"flows\.((next_block\.)*)"
 PARAMETRIZATION = re.compile(r"\.parametrizations\.weight\.original([01])$")
@@ -73,7 +73,7 @@ def _coupling(ours: str, published: str, config: RealNVPConfig) -> Iterator[Orig
 
 def _signed(length: Tensor, direction: Tensor) -> Tensor:
     """One number per channel, as length times direction: the direction is a sign."""
-    return length.flatten() * direction.flatten().sign()
+    return flat_product(length, direction.sign())
 
 
 def _norm(ours: str, published: str) -> Iterator[Origin]:

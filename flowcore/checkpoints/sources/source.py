@@ -64,7 +64,12 @@ def take_shift(ours: str, shift: str, log_scale: str) -> Origin:
 
 
 def _before_scale(shift: Tensor, log_scale: Tensor) -> Tensor:
-    return shift.double().flatten() * torch.exp(-log_scale.double().flatten())
+    return flat_product(shift.double(), torch.exp(-log_scale.double()))
+
+
+def flat_product(a: Tensor, b: Tensor) -> Tensor:
+    """Multiply equally many numbers; `a * b` would also broadcast the single one of a damaged file."""
+    return torch.stack([a.flatten(), b.flatten()]).prod(0)
 
 
 @dataclass(frozen=True)
@@ -143,8 +148,12 @@ def _check_layout(filename: str, layout: Layout, state: State, ours: State) -> N
         names, target = " with ".join(origin.names), ours[origin.ours]
         try:
             shape = tuple(origin.convert(*(state[name].to("meta", target.dtype) for name in origin.names)).shape)
-        except (RuntimeError, IndexError):  # too few dimensions, for example
-            shape = tuple(state[origin.names[0]].shape)
+        except (RuntimeError, IndexError) as error:  # too few dimensions, for example
+            shapes = " with ".join(str(actual[name])[:100] for name in origin.names)
+            raise CheckpointError(
+                f"{names} of {filename} has an unexpected shape, {shapes}. The file is damaged, or a configuration "
+                "field given for it is wrong."
+            ) from error
         if shape != target.shape:
             expected[names], actual[names] = tuple(target.shape), shape
     check_shapes(filename, expected, actual)

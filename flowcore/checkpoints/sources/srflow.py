@@ -45,7 +45,7 @@ def _encoder_origins(convs: Mapping[str, str], blocks: int) -> Iterator[Origin]:
 
 def _layers(
     levels: Sequence[LevelLayers], *, injector: bool = True
-) -> Iterator[tuple[Iterator[Origin], list[tuple[str, str]]]]:
+) -> Iterator[tuple[list[Origin], list[tuple[str, str]]]]:
     """For each layer with tensors: its origins; and our names and the published ones of a coupled step's networks."""
     names = ["fFeatures", "fAffine"] if injector else ["fAffine"]  # published: always both
     number = 0
@@ -55,16 +55,12 @@ def _layers(
             ours, published = f"levels.{index}.steps.transforms.{step}.transforms", f"{LAYERS}.{number}"
             parts = enumerate(names if kind == "c" else [], start=2)
             networks = [(f"{ours}.{part}.conditioner", f"{published}.affine.{name}") for part, name in parts]
-            yield _plain_step(ours, published), networks
+            mixing = take(f"{ours}.1.weight", f"{published}.invconv.weight")
+            yield [*actnorm(f"{ours}.0", f"{published}.actnorm"), mixing], networks
             number += 1
         if level.splits:
-            yield zero_conv(f"levels.{index}.split.conditioner", f"{LAYERS}.{number}.conv"), []
+            yield [*zero_conv(f"levels.{index}.split.conditioner", f"{LAYERS}.{number}.conv")], []
             number += 1
-
-
-def _plain_step(ours: str, published: str) -> Iterator[Origin]:
-    yield from actnorm(f"{ours}.0", f"{published}.actnorm")
-    yield take(f"{ours}.1.weight", f"{published}.invconv.weight")
 
 
 def _subnet(ours: str, published: str, hidden_layers: int) -> Iterator[Origin]:

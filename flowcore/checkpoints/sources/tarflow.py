@@ -71,7 +71,7 @@ def tarflow_origins(config: TarFlowConfig) -> Iterator[Origin]:
         # the program reverses positions with the sequence; ours are in its order
         yield take(f"{network}.position", f"{block}.pos_embed", torch.flipud if k % 2 else unchanged)
         if config.classes:
-            yield take(f"{network}.label", f"{block}.class_embed", lambda t: t[:, 0])
+            yield take(f"{network}.label", f"{block}.class_embed", lambda t: t.flatten(1))
         yield from take_conv(f"{network}.proj_in", f"{block}.proj_in")
         for j in range(config.layers):
             ours, theirs = f"{network}.layers.{j}", f"{block}.attn_blocks.{j}"
