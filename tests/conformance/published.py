@@ -21,11 +21,10 @@ from torch import Tensor
 from flowcore.checkpoints.model_file import build_on_meta
 from flowcore.checkpoints.sources.source import Origin, Source
 from flowcore.flow import Flow
-from flowcore.inference.plan import Plan
 from flowcore.models import build, configure
 
 HERE = Path(__file__).parent
-WAYS = ("float32", "float64", "plan")  # of `as_ours`
+PRECISIONS = ("float32", "float64")
 
 RECORDED = {
     "scale": 4, "levels": 3, "steps": 2, "transition_steps": 2, "hidden": 64,
@@ -181,10 +180,9 @@ def meta(shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str] | None =
     return {name: torch.empty(tuple(shape), device="meta", dtype=types[name]) for name, shape in shapes.items()}
 
 
-def as_ours(source: Source, state: Mapping[str, Tensor], way: str, **fields) -> Flow | Plan:
-    """Convert a recorded network: "float32", "float64", or "plan", which is folded and computes in low strips."""
-    flow = source.convert(state, fields).to(dtype=torch.float32 if way == "float32" else torch.float64)
-    return Plan(flow, strip_bytes=1) if way == "plan" else flow
+def as_ours(source: Source, state: Mapping[str, Tensor], precision: str, **fields) -> Flow:
+    """Convert a recorded network to "float32" or "float64"; that plans compute what flows do is in test_plan.py."""
+    return source.convert(state, fields).to(dtype=getattr(torch, precision))
 
 
 def near(ours: Tensor, theirs: Tensor, single: float = 1e-5) -> None:
@@ -245,7 +243,7 @@ def flat(latents: list[Tensor]) -> Tensor:
     return torch.cat([z.flatten(1) for z in latents], 1)
 
 
-def unflat(z: Tensor, flow: Flow | Plan, image: Tensor) -> list[Tensor]:
+def unflat(z: Tensor, flow: Flow, image: Tensor) -> list[Tensor]:
     """The latents of an image of these sides, of which there are all numbers in ``z``."""
     shapes = flow.latent_shapes(*image.shape[-2:])
     parts = z.split([math.prod(shape) for shape in shapes], 1)

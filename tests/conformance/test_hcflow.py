@@ -16,7 +16,7 @@ from flowcore.checkpoints.sources.hcflow import hcflow_origins
 from flowcore.flow import Flow
 
 from . import published
-from .published import WAYS, given, near
+from .published import PRECISIONS, given, near
 
 PIXELS = 20 * 28  # of the recorded HR images
 LR_LOG_DENSITY = 6 - math.log(2 * math.pi) / 2  # of a value at its mean
@@ -27,11 +27,11 @@ def recorded() -> dict[str, Tensor]:
     return published.recording("hcflow/tiny4x_io", "hcflow/tiny4x_train")
 
 
-def converted(case: str, way: str) -> Flow:
-    return published.as_ours(HCFLOW, published.recorded_hcflow(case), way)
+def converted(case: str, precision: str) -> Flow:
+    return published.as_ours(HCFLOW, published.recorded_hcflow(case), precision)
 
 
-@pytest.fixture(scope="module", params=WAYS)
+@pytest.fixture(scope="module", params=PRECISIONS)
 def flow(request) -> Flow:
     return converted("tiny4x", request.param)
 
@@ -114,9 +114,9 @@ def test_data_dependent_initialization(recorded):
     near(published_nll(latents, logdet, lr).mean().reshape(()), recorded["f64.init.nll"].reshape(()))
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_rescaling(way):
-    flow = converted("tiny_rescaling4x", way)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_rescaling(precision):
+    flow = converted("tiny_rescaling4x", precision)
     recorded = published.recording("hcflow/tiny_rescaling4x_io")
     t, hr, lr, *noise = given(flow, recorded, "hr", "lr", "given.eps0", "given.eps1")
     latents = flow(hr, flow.encode_condition(lr))[0]

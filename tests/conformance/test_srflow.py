@@ -14,7 +14,7 @@ from flowcore import likelihood, prior
 from flowcore.checkpoints.sources import SRFLOW
 from flowcore.checkpoints.sources.srflow import srflow_origins
 
-from .published import as_ours, check_gradients, given, initialized, near, recorded_srflow, recording
+from .published import PRECISIONS, as_ours, check_gradients, given, initialized, near, recorded_srflow, recording
 
 PIXELS = 48 * 40  # of the recorded HR images
 
@@ -24,11 +24,11 @@ def recorded() -> dict[str, Tensor]:
     return recording("srflow/tiny4x_io", "srflow/tiny4x_train")
 
 
-def converted(way: str):
-    return as_ours(SRFLOW, recorded_srflow(), way, stacked_blocks=(0, 1, 2, 3))
+def converted(precision: str):
+    return as_ours(SRFLOW, recorded_srflow(), precision, stacked_blocks=(0, 1, 2, 3))
 
 
-@pytest.fixture(scope="module", params=["float32", "float64"])
+@pytest.fixture(scope="module", params=PRECISIONS)
 def flow(request):
     return converted(request.param)
 

@@ -20,7 +20,7 @@ from flowcore.checkpoints.sources.source import Checkpoint
 from flowcore.errors import CheckpointError
 
 from . import published
-from .published import WAYS, given, near, recording
+from .published import PRECISIONS, given, near, recording
 
 STACKED = (3, 1, 0, 2)
 
@@ -36,7 +36,7 @@ def recorded() -> dict[str, Tensor]:
     return recording("srflow_da/tiny4x_io")
 
 
-@pytest.fixture(scope="module", params=WAYS)
+@pytest.fixture(scope="module", params=PRECISIONS)
 def flow(request, state):
     return published.as_ours(SRFLOW_DA, state, request.param, stacked_blocks=STACKED)
 
