@@ -29,17 +29,7 @@ from flowcore.tasks.colorize import memory_required
 from flowcore.tasks.hints import combine_hints, hints_from_points, hints_from_strokes, palette_from
 from flowcore.tasks.scans import find_border, is_tinted
 
-from .colorings import (
-    THREE_LEVELS,
-    WANTED,
-    chroma_of,
-    colored,
-    colorization,
-    gray,
-    luma_error,
-    middle,
-    tiny_colorizer,
-)
+from .colorings import THREE_LEVELS, WANTED, chroma_of, colored, colorization, gray, luma_error, middle, tiny_colorizer
 
 BOTH = [colorize, colorize_video]
 
@@ -252,7 +242,6 @@ def test_latents_of_other_sizes_are_resized_by_the_nearest_position(flow):
     nearest = [F.interpolate(z, shape[1:], mode="nearest") for z, shape in zip(given, shapes, strict=True)]
     assert [tuple(z.shape[2:]) for z in given] != [tuple(z.shape[2:]) for z in nearest]
     assert torch.equal(decode_colors(flow, given, image), decode_colors(flow, nearest, image))
-    assert decode_colors(flow, given, middle(7, 90)).isfinite().all()
 
 
 def test_every_image_takes_its_own_latents(flow):

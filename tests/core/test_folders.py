@@ -238,8 +238,6 @@ def test_results_are_lines_of_stdout_for_scripts(model, folder, tmp_path, capsys
     rows = [json.loads(line) for line in shown.out.splitlines()]
     assert all(list(row) == ["input", "outputs", "seconds", "notes", "error"] for row in rows)
     assert shown.err.startswith("flowcore: 1 of 5 images could not be done:")
-    assert run(*words, "--again", "--json") == 3
-    assert all(row["seconds"] > 0 for row in map(json.loads, capsys.readouterr().out.splitlines()) if row["outputs"])
 
 
 def test_an_image_that_takes_too_long_is_skipped(model, folder, tmp_path, stderr_of):
@@ -282,6 +280,7 @@ def test_a_claim_lasts_until_its_process_ends_and_waiting_for_it_is_said(tmp_pat
 
     other = parallel.Process(target=hold, daemon=True)
     other.start()
+    assert here.poll(60)
     assert here.recv()
     assert claim(target) is None
 

@@ -200,8 +200,6 @@ def test_combining_keeps_palette_and_lock_and_needs_one_size():
     assert not both.lock
     assert torch.equal(combine_hints(hint, Hints(palette=cold)).palette, cold)
     assert combine_hints(hint, locked).lock
-    assert combine_hints(locked, None).lock
-    assert combine_hints(hint).palette is None
     with pytest.raises(ShapeError, match=r"4x6 and 4x4 pixels do not go together"):
         combine_hints(hint, uniform_hints(1, 0.1, size=(6, 4)))
 

@@ -279,8 +279,6 @@ ARCHIVES = {
     "whose pickle claims 4 GiB": (lambda c: _claims(c, 20, b"\xff" * 8), ""),
     "whose pickle starts elsewhere": (lambda c: _claims(c, 42, b"\xf0\xff\xff\xff"), ""),
     "whose pickle is encrypted": (lambda c: _claims(c, 8, b"\x01\x00"), ""),
-    "whose pickle is of an unknown method": (lambda c: _claims(c, 10, b"\x63\x00"), ""),
-    "whose table is elsewhere": (lambda c: c[:-6] + b"\xff\xff\xff\x7f" + c[-2:], ""),
     "whose table is larger than any": (lambda c: c[:-10] + b"\xff\xff\xff\x7f" + c[-6:], "larger than that of any"),
     "with many entries that are none": (lambda c: c[:-14] + b"\xff\xff\xff\xff" + c[-10:], ""),
     "without a pickle": (lambda _: archive(b"", name="m/other"), "not a checkpoint"),
