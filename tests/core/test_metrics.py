@@ -85,8 +85,6 @@ def test_chroma_rmse_is_over_both_channels_and_one_number_per_picture():
     a, gray = flat((0.3, -0.4), (0.0, 0.2)), flat((0.0, 0.0))
     expected = [0.25**0.5 / 2**0.5, 0.2 / 2**0.5]
     assert metrics.chroma_rmse(a, gray).tolist() == pytest.approx(expected)
-    assert metrics.chroma_rmse(gray, a).tolist() == pytest.approx(expected)
-    assert metrics.chroma_rmse(a, a).tolist() == [0, 0]
     half = a.clone()
     half[..., :5] = 0  # an error on half of the pixels: sqrt(1/2) of it
     assert metrics.chroma_rmse(half, gray).tolist() == pytest.approx([e / 2**0.5 for e in expected])
@@ -97,9 +95,6 @@ def test_global_share_is_one_for_a_change_of_the_whole_and_one_over_the_pixels_f
     pixels = 12 * 20
     shares = metrics.global_share(noise(400, 2, 12, 20))
     assert float(shares.mean()) * pixels == pytest.approx(1, rel=0.15)
-    halves = flat((0.1, 0.0), size=(4, 8)).clone()
-    halves[..., 4:] *= -1  # two patches that disagree
-    assert metrics.global_share(halves).tolist() == pytest.approx([0], abs=1e-12)
     three = flat((0.1, 0.0), size=(4, 8)).clone()
     three[..., 6:] *= -1  # three quarters agree: mean 1/2, energy 1
     assert metrics.global_share(three).tolist() == pytest.approx([0.25])
@@ -114,9 +109,6 @@ def test_coherence_parts_are_the_shares_of_the_samples_and_of_the_truth():
     assert metrics.coherence_parts(whole, truth) == pytest.approx((1.0, 0.2))
     base = noise(1, 2, 6, 10)  # what all have in common does not count
     assert metrics.coherence_parts(whole + base, truth + base) == pytest.approx((1.0, 0.2), rel=1e-4)
-    patches = noise(8, 2, 6, 10)
-    shares = metrics.coherence_parts(patches, flat((0.3, 0.3)) + patches.mean(0))
-    assert shares == pytest.approx((1 / 60, 1), rel=0.5)
 
 
 def test_colorfulness_is_the_length_of_chroma():

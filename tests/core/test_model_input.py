@@ -38,7 +38,6 @@ def prepare(name, image, **values):
     ("name", "label", "fit", "sides", "expected"),
     [
         ("own size", -1, "resize", (30, 64), (12, 16)),
-        ("own size", -1, "resize", (5, 5), (12, 16)),
         ("own size", -1, "crop", (30, 65), (28, 64)),  # its own size is where it is best, not all it takes
         ("any size", -1, "resize", (30, 65), (28, 64)),
         ("digits", 0, "resize", (20, 20), (8, 12)),

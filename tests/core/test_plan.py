@@ -438,19 +438,18 @@ def published():
 def test_memory_in_strips_is_flat(published):
     """Measured in bytes per pixel: 73 in strips, 177 with the whole canvas at once, 263 for the plain flow."""
     plan = plan_with(published, 1)
-    few, many = peak(plan, 64), peak(plan, 128)
-    more = 16 * 32 * 64
-    assert (many - few) / more <= 80
-    assert few / more <= 90  # there is almost no fixed cost
-    assert many < 0.5 * peak(plan_with(published, 2**40), 128)
-    assert many < 0.33 * peak(published, 128)
+    few, many = peak(plan, 64), peak(plan, 96)
+    assert (many - few) / (16 * 32 * 32) <= 80
+    assert few / (16 * 32 * 64) <= 90  # there is almost no fixed cost
+    assert many < 0.5 * peak(plan_with(published, 2**40), 96)
+    assert many < 0.33 * peak(published, 96)
 
 
 def test_samples_of_one_image_share_its_condition_in_memory(published):
     """Measured in bytes per pixel: 197 for four samples, 38 for each after the first; 82 for one alone."""
     plan = plan_with(published, 1)
-    one, four = peak(plan, 64), peak(plan, 64, samples=4)
-    assert (four - one) / 3 / (16 * 32 * 64) <= 42
+    one, four = peak(plan, 48), peak(plan, 48, samples=4)
+    assert (four - one) / 3 / (16 * 32 * 48) <= 42
 
 
 def test_nothing_waits_for_the_garbage_collector(published):

@@ -266,13 +266,11 @@ def test_invalid_arguments_raise_readable_errors(flow):
         (broken, ImageError, "3 values"),
         (image.long(), ImageError, "int64"),
         (image[..., :10], ShapeError, r"divisible by 4; got 8x10\. Crop \(to 8x8\)"),
-        (image[..., :3, :8], ShapeError, r"got 3x8\. Crop \(to 4x8\)"),
     ]:
         with pytest.raises(error, match=words):
             score(flow, wrong)
     for arguments, words in [
         ({"samples": 0}, "samples"),
-        ({"seed": -1}, "seed"),
         ({"seed": 2**64}, "seed"),
         ({"batch": -1}, "batch"),
         ({"dequantization": "renyi"}, "renyi"),
@@ -282,10 +280,8 @@ def test_invalid_arguments_raise_readable_errors(flow):
     ]:
         with pytest.raises(FlowError, match=words):
             score(flow, image, **arguments)
-    gray = build(channels=1)
-    assert score(gray, picture(2, 1)).map.shape == (2, 8, 12)
     with pytest.raises(ImageError, match="1 channels; got 3"):
-        score(gray, image)
+        score(build(channels=1), image)
     with pytest.raises(ShapeError, match="images of 16x16 only; got 8x12"):
         score(build(image_size=(16, 16), split_prior="table"), image)
     assert score(build(image_size=(8, 8)), image).samples == 1  # convolutions take any size
