@@ -62,8 +62,7 @@ def test_tiles_do_not_change_the_picture(flow, temperature, calm_edges):
     """With sides that no level divides, so that a map must end with the image and not with the padded one."""
     lr, options = picture(1, 3, 95, 83), {"seed": 1, "temperature": temperature, "calm_edges": calm_edges}
     whole = upscale(flow, lr, tile=95 + 83, **options)
-    for tile in (32, 48):
-        assert (upscale(flow, lr, tile=tile, **options) - whole).abs().max() <= 1 / 255
+    assert (upscale(flow, lr, tile=32, **options) - whole).abs().max() <= 1 / 255
     without_halo = upscale(flow, lr, tile=32, halo=0, **options)  # so that this test can fail
     assert (without_halo - whole).abs().max() > 1 / 255
 
@@ -210,7 +209,7 @@ def test_samples_come_one_by_one_and_a_known_image_takes_the_whole_bar(flow):
 
 def test_out_of_memory_halves_the_tiles(flow, monkeypatch):
     """An encoder that raises what torch raises stands in for a device that is too small."""
-    lr, sentences, encode = picture(1, 3, 16, 200), list[str](), Plan.encode_condition
+    lr, sentences, encode = picture(1, 3, 16, 104), list[str](), Plan.encode_condition
     expected = upscale(flow, lr, tile=32)
     limit, message = 80, "CUDA out of memory. Tried to allocate a lot"
 
@@ -223,9 +222,9 @@ def test_out_of_memory_halves_the_tiles(flow, monkeypatch):
     result = upscale(flow, lr, notify=sentences.append)
     assert (result - expected).abs().max() <= 1 / 255
     assert "minimum memory" in sentences[0]
-    assert "tiles of 100" in sentences[1]
+    assert "tiles of 52" in sentences[1]
     limit = 0
-    with pytest.raises(FlowError, match=r"Out of memory at 200x16 pixels\. Set tile"):
+    with pytest.raises(FlowError, match=r"Out of memory at 104x16 pixels\. Set tile"):
         upscale(flow, lr, notify=sentences.append)
     message = "something else"
     with pytest.raises(RuntimeError, match="something else"):
@@ -321,19 +320,17 @@ def test_a_guide_is_changed_to_shrink_to_the_image_as_far_as_the_model_states(ma
     torch.testing.assert_close(result, guide.lerp(matched, match), atol=2e-3, rtol=0)
 
 
-@pytest.mark.parametrize("strength", [0.6, right_half(33, 50)])
-def test_tiles_and_strips_do_not_change_a_guided_picture(flow, strength):
-    lr, options = picture(1, 3, 95, 83), {"seed": 1, "temperature": 0.8, "guide_strength": strength}
+def test_tiles_and_strips_do_not_change_a_guided_picture(flow):
+    lr, options = picture(1, 3, 95, 83), {"seed": 1, "temperature": 0.8, "guide_strength": right_half(33, 50)}
     guide, whole = guided_by(flow, lr, tile=95 + 83, **options)
     _, tiled = guided_by(flow, lr, tile=32, **options)
     assert (tiled - whole).abs().max() <= 1 / 255
     with minimum_memory():
         torch.testing.assert_close(guided_by(flow, lr, tile=95 + 83, **options)[1], whole, atol=1e-5, rtol=0)
-    if isinstance(strength, Tensor):
-        drawn = upscale(flow, 0.3 + 0.4 * lr, seed=1, temperature=0.8)
-        assert (whole - drawn)[..., :104].abs().max() < 1 / 255
-        assert (whole - guide)[..., -104:].abs().max() < 1 / 255
-        assert (whole - drawn)[..., -104:].abs().max() > 0.05
+    drawn = upscale(flow, 0.3 + 0.4 * lr, seed=1, temperature=0.8)
+    assert (whole - drawn)[..., :104].abs().max() < 1 / 255
+    assert (whole - guide)[..., -104:].abs().max() < 1 / 255
+    assert (whole - drawn)[..., -104:].abs().max() > 0.05
 
 
 @torch.no_grad()
