@@ -238,7 +238,7 @@ PICTURE = """
 [[stages]]
 name = "picture"
 objective = "l1"
-steps = 60
+steps = 20
 batch = 8
 crop = 32
 warmup = 5
