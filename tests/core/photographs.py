@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
+from flowcore.training.data import Photographs
 from flowcore.training.recipe import Recipe
 
 
@@ -27,6 +28,11 @@ def photographs(folder, sizes):
     for k, (height, width) in enumerate(sizes):
         photograph(height, width, seed=k).save(folder / f"photo{k}.png")
     return folder
+
+
+def open_photographs(folder, tmp_path, scale=2, progress=None, **options):
+    """Open a folder to train on, decoded into a cache beside it."""
+    return Photographs(folder, tmp_path / "cache", recipe_of_photographs(scale, **options), progress)
 
 
 def recipe_of_photographs(scale, **options):

@@ -28,11 +28,8 @@ from flowcore.training.data import ColorPhotographs, Photographs, open_data
 from flowcore.training.image_sources import find_images, folder_stamp
 from flowcore.training.recipe import held_out_names, parse_recipe, read_recipe
 
+from .photographs import open_photographs as opened
 from .photographs import photograph, photographs, recipe_of_photographs
-
-
-def opened(folder, tmp_path, scale=2, progress=None, **options):
-    return Photographs(folder, tmp_path / "cache", recipe_of_photographs(scale, **options), progress)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Realistic degradation: exactly what was drawn, no border effects, aligned with HR."""
 
-import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from PIL import Image
 
 from flowcore.images.resize import shrink
-from flowcore.training.data import Photographs
 from flowcore.training.degradation import (
     GRID,
     MAX_BLUR,
@@ -23,7 +22,7 @@ from flowcore.training.degradation import (
     draw_degradation,
 )
 
-from .photographs import photograph, photographs, recipe_of_photographs
+from .photographs import open_photographs, photograph, photographs
 
 
 def rng(seed=0):
@@ -170,9 +169,7 @@ def folder(tmp_path):
     return photographs(tmp_path / "photos", [(96, 128), (112, 80), (64, 64), (96, 96)])
 
 
-def opened(folder, tmp_path, scale=4, **options):
-    recipe = recipe_of_photographs(scale, **{"degradation": "realistic", **options})
-    return Photographs(folder, tmp_path / "cache", recipe)
+opened = functools.partial(open_photographs, scale=4, degradation="realistic")
 
 
 def test_hr_crops_are_those_of_the_plain_degradation_and_of_one_cache(folder, tmp_path):
@@ -230,9 +227,8 @@ def test_a_dark_picture_has_less_light_in_it_and_more_noise_for_the_light_that_i
 
 
 def test_dark_crops_come_beside_the_bright_ones_that_they_were_made_of(tmp_path):
-    photographs(tmp_path / "photos", [(64, 64)] * 3)
-    recipe = dataclasses.replace(recipe_of_photographs(scale=1, validation=1), degradation="dark")
-    data = Photographs(tmp_path / "photos", tmp_path / "cache", recipe)
+    folder = photographs(tmp_path / "photos", [(64, 64)] * 3)
+    data = opened(folder, tmp_path, scale=1, validation=1, degradation="dark")
     bright, dark = data.batch(8, 32, 0, 0)
     assert dark.shape == bright.shape
     assert torch.equal(dark, data.batch(8, 32, 0, 0)[1])
