@@ -79,8 +79,6 @@ def test_one_item_serves_a_batch(a, mode):
     for t in (0, 0.4, 1):
         assert equal(la.interpolate(one, a, t, mode=mode), la.interpolate(several, a, t, mode=mode))
         assert equal(la.interpolate(a, one, t, mode=mode), la.interpolate(a, several, t, mode=mode))
-    alone = la.interpolate(one, [z[1:] for z in a], 0.4, mode=mode)
-    close([z[1:] for z in la.interpolate(one, a, 0.4, mode=mode)], alone)
 
 
 @pytest.mark.parametrize("mode", ["slerp", "norm"])

@@ -44,11 +44,6 @@ def write_zoo(folder, plain):
     deep = gray[:, :, 0].astype(np.uint16) * 257
     put("gray16.png", Image.fromarray(deep), gray)
     put("gray16-tiff.tif", Image.fromarray(deep), gray)
-    for format in ("png", "tiff"):
-        name = f"rgb16-{format}{files.SUFFIXES[format]}"
-        picture = torch.from_numpy(rgb.copy()).permute(2, 0, 1) / 255
-        (folder / name).write_bytes(files.encode(picture, format=format, bits=16))
-        shown[name] = rgb
     cmyk = Image.fromarray(255 - rgb).convert("CMYK")
     put("cmyk.tif", cmyk, np.asarray(cmyk.convert("RGB")))
     exif = Image.Exif()
