@@ -21,7 +21,6 @@ from flowcore.provenance import read
 from flowcore.tasks import duration
 
 from .commands import names, photograph, pixels, run
-from .digits import write_mnist
 
 
 @pytest.fixture
@@ -165,18 +164,16 @@ def test_formats_of_named_files(models, photo, tmp_path, stderr_of):
         assert not (tmp_path / words[0]).exists()
 
 
-@pytest.mark.parametrize("command", ["convert", "styles"])
-def test_model_files_are_replaced_on_request_only(models, tmp_path, capsys, command):
+def test_model_files_are_replaced_on_request_only(models, tmp_path, capsys):
     target = tmp_path / "out.safetensors"
-    data = ["--data", write_mnist(tmp_path / "digits", 60)] if command == "styles" else []
 
-    def make(*options):
-        return main([*map(str, [command, models("digits")[2], target, *data]), *options])
+    def make(*options, command="convert"):
+        return main([command, str(models("digits")[2]), str(target), *options])
 
     for foreign in (b"my only copy", save_file({"weight": torch.zeros(2)})):
         target.write_bytes(foreign)
-        for options in ([], ["--again"]):
-            assert make(*options) == 1
+        for command, *data in (["convert"], ["styles", "--data", str(tmp_path)]):
+            assert make("--again", *data, command=command) == 1
             assert "is not a model file of flowcore. It is kept." in capsys.readouterr().err
             assert target.read_bytes() == foreign
     target.write_bytes(b"")  # of a program that was killed

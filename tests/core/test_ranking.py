@@ -87,8 +87,9 @@ def test_pictures_lie_in_rows_and_columns():
     assert second[1] > first[1]
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (8, 200), (200, 8), (64, 64), (500, 700)])
-@pytest.mark.parametrize("columns", [1, 4, 40])
+@pytest.mark.parametrize(
+    ("height", "width", "columns"), [(1, 1, 1), (1, 1, 40), (8, 200, 4), (200, 8, 40), (500, 700, 4)]
+)
 def test_no_label_runs_into_the_next_or_out_of_the_sheet(height, width, columns):
     labels = [f"temperature {k / 40:g}" for k in range(columns)]
     sheet = contact_sheet(torch.ones(2 * columns, 3, height, width), ["seed 18446744073709551615", "seed 0"], labels)
