@@ -192,7 +192,6 @@ def test_unknown_duplicate_and_oversized_tensors_are_named(refused, small_state)
 
 OTHERS = {
     "ESRGAN": ["conv_first.weight", "RRDB_trunk.0.RDB1.conv1.weight", "RRDB_trunk.0.RDB1.conv2.weight"],
-    "ESRGAN (RRDB)": ["conv_first.weight", "body.0.rdb1.conv1.weight", "conv_body.weight"],
     "Stable Diffusion": ["model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.decoder.conv_in.weight"],
     "diffusion model": ["down_blocks.0.resnets.0.conv1.weight", "mid_block.resnets.0.conv1.weight"],
     "LoRA": ["lora_unet_down_blocks_0.lora_down.weight", "lora_unet_down_blocks_0.lora_up.weight"],
