@@ -64,7 +64,7 @@ def test_python_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
     for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
-        exec(code, names)  # noqa: S102
+        exec(code.replace("range(20)", "range(2)"), names)  # noqa: S102
     assert names["samples"].shape == (4, 3, 64, 64)
     assert names["loss"].isfinite()
 
@@ -242,7 +242,8 @@ def test_photographs_of_a_folder_are_called_images_as_on_the_node():
 def test_every_option_of_a_node_or_of_python_has_the_name_of_the_command_line():
     """What is offered on both sides has one row; of what has two, the command line's alone would be left."""
     for task in options.TASKS.values():
-        for name, row in options.rows(task).items():
+        rows = options.rows(task)
+        for name, row in rows.items():
             assert row.keys() - {"what"}, name
             twin = name.rstrip("s") if name.endswith("s") else f"{name}s"
-            assert twin not in options.rows(task) or twin in ("temperature", "temperatures"), name
+            assert twin not in rows or twin in ("temperature", "temperatures"), name
