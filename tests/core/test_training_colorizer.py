@@ -73,12 +73,6 @@ def whole(photos, tmp_path_factory):
     return run
 
 
-def weights(photos, run, *changes):
-    """Parameters after training, without averaging."""
-    train(recipe(("ema = 0.6", "ema = 0"), *changes), photos, run)
-    return content(run)["flow"]
-
-
 def place(flow, x, seed):
     """Dequantize with uniform noise of this seed."""
     k = to_integers(x)[0]
@@ -351,15 +345,11 @@ def test_balanced_levels_count_the_same_however_few_their_latents(photos, tmp_pa
 
 def test_weight_decay_shrinks_kernels_and_nothing_else(photos, tmp_path):
     """By the rate times the decay, beside Adam's step: so its effect on the first step is exact."""
-    one_step = ("steps = 3", "steps = 1")
-    start, without, with_it = (
-        weights(photos, tmp_path / name, one_step, *changes)
-        for name, changes in {
-            "start": [FROZEN],
-            "without": [("weight_decay = 0.1", "")],
-            "with it": [("weight_decay = 0.1", "weight_decay = 5")],
-        }.items()
-    )
+    decay = "weight_decay = 0.1"
+    changes = {"start": FROZEN, "without": (decay, ""), "with it": (decay, "weight_decay = 5")}
+    for name, change in changes.items():
+        train(recipe(("steps = 3", "steps = 1"), change), photos, tmp_path / name)
+    start, without, with_it = (content(tmp_path / name)["flow"] for name in changes)
     trained = {name for name, _ in build("colorizer", recipe().model).named_parameters()}
     shrunk = 0
     for name in trained:
