@@ -21,11 +21,6 @@ from flowcore.transforms import Residual
 tiny = functools.partial(build_minimal, "residual_flow")
 
 
-def block(channels=2, hidden=4, *, strength=0.3, **options):
-    made = Residual(ContractiveNetwork(channels, hidden, **{"grid": (2, 3), **options}))
-    return laws.perturbed(made, strength).double()
-
-
 def jacobian(network, x):
     """J of one item, by autograd."""
     size = x.numel()
@@ -126,7 +121,8 @@ def test_a_network_that_is_not_contractive_is_refused():
 
 
 def test_gradients_of_the_inverse_are_those_of_the_fixed_point():
-    made = block(1, grid=(2, 3)).requires_grad_(False)
+    network = ContractiveNetwork(1, 4, grid=(2, 3))
+    made = laws.perturbed(Residual(network), 0.3).double().requires_grad_(False)
     z = torch.randn(1, 1, 2, 3, dtype=torch.float64, requires_grad=True)
     x = made.inverse(z)
     expected = torch.linalg.inv(torch.eye(6) + jacobian(made.network, x.detach()))
@@ -138,11 +134,6 @@ def test_gradients_of_the_inverse_are_those_of_the_fixed_point():
 def small_flow():
     """A residual flow of two blocks, on any grid."""
     return build_model("residual_flow of frequencies").eval()
-
-
-def exact_bits(flow, k):
-    flow, x = flow.double(), quantization(flow).place(k.double(), torch.full_like(k.double(), 0.5))
-    return likelihood.bits_per_dim(likelihood.log_prob(flow, x), k[0].numel(), quantization(flow).width)
 
 
 def pixels(batch=2, side=4):
@@ -204,7 +195,9 @@ def test_score_averages_probes_and_reports_their_standard_error():
     flow, k = small_flow(), pixels()
     noise = torch.full((1, *k.shape), 0.5)
     result = flowcore.score(flow, k, noise=noise, probes=80, terms=20)
-    error = (result.bits_per_dim - exact_bits(small_flow(), k)).abs()
+    exact, q = small_flow().double(), quantization(flow)
+    log_prob = likelihood.log_prob(exact, q.place(k, torch.full(k.shape, 0.5, dtype=torch.float64)))
+    error = (result.bits_per_dim - likelihood.bits_per_dim(log_prob, k[0].numel(), q.width)).abs()
     assert (error < 4 * result.standard_error).all()
     assert (result.standard_error > 0).all()
     few = flowcore.score(flow, k, noise=noise, probes=20, terms=20)
