@@ -93,6 +93,7 @@ def nobody():
         return f"http://127.0.0.1:{s.getsockname()[1]}"
 
 
+@newest
 def test_a_folder_whose_script_was_killed_is_resumed(host, small, folder, tmp_path):
     words, settings = (*small, "--set", "upscale.samples=2"), (*small[2:], "--set", "upscale.samples=2")
     here, again = tmp_path / "out", tmp_path / "at once"
@@ -565,7 +566,7 @@ def test_flow_folder_can_be_cancelled(host, mine):
             host.cancel()
 
     for name in NAMES[:4]:
-        Image.open(mine / "a.png").resize((300, 300)).save(mine / name)
+        Image.open(mine / "a.png").resize((150, 150)).save(mine / name)
     with pytest.raises(RunError, match="cancelled"):
         host.run(in_folder(), look, timeout=60)
     done = len([*(host.server.base / "output" / "made").rglob("*.png")])
