@@ -98,7 +98,8 @@ FILES = [
 
 @pytest.mark.parametrize(("source", "name", "shapes", "unread"), FILES, ids=[name for _, name, *_ in FILES])
 def test_a_published_file_is_recognized_and_every_tensor_used_once(source, name, shapes, unread):
-    layout = source.layout(Checkpoint(source.name, meta(shapes)), {})
+    state = meta(shapes)
+    layout = source.layout(Checkpoint(source.name, state), {})
     assert layout.config == CONFIGS.get(name, layout.config)
     used = [name for origin in layout.origins for name in origin.names]
     assert len(set(used)) == len(used)
@@ -106,7 +107,7 @@ def test_a_published_file_is_recognized_and_every_tensor_used_once(source, name,
     ours = build_on_meta(layout.architecture, layout.config).state_dict()
     assert {origin.ours for origin in layout.origins} == ours.keys()
     for origin in layout.origins:
-        assert origin.convert(meta(shapes)[origin.names[0]]).shape == ours[origin.ours].shape
+        assert origin.convert(state[origin.names[0]]).shape == ours[origin.ours].shape
 
 
 def test_deep_subnets_are_recognized_and_missing_injectors_refused(small_state):
