@@ -199,7 +199,8 @@ def _read_tensors(file: Any, filename: str, flow: FlowModel, version: int) -> di
 
 def build_on_meta(architecture: str, config: Any) -> FlowModel:
     """Build a model on torch's meta device, for its names and shapes; CheckpointError if it has too many tensors."""
-    with torch.device("meta"), _ConstructionLimit():
+    # The limit may abort torch.no_grad() before that has enabled gradients again.
+    with torch.set_grad_enabled(torch.is_grad_enabled()), torch.device("meta"), _ConstructionLimit():
         return build(architecture, config)
 
 

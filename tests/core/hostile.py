@@ -174,5 +174,8 @@ def look_at(path: Path, overrides: dict | None = None) -> dict[str, str]:
     wrong += [f"{kind} memory grew by {n >> 20} MiB" for kind, n in grown.items() if n > bound]
     if _surroundings(path) != before:
         wrong.append("something was written")
+    if not torch.is_grad_enabled():
+        torch.set_grad_enabled(True)
+        wrong.append("gradients were left off")
     assert not wrong, "\n".join(wrong)
     return errors
