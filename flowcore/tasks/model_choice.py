@@ -69,9 +69,7 @@ def describe_damage(image: Tensor) -> str:
 def _find_damage(images: Tensor) -> tuple[int, str]:
     """Return place and damage of the first image ``(B, C, H, W)`` that has any; of many, some are examined."""
     places = torch.linspace(0, len(images) - 1, min(len(images), MAX_EXAMINED)).long().unique()
-    middle = crop_middle(images)[places]
-    middle = middle.float().clamp(0, 1) if middle.is_floating_point() else middle  # a bright middle is no [0, 255]
-    examined = ImageBatch(middle).extended_rgb.detach().cpu().contiguous().numpy()
+    examined = ImageBatch(crop_middle(images)[places]).extended_rgb.detach().cpu().contiguous().numpy()
     for place, image in zip(places.tolist(), examined, strict=True):
         if damage := _describe(image.tobytes(), *image.shape[1:]):
             return place, damage

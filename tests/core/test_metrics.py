@@ -405,8 +405,9 @@ def test_the_upscaler_that_suits_is_the_same_for_every_type_of_pixels(crops):
     assert flowcore.upscaler_for(clean) == flowcore.upscaler_for(clean.float() / 255) == "srflow-x4"
     deep = (damaged.int() * 257).to(torch.uint16)
     assert flowcore.upscaler_for(damaged) == flowcore.upscaler_for(deep) == "srflow-x4-photo"
-    bright = damaged / 16  # in the middle, which alone looks like [0, 255]
-    assert describe_damage(bright) == describe_damage(bright.clamp(0, 1))
+    for unusable in (clean.float(), torch.full((1, 3, 9, 9), torch.inf)):
+        with pytest.raises(ImageError):
+            flowcore.upscaler_for(unusable)
 
 
 def test_one_damaged_frame_decides_for_a_clip(crops):
