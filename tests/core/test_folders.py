@@ -3,12 +3,10 @@
 import csv
 import io
 import json
-import multiprocessing
 import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -268,26 +266,19 @@ def test_containers_share_a_folder(model, folder, tmp_path):
 
 
 def test_a_claim_lasts_until_its_process_ends_and_waiting_for_it_is_said(tmp_path):
-    target, said, ours = tmp_path / "a.png", [], os.getpid()
-    parallel = multiprocessing.get_context("fork")
-    here, there = parallel.Pipe()
-
-    def hold():
-        os.getpid = lambda: ours  # as in another container
-        lock = claim(target)
-        there.send(lock.is_locked)
-        time.sleep(60)
-
-    other = parallel.Process(target=hold, daemon=True)
-    other.start()
-    assert here.poll(60)
-    assert here.recv()
+    target, said = tmp_path / "a.png", []
+    program = "import os, sys, time; os.getpid = lambda: {}; from flowcore.batch.folders import claim; "
+    program += "from pathlib import Path; lock = claim(Path(sys.argv[1])); print(lock.is_locked, flush=True); "
+    program += "time.sleep(60)"
+    command = [sys.executable, "-c", program.format(os.getpid()), str(target)]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "True\n"
     assert claim(target) is None
 
     def notify(line):
         said.append((line, target.exists()))
         other.kill()
-        other.join()
+        other.wait()
 
     job, done = Job(tmp_path / "in.png", (target,)), lambda job: target.exists()
     for _, state in folders.examine([job], done, notify=notify):
