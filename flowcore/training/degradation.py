@@ -25,8 +25,12 @@ MAX_BLUR = 0.6  # standard deviation, in LR pixels
 OTHER_KERNEL = 0.1  # for each of the two kernels besides bicubic
 NOISY, GRAY = 0.6, 0.4  # of all crops; of noisy ones
 MAX_PHOTON, MAX_READ = 10 / 255, 3 / 255  # standard deviations at middle gray
+SMOOTHED, MAX_SMOOTHNESS = 0.5, 0.8  # of noisy crops, as cameras smooth noise; standard deviation, in LR pixels
+SHARPENED, MAX_SHARPENING = 0.2, 1.0  # of all crops, as web sites sharpen what they shrink; added share of fine detail
+SHARPENING_WIDTH = 0.8  # standard deviation, in LR pixels, of the blur whose difference is fine detail
 COMPRESSED, SUBSAMPLED = 0.75, 0.8  # of all crops; of compressed ones
 MAX_QUALITY, MIN_QUALITY = 95, 30  # of JPEG
+COMPRESSED_BEFORE = 0.25  # of compressed crops, as pictures that were cropped and stored again
 
 # of darkness: gains of linear light, drawn log-uniformly, and how far they vary within an unevenly lit picture
 MIN_GAIN, MAX_GAIN = 0.04, 0.5
@@ -52,6 +56,10 @@ class Degradation:
     quality: int | None = None  # of JPEG; None for none
     subsampled: bool = False  # whether JPEG stores chroma at half resolution (4:2:0)
     grid: tuple[int, int] = (0, 0)  # row and column of the crop in the grid of JPEG's blocks
+    smoothness: float = 0.0  # standard deviation, in LR pixels, of the blur of the noise; its amount stays
+    sharpening: float = 0.0  # share of the fine detail of the LR image that is added to it, before noise
+    earlier_quality: int | None = None  # of a JPEG before the last one; None for none
+    earlier_grid: tuple[int, int] = (0, 0)  # row and column of its blocks relative to those of the last one
 
 
 def draw_degradation(rng: np.random.Generator, strength: float = 1.0) -> Degradation:
@@ -60,10 +68,14 @@ def draw_degradation(rng: np.random.Generator, strength: float = 1.0) -> Degrada
     noisy, gray, photon, read = rng.random(4).tolist()
     compressed, subsampled, quality = rng.random(3).tolist()
     row, column = rng.integers(GRID, size=2).tolist()
+    smoothed, smoothness, sharpened, sharpening, before, earlier_quality = rng.random(6).tolist()
+    earlier_row, earlier_column = rng.integers(GRID, size=2).tolist()
     width = strength * MAX_BLUR * width if blurred < BLURRED else 0.0
     across = width * (0.2 + 0.8 * ratio) if anisotropic < ANISOTROPIC else width
     noise = strength if noisy < NOISY else 0.0
-    stored = round(MAX_QUALITY - strength * (MAX_QUALITY - MIN_QUALITY) * quality)
+    stored, earlier = (
+        round(MAX_QUALITY - strength * (MAX_QUALITY - MIN_QUALITY) * q) for q in (quality, earlier_quality)
+    )
     return Degradation(
         blur=(width, across),
         direction=math.pi * direction,
@@ -74,6 +86,10 @@ def draw_degradation(rng: np.random.Generator, strength: float = 1.0) -> Degrada
         quality=stored if compressed < COMPRESSED else None,
         subsampled=subsampled < SUBSAMPLED,
         grid=(row, column),
+        smoothness=MAX_SMOOTHNESS * smoothness if smoothed < SMOOTHED else 0.0,
+        sharpening=strength * MAX_SHARPENING * sharpening if sharpened < SHARPENED else 0.0,
+        earlier_quality=earlier if before < COMPRESSED_BEFORE and compressed < COMPRESSED else None,
+        earlier_grid=(earlier_row, earlier_column),
     )
 
 
@@ -87,7 +103,9 @@ def degrade(
     has_blocks = params.quality is not None
     above, before = params.grid if has_blocks else (0, 0)  # pixels of the first JPEG blocks that are outside the crop
     rows, columns = (GRID * math.ceil((n + side) / GRID) if has_blocks else side for n in (above, before))
-    reach = KERNEL_REACH + math.ceil(3 * max(params.blur))
+    reach = (
+        KERNEL_REACH + math.ceil(3 * max(params.blur)) + (math.ceil(3 * SHARPENING_WIDTH) if params.sharpening else 0)
+    )
     first = (row - above - reach) * scale, (column - before - reach) * scale
     last = first[0] + (rows + 2 * reach) * scale, first[1] + (columns + 2 * reach) * scale
     inside = image[max(first[0], 0) : last[0], max(first[1], 0) : last[1]]
@@ -100,13 +118,19 @@ def degrade(
         lr = F.avg_pool2d(x, scale)
     else:
         lr = F.interpolate(x, size, mode=params.kernel, antialias=True)
+    if params.sharpening:
+        lr = lr + params.sharpening * (lr - _smooth(lr, SHARPENING_WIDTH))
     lr = lr[..., reach:-reach, reach:-reach]
     pixels = lr[0].permute(1, 2, 0).clamp(0, 1).numpy()  # (rows, columns, 3)
     if params.photon or params.read:
-        noise = rng.standard_normal((rows, columns, 1 if params.gray else 3), dtype=np.float32)
+        noise = _noise((rows, columns, 1 if params.gray else 3), params.smoothness, rng)
         slope = (0.5 / pixels.clip(BLACK)) ** (GAMMA - 1)  # of the gamma curve, relative to middle gray
         pixels = pixels + noise * np.sqrt(params.photon**2 + (params.read * slope) ** 2)
     eight_bit = (pixels.clip(0, 1) * 255).round().astype(np.uint8)
+    if params.earlier_quality is not None:
+        (down, right), subsampled = params.earlier_grid, params.subsampled
+        shifted = np.pad(eight_bit, ((down, 0), (right, 0), (0, 0)), mode="symmetric")
+        eight_bit = _compress(shifted, params.earlier_quality, subsampled=subsampled)[down:, right:]
     if params.quality is not None:
         eight_bit = _compress(eight_bit, params.quality, subsampled=params.subsampled)
     return eight_bit[above : above + side, before : before + side]
@@ -128,6 +152,26 @@ def darken(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if compressed < DARK_COMPRESSED:
         dark = _compress(dark, round(MAX_QUALITY - (MAX_QUALITY - DARK_MIN_QUALITY) * quality), subsampled=True)
     return dark
+
+
+def _noise(shape: tuple[int, int, int], smoothness: float, rng: np.random.Generator) -> np.ndarray:
+    """Draw noise ``(rows, columns, channels)`` of standard deviation 1, blurred by a smoothness in pixels."""
+    if not smoothness:
+        return rng.standard_normal(shape, dtype=np.float32)
+    rows, columns, channels = shape
+    border = math.ceil(3 * smoothness)
+    noise = torch.from_numpy(
+        rng.standard_normal((1, channels, rows + 2 * border, columns + 2 * border), dtype=np.float32)
+    )
+    kernel = get_gaussian_kernel1d(2 * border + 1, smoothness)
+    smooth = _smooth(noise, smoothness)[..., border:-border, border:-border] / kernel.square().sum()
+    return smooth[0].permute(1, 2, 0).numpy()
+
+
+def _smooth(x: Tensor, width: float) -> Tensor:
+    """Blur images with a Gaussian of a standard deviation in pixels."""
+    kernel = get_gaussian_kernel1d(2 * math.ceil(3 * width) + 1, width)
+    return filter2d_separable(x, kernel, kernel, border_type="replicate")
 
 
 def _blur(x: Tensor, params: Degradation, scale: int) -> Tensor:

@@ -145,12 +145,39 @@ def test_every_part_is_left_out_of_some_crops_and_all_of_them_of_a_few():
         (0.4, 0.03, lambda w: w.photon == w.read == 0),
         (0.25, 0.03, lambda w: w.quality is None),
         (0.8, 0.03, lambda w: w.subsampled),
+        (0.5, 0.03, lambda w: w.smoothness == 0),
+        (0.2, 0.03, lambda w: w.sharpening > 0),
+        (0.1875, 0.03, lambda w: w.earlier_quality is not None),
         (0.05, 0.015, lambda w: max(w.blur) == w.photon == w.read == 0 and w.quality is None),
     ]
     for part, tolerance, condition in parts:
         assert np.mean([condition(way) for way in ways]) == pytest.approx(part, abs=tolerance)
     assert {w.grid[0] for w in ways} == {w.grid[1] for w in ways} == set(range(GRID))
     assert {type(v) for w in ways for v in (*w.blur, w.photon, w.read)} == {float}
+
+
+def test_smoothed_noise_has_neighbors_alike_and_the_same_amount():
+    hr = np.full((512, 512, 3), 128, np.uint8)
+    plain, smooth = (lr_of(hr, 4, 96, photon=10 / 255, smoothness=width) - 128 / 255 for width in (0.0, 0.8))
+    assert plain.std() == pytest.approx(smooth.std(), rel=0.05)
+    alike = [np.mean(noise[:-1] * noise[1:]) / noise.var() for noise in (plain, smooth)]
+    assert abs(alike[0]) < 0.05 < 0.5 < alike[1]
+
+
+def test_sharpening_makes_overshoots_at_an_edge():
+    hr = np.full((256, 256, 3), 64, np.uint8)
+    hr[:, 128:] = 192
+    plain, sharpened = (lr_of(hr, 4, 32, sharpening=amount) for amount in (0.0, 1.0))
+    assert sharpened.max() > plain.max() + 0.03
+    assert sharpened.min() < plain.min() - 0.03
+
+
+def test_an_earlier_jpeg_stays_visible_under_the_last_one():
+    hr = image(256, 256)
+    once = lr_of(hr, 2, 96, quality=95)
+    twice = lr_of(hr, 2, 96, quality=95, earlier_quality=30, earlier_grid=(3, 5))
+    alone = lr_of(hr, 2, 96, quality=30)
+    assert np.abs(twice - once).mean() > 0.5 * np.abs(alone - once).mean()
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5, 0.1])
