@@ -21,11 +21,11 @@ from kornia.filters import bilateral_blur
 from torch import Tensor
 
 import flowcore
+from flowcore.evaluation.feature_distance import feature_distance
 from flowcore.evaluation.image_set import list_images, read_cropped
 from flowcore.images.color import as_stored, to_uint8
 from flowcore.images.resize import shrink
 from flowcore.quality.metrics import psnr
-from flowcore.quality.no_reference import niqe
 from flowcore.training.degradation import darken
 from flowcore.training.recipe import held_out_names
 
@@ -35,7 +35,7 @@ SPREADS = (0.05, 0.1, 0.2)  # of values, in the bilateral filters that are tried
 
 
 def brighten(flow: flowcore.Flow, x: Tensor, number: int) -> dict[str, float]:
-    """Measure one photograph ``(1, 3, H, W)``: PSNR by method, and the NIQE of the model's picture."""
+    """Measure one photograph ``(1, 3, H, W)``: PSNR by method, and feature distances."""
     pixels = to_uint8(x)[0].permute(1, 2, 0).numpy()
     dark = torch.from_numpy(darken(pixels, np.random.default_rng([number, 5])))[None].permute(0, 3, 1, 2).float() / 255
     gained = (dark * (x * dark).sum() / dark.square().sum().clamp_min(1e-6)).clamp(0, 1)
@@ -46,7 +46,8 @@ def brighten(flow: flowcore.Flow, x: Tensor, number: int) -> dict[str, float]:
     rows = {"dark": dark, "best gain": gained, "temperature 0": made, "its best gain": fitted, "default": default}
     values = {name: psnr(picture, x).item() for name, picture in rows.items()}
     values["best gain, denoised"] = max(psnr(picture, x).item() for picture in filtered)
-    return values | {"NIQE of temperature 0": niqe(made).item(), "NIQE of the original": niqe(x).item()}
+    distances = {name: feature_distance(rows[name], x).item() for name in ("temperature 0", "default")}
+    return values | {f"feature distance of {name}": value for name, value in distances.items()}
 
 
 def restore(flow: flowcore.Flow, x: Tensor, _: int, *, upscaler: flowcore.Flow) -> dict[str, float]:
@@ -81,7 +82,7 @@ def main() -> None:
                 found.setdefault(name, []).append(value)
             say(path.name)
         rows += [(f"{folder.name} ({len(paths)})", name, f"{np.mean(values):.2f}") for name, values in found.items()]
-    sys.stdout.write(markdown(("set", "picture", "dB, or NIQE"), rows) + "\n")
+    sys.stdout.write(markdown(("set", "picture", "dB, or feature distance"), rows) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@
     python -m benchmarks.upscalers FOLDER [FOLDER ...] --realesrgan WHEEL [--limit 4] [--json FILE]
 
 The LR image is antialiased bicubic, rounded to 8 bits, then degraded. LR-PSNR compares the shrunk result with the LR
-image before it was degraded. Models are sampled at temperature 0 and at their defaults. 8x models are compared with
-bicubic 8x. With --factor 2, images are shrunk by 2, and all models enlarge by 2, by reducing their own enlargement.
+image before it was degraded; diversity is that of two samples. Models are sampled at temperature 0 and at their
+defaults. 8x models are compared with bicubic 8x. With --factor 2, images are shrunk by 2, and all models enlarge by 2,
+by reducing their own enlargement.
 
     python -m benchmarks.upscalers --sheet OUT.jpg --realesrgan WHEEL --crops FILE@LEFT,TOP[@INPUT] [...]
 
@@ -36,13 +37,13 @@ from torch import Tensor, nn
 
 import flowcore
 from flowcore.checkpoints import catalog
+from flowcore.evaluation.feature_distance import feature_distance
 from flowcore.evaluation.image_set import list_images, read_cropped
 from flowcore.images.color import as_stored, to_uint8
 from flowcore.images.contact_sheet import contact_sheet
 from flowcore.images.resize import enlarge, shrink
 from flowcore.networks.rrdb import RRDB
-from flowcore.quality.metrics import false_specks, lr_psnr, psnr
-from flowcore.quality.no_reference import niqe
+from flowcore.quality.metrics import diversity, false_specks, grid_energy, lr_psnr, psnr
 from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
 
 from .measure import arguments, as_image, markdown, means, middle, recall, say
@@ -51,7 +52,8 @@ Change = Callable[[Tensor], Tensor]  # of an image ``(1, 3, h, w)``
 QUALITY = 50
 NOISE = 8 / 255
 CROP = 224  # side of the crops of a sheet, in pixels of the original
-MEASURES = {"PSNR": 2, "LR-PSNR": 1, "false specks": 2, "NIQE": 2}  # and their digits
+# and their digits
+MEASURES = {"PSNR": 2, "LR-PSNR": 1, "feature distance": 3, "false specks": 2, "grid": 0, "diversity": 2}
 
 
 def compress(lr: Tensor, quality: int = QUALITY, subsampling: str = "4:2:0") -> Tensor:
@@ -94,14 +96,16 @@ def methods(models: list[str], realesrgan: Path | None, factor: int | None) -> d
             own = partial(flowcore.upscale, flows[name], factor=float(scale))
             reduced = f" to {scale}x" if factor else ""
             result[f"{name}{reduced}, tau 0"] = scale, partial(own, temperature=0.0)
-            result[f"{name}{reduced}, default"] = scale, partial(own, seed=1)
+            result[f"{name}{reduced}, default"] = scale, partial(own, seed=1, samples=2)
     return result
 
 
 def measure(sr: Tensor, hr: Tensor, lr: Tensor) -> list[float]:
-    """Measure a result as it would be stored, in the order of ``MEASURES``."""
-    sr = as_stored(sr)
-    return [float(value) for value in (psnr(sr, hr), lr_psnr(sr, lr), false_specks(sr, hr), niqe(sr))]
+    """Measure samples ``(1 or 2, 3, H, W)`` as they would be stored, in the order of ``MEASURES``."""
+    samples = as_stored(sr)
+    sr = samples[:1]
+    of_first = (psnr(sr, hr), lr_psnr(sr, lr), feature_distance(sr, hr), false_specks(sr, hr), grid_energy(sr))
+    return [*map(float, of_first), diversity(samples) if len(samples) > 1 else 0.0]
 
 
 def table(measured: dict[str, dict[str, list[float]]], names: list[str]) -> str:
@@ -129,7 +133,7 @@ def border(files: list[Path], json_file: Path | None) -> str:
             if (key := f"{file.name}/{kind}") in measured:
                 continue
             lr = change(as_stored(shrink(hr, 4)))
-            rows = [measure(flowcore.upscale(flow, lr, seed=1), hr, lr) for flow in flows.values()]
+            rows = [measure(flowcore.upscale(flow, lr, seed=1), hr, lr)[:4] for flow in flows.values()]
             measured[key] = [*rows, flowcore.upscaler_for(lr) == FOR_DAMAGED]
             if json_file:
                 json_file.write_text(json.dumps(measured, indent=1) + "\n")
@@ -138,8 +142,8 @@ def border(files: list[Path], json_file: Path | None) -> str:
     for kind in AT_BORDER:
         of_kind = [row for key, row in measured.items() if key.endswith(f"/{kind}")]
         numbers = [[b[0] - a[0], a[2], b[2], a[3], b[3], 100 * chosen] for a, b, chosen in of_kind]
-        lines.append([kind, *means(numbers, (2, 2, 2, 2, 2, 0))])
-    titles = [f"{what}, {name}" for what in ("false specks", "NIQE") for name in flows]
+        lines.append([kind, *means(numbers, (2, 3, 3, 2, 2, 0))])
+    titles = [f"{what}, {name}" for what in ("feature distance", "false specks") for name in flows]
     return markdown(["input", f"PSNR gained by {FOR_DAMAGED}, dB", *titles, "chosen, %"], lines) + "\n"
 
 

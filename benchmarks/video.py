@@ -5,7 +5,7 @@
 
 Flicker is the rms difference between a frame and the previous one, moved by the true motion, in 1/255. For a video the
 motion is estimated on its own frames, and used where forward and backward motion agree within half a pixel. LR frames
-are antialiased bicubic, rounded to 8 bits. NIQE is given for all frames, the first and the last.
+are antialiased bicubic, rounded to 8 bits. The feature distance is given for all frames, the first and the last.
 """
 
 import json
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import flowcore
+from flowcore.evaluation.feature_distance import feature_distance
 from flowcore.evaluation.image_set import list_images
 from flowcore.flow import Flow
 from flowcore.images import files
@@ -26,7 +27,6 @@ from flowcore.images.color import as_stored
 from flowcore.images.motion import estimate_motion, move, sample_at
 from flowcore.images.resize import shrink
 from flowcore.quality.metrics import psnr
-from flowcore.quality.no_reference import niqe
 
 from .measure import arguments, markdown, means, say
 
@@ -34,7 +34,7 @@ SIDE = 256  # of the frames
 SPEED, ZOOM = 2.3, 0.0036  # pixels and change of size per frame
 MARGIN = 16  # pixels at the border whose motion comes from outside
 AGREEMENT = 0.5  # pixels
-MEASURES = {"flicker": 2, "PSNR": 2, "NIQE": 1, "first": 1, "last": 1}  # and their digits
+MEASURES = {"flicker": 2, "PSNR": 2, "feature distance": 3, "first": 3, "last": 3}  # and their digits
 
 
 def pan(photograph: Tensor, number: int, frames: int) -> tuple[Tensor, list[Tensor]]:
@@ -120,9 +120,9 @@ def main() -> None:
         measured[name] = {}
         for method, made in frames.items():
             made = as_stored(made)
-            natural = niqe(made)
+            distances = feature_distance(made, hr)
             fidelity = math.nan if method == "truth" else float(psnr(made, hr).mean())
-            ends = (float(natural.mean()), float(natural[0]), float(natural[-1]))
+            ends = (float(distances.mean()), float(distances[0]), float(distances[-1]))
             measured[name][method] = [flicker(made, motions, where), fidelity, *ends]
             if options.out is not None:
                 for k, frame in enumerate(made):

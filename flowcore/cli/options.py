@@ -286,8 +286,8 @@ def add_eval(command: ArgumentParser) -> None:
     option("--coherence", type=float, metavar="SHARE", help="colorizers: how much of their noise similar places share")
     option("--working-size", type=int, help="colorizers: shorter side of the image that the model colors")
     option("--limit", type=int, help="colorizers and density models: at most this many images of a folder")
-    text = "upscalers: some of psnr, ssim, lr_psnr, diversity, gain, diversity_score, niqe, brisque, piqe, "
-    text += "lpips, bits_per_dim, false_specks (default: all but bits_per_dim)"
+    text = "upscalers: some of psnr, ssim, lr_psnr, diversity, gain, diversity_score, "
+    text += "lpips, bits_per_dim, false_specks, feature_distance, grid (default: all but bits_per_dim)"
     option("--measures", metavar="NAME,NAME", help=text)
     _add_dequantization(command)
     option("--held-out", action="store_true", help="only images of flowcore's list, which no shipped model has seen")

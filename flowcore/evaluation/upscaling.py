@@ -13,9 +13,9 @@ from ..images.color import as_stored, to_uint8
 from ..images.resize import enlarge, shrink
 from ..model import FlowModel
 from ..quality import metrics
-from ..quality.no_reference import brisque, niqe, piqe
 from ..tasks.score import score
 from ..tasks.upscale import sampling_settings, upscale
+from .feature_distance import feature_distance
 from .image_set import list_images, markdown, read_cropped, read_each
 
 COLUMNS = {  # by measure: title and format. Append only: programs that read tables rely on the order.
@@ -25,16 +25,15 @@ COLUMNS = {  # by measure: title and format. Append only: programs that read tab
     "diversity": ("diversity", ".2f"),
     "gain": ("gain", "+.2f"),
     "diversity_score": ("diversity score (LPIPS)", ".2f"),
-    "niqe": ("NIQE", ".2f"),
-    "brisque": ("BRISQUE", ".2f"),
-    "piqe": ("PIQE", ".2f"),
     "lpips": ("LPIPS", ".4f"),
     "bits_per_dim": ("bits/dim", ".4f"),
     "false_specks": ("false specks, per mille", ".2f"),
+    "feature_distance": ("feature distance", ".3f"),
+    "grid": ("grid energy", ".0f"),
 }
 MEASURES = tuple(COLUMNS)
 USUAL_MEASURES = tuple(name for name in MEASURES if name != "bits_per_dim")  # it takes as long as all the others
-OF_ORIGINALS = ("niqe", "brisque", "piqe", "false_specks")  # what an original can be measured in, too
+OF_ORIGINALS = ("false_specks", "grid")  # what an original can be measured in, too
 
 
 def evaluate_upscaler(
@@ -113,10 +112,9 @@ def _measure(images: Tensor, hr: Tensor, lr: Tensor, bicubic: Tensor, measures: 
         "lr_psnr": lambda: metrics.lr_psnr(first, lr),
         "diversity": lambda: metrics.diversity(images) if several else 0.0,
         "gain": lambda: metrics.psnr(first, hr) - metrics.psnr(bicubic, hr),
-        "niqe": lambda: niqe(first),
-        "brisque": lambda: brisque(first),
-        "piqe": lambda: piqe(first),
         "false_specks": lambda: metrics.false_specks(first, hr),
+        "feature_distance": lambda: feature_distance(first, hr),
+        "grid": lambda: metrics.grid_energy(first),
     }
     if metrics.lpips_missing() is None:
         ways["lpips"] = lambda: metrics.lpips(first, hr)

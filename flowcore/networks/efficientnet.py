@@ -1,5 +1,7 @@
 """EfficientNet-Lite0 up to stride 32: what a photograph shows, as features of its luma."""
 
+from collections.abc import Iterator
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -42,13 +44,15 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, luma: Tensor) -> list[Tensor]:
         """Compute 40, 112 and 320 channels at strides 8, 16 and 32 of luma in [0, 1], sides multiples of 32."""
-        x = F.relu6(self.stem((255 * luma - 127) / 128))  # (B, 32, H / 2, W / 2)
-        features: list[Tensor] = []
-        for number, stage in enumerate(self.stages):
-            x = stage(x)
-            if number in TAPPED:
-                features.append(x)
-        return features
+        _, *outputs = self.outputs(luma)
+        return [outputs[stage] for stage in TAPPED]
+
+    def outputs(self, luma: Tensor) -> Iterator[Tensor]:
+        """Yield the output of the stem, ``(B, 32, H / 2, W / 2)``, and then of every stage."""
+        x = F.relu6(self.stem((255 * luma - 127) / 128))
+        yield x
+        for stage in self.stages:
+            yield (x := stage(x))
 
 
 class _Bottleneck(nn.Module):

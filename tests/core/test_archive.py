@@ -95,7 +95,6 @@ MENTIONS = {
     "flowcore/checkpoints/sources/hcflow.py",
     "flowcore/checkpoints/sources/srflow.py",
     "flowcore/weights/SOURCES.tsv",
-    "flowcore/quality/no_reference.licences.txt",
     "flowcore/weights/srflow.licences.txt",
     "web/docs/FlowcoreLoadModel.md",
 }

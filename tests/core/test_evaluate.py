@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from builders import build_tiny
 from PIL import Image
 
-from flowcore import FlowError, ImageError
+from flowcore import FlowError, ImageError, ShapeError
 from flowcore.checkpoints.model_file import save
 from flowcore.evaluation import colorization
 from flowcore.evaluation.colorization import colorizer_table, evaluate_colorizer
+from flowcore.evaluation.feature_distance import feature_distance
 from flowcore.evaluation.image_set import evaluate_density, resize_to_own
 from flowcore.evaluation.upscaling import MEASURES, evaluate_upscaler, missing_measures, upscaler_table
 from flowcore.images.color import NEUTRAL, as_stored, compress, merge, split
 from flowcore.images.resize import enlarge, shrink
 from flowcore.quality import metrics
-from flowcore.quality.no_reference import brisque, niqe, piqe
 from flowcore.tasks.colorize import colorize
 from flowcore.tasks.score import score
 from flowcore.tasks.upscale import upscale
@@ -289,7 +289,7 @@ def test_measures_of_an_upscaler_are_means_over_images(enlarged, monkeypatch):
     flow = upscaler()
     rows = evaluate_upscaler(flow, enlarged, temperatures=(0, 0.7), samples=3, measures=MEASURES)
     assert list(rows) == ["bicubic", "tau 0", "tau 0.7", "original"]
-    expected, originals = {key: [] for key in (*MEASURES, "base")}, []
+    expected, original_grid = {key: [] for key in (*MEASURES, "base")}, math.nan
     for name in ("large", "small"):
         hr = crop(rgb(enlarged / f"{name}.png").float(), 4)
         lr = as_stored(shrink(hr, 4))
@@ -302,30 +302,31 @@ def test_measures_of_an_upscaler_are_means_over_images(enlarged, monkeypatch):
         expected["lr_psnr"].append(float(metrics.lr_psnr(pictures[:1], lr)))
         expected["base"].append(float(metrics.psnr(as_stored(enlarge(lr, 4)), hr)))
         expected["diversity"].append(metrics.diversity(pictures))
-        for measure in (brisque, piqe, *([niqe] if name == "large" else [])):
-            expected[measure.__name__].append(float(measure(pictures[:1])))
-        originals.append(float(piqe(hr)))
+        expected["feature_distance"].append(float(feature_distance(pictures[:1], hr)))
+        if name == "large":
+            expected["grid"].append(float(metrics.grid_energy(pictures[:1])))
+            original_grid = float(metrics.grid_energy(hr))
         hr = crop(hr, flow.size_multiple)
         cond = flow.encode_condition(as_stored(shrink(hr, 4)))
         expected["bits_per_dim"].append(float(score(flow, (hr * 255).round().byte(), cond).bits_per_dim))
     expected = {key: sum(values) / len(values) for key, values in expected.items() if values}
     base = expected.pop("base")
     expected["gain"] = expected["psnr"] - base
-    assert rows["tau 0.7"] == pytest.approx(expected, rel=1e-4, abs=1e-4)  # NIQE is the mean of the large one alone
+    assert rows["tau 0.7"] == pytest.approx(expected, rel=1e-4, abs=1e-4)  # the grid is that of the large one alone
     assert rows["bicubic"]["psnr"] == pytest.approx(base, abs=1e-4)
     assert rows["bicubic"]["gain"] == rows["bicubic"]["diversity"] == 0
     assert "bits_per_dim" not in rows["bicubic"]
-    assert rows["original"].keys() == {"niqe", "brisque", "piqe", "false_specks"}
-    assert rows["original"]["piqe"] == pytest.approx(sum(originals) / 2)
+    assert rows["original"].keys() == {"false_specks", "grid"}
+    assert rows["original"]["grid"] == pytest.approx(original_grid)
     assert rows["original"]["false_specks"] == 0
 
 
 def test_only_the_requested_measures_are_taken_and_means_are_finite(enlarged):
     flow, lines = upscaler(), []
     options = {"temperatures": (0,), "log": lines.append}
-    rows = evaluate_upscaler(flow, enlarged, **options, measures=("piqe", "ssim", "lpips", "bits_per_dim"))
-    assert set(rows["bicubic"]) == {"ssim", "piqe"}
-    assert set(rows["tau 0"]) == {"ssim", "piqe", "bits_per_dim"}
+    rows = evaluate_upscaler(flow, enlarged, **options, measures=("grid", "ssim", "lpips", "bits_per_dim"))
+    assert set(rows["bicubic"]) == {"ssim", "grid"}
+    assert set(rows["tau 0"]) == {"ssim", "grid", "bits_per_dim"}
     assert all("dB" in line for line in lines)
     usual = evaluate_upscaler(flow, enlarged, temperatures=(0,))["tau 0"]
     assert list(usual)[:4] == ["psnr", "ssim", "lr_psnr", "diversity"]  # as older result files do
@@ -335,13 +336,36 @@ def test_only_the_requested_measures_are_taken_and_means_are_finite(enlarged):
     with pytest.raises(FlowError, match="Unknown measure 'fid'; choose from psnr, ssim"):
         evaluate_upscaler(flow, enlarged, measures=("psnr", "fid"))
     (enlarged / "large.png").unlink()
-    assert "niqe" not in evaluate_upscaler(flow, enlarged, temperatures=(0,))["tau 0"]  # no image is large enough
+    assert "grid" not in evaluate_upscaler(flow, enlarged, temperatures=(0,))["tau 0"]  # no image is large enough
     flow, lines = upscaler(), []
     options = {"temperatures": (0,), "measures": ("psnr", "gain", "lr_psnr")}
     expected = evaluate_upscaler(flow, enlarged, **options)
     Image.new("RGB", (32, 32), (90, 90, 90)).save(enlarged / "flat.png")  # which bicubic enlarges without an error
     assert evaluate_upscaler(flow, enlarged, **options, log=lines.append) == expected
     assert any(line.startswith("flat.png: gain, lr_psnr, psnr left out") for line in lines)
+
+
+def test_the_feature_distance_is_that_of_normalized_features(monkeypatch):
+    """With a network of one value per pixel and layer, so that positions have directions to compare."""
+
+    class Stub:
+        def outputs(self, y):
+            assert y.shape[1] == 1
+            return iter([torch.cat([y, 1 - y], 1) * k for k in range(1, 9)])
+
+    monkeypatch.setattr("flowcore.evaluation.feature_distance._network", Stub)
+    a, b = torch.ones(2, 3, 16, 16), torch.ones(2, 3, 16, 16)
+    b[0, ..., :4] = 0  # a quarter of the positions point at a right angle: |difference|^2 = 2, in 5 layers
+    assert feature_distance(a, b).tolist() == pytest.approx([5 * 2 / 4, 0])
+    with pytest.raises(ShapeError, match="16x16 at least"):
+        feature_distance(a[..., :15], b[..., :15])
+
+
+def test_the_feature_distance_of_the_shipped_network_prefers_the_sharp():
+    image = torch.from_numpy(np.array(photograph(160, 160, seed=31))).permute(2, 0, 1)[None].float() / 255
+    blurred = enlarge(shrink(image, 4), 4)
+    assert feature_distance(image, image).tolist() == [0]
+    assert 0.2 < float(feature_distance(enlarge(shrink(image, 2), 2), image)) < float(feature_distance(blurred, image))
 
 
 def test_missing_measures_are_marked_and_named(monkeypatch):
@@ -351,12 +375,12 @@ def test_missing_measures_are_marked_and_named(monkeypatch):
     assert upscaler_table(results).startswith(old[:-1])
     assert "missing" not in upscaler_table(results)
     lines = upscaler_table(results, [*MEASURES]).splitlines()
-    columns = " gain | diversity score (LPIPS) | NIQE | BRISQUE | PIQE | LPIPS | bits/dim | false specks, per mille |"
-    assert lines[0] == old + columns
-    assert lines[1] == "|" + "---|" * 14
-    missing = " missing |" * 5
-    assert lines[2] == f"| a | bicubic | 20.00 | 0.5000 | 40.00 | 0.00 | -1.00 |{missing} - | missing |"
-    assert lines[3].endswith("| 2.0000 | missing |")
+    columns = " gain | diversity score (LPIPS) | LPIPS | bits/dim | false specks, per mille | feature distance | "
+    assert lines[0] == old + columns + "grid energy |"
+    assert lines[1] == "|" + "---|" * 13
+    missing = " missing |" * 2
+    assert lines[2] == f"| a | bicubic | 20.00 | 0.5000 | 40.00 | 0.00 | -1.00 |{missing} - | missing |{missing}"
+    assert lines[3].endswith(f"| 2.0000 | missing |{missing}")
     monkeypatch.setattr(metrics, "lpips_missing", lambda: "a package")
     assert missing_measures(["psnr"]) is None
     score = "the diversity score on LPIPS"
@@ -377,10 +401,10 @@ def test_the_command_line_chooses_measures(enlarged, tmp_path, capsys, monkeypat
         assert run("eval", *words) == code
         return capsys.readouterr()
 
-    captured = shown("--measures", "LR-PSNR,brisque")
-    assert captured.out.splitlines()[0] == "| set | method | LR-PSNR | BRISQUE |"
+    captured = shown("--measures", "LR-PSNR,feature-distance")
+    assert captured.out.splitlines()[0] == "| set | method | LR-PSNR | feature distance |"
     assert "Missing" not in captured.err
-    assert set(json.loads(numbers.read_text())["hr"]["tau 0"]) == {"lr_psnr", "brisque"}
+    assert set(json.loads(numbers.read_text())["hr"]["tau 0"]) == {"lr_psnr", "feature_distance"}
     captured = shown()
     assert captured.out.count("missing") == 4  # two measures of bicubic and tau 0
     assert captured.err.strip().splitlines()[-1].startswith("Missing: LPIPS and")
