@@ -54,6 +54,7 @@ from .tasks.rescale import restore, shrink
 from .tasks.sample import decode, encode, sample
 from .tasks.score import Score, score
 from .tasks.upscale import temperature_grid, upscale
+from .tasks.verify import Verification, verify
 from .tasks.video import colorize_video, upscale_video
 from .transforms import Transform
 
@@ -75,6 +76,7 @@ __all__ = [
     "Score",
     "ShapeError",
     "Transform",
+    "Verification",
     "__version__",
     "apply_chroma",
     "brighten",
@@ -106,4 +108,5 @@ __all__ = [
     "upscale",
     "upscale_video",
     "upscaler_for",
+    "verify",
 ]

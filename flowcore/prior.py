@@ -1,6 +1,8 @@
 """The prior of every flow: independent standard normals; seeds and temperatures for sampling from it."""
 
+import hashlib
 import math
+import unicodedata
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TypeAlias
@@ -13,6 +15,7 @@ from .errors import FlowError, ShapeError
 
 Shape = tuple[int, int, int]
 
+MARK = 0.3  # share of a mark's noise, in standard deviations
 DRAWS_PER_CHECK = 2**22  # between two calls of ``check``; a multiple of 16
 
 Temperature: TypeAlias = float | Tensor | Sequence[float | Tensor]
@@ -45,6 +48,7 @@ def sample_latents(
     seed: int = 0,
     *,
     anchored: bool = False,
+    mark: str | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> list[Tensor]:
     """Draw latents of the shapes ``(C_l, H_l, W_l)``, finest first: ``tau * N(0, 1)``, each ``(n, C_l, H_l, W_l)``.
@@ -56,10 +60,13 @@ def sample_latents(
     Maps of temperatures are resized to each level; 0 gives the mode of the latents. ``anchored`` is the flow's
     attribute: then the last latents are a deviation, which is zero. ``check`` is called every few million draws; it
     may raise to cancel.
+
+    ``mark`` is a phrase that ``tasks.verify`` finds in pictures without their seed: with b = ``MARK`` and its noise e,
+    the same for every item, draws are ``sqrt(1 - b^2) n + b e``, which is standard normal as n is.
     """
     if anchored:
         deviation = torch.zeros(1, *shapes[-1]).expand(max(n, 1), -1, -1, -1)
-        return [*sample_latents(shapes[:-1], n, temperature, seed, check=check), deviation]
+        return [*sample_latents(shapes[:-1], n, temperature, seed, mark=mark, check=check), deviation]
     taus = [
         resize_temperature_map(tau, *shape[1:]) if isinstance(tau, Tensor) else tau
         for tau, shape in zip(level_temperatures(temperature, len(shapes), n), shapes, strict=True)
@@ -76,10 +83,21 @@ def sample_latents(
             for start, stop in pairwise([*range(0, max(1, len(values) - 15), DRAWS_PER_CHECK), len(values)]):
                 check()
                 values[start:stop].normal_(generator=generator)
+    if mark is not None:
+        for level, noise in zip(levels, sample_latents(shapes, 1, 1.0, mark_seed(mark), check=check), strict=True):
+            level.mul_(math.sqrt(1 - MARK**2)).add_(noise, alpha=MARK)
     for level, tau in zip(levels, taus, strict=True):
         check()
         level.mul_(tau)
     return levels
+
+
+def mark_seed(phrase: str) -> int:
+    """Derive the seed of a mark's noise from its phrase, in which only words count, not case and spaces."""
+    words = " ".join(unicodedata.normalize("NFKC", phrase).casefold().split())
+    if not words:
+        raise FlowError("A mark needs a phrase; got an empty one. Choose several words that nobody would guess.")
+    return int.from_bytes(hashlib.sha256(f"flowcore mark {words}".encode()).digest()[:8], "big")
 
 
 def check_seed(seed: int) -> None:

@@ -49,6 +49,7 @@ def colorize(
     memory: ColorMemory | Literal["model"] | None = "model",
     cast: float = 1.0,
     vivid: float = 1.0,
+    mark: str | None = None,
     **options: Unpack[Running],
 ) -> Tensor:
     """Color photographs; every sample is another plausible coloring with the same luma.
@@ -86,6 +87,7 @@ def colorize(
         cast: Color cast of the whole picture, in [-1, 1]: 1 leaves it as drawn; 0 gives that of the coloring at
             temperature 0; -1 removes it.
         vivid: Factor by which colors move away from their mean, at least 0; 1 leaves them as drawn.
+        mark: As in ``upscale``.
 
     Returns:
         ``(B * samples, 3 or 4, H, W)`` float32 in [0, 1] on the device of ``image``: all samples of image 0, then of
@@ -132,7 +134,7 @@ def colorize(
                 calm = factor * job.decode_guarded(len(pictures), zeros, cond, None)
             for part in run.batches(samples, AT_ONCE):
                 seeds = [(seed + sample) % 2**64 for sample in range(part.start, part.stop)]
-                z = sample_latents(job.shapes, len(seeds), taus, seed=seeds[0])
+                z = sample_latents(job.shapes, len(seeds), taus, seed=seeds[0], mark=mark)
                 z = [level.to(run.device) for level in (*z[:-1], share_noise(flow, z[-1], cond, rho))]
                 if reference is not None:
                     z = blend_latents(z, reference, latents_strength, latents_levels)

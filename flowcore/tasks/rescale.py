@@ -96,6 +96,7 @@ def restore(  # noqa: D417
     tile: int = 0,
     halo: int = HALO,
     store: ConditionStore | None = None,
+    mark: str | None = None,
     **options: Unpack[Running],
 ) -> Tensor:
     """Restore photographs from the small pictures that ``shrink`` made of them.
@@ -124,7 +125,7 @@ def restore(  # noqa: D417
     flow.require("rescale")
     check_draws(seed, samples)
     run = Runner(flow, RunOptions(**options), RESTORE_ADVICE, small)
-    decoder = TiledDecoder(TILING, run, flow, tile, halo, store)
+    decoder = TiledDecoder(TILING, run, flow, tile, halo, store, mark)
     tau = with_defaults(flow, {"temperature": temperature})["temperature"]
 
     def task() -> Tensor:

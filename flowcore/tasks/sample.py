@@ -69,6 +69,7 @@ def sample(
     clamp: bool = True,
     guidance: float | Guidance = 0.0,
     denoise: bool = True,
+    mark: str | None = None,
     **options: Unpack[Running],
 ) -> Tensor:
     """Sample images. Where the model overflows, they are drawn at a lower temperature, see ``overflow``.
@@ -95,6 +96,7 @@ def sample(
         clamp: Whether to clamp the images to [0, 1]; False for the values that the flow computes.
         guidance: How far images are led to their labels, for models made for it (TarFlow): 0 for not, 1 to 3 are usual.
         denoise: Whether to remove the Gaussian noise that a model was trained with, where it states one (TarFlow).
+        mark: As in ``upscale``.
 
     Returns:
         ``(n, C, H, W)`` in [0, 1] unless ``clamp`` is False, float32 (float64 if the flow is), on the CPU.
@@ -113,7 +115,7 @@ def sample(
     run = Runner(flow, RunOptions(**options), ADVICE)
 
     def task() -> Tensor:
-        latents = sample_latents(shapes, n, temperature, seed)
+        latents = sample_latents(shapes, n, temperature, seed, mark=mark)
         if styles:
             latents = apply_style(flow, [z.to(run.device) for z in latents], styles)
         cond = None if numbers is None else run.plan.encode_condition(numbers.to(run.device))

@@ -140,9 +140,17 @@ class TiledDecoder:
     """Decodes samples of a batch of images, tile by tile; what depends on the image alone is computed once per tile."""
 
     def __init__(
-        self, tiling: Tiling, run: Runner, flow: FlowModel, tile: int, halo: int, store: ConditionStore | None = None
+        self,
+        tiling: Tiling,
+        run: Runner,
+        flow: FlowModel,
+        tile: int,
+        halo: int,
+        store: ConditionStore | None = None,
+        mark: str | None = None,
     ) -> None:
         self._tiling, self._run, self._flow, self._halo, self._store = tiling, run, flow, halo, store
+        self._mark = mark
         self.tiles = TileSize(tile, halo, tiling)
 
     def __call__(
@@ -159,7 +167,7 @@ class TiledDecoder:
         if self._store is not None and run.minimum_memory:
             self._store.clear()
         border, tiles = self._layout(rgb, has_guide=guide is not None)
-        latents = Latents(run, tiling, rgb, border, settings, seed, samples, guide)
+        latents = Latents(run, tiling, rgb, border, settings, seed, samples, guide, self._mark)
         canvas = _Canvas(rgb, len(settings) * samples, scale, border, gray)
         at_once = run.at_once(min(canvas.samples, MAX_SAMPLES))
         reused = tiling.shares and (canvas.samples > at_once or guide is not None)
@@ -276,13 +284,15 @@ class Latents:
         seed: int,
         samples: int,
         guide: Guide | None = None,
+        mark: str | None = None,
     ) -> None:
         plan, check = run.plan, run.check_cancelled
         (height, width), (left, right, top, bottom) = rgb.shape[-2:], border
         self.rows, scale = height + top + bottom, plan.condition_scale
         shapes = plan.latent_shapes(self.rows * scale, (width + left + right) * scale)
         sampled = shapes[:-1] if plan.anchored else shapes
-        self.noise = sample_latents(sampled, samples, 1.0, seed, check=check)  # for every image and temperature
+        # for every image and temperature
+        self.noise = sample_latents(sampled, samples, 1.0, seed, mark=mark, check=check)
         # the last latents of an anchored flow are the deviation from the LR image: zero
         self.deviation = [torch.zeros(1, *shape) for shape in shapes[len(sampled) :]]
         check()

@@ -49,6 +49,7 @@ def upscale(
     guide: Tensor | None = None,
     guide_strength: Strength | None = None,
     guide_bounded: bool = False,
+    mark: str | None = None,
     **options: Unpack[Running],
 ) -> Tensor:
     """Enlarge images; every sample is another plausible enlargement of the same LR image.
@@ -84,6 +85,8 @@ def upscale(
             guide, 1 gives it back as changed. None for the model's default, or 0.5.
         guide_bounded: Whether the guide's latents are scaled down where they deviate more than those that are drawn.
             Needed when results become guides again and again, because their detail would otherwise build up.
+        mark: A phrase by which ``verify`` knows the results again without their seed; see ``prior.sample_latents``. The
+            results are other ones, not worse ones. None for no mark.
 
     Returns:
         ``(B * samples, C, s * h, s * w)`` float32 in [0, 1] on the device of ``lr``: all samples of image 0, then of
@@ -102,7 +105,7 @@ def upscale(
     check_draws(seed, samples)
     settings = sampling_settings(flow, temperature, calm_edges)
     run = Runner(flow, RunOptions(**options), ADVICE, lr)
-    decoder = TiledDecoder(TILING, run, flow, tile, halo, store)
+    decoder = TiledDecoder(TILING, run, flow, tile, halo, store, mark)
 
     def task() -> Tensor:
         images = ImageBatch(lr, run.notify)

@@ -220,7 +220,8 @@ def test_examples_of_public_names_run(monkeypatch, tmp_path):
     # made by, or for, more than a line; and find_faces, which takes seconds whatever the image
     elsewhere = {"ColorMemory", "Transform", "find_faces", "register", "register_source"}
     behaves = {name for name in flowcore.__all__ if not name.endswith("Error")} - {"__version__", "Cancelled", "Face"}
-    assert behaves - shown - elsewhere == {"Condition", "FlowModel", "Score"}  # which other names return
+    # which other names return
+    assert behaves - shown - elsewhere == {"Condition", "FlowModel", "Score", "Verification"}
 
 
 def test_docs_options_is_what_the_signatures_say():

@@ -1,0 +1,395 @@
+"""Verify: was a picture made by this model from this seed, and where was it changed since?
+
+A flow is inverted exactly, so a picture leads back to the noise that it was drawn from, and the seed draws that noise
+again. Nothing is embedded in pictures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import product
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from typing_extensions import Unpack
+
+from ..condition import Condition
+from ..errors import FlowError
+from ..images.color import NEUTRAL
+from ..images.motion import blur
+from ..images.resize import resize, resize_bilinear, shrink
+from ..model import FlowModel
+from ..prior import Shape, check_seed, height_and_width, mark_seed, sample_latents
+from .chroma import Colorization
+from .image_batch import ImageBatch
+from .runner import Reporting, Runner, RunOptions, runs_with
+from .tiles import pad_by_reflection, tile_grid
+from .upscale import HALO, MAX_SIDE
+
+VERIFIED = 6.0  # z from which on a picture counts as verified; by chance one in a billion is beyond
+CLAMP = 4.0  # largest latent that counts: JPEG and other pictures have outliers
+TILE = 1024  # pixels, side of the tiles in which a large picture is encoded
+WINDOW = 160  # pixels, side of the middle part by which sizes are tried
+PROMISING, SURE = 2.0, 8.0  # z of that part: below, no size is right, and above, no other one is tried
+CROP = 512  # pixels of a cropped picture by which its place is found
+SMALLEST_CROP = 128  # pixels of its shorter side
+MAX_SIZES, MAX_MIRRORED = 24, 6  # how many sizes are tried, and of mirrored pictures
+# How large pictures often are that were resized, relative to what they were: the commonest first.
+RATIOS = ("3/4", "1/2", "2/3", "4/5", "9/10", "3/5", "7/10", "5/8", "5/6", "7/8", "17/20", "19/20", "3/2", "2", "5/4")
+# Longest sides that pictures often have before they are enlarged.
+SIDES = (
+    *(64, 128, 160, 192, 200, 240, 256, 300, 320, 384, 400, 480, 500, 512, 600, 640, 720, 750, 768, 800, 900, 960),
+    *(1000, 1024, 1080, 1200, 1280, 1440, 1500, 1536, 1600, 1920, 2000, 2048, 2400, 2560, 3000, 3840, 4096),
+)
+SMALLEST_RATIO, LARGEST_RATIO = 0.4, 2.0  # of a resized picture; smaller ones have lost too much
+SMOOTH = 9, 65  # positions of the finest latents: smallest and largest window of the map of agreement
+EVIDENCE = 4.0  # z of a window of that map where the picture is unchanged
+
+REFUSED = {
+    "labels": "A picture of a model with labels is verified by `score` and `encode` with its label only.",
+    "low_light": "A brightened picture lacks what its condition, the dark photograph, shows.",
+}
+COLD = "A picture drawn at temperature 0 depends on no seed, so it cannot be verified."
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Verification:
+    """Whether pictures were made from a seed, or bear a mark. All tensors are on the CPU.
+
+    Attributes:
+        z: Agreement of the latents with the noise, ``(B,)``, float64: standard normal for pictures of any other origin,
+            after allowance for the sizes and places that were tried (Bonferroni); 0 where that leaves nothing.
+        verified: Whether z is at least 6, ``(B,)``, bool.
+        agreement: Correlation of latents and noise near every pixel, ``(B, 1, H, W)`` in [-1, 1]: near 0 where a
+            picture was edited. It is the more blurred, the weaker the agreement is.
+        offset: Row and column of the picture's first pixel in the picture as it was made, ``(B, 2)``; 0 unless it is a
+            crop.
+        size: Height and width of the picture as it was made, ``(B, 2)``.
+        mirrored: Whether it was mirrored since, left to right, ``(B,)``, bool.
+    """
+
+    z: Tensor
+    verified: Tensor
+    agreement: Tensor
+    offset: Tensor
+    size: Tensor
+    mirrored: Tensor
+
+
+@runs_with(Reporting)
+def verify(
+    flow: FlowModel,
+    pictures: Tensor,
+    *,
+    seed: int = 0,
+    mark: str | None = None,
+    source: Tensor | None = None,
+    size: tuple[int, int] | None = None,
+    search: bool = True,
+    **options: Unpack[Reporting],
+) -> Verification:
+    """Verify that pictures were made by a model from a seed, however they were stored, and show where they were edited.
+
+    A picture is encoded, an enlargement given its own shrunk version, a coloring given its luma. For every level of the
+    latents z, clamped to 4, and the noise n of the seed::
+
+        z_level = sum(z n) / sqrt(sum(z^2))        z = sum over levels of z_level / sqrt(levels)
+
+    which is standard normal if z and n are independent. Pictures may have been recompressed, resized, mirrored, or
+    edited in part; cropped, too, if their size before is known. Settings other than the seed need not be known, but at
+    temperature 0 there is no noise to verify.
+
+    >>> flow = flowcore.load("glow-photos")
+    >>> pictures = flowcore.sample(flow, 2, size=(64, 96), seed=7)
+    >>> flowcore.verify(flow, pictures, seed=7).verified.tolist()
+    [True, True]
+
+    Args:
+        flow: The model that is thought to have made them: one that enlarges, colorizes, restores (``restore``, at a
+            temperature above 0) or samples, without labels.
+        pictures: ``(B, C, H, W)`` in [0, 1], as in ``upscale``.
+        seed: Picture i is compared with ``seed + i``, as samples of one image are drawn.
+        mark: A phrase that the pictures are thought to bear, see ``prior.sample_latents``; ``seed`` is then ignored.
+        source: What the pictures were made from, one or B images: their size tells that of the pictures. Needed for
+            crops, unless ``size`` is given.
+        size: Height and width of the pictures as the model made them, before they were resized or cropped. None for
+            their present size, and for usual ones.
+        search: Whether to try other sizes, crops and mirrored pictures if the pictures as they are do not agree.
+
+    Returns:
+        The verification.
+
+    Raises:
+        FlowError: If the model makes no such pictures, or the size is not one that it makes.
+        ImageError: If the batch is empty, has a wrong number of channels, or values that are not numbers.
+
+    Source: ours.
+    """
+    kind = flow.capabilities.source
+    if kind in REFUSED or not flow.capabilities.tasks & {"upscale", "colorize", "sample", "rescale"}:
+        raise FlowError(
+            f"verify is for models that enlarge, colorize, restore, or sample without labels; got a "
+            f"{flow.architecture} model. {REFUSED.get(kind, '')}".rstrip()
+        )
+    check_seed(seed)
+    if mark is not None:
+        mark_seed(mark)  # raises for an empty phrase
+    if source is not None and size is None:
+        height, width = source.shape[-2:]
+        size = height * flow.condition_scale, width * flow.condition_scale
+    run = Runner(flow, RunOptions(**options), "Verify fewer or smaller pictures, or free memory.", pictures)
+
+    def task() -> Verification:
+        rgb = ImageBatch(pictures, run.notify).extended_rgb.cpu()
+        run.expect(len(rgb))
+        results: list[_Match] = []
+        for number, picture in enumerate(rgb.split(1)):
+            drawn_with = mark_seed(mark) if mark is not None else (seed + number) % 2**64
+            results.append(_Examination(run, flow, picture, drawn_with, size)(search=search))
+            run.advance()
+        z = torch.tensor([result.z for result in results], dtype=torch.float64)
+        return Verification(
+            z=z,
+            verified=z >= VERIFIED,
+            agreement=torch.cat([result.agreement for result in results]),
+            offset=torch.tensor([result.place.crop or (0, 0) for result in results]),
+            size=torch.tensor([result.place.size for result in results]),
+            mirrored=torch.tensor([result.place.mirrored for result in results]),
+        )
+
+    return run(task)
+
+
+class _Place(NamedTuple):
+    """How a picture relates to the picture as it was made."""
+
+    size: tuple[int, int]  # of that one
+    crop: tuple[int, int] | None = None  # row and column of the first pixel in it; None for all of it, perhaps resized
+    mirrored: bool = False
+
+
+class _Match(NamedTuple):
+    z: float
+    agreement: Tensor  # (1, 1, H, W)
+    place: _Place
+
+
+class _Examination:
+    """Compares one picture ``(1, 3, H, W)`` with the noise of one seed."""
+
+    def __init__(self, run: Runner, flow: FlowModel, picture: Tensor, seed: int, size: tuple[int, int] | None) -> None:
+        self._run, self._flow, self._picture, self._seed = run, flow, picture, seed
+        self._colors, samples = (flow.capabilities.source == kind for kind in ("luma", "none"))
+        self._multiple = math.lcm(flow.size_multiple, flow.condition_scale)  # of sides that the model encodes
+        self._unit = 1 if self._colors else self._multiple if samples else flow.condition_scale  # of those it makes
+        side = flow.image_size[0] if flow.fixed_size and flow.image_size is not None else self._multiple
+        self._factors = [side // shape[1] for shape in flow.latent_shapes(side, side)]  # pixels per position, by level
+        self._known = self._check(size) if size is not None else flow.image_size if flow.fixed_size else None
+        height, width = picture.shape[-2:]
+        self._first = _Place(self._known or self._rounded(height, width))
+        self._tries = 1
+        self._drawn: tuple[list[Shape], list[Tensor]] = [], []
+
+    def __call__(self, *, search: bool) -> _Match:
+        best = self._compare(self._first)
+        if best.z < VERIFIED and search:
+            for place in filter(None, (self._crop(), self._other_size())):
+                best = max(best, self._compare(place), key=lambda match: match.z)
+        return best._replace(z=allow_for(best.z, self._tries))
+
+    def _check(self, size: tuple[int, int]) -> tuple[int, int]:
+        height, width = height_and_width(size)
+        if min(height, width) < 1 or max(height, width) > MAX_SIDE or height % self._unit or width % self._unit:
+            raise FlowError(
+                f"size must be that of a picture of this model, with sides divisible by {self._unit}; got "
+                f"{height}x{width} (height x width). Give the size before the picture was resized or cropped."
+            )
+        return height, width
+
+    def _rounded(self, height: float, width: float) -> tuple[int, int]:
+        return max(1, round(height / self._unit)) * self._unit, max(1, round(width / self._unit)) * self._unit
+
+    # --- one place ----------------------------------------------------------------------------------------------------
+
+    def _compare(self, place: _Place) -> _Match:
+        """Compare all of the picture with the noise."""
+        height, width = self._picture.shape[-2:]
+        margin = tuple(-start % self._multiple for start in place.crop or (0, 0))  # before the grid of the latents
+        latents, covered = self._encode(self._placed(place)[..., margin[0] :, margin[1] :])
+        pairs = self._paired(latents, place, *(a + b for a, b in zip(place.crop or (0, 0), margin, strict=True)))
+        local = agreement_map(pairs)[..., : covered[0], : covered[1]]
+        local = resize_bilinear(local, (height - margin[0], width - margin[1]))
+        local = F.pad(local, (margin[1], 0, margin[0], 0), mode="replicate").clamp(-1, 1)
+        return _Match(statistic(pairs), local.flip(-1) if place.mirrored else local, place)
+
+    def _placed(self, place: _Place) -> Tensor:
+        """Give the picture the size and orientation in which it was made."""
+        x = self._picture.flip(-1) if place.mirrored else self._picture
+        return x if place.crop is not None or x.shape[-2:] == place.size else resize(x, *place.size).clamp(0, 1)
+
+    def _paired(self, latents: list[Tensor], place: _Place, top: int, left: int) -> list[tuple[Tensor, Tensor]]:
+        """Pair latents of a part that begins at (top, left), scaled to an rms of 1, with the noise there."""
+        pairs: list[tuple[Tensor, Tensor]] = []
+        for z, n, factor in zip(latents, self._noise(place.size, latents), self._factors, strict=False):
+            row, column = top // factor, left // factor
+            z = z.nan_to_num(0.0).clamp(-CLAMP, CLAMP)
+            z = z / z.square().mean().sqrt().clamp_min(1e-6)
+            pairs.append((z, n[..., row : row + z.shape[-2], column : column + z.shape[-1]]))
+        return pairs
+
+    def _noise(self, size: tuple[int, int], latents: list[Tensor]) -> list[Tensor]:
+        """Draw the noise of a picture of that size, as tasks do; colorings are encoded as a whole."""
+        shapes: list[Shape] = [(z.shape[1], z.shape[2], z.shape[3]) for z in latents]
+        if not self._colors:
+            height, width = (math.ceil(side / self._multiple) * self._multiple for side in size)
+            shapes = self._flow.latent_shapes(height, width)[: len(latents)]
+        if self._drawn[0] != shapes:
+            self._drawn = shapes, sample_latents(shapes, 1, 1.0, self._seed, check=self._run.check_cancelled)
+        return self._drawn[1]
+
+    def _encode(self, x: Tensor) -> tuple[list[Tensor], tuple[int, int]]:
+        """Encode a picture to the latents that are drawn; and say how many of the finest positions it covers."""
+        run, plan, m = self._run, self._run.plan, self._multiple
+        if self._colors:
+            job = Colorization(run, self._flow, x, None, notes=False)
+            cond = job.condition(slice(0, 1), None)
+            latents = plan.encode(job.chroma_on_grid(x, slice(0, 1)) + NEUTRAL, cond)
+            rows, columns = (math.ceil(side * latents[0].shape[-1] / job.grid[1]) for side in job.chroma_size)
+            return [z.cpu().float() for z in latents], (rows, columns)
+        padded = pad_by_reflection(x, (0, -x.shape[-1] % m, 0, -x.shape[-2] % m))
+        shapes = plan.latent_shapes(*padded.shape[-2:])
+        result = [torch.empty(1, *shape) for shape in (shapes[:-1] if plan.anchored else shapes)]
+        tile, halo = math.ceil(TILE / m) * m, HALO * self._flow.condition_scale
+        for rows, columns in tile_grid(*padded.shape[-2:], tile=tile, halo=halo, multiple=m):
+            run.check_cancelled()
+            part = padded[..., rows.halo_start : rows.halo_end, columns.halo_start : columns.halo_end]
+            part = part.to(run.device, run.dtype)
+            # the last latents of an anchored flow are the small picture, which is not drawn
+            for whole, z, f in zip(result, plan.encode(part, self._condition(part)), self._factors, strict=False):
+                top, left = (rows.start - rows.halo_start) // f, (columns.start - columns.halo_start) // f
+                target = whole[..., rows.start // f : rows.end // f, columns.start // f : columns.end // f]
+                target[:] = z[..., top : top + target.shape[-2], left : left + target.shape[-1]].cpu().float()
+        return result, (math.ceil(x.shape[-2] / self._factors[0]), math.ceil(x.shape[-1] / self._factors[0]))
+
+    def _condition(self, x: Tensor) -> Condition | None:
+        """Encode the condition that a picture tells of itself: the picture, shrunk."""
+        plan = self._run.plan
+        if self._flow.capabilities.source != "low_resolution":
+            return None
+        small = plan.reduce(x) if "rescale" in self._flow.capabilities.tasks else shrink(x, self._flow.condition_scale)
+        return plan.encode_condition(small.clamp(0, 1))
+
+    # --- other places -------------------------------------------------------------------------------------------------
+
+    def _other_size(self) -> _Place | None:
+        """Try other sizes and mirrored pictures by the middle of the picture, and return the best place."""
+        sizes = [self._known] if self._known else list(self._usual_sizes())[:MAX_SIZES]
+        best, highest = None, -math.inf
+        sizes = [self._first.size] if self._colors else sizes
+        places = [*map(_Place, sizes), *(_Place(size, mirrored=True) for size in sizes[:MAX_MIRRORED])]
+        for place in (place for place in places if place != self._first):
+            self._run.check_cancelled()
+            self._tries += 1
+            z = self._middle(place)
+            if z > highest:
+                best, highest = place, z
+            if z > SURE:
+                break
+        return best if highest > PROMISING else None
+
+    def _middle(self, place: _Place) -> float:
+        x = self._placed(place)
+        if self._colors or self._flow.fixed_size:
+            return statistic(self._paired(self._encode(x)[0], place, 0, 0))
+        top, left = (max(0, side - WINDOW) // 2 // self._multiple * self._multiple for side in x.shape[-2:])
+        latents, _ = self._encode(x[..., top : top + WINDOW, left : left + WINDOW])
+        return statistic(self._paired(latents, place, top, left))
+
+    def _usual_sizes(self) -> Iterator[tuple[int, int]]:
+        """List sizes that the picture may have been made in, the commonest first, the present one included."""
+        height, width = self._picture.shape[-2:]
+        longest = max(height, width)
+        unit = self._flow.condition_scale if self._unit > 1 else 1
+        ratios = [1.0, *map(float, map(Fraction, RATIOS)), *(longest / (unit * side) for side in SIDES)]
+        sizes = dict[tuple[int, int], None]()
+        for ratio in ratios:
+            size = self._rounded(height / ratio, width / ratio)
+            same_shape = all(abs(a * ratio - b) <= 1 for a, b in zip(size, (height, width), strict=True))
+            if SMALLEST_RATIO <= ratio <= LARGEST_RATIO and same_shape and max(size) <= MAX_SIDE:
+                sizes[size] = None
+        yield from sizes
+
+    def _crop(self) -> _Place | None:
+        """Find a cropped picture in the picture of known size, by the cross-correlation of the finest latents.
+
+        These depend on where the grid of the squeeze lies, whose phases are tried, but hardly on that of the condition.
+        """
+        if self._known is None or self._colors:
+            return None
+        (height, width), shape, f, m = self._known, self._picture.shape[-2:], self._factors[0], self._multiple
+        if min(shape) < SMALLEST_CROP or shape[0] > height or shape[1] > width or tuple(shape) == self._known:
+            return None
+        best, highest = None, -math.inf
+        for mirrored, top, left in product((False, True), range(f), range(f)):
+            self._run.check_cancelled()
+            x = self._placed(_Place(self._known, (0, 0), mirrored))[..., top:, left:]
+            rows, columns = (min(CROP, side // m * m) for side in x.shape[-2:])
+            latents = self._encode(x[..., :rows, :columns])[0]
+            z = self._paired(latents, self._first, 0, 0)[0][0]
+            correlation = cross_correlation(z, self._noise(self._known, latents)[0])
+            # where all of the picture would lie within the other
+            correlation = correlation[: (height - shape[0] + top) // f + 1, : (width - shape[1] + left) // f + 1]
+            self._tries += correlation.numel()
+            peak = int(correlation.argmax())
+            if float(correlation.flatten()[peak]) > highest:
+                highest, (row, column) = float(correlation.flatten()[peak]), divmod(peak, correlation.shape[1])
+                best = _Place(self._known, (max(0, row * f - top), max(0, column * f - left)), mirrored)
+        return best
+
+
+def statistic(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """Compute z from pairs of latents and noise, see ``verify``."""
+    levels = [
+        float((z * n).sum(dtype=torch.float64) / z.square().sum(dtype=torch.float64).sqrt().clamp_min(1e-6))
+        for z, n in pairs
+    ]
+    return sum(levels) / math.sqrt(len(levels))
+
+
+def allow_for(z: float, tries: int) -> float:
+    """Lower the largest z of several tries to one that is as unlikely for a single try, or less likely than that."""
+    return z if tries == 1 else math.sqrt(max(0.0, z * abs(z) - 2 * math.log(tries)))
+
+
+def agreement_map(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Correlate latents and noise around every position of the finest latents: ``(1, 1, h, w)``."""
+    finest = pairs[0][0].shape[-2:]
+    sums = torch.zeros(1, 3, *finest)  # of z n, z^2 and n^2 per finest position
+    values = 0.0
+    for z, n in pairs:
+        cells = torch.cat(
+            [(z * n).sum(1, keepdim=True), z.square().sum(1, keepdim=True), n.square().sum(1, keepdim=True)], 1
+        )
+        share = math.prod(z.shape[-2:]) / math.prod(finest)
+        sums += share * F.interpolate(cells, finest, mode="nearest")
+        values += share * z.shape[1]
+    overall = sums.sum((0, 2, 3))
+    correlation = float(overall[0] / (overall[1] * overall[2]).sqrt().clamp_min(1e-6))
+    window = EVIDENCE / (max(correlation, 1e-3) * math.sqrt(values))  # positions, so that z is about EVIDENCE there
+    window = 2 * round(min(max(window, SMOOTH[0]), SMOOTH[1], *finest) / 2) + 1
+    products, powers, noise = blur(sums, window).split(1, 1)
+    return products / (powers * noise).sqrt().clamp_min(1e-6)
+
+
+def cross_correlation(z: Tensor, n: Tensor) -> Tensor:
+    """Correlate latents ``(1, C, h, w)`` with noise ``(1, C, H, W)`` at every shift, as z-scores: ``(H, W)``."""
+    size = n.shape[-2:]
+    total = torch.zeros(size[0], size[1] // 2 + 1, dtype=torch.complex64)
+    for a, b in zip(z[0], n[0], strict=True):  # channel by channel, for the memory
+        total += torch.fft.rfft2(b) * torch.fft.rfft2(a, s=size).conj()
+    return torch.fft.irfft2(total, s=size) / z.square().sum().sqrt()
