@@ -20,6 +20,13 @@ FINE = 6  # lowest row + column of a frequency that counts as fine: its coeffici
 ZERO = 0.7  # amplitude, in 1/255, below which a coefficient was rounded to 0
 CHANCE = 0.144  # standard deviation of a random number's distance to the nearest integer; the mean is 0.25
 SIGNIFICANT = 15.0  # z-score of ``_nearness`` from which a photograph was stored as JPEG; clean ones have up to 10
+# A drawing repeats few coefficients, so steps that fit them by accident fit other grids as well. Relative to the best
+# grid, ``_nearness`` of the others is at most 0.4 in most JPEG files, and at least 0.49 in drawings;
+ELSEWHERE = 0.4
+# ``_agreement`` is higher by at least 0.2 in JPEG files of photographs, by at most 0.05 in drawings.
+AHEAD = 0.12
+ROUNDING = 1.0  # distance, in 1/255, within which coefficients of a JPEG file are multiples of their steps
+MIN_STEP = 3  # smallest step that tells such multiples from chance
 
 
 def jpeg_quality(image: Tensor) -> float | None:
@@ -27,8 +34,9 @@ def jpeg_quality(image: Tensor) -> float | None:
 
     In one of the 64 grids of 8x8 pixels most fine coefficients of the cosine transform are 0, and the others near
     multiples of the quantization steps, which tell the quality, exactly so for standard tables. None if there is no
-    such grid, as in resized photographs. Source: the idea of Fan & de Queiroz, "Identification of bitmap compression
-    history", IEEE TIP 2003.
+    such grid, as in resized photographs, or if the steps fit the other grids nearly as well, as in drawings, whose few
+    colors repeat a few coefficients everywhere. Source: the idea of Fan & de Queiroz, "Identification of bitmap
+    compression history", IEEE TIP 2003.
     """
     if min(image.shape[-2:]) < MIN_SIDE:
         return None
@@ -39,10 +47,18 @@ def jpeg_quality(image: Tensor) -> float | None:
     rows, columns = (side // BLOCK for side in zeros.shape)
     shares = zeros[: rows * BLOCK, : columns * BLOCK].unflatten(0, (rows, BLOCK)).unflatten(2, (columns, BLOCK))
     top, left = divmod(int(shares.mean((0, 2)).argmax()), BLOCK)  # the start of the grid with the most zeros
-    values = spectra[:, top::BLOCK, left::BLOCK].flatten(1)  # of the blocks of this grid, (64, N)
-    scores = {quality: _nearness(values, quantization_steps(quality)) for quality in range(1, 100)}
+    # the blocks of every grid, (63, N), without their means, which are round numbers in pixel art
+    grids = {(i, j): spectra[1:, i::BLOCK, j::BLOCK].flatten(1) for i in range(BLOCK) for j in range(BLOCK)}
+    values = grids.pop((top, left))
+    scores = {quality: _nearness(values, quantization_steps(quality)[1:]) for quality in range(1, 100)}
     best = max(scores, key=scores.__getitem__)
-    return float(best) if scores[best] > SIGNIFICANT else None
+    if scores[best] <= SIGNIFICANT:
+        return None
+    steps = quantization_steps(best)[1:]
+    if all(_nearness(others, steps) < ELSEWHERE * scores[best] for others in grids.values()):
+        return float(best)
+    agreement = max(_agreement(others, steps) for others in grids.values())
+    return float(best) if _agreement(values, steps) > agreement + AHEAD else None
 
 
 @functools.cache
@@ -64,11 +80,20 @@ def _cosines() -> Tensor:
 
 
 def _nearness(values: Tensor, steps: Tensor) -> float:
-    """Compute the z-score of how much nearer values (64, N) are to multiples of their steps than by chance."""
+    """Compute the z-score of how much nearer values (K, N) are to multiples of their steps than by chance."""
     multiples = values / steps
     counts = ((multiples.abs() > 0.6) & (steps > 1)).float()  # 0 is a multiple of all
     nearer = ((0.25 - (multiples - multiples.round()).abs()) * counts).sum()
     return float(nearer / counts.sum().clamp(min=1).sqrt()) / CHANCE
+
+
+def _agreement(values: Tensor, steps: Tensor) -> float:
+    """Compute the share of values (K, N), but for those near 0, that are multiples of their steps; 0 is chance."""
+    multiples = values / steps
+    counts = ((multiples.abs() > 0.6) & (steps >= MIN_STEP)).float()
+    chance = 2 * ROUNDING / steps
+    hits = ((multiples - multiples.round()).abs() * steps < ROUNDING).float()
+    return float(((hits - chance) * counts).sum() / ((1 - chance) * counts).sum().clamp(min=1))
 
 
 def crop_middle(image: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import flowcore
 from flowcore.errors import FlowError, ImageError, ShapeError
@@ -297,6 +297,46 @@ def test_jpeg_blocks_are_reported_with_their_quality(crops):
     assert told(damaged) >= 92
     cut = tensor_of(damaged[0][3:, 5:])
     assert describe_damage(cut) == describe_damage(cut / 255) == "JPEG blocks (about quality 50)"
+
+
+def drawings():
+    """Lossless graphics of 256x256: flat shapes, gradients, halftones, dither, pixel art, tiles of 8x8, and lines."""
+    rng = np.random.default_rng(31)
+    y, x = np.mgrid[:256, :256]
+    slopes = [(x * np.cos(angle) + y * np.sin(angle)) for angle in rng.uniform(0, 1.5, 6)]
+    gradients = [np.stack([a + b * slope for a, b in rng.uniform(0, 0.7, (3, 2))], -1).round() for slope in slopes]
+    wedge = x / 256
+    bayer = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]]) / 16
+    found = [*gradients, 255 * (np.repeat(wedge[..., None], 3, -1) > np.tile(bayer, (64, 64))[..., None])]
+    for side in (2, 4, 8, 16):
+        palette = rng.integers(0, 256, (6, 3))
+        found.append(palette[rng.integers(0, 6, (256 // side, 256 // side))].repeat(side, 0).repeat(side, 1))
+    for _ in range(6):
+        tiles = rng.integers(0, 256, (12, 8, 8, 3))
+        tiles[:, 2:6, 2:6] = rng.integers(0, 256, (12, 1, 1, 3))
+        found.append(tiles[rng.integers(0, 12, (32, 32))].transpose(0, 2, 1, 3, 4).reshape(256, 256, 3))
+        flat, lines = (Image.new("RGB", (256, 256), tuple(rng.integers(0, 256, 3).tolist())) for _ in range(2))
+        on_flat, on_lines = ImageDraw.Draw(flat), ImageDraw.Draw(lines)
+        for k in range(25):
+            (left, top), size = rng.integers(0, 200, 2), int(rng.integers(9, 120))
+            draw = on_flat.ellipse if k % 2 else on_flat.rectangle
+            draw([left, top, left + size, top + size], fill=tuple(rng.integers(0, 256, 3).tolist()))
+            on_lines.line([0, 10 * k, 256, 10 * k], fill=(90, 90, 90), width=1)
+            on_lines.text((left, top), "flows", fill=(0, 0, 0))
+        period = int(rng.integers(4, 10))
+        dots = np.hypot(x % period - period / 2, y % period - period / 2)[..., None] < 0.7 * period * wedge[..., None]
+        halftone = np.where(dots, *rng.integers(0, 256, (2, 3)))
+        found += [np.asarray(flat), np.asarray(lines), halftone]
+    return [np.asarray(one).clip(0, 255).astype(np.uint8) for one in found]
+
+
+def test_drawings_are_not_called_damaged():
+    assert told(drawings()) == 0
+
+
+def test_drawings_that_were_stored_as_jpeg_are_reported():
+    flat = drawings()[12:-1:4]
+    assert told([stored(one, 85) for one in flat]) == len(flat) == 6
 
 
 def test_noise_is_reported(crops):
