@@ -29,6 +29,7 @@ from .checkpoints.latents_file import model_sha256
 from .checkpoints.model_file import is_flowcore_file
 from .device import actual_precision
 from .errors import CheckpointError, FlowError
+from .images.opening import open_regular
 from .model import FlowModel
 from .models.fields import short_repr
 
@@ -181,7 +182,7 @@ def _text(path: Path, key: str) -> str | None:
     """Read the text of a key in a PNG or EXR file, from its first ``MAX_HEAD`` bytes; None if there is none."""
     name = path.name[:100]
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(MAX_HEAD)
         if head.startswith(EXR):
             return _find_attribute(head, key)

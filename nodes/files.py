@@ -153,7 +153,7 @@ def preview(name: str) -> tuple[bytes, str]:
     """Return the file that the page shows for one of our pictures or a folder, and its content type."""
     files = _picture_files(name)[:PREVIEWED]
     if len(files) == 1 and files[0].suffix in CONTENT_TYPES:
-        return files[0].read_bytes(), CONTENT_TYPES[files[0].suffix]
+        return read_bytes(files[0]), CONTENT_TYPES[files[0].suffix]
     with PREVIEW_LOCK:
         return _contact_sheet(*((file, file_fingerprint(file)) for file in files)), "image/png"
 
@@ -164,7 +164,7 @@ def _contact_sheet(*files: tuple[Path, str]) -> bytes:
     sizes = {upright_size(file) or (THUMBNAIL, THUMBNAIL) for file, _ in files}
     sides = sizes.pop() if len(sizes) == 1 else (THUMBNAIL, THUMBNAIL)
     height, width = (max(1, round(side * min(1, THUMBNAIL / max(sides)))) for side in sides)
-    small = [fit(read_rgb(file.read_bytes(), file.name, side=THUMBNAIL), (height, width), 3) for file, _ in files]
+    small = [fit(read_rgb(read_bytes(file), file.name, side=THUMBNAIL), (height, width), 3) for file, _ in files]
     return png(side_by_side(torch.stack(small) / 255))
 
 
@@ -178,7 +178,7 @@ def _picture_files(picture: str) -> list[Path]:
 
 def _read_with_alpha(file: Path, notify: Callable[[str], None]) -> Tensor:
     """Read a picture, or the frames of an animated one with even sides, as videos need them: (B, 4, H, W) in [0, 1]."""
-    data = file.read_bytes()
+    data = read_bytes(file)
     count = frame_count(data)
     picture = read(data, file.name, all_frames=count > 1)
     pixels = picture.pixels
@@ -232,7 +232,9 @@ class FlowcoreFolder(FlowNode):
             raise FlowError(
                 f"folder: {shown(folder)} is not a folder in ComfyUI's input folder. Put your pictures there."
             )
-        pictures, manifest = find([str(source)], out, self.notes), Manifest(inside("output", out / NAME))
+        skipped = dict[Path, str]()
+        pictures, manifest = find([str(source)], out, self.notes, skipped), Manifest(inside("output", out / NAME))
+        manifest.append_skipped({path.relative_to(source): reason for path, reason in skipped.items()})
         parts = [(model, pictures)] if isinstance(model, HostModel) else _group_by_model(model, pictures)
         for part, its_pictures in parts:
             work = _make_work(part, temperature, seed, samples)

@@ -9,7 +9,7 @@ from .. import flowcore
 from ..flowcore import ImageError, provenance
 from ..flowcore.checkpoints import catalog, read_config
 from ..flowcore.images.color import truncate_16_bits
-from ..flowcore.images.files import read
+from ..flowcore.images.files import read, read_bytes
 from ..flowcore.provenance import ProvenanceError
 from ..flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
 from ..flowcore.tasks.model_input import label_names
@@ -132,7 +132,7 @@ class FlowcoreLoadRecipe(FileNode):
         path = self.require_file(image)
         entries = provenance.read(path)
         try:
-            picture = read(path.read_bytes(), path.name).pixels[0, :3]
+            picture = read(read_bytes(path), path.name).pixels[0, :3]
         except (ImageError, OSError) as error:
             raise ProvenanceError(
                 f"{error} The file is damaged or not a PNG file; use the file as it was saved."

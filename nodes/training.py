@@ -13,7 +13,8 @@ from torch import Tensor
 from .. import flowcore
 from ..flowcore import FlowError, FlowModel
 from ..flowcore.checkpoints.model_file import read_header
-from ..flowcore.images.files import IMAGE_SUFFIXES, read
+from ..flowcore.images.files import read, read_bytes
+from ..flowcore.images.opening import IMAGE_SUFFIXES
 from ..flowcore.training.image_sources import find_images, folder_problem, folder_stamp
 from ..flowcore.training.recipe import RECIPES, Recipe, fingerprint, read_recipe
 from ..flowcore.training.run_folder import NamedRun, Record, Result
@@ -215,7 +216,7 @@ def _picture(path: Path | None) -> Tensor:
     """Read a picture as (1, 3, H, W) in [0, 1]; a small black one if there is none."""
     if path is None or not path.exists():
         return torch.zeros(1, 3, 64, 64)
-    return read(path.read_bytes(), path.name).pixels[:, :3]
+    return read(read_bytes(path), path.name).pixels[:, :3]
 
 
 def _check_widgets(folder: str | None, recipe: str | None, name: str | None) -> None:

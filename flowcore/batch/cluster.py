@@ -22,6 +22,7 @@ import torch
 from ..checkpoints import catalog, load
 from ..checkpoints.writing import printable
 from ..errors import FlowError
+from ..images import files
 from .folders import Job, Outputs, save
 from .job import Work, Worker
 
@@ -60,7 +61,7 @@ class _RayWorker:
             path, start, notes = Path(os.fsdecode(row["path"])), time.monotonic(), list[str]()
             results, problem = list[bytes](), ""
             try:
-                results = self._worker(path.read_bytes(), path.name, notify=notes.append)
+                results = self._worker(files.read_bytes(path), path.name, notify=notes.append)
             except Exception as error:  # one picture does not stop the others
                 problem = f"{error}" if isinstance(error, FlowError) else f"{type(error).__name__}: {error}"
             outcome = {"results": results, "error": printable(problem), "notes": [*map(printable, notes)]}

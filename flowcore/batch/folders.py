@@ -23,15 +23,16 @@ from typing import Literal
 from filelock import FileLock, Timeout
 
 from ..checkpoints.writing import LONGEST_NAME, SavingError, beside, check_writable, write_atomic
-from ..errors import FlowError
+from ..errors import FlowError, ImageError
 from ..images import files
-from ..images.files import IMAGE_SUFFIXES
-from ..images.folders import walk_files, walk_folders
+from ..images.folders import is_image_name, walk_files, walk_folders
+from ..images.opening import IMAGE_SUFFIXES
 from ..tasks import Progress
 from .job import MARK, Worker, frames_done, remove_state
 
 MAGIC = re.compile(r"[*?[]")
 FRAME = re.compile(r"(.+)(\.\d{2,})")  # the stem of a frame's name: shot.v01.0001
+LISTED = 8  # names of skipped files that a notice lists
 POLL = 1.0  # seconds between looks at pictures that other processes have claimed
 
 
@@ -73,14 +74,20 @@ State = Literal["done", "pending"] | FlowError  # of a job; an error says why it
 # --- which files ------------------------------------------------------------------------------------------------------
 
 
-def find(words: Sequence[str], out: Path | None = None, notify: Callable[[str], None] | None = None) -> list[InputFile]:
+def find(
+    words: Sequence[str],
+    out: Path | None = None,
+    notify: Callable[[str], None] | None = None,
+    ignored: dict[Path, str] | None = None,
+) -> list[InputFile]:
     """Find picture files: word by word, each file once, in natural order of their names; report what is skipped.
 
     Words are files, folders (searched at any depth, through links, but without ``out``) and patterns such as
-    ``photos/**/*.jpg``. A broken link to a picture is included, so that the run reports it.
+    ``photos/**/*.jpg``. What only has the name of a picture, such as a broken link or a pipe, is included, so that the
+    run reports it. ``ignored`` gets the files that are skipped, and why.
     """
     inputs: dict[Path, InputFile] = {}
-    ignored = dict[Path, str]()  # file to reason
+    ignored = {} if ignored is None else ignored
     for word in words:
         path, problem = Path(word), ""
         if os.path.isdir(word):  # pathlib raises errors for names that are too long
@@ -99,7 +106,8 @@ def find(words: Sequence[str], out: Path | None = None, notify: Callable[[str], 
             inputs.setdefault(match.path.absolute(), match)
     if ignored and notify is not None:
         kinds = ", ".join(sorted({*ignored.values()}))
-        notify(f"Skipped {len(ignored)} files that flowcore does not read ({kinds}).")
+        names = ", ".join(sorted(path.name for path in ignored)[:LISTED]) + (", ..." if len(ignored) > LISTED else "")
+        notify(f"Skipped {len(ignored)} files that flowcore does not read ({kinds}): {names}.")
     return list(inputs.values())
 
 
@@ -110,9 +118,9 @@ def _pictures(paths: Iterable[Path], above: Path, out: Path | None, ignored: dic
     for file in {*paths}:
         broken = file.is_symlink() and not file.exists()
         is_ours = excluded is not None and excluded in Path(os.path.realpath(file)).parents
-        if is_ours or file.name.startswith(".") or not (file.is_file() or broken):
+        if is_ours or file.name.startswith(".") or file.is_dir():
             continue
-        if file.suffix.lower() in IMAGE_SUFFIXES:
+        if is_image_name(file.name):
             pictures.append(InputFile(file, file.relative_to(above)))
         else:
             ignored[file.absolute()] = "a broken link" if broken else file.suffix.lower() or "no suffix"
@@ -337,8 +345,8 @@ def do(
 def is_done(job: Job, worker: Worker, *, again: bool = False) -> bool:
     """Return True if a worker can skip a job, see ``targets_done``."""
     try:
-        picture = job.source.read_bytes()
-    except OSError:
+        picture = files.read_bytes(job.source)
+    except ImageError:
         return False
     ids = worker.work.ids(picture, worker.model_sha256, job.source.name)
     return targets_done(job.targets, ids, worker.work.size_of(picture), again=again)

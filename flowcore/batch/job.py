@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import io
 import json
 import math
 import re
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -29,6 +27,7 @@ from ..images import files
 from ..images.color import NEUTRAL, luma, to_uint8, truncate_16_bits
 from ..images.files import DecodedImage, Format
 from ..images.metadata import lost_on_save
+from ..images.opening import IMAGE_SUFFIXES
 from ..model import FlowModel
 from ..provenance import KEY, Provenance, fingerprint, source
 from ..tasks import Progress
@@ -92,7 +91,7 @@ class Work:
                 continue
             if place.is_dir():
                 stem = Path(name).stem
-                named = [p for p in place.iterdir() if p.stem == stem and p.suffix.lower() in files.IMAGE_SUFFIXES]
+                named = [p for p in place.iterdir() if p.stem == stem and p.suffix.lower() in IMAGE_SUFFIXES]
                 if len(named) != 1:
                     raise FlowError(
                         f"Expected one {kind} named {stem} in {place}; got {len(named)}. Give it the picture's name."
@@ -160,8 +159,7 @@ def picture_id(payload: dict[str, Any]) -> str:
 
 def original_size(picture: bytes | Path) -> tuple[int, int] | None:
     """Height and width of the photograph that a picture was shrunk from, if its file states them."""
-    with Image.open(picture if isinstance(picture, Path) else io.BytesIO(picture)) as opened:
-        size = re.fullmatch(r"(\d{1,6})x(\d{1,6})", str(opened.info.get(SIZE, "")))
+    size = re.fullmatch(r"(\d{1,6})x(\d{1,6})", files.text(picture, SIZE))
     return None if size is None else (int(size[2]), int(size[1]))
 
 

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ SCORE_COLUMNS = (
 
 
 class Manifest:
-    """Rows of ``COLUMNS``, appended by any number of processes; an input that failed has one without output."""
+    """Rows of ``COLUMNS``, appended by any number of processes; what failed or was skipped has one without output."""
 
     def __init__(self, path: Path) -> None:
         """Open the table of a run, which need not exist yet; FlowError if the file is something else."""
@@ -56,6 +56,13 @@ class Manifest:
     def _read(self) -> list[list[str]]:
         with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
             return list(csv.reader(file))
+
+    def append_skipped(self, skipped: Mapping[Path, str]) -> None:
+        """Write a row for each file that was skipped, with the reason."""
+        if skipped:
+            rows = [(path, "", "", "", "", "", f"Skipped: {reason}.") for path, reason in skipped.items()]
+            with exclusive(self.path):
+                _append(self.path, COLUMNS, rows)
 
     def append(self, job: Job, result: Outputs | Exception, worker: Worker) -> None:
         """Write the rows of a job that a worker has done to the disk."""

@@ -22,7 +22,8 @@ from ..batch.tables import NAME, Manifest
 from ..checkpoints.writing import check_writable
 from ..device import actual_precision, keep_freed_memory
 from ..errors import FlowError
-from ..images.files import FORMATS, IMAGE_SUFFIXES, SUFFIXES, Format, check_format, upright_size
+from ..images.files import FORMATS, SUFFIXES, Format, check_format, upright_size
+from ..images.opening import IMAGE_SUFFIXES
 from ..model import FlowModel, Task
 from ..tasks.forecast import NOTEWORTHY, Size, forecast
 from ..tasks.model_choice import upscaler_for_files
@@ -32,7 +33,7 @@ from .options import AUTO, parse_assignments
 from .output import ProgressBar, log, write_result
 
 # suffixes of pictures that we never write
-UNWRITTEN = {*IMAGE_SUFFIXES, ".avif", ".exr", ".hdr", ".jp2", ".jxl", ".ppm", ".tga"} - FORMATS.keys()
+UNWRITTEN = {*IMAGE_SUFFIXES, ".exr", ".hdr", ".jxl"} - FORMATS.keys()
 MANY = 20  # with more pictures, a line says that they are examined
 TOKENS = ("stem", "base", "frame", "suffix", "model", "seed", "sample")  # of ``--name``
 
@@ -119,7 +120,8 @@ def make_images(
     """
     is_auto = options.model == AUTO
     runs = {} if is_auto else {options.model: prepare(options)}
-    pictures = folders.find(options.images, options.out, log)
+    skipped = dict[Path, str]()
+    pictures = folders.find(options.images, options.out, log, skipped)
     choices = {picture.path: (options.model, "") for picture in pictures}
     if is_auto:
         if len(pictures) > MANY:
@@ -141,6 +143,8 @@ def make_images(
     check_writable(options.out if named_format(options.out) else options.out / NAME)
     is_listed = options.manifest is not None or len(jobs) > 1
     manifest = Manifest(options.manifest or options.out / NAME) if is_listed else None
+    if manifest is not None:
+        manifest.append_skipped(skipped)
     done = set[Job]()  # looking again would decode their files again
 
     def is_done(job: Job) -> bool:

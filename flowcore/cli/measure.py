@@ -19,6 +19,7 @@ from ..errors import FlowError
 from ..evaluation.colorization import PORTRAIT_SAMPLES, colorizer_table, evaluate_colorizer
 from ..evaluation.image_set import density_table, evaluate_density, markdown, size_of
 from ..evaluation.upscaling import USUAL_MEASURES, evaluate_upscaler, missing_measures, upscaler_table
+from ..images import files
 from ..model import FlowModel
 from ..tasks.score import ranking_key
 from ..training.recipe import held_out_names
@@ -48,7 +49,7 @@ def run_score(options: Namespace) -> None:
         row = None if table is None or options.again else table.rows.get(_name(job))
         if row is None or not job.source.is_file():
             return False
-        return row["id"] == work.ids(job.source.read_bytes(), worker.model_sha256)[0]
+        return row["id"] == work.ids(files.read_bytes(job.source), worker.model_sha256)[0]
 
     for job, result in execute(options, jobs, is_done, run_of, bar):
         name = _name(job)

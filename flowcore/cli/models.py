@@ -19,7 +19,7 @@ from ..checkpoints.model_file import is_flowcore_file, read_header, reconfigure,
 from ..checkpoints.writing import check_writable
 from ..device import check_device, keep_freed_memory
 from ..errors import FlowError
-from ..images.files import IMAGE_SUFFIXES
+from ..images.opening import IMAGE_SUFFIXES
 from .options import parse_assignments
 from .output import check_overwrite, log
 

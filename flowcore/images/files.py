@@ -9,7 +9,6 @@ import io
 import re
 import struct
 import sys
-import threading
 import zlib
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 from PIL import TiffImagePlugin as tiff
 from torch import Tensor
 
@@ -40,9 +39,9 @@ from .metadata import (
     tags_for_size,
     tiff_directory,
 )
+from .opening import check_decodable, open_image, read_image_bytes
 
 Format = Literal["png", "jpeg", "webp", "tiff"]
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # of files that are read
 Pixels = npt.NDArray[Any]  # uint8 or uint16, (h, w, channels)
 V = TypeVar("V")
 
@@ -91,6 +90,7 @@ def frame_count(data: bytes) -> int:
 def read_frames(data: bytes, name: str) -> Tensor:
     """Decode all frames of a file, see ``frame_count``: ``(T, 4, H, W)`` in [0, 1], with alpha."""
     with _opened(data, name) as opened:
+        check_decodable(opened, frame_count(data))
         frames: list[Pixels] = []
         for number in range(frame_count(data)):
             opened.seek(number)
@@ -142,11 +142,11 @@ def fit(image: Image.Image, size: tuple[int, int], channels: int) -> Tensor:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a file's contents; ImageError if that is impossible."""
+    """Read the contents of an image file; ImageError if it is none, or cannot be read, see ``opening``."""
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"Cannot read {path.name} as an image: {error.strerror or error}.") from error
+        return read_image_bytes(path)
+    except ImageError as error:
+        raise ImageError(f"Cannot read {path.name} as an image: {error}.") from error
 
 
 def encode(
@@ -229,6 +229,11 @@ def bits_per_channel(data: bytes | Path) -> int:
     return 16 if deep else 8
 
 
+def text(data: bytes | Path, key: str) -> str:
+    """Read the text under a key in a PNG file's chunks before its pixels; "" if there is none."""
+    return str(_read_from(data, lambda opened: opened.info.get(key)) or "")
+
+
 def is_whole(data: bytes) -> bool:
     """Tell whether all pixels of an image file can be decoded."""
     return _read_from(data, lambda opened: opened.load()) is not None
@@ -236,36 +241,14 @@ def is_whole(data: bytes) -> bool:
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
-_LOCK = threading.Lock()
-_BEFORE: list[bool] = []  # per reader inside: Pillow's setting before the first one entered
-
-
-@contextmanager
-def refuse_truncated() -> Generator[None]:
-    """Make Pillow refuse truncated files, a setting of the whole process, until the last reader inside leaves."""
-    with _LOCK:
-        _BEFORE.append(_BEFORE[0] if _BEFORE else ImageFile.LOAD_TRUNCATED_IMAGES)
-        ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        yield
-    finally:
-        with _LOCK:
-            if _BEFORE.pop() and not _BEFORE:
-                ImageFile.LOAD_TRUNCATED_IMAGES = True
-
 
 @contextmanager
 def _opened(data: bytes | Path, name: str = "") -> Generator[Image.Image]:
-    """Open a file with Pillow; turn any failure inside into an ImageError with its name."""
+    """Open a file, see ``open_image``; turn any failure inside into an ImageError with its name."""
     try:
-        with refuse_truncated(), Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as opened:
+        with open_image(data) as opened:
             yield opened
-    except UnidentifiedImageError as error:
-        why = "Pillow does not know its format" if data else "it is empty"
-        raise ImageError(f"Cannot read {name} as an image: {why}.") from error
-    except (ImageError, MemoryError):
-        raise
-    except Exception as error:  # damaged files make Pillow raise almost anything
+    except ImageError as error:
         raise ImageError(f"Cannot read {name} as an image: {error}.") from error
 
 
@@ -281,6 +264,7 @@ def _read_from(data: bytes | Path, read: Callable[[Image.Image], V]) -> V | None
 def _decode(opened: Image.Image, data: bytes) -> Pixels:
     """Decode the pixels, upright, (h, w, 3 or 4)."""
     _refuse_unknown_range(opened)
+    check_decodable(opened)
     low_bytes = _low_bytes(opened, data)
     opened.load()  # after that, the file's raw mode is gone
     pixels, orientation = _pixels(opened, low_bytes), tags_and_orientation(opened)[1]
@@ -317,7 +301,8 @@ def _low_bytes(opened: Image.Image, data: bytes) -> Pixels | None:
         return None
     gray = deep[1] == "LA"  # of a PNG, reopened as 8-bit RGBA: gray high, gray low, alpha high, alpha low
     raw = "RGBA" if gray else f"{deep[1]};16{OTHER_ORDER[deep[2]]}"
-    with cast("Any", Image.open(io.BytesIO(data))) as swapped:
+    with open_image(data) as reopened:
+        swapped = cast("Any", reopened)
         for number, tile in enumerate(swapped.tile):  # a plain tuple before Pillow 11
             arguments = raw if isinstance(tile[3], str) else (raw, *tile[3][1:])
             swapped.tile[number] = tuple.__new__(type(tile), (*tile[:3], arguments))

@@ -6,14 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import ImageError
-from .files import IMAGE_SUFFIXES
+from .opening import IMAGE_SUFFIXES
+
+JUNCTION = 0xA0000003  # IO_REPARSE_TAG_MOUNT_POINT
 
 
 def image_files(folder: Path) -> list[Path]:
     """List the image files in a folder, at any depth, sorted; log what is skipped. ImageError if there are none."""
     skipped = dict[Path, str]()
-    paths = [path for path in walk_files(folder, skipped) if path.suffix.lower() in IMAGE_SUFFIXES]
-    skipped |= {path: "a broken link" for path in paths if not path.exists()}
+    paths = [path for path in walk_files(folder, skipped) if is_image_name(path.name)]
+    for path in paths:
+        if not path.is_file():
+            skipped[path] = "neither a file nor a link to one" if path.exists() else "a broken link"
     for path, reason in skipped.items():
         logging.getLogger("flowcore").warning("Skipped: %s, %s.", path, reason)
     if files := sorted(path for path in paths if path.is_file()):
@@ -21,6 +25,11 @@ def image_files(folder: Path) -> list[Path]:
     raise ImageError(
         f"No images in {folder}. Expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}, at any depth."
     )
+
+
+def is_image_name(name: str) -> bool:
+    """Tell whether a file's name ends as those of images, and is not hidden: macOS writes ``._a.jpg`` beside a.jpg."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
 def walk_files(folder: Path, skipped: dict[Path, str]) -> Iterator[Path]:
@@ -39,8 +48,13 @@ def walk_folders(top: Path, skipped: dict[Path, str]) -> Iterator[tuple[str, lis
 
     for parent, folders, names in os.walk(top, followlinks=True, onerror=skip):
         folders.sort()
-        for folder in [Path(parent, name).absolute() for name in folders if Path(parent, name).is_symlink()]:
+        for folder in [Path(parent, name).absolute() for name in folders if _is_link(os.path.join(parent, name))]:
             if any(above.resolve().is_relative_to(folder.resolve()) for above in folder.parents):  # a cycle
                 skipped[folder] = "a link that leads back"
                 folders.remove(folder.name)
         yield parent, names
+
+
+def _is_link(folder: str) -> bool:
+    """Tell whether a folder is a link, or a junction of Windows."""
+    return os.path.islink(folder) or getattr(os.lstat(folder), "st_reparse_tag", 0) == JUNCTION

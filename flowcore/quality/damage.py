@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..images.color import luma
+from ..images.opening import open_image
 from ..images.resize import pad_symmetric
 
 SIDE = 192  # pixels of the square in the middle in which JPEG and noise are measured
@@ -66,7 +67,7 @@ def quantization_steps(quality: int) -> Tensor:
     """Read the steps of luma, (64, 1), with which libjpeg stores photographs at a quality, 1 to 100."""
     file = io.BytesIO()
     Image.new("L", (BLOCK, BLOCK)).save(file, "JPEG", quality=quality)
-    with Image.open(file) as opened:
+    with open_image(file.getvalue()) as opened:
         return torch.tensor(opened.quantization[0])[:, None]  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -16,6 +16,8 @@ from kornia.filters import filter2d, filter2d_separable, get_gaussian_kernel1d
 from PIL import Image
 from torch import Tensor
 
+from ..images.opening import open_image
+
 DegradationKind = Literal["bicubic", "realistic", "dark"]
 Kernel = Literal["bicubic", "bilinear", "area"]
 
@@ -194,5 +196,5 @@ def _blur(x: Tensor, params: Degradation, scale: int) -> Tensor:
 def _compress(pixels: np.ndarray, quality: int, *, subsampled: bool) -> np.ndarray:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling=2 if subsampled else 0)
-    with Image.open(buffer) as opened:
+    with open_image(buffer.getvalue()) as opened:
         return np.asarray(opened.convert("RGB"))

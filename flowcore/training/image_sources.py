@@ -5,11 +5,11 @@ written last. Processes may write the same cache at once: each replaces its file
 """
 
 import hashlib
-import io
 import json
 import os
 import re
 import zipfile
+import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,18 +21,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ..checkpoints.writing import SavingError, clear_abandoned, replacing, write_atomic
 from ..errors import ImageError
 from ..images.color import to_uint8
-from ..images.files import IMAGE_SUFFIXES, decode_rgb, refuse_truncated
-from ..images.folders import image_files, walk_folders
+from ..images.files import decode_rgb
+from ..images.folders import image_files, is_image_name, walk_folders
+from ..images.opening import IMAGE_SUFFIXES, open_image, read_image_bytes
 from ..images.resize import shrink
 from ..tasks import Progress
 from .recipe import Recipe
 
-MAX_PIXELS = 178_956_970  # of an image: Pillow's own limit for decompression bombs, which other code may have changed
 MAX_MEMBER_BYTES = 2**28  # of an archive's member, unpacked
 MAX_PIXELS_IN_FLIGHT = 2**25  # of all images that are decoded at the same time, unless a single one has more
 MAX_THREADS = 4
@@ -41,7 +41,6 @@ SMALL_IMAGE = 2**14  # pixels; handing such an image to a thread takes longer th
 
 Folders = Path | Sequence[Path]  # of images, or ZIP archives
 Processed = TypeVar("Processed")
-Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def _members(archive: Path, folder: str) -> list[ImageSource]:
         ImageSource(member.removeprefix(prefix), archive, member, info.file_size, info.CRC)
         for member, info in infos.items()
         if member.startswith(prefix) and not member.startswith("__MACOSX/") and not info.is_dir()
-        if os.path.splitext(member)[1].lower() in IMAGE_SUFFIXES
+        if is_image_name(PurePosixPath(member).name)
     ]
     if not sources:
         tops = sorted({PurePosixPath(member).parts[0] for member in infos if PurePosixPath(member).parts})
@@ -132,7 +131,7 @@ def folder_problem(folder: Path, *, digits: bool | None) -> str | None:
             return (
                 f"none of the first {number} files and folders in {folder} is an {required}. Choose a folder inside it."
             )
-        is_image = digits is not True and path.suffix.lower() in IMAGE_SUFFIXES
+        is_image = digits is not True and is_image_name(path.name)
         is_digits = digits is not False and "-idx" in path.name and path.parent == folder
         if path.is_file():
             if is_image or is_digits:
@@ -146,11 +145,15 @@ def decode_each(
 ) -> Generator[tuple[ImageSource, Processed | None, str], None, None]:
     """Decode images in threads; yield each source, in order, with what ``process`` returns, or why it failed."""
 
-    def decode(opened: tuple[Image.Image, bytes] | None, reason: str) -> tuple[Processed | None, str]:
-        image = None
-        if opened is not None:
-            image, reason = _attempt(lambda: decode_rgb(*opened))
-        return (None, reason) if image is None else (process(image), "")
+    def decode(data: bytes, reason: str) -> tuple[Processed | None, str]:
+        try:
+            if reason:
+                raise ImageError(reason)
+            with open_image(data) as opened:
+                image = decode_rgb(opened, data)
+        except ImageError as error:
+            return None, str(error)
+        return process(image), ""
 
     threads = min(MAX_THREADS, os.cpu_count() or 1)
     # source, its pixels, and a function that returns or awaits the result
@@ -161,49 +164,34 @@ def decode_each(
         for source in sources:
             if source.member and source.path not in archives:
                 archives[source.path] = stack.enter_context(zipfile.ZipFile(source.path))
-            opened, reason = _attempt(partial(_open, source, archives.get(source.path)))
-            pixels = opened[0].width * opened[0].height if opened is not None else 0
+            pixels, data, reason = _read(source, archives.get(source.path))
             while pending and (
                 len(pending) >= 2 * threads or pixels + sum(n for _, n, _ in pending) > MAX_PIXELS_IN_FLIGHT
             ):
                 first, _, result = pending.popleft()
                 yield first, *result()
             is_small = pixels <= SMALL_IMAGE  # then ``result()`` decodes it in this thread
-            result = partial(decode, opened, reason) if is_small else pool.submit(decode, opened, reason).result
+            result = partial(decode, data, reason) if is_small else pool.submit(decode, data, reason).result
             pending.append((source, pixels, result))
         for first, _, result in pending:
             yield first, *result()
 
 
-def _open(source: ImageSource, archive: zipfile.ZipFile | None) -> tuple[Image.Image, bytes]:
-    """Read a file, or a member of an archive, and its header."""
-    if source.size == 0:
-        raise ValueError("it is empty")
-    if archive is not None and source.size > MAX_MEMBER_BYTES:
-        raise ValueError(f"it unpacks to {source.size} bytes, more than {MAX_MEMBER_BYTES}")
-    # zipfile reads no more than the size it states
-    data = source.path.read_bytes() if archive is None else archive.read(source.member)
-    opened = Image.open(io.BytesIO(data))
-    if opened.width * opened.height > MAX_PIXELS:
-        raise ValueError(f"{opened.width}x{opened.height} are more than {MAX_PIXELS} pixels")
-    return opened, data
-
-
-def _attempt(read: Callable[[], Read]) -> tuple[Read | None, str]:
-    """Return what was read, or why it cannot be: damaged files make Pillow raise nearly anything."""
+def _read(source: ImageSource, archive: zipfile.ZipFile | None) -> tuple[int, bytes, str]:
+    """Read a file, or a member of an archive: how many pixels it has, its content, and why it cannot be used."""
     try:
-        with refuse_truncated():
-            return read(), ""
-    except MemoryError:
-        raise
-    except UnidentifiedImageError:
-        return None, "Pillow does not know its format"
-    except OSError as error:
-        return None, error.strerror or str(error)
-    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return None, str(error)
-    except Exception as error:
-        return None, f"{type(error).__name__}: {error}"
+        if archive is None:
+            data = read_image_bytes(source.path)
+        elif source.size > MAX_MEMBER_BYTES:
+            raise ImageError(f"it unpacks to {source.size} bytes, more than {MAX_MEMBER_BYTES}")
+        else:
+            data = archive.read(source.member)  # zipfile reads no more than the size it states
+        with open_image(data) as opened:
+            return opened.width * opened.height, data, ""
+    except ImageError as error:
+        return 0, b"", str(error)
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # of the archive
+        return 0, b"", str(error)
 
 
 # --- cache ------------------------------------------------------------------------------------------------------------

@@ -225,7 +225,7 @@ def measure_attributes(
 
 def read_images(flow: FlowModel, paths: Sequence[Path]) -> Tensor:
     """Read images at the size that a model was made for: resized to cover it, and cropped. ``(B, C, H, W)``."""
-    pixels = (files.read(path.read_bytes(), path.name).pixels for path in paths)
+    pixels = (files.read(files.read_bytes(path), path.name).pixels for path in paths)
     return torch.cat([prepare_input(flow, image, notify=lambda _: None).pixels for image in pixels])
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 import folder_paths
 
 from ...flowcore import FlowError
-from ...flowcore.images.files import IMAGE_SUFFIXES
+from ...flowcore.images.folders import is_image_name
 
 MODELS = "flows"  # the folder below `models`, and its name in extra_model_paths.yaml
 SUFFIXES = {".safetensors", ".sft", ".pt", ".pth"}
@@ -95,7 +95,7 @@ def pictures_in(name: str) -> Iterator[Path]:
     """Find the pictures directly in a folder inside the input folder; none if there is no such folder."""
     folder = _resolve(folder_paths.get_input_directory(), name) if name else None
     if folder is not None and folder.is_dir() and os.access(folder, os.R_OK | os.X_OK):
-        yield from (file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        yield from (file for file in folder.iterdir() if is_image_name(file.name) and file.is_file())
 
 
 def input_path(name: str) -> Path | None:

@@ -7,7 +7,9 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,9 +26,11 @@ from flowcore.cli.main import main
 from flowcore.errors import FlowError
 from flowcore.images import files
 from flowcore.images.color import truncate_16_bits
+from flowcore.images.folders import image_files, walk_files
 from flowcore.provenance import fingerprint
 from flowcore.provenance import read as read_provenance
 from flowcore.tasks.upscale import upscale
+from flowcore.training.image_sources import find_images
 
 from .colorings import tiny_colorizer
 from .commands import contents, names, photograph, pixels, run
@@ -303,7 +307,44 @@ def test_files_that_are_not_read_are_counted(folder):
         (folder / name).write_text("no picture")
     said = []
     assert len(folders.find([str(folder), f"{folder}/*"], notify=said.append)) == len(NAMES)
-    assert said == ["Skipped 3 files that flowcore does not read (.exr, .txt, no suffix)."]
+    assert said == [
+        "Skipped 3 files that flowcore does not read (.exr, .txt, no suffix): LICENSE, notes.txt, scan.exr."
+    ]
+
+
+def test_what_a_folder_skips_is_in_the_manifest(model, folder, tmp_path, capsys):
+    (folder / "notes.txt").write_text("no picture")
+    if os.name != "nt":
+        os.mkfifo(folder / "pipe.jpg")
+    for _ in range(2):
+        assert run("upscale", folder, "-o", tmp_path / "out", "--model", model) == (0 if os.name == "nt" else 3)
+    rows = csv.DictReader((tmp_path / "out" / "manifest.csv").read_text().splitlines())
+    notes = {Path(row["input"]).name: row["note"] for row in rows if not row["output"]}
+    assert notes.pop("notes.txt") == "Skipped: .txt."
+    assert os.name == "nt" or notes == {"pipe.jpg": "Cannot read pipe.jpg as an image: it is a pipe, not a file."}
+
+
+def test_companions_of_macos_are_no_pictures(folder):
+    (folder / "._a2.png").write_bytes(b"\0\5\x16\7")
+    with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
+        archive.write(folder / "a2.png", "b.png")
+        archive.writestr("._b.png", b"\0\5\x16\7")
+    assert len(folders.find([str(folder)])) == len(NAMES)
+    assert len(image_files(folder)) == len(find_images(folder)) == len(NAMES)
+    assert [source.name for source in find_images(folder / "photos.zip")] == ["b.png"]
+
+
+def test_junctions_that_lead_back_are_not_followed(tmp_path, monkeypatch):
+    """Of Windows; simulated by a link that is none for `islink` but has the mark of a junction."""
+    (tmp_path / "a.txt").touch()
+    (tmp_path / "back").symlink_to(tmp_path, target_is_directory=True)
+    monkeypatch.setattr(os.path, "islink", lambda path: False)
+    look = os.lstat
+    tagged = SimpleNamespace(st_reparse_tag=0xA0000003, st_mode=look(tmp_path / "back").st_mode)
+    monkeypatch.setattr(os, "lstat", lambda path: tagged if Path(path).name == "back" else look(path))
+    skipped = {}
+    assert [path.name for path in walk_files(tmp_path, skipped)] == ["a.txt"]
+    assert skipped == {tmp_path / "back": "a link that leads back"}
 
 
 def test_unsaved_results_stop_the_run(model, folder, tmp_path, monkeypatch, stderr_of):
@@ -435,7 +476,7 @@ def test_scores_are_a_resumable_table(small_glow, folder, tmp_path, capsys, stde
     (folder / "bad.png").write_bytes(b"nothing")
     first = rows(code=3)
     assert [Path(row["image"]).name for row in first] == ["a2.png", "a10.png", "bad.png", "b.png", "c.png"]
-    assert first[2]["error"] == "Cannot read bad.png as an image: Pillow does not know its format."
+    assert first[2]["error"].startswith("Cannot read bad.png as an image: its contents are of none of the formats AVIF")
     (folder / "bad.png").unlink()
     expected = rows(there=4)
     assert {row["model_sha256"] for row in expected} == {model_sha256(flowcore.load(small_glow))}

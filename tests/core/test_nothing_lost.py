@@ -227,7 +227,7 @@ def test_a_batch_has_a_manifest_and_a_last_line(models, tmp_path, capsys, stderr
     assert "only the first is used" in made[2]["note"]
     (failed,) = (row for row in rows() if not row["output"])
     assert failed["input"] == str(folder / "bad.png")
-    assert "Pillow does not know its format" in failed["note"]
+    assert "its contents are of none of the formats" in failed["note"]
 
     photograph(folder / "bad.png", (8, 6))
     assert run(*words) == 0

@@ -17,7 +17,7 @@ from .photographs import recipe_of_photographs
 
 REFUSED = {
     "float.tif": "it holds floating-point numbers of unknown range",
-    "text.png": "Pillow does not know its format",
+    "text.png": "its contents are of none of the formats",
     "empty.png": "it is empty",
     "cut.png": "(truncated|broken)",
 }

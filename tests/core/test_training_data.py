@@ -20,8 +20,8 @@ from builders import png
 from PIL import Image, ImageFile
 
 from flowcore.errors import FlowError, ImageError
-from flowcore.images import files
 from flowcore.images.color import NEUTRAL, luma, palette_from_chroma, split
+from flowcore.images.opening import refuse_truncated
 from flowcore.images.resize import shrink
 from flowcore.training import image_sources
 from flowcore.training.data import ColorPhotographs, Photographs, open_data
@@ -397,11 +397,13 @@ def test_the_last_reader_of_several_restores_pillows_setting(monkeypatch):
     """They need not leave in the order in which they came."""
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     first, second = ExitStack(), ExitStack()
-    for reader in (first, second):
-        reader.enter_context(files.refuse_truncated())
-    first.close()
-    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
-    second.close()
+    with ThreadPoolExecutor(1) as other_thread:
+        first.enter_context(refuse_truncated())
+        other_thread.submit(second.enter_context, refuse_truncated()).result()
+        first.close()
+        assert ImageFile.LOAD_TRUNCATED_IMAGES  # here, but not where the other reader is
+        assert not other_thread.submit(bool, ImageFile.LOAD_TRUNCATED_IMAGES).result()
+        other_thread.submit(second.close).result()
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
