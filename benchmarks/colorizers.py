@@ -44,10 +44,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import flowcore
-from flowcore.checkpoints.latents_file import model_sha256
 from flowcore.evaluation.colorization import PORTRAIT_SAMPLES, colorizer_table, evaluate_colorizer
 from flowcore.evaluation.image_set import list_images, read_cropped
 from flowcore.flow import Flow
+from flowcore.identity import model_sha256
 from flowcore.images import color
 from flowcore.images.resize import resize_bilinear
 from flowcore.tasks.hints import hints_from_points

@@ -36,7 +36,7 @@ from torch import Tensor
 import flowcore
 from flowcore import device
 from flowcore.checkpoints import catalog
-from flowcore.checkpoints.latents_file import model_sha256
+from flowcore.identity import model_sha256
 from flowcore.tasks import brighten, colorize, sample, upscale
 from flowcore.tasks.tiles import TileSize
 from flowcore.training.loop import train

@@ -25,10 +25,10 @@ from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
 from .checkpoints import load, read_header
-from .checkpoints.latents_file import model_sha256
 from .checkpoints.model_file import is_flowcore_file
 from .device import actual_precision
 from .errors import CheckpointError, FlowError
+from .identity import DIGITS, model_sha256
 from .images.opening import open_regular
 from .model import FlowModel
 from .models.fields import short_repr
@@ -42,7 +42,6 @@ MAX_HEAD = 64 * 2**20  # bytes at the beginning of a file in which texts are loo
 MAX_ENTRIES = 64
 MAX_PICTURES = 4096
 MAX_NAME = 200  # characters
-DIGITS = 12  # hexadecimal, of a shortened fingerprint
 
 
 class ProvenanceError(FlowError):
@@ -62,8 +61,8 @@ class Provenance:
     seed: int  # sample s uses ``seed + s``
     samples: int = 1  # pictures per image
     settings: dict[str, Any] = field(default_factory=dict[str, Any])  # all other values given to the node
-    sources: dict[str, Any] = field(default_factory=dict[str, Any])  # ``source`` of every image or mask given to it
-    pictures: tuple[str, ...] = ()  # ``fingerprint`` of all pictures that it made
+    sources: dict[str, Any] = field(default_factory=dict[str, Any])  # ``describe`` of every image or mask given to it
+    pictures: tuple[str, ...] = ()  # ``picture_fingerprint`` of all pictures that it made
     version: str = ""  # of flowcore
 
     @staticmethod
@@ -79,7 +78,7 @@ class Provenance:
             device = torch.device(device or next(flow.parameters()).device)
             settings["precision"] = actual_precision(settings["precision"], device)
         named = {name: values[name] for name in OWN_FIELDS if name in values}
-        fingerprints = tuple(fingerprint(picture) for picture in islice(pictures, MAX_PICTURES))
+        fingerprints = tuple(picture_fingerprint(picture) for picture in islice(pictures, MAX_PICTURES))
         common: dict[str, Any] = {"architecture": flow.architecture, "pictures": fingerprints, "version": VERSION}
         return Provenance(settings=settings, **common, **named, **fields)
 
@@ -211,19 +210,13 @@ def _find_attribute(header: bytes, key: str) -> str | None:
 # --- pictures and models ----------------------------------------------------------------------------------------------
 
 
-def fingerprint(picture: Tensor) -> str:
+def picture_fingerprint(picture: Tensor) -> str:
     """Fingerprint a picture ``(C, H, W)``, C = 1, 3 or 4, as ComfyUI stores it in 8 bits: as RGB without alpha."""
     pixels = picture[:3].expand(3, -1, -1)
     if pixels.dtype != torch.uint8:
         pixels = (pixels.float() * 255).clamp(0, 255).to(torch.uint8)
     shape = str(tuple(pixels.shape)).encode()
     return hashlib.sha256(shape + pixels.cpu().contiguous().numpy().tobytes()).hexdigest()[:DIGITS]
-
-
-def source(values: Tensor) -> dict[str, Any]:
-    """Describe an input image or mask of any shape: its shape, and a fingerprint of its float32 values."""
-    stored = values.detach().to("cpu", torch.float32).contiguous()
-    return {"shape": list(stored.shape), "sha256": hashlib.sha256(stored.numpy().tobytes()).hexdigest()[:DIGITS]}
 
 
 def select(entries: Sequence[Provenance], picture: str) -> Provenance:

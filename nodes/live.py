@@ -8,6 +8,7 @@ Queued runs go first, and a newer request for the same run cancels an older one.
 import math
 import secrets
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -24,10 +25,11 @@ from .host.memory import free_callbacks, model_lock
 from .host.routes import Answer, is_at_work
 from .host.ui import Notes, png
 from .node import FlowNode
-from .sockets import LOADED, HostModel, Latents
+from .sockets import HostModel, Latents, find_loaded, held_bytes
 
 ROUTE = "/flowcore/live"
 MAX_RUNS = 16
+MAX_BYTES = 2**28  # of the inputs of all runs together
 MAX_ITEMS = 16  # shown in one picture
 MAX_VALUES = 3 * 2**16  # in one picture: 256x256 pixels in color
 MAX_SOURCE = 2**22  # values of a source picture that is kept
@@ -60,7 +62,7 @@ class LiveRun:
 
     node: type[FlowNode]
     values: dict[str, Any]
-    model_sha256: str
+    model: str  # fingerprint of its model; without that input, of the bijection that its latents belong to
     latest: Request | None = None
 
 
@@ -84,12 +86,16 @@ class LiveRuns(RecentlyUsed[LiveRun]):
             return {}
         if preview == "small":
             values = {key: _shrink(value) for key, value in values.items()}
-        return {"flowcore_live": self._keep(node, values, model.sha256)}
+        names = self._keep(node, values)
+        return {"flowcore_live": names} if names else {}
 
-    def _keep(self, node: type[FlowNode], values: dict[str, Any], model_sha256: str) -> list[str]:
+    def _keep(self, node: type[FlowNode], values: dict[str, Any], bijection: str = "") -> list[str]:
+        model = next((value.fingerprint for value in values.values() if isinstance(value, HostModel)), bijection)
         values = {key: value for key, value in values.items() if not isinstance(value, HostModel)}
+        if held_bytes(values) > MAX_BYTES:
+            return []
         name = secrets.token_hex(8)
-        self.put(name, LiveRun(node, values, model_sha256))
+        self.put(name, LiveRun(node, values, model), MAX_BYTES)
         return [name]
 
     def answer(self, body: Any) -> Answer:
@@ -109,7 +115,7 @@ class LiveRuns(RecentlyUsed[LiveRun]):
             return _answer(run, request, cancelled)
 
 
-LIVE_RUNS = LiveRuns(MAX_RUNS)
+LIVE_RUNS = LiveRuns(MAX_RUNS, lambda run: held_bytes(run.values))
 free_callbacks.append(LIVE_RUNS.clear)
 
 
@@ -126,7 +132,7 @@ def _parse(body: Any) -> Request | None:
 def _answer(run: LiveRun, request: Request, cancelled: Callable[[], bool]) -> Answer:
     try:
         numbers = run.node.validated_numbers(request.numbers)
-        model = LOADED.get(run.model_sha256)
+        model = find_loaded(run.model)
         if numbers is None:
             return WRONG, b""
         if cancelled():
@@ -164,18 +170,15 @@ class _Silent(Notes):
         return {"cancelled": self._cancelled, "notify": self}
 
 
-class _InPlace(HostModel):
-    """A model that stays on whatever device the host keeps it."""
-
-    def load(self, working_memory: int) -> Any:
-        return self.flow
-
-
 def _rerun(node: FlowNode, values: dict[str, Any], request: Request) -> bytes:
     """Make one picture of a run again; or a detail of it, with a transparent margin in place of the rest."""
     model, image = values["model"], cast(Tensor, values["image"])
-    in_place = _InPlace(model.patcher, model.name)
-    in_place.__dict__["sha256"] = model.sha256  # else it would be computed again
+
+    def load(_working_memory: int) -> Any:  # on whatever device the host keeps it
+        return model.flow
+
+    in_place = copy(model)
+    in_place.__dict__["load"] = load
     values |= {"model": in_place, "samples": 1, "seed": (values["seed"] + request.sample) % 2**64, "pick": 0}
     node.__dict__["show_samples"] = _pictures_alone
     if node.PREVIEW != "detail":

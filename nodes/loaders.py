@@ -137,7 +137,7 @@ class FlowcoreLoadRecipe(FileNode):
             raise ProvenanceError(
                 f"{error} The file is damaged or not a PNG file; use the file as it was saved."
             ) from error
-        mark = provenance.fingerprint(truncate_16_bits(picture))
+        mark = provenance.picture_fingerprint(truncate_16_bits(picture))
         entry = provenance.select(entries, mark)
         if mark not in entry.pictures:
             self.notes(

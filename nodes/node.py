@@ -1,6 +1,5 @@
 """The base class of our nodes: texts from the English locale, and values checked against the schema."""
 
-import hashlib
 import json
 import math
 import operator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
 
 from ..flowcore import FlowError
+from ..flowcore.identity import fingerprint
 from .host.compat import io
 from .host.paths import input_path
 from .host.ui import Notes
@@ -188,7 +188,7 @@ def file_fingerprint(path: Path | None) -> str:
     if path is None:
         return ""
     stat = path.stat()
-    return hashlib.sha256(os.fsencode(f"{path} {stat.st_size} {stat.st_mtime_ns}")).hexdigest()
+    return fingerprint(os.fsencode(f"{path} {stat.st_size} {stat.st_mtime_ns}"))
 
 
 def _to_wire(output: Any, value: Any) -> Any:

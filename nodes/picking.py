@@ -1,8 +1,6 @@
 """Nodes that make several pictures, one of which may be picked, and that record in its PNG file what made it."""
 
 import dataclasses
-import hashlib
-import json
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator
@@ -12,6 +10,7 @@ from torch import Tensor
 
 from ..flowcore import FlowError, provenance
 from ..flowcore.device import free_memory
+from ..flowcore.identity import describe, fingerprint
 from ..flowcore.inference.condition_cache import RecentlyUsed
 from ..flowcore.provenance import KEY, MAX_ENTRIES, Provenance
 from ..flowcore.tasks.settings import with_defaults
@@ -21,7 +20,7 @@ from .host.memory import free_callbacks
 from .host.ui import Progress, from_canvas, gallery, sample_facts
 from .live import LIVE_RUNS
 from .node import FlowNode
-from .sockets import HostModel, Latents, ModelByPicture, SuitedImages
+from .sockets import HostModel, Latents, ModelByPicture, SuitedImages, held_bytes
 
 MAX_RUNS = 8  # whose pictures are kept
 MAX_REMEMBERED = 64  # runs, and posted prompts, whose provenance is kept
@@ -70,15 +69,17 @@ class PickingNode(FlowNode):
             outputs.append(with_reason(self._run_cached({**part_values, "model": model}), reason))
         return join_outputs(outputs, [part.places for part in parts], self.PICKED[0])
 
+    @classmethod
+    def run_key(cls, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Return the key of a run among the latest, and the description of its inputs that the key is made of."""
+        described = describe({name: _as_on_wire(value) for name, value in settings.items()})
+        return fingerprint([cls.__name__, described]), described
+
     def _run_cached(self, values: dict[str, Any]) -> Any:
         """Make all pictures, or take them from the latest runs."""
         model = values.get("model")
         settings = with_defaults(model.flow, values) if isinstance(model, HostModel) else values  # as the task will
-        described = {}  # by content: an image that was loaded again is the same image
-        for name, value in settings.items():
-            is_image = isinstance(value, Tensor) and value.ndim == 4
-            described[name] = _describe(value.permute(0, 2, 3, 1) if is_image else value)  # as the host has it
-        key = _sha256([type(self).__name__, described])
+        key, described = self.run_key(settings)
         output = RUNS.get(key)
         if output is None:
             output = self.run(**values, pick=0)
@@ -136,13 +137,7 @@ def upstream_nodes(prompt: dict[str, Any], node_id: str) -> Iterator[tuple[str, 
         waiting += [wire[0] for wire in wires if isinstance(wire[0], str)]
 
 
-def _size(output: Any) -> int:
-    tensors = [value for value in output.args if isinstance(value, Tensor)]
-    tensors += [level for value in output.args if isinstance(value, Latents) for level in value.levels]
-    return sum(tensor.nbytes for tensor in tensors)
-
-
-RUNS: RecentlyUsed[Any] = RecentlyUsed(MAX_RUNS, _size)
+RUNS: RecentlyUsed[Any] = RecentlyUsed(MAX_RUNS, lambda output: held_bytes(output.args))
 """Outputs of the latest runs."""
 free_callbacks.append(RUNS.clear)
 
@@ -151,28 +146,15 @@ def keep(key: str, output: Any) -> None:
     """Keep an output if it fits into half of the free memory, and earlier ones with it if all fit into an eighth."""
     free = free_memory("cpu")
     free = 2**33 if free is None else free
-    if _size(output) <= free // 2:
+    if held_bytes(output.args) <= free // 2:
         RUNS.put(key, output, budget=free // 8)
     else:  # another pick makes the pictures again
         RUNS.clear()
 
 
-def _describe(value: Any) -> Any:
-    """Describe a value as JSON: by its content, or by its type if that is unknown."""
-    if isinstance(value, HostModel):
-        return {"weights": value.sha256, "stated": repr(value.flow.config)}
-    if isinstance(value, Tensor):
-        return provenance.source(value)
-    if isinstance(value, (list, tuple)):
-        return [_describe(item) for item in value]
-    if dataclasses.is_dataclass(value):
-        parts = {part.name: getattr(value, part.name) for part in dataclasses.fields(value)}
-        return {name: _describe(part) for name, part in parts.items() if part is not None}
-    return value if value is None or provenance.is_plain(value) else {"kind": type(value).__name__}
-
-
-def _sha256(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+def _as_on_wire(value: Any) -> Any:
+    """Return an image (B, C, H, W) as the host has it, (B, H, W, C), which recipes record; other values unchanged."""
+    return value.permute(0, 2, 3, 1) if isinstance(value, Tensor) and value.ndim == 4 else value
 
 
 class ClipNode(PickingNode):
@@ -227,7 +209,7 @@ class ProvenanceLog:
             _put(hidden.extra_pnginfo, node_id, entry)
         if not isinstance(hidden.prompt, dict) or node_id not in hidden.prompt:
             return
-        mark = _fingerprint(hidden.prompt, node_id, {})
+        mark = _prompt_fingerprint(hidden.prompt, node_id, {})
         with self._lock:
             key = (mark, *entry.get("pictures", ()))  # over a list, a node runs several times
             self._written[key] = entry
@@ -245,7 +227,7 @@ class ProvenanceLog:
             for entry in reversed(self._written.values()):
                 for number, mark in enumerate(entry["pictures"]):
                     known.setdefault(mark, (entry["seed"] + number % entry["samples"]) % 2**64)
-        return [known.get(provenance.fingerprint(image)) for image in images]
+        return [known.get(provenance.picture_fingerprint(image)) for image in images]
 
     def annotate_prompt(self, body: Any, kinds: set[str]) -> None:
         """Write what is known of nodes of some kinds into a posted prompt, whose body may be malformed."""
@@ -261,7 +243,7 @@ class ProvenanceLog:
         digests: dict[str, str] = {}
         for node_id in ours[:MAX_ENTRIES]:  # the host waits for us
             try:
-                mark = _fingerprint(prompt, node_id, digests)
+                mark = _prompt_fingerprint(prompt, node_id, digests)
             except RecursionError:  # deeply nested values, which the host refuses next
                 continue
             with self._lock:
@@ -282,13 +264,13 @@ def _put(pnginfo: dict[str, Any], node_id: str, entry: dict[str, Any]) -> None:
     pnginfo[KEY] = [*others, {**entry, "node_id": node_id}][-MAX_ENTRIES:]
 
 
-def _fingerprint(prompt: dict[str, Any], node_id: str, digests: dict[str, str]) -> str:
+def _prompt_fingerprint(prompt: dict[str, Any], node_id: str, digests: dict[str, str]) -> str:
     """Fingerprint a node with its inputs and all nodes before it; `digests` caches those of single nodes."""
     fingerprints: dict[str, str] = {}
     for name, kind, inputs in upstream_nodes(prompt, node_id):
         if name not in digests:
             # The host turns 1 into 1.0 for inputs of type FLOAT.
             plain = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in inputs.items()}
-            digests[name] = _sha256([kind, plain])
+            digests[name] = fingerprint([kind, plain])
         fingerprints[name] = digests[name]
-    return _sha256([node_id, fingerprints])
+    return fingerprint([node_id, fingerprints])

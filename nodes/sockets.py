@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property, partial
 from typing import Annotated, Any, Literal, NamedTuple
 from weakref import WeakValueDictionary
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..flowcore import ColorMemory, FlowError, FlowModel, Hints, ImageError
-from ..flowcore.checkpoints.latents_file import model_sha256
+from ..flowcore.checkpoints import catalog
 from ..flowcore.device import free_memory
+from ..flowcore.identity import fingerprint, model_sha256
 from ..flowcore.images.faces import FacePlace
 from ..flowcore.model import Task
 from ..flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, describe_damage
@@ -33,6 +34,9 @@ class HostModel:
     patcher: Any
     name: str
 
+    def __post_init__(self) -> None:
+        LOADED[id(self)] = self
+
     @property
     def flow(self) -> FlowModel:
         """The flow, on whatever device the host keeps it now."""
@@ -40,10 +44,13 @@ class HostModel:
 
     @cached_property
     def sha256(self) -> str:
-        """Fingerprint of the parameters, by which `LOADED` finds it; takes a second per few hundred megabytes, once."""
-        sha256 = model_sha256(self.flow)
-        LOADED[sha256] = self
-        return sha256
+        """Fingerprint of the bijection, to which latents and recipes belong; a second per few hundred megabytes."""
+        return model_sha256(self.flow)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Fingerprint of everything in it, of which `sha256` leaves out what the latents do not depend on."""
+        return fingerprint(self.flow)
 
     def load(self, working_memory: int) -> FlowModel:
         """Load the flow onto its device, with this many free bytes to work in, and return it."""
@@ -71,8 +78,14 @@ class HostModel:
             )
 
 
-LOADED: WeakValueDictionary[str, HostModel] = WeakValueDictionary()
-"""Models whose fingerprint was computed, by fingerprint, as long as the host keeps them."""
+LOADED: WeakValueDictionary[int, HostModel] = WeakValueDictionary()
+"""All models, as long as the host keeps them."""
+
+
+def find_loaded(known: str) -> HostModel | None:
+    """Find a model that is still loaded by its `fingerprint` or `sha256`, whichever loader it came from."""
+    models = (found() for found in LOADED.valuerefs())  # a list, to which another thread may add
+    return next((model for model in models if model and known in (model.fingerprint, model.sha256)), None)
 
 
 class SuitedImages(NamedTuple):
@@ -88,6 +101,10 @@ class ModelByPicture:
     """The upscaler that suits the picture: `load` loads either of two shipped ones by name, once."""
 
     load: Callable[[str], HostModel]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint([catalog.path(name) for name in (FOR_CLEAN, FOR_DAMAGED)])
 
     def divide(self, images: Tensor, *, as_clip: bool = False) -> list[SuitedImages]:
         """Divide images (B, C, h, w) among the models; the frames of a clip all go to one model."""
@@ -206,6 +223,27 @@ def check_memory(count: int, values: int, what: str, advice: str) -> None:
     if free is not None and required > free:
         need = f"{count} {what} need {required / 1e9:.1f} GB of memory"
         raise FlowError(f"{need}, but only {free / 1e9:.1f} GB is free. {advice}")
+
+
+def held_bytes(value: Any) -> int:
+    """Sum the bytes that the tensors in a value keep in memory: in sequences, mappings, dataclasses and modules."""
+    storages: dict[int, int] = {}
+    waiting = [value]
+    while waiting:
+        match waiting.pop():
+            case Tensor() as tensor:
+                storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            case list() | tuple() as items:
+                waiting += items
+            case dict() as named:
+                waiting += named.values()
+            case torch.nn.Module() as module:
+                waiting += module.state_dict().values()
+            case other if is_dataclass(other):
+                waiting += [getattr(other, part.name) for part in fields(other)]
+            case _:
+                pass
+    return sum(storages.values())
 
 
 def shown(value: Any) -> str:

@@ -1,7 +1,6 @@
 """One picture file of a batch: the file's bytes in, the bytes of its results out."""
 
 import contextlib
-import hashlib
 import json
 import math
 import re
@@ -18,18 +17,18 @@ from torch import Tensor
 
 from ..checkpoints import load
 from ..checkpoints.color_memory import ColorMemory
-from ..checkpoints.latents_file import model_sha256
 from ..checkpoints.writing import SavingError, beside, write_atomic
 from ..errors import FlowError
 from ..evaluation.colorization import chroma_and_condition
 from ..evaluation.image_set import resize_to_own
+from ..identity import describe, fingerprint, model_sha256
 from ..images import files
 from ..images.color import NEUTRAL, luma, to_uint8, truncate_16_bits
 from ..images.files import DecodedImage, Format
 from ..images.metadata import lost_on_save
 from ..images.opening import IMAGE_SUFFIXES
 from ..model import FlowModel
-from ..provenance import KEY, Provenance, fingerprint, source
+from ..provenance import KEY, Provenance, picture_fingerprint
 from ..tasks import Progress
 from ..tasks.brighten import brighten
 from ..tasks.colorize import colorize, transfer_palette
@@ -108,11 +107,9 @@ class Work:
         settings = {**self.settings, **self.model_defaults}
         payload = {key: value for key, value in settings.items() if key not in IRRELEVANT}
         payload |= {"command": self.command, "model": model, "format": self.format, "bits": self.bits_of(picture)}
-        payload |= {"quality": self.quality, "picture": hashlib.sha256(picture).hexdigest()}
-        payload |= {"reference": None if self.reference is None else hashlib.sha256(self.reference).hexdigest()}
-        if self.memory is not None:
-            payload["memory"] = self.memory.sha256
-        payload |= {kind: hashlib.sha256(content).hexdigest() for kind, content in self.guide_and_mask(name).items()}
+        payload |= {"quality": self.quality, "picture": picture, "reference": self.reference}
+        payload |= {} if self.memory is None else {"memory": self.memory}
+        payload = describe(payload | self.guide_and_mask(name))
         if self.command == "score":
             payloads = [{**payload, "seed": self.seed, "samples": self.samples, "seeded": "by content"}]
         elif self.keep:
@@ -153,8 +150,7 @@ class Work:
 
 def picture_id(payload: dict[str, Any]) -> str:
     """Fingerprint what makes a result: 32 hexadecimal digits that begin with ``MARK``."""
-    digest = hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
-    return MARK + digest[: 32 - len(MARK)]
+    return MARK + fingerprint(payload)[: 32 - len(MARK)]
 
 
 def original_size(picture: bytes | Path) -> tuple[int, int] | None:
@@ -293,7 +289,7 @@ class Worker:
             node="FlowcorePasteFace" if self._faces else f"Flowcore{work.command.capitalize()}",
             model=work.model,
             model_sha256=self.model_sha256,
-            sources={kind: source(pixels) for kind, pixels in sources.items()},
+            sources=describe(sources),
         ).text()
 
     def _score(self, picture: bytes, name: str) -> dict[str, Any]:
@@ -359,7 +355,7 @@ def encode_like(
         notify(loss)
     if KEY in text:
         stored = truncate_16_bits(picture) if chosen == 16 else to_uint8(picture)
-        text = {**text, KEY: text[KEY].replace(fingerprint(picture), fingerprint(stored))}
+        text = {**text, KEY: text[KEY].replace(picture_fingerprint(picture), picture_fingerprint(stored))}
     return files.encode(picture, original and original.metadata, format=format, bits=chosen, quality=quality, text=text)
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from ..errors import CheckpointError, FlowError
+from ..identity import fingerprint
 from ..model import FlowModel
 from ..networks import LumaEncoder
 from ..networks.memory import MAX_CELLS, NEIGHBORS, CellMemory
@@ -63,13 +64,13 @@ class ColorMemory:
         return int(self.places.get_buffer("photograph").max()) + 1
 
     @cached_property
-    def sha256(self) -> str:
+    def fingerprint(self) -> str:
         """Fingerprint of its tensors, and of the lookup fields that differ from their defaults."""
         changed = {
             name: getattr(self, name) for name in LOOKUP_FIELDS if getattr(self, name) != getattr(ColorMemory, name)
         }
         tensors = _sha256(self.places.state_dict())
-        return hashlib.sha256(f"{tensors} {changed}".encode()).hexdigest() if changed else tensors
+        return fingerprint(f"{tensors} {changed}".encode()) if changed else tensors
 
     def save(self, path: str | Path) -> None:
         """Write it atomically, after checking that the written file loads; SavingError if it cannot be written."""

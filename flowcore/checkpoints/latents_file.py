@@ -5,8 +5,6 @@ belong to. The header key ``flowcore_latents`` holds the fields of ``LatentsHead
 the header has been checked against the file.
 """
 
-import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,16 +16,12 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from ..errors import CheckpointError, FlowError, ShapeError
-from ..model import FlowModel
-from ..models.fields import OF_GUIDE, SAMPLING
 from . import model_file
 from .writing import write_atomic
 
 FORMAT = 1
 KEY = "flowcore_latents"
 MAX_LEVELS = 64
-OTHER_FIELDS = ("styles", "dequantizer_steps", *SAMPLING, *OF_GUIDE)  # fields that do not change the bijection
-OTHER_TENSORS = ("style_directions", "dequantizer.", "guide.")  # nor do tensors whose names start like this
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,26 +35,6 @@ class LatentsHeader:
     shapes: tuple[tuple[int, int, int, int], ...]  # (B, C_l, H_l, W_l), finest first
     extra: dict[str, Any]  # notes: label, size, seed, labels
     source: tuple[int, int, int, int] | None = None  # shape of an upscaler's LR image
-
-
-def model_sha256(flow: FlowModel) -> str:
-    """Fingerprint a model as 64 hexadecimal digits: what it computes, not how it is stored.
-
-    SHA-256 over the architecture, the configuration's fields that differ from their defaults (so that fields of later
-    versions make no difference), and the names, shapes and float32 values of its tensors; without styles, dequantizer,
-    guide and recommendations for sampling, which leave the bijection as it is.
-    """
-    digest = hashlib.sha256(flow.architecture.encode() + b"\0")
-    fields = {field.name: field.default for field in dataclasses.fields(flow.config)}
-    values = {name: getattr(flow.config, name) for name in fields if name not in OTHER_FIELDS}
-    changed = {name: value for name, value in values.items() if value != fields[name]}
-    digest.update(json.dumps(changed, sort_keys=True).encode() + b"\0")
-    for name, tensor in sorted(flow.state_dict().items()):
-        if not name.startswith(OTHER_TENSORS):
-            digest.update(f"{name}\0{json.dumps(list(tensor.shape))}\0".encode())
-            flat = tensor.detach().to("cpu", torch.float32).contiguous().reshape(-1)
-            digest.update(flat.numpy().astype("<f4", copy=False))
-    return digest.hexdigest()
 
 
 def save_latents(

@@ -5,7 +5,6 @@ pickle is checked before it is read (``pickled.py``), with ``weights_only=True``
 a model on torch's meta device before anything is allocated.
 """
 
-import hashlib
 import io
 import mmap
 import os
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, FlowError
+from ..identity import fingerprint
 from ..model import FlowModel
 from .model_file import KEY, open_safetensors
 from .pickled import check_pickle
@@ -41,7 +41,7 @@ def convert(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Flo
         flow = source.convert(state, overrides or {})
         flow.provenance = {
             "source": f"converted from {path.name} ({source.name})",
-            "sha256": file_sha256(path),
+            "sha256": fingerprint(path),
             "licence": source.licence,
         }
     except OSError as error:
@@ -276,12 +276,3 @@ def _check_tensors(source: Source, state: State, size: int) -> None:
     claimed = sum(t.numel() * t.element_size() for t in state.values())
     if claimed > size:
         raise CheckpointError(f"the tensors claim {claimed} bytes in a file of {size}. The file is damaged.")
-
-
-def file_sha256(path: Path) -> str:
-    """Hash the content of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

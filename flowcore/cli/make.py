@@ -15,15 +15,15 @@ from ..batch.folders import Outputs, targets_done
 from ..batch.job import picture_id
 from ..checkpoints import catalog
 from ..checkpoints.color_memory import KEY, ColorMemory, starter_memory
-from ..checkpoints.latents_file import model_sha256
 from ..checkpoints.model_file import is_flowcore_file
 from ..checkpoints.writing import check_writable, write_atomic
 from ..errors import FlowError
 from ..evaluation.image_set import read_upright, resize_to_own
+from ..identity import describe, model_sha256
 from ..images import files
 from ..images.color import to_uint8
 from ..model import FlowModel
-from ..provenance import Provenance, source
+from ..provenance import Provenance
 from ..tasks import duration
 from ..tasks.model_input import label_number
 from ..tasks.remember import open_memory, remember
@@ -269,7 +269,7 @@ def run_interpolate(options: Namespace) -> None:
     stem = "_".join([*(path.stem for path in options.images), Path(options.model).stem, options.mode])
     names = [f"{k:03d}" for k in range(options.frames)]
     values = {"temperature": 0.0, "seed": 0, "samples": options.frames, "mode": options.mode, "frames": options.frames}
-    sources = {name: source(image) for name, image in zip(("first", "last"), ends, strict=True)}
+    sources = describe(dict(zip(("first", "last"), ends, strict=True)))
     height, width = ends[0].shape[-2:]
     _save(options, flow, make, (height, width), stem, names, values, node="interpolate", sources=sources)
 

@@ -1,6 +1,5 @@
 """A least-recently-used cache, and one of encoded conditions, so that a new seed does not encode its image again."""
 
-import hashlib
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ..condition import Condition
 from ..device import free_memory
+from ..identity import fingerprint
 from .plan import Plan
 
 V = TypeVar("V")
@@ -64,8 +64,7 @@ class ConditionStore(RecentlyUsed[Condition]):
 
     def condition(self, plan: Plan, source: Tensor) -> Condition:
         """Look up, or encode and store, the condition of one image; ``source`` is as in ``plan.encode_condition``."""
-        digest = hashlib.blake2b(source.detach().cpu().contiguous().numpy().tobytes(), digest_size=16).digest()
-        key = (plan.identity, tuple(source.shape), digest)
+        key = (plan.identity, fingerprint(source))
         if (cached := self.get(key)) is not None:
             return cached
         cond = plan.encode_condition(source.to(plan.device))

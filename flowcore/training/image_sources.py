@@ -4,7 +4,6 @@ Of each set of images ``HASH.u8`` holds the pixels, which are mapped into memory
 written last. Processes may write the same cache at once: each replaces its files by others of the same content.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -25,6 +24,7 @@ from PIL import Image
 
 from ..checkpoints.writing import SavingError, clear_abandoned, replacing, write_atomic
 from ..errors import ImageError
+from ..identity import fingerprint
 from ..images.color import to_uint8
 from ..images.files import decode_rgb
 from ..images.folders import image_files, is_image_name, walk_folders
@@ -110,7 +110,7 @@ def _members(archive: Path, folder: str) -> list[ImageSource]:
 def folder_stamp(folder: Path) -> str:
     """Digest the times at which a folder and those in it, or a file, changed: asking every file may take minutes."""
     paths = [folder] if folder.is_file() else [here for here, _ in walk_folders(folder, {})]
-    return hashlib.sha256("".join(f"{path} {os.stat(path).st_mtime_ns}\n" for path in paths).encode()).hexdigest()
+    return fingerprint("".join(f"{path} {os.stat(path).st_mtime_ns}\n" for path in paths).encode())
 
 
 def folder_problem(folder: Path, *, digits: bool | None) -> str | None:
@@ -254,7 +254,7 @@ def open_pixel_cache(folders: Folders, cache: Path, recipe: Recipe, progress: Pr
     described = [[source.name, source.size, source.stamp] for source in sources]
     sizes = [f"short side {side}" for side in recipe.short_sides] or recipe.pyramid
     sizes = [*sizes, f"enlarged {recipe.enlarge:g}"] if recipe.enlarge > 1 else sizes
-    key = hashlib.sha256(json.dumps([described, recipe.scale, sizes]).encode()).hexdigest()[:16]
+    key = fingerprint([described, recipe.scale, sizes])[:16]
     pixels, index = cache / f"{key}.u8", cache / f"{key}.json"
     if (content := _read_index(pixels, index, recipe.scale)) is None:
         try:

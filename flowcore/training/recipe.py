@@ -1,8 +1,6 @@
 """Recipes: what to train, in TOML. Their keys are a file format, so some keep the British spelling that they had."""
 
 import dataclasses
-import hashlib
-import json
 import math
 import sys
 from dataclasses import dataclass, field
@@ -11,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import torch
 
+from .. import identity
 from ..errors import FlowError
 from ..models import build, configure
 from ..models.class_conditional import ClassConditionalConfig
@@ -231,7 +230,7 @@ def held_out_names(source: str) -> frozenset[str]:
 def fingerprint(recipe: Recipe) -> str:
     """Hash the keys that a run depends on, except defaults, so that new keys change no fingerprint."""
     fields = {key: value for key, value in _without_defaults(recipe).items() if key not in WITHOUT_EFFECT}
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    return identity.fingerprint(fields)
 
 
 def _without_defaults(value: Any) -> Any:

@@ -22,9 +22,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..checkpoints.model_file import read_header, save
-from ..checkpoints.published import file_sha256
 from ..checkpoints.writing import SavingError, replacing, write_atomic
 from ..errors import FlowError
+from ..identity import fingerprint
 from ..images.color import to_uint8
 from ..model import FlowModel
 
@@ -369,8 +369,8 @@ class NamedRun:
         """
         model = self.folder / MODEL
         if model.exists() and not Results(self.folder).is_start():
-            digest = file_sha256(model)
-            if not self.target.exists() or file_sha256(self.target) != digest:
+            digest = fingerprint(model)
+            if not self.target.exists() or fingerprint(self.target) != digest:
                 self._refuse_to_overwrite(record)
                 copy_file(model, self.target)
             record.saved, record.ours = digest, True
@@ -424,7 +424,7 @@ class NamedRun:
     def _refuse_to_overwrite(self, record: Record | None) -> None:
         if (model := self._find()) is not None and model.resolve() != self.target.resolve():
             raise FlowError(f"There is a model {self.target.name} in {model.parent} already. Choose another name.")
-        if self.target.exists() and (record is None or file_sha256(self.target) != record.saved):
+        if self.target.exists() and (record is None or fingerprint(self.target) != record.saved):
             raise FlowError(
                 f"models/flows has a model {self.target.name} that the runs in {self.folder} have not made. It is not "
                 "overwritten: choose another name, or move the file away."

@@ -11,9 +11,9 @@ from torch import Tensor
 
 import flowcore
 from flowcore import FlowError, temperature_grid, upscale
-from flowcore.checkpoints.latents_file import model_sha256
 from flowcore.checkpoints.model_file import read_header, reconfigure, save
 from flowcore.flow import Flow
+from flowcore.identity import model_sha256
 from flowcore.integrations import Upscaler
 from flowcore.prior import resize_temperature_map
 from flowcore.provenance import read as read_provenance

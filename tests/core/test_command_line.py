@@ -21,15 +21,15 @@ import flowcore
 from flowcore.batch import folders
 from flowcore.checkpoints import catalog
 from flowcore.checkpoints.color_memory import ColorMemory
-from flowcore.checkpoints.latents_file import model_sha256
 from flowcore.checkpoints.model_file import reconfigure, save
 from flowcore.cli import batches
 from flowcore.cli.main import main
 from flowcore.errors import FlowError
 from flowcore.evaluation.upscaling import MEASURES
+from flowcore.identity import describe, model_sha256
 from flowcore.images import files
 from flowcore.images.color import luma
-from flowcore.provenance import fingerprint, source
+from flowcore.provenance import picture_fingerprint
 from flowcore.provenance import read as read_provenance
 from flowcore.tasks.colorize import colorize, transfer_palette
 from flowcore.tasks.faces import restore_faces
@@ -196,7 +196,7 @@ def test_sample_and_interpolate(small_glow, tmp_path):
     assert (entry.node, entry.seed, entry.samples, entry.temperature) == ("FlowcoreSample", 5, 2, 0.2)
     assert entry.model == small_glow.name  # without its folder
     assert (entry.model_sha256, entry.version) == (model_sha256(flow), flowcore.__version__)
-    assert entry.seed_of(fingerprint((pixels(out / names(out)[1]) * 255).round().byte())) == 6
+    assert entry.seed_of(picture_fingerprint((pixels(out / names(out)[1]) * 255).round().byte())) == 6
     assert run(*words, "--size", 32, 8) == 0
     assert pixels(out / "small-glow_32x8_tau0.7_seed5.png").shape == (3, 32, 8)
 
@@ -385,7 +385,7 @@ def test_colorize_keeps_the_best_samples(small_colorizer, tmp_path, capsys, stde
         for name, number in zip(names(out), order, strict=True):
             near(out / name, every[number])
             entry = read_provenance(out / name)[-1]
-            assert entry.seed_of(fingerprint((every[number] * 255).round().byte())) == 3 + number
+            assert entry.seed_of(picture_fingerprint((every[number] * 255).round().byte())) == 3 + number
         assert f"seed {', '.join(str(3 + number) for number in order)}" in capsys.readouterr().err
     assert "were there already" in stderr_of("colorize", image, out, *words, "--keep", 2, "--by", "likelihood", code=0)
     assert run("colorize", image, single, *words, "--keep", 1) == 0
@@ -565,7 +565,7 @@ def test_a_guide_is_one_file_or_that_of_each_name_and_part_of_what_identifies_a_
     lr, shown = (files.read(path.read_bytes(), "a picture").pixels for path in (photos / "a.png", guide))
     near(made, flowcore.upscale(flow, lr, guide=shown, guide_strength=0.6)[0])
     assert entry.settings["guide_strength"] == 0.6
-    assert entry.sources["guide"] == source(shown)
+    assert entry.sources["guide"] == describe(shown)
     before = made.read_bytes()
     assert run(*words, guide) == 0
     assert run(*words, photograph(tmp_path / "other.png", (40, 28), seed=3)) == 1

@@ -19,15 +19,15 @@ import flowcore
 from flowcore.batch import folders
 from flowcore.batch.folders import Job, Outputs, claim
 from flowcore.batch.tables import WHOLE_NUMBERS, Scores
-from flowcore.checkpoints.latents_file import model_sha256
 from flowcore.checkpoints.model_file import save
 from flowcore.checkpoints.writing import SavingError
 from flowcore.cli.main import main
 from flowcore.errors import FlowError
+from flowcore.identity import model_sha256
 from flowcore.images import files
 from flowcore.images.color import truncate_16_bits
 from flowcore.images.folders import image_files, walk_files
-from flowcore.provenance import fingerprint
+from flowcore.provenance import picture_fingerprint
 from flowcore.provenance import read as read_provenance
 from flowcore.tasks.upscale import upscale
 from flowcore.training.image_sources import find_images
@@ -115,7 +115,7 @@ def test_16_bits_stay_16_bits_where_the_format_can(model, tmp_path, capsys):
             assert run("upscale", image, "--model", model, "-o", target, *end[1:]) == 0
         assert files.bits_per_channel(target) == files.read(target.read_bytes(), "x").bits == wanted
     stored = truncate_16_bits(files.read((tmp_path / "a.png").read_bytes(), "x").pixels[0])
-    assert fingerprint(stored) in read_provenance(tmp_path / "a.png")[0].pictures
+    assert picture_fingerprint(stored) in read_provenance(tmp_path / "a.png")[0].pictures
     said = capsys.readouterr().err
     assert said.count("deep.png: It has 16 bits per channel, and its result has 8.") == 1
     assert said.count("bits per channel") == 1
@@ -128,7 +128,7 @@ def test_png_has_provenance(model, folder, tmp_path, capsys):
     file = tmp_path / "a2_tiny_tau0.8_seed8.png"
     (recipe,) = read_provenance(file)
     assert (recipe.temperature, recipe.seed, recipe.samples) == (0.8, 7, 2)
-    assert recipe.seed_of(fingerprint((pixels(file) * 255).byte())) == 8
+    assert recipe.seed_of(picture_fingerprint((pixels(file) * 255).byte())) == 8
     capsys.readouterr()
     assert main(["inspect", str(file)]) == 0
     assert json.loads(capsys.readouterr().out)[0]["model_sha256"] == recipe.model_sha256

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 import flowcore
 from flowcore.checkpoints import catalog
-from flowcore.checkpoints.latents_file import model_sha256
 from flowcore.checkpoints.model_file import read, read_header, save
 from flowcore.errors import FlowError
+from flowcore.identity import model_sha256
 from flowcore.images.resize import enlarge
 from flowcore.inference.plan import Plan
 from flowcore.networks import IMDN, IMDNEncoder

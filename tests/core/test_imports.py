@@ -20,7 +20,7 @@ ROWS = [
     {"transforms"},
     {"networks", "testing"},
     {"flow", "model", "condition", "prior", "latents", "likelihood", "dequantization"},
-    {"inference", "models"},
+    {"inference", "models", "identity"},
     {"checkpoints", "tasks"},
     {"provenance", "integrations"},
     {"training", "evaluation", "batch"},

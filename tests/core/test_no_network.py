@@ -39,7 +39,8 @@ host = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "server"} & sys
 assert not slow | host, slow | host
 from flowcore.cli.main import main
 from flowcore.checkpoints import convert, save
-from flowcore.checkpoints.latents_file import load_latents, model_sha256, save_latents
+from flowcore.checkpoints.latents_file import load_latents, save_latents
+from flowcore.identity import model_sha256
 
 picture = torch.rand(1, 3, 8, 8)
 upscaler = flowcore.load("srflow-x4")

@@ -14,9 +14,9 @@ from safetensors.torch import save as save_file
 import flowcore
 from flowcore.batch.folders import Job, Outputs
 from flowcore.batch.tables import COLUMNS
-from flowcore.checkpoints.latents_file import model_sha256
 from flowcore.cli.main import main
 from flowcore.cli.output import ProgressBar
+from flowcore.identity import model_sha256
 from flowcore.provenance import read
 from flowcore.tasks import duration
 

@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from flowcore import FlowError, load, provenance
 from flowcore.checkpoints import catalog, save
-from flowcore.checkpoints.latents_file import model_sha256
+from flowcore.identity import describe, model_sha256
 from flowcore.provenance import Provenance, ProvenanceError
 
 ENTRY = Provenance(
@@ -161,11 +161,11 @@ def test_fingerprints_and_plain_values(tmp_path):
     saved = np.clip(255.0 * picture.permute(1, 2, 0).numpy(), 0, 255).astype(np.uint8)  # as ComfyUI writes it
     Image.fromarray(saved).save(tmp_path / "a.png")
     back = torch.from_numpy(np.array(Image.open(tmp_path / "a.png"))).permute(2, 0, 1)
-    assert provenance.fingerprint(picture) == provenance.fingerprint(back)
-    assert provenance.fingerprint(picture.flip(0)) != provenance.fingerprint(back)
-    assert provenance.fingerprint(picture.transpose(1, 2)) != provenance.fingerprint(back)
-    assert provenance.source(picture)["shape"] == [3, 9, 7]
-    assert provenance.source(picture)["sha256"] != provenance.source(picture + 1e-6)["sha256"]
+    assert provenance.picture_fingerprint(picture) == provenance.picture_fingerprint(back)
+    assert provenance.picture_fingerprint(picture.flip(0)) != provenance.picture_fingerprint(back)
+    assert provenance.picture_fingerprint(picture.transpose(1, 2)) != provenance.picture_fingerprint(back)
+    assert describe(picture)["shape"] == [3, 9, 7]
+    assert describe(picture)["sha256"] != describe(picture + 1e-6)["sha256"]
     assert all(map(provenance.is_plain, (1, 0.5, "a", True)))
     assert not any(map(provenance.is_plain, (float("nan"), float("inf"), None, [1], {})))
 

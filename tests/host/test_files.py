@@ -14,7 +14,8 @@ from talk import PLUG_INS, graph, loader, shows, upscale
 
 from flowcore import load
 from flowcore.checkpoints import save
-from flowcore.checkpoints.latents_file import model_sha256, save_latents
+from flowcore.checkpoints.latents_file import save_latents
+from flowcore.identity import model_sha256
 from flowcore.prior import sample_latents
 
 SHIPPED = comfyui.ROOT / "flowcore" / "weights" / "srflow-x4.safetensors"

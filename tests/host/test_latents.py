@@ -9,7 +9,8 @@ from talk import graph, loader, newest, noise, options, picture, pixels, refusal
 from test_sampling import encoding, sampling, tensors
 
 from flowcore import latents as material
-from flowcore.checkpoints.latents_file import load_latents, model_sha256, save_latents
+from flowcore.checkpoints.latents_file import load_latents, save_latents
+from flowcore.identity import model_sha256
 from flowcore.images.color import luma
 from flowcore.prior import sample_latents
 from flowcore.tasks.sample import apply_style, encode

@@ -2,11 +2,12 @@
 
 import concurrent.futures
 import itertools
+import shutil
 import urllib.error
 
 import numpy as np
 import pytest
-from talk import SUITING, graph, loader, newest, opened, picture, until
+from talk import SUITING, graph, loader, newest, opened, picture, report, until
 from test_latents import DIGITS, explore, working
 
 
@@ -144,6 +145,49 @@ def test_freed_memory_is_free_of_runs_of_a_model_that_was_offloaded_before(host,
     host.forget()
     explored(host)  # the model is there again
     assert ask(host, {"run": run, "values": {"x": 0.3}})[0] == 404
+
+
+@newest
+def test_another_loader_of_the_model_may_go(host, flows):
+    models = host.server.base / "models" / "flows"
+    shutil.copy(models / flows["small-glow"], models / "twin.safetensors")
+    workflow = explore("ab", x=next(PLACES) / 1000)
+    run = ran(host, workflow)
+    twin = ("FlowcoreSample", {"model": "twin.0", "samples": 1, "temperature": 1.0, "seed": 5})
+    host.outputs(workflow, twin=loader("twin.safetensors"), also=twin, show=report("also.0"))
+    host.outputs(workflow)  # the host drops what this does not need
+    live(host, run, x=0.5)
+
+
+@newest
+def test_a_run_counts_all_its_pictures_and_is_not_kept_beyond_the_bound(host, flows):
+    def bound(number):
+        return host.outputs(kept=("FlowcoreTestLive", {"number": number}))["kept"]
+
+    def upscaled(seed):
+        """Run with a guide of 48x64 pixels; bytes of the live pictures' inputs, or nothing if it has none."""
+        asked = {"image": "photo.0", "model": "model.0", "temperature": 0.5, "seed": seed, "guide": "guide.0"}
+        story = graph(
+            photo=picture(height=24, width=32),
+            guide=picture(height=48, width=64),
+            model=loader(flows["small-srflow"]),
+            node=("FlowcoreUpscale", asked),
+        )
+        return host.run_from_canvas(story)["outputs"]["node"].get("flowcore_live")
+
+    each = 4 * 3 * (24 * 32 + 48 * 64)
+    host.forget()
+    try:
+        assert upscaled(1)
+        assert bound(each - 1)["bytes"] == [each]
+        assert not upscaled(2)
+        bound(2 * each)
+        for seed in (3, 4, 5):
+            assert upscaled(seed)
+        kept = bound(0)
+        assert (kept["count"], kept["bytes"]) == ([2], [2 * each])
+    finally:
+        bound(0)
 
 
 @newest

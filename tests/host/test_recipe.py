@@ -15,8 +15,8 @@ from talk import Host, graph, loader, newer, newest, opened, upscale
 from test_workflows import STORIES, to_api, with_photo
 
 from flowcore import __version__, load
-from flowcore.checkpoints.latents_file import model_sha256
 from flowcore.cli.main import main
+from flowcore.identity import model_sha256
 
 
 def saved(host, prompt, canvas=None):

@@ -133,6 +133,25 @@ class TestFree(FreshReport, number="INT"):
         return {"ui": {"bytes": [picking.RUNS.nbytes]}}
 
 
+class TestKeys(FreshReport):
+    """Puts into the history what changes of which inputs leave a node's key as it was; see `keys.py`."""
+
+    def run(self):
+        from .keys import check
+
+        same, counts = check()
+        return {"ui": {"same": same, **{name: [count] for name, count in counts.items()}}}
+
+
+class TestLive(FreshReport, number="INT"):
+    """Lets live pictures keep so many bytes of inputs, 0 for as many as without this; reports how many they keep."""
+
+    def run(self, number):
+        (live,) = [m for name, m in list(sys.modules.items()) if name.endswith(".nodes.live")]
+        live.MAX_BYTES = number or 2**28
+        return {"ui": {"count": [len(live.LIVE_RUNS)], "bytes": [live.LIVE_RUNS.nbytes]}}
+
+
 class TestImages(Node, first="IMAGE", second="IMAGE"):
     """Two IMAGEs as a list."""
 
