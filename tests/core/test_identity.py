@@ -85,7 +85,7 @@ def test_forms_that_files_have_recorded_stay_as_they_are(tmp_path):
     assert describe(picture) == {"shape": [1, 1, 2, 3], "sha256": content[:12]}
     faint = ColorMemory(CellMemory(3), "backbone", strength=0.5)
     assert fingerprint(faint) == "f30915f1f583726c703ce0fa08dc8748c7fdb210c3cf61b3e8845df854d50fcf"
-    (tmp_path / "guide.png").write_bytes(b"guide")
+    (tmp_path / "guide.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     settings = {"points": ("1,2 #fff",), "tile": 64, "temperature": None}
     work = Work(
         command="colorize",
@@ -98,4 +98,4 @@ def test_forms_that_files_have_recorded_stay_as_they_are(tmp_path):
         memory=faint,
         guide=tmp_path / "guide.png",
     )
-    assert work.ids(b"picture", "ab" * 32) == ["f10c0de54bafcf490fa7a80b426df37d", "f10c0de5bb2a7259f0a43e199c84469f"]
+    assert work.ids(b"picture", "ab" * 32) == ["f10c0de57a788e0892f5a7a62e9fc9ad", "f10c0de51465e52c555b593f9db593cc"]
