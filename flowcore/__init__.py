@@ -25,7 +25,7 @@ from importlib.util import find_spec
 if _missing := ", ".join(
     name for name in ("torch", "numpy", "PIL", "safetensors", "filelock", "tqdm") if not find_spec(name)
 ):
-    _advice = f"flowcore needs {_missing}. Outside ComfyUI, install them all: pip install 'flowcore[python]'"
+    _advice = f"flowcore needs {_missing}. Outside ComfyUI, install them all, in a clone: pip install -e '.[python]'"
     if sys.argv[0].endswith(("flowcore", "flowcore.exe")):  # the command, which shows no traceback
         sys.exit(_advice)
     raise ImportError(_advice)

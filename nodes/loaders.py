@@ -39,7 +39,7 @@ def _facts_for_page() -> dict[str, Any]:
     """Collect what the file of each model states, for web/js/models.js."""
     facts = {name: _read_facts(path, file_fingerprint(path)) for name, path in _model_files()}
     facts = {name: of_file for name, of_file in facts.items() if of_file}  # keys as in `_read_facts`
-    clean, damaged = (facts[name]["own"] for name in (FOR_CLEAN, FOR_DAMAGED))
+    clean, damaged = (facts[name]["own"] if name in facts else {} for name in (FOR_CLEAN, FOR_DAMAGED))
     in_common = {name: value for name, value in clean.items() if damaged.get(name) == value}
     facts[AUTO_MODEL] = {"tasks": [BY_PICTURE], "styles": [], "own": in_common}
     return {TASKS: {name: of_file["tasks"] for name, of_file in facts.items()}, "flowcore_facts": facts}
@@ -85,6 +85,8 @@ class FlowcoreLoadModel(FileNode):
 
     @classmethod
     def missing_message(cls, name: Any) -> str:
+        if catalog.is_shipped(shipped := FOR_CLEAN if name == AUTO_MODEL else str(name)):
+            return str(catalog.unusable(shipped, "is missing"))
         place, models = " or ".join(paths.model_folders()), ", ".join(model_choices())
         return (
             f"there is no flow model {shown(name)}. Put the file into {place}, and press R; or choose one of: {models}."

@@ -20,8 +20,7 @@ from typing import Any
 import torch
 
 from ..checkpoints import catalog, load
-from ..checkpoints.writing import printable
-from ..errors import FlowError
+from ..errors import FlowError, printable
 from ..images import files
 from .folders import Job, Outputs, save
 from .job import Work, Worker

@@ -6,26 +6,46 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .model_file import read_header
+from .model_file import Header, is_flowcore_file, read_header
 
 FOLDER = Path(__file__).resolve().parents[1] / "weights"
 STARTER_MEMORY = "color-photos-memory"
-OTHER_FILES = {"face-finder", STARTER_MEMORY}  # in the same folder, but not models
+OTHER_FILES = {"face-finder", STARTER_MEMORY, "README"}  # in the same folder, but not models
 
 
 def names() -> list[str]:
-    """List the names of the shipped models, sorted."""
+    """List the names of the shipped models whose files are here, sorted."""
     return sorted(file.stem for file in FOLDER.glob("*.safetensors") if file.stem not in OTHER_FILES)
+
+
+def is_shipped(name: str) -> bool:
+    """Tell whether a model is a shipped one, even if its file is missing: each has a card."""
+    return name in {file.stem for file in FOLDER.glob("*.md")} - OTHER_FILES or name in names()
+
+
+def headers() -> dict[str, Header]:
+    """Read the headers of the shipped models, except damaged ones: name to header."""
+    return {name: read_header(path(name)) for name in names() if is_flowcore_file(path(name))}
 
 
 def path(name: str) -> Path:
     """Return the ``.safetensors`` file of a shipped model; CheckpointError lists those that exist."""
     known = names()
     if name not in known:
+        if is_shipped(name):
+            raise unusable(name, "is missing")
         raise CheckpointError(
             f"There is no shipped model {name!r}; choose {' or '.join(known) or 'a file: none is shipped'}."
         )
     return FOLDER / f"{name}.safetensors"
+
+
+def unusable(name: str, problem: str) -> CheckpointError:
+    """Make the error for a shipped model whose file is missing or damaged, which says how to fetch it."""
+    return CheckpointError(
+        f"The file of the shipped model {name} {problem}. Fetch it: run git lfs pull in {FOLDER.parents[1]}, or "
+        "install flowcore again."
+    )
 
 
 def is_robust(provenance: Mapping[str, Any]) -> bool:
@@ -41,7 +61,7 @@ def is_face_model(provenance: Mapping[str, Any]) -> bool:
 @cache
 def robust_upscaler(scale: int, *, faces: bool) -> str | None:
     """Name the shipped model that enlarges damaged photographs, only of ``faces`` or of anything, by ``scale``."""
-    headers = {name: read_header(path(name)) for name in names()}
-    robust = (name for name, header in headers.items() if is_robust(header.provenance))
-    fitting = (name for name in robust if is_face_model(headers[name].provenance) == faces)
-    return next((name for name in fitting if headers[name].config.get("scale") == scale), None)
+    shipped = headers()
+    robust = (name for name, header in shipped.items() if is_robust(header.provenance))
+    fitting = (name for name in robust if is_face_model(shipped[name].provenance) == faces)
+    return next((name for name in fitting if shipped[name].config.get("scale") == scale), None)

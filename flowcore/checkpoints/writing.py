@@ -80,11 +80,6 @@ def beside(path: Path, ending: str) -> Path:
     return path.with_name(f".{hashlib.sha256(name).hexdigest()[:32] if is_long else path.name}.{ending}")
 
 
-def printable(text: str) -> str:
-    """Escape characters that are not Unicode, as in file names that are not UTF-8."""
-    return text.encode(errors="backslashreplace").decode()
-
-
 def check_writable(path: Path) -> None:
     """Raise SavingError if a file cannot be saved under a path, as far as that can be told; leaves nothing behind."""
     folder = next((above for above in path.absolute().parents if os.path.lexists(above)), path.parent)

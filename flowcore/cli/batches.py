@@ -21,7 +21,7 @@ from ..batch.job import Command, Work, Worker
 from ..batch.tables import NAME, Manifest
 from ..checkpoints.writing import check_writable
 from ..device import actual_precision, keep_freed_memory
-from ..errors import FlowError
+from ..errors import FlowError, printable
 from ..images.files import FORMATS, SUFFIXES, Format, check_format, upright_size
 from ..images.opening import IMAGE_SUFFIXES
 from ..model import FlowModel, Task
@@ -207,14 +207,16 @@ def _result_names(run: ModelRun, sample_names: list[str], path: Path) -> list[st
 def check_template(template: str, samples: int) -> None:
     """Raise FlowError if a ``--name`` cannot be filled in, or cannot tell the results of a picture apart."""
     try:
-        template.format(**dict.fromkeys(TOKENS, ""))
-    except (ValueError, LookupError, AttributeError) as error:
+        fields = [field[1:] for field in string.Formatter().parse(template) if field[1] is not None]
+        problem = next((name for name, *more in fields if name not in TOKENS or any(more)), None)
+    except ValueError as error:
+        fields, problem = [], str(error)
+    if problem is not None:
         tokens = ", ".join(f"{{{name}}}" for name in TOKENS)
-        raise FlowError(f"--name may hold {tokens}; got {template!r} ({error}).") from error
+        raise FlowError(f"--name may hold {tokens}, written just so; got {template!r} ({problem}).")
     if folders.leads_out(template):
         raise FlowError(f"--name names files in the folder of --out; got {template!r}. Leave .. and leading / out.")
-    names = {name for _, name, _, _ in string.Formatter().parse(template)}
-    if samples > 1 and not names & {"seed", "sample"}:
+    if samples > 1 and not {name for name, *_ in fields} & {"seed", "sample"}:
         raise FlowError(f"{samples} results of an image would have one name. Add {{sample}} to --name.")
 
 
@@ -264,7 +266,7 @@ def _execute_on_cluster(
         from ..batch import cluster
     except ImportError as error:
         reason = "--ray needs all of flowcore: ComfyUI's registry has it without what a canvas never uses."
-        raise FlowError(f"{reason} Install it on every machine: pip install 'flowcore[python,ray]'.") from error
+        raise FlowError(f"{reason} Install it on every machine, in a clone: pip install -e '.[python,ray]'.") from error
 
     pending: dict[str, list[Job]] = {}
     for job, state in folders.examine(jobs, is_done, claims=False):
@@ -340,7 +342,7 @@ def _confirm(question: str, advice: str = "") -> None:
     """Continue if a person says so; FlowError if not, or if there is nobody."""
     if not sys.stdin.isatty():
         raise FlowError(f"{question} {advice}")
-    sys.stderr.write(f"{question} Go on? [y/N] ")
+    sys.stderr.write(f"{printable(question)} Go on? [y/N] ")
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise FlowError("Stopped: nothing was made.")

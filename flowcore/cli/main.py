@@ -10,9 +10,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from .. import __version__
-from ..errors import FlowError
+from ..errors import FlowError, printable
 from . import options
 from .output import QUIET, SomeFailed, accept_all_names
 
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module = importlib.import_module(f".{COMMANDS[parsed.command][0]}", __package__)
         getattr(module, f"run_{parsed.command}")(parsed)
     except (FlowError, OSError) as error:
-        sys.stderr.write(f"flowcore: {error}\n")
+        sys.stderr.write(f"flowcore: {error if isinstance(error, FlowError) else printable(str(error))}\n")
         return 3 if isinstance(error, SomeFailed) else 1
     except KeyboardInterrupt:
         sys.stderr.write("flowcore: stopped\n")
@@ -75,7 +76,7 @@ def _import_plugins(names: Sequence[str]) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     called = "flowcore" if Path(sys.argv[0]).stem == "flowcore" else "python -m flowcore"
-    parser = argparse.ArgumentParser(prog=called, description="Normalizing flows for images.")
+    parser = _Parser(prog=called, description="Normalizing flows for images.")
     parser.add_argument("--version", action="version", version=f"flowcore {__version__}")
     text = "a Python module that registers models or checkpoint sources, see docs/plug-ins.md; repeatable"
     parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help=text)
@@ -83,6 +84,11 @@ def build_parser() -> argparse.ArgumentParser:
     for name, (_, text) in COMMANDS.items():
         getattr(options, f"add_{name}")(subparsers.add_parser(name, help=text, formatter_class=_HelpFormatter))
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))  # it quotes arguments, which a shell may have filled in from names of files
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

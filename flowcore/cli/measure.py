@@ -13,9 +13,9 @@ from ..batch.folders import Job, Outputs
 from ..batch.job import Work, Worker
 from ..batch.tables import Scores
 from ..checkpoints import catalog
-from ..checkpoints.writing import printable, write_atomic
+from ..checkpoints.writing import write_atomic
 from ..device import keep_freed_memory
-from ..errors import FlowError
+from ..errors import FlowError, printable
 from ..evaluation.colorization import PORTRAIT_SAMPLES, colorizer_table, evaluate_colorizer
 from ..evaluation.image_set import density_table, evaluate_density, markdown, size_of
 from ..evaluation.upscaling import USUAL_MEASURES, evaluate_upscaler, missing_measures, upscaler_table

@@ -18,7 +18,7 @@ from ..checkpoints import catalog, color_memory, convert
 from ..checkpoints.model_file import is_flowcore_file, read_header, reconfigure, save
 from ..checkpoints.writing import check_writable
 from ..device import check_device, keep_freed_memory
-from ..errors import FlowError
+from ..errors import FlowError, printable
 from ..images.opening import IMAGE_SUFFIXES
 from .options import parse_assignments
 from .output import check_overwrite, log
@@ -33,7 +33,7 @@ def run_convert(options: Namespace) -> None:
         flow = load(options.source, **fields)
         dtype = torch.float16 if options.half else torch.int8 if options.eight_bits else torch.float32
         save(flow, options.target, dtype=dtype, exact=options.exact)
-    sys.stdout.write(f"{options.target}\n")
+    sys.stdout.write(f"{printable(str(options.target))}\n")
     log(f"{options.target}: {flow.architecture}, license: {flow.provenance.get('licence', 'unknown')}")
 
 
@@ -81,7 +81,7 @@ def run_styles(options: Namespace) -> None:
         table = read_attribute_table(options.data / "attributes.tsv", attributes, held_out=held_out)
         styled = measure_attributes(flow, table, log=log)
     save(styled, options.target)
-    sys.stdout.write(f"{options.target}\n")
+    sys.stdout.write(f"{printable(str(options.target))}\n")
 
 
 def run_train(options: Namespace) -> None:

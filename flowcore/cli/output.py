@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoints.writing import check_writable
-from ..errors import FlowError
+from ..errors import FlowError, printable
 from ..images.files import upright_size
 from ..tasks import Progress, duration
 
@@ -34,7 +34,7 @@ class SomeFailed(FlowError):
 
 def log(line: str) -> None:
     if not QUIET.get():
-        tqdm.write(line, file=sys.stderr)
+        tqdm.write(printable(line), file=sys.stderr)
 
 
 def accept_all_names() -> None:
@@ -62,7 +62,7 @@ def check_overwrite(target: Path, is_ours: Callable[[Path], bool], kind: str, *,
 def write_result(
     options: Namespace, source: Path | None, outputs: Sequence[Path], result: Outputs | Exception | None = None
 ) -> None:
-    """Write the paths of a picture's results, one per line; with ``--json``, one line with an object.
+    """Write the paths of a picture's results, one per line, escaped; with ``--json``, one line with an exact object.
 
     ``result`` is None if they were there already.
     """
@@ -75,7 +75,7 @@ def write_result(
         name = None if source is None else str(source)
         lines = [json.dumps({"input": name, "outputs": lines, "seconds": seconds, "notes": notes, "error": error})]
     for line in lines:
-        tqdm.write(line, file=sys.stdout)
+        tqdm.write(printable(line), file=sys.stdout)
     sys.stdout.flush()
 
 
@@ -100,7 +100,7 @@ class ProgressBar:
     def start(self, source: Path) -> Progress:
         """Begin an image, and return what follows its progress."""
         self._name, self._current_pixels, self._last_line_time = source.name, self._pixels[source], time.monotonic()
-        self._bar.set_postfix_str(f"{self._finished + 1}/{self._total} {source.name}", refresh=False)
+        self._bar.set_postfix_str(f"{self._finished + 1}/{self._total} {printable(source.name)}", refresh=False)
         self.update(0, 1)
         return self.update
 
@@ -148,9 +148,9 @@ class ProgressBar:
         first = self.failed[0][1]
         if self._total == 1:
             raise first
-        lines = [f"{job.source}: {_describe(error)}" for job, error in self.failed]
-        text = "\n  ".join([f"{len(lines)} of {self._total} images could not be done:", *lines])
-        raise (SomeFailed if len(lines) < self._total else FlowError)(f"{text}\n{summary}") from first
+        lines = [f"  {job.source}: {_describe(error)}" for job, error in self.failed]
+        kind = SomeFailed if len(lines) < self._total else FlowError
+        raise kind(f"{len(lines)} of {self._total} images could not be done:", *lines, summary) from first
 
     def _count(self, number: int) -> str:
         return f"{number}/{self._total} " if self._total > 1 else ""

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..dequantization import quantization
-from ..errors import FlowError, ImageError
+from ..errors import FlowError, ImageError, printable
 from ..images.files import fit, read_bytes, read_rgb
 from ..images.folders import image_files
 from ..model import FlowModel
@@ -50,7 +50,7 @@ def read_each(
             content = read(file)
         except ImageError as error:
             skipped.append(f"{file.name}: {error}")
-            (log or logging.getLogger("flowcore").warning)(f"Skipped {skipped[-1]}")
+            (log or logging.getLogger("flowcore").warning)(printable(f"Skipped {skipped[-1]}"))
             continue
         yield position - len(skipped), file, content
     if len(skipped) == len(files):
@@ -82,7 +82,8 @@ def read_cropped(file: Path, multiple: int) -> Tensor:
 
 def markdown(titles: list[str], rows: list[list[str]]) -> str:
     """Format a table in Markdown."""
-    return "\n".join([f"| {' | '.join(titles)} |", "|" + "---|" * len(titles), *(f"| {' | '.join(r)} |" for r in rows)])
+    lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles), *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(map(printable, lines))
 
 
 def evaluate_density(

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import FlowError, ShapeError
+from ..errors import FlowError, ShapeError, printable
 from ..images.color import as_stored, to_uint8
 from ..images.resize import enlarge, shrink
 from ..model import FlowModel
@@ -81,8 +81,8 @@ def evaluate_upscaler(
         infinite = {key for row in by_method.values() for key, value in row.items() if math.isinf(value)}
         if infinite:
             (log or logging.getLogger("flowcore").warning)(
-                f"{file.name}: {', '.join(sorted(infinite))} left out of the means: a picture equals what it is "
-                "compared with."
+                f"{printable(file.name)}: {', '.join(sorted(infinite))} left out of the means: a picture equals what "
+                "it is compared with."
             )
         for method, row in by_method.items():
             rows.setdefault(method, []).append(row | dict.fromkeys(infinite & row.keys(), math.nan))

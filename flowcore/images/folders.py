@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import ImageError
+from ..errors import ImageError, printable
 from .opening import IMAGE_SUFFIXES
 
 JUNCTION = 0xA0000003  # IO_REPARSE_TAG_MOUNT_POINT
@@ -19,7 +19,7 @@ def image_files(folder: Path) -> list[Path]:
         if not path.is_file():
             skipped[path] = "neither a file nor a link to one" if path.exists() else "a broken link"
     for path, reason in skipped.items():
-        logging.getLogger("flowcore").warning("Skipped: %s, %s.", path, reason)
+        logging.getLogger("flowcore").warning("Skipped: %s, %s.", printable(str(path)), reason)
     if files := sorted(path for path in paths if path.is_file()):
         return files
     raise ImageError(

@@ -187,7 +187,7 @@ def shipped_with_backbone(flow: FlowModel) -> Path | None:
         return None
     config: Any = flow.config
     of_backbone = ["backbone"] if hasattr(config, "backbone") else ["encoder", "encoder_blocks", "encoder_growth"]
-    headers = {catalog.path(name): read_header(catalog.path(name)).config for name in catalog.names()}
+    headers = {catalog.path(name): header.config for name, header in catalog.headers().items()}
     files = [file for file, c in headers.items() if all(c.get(name) == getattr(config, name) for name in of_backbone)]
     if files:  # preferably of the same scale, since then its adapter fits, too
         return min(files, key=lambda file: headers[file].get("scale") != getattr(config, "scale", None))

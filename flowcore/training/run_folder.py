@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..checkpoints.model_file import read_header, save
 from ..checkpoints.writing import SavingError, replacing, write_atomic
-from ..errors import FlowError
+from ..errors import FlowError, printable
 from ..identity import fingerprint
 from ..images.color import to_uint8
 from ..model import FlowModel
@@ -66,7 +66,7 @@ class RunLog:
     def line(self, text: str) -> None:
         if not self.enabled:
             return
-        stamped = f"{time.strftime('%H:%M:%S')} {text}"
+        stamped = f"{time.strftime('%H:%M:%S')} {printable(text)}"
         with _appending(self.run / "log.txt") as file:
             file.write(stamped + "\n")
         if self.write_line is not None:

@@ -2,8 +2,11 @@
 
 import csv
 import io
+import json
 import os
 import sys
+
+import pytest
 
 from flowcore.cli.main import COMMANDS, main
 
@@ -157,3 +160,46 @@ def test_files_that_workers_of_a_cluster_open_are_absolute(model, tmp_path, monk
     assert works[0].guide == tmp_path / "guides"
     assert works[1].face_model == tmp_path / "face.safetensors"
     assert works[1].settings["face_model"] == "face.safetensors"  # as the results say
+
+
+HOSTILE = "a\x1b[31m\x1b]0;owned\x07\nb\u202e"  # colors and a title for the terminal, another line, reversed text
+ESCAPED = "a\\x1b[31m\\x1b]0;owned\\x07\\nb\\u202e"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_names_do_not_steer_the_terminal(model_files, tmp_path, capsys):
+    place = tmp_path / HOSTILE
+    photograph(place / f"{HOSTILE}.png", (16, 12))
+    (place / f"bad {HOSTILE}.jpg").write_bytes(b"no picture")
+    (place / f"{HOSTILE}.txt").write_bytes(b"no picture")
+    out, model = tmp_path / "out", ["--model", model_files["tiny"]]
+    assert run("upscale", place, "-o", out, *model, "--name", "{stem}") == 3
+    results, said = capsys.readouterr()
+    assert results == f"{out}/{ESCAPED}.png\n"
+    assert said.count(f"bad {ESCAPED}.jpg: Cannot read bad {ESCAPED}.jpg as an image") == 2
+    for code, *words in (
+        (3, "upscale", place, "-o", out, *model, "--name", "{stem}"),
+        (3, "score", place, *model),
+        (3, "eval", place, *model, "--measures", "psnr", "--samples", 1),
+        (1, "upscale", tmp_path / f"{HOSTILE}?", *model),
+        (1, "upscale", place, "-o", out, "--model", place / f"{HOSTILE}.txt"),
+    ):
+        assert run(*words) == code
+        shown = "".join(capsys.readouterr())
+        assert "owned" in shown
+        assert not {*shown} & {"\x1b", "\x07", "\u202e"}
+        assert "\nb" not in shown
+    for command, file in (("inspect", ".txt"), ("inspect", ".jpg"), ("train", ".txt")):
+        assert main([command, str(place / f"bad {HOSTILE}{file}")]) == 1
+        assert not {*capsys.readouterr().err} & {"\x1b", "\x07", "\u202e"}
+    with pytest.raises(SystemExit):
+        main(["upscale", f"--{HOSTILE}"])
+    assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_json_is_exact(model_files, tmp_path, capsys):
+    photo, out = photograph(tmp_path / f"{HOSTILE}.png", (16, 12)), tmp_path / "out"
+    assert run("upscale", photo, "-o", out, "--model", model_files["tiny"], "--json", "--name", "{stem}") == 0
+    line = json.loads(capsys.readouterr().out)
+    assert (line["input"], line["outputs"]) == (str(photo), [str(out / photo.name)])

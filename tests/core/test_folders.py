@@ -199,6 +199,9 @@ def test_names_depend_on_the_picture_alone_and_keep_sequences(model, tmp_path, c
     capsys.readouterr()
     for options, said in (
         (["--name", "{stem}_{what}"], "--name may hold {stem}, {base}, {frame}"),
+        *((["--name", f"{{stem{more}}}"], "written just so") for more in (".__class__", "[0]", "!r", ":>99999999")),
+        (["--name", "{stem"], "written just so"),
+        (["--name", "{}"], "written just so"),
         (["--name", "{stem}", *several], "2 results of an image would have one name. Add {sample}"),
         (["--name", "{model}"], "have the same names as those of"),
     ):

@@ -46,7 +46,7 @@ def test_the_wheel_names_its_extra_without_torch_and_upscales_with_it(environmen
     for command in ((environment / "flowcore", "--version"), (environment / "python", "-c", "import flowcore")):
         refused = run(*command, cwd=tmp_path)
         assert refused.returncode == 1
-        assert "pip install 'flowcore[python]'" in refused.stderr.splitlines()[-1]
+        assert "in a clone: pip install -e '.[python]'" in refused.stderr.splitlines()[-1]
         assert ("Traceback" in refused.stderr) == (command[0].stem == "python")
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(environment.parent)}))
     (packages / "ours.pth").write_text(sysconfig.get_path("purelib"))  # torch and the others, but no flowcore

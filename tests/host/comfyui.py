@@ -203,6 +203,7 @@ def running(
     port: int = 0,
     frontend: bool = False,
     name: str = PACK_NAME,
+    pack: Path = PACK,
     packs: tuple[Path, ...] = (),
     flags: tuple[str, ...] = (),
     timeout: float = 180,
@@ -210,11 +211,11 @@ def running(
     """Run a ComfyUI with this pack until the block ends; it is always stopped, by its process.
 
     Without a port it takes a free one, and without the real frontend it serves an empty page. `name` is the folder in
-    which this pack is installed, `packs` are others, and `flags` more arguments for main.py.
+    which this `pack`, or a copy of it, is installed, `packs` are others, and `flags` more arguments for main.py.
     """
     for folder in ("input", "output", "temp", "user", "custom_nodes", "models/flows", "extra/flows", "page"):
         (base / folder).mkdir(parents=True, exist_ok=True)
-    for link, source in {name: PACK, **{pack.name: pack for pack in packs}}.items():
+    for link, source in {name: pack, **{other.name: other for other in packs}}.items():
         (base / "custom_nodes" / link).unlink(missing_ok=True)
         (base / "custom_nodes" / link).symlink_to(source, target_is_directory=True)
     extra = base / "extra_model_paths.yaml"
