@@ -13,6 +13,7 @@ from ..flowcore.images.files import read, read_bytes
 from ..flowcore.provenance import ProvenanceError
 from ..flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
 from ..flowcore.tasks.model_input import label_names
+from ..flowcore.tasks.settings import guide_share
 from . import widgets
 from .host import paths
 from .host.compat import io
@@ -53,6 +54,8 @@ def _read_facts(path: Path, _fingerprint: str) -> dict[str, Any]:
     if not tasks:
         return {}
     by_input = {name: getattr(config, name) for name in SETTINGS if hasattr(config, name)}
+    if hasattr(config, "guide_strength"):
+        by_input["guide_strength"] = guide_share(config, config.temperature)
     by_input |= zip(("temperature", "detail"), getattr(config, "temperatures", ()), strict=False)
     if hasattr(config, "scale"):
         by_input["factor"] = config.scale

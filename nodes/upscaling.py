@@ -19,7 +19,7 @@ from ..flowcore.quality.metrics import diversity
 from ..flowcore.tasks.consistency import consistency
 from ..flowcore.tasks.forecast import NOTEWORTHY, forecast
 from ..flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, better_model
-from ..flowcore.tasks.settings import with_defaults
+from ..flowcore.tasks.settings import guide_share, with_defaults
 from ..flowcore.tasks.upscale import memory_required, target_size
 from ..flowcore.tasks.video import STEADINESS
 from . import widgets
@@ -113,11 +113,12 @@ class FlowcoreUpscale(PickingNode):
         advice = "Lower samples, factor or longest_side, or pass fewer or smaller images."
         check_memory(count * samples, 3 * largest, "pictures", advice)
         guided = guide is not None
-        flow = load_upscaler(model, height, width, tile, guided=guided)
+        flow = load_upscaler(model, height, width, tile, guided=strength > 0)
         options: Any = {"samples": samples, "tile": tile, "precision": precision}
         if count * samples * megapixels >= NOTEWORTHY:
             sources, results = [(height, width)] * count, [size] * count
-            expected = forecast(flow, sources, results, **options, guided=guided, cancelled=stop_if_cancelled)
+            own: Any = {"guided": guided, "guide_strength": strength, "cancelled": stop_if_cancelled}
+            expected = forecast(flow, sources, results, **options, **own)
             log.info("Flow Upscale: %s", expected.sentence())
             self.notes.show(expected.sentence())
         inside: Any = per_level or tau
@@ -251,7 +252,7 @@ class FlowcoreTemperatureGrid(PickingNode):
         per_image = len(taus) * seeds
         values = 3 * math.prod(target_size(model.flow, height, width))
         check_memory(count * per_image, values, "pictures", "Ask for fewer temperatures or seeds.")
-        flow = load_upscaler(model, height, width, tile)
+        flow = load_upscaler(model, height, width, tile, guided=guide_share(model.flow.config, taus) > 0)
         options: Any = {"tile": tile, "precision": precision, "store": STORE, **self.notes.task_options(sources=image)}
         options |= {"calm_edges": calm_edges, "seed": seed, "seeds": seeds}
         pictures = flowcore.temperature_grid(flow, image, taus, **options)

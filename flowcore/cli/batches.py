@@ -326,7 +326,8 @@ def confirm_sizes(options: Namespace, worker: Worker, jobs: list[Job], is_done: 
         _confirm(text, "Shrink the images, or make room.")
     if not uses_ray(options):  # how fast other machines are is unknown
         sources, results = ([*sizes] for sizes in zip(*pending.values(), strict=True))
-        how = {name: work.settings[name] for name in ("tile", "precision", "steadiness") if name in work.settings}
+        named = ("tile", "precision", "steadiness", "guide_strength")
+        how = {name: work.settings[name] for name in named if name in work.settings}
         guided = work.guide is not None
         log(forecast(worker.flow, sources, results, samples=work.samples, guided=guided, **how).sentence())
     return jobs

@@ -56,7 +56,8 @@ def _upscale(options: Namespace) -> ModelRun:
     flow = load_model(options)
     temperature, calm_edges = sampling_settings(flow, options.temperature, options.calm_edges)
     guide_options = {"guide": options.guide, "guide_strength": options.guide_strength}
-    strength = checked_strength(flow, None, with_defaults(flow, guide_options)["guide_strength"])
+    chosen = with_defaults(flow, {**guide_options, "temperature": temperature})["guide_strength"]
+    strength = checked_strength(chosen)
     if strength and options.guide is None and flow.guide is None:
         log(NO_GUIDE)
         strength = 0.0

@@ -21,6 +21,8 @@ SAMPLING = (
     "memory_neighbors",
     "starter_memory",
     "guide_strength",
+    "boldest_temperature",
+    "guide_temperatures",
     "guide_match",
     "gain_cells",
 )

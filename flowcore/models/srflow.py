@@ -46,11 +46,15 @@ class SRFlowConfig:
     residual: bool = False  # whether to subtract the encoder's own enlargement from the image first
     mixing: Literal["orthogonal", "principal"] = "orthogonal"  # of 1x1 convolutions; see Glow's ``mixing_start``
     temperature: Annotated[float, Range(0, 10, open=True)] = 0.8  # recommended, also for files that do not state it
+    # at the bold end of the slider from faithful to bold; 0 for ``settings.BOLDEST`` times the temperature above
+    boldest_temperature: Annotated[float, Range(0, 10)] = 0.0
     calm_edges: Annotated[float, Range(0, 1)] = 0.0  # recommended reduction of the temperature at edges
     # Convolutions of ``networks.CompactUpscaler``, which makes a guide (``tasks.tiles``); 0 for none.
     guide_layers: Annotated[int, Range(0, 256)] = 0
     guide_width: Annotated[int, Range(1, 4096)] = 64  # channels between them
     guide_strength: Annotated[float, Range(0, 1)] = 0.5  # recommended share of the guide's latents
+    # between which temperatures the share of the model's own guide rises from 0 to that; if equal, it is always that
+    guide_temperatures: Annotated[tuple[float, float], Range(0, 10)] = (0.0, 0.0)
     guide_match: Annotated[float, Range(0, 1)] = 1.0  # how far a guide is changed to shrink to the LR image
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from ..inference.plan import planned
 from ..model import FlowModel
 from . import Precision, duration
 from .rescale import restore
+from .settings import model_defaults
 from .tiles import ENCODING, Size, TileSize
 from .upscale import HALO, TILING, memory_required, upscale
 from .video import upscale_video
@@ -56,15 +57,21 @@ def forecast(
     tile: int = 0,
     precision: Precision = "float32",
     guided: bool = False,
+    guide_strength: float | None = None,
     steadiness: float | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> Forecast:
-    """Estimate what it takes to enlarge images, or with ``steadiness`` frames, by sizes of sources and results."""
+    """Estimate what it takes to enlarge images, or with ``steadiness`` frames, by sizes of sources and results.
+
+    ``guided`` says whether guides are given; ``guide_strength`` is that of the model's own, None for its default.
+    """
     areas = [height * width for height, width in results]
     device = next(flow.parameters()).device
     rows, columns = max(sources, key=lambda size: size[0] * size[1])
     tiles = TileSize(tile, HALO, TILING)
-    needed = partial(memory_required, flow, rows, columns, guided=guided or bool(steadiness))
+    usual = model_defaults(flow, {"temperature": None, "guide_strength": None}).get("guide_strength", 0.0)
+    makes_guide = bool(usual if guide_strength is None else guide_strength) and not guided and flow.guide is not None
+    needed = partial(memory_required, flow, rows, columns, guided=guided or makes_guide or bool(steadiness))
     working = needed(tiles.choose(max(rows, columns), needed, device))
     options: dict[str, Any] = {"precision": precision, "cancelled": cancelled, "notify": log.debug}
     if steadiness:  # a later frame of a clip: two enlargements, the guide's pass and the motion
@@ -75,10 +82,11 @@ def forecast(
         plan = planned(flow, actual_precision(precision, device))  # folded before the clock starts
         seconds = _seconds_per_pixel(upscale if "upscale" in flow.capabilities.tasks else restore, flow, options)
         encoding = ENCODING * (plan.encoder_units + plan.prepare_units)
-        model_guide = plan.guide_units + plan.units if flow.guide is not None else 0
-        guide = plan.units if guided else model_guide
-        # from one sample to all of them, and to the guide that is given
-        seconds *= (encoding + guide + samples * plan.units) / (encoding + model_guide + plan.units)
+        model_guide = plan.guide_units + plan.units
+        guide = plan.units if guided else model_guide if makes_guide else 0
+        # from one sample with the defaults to all of them with their guide
+        usual_guide = model_guide if usual and flow.guide is not None else 0
+        seconds *= (encoding + guide + samples * plan.units) / (encoding + usual_guide + plan.units)
     return Forecast(
         pictures=samples * len(results),
         largest=max(results, key=lambda size: size[0] * size[1]),

@@ -4,11 +4,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ..errors import FlowError
 from ..model import FlowModel
 from ..models.fields import SAMPLING
+from ..prior import Temperature
 
-BOLDEST_REDUCTION = 0.6  # of the guide strength, at boldness 1
+BOLDEST = 1.6  # temperature at boldness 1, relative to the default, for files that do not state it
 
 
 def check_range(name: str, value: float, low: float = 0, high: float = 1, note: str = "") -> None:
@@ -27,17 +31,22 @@ def model_defaults(flow: FlowModel, settings: Mapping[str, Any]) -> dict[str, An
     """Return the model's defaults of settings that are None.
 
     If ``coherence`` is among the settings, the result also holds the model's ``coherence_scales``; likewise with
-    ``guide_strength`` its ``guide_match``, if there is a guide.
+    ``guide_strength`` its ``guide_match``, if there is a guide. The strength of the model's own guide follows the
+    temperature, see ``guide_share``.
     """
     config = {name: getattr(flow.config, name) for name in SAMPLING if hasattr(flow.config, name)}
     if "temperatures" in config:  # of a colorizer
         config["temperature"], config["detail"] = config.pop("temperatures")
     if settings.get("latents") is not None or settings.get("reference") is not None:
         config["saturation"] = 1.0  # their colors are right already
+    if settings.get("boldness") is not None and "temperature" in config:
+        config["temperature"] = _temperature_at(config, settings["boldness"])
     has_guide = flow.guide is not None or settings.get("guide") is not None
     config["guide_strength"] = config.get("guide_strength", 0.5) if has_guide else 0.0  # none is used
-    if settings.get("boldness") is not None and "temperature" in config:
-        config |= _at_boldness(config, settings["boldness"])
+    if settings.get("guide_strength", 0) is None and settings.get("guide") is None and has_guide:
+        temperature = settings.get("temperature")
+        temperature = config["temperature"] if temperature is None else temperature
+        config["guide_strength"] = guide_share(flow.config, temperature)
     missing = [name for name, value in settings.items() if value is None and name in config]
     defaults: dict[str, Any] = {name: float(config[name]) for name in missing}
     if "guide_strength" in settings and has_guide and "guide_match" in config:
@@ -47,12 +56,24 @@ def model_defaults(flow: FlowModel, settings: Mapping[str, Any]) -> dict[str, An
     return defaults
 
 
-def _at_boldness(config: Mapping[str, Any], boldness: float) -> dict[str, Any]:
-    """Compute temperature and guide strength: 0 invents nothing, 0.5 is the model's default, 1 is the boldest.
+def guide_share(config: Any, temperature: Temperature) -> float:
+    """Compute the share of a model's own guide that suits the highest of the temperatures of levels and places.
 
-    From 0 to 0.5 the temperature rises to the default, above which specks appear; from there the guide strength falls.
+    0 up to the first of ``guide_temperatures`` in the model's configuration, its ``guide_strength`` from the second on,
+    and linear between them. Without a guide it is 0.
     """
-    return {
-        "temperature": config["temperature"] * min(1.0, 2 * boldness),
-        "guide_strength": config["guide_strength"] * (1 - BOLDEST_REDUCTION * max(0.0, 2 * boldness - 1)),
-    }
+    strength: float = config.guide_strength if getattr(config, "guide_layers", 0) else 0.0
+    low, high = getattr(config, "guide_temperatures", (0.0, 0.0))
+    if high <= low:
+        return strength
+    levels = [temperature] if isinstance(temperature, float | int | Tensor) else temperature
+    numbers = (float(tau.max()) if isinstance(tau, Tensor) else tau for tau in levels if torch.as_tensor(tau).numel())
+    rise = (max(numbers, default=0.0) - low) / (high - low)
+    return round(strength * min(1.0, max(0.0, rise)), 4)  # maps are in float32
+
+
+def _temperature_at(config: Mapping[str, Any], boldness: float) -> float:
+    """Compute a temperature: 0 at boldness 0, the model's default at 0.5, and its boldest at 1; linear between them."""
+    usual = config["temperature"]
+    boldest = config.get("boldest_temperature") or BOLDEST * usual
+    return usual * min(1.0, 2 * boldness) + (boldest - usual) * max(0.0, 2 * boldness - 1)

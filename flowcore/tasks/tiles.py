@@ -17,6 +17,7 @@ from ..condition import Condition
 from ..device import free_memory
 from ..errors import FlowError, ImageError
 from ..images.color import luma
+from ..images.grid import remove_grid
 from ..images.motion import blur
 from ..images.resize import enlarge, resize
 from ..inference.condition_cache import ConditionStore
@@ -194,7 +195,7 @@ class TiledDecoder:
                 for start in range(0, canvas.samples, step):
                     batch = range(start, min(start + step, canvas.samples))
                     z = [level.to(run.device, run.dtype) for level in latents.crop(item, batch, tile)]
-                    z = z if guide_latents is None else latents.blend_guide(z, guide_latents, item, tile)
+                    z = z if guide_latents is None else latents.blend_guide(z, guide_latents, item, batch, tile)
                     decode = overflow.bounded_decoder(plan, cond, tiling.max_deviation)
                     with run.counting(len(batch) * plan.units, len(batch)):
                         enlarged = partial(enlarge, _crop(padded, tile), scale)
@@ -229,7 +230,8 @@ class TiledDecoder:
             picture = guide.pictures[item, None]
         else:
             with run.counting(run.plan.guide_units):
-                picture = run.plan.make_guide(rgb[item, None].to(run.device, run.dtype)).clamp_(0, 1).to(rgb)
+                made = run.plan.make_guide(rgb[item, None].to(run.device, run.dtype)).to(rgb)
+            picture = remove_grid(made, rgb[item, None]).clamp_(0, 1)
         if guide.match:
             matched = back_project(picture, rgb[item, None], MATCHING, check=run.check_cancelled)
             picture = picture.lerp(matched, guide.match)
@@ -311,16 +313,19 @@ class Latents:
             return resize_temperature_map(tiling.pad_map(tau, padding), *shape[1:]) if isinstance(tau, Tensor) else tau
 
         per_level = [(level_temperatures(tau, len(sampled), len(rgb)), calm) for tau, calm in settings]
-        strength = 0.0 if guide is None else guide.strength
-        self.strengths = [on_level(strength, 0.0, shape) for shape in shapes]  # the guide's share of each level
+        # the guide's share by setting and level
+        of_guide = [0.0] * len(settings) if guide is None else guide.strengths
+        self.strengths = [[on_level(strength, 0.0, shape) for shape in shapes] for strength in of_guide]
         # limits on a guide's latents: the temperatures of the first setting, not lowered at edges
         bounds = per_level[0][0] if guide is not None and guide.bounded else []
         spreads = [on_level(tau, 0.0, shape) for tau, shape in zip(bounds, sampled[: len(bounds)], strict=True)]
         self.spreads = [blur(tau**2, NEARBY).sqrt() if isinstance(tau, Tensor) else tau for tau in spreads]  # by level
-        shares = [drawn_share(a) for a in self.strengths[: len(sampled)]]
         self.taus = [  # by setting and level
-            [on_level(tau, calm, shape) * share for tau, shape, share in zip(levels, sampled, shares, strict=True)]
-            for levels, calm in per_level
+            [
+                on_level(tau, calm, shape) * drawn_share(a)
+                for tau, shape, a in zip(levels, sampled, kept[: len(sampled)], strict=True)
+            ]
+            for (levels, calm), kept in zip(per_level, self.strengths, strict=True)
         ]
 
     def _in_tile(self, plane: float | Tensor, item: int, tile: Tile, like: Tensor) -> float | Tensor:
@@ -344,13 +349,19 @@ class Latents:
             latents.append(torch.cat(of_samples))
         return latents + [self._crop_level(z, tile).expand(len(samples), -1, -1, -1) for z in self.deviation]
 
-    def blend_guide(self, latents: Sequence[Tensor], guide: Sequence[Tensor], item: int, tile: Tile) -> list[Tensor]:
+    def blend_guide(
+        self, latents: Sequence[Tensor], guide: Sequence[Tensor], item: int, samples: range, tile: Tile
+    ) -> list[Tensor]:
         """Add a guide's share of its latents in a tile to the latents that ``crop`` returned."""
         result: list[Tensor] = []
-        for level, (z, guide_z, strength) in enumerate(zip(latents, guide, self.strengths, strict=True)):
+        for level, (z, guide_z) in enumerate(zip(latents, guide, strict=True)):
             if level < len(self.spreads):
                 guide_z = limit_rms(guide_z, self._in_tile(self.spreads[level], item, tile, like=guide_z))
-            result.append(z + self._in_tile(strength, item, tile, like=guide_z) * guide_z)
+            of_samples: list[Tensor] = []
+            for number, sample in enumerate(samples):
+                strength = self.strengths[sample // len(self.noise[0])][level]
+                of_samples.append(z[number, None] + self._in_tile(strength, item, tile, like=guide_z) * guide_z)
+            result.append(torch.cat(of_samples))
         return result
 
 
@@ -396,40 +407,48 @@ class Guide:
         z_g = f(g | lr)                                  what the model would have had to draw to make it
         z   = a z_g + sqrt(1 - a^2) tau eps              per level
 
-    If z_g were a draw from the prior, z would be one for every a.
+    If z_g were a draw from the prior, z would be one for every a. That of a model's own guide follows the temperature,
+    see ``settings.guide_share``.
 
     Source: Neal, "Regression and classification using Gaussian process priors" (1998), for the sum; SRFlow, section
     4.3, for latents of another picture under an LR image. Blending them in is ours; see docs/decisions/0020.
     """
 
     pictures: Tensor | None  # None for the model's own
-    strength: Strength
+    strengths: list[Strength]  # by setting
     match: float = 0.0  # how far its pictures are changed to shrink to the images, see ``consistency.match_source``
     bounded: bool = False  # whether its latents are limited to the rms of drawn ones, see ``limit_rms``
 
 
-def checked_strength(flow: FlowModel, guide: Tensor | None, strength: Strength | None, images: int = 1) -> Strength:
-    """Check the strength of a guide of some images; where it is None, fill in the model's own, see ``settings``."""
-    settings = with_defaults(flow, {"guide": guide, "guide_strength": strength})
-    value = number_or_map(settings["guide_strength"], images, "guide strengths")
+def checked_strength(strength: Strength, images: int = 1) -> Strength:
+    """Check the strength of a guide of some images."""
+    value = number_or_map(strength, images, "guide strengths")
     for end in value.aminmax() if isinstance(value, Tensor) else [value]:
         check_range("guide_strength", float(end), note="0 ignores the guide, 1 keeps all of it.")
     return value
 
 
 def prepare_guide(
-    run: Runner, flow: FlowModel, rgb: Tensor, guide: Tensor | None, strength: Strength | None, bounded: bool = False
+    run: Runner,
+    flow: FlowModel,
+    rgb: Tensor,
+    guide: Tensor | None,
+    strength: Strength | None,
+    settings: Sequence[Sampling],
+    bounded: bool = False,
 ) -> Guide | None:
     """Check a guide of images ``(B, 3, h, w)``, and bring it to the size that the model draws; None for no guide."""
-    strength = checked_strength(flow, guide, strength, len(rgb))
-    if not (strength.any() if isinstance(strength, Tensor) else strength):
+    given = {"guide": guide, "guide_strength": strength}
+    chosen = [with_defaults(flow, {**given, "temperature": tau})["guide_strength"] for tau, _ in settings]
+    strengths = [checked_strength(value, len(rgb)) for value in chosen]
+    if not any(value.any() if isinstance(value, Tensor) else value for value in strengths):
         return None
     match = getattr(flow.config, "guide_match", 1.0)
     if guide is None and flow.guide is None:
         run.notify(NO_GUIDE)
         return None
     if guide is None:
-        return Guide(None, strength, match)
+        return Guide(None, strengths, match)
     try:
         pictures = ImageBatch(guide).extended_rgb.to(rgb.device)
     except ImageError as error:
@@ -449,7 +468,7 @@ def prepare_guide(
             f"The guide shows something other than the image: shrunk, it is {alike:.0f} dB from it, and an enlargement "
             f"of the image would be {SAME_SCENE:.0f} or more. It is used all the same."
         )
-    return Guide(pictures.expand(len(rgb), -1, -1, -1), strength, 0.0 if bounded else match, bounded)
+    return Guide(pictures.expand(len(rgb), -1, -1, -1), strengths, 0.0 if bounded else match, bounded)
 
 
 def limit_rms(latents: Tensor, spread: Tensor | float) -> Tensor:

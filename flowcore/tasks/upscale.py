@@ -65,8 +65,8 @@ def upscale(
             equal channels, give gray results: the luma of what the model draws.
         temperature: Standard deviation of the latents, >= 0: one, or one per level, finest first. 0 is smoothest, 1 the
             spread that the model learned. Each may be a map ``(1 or B, 1, any height, any width)`` that covers the
-            image, for example from ``prior.masked_temperature``. None: the default stored in the model file, the
-            highest that was measured to draw hardly any false specks.
+            image, for example from ``prior.masked_temperature``. None: the default stored in the model file, up to
+            which variety costs hardly any fidelity: docs/decisions/0015.
         calm_edges: In [0, 1]: how much lower any ``temperature`` is at edges, where samples break lines into specks. 0
             for off; None for the model's default, whatever the temperature.
         seed: In [0, 2^64). Sample s of every image is drawn with ``seed + s``.
@@ -82,7 +82,8 @@ def upscale(
             blended in, see ``tiles.Guide``. Alpha is ignored; other sizes are resized. It is first changed to match
             ``lr`` when shrunk, as far as ``guide_match`` in the model file says (1, the default: fully).
         guide_strength: Share of the guide's latents, in [0, 1]: a number, or a map as of ``temperature``. 0 ignores the
-            guide, 1 gives it back as changed. None for the model's default, or 0.5.
+            guide, 1 gives it back as changed. None for the model's default, or 0.5; that of the model's own guide
+            follows the temperature, see ``settings.guide_share``.
         guide_bounded: Whether the guide's latents are scaled down where they deviate more than those that are drawn.
             Needed when results become guides again and again, because their detail would otherwise build up.
         mark: A phrase by which ``verify`` knows the results again without their seed; see ``prior.sample_latents``. The
@@ -119,7 +120,7 @@ def upscale(
             )
         if not guide_bounded:  # bounded for frames of a clip: ``upscale_video`` examines the first
             notify_of_damage(flow, rgb, run.notify)
-        guides = prepare_guide(run, flow, rgb, guide, guide_strength, guide_bounded)
+        guides = prepare_guide(run, flow, rgb, guide, guide_strength, [settings], guide_bounded)
         pictures = decoder(rgb, [settings], seed, samples, is_gray, guides)
         if size != tuple(pictures.shape[-2:]):
             pictures = _resize_each(run, pictures, size)
@@ -177,7 +178,7 @@ def temperature_grid(  # noqa: D417
         images = ImageBatch(lr, run.notify)
         rgb = images.extended_rgb
         notify_of_damage(flow, rgb, run.notify)
-        guides = prepare_guide(run, flow, rgb, guide, guide_strength)
+        guides = prepare_guide(run, flow, rgb, guide, guide_strength, settings)
         return images.like_input(decoder(rgb, settings, seed, seeds, images.is_gray, guides), alpha=False)
 
     return run(task, decoder.tiles.halve)
@@ -222,10 +223,11 @@ def memory_required(
     network = flow.guide if isinstance(flow.guide, CompactUpscaler) else None
     pixel_bytes = 4 * 3 * flow.condition_scale**2  # of the HR pixels of one LR pixel
     guide_bytes = making_bytes = 0
-    if guided or network is not None:  # the guide, its change to shrink to the image, and of tiles a crop's latents
+    if guided:  # the guide, its change to shrink to the image, and of tiles a crop's latents
         copies = 1 if (rows, columns) == (height, width) else 2
         guide_bytes = pixel_bytes * (2 * height * width + copies * rows * columns)
-    if network is not None:  # the enlargement, a strip's rows, those that the first layer is ahead, and two per layer
+    if guided and network is not None:
+        # the enlargement, a strip's rows, those that the first layer is ahead, and two per layer
         layers, row_bytes = len(network.convs), 4 * width * network.width
         strip = max(2 * MIN_ROWS, DENSE_BYTES["cuda"] // (IN_FLIGHT * row_bytes)) + layers
         making_bytes = pixel_bytes * height * width + row_bytes * (IN_FLIGHT * min(height, strip) + 2 * layers)

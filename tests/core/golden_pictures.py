@@ -6,6 +6,7 @@ A change of a picture changes what people get from workflows that they have save
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,10 @@ def photo(height: int, width: int) -> Tensor:
     return pixels[20 : 20 + height, 84 : 84 + width].permute(2, 0, 1)[None].float() / 255
 
 
-def upscaled(flow: Flow, **options: object) -> Tensor:
+def upscaled(flow: Flow, calm_edges: float = 0.0, guide_strength: float = 0.0, **options: object) -> Tensor:
+    """With explicit values only, as in a saved workflow, so that other defaults of a file change nothing."""
     small = photo(160 // flow.condition_scale, 144 // flow.condition_scale)
+    options |= {"calm_edges": calm_edges, "guide_strength": guide_strength}
     return flowcore.upscale(flow, small, seed=7, samples=2, temperature=0.8, **options)
 
 
@@ -51,9 +54,9 @@ def rescaled(flow: Flow, **options: object) -> Tensor:
 
 
 MAKERS: dict[str, Callable[..., Tensor]] = {
-    "srflow-x4": upscaled,
-    "srflow-x4-photo": upscaled,
-    "srflow-x8": upscaled,
+    "srflow-x4": partial(upscaled, calm_edges=0.5, guide_strength=0.5),
+    "srflow-x4-photo": partial(upscaled, calm_edges=0.3, guide_strength=0.6),
+    "srflow-x8": partial(upscaled, calm_edges=0.4),
     "srflow-faces-x8": upscaled,
     "srflow-faces-x8-photo": upscaled,
     "color-photos": colorized,

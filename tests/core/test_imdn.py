@@ -13,6 +13,7 @@ from flowcore.checkpoints import catalog
 from flowcore.checkpoints.model_file import read, read_header, save
 from flowcore.errors import FlowError
 from flowcore.identity import model_sha256
+from flowcore.images.grid import remove_grid
 from flowcore.images.resize import enlarge
 from flowcore.inference.plan import Plan
 from flowcore.networks import IMDN, IMDNEncoder
@@ -113,9 +114,9 @@ def test_what_others_published_stays_exact_in_a_file_of_8_bits(tmp_path):
     assert not torch.equal(loaded.encoder.mix[0].weight, flow.encoder.mix[0].weight)
 
 
-def guided(seed=1):
+def guided(seed=1, **fields):
     """A flow whose own guide is a random enlargement."""
-    return tiny(seed, guide_layers=5, guide_width=6, guide_strength=0.7, guide_match=0.9)
+    return tiny(seed, guide_layers=5, guide_width=6, guide_strength=0.7, guide_match=0.9, **fields)
 
 
 @torch.no_grad()
@@ -150,14 +151,15 @@ def test_the_network_of_a_guide_holds_a_few_rows_of_every_layer():
     plan = Plan(wide := tiny(guide_layers=34, guide_width=256))
     with PeakMemory() as memory:
         plan.make_guide(image(60, 20))
-    assert memory.peak < memory_required(wide, 60, 20) - STRIPS < 4 * memory.peak
-    assert memory_required(wide, 60, 20) > 2 * memory_required(tiny(), 60, 20) - STRIPS
+    required = memory_required(wide, 60, 20, guided=True) - STRIPS
+    assert memory.peak < required < 4 * memory.peak
+    assert required > 2 * (memory_required(wide, 60, 20) - STRIPS)
 
 
 def test_a_model_draws_with_the_guide_that_it_carries():
     flow, lr, pass_on = guided(), image(40, 36), {"temperature": 0.1, "seed": 3}
     own = flowcore.upscale(flow, lr, **pass_on)
-    made = Plan(flow).make_guide(lr).clamp(0, 1)
+    made = remove_grid(Plan(flow).make_guide(lr), lr).clamp(0, 1)
     torch.testing.assert_close(own, flowcore.upscale(flow, lr, guide=made, **pass_on), atol=1e-5, rtol=0)
     matched = made.lerp(back_project(made, lr, MATCHING, check=lambda: None), 0.9)
     torch.testing.assert_close(flowcore.upscale(flow, lr, guide_strength=1, **pass_on), matched, atol=2e-4, rtol=0)
@@ -185,10 +187,63 @@ def test_a_guide_leaves_the_fingerprint_of_a_model_and_its_match_is_in_those_of_
 def test_one_number_goes_from_faithful_to_bold():
     flow, settings = guided(), {"temperature": None, "guide_strength": None}
     own = model_defaults(flow, settings)
-    calm, middle, bold = (model_defaults(flow, settings | {"boldness": share}) for share in (0.0, 0.5, 1.0))
-    assert (calm["temperature"], middle) == (0, own)
-    assert bold == own | {"guide_strength": own["guide_strength"] * 0.4}
+    shares = (0.0, 0.25, 0.5, 0.75, 1.0)
+    by_share = [model_defaults(flow, settings | {"boldness": share}) for share in shares]
+    assert by_share[2] == own
+    relative = [values["temperature"] / own["temperature"] for values in by_share]
+    assert relative == pytest.approx([0, 0.5, 1, 1.3, 1.6])
+    stated = guided(temperature=0.6, boldest_temperature=1.0)
+    asked = [model_defaults(stated, settings | {"boldness": share})["temperature"] for share in shares]
+    assert asked == pytest.approx([0, 0.3, 0.6, 0.8, 1.0])
     assert model_defaults(flow, {"temperature": 0.7, "boldness": 0.0}) == {}  # what is set holds
+
+
+def test_the_share_of_a_models_own_guide_follows_the_temperature():
+    flow, other = tiny(guide_layers=3, guide_strength=0.4, guide_temperatures=[0.8, 1.2]), guided()
+
+    def share(of=flow, guide=None, **settings):
+        return model_defaults(of, {"guide_strength": None, "guide": guide, **settings})["guide_strength"]
+
+    taus = (0.0, 0.8, 0.9, 1.0, 1.2, 2.0)
+    assert [share(temperature=tau) for tau in taus] == pytest.approx([0, 0, 0.1, 0.2, 0.4, 0.4])
+    assert share() == share(temperature=None) == 0  # at the default, 0.8
+    assert share(temperature=None, boldness=1.0) == pytest.approx(0.4)  # 1.28
+    assert share(temperature=[0.0, 1.0]) == share(temperature=torch.tensor([[[[0.5, 1.0]]]])) == pytest.approx(0.2)
+    assert share(guide=image(8, 8), temperature=0.0) == 0.4  # a guide that is given has all of it
+    assert [share(other, temperature=tau) for tau in (0.0, 1.2)] == [other.config.guide_strength] * 2
+    assert model_defaults(flow, {"guide_strength": 0.7, "temperature": 0.0}) == {
+        "guide_match": 1.0
+    }  # what is set holds
+
+
+def test_pictures_and_grids_of_temperatures_have_the_share_of_their_temperature():
+    flow, lr = guided(guide_temperatures=(0.3, 0.7)), image(12, 10)
+    taus = [0.3, 0.5, 0.7]
+    for tau, share in zip(taus, (0.0, 0.5, 1.0), strict=True):
+        own = flowcore.upscale(flow, lr, temperature=tau, seed=4)
+        expected = flowcore.upscale(
+            flow, lr, temperature=tau, seed=4, guide_strength=share * flow.config.guide_strength
+        )
+        assert torch.equal(own, expected)
+    grid = flowcore.temperature_grid(flow, lr, taus, seed=4, seeds=2)
+    each = [flowcore.upscale(flow, lr, temperature=tau, seed=4, samples=2) for tau in taus]
+    torch.testing.assert_close(grid, torch.cat(each), atol=1e-5, rtol=0)
+
+
+def test_a_pattern_by_phase_is_removed_and_nothing_else():
+    lr, pattern = image(24, 20), 0.02 * random_image(1, 3, 4, 4, seed=8).repeat(1, 1, 24, 20)
+    plain = enlarge(lr, 4)
+    assert torch.equal(remove_grid(plain, lr), plain)
+    mean = pattern[..., :4, :4].mean((2, 3), keepdim=True)
+    torch.testing.assert_close(remove_grid(plain + pattern, lr), plain + mean, atol=1e-6, rtol=0)
+    half = pattern * (torch.arange(80) < 40)
+    kept = remove_grid(plain + half, lr) - plain
+    torch.testing.assert_close(kept[..., :20], mean.expand(1, 3, 96, 20), atol=1e-6, rtol=0)
+    assert kept[..., 60:].abs().max() < 1e-6
+    wide = enlarge(0.1 * random_image(1, 3, 12, 10, seed=9), 8)  # what is larger than an LR pixel has no phase
+    assert (remove_grid(plain + wide, lr) - plain - wide).abs().max() < 0.01
+    tiny_lr = image(3, 2)
+    torch.testing.assert_close(remove_grid(enlarge(tiny_lr, 4) + 0.1, tiny_lr), enlarge(tiny_lr, 4) + 0.1)
 
 
 def test_a_training_may_start_from_a_model_with_a_guide(tmp_path):
