@@ -22,7 +22,7 @@ elsewhere against the original.
     python -m benchmarks.colorizers MODEL [NAME=MODEL ...] --objects eval/kodak photos-large photos-small [--limit 48]
 
 measures whether objects get their own colors, on held-out photographs. All numbers are means over pictures, in cells of
-16 pixels at a shorter side of 192. At temperature 0: the squared error of chroma over that of gray and, after
+16 pixels at a shorter side of 192 (--side), or as many cells of a larger picture. At temperature 0: the squared error of chroma over that of gray and, after
 subtracting the mean chroma of each picture, the correlation with the original and the strength relative to it. For
 samples: the mean error, the error of the best, and the standard deviation after subtracting the mean chroma, in 1/255.
 """
@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--portraits", type=Path, nargs="+", metavar="FOLDER", help="see SKIN_PATCH of quality/metrics")
     parser.add_argument("--hints", type=Path, metavar="FOLDER", help="photographs to color with hints instead")
     parser.add_argument("--objects", type=Path, nargs="+", metavar="FOLDER", help="photographs with objects to compare")
+    parser.add_argument("--side", type=int, default=192, help="shorter side, in pixels, of photographs with objects")
     parser.add_argument("--samples", type=int, default=8, help=f"colorings each; of portraits {PORTRAIT_SAMPLES}")
     parser.add_argument("--limit", type=int, default=10_000, help="at most so many images of each set")
     parser.add_argument("-o", "--out", type=Path, help="a Markdown file")
@@ -202,7 +203,7 @@ def targets_table(results: Results, models: list[str]) -> str:
 
 
 def objects_row(name: str, file: str, folder: Path, options: argparse.Namespace) -> list[str]:
-    """Measure how well a model distinguishes objects by color, on photographs with a shorter side of 192."""
+    """Measure how well a model distinguishes objects by color, on photographs of one shorter side."""
     flow = flowcore.load(file, options.device)
     held = held_out_names("standard")
     images = [image for image in list_images(folder) if image.name in held] or list_images(folder)
@@ -210,15 +211,15 @@ def objects_row(name: str, file: str, folder: Path, options: argparse.Namespace)
     results: list[tuple[float, ...]] = []
     for image in images:
         rgb = read_cropped(image, 1).to(options.device)
-        factor = 192 / min(rgb.shape[-2:])
-        sides = [max(1, round(side * factor / 32)) * 32 for side in rgb.shape[-2:]]
+        factor, cell = options.side / min(rgb.shape[-2:]), options.side // 12
+        sides = [max(1, round(side * factor / (2 * cell))) * 2 * cell for side in rgb.shape[-2:]]
         y, truth = color.split(resize_bilinear(rgb, sides))
-        truth = F.avg_pool2d(truth, 16)
+        truth = F.avg_pool2d(truth, cell)
         calm = F.avg_pool2d(
-            color.split(flowcore.colorize(flow, y, temperature=0, detail=0, notify=lambda _: None))[1], 16
+            color.split(flowcore.colorize(flow, y, temperature=0, detail=0, notify=lambda _: None))[1], cell
         )
         drawn = flowcore.colorize(flow, y, samples=options.samples, notify=lambda _: None)
-        drawn = F.avg_pool2d(color.split(drawn)[1], 16)
+        drawn = F.avg_pool2d(color.split(drawn)[1], cell)
         gray = truth.square().mean()
         errors = (drawn - truth).square().mean((1, 2, 3)) / gray
         own, theirs, inner = (c - c.mean((2, 3), keepdim=True) for c in (calm, truth, drawn))

@@ -75,6 +75,7 @@ class FlowcoreColorize(ClipNode):
         cast: Annotated[float, widgets.slider(1.0, -1.0, 1.0, optional=True, advanced=True)],
         vivid: Annotated[float, widgets.slider(1.0, 0.0, 2.0, optional=True, advanced=True)],
         starter_memory: Annotated[bool, widgets.switch(default=True, advanced=True)],
+        skin: Annotated[bool, widgets.switch(default=True, advanced=True)],
     ) -> Any:
         notes, video = self.notes, frames == "video"
         count, _, height, width = image.shape
@@ -108,6 +109,7 @@ class FlowcoreColorize(ClipNode):
         if carry:
             notes("carry is ignored: it works only if frames is video.")
         settings |= {"memory": memory or ("model" if starter_memory else None), "cast": cast, "vivid": vivid}
+        settings |= {"skin": skin}
         pictures = flowcore.colorize(flow, pixels, samples=samples, hint_steps=hint_steps, **settings)
         return self.show_samples(pictures, seed, samples, image)
 

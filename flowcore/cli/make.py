@@ -89,6 +89,8 @@ def run_colorize(options: Namespace) -> None:
     if options.palette:
         settings["colours"] = options.palette
     settings |= {k: getattr(options, k) for k in ("strength", "cast", "vivid") if getattr(options, k) is not None}
+    if options.no_skin:
+        settings["skin"] = False
     if options.frames == "video":
         settings |= {"frames": "video", "carry": 0.5 if options.carry is None else options.carry}
     flow = load_model(options, "colorize")

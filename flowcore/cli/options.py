@@ -237,6 +237,7 @@ def add_colorize(command: ArgumentParser) -> None:
     option("--memory", type=Path, metavar="FOLDER_OR_FILE", help=text + "off the memory that the model comes with")
     option("--cast", type=float, metavar="SHARE", help="overall cast: 1 as drawn, 0 the calmest, -1 none (default: 1)")
     option("--vivid", type=float, metavar="FACTOR", help="moves colors apart from their mean (default: 1)")
+    option("--no-skin", action="store_true", help="do not look for faces, to give them colors of skin")
     option = command.add_mutually_exclusive_group().add_argument
     option("--palette", action="append", default=[], metavar="#RRGGBB", help="overall color; repeatable")
     option("--reference", type=Path, metavar="FILE", help="a color photograph whose palette is used")

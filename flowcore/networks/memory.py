@@ -28,6 +28,8 @@ WIDTH = sum(CHANNELS) + CHANNELS[-1] + 1  # numbers that describe a cell
 PLANES = 5  # mean chroma, its spread, similarity
 SOFTNESS = 0.1  # temperature of the weights' softmax
 NEIGHBORS = 60
+SCARCE = 36  # cells of a memory per neighbor, at least: 60 of a single photograph's would mix all of its colors
+FEWEST = 4  # neighbors, also of the smallest memory
 CHUNK = 32  # cells whose maximum is taken first, so that only few are sorted
 SEED_XOR = 0x5DEECE66D  # mixed into seeds: the choice of photographs does not depend on latents of that seed
 MAX_INT8 = 127
@@ -53,6 +55,11 @@ def evenly_spaced(count: int, limit: int) -> Tensor:
     """Choose indices of at most ``limit`` of ``count`` cells, evenly spaced: the same share of every photograph."""
     chosen = min(count, limit)
     return ((torch.arange(chosen).double() + 0.5) * count / chosen).long()
+
+
+def neighbors_among(cells: int) -> int:
+    """Return how many neighbors are alike in a memory of so many cells, at most."""
+    return max(FEWEST, cells // SCARCE)
 
 
 def renumber(photograph_ids: Tensor) -> Tensor:

@@ -24,9 +24,9 @@ from ..likelihood import select_items
 from ..model import FlowModel
 from ..networks import LumaEncoder
 from ..networks.luma import STRIDE
-from ..networks.memory import CELL
+from ..networks.memory import CELL, NEIGHBORS, neighbors_among
 from ..prior import Shape
-from . import overflow
+from . import overflow, skin
 from .hints import Hints, check_items, premultiply, spread_hints, unpremultiply
 from .image_batch import ImageBatch
 from .runner import Runner
@@ -41,6 +41,7 @@ COLORED = 2 / 255  # chroma above which a picture counts as colored
 MAX_CHROMA = 0.501  # no color in the RGB cube has more, but for rounding
 TINT_SIDE = 64  # shorter side of the image that is checked for a tint
 SIMILAR = 0.6, 0.85  # similarity from which on colors of a memory count, and from which on they count fully
+ALIKE = 0.68, 0.8  # the same over another memory, which knows better what is less alike
 COVERED = 0.999  # coverage from which on a locked hint is met exactly
 MAX_POSITIONS = 4096  # of a grid with coherent noise: its Cholesky factor takes time by the cube of their number
 JITTER = 1e-4  # added to the diagonal of that noise's covariance, so that the factor exists
@@ -87,12 +88,12 @@ class Colorization:
         hints: Hints | None = None,
         notes: bool = True,  # whether to tell the caller what is ignored of the photographs
         frames: bool = False,  # whether they are frames of a clip, in which no borders are looked for
-        memory: ColorMemory | None = None,
+        memories: Sequence[ColorMemory] = (),  # the last one also for a model that was trained with one
     ) -> None:
         flow.require("colorize")
         size = flow.config.working_size if working_size is None else working_size
         check_range("working_size", size, 16, 4096, "It is in pixels.")
-        self.run, self.flow = run, flow
+        self.run, self.flow, self.memories = run, flow, memories
         images = ImageBatch(image, run.notify)  # not kept, because the colors of a clip take most of the memory
         rgb, self._alpha, self._device = images.extended_rgb, images.alpha, images.device
         self.y = color.luma(images.rgb)  # (B, 1, H, W)
@@ -110,9 +111,9 @@ class Colorization:
         self.shapes: list[Shape] = flow.latent_shapes(*self.grid)
         self.repairs = overflow.OverflowCounts()
         encoder_memory = flow.encoder.memory if isinstance(flow.encoder, LumaEncoder) else None
-        self.memory_per_seed = encoder_memory is not None and memory is None  # whether every seed recalls another part
-        self._memory = encoder_memory if memory is None else copy.deepcopy(memory.places).to(run.device)
-        self._memory_cells = None if self._memory is None else self._memory.all_cells()
+        self.memory_per_seed = encoder_memory is not None and not memories  # whether every seed recalls another part
+        places = [copy.deepcopy(memory.places).to(run.device) for memory in memories]
+        self._memories = [(each, each.all_cells()) for each in places or filter(None, [encoder_memory])]
         self._encoder_takes_memory = encoder_memory is not None  # it has input channels for recalled colors
 
     def resolve(
@@ -172,7 +173,7 @@ class Colorization:
         source = _pad(self._small_y[batch].to(self.run.device), self._padded)
         recalled, config = None, self.flow.config
         if seeds or (self._encoder_takes_memory and not self.memory_per_seed):
-            recalled = self._recall(source, seeds, config.memory_share, config.memory_neighbors)
+            recalled = self._recall(-1, source, seeds, config.memory_share, config.memory_neighbors)
         if hints is not None or recalled is not None:
             hints = hints or HintPlanes(source.new_zeros(1, 3, 1, 1), source.new_zeros(1, 4), lock=False)
             planes = hints.planes.expand(len(source), -1, *self._padded)
@@ -186,16 +187,17 @@ class Colorization:
             self.run.advance()
         return cond.map_tensors(lambda t: t.to(self.run.dtype))
 
-    def _recall(self, y: Tensor, seeds: Sequence[int], share: float, neighbors: int) -> Tensor:
-        """Look up padded luma ``(B, 1, h, w)`` in all of the memory; with seeds, one image in each seed's part."""
-        assert self._memory is not None
-        assert self._memory_cells is not None
+    def _recall(self, number: int, y: Tensor, seeds: Sequence[int], share: float, neighbors: int) -> Tensor:
+        """Look up padded luma ``(B, 1, h, w)`` in all of a memory; with seeds, one image in each seed's part."""
         assert isinstance(self.flow.encoder, LumaEncoder)
+        memory, cells = self._memories[number]
         described = self.flow.encoder.describe(y.to(self.run.dtype)).float()
         if not seeds:
-            return self._memory.look_up(described, self._memory_cells)
-        parts = (self._memory_cells.select(self._memory.random_photographs(seed, share)) for seed in seeds)
-        return torch.cat([self._memory.look_up(described, part, neighbors) for part in parts])
+            return memory.look_up(described, cells, min(NEIGHBORS, neighbors_among(memory.cells)))
+        parts = (cells.select(memory.random_photographs(seed, share)) for seed in seeds)
+        return torch.cat(
+            [memory.look_up(described, part, min(neighbors, neighbors_among(memory.cells))) for part in parts]
+        )
 
     def chroma_on_grid(self, image: Tensor, batch: slice) -> Tensor:
         """Resize the chroma of colored images, as many as the batch, to the padded finest grid, centered on 0."""
@@ -248,22 +250,38 @@ class Colorization:
         return decoded.images
 
     def add_memory_colors(
-        self, chroma: Tensor, memory: ColorMemory, batch: slice, cond: Condition, seeds: Sequence[int], steps: float
+        self, chroma: Tensor, number: int, batch: slice, cond: Condition, seeds: Sequence[int], steps: float
     ) -> Tensor:
         """Blend colorings of one image with the colors of a memory, or of each seed's part of it."""
+        memory = self.memories[number]
         y = _pad(self._small_y[batch].to(self.run.device), self._padded)
-        recalled = F.interpolate(self._recall(y, seeds, memory.share, memory.neighbors), self.grid, mode="bilinear")
-        low, high = SIMILAR
+        recalled = F.interpolate(
+            self._recall(number, y, seeds, memory.share, memory.neighbors), self.grid, mode="bilinear"
+        )
+        low, high = ALIKE if number else SIMILAR
         coverage = memory.weight * ((recalled[:, 4:] - low) / (high - low)).clamp(0, 1)
         wanted = list(zip(coverage.split(1), recalled[:, :2].split(1), strict=True))
         pairs = zip(chroma.split(1), wanted * (len(chroma) // len(wanted)), strict=True)
         colored = [self.spread_colors(one, batch, cond, colors, steps) for one, colors in pairs]
         return torch.lerp(chroma, torch.cat(colored), memory.strength)
 
+    def find_faces(self, number: int) -> tuple[skin.Oval, ...]:
+        """Find the faces in image ``number``."""
+        return skin.find_ovals(self._guide[number : number + 1], self.run.check_cancelled)
+
+    def add_skin(
+        self, chroma: Tensor, faces: Sequence[skin.Oval], batch: slice, cond: Condition, seeds: Sequence[int | None]
+    ) -> Tensor:
+        """Give faces a color of skin, for each coloring that of its seed; None for the mean."""
+        y = self._small_y[batch].to(self.run.device)
+        hints = [skin.hint_skin(faces, y, self.chroma_size, seed) for seed in seeds]
+        pairs = zip(chroma.split(1), hints, strict=True)
+        return torch.cat([self.spread_colors(one, batch, cond, each, skin.STEPS) for one, each in pairs])
+
     def spread_colors(
         self, chroma: Tensor, batch: slice, cond: Condition, wanted: tuple[Tensor, Tensor], steps: float
     ) -> Tensor:
-        """Spread wanted colors, coverage and chroma on a padded finest grid, over chroma ``(B, 2, h, w)``."""
+        """Spread wanted colors, coverage and chroma on the finest grid, padded or not, over chroma ``(B, 2, h, w)``."""
         height, width = self.chroma_size
         coverage, target = (plane[..., :height, :width] for plane in wanted)
         features = cond.features[0]

@@ -49,6 +49,7 @@ def colorize(
     memory: ColorMemory | Literal["model"] | None = "model",
     cast: float = 1.0,
     vivid: float = 1.0,
+    skin: bool = True,
     mark: str | None = None,
     **options: Unpack[Running],
 ) -> Tensor:
@@ -71,7 +72,8 @@ def colorize(
         seed: In [0, 2^64). Sample s of every image is drawn with ``seed + s``.
         samples: Colorings per image, at least 1.
         saturation: Factor on the chroma, before the colors are fitted into the gamut. None for the model's default,
-            which is applied before hints; with ``latents``, whose colors are right already, 1.
+            which is applied before hints, together with the factor by which the model recommends to move colors away
+            from their mean; with ``latents``, whose colors are right already, 1.
         working_size: Shorter side in pixels at which colors are decided; None for the model's default.
         hints: The wanted colors.
         hint_steps: How far hints spread over what they are painted on, in positions of the finest grid, four pixels of
@@ -82,11 +84,14 @@ def colorize(
         gamut: "compress": colors for which the luma leaves no room lose saturation; luma and hue stay. "clip": they are
             cut off, as most programs do, and the luma changes.
         memory: Photographs whose colors are taken over, object by object, see ``remember``; every seed uses another
-            part of it, temperature 0 all. "model": the one that the model's file recommends, if any, unless latents or
-            a palette determine the colors. None: only the memory that a model was trained with.
+            part of it, temperature 0 all. Where they show nothing similar, and with "model" everywhere, the memory that
+            the model's file recommends is used, if any, unless latents or a palette determine the colors. None: only
+            the memory that a model was trained with.
         cast: Color cast of the whole picture, in [-1, 1]: 1 leaves it as drawn; 0 gives that of the coloring at
             temperature 0; -1 removes it.
         vivid: Factor by which colors move away from their mean, at least 0; 1 leaves them as drawn.
+        skin: Whether faces are looked for and get a color of skin, another one for every seed, unless latents or a
+            palette determine the colors; see ``tasks.skin``.
         mark: As in ``upscale``.
 
     Returns:
@@ -108,16 +113,14 @@ def colorize(
     if isinstance(memory, ColorMemory):
         memory.check(flow)
     run = Runner(flow, RunOptions(**options), ADVICE, image)
-    color_memory = None
-    if memory != "model":
-        color_memory = memory
-    elif latents is None and (hints is None or hints.palette is None):
-        color_memory = starter_memory(flow)
+    free = latents is None and (hints is None or hints.palette is None)  # nothing determines the colors
+    memories = _memories(flow, memory, free=free)
 
     def task() -> Tensor:
         notes = latents is None or latents_strength < 1 or latents_levels > 0  # else all colors come from latents
-        job = Colorization(run, flow, image, working_size, hints=hints, memory=color_memory, notes=notes)
+        job = Colorization(run, flow, image, working_size, hints=hints, memories=memories, notes=notes)
         taus, rho, factor = job.resolve(temperature, detail, coherence, saturation, latents)
+        recommended = flow.config.vivid if saturation is None and latents is None else 1.0
         steps = hint_steps if hints is not None and hints.coverage is not None else 0
         run.expect(len(job.y) * (1 + samples))
         pictures: list[Tensor] = []
@@ -128,10 +131,11 @@ def colorize(
             cond = job.condition(batch, planes)
             reference = None if latents is None else job.resize_latents(latents, number)
             small_y = job.luma_on_grid(batch)
+            faces = job.find_faces(number) if skin and free else ()
             calm = None
             if cast < 1:
                 zeros = [torch.zeros(1, *shape, device=run.device) for shape in job.shapes]
-                calm = factor * job.decode_guarded(len(pictures), zeros, cond, None)
+                calm = job.decode_guarded(len(pictures), zeros, cond, None)
             for part in run.batches(samples, AT_ONCE):
                 seeds = [(seed + sample) % 2**64 for sample in range(part.start, part.stop)]
                 z = sample_latents(job.shapes, len(seeds), taus, seed=seeds[0], mark=mark)
@@ -141,13 +145,14 @@ def colorize(
                 part_seeds = seeds if taus[-1] else []  # at temperature 0 the whole memory counts
                 recalls_parts = bool(part_seeds) and job.memory_per_seed
                 sample_cond = job.condition(batch, planes, part_seeds) if recalls_parts else cond.expand(len(seeds))
-                chroma = factor * job.decode_guarded(len(pictures), z, sample_cond, locked)
+                chroma = job.decode_guarded(len(pictures), z, sample_cond, locked)
                 if calm is not None:
                     chroma = change_cast(chroma, calm, small_y, cast)
-                if color_memory is not None:
-                    chroma = job.add_memory_colors(chroma, color_memory, batch, cond, part_seeds, MEMORY_STEPS)
-                if vivid != 1:
-                    chroma = make_vivid(chroma, small_y, vivid)
+                for which in range(len(memories)):
+                    chroma = job.add_memory_colors(chroma, which, batch, cond, part_seeds, MEMORY_STEPS)
+                chroma = make_vivid(factor * chroma, small_y, vivid * recommended)
+                if faces:
+                    chroma = job.add_skin(chroma, faces, batch, cond, seeds if taus[-1] else [None] * len(seeds))
                 if steps and planes is not None:
                     chroma = job.spread_colors(chroma, batch, cond, planes.pooled(job.grid), steps)
                 for one in chroma.split(1):
@@ -294,6 +299,15 @@ def memory_required(
     return round(4 * (encoder + conditioner + 24 * height * width))
 
 
+def _memories(flow: FlowModel, memory: ColorMemory | Literal["model"] | None, *, free: bool) -> list[ColorMemory]:
+    """List the memories whose colors are taken over, the last one where it knows better."""
+    starter = starter_memory(flow) if free and memory is not None else None
+    chosen = memory if isinstance(memory, ColorMemory) else None
+    if starter is not None and chosen is not None and chosen.sha256 == starter.sha256:
+        chosen = None
+    return [each for each in (starter, chosen) if each is not None]
+
+
 def change_cast(chroma: Tensor, calm: Tensor, y: Tensor, cast: float) -> Tensor:
     """Shift the mean chroma, mostly in midtones: cast 1 keeps it; 0 makes it that of ``calm``; -1 removes it."""
     mean, calm_mean = _mean(chroma, y), _mean(calm, y)
@@ -305,6 +319,8 @@ def change_cast(chroma: Tensor, calm: Tensor, y: Tensor, cast: float) -> Tensor:
 
 def make_vivid(chroma: Tensor, y: Tensor, vivid: float) -> Tensor:
     """Move chroma ``(B, 2, h, w)`` away from its mean by a factor, most in the midtones of luma ``(1, 1, h, w)``."""
+    if vivid == 1:
+        return chroma
     weight = (4 * y * (1 - y)).clamp(0, 1)
     return chroma + (vivid - 1) * weight * (chroma - _mean(chroma, y))
 

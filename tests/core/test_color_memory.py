@@ -12,7 +12,7 @@ from flowcore.checkpoints.color_memory import KEY, starter_memory
 from flowcore.checkpoints.model_file import read, save
 from flowcore.images import color
 from flowcore.models import build, configure
-from flowcore.networks.memory import COMPONENTS, WIDTH, CellMemory, _topk
+from flowcore.networks.memory import COMPONENTS, WIDTH, CellMemory, _topk, neighbors_among
 from flowcore.tasks.colorize import change_cast, make_vivid
 from flowcore.tasks.hints import palette_from
 
@@ -310,6 +310,20 @@ def test_the_shipped_colorizer_uses_its_starter_memory_by_default():
     latents = encode_colors(shipped, photograph())
     drawn = [colorize(shipped, y, latents=latents, **given) for given in ({}, {"memory": None})]
     assert torch.equal(*drawn)
+
+
+def test_where_a_memory_shows_nothing_similar_the_starter_memory_stays():
+    shipped, y = flowcore.load("color-photos"), color.luma(photograph())
+    alike = remember(shipped, photograph())
+    unlike = ColorMemory(CellMemory(2), alike.backbone)
+    unlike.places.fill(-torch.ones(2, WIDTH), torch.full((2, 2), 0.3), torch.zeros(2), alike.places)
+    usual = colorize(shipped, y, seed=3)
+    assert torch.allclose(colorize(shipped, y, seed=3, memory=unlike), usual, atol=1e-6)
+    assert not torch.allclose(colorize(shipped, y, seed=3, memory=alike), usual, atol=0.05)
+
+
+def test_few_neighbors_are_looked_up_in_a_memory_of_few_cells():
+    assert [neighbors_among(cells) for cells in (1, 216, 2160, 100_000)] == [4, 6, 60, 2777]
 
 
 def test_a_model_with_another_backbone_has_no_starter_memory():
