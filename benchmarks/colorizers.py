@@ -22,9 +22,10 @@ elsewhere against the original.
     python -m benchmarks.colorizers MODEL [NAME=MODEL ...] --objects eval/kodak photos-large photos-small [--limit 48]
 
 measures whether objects get their own colors, on held-out photographs. All numbers are means over pictures, in cells of
-16 pixels at a shorter side of 192 (--side), or as many cells of a larger picture. At temperature 0: the squared error of chroma over that of gray and, after
-subtracting the mean chroma of each picture, the correlation with the original and the strength relative to it. For
-samples: the mean error, the error of the best, and the standard deviation after subtracting the mean chroma, in 1/255.
+16 pixels at a shorter side of 192, or as many cells of larger pictures (--side 384). At temperature 0: the squared
+error of chroma over that of gray and, after subtracting the mean chroma of each picture, the correlation with the
+original and the strength relative to it. For samples: the mean error, the error of the best, and the standard deviation
+after subtracting the mean chroma, in 1/255.
 """
 
 import argparse
