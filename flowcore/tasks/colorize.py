@@ -303,7 +303,7 @@ def _memories(flow: FlowModel, memory: ColorMemory | Literal["model"] | None, *,
     """List the memories whose colors are taken over, the last one where it knows better."""
     starter = starter_memory(flow) if free and memory is not None else None
     chosen = memory if isinstance(memory, ColorMemory) else None
-    if starter is not None and chosen is not None and chosen.sha256 == starter.sha256:
+    if starter is not None and chosen is not None and chosen.fingerprint == starter.fingerprint:
         chosen = None
     return [each for each in (starter, chosen) if each is not None]
 
