@@ -123,7 +123,7 @@ class FlowcoreExample(FileNode):
         # By content, as in Load Image, because the host writes this into results, which must not differ for a copy.
         name = next(iter(named.values()), None)
         files = _picture_files(name) if isinstance(name, str) else []
-        return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+        return [_content_hash(file, file_fingerprint(file)) for file in files]
 
     def run(self, picture: Annotated[str, EXAMPLES]) -> Any:
         path, files = self.require_file(picture), _picture_files(picture)
@@ -142,6 +142,12 @@ class FlowcoreExample(FileNode):
             str(path if is_file and "/" not in picture else path.parent),
             picture if is_file else "",
         )
+
+
+@lru_cache(maxsize=4096)
+def _content_hash(file: Path, _fingerprint: str) -> str:
+    """Hash a picture's contents, again when its size or time has changed."""
+    return hashlib.sha256(read_bytes(file)).hexdigest()
 
 
 def is_batch(name: str) -> bool:
@@ -341,7 +347,7 @@ class FlowcoreSave(FlowNode):
 
     @classmethod
     def fingerprint_inputs(cls, source: Any = "", **_: Any) -> list[str]:
-        return [hashlib.sha256(read_bytes(file)).hexdigest() for file in _named_pictures(source or "")]
+        return [_content_hash(file, file_fingerprint(file)) for file in _named_pictures(source or "")]
 
     def run(
         self,
@@ -368,6 +374,8 @@ class FlowcoreSave(FlowNode):
         records: list[dict[str, str]] = []
         for file, results in zip(files, pictures.unflatten(0, (len(files), -1)), strict=True):
             original = None if file is None else read(read_bytes(file), file.name)
+            for note in original.notes if original else ():
+                self.notes(f"{file.name if file else ''}: {note}")
             if file and original and len(results[0]) < 4 and bool((original.pixels[:, 3:] < 1).any()):
                 self.notes(f"{file.name}: Its transparent parts are opaque in the result. Connect a mask to keep them.")
             for picture in results:

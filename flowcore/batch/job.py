@@ -1,6 +1,7 @@
 """One picture file of a batch: the file's bytes in, the bytes of its results out."""
 
 import contextlib
+import functools
 import json
 import math
 import re
@@ -23,10 +24,10 @@ from ..evaluation.colorization import chroma_and_condition
 from ..evaluation.image_set import resize_to_own
 from ..identity import describe, fingerprint, model_sha256
 from ..images import files
-from ..images.color import NEUTRAL, luma, to_uint8, truncate_16_bits
+from ..images.color import NEUTRAL, as_gray, luma, to_uint8, truncate_16_bits
 from ..images.files import DecodedImage, Format
+from ..images.folders import is_image_name
 from ..images.metadata import lost_on_save
-from ..images.opening import IMAGE_SUFFIXES
 from ..model import FlowModel
 from ..provenance import KEY, Provenance, picture_fingerprint
 from ..tasks import Progress
@@ -90,7 +91,7 @@ class Work:
                 continue
             if place.is_dir():
                 stem = Path(name).stem
-                named = [p for p in place.iterdir() if p.stem == stem and p.suffix.lower() in IMAGE_SUFFIXES]
+                named = _by_stem(place, place.stat().st_mtime_ns).get(stem, [])
                 if len(named) != 1:
                     raise FlowError(
                         f"Expected one {kind} named {stem} in {place}; got {len(named)}. Give it the picture's name."
@@ -148,6 +149,16 @@ class Work:
         return [str(seed) for seed in range(self.seed, last + 1)]
 
 
+@functools.lru_cache(maxsize=4)
+def _by_stem(folder: Path, _changed: int) -> dict[str, list[Path]]:
+    """List the images of a folder by their names without suffix, again when the folder has changed."""
+    by_stem: dict[str, list[Path]] = {}
+    for path in folder.iterdir():
+        if is_image_name(path.name):
+            by_stem.setdefault(path.stem, []).append(path)
+    return by_stem
+
+
 def picture_id(payload: dict[str, Any]) -> str:
     """Fingerprint what makes a result: 32 hexadecimal digits that begin with ``MARK``."""
     return MARK + fingerprint(payload)[: 32 - len(MARK)]
@@ -194,7 +205,7 @@ class Worker:
         if is_film:
             image = files.read_frames(picture, name)
             image = image if bool((image[:, 3] < 1).any()) else image[:, :3]
-        elif photograph.gray and work.command not in ("colorize", "shrink"):
+        elif photograph.gray and work.command not in ("colorize", "shrink") and image.shape[1] == 3:
             image = image[:, :1]
         for note in photograph.notes:
             notify(note)
@@ -212,7 +223,9 @@ class Worker:
         options: dict[str, Any] = {"format": work.format, "bits": bits, "quality": work.quality, "text": text}
         # a loss of bits deserves a note unless ``--bits`` asks for it; ``shrink`` has 8 by its method
         original_bits = photograph.bits if work.command == "shrink" or work.bits is None else bits
-        for loss in lost_on_save(photograph.metadata, pictures.shape[1], original_bits, bits):
+        is_gray = photograph.gray and image.shape[1] == 4 and work.command not in ("colorize", "shrink") and not is_film
+        channels = (as_gray(pictures) if is_gray else pictures).shape[1]
+        for loss in lost_on_save(photograph.metadata, channels, original_bits, bits, work.format):
             notify(loss)
         if is_film:
             options |= {"more_frames": pictures[1:], "times": files.frame_times(picture)}
@@ -222,7 +235,7 @@ class Worker:
             seeds = ", ".join(str((work.seed + int(number)) % 2**64) for number in order)
             notify(f"Kept of {len(pictures)}, best first, by {work.by}: seed {seeds}.")
             pictures = pictures[order]
-        named = zip(pictures, ids, strict=True)
+        named = zip(as_gray(pictures) if is_gray else pictures, ids, strict=True)
         results = [files.encode(result, photograph.metadata, unique_id=id, **options) for result, id in named]
         self._state.add(ids[0])
         return results
@@ -349,13 +362,14 @@ def encode_like(
     file cannot store.
     """
     chosen = bits or (original.bits if original and format in files.DEEP else 8)
-    if original and original.gray and len(picture) == 3 and bool((picture == picture[:1]).all()):
-        picture = picture[:1]
-    for loss in lost_on_save(original.metadata, len(picture), 0 if bits else original.bits, chosen) if original else ():
-        notify(loss)
     if KEY in text:
         stored = truncate_16_bits(picture) if chosen == 16 else to_uint8(picture)
         text = {**text, KEY: text[KEY].replace(picture_fingerprint(picture), picture_fingerprint(stored))}
+    if original and original.gray:
+        picture = as_gray(picture)
+    before = 0 if bits or original is None else original.bits
+    for loss in lost_on_save(original.metadata, len(picture), before, chosen, format) if original else ():
+        notify(loss)
     return files.encode(picture, original and original.metadata, format=format, bits=chosen, quality=quality, text=text)
 
 

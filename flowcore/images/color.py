@@ -92,6 +92,14 @@ def parse_color(text: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
+def as_gray(picture: Tensor) -> Tensor:
+    """Return gray, and alpha if there is any, of pictures ``(..., C, H, W)`` with equal colors; others unchanged."""
+    channels = picture.shape[-3]
+    if channels < 3 or not bool((picture[..., 1:3, :, :] == picture[..., :1, :, :]).all()):
+        return picture
+    return picture[..., [0, *range(3, channels)], :, :]
+
+
 def to_uint8(pixels: Tensor) -> Tensor:
     """Round values in [0, 1] to uint8 in [0, 255], after clamping."""
     return pixels.clamp(0, 1).mul(255).round().to(torch.uint8)

@@ -27,6 +27,7 @@ from ..errors import ImageError
 from .color import to_uint8
 from .metadata import (
     EXIF,
+    MAX_SEGMENT,
     UNIQUE_ID,
     XMP,
     Metadata,
@@ -36,6 +37,7 @@ from .metadata import (
     read_metadata,
     resolution_tags,
     tags_and_orientation,
+    tags_for_jpeg,
     tags_for_size,
     tiff_directory,
 )
@@ -54,7 +56,6 @@ WHITE_IS_ZERO, SIGNED = 0, 2  # of TIFF's tags PHOTOMETRIC_INTERPRETATION and SA
 TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations whose rows and columns are swapped; ImageOps turns no arrays
 FLIPPED = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}  # axes to flip after that
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # formats, as Pillow names them, whose further pictures are frames
-MAX_SEGMENT = 65_500  # bytes of EXIF or XMP in a JPEG
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class DecodedImage:
 
     pixels: Tensor  # (1, C, H, W) float32 in [0, 1], C = 3 or 4, upright
     metadata: Metadata
-    gray: bool = False  # the file has one channel, which ``pixels`` holds three times
+    gray: bool = False  # the file has no colors: ``pixels`` holds one channel three times, and alpha if it has any
     bits: int = 8  # per channel of the file, 8 or 16
     notes: tuple[str, ...] = ()  # sentences on what is dropped or changed, such as further frames
 
@@ -74,9 +75,10 @@ def read(data: bytes, name: str, *, all_frames: bool = False) -> DecodedImage:
     With ``all_frames``, no note says that the others are dropped: the caller reads them, too.
     """
     with _opened(data, name) as opened:
-        pixels, metadata = _decode(opened, data), read_metadata(opened)
-        gray = (opened.mode in ("1", "L", "I") or opened.mode.startswith("I;")) and pixels.shape[2] == 3
-        sentences = lost_on_read(opened, all_frames=all_frames)
+        # Pillow decodes gray with alpha of 16 bits as RGBA
+        gray = opened.mode in ("1", "L", "LA", "I") or opened.mode.startswith("I;") or "LA" in _raw_mode(opened)
+        pixels, metadata = _decode(opened, data), read_metadata(opened, gray)
+        sentences = lost_on_read(opened, data, gray=gray, all_frames=all_frames)
     bits = 8 * pixels.itemsize
     tensor = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None] / (2**bits - 1)
     return DecodedImage(tensor.contiguous(), metadata, gray, bits, sentences)
@@ -161,12 +163,13 @@ def encode(
     more_frames: Tensor | None = None,
     times: dict[str, Any] | None = None,
 ) -> bytes:
-    """Encode an image ``(C, H, W)`` in [0, 1], C = 1, 3 or 4, as a file; ImageError if the format cannot hold it.
+    """Encode an image ``(C, H, W)`` in [0, 1], C = 1 to 4, as a file; ImageError if the format cannot hold it.
 
-    ``unique_id`` is EXIF's ImageUniqueID, ``text`` goes into the chunks of a PNG. An animated PNG or WebP has further
-    frames, ``(T, C, H, W)``, and the ``times`` of all, see ``frame_times``. WebP of quality 100 is lossless.
+    Two channels are gray and alpha. ``unique_id`` is EXIF's ImageUniqueID, ``text`` goes into the chunks of a PNG. An
+    animated PNG or WebP has further frames, ``(T, C, H, W)``, and the ``times`` of all, see ``frame_times``. WebP of
+    quality 100 is lossless.
     """
-    check_format(format, bits, quality, alpha=picture.shape[0] == 4)
+    check_format(format, bits, quality, alpha=picture.shape[0] in (2, 4))
     metadata = metadata or Metadata()
     if not fits_profile(metadata, picture.shape[0]):
         metadata = replace(metadata, icc=None)
@@ -318,15 +321,24 @@ def _pixels(opened: Image.Image, low_bytes: Pixels | None) -> Pixels:
             white = 2 ** _tiff_tag(opened, tiff.BITSPERSAMPLE)[0] - 1
             gray = (gray * 65535 + white // 2) // white
             gray = 65535 - gray if WHITE_IS_ZERO in _tiff_tag(opened, tiff.PHOTOMETRIC_INTERPRETATION) else gray
-        return np.repeat(gray[:, :, None].astype(np.uint16), 3, axis=2)
+        return _mark_transparent(opened, np.repeat(gray[:, :, None].astype(np.uint16), 3, axis=2))
     if low_bytes is not None and opened.mode in ("RGB", "RGBA"):
         upper = np.asarray(opened).astype(np.uint16)
         if upper.shape == low_bytes.shape:
-            return upper << 8 | low_bytes
+            return _mark_transparent(opened, upper << 8 | low_bytes)
     if opened.mode == "CMYK" and (managed := cmyk_to_srgb(opened)) is not None:
         return np.asarray(managed)
     has_alpha = "A" in opened.getbands() or "transparency" in opened.info
     return np.asarray(opened.convert("RGBA" if has_alpha else "RGB"))
+
+
+def _mark_transparent(opened: Image.Image, pixels: Pixels) -> Pixels:
+    """Add an alpha channel to 16-bit colors of a PNG in which one color is transparent (tRNS)."""
+    color = opened.info.get("transparency")
+    if color is None or pixels.shape[2] == 4:
+        return pixels
+    alpha = np.where((pixels == np.array(color, np.uint16)).all(2), 0, 65535).astype(np.uint16)
+    return np.dstack([pixels, alpha])
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -343,7 +355,10 @@ def _encode_with_pillow(
 ) -> bytes:
     if metadata.dpi and format == "webp":  # it has no other field for the resolution
         tags = {**tags, **resolution_tags(metadata.dpi)}
-    exif, xmp = b"Exif\0\0" + tiff_directory(tags) if tags else b"", metadata.xmp or b""
+    xmp = metadata.xmp or b""
+    if format == "jpeg":
+        tags, xmp = tags_for_jpeg(tags), xmp if len(xmp) <= MAX_SEGMENT else b""
+    exif = b"Exif\0\0" + tiff_directory(tags) if tags else b""
     options |= {"exif": exif, "icc_profile": metadata.icc}
     if format == "png":
         options |= {"pnginfo": _png_info(text, metadata), "dpi": metadata.dpi}
@@ -354,7 +369,6 @@ def _encode_with_pillow(
         options["lossless"] = options["exact"] = quality == 100
     if format == "jpeg":
         options |= {"subsampling": 0 if options["quality"] >= 90 else 2, "dpi": metadata.dpi or (0, 0)}
-        options |= {name: b"" for name in ("exif", "xmp") if len(options[name]) > MAX_SEGMENT}
     file = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, format, **options)
     return file.getvalue()
@@ -377,7 +391,7 @@ def _png16(pixels: Pixels, metadata: Metadata, tags: dict[int, Any], text: dict[
     filtered = np.pad(differences, ((0, 0), (1, 0)), constant_values=2)
     file = io.BytesIO()
     file.write(b"\x89PNG\r\n\x1a\n")
-    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 3: 2, 4: 6}[channels], 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     PngImagePlugin.putchunk(file, b"IHDR", header)
     if metadata.icc:
         PngImagePlugin.putchunk(file, b"iCCP", b"ICC Profile\0\0", zlib.compress(metadata.icc))
@@ -407,14 +421,14 @@ def _tiff(pixels: Pixels, metadata: Metadata, tags: dict[int, Any]) -> bytes:
         tiff.IMAGELENGTH: height,
         tiff.BITSPERSAMPLE: (pixels.itemsize * 8,) * channels,
         tiff.COMPRESSION: 8,  # deflate
-        tiff.PHOTOMETRIC_INTERPRETATION: 1 if channels == 1 else 2,
+        tiff.PHOTOMETRIC_INTERPRETATION: 1 if channels < 3 else 2,
         tiff.STRIPOFFSETS: tuple(starts[:-1]),
         tiff.SAMPLESPERPIXEL: channels,
         tiff.ROWSPERSTRIP: per_strip,
         tiff.STRIPBYTECOUNTS: tuple(len(strip) for strip in strips),
         tiff.PLANAR_CONFIGURATION: 1,
         tiff.PREDICTOR: 2,
-        **({tiff.EXTRASAMPLES: 2} if channels == 4 else {}),
+        **({tiff.EXTRASAMPLES: 2} if channels in (2, 4) else {}),
         **(resolution_tags(metadata.dpi) if metadata.dpi else {}),
         **({XMP: metadata.xmp} if metadata.xmp else {}),
         **({tiff.ICCPROFILE: metadata.icc} if metadata.icc else {}),

@@ -6,11 +6,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 from PIL import TiffImagePlugin as tiff
 
 EXIF, GPS, ORIENTATION, XMP = 0x8769, 0x8825, 0x0112, 700
 UNIQUE_ID, EXIF_SIZES = 0xA420, (0xA002, 0xA003)
+MAX_SEGMENT = 65_500  # bytes of EXIF or XMP in a JPEG
+C2PA = b"c2pa\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71"  # begins content credentials in a file of any format
 # TIFF tags that describe how the file's own samples are stored, or that are written in another way.
 STRUCTURE = {
     *(254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, ORIENTATION, 277, 278, 279, 280, 281, 282, 283, 284),
@@ -32,14 +34,21 @@ class Metadata:
 
 def fits_profile(metadata: Metadata, channels: int) -> bool:
     """Tell whether the color profile, if any, is for images of so many channels."""
-    return metadata.icc is None or color_space(metadata.icc) == ("GRAY" if channels == 1 else "RGB")
+    return metadata.icc is None or color_space(metadata.icc) == ("GRAY" if channels < 3 else "RGB")
 
 
-def lost_on_save(metadata: Metadata, channels: int, before: int, after: int) -> list[str]:
+def lost_on_save(metadata: Metadata, channels: int, before: int, after: int, format: str) -> list[str]:
     """Say what a result with ``channels`` loses of its file, with so many bits per channel before and after."""
     sentences = [f"It has {before} bits per channel, and its result has {after}."] if before > after else []
     if not fits_profile(metadata, channels):
         sentences.append("Its gray color profile does not fit a result of several channels and is dropped.")
+    if format == "jpeg":
+        kept = set(_flat(tags_for_jpeg(metadata.exif)))
+        dropped = [ExifTags.TAGS.get(tag, str(tag)) for _, tag in _flat(metadata.exif) if (_, tag) not in kept]
+        dropped += ["XMP"] if len(metadata.xmp or b"") > MAX_SEGMENT else []
+        if dropped:
+            names = ", ".join(dropped)
+            sentences.append(f"A JPEG file holds {MAX_SEGMENT} bytes of EXIF, and of XMP, so {names} is dropped.")
     return sentences
 
 
@@ -55,15 +64,16 @@ def tags_and_orientation(opened: Image.Image) -> tuple[dict[int, Any], int]:
     return {**tags, **inner}, orientation
 
 
-def read_metadata(opened: Image.Image) -> Metadata:
-    """Read what results keep of a file."""
+def read_metadata(opened: Image.Image, gray: bool) -> Metadata:
+    """Read what results keep of a file, which may be ``gray``."""
     xmp = opened.info.get("xmp") or opened.info.get("XML:com.adobe.xmp")
     if xmp is None and opened.format == "TIFF":
         xmp = cast("Any", opened).tag_v2.get(XMP)
     if xmp:
         xmp = xmp.encode() if isinstance(xmp, str) else bytes(xmp)
         xmp = re.sub(rb"(tiff:Orientation(?:=[\"']|>))\d", rb"\g<1>1", xmp)
-    return Metadata(tags_and_orientation(opened)[0], xmp or None, usable_profile(opened), _pixels_per_inch(opened))
+    tags, icc = tags_and_orientation(opened)[0], usable_profile(opened, gray)
+    return Metadata(tags, xmp or None, icc, _pixels_per_inch(opened))
 
 
 def _pixels_per_inch(opened: Image.Image) -> tuple[float, float] | None:
@@ -77,10 +87,10 @@ def _pixels_per_inch(opened: Image.Image) -> tuple[float, float] | None:
     return (x, y) if 0 < x < 1e5 and 0 < y < 1e5 else None
 
 
-def usable_profile(opened: Image.Image) -> bytes | None:
+def usable_profile(opened: Image.Image, gray: bool) -> bytes | None:
     """Return the profile of a file if it fits the RGB or gray pixels that are read from it."""
-    icc, mode = opened.info.get("icc_profile"), opened.mode
-    expected = "RGB" if mode.startswith(("RGB", "P")) else "GRAY" if mode[0] in "1I" or mode in ("L", "LA") else None
+    icc = opened.info.get("icc_profile")
+    expected = "GRAY" if gray else "RGB" if opened.mode.startswith(("RGB", "P")) else None
     return icc if icc and color_space(icc) == expected else None
 
 
@@ -98,14 +108,18 @@ def cmyk_to_srgb(opened: Image.Image) -> Image.Image | None:
         return None
 
 
-def lost_on_read(opened: Image.Image, *, all_frames: bool) -> tuple[str, ...]:
+def lost_on_read(opened: Image.Image, data: bytes, *, gray: bool, all_frames: bool) -> tuple[str, ...]:
     """Say what of a decoded file is dropped or changed; with ``all_frames``, its further frames are not dropped."""
     sentences: list[str] = []
+    if C2PA in data:
+        sentences.append("Its content credentials (C2PA) are not in results: they are signed for this very file.")
+    if (bits := stated_bits(opened, data)) > 8:
+        sentences.append(f"It has {bits} bits per channel, of which 8 are read.")
     if opened.mode == "CMYK":
         managed = cmyk_to_srgb(opened.resize((1, 1))) is not None
         how = "converted to sRGB by its color profile" if managed else "approximate: it has no usable color profile"
         sentences.append(f"It is a CMYK file, and its colors are {how}.")
-    elif (icc := opened.info.get("icc_profile")) and usable_profile(opened) is None:
+    elif (icc := opened.info.get("icc_profile")) and usable_profile(opened, gray) is None:
         sentences.append(
             f"Its color profile, for {color_space(icc) or 'nothing'}, does not fit its pixels and is dropped."
         )
@@ -118,6 +132,19 @@ def lost_on_read(opened: Image.Image, *, all_frames: bool) -> tuple[str, ...]:
     return tuple(sentences)
 
 
+def stated_bits(opened: Image.Image, data: bytes) -> int:
+    """Return the bits per channel of colors that Pillow decodes to 8; 0 if unknown, or a file of another kind."""
+    if opened.mode not in ("RGB", "RGBA"):
+        return 0
+    if opened.format == "AVIF" and (start := data.find(b"pixi", 0, 2**16)) >= 0:
+        return int.from_bytes(data[start + 9 : start + 10], "big")
+    if opened.format == "JPEG2000" and (start := data.find(b"\xff\x4f\xff\x51", 0, 2**16)) >= 0:
+        return (int.from_bytes(data[start + 42 : start + 43], "big") & 127) + 1
+    if opened.format == "PPM" and (header := re.match(rb"P[36](?:\s+|#[^\n]*\n)+\d+\s+\d+\s+(\d{1,5})\s", data)):
+        return int(header[1]).bit_length()
+    return 0
+
+
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
@@ -128,6 +155,22 @@ def tags_for_size(tags: dict[int, Any], width: int, height: int, unique_id: str 
     if unique_id is not None:
         exif[UNIQUE_ID] = unique_id
     return _writable({**tags, EXIF: exif} if exif else tags)
+
+
+def tags_for_jpeg(tags: dict[int, Any]) -> dict[int, Any]:
+    """Drop the largest tags, such as MakerNote, as far as a JPEG file cannot hold all."""
+    while tags and len(tiff_directory(tags)) > MAX_SEGMENT:
+        sizes = {place: len(tiff_directory({place[1]: value})) for place, value in _flat(tags).items()}
+        outer, tag = max(sizes, key=sizes.__getitem__)
+        inner = {other: value for other, value in (tags[outer] if outer else tags).items() if other != tag}
+        tags = {**tags, outer: inner} if outer else inner
+    return tags
+
+
+def _flat(tags: dict[int, Any]) -> dict[tuple[int, int], Any]:
+    """List tags by the tag of their inner directory, or 0, and their number."""
+    inner = {(outer, tag): value for outer in (EXIF, GPS) for tag, value in tags.get(outer, {}).items()}
+    return {(0, tag): value for tag, value in tags.items() if tag not in (EXIF, GPS)} | inner
 
 
 def _writable(tags: dict[int, Any]) -> dict[int, Any]:

@@ -42,7 +42,7 @@ class Watch:
         if not self.active:
             return
         writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
-        if writes or event.startswith(FORBIDDEN) or event in ("os.remove", "os.rename", "os.mkdir", "exec"):
+        if writes or event.startswith(FORBIDDEN) or event in ("os.remove", "os.rename", "os.mkdir"):
             self.seen.append(f"{event} {arguments}")
 
 

@@ -18,6 +18,7 @@ from PIL import Image, ImageCms
 import flowcore
 from flowcore.batch import folders
 from flowcore.batch.folders import Job, Outputs, claim
+from flowcore.batch.job import Work
 from flowcore.batch.tables import WHOLE_NUMBERS, Scores
 from flowcore.checkpoints.model_file import save
 from flowcore.checkpoints.writing import SavingError
@@ -335,6 +336,24 @@ def test_companions_of_macos_are_no_pictures(folder):
     assert len(folders.find([str(folder)])) == len(NAMES)
     assert len(image_files(folder)) == len(find_images(folder)) == len(NAMES)
     assert [source.name for source in find_images(folder / "photos.zip")] == ["b.png"]
+
+
+def test_a_folder_of_guides_is_listed_once_until_it_changes(tmp_path, monkeypatch):
+    guides, listed = tmp_path / "guides", []
+    for k in range(3):
+        photograph(guides / f"{k}.png", (8, 6), seed=k)
+    listing = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: listed.append(path) or listing(path))
+    work = Work(command="upscale", model="x", guide=guides)
+    for k in range(3):
+        assert work.guide_and_mask(f"{k}.jpg") == {"guide": (guides / f"{k}.png").read_bytes()}
+    assert listed == [guides]
+    photograph(guides / "3.PNG", (8, 6))
+    os.utime(guides, ns=(0, 0))  # whatever the clock's steps are
+    assert work.guide_and_mask("3.jpg") == {"guide": (guides / "3.PNG").read_bytes()}
+    (guides / "3.bmp").write_bytes(b"")
+    with pytest.raises(FlowError, match=r"Expected one guide named 3 in .*; got 2"):
+        work.guide_and_mask("3.jpg")
 
 
 def test_junctions_that_lead_back_are_not_followed(tmp_path, monkeypatch):

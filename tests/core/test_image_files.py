@@ -8,11 +8,13 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from builders import png, png_header
+from builders import png, png_chunk, png_header
 from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from flowcore.errors import ImageError
 from flowcore.images.files import Metadata, check_format, encode, is_whole, read, unique_id
+from flowcore.images.metadata import C2PA, lost_on_save, stated_bits
+from flowcore.images.opening import open_image
 
 FORMATS = [("png", 8), ("png", 16), ("tiff", 8), ("tiff", 16), ("jpeg", 8), ("webp", 8)]
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -222,3 +224,71 @@ def test_nothing_is_allocated_by_a_second_header():
     with pytest.raises(ImageError, match="exceeds limit"):
         read(data[:33] + header + data[33:], "photo.png")
     assert read(data[:-12] + header + data[-12:], "photo.png").pixels.shape == (1, 3, 1, 1)
+
+
+def test_a_transparent_color_of_16_bits_is_an_alpha_channel():
+    samples = np.random.default_rng(3).integers(0, 65536, (9, 7, 3), dtype=np.uint16)
+    for kind, channels in ((0, 1), (2, 3)):
+        colors = samples[:, :, :channels]
+        head, tail = (part := png16(colors, kind))[: 8 + 25], part[8 + 25 :]
+        key = colors[4, 2].astype(">u2").tobytes()
+        data = head + png_chunk(b"tRNS", key) + tail
+        pixels = read(data, "x").pixels[0].permute(1, 2, 0)
+        assert np.array_equal((pixels[:, :, :3] * 65535).round().numpy(), np.broadcast_to(colors, (9, 7, 3)))
+        assert pixels[:, :, 3].sum() == 9 * 7 - 1
+        assert pixels[4, 2, 3] == 0
+
+
+@pytest.mark.parametrize(("format", "bits"), [("png", 8), ("png", 16), ("tiff", 8), ("webp", 8)])
+def test_gray_with_alpha_is_written_and_read(format, bits):
+    picture = noise(2, bits)
+    image = read(encode(picture, METADATA, format=format, bits=bits, quality=100), "x")
+    assert image.gray or format == "webp"
+    assert (image.pixels[0, [0, 1, 2, 3]] - picture[[0, 0, 0, 1]]).abs().max() < 0.01 / 65535
+
+
+def test_exif_that_a_jpeg_cannot_hold_is_named_and_the_id_stays():
+    inner = {0x927C: bytes(70_000), 0xA434: "a lens"}
+    metadata = Metadata({271: "Maker", 0x8769: inner}, XMP + b" " * 70_000)
+    data = encode(noise(3, 8), metadata, format="jpeg", unique_id="0a" * 16)
+    assert unique_id(data) == "0a" * 16
+    kept = read(data, "x").metadata
+    assert kept.exif[0x8769][0xA434] == "a lens"
+    assert (kept.exif[271], kept.xmp) == ("Maker", None)
+    (note,) = lost_on_save(metadata, 3, 8, 8, "jpeg")
+    assert note == "A JPEG file holds 65500 bytes of EXIF, and of XMP, so MakerNote, XMP is dropped."
+    assert lost_on_save(metadata, 3, 8, 8, "png") == lost_on_save(METADATA, 3, 8, 8, "jpeg") == []
+
+
+def test_dropped_content_credentials_are_named():
+    note = "Its content credentials (C2PA) are not in results: they are signed for this very file."
+    plain = encode(noise(3, 8))
+    assert read(plain, "x").notes == ()
+    box = b"\0\0\0\x28jumb\0\0\0\x20jumd" + C2PA + b"\3c2pa\0"
+    signed = {
+        "png": plain[:33] + png_chunk(b"caBX", box) + plain[33:],
+        "jpeg": (jpeg := encode(noise(3, 8), format="jpeg"))[:2]
+        + b"\xff\xeb"
+        + struct.pack(">H", len(box) + 10)
+        + b"JP\0\1\0\0\0\1"
+        + box
+        + jpeg[2:],
+    }
+    for data in signed.values():
+        image = read(data, "x")
+        assert image.notes == (note,)
+        assert C2PA not in encode(image.pixels[0], image.metadata)
+
+
+def test_bits_that_pillow_does_not_read_are_named():
+    rows = np.random.default_rng(0).integers(0, 1024, (4, 5, 3)).astype(">u2").tobytes()
+    assert read(b"P6\n# a comment\n5 4\n1023\n" + rows, "x").notes == (
+        "It has 10 bits per channel, of which 8 are read.",
+    )
+    assert read(b"P6 5 4 255\n" + rows[:60], "x").notes == ()
+    for format in {"AVIF", "JPEG2000"} & Image.SAVE.keys():
+        Image.new("RGB", (8, 8)).save(file := io.BytesIO(), format)
+        data = file.getvalue()
+        assert read(data, "x").notes == ()
+        with open_image(data) as opened:
+            assert stated_bits(opened, data) == 8

@@ -110,7 +110,7 @@ def test_commands_that_make_images(zoo, models, tmp_path, capsys, command):
 
 def test_gray_files_stay_gray(zoo, models, tmp_path, capsys):
     folder, _, shown = zoo
-    channels = {"gray16.png": 1, "gray16-tiff.tif": 1, "black-and-white.png": 1, "gray-alpha.png": 4}
+    channels = {"gray16.png": 1, "gray16-tiff.tif": 1, "black-and-white.png": 1, "gray-alpha.png": 2}
     flat = tmp_path / "flat.png"
     Image.fromarray(np.array(shown["gray16.png"])).save(flat)  # gray in three channels
     for bits in (8, 16):
@@ -120,8 +120,7 @@ def test_gray_files_stay_gray(zoo, models, tmp_path, capsys):
         assert "gray" not in capsys.readouterr().err.replace("gray16", "").replace("gray-alpha", "")
         for name, expected in {**channels, "flat.png": 3}.items():
             file = made_of(out, name)
-            with Image.open(file) as opened:
-                assert len(opened.getbands()) == expected, name
+            assert {0: 1, 4: 2, 2: 3, 6: 4}[file.read_bytes()[25]] == expected, name  # the color type of a PNG
             assert (rgb_of(file) == rgb_of(file)[:, :1]).all(), name
 
 
