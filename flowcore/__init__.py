@@ -19,14 +19,21 @@ torch.Size([2, 3, 48, 64])
 your own.
 """
 
+import signal
 import sys
 from importlib.util import find_spec
+
+if (
+    _is_command := sys.orig_argv[1:3] == ["-m", "flowcore"]
+    or "".join(sys.argv[:1]).endswith(("flowcore", "flowcore.exe"))
+) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the imports without a traceback; ``cli.main`` resets it
 
 if _missing := ", ".join(
     name for name in ("torch", "numpy", "PIL", "safetensors", "filelock", "tqdm") if not find_spec(name)
 ):
     _advice = f"flowcore needs {_missing}. Outside ComfyUI, install them all, in a clone: pip install -e '.[python]'"
-    if sys.argv[0].endswith(("flowcore", "flowcore.exe")):  # the command, which shows no traceback
+    if _is_command:  # which shows no traceback
         sys.exit(_advice)
     raise ImportError(_advice)
 

@@ -5,7 +5,7 @@ import math
 import unicodedata
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -108,10 +108,11 @@ def check_seed(seed: int) -> None:
 
 def level_temperatures(temperature: Temperature, levels: int, n: int) -> list[float | Tensor]:
     """Validate temperatures and list them by level: a number, or a map ``(1 or n, 1, h, w)``, float32 on the CPU."""
-    if isinstance(temperature, (int, float, Tensor)):
-        taus: list[float | Tensor] = [number_or_map(temperature, n)] * levels
+    several: Any = temperature
+    if isinstance(several, (int, float, str, Tensor)) or not hasattr(several, "__iter__"):
+        taus: list[float | Tensor] = [number_or_map(several, n)] * levels
     else:
-        taus = [number_or_map(tau, n) for tau in temperature]
+        taus = [number_or_map(tau, n) for tau in several]
     if len(taus) != levels:
         raise ShapeError(
             f"This model has {levels} levels of latents; got {len(taus)} temperatures. Give one, or one per level."
@@ -142,6 +143,11 @@ def resize_temperature_map(tau: Tensor, height: int, width: int) -> Tensor:
 def number_or_map(tau: float | Tensor, n: int, name: str = "temperatures") -> float | Tensor:
     """Return a number as a float, and a map ``(1 or n, 1, h, w)`` in float32 on the CPU; else ShapeError."""
     if not isinstance(tau, Tensor) or tau.ndim == 0:
+        if isinstance(tau, (bool, str, bytes)) or not hasattr(tau, "__float__"):
+            raise FlowError(
+                f"Expected {name} as numbers, or maps of them in tensors; got {tau!r}, a {type(tau).__name__}. Pass a "
+                "number."
+            )
         return float(tau)
     if tau.ndim != 4 or tau.shape[0] not in (1, n) or tau.shape[1] != 1 or 0 in tau.shape:
         raise ShapeError(

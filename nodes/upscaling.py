@@ -102,14 +102,15 @@ class FlowcoreUpscale(PickingNode):
         settings = with_defaults(model.flow, {**settings, "guide": guide, "boldness": boldness})
         tau, calm, strength = (settings[name] for name in ("temperature", "calm_edges", "guide_strength"))
         count, _, height, width = image.shape
-        size = target_size(model.flow, height, width, factor, longest_side)
+        scale = model.flow.condition_scale
+        size = target_size(scale, height, width, factor, longest_side)
         megapixels = math.prod(size) / 1e6
         if megapixels > MAX_MEGAPIXELS and not longest_side:
             raise FlowError(
                 f"A picture would have {size[1]}x{size[0]} pixels, {megapixels:.0f} megapixels. Without longest_side, "
                 f"Flow Upscale makes at most {MAX_MEGAPIXELS} megapixels. Set it to the longer side that you want."
             )
-        largest = max(math.prod(size), math.prod(target_size(model.flow, height, width)))
+        largest = max(math.prod(size), math.prod(target_size(scale, height, width)))
         advice = "Lower samples, factor or longest_side, or pass fewer or smaller images."
         check_memory(count * samples, 3 * largest, "pictures", advice)
         guided = guide is not None
@@ -217,7 +218,7 @@ class FlowcoreUpscaleVideo(ClipNode):
         pick: widgets.Pick,
     ) -> Any:
         count, _, height, width = image.shape
-        size = target_size(model.flow, height, width)
+        size = target_size(model.flow.condition_scale, height, width)
         check_memory(count, 3 * math.prod(size), "pictures", "Pass fewer or smaller frames.")
         flow = load_upscaler(model, height, width, tile, guided=steadiness > 0)
         options: Any = {"seed": seed, "tile": tile, "precision": precision, **self.notes.task_options(sources=image)}
@@ -250,7 +251,7 @@ class FlowcoreTemperatureGrid(PickingNode):
         default = with_defaults(model.flow, {"temperature": None})["temperature"]
         taus = [default if widgets.FROM_MODEL <= tau < 0 else tau for tau in widgets.temperature_list(temperatures)]
         per_image = len(taus) * seeds
-        values = 3 * math.prod(target_size(model.flow, height, width))
+        values = 3 * math.prod(target_size(model.flow.condition_scale, height, width))
         check_memory(count * per_image, values, "pictures", "Ask for fewer temperatures or seeds.")
         flow = load_upscaler(model, height, width, tile, guided=guide_share(model.flow.config, taus) > 0)
         options: Any = {"tile": tile, "precision": precision, "store": STORE, **self.notes.task_options(sources=image)}

@@ -50,7 +50,7 @@ class _RayWorker:
             name = cluster.model
             if file is not None:
                 path = Path(folder) / Path(name).name
-                path.write_bytes(_ray().get(file))
+                path.write_bytes(import_ray().get(file))
                 name = str(path)
             self._worker = Worker(work, load(name, cluster.device, **cluster.overrides))
 
@@ -130,7 +130,7 @@ def _rows(ray: Any, work: Work, cluster: Cluster, file: Any, jobs: Sequence[Job]
 @contextmanager
 def _running(cluster: Cluster) -> Generator[Any]:
     """Join a cluster, or start one that ends with the block."""
-    ray = _ray()
+    ray = import_ray()
     if ray.is_initialized():  # by the calling program
         yield ray
         return
@@ -159,7 +159,8 @@ def _running(cluster: Cluster) -> Generator[Any]:
         ray.shutdown()
 
 
-def _ray() -> Any:
+def import_ray() -> Any:
+    """Import Ray, quietly; FlowError if it is not installed."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray would report usage statistics
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:

@@ -51,6 +51,7 @@ class Job:
     source: Path
     targets: tuple[Path, ...] = ()
     problem: str = ""  # why it cannot be done
+    model: str = ""  # name of the model that does it, where there are several
 
     @property
     def clip(self) -> Path | None:
@@ -148,20 +149,29 @@ def _matching(pattern: str, ignored: dict[Path, str]) -> Iterator[str]:
 # --- where results go -------------------------------------------------------------------------------------------------
 
 
-def make_jobs(inputs: Sequence[InputFile], out: Path, names: Callable[[Path], list[str]]) -> list[Job]:
-    """Make a job for each picture: results called ``names(path)``, in the sub-folder of ``out`` that matches its own.
+def make_jobs(inputs: Sequence[InputFile], out: Path, names: Callable[[Path, str], list[str]]) -> list[Job]:
+    """Make a job for each picture: results called ``names(path, kind)``, in the sub-folder of ``out`` that matches its.
 
-    If several have the same relative path, theirs are relative to the deepest folder that holds all pictures.
+    If several have the same relative path, theirs are relative to the deepest folder that holds all pictures. If the
+    results of several, such as a.jpg and a.png, would have the same names, ``kind`` is the suffix of each, such as
+    "_jpg", else "": so a name depends on which pictures there are, not on their order or on which results exist.
     """
     above = Path(os.path.commonpath([file.path.absolute().parent for file in inputs])) if inputs else Path()
     times = Counter(file.relative for file in inputs)
-    jobs = list[Job]()
-    for file in inputs:
-        relative = file.relative if times[file.relative] == 1 else file.path.absolute().relative_to(above)
-        results = names(file.path)
-        problem = f"Its result would lie outside of {out}. Rename it." if any(map(leads_out, results)) else ""
-        jobs.append(Job(file.path, tuple(out / relative.parent / name for name in results), problem))
-    return check_targets(jobs)
+    kinds = dict.fromkeys((file.path for file in inputs), "")
+    while True:
+        jobs = list[Job]()
+        for file in inputs:
+            relative = file.relative if times[file.relative] == 1 else file.path.absolute().relative_to(above)
+            results = names(file.path, kinds[file.path])
+            problem = f"Its result would lie outside of {out}. Rename it." if any(map(leads_out, results)) else ""
+            jobs.append(Job(file.path, tuple(out / relative.parent / name for name in results), problem))
+        uses = Counter(os.path.normcase(target) for job in jobs for target in job.targets)
+        clashing = [job.source for job in jobs if any(uses[os.path.normcase(target)] > 1 for target in job.targets)]
+        added = {path: f"_{path.suffix[1:]}" for path in clashing if not kinds[path] and len(path.suffix) > 1}
+        if not added:
+            return check_targets(jobs)
+        kinds |= added
 
 
 def leads_out(name: str) -> bool:
@@ -187,7 +197,7 @@ def check_targets(jobs: Sequence[Job]) -> list[Job]:
         first = next((first_sources[target] for target in targets if target in first_sources), None)
         problem = job.problem
         if first is not None:
-            problem = f"Its results would have the same names as those of {first.name}. Rename it, or add {{suffix}} "
+            problem = f"Its results would have the same names as those of {first.name}. Rename it, or add {{stem}} "
             problem += "to --name."
         elif length > LONGEST_NAME and os.name != "nt":
             problem = f"The name of its result would have {length} bytes; at most {LONGEST_NAME} fit. Rename it, or "
@@ -243,7 +253,7 @@ def exclusive(target: Path) -> Generator[None]:
 
 
 def examine(
-    jobs: Sequence[Job],
+    units: Iterable[Sequence[Job]],
     is_done: Callable[[Job], bool],
     *,
     claims: bool = True,
@@ -252,19 +262,14 @@ def examine(
 ) -> Iterator[tuple[Job, State]]:
     """Yield each job with its state; one that is pending is to be done, and saved, before the next is asked for.
 
-    ``is_done`` raises FlowError if results cannot be saved. With ``claims``, pending jobs are claimed, and those that
-    another process is working on come last, after a notice, when it has done them. With ``whole_clips``, results depend
-    on the frames before them in the folder: a clip that was stopped continues after its last frame, and a finished one
-    with a frame missing is made again.
+    ``units`` are claimed together, and each is asked for when its turn comes: a job, or with ``whole_clips`` all frames
+    of a clip. ``is_done`` raises FlowError if results cannot be saved. With ``claims``, pending jobs are claimed, and
+    those that another process is working on come last, after a notice, when it has done them. With ``whole_clips``,
+    results depend on the frames before them in the folder: a clip that was stopped continues after its last frame, and
+    a finished one with a frame missing is made again.
     """
-    units = [[job] for job in jobs]  # what is claimed together
-    if whole_clips:
-        clips = dict[Path, list[Job]]()
-        for job in jobs:
-            clips.setdefault(job.source.parent, []).append(job)
-        units = [*clips.values()]
     while units:
-        elsewhere = list[list[Job]]()  # units that other processes have claimed
+        elsewhere = list[Sequence[Job]]()  # units that other processes have claimed
         for unit in units:
             target = unit[0].clip if whole_clips else next(iter(unit[0].targets), None)
             states: list[State] = [job_state(job, is_done) for job in unit]
@@ -306,7 +311,7 @@ def job_state(job: Job, is_done: Callable[[Job], bool]) -> State:
         return FlowError(f"Cannot look for its result: {error}.")
 
 
-def _frames_to_skip(unit: list[Job], states: list[State]) -> int:
+def _frames_to_skip(unit: Sequence[Job], states: list[State]) -> int:
     """Count the first frames of a clip after which it can continue; its state is removed if it starts over."""
     clip = unit[0].clip
     if clip is None:
@@ -344,6 +349,8 @@ def do(
 
 def is_done(job: Job, worker: Worker, *, again: bool = False) -> bool:
     """Return True if a worker can skip a job, see ``targets_done``."""
+    if not any(map(os.path.lexists, job.targets)):  # there is no need to read the picture
+        return False
     try:
         picture = files.read_bytes(job.source)
     except ImageError:

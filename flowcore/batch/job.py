@@ -41,7 +41,7 @@ from ..tasks.ranking import By, ranked
 from ..tasks.repair import find_scratches, repair
 from ..tasks.rescale import restore, shrink
 from ..tasks.score import score
-from ..tasks.upscale import upscale
+from ..tasks.upscale import target_size, upscale
 from ..tasks.video import colorize_video, upscale_video
 
 Command = Literal["upscale", "colorize", "brighten", "repair", "shrink", "restore", "faces", "score"]
@@ -127,17 +127,18 @@ class Work:
         return files.bits_per_channel(picture) if self.format in files.DEEP else 8
 
     def size_of(self, picture: bytes | Path) -> tuple[int, int] | None:
-        """Compute height and width of the results of a picture, its content or its file; None if it is unreadable."""
+        """Compute height and width of the results of a picture, its content or its file; None if it is unreadable.
+
+        FlowError if they would be too large.
+        """
         size = files.upright_size(picture)
         if size is None or self.command in ("colorize", "brighten", "repair", "score"):
             return size
         if self.command == "shrink":
             return -(-size[0] // self.scale), -(-size[1] // self.scale)
-        if self.command == "faces":
-            factor = self.settings["factor"] or self.scale
-            return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
         original = original_size(picture) if self.command == "restore" else None
-        return original or (size[0] * self.scale, size[1] * self.scale)
+        sizing = {name: self.settings[name] for name in ("factor", "longest_side") if name in self.settings}
+        return original or target_size(self.scale, *size, **sizing)
 
     def seeds(self) -> list[str]:
         """Name the seed of each result; of ranked ones, all seeds that were compared: "3-7, best 1"."""

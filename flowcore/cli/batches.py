@@ -1,15 +1,20 @@
 """What commands that take many images share: upscale, colorize, brighten, repair, shrink, restore, faces and score."""
 
+from __future__ import annotations
+
 import math
 import shutil
 import string
 import sys
 import time
 from argparse import Namespace
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -26,22 +31,18 @@ from ..images.files import FORMATS, SUFFIXES, Format, check_format, upright_size
 from ..images.opening import IMAGE_SUFFIXES
 from ..model import FlowModel, Task
 from ..tasks.forecast import NOTEWORTHY, Size, forecast
-from ..tasks.model_choice import upscaler_for_files
-from ..tasks.runner import check_draws
+from ..tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, upscaler_for_files
 from ..tasks.settings import model_defaults
 from .options import AUTO, parse_assignments
 from .output import ProgressBar, log, write_result
 
 # suffixes of pictures that we never write
 UNWRITTEN = {*IMAGE_SUFFIXES, ".exr", ".hdr", ".jxl"} - FORMATS.keys()
-MANY = 20  # with more pictures, a line says that they are examined
 TOKENS = ("stem", "base", "frame", "suffix", "model", "seed", "sample")  # of ``--name``
 
 
 def load_model(options: Namespace, task: Task | None = None) -> FlowModel:
     """Load the model of a task; on the CPU if a cluster computes, since then only its config and hash are needed."""
-    if "samples" in options:  # before they become names of results
-        check_draws(options.seed, options.samples)
     keep_freed_memory()
     flow = load(options.model, "cpu" if uses_ray(options) else options.device, **parse_assignments(options.set))
     if task is not None:
@@ -110,98 +111,153 @@ def model_run(
     return ModelRun(options=options, worker=Worker(work, flow), label=label)
 
 
-def make_images(
+def prepare_images(
     options: Namespace, prepare: Callable[[Namespace], ModelRun], sample_names: list[str] | None = None
-) -> None:
-    """Make images from all pictures, on this machine or a cluster, save them and list them in the manifest.
+) -> Callable[[], None]:
+    """Check all that can be checked before images are made from all pictures, and return the work.
 
-    ``prepare`` returns the run of the model that its options name. It is called once, but with the model ``AUTO`` for
-    each model that suits a picture. ``sample_names``, by default the seeds, distinguish the results of a picture.
+    ``prepare`` returns the run of the model that its options name: of one, or with ``AUTO`` of every model that is
+    chosen from. ``sample_names``, by default the seeds, distinguish the results of a picture.
     """
-    is_auto = options.model == AUTO
-    runs = {} if is_auto else {options.model: prepare(options)}
+    models = (FOR_CLEAN, FOR_DAMAGED) if options.model == AUTO else (options.model,)
+    runs = {name: prepare(Namespace(**{**vars(options), "model": name})) for name in models}
     skipped = dict[Path, str]()
     pictures = folders.find(options.images, options.out, log, skipped)
-    choices = {picture.path: (options.model, "") for picture in pictures}
-    if is_auto:
-        if len(pictures) > MANY:
-            log(f"Looking at {len(pictures)} pictures for JPEG blocks and noise.")
-        clips = getattr(options, "steadiness", None) is not None
-        groups = defaultdict[Path, list[Path]](list)  # the frames of a clip share a model
-        for picture in pictures:
-            groups[picture.path.parent if clips else picture.path].append(picture.path)
-        for group in groups.values():
-            choices |= dict.fromkeys(group, upscaler_for_files(group))
-        for name in dict.fromkeys(name for name, _ in choices.values()):
-            runs[name] = prepare(Namespace(**{**vars(options), "model": name}))
-    run_of = {path: runs[name] for path, (name, _) in choices.items()}
-    ((most_used, _),) = Counter(name for name, _ in choices.values()).most_common(1)
-    work = runs[most_used].worker.work  # that of the others differs in the model and its defaults alone
-    names = sample_names or seed_names(options)  # now that ``load_model`` has checked their number
-    jobs = _jobs(options, pictures, run_of, names)
+    names = sample_names or seed_names(options)
+    jobs = Jobs(runs, _jobs(options, pictures, runs, names), again=options.again)
+    work = jobs.worker.work
     check_format(work.format, work.bits or 8, work.quality)
     check_writable(options.out if named_format(options.out) else options.out / NAME)
-    is_listed = options.manifest is not None or len(jobs) > 1
+    if uses_ray(options):
+        import_cluster()
+        if options.time_limit is not None:
+            raise FlowError("--time-limit is for one machine: leave it out, or --ray.")
+    is_listed = options.manifest is not None or len(pictures) > 1
     manifest = Manifest(options.manifest or options.out / NAME) if is_listed else None
+    return partial(_make_images, options, jobs, manifest, skipped)
+
+
+def _make_images(options: Namespace, jobs: Jobs, manifest: Manifest | None, skipped: dict[Path, str]) -> None:
+    """Make images from all pictures, on this machine or a cluster, save them and list them in the manifest."""
     if manifest is not None:
         manifest.append_skipped(skipped)
-    done = set[Job]()  # looking again would decode their files again
-
-    def is_done(job: Job) -> bool:
-        if job not in done and folders.is_done(job, run_of[job.source].worker, again=options.again):
-            done.add(job)
-        return job in done
-
-    if work.command in ("upscale", "restore", "faces"):
-        jobs = confirm_sizes(options, runs[most_used].worker, jobs, is_done)
-    bar = ProgressBar(jobs)
-    for job, result in execute(options, jobs, is_done, run_of, bar):
-        if is_auto and isinstance(result, Outputs):
-            model, damage = choices[job.source]
-            reason = f"{model} suits this picture: {damage or 'no JPEG blocks, no noise'}."
+    if jobs.worker.work.command in ("upscale", "restore", "faces"):
+        jobs.problems = confirm_sizes(options, jobs)
+    bar, is_video = ProgressBar(jobs.sources), jobs.worker.work.is_video
+    for job, result in execute(options, jobs.units(), jobs.is_done, jobs.run_of, bar, whole_clips=is_video):
+        if isinstance(result, Outputs) and (reason := jobs.reason(job)):
             result = replace(result, notes=(reason, *result.notes))
             log(f"{job.source.name}: {reason}")
         bar.finish(job, result)
         write_result(options, job.source, job.targets, result)
         if manifest is not None and result is not None:
-            manifest.append(job, result, run_of[job.source].worker)
+            manifest.append(job, result, jobs.run_of(job).worker)
     if manifest is not None:
         manifest.compact()
     bar.close()
 
 
+class Jobs:
+    """What is to be made of every picture: by the one model of a run, or by the one of several that suits the picture.
+
+    That is chosen when the picture's turn comes, unless its results are there: their names and IDs tell their model, so
+    a run that is resumed looks at no picture that is done.
+    """
+
+    def __init__(self, runs: dict[str, ModelRun], candidates: list[tuple[Job, ...]], *, again: bool = False) -> None:
+        """Collect the ``candidates``: for every picture, what each model of ``runs`` would do."""
+        self._runs, self._again, self._candidates = runs, again, candidates
+        self.sources = [of_picture[0].source for of_picture in candidates]
+        self.worker = next(iter(runs.values())).worker  # of any model: they enlarge alike
+        self.problems: dict[Path, str] = {}  # why pictures cannot be done
+        self._reasons: dict[Path, str] = {}  # why the model of a picture was chosen
+        self._done: set[Job] = set()  # looking again would decode their files again
+
+    def units(self) -> Iterator[list[Job]]:
+        """Yield the job of a picture, or those of a clip's frames, and choose their model when their turn comes."""
+        clips = defaultdict[Path | int, list[tuple[Job, ...]]](list)
+        for number, candidates in enumerate(self._candidates):
+            clips[candidates[0].source.parent if self.worker.work.is_video else number].append(candidates)
+        for clip in clips.values():
+            model, reason = self._choose(clip)
+            for candidates in clip:
+                self._reasons[candidates[0].source] = reason
+            jobs = [job for candidates in clip for job in candidates if job.model == model]
+            yield [replace(job, problem=self.problems.get(job.source) or job.problem) for job in jobs]
+
+    def _choose(self, clip: list[tuple[Job, ...]]) -> tuple[str, str]:
+        """Name the model for a picture or a clip, and say why, if there is a choice."""
+        if len(self._runs) == 1:
+            return next(iter(self._runs)), ""
+        for jobs in zip(*clip, strict=True):  # of each model
+            if any(self._has_results(job) for job in jobs):
+                return jobs[0].model, f"{jobs[0].model} has made other frames of this clip."
+        name, damage = upscaler_for_files([candidates[0].source for candidates in clip])
+        return name, f"{name} suits this picture: {damage or 'no JPEG blocks, no noise'}."
+
+    def reason(self, job: Job) -> str:
+        """Say why the model of a job was chosen; "" if there was no choice."""
+        return self._reasons[job.source]
+
+    def run_of(self, job: Job) -> ModelRun:
+        """Return the run of a job's model."""
+        return self._runs[job.model]
+
+    def is_done(self, job: Job) -> bool:
+        """Tell whether the results of a job are there, see ``folders.is_done``."""
+        if job not in self._done and folders.is_done(job, self.run_of(job).worker, again=self._again):
+            self._done.add(job)
+        return job in self._done
+
+    def _has_results(self, job: Job) -> bool:
+        return job_state(job, self.is_done) == "done"
+
+    def pending(self) -> list[Path]:
+        """List the pictures whose results no model has made."""
+        return [jobs[0].source for jobs in self._candidates if not any(self._has_results(job) for job in jobs)]
+
+
 def _jobs(
-    options: Namespace, pictures: Sequence[InputFile], run_of: dict[Path, ModelRun], sample_names: list[str]
-) -> list[Job]:
-    """Name the files of the pictures' results."""
+    options: Namespace, pictures: Sequence[InputFile], runs: dict[str, ModelRun], sample_names: list[str]
+) -> list[tuple[Job, ...]]:
+    """Name the files of the pictures' results, by each model."""
     if named_format(options.out) is None:
         if options.name is not None:
             check_template(options.name, len(sample_names))
-        return folders.make_jobs(pictures, options.out, lambda path: _result_names(run_of[path], sample_names, path))
-    if len(pictures) > 1:
+        by_model = [
+            folders.make_jobs(pictures, options.out, partial(_result_names, run, sample_names)) for run in runs.values()
+        ]
+    elif len(pictures) > 1:
         raise FlowError(f"{options.out} is one file, for {len(pictures)} images. Choose a folder.")
-    if options.name is not None:
+    elif options.name is not None:
         raise FlowError("--name names results in a folder, and --out is a file. Leave one of them out.")
-    return folders.check_targets([Job(pictures[0].path, tuple(output_paths(options.out, sample_names)))])
+    else:
+        job = Job(pictures[0].path, tuple(output_paths(options.out, sample_names)))
+        by_model = [folders.check_targets([job])] * len(runs)
+    named = [[replace(job, model=name) for job in jobs] for name, jobs in zip(runs, by_model, strict=True)]
+    return [*zip(*named, strict=True)]
 
 
-def _result_names(run: ModelRun, sample_names: list[str], path: Path) -> list[str]:
-    """Name the results of a picture: as ``--name`` says, as frames of a video, or by what made them."""
+def _result_names(run: ModelRun, sample_names: list[str], path: Path, kind: str = "") -> list[str]:
+    """Name the results of a picture: as ``--name`` says, as frames of a video, or by what made them.
+
+    ``kind`` tells pictures apart that have one name but for their suffix.
+    """
     options, work, model = run.options, run.worker.work, Path(run.options.model).stem
     suffix = SUFFIXES[work.format]
     base, frame = folders.split_name(path.name)
     if options.name is not None:
-        tokens = {"stem": path.stem, "base": path.stem.removesuffix(frame), "frame": frame, "suffix": path.suffix[1:]}
+        tokens = {"stem": f"{base}{kind}{frame}", "base": f"{base}{kind}", "frame": frame, "suffix": path.suffix[1:]}
         samples = {seed: f"_{seed}" if len(sample_names) > 1 else "" for seed in sample_names}
         names = [options.name.format(**tokens, model=model, seed=seed, sample=text) for seed, text in samples.items()]
         return [f"{name.removesuffix(suffix)}{suffix}" for name in names]
     if work.is_video:
-        return [f"{path.stem}{suffix}"]
+        return [f"{base}{kind}{frame}{suffix}"]
     if work.command == "shrink":
-        return [f"{base}_{model}_small{frame}{suffix}"]
+        return [f"{base}{kind}_{model}_small{frame}{suffix}"]
     if work.command == "restore":
         base = base.removesuffix(f"_{model}_small")
-    return [f"{base}_{result_label(options, run.label)}_{name}{frame}{suffix}" for name in sample_names]
+    return [f"{base}{kind}_{result_label(options, run.label)}_{name}{frame}{suffix}" for name in sample_names]
 
 
 def check_template(template: str, samples: int) -> None:
@@ -222,23 +278,25 @@ def check_template(template: str, samples: int) -> None:
 
 def execute(
     options: Namespace,
-    jobs: Sequence[Job],
+    units: Iterable[Sequence[Job]],
     is_done: Callable[[Job], bool],
-    run_of: dict[Path, ModelRun],
+    run_of: Callable[[Job], ModelRun],
     bar: ProgressBar,
+    *,
+    whole_clips: bool = False,
 ) -> Iterator[tuple[Job, Outputs | Exception | None]]:
-    """Do the jobs that are not done, each with the model of its picture; yield what came of each, None if it was done.
+    """Do the jobs that are not done, each with its model; yield what came of each, None if it was done.
 
-    An exception ends the run, such as a ``SavingError``, after which nothing could be saved.
+    ``units`` are those of ``folders.examine``. An exception ends the run, such as a ``SavingError``, after which
+    nothing could be saved.
     """
     if uses_ray(options):
-        yield from _execute_on_cluster(options, jobs, is_done, run_of)
+        yield from _execute_on_cluster(options, units, is_done, run_of)
         return
     limit: float | None = getattr(options, "time_limit", None)
-    whole_clips = any(run.worker.work.is_video for run in run_of.values())
-    for job, state in folders.examine(jobs, is_done, whole_clips=whole_clips, notify=log):
+    for job, state in folders.examine(units, is_done, whole_clips=whole_clips, notify=log):
         if state == "pending":
-            progress, worker = bar.start(job.source), run_of[job.source].worker
+            progress, worker = bar.start(job.source), run_of(job).worker
             yield job, folders.do(job, worker, log, progress, _time_limit(limit))
         else:
             yield job, None if state == "done" else state
@@ -256,22 +314,29 @@ def _time_limit(limit: float | None) -> Callable[[], bool]:
     return cancelled
 
 
-def _execute_on_cluster(
-    options: Namespace, jobs: Sequence[Job], is_done: Callable[[Job], bool], run_of: dict[Path, ModelRun]
-) -> Iterator[tuple[Job, Outputs | Exception | None]]:
-    """Do as ``execute`` on a Ray cluster, one model after the other; other processes may make the same results."""
-    if getattr(options, "time_limit", None) is not None:
-        raise FlowError("--time-limit is for one machine: leave it out, or --ray.")
+def import_cluster() -> ModuleType:
+    """Import what works on many machines, of which the copy of flowcore in ComfyUI's registry has nothing."""
     try:
         from ..batch import cluster
     except ImportError as error:
         reason = "--ray needs all of flowcore: ComfyUI's registry has it without what a canvas never uses."
         raise FlowError(f"{reason} Install it on every machine, in a clone: pip install -e '.[python,ray]'.") from error
+    cluster.import_ray()
+    return cluster
 
+
+def _execute_on_cluster(
+    options: Namespace,
+    units: Iterable[Sequence[Job]],
+    is_done: Callable[[Job], bool],
+    run_of: Callable[[Job], ModelRun],
+) -> Iterator[tuple[Job, Outputs | Exception | None]]:
+    """Do as ``execute`` on a Ray cluster, one model after the other; other processes may make the same results."""
+    cluster = import_cluster()
     pending: dict[str, list[Job]] = {}
-    for job, state in folders.examine(jobs, is_done, claims=False):
+    for job, state in folders.examine(units, is_done, claims=False):
         if state == "pending":
-            pending.setdefault(run_of[job.source].options.model, []).append(job)
+            pending.setdefault(run_of(job).options.model, []).append(job)
         else:
             yield job, None if state == "done" else state
     for model, its_jobs in pending.items():
@@ -283,42 +348,47 @@ def _execute_on_cluster(
             workers=options.ray_workers,
             threads=max(1, options.ray_threads),
         )
-        yield from cluster.execute(run_of[its_jobs[0].source].worker.work, machines, log, its_jobs)
+        yield from cluster.execute(run_of(its_jobs[0]).worker.work, machines, log, its_jobs)
 
 
 # --- questions before large results are made --------------------------------------------------------------------------
 
 
-def confirm_sizes(options: Namespace, worker: Worker, jobs: list[Job], is_done: Callable[[Job], bool]) -> list[Job]:
+def confirm_sizes(options: Namespace, jobs: Jobs) -> dict[Path, str]:
     """Say the size of what will be made, and the memory and time that it takes; ask if it is very large.
 
     Returns:
-        The jobs; where nobody can be asked, those whose results would be too large have a problem.
+        Why pictures cannot be done: where nobody can be asked, because their results would be too large.
     """
-    work = worker.work
-    sizes = {job: (upright_size(job.source), work.size_of(job.source)) for job in jobs}
-    # pictures without a size cannot be read, and will fail
-    pending = {job: (source, result) for job, (source, result) in sizes.items() if source and result}
-    if _are_small(options, work, pending):  # no need to look which results exist
-        return jobs
-    pending = {job: size for job, size in pending.items() if job_state(job, is_done) == "pending"}
-    too_large: dict[Job, str] = {}
-    for job, (_, (height, width)) in pending.items():
+    work = jobs.worker.work
+    sizes: dict[Path, tuple[Size, Size]] = {}
+    for path in jobs.sources:
+        with suppress(FlowError):  # of results that are larger than possible: the picture will fail
+            source, result = upright_size(path), work.size_of(path)
+            if source and result:  # pictures without a size cannot be read, and will fail
+                sizes[path] = source, result
+    if _are_small(options, work, sizes):  # no need to look which results exist
+        return {}
+    pending = {path: sizes[path] for path in jobs.pending() if path in sizes}
+    too_large: dict[Path, str] = {}
+    for path, (_, (height, width)) in pending.items():
         size = height * width / 1e6
         if options.max_megapixels and size > options.max_megapixels:
-            too_large[job] = f"A result would have {width}x{height} pixels, {size:.3g} megapixels; --max-megapixels is "
-            too_large[job] += f"{options.max_megapixels:g}."
+            too_large[path] = (
+                f"A result would have {width}x{height} pixels, {size:.3g} megapixels; --max-megapixels is "
+            )
+            too_large[path] += f"{options.max_megapixels:g}."
     if too_large and sys.stdin.isatty():
         first, more = next(iter(too_large)), len(too_large) - 1
-        _confirm(f"{first.source}: {too_large[first]}{f', and {more} more are as large' if more else ''}")
+        _confirm(f"{first}: {too_large[first]}{f', and {more} more are as large' if more else ''}")
         too_large = {}
     advice = "Shrink the image, or raise --max-megapixels (0: never ask)."
-    jobs = [replace(job, problem=f"{too_large[job]} {advice}") if job in too_large else job for job in jobs]
-    pending = {job: size for job, size in pending.items() if job not in too_large}
+    problems = {path: f"{problem} {advice}" for path, problem in too_large.items()}
+    pending = {path: size for path, size in pending.items() if path not in too_large}
     if _are_small(options, work, pending):
-        return jobs
+        return problems
     # results may be as large as if they were not compressed, since photographs hardly are
-    bits = max(work.bits_of(job.source) for job in pending)
+    bits = max(work.bits_of(path) for path in pending)
     required = 3 * bits / 8 * work.samples * sum(height * width for _, (height, width) in pending.values())
     folder = next(path for path in (options.out, *options.out.parents) if path.is_dir())
     if required > (free := shutil.disk_usage(folder).free):
@@ -329,11 +399,12 @@ def confirm_sizes(options: Namespace, worker: Worker, jobs: list[Job], is_done: 
         named = ("tile", "precision", "steadiness", "guide_strength")
         how = {name: work.settings[name] for name in named if name in work.settings}
         guided = work.guide is not None
-        log(forecast(worker.flow, sources, results, samples=work.samples, guided=guided, **how).sentence())
-    return jobs
+        flow = jobs.worker.flow
+        log(forecast(flow, sources, results, samples=work.samples, guided=guided, **how).sentence())
+    return problems
 
 
-def _are_small(options: Namespace, work: Work, pending: dict[Job, tuple[Size, Size]]) -> bool:
+def _are_small(options: Namespace, work: Work, pending: dict[Path, tuple[Size, Size]]) -> bool:
     areas = [height * width / 1e6 for _, (height, width) in pending.values()]
     within = not options.max_megapixels or max(areas, default=0) <= options.max_megapixels
     return work.samples * sum(areas) < NOTEWORTHY and within

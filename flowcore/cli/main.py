@@ -6,9 +6,10 @@ The module of a command is imported when it runs, so that ``inspect`` does not w
 import argparse
 import importlib
 import os
+import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,7 +18,7 @@ from ..errors import FlowError, printable
 from . import options
 from .output import QUIET, SomeFailed, accept_all_names
 
-COMMANDS = {  # by name NAME: the module with its ``run_NAME``, and its help; its options are ``options.add_NAME``
+COMMANDS = {  # by name NAME: the module with its ``prepare_NAME``, and its help; its options are ``options.add_NAME``
     "upscale": ("make", "enlarge photographs"),
     "colorize": ("make", "color black-and-white photographs, in many ways"),
     "remember": ("make", "remember the colors of photographs, for colorize to color others alike"),
@@ -40,19 +41,31 @@ COMMANDS = {  # by name NAME: the module with its ``run_NAME``, and its help; it
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, and return the exit status.
 
-    0: all is done; 1: an error; 3: some of the images failed; 130: stopped with Ctrl-C.
+    0: all is done; 1: an error; 2: the command is not valid, and nothing was started; 3: some of the images failed;
+    130: stopped with Ctrl-C. To that end, the function of a command, such as ``make.prepare_upscale``, checks
+    everything that can be checked, and returns the work.
     """
     accept_all_names()
-    parsed = build_parser().parse_args(arguments)
+    try:
+        parsed = build_parser().parse_args(arguments)
+    except SystemExit as end:
+        if end.code:
+            return 2
+        raise
     warnings.filterwarnings("ignore", module=r"PIL\.")  # notes and errors say what matters of a file
     quiet = QUIET.set(getattr(parsed, "quiet", False))
+    work: Callable[[], None] | None = None
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see ``flowcore/__init__.py``
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         _import_plugins(parsed.plugin)
         module = importlib.import_module(f".{COMMANDS[parsed.command][0]}", __package__)
-        getattr(module, f"run_{parsed.command}")(parsed)
+        prepare: Callable[[argparse.Namespace], Callable[[], None]] = getattr(module, f"prepare_{parsed.command}")
+        work = prepare(parsed)
+        work()
     except (FlowError, OSError) as error:
         sys.stderr.write(f"flowcore: {error if isinstance(error, FlowError) else printable(str(error))}\n")
-        return 3 if isinstance(error, SomeFailed) else 1
+        return 2 if work is None else 3 if isinstance(error, SomeFailed) else 1
     except KeyboardInterrupt:
         sys.stderr.write("flowcore: stopped\n")
         return 130

@@ -1,5 +1,6 @@
 """Commands that make images: upscale, colorize, remember, brighten, repair, faces, sample and others."""
 
+import os
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -25,19 +26,20 @@ from ..images.color import to_uint8
 from ..model import FlowModel
 from ..provenance import Provenance
 from ..tasks import duration
+from ..tasks.hints import palette_from, parse_points
 from ..tasks.model_input import label_number
 from ..tasks.remember import open_memory, remember
-from ..tasks.runner import MAX_DRAWS
+from ..tasks.sample import check_styles, with_guidance
 from ..tasks.settings import with_defaults
 from ..tasks.tiles import NO_GUIDE, checked_strength
-from ..tasks.upscale import MAX_SIDE, sampling_settings, target_size
+from ..tasks.upscale import sampling_settings
 from .batches import (
     ModelRun,
     load_model,
-    make_images,
     model_run,
     named_format,
     output_paths,
+    prepare_images,
     result_label,
     seed_names,
     uses_ray,
@@ -46,10 +48,12 @@ from .options import parse_assignments
 from .output import check_overwrite, log, write_result
 
 NO_MEMORY = Path("none")
+SHORT_NAMES = {"factor": "x", "longest_side": "side", "match_source": "matched"}  # of settings, in those of results
+Work = Callable[[], None]  # of a command, once everything has been checked
 
 
-def run_upscale(options: Namespace) -> None:
-    make_images(options, _upscale)
+def prepare_upscale(options: Namespace) -> Work:
+    return prepare_images(options, _upscale)
 
 
 def _upscale(options: Namespace) -> ModelRun:
@@ -65,21 +69,30 @@ def _upscale(options: Namespace) -> ModelRun:
     label += f"_calm{calm_edges:g}" if calm_edges else ""
     label += f"_guided{strength:g}" if strength else ""
     settings: dict[str, Any] = {"temperature": temperature, "calm_edges": calm_edges}
+    sizing = {name: vars(options)[name] for name in ("factor", "longest_side", "match_source") if vars(options)[name]}
+    if "longest_side" in sizing:  # it overrides the factor
+        sizing.pop("factor", None)
+    label += "".join(f"_{SHORT_NAMES[name]}{'' if value is True else f'{value:g}'}" for name, value in sizing.items())
+    settings |= sizing
     if options.steadiness is not None:
         if options.samples > 1 or uses_ray(options) or any(value is not None for value in guide_options.values()):
             raise FlowError("Frames of a video depend on each other: remove --samples, --ray and --guide.")
+        if sizing:
+            raise FlowError("--factor, --longest-side and --match-source are for photographs: remove --steadiness.")
         settings |= {"frames": "video", "steadiness": options.steadiness}
     elif strength or flow.guide is not None:
         settings["guide_strength"] = strength
-    return model_run(options, flow, "upscale", settings, label, guide=_absolute(options.guide))
+    return model_run(options, flow, "upscale", settings, label, guide=_existing("guide", options.guide))
 
 
-def _absolute(path: Path | None) -> Path | None:
-    """Workers of a cluster have another working folder."""
+def _existing(kind: str, path: Path | None) -> Path | None:
+    """Return a path as absolute, since workers of a cluster have another folder; FlowError if nothing is there."""
+    if path is not None and not os.path.exists(path):
+        raise FlowError(f"There is no {kind} {path}. Check the name.")
     return None if path is None else path.absolute()
 
 
-def run_colorize(options: Namespace) -> None:
+def prepare_colorize(options: Namespace) -> Work:
     _check_colorize(options)
     options.out = Path(options.images.pop()) if options.out is None else options.out  # colorize IMAGE OUT
     names = ("temperature", "detail", "coherence", "saturation", "working_size", "gamut", "precision")
@@ -107,7 +120,7 @@ def run_colorize(options: Namespace) -> None:
         memory=_memory(options, flow),
         reference=None if options.reference is None else files.read_bytes(options.reference),
     )
-    make_images(options, lambda _: run, ranks or seed_names(options))
+    return prepare_images(options, lambda _: run, ranks or seed_names(options))
 
 
 def _memory(options: Namespace, flow: FlowModel) -> ColorMemory | None:
@@ -120,6 +133,10 @@ def _memory(options: Namespace, flow: FlowModel) -> ColorMemory | None:
 
 def _check_colorize(options: Namespace) -> None:
     """Reject options that need another option, or contradict each other."""
+    for text in options.hint:
+        palette_from([color for _, _, color in parse_points(text)])
+    if options.palette:
+        palette_from(options.palette)
     if options.strength is not None and options.reference is None:
         raise FlowError("--strength applies to a reference, and there is none. Add one with --reference FILE.")
     if options.lock and not options.hint:
@@ -144,7 +161,7 @@ def _check_colorize(options: Namespace) -> None:
         raise FlowError("A video is colored once: remove --keep.")
 
 
-def run_remember(options: Namespace) -> None:
+def prepare_remember(options: Namespace) -> Work:
     out, known = options.out, None if options.add_to is None else ColorMemory.load(options.add_to)
     if out.suffix != ".safetensors":
         raise FlowError(f"A memory is written as a .safetensors file; got {out.name}. Name the output last.")
@@ -153,7 +170,11 @@ def run_remember(options: Namespace) -> None:
     flow = load_model(options, "colorize")
     if known is not None:
         known.check(flow)
-    notes = {"source": f"photographs of {options.photographs.name}"}
+    return partial(_remember, options, flow, known)
+
+
+def _remember(options: Namespace, flow: FlowModel, known: ColorMemory | None) -> None:
+    out, notes = options.out, {"source": f"photographs of {options.photographs.name}"}
     if options.licence is not None:
         notes["licence"] = options.licence
     memory = remember(flow, options.photographs, provenance=notes, notify=log)
@@ -166,7 +187,7 @@ def run_remember(options: Namespace) -> None:
         log(f"A memory holds no more than that: {places - memory.places.cells} places were dropped, evenly.")
 
 
-def run_brighten(options: Namespace) -> None:
+def prepare_brighten(options: Namespace) -> Work:
     flow = load_model(options, "brighten")
     settings = with_defaults(flow, {"temperature": options.temperature})
     label = "light_tau{temperature:g}".format(**settings)
@@ -175,11 +196,11 @@ def run_brighten(options: Namespace) -> None:
             settings[name] = value
             label += f"_{name}{value:g}"
     run = model_run(options, flow, "brighten", settings, label)
-    make_images(options, lambda _: run)
+    return prepare_images(options, lambda _: run)
 
 
-def run_repair(options: Namespace) -> None:
-    make_images(options, _repair)
+def prepare_repair(options: Namespace) -> Work:
+    return prepare_images(options, _repair)
 
 
 def _repair(options: Namespace) -> ModelRun:
@@ -189,19 +210,19 @@ def _repair(options: Namespace) -> ModelRun:
     if options.mask is None:
         settings["sensitivity"] = options.sensitivity
     label = "repaired_tau{temperature:g}".format(**settings)
-    return model_run(options, flow, "repair", settings, label, mask=_absolute(options.mask))
+    return model_run(options, flow, "repair", settings, label, mask=_existing("mask", options.mask))
 
 
-def run_shrink(options: Namespace) -> None:
+def prepare_shrink(options: Namespace) -> Work:
     run = model_run(options, _load_rescaler(options, "shrink"), "shrink", {})
-    make_images(options, lambda _: run)
+    return prepare_images(options, lambda _: run)
 
 
-def run_restore(options: Namespace) -> None:
+def prepare_restore(options: Namespace) -> Work:
     flow = _load_rescaler(options, "restore")
     settings = with_defaults(flow, {"temperature": options.temperature})
     run = model_run(options, flow, "restore", settings, "restored_tau{temperature:g}".format(**settings))
-    make_images(options, lambda _: run)
+    return prepare_images(options, lambda _: run)
 
 
 def _load_rescaler(options: Namespace, command: str) -> FlowModel:
@@ -211,14 +232,13 @@ def _load_rescaler(options: Namespace, command: str) -> FlowModel:
     return flow
 
 
-def run_faces(options: Namespace) -> None:
-    make_images(options, _faces)
+def prepare_faces(options: Namespace) -> Work:
+    return prepare_images(options, _faces)
 
 
 def _faces(options: Namespace) -> ModelRun:
     flow, faces = load_model(options, "upscale"), load(options.face_model)
     faces.require("upscale")
-    target_size(flow, 1, 1, options.factor)  # rejects an invalid factor
     temperature = faces.config.temperature if options.temperature is None else options.temperature
     settings = {name: getattr(options, name) for name in ("factor", "smallest", "largest", "number", "face_model")}
     settings |= {"check": not options.paste_all, "face_sha256": model_sha256(faces), "temperature": temperature}
@@ -227,16 +247,16 @@ def _faces(options: Namespace) -> ModelRun:
     return model_run(options, flow, "faces", settings, f"faces_tau{temperature:g}", face_model=face_model)
 
 
-def run_sample(options: Namespace) -> None:
+def prepare_sample(options: Namespace) -> Work:
     flow = load_model(options, "sample")
     size = flow.sides(options.size and (options.size[0] if len(options.size) == 1 else tuple(options.size)))
-    if max(size) > MAX_SIDE:
-        raise FlowError(
-            f"A side of an image may have at most {MAX_SIDE} pixels; got {max(size)}. Choose a smaller size."
-        )
     numbers = [label_number(flow, label) for label in options.labels or ()]
     labels = [numbers[i % len(numbers)] for i in range(options.samples)] if numbers else None
     styles = parse_assignments(options.style, "--style NAME=STRENGTH, e.g. bold=2")
+    flow.latent_shapes(*size)  # rejects sizes that the model does not take
+    check_styles(flow, styles)
+    if not flow.capabilities.guided:
+        with_guidance(flow, None, options.guidance)  # rejects it
     shared = {name: getattr(options, name) for name in ("temperature", "seed", "precision")}
     settings: dict[str, Any] = {"size": size, "labels": labels, "styles": styles, "guidance": options.guidance}
     settings |= {**shared, "denoise": not options.keep_noise, "snapped": True}
@@ -255,12 +275,10 @@ def run_sample(options: Namespace) -> None:
     if labels:
         names = [f"label{label}_{seed}" for label, seed in zip(labels, names, strict=True)]
     make = partial(sample, flow, options.samples, **settings)
-    _save(options, flow, make, size, stem, names, values, node="FlowcoreSample")
+    return _prepare_save(options, flow, make, size, stem, names, values, node="FlowcoreSample")
 
 
-def run_interpolate(options: Namespace) -> None:
-    if not 1 <= options.frames <= MAX_DRAWS:
-        raise FlowError(f"--frames must be 1 to {MAX_DRAWS}; got {options.frames}.")
+def prepare_interpolate(options: Namespace) -> Work:
     flow = load_model(options)
     ends = [resize_to_own(flow, read_upright(path)) for path in options.images]
 
@@ -274,10 +292,10 @@ def run_interpolate(options: Namespace) -> None:
     values = {"temperature": 0.0, "seed": 0, "samples": options.frames, "mode": options.mode, "frames": options.frames}
     sources = describe(dict(zip(("first", "last"), ends, strict=True)))
     height, width = ends[0].shape[-2:]
-    _save(options, flow, make, (height, width), stem, names, values, node="interpolate", sources=sources)
+    return _prepare_save(options, flow, make, (height, width), stem, names, values, node="interpolate", sources=sources)
 
 
-def _save(
+def _prepare_save(
     options: Namespace,
     flow: FlowModel,
     make: Callable[[], Tensor],
@@ -286,27 +304,32 @@ def _save(
     names: list[str],
     values: dict[str, Any],
     **fields: Any,
-) -> None:
-    """Make images ``(B, C, H, W)`` of a size unless they are there, and save them with their provenance.
+) -> Work:
+    """Return the work that makes images ``(B, C, H, W)`` of a size unless they are there, and saves them.
 
     ``stem`` begins the names of their files unless ``--out`` names one, ``names`` distinguish them; ``values`` and
     ``fields`` are those of ``Provenance.of``.
     """
-    start, sha = time.monotonic(), model_sha256(flow)
+    sha = model_sha256(flow)
     format = named_format(options.out)
     targets = output_paths(options.out, names) if format else [options.out / f"{stem}_{name}.png" for name in names]
     same = {**fields, **values, "samples": None, "model": sha}  # more samples leave the first as they are
     ids = [picture_id({**same, "name": name}) for name in names]
     check_writable(targets[0])
-    if targets_done(targets, ids, size, again=options.again):
-        write_result(options, None, targets)
-        log(f"{len(targets)} of {len(targets)} were there already (--again replaces them).")
-        return
-    images = make()
-    common = {"node_id": "command", "model": Path(options.model).name, "model_sha256": sha}
-    text = Provenance.of(values, flow, map(to_uint8, images), **common, **fields).text()
-    for target, image, id in zip(targets, images, ids, strict=True):
-        write_atomic(target, files.encode(image, format=format or "png", unique_id=id, text=text))
-    seconds = time.monotonic() - start
-    write_result(options, None, targets, Outputs([], seconds))
-    log(f"{len(targets)} done, in {duration(seconds)}.")
+
+    def work() -> None:
+        start = time.monotonic()
+        if targets_done(targets, ids, size, again=options.again):
+            write_result(options, None, targets)
+            log(f"{len(targets)} of {len(targets)} were there already (--again replaces them).")
+            return
+        images = make()
+        common = {"node_id": "command", "model": Path(options.model).name, "model_sha256": sha}
+        text = Provenance.of(values, flow, map(to_uint8, images), **common, **fields).text()
+        for target, image, id in zip(targets, images, ids, strict=True):
+            write_atomic(target, files.encode(image, format=format or "png", unique_id=id, text=text))
+        seconds = time.monotonic() - start
+        write_result(options, None, targets, Outputs([], seconds))
+        log(f"{len(targets)} done, in {duration(seconds)}.")
+
+    return work

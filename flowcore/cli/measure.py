@@ -4,6 +4,7 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,17 +19,17 @@ from ..device import keep_freed_memory
 from ..errors import FlowError, printable
 from ..evaluation.colorization import PORTRAIT_SAMPLES, colorizer_table, evaluate_colorizer
 from ..evaluation.image_set import density_table, evaluate_density, markdown, size_of
-from ..evaluation.upscaling import USUAL_MEASURES, evaluate_upscaler, missing_measures, upscaler_table
+from ..evaluation.upscaling import USUAL_MEASURES, check_measures, evaluate_upscaler, missing_measures, upscaler_table
 from ..images import files
 from ..model import FlowModel
 from ..tasks.score import ranking_key
 from ..training.recipe import held_out_names
-from .batches import ModelRun, execute, load_model
+from .batches import ModelRun, execute, import_cluster, load_model, uses_ray
 from .options import parse_assignments
-from .output import ProgressBar, SomeFailed, check_overwrite, log
+from .output import ProgressBar, SomeFailed, check_overwrite, log, to_json
 
 
-def run_score(options: Namespace) -> None:
+def prepare_score(options: Namespace) -> Callable[[], None]:
     _check_json(options.json)
     flow = load_model(options)
     settings: dict[str, Any] = {"dequantization": options.dequantization}
@@ -41,17 +42,22 @@ def run_score(options: Namespace) -> None:
     if options.out is not None:
         table = Scores(options.out if options.out.suffix.lower() == ".csv" else options.out / "scores.csv")
     jobs = [Job(picture.path) for picture in folders.find(options.images, notify=log)]
-    worker, rows = Worker(work, flow), dict[str, dict[str, Any]]()  # by name of the image
-    run_of = dict.fromkeys((job.source for job in jobs), ModelRun(options=options, worker=worker))
-    bar = ProgressBar(jobs)
+    if uses_ray(options):
+        import_cluster()
+    return partial(_score, options, jobs, ModelRun(options=options, worker=Worker(work, flow)), table)
+
+
+def _score(options: Namespace, jobs: list[Job], run: ModelRun, table: Scores | None) -> None:
+    worker, rows = run.worker, dict[str, dict[str, Any]]()  # by name of the image
+    bar = ProgressBar([job.source for job in jobs])
 
     def is_done(job: Job) -> bool:
         row = None if table is None or options.again else table.rows.get(_name(job))
         if row is None or not job.source.is_file():
             return False
-        return row["id"] == work.ids(files.read_bytes(job.source), worker.model_sha256)[0]
+        return row["id"] == worker.work.ids(files.read_bytes(job.source), worker.model_sha256)[0]
 
-    for job, result in execute(options, jobs, is_done, run_of, bar):
+    for job, result in execute(options, [[job] for job in jobs], is_done, lambda _: run, bar):
         name = _name(job)
         if isinstance(result, Outputs):
             rows[name] = {"image": name, **json.loads(result.files[0]), "model_sha256": worker.model_sha256}
@@ -100,7 +106,7 @@ ONLY_FOR = {  # options of eval that not all kinds of models have
 }
 
 
-def run_eval(options: Namespace) -> None:
+def prepare_eval(options: Namespace) -> Callable[[], None]:
     _check_json(options.json)
     keep_freed_memory()
     models, options.folders = _models_and_folders(options.folders)
@@ -117,17 +123,24 @@ def run_eval(options: Namespace) -> None:
         if value is not None and value is not False and kind not in suited:
             flag = name.replace("_", "-")
             raise FlowError(f"--{flag} is for {' and '.join(suited)}; these models are {kind}. Leave it out.")
-    if options.limit is not None and options.limit < 1:
-        raise FlowError(f"--limit must be at least 1 image; got {options.limit}.")
+    return partial(_evaluate, options, flows, kind, _measures(options))
+
+
+def _measures(options: Namespace) -> list[str]:
+    if options.measures is None:
+        return list(USUAL_MEASURES)
+    measures = [name.strip().lower().replace("-", "_") for name in options.measures.split(",")]
+    check_measures(measures)
+    return measures
+
+
+def _evaluate(options: Namespace, flows: dict[str, FlowModel], kind: str, measures: list[str]) -> None:
     skipped: dict[str, None] = {}  # lines, each once, whatever the number of models
 
     def skip(line: str) -> None:
         skipped[line] = None
         log(line)
 
-    measures = list(USUAL_MEASURES)
-    if options.measures is not None:
-        measures = [name.strip().lower().replace("-", "_") for name in options.measures.split(",")]
     common: dict[str, Any] = {"only": held_out_names("standard") if options.held_out else None}
     if options.limit is not None:
         common["limit"] = options.limit
@@ -207,7 +220,7 @@ def _holds_numbers(path: Path) -> bool:
         if not isinstance(content, dict):
             return False
         values = cast("dict[str, Any]", content).values()  # of evaluations, by set, method and measure
-        return all(type(value) in (int, float) or is_table(value) for value in values)
+        return all(value is None or type(value) in (int, float) or is_table(value) for value in values)
 
     try:
         return is_table(json.loads(path.read_bytes()))
@@ -216,4 +229,4 @@ def _holds_numbers(path: Path) -> bool:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())
+    write_atomic(path, (to_json(content, indent=2) + "\n").encode())

@@ -1,15 +1,18 @@
 """Commands on model files, and the one that makes them: convert, inspect, styles, train."""
 
+from __future__ import annotations
+
 import dataclasses
-import json
+import os
 import signal
 import sys
 import threading
 from argparse import Namespace
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,13 +23,23 @@ from ..checkpoints.writing import check_writable
 from ..device import check_device, keep_freed_memory
 from ..errors import FlowError, printable
 from ..images.opening import IMAGE_SUFFIXES
+from ..model import FlowModel
 from .options import parse_assignments
-from .output import check_overwrite, log
+from .output import check_overwrite, log, to_json
+
+if TYPE_CHECKING:
+    from ..training.recipe import Recipe
+
+Work = Callable[[], None]  # of a command, once everything has been checked
 
 
-def run_convert(options: Namespace) -> None:
+def prepare_convert(options: Namespace) -> Work:
     check_overwrite(options.target, is_flowcore_file, "model file", again=options.again)
-    fields = parse_assignments(options.set)
+    _require_file(options.source)
+    return partial(_convert, options, parse_assignments(options.set))
+
+
+def _convert(options: Namespace, fields: dict[str, Any]) -> None:
     if is_flowcore_file(options.source) and not (options.half or options.eight_bits):
         flow = reconfigure(options.source, options.target, fields)
     else:
@@ -37,7 +50,19 @@ def run_convert(options: Namespace) -> None:
     log(f"{options.target}: {flow.architecture}, license: {flow.provenance.get('licence', 'unknown')}")
 
 
-def run_inspect(options: Namespace) -> None:
+def prepare_inspect(options: Namespace) -> Work:
+    if options.model not in {*catalog.names(), catalog.STARTER_MEMORY}:
+        _require_file(Path(options.model))
+    return partial(_inspect, options, parse_assignments(options.set))
+
+
+def _require_file(path: Path) -> None:
+    """Raise FlowError unless there is such a file; what is in it shows when it is read."""
+    if not os.path.isfile(path):  # pathlib raises errors for names that are too long
+        raise FlowError(f"There is no file {str(path)[:200]}. Check the name.")
+
+
+def _inspect(options: Namespace, fields: dict[str, Any]) -> None:
     content: Any
     if options.model.lower().endswith((".png", ".exr")):
         content = provenance.describe(options.model)
@@ -55,21 +80,24 @@ def run_inspect(options: Namespace) -> None:
             facts |= {name: getattr(memory, name) for name in color_memory.LOOKUP_FIELDS}
             content = {"memory": facts, "provenance": memory.provenance}
         elif path.is_file() and not is_flowcore_file(path):
-            flow = convert(path, parse_assignments(options.set))
+            flow = convert(path, fields)
             config = dataclasses.asdict(flow.config)
             content = {"architecture": flow.architecture, "config": config, "provenance": flow.provenance}
         else:
             content = dataclasses.asdict(read_header(path))
-    sys.stdout.write(json.dumps(content, indent=2) + "\n")
+    sys.stdout.write(to_json(content, indent=2) + "\n")
 
 
-def run_styles(options: Namespace) -> None:
+def prepare_styles(options: Namespace) -> Work:
+    check_overwrite(options.target, is_flowcore_file, "model file", again=options.again)
+    return partial(_styles, options, load(options.model))
+
+
+def _styles(options: Namespace, flow: FlowModel) -> None:
     from ..training.data import Digits
     from ..training.recipe import held_out_names
     from ..training.styles import FACES, measure_attributes, measure_styles, parse_attribute, read_attribute_table
 
-    check_overwrite(options.target, is_flowcore_file, "model file", again=options.again)
-    flow = load(options.model)
     if flow.classes:
         digits = Digits(options.data)
         images = torch.from_numpy(digits.images[: options.count])[:, None].float() / 255
@@ -84,11 +112,11 @@ def run_styles(options: Namespace) -> None:
     sys.stdout.write(f"{printable(str(options.target))}\n")
 
 
-def run_train(options: Namespace) -> None:
-    from ..training.loop import train
+def prepare_train(options: Namespace) -> Work:
     from ..training.recipe import read_recipe
-    from ..training.run import init_distributed
+    from ..training.run import check_limits
 
+    check_limits(options.minutes, options.stop_after)
     recipe = read_recipe(options.recipe)
     data = options.data or [Path(folder) for folder in recipe.data]
     if not data:
@@ -97,11 +125,18 @@ def run_train(options: Namespace) -> None:
     keep_freed_memory()
     run = options.run or Path("runs") / recipe.name
     check_writable(run / "checkpoint.pt")
+    return partial(_train, options, recipe, data, run)
 
-    def model_file(name: str | None) -> Path | None:
-        if name is None:
-            return None
-        return catalog.path(name) if name in catalog.names() else Path(name)
+
+def _model_file(name: str | None) -> Path | None:
+    if name is None:
+        return None
+    return catalog.path(name) if name in catalog.names() else Path(name)
+
+
+def _train(options: Namespace, recipe: Recipe, data: list[Path], run: Path) -> None:
+    from ..training.loop import train
+    from ..training.run import init_distributed
 
     with init_distributed(options.device) as (distributed, device), _stop_on_signal() as stopped:
         try:
@@ -110,8 +145,8 @@ def run_train(options: Namespace) -> None:
                 data[0] if len(data) == 1 else data,
                 run,
                 device=device,
-                start=model_file(options.start),
-                encoder_from=model_file(options.encoder_from),
+                start=_model_file(options.start),
+                encoder_from=_model_file(options.encoder_from),
                 stop_after=options.stop_after,
                 minutes=options.minutes,
                 cancelled=stopped.is_set,

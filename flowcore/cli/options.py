@@ -1,9 +1,10 @@
 """The options of each command, by ``add_COMMAND``, in the order of ``--help``; ``_add_...`` add what several share."""
 
 import ast
+import math
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,15 +12,29 @@ import torch
 
 from ..errors import FlowError
 from ..images.files import Format
+from ..models.fields import Range
 from ..tasks import Precision
 from ..tasks.faces import LARGEST
 from ..tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
+from ..tasks.settings import SETTINGS, Setting, check_range
+from ..tasks.upscale import MAX_SIDE
 
 AUTO = "auto"  # the model that suits the picture
 MAX_MEGAPIXELS = 100  # of a result; the command asks before it makes a larger one
 MODEL_DEFAULT = "(default: the model's own)"
 TEMPERATURE_HELP = f"0 is calm, 1 has the model's full spread {MODEL_DEFAULT}"
+POSITIVE, COUNT = Setting(float, Range(0, math.inf)), Setting(int, Range(1, math.inf))
+NUMBERS = {  # that are no settings of tasks
+    **dict.fromkeys(("time_limit", "max_megapixels", "minutes", "guidance"), POSITIVE),
+    **dict.fromkeys(("ray_workers", "ray_threads", "keep", "limit", "count", "stop_after"), COUNT),
+    "size": Setting(int, Range(1, MAX_SIDE)),
+    "quality": Setting(int, Range(1, 100)),
+}
 CALM_EDGES_HELP = f"0 to 1: how much lower the temperature is at edges, which keeps lines whole {MODEL_DEFAULT}"
+
+
+def _add_number(command: Any, flag: str, **more: Any) -> None:
+    command.add_argument(flag, type=_number_type(flag.removeprefix("--").replace("-", "_")), **more)
 
 
 def _add_model(command: ArgumentParser, default: str = AUTO) -> None:
@@ -55,23 +70,24 @@ def _add_images(command: ArgumentParser, out: str | None = None) -> None:
     text = out or "folder for the results, where sub-folders are kept; or the file of a single image"
     command.add_argument("-o", "--out", type=Path, default=Path("output") if out is None else None, help=text)
     _add_again(command)
-    option = command.add_argument_group("many machines (pip install 'ray[data]')").add_argument
+    group = command.add_argument_group("many machines (pip install 'ray[data]')")
+    option, number = group.add_argument, partial(_add_number, group)
     option("--ray", action="store_true", help="run on a Ray cluster; without an address, start a local one")
     option("--ray-address", metavar="ADDRESS", help="address of a running cluster; auto for this machine's")
-    option("--ray-workers", type=int, metavar="N", help="number of workers (default: one per CPU, or per GPU)")
-    option("--ray-threads", type=int, default=1, metavar="N", help="CPUs of each worker")
+    number("--ray-workers", metavar="N", help="number of workers (default: one per CPU, or per GPU)")
+    number("--ray-threads", default=1, metavar="N", help="CPUs of each worker")
 
 
 def _add_pictures(command: ArgumentParser, model: str = AUTO, out: str | None = None) -> None:
     """Add what all commands share that make pictures from pictures."""
     _add_images(command, out)
-    option = command.add_argument
+    option, number = command.add_argument, partial(_add_number, command)
     text = "list the results in this CSV file (default: of several images, manifest.csv in the folder)"
     option("--manifest", type=Path, metavar="FILE", help=text)
     text = "name of the results in a folder, from {stem} (shot.v01.0001), {base} (shot.v01), {frame} (.0001), {suffix} "
     text += "(png), {model}, {seed} and {sample} (_SEED, if an image has several). "
     option("--name", metavar="TEMPLATE", help=text + "Example: '{base}_{model}{sample}{frame}'")
-    option("--time-limit", type=_not_negative, metavar="SECONDS", help="skip an image that takes longer")
+    number("--time-limit", metavar="SECONDS", help="skip an image that takes longer")
     _add_verbosity(command)
     _add_model(command, model)
 
@@ -85,35 +101,41 @@ def _add_verbosity(command: ArgumentParser) -> None:
 
 def _add_draws(command: ArgumentParser, samples: str, default: int = 1, *, tiles: str = "") -> None:
     """Add seed and number of samples, and for tasks that work in tiles their size, with the pixels that it counts."""
-    option = command.add_argument
-    option("--seed", type=int, default=0)
-    option("--samples", type=int, default=default, help=f"{samples}, with seeds SEED, SEED + 1, ...")
+    number = partial(_add_number, command)
+    number("--seed", default=0)
+    number("--samples", default=default, help=f"{samples}, with seeds SEED, SEED + 1, ...")
     if tiles:
-        option("--tile", type=int, default=0, help=f"side of the tiles in {tiles}; 0 chooses by free memory")
+        number("--tile", default=0, help=f"side of the tiles in {tiles}; 0 chooses by free memory")
 
 
 def _add_megapixels(command: ArgumentParser) -> None:
     text = "ask before making a result of more than N million pixels; 0: never ask"
-    command.add_argument("--max-megapixels", type=_not_negative, default=MAX_MEGAPIXELS, metavar="N", help=text)
+    _add_number(command, "--max-megapixels", default=MAX_MEGAPIXELS, metavar="N", help=text)
 
 
 def _add_file_format(command: ArgumentParser) -> None:
     command.add_argument("--format", choices=get_args(Format), help="file format of the results (default: png)")
     text = "bits per channel; 16 in png and tiff (default: as in the picture, where the format can)"
     command.add_argument("--bits", type=int, choices=[8, 16], help=text)
-    command.add_argument("--quality", type=int, help="quality of jpeg (default: 95) and webp (90; 100 is lossless)")
+    _add_number(command, "--quality", help="quality of jpeg (default: 95) and webp (90; 100 is lossless)")
 
 
 def add_upscale(command: ArgumentParser) -> None:
     _add_pictures(command)
-    option = command.add_argument
-    option("--temperature", type=float, help=TEMPERATURE_HELP)
+    option, number = command.add_argument, partial(_add_number, command)
+    number("--temperature", help=TEMPERATURE_HELP)
     text = "for clips (animated images, folders of numbered frames): how much of a frame guides the next, 0 to 1"
-    option("--steadiness", type=float, metavar="PART", help=text)
-    option("--calm-edges", type=float, metavar="SHARE", help=CALM_EDGES_HELP)
+    number("--steadiness", metavar="PART", help=text)
+    number("--calm-edges", metavar="SHARE", help=CALM_EDGES_HELP)
     text = "another enlargement of the picture, some of whose latents are kept; or a folder with one for each name"
     option("--guide", type=Path, metavar="FILE_OR_FOLDER", help=text)
-    option("--guide-strength", type=float, help="how much of the guide is kept, 0 to 1 (default: the model's, or 0.5)")
+    number("--guide-strength", help="how much of the guide is kept, 0 to 1 (default: the model's, or 0.5)")
+    text = "total enlargement: an ordinary resize (bicubic) follows that of the model; 0 is the model's alone"
+    number("--factor", default=0.0, help=text)
+    text = "longer side of the results, reached in the same way; 0 leaves it to --factor"
+    number("--longest-side", default=0, metavar="PIXELS", help=text)
+    text = "change the results so that they shrink to their pictures again"
+    option("--match-source", action="store_true", help=text)
     _add_draws(command, "enlargements per image", tiles="LR pixels")
     _add_megapixels(command)
     _add_precision(command)
@@ -122,10 +144,10 @@ def add_upscale(command: ArgumentParser) -> None:
 
 def add_brighten(command: ArgumentParser) -> None:
     _add_pictures(command, "brighten-photos")
-    option = command.add_argument
-    option("--temperature", type=float, help=f"0 is the expected picture, higher gives other exposures {MODEL_DEFAULT}")
-    option("--exposure", type=float, default=0.0, help="stops by which results are lighter than the model's, -4 to 4")
-    option("--strength", type=float, default=1.0, help="how much of the brightening to apply, in stops, 0 to 1")
+    number = partial(_add_number, command)
+    number("--temperature", help=f"0 is the expected picture, higher gives other exposures {MODEL_DEFAULT}")
+    number("--exposure", default=0.0, help="stops by which results are lighter than the model's, -4 to 4")
+    number("--strength", default=1.0, help="how much of the brightening to apply, in stops, 0 to 1")
     _add_draws(command, "exposures per image", tiles="pixels")
     _add_precision(command)
     _add_file_format(command)
@@ -133,12 +155,12 @@ def add_brighten(command: ArgumentParser) -> None:
 
 def add_repair(command: ArgumentParser) -> None:
     _add_pictures(command)
-    option = command.add_argument
+    option, number = command.add_argument, partial(_add_number, command)
     text = "picture of the image's size, white where to repair; or a folder with one for each name (default: scratches "
     option("--mask", type=Path, metavar="FILE_OR_FOLDER", help=text + "and dust are found)")
-    option("--sensitivity", type=float, default=0.5, help="sensitivity to scratches, 0 to 1; higher finds more")
-    option("--temperature", type=float, help=TEMPERATURE_HELP)
-    option("--guide-strength", type=float, default=0.5, help="how much detail is kept of a filling from nearby, 0 to 1")
+    number("--sensitivity", default=0.5, help="sensitivity to scratches, 0 to 1; higher finds more")
+    number("--temperature", help=TEMPERATURE_HELP)
+    number("--guide-strength", default=0.5, help="how much detail is kept of a filling from nearby, 0 to 1")
     _add_draws(command, "repairs per image")
     _add_file_format(command)
     command.set_defaults(precision="float32")  # repair encodes the image
@@ -151,8 +173,8 @@ def add_shrink(command: ArgumentParser) -> None:
 
 def add_restore(command: ArgumentParser) -> None:
     _add_rescaling(command)
-    option = command.add_argument
-    option("--temperature", type=float, help=f"0 is the mean of all possible pictures {MODEL_DEFAULT}")
+    option, number = command.add_argument, partial(_add_number, command)
+    number("--temperature", help=f"0 is the mean of all possible pictures {MODEL_DEFAULT}")
     _add_draws(command, "results per image", tiles="pixels of the small picture")
     option("--bits", type=int, choices=[8, 16], default=8, help="bits per channel")
     _add_precision(command)
@@ -167,15 +189,15 @@ def _add_rescaling(command: ArgumentParser) -> None:
 
 def add_faces(command: ArgumentParser) -> None:
     _add_pictures(command)
-    option = command.add_argument
+    option, number = command.add_argument, partial(_add_number, command)
     option("--face-model", default="srflow-faces-x8-photo", metavar="MODEL", help="model for the faces")
-    option("--factor", type=float, default=8.0, help="total enlargement")
-    option("--smallest", type=float, default=0, metavar="PIXELS", help="side of the smallest face, hair included")
-    option("--largest", type=float, default=LARGEST, help="side of the largest face to redraw; 0: no limit")
-    option("--number", type=int, default=0, metavar="N", help="most faces per picture, largest first; 0: all")
+    number("--factor", default=8.0, help="total enlargement")
+    number("--smallest", default=0, metavar="PIXELS", help="side of the smallest face, hair included")
+    number("--largest", default=LARGEST, help="side of the largest face to redraw; 0: no limit")
+    number("--number", default=0, metavar="N", help="most faces per picture, largest first; 0: all")
     text = "paste all faces, even those with specks or unlike the photograph, which otherwise stay as enlarged"
     option("--paste-all", "--no-check", action="store_true", help=text)
-    option("--temperature", type=float, help="temperature of the faces (default: their model's own)")
+    number("--temperature", help="temperature of the faces (default: their model's own)")
     _add_draws(command, "results per image", tiles="LR pixels")
     _add_megapixels(command)
     _add_precision(command)
@@ -192,12 +214,12 @@ def _add_generation(command: ArgumentParser) -> None:
 
 def add_sample(command: ArgumentParser) -> None:
     _add_generation(command)
-    option = command.add_argument
+    option, number = command.add_argument, partial(_add_number, command)
     _add_draws(command, "images", 8)
-    option("--temperature", type=float, default=0.7, help="0 is calm, 1 has the model's full spread")
-    option("--size", type=int, nargs="+", metavar="PIXELS", help="side, or height and width")
+    number("--temperature", default=0.7, help="0 is calm, 1 has the model's full spread")
+    number("--size", nargs="+", metavar="PIXELS", help="side, or height and width")
     option("--labels", nargs="+", help="numbers or names, for models that have them; repeated in turn")
-    option("--guidance", type=float, default=0.0, help="how strongly labels guide images; 0 is off, 1 to 3 are usual")
+    number("--guidance", default=0.0, help="how strongly labels guide images; 0 is off, 1 to 3 are usual")
     text = "keep the Gaussian noise that a model draws because it was trained with it"
     option("--keep-noise", "--no-denoise", action="store_true", help=text)
     text = "for models with styles, e.g. bold=2"
@@ -208,35 +230,35 @@ def add_sample(command: ArgumentParser) -> None:
 def add_interpolate(command: ArgumentParser) -> None:
     _add_generation(command)
     command.add_argument("images", nargs=2, type=Path, metavar="IMAGE")
-    command.add_argument("--frames", type=int, default=16)
+    _add_number(command, "--frames", default=16)
     command.add_argument("--mode", default="slerp", choices=["slerp", "linear", "norm"])
 
 
 def add_colorize(command: ArgumentParser) -> None:
     command.usage = "%(prog)s IMAGE [IMAGE ...] -o OUT [options], or %(prog)s IMAGE OUT [options]"
     _add_pictures(command, "color-photos", out="an image file (several samples are numbered by seed), or a folder")
-    option = command.add_argument
+    option, number = command.add_argument, partial(_add_number, command)
     _add_draws(command, "colorings")
-    option("--keep", type=int, metavar="N", help="write only the N most plausible samples, best first")
+    number("--keep", metavar="N", help="write only the N most plausible samples, best first")
     text = "the most plausible: nearest to the other samples, or of the likeliest palette (default: consensus)"
     option("--by", choices=["consensus", "likelihood"], help=text)
-    option("--temperature", type=float, help=f"temperature of the palette: {TEMPERATURE_HELP}")
-    option("--detail", type=float, help=f"temperature of the fine detail {MODEL_DEFAULT}")
-    option("--coherence", type=float, help=f"0 to 1: how much of their noise similar places share {MODEL_DEFAULT}")
-    option("--saturation", type=float, help="factor on the chroma (default: the model's own, and 1 with a reference)")
-    option("--working-size", type=int, metavar="PIXELS", help="shorter side of the image that the model colors")
+    number("--temperature", help=f"temperature of the palette: {TEMPERATURE_HELP}")
+    number("--detail", help=f"temperature of the fine detail {MODEL_DEFAULT}")
+    number("--coherence", help=f"0 to 1: how much of their noise similar places share {MODEL_DEFAULT}")
+    number("--saturation", help="factor on the chroma (default: the model's own, and 1 with a reference)")
+    number("--working-size", metavar="PIXELS", help="shorter side of the image that the model colors")
     option("--hint", "--hints", action="append", default=[], metavar="X,Y,#RRGGBB", help="color at a pixel; repeatable")
-    option("--radius", type=float, default=8, metavar="PIXELS", help="radius of the hints")
+    number("--radius", default=8, metavar="PIXELS", help="radius of the hints")
     option("--lock", action="store_true", help="reproduce the hints' colors exactly")
-    option("--strength", type=float, metavar="PART", help="how much of the reference's palette is used (default: 1)")
+    number("--strength", metavar="PART", help="how much of the reference's palette is used (default: 1)")
     option("--gamut", default="compress", choices=["compress", "clip"])
     text = "video: the images of a folder are the frames of a clip, in the order of the numbers in their names"
     option("--frames", default="photographs", choices=["photographs", "images", "video"], help=text)
-    option("--carry", type=float, help="video: how much of a frame's colors the next one keeps, below 1 (default: 0.5)")
+    number("--carry", help="video: how much of a frame's colors the next one keeps, below 1 (default: 0.5)")
     text = "color photographs, or the file that remember made of them, to color similar things alike; none switches "
     option("--memory", type=Path, metavar="FOLDER_OR_FILE", help=text + "off the memory that the model comes with")
-    option("--cast", type=float, metavar="SHARE", help="overall cast: 1 as drawn, 0 the calmest, -1 none (default: 1)")
-    option("--vivid", type=float, metavar="FACTOR", help="moves colors apart from their mean (default: 1)")
+    number("--cast", metavar="SHARE", help="overall cast: 1 as drawn, 0 the calmest, -1 none (default: 1)")
+    number("--vivid", metavar="FACTOR", help="moves colors apart from their mean (default: 1)")
     option("--no-skin", action="store_true", help="do not look for faces, to give them colors of skin")
     option = command.add_mutually_exclusive_group().add_argument
     option("--palette", action="append", default=[], metavar="#RRGGBB", help="overall color; repeatable")
@@ -258,13 +280,13 @@ def add_remember(command: ArgumentParser) -> None:
 def add_score(command: ArgumentParser) -> None:
     _add_images(command, "a CSV file for the scores, or a folder for scores.csv (default: none)")
     _add_model(command, "glow-photos")
-    option = command.add_argument
-    option("--samples", type=int, default=1, help="draws for the importance-weighted bound; several show its spread")
+    option, number = command.add_argument, partial(_add_number, command)
+    number("--samples", default=1, help="draws for the importance-weighted bound; several show its spread")
     _add_dequantization(command)
     text = "models with an estimated log-determinant: random probes per draw, 0 for the exact value of small images"
-    option("--probes", type=int, default=4, help=text)
-    option("--terms", type=int, default=20, help="the same models: terms of each power series")
-    option("--seed", type=int, default=0)
+    number("--probes", default=4, help=text)
+    number("--terms", default=20, help="the same models: terms of each power series")
+    number("--seed", default=0)
     text = "resize: cover the model's own size, and crop the middle; crop: only crop"
     option("--fit", default="resize", choices=["resize", "crop"], help=text)
     option("--json", type=Path, help="also write the numbers to this file")
@@ -277,16 +299,16 @@ def add_eval(command: ArgumentParser) -> None:
     command.add_argument("--model", action="append", help=text)
     _add_set(command)
     _add_device(command)
-    option = command.add_argument
-    option("--temperature", type=float, action="append", help="repeatable (default: the model's own, upscalers also 0)")
-    option("--calm-edges", type=float, metavar="SHARE", help=f"upscalers: {CALM_EDGES_HELP}")
+    option, number = command.add_argument, partial(_add_number, command)
+    number("--temperature", action="append", help="repeatable (default: the model's own, upscalers also 0)")
+    number("--calm-edges", metavar="SHARE", help=f"upscalers: {CALM_EDGES_HELP}")
     text = "samples per image (default: 8, for portraits 20; NTIRE's diversity score uses 10); density models: draws"
-    option("--samples", type=int, help=text + " for the bound (1)")
+    number("--samples", help=text + " for the bound (1)")
     option("--json", type=Path, help="also write the numbers to this file")
-    option("--detail", type=float, help="colorizers: temperature of the fine detail")
-    option("--coherence", type=float, metavar="SHARE", help="colorizers: how much of their noise similar places share")
-    option("--working-size", type=int, help="colorizers: shorter side of the image that the model colors")
-    option("--limit", type=int, help="colorizers and density models: at most this many images of a folder")
+    number("--detail", help="colorizers: temperature of the fine detail")
+    number("--coherence", metavar="SHARE", help="colorizers: how much of their noise similar places share")
+    number("--working-size", help="colorizers: shorter side of the image that the model colors")
+    number("--limit", help="colorizers and density models: at most this many images of a folder")
     text = "upscalers: some of psnr, ssim, lr_psnr, diversity, gain, diversity_score, "
     text += "lpips, bits_per_dim, false_specks, feature_distance, grid (default: all but bits_per_dim)"
     option("--measures", metavar="NAME,NAME", help=text)
@@ -324,13 +346,13 @@ def add_inspect(command: ArgumentParser) -> None:
 
 
 def add_styles(command: ArgumentParser) -> None:
-    option = command.add_argument
+    option, number = command.add_argument, partial(_add_number, command)
     option("model", type=Path, metavar="IN", help="a class-conditional model of digits, or an unconditional model")
     option("target", type=Path, metavar="OUT")
     _add_again(command)
     text = "folder of the four files of MNIST; for unconditional models, of images and attributes.tsv"
     option("--data", type=Path, required=True, help=text)
-    option("--count", type=int, default=20_000, help="digits to measure on")
+    number("--count", default=20_000, help="digits to measure on")
     text = "NAME=COLUMN, NAME=-COLUMN or NAME=COLUMN:WORD/WORD of that table, and *GAIN to make it stronger "
     text += "(default: smile, age and gender of faces)"
     option("--attribute", action="append", metavar="ATTRIBUTE", help=text)
@@ -339,25 +361,36 @@ def add_styles(command: ArgumentParser) -> None:
 
 
 def add_train(command: ArgumentParser) -> None:
-    option = command.add_argument
+    option, number = command.add_argument, partial(_add_number, command)
     option("recipe", help="a TOML file, or a recipe by name, e.g. srflow-x4")
     option("--data", type=Path, nargs="+", help="folders of photographs, any depth (default: those of the recipe)")
     text = "folder for checkpoints, model, sample sheets, curve (default: runs/NAME); resumes there"
     option("--run", "--into", type=Path, help=text)  # torchrun takes --run for an abbreviation of its own
     _add_device(command)
     text = "shorten the recipe to end in this time, all included; a run that began without it stops after this time"
-    option("--minutes", type=float, help=text)
+    number("--minutes", help=text)
     option("--start", metavar="MODEL", help="model of the same configuration to fine-tune; the better of both is kept")
     text = "model file, shipped model or file of a backbone whose encoder to start from (default: none; for an encoder "
     option("--encoder-from", metavar="MODEL", help=text + "with a backbone, the shipped model that has it)")
-    option("--stop-after", type=int, metavar="STEPS", help="stop at this step, with a checkpoint")
+    number("--stop-after", metavar="STEPS", help="stop at this step, with a checkpoint")
 
 
-def _not_negative(text: str) -> float:
-    with suppress(ValueError):
-        if float(text) >= 0:
-            return float(text)
-    raise ArgumentTypeError(f"expected a number, at least 0; got {text!r}")
+def _number_type(name: str) -> Callable[[str], float]:
+    """Make the type of a number's option, in its range of ``SETTINGS`` or ``NUMBERS``."""
+    setting = {**SETTINGS, **NUMBERS}[name]
+
+    def parse(text: str) -> float:
+        try:
+            number = setting.kind(text)
+            check_range(name, number, setting)
+        except FlowError as error:
+            raise ArgumentTypeError(str(error).removeprefix(f"{name} ")) from error
+        except ValueError as error:
+            kind = "whole number" if setting.kind is int else "number"
+            raise ArgumentTypeError(f"expected a {kind}; got {text!r}") from error
+        return number
+
+    return parse
 
 
 def parse_assignments(

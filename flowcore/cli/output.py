@@ -11,7 +11,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 from tqdm import tqdm
@@ -24,8 +24,12 @@ from ..tasks import Progress, duration
 if TYPE_CHECKING:
     from ..batch.folders import Job, Outputs
 
+BEFORE_ESTIMATE = 3  # pictures, from whose time that of the others is estimated
 LINE_EVERY = 30  # seconds between lines on an image in progress, where there is no bar, as in log files
 QUIET = ContextVar("QUIET", default=False)  # whether to write nothing but results and errors
+
+
+BAR = "{{percentage:3.0f}}%|{{bar}}| [{{elapsed}}{remaining}]{{postfix}}"  # of tqdm
 
 
 class SomeFailed(FlowError):
@@ -73,19 +77,32 @@ def write_result(
         seconds, notes = round(result.seconds, 2), [*result.notes]
     if options.json:
         name = None if source is None else str(source)
-        lines = [json.dumps({"input": name, "outputs": lines, "seconds": seconds, "notes": notes, "error": error})]
+        lines = [to_json({"input": name, "outputs": lines, "seconds": seconds, "notes": notes, "error": error})]
     for line in lines:
         tqdm.write(printable(line), file=sys.stdout)
     sys.stdout.flush()
 
 
+def to_json(content: object, indent: int | None = None) -> str:
+    """Write JSON, which has no infinite numbers and no NaN: null stands for them."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, float):
+            return value if math.isfinite(value) else None
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in cast("dict[Any, Any]", value).items()}
+        return [plain(item) for item in cast("list[Any]", value)] if isinstance(value, (list, tuple)) else value
+
+    return json.dumps(plain(content), indent=indent, allow_nan=False)
+
+
 class ProgressBar:
     """A bar over all images, by their pixels, on a terminal; a line for each finished one, there and in log files."""
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self._total, self._finished, self._skipped = len(jobs), 0, 0
+    def __init__(self, sources: Sequence[Path]) -> None:
+        self._total, self._finished, self._skipped = len(sources), 0, 0
         self.failed: list[tuple[Job, Exception]] = []
-        self._pixels = {job.source: math.prod(upright_size(job.source) or (1,)) for job in jobs}
+        self._pixels = {path: math.prod(upright_size(path) or (1,)) for path in sources}
         self._pending_pixels, self._worked_pixels, self._current_pixels = sum(self._pixels.values()), 0, 0
         self._name, self._start_time = "", time.monotonic()
         self._last_line_time = self._start_time
@@ -94,7 +111,7 @@ class ProgressBar:
             disable=QUIET.get() or not sys.stderr.isatty(),
             dynamic_ncols=True,
             leave=False,
-            bar_format="{percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]{postfix}",
+            bar_format=BAR.format(remaining=""),
         )
 
     def start(self, source: Path) -> Progress:
@@ -125,6 +142,8 @@ class ProgressBar:
             self._bar.initial = self._bar.total - self._pending_pixels - self._worked_pixels
             return
         self._worked_pixels += pixels
+        if self._can_estimate:
+            self._bar.bar_format = BAR.format(remaining="<{remaining}")
         if isinstance(result, Exception):
             self.failed.append((job, result))
             if self._total > 1:
@@ -152,11 +171,18 @@ class ProgressBar:
         kind = SomeFailed if len(lines) < self._total else FlowError
         raise kind(f"{len(lines)} of {self._total} images could not be done:", *lines, summary) from first
 
+    @property
+    def _can_estimate(self) -> bool:
+        """Whether enough is done: the first pictures may be far smaller than the others, or wait for the model."""
+        return self._total == 1 or self._finished - self._skipped >= BEFORE_ESTIMATE
+
     def _count(self, number: int) -> str:
         return f"{number}/{self._total} " if self._total > 1 else ""
 
     def _to_go(self, pixels: float = 0) -> str:
         """Say how long the rest will take at the same speed, with so many pixels of the current image done."""
+        if not self._can_estimate:
+            return ""
         worked, pending = self._worked_pixels + pixels, self._pending_pixels - pixels
         if not worked or pending <= 0:
             return ""

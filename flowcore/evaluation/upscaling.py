@@ -59,8 +59,7 @@ def evaluate_upscaler(
     the same images; a measure for which no image is left is missing, and so are those that need LPIPS without it.
     """
     flow.require("upscale")
-    if unknown := [name for name in measures if name not in MEASURES]:
-        raise FlowError(f"Unknown measure {unknown[0]!r}; choose from {', '.join(MEASURES)}.")
+    check_measures(measures)
     scale = flow.condition_scale
     settings = [sampling_settings(flow, tau, calm_edges) for tau in temperatures]
     rows: dict[str, list[dict[str, float]]] = {}  # by method, a row per image
@@ -93,6 +92,12 @@ def evaluate_upscaler(
             key: sum(numbers) / len(numbers) for key, numbers in values.items() if numbers and key in measures
         }
     return means
+
+
+def check_measures(measures: Sequence[str]) -> None:
+    """Raise FlowError unless all are names of ``MEASURES``."""
+    if unknown := [name for name in measures if name not in MEASURES]:
+        raise FlowError(f"Unknown measure {unknown[0]!r}; choose from {', '.join(MEASURES)}.")
 
 
 def missing_measures(measures: Sequence[str] = USUAL_MEASURES) -> str | None:

@@ -84,6 +84,15 @@ def read(data: bytes, name: str, *, all_frames: bool = False) -> DecodedImage:
     return DecodedImage(tensor.contiguous(), metadata, gray, bits, sentences)
 
 
+def read_middle(data: bytes, name: str, side: int) -> Tensor:
+    """Decode the square in the middle of an image, of ``pixels`` as in ``read``."""
+    with _opened(data, name) as opened:
+        pixels = _decode(opened, data)
+    top, left = (max(0, (length - side) // 2) for length in pixels.shape[:2])
+    middle = pixels[top : top + side, left : left + side]
+    return torch.from_numpy(middle.astype(np.float32)).permute(2, 0, 1)[None] / (2 ** (8 * pixels.itemsize) - 1)
+
+
 def frame_count(data: bytes) -> int:
     """Count the frames of an animated GIF, WebP or PNG; 1 for other files, whose further pages are not frames."""
     return _read_from(data, lambda opened: getattr(opened, "n_frames", 1) if opened.format in ANIMATED else 1) or 1

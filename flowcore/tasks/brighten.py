@@ -20,7 +20,6 @@ from .tiles import STRIPS, Border, Sampling, TiledDecoder, Tiling
 
 PADDING = 16  # each side is padded to the next larger multiple, as the published program does
 GAMMA = 2.2  # of the curve between light and pixels
-MAX_EXPOSURE = 4  # stops
 STEP = 1 / 255  # an 8-bit step, added to values that are mixed so that black is not 0
 HALO = 64  # pixels read around a tile
 ADVICE = "Set tile to 128, ask for fewer samples, brighten a smaller photograph, or free memory on the device."
@@ -80,8 +79,8 @@ def brighten(
     """
     flow.require("brighten")
     check_draws(seed, samples)
-    check_range("exposure", exposure, -MAX_EXPOSURE, MAX_EXPOSURE, "It is in stops.")
-    check_range("strength", strength, note="0 is the photograph as it is, 1 as drawn.")
+    check_range("exposure", exposure)
+    check_range("strength", strength)
     if gain_cells is not None:
         check_integer("gain_cells", gain_cells, Range(0, MAX_CELLS))
     settings = with_defaults(flow, {"temperature": temperature, "gain_cells": gain_cells})

@@ -92,7 +92,7 @@ class Colorization:
     ) -> None:
         flow.require("colorize")
         size = flow.config.working_size if working_size is None else working_size
-        check_range("working_size", size, 16, 4096, "It is in pixels.")
+        check_range("working_size", size)
         self.run, self.flow, self.memories = run, flow, memories
         images = ImageBatch(image, run.notify)  # not kept, because the colors of a clip take most of the memory
         rgb, self._alpha, self._device = images.extended_rgb, images.alpha, images.device
@@ -127,9 +127,8 @@ class Colorization:
         """Fill in the model's defaults: temperatures by level, coherence, and a factor on the chroma before hints."""
         settings = {"temperature": temperature, "detail": detail, "coherence": coherence, "saturation": saturation}
         values = with_defaults(self.flow, {**settings, "latents": latents})
-        for name in ("temperature", "detail"):
-            check_range(name, values[name], high=math.inf)
-        check_range("coherence", values["coherence"], note="0 draws every place independently.")
+        for name in ("temperature", "detail", "coherence"):
+            check_range(name, values[name])
         taus = schedule(values["temperature"], values["detail"], len(self.shapes))
         # A saturation that is given also applies to colors that hints spread: ``finish`` takes it.
         return taus, values["coherence"], values["saturation"] if saturation is None else 1.0
@@ -380,9 +379,9 @@ def check_colors(saturation: float | None, gamut: str, latents_strength: float =
     """Raise FlowError if saturation, gamut, or how latents are blended is out of its range."""
     if gamut not in ("compress", "clip"):
         raise FlowError(f"gamut must be compress or clip; got {gamut!r}.")
-    check_range("saturation", 1 if saturation is None else saturation, high=math.inf)
+    check_range("saturation", 1 if saturation is None else saturation)
     check_range("latents_strength", latents_strength)
-    check_range("latents_levels", latents_levels, high=math.inf, note="0 means all.")
+    check_range("latents_levels", latents_levels)
 
 
 def _lock(chroma: Tensor, coverage: Tensor, target: Tensor) -> Tensor:

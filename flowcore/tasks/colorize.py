@@ -107,9 +107,9 @@ def colorize(
     """
     check_draws(seed, samples)
     check_colors(saturation, gamut, latents_strength, latents_levels)
-    check_range("hint_steps", hint_steps, high=math.inf)
-    check_range("cast", cast, -1, note="1 is as drawn, 0 that of the calmest coloring, -1 no cast at all.")
-    check_range("vivid", vivid, high=math.inf, note="1 is as drawn.")
+    check_range("hint_steps", hint_steps)
+    check_range("cast", cast)
+    check_range("vivid", vivid)
     if isinstance(memory, ColorMemory):
         memory.check(flow)
     run = Runner(flow, RunOptions(**options), ADVICE, image)

@@ -17,11 +17,13 @@ from ..checkpoints.model_file import open_safetensors
 from ..errors import FlowError
 from ..images.faces import EYE_LINE, LEFT, RIGHT, FacePlace, Point, cut_face
 from ..images.resize import resize
+from ..models.fields import Range
 from ..networks.blazeface import SIDE, BlazeFace, anchors
 from .image_batch import ImageBatch
 from .runner import Reporting, Runner, RunOptions, runs_with
-from .settings import check_range
+from .settings import Setting, check_range
 
+SMALLEST_FACE = Setting(float, Range(4, math.inf), "It is in pixels. Enlarge the picture.")
 SMALLEST = 12  # pixels: width of the smallest box that the network finds in a square of ``SIDE`` pixels
 DOUBLINGS = 2  # of scale, at least: squares of the longest side, of its half, and of its quarter
 STRIDE = 3 * SIDE // 4  # between squares, at most; faces larger than their overlap are found in larger squares
@@ -83,7 +85,7 @@ def find_faces(
     """
     if not 0 < score < 1:
         raise FlowError(f"score must lie between 0 and 1; got {score:g}. 0.5 finds what most people would call a face.")
-    check_range("smallest", smallest, 4, math.inf, "It is in pixels. Enlarge the picture.")
+    check_range("smallest", smallest, SMALLEST_FACE)
     run = Runner(None, RunOptions(**options), "Pass fewer or smaller images.", image)
 
     def task() -> list[list[Face]]:

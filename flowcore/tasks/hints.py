@@ -102,7 +102,7 @@ def hints_from_points(
 ) -> Hints:
     """Make hints of colored discs at (column, row, color); where two overlap, the first counts. Radius 0: one pixel."""
     height, width = size
-    check_range("radius", radius, high=math.inf, note="It is in pixels.")
+    check_range("radius", radius)
     coverage, chroma = torch.zeros(1, 1, height, width), torch.zeros(1, 2, height, width)
     radius = min(radius, height + width)
     reach = math.ceil(radius)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..checkpoints import catalog
 from ..images import files
 from ..model import FlowModel
-from ..quality.damage import crop_middle, jpeg_quality, noise_level
+from ..quality.damage import SIDE, crop_middle, jpeg_quality, noise_level
 from .image_batch import ImageBatch, require_pixels
 
 BLOCKY = 93  # highest quality of JPEG at which the model for damaged photographs is better: docs/decisions/0024
@@ -52,7 +52,7 @@ def upscaler_for_files(paths: Sequence[Path]) -> tuple[str, str]:
     """
     for path in paths[:: math.ceil(len(paths) / MAX_EXAMINED)]:
         with suppress(Exception):  # of any kind: the run says what is wrong with the file
-            if damage := describe_damage(files.read(files.read_bytes(path), path.name).pixels):
+            if damage := describe_damage(files.read_middle(files.read_bytes(path), path.name, SIDE)):
                 return FOR_DAMAGED, damage
     return FOR_CLEAN, ""
 

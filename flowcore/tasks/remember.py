@@ -17,12 +17,13 @@ from ..images import color, files
 from ..images.folders import image_files
 from ..images.resize import limit_shorter_side, resize_bilinear
 from ..model import FlowModel
+from ..models.fields import Range
 from ..networks import LumaEncoder
 from ..networks.memory import CELL, MAX_CELLS, SIDE, CellMemory, evenly_spaced, renumber
 from .image_batch import ImageBatch
 from .runner import Reporting, Runner, RunOptions, runs_with
 from .scans import find_border, is_tinted
-from .settings import check_range
+from .settings import Setting, check_range
 
 MULTIPLE = 32  # which divides the sides that a backbone takes
 MAX_ASPECT = 4  # longer over shorter side, at most
@@ -65,7 +66,7 @@ def remember(
         ImageError: If there is no photograph in color.
         FlowError: If the model has no backbone.
     """
-    check_range("cells", cells, 1, MAX_CELLS)
+    check_range("cells", cells, Setting(int, Range(1, MAX_CELLS)))
     backbone = backbone_sha256(flow)
     run = Runner(flow, RunOptions(**options), ADVICE)
     encoder = flow.encoder

@@ -52,7 +52,7 @@ def find_scratches(image: Tensor, *, sensitivity: float = 0.5, **options: Unpack
     Source: Joyeux et al., "Detection and removal of line scratches in motion picture films" (CVPR 1999), for lines as
         extremes; the rest is ours.
     """
-    check_range("sensitivity", sensitivity, note="Higher finds more.")
+    check_range("sensitivity", sensitivity)
     run = Runner(None, RunOptions(**options), ADVICE, image)
 
     def task() -> Tensor:
@@ -121,7 +121,7 @@ def repair(
     """
     flow.require("upscale")
     check_draws(seed, samples)
-    check_range("guide_strength", guide_strength, note="0 redraws all detail.")
+    check_range("guide_strength", guide_strength)
     run = Runner(None, RunOptions(**options), ADVICE, image)
 
     def task() -> Tensor:

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import inspect
 import logging
-import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -30,7 +29,6 @@ Function = TypeVar("Function", bound=Callable[..., Any])  # a task
 R = TypeVar("R")
 
 PIXELS_AT_ONCE = 2**18  # a batch as large as one 512x512 image: a few hundred MB in a Glow of width 512
-MAX_DRAWS = 2**20  # of an image; far more than anyone waits for
 MAX_AT_ONCE = 64  # more than this is no faster
 
 log = logging.getLogger("flowcore")
@@ -38,7 +36,7 @@ log = logging.getLogger("flowcore")
 
 def check_draws(seed: int, samples: int = 1) -> None:
     """Raise FlowError for an invalid seed or number of samples; sample s is drawn with ``seed + s``."""
-    check_range("samples", samples, 1, MAX_DRAWS)
+    check_range("samples", samples)
     check_seed(seed)
 
 
@@ -66,7 +64,7 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
             raise FlowError(f"precision must be one of {', '.join(get_args(Precision))}; got {self.precision!r}.")
-        check_range("batch", self.batch or 0, high=math.inf, note="0 chooses by the image's size.")
+        check_range("batch", 0 if self.batch is None else self.batch)
 
     def tell(self, sentence: str) -> None:
         """Pass a sentence to the caller, or else to the log."""

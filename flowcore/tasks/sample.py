@@ -28,6 +28,7 @@ from ..inference.steps import ReportingPredictor
 from ..latents import Mode, Per, add, interpolate, normalize, scale
 from ..likelihood import select_items
 from ..model import UNGUIDED, FlowModel
+from ..models.fields import Range
 from ..prior import sample_latents
 from . import duration, overflow, upscale
 from .image_batch import ImageBatch, notify_of_range
@@ -42,7 +43,7 @@ from .model_input import (
     size_of_latents,
 )
 from .runner import Batching, Reporting, Runner, Running, RunOptions, batch_size, check_draws, part_of_run, runs_with
-from .settings import check_range
+from .settings import Setting, check_range
 
 LARGE = 2**28  # bytes of weights whose copy counts in an estimate of memory
 MAX_DEVIATION = 100.0  # from 0.5: wild latents may give wild images, but no infinities
@@ -52,6 +53,7 @@ MESSY_RATE = 0.15  # of the temperature's logarithm per unit of the style "messy
 # How far latents go along a style, in standard deviations. Of 107 portraits that glow-faces has not seen, none lies
 # beyond 5 along smile and age, and six along gender, up to 5.6; from 6 on lips turn red, teeth cyan, and specks appear.
 MAX_STYLE = 5.0
+MORPH_FRAMES = Setting(int, Range(2, math.inf), "Both images count: 2 is the images alone.")
 MAX_STRENGTH = 100  # of a style; beyond, everything has long stopped at MAX_STYLE
 
 
@@ -338,6 +340,23 @@ def memory_required(flow: FlowModel, images: int, height: int, width: int) -> in
     return round(working) + (weights if weights > LARGE else 0)
 
 
+def check_styles(flow: FlowModel, styles: Mapping[str, object]) -> None:
+    """Raise FlowError unless the model has these styles, and each has a strength, or one per level."""
+    known = flow.styles
+    if unknown := [name for name in styles if name not in known]:
+        raise FlowError(
+            f"This model has no style {', '.join(map(repr, unknown))}; it has "
+            f"{', '.join(sorted(known)) or 'none at all'}."
+        )
+    for name, strength in styles.items():
+        numbers: Any = strength if isinstance(strength, (tuple, list)) else [strength]
+        if not all(isinstance(number, Real) and abs(float(number)) <= MAX_STRENGTH for number in numbers):
+            raise FlowError(
+                f"The strength of a style is a number from -{MAX_STRENGTH} to {MAX_STRENGTH}, or one per level; got "
+                f"{name}={strength!r}. 1 or 2 are usual."
+            )
+
+
 def apply_style(
     flow: FlowModel, latents: Sequence[Tensor], styles: Mapping[str, float | Sequence[float]]
 ) -> list[Tensor]:
@@ -346,20 +365,8 @@ def apply_style(
     A strength is one number, or one per level; "messy" also multiplies the latents by ``exp(MESSY_RATE * strength)``,
     since a messy hand is messy in every detail. Along a style no item is moved beyond ``MAX_STYLE``.
     """
+    check_styles(flow, styles)
     known: dict[str, list[Tensor]] = flow.styles
-    unknown = [name for name in styles if name not in known]
-    if unknown:
-        raise FlowError(
-            f"This model has no style {', '.join(map(repr, unknown))}; it has "
-            f"{', '.join(sorted(known)) or 'none at all'}."
-        )
-    for name, strength in styles.items():
-        numbers = strength if isinstance(strength, (tuple, list)) else [strength]
-        if not all(isinstance(number, Real) and abs(float(number)) <= MAX_STRENGTH for number in numbers):
-            raise FlowError(
-                f"The strength of a style is a number from -{MAX_STRENGTH} to {MAX_STRENGTH}, or one per level; got "
-                f"{name}={strength!r}. 1 or 2 are usual."
-            )
     messy = styles.get("messy", 0.0)
     strengths = [messy] * len(latents) if isinstance(messy, (int, float)) else messy
     result = scale(latents, [math.exp(MESSY_RATE * strength) for strength in strengths])
@@ -400,7 +407,7 @@ def morph(
     repeats. ``images`` may be a list of images of any sizes, where the model has a size of its own.
     """
     flow.require("sample")
-    check_range("frames", frames, 2, math.inf, "Both images count: 2 is the images alone.")
+    check_range("frames", frames, MORPH_FRAMES)
     tell = RunOptions(**options).tell
     batches: list[Any] = [*images] if isinstance(images, (list, tuple)) else [images]
     fitted = [prepare_input(flow, batch, fit=fit, notify=tell).pixels for batch in batches]

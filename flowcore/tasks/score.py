@@ -171,8 +171,8 @@ def score(
         guarantee anomaly detection".
     """
     check_draws(seed, samples)
-    check_range("probes", probes, high=math.inf)
-    check_range("terms", terms, 1, math.inf)
+    check_range("probes", probes)
+    check_range("terms", terms)
     advice = "Score smaller images, ask for fewer samples, or free memory on the device."
     run = Runner(flow, RunOptions(**options), advice, image)
     probes = probes if flow.estimated else 0

@@ -2,24 +2,106 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import FlowError
 from ..model import FlowModel
-from ..models.fields import SAMPLING
+from ..models.fields import SAMPLING, Range, short_repr
 from ..prior import Temperature
 
 BOLDEST = 1.6  # temperature at boldness 1, relative to the default, for files that do not state it
+MAX_DRAWS = 2**20  # of an image; far more than anyone waits for
+MAX_EXPOSURE = 4  # stops
 
 
-def check_range(name: str, value: float, low: float = 0, high: float = 1, note: str = "") -> None:
-    """Raise FlowError unless a number is finite and lies in [low, high]."""
-    if not (math.isfinite(value) and low <= value <= high):
-        bounds = f"lie in [{low}, {high}]" if high < math.inf else f"be a finite number >= {low}"
-        raise FlowError(f"{name} must {bounds}; got {value}. {note}".rstrip())
+class Setting(NamedTuple):
+    """The numbers that a setting may be."""
+
+    kind: type[int] | type[float]
+    bounds: Range
+    note: str = ""  # follows the message that a value is not among them
+
+
+def _share(note: str = "") -> Setting:
+    return Setting(float, Range(0, 1), note)
+
+
+def _positive(note: str = "") -> Setting:
+    return Setting(float, Range(0, math.inf), note)
+
+
+def _count(low: int, high: float = math.inf, note: str = "") -> Setting:
+    return Setting(int, Range(low, high), note)
+
+
+SETTINGS = {  # by name, in tasks and on the command line
+    "seed": _count(0, 2**64 - 1),
+    "samples": _count(1, MAX_DRAWS),
+    "batch": _count(0, note="0 chooses by the image's size."),
+    "tile": _count(0, note="0 chooses by free memory."),
+    "halo": _count(0),
+    "temperature": _positive("0 is the calmest, 1 the model's own spread."),
+    "calm_edges": _share("0 is off, 1 leaves no temperature at strong edges."),
+    "factor": _positive("0 leaves it to the model."),
+    "longest_side": _count(0, note="0 leaves it to the model."),
+    "guide_strength": _share("0 ignores the guide, 1 keeps all of it."),
+    "steadiness": _share("0 draws every frame independently."),
+    "chunk": _count(1),
+    "sensitivity": _share("Higher finds more."),
+    "exposure": Setting(float, Range(-MAX_EXPOSURE, MAX_EXPOSURE), "It is in stops."),
+    "strength": _share("0 is the photograph as it is, 1 as drawn."),
+    "detail": _positive(),
+    "coherence": _share("0 draws every place independently."),
+    "saturation": _positive(),
+    "working_size": _count(16, 4096, "It is in pixels."),
+    "latents_strength": _share(),
+    "latents_levels": _count(0, note="0 means all."),
+    "hint_steps": _count(0),
+    "radius": _positive("It is in pixels."),
+    "cast": Setting(float, Range(-1, 1), "1 is as drawn, 0 that of the calmest coloring, -1 no cast at all."),
+    "vivid": _positive("1 is as drawn."),
+    "carry": Setting(float, Range(0, 1, open=True)),
+    "probes": _count(0),
+    "terms": _count(1),
+    "smallest": _positive("It is in pixels."),
+    "largest": _positive("It is in pixels; 0 is no limit."),
+    "number": _count(0, note="0 is all of them."),
+    "frames": _count(1, MAX_DRAWS),
+}
+
+
+def check_range(name: str, value: object, setting: Setting | None = None) -> None:
+    """Raise FlowError unless a value is a number in the range of its setting, by default ``SETTINGS[name]``."""
+    kind, bounds, note = setting or SETTINGS[name]
+    is_number = is_whole(value) if kind is int else is_real(value)
+    number: Any = value
+    is_finite = is_number and -math.inf < number < math.inf
+    if is_finite and bounds.low <= number <= bounds.high and not (bounds.open and number == bounds.high):
+        return
+    whole = "a whole number" if kind is int else "a finite number"
+    expected = f"be {whole} >= {bounds.low:g}"
+    if bounds.high < math.inf:
+        place = f"in [{bounds.low}, {bounds.high}{')' if bounds.open else ']'}"
+        expected = f"be a whole number {place}" if kind is int else f"lie {place}"
+    got = f"{value}" if is_real(value) else f"{short_repr(value)}, a {type(value).__name__}"
+    advice = note if is_number else f"Pass {whole.replace('finite ', '')}."
+    raise FlowError(f"{name} must {expected}; got {got}. {advice}".rstrip())
+
+
+def is_real(value: object) -> bool:
+    """Tell whether a value is a number: Python's, NumPy's, or a tensor of no dimensions; True and False are none."""
+    if isinstance(value, Tensor):
+        return value.ndim == 0
+    return not isinstance(value, bool) and isinstance(value, Real)
+
+
+def is_whole(value: object) -> bool:
+    """Tell whether a value is an integer of Python or NumPy."""
+    return not isinstance(value, bool) and isinstance(value, Integral)
 
 
 def with_defaults(flow: FlowModel, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -109,8 +109,8 @@ class TileSize:
     """The largest side that a task's tiles may have, from one attempt of its ``Runner`` to the next."""
 
     def __init__(self, tile: int, halo: int, tiling: Tiling) -> None:
-        check_range("tile", tile, high=math.inf, note="0 chooses by free memory.")
-        check_range("halo", halo, high=math.inf)
+        check_range("tile", tile)
+        check_range("halo", halo)
         self._sides, self._smallest, self._unit = tiling.sides, tiling.smallest, tiling.unit
         self._side = max(tile, tiling.smallest) if tile else 0  # 0: not chosen yet
         self._longest = 0  # side of the images while there are tiles to compute, else 0
@@ -424,7 +424,7 @@ def checked_strength(strength: Strength, images: int = 1) -> Strength:
     """Check the strength of a guide of some images."""
     value = number_or_map(strength, images, "guide strengths")
     for end in value.aminmax() if isinstance(value, Tensor) else [value]:
-        check_range("guide_strength", float(end), note="0 ignores the guide, 1 keeps all of it.")
+        check_range("guide_strength", float(end))
     return value
 
 

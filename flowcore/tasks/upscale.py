@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -112,7 +111,7 @@ def upscale(
         images = ImageBatch(lr, run.notify)
         rgb, is_gray = images.extended_rgb, images.is_gray
         height, width = rgb.shape[-2:]
-        size = target_size(flow, height, width, factor, longest_side)
+        size = target_size(flow.condition_scale, height, width, factor, longest_side)
         if min(size[0] - height * flow.condition_scale, size[1] - width * flow.condition_scale) > 0:
             run.notify(
                 f"The model enlarges {flow.condition_scale} times; the rest, to {size[1]}x{size[0]}, is an ordinary "
@@ -190,17 +189,15 @@ def sampling_settings(
     """Replace temperature or ``calm_edges`` by the model's defaults where they are None; see ``upscale``."""
     flow.require("upscale")
     settings = with_defaults(flow, {"temperature": temperature, "calm_edges": calm_edges})
-    check_range("calm_edges", settings["calm_edges"], note="0 is off, 1 leaves no temperature at strong edges.")
+    check_range("calm_edges", settings["calm_edges"])
     return Sampling(settings["temperature"], settings["calm_edges"])
 
 
-def target_size(
-    flow: FlowModel, height: int, width: int, factor: float = 0.0, longest_side: int = 0
-) -> tuple[int, int]:
-    """Compute height and width of the pictures that ``upscale`` returns for an LR image; see there."""
-    check_range("factor", factor, high=math.inf, note="0 leaves it to the model.")
-    check_range("longest_side", longest_side, high=math.inf, note="0 leaves it to the model.")
-    ratio = factor or flow.condition_scale
+def target_size(scale: int, height: int, width: int, factor: float = 0.0, longest_side: int = 0) -> tuple[int, int]:
+    """Compute height and width of the pictures that ``upscale`` returns for an LR image with a model of a scale."""
+    check_range("factor", factor)
+    check_range("longest_side", longest_side)
+    ratio = factor or scale
     if longest_side:
         ratio = longest_side / max(height, width, 1)
     size = max(1, round(height * ratio)), max(1, round(width * ratio))

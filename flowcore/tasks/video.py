@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..errors import FlowError, ShapeError
+from ..errors import ShapeError
 from ..images.motion import blur, estimate_motion, move, sample_at
 from ..images.resize import shrink
 from ..inference.condition_cache import ConditionStore
@@ -79,9 +78,8 @@ def colorize_video(  # noqa: D417
         FlowError: If the model is no colorizer, or an argument is out of its range.
         ShapeError: If hints or latents do not fit.
     """
-    if not 0 <= carry < 1:
-        raise FlowError(f"carry must lie in [0, 1); got {carry}.")
-    check_range("chunk", chunk, 1, math.inf)
+    check_range("carry", carry)
+    check_range("chunk", chunk)
     check_draws(seed)
     check_colors(saturation, gamut, latents_strength, latents_levels)
     options.setdefault("batch", chunk)
@@ -171,7 +169,7 @@ def upscale_video(  # noqa: D417
     Source: the guide, see ``tiles.Guide``; the motion, see ``images.motion``.
     """
     flow.require("upscale")
-    check_range("steadiness", steadiness, note="0 draws every frame independently.")
+    check_range("steadiness", steadiness)
     check_draws(seed)
     run = Runner(flow, RunOptions(**options), UPSCALE_ADVICE, frames)
     options["notify"] = run.notify  # which says each sentence once

@@ -7,6 +7,7 @@ import torch
 from builders import build_tiny
 from PIL import Image
 
+from flowcore.batch import folders
 from flowcore.checkpoints.model_file import save
 from flowcore.cli.main import main
 from flowcore.images import files
@@ -15,6 +16,22 @@ from flowcore.images import files
 def run(*words):
     """Run a command on the CPU and return its exit code."""
     return main([*map(str, words), "--device", "cpu"])
+
+
+class StoppedAfter:
+    """Ends a run like ``kill -9`` when so many frames were saved, and counts them."""
+
+    def __init__(self, monkeypatch, number=99):
+        self.left, self.saved, self._save = number, [], folders.save
+        monkeypatch.setattr(folders, "save", self)
+
+    def __call__(self, job, made):
+        saved = self._save(job, made)
+        self.saved.append(job.source.name)
+        self.left -= 1
+        if self.left == 0:
+            raise SystemExit
+        return saved
 
 
 def photograph(path: Path, size: tuple[int, int], seed: int = 0, mode: str = "RGB") -> Path:

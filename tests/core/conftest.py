@@ -44,7 +44,7 @@ def one_thread():
 def stderr_of(capsys):
     """Run a command on the CPU that ends with this exit code; return what went to stderr."""
 
-    def read(*words, code=1):
+    def read(*words, code=2):
         assert run(*words) == code
         return capsys.readouterr().err
 

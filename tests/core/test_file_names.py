@@ -97,7 +97,7 @@ def test_a_name_of_results_does_not_lead_out_of_their_folder(model, tmp_path, st
     for template in ("../{stem}", "{stem}/../../b", f"{tmp_path}/{{stem}}"):
         assert "--name names files in the folder of --out" in stderr_of(*words, template, photo)
     dots = photograph(tmp_path / "in" / "...0001.png", (8, 6))  # whose parts are .. and .0001
-    assert "Its result would lie outside of" in stderr_of(*words, "{base}/{frame}b", dots)
+    assert "Its result would lie outside of" in stderr_of(*words, "{base}/{frame}b", dots, code=1)
     assert names(tmp_path) == ["in/...0001.png", "in/a.png"]
 
 
@@ -130,7 +130,7 @@ def test_a_place_that_cannot_be_written_is_named_before_the_work(model_files, tm
         ["styles", model["digits"][1], place / "a.safetensors", "--data", tmp_path],
         ["train", recipe, "--data", photo.parent, "--run", place],
     ):
-        assert main([*map(str, words)]) == 1, words
+        assert main([*map(str, words)]) == 2, words
         assert "Cannot save" in capsys.readouterr().err, words
     assert names(tmp_path) == ["file", "in/a.png", "tiny.toml"]
 
@@ -147,14 +147,15 @@ def test_a_sub_folder_that_cannot_be_made_does_not_end_the_others(model, tmp_pat
 def test_files_that_workers_of_a_cluster_open_are_absolute(model, tmp_path, monkeypatch):
     works = []
 
-    def execute(_options, jobs, _is_done, run_of, _bar):
-        works.append(run_of[jobs[0].source].worker.work)
+    def execute(_options, units, _is_done, run_of, _bar, **_):
+        works.append(run_of(next(iter(units))[0]).worker.work)
         return []
 
     monkeypatch.setattr("flowcore.cli.batches.execute", execute)
     monkeypatch.chdir(tmp_path)
     photograph(tmp_path / "a.png", (8, 6))
     (tmp_path / "face.safetensors").write_bytes(model.read_bytes())
+    (tmp_path / "guides").mkdir()
     run("upscale", "a.png", "--model", model, "--guide", "guides")
     run("faces", "a.png", "--model", model, "--face-model", "face.safetensors", "--factor", 2)
     assert works[0].guide == tmp_path / "guides"

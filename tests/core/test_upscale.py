@@ -421,7 +421,7 @@ def test_a_guide_that_does_not_fit_is_reported_or_refused(flow):
 )
 def test_any_size_can_be_requested(flow, lr, factor, longest, expected):
     image, sentences = picture(1, 4, *lr), list[str]()
-    assert task.target_size(flow, *lr, factor, longest) == expected
+    assert task.target_size(flow.condition_scale, *lr, factor, longest) == expected
     result = upscale(flow, image, factor=factor, longest_side=longest, samples=2, notify=sentences.append)
     assert result.shape == (2, 4, *expected)
     assert 0 <= result.min() < result.max() <= 1

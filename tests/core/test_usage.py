@@ -1,0 +1,131 @@
+"""What the command line refuses before anything starts, with exit code 2; and how Ctrl-C ends it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import flowcore
+from flowcore.cli.main import build_parser, main
+from flowcore.cli.options import NUMBERS
+from flowcore.cli.output import to_json
+from flowcore.errors import FlowError
+from flowcore.tasks.settings import SETTINGS, check_range
+
+from .commands import names, photograph, run
+
+NOWHERE = [  # a number that no setting takes
+    *["nan", "inf", "-inf", "", "x", "1e400"],
+    "-5",
+]
+
+
+@pytest.fixture
+def words(model, tmp_path, monkeypatch):
+    """A valid command, whose work fails the test."""
+
+    def work(*_, **__):
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr("flowcore.cli.batches._make_images", work)
+    photo = photograph(tmp_path / "in" / "a.png", (8, 6))
+    return ["upscale", photo, "-o", tmp_path / "out", "--model", model]
+
+
+def test_every_number_on_the_command_line_has_a_range():
+    (commands,) = (action.choices for action in build_parser()._actions if action.dest == "command")
+    bare = [
+        (name, action.dest)
+        for name, command in commands.items()
+        for action in command._actions
+        if action.type in (int, float) and not action.choices
+    ]
+    assert bare == []
+
+
+def test_every_number_is_refused_outside_of_its_range(capsys):
+    (commands,) = (action.choices for action in build_parser()._actions if action.dest == "command")
+    for name, command in commands.items():
+        for action in command._actions:
+            if action.dest in {**SETTINGS, **NUMBERS} and action.type is not None and not action.choices:
+                for number in NOWHERE:
+                    with pytest.raises(SystemExit) as ended:
+                        command.parse_args([f"{action.option_strings[0]}={number}"])
+                    assert ended.value.code == 2
+                    assert f"argument {'/'.join(action.option_strings)}: " in capsys.readouterr().err, (name, number)
+
+
+def test_what_cannot_be_done_is_refused_before_anything_starts(words, tmp_path, capsys):
+    for wrong, said in (
+        (["--samples", 0], "--samples: must be a whole number in [1, "),
+        (["--seed", 2**64], "--seed: must be a whole number in [0, 18446744073709551615]"),
+        (["--temperature", "nan"], "--temperature: must be a finite number >= 0; got nan"),
+        (["--model", "srflow-x5"], "There is no file srflow-x5, and no shipped model of that name"),
+        (["-o", tmp_path / "out.jpg", "--bits", 16], "16 bits per channel go into PNG and TIFF"),
+        (["-o", words[1]], "The result would overwrite"),
+        (["--device", "cuda:99"], "There is no device 'cuda:99' here"),
+        (["--guide", tmp_path / "none.png"], "There is no guide "),
+        (["--plugin", "x"], "unrecognized arguments"),
+    ):
+        assert main([*map(str, words), *map(str, wrong)]) == 2, wrong
+        assert said in capsys.readouterr().err
+    assert names(tmp_path) == ["in/a.png"]
+
+
+def test_an_error_of_the_work_is_no_error_of_usage(words, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    words[1].write_bytes(b"damaged")
+    assert run(*words) == 1
+
+
+def test_python_callers_and_the_command_line_have_the_same_ranges():
+    for name, (kind, bounds, _) in SETTINGS.items():
+        check_range(name, kind(bounds.low))
+        with pytest.raises(FlowError, match=f"{name} must .*; got "):
+            check_range(name, bounds.low - 1)
+
+
+def test_numbers_of_another_type_are_named_with_what_to_pass(model):
+    flow, small = flowcore.load(model), torch.rand(1, 3, 8, 8)
+    for settings, said in (
+        ({"samples": 2.0}, "samples must be a whole number in [1, 1048576]; got 2.0. Pass a whole number."),
+        ({"temperature": "0.8"}, "got '0.8', a str. Pass a number."),
+        ({"factor": "2"}, "factor must be a finite number >= 0; got '2', a str. Pass a number."),
+        ({"tile": True}, "tile must be a whole number >= 0; got True, a bool. Pass a whole number."),
+        ({"calm_edges": "much"}, "calm_edges must lie in [0, 1]; got 'much', a str. Pass a number."),
+    ):
+        with pytest.raises(FlowError) as raised:
+            flowcore.upscale(flow, small, **settings)
+        assert said in str(raised.value)
+
+
+# A module that interrupts its own import, as Ctrl-C does.
+INTERRUPTED = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no signal to one process")
+def test_ctrl_c_during_the_imports_shows_no_traceback(tmp_path):
+    (tmp_path / "torch.py").write_text(INTERRUPTED)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(flowcore.__file__).parents[1])]),
+    }
+    program = [sys.executable, "-m", "flowcore", "--version"]
+    ended = subprocess.run(program, capture_output=True, text=True, env=environment, timeout=60)
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("", "", -2)
+
+
+def test_json_has_no_infinity(model, tmp_path, capsys):
+    assert to_json({"a": [float("inf"), 1.5], "b": (float("nan"), "Infinity")}) == (
+        '{"a": [null, 1.5], "b": [null, "Infinity"]}'
+    )
+    path = tmp_path / "a.safetensors"
+    flow = flowcore.load(model)
+    flowcore.save(flow, path, provenance={"steps": float("inf")})
+    assert main(["inspect", str(path)]) == 0
+    content = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert content["provenance"]["steps"] is None
