@@ -108,11 +108,11 @@ def check_seed(seed: int) -> None:
 
 def level_temperatures(temperature: Temperature, levels: int, n: int) -> list[float | Tensor]:
     """Validate temperatures and list them by level: a number, or a map ``(1 or n, 1, h, w)``, float32 on the CPU."""
-    several: Any = temperature
-    if isinstance(several, (int, float, str, Tensor)) or not hasattr(several, "__iter__"):
-        taus: list[float | Tensor] = [number_or_map(several, n)] * levels
+    given: Any = temperature
+    if isinstance(temperature, (int, float, str, Tensor)) or not hasattr(temperature, "__iter__"):
+        taus: list[float | Tensor] = [number_or_map(given, n)] * levels
     else:
-        taus = [number_or_map(tau, n) for tau in several]
+        taus = [number_or_map(tau, n) for tau in given]
     if len(taus) != levels:
         raise ShapeError(
             f"This model has {levels} levels of latents; got {len(taus)} temperatures. Give one, or one per level."

@@ -254,7 +254,7 @@ class FlowcoreFolder(FlowNode):
             memory, side = (memory_to_colorize, LARGE) if colorizes else (memory_required, ORDINARY_TILE)
             part.load(memory(part.flow, side, side))
             worker = Worker(work, part.flow)
-            for job, state in examine(jobs, partial(is_done, worker=worker), notify=self.notes):
+            for job, state in examine(([job] for job in jobs), partial(is_done, worker=worker), notify=self.notes):
                 stop_if_cancelled()
                 if state == "done":
                     count["there already"] += 1
@@ -312,10 +312,10 @@ def _make_work(model: HostModel, temperature: float | None, seed: int, samples: 
     )
 
 
-def _result_names(names: list[str], picture: Path) -> list[str]:
-    """Name the results of a picture; `names` are the parts that tell them apart."""
+def _result_names(names: list[str], picture: Path, kind: str) -> list[str]:
+    """Name the results of a picture; `names` tell them apart, and `kind` pictures that differ in their suffix."""
     stem, frame = split_name(picture.name)
-    return [f"{stem}{name}{frame}.png" for name in names]
+    return [f"{stem}{kind}{name}{frame}.png" for name in names]
 
 
 def _link_problem(job: Job) -> str:

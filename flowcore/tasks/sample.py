@@ -344,10 +344,8 @@ def check_styles(flow: FlowModel, styles: Mapping[str, object]) -> None:
     """Raise FlowError unless the model has these styles, and each has a strength, or one per level."""
     known = flow.styles
     if unknown := [name for name in styles if name not in known]:
-        raise FlowError(
-            f"This model has no style {', '.join(map(repr, unknown))}; it has "
-            f"{', '.join(sorted(known)) or 'none at all'}."
-        )
+        there = ", ".join(sorted(known)) or "none at all"
+        raise FlowError(f"This model has no style {', '.join(map(repr, unknown))}; it has {there}.")
     for name, strength in styles.items():
         numbers: Any = strength if isinstance(strength, (tuple, list)) else [strength]
         if not all(isinstance(number, Real) and abs(float(number)) <= MAX_STRENGTH for number in numbers):
