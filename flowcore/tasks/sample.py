@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from numbers import Real
 from typing import Any
 
 import torch
@@ -43,7 +42,7 @@ from .model_input import (
     size_of_latents,
 )
 from .runner import Batching, Reporting, Runner, Running, RunOptions, batch_size, check_draws, part_of_run, runs_with
-from .settings import Setting, check_range
+from .settings import Setting, check_range, is_real
 
 LARGE = 2**28  # bytes of weights whose copy counts in an estimate of memory
 MAX_DEVIATION = 100.0  # from 0.5: wild latents may give wild images, but no infinities
@@ -348,7 +347,7 @@ def check_styles(flow: FlowModel, styles: Mapping[str, object]) -> None:
         raise FlowError(f"This model has no style {', '.join(map(repr, unknown))}; it has {there}.")
     for name, strength in styles.items():
         numbers: Any = strength if isinstance(strength, (tuple, list)) else [strength]
-        if not all(isinstance(number, Real) and abs(float(number)) <= MAX_STRENGTH for number in numbers):
+        if not all(is_real(number) and abs(float(number)) <= MAX_STRENGTH for number in numbers):
             raise FlowError(
                 f"The strength of a style is a number from -{MAX_STRENGTH} to {MAX_STRENGTH}, or one per level; got "
                 f"{name}={strength!r}. 1 or 2 are usual."
