@@ -351,7 +351,7 @@ def test_invalid_films_are_refused():
             morph(build_tiny("glow", seed=3), pictures)
     with pytest.raises(FlowError, match="sample needs"):
         morph(build_tiny("srflow"), images(2, height=16, width=16))
-    with pytest.raises(FlowError, match="frames must be a finite number >= 2; got 1"):
+    with pytest.raises(FlowError, match="frames must be a whole number >= 2; got 1"):
         morph(build_tiny("glow", seed=3), images(2, height=16, width=16), frames=1)
 
 
