@@ -37,6 +37,15 @@ DOCUMENTS += sorted((ROOT / "web" / "docs").glob("*.md"))
 README = (ROOT / "README.md").read_text()
 
 
+def test_no_advice_installs_flowcore_from_the_index():
+    """There is no such package, so anybody could take the name."""
+    texts = [*DOCUMENTS, *(file for room in ("flowcore", "nodes", "locales") for file in (ROOT / room).rglob("*.*"))]
+    for file in texts:
+        if file.suffix in (".md", ".py", ".json", ".toml"):
+            for advice in re.findall(r"pip install [^.\n]*", file.read_text(encoding="utf-8")):
+                assert "flowcore" not in advice or "@ git+" in advice, (file, advice)
+
+
 @pytest.mark.slow
 def test_walk_through_runs_as_a_notebook_and_makes_its_images(tmp_path):
     walk, results = notebook.build()

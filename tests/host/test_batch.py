@@ -29,6 +29,7 @@ from talk import WORKFLOWS, graph, loader, newest, refusal, until
 
 from flowcore.batch.tables import COLUMNS, Manifest
 from flowcore.images.files import bits_per_channel
+from flowcore.images.opening import IMAGE_SUFFIXES
 from flowcore.provenance import read as read_provenance
 
 BATCH = WORKFLOWS / "api" / "batch.py"
@@ -166,6 +167,12 @@ def test_the_manifest_is_that_of_the_command_line(tmp_path):
     table.write_text("x,y\n")
     with pytest.raises(ValueError, match="something else than a list of results"):
         batch.compact(table)
+
+
+def test_pictures_are_those_that_flowcore_reads_and_their_names_are_escaped(capsys):
+    assert batch.SUFFIXES == IMAGE_SUFFIXES
+    batch.Batch.say(argparse.Namespace(options=argparse.Namespace(quiet=False)), "a\x1b[31m\nb\u202e.png: done", "end")
+    assert capsys.readouterr().err == "a\\x1b[31m\\nb\\u202e.png: done\nend\n"
 
 
 def test_again_makes_what_is_done_already(folder, tmp_path):

@@ -38,7 +38,9 @@ LOSSES = """A server with flowcore loads pictures with Flow Example and saves re
 16 bits, color profile, EXIF, XMP and resolution, and refuse damaged files. Other servers use Load Image, which reads 8
 bits and fills in what is missing, and Save Image, which writes 8 bits and nothing else. Alpha is kept if a workflow
 connects masks to Save Flow Picture (--set 'save.mask=["photo", 1]'). `python -m flowcore` and Flow Folder keep it."""
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+SUFFIXES = {*re.findall(r"\.\w+", ".avif.bmp.gif.j2k.jp2.jpeg.jpg.jpx.pbm.pgm.png.pnm.ppm.tga.tif.tiff.webp")}
+# what a terminal would obey, in names of files
+CONTROL = {code: ascii(chr(code))[1:-1] for code in (*range(32), *range(127, 160), *range(0x2028, 0x202F))}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors after which no file can be saved
 COLUMNS = ["input", "output", "seed", "model", "model_sha256", "seconds", "note"]  # of every manifest.csv of flowcore
 SAVING = "results are what nodes such as Save Image and Save Flow Picture save. Put one in place of Preview Image."
@@ -337,11 +339,11 @@ class Batch:
         pace = (time.monotonic() - self.began) / (count - self.there)
         ending = f"{count}/{total} {row['image']}  {server}  {f'failed: {problem}' if problem else ' '.join(files)}"
         ending += f"  about {duration(pace * (total - count))} to go" if count < total else ""
-        self.say("\n".join([*(f"{row['image']}: {note}" for note in notes), ending]))
+        self.say(*(f"{row['image']}: {note}" for note in notes), ending)
         report = {"input": str(path), "outputs": lines, "seconds": seconds, "notes": notes, "error": problem or None}
         lines = [json.dumps(report)] if self.options.json else lines
         try:
-            sys.stdout.write("".join(f"{line}\n" for line in lines))  # in one call, because several threads write
+            sys.stdout.write("".join(f"{line.translate(CONTROL)}\n" for line in lines))  # at once: threads write
             sys.stdout.flush()
         except OSError as error:
             self.problem = f"Results cannot be listed on standard output: {error}"
@@ -364,11 +366,11 @@ class Batch:
                 with contextlib.suppress(ConnectionError, RuntimeError):
                     upload(server, path.name, b"\0", folder, place, replace=True)
 
-    def say(self, text: str, *, always: bool = False) -> None:
-        """Write to stderr, unless --quiet."""
+    def say(self, *lines: str, always: bool = False) -> None:
+        """Write lines to stderr, unless --quiet."""
         if always or not self.options.quiet:
             with contextlib.suppress(OSError):
-                sys.stderr.write(f"{text}\n")
+                sys.stderr.write("".join(f"{line.translate(CONTROL)}\n" for line in lines))
 
 
 def save(path: Path, data: bytes) -> None:
@@ -443,7 +445,7 @@ def main() -> int:
     with contextlib.suppress(OSError, ValueError):  # a manifest that is not compacted is complete, too
         compact(batch.manifest)
     if failed:
-        batch.say("\n".join([f"{len(failed)} of {total} could not be done.", *failed]), always=True)
+        batch.say(f"{len(failed)} of {total} could not be done.", *failed, always=True)
     counts = {"done": total - len(failed) - batch.there, f"of {total} were there already": batch.there}
     counts |= {"failed": len(failed)}
     summary = ", ".join(f"{number} {what}" for what, number in counts.items() if number) or "0 done"
