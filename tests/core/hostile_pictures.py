@@ -1,8 +1,8 @@
 """A program that damages image files and reads them as the command line does, within limits of memory and time.
 
-`hostile_pictures.py FOLDER SEED COUNT` prints a JSON object: how many files of each format were tried and could be
-read, and the most memory and seconds that one took. It ends with status 1 at the first that breaks a promise, and keeps
-that file in FOLDER.
+`python -m core.hostile_pictures FOLDER SEED COUNT [FORMAT ...]`, in the folder of the tests, prints a JSON object of
+each format: how many files were tried and could be read, and the most memory and seconds that one took. It ends with
+status 1 at the first that breaks a promise, and keeps that file in FOLDER.
 """
 
 import faulthandler
@@ -18,12 +18,13 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from hostile import MAX_SECONDS, TIMEOUT, _status
 from PIL import Image, ImageCms
 
 from flowcore.errors import ImageError
 from flowcore.images import files
 from flowcore.images.opening import BYTES_PER_PIXEL, IMAGE_SUFFIXES, MAX_PIXELS, SIGNATURES
+
+from .hostile import MAX_SECONDS, TIMEOUT, _status
 
 MAX_MEMORY = 2**26  # bytes beside those of the pixels that its header states, and eight times the file
 NEVER_READ = ("EPS", "WMF")  # formats of which Pillow starts other programs
@@ -187,6 +188,8 @@ def main() -> None:
         read_as_the_command_line_does(folder / "a.png")
     found: dict[str, dict[str, float]] = {}
     for format, data_of in made.items():
+        if sys.argv[4:] and format not in sys.argv[4:]:
+            continue
         tried = readable = 0
         most_seconds = most_memory = 0.0
         for _ in range(count if data_of else 0):
