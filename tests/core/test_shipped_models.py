@@ -199,7 +199,7 @@ def test_defaults_are_nearly_as_close_to_the_original_as_temperature_0_and_sampl
     assert float(false_specks(own, hr).mean()) <= 0.6 * float(false_specks(lively, hr).mean())
     distances = [float(feature_distance(pictures[:1], hr)) for pictures in (own, calm)]
     assert distances[0] <= 1.06 * distances[1]
-    assert diversity(own) > 1
+    assert diversity(own) > 0.5
 
 
 @pytest.mark.parametrize("name", ["srflow-x4", "srflow-x4-photo"])
