@@ -114,7 +114,11 @@ def colorize(
         memory.check(flow)
     run = Runner(flow, RunOptions(**options), ADVICE, image)
     free = latents is None and (hints is None or hints.palette is None)  # nothing determines the colors
-    memories = _memories(flow, memory, free=free)
+    starter = starter_memory(flow) if free and memory is not None else None
+    own = memory if isinstance(memory, ColorMemory) else None
+    if starter is not None and own is not None and own.fingerprint == starter.fingerprint:
+        own = None
+    memories = [each for each in (starter, own) if each is not None]  # the last one where it knows better
 
     def task() -> Tensor:
         notes = latents is None or latents_strength < 1 or latents_levels > 0  # else all colors come from latents
@@ -148,9 +152,12 @@ def colorize(
                 chroma = job.decode_guarded(len(pictures), z, sample_cond, locked)
                 if calm is not None:
                     chroma = change_cast(chroma, calm, small_y, cast)
-                for which in range(len(memories)):
-                    chroma = job.add_memory_colors(chroma, which, batch, cond, part_seeds, MEMORY_STEPS)
-                chroma = make_vivid(factor * chroma, small_y, vivid * recommended)
+                if starter is not None:
+                    chroma = job.add_memory_colors(chroma, 0, batch, cond, part_seeds, MEMORY_STEPS)
+                chroma = make_vivid(factor * chroma, small_y, recommended)
+                if own is not None:  # its colors are wanted as they are
+                    chroma = job.add_memory_colors(chroma, len(memories) - 1, batch, cond, part_seeds, MEMORY_STEPS)
+                chroma = make_vivid(chroma, small_y, vivid)
                 if faces:
                     chroma = job.add_skin(chroma, faces, batch, cond, seeds if taus[-1] else [None] * len(seeds))
                 if steps and planes is not None:
@@ -297,15 +304,6 @@ def memory_required(
     encoder = positions * (STRIDE**2 + 8 * config.widths[0])
     conditioner = min(samples, AT_ONCE) * positions / 4 * (3 * config.hidden[0] + 2 * config.features + 40)
     return round(4 * (encoder + conditioner + 24 * height * width))
-
-
-def _memories(flow: FlowModel, memory: ColorMemory | Literal["model"] | None, *, free: bool) -> list[ColorMemory]:
-    """List the memories whose colors are taken over, the last one where it knows better."""
-    starter = starter_memory(flow) if free and memory is not None else None
-    chosen = memory if isinstance(memory, ColorMemory) else None
-    if starter is not None and chosen is not None and chosen.fingerprint == starter.fingerprint:
-        chosen = None
-    return [each for each in (starter, chosen) if each is not None]
 
 
 def change_cast(chroma: Tensor, calm: Tensor, y: Tensor, cast: float) -> Tensor:
