@@ -111,6 +111,7 @@ BIAS = 1.17  # noise of all patches relative to that of these
 WHITE = 1.4  # highest ratio of the median deviation to the second smallest; those of white noise are nearly equal
 MIN_COLOR, MIN_GRAY = 2.6, 4.5  # standard deviations, in 1/255, from which colored and gray noise count
 MAX_NOISE = 40.0  # standard deviation, in 1/255, above which an image is no photograph
+EQUAL = 0.25  # share of pixels that equal their neighbor from which an image is no photograph, but pixel art
 
 
 def noise_level(image: Tensor) -> float:
@@ -123,7 +124,10 @@ def noise_level(image: Tensor) -> float:
     """
     if min(image.shape[-2:]) < MIN_SIDE:
         return 0.0
-    red, green, blue = 255 * crop_middle(image[:3]).cpu().float().double().expand(3, -1, -1)
+    pixels = crop_middle(image[:3]).cpu().float()
+    if float((pixels[..., 1:] == pixels[..., :-1]).all(0).float().mean()) > EQUAL:
+        return 0.0
+    red, green, blue = 255 * pixels.double().expand(3, -1, -1)
     differences, colors = (red - green, blue - green), (red, green, blue)
     # noise in color if it is seen in the differences of channels, which add the noise of two; else gray noise
     for channels, gain, least in ((differences, math.sqrt(2), MIN_COLOR), (colors, 1, MIN_GRAY)):

@@ -308,6 +308,9 @@ def drawings():
     wedge = x / 256
     bayer = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]]) / 16
     found = [*gradients, 255 * (np.repeat(wedge[..., None], 3, -1) > np.tile(bayer, (64, 64))[..., None])]
+    for palette in rng.integers(0, 256, (4, 6, 3)):
+        blocks, specks = palette[rng.integers(0, 6, (64, 64))], palette[rng.integers(0, 6, (256, 256))]
+        found.append(np.where(rng.random((256, 256, 1)) < 0.3, specks, blocks.repeat(4, 0).repeat(4, 1)))
     for side in (2, 4, 8, 16):
         palette = rng.integers(0, 256, (6, 3))
         found.append(palette[rng.integers(0, 6, (256 // side, 256 // side))].repeat(side, 0).repeat(side, 1))
@@ -335,7 +338,7 @@ def test_drawings_are_not_called_damaged():
 
 
 def test_drawings_that_were_stored_as_jpeg_are_reported():
-    flat = drawings()[12:-1:4]
+    flat = drawings()[16:-1:4]
     assert told([stored(one, 85) for one in flat]) == len(flat) == 6
 
 
