@@ -9,7 +9,7 @@ import platform
 import re
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
@@ -166,6 +166,17 @@ def supports_fused_optimizer(device: torch.device) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def or_on_cpu(operation: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Apply an operation on the tensors' device, or on the CPU if torch lacks it there, as older ones do on Apple's."""
+    device = tensors[0].device
+    try:
+        return operation(*tensors)
+    except RuntimeError as error:  # also NotImplementedError
+        if device.type in ("cpu", "cuda") or is_out_of_memory(error):
+            raise
+    return operation(*(tensor.cpu() for tensor in tensors)).to(device)
 
 
 def float64(x: Tensor) -> Tensor:

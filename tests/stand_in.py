@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 aten = torch.ops.aten
 TRANSFERS = {aten._to_copy.default, aten.copy_.default}
 TAKE_CPU_INDICES = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}  # on every device of torch
+MISSING = {"_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa", "grid_sampler_3d"}  # in older versions on Apple's
 READ_BY_HOST = {  # their results or the shapes of these are values, so the host has to wait for them
     aten._local_scalar_dense.default,
     aten.equal.default,
@@ -124,7 +125,7 @@ class StandIn(TorchDispatchMode):
             lands = isinstance(args[0], Elsewhere)
         if not here and not lands:
             return func(*args, **(kwargs or {}))
-        self._check(func, here, plain, lands, options)
+        self._check(func, held, here, plain, lands, options)
         if goes is not None:
             options["device"] = torch.device("cpu")
         made = func(*held, **options)
@@ -140,7 +141,7 @@ class StandIn(TorchDispatchMode):
 
         return mapped(place, made) if lands else made
 
-    def _check(self, func, here, plain, lands, kwargs):
+    def _check(self, func, held, here, plain, lands, kwargs):
         self.operations += 1
         name = func.overloadpacket.__name__
         if here and any(t.ndim for t in plain) and func not in TRANSFERS | TAKE_CPU_INDICES:
@@ -161,7 +162,8 @@ class StandIn(TorchDispatchMode):
                 f"Cannot convert a {self.device.type} Tensor to float64 dtype as it doesn't support float64 ({func}). "
                 "Please use float32 instead."
             )
-        if name.startswith(("linalg_", "_linalg_")) and name != "linalg_vector_norm":
+        border = name == "grid_sampler_2d" and held[3] == 1
+        if name in MISSING or border or (name.startswith(("linalg_", "_linalg_")) and name != "linalg_vector_norm"):
             raise NotImplementedError(f"The operator {func} is not implemented on {self.device.type}.")
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +92,15 @@ class Scores:
                 self._write([*self.rows.values()])
 
     def _read(self) -> None:
-        with self.path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or SCORE_COLUMNS) != SCORE_COLUMNS:
-                raise FlowError(f"{self.path} exists and is not a table of scores. Choose another file for them.")
-            for row in reader:
-                if row["error"] or not row["width"] or not re.fullmatch("[0-9a-f]{64}", row["model_sha256"]):
-                    continue  # it failed, or the row was cut off
+        data = self.path.read_bytes()
+        text = (data[: _end_of_rows(data)] or data).decode(errors="replace")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        if tuple(reader.fieldnames or SCORE_COLUMNS) != SCORE_COLUMNS:
+            raise FlowError(f"{self.path} exists and is not a table of scores. Choose another file for them.")
+        for row in reader:
+            if row["error"] or None in row or not re.fullmatch("[0-9a-f]{64}", row["model_sha256"] or ""):
+                continue  # it failed, or the row is damaged
+            with suppress(ValueError, TypeError):  # as is one that lacks a number
                 self.rows[row["image"]] = {
                     **{name: row[name] for name in SCORE_COLUMNS if name != "error"},
                     "bits_per_dim": float(row["bits_per_dim"]),
@@ -130,13 +133,22 @@ def _cells(row: dict[str, Any]) -> list[Any]:
 
 
 def _append(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Append rows to a table, after its columns' names if it is new, and flush them to the disk."""
+    """Append rows to a table, in place of one that was cut off, and flush them; a new table begins with its columns."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists() or not path.stat().st_size
-    with path.open("ab") as file:
-        file.write(_encode([columns, *rows] if fresh else rows))
+    with path.open("a+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        if size and file.read() != b"\n":
+            file.seek(0)
+            size = file.truncate(_end_of_rows(file.read()))
+        file.write(_encode(rows if size else [columns, *rows]))
         file.flush()
         os.fsync(file.fileno())
+
+
+def _end_of_rows(data: bytes) -> int:
+    """Return where the last row of a table ends that was not cut off."""
+    return data.rfind(b"\n") + 1
 
 
 def _encode(rows: Iterable[Sequence[object]]) -> bytes:

@@ -1,11 +1,13 @@
 """Smooth the gain of a brightened picture by a bilateral grid: tone curves that change slowly across the photograph."""
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..device import or_on_cpu
 from .color import compress, luma, split
 
 BINS = 48  # of luma
@@ -45,7 +47,8 @@ def even_gain(photograph: Tensor, picture: Tensor, cells: int) -> Tensor:
     grid = _curves(_histograms(u, grid_size), _histograms(brightened, grid_size))  # (BINS, rows, columns)
     y, x = (torch.linspace(1 / n - 1, 1 - 1 / n, n).to(u) for n in (height, width))  # centers of pixels in [-1, 1]
     places = torch.stack(torch.broadcast_tensors(x, y[:, None], (2 * u[0, 0] - 1)), dim=-1)  # (H, W, 3)
-    lit = F.grid_sample(grid[None, None], places[None, None], padding_mode="border", align_corners=False)[:, 0]
+    read = partial(F.grid_sample, padding_mode="border", align_corners=False)
+    lit = or_on_cpu(read, grid[None, None], places[None, None])[:, 0]
     lit = lit + hidden * (brightened - _guided_filter(brightened, brightened))
     lit = DARKEST * torch.expm1(lit * math.log1p(1 / DARKEST)).clamp(0, 1 / DARKEST)
     y, chroma = split(picture)

@@ -5,11 +5,13 @@ and down.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..device import or_on_cpu
 from .resize import pad_symmetric, sample_points, shrink
 
 SMALLEST = 16  # pixels of the shorter side below which pictures are not halved
@@ -77,7 +79,7 @@ def sample_at(image: Tensor, motion: Tensor) -> Tensor:
     x = torch.arange(width, device=motion.device, dtype=motion.dtype) + motion[:, 0]
     y = torch.arange(height, device=motion.device, dtype=motion.dtype)[:, None] + motion[:, 1]
     grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1)
-    return F.grid_sample(image, grid, padding_mode="border", align_corners=False)
+    return or_on_cpu(partial(F.grid_sample, padding_mode="border", align_corners=False), image, grid)
 
 
 def move(image: Tensor, motion: Tensor) -> Tensor:

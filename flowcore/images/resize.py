@@ -4,13 +4,14 @@ Also resizes by other kernels, padding, and pictures read at arbitrary points.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..device import no_autocast
+from ..device import no_autocast, or_on_cpu
 from ..errors import ShapeError
 
 # Torch has the kernel (Keys' with a = -0.5, stretched when shrinking) but truncates it at the border, so we pad.
@@ -43,7 +44,7 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
     if factor and (old_height, old_width) == (height * factor, width * factor):
         return shrink(image, factor)
     with no_autocast(image.device):  # not padded, so at the border two pixels of the coarser grid differ
-        return F.interpolate(image, (height, width), mode="bicubic", antialias=True)
+        return _interpolate(image, (height, width), "bicubic")
 
 
 def _resize(image: Tensor, pad_in: int, size: tuple[int, int], pad_out: int) -> Tensor:
@@ -51,7 +52,7 @@ def _resize(image: Tensor, pad_in: int, size: tuple[int, int], pad_out: int) -> 
     height, width = size
     with no_autocast(image.device):
         canvas = pad_symmetric(image, pad_in)
-        canvas = F.interpolate(canvas, (height + 2 * pad_out, width + 2 * pad_out), mode="bicubic", antialias=True)
+        canvas = _interpolate(canvas, (height + 2 * pad_out, width + 2 * pad_out), "bicubic")
     return canvas[..., pad_out : pad_out + height, pad_out : pad_out + width]
 
 
@@ -59,7 +60,11 @@ def resize_bilinear(image: Tensor, size: Sequence[int]) -> Tensor:
     """Resize to any height and width: bilinear, antialiased when shrinking; values stay within their range."""
     if tuple(image.shape[-2:]) == tuple(size):
         return image
-    return F.interpolate(image, tuple(size), mode="bilinear", antialias=True)
+    return _interpolate(image, size, "bilinear")
+
+
+def _interpolate(image: Tensor, size: Sequence[int], mode: str) -> Tensor:
+    return or_on_cpu(partial(F.interpolate, size=tuple(size), mode=mode, antialias=True), image)
 
 
 def limit_shorter_side(image: Tensor, side: int) -> Tensor:

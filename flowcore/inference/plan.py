@@ -251,8 +251,9 @@ class PlanCache:
         return len(self._plans)
 
     def plan(self, flow: Flow, precision: ActualPrecision) -> Plan:
-        """Return the cached plan if it is this flow's and the weights are unchanged, else a new one."""
-        identity = weakref.ref(flow.levels), precision, checksums(flow)
+        """Return the cached plan if it is this flow's and its parts and weights are unchanged, else a new one."""
+        parts = tuple((name, weakref.ref(part)) for name, part in flow.named_children())
+        identity = parts, precision, checksums(flow)
         with self._lock:
             plan = self._plans.pop(flow.levels, None)
             if plan is None or plan.identity != identity:

@@ -92,8 +92,10 @@ class CellMemory(nn.Module):
         """Make a memory of N blank cells; ``load_state_dict`` or ``fill`` fill it."""
         super().__init__()
         self.cells = cells
-        self.register_buffer("components", torch.zeros(COMPONENTS, WIDTH))
-        self.register_buffer("scale", torch.ones(COMPONENTS))  # quantization step of each component
+        self.register_buffer("components", torch.zeros(COMPONENTS, WIDTH, dtype=torch.float32))
+        self.register_buffer(
+            "scale", torch.ones(COMPONENTS, dtype=torch.float32)
+        )  # quantization step of each component
         self.register_buffer("keys", torch.zeros(cells, COMPONENTS, dtype=torch.uint8))  # in steps, offset by 128
         self.register_buffer("chroma", torch.zeros(cells, 2, dtype=torch.uint8))  # Cb and Cr around 128, over 255
         self.register_buffer("photograph", torch.zeros(cells, dtype=torch.int32))  # ids; a key of files
@@ -159,7 +161,7 @@ class CellMemory(nn.Module):
         """Return a mask ``(N,)`` of the cells of a random share of the photographs."""
         ids = self.photograph.long()
         generator = torch.Generator("cpu").manual_seed(seed ^ SEED_XOR)
-        chances = torch.rand(int(ids.max()) + 1, generator=generator)
+        chances = torch.rand(int(ids.max()) + 1, generator=generator, dtype=torch.float32)
         # at least one, and the same number for every seed
         count = max(1, round(share * len(chances)))
         return (chances <= chances.kthvalue(count)[0]).to(ids.device)[ids]

@@ -212,5 +212,5 @@ def network() -> BlazeFace:
     with open_safetensors(catalog.FOLDER / "face-finder.safetensors", "Install flowcore again.") as file:
         state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     finder = BlazeFace().requires_grad_(False)
-    finder.load_state_dict(state)
+    finder.float().load_state_dict(state)  # whatever torch's default type was
     return finder.eval().to(memory_format=torch.channels_last)  # twice as fast  # pyright: ignore[reportCallIssue]

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..condition import Condition
+from ..device import or_on_cpu
 from ..errors import ConditionError, FlowError, ImageError, ShapeError
 from ..images.color import luma
 from ..images.resize import shrink
@@ -148,7 +150,9 @@ def _fit_size(flow: FlowModel, pixels: Tensor, fit: Fit) -> Tensor:
         factor = max(model_size[0] / height, model_size[1] / width)  # one side fits, the other is at least as long
         covering = max(model_size[0], round(height * factor)), max(model_size[1], round(width * factor))
         if covering != (height, width):
-            pixels = F.interpolate(pixels, covering, mode="bicubic", antialias=True).clamp(0, 1)
+            pixels = or_on_cpu(partial(F.interpolate, size=covering, mode="bicubic", antialias=True), pixels).clamp(
+                0, 1
+            )
         return _middle(pixels, *model_size)
     multiple = math.lcm(flow.size_multiple, flow.condition_scale)
     target = height // multiple * multiple, width // multiple * multiple

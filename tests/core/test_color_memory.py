@@ -288,6 +288,21 @@ def test_an_album_comes_back_from_its_file_with_how_it_is_looked_up(flow, album,
     assert torch.equal(colorize(flow, y, memory=again), colorize(flow, y, memory=None))
 
 
+def test_another_default_type_blames_no_file(tmp_path):
+    places = CellMemory(40)
+    places.get_buffer("photograph").copy_(torch.arange(40))
+    memory = ColorMemory(places, "backbone")
+    memory.save(tmp_path / "memory.safetensors")
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = ColorMemory.load(tmp_path / "memory.safetensors")
+        chosen = again.places.random_photographs(7, 0.5)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert again.fingerprint == memory.fingerprint
+    assert torch.equal(chosen, places.random_photographs(7, 0.5))
+
+
 def test_colors_of_much_weight_are_met_place_by_place(flow, album):
     def error(weight):
         memory = ColorMemory(album.places, album.backbone, weight=weight)

@@ -194,6 +194,7 @@ def test_the_frames_of_a_clip_have_one_model(tmp_path):
     paths = [one.path for one in folders.find([str(tmp_path)])]
     assert [upscaler_for_files([path])[0] for path in paths] == ["srflow-x4", "srflow-x4-photo"]
     assert upscaler_for_files(paths)[0] == "srflow-x4-photo"
+    assert upscaler_for_files([]) == ("srflow-x4", "")
 
 
 def test_inspect_and_help(model, tmp_path, capsys):

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 import flowcore
 from flowcore.images.fill import extend_colors, extend_over_blank
+from flowcore.tasks.image_batch import ImageBatch
 
 COLOR = torch.tensor([0.9, 0.6, 0.3]).view(1, 3, 1, 1)
 
@@ -63,3 +64,20 @@ def test_colors_are_extended_and_what_is_visible_stays(size):
     assert torch.equal(extended[1], rgb[1])  # nowhere visible
     assert torch.equal(extended[:, :1].expand_as(extended), extended)  # gray stays gray
     assert extended[0].min() >= rgb[:1][visible].min() - 1e-6
+
+
+def test_results_have_the_channels_the_alpha_and_the_gray_of_their_images():
+    generator = torch.Generator().manual_seed(3)
+    gray, colored = (
+        torch.rand(1, 1, 6, 5, generator=generator).expand(-1, 3, -1, -1),
+        torch.rand(1, 3, 6, 5, generator=generator),
+    )
+    alpha, made = torch.rand(2, 1, 6, 5, generator=generator), torch.rand(4, 3, 12, 10, generator=generator)
+    of_gray, of_colored = ImageBatch(torch.cat([gray, colored])).like_input(made.clone()).split(2)
+    assert torch.equal(of_gray, made[:2, :1].expand(-1, 3, -1, -1))
+    assert torch.equal(of_colored, made[2:])
+    assert torch.equal(ImageBatch(gray[:, :1]).like_input(made.clone()), made[:, :1])
+    shown = ImageBatch(torch.cat([torch.cat([gray, colored]), alpha], 1)).like_input(made.clone())
+    assert shown.shape == (4, 4, 12, 10)
+    assert torch.equal(shown[0, 3], shown[1, 3])
+    assert not torch.equal(shown[1, 3], shown[2, 3])

@@ -13,6 +13,7 @@ from flowcore.errors import ImageError, ShapeError
 from flowcore.images.color import luma
 from flowcore.images.faces import cut_face, eyes_from_landmarks, eyes_from_mask, is_profile, locate_face, paste_face
 from flowcore.images.files import read
+from flowcore.tasks.face_finder import network
 from flowcore.tasks.faces import align_faces, eyes_from_meshes, find_eyes, paste_faces, restore_faces
 from flowcore.tasks.upscale import upscale
 
@@ -380,6 +381,17 @@ GROUP = [((28.5, 27.0), (36.2, 27.7)), ((65.8, 15.4), (71.2, 16.2)), ((138.6, 30
 
 def picture(name):
     return read((PICTURES / name).read_bytes(), name).pixels
+
+
+def test_another_default_type_at_the_first_search_changes_no_later_one():
+    expected = find_faces(picture("group.png"))
+    network.cache_clear()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert len(find_faces(picture("group.png"))[0]) == 3
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert find_faces(picture("group.png")) == expected
 
 
 def test_small_faces_of_a_group_are_found_the_largest_first():

@@ -507,6 +507,24 @@ def test_two_runs_of_scores_in_one_table_keep_the_rows_of_both(tmp_path):
     assert {*Scores(tmp_path / "scores.csv").rows} == {"a", "b"}
 
 
+def test_a_row_of_scores_that_was_cut_off_anywhere_is_no_row_and_harms_no_other(tmp_path):
+    known = {"bits_per_dim": 1.5, "complexity_corrected": None, "per_level": [0.25], "notes": [], "spread": None}
+    known |= {"id": "0" * 32, "enlarged": False, "model_sha256": "0" * 64} | dict.fromkeys(WHOLE_NUMBERS, 1280)
+    whole, path = Scores(tmp_path / "scores.csv"), tmp_path / "scores.csv"
+    whole.append({**known, "image": "whole"})
+    before = path.read_bytes()
+    whole.append({**known, "image": "cut, \N{SNOWMAN}"})
+    after = path.read_bytes()
+    for length in range(len(before) + 1, len(after)):
+        path.write_bytes(after[:length])
+        assert {*Scores(path).rows} == {"whole"}
+        path.write_bytes(after[:length])
+        whole.append({**known, "image": "later"})  # by a process that had opened the table before
+        assert {name: row["width"] for name, row in Scores(path).rows.items()} == {"whole": 1280, "later": 1280}
+    path.write_bytes(after[:-3] + b"later.png,1.5\r\n" + after[len(before) :])  # by an earlier version
+    assert {*Scores(path).rows} == {"whole", "cut, \N{SNOWMAN}"}
+
+
 def test_terminal_shows_a_bar(model, folder, tmp_path, monkeypatch):
     shown = io.StringIO()
     shown.isatty = lambda: True

@@ -159,6 +159,16 @@ def test_a_fixed_point_of_one_item_does_not_depend_on_the_others():
     assert x.isfinite().flatten().tolist() == [True, False]  # one that overflows ends
 
 
+def test_an_iteration_that_turns_as_it_contracts_ends_at_rounding():
+    """Its largest change rises and falls on the way; only the norm of all falls every time."""
+    angle = torch.tensor(3.0, dtype=torch.float64)
+    turn = 0.97 * torch.stack([torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])
+    z = torch.tensor([[1.0, 0.5]], dtype=torch.float64)
+    x = fixed_point(lambda x: z - x @ turn.T, z, "")
+    exact = torch.linalg.solve(torch.eye(2, dtype=torch.float64) + turn, z[0])
+    assert (x[0] - exact).abs().max() < 1e-12
+
+
 class Rotation(nn.Module):
     """``f = A y`` with a skew matrix: speed and derivative are the same everywhere on a circle."""
 

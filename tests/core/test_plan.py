@@ -325,6 +325,14 @@ def test_planned_makes_a_new_plan_after_a_change_of_any_tensor():
     assert planned(flow.float()).dtype == torch.float32
 
 
+def test_planned_makes_a_new_plan_after_a_part_without_weights_is_gone():
+    flow = build_tiny("realnvp")
+    assert not [*flow.prelude.state_dict()]
+    assert planned(flow).prelude is not None
+    flow.prelude = None
+    assert planned(flow).prelude is None
+
+
 def test_two_models_take_turns_without_new_plans_where_memory_allows(monkeypatch):
     one, two, three = (fresh("glow", torch.float32, seed=seed) for seed in (4, 5, 6))
     first, second = planned(one), planned(two)
