@@ -156,6 +156,8 @@ def read_recipe(path: str | Path) -> Recipe:
         raise FlowError(
             f"There is no recipe {path}.{suggestion(str(path), names)} Name a TOML file or one of {', '.join(names)}."
         )
+    if not path.is_file():  # reading a pipe waits, and a device may never end
+        raise FlowError(f"{path} is not a file. Name a TOML file.")
     return parse_recipe(path.read_text(encoding="utf-8"))
 
 

@@ -22,11 +22,12 @@ from PIL import Image, ImageCms
 
 from flowcore.errors import ImageError
 from flowcore.images import files
-from flowcore.images.opening import BYTES_PER_PIXEL, IMAGE_SUFFIXES, MAX_PIXELS, SIGNATURES
+from flowcore.images.opening import BYTES_PER_PIXEL, IMAGE_SUFFIXES, SIGNATURES
 
 from .hostile import MAX_SECONDS, TIMEOUT, _status
 
 MAX_MEMORY = 2**26  # bytes beside those of the pixels that its header states, and eight times the file
+SECONDS_PER_PIXEL = 2e-7  # beside ``MAX_SECONDS``, for all the ways together
 NEVER_READ = ("EPS", "WMF")  # formats of which Pillow starts other programs
 FORBIDDEN = ("subprocess", "socket", "ctypes", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.startfile")
 
@@ -209,11 +210,12 @@ def main() -> None:
             watch.active = False
             faulthandler.cancel_dump_traceback_later()
             seconds, memory = time.process_time() - start, _status("VmHWM") - before
-            bound = MAX_MEMORY + 8 * len(content)
-            if memory > bound:
-                bound += BYTES_PER_PIXEL * min(MAX_PIXELS, claimed_pixels(path))
-            if watch.seen or seconds > MAX_SECONDS or memory > bound:
-                problem += f"{watch.seen} {seconds:.1f} s, {memory >> 20} MiB of {bound >> 20}"
+            allowed, bound = MAX_SECONDS, MAX_MEMORY + 8 * len(content)
+            if memory > bound or seconds > allowed:  # a small file may state, and be, a large image
+                pixels = claimed_pixels(path)
+                allowed, bound = allowed + pixels * SECONDS_PER_PIXEL, bound + pixels * BYTES_PER_PIXEL
+            if watch.seen or seconds > allowed or memory > bound:
+                problem += f"{watch.seen} {seconds:.1f} s of {allowed:.1f}, {memory >> 20} MiB of {bound >> 20}"
             if problem:
                 os.rename(path, kept := folder / f"broke-{seed}-{path.name}")
                 sys.exit(f"{kept}: {problem}")
