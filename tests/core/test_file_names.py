@@ -182,8 +182,8 @@ def test_names_do_not_steer_the_terminal(model_files, tmp_path, capsys):
         (3, "upscale", place, "-o", out, *model, "--name", "{stem}"),
         (3, "score", place, *model),
         (3, "eval", place, *model, "--measures", "psnr", "--samples", 1),
-        (1, "upscale", tmp_path / f"{HOSTILE}?", *model),
-        (1, "upscale", place, "-o", out, "--model", place / f"{HOSTILE}.txt"),
+        (2, "upscale", tmp_path / f"{HOSTILE}?", *model),
+        (2, "upscale", place, "-o", out, "--model", place / f"{HOSTILE}.txt"),
     ):
         assert run(*words) == code
         shown = "".join(capsys.readouterr())
@@ -191,10 +191,9 @@ def test_names_do_not_steer_the_terminal(model_files, tmp_path, capsys):
         assert not {*shown} & {"\x1b", "\x07", "\u202e"}
         assert "\nb" not in shown
     for command, file in (("inspect", ".txt"), ("inspect", ".jpg"), ("train", ".txt")):
-        assert main([command, str(place / f"bad {HOSTILE}{file}")]) == 1
+        assert main([command, str(place / f"bad {HOSTILE}{file}")]) != 0
         assert not {*capsys.readouterr().err} & {"\x1b", "\x07", "\u202e"}
-    with pytest.raises(SystemExit):
-        main(["upscale", f"--{HOSTILE}"])
+    assert main(["upscale", f"--{HOSTILE}"]) == 2
     assert "\x1b" not in capsys.readouterr().err
 
 
