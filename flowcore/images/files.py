@@ -75,6 +75,7 @@ def read(data: bytes, name: str, *, all_frames: bool = False) -> DecodedImage:
     With ``all_frames``, no note says that the others are dropped: the caller reads them, too.
     """
     with _opened(data, name) as opened:
+        check_decodable(opened)
         # Pillow decodes gray with alpha of 16 bits as RGBA
         gray = opened.mode in ("1", "L", "LA", "I") or opened.mode.startswith("I;") or "LA" in _raw_mode(opened)
         pixels, metadata = _decode(opened, data), read_metadata(opened, gray)
@@ -276,7 +277,6 @@ def _read_from(data: bytes | Path, read: Callable[[Image.Image], V]) -> V | None
 def _decode(opened: Image.Image, data: bytes) -> Pixels:
     """Decode the pixels, upright, (h, w, 3 or 4)."""
     _refuse_unknown_range(opened)
-    check_decodable(opened)
     low_bytes = _low_bytes(opened, data)
     opened.load()  # after that, the file's raw mode is gone
     pixels, orientation = _pixels(opened, low_bytes), tags_and_orientation(opened)[1]
