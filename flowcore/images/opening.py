@@ -88,7 +88,7 @@ def read_image_bytes(path: Path) -> bytes:
                 raise ImageError(f"its {size} bytes are more than {MAX_BYTES}")
             check_free(size, f"its {size} bytes")
             file.seek(0)
-            return file.read(MAX_BYTES)
+            return file.read(size)
     except (OSError, ValueError) as error:  # ImageError is one, and so is that of a zero byte in the name
         raise ImageError(getattr(error, "strerror", None) or str(error)) from error
 
