@@ -6,6 +6,7 @@ import comfyui
 import numpy as np
 import pytest
 import torch
+from builders import png_chunk
 from client import RunError
 from PIL import ImageCms
 from small_flows import flow
@@ -13,7 +14,7 @@ from talk import graph, loader, noise, opened, picture, refusal
 
 from flowcore.batch.job import Work, Worker
 from flowcore.images import files
-from flowcore.images.metadata import Metadata
+from flowcore.images.metadata import C2PA, Metadata
 
 AUTHOR = 0x013B
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -138,6 +139,15 @@ def test_files_hold_no_path_of_the_server(host, flows):
         assert json.loads(opened(made).text["prompt"])["model"]["is_changed"]
         for folder in (comfyui.ROOT, host.server.base):
             assert str(folder).encode() not in made
+
+
+def test_dropped_content_credentials_are_named(host):
+    plain = files.encode(deep(3))
+    put(host, "signed.png", plain[:33] + png_chunk(b"caBX", C2PA) + plain[33:])
+    entry = host.run(saving("signed.png"))
+    (note,) = entry["outputs"]["save"]["text"]
+    assert note == "signed.png: Its content credentials (C2PA) are not in results: they are signed for this very file."
+    assert C2PA not in host.pictures(entry)[0]
 
 
 def test_no_file_is_replaced(host):
