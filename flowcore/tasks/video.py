@@ -148,7 +148,7 @@ def upscale_video(  # noqa: D417
     The previous result, moved by the motion between both frames at temperature 0, is the guide of the next. Its
     strength is ``steadiness`` where there is motion, which blurs, and 1 where there is none. It falls to 0 where the
     motions forth and back disagree, or the moved result, shrunk, differs from the frame: areas uncovered by motion are
-    redrawn, and so is a frame of which less than half is explained. Frames without a guide use the model's own.
+    redrawn, and so is a frame of which less than half is explained. Frames without a guide are drawn as by ``upscale``.
 
     Args:
         flow: An upscaling model that encodes. Arguments that are not described here are as in ``upscale``.
