@@ -104,8 +104,11 @@ def read_frames(data: bytes, name: str) -> Tensor:
     with _opened(data, name) as opened:
         check_decodable(opened, frame_count(data))
         frames: list[Pixels] = []
+        size = opened.size
         for number in range(frame_count(data)):
             opened.seek(number)
+            if opened.size != size:  # a GIF's may exceed its screen
+                raise ValueError("its frames differ in size")
             frames.append(np.asarray(opened.convert("RGBA")))
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2) / 255
 

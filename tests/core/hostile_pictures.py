@@ -5,6 +5,7 @@ each format: how many files were tried and could be read, and the most memory an
 status 1 at the first that breaks a promise, and keeps that file in FOLDER.
 """
 
+import contextlib
 import faulthandler
 import io
 import json
@@ -22,7 +23,7 @@ from PIL import Image, ImageCms
 
 from flowcore.errors import ImageError
 from flowcore.images import files
-from flowcore.images.opening import BYTES_PER_PIXEL, IMAGE_SUFFIXES, SIGNATURES
+from flowcore.images.opening import BYTES_PER_PIXEL, IMAGE_SUFFIXES, SIGNATURES, open_image
 
 from .hostile import MAX_SECONDS, TIMEOUT, _status
 
@@ -170,12 +171,15 @@ def read_as_the_command_line_does(path: Path) -> bool:
 
 
 def claimed_pixels(path: Path) -> int:
-    """Return how many pixels a file states, with those of all its frames."""
-    size = files.upright_size(path)
-    if size is None:
-        return 0
-    frames = files.frame_count(path.read_bytes())
-    return size[0] * size[1] * max(1, frames)
+    """Return how many pixels a file states, with those of all its frames, each as large as the largest."""
+    pixels = frames = 0
+    with contextlib.suppress(ImageError), open_image(path) as opened:
+        pixels, frames = opened.width * opened.height, 1
+        frames = getattr(opened, "n_frames", 1)
+        for number in range(frames):  # a GIF's may exceed its screen
+            opened.seek(number)
+            pixels = max(pixels, opened.width * opened.height)
+    return pixels * frames
 
 
 def main() -> None:

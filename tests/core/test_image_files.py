@@ -12,7 +12,7 @@ from builders import png, png_chunk, png_header
 from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from flowcore.errors import ImageError
-from flowcore.images.files import Metadata, check_format, encode, is_whole, read, unique_id
+from flowcore.images.files import Metadata, check_format, encode, is_whole, read, read_frames, unique_id
 from flowcore.images.metadata import C2PA, lost_on_save, stated_bits
 from flowcore.images.opening import open_image
 
@@ -292,3 +292,11 @@ def test_bits_that_pillow_does_not_read_are_named():
         assert read(data, "x").notes == ()
         with open_image(data) as opened:
             assert stated_bits(opened, data) == 8
+
+
+def test_frames_that_exceed_the_screen_of_a_gif_are_refused():
+    pixel = b"\x02\x02\x44\x01\x00"
+    frames = [b"\x2c\0\0\0\0" + struct.pack("<HH", width, 1) + b"\0" + pixel for width in (1, 2)]
+    data = b"GIF89a" + struct.pack("<HH", 1, 1) + b"\x80\0\0" + bytes(6) + b"".join(frames) + b";"
+    with pytest.raises(ImageError, match="Cannot read x as an image: its frames differ in size"):
+        read_frames(data, "x")
