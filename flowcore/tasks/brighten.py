@@ -21,7 +21,7 @@ from .tiles import STRIPS, Border, Sampling, TiledDecoder, Tiling
 PADDING = 16  # each side is padded to the next larger multiple, as the published program does
 GAMMA = 2.2  # of the curve between light and pixels
 STEP = 1 / 255  # an 8-bit step, added to values that are mixed so that black is not 0
-HALO = 64  # pixels read around a tile
+HALO = 96  # pixels read around a tile; brighten-photos sees no farther
 ADVICE = "Set tile to 128, ask for fewer samples, brighten a smaller photograph, or free memory on the device."
 
 
@@ -57,8 +57,9 @@ def brighten(
         seed: In [0, 2^64). Sample s of every image is drawn with ``seed + s``.
         samples: Exposures per image, at least 1.
         tile: Side of the tiles in pixels, at least 128; 0 for the whole image if memory allows, else the largest tile
-            that fits. Tiles differ from the whole image by what lies beyond ``halo``.
-        halo: Pixels read around every tile.
+            that fits. The gain of the results is that of the whole image.
+        halo: Pixels read around every tile. With the default, tiles of ``brighten-photos`` are the whole image within
+            0.01/255; larger models see farther, and differ by what lies beyond.
         exposure: Stops, -4 to 4, by which the results are lighter than the model draws them: 1 doubles their light.
         strength: How far the photographs are brightened, in [0, 1]: 0 leaves them as they are, 1 is as drawn; values
             between are proportional in stops.

@@ -89,11 +89,25 @@ function stepBySamples(node) {
   if (!seed || !samples) return;
   let last = seed.value;
   patchAfter(node, "onConfigure", () => (last = seed.value));
-  patchAfter(seed, "callback", () => {
+  const follow = (isStep) => {
     const step = seed.value - last;
-    if (Math.abs(step) === 1 && isStepped()) seed.value = Math.max(0, last + step * samples.value);
+    if (Math.abs(step) === 1 && isStep) seed.value = Math.max(0, last + step * samples.value);
     last = seed.value;
-  });
+  };
+  let isQueued = false; // whether the frontend changes the seed now, before or after a run
+  patchAfter(seed, "callback", () => !isQueued && follow(isStepped()));
+  const control = seed.linkedWidgets?.[0];
+  for (const moment of ["beforeQueued", "afterQueued"]) {
+    const change = control?.[moment];
+    if (!change) continue;
+    control[moment] = function (...args) {
+      isQueued = true;
+      const result = change.apply(this, args);
+      isQueued = false;
+      follow(["increment", "decrement"].includes(control.value));
+      return result;
+    };
+  }
 }
 
 const NEEDED = { outside: "mask", strength: "direction" }; // from a widget to the input without which it has no effect
