@@ -202,7 +202,7 @@ def main() -> None:
             path.write_bytes(content := damage(rng.choice(data_of), rng.choice(everything), rng))
             Path("/proc/self/clear_refs").write_text("5")  # resets the peak of resident memory
             before, start = _status("VmRSS"), time.process_time()
-            faulthandler.dump_traceback_later(TIMEOUT, exit=True)
+            faulthandler.dump_traceback_later(10 * TIMEOUT, exit=True)  # of waiting; processor time has a bound
             watch.active, problem = True, ""
             try:
                 could_be_read = read_as_the_command_line_does(path)
