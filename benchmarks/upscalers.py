@@ -56,11 +56,11 @@ CROP = 224  # side of the crops of a sheet, in pixels of the original
 MEASURES = {"PSNR": 2, "LR-PSNR": 1, "feature distance": 3, "false specks": 2, "grid": 0, "diversity": 2}
 
 
-def compress(lr: Tensor, quality: int = QUALITY, subsampling: str = "4:2:0") -> Tensor:
-    """Save an image ``(1, 3, h, w)`` as JPEG, and read it."""
+def compress(lr: Tensor, quality: int = QUALITY, subsampling: str = "4:2:0", format: str = "JPEG") -> Tensor:
+    """Save an image ``(1, 3, h, w)`` as JPEG, or WebP, and read it."""
     buffer = io.BytesIO()
     pixels = to_uint8(lr[0]).permute(1, 2, 0).contiguous().numpy()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling=subsampling)
+    Image.fromarray(pixels).save(buffer, format, quality=quality, subsampling=subsampling)
     with Image.open(buffer) as opened:
         return torch.from_numpy(np.array(opened)).permute(2, 0, 1)[None].float() / 255
 

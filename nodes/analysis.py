@@ -8,13 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import flowcore
 from ..flowcore import ShapeError
-from ..flowcore.images.contact_sheet import heat_map
+from ..flowcore.images.contact_sheet import glow, heat_map
 from ..flowcore.tasks import score as scoring
 from ..flowcore.tasks.colorize import memory_required as colorizer_memory
+from ..flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
 from ..flowcore.tasks.model_input import ModelInput, prepare_input
 from ..flowcore.tasks.ranking import By, diversity_map, ranked
 from ..flowcore.tasks.sample import memory_required
+from ..flowcore.tasks.verify import VERIFIED, Verification
 from . import widgets
 from .by_picture import in_image_order, part_for
 from .host.compat import io
@@ -22,10 +25,11 @@ from .host.memory import stop_if_cancelled, to_host_image
 from .host.ui import Notes, Progress, finite, gallery, sample_facts
 from .node import FlowNode
 from .picking import PROVENANCE_LOG, PickingNode
-from .sockets import EncodingModel, HostModel, Image, ModelByPicture, PhotoModel
+from .sockets import EncodingModel, HostModel, Image, ModelByPicture, PhotoModel, TracedModel
 
 BRIGHT = 16  # deviation in 1/255 at full brightness and gain 1; 1 in 1000 pixels exceeds it at temperature 0.8
 PERCENTILES = (2, 98)  # of a map of bits, which become 0 and 1 in its mask
+EDITED = 0.02  # share of a picture that must glow for the text to mention an edit
 UNITS = {"consistency": "dB", "likelihood": "bits per dimension", "consensus": "from the others"}
 
 
@@ -236,3 +240,81 @@ class FlowcoreBestOf(PickingNode):
                 memory = memory_required(model.flow, samples, *size)
             flow = model.load(2 * memory)  # as in `FlowcoreScore`
         return ranked(images, source, by, flow, **self.notes.task_options())
+
+
+class FlowcoreVerify(FlowNode):
+    """Verify that pictures were made by a model from a seed, and show where they were edited since."""
+
+    ALIASES = (
+        "verify, trace, provenance, authenticity, watermark, mark, fingerprint, tampering, edited, which seed, c2pa"
+    )
+    OUTPUTS = (
+        io.Image.Output("map"),
+        io.Mask.Output("mask"),
+        io.Boolean.Output("verified"),
+        io.Float.Output("z", is_output_list=True),
+    )
+
+    def run(
+        self,
+        image: Image,
+        model: TracedModel,
+        seed: Annotated[int, widgets.seed(control=False)],
+        mark: widgets.Text,
+        source: Image | None,
+        width: Annotated[int, widgets.integer(0, 0, 16384, optional=True, advanced=True)],
+        height: Annotated[int, widgets.integer(0, 0, 16384, optional=True, advanced=True)],
+    ) -> Any:
+        # which of two models made it cannot be seen of the enlargement
+        models = [model] if isinstance(model, HostModel) else [model.load(name) for name in (FOR_CLEAN, FOR_DAMAGED)]
+        progress, best, name = Progress(image), None, ""
+        for number, each in enumerate(models):
+            height_at_once, width_at_once = (min(side, 1024) for side in image.shape[-2:])
+            flow = each.load(2 * memory_required(each.flow, 1, height_at_once, width_at_once))
+            found = flowcore.verify(
+                flow,
+                image,
+                seed=seed,
+                mark=mark.strip() or None,
+                source=source,
+                size=(height, width) if height and width else None,
+                **self.notes.task_options(progress.part(number / len(models), 1 / len(models))),
+            )
+            if best is None or float(found.z.min()) > float(best.z.min()):
+                best, name = found, each.name
+            if best.verified.all():
+                break
+        assert best is not None
+        phrase = f'the mark "{mark.strip()}"' if mark.strip() else ""
+        lines = [_verdict(best, k, name, phrase or f"seed {(seed + k) % 2**64}") for k in range(len(image))]
+        facts = [_placed(best, k) for k in range(len(image))]
+        scores = best.z.tolist()
+        return self.output(
+            glow(image.cpu()[:, :3].expand(-1, 3, -1, -1), best.edited),
+            to_host_image(best.edited[:, 0]),
+            bool(best.verified.all()),
+            scores,
+            text=["\n".join(lines), "", *facts],
+            z=finite(scores),
+            verified=best.verified.tolist(),
+            offset=best.offset.tolist(),
+            size=best.size.tolist(),
+            mirrored=best.mirrored.tolist(),
+        )
+
+
+def _verdict(found: Verification, k: int, model: str, origin: str) -> str:
+    """Say of a picture whether it was made by a model from a seed, and how much of it was edited."""
+    if not found.verified[k]:
+        return f"Not made by {model} from {origin}, or changed too much since."
+    share = float((found.edited[k] > 0.5).float().mean())
+    since = f"About {100 * share:.0f} % of it were edited since." if share >= EDITED else "No edit was found."
+    return f"Made by {model} from {origin}. {since}"
+
+
+def _placed(found: Verification, k: int) -> str:
+    (height, width), (top, left) = found.size[k].tolist(), found.offset[k].tolist()
+    place = f"made at {width}x{height}"
+    place += f", cropped from {left}, {top}" if top or left else ""
+    place += ", mirrored" if found.mirrored[k] else ""
+    return f"z {float(found.z[k]):.1f}, where {VERIFIED:g} is needed and chance stays below 4.5; {place}"

@@ -76,6 +76,7 @@ class FlowcoreColorize(ClipNode):
         vivid: Annotated[float, widgets.slider(1.0, 0.0, 2.0, optional=True, advanced=True)],
         starter_memory: Annotated[bool, widgets.switch(default=True, advanced=True)],
         skin: Annotated[bool, widgets.switch(default=True, advanced=True)],
+        mark: widgets.Mark,
     ) -> Any:
         notes, video = self.notes, frames == "video"
         count, _, height, width = image.shape
@@ -103,13 +104,14 @@ class FlowcoreColorize(ClipNode):
                 notes("samples is ignored: a clip is colored once. Other seeds give it other colors.")
             if hints is not None and hints.coverage is not None and hint_steps:
                 notes("hint_steps is ignored: in a clip, strokes and points guide the model but do not spread.")
-            if memory is not None or cast != 1 or vivid != 1:
-                notes("memory, cast and vivid are ignored: they work only if frames is images.")
+            if memory is not None or cast != 1 or vivid != 1 or mark.strip():
+                notes("memory, cast, vivid and mark are ignored: they work only if frames is images.")
             return self.show_frames(flowcore.colorize_video(flow, pixels, carry=carry, **settings), image)
         if carry:
             notes("carry is ignored: it works only if frames is video.")
         settings |= {"memory": memory or ("model" if starter_memory else None), "cast": cast, "vivid": vivid}
         settings |= {"skin": skin}
+        settings["mark"] = mark.strip() or None
         pictures = flowcore.colorize(flow, pixels, samples=samples, hint_steps=hint_steps, **settings)
         return self.show_samples(pictures, seed, samples, image)
 

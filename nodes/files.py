@@ -78,6 +78,7 @@ PICTURES: dict[str, list[str]] = {
     "small film": ["pictures/canyon.jpg"],
     "dark photograph": ["pictures/dark.jpg"],
     "scratched photograph": ["pictures/scratched.jpg"],
+    "edited enlargement": ["pictures/edited.jpg"],
 }
 # Films: the number of frames, their height and width, and the height to which the picture is resized to pan over it.
 FILMS = {"black-and-white film": (16, (192, 336), 192), "small film": (12, (72, 96), 96)}

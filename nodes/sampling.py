@@ -51,6 +51,7 @@ class FlowcoreSample(PickingNode):
         pick: widgets.Pick,
         guidance: Annotated[float, widgets.number(0.0, 0.0, 10.0, 0.1, optional=True)],
         denoise: Annotated[bool, widgets.switch(default=True, advanced=True)],
+        mark: widgets.Mark,
     ) -> Any:
         size = _size(model.flow, width, height)
         numbers = _labels_in_turn(model.flow, labels, samples, self.notes)
@@ -60,10 +61,13 @@ class FlowcoreSample(PickingNode):
             guidance = 0.0
         check_memory(samples, 3 * math.prod(size), "pictures", "Lower samples, width or height.")
         flow = model.load(memory_required(model.flow, samples, *size))
-        options: dict[str, Any] = {"snapped": snap, "guidance": guidance, "denoise": denoise}
+        phrase = mark.strip() or None
+        options: dict[str, Any] = {"snapped": snap, "guidance": guidance, "denoise": denoise, "mark": phrase}
         options |= self.notes.task_options()
         images = sample(flow, samples, size=size, temperature=taus, seed=seed, labels=numbers, **options)
-        levels = sample_latents(flow.latent_shapes(*size), samples, taus, seed)  # as `sample` has drawn them
+        levels = sample_latents(
+            flow.latent_shapes(*size), samples, taus, seed, mark=phrase
+        )  # as `sample` has drawn them
         return self.show_samples(images, seed, samples, None, model.latents(levels, labels=numbers))
 
 

@@ -194,6 +194,7 @@ ColorizeModel = Annotated[HostModel, _model("colorize")]
 BrightenModel = Annotated[HostModel, _model("brighten")]
 RescaleModel = Annotated[HostModel, _model("rescale")]
 PhotoModel = Annotated[HostModel | ModelByPicture, _model("upscale", "colorize", BY_PICTURE)]
+TracedModel = Annotated[HostModel | ModelByPicture, _model("upscale", "colorize", "sample", "rescale", BY_PICTURE)]
 EncodingModel = Annotated[HostModel, _model("sample", "upscale", "rescale")]
 
 

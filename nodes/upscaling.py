@@ -96,6 +96,7 @@ class FlowcoreUpscale(PickingNode):
         guide: Image | None,
         guide_strength: Annotated[float | None, widgets.model_slider(1.0)],
         boldness: Annotated[float | None, widgets.model_slider(1.0)],
+        mark: widgets.Mark,
     ) -> Any:
         per_level = widgets.parse_numbers(temperatures, "temperatures")
         settings = {"temperature": temperature, "calm_edges": calm_edges, "guide_strength": guide_strength}
@@ -135,6 +136,7 @@ class FlowcoreUpscale(PickingNode):
             guide=guide,
             guide_strength=strength,
             store=STORE,
+            mark=mark.strip() or None,
             **options,
             **self.notes.task_options(sources=image),
         )
@@ -380,6 +382,7 @@ class FlowcoreRestore(PickingNode):
         tile: widgets.Tile,
         precision: widgets.Precision,
         pick: widgets.Pick,
+        mark: widgets.Mark,
     ) -> Any:
         model.flow.require("rescale")
         count, _, rows, columns = small.shape
@@ -389,7 +392,7 @@ class FlowcoreRestore(PickingNode):
         flow = load_upscaler(model, rows, columns, tile)
         size = height or rows * scale, width or columns * scale
         options: Any = {"tile": tile, "precision": precision, **self.notes.task_options(sources=small)}
-        options |= {"temperature": temperature, "seed": seed, "samples": samples}
+        options |= {"temperature": temperature, "seed": seed, "samples": samples, "mark": mark.strip() or None}
         pictures = flowcore.restore(flow, small, size=size, **options)
         return self.show_samples(pictures, seed, samples, small)
 

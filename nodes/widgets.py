@@ -97,6 +97,7 @@ CalmEdges = Annotated[float | None, model_slider(1.0, advanced=True)]
 Fit = Annotated[model_input.Fit, choice("resize", "crop", optional=True)]
 Gamut = Annotated[chroma.Gamut, choice("compress", "clip", optional=True, advanced=True)]
 Label = Annotated[int, integer(-1, -1, 9999, optional=True)]
+Mark = Annotated[str, text(optional=True, advanced=True)]  # a phrase; see `flowcore.prior.sample_latents`
 ModelTemperature = Annotated[float | None, temperature(FROM_MODEL)]  # follows the model until it is moved
 Painting = Annotated[str, text(optional=True, socketless=True)]  # see web/js/brush.js
 Pick = Annotated[int, integer(0, 0, MAX_ITEMS, optional=True)]  # of every `PickingNode`

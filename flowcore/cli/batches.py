@@ -30,6 +30,7 @@ from ..errors import FlowError, printable
 from ..images.files import FORMATS, SUFFIXES, Format, check_format, upright_size
 from ..images.opening import IMAGE_SUFFIXES
 from ..model import FlowModel, Task
+from ..prior import mark_seed
 from ..tasks.forecast import NOTEWORTHY, Size, forecast
 from ..tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, upscaler_for_files
 from ..tasks.settings import model_defaults
@@ -95,6 +96,11 @@ def model_run(
 ) -> ModelRun:
     """Describe the work of a model; ``settings`` and ``fields`` are those of the ``Work``."""
     settings = settings | {name: vars(options)[name] for name in ("tile", "precision") if name in options}
+    if getattr(options, "mark", None) is not None:
+        mark_seed(options.mark)  # raises for an empty phrase
+        if settings.get("frames") == "video":
+            raise FlowError("--mark is for pictures, and these are frames of a video. Remove it.")
+        settings = {**settings, "mark": options.mark}
     work = Work(
         command=command,
         model=Path(options.model).name,  # pictures contain it, and leave the machine

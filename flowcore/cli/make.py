@@ -24,6 +24,7 @@ from ..identity import describe, model_sha256
 from ..images import files
 from ..images.color import to_uint8
 from ..model import FlowModel
+from ..prior import mark_seed
 from ..provenance import Provenance
 from ..tasks import duration
 from ..tasks.hints import palette_from, parse_points
@@ -263,6 +264,9 @@ def prepare_sample(options: Namespace) -> Work:
     label = [f"{size[0]}x{size[1]}"] if size != flow.image_size else []
     label += [f"{name}{strength}" for name, strength in styles.items()]
     values: dict[str, Any] = {**shared, "samples": options.samples, "height": size[0], "width": size[1]}
+    if options.mark is not None:
+        mark_seed(options.mark)  # raises for an empty phrase
+        settings["mark"] = values["mark"] = options.mark
     values |= {"styles": ", ".join(options.style), "labels": ", ".join(map(str, numbers))}
     if options.guidance:
         label.append(f"guided{options.guidance:g}")

@@ -108,6 +108,11 @@ def _add_draws(command: ArgumentParser, samples: str, default: int = 1, *, tiles
         number("--tile", default=0, help=f"side of the tiles in {tiles}; 0 chooses by free memory")
 
 
+def _add_mark(command: ArgumentParser) -> None:
+    text = "mix the noise of a secret phrase in, by which verify finds the results without their seed"
+    command.add_argument("--mark", metavar="PHRASE", help=text)
+
+
 def _add_megapixels(command: ArgumentParser) -> None:
     text = "ask before making a result of more than N million pixels; 0: never ask"
     _add_number(command, "--max-megapixels", default=MAX_MEGAPIXELS, metavar="N", help=text)
@@ -137,6 +142,7 @@ def add_upscale(command: ArgumentParser) -> None:
     text = "change the results so that they shrink to their pictures again"
     option("--match-source", action="store_true", help=text)
     _add_draws(command, "enlargements per image", tiles="LR pixels")
+    _add_mark(command)
     _add_megapixels(command)
     _add_precision(command)
     _add_file_format(command)
@@ -176,6 +182,7 @@ def add_restore(command: ArgumentParser) -> None:
     option, number = command.add_argument, partial(_add_number, command)
     number("--temperature", help=f"0 is the mean of all possible pictures {MODEL_DEFAULT}")
     _add_draws(command, "results per image", tiles="pixels of the small picture")
+    _add_mark(command)
     option("--bits", type=int, choices=[8, 16], default=8, help="bits per channel")
     _add_precision(command)
     _add_megapixels(command)
@@ -216,6 +223,7 @@ def add_sample(command: ArgumentParser) -> None:
     _add_generation(command)
     option, number = command.add_argument, partial(_add_number, command)
     _add_draws(command, "images", 8)
+    _add_mark(command)
     number("--temperature", default=0.7, help="0 is calm, 1 has the model's full spread")
     number("--size", nargs="+", metavar="PIXELS", help="side, or height and width")
     option("--labels", nargs="+", help="numbers or names, for models that have them; repeated in turn")
@@ -239,6 +247,7 @@ def add_colorize(command: ArgumentParser) -> None:
     _add_pictures(command, "color-photos", out="an image file (several samples are numbered by seed), or a folder")
     option, number = command.add_argument, partial(_add_number, command)
     _add_draws(command, "colorings")
+    _add_mark(command)
     number("--keep", metavar="N", help="write only the N most plausible samples, best first")
     text = "the most plausible: nearest to the other samples, or of the likeliest palette (default: consensus)"
     option("--by", choices=["consensus", "likelihood"], help=text)
@@ -290,6 +299,24 @@ def add_score(command: ArgumentParser) -> None:
     text = "resize: cover the model's own size, and crop the middle; crop: only crop"
     option("--fit", default="resize", choices=["resize", "crop"], help=text)
     option("--json", type=Path, help="also write the numbers to this file")
+
+
+def add_verify(command: ArgumentParser) -> None:
+    text = "image files, folders (searched at any depth), or quoted patterns: 'photos/**/*.jpg'"
+    command.add_argument("images", nargs="+", metavar="PICTURE", help=text)
+    option, number = command.add_argument, partial(_add_number, command)
+    number("--seed", help="seed to compare with (default: that of the recipe in the file, or its manifest)")
+    option("--mark", metavar="PHRASE", help="look for the mark of this phrase instead")
+    text = f"model that made them: a file, or a shipped model (default: that of the recipe, or {FOR_CLEAN})"
+    option("--model", help=text)
+    _add_set(command)
+    _add_device(command)
+    text = "side, or height and width, of the pictures before they were resized or cropped; crops need it"
+    number("--size", nargs="+", metavar="PIXELS", help=text)
+    option("--source", type=Path, metavar="FILE", help="what they were made from, which tells that size")
+    option("--maps", type=Path, metavar="FOLDER", help="write each picture with what was edited in colors")
+    option("--json", action="store_true", help="write an object per line: input, verified, z, seed, model, size, ...")
+    option("--quiet", action="store_true", help="write nothing but results and errors")
 
 
 def add_eval(command: ArgumentParser) -> None:

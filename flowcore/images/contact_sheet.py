@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..errors import ShapeError
-from .color import to_uint8
+from .color import luma, to_uint8
 from .resize import resize
 
 MAX_SIDE = 8192  # pixels of the sheet; larger images are shrunk
@@ -77,3 +77,9 @@ def heat_map(maps: Tensor) -> Tensor:
     places = np.linspace(0, 1, len(COLORS))
     channels = [np.interp(maps.cpu().numpy(), places, channel) for channel in zip(*COLORS, strict=True)]
     return torch.from_numpy(np.stack(channels, 1)).float() / 255
+
+
+def glow(pictures: Tensor, maps: Tensor) -> Tensor:
+    """Show where maps ``(B, 1, H, W)`` in [0, 1] are high, in colors over dimmed gray pictures ``(B, 3, H, W)``."""
+    dim = 0.6 * luma(pictures).expand(-1, 3, -1, -1)
+    return torch.lerp(dim, heat_map(maps[:, 0]).to(dim), maps.to(dim).sqrt())

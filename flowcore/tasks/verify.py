@@ -34,8 +34,8 @@ from .upscale import HALO, MAX_SIDE
 VERIFIED = 6.0  # z from which on a picture counts as verified; by chance one in a billion is beyond
 CLAMP = 4.0  # largest latent that counts: JPEG and other pictures have outliers
 TILE = 1024  # pixels, side of the tiles in which a large picture is encoded
-WINDOW = 160  # pixels, side of the middle part by which sizes are tried
-PROMISING, SURE = 2.0, 8.0  # z of that part: below, no size is right, and above, no other one is tried
+PART = 96  # pixels, side of the four parts by which sizes are tried
+PROMISING, SURE = 2.0, 8.0  # z of those parts: below, no size is right, and above, no other one is tried
 CROP = 512  # pixels of a cropped picture by which its place is found
 SMALLEST_CROP = 128  # pixels of its shorter side
 MAX_SIZES, MAX_MIRRORED = 24, 6  # how many sizes are tried, and of mirrored pictures
@@ -48,7 +48,8 @@ SIDES = (
 )
 SMALLEST_RATIO, LARGEST_RATIO = 0.4, 2.0  # of a resized picture; smaller ones have lost too much
 SMOOTH = 9, 65  # positions of the finest latents: smallest and largest window of the map of agreement
-EVIDENCE = 4.0  # z of a window of that map where the picture is unchanged
+USUAL = 0.6  # share of the expected agreement below which a place counts as edited
+EVIDENCE = 5.0  # z of a window of that map where the picture is unchanged
 
 REFUSED = {
     "labels": "A picture of a model with labels is verified by `score` and `encode` with its label only.",
@@ -67,6 +68,8 @@ class Verification:
         verified: Whether z is at least 6, ``(B,)``, bool.
         agreement: Correlation of latents and noise near every pixel, ``(B, 1, H, W)`` in [-1, 1]: near 0 where a
             picture was edited. It is the more blurred, the weaker the agreement is.
+        edited: How far agreement is below what is usual for such detail in the picture, ``(B, 1, H, W)`` in [0, 1]: 1
+            where a picture was edited, 0 where nothing speaks for that; 1 all over pictures that are not verified.
         offset: Row and column of the picture's first pixel in the picture as it was made, ``(B, 2)``; 0 unless it is a
             crop.
         size: Height and width of the picture as it was made, ``(B, 2)``.
@@ -76,6 +79,7 @@ class Verification:
     z: Tensor
     verified: Tensor
     agreement: Tensor
+    edited: Tensor
     offset: Tensor
     size: Tensor
     mirrored: Tensor
@@ -157,6 +161,7 @@ def verify(
             z=z,
             verified=z >= VERIFIED,
             agreement=torch.cat([result.agreement for result in results]),
+            edited=torch.cat([result.edited if result.z >= VERIFIED else 1 + 0 * result.edited for result in results]),
             offset=torch.tensor([result.place.crop or (0, 0) for result in results]),
             size=torch.tensor([result.place.size for result in results]),
             mirrored=torch.tensor([result.place.mirrored for result in results]),
@@ -176,6 +181,7 @@ class _Place(NamedTuple):
 class _Match(NamedTuple):
     z: float
     agreement: Tensor  # (1, 1, H, W)
+    edited: Tensor  # likewise
     place: _Place
 
 
@@ -220,12 +226,18 @@ class _Examination:
         """Compare all of the picture with the noise."""
         height, width = self._picture.shape[-2:]
         margin = tuple(-start % self._multiple for start in place.crop or (0, 0))  # before the grid of the latents
-        latents, covered = self._encode(self._placed(place)[..., margin[0] :, margin[1] :])
+        x = self._placed(place)[..., margin[0] :, margin[1] :]
+        latents, covered = self._encode(x)
         pairs = self._paired(latents, place, *(a + b for a, b in zip(place.crop or (0, 0), margin, strict=True)))
-        local = agreement_map(pairs)[..., : covered[0], : covered[1]]
-        local = resize_bilinear(local, (height - margin[0], width - margin[1]))
-        local = F.pad(local, (margin[1], 0, margin[0], 0), mode="replicate").clamp(-1, 1)
-        return _Match(statistic(pairs), local.flip(-1) if place.mirrored else local, place)
+        local = local_statistics(pairs)
+        agreement, rms = (plane[..., : covered[0], : covered[1]] for plane in (local.agreement, local.rms))
+        detail = F.interpolate((x - blur(x, SMOOTH[0])).square().mean(1, keepdim=True), covered, mode="area")
+        edited = edited_map(local._replace(agreement=agreement, rms=rms), blur(detail, local.window))
+        maps = torch.cat([agreement, edited], 1)
+        maps = resize_bilinear(maps, (height - margin[0], width - margin[1]))
+        maps = F.pad(maps, (margin[1], 0, margin[0], 0), mode="replicate").clamp(-1, 1)
+        maps = maps.flip(-1) if place.mirrored else maps
+        return _Match(statistic(pairs), maps[:, :1], maps[:, 1:], place)
 
     def _placed(self, place: _Place) -> Tensor:
         """Give the picture the size and orientation in which it was made."""
@@ -287,7 +299,7 @@ class _Examination:
     # --- other places -------------------------------------------------------------------------------------------------
 
     def _other_size(self) -> _Place | None:
-        """Try other sizes and mirrored pictures by the middle of the picture, and return the best place."""
+        """Try other sizes and mirrored pictures by parts of the picture, and return the best place."""
         sizes = [self._known] if self._known else list(self._usual_sizes())[:MAX_SIZES]
         best, highest = None, -math.inf
         sizes = [self._first.size] if self._colors else sizes
@@ -295,20 +307,26 @@ class _Examination:
         for place in (place for place in places if place != self._first):
             self._run.check_cancelled()
             self._tries += 1
-            z = self._middle(place)
+            z = self._parts(place)
             if z > highest:
                 best, highest = place, z
             if z > SURE:
                 break
         return best if highest > PROMISING else None
 
-    def _middle(self, place: _Place) -> float:
-        x = self._placed(place)
+    def _parts(self, place: _Place) -> float:
+        """Compare a part of every quarter of the picture: one of them may have been edited."""
+        x, m = self._placed(place), self._multiple
         if self._colors or self._flow.fixed_size:
             return statistic(self._paired(self._encode(x)[0], place, 0, 0))
-        top, left = (max(0, side - WINDOW) // 2 // self._multiple * self._multiple for side in x.shape[-2:])
-        latents, _ = self._encode(x[..., top : top + WINDOW, left : left + WINDOW])
-        return statistic(self._paired(latents, place, top, left))
+        corners = product(*((side // 4 - PART // 2, 3 * side // 4 - PART // 2) for side in x.shape[-2:]))
+        corners = dict.fromkeys((max(0, top) // m * m, max(0, left) // m * m) for top, left in corners)
+        parts = [
+            self._paired(self._encode(x[..., top : top + PART, left : left + PART])[0], place, top, left)
+            for top, left in corners
+        ]
+        scores = [statistic(pairs) for pairs in parts]
+        return sum(scores) / math.sqrt(len(scores))
 
     def _usual_sizes(self) -> Iterator[tuple[int, int]]:
         """List sizes that the picture may have been made in, the commonest first, the present one included."""
@@ -366,24 +384,57 @@ def allow_for(z: float, tries: int) -> float:
     return z if tries == 1 else math.sqrt(max(0.0, z * abs(z) - 2 * math.log(tries)))
 
 
-def agreement_map(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Correlate latents and noise around every position of the finest latents: ``(1, 1, h, w)``."""
+class _Local(NamedTuple):
+    """Statistics around every position of the finest latents, each ``(1, 1, h, w)``."""
+
+    agreement: Tensor  # correlation of latents and noise
+    rms: Tensor  # of the latents
+    window: int  # positions, side
+    deviation: float  # of the agreement, by chance
+
+
+def local_statistics(pairs: Sequence[tuple[Tensor, Tensor]]) -> _Local:
+    """Compare latents with noise around every position of the finest latents."""
     finest = pairs[0][0].shape[-2:]
-    sums = torch.zeros(1, 3, *finest)  # of z n, z^2 and n^2 per finest position
-    values = 0.0
+    sums, values = torch.zeros(1, 3, *finest), 0.0  # of z n, z^2 and n^2 per finest position; and their number there
     for z, n in pairs:
-        cells = torch.cat(
-            [(z * n).sum(1, keepdim=True), z.square().sum(1, keepdim=True), n.square().sum(1, keepdim=True)], 1
-        )
+        cells = torch.stack([(z * n).sum(1), z.square().sum(1), n.square().sum(1)], 1)
         share = math.prod(z.shape[-2:]) / math.prod(finest)
         sums += share * F.interpolate(cells, finest, mode="nearest")
         values += share * z.shape[1]
     overall = sums.sum((0, 2, 3))
     correlation = float(overall[0] / (overall[1] * overall[2]).sqrt().clamp_min(1e-6))
-    window = EVIDENCE / (max(correlation, 1e-3) * math.sqrt(values))  # positions, so that z is about EVIDENCE there
-    window = 2 * round(min(max(window, SMOOTH[0]), SMOOTH[1], *finest) / 2) + 1
+    side = EVIDENCE / (max(correlation, 1e-3) * math.sqrt(values))  # so that z is about EVIDENCE within
+    window = 2 * round(min(max(side, SMOOTH[0]), SMOOTH[1], *finest) / 2) + 1
     products, powers, noise = blur(sums, window).split(1, 1)
-    return products / (powers * noise).sqrt().clamp_min(1e-6)
+    agreement = products / (powers * noise).sqrt().clamp_min(1e-6)
+    return _Local(agreement, (powers / values).sqrt(), window, 1 / math.sqrt(values * window**2))
+
+
+def edited_map(local: _Local, detail: Tensor) -> Tensor:
+    """Compute how far agreement is below what the picture's detail lets expect there, ``(1, 1, h, w)`` in [0, 1].
+
+    JPEG and resizing weaken it where there is little ``detail`` ``(1, 1, h, w)``, or latents are unusually small or
+    large. So the expectation is a quadratic polynomial in both, fitted to the picture itself, robustly. 0 where even
+    that is not above chance.
+    """
+    planes = [_standardized(plane) for plane in (local.rms, detail.clamp_min(1e-9).log())]
+    one, (a, b) = torch.ones(local.agreement.numel(), dtype=torch.float64), planes
+    terms = torch.stack([one, a, b, a * a, b * b, a * b], 1)
+    values = local.agreement.flatten().double()
+    weights, expected = one, values
+    for _ in range(4):  # iteratively reweighted least squares, with Cauchy's weights
+        rows = weights.sqrt()[:, None]
+        expected = (terms @ torch.linalg.lstsq(terms * rows, values[:, None] * rows).solution)[:, 0]
+        errors = values - expected
+        weights = 1 / (1 + (errors / (3 * errors.abs().median()).clamp_min(1e-6)).square())
+    fallen = ((USUAL - values / expected.clamp_min(1e-6)) / USUAL).clamp(0, 1)
+    return torch.where(expected > 3 * local.deviation, fallen, 0.0).view_as(local.agreement).float()
+
+
+def _standardized(plane: Tensor) -> Tensor:
+    flat = plane.flatten().double()
+    return (flat - flat.mean()) / flat.std().clamp_min(1e-6)
 
 
 def cross_correlation(z: Tensor, n: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ from flowcore.errors import FlowError
 from flowcore.images import color, files
 from flowcore.prior import MARK, mark_seed, sample_latents
 from flowcore.tasks import verify as module
-from flowcore.tasks.verify import agreement_map, allow_for, statistic, verify
+from flowcore.tasks.verify import allow_for, local_statistics, statistic, verify
 
 PHOTO = Path(__file__).resolve().parents[2] / "workflows" / "photo.png"
+LIVELY = {"temperature": 1.2, "calm_edges": 0.5, "guide_strength": 0.5}
 RANDOM = 4.5  # z that no other seed or picture reaches
 
 
@@ -33,7 +34,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def large(flow, small):
-    return flowcore.upscale(flow, small, seed=11)  # 192x224
+    return flowcore.upscale(flow, small, seed=11, **LIVELY)  # 192x224
 
 
 def saved(image, size=None, quality=None):
@@ -83,13 +84,19 @@ def test_the_place_of_a_mirrored_crop_is_found(flow, large):
 
 
 def test_the_map_is_dark_where_another_seed_was_pasted(flow, small, large):
-    edited, other = large.clone(), flowcore.upscale(flow, small, seed=99)
+    edited, other = large.clone(), flowcore.upscale(flow, small, seed=99, **LIVELY)
     edited[..., 64:144, 100:180] = other[..., 64:144, 100:180]
-    agreement = verify(flow, saved(edited, quality=90), seed=11).agreement
+    result = verify(flow, saved(edited, quality=90), seed=11)
+    agreement = result.agreement
     outside = torch.ones_like(agreement, dtype=torch.bool)
     outside[..., 44:164, 80:200] = False
     elsewhere = agreement[outside]
     assert float(agreement[..., 84:124, 120:160].mean()) < float(elsewhere.mean() - 2 * elsewhere.std())
+    assert float(result.edited[..., 84:124, 120:160].mean()) > 0.4
+    assert float(result.edited[outside].mean()) < 0.05
+    shrunk = verify(flow, saved(edited, (144, 168), quality=90), seed=11)  # whose size is found beside the edit
+    assert shrunk.verified.all()
+    assert float(shrunk.edited[..., 68:88, 95:115].mean()) > 0.4
 
 
 def test_samples_are_drawn_with_consecutive_seeds_and_tiles_change_nothing(flow, small, monkeypatch):
@@ -164,7 +171,7 @@ def test_what_was_found_among_many_counts_for_less():
 def test_agreement_is_the_correlation_of_latents_and_noise():
     noise = [torch.randn(1, 12, 32, 32), torch.randn(1, 48, 16, 16)]
     pairs = [(0.8 * n + 0.6 * torch.randn_like(n), n) for n in noise]
-    assert float(agreement_map(pairs).mean()) == pytest.approx(0.8, abs=0.05)
+    assert float(local_statistics(pairs).agreement.mean()) == pytest.approx(0.8, abs=0.05)
 
 
 def test_what_cannot_be_verified_is_refused(flow, large):

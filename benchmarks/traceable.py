@@ -1,0 +1,179 @@
+"""How surely pictures are traced to their seed or mark (``flowcore.verify``), by damage, model and size of the picture.
+
+    python -m benchmarks.traceable FOLDER [FOLDER ...] [--models srflow-x4] [--side 320] [--limit 8]
+
+draws a picture from the middle of each image of the folders: an enlargement of the middle shrunk, a coloring, a
+restored picture, or a sample; damages it, and prints z, the smallest and the mean. The last rows are other seeds,
+other pictures and other phrases, of which the largest |z| is printed.
+
+    python -m benchmarks.traceable FOLDER --pairs 1000 [--side 192]
+
+compares each of up to 100 images with seeds that have nothing to do with it, and counts.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from torch import Tensor
+
+import flowcore
+from flowcore import FlowModel
+from flowcore.evaluation.image_set import list_images, read_cropped
+from flowcore.images.color import as_stored, luma
+from flowcore.images.resize import resize, shrink
+
+from .measure import arguments, as_image, markdown, middle, say
+from .upscalers import Change, add_noise, compress
+
+SEED, OTHER, PHRASE = 5, 1000, "a phrase of the benchmark"
+
+
+def resized(image: Tensor, ratio: float, then: Change = as_stored) -> Tensor:
+    """Resize by Pillow's Lanczos, as another program may."""
+    height, width = (round(side * ratio) for side in image.shape[-2:])
+    smaller = as_image(image[0]).resize((width, height), Image.Resampling.LANCZOS)
+    return then(_pixels(smaller))
+
+
+def back(image: Tensor, ratio: float) -> Tensor:
+    """Resize, and back to the size before."""
+    return as_stored(resize(resized(image, ratio), *image.shape[-2:]).clamp(0, 1))
+
+
+def blurred(image: Tensor) -> Tensor:
+    """Blur by a Gaussian, as another program may."""
+    return _pixels(as_image(image[0]).filter(ImageFilter.GaussianBlur(1)))
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
+
+
+DAMAGES: dict[str, Change] = {
+    "8 bits": as_stored,
+    "JPEG 95 4:4:4": partial(compress, quality=95, subsampling="4:4:4"),
+    "JPEG 85 4:2:0": partial(compress, quality=85),
+    "JPEG 75 4:2:0": partial(compress, quality=75),
+    "JPEG 60 4:2:0": partial(compress, quality=60),
+    "WebP 80": partial(compress, quality=80, format="WEBP"),
+    "3/4 and back": partial(back, ratio=0.75),
+    "half and back": partial(back, ratio=0.5),
+    "3/4, JPEG 80": partial(resized, ratio=0.75, then=partial(compress, quality=80)),
+    "half, JPEG 90": partial(resized, ratio=0.5, then=partial(compress, quality=90)),
+    "blur of 1 pixel": blurred,
+    "noise of 8/255": add_noise,
+    "brighter by 10 %": lambda x: as_stored(x * 1.1),
+    "mirrored, JPEG 85": lambda x: compress(x.flip(-1), 85),
+}
+
+
+def draw(flow: FlowModel, hr: Tensor, **options: object) -> Tensor:
+    """Make a picture of an image ``(1, 3, H, W)``, with the seed ``SEED``; samples have nothing of it but the size."""
+    able = flow.capabilities.tasks
+    if "upscale" in able:
+        return flowcore.upscale(flow, as_stored(shrink(hr, flow.condition_scale)), seed=SEED, **options)
+    if "colorize" in able:
+        return flowcore.colorize(flow, luma(hr), seed=SEED, **options)
+    if "rescale" in able:
+        return flowcore.restore(flow, flowcore.shrink(flow, hr), temperature=0.5, seed=SEED, **options)
+    height, width = flow.image_size or hr.shape[-2:]
+    return flowcore.sample(flow, 1, size=(height, width), seed=SEED, snapped=True, **options)
+
+
+OLD = {"temperature": 0.8, "calm_edges": 0.0, "guide_strength": 0.0}, {"temperature": 0.8, "guide_strength": 0.6}
+
+
+def measure(flow: FlowModel, images: list[Tensor]) -> dict[str, list[float]]:
+    """Measure z by row of the table, of every image."""
+    rows: dict[str, list[float]] = {}
+
+    def add(name: str, pictures: Tensor, **options: object) -> None:
+        options = {"seed": SEED, **options}
+        rows.setdefault(name, []).append(float(flowcore.verify(flow, pictures, **options).z))
+
+    for number, hr in enumerate(images):
+        made, marked = draw(flow, hr), draw(flow, hr, mark=PHRASE)
+        size = (made.shape[-2], made.shape[-1])
+        for name, damage in DAMAGES.items():
+            add(name, damage(made), size=size if "half" in name or "3/4" in name else None)
+        add("3/4, JPEG 80, size not given", DAMAGES["3/4, JPEG 80"](made))
+        if "upscale" in flow.capabilities.tasks:
+            for settings in OLD:
+                named = ", ".join(f"{key} {value}" for key, value in settings.items())
+                add(f"{named}; JPEG 85", compress(draw(flow, hr, **settings), 85))
+            add("Match Source, JPEG 85", compress(draw(flow, hr, match_source=True), 85))
+        if flow.capabilities.source != "luma" and min(size) >= 224:
+            for side in (128, 192):
+                part = made[..., 21 : 21 + side, 35 : 35 + side]
+                add(f"crop of {side}, 8 bits", as_stored(part), size=size)
+                add(f"crop of {side}, JPEG 85", compress(part, 85), size=size)
+        for name in ("8 bits", "JPEG 85 4:2:0", "JPEG 75 4:2:0", "half and back"):
+            add(f"mark alone, {name}", DAMAGES[name](marked), mark=PHRASE, size=size)
+        add("other seed", as_stored(made), seed=OTHER + number, search=False)
+        add("other picture", as_stored(middle(hr, max(size))), search=False, size=size)
+        add("other phrase", as_stored(marked), mark=f"another {number}", search=False)
+        add("no mark", as_stored(made), mark=PHRASE, search=False)
+        say(f"image {number + 1} of {len(images)}")
+    return rows
+
+
+def table(results: dict[str, dict[str, list[float]]]) -> str:
+    """Write z by damage and model: the smallest and the mean; of others the largest |z|."""
+    lines: list[list[str]] = []
+    for row in dict.fromkeys(row for result in results.values() for row in result):
+        cells = [row]
+        for result in results.values():
+            z = result.get(row, [])
+            if row.startswith(("other", "no mark")):
+                cells.append(f"|z| up to {max(map(abs, z)):.1f}" if z else "")
+            else:
+                cells.append(f"{min(z):.1f}, {sum(z) / len(z):.1f}" if z else "")
+        lines.append(cells)
+    return markdown(["smallest and mean z", *results], lines)
+
+
+def false_alarms(flow: FlowModel, images: list[Tensor], pairs: int) -> str:
+    """Compare images, as they are and enlarged by the model, with seeds that they were not made from."""
+    values: list[float] = []
+    pictures = [as_stored(picture) for hr in images for picture in (hr, draw(flow, hr))]
+    for number in range(pairs):
+        result = flowcore.verify(flow, pictures[number % len(pictures)], seed=OTHER + number, search=False)
+        values.append(float(result.z))
+        if number % 50 == 49:
+            say(f"{number + 1} of {pairs}: |z| up to {max(map(abs, values)):.2f}")
+    z = torch.tensor(values)
+    return (
+        f"{len(values)} pairs: |z| up to {float(z.abs().max()):.2f}, mean {float(z.mean()):.3f}, deviation "
+        f"{float(z.std()):.3f}; {int((z > 3).sum())} above 3, {int((z > 4.5).sum())} above 4.5"
+    )
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = arguments(__doc__, "traceable")
+    option = parser.add_argument
+    option("folders", type=Path, nargs="+", metavar="FOLDER")
+    option("--models", nargs="+", default=["srflow-x4"], metavar="MODEL")
+    option("--side", type=int, default=320, help="of the pictures, default 320")
+    option("--limit", type=int, default=8, help="most images, default 8")
+    option("--pairs", type=int, default=0, help="count false alarms among so many pairs instead")
+    options = parser.parse_args()
+    limit = min(100, options.pairs) if options.pairs else options.limit
+    files = list_images(options.folders, limit=limit)
+    images = [middle(read_cropped(file, 16), options.side) for file in files]
+    if options.pairs:
+        for name in options.models:
+            sys.stdout.write(f"{name}: {false_alarms(flowcore.load(name), images, options.pairs)}\n")
+        return
+    results: dict[str, dict[str, list[float]]] = {}
+    for name in options.models:
+        results[name] = measure(flowcore.load(name), images)
+    sys.stdout.write(table(results) + "\n")
+
+
+if __name__ == "__main__":
+    main()

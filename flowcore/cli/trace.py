@@ -1,0 +1,147 @@
+"""The command verify: which pictures were made by a model from a seed, or bear a mark."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from argparse import Namespace
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from tqdm import tqdm
+
+from .. import load, provenance
+from ..batch import folders, tables
+from ..checkpoints.writing import write_atomic
+from ..device import keep_freed_memory
+from ..errors import FlowError, printable
+from ..identity import model_sha256
+from ..images import files
+from ..images.color import to_uint8
+from ..images.contact_sheet import glow
+from ..model import FlowModel
+from ..tasks.image_batch import ImageBatch
+from ..tasks.model_choice import FOR_CLEAN
+from ..tasks.verify import COLD, verify
+from .options import parse_assignments
+from .output import ProgressBar, log, to_json
+
+TRACED = ("FlowcoreUpscale", "FlowcoreColorize", "FlowcoreSample", "FlowcoreRestore")
+
+
+class _Recipe(NamedTuple):
+    """What is known of how a picture was made; empty for nothing."""
+
+    seed: int | None = None
+    model: str | None = None
+    sha256: str = ""
+    source: tuple[int, int] | None = None  # height and width of what it was made from
+    temperature: float = 1.0
+
+
+def run_verify(options: Namespace) -> None:
+    keep_freed_memory()
+    original = None if options.source is None else files.read(files.read_bytes(options.source), "the source").pixels
+    jobs = [folders.Job(picture.path) for picture in folders.find(options.images, options.maps, log)]
+    bar, verified = ProgressBar([job.source for job in jobs]), 0
+    for job in jobs:
+        row: dict[str, Any] = {"input": printable(str(job.source)), "verified": None, "notes": []}
+        started, result = time.monotonic(), None
+        try:
+            pixels = files.read(files.read_bytes(job.source), job.source.name).pixels
+            recipe = _read_recipe(job.source, pixels)
+            seed = _seed(options, recipe)
+            row["model"] = options.model or recipe.model or FOR_CLEAN
+            row |= {"seed": seed} if options.mark is None else {"mark": options.mark}
+            flow = _load(row["model"], options.device, tuple(options.set))
+            _check_model(options, recipe, flow)
+            found = verify(
+                flow,
+                pixels,
+                seed=seed,
+                mark=options.mark,
+                source=original,
+                size=tuple((options.size * 2)[:2]) if options.size else _size(recipe, flow),
+                progress=bar.start(job.source),
+                notify=row["notes"].append,
+            )
+            row |= {name: getattr(found, name)[0].tolist() for name in ("verified", "offset", "size", "mirrored")}
+            row["z"] = round(float(found.z[0]), 2)
+            verified += row["verified"]
+            if options.maps is not None:
+                shown = glow(ImageBatch(pixels).rgb, found.edited)
+                row["map"] = str(options.maps / f"{job.source.stem}_edited.png")
+                write_atomic(Path(row["map"]), files.encode(shown[0]))
+            result = folders.Outputs([], time.monotonic() - started)
+        except (FlowError, OSError) as error:
+            result, row["error"] = error, str(error)
+        tqdm.write(to_json(row) if options.json else _line(row), file=sys.stdout)
+        sys.stdout.flush()
+        bar.finish(job, result)
+    bar.close()  # raises an error that lists those that could not be read
+    if verified < len(jobs):
+        raise FlowError(f"{len(jobs) - verified} of {len(jobs)} pictures are not verified.")
+
+
+@cache
+def _load(model: str, device: str, assignments: tuple[str, ...]) -> FlowModel:
+    return load(model, device, **parse_assignments(assignments))
+
+
+def _line(row: dict[str, Any]) -> str:
+    """Say what was found of a picture: a word, z, and its name."""
+    state = {None: "unknown     ", True: "verified    ", False: "not verified"}[row["verified"]]
+    return f"{state} {row['z']:8.1f}  {row['input']}" if "z" in row else f"{state}           {row['input']}"
+
+
+def _read_recipe(path: Path, pixels: Tensor) -> _Recipe:
+    """Read what made a picture from its own PNG or EXR file, or from the manifest of a batch beside it."""
+    with suppress(provenance.ProvenanceError):
+        entries = [entry for entry in provenance.read(path) if entry.node in TRACED]
+        if entries:
+            mark = provenance.picture_fingerprint(to_uint8(pixels[0]))
+            entry = provenance.select(entries, mark)
+            # a node's images are (B, H, W, C), those of a command (B, C, H, W)
+            shape = entry.sources.get("image", {}).get("shape", ())
+            sides = shape[2:] if entry.node_id == "command" else shape[1:3]
+            source = (int(sides[0]), int(sides[1])) if len(shape) == 4 else None
+            return _Recipe(entry.seed_of(mark), entry.model, entry.model_sha256, source, entry.temperature)
+    manifest = path.with_name(tables.NAME)
+    with suppress(OSError), manifest.open(newline="", encoding="utf-8", errors="replace") as file:
+        for row in csv.DictReader(file):
+            if Path(row.get("output") or "").name == path.name and (row.get("seed") or "").isdecimal():
+                return _Recipe(int(row["seed"]), row.get("model"), row.get("model_sha256") or "")
+    return _Recipe()
+
+
+def _seed(options: Namespace, recipe: _Recipe) -> int:
+    """Return the seed of a picture: what was given, else that of the recipe; any for a mark."""
+    if options.mark is not None:
+        return 0
+    if options.seed is not None:
+        return options.seed
+    if recipe.seed is None:
+        raise FlowError(f"recipe missing: give --seed, and --model unless it is {FOR_CLEAN}.")
+    if recipe.temperature == 0:
+        raise FlowError(COLD)
+    return recipe.seed
+
+
+def _check_model(options: Namespace, recipe: _Recipe, flow: FlowModel) -> None:
+    if options.model is None and recipe.sha256 and model_sha256(flow) != recipe.sha256:
+        raise FlowError(
+            f"The picture was made with another {recipe.model}: expected sha {recipe.sha256[:12]}; the one that is "
+            f"here has sha {model_sha256(flow)[:12]}. Give the model that made it with --model."
+        )
+
+
+def _size(recipe: _Recipe, flow: FlowModel) -> tuple[int, int] | None:
+    """Compute the size that a picture had when the model made it, if the recipe states that of its source."""
+    if recipe.source is None:
+        return None
+    height, width = recipe.source
+    return height * flow.condition_scale, width * flow.condition_scale

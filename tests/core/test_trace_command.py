@@ -1,0 +1,78 @@
+"""The command verify: seeds from recipes and from options, folders, exit codes and maps."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from .commands import photograph, pixels, run
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a sample of glow-photos, as PNG with a recipe, and as JPEG without; and its manifest's JPEG."""
+    folder = tmp_path_factory.mktemp("made")
+    assert run("sample", "--samples", 2, "--seed", 5, "--size", 64, "--out", folder / "png") == 0
+    first = sorted((folder / "png").glob("*.png"))[0]
+    with Image.open(first) as opened:
+        opened.convert("RGB").save(folder / "stripped.jpg", quality=97)
+    return folder
+
+
+def rows_of(capsys):
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_recipes_tell_model_and_seed(made, capsys):
+    assert run("verify", made / "png", "--json") == 0
+    rows = rows_of(capsys)
+    assert [(row["verified"], row["seed"], row["model"]) for row in rows] == [
+        (True, 5, "glow-photos"),
+        (True, 6, "glow-photos"),
+    ]
+    assert run("verify", made / "png", "--seed", 9) == 1  # what is given counts
+    assert "not verified" in capsys.readouterr().out
+
+
+def test_without_a_recipe_the_seed_must_be_given(made, tmp_path, capsys):
+    stripped = made / "stripped.jpg"
+    assert run("verify", stripped) == 1
+    assert "recipe missing: give --seed" in capsys.readouterr().err
+    assert run("verify", stripped, "--seed", 5, "--model", "glow-photos", "--maps", tmp_path) == 0
+    assert capsys.readouterr().out.startswith("verified")
+    assert pixels(tmp_path / "stripped_edited.png").shape == (3, 64, 64)
+
+
+def test_the_manifest_of_a_batch_is_a_recipe(made, tmp_path, capsys):
+    with Image.open(made / "stripped.jpg") as opened:
+        opened.save(tmp_path / "picture.jpg", quality=97)
+    row = "photo.jpg,elsewhere/picture.jpg,5,{},{},1.0,\n"
+    (tmp_path / "manifest.csv").write_text(
+        "input,output,seed,model,model_sha256,seconds,note\n" + row.format("glow-photos", "")
+    )
+    assert run("verify", tmp_path / "picture.jpg") == 0
+    (tmp_path / "manifest.csv").write_text(
+        "input,output,seed,model,model_sha256,seconds,note\n" + row.format("glow-photos", "0" * 64)
+    )
+    assert run("verify", tmp_path / "picture.jpg") == 1
+    assert "made with another glow-photos: expected sha 000000000000" in capsys.readouterr().err
+
+
+def test_a_picture_of_another_origin_is_not_verified_and_a_damaged_one_is_reported(tmp_path, capsys):
+    photograph(tmp_path / "photo.png", (64, 64))
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    assert run("verify", tmp_path, "--seed", 1, "--model", "glow-photos") == 3
+    told = capsys.readouterr()
+    assert "not verified" in told.out
+    assert "broken.png" in told.err
+    assert run("verify", tmp_path / "photo.png", "--seed", 1, "--model", "glow-photos") == 1
+
+
+def test_a_mark_is_drawn_and_found_and_its_phrase_is_nowhere_in_the_file(tmp_path, capsys):
+    words = ["sample", "--samples", 1, "--seed", 5, "--size", 96, "--mark", "my secret words"]
+    assert run(*words, "--out", tmp_path / "marked") == 0
+    capsys.readouterr()
+    assert run("verify", tmp_path / "marked", "--mark", "My secret words", "--model", "glow-photos", "--json") == 0
+    assert rows_of(capsys)[0]["mark"] == "My secret words"
+    assert run("verify", tmp_path / "marked", "--mark", "my other words", "--model", "glow-photos") == 1
+    assert all(b"secret" not in file.read_bytes() for file in (tmp_path / "marked").iterdir())
