@@ -9,25 +9,40 @@ other pictures and other phrases, of which the largest |z| is printed.
     python -m benchmarks.traceable FOLDER --pairs 1000 [--side 192]
 
 compares each of up to 100 images with seeds that have nothing to do with it, and counts.
+
+    python -m benchmarks.traceable FOLDER --calibrate 300 [--side 128]
+
+measures the band of ``flowcore.audit`` on as many crops of held-out photographs: the quantile from every second one,
+and its coverage of each of the others.
+
+    python -m benchmarks.traceable FOLDER --audit WHEEL [--side 320]
+
+enlarges images by RealESRGAN x4plus and tells how well invention finds the fifth of their 8x8 blocks that is most
+wrong (area under the ROC curve).
 """
 
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from torch import Tensor
 
 import flowcore
 from flowcore import FlowModel
 from flowcore.evaluation.image_set import list_images, read_cropped
+from flowcore.identity import DIGITS, model_sha256
 from flowcore.images.color import as_stored, luma
-from flowcore.images.resize import resize, shrink
+from flowcore.images.resize import enlarge, resize, shrink
+from flowcore.tasks.audit import COVERAGE, expected
+from flowcore.training.recipe import held_out_names
 
-from .measure import arguments, as_image, markdown, middle, say
-from .upscalers import Change, add_noise, compress
+from .measure import arguments, as_image, markdown, means, middle, say
+from .upscalers import Change, add_noise, compress, read_wheel
 
 SEED, OTHER, PHRASE = 5, 1000, "a phrase of the benchmark"
 
@@ -71,7 +86,7 @@ DAMAGES: dict[str, Change] = {
 }
 
 
-def draw(flow: FlowModel, hr: Tensor, **options: object) -> Tensor:
+def draw(flow: FlowModel, hr: Tensor, **options: Any) -> Tensor:
     """Make a picture of an image ``(1, 3, H, W)``, with the seed ``SEED``; samples have nothing of it but the size."""
     able = flow.capabilities.tasks
     if "upscale" in able:
@@ -91,7 +106,7 @@ def measure(flow: FlowModel, images: list[Tensor]) -> dict[str, list[float]]:
     """Measure z by row of the table, of every image."""
     rows: dict[str, list[float]] = {}
 
-    def add(name: str, pictures: Tensor, **options: object) -> None:
+    def add(name: str, pictures: Tensor, **options: Any) -> None:
         options = {"seed": SEED, **options}
         rows.setdefault(name, []).append(float(flowcore.verify(flow, pictures, **options).z))
 
@@ -152,6 +167,58 @@ def false_alarms(flow: FlowModel, images: list[Tensor], pairs: int) -> str:
     )
 
 
+def calibrate(flow: FlowModel, files: list[Path], crops: int, side: int) -> str:
+    """Measure the quantile of errors in deviations on half of the crops, and its coverage on the others."""
+    generator, ratios = torch.Generator().manual_seed(0), list[Tensor]()
+    for number in range(crops):
+        image = read_cropped(files[number % len(files)], 1)
+        top, left = (int(torch.randint(max(1, n - side), (), generator=generator)) for n in image.shape[-2:])
+        hr = image[..., top : top + side, left : left + side]
+        hr = hr[..., : hr.shape[-2] // 16 * 16, : hr.shape[-1] // 16 * 16]
+        likely, deviation, _ = expected(flow, as_stored(shrink(hr, flow.condition_scale)))
+        ratios.append(((hr - likely).abs().mean(1, keepdim=True) / deviation).flatten())
+        if number % 20 == 19:
+            say(f"{number + 1} of {crops}")
+    pooled = torch.cat(ratios[::2]).double().numpy()
+    quantile = float(np.quantile(pooled, COVERAGE))
+    covered = np.array([float((ratio <= quantile).double().mean()) for ratio in ratios[1::2]])
+    low, middle_, high = (100 * float(np.quantile(covered, q)) for q in (0.1, 0.5, 0.9))
+    return (
+        f'BANDS["{model_sha256(flow)[:DIGITS]}"] = {quantile:.3f}; of the {len(covered)} other crops it covers '
+        f"{100 * covered.mean():.1f} %, each {low:.1f} to {high:.1f} (10th to 90th percentile; median {middle_:.1f})"
+    )
+
+
+def audits(flow: FlowModel, images: list[Tensor], wheel: Path) -> str:
+    """Compare what finds the worst fifth of the 8x8 blocks of another upscaler's pictures."""
+    other, lines, rows = read_wheel(wheel), list[list[str]](), list[list[float]]()
+    for hr in images:
+        small = as_stored(shrink(hr, flow.condition_scale))
+        theirs = as_stored(other(small))
+        found = flowcore.audit(flow, theirs, small)
+        blocks = F.avg_pool2d((theirs - hr).abs().mean(1, keepdim=True), 8).flatten()
+        wrong = blocks >= blocks.quantile(0.8)
+        contradiction = F.interpolate(found.contradiction, found.invention.shape[-2:], mode="nearest")
+        plain = (theirs - enlarge(small, flow.condition_scale)).abs().mean(1, keepdim=True)
+        measures = (found.invention, plain, contradiction, found.invention / found.band)
+        aucs = [area_under_curve(F.avg_pool2d(measure, 8).flatten(), wrong) for measure in measures]
+        rows.append([*aucs, float(found.lr_psnr[0]), 100 * float(found.outside[0])])
+        own = flowcore.audit(flow, as_stored(flowcore.upscale(flow, small, seed=SEED)), small)
+        rows[-1] += [float(own.lr_psnr[0]), 100 * float(own.outside[0])]
+        lines.append([f"{value:.3f}" for value in aucs] + [f"{value:.1f}" for value in rows[-1][4:]])
+        say(" | ".join(lines[-1]))
+    heads = ["AUC: invention", "|theirs - bicubic|", "contradiction", "invention / band"]
+    heads += ["LR-PSNR", "outside, %", "LR-PSNR of ours", "outside of ours, %"]
+    return markdown(heads, [*lines, means(rows, (3, 3, 3, 3, 1, 1, 1, 1))])
+
+
+def area_under_curve(scores: Tensor, positives: Tensor) -> float:
+    """Compute the chance that a positive has a higher score than a negative."""
+    order = scores.argsort().argsort().double() + 1
+    p, n = int(positives.sum()), int((~positives).sum())
+    return (float(order[positives].sum()) - p * (p + 1) / 2) / (p * n)
+
+
 def main() -> None:
     """Measure, and print a table."""
     parser = arguments(__doc__, "traceable")
@@ -161,10 +228,21 @@ def main() -> None:
     option("--side", type=int, default=320, help="of the pictures, default 320")
     option("--limit", type=int, default=8, help="most images, default 8")
     option("--pairs", type=int, default=0, help="count false alarms among so many pairs instead")
+    option("--calibrate", type=int, default=0, metavar="CROPS", help="measure the band of audit instead")
+    option("--audit", type=Path, metavar="WHEEL", help="audit RealESRGAN x4plus, from this file, instead")
     options = parser.parse_args()
+    if options.calibrate:
+        held_out = list_images(options.folders, only=held_out_names("standard"))
+        for name in options.models:
+            line = calibrate(flowcore.load(name), held_out, options.calibrate, options.side)
+            sys.stdout.write(f"{name}: {line}\n")
+        return
     limit = min(100, options.pairs) if options.pairs else options.limit
     files = list_images(options.folders, limit=limit)
     images = [middle(read_cropped(file, 16), options.side) for file in files]
+    if options.audit:
+        sys.stdout.write(audits(flowcore.load(options.models[0]), images, options.audit) + "\n")
+        return
     if options.pairs:
         for name in options.models:
             sys.stdout.write(f"{name}: {false_alarms(flowcore.load(name), images, options.pairs)}\n")

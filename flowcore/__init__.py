@@ -48,6 +48,7 @@ from .model import FlowModel
 from .models import register
 from .provenance import VERSION as __version__
 from .tasks import Cancelled
+from .tasks.audit import Audit, audit
 from .tasks.brighten import brighten
 from .tasks.colorize import apply_chroma, colorize, decode_colors, encode_colors, transfer_palette
 from .tasks.consistency import match_source
@@ -66,6 +67,7 @@ from .tasks.video import colorize_video, upscale_video
 from .transforms import Transform
 
 __all__ = [
+    "Audit",
     "Cancelled",
     "CheckpointError",
     "ColorMemory",
@@ -86,6 +88,7 @@ __all__ = [
     "Verification",
     "__version__",
     "apply_chroma",
+    "audit",
     "brighten",
     "colorize",
     "colorize_video",

@@ -11,12 +11,14 @@ from torch import Tensor
 from .. import flowcore
 from ..flowcore import ShapeError
 from ..flowcore.images.contact_sheet import glow, heat_map
+from ..flowcore.images.resize import resize_bilinear
 from ..flowcore.tasks import score as scoring
 from ..flowcore.tasks.colorize import memory_required as colorizer_memory
 from ..flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
 from ..flowcore.tasks.model_input import ModelInput, prepare_input
 from ..flowcore.tasks.ranking import By, diversity_map, ranked
 from ..flowcore.tasks.sample import memory_required
+from ..flowcore.tasks.upscale import memory_required as upscaler_memory
 from ..flowcore.tasks.verify import VERIFIED, Verification
 from . import widgets
 from .by_picture import in_image_order, part_for
@@ -25,7 +27,7 @@ from .host.memory import stop_if_cancelled, to_host_image
 from .host.ui import Notes, Progress, finite, gallery, sample_facts
 from .node import FlowNode
 from .picking import PROVENANCE_LOG, PickingNode
-from .sockets import EncodingModel, HostModel, Image, ModelByPicture, PhotoModel, TracedModel
+from .sockets import EncodingModel, HarmonizeModel, HostModel, Image, ModelByPicture, PhotoModel, TracedModel
 
 BRIGHT = 16  # deviation in 1/255 at full brightness and gain 1; 1 in 1000 pixels exceeds it at temperature 0.8
 PERCENTILES = (2, 98)  # of a map of bits, which become 0 and 1 in its mask
@@ -318,3 +320,49 @@ def _placed(found: Verification, k: int) -> str:
     place += f", cropped from {left}, {top}" if top or left else ""
     place += ", mirrored" if found.mirrored[k] else ""
     return f"z {float(found.z[k]):.1f}, where {VERIFIED:g} is needed and chance stays below 4.5; {place}"
+
+
+class FlowcoreAudit(FlowNode):
+    """Show what an enlargement, by any upscaler, has that its small image does not support."""
+
+    ALIASES = "audit, invented, hallucination, compare upscalers, esrgan, seedvr2, supir, artifacts"
+    OUTPUTS = (
+        io.Image.Output("map"),
+        io.Mask.Output("mask"),
+        io.Float.Output("outside", is_output_list=True),
+        io.Float.Output("lr_psnr", is_output_list=True),
+        io.BoundingBox.Output("boxes"),
+    )
+
+    def run(self, image: Image, source: Image, model: HarmonizeModel) -> Any:
+        height, width = source.shape[-2:]
+        flow = model.load(2 * upscaler_memory(model.flow, height, width))
+        found = flowcore.audit(flow, image, source, **self.notes.task_options())
+        maps = resize_bilinear(found.glow, image.shape[-2:])
+        across, down = image.shape[3] / found.invention.shape[3], image.shape[2] / found.invention.shape[2]
+        boxes = [
+            [
+                {"x": round(left * across), "y": round(top * down)}
+                | {"width": round((right - left) * across), "height": round((bottom - top) * down)}
+                for left, top, right, bottom in each
+            ]
+            for each in found.boxes
+        ]
+        numbers = zip(found.lr_psnr.tolist(), found.bits_per_dim.tolist(), found.own_bits_per_dim.tolist(), strict=True)
+        facts = [
+            f"shrunk, {db:.1f} dB from the small image; {bits:.2f} bits per dimension given it, a sample of the model "
+            f"{own:.2f}"
+            for db, bits, own in numbers
+        ]
+        outside, distances = found.outside.tolist(), found.lr_psnr.tolist()
+        return self.output(
+            glow(image.cpu()[:, :3].expand(-1, 3, -1, -1), maps),
+            to_host_image(maps[:, 0]),
+            outside,
+            distances,
+            boxes,
+            text=["\n".join(found.sentences), "", *facts],
+            outside=finite(outside),
+            lr_psnr=finite(distances),
+            boxes=boxes,
+        )

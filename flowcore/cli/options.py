@@ -319,6 +319,16 @@ def add_verify(command: ArgumentParser) -> None:
     option("--quiet", action="store_true", help="write nothing but results and errors")
 
 
+def add_audit(command: ArgumentParser) -> None:
+    option = command.add_argument
+    option("picture", type=Path, metavar="PICTURE", help="an enlargement, by any upscaler")
+    option("source", type=Path, metavar="SOURCE", help="the small image that it was made from")
+    _add_model(command, FOR_CLEAN)
+    option("--map", type=Path, metavar="FILE", help="write the picture with what goes beyond the small image in colors")
+    option("--json", action="store_true", help="write an object: outside, lr_psnr, bits_per_dim, boxes, sentence, ...")
+    option("--quiet", action="store_true", help="write nothing but results and errors")
+
+
 def add_eval(command: ArgumentParser) -> None:
     text = "folders of images; models among them are compared: eval A B FOLDER"
     command.add_argument("folders", nargs="+", type=Path, metavar="MODEL_OR_FOLDER", help=text)

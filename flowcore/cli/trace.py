@@ -1,4 +1,4 @@
-"""The command verify: which pictures were made by a model from a seed, or bear a mark."""
+"""Commands on the origin of pictures: verify tells which a model made from a seed, audit what an upscaler invented."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import csv
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,10 @@ from ..identity import model_sha256
 from ..images import files
 from ..images.color import to_uint8
 from ..images.contact_sheet import glow
+from ..images.resize import resize_bilinear
 from ..model import FlowModel
+from ..prior import mark_seed
+from ..tasks.audit import audit
 from ..tasks.image_batch import ImageBatch
 from ..tasks.model_choice import FOR_CLEAN
 from ..tasks.verify import COLD, verify
@@ -43,10 +47,18 @@ class _Recipe(NamedTuple):
     temperature: float = 1.0
 
 
-def run_verify(options: Namespace) -> None:
+def prepare_verify(options: Namespace) -> Callable[[], None]:
     keep_freed_memory()
     original = None if options.source is None else files.read(files.read_bytes(options.source), "the source").pixels
+    if options.mark is not None:
+        mark_seed(options.mark)  # raises for an empty phrase
+    if options.model is not None:
+        _load(options.model, options.device, tuple(options.set))
     jobs = [folders.Job(picture.path) for picture in folders.find(options.images, options.maps, log)]
+    return partial(_verify, options, jobs, original)
+
+
+def _verify(options: Namespace, jobs: list[folders.Job], original: Tensor | None) -> None:
     bar, verified = ProgressBar([job.source for job in jobs]), 0
     for job in jobs:
         row: dict[str, Any] = {"input": printable(str(job.source)), "verified": None, "notes": []}
@@ -85,6 +97,33 @@ def run_verify(options: Namespace) -> None:
     bar.close()  # raises an error that lists those that could not be read
     if verified < len(jobs):
         raise FlowError(f"{len(jobs) - verified} of {len(jobs)} pictures are not verified.")
+
+
+def prepare_audit(options: Namespace) -> Callable[[], None]:
+    keep_freed_memory()
+    flow = _load(options.model, options.device, tuple(options.set))
+    flow.require("upscale")
+    pixels, small = (files.read(files.read_bytes(path), path.name).pixels for path in (options.picture, options.source))
+    return partial(_audit, options, flow, pixels, small)
+
+
+def _audit(options: Namespace, flow: FlowModel, pixels: Tensor, small: Tensor) -> None:
+    found = audit(flow, pixels, small, notify=log)
+    names = ("outside", "lr_psnr", "bits_per_dim", "own_bits_per_dim")
+    row: dict[str, Any] = {"input": printable(str(options.picture)), "sentence": found.sentences[0]}
+    row |= {name: round(float(getattr(found, name)[0]), 4) for name in names} | {"boxes": found.boxes[0]}
+    if options.map is not None:
+        maps = resize_bilinear(found.glow, pixels.shape[-2:])
+        write_atomic(options.map, files.encode(glow(ImageBatch(pixels).rgb, maps)[0]))
+    if options.json:
+        sys.stdout.write(to_json(row) + "\n")
+        return
+    places = ", ".join(f"{left},{top} to {right},{bottom}" for left, top, right, bottom in found.boxes[0])
+    sys.stdout.write(f"{row['sentence']}\n")
+    distance = f"Shrunk, it is {row['lr_psnr']:.1f} dB from the small image"
+    sys.stdout.write(f"{distance}. Largest places: {places or 'none'}.\n")
+    own = f"a sample of {options.model} has {row['own_bits_per_dim']:.2f}"
+    sys.stdout.write(f"It needs {row['bits_per_dim']:.2f} bits per dimension given the small image; {own}.\n")
 
 
 @cache

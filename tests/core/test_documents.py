@@ -230,7 +230,7 @@ def test_examples_of_public_names_run(monkeypatch, tmp_path):
     elsewhere = {"ColorMemory", "Transform", "find_faces", "register", "register_source"}
     behaves = {name for name in flowcore.__all__ if not name.endswith("Error")} - {"__version__", "Cancelled", "Face"}
     # which other names return
-    assert behaves - shown - elsewhere == {"Condition", "FlowModel", "Score", "Verification"}
+    assert behaves - shown - elsewhere == {"Condition", "FlowModel", "Score", "Verification", "Audit"}
 
 
 def test_docs_options_is_what_the_signatures_say():

@@ -1,0 +1,203 @@
+"""Audit: what of an enlargement, by any upscaler, does the small image not support?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from typing_extensions import Unpack
+
+from ..errors import ShapeError
+from ..identity import DIGITS, model_sha256
+from ..images.color import to_uint8
+from ..images.resize import resize, shrink
+from ..model import FlowModel
+from .consistency import consistency, samples_per_source
+from .image_batch import ImageBatch
+from .model_input import prepare_input
+from .runner import Reporting, RunOptions, part_of_run, runs_with
+from .score import score
+from .upscale import upscale
+
+SAMPLES = 6  # that show what the small image leaves open
+WINDOW = 7  # pixels over which their deviation is averaged
+COVERAGE = 0.95  # of photographs, by the band
+# Half widths of the band in deviations, by the model's fingerprint: split conformal prediction, measured by
+# ``python -m benchmarks.traceable FOLDER --calibrate``. They belong to the bijection, not to a file's recommendations.
+BANDS = {
+    "fc3484189a1a": 2.335,  # srflow-x4: of 100 other crops it covers 93.5 %, each 86 to 100
+    "ba7a112cf349": 4.418,  # srflow-x4-photo: 93.6 %, each 83 to 100
+}
+USUAL_BAND = 3.0
+BOXES = 3
+CONTRADICTS = 35.0  # dB between the shrunk enlargement and the small image, below which the text says so
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Audit:
+    """What enlargements contain that their small image does not support. All tensors are on the CPU.
+
+    Attributes:
+        invention: Mean absolute difference of the channels from the most probable enlargement, that at temperature 0,
+            ``(B, 1, H, W)`` in [0, 1], at the size that the model makes.
+        band: Up to which ``invention`` 95 % of a photograph lies, on average over photographs, ``(B, 1, H, W)``.
+        contradiction: The same difference between the enlargement, shrunk, and the small image, ``(B, 1, h, w)``.
+        outside: Share of the pixels beyond the band, ``(B,)``; 0.05 is what photographs have.
+        lr_psnr: Between the enlargement, shrunk, and the small image, in dB, ``(B,)``, see ``consistency``.
+        bits_per_dim: Of the enlargement given the small image, ``(B,)``.
+        own_bits_per_dim: The same of a sample of the model, ``(B,)``.
+        boxes: Of every picture the three places with most beyond the band, largest first: left, top, right and bottom
+            in its pixels.
+        sentences: What a person should know of every picture.
+    """
+
+    invention: Tensor
+    band: Tensor
+    contradiction: Tensor
+    outside: Tensor
+    lr_psnr: Tensor
+    bits_per_dim: Tensor
+    own_bits_per_dim: Tensor
+    boxes: list[list[tuple[int, int, int, int]]]
+    sentences: list[str]
+
+    @property
+    def glow(self) -> Tensor:
+        """Show invention, ``(B, 1, H, W)`` in [0, 1]: 0 within half of the band, 1 from three times its width."""
+        return ((self.invention / self.band - 0.5) / 2.5).clamp(0, 1)
+
+
+@runs_with(Reporting)
+def audit(flow: FlowModel, picture: Tensor, source: Tensor, **options: Unpack[Reporting]) -> Audit:
+    """Audit enlargements by any upscaler: where they contradict the small image, and where they go beyond it.
+
+    With x0 the model's enlargement at temperature 0, and s the rms deviation from it of six samples at temperature 1,
+    averaged over 7 pixels, plus 1/255: the picture's distance ``|x - x0|`` is its invention, and photographs stay
+    within ``q s`` in 95 % of their pixels, where q was calibrated on photographs that the model has not seen.
+
+    >>> flow, small = flowcore.load("srflow-x4"), torch.rand(1, 3, 12, 16)
+    >>> other = torch.nn.functional.interpolate(small, scale_factor=4.0)
+    >>> flowcore.audit(flow, other, small).invention.shape
+    torch.Size([1, 1, 48, 64])
+
+    Args:
+        flow: An upscaling model.
+        picture: Enlargements ``(B * N, C, H, W)`` in [0, 1], N of each source. Other sizes than the model's are
+            resized to it.
+        source: The small images, ``(B, C, h, w)`` in [0, 1].
+
+    Returns:
+        The audit.
+
+    Raises:
+        FlowError: If the model does not upscale, or memory does not suffice.
+        ShapeError: If the number of pictures is not a multiple of the number of sources, or they are no larger.
+        ImageError: If either is not a valid image.
+
+    Source: Vovk et al., "Algorithmic Learning in a Random World" (2005), for the conformal band; the measures are ours.
+    """
+    flow.require("upscale")
+    tell = RunOptions(**options).tell
+    small, rgb = ImageBatch(source).extended_rgb.cpu(), ImageBatch(picture).extended_rgb.cpu()
+    each, scale = samples_per_source(rgb, small), flow.condition_scale
+    height, width = (side * scale for side in small.shape[-2:])
+    if rgb.shape[-2] <= small.shape[-2] or rgb.shape[-1] <= small.shape[-1]:
+        raise ShapeError(
+            f"The picture must be larger than its source; got {rgb.shape[3]}x{rgb.shape[2]} for "
+            f"{small.shape[3]}x{small.shape[2]}. Swap the two, or pass what the picture was made from."
+        )
+    if rgb.shape[-2:] != (height, width):
+        tell(
+            f"The picture has {rgb.shape[3]}x{rgb.shape[2]} pixels, and the model makes {width}x{height}: it was "
+            "resized (bicubic) for the comparison."
+        )
+        rgb = torch.cat([resize(one[None], height, width).clamp(0, 1) for one in rgb])
+    parts: list[dict[str, Tensor]] = []
+    quantile = BANDS.get(model_sha256(flow)[:DIGITS])
+    if quantile is None:
+        tell("The band was not calibrated for this model, so the share outside is a rough one.")
+    for number, one in enumerate(small.split(1)):
+        part = part_of_run(options, number / len(small), 1 / len(small))
+        likely, deviation, sample = expected(flow, one, **part)
+        pictures = rgb[number * each : (number + 1) * each]
+        invention = (pictures - likely).abs().mean(1, keepdim=True)
+        band = ((quantile or USUAL_BAND) * deviation).expand_as(invention)
+        bits = _bits(flow, torch.cat([pictures, sample]), one)
+        shrunk = shrink(pictures, scale)
+        parts.append(
+            {
+                "invention": invention,
+                "band": band,
+                "contradiction": (shrunk - one).abs().mean(1, keepdim=True),
+                "outside": (invention > band).flatten(1).double().mean(1),
+                "bits_per_dim": bits[:-1],
+                "own_bits_per_dim": bits[-1:].expand(each),
+            }
+        )
+    values: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    values["lr_psnr"] = consistency(rgb, small).double()
+    values["boxes"] = [_boxes(excess) for excess in (values["invention"] - values["band"]).clamp_min(0)[:, 0]]
+    described = zip(values["outside"].tolist(), values["lr_psnr"].tolist(), values["boxes"], strict=True)
+    return Audit(**values, sentences=[_sentence(*one, (height, width)) for one in described])
+
+
+def expected(flow: FlowModel, small: Tensor, **options: Unpack[Reporting]) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the most probable enlargement of one image, the deviation of samples from it, and one of these.
+
+    ``(1, 3, H, W)``, ``(1, 1, H, W)`` and ``(1, 3, H, W)``; see ``audit``.
+    """
+    plain: dict[str, Any] = {"calm_edges": 0.0, "guide_strength": 0.0}
+    likely = upscale(flow, small, temperature=0.0, **plain, **part_of_run(options, 0, 1 / (1 + SAMPLES)))
+    samples = upscale(
+        flow, small, temperature=1.0, samples=SAMPLES, **plain, **part_of_run(options, 1 / (1 + SAMPLES), 1)
+    )
+    rms = (samples - likely).square().mean((0, 1), keepdim=True).sqrt()
+    padded = F.pad(rms, (WINDOW // 2,) * 4, mode="replicate")
+    return likely, F.avg_pool2d(padded, WINDOW, stride=1) + 1 / 255, samples[:1]
+
+
+def _bits(flow: FlowModel, pictures: Tensor, small: Tensor) -> Tensor:
+    """Score pictures given their small image, as far as the model takes their size."""
+    prepared = prepare_input(flow, pictures, source=small, notify=lambda _: None)
+    cond = prepared.condition(flow)
+    return score(flow, torch.stack([*map(to_uint8, prepared.pixels)]), cond, complexity=False).bits_per_dim
+
+
+def _boxes(excess: Tensor) -> list[tuple[int, int, int, int]]:
+    """Find the places where most lies beyond the band ``(H, W)``, largest first, without overlap."""
+    height, width = excess.shape
+    side = max(16, max(height, width) // 8)
+    side = min(side, height, width)
+    sums = F.avg_pool2d(excess[None, None], side, stride=max(1, side // 8))[0, 0].clone()
+    step, boxes = max(1, side // 8), list[tuple[int, int, int, int]]()
+    while len(boxes) < BOXES and float(sums.max()) > 0:
+        row, column = divmod(int(sums.argmax()), sums.shape[1])
+        boxes.append((column * step, row * step, column * step + side, row * step + side))
+        reach = math.ceil(side / step)
+        sums[max(0, row - reach + 1) : row + reach, max(0, column - reach + 1) : column + reach] = 0
+    return boxes
+
+
+def _sentence(outside: float, db: float, boxes: list[tuple[int, int, int, int]], size: tuple[int, int]) -> str:
+    """Say what a person should know of a picture."""
+    usual = 100 * (1 - COVERAGE)
+    share = f"{100 * outside:.0f} % of this picture lies outside what the small image supports, where a photograph has "
+    share += f"{usual:.0f} %"
+    where = f"; most of it {_place(boxes[0], size)}" if boxes else ""
+    contradiction = (
+        f" It contradicts the small image: shrunk, it is only {db:.0f} dB from it." if db < CONTRADICTS else ""
+    )
+    return f"{share}{where}.{contradiction}"
+
+
+def _place(box: tuple[int, int, int, int], size: tuple[int, int]) -> str:
+    left, top, right, bottom = box
+    thirds = [min(2, int(3 * middle)) for middle in ((top + bottom) / 2 / size[0], (left + right) / 2 / size[1])]
+    down, across = ("at the top", "", "at the bottom")[thirds[0]], ("left", "", "right")[thirds[1]]
+    if not down:
+        return f"at the {across}" if across else "in the middle"
+    return f"{down} {across}".rstrip()

@@ -1,0 +1,89 @@
+"""Audit: what an enlargement contains that its small image does not support."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from builders import build_tiny, build_upscaler
+
+import flowcore
+from flowcore.errors import FlowError, ShapeError
+from flowcore.images import files
+from flowcore.images.resize import enlarge, resize
+from flowcore.tasks.audit import audit
+
+from .commands import run
+
+PHOTO = Path(__file__).resolve().parents[2] / "workflows" / "photo.png"
+
+
+@pytest.fixture(scope="module")
+def flow():
+    return flowcore.load("srflow-x4")
+
+
+@pytest.fixture(scope="module")
+def small():
+    return files.read(PHOTO.read_bytes(), PHOTO.name).pixels[:, :3, 20:52, 84:124]
+
+
+def test_what_was_painted_in_is_the_invention_and_the_largest_box(flow, small):
+    calm = flowcore.upscale(flow, small, temperature=0.0, guide_strength=0.0)
+    painted = calm.clone()
+    generator = torch.Generator().manual_seed(2)
+    stripes = 0.25 * torch.randn(1, 3, 24, 24, generator=generator)
+    painted[..., 80:104, 112:136] = (painted[..., 80:104, 112:136] + stripes).clamp(0, 1)
+    before, after = audit(flow, calm, small), audit(flow, painted, small)
+    assert float(before.invention.max()) < 1e-3
+    assert before.outside.tolist() == [0]
+    assert before.boxes == [[]]
+    left, top, right, bottom = after.boxes[0][0]
+    assert left < 124 < right
+    assert top < 92 < bottom
+    changed = (painted - calm).abs().mean(1, keepdim=True)
+    assert torch.allclose(after.invention, changed, atol=1e-3)
+    assert "at the bottom right" in after.sentences[0]
+    assert after.bits_per_dim > before.bits_per_dim
+
+
+def test_a_picture_that_contradicts_its_source_is_said_to(flow, small):
+    plain = enlarge(small, 4).clamp(0, 1)
+    darker = audit(flow, 0.8 * plain, small)
+    assert "It contradicts the small image" in darker.sentences[0]
+    assert float(darker.contradiction.mean()) == pytest.approx(0.2 * float(small.mean()), rel=0.1)
+    assert "contradicts" not in audit(flow, flowcore.match_source(plain, small), small).sentences[0]
+
+
+def test_samples_belong_to_their_source_and_other_sizes_are_resized(small):
+    flow, told = build_upscaler(4), list[str]()
+    sources = torch.cat([small[..., :8, :8], small[..., 8:16, 8:16]])
+    pictures = enlarge(sources, 4).clamp(0, 1).repeat_interleave(2, 0)
+    whole = audit(flow, pictures, sources, notify=told.append)
+    assert whole.invention.shape == (4, 1, 32, 32)
+    assert whole.contradiction.shape == (4, 1, 8, 8)
+    alone = audit(flow, pictures[2:3], sources[1:], notify=told.append)
+    assert torch.allclose(whole.invention[2:3], alone.invention, atol=1e-5)
+    assert torch.equal(whole.outside[2:3], alone.outside)
+    assert told == ["The band was not calibrated for this model, so the share outside is a rough one."] * 2
+    audit(flow, resize(pictures[:1], 24, 24), sources[:1], notify=told.append)
+    assert any("resized (bicubic) for the comparison" in line for line in told)
+
+
+def test_what_cannot_be_audited_is_refused(small):
+    with pytest.raises(FlowError, match="upscale needs"):
+        audit(build_tiny("glow"), small, small)
+    with pytest.raises(ShapeError, match="must be larger than its source"):
+        audit(build_upscaler(4), small, small)
+
+
+def test_the_command_writes_a_map_and_numbers(model, tmp_path, capsys):
+    generator = torch.Generator().manual_seed(1)
+    source = torch.rand(3, 12, 16, generator=generator)
+    (tmp_path / "small.png").write_bytes(files.encode(source))
+    (tmp_path / "large.png").write_bytes(files.encode(enlarge(source[None], 4)[0].clamp(0, 1)))
+    words = ["audit", tmp_path / "large.png", tmp_path / "small.png", "--model", model]
+    assert run(*words, "--map", tmp_path / "map.png", "--json") == 0
+    assert '"outside":' in capsys.readouterr().out
+    assert files.read((tmp_path / "map.png").read_bytes(), "map.png").pixels.shape == (1, 3, 48, 64)
+    assert run(*words) == 0
+    assert "of this picture lies outside" in capsys.readouterr().out
