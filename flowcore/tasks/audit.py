@@ -33,6 +33,7 @@ BANDS = {
     "ba7a112cf349": 4.418,  # srflow-x4-photo: 93.6 %, each 83 to 100
 }
 USUAL_BAND = 3.0
+GLOWING = 0.1  # beyond the band, where a map is brightest
 BOXES = 3
 CONTRADICTS = 35.0  # dB between the shrunk enlargement and the small image, below which the text says so
 
@@ -67,8 +68,8 @@ class Audit:
 
     @property
     def glow(self) -> Tensor:
-        """Show invention, ``(B, 1, H, W)`` in [0, 1]: 0 within half of the band, 1 from three times its width."""
-        return ((self.invention / self.band - 0.5) / 2.5).clamp(0, 1)
+        """How far invention exceeds the band, ``(B, 1, H, W)``: 0 within it, 1 from a tenth of the range beyond."""
+        return ((self.invention - self.band) / GLOWING).clamp(0, 1)
 
 
 @runs_with(Reporting)
