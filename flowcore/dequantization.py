@@ -323,7 +323,7 @@ def dequantized_batches(
             )
     total = k.shape[0] * samples
     generator = torch.Generator("cpu")
-    seeds = [prior.fold_seed((seed + i) % 2**64) for i in range(k.shape[0])] if isinstance(seed, int) else seed
+    seeds = [(seed + i) % 2**64 for i in range(k.shape[0])] if isinstance(seed, int) else seed
     k = k.cpu()
     for start in range(0, total, batch):
         numbers = torch.arange(start, min(start + batch, total))

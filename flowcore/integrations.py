@@ -22,7 +22,6 @@ from .flow import Level
 from .images.color import to_uint8
 from .inference.plan import forget_plan
 from .model import FlowModel
-from .prior import fold_seed
 from .tasks.upscale import sampling_settings, upscale
 from .transforms import Coupling
 
@@ -86,7 +85,7 @@ class Upscaler(nn.Module):
         # From 8-bit values: half precision, or rounding on another device, makes the same noise.
         steps = to_uint8(image.detach().float()).cpu().contiguous()
         digest = hashlib.blake2b(steps.numpy().tobytes(), digest_size=8)
-        return (fold_seed(self.seed) + int.from_bytes(digest.digest(), "little")) % 2**32
+        return (self.seed + int.from_bytes(digest.digest(), "little")) % 2**32
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Free plans that were made for the previous device."""

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -78,7 +77,7 @@ def sample_latents(
     # explicit, whatever torch's default type and device are
     levels = [torch.empty(n, *shape, dtype=torch.float32, device="cpu") for shape in shapes]
     for i in range(n):
-        generator = torch.Generator("cpu").manual_seed(fold_seed((seed + i) % 2**64))
+        generator = torch.Generator("cpu").manual_seed((seed + i) % 2**64)
         for level in levels:
             values = level[i].view(-1)  # below 16 numbers, normal_ draws differently: no piece is shorter
             for start, stop in pairwise([*range(0, max(1, len(values) - 15), DRAWS_PER_CHECK), len(values)]):
@@ -99,19 +98,6 @@ def mark_seed(phrase: str) -> int:
     if not words:
         raise FlowError("A mark needs a phrase; got an empty one. Choose several words that nobody would guess.")
     return int.from_bytes(hashlib.sha256(f"flowcore mark {words}".encode()).digest()[:8], "big")
-
-
-def fold_seed(seed: int) -> int:
-    """Fold a seed in [0, 2^64) into the 32 bits that torch's generators on the CPU read; they ignore the others.
-
-    Seeds below 2^32 stay as they are. Larger ones are mixed, and never become their own lower half; two of them become
-    the same with a probability of 2^-32.
-    """
-    lower = seed % 2**32
-    if seed == lower:
-        return seed
-    mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    return mixed ^ (mixed == lower)
 
 
 def check_seed(seed: int) -> None:

@@ -25,7 +25,7 @@ from ..model import FlowModel
 from ..networks import LumaEncoder
 from ..networks.luma import STRIDE
 from ..networks.memory import CELL, NEIGHBORS, neighbors_among
-from ..prior import Shape, fold_seed
+from ..prior import Shape
 from . import overflow, skin
 from .hints import Hints, check_items, premultiply, spread_hints, unpremultiply
 from .image_batch import ImageBatch
@@ -193,7 +193,7 @@ class Colorization:
         described = self.flow.encoder.describe(y.to(self.run.dtype)).float()
         if not seeds:
             return memory.look_up(described, cells, min(NEIGHBORS, neighbors_among(memory.cells)))
-        parts = (cells.select(memory.random_photographs(fold_seed(seed), share)) for seed in seeds)
+        parts = (cells.select(memory.random_photographs(seed, share)) for seed in seeds)
         return torch.cat(
             [memory.look_up(described, part, min(neighbors, neighbors_among(memory.cells))) for part in parts]
         )

@@ -28,7 +28,7 @@ from ..latents import Mode, Per, add, interpolate, normalize, scale
 from ..likelihood import select_items
 from ..model import UNGUIDED, FlowModel
 from ..models.fields import Range
-from ..prior import fold_seed, sample_latents
+from ..prior import sample_latents
 from . import duration, overflow, upscale
 from .image_batch import ImageBatch, notify_of_range
 from .model_input import (
@@ -323,7 +323,7 @@ def dequantized_image(flow: FlowModel, image: Tensor, *, seed: int = 0) -> Tenso
     pixels = check_image(flow, image)
     bins, sigma = quantization(flow), noise_level(flow)
     draw = torch.randn if sigma else torch.rand
-    generators = [torch.Generator("cpu").manual_seed(fold_seed((seed + i) % 2**64)) for i in range(len(pixels))]
+    generators = [torch.Generator("cpu").manual_seed((seed + i) % 2**64) for i in range(len(pixels))]
     noise = torch.stack([draw(pixels.shape[1:], generator=generator) for generator in generators]).to(pixels)
     return pixels + sigma * noise if sigma else bins.place(to_integers(pixels, bins.n_bits)[0], noise)
 

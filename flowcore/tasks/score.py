@@ -31,7 +31,7 @@ from ..errors import FlowError, ImageError, ShapeError
 from ..inference.plan import Plan
 from ..likelihood import effective_samples, importance_weighted, select_items, with_probes
 from ..model import FlowModel
-from ..prior import fold_seed, log_density
+from ..prior import log_density
 from ..transforms import Estimated, NoPositionsError
 from .image_batch import WHITE, notify_of_range, refuse_integer_range, require_pixels, require_tensor
 from .runner import Batching, Runner, RunOptions, batch_size, check_draws, runs_with
@@ -334,7 +334,7 @@ def image_seeds(seed: int, integers: Tensor) -> list[int]:
     """Derive a seed for each image, whatever its batch: ``seed`` plus 64 bits of its integers' SHA-256, mod 2^64."""
     contents = [item.to("cpu", torch.uint8).contiguous().numpy().tobytes() for item in integers]
     digests = [hashlib.sha256(content).digest()[:8] for content in contents]
-    return [(fold_seed(seed) + int.from_bytes(digest, "big")) % 2**64 for digest in digests]
+    return [(seed + int.from_bytes(digest, "big")) % 2**64 for digest in digests]
 
 
 def ranking_key(bits: float, corrected: float | None, enlarged: bool) -> tuple[bool, bool, float]:

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..images.resize import resize_bilinear
-from ..prior import fold_seed
 from .face_finder import find_faces
 
 SEARCHED = 576  # pixels: longest side of the picture in which faces are looked for
@@ -69,7 +68,7 @@ def hint_skin(ovals: Sequence[Oval], y: Tensor, grid: Sequence[int], seed: int |
 
     ``y`` is the luma ``(1, 1, H, W)``, whose sides are multiples of the grid's.
     """
-    generator = torch.Generator().manual_seed(fold_seed(seed or 0) ^ SEED_XOR)
+    generator = torch.Generator().manual_seed((seed or 0) ^ SEED_XOR)
     shared = torch.randn(2, generator=generator)
     rows, columns = (torch.arange(side, device=y.device) + 0.5 for side in y.shape[-2:])
     covered, tinted = torch.zeros_like(y), torch.zeros_like(y).expand(-1, 2, -1, -1).clone()

@@ -9,7 +9,7 @@ import torch
 from flowcore import latents as la
 from flowcore import prior
 from flowcore.errors import FlowError, PrecisionError, ShapeError
-from flowcore.prior import fold_seed, masked_temperature, resize_temperature_map, sample_latents
+from flowcore.prior import masked_temperature, resize_temperature_map, sample_latents
 
 TWO_LEVELS = [(6, 4, 6), (12, 2, 3)]
 SHAPES = [(6, 8, 10), (12, 4, 5), (24, 2, 3)]
@@ -319,16 +319,11 @@ def test_item_i_is_the_only_item_of_seed_plus_i():
     assert equal([z[1:] for z in last], sample_latents(TWO_LEVELS, 1, seed=0))
 
 
-def test_a_seed_counts_with_all_of_its_64_bits():
-    def noise(seed):
-        return sample_latents(TWO_LEVELS, 1, seed=seed)[0]
-
-    for seed in (0, 1, 2**32 - 1):
-        generator = torch.Generator().manual_seed(seed)
-        assert torch.equal(noise(seed).flatten(), torch.randn(noise(seed).numel(), generator=generator))  # as ever
-        for bit in range(32, 64):
-            assert not torch.equal(noise(seed + 2**bit), noise(seed))
-    assert len({fold_seed(2**32 + k) for k in range(1000)}) == 1000
+def test_saved_seeds_of_every_size_give_what_they_gave():
+    for seed in (0, 1, 2**32 - 1, 2**32 + 1, 2**63 + 5):
+        noise = sample_latents(TWO_LEVELS, 1, seed=seed)[0]
+        generator = torch.Generator().manual_seed(seed % 2**32)  # torch reads no other bits
+        assert torch.equal(noise.flatten(), torch.randn(noise.numel(), generator=generator))
 
 
 def test_temperature_is_one_multiply():
