@@ -22,6 +22,8 @@ your own.
 import signal
 import sys
 from importlib.util import find_spec
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 if (
     _is_command := sys.orig_argv[1:3] == ["-m", "flowcore"]
@@ -37,7 +39,8 @@ if _missing := ", ".join(
         sys.exit(_advice)
     raise ImportError(_advice)
 
-from .checkpoints import load, register_source, save
+from . import testing as testing
+from .checkpoints import catalog, load, register_source, save
 from .checkpoints.color_memory import ColorMemory
 from .condition import Condition, Guidance
 from .errors import CheckpointError, ConditionError, FlowError, ImageError, PrecisionError, ShapeError
@@ -120,3 +123,14 @@ __all__ = [
     "upscaler_for",
     "verify",
 ]
+
+if TYPE_CHECKING:
+    from .checkpoints.catalog import models as models
+else:
+
+    class _CallableModule(ModuleType):
+        """``flowcore.models``: the architectures; called, it lists the shipped models."""
+
+        __call__ = staticmethod(catalog.models)
+
+    sys.modules[f"{__name__}.models"].__class__ = _CallableModule

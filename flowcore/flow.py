@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -14,7 +15,19 @@ from .condition import Condition
 from .device import FULL_PRECISION
 from .errors import ConditionError, FlowError, PrecisionError, ShapeError
 from .prior import Shape, Temperature, height_and_width, log_density, log_prob, sample_latents
-from .transforms import Chain, Estimated, LevelCondition, Residual, Split, Squeeze, Transform, spread, use_batch_moments
+from .transforms import (
+    ActNorm,
+    Chain,
+    Estimated,
+    LevelCondition,
+    Residual,
+    SignedActNorm,
+    Split,
+    Squeeze,
+    Transform,
+    spread,
+    use_batch_moments,
+)
 
 
 class Details(nn.Module):
@@ -86,6 +99,7 @@ class Flow(Transform[list[Tensor], Condition]):
     Source: Dinh et al., "Real NVP", section 3.6; Kingma & Dhariwal, "Glow", section 3; details: Liang et al., "HCFlow".
     """
 
+    _has_trained = False  # in this process
     conditional: bool | None = None  # whether it needs a condition; None leaves that to its transforms
 
     def __init__(
@@ -232,9 +246,23 @@ class Flow(Transform[list[Tensor], Condition]):
         mode with gradients, batch norms (Real NVP) normalize by the moments of this batch, and update the running ones.
         Otherwise, and always in ``forward``, they use the running moments.
         """
-        with use_batch_moments(self) if self.training and torch.is_grad_enabled() else nullcontext():
+        trains = self.training and torch.is_grad_enabled()
+        if trains and not self._has_trained:
+            self._has_trained = True
+            if uninitialized := self._uninitialized_norms():
+                warnings.warn(
+                    f"This flow trains, and its {uninitialized} actnorms are not initialized: call flow.initialize(x), "
+                    "with a first batch, once before the training.",
+                    stacklevel=2,
+                )
+        with use_batch_moments(self) if trains else nullcontext():
             latents, logdet = self(x, cond)
         return log_prob(latents) + logdet
+
+    def _uninitialized_norms(self) -> int:
+        """Count the actnorms if all of them are the identity, as they are built; trained ones never all are."""
+        norms = [part for part in self.modules() if isinstance(part, (ActNorm, SignedActNorm))]
+        return 0 if any(bool(norm.bias.any()) for norm in norms) else len(norms)
 
     @torch.no_grad()
     def sample(
@@ -247,6 +275,8 @@ class Flow(Transform[list[Tensor], Condition]):
         seed: int = 0,
     ) -> Tensor:
         """Draw latents and decode them, all at once; the tasks do it in batches and tiles.
+
+        As everywhere in flowcore, the same seed gives the same images: another call needs another ``seed`` for others.
 
         Args:
             n: Number of images.

@@ -126,12 +126,12 @@ class Work:
             return self.bits
         return files.bits_per_channel(picture) if self.format in files.DEEP else 8
 
-    def size_of(self, picture: bytes | Path) -> tuple[int, int] | None:
+    def size_of(self, picture: bytes | Path, size: tuple[int, int] | None = None) -> tuple[int, int] | None:
         """Compute height and width of the results of a picture, its content or its file; None if it is unreadable.
 
-        FlowError if they would be too large.
+        ``size`` is the picture's own, if it is known. FlowError if they would be too large.
         """
-        size = files.upright_size(picture)
+        size = size or files.upright_size(picture)
         if size is None or self.command in ("colorize", "brighten", "repair", "score"):
             return size
         if self.command == "shrink":

@@ -1,11 +1,14 @@
 """The models that come with flowcore."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..models import configure
+from ..prior import height_and_width
 from .model_file import Header, is_flowcore_file, read_header
 
 FOLDER = Path(__file__).resolve().parents[1] / "weights"
@@ -26,6 +29,53 @@ def is_shipped(name: str) -> bool:
 def headers() -> dict[str, Header]:
     """Read the headers of the shipped models, except damaged ones: name to header."""
     return {name: read_header(path(name)) for name in names() if is_flowcore_file(path(name))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """A shipped model, as the header of its file describes it.
+
+    Attributes:
+        name: For ``load``, and wherever a flow is expected.
+        tasks: What it is made for, such as "upscale".
+        architecture: Its registered name.
+        scale: Factor from the sides of a picture to those of its result; None where it has none.
+        image_size: Height and width that it was made for; None for any.
+        n_bits: Bits per subpixel of the images that a density model is a model of; None for others.
+        license: Of the weights.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    architecture: str
+    scale: int | None
+    image_size: tuple[int, int] | None
+    n_bits: int | None
+    license: str
+
+
+def models() -> list[ModelInfo]:
+    """Describe the shipped models whose files are here and whole, sorted by name; no tensor is read.
+
+    >>> [info.name for info in flowcore.models() if "colorize" in info.tasks]
+    ['color-photos']
+    """
+    infos: list[ModelInfo] = []
+    for name, header in headers().items():
+        config = configure(header.architecture, header.config)
+        size = getattr(config, "image_size", None)
+        infos.append(
+            ModelInfo(
+                name=name,
+                tasks=tuple(sorted(getattr(config, "tasks", ()))),
+                architecture=header.architecture,
+                scale=getattr(config, "scale", None),
+                image_size=None if size is None else height_and_width(size),
+                n_bits=getattr(config, "n_bits", None),
+                license=str(header.provenance.get("licence", "unknown")),
+            )
+        )
+    return infos
 
 
 def path(name: str) -> Path:

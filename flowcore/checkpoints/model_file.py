@@ -112,10 +112,18 @@ def save(
 
     Raises:
         SavingError: If the file cannot be written; the disk may be full.
-        FlowError: If the file could not be read again: a value is too large for ``dtype`` or not finite, a transform
+        FlowError: If it is no model with a configuration, the file is no .safetensors file, or it could not be read
+            again: a value is too large for ``dtype`` or not finite, a transform
             has no inverse, or anything else. The file that is there stays.
     """
+    if not isinstance(flow, FlowModel) or flow.config is None:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise FlowError(
+            f"Expected a flow that was loaded or built from a configuration; got a {type(flow).__name__}. Save other "
+            "modules with torch.save; docs/plug-ins.md registers models of your own."
+        )
     path = Path(path)
+    if path.suffix != ".safetensors":
+        raise FlowError(f"A model is written as a .safetensors file; got {path.name}. Rename it.")
     state = {name: t.detach().cpu() for name, t in flow.state_dict().items()}
     check_finite(path.name, state, NOT_SAVED)
     check_invertible(path.name, flow, NOT_SAVED)

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -149,7 +149,7 @@ def _make_images(options: Namespace, jobs: Jobs, manifest: Manifest | None, skip
         manifest.append_skipped(skipped)
     if jobs.worker.work.command in ("upscale", "restore", "faces"):
         jobs.problems = confirm_sizes(options, jobs)
-    bar, is_video = ProgressBar(jobs.sources), jobs.worker.work.is_video
+    bar, is_video = ProgressBar(jobs.sizes), jobs.worker.work.is_video
     for job, result in execute(options, jobs.units(), jobs.is_done, jobs.run_of, bar, whole_clips=is_video):
         if isinstance(result, Outputs) and (reason := jobs.reason(job)):
             result = replace(result, notes=(reason, *result.notes))
@@ -178,6 +178,11 @@ class Jobs:
         self.problems: dict[Path, str] = {}  # why pictures cannot be done
         self._reasons: dict[Path, str] = {}  # why the model of a picture was chosen
         self._done: set[Job] = set()  # looking again would decode their files again
+
+    @cached_property
+    def sizes(self) -> dict[Path, Size | None]:
+        """Height and width of every picture; None if it is unreadable. Pillow decodes a PNG to read its orientation."""
+        return {path: upright_size(path) for path in self.sources}
 
     def units(self) -> Iterator[list[Job]]:
         """Yield the job of a picture, or those of a clip's frames, and choose their model when their turn comes."""
@@ -370,8 +375,8 @@ def confirm_sizes(options: Namespace, jobs: Jobs) -> dict[Path, str]:
     sizes: dict[Path, tuple[Size, Size]] = {}
     for path in jobs.sources:
         with suppress(FlowError):  # of results that are larger than possible: the picture will fail
-            source, result = upright_size(path), work.size_of(path)
-            if source and result:  # pictures without a size cannot be read, and will fail
+            source = jobs.sizes[path]
+            if source and (result := work.size_of(path, source)):  # without a size it cannot be read, and will fail
                 sizes[path] = source, result
     if _are_small(options, work, sizes):  # no need to look which results exist
         return {}

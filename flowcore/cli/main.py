@@ -33,6 +33,7 @@ COMMANDS = {  # by name NAME: the module with its ``prepare_NAME``, and its help
     "verify": ("trace", "tell which pictures a model made from a seed, and where they were edited since"),
     "audit": ("trace", "show what an enlargement, by any upscaler, has that its small image does not support"),
     "convert": ("models", "write a public checkpoint, or a model of ours, as a flowcore model file"),
+    "models": ("models", "list the shipped models: what they are for, their sizes and licenses"),
     "inspect": ("models", "show the header of a model file, or how a PNG image was made"),
     "train": ("models", "train a model on a folder of photographs"),
     "styles": ("models", "measure style directions on digits or faces, and store them in a model"),

@@ -49,7 +49,7 @@ def prepare_score(options: Namespace) -> Callable[[], None]:
 
 def _score(options: Namespace, jobs: list[Job], run: ModelRun, table: Scores | None) -> None:
     worker, rows = run.worker, dict[str, dict[str, Any]]()  # by name of the image
-    bar = ProgressBar([job.source for job in jobs])
+    bar = ProgressBar({job.source: files.upright_size(job.source) for job in jobs})
 
     def is_done(job: Job) -> bool:
         row = None if table is None or options.again else table.rows.get(_name(job))

@@ -50,6 +50,24 @@ def _convert(options: Namespace, fields: dict[str, Any]) -> None:
     log(f"{options.target}: {flow.architecture}, license: {flow.provenance.get('licence', 'unknown')}")
 
 
+def prepare_models(options: Namespace) -> Work:
+    return partial(_list_models, as_json=options.json)
+
+
+def _list_models(*, as_json: bool) -> None:
+    from ..evaluation.image_set import markdown
+
+    infos = catalog.models()
+    if as_json:
+        sys.stdout.write(to_json([dataclasses.asdict(info) for info in infos], indent=2) + "\n")
+        return
+    rows: list[list[str]] = []
+    for info in infos:
+        size = f"x{info.scale}" if info.scale else "x".join(map(str, info.image_size or ()))
+        rows.append([info.name, ", ".join(info.tasks), size, str(info.n_bits or ""), info.license])
+    sys.stdout.write(markdown(["name", "for", "size", "bits", "license"], rows) + "\n")
+
+
 def prepare_inspect(options: Namespace) -> Work:
     if options.model not in {*catalog.names(), catalog.STARTER_MEMORY}:
         _require_file(Path(options.model))

@@ -376,6 +376,10 @@ def add_convert(command: ArgumentParser) -> None:
     command.add_argument("--exact", metavar="PART", help=text)
 
 
+def add_models(command: ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="write a list of objects instead of a table")
+
+
 def add_inspect(command: ArgumentParser) -> None:
     text = "a model file (also of other programs), a memory of colors, the name of a shipped one, or a PNG of flowcore"
     command.add_argument("model", help=text)

@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from ..checkpoints.writing import check_writable
 from ..errors import FlowError, printable
-from ..images.files import upright_size
 from ..tasks import Progress, duration
 
 if TYPE_CHECKING:
@@ -99,10 +98,11 @@ def to_json(content: object, indent: int | None = None) -> str:
 class ProgressBar:
     """A bar over all images, by their pixels, on a terminal; a line for each finished one, there and in log files."""
 
-    def __init__(self, sources: Sequence[Path]) -> None:
-        self._total, self._finished, self._skipped = len(sources), 0, 0
+    def __init__(self, sizes: Mapping[Path, tuple[int, int] | None]) -> None:
+        """Begin with the height and width of every picture; None where unknown."""
+        self._total, self._finished, self._skipped = len(sizes), 0, 0
         self.failed: list[tuple[Job, Exception]] = []
-        self._pixels = {path: math.prod(upright_size(path) or (1,)) for path in sources}
+        self._pixels = {path: math.prod(size or (1,)) for path, size in sizes.items()}
         self._pending_pixels, self._worked_pixels, self._current_pixels = sum(self._pixels.values()), 0, 0
         self._name, self._start_time = "", time.monotonic()
         self._last_line_time = self._start_time

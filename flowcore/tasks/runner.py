@@ -6,15 +6,18 @@ import dataclasses
 import functools
 import inspect
 import logging
+import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypedDict, TypeVar, cast, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..checkpoints import load
 from ..device import actual_precision, empty_cache, float32_arithmetic, is_out_of_memory, no_autocast
 from ..errors import FlowError
 from ..flow import Flow
@@ -99,8 +102,9 @@ def part_of_run(options: Reporting, start: float, share: float) -> Reporting:
 def runs_with(accepted: type[Reporting]) -> Callable[[Function], Function]:
     """Make a decorator of tasks, which lists the accepted fields of ``RunOptions`` in their signature and help.
 
-    They replace the task's ``**options``; other keywords are rejected. Scalars of NumPy become Python's, and a
-    ``Flow`` that was assembled by hand becomes a ``FlowModel``.
+    They replace the task's ``**options``; other keywords are rejected. Scalars of NumPy become Python's, a ``Flow``
+    that was assembled by hand becomes a ``FlowModel``, and the name or file of a model is loaded, by every call anew,
+    onto the device of the images.
     """
     fields = [field for field in dataclasses.fields(RunOptions) if field.name in accepted.__annotations__]
     options = [
@@ -112,14 +116,21 @@ def runs_with(accepted: type[Reporting]) -> Callable[[Function], Function]:
     def decorate(task: Function) -> Function:
         signature = inspect.signature(task)
         parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD] + options
-        known = {parameter.name for parameter in parameters}
+        names = [parameter.name for parameter in parameters]
 
         @functools.wraps(task)
         def checked(*args: Any, **keywords: Any) -> Any:
             for name in keywords:
-                if name not in known:
+                if name not in names:
                     raise TypeError(f"{task.__name__}() got an unexpected keyword argument {name!r}")
-            return task(*map(_accepted, args), **{name: _accepted(value) for name, value in keywords.items()})
+            given = [*args, *keywords.values()]
+            device = next((value.device for value in given if isinstance(value, Tensor)), torch.device("cpu"))
+            accepted = partial(_accepted, device=device)
+            return task(
+                *map(accepted, names, args),
+                *args[len(names) :],
+                **{name: accepted(name, keywords[name]) for name in keywords},
+            )
 
         checked.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
         if task.__doc__:  # there is none under python -OO
@@ -129,10 +140,22 @@ def runs_with(accepted: type[Reporting]) -> Callable[[Function], Function]:
     return decorate
 
 
-def _accepted(value: Any) -> Any:
-    if isinstance(value, Flow):
-        return FlowModel.of(value)
+def _accepted(name: str, value: Any, device: torch.device) -> Any:
+    if name in ("flow", "face_flow") and value is not None:
+        return as_model(value, device)
     return value.item() if isinstance(value, np.generic) else value
+
+
+def as_model(flow: object, device: torch.device) -> FlowModel:
+    """Return a flow as a model, loaded on a device if it is named; FlowError for anything else."""
+    if isinstance(flow, (str, os.PathLike)):
+        return load(os.fspath(flow), device)
+    if not isinstance(flow, Flow):
+        raise FlowError(
+            f"Expected a flow, the name of a shipped model, or a model file; got a {type(flow).__name__}. Load one: "
+            'flowcore.load("srflow-x4"); flowcore.models() lists the names.'
+        )
+    return FlowModel.of(flow)
 
 
 class Runner:

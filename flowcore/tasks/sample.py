@@ -73,7 +73,7 @@ def sample(
     mark: str | None = None,
     **options: Unpack[Running],
 ) -> Tensor:
-    """Sample images. Where the model overflows, they are drawn at a lower temperature, see ``overflow``.
+    """Sample images, the same for the same seed; where the model overflows, at a lower temperature, see ``overflow``.
 
     In another precision than float32 ``decode`` of the same latents gives slightly other images.
 

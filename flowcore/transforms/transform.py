@@ -19,7 +19,7 @@ conditioners and encoders drop to bfloat16 or float16; their output is cast back
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Generic, cast
+from typing import TYPE_CHECKING, Any, Generic, cast
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,10 @@ class Transform(nn.Module, Generic[Latent, Cond]):
         """
         z, logdet_map = self.by_position(x, cond)
         return z, logdet_map.sum((1, 2))
+
+    if TYPE_CHECKING:  # ``nn.Module`` types calls as Any
+
+        def __call__(self, x: Tensor, cond: Cond | None = None) -> tuple[Latent, Tensor]: ...
 
     def inverse(self, z: Latent, cond: Cond | None = None) -> Tensor:
         """Map latent to data.

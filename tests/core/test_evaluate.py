@@ -408,8 +408,8 @@ def test_the_command_line_chooses_measures(enlarged, tmp_path, capsys, monkeypat
     captured = shown()
     assert captured.out.count("missing") == 4  # two measures of bicubic and tau 0
     assert captured.err.strip().splitlines()[-1].startswith("Missing: LPIPS and")
-    assert "Unknown measure 'fid'" in shown("--measures", "psnr,fid", code=1).err
-    assert "--measures is for upscalers" in shown("--measures", "psnr", code=1, name="colorizer").err
+    assert "Unknown measure 'fid'" in shown("--measures", "psnr,fid", code=2).err
+    assert "--measures is for upscalers" in shown("--measures", "psnr", code=2, name="colorizer").err
 
 
 def test_held_out_images_alone_are_measured(enlarged, folder, tmp_path, capsys):

@@ -50,6 +50,7 @@ def test_every_command_takes_names_that_standard_output_has_no_letters_for(model
         "score": [place / "data", "-o", out, "--json", out / "числа.json", "--model", model["small-glow"]],
         "convert": [model["tiny"], models / "копия.safetensors"],
         "inspect": [model["tiny"]],
+        "models": [],
         "train": [place / "рецепт.toml", "--data", place / "data", "--run", models / "训练"],
         "styles": [model["digits"], models / "стили.safetensors", "--data", write_mnist(place / "цифры", 60)],
         "eval": [place / "data", "--model", model["tiny"], "--samples", 1, "--measures", "psnr", "--json", out / "n"],

@@ -17,6 +17,7 @@ from flowcore.batch.tables import COLUMNS
 from flowcore.cli.main import main
 from flowcore.cli.output import ProgressBar
 from flowcore.identity import model_sha256
+from flowcore.images import files
 from flowcore.provenance import read
 from flowcore.tasks import duration
 
@@ -247,7 +248,7 @@ def test_a_log_file_reports_an_image_that_takes_long_and_the_rest_from_the_third
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     jobs = [Job(Path(f"{name}.png")) for name in "abcd"]
-    bar = ProgressBar([job.source for job in jobs])
+    bar = ProgressBar(dict.fromkeys(job.source for job in jobs))
     for job in jobs:
         bar.start(job.source)
         for _ in range(4):
@@ -262,7 +263,7 @@ def test_a_log_file_reports_an_image_that_takes_long_and_the_rest_from_the_third
 
     small, large = photograph(tmp_path / "small.png", (10, 10)), photograph(tmp_path / "large.png", (20, 20))
     others = [photograph(tmp_path / f"{k}.png", (10, 10)) for k in range(2)]
-    bar = ProgressBar([small, *others, large])
+    bar = ProgressBar({path: files.upright_size(path) for path in (small, *others, large)})
     for path in (small, *others):
         now[0] += 5
         bar.finish(Job(path), Outputs([], 5.0))

@@ -88,7 +88,7 @@ def test_without_its_plug_in_a_file_is_refused_with_what_to_do(tmp_path, capsys)
     torch.save({"blocks.0.steps.transforms.0.bias": torch.zeros(12)}, tmp_path / "theirs.pth")
     with pytest.raises(CheckpointError, match="No architecture that flowcore knows"):
         convert(tmp_path / "theirs.pth")
-    assert main(["--plugin", "no_such_plug_in", "inspect", "srflow-x4"]) == 1
+    assert main(["--plugin", "no_such_plug_in", "inspect", "srflow-x4"]) == 2
     assert "Cannot import the plug-in no_such_plug_in" in capsys.readouterr().err
 
 
@@ -97,7 +97,7 @@ def test_a_plug_in_of_the_working_folder_is_found_without_python_m(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [one for one in sys.path if one])
     assert main(["--plugin", "beside_me", "inspect", "mnist-styles"]) == 0
-    assert main(["--plugin", ".beside_me", "inspect", "mnist-styles"]) == 1
+    assert main(["--plugin", ".beside_me", "inspect", "mnist-styles"]) == 2
 
 
 def test_the_laws_take_what_a_plug_in_may_leave_out():

@@ -177,7 +177,7 @@ def test_what_does_not_fit_is_refused():
         flow(x, with_probes(flow, (1, 3, 4, 6)))
     with pytest.raises(ConditionError, match=r"at most 4096 are allowed.*likelihood\.with_probes"):
         flow(random_image(1, 3, 64, 64))
-    with pytest.raises(FlowError, match="probes must be a finite number >= 0"):
+    with pytest.raises(FlowError, match="probes must be a whole number >= 0"):
         flowcore.score(flow, pixels(), probes=-1)
 
 

@@ -1,0 +1,119 @@
+"""What Python callers may pass for a flow, what a call returns, and what is listed."""
+
+import importlib
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from builders import build_tiny
+from torch import nn
+
+import flowcore
+from flowcore.checkpoints import catalog
+from flowcore.checkpoints.model_file import read_header
+from flowcore.cli.main import main
+from flowcore.errors import FlowError
+from flowcore.tasks.faces import restore_faces
+
+SMALL = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+PYRIGHT = Path(sys.executable).with_name("pyright")
+
+
+def test_a_name_or_a_file_is_a_flow(model):
+    expected = flowcore.upscale(flowcore.load(model), SMALL)
+    for named in (model, str(model)):
+        assert torch.equal(flowcore.upscale(named, SMALL), expected)
+        assert torch.equal(flowcore.upscale(flow=named, lr=SMALL), expected)
+    digit = flowcore.sample(flowcore.load("mnist-styles"), 1, labels=3)
+    assert torch.equal(flowcore.sample("mnist-styles", 1, labels=3), digit)
+
+
+def test_what_is_no_flow_is_named_with_what_to_do(model):
+    for wrong in (nn.Linear(2, 2), 3, SMALL):
+        kind = type(wrong).__name__
+        with pytest.raises(FlowError, match=f"Expected a flow, .*; got a {kind}. Load one: flowcore.load") as raised:
+            flowcore.upscale(wrong, SMALL)
+        assert "flowcore.models()" in str(raised.value)
+    with pytest.raises(FlowError, match="got a Linear"):
+        restore_faces(flowcore.load(model), nn.Linear(2, 2), SMALL)
+    with pytest.raises(FlowError, match="There is no file no-such-model, and no shipped model of that name"):
+        flowcore.upscale("no-such-model", SMALL)
+
+
+def test_only_a_model_is_saved_and_only_as_safetensors(tmp_path):
+    for wrong in (nn.Linear(2, 2), flowcore.Flow([], channels=3)):
+        with pytest.raises(FlowError, match=f"got a {type(wrong).__name__}. Save other modules with torch.save"):
+            flowcore.save(wrong, tmp_path / "a.safetensors")
+    for name in ("a.pth", "a"):
+        with pytest.raises(FlowError, match=f"A model is written as a .safetensors file; got {name}. Rename it."):
+            flowcore.save(build_tiny("glow"), tmp_path / name)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_flow_that_trains_without_initialization_says_so_once():
+    flow, initialized = (build_tiny("glow", image_size=(8, 8)).train() for _ in range(2))
+    with pytest.warns(UserWarning, match=r"actnorms are not initialized: call flow.initialize"):
+        flow.log_prob(SMALL)
+    initialized.initialize(SMALL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        flow.log_prob(SMALL)  # once
+        initialized.log_prob(SMALL)
+        build_tiny("glow", image_size=(8, 8)).eval().log_prob(SMALL)  # does not train
+
+
+def test_the_same_seed_is_the_same_picture_and_that_is_said():
+    flow = build_tiny("glow", perturb=0.05, image_size=(8, 8))
+    assert torch.equal(flow.sample(2), flow.sample(2))
+    assert not torch.equal(flow.sample(2), flow.sample(2, seed=2))
+    for method in (flow.sample, flowcore.sample):
+        assert "same seed" in method.__doc__
+
+
+def test_shipped_models_are_listed_in_python_and_on_the_command_line(capsys):
+    infos = flowcore.models()
+    assert [info.name for info in infos] == catalog.names()
+    for info in infos:
+        flow = flowcore.load(info.name)
+        assert info.tasks == tuple(sorted(flow.capabilities.tasks))
+        assert (info.architecture, info.image_size) == (flow.architecture, flow.image_size)
+        assert info.scale in (None, flow.condition_scale)
+        assert info.n_bits == getattr(flow.config, "n_bits", None)
+        assert info.license == read_header(catalog.path(info.name)).provenance["licence"]
+    assert main(["models", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [(row["name"], row["tasks"]) for row in listed] == [(info.name, [*info.tasks]) for info in infos]
+    assert main(["models"]) == 0
+    assert "| srflow-x4 | upscale | x4 |" in capsys.readouterr().out
+
+
+def test_the_package_of_architectures_is_still_one():
+    glow = importlib.import_module("flowcore.models.glow")
+    assert flowcore.models.ARCHITECTURES["glow"].config is glow.GlowConfig
+
+
+PROGRAM = """
+import flowcore
+import torch
+flow = flowcore.load("glow-photos")
+latents, logdet = flow(torch.rand(1, 3, 32, 32))
+reveal_type(latents)
+reveal_type(logdet)
+reveal_type(flowcore.models()[0].scale)
+flowcore.testing.check(flow, torch.rand(2, 3, 8, 16))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PYRIGHT.exists(), reason="pyright is not installed")
+def test_a_call_of_a_flow_is_typed_and_testing_is_known(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [PYRIGHT, "--pythonpath", sys.executable, "program.py"]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path).stdout
+    assert "0 errors" in said, said
+    for kind in ('"latents" is "list[Tensor]"', '"logdet" is "Tensor"', '"int | None"'):
+        assert kind in said
