@@ -261,7 +261,7 @@ class FlowcoreBrighten(PickingNode):
             image,
             temperature=temperature
             if mask is None
-            else masked_temperature(from_mask(mask, count), temperature, outside),
+            else masked_temperature(from_mask(mask, count, (height, width)), temperature, outside),
             seed=seed,
             samples=samples,
             tile=tile,

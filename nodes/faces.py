@@ -43,8 +43,9 @@ class FlowcoreAlignFace(FlowNode):
     ) -> Any:
         notes, ui = self.notes, dict[str, Any]()
         eye_pairs = _typed(left_eye, right_eye)  # of every image, or of one for all
-        if eye_pairs is None and eyes is not None and bool((marks := from_mask(eyes, len(image))).any()):
-            eye_pairs = [[eyes_from_mask(each[0], *image.shape[-2:])] for each in marks]
+        sides = image.shape[-2], image.shape[-1]
+        if eye_pairs is None and eyes is not None and bool((marks := from_mask(eyes, len(image), sides)).any()):
+            eye_pairs = [[eyes_from_mask(each[0], *sides)] for each in marks]
         if eye_pairs is None and landmarks is not None:
             eye_pairs = eyes_from_meshes(landmarks, face, smallest=smallest, notify=notes)
         if eye_pairs is not None:

@@ -364,7 +364,8 @@ class FlowcoreSave(FlowNode):
         rgb, alpha = batch.rgb, batch.alpha
         if mask is not None and bool(mask.any()):  # loaders give a mask of zeros if nothing is transparent
             # One mask for every so many pictures; for other numbers, `from_mask` says what it expects.
-            alpha = 1 - from_mask(mask, len(mask) if len(rgb) % max(1, len(mask)) == 0 else len(rgb))
+            items = len(mask) if len(rgb) % max(1, len(mask)) == 0 else len(rgb)
+            alpha = 1 - from_mask(mask, items, (rgb.shape[-2], rgb.shape[-1]))
         pictures, files = append_alpha(rgb, alpha), _named_pictures(source) or [None]
         if len(pictures) % len(files):
             raise FlowError(

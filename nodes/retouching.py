@@ -103,7 +103,7 @@ class FlowcoreRepair(PickingNode):
         check_memory(count * samples, 3 * height * width, "pictures", "Lower samples, or pass fewer images.")
         scale = model.flow.condition_scale
         flow = load_upscaler(model, -(-height // scale), -(-width // scale))
-        damage = from_mask(mask, count)
+        damage = from_mask(mask, count, (height, width))
         if not bool((damage >= 0.5).any()):
             self.notes("The mask is black, so nothing is repaired. Paint on the damage, or use Flow Find Scratches.")
         pictures = flowcore.repair(

@@ -17,6 +17,7 @@ from ..flowcore.device import free_memory
 from ..flowcore.identity import fingerprint, model_sha256
 from ..flowcore.images.faces import FacePlace
 from ..flowcore.model import Task
+from ..flowcore.tasks.image_batch import check_proportions
 from ..flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, describe_damage
 from .host.compat import io
 from .host.memory import load_to_device, to_host_image
@@ -205,8 +206,11 @@ def to_image(pixels: Tensor) -> Tensor:
     return to_host_image(pixels.permute(0, 2, 3, 1)).contiguous()
 
 
-def from_mask(mask: Tensor, items: int) -> Tensor:
-    """Convert a MASK of the host, (B, H, W) or (H, W), to (1 or items, 1, H, W) float32 in [0, 1] on the CPU."""
+def from_mask(mask: Tensor, items: int, size: tuple[int, int]) -> Tensor:
+    """Convert a MASK of the host, (B, H, W) or (H, W), to (1 or items, 1, H, W) float32 in [0, 1] on the CPU.
+
+    `size` is the height and width of its images, whose proportions it must have; see `check_proportions`.
+    """
     mask = mask[None] if mask.ndim == 2 else mask
     if mask.ndim != 3 or mask.shape[0] not in (1, items) or 0 in mask.shape:
         raise ImageError(
@@ -215,6 +219,7 @@ def from_mask(mask: Tensor, items: int) -> Tensor:
         )
     if not bool(mask.isfinite().all()):
         raise ImageError("The mask contains values that are not finite numbers. Check the node or file it comes from.")
+    check_proportions(mask[:, None], *size)
     return mask[:, None].to("cpu", torch.float32).clamp(0, 1)
 
 

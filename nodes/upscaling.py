@@ -124,10 +124,11 @@ class FlowcoreUpscale(PickingNode):
             log.info("Flow Upscale: %s", expected.sentence())
             self.notes.show(expected.sentence())
         inside: Any = per_level or tau
+        marks = None if mask is None else from_mask(mask, count, (height, width))
         pictures = flowcore.upscale(
             flow,
             image,
-            temperature=inside if mask is None else _masked(inside, from_mask(mask, count), outside, self.notes),
+            temperature=inside if marks is None else _masked(inside, marks, outside, self.notes),
             seed=seed,
             factor=factor,
             longest_side=longest_side,

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ..errors import ImageError
 from ..images.fill import extend_colors
-from ..images.resize import resize
+from ..images.resize import resize, resize_bilinear
 
+MAX_STRETCH = 0.02  # of a mask, relative to its image: its size may have been rounded
 WHITE = {torch.uint8: 255, torch.uint16: 65535}  # by integer type
 
 
@@ -63,6 +64,27 @@ def append_alpha(pictures: Tensor, alpha: Tensor | None) -> Tensor:
         return pictures
     alpha = resize(alpha, *pictures.shape[-2:]).clamp(0, 1)
     return torch.cat([pictures, alpha.repeat_interleave(len(pictures) // len(alpha), 0)], dim=1)
+
+
+def fit_mask(mask: Tensor, height: int, width: int) -> Tensor:
+    """Resize masks ``(B, 1, h, w)`` to the height and width of their images, bilinear; see ``check_proportions``."""
+    check_proportions(mask, height, width)
+    return resize_bilinear(mask.float(), (height, width))
+
+
+def check_proportions(mask: Tensor, height: int, width: int) -> None:
+    """Raise ImageError unless the proportions of masks ``(B, 1, h, w)`` are those of their images, within 2 %.
+
+    A mask of another picture would be stretched over them. A mask of one value, such as ComfyUI's of a picture without
+    transparency, fits every image.
+    """
+    rows, columns = mask.shape[-2:]
+    is_uniform = bool((mask == mask.flatten()[0]).all())
+    if abs(columns * height / (rows * width) - 1) > MAX_STRETCH and not is_uniform:
+        raise ImageError(
+            f"The mask has {columns}x{rows} pixels and the image {width}x{height}: their proportions differ by more "
+            "than 2 %. Make the mask from this image, or crop it as the image was cropped."
+        )
 
 
 def require_tensor(image: object) -> None:

@@ -13,7 +13,7 @@ from ..images.resize import pad_symmetric, shrink
 from ..model import FlowModel
 from ..prior import Temperature
 from ..quality.damage import noise_level, opening, scratches
-from .image_batch import ImageBatch, append_alpha
+from .image_batch import ImageBatch, append_alpha, fit_mask
 from .runner import Batching, Reporting, Runner, RunOptions, check_draws, part_of_run, runs_with
 from .settings import check_range
 from .upscale import upscale
@@ -113,7 +113,7 @@ def repair(
         1. Outside of the mask they are the images, bit for bit.
 
     Raises:
-        ImageError: If the images are invalid, or the mask is not of their size.
+        ImageError: If the images are invalid, or the mask has not their proportions, within 2 %.
         FlowError: If the model does not upscale, another argument is out of its range, or memory does not suffice.
 
     Source: Lugmayr et al., "SRFlow" (2020), section 4.3, for latents of a picture under its own small version; see
@@ -172,12 +172,12 @@ def repair(
 def _holes(mask: Tensor, images: Tensor) -> Tensor:
     """Check a mask of images, and return where it is set, ``(B, 1, H, W)``."""
     count, _, height, width = images.shape
-    if mask.ndim != 4 or mask.shape[0] not in (1, count) or mask.shape[1:] != (1, height, width):
+    if mask.ndim != 4 or mask.shape[0] not in (1, count) or mask.shape[1] != 1 or 0 in mask.shape:
         raise ImageError(
             f"Expected a mask of shape (1 or {count}, 1, {height}, {width}), as the images; got {tuple(mask.shape)}. "
-            "Resize it to their size."
+            "Give one for all, or one per image."
         )
-    return (mask >= 0.5).to(images.device).expand(count, -1, -1, -1)
+    return (fit_mask(mask, height, width) >= 0.5).to(images.device).expand(count, -1, -1, -1)
 
 
 def _box(target: Tensor, multiple: int) -> tuple[slice, slice]:

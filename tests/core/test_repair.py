@@ -65,11 +65,6 @@ def test_places_too_wide_to_repair_stay_and_are_reported(model: flowcore.Flow) -
     assert "wider than 24 pixels" in told[0]
 
 
-def test_a_mask_of_another_size_is_refused(model: flowcore.Flow) -> None:
-    with pytest.raises(flowcore.ImageError, match="Resize it"):
-        flowcore.repair(model, picture(), torch.ones(1, 1, 20, 20))
-
-
 def test_a_bent_plate_continues_a_slope_exactly() -> None:
     slope = torch.linspace(0.2, 0.8, 64).expand(1, 1, 64, 64)
     hole = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
@@ -131,3 +126,14 @@ def test_railings_are_no_scratches() -> None:
 def test_sensitivity_out_of_range_is_refused() -> None:
     with pytest.raises(flowcore.FlowError, match="sensitivity"):
         flowcore.find_scratches(torch.rand(1, 3, 8, 8), sensitivity=math.inf)
+
+
+def test_a_mask_has_the_proportions_of_its_image_and_any_size(model: flowcore.Flow) -> None:
+    image = torch.rand(1, 3, 40, 60)
+    mask = torch.zeros(1, 1, 40, 60)
+    mask[..., 10:14, 8:52] = 1
+    large = mask.repeat_interleave(3, -1).repeat_interleave(3, -2)
+    assert torch.equal(flowcore.repair(model, image, large), flowcore.repair(model, image, mask))
+    with pytest.raises(flowcore.ImageError, match="The mask has 58x40 pixels and the image 60x40: their "):
+        flowcore.repair(model, image, mask[..., :58])
+    assert torch.equal(flowcore.repair(model, image, torch.zeros(1, 1, 64, 64)), image)  # of one value

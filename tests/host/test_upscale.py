@@ -14,8 +14,8 @@ from flowcore.prior import masked_temperature
 
 ONE = 1.001 / 255  # the last bit of a picture
 WIDE = {"height": 20, "width": 50}
-HALF = torch.zeros(1, 1, 20, 96)
-HALF[..., :48] = 1  # white on the left
+HALF = torch.zeros(1, 1, 60, 80)  # larger than the photograph, with its proportions
+HALF[..., :40] = 1  # white on the left
 
 
 def photograph(batch=1, height=6, width=8):
@@ -29,8 +29,8 @@ def masked(**inputs):
     halves = {"destination": "black.0", "source": "white.0", "x": 0, "y": 0, "operation": "add"}
     return graph(
         probe(fill="photo", mask="mask.0", **inputs),
-        black=("SolidMask", {"value": 0.0, "width": 96, "height": 20}),
-        white=("SolidMask", {"value": 1.0, "width": 48, "height": 20}),
+        black=("SolidMask", {"value": 0.0, "width": 80, "height": 60}),
+        white=("SolidMask", {"value": 1.0, "width": 40, "height": 60}),
         mask=("MaskComposite", halves),
     )
 
