@@ -59,7 +59,7 @@ def prepare_verify(options: Namespace) -> Callable[[], None]:
 
 
 def _verify(options: Namespace, jobs: list[folders.Job], original: Tensor | None) -> None:
-    bar, verified = ProgressBar([job.source for job in jobs]), 0
+    bar, verified = ProgressBar({job.source: files.upright_size(job.source) for job in jobs}), 0
     for job in jobs:
         row: dict[str, Any] = {"input": printable(str(job.source)), "verified": None, "notes": []}
         started, result = time.monotonic(), None
