@@ -52,6 +52,7 @@ TITLES = {
     "faces": "Restore faces in a group photo",
     "smile": "Put a smile on a portrait",
     "morph-faces": "Morph from face to face",
+    "verify": "Verify which seed made a picture - trace edits",
 }
 # What is said of a node besides its display name: a key of `flowcore.stories` in locales/*/main.json.
 NAMED = {
@@ -112,6 +113,7 @@ APP: dict[str, dict[str, tuple[str, ...]]] = {
     "faces": {"photo": ("picture",), "align": ("flowcore_eyes",), "upscale": ("temperature", "seed", "samples")},
     "smile": {"portraits": ("picture",), "style": ("smile", "age", "gender")},
     "morph-faces": {"portraits": ("picture",), "morph": ("frames", "mode")},
+    "verify": {"photo": ("picture",), "verify": ("seed",)},
 }
 # Stories whose thumbnail is the picture that they start from beside the first that they make.
 SOURCES = {"photo": "pictures/parrots.jpg", "latent-normalisation": "pictures/poor.png", "faces": "pictures/group.png"}

@@ -174,7 +174,7 @@ RESULTS = {
     "strokes": (2, (24, 16)),
     "palette-transfer": (3, (24, 16)),
     "train": (1, (224, 256)),  # the sheet of Flow Train; what Flow Sample makes is shown, not saved
-    "thumbnail": (1, (56, 16)),
+    **dict.fromkeys(("thumbnail", "verify"), (1, (56, 16))),
     "second-opinion": (1, (200, 136)),
     "best-of": (2, (96, 64)),
     "faces": (4, (1280, 808)),
