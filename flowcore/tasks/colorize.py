@@ -72,8 +72,7 @@ def colorize(
         seed: In [0, 2^64). Sample s of every image is drawn with ``seed + s``.
         samples: Colorings per image, at least 1.
         saturation: Factor on the chroma, before the colors are fitted into the gamut. None for the model's default,
-            which is applied before hints, together with the factor by which the model recommends to move colors away
-            from their mean; with ``latents``, whose colors are right already, 1.
+            which is applied before hints; with ``latents``, whose colors are right already, 1.
         working_size: Shorter side in pixels at which colors are decided; None for the model's default.
         hints: The wanted colors.
         hint_steps: How far hints spread over what they are painted on, in positions of the finest grid, four pixels of
@@ -124,7 +123,6 @@ def colorize(
         notes = latents is None or latents_strength < 1 or latents_levels > 0  # else all colors come from latents
         job = Colorization(run, flow, image, working_size, hints=hints, memories=memories, notes=notes)
         taus, rho, factor = job.resolve(temperature, detail, coherence, saturation, latents)
-        recommended = flow.config.vivid if saturation is None and latents is None else 1.0
         steps = hint_steps if hints is not None and hints.coverage is not None else 0
         run.expect(len(job.y) * (1 + samples))
         pictures: list[Tensor] = []
@@ -154,7 +152,7 @@ def colorize(
                     chroma = change_cast(chroma, calm, small_y, cast)
                 if starter is not None:
                     chroma = job.add_memory_colors(chroma, 0, batch, cond, part_seeds, MEMORY_STEPS)
-                chroma = make_vivid(factor * chroma, small_y, recommended)
+                chroma = factor * chroma
                 if own is not None:  # its colors are wanted as they are
                     chroma = job.add_memory_colors(chroma, len(memories) - 1, batch, cond, part_seeds, MEMORY_STEPS)
                 chroma = make_vivid(chroma, small_y, vivid)

@@ -74,12 +74,6 @@ def test_saturation_defaults_to_the_models_and_to_1_with_latents():
     assert torch.equal(colorize(vivid, picture, latents=latents), colorize(plain, picture, latents=latents))
 
 
-def test_colors_move_from_their_mean_as_the_model_recommends_unless_the_saturation_is_given():
-    vivid, plain, picture = tiny_colorizer(vivid=1.5), tiny_colorizer(), gray(64, 64, seed=4)
-    assert torch.allclose(colorize(vivid, picture), colorize(plain, picture, vivid=1.5), atol=1e-6)
-    assert torch.equal(colorize(vivid, picture, saturation=1.0), colorize(plain, picture, saturation=1.0))
-
-
 def test_values_out_of_range_are_refused(flow):
     with pytest.raises(FlowError, match="coherence must lie in"):
         colorize(flow, gray(), coherence=1.1)
