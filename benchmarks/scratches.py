@@ -2,7 +2,7 @@
 
     python -m benchmarks.scratches train FOLDER [FOLDER ...] --run runs/scratch-finder [--minutes 90]
     python -m benchmarks.scratches pack runs/scratch-finder/checkpoint.pt flowcore/weights/scratch-finder.safetensors
-    python -m benchmarks.scratches measure FOLDER [FOLDER ...] [--checkpoint runs/scratch-finder/checkpoint.pt]
+    python -m benchmarks.scratches measure FOLDER [FOLDER ...] [--limit 40]
 
 ``train`` uses photographs that are not held out, ``measure`` the others. Training draws specks, hairs, scratches, tears
 and creases with soft edges onto crops, then adds grain, blur and JPEG, which are no damage. ``measure`` draws long bent
@@ -23,9 +23,11 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from flowcore.checkpoints.model_file import write_network
 from flowcore.evaluation.image_set import list_images
 from flowcore.images.files import read_bytes, read_rgb
 from flowcore.networks.unet import UNet
+from flowcore.tasks.scratch_finder import network
 from flowcore.training.recipe import held_out_names
 
 from .measure import arguments, markdown, say
@@ -33,6 +35,7 @@ from .measure import arguments, markdown, say
 CROP, BATCH = 160, 8
 FINE = 3  # subpixels of a pixel along a side, for soft edges
 CLEAN = 0.15  # share of crops without any damage
+THIN = 0.08  # share of crops onto which thin things that are no damage are drawn: railings, grids, letters
 HARD = 0.25  # share of crops that are taken where clean pixels were marked before
 HARD_POOL = 400  # places that are remembered
 DAMAGED = 4.0  # weight of damaged pixels
@@ -144,6 +147,30 @@ def _tear(draw: Draw, rng: np.random.Generator, side: int) -> None:
     _stroke(draw, rng, path, _width(rng, 8), gaps=rng.choice([0, 0.03]))
 
 
+def draw_thin_things(clean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw a railing, a grid, or letters onto a crop: thin and of high contrast, but no damage."""
+    side = len(clean)
+    layer = Image.new("L", (side * FINE, side * FINE))
+    draw = ImageDraw.Draw(layer)
+    length = side * FINE
+    if rng.random() < 0.3:
+        for _ in range(int(rng.integers(1, 5))):
+            text = "".join(chr(int(c)) for c in rng.integers(65, 123, int(rng.integers(3, 14))))
+            place = tuple(map(float, rng.uniform(0, 0.8 * length, 2)))
+            draw.text(place, text, fill=255, font_size=FINE * rng.uniform(8, 30))
+    else:
+        period, wide = FINE * rng.uniform(4, 20), max(1, round(_width(rng, 3)))
+        top, bottom = sorted(rng.uniform(-0.2, 1.2, 2) * length)
+        lean = rng.uniform(-0.5, 0.5) * (rng.random() < 0.5)
+        for x in np.arange(-length, 2 * length, period):
+            draw.line([(x + lean * top, top), (x + lean * bottom, bottom)], fill=255, width=wide)
+        for y in rng.uniform(top, bottom, 2) if rng.random() < 0.5 else np.arange(top, bottom, period):
+            draw.line([(0, float(y)), (length, float(y))], fill=255, width=wide)
+    opacity = np.asarray(layer.reduce(FINE), np.float32) / 255 * rng.uniform(0.3, 1)
+    opacity = np.rot90(opacity, int(rng.integers(4)))
+    return clean + opacity * (rng.random() - clean)
+
+
 # --- crops ------------------------------------------------------------------------------------------------------------
 
 
@@ -203,6 +230,8 @@ def spoil(clean: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.n
     """Age a crop and damage it; return it, where it is damaged, and where that is beyond doubt."""
     side = len(clean)
     low, high = rng.uniform(0, 0.25) * (rng.random() < 0.5), 1 - rng.uniform(0, 0.25) * (rng.random() < 0.5)
+    if rng.random() < THIN:
+        clean = draw_thin_things(clean, rng)
     y = (low + (high - low) * clean ** rng.uniform(0.6, 1.5)).astype(np.float32)
     y = _blur(y, rng.uniform(0, 1.2) if rng.random() < 0.4 else 0)
     if rng.random() < CLEAN:
@@ -366,22 +395,25 @@ def measure(net: UNet, files: list[Path], thresholds: list[float]) -> None:
 def main() -> None:
     """Run one of the commands."""
     parser = arguments(__doc__, "scratches")
-    parser.add_argument("command", choices=["train", "measure"])
+    parser.add_argument("command", choices=["train", "measure", "pack"])
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--run", type=Path, default=Path("runs/scratch-finder"))
     parser.add_argument("--minutes", type=float, default=90.0)
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--limit", type=int, default=40)
-    parser.add_argument("--checkpoint", type=Path)
     options = parser.parse_args()
+    if options.command == "pack":
+        source, target = options.folders
+        net = UNet()
+        net.load_state_dict(torch.load(source, weights_only=True)["average"])
+        write_network(target, net)
+        return
     names = held_out_names("standard")
     files = [f for f in list_images(options.folders) if (f.name in names) == (options.command == "measure")]
     if options.command == "train":
         train(files, options.run, options.minutes, options.seed)
         return
-    net = UNet()
-    net.load_state_dict(torch.load(options.checkpoint, weights_only=True)["average"])
-    measure(net.eval(), files[:: max(1, math.ceil(len(files) / options.limit))], [0.3, 0.5, 0.7, 0.9])
+    measure(network(), files[:: max(1, math.ceil(len(files) / options.limit))], [0.1, 0.3, 0.5, 0.7, 0.9])
 
 
 if __name__ == "__main__":

@@ -60,10 +60,11 @@ from .tasks.hints import Hints
 from .tasks.model_choice import upscaler_for
 from .tasks.ranking import ranked
 from .tasks.remember import remember
-from .tasks.repair import find_scratches, repair
+from .tasks.repair import repair
 from .tasks.rescale import restore, shrink
 from .tasks.sample import decode, encode, sample
 from .tasks.score import Score, score
+from .tasks.scratch_finder import find_scratches
 from .tasks.upscale import temperature_grid, upscale
 from .tasks.verify import Verification, verify
 from .tasks.video import colorize_video, upscale_video

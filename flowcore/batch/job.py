@@ -38,9 +38,10 @@ from ..tasks.hints import Hints, combine_hints, hints_from_points, palette_from,
 from ..tasks.image_batch import ImageBatch
 from ..tasks.model_input import prepare_input
 from ..tasks.ranking import By, ranked
-from ..tasks.repair import find_scratches, repair
+from ..tasks.repair import repair
 from ..tasks.rescale import restore, shrink
 from ..tasks.score import score
+from ..tasks.scratch_finder import find_scratches
 from ..tasks.upscale import target_size, upscale
 from ..tasks.video import colorize_video, upscale_video
 

@@ -13,7 +13,7 @@ from .model_file import Header, is_flowcore_file, read_header
 
 FOLDER = Path(__file__).resolve().parents[1] / "weights"
 STARTER_MEMORY = "color-photos-memory"
-OTHER_FILES = {"face-finder", STARTER_MEMORY, "README"}  # in the same folder, but not models
+OTHER_FILES = {"face-finder", "scratch-finder", STARTER_MEMORY, "README"}  # in the same folder, but not models
 
 
 def names() -> list[str]:

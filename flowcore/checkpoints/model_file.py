@@ -205,6 +205,26 @@ def _read_tensors(file: Any, filename: str, flow: FlowModel, version: int) -> di
     return tensors
 
 
+def write_network(path: Path, network: nn.Module) -> None:
+    """Write a network that is no flow, such as a finder: kernels in int8 with scales, the rest in float16."""
+    tensors: dict[str, Tensor] = {}
+    for name, t in network.state_dict().items():
+        if t.ndim > 1 and t.numel() >= MIN_SIZE:
+            tensors[name], tensors[name + SCALE] = _quantize(t)
+        else:
+            tensors[name] = t.half().contiguous()
+    write_atomic(path, serialize(tensors))
+
+
+def read_network(path: Path, network: nn.Module) -> None:
+    """Fill in the float32 weights of a network on the CPU from a shipped file."""
+    with open_safetensors(path, "Install flowcore again.") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    scales = {name: tensors.pop(name + SCALE) for name in [*tensors] if name + SCALE in tensors}
+    state = {name: _dequantize(t, scales[name]) if name in scales else t.float() for name, t in tensors.items()}
+    network.float().requires_grad_(False).eval().load_state_dict(state)
+
+
 def build_on_meta(architecture: str, config: Any) -> FlowModel:
     """Build a model on torch's meta device, for its names and shapes; CheckpointError if it has too many tensors."""
     # The limit may abort torch.no_grad() before that has enabled gradients again.

@@ -1,9 +1,8 @@
-"""Damage of photographs: JPEG compression, noise, and scratches."""
+"""Damage of photographs: JPEG compression and noise."""
 
 import functools
 import io
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from ..images.color import luma
 from ..images.opening import open_image
-from ..images.resize import pad_symmetric
 
 SIDE = 192  # pixels of the square in the middle in which JPEG and noise are measured
 MIN_SIDE = 32  # pixels of the smallest image that is measured
@@ -149,76 +147,3 @@ def _noise(channel: Tensor) -> float:
     deviations = variances[1:].sqrt()  # without the 0 of their means
     low, middle = float(deviations[1]), float(deviations[len(deviations) // 2])
     return BIAS * low if middle < WHITE * low else 0.0
-
-
-# --- scratches and dust -----------------------------------------------------------------------------------------------
-
-WIDEST = 9  # pixels; what is wider is no scratch
-NEARBY = 21  # pixels of the window in which a mark must be extreme
-CROWD = 41  # pixels of the window around a line in which there must be little else
-SPOT, RING = 17, 37  # pixels of the windows of a spot, and of what surrounds it, where there must be little else
-LENGTH, DIRECTIONS = 13, 12  # pixels at half the size of the shortest line; directions in which lines are sought
-COMPLETE = 0.9  # share of such a line that must consist of candidates
-FURTHER = 32  # pixels at half the size by which a line may continue through straight candidates that are not extreme
-
-
-def scratches(y: Tensor, sensitivity: float, noise: float, check: Callable[[], None]) -> Tensor:
-    """Find scratches and dust in luma ``(1, 1, H, W)`` in [0, 1], True where they are; ``noise`` is its deviation.
-
-    They are thin lines and small spots, brighter or darker than everything wider nearby, and stand alone: around
-    railings and hair there is more of the same.
-    """
-    contrast = 0.3 * 0.1**sensitivity  # to everything wider, at least
-    # how much there may be around a line and around a spot, relative to their contrast
-    crowded, busy = 0.1 + 0.11 * sensitivity, 0.01 + 0.05 * sensitivity
-    height, width = y.shape[-2:]
-    padded = pad_symmetric(y, WIDEST)  # or a strip at the picture's edge would be thin
-    marks = torch.zeros_like(padded, dtype=torch.bool)
-    for light in (padded, 1 - padded):  # bright ones, then dark ones
-        wide = opening(light, WIDEST)
-        candidates = light - wide > contrast
-        floor = min(2.5 * noise, contrast / 3)  # noise alone exceeds its opening by about 2.5 deviations
-        thin = (light - wide - floor).relu()  # contrast to what is wider
-        extreme = candidates & (light > _dilate(wide, NEARBY) + contrast / 3)
-        around = (RING**2 * _box_blur(thin, RING) - SPOT**2 * _box_blur(thin, SPOT)) / (RING**2 - SPOT**2)
-        spot = _dilate(thin, SPOT)
-        marks |= extreme & (busy * spot > around) & (thin > spot / 2)
-        straight = candidates & (crowded * thin > _box_blur(thin, CROWD))
-        if bool((straight & extreme).any()):
-            lines, continuation = _lines(straight & extreme, check), _lines(straight, check)
-            for _ in range(FURTHER):  # morphological reconstruction: extreme lines grow within straight candidates
-                check()
-                lines = _dilate(lines, 3) * continuation
-            marks |= straight & (F.interpolate(lines, scale_factor=2)[..., : light.shape[-2], : light.shape[-1]] > 0)
-    inner = marks[..., WIDEST : WIDEST + height, WIDEST : WIDEST + width]
-    return _dilate(inner.float(), 3) > 0  # with their soft edges
-
-
-def opening(x: Tensor, window: int) -> Tensor:
-    """Remove bright places that hold no square of an odd ``window``: a morphological opening."""
-    return _dilate(-_dilate(-x, window), window)
-
-
-def _lines(candidates: Tensor, check: Callable[[], None]) -> Tensor:
-    """Find where straight lines of candidates ``(1, 1, H, W)`` lie, in any direction: 1 there, at half the size."""
-    halved = F.max_pool2d(candidates.float(), 2, ceil_mode=True)
-    lines = torch.zeros_like(halved)
-    reach = LENGTH // 2
-    for k in range(DIRECTIONS):
-        check()
-        kernel = torch.zeros(1, 1, LENGTH, LENGTH, device=candidates.device)
-        angle = math.pi * k / DIRECTIONS
-        for step in range(-reach, reach + 1):
-            kernel[..., reach + round(step * math.sin(angle)), reach + round(step * math.cos(angle))] = 1 / LENGTH
-        complete = (F.conv2d(halved, kernel, padding=reach) >= COMPLETE).float()
-        lines = lines.maximum(F.conv2d(complete, kernel, padding=reach))
-    return (lines > 0).float()
-
-
-def _dilate(x: Tensor, window: int) -> Tensor:
-    rows = F.max_pool2d(x, (window, 1), 1, (window // 2, 0))
-    return F.max_pool2d(rows, (1, window), 1, (0, window // 2))
-
-
-def _box_blur(x: Tensor, window: int) -> Tensor:
-    return F.avg_pool2d(F.avg_pool2d(x, (window, 1), 1, (window // 2, 0)), (1, window), 1, (0, window // 2))

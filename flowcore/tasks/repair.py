@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Unpack
 
 from ..errors import ImageError
-from ..images.color import luma
 from ..images.fill import extend_colors, fill
 from ..images.resize import pad_symmetric, shrink
 from ..model import FlowModel
 from ..prior import Temperature
-from ..quality.damage import noise_level, opening, scratches
 from .image_batch import ImageBatch, append_alpha, fit_mask
-from .runner import Batching, Reporting, Runner, RunOptions, check_draws, part_of_run, runs_with
+from .runner import Batching, Runner, RunOptions, check_draws, part_of_run, runs_with
 from .settings import check_range
 from .upscale import upscale
 
@@ -22,50 +21,6 @@ AROUND = 32  # pixels around what is repaired that the model sees
 WIDE = 24  # pixels; nothing convincing can be drawn across wider places
 FILLING = 0.2  # share of the time that filling takes
 ADVICE = "Repair a smaller picture, ask for fewer samples, or free memory on the device."
-
-
-@runs_with(Reporting)
-def find_scratches(image: Tensor, *, sensitivity: float = 0.5, **options: Unpack[Reporting]) -> Tensor:
-    """Find scratches and dust in scans: thin straight lines, and small spots with hardly anything thin around them.
-
-    Both are brighter or darker than everything wider nearby, and up to 8 pixels wide; lines have at least 26 pixels. It
-    does not know objects: a lone wire in the sky is a scratch, too, so look at the mask.
-
-    >>> image = 0.4 + 0.02 * torch.rand(1, 1, 96, 96)
-    >>> image[..., 20:80, 40:42] = 0.9
-    >>> mask = flowcore.find_scratches(image)
-    >>> bool(mask[..., 20:80, 40:42].all()), float(mask.mean()) < 0.05
-    (True, True)
-
-    Args:
-        image: ``(B, C, H, W)`` as in ``upscale``; alpha is ignored.
-        sensitivity: In [0, 1]: how faint and how crowded scratches may be. Higher finds more, true and false ones.
-
-    Returns:
-        ``(B, 1, H, W)`` float32, 1 where the picture is damaged, with a pixel around it, else 0; on the device of
-        ``image``.
-
-    Raises:
-        ImageError: If the images are invalid.
-        FlowError: If ``sensitivity`` is out of its range.
-
-    Source: Joyeux et al., "Detection and removal of line scratches in motion picture films" (CVPR 1999), for lines as
-        extremes; the rest is ours.
-    """
-    check_range("sensitivity", sensitivity)
-    run = Runner(None, RunOptions(**options), ADVICE, image)
-
-    def task() -> Tensor:
-        rgb = ImageBatch(image, run.notify).rgb
-        run.expect(len(rgb))
-        marks: list[Tensor] = []
-        for one in rgb.split(1):
-            noise = noise_level(one[0])
-            marks.append(scratches(luma(one), sensitivity, noise, run.check_cancelled).float())
-            run.advance()
-        return torch.cat(marks)
-
-    return run(task)
 
 
 @runs_with(Batching)
@@ -167,6 +122,16 @@ def repair(
         return append_alpha(result[:, :1] if images.channels == 1 else result, images.alpha)
 
     return run(task)
+
+
+def opening(x: Tensor, window: int) -> Tensor:
+    """Remove bright places that hold no square of an odd ``window``: a morphological opening."""
+    return _dilate(-_dilate(-x, window), window)
+
+
+def _dilate(x: Tensor, window: int) -> Tensor:
+    rows = F.max_pool2d(x, (window, 1), 1, (window // 2, 0))
+    return F.max_pool2d(rows, (1, window), 1, (0, window // 2))
 
 
 def _holes(mask: Tensor, images: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import flowcore
 from flowcore.images.fill import bend, fill
-from flowcore.quality.damage import opening
+from flowcore.tasks.repair import opening
 
 model = pytest.fixture(scope="module")(build_upscaler)
 
