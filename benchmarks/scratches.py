@@ -36,9 +36,9 @@ CROP, BATCH = 160, 8
 FINE = 3  # subpixels of a pixel along a side, for soft edges
 CLEAN = 0.15  # share of crops without any damage
 THIN = 0.08  # share of crops onto which thin things that are no damage are drawn: railings, grids, letters
-HARD = 0.25  # share of crops that are taken where clean pixels were marked before
+HARD = 0.15  # share of crops that are taken where clean pixels were marked before
 HARD_POOL = 400  # places that are remembered
-DAMAGED = 4.0  # weight of damaged pixels
+DAMAGED, DUSTY = 4.0, 16.0  # weight of damaged pixels, and of dust, which has few
 VISIBLE, FAINT = 0.06, 0.02  # contrast from which a pixel is damaged, and up to which it is clean; between is neither
 RATE = 2e-3
 
@@ -49,9 +49,9 @@ Point = tuple[float, float]
 # --- damage -----------------------------------------------------------------------------------------------------------
 
 
-def draw_damage(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the damage of a crop: opacity and brightness, both ``(side, side)`` in [0, 1]."""
-    opacity, value = np.zeros((side, side), np.float32), np.zeros((side, side), np.float32)
+def draw_damage(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw the damage of a crop: opacity, brightness, and opacity of dust alone, ``(side, side)`` in [0, 1]."""
+    opacity, value, dust = (np.zeros((side, side), np.float32) for _ in range(3))
     mostly_white = rng.random()  # of a scan: it is scratched to white, or to black, or to both
     for kind, most in ((_dust, 3), (_scratch, 4), (_hair, 2), (_tear, 1), (_parallel, 1)):
         for _ in range(int(rng.integers(0, most + 1)) if rng.random() < 0.6 else 0):
@@ -64,7 +64,8 @@ def draw_damage(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.nda
             bright = 1 - rng.uniform(0, 0.3) ** 1.5 if white else rng.uniform(0, 0.3) ** 1.5
             value = np.where(small > opacity, bright, value)
             opacity = np.maximum(opacity, small)
-    return opacity, value.astype(np.float32)
+            dust = np.maximum(dust, small) if kind is _dust else dust
+    return opacity, value.astype(np.float32), dust
 
 
 def _width(rng: np.random.Generator, most: float) -> float:
@@ -227,7 +228,7 @@ def _cut(
 
 
 def spoil(clean: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Age a crop and damage it; return it, where it is damaged, and where that is beyond doubt."""
+    """Age a crop and damage it; return it, where it is damaged, and the weights of its pixels, 0 in doubt."""
     side = len(clean)
     low, high = rng.uniform(0, 0.25) * (rng.random() < 0.5), 1 - rng.uniform(0, 0.25) * (rng.random() < 0.5)
     if rng.random() < THIN:
@@ -235,9 +236,9 @@ def spoil(clean: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.n
     y = (low + (high - low) * clean ** rng.uniform(0.6, 1.5)).astype(np.float32)
     y = _blur(y, rng.uniform(0, 1.2) if rng.random() < 0.4 else 0)
     if rng.random() < CLEAN:
-        opacity, value = np.zeros_like(y), np.zeros_like(y)
+        opacity, value, dust = (np.zeros_like(y) for _ in range(3))
     else:
-        opacity, value = draw_damage(rng, side)
+        opacity, value, dust = draw_damage(rng, side)
     change = opacity * (value - y)
     spoiled = _blur(y + change, rng.uniform(0, 0.6) if rng.random() < 0.3 else 0)
     grain = rng.standard_normal((side, side)).astype(np.float32)
@@ -251,8 +252,8 @@ def spoil(clean: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.n
         pixels = np.asarray(Image.open(file))
     contrast = np.abs(change)
     target = (contrast > VISIBLE) & (opacity > 0.25)
-    known = target | (contrast < FAINT)
-    return pixels.astype(np.float32) / 255, target.astype(np.float32), known.astype(np.float32)
+    weight = np.where(target, np.where(dust > 0.25, DUSTY, DAMAGED), contrast < FAINT)
+    return pixels.astype(np.float32) / 255, target.astype(np.float32), weight.astype(np.float32)
 
 
 def _blur(y: np.ndarray, sigma: float) -> np.ndarray:
@@ -292,9 +293,9 @@ def train(files: list[Path], run: Path, minutes: float, seed: int) -> None:
         part = seconds / (60 * minutes)
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * part))
-        y, target, known, places = crops.batch(np.random.default_rng([seed, step]))
+        y, target, weight, places = crops.batch(np.random.default_rng([seed, step]))
         logits = net(y.contiguous(memory_format=torch.channels_last))
-        loss = _loss(logits, target, known)
+        loss = _loss(logits, target, weight)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -302,7 +303,7 @@ def train(files: list[Path], run: Path, minutes: float, seed: int) -> None:
         with torch.no_grad():
             for mean, value in zip(average.parameters(), net.parameters(), strict=True):
                 mean.lerp_(value, 1 - min(0.998, (1 + step) / (10 + step)))
-        false = ((logits.detach() > 0) & (target == 0) & (known == 1)).float().mean((1, 2, 3)).tolist()
+        false = ((logits.detach() > 0) & (target == 0) & (weight > 0)).float().mean((1, 2, 3)).tolist()
         crops.remember(places, false)
         losses.append(float(loss.detach()))
         step, now = step + 1, time.monotonic()
@@ -320,11 +321,10 @@ def _save(run: Path, net: UNet, average: UNet, optimizer: torch.optim.Optimizer,
     (run / "checkpoint.part").replace(run / "checkpoint.pt")
 
 
-def _loss(logits: Tensor, target: Tensor, known: Tensor) -> Tensor:
+def _loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Weighted cross entropy, plus 1 - Dice's coefficient."""
-    weight = known * (1 + (DAMAGED - 1) * target)
     entropy = F.binary_cross_entropy_with_logits(logits, target, weight, reduction="sum") / weight.sum()
-    p = logits.sigmoid() * known
+    p = logits.sigmoid() * (weight > 0)
     dice = (2 * (p * target).sum() + 1) / (p.sum() + target.sum() + 1)
     return entropy + 0.5 * (1 - dice)
 
