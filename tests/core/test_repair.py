@@ -1,4 +1,4 @@
-"""Repair, and finding scratches: ``flowcore/tasks/repair.py``, ``flowcore/images/fill.py`` and ``scratches.py``."""
+"""Repair, and finding scratches: ``tasks/repair.py``, ``tasks/scratch_finder.py`` and ``images/fill.py``."""
 
 import math
 
@@ -8,6 +8,7 @@ from builders import build_upscaler
 from torch import Tensor
 
 import flowcore
+from flowcore.checkpoints.catalog import FOLDER
 from flowcore.images.fill import bend, fill
 from flowcore.tasks.repair import opening
 
@@ -121,6 +122,27 @@ def test_railings_are_no_scratches() -> None:
     image[..., 20:110, ::9] = 0.9
     image[..., 20:110, 1::9] = 0.9
     assert not bool(marked(image).any())
+
+
+def test_a_higher_sensitivity_marks_all_of_a_lower_one() -> None:
+    image = noisy()
+    image[..., 20:110, 60:61] += torch.linspace(0, 0.2, 90)[:, None]
+    low, high = (flowcore.find_scratches(image, sensitivity=s) > 0 for s in (0.1, 1.0))
+    assert not bool((low & ~high).any())
+    assert int(high.sum()) > int(low.sum())
+
+
+def test_marks_are_the_same_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = 0.4 + 0.02 * torch.rand(1, 1, 300, 350, generator=torch.Generator().manual_seed(4))
+    image[..., 10:290, 100:102] = image[..., 150:152, 20:330] = 0.9
+    whole = flowcore.find_scratches(image, sensitivity=0.9)
+    assert 0.001 < float(whole.mean()) < 0.1
+    monkeypatch.setattr("flowcore.tasks.scratch_finder.TILE", 64)
+    assert torch.equal(flowcore.find_scratches(image, sensitivity=0.9), whole)
+
+
+def test_the_scratch_finder_is_small() -> None:
+    assert (FOLDER / "scratch-finder.safetensors").stat().st_size < 100_000
 
 
 def test_sensitivity_out_of_range_is_refused() -> None:

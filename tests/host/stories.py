@@ -61,8 +61,6 @@ NAMED = {
     "steady-clip": {"clip": "film"},
     "old-scan": {
         "model": "model_photographs",
-        "paint": "paint_missed",
-        "join": "found_and_painted",
         "color_model": "model_colors",
     },
     "thumbnail": {"ordinary": "ordinary"},
@@ -76,7 +74,7 @@ NAMED = {
 }
 # Stories that would be wider or higher than the canvas with a column for every step: their columns, from top to bottom.
 COLUMNS = {
-    "old-scan": ("photo paint", "find join model", "repair", "clean color_model", "color save"),
+    "old-scan": ("photo model", "find repair", "clean color_model", "color save"),
     "thumbnail": ("photo small", "shrink model ordinary", "restore", "both save"),
     "second-opinion": ("photo model", "restorer small", "ours top", "guided bottom", "all save"),
     "palette-transfer": ("photo reference", "remember model", "color", "save"),
@@ -91,7 +89,7 @@ APP: dict[str, dict[str, tuple[str, ...]]] = {
     "photo": {"photo": ("picture",), "model": ("model_name",), "upscale": ("boldness", "seed", "samples")},
     "clean-up": {"photo": ("picture",), "upscale": ("boldness", "seed")},
     "night": {"photo": ("picture",), "light": ("exposure",)},
-    "old-scan": {"photo": ("picture",), "find": ("sensitivity",), "paint": ("flowcore_brush",), "color": ("seed",)},
+    "old-scan": {"photo": ("picture",), "find": ("sensitivity",), "color": ("seed",)},
     "thumbnail": {"photo": ("picture",)},
     "second-opinion": {"photo": ("picture",), "guided": ("guide_strength", "seed")},
     "painted": {"photo": ("picture",), "paint": ("flowcore_brush", "ground"), "upscale": ("temperature", "seed")},
