@@ -17,6 +17,7 @@ import torch
 import flowcore
 from flowcore.checkpoints import convert, latents_file, read, read_header
 from flowcore.checkpoints.model_file import is_flowcore_file
+from flowcore.errors import printable
 from flowcore.models import build
 
 MAX_SECONDS = 5.0  # to read a file
@@ -146,7 +147,7 @@ def _read(path: Path, overrides: dict) -> tuple[dict[str, str], list[str]]:
             errors[name] = message = str(error)
             if len(message) > MAX_MESSAGE or "\n" in message or not message.rstrip().endswith((".", "convert IN OUT.")):
                 wrong.append(f"{name}: not a sentence: {message[:300]!r} ({len(message)} characters)")
-            if path.name[:20] not in message:
+            if printable(path.name[:20]) not in message:
                 wrong.append(f"{name}: does not name the file: {message[:300]!r}")
         except BaseException:
             errors[name] = "raised"

@@ -411,7 +411,9 @@ INVALID_IN = {
 
 def test_arguments_out_of_range_are_refused(flow):
     for call, name, value in ((c, n, v) for c, invalid in INVALID_IN.items() for n in invalid for v in invalid[n]):
-        with pytest.raises(FlowError, match=rf"{name} must lie in \[16" if name == "working_size" else name):
+        with pytest.raises(
+            FlowError, match=rf"{name} must be a whole number in \[16" if name == "working_size" else name
+        ):
             call(flow, colored(), **{name: value})
 
 

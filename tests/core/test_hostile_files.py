@@ -69,10 +69,10 @@ def good(tmp_path_factory):
         flow = build_tiny(name, perturb=0.1, **FIELDS.get(name, {}))
         if name == "class_conditional":
             flow = with_styles(flow, ("bold",), torch.ones(1, flow.channels * math.prod(flow.image_size)))
-        save(flow, folder / name)
-        files[name] = (folder / name).read_bytes()
-    save(build_tiny("glow", perturb=0.1, steps=1, hidden=32), folder / "eight bits", dtype=torch.int8)
-    files["eight bits"] = (folder / "eight bits").read_bytes()
+        save(flow, folder / f"{name}.safetensors")
+        files[name] = (folder / f"{name}.safetensors").read_bytes()
+    save(build_tiny("glow", perturb=0.1, steps=1, hidden=32), folder / "8.safetensors", dtype=torch.int8)
+    files["eight bits"] = (folder / "8.safetensors").read_bytes()
     state = srflow_checkpoint(build_tiny("srflow", perturb=0.1))
     files["published safetensors"] = serialize(state)
     for name in ("srflow_da", "llflow"):

@@ -166,7 +166,7 @@ def test_eval(zoo, models, tmp_path, capsys, kind):
 def test_eval_of_nothing_readable(models, tmp_path, stderr_of):
     (tmp_path / "text.png").write_text("no picture")
     for kind in ("upscale", "colorize", "density"):
-        assert "None of the 1 images" in stderr_of("eval", tmp_path, *models(kind))
+        assert "None of the 1 images" in stderr_of("eval", tmp_path, *models(kind), code=1)
 
 
 def test_interpolate(zoo, models, tmp_path, stderr_of):

@@ -164,6 +164,8 @@ class Waits(TorchDispatchMode):
 def test_loss_and_gradient_wait_for_nothing(mixing, dequantizer_steps):
     flow = glow(GlowConfig(levels=2, steps=1, hidden=8, mixing=mixing, dequantizer_steps=dequantizer_steps))
     x, noise = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)
+    flow.initialize(x)
+    Likelihood(flow)(x, None, (noise,))  # the first time, it looks whether the flow was initialized
     with Waits() as waits:
         Likelihood(flow)(x, None, (noise,)).backward()
     assert waits.count == 0

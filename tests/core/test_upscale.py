@@ -101,7 +101,7 @@ def test_invalid_arguments_raise_readable_errors(flow):
         ("temperature", math.nan, "nan"),
         ("temperature", [0.5], "2 levels"),
         ("temperature", torch.ones(3, 1, 4, 4), r"shape \(1 or 1, 1"),
-        ("samples", 10**30, "samples must lie in"),
+        ("samples", 10**30, "samples must be a whole number in"),
         ("seed", -1, "seed"),
         ("tile", -1, "tile must be .*; got -1"),
         ("precision", "float8", "float8"),
