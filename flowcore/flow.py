@@ -336,7 +336,7 @@ class Flow(Transform[list[Tensor], Condition]):
     @property
     def size_multiple(self) -> int:
         """The sides of an image must be multiples of this."""
-        return math.prod(max(1, level.downscale) for level in self._levels())
+        return math.prod([max(1, level.downscale) for level in self._levels()])
 
     def latent_shapes(self, height: int, width: int) -> list[Shape]:
         """Compute the shapes of the latents of an image (HR for upscalers), ``(C_l, H_l, W_l)``, finest first.
@@ -398,7 +398,7 @@ class Flow(Transform[list[Tensor], Condition]):
 
     def _check_values(self, x: Tensor) -> None:
         """Reject an empty batch, and any dtype but the model's."""
-        if not len(x):
+        if x.shape[0] < 1:  # `len` would fix the batch of torch.export
             raise ShapeError(f"The batch is empty, {tuple(x.shape)}. Pass at least one image.")
         dtype = next((p.dtype for p in self.parameters() if p.dtype in FULL_PRECISION), x.dtype)
         if x.dtype not in FULL_PRECISION or x.dtype != dtype:
@@ -435,5 +435,5 @@ class Flow(Transform[list[Tensor], Condition]):
         if actual != expected:
             raise ShapeError(f"Expected latents of shapes {expected} per item, finest first; got {actual}.")
         batches = [z.shape[0] for z in latents]
-        if len(set(batches)) > 1:
+        if any(batch != batches[0] for batch in batches):
             raise ShapeError(f"Expected latents of one batch; got {batches} items, finest level first.")

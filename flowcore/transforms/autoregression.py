@@ -31,7 +31,7 @@ class Autoregression(Transform):
 
     def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         sequence = self._sequence(x)  # (B, T, C)
-        predicted = self.network(sequence, self._labels(cond, len(x))).to(x.dtype)
+        predicted = self.network(sequence, self._labels(cond, x.shape[0])).to(x.dtype)
         shifted = torch.cat([torch.zeros_like(predicted[:, :1]), predicted[:, :-1]], dim=1)
         a, b = self._log_scale_shift(shifted)
         z = (sequence - b) * torch.exp(-a)

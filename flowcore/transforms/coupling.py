@@ -158,7 +158,7 @@ class CheckerboardCoupling(Transform):
         mask = ((rows[:, None] + columns) % 2 != self.parity)[None, None]  # (1, 1, H, W)
         masked = torch.where(mask, x, 0)
         if self.mask_channel:
-            masked = torch.cat([masked, mask.to(x).expand(len(x), 1, -1, -1)], dim=1)
+            masked = torch.cat([masked, mask.to(x).expand(x.shape[0], 1, -1, -1)], dim=1)
         return masked, mask
 
 

@@ -101,7 +101,7 @@ class Variances(Transform):
 
     def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         var = self.var.clamp(min=MIN_VARIANCE)
-        return x / var.sqrt(), (-0.5 * var.log()).sum(0).expand(len(x), -1, -1)
+        return x / var.sqrt(), (-0.5 * var.log()).sum(0).expand(x.shape[0], -1, -1)
 
     def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         return z * self.var.clamp(min=MIN_VARIANCE).sqrt()
