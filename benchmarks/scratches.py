@@ -41,6 +41,7 @@ HARD_POOL = 400  # places that are remembered
 DAMAGED, DUSTY = 4.0, 16.0  # weight of damaged pixels, and of dust, which has few
 VISIBLE, FAINT = 0.06, 0.02  # contrast from which a pixel is damaged, and up to which it is clean; between is neither
 RATE = 2e-3
+LICENSE = "MIT; trained on freely licensed photographs, named in flowcore/weights/SOURCES.tsv"
 
 Draw = ImageDraw.ImageDraw
 Point = tuple[float, float]
@@ -405,8 +406,10 @@ def main() -> None:
     if options.command == "pack":
         source, target = options.folders
         net = UNet()
-        net.load_state_dict(torch.load(source, weights_only=True)["average"])
-        write_network(target, net)
+        state = torch.load(source, weights_only=True)
+        net.load_state_dict(state["average"])
+        made = {"source": "trained by benchmarks.scratches", "licence": LICENSE, "steps": state["step"]}
+        write_network(target, net, {**made, "minutes": state["seconds"] / 60})
         return
     names = held_out_names("standard")
     files = [f for f in list_images(options.folders) if (f.name in names) == (options.command == "measure")]

@@ -205,7 +205,7 @@ def _read_tensors(file: Any, filename: str, flow: FlowModel, version: int) -> di
     return tensors
 
 
-def write_network(path: Path, network: nn.Module) -> None:
+def write_network(path: Path, network: nn.Module, provenance: Mapping[str, Any]) -> None:
     """Write a network that is no flow, such as a finder: kernels in int8 with scales, the rest in float16."""
     tensors: dict[str, Tensor] = {}
     for name, t in network.state_dict().items():
@@ -213,7 +213,7 @@ def write_network(path: Path, network: nn.Module) -> None:
             tensors[name], tensors[name + SCALE] = _quantize(t)
         else:
             tensors[name] = t.half().contiguous()
-    write_atomic(path, serialize(tensors))
+    write_atomic(path, serialize(tensors, {KEY: json.dumps(provenance)}))
 
 
 def read_network(path: Path, network: nn.Module) -> None:
