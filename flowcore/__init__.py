@@ -49,6 +49,7 @@ from .inference.plan import Plan
 from .latents import interpolate, mix_levels, normalize
 from .model import FlowModel
 from .models import register
+from .plug_ins import load_plugins
 from .provenance import VERSION as __version__
 from .tasks import Cancelled
 from .tasks.audit import Audit, audit
@@ -104,6 +105,7 @@ __all__ = [
     "find_scratches",
     "interpolate",
     "load",
+    "load_plugins",
     "match_source",
     "mix_levels",
     "normalize",

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from .. import __version__
 from ..errors import FlowError, printable
+from ..plug_ins import find_plugins, load_plugins
 from . import options
 from .output import QUIET, SomeFailed, accept_all_names
 
@@ -80,13 +81,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _import_plugins(names: Sequence[str]) -> None:
     if names and not {"", os.getcwd()} & {*sys.path}:
         sys.path.append(os.getcwd())  # where ``python -m flowcore`` finds modules, too
+    offered = {point.name for point in find_plugins()} if names else set[str]()
     for name in names:
+        if name in offered:
+            load_plugins(name)
+            continue
         try:
             if not all(map(str.isidentifier, name.split("."))):
                 raise ImportError("it is not the name of a module")
             importlib.import_module(name)
         except ImportError as error:
-            where = "Give the name of a module that is installed or in this folder."
+            where = "Give the name of a module that is installed or in this folder, or of a package's plug-in."
             raise FlowError(f"Cannot import the plug-in {name}: {error}. {where}") from error
 
 
@@ -94,8 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
     called = "flowcore" if Path(sys.argv[0]).stem == "flowcore" else "python -m flowcore"
     parser = _Parser(prog=called, description="Normalizing flows for images.")
     parser.add_argument("--version", action="version", version=f"flowcore {__version__}")
-    text = "a Python module that registers models or checkpoint sources, see docs/plug-ins.md; repeatable"
-    parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help=text)
+    text = "a module or a package's plug-in with models or checkpoint sources, see docs/plug-ins.md; repeatable"
+    parser.add_argument("--plugin", action="append", default=[], metavar="NAME", help=text)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (_, text) in COMMANDS.items():
         getattr(options, f"add_{name}")(subparsers.add_parser(name, help=text, formatter_class=_HelpFormatter))

@@ -22,7 +22,7 @@ ROWS = [
     {"flow", "model", "condition", "prior", "latents", "likelihood", "dequantization"},
     {"inference", "models", "identity"},
     {"checkpoints", "tasks"},
-    {"provenance", "integrations"},
+    {"provenance", "integrations", "plug_ins"},
     {"training", "evaluation", "batch"},
     {"cli"},
     {"__main__"},
