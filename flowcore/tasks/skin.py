@@ -25,7 +25,7 @@ HUE = (122.0, 122.0, 123.0, 123.0, 122.0, 122.0, 120.0)
 LENGTH_SPREAD = 0.3  # standard deviation of the logarithm of that length
 HUE_SPREAD, HUE_FOLLOWS = 7.0, 0.6  # standard deviation of the hue, and its correlation with the length
 LEAST, MOST = -0.6, 1.0  # standard deviations that a face differs from the mean
-ALIKE = 0.6  # correlation between the faces of a picture: they are in the same light
+ALIKE = 0.85  # correlation between the faces of a picture: they are in the same light
 WIDE, HIGH, RISE = 0.44, 0.6, 0.1  # radii of the oval, in widths of the box from eyebrows to chin; and how far it rises
 DARK = 0.45, 0.7  # luma relative to the face: below is hair or an eye, above it is skin
 WEIGHT = 0.1  # relative to that of hints
@@ -94,10 +94,10 @@ def hint_skin(ovals: Sequence[Oval], y: Tensor, grid: Sequence[int], seed: int |
 
 
 def skin_chroma(luma: float, length: float, hue: float) -> tuple[float, float]:
-    """Compute the chroma of skin of a luma, at so many standard deviations from the mean length and hue."""
+    """Compute the chroma of skin of a luma, so many standard deviations from the mean length and hue, the least hue."""
     long = _between(luma, LENGTH) * math.exp(LENGTH_SPREAD * length)
     turn = HUE_SPREAD * (HUE_FOLLOWS * length + math.sqrt(1 - HUE_FOLLOWS**2) * hue)
-    angle = math.radians(_between(luma, HUE) + turn)
+    angle = math.radians(_between(luma, HUE) + max(0.0, turn))  # below that mean, skin looks mauve
     return long * math.cos(angle), long * math.sin(angle)
 
 
