@@ -28,6 +28,7 @@ def take_cp1252(monkeypatch):
 def test_every_command_takes_names_that_standard_output_has_no_letters_for(model_files, tmp_path, monkeypatch):
     place, models = tmp_path / f"写真 снимки {NOT_UTF8}", tmp_path / "модели"
     photo = photograph(place / f"老 фото {NOT_UTF8}.png", (64, 64))
+    small = photograph(place / "малое.png", (32, 32))
     for k in range(3):
         photograph(place / "data" / f"{k} 写真.png", (64, 48), seed=k)
     models.mkdir()
@@ -45,7 +46,7 @@ def test_every_command_takes_names_that_standard_output_has_no_letters_for(model
         "shrink": [photo, "-o", out, "--model", model["both-ways"]],
         "restore": [photo, "-o", out, "--model", model["both-ways"]],
         "faces": [photo, "-o", out, "--model", model["tiny"], "--face-model", model["tiny"], "--factor", 2],
-        "sample": ["--out", out, "--model", model["small-glow"], "--samples", 1],
+        "sample": ["--out", out / "样品", "--model", model["small-glow"], "--samples", 1],
         "interpolate": [photo, photo, "-o", out, "--model", model["small-glow"], "--frames", 1],
         "score": [place / "data", "-o", out, "--json", out / "числа.json", "--model", model["small-glow"]],
         "convert": [model["tiny"], models / "копия.safetensors"],
@@ -54,6 +55,8 @@ def test_every_command_takes_names_that_standard_output_has_no_letters_for(model
         "train": [place / "рецепт.toml", "--data", place / "data", "--run", models / "训练"],
         "styles": [model["digits"], models / "стили.safetensors", "--data", write_mnist(place / "цифры", 60)],
         "eval": [place / "data", "--model", model["tiny"], "--samples", 1, "--measures", "psnr", "--json", out / "n"],
+        "audit": [photo, small, "--model", model["tiny"], "--map", out / "карта.png"],
+        "verify": [out / "样品", "--model", model["small-glow"], "--maps", out / "地图"],
     }
     assert words.keys() == COMMANDS.keys()
     stdout = take_cp1252(monkeypatch)

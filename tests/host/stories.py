@@ -53,6 +53,7 @@ TITLES = {
     "smile": "Put a smile on a portrait",
     "morph-faces": "Morph from face to face",
     "verify": "Verify which seed made a picture - trace edits",
+    "audit": "See what an upscaler invented",
 }
 # What is said of a node besides its display name: a key of `flowcore.stories` in locales/*/main.json.
 NAMED = {
@@ -65,6 +66,7 @@ NAMED = {
     },
     "thumbnail": {"ordinary": "ordinary"},
     "second-opinion": {"restorer": "second_opinion", "ours": "unguided", "guided": "guided"},
+    "audit": {"photo": "small_photograph", "enlarged": "enlargement"},
     "faces": {
         "body_model": "model_photographs",
         "model": "model_faces",
@@ -80,6 +82,7 @@ COLUMNS = {
     "palette-transfer": ("photo reference", "remember model", "color", "save"),
     "digits": ("model style", "sample", "decode large", "save"),
     "handwriting": ("model", "sample", "decode large", "save"),
+    "audit": ("photo enlarged", "model small", "audit match", "top bottom", "all save"),
     "smile": ("portraits model", "encode style", "decode compare", "save"),
     "faces": ("photo model body_model", "align", "body", "upscale", "paste save"),
 }
@@ -112,6 +115,7 @@ APP: dict[str, dict[str, tuple[str, ...]]] = {
     "smile": {"portraits": ("picture",), "style": ("smile", "age", "gender")},
     "morph-faces": {"portraits": ("picture",), "morph": ("frames", "mode")},
     "verify": {"photo": ("picture",), "verify": ("seed",)},
+    "audit": {"photo": ("picture",), "enlarged": ("picture",)},
 }
 # Stories whose thumbnail is the picture that they start from beside the first that they make.
 SOURCES = {"photo": "pictures/parrots.jpg", "latent-normalisation": "pictures/poor.png", "faces": "pictures/group.png"}

@@ -176,6 +176,7 @@ RESULTS = {
     "train": (1, (224, 256)),  # the sheet of Flow Train; what Flow Sample makes is shown, not saved
     **dict.fromkeys(("thumbnail", "verify"), (1, (56, 16))),
     "second-opinion": (1, (200, 136)),
+    "audit": (1, (776, 552)),
     "best-of": (2, (96, 64)),
     "faces": (4, (1280, 808)),
     "smile": (4, (128, 64)),
@@ -200,8 +201,8 @@ def with_photo(host, workflow, photo):
     files = examples(host)
     for node in workflow.values():
         kind, values = node["class_type"], node["inputs"]
-        if kind == "FlowcoreExample" and values["picture"] == "group photograph":
-            continue  # small already, and its eyes are where the story says
+        if kind == "FlowcoreExample" and values["picture"].startswith(("group photograph", "office door")):
+            continue  # small already: its eyes are where the story says, or another picture goes with it
         if kind == "LoadImage" or (kind == "FlowcoreExample" and len(files[values["picture"]]) == 1):
             node |= {"class_type": "LoadImage", "inputs": {"image": photo}}
     return workflow
