@@ -31,7 +31,17 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 # Node to the flow that it works with; the others take "small-glow".
 USED_BY = {"FlowcoreColorize": "small-color", "FlowcoreEncodeColor": "small-color", "FlowcoreBrighten": "small-dark"}
 USED_BY |= {"FlowcoreShrink": "small-rescaler", "FlowcoreRestore": "small-rescaler"}
-_ENLARGING = ("Upscale", "UpscaleVideo", "TemperatureGrid", "BestOf", "AsUpscaleModel", "Harmonize", "Folder", "Repair")
+_ENLARGING = (
+    "Upscale",
+    "UpscaleVideo",
+    "TemperatureGrid",
+    "BestOf",
+    "AsUpscaleModel",
+    "Harmonize",
+    "Folder",
+    "Repair",
+    "Audit",
+)
 USED_BY |= dict.fromkeys((f"Flowcore{name}" for name in _ENLARGING), "small-srflow")
 PERTURB = {"hcflow": 0.02, "llflow": 0.02}  # noise on all parameters; with the others' 0.05 samples are no pictures
 

@@ -47,6 +47,7 @@ VALUES = {  # where the defaults are none, or take long
     "FlowcoreColorize": {"hint_steps": 1},
     "FlowcoreInterpolate": {"frames": 3},
     "FlowcoreUpscale": {"samples": 2},
+    "FlowcoreAudit": {"image": "many.0"},
     "FlowcoreTemperatureCurve": {"levels": 1},
     "FlowcoreTrain": TRAINED,
     "FlowcoreFolder": {"folder": "photos", "subfolder": "hostile"},
