@@ -94,7 +94,7 @@ class FlowcoreSampleGrid(FlowNode):
         labels: widgets.Text,
         snap: Annotated[bool, widgets.switch(default=True, advanced=True)],
     ) -> Any:
-        progress, size = Progress(), _size(model.flow, 0, 0)
+        progress, size = Progress(), _size(model.flow)
         taus = widgets.temperature_list(temperatures)
         numbers = _labels_in_turn(model.flow, labels, seeds, self.notes)
         check_memory(len(taus) * seeds, 3 * math.prod(size), "pictures", "Ask for fewer temperatures or seeds.")
@@ -200,17 +200,17 @@ class FlowcoreDecode(FlowNode):
         return self.output(images, text=[], **canvas_pictures(self, images))
 
 
-def _size(flow: FlowModel, width: int, height: int) -> tuple[int, int]:
-    """Return height and width of the images to sample."""
+def _size(flow: FlowModel, width: int | None = None, height: int | None = None) -> tuple[int, int]:
+    """Return height and width of the images to sample; of a node that asks for neither, those of the model."""
     require_whole_images(flow)
     flow.require("sample")
     model_height, model_width = flow.image_size or (0, 0)
     size = height or model_height, width or model_width
     if 0 in size:
-        raise FlowError(
-            "This model does not say which size it was made for. Set width and height of Flow Sample to multiples of "
-            f"{flow.size_multiple}."
-        )
+        advice = f"Set width and height to multiples of {flow.size_multiple}."
+        if width is None:
+            advice = "Use Flow Sample, which has width and height, or make the model with an image_size."
+        raise FlowError(f"This model does not say which size it was made for. {advice}")
     return size
 
 

@@ -38,6 +38,7 @@ again = flowcore.load("theirs.pth", n_bits=5)
 assert again.config == small_flow.SmallFlowConfig(steps=3, hidden=5, n_bits=5)
 assert all(map(torch.equal, again(x)[0], flow(x)[0]))
 trained = flowcore.load("small/model.safetensors")
+assert trained.sample(1).shape == (1, 3, 16, 16)  # as Flow Sample Grid asks, which has no size of its own
 assert trained.architecture == "small_flow"
 assert flowcore.score(trained, x).bits_per_dim.isfinite().all()
 flowcore.testing.check(flow, torch.rand(2, 3, 4, 6))
@@ -64,7 +65,7 @@ def test_the_plug_in_page_runs(tmp_path):
     assert result.returncode == 0, result.stderr[-1600:].decode()
     header = json.loads((tmp_path / "header.json").read_text())
     assert header["architecture"] == "small_flow"
-    assert header["config"] == {"steps": 1, "hidden": 8, "n_bits": 8, "image_size": None}
+    assert header["config"] == {"steps": 1, "hidden": 8, "n_bits": 8, "image_size": 16}
     assert len(list((tmp_path / "samples").glob("*.png"))) == 1
     assert (tmp_path / "ours.safetensors").exists()
 

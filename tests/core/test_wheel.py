@@ -1,6 +1,7 @@
 """The wheel, in an empty environment and away from this checkout."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
+WALK = (ROOT / "docs" / "walk-through.md").read_text()
+OPENS = "\n".join(re.findall(r">>> (import numpy.*|from PIL.*|PHOTO.*|pixels.*)", WALK)) + "\nprint(pixels.shape)"
 UPSCALES = """
 import flowcore
 from flowcore.images.files import read
@@ -52,6 +55,7 @@ def test_the_wheel_names_its_extra_without_torch_and_upscales_with_it(environmen
     (packages / "ours.pth").write_text(sysconfig.get_path("purelib"))  # torch and the others, but no flowcore
     python = run(environment / "python", "-c", UPSCALES, cwd=tmp_path)
     assert python.stdout.split() == [str(packages / "flowcore" / "__init__.py"), "1", "3", "128", "192"], python.stderr
+    assert run(environment / "python", "-c", OPENS, cwd=tmp_path).stdout.split() == ["(64,", "64,", "3)"]
     script = run(environment / "flowcore", "upscale", "photo.png", "-o", "out", "--model", "srflow-x8", cwd=tmp_path)
     assert script.returncode == 0, script.stderr
     (made,) = (tmp_path / "out").glob("*.png")

@@ -147,6 +147,9 @@ REFUSED = [
 def test_invalid_values_raise_a_readable_error(host, flows):
     for inputs, words in REFUSED:
         refusal(host, sampling(**inputs), *words)
+    asked = {"model": "model.0", "temperatures": "1", "seed": 1, "seeds": 1}
+    grid = graph(model=loader(FREE), grid=("FlowcoreSampleGrid", asked), images=report("grid.1"))
+    refusal(host, grid, "Use Flow Sample, which has width and height")
 
 
 @pytest.mark.parametrize(
