@@ -112,6 +112,9 @@ flowcore.testing.check(flow, torch.rand(2, 3, 8, 16))
 @pytest.mark.skipif(not PYRIGHT.exists(), reason="pyright is not installed")
 def test_a_call_of_a_flow_is_typed_and_testing_is_known(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
+    # of an editable install it finds no sources by itself
+    root = str(Path(flowcore.__file__).parents[1])
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps({"extraPaths": [root]}))
     command = [PYRIGHT, "--pythonpath", sys.executable, "program.py"]
     said = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path).stdout
     assert "0 errors" in said, said
