@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..checkpoints import catalog
-from ..checkpoints.model_file import open_safetensors
+from ..checkpoints.model_file import read_network
 from ..errors import FlowError
 from ..images.faces import EYE_LINE, LEFT, RIGHT, FacePlace, Point, cut_face
 from ..images.resize import resize
@@ -209,8 +209,6 @@ def _distinct(detections: Tensor) -> Tensor:
 @cache
 def network() -> BlazeFace:
     """Load the shipped network once."""
-    with open_safetensors(catalog.FOLDER / "face-finder.safetensors", "Install flowcore again.") as file:
-        state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    finder = BlazeFace().requires_grad_(False)
-    finder.float().load_state_dict(state)  # whatever torch's default type was
-    return finder.eval().to(memory_format=torch.channels_last)  # twice as fast  # pyright: ignore[reportCallIssue]
+    finder = BlazeFace()
+    read_network(catalog.FOLDER / "face-finder.safetensors", finder)
+    return finder.to(memory_format=torch.channels_last)  # twice as fast  # pyright: ignore[reportCallIssue]
