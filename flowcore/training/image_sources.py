@@ -146,9 +146,9 @@ def decode_each(
     """Decode images in threads; yield each source, in order, with what ``process`` returns, or why it failed."""
 
     def decode(data: bytes, reason: str) -> tuple[Processed | None, str]:
+        if reason:
+            return None, reason
         try:
-            if reason:
-                raise ImageError(reason)
             with open_image(data) as opened:
                 image = decode_rgb(opened, data)
         except ImageError as error:
@@ -188,9 +188,7 @@ def _read(source: ImageSource, archive: zipfile.ZipFile | None) -> tuple[int, by
             data = archive.read(source.member)  # zipfile reads no more than the size it states
         with open_image(data) as opened:
             return opened.width * opened.height, data, ""
-    except ImageError as error:
-        return 0, b"", str(error)
-    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # of the archive
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # ImageError, or the archive's
         return 0, b"", str(error)
 
 
