@@ -102,10 +102,10 @@ def frame_count(data: bytes) -> int:
 def read_frames(data: bytes, name: str) -> Tensor:
     """Decode all frames of a file, see ``frame_count``: ``(T, 4, H, W)`` in [0, 1], with alpha."""
     with _opened(data, name) as opened:
-        check_decodable(opened, frame_count(data))
+        count, size = frame_count(data), opened.size
+        check_decodable(opened, count)
         frames: list[Pixels] = []
-        size = opened.size
-        for number in range(frame_count(data)):
+        for number in range(count):
             opened.seek(number)
             if opened.size != size:  # a GIF's may exceed its screen
                 raise ValueError("its frames differ in size")
