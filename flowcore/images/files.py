@@ -80,18 +80,16 @@ def read(data: bytes, name: str, *, all_frames: bool = False) -> DecodedImage:
         gray = opened.mode in ("1", "L", "LA", "I") or opened.mode.startswith("I;") or "LA" in _raw_mode(opened)
         pixels, metadata = _decode(opened, data), read_metadata(opened, gray)
         sentences = lost_on_read(opened, data, gray=gray, all_frames=all_frames)
-    bits = 8 * pixels.itemsize
-    tensor = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None] / (2**bits - 1)
-    return DecodedImage(tensor.contiguous(), metadata, gray, bits, sentences)
+    return DecodedImage(_to_tensor(pixels).contiguous(), metadata, gray, 8 * pixels.itemsize, sentences)
 
 
 def read_middle(data: bytes, name: str, side: int) -> Tensor:
     """Decode the square in the middle of an image, of ``pixels`` as in ``read``."""
     with _opened(data, name) as opened:
+        check_decodable(opened)
         pixels = _decode(opened, data)
     top, left = (max(0, (length - side) // 2) for length in pixels.shape[:2])
-    middle = pixels[top : top + side, left : left + side]
-    return torch.from_numpy(middle.astype(np.float32)).permute(2, 0, 1)[None] / (2 ** (8 * pixels.itemsize) - 1)
+    return _to_tensor(pixels[top : top + side, left : left + side])
 
 
 def frame_count(data: bytes) -> int:
@@ -342,6 +340,11 @@ def _pixels(opened: Image.Image, low_bytes: Pixels | None) -> Pixels:
         return np.asarray(managed)
     has_alpha = "A" in opened.getbands() or "transparency" in opened.info
     return np.asarray(opened.convert("RGBA" if has_alpha else "RGB"))
+
+
+def _to_tensor(pixels: Pixels) -> Tensor:
+    """Convert pixels (h, w, channels) to ``(1, C, H, W)`` float32 in [0, 1]."""
+    return torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None] / (2 ** (8 * pixels.itemsize) - 1)
 
 
 def _mark_transparent(opened: Image.Image, pixels: Pixels) -> Pixels:

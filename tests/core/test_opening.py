@@ -144,6 +144,8 @@ def test_memory_is_asked_for_before_pixels_are_decoded(monkeypatch):
     monkeypatch.setattr(opening, "free_memory", lambda device: 10**8)
     with pytest.raises(ImageError, match=r"its 3000x2000 pixels take up to 0\.4 GB to read, and 0\.1 GB are free"):
         files.read(file.getvalue(), "x")
+    with pytest.raises(ImageError, match="its 3000x2000 pixels take"):
+        files.read_middle(file.getvalue(), "x", 8)
     first, *others = (Image.new("RGB", (1000, 1000), (25 * number, 0, 0)) for number in range(10))
     first.save(file := io.BytesIO(), "GIF", save_all=True, append_images=others)
     with pytest.raises(ImageError, match=r"its 10 frames take up to 0\.6 GB"):
