@@ -1,6 +1,5 @@
 """Files: example pictures and your own, whole folders in one node, and pictures saved with all bits and metadata."""
 
-import hashlib
 import math
 import os
 import threading
@@ -21,6 +20,7 @@ from ..flowcore.batch.job import Work, Worker, encode_like
 from ..flowcore.batch.tables import NAME, Manifest
 from ..flowcore.checkpoints.color_memory import starter_memory
 from ..flowcore.checkpoints.writing import write_atomic
+from ..flowcore.identity import fingerprint
 from ..flowcore.images.files import (
     SUFFIXES,
     Format,
@@ -150,7 +150,7 @@ class FlowcoreExample(FileNode):
 @lru_cache(maxsize=4096)
 def _content_hash(file: Path, _fingerprint: str) -> str:
     """Hash a picture's contents, again when its size or time has changed."""
-    return hashlib.sha256(read_bytes(file)).hexdigest()
+    return fingerprint(read_bytes(file))
 
 
 def is_batch(name: str) -> bool:
