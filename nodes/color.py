@@ -110,8 +110,7 @@ class FlowcoreColorize(ClipNode):
         if carry:
             notes("carry is ignored: it works only if frames is video.")
         settings |= {"memory": memory or ("model" if starter_memory else None), "cast": cast, "vivid": vivid}
-        settings |= {"skin": skin}
-        settings["mark"] = mark.strip() or None
+        settings |= {"skin": skin, "mark": mark.strip() or None}
         pictures = flowcore.colorize(flow, pixels, samples=samples, hint_steps=hint_steps, **settings)
         return self.show_samples(pictures, seed, samples, image)
 

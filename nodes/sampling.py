@@ -65,9 +65,8 @@ class FlowcoreSample(PickingNode):
         options: dict[str, Any] = {"snapped": snap, "guidance": guidance, "denoise": denoise, "mark": phrase}
         options |= self.notes.task_options()
         images = sample(flow, samples, size=size, temperature=taus, seed=seed, labels=numbers, **options)
-        levels = sample_latents(
-            flow.latent_shapes(*size), samples, taus, seed, mark=phrase
-        )  # as `sample` has drawn them
+        shapes = flow.latent_shapes(*size)
+        levels = sample_latents(shapes, samples, taus, seed, mark=phrase)  # as `sample` has drawn them
         return self.show_samples(images, seed, samples, None, model.latents(levels, labels=numbers))
 
 

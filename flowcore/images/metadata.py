@@ -44,7 +44,7 @@ def lost_on_save(metadata: Metadata, channels: int, before: int, after: int, for
         sentences.append("Its gray color profile does not fit a result of several channels and is dropped.")
     if format == "jpeg":
         kept = set(_flat(tags_for_jpeg(metadata.exif)))
-        dropped = [ExifTags.TAGS.get(tag, str(tag)) for _, tag in _flat(metadata.exif) if (_, tag) not in kept]
+        dropped = [ExifTags.TAGS.get(tag, str(tag)) for outer, tag in _flat(metadata.exif) if (outer, tag) not in kept]
         dropped += ["XMP"] if len(metadata.xmp or b"") > MAX_SEGMENT else []
         if dropped:
             names = ", ".join(dropped)
