@@ -70,7 +70,7 @@ def describe(value: Any) -> Any:
         case Tensor():
             return _of_tensor(value)
         case FlowModel():
-            return _of_model(value)
+            return Digest(model_fingerprint(value, model_sha256(value)))
         case list() | tuple():
             return [describe(item) for item in cast(Sequence[Any], value)]
         case Mapping() if all(isinstance(key, str) for key in cast(Mapping[Any, Any], value)):
@@ -106,9 +106,10 @@ def model_sha256(flow: FlowModel) -> str:
     return digest.hexdigest()
 
 
-def _of_model(flow: FlowModel) -> Digest:
+def model_fingerprint(flow: FlowModel, sha256: str) -> str:
+    """Return ``fingerprint(flow)`` where its ``model_sha256`` is known, which takes most of the time."""
     others = {name: tensor for name, tensor in flow.state_dict().items() if name.startswith(OTHER_TENSORS)}
-    return Digest(fingerprint([model_sha256(flow), flow.config, others]))
+    return fingerprint([sha256, flow.config, others])
 
 
 def _of_tensor(values: Tensor) -> dict[str, Any]:

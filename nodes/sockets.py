@@ -14,7 +14,7 @@ from torch import Tensor
 from ..flowcore import ColorMemory, FlowError, FlowModel, Hints, ImageError
 from ..flowcore.checkpoints import catalog
 from ..flowcore.device import free_memory
-from ..flowcore.identity import fingerprint, model_sha256
+from ..flowcore.identity import fingerprint, model_fingerprint, model_sha256
 from ..flowcore.images.faces import FacePlace
 from ..flowcore.model import Task
 from ..flowcore.tasks.image_batch import check_proportions
@@ -51,7 +51,7 @@ class HostModel:
     @cached_property
     def fingerprint(self) -> str:
         """Fingerprint of everything in it, of which `sha256` leaves out what the latents do not depend on."""
-        return fingerprint(self.flow)
+        return model_fingerprint(self.flow, self.sha256)
 
     def load(self, working_memory: int) -> FlowModel:
         """Load the flow onto its device, with this many free bytes to work in, and return it."""

@@ -10,7 +10,7 @@ from builders import build_tiny
 
 from flowcore.batch.job import Work
 from flowcore.checkpoints.color_memory import ColorMemory
-from flowcore.identity import describe, fingerprint, model_sha256
+from flowcore.identity import describe, fingerprint, model_fingerprint, model_sha256
 from flowcore.networks.memory import CellMemory
 
 
@@ -70,6 +70,7 @@ def test_a_model_differs_by_what_its_bijection_leaves_out(tmp_path):
     assert len({model_sha256(flow) for flow in (plain, other_guide, bolder)}) == 1
     assert len({fingerprint(flow) for flow in (plain, other_guide, bolder)}) == 3
     assert fingerprint(plain) == fingerprint(build_tiny("srflow", guide_layers=2, guide_width=4))
+    assert fingerprint(plain) == model_fingerprint(plain, model_sha256(plain))
 
 
 def test_two_memories_of_equal_settings_differ_by_their_colors():
