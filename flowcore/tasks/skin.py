@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..images.resize import resize_bilinear
 from .face_finder import find_faces
+from .hints import premultiply, unpremultiply
 
 SEARCHED = 576  # pixels: longest side of the picture in which faces are looked for
 # Of the skin of 1,278 portraits by its luma: length of the chroma, and hue in degrees from Cb towards Cr. The length is
@@ -89,24 +91,13 @@ def hint_skin(ovals: Sequence[Oval], y: Tensor, grid: Sequence[int], seed: int |
         covered[0, 0] = torch.maximum(covered[0, 0], coverage)
         tint = torch.tensor(chroma, device=y.device, dtype=y.dtype)[:, None, None] * relative.clamp(max=1)
         tinted[0] = torch.where(coverage > 0, tint, tinted[0])
-    planes = F.adaptive_avg_pool2d(torch.cat([covered, covered * tinted], 1), (grid[0], grid[1]))
-    return WEIGHT * planes[:, :1], planes[:, 1:] / planes[:, :1].clamp_min(1e-6)
+    coverage, chroma = unpremultiply(F.adaptive_avg_pool2d(premultiply(covered, tinted), (grid[0], grid[1])))
+    return WEIGHT * coverage, chroma
 
 
 def skin_chroma(luma: float, length: float, hue: float) -> tuple[float, float]:
     """Compute the chroma of skin of a luma, so many standard deviations from the mean length and hue, the least hue."""
-    long = _between(luma, LENGTH) * math.exp(LENGTH_SPREAD * length)
+    long = float(np.interp(luma, LUMA, LENGTH)) * math.exp(LENGTH_SPREAD * length)
     turn = HUE_SPREAD * (HUE_FOLLOWS * length + math.sqrt(1 - HUE_FOLLOWS**2) * hue)
-    angle = math.radians(_between(luma, HUE) + max(0.0, turn))  # below that mean, skin looks mauve
+    angle = math.radians(float(np.interp(luma, LUMA, HUE)) + max(0.0, turn))  # below that mean, skin looks mauve
     return long * math.cos(angle), long * math.sin(angle)
-
-
-def _between(luma: float, values: Sequence[float]) -> float:
-    """Interpolate between values at ``LUMA``; outside, take the nearest."""
-    if luma <= LUMA[0]:
-        return values[0]
-    for k in range(1, len(LUMA)):
-        if luma <= LUMA[k]:
-            part = (luma - LUMA[k - 1]) / (LUMA[k] - LUMA[k - 1])
-            return values[k - 1] + part * (values[k] - values[k - 1])
-    return values[-1]
