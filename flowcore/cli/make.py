@@ -27,12 +27,12 @@ from ..model import FlowModel
 from ..prior import mark_seed
 from ..provenance import Provenance
 from ..tasks import duration
+from ..tasks.guide import NO_GUIDE, checked_strength
 from ..tasks.hints import palette_from, parse_points
 from ..tasks.model_input import label_number
 from ..tasks.remember import open_memory, remember
 from ..tasks.sample import check_styles, with_guidance
 from ..tasks.settings import with_defaults
-from ..tasks.tiles import NO_GUIDE, checked_strength
 from ..tasks.upscale import sampling_settings
 from .batches import (
     ModelRun,

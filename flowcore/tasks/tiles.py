@@ -15,36 +15,26 @@ from torch import Tensor
 
 from ..condition import Condition
 from ..device import free_memory
-from ..errors import FlowError, ImageError
+from ..errors import FlowError
 from ..images.color import luma
-from ..images.grid import remove_grid
 from ..images.motion import blur
-from ..images.resize import enlarge, resize
+from ..images.resize import enlarge
 from ..inference.condition_cache import ConditionStore
 from ..model import FlowModel
-from ..prior import Shape, Temperature, level_temperatures, number_or_map, resize_temperature_map, sample_latents
-from ..quality.metrics import lr_psnr
+from ..prior import Shape, Temperature, level_temperatures, resize_temperature_map, sample_latents
 from . import overflow
-from .consistency import back_project
-from .image_batch import ImageBatch
+from .guide import NEARBY, Guide, drawn_share, limit_rms
 from .runner import Runner, batch_size
-from .settings import check_range, with_defaults
+from .settings import check_range
 
 STRIPS = 2**26  # bytes that strips take at most, whatever the image
 ENCODING = 4  # cost of a unit of the encoder relative to one of decoding: srflow-x4, 72x48, one core
 MAX_SAMPLES = 8  # at once: they share what every step computes from the image; more would save little
 WEAK, STRONG = 0.08, 0.4  # luma's difference from its neighbors at weak and strong edges
-NEARBY = 9  # latents: side of the window in which the rms of a guide's latents is measured
-BOUND = 1.2  # highest ratio of that rms to drawn latents'; less blurs clips over time, more adds specks out of focus
-MATCHING = 6  # steps by which a guide is matched to the image, to 60 dB and more where nothing is clamped
-NO_GUIDE = "guide_strength is ignored: there is no guide."
-SAME_SCENE = 20.0  # dB between an image and its shrunk guide; published upscalers have 27 and more
 
 Size = tuple[int, int]  # height and width
 Border = tuple[int, int, int, int]  # pixels to add left, right, above and below
 Tile = tuple["Span", "Span"]  # its rows and columns
-Strength = float | Tensor
-"""Part of a guide's latents that is kept, in [0, 1]: a number, or a map as of temperatures that covers the image."""
 
 
 class Span(NamedTuple):
@@ -180,7 +170,7 @@ class TiledDecoder:
         for item in range(len(rgb)):
             padded = tiling.pad(rgb[item, None], border)
             encoder_input = tiling.encoder_input(padded)
-            guide_picture = None if guide is None else self._guide_picture(guide, rgb, item, border)
+            guide_picture = None if guide is None else self._padded_guide(guide, rgb, item, border)
             for tile in tiles:
                 with run.counting(encoding, ENCODING):
                     cond = self._condition(_crop(encoder_input, tile).to(run.dtype), reused=reused)
@@ -223,19 +213,10 @@ class TiledDecoder:
         side = self.tiles.choose(max(padded), memory, self._run.device)
         return border, tile_grid(*padded, tile=side // multiple * multiple, halo=self._halo, multiple=multiple)
 
-    def _guide_picture(self, guide: Guide, rgb: Tensor, item: int, border: Border) -> Tensor:
-        """Return the guide of an image, made of the whole image if it is the model's; padded as the image is."""
-        run, scale = self._run, self._flow.condition_scale
-        if guide.pictures is not None:
-            picture = guide.pictures[item, None]
-        else:
-            with run.counting(run.plan.guide_units):
-                made = run.plan.make_guide(rgb[item, None].to(run.device, run.dtype)).to(rgb)
-            picture = remove_grid(made, rgb[item, None]).clamp_(0, 1)
-        if guide.match:
-            matched = back_project(picture, rgb[item, None], MATCHING, check=run.check_cancelled)
-            picture = picture.lerp(matched, guide.match)
-        left, right, top, bottom = (side * scale for side in border)
+    def _padded_guide(self, guide: Guide, rgb: Tensor, item: int, border: Border) -> Tensor:
+        """Return the guide of an image, padded as the image is."""
+        picture = guide.picture(self._run, rgb, item)
+        left, right, top, bottom = (side * self._flow.condition_scale for side in border)
         return self._tiling.pad(picture, (left, right, top, bottom)) if any(border) else picture
 
     def _condition(self, source: Tensor, *, reused: bool) -> Condition:
@@ -397,86 +378,3 @@ def edge_map(lr: Tensor) -> Tensor:
     strongest = F.max_pool2d((dx.square() + dy.square()).sqrt(), 3, stride=1, padding=1)
     nearby = F.avg_pool2d(F.pad(strongest, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     return (nearby.clamp_min(WEAK) / WEAK).log().div(math.log(STRONG / WEAK)).clamp(0, 1)
-
-
-@dataclass(frozen=True)
-class Guide:
-    """A reference enlargement of every image, ``(B, 3, s * h, s * w)``, whose latents are blended in with weight a.
-
-        g   = guide + match (matched - guide)            ``matched`` shrinks to the image, so only detail is the guide's
-        z_g = f(g | lr)                                  what the model would have had to draw to make it
-        z   = a z_g + sqrt(1 - a^2) tau eps              per level
-
-    If z_g were a draw from the prior, z would be one for every a. That of a model's own guide follows the temperature,
-    see ``settings.guide_share``.
-
-    Source: Neal, "Regression and classification using Gaussian process priors" (1998), for the sum; SRFlow, section
-    4.3, for latents of another picture under an LR image. Blending them in is ours; see docs/decisions/0020.
-    """
-
-    pictures: Tensor | None  # None for the model's own
-    strengths: list[Strength]  # by setting
-    match: float = 0.0  # how far its pictures are changed to shrink to the images, see ``consistency.match_source``
-    bounded: bool = False  # whether its latents are limited to the rms of drawn ones, see ``limit_rms``
-
-
-def checked_strength(strength: Strength, images: int = 1) -> Strength:
-    """Check the strength of a guide of some images."""
-    value = number_or_map(strength, images, "guide strengths")
-    for end in value.aminmax() if isinstance(value, Tensor) else [value]:
-        check_range("guide_strength", float(end))
-    return value
-
-
-def prepare_guide(
-    run: Runner,
-    flow: FlowModel,
-    rgb: Tensor,
-    guide: Tensor | None,
-    strength: Strength | None,
-    settings: Sequence[Sampling],
-    bounded: bool = False,
-) -> Guide | None:
-    """Check a guide of images ``(B, 3, h, w)``, and bring it to the size that the model draws; None for no guide."""
-    given = {"guide": guide, "guide_strength": strength}
-    chosen = [with_defaults(flow, {**given, "temperature": tau})["guide_strength"] for tau, _ in settings]
-    strengths = [checked_strength(value, len(rgb)) for value in chosen]
-    if not any(value.any() if isinstance(value, Tensor) else value for value in strengths):
-        return None
-    match = getattr(flow.config, "guide_match", 1.0)
-    if guide is None and flow.guide is None:
-        run.notify(NO_GUIDE)
-        return None
-    if guide is None:
-        return Guide(None, strengths, match)
-    try:
-        pictures = ImageBatch(guide).extended_rgb.to(rgb.device)
-    except ImageError as error:
-        raise ImageError(f"The guide cannot be used. {error}") from error
-    if len(pictures) not in (1, len(rgb)):
-        raise ImageError(f"Expected one guide for all, or one for each of {len(rgb)} images; got {len(pictures)}.")
-    height, width = (side * flow.condition_scale for side in rgb.shape[-2:])
-    if pictures.shape[-2:] != (height, width):
-        run.notify(
-            f"The guide has {pictures.shape[3]}x{pictures.shape[2]} pixels, and the model draws {width}x{height}: it "
-            "was resized (bicubic)."
-        )
-        pictures = torch.cat([resize(picture[None], height, width).clamp(0, 1) for picture in pictures])
-    alike = min(float(lr_psnr(pictures[k % len(pictures), None], image[None])) for k, image in enumerate(rgb))
-    if alike < SAME_SCENE:
-        run.notify(
-            f"The guide shows something other than the image: shrunk, it is {alike:.0f} dB from it, and an enlargement "
-            f"of the image would be {SAME_SCENE:.0f} or more. It is used all the same."
-        )
-    return Guide(pictures.expand(len(rgb), -1, -1, -1), strengths, 0.0 if bounded else match, bounded)
-
-
-def limit_rms(latents: Tensor, spread: Tensor | float) -> Tensor:
-    """Scale latents ``(B, C, H, W)`` down where their local rms far exceeds the ``spread`` of drawn ones."""
-    rms = blur(latents.square().mean(1, keepdim=True), NEARBY).sqrt()
-    return latents * (BOUND * spread / rms.clamp(min=1e-6)).clamp(max=1)
-
-
-def drawn_share(a: Strength) -> Strength:
-    """Compute ``sqrt(1 - a^2)``; resizing may have rounded a map to more than 1."""
-    return (1 - a.square()).relu().sqrt() if isinstance(a, Tensor) else math.sqrt(1 - a * a)

@@ -18,11 +18,12 @@ from ..models.srflow import SRFlowConfig
 from ..networks import CompactUpscaler
 from ..prior import Temperature
 from . import consistency
+from .guide import Strength, prepare_guide
 from .image_batch import ImageBatch
 from .model_choice import notify_of_damage
 from .runner import Runner, Running, RunOptions, check_draws, runs_with
 from .settings import check_range, with_defaults
-from .tiles import STRIPS, Sampling, Strength, TiledDecoder, Tiling, prepare_guide
+from .tiles import STRIPS, Sampling, TiledDecoder, Tiling
 
 HALO = 24  # LR pixels; how far tiles then differ from the whole image: docs/decisions/0004
 MAX_DEVIATION = 2.0  # largest |value - 0.5| that is no overflow; temperature 1 stays within 1.6: docs/decisions/0013
@@ -78,7 +79,7 @@ def upscale(
         match_source: Whether to change the pictures so that they shrink to the LR image again, see ``match_source``.
         store: Where the conditions of the images are kept for the next call; None for nowhere.
         guide: A reference enlargement of the same images, ``(B or 1, C, s * h, s * w)`` in [0, 1], whose latents are
-            blended in, see ``tiles.Guide``. Alpha is ignored; other sizes are resized. It is first changed to match
+            blended in, see ``guide.Guide``. Alpha is ignored; other sizes are resized. It is first changed to match
             ``lr`` when shrunk, as far as ``guide_match`` in the model file says (1, the default: fully).
         guide_strength: Share of the guide's latents, in [0, 1]: a number, or a map as of ``temperature``. 0 ignores the
             guide, 1 gives it back as changed. None for the model's default, or 0.5; that of the model's own guide
@@ -119,7 +120,7 @@ def upscale(
             )
         if not guide_bounded:  # bounded for frames of a clip: ``upscale_video`` examines the first
             notify_of_damage(flow, rgb, run.notify)
-        guides = prepare_guide(run, flow, rgb, guide, guide_strength, [settings], guide_bounded)
+        guides = prepare_guide(run, flow, rgb, guide, guide_strength, [settings.temperature], guide_bounded)
         pictures = decoder(rgb, [settings], seed, samples, is_gray, guides)
         if size != tuple(pictures.shape[-2:]):
             pictures = _resize_each(run, pictures, size)
@@ -177,7 +178,8 @@ def temperature_grid(  # noqa: D417
         images = ImageBatch(lr, run.notify)
         rgb = images.extended_rgb
         notify_of_damage(flow, rgb, run.notify)
-        guides = prepare_guide(run, flow, rgb, guide, guide_strength, settings)
+        temperatures = [tau for tau, _ in settings]
+        guides = prepare_guide(run, flow, rgb, guide, guide_strength, temperatures)
         return images.like_input(decoder(rgb, settings, seed, seeds, images.is_gray, guides), alpha=False)
 
     return run(task, decoder.tiles.halve)

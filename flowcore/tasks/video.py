@@ -166,7 +166,7 @@ def upscale_video(  # noqa: D417
         FlowError: If the model does not upscale, ``steadiness`` lies outside [0, 1], or as in ``upscale``.
         PrecisionError: If ``precision`` is too low to encode.
 
-    Source: the guide, see ``tiles.Guide``; the motion, see ``images.motion``.
+    Source: the guide, see ``guide.Guide``; the motion, see ``images.motion``.
     """
     flow.require("upscale")
     check_range("steadiness", steadiness)

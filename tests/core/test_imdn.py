@@ -18,8 +18,8 @@ from flowcore.images.resize import enlarge
 from flowcore.inference.plan import Plan
 from flowcore.networks import IMDN, IMDNEncoder
 from flowcore.tasks.consistency import back_project
+from flowcore.tasks.guide import MATCHING
 from flowcore.tasks.settings import model_defaults
-from flowcore.tasks.tiles import MATCHING
 from flowcore.tasks.upscale import STRIPS, memory_required
 from flowcore.testing import perturbed
 from flowcore.training.checkpoint import load_encoder, load_weights, take_sampling_defaults, with_guide_of

@@ -20,8 +20,9 @@ from flowcore.prior import masked_temperature, sample_latents
 from flowcore.quality.metrics import lr_psnr
 from flowcore.tasks import upscale as task
 from flowcore.tasks.consistency import back_project
+from flowcore.tasks.guide import MATCHING
 from flowcore.tasks.runner import Runner, RunOptions
-from flowcore.tasks.tiles import MATCHING, Latents, tile_grid
+from flowcore.tasks.tiles import Latents, tile_grid
 
 flow = pytest.fixture(scope="module")(build_upscaler)
 
