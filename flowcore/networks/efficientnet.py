@@ -44,8 +44,7 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, luma: Tensor) -> list[Tensor]:
         """Compute 40, 112 and 320 channels at strides 8, 16 and 32 of luma in [0, 1], sides multiples of 32."""
-        _, *outputs = self.outputs(luma)
-        return [outputs[stage] for stage in TAPPED]
+        return [x for stage, x in enumerate(self.outputs(luma), start=-1) if stage in TAPPED]
 
     def outputs(self, luma: Tensor) -> Iterator[Tensor]:
         """Yield the output of the stem, ``(B, 32, H / 2, W / 2)``, and then of every stage."""
