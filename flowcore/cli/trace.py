@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import load, provenance
+from .. import provenance
 from ..batch import folders, tables
-from ..checkpoints.writing import write_atomic
-from ..device import keep_freed_memory
+from ..checkpoints.writing import check_writable, write_atomic
 from ..errors import FlowError, printable
 from ..identity import model_sha256
 from ..images import files
@@ -31,7 +30,7 @@ from ..tasks.audit import audit
 from ..tasks.image_batch import ImageBatch
 from ..tasks.model_choice import FOR_CLEAN
 from ..tasks.verify import COLD, verify
-from .options import parse_assignments
+from .batches import load_model
 from .output import ProgressBar, log, to_json
 
 TRACED = ("FlowcoreUpscale", "FlowcoreColorize", "FlowcoreSample", "FlowcoreRestore")
@@ -48,28 +47,41 @@ class _Recipe(NamedTuple):
 
 
 def prepare_verify(options: Namespace) -> Callable[[], None]:
-    keep_freed_memory()
     original = None if options.source is None else files.read(files.read_bytes(options.source), "the source").pixels
     if options.mark is not None:
         mark_seed(options.mark)  # raises for an empty phrase
+
+    @cache
+    def load_once(model: str) -> FlowModel:
+        return load_model(Namespace(**{**vars(options), "model": model}))
+
     if options.model is not None:
-        _load(options.model, options.device, tuple(options.set))
-    jobs = [folders.Job(picture.path) for picture in folders.find(options.images, options.maps, log)]
-    return partial(_verify, options, jobs, original)
+        load_once(options.model)
+    pictures = folders.find(options.images, options.maps, log)
+    if options.maps is None:
+        jobs = [folders.Job(picture.path) for picture in pictures]
+    else:
+        jobs = folders.make_jobs(pictures, options.maps, lambda path, kind: [f"{path.stem}{kind}_edited.png"])
+        check_writable(jobs[0].targets[0])
+    return partial(_verify, options, jobs, original, load_once)
 
 
-def _verify(options: Namespace, jobs: list[folders.Job], original: Tensor | None) -> None:
+def _verify(
+    options: Namespace, jobs: list[folders.Job], original: Tensor | None, load_once: Callable[[str], FlowModel]
+) -> None:
     bar, verified = ProgressBar({job.source: files.upright_size(job.source) for job in jobs}), 0
     for job in jobs:
         row: dict[str, Any] = {"input": printable(str(job.source)), "verified": None, "notes": []}
         started, result = time.monotonic(), None
         try:
+            if job.problem:
+                raise FlowError(job.problem)
             pixels = files.read(files.read_bytes(job.source), job.source.name).pixels
             recipe = _read_recipe(job.source, pixels)
             seed = _seed(options, recipe)
             row["model"] = options.model or recipe.model or FOR_CLEAN
             row |= {"seed": seed} if options.mark is None else {"mark": options.mark}
-            flow = _load(row["model"], options.device, tuple(options.set))
+            flow = load_once(row["model"])
             _check_model(options, recipe, flow)
             found = verify(
                 flow,
@@ -84,10 +96,9 @@ def _verify(options: Namespace, jobs: list[folders.Job], original: Tensor | None
             row |= {name: getattr(found, name)[0].tolist() for name in ("verified", "offset", "size", "mirrored")}
             row["z"] = round(float(found.z[0]), 2)
             verified += row["verified"]
-            if options.maps is not None:
-                shown = glow(ImageBatch(pixels).rgb, found.edited)
-                row["map"] = str(options.maps / f"{job.source.stem}_edited.png")
-                write_atomic(Path(row["map"]), files.encode(shown[0]))
+            for target in job.targets:  # of the map
+                write_atomic(target, files.encode(glow(ImageBatch(pixels).rgb, found.edited)[0]))
+                row["map"] = str(target)
             result = folders.Outputs([], time.monotonic() - started)
         except (FlowError, OSError) as error:
             result, row["error"] = error, str(error)
@@ -100,9 +111,9 @@ def _verify(options: Namespace, jobs: list[folders.Job], original: Tensor | None
 
 
 def prepare_audit(options: Namespace) -> Callable[[], None]:
-    keep_freed_memory()
-    flow = _load(options.model, options.device, tuple(options.set))
-    flow.require("upscale")
+    flow = load_model(options, "upscale")
+    if options.map is not None:
+        check_writable(options.map)
     pixels, small = (files.read(files.read_bytes(path), path.name).pixels for path in (options.picture, options.source))
     return partial(_audit, options, flow, pixels, small)
 
@@ -124,11 +135,6 @@ def _audit(options: Namespace, flow: FlowModel, pixels: Tensor, small: Tensor) -
     sys.stdout.write(f"{distance}. Largest places: {places or 'none'}.\n")
     own = f"a sample of {options.model} has {row['own_bits_per_dim']:.2f}"
     sys.stdout.write(f"It needs {row['bits_per_dim']:.2f} bits per dimension given the small image; {own}.\n")
-
-
-@cache
-def _load(model: str, device: str, assignments: tuple[str, ...]) -> FlowModel:
-    return load(model, device, **parse_assignments(assignments))
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -1,6 +1,8 @@
 """The command verify: seeds from recipes and from options, folders, exit codes and maps."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -41,6 +43,27 @@ def test_without_a_recipe_the_seed_must_be_given(made, tmp_path, capsys):
     assert run("verify", stripped, "--seed", 5, "--model", "glow-photos", "--maps", tmp_path) == 0
     assert capsys.readouterr().out.startswith("verified")
     assert pixels(tmp_path / "stripped_edited.png").shape == (3, 64, 64)
+
+
+def test_pictures_of_one_name_keep_their_maps_apart(made, tmp_path, capsys):
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder in folders:
+        folder.mkdir()
+        shutil.copy(made / "stripped.jpg", folder / "a.jpg")
+    words = ["--seed", 5, "--model", "glow-photos", "--json"]
+    assert run("verify", *folders, *words, "--maps", tmp_path / "maps") == 0
+    maps = [row["map"] for row in rows_of(capsys)]
+    assert maps == [str(tmp_path / "maps" / folder.name / "a_edited.png") for folder in folders]
+    assert all(pixels(Path(each)).shape == (3, 64, 64) for each in maps)
+
+
+def test_a_map_that_cannot_be_written_is_refused_before_the_work(made, tmp_path, capsys):
+    stripped, a_file = made / "stripped.jpg", tmp_path / "file"
+    a_file.write_bytes(b"")
+    assert run("verify", stripped, "--seed", 5, "--model", "glow-photos", "--maps", a_file) == 2
+    assert "Cannot save stripped_edited.png" in capsys.readouterr().err
+    assert run("audit", stripped, stripped, "--model", "srflow-x4", "--map", a_file / "map.png") == 2
+    assert "Cannot save map.png" in capsys.readouterr().err
 
 
 def test_the_manifest_of_a_batch_is_a_recipe(made, tmp_path, capsys):
