@@ -7,7 +7,7 @@ again. Nothing is embedded in pictures.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
@@ -161,7 +161,7 @@ def verify(
             z=z,
             verified=z >= VERIFIED,
             agreement=torch.cat([result.agreement for result in results]),
-            edited=torch.cat([result.edited if result.z >= VERIFIED else 1 + 0 * result.edited for result in results]),
+            edited=torch.cat([each.edited if each.z >= VERIFIED else torch.ones_like(each.edited) for each in results]),
             offset=torch.tensor([result.place.crop or (0, 0) for result in results]),
             size=torch.tensor([result.place.size for result in results]),
             mirrored=torch.tensor([result.place.mirrored for result in results]),
@@ -300,9 +300,9 @@ class _Examination:
 
     def _other_size(self) -> _Place | None:
         """Try other sizes and mirrored pictures by parts of the picture, and return the best place."""
-        sizes = [self._known] if self._known else list(self._usual_sizes())[:MAX_SIZES]
+        is_known = self._known is not None or self._colors
+        sizes = [self._first.size] if is_known else self._usual_sizes()[:MAX_SIZES]
         best, highest = None, -math.inf
-        sizes = [self._first.size] if self._colors else sizes
         places = [*map(_Place, sizes), *(_Place(size, mirrored=True) for size in sizes[:MAX_MIRRORED])]
         for place in (place for place in places if place != self._first):
             self._run.check_cancelled()
@@ -328,19 +328,19 @@ class _Examination:
         scores = [statistic(pairs) for pairs in parts]
         return sum(scores) / math.sqrt(len(scores))
 
-    def _usual_sizes(self) -> Iterator[tuple[int, int]]:
+    def _usual_sizes(self) -> list[tuple[int, int]]:
         """List sizes that the picture may have been made in, the commonest first, the present one included."""
         height, width = self._picture.shape[-2:]
         longest = max(height, width)
-        unit = self._flow.condition_scale if self._unit > 1 else 1
-        ratios = [1.0, *map(float, map(Fraction, RATIOS)), *(longest / (unit * side) for side in SIDES)]
+        scale = self._flow.condition_scale
+        ratios = [1.0, *map(float, map(Fraction, RATIOS)), *(longest / (scale * side) for side in SIDES)]
         sizes = dict[tuple[int, int], None]()
         for ratio in ratios:
             size = self._rounded(height / ratio, width / ratio)
             same_shape = all(abs(a * ratio - b) <= 1 for a, b in zip(size, (height, width), strict=True))
             if SMALLEST_RATIO <= ratio <= LARGEST_RATIO and same_shape and max(size) <= MAX_SIDE:
                 sizes[size] = None
-        yield from sizes
+        return [*sizes]
 
     def _crop(self) -> _Place | None:
         """Find a cropped picture in the picture of known size, by the cross-correlation of the finest latents.
