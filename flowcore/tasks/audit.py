@@ -171,10 +171,9 @@ def _bits(flow: FlowModel, pictures: Tensor, small: Tensor) -> Tensor:
 def _boxes(excess: Tensor) -> list[tuple[int, int, int, int]]:
     """Find the places where most lies beyond the band ``(H, W)``, largest first, without overlap."""
     height, width = excess.shape
-    side = max(16, max(height, width) // 8)
-    side = min(side, height, width)
-    sums = F.avg_pool2d(excess[None, None], side, stride=max(1, side // 8))[0, 0].clone()
+    side = min(max(16, max(height, width) // 8), height, width)
     step, boxes = max(1, side // 8), list[tuple[int, int, int, int]]()
+    sums = F.avg_pool2d(excess[None, None], side, stride=step)[0, 0]
     while len(boxes) < BOXES and float(sums.max()) > 0:
         row, column = divmod(int(sums.argmax()), sums.shape[1])
         boxes.append((column * step, row * step, column * step + side, row * step + side))
