@@ -63,10 +63,14 @@ def _add_again(command: ArgumentParser) -> None:
     command.add_argument("--again", action="store_true", help="replace earlier results; other files are never replaced")
 
 
+def _add_inputs(command: ArgumentParser, metavar: str = "IMAGE") -> None:
+    text = "image files, folders (searched at any depth), or quoted patterns: 'photos/**/*.jpg'"
+    command.add_argument("images", nargs="+", metavar=metavar, help=text)
+
+
 def _add_images(command: ArgumentParser, out: str | None = None) -> None:
     """Add the images, the output, and Ray; ``out`` is the help of an ``--out`` without a default."""
-    text = "image files, folders (searched at any depth), or quoted patterns: 'photos/**/*.jpg'"
-    command.add_argument("images", nargs="+", metavar="IMAGE", help=text)
+    _add_inputs(command)
     text = out or "folder for the results, where sub-folders are kept; or the file of a single image"
     command.add_argument("-o", "--out", type=Path, default=Path("output") if out is None else None, help=text)
     _add_again(command)
@@ -92,10 +96,12 @@ def _add_pictures(command: ArgumentParser, model: str = AUTO, out: str | None = 
     _add_model(command, model)
 
 
-def _add_verbosity(command: ArgumentParser) -> None:
+def _add_verbosity(
+    command: ArgumentParser,
+    json_help: str = "write an object per line to stdout instead of paths: input, outputs, seconds, notes, error",
+) -> None:
     """Add how the command talks: results go to stdout, all else to stderr."""
-    text = "write an object per line to stdout instead of paths: input, outputs, seconds, notes, error"
-    command.add_argument("--json", action="store_true", help=text)
+    command.add_argument("--json", action="store_true", help=json_help)
     command.add_argument("--quiet", action="store_true", help="write nothing but results and errors")
 
 
@@ -302,8 +308,7 @@ def add_score(command: ArgumentParser) -> None:
 
 
 def add_verify(command: ArgumentParser) -> None:
-    text = "image files, folders (searched at any depth), or quoted patterns: 'photos/**/*.jpg'"
-    command.add_argument("images", nargs="+", metavar="PICTURE", help=text)
+    _add_inputs(command, "PICTURE")
     option, number = command.add_argument, partial(_add_number, command)
     number("--seed", help="seed to compare with (default: that of the recipe in the file, or its manifest)")
     option("--mark", metavar="PHRASE", help="look for the mark of this phrase instead")
@@ -315,8 +320,7 @@ def add_verify(command: ArgumentParser) -> None:
     number("--size", nargs="+", metavar="PIXELS", help=text)
     option("--source", type=Path, metavar="FILE", help="what they were made from, which tells that size")
     option("--maps", type=Path, metavar="FOLDER", help="write each picture with what was edited in colors")
-    option("--json", action="store_true", help="write an object per line: input, verified, z, seed, model, size, ...")
-    option("--quiet", action="store_true", help="write nothing but results and errors")
+    _add_verbosity(command, "write an object per line: input, verified, z, seed, model, size, ...")
 
 
 def add_audit(command: ArgumentParser) -> None:
@@ -325,8 +329,7 @@ def add_audit(command: ArgumentParser) -> None:
     option("source", type=Path, metavar="SOURCE", help="the small image that it was made from")
     _add_model(command, FOR_CLEAN)
     option("--map", type=Path, metavar="FILE", help="write the picture with what goes beyond the small image in colors")
-    option("--json", action="store_true", help="write an object: outside, lr_psnr, bits_per_dim, boxes, sentence, ...")
-    option("--quiet", action="store_true", help="write nothing but results and errors")
+    _add_verbosity(command, "write an object: outside, lr_psnr, bits_per_dim, boxes, sentence, ...")
 
 
 def add_eval(command: ArgumentParser) -> None:
