@@ -23,9 +23,9 @@ AUTO = "auto"  # the model that suits the picture
 MAX_MEGAPIXELS = 100  # of a result; the command asks before it makes a larger one
 MODEL_DEFAULT = "(default: the model's own)"
 TEMPERATURE_HELP = f"0 is calm, 1 has the model's full spread {MODEL_DEFAULT}"
-POSITIVE, COUNT = Setting(float, Range(0, math.inf)), Setting(int, Range(1, math.inf))
+NONNEGATIVE, COUNT = Setting(float, Range(0, math.inf)), Setting(int, Range(1, math.inf))
 NUMBERS = {  # that are no settings of tasks
-    **dict.fromkeys(("time_limit", "max_megapixels", "minutes", "guidance"), POSITIVE),
+    **dict.fromkeys(("time_limit", "max_megapixels", "minutes", "guidance"), NONNEGATIVE),
     **dict.fromkeys(("ray_workers", "ray_threads", "keep", "limit", "count", "stop_after"), COUNT),
     "size": Setting(int, Range(1, MAX_SIDE)),
     "quality": Setting(int, Range(1, 100)),

@@ -30,7 +30,7 @@ def _share(note: str = "") -> Setting:
     return Setting(float, Range(0, 1), note)
 
 
-def _positive(note: str = "") -> Setting:
+def _nonnegative(note: str = "") -> Setting:
     return Setting(float, Range(0, math.inf), note)
 
 
@@ -44,9 +44,9 @@ SETTINGS = {  # by name, in tasks and on the command line
     "batch": _count(0, note="0 chooses by the image's size."),
     "tile": _count(0, note="0 chooses by free memory."),
     "halo": _count(0),
-    "temperature": _positive("0 is the calmest, 1 the model's own spread."),
+    "temperature": _nonnegative("0 is the calmest, 1 the model's own spread."),
     "calm_edges": _share("0 is off, 1 leaves no temperature at strong edges."),
-    "factor": _positive("0 leaves it to the model."),
+    "factor": _nonnegative("0 leaves it to the model."),
     "longest_side": _count(0, note="0 leaves it to the model."),
     "guide_strength": _share("0 ignores the guide, 1 keeps all of it."),
     "steadiness": _share("0 draws every frame independently."),
@@ -54,21 +54,21 @@ SETTINGS = {  # by name, in tasks and on the command line
     "sensitivity": _share("Higher finds more."),
     "exposure": Setting(float, Range(-MAX_EXPOSURE, MAX_EXPOSURE), "It is in stops."),
     "strength": _share("0 is the photograph as it is, 1 as drawn."),
-    "detail": _positive(),
+    "detail": _nonnegative(),
     "coherence": _share("0 draws every place independently."),
-    "saturation": _positive(),
+    "saturation": _nonnegative(),
     "working_size": _count(16, 4096, "It is in pixels."),
     "latents_strength": _share(),
     "latents_levels": _count(0, note="0 means all."),
     "hint_steps": _count(0),
-    "radius": _positive("It is in pixels."),
+    "radius": _nonnegative("It is in pixels."),
     "cast": Setting(float, Range(-1, 1), "1 is as drawn, 0 that of the calmest coloring, -1 no cast at all."),
-    "vivid": _positive("1 is as drawn."),
+    "vivid": _nonnegative("1 is as drawn."),
     "carry": Setting(float, Range(0, 1, open=True)),
     "probes": _count(0),
     "terms": _count(1),
-    "smallest": _positive("It is in pixels."),
-    "largest": _positive("It is in pixels; 0 is no limit."),
+    "smallest": _nonnegative("It is in pixels."),
+    "largest": _nonnegative("It is in pixels; 0 is no limit."),
     "number": _count(0, note="0 is all of them."),
     "frames": _count(1, MAX_DRAWS),
 }
