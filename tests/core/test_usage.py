@@ -20,10 +20,7 @@ from flowcore.tasks.settings import SETTINGS, check_range
 
 from .commands import names, photograph, run
 
-NOWHERE = [  # a number that no setting takes
-    *["nan", "inf", "-inf", "", "x", "1e400"],
-    "-5",
-]
+IN_NO_RANGE = ["nan", "inf", "-inf", "", "x", "1e400", "-5"]  # what no setting takes
 
 
 @pytest.fixture
@@ -54,7 +51,7 @@ def test_every_number_is_refused_outside_of_its_range(capsys):
     for name, command in commands.items():
         for action in command._actions:
             if action.dest in {**SETTINGS, **NUMBERS} and action.type is not None and not action.choices:
-                for number in NOWHERE:
+                for number in IN_NO_RANGE:
                     with pytest.raises(SystemExit) as ended:
                         command.parse_args([f"{action.option_strings[0]}={number}"])
                     assert ended.value.code == 2
