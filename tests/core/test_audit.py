@@ -1,7 +1,5 @@
 """Audit: what an enlargement contains that its small image does not support."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from builders import build_tiny, build_upscaler
@@ -13,8 +11,7 @@ from flowcore.images.resize import enlarge, resize
 from flowcore.tasks.audit import audit
 
 from .commands import run
-
-PHOTO = Path(__file__).resolve().parents[2] / "workflows" / "photo.png"
+from .golden_pictures import photo
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +21,7 @@ def flow():
 
 @pytest.fixture(scope="module")
 def small():
-    return files.read(PHOTO.read_bytes(), PHOTO.name).pixels[:, :3, 20:52, 84:124]
+    return photo(32, 40)
 
 
 def test_what_was_painted_in_is_the_invention_and_the_largest_box(flow, small):

@@ -2,7 +2,6 @@
 
 import io
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +11,13 @@ from PIL import Image
 
 import flowcore
 from flowcore.errors import FlowError
-from flowcore.images import color, files
+from flowcore.images import color
 from flowcore.prior import MARK, mark_seed, sample_latents
 from flowcore.tasks import verify as module
 from flowcore.tasks.verify import allow_for, local_statistics, statistic, verify
 
-PHOTO = Path(__file__).resolve().parents[2] / "workflows" / "photo.png"
+from .golden_pictures import photo
+
 LIVELY = {"temperature": 1.2, "calm_edges": 0.5, "guide_strength": 0.5}
 RANDOM = 4.5  # z that no other seed or picture reaches
 
@@ -29,7 +29,7 @@ def flow():
 
 @pytest.fixture(scope="module")
 def small():
-    return files.read(PHOTO.read_bytes(), PHOTO.name).pixels[:, :3, 20:68, 20:76]
+    return photo(48, 56)
 
 
 @pytest.fixture(scope="module")
