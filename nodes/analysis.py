@@ -14,12 +14,13 @@ from ..flowcore.images.contact_sheet import glow, heat_map
 from ..flowcore.images.resize import resize_bilinear
 from ..flowcore.tasks import score as scoring
 from ..flowcore.tasks.colorize import memory_required as colorizer_memory
+from ..flowcore.tasks.image_batch import ImageBatch
 from ..flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
 from ..flowcore.tasks.model_input import ModelInput, prepare_input
 from ..flowcore.tasks.ranking import By, diversity_map, ranked
 from ..flowcore.tasks.sample import memory_required
 from ..flowcore.tasks.upscale import memory_required as upscaler_memory
-from ..flowcore.tasks.verify import VERIFIED, Verification
+from ..flowcore.tasks.verify import TILE, VERIFIED, Verification
 from . import widgets
 from .by_picture import in_image_order, part_for
 from .host.compat import io
@@ -269,15 +270,15 @@ class FlowcoreVerify(FlowNode):
     ) -> Any:
         # which of two models made it cannot be seen of the enlargement
         models = [model] if isinstance(model, HostModel) else [model.load(name) for name in (FOR_CLEAN, FOR_DAMAGED)]
-        progress, best, name = Progress(image), None, ""
+        progress, best, name, phrase = Progress(image), None, "", mark.strip()
+        sides = [min(side, TILE) for side in image.shape[-2:]]  # of what is encoded at once
         for number, each in enumerate(models):
-            height_at_once, width_at_once = (min(side, 1024) for side in image.shape[-2:])
-            flow = each.load(2 * memory_required(each.flow, 1, height_at_once, width_at_once))
+            flow = each.load(2 * memory_required(each.flow, 1, *sides))
             found = flowcore.verify(
                 flow,
                 image,
                 seed=seed,
-                mark=mark.strip() or None,
+                mark=phrase or None,
                 source=source,
                 size=(height, width) if height and width else None,
                 **self.notes.task_options(progress.part(number / len(models), 1 / len(models))),
@@ -287,12 +288,12 @@ class FlowcoreVerify(FlowNode):
             if best.verified.all():
                 break
         assert best is not None
-        phrase = f'the mark "{mark.strip()}"' if mark.strip() else ""
-        lines = [_verdict(best, k, name, phrase or f"seed {(seed + k) % 2**64}") for k in range(len(image))]
+        origins = [f'the mark "{phrase}"' if phrase else f"seed {(seed + k) % 2**64}" for k in range(len(image))]
+        lines = [_verdict(best, k, name, origin) for k, origin in enumerate(origins)]
         facts = [_placed(best, k) for k in range(len(image))]
         scores = best.z.tolist()
         return self.output(
-            glow(image.cpu()[:, :3].expand(-1, 3, -1, -1), best.edited),
+            glow(ImageBatch(image.cpu()).rgb, best.edited),
             to_host_image(best.edited[:, 0]),
             bool(best.verified.all()),
             scores,
@@ -356,7 +357,7 @@ class FlowcoreAudit(FlowNode):
         ]
         outside, distances = found.outside.tolist(), found.lr_psnr.tolist()
         return self.output(
-            glow(image.cpu()[:, :3].expand(-1, 3, -1, -1), maps),
+            glow(ImageBatch(image.cpu()).rgb, maps),
             to_host_image(maps[:, 0]),
             outside,
             distances,
