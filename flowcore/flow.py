@@ -99,7 +99,7 @@ class Flow(Transform[list[Tensor], Condition]):
     Source: Dinh et al., "Real NVP", section 3.6; Kingma & Dhariwal, "Glow", section 3; details: Liang et al., "HCFlow".
     """
 
-    _has_trained = False  # in this process
+    _has_trained = False  # so that ``log_prob`` looks at the actnorms once: every look waits for the device
     conditional: bool | None = None  # whether it needs a condition; None leaves that to its transforms
 
     def __init__(
@@ -244,7 +244,8 @@ class Flow(Transform[list[Tensor], Condition]):
 
         Arguments and errors are those of ``forward``; ``likelihood.bits_per_dim`` converts the result. In training
         mode with gradients, batch norms (Real NVP) normalize by the moments of this batch, and update the running ones.
-        Otherwise, and always in ``forward``, they use the running moments.
+        Otherwise, and always in ``forward``, they use the running moments. The first time that a flow trains, it warns
+        if no actnorm is initialized.
         """
         trains = self.training and torch.is_grad_enabled()
         if trains and not self._has_trained:
