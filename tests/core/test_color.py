@@ -8,7 +8,16 @@ import torch.nn.functional as F
 from builders import random_image
 
 from flowcore.errors import ImageError, ShapeError
-from flowcore.images.color import compress, enlarge_chroma, luma, merge, palette_from_chroma, parse_color, split
+from flowcore.images.color import (
+    as_gray,
+    compress,
+    enlarge_chroma,
+    luma,
+    merge,
+    palette_from_chroma,
+    parse_color,
+    split,
+)
 
 DTYPES = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
 
@@ -126,3 +135,16 @@ def test_web_colors_are_parsed():
     for text in ("", "#", "red", "#12345", "#1234567", "##eb8", "#e0b0g0", "0x123456", "#e0b08\u0660"):
         with pytest.raises(ImageError, match="Expected a color such as #e0b080; got '"):
             parse_color(text)
+
+
+def test_only_pictures_without_colors_become_gray():
+    picture = random_image(2, 4, 5, 7, seed=871)
+    picture[:, 1:3] = picture[:, :1]
+    assert torch.equal(as_gray(picture), picture[:, [0, 3]])
+    assert torch.equal(as_gray(picture[0, :3]), picture[0, :1])
+    for channel in (0, 1, 2):
+        colored = picture.clone()
+        colored[1, channel, 4, 6] += 0.25
+        assert as_gray(colored) is colored
+    for channels in (1, 2):
+        assert torch.equal(as_gray(picture[:, :channels]), picture[:, :channels])
