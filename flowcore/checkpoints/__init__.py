@@ -33,9 +33,11 @@ def load(path: str | Path, device: str | torch.device = "cpu", **config_override
         FlowError: If there is no such device.
     """
     device = check_device(device)
-    file = catalog.path(str(path)) if catalog.is_shipped(str(path)) else Path(path)
-    if catalog.is_shipped(str(path)) and not is_flowcore_file(file):
-        raise catalog.unusable(str(path), "is damaged, or only stands for it (Git LFS)")
+    name, file = str(path), Path(path)
+    if catalog.is_shipped(name):
+        file = catalog.path(name)
+        if not is_flowcore_file(file):
+            raise catalog.unusable(name, "is damaged, or only stands for it (Git LFS)")
     try:
         file = file.expanduser()
         exists = file.exists()

@@ -113,8 +113,8 @@ def save(
     Raises:
         SavingError: If the file cannot be written; the disk may be full.
         FlowError: If it is no model with a configuration, the file is no .safetensors file, or it could not be read
-            again: a value is too large for ``dtype`` or not finite, a transform
-            has no inverse, or anything else. The file that is there stays.
+            again: a value is too large for ``dtype`` or not finite, a transform has no inverse, or anything else. The
+            file that is there stays.
     """
     if not isinstance(flow, FlowModel) or flow.config is None:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise FlowError(
