@@ -141,6 +141,14 @@ def test_marks_are_the_same_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(flowcore.find_scratches(image, sensitivity=0.9), whole)
 
 
+def test_marks_lie_in_the_middle_of_the_lines_that_they_mark() -> None:
+    image = 0.4 + 0.02 * torch.rand(1, 1, 128, 160, generator=torch.Generator().manual_seed(2811))
+    image[..., 60:62, 10:150] = 0.9
+    for across, mask in (("rows", flowcore.find_scratches(image)), ("columns", flowcore.find_scratches(image.mT).mT)):
+        rows = mask[0, 0, :, 40:120].nonzero()[:, 0].float()
+        assert abs(float(rows.mean()) - 60.5) < 0.4, across
+
+
 def test_the_scratch_finder_is_small() -> None:
     assert (FOLDER / "scratch-finder.safetensors").stat().st_size < 100_000
 
