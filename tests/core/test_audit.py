@@ -8,7 +8,7 @@ import flowcore
 from flowcore.errors import FlowError, ShapeError
 from flowcore.images import files
 from flowcore.images.resize import enlarge, resize
-from flowcore.tasks.audit import audit
+from flowcore.tasks.audit import BANDS, audit
 
 from .commands import run
 from .golden_pictures import photo
@@ -64,6 +64,20 @@ def test_samples_belong_to_their_source_and_other_sizes_are_resized(small):
     assert told == ["The band was not calibrated for this model, so the share outside is a rough one."] * 2
     audit(flow, resize(pictures[:1], 24, 24), sources[:1], notify=told.append)
     assert any("resized (bicubic) for the comparison" in line for line in told)
+
+
+def test_band_and_bits_are_compared_with_samples_of_the_model(flow, small):
+    settings, told = {"calm_edges": 0.0, "guide_strength": 0.0}, list[str]()
+    likely = flowcore.upscale(flow, small, temperature=0.0, **settings)
+    samples = flowcore.upscale(flow, small, temperature=1.0, samples=6, **settings)
+    found = audit(flow, torch.cat([samples[:1], enlarge(small, 4).clamp(0, 1)]), small, notify=told.append)
+    rms = (samples - likely).square().mean((0, 1)).sqrt()
+    expected = BANDS["fc3484189a1a"] * (rms[60:67, 70:77].mean() + 1 / 255)  # the window around (63, 73)
+    assert float(found.band[0, 0, 63, 73]) == pytest.approx(float(expected), rel=1e-3)
+    assert told == []
+    own, bits = found.own_bits_per_dim.tolist(), found.bits_per_dim.tolist()
+    assert own == [pytest.approx(bits[0], abs=1e-3)] * 2
+    assert own[1] != pytest.approx(bits[1], abs=0.05)
 
 
 def test_what_cannot_be_audited_is_refused(small):
