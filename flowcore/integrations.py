@@ -22,7 +22,8 @@ from .flow import Level
 from .images.color import to_uint8
 from .inference.plan import forget_plan
 from .model import FlowModel
-from .tasks.upscale import sampling_settings, upscale
+from .tasks.settings import UpscaleSettings
+from .tasks.upscale import sampling, upscale
 from .transforms import Coupling
 
 log = logging.getLogger("flowcore")
@@ -57,7 +58,8 @@ class Upscaler(nn.Module):
                 f"An upscale model is made of an SRFlow; got a {flow.architecture} model. Load one such as srflow-x4."
             )
         self.flow = flow
-        self.temperature, self.calm_edges = sampling_settings(flow, temperature, calm_edges)
+        settings = UpscaleSettings(temperature=temperature, calm_edges=calm_edges)
+        self.temperature, self.calm_edges = sampling(settings.resolved(flow))
         self.seed = seed
         self.cancelled, self.notify = cancelled, notify
         self._notified: set[str] = set()  # hosts call once per tile

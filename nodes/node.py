@@ -12,11 +12,12 @@ from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hint
 
 from ..flowcore import FlowError
 from ..flowcore.identity import fingerprint
+from ..flowcore.tasks.settings import RunOptions, options_of
 from .host.compat import io
 from .host.paths import input_path
 from .host.ui import Notes
 from .sockets import BY_PICTURE, SOCKETS, TASKS, WIRES, ModelByPicture, shown, to_image
-from .widgets import FROM_MODEL, FileNames
+from .widgets import FROM_MODEL, FileNames, of_option
 
 WIDGETS = {"INT", "FLOAT", "BOOLEAN", "STRING", "COMBO", "COLOR"}
 
@@ -35,6 +36,9 @@ def _inputs(run: Callable[..., Any]) -> dict[str, tuple[Callable[[str], Any], bo
     """Read the annotations of a `run`: by input, the function that describes it, and whether it takes a list."""
     inputs: dict[str, tuple[Callable[[str], Any], bool]] = {}
     for name, hint in get_type_hints(run, include_extras=True).items():
+        if name in _settings(run):
+            inputs |= {each.name: (of_option(each), False) for each in options_of(hint) if each.setting.offered}
+            continue
         if name == "return":
             continue
         options: dict[str, Any] = {}
@@ -47,14 +51,22 @@ def _inputs(run: Callable[..., Any]) -> dict[str, tuple[Callable[[str], Any], bo
     return inputs
 
 
+@cache
+def _settings(run: Callable[..., Any]) -> dict[str, type[RunOptions]]:
+    """Find the parameters of a `run` that stand for several inputs: the options of a task."""
+    hints = get_type_hints(run).items()
+    return {name: hint for name, hint in hints if isinstance(hint, type) and issubclass(hint, RunOptions)}
+
+
 class FlowNode(io.ComfyNode):
     """A node. The host calls `execute`, which checks the values and passes them by `answer` to `run` of a new instance.
 
     The annotations of `run` describe the inputs. Each is `Annotated[type, describe]`, where `describe(name)` returns
     the host's input, such as `samples: Annotated[int, widgets.integer(1, 1, 64)]`; or it is a class of `WIRES` in
-    `sockets.py`. `... | None` is an optional input. If any input is a `list[...]`, the node runs once for the whole
-    list, and the other inputs take their first value. `run` returns `output(...)`. The node's id is the name of the
-    class, and its texts come from the English locale.
+    `sockets.py`. `... | None` is an optional input; the class of a task's settings, such as `UpscaleSettings`, stands
+    for one input per option, in the order of the English locale. If any input is a `list[...]`, the node runs once for
+    the whole list, and the other inputs take their first value. `run` returns `output(...)`. The node's id is the name
+    of the class, and its texts come from the English locale.
     """
 
     # Append only: saved workflows hold widget values and wires by position, so inputs and outputs must keep theirs.
@@ -75,8 +87,11 @@ class FlowNode(io.ComfyNode):
         node_id = next((kind.__name__ for kind in cls.__mro__ if kind.__name__ in WORDS), cls.__name__)
         words, annotated = WORDS[node_id], _inputs(cls.run)
         inputs = [describe(name) for name, (describe, _) in annotated.items()]
+        order = [*words["inputs"]]  # options of settings have another; new ones come last, with texts of their own
+        inputs.sort(key=lambda spec: order.index(spec.id) if spec.id in order else len(order))
         outputs = [copy(output) for output in cls.OUTPUTS]  # two nodes may share them, with texts of their own
-        texts = [words["inputs"][spec.id] for spec in inputs]
+        own = {spec.id: {"name": spec.id.replace("_", " "), "tooltip": spec.tooltip} for spec in inputs if spec.tooltip}
+        texts = [(own | words["inputs"])[spec.id] for spec in inputs]
         texts += [words["outputs"][str(place)] for place in range(len(outputs))]
         for spec, text in zip([*inputs, *outputs], texts, strict=True):
             spec.display_name, spec.tooltip = text["name"], text["tooltip"]
@@ -132,6 +147,17 @@ class FlowNode(io.ComfyNode):
     def answer(self, values: dict[str, Any]) -> Any:
         """Return the host's output for valid values."""
         return self.run(**values)
+
+    @classmethod
+    def arguments(cls, values: dict[str, Any], resolved: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of `run`: the values of inputs, those of its settings as one object, from `resolved`."""
+        for name, kind in _settings(cls.run).items():
+            names = {each.name for each in options_of(kind) if each.setting.offered}
+            options = {each: resolved[each] for each in names & values.keys()}
+            texts: dict[str, Any] = {each: t.strip() or None for each, t in options.items() if isinstance(t, str)}
+            values = {each: value for each, value in values.items() if each not in names}
+            values[name] = kind(**{**options, **texts})
+        return values
 
     def output(self, *values: Any, **ui: Any) -> Any:
         """Build the host's NodeOutput: pictures (B, C, H, W) become IMAGEs, and the notes come before the text in `ui`.

@@ -1,6 +1,7 @@
 """Upscale: several sharp, different enlargements of a photograph, with our nodes or inside those of others."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -19,8 +20,8 @@ from ..flowcore.quality.metrics import diversity
 from ..flowcore.tasks.consistency import consistency
 from ..flowcore.tasks.forecast import NOTEWORTHY, forecast
 from ..flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, better_model
-from ..flowcore.tasks.settings import guide_share, with_defaults
-from ..flowcore.tasks.upscale import memory_required, target_size
+from ..flowcore.tasks.settings import UpscaleSettings, guide_share, with_defaults
+from ..flowcore.tasks.upscale import memory_required, target_size, upscale_with
 from ..flowcore.tasks.video import STEADINESS
 from . import widgets
 from .host.compat import curve_values, io, log
@@ -80,33 +81,20 @@ class FlowcoreUpscale(PickingNode):
         self,
         image: Image,
         model: UpscaleModel,
-        temperature: widgets.ModelTemperature,
-        seed: widgets.Seed,
-        samples: widgets.Samples,
-        tile: widgets.Tile,
-        precision: widgets.Precision,
+        settings: UpscaleSettings,
         mask: Mask | None,
         outside: Annotated[float, widgets.temperature(0.3, optional=True)],
         temperatures: Annotated[str, widgets.text(optional=True, advanced=True)],
-        factor: Annotated[float, widgets.number(0.0, 0.0, 16.0, 0.05, optional=True)],
-        longest_side: Annotated[int, widgets.integer(0, 0, 16384, optional=True, advanced=True)],
-        match_source: Annotated[bool, widgets.switch(advanced=True)],
-        calm_edges: widgets.CalmEdges,
         pick: widgets.Pick,
-        guide: Image | None,
-        guide_strength: Annotated[float | None, widgets.model_slider(1.0)],
-        boldness: Annotated[float | None, widgets.model_slider(1.0)],
-        mark: widgets.Mark,
     ) -> Any:
         per_level = widgets.parse_numbers(temperatures, "temperatures")
-        settings = {"temperature": temperature, "calm_edges": calm_edges, "guide_strength": guide_strength}
-        settings = with_defaults(model.flow, {**settings, "guide": guide, "boldness": boldness})
-        tau, calm, strength = (settings[name] for name in ("temperature", "calm_edges", "guide_strength"))
-        count, _, height, width = image.shape
+        stated: Any = settings  # without None, which the type allows
+        tau, calm, strength = stated.temperature, stated.calm_edges, stated.guide_strength
+        (count, _, height, width), samples = image.shape, settings.samples
         scale = model.flow.condition_scale
-        size = target_size(scale, height, width, factor, longest_side)
+        size = target_size(scale, height, width, settings.factor, settings.longest_side)
         megapixels = math.prod(size) / 1e6
-        if megapixels > MAX_MEGAPIXELS and not longest_side:
+        if megapixels > MAX_MEGAPIXELS and not settings.longest_side:
             raise FlowError(
                 f"A picture would have {size[1]}x{size[0]} pixels, {megapixels:.0f} megapixels. Without longest_side, "
                 f"Flow Upscale makes at most {MAX_MEGAPIXELS} megapixels. Set it to the longer side that you want."
@@ -114,33 +102,20 @@ class FlowcoreUpscale(PickingNode):
         largest = max(math.prod(size), math.prod(target_size(scale, height, width)))
         advice = "Lower samples, factor or longest_side, or pass fewer or smaller images."
         check_memory(count * samples, 3 * largest, "pictures", advice)
-        guided = guide is not None
-        flow = load_upscaler(model, height, width, tile, guided=strength > 0)
-        options: Any = {"samples": samples, "tile": tile, "precision": precision}
+        guided = settings.guide is not None
+        flow = load_upscaler(model, height, width, settings.tile, guided=strength > 0)
         if count * samples * megapixels >= NOTEWORTHY:
             sources, results = [(height, width)] * count, [size] * count
-            own: Any = {"guided": guided, "guide_strength": strength, "cancelled": stop_if_cancelled}
-            expected = forecast(flow, sources, results, **options, **own)
+            options: Any = {"samples": samples, "tile": settings.tile, "precision": settings.precision}
+            options |= {"guided": guided, "guide_strength": strength, "cancelled": stop_if_cancelled}
+            expected = forecast(flow, sources, results, **options)
             log.info("Flow Upscale: %s", expected.sentence())
             self.notes.show(expected.sentence())
         inside: Any = per_level or tau
         marks = None if mask is None else from_mask(mask, count, (height, width))
-        pictures = flowcore.upscale(
-            flow,
-            image,
-            temperature=inside if marks is None else _masked(inside, marks, outside, self.notes),
-            seed=seed,
-            factor=factor,
-            longest_side=longest_side,
-            match_source=match_source,
-            calm_edges=calm,
-            guide=guide,
-            guide_strength=strength,
-            store=STORE,
-            mark=mark.strip() or None,
-            **options,
-            **self.notes.task_options(sources=image),
-        )
+        inside = inside if marks is None else _masked(inside, marks, outside, self.notes)
+        run_options = self.notes.task_options(sources=image)
+        pictures = upscale_with(flow, image, replace(settings, temperature=inside, store=STORE, **run_options))
         each = consistency(pictures, image).tolist()
         worst = min(each)
         edges = f", {calm:g} calmer at edges" if calm else ""
@@ -150,7 +125,7 @@ class FlowcoreUpscale(PickingNode):
         look_alike = samples > 1 and diversity(pictures[:samples]) < MIN_DIVERSITY
         return self.show_samples(
             pictures,
-            seed,
+            settings.seed,
             samples,
             image,
             worst,

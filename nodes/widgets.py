@@ -3,10 +3,13 @@
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from torch import Tensor
 
 from ..flowcore import ConditionError, FlowError, tasks
 from ..flowcore.tasks import chroma, model_input
+from ..flowcore.tasks.settings import Option
 from .host.compat import io
 
 COLD, MILD, HOT, GRAY = [36, 92, 201], [236, 232, 220], [214, 62, 38], [128, 128, 128]
@@ -70,6 +73,27 @@ def choice(*options: str, **fields: Any) -> Input:
     return partial(io.Combo.Input, options=list(options), **fields)
 
 
+def of_option(option: Option) -> Input:
+    """Describe an option of a task by the widget that suits its name, type and range."""
+    name, kind, setting, default, text_of = option
+    tooltip: dict[str, Any] = {"tooltip": f"{text_of.partition('. ')[0].rstrip('.')}."}
+    shared: dict[str, Any] = {**tooltip, "optional": True, **({"advanced": True} if setting.advanced else {})}
+    if name in ("temperature", "seed"):
+        return temperature(FROM_MODEL, **tooltip) if name == "temperature" else seed(**tooltip)
+    low, high = int(setting.bounds.low), setting.bounds.high if setting.most is None else setting.most
+    if setting.kind is int:
+        return integer(default, low, int(high), **shared)
+    if setting.kind is float and default is None:
+        return slider(FROM_MODEL, FROM_MODEL, high, **shared)
+    if setting.kind is float:
+        return slider(default, low, high, **shared) if high <= 1 else number(default, low, high, 0.05, **shared)
+    if get_origin(kind) is Literal:
+        return choice(*get_args(kind), default=default, **shared)
+    if Tensor in get_args(kind):
+        return partial(io.Image.Input, **shared)
+    return switch(default, **shared) if kind is bool else text(default or "", **shared)
+
+
 class FileNames(list[str]):
     """The file names that an input offers. They change while the host runs, so the node itself checks the choice."""
 
@@ -85,7 +109,7 @@ def file_choice(options: Callable[[], list[str]], facts: Callable[[], dict[str, 
 
 def switch(default: bool = False, **fields: Any) -> Input:
     """Describe an optional switch."""
-    return partial(io.Boolean.Input, default=default, optional=True, **fields)
+    return partial(io.Boolean.Input, default=default, **{"optional": True, **fields})
 
 
 def text(default: str = "", **fields: Any) -> Input:

@@ -27,13 +27,12 @@ from ..model import FlowModel
 from ..prior import mark_seed
 from ..provenance import Provenance
 from ..tasks import duration
-from ..tasks.guide import NO_GUIDE, checked_strength
+from ..tasks.guide import NO_GUIDE
 from ..tasks.hints import palette_from, parse_points
 from ..tasks.model_input import label_number
 from ..tasks.remember import open_memory, remember
 from ..tasks.sample import check_styles, with_guidance
-from ..tasks.settings import with_defaults
-from ..tasks.upscale import sampling_settings
+from ..tasks.settings import UpscaleSettings, options_of, with_defaults
 from .batches import (
     ModelRun,
     load_model,
@@ -49,7 +48,6 @@ from .options import parse_assignments
 from .output import check_overwrite, log, write_result
 
 NO_MEMORY = Path("none")
-SHORT_NAMES = {"factor": "x", "longest_side": "side", "match_source": "matched"}  # of settings, in those of results
 Work = Callable[[], None]  # of a command, once everything has been checked
 
 
@@ -59,30 +57,31 @@ def prepare_upscale(options: Namespace) -> Work:
 
 def _upscale(options: Namespace) -> ModelRun:
     flow = load_model(options)
-    temperature, calm_edges = sampling_settings(flow, options.temperature, options.calm_edges)
-    guide_options = {"guide": options.guide, "guide_strength": options.guide_strength}
-    chosen = with_defaults(flow, {**guide_options, "temperature": temperature})["guide_strength"]
-    strength = checked_strength(chosen)
-    if strength and options.guide is None and flow.guide is None:
+    flow.require("upscale")
+    described, given = options_of(UpscaleSettings), vars(options)
+    settings = (
+        UpscaleSettings(**{name: given[name] for name, *_ in described if name in given}).resolved(flow).recorded()
+    )
+    for name in ("seed", "samples"):  # which the ``Work`` has
+        settings.pop(name, None)
+    if "longest_side" in settings:  # it overrides the factor
+        settings.pop("factor", None)
+    if settings["guide_strength"] and options.guide is None and flow.guide is None:
         log(NO_GUIDE)
-        strength = 0.0
-    label = f"tau{temperature:g}"
-    label += f"_calm{calm_edges:g}" if calm_edges else ""
-    label += f"_guided{strength:g}" if strength else ""
-    settings: dict[str, Any] = {"temperature": temperature, "calm_edges": calm_edges}
-    sizing = {name: vars(options)[name] for name in ("factor", "longest_side", "match_source") if vars(options)[name]}
-    if "longest_side" in sizing:  # it overrides the factor
-        sizing.pop("factor", None)
-    label += "".join(f"_{SHORT_NAMES[name]}{'' if value is True else f'{value:g}'}" for name, value in sizing.items())
-    settings |= sizing
+        settings["guide_strength"] = 0.0
+    label = "_".join(
+        f"{each.setting.label}{'' if settings[each.name] is True else f'{settings[each.name]:g}'}"
+        for each in described
+        if each.setting.label and (settings.get(each.name) or each.name == "temperature")
+    )
     if options.steadiness is not None:
-        if options.samples > 1 or uses_ray(options) or any(value is not None for value in guide_options.values()):
+        if options.samples > 1 or uses_ray(options) or options.guide is not None or options.guide_strength is not None:
             raise FlowError("Frames of a video depend on each other: remove --samples, --ray and --guide.")
-        if sizing:
+        if options.factor or options.longest_side or options.match_source:
             raise FlowError("--factor, --longest-side and --match-source are for photographs: remove --steadiness.")
         settings |= {"frames": "video", "steadiness": options.steadiness}
-    elif strength or flow.guide is not None:
-        settings["guide_strength"] = strength
+    if options.steadiness is not None or (flow.guide is None and not settings["guide_strength"]):
+        del settings["guide_strength"]
     return model_run(options, flow, "upscale", settings, label, guide=_existing("guide", options.guide))
 
 

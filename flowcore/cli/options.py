@@ -6,9 +6,10 @@ from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import torch
+from torch import Tensor
 
 from ..errors import FlowError
 from ..images.files import Format
@@ -16,7 +17,7 @@ from ..models.fields import Range
 from ..tasks import Precision
 from ..tasks.faces import LARGEST
 from ..tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
-from ..tasks.settings import SETTINGS, Setting, check_range
+from ..tasks.settings import SETTINGS, RunOptions, Setting, UpscaleSettings, check_range, options_of
 from ..tasks.upscale import MAX_SIDE
 
 AUTO = "auto"  # the model that suits the picture
@@ -105,6 +106,27 @@ def _add_verbosity(
     command.add_argument("--quiet", action="store_true", help="write nothing but results and errors")
 
 
+def _add_settings(command: ArgumentParser, kind: type[RunOptions]) -> None:
+    """Add the options of a task, which the class of its settings describes."""
+    for option in options_of(kind):
+        text = option.text.partition(". ")[0].rstrip(".").replace("``", "")
+        fields: dict[str, Any] = {"default": option.default, "help": text[:1].lower() + text[1:]}
+        if option.setting.unit:
+            fields["metavar"] = option.setting.unit.upper()
+        if option.setting.kind is not None:
+            fields["help"] += f" {MODEL_DEFAULT}" if option.default is None else ""
+            fields["type"] = _number_type(option.name)
+        elif option.type is bool:
+            fields["action"] = "store_true"
+        elif get_origin(option.type) is Literal:
+            fields["choices"] = get_args(option.type)
+        elif Tensor in get_args(option.type):
+            fields["help"] += "; or a folder with one for each name"
+            fields |= {"type": Path, "metavar": "FILE_OR_FOLDER"}
+        if option.setting.offered:
+            command.add_argument(f"--{option.name.replace('_', '-')}", **fields)
+
+
 def _add_draws(command: ArgumentParser, samples: str, default: int = 1, *, tiles: str = "") -> None:
     """Add seed and number of samples, and for tasks that work in tiles their size, with the pixels that it counts."""
     number = partial(_add_number, command)
@@ -133,24 +155,10 @@ def _add_file_format(command: ArgumentParser) -> None:
 
 def add_upscale(command: ArgumentParser) -> None:
     _add_pictures(command)
-    option, number = command.add_argument, partial(_add_number, command)
-    number("--temperature", help=TEMPERATURE_HELP)
+    _add_settings(command, UpscaleSettings)
     text = "for clips (animated images, folders of numbered frames): how much of a frame guides the next, 0 to 1"
-    number("--steadiness", metavar="PART", help=text)
-    number("--calm-edges", metavar="SHARE", help=CALM_EDGES_HELP)
-    text = "another enlargement of the picture, some of whose latents are kept; or a folder with one for each name"
-    option("--guide", type=Path, metavar="FILE_OR_FOLDER", help=text)
-    number("--guide-strength", help="how much of the guide is kept, 0 to 1 (default: the model's, or 0.5)")
-    text = "total enlargement: an ordinary resize (bicubic) follows that of the model; 0 is the model's alone"
-    number("--factor", default=0.0, help=text)
-    text = "longer side of the results, reached in the same way; 0 leaves it to --factor"
-    number("--longest-side", default=0, metavar="PIXELS", help=text)
-    text = "change the results so that they shrink to their pictures again"
-    option("--match-source", action="store_true", help=text)
-    _add_draws(command, "enlargements per image", tiles="LR pixels")
-    _add_mark(command)
+    _add_number(command, "--steadiness", metavar="PART", help=text)
     _add_megapixels(command)
-    _add_precision(command)
     _add_file_format(command)
 
 
@@ -425,7 +433,7 @@ def _number_type(name: str) -> Callable[[str], float]:
 
     def parse(text: str) -> float:
         try:
-            number = setting.kind(text)
+            number = (setting.kind or float)(text)
             check_range(name, number, setting)
         except FlowError as error:
             raise ArgumentTypeError(str(error).removeprefix(f"{name} ")) from error

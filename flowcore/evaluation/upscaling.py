@@ -14,7 +14,8 @@ from ..images.resize import enlarge, shrink
 from ..model import FlowModel
 from ..quality import metrics
 from ..tasks.score import score
-from ..tasks.upscale import sampling_settings, upscale
+from ..tasks.settings import UpscaleSettings
+from ..tasks.upscale import sampling, upscale
 from .feature_distance import feature_distance
 from .image_set import list_images, markdown, read_cropped, read_each
 
@@ -61,7 +62,8 @@ def evaluate_upscaler(
     flow.require("upscale")
     check_measures(measures)
     scale = flow.condition_scale
-    settings = [sampling_settings(flow, tau, calm_edges) for tau in temperatures]
+    given = [UpscaleSettings(temperature=tau, calm_edges=calm_edges) for tau in temperatures]
+    settings = [sampling(each.resolved(flow)) for each in given]
     rows: dict[str, list[dict[str, float]]] = {}  # by method, a row per image
     for _, file, hr in read_each(list_images(folder, only), lambda file: read_cropped(file, scale), skip or log):
         lr = as_stored(shrink(hr, scale))

@@ -15,9 +15,9 @@ from ..inference.plan import planned
 from ..model import FlowModel
 from . import Precision, duration
 from .rescale import restore
-from .settings import model_defaults
+from .settings import HALO, model_defaults
 from .tiles import ENCODING, Size, TileSize
-from .upscale import HALO, TILING, memory_required, upscale
+from .upscale import TILING, memory_required, upscale
 from .video import upscale_video
 
 NOTEWORTHY = 16  # megapixels of all results; below, a forecast is not worth its time

@@ -14,21 +14,18 @@ from ..images.grid import remove_grid
 from ..images.motion import blur
 from ..images.resize import resize
 from ..model import FlowModel
-from ..prior import Temperature, number_or_map
+from ..prior import number_or_map
 from ..quality.metrics import lr_psnr
 from .consistency import back_project
 from .image_batch import ImageBatch
 from .runner import Runner
-from .settings import check_range, with_defaults
+from .settings import Strength, UpscaleSettings, check_range
 
 NEARBY = 9  # latents: side of the window in which the rms of a guide's latents is measured
 BOUND = 1.2  # highest ratio of that rms to drawn latents'; less blurs clips over time, more adds specks out of focus
 MATCHING = 6  # steps by which a guide is matched to the image, to 60 dB and more where nothing is clamped
 NO_GUIDE = "guide_strength is ignored: there is no guide."
 SAME_SCENE = 20.0  # dB between an image and its shrunk guide; published upscalers have 27 and more
-
-Strength = float | Tensor
-"""Part of a guide's latents that is kept, in [0, 1]: a number, or a map as of temperatures that covers the image."""
 
 
 @dataclass(frozen=True)
@@ -73,21 +70,13 @@ def checked_strength(strength: Strength, images: int = 1) -> Strength:
     return value
 
 
-def prepare_guide(
-    run: Runner,
-    flow: FlowModel,
-    rgb: Tensor,
-    guide: Tensor | None,
-    strength: Strength | None,
-    temperatures: Sequence[Temperature],
-    bounded: bool = False,
-) -> Guide | None:
-    """Check a guide of images ``(B, 3, h, w)``, and bring it to the size that the model draws; None for no guide."""
-    given = {"guide": guide, "guide_strength": strength}
-    chosen = [with_defaults(flow, {**given, "temperature": tau})["guide_strength"] for tau in temperatures]
-    strengths = [checked_strength(value, len(rgb)) for value in chosen]
+def prepare_guide(run: Runner, flow: FlowModel, rgb: Tensor, settings: Sequence[UpscaleSettings]) -> Guide | None:
+    """Check the guide of images ``(B, 3, h, w)``, the same in all settings, and bring it to the size of the results."""
+    chosen = [0.0 if each.guide_strength is None else each.guide_strength for each in settings]
+    strengths = [checked_strength(strength, len(rgb)) for strength in chosen]
     if not any(value.any() if isinstance(value, Tensor) else value for value in strengths):
         return None
+    guide, bounded = settings[0].guide, settings[0].guide_bounded
     match = getattr(flow.config, "guide_match", 1.0)
     if guide is None and flow.guide is None:
         run.notify(NO_GUIDE)

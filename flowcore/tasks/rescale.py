@@ -16,9 +16,9 @@ from ..model import FlowModel
 from ..prior import Temperature
 from .image_batch import ImageBatch
 from .runner import Reporting, Runner, Running, RunOptions, check_draws, runs_with
-from .settings import with_defaults
+from .settings import HALO, with_defaults
 from .tiles import Sampling, TiledDecoder, pad_by_reflection
-from .upscale import HALO, TILING
+from .upscale import TILING
 
 UNMARKED = (
     "This picture bears no mark of Flow Shrink. If an earlier version shrank it, all is well; if it was made otherwise "

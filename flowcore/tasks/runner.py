@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
-import logging
 import os
+import textwrap
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypedDict, TypeVar, cast, get_args
+from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar, overload
 
 import numpy as np
 import torch
@@ -26,52 +24,21 @@ from ..inference.strips import minimum_memory, observed
 from ..model import FlowModel
 from ..prior import check_seed
 from . import Cancelled, Precision, Progress, part_of
-from .settings import check_range
+from .settings import RunOptions, check_range, options_of
 
 Function = TypeVar("Function", bound=Callable[..., Any])  # a task
+P = ParamSpec("P")  # the keywords of a class of settings
+S = TypeVar("S", bound=RunOptions)
 R = TypeVar("R")
 
 PIXELS_AT_ONCE = 2**18  # a batch as large as one 512x512 image: a few hundred MB in a Glow of width 512
 MAX_AT_ONCE = 64  # more than this is no faster
-
-log = logging.getLogger("flowcore")
 
 
 def check_draws(seed: int, samples: int = 1) -> None:
     """Raise FlowError for an invalid seed or number of samples; sample s is drawn with ``seed + s``."""
     check_range("samples", samples)
     check_seed(seed)
-
-
-MEANINGS = {  # of the fields of RunOptions, for the help of every task
-    "precision": """Of encoder and conditioners; the flow itself stays in float32. On a CPU float16 becomes float32.
-        "auto": the device's fastest, see ``device.preferred_precision``. "tf32": float32 on an NVIDIA GPU's tensor
-        cores; elsewhere the same as float32.""",
-    "batch": "Images or samples that go through the flow at once; None or 0 chooses by their size.",
-    "progress": "Called with ``(done, total, preview)`` as the work advances; a preview with every finished picture.",
-    "cancelled": "Asked before every network layer; returns True (or raises) to stop, for which Cancelled is raised.",
-    "notify": "Called with a sentence when something differs from what was asked for; None logs it.",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """How a task runs; only a lower precision changes the result beyond rounding. See ``MEANINGS``."""
-
-    precision: Precision = "float32"
-    batch: int | None = None
-    progress: Progress | None = None
-    cancelled: Callable[[], bool] | None = None
-    notify: Callable[[str], None] | None = None
-
-    def __post_init__(self) -> None:
-        if self.precision not in get_args(Precision):
-            raise FlowError(f"precision must be one of {', '.join(get_args(Precision))}; got {self.precision!r}.")
-        check_range("batch", 0 if self.batch is None else self.batch)
-
-    def tell(self, sentence: str) -> None:
-        """Pass a sentence to the caller, or else to the log."""
-        (self.notify or log.warning)(sentence)
 
 
 class Reporting(TypedDict, total=False):
@@ -99,23 +66,33 @@ def part_of_run(options: Reporting, start: float, share: float) -> Reporting:
     return {**options, "progress": part_of(options.get("progress"), start, share)}
 
 
-def runs_with(accepted: type[Reporting]) -> Callable[[Function], Function]:
-    """Make a decorator of tasks, which lists the accepted fields of ``RunOptions`` in their signature and help.
+@overload
+def runs_with(accepted: type[Reporting]) -> Callable[[Function], Function]: ...
+@overload
+def runs_with(
+    accepted: Callable[P, S],
+) -> Callable[[Callable[[FlowModel, Tensor, S], R]], Callable[Concatenate[FlowModel, Tensor, P], R]]: ...
+def runs_with(accepted: Any) -> Any:
+    """Make a decorator of tasks, whose callers pass options as keywords, which signature and help list.
 
-    They replace the task's ``**options``; other keywords are rejected. Scalars of NumPy become Python's, a ``Flow``
+    They are some fields of ``RunOptions``, which replace the task's ``**options``; or those of the class of its
+    settings, with which the task is called. Other keywords are rejected. Scalars of NumPy become Python's, a ``Flow``
     that was assembled by hand becomes a ``FlowModel``, and the name or file of a model is loaded, by every call anew,
     onto the device of the images.
     """
-    fields = [field for field in dataclasses.fields(RunOptions) if field.name in accepted.__annotations__]
-    options = [
-        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
-        for field in fields
+    kind: Any = accepted if issubclass(accepted, RunOptions) else None
+    options = [each for each in options_of(kind or RunOptions) if kind or each.name in accepted.__annotations__]
+    passed = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, annotation, _, default, _ in options
     ]
-    meanings = "\n".join(f"    {field.name}: {MEANINGS[field.name]}" for field in fields)
+    wrap = partial(textwrap.fill, width=116, initial_indent="    ", subsequent_indent="        ")
+    meanings = "\n".join(wrap(f"{each.name}: {each.text}") for each in options)
 
-    def decorate(task: Function) -> Function:
+    def decorate(task: Callable[..., Any]) -> Any:
         signature = inspect.signature(task)
-        parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD] + options
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD and p.name != "settings"]
+        parameters = own + passed
         names = [parameter.name for parameter in parameters]
 
         @functools.wraps(task)
@@ -126,16 +103,17 @@ def runs_with(accepted: type[Reporting]) -> Callable[[Function], Function]:
             given = [*args, *keywords.values()]
             device = next((value.device for value in given if isinstance(value, Tensor)), torch.device("cpu"))
             accepted = partial(_accepted, device=device)
-            return task(
-                *map(accepted, names, args),
-                *args[len(names) :],
-                **{name: accepted(name, keywords[name]) for name in keywords},
-            )
+            positional = [*map(accepted, names, args), *args[len(names) :]]
+            keywords = {name: accepted(name, keywords[name]) for name in keywords}
+            if kind is not None:
+                of_settings = {each.name: keywords.pop(each.name) for each in options if each.name in keywords}
+                keywords["settings"] = kind(**of_settings)
+            return task(*positional, **keywords)
 
         checked.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
         if task.__doc__:  # there is none under python -OO
             checked.__doc__ = f"{inspect.cleandoc(task.__doc__)}\n\nOptions:\n{meanings}"
-        return cast(Function, checked)
+        return checked
 
     return decorate
 

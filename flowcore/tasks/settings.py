@@ -1,54 +1,68 @@
-"""Settings of tasks: their ranges, and the defaults in a model's file, which callers may leave them to."""
+"""Settings of tasks: what each is, its range, its default, and the defaults in a model's file.
 
+A field of ``UpscaleSettings`` is the only description of an option of ``upscale``: its keyword in Python, its input of
+the node, its option on the command line, its place in recipes and in docs/options.md are all read from it.
+"""
+
+import inspect
+import logging
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from ..errors import FlowError
+from ..inference.condition_cache import ConditionStore
 from ..model import FlowModel
-from ..models.fields import SAMPLING, Range, short_repr
-from ..prior import Temperature
+from ..models.fields import SAMPLING, Range, annotated_types, short_repr
+from ..prior import Temperature, check_seed
+from . import Precision, Progress
 
+ANY = Range(0, math.inf)
+HALO = 24  # LR pixels; how far tiles then differ from the whole image: docs/decisions/0004
 BOLDEST = 1.6  # temperature at boldness 1, relative to the default, for files that do not state it
 MAX_DRAWS = 2**20  # of an image; far more than anyone waits for
 MAX_EXPOSURE = 4  # stops
 
+Strength: TypeAlias = float | Tensor
+"""Part of a guide's latents that is kept, in [0, 1]: a number, or a map as of temperatures that covers the image."""
+
+log = logging.getLogger("flowcore")
+
 
 class Setting(NamedTuple):
-    """The numbers that a setting may be."""
+    """The values that a setting may have, and how nodes, the command line and names of results show it."""
 
-    kind: type[int] | type[float]
-    bounds: Range
+    kind: type[int] | type[float] | None = None  # None: it is no number, and the type of its field says all
+    bounds: Range = ANY
     note: str = ""  # follows the message that a value is not among them
+    label: str = ""  # what stands before its value in names of results; "": it is not in them
+    unit: str = ""
+    most: float | None = None  # highest number of its widget, where there is no bound
+    advanced: bool = False  # whether the node folds it away
+    offered: bool = True  # in nodes and on the command line, not only in Python
 
 
-def _share(note: str = "") -> Setting:
-    return Setting(float, Range(0, 1), note)
+def _share(note: str = "", **shown: Any) -> Setting:
+    return Setting(float, Range(0, 1), note, **shown)
 
 
-def _nonnegative(note: str = "") -> Setting:
-    return Setting(float, Range(0, math.inf), note)
+def _nonnegative(note: str = "", **shown: Any) -> Setting:
+    return Setting(float, ANY, note, **shown)
 
 
-def _count(low: int, high: float = math.inf, note: str = "") -> Setting:
-    return Setting(int, Range(low, high), note)
+def _count(low: int, high: float = math.inf, note: str = "", **shown: Any) -> Setting:
+    return Setting(int, Range(low, high), note, **shown)
 
 
-SETTINGS = {  # by name, in tasks and on the command line
-    "seed": _count(0, 2**64 - 1),
-    "samples": _count(1, MAX_DRAWS),
-    "batch": _count(0, note="0 chooses by the image's size."),
-    "tile": _count(0, note="0 chooses by free memory."),
-    "halo": _count(0),
-    "temperature": _nonnegative("0 is the calmest, 1 the model's own spread."),
-    "calm_edges": _share("0 is off, 1 leaves no temperature at strong edges."),
-    "factor": _nonnegative("0 leaves it to the model."),
-    "longest_side": _count(0, note="0 leaves it to the model."),
-    "guide_strength": _share("0 ignores the guide, 1 keeps all of it."),
+SETTINGS: dict[str, Setting] = {  # by name, in tasks and on the command line; those of the fields below are added there
     "steadiness": _share("0 draws every frame independently."),
     "chunk": _count(1),
     "sensitivity": _share("Higher finds more."),
@@ -76,7 +90,7 @@ SETTINGS = {  # by name, in tasks and on the command line
 
 def check_range(name: str, value: object, setting: Setting | None = None) -> None:
     """Raise FlowError unless a value is a number in the range of its setting, by default ``SETTINGS[name]``."""
-    kind, bounds, note = setting or SETTINGS[name]
+    kind, bounds, note, *_ = setting or SETTINGS[name]
     is_number = is_whole(value) if kind is int else is_real(value)
     number: Any = value
     is_finite = is_number and -math.inf < number < math.inf
@@ -102,6 +116,140 @@ def is_real(value: object) -> bool:
 def is_whole(value: object) -> bool:
     """Tell whether a value is an integer of Python or NumPy."""
     return not isinstance(value, bool) and isinstance(value, Integral)
+
+
+class Option(NamedTuple):
+    """An option of a task: a field of its settings, and the lines on it in the docstring of their class."""
+
+    name: str
+    type: Any
+    setting: Setting
+    default: Any  # None: what the model's file states, or nothing
+    text: str  # its first sentence is the help on the command line, and of inputs of nodes that no locale names
+
+
+@cache
+def options_of(kind: type["RunOptions"]) -> list[Option]:
+    """List the options of a task by the class of its settings, its own before those of every task."""
+    described = {}
+    for each in kind.__mro__[:-1]:
+        parts = re.split(r"^ {4}(\w+): ", inspect.getdoc(each) or "", flags=re.MULTILINE)  # none under python -OO
+        described |= {name: " ".join(text.split()) for name, text in zip(parts[1::2], parts[2::2], strict=True)}
+    typed = sorted(annotated_types(kind).items(), key=lambda item: item[0] in RunOptions.__annotations__)
+    return [Option(name, *of, getattr(kind, name), described.get(name, "")) for name, of in typed]
+
+
+PYTHON = Setting(offered=False)  # of options that only callers from Python have
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a task runs; only a lower precision changes the result beyond rounding.
+
+    Attributes:
+        precision: Of encoder and conditioners; the flow itself stays in float32. On a CPU float16 becomes float32.
+            "auto": the device's fastest, see ``device.preferred_precision``. "tf32": float32 on an NVIDIA GPU's tensor
+            cores; elsewhere the same as float32.
+        batch: Images or samples that go through the flow at once; None or 0 chooses by their size.
+        progress: Called with ``(done, total, preview)`` as the work advances; a preview with every finished picture.
+        cancelled: Asked before every network layer; returns True (or raises) to stop, for which Cancelled is raised.
+        notify: Called with a sentence when something differs from what was asked for; None logs it.
+    """
+
+    precision: Annotated[Precision, Setting(advanced=True)] = "float32"
+    batch: Annotated[int | None, _count(0, note="0 chooses by the image's size.", offered=False)] = None
+    progress: Annotated[Progress | None, PYTHON] = None
+    cancelled: Annotated[Callable[[], bool] | None, PYTHON] = None
+    notify: Annotated[Callable[[str], None] | None, PYTHON] = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise FlowError(f"precision must be one of {', '.join(get_args(Precision))}; got {self.precision!r}.")
+        for name, (kind, setting) in annotated_types(type(self)).items():
+            value = getattr(self, name)
+            may_vary = Tensor in get_args(kind)  # by level or place, and is checked where these are known
+            if setting.kind is not None and not may_vary and (value is not None or type(None) not in get_args(kind)):
+                check_range(name, value, setting)
+
+    def tell(self, sentence: str) -> None:
+        """Pass a sentence to the caller, or else to the log."""
+        (self.notify or log.warning)(sentence)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpscaleSettings(RunOptions):
+    """What may be set of ``upscale``.
+
+    Attributes:
+        temperature: Standard deviation of the latents: 0 is smoothest, 1 the spread that the model learned. One, >= 0,
+            or one per level, finest first. Each may be a map ``(1 or B, 1, any height, any width)`` that covers the
+            image, for example from ``prior.masked_temperature``. None: the default stored in the model file, up to
+            which variety costs hardly any fidelity: docs/decisions/0015.
+        boldness: How much the model invents, from faithful to bold: the temperature is 0 at 0, the model's at 0.5, and
+            its boldest at 1. ``temperature`` overrides it.
+        calm_edges: How much lower any ``temperature`` is at edges, in [0, 1], where samples break lines into specks. 0
+            for off; None for the model's default, whatever the temperature.
+        seed: Sample s of every image is drawn with ``seed + s``, in [0, 2^64).
+        samples: Enlargements per image, at least 1.
+        tile: Side of the tiles in LR pixels, at least 32; 0 for the whole image if memory allows, else the largest tile
+            that fits. Changes memory and time, not the picture (at most 1/255).
+        halo: LR pixels read around every tile.
+        guide: Another enlargement of the same images, whose latents are blended in. See ``guide.Guide``. ``(B or 1, C,
+            s * h, s * w)`` in [0, 1]; alpha is ignored, other sizes are resized. It is first changed to match ``lr``
+            when shrunk, as far as ``guide_match`` in the model file says (1, the default: fully).
+        guide_strength: Share of the guide's latents that is kept, in [0, 1]. A number, or a map as of ``temperature``.
+            0 ignores the guide, 1 gives it back as changed. None for the model's default, or 0.5; that of the model's
+            own guide follows the temperature, see ``guide_share``.
+        guide_bounded: Whether the guide's latents are scaled down where they deviate more than those that are drawn.
+            Needed when results become guides again and again, because their detail would otherwise build up.
+        factor: Total enlargement: one bicubic resize, up or down, follows the model's scale. 0 for that scale.
+        longest_side: Longest side of the result in pixels, reached the same way; 0 for no limit. Overrides ``factor``.
+        match_source: Whether to change the pictures so that they shrink to the LR image again. See the task of that
+            name.
+        mark: A secret phrase by which ``verify`` knows the results again without their seed. See
+            ``prior.sample_latents``. The results are other ones, not worse ones. None for no mark.
+        store: Where the conditions of the images are kept for the next call; None for nowhere.
+    """
+
+    temperature: Annotated[
+        Temperature | None, _nonnegative("0 is the calmest, 1 the model's own spread.", label="tau")
+    ] = None
+    boldness: Annotated[float | None, _share("0 is faithful, 0.5 the model's default, 1 bold.")] = None
+    calm_edges: Annotated[
+        float | None, _share("0 is off, 1 leaves no temperature at strong edges.", label="calm", advanced=True)
+    ] = None
+    seed: Annotated[int, _count(0, 2**64 - 1)] = 0
+    samples: Annotated[int, _count(1, MAX_DRAWS, most=64)] = 1
+    tile: Annotated[int, _count(0, note="0 chooses by free memory.", unit="pixels", most=4096, advanced=True)] = 0
+    halo: Annotated[int, _count(0, offered=False)] = HALO
+    guide: Annotated[Tensor | None, Setting()] = None
+    guide_strength: Annotated[Strength | None, _share("0 ignores the guide, 1 keeps all of it.", label="guided")] = None
+    guide_bounded: Annotated[bool, PYTHON] = False
+    factor: Annotated[float, _nonnegative("0 leaves it to the model.", label="x", most=16.0)] = 0.0
+    longest_side: Annotated[
+        int, _count(0, note="0 leaves it to the model.", label="side", unit="pixels", most=16384, advanced=True)
+    ] = 0
+    match_source: Annotated[bool, Setting(label="matched", advanced=True)] = False
+    mark: Annotated[str | None, Setting(unit="phrase", advanced=True)] = None
+    store: Annotated[ConditionStore | None, PYTHON] = None
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        super().__post_init__()
+
+    def resolved(self, flow: FlowModel) -> Self:
+        """Replace settings that are None by the model's defaults; what ``boldness`` says is then in the temperature."""
+        stated = model_defaults(flow, vars(self))
+        return replace(self, boldness=None, **{name: value for name, value in stated.items() if name in vars(self)})
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the numbers, switches and texts that are offered and differ from their defaults, for records."""
+        values = {each.name: getattr(self, each.name) for each in options_of(type(self)) if each.setting.offered}
+        plain = {name: value for name, value in values.items() if isinstance(value, (int, float, str))}
+        return {name: value for name, value in plain.items() if value != getattr(type(self), name)}
+
+
+SETTINGS.update({each.name: each.setting for each in options_of(UpscaleSettings) if each.setting.kind})
 
 
 def with_defaults(flow: FlowModel, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 from typing_extensions import Unpack
@@ -16,42 +17,21 @@ from ..model import FlowModel
 from ..models.hcflow import HCFlowConfig
 from ..models.srflow import SRFlowConfig
 from ..networks import CompactUpscaler
-from ..prior import Temperature
 from . import consistency
-from .guide import Strength, prepare_guide
+from .guide import prepare_guide
 from .image_batch import ImageBatch
 from .model_choice import notify_of_damage
-from .runner import Runner, Running, RunOptions, check_draws, runs_with
-from .settings import check_range, with_defaults
+from .runner import Runner, Running, runs_with
+from .settings import HALO, Strength, UpscaleSettings, check_range
 from .tiles import STRIPS, Sampling, TiledDecoder, Tiling
 
-HALO = 24  # LR pixels; how far tiles then differ from the whole image: docs/decisions/0004
 MAX_DEVIATION = 2.0  # largest |value - 0.5| that is no overflow; temperature 1 stays within 1.6: docs/decisions/0013
 MAX_SIDE = 2**16  # pixels of a side of the result
 ADVICE = "Set tile to 32, ask for fewer samples, enlarge a smaller image, or free memory on the device."
 
 
-@runs_with(Running)
-def upscale(
-    flow: FlowModel,
-    lr: Tensor,
-    *,
-    temperature: Temperature | None = None,
-    calm_edges: float | None = None,
-    seed: int = 0,
-    samples: int = 1,
-    tile: int = 0,
-    halo: int = HALO,
-    factor: float = 0.0,
-    longest_side: int = 0,
-    match_source: bool = False,
-    store: ConditionStore | None = None,
-    guide: Tensor | None = None,
-    guide_strength: Strength | None = None,
-    guide_bounded: bool = False,
-    mark: str | None = None,
-    **options: Unpack[Running],
-) -> Tensor:
+@runs_with(UpscaleSettings)
+def upscale(flow: FlowModel, lr: Tensor, settings: UpscaleSettings) -> Tensor:
     """Enlarge images; every sample is another plausible enlargement of the same LR image.
 
     The whole image is processed in strips of rows, which is exact; tiles are used only if memory does not suffice, or
@@ -63,31 +43,7 @@ def upscale(
         lr: ``(B, C, h, w)`` in [0, 1], any size from 1x1, float of any precision, uint8 or uint16; values outside are
             clamped. C is 3; or 1 (gray); or 4, whose alpha is enlarged by a bicubic resize. Gray images, also in three
             equal channels, give gray results: the luma of what the model draws.
-        temperature: Standard deviation of the latents, >= 0: one, or one per level, finest first. 0 is smoothest, 1 the
-            spread that the model learned. Each may be a map ``(1 or B, 1, any height, any width)`` that covers the
-            image, for example from ``prior.masked_temperature``. None: the default stored in the model file, up to
-            which variety costs hardly any fidelity: docs/decisions/0015.
-        calm_edges: In [0, 1]: how much lower any ``temperature`` is at edges, where samples break lines into specks. 0
-            for off; None for the model's default, whatever the temperature.
-        seed: In [0, 2^64). Sample s of every image is drawn with ``seed + s``.
-        samples: Enlargements per image, at least 1.
-        tile: Side of the tiles in LR pixels, at least 32; 0 for the whole image if memory allows, else the largest tile
-            that fits. Changes memory and time, not the picture (at most 1/255).
-        halo: LR pixels read around every tile.
-        factor: Total enlargement: one bicubic resize, up or down, follows the model's scale. 0 for that scale.
-        longest_side: Longest side of the result in pixels, reached the same way; 0 for no limit. Overrides ``factor``.
-        match_source: Whether to change the pictures so that they shrink to the LR image again, see ``match_source``.
-        store: Where the conditions of the images are kept for the next call; None for nowhere.
-        guide: A reference enlargement of the same images, ``(B or 1, C, s * h, s * w)`` in [0, 1], whose latents are
-            blended in, see ``guide.Guide``. Alpha is ignored; other sizes are resized. It is first changed to match
-            ``lr`` when shrunk, as far as ``guide_match`` in the model file says (1, the default: fully).
-        guide_strength: Share of the guide's latents, in [0, 1]: a number, or a map as of ``temperature``. 0 ignores the
-            guide, 1 gives it back as changed. None for the model's default, or 0.5; that of the model's own guide
-            follows the temperature, see ``settings.guide_share``.
-        guide_bounded: Whether the guide's latents are scaled down where they deviate more than those that are drawn.
-            Needed when results become guides again and again, because their detail would otherwise build up.
-        mark: A phrase by which ``verify`` knows the results again without their seed; see ``prior.sample_latents``. The
-            results are other ones, not worse ones. None for no mark.
+        settings: The options below, by name.
 
     Returns:
         ``(B * samples, C, s * h, s * w)`` float32 in [0, 1] on the device of ``lr``: all samples of image 0, then of
@@ -102,32 +58,34 @@ def upscale(
 
     Source: Lugmayr et al., "SRFlow", sections 3 and 4; the tiling is ours, and so is the guide.
     """
+    return upscale_with(flow, lr, settings.resolved(flow))
+
+
+def upscale_with(flow: FlowModel, lr: Tensor, settings: UpscaleSettings) -> Tensor:
+    """Do as ``upscale``, with settings that say what the model's file would."""
     flow.require("upscale")
-    check_draws(seed, samples)
-    settings = sampling_settings(flow, temperature, calm_edges)
-    run = Runner(flow, RunOptions(**options), ADVICE, lr)
-    decoder = TiledDecoder(TILING, run, flow, tile, halo, store, mark)
+    run = Runner(flow, settings, ADVICE, lr)
+    decoder = TiledDecoder(TILING, run, flow, settings.tile, settings.halo, settings.store, settings.mark)
 
     def task() -> Tensor:
         images = ImageBatch(lr, run.notify)
-        rgb, is_gray = images.extended_rgb, images.is_gray
+        rgb = images.extended_rgb
         height, width = rgb.shape[-2:]
-        size = target_size(flow.condition_scale, height, width, factor, longest_side)
+        size = target_size(flow.condition_scale, height, width, settings.factor, settings.longest_side)
         if min(size[0] - height * flow.condition_scale, size[1] - width * flow.condition_scale) > 0:
             run.notify(
                 f"The model enlarges {flow.condition_scale} times; the rest, to {size[1]}x{size[0]}, is an ordinary "
                 "resize (bicubic)."
             )
-        if not guide_bounded:  # bounded for frames of a clip: ``upscale_video`` examines the first
+        if not settings.guide_bounded:  # bounded for frames of a clip: ``upscale_video`` examines the first
             notify_of_damage(flow, rgb, run.notify)
-        guides = prepare_guide(run, flow, rgb, guide, guide_strength, [settings.temperature], guide_bounded)
-        pictures = decoder(rgb, [settings], seed, samples, is_gray, guides)
+        pictures = _decode(decoder, run, flow, images, [settings])
         if size != tuple(pictures.shape[-2:]):
             pictures = _resize_each(run, pictures, size)
-        if match_source and (size[0] < height or size[1] < width):
+        if settings.match_source and (size[0] < height or size[1] < width):
             run.notify(f"match_source is ignored: at {size[1]}x{size[0]} the result is smaller than the image.")
-        elif match_source:
-            pictures = consistency.match_source(pictures, rgb, cancelled=run.options.cancelled, notify=run.notify)
+        elif settings.match_source:
+            pictures = consistency.match_source(pictures, rgb, cancelled=settings.cancelled, notify=run.notify)
         return images.like_input(pictures)
 
     return run(task, decoder.tiles.halve)
@@ -169,30 +127,35 @@ def temperature_grid(  # noqa: D417
     flow.require("upscale")
     if not temperatures or seeds < 1:
         raise FlowError(f"Expected at least one temperature and one seed; got {len(temperatures)} and {seeds}.")
-    check_draws(seed, seeds)
-    settings = [sampling_settings(flow, tau, calm_edges) for tau in temperatures]
-    run = Runner(flow, RunOptions(**options), ADVICE.replace("samples", "seeds"), lr)
+    given = UpscaleSettings(
+        calm_edges=calm_edges, seed=seed, samples=seeds, guide=guide, guide_strength=guide_strength, **options
+    )
+    settings = [replace(given, temperature=tau).resolved(flow) for tau in temperatures]
+    run = Runner(flow, given, ADVICE.replace("samples", "seeds"), lr)
     decoder = TiledDecoder(TILING, run, flow, tile, halo, store)
 
     def task() -> Tensor:
         images = ImageBatch(lr, run.notify)
-        rgb = images.extended_rgb
-        notify_of_damage(flow, rgb, run.notify)
-        temperatures = [tau for tau, _ in settings]
-        guides = prepare_guide(run, flow, rgb, guide, guide_strength, temperatures)
-        return images.like_input(decoder(rgb, settings, seed, seeds, images.is_gray, guides), alpha=False)
+        notify_of_damage(flow, images.extended_rgb, run.notify)
+        return images.like_input(_decode(decoder, run, flow, images, settings), alpha=False)
 
     return run(task, decoder.tiles.halve)
 
 
-def sampling_settings(
-    flow: FlowModel, temperature: Temperature | None = None, calm_edges: float | None = None
-) -> Sampling:
-    """Replace temperature or ``calm_edges`` by the model's defaults where they are None; see ``upscale``."""
-    flow.require("upscale")
-    settings = with_defaults(flow, {"temperature": temperature, "calm_edges": calm_edges})
-    check_range("calm_edges", settings["calm_edges"])
-    return Sampling(settings["temperature"], settings["calm_edges"])
+def _decode(
+    decoder: TiledDecoder, run: Runner, flow: FlowModel, images: ImageBatch, settings: Sequence[UpscaleSettings]
+) -> Tensor:
+    """Draw pictures with settings that differ in temperature and in the strength of the guide."""
+    rgb, first = images.extended_rgb, settings[0]
+    guide = prepare_guide(run, flow, rgb, settings)
+    return decoder(rgb, [sampling(each) for each in settings], first.seed, first.samples, images.is_gray, guide)
+
+
+def sampling(settings: UpscaleSettings) -> Sampling:
+    """Return how to draw with resolved settings."""
+    assert settings.temperature is not None
+    assert settings.calm_edges is not None
+    return Sampling(settings.temperature, settings.calm_edges)
 
 
 def target_size(scale: int, height: int, width: int, factor: float = 0.0, longest_side: int = 0) -> tuple[int, int]:

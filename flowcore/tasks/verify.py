@@ -28,8 +28,9 @@ from ..prior import Shape, check_seed, height_and_width, mark_seed, sample_laten
 from .chroma import Colorization
 from .image_batch import ImageBatch
 from .runner import Reporting, Runner, RunOptions, runs_with
+from .settings import HALO
 from .tiles import pad_by_reflection, tile_grid
-from .upscale import HALO, MAX_SIDE
+from .upscale import MAX_SIDE
 
 VERIFIED = 6.0  # z from which on a picture counts as verified; by chance one in a billion is beyond
 CLAMP = 4.0  # largest latent that counts: JPEG and other pictures have outliers

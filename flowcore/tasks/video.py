@@ -22,9 +22,9 @@ from .hints import Hints
 from .image_batch import ImageBatch
 from .model_choice import notify_of_damage
 from .runner import Runner, Running, RunOptions, check_draws, part_of_run, runs_with
-from .settings import check_range
+from .settings import HALO, check_range
 from .upscale import ADVICE as UPSCALE_ADVICE
-from .upscale import HALO, upscale
+from .upscale import upscale
 
 STEADINESS = 0.9  # how much of a moved frame's latents the next one keeps
 DISAGREEMENT = 2.0  # pixels between motion there and back at which half of the steadiness is left

@@ -17,8 +17,8 @@ from flowcore.identity import model_sha256
 from flowcore.integrations import Upscaler
 from flowcore.prior import resize_temperature_map
 from flowcore.provenance import read as read_provenance
+from flowcore.tasks.settings import UpscaleSettings
 from flowcore.tasks.tiles import edge_map
-from flowcore.tasks.upscale import sampling_settings
 
 from .commands import photograph, run
 
@@ -28,6 +28,12 @@ OWN = {"temperature": 0.6, "calm_edges": 0.75}
 @pytest.fixture(scope="module")
 def flow() -> Flow:
     return build_upscaler(**OWN)
+
+
+def resolved(flow: Flow, **settings: Any) -> tuple[Any, Any]:
+    """Temperature and calm edges, of the model's file where they are not set."""
+    filled = UpscaleSettings(**settings).resolved(flow)
+    return filled.temperature, filled.calm_edges
 
 
 def halves(height: int = 12, width: int = 16) -> Tensor:
@@ -50,11 +56,11 @@ def test_the_map_is_1_at_an_edge_and_0_elsewhere_and_in_weak_texture() -> None:
 
 
 def test_temperature_and_calm_edges_of_a_file_hold_until_each_is_set(flow: Flow) -> None:
-    assert sampling_settings(flow) == (0.6, 0.75)
-    assert sampling_settings(flow, 0.9) == (0.9, 0.75)
-    assert sampling_settings(flow, 0.9, 0.5) == (0.9, 0.5)
-    assert sampling_settings(flow, None, 0.0) == (0.6, 0.0)
-    assert sampling_settings(build_upscaler()) == (0.8, 0.0)  # of a file that states nothing
+    assert resolved(flow) == (0.6, 0.75)
+    assert resolved(flow, temperature=0.9) == (0.9, 0.75)
+    assert resolved(flow, temperature=0.9, calm_edges=0.5) == (0.9, 0.5)
+    assert resolved(flow, calm_edges=0.0) == (0.6, 0.0)
+    assert resolved(build_upscaler()) == (0.8, 0.0)  # of a file that states nothing
     lr = picture(2, 3, 7, 9)
     own = upscale(flow, lr, seed=3)
     assert torch.equal(own, upscale(flow, lr, seed=3, **OWN))
@@ -117,7 +123,7 @@ def test_a_file_gets_another_default_and_keeps_its_weights(tmp_path: Path) -> No
     assert after.config == before.config | {"temperature": 0.55, "calm_edges": 1}
     assert after.provenance == before.provenance
     loaded = flowcore.load(new)
-    assert sampling_settings(loaded) == (0.55, 1)
+    assert resolved(loaded) == (0.55, 1)
     assert model_sha256(loaded) == model_sha256(flowcore.load(old))  # so recipes in pictures still find it
     content = new.read_bytes()
     with pytest.raises(FlowError, match="calm_edges"):
@@ -133,8 +139,9 @@ def test_command_line_defaults_come_from_the_file_and_show_in_names_and_recipes(
     for options, name, settings in (
         ([], "photo_own_tau0.6_calm0.75_seed0.png", (0.6, 0.75)),
         (["--calm-edges", "0"], "photo_own_tau0.6_seed0.png", (0.6, 0)),
+        (["--boldness", "0"], "photo_own_tau0_calm0.75_seed0.png", (0, 0.75)),
     ):
         assert run(*words, *options) == 0
         (entry,) = read_provenance(out / name)
         assert (entry.temperature, entry.settings.get("calm_edges")) == settings
-    assert len(list(out.iterdir())) == 2
+    assert len(list(out.iterdir())) == 3

@@ -37,8 +37,8 @@ from flowcore.tasks.faces import restore_faces
 from flowcore.tasks.hints import hints_from_points
 from flowcore.tasks.model_choice import upscaler_for_files
 from flowcore.tasks.ranking import ranked
-from flowcore.tasks.settings import MAX_DRAWS
-from flowcore.tasks.upscale import sampling_settings, upscale
+from flowcore.tasks.settings import MAX_DRAWS, UpscaleSettings
+from flowcore.tasks.upscale import upscale
 
 from .commands import StoppedAfter, names, near, photograph, pixels, run, write_colorizer
 from .digits import write_mnist
@@ -252,7 +252,7 @@ def test_convert_stores_half_precision_and_eight_bits(tmp_path, capsys):
     assert eight.stat().st_size < half.stat().st_size < 0.7 * model.stat().st_size
     assert half.stat().st_mode & 0o044
     assert flowcore.load(half).provenance == flowcore.load(model).provenance
-    assert sampling_settings(flowcore.load(eight))[0] == 0.5
+    assert UpscaleSettings().resolved(flowcore.load(eight)).temperature == 0.5
     lr = torch.rand(1, 3, 8, 8)
     exact, *stored = (upscale(flowcore.load(path), lr, temperature=0.8) for path in (model, half, eight))
     assert (stored[0] - exact).abs().max() <= 1 / 255

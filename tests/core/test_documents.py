@@ -26,6 +26,7 @@ from flowcore.cli.main import COMMANDS, build_parser
 from flowcore.images import files
 from flowcore.likelihood import bits_per_dim
 from flowcore.models.realnvp import RealNVPConfig, realnvp
+from flowcore.tasks.settings import UpscaleSettings, options_of
 
 from . import notebook
 from . import options_table as options
@@ -243,6 +244,13 @@ def test_an_option_that_is_left_out_is_the_same_everywhere_or_there_is_a_reason(
     different = {(title, name) for title, rows in tables.items() for name, row in rows.items() if options.differ(row)}
     assert different <= {*options.DIFFERENT}
     assert all(name in tables[title] for title, name in options.DIFFERENT)
+
+
+def test_every_option_of_upscale_is_offered_everywhere_or_only_in_python():
+    rows = options.rows(options.TASKS["Upscale"])
+    for option in options_of(UpscaleSettings):
+        assert {"python", "command", "node"} <= rows.get(option.name, {}).keys() or not option.setting.offered
+        assert option.text.endswith("."), option.name
 
 
 def test_photographs_of_a_folder_are_called_images_as_on_the_node():

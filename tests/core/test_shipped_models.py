@@ -22,8 +22,7 @@ from flowcore.prior import sample_latents
 from flowcore.quality.metrics import chroma_rmse, colorfulness, diversity, false_specks, lr_psnr, psnr
 from flowcore.tasks.model_choice import better_model
 from flowcore.tasks.sample import apply_style
-from flowcore.tasks.settings import model_defaults
-from flowcore.tasks.upscale import sampling_settings
+from flowcore.tasks.settings import UpscaleSettings, model_defaults
 from flowcore.training.styles import STYLES, attributes, read_images
 
 PHOTO = Path(__file__).parents[2] / "workflows" / "photo.png"
@@ -191,8 +190,8 @@ def test_defaults_are_nearly_as_close_to_the_original_as_temperature_0_and_sampl
     flow = load(name)
     hr = pixels(PHOTO.read_bytes())[..., :120, :184]
     lr = shrink(hr, flow.condition_scale).clamp(0, 1)
-    settings = sampling_settings(flow)
-    assert settings == (flow.config.temperature, flow.config.calm_edges)
+    settings = UpscaleSettings().resolved(flow)
+    assert (settings.temperature, settings.calm_edges) == (flow.config.temperature, flow.config.calm_edges)
     own, lively, calm = (
         flowcore.upscale(flow, lr, samples=4, **options) for options in ({}, {"calm_edges": 0.0}, {"temperature": 0.0})
     )

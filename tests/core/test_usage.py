@@ -82,7 +82,7 @@ def test_an_error_of_the_work_is_no_error_of_usage(words, tmp_path, monkeypatch)
 
 
 def test_python_callers_and_the_command_line_have_the_same_ranges():
-    for name, (kind, bounds, _) in SETTINGS.items():
+    for name, (kind, bounds, *_) in SETTINGS.items():
         check_range(name, kind(bounds.low))
         with pytest.raises(FlowError, match=f"{name} must .*; got "):
             check_range(name, bounds.low - 1)
