@@ -80,13 +80,14 @@ def of_option(option: Option) -> Input:
     shared: dict[str, Any] = {**tooltip, "optional": True, **({"advanced": True} if setting.advanced else {})}
     if name in ("temperature", "seed"):
         return temperature(FROM_MODEL, **tooltip) if name == "temperature" else seed(**tooltip)
-    low, high = int(setting.bounds.low), setting.bounds.high if setting.most is None else setting.most
+    low, high = setting.bounds.low, setting.bounds.high if setting.most is None else setting.most
     if setting.kind is int:
-        return integer(default, low, int(high), **shared)
+        return integer(default, int(low), int(high), **shared)
     if setting.kind is float and default is None:
-        return slider(FROM_MODEL, FROM_MODEL, high, **shared)
+        return slider(FROM_MODEL, FROM_MODEL, float(high), **shared)
     if setting.kind is float:
-        return slider(default, low, high, **shared) if high <= 1 else number(default, low, high, 0.05, **shared)
+        step = 0.05 if setting.most else 0.01
+        return (number if setting.most else slider)(default, float(low), float(high), step, **shared)
     if get_origin(kind) is Literal:
         return choice(*get_args(kind), default=default, **shared)
     if Tensor in get_args(kind):
