@@ -1,15 +1,11 @@
 """Public checkpoints, converted to a ``FlowModel`` in memory.
 
-Here the file is read and its ``Source`` found; ``sources`` describes the published layouts. Files are untrusted: a
-pickle is checked before it is read (``pickled.py``), with ``weights_only=True``, and names and shapes are compared with
-a model on torch's meta device before anything is allocated.
+Here the file is read and its ``Source`` found; ``sources`` describes the published layouts. Files are untrusted: they
+are read as tensors only (``torch_file.py``), and names and shapes are compared with a model on torch's meta device
+before anything is allocated.
 """
 
-import io
-import mmap
-import os
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +17,9 @@ from ..errors import CheckpointError, FlowError
 from ..identity import fingerprint
 from ..model import FlowModel
 from .model_file import KEY, open_safetensors
-from .pickled import check_pickle
 from .sources import SOURCES
 from .sources.source import Source, State
+from .torch_file import read_archive, read_old_file
 
 INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -68,7 +64,6 @@ PREFIXES = re.compile(r"^((module|_orig_mod|model|netG|generator|params_ema|para
 MAX_DEPTH = 3  # of nested dictionaries
 MAX_CANDIDATES = 8  # state dicts in one file
 MAX_NAME = 1000  # characters of a tensor's name
-MAX_CONTENTS = 8 * 2**20  # bytes of an archive's table of contents: 80,000 tensors
 
 FIRST_BYTES = {
     b"version https://git-lfs": "a Git LFS pointer, which stands for the file (git lfs pull fetches it)",
@@ -105,14 +100,12 @@ def _read(path: Path) -> Any:
         raise _unsupported_error("this is a folder; give the file in it.")
     if not path.is_file():
         raise CheckpointError(f"there is no such file in {path.parent}. Check the name.")
-    size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(64)
     if not head:
         raise CheckpointError("the file is empty, as after a download that failed. Fetch it again.")
     if head.startswith(b"PK\x03\x04"):
-        check_pickle(io.BytesIO(_pickle_of_archive(path)), size)
-        return _read_torch(path, mapped=True)
+        return read_archive(path)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**31:  # a safetensors header
         with open_safetensors(path, "Fetch it again.") as file:
             if KEY in (file.metadata() or {}):
@@ -121,67 +114,9 @@ def _read(path: Path) -> Any:
                 )
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if head.startswith(b"\x80"):
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            check_pickle(mapped, size, many=True)
-        return _read_torch(path, mapped=False)
+        return read_old_file(path)
     looks = (what for first, what in FIRST_BYTES.items() if head.lstrip().startswith(first))
     raise _unsupported_error(f"this is {next(looks, 'not a model file')}.")
-
-
-def _pickle_of_archive(path: Path) -> bytes:
-    """Read the pickle of a torch archive; reject other and suspicious archives."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 22))
-        end = file.read()
-    # torch writes no comment after its table of contents; with one, torch and zipfile could find different tables.
-    if not end.startswith(b"PK\x05\x06") or end[20:] != b"\0\0":
-        raise CheckpointError(
-            "this torch checkpoint is truncated or damaged: it does not end with a table of contents. Fetch it again."
-        )
-    if int.from_bytes(end[12:16], "little") > MAX_CONTENTS:
-        raise _unsupported_error("the table of contents of this archive is larger than that of any model.")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            if sum(entry.file_size for entry in entries) > size:
-                raise _unsupported_error("this archive unpacks to more than its own size, which no checkpoint does.")
-            names = [entry.filename for entry in entries]
-            pickles = [name for name in names if name.split("/")[-1] == "data.pkl"]
-            if not pickles:
-                models = [name[:80] for name in names if name.endswith((".pth", ".pt", ".safetensors"))]
-                inside = f"; it holds {', '.join(models[:3])}" if models else ""
-                raise _unsupported_error(
-                    f"this is a zip archive, not a checkpoint{inside}. Unpack it and give the file in it."
-                )
-            if any(name.split("/")[-1] == "constants.pkl" for name in names):
-                raise _unsupported_error("this is a TorchScript program, not a state dict.")
-            if len({name.lower() for name in names}) < len(names):  # torch ignores case
-                raise CheckpointError("this archive holds two files of one name. It is damaged; fetch it again.")
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-                raise _unsupported_error(
-                    "this archive is compressed, and torch never compresses. Unpack it, and save its tensors again."
-                )
-            return archive.read(pickles[0])
-    except CheckpointError:
-        raise
-    except Exception as error:  # of many types, if the bytes are hostile
-        raise CheckpointError(
-            "this torch checkpoint is truncated or damaged: its table of contents cannot be read. Fetch it again."
-        ) from error
-
-
-def _read_torch(path: Path, *, mapped: bool) -> Any:
-    try:
-        if path.suffix == ".safetensors":  # torch would go by the suffix
-            with path.open("rb") as file:
-                return torch.load(file, map_location="cpu", weights_only=True)
-        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # of many types, if the bytes are hostile
-        reason = str(error).partition("\n")[0][:200]
-        raise _unsupported_error(
-            f"this is not a torch checkpoint, or it is truncated or damaged ({reason}). Fetch it again."
-        ) from error
 
 
 class _Tensors(NamedTuple):

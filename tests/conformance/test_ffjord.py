@@ -3,6 +3,7 @@
 import argparse
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -201,16 +202,17 @@ def test_other_kinds_of_layers_coordinates_and_flat_images_are_refused_by_name()
             FFJORD.convert({**WEIGHTS["cifar_like"], f"transforms.0.{layers}_layer.weight": torch.zeros(shape)}, {})
 
 
-def test_a_file_of_the_program_says_how_to_save_its_weights(tmp_path):
-    """Its settings are pickled beside them. The two lines are run here, on a file that we trust."""
+def test_a_file_of_the_program_says_how_to_save_its_weights(tmp_path, monkeypatch):
+    """Its settings are pickled beside them. The lines of the page are run here, on a file that we trust."""
     content = {"args": argparse.Namespace(dims="6,7", alpha=0.05), "state_dict": WEIGHTS["cifar_like"]}
     torch.save(content, tmp_path / "checkpt.pth")
-    with pytest.raises(CheckpointError, match=r"holds its settings.*argparse\.Namespace.*it was not read") as caught:
+    message = r"holds its settings.*argparse\.Namespace.*it was not read.*docs/published-weights\.md"
+    with pytest.raises(CheckpointError, match=message):
         load(tmp_path / "checkpt.pth")
-    load_, save_ = str(caught.value).partition("Residual Flow): ")[2].removesuffix(".").split("; ")
-    there = {"torch": torch, "FILE": tmp_path / "checkpt.pth"}
-    exec(load_, there)  # noqa: S102  (its own advice, on our own file)
-    exec(save_.replace("'model.pth'", "MODEL"), {**there, "MODEL": tmp_path / "model.pth"})  # noqa: S102
+    page = (Path(__file__).parents[2] / "docs" / "published-weights.md").read_text()
+    advice = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "state_dict" in block)
+    monkeypatch.chdir(tmp_path)
+    exec(advice, {})  # noqa: S102  (our own advice, on our own file)
     flow = load(tmp_path / "model.pth")
     assert flow.config == FFJORDConfig(scales=2, blocks=1, hidden=(6, 7), steps=16)
     assert "FFJORD" in flow.provenance["source"]

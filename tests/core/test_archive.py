@@ -32,10 +32,8 @@ WORDS = re.compile(
 REASONS = {
     ("flowcore/batch/cluster.py", "environ"): "tells Ray to report no statistics",
     ("flowcore/batch/cluster.py", "socket"): "connects to the address that the user gives",
-    ("flowcore/checkpoints/pickled.py", "pickle"): "looks through foreign checkpoints before torch reads them",
-    ("flowcore/checkpoints/pickled.py", "torch.load"): "a message says how to save such a file again",
-    ("flowcore/checkpoints/published.py", "pickle"): "calls pickled.py",
-    ("flowcore/checkpoints/published.py", "torch.load"): "weights_only=True, see below",
+    ("flowcore/checkpoints/published.py", "torch.load"): "a message says how to extract one of several models",
+    ("flowcore/checkpoints/torch_file.py", "torch.load"): "weights_only=True, see below",
     ("flowcore/cli/main.py", "import_module"): "--plugin names a module; each command is imported when it runs",
     ("flowcore/device.py", "ctypes"): "on the command line, the C library is told to keep freed memory",
     ("flowcore/quality/metrics.py", "torch.hub"): "the name of torch's folder of weights, for LPIPS",

@@ -200,29 +200,53 @@ SHARED = b"".join(
     b"q" + bytes([i]) + b"}" + b"(" + b"".join(text(str(k)) + b"h" + bytes([i]) for k in range(400)) + b"u"
     for i in range(5)
 )
+# Steps of a tensor of a million rows that are one number.
+ROWS = tensor(1, [2**20, 2], [0, 0])
+IN_PAIRS = b"".join(b"K\x01\x86" for _ in range(100_000))
 NO_ITEMS = b"ccollections\nOrderedDict\n)R}" + text("items") + b"K\x05s" + text("values") + b"K\x05s"
 
 PICKLES = {
     "a key that takes an hour to hash": (dictionary(b"K\x01", b")" + HASHED_FOREVER), "nests tuples"),
     "a key a hundred thousand tuples deep": (dictionary(b"K\x01", b")" + b"\x85" * 100_000), "nests tuples"),
+    "a key that nests a hundred thousand pairs": (dictionary(b"K\x01", b")" + IN_PAIRS), "nests tuples"),
+    "a storage whose key takes an hour to hash": (
+        dictionary(
+            b"(" + text("storage") + b"ctorch\nFloatStorage\n" + b")" + b"\x85K\x01\x86" + text("cpu") + b"K\x01tQ"
+        ),
+        "unusual",
+    ),
+    "a dictionary made of the rows of a tensor": (
+        dictionary(b"ccollections\nOrderedDict\n" + ROWS + b"\x85R"),
+        "unusual",
+    ),
     "a key five thousand tuples deep": (dictionary(b"K\x01", b")" + b"\x85" * 5_000), "holds no weights"),
     "a value twenty thousand lists deep": (dictionary(b"]" * 20_000 + b"a" * 19_999), "holds no weights"),
     "a gigabyte of zeros by name": (dictionary(b"cbuiltins\nbytearray\n" + whole(2**30) + b"\x85R"), "would import"),
     "a codec that takes a minute": (dictionary(PUNYCODE), "would import _codecs.encode"),
-    "a storage that is made": (dictionary(b"ctorch.storage\nUntypedStorage\n" + whole(2**32) + b"\x85R"), "unusual"),
-    "an object that is made": (dictionary(b"ctorch\nSize\n(K\x01tt\x81"), "truncated or damaged"),
-    "a million opcodes": (dictionary(b"N0" * 500_000 + b"N"), "more than 500000 steps"),
+    "a storage that is made": (
+        dictionary(b"ctorch.storage\nUntypedStorage\n" + whole(2**32) + b"\x85R"),
+        "would import",
+    ),
+    "an object that is made": (dictionary(b"ctorch\nSize\n(K\x01tt\x81"), "would import"),
+    "a million opcodes": (dictionary(b"N0" * 500_000 + b"N"), "far longer than any"),
     "dictionaries that share their parts": (b"\x80\x02}" + SHARED + b".", "holds no weights"),
     "an ordered dictionary whose items are none": (b"\x80\x02" + NO_ITEMS + b"b.", "holds no weights"),
-    "a count of a tensor": (dictionary(b"ccollections\nCounter\n" + tensor(1, [2**40], [0]) + b"\x85R"), "unusual"),
+    "a count of a tensor": (
+        dictionary(b"ccollections\nCounter\n" + tensor(1, [2**40], [0]) + b"\x85R"),
+        "would import",
+    ),
     "a tensor without numbers": (dictionary(b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n(NtR"), "would import"),
     "a storage of too many numbers": (dictionary(tensor(2**62, [1], [1])), "claim"),
     "a storage of fewer than no numbers": (dictionary(tensor(-1, [1], [1])), "truncated or damaged"),
-    "a shape that overflows": (dictionary(tensor(1, [2**40, 2**40], [2**40, 1])), "does not fit"),
+    "a shape that overflows": (dictionary(tensor(1, [2**40, 2**40], [2**40, 1])), "truncated or damaged"),
     "a negative side": (dictionary(tensor(4, [-4], [1])), "truncated or damaged"),
     "a name of a megabyte": (dictionary(tensor(0, [0], [1]), text("module." * 150_000)), "longer than 1000"),
     "a text of 4 GiB": (b"\x80\x02}X\xff\xff\xff\xff" + text("weight") + b"Ns.", "truncated or damaged"),
     "memo that was never written": (b"\x80\x02h\x05.", "truncated or damaged"),
+    "pairs of numbers that are used twice": (
+        b"\x80\x02]" + text("betas") + b"aG" + bytes(8) + b"G" + bytes(8) + b"\x86q\x01ah\x01ah\x01a.",
+        "holds a list",
+    ),
     "marks without end": (b"\x80\x02" + b"(" * 100_000 + b".", "truncated or damaged"),
 }
 
