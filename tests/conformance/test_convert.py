@@ -169,9 +169,9 @@ def test_missing_misshapen_and_odd_tensors_are_named(refused, small_state):
         ("RRDB.", "RRDB."),
     ):
         assert says in refused(without(prefix))
-    kinds = [torch.ones(3, dtype=dtype) for dtype in (torch.int64, torch.bool, torch.complex64)]
-    for tensor in (*kinds, torch.ones(3).to_sparse()):
-        assert "RRDB.conv_last.bias" in refused({**small_state, "RRDB.conv_last.bias": tensor})
+    for dtype in (torch.int64, torch.bool, torch.complex64):
+        assert "RRDB.conv_last.bias" in refused({**small_state, "RRDB.conv_last.bias": torch.ones(3, dtype=dtype)})
+    assert "_rebuild_sparse_tensor" in refused({**small_state, "RRDB.conv_last.bias": torch.ones(3).to_sparse()})
     for name in (
         "RRDB.RRDB_trunk.999999999999.RDB1.conv1.weight",
         "flowUpsamplerNet.layers.99999999999999.actnorm.bias",
