@@ -3,10 +3,10 @@
 import re
 from typing import Annotated, Any
 
-from ..flowcore import FlowError, ImageError
+from ..flowcore import FlowError
 from ..flowcore.images.faces import FacePlace, Point, eyes_from_mask
 from ..flowcore.images.resize import resize
-from ..flowcore.tasks.faces import Eyes, align_faces, eyes_from_meshes, find_eyes, paste_faces
+from ..flowcore.tasks.faces import Eyes, align_faces, eyes_from_meshes, find_eyes, paste_faces, tell_of_missing
 from . import widgets
 from .host.compat import io
 from .host.ui import gallery, sample_facts
@@ -14,10 +14,9 @@ from .node import FlowNode
 from .picking import PROVENANCE_LOG, PickingNode
 from .sockets import FLOW_FACE, Boxes, Face, Image, Landmarks, Mask, check_memory, from_mask
 
-NO_FACE = (
-    "No face was found{}. Lower smallest; or click both eyes of every face in the picture on the node; or type left_eye"
-    " and right_eye, such as `120, 88`, in pixels from the top left corner; or paint a dot on each eye (right-click "
-    "Load Image, Open in MaskEditor) and connect its mask."
+MARK_EYES = (
+    "click both its eyes in the picture on the node; or type left_eye and right_eye, such as `120, 88`, in pixels from "
+    "the top left corner; or paint a dot on each eye (right-click Load Image, Open in MaskEditor) and connect its mask"
 )
 
 
@@ -55,10 +54,9 @@ class FlowcoreAlignFace(FlowNode):
         else:
             options = notes.task_options()
             eye_pairs = find_eyes(image, smallest=smallest, number=number, boxes=boxes, **options)
-            if not any(eye_pairs):
-                raise ImageError(NO_FACE.format("" if boxes is None else " in the boxes"))
             if len(eye_pairs) == 1:
-                ui["eyes"] = [list(side) for side in zip(*eye_pairs[0], strict=True)]
+                ui["eyes"] = [[pair[side] for pair in eye_pairs[0]] for side in (0, 1)]
+        tell_of_missing(eye_pairs, smallest, MARK_EYES, notes)
         if size:
             count = sum(len(eye_pairs[k % len(eye_pairs)]) for k in range(len(image)))
             check_memory(count, 3 * size * size, "faces", "Lower size, or pass fewer images.")
@@ -66,10 +64,13 @@ class FlowcoreAlignFace(FlowNode):
         (left_x, left_y), (right_x, right_y) = places[0].left_eye, places[0].right_eye
         text = f"eyes at {left_x:.1f}, {left_y:.1f} and {right_x:.1f}, {right_y:.1f}; "
         text += f"the face has {places[0].face:.0f} pixels"
-        if len({place.left_eye for place in places}) > 1:
+        if not any(eye_pairs):
+            text = "no face: the picture stays as it is"
+        elif len({place.left_eye for place in places}) > 1:
             sides = sorted(place.face for place in places)
             text = f"{len(places)} faces of {sides[0]:.0f} to {sides[-1]:.0f} pixels"
-        face_boxes = [[_as_box(place) for place in places if place.image == k] for k in range(len(image))]
+        boxed = places if any(eye_pairs) else ()
+        face_boxes = [[_as_box(place) for place in boxed if place.image == k] for k in range(len(image))]
         return self.output(faces, places, face_boxes, text=[text], **ui)
 
 

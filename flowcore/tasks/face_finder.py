@@ -6,6 +6,7 @@ import itertools
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,8 @@ from .runner import Reporting, Runner, RunOptions, runs_with
 from .settings import Setting, check_range
 
 SMALLEST_FACE = Setting(float, Range(4, math.inf), "It is in pixels. Enlarge the picture.")
-SMALLEST = 12  # pixels: width of the smallest box that the network finds in a square of ``SIDE`` pixels
+SMALLEST = 8  # pixels: width of the smallest box that is looked for by default
+IN_SQUARE = 12  # pixels: width of the smallest box that the network finds in a square of ``SIDE`` pixels
 DOUBLINGS = 2  # of scale, at least: squares of the longest side, of its half, and of its quarter
 STRIDE = 3 * SIDE // 4  # between squares, at most; faces larger than their overlap are found in larger squares
 SECOND_LOOK = 0.6  # share of the required score that suffices for a second look
@@ -32,6 +34,21 @@ NEAR = 0.4  # share of the wider box: detections whose middles are nearer are on
 CROP = 2.8  # side of the crop for the second look, in widths of the box
 AT_ONCE = 4  # squares
 Box = tuple[float, float, float, float]  # left, top, right and bottom, in pixels of the picture
+
+
+class Oval(NamedTuple):
+    """An upright oval in a picture: its middle and radii, in parts of the picture's height and width."""
+
+    y: float
+    x: float
+    high: float
+    wide: float
+
+    def distances(self, height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
+        """Return how far the pixels of a picture are from the middle, ``(height, width)``: 1 on the oval's border."""
+        rows, columns = (torch.arange(side, device=device) + 0.5 for side in (height, width))
+        dy, dx = (rows / height - self.y) / self.high, (columns / width - self.x) / self.wide
+        return (dy[:, None].square() + dx.square()).sqrt()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +73,12 @@ class Face:
     def width(self) -> float:
         """Width of the box, in pixels."""
         return self.box[2] - self.box[0]
+
+    def oval(self, height: int, width: int, *, high: float, wide: float, rise: float) -> Oval:
+        """Return an oval around the face in a picture of a size; radii, and how far it rises, in widths of the box."""
+        left, top, right, bottom = self.box
+        y, x = (top + bottom) / 2 - rise * self.width, (left + right) / 2
+        return Oval(y / height, x / width, high * self.width / height, wide * self.width / width)
 
 
 @runs_with(Reporting)
@@ -135,7 +158,7 @@ def _scan_pyramid(picture: Tensor, smallest: float, score: float, run: Runner) -
     """Look at squares of a picture ``(1, 3, H, W)``, from its longest side down to where the smallest face is seen."""
     height, width = picture.shape[-2:]
     coarsest = max(height, width)  # side of the first square, in pixels of the picture
-    finest = min(coarsest / 2**DOUBLINGS, SIDE * smallest / SMALLEST)  # of the last ones
+    finest = min(coarsest / 2**DOUBLINGS, SIDE * smallest / IN_SQUARE)  # of the last ones
     steps = math.ceil(math.log2(coarsest / finest) - 0.1)  # each about twice as fine
     parts: list[Tensor] = []
     for step in range(steps + 1):

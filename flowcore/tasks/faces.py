@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 from ..errors import ImageError, ShapeError
 from ..images.color import luma
 from ..images.faces import (
+    EYE_LINE,
     LEFT,
     RIGHT,
     FacePlace,
@@ -52,8 +53,9 @@ def align_faces(
 
     ``size`` is the side of the results, 0 for as many pixels as the largest face has: then faces are windows of the
     images' own pixels, which models enlarge far better than resampled ones; only faces tilted by more than
-    45 degrees are rotated. Faces of more than ``largest`` pixels are left out; if there are no others, the smallest is
-    returned, because a batch has at least one image, but with ``pasted=False``.
+    45 degrees are rotated. Faces of more than ``largest`` pixels are left out. If there are no others, the smallest is
+    returned, and without any face the middle of the first image, because a batch has at least one image; but with
+    ``pasted=False``.
     """
     pixels = ImageBatch(image).extended_rgb
     if len(eyes) not in (1, len(pixels)):
@@ -64,10 +66,8 @@ def align_faces(
         for one, other in eyes[k % len(eyes)]
     ]
     if not places:
-        raise ImageError(
-            "No face was found that is large enough. Lower the detector's confidence or smallest, or give the eyes: "
-            "two points, or a mask with a dot on each."
-        )
+        middle = _middle(len(pixels), *pixels.shape[-2:])
+        return cut_face(pixels[:1, : image.shape[1]], middle), (middle,)
     tell = RunOptions(notify=notify).tell
     fitting = [place for place in places if not largest or place.face <= largest]
     if larger := len(places) - len(fitting):
@@ -83,6 +83,13 @@ def align_faces(
         places = [place.along_pixels(size) if abs(place.roll) <= LEANING else place for place in places]
     faces = torch.cat([cut_face(picture, place, size) for picture, place in zip(pictures, places, strict=True)])
     return faces[:, : image.shape[1]], tuple(places)
+
+
+def _middle(images: int, height: int, width: int) -> FacePlace:
+    """Return a place of at most ``LARGEST`` pixels in the middle of the first of some images, where none is pasted."""
+    side = min(LARGEST, height, width)
+    left, right = ((width / 2 + (x - 0.5) * side, height / 2 + (EYE_LINE - 0.5) * side) for x in (LEFT, RIGHT))
+    return FacePlace(left_eye=left, right_eye=right, height=height, width=width, images=images, pasted=False)
 
 
 def _oddities(pictures: Sequence[Tensor], places: Sequence[FacePlace]) -> Iterator[str]:
@@ -131,6 +138,14 @@ def find_eyes(
         [face.eyes for face in faces if math.dist(*face.eyes) / (RIGHT - LEFT) >= smallest][: number or None]
         for faces in images
     ]
+
+
+def tell_of_missing(eyes: Sequence[Sequence[Eyes]], smallest: float, advice: str, notify: Notify) -> None:
+    """Say in how many pictures no face was found, which stay as they are, and how to get one."""
+    if missing := sum(not pairs for pairs in eyes):
+        which = "" if len(eyes) == 1 else f" in {missing} of {len(eyes)} pictures"
+        lower = "lower smallest, or " if smallest else ""
+        notify(f"No face was found{which}, so none is restored there. If there is one, {lower}{advice}.")
 
 
 def _is_in(face: Face, box: Box) -> bool:
@@ -225,15 +240,11 @@ def restore_faces(
     Faces of more than ``largest`` pixels, 0 for no limit, and those that ``check`` finds worse, stay as enlarged.
     """
     tell = RunOptions(**options).tell
-    large = upscale(flow, image, factor=factor, seed=seed, tile=tile, **part_of_run(options, 0.0, 0.6))
     eyes = find_eyes(image, smallest=smallest, number=number, cancelled=options.get("cancelled"), notify=tell)
-    missing = sum(not one for one in eyes)
-    if missing:
-        which = "No face was found" if len(eyes) == 1 else f"No face was found in {missing} of {len(eyes)} pictures"
-        tell(f"{which}: enlarged without. Lower smallest, or mark the eyes in ComfyUI.")
-    if not any(eyes):
-        return large.repeat_interleave(samples, 0)
+    tell_of_missing(eyes, smallest, "mark the eyes in ComfyUI", tell)
     cut, places = align_faces(image, eyes, largest=largest, notify=tell)
+    share = 0.6 if places[0].pasted else 1.0
+    large = upscale(flow, image, factor=factor, seed=seed, tile=tile, **part_of_run(options, 0.0, share))
     if not places[0].pasted:
         return large.repeat_interleave(samples, 0)
     rest = part_of_run(options, 0.6, 0.4)
@@ -252,7 +263,10 @@ def _most_alike(face: Tensor, pictures: Tensor, places: Sequence[FacePlace]) -> 
 def eyes_from_meshes(
     frames: Sequence[Any], number: int = 1, *, smallest: float = 0, notify: Notify | None = None
 ) -> list[list[Eyes]]:
-    """Read eyes from MediaPipe's face meshes of every image: of face ``number``, 1 for the largest, 0 for all."""
+    """Read eyes from MediaPipe's face meshes of every image: of face ``number``, 1 for the largest, 0 for all.
+
+    An image without faces has no eyes; one with fewer than ``number`` is an error.
+    """
     tell = RunOptions(notify=notify).tell
     eyes: list[list[Eyes]] = []
     for frame in frames:
@@ -266,8 +280,8 @@ def eyes_from_meshes(
             place = FacePlace(left_eye=one, right_eye=other, height=1, width=1)
             if place.face >= smallest:
                 faces.append((mesh, place))
-        if len(faces) < number:
-            count = {0: "No face was", 1: "One face was"}.get(len(faces), f"{len(faces)} faces were")
+        if 0 < len(faces) < number:
+            count = "One face was" if len(faces) == 1 else f"{len(faces)} faces were"
             raise ImageError(
                 f"{count} found; face {number} was asked for. Lower the detector's confidence, or give the eyes: two "
                 "points, or a mask with a dot on each."

@@ -6,7 +6,6 @@ Between the features of a small face and those of a wall, a colorizer finds litt
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..images.resize import resize_bilinear
-from .face_finder import find_faces
+from .face_finder import Oval, find_faces
 from .hints import premultiply, unpremultiply
 
+SMALLEST = 12  # pixels: width of the smallest box from eyebrows to chin that gets skin
 SEARCHED = 576  # pixels: longest side of the picture in which faces are looked for
 # Of the skin of 1,278 portraits by its luma: length of the chroma, and hue in degrees from Cb towards Cr. The length is
 # the median from .46 to .69. The others are pale in the studio's light, brighter ones overexposed, so there it is the
@@ -35,15 +35,6 @@ STEPS = 4.0  # how far the colors spread, in positions of the finest grid: to ne
 SEED_XOR = 0x51C0FACE  # mixed into seeds: skin does not depend on latents of that seed
 
 
-class Oval(NamedTuple):
-    """A face: its middle and radii, in parts of the picture's height and width."""
-
-    y: float
-    x: float
-    high: float
-    wide: float
-
-
 def find_ovals(y: Tensor, check: Callable[[], None]) -> tuple[Oval, ...]:
     """Find the faces in a photograph's luma ``(1, 1, H, W)``, the largest first."""
     factor = min(1.0, SEARCHED / max(y.shape[-2:]))
@@ -56,13 +47,8 @@ def find_ovals(y: Tensor, check: Callable[[], None]) -> tuple[Oval, ...]:
 @lru_cache(maxsize=16)  # a picture is often colorized again, with other settings
 def _find(pixels: bytes, height: int, width: int) -> tuple[Oval, ...]:
     image = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(1, 1, height, width)
-    ovals: list[Oval] = []
-    for face in find_faces(image, turned=False)[0]:
-        left, top, right, bottom = face.box
-        middle = (top + bottom) / 2 - RISE * face.width, (left + right) / 2
-        radii = HIGH * face.width, WIDE * face.width
-        ovals.append(Oval(middle[0] / height, middle[1] / width, radii[0] / height, radii[1] / width))
-    return tuple(ovals)
+    (faces,) = find_faces(image, smallest=SMALLEST, turned=False)
+    return tuple(face.oval(height, width, high=HIGH, wide=WIDE, rise=RISE) for face in faces)
 
 
 def hint_skin(ovals: Sequence[Oval], y: Tensor, grid: Sequence[int], seed: int | None) -> tuple[Tensor, Tensor]:
@@ -72,14 +58,11 @@ def hint_skin(ovals: Sequence[Oval], y: Tensor, grid: Sequence[int], seed: int |
     """
     generator = torch.Generator().manual_seed((seed or 0) ^ SEED_XOR)
     shared = torch.randn(2, generator=generator)
-    rows, columns = (torch.arange(side, device=y.device) + 0.5 for side in y.shape[-2:])
     covered, tinted = torch.zeros_like(y), torch.zeros_like(y).expand(-1, 2, -1, -1).clone()
     for oval in ovals:
         own = torch.randn(2, generator=generator)
         draw = torch.zeros(2) if seed is None else math.sqrt(ALIKE) * shared + math.sqrt(1 - ALIKE) * own
-        dy = (rows / y.shape[-2] - oval.y) / oval.high
-        dx = (columns / y.shape[-1] - oval.x) / oval.wide
-        distance = (dy[:, None].square() + dx.square()).sqrt()
+        distance = oval.distances(y.shape[-2], y.shape[-1], y.device)
         inner = y[0, 0][distance < 0.6]
         if not len(inner):
             continue

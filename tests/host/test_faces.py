@@ -84,8 +84,7 @@ def test_points_go_before_the_mask_and_the_mask_before_landmarks(host):
     assert made(host, other)[1][-1].startswith("eyes at 19.0, 16.0")
 
 
-def test_no_eyes_two_dots_too_many_and_other_bad_points_are_refused(host):
-    refusal(host, aligning(), "No face was found", "MaskEditor", "left_eye", "Lower smallest")
+def test_one_eye_two_dots_too_many_and_other_bad_points_are_refused(host):
     refusal(host, aligning(left_eye="19, 16"), "right_eye must be a point")
     refusal(host, aligning(left_eye="left", right_eye="28, 18"), "left_eye must be a point `x, y`", "`left`")
     refusal(host, painted((5, 15), (18, 15), (30, 15)), "two dots", "it has 3")
@@ -111,7 +110,8 @@ def test_only_faces_in_the_boxes_of_the_host_are_taken(host):
     outputs = host.outputs(aligning(photo, boxes="box.0"), box=box)
     assert outputs["report"]["shape"][0] == 1
     below = ("PrimitiveBoundingBox", {"x": 0, "height": 4, **shape})
-    refusal(host, graph(aligning(photo, boxes="box.0"), box=below), "No face was found in the boxes")
+    outputs = host.outputs(graph(aligning(photo, boxes="box.0"), box=below))
+    assert outputs["align"]["text"][0] == "No face was found in 1 of 1 boxes."
 
 
 def test_boxes_of_faces_can_be_drawn_and_give_the_same_faces(host):
@@ -163,6 +163,18 @@ def test_faces_that_came_out_worse_than_the_enlarged_photograph_are_left_out(hos
     told = "2 of 2 pasted faces had specks, or were unlike the photograph: the picture was kept there."
     assert told in outputs["paste"]["text"]
     assert len(outputs["paste"]["flowcore_gallery"]) == outputs["report"]["shape"][0] == 1
+
+
+def test_a_picture_without_a_face_passes_with_a_note(host):
+    aligned = ("FlowcoreAlignFace", {"image": "image.0", "size": 0})
+    draw = ("DrawBBoxes", {"image": "image.0", "bboxes": "align.2"})
+    outputs = host.outputs(graph(pasting(), align=aligned, before=report("image.0"), draw=draw, drawn=report("draw.0")))
+    note, text = outputs["align"]["text"]
+    assert note.startswith("No face was found, so none is restored there. If there is one, click both its eyes")
+    assert text == "no face: the picture stays as it is"
+    assert outputs["align"]["eyes"] == [[], []]
+    assert torch.equal(pixels(outputs["report"])[:1], pixels(outputs["before"]))
+    assert torch.equal(pixels(outputs["drawn"]), pixels(outputs["before"]))
 
 
 def test_found_faces_that_are_too_large_are_left_out_and_what_is_pasted_for_them_changes_nothing(host):
