@@ -874,10 +874,10 @@ def test_a_number_that_the_model_decides_says_so(canvas):
     canvas.fit()
     names = ("temperature", "factor", "calm_edges", "pick")
     factor, own, everything = "enlarge by (model's scale)", "calm edges (model's)", ["pick (all)", 0]
-    usual = [["temperature (model's)", 0.8], [factor, 4], [own, 0.3], everything]
+    usual = [["temperature (model's)", 0.6], [factor, 4], [own, 0.3], everything]
     assert shown(*names) == usual  # those of the picture are known in a run
     canvas.move("FlowcoreLoadModel", "model_name", "srflow-x4")
-    assert shown(*names) == [["temperature (model's)", 0.8], [factor, 4], [own, 0.3], everything]
+    assert shown(*names) == [["temperature (model's)", 0.6], [factor, 4], [own, 0.3], everything]
     canvas.shot("own-temperature")
     canvas.move("FlowcoreLoadModel", "model_name", "srflow-faces-x8")
     assert shown(*names) == [["temperature (model's)", 0.35], [factor, 8], [own, 0], everything]
@@ -890,7 +890,7 @@ def test_a_number_that_the_model_decides_says_so(canvas):
     assert shown(*names) == [["temperature", 0.4], ["enlarge by", 2], [own, 0.3], everything]
     canvas.move("FlowcoreUpscale", "temperature", -0.05)
     canvas.move("FlowcoreUpscale", "factor", 0)
-    assert shown(*names) == [["temperature (model's)", 0.8], [factor, 4], [own, 0.3], everything]
+    assert shown(*names) == [["temperature (model's)", 0.6], [factor, 4], [own, 0.3], everything]
 
 
 def test_numbers_in_a_subgraph_show_what_the_model_states(classic):
@@ -902,7 +902,7 @@ def test_numbers_in_a_subgraph_show_what_the_model_states(classic):
     names = ("temperature", "factor", "calm_edges")
     classic.page.wait_for_function(f"() => ({shown})().factor")
     values = classic.page.evaluate(shown)
-    assert [values[name] for name in names] == [0.8, 4, 0.3]
+    assert [values[name] for name in names] == [0.6, 4, 0.3]
     sent = classic.sent("FlowcoreUpscale")
     assert [sent[name] for name in names] == [-0.1, 0, -0.1]
     (inside,) = classic.saved()["definitions"]["subgraphs"]

@@ -57,7 +57,7 @@ def test_a_fresh_node_shows_the_numbers_of_the_model_that_it_would_get(classic):
     classic.page.evaluate("() => app.graph.add(LiteGraph.createNode('FlowcoreUpscale'))")
     classic.page.wait_for_timeout(500)
     shown = {name: (label, value) for name, label, value in classic.only("FlowcoreUpscale")["widgets"]}
-    assert shown["temperature"] == ("temperature (model's)", 0.8)
+    assert shown["temperature"] == ("temperature (model's)", 0.6)
     assert shown["factor"] == ("enlarge by (model's scale)", 4)
     assert classic.sent("FlowcoreUpscale")["temperature"] == -0.1
 
