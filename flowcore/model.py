@@ -161,8 +161,10 @@ class FlowModel(Flow, Generic[C]):
 
     def require(self, task: Task) -> None:
         """Raise FlowError unless the model is made for a task; the message names a model that is."""
-        if task not in self.capabilities.tasks:
-            raise FlowError(f"{task} needs {SUITABLE_MODELS[task]}; got a {self.architecture} model.")
+        tasks = self.capabilities.tasks
+        if task not in tasks:
+            purpose = f" made to {' and '.join(sorted(tasks))}" if tasks else ""
+            raise FlowError(f"{task} needs {SUITABLE_MODELS[task]}; got a model{purpose} ({self.architecture}).")
 
     @property
     def styles(self) -> dict[str, list[Tensor]]:

@@ -187,12 +187,16 @@ class FlowcoreColorMemory(FlowNode):
         sources: list[Any] = [images] if images else []
         sources += [Path(inside("input", name)) for name in folder if name.strip()]
         if not sources and not memory:
-            raise FlowError("A memory needs color photographs: connect images, or name a folder in the input folder.")
+            raise FlowError(
+                "A memory needs color photographs: connect Flow Example, which takes those that you upload or drop at "
+                "once, or name a folder in the input folder."
+            )
         flow = model.load(REMEMBERING)
         options = self.notes.task_options()
         combined = reduce(ColorMemory.merge, [*(memory or []), *(remember(flow, each, **options) for each in sources)])
         combined.check(flow)
-        text = f"{combined.places.cells} places of {combined.photographs} photographs"
+        count = combined.photographs
+        text = f"{combined.places.cells} places of {count} {'photograph' if count == 1 else 'photographs'}"
         return self.output(combined, text=[text])
 
 

@@ -57,7 +57,7 @@ class FlowcorePaintTemperature(FlowNode):
     ) -> Any:
         strokes, (height, width) = parse_strokes(painting), image.shape[-2:]
         if not strokes:
-            self.notes("Nothing is painted yet: paint where the picture should be livelier or calmer.")
+            self.notes("Nothing is painted yet: paint on the picture.")
         mask = paint_mask(strokes, (height, width), ground=ground, cancelled=stop_if_cancelled)
         amounts = f"mask from {float(mask.min()):.2g} to {float(mask.max()):.2g}, {float(mask.mean()):.2g} on average"
         text = f"{float((mask != ground).float().mean()):.0%} of the picture is painted.\n\n{amounts}"

@@ -13,8 +13,9 @@ from ..flowcore.tasks.settings import Option
 from .host.compat import io
 
 COLD, MILD, HOT, GRAY = [36, 92, 201], [236, 232, 220], [214, 62, 38], [128, 128, 128]
-# A slider at this value, its left end, follows the model: `run` gets None, and the task takes the number that the
-# model's file states. A saved workflow has a value for every slider, even for one that nobody has moved.
+# A slider at this value follows the model: `run` gets None, and the task takes the number that the model's file
+# states; the canvas shows that number, and a double-click brings it back. A saved workflow has a value for every
+# slider, even for one that nobody has moved.
 FROM_MODEL = -0.1
 MAX_TEMPERATURE = 1.5
 MAX_TEMPERATURES = 64  # on one sheet; the tooltips say so, too
@@ -63,7 +64,7 @@ def slider(default: float, lower: float, upper: float, step: float = 0.01, **fie
 
 
 def model_slider(upper: float, **fields: Any) -> Input:
-    """Describe an optional number with a slider whose left end leaves it to the model."""
+    """Describe an optional number with a slider that leaves it to the model until it is moved."""
     return slider(FROM_MODEL, FROM_MODEL, upper, optional=True, **fields)
 
 

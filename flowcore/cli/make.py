@@ -182,7 +182,8 @@ def _remember(options: Namespace, flow: FlowModel, known: ColorMemory | None) ->
     if known is not None:
         memory, places = known.merge(memory), known.places.cells + places
     memory.save(out)
-    log(f"{out}: {memory.places.cells} places of {memory.photographs} photographs")
+    photographs = "1 photograph" if memory.photographs == 1 else f"{memory.photographs} photographs"
+    log(f"{out}: {memory.places.cells} places of {photographs}")
     if memory.places.cells < places:
         log(f"A memory holds no more than that: {places - memory.places.cells} places were dropped, evenly.")
 

@@ -409,7 +409,10 @@ def morph(
     batches: list[Any] = [*images] if isinstance(images, (list, tuple)) else [images]
     fitted = [prepare_input(flow, batch, fit=fit, notify=tell).pixels for batch in batches]
     if sum(map(len, fitted)) < 2:
-        raise ImageError("A morph needs two images or more; got one. Pass a batch, such as two images in Batch Images.")
+        raise ImageError(
+            "A morph needs two images or more; got one. Pass several; Flow Example takes those that you upload or drop "
+            "at once."
+        )
     if len({batch.shape[2:] for batch in fitted}) > 1:
         raise ImageError(
             "A morph needs images of one size, or a model with a size of its own, such as glow-photos, and fit resize. "

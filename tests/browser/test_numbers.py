@@ -103,3 +103,32 @@ def test_what_a_large_picture_takes_is_said_before_it_is_made(classic):
     )
     classic.page.evaluate("() => app.api.interrupt()")
     classic.page.wait_for_function("() => window.ended")
+
+
+SLIDER = """() => { const track = document.querySelector('[aria-label=temperature][role=slider]')?.parentElement;
+    const box = track?.getBoundingClientRect(), half = 8; // of the thumb, which stays inside
+    if (box) return {left: box.left + half, width: box.width - 2 * half, top: box.top, height: box.height};
+    const {scale, offset} = app.canvas.ds, node = app.graph.nodes.find(n => n.type === 'FlowcoreUpscale');
+    const widget = node.widgets.find(w => w.name === 'temperature'), page = app.canvas.canvas.getBoundingClientRect();
+    return {left: page.left + (node.pos[0] + 15 + offset[0]) * scale, width: (node.size[0] - 30) * scale,
+        top: page.top + (node.pos[1] + widget.y + offset[1]) * scale, height: 20 * scale}; }"""
+
+
+def test_a_slider_begins_at_zero_and_a_double_click_gives_it_back_to_the_model(canvas, page):
+    canvas.open(upscaling("fixed", -0.1))
+    canvas.look_at("FlowcoreUpscale")
+    track = page.evaluate(SLIDER)
+    height = track["top"] + track["height"] / 2
+
+    def shown():
+        page.wait_for_timeout(200)
+        (label,) = [label for name, label, _ in canvas.only("FlowcoreUpscale")["widgets"] if name == "temperature"]
+        return label, canvas.sent("FlowcoreUpscale")["temperature"]
+
+    page.mouse.click(track["left"] + 0.05 * track["width"], height)  # which once was the model's
+    label, value = shown()
+    assert label == "temperature"
+    assert 0.04 < value < 0.11
+    page.wait_for_timeout(500)
+    page.mouse.dblclick(track["left"] + 0.5 * track["width"], height)
+    assert shown() == ("temperature (model's)", -0.1)

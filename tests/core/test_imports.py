@@ -147,6 +147,12 @@ def test_the_pack_imports_itself_relatively_and_the_host_in_one_room():
     assert wrong == []
 
 
+def test_one_module_of_the_page_imports_the_frontend():
+    pages = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "web" / "js").glob("*.js")}
+    outside = {name: re.findall(r'from "(\.\./[^"]*)"', text) for name, text in pages.items()}
+    assert {name for name, paths in outside.items() if paths} == {"frontend.js"}
+
+
 def test_the_root_module_imports_nothing_of_ours_at_its_top():
     tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
     assert not any(isinstance(node, ast.ImportFrom) and node.level for node in tree.body)

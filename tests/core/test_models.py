@@ -439,7 +439,7 @@ def test_an_architecture_is_known_by_name_and_registered_once():
     for config, builder in ((dict, entry.build), (entry.config, None)):
         with pytest.raises(TypeError, match="needs a dataclass and a function"):
             register("another", config, builder)
-    with pytest.raises(FlowError, match=r"colorize needs a colorizer.*got a glow model"):
+    with pytest.raises(FlowError, match=r"colorize needs a colorizer.*got a model made to sample .glow."):
         build_model("glow").require("colorize")
 
 

@@ -153,7 +153,7 @@ def test_every_task_counts_to_its_end_and_can_be_cancelled(task):
 @pytest.mark.parametrize("task", [task for task, (make, *_) in TASKS.items() if make is not glow])
 def test_every_task_names_models_that_suit_it(task):
     _, run, image = TASKS[task]
-    with pytest.raises(FlowError, match=r"\w+ needs .*; got a glow model"):
+    with pytest.raises(FlowError, match=r"\w+ needs .*; got a model made to sample .glow."):
         run(glow(), image)
 
 

@@ -1,9 +1,9 @@
 // The brush of Flow Paint Colors and Flow Paint Temperature: it paints on the picture and writes the strokes into the widget
 // `painting`, which is all that is saved and sent.
-import { app } from "../../../scripts/app.js";
 import {
   FULL_SCREEN, addElement, consume, fitNode, icon, make, makeHint, patchAfter, setLabel, setValue, widgetOf,
 } from "./canvas.js";
+import { app } from "./frontend.js";
 import { addressOf, pictureWidget, onUpstreamChoice, pictureAt } from "./picture.js";
 import { onResult } from "./runs.js";
 

@@ -1,6 +1,5 @@
 // What our widgets share: elements on nodes, values of other widgets, and texts in the language of the frontend.
-import { api } from "../../../scripts/api.js";
-import { app } from "../../../scripts/app.js";
+import { api, app } from "./frontend.js";
 
 const MARGIN = 10; // that the classic canvas leaves around an element
 
@@ -148,8 +147,14 @@ export function setHidden(node, widgets, isHidden) {
 /** Whether an input is connected, so that its widget has no effect. */
 export const wired = (node, name) => node.inputs?.some((input) => input.name === name && input.link != null) ?? false;
 
-/** The left end of sliders that can follow the model, as any value below 0 does; see nodes/widgets.py. */
+/** The value of sliders that follow the model, as any value below 0 does; see nodes/widgets.py. */
 export const FROM_MODEL = -0.1;
+
+/** Whether a number of a node can follow the model. */
+export function canFollowModel(node, name) {
+  const { required, optional } = node?.constructor.nodeData?.input ?? {};
+  return (required?.[name] ?? optional?.[name])?.[1]?.min === FROM_MODEL;
+}
 
 /** Whether one of a node's pictures can be picked. */
 export const hasPick = (node) => isOurs(node) && widgetOf(node, "pick");

@@ -1,6 +1,6 @@
 // A command, also in the toolbox of a selected node, that enlarges its picture: it adds Load Flow Model, Flow Upscale, Save Image.
-import { app } from "../../../scripts/app.js";
 import { translate, widgetOf } from "./canvas.js";
+import { app } from "./frontend.js";
 
 const ID = "flowcore.enlarge";
 const GAP = 60; // pixels between nodes

@@ -1,6 +1,6 @@
 // The picture of Flow Align Face: it shows the detected eyes, and clicks on it change `left_eye` and `right_eye`.
-import { app } from "../../../scripts/app.js";
 import { addElement, patchAfter, consume, makeHint, isOurs, setLabel, make, setValue, widgetOf } from "./canvas.js";
+import { app } from "./frontend.js";
 import { onUpstreamChoice, pictureAt, pictureWidget } from "./picture.js";
 import { onResult } from "./runs.js";
 

@@ -1,5 +1,8 @@
-// Private parts of the frontend: if a later version renames them, only this file needs to change.
+// The frontend, and private parts of it: if a later version moves or renames them, only this file needs to change.
+import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
+
+export { api, app };
 
 /** Whether a workflow is being opened, whose values must not change. */
 export const isOpening = () => Boolean(app.configuringGraph);

@@ -1,14 +1,13 @@
 // The pictures of the latest runs on the node that made them: a viewer that compares two, and a gallery of all below it. A click
 // picks one, which is then passed on alone. Only the widget `pick` holds this, so scripts and saved workflows need no page. The
 // values of the picture's run are restored, too, so that the host finds that run in its cache and computes nothing.
-import { api } from "../../../scripts/api.js";
-import { app } from "../../../scripts/app.js";
 import {
-  FROM_MODEL, areaOf, hasPick, make, patchAfter, post, redraw, setLabel, setValue, sharpen, translate, widgetOf, wired,
+  areaOf, canFollowModel, hasPick, make, patchAfter, post, redraw, setLabel, setValue, sharpen, translate, widgetOf, wired,
 } from "./canvas.js";
+import { api, app } from "./frontend.js";
 import { addressOf, pictureWidget, onUpstreamChoice } from "./picture.js";
 import { Live } from "./live.js";
-import { isHere, nodeAt, onResult } from "./runs.js";
+import { isHere, nodeAt, onResult, onStart } from "./runs.js";
 import { show as showText } from "./text.js";
 import { Viewer } from "./viewer.js";
 
@@ -40,13 +39,37 @@ app.registerExtension({
       }
       previewing.clear();
     });
+    for (const end of ["interrupted", "error", "success"])
+      api.addEventListener(`execution_${end}`, () => {
+        for (const gallery of [...outdated].filter(isOutdated)) { // the run made no pictures here
+          setOutdated(gallery, false);
+          if (!previewing.has(gallery)) gallery.viewer.show(gallery.pictures);
+        }
+        outdated.clear();
+      });
   },
+});
+
+// While another photograph is enlarged, the pictures of the one before are not shown.
+onStart((node) => {
+  const gallery = galleries.get(node);
+  const sent = gallery?.pictures.findLast(({ run }) => run === gallery.last)?.sent ?? {};
+  const isOther = ([path, { class_type: kind, inputs }]) => {
+    const source = ["LoadImage", "FlowcoreExample"].includes(kind) && nodeAt(path), widget = pictureWidget(source);
+    return source == null || (widget && widget.value !== inputs[widget.name]);
+  };
+  if (!Object.entries(sent).some(isOther)) return;
+  setOutdated(gallery, true);
+  outdated.add(gallery);
+  translate("running").then((text) => (gallery.viewer.hint.textContent = text));
+  gallery.viewer.show([]);
 });
 
 onResult((node, output, run, every) => showRuns(node, every ?? [[output, run]], Boolean(every)));
 
 const galleries = new WeakMap(); // by node
 const previewing = new Set(); // galleries that show previews
+const outdated = new Set(); // galleries whose pictures are of another photograph than the one that runs
 const previewed = new Set(); // paths of the nodes for which this run has sent a preview
 
 // --- pictures
@@ -72,6 +95,7 @@ async function showRuns(node, results, recalled) {
   Object.assign(gallery, { picked: pickedRun, last: run }); // the run of the pick, and that of live pictures
   await nameAndGroup(gallery.pictures);
   clearPreviews(gallery);
+  setOutdated(gallery, false);
   gallery.grid.style.grid = rows ? `repeat(${rows}, 52px) / auto-flow minmax(0, 1fr)` : "";
   const several = gallery.pictures.length > 1 ? gallery.pictures : [];
   // A heading where one begins, in a list; else an empty list.
@@ -84,6 +108,9 @@ async function showRuns(node, results, recalled) {
   viewer.onShow(viewer.right);
   markPicked(node);
 }
+
+const isOutdated = ({ grid }) => grid.classList.contains("outdated");
+const setOutdated = ({ grid }, is) => grid.classList.toggle("outdated", is);
 
 /** The latest pictures; of those with the same file, the last. */
 const latest = (pictures) => [...new Map(pictures.map((picture) => [picture.filename, picture])).values()].slice(-MAX_PICTURES);
@@ -139,7 +166,7 @@ function describe(key, value = "", ifLong = () => "") {
   const [path, input] = key.split(" ");
   const node = nodeAt(path), name = node?.inputs?.find((each) => each.name === input)?.localized_name ?? input;
   if (typeof value === "string") return value.length > 60 ? ifLong(name) : value.split("/").at(-1);
-  return value < 0 && widgetOf(node, input)?.options.min === FROM_MODEL ? translate("own", { name }) : `${name} ${value}`;
+  return value < 0 && canFollowModel(node, input) ? translate("own", { name }) : `${name} ${value}`;
 }
 
 /** The text on a thumbnail. */
@@ -374,7 +401,7 @@ const STYLE_SHEET = `<style>
   flex: none; max-height: 108px; overflow-y: auto; display: grid; gap: 4px; grid: auto-flow / repeat(auto-fit, minmax(60px, 1fr)); }
 .flowcore-gallery p {
   grid-column: 1 / -1; margin: 0; padding-top: 3px; border-top: 1px solid var(--border-color, #444); font: 11px/1.2 sans-serif; color: var(--descrip-text, #999); }
-.flowcore-gallery:empty { display: none; }
+.flowcore-gallery:empty, .flowcore-gallery.outdated > :not(:disabled) { display: none; }
 .flowcore-gallery button {
   position: relative; height: 52px; padding: 0; border: 2px solid transparent; border-radius: 6px; overflow: hidden; cursor: pointer;
   background: var(--comfy-input-bg, #222); line-height: 0; min-width: 0; outline-offset: -2px; }

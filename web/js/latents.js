@@ -1,8 +1,8 @@
 // Live pictures on nodes of latents: the pad of Flow Latent Explorer, and the picture of Flow Style.
-import { app } from "../../../scripts/app.js";
 import {
   addElement, consume, fitNode, make, patchAfter, setHidden, setLabel, setValue, sharpen, widgetOf, wired,
 } from "./canvas.js";
+import { app } from "./frontend.js";
 import { Live } from "./live.js";
 import { onModel } from "./models.js";
 

@@ -1,7 +1,7 @@
 // Live pictures: previews of what a node makes of changed numbers, requested from the server while a person drags sliders. The
 // server answers only between runs, and only for nodes that have run; see nodes/live.py.
-import { api } from "../../../scripts/api.js";
 import { patchAfter, post } from "./canvas.js";
+import { api } from "./frontend.js";
 import { onResult } from "./runs.js";
 
 const KEY = "flowcore_live"; // in a node's output: the name of its run on the server

@@ -1,8 +1,7 @@
 // The menu of Load Flow Model: it offers only models that the connected nodes can use, and says what each is for. If a person
 // connects a model that cannot be used, one that can replaces it.
-import { app } from "../../../scripts/app.js";
 import { patchAfter, language, refresh, setValue, texts, widgetOf, wired } from "./canvas.js";
-import { isOpening, rankInSearch } from "./frontend.js";
+import { app, isOpening, rankInSearch } from "./frontend.js";
 import { onUpstreamChoice, originOf } from "./picture.js";
 import { onResult } from "./runs.js";
 import { offer, show } from "./text.js";

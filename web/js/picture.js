@@ -1,9 +1,7 @@
 // The picture at an input, if the page knows it: that of Load Image and Flow Example at once, that of other nodes after a
-// run. A picture that is dropped on one of our nodes goes to the node that its picture comes from.
-import { api } from "../../../scripts/api.js";
-import { app } from "../../../scripts/app.js";
-import { patchAfter, requestSnapshot, isOurs, setValue, widgetOf } from "./canvas.js";
-import { shownBy } from "./frontend.js";
+// run. A picture that is dropped on one of our nodes goes to the node that its picture comes from. Flow Example takes several.
+import { patchAfter, consume, make, requestSnapshot, isOurs, setValue, widgetOf } from "./canvas.js";
+import { api, app, shownBy } from "./frontend.js";
 
 const JUST_NOW = 5000; // ms after which a new Load Video node is not from a drop
 const GAP = [60, 80]; // pixels between a dropped film and other nodes, across and down
@@ -11,7 +9,18 @@ let dropped = 0; // time of the last drop of a file, in ms
 
 app.registerExtension({
   name: "flowcore.picture",
-  setup: () => window.addEventListener("drop", () => (dropped = Date.now()), true),
+  setup() {
+    window.addEventListener("drop", () => (dropped = Date.now()), true);
+    // The file inputs of Nodes 2.0, before the frontend sees what was chosen.
+    window.addEventListener("click", ({ target }) => exampleOf(target) && (target.multiple = true), true);
+    window.addEventListener("change", (event) => {
+      const { target } = event, node = exampleOf(target);
+      if (!node || target.files.length < 2) return;
+      consume(event);
+      uploadFolder(node, [...target.files]);
+      target.value = "";
+    }, true);
+  },
   nodeCreated(node) {
     if (node.comfyClass === "LoadVideo" && Date.now() - dropped < JUST_NOW)
       patchAfter(node, "onAdded", () => setTimeout(() => connectFilm(node)));
@@ -36,8 +45,22 @@ function connectFilm(film) {
   requestSnapshot();
 }
 
-/** If several files or a folder are dropped on Flow Example, upload them as a folder of the input folder, and choose that. */
+/** The Flow Example that a file input is on. */
+function exampleOf(element) {
+  const id = element.type === "file" && element.closest("[data-node-id]")?.dataset.nodeId;
+  const node = id && app.canvas.graph.getNodeById(id);
+  return node?.comfyClass === "FlowcoreExample" ? node : undefined;
+}
+
+/** If several files or a folder are dropped on Flow Example, or chosen for upload, take them as a folder. */
 function takeSeveral(node) {
+  const button = widgetOf(node, "upload"); // of the classic renderer; the frontend's own takes one file
+  if (button)
+    button.callback = () => {
+      const accept = "image/png,image/jpeg,image/webp";
+      const onchange = ({ target: { files } }) => (files.length > 1 ? uploadFolder(node, [...files]) : node.pasteFiles?.([...files]));
+      make("input", { type: "file", multiple: true, accept, onchange }).click();
+    };
   const takeOne = node.onDragDrop;
   node.onDragDrop = async function (event) {
     const { items = [], files = [] } = event.dataTransfer ?? {};
@@ -46,19 +69,24 @@ function takeSeveral(node) {
     const pictures = [...images, ...(await Promise.all(folders.map(picturesIn))).flat()];
     if (pictures.length < 2 && !folders.length) return takeOne?.apply(this, arguments);
     if (!pictures.length) return false;
-    const name = (folders[0]?.name ?? pictures[0].name.replace(/\.\w+$/, "")).replace(/[^\p{L}\p{N} _-]/gu, "_");
-    const folder = `flowcore/${name} ${new Date().toISOString().replace(/\D/g, "").slice(0, 14)}`; // always a new one
-    for (const [number, file] of pictures.entries()) {
-      const body = new FormData(); // with numbers, because names may repeat, and to keep the order
-      body.append("image", file, `${String(number + 1).padStart(4, "0")} ${file.name}`);
-      body.append("subfolder", folder);
-      await api.fetchApi("/upload/image", { method: "POST", body });
-    }
-    const choice = pictureWidget(node);
-    choice.options.values.push(folder);
-    setValue(node, choice, folder);
+    await uploadFolder(node, pictures, folders[0]?.name);
     return true;
   };
+}
+
+/** Upload pictures as a folder of the input folder, called after the first unless it has a name, and choose that. */
+async function uploadFolder(node, pictures, name = pictures[0].name.replace(/\.\w+$/, "")) {
+  const now = new Date().toISOString().replace(/\D/g, "").slice(0, 14); // always a new one
+  const folder = `flowcore/${name.replace(/[^\p{L}\p{N} _-]/gu, "_")} ${now}`;
+  for (const [number, file] of pictures.entries()) {
+    const body = new FormData(); // with numbers, because names may repeat, and to keep the order
+    body.append("image", file, `${String(number + 1).padStart(4, "0")} ${file.name}`);
+    body.append("subfolder", folder);
+    await api.fetchApi("/upload/image", { method: "POST", body });
+  }
+  const choice = pictureWidget(node);
+  choice.options.values.push(folder);
+  setValue(node, choice, folder);
 }
 
 /** The pictures in a folder that was dropped, at any depth. */

@@ -1,9 +1,7 @@
 // Gives the outputs of runs to the nodes that they belong to. The server names nodes by id, but another workflow, opened in the
 // meantime, has nodes with the same ids.
-import { api } from "../../../scripts/api.js";
-import { app } from "../../../scripts/app.js";
 import { patchAfter, isOurs } from "./canvas.js";
-import { endPreviews, workflowOf } from "./frontend.js";
+import { api, app, endPreviews, workflowOf } from "./frontend.js";
 
 const RECALLED = 64; // runs that are read from the server's history when the page opens
 
@@ -27,6 +25,27 @@ export function isHere(run = running) {
   const from = workflowOf(run);
   if (from) return from === app.extensionManager.workflow?.activeWorkflow?.path;
   return !queueing || nodes().includes(queueing);
+}
+
+const startListeners = [];
+
+/** Register a function that gets one of our nodes when a run of this workflow begins that will compute it anew. */
+export const onStart = (listener) => startListeners.push(listener);
+
+// Sent at the beginning of every run, with the paths of nodes whose results are known.
+api.addEventListener("execution_cached", ({ detail: { nodes: cached, prompt_id: run } }) => {
+  if (!isHere(run)) return;
+  const paths = new Set(cached.map(String));
+  for (const [path, node] of nodesByPath()) if (isOurs(node) && !paths.has(path)) for (const listener of startListeners) listener(node);
+});
+
+/** All nodes that are not switched off, by the paths that the server names. */
+function* nodesByPath(graph = app.rootGraph ?? app.graph, before = "") {
+  for (const node of graph.nodes) {
+    if (node.mode !== LiteGraph.ALWAYS) continue;
+    yield [`${before}${node.id}`, node];
+    if (node.subgraph) yield* nodesByPath(node.subgraph, `${before}${node.id}:`);
+  }
 }
 
 const listeners = [];

@@ -1,7 +1,7 @@
 // Translates the notes and titles of nodes in the example workflows, which are called stories. They contain the English text, and
 // its key in `properties.flowcore_words`. Text that a person has changed stays.
-import { app } from "../../../scripts/app.js";
 import { language, texts } from "./canvas.js";
+import { app } from "./frontend.js";
 
 let allTexts = {};
 

@@ -1,9 +1,7 @@
 // The text on our nodes, while they run and afterwards, only in the workflow that ran.
-import { api } from "../../../scripts/api.js";
-import { app } from "../../../scripts/app.js";
 import { AREA, areaOf, setExtraHeight, isOurs, make, translate, widgetOf } from "./canvas.js";
-import { onStop } from "./frontend.js";
-import { isHere, nodeAt, onResult } from "./runs.js";
+import { api, app, onStop } from "./frontend.js";
+import { isHere, nodeAt, onResult, onStart } from "./runs.js";
 
 let executing; // path of the running node
 let stopping; // the node that was asked to stop
@@ -26,14 +24,23 @@ app.registerExtension({
       isHere(run) && showError(nodeAt(place), reason));
     api.addEventListener("execution_start", () => failed && show(failed, ""));
     for (const end of ["interrupted", "error", "success"]) api.addEventListener(`execution_${end}`, showStopped);
+    api.addEventListener("execution_success", () => { // nodes that were no part of the run
+      for (const box of document.querySelectorAll(".flowcore-text.outdated")) box.classList.remove("outdated");
+    });
     api.addEventListener("flowcore.text", ({ detail: { prompt_id: run, node, text, warnings } }) =>
       isHere(run) && show(nodeAt(node), text, warnings));
     onStop(showStopping);
   },
 });
 
-onResult((node, { text, flowcore_notes: warnings }) =>
-  text && show(node, [text].flat().filter((line) => !warnings?.includes(line)).join("\n"), warnings));
+onResult((node, { text, flowcore_notes: warnings }) => {
+  if (!text) return;
+  show(node, [text].flat().filter((line) => !warnings?.includes(line)).join("\n"), warnings);
+  boxOf(node).classList.add("result");
+});
+
+// While a node runs, it does not show what the previous run said.
+onStart((node) => widgetOf(node, AREA)?.element.querySelector(".flowcore-text.result")?.classList.add("outdated"));
 
 /** Add a button below the text of a node, until it is clicked or the text changes. */
 export async function offer(node, key, values, act) {
@@ -95,7 +102,7 @@ export async function show(node, text, warnings = []) {
   warning.textContent = warnings.join("\n");
   box.replaceChildren(warning, visible);
   box.hidden = !text && !warnings.length;
-  box.classList.remove("failed");
+  box.classList.remove("failed", "result", "outdated");
   box.classList.toggle("table", /\S {2,}\S/.test(text)); // columns keep their places
   if (failed === node) failed = undefined;
   if (!folded.length) return;
@@ -118,6 +125,7 @@ const STYLE_SHEET = `<style>
 .flowcore-text .warning:empty { display: none; }
 .flowcore-text summary { cursor: pointer; color: var(--descrip-text, #999); }
 .flowcore-text.table details { font-family: monospace; white-space: pre-wrap; }
+.flowcore-text.outdated { visibility: hidden; }
 .flowcore-text.stopping { opacity: 0.7; font-style: italic; }
 .flowcore-text.failed .warning { border-color: var(--error-text, #f44); color: inherit; }
 </style>`;

@@ -9,7 +9,7 @@ const BLOCKS = 4; // screen pixels per pixel from which pixels are shown as squa
 
 /**
  * A viewer of pictures `{name, url, source, group, head, frame}`: `source` is the URL of what a picture was made from, if known;
- * arrow keys stay within a `group`, `head` is shown over the picture, and a `frame` cannot be picked.
+ * arrow keys stay within a `group`, `head` is shown above the picture, as their names are, and a `frame` cannot be picked.
  */
 export class Viewer {
   /** Functions of the index of a picture: `onPick` picks it, `onShow` is told that it is shown, `onSave` saves it. */
@@ -34,6 +34,7 @@ export class Viewer {
     this.live = make("img", { alt: "", draggable: false, hidden: true });
     this.layers[1].append(this.live);
     this.line = make("hr");
+    this.stage = make("div", { className: "stage" }, ...this.layers, this.line);
     const names = make("div", { className: "bar names" });
     const tools = make("div", { className: "bar tools" });
     this.choices = ["left", "right"].map((side) => {
@@ -69,10 +70,10 @@ export class Viewer {
     tool("close", "✕", () => this.close());
     translate("keys").then((text) => element.setAttribute("aria-label", text));
     this.head = make("output", { className: "head" });
-    element.append(...this.layers, this.line, names, this.head, tools, makeHint("unrun"));
+    element.append(names, this.head, this.stage, tools, (this.hint = makeHint("unrun")));
     element.insertAdjacentHTML("beforeend", STYLE_SHEET);
     this.listen();
-    new ResizeObserver(() => this.layout()).observe(element);
+    new ResizeObserver(() => this.layout()).observe(this.stage);
   }
 
   /** Show other pictures; what is compared stays, if there is such a picture, and so do zoom and position. */
@@ -128,7 +129,7 @@ export class Viewer {
     return this.size().map((side, k) => 0.5 - [this.x, this.y][k] / (side * this.fitScale() * this.zoom));
   }
 
-  /** Show a text over the picture, until another picture is shown. */
+  /** Show a text above the picture, until another picture is shown. */
   showMessage(text = "") {
     this.head.textContent = text;
   }
@@ -162,7 +163,7 @@ export class Viewer {
 
   /** Show a pixel of the picture per pixel of the screen. */
   actual() {
-    const { width, height } = this.element.getBoundingClientRect();
+    const { width, height } = this.stage.getBoundingClientRect();
     this.zoomTo(1 / (this.fitScale() * this.canvasZoom() * devicePixelRatio), width / 2, height / 2);
   }
 
@@ -180,15 +181,15 @@ export class Viewer {
   /** The scale at which the whole picture fits into the view. */
   fitScale() {
     const [wide, high] = this.size();
-    return Math.min(this.element.clientWidth / wide, this.element.clientHeight / high) || 1;
+    return Math.min(this.stage.clientWidth / wide, this.stage.clientHeight / high) || 1;
   }
 
   /** Zoom around a position, in screen pixels from the corner of the view. */
   zoomTo(zoom, left, top) {
     const closest = Math.max(1, CLOSEST / (this.fitScale() * this.canvasZoom()));
     const next = Math.min(closest, Math.max(1, zoom));
-    const x = left / this.canvasZoom() - this.element.clientWidth / 2;
-    const y = top / this.canvasZoom() - this.element.clientHeight / 2;
+    const x = left / this.canvasZoom() - this.stage.clientWidth / 2;
+    const y = top / this.canvasZoom() - this.stage.clientHeight / 2;
     this.x = x - ((x - this.x) * next) / this.zoom;
     this.y = y - ((y - this.y) * next) / this.zoom;
     this.zoom = next;
@@ -196,7 +197,7 @@ export class Viewer {
   }
 
   layout() {
-    const { clientWidth: width, clientHeight: height } = this.element;
+    const { clientWidth: width, clientHeight: height } = this.stage;
     const [pictureWidth, pictureHeight] = this.size();
     const scale = this.fitScale() * this.zoom;
     const [shownWidth, shownHeight] = [pictureWidth * scale, pictureHeight * scale];
@@ -230,7 +231,7 @@ export class Viewer {
   listen() {
     const { element } = this;
     const at = (event) => {
-      const { left, top } = element.getBoundingClientRect();
+      const { left, top } = this.stage.getBoundingClientRect();
       return [event.clientX - left, event.clientY - top];
     };
     const near = (event) => this.compared && Math.abs(at(event)[0] - this.bounds[2] * this.canvasZoom()) < NEAR;
@@ -294,7 +295,7 @@ export class Viewer {
   key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.("select")) return;
     if (event.target.closest?.("button") && (event.key === "Enter" || event.key === " ")) return;
-    const { width, height } = this.element.getBoundingClientRect();
+    const { width, height } = this.stage.getBoundingClientRect();
     const acts = {
       ArrowRight: () => this.step(1),
       ArrowLeft: () => this.step(-1),
@@ -358,8 +359,9 @@ export class Viewer {
 
 const STYLE_SHEET = `<style>
 .flowcore-viewer {
-  position: relative; overflow: hidden; border-radius: 6px; background: #161616; touch-action: none; user-select: none;
-  outline-offset: -2px; cursor: zoom-in; min-height: 0; box-sizing: border-box; }
+  position: relative; display: flex; flex-direction: column; overflow: hidden; border-radius: 6px; background: #161616; touch-action: none;
+  user-select: none; outline-offset: -2px; cursor: zoom-in; min-height: 0; box-sizing: border-box; }
+.flowcore-viewer .stage { position: relative; flex: 1 1 0; min-height: 0; overflow: hidden; }
 .flowcore-viewer img { position: absolute; max-width: none; max-height: none; pointer-events: none; }
 .flowcore-viewer img.blocks { image-rendering: pixelated; }
 .flowcore-viewer .after, .flowcore-viewer .before { position: absolute; inset: 0; pointer-events: none; }
@@ -371,9 +373,10 @@ const STYLE_SHEET = `<style>
   box-sizing: border-box; border: 2px solid #fff; background: rgba(0, 0, 0, 0.45); }
 .flowcore-viewer.line { cursor: ew-resize; }
 .flowcore-viewer.pan { cursor: grabbing; }
-.flowcore-viewer .bar { position: absolute; left: 6px; right: 6px; display: flex; gap: 4px; align-items: center; pointer-events: none; }
-.flowcore-viewer .bar.names { top: 6px; justify-content: space-between; }
-.flowcore-viewer .bar.tools { bottom: 6px; justify-content: center; opacity: 0; transition: opacity 0.15s; }
+.flowcore-viewer .bar { display: flex; gap: 4px; align-items: center; pointer-events: none; }
+.flowcore-viewer .bar.names { flex: none; padding: 2px; justify-content: space-between; }
+.flowcore-viewer .bar.tools {
+  position: absolute; left: 6px; right: 6px; bottom: 6px; justify-content: center; opacity: 0; transition: opacity 0.15s; }
 .flowcore-viewer:hover .bar.tools, .flowcore-viewer:focus-within .bar.tools, .flowcore-viewer.full .bar.tools { opacity: 1; }
 .flowcore-viewer select, .flowcore-viewer .bar button {
   pointer-events: auto; cursor: pointer; height: 22px; min-width: 22px; max-width: 46%; padding: 0 6px; margin: 0; box-sizing: border-box;
@@ -390,10 +393,9 @@ const STYLE_SHEET = `<style>
 .flowcore-viewer:not(.groups) .earlier, .flowcore-viewer:not(.groups) .later,
 .flowcore-viewer:not(.picks) .choose, .flowcore-viewer .head:empty { display: none; }
 .flowcore-viewer .head {
-  position: absolute; left: 50%; top: 32px; transform: translateX(-50%); width: max-content; max-width: 90%; padding: 2px 8px;
-  box-sizing: border-box; border-left: 3px solid orange; border-radius: 5px; font: 11px/16px sans-serif; color: #fff;
-  background: rgba(0, 0, 0, 0.75); pointer-events: none; }
-.flowcore-viewer.full .head { top: 44px; font: 14px/22px sans-serif; }
+  flex: none; align-self: center; max-width: 100%; margin-bottom: 2px; padding: 0 8px; box-sizing: border-box;
+  border-left: 3px solid orange; font: 11px/16px sans-serif; color: #fff; pointer-events: none; }
+.flowcore-viewer.full .head { font: 14px/22px sans-serif; }
 .flowcore-viewer.full {
   position: fixed; inset: 0; width: 100vw; height: 100vh; margin: 0; padding: 0; border: 0; border-radius: 0; background: #111;
   pointer-events: auto; }
@@ -401,5 +403,6 @@ const STYLE_SHEET = `<style>
   height: 30px; min-width: 30px; font: 14px/30px sans-serif; padding: 0 10px; }
 .flowcore-viewer .close { display: none; }
 .flowcore-viewer.full .close { display: block; }
+.flowcore-viewer.full .stage { margin-bottom: 40px; } /* for the tools */
 .flowcore-viewer.full .open { display: none; }
 </style>`;

@@ -1,14 +1,17 @@
 // How our nodes show their widgets: numbers that the model decides, `outside` only with a mask, and advanced inputs folded.
-import { app } from "../../../scripts/app.js";
-import { patchAfter, AREA, FROM_MODEL, setHidden, isOurs, isStepped, refresh, translate, widgetOf, wired } from "./canvas.js";
-import { foldAdvanced } from "./frontend.js";
+import {
+  AREA, FROM_MODEL, canFollowModel, isOurs, isStepped, patchAfter, refresh, requestSnapshot, setHidden, translate, widgetOf, wired,
+} from "./canvas.js";
+import { app, foldAdvanced } from "./frontend.js";
 import { onModel, usualFacts } from "./models.js";
 
 const ZERO = { factor: "scale", pick: "all" }; // widgets whose 0 has a meaning of its own: keys of the texts for it
 
+const resets = new WeakMap(); // from a node to a function that lets its widget of a name follow the model again
+
 /** Show the number that the model's file states in every widget that follows the model; files and prompts get FROM_MODEL or 0. */
 function followModel(node) {
-  const numbers = node.widgets.filter(({ name, options }) => options?.min === FROM_MODEL || name in ZERO);
+  const numbers = node.widgets.filter(({ name }) => canFollowModel(node, name) || name in ZERO);
   const sentinel = ({ name }) => (name in ZERO ? 0 : FROM_MODEL);
   const shownByUs = new Map(); // from a widget that follows to the value that we show in it; any other is a person's
   const follows = (widget) => shownByUs.get(widget) === widget.value;
@@ -21,7 +24,7 @@ function followModel(node) {
   }
 
   function showStated() {
-    const state = () => JSON.stringify(numbers.map(({ label, value }) => [label, value]));
+    const state = () => JSON.stringify(numbers.map(({ label, value, options }) => [label, value, options.min]));
     const before = state();
     for (const widget of numbers) {
       const following = follows(widget);
@@ -31,6 +34,7 @@ function followModel(node) {
         widget.value = (unchanged ? 1 : stated[widget.name]) ?? sentinel(widget);
         shownByUs.set(widget, widget.value);
       }
+      beginAtZero(widget);
       widget.label = labels.get(widget)[Number(following)] ?? widget.label;
     }
     if (state() === before) return;
@@ -38,10 +42,23 @@ function followModel(node) {
     node.setDirtyCanvas?.(true, true);
   }
 
+  let resetting = false;
+  function reset(widget) {
+    if (!widget || wired(node, widget.name)) return;
+    shownByUs.set(widget, widget.value);
+    showStated();
+    resetting = true;
+    if (widget.value >= 0) widget.callback?.(widget.value, app.canvas, node); // for live pictures
+    resetting = false;
+    requestSnapshot();
+  }
+
+  resets.set(node, (name) => reset(numbers.find((widget) => widget.name === name)));
   for (const widget of numbers) {
     updateFollowing(widget);
+    widget.onPointerDown = (pointer) => void (pointer.onDoubleClick = () => reset(widget)); // in the classic renderer
     patchAfter(widget, "callback", () => {
-      updateFollowing(widget);
+      if (!resetting) updateFollowing(widget);
       showStated();
     });
     widget.serializeValue = () => (follows(widget) ? sentinel(widget) : widget.value);
@@ -59,6 +76,14 @@ function followModel(node) {
     stated = model || !wired(node, "model") ? { ...usualFacts(node)?.own, ...model?.own } : {};
     showStated();
   });
+}
+
+/** Let a slider begin at 0, so that none of it means something else, unless it shows FROM_MODEL since nobody knows the number. */
+function beginAtZero({ options, value }) {
+  if (options.min !== FROM_MODEL || value < 0) return;
+  const stops = options.gradient_stops, least = -FROM_MODEL / (options.max - FROM_MODEL); // where on the slider 0 was
+  options.min = 0;
+  if (stops) options.gradient_stops = stops.slice(2).map((stop) => ({ ...stop, offset: (stop.offset - least) / (1 - least) }));
 }
 
 /** Fold the advanced inputs in the classic renderer, too, except connected ones; a button shows and folds them. */
@@ -114,6 +139,10 @@ const NEEDED = { outside: "mask", strength: "direction" }; // from a widget to t
 
 app.registerExtension({
   name: "flowcore.widgets",
+  setup: () => window.addEventListener("dblclick", ({ target }) => { // on a slider of Nodes 2.0
+    const id = target.closest("[data-node-id]")?.dataset.nodeId, row = target.closest(".lg-node-widget");
+    if (id && row && !target.closest("input")) resets.get(app.canvas.graph.getNodeById(id))?.(row.querySelector("[aria-label]")?.ariaLabel);
+  }),
   nodeCreated(node) {
     if (!isOurs(node)) return;
     if (node.widgets) {
