@@ -1,4 +1,4 @@
-"""What nodes show of their runs: beside the pictures, not on them, and nothing of the previous while one is under way."""
+"""What nodes show of their runs: beside the pictures, not on them, and nothing of the previous one during the next."""
 
 from PIL import Image
 from test_canvas import upscaling
