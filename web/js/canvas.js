@@ -6,6 +6,10 @@ const MARGIN = 10; // that the classic canvas leaves around an element
 /** The texts of all packs, by language. */
 export const texts = Promise.resolve(api.getCustomNodesI18n?.()).then((every) => every ?? {}, () => ({}));
 
+/** The same, as soon as they are there. */
+export let loadedTexts = {};
+texts.then((every) => (loadedTexts = every));
+
 /** The language of the frontend. */
 export const language = () => app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
 

@@ -1,26 +1,22 @@
 // Translates the notes and titles of nodes in the example workflows, which are called stories. They contain the English text, and
 // its key in `properties.flowcore_words`. Text that a person has changed stays.
-import { language, texts } from "./canvas.js";
+import { language, loadedTexts, texts } from "./canvas.js";
 import { app } from "./frontend.js";
-
-let allTexts = {};
 
 app.registerExtension({
   name: "flowcore.story",
-  async setup() {
-    allTexts = await texts;
-  },
+  setup: () => texts, // before a workflow is opened
   loadedGraphNode(node) {
     const key = node.properties?.flowcore_words;
     if (typeof key !== "string") return;
-    const [english, translated] = ["en", language()].map((name) => allTexts[name]?.flowcore?.stories);
-    if (!english || !translated) return;
-    if (node.type !== "MarkdownNote") {
-      if (node.title === english[key]) node.title = translated[key] ?? node.title;
-      return;
-    }
-    if (node.title === english.note) node.title = translated.note ?? node.title;
-    const text = node.widgets?.[0];
-    if (text?.value === english[key] && translated[key]) text.value = translated[key];
+    const isNote = node.type === "MarkdownNote", text = isNote && node.widgets?.[0];
+    node.title = inOurLanguage(isNote ? "note" : key, node.title);
+    if (text) text.value = inOurLanguage(key, text.value);
   },
 });
+
+/** The text of a key in the language of the frontend, or in English, in place of that in any language; another text stays. */
+function inOurLanguage(key, text) {
+  const textIn = (name) => loadedTexts[name]?.flowcore?.stories?.[key];
+  return Object.keys(loadedTexts).some((name) => textIn(name) === text) ? textIn(language()) ?? textIn("en") : text;
+}

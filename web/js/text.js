@@ -1,6 +1,7 @@
 // The text on our nodes, while they run and afterwards, only in the workflow that ran.
 import { AREA, areaOf, setExtraHeight, isOurs, make, translate, widgetOf } from "./canvas.js";
 import { api, app, onStop } from "./frontend.js";
+import { translateMessage } from "./messages.js";
 import { isHere, nodeAt, onResult, onStart } from "./runs.js";
 
 let executing; // path of the running node
@@ -97,9 +98,9 @@ function boxOf(node) {
 /** Replace the text on one of our nodes, warnings first; the part below the first empty line is folded. */
 export async function show(node, text, warnings = []) {
   if (!isOurs(node) || !(text || warnings.length || widgetOf(node, AREA))) return;
-  const [visible, ...folded] = text.split("\n\n");
+  const [visible, ...folded] = translateMessage(text).split("\n\n");
   const box = boxOf(node), warning = box.firstChild;
-  warning.textContent = warnings.join("\n");
+  warning.textContent = warnings.map(translateMessage).join("\n");
   box.replaceChildren(warning, visible);
   box.hidden = !text && !warnings.length;
   box.classList.remove("failed", "result", "outdated");
