@@ -7,6 +7,7 @@ host. There is no NODE_CLASS_MAPPINGS, because with it, even empty, the host wou
 import logging
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 WEB_DIRECTORY = "./web"
@@ -21,6 +22,22 @@ def _is_too_old() -> bool:
     except ModuleNotFoundError:
         return True
     return tuple(int(part) for part in re.findall(r"\d+", version)[:3]) < MINIMUM
+
+
+def _check_version() -> None:
+    """Report a `flowcore` of another version, from pip or another pack, which Python finds before this pack's."""
+    import flowcore
+
+    ours = re.search(r'^version = "(.+)"', Path(__file__).with_name("pyproject.toml").read_text("utf-8"), re.MULTILINE)
+    version = getattr(flowcore, "__version__", "an unknown version")
+    if ours and version != ours[1]:
+        logging.getLogger("flowcore").error(
+            "ComfyUI uses the flowcore in %s, %s, instead of the one in this pack, %s. Nodes may fail until they are "
+            "the same: update that one, or remove it (pip uninstall flowcore).",
+            flowcore.__file__,
+            version,
+            ours[1],
+        )
 
 
 # Old hosts never call the entry point, so the message must come from here. Without a host, there is none.
@@ -38,9 +55,7 @@ async def comfy_entrypoint() -> Any:
     if _is_too_old():
         raise ImportError(TOO_OLD)
     try:
-        from .prestartup_script import share
-
-        share(__name__)
+        _check_version()
         from .nodes import extension
 
         return extension()

@@ -8,19 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import flowcore
-from ..flowcore import ShapeError
-from ..flowcore.images.contact_sheet import glow, heat_map
-from ..flowcore.images.resize import resize_bilinear
-from ..flowcore.tasks import score as scoring
-from ..flowcore.tasks.colorize import memory_required as colorizer_memory
-from ..flowcore.tasks.image_batch import ImageBatch
-from ..flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
-from ..flowcore.tasks.model_input import ModelInput, prepare_input
-from ..flowcore.tasks.ranking import By, diversity_map, ranked
-from ..flowcore.tasks.sample import memory_required
-from ..flowcore.tasks.upscale import memory_required as upscaler_memory
-from ..flowcore.tasks.verify import TILE, VERIFIED, Verification
+import flowcore
+from flowcore import ShapeError
+from flowcore.images.contact_sheet import glow, heat_map
+from flowcore.images.resize import resize_bilinear
+from flowcore.tasks import score as scoring
+from flowcore.tasks.colorize import memory_required as colorizer_memory
+from flowcore.tasks.image_batch import ImageBatch
+from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
+from flowcore.tasks.model_input import ModelInput, prepare_input
+from flowcore.tasks.ranking import By, diversity_map, ranked
+from flowcore.tasks.sample import memory_required
+from flowcore.tasks.upscale import memory_required as upscaler_memory
+from flowcore.tasks.verify import TILE, VERIFIED, Verification
+
 from . import widgets
 from .by_picture import in_image_order, part_for
 from .host.compat import io

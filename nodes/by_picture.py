@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..flowcore import ShapeError
+from flowcore import ShapeError
+
 from .host.compat import io
 from .host.ui import GALLERY
 

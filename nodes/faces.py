@@ -3,10 +3,11 @@
 import re
 from typing import Annotated, Any
 
-from ..flowcore import FlowError
-from ..flowcore.images.faces import FacePlace, Point, eyes_from_mask
-from ..flowcore.images.resize import resize
-from ..flowcore.tasks.faces import Eyes, align_faces, eyes_from_meshes, find_eyes, paste_faces, tell_of_missing
+from flowcore import FlowError
+from flowcore.images.faces import FacePlace, Point, eyes_from_mask
+from flowcore.images.resize import resize
+from flowcore.tasks.faces import Eyes, align_faces, eyes_from_meshes, find_eyes, paste_faces, tell_of_missing
+
 from . import widgets
 from .host.compat import io
 from .host.ui import gallery, sample_facts

@@ -14,14 +14,14 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from ..flowcore import FlowError
-from ..flowcore.batch.folders import InputFile, Job, do, examine, find, is_done, make_jobs, split_name
-from ..flowcore.batch.job import Work, Worker, encode_like
-from ..flowcore.batch.tables import NAME, Manifest
-from ..flowcore.checkpoints.color_memory import starter_memory
-from ..flowcore.checkpoints.writing import write_atomic
-from ..flowcore.identity import fingerprint
-from ..flowcore.images.files import (
+from flowcore import FlowError
+from flowcore.batch.folders import InputFile, Job, do, examine, find, is_done, make_jobs, split_name
+from flowcore.batch.job import Work, Worker, encode_like
+from flowcore.batch.tables import NAME, Manifest
+from flowcore.checkpoints.color_memory import starter_memory
+from flowcore.checkpoints.writing import write_atomic
+from flowcore.identity import fingerprint
+from flowcore.images.files import (
     SUFFIXES,
     Format,
     check_format,
@@ -33,12 +33,13 @@ from ..flowcore.images.files import (
     read_rgb,
     upright_size,
 )
-from ..flowcore.images.fill import extend_over_blank
-from ..flowcore.tasks.colorize import memory_required as memory_to_colorize
-from ..flowcore.tasks.image_batch import ImageBatch, append_alpha
-from ..flowcore.tasks.model_choice import FOR_CLEAN, upscaler_for_files
-from ..flowcore.tasks.settings import model_defaults
-from ..flowcore.tasks.upscale import memory_required
+from flowcore.images.fill import extend_over_blank
+from flowcore.tasks.colorize import memory_required as memory_to_colorize
+from flowcore.tasks.image_batch import ImageBatch, append_alpha
+from flowcore.tasks.model_choice import FOR_CLEAN, upscaler_for_files
+from flowcore.tasks.settings import model_defaults
+from flowcore.tasks.upscale import memory_required
+
 from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from ..flowcore import CheckpointError, FlowError
-from ..flowcore import latents as operations
-from ..flowcore.checkpoints.latents_file import load_latents, read_latents_header, save_latents
-from ..flowcore.tasks.model_input import Fit, prepare_input
-from ..flowcore.tasks.sample import apply_style, encode, harmonize, memory_required, morph
+from flowcore import CheckpointError, FlowError
+from flowcore import latents as operations
+from flowcore.checkpoints.latents_file import load_latents, read_latents_header, save_latents
+from flowcore.tasks.model_input import Fit, prepare_input
+from flowcore.tasks.sample import apply_style, encode, harmonize, memory_required, morph
+
 from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled

@@ -15,13 +15,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..flowcore import FlowError, dequantization
-from ..flowcore.images.resize import resize
-from ..flowcore.inference.condition_cache import RecentlyUsed
-from ..flowcore.tasks import Cancelled
-from ..flowcore.tasks.model_input import condition_for, source_for_latents
-from ..flowcore.tasks.sample import decode
-from ..flowcore.tasks.settings import with_defaults
+from flowcore import FlowError, dequantization
+from flowcore.images.resize import resize
+from flowcore.inference.condition_cache import RecentlyUsed
+from flowcore.tasks import Cancelled
+from flowcore.tasks.model_input import condition_for, source_for_latents
+from flowcore.tasks.sample import decode
+from flowcore.tasks.settings import with_defaults
+
 from .host.memory import free_callbacks, model_lock
 from .host.routes import Answer, is_at_work
 from .host.ui import Notes, png

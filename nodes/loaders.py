@@ -5,15 +5,16 @@ from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from .. import flowcore
-from ..flowcore import ImageError, provenance
-from ..flowcore.checkpoints import catalog, read_config
-from ..flowcore.images.color import truncate_16_bits
-from ..flowcore.images.files import read, read_bytes
-from ..flowcore.provenance import ProvenanceError
-from ..flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
-from ..flowcore.tasks.model_input import label_names
-from ..flowcore.tasks.settings import guide_share
+import flowcore
+from flowcore import ImageError, provenance
+from flowcore.checkpoints import catalog, read_config
+from flowcore.images.color import truncate_16_bits
+from flowcore.images.files import read, read_bytes
+from flowcore.provenance import ProvenanceError
+from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
+from flowcore.tasks.model_input import label_names
+from flowcore.tasks.settings import guide_share
+
 from . import widgets
 from .host import paths
 from .host.compat import io

@@ -10,9 +10,10 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
 
-from ..flowcore import FlowError
-from ..flowcore.identity import fingerprint
-from ..flowcore.tasks.settings import RunOptions, options_of
+from flowcore import FlowError
+from flowcore.identity import fingerprint
+from flowcore.tasks.settings import RunOptions, options_of
+
 from .host.compat import io
 from .host.paths import input_path
 from .host.ui import Notes

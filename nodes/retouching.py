@@ -4,10 +4,11 @@ from typing import Annotated, Any
 
 import torch
 
-from .. import flowcore
-from ..flowcore import Hints
-from ..flowcore.images.strokes import paint_colors, paint_mask, parse_strokes
-from ..flowcore.tasks.hints import combine_hints, hints_from_strokes
+import flowcore
+from flowcore import Hints
+from flowcore.images.strokes import paint_colors, paint_mask, parse_strokes
+from flowcore.tasks.hints import combine_hints, hints_from_strokes
+
 from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled

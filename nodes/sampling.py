@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from ..flowcore import ConditionError, FlowError, FlowModel, dequantization
-from ..flowcore.images.contact_sheet import contact_sheet
-from ..flowcore.latents import scale, statistics
-from ..flowcore.prior import sample_latents
-from ..flowcore.tasks.model_input import (
+from flowcore import ConditionError, FlowError, FlowModel, dequantization
+from flowcore.images.contact_sheet import contact_sheet
+from flowcore.latents import scale, statistics
+from flowcore.prior import sample_latents
+from flowcore.tasks.model_input import (
     condition_for,
     label_names,
     prepare_input,
@@ -19,7 +19,8 @@ from ..flowcore.tasks.model_input import (
     size_of_latents,
     source_for_latents,
 )
-from ..flowcore.tasks.sample import decode, dequantized_image, encode, memory_required, sample
+from flowcore.tasks.sample import decode, dequantized_image, encode, memory_required, sample
+
 from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled

@@ -11,14 +11,15 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from ..flowcore import ColorMemory, FlowError, FlowModel, Hints, ImageError
-from ..flowcore.checkpoints import catalog
-from ..flowcore.device import free_memory
-from ..flowcore.identity import fingerprint, model_fingerprint, model_sha256
-from ..flowcore.images.faces import FacePlace
-from ..flowcore.model import Task
-from ..flowcore.tasks.image_batch import check_proportions
-from ..flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, describe_damage
+from flowcore import ColorMemory, FlowError, FlowModel, Hints, ImageError
+from flowcore.checkpoints import catalog
+from flowcore.device import free_memory
+from flowcore.identity import fingerprint, model_fingerprint, model_sha256
+from flowcore.images.faces import FacePlace
+from flowcore.model import Task
+from flowcore.tasks.image_batch import check_proportions
+from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, describe_damage
+
 from .host.compat import io
 from .host.memory import load_to_device, to_host_image
 

@@ -10,14 +10,15 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from .. import flowcore
-from ..flowcore import FlowError, FlowModel
-from ..flowcore.checkpoints.model_file import read_header
-from ..flowcore.images.files import read, read_bytes
-from ..flowcore.images.opening import IMAGE_SUFFIXES
-from ..flowcore.training.image_sources import find_images, folder_problem, folder_stamp
-from ..flowcore.training.recipe import RECIPES, Recipe, fingerprint, read_recipe
-from ..flowcore.training.run_folder import NamedRun, Record, Result
+import flowcore
+from flowcore import FlowError, FlowModel
+from flowcore.checkpoints.model_file import read_header
+from flowcore.images.files import read, read_bytes
+from flowcore.images.opening import IMAGE_SUFFIXES
+from flowcore.training.image_sources import find_images, folder_problem, folder_stamp
+from flowcore.training.recipe import RECIPES, Recipe, fingerprint, read_recipe
+from flowcore.training.run_folder import NamedRun, Record, Result
+
 from . import widgets
 from .host.compat import io, log
 from .host.memory import Interrupted, freed_device, stop_if_cancelled, wrap
@@ -72,8 +73,8 @@ class FlowcoreTrain(FlowNode):
         start: Annotated[str, widgets.file_choice(lambda: [NOTHING, *model_choices()], default=NOTHING, optional=True)],
         restart: Annotated[bool, widgets.switch(advanced=True)],
     ) -> Any:
-        from ..flowcore.training.loop import train  # slow to import, and most sessions never train
-        from ..flowcore.training.run import check_limits
+        from flowcore.training.loop import train  # slow to import, and most sessions never train
+        from flowcore.training.run import check_limits
 
         _check_widgets(folder, recipe, name)
         check_limits(minutes or None)

@@ -8,21 +8,22 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from .. import flowcore
-from ..flowcore import FlowError, FlowModel
-from ..flowcore.checkpoints import catalog
-from ..flowcore.images.contact_sheet import contact_sheet
-from ..flowcore.inference.condition_cache import ConditionStore
-from ..flowcore.inference.plan import forget_plan
-from ..flowcore.integrations import Upscaler, descriptor, register
-from ..flowcore.prior import Temperature, masked_temperature
-from ..flowcore.quality.metrics import diversity
-from ..flowcore.tasks.consistency import consistency
-from ..flowcore.tasks.forecast import NOTEWORTHY, forecast
-from ..flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, better_model
-from ..flowcore.tasks.settings import UpscaleSettings, guide_share, with_defaults
-from ..flowcore.tasks.upscale import memory_required, target_size, upscale_with
-from ..flowcore.tasks.video import STEADINESS
+import flowcore
+from flowcore import FlowError, FlowModel
+from flowcore.checkpoints import catalog
+from flowcore.images.contact_sheet import contact_sheet
+from flowcore.inference.condition_cache import ConditionStore
+from flowcore.inference.plan import forget_plan
+from flowcore.integrations import Upscaler, descriptor, register
+from flowcore.prior import Temperature, masked_temperature
+from flowcore.quality.metrics import diversity
+from flowcore.tasks.consistency import consistency
+from flowcore.tasks.forecast import NOTEWORTHY, forecast
+from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, better_model
+from flowcore.tasks.settings import UpscaleSettings, guide_share, with_defaults
+from flowcore.tasks.upscale import memory_required, target_size, upscale_with
+from flowcore.tasks.video import STEADINESS
+
 from . import widgets
 from .host.compat import curve_values, io, log
 from .host.memory import load_to_device, release_callbacks, stop_if_cancelled

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from torch import Tensor
 
-from ..flowcore import ConditionError, FlowError, tasks
-from ..flowcore.tasks import chroma, model_input
-from ..flowcore.tasks.settings import Option
+from flowcore import ConditionError, FlowError, tasks
+from flowcore.tasks import chroma, model_input
+from flowcore.tasks.settings import Option
+
 from .host.compat import io
 
 COLD, MILD, HOT, GRAY = [36, 92, 201], [236, 232, 220], [214, 62, 38], [128, 128, 128]

@@ -12,7 +12,7 @@ from comfy_api.v0_0_2 import ComfyExtension, Input, InputImpl, Types
 from comfy_api.v0_0_2 import io as host_io
 from server import PromptServer
 
-from ...flowcore import FlowError
+from flowcore import FlowError
 
 io: Any = host_io  # not typed: what it holds depends on the host's version
 FPS = 24  # of a video made from frames alone

@@ -13,8 +13,8 @@ from typing import Literal
 
 import folder_paths
 
-from ...flowcore import FlowError
-from ...flowcore.images.folders import is_image_name
+from flowcore import FlowError
+from flowcore.images.folders import is_image_name
 
 MODELS = "flows"  # the folder below `models`, and its name in extra_model_paths.yaml
 SUFFIXES = {".safetensors", ".sft", ".pt", ".pth"}

@@ -18,8 +18,9 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
-from ...flowcore.images.color import to_uint8
-from ...flowcore.tasks import part_of
+from flowcore.images.color import to_uint8
+from flowcore.tasks import part_of
+
 from .compat import log
 from .memory import stop_if_cancelled
 

@@ -41,7 +41,6 @@ REASONS = {
     ("flowcore/training/checkpoint.py", "torch.load"): "weights_only=True, see below",
     ("flowcore/training/run.py", "environ"): "torchrun says there how many processes train together",
     ("nodes/host/routes.py", "aiohttp"): "answers on the server that the host runs",
-    ("prestartup_script.py", "import_module"): "plug-ins import the pack's own flowcore under that name",
     ("web/js/gallery.js", "fetch"): "asks the host whether a picture is there",
 }
 

@@ -70,19 +70,37 @@ def test_the_plug_in_page_runs(tmp_path):
     assert (tmp_path / "ours.safetensors").exists()
 
 
-def test_in_comfyui_flowcore_is_the_pack_even_where_pip_has_installed_another(tmp_path):
-    (tmp_path / "flowcore").mkdir()
-    (tmp_path / "flowcore" / "__init__.py").touch()
-    start = "import importlib.util\nfrom runpy import run_path\n"
-    script = ROOT / "prestartup_script.py"
-    before = start + f"run_path({str(script)!r})\nprint(importlib.util.find_spec('flowcore').origin)"
-    after = start + f"import flowcore\nrun_path({str(script)!r})['share']('the pack')"
-    results = [
-        subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
-        for program in (before, after)
-    ]
-    assert results[0].stdout.strip() == str(ROOT / "flowcore" / "__init__.py")
-    assert f"Another flowcore was imported before this pack: {tmp_path}" in results[1].stderr
+STARTED = f"""
+import asyncio, importlib.util, sys
+from runpy import run_path
+sys.path = [path for path in sys.path if path != {str(ROOT)!r}]  # where `make venv` has installed it
+run_path({str(ROOT / "prestartup_script.py")!r})
+import nodes
+print(nodes.__file__, importlib.util.find_spec("flowcore").origin)
+sys.modules["comfyui_version"] = type(sys)("comfyui_version")
+sys.modules["comfyui_version"].__version__ = "0.30.0"
+pack = run_path({str(ROOT / "__init__.py")!r}, run_name="pack")
+asyncio.run(pack["comfy_entrypoint"]())
+"""
+
+
+def started(folder):
+    """Start the pack as ComfyUI does, in a folder with a `nodes.py`, without the rest of ComfyUI."""
+    (folder / "nodes.py").touch()
+    return subprocess.run([sys.executable, "-c", STARTED], cwd=folder, capture_output=True, text=True)
+
+
+def test_in_comfyui_flowcore_is_the_pack_and_nodes_are_the_hosts(tmp_path):
+    result = started(tmp_path)
+    assert result.stdout.split() == [str(tmp_path / "nodes.py"), str(ROOT / "flowcore" / "__init__.py")]
+    assert "instead of the one in this pack" not in result.stderr
+
+
+def test_another_flowcore_comes_first_and_is_named_if_its_version_differs(tmp_path):
+    other = tmp_path / "flowcore" / "__init__.py"
+    other.parent.mkdir()
+    other.write_text("__version__ = '0.0.1'")
+    assert f"ComfyUI uses the flowcore in {other}, 0.0.1, instead of the one in this pack, " in started(tmp_path).stderr
 
 
 def test_without_its_plug_in_a_file_is_refused_with_what_to_do(tmp_path, capsys):

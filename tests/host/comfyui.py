@@ -169,13 +169,13 @@ def _pip(*arguments: str) -> None:
 # --- boot -------------------------------------------------------------------------------------------------------------
 
 # The server reads its standard input, whose other end we hold: when this process ends, however it ends, so does that.
-# It loads packs in the order of their names, which otherwise depends on the disk.
-BOOT = """
+# It loads packs in the order of their names, which otherwise depends on the disk, and finds flowcore in the pack alone.
+BOOT = f"""
 import os, runpy, sys, threading
 listed = os.listdir
 os.listdir = lambda *folder: sorted(listed(*folder))
 threading.Thread(target=lambda: (os.read(0, 1), os._exit(0)), daemon=True).start()
-sys.path[0] = os.getcwd()
+sys.path = [os.getcwd(), *(folder for folder in sys.path[1:] if folder != {str(ROOT)!r})]
 runpy.run_path("main.py", run_name="__main__")
 """
 
