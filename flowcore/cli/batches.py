@@ -25,7 +25,7 @@ from ..batch.folders import InputFile, Job, Outputs, job_state
 from ..batch.job import Command, Work, Worker
 from ..batch.tables import NAME, Manifest
 from ..checkpoints.writing import check_writable
-from ..device import actual_precision, keep_freed_memory
+from ..device import actual_precision
 from ..errors import FlowError, printable
 from ..images.files import FORMATS, SUFFIXES, Format, check_format, upright_size
 from ..images.opening import IMAGE_SUFFIXES
@@ -34,6 +34,7 @@ from ..prior import mark_seed
 from ..tasks.forecast import NOTEWORTHY, Size, forecast
 from ..tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, upscaler_for_files
 from ..tasks.settings import model_defaults
+from .allocation import keep_freed_memory
 from .options import AUTO, parse_assignments
 from .output import ProgressBar, log, write_result
 

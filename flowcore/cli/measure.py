@@ -15,7 +15,6 @@ from ..batch.job import Work, Worker
 from ..batch.tables import Scores
 from ..checkpoints import catalog
 from ..checkpoints.writing import write_atomic
-from ..device import keep_freed_memory
 from ..errors import FlowError, printable
 from ..evaluation.colorization import PORTRAIT_SAMPLES, colorizer_table, evaluate_colorizer
 from ..evaluation.image_set import density_table, evaluate_density, markdown, size_of
@@ -24,6 +23,7 @@ from ..images import files
 from ..model import FlowModel
 from ..tasks.score import ranking_key
 from ..training.recipe import held_out_names
+from .allocation import keep_freed_memory
 from .batches import ModelRun, execute, import_cluster, load_model, uses_ray
 from .options import parse_assignments
 from .output import ProgressBar, SomeFailed, check_overwrite, log, to_json

@@ -20,10 +20,11 @@ from .. import load, provenance
 from ..checkpoints import catalog, color_memory, convert
 from ..checkpoints.model_file import is_flowcore_file, read_header, reconfigure, save
 from ..checkpoints.writing import check_writable
-from ..device import check_device, keep_freed_memory
+from ..device import check_device
 from ..errors import FlowError, printable
 from ..images.opening import IMAGE_SUFFIXES
 from ..model import FlowModel
+from .allocation import keep_freed_memory
 from .options import parse_assignments
 from .output import check_overwrite, log, to_json
 

@@ -12,7 +12,7 @@ from ..errors import FlowError, ShapeError, printable
 from ..images.color import as_stored, to_uint8
 from ..images.resize import enlarge, shrink
 from ..model import FlowModel
-from ..quality import metrics
+from ..quality import metrics, perceptual
 from ..tasks.score import score
 from ..tasks.settings import UpscaleSettings
 from ..tasks.upscale import sampling, upscale
@@ -106,7 +106,7 @@ def missing_measures(measures: Sequence[str] = USUAL_MEASURES) -> str | None:
     """Say which measures this machine lacks, and how to get them; None if it has all."""
     based_on_lpips = {"lpips": "LPIPS", "diversity_score": "the diversity score on LPIPS"}
     titles = [title for name, title in based_on_lpips.items() if name in measures]
-    advice = metrics.lpips_missing()
+    advice = perceptual.lpips_missing()
     return f"Missing: {' and '.join(titles)}. To get it: {advice}." if titles and advice else None
 
 
@@ -123,9 +123,9 @@ def _measure(images: Tensor, hr: Tensor, lr: Tensor, bicubic: Tensor, measures: 
         "feature_distance": lambda: feature_distance(first, hr),
         "grid": lambda: metrics.grid_energy(first),
     }
-    if metrics.lpips_missing() is None:
-        ways["lpips"] = lambda: metrics.lpips(first, hr)
-        ways["diversity_score"] = lambda: metrics.diversity_score(images, hr) if several else 0.0
+    if perceptual.lpips_missing() is None:
+        ways["lpips"] = lambda: perceptual.lpips(first, hr)
+        ways["diversity_score"] = lambda: perceptual.diversity_score(images, hr) if several else 0.0
     row: dict[str, float] = {}
     for name, measure in ways.items():
         if name in measures:

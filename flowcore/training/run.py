@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import os
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -183,13 +182,12 @@ class Distributed:
 @contextmanager
 def init_distributed(device: str) -> Generator[tuple[Distributed, str], None, None]:
     """Join the processes that torchrun started, if any, and yield this one's place and its device, e.g. "cuda:1"."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size == 1:
+    if not (dist.is_available() and dist.is_torchelastic_launched()):
         yield Distributed(), device
         return
     on_gpu = device.startswith("cuda")
     if on_gpu:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        device = f"cuda:{dist.get_node_local_rank()}"
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:

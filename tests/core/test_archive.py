@@ -16,6 +16,8 @@ from flowcore.checkpoints.color_memory import KEY as MEMORY
 from flowcore.checkpoints.model_file import KEY
 from flowcore.training.recipe import held_out_names
 
+from .test_imports import imports, targets
+
 ROOT = Path(__file__).parents[2]
 
 # What scanners report: modules that are imported, and words, wherever they stand.
@@ -30,30 +32,32 @@ WORDS = re.compile(
     r"|(?<![.\w])(eval|exec|compile|fetch)\("
 )
 REASONS = {
-    ("flowcore/batch/cluster.py", "environ"): "tells Ray to report no statistics",
-    ("flowcore/batch/cluster.py", "socket"): "connects to the address that the user gives",
     ("flowcore/checkpoints/published.py", "torch.load"): "a message says how to extract one of several models",
     ("flowcore/checkpoints/torch_file.py", "torch.load"): "weights_only=True, see below",
-    ("flowcore/cli/main.py", "import_module"): "--plugin names a module; each command is imported when it runs",
-    ("flowcore/device.py", "ctypes"): "on the command line, the C library is told to keep freed memory",
-    ("flowcore/quality/metrics.py", "torch.hub"): "the name of torch's folder of weights, for LPIPS",
-    ("flowcore/quality/metrics.py", "torch.load"): "weights_only=True, see below",
     ("flowcore/training/checkpoint.py", "torch.load"): "weights_only=True, see below",
-    ("flowcore/training/run.py", "environ"): "torchrun says there how many processes train together",
     ("nodes/host/routes.py", "aiohttp"): "answers on the server that the host runs",
-    ("web/js/gallery.js", "fetch"): "asks the host whether a picture is there",
 }
 
 
-def test_every_word_that_a_scanner_reports_has_a_reason(shipped, tracked):
-    """In the registry's archive and in the wheel."""
+def test_every_word_that_a_scanner_reports_has_a_reason(shipped):
     found = set()
-    for name in {*shipped, *(name for name in tracked if name.startswith("flowcore/"))}:
+    for name in shipped:
         if name.endswith((".py", ".js")):
             text = (ROOT / name).read_text(encoding="utf-8")
             words = [next(filter(None, groups)) for groups in WORDS.findall(text)] + IMPORTED.findall(text)
             found |= {(name, "pickle" if "pickle" in word.lower() else word) for word in words}
     assert found == REASONS.keys()
+
+
+def test_the_archive_has_all_that_its_nodes_import(shipped):
+    """It leaves out the command line, clusters and measures that need other packages."""
+    missing = []
+    for path in (ROOT / name for name in shipped if re.match(r"(flowcore|nodes)/.*\.py$", name)):
+        for _, _, parts, names in imports(path):
+            for target in targets(parts, names) if parts[:1] in (("flowcore",), ("nodes",)) else []:
+                files = {"/".join(target) + ".py", "/".join(target) + "/__init__.py"}
+                missing += [] if files & {*shipped} else [f"{path.relative_to(ROOT)} imports {'.'.join(target)}"]
+    assert missing == []
 
 
 def test_torch_load_reads_weights_only():

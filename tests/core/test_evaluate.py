@@ -19,7 +19,7 @@ from flowcore.evaluation.image_set import evaluate_density, resize_to_own
 from flowcore.evaluation.upscaling import MEASURES, evaluate_upscaler, missing_measures, upscaler_table
 from flowcore.images.color import NEUTRAL, as_stored, compress, merge, split
 from flowcore.images.resize import enlarge, shrink
-from flowcore.quality import metrics
+from flowcore.quality import metrics, perceptual
 from flowcore.tasks.colorize import colorize
 from flowcore.tasks.score import score
 from flowcore.tasks.upscale import upscale
@@ -283,9 +283,9 @@ def enlarged(tmp_path):
 
 def test_measures_of_an_upscaler_are_means_over_images(enlarged, monkeypatch):
     """LPIPS, a package that need not be there, is another distance here."""
-    monkeypatch.setattr(metrics, "lpips_missing", lambda: None)
-    monkeypatch.setattr(metrics, "lpips", lambda a, b: (a - b).abs().mean((1, 2, 3)))
-    monkeypatch.setattr(metrics, "lpips_map", lambda a, b: (a - b).abs().mean(1, keepdim=True))
+    monkeypatch.setattr(perceptual, "lpips_missing", lambda: None)
+    monkeypatch.setattr(perceptual, "lpips", lambda a, b: (a - b).abs().mean((1, 2, 3)))
+    monkeypatch.setattr(perceptual, "lpips_map", lambda a, b: (a - b).abs().mean(1, keepdim=True))
     flow = upscaler()
     rows = evaluate_upscaler(flow, enlarged, temperatures=(0, 0.7), samples=3, measures=MEASURES)
     assert list(rows) == ["bicubic", "tau 0", "tau 0.7", "original"]
@@ -298,7 +298,7 @@ def test_measures_of_an_upscaler_are_means_over_images(enlarged, monkeypatch):
         for measure in (metrics.psnr, metrics.ssim, metrics.false_specks):
             expected[measure.__name__].append(float(measure(pictures[:1], hr)))
         expected["lpips"].append(float((pictures[0] - hr).abs().mean()))
-        expected["diversity_score"].append(metrics.diversity_score(pictures, hr))
+        expected["diversity_score"].append(perceptual.diversity_score(pictures, hr))
         expected["lr_psnr"].append(float(metrics.lr_psnr(pictures[:1], lr)))
         expected["base"].append(float(metrics.psnr(as_stored(enlarge(lr, 4)), hr)))
         expected["diversity"].append(metrics.diversity(pictures))
@@ -381,17 +381,17 @@ def test_missing_measures_are_marked_and_named(monkeypatch):
     missing = " missing |" * 2
     assert lines[2] == f"| a | bicubic | 20.00 | 0.5000 | 40.00 | 0.00 | -1.00 |{missing} - | missing |{missing}"
     assert lines[3].endswith(f"| 2.0000 | missing |{missing}")
-    monkeypatch.setattr(metrics, "lpips_missing", lambda: "a package")
+    monkeypatch.setattr(perceptual, "lpips_missing", lambda: "a package")
     assert missing_measures(["psnr"]) is None
     score = "the diversity score on LPIPS"
     for measures, names in (((), f"LPIPS and {score}"), ((["lpips"],), "LPIPS"), ((["diversity_score"],), score)):
         assert missing_measures(*measures) == f"Missing: {names}. To get it: a package."
-    monkeypatch.setattr(metrics, "lpips_missing", lambda: None)
+    monkeypatch.setattr(perceptual, "lpips_missing", lambda: None)
     assert missing_measures() is None
 
 
 def test_the_command_line_chooses_measures(enlarged, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(metrics, "lpips_missing", lambda: "a package")
+    monkeypatch.setattr(perceptual, "lpips_missing", lambda: "a package")
     save(upscaler(), tmp_path / "model.safetensors")
     save(model(), tmp_path / "colorizer.safetensors")
     numbers = tmp_path / "numbers.json"

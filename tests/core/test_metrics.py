@@ -13,7 +13,7 @@ import flowcore
 from flowcore.errors import FlowError, ImageError, ShapeError
 from flowcore.images.color import parse_color, split
 from flowcore.images.resize import enlarge, shrink
-from flowcore.quality import metrics
+from flowcore.quality import metrics, perceptual
 from flowcore.quality.damage import jpeg_quality
 from flowcore.tasks import model_choice
 from flowcore.tasks.model_choice import describe_damage
@@ -202,26 +202,26 @@ def test_skin_is_neither_blue_nor_green():
 
 
 def test_diversity_score_is_what_choosing_by_pixel_gains(monkeypatch):
-    monkeypatch.setattr(metrics, "lpips_map", lambda a, b: (a - b).abs().mean(1, keepdim=True))
+    monkeypatch.setattr(perceptual, "lpips_map", lambda a, b: (a - b).abs().mean(1, keepdim=True))
     hr = torch.zeros(1, 3, 2, 2)
     samples = torch.zeros(2, 3, 2, 2)
     samples[0, :, 0] = 0.2  # wrong above
     samples[1, :, 1] = 0.4  # wrong below, and more so
-    assert metrics.diversity_score(samples, hr) == pytest.approx(100)  # each pixel is right in one of them
+    assert perceptual.diversity_score(samples, hr) == pytest.approx(100)  # each pixel is right in one of them
     samples[:, 0, 1, 1] = 0.3  # one of four pixels, one of three colors, in both: 0.1 on the map
     # best whole: (0.2 + 0.2 + 0 + 0.1) / 4; best by pixel: 0.1 / 4
-    assert metrics.diversity_score(samples, hr) == pytest.approx(100 * (0.5 - 0.1) / 0.5, rel=1e-5)
-    assert metrics.diversity_score(samples[:1].repeat(5, 1, 1, 1), hr) == 0
-    assert metrics.diversity_score(torch.cat([samples, hr]), hr) == 0  # nothing is nearer than the truth
+    assert perceptual.diversity_score(samples, hr) == pytest.approx(100 * (0.5 - 0.1) / 0.5, rel=1e-5)
+    assert perceptual.diversity_score(samples[:1].repeat(5, 1, 1, 1), hr) == 0
+    assert perceptual.diversity_score(torch.cat([samples, hr]), hr) == 0  # nothing is nearer than the truth
 
 
 def test_missing_lpips_weights_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", None)  # a download fails
-    missing = metrics.lpips_missing()
+    missing = perceptual.lpips_missing()
     assert missing is not None
-    assert f"{metrics.ALEXNET} in {tmp_path / 'checkpoints'}" in missing
-    for measure in (metrics.lpips, metrics.lpips_map):
+    assert f"{perceptual.ALEXNET} in {tmp_path / 'checkpoints'}" in missing
+    for measure in (perceptual.lpips, perceptual.lpips_map):
         with pytest.raises(FlowError, match="LPIPS is not installed"):
             measure(torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64))
 
@@ -231,17 +231,17 @@ def test_lpips_is_that_of_its_package(tmp_path, monkeypatch):
     package = pytest.importorskip("lpips")
     from torchvision.models import AlexNet_Weights, alexnet
 
-    assert AlexNet_Weights.IMAGENET1K_V1.url.endswith(f"/{metrics.ALEXNET}")
+    assert AlexNet_Weights.IMAGENET1K_V1.url.endswith(f"/{perceptual.ALEXNET}")
     weights = alexnet().state_dict()
     (tmp_path / "checkpoints").mkdir()
-    torch.save(weights, tmp_path / "checkpoints" / metrics.ALEXNET)
+    torch.save(weights, tmp_path / "checkpoints" / perceptual.ALEXNET)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", None)
-    assert metrics.lpips_missing() is None
+    assert perceptual.lpips_missing() is None
     images = torch.rand(2, 3, 70, 64, generator=torch.Generator().manual_seed(1))
     noisy = (images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(2))).clamp(0, 1)
     before = torch.get_rng_state()
-    came, spatial = metrics.lpips(images, noisy), metrics.lpips_map(images, noisy)
+    came, spatial = perceptual.lpips(images, noisy), perceptual.lpips_map(images, noisy)
     assert torch.equal(torch.get_rng_state(), before)
     with monkeypatch.context() as patched:
         patched.setattr("torchvision.models._api.WeightsEnum.get_state_dict", lambda *_, **__: weights)
@@ -250,9 +250,9 @@ def test_lpips_is_that_of_its_package(tmp_path, monkeypatch):
     theirs.spatial = True
     assert torch.allclose(spatial, theirs(images, noisy, normalize=True), atol=1e-6)
     assert spatial.shape == (2, 1, 70, 64)
-    assert metrics.lpips(images, images).tolist() == [0, 0]
+    assert perceptual.lpips(images, images).tolist() == [0, 0]
     with pytest.raises(ShapeError, match="sides of 32"):
-        metrics.lpips(images[..., :31], noisy[..., :31])
+        perceptual.lpips(images[..., :31], noisy[..., :31])
 
 
 @pytest.fixture(scope="module")

@@ -152,7 +152,7 @@ def test_freed_memory_is_used_again_on_request_alone():
     program = textwrap.dedent(
         """
         import resource, torch
-        from flowcore.device import keep_freed_memory
+        from flowcore.cli.allocation import keep_freed_memory
         for keep in (lambda: None, keep_freed_memory):
             keep()
             for _ in range(3):  # 64 MiB, 16,384 pages, each time

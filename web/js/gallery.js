@@ -5,7 +5,7 @@ import {
   areaOf, canFollowModel, hasPick, make, patchAfter, post, redraw, setLabel, setValue, sharpen, translate, widgetOf, wired,
 } from "./canvas.js";
 import { api, app } from "./frontend.js";
-import { addressOf, pictureWidget, onUpstreamChoice } from "./picture.js";
+import { addressOf, isThere, pictureWidget, onUpstreamChoice } from "./picture.js";
 import { Live } from "./live.js";
 import { isHere, nodeAt, onResult, onStart } from "./runs.js";
 import { show as showText } from "./text.js";
@@ -117,8 +117,8 @@ const latest = (pictures) => [...new Map(pictures.map((picture) => [picture.file
 
 /** Those pictures whose files still exist in the temp folder, which may be emptied. */
 async function existing(pictures) {
-  const answers = await Promise.all(pictures.map((picture) => fetch(addressOf(picture), { method: "HEAD" }).catch(() => ({}))));
-  return pictures.filter((_, k) => answers[k].ok);
+  const answers = await Promise.all(pictures.map(isThere));
+  return pictures.filter((_, k) => answers[k]);
 }
 
 /** The latest run of some pictures that was sent with the values that the nodes have now. */

@@ -98,9 +98,13 @@ async function picturesIn(entry) {
   return (await Promise.all(entries.sort((a, b) => (a.name < b.name ? -1 : 1)).map(picturesIn))).flat();
 }
 
+const pathOf = ({ filename, subfolder = "", type = "input" }) => `/view?${new URLSearchParams({ filename, subfolder, type })}`;
+
 /** The URL of a picture in one of the host's folders. */
-export const addressOf = ({ filename, subfolder = "", type = "input" }) =>
-  api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
+export const addressOf = (picture) => api.apiURL(pathOf(picture));
+
+/** Whether the file of a picture exists, as a promise. */
+export const isThere = (picture) => api.fetchApi(pathOf(picture), { method: "HEAD" }).then(({ ok }) => ok, () => false);
 
 /** The URL of the picture at an input of a node; undefined if it is not known yet. */
 export function pictureAt(node, name) {

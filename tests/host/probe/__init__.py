@@ -117,7 +117,7 @@ class TestStore(FreshReport, optional=True, after="IMAGE"):
 
     def run(self, after=None):
         (store,) = [m.STORE for name, m in list(sys.modules.items()) if name.endswith(".nodes.upscaling")]
-        (plans,) = [m.PLANS for name, m in list(sys.modules.items()) if name.endswith(".flowcore.inference.plan")]
+        (plans,) = [m.PLANS for name, m in list(sys.modules.items()) if name == "flowcore.inference.plan"]
         facts = {"count": [len(store)], "bytes": [store.nbytes], "budget": [store.budget]}
         return {"ui": facts | {"plans": [len(plans)]}}
 
