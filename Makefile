@@ -24,7 +24,7 @@ help:
 	@echo "make equal      check that results are unchanged, one line per part"
 	@echo "make browser    every workflow in the real frontend, in Chromium; screenshots go to output/screenshots/"
 	@echo "make soak       takes an hour: thousands of damaged files, a long queue, eight clients at once"
-	@echo "make gates      the registry's own tools, and a story run from the registry's archive"
+	@echo "make gates      the registry's own tools, scanners of malware, and a story run from the registry's archive"
 	@echo "make site       a website of the documents and all public names, in build/site; a dead link fails"
 	@echo "make workflows  lay out the stories of workflows/api for the canvas, and run them for thumbnails"
 	@echo "make clean      remove .venv and the fetched ComfyUI versions"
@@ -101,7 +101,7 @@ soak: .hosts/.prepared
 
 .gates/.installed:
 	@$(PYTHON) -m venv .gates
-	@.gates/bin/python -m pip install --quiet --disable-pip-version-check 'comfy-cli>=1.23' 'comfy-test>=0.4.15'
+	@.gates/bin/python -m pip install --quiet --disable-pip-version-check 'comfy-cli>=1.23' 'comfy-test>=0.4.15' 'bandit>=1.9' 'guarddog>=3.2'
 	@touch $@
 
 gates: .gates/.installed .hosts/.prepared

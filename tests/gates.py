@@ -1,9 +1,11 @@
 """The gates of others: what the tools of the registry and of the community say of this pack, and whether it runs.
 
-    .gates/bin/python tests/gates.py      (or `make gates`, which installs comfy-cli and comfy-test into .gates)
+    .gates/bin/python tests/gates.py      (or `make gates`, which installs these tools into .gates)
 
-Neither needs a network once it is installed. They look at a clean clone, since they would walk through environments and
-hosts, too, and at the archive that the first of them packs for the registry, out of which a story runs in ComfyUI.
+None needs a network once it is installed. They look at a clean clone, since they would walk through environments and
+hosts, too, and at the archive that the first of them packs for the registry: comfy-test lints it, bandit and the rules
+of guarddog, by which published packages are scanned for malware, look for what reads like an attack, and a story runs
+out of it in ComfyUI.
 """
 
 import os
@@ -12,7 +14,10 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from importlib.resources import files as files_of
 from pathlib import Path
+
+import yara
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -62,10 +67,23 @@ def main() -> int:
         syntax = not others and "Unicode check: OK" in said
         by_design = f"comfy-test lint, SYNTAX, {len(complaints)} complaints by design"
         failed += report(by_design, syntax, "\n".join(others) or said)
+        status, said = run(str(BIN / "bandit"), "-q", "-r", ".", "--skip", "B101", cwd=pack, home=home)  # assert
+        failed += report("bandit", status == 0, said)
+        threats = malware(pack)
+        failed += report("guarddog's rules of threats", not threats, "\n".join(threats))
         pytest = ROOT / ".venv" / BIN.name / "pytest"
         status, said = run(str(pytest), "-q", STORY, cwd=ROOT, home=home, FLOWCORE_PACK=str(pack))
         failed += report("a story, out of the archive, in ComfyUI", status == 0 and "1 passed" in said, said)
     return failed
+
+
+def malware(pack: Path) -> list[str]:
+    """What the rules of guarddog find in code; itself it would fetch lists of names, so its rules are used alone."""
+    rules = Path(str(files_of("guarddog"))) / "analyzer" / "sourcecode"
+    paths = {rule.stem: str(rule) for rule in rules.glob("threat-*.yar")}
+    assert paths
+    threats, code = yara.compile(filepaths=paths), [path for path in pack.rglob("*") if path.suffix in (".py", ".js")]
+    return [f"{match.rule} in {path.relative_to(pack)}" for path in code for match in threats.match(str(path))]
 
 
 def report(gate: str, passed: bool, said: str) -> int:

@@ -187,7 +187,7 @@ def init_distributed(device: str) -> Generator[tuple[Distributed, str], None, No
         return
     on_gpu = device.startswith("cuda")
     if on_gpu:
-        device = f"cuda:{dist.get_node_local_rank()}"
+        device = f"cuda:{dist.get_node_local_rank()}"  # pyright: ignore[reportPrivateImportUsage] - it is documented
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
