@@ -232,6 +232,15 @@ def build_on_meta(architecture: str, config: Any) -> FlowModel:
         return build(architecture, config)
 
 
+# On the meta device, for values that nobody reads, these would import torch's compiler, which takes two seconds.
+ONLY_SHAPES: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.eye: lambda rows: torch.empty(rows, rows),
+    torch.randn: torch.empty,
+    Tensor.flip: lambda tensor, *_: tensor,
+    Tensor.normal_: lambda tensor, *_, **__: tensor,
+}
+
+
 class _ConstructionLimit(TorchFunctionMode):
     """Aborts building a model of too many tensors, which no formula counts for all registered architectures."""
 
@@ -246,7 +255,7 @@ class _ConstructionLimit(TorchFunctionMode):
                 f"the configuration asks for more than {MAX_TENSORS} tensors, which no model has. Its numbers of "
                 "steps, layers or blocks are too large."
             )
-        return func(*args, **(kwargs or {}))
+        return ONLY_SHAPES.get(func, func)(*args, **(kwargs or {}))
 
 
 def check_finite(

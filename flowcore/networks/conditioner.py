@@ -22,7 +22,7 @@ class NormalizedConv(nn.Module):
         """Draw the weights from N(0, 0.05^2), as Glow does; ``edge`` matters only if the kernel is larger than 1x1."""
         super().__init__()
         self.edge: Edge = edge if kernel > 1 else "zeros"
-        self.weight = nn.Parameter(torch.randn(outputs, inputs + (self.edge == "flag"), kernel, kernel) * 0.05)
+        self.weight = nn.Parameter(torch.randn(outputs, inputs + (self.edge == "flag"), kernel, kernel).mul_(0.05))
         self.actnorm = ActNorm(outputs, log_factor=log_factor)
 
     def forward(self, x: Tensor) -> Tensor:
