@@ -18,7 +18,6 @@ from flowcore.integrations import Upscaler, descriptor, register
 from flowcore.prior import Temperature, masked_temperature
 from flowcore.quality.metrics import diversity
 from flowcore.tasks.consistency import consistency
-from flowcore.tasks.forecast import NOTEWORTHY, forecast
 from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, better_model
 from flowcore.tasks.settings import UpscaleSettings, guide_share, with_defaults
 from flowcore.tasks.upscale import memory_required, target_size, upscale_with
@@ -105,13 +104,6 @@ class FlowcoreUpscale(PickingNode):
         check_memory(count * samples, 3 * largest, "pictures", advice)
         guided = settings.guide is not None
         flow = load_upscaler(model, height, width, settings.tile, guided=strength > 0)
-        if count * samples * megapixels >= NOTEWORTHY:
-            sources, results = [(height, width)] * count, [size] * count
-            options: Any = {"samples": samples, "tile": settings.tile, "precision": settings.precision}
-            options |= {"guided": guided, "guide_strength": strength, "cancelled": stop_if_cancelled}
-            expected = forecast(flow, sources, results, **options)
-            log.info("Flow Upscale: %s", expected.sentence())
-            self.notes.show(expected.sentence())
         inside: Any = per_level or tau
         marks = None if mask is None else from_mask(mask, count, (height, width))
         inside = inside if marks is None else _masked(inside, marks, outside, self.notes)

@@ -31,7 +31,6 @@ from ..images.files import FORMATS, SUFFIXES, Format, check_format, upright_size
 from ..images.opening import IMAGE_SUFFIXES
 from ..model import FlowModel, Task
 from ..prior import mark_seed
-from ..tasks.forecast import NOTEWORTHY, Size, forecast
 from ..tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, upscaler_for_files
 from ..tasks.settings import model_defaults
 from .allocation import keep_freed_memory
@@ -173,22 +172,23 @@ class Jobs:
 
     def __init__(self, runs: dict[str, ModelRun], candidates: list[tuple[Job, ...]], *, again: bool = False) -> None:
         """Collect the ``candidates``: for every picture, what each model of ``runs`` would do."""
-        self._runs, self._again, self._candidates = runs, again, candidates
-        self.sources = [of_picture[0].source for of_picture in candidates]
+        self._runs, self._again = runs, again
+        self._candidates = {of_picture[0].source: of_picture for of_picture in candidates}
+        self.sources = [*self._candidates]
         self.worker = next(iter(runs.values())).worker  # of any model: they enlarge alike
         self.problems: dict[Path, str] = {}  # why pictures cannot be done
         self._reasons: dict[Path, str] = {}  # why the model of a picture was chosen
         self._done: set[Job] = set()  # looking again would decode their files again
 
     @cached_property
-    def sizes(self) -> dict[Path, Size | None]:
-        """Height and width of every picture; None if it is unreadable. Pillow decodes a PNG to read its orientation."""
+    def sizes(self) -> dict[Path, tuple[int, int] | None]:
+        """Height and width of every picture; None if it is unreadable."""
         return {path: upright_size(path) for path in self.sources}
 
     def units(self) -> Iterator[list[Job]]:
         """Yield the job of a picture, or those of a clip's frames, and choose their model when their turn comes."""
         clips = defaultdict[Path | int, list[tuple[Job, ...]]](list)
-        for number, candidates in enumerate(self._candidates):
+        for number, candidates in enumerate(self._candidates.values()):
             clips[candidates[0].source.parent if self.worker.work.is_video else number].append(candidates)
         for clip in clips.values():
             model, reason = self._choose(clip)
@@ -224,9 +224,9 @@ class Jobs:
     def _has_results(self, job: Job) -> bool:
         return job_state(job, self.is_done) == "done"
 
-    def pending(self) -> list[Path]:
-        """List the pictures whose results no model has made."""
-        return [jobs[0].source for jobs in self._candidates if not any(self._has_results(job) for job in jobs)]
+    def is_pending(self, source: Path) -> bool:
+        """Tell whether no model has made the results of a picture."""
+        return not any(self._has_results(job) for job in self._candidates[source])
 
 
 def _jobs(
@@ -367,59 +367,37 @@ def _execute_on_cluster(
 
 
 def confirm_sizes(options: Namespace, jobs: Jobs) -> dict[Path, str]:
-    """Say the size of what will be made, and the memory and time that it takes; ask if it is very large.
+    """Ask about results that are very large, or that may not fit on the disk.
 
     Returns:
         Why pictures cannot be done: where nobody can be asked, because their results would be too large.
     """
-    work = jobs.worker.work
-    sizes: dict[Path, tuple[Size, Size]] = {}
+    work, limit = jobs.worker.work, options.max_megapixels or math.inf
+    pixels, too_large = dict[Path, int](), dict[Path, str]()
     for path in jobs.sources:
         with suppress(FlowError):  # of results that are larger than possible: the picture will fail
             source = jobs.sizes[path]
             if source and (result := work.size_of(path, source)):  # without a size it cannot be read, and will fail
-                sizes[path] = source, result
-    if _are_small(options, work, sizes):  # no need to look which results exist
-        return {}
-    pending = {path: sizes[path] for path in jobs.pending() if path in sizes}
-    too_large: dict[Path, str] = {}
-    for path, (_, (height, width)) in pending.items():
-        size = height * width / 1e6
-        if options.max_megapixels and size > options.max_megapixels:
-            too_large[path] = (
-                f"A result would have {width}x{height} pixels, {size:.3g} megapixels; --max-megapixels is "
-            )
-            too_large[path] += f"{options.max_megapixels:g}."
+                height, width = result
+                pixels[path] = height * width
+                size = height * width / 1e6
+                if size > limit and jobs.is_pending(path):
+                    too_large[path] = f"A result would have {width}x{height} pixels, {size:.3g} megapixels; "
+                    too_large[path] += f"--max-megapixels is {options.max_megapixels:g}."
     if too_large and sys.stdin.isatty():
         first, more = next(iter(too_large)), len(too_large) - 1
         _confirm(f"{first}: {too_large[first]}{f', and {more} more are as large' if more else ''}")
         too_large = {}
-    advice = "Shrink the image, or raise --max-megapixels (0: never ask)."
-    problems = {path: f"{problem} {advice}" for path, problem in too_large.items()}
-    pending = {path: size for path, size in pending.items() if path not in too_large}
-    if _are_small(options, work, pending):
-        return problems
     # results may be as large as if they were not compressed, since photographs hardly are
-    bits = max(work.bits_of(path) for path in pending)
-    required = 3 * bits / 8 * work.samples * sum(height * width for _, (height, width) in pending.values())
     folder = next(path for path in (options.out, *options.out.parents) if path.is_dir())
-    if required > (free := shutil.disk_usage(folder).free):
-        text = f"The results may need {required / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {options.out}."
-        _confirm(text, "Shrink the images, or make room.")
-    if not uses_ray(options):  # how fast other machines are is unknown
-        sources, results = ([*sizes] for sizes in zip(*pending.values(), strict=True))
-        named = ("tile", "precision", "steadiness", "guide_strength")
-        how = {name: work.settings[name] for name in named if name in work.settings}
-        guided = work.guide is not None
-        flow = jobs.worker.flow
-        log(forecast(flow, sources, results, samples=work.samples, guided=guided, **how).sentence())
-    return problems
-
-
-def _are_small(options: Namespace, work: Work, pending: dict[Path, tuple[Size, Size]]) -> bool:
-    areas = [height * width / 1e6 for _, (height, width) in pending.values()]
-    within = not options.max_megapixels or max(areas, default=0) <= options.max_megapixels
-    return work.samples * sum(areas) < NOTEWORTHY and within
+    rest, free = [path for path in pixels if path not in too_large], shutil.disk_usage(folder).free
+    if 6 * work.samples * sum(pixels[path] for path in rest) > free:  # else no need to look which results exist
+        sizes = (3 * work.bits_of(path) / 8 * pixels[path] for path in rest if jobs.is_pending(path))
+        if (required := work.samples * sum(sizes)) > free:
+            text = f"The results may need {required / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {options.out}."
+            _confirm(text, "Shrink the images, or make room.")
+    advice = "Shrink the image, or raise --max-megapixels (0: never ask)."
+    return {path: f"{problem} {advice}" for path, problem in too_large.items()}
 
 
 def _confirm(question: str, advice: str = "") -> None:

@@ -33,7 +33,9 @@ from .metadata import (
     Metadata,
     cmyk_to_srgb,
     fits_profile,
+    is_complete,
     lost_on_read,
+    orientation_in_header,
     read_metadata,
     resolution_tags,
     tags_and_orientation,
@@ -231,7 +233,7 @@ def upright_size(data: bytes | Path) -> tuple[int, int] | None:
     """Read height and width of an image as it is to be shown, from the header of a file; None if it is not an image."""
 
     def size(opened: Image.Image) -> tuple[int, int]:
-        transposed = tags_and_orientation(opened)[1] in TRANSPOSED
+        transposed = orientation_in_header(opened) in TRANSPOSED
         return (opened.width, opened.height) if transposed else (opened.height, opened.width)
 
     return _read_from(data, size)
@@ -249,8 +251,13 @@ def text(data: bytes | Path, key: str) -> str:
 
 
 def is_whole(data: bytes) -> bool:
-    """Tell whether all pixels of an image file can be decoded."""
-    return _read_from(data, lambda opened: opened.load()) is not None
+    """Tell whether an image file is all there, by its checksums or its end, or else by decoding it."""
+
+    def check(opened: Image.Image) -> bool:
+        complete = is_complete(opened.format, data)
+        return opened.load() is not None if complete is None else complete
+
+    return bool(_read_from(data, check))
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -1,10 +1,13 @@
 """What an image file contains besides its pixels: EXIF, XMP, resolution and color profile, as Pillow reads them."""
 
 import io
+import itertools
 import re
+import zlib
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 from PIL import ExifTags, Image, ImageCms
 from PIL import TiffImagePlugin as tiff
@@ -12,6 +15,7 @@ from PIL import TiffImagePlugin as tiff
 EXIF, GPS, ORIENTATION, XMP = 0x8769, 0x8825, 0x0112, 700
 UNIQUE_ID, EXIF_SIZES = 0xA420, (0xA002, 0xA003)
 MAX_SEGMENT = 65_500  # bytes of EXIF or XMP in a JPEG
+MAX_CHUNKS = 100_000  # of a PNG that are looked at; more are those of an attack
 C2PA = b"c2pa\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71"  # begins content credentials in a file of any format
 # TIFF tags that describe how the file's own samples are stored, or that are written in another way.
 STRUCTURE = {
@@ -62,6 +66,53 @@ def tags_and_orientation(opened: Image.Image) -> tuple[dict[int, Any], int]:
     except Exception:  # damaged tags do not make the image unreadable
         return {}, 1
     return {**tags, **inner}, orientation
+
+
+def orientation_in_header(opened: Image.Image) -> int:
+    """Read the orientation; of a PNG, Pillow would decode the pixels to look for tags after them, also if none are."""
+    if opened.format == "PNG":
+        file = cast("Any", opened).fp
+        place = file.tell()
+        kinds = [kind for kind, _ in itertools.islice(_png_chunks(file), MAX_CHUNKS)]
+        file.seek(place)
+        after_pixels = {*kinds[kinds.index(b"IDAT") if b"IDAT" in kinds else 0 :]}
+        if len(kinds) < MAX_CHUNKS and not after_pixels & {b"eXIf", b"tEXt", b"zTXt", b"iTXt"}:
+            with suppress(Exception):  # damaged tags do not make the image unreadable
+                return int(Image.Image.getexif(opened).get(ORIENTATION, 1))
+            return 1
+    return tags_and_orientation(opened)[1]
+
+
+def is_complete(format: str | None, data: bytes) -> bool | None:
+    """Tell whether a file is all there, by the checksums of a PNG, the end of JPEG or the length of WebP; else None."""
+    match format:
+        case "PNG":
+            file = io.BytesIO(data)
+            for kind, length in _png_chunks(file):
+                content, checksum = file.read(length), file.read(4)
+                if checksum != zlib.crc32(content, zlib.crc32(kind)).to_bytes(4, "big"):
+                    return False
+                if kind == b"IEND":
+                    return True
+            return False
+        case "JPEG":
+            return data.endswith(b"\xff\xd9")
+        case "WEBP":
+            return len(data) == 8 + int.from_bytes(data[4:8], "little")
+        case _:
+            return None
+
+
+def _png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Yield the kind and the length of each chunk of a PNG file, with the file at the start of its content."""
+    place = 8
+    while True:
+        file.seek(place)
+        if len(head := file.read(8)) < 8:
+            return
+        length = int.from_bytes(head[:4], "big")
+        yield head[4:], length
+        place += 12 + length
 
 
 def read_metadata(opened: Image.Image, gray: bool) -> Metadata:

@@ -198,6 +198,9 @@ def test_truncated_files_are_refused_where_other_programs_accept_them(monkeypatc
         data = encode(noise(3, 8, 64, 64), format=format)
         assert is_whole(data)
         assert not is_whole(data[: len(data) * 3 // 4])
+        with monkeypatch.context() as patch:
+            patch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("It was decoded."))
+            assert format == "tiff" or is_whole(data)
         with pytest.raises(ImageError, match="Cannot read x as an image"):
             read(data[: len(data) * 3 // 4], "x")
     assert ImageFile.LOAD_TRUNCATED_IMAGES

@@ -140,16 +140,6 @@ def test_results_that_are_too_large_are_refused_before_the_work(host):
     refusal(host, probe(temperatures="warm"), "one number per level")
 
 
-@newest
-def test_large_pictures_are_announced(host, flows):
-    small = {"height": 64, "width": 64, "fill": "photo", "model_name": flows["small-srflow"], "factor": 16}
-    host.run(probe(**small, samples=15))
-    assert "Flow Upscale: 15 pictures" not in host.server.console()  # 15.7 megapixels
-    host.run(probe(**small, samples=16))
-    announced = "Flow Upscale: 16 pictures of up to 1024x1024, 17 megapixels in all, will take about"
-    assert announced in host.server.console()
-
-
 def test_results_have_the_dtype_in_which_the_host_passes_images(host):
     try:
         host.outputs(half=("FlowcoreTestHalf", {"on": True}))
