@@ -320,14 +320,13 @@ def add_verify(command: ArgumentParser) -> None:
     option, number = command.add_argument, partial(_add_number, command)
     number("--seed", help="seed to compare with (default: that of the recipe in the file, or its manifest)")
     option("--mark", metavar="PHRASE", help="look for the mark of this phrase instead")
-    text = f"model that made them: a file, or a shipped model (default: that of the recipe, or {FOR_CLEAN})"
-    option("--model", help=text)
+    option("--model", help=f"file or shipped model that made them (default: that of the recipe, or {FOR_CLEAN})")
     _add_set(command)
     _add_device(command)
-    text = "side, or height and width, of the pictures before they were resized or cropped; crops need it"
-    number("--size", nargs="+", metavar="PIXELS", help=text)
+    number("--size", nargs="+", metavar="PIXELS", help="side, or height and width, before they were resized or cropped")
     option("--source", type=Path, metavar="FILE", help="what they were made from, which tells that size")
     option("--maps", type=Path, metavar="FOLDER", help="write each picture with what was edited in colors")
+    _add_again(command)
     _add_verbosity(command, "write an object per line: input, verified, z, seed, model, size, ...")
 
 
@@ -337,6 +336,7 @@ def add_audit(command: ArgumentParser) -> None:
     option("source", type=Path, metavar="SOURCE", help="the small image that it was made from")
     _add_model(command, FOR_CLEAN)
     option("--map", type=Path, metavar="FILE", help="write the picture with what goes beyond the small image in colors")
+    _add_again(command)
     _add_verbosity(command, "write an object: outside, lr_psnr, bits_per_dim, boxes, sentence, ...")
 
 

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from .. import provenance
 from ..batch import folders, tables
-from ..checkpoints.writing import check_writable, write_atomic
+from ..batch.job import picture_id
+from ..checkpoints.writing import write_atomic
 from ..errors import FlowError, printable
 from ..identity import model_sha256
 from ..images import files
@@ -31,9 +32,10 @@ from ..tasks.image_batch import ImageBatch
 from ..tasks.model_choice import FOR_CLEAN
 from ..tasks.verify import COLD, verify
 from .batches import load_model
-from .output import ProgressBar, log, to_json
+from .output import ProgressBar, check_overwrite, log, to_json
 
 TRACED = ("FlowcoreUpscale", "FlowcoreColorize", "FlowcoreSample", "FlowcoreRestore")
+MAP = picture_id({"command": "map"})  # in the EXIF data of maps, which may replace each other
 
 
 class _Recipe(NamedTuple):
@@ -62,7 +64,8 @@ def prepare_verify(options: Namespace) -> Callable[[], None]:
         jobs = [folders.Job(picture.path) for picture in pictures]
     else:
         jobs = folders.make_jobs(pictures, options.maps, lambda path, kind: [f"{path.stem}{kind}_edited.png"])
-        check_writable(jobs[0].targets[0])
+        for job in jobs:
+            _check_map(job.targets[0], again=options.again)
     return partial(_verify, options, jobs, original, load_once)
 
 
@@ -97,7 +100,7 @@ def _verify(
             row["z"] = round(float(found.z[0]), 2)
             verified += row["verified"]
             for target in job.targets:  # of the map
-                write_atomic(target, files.encode(glow(ImageBatch(pixels).rgb, found.edited)[0]))
+                write_atomic(target, files.encode(glow(ImageBatch(pixels).rgb, found.edited)[0], unique_id=MAP))
                 row["map"] = str(target)
             result = folders.Outputs([], time.monotonic() - started)
         except (FlowError, OSError) as error:
@@ -113,7 +116,7 @@ def _verify(
 def prepare_audit(options: Namespace) -> Callable[[], None]:
     flow = load_model(options, "upscale")
     if options.map is not None:
-        check_writable(options.map)
+        _check_map(options.map, again=options.again)
     pixels, small = (files.read(files.read_bytes(path), path.name).pixels for path in (options.picture, options.source))
     return partial(_audit, options, flow, pixels, small)
 
@@ -125,7 +128,7 @@ def _audit(options: Namespace, flow: FlowModel, pixels: Tensor, small: Tensor) -
     row |= {name: round(float(getattr(found, name)[0]), 4) for name in names} | {"boxes": found.boxes[0]}
     if options.map is not None:
         maps = resize_bilinear(found.glow, pixels.shape[-2:])
-        write_atomic(options.map, files.encode(glow(ImageBatch(pixels).rgb, maps)[0]))
+        write_atomic(options.map, files.encode(glow(ImageBatch(pixels).rgb, maps)[0], unique_id=MAP))
     if options.json:
         sys.stdout.write(to_json(row) + "\n")
         return
@@ -135,6 +138,10 @@ def _audit(options: Namespace, flow: FlowModel, pixels: Tensor, small: Tensor) -
     sys.stdout.write(f"{distance}. Largest places: {places or 'none'}.\n")
     own = f"a sample of {options.model} has {row['own_bits_per_dim']:.2f}"
     sys.stdout.write(f"It needs {row['bits_per_dim']:.2f} bits per dimension given the small image; {own}.\n")
+
+
+def _check_map(target: Path, *, again: bool) -> None:
+    check_overwrite(target, lambda path: files.unique_id(path.read_bytes()) == MAP, "map", again=again)
 
 
 def _line(row: dict[str, Any]) -> str:

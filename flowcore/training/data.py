@@ -34,6 +34,7 @@ from .degradation import darken, degrade, draw_degradation
 from .image_sources import Entry, Folders, describe, open_pixel_cache
 from .recipe import Recipe, held_out_names
 
+MAX_DIGITS = 2**27  # bytes of a file of MNIST: the largest, 60,000 images, has 47 million
 Batch = tuple[Tensor, Tensor | None]  # images, and the sources of their conditions, if there are any
 
 
@@ -318,7 +319,10 @@ def read_idx(folder: Path, name: str) -> np.ndarray:
     if path is None:
         raise ImageError(f"There is no {name} or {name}.gz in {folder}. Expected the four files of MNIST.")
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(MAX_DIGITS + 1)
+        if len(content) > MAX_DIGITS:
+            raise ValueError(f"it holds more than {MAX_DIGITS} bytes")
         kind, dimensions = content[2], content[3]
         shape = np.frombuffer(content, ">u4", dimensions, 4).tolist()
         if content[:2] != b"\0\0" or kind != 8:

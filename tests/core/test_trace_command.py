@@ -66,6 +66,21 @@ def test_a_map_that_cannot_be_written_is_refused_before_the_work(made, tmp_path,
     assert "Cannot save map.png" in capsys.readouterr().err
 
 
+def test_a_map_replaces_no_other_file_and_an_earlier_map_only_if_asked(made, tmp_path, capsys):
+    target, words = tmp_path / "stripped_edited.png", ("--seed", 5, "--model", "glow-photos", "--maps", tmp_path)
+    shutil.copy(made / "stripped.jpg", target)
+    for again in ([], ["--again"]):
+        assert run("verify", made / "stripped.jpg", *words, *again) == 2
+        assert "is not a map of flowcore" in capsys.readouterr().err
+    assert target.read_bytes() == (made / "stripped.jpg").read_bytes()
+    target.unlink()
+    assert run("verify", made / "stripped.jpg", *words) == 0
+    capsys.readouterr()
+    assert run("verify", made / "stripped.jpg", *words) == 2
+    assert "exists. Replace it with --again" in capsys.readouterr().err
+    assert run("verify", made / "stripped.jpg", *words, "--again") == 0
+
+
 def test_the_manifest_of_a_batch_is_a_recipe(made, tmp_path, capsys):
     with Image.open(made / "stripped.jpg") as opened:
         opened.save(tmp_path / "picture.jpg", quality=97)

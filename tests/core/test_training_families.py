@@ -17,7 +17,7 @@ from flowcore.dequantization import VariationalDequantizer
 from flowcore.errors import FlowError, ImageError
 from flowcore.evaluation.image_set import density_table, evaluate_density
 from flowcore.models import build, configure
-from flowcore.training.data import Digits, Photographs, read_idx
+from flowcore.training.data import MAX_DIGITS, Digits, Photographs, read_idx
 from flowcore.training.loop import train
 from flowcore.training.objective import make_objective
 from flowcore.training.recipe import parse_recipe
@@ -195,6 +195,12 @@ def test_files_that_are_not_mnist_are_refused(tmp_path):
         with pytest.raises(ImageError, match="not a file of MNIST"):
             read_idx(tmp_path, "train-images-idx3-ubyte")
         path.unlink()
+    bomb = tmp_path / "train-images-idx3-ubyte.gz"
+    with gzip.open(bomb, "wb") as file:
+        file.write(bytes(MAX_DIGITS + 1))
+    with pytest.raises(ImageError, match=f"more than {MAX_DIGITS} bytes"):
+        read_idx(tmp_path, "train-images-idx3-ubyte")
+    bomb.unlink()
     write_idx(tmp_path / "train-images-idx3-ubyte", digits(3)[0])
     with pytest.raises(ImageError, match="no train-labels-idx1-ubyte"):
         Digits(tmp_path)

@@ -176,8 +176,12 @@ NAMED = {
 }
 
 
+OPENED = set()  # paths of files of this check
+sys.addaudithook(lambda event, args: OPENED.add(str(args[0])) if event == "open" and "key" in str(args[0]) else None)
+
+
 def files(node, values):
-    """Check a node that names files: another content under the same name, another fingerprint for the host."""
+    """Check a node that names files: another content has another fingerprint, the same is read once."""
     named, same = [name for name, (kind, _) in values.items() if kind in ("COMBO", "STRING") and name in NAMED], []
     assert named, f"{node.__name__} reads what NAMED does not know"
     for name in named:
@@ -192,6 +196,9 @@ def files(node, values):
             changed.parent.mkdir(exist_ok=True)
             changed.write_bytes(b"\x89PNG\r\n\x1a\n" + b"content" * number)  # as a picture begins
             stamps.append(node.fingerprint_inputs(**asked))
+            OPENED.clear()
+            node.fingerprint_inputs(**asked)
+            same += [f"{node.__name__}: {file} was read again"] if str(changed) in OPENED else []
             changed.unlink()
         same += [f"{node.__name__}: fingerprint_inputs: {name}"] if stamps[0] == stamps[1] else []
     return same
