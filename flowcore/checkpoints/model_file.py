@@ -232,12 +232,20 @@ def build_on_meta(architecture: str, config: Any) -> FlowModel:
         return build(architecture, config)
 
 
-# On the meta device, for values that nobody reads, these would import torch's compiler, which takes two seconds.
+def _square(rows: int) -> Tensor:
+    return torch.empty(rows, rows)
+
+
+def _unchanged(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
+    return tensor
+
+
+# On the meta device, for values that nobody reads, these functions would import torch's compiler: two seconds.
 ONLY_SHAPES: dict[Callable[..., Any], Callable[..., Any]] = {
-    torch.eye: lambda rows: torch.empty(rows, rows),
+    torch.eye: _square,
     torch.randn: torch.empty,
-    Tensor.flip: lambda tensor, *_: tensor,
-    Tensor.normal_: lambda tensor, *_, **__: tensor,
+    Tensor.flip: _unchanged,
+    Tensor.normal_: _unchanged,
 }
 
 

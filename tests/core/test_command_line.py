@@ -243,6 +243,11 @@ def test_inspect_imports_neither_the_trainer_nor_torchvision():
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
 
 
+def test_loading_a_model_does_not_import_the_compiler():
+    program = "import sys, flowcore; flowcore.load('srflow-x4'); assert not {'torch._dynamo', 'sympy'} & {*sys.modules}"
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
 def test_convert_stores_half_precision_and_eight_bits(tmp_path, capsys):
     model, options = tmp_path / "model.safetensors", ("--half", "--eight-bits")
     save(build_upscaler(hidden=32), model, provenance={"licence": "CC0-1.0"})
