@@ -87,7 +87,7 @@ def rows(task: Task) -> dict[str, dict[str, Any]]:
     for asked in GOLDEN[task.node]["inputs"]:
         if (name := asked["name"]) not in OPENED | ON_CANVAS:
             row = found.setdefault(task.node_names.get(name, name), {})
-            tooltip = TEXTS[task.node]["inputs"][name].get("tooltip", "")
+            tooltip = TEXTS[task.node]["inputs"].get(name, {}).get("tooltip", "")
             row |= {"node": asked.get("default"), "what": re.split(r"(?<=[^0-9])[.:;] ", f"{tooltip} ")[0].rstrip(".")}
     for action in {*command(task.command).values()}:
         names = [name[2:].replace("-", "_") for name in action.option_strings if name.startswith("--")]
