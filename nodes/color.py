@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial, reduce
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -13,8 +14,9 @@ from flowcore import ColorMemory, FlowError, Hints, remember
 from flowcore.images.color import parse_color
 from flowcore.prior import masked_temperature
 from flowcore.tasks.brighten import memory_required as brightening_memory
-from flowcore.tasks.colorize import memory_required
+from flowcore.tasks.colorize import colorize_with, memory_required
 from flowcore.tasks.hints import combine_hints, hints_from_points, hints_from_strokes, palette_from, parse_points
+from flowcore.tasks.settings import ColorizeSettings, ColorSettings
 from flowcore.training.image_sources import folder_stamp
 
 from . import widgets
@@ -54,38 +56,23 @@ class FlowcoreColorize(ClipNode):
         self,
         image: Clip,
         model: ColorizeModel,
-        temperature: widgets.ModelTemperature,
-        seed: widgets.Seed,
-        samples: widgets.Samples,
-        detail: Annotated[float | None, widgets.temperature(widgets.FROM_MODEL, optional=True, advanced=True)],
-        saturation: Annotated[float | None, widgets.model_slider(3.0)],
-        working_size: widgets.WorkingSize,
+        settings: ColorizeSettings,
         hints: Hints | None,
-        hint_steps: Annotated[int, widgets.integer(20, 0, 200, optional=True, advanced=True)],
         latents: Latents | None,
-        latents_strength: Annotated[float, widgets.slider(1.0, 0.0, 1.0, optional=True, advanced=True)],
-        latents_levels: Annotated[int, widgets.integer(2, 0, 8, optional=True, advanced=True)],
         frames: Annotated[Literal["images", "video"], widgets.choice("images", "video", optional=True)],
         carry: Annotated[float, widgets.number(0.0, 0.0, 0.95, 0.01, optional=True, advanced=True)],
-        gamut: widgets.Gamut,
-        precision: widgets.Precision,
         pick: widgets.Pick,
         reference: Image | None,
-        coherence: Annotated[float | None, widgets.model_slider(1.0, advanced=True)],
         memory: ColorMemory | None,
-        cast: Annotated[float, widgets.slider(1.0, -1.0, 1.0, optional=True, advanced=True)],
-        vivid: Annotated[float, widgets.slider(1.0, 0.0, 2.0, optional=True, advanced=True)],
         starter_memory: Annotated[bool, widgets.switch(default=True, advanced=True)],
-        skin: Annotated[bool, widgets.switch(default=True, advanced=True)],
-        mark: widgets.Mark,
     ) -> Any:
         notes, video = self.notes, frames == "video"
-        count, _, height, width = image.shape
+        (count, _, height, width), samples, size = image.shape, settings.samples, settings.working_size
         results = count if video else count * samples
         check_memory(results, 3 * height * width, "pictures", "Lower samples, or pass fewer images.")
         at_once = count if video else samples
-        flow = model.load(memory_required(model.flow, height, width, at_once, working_size=working_size))
-        levels, size = None, working_size or None
+        flow = model.load(memory_required(model.flow, height, width, at_once, working_size=size))
+        levels = None
         if latents is not None:
             model.check_latents(latents)
             levels = latents.levels
@@ -96,24 +83,21 @@ class FlowcoreColorize(ClipNode):
         pixels = image
         if levels is not None and not video and count == 1:  # color it once with every item
             pixels = image.expand(len(levels[0]), -1, -1, -1)
-        settings: dict[str, Any] = {"temperature": temperature, "detail": detail, "coherence": coherence}
-        settings |= {"latents": levels, "latents_strength": latents_strength, "latents_levels": latents_levels}
-        settings |= {"saturation": saturation, "seed": seed, "hints": hints, "gamut": gamut, "precision": precision}
-        settings |= {"working_size": size, **notes.task_options(sources=pixels)}
+        given: dict[str, Any] = {"hints": hints, "latents": levels, **notes.task_options(sources=pixels)}
+        given["memory"] = memory or ("model" if starter_memory else None)
+        settings = replace(settings, **given)
         if video:
             if samples > 1:
                 notes("samples is ignored: a clip is colored once. Other seeds give it other colors.")
-            if hints is not None and hints.coverage is not None and hint_steps:
+            if hints is not None and hints.coverage is not None and settings.hint_steps:
                 notes("hint_steps is ignored: in a clip, strokes and points guide the model but do not spread.")
-            if memory is not None or cast != 1 or vivid != 1 or mark.strip():
+            if memory is not None or settings.cast != 1 or settings.vivid != 1 or settings.mark:
                 notes("memory, cast, vivid and mark are ignored: they work only if frames is images.")
-            return self.show_frames(flowcore.colorize_video(flow, pixels, carry=carry, **settings), image)
+            shared = {name: getattr(settings, name) for name in ColorSettings.__dataclass_fields__}
+            return self.show_frames(flowcore.colorize_video(flow, pixels, carry=carry, **shared), image)
         if carry:
             notes("carry is ignored: it works only if frames is video.")
-        settings |= {"memory": memory or ("model" if starter_memory else None), "cast": cast, "vivid": vivid}
-        settings |= {"skin": skin, "mark": mark.strip() or None}
-        pictures = flowcore.colorize(flow, pixels, samples=samples, hint_steps=hint_steps, **settings)
-        return self.show_samples(pictures, seed, samples, image)
+        return self.show_samples(colorize_with(flow, pixels, settings), settings.seed, samples, image)
 
 
 class FlowcoreColorHints(FlowNode):

@@ -21,7 +21,6 @@ from flowcore.inference.condition_cache import RecentlyUsed
 from flowcore.tasks import Cancelled
 from flowcore.tasks.model_input import condition_for, source_for_latents
 from flowcore.tasks.sample import decode
-from flowcore.tasks.settings import with_defaults
 
 from .host.memory import free_callbacks, model_lock
 from .host.routes import Answer, is_at_work
@@ -179,21 +178,19 @@ def _rerun(node: FlowNode, values: dict[str, Any], request: Request) -> bytes:
     def load(_working_memory: int) -> Any:  # on whatever device the host keeps it
         return model.flow
 
-    def run(values: dict[str, Any]) -> Tensor:
-        return node.run(**node.arguments(values, with_defaults(model.flow, values)))[0]
-
     in_place = copy(model)
     in_place.__dict__["load"] = load
     values |= {"model": in_place, "samples": 1, "seed": (values["seed"] + request.sample) % 2**64, "pick": 0}
     node.__dict__["show_samples"] = _pictures_alone
     if node.PREVIEW != "detail":
-        return png(run(values))
+        return png(node.run(**node.arguments(values))[0])
     height, width = image.shape[-2:]
     (left, right), (top, bottom) = (_span(*each) for each in zip((width, height), request.at, strict=True))
     if longest := values.get("longest_side"):
         values |= {"longest_side": 0, "factor": longest / max(height, width)}
     shares = left / width, top / height, right / width, bottom / height
-    picture = run({key: _crop(value, *shares) for key, value in values.items()})
+    values = {key: _crop(value, *shares) for key, value in values.items()}
+    picture = node.run(**node.arguments(values))[0]
     scale = picture.shape[-1] / (right - left)
     before, above, after, below = (round(scale * side) for side in (left, top, width - right, height - bottom))
     return png(picture, (before, above, after, below))

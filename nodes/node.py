@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hint
 
 from flowcore import FlowError
 from flowcore.identity import fingerprint
-from flowcore.tasks.settings import RunOptions, options_of
+from flowcore.tasks.settings import Option, RunOptions, options_of
 
 from .host.compat import io
 from .host.paths import input_path
@@ -38,7 +38,7 @@ def _inputs(run: Callable[..., Any]) -> dict[str, tuple[Callable[[str], Any], bo
     inputs: dict[str, tuple[Callable[[str], Any], bool]] = {}
     for name, hint in get_type_hints(run, include_extras=True).items():
         if name in _settings(run):
-            inputs |= {each.name: (of_option(each), False) for each in options_of(hint) if each.setting.offered}
+            inputs |= {each.name: (of_option(each), False) for each in options_of(hint) if each.setting.node}
             continue
         if name == "return":
             continue
@@ -147,17 +147,16 @@ class FlowNode(io.ComfyNode):
 
     def answer(self, values: dict[str, Any]) -> Any:
         """Return the host's output for valid values."""
-        return self.run(**values)
+        return self.run(**self.arguments(values))
 
     @classmethod
-    def arguments(cls, values: dict[str, Any], resolved: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments of `run`: the values of inputs, those of its settings as one object, from `resolved`."""
+    def arguments(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of `run`: the values of inputs, those of its settings as one object."""
         for name, kind in _settings(cls.run).items():
-            names = {each.name for each in options_of(kind) if each.setting.offered}
-            options = {each: resolved[each] for each in names & values.keys()}
-            texts: dict[str, Any] = {each: t.strip() or None for each, t in options.items() if isinstance(t, str)}
-            values = {each: value for each, value in values.items() if each not in names}
-            values[name] = kind(**{**options, **texts})
+            options = {each.name: each for each in options_of(kind) if each.setting.node and each.name in values}
+            chosen: dict[str, Any] = {each: _or_none(option, values[each]) for each, option in options.items()}
+            values = {each: value for each, value in values.items() if each not in options}
+            values[name] = kind(**chosen)
         return values
 
     def output(self, *values: Any, **ui: Any) -> Any:
@@ -253,6 +252,12 @@ def _validated(spec: Any, value: Any) -> Any:
         if options is not None and not isinstance(options, FileNames) and value not in options:
             raise FlowError(f"{name} must be one of {', '.join(options)}; got {shown(value)}.")
     return value
+
+
+def _or_none(option: Option, value: Any) -> Any:
+    """Return the value of a widget; None for an empty text, or 0, of an option that is None when it is left out."""
+    value = value.strip() if isinstance(value, str) else value
+    return None if option.default is None and (value == "" or (value == 0 and option.setting.kind is int)) else value
 
 
 def _or_model_value(spec: Any, value: Any) -> Any:

@@ -83,7 +83,7 @@ class PickingNode(FlowNode):
         key, described = self.run_key(settings)
         output = RUNS.get(key)
         if output is None:
-            output = self.run(**self.arguments(values, settings), pick=0)
+            output = self.run(**self.arguments(values), pick=0)
             keep(key, output)
         if self.RECORDS:
             try:

@@ -88,6 +88,7 @@ class FlowcoreUpscale(PickingNode):
         pick: widgets.Pick,
     ) -> Any:
         per_level = widgets.parse_numbers(temperatures, "temperatures")
+        settings = settings.resolved(model.flow)
         stated: Any = settings  # without None, which the type allows
         tau, calm, strength = stated.temperature, stated.calm_edges, stated.guide_strength
         (count, _, height, width), samples = image.shape, settings.samples

@@ -80,16 +80,20 @@ def of_option(option: Option) -> Input:
     name, kind, setting, default, text_of = option
     tooltip: dict[str, Any] = {"tooltip": f"{text_of.partition('. ')[0].rstrip('.')}."}
     shared: dict[str, Any] = {**tooltip, "optional": True, **({"advanced": True} if setting.advanced else {})}
-    if name in ("temperature", "seed"):
-        return temperature(FROM_MODEL, **tooltip) if name == "temperature" else seed(**tooltip)
+    if name == "temperature":
+        return temperature(FROM_MODEL, **tooltip)
+    if name == "detail":
+        return temperature(FROM_MODEL, **shared)
+    if name == "seed":
+        return seed(**tooltip)
     low, high = setting.bounds.low, setting.bounds.high if setting.most is None else setting.most
+    step = {} if setting.step is None else {"step": setting.step}
     if setting.kind is int:
-        return integer(default, int(low), int(high), **shared)
+        return integer(default or 0, 0 if default is None else int(low), int(high), **step, **shared)
     if setting.kind is float and default is None:
         return slider(FROM_MODEL, FROM_MODEL, float(high), **shared)
     if setting.kind is float:
-        step = 0.05 if setting.most else 0.01
-        return (number if setting.most else slider)(default, float(low), float(high), step, **shared)
+        return (number if step else slider)(default, float(low), float(high), **step, **shared)
     if get_origin(kind) is Literal:
         return choice(*get_args(kind), default=default, **shared)
     if Tensor in get_args(kind):

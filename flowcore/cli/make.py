@@ -1,12 +1,13 @@
 """Commands that make images: upscale, colorize, remember, brighten, repair, faces, sample and others."""
 
+import inspect
 import os
 import time
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,7 +33,8 @@ from ..tasks.hints import palette_from, parse_points
 from ..tasks.model_input import label_number
 from ..tasks.remember import open_memory, remember
 from ..tasks.sample import check_styles, with_guidance
-from ..tasks.settings import UpscaleSettings, options_of, with_defaults
+from ..tasks.settings import ColorizeSettings, RunOptions, UpscaleSettings, options_of, with_defaults
+from ..tasks.video import colorize_video, upscale_video
 from .batches import (
     ModelRun,
     load_model,
@@ -48,6 +50,7 @@ from .options import parse_assignments
 from .output import check_overwrite, log, write_result
 
 NO_MEMORY = Path("none")
+S = TypeVar("S", bound=RunOptions)
 Work = Callable[[], None]  # of a command, once everything has been checked
 
 
@@ -58,12 +61,7 @@ def prepare_upscale(options: Namespace) -> Work:
 def _upscale(options: Namespace) -> ModelRun:
     flow = load_model(options)
     flow.require("upscale")
-    described, given = options_of(UpscaleSettings), vars(options)
-    settings = (
-        UpscaleSettings(**{name: given[name] for name, *_ in described if name in given}).resolved(flow).recorded()
-    )
-    for name in ("seed", "samples"):  # which the ``Work`` has
-        settings.pop(name, None)
+    settings = _chosen(options, UpscaleSettings).resolved(flow).recorded()
     if "longest_side" in settings:  # it overrides the factor
         settings.pop("factor", None)
     if settings["guide_strength"] and options.guide is None and flow.guide is None:
@@ -71,18 +69,30 @@ def _upscale(options: Namespace) -> ModelRun:
         settings["guide_strength"] = 0.0
     label = "_".join(
         f"{each.setting.label}{'' if settings[each.name] is True else f'{settings[each.name]:g}'}"
-        for each in described
+        for each in options_of(UpscaleSettings)
         if each.setting.label and (settings.get(each.name) or each.name == "temperature")
     )
+    if options.steadiness is not None or (flow.guide is None and not settings["guide_strength"]):
+        del settings["guide_strength"]
     if options.steadiness is not None:
         if options.samples > 1 or uses_ray(options) or options.guide is not None or options.guide_strength is not None:
             raise FlowError("Frames of a video depend on each other: remove --samples, --ray and --guide.")
-        if options.factor or options.longest_side or options.match_source:
-            raise FlowError("--factor, --longest-side and --match-source are for photographs: remove --steadiness.")
+        _check_clip(settings, upscale_video)
         settings |= {"frames": "video", "steadiness": options.steadiness}
-    if options.steadiness is not None or (flow.guide is None and not settings["guide_strength"]):
-        del settings["guide_strength"]
     return model_run(options, flow, "upscale", settings, label, guide=_existing("guide", options.guide))
+
+
+def _chosen(options: Namespace, kind: type[S]) -> S:
+    """Return the settings of a task that the command line states."""
+    return kind(**{each.name: vars(options)[each.name] for each in options_of(kind) if each.name in options})
+
+
+def _check_clip(settings: dict[str, Any], task: Callable[..., Any]) -> None:
+    """Raise FlowError for settings that the task of a clip does not have."""
+    alone = [name for name in settings if name not in inspect.signature(task).parameters]
+    if alone:
+        flags = ", ".join(f"--{'no-' if settings[name] is False else ''}{name.replace('_', '-')}" for name in alone)
+        raise FlowError(f"Only for photographs, not for the frames of a clip: {flags}. Leave them out.")
 
 
 def _existing(kind: str, path: Path | None) -> Path | None:
@@ -101,10 +111,12 @@ def prepare_colorize(options: Namespace) -> Work:
         settings |= {"points": options.hint, "radius": options.radius, "lock": options.lock}
     if options.palette:
         settings["colours"] = options.palette
-    settings |= {k: getattr(options, k) for k in ("strength", "cast", "vivid") if getattr(options, k) is not None}
-    if options.no_skin:
-        settings["skin"] = False
+    if options.strength is not None:
+        settings["strength"] = options.strength
+    chosen = _chosen(options, ColorizeSettings).recorded()
+    settings |= chosen
     if options.frames == "video":
+        _check_clip(chosen, colorize_video)
         settings |= {"frames": "video", "carry": 0.5 if options.carry is None else options.carry}
     flow = load_model(options, "colorize")
     temperatures = with_defaults(flow, {"temperature": options.temperature, "detail": options.detail})
@@ -146,8 +158,8 @@ def _check_colorize(options: Namespace) -> None:
     if options.frames == "video":
         if options.samples > 1 or options.reference is not None:
             raise FlowError("A video is colored once, from its own palette: remove --samples and --reference.")
-        if options.memory not in (None, NO_MEMORY) or options.cast is not None or options.vivid is not None:
-            raise FlowError("--memory, --cast and --vivid are for photographs: remove them, or --frames video.")
+        if options.memory not in (None, NO_MEMORY):
+            raise FlowError("--memory is for photographs: remove it, or --frames video.")
         if uses_ray(options):
             raise FlowError("The frames of a video depend on each other and run on one machine: remove --ray.")
     elif options.carry is not None:

@@ -2,7 +2,7 @@
 
 import ast
 import math
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,8 @@ from ..models.fields import Range
 from ..tasks import Precision
 from ..tasks.faces import LARGEST
 from ..tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
-from ..tasks.settings import SETTINGS, RunOptions, Setting, UpscaleSettings, check_range, options_of
+from ..tasks.ranges import SETTINGS, Setting, check_range
+from ..tasks.settings import ColorizeSettings, RunOptions, UpscaleSettings, options_of
 from ..tasks.upscale import MAX_SIDE
 
 AUTO = "auto"  # the model that suits the picture
@@ -117,13 +118,13 @@ def _add_settings(command: ArgumentParser, kind: type[RunOptions]) -> None:
             fields["help"] += f" {MODEL_DEFAULT}" if option.default is None else ""
             fields["type"] = _number_type(option.name)
         elif option.type is bool:
-            fields["action"] = "store_true"
+            fields["action"] = BooleanOptionalAction if option.default else "store_true"
         elif get_origin(option.type) is Literal:
             fields["choices"] = get_args(option.type)
         elif Tensor in get_args(option.type):
             fields["help"] += "; or a folder with one for each name"
             fields |= {"type": Path, "metavar": "FILE_OR_FOLDER"}
-        if option.setting.offered:
+        if option.setting.command:
             command.add_argument(f"--{option.name.replace('_', '-')}", **fields)
 
 
@@ -260,33 +261,22 @@ def add_colorize(command: ArgumentParser) -> None:
     command.usage = "%(prog)s IMAGE [IMAGE ...] -o OUT [options], or %(prog)s IMAGE OUT [options]"
     _add_pictures(command, "color-photos", out="an image file (several samples are numbered by seed), or a folder")
     option, number = command.add_argument, partial(_add_number, command)
-    _add_draws(command, "colorings")
-    _add_mark(command)
+    _add_settings(command, ColorizeSettings)
     number("--keep", metavar="N", help="write only the N most plausible samples, best first")
     text = "the most plausible: nearest to the other samples, or of the likeliest palette (default: consensus)"
     option("--by", choices=["consensus", "likelihood"], help=text)
-    number("--temperature", help=f"temperature of the palette: {TEMPERATURE_HELP}")
-    number("--detail", help=f"temperature of the fine detail {MODEL_DEFAULT}")
-    number("--coherence", help=f"0 to 1: how much of their noise similar places share {MODEL_DEFAULT}")
-    number("--saturation", help="factor on the chroma (default: the model's own, and 1 with a reference)")
-    number("--working-size", metavar="PIXELS", help="shorter side of the image that the model colors")
     option("--hint", "--hints", action="append", default=[], metavar="X,Y,#RRGGBB", help="color at a pixel; repeatable")
     number("--radius", default=8, metavar="PIXELS", help="radius of the hints")
     option("--lock", action="store_true", help="reproduce the hints' colors exactly")
     number("--strength", metavar="PART", help="how much of the reference's palette is used (default: 1)")
-    option("--gamut", default="compress", choices=["compress", "clip"])
     text = "video: the images of a folder are the frames of a clip, in the order of the numbers in their names"
     option("--frames", default="photographs", choices=["photographs", "images", "video"], help=text)
     number("--carry", help="video: how much of a frame's colors the next one keeps, below 1 (default: 0.5)")
     text = "color photographs, or the file that remember made of them, to color similar things alike; none switches "
     option("--memory", type=Path, metavar="FOLDER_OR_FILE", help=text + "off the memory that the model comes with")
-    number("--cast", metavar="SHARE", help="overall cast: 1 as drawn, 0 the calmest, -1 none (default: 1)")
-    number("--vivid", metavar="FACTOR", help="moves colors apart from their mean (default: 1)")
-    option("--no-skin", action="store_true", help="do not look for faces, to give them colors of skin")
     option = command.add_mutually_exclusive_group().add_argument
     option("--palette", action="append", default=[], metavar="#RRGGBB", help="overall color; repeatable")
     option("--reference", type=Path, metavar="FILE", help="a color photograph whose palette is used")
-    _add_precision(command)
     _add_file_format(command)
 
 

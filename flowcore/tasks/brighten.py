@@ -13,9 +13,10 @@ from ..models.fields import Range, check_integer
 from ..models.llflow import MAX_CELLS
 from ..networks.low_light import network_input
 from .image_batch import ImageBatch
+from .ranges import check_range
 from .runner import Runner, Running, RunOptions, check_draws, runs_with
 from .sample import MAX_DEVIATION
-from .settings import check_range, with_defaults
+from .settings import with_defaults
 from .tiles import STRIPS, Border, Sampling, TiledDecoder, Tiling
 
 PADDING = 16  # each side is padded to the next larger multiple, as the published program does

@@ -7,7 +7,6 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,7 @@ from torch import Tensor
 from ..checkpoints.color_memory import ColorMemory
 from ..condition import Condition
 from ..device import float64
-from ..errors import FlowError, ShapeError
+from ..errors import ShapeError
 from ..images import color
 from ..images.color import NEUTRAL
 from ..images.resize import limit_shorter_side, pad_symmetric, resize_bilinear
@@ -29,11 +28,10 @@ from ..prior import Shape
 from . import overflow, skin
 from .hints import Hints, check_items, premultiply, spread_hints, unpremultiply
 from .image_batch import ImageBatch
+from .ranges import check_range
 from .runner import Runner
 from .scans import clear_borders, fill_borders, find_border, is_tinted
-from .settings import check_range, with_defaults
-
-Gamut = Literal["compress", "clip"]
+from .settings import ColorSettings, Gamut, with_defaults
 
 MAX_ASPECT = 4  # the longer side of a working image is at most so many times ``working_size``
 MAX_DEVIATION = 2.0  # of chroma; at temperature 1 no coloring of the shipped model goes beyond 0.6
@@ -116,22 +114,12 @@ class Colorization:
         self._memories = [(each, each.all_cells()) for each in places or filter(None, [encoder_memory])]
         self._encoder_takes_memory = encoder_memory is not None  # it has input channels for recalled colors
 
-    def resolve(
-        self,
-        temperature: float | None,
-        detail: float | None,
-        coherence: float | None,
-        saturation: float | None,
-        latents: Sequence[Tensor] | None,
-    ) -> tuple[list[float], float, float]:
+    def resolve(self, settings: ColorSettings) -> tuple[list[float], float, float]:
         """Fill in the model's defaults: temperatures by level, coherence, and a factor on the chroma before hints."""
-        settings = {"temperature": temperature, "detail": detail, "coherence": coherence, "saturation": saturation}
-        values = with_defaults(self.flow, {**settings, "latents": latents})
-        for name in ("temperature", "detail", "coherence"):
-            check_range(name, values[name])
+        values = with_defaults(self.flow, vars(settings))
         taus = schedule(values["temperature"], values["detail"], len(self.shapes))
         # A saturation that is given also applies to colors that hints spread: ``finish`` takes it.
-        return taus, values["coherence"], values["saturation"] if saturation is None else 1.0
+        return taus, values["coherence"], values["saturation"] if settings.saturation is None else 1.0
 
     def hint_planes(self, batch: slice) -> HintPlanes | None:
         """Resize the hints of some images to the working size."""
@@ -373,15 +361,6 @@ def merge(y: Tensor, chroma: Tensor, alpha: Tensor | None, gamut: Gamut) -> Tens
     y, chroma = y.expand(count, -1, -1, -1), chroma.expand(count, -1, -1, -1)
     rgb = color.compress(y, chroma) if gamut == "compress" else color.clip(y, chroma)
     return rgb if alpha is None else torch.cat([rgb, alpha.to(rgb).expand(count, -1, -1, -1)], dim=1)
-
-
-def check_colors(saturation: float | None, gamut: str, latents_strength: float = 0.0, latents_levels: int = 0) -> None:
-    """Raise FlowError if saturation, gamut, or how latents are blended is out of its range."""
-    if gamut not in ("compress", "clip"):
-        raise FlowError(f"gamut must be compress or clip; got {gamut!r}.")
-    check_range("saturation", 1 if saturation is None else saturation)
-    check_range("latents_strength", latents_strength)
-    check_range("latents_levels", latents_levels)
 
 
 def _lock(chroma: Tensor, coverage: Tensor, target: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,42 +17,17 @@ from ..images.resize import resize_bilinear
 from ..model import FlowModel
 from ..networks.luma import STRIDE
 from ..prior import sample_latents
-from .chroma import Colorization, Gamut, blend_latents, check_colors, enlarge, merge, share_noise, working_sides
-from .hints import Hints
+from .chroma import Colorization, blend_latents, enlarge, merge, share_noise, working_sides
 from .image_batch import ImageBatch, require_tensor
-from .runner import Batching, Runner, Running, RunOptions, check_draws, runs_with
-from .settings import check_range
+from .runner import Batching, Runner, RunOptions, runs_with
+from .settings import AT_ONCE, ColorizeSettings, ColorSettings, Gamut
 
-AT_ONCE = 8  # colorings decoded together
 MEMORY_STEPS = 20  # how far the colors of a memory spread, in positions of the finest grid
 ADVICE = "Ask for fewer at once (samples), lower working_size, shrink the picture, or free memory on the device."
 
 
-@runs_with(Running)
-def colorize(
-    flow: FlowModel,
-    image: Tensor,
-    *,
-    temperature: float | None = None,
-    detail: float | None = None,
-    coherence: float | None = None,
-    seed: int = 0,
-    samples: int = 1,
-    saturation: float | None = None,
-    working_size: int | None = None,
-    hints: Hints | None = None,
-    hint_steps: int = 20,
-    latents: Sequence[Tensor] | None = None,
-    latents_strength: float = 1.0,
-    latents_levels: int = 2,
-    gamut: Gamut = "compress",
-    memory: ColorMemory | Literal["model"] | None = "model",
-    cast: float = 1.0,
-    vivid: float = 1.0,
-    skin: bool = True,
-    mark: str | None = None,
-    **options: Unpack[Running],
-) -> Tensor:
+@runs_with(ColorizeSettings)
+def colorize(flow: FlowModel, image: Tensor, settings: ColorizeSettings) -> Tensor:
     """Color photographs; every sample is another plausible coloring with the same luma.
 
     >>> flow = flowcore.load("color-photos")
@@ -63,35 +38,7 @@ def colorize(
         flow: A colorizer.
         image: As in ``upscale``, ``(B, C, H, W)``. Only the luma is used; alpha is kept. A plain border stays gray and
             does not influence the colors of the photograph.
-        temperature: Standard deviation of the coarsest latents, which decide on the colors; None for the model's
-            default.
-        detail: Standard deviation of the finest latents; those between are interpolated geometrically.
-            None: the default.
-        coherence: Share of the noise of the coarsest grid that similar places have in common, in [0, 1], so that what
-            belongs together gets one color. 0 draws every place independently. None: the default.
-        seed: In [0, 2^64). Sample s of every image is drawn with ``seed + s``.
-        samples: Colorings per image, at least 1.
-        saturation: Factor on the chroma, before the colors are fitted into the gamut. None for the model's default,
-            which is applied before hints; with ``latents``, whose colors are right already, 1.
-        working_size: Shorter side in pixels at which colors are decided; None for the model's default.
-        hints: The wanted colors.
-        hint_steps: How far hints spread over what they are painted on, in positions of the finest grid, four pixels of
-            the working size each; they stop at its edges, see ``spread_hints``. 0: only what the model makes of them.
-        latents: From ``encode_colors``, 1 or B items of any size: colors to take over.
-        latents_strength: Share of the latents' variance that is taken over, in [0, 1]; the rest is drawn.
-        latents_levels: How many of the coarsest levels are taken over; 0 for all.
-        gamut: "compress": colors for which the luma leaves no room lose saturation; luma and hue stay. "clip": they are
-            cut off, as most programs do, and the luma changes.
-        memory: Photographs whose colors are taken over, object by object, see ``remember``; every seed uses another
-            part of it, temperature 0 all. Where they show nothing similar, and with "model" everywhere, the memory that
-            the model's file recommends is used, if any, unless latents or a palette determine the colors. None: only
-            the memory that a model was trained with.
-        cast: Color cast of the whole picture, in [-1, 1]: 1 leaves it as drawn; 0 gives that of the coloring at
-            temperature 0; -1 removes it.
-        vivid: Factor by which colors move away from their mean, at least 0; 1 leaves them as drawn.
-        skin: Whether faces are looked for and get a color of skin, another one for every seed, unless latents or a
-            palette determine the colors; see ``tasks.skin``.
-        mark: As in ``upscale``.
+        settings: The options below, by name.
 
     Returns:
         ``(B * samples, 3 or 4, H, W)`` float32 in [0, 1] on the device of ``image``: all samples of image 0, then of
@@ -104,14 +51,16 @@ def colorize(
 
     Source: Ardizzone et al. 2019, section 4.2 (sampling); see also ``coherent_factor`` and ``spread_hints``.
     """
-    check_draws(seed, samples)
-    check_colors(saturation, gamut, latents_strength, latents_levels)
-    check_range("hint_steps", hint_steps)
-    check_range("cast", cast)
-    check_range("vivid", vivid)
+    return colorize_with(flow, image, settings)
+
+
+def colorize_with(flow: FlowModel, image: Tensor, settings: ColorizeSettings) -> Tensor:
+    """Do as ``colorize``."""
+    memory, seed, samples = settings.memory, settings.seed, settings.samples
+    hints, latents = settings.hints, settings.latents
     if isinstance(memory, ColorMemory):
         memory.check(flow)
-    run = Runner(flow, RunOptions(**options), ADVICE, image)
+    run = Runner(flow, settings, ADVICE, image)
     free = latents is None and (hints is None or hints.palette is None)  # nothing determines the colors
     starter = starter_memory(flow) if free and memory is not None else None
     own = memory if isinstance(memory, ColorMemory) else None
@@ -120,10 +69,12 @@ def colorize(
     memories = [each for each in (starter, own) if each is not None]  # the last one where it knows better
 
     def task() -> Tensor:
-        notes = latents is None or latents_strength < 1 or latents_levels > 0  # else all colors come from latents
-        job = Colorization(run, flow, image, working_size, hints=hints, memories=memories, notes=notes)
-        taus, rho, factor = job.resolve(temperature, detail, coherence, saturation, latents)
-        steps = hint_steps if hints is not None and hints.coverage is not None else 0
+        # else all colors come from latents
+        notes = latents is None or settings.latents_strength < 1 or settings.latents_levels > 0
+        size = settings.working_size
+        job = Colorization(run, flow, image, size, hints=hints, memories=memories, notes=notes)
+        taus, rho, factor = job.resolve(settings)
+        steps = settings.hint_steps if hints is not None and hints.coverage is not None else 0
         run.expect(len(job.y) * (1 + samples))
         pictures: list[Tensor] = []
         for number in range(len(job.y)):
@@ -133,35 +84,35 @@ def colorize(
             cond = job.condition(batch, planes)
             reference = None if latents is None else job.resize_latents(latents, number)
             small_y = job.luma_on_grid(batch)
-            faces = job.find_faces(number) if skin and free else ()
+            faces = job.find_faces(number) if settings.skin and free else ()
             calm = None
-            if cast < 1:
+            if settings.cast < 1:
                 zeros = [torch.zeros(1, *shape, device=run.device) for shape in job.shapes]
                 calm = job.decode_guarded(len(pictures), zeros, cond, None)
             for part in run.batches(samples, AT_ONCE):
                 seeds = [(seed + sample) % 2**64 for sample in range(part.start, part.stop)]
-                z = sample_latents(job.shapes, len(seeds), taus, seed=seeds[0], mark=mark)
+                z = sample_latents(job.shapes, len(seeds), taus, seed=seeds[0], mark=settings.mark)
                 z = [level.to(run.device) for level in (*z[:-1], share_noise(flow, z[-1], cond, rho))]
                 if reference is not None:
-                    z = blend_latents(z, reference, latents_strength, latents_levels)
+                    z = blend_latents(z, reference, settings.latents_strength, settings.latents_levels)
                 part_seeds = seeds if taus[-1] else []  # at temperature 0 the whole memory counts
                 recalls_parts = bool(part_seeds) and job.memory_per_seed
                 sample_cond = job.condition(batch, planes, part_seeds) if recalls_parts else cond.expand(len(seeds))
                 chroma = job.decode_guarded(len(pictures), z, sample_cond, locked)
                 if calm is not None:
-                    chroma = change_cast(chroma, calm, small_y, cast)
+                    chroma = change_cast(chroma, calm, small_y, settings.cast)
                 if starter is not None:
                     chroma = job.add_memory_colors(chroma, 0, batch, cond, part_seeds, MEMORY_STEPS)
                 chroma = factor * chroma
                 if own is not None:  # its colors are wanted as they are
                     chroma = job.add_memory_colors(chroma, len(memories) - 1, batch, cond, part_seeds, MEMORY_STEPS)
-                chroma = make_vivid(chroma, small_y, vivid)
+                chroma = make_vivid(chroma, small_y, settings.vivid)
                 if faces:
                     chroma = job.add_skin(chroma, faces, batch, cond, seeds if taus[-1] else [None] * len(seeds))
                 if steps and planes is not None:
                     chroma = job.spread_colors(chroma, batch, cond, planes.pooled(job.grid), steps)
                 for one in chroma.split(1):
-                    pictures.append(job.finish(one, batch, saturation, gamut))
+                    pictures.append(job.finish(one, batch, settings.saturation, settings.gamut))
                     run.advance(preview=pictures[-1][0, :3])
         job.repairs.report(run.notify, math.prod(job.chroma_size), "left gray")
         return torch.cat(pictures)
@@ -282,7 +233,7 @@ def apply_chroma(
         raise ImageError(
             f"{len(y)} pictures for luma and {len(colors)} for colors do not pair. Pass one of either, or equally many."
         )
-    check_colors(saturation, gamut)
+    ColorSettings(saturation=saturation, gamut=gamut)  # checks them
     chroma = color.split(colors)[1]
     if chroma.shape[2:] != y.shape[2:]:
         # guided by this luma, shrunk: that of the other picture may have drifted, and drift is no edge

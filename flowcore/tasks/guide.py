@@ -18,8 +18,9 @@ from ..prior import number_or_map
 from ..quality.metrics import lr_psnr
 from .consistency import back_project
 from .image_batch import ImageBatch
+from .ranges import check_range
 from .runner import Runner
-from .settings import Strength, UpscaleSettings, check_range
+from .settings import Strength, UpscaleSettings
 
 NEARBY = 9  # latents: side of the window in which the rms of a guide's latents is measured
 BOUND = 1.2  # highest ratio of that rms to drawn latents'; less blurs clips over time, more adds specks out of focus

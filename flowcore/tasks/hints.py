@@ -16,7 +16,7 @@ from ..errors import FlowError, ImageError, ShapeError
 from ..images import color
 from ..images.resize import resize_bilinear
 from .image_batch import ImageBatch
-from .settings import check_range
+from .ranges import check_range
 
 Color = str | Sequence[float]  # such as "#e0b080", or red, green and blue in [0, 1]
 Point = tuple[float, float, Color]  # column, row and color; pixels from the top left corner

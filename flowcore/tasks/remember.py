@@ -21,9 +21,9 @@ from ..models.fields import Range
 from ..networks import LumaEncoder
 from ..networks.memory import CELL, MAX_CELLS, SIDE, CellMemory, evenly_spaced, renumber
 from .image_batch import ImageBatch
+from .ranges import Setting, check_range
 from .runner import Reporting, Runner, RunOptions, runs_with
 from .scans import find_border, is_tinted
-from .settings import Setting, check_range
 
 MULTIPLE = 32  # which divides the sides that a backbone takes
 MAX_ASPECT = 4  # longer over shorter side, at most

@@ -13,8 +13,8 @@ from ..images.resize import pad_symmetric, shrink
 from ..model import FlowModel
 from ..prior import Temperature
 from .image_batch import ImageBatch, append_alpha, fit_mask
+from .ranges import check_range
 from .runner import Batching, Runner, RunOptions, check_draws, part_of_run, runs_with
-from .settings import check_range
 from .upscale import upscale
 
 AROUND = 32  # pixels around what is repaired that the model sees

@@ -24,7 +24,8 @@ from ..inference.strips import minimum_memory, observed
 from ..model import FlowModel
 from ..prior import check_seed
 from . import Cancelled, Precision, Progress, part_of
-from .settings import RunOptions, check_range, options_of
+from .ranges import check_range
+from .settings import RunOptions, options_of
 
 Function = TypeVar("Function", bound=Callable[..., Any])  # a task
 P = ParamSpec("P")  # the keywords of a class of settings

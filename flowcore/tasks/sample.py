@@ -41,8 +41,8 @@ from .model_input import (
     prepare_input,
     size_of_latents,
 )
+from .ranges import Setting, check_range, is_real
 from .runner import Batching, Reporting, Runner, Running, RunOptions, batch_size, check_draws, part_of_run, runs_with
-from .settings import Setting, check_range, is_real
 
 LARGE = 2**28  # bytes of weights whose copy counts in an estimate of memory
 MAX_DEVIATION = 100.0  # from 0.5: wild latents may give wild images, but no infinities

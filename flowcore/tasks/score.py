@@ -34,8 +34,8 @@ from ..model import FlowModel
 from ..prior import log_density
 from ..transforms import Estimated, NoPositionsError
 from .image_batch import WHITE, notify_of_range, refuse_integer_range, require_pixels, require_tensor
+from .ranges import check_range
 from .runner import Batching, Runner, RunOptions, batch_size, check_draws, runs_with
-from .settings import check_range
 
 Dequantization = Literal["uniform", "gaussian", "variational"]
 

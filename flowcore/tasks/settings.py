@@ -6,30 +6,29 @@ the node, its option on the command line, its place in recipes and in docs/optio
 
 import inspect
 import logging
-import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from numbers import Integral, Real
-from typing import Annotated, Any, NamedTuple, TypeAlias, get_args
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args, get_origin
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from ..checkpoints.color_memory import ColorMemory
 from ..errors import FlowError
 from ..inference.condition_cache import ConditionStore
 from ..model import FlowModel
-from ..models.fields import SAMPLING, Range, annotated_types, short_repr
+from ..models.fields import SAMPLING, Range, annotated_types
 from ..prior import Temperature, check_seed
 from . import Precision, Progress
+from .hints import Hints
+from .ranges import MAX_DRAWS, SETTINGS, Setting, check_range, count, nonnegative, share
 
-ANY = Range(0, math.inf)
+AT_ONCE = 8  # colorings decoded together
 HALO = 24  # LR pixels; how far tiles then differ from the whole image: docs/decisions/0004
 BOLDEST = 1.6  # temperature at boldness 1, relative to the default, for files that do not state it
-MAX_DRAWS = 2**20  # of an image; far more than anyone waits for
-MAX_EXPOSURE = 4  # stops
 
 Strength: TypeAlias = float | Tensor
 """Part of a guide's latents that is kept, in [0, 1]: a number, or a map as of temperatures that covers the image."""
@@ -37,85 +36,7 @@ Strength: TypeAlias = float | Tensor
 log = logging.getLogger("flowcore")
 
 
-class Setting(NamedTuple):
-    """The values that a setting may have, and how nodes, the command line and names of results show it."""
-
-    kind: type[int] | type[float] | None = None  # None: it is no number, and the type of its field says all
-    bounds: Range = ANY
-    note: str = ""  # follows the message that a value is not among them
-    label: str = ""  # what stands before its value in names of results; "": it is not in them
-    unit: str = ""
-    most: float | None = None  # highest number of its widget, where there is no bound
-    advanced: bool = False  # whether the node folds it away
-    offered: bool = True  # in nodes and on the command line, not only in Python
-
-
-def _share(note: str = "", **shown: Any) -> Setting:
-    return Setting(float, Range(0, 1), note, **shown)
-
-
-def _nonnegative(note: str = "", **shown: Any) -> Setting:
-    return Setting(float, ANY, note, **shown)
-
-
-def _count(low: int, high: float = math.inf, note: str = "", **shown: Any) -> Setting:
-    return Setting(int, Range(low, high), note, **shown)
-
-
-SETTINGS: dict[str, Setting] = {  # by name, in tasks and on the command line; those of the fields below are added there
-    "steadiness": _share("0 draws every frame independently."),
-    "chunk": _count(1),
-    "sensitivity": _share("Higher finds more."),
-    "exposure": Setting(float, Range(-MAX_EXPOSURE, MAX_EXPOSURE), "It is in stops."),
-    "strength": _share("0 is the photograph as it is, 1 as drawn."),
-    "detail": _nonnegative(),
-    "coherence": _share("0 draws every place independently."),
-    "saturation": _nonnegative(),
-    "working_size": _count(16, 4096, "It is in pixels."),
-    "latents_strength": _share(),
-    "latents_levels": _count(0, note="0 means all."),
-    "hint_steps": _count(0),
-    "radius": _nonnegative("It is in pixels."),
-    "cast": Setting(float, Range(-1, 1), "1 is as drawn, 0 that of the calmest coloring, -1 no cast at all."),
-    "vivid": _nonnegative("1 is as drawn."),
-    "carry": Setting(float, Range(0, 1, open=True)),
-    "probes": _count(0),
-    "terms": _count(1),
-    "smallest": _nonnegative("It is in pixels."),
-    "largest": _nonnegative("It is in pixels; 0 is no limit."),
-    "number": _count(0, note="0 is all of them."),
-    "frames": _count(1, MAX_DRAWS),
-}
-
-
-def check_range(name: str, value: object, setting: Setting | None = None) -> None:
-    """Raise FlowError unless a value is a number in the range of its setting, by default ``SETTINGS[name]``."""
-    kind, bounds, note, *_ = setting or SETTINGS[name]
-    is_number = is_whole(value) if kind is int else is_real(value)
-    number: Any = value
-    is_finite = is_number and -math.inf < number < math.inf
-    if is_finite and bounds.low <= number <= bounds.high and not (bounds.open and number == bounds.high):
-        return
-    whole = "a whole number" if kind is int else "a finite number"
-    expected = f"be {whole} >= {bounds.low:g}"
-    if bounds.high < math.inf:
-        place = f"in [{bounds.low}, {bounds.high}{')' if bounds.open else ']'}"
-        expected = f"be a whole number {place}" if kind is int else f"lie {place}"
-    got = f"{value}" if is_real(value) else f"{short_repr(value)}, a {type(value).__name__}"
-    advice = note if is_number else f"Pass {whole.replace('finite ', '')}."
-    raise FlowError(f"{name} must {expected}; got {got}. {advice}".rstrip())
-
-
-def is_real(value: object) -> bool:
-    """Tell whether a value is a number: Python's, NumPy's, or a tensor of no dimensions; True and False are none."""
-    if isinstance(value, Tensor):
-        return value.ndim == 0
-    return not isinstance(value, bool) and isinstance(value, Real)
-
-
-def is_whole(value: object) -> bool:
-    """Tell whether a value is an integer of Python or NumPy."""
-    return not isinstance(value, bool) and isinstance(value, Integral)
+Gamut = Literal["compress", "clip"]
 
 
 class Option(NamedTuple):
@@ -132,14 +53,14 @@ class Option(NamedTuple):
 def options_of(kind: type["RunOptions"]) -> list[Option]:
     """List the options of a task by the class of its settings, its own before those of every task."""
     described = {}
-    for each in kind.__mro__[:-1]:
+    for each in kind.__mro__[-2::-1]:
         parts = re.split(r"^ {4}(\w+): ", inspect.getdoc(each) or "", flags=re.MULTILINE)  # none under python -OO
         described |= {name: " ".join(text.split()) for name, text in zip(parts[1::2], parts[2::2], strict=True)}
     typed = sorted(annotated_types(kind).items(), key=lambda item: item[0] in RunOptions.__annotations__)
     return [Option(name, *of, getattr(kind, name), described.get(name, "")) for name, of in typed]
 
 
-PYTHON = Setting(offered=False)  # of options that only callers from Python have
+PYTHON = Setting(node=False, command=False)  # of options that only callers from Python have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,16 +78,18 @@ class RunOptions:
     """
 
     precision: Annotated[Precision, Setting(advanced=True)] = "float32"
-    batch: Annotated[int | None, _count(0, note="0 chooses by the image's size.", offered=False)] = None
+    batch: Annotated[int | None, count(0, note="0 chooses by the image's size.", node=False, command=False)] = None
     progress: Annotated[Progress | None, PYTHON] = None
     cancelled: Annotated[Callable[[], bool] | None, PYTHON] = None
     notify: Annotated[Callable[[str], None] | None, PYTHON] = None
 
     def __post_init__(self) -> None:
-        if self.precision not in get_args(Precision):
-            raise FlowError(f"precision must be one of {', '.join(get_args(Precision))}; got {self.precision!r}.")
         for name, (kind, setting) in annotated_types(type(self)).items():
             value = getattr(self, name)
+            if name == "seed":
+                check_seed(value)
+            if get_origin(kind) is Literal and value not in get_args(kind):
+                raise FlowError(f"{name} must be one of {', '.join(get_args(kind))}; got {value!r}.")
             may_vary = Tensor in get_args(kind)  # by level or place, and is checked where these are known
             if setting.kind is not None and not may_vary and (value is not None or type(None) not in get_args(kind)):
                 check_range(name, value, setting)
@@ -174,6 +97,18 @@ class RunOptions:
     def tell(self, sentence: str) -> None:
         """Pass a sentence to the caller, or else to the log."""
         (self.notify or log.warning)(sentence)
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what records need: offered numbers, switches and texts that differ from their defaults.
+
+        Without seed and samples, which have a place of their own.
+        """
+        recorded: dict[str, Any] = {}
+        for name, _, setting, default, _ in options_of(type(self)):
+            value = getattr(self, name)
+            if setting.command and name not in ("seed", "samples") and isinstance(value, (int, float, str)):
+                recorded |= {name: value} if value != default else {}
+        return recorded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,44 +147,126 @@ class UpscaleSettings(RunOptions):
     """
 
     temperature: Annotated[
-        Temperature | None, _nonnegative("0 is the calmest, 1 the model's own spread.", label="tau")
+        Temperature | None, nonnegative("0 is the calmest, 1 the model's own spread.", label="tau")
     ] = None
-    boldness: Annotated[float | None, _share("0 is faithful, 0.5 the model's default, 1 bold.")] = None
+    boldness: Annotated[float | None, share("0 is faithful, 0.5 the model's default, 1 bold.")] = None
     calm_edges: Annotated[
-        float | None, _share("0 is off, 1 leaves no temperature at strong edges.", label="calm", advanced=True)
+        float | None, share("0 is off, 1 leaves no temperature at strong edges.", label="calm", advanced=True)
     ] = None
-    seed: Annotated[int, _count(0, 2**64 - 1)] = 0
-    samples: Annotated[int, _count(1, MAX_DRAWS, most=64)] = 1
-    tile: Annotated[int, _count(0, note="0 chooses by free memory.", unit="pixels", most=4096, advanced=True)] = 0
-    halo: Annotated[int, _count(0, offered=False)] = HALO
+    seed: Annotated[int, count(0, 2**64 - 1)] = 0
+    samples: Annotated[int, count(1, MAX_DRAWS, most=64)] = 1
+    tile: Annotated[int, count(0, note="0 chooses by free memory.", unit="pixels", most=4096, advanced=True)] = 0
+    halo: Annotated[int, count(0, node=False, command=False)] = HALO
     guide: Annotated[Tensor | None, Setting()] = None
-    guide_strength: Annotated[Strength | None, _share("0 ignores the guide, 1 keeps all of it.", label="guided")] = None
+    guide_strength: Annotated[Strength | None, share("0 ignores the guide, 1 keeps all of it.", label="guided")] = None
     guide_bounded: Annotated[bool, PYTHON] = False
-    factor: Annotated[float, _nonnegative("0 leaves it to the model.", label="x", most=16.0)] = 0.0
+    factor: Annotated[float, nonnegative("0 leaves it to the model.", label="x", most=16.0, step=0.05)] = 0.0
     longest_side: Annotated[
-        int, _count(0, note="0 leaves it to the model.", label="side", unit="pixels", most=16384, advanced=True)
+        int, count(0, note="0 leaves it to the model.", label="side", unit="pixels", most=16384, advanced=True)
     ] = 0
     match_source: Annotated[bool, Setting(label="matched", advanced=True)] = False
     mark: Annotated[str | None, Setting(unit="phrase", advanced=True)] = None
     store: Annotated[ConditionStore | None, PYTHON] = None
-
-    def __post_init__(self) -> None:
-        check_seed(self.seed)
-        super().__post_init__()
 
     def resolved(self, flow: FlowModel) -> Self:
         """Replace settings that are None by the model's defaults; what ``boldness`` says is then in the temperature."""
         stated = model_defaults(flow, vars(self))
         return replace(self, boldness=None, **{name: value for name, value in stated.items() if name in vars(self)})
 
-    def recorded(self) -> dict[str, Any]:
-        """Return the numbers, switches and texts that are offered and differ from their defaults, for records."""
-        values = {each.name: getattr(self, each.name) for each in options_of(type(self)) if each.setting.offered}
-        plain = {name: value for name, value in values.items() if isinstance(value, (int, float, str))}
-        return {name: value for name, value in plain.items() if value != getattr(type(self), name)}
+
+@dataclass(frozen=True, kw_only=True)
+class ColorSettings(RunOptions):
+    """What may be set of ``colorize`` and of ``colorize_video``.
+
+    Attributes:
+        temperature: Standard deviation of the coarsest latents, which decide on the colors. None for the model's
+            default.
+        detail: Standard deviation of the finest latents; those between are interpolated geometrically. None: the
+            default.
+        coherence: Share of the noise of the coarsest grid that similar places have in common, in [0, 1], so that what
+            belongs together gets one color. 0 draws every place independently. None: the default.
+        seed: Sample s of every image is drawn with ``seed + s``, in [0, 2^64).
+        saturation: Factor on the chroma, before the colors are fitted into the gamut. None for the model's default,
+            which is applied before hints; with ``latents``, whose colors are right already, 1.
+        working_size: Shorter side in pixels of the image on which colors are decided. None for the model's default.
+        hints: The wanted colors.
+        latents: From ``encode_colors``, 1 or B items of any size: colors to take over.
+        latents_strength: Share of the latents' variance that is taken over, in [0, 1]; the rest is drawn.
+        latents_levels: How many of the coarsest levels are taken over; 0 for all.
+        gamut: What becomes of colors for which the luma leaves no room. "compress": they lose saturation; luma and hue
+            stay. "clip": they are cut off, as most programs do, and the luma changes.
+    """
+
+    temperature: Annotated[float | None, nonnegative("0 is the calmest, 1 the model's own spread.")] = None
+    detail: Annotated[float | None, nonnegative(advanced=True)] = None
+    coherence: Annotated[float | None, share("0 draws every place independently.", advanced=True)] = None
+    seed: Annotated[int, count(0, 2**64 - 1)] = 0
+    saturation: Annotated[float | None, nonnegative(most=3)] = None
+    working_size: Annotated[int | None, count(16, 4096, "It is in pixels.", unit="pixels", step=16, advanced=True)] = (
+        None
+    )
+    hints: Annotated[Hints | None, PYTHON] = None
+    latents: Annotated[Sequence[Tensor] | None, PYTHON] = None
+    latents_strength: Annotated[float, share(advanced=True, command=False)] = 1.0
+    latents_levels: Annotated[int, count(0, note="0 means all.", most=8, advanced=True, command=False)] = 2
+    gamut: Annotated[Gamut, Setting(advanced=True)] = "compress"
 
 
-SETTINGS.update({each.name: each.setting for each in options_of(UpscaleSettings) if each.setting.kind})
+@dataclass(frozen=True, kw_only=True)
+class ColorizeSettings(ColorSettings):
+    """What may be set of ``colorize``.
+
+    Attributes:
+        samples: Colorings per image, at least 1.
+        hint_steps: How far hints spread over what they are painted on, in positions of the finest grid, four pixels of
+            the working size each. They stop at its edges, see ``spread_hints``. 0: only what the model makes of them.
+        memory: Photographs whose colors are taken over, object by object, see ``remember``; every seed uses another
+            part of it, temperature 0 all. Where they show nothing similar, and with "model" everywhere, the memory that
+            the model's file recommends is used, if any, unless latents or a palette determine the colors. None: only
+            the memory that a model was trained with.
+        cast: Color cast of the whole picture, in [-1, 1]: 1 leaves it as drawn; 0 gives that of the coloring at
+            temperature 0; -1 removes it.
+        vivid: Factor by which colors move away from their mean, at least 0; 1 leaves them as drawn.
+        skin: Whether faces are looked for and get a color of skin, another one for every seed. Not if latents or a
+            palette determine the colors; see ``tasks.skin``.
+        mark: A secret phrase by which ``verify`` knows the results again without their seed. As in ``upscale``.
+    """
+
+    samples: Annotated[int, count(1, MAX_DRAWS, most=64)] = 1
+    hint_steps: Annotated[int, count(0, most=200, advanced=True)] = 20
+    memory: Annotated[ColorMemory | Literal["model"] | None, PYTHON] = "model"
+    cast: Annotated[
+        float,
+        Setting(float, Range(-1, 1), "1 is as drawn, 0 that of the calmest coloring, -1 no cast.", advanced=True),
+    ] = 1.0
+    vivid: Annotated[float, nonnegative("1 is as drawn.", most=2, advanced=True)] = 1.0
+    skin: Annotated[bool, Setting(advanced=True)] = True
+    mark: Annotated[str | None, Setting(unit="phrase", advanced=True)] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColorizeVideoSettings(ColorSettings):
+    """What may be set of ``colorize_video``.
+
+    Attributes:
+        coherence: As in ``colorize``. Places are similar as they are in the first frame.
+        seed: One for all frames, in [0, 2^64).
+        hints: One for all frames, or one per frame; they do not spread.
+        latents: As in ``colorize``, 1 item.
+        carry: Share of the previous frame's coarsest chroma in each frame, in [0, 1). More is steadier, and slower to
+            follow a cut.
+        chunk: Frames decoded together. Changes memory and time, not the result.
+        before: For a clip in parts: an empty list with the first part, and the same list with all others. It receives
+            what the next part needs. None if these are all frames.
+    """
+
+    carry: Annotated[float, Setting(float, Range(0, 1, open=True))] = 0.0
+    chunk: Annotated[int, count(1, node=False, command=False)] = AT_ONCE
+    before: Annotated[list[Tensor] | None, PYTHON] = None
+
+
+for _kind in (UpscaleSettings, ColorizeSettings, ColorizeVideoSettings):
+    SETTINGS.update({each.name: each.setting for each in options_of(_kind) if each.setting.kind})
 
 
 def with_defaults(flow: FlowModel, settings: Mapping[str, Any]) -> dict[str, Any]:

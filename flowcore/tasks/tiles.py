@@ -24,8 +24,8 @@ from ..model import FlowModel
 from ..prior import Shape, Temperature, level_temperatures, resize_temperature_map, sample_latents
 from . import overflow
 from .guide import NEARBY, Guide, drawn_share, limit_rms
+from .ranges import check_range
 from .runner import Runner, batch_size
-from .settings import check_range
 
 STRIPS = 2**26  # bytes that strips take at most, whatever the image
 ENCODING = 4  # cost of a unit of the encoder relative to one of decoding: srflow-x4, 72x48, one core

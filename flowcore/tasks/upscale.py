@@ -21,8 +21,9 @@ from . import consistency
 from .guide import prepare_guide
 from .image_batch import ImageBatch
 from .model_choice import notify_of_damage
+from .ranges import check_range
 from .runner import Runner, Running, runs_with
-from .settings import HALO, Strength, UpscaleSettings, check_range
+from .settings import HALO, Strength, UpscaleSettings
 from .tiles import STRIPS, Sampling, TiledDecoder, Tiling
 
 MAX_DEVIATION = 2.0  # largest |value - 0.5| that is no overflow; temperature 1 stays within 1.6: docs/decisions/0013

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -16,13 +16,13 @@ from ..images.resize import shrink
 from ..inference.condition_cache import ConditionStore
 from ..model import FlowModel
 from ..prior import Temperature, sample_latents
-from .chroma import Colorization, Gamut, blend_latents, check_colors, share_noise
-from .colorize import ADVICE, AT_ONCE
-from .hints import Hints
+from .chroma import Colorization, blend_latents, share_noise
+from .colorize import ADVICE
 from .image_batch import ImageBatch
 from .model_choice import notify_of_damage
+from .ranges import check_range
 from .runner import Runner, Running, RunOptions, check_draws, part_of_run, runs_with
-from .settings import HALO, check_range
+from .settings import AT_ONCE, HALO, ColorizeVideoSettings
 from .upscale import ADVICE as UPSCALE_ADVICE
 from .upscale import upscale
 
@@ -34,41 +34,14 @@ MOVED = 0.5  # pixels of motion from which on steadiness applies; what stands st
 CUT = 0.5  # share of a frame that must be explained, on average; otherwise it is redrawn without a guide
 
 
-@runs_with(Running)
-def colorize_video(  # noqa: D417
-    flow: FlowModel,
-    frames: Tensor,
-    *,
-    temperature: float | None = None,
-    detail: float | None = None,
-    coherence: float | None = None,
-    seed: int = 0,
-    saturation: float | None = None,
-    working_size: int | None = None,
-    hints: Hints | None = None,
-    latents: Sequence[Tensor] | None = None,
-    latents_strength: float = 1.0,
-    latents_levels: int = 2,
-    carry: float = 0.0,
-    chunk: int = AT_ONCE,
-    gamut: Gamut = "compress",
-    before: list[Tensor] | None = None,
-    **options: Unpack[Running],
-) -> Tensor:
+@runs_with(ColorizeVideoSettings)
+def colorize_video(flow: FlowModel, frames: Tensor, settings: ColorizeVideoSettings) -> Tensor:
     """Color the frames of one clip from the same latents, optionally with colors carried from frame to frame.
 
     Args:
-        flow: A colorizer. Arguments that are not described here are as in ``colorize``.
+        flow: A colorizer.
         frames: ``(T, C, H, W)`` in order.
-        coherence: Places are similar as they are in the first frame.
-        seed: One for all frames.
-        hints: One for all frames, or one per frame; they do not spread.
-        latents: 1 item.
-        carry: Share of the previous frame's coarsest chroma in each frame, in [0, 1). More is steadier, and slower to
-            follow a cut.
-        chunk: Frames decoded together. Changes memory and time, not the result.
-        before: For a clip in parts: an empty list with the first part, and the same list with all others. It receives
-            what the next part needs. None if these are all frames.
+        settings: The options below, by name.
 
     Returns:
         ``(T, 3 or 4, H, W)``.
@@ -78,20 +51,17 @@ def colorize_video(  # noqa: D417
         FlowError: If the model is no colorizer, or an argument is out of its range.
         ShapeError: If hints or latents do not fit.
     """
-    check_range("carry", carry)
-    check_range("chunk", chunk)
-    check_draws(seed)
-    check_colors(saturation, gamut, latents_strength, latents_levels)
-    options.setdefault("batch", chunk)
-    run = Runner(flow, RunOptions(**options), ADVICE, frames)
+    settings = settings if settings.batch else replace(settings, batch=settings.chunk)
+    latents, carry, before = settings.latents, settings.carry, settings.before
+    run = Runner(flow, settings, ADVICE, frames)
 
     def task() -> tuple[Tensor, list[Tensor]]:
-        job = Colorization(run, flow, frames, working_size, hints=hints, frames=True)
+        job = Colorization(run, flow, frames, settings.working_size, hints=settings.hints, frames=True)
         chunks = run.batches(len(job.y), AT_ONCE)
-        taus, rho, factor = job.resolve(temperature, detail, coherence, saturation, latents)
+        taus, rho, factor = job.resolve(settings)
         first = slice(0, 1)
         run.expect(2 * len(chunks) + int(rho > 0 and not before))
-        *finer, coarsest = sample_latents(job.shapes, 1, taus, seed=seed)
+        *finer, coarsest = sample_latents(job.shapes, 1, taus, seed=settings.seed)
         if before:
             coarsest = before[1]
         elif rho:
@@ -101,7 +71,7 @@ def colorize_video(  # noqa: D417
             reference = job.resize_latents(latents, 0)
             if len(latents[0]) != 1:
                 raise ShapeError(f"A clip takes the latents of 1 picture; got those of {len(latents[0])}.")
-            z = blend_latents(z, reference, latents_strength, latents_levels)
+            z = blend_latents(z, reference, settings.latents_strength, settings.latents_levels)
         carried = [] if before is None else before[:1]  # what the last frame's coarsest level decoded to
 
         def carry_on(level: int, x: Tensor) -> Tensor:
@@ -119,7 +89,7 @@ def colorize_video(  # noqa: D417
             planes = job.hint_planes(batch)
             shared = [level.to(run.device).expand(batch.stop - batch.start, -1, -1, -1) for level in z]
             chroma, _ = job.decode(shared, job.condition(batch, planes), planes, carry=carry_on)
-            result[batch] = job.finish(factor * chroma, batch, saturation, gamut)
+            result[batch] = job.finish(factor * chroma, batch, settings.saturation, settings.gamut)
             run.advance(preview=result[batch][-1, :3])
         return result, [*carried, coarsest]
 

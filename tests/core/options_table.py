@@ -59,8 +59,6 @@ DIFFERENT = {  # by table and option: why it is something else when left out her
     ("Upscale a clip", "steadiness"): "**Without it the command enlarges every frame alone.**",
     ("Colorize a clip", "carry"): "**0.5 on the command line, 0 elsewhere.**",
     ("Colorize", "memory"): "**`model`, and nothing elsewhere, is the one that the model comes with.**",
-    ("Colorize", "cast"): "**Left out it is 1 everywhere.**",
-    ("Colorize", "vivid"): "**Left out it is 1 everywhere.**",
     ("Faces", "largest"): "**On a canvas every face is cut out; the story *faces* sets 36.**",
     ("Sample", "samples"): "**`n` in Python, where it is required.**",
     ("Sample", "snap"): "**`snapped` in Python; the command always does it.**",
@@ -88,10 +86,10 @@ def rows(task: Task) -> dict[str, dict[str, Any]]:
         if (name := asked["name"]) not in OPENED | ON_CANVAS:
             row = found.setdefault(task.node_names.get(name, name), {})
             tooltip = TEXTS[task.node]["inputs"].get(name, {}).get("tooltip", "")
-            row |= {"node": asked.get("default"), "what": re.split(r"(?<=[^0-9])[.:;] ", f"{tooltip} ")[0].rstrip(".")}
+            row |= {"node": asked.get("default"), "what": re.split(r"(?<=[^0-9])[.:;] ", f"{tooltip} ")[0].rstrip(". ")}
     for action in {*command(task.command).values()}:
         names = [name[2:].replace("-", "_") for name in action.option_strings if name.startswith("--")]
-        denied = [name[3:] for name in names if name.startswith("no_")]  # --no-check is False of check
+        denied = [name[3:] for name in names if name.startswith("no_") and name[3:] not in names]  # --no-check is False of check
         if {*names} & {*(one.replace("-", "_") for one in SHARED), "set", "help"} or names[0].startswith("ray_"):
             continue
         name = next((name for name in [*names, *denied] if name in found), names[0])

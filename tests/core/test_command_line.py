@@ -36,8 +36,9 @@ from flowcore.tasks.colorize import colorize, transfer_palette
 from flowcore.tasks.faces import restore_faces
 from flowcore.tasks.hints import hints_from_points
 from flowcore.tasks.model_choice import upscaler_for_files
+from flowcore.tasks.ranges import MAX_DRAWS
 from flowcore.tasks.ranking import ranked
-from flowcore.tasks.settings import MAX_DRAWS, UpscaleSettings
+from flowcore.tasks.settings import UpscaleSettings
 from flowcore.tasks.upscale import upscale
 
 from .commands import StoppedAfter, names, near, photograph, pixels, run, write_colorizer
@@ -169,7 +170,7 @@ def test_any_size_is_made_on_the_command_line_as_in_python(model, tmp_path, caps
         assert {key: entry.settings[key] for key in options} == options
     assert capsys.readouterr().err.count("1 of 1 were there already") == 4
     assert run("upscale", photo, "-o", out, "--model", model, "--factor", 2, "--steadiness", 0.5) == 2
-    assert "--factor, --longest-side and --match-source are for photographs" in capsys.readouterr().err
+    assert "Only for photographs, not for the frames of a clip: --factor" in capsys.readouterr().err
 
 
 def test_a_result_that_would_be_too_large_fails_alone(model, tmp_path, stderr_of):

@@ -26,7 +26,7 @@ from flowcore.cli.main import COMMANDS, build_parser
 from flowcore.images import files
 from flowcore.likelihood import bits_per_dim
 from flowcore.models.realnvp import RealNVPConfig, realnvp
-from flowcore.tasks.settings import UpscaleSettings, options_of
+from flowcore.tasks.settings import ColorizeSettings, UpscaleSettings, options_of
 
 from . import notebook
 from . import options_table as options
@@ -246,11 +246,13 @@ def test_an_option_that_is_left_out_is_the_same_everywhere_or_there_is_a_reason(
     assert all(name in tables[title] for title, name in options.DIFFERENT)
 
 
-def test_every_option_of_upscale_is_offered_everywhere_or_only_in_python():
-    rows = options.rows(options.TASKS["Upscale"])
-    for option in options_of(UpscaleSettings):
-        assert {"python", "command", "node"} <= rows.get(option.name, {}).keys() or not option.setting.offered
-        assert option.text.endswith("."), option.name
+def test_every_option_is_offered_where_its_field_says():
+    for title, kind in (("Upscale", UpscaleSettings), ("Colorize", ColorizeSettings)):
+        rows = options.rows(options.TASKS[title])
+        for option in options_of(kind):
+            offered = {place for place in ("command", "node") if getattr(option.setting, place)}
+            assert offered <= rows.get(option.name, {}).keys(), option.name
+            assert option.text.endswith("."), option.name
 
 
 def test_photographs_of_a_folder_are_called_images_as_on_the_node():
