@@ -23,7 +23,7 @@ from .images.color import to_uint8
 from .inference.plan import forget_plan
 from .model import FlowModel
 from .tasks.settings import UpscaleSettings
-from .tasks.upscale import sampling, upscale
+from .tasks.upscale import upscale
 from .transforms import Coupling
 
 log = logging.getLogger("flowcore")
@@ -58,8 +58,8 @@ class Upscaler(nn.Module):
                 f"An upscale model is made of an SRFlow; got a {flow.architecture} model. Load one such as srflow-x4."
             )
         self.flow = flow
-        settings = UpscaleSettings(temperature=temperature, calm_edges=calm_edges)
-        self.temperature, self.calm_edges = sampling(settings.resolved(flow))
+        settings = UpscaleSettings(temperature=temperature, calm_edges=calm_edges).resolved(flow)
+        self.temperature, self.calm_edges = settings.temperature, settings.calm_edges
         self.seed = seed
         self.cancelled, self.notify = cancelled, notify
         self._notified: set[str] = set()  # hosts call once per tile

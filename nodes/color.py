@@ -14,7 +14,7 @@ from flowcore import ColorMemory, FlowError, Hints, remember
 from flowcore.images.color import parse_color
 from flowcore.prior import masked_temperature
 from flowcore.tasks.brighten import memory_required as brightening_memory
-from flowcore.tasks.colorize import colorize_with, memory_required
+from flowcore.tasks.colorize import memory_required
 from flowcore.tasks.hints import combine_hints, hints_from_points, hints_from_strokes, palette_from, parse_points
 from flowcore.tasks.settings import ColorizeSettings, ColorSettings
 from flowcore.training.image_sources import folder_stamp
@@ -97,7 +97,7 @@ class FlowcoreColorize(ClipNode):
             return self.show_frames(flowcore.colorize_video(flow, pixels, carry=carry, **shared), image)
         if carry:
             notes("carry is ignored: it works only if frames is video.")
-        return self.show_samples(colorize_with(flow, pixels, settings), settings.seed, samples, image)
+        return self.show_samples(flowcore.colorize(flow, pixels, settings=settings), settings.seed, samples, image)
 
 
 class FlowcoreColorHints(FlowNode):

@@ -19,9 +19,15 @@ from flowcore.prior import Temperature, masked_temperature
 from flowcore.quality.metrics import diversity
 from flowcore.tasks.consistency import consistency
 from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, better_model
-from flowcore.tasks.settings import UpscaleSettings, guide_share, with_defaults
-from flowcore.tasks.upscale import memory_required, target_size, upscale_with
-from flowcore.tasks.video import STEADINESS
+from flowcore.tasks.settings import (
+    STEADINESS,
+    RestoreSettings,
+    UpscaleSettings,
+    UpscaleVideoSettings,
+    guide_share,
+    with_defaults,
+)
+from flowcore.tasks.upscale import memory_required, target_size
 
 from . import widgets
 from .host.compat import curve_values, io, log
@@ -109,7 +115,8 @@ class FlowcoreUpscale(PickingNode):
         marks = None if mask is None else from_mask(mask, count, (height, width))
         inside = inside if marks is None else _masked(inside, marks, outside, self.notes)
         run_options = self.notes.task_options(sources=image)
-        pictures = upscale_with(flow, image, replace(settings, temperature=inside, store=STORE, **run_options))
+        settings = replace(settings, temperature=inside, store=STORE, **run_options)
+        pictures = flowcore.upscale(flow, image, settings=settings)
         each = consistency(pictures, image).tolist()
         worst = min(each)
         edges = f", {calm:g} calmer at edges" if calm else ""
@@ -181,22 +188,16 @@ class FlowcoreUpscaleVideo(ClipNode):
         self,
         image: Clip,
         model: UpscaleModel,
-        temperature: widgets.ModelTemperature,
-        seed: widgets.Seed,
+        settings: UpscaleVideoSettings,
         steadiness: Annotated[float, widgets.slider(STEADINESS, 0.0, 1.0)],
-        calm_edges: widgets.CalmEdges,
-        tile: widgets.Tile,
-        precision: widgets.Precision,
         pick: widgets.Pick,
     ) -> Any:
         count, _, height, width = image.shape
         size = target_size(model.flow.condition_scale, height, width)
         check_memory(count, 3 * math.prod(size), "pictures", "Pass fewer or smaller frames.")
-        flow = load_upscaler(model, height, width, tile, guided=steadiness > 0)
-        options: Any = {"seed": seed, "tile": tile, "precision": precision, **self.notes.task_options(sources=image)}
-        pictures = flowcore.upscale_video(
-            flow, image, temperature=temperature, calm_edges=calm_edges, steadiness=steadiness, **options
-        )
+        flow = load_upscaler(model, height, width, settings.tile, guided=steadiness > 0)
+        settings = replace(settings, steadiness=steadiness, **self.notes.task_options(sources=image))
+        pictures = flowcore.upscale_video(flow, image, settings=settings)
         return self.show_frames(pictures, image, flowcore_better=_better_model(model, image[:1]))
 
 
@@ -344,27 +345,21 @@ class FlowcoreRestore(PickingNode):
         self,
         small: Image,
         model: RescaleModel,
-        temperature: widgets.ModelTemperature,
-        seed: widgets.Seed,
-        samples: widgets.Samples,
+        settings: RestoreSettings,
         width: Annotated[int, widgets.integer(0, 0, 65536, optional=True, advanced=True)],
         height: Annotated[int, widgets.integer(0, 0, 65536, optional=True, advanced=True)],
-        tile: widgets.Tile,
-        precision: widgets.Precision,
         pick: widgets.Pick,
-        mark: widgets.Mark,
     ) -> Any:
         model.flow.require("rescale")
         count, _, rows, columns = small.shape
         scale = model.flow.condition_scale
         advice = "Lower samples, or pass fewer or smaller pictures."
-        check_memory(count * samples, 3 * scale**2 * rows * columns, "pictures", advice)
-        flow = load_upscaler(model, rows, columns, tile)
+        check_memory(count * settings.samples, 3 * scale**2 * rows * columns, "pictures", advice)
+        flow = load_upscaler(model, rows, columns, settings.tile)
         size = height or rows * scale, width or columns * scale
-        options: Any = {"tile": tile, "precision": precision, **self.notes.task_options(sources=small)}
-        options |= {"temperature": temperature, "seed": seed, "samples": samples, "mark": mark.strip() or None}
-        pictures = flowcore.restore(flow, small, size=size, **options)
-        return self.show_samples(pictures, seed, samples, small)
+        settings = replace(settings, size=size, **self.notes.task_options(sources=small))
+        pictures = flowcore.restore(flow, small, settings=settings)
+        return self.show_samples(pictures, settings.seed, settings.samples, small)
 
 
 def register_srflow() -> None:

@@ -18,7 +18,7 @@ from ..tasks import Precision
 from ..tasks.faces import LARGEST
 from ..tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
 from ..tasks.ranges import SETTINGS, Setting, check_range
-from ..tasks.settings import ColorizeSettings, RunOptions, UpscaleSettings, options_of
+from ..tasks.settings import ColorizeSettings, RestoreSettings, RunOptions, UpscaleSettings, options_of
 from ..tasks.upscale import MAX_SIDE
 
 AUTO = "auto"  # the model that suits the picture
@@ -194,12 +194,8 @@ def add_shrink(command: ArgumentParser) -> None:
 
 def add_restore(command: ArgumentParser) -> None:
     _add_rescaling(command)
-    option, number = command.add_argument, partial(_add_number, command)
-    number("--temperature", help=f"0 is the mean of all possible pictures {MODEL_DEFAULT}")
-    _add_draws(command, "results per image", tiles="pixels of the small picture")
-    _add_mark(command)
-    option("--bits", type=int, choices=[8, 16], default=8, help="bits per channel")
-    _add_precision(command)
+    _add_settings(command, RestoreSettings)
+    command.add_argument("--bits", type=int, choices=[8, 16], default=8, help="bits per channel")
     _add_megapixels(command)
 
 

@@ -15,7 +15,7 @@ from ..model import FlowModel
 from ..quality import metrics, perceptual
 from ..tasks.score import score
 from ..tasks.settings import UpscaleSettings
-from ..tasks.upscale import sampling, upscale
+from ..tasks.upscale import upscale
 from .feature_distance import feature_distance
 from .image_set import list_images, markdown, read_cropped, read_each
 
@@ -63,7 +63,7 @@ def evaluate_upscaler(
     check_measures(measures)
     scale = flow.condition_scale
     given = [UpscaleSettings(temperature=tau, calm_edges=calm_edges) for tau in temperatures]
-    settings = [sampling(each.resolved(flow)) for each in given]
+    settings: Any = [(each.temperature, each.calm_edges) for each in (each.resolved(flow) for each in given)]
     rows: dict[str, list[dict[str, float]]] = {}  # by method, a row per image
     for _, file, hr in read_each(list_images(folder, only), lambda file: read_cropped(file, scale), skip or log):
         lr = as_stored(shrink(hr, scale))

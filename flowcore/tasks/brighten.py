@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from typing_extensions import Unpack
 
@@ -14,10 +16,10 @@ from ..models.llflow import MAX_CELLS
 from ..networks.low_light import network_input
 from .image_batch import ImageBatch
 from .ranges import check_range
-from .runner import Runner, Running, RunOptions, check_draws, runs_with
+from .runner import Runner, Running, runs_with
 from .sample import MAX_DEVIATION
-from .settings import with_defaults
-from .tiles import STRIPS, Border, Sampling, TiledDecoder, Tiling
+from .settings import DrawSettings, with_defaults
+from .tiles import STRIPS, Border, TiledDecoder, Tiling
 
 PADDING = 16  # each side is padded to the next larger multiple, as the published program does
 GAMMA = 2.2  # of the curve between light and pixels
@@ -80,20 +82,20 @@ def brighten(
     Source: Wang et al., "Low-Light Image Enhancement with Normalizing Flow" (AAAI 2022); noise and tiling are ours.
     """
     flow.require("brighten")
-    check_draws(seed, samples)
     check_range("exposure", exposure)
     check_range("strength", strength)
     if gain_cells is not None:
         check_integer("gain_cells", gain_cells, Range(0, MAX_CELLS))
-    settings = with_defaults(flow, {"temperature": temperature, "gain_cells": gain_cells})
-    tau, cells = settings["temperature"], int(settings["gain_cells"] or 0)
-    run = Runner(flow, RunOptions(**options), ADVICE, image)
-    decoder = TiledDecoder(TILING, run, flow, tile, halo)
+    tiles: dict[str, Any] = {"seed": seed, "samples": samples, "tile": tile, "halo": halo}
+    settings = DrawSettings(temperature=temperature, **tiles, **options).resolved(flow)
+    cells = int(with_defaults(flow, {"gain_cells": gain_cells})["gain_cells"] or 0)
+    run = Runner(flow, settings, ADVICE, image)
+    decoder = TiledDecoder(TILING, run, flow, settings)
 
     def task() -> Tensor:
         images = ImageBatch(image, run.notify)
         rgb = images.extended_rgb
-        pictures = decoder(rgb, [Sampling(tau)], seed, samples, images.is_gray)
+        pictures = decoder(rgb, [settings], images.is_gray)
         if cells:
             for number, picture in enumerate(pictures.split(1)):
                 picture.copy_(even_gain(rgb[number // samples, None].to(picture), picture, cells))

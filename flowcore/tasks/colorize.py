@@ -51,11 +51,6 @@ def colorize(flow: FlowModel, image: Tensor, settings: ColorizeSettings) -> Tens
 
     Source: Ardizzone et al. 2019, section 4.2 (sampling); see also ``coherent_factor`` and ``spread_hints``.
     """
-    return colorize_with(flow, image, settings)
-
-
-def colorize_with(flow: FlowModel, image: Tensor, settings: ColorizeSettings) -> Tensor:
-    """Do as ``colorize``."""
     memory, seed, samples = settings.memory, settings.seed, settings.samples
     hints, latents = settings.hints, settings.latents
     if isinstance(memory, ColorMemory):

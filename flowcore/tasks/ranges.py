@@ -45,7 +45,6 @@ def count(low: int, high: float = math.inf, note: str = "", **shown: Any) -> Set
 
 
 SETTINGS: dict[str, Setting] = {  # by name, in tasks and on the command line; ``settings`` adds those of its fields
-    "steadiness": share("0 draws every frame independently."),
     "sensitivity": share("Higher finds more."),
     "exposure": Setting(float, Range(-MAX_EXPOSURE, MAX_EXPOSURE), "It is in stops."),
     "strength": share("0 is the photograph as it is, 1 as drawn."),

@@ -11,13 +11,11 @@ from typing_extensions import Unpack
 from ..errors import ImageError
 from ..images.color import as_stored
 from ..images.resize import resize
-from ..inference.condition_cache import ConditionStore
 from ..model import FlowModel
-from ..prior import Temperature
 from .image_batch import ImageBatch
-from .runner import Reporting, Runner, Running, RunOptions, check_draws, runs_with
-from .settings import HALO, with_defaults
-from .tiles import Sampling, TiledDecoder, pad_by_reflection
+from .runner import Reporting, Runner, RunOptions, runs_with
+from .settings import RestoreSettings
+from .tiles import TiledDecoder, pad_by_reflection
 from .upscale import TILING
 
 UNMARKED = (
@@ -84,21 +82,8 @@ def shrink(flow: FlowModel, image: Tensor, **options: Unpack[Reporting]) -> Tens
     return run(task)
 
 
-@runs_with(Running)
-def restore(  # noqa: D417
-    flow: FlowModel,
-    small: Tensor,
-    *,
-    temperature: Temperature | None = None,
-    seed: int = 0,
-    samples: int = 1,
-    size: tuple[int, int] | None = None,
-    tile: int = 0,
-    halo: int = HALO,
-    store: ConditionStore | None = None,
-    mark: str | None = None,
-    **options: Unpack[Running],
-) -> Tensor:
+@runs_with(RestoreSettings)
+def restore(flow: FlowModel, small: Tensor, settings: RestoreSettings) -> Tensor:
     """Restore photographs from the small pictures that ``shrink`` made of them.
 
     >>> flow = flowcore.load("hcflow-rescaling.safetensors")
@@ -107,12 +92,10 @@ def restore(  # noqa: D417
     torch.Size([1, 3, 45, 64])
 
     Args:
-        flow: The rescaling model that shrank them; another gives a wrong picture. Arguments that are not described here
-            are as in ``upscale``.
+        flow: The rescaling model that shrank them; another gives a wrong picture.
         small: ``(B, C, h, w)`` in [0, 1], as ``shrink`` returns it or uint8. A picture that was shrunk otherwise is
             enlarged, but not well. Pictures that are gray, or were shrunk from gray ones, stay gray.
-        temperature: As in ``upscale``; None for the model's default. 0 gives the mean of all possible photographs.
-        size: Height and width of the original, whose extension is cropped away; None keeps all.
+        settings: The options below, by name.
 
     Returns:
         ``(B * samples, C, s * h, s * w)``, or of ``size``, float32 in [0, 1] on the device of ``small``: all
@@ -123,10 +106,9 @@ def restore(  # noqa: D417
         FlowError: If the model does not rescale, or as in ``upscale``.
     """
     flow.require("rescale")
-    check_draws(seed, samples)
-    run = Runner(flow, RunOptions(**options), RESTORE_ADVICE, small)
-    decoder = TiledDecoder(TILING, run, flow, tile, halo, store, mark)
-    tau = with_defaults(flow, {"temperature": temperature})["temperature"]
+    settings, size = settings.resolved(flow), settings.size
+    run = Runner(flow, settings, RESTORE_ADVICE, small)
+    decoder = TiledDecoder(TILING, run, flow, settings)
 
     def task() -> Tensor:
         images = ImageBatch(small, run.notify)
@@ -141,7 +123,7 @@ def restore(  # noqa: D417
         is_gray = [gray or is_of_gray(one) for gray, one in zip(images.is_gray, rgb, strict=True)]
         if not all(map(is_marked, rgb)):
             run.notify(UNMARKED)
-        pictures = decoder(rgb, [Sampling(tau)], seed, samples, is_gray)
+        pictures = decoder(rgb, [settings], is_gray)
         return images.like_input(pictures)[..., :height, :width]
 
     return run(task, decoder.tiles.halve)

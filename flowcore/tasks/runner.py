@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar, overload
+from typing import Any, ParamSpec, Protocol, TypedDict, TypeVar, overload
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])  # a task
 P = ParamSpec("P")  # the keywords of a class of settings
 S = TypeVar("S", bound=RunOptions)
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 PIXELS_AT_ONCE = 2**18  # a batch as large as one 512x512 image: a few hundred MB in a Glow of width 512
 MAX_AT_ONCE = 64  # more than this is no faster
@@ -67,12 +68,19 @@ def part_of_run(options: Reporting, start: float, share: float) -> Reporting:
     return {**options, "progress": part_of(options.get("progress"), start, share)}
 
 
+class Task(Protocol[P, R_co]):
+    """A task that takes its settings by name, or as one object."""
+
+    @overload
+    def __call__(self, flow: FlowModel, image: Tensor, /, *, settings: RunOptions) -> R_co: ...
+    @overload
+    def __call__(self, flow: FlowModel, image: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+
+
 @overload
 def runs_with(accepted: type[Reporting]) -> Callable[[Function], Function]: ...
 @overload
-def runs_with(
-    accepted: Callable[P, S],
-) -> Callable[[Callable[[FlowModel, Tensor, S], R]], Callable[Concatenate[FlowModel, Tensor, P], R]]: ...
+def runs_with(accepted: Callable[P, S]) -> Callable[[Callable[[FlowModel, Tensor, S], R]], Task[P, R]]: ...
 def runs_with(accepted: Any) -> Any:
     """Make a decorator of tasks, whose callers pass options as keywords, which signature and help list.
 
@@ -99,14 +107,14 @@ def runs_with(accepted: Any) -> Any:
         @functools.wraps(task)
         def checked(*args: Any, **keywords: Any) -> Any:
             for name in keywords:
-                if name not in names:
+                if name not in (*names, *(() if kind is None else ("settings",))):
                     raise TypeError(f"{task.__name__}() got an unexpected keyword argument {name!r}")
             given = [*args, *keywords.values()]
             device = next((value.device for value in given if isinstance(value, Tensor)), torch.device("cpu"))
             accepted = partial(_accepted, device=device)
             positional = [*map(accepted, names, args), *args[len(names) :]]
             keywords = {name: accepted(name, keywords[name]) for name in keywords}
-            if kind is not None:
+            if kind is not None and "settings" not in keywords:
                 of_settings = {each.name: keywords.pop(each.name) for each in options if each.name in keywords}
                 keywords["settings"] = kind(**of_settings)
             return task(*positional, **keywords)

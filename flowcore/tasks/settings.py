@@ -22,11 +22,12 @@ from ..inference.condition_cache import ConditionStore
 from ..model import FlowModel
 from ..models.fields import SAMPLING, Range, annotated_types
 from ..prior import Temperature, check_seed
-from . import Precision, Progress
+from . import Precision, Progress, part_of
 from .hints import Hints
 from .ranges import MAX_DRAWS, SETTINGS, Setting, check_range, count, nonnegative, share
 
 AT_ONCE = 8  # colorings decoded together
+STEADINESS = 0.9  # how much of a moved frame's latents the next one keeps
 HALO = 24  # LR pixels; how far tiles then differ from the whole image: docs/decisions/0004
 BOLDEST = 1.6  # temperature at boldness 1, relative to the default, for files that do not state it
 
@@ -61,6 +62,7 @@ def options_of(kind: type["RunOptions"]) -> list[Option]:
 
 
 PYTHON = Setting(node=False, command=False)  # of options that only callers from Python have
+CALM_EDGES = share("0 is off, 1 leaves no temperature at strong edges.", label="calm", advanced=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +100,10 @@ class RunOptions:
         """Pass a sentence to the caller, or else to the log."""
         (self.notify or log.warning)(sentence)
 
+    def part(self, start: float, share: float) -> Self:
+        """Return the options of one task among several, with its part of the progress; see ``part_of``."""
+        return replace(self, progress=part_of(self.progress, start, share))
+
     def recorded(self) -> dict[str, Any]:
         """Return what records need: offered numbers, switches and texts that differ from their defaults.
 
@@ -112,23 +118,64 @@ class RunOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpscaleSettings(RunOptions):
-    """What may be set of ``upscale``.
+class TileSettings(RunOptions):
+    """What may be set of every task that draws pictures in tiles.
 
     Attributes:
         temperature: Standard deviation of the latents: 0 is smoothest, 1 the spread that the model learned. One, >= 0,
             or one per level, finest first. Each may be a map ``(1 or B, 1, any height, any width)`` that covers the
             image, for example from ``prior.masked_temperature``. None: the default stored in the model file, up to
             which variety costs hardly any fidelity: docs/decisions/0015.
+        seed: Sample s of every image is drawn with ``seed + s``, in [0, 2^64).
+        tile: Side of the tiles in LR pixels, at least 32; 0 for the whole image if memory allows, else the largest tile
+            that fits. Changes memory and time, not the picture (at most 1/255).
+        halo: LR pixels read around every tile.
+    """
+
+    temperature: Annotated[
+        Temperature | None, nonnegative("0 is the calmest, 1 the model's own spread.", label="tau")
+    ] = None
+    seed: Annotated[int, count(0, 2**64 - 1)] = 0
+    tile: Annotated[int, count(0, note="0 chooses by free memory.", unit="pixels", most=4096, advanced=True)] = 0
+    halo: Annotated[int, count(0, node=False, command=False)] = HALO
+
+    def resolved(self, flow: FlowModel) -> Self:
+        """Replace settings that are None by the model's defaults."""
+        stated = model_defaults(flow, vars(self))
+        return replace(self, **{name: value for name, value in stated.items() if name in vars(self)})
+
+    @property
+    def tau(self) -> Temperature:
+        """The temperature of resolved settings."""
+        assert self.temperature is not None
+        return self.temperature
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawSettings(TileSettings):
+    """What may be set of every task that draws several pictures of an image in tiles.
+
+    Attributes:
+        samples: Pictures per image, at least 1.
+        mark: A secret phrase by which ``verify`` knows the results again without their seed. See
+            ``prior.sample_latents``. The results are other ones, not worse ones. None for no mark.
+        store: Where the conditions of the images are kept for the next call; None for nowhere.
+    """
+
+    samples: Annotated[int, count(1, MAX_DRAWS, most=64)] = 1
+    mark: Annotated[str | None, Setting(unit="phrase", advanced=True)] = None
+    store: Annotated[ConditionStore | None, PYTHON] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpscaleSettings(DrawSettings):
+    """What may be set of ``upscale``.
+
+    Attributes:
         boldness: How much the model invents, from faithful to bold: the temperature is 0 at 0, the model's at 0.5, and
             its boldest at 1. ``temperature`` overrides it.
         calm_edges: How much lower any ``temperature`` is at edges, in [0, 1], where samples break lines into specks. 0
             for off; None for the model's default, whatever the temperature.
-        seed: Sample s of every image is drawn with ``seed + s``, in [0, 2^64).
-        samples: Enlargements per image, at least 1.
-        tile: Side of the tiles in LR pixels, at least 32; 0 for the whole image if memory allows, else the largest tile
-            that fits. Changes memory and time, not the picture (at most 1/255).
-        halo: LR pixels read around every tile.
         guide: Another enlargement of the same images, whose latents are blended in. See ``guide.Guide``. ``(B or 1, C,
             s * h, s * w)`` in [0, 1]; alpha is ignored, other sizes are resized. It is first changed to match ``lr``
             when shrunk, as far as ``guide_match`` in the model file says (1, the default: fully).
@@ -141,37 +188,48 @@ class UpscaleSettings(RunOptions):
         longest_side: Longest side of the result in pixels, reached the same way; 0 for no limit. Overrides ``factor``.
         match_source: Whether to change the pictures so that they shrink to the LR image again. See the task of that
             name.
-        mark: A secret phrase by which ``verify`` knows the results again without their seed. See
-            ``prior.sample_latents``. The results are other ones, not worse ones. None for no mark.
-        store: Where the conditions of the images are kept for the next call; None for nowhere.
     """
 
-    temperature: Annotated[
-        Temperature | None, nonnegative("0 is the calmest, 1 the model's own spread.", label="tau")
-    ] = None
     boldness: Annotated[float | None, share("0 is faithful, 0.5 the model's default, 1 bold.")] = None
-    calm_edges: Annotated[
-        float | None, share("0 is off, 1 leaves no temperature at strong edges.", label="calm", advanced=True)
-    ] = None
-    seed: Annotated[int, count(0, 2**64 - 1)] = 0
-    samples: Annotated[int, count(1, MAX_DRAWS, most=64)] = 1
-    tile: Annotated[int, count(0, note="0 chooses by free memory.", unit="pixels", most=4096, advanced=True)] = 0
-    halo: Annotated[int, count(0, node=False, command=False)] = HALO
+    calm_edges: Annotated[float | None, CALM_EDGES] = None
     guide: Annotated[Tensor | None, Setting()] = None
     guide_strength: Annotated[Strength | None, share("0 ignores the guide, 1 keeps all of it.", label="guided")] = None
     guide_bounded: Annotated[bool, PYTHON] = False
-    factor: Annotated[float, nonnegative("0 leaves it to the model.", label="x", most=16.0, step=0.05)] = 0.0
+    factor: Annotated[float, nonnegative("0 leaves it to the model.", label="x", most=16, step=0.05)] = 0.0
     longest_side: Annotated[
         int, count(0, note="0 leaves it to the model.", label="side", unit="pixels", most=16384, advanced=True)
     ] = 0
     match_source: Annotated[bool, Setting(label="matched", advanced=True)] = False
-    mark: Annotated[str | None, Setting(unit="phrase", advanced=True)] = None
-    store: Annotated[ConditionStore | None, PYTHON] = None
 
-    def resolved(self, flow: FlowModel) -> Self:
-        """Replace settings that are None by the model's defaults; what ``boldness`` says is then in the temperature."""
-        stated = model_defaults(flow, vars(self))
-        return replace(self, boldness=None, **{name: value for name, value in stated.items() if name in vars(self)})
+
+@dataclass(frozen=True, kw_only=True)
+class UpscaleVideoSettings(TileSettings):
+    """What may be set of ``upscale_video``.
+
+    Attributes:
+        calm_edges: As in ``upscale``.
+        seed: Of the first frame, which is the picture that ``upscale`` draws with it; that of frame t is ``seed + t``.
+        steadiness: Share of the moved frame's latents that is kept, in [0, 1]. 0 draws every frame independently; 1
+            refreshes nothing, and blurs in the long run.
+        before: As in ``colorize_video``.
+    """
+
+    calm_edges: Annotated[float | None, CALM_EDGES] = None
+    steadiness: Annotated[float, share("0 draws every frame independently.", node=False)] = STEADINESS
+    before: Annotated[list[Tensor] | None, PYTHON] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoreSettings(DrawSettings):
+    """What may be set of ``restore``.
+
+    Attributes:
+        temperature: Standard deviation of the latents: 0 gives the mean of all possible photographs. None for the
+            model's default. A number, one per level or maps, as in ``upscale``.
+        size: Height and width of the original, whose extension is cropped away; None keeps all.
+    """
+
+    size: Annotated[tuple[int, int] | None, PYTHON] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +323,7 @@ class ColorizeVideoSettings(ColorSettings):
     before: Annotated[list[Tensor] | None, PYTHON] = None
 
 
-for _kind in (UpscaleSettings, ColorizeSettings, ColorizeVideoSettings):
+for _kind in (UpscaleSettings, UpscaleVideoSettings, ColorizeSettings, ColorizeVideoSettings):
     SETTINGS.update({each.name: each.setting for each in options_of(_kind) if each.setting.kind})
 
 

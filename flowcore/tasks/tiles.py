@@ -19,13 +19,13 @@ from ..errors import FlowError
 from ..images.color import luma
 from ..images.motion import blur
 from ..images.resize import enlarge
-from ..inference.condition_cache import ConditionStore
 from ..model import FlowModel
-from ..prior import Shape, Temperature, level_temperatures, resize_temperature_map, sample_latents
+from ..prior import Shape, level_temperatures, resize_temperature_map, sample_latents
 from . import overflow
 from .guide import NEARBY, Guide, drawn_share, limit_rms
 from .ranges import check_range
 from .runner import Runner, batch_size
+from .settings import DrawSettings
 
 STRIPS = 2**26  # bytes that strips take at most, whatever the image
 ENCODING = 4  # cost of a unit of the encoder relative to one of decoding: srflow-x4, 72x48, one core
@@ -44,13 +44,6 @@ class Span(NamedTuple):
     end: int
     halo_start: int
     halo_end: int
-
-
-class Sampling(NamedTuple):
-    """How samples are drawn."""
-
-    temperature: Temperature
-    calm_edges: float = 0.0  # how much lower the temperature is at edges, in [0, 1], see ``edge_map``
 
 
 def tile_grid(height: int, width: int, *, tile: int, halo: int, multiple: int) -> list[Tile]:
@@ -130,36 +123,24 @@ class TileSize:
 class TiledDecoder:
     """Decodes samples of a batch of images, tile by tile; what depends on the image alone is computed once per tile."""
 
-    def __init__(
-        self,
-        tiling: Tiling,
-        run: Runner,
-        flow: FlowModel,
-        tile: int,
-        halo: int,
-        store: ConditionStore | None = None,
-        mark: str | None = None,
-    ) -> None:
-        self._tiling, self._run, self._flow, self._halo, self._store = tiling, run, flow, halo, store
-        self._mark = mark
-        self.tiles = TileSize(tile, halo, tiling)
+    def __init__(self, tiling: Tiling, run: Runner, flow: FlowModel, settings: DrawSettings) -> None:
+        self._tiling, self._run, self._flow = tiling, run, flow
+        self._halo, self._store = settings.halo, settings.store
+        self.tiles = TileSize(settings.tile, settings.halo, tiling)
 
     def __call__(
-        self,
-        rgb: Tensor,
-        settings: Sequence[Sampling],
-        seed: int,
-        samples: int,
-        gray: Sequence[bool] = (),
-        guide: Guide | None = None,
+        self, rgb: Tensor, settings: Sequence[DrawSettings], gray: Sequence[bool] = (), guide: Guide | None = None
     ) -> Tensor:
-        """Compute ``(B * settings * samples, 3, s * h, s * w)`` on the CPU; ``gray`` says which images stay gray."""
+        """Compute ``(B * settings * samples, 3, s * h, s * w)`` on the CPU; ``gray`` says which images stay gray.
+
+        Settings differ in what depends on the temperature.
+        """
         run, plan, tiling, scale = self._run, self._run.plan, self._tiling, self._flow.condition_scale
         if self._store is not None and run.minimum_memory:
             self._store.clear()
         border, tiles = self._layout(rgb, has_guide=guide is not None)
-        latents = Latents(run, tiling, rgb, border, settings, seed, samples, guide, self._mark)
-        canvas = _Canvas(rgb, len(settings) * samples, scale, border, gray)
+        latents = Latents(run, tiling, rgb, border, settings, guide)
+        canvas = _Canvas(rgb, len(settings) * settings[0].samples, scale, border, gray)
         at_once = run.at_once(min(canvas.samples, MAX_SAMPLES))
         reused = tiling.shares and (canvas.samples > at_once or guide is not None)
         # Units of work: of each tile its encoding, passes for the guide and every sample, and 1 per pasted sample.
@@ -263,26 +244,24 @@ class Latents:
         tiling: Tiling,
         rgb: Tensor,
         border: Border,
-        settings: Sequence[Sampling],
-        seed: int,
-        samples: int,
+        settings: Sequence[DrawSettings],
         guide: Guide | None = None,
-        mark: str | None = None,
     ) -> None:
-        plan, check = run.plan, run.check_cancelled
+        plan, check, first = run.plan, run.check_cancelled, settings[0]
         (height, width), (left, right, top, bottom) = rgb.shape[-2:], border
         self.rows, scale = height + top + bottom, plan.condition_scale
         shapes = plan.latent_shapes(self.rows * scale, (width + left + right) * scale)
         sampled = shapes[:-1] if plan.anchored else shapes
         # for every image and temperature
-        self.noise = sample_latents(sampled, samples, 1.0, seed, mark=mark, check=check)
+        self.noise = sample_latents(sampled, first.samples, 1.0, first.seed, mark=first.mark, check=check)
         # the last latents of an anchored flow are the deviation from the LR image: zero
         self.deviation = [torch.zeros(1, *shape) for shape in shapes[len(sampled) :]]
         check()
         factor = max(1, shapes[0][1] // self.rows)  # the finest latents may be coarser than the image
         padding = left * factor, right * factor, top * factor, bottom * factor
         height, width = height * factor, width * factor
-        edges = edge_map(rgb) if any(calm for _, calm in settings) else None
+        calms: list[float] = [getattr(each, "calm_edges", None) or 0.0 for each in settings]
+        edges = edge_map(rgb) if any(calms) else None
 
         def on_level(tau: float | Tensor, calm: float, shape: Shape) -> float | Tensor:
             """Resize a map of temperatures, which covers the image, to latents, which cover the padded one."""
@@ -293,12 +272,12 @@ class Latents:
                 tau = tau * (1 - calm * resize_temperature_map(edges, height, width))
             return resize_temperature_map(tiling.pad_map(tau, padding), *shape[1:]) if isinstance(tau, Tensor) else tau
 
-        per_level = [(level_temperatures(tau, len(sampled), len(rgb)), calm) for tau, calm in settings]
+        per_level = [level_temperatures(each.tau, len(sampled), len(rgb)) for each in settings]
         # the guide's share by setting and level
         of_guide = [0.0] * len(settings) if guide is None else guide.strengths
         self.strengths = [[on_level(strength, 0.0, shape) for shape in shapes] for strength in of_guide]
         # limits on a guide's latents: the temperatures of the first setting, not lowered at edges
-        bounds = per_level[0][0] if guide is not None and guide.bounded else []
+        bounds = per_level[0] if guide is not None and guide.bounded else []
         spreads = [on_level(tau, 0.0, shape) for tau, shape in zip(bounds, sampled[: len(bounds)], strict=True)]
         self.spreads = [blur(tau**2, NEARBY).sqrt() if isinstance(tau, Tensor) else tau for tau in spreads]  # by level
         self.taus = [  # by setting and level
@@ -306,7 +285,7 @@ class Latents:
                 on_level(tau, calm, shape) * drawn_share(a)
                 for tau, shape, a in zip(levels, sampled, kept[: len(sampled)], strict=True)
             ]
-            for (levels, calm), kept in zip(per_level, self.strengths, strict=True)
+            for levels, calm, kept in zip(per_level, calms, self.strengths, strict=True)
         ]
 
     def _in_tile(self, plane: float | Tensor, item: int, tile: Tile, like: Tensor) -> float | Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 from typing_extensions import Unpack
@@ -24,7 +24,7 @@ from .model_choice import notify_of_damage
 from .ranges import check_range
 from .runner import Runner, Running, runs_with
 from .settings import HALO, Strength, UpscaleSettings
-from .tiles import STRIPS, Sampling, TiledDecoder, Tiling
+from .tiles import STRIPS, TiledDecoder, Tiling
 
 MAX_DEVIATION = 2.0  # largest |value - 0.5| that is no overflow; temperature 1 stays within 1.6: docs/decisions/0013
 MAX_SIDE = 2**16  # pixels of a side of the result
@@ -59,14 +59,10 @@ def upscale(flow: FlowModel, lr: Tensor, settings: UpscaleSettings) -> Tensor:
 
     Source: Lugmayr et al., "SRFlow", sections 3 and 4; the tiling is ours, and so is the guide.
     """
-    return upscale_with(flow, lr, settings.resolved(flow))
-
-
-def upscale_with(flow: FlowModel, lr: Tensor, settings: UpscaleSettings) -> Tensor:
-    """Do as ``upscale``, with settings that say what the model's file would."""
     flow.require("upscale")
+    settings = settings.resolved(flow)
     run = Runner(flow, settings, ADVICE, lr)
-    decoder = TiledDecoder(TILING, run, flow, settings.tile, settings.halo, settings.store, settings.mark)
+    decoder = TiledDecoder(TILING, run, flow, settings)
 
     def task() -> Tensor:
         images = ImageBatch(lr, run.notify)
@@ -80,7 +76,7 @@ def upscale_with(flow: FlowModel, lr: Tensor, settings: UpscaleSettings) -> Tens
             )
         if not settings.guide_bounded:  # bounded for frames of a clip: ``upscale_video`` examines the first
             notify_of_damage(flow, rgb, run.notify)
-        pictures = _decode(decoder, run, flow, images, [settings])
+        pictures = decoder(rgb, [settings], images.is_gray, prepare_guide(run, flow, rgb, [settings]))
         if size != tuple(pictures.shape[-2:]):
             pictures = _resize_each(run, pictures, size)
         if settings.match_source and (size[0] < height or size[1] < width):
@@ -128,35 +124,20 @@ def temperature_grid(  # noqa: D417
     flow.require("upscale")
     if not temperatures or seeds < 1:
         raise FlowError(f"Expected at least one temperature and one seed; got {len(temperatures)} and {seeds}.")
-    given = UpscaleSettings(
-        calm_edges=calm_edges, seed=seed, samples=seeds, guide=guide, guide_strength=guide_strength, **options
-    )
-    settings = [replace(given, temperature=tau).resolved(flow) for tau in temperatures]
-    run = Runner(flow, given, ADVICE.replace("samples", "seeds"), lr)
-    decoder = TiledDecoder(TILING, run, flow, tile, halo, store)
+    given: dict[str, Any] = {"calm_edges": calm_edges, "seed": seed, "samples": seeds, "tile": tile, "halo": halo}
+    given |= {"store": store, "guide": guide, "guide_strength": guide_strength, **options}
+    settings = [UpscaleSettings(temperature=tau, **given).resolved(flow) for tau in temperatures]
+    run = Runner(flow, settings[0], ADVICE.replace("samples", "seeds"), lr)
+    decoder = TiledDecoder(TILING, run, flow, settings[0])
 
     def task() -> Tensor:
         images = ImageBatch(lr, run.notify)
-        notify_of_damage(flow, images.extended_rgb, run.notify)
-        return images.like_input(_decode(decoder, run, flow, images, settings), alpha=False)
+        rgb = images.extended_rgb
+        notify_of_damage(flow, rgb, run.notify)
+        guides = prepare_guide(run, flow, rgb, settings)
+        return images.like_input(decoder(rgb, settings, images.is_gray, guides), alpha=False)
 
     return run(task, decoder.tiles.halve)
-
-
-def _decode(
-    decoder: TiledDecoder, run: Runner, flow: FlowModel, images: ImageBatch, settings: Sequence[UpscaleSettings]
-) -> Tensor:
-    """Draw pictures with settings that differ in temperature and in the strength of the guide."""
-    rgb, first = images.extended_rgb, settings[0]
-    guide = prepare_guide(run, flow, rgb, settings)
-    return decoder(rgb, [sampling(each) for each in settings], first.seed, first.samples, images.is_gray, guide)
-
-
-def sampling(settings: UpscaleSettings) -> Sampling:
-    """Return how to draw with resolved settings."""
-    assert settings.temperature is not None
-    assert settings.calm_edges is not None
-    return Sampling(settings.temperature, settings.calm_edges)
 
 
 def target_size(scale: int, height: int, width: int, factor: float = 0.0, longest_side: int = 0) -> tuple[int, int]:

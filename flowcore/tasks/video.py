@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from typing_extensions import Unpack
 
 from ..errors import ShapeError
 from ..images.motion import blur, estimate_motion, move, sample_at
 from ..images.resize import shrink
 from ..inference.condition_cache import ConditionStore
 from ..model import FlowModel
-from ..prior import Temperature, sample_latents
+from ..prior import sample_latents
 from .chroma import Colorization, blend_latents, share_noise
 from .colorize import ADVICE
 from .image_batch import ImageBatch
 from .model_choice import notify_of_damage
-from .ranges import check_range
-from .runner import Runner, Running, RunOptions, check_draws, part_of_run, runs_with
-from .settings import AT_ONCE, HALO, ColorizeVideoSettings
+from .runner import Runner, runs_with
+from .settings import AT_ONCE, ColorizeVideoSettings, UpscaleSettings, UpscaleVideoSettings
 from .upscale import ADVICE as UPSCALE_ADVICE
 from .upscale import upscale
 
-STEADINESS = 0.9  # how much of a moved frame's latents the next one keeps
 DISAGREEMENT = 2.0  # pixels between motion there and back at which half of the steadiness is left
 UNEXPLAINED = 8 / 255  # rms between the moved frame and the next one, both shrunk, at which half is left
 NEIGHBORS = 5  # LR pixels: the window of that comparison
@@ -99,20 +95,8 @@ def colorize_video(flow: FlowModel, frames: Tensor, settings: ColorizeVideoSetti
     return result
 
 
-@runs_with(Running)
-def upscale_video(  # noqa: D417
-    flow: FlowModel,
-    frames: Tensor,
-    *,
-    seed: int = 0,
-    steadiness: float = STEADINESS,
-    temperature: Temperature | None = None,
-    calm_edges: float | None = None,
-    tile: int = 0,
-    halo: int = HALO,
-    before: list[Tensor] | None = None,
-    **options: Unpack[Running],
-) -> Tensor:
+@runs_with(UpscaleVideoSettings)
+def upscale_video(flow: FlowModel, frames: Tensor, settings: UpscaleVideoSettings) -> Tensor:
     """Enlarge the frames of one clip, each guided by the one before, moved as the picture moves.
 
     The previous result, moved by the motion between both frames at temperature 0, is the guide of the next. Its
@@ -121,12 +105,9 @@ def upscale_video(  # noqa: D417
     redrawn, and so is a frame of which less than half is explained. Frames without a guide are drawn as by ``upscale``.
 
     Args:
-        flow: An upscaling model that encodes. Arguments that are not described here are as in ``upscale``.
+        flow: An upscaling model that encodes.
         frames: ``(T, C, h, w)`` in order.
-        seed: Of the first frame, which is the picture that ``upscale`` draws with it; that of frame t is ``seed + t``.
-        steadiness: Share of the moved frame's latents that is kept, in [0, 1]. 0 draws every frame independently; 1
-            refreshes nothing, and blurs in the long run.
-        before: As in ``colorize_video``.
+        settings: The options below, by name.
 
     Returns:
         ``(T, C, s * h, s * w)`` float32 in [0, 1] on the device of ``frames``. Besides them two frames stay in memory.
@@ -139,10 +120,11 @@ def upscale_video(  # noqa: D417
     Source: the guide, see ``guide.Guide``; the motion, see ``images.motion``.
     """
     flow.require("upscale")
-    check_range("steadiness", steadiness)
-    check_draws(seed)
-    run = Runner(flow, RunOptions(**options), UPSCALE_ADVICE, frames)
-    options["notify"] = run.notify  # which says each sentence once
+    settings = settings.resolved(flow)
+    before, steadiness = settings.before, settings.steadiness
+    run = Runner(flow, settings, UPSCALE_ADVICE, frames)
+    shared = {name: value for name, value in vars(settings).items() if hasattr(UpscaleSettings, name)}
+    drawn = replace(UpscaleSettings(**shared), guide_bounded=True, notify=run.notify)  # which says each sentence once
 
     def task() -> tuple[Tensor, list[Tensor]]:
         past = [] if before is None else before  # the last frame's number, enlargement at temperature 0, and result
@@ -152,19 +134,15 @@ def upscale_video(  # noqa: D417
             number = int(past[0]) + 1 if past else 0
             if not number:
                 notify_of_damage(flow, ImageBatch(frame).extended_rgb, run.notify)
-            store = ConditionStore(count=1)
-            enlarge = partial(
-                upscale, flow, frame, calm_edges=calm_edges, tile=tile, halo=halo, store=store, guide_bounded=True
-            )
-            first = part_of_run(options, place / len(frames), 0.5 / len(frames))
-            second = part_of_run(options, (place + 0.5) / len(frames), 0.5 / len(frames))
+            one = replace(drawn, store=ConditionStore(count=1))
             calm, guide, strength = None, None, None
             if steadiness:
-                calm = enlarge(temperature=0.0, **first)[:, :3].to(run.device)
+                still = replace(one, temperature=0.0).part(place / len(frames), 0.5 / len(frames))
+                calm = upscale(flow, frame, settings=still)[:, :3].to(run.device)
                 if len(past) > 1:
                     guide, strength = _moved(run, calm, past[1], past[2], flow.condition_scale, steadiness)
-            frame_seed = (seed + number) % 2**64
-            picture = enlarge(temperature=temperature, seed=frame_seed, guide=guide, guide_strength=strength, **second)
+            lively = replace(one, seed=(settings.seed + number) % 2**64, guide=guide, guide_strength=strength)
+            picture = upscale(flow, frame, settings=lively.part((place + 0.5) / len(frames), 0.5 / len(frames)))
             result[place] = picture[0]
             past = [torch.tensor(number), *([] if calm is None else [calm, picture[:, :3].to(run.device)])]
         return result, past

@@ -21,7 +21,8 @@ from flowcore.quality.metrics import lr_psnr
 from flowcore.tasks import upscale as task
 from flowcore.tasks.consistency import back_project
 from flowcore.tasks.guide import MATCHING
-from flowcore.tasks.runner import Runner, RunOptions
+from flowcore.tasks.runner import Runner
+from flowcore.tasks.settings import DrawSettings, RunOptions
 from flowcore.tasks.tiles import Latents, tile_grid
 
 flow = pytest.fixture(scope="module")(build_upscaler)
@@ -262,8 +263,8 @@ def test_each_half_of_a_map_has_its_temperature(flow, resolution):
 
 def test_a_map_covers_the_image_and_not_the_padded_one(flow):
     """With 9 columns padded to 10, the middle of the map is column 4.5 of the image."""
-    lr, taus = picture(1, 3, 8, 9), [(right_half(8, 90), 0.0)]
-    latents = Latents(Runner(flow, RunOptions(), ""), task.TILING, lr, (0, 1, 0, 0), taus, 0, 1)
+    lr, drawn = picture(1, 3, 8, 9), [DrawSettings(temperature=right_half(8, 90))]
+    latents = Latents(Runner(flow, RunOptions(), ""), task.TILING, lr, (0, 1, 0, 0), drawn)
     tau = latents.taus[0][0]
     assert isinstance(tau, Tensor)
     assert tau.shape[-1] == 10 * 2
