@@ -24,6 +24,7 @@ from flowcore.tasks.verify import TILE, VERIFIED, Verification
 
 from . import widgets
 from .by_picture import in_image_order, part_for
+from .files import picture_names
 from .host.compat import io
 from .host.memory import stop_if_cancelled, to_host_image
 from .host.ui import Notes, Progress, finite, gallery, sample_facts
@@ -41,6 +42,7 @@ class FlowcoreScore(FlowNode):
     """Score how likely images are to a model, and show which pixels surprise it."""
 
     ALIASES = "likelihood, bits per dimension, bpd, anomaly, heat map, rank images, score"
+    HIDDEN = (io.Hidden.prompt,)
     OUTPUTS = (
         io.Float.Output("bits_per_dim", is_output_list=True),
         io.Image.Output("heat_map", is_output_list=True),
@@ -92,7 +94,9 @@ class FlowcoreScore(FlowNode):
         )
         order = sorted(range(total), key=lambda i: scoring.ranking_key(bits[i], corrected[i], enlarged[i]))
         messages = [*dict.fromkeys([*notes.lines, *(note for score in scores for note in score.notes)])]
-        report = "\n".join([*_table(order, bits, corrected, spread, enlarged), "", *messages])
+        files = picture_names(self.hidden.prompt, self.hidden.unique_id, "image")
+        names = files if len(files) == total else [str(number) for number in range(total)]
+        report = "\n".join([*_table(order, names, bits, corrected, spread, enlarged), "", *messages])
         maps = _batches(
             [part[None] for score, prepared in zip(scores, inputs, strict=True) for part in _maps(score, prepared)]
         )
@@ -103,7 +107,7 @@ class FlowcoreScore(FlowNode):
             [to_host_image(batch) for batch in maps],
             _batches([pictures[i] for i in order]),
             report,
-            text=[f"{_summary(order, corrected, enlarged)}\n\n{report}"],
+            text=[f"{_summary(order, names, corrected, enlarged)}\n\n{report}"],
             bits_per_dim=finite(bits),
             corrected=finite(corrected),
             spread=finite(spread),
@@ -126,13 +130,19 @@ def _note_new_sizes(before: list[Tensor], after: list[Tensor], notes: Notes) -> 
 
 
 def _table(
-    order: list[int], bits: list[float], corrected: list[float], spread: list[float], enlarged: list[bool]
+    order: list[int],
+    names: list[str],
+    bits: list[float],
+    corrected: list[float],
+    spread: list[float],
+    enlarged: list[bool],
 ) -> list[str]:
-    lines = ["rank  image  bits/dim  corrected  spread"]
+    width = max(map(len, [*names, "image"]))
+    lines = [f"rank  {'image':>{width}}  bits/dim  corrected  spread"]
     for number, i in enumerate(order, 1):
         varies = f"{spread[i]:.4f}" if math.isfinite(spread[i]) else "-"
         rank = "-" if enlarged[i] else str(number)
-        lines.append(f"{rank:>4}  {i:5}  {bits[i]:8.4f}  {corrected[i]:9.4f}  {varies:>6}")
+        lines.append(f"{rank:>4}  {names[i]:>{width}}  {bits[i]:8.4f}  {corrected[i]:9.4f}  {varies:>6}")
     return lines
 
 
@@ -154,11 +164,12 @@ def _batches(parts: list[Tensor]) -> list[Tensor]:
     return [torch.cat(parts)] if len({part.shape for part in parts}) == 1 else parts
 
 
-def _summary(order: list[int], corrected: list[float], enlarged: list[bool]) -> str:
+def _summary(order: list[int], names: list[str], corrected: list[float], enlarged: list[bool]) -> str:
     """Summarize the table, which the node folds away."""
     ranked = [i for i in order if not enlarged[i]] or order
     if len(ranked) > 1:
-        return f"Most usual for this model: image {ranked[0]}. Most unusual: image {ranked[-1]}."
+        first, last = (f"image {name}" if name.isdecimal() else name for name in (names[ranked[0]], names[ranked[-1]]))
+        return f"Most usual for this model: {first}. Most unusual: {last}."
     if corrected[ranked[0]] < 0:
         return (
             "Usual for this model on the whole: it predicts the picture better than a lossless compressor does. The "

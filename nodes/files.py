@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import threading
 import time
 from collections import Counter
@@ -35,7 +36,7 @@ from flowcore.images.files import (
 )
 from flowcore.images.fill import extend_over_blank
 from flowcore.tasks.colorize import memory_required as memory_to_colorize
-from flowcore.tasks.image_batch import ImageBatch, append_alpha
+from flowcore.tasks.image_batch import MAX_STRETCH, ImageBatch, append_alpha
 from flowcore.tasks.model_choice import FOR_CLEAN, upscaler_for_files
 from flowcore.tasks.settings import model_defaults
 from flowcore.tasks.upscale import memory_required
@@ -50,7 +51,10 @@ from .node import FileNode, FlowNode, file_fingerprint
 from .sockets import HostModel, Image, Mask, ModelByPicture, PhotoModel, check_memory, from_mask, shown
 from .upscaling import ORDINARY_TILE
 
+UPLOADED = r"^[0-9]{4} (?=.)"  # before the name of one of several files that were uploaded: web/js/picture.js
 WORKFLOWS = Path(__file__).parents[1] / "workflows"  # served by the host, too: web/js/picture.js
+OPAQUE = "Its transparent parts are opaque in the result. Connect a mask to keep them."
+OPAQUE_JPEG = "Its transparent parts are opaque in the result: a JPEG file has none."
 LARGE = 2048  # pixels of the side of a photograph for which memory is made free
 BITS: dict[Any, int | None] = {"source": None, "8": 8, "16": 16}
 
@@ -184,6 +188,17 @@ def _picture_files(picture: str) -> list[Path]:
         return [WORKFLOWS / name for name in PICTURES[picture]]
     path = input_path(picture)
     return sorted(pictures_in(picture)) if path is None else [path]
+
+
+def picture_names(prompt: Any, node_id: Any, name: str) -> list[str]:
+    """Name the files behind an input that is connected to Flow Example in a prompt; empty if it is not."""
+    nodes = prompt if isinstance(prompt, dict) else {}
+    wire = nodes.get(str(node_id), {}).get("inputs", {}).get(name)
+    origin = nodes.get(wire[0], {}) if isinstance(wire, list) and len(wire) == 2 else {}
+    picture = origin.get("inputs", {}).get("picture")
+    if origin.get("class_type") != FlowcoreExample.__name__ or not isinstance(picture, str) or picture in FILMS:
+        return []
+    return [re.sub(UPLOADED, "", file.name) for file in _picture_files(picture)]
 
 
 def _read_with_alpha(file: Path, notify: Callable[[str], None]) -> Tensor:
@@ -381,8 +396,12 @@ class FlowcoreSave(FlowNode):
             original = None if file is None else read(read_bytes(file), file.name)
             for note in original.notes if original else ():
                 self.notes(f"{file.name if file else ''}: {note}")
-            if file and original and len(results[0]) < 4 and bool((original.pixels[:, 3:] < 1).any()):
-                self.notes(f"{file.name}: Its transparent parts are opaque in the result. Connect a mask to keep them.")
+            if original and len(results[0]) < 4 and bool((original.pixels[:, 3:] < 1).any()):
+                (height, width), (rows, columns) = original.pixels.shape[-2:], results.shape[-2:]
+                if format != "jpeg" and abs(columns * height / (rows * width) - 1) <= MAX_STRETCH:
+                    results = append_alpha(results, original.pixels[:, 3:])
+                else:
+                    self.notes(f"{file.name if file else ''}: {OPAQUE_JPEG if format == 'jpeg' else OPAQUE}")
             for picture in results:
                 data = encode_like(original, picture, **options)
                 prefix = filename_prefix.replace("%batch_num%", str(len(records)))

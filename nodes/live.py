@@ -2,6 +2,7 @@
 
 They reuse the inputs of the node's last run, and its model on whatever device that is now. Nodes of latents decode
 them; nodes of one picture make it again: a small copy if that shows what changes, else a detail at the place in view.
+Nodes without a model draw it from what they have kept.
 Queued runs go first, and a newer request for the same run cancels an older one.
 """
 
@@ -47,6 +48,14 @@ class LiveNode(FlowNode):
         return self.output(latents, text=[], flowcore_live=LIVE_RUNS.keep(type(self), values, latents))
 
 
+class RedrawnNode(FlowNode):
+    """A node without a model whose picture is drawn again while its numbers are dragged, from what its run has kept."""
+
+    def redraw(self, **values: Any) -> Tensor:
+        """Return the picture, (C, H, W) in [0, 1]."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, eq=False)
 class Request:
     """What the page asks for: a run, numbers by input, which sample, and the place in view, in shares of the sides."""
@@ -77,6 +86,10 @@ class LiveRuns(RecentlyUsed[LiveRun]):
             return []
         few = {key: each.select(slice(count)) if isinstance(each, Latents) else each for key, each in values.items()}
         return self._keep(node, few, latents.model_sha256)
+
+    def keep_redrawn(self, node: type[RedrawnNode], values: dict[str, Any]) -> dict[str, list[str]]:
+        """Keep the values from which a node is drawn again; return `ui` for the page."""
+        return {"flowcore_live": self._keep(node, values)}
 
     def keep_source(self, node: type[FlowNode], values: dict[str, Any], preview: str) -> dict[str, list[str]]:
         """Keep the values of a run with one picture, for a "small" picture or a "detail"; return `ui` for the page."""
@@ -138,6 +151,8 @@ def _answer(run: LiveRun, request: Request, cancelled: Callable[[], bool]) -> An
             return WRONG, b""
         if cancelled():
             return BUSY, b""
+        if issubclass(run.node, RedrawnNode):
+            return OK, png(run.node().redraw(**run.values | numbers))
         if model is None:
             return GONE, b""
         models = {each.id: model for each in run.node.SCHEMA.inputs if str(each.get_io_type()) == "FLOW_MODEL"}

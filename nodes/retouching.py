@@ -3,16 +3,20 @@
 from typing import Annotated, Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 import flowcore
 from flowcore import Hints
 from flowcore.images.strokes import paint_colors, paint_mask, parse_strokes
 from flowcore.tasks.hints import combine_hints, hints_from_strokes
+from flowcore.tasks.scratch_finder import find_damage, mark_damage
 
 from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled
 from .host.ui import canvas_pictures
+from .live import LIVE_RUNS, RedrawnNode
 from .node import FlowNode
 from .picking import PickingNode
 from .sockets import FLOW_HINTS, Image, Mask, UpscaleModel, check_memory, from_mask
@@ -20,6 +24,7 @@ from .upscaling import load_upscaler
 
 CANVAS = "flowcore_canvas"  # key of the painted picture, for web/js/brush.js
 RED = torch.tensor([1.0, 0.1, 0.1])[:, None, None]
+LIVE_SIDE = 1024  # pixels of the longer side of a live picture
 
 
 class FlowcorePaintHints(FlowNode):
@@ -65,7 +70,7 @@ class FlowcorePaintTemperature(FlowNode):
         return self.output(mask, text=[text], **canvas_pictures(self, image[:1], CANVAS))
 
 
-class FlowcoreFindScratches(FlowNode):
+class FlowcoreFindScratches(RedrawnNode):
     """Find scratches and dust in a scan, as a mask."""
 
     MENU = "repair"
@@ -74,10 +79,20 @@ class FlowcoreFindScratches(FlowNode):
     HIDDEN = (io.Hidden.extra_pnginfo,)
 
     def run(self, image: Image, sensitivity: Annotated[float, widgets.slider(0.5, 0.0, 1.0)]) -> Any:
-        mask = flowcore.find_scratches(image, sensitivity=sensitivity, **self.notes.task_options())
+        damage = find_damage(image, **self.notes.task_options())
+        mask = mark_damage(damage, sensitivity)
         text = f"{100 * float(mask.mean()):.2g} % of the picture is marked, in red"
-        marked = torch.where(mask[:1] > 0, RED.to(image), image[:1, :3])
-        return self.output(mask[:, 0], text=[text], **canvas_pictures(self, marked))
+        shown = canvas_pictures(self, torch.where(mask[:1] > 0, RED.to(image), image[:1, :3]))
+        if shown:
+            scale = max(1, max(image.shape[-2:]) / LIVE_SIDE)
+            size = [max(1, round(side / scale)) for side in image.shape[-2:]]
+            small = {"image": functional.adaptive_avg_pool2d(image[:1, :3].cpu(), size)}
+            small["damage"] = functional.adaptive_max_pool2d(damage[:1].cpu(), size)
+            shown |= LIVE_RUNS.keep_redrawn(type(self), small | {"sensitivity": sensitivity})
+        return self.output(mask[:, 0], text=[text], **shown)
+
+    def redraw(self, *, image: Tensor, damage: Tensor, sensitivity: float) -> Tensor:
+        return torch.where(mark_damage(damage, sensitivity) > 0, RED, image)[0]
 
 
 class FlowcoreRepair(PickingNode):

@@ -49,16 +49,26 @@ def find_scratches(image: Tensor, *, sensitivity: float = 0.5, **options: Unpack
     Source: Ronneberger et al., "U-Net" (2015), trained by ``benchmarks/scratches.py``.
     """
     check_range("sensitivity", sensitivity)
+    return mark_damage(find_damage(image, **options), sensitivity)
+
+
+def mark_damage(damage: Tensor, sensitivity: float) -> Tensor:
+    """Mark where the probability of damage ``(B, 1, H, W)`` is high enough for a sensitivity, with a pixel around."""
+    return F.max_pool2d((damage >= LEAST + (MOST - LEAST) * (1 - sensitivity)).float(), 3, 1, 1)
+
+
+def find_damage(image: Tensor, **options: Unpack[Reporting]) -> Tensor:
+    """Compute the probability of damage of every pixel: ``(B, 1, H, W)`` in [0, 1]; see ``find_scratches``."""
     run = Runner(None, RunOptions(**options), "Pass fewer or smaller images.", image)
 
     def task() -> Tensor:
         y = luma(ImageBatch(image, run.notify).rgb)
         run.expect(len(y))
-        marks: list[Tensor] = []
+        damage: list[Tensor] = []
         for one in y.split(1):
-            marks.append(_damage(one.cpu().float(), run) >= LEAST + (MOST - LEAST) * (1 - sensitivity))
+            damage.append(_damage(one.cpu().float(), run))
             run.advance()
-        return F.max_pool2d(torch.cat(marks).float(), 3, 1, 1).to(image.device)
+        return torch.cat(damage).to(image.device)
 
     return run(task)
 

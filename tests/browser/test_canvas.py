@@ -999,7 +999,21 @@ def test_a_canvas_in_korean(canvases, host):
     assert host.get_json("/i18n")["ko"]["flowcore"]["pick"].split("{name}")[1] in (
         canvas.page.locator(".flowcore-gallery button").nth(0).get_attribute("title")
     )
+    own, japanese = (host.get_json("/i18n")[language]["flowcore"] for language in ("ko", "ja"))
+    said = canvas.page.locator(".flowcore-gallery ~ .flowcore-text").inner_text()
+    assert own["messages"]["shrunk_again_it_is_the_picture"] in said
     canvas.page.wait_for_timeout(600)
     canvas.fit()
     picture = canvas.shot("gallery")
     assert np.asarray(Image.open(picture).convert("L")).std() > 10
+    workflow = story("upscale")  # as it is saved on a canvas in Japanese
+    note = saved_node(workflow, "MarkdownNote")
+    note |= {"title": japanese["stories"]["note"], "widgets_values": [japanese["stories"]["upscale"]]}
+    canvas.open(workflow)
+    note = canvas.only("MarkdownNote")
+    assert (note["title"], note["widgets"][0][2]) == (own["stories"]["note"], own["stories"]["upscale"])
+    translate = "async ([path, text]) => (await import(path)).translateMessage(text)"
+    faces = "Of 3 faces, 2 of more than 36 pixels"
+    text = f"a.png: {faces}: left to the upscaler of the picture, which draws large ones better."
+    translated = canvas.page.evaluate(translate, [f"/extensions/{comfyui.PACK_NAME}/js/messages.js", text])
+    assert translated == "a.png: 얼굴 3개 중 36픽셀보다 큰 2개: 큰 얼굴을 더 잘 그리는, 사진 업스케일러에 맡깁니다."

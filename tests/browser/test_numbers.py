@@ -132,3 +132,56 @@ def test_a_slider_begins_at_zero_and_a_double_click_gives_it_back_to_the_model(c
     page.wait_for_timeout(500)
     page.mouse.dblclick(track["left"] + 0.5 * track["width"], height)
     assert shown() == ("temperature (model's)", -0.1)
+
+
+def test_marks_of_scratches_follow_the_slider(canvas, page):
+    find = ("FlowcoreFindScratches", {"image": "photo.0", "sensitivity": 0.3 + canvas.vue / 100})
+    canvas.open(numbered(photo=PHOTO, find=find, show=("MaskPreview", {"mask": "find.0"})))
+    canvas.run()
+    shown = "() => app.graph.nodes.find(n => n.type === 'FlowcoreFindScratches').imgs?.[0].src"
+    if canvas.vue:
+        shown = "() => [...document.querySelectorAll('[data-node-id=\"2\"] img')].map(image => image.src).join()"
+    canvas.move("FlowcoreFindScratches", "sensitivity", 0.6, 0.9)
+    page.wait_for_function(f"() => (({shown})() ?? '').includes('blob:')")
+    canvas.run()  # with it: its own picture
+    page.wait_for_function(f"() => (({shown})() ?? '').includes('/view?')")
+
+
+SIZES = "() => Object.fromEntries(app.graph.nodes.map(n => [n.type, [...n.size]]))"
+
+
+def test_new_nodes_have_room_for_their_samples_and_for_what_a_run_shows(canvas, page):
+    """A row of four thumbnails, and a picture or a text that no other node is under."""
+    kinds = ("FlowcoreUpscale", "FlowcoreShrink", "FlowcorePaintTemperature")
+    page.evaluate(
+        """kinds => { app.canvas.setGraph(app.graph); app.graph.clear();
+            const put = (kind, left, top) => { const node = LiteGraph.createNode(kind); node.pos = [left, top];
+                return app.graph.add(node) ?? node; };
+            const photo = put('LoadImage', 0, 0), shown = put('PreviewAny', 0, 600);
+            photo.widgets[0].value = 'example.png';
+            for (const [k, kind] of kinds.entries()) { const node = put(kind, 400 + 500 * k, 0);
+                photo.connect(0, node, 'image');
+                if (!node.inputs.some(({name}) => name === 'model')) { node.connect(0, shown, 0); continue; }
+                const loader = put('FlowcoreLoadModel', 400 + 500 * k, 900); loader.connect(0, node, 'model');
+                loader.widgets[0].value = kind === 'FlowcoreShrink' ? 'rescale-x4' : 'srflow-x4'; }
+            const upscale = app.graph.nodes.find(n => n.type === kinds[0]);
+            upscale.widgets.find(w => w.name === 'samples').value = 4; }""",
+        kinds,
+    )
+    page.wait_for_timeout(500)
+    before = page.evaluate(SIZES)
+    assert before["FlowcoreUpscale"][0] >= 400
+    page.evaluate(
+        """() => { const shown = LiteGraph.createNode('PreviewImage'); shown.pos = [900, 700]; app.graph.add(shown);
+            app.graph.nodes.find(n => n.type === 'FlowcoreShrink').connect(0, shown, 0); }"""
+    )
+    canvas.run()
+    page.wait_for_timeout(1000)
+    after = page.evaluate(SIZES)
+    canvas.fit()
+    canvas.shot("new-nodes")
+    for kind in kinds:
+        assert after[kind][1] - before[kind][1] < 40, kind
+    tops = [button.bounding_box()["y"] for button in page.locator(".flowcore-gallery button").all()]
+    assert len(tops) == 4
+    assert max(tops) - min(tops) < 2

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from talk import graph, loader, newest, pixels, report
+from talk import graph, loader, newest, opened, pixels, report, until
+from test_live import ask
 
 import flowcore
 
@@ -41,3 +42,21 @@ def test_a_scratched_scan_is_repaired_where_the_mask_is_and_nowhere_else(host, f
     assert torch.allclose(repaired[:1][outside], image[outside], atol=1e-6)
     assert float(mask[0, 0, 10:68, 38:49].float().sum()) >= 2 * 58
     assert float((repaired[:1] - image)[mask.expand_as(image)].abs().max()) > 0.2
+
+
+@newest
+def test_marks_follow_the_sensitivity_without_another_run(host):
+    host.put("scan.png", scan())
+    find = {"image": "photo.0", "sensitivity": 0.45}  # which no other test has, or its result would be reused
+    workflow = graph(photo=("LoadImage", {"image": "scan.png"}), find=("FlowcoreFindScratches", find))
+    workflow["keep"] = {"class_type": "MaskPreview", "inputs": {"mask": ["find", 0]}}
+    ((run,),) = [host.run(workflow, extra_pnginfo={"workflow": {}})["outputs"]["find"]["flowcore_live"]]
+    for sensitivity in (0.2, 0.95):
+        body = {"run": run, "values": {"sensitivity": sensitivity}}
+        status, picture = until(lambda body=body: (got := ask(host, body))[0] != 409 and got, 30)
+        assert status == 200
+        image = torch.from_numpy(np.array(scan())).permute(2, 0, 1)[None] / 255
+        mask = flowcore.find_scratches(image, sensitivity=sensitivity)[0, 0] > 0
+        red = np.asarray(opened(picture))[..., :3] == (255, 26, 26)
+        assert np.array_equal(red.all(-1), mask.numpy())
+    assert ask(host, {"run": run, "values": {"sensitivity": 2}})[0] == 422

@@ -131,3 +131,10 @@ def test_an_estimated_score_says_from_what(host, flows):
     outputs = host.outputs(scoring(flows["small-ffjord"], seed=7, probes=3))
     agree(outputs["score"], score(flow("small-ffjord"), noise(3, 3, 12, 16), seed=7, probes=3))
     assert "3 random probes" in outputs["report"]["text"][0]
+
+
+def test_pictures_of_flow_example_are_called_by_their_files(host, flows):
+    workflow = scoring(image=("FlowcoreExample", {"picture": "three landscapes"}), fit="crop")
+    said = host.outputs(workflow)["score"]["text"][-1]
+    assert {"lake.jpg", "desert.jpg", "canyon.jpg"} == {word for word in said.split() if word.endswith(".jpg")}
+    assert said.startswith("Most usual for this model: ")

@@ -9,7 +9,7 @@ import { onResult } from "./runs.js";
 
 const KINDS = { FlowcorePaintHints: "color", FlowcorePaintTemperature: "amount" };
 const RUN = "flowcore_canvas"; // the key in a node's output
-const HEIGHT = 300; // pixels of the board and its tools, at least
+const HEIGHT = 350; // pixels of the board, its tools and the text below it, at least
 const WIDTH = 450; // pixels of a new node
 const SHARP = 1024; // pixels of the longer side of the canvas
 const SIZES = [0.005, 0.4]; // smallest and largest brush, as fractions of the longer side
@@ -84,7 +84,8 @@ class Brush {
     const { brush, erase, dropper, undo, redo, clear, whole } = this.buttons;
     const left = [...this.inkInputs, brush, erase, ...(this.kind === "color" ? [dropper] : []), this.sizeSlider];
     const tools = make("div", { className: "flowcore-brush-tools" }, ...left, make("i"), undo, redo, clear, whole);
-    this.frame = make("div", { className: "flowcore-brush" }, tools, this.board);
+    this.area = make("div", { className: "flowcore-area" }); // which has its place from the start, so that the board keeps its size
+    this.frame = make("div", { className: "flowcore-brush" }, tools, this.board, this.area);
     // Drags must not move the canvas, nor keys act as shortcuts of the page.
     tools.addEventListener("pointerdown", (event) => event.stopPropagation());
     this.frame.addEventListener("keydown", (event) => this.key(event));
@@ -393,6 +394,7 @@ function draw(canvas, strokes) {
 const STYLE_SHEET = `<style>
 .flowcore-brush { display: flex; flex-direction: column; gap: 6px; box-sizing: border-box; }
 .flowcore-brush:fullscreen { padding: 16px; background: var(--comfy-menu-bg, #1a1a1a); }
+.flowcore-brush .flowcore-area { flex: none; min-height: 48px; }
 .flowcore-brush-tools { display: flex; flex-wrap: wrap; align-items: center; gap: 4px; flex: none; }
 .flowcore-brush-tools button {
   width: 26px; height: 26px; padding: 4px; border: 1px solid transparent; border-radius: 6px; cursor: pointer;

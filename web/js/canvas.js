@@ -182,6 +182,7 @@ export function addElement(node, name, element, height, styleSheet, title) {
   element.classList.add("flowcore-element");
   owners.set(element, [node, name]);
   element.insertAdjacentHTML("beforeend", SHARED_STYLE_SHEET + styleSheet);
+  element.dataset.height = height;
   element.style.minHeight = `${height}px`;
   const widget = node.addDOMWidget(name, name, element, {
     serialize: false,
@@ -212,9 +213,12 @@ export const AREA = "flowcore_area"; // name of the widget
 const HIGH = 300; // pixels of an area with pictures
 const LOW = 110; // pixels of one with only text
 
+/** The area of a node, if it has one; a brush has it below its board. */
+export const existingAreaOf = (node) => node.flowcoreBrush?.area ?? widgetOf(node, AREA)?.element;
+
 /** The area of a node that shows the pictures of its runs, and a text below them. It grows only with the node. */
 export function areaOf(node) {
-  const existing = widgetOf(node, AREA)?.element;
+  const existing = existingAreaOf(node);
   if (existing) return existing;
   const area = make("div", { className: "flowcore-area" });
   area.dataset.captureWheel = "true"; // so that the focused element gets the wheel, not the canvas of Nodes 2.0
@@ -225,9 +229,9 @@ export function areaOf(node) {
 
 /** Make the area of a node this many pixels higher than usual, and the node larger if it has to be. */
 export function setExtraHeight(node, more) {
-  const area = areaOf(node);
+  const area = areaOf(node), element = area.closest(".flowcore-element");
   area.style.setProperty("--more", `${more}px`);
-  area.style.minHeight = `${(hasPick(node) ? HIGH : LOW) + more}px`;
+  element.style.minHeight = `${Number(element.dataset.height) + more}px`;
   fitNode(node);
 }
 

@@ -12,9 +12,16 @@ export const shownBy = (node) => app.nodeOutputs?.[String(node.id)]?.images?.[0]
 
 const store = (name) => app.extensionManager._p?._s?.get(name); // of Pinia, which holds the state of the frontend
 
+const locatorOf = ({ id, graph }) => (graph.isRootGraph ? String(id) : `${graph.id}:${id}`);
+
+/** Show a picture on a node in place of those in its output. */
+export function showPreview(node, url) {
+  store("nodeOutput")?.setNodePreviewsByLocatorId?.(locatorOf(node), [url]);
+  node.setDirtyCanvas?.(true, true);
+}
+
 /** Replace the previews of a run by the pictures in the node's output. */
-export const endPreviews = ({ id, graph }) =>
-  store("nodeOutput")?.revokePreviewsByLocatorId?.(graph.isRootGraph ? String(id) : `${graph.id}:${id}`);
+export const endPreviews = (node) => store("nodeOutput")?.revokePreviewsByLocatorId?.(locatorOf(node));
 
 /** The path of the workflow that a run was queued from, if this page queued it. */
 export const workflowOf = (run) => store("execution")?.jobIdToSessionWorkflowPath?.get(run);

@@ -1,5 +1,5 @@
 // The text on our nodes, while they run and afterwards, only in the workflow that ran.
-import { AREA, areaOf, setExtraHeight, isOurs, make, translate, widgetOf } from "./canvas.js";
+import { areaOf, existingAreaOf, setExtraHeight, isOurs, make, translate } from "./canvas.js";
 import { api, app, onStop } from "./frontend.js";
 import { translateMessage } from "./messages.js";
 import { isHere, nodeAt, onResult, onStart } from "./runs.js";
@@ -41,7 +41,7 @@ onResult((node, { text, flowcore_notes: warnings }) => {
 });
 
 // While a node runs, it does not show what the previous run said.
-onStart((node) => widgetOf(node, AREA)?.element.querySelector(".flowcore-text.result")?.classList.add("outdated"));
+onStart((node) => existingAreaOf(node)?.querySelector(".flowcore-text.result")?.classList.add("outdated"));
 
 /** Add a button below the text of a node, until it is clicked or the text changes. */
 export async function offer(node, key, values, act) {
@@ -97,7 +97,7 @@ function boxOf(node) {
 
 /** Replace the text on one of our nodes, warnings first; the part below the first empty line is folded. */
 export async function show(node, text, warnings = []) {
-  if (!isOurs(node) || !(text || warnings.length || widgetOf(node, AREA))) return;
+  if (!isOurs(node) || !(text || warnings.length || existingAreaOf(node))) return;
   const [visible, ...folded] = translateMessage(text).split("\n\n");
   const box = boxOf(node), warning = box.firstChild;
   warning.textContent = warnings.map(translateMessage).join("\n");
@@ -119,7 +119,7 @@ const STYLE_SHEET = `<style>
   flex: 1 1 0; min-height: 0; box-sizing: border-box; padding: 6px 8px; overflow-y: auto; scrollbar-width: thin; border-radius: 6px; user-select: text;
   cursor: text; font: 12px/1.4 sans-serif; color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222); white-space: pre-line;
   word-break: normal; overflow-wrap: break-word; }
-.flowcore-gallery ~ .flowcore-text { flex: none; max-height: calc(64px + var(--more, 0px)); }
+.flowcore-gallery ~ .flowcore-text, .flowcore-brush .flowcore-text { flex: none; max-height: calc(64px + var(--more, 0px)); }
 .flowcore-text .warning {
   margin: 0; padding-left: 6px; max-height: 400px; overflow-y: auto; scrollbar-width: thin; border-left: 3px solid orange;
   color: color-mix(in srgb, orange 55%, var(--input-text, #ddd)); }

@@ -1,6 +1,6 @@
 // How our nodes show their widgets: numbers that the model decides, `outside` only with a mask, and advanced inputs folded.
 import {
-  AREA, FROM_MODEL, canFollowModel, isOurs, isStepped, patchAfter, refresh, requestSnapshot, setHidden, translate, widgetOf, wired,
+  AREA, FROM_MODEL, canFollowModel, fitNode, hasPick, isOurs, isStepped, patchAfter, refresh, requestSnapshot, setHidden, translate, widgetOf, wired,
 } from "./canvas.js";
 import { app, foldAdvanced } from "./frontend.js";
 import { onModel, usualFacts } from "./models.js";
@@ -135,6 +135,15 @@ function stepBySamples(node) {
   }
 }
 
+const WIDE = 400, USUAL = 300, PICTURE = 220; // pixels: widths of new nodes with and without a gallery, and the height of a picture
+const SHOW_PICTURES = ["Shrink", "Encode", "Decode", "Morph", "FindScratches"].map((name) => `Flowcore${name}`); // after a run
+
+/** Give a new node room for its labels, its samples in a row, and the pictures that the frontend will show on it. */
+function makeRoom(node) {
+  if (node.widgets?.length) fitNode(node, hasPick(node) ? WIDE : USUAL);
+  if (SHOW_PICTURES.includes(node.comfyClass)) node.setSize([Math.max(USUAL, node.size[0]), node.size[1] + PICTURE]);
+}
+
 const NEEDED = { outside: "mask", strength: "direction" }; // from a widget to the input without which it has no effect
 
 app.registerExtension({
@@ -150,6 +159,7 @@ app.registerExtension({
       foldInClassic(node);
     }
     stepBySamples(node);
+    makeRoom(node);
     for (const [name, input] of Object.entries(NEEDED)) {
       const widget = widgetOf(node, name);
       if (!widget || !node.inputs?.some((each) => each.name === input)) continue;

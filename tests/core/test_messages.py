@@ -1,0 +1,53 @@
+"""What nodes say of their runs: the page translates it by the templates in the locales; see web/js/messages.js."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+MESSAGES = json.loads((ROOT / "locales" / "en" / "main.json").read_text(encoding="utf-8"))["flowcore"]["messages"]
+COMPOSED = {"all_images_are_clean", "all_images_have", "this_picture_is_clean", "this_picture_has"}  # of single words
+SPOKEN = ("nodes", "flowcore/tasks")  # the rooms whose notes a canvas shows
+CALLS = {"notes", "notify", "tell"}  # functions that a note is passed to
+
+
+def template(node):
+    """A string of the source with {0}, {1} and so on in place of its values; None for anything else."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if not isinstance(node, ast.JoinedStr):
+        return None
+    values = iter(range(len(node.values)))
+    return "".join(part.value if isinstance(part, ast.Constant) else f"{{{next(values)}}}" for part in node.values)
+
+
+def trees(*rooms):
+    return [ast.parse(path.read_text(encoding="utf-8")) for room in rooms for path in (ROOT / room).rglob("*.py")]
+
+
+def notes():
+    """All notes that are written where they are passed on, or that are constants of the module."""
+    for tree in trees(*SPOKEN):
+        assigned = [node for node in tree.body if isinstance(node, ast.Assign)]
+        constants = {ast.unparse(node.targets[0]): template(node.value) for node in assigned}
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args):
+            name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+            said = template(call.args[0]) or constants.get(ast.unparse(call.args[0]))
+            if name in CALLS and said and re.search("[a-z]{3}", said):
+                yield said
+
+
+def test_every_note_has_a_template():
+    assert len(said := set(notes())) > 40
+    known = set(MESSAGES.values())
+    assert [text for text in said if not known & {text, text.removeprefix("{0}: ")}] == []
+
+
+def test_every_template_is_something_that_is_said():
+    strings = (template(node) for tree in trees("nodes", "flowcore") for node in ast.walk(tree))
+    sources = "\n".join(filter(None, strings))
+    whole = [text for key, text in MESSAGES.items() if key not in COMPOSED]
+    parts = [part for text in whole for part in re.split(r"\{\d\}", text) if len(part) > 12]
+    assert len(parts) > len(MESSAGES) / 2
+    assert [part for part in parts if part.lstrip("; ")[:12] not in sources] == []
