@@ -72,6 +72,16 @@ def test_a_seed_steps_by_the_samples_and_is_typed_freely(canvas, page):
     assert canvas.value("FlowcoreUpscale", "seed") == 90
 
 
+def test_incrementing_after_a_run_steps_by_the_samples(canvas, page):
+    canvas.open(upscaling("increment"))
+    for first in (40, 44):
+        assert canvas.value("FlowcoreUpscale", "seed") == first
+        canvas.run()
+    assert canvas.value("FlowcoreUpscale", "seed") == 48
+    seeds = page.locator(".flowcore-gallery button:enabled").evaluate_all("every => every.map(b => b.dataset.seed)")
+    assert seeds == [str(seed) for seed in range(40, 48)]
+
+
 def test_a_film_that_is_dropped_on_a_story_is_connected(canvas, page):
     file = io.BytesIO()
     with av.open(file, "w", "mp4") as film:
