@@ -58,7 +58,10 @@ function takeSeveral(node) {
   if (button)
     button.callback = () => {
       const accept = "image/png,image/jpeg,image/webp";
-      const onchange = ({ target: { files } }) => (files.length > 1 ? uploadFolder(node, [...files]) : node.pasteFiles?.([...files]));
+      const onchange = ({ target: { files } }) => {
+        if (files.length > 1 || !node.pasteFiles) uploadFolder(node, [...files]);
+        else node.pasteFiles([...files]);
+      };
       make("input", { type: "file", multiple: true, accept, onchange }).click();
     };
   const takeOne = node.onDragDrop;

@@ -7,6 +7,7 @@ import { isHere, nodeAt, onResult, onStart } from "./runs.js";
 let executing; // path of the running node
 let stopping; // the node that was asked to stop
 let failed; // the node that shows an error
+const outdated = new Set(); // texts of an earlier run, which are hidden
 
 app.registerExtension({
   name: "flowcore.text",
@@ -26,7 +27,8 @@ app.registerExtension({
     api.addEventListener("execution_start", () => failed && show(failed, ""));
     for (const end of ["interrupted", "error", "success"]) api.addEventListener(`execution_${end}`, showStopped);
     api.addEventListener("execution_success", () => { // nodes that were no part of the run
-      for (const box of document.querySelectorAll(".flowcore-text.outdated")) box.classList.remove("outdated");
+      for (const box of outdated) box.classList.remove("outdated");
+      outdated.clear();
     });
     api.addEventListener("flowcore.text", ({ detail: { prompt_id: run, node, text, warnings } }) =>
       isHere(run) && show(nodeAt(node), text, warnings));
@@ -41,7 +43,12 @@ onResult((node, { text, flowcore_notes: warnings }) => {
 });
 
 // While a node runs, it does not show what the previous run said.
-onStart((node) => existingAreaOf(node)?.querySelector(".flowcore-text.result")?.classList.add("outdated"));
+onStart((node) => {
+  const box = existingAreaOf(node)?.querySelector(".flowcore-text.result");
+  if (!box) return;
+  box.classList.add("outdated");
+  outdated.add(box);
+});
 
 /** Add a button below the text of a node, until it is clicked or the text changes. */
 export async function offer(node, key, values, act) {
