@@ -51,9 +51,7 @@ class LiveNode(FlowNode):
 class RedrawnNode(FlowNode):
     """A node without a model whose picture is drawn again while its numbers are dragged, from what its run has kept."""
 
-    def redraw(self, **values: Any) -> Tensor:
-        """Return the picture, (C, H, W) in [0, 1]."""
-        raise NotImplementedError
+    redraw: Callable[..., Tensor]  # from those values, by name, to the picture, (C, H, W) in [0, 1]
 
 
 @dataclass(frozen=True, eq=False)

@@ -84,8 +84,9 @@ class FlowcoreFindScratches(RedrawnNode):
         text = f"{100 * float(mask.mean()):.2g} % of the picture is marked, in red"
         shown = canvas_pictures(self, torch.where(mask[:1] > 0, RED.to(image), image[:1, :3]))
         if shown:
-            scale = max(1, max(image.shape[-2:]) / LIVE_SIDE)
-            size = [max(1, round(side / scale)) for side in image.shape[-2:]]
+            height, width = image.shape[-2:]
+            scale = max(1, max(height, width) / LIVE_SIDE)
+            size = max(1, round(height / scale)), max(1, round(width / scale))
             small = {"image": functional.adaptive_avg_pool2d(image[:1, :3].cpu(), size)}
             small["damage"] = functional.adaptive_max_pool2d(damage[:1].cpu(), size)
             shown |= LIVE_RUNS.keep_redrawn(type(self), small | {"sensitivity": sensitivity})
