@@ -51,7 +51,7 @@ from .sockets import (
 )
 
 MAX_MEGAPIXELS = 400  # of a picture without longest_side: 4.8 GB of memory
-MIN_DIVERSITY = 0.6  # in 1/255; samples that differ less look alike. At the defaults, smooth photographs have 0.8
+MIN_DIVERSITY = 0.4  # in 1/255; samples that differ less look alike. At the defaults, smooth photographs have 0.5
 SAME, NEARLY_SAME = 48, 32  # decibels from which a picture shrunk again is called so
 ORDINARY_TILE = 512  # pixels of the low-resolution image
 STORE = ConditionStore()  # so that another seed or temperature does not encode the image again

@@ -24,6 +24,7 @@ SAMPLING = (
     "boldest_temperature",
     "guide_temperatures",
     "guide_match",
+    "plausible_deviation",
     "gain_cells",
 )
 """Names of configuration fields that recommend how to sample; the flow itself does not depend on them."""

@@ -2,7 +2,9 @@
 
 A flow's inverse divides by learned scales; far from the training data, which zero is closer to, the quotients grow from
 step to step. Hong et al., "On the Robustness of Normalizing Flows for Inverse Problems in Imaging" (ICCV 2023),
-describe these explosions; the remedy is ours.
+describe these explosions; the remedy is ours. They begin as noise of full color, for example on small letters of
+saturated color, which no low temperature explains: up to ``CALM`` values must be plausible, too, if the model's file
+states its ``plausible_deviation``.
 """
 
 from collections import Counter
@@ -19,11 +21,13 @@ from ..likelihood import select_items
 
 BACKOFF_SCALES = (1.0, 0.6, 0.3, 0.0)  # factors on a cell's latents: at first, after one overflow, after two, ...
 ATTEMPTS = len(BACKOFF_SCALES) + 1  # one more for cells that overflow only because of others
+CALM = 0.8  # temperature up to which photographs stay within 0.61 of mid gray: docs/decisions/0013
 FADE = 8  # pixels over which the fallback blends into the decoded picture
 
 Decoder = Callable[[Sequence[Tensor], Tensor | None], tuple[Tensor, Tensor | None]]
 """Decodes latents of all images, or of the images with the given indices, to images ``(B, C, H, W)`` and a mask of
-where they overflow, bool ``(B, 1, H, W)``, or None for nowhere."""
+where they overflow, ``(B, 1, H, W)``, or None for nowhere. It is 1 or True where values overflow, and where they are
+implausible the number of steps to the last of ``BACKOFF_SCALES``."""
 
 
 class Decoded(NamedTuple):
@@ -63,16 +67,28 @@ class OverflowCounts:
             )
 
 
-def bounded_decoder(plan: Plan, cond: Condition | None, max_deviation: float) -> Decoder:
-    """Make a decoder of a plan and a condition of 1 or B images; beyond ``max_deviation`` from 0.5 values overflow."""
+def bounded_decoder(
+    plan: Plan, cond: Condition | None, max_deviation: float, plausible: Sequence[float] = ()
+) -> Decoder:
+    """Make a decoder of a plan and a condition of 1 or B images; beyond ``max_deviation`` from 0.5 values overflow.
+
+    Beyond ``plausible``, one number per image, or none for ``max_deviation``, they are implausible.
+    """
+    smallest = min([max_deviation, *plausible])
 
     def decode(latents: Sequence[Tensor], items: Tensor | None) -> tuple[Tensor, Tensor | None]:
         of_items = cond if items is None or cond is None or cond.batch == 1 else select_items(cond, items)
         images = plan.inverse(latents, of_items)
         low, high = images.aminmax()  # both are NaN if a value is
-        if (low >= 0.5 - max_deviation) & (high <= 0.5 + max_deviation):
+        if (low >= 0.5 - smallest) & (high <= 0.5 + smallest):
             return images, None
-        return images, ~((images - 0.5).abs() <= max_deviation).all(1, keepdim=True)
+        deviation = (images - 0.5).abs().amax(1, keepdim=True)
+        mask = (~(deviation <= max_deviation)).byte()
+        if plausible:
+            limits = images.new_tensor(plausible).view(-1, 1, 1, 1)
+            implausible = (deviation > (limits if items is None else limits[items])) & (mask == 0)
+            mask[implausible] = len(BACKOFF_SCALES) - 1
+        return images, mask if mask.any() else None
 
     return decode
 
@@ -92,13 +108,16 @@ def decode_with_backoff(decode: Decoder, latents: Sequence[Tensor], fallback: Ca
     for _ in range(attempts):
         # the cells that hold an overflow, and their neighbors
         touched = F.max_pool2d(F.adaptive_max_pool2d(remaining.float(), (grid[0], grid[1])), 3, stride=1, padding=1)
-        failures = (failures + touched).clamp(max=len(BACKOFF_SCALES) - 1)
+        before, failures = failures, (failures + touched).clamp(max=len(BACKOFF_SCALES) - 1)
+        if torch.equal(failures, before):  # all that can be lowered is
+            break
         repaired, mask = decode([_scale(level, scales[failures.long()]) for level in z], affected)
         if mask is None:
             remaining = torch.zeros_like(remaining)
             break
         remaining = mask
-    attenuated, filled = torch.zeros_like(overflowed), torch.zeros_like(overflowed)
+    attenuated, filled = torch.zeros_like(overflowed, dtype=torch.bool), torch.zeros_like(overflowed, dtype=torch.bool)
+    remaining = remaining == 1  # what is implausible even at temperature 0 is shown
     attenuated[affected] = (_resize(failures, repaired, "nearest") > 0) & ~remaining
     filled[affected] = remaining
     if remaining.any():

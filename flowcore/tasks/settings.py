@@ -371,10 +371,15 @@ def guide_share(config: Any, temperature: Temperature) -> float:
     low, high = getattr(config, "guide_temperatures", (0.0, 0.0))
     if high <= low:
         return strength
+    rise = (highest(temperature) - low) / (high - low)
+    return round(strength * min(1.0, max(0.0, rise)), 4)
+
+
+def highest(temperature: Temperature) -> float:
+    """Return the highest of the temperatures of levels and places."""
     levels = [temperature] if isinstance(temperature, float | int | Tensor) else temperature
     numbers = (float(tau.max()) if isinstance(tau, Tensor) else tau for tau in levels if torch.as_tensor(tau).numel())
-    rise = (max(numbers, default=0.0) - low) / (high - low)
-    return round(strength * min(1.0, max(0.0, rise)), 4)  # maps are in float32
+    return round(max(numbers, default=0.0), 6)  # maps are in float32
 
 
 def _temperature_at(config: Mapping[str, Any], boldness: float) -> float:

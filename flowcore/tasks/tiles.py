@@ -25,7 +25,7 @@ from . import overflow
 from .guide import NEARBY, Guide, drawn_share, limit_rms
 from .ranges import check_range
 from .runner import Runner, batch_size
-from .settings import DrawSettings
+from .settings import DrawSettings, highest
 
 STRIPS = 2**26  # bytes that strips take at most, whatever the image
 ENCODING = 4  # cost of a unit of the encoder relative to one of decoding: srflow-x4, 72x48, one core
@@ -141,6 +141,8 @@ class TiledDecoder:
         border, tiles = self._layout(rgb, has_guide=guide is not None)
         latents = Latents(run, tiling, rgb, border, settings, guide)
         canvas = _Canvas(rgb, len(settings) * settings[0].samples, scale, border, gray)
+        limit = getattr(self._flow.config, "plausible_deviation", 0.0) or tiling.max_deviation
+        limits = [limit if highest(each.tau) <= overflow.CALM else tiling.max_deviation for each in settings]
         at_once = run.at_once(min(canvas.samples, MAX_SAMPLES))
         reused = tiling.shares and (canvas.samples > at_once or guide is not None)
         # Units of work: of each tile its encoding, passes for the guide and every sample, and 1 per pasted sample.
@@ -167,7 +169,8 @@ class TiledDecoder:
                     batch = range(start, min(start + step, canvas.samples))
                     z = [level.to(run.device, run.dtype) for level in latents.crop(item, batch, tile)]
                     z = z if guide_latents is None else latents.blend_guide(z, guide_latents, item, batch, tile)
-                    decode = overflow.bounded_decoder(plan, cond, tiling.max_deviation)
+                    plausible = [limits[sample // settings[0].samples] for sample in batch]
+                    decode = overflow.bounded_decoder(plan, cond, tiling.max_deviation, plausible)
                     with run.counting(len(batch) * plan.units, len(batch)):
                         enlarged = partial(enlarge, _crop(padded, tile), scale)
                         decoded = overflow.decode_with_backoff(decode, z, enlarged)

@@ -141,6 +141,72 @@ def test_latents_are_scaled_and_not_drawn_again():
         assert torch.equal(seen[k][..., 4:, 4:], z[..., 4:, 4:])
 
 
+def test_implausible_places_are_drawn_at_temperature_0_at_once_and_shown_even_if_that_does_not_help():
+    seen, lowest = [], len(overflow.BACKOFF_SCALES) - 1
+
+    def decode(latents, items):
+        seen.append(latents[0].clone())
+        mask = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+        mask[..., :2, :2] = lowest
+        return latents[0][:, :3], mask
+
+    z = torch.randn(1, 4, 8, 8)
+    decoded = overflow.decode_with_backoff(decode, [z], lambda: pytest.fail("called"))
+    assert len(seen) == 2  # again would change nothing
+    assert (decoded.images[..., :3, :3] == 0).all()
+    assert torch.equal(decoded.images[..., 4:, 4:], z[:, :3, 4:, 4:])
+    assert decoded.attenuated[..., :2, :2].all()
+    assert not decoded.filled.any()
+
+
+def colorful_dots():
+    """Magenta on green, as small letters of a slide are, two pixels wide."""
+    dots = (torch.rand(1, 1, 12, 16, generator=torch.Generator().manual_seed(0)) < 0.1).float()
+    green, magenta = (torch.tensor(rgb).view(1, 3, 1, 1) / 255 for rgb in ([31.0, 150, 139], [255.0, 10, 255]))
+    return torch.lerp(green, magenta, dots.repeat_interleave(2, 2).repeat_interleave(2, 3))
+
+
+def test_small_letters_of_saturated_color_are_clean_at_the_default(sentences):
+    """Where values leave the range of photographs, the picture is that of temperature 0."""
+    shipped, lr = flowcore.load("srflow-x4"), colorful_dots()
+    raw = plain(shipped, lr, shipped.config.temperature, seed=1)
+    wrong = ((raw - 0.5).abs() > shipped.config.plausible_deviation).any(1, keepdim=True).expand_as(raw)
+    assert wrong.any()
+    result = upscale(shipped, lr, calm_edges=0, seed=1, notify=sentences.append)
+    assert "drawn there at a lower temperature" in " ".join(sentences)
+    calm = upscale(shipped, lr, temperature=0)
+    errors = [(pictures - calm).abs()[wrong].mean() for pictures in (result, raw.clamp(0, 1))]
+    assert errors[0] < 0.2 * errors[1]
+
+
+class Given:
+    """Decodes latents to themselves."""
+
+    def inverse(self, latents, cond):
+        return latents[0]
+
+
+def test_values_are_implausible_in_pictures_with_a_limit_and_overflow_in_all():
+    z = torch.full((2, 3, 2, 2), 0.5)
+    z[:, 1, 0, 0], z[:, 2, 1, 1] = 2.0, math.nan  # 1.5 from mid gray, and no number
+    decode = overflow.bounded_decoder(Given(), None, MAX_DEVIATION, [MAX_DEVIATION, 1.0])
+    lowest = len(overflow.BACKOFF_SCALES) - 1
+    _, mask = decode([z], None)
+    assert mask[:, 0].tolist() == [[[0, 0], [0, 1]], [[lowest, 0], [0, 1]]]
+    _, mask = decode([z[1:]], torch.tensor([1]))
+    assert mask[:, 0].tolist() == [[[lowest, 0], [0, 1]]]
+
+
+def test_a_limit_holds_for_settings_without_a_high_temperature(monkeypatch):
+    seen, decoder = [], overflow.bounded_decoder
+    monkeypatch.setattr(overflow, "bounded_decoder", lambda *given: seen.extend(given[3]) or decoder(*given))
+    flow, lr = build_upscaler(plausible_deviation=1.0), picture(1, 3, 8, 8)
+    flowcore.temperature_grid(flow, lr, [overflow.CALM, overflow.CALM + 0.01], seeds=2)
+    upscale(flow, lr, temperature=[0.3, 1.0, 0.3][: len(flow.latent_shapes(32, 32))])
+    upscale(build_upscaler(), lr, temperature=0.3)
+    assert seen == [1.0, 1.0, *[MAX_DEVIATION] * 4]
+
+
 def test_infinite_latents_end_as_zero(sentences):
     """Infinity times zero is no number, and must not stay one."""
     flow = build_tiny("glow", perturb=0.05)
