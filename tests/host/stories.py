@@ -312,13 +312,17 @@ def thumbnail(pictures: list[Image.Image], columns: int = 0) -> Image.Image:
 
 
 def beside(before: Image.Image, after: Image.Image, part: tuple[float, float, float] | None) -> Image.Image:
-    """Put a picture as it was beside what was made of it, pixels as squares; all of it, or a part."""
+    """Put a picture as it was beside what was made of it, all or a part; pixels of enlarged ones are squares."""
     pictures = [before.resize(after.size, Image.Resampling.NEAREST), after]
     if part:
         share, *place = part
         side = round(share * min(after.size))
         left, top = (round(at * (whole - side)) for at, whole in zip(place, after.size, strict=True))
         pictures = [picture.crop((left, top, left + side, top + side)) for picture in pictures]
+    if before.size == after.size:
+        scale = max(1.0, THUMBNAIL / (2 * max(pictures[0].size)))
+        size = [round(scale * side) for side in pictures[0].size]
+        pictures = [picture.resize((size[0], size[1]), Image.Resampling.BICUBIC) for picture in pictures]
     return thumbnail(pictures, columns=2)
 
 
