@@ -10,6 +10,7 @@ TORCH ?= torch torchvision
 FRONTEND := .hosts/.frontend$(addprefix -,$(COMFYUI_FRONTEND))
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PY := $(BIN)/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 # The console script, not `python -m pytest`, which would put our nodes/ in front of the host's nodes.py.
 PYTEST_ALL := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup
 
@@ -33,27 +34,36 @@ help:
 
 venv: .venv/.installed
 
-# torch first, and unpinned: the index offers the right version for this machine.
-.venv/.installed: pyproject.toml
+# torch is unpinned: the index offers the right version for this machine. Nothing is compiled beforehand, since a program
+# imports few of these modules.
+.venv/.python: pyproject.toml
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@echo "installing into .venv (once)"
-	@$(PY) -m pip install --quiet --disable-pip-version-check $(TORCH)
-	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(PIP) $(TORCH) --editable '.[python]'
+	@touch $@
+
+# What checks, tests and documents need besides.
+.venv/.installed: .venv/.python
+	@$(PIP) --editable '.[dev]'
 	@touch $@
 
 hosts: .hosts/.prepared
+
+.hosts/.newest: .venv/.python tests/host/comfyui.py
+	@$(PY) tests/host/comfyui.py prepare --newest
+	@touch $@
 
 .hosts/.prepared: .venv/.installed tests/host/comfyui.py
 	@$(PY) tests/host/comfyui.py prepare
 	@touch $@
 
-$(FRONTEND): .hosts/.prepared
+$(FRONTEND): .hosts/.newest
 	@$(PY) tests/host/comfyui.py prepare --frontend
 	@touch $@
 
 # --- see it -----------------------------------------------------------------------------------------------------------
 
-demo: .hosts/.prepared
+demo: .hosts/.newest
 	@$(PY) tests/host/demo.py
 
 serve: $(FRONTEND)
@@ -88,11 +98,11 @@ equal: .hosts/.prepared
 	@OMP_NUM_THREADS=1 $(PY) -m benchmarks.equal $(EQUAL)
 
 .venv/.browser: .venv/.installed
-	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
+	@$(PIP) --editable '.[browser]'
 	@touch $@
 
 # Also part of `tests`, once this has installed Chromium; skipped otherwise.
-browser: $(FRONTEND) .venv/.browser
+browser: $(FRONTEND) .hosts/.prepared .venv/.browser
 	$(BIN)/pytest tests/browser $(PYTEST)
 
 # -s: latency, throughput and memory are printed, not asserted.

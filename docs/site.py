@@ -1,4 +1,4 @@
-"""The pages of `make site`: every document of the repository under its own path, and two generated pages.
+"""The pages of `make site`: every document of the repository under its own path, two generated pages, and llms.txt.
 
 Paths are those of the repository, so that the same links work in both, and mkdocs finds dead ones.
 """
@@ -36,7 +36,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path in {*pages, *linked, "docs/icon.png"} - made.keys():
         if (ROOT / path).is_file():
             files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
-    for path, text in made.items():
+    for path, text in (made | {"llms.txt": llms(pages)}).items():
         files.append(File.generated(config, path, content=text))
     return files
 
@@ -59,6 +59,17 @@ def reference() -> str:
     return "\n".join(
         ["# Reference\n\n`import flowcore`, and these are its names.\n", *(f"::: flowcore.{n}" for n in names)]
     )
+
+
+def llms(pages: dict[str, str]) -> str:
+    """List the documents with their first sentences for programs that read, after https://llmstxt.org."""
+    told = {path: re.match(r"# (.+)\n\n([A-Z`][^\n]+?[.](?=\s))?", text) for path, text in pages.items()}
+    lines = ["# flowcore", "", "> Normalizing flows for artists, in ComfyUI and in Python.", "", "## Documents", ""]
+    for path in sorted(told, key=lambda path: (path != "docs/agents.md", path.startswith("web/"), path)):
+        if title := told[path]:
+            place = path[: -len("README.md")] or "./" if path.endswith("README.md") else f"{path[: -len('.md')]}/"
+            lines.append(f"- [{title[1]}]({place})" + (f": {title[2]}" if title[2] else ""))
+    return "\n".join([*lines, ""])
 
 
 class Examples(Extension):

@@ -28,7 +28,7 @@ from flowcore.likelihood import bits_per_dim
 from flowcore.models.realnvp import RealNVPConfig, realnvp
 from flowcore.tasks.settings import ColorizeSettings, UpscaleSettings, options_of
 
-from . import notebook
+from . import agents_table, notebook
 from . import options_table as options
 from .cards import CARDS, HEAD, head
 
@@ -121,6 +121,17 @@ def test_the_site_has_no_dead_link(tmp_path):
     public = (tmp_path / "reference" / "index.html").read_text(encoding="utf-8")
     assert [name for name in flowcore.__all__ if name != "__version__" and f'id="flowcore.{name}"' not in public] == []
     assert (tmp_path / "stories" / "index.html").read_text(encoding="utf-8").count("<h2") == len(TITLES)
+    listed = re.findall(r"^- \[.+?\]\((.+?)\)", (tmp_path / "llms.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert listed[0] == "docs/agents/"
+    assert len(listed) > 60
+    assert [page for page in listed if not (tmp_path / page / "index.html").is_file()] == []
+
+
+def test_the_page_for_agents_lists_every_story():
+    text = agents_table.PAGE.read_text(encoding="utf-8")
+    assert agents_table.TABLE.search(text)[0] == agents_table.render(), "run tests/core/agents_table.py"
+    stories = {path.stem for path in (ROOT / "workflows" / "api").glob("*.json")}
+    assert set(re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE)) == stories
 
 
 TRANSLATED = sorted((ROOT / "web" / "docs").glob("*/*.md"))

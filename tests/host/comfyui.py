@@ -1,6 +1,7 @@
 """Fetch and boot a real ComfyUI, for the tests, `make serve` and `make demo`; with the standard library only.
 
 python tests/host/comfyui.py prepare              fetch both hosts and install what they import
+python tests/host/comfyui.py prepare --newest     the newer host alone
 python tests/host/comfyui.py prepare --frontend   the same, with the real frontend
 python tests/host/comfyui.py serve [--port 8188]  run the newer host with the real frontend and this pack
 
@@ -94,16 +95,17 @@ def has_frontend() -> bool:
     return (root / "index.html").is_file() if root else bool(importlib.util.find_spec("comfyui_frontend_package"))
 
 
-def prepare(*, frontend: bool = False) -> None:
-    """Fetch both hosts, generate the audio stub and install what the hosts import; quick when all is there."""
-    for source in SOURCES:
+def prepare(*, frontend: bool = False, newest: bool = False) -> None:
+    """Fetch the hosts, generate the audio stub and install what the hosts import; quick when all is there."""
+    sources = SOURCES[:1] if newest or frontend else SOURCES
+    for source in sources:
         _fetch(source)
     package = STUBS / "torchaudio"
     package.mkdir(parents=True, exist_ok=True)
     for module in ("functional", "transforms"):
         (package / f"{module}.py").touch()
     (package / "__init__.py").write_text("from . import functional, transforms\n")
-    wanted = _requirements(*(HOSTS / f"ComfyUI-{source.version}" / "requirements.txt" for source in SOURCES))
+    wanted = _requirements(*(HOSTS / f"ComfyUI-{source.version}" / "requirements.txt" for source in sources))
     named = frontend_root()
     if frontend and named:
         if not (named / "index.html").is_file():
@@ -112,7 +114,7 @@ def prepare(*, frontend: bool = False) -> None:
     elif frontend:
         text = (HOSTS / f"ComfyUI-{SOURCES[0].version}" / "requirements.txt").read_text()
         wanted += re.findall(r"^comfyui-frontend-package.*$", text, re.MULTILINE)
-    _pip("install", *wanted)
+    _pip("install", "--no-compile", *wanted)
 
 
 def _fetch(source: Source) -> None:
@@ -289,12 +291,14 @@ def serve(port: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Fetch and boot a real ComfyUI.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("prepare").add_argument("--frontend", action="store_true")
+    preparing = commands.add_parser("prepare")
+    preparing.add_argument("--frontend", action="store_true")
+    preparing.add_argument("--newest", action="store_true")
     commands.add_parser("serve").add_argument("--port", type=int, default=8188)
     options = parser.parse_args()
     try:
         if options.command == "prepare":
-            prepare(frontend=options.frontend)
+            prepare(frontend=options.frontend, newest=options.newest)
         else:
             serve(options.port)
     except HostError as error:
