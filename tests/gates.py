@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from importlib.resources import files as files_of
+from importlib.util import find_spec
 from pathlib import Path
 
 import yara
@@ -78,8 +78,8 @@ def main() -> int:
 
 
 def malware(pack: Path) -> list[str]:
-    """What the rules of guarddog find in code; itself it would fetch lists of names, so its rules are used alone."""
-    rules = Path(str(files_of("guarddog"))) / "analyzer" / "sourcecode"
+    """What the rules of guarddog find in code; they are used alone, since it fetches lists when it is imported."""
+    rules = Path(str(find_spec("guarddog").origin)).parent / "analyzer" / "sourcecode"
     paths = {rule.stem: str(rule) for rule in rules.glob("threat-*.yar")}
     assert paths
     threats, code = yara.compile(filepaths=paths), [path for path in pack.rglob("*") if path.suffix in (".py", ".js")]
