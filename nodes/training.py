@@ -5,7 +5,7 @@ import re
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor
@@ -14,10 +14,8 @@ import flowcore
 from flowcore import FlowError, FlowModel
 from flowcore.checkpoints.model_file import read_header
 from flowcore.images.files import read, read_bytes
+from flowcore.images.folders import folder_stamp
 from flowcore.images.opening import IMAGE_SUFFIXES
-from flowcore.training.image_sources import find_images, folder_problem, folder_stamp
-from flowcore.training.recipe import RECIPES, Recipe, fingerprint, read_recipe
-from flowcore.training.run_folder import NamedRun, Record, Result
 
 from . import widgets
 from .host.compat import io, log
@@ -28,6 +26,11 @@ from .loaders import locate_model, model_choices
 from .node import FlowNode, file_fingerprint
 from .sockets import FLOW_MODEL, HostModel, shown
 
+if TYPE_CHECKING:  # imported when they are used: most sessions never train
+    from flowcore.training.recipe import Recipe
+    from flowcore.training.run_folder import NamedRun, Result
+
+RECIPES = Path(flowcore.__file__).parent / "training" / "recipes"
 RUNS = "flowcore-runs"  # in the output folder
 NOTHING = "nothing"  # to start from
 SUFFIX = ".safetensors"
@@ -73,8 +76,11 @@ class FlowcoreTrain(FlowNode):
         start: Annotated[str, widgets.file_choice(lambda: [NOTHING, *model_choices()], default=NOTHING, optional=True)],
         restart: Annotated[bool, widgets.switch(advanced=True)],
     ) -> Any:
-        from flowcore.training.loop import train  # slow to import, and most sessions never train
+        from flowcore.training.image_sources import find_images
+        from flowcore.training.loop import train
+        from flowcore.training.recipe import fingerprint
         from flowcore.training.run import check_limits
+        from flowcore.training.run_folder import Record
 
         _check_widgets(folder, recipe, name)
         check_limits(minutes or None)
@@ -142,7 +148,7 @@ class FlowcoreTrain(FlowNode):
 
         return show
 
-    def _note_outcome(self, run: NamedRun, result: Result, kept_start: str) -> None:
+    def _note_outcome(self, run: "NamedRun", result: "Result", kept_start: str) -> None:
         """Note what a person should know or do now."""
         verdict = _verdict(result)
         if kept_start:
@@ -159,12 +165,12 @@ class FlowcoreTrain(FlowNode):
             )
 
 
-def _verdict(result: Result) -> str:
+def _verdict(result: "Result") -> str:
     return f"{result.verdict[:1].upper()}{result.verdict[1:]}{result.files.say_where()}."
 
 
 def _describe(
-    result: Result, flow: FlowModel, rows: list[dict[str, str]], file: Path, trained_on: str, kept_start: str
+    result: "Result", flow: FlowModel, rows: list[dict[str, str]], file: Path, trained_on: str, kept_start: str
 ) -> list[str]:
     """Describe a training: a summary, and below an empty line, where the node folds them, the numbers."""
     model, metrics = kept_start or file.name, {} if kept_start else flow.provenance.get("metrics", {})
@@ -182,11 +188,13 @@ def _describe(
     ]
 
 
-def _read_recipe(recipe: str) -> Recipe:
+def _read_recipe(recipe: str) -> "Recipe":
+    from flowcore.training.recipe import read_recipe
+
     return read_recipe(recipe_files().get(recipe, recipe))
 
 
-def _with_own_license(parsed: Recipe, recipe: str, start: Path | None) -> Recipe:
+def _with_own_license(parsed: "Recipe", recipe: str, start: Path | None) -> "Recipe":
     """Replace the license in a shipped recipe, which is that of the shipped weights."""
     if recipe in recipe_files():
         return parsed
@@ -207,7 +215,9 @@ def _is_file_name(name: str) -> bool:
     return bool(plain) and not WINDOWS_DEVICES.fullmatch(stem)
 
 
-def _named_run(name: str) -> NamedRun:
+def _named_run(name: str) -> "NamedRun":
+    from flowcore.training.run_folder import NamedRun
+
     stem = _stem(name)
     file = stem + SUFFIX
     return NamedRun(output_folder(RUNS, stem), model_target(file), lambda: model_path(file))
@@ -222,6 +232,8 @@ def _picture(path: Path | None) -> Tensor:
 
 def _check_widgets(folder: str | None, recipe: str | None, name: str | None) -> None:
     """Raise a FlowError if a widget is wrong; inputs that come through a wire are None."""
+    from flowcore.training.image_sources import folder_problem
+
     if name is not None and not _is_file_name(name):
         raise FlowError(
             f"name: {shown(name)} cannot be the name of a file in models/flows. Use only letters, digits, spaces and "

@@ -20,8 +20,6 @@ from ..checkpoints import load
 from ..checkpoints.color_memory import ColorMemory
 from ..checkpoints.writing import SavingError, beside, write_atomic
 from ..errors import FlowError
-from ..evaluation.colorization import chroma_and_condition
-from ..evaluation.image_set import resize_to_own
 from ..identity import describe, fingerprint, model_sha256
 from ..images import files
 from ..images.color import NEUTRAL, as_gray, luma, to_uint8, truncate_16_bits
@@ -32,11 +30,12 @@ from ..model import FlowModel
 from ..provenance import KEY, Provenance, picture_fingerprint
 from ..tasks import Progress
 from ..tasks.brighten import brighten
+from ..tasks.chroma import chroma_and_condition
 from ..tasks.colorize import colorize, transfer_palette
 from ..tasks.faces import restore_faces
 from ..tasks.hints import Hints, combine_hints, hints_from_points, palette_from, parse_points
 from ..tasks.image_batch import ImageBatch
-from ..tasks.model_input import prepare_input
+from ..tasks.model_input import prepare_input, resize_to_own
 from ..tasks.ranking import By, ranked
 from ..tasks.repair import repair
 from ..tasks.rescale import restore, shrink

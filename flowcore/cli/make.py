@@ -20,7 +20,6 @@ from ..checkpoints.color_memory import KEY, ColorMemory, starter_memory
 from ..checkpoints.model_file import is_flowcore_file
 from ..checkpoints.writing import check_writable, write_atomic
 from ..errors import FlowError
-from ..evaluation.image_set import read_upright, resize_to_own
 from ..identity import describe, model_sha256
 from ..images import files
 from ..images.color import to_uint8
@@ -30,7 +29,7 @@ from ..provenance import Provenance
 from ..tasks import duration
 from ..tasks.guide import NO_GUIDE
 from ..tasks.hints import palette_from, parse_points
-from ..tasks.model_input import label_number
+from ..tasks.model_input import label_number, resize_to_own
 from ..tasks.remember import open_memory, remember
 from ..tasks.sample import check_styles, with_guidance
 from ..tasks.settings import ColorizeSettings, RunOptions, UpscaleSettings, options_of, with_defaults
@@ -296,7 +295,7 @@ def prepare_sample(options: Namespace) -> Work:
 
 def prepare_interpolate(options: Namespace) -> Work:
     flow = load_model(options)
-    ends = [resize_to_own(flow, read_upright(path)) for path in options.images]
+    ends = [resize_to_own(flow, files.read_rgb(files.read_bytes(path), path.name)) for path in options.images]
 
     def make() -> Tensor:
         first, last = (encode(flow, image[None]) for image in ends)

@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from ..condition import Condition
 from ..errors import FlowError
 from ..images.color import NEUTRAL, luma, split
 from ..images.resize import resize_bilinear
@@ -20,7 +18,7 @@ from ..model import FlowModel
 from ..networks.luma import STRIDE
 from ..prior import sample_latents
 from ..quality import metrics
-from ..tasks.chroma import clamp_level, schedule, share_noise, working_sides
+from ..tasks.chroma import chroma_and_condition, clamp_level, schedule, share_noise, working_sides
 from ..tasks.colorize import colorize
 from ..tasks.ranking import By, ranked
 from ..tasks.score import score
@@ -144,18 +142,6 @@ def colorizer_table(results: dict[str, dict[str, dict[str, float]]]) -> str:
 
 
 @torch.no_grad()
-def chroma_and_condition(
-    flow: FlowModel, image: Image.Image, working_size: int | None = None
-) -> tuple[Tensor, Condition]:
-    """Chroma ``(1, 2, h, w)`` of a photograph, a quarter of a size that colorizers take unpadded; and its condition."""
-    config, multiple = flow.config, flow.config.source_multiple
-    factor = (working_size or config.working_size) / min(image.size)
-    width, height = (max(1, round(side * factor / multiple)) * multiple for side in image.size)
-    y, chroma = split(_pixels(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)).float() / 255)
-    cond = flow.encode_condition(y.to(next(flow.parameters()).device))
-    return F.avg_pool2d(chroma, STRIDE), cond
-
-
 @torch.no_grad()
 def _measure_grid(flow: FlowModel, image: Image.Image, settings: dict[str, Any]) -> dict[str, float]:
     """Measure a colorizer on the grid that it works on."""

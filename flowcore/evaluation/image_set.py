@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ..dequantization import quantization
 from ..errors import FlowError, ImageError, printable
-from ..images.files import fit, read_bytes, read_rgb
+from ..images.files import read_bytes, read_rgb
 from ..images.folders import image_files
 from ..model import FlowModel
+from ..tasks.model_input import resize_to_own
 from ..tasks.score import Dequantization, score
 from ..training.data import read_idx
 
@@ -55,15 +56,6 @@ def read_each(
         yield position - len(skipped), file, content
     if len(skipped) == len(files):
         raise ImageError(f"None of the {len(files)} images can be measured. Skipped: {'; '.join(skipped[:3])}")
-
-
-def resize_to_own(flow: FlowModel, image: Image.Image) -> Tensor:
-    """Resize an RGB image to cover a model's own size, and crop its middle: ``(C, H, W)`` uint8."""
-    if flow.image_size is None:
-        fixed = "Load it with image_size=..., e.g. 32 (--set image_size=32 on the command line)."
-        advice = fixed if hasattr(flow.config, "image_size") else "Take one that has, such as glow-photos."
-        raise FlowError(f"This {flow.architecture} model has no image size of its own. {advice}")
-    return fit(image, flow.image_size, flow.channels)
 
 
 def read_upright(file: Path) -> Image.Image:

@@ -1,5 +1,6 @@
 """Walk folders, through links except cycles of them, and list their files and images."""
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterator
@@ -53,6 +54,12 @@ def walk_folders(top: Path, skipped: dict[Path, str]) -> Iterator[tuple[str, lis
                 skipped[folder] = "a link that leads back"
                 folders.remove(folder.name)
         yield parent, names
+
+
+def folder_stamp(folder: Path) -> str:
+    """Digest the times at which a folder and those in it, or a file, changed: asking every file may take minutes."""
+    paths = [folder] if folder.is_file() else [here for here, _ in walk_folders(folder, {})]
+    return hashlib.sha256("".join(f"{path} {os.stat(path).st_mtime_ns}\n" for path in paths).encode()).hexdigest()
 
 
 def _is_link(folder: str) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from ..checkpoints.color_memory import ColorMemory
@@ -18,6 +19,7 @@ from ..device import float64
 from ..errors import ShapeError
 from ..images import color
 from ..images.color import NEUTRAL
+from ..images.files import fit
 from ..images.resize import limit_shorter_side, pad_symmetric, resize_bilinear
 from ..likelihood import select_items
 from ..model import FlowModel
@@ -415,3 +417,15 @@ def share_noise(flow: FlowModel, noise: Tensor, cond: Condition, coherence: floa
     if factor is None:
         return noise
     return (float64(noise).flatten(2) @ factor.to(noise.device).T).view(noise.shape).to(noise.dtype)
+
+
+def chroma_and_condition(
+    flow: FlowModel, image: Image.Image, working_size: int | None = None
+) -> tuple[Tensor, Condition]:
+    """Chroma ``(1, 2, h, w)`` of a photograph, a quarter of a size that colorizers take unpadded; and its condition."""
+    config, multiple = flow.config, flow.config.source_multiple
+    factor = (working_size or config.working_size) / min(image.size)
+    width, height = (max(1, round(side * factor / multiple)) * multiple for side in image.size)
+    y, chroma = color.split(fit(image, (height, width), 3)[None].float() / 255)
+    cond = flow.encode_condition(y.to(next(flow.parameters()).device))
+    return F.avg_pool2d(chroma, STRIDE), cond

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from typing_extensions import Unpack
 
@@ -16,6 +17,7 @@ from ..condition import Condition
 from ..device import or_on_cpu
 from ..errors import ConditionError, FlowError, ImageError, ShapeError
 from ..images.color import luma
+from ..images.files import fit as fit_image
 from ..images.resize import shrink
 from ..model import FlowModel
 from .image_batch import ImageBatch, require_tensor, to_float
@@ -256,3 +258,12 @@ def check_latents(latents: Sequence[Tensor]) -> list[Tensor]:
         shapes = [tuple(z.shape) for z in latents]
         raise ShapeError(f"Expected a list of latents of one batch, finest first, each (B, C, H, W); got {shapes}.")
     return levels
+
+
+def resize_to_own(flow: FlowModel, image: Image.Image) -> Tensor:
+    """Resize an RGB image to cover a model's own size, and crop its middle: ``(C, H, W)`` uint8."""
+    if flow.image_size is None:
+        fixed = "Load it with image_size=..., e.g. 32 (--set image_size=32 on the command line)."
+        advice = fixed if hasattr(flow.config, "image_size") else "Take one that has, such as glow-photos."
+        raise FlowError(f"This {flow.architecture} model has no image size of its own. {advice}")
+    return fit_image(image, flow.image_size, flow.channels)

@@ -107,12 +107,6 @@ def _members(archive: Path, folder: str) -> list[ImageSource]:
     return sorted(sources, key=lambda source: source.name.split("/"))
 
 
-def folder_stamp(folder: Path) -> str:
-    """Digest the times at which a folder and those in it, or a file, changed: asking every file may take minutes."""
-    paths = [folder] if folder.is_file() else [here for here, _ in walk_folders(folder, {})]
-    return fingerprint("".join(f"{path} {os.stat(path).st_mtime_ns}\n" for path in paths).encode())
-
-
 def folder_problem(folder: Path, *, digits: bool | None) -> str | None:
     """Say what is wrong with a folder, or file, to train on, looking at ``MAX_SEARCHED`` paths; None if nothing is.
 

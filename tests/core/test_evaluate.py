@@ -15,12 +15,13 @@ from flowcore.checkpoints.model_file import save
 from flowcore.evaluation import colorization
 from flowcore.evaluation.colorization import colorizer_table, evaluate_colorizer
 from flowcore.evaluation.feature_distance import feature_distance
-from flowcore.evaluation.image_set import evaluate_density, resize_to_own
+from flowcore.evaluation.image_set import evaluate_density
 from flowcore.evaluation.upscaling import MEASURES, evaluate_upscaler, missing_measures, upscaler_table
 from flowcore.images.color import NEUTRAL, as_stored, compress, merge, split
 from flowcore.images.resize import enlarge, shrink
 from flowcore.quality import metrics, perceptual
 from flowcore.tasks.colorize import colorize
+from flowcore.tasks.model_input import resize_to_own
 from flowcore.tasks.score import score
 from flowcore.tasks.upscale import upscale
 from flowcore.training.recipe import held_out_names

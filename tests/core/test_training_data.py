@@ -21,11 +21,12 @@ from PIL import Image, ImageFile
 
 from flowcore.errors import FlowError, ImageError
 from flowcore.images.color import NEUTRAL, luma, palette_from_chroma, split
+from flowcore.images.folders import folder_stamp
 from flowcore.images.opening import refuse_truncated
 from flowcore.images.resize import shrink
 from flowcore.training import image_sources
 from flowcore.training.data import ColorPhotographs, Photographs, open_data
-from flowcore.training.image_sources import find_images, folder_stamp
+from flowcore.training.image_sources import find_images
 from flowcore.training.recipe import held_out_names, parse_recipe, read_recipe
 
 from .photographs import open_photographs as opened
