@@ -91,32 +91,30 @@ def upload(server: str, name: str, data: bytes, folder: str, kind: str, *, repla
 
 def run(server: str, workflow: Json, limit: float = 0, stopped: threading.Event | None = None) -> Json:
     """Queue a workflow, wait until it has ended, for at most `limit` seconds of work, and return its nodes' outputs."""
-    id, missing, began = str(uuid.uuid4()), 0, 0.0
+    id, began = str(uuid.uuid4()), 0.0
     # Without a client_id, old hosts omit the outputs of cached nodes; recipes of our nodes need extra_pnginfo.
     body = {"prompt": workflow, "prompt_id": id, "client_id": "batch", "extra_data": {"extra_pnginfo": {}}}
     try:
         if refused := ask_json(f"{server}/prompt", body)["node_errors"]:  # it would run the others
             raise RuntimeError(f"{reasons(refused)}. Correct this in the workflow")
-        while id not in (history := ask_json(f"{server}/history/{id}")):
-            queue = {item[1]: kind for kind, items in ask_json(f"{server}/queue").items() for item in items}
-            missing = 0 if id in queue else missing + 1
-            if missing > 5:  # for a moment between queue and history, it is in neither
-                raise ConnectionError(f"{server} has lost a run; was it restarted?")
-            began = began or (time.monotonic() if queue.get(id) == "queue_running" else 0.0)
+        while "outputs" not in (job := ask_json(f"{server}/api/jobs/{id}")):
+            began = began or (time.monotonic() if job["status"] == "in_progress" else 0.0)
             late = limit and began and time.monotonic() - began > limit
             if late or (stopped and stopped.is_set()):
                 raise RuntimeError(f"it took longer than {limit:g} s" if late else "stopped")
             time.sleep(0.3)
     except Exception:
-        with contextlib.suppress(ConnectionError, RuntimeError):  # take it out of the queue, or stop it
-            ask_json(f"{server}/queue", {"delete": [id]})
-            if id in [item[1] for item in ask_json(f"{server}/queue")["queue_running"]]:
-                ask_json(f"{server}/interrupt", {"prompt_id": id})
+        with contextlib.suppress(ConnectionError):
+            # Hosts before 0.30 do not have the first page.
+            pages: Json = {f"api/jobs/{id}/cancel": {}, "queue": {"delete": [id]}, "interrupt": {"prompt_id": id}}
+            for page, order in pages.items():
+                with contextlib.suppress(RuntimeError):
+                    ask_json(f"{server}/{page}", order)
         raise
-    for kind, data in history[id].get("status", {}).get("messages", []):
+    for kind, data in job["execution_status"].get("messages", []):
         if kind in ("execution_error", "execution_interrupted"):
             raise RuntimeError(f"{data['node_type']}: {data.get('exception_message', 'cancelled').strip()}")
-    return history[id]["outputs"]
+    return job["outputs"]
 
 
 def refuse_cut_off(data: bytes) -> None:
@@ -148,6 +146,7 @@ def adapt(workflow: Json, node: str, name: str, ours: bool) -> Json:
 
 def check(workflow: Json, places: list[tuple[str, str]], server: str) -> None:
     """Raise ValueError if a server lacks a node, an input or a value that was set, or if no node saves."""
+    ask_json(f"{server}/api/jobs?limit=1")  # refused by hosts before 0.20
     for id, node in workflow.items():
         known = describe(server, node["class_type"]).get("input")
         if known is None:
