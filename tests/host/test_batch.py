@@ -415,7 +415,6 @@ def test_a_full_disk_stops_the_batch(folder, tmp_path, monkeypatch, capsys):
     assert [path.name for path in (tmp_path / "out").rglob("*")] == ["batch.jsonl"]
 
 
-@newest
 def test_ctrl_c_and_a_limit_take_the_run_back(host, folder, tmp_path):
     big = tmp_path / "big"
     big.mkdir()
