@@ -18,6 +18,7 @@ from flowcore.integrations import Upscaler, descriptor, register
 from flowcore.prior import Temperature, masked_temperature
 from flowcore.quality.metrics import diversity
 from flowcore.tasks.consistency import consistency
+from flowcore.tasks.image_batch import ImageBatch
 from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, better_model
 from flowcore.tasks.settings import (
     STEADINESS,
@@ -332,6 +333,8 @@ class FlowcoreShrink(FlowNode):
         height, width = image.shape[-2:]
         scale = model.flow.condition_scale
         flow = model.load(memory_required(model.flow, -(-height // scale), -(-width // scale)))
+        if any(ImageBatch(image).is_gray):
+            self.notes("The photograph is gray: switch on gray in Flow Restore.")
         return self.output(flowcore.shrink(flow, image, **self.notes.task_options()), width, height)
 
 

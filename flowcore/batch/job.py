@@ -48,7 +48,8 @@ Command = Literal["upscale", "colorize", "brighten", "repair", "shrink", "restor
 IRRELEVANT = {"tile"}  # settings that change memory and time, not the picture
 MARK = "f10c0de5"  # prefix of the EXIF ImageUniqueID of our results; cameras write that tag, too
 COMMAND = "command"  # the node_id in the provenance of results of a batch
-SIZE = "flowcore-size"  # text chunk of a picture that was shrunk: width and height of the photograph
+SIZE = "flowcore-size"  # text chunk of a picture that was shrunk: width and height of the photograph, and if it is gray
+NOT_SHRUNK = "Its file does not say that shrink made it. If so, it is enlarged, but not well: use upscale instead."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,8 +168,13 @@ def picture_id(payload: dict[str, Any]) -> str:
 
 def original_size(picture: bytes | Path) -> tuple[int, int] | None:
     """Height and width of the photograph that a picture was shrunk from, if its file states them."""
-    size = re.fullmatch(r"(\d{1,6})x(\d{1,6})", files.text(picture, SIZE))
+    size = re.fullmatch(r"(\d{1,6})x(\d{1,6})( gray)?", files.text(picture, SIZE))
     return None if size is None else (int(size[2]), int(size[1]))
+
+
+def _size_text(photograph: Tensor) -> str:
+    """Write what ``restore`` needs to know of a photograph ``(1, C, H, W)``, for ``SIZE``."""
+    return f"{photograph.shape[-1]}x{photograph.shape[-2]}{' gray' * all(ImageBatch(photograph).is_gray)}"
 
 
 class Worker:
@@ -219,7 +225,7 @@ class Worker:
         companions = {kind: companion.pixels for kind, companion in opened.items()}
         task_options = {"progress": progress, "notify": notify, "cancelled": cancelled}
         pictures = self._make(picture, image, companions, task_options)
-        text = {SIZE: f"{image.shape[-1]}x{image.shape[-2]}"} if work.command == "shrink" else {}
+        text = {SIZE: _size_text(image)} if work.command == "shrink" else {}
         text |= self._provenance(pictures, bits, {"image": photograph.pixels, **companions})
         options: dict[str, Any] = {"format": work.format, "bits": bits, "quality": work.quality, "text": text}
         # a loss of bits deserves a note unless ``--bits`` asks for it; ``shrink`` has 8 by its method
@@ -269,7 +275,9 @@ class Worker:
                 damage = find_scratches(image, sensitivity=sensitivity) if mask is None else luma(ImageBatch(mask).rgb)
                 return repair(flow, image, damage, **settings)
             case "restore":
-                return restore(flow, image, size=original_size(content), **settings)
+                if (size := original_size(content)) is None:
+                    options["notify"](NOT_SHRUNK)
+                return restore(flow, image, size=size, gray=files.text(content, SIZE).endswith(" gray"), **settings)
             case "shrink":
                 return shrink(flow, image, **options)
             case _:

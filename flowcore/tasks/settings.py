@@ -227,9 +227,11 @@ class RestoreSettings(DrawSettings):
         temperature: Standard deviation of the latents: 0 gives the mean of all possible photographs. None for the
             model's default. A number, one per level or maps, as in ``upscale``.
         size: Height and width of the original, whose extension is cropped away; None keeps all.
+        gray: Whether the original was gray, so that what comes back is gray, too.
     """
 
     size: Annotated[tuple[int, int] | None, PYTHON] = None
+    gray: Annotated[bool, Setting(command=False)] = False
 
 
 @dataclass(frozen=True, kw_only=True)

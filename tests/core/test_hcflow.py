@@ -12,12 +12,13 @@ from torch import Tensor
 
 import flowcore
 from flowcore import CheckpointError, ConditionError, FlowError, ImageError, ShapeError, restore, shrink, upscale
+from flowcore.batch.job import NOT_SHRUNK
 from flowcore.checkpoints import save
+from flowcore.images.color import as_stored
 from flowcore.images.files import bits_per_channel
 from flowcore.images.resize import shrink as bicubic
 from flowcore.networks import DenseConvs
 from flowcore.prior import sample_latents
-from flowcore.tasks.rescale import UNMARKED, is_marked, is_of_gray, mark
 from flowcore.training.objective import NO_PENALTIES, Rescaling
 from flowcore.training.recipe import Stage
 from flowcore.transforms import Coupling
@@ -155,8 +156,7 @@ def test_small_and_restored_pictures_are_the_models_own(rescaler):
     hr = picture(1, 3, 16, 24)
     with torch.no_grad():
         own = rescaler.reduce(hr).clamp(0, 1)
-    off = (shrink(rescaler, hr) - own).abs().amax((0, 2, 3)) * 255
-    assert bool((off <= torch.tensor([0.5, 0.5, 1.0]) + 1e-3).all())  # blue bears the mark
+    assert torch.equal(shrink(rescaler, hr), as_stored(own))
     small = shrink(rescaler, picture(1, 3, 16, 24))
     drawn = sample_latents(rescaler.latent_shapes(16, 24), 1, 0.1, 5, anchored=True)
     with torch.no_grad():
@@ -186,31 +186,10 @@ def test_gray_stays_gray_through_a_small_picture_in_color(rescaler):
     gray, color = picture(1, 1, 20, 24), picture(1, 3, 20, 24, seed=2)
     small = shrink(rescaler, torch.cat([gray.expand(-1, 3, -1, -1), color]))
     assert not torch.equal(small[0, 0], small[0, 1])
-    back = restore(rescaler, (small * 255).round().byte())
-    assert torch.equal(back[0, :1].expand(3, -1, -1), back[0])
-    assert not torch.equal(back[1, 0], back[1, 1])
+    for place, was_gray in ((0, True), (1, False)):
+        back = restore(rescaler, (small[place : place + 1] * 255).round().byte(), gray=was_gray)[0]
+        assert torch.equal(back[:1].expand(3, -1, -1), back) == was_gray
     assert restore(rescaler, gray[..., :5, :6]).shape == (1, 1, 20, 24)
-
-
-def test_the_mark_of_gray_is_not_found_by_chance(rescaler):
-    generator = torch.Generator().manual_seed(5)
-    flat = torch.randint(256, (80, 3, 1, 1), generator=generator).expand(-1, -1, 5, 6) / 255
-    grainy = torch.randint(256, (80, 3, 5, 6), generator=generator) / 255
-    assert not any(map(is_of_gray, torch.cat([flat, grainy])))
-    every = torch.cat([flat, grainy, flat.round()])
-    assert all(is_of_gray(mark(one[None], gray=True)[0]) for one in every)
-    assert not any(is_of_gray(mark(one[None], gray=False)[0]) for one in every)
-    assert all(is_marked(mark(one[None], gray=False)[0]) for one in every)
-    assert not any(map(is_marked, torch.cat([flat, grainy])))
-
-
-def test_a_picture_that_was_not_shrunk_here_is_restored_with_a_word(rescaler):
-    said: list[str] = []
-    small = shrink(rescaler, picture(2, 3, 20, 24))
-    restore(rescaler, small, notify=said.append)
-    assert said == []
-    restore(rescaler, torch.cat([small, picture(1, 3, 5, 6)]), notify=said.append)
-    assert said == [UNMARKED]
 
 
 def test_every_small_picture_is_shown_and_an_upscaler_restores_none(rescaler):
@@ -268,3 +247,18 @@ def test_the_command_line_shrinks_and_restores(rescaler, tmp_path):
         near(tmp_path / "back" / f"a_model_restored_tau0.05_seed{seed}.png", expected)
     assert run(*words, tmp_path / "deep", "--bits", 16) == 0
     assert bits_per_channel(tmp_path / "deep" / "a_model_restored_tau0.05_seed0.png") == 16
+
+
+def test_the_file_of_a_small_picture_says_whether_the_photograph_was_gray(rescaler, tmp_path, capsys):
+    save(rescaler, tmp_path / "model.safetensors", provenance={"licence": "CC0", "source": "a test"})
+    model, small = ["--model", tmp_path / "model.safetensors"], tmp_path / "gray_model_small.png"
+    photograph(tmp_path / "color.png", (25, 18))
+    Image.open(tmp_path / "color.png").convert("L").save(tmp_path / "gray.png")
+    assert run("shrink", tmp_path / "gray.png", "-o", tmp_path, *model) == 0
+    assert Image.open(small).text["flowcore-size"] == "25x18 gray"
+    assert run("restore", small, *model, "-o", tmp_path / "back.png") == 0
+    assert NOT_SHRUNK not in capsys.readouterr().err
+    back = pixels(tmp_path / "back.png")
+    assert torch.equal(back[:1].expand(3, -1, -1), back.expand(3, -1, -1))
+    assert run("restore", tmp_path / "color.png", *model, "-o", tmp_path / "not.png") == 0
+    assert NOT_SHRUNK in capsys.readouterr().err
