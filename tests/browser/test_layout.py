@@ -4,7 +4,7 @@ import pytest
 from test_canvas import story
 from test_workflows import STORIES
 
-KEPT = {"faces", "smile", "morph", "morph-faces"}  # whose own pictures are small
+KEPT = {"audit", "faces", "smile", "morph", "morph-faces", "verify"}  # whose own pictures are small, or belong together
 VIEWERS = "() => [...document.querySelectorAll('.flowcore-viewer')].map(viewer => viewer.offsetWidth)"
 
 

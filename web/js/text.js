@@ -39,13 +39,13 @@ app.registerExtension({
 onResult((node, { text, flowcore_notes: warnings }) => {
   if (!text) return;
   show(node, [text].flat().filter((line) => !warnings?.includes(line)).join("\n"), warnings);
-  boxOf(node).classList.add("result");
+  textOf(node)?.classList.add("result"); // there is none if the node has nothing to say
 });
 
 // While a node runs, it does not show what the previous run said.
 onStart((node) => {
-  const box = existingAreaOf(node)?.querySelector(".flowcore-text.result");
-  if (!box) return;
+  const box = textOf(node);
+  if (!box?.classList.contains("result")) return;
   box.classList.add("outdated");
   outdated.add(box);
 });
@@ -86,9 +86,10 @@ function showError(node, reason) {
   failed = node;
 }
 
+const textOf = (node) => existingAreaOf(node)?.querySelector(".flowcore-text");
+
 function boxOf(node) {
-  const area = areaOf(node);
-  const existing = area.querySelector(".flowcore-text");
+  const existing = textOf(node), area = areaOf(node);
   if (existing) return existing;
   // Nodes 2.0 gives the wheel to the focused element, else to the canvas.
   const box = make("div", { className: "flowcore-text", role: "status", tabIndex: -1 });
