@@ -21,7 +21,7 @@ WORKFLOWS = comfyui.ROOT / "workflows"
 CONTROLLED = "fixed"  # what a seed does after a run
 COLUMN, GAP, BELOW = 344, 40, 60  # pixels: width of a node, between columns, and between nodes
 MAIN, NARROW, LOWER = 460, 374, 70  # width of a node with a gallery, and in a story of several ones, which are lower
-LOWEST = 1145  # where the last node ends at the latest
+MUCH_LOWER, LOWEST = {"old-scan": 150}, 1145  # of wide pictures; where the last node ends at the latest
 THUMBNAIL = 640
 
 # Story to the name of its file.
@@ -160,7 +160,7 @@ def to_canvas(name: str, api: dict[str, Any], every: dict[str, Any]) -> dict[str
             shown, values, folded = slots(node, info)
             width, height = size(node, info, shown, folded)
             if width == MAIN and len(columns(name, api)) > 4:
-                width, height = NARROW, height - LOWER
+                width, height = NARROW, height - MUCH_LOWER.get(name, LOWER)
             height = min(height, LOWEST - top)
             outputs = zip(info["output_name"], info["output"], strict=True)
             title = WORDS[NAMED[name][key]] if key in NAMED.get(name, {}) else node["_meta"]["title"]
