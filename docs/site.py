@@ -3,6 +3,7 @@
 Paths are those of the repository, so that the same links work in both, and mkdocs finds dead ones.
 """
 
+import inspect
 import posixpath
 import re
 from pathlib import Path
@@ -76,7 +77,10 @@ class Examples(Extension):
     """Shows examples in docstrings as code: Google style only recognizes them below a heading."""
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
-        """Put a fence around the lines of each example."""
+        """Put a fence around the lines of each example; tasks show the help that they have in Python, with options."""
+        made = getattr(flowcore, obj.name, None)
+        if obj.docstring and obj.is_function and obj.path == f"{getattr(made, '__module__', '')}.{obj.name}":
+            obj.docstring.value = inspect.getdoc(made) or ""
         if obj.docstring:
             obj.docstring.value = re.sub(
                 r"((?:^>>> .*\n?(?:^.+\n?)*)+)", r"```pycon\n\1\n```\n", obj.docstring.value, flags=re.M
