@@ -55,8 +55,8 @@ def _inputs(run: Callable[..., Any]) -> dict[str, tuple[Callable[[str], Any], bo
 @cache
 def _settings(run: Callable[..., Any]) -> dict[str, type[RunOptions]]:
     """Find the parameters of a `run` that stand for several inputs: the options of a task."""
-    hints = get_type_hints(run).items()
-    return {name: hint for name, hint in hints if isinstance(hint, type) and issubclass(hint, RunOptions)}
+    classes = {name: hint for name, hint in get_type_hints(run).items() if isinstance(hint, type)}
+    return {name: kind for name, kind in classes.items() if get_origin(kind) is None and issubclass(kind, RunOptions)}
 
 
 class FlowNode(io.ComfyNode):

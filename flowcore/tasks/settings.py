@@ -1,7 +1,7 @@
 """Settings of tasks: what each is, its range, its default, and the defaults in a model's file.
 
-A field of ``UpscaleSettings`` is the only description of an option of ``upscale``: its keyword in Python, its input of
-the node, its option on the command line, its place in recipes and in docs/options.md are all read from it.
+A field of a task's settings is the only description of an option: its keyword in Python, its input of the node, its
+option on the command line, its place in recipes and in docs/options.md are read from it.
 """
 
 import inspect
@@ -34,10 +34,9 @@ BOLDEST = 1.6  # temperature at boldness 1, relative to the default, for files t
 Strength: TypeAlias = float | Tensor
 """Part of a guide's latents that is kept, in [0, 1]: a number, or a map as of temperatures that covers the image."""
 
-log = logging.getLogger("flowcore")
-
-
 Gamut = Literal["compress", "clip"]
+
+log = logging.getLogger("flowcore")
 
 
 class Option(NamedTuple):

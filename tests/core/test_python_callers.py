@@ -17,6 +17,7 @@ from flowcore.images.resize import resize
 from flowcore.tasks.faces import restore_faces
 from flowcore.tasks.hints import hints_from_points, parse_points
 from flowcore.tasks.sample import harmonize, morph
+from flowcore.tasks.settings import UpscaleSettings
 
 PHOTO, OTHER = random_image(1, 3, 32, 40), random_image(1, 3, 32, 40, seed=1)
 SMALL, LARGE = random_image(2, 3, 8, 12), random_image(1, 3, 32, 48)
@@ -73,7 +74,18 @@ def test_keywords_of_a_run_are_in_signature_and_help_and_others_are_refused():
         flowcore.score(glow(), SMALL, precision="bfloat16")
 
 
+def test_settings_are_passed_by_name_or_as_one_object():
+    settings = UpscaleSettings(seed=3, samples=2, factor=2.0)
+    by_name = flowcore.upscale(upscaler(), SMALL, seed=3, samples=2, factor=2.0)
+    assert torch.equal(flowcore.upscale(upscaler(), SMALL, settings=settings), by_name)
+    with pytest.raises(TypeError, match="seed"):
+        flowcore.upscale(upscaler(), SMALL, settings=settings, seed=4)
+    with pytest.raises(TypeError, match=r"score\(\) got an unexpected keyword argument 'settings'"):
+        flowcore.score(glow(), SMALL, settings=settings)
+
+
 def test_help_has_the_options_of_every_task():
+    assert "\n    calm_edges: How much lower any ``temperature`` is at edges" in inspect.getdoc(flowcore.upscale)
     for task in (flowcore.score, flowcore.match_source, morph, harmonize, restore_faces):
         assert "\n\nOptions:\n" in inspect.getdoc(task)
         assert "\n    cancelled: Asked before every network layer" in inspect.getdoc(task), task

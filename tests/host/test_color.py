@@ -134,7 +134,7 @@ def test_invalid_inputs_raise_a_readable_error(host, flows):
     latents = {"image": "image.0", "model": "other.0"}
     workflow = graph(coloring(picture(fill="noise", **SIDES), latents=latents), other=loader("other-color.safetensors"))
     refusal(host, workflow, "other-color", "small-color")
-    refusal(host, remembering(), "connect images, or name a folder")
+    refusal(host, remembering(), "or name a folder in the input folder")
     refusal(host, remembering(folder="../.."), "leads out of")
 
 
