@@ -257,7 +257,8 @@ def _validated(spec: Any, value: Any) -> Any:
 def _or_none(option: Option, value: Any) -> Any:
     """Return the value of a widget; None for an empty text, or 0, of an option that is None when it is left out."""
     value = value.strip() if isinstance(value, str) else value
-    return None if option.default is None and (value == "" or (value == 0 and option.setting.kind is int)) else value
+    is_empty = isinstance(value, (str, int)) and not value
+    return None if option.default is None and is_empty else value
 
 
 def _or_model_value(spec: Any, value: Any) -> Any:
