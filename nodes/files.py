@@ -315,7 +315,7 @@ def _group_by_model(model: ModelByPicture, pictures: list[InputFile]) -> list[tu
 def _make_work(model: HostModel, temperature: float | None, seed: int, samples: int) -> Work:
     """Describe what to make of each picture."""
     flow, colorizes = model.flow, "colorize" in model.flow.capabilities.tasks
-    from_model = ["detail", "coherence", "saturation"] if colorizes else ["calm_edges"]
+    from_model = ["detail", "coherence", "saturation"] if colorizes else ["calm_edges", "calm_faces"]
     from_model += ["guide_strength"] if flow.guide is not None and not colorizes else []
     settings: dict[str, Any] = {"temperature": temperature, **dict.fromkeys(from_model)}
     return Work(

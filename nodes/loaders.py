@@ -13,7 +13,7 @@ from flowcore.images.files import read, read_bytes
 from flowcore.provenance import ProvenanceError
 from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
 from flowcore.tasks.model_input import label_names
-from flowcore.tasks.settings import guide_share
+from flowcore.tasks.settings import calm_share, guide_share
 
 from . import widgets
 from .host import paths
@@ -55,6 +55,8 @@ def _read_facts(path: Path, _fingerprint: str) -> dict[str, Any]:
     if not tasks:
         return {}
     by_input = {name: getattr(config, name) for name in SETTINGS if hasattr(config, name)}
+    if hasattr(config, "calm_edges"):
+        by_input["calm_faces"] = calm_share(config.temperature)
     if hasattr(config, "guide_strength"):
         by_input["guide_strength"] = guide_share(config, config.temperature)
     by_input |= zip(("temperature", "detail"), getattr(config, "temperatures", ()), strict=False)
@@ -125,6 +127,7 @@ class FlowcoreLoadRecipe(FileNode):
         io.Image.Output("picture"),
         io.Float.Output("calm_edges"),
         io.Float.Output("guide_strength"),
+        io.Float.Output("calm_faces"),
     )
 
     @classmethod
@@ -156,7 +159,7 @@ class FlowcoreLoadRecipe(FileNode):
         facts = {"node": [entry.node], "model": [name], "temperature": [entry.temperature], "seed": [seed]}
         lines = [f"{key}: {value[0]}" for key, value in facts.items()]
         lines += [f"{key}: {shown(value)}" for key, value in entry.settings.items() if provenance.is_plain(value)]
-        strengths = (_setting(entry, name) for name in ("calm_edges", "guide_strength"))
+        strengths = (_setting(entry, name) for name in ("calm_edges", "guide_strength", "calm_faces"))
         model, text_shown = HostModel(wrap(flow), name), ["\n".join(lines)]
         return self.output(model, entry.temperature, seed, text, picture[None], *strengths, text=text_shown, **facts)
 
@@ -181,6 +184,6 @@ def _describe(flow: flowcore.FlowModel) -> dict[str, Any]:
 
 
 def _setting(entry: provenance.Provenance, name: str) -> float:
-    """Return the calm_edges or guide_strength of a picture; 0 if its provenance has none."""
+    """Return the calm_edges, guide_strength or calm_faces of a picture; 0 if its provenance has none."""
     value = entry.settings.get(name, 0.0)
     return float(value) if type(value) in (int, float) and 0 <= value <= 1 else 0.0

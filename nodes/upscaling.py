@@ -17,6 +17,7 @@ from flowcore.inference.plan import forget_plan
 from flowcore.integrations import Upscaler, descriptor, register
 from flowcore.prior import Temperature, masked_temperature
 from flowcore.quality.metrics import diversity
+from flowcore.tasks.calm_faces import KEPT_CALM
 from flowcore.tasks.consistency import consistency
 from flowcore.tasks.image_batch import ImageBatch
 from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, better_model
@@ -115,7 +116,8 @@ class FlowcoreUpscale(PickingNode):
         inside: Any = per_level or tau
         marks = None if mask is None else from_mask(mask, count, (height, width))
         inside = inside if marks is None else _masked(inside, marks, outside, self.notes)
-        run_options = self.notes.task_options(sources=image)
+        run_options, kept_calm = self.notes.task_options(sources=image), list[str]()
+        run_options["notify"] = lambda line: (kept_calm.append if line.endswith(KEPT_CALM) else self.notes)(line)
         settings = replace(settings, temperature=inside, store=STORE, **run_options)
         pictures = flowcore.upscale(flow, image, settings=settings)
         each = consistency(pictures, image).tolist()
@@ -131,12 +133,13 @@ class FlowcoreUpscale(PickingNode):
             samples,
             image,
             worst,
-            text=[_describe_match(worst), *([LOOK_ALIKE] if look_alike else []), "", *details],
+            text=[_describe_match(worst), *kept_calm, *([LOOK_ALIKE] if look_alike else []), "", *details],
             consistency=[worst],
             each=each,
             temperature=[tau],
             calm_edges=[calm],
             guide_strength=[strength],
+            calm_faces=[settings.calm_faces],
             flowcore_better=_better_model(model, image),
         )
 

@@ -61,15 +61,19 @@ def _upscale(options: Namespace) -> ModelRun:
     flow = load_model(options)
     flow.require("upscale")
     settings = _chosen(options, UpscaleSettings).resolved(flow).recorded()
+    if not settings["calm_faces"] or (options.steadiness is not None and options.calm_faces is None):
+        del settings["calm_faces"]  # clips have none
     if "longest_side" in settings:  # it overrides the factor
         settings.pop("factor", None)
     if settings["guide_strength"] and options.guide is None and flow.guide is None:
         log(NO_GUIDE)
         settings["guide_strength"] = 0.0
+    named = {**settings, "calm_faces": options.calm_faces}  # not what follows from the temperature
+    always = {"temperature", *(["calm_faces"] if options.calm_faces is not None else [])}
     label = "_".join(
-        f"{each.setting.label}{'' if settings[each.name] is True else f'{settings[each.name]:g}'}"
+        f"{each.setting.label}{'' if named[each.name] is True else f'{named[each.name]:g}'}"
         for each in options_of(UpscaleSettings)
-        if each.setting.label and (settings.get(each.name) or each.name == "temperature")
+        if each.setting.label and (named.get(each.name) or each.name in always)
     )
     if options.steadiness is not None or (flow.guide is None and not settings["guide_strength"]):
         del settings["guide_strength"]

@@ -29,6 +29,7 @@ SMALLEST = 8  # pixels: width of the smallest box that is looked for by default
 IN_SQUARE = 12  # pixels: width of the smallest box that the network finds in a square of ``SIDE`` pixels
 DOUBLINGS = 2  # of scale, at least: squares of the longest side, of its half, and of its quarter
 STRIDE = 3 * SIDE // 4  # between squares, at most; faces larger than their overlap are found in larger squares
+SURE = 0.5  # score required by default
 SECOND_LOOK = 0.6  # share of the required score that suffices for a second look
 NEAR = 0.4  # share of the wider box: detections whose middles are nearer are one face
 CROP = 2.8  # side of the crop for the second look, in widths of the box
@@ -83,7 +84,7 @@ class Face:
 
 @runs_with(Reporting)
 def find_faces(
-    image: Tensor, *, smallest: float = SMALLEST, score: float = 0.5, turned: bool = True, **options: Unpack[Reporting]
+    image: Tensor, *, smallest: float = SMALLEST, score: float = SURE, turned: bool = True, **options: Unpack[Reporting]
 ) -> list[list[Face]]:
     """Find the faces in images, upright ones, and those of people who lie on either side.
 
@@ -116,7 +117,7 @@ def find_faces(
         run.expect(len(images))
         faces: list[list[Face]] = []
         for picture in images.split(1):
-            faces.append(_faces_of(picture, smallest, score, turned, run))
+            faces.append(faces_of(picture, run, smallest, score, turned=turned))
             run.advance()
         return faces
 
@@ -131,11 +132,20 @@ def _points_of(detections: Tensor) -> Tensor:
     return detections[..., 2:].unflatten(-1, (5, 2))
 
 
-def _faces_of(picture: Tensor, smallest: float, score: float, turned: bool, run: Runner) -> list[Face]:
+def faces_of(
+    picture: Tensor,
+    run: Runner,
+    smallest: float,
+    score: float = SURE,
+    *,
+    turned: bool = False,
+    doublings: int = DOUBLINGS,
+) -> list[Face]:
+    """Find the faces in one picture ``(1, 3, H, W)`` on the CPU; see ``find_faces``."""
     height, width = picture.shape[-2:]
     parts: list[Tensor] = []
     for turns in (0, 1, 3) if turned else (0,):  # of 90 degrees, counterclockwise
-        rotated = _scan_pyramid(picture.rot90(turns, (-2, -1)), smallest, SECOND_LOOK * score, run)
+        rotated = _scan_pyramid(picture.rot90(turns, (-2, -1)), smallest, SECOND_LOOK * score, doublings, run)
         x, y = _points_of(rotated).unbind(-1)
         upright = {0: (x, y), 1: (width - y, x), 3: (y, height - x)}[turns]
         parts.append(torch.cat([rotated[:, :2], torch.stack(upright, -1).flatten(1)], 1))
@@ -154,11 +164,11 @@ def _face(detection: Tensor) -> Face:
     return Face(score=score, box=box, eyes=(min(eyes), max(eyes)), nose=nose, mouth=mouth)
 
 
-def _scan_pyramid(picture: Tensor, smallest: float, score: float, run: Runner) -> Tensor:
+def _scan_pyramid(picture: Tensor, smallest: float, score: float, doublings: int, run: Runner) -> Tensor:
     """Look at squares of a picture ``(1, 3, H, W)``, from its longest side down to where the smallest face is seen."""
     height, width = picture.shape[-2:]
     coarsest = max(height, width)  # side of the first square, in pixels of the picture
-    finest = min(coarsest / 2**DOUBLINGS, SIDE * smallest / IN_SQUARE)  # of the last ones
+    finest = min(coarsest / 2**doublings, SIDE * smallest / IN_SQUARE)  # of the last ones
     steps = math.ceil(math.log2(coarsest / finest) - 0.1)  # each about twice as fine
     parts: list[Tensor] = []
     for step in range(steps + 1):

@@ -106,6 +106,7 @@ def repair(
                 shrink(filled, scale).clamp(0, 1),
                 temperature=temperature,
                 calm_edges=calm_edges,
+                calm_faces=0.0,
                 seed=seed,
                 samples=samples,
                 guide=filled,

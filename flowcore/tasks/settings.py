@@ -29,6 +29,7 @@ from .ranges import MAX_DRAWS, SETTINGS, Setting, check_range, count, nonnegativ
 AT_ONCE = 8  # colorings decoded together
 STEADINESS = 0.9  # how much of a moved frame's latents the next one keeps
 HALO = 24  # LR pixels; how far tiles then differ from the whole image: docs/decisions/0004
+IN_FACES = 0.4  # temperature, at most, within faces of 36 to 120 pixels: docs/decisions/0015
 BOLDEST = 1.6  # temperature at boldness 1, relative to the default, for files that do not state it
 
 Strength: TypeAlias = float | Tensor
@@ -175,6 +176,8 @@ class UpscaleSettings(DrawSettings):
             its boldest at 1. ``temperature`` overrides it.
         calm_edges: How much lower any ``temperature`` is at edges, in [0, 1], where samples break lines into specks. 0
             for off; None for the model's default, whatever the temperature.
+        calm_faces: How much lower the temperature is within faces of 36 to 120 pixels, in [0, 1], where samples garble
+            lips and lashes. 0 for off; None for off if ``temperature`` is given, else for what lowers it to 0.4.
         guide: Another enlargement of the same images, whose latents are blended in. See ``guide.Guide``. ``(B or 1, C,
             s * h, s * w)`` in [0, 1]; alpha is ignored, other sizes are resized. It is first changed to match ``lr``
             when shrunk, as far as ``guide_match`` in the model file says (1, the default: fully).
@@ -191,6 +194,9 @@ class UpscaleSettings(DrawSettings):
 
     boldness: Annotated[float | None, share("0 is faithful, 0.5 the model's default, 1 bold.")] = None
     calm_edges: Annotated[float | None, CALM_EDGES] = None
+    calm_faces: Annotated[
+        float | None, share("0 is off, 1 leaves no temperature within faces.", label="faces", advanced=True)
+    ] = None
     guide: Annotated[Tensor | None, Setting()] = None
     guide_strength: Annotated[Strength | None, share("0 ignores the guide, 1 keeps all of it.", label="guided")] = None
     guide_bounded: Annotated[bool, PYTHON] = False
@@ -347,6 +353,9 @@ def model_defaults(flow: FlowModel, settings: Mapping[str, Any]) -> dict[str, An
         config["saturation"] = 1.0  # their colors are right already
     if settings.get("boldness") is not None and "temperature" in config:
         config["temperature"] = _temperature_at(config, settings["boldness"])
+    if "calm_edges" in config:  # of an upscaler
+        is_given = settings.get("temperature") is not None or settings.get("temperatures")  # per level, of a node
+        config["calm_faces"] = 0.0 if is_given else calm_share(config["temperature"])
     has_guide = flow.guide is not None or settings.get("guide") is not None
     config["guide_strength"] = config.get("guide_strength", 0.5) if has_guide else 0.0  # none is used
     if settings.get("guide_strength", 0) is None and settings.get("guide") is None and has_guide:
@@ -360,6 +369,11 @@ def model_defaults(flow: FlowModel, settings: Mapping[str, Any]) -> dict[str, An
     if "coherence" in settings and "coherence_scales" in config:
         defaults["coherence_scales"] = list(config["coherence_scales"])
     return defaults
+
+
+def calm_share(temperature: float) -> float:
+    """Return the share by which ``IN_FACES`` is lower than a temperature; 0 where it is not."""
+    return round(1 - IN_FACES / temperature, 4) if temperature > IN_FACES else 0.0
 
 
 def guide_share(config: Any, temperature: Temperature) -> float:

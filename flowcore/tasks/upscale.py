@@ -18,6 +18,7 @@ from ..models.hcflow import HCFlowConfig
 from ..models.srflow import SRFlowConfig
 from ..networks import CompactUpscaler
 from . import consistency
+from .calm_faces import with_calm_faces
 from .guide import prepare_guide
 from .image_batch import ImageBatch
 from .model_choice import notify_of_damage
@@ -76,7 +77,8 @@ def upscale(flow: FlowModel, lr: Tensor, settings: UpscaleSettings) -> Tensor:
             )
         if not settings.guide_bounded:  # bounded for frames of a clip: ``upscale_video`` examines the first
             notify_of_damage(flow, rgb, run.notify)
-        pictures = decoder(rgb, [settings], images.is_gray, prepare_guide(run, flow, rgb, [settings]))
+        guides = prepare_guide(run, flow, rgb, [settings])
+        pictures = decoder(rgb, with_calm_faces(run, rgb, [settings]), images.is_gray, guides)
         if size != tuple(pictures.shape[-2:]):
             pictures = _resize_each(run, pictures, size)
         if settings.match_source and (size[0] < height or size[1] < width):
@@ -135,7 +137,8 @@ def temperature_grid(  # noqa: D417
         rgb = images.extended_rgb
         notify_of_damage(flow, rgb, run.notify)
         guides = prepare_guide(run, flow, rgb, settings)
-        return images.like_input(decoder(rgb, settings, images.is_gray, guides), alpha=False)
+        calm = with_calm_faces(run, rgb, settings)
+        return images.like_input(decoder(rgb, calm, images.is_gray, guides), alpha=False)
 
     return run(task, decoder.tiles.halve)
 

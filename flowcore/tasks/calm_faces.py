@@ -1,0 +1,65 @@
+"""Calm faces: a lower temperature within the faces of a photograph that is enlarged, as one would paint it by hand.
+
+Lips, lashes and glasses of small faces are a few pixels, which samples at the temperature of texture garble.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..prior import Temperature, resize_temperature_map
+from .face_finder import faces_of
+from .runner import Runner
+from .settings import UpscaleSettings
+
+KEPT_CALM = "kept calm: less is invented there."  # the end of a note
+LEAST, MOST = 36, 120  # pixels: sides of the faces, with their hair, that are kept calm
+SIDE = 1.65  # of such a face, in widths of the box from eyebrows to chin
+WIDE, HIGH, RISE = 0.72, 0.88, 0.1  # radii of the oval, in widths of that box; and how far it rises
+SOFT = 0.3  # share of the radii over which the temperature rises to that around the face
+
+
+def with_calm_faces(run: Runner, rgb: Tensor, settings: Sequence[UpscaleSettings]) -> list[UpscaleSettings]:
+    """Lower the temperatures of resolved settings within the faces of images ``(B, 3, h, w)`` in [0, 1]."""
+    faces = face_map(run, rgb) if any(each.calm_faces for each in settings) else None
+    if faces is None:
+        return [*settings]
+    return [replace(each, temperature=lower_within(each.tau, faces, each.calm_faces or 0.0)) for each in settings]
+
+
+def face_map(run: Runner, rgb: Tensor) -> Tensor | None:
+    """Map the faces of images ``(B, 3, h, w)`` in [0, 1]: 1 within, 0 around, with soft edges; say how many there are.
+
+    ``(B, 1, h, w)``, float32 on the CPU; None if there are no faces of ``LEAST`` to ``MOST`` pixels.
+    """
+    height, width = rgb.shape[-2:]
+    if max(height, width) < LEAST:
+        return None
+    faces, count = torch.zeros(len(rgb), 1, height, width), 0
+    for around, picture in zip(faces, rgb.split(1), strict=True):
+        found = faces_of(picture.cpu(), run, LEAST / SIDE, doublings=1)  # more would cost, and find smaller ones
+        for face in (face for face in found if face.width <= MOST / SIDE):
+            distances = face.oval(height, width, high=HIGH, wide=WIDE, rise=RISE).distances(height, width)
+            depth = ((1 - distances) / SOFT).clamp(0, 1)
+            around[0] = torch.maximum(around[0], depth.square() * (3 - 2 * depth))  # smoothstep
+            count += 1
+    if not count:
+        return None
+    run.notify(f"{'1 face is' if count == 1 else f'{count} faces are'} {KEPT_CALM}")
+    return faces
+
+
+def lower_within(temperature: Temperature, faces: Tensor, share: float) -> Temperature:
+    """Lower temperatures of levels and places by a share within the faces of a map ``(B, 1, h, w)``."""
+    if not isinstance(temperature, float | int | Tensor):
+        return [_times(tau, 1 - share * faces) for tau in temperature]
+    return _times(temperature, 1 - share * faces)
+
+
+def _times(tau: float | Tensor, factors: Tensor) -> Tensor:
+    """Multiply a temperature, which may be a map of another size, by factors ``(B, 1, h, w)``."""
+    if isinstance(tau, Tensor) and tau.ndim == 4:
+        tau = resize_temperature_map(tau.detach().to("cpu", torch.float32), factors.shape[-2], factors.shape[-1])
+    return tau * factors
