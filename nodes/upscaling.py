@@ -96,6 +96,8 @@ class FlowcoreUpscale(PickingNode):
         pick: widgets.Pick,
     ) -> Any:
         per_level = widgets.parse_numbers(temperatures, "temperatures")
+        if per_level and settings.calm_faces is None:  # as for any temperature that is given
+            settings = replace(settings, calm_faces=0.0)
         settings = settings.resolved(model.flow)
         stated: Any = settings  # without None, which the type allows
         tau, calm, strength = stated.temperature, stated.calm_edges, stated.guide_strength
@@ -117,7 +119,11 @@ class FlowcoreUpscale(PickingNode):
         marks = None if mask is None else from_mask(mask, count, (height, width))
         inside = inside if marks is None else _masked(inside, marks, outside, self.notes)
         run_options, kept_calm = self.notes.task_options(sources=image), list[str]()
-        run_options["notify"] = lambda line: (kept_calm.append if line.endswith(KEPT_CALM) else self.notes)(line)
+
+        def tell(line: str) -> None:
+            (kept_calm.append if line.endswith(KEPT_CALM) else self.notes)(line)
+
+        run_options["notify"] = tell
         settings = replace(settings, temperature=inside, store=STORE, **run_options)
         pictures = flowcore.upscale(flow, image, settings=settings)
         each = consistency(pictures, image).tolist()

@@ -39,8 +39,8 @@ def face_map(run: Runner, rgb: Tensor) -> Tensor | None:
         return None
     faces, count = torch.zeros(len(rgb), 1, height, width), 0
     for around, picture in zip(faces, rgb.split(1), strict=True):
-        found = faces_of(picture.cpu(), run, LEAST / SIDE, doublings=1)  # more would cost, and find smaller ones
-        for face in (face for face in found if face.width <= MOST / SIDE):
+        found = faces_of(picture.cpu(), run, 0.7 * LEAST / SIDE, doublings=1)  # the smallest that count are found well
+        for face in (face for face in found if LEAST <= SIDE * face.width <= MOST):
             distances = face.oval(height, width, high=HIGH, wide=WIDE, rise=RISE).distances(height, width)
             depth = ((1 - distances) / SOFT).clamp(0, 1)
             around[0] = torch.maximum(around[0], depth.square() * (3 - 2 * depth))  # smoothstep

@@ -205,7 +205,7 @@ def _network_points(numbers: Tensor) -> Tensor:
 
 
 def _look_again(picture: Tensor, detection: Tensor, run: Runner) -> Tensor:
-    """Run the network on an upright crop of a face and its mirror image: the mean of both, but the lower score."""
+    """Run the network on an upright crop of a face and its mirror image, and return the mean of both."""
     run.check_cancelled()
     eyes = _points_of(detection)[1:3]
     side = CROP * float(detection[1])  # of the crop, in pixels of the picture
@@ -224,7 +224,7 @@ def _look_again(picture: Tensor, detection: Tensor, run: Runner) -> Tensor:
     far = (points[:, :, 1:3].mean(2) - expected).norm(dim=-1) > SIDE / CROP / 2  # half a box off: another face
     best = logits.masked_fill(far, -math.inf).argmax(1)  # of the crop, and of its mirror image
     both = torch.arange(2)
-    score_and_width = torch.stack([logits[both, best].sigmoid().min(), numbers[both, best, 2].mean() * side / SIDE])
+    score_and_width = torch.stack([logits[both, best].sigmoid().mean(), numbers[both, best, 2].mean() * side / SIDE])
     return torch.cat([score_and_width, place.to_picture(points[both, best].mean(0) / SIDE).float().flatten()])
 
 

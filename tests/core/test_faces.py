@@ -14,6 +14,7 @@ from flowcore.images.color import luma
 from flowcore.images.faces import cut_face, eyes_from_landmarks, eyes_from_mask, is_profile, locate_face, paste_face
 from flowcore.images.files import read
 from flowcore.images.resize import resize
+from flowcore.tasks import face_finder
 from flowcore.tasks import faces as faces_task
 from flowcore.tasks.face_finder import network
 from flowcore.tasks.faces import align_faces, eyes_from_meshes, find_eyes, paste_faces, restore_faces
@@ -452,6 +453,20 @@ def test_a_face_of_twenty_pixels_is_found_in_a_landscape():
     scene[..., 40:60, 70:90] = resize(picture("portrait-1.jpg"), 20, 20).clamp(0, 1)
     ((face,),) = find_faces(scene)
     assert torch.tensor(face.eyes) == pytest.approx(torch.tensor([(77.5, 48.9), (82.3, 48.9)]), abs=1.0)
+
+
+def test_a_face_counts_whose_mirror_image_looks_less_like_one(monkeypatch):
+    published = network()
+
+    def unsure(squares):
+        logits, numbers = published(squares)
+        if len(squares) == 2:  # a crop and its mirror image
+            logits[1] -= logits[1].max() + 0.6
+        return logits, numbers
+
+    monkeypatch.setattr(face_finder, "network", lambda: unsure)
+    ((face,),) = find_faces(picture("portrait-1.jpg"), turned=False, smallest=20)
+    assert 0.5 < face.score < 0.7
 
 
 def test_nothing_is_found_where_there_is_no_face():
