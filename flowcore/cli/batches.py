@@ -155,9 +155,9 @@ def _make_images(options: Namespace, jobs: Jobs, manifest: Manifest | None, skip
             result = replace(result, notes=(reason, *result.notes))
             log(f"{job.source.name}: {reason}")
         bar.finish(job, result)
-        write_result(options, job.source, job.targets, result)
-        if manifest is not None and result is not None:
+        if manifest is not None and result is not None:  # before others hear of it, and may stop this process
             manifest.append(job, result, jobs.run_of(job).worker)
+        write_result(options, job.source, job.targets, result)
     if manifest is not None:
         manifest.compact()
     bar.close()
