@@ -54,6 +54,7 @@ from .provenance import VERSION as __version__
 from .tasks import Cancelled
 from .tasks.audit import Audit, audit
 from .tasks.brighten import brighten
+from .tasks.clean import clean
 from .tasks.colorize import apply_chroma, colorize, decode_colors, encode_colors, transfer_palette
 from .tasks.consistency import match_source
 from .tasks.face_finder import Face, find_faces
@@ -95,6 +96,7 @@ __all__ = [
     "apply_chroma",
     "audit",
     "brighten",
+    "clean",
     "colorize",
     "colorize_video",
     "decode",

@@ -79,7 +79,7 @@ class FlowNode(io.ComfyNode):
     HIDDEN: ClassVar[tuple[Any, ...]] = ()  # hidden inputs besides `unique_id`
     # Whether the node shows text. Text reaches the history of every run, even of one that finds the result cached.
     REPORTS: ClassVar[bool] = True
-    PREVIEW: ClassVar[str] = ""  # what to redraw while numbers are dragged: a "small" picture, a "detail", or nothing
+    PREVIEW: ClassVar[str] = ""  # redrawn while numbers are dragged: "small", "whole", a "detail", or nothing
     IS_OUTPUT_NODE: ClassVar[bool] = False  # whether it runs even if nothing is connected to its outputs
 
     @classmethod

@@ -93,10 +93,11 @@ class PickingNode(FlowNode):
         return output
 
     def show_samples(
-        self, pictures: Tensor, seed: int, samples: int, sources: Tensor | None, *more: Any, **ui: Any
+        self, pictures: Tensor, seed: int | None, samples: int, sources: Tensor | None, *more: Any, **ui: Any
     ) -> Any:
-        """Return and show pictures (N, C, H, W) whose seeds count up, starting over for every source; see `gallery`."""
-        facts = sample_facts([(seed + k % samples) % 2**64 for k in range(len(pictures))], samples)
+        """Return and show pictures (N, C, H, W) whose seeds, if any, count up, starting over for every source."""
+        seeds = [None if seed is None else (seed + k % samples) % 2**64 for k in range(len(pictures))]
+        facts = sample_facts(seeds, samples)
         return self.output(pictures, *more, **gallery(self, pictures, facts, sources) | ui)
 
     def _snapshot(self) -> dict[str, Any]:

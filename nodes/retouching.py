@@ -9,12 +9,14 @@ from torch.nn import functional
 import flowcore
 from flowcore import Hints
 from flowcore.images.strokes import paint_colors, paint_mask, parse_strokes
+from flowcore.inference.condition_cache import RecentlyUsed
+from flowcore.tasks.clean import memory_required as cleaning_memory
 from flowcore.tasks.hints import combine_hints, hints_from_strokes
 from flowcore.tasks.scratch_finder import find_damage, mark_damage
 
 from . import widgets
 from .host.compat import io
-from .host.memory import stop_if_cancelled
+from .host.memory import release_callbacks, stop_if_cancelled
 from .host.ui import canvas_pictures
 from .live import LIVE_RUNS, RedrawnNode
 from .node import FlowNode
@@ -23,6 +25,8 @@ from .sockets import FLOW_HINTS, Image, Mask, UpscaleModel, check_memory, from_m
 from .upscaling import load_upscaler
 
 CANVAS = "flowcore_canvas"  # key of the painted picture, for web/js/brush.js
+CLEANED: RecentlyUsed[torch.Tensor] = RecentlyUsed(4)  # so that another strength takes no time
+release_callbacks.append(CLEANED.clear)
 RED = torch.tensor([1.0, 0.1, 0.1])[:, None, None]
 LIVE_SIDE = 1024  # pixels of the longer side of a live picture
 
@@ -94,6 +98,29 @@ class FlowcoreFindScratches(RedrawnNode):
 
     def redraw(self, *, image: Tensor, damage: Tensor, sensitivity: float) -> Tensor:
         return torch.where(mark_damage(damage, sensitivity) > 0, RED, image)[0]
+
+
+class FlowcoreClean(PickingNode):
+    """Remove noise and JPEG artifacts from images, at their size."""
+
+    MENU = "repair"
+    ALIASES = "clean, denoise, dejpeg, deblock, jpeg, artifact, artifacts, noise, grain, compression, restore old photo"
+    OUTPUTS = (io.Image.Output("images"),)
+    RECORDS = True
+    PREVIEW = "whole"
+
+    def run(
+        self,
+        image: Image,
+        model: UpscaleModel,
+        strength: Annotated[float, widgets.slider(0.5, 0.0, 1.0)],
+        precision: widgets.Precision,
+        pick: widgets.Pick,
+    ) -> Any:
+        flow = model.load(cleaning_memory(image.shape[-1]))
+        options: Any = {"precision": precision, "store": CLEANED, **self.notes.task_options(sources=image)}
+        pictures = flowcore.clean(flow, image, strength=strength, **options)
+        return self.show_samples(pictures, None, 1, image)
 
 
 class FlowcoreRepair(PickingNode):

@@ -31,6 +31,7 @@ from ..provenance import KEY, Provenance, picture_fingerprint
 from ..tasks import Progress
 from ..tasks.brighten import brighten
 from ..tasks.chroma import chroma_and_condition
+from ..tasks.clean import clean
 from ..tasks.colorize import colorize, transfer_palette
 from ..tasks.faces import restore_faces
 from ..tasks.hints import Hints, combine_hints, hints_from_points, palette_from, parse_points
@@ -44,7 +45,7 @@ from ..tasks.scratch_finder import find_scratches
 from ..tasks.upscale import target_size, upscale
 from ..tasks.video import colorize_video, upscale_video
 
-Command = Literal["upscale", "colorize", "brighten", "repair", "shrink", "restore", "faces", "score"]
+Command = Literal["upscale", "colorize", "brighten", "clean", "repair", "shrink", "restore", "faces", "score"]
 IRRELEVANT = {"tile"}  # settings that change memory and time, not the picture
 MARK = "f10c0de5"  # prefix of the EXIF ImageUniqueID of our results; cameras write that tag, too
 COMMAND = "command"  # the node_id in the provenance of results of a batch
@@ -133,7 +134,7 @@ class Work:
         ``size`` is the picture's own, if it is known. FlowError if they would be too large.
         """
         size = size or files.upright_size(picture)
-        if size is None or self.command in ("colorize", "brighten", "repair", "score"):
+        if size is None or self.command in ("colorize", "brighten", "clean", "repair", "score"):
             return size
         if self.command == "shrink":
             return -(-size[0] // self.scale), -(-size[1] // self.scale)
@@ -144,7 +145,7 @@ class Work:
     def seeds(self) -> list[str]:
         """Name the seed of each result; of ranked ones, all seeds that were compared: "3-7, best 1"."""
         last = self.seed + self.samples - 1
-        if self.command == "shrink":
+        if self.command in ("shrink", "clean"):
             return [""]
         if self.keep:
             return [f"{self.seed}-{last}, best {rank}" for rank in range(1, self.keep + 1)]
@@ -269,6 +270,8 @@ class Worker:
                 return restore_faces(flow, self._faces, image, **settings)
             case "brighten":
                 return brighten(flow, image, **settings)
+            case "clean":
+                return clean(flow, image, **work.settings, **options)
             case "repair":
                 del settings["precision"]
                 sensitivity, mask = settings.pop("sensitivity", 0.5), settings.pop("mask", None)

@@ -267,6 +267,8 @@ def _result_names(run: ModelRun, sample_names: list[str], path: Path, kind: str 
         return [f"{base}{kind}{frame}{suffix}"]
     if work.command == "shrink":
         return [f"{base}{kind}_{model}_small{frame}{suffix}"]
+    if work.command == "clean":
+        return [f"{base}{kind}_{result_label(options, run.label)}{frame}{suffix}"]
     if work.command == "restore":
         base = base.removesuffix(f"_{model}_small")
     return [f"{base}{kind}_{result_label(options, run.label)}_{name}{frame}{suffix}" for name in sample_names]

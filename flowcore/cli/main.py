@@ -24,6 +24,7 @@ COMMANDS = {  # by name NAME: the module with its ``prepare_NAME``, and its help
     "colorize": ("make", "color black-and-white photographs, in many ways"),
     "remember": ("make", "remember the colors of photographs, for colorize to color others alike"),
     "brighten": ("make", "brighten dark photographs, in one picture or many exposures"),
+    "clean": ("make", "remove noise and JPEG artifacts from pictures, at their size"),
     "repair": ("make", "repair scratches and dust, or what a mask covers, in many ways"),
     "shrink": ("make", "make small pictures of photographs, for restore to enlarge again"),
     "restore": ("make", "restore photographs from the small pictures that shrink made"),

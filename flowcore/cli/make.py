@@ -27,6 +27,7 @@ from ..model import FlowModel
 from ..prior import mark_seed
 from ..provenance import Provenance
 from ..tasks import duration
+from ..tasks.clean import require_guide
 from ..tasks.guide import NO_GUIDE
 from ..tasks.hints import palette_from, parse_points
 from ..tasks.model_input import label_number, resize_to_own
@@ -212,6 +213,13 @@ def prepare_brighten(options: Namespace) -> Work:
             settings[name] = value
             label += f"_{name}{value:g}"
     run = model_run(options, flow, "brighten", settings, label)
+    return prepare_images(options, lambda _: run)
+
+
+def prepare_clean(options: Namespace) -> Work:
+    flow = load_model(options, "upscale")
+    require_guide(flow)
+    run = model_run(options, flow, "clean", {"strength": options.strength}, f"clean{options.strength:g}")
     return prepare_images(options, lambda _: run)
 
 

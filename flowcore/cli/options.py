@@ -174,6 +174,15 @@ def add_brighten(command: ArgumentParser) -> None:
     _add_file_format(command)
 
 
+def add_clean(command: ArgumentParser) -> None:
+    _add_pictures(command, "srflow-x4-photo")
+    text = "0 changes nothing, 0.5 suits the damage that is measured, 1 is all that the network changes"
+    _add_number(command, "--strength", default=0.5, help=text)
+    command.set_defaults(seed=0, samples=1)
+    _add_precision(command)
+    _add_file_format(command)
+
+
 def add_repair(command: ArgumentParser) -> None:
     _add_pictures(command)
     option, number = command.add_argument, partial(_add_number, command)

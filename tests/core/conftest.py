@@ -65,6 +65,7 @@ def model_files(tmp_path_factory):
     flows = {
         "tiny": build_upscaler(**small, encoder_width=4, encoder_growth=2),
         "other": build_upscaler(**small),
+        "restorer": build_tiny("srflow", perturb=0.02, guide_layers=2, guide_width=4),
         "color": build_tiny("colorizer", perturb=0.02),
         "night": build_tiny("llflow", perturb=0.02),
         "both-ways": build_tiny("hcflow", rescaling=True, perturb=0.02, steps=1),

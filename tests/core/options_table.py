@@ -45,6 +45,7 @@ TASKS = {
     "Colorize": Task(flowcore.colorize, "colorize", "FlowcoreColorize"),
     "Colorize a clip": Task(flowcore.colorize_video, "colorize", "FlowcoreColorize", CLIP),
     "Brighten": Task(flowcore.brighten, "brighten", "FlowcoreBrighten"),
+    "Clean": Task(flowcore.clean, "clean", "FlowcoreClean"),
     "Restore": Task(flowcore.restore, "restore", "FlowcoreRestore", {}, SIZE),
     "Faces": Task(restore_faces, "faces", "FlowcoreAlignFace"),
     "Sample": Task(flowcore.sample, "sample", "FlowcoreSample", {"n": "samples", "snapped": "snap"}, SIZE),

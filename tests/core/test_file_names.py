@@ -42,6 +42,7 @@ def test_every_command_takes_names_that_standard_output_has_no_letters_for(model
         "colorize": [photo, "-o", out, "--model", model["small-colorizer"]],
         "remember": [place / "data", models / "цвета.safetensors"],
         "brighten": [photo, "-o", out, "--model", model["night"]],
+        "clean": [photo, "-o", out, "--model", model["restorer"]],
         "repair": [photo, "-o", out, "--model", model["tiny"]],
         "shrink": [photo, "-o", out, "--model", model["both-ways"]],
         "restore": [photo, "-o", out, "--model", model["both-ways"]],

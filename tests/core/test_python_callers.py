@@ -26,6 +26,7 @@ upscaler = functools.cache(build_upscaler)
 colorizer = functools.cache(lambda: build_tiny("colorizer", perturb=0.05))
 rescaler = functools.cache(lambda: build_hcflow(rescaling=True, temperature=0.05))
 brightener = functools.cache(lambda: build_tiny("llflow", perturb=0.02))
+restorer = functools.cache(lambda: build_tiny("srflow", perturb=0.05, guide_layers=2, guide_width=4))
 glow = functools.cache(lambda: build_tiny("glow", perturb=0.05, image_size=(8, 12)))
 
 
@@ -59,6 +60,7 @@ TASKS = {  # of a flow and the images it works on
     "score": (glow, lambda *given, **options: flowcore.score(*given, **options).bits_per_dim, SMALL),
     "ranked": (upscaler, rank, LARGE),
     "brighten": (brightener, flowcore.brighten, PHOTO),
+    "clean": (restorer, flowcore.clean, PHOTO),
     "repair": (upscaler, functools.partial(flowcore.repair, mask=STROKE), PHOTO),
     "shrink": (rescaler, flowcore.shrink, PHOTO),
     "restore": (rescaler, flowcore.restore, SMALL),
@@ -108,7 +110,7 @@ def test_every_task_takes_float64_and_refuses_arrays_and_integers_as_floats(task
 
 # Those that clamp what is outside of [0, 1].
 CLAMPING = ["upscale", "colorize", "colorize_video", "upscale_video", "transfer_palette"]
-CLAMPING += ["brighten", "shrink", "restore", "apply_chroma"]
+CLAMPING += ["brighten", "clean", "shrink", "restore", "apply_chroma"]
 
 
 @pytest.mark.parametrize("task", CLAMPING)
@@ -131,7 +133,7 @@ def test_layouts_types_and_values_outside_do_not_matter(task):
         assert torch.equal(run(make(), image.clone()), expected)
 
 
-@pytest.mark.parametrize("task", ["upscale", "upscale_video", "brighten", "repair", "restore", "harmonize"])
+@pytest.mark.parametrize("task", ["upscale", "upscale_video", "brighten", "clean", "repair", "restore", "harmonize"])
 def test_gray_stays_gray_in_one_channel_in_three_and_under_alpha(task):
     make, run, image = TASKS[task]
     gray = 0.25 + 0.75 * image[:, :1]

@@ -90,7 +90,7 @@ COLUMNS = {
 APP: dict[str, dict[str, tuple[str, ...]]] = {
     "upscale": {"photo": ("picture",), "model": ("model_name",), "upscale": ("boldness", "seed", "samples")},
     "photo": {"photo": ("picture",), "model": ("model_name",), "upscale": ("boldness", "seed", "samples")},
-    "clean-up": {"photo": ("picture",), "upscale": ("boldness", "seed")},
+    "clean-up": {"photo": ("picture",), "clean": ("strength",)},
     "night": {"photo": ("picture",), "light": ("exposure",)},
     "old-scan": {"photo": ("picture",), "find": ("sensitivity",), "color": ("seed",)},
     "thumbnail": {"photo": ("picture",)},

@@ -1,0 +1,125 @@
+"""Clean: remove noise and JPEG artifacts from pictures, at the size that they have."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from ..errors import FlowError
+from ..identity import fingerprint
+from ..images.motion import blur
+from ..images.resize import shrink
+from ..inference.condition_cache import RecentlyUsed
+from ..model import FlowModel
+from ..networks import CompactUpscaler
+from .image_batch import ImageBatch
+from .model_choice import measure_damage
+from .runner import Runner, Running, RunOptions, runs_with
+from .settings import check_range
+
+ROWS = 256  # pixels of the height of the parts that go through the network one after the other
+KEPT = 17  # pixels: what is larger than that, such as colors and light, stays as it is
+UNSEEN = 2.0  # change, in 1/255, that strength 0.5 allows where no damage was measured
+OF_NOISE = 2.0  # change relative to the measured deviation of noise
+OF_JPEG, AT = 7.1, 0.39  # change, in 1/255, and its exponent: that of the error by the steps' size in libjpeg's tables
+MAX_STORED = 2**28  # bytes
+ADVICE = "Clean a smaller picture, or free memory on the device."
+
+
+@runs_with(Running)
+def clean(
+    flow: FlowModel,
+    image: Tensor,
+    *,
+    strength: float = 0.5,
+    store: RecentlyUsed[Tensor] | None = None,
+    **options: Unpack[Running],
+) -> Tensor:
+    """Remove noise and JPEG artifacts from pictures without enlarging them.
+
+        c = shrink(guide(x), s)                       the restoring network in the model's file, back at the size of x
+        d = (c - x) - blur(c - x)                     what it changes in detail; colors and light stay
+        y = x + L tanh(d / L),  L = b a / (1 - a)     for the strength a, with b by the measured damage of x
+
+    so that a change much larger than the damage, such as one of detail that the network takes for it, is held back.
+
+    >>> flow = flowcore.load("srflow-x4-photo")
+    >>> flowcore.clean(flow, torch.rand(1, 3, 40, 48)).shape
+    torch.Size([1, 3, 40, 48])
+
+    Args:
+        flow: An upscaling model with a guide of its own: ``srflow-x4-photo`` or ``srflow-x4``.
+        image: ``(B, C, H, W)`` as in ``upscale``. What is gray stays gray; alpha is kept.
+        strength: In [0, 1]: 0 changes nothing, 0.5 suits the measured damage, 1 is all that the network changes.
+        store: Where what the network makes of the pictures is kept, so that another strength takes no time; None for
+            nowhere.
+
+    Returns:
+        ``(B, C, H, W)`` float32 in [0, 1] on the device of ``image``. The same whatever the batch, since every picture
+        is measured by itself.
+
+    Raises:
+        ImageError: As in ``upscale``.
+        FlowError: If the model has no guide, strength is out of range, or as in ``upscale``.
+
+    Source: Wang et al., "Real-ESRGAN" (2021), for the network; the rest is ours.
+    """
+    check_range("strength", strength)
+    require_guide(flow)
+    run = Runner(flow, RunOptions(**options), ADVICE, image)
+    halo = flow.config.guide_layers + 4  # pixels that a result depends on; 4 for the shrinking
+
+    def restored(rgb: Tensor) -> Tensor:
+        key = run.plan.identity, fingerprint(rgb)
+        if store is not None and (kept := store.get(key)) is not None:
+            return kept
+        parts: list[Tensor] = []
+        height = rgb.shape[-2]
+        for top in range(0, height, ROWS):
+            first, last = max(0, top - halo), min(height, top + ROWS + halo)
+            with run.counting(run.plan.guide_units):
+                made = run.plan.make_guide(run.to_device(rgb[..., first:last, :])).to(rgb)
+            parts.append(shrink(made.clamp_(0, 1), flow.condition_scale)[..., top - first : top - first + ROWS, :])
+        result = torch.cat(parts, dim=-2)
+        if store is not None:
+            store.put(key, result, MAX_STORED)
+        return result
+
+    def task() -> Tensor:
+        images = ImageBatch(image, run.notify)
+        pictures = images.extended_rgb.clone()
+        run.expect(len(pictures) * -(-pictures.shape[-2] // ROWS) * run.plan.guide_units)
+        for picture in pictures.split(1):
+            bound = _bound(picture, strength)
+            if bound:
+                difference = restored(picture) - picture
+                difference -= blur(difference, KEPT)
+                picture += difference if bound == math.inf else bound * torch.tanh(difference / bound)
+        return images.like_input(pictures.clamp_(0, 1))
+
+    return run(task)
+
+
+def require_guide(flow: FlowModel) -> None:
+    """Raise FlowError unless a model has the network that cleans pictures."""
+    flow.require("upscale")
+    if not isinstance(flow.guide, CompactUpscaler):
+        raise FlowError("This model has no network that restores pictures, which cleans them. Load srflow-x4-photo.")
+
+
+def _bound(picture: Tensor, strength: float) -> float:
+    """Compute the largest change of a picture (1, 3, H, W): none at strength 0, any at 1."""
+    quality, noise = measure_damage(picture)
+    allowed = max(UNSEEN, OF_NOISE * 255 * noise)
+    if quality is not None:  # the scale of the quantization steps, relative to those of quality 50
+        steps = 50 / quality if quality < 50 else 2 - quality / 50
+        allowed = max(allowed, OF_JPEG * steps**AT)
+    return math.inf if strength == 1 else allowed / 255 * strength / (1 - strength)
+
+
+def memory_required(width: int) -> int:
+    """Estimate the bytes that ``clean`` works with in float32 at a width in pixels, beyond weights and pictures."""
+    return 4 * width * (ROWS + 2 * 38) * (3 * 64 + 2 * 3 * 16)

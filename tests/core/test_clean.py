@@ -1,0 +1,87 @@
+"""Clean: how much of a picture changes, with which strength, and what stays."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from builders import build_tiny, random_image
+
+import flowcore
+from flowcore.errors import FlowError
+from flowcore.images import files
+from flowcore.images.motion import blur
+from flowcore.inference.condition_cache import RecentlyUsed
+from flowcore.quality.metrics import psnr
+from flowcore.tasks import clean as module
+from flowcore.tasks.model_choice import measure_damage
+
+
+@pytest.fixture(scope="module")
+def restorer():
+    return flowcore.load("srflow-x4-photo")
+
+
+@pytest.fixture(scope="module")
+def photo():
+    """A clean photograph (1, 3, 64, 64)."""
+    file = Path(__file__).parents[2] / "workflows" / "photo.png"
+    return files.read(file.read_bytes(), file.name).pixels[:, :, 20:84, 30:94]
+
+
+def with_noise(image, deviation, seed=1):
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(seed))
+    return (image + deviation / 255 * noise).clamp(0, 1)
+
+
+def test_noise_goes_at_the_strength_that_suits_it(restorer, photo):
+    noisy = with_noise(photo, 10)
+    quality, noise = measure_damage(noisy)
+    assert quality is None
+    assert 255 * noise == pytest.approx(10, rel=0.3)
+    assert psnr(flowcore.clean(restorer, noisy), photo) > psnr(noisy, photo) + 3
+
+
+def test_strength_bounds_the_change_by_the_measured_damage(restorer, photo):
+    noisy = with_noise(photo, 10)
+    whole = flowcore.clean(restorer, noisy, strength=1.0)
+    allowed = module.OF_NOISE * measure_damage(noisy)[1]
+    for strength, times in ((0.2, 0.25), (0.5, 1)):
+        changed = flowcore.clean(restorer, noisy, strength=strength) - noisy
+        expected = times * allowed * torch.tanh((whole - noisy) / (times * allowed))
+        inside = (whole > 0) & (whole < 1)
+        assert (changed - expected)[inside].abs().max() < 1e-5
+    assert torch.equal(flowcore.clean(restorer, noisy, strength=0.0), noisy)
+
+
+def test_light_and_colors_stay(restorer, photo):
+    noisy = with_noise(photo, 10)
+    whole = flowcore.clean(restorer, noisy, strength=1.0)
+    assert blur(whole - noisy, 2 * module.KEPT).abs().max() < 1 / 255
+
+
+def test_a_picture_without_damage_hardly_changes(restorer, photo):
+    assert measure_damage(photo) == (None, 0.0)
+    assert (flowcore.clean(restorer, photo) - photo).abs().max() < 1.01 * module.UNSEEN / 255
+
+
+def test_parts_make_the_same_picture_as_the_whole(monkeypatch):
+    flow, image = build_tiny("srflow", perturb=0.05, guide_layers=2, guide_width=4), random_image(1, 3, 50, 20)
+    whole = flowcore.clean(flow, image, strength=1.0)
+    monkeypatch.setattr(module, "ROWS", 16)
+    assert (flowcore.clean(flow, image, strength=1.0) - whole).abs().max() < 1e-5
+
+
+def test_a_store_keeps_what_the_network_made(monkeypatch, photo):
+    flow, store = build_tiny("srflow", perturb=0.05, guide_layers=2, guide_width=4), RecentlyUsed(2)
+    first = flowcore.clean(flow, photo, strength=0.7, store=store)
+    calls: list[int] = []
+    flowcore.clean(flow, photo, strength=0.2, store=store, progress=lambda done, *_: calls.append(done))
+    assert calls == []  # no unit of work was done
+    assert torch.equal(flowcore.clean(flow, photo, strength=0.7, store=store), first)
+    flowcore.clean(flow, with_noise(photo, 4), store=store, progress=lambda done, *_: calls.append(done))
+    assert calls
+
+
+def test_a_model_without_the_network_is_refused(photo):
+    with pytest.raises(FlowError, match="Load srflow-x4-photo"):
+        flowcore.clean(build_tiny("srflow"), photo)
