@@ -30,7 +30,7 @@ TITLES = {
     "photo": "Enlarge a bad JPEG photo - upscale dejpeg",
     "clean-up": "Remove noise and JPEG blocks - denoise restore",
     "night": "Brighten a dark photo - night low light",
-    "old-scan": "Repair an old scan - scratches dust colorize",
+    "old-scan": "Restore old photo - repair scratches dust noise colorize",
     "thumbnail": "Shrink a photo and bring it back",
     "second-opinion": "Guide an upscale by another upscaler",
     "painted": "Upscale with painted temperature",

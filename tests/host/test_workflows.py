@@ -291,7 +291,7 @@ def expanded(blueprint, every, source):
 def test_the_host_lists_and_serves_them(host):
     listed = host.get_json("/global_subgraphs")
     ours = {entry["name"]: key for key, entry in listed.items() if comfyui.PACK_NAME in entry["info"]["node_pack"]}
-    assert sorted(ours) == NAMES == ["4x with comparison", "colorize four ways"]
+    assert sorted(ours) == NAMES == ["4x with comparison", "colorize four ways", "restore old photo"]
     for path in BLUEPRINTS:
         served = host.get_json(f"/global_subgraphs/{ours[path.stem]}")
         assert json.loads(served["data"]) == json.loads(path.read_text())
@@ -347,17 +347,31 @@ MADE = {
 }
 
 
-def test_a_blueprint_runs(host, photo, blueprint):
-    every = host.get_json("/object_info")
-    prompt, outputs = expanded(blueprint, every, ["photo", 0])
-    sheet, count, size, whole = MADE[blueprint["nodes"][0]["title"]]
+def run_blueprint(host, photo, name):
+    """The pictures of each output of a blueprint."""
+    blueprint = json.loads((comfyui.ROOT / "subgraphs" / f"{name}.json").read_text())
+    prompt, outputs = expanded(blueprint, host.get_json("/object_info"), ["photo", 0])
     prompt["photo"] = {"class_type": "LoadImage", "inputs": {"image": photo}}
-    for name, wire in outputs.items():
-        prompt[name] = {"class_type": "SaveImage", "inputs": {"images": wire, "filename_prefix": "blueprint"}}
+    for output, wire in outputs.items():
+        prompt[output] = {"class_type": "SaveImage", "inputs": {"images": wire, "filename_prefix": "blueprint"}}
     made = host.outputs(prompt)
-    *pictures, together = (
-        opened(data) for name in ("images", sheet) for data in host.pictures({"outputs": {name: made[name]}})
-    )
+    return {output: [*map(opened, host.pictures({"outputs": {output: made[output]}}))] for output in outputs}
+
+
+def test_an_old_photo_is_restored_in_one_node(host, photo):
+    made = run_blueprint(host, photo, "restore old photo")
+    assert {name: [picture.size for picture in pictures] for name, pictures in made.items()} == {
+        "images": [(48, 32)],
+        "colored": [(24, 16)],
+    }
+    assert np.ptp(np.asarray(made["colored"][0].convert("RGB")).astype(int), axis=-1).max() > 0
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_blueprint_runs(host, photo, name):
+    sheet, count, size, whole = MADE[name]
+    made = run_blueprint(host, photo, name)
+    *pictures, together = [*made["images"], *made[sheet]]
     pictures = [np.asarray(picture) for picture in pictures]
     assert [picture.shape[1::-1] for picture in pictures] == [size] * count
     assert together.size == whole
