@@ -86,6 +86,7 @@ PICTURES: dict[str, list[str]] = {
     "edited enlargement": ["pictures/edited.jpg"],
     "office door": ["pictures/door.png"],
     "office door, enlarged": ["pictures/door-enlarged.jpg"],
+    "noisy photograph": ["pictures/noisy.jpg"],
 }
 # Films: the number of frames, their height and width, and the height to which the picture is resized to pan over it.
 FILMS = {"black-and-white film": (16, (192, 336), 192), "small film": (12, (72, 96), 96)}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
@@ -15,16 +13,17 @@ from ..images.resize import shrink
 from ..inference.condition_cache import RecentlyUsed
 from ..model import FlowModel
 from ..networks import CompactUpscaler
+from ..quality.damage import jpeg_quality
 from .image_batch import ImageBatch
-from .model_choice import measure_damage
 from .runner import Runner, Running, RunOptions, runs_with
 from .settings import check_range
 
 ROWS = 256  # pixels of the height of the parts that go through the network one after the other
 KEPT = 17  # pixels: what is larger than that, such as colors and light, stays as it is
-UNSEEN = 2.0  # change, in 1/255, that strength 0.5 allows where no damage was measured
-OF_NOISE = 2.0  # change relative to the measured deviation of noise
-OF_JPEG, AT = 7.1, 0.39  # change, in 1/255, and its exponent: that of the error by the steps' size in libjpeg's tables
+CALM, WINDOW = 0.1, 9  # share of places in which noise is measured, and pixels of the side of a place
+OF_NOISE = 2.0  # change that strength 0.5 allows, relative to the measured deviation of noise
+# that error of JPEG in 1/255, at quality 50, and its exponent by the size of the quantization steps
+OF_JPEG, EXPONENT = 7.1, 0.39
 MAX_STORED = 2**28  # bytes
 ADVICE = "Clean a smaller picture, or free memory on the device."
 
@@ -93,11 +92,14 @@ def clean(
         pictures = images.extended_rgb.clone()
         run.expect(len(pictures) * -(-pictures.shape[-2] // ROWS) * run.plan.guide_units)
         for picture in pictures.split(1):
-            bound = _bound(picture, strength)
-            if bound:
-                difference = restored(picture) - picture
-                difference -= blur(difference, KEPT)
-                picture += difference if bound == math.inf else bound * torch.tanh(difference / bound)
+            if not strength:
+                continue
+            difference = restored(picture) - picture
+            difference -= blur(difference, KEPT)
+            if strength < 1:
+                bound = _damage(picture, difference) * strength / (1 - strength)
+                difference = bound * torch.tanh(difference / bound.clamp_min(1e-6))
+            picture += difference
         return images.like_input(pictures.clamp_(0, 1))
 
     return run(task)
@@ -110,14 +112,20 @@ def require_guide(flow: FlowModel) -> None:
         raise FlowError("This model has no network that restores pictures, which cleans them. Load srflow-x4-photo.")
 
 
-def _bound(picture: Tensor, strength: float) -> float:
-    """Compute the largest change of a picture (1, 3, H, W): none at strength 0, any at 1."""
-    quality, noise = measure_damage(picture)
-    allowed = max(UNSEEN, OF_NOISE * 255 * noise)
-    if quality is not None:  # the scale of the quantization steps, relative to those of quality 50
-        steps = 50 / quality if quality < 50 else 2 - quality / 50
-        allowed = max(allowed, OF_JPEG * steps**AT)
-    return math.inf if strength == 1 else allowed / 255 * strength / (1 - strength)
+def _damage(picture: Tensor, difference: Tensor) -> Tensor:
+    """Compute how much of what the network changes in a picture (1, 3, H, W) is damage.
+
+    Noise is everywhere, so its deviation is that of the change in the calmest places; detail is in few of them. JPEG
+    changes calm places little, but tells its quality.
+    """
+    rms = blur(difference.square().mean(1, keepdim=True), WINDOW).clamp_min(0).sqrt()
+    places = rms[..., :: WINDOW // 2, :: WINDOW // 2].flatten()
+    noise = OF_NOISE * places.kthvalue(1 + int(CALM * (len(places) - 1))).values
+    quality = jpeg_quality(picture[0])
+    if quality is None:
+        return noise
+    steps = 50 / quality if quality < 50 else 2 - quality / 50  # relative to those of quality 50
+    return noise.clamp_min(OF_JPEG / 255 * steps**EXPONENT)
 
 
 def memory_required(width: int) -> int:

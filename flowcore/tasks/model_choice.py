@@ -66,30 +66,25 @@ def describe_damage(image: Tensor) -> str:
     return _find_damage(image)[1]
 
 
-def measure_damage(images: Tensor) -> tuple[float | None, float]:
-    """Estimate the quality of JPEG, None without visible blocks, and the deviation of the noise of one image."""
-    rgb = ImageBatch(crop_middle(images)).extended_rgb[0].detach().cpu().contiguous().numpy()
-    return _measure(rgb.tobytes(), *rgb.shape[1:])
-
-
 def _find_damage(images: Tensor) -> tuple[int, str]:
     """Return place and damage of the first image ``(B, C, H, W)`` that has any; of many, some are examined."""
     places = torch.linspace(0, len(images) - 1, min(len(images), MAX_EXAMINED)).long().unique()
-    for place in places.tolist():
-        quality, noise = measure_damage(images[place, None])
-        if quality is not None:
-            return place, f"JPEG blocks (about quality {quality:.0f})"
-        if noise:
-            return place, f"noise (about {255 * noise:.0f}/255)"
+    examined = ImageBatch(crop_middle(images)[places]).extended_rgb.detach().cpu().contiguous().numpy()
+    for place, image in zip(places.tolist(), examined, strict=True):
+        if damage := _describe(image.tobytes(), *image.shape[1:]):
+            return place, damage
     return 0, ""
 
 
 @lru_cache(maxsize=2 * MAX_EXAMINED)  # a model is often chosen by a picture that it then enlarges
-def _measure(pixels: bytes, height: int, width: int) -> tuple[float | None, float]:
-    """Measure the damage of ``(3, height, width)`` in float32."""
+def _describe(pixels: bytes, height: int, width: int) -> str:
+    """Describe the damage of ``(3, height, width)`` in float32."""
     rgb = torch.frombuffer(bytearray(pixels), dtype=torch.float32).view(3, height, width)
     quality = jpeg_quality(rgb)
-    return quality if quality is not None and quality <= BLOCKY else None, noise_level(rgb)
+    if quality is not None and quality <= BLOCKY:
+        return f"JPEG blocks (about quality {quality:.0f})"
+    noise = noise_level(rgb)
+    return f"noise (about {255 * noise:.0f}/255)" if noise else ""
 
 
 def model_for_damaged(flow: FlowModel) -> str | None:

@@ -119,13 +119,13 @@ APP: dict[str, dict[str, tuple[str, ...]]] = {
 }
 # Stories whose thumbnail is the picture that they start from beside the first that they make.
 SOURCES = {"photo": "pictures/parrots.jpg", "latent-normalisation": "pictures/poor.png", "faces": "pictures/group.png"}
-SOURCES |= {"clean-up": SOURCES["photo"], "night": "pictures/dark.jpg", "old-scan": "pictures/scratched.jpg"}
+SOURCES |= {"clean-up": "pictures/noisy.jpg", "night": "pictures/dark.jpg", "old-scan": "pictures/scratched.jpg"}
 SOURCES |= dict.fromkeys(("upscale", "best-of", "painted"), "photo.png")
 SOURCES |= dict.fromkeys(("palette-transfer", "clip"), "alps.jpg")
 SOURCES |= dict.fromkeys(("colourings", "strokes"), "house.jpg")
 # What part of both is shown, where all of it would look alike: its side, as a share of the shorter one, and its place.
 PARTS = dict.fromkeys(("upscale", "best-of", "painted", "latent-normalisation"), (0.5, 0.5, 0.5))
-PARTS |= dict.fromkeys(("photo", "clean-up"), (0.6, 0.06, 0.3))
+PARTS |= {"photo": (0.6, 0.06, 0.3), "clean-up": (0.6, 0.1, 0.3)}
 # Stories of films that are also run with other values, whose frames stand above.
 CONTRASTS = {"steady-clip": {"upscale": {"steadiness": 0.0}}}
 EXAMPLE = ("FlowcoreExample", {"picture": "photograph"})  # what stands on the canvas for a photograph of a script
