@@ -215,6 +215,7 @@ LOADED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "hcflow-rescaling.safetensors": ("hcflow", {"rescaling": True}),
     "llflow.safetensors": ("llflow", {}),
+    "srflow-x4-photo": ("srflow", {"guide_layers": 2, "guide_width": 4}),
     "tarflow.safetensors": ("tarflow", {"classes": 3}),
 }
 
