@@ -14,7 +14,6 @@ from .face_finder import faces_of
 from .runner import Runner
 from .settings import UpscaleSettings
 
-KEPT_CALM = "kept calm: less is invented there."  # the end of a note
 LEAST, MOST = 36, 120  # pixels: sides of the faces, with their hair, that are kept calm
 SIDE = 1.65  # of such a face, in widths of the box from eyebrows to chin
 WIDE, HIGH, RISE = 0.72, 0.88, 0.1  # radii of the oval, in widths of that box; and how far it rises
@@ -47,7 +46,8 @@ def face_map(run: Runner, rgb: Tensor) -> Tensor | None:
             count += 1
     if not count:
         return None
-    run.notify(f"{'1 face is' if count == 1 else f'{count} faces are'} {KEPT_CALM}")
+    several = f"{count} faces are kept calm: less is invented there."
+    run.notify("1 face is kept calm: less is invented there." if count == 1 else several)
     return faces
 
 
