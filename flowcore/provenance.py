@@ -79,7 +79,8 @@ class Provenance:
         if "precision" in settings:
             device = torch.device(device or next(flow.parameters()).device)
             settings["precision"] = actual_precision(settings["precision"], device)
-        named = {name: values[name] for name in OWN_FIELDS if name in values}
+        undrawn = {"temperature": 0.0, "seed": 0, "samples": 1}  # of what draws nothing, such as ``clean``
+        named = undrawn | {name: values[name] for name in OWN_FIELDS if name in values}
         fingerprints = tuple(picture_fingerprint(picture) for picture in islice(pictures, MAX_PICTURES))
         common: dict[str, Any] = {"architecture": flow.architecture, "pictures": fingerprints, "version": VERSION}
         return Provenance(settings=settings, **common, **named, **fields)

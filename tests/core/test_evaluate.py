@@ -241,7 +241,7 @@ def test_results_are_those_of_the_task(tmp_path):
 
 def test_invalid_arguments_raise_readable_errors(folder, tmp_path):
     for flow, options, message in (
-        (build_tiny("glow"), {}, "got a glow model"),
+        (build_tiny("glow"), {}, r"got a model made to sample \(glow\)"),
         (model(), {"samples": 1}, "at least 2 samples"),
         (model(), {"temperature": -1}, "temperature must be a finite number >= 0; got -1"),
     ):

@@ -22,12 +22,12 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "free-glow": ("glow", {"n_bits": 5}),
     "small-digits": ("class_conditional", {"steps": 3, "hidden": 16}),
     "small-srflow": ("srflow", {"scale": 2, "levels": 2}),
-    "small-restorer": ("srflow", {"scale": 2, "levels": 2, "guide_layers": 2, "guide_width": 4}),
     "small-color": ("colorizer", {"working_size": 64}),
     "other-color": ("colorizer", {"steps": (1,), "hidden": (8,), "widths": (8, 8), "working_size": 64}),
     "small-dark": ("llflow", {}),
     "small-animals": ("tarflow", {"image_size": (12, 16), "classes": 3, "labels": ANIMALS, "noise": 0.07}),
     "small-rescaler": ("hcflow", {"rescaling": True}),
+    "small-restorer": ("srflow", {"scale": 2, "levels": 2, "guide_layers": 2, "guide_width": 4}),
 }
 # Node to the flow that it works with; the others take "small-glow".
 USED_BY = {"FlowcoreColorize": "small-color", "FlowcoreEncodeColor": "small-color", "FlowcoreBrighten": "small-dark"}

@@ -1,5 +1,7 @@
 """Flow Find Scratches and Flow Repair in the host."""
 
+import json
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
@@ -60,3 +62,18 @@ def test_marks_follow_the_sensitivity_without_another_run(host):
         red = np.asarray(opened(picture))[..., :3] == (255, 26, 26)
         assert np.array_equal(red.all(-1), mask.numpy())
     assert ask(host, {"run": run, "values": {"sensitivity": 2}})[0] == 422
+
+
+def test_a_cleaned_picture_says_how_it_was_cleaned(host, flows):
+    host.put("scan.png", scan())
+    entry = host.run_from_canvas(
+        graph(
+            photo=("LoadImage", {"image": "scan.png"}),
+            model=loader(flows["small-restorer"]),
+            clean=("FlowcoreClean", {"image": "photo.0", "model": "model.0", "strength": 0.3}),
+            save=("SaveImage", {"images": "clean.0", "filename_prefix": "cleaned"}),
+        )
+    )
+    (data,) = host.pictures({"outputs": {"save": entry["outputs"]["save"]}})
+    (recipe,) = json.loads(opened(data).info["flowcore"])
+    assert (recipe["node"], recipe["settings"]["strength"], recipe["seed"]) == ("FlowcoreClean", 0.3, 0)
