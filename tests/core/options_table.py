@@ -24,7 +24,7 @@ OPENED = {"flow", "face_flow", "lr", "image", "images", "frames", "small", "refe
 IN_PYTHON = {"halo", "store", "before", "batch", "progress", "cancelled", "notify", "options", "chunk"}
 IN_PYTHON |= {"clamp", "noise"}
 ON_CANVAS = {"pick", "mask", "outside", "landmarks", "label"}
-STATED = (None, "", -0.1)  # nothing, and the left end of a slider: what the model's file states
+STATED = (None, "", -0.1)  # nothing; what a slider sends while it follows the model's file
 
 
 class Task(NamedTuple):
