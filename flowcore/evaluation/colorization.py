@@ -142,7 +142,6 @@ def colorizer_table(results: dict[str, dict[str, dict[str, float]]]) -> str:
 
 
 @torch.no_grad()
-@torch.no_grad()
 def _measure_grid(flow: FlowModel, image: Image.Image, settings: dict[str, Any]) -> dict[str, float]:
     """Measure a colorizer on the grid that it works on."""
     samples, seed = settings["samples"], settings["seed"]

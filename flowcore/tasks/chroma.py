@@ -419,6 +419,7 @@ def share_noise(flow: FlowModel, noise: Tensor, cond: Condition, coherence: floa
     return (float64(noise).flatten(2) @ factor.to(noise.device).T).view(noise.shape).to(noise.dtype)
 
 
+@torch.no_grad()
 def chroma_and_condition(
     flow: FlowModel, image: Image.Image, working_size: int | None = None
 ) -> tuple[Tensor, Condition]:

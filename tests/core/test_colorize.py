@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from builders import build_tiny
+from PIL import Image
 
 from flowcore import (
     FlowError,
@@ -24,7 +25,7 @@ from flowcore import (
 from flowcore.images import color
 from flowcore.images.color import NEUTRAL
 from flowcore.prior import sample_latents
-from flowcore.tasks.chroma import schedule
+from flowcore.tasks.chroma import chroma_and_condition, schedule
 from flowcore.tasks.colorize import memory_required
 from flowcore.tasks.hints import combine_hints, hints_from_points, hints_from_strokes, palette_from
 from flowcore.tasks.scans import find_border, is_tinted
@@ -503,3 +504,8 @@ def test_global_randomness_and_arguments_stay_untouched(flow):
     transfer_palette(flow, image, reference, notify=lambda _: None)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(one, two) for one, two in zip(before, tensors, strict=True))
+
+
+def test_the_condition_of_a_photograph_keeps_no_graph_of_the_encoder(flow):
+    _, cond = chroma_and_condition(flow, Image.new("RGB", (40, 32)), 32)
+    assert not any(level.requires_grad for level in cond.features)
