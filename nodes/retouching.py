@@ -117,7 +117,7 @@ class FlowcoreClean(PickingNode):
         precision: widgets.Precision,
         pick: widgets.Pick,
     ) -> Any:
-        flow = model.load(cleaning_memory(image.shape[-1]))
+        flow = model.load(cleaning_memory(model.flow, image.shape[-1]))
         options: Any = {"precision": precision, "store": CLEANED, **self.notes.task_options(sources=image)}
         pictures = flowcore.clean(flow, image, strength=strength, **options)
         return self.show_samples(pictures, None, 1, image)

@@ -15,8 +15,8 @@ from ..model import FlowModel
 from ..networks import CompactUpscaler
 from ..quality.damage import jpeg_quality
 from .image_batch import ImageBatch
+from .ranges import check_range
 from .runner import Runner, Running, RunOptions, runs_with
-from .settings import check_range
 
 ROWS = 256  # pixels of the height of the parts that go through the network one after the other
 KEPT = 17  # pixels: what is larger than that, such as colors and light, stays as it is
@@ -41,9 +41,10 @@ def clean(
 
         c = shrink(guide(x), s)                       the restoring network in the model's file, back at the size of x
         d = (c - x) - blur(c - x)                     what it changes in detail; colors and light stay
-        y = x + L tanh(d / L),  L = b a / (1 - a)     for the strength a, with b by the measured damage of x
+        y = x + L tanh(d / L),  L = b a / (1 - a)     for the strength a and the damage b
 
-    so that a change much larger than the damage, such as one of detail that the network takes for it, is held back.
+    so that a change much larger than the damage, such as one of detail that the network takes for it, is held back. The
+    damage is twice the rms of d in calm places, or the error of JPEG at the quality that x shows, whichever is more.
 
     >>> flow = flowcore.load("srflow-x4-photo")
     >>> flowcore.clean(flow, torch.rand(1, 3, 40, 48)).shape
@@ -67,9 +68,8 @@ def clean(
     Source: Wang et al., "Real-ESRGAN" (2021), for the network; the rest is ours.
     """
     check_range("strength", strength)
-    require_guide(flow)
+    halo = _halo(require_guide(flow))
     run = Runner(flow, RunOptions(**options), ADVICE, image)
-    halo = flow.config.guide_layers + 4  # pixels that a result depends on; 4 for the shrinking
 
     def restored(rgb: Tensor) -> Tensor:
         key = run.plan.identity, fingerprint(rgb)
@@ -91,9 +91,7 @@ def clean(
         images = ImageBatch(image, run.notify)
         pictures = images.extended_rgb.clone()
         run.expect(len(pictures) * -(-pictures.shape[-2] // ROWS) * run.plan.guide_units)
-        for picture in pictures.split(1):
-            if not strength:
-                continue
+        for picture in pictures.split(1) if strength else ():
             difference = restored(picture) - picture
             difference -= blur(difference, KEPT)
             if strength < 1:
@@ -105,11 +103,23 @@ def clean(
     return run(task)
 
 
-def require_guide(flow: FlowModel) -> None:
-    """Raise FlowError unless a model has the network that cleans pictures."""
+def memory_required(flow: FlowModel, width: int) -> int:
+    """Estimate the bytes that ``clean`` works with in float32 at a width in pixels, beyond weights and pictures."""
+    network = require_guide(flow)
+    return 4 * width * (ROWS + 2 * _halo(network)) * (3 * network.width + 2 * 3 * network.scale**2)
+
+
+def require_guide(flow: FlowModel) -> CompactUpscaler:
+    """Return the network of a model that cleans pictures; FlowError if there is none."""
     flow.require("upscale")
     if not isinstance(flow.guide, CompactUpscaler):
         raise FlowError("This model has no network that restores pictures, which cleans them. Load srflow-x4-photo.")
+    return flow.guide
+
+
+def _halo(network: CompactUpscaler) -> int:
+    """Return how many pixels around a place its result depends on: one per convolution, and 4 for the shrinking."""
+    return len(network.convs) + 4
 
 
 def _damage(picture: Tensor, difference: Tensor) -> Tensor:
@@ -126,8 +136,3 @@ def _damage(picture: Tensor, difference: Tensor) -> Tensor:
         return noise
     steps = 50 / quality if quality < 50 else 2 - quality / 50  # relative to those of quality 50
     return noise.clamp_min(OF_JPEG / 255 * steps**EXPONENT)
-
-
-def memory_required(width: int) -> int:
-    """Estimate the bytes that ``clean`` works with in float32 at a width in pixels, beyond weights and pictures."""
-    return 4 * width * (ROWS + 2 * 38) * (3 * 64 + 2 * 3 * 16)
