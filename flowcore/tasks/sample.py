@@ -425,8 +425,7 @@ def morph(
     latents = encode(flow, pixels, **part_of_run(options, 0, encoding))
     items = [[level[k : k + 1] for level in latents] for k in range(len(pixels))]
     walk = [interpolate(items[a], items[b], step / steps, mode=mode) for a, b in pairs for step in range(steps)]
-    if not loop:
-        walk.append(items[-1])
+    walk += [] if loop else items[-1:]
     levels = [torch.cat(level) for level in zip(*walk, strict=True)]
     return decode(flow, levels, **part_of_run(options, encoding, 1 - encoding), clamp=True)
 
@@ -445,8 +444,7 @@ def harmonize(
 
     The small version keeps what the image shows; the latents hold its texture, in which seams, dither and compression
     are unlikely. At strength 0 the image comes back; 1 gives the latents the statistics of the prior, see
-    ``latents.normalize``. For this the image is padded by reflection to sides that the model takes. Alpha is kept, and
-    gray images stay gray.
+    ``latents.normalize``. Sides are padded by reflection. Alpha is kept, and gray images stay gray.
 
     Source: Lugmayr et al., "SRFlow" (2020), sections 4.3 (content transfer) and 4.4 (restoration).
     """
@@ -456,8 +454,7 @@ def harmonize(
     height, width = images.rgb.shape[-2:]
     padded = pad_symmetric(images.extended_rgb, (0, -width % step, 0, -height % step))
     cond = condition_for(flow, None, shrink(padded, flow.condition_scale).clamp(0, 1), **options)
-    latents = encode(flow, padded, cond, **part_of_run(options, 0, 0.5))
-    normalized = normalize(latents, strength, per, window=window)
-    decoded = decode(flow, normalized, cond, **part_of_run(options, 0.5, 0.5), clamp=True)[..., :height, :width]
+    latents = normalize(encode(flow, padded, cond, **part_of_run(options, 0, 0.5)), strength, per, window=window)
+    decoded = decode(flow, latents, cond, **part_of_run(options, 0.5, 0.5), clamp=True)[..., :height, :width]
     pairs = zip(images.is_gray, decoded.split(1), strict=True)
     return images.like_input(torch.cat([luma(one).expand_as(one) if gray else one for gray, one in pairs]))
