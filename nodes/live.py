@@ -1,8 +1,8 @@
 """Live pictures: rerun a node with other numbers while sliders are dragged on the page.
 
 They reuse the inputs of the node's last run, and its model on whatever device that is now. Nodes of latents decode
-them; nodes of one picture make it again: a small copy if that shows what changes, else a detail at the place in view.
-Nodes without a model draw it from what they have kept.
+them; nodes of one picture make it again: all of it, or a small copy if that shows what changes, or a detail at the
+place in view. Nodes without a model draw it from what they have kept.
 Queued runs go first, and a newer request for the same run cancels an older one.
 """
 
@@ -90,7 +90,7 @@ class LiveRuns(RecentlyUsed[LiveRun]):
         return {"flowcore_live": self._keep(node, values)}
 
     def keep_source(self, node: type[FlowNode], values: dict[str, Any], preview: str) -> dict[str, list[str]]:
-        """Keep the values of a run with one picture, for a "small" picture or a "detail"; return `ui` for the page."""
+        """Keep the values of a run with one picture, to make it again as `PREVIEW` says; return `ui`."""
         image, model = values.get("image"), values.get("model")
         if not (preview and isinstance(model, HostModel) and isinstance(image, Tensor)):
             return {}
@@ -144,13 +144,13 @@ def _parse(body: Any) -> Request | None:
 def _answer(run: LiveRun, request: Request, cancelled: Callable[[], bool]) -> Answer:
     try:
         numbers = run.node.validated_numbers(request.numbers)
-        model = find_loaded(run.model)
         if numbers is None:
             return WRONG, b""
         if cancelled():
             return BUSY, b""
         if issubclass(run.node, RedrawnNode):
             return OK, png(run.node().redraw(**run.values | numbers))
+        model = find_loaded(run.model)
         if model is None:
             return GONE, b""
         models = {each.id: model for each in run.node.SCHEMA.inputs if str(each.get_io_type()) == "FLOW_MODEL"}
