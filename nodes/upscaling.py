@@ -17,6 +17,7 @@ from flowcore.inference.plan import forget_plan
 from flowcore.integrations import Upscaler, descriptor, register
 from flowcore.prior import Temperature, masked_temperature
 from flowcore.quality.metrics import diversity
+from flowcore.tasks.calm_faces import KEPT_CALM
 from flowcore.tasks.consistency import consistency
 from flowcore.tasks.image_batch import ImageBatch
 from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, better_model
@@ -120,7 +121,7 @@ class FlowcoreUpscale(PickingNode):
         run_options, kept_calm = self.notes.task_options(sources=image), list[str]()
 
         def tell(line: str) -> None:
-            (kept_calm.append if "kept calm" in line else self.notes)(line)
+            (kept_calm.append if line.endswith(KEPT_CALM) else self.notes)(line)
 
         run_options["notify"] = tell
         settings = replace(settings, temperature=inside, store=STORE, **run_options)

@@ -18,6 +18,8 @@ LEAST, MOST = 36, 120  # pixels: sides of the faces, with their hair, that are k
 SIDE = 1.65  # of such a face, in widths of the box from eyebrows to chin
 WIDE, HIGH, RISE = 0.72, 0.88, 0.1  # radii of the oval, in widths of that box; and how far it rises
 SOFT = 0.3  # share of the radii over which the temperature rises to that around the face
+# The notes on one face, and on several after their number. Nodes show them as facts, not as warnings.
+KEPT_CALM = "1 face is kept calm: less is invented there.", " faces are kept calm: less is invented there."
 
 
 def with_calm_faces(run: Runner, rgb: Tensor, settings: Sequence[UpscaleSettings]) -> list[UpscaleSettings]:
@@ -46,8 +48,7 @@ def face_map(run: Runner, rgb: Tensor) -> Tensor | None:
             count += 1
     if not count:
         return None
-    several = f"{count} faces are kept calm: less is invented there."
-    run.notify("1 face is kept calm: less is invented there." if count == 1 else several)
+    run.notify(KEPT_CALM[0] if count == 1 else f"{count}{KEPT_CALM[1]}")
     return faces
 
 

@@ -122,6 +122,20 @@ def test_a_slider_that_nobody_moved_follows_the_models_file(host, photo):
     assert np.abs(draw(temperature=tau, calm_edges=0.0)[0] - own).max() > 2 / 255
 
 
+@newest
+def test_faces_that_are_kept_calm_are_no_warning(host, flows):
+    half = {"image": "photo.0", "upscale_method": "area", "scale_by": 0.5}
+    told = host.outputs(
+        graph(
+            upscale(model_name=flows["small-srflow"], image="half.0", calm_faces=0.5),
+            photo=("FlowcoreExample", {"picture": "two portraits"}),
+            half=("ImageScaleBy", half),
+        )
+    )["upscale"]
+    assert "2 faces are kept calm: less is invented there." in told["text"]
+    assert told["flowcore_notes"] == []
+
+
 def test_a_black_mask_gets_a_note_and_a_wrong_one_is_refused(host, photo):
     workflow = upscale(photo=photo, temperature=0.9, mask=["photo", 1])  # of a picture without alpha: nothing painted
     assert "mask is black" in host.outputs(workflow)["upscale"]["text"][0]
