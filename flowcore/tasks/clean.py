@@ -22,7 +22,7 @@ ROWS = 256  # pixels of the height of the parts that go through the network one 
 KEPT = 17  # pixels: what is larger than that, such as colors and light, stays as it is
 CALM, WINDOW = 0.1, 9  # share of places in which noise is measured, and pixels of the side of a place
 OF_NOISE = 2.0  # change that strength 0.5 allows, relative to the measured deviation of noise
-# that error of JPEG in 1/255, at quality 50, and its exponent by the size of the quantization steps
+# the same for JPEG of quality 50, in 1/255; it grows with the quantization steps to the power of an exponent
 OF_JPEG, EXPONENT = 7.1, 0.39
 MAX_STORED = 2**28  # bytes
 ADVICE = "Clean a smaller picture, or free memory on the device."
@@ -72,7 +72,7 @@ def clean(
     run = Runner(flow, RunOptions(**options), ADVICE, image)
 
     def restored(rgb: Tensor) -> Tensor:
-        key = run.plan.identity, fingerprint(rgb)
+        key = () if store is None else (run.plan.identity, fingerprint(rgb))
         if store is not None and (kept := store.get(key)) is not None:
             return kept
         parts: list[Tensor] = []
