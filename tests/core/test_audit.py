@@ -1,5 +1,7 @@
 """Audit: what an enlargement contains that its small image does not support."""
 
+from itertools import combinations
+
 import pytest
 import torch
 from builders import build_tiny, build_upscaler
@@ -47,6 +49,8 @@ def test_a_picture_that_contradicts_its_source_is_said_to(flow, small):
     plain = enlarge(small, 4).clamp(0, 1)
     darker = audit(flow, 0.8 * plain, small)
     assert "It contradicts the small image" in darker.sentences[0]
+    corners = [(left, top) for left, top, _, _ in darker.boxes[0]]  # of squares of 20 pixels that do not overlap
+    assert [max(abs(a - c), abs(b - d)) >= 20 for (a, b), (c, d) in combinations(corners, 2)] == [True] * 3
     assert float(darker.contradiction.mean()) == pytest.approx(0.2 * float(small.mean()), rel=0.1)
     assert "contradicts" not in audit(flow, flowcore.match_source(plain, small), small).sentences[0]
 
@@ -70,14 +74,14 @@ def test_band_and_bits_are_compared_with_samples_of_the_model(flow, small):
     settings, told = {"calm_edges": 0.0, "guide_strength": 0.0}, list[str]()
     likely = flowcore.upscale(flow, small, temperature=0.0, **settings)
     samples = flowcore.upscale(flow, small, temperature=1.0, samples=6, **settings)
-    found = audit(flow, torch.cat([samples[:1], enlarge(small, 4).clamp(0, 1)]), small, notify=told.append)
+    found = audit(flow, torch.cat([enlarge(small, 4).clamp(0, 1), samples[:1], likely]), small, notify=told.append)
     rms = (samples - likely).square().mean((0, 1)).sqrt()
     expected = BANDS["fc3484189a1a"] * (rms[60:67, 70:77].mean() + 1 / 255)  # the window around (63, 73)
     assert float(found.band[0, 0, 63, 73]) == pytest.approx(float(expected), rel=1e-3)
     assert told == []
     own, bits = found.own_bits_per_dim.tolist(), found.bits_per_dim.tolist()
-    assert own == [pytest.approx(bits[0], abs=1e-3)] * 2
-    assert own[1] != pytest.approx(bits[1], abs=0.05)
+    assert own == [pytest.approx(bits[1], abs=1e-3)] * 3
+    assert min(abs(bits[1] - bits[0]), abs(bits[1] - bits[2])) > 0.05
 
 
 def test_what_cannot_be_audited_is_refused(small):
