@@ -188,13 +188,15 @@ class Given:
 
 def test_values_are_implausible_in_pictures_with_a_limit_and_overflow_in_all():
     z = torch.full((2, 3, 2, 2), 0.5)
-    z[:, 1, 0, 0], z[:, 2, 1, 1] = 2.0, math.nan  # 1.5 from mid gray, and no number
+    z[:, 1, 0, 0], z[:, 0, 0, 1], z[:, 2, 1, 1] = 2.0, 2 * MAX_DEVIATION, math.nan  # the first is 1.5 from mid gray
     decode = overflow.bounded_decoder(Given(), None, MAX_DEVIATION, [MAX_DEVIATION, 1.0])
     lowest = len(overflow.BACKOFF_SCALES) - 1
     _, mask = decode([z], None)
-    assert mask[:, 0].tolist() == [[[0, 0], [0, 1]], [[lowest, 0], [0, 1]]]
+    assert mask[:, 0].tolist() == [[[0, 1], [0, 1]], [[lowest, 1], [0, 1]]]
     _, mask = decode([z[1:]], torch.tensor([1]))
-    assert mask[:, 0].tolist() == [[[lowest, 0], [0, 1]]]
+    assert mask[:, 0].tolist() == [[[lowest, 1], [0, 1]]]
+    _, mask = decode([z[:1].clamp(max=2).nan_to_num(0.5)], torch.tensor([1]))
+    assert mask[0, 0].tolist() == [[lowest, lowest], [0, 0]]
 
 
 def test_a_limit_holds_for_settings_without_a_high_temperature(monkeypatch):
