@@ -194,6 +194,7 @@ def test_other_files_are_refused(look):
 
 
 HASHED_FOREVER = b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(60))
+RECALLED_TWICE = b"".join(b"q%c0h%ch%c\x86" % (i, i, i) for i in range(60))
 IDEOGRAMS = "".join(chr(0x4E00 + i * 7919 % 20000) for i in range(20000))
 PUNYCODE = b"c_codecs\nencode\n" + text(IDEOGRAMS) + text("punycode") + b"\x86R"
 SHARED = b"".join(
@@ -207,6 +208,7 @@ NO_ITEMS = b"ccollections\nOrderedDict\n)R}" + text("items") + b"K\x05s" + text(
 
 PICKLES = {
     "a key that takes an hour to hash": (dictionary(b"K\x01", b")" + HASHED_FOREVER), "nests tuples"),
+    "a key of pairs that are recalled twice": (dictionary(b"K\x01", b")" + RECALLED_TWICE), "nests tuples"),
     "a key a hundred thousand tuples deep": (dictionary(b"K\x01", b")" + b"\x85" * 100_000), "nests tuples"),
     "a key that nests a hundred thousand pairs": (dictionary(b"K\x01", b")" + IN_PAIRS), "nests tuples"),
     "a storage whose key takes an hour to hash": (
