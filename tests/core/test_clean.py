@@ -1,7 +1,6 @@
 """Clean: how much of a picture changes, with which strength, and what stays."""
 
 import io
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +16,8 @@ from flowcore.inference.condition_cache import RecentlyUsed
 from flowcore.quality.metrics import psnr
 from flowcore.tasks import clean as module
 
+from . import golden_pictures
+
 
 @pytest.fixture(scope="module")
 def restorer():
@@ -25,9 +26,7 @@ def restorer():
 
 @pytest.fixture(scope="module")
 def photo():
-    """A clean photograph (1, 3, 64, 64)."""
-    file = Path(__file__).parents[2] / "workflows" / "photo.png"
-    return files.read(file.read_bytes(), file.name).pixels[:, :, 20:84, 30:94]
+    return golden_pictures.photo(64, 64)
 
 
 def with_noise(image, deviation, seed=1):
