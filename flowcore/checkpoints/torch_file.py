@@ -2,7 +2,8 @@
 
 ``torch.load(weights_only=True)`` runs no code of a file. But it hashes whatever the file makes a key, and tuples that
 share their parts take hours, from 200 bytes; and some of the names that it allows allocate gigabytes. So the file's
-table of contents, names, sizes and tuples are checked first, in one pass that builds nothing.
+table of contents, names, sizes and tuples are checked first, in one pass that builds nothing; and while torch reads,
+no tensor may exceed its storage, nor all storages the file.
 """
 
 import mmap
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import CheckpointError
 
@@ -52,13 +54,42 @@ def read_old_file(path: Path) -> Any:
 
 def _load(path: Path, *, mapped: bool) -> Any:
     try:
-        if path.suffix == ".safetensors":  # torch would go by the suffix
-            with path.open("rb") as file:
-                return torch.load(file, map_location="cpu", weights_only=True)
-        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
+        with _Bounds(path.stat().st_size) as bounds:
+            if path.suffix == ".safetensors":  # torch would go by the suffix
+                with path.open("rb") as file:
+                    return torch.load(file, map_location=bounds.place, weights_only=True)
+            return torch.load(str(path), map_location=bounds.place, weights_only=True, mmap=mapped)
     except Exception as error:  # of many types, if the bytes are hostile
         reason = str(error).partition("\n")[0][:200]
         raise CheckpointError(DAMAGED.format(f" ({reason})")) from error
+
+
+class _Bounds(TorchDispatchMode):
+    """Rejects tensors that exceed their storage, which torch would enlarge, and storages that exceed the file."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.left = size
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to skip it, torch would import its compiler: two seconds
+
+    def place(self, storage: Any, _location: str) -> Any:
+        """Keep a storage on the CPU, as ``map_location``, which is called once for each."""
+        self.left -= storage.nbytes()
+        if self.left < 0:
+            raise ValueError("its tensors claim more bytes than it has")
+        return storage
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.set_.source_Storage_storage_offset:
+            tensor, storage, offset, sides, *rest = args
+            strides = rest[0] if rest else ()  # a scalar's empty strides are left out
+            last = offset + sum((side - 1) * stride for side, stride in zip(sides, strides, strict=True))
+            if min(offset, *sides, *strides, 0) < 0 or (all(sides) and (last + 1) * tensor.itemsize > storage.nbytes()):
+                raise ValueError(f"a tensor of shape {str(sides)[:80]} does not fit into its storage")
+        return func(*args, **(kwargs or {}))
 
 
 def _steps_of_archive(path: Path) -> bytes:
@@ -149,6 +180,8 @@ def _check_steps(data: Any, size: int, start: int = 0) -> int:
     try:
         for count, (code, argument, end) in enumerate(_steps(data, start)):  # noqa: B007
             if code in "qr":
+                if constants and type(constants[-1]) is int:
+                    raise CheckpointError(EXCESS.format("shares numbers"))
                 memo[argument] = top
                 continue
             nested += top == NESTED and code not in "RQ"

@@ -92,7 +92,8 @@ def dictionary(value: bytes, key: bytes | None = None) -> bytes:
 
 
 def legacy(pickled: bytes) -> bytes:
-    """Put a pickle into a torch file of the old kind."""
+    """Put a pickle into a torch file of the old kind, where a storage may also be a part of another."""
+    pickled = pickled.replace(b"tQ", b"NtQ")
     magic = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
     return magic + b"\x80\x02M\xe9\x03." + b"\x80\x02}." + pickled + b"\x80\x02](" + text("0") + b"e."
 

@@ -204,6 +204,8 @@ SHARED = b"".join(
 # Steps of a tensor of a million rows that are one number.
 ROWS = tensor(1, [2**20, 2], [0, 0])
 IN_PAIRS = b"".join(b"K\x01\x86" for _ in range(100_000))
+# Steps that enlarge the tensor in the memo twice; torch copies its numbers the second time.
+LARGER = b"".join(b"(h\x09K\x00" + whole(2**28 + more) + b"\x85K\x01\x85tb" for more in (0, 1))
 NO_ITEMS = b"ccollections\nOrderedDict\n)R}" + text("items") + b"K\x05s" + text("values") + b"K\x05s"
 
 PICKLES = {
@@ -239,6 +241,22 @@ PICKLES = {
     ),
     "a tensor without numbers": (dictionary(b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n(NtR"), "would import"),
     "a storage of too many numbers": (dictionary(tensor(2**62, [1], [1])), "claim"),
+    "tensors that enlarge their storage": (
+        b"\x80\x02](" + tensor(1, [2**28], [1]) + tensor(1, [2**28 + 1], [1]) + b"e.",
+        "does not fit into its storage",
+    ),
+    "a tensor that is enlarged": (
+        dictionary(tensor(1, [1], [1]) + b"q\x09)b" + LARGER),
+        "does not fit into its storage",
+    ),
+    "storages that exceed the file together": (
+        b"\x80\x02](" + b"".join(tensor(10**5, [1], [1], key=str(k)) for k in range(1500)) + b"e.",
+        "truncated or damaged",
+    ),
+    "a storage whose size is shared": (
+        b"\x80\x02](" + whole(2**28) + b"q\x05" + tensor(7, [1], [1]).replace(whole(7), b"h\x05", 1) + b"e.",
+        "shares numbers",
+    ),
     "a storage of fewer than no numbers": (dictionary(tensor(-1, [1], [1])), "truncated or damaged"),
     "a shape that overflows": (dictionary(tensor(1, [2**40, 2**40], [2**40, 1])), "truncated or damaged"),
     "a negative side": (dictionary(tensor(4, [-4], [1])), "truncated or damaged"),
