@@ -4,7 +4,7 @@ import io
 
 import av
 import numpy as np
-from test_canvas import MODEL, PHOTO, numbered, story, upscaling
+from test_canvas import PHOTO, numbered, story, upscaling
 
 LAID = """() => { const over = document.querySelector('.flowcore-viewer .after img:nth-of-type(2)');
     return !over.hidden && over.naturalWidth > 0 && document.querySelector('.flowcore-viewer .head').textContent }"""
@@ -100,19 +100,6 @@ def test_a_film_that_is_dropped_on_a_story_is_connected(canvas, page):
     assert canvas.overlapping() == []
     canvas.fit()
     canvas.shot("film-dropped")
-
-
-def test_what_a_large_picture_takes_is_said_before_it_is_made(classic):
-    large = ("EmptyImage", {"width": 1100, "height": 1000, "batch_size": 1, "color": 0})
-    asked = {"image": "photo.0", "model": "model.0", "temperature": 0, "seed": 1}
-    classic.open(numbered(photo=large, model=MODEL, up=("FlowcoreUpscale", asked)))
-    classic.watch_end()
-    classic.page.evaluate("() => { app.queuePrompt(0, 1) }")
-    classic.page.wait_for_function(
-        "() => /megapixels.*(GB|MB)/.test(document.querySelector('.flowcore-gallery ~ .flowcore-text')?.textContent)"
-    )
-    classic.page.evaluate("() => app.api.interrupt()")
-    classic.page.wait_for_function("() => window.ended")
 
 
 SLIDER = """() => { const track = document.querySelector('[aria-label=temperature][role=slider]')?.parentElement;
