@@ -67,6 +67,9 @@ export const FULL_SCREEN = "M4 9V4h5M15 4h5v5M20 15v5h-5M9 20H4v-5";
 export const post = (path, body, more = {}) =>
   api.fetchApi(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), ...more });
 
+/** The node that an element of Nodes 2.0 is on. */
+export const nodeAround = (element) => app.canvas.graph.getNodeById(element.closest("[data-node-id]")?.dataset.nodeId);
+
 /** Whether a node is one of ours. */
 export const isOurs = (node) => Boolean(node?.comfyClass?.startsWith("Flowcore"));
 
@@ -154,11 +157,14 @@ export const wired = (node, name) => node.inputs?.some((input) => input.name ===
 /** The value of sliders that follow the model, as any value below 0 does; see nodes/widgets.py. */
 export const FROM_MODEL = -0.1;
 
-/** Whether a number of a node can follow the model. */
-export function canFollowModel(node, name) {
+/** The type of an input and its options, as the server describes them. */
+export function inputSpec(node, name) {
   const { required, optional } = node?.constructor.nodeData?.input ?? {};
-  return (required?.[name] ?? optional?.[name])?.[1]?.min === FROM_MODEL;
+  return required?.[name] ?? optional?.[name] ?? [];
 }
+
+/** Whether a number of a node can follow the model. */
+export const canFollowModel = (node, name) => inputSpec(node, name)[1]?.min === FROM_MODEL;
 
 /** Whether one of a node's pictures can be picked. */
 export const hasPick = (node) => isOurs(node) && widgetOf(node, "pick");

@@ -2,12 +2,12 @@
 // picks one, which is then passed on alone. Only the widget `pick` holds this, so scripts and saved workflows need no page. The
 // values of the picture's run are restored, too, so that the host finds that run in its cache and computes nothing.
 import {
-  areaOf, canFollowModel, hasPick, make, patchAfter, post, redraw, setLabel, setValue, sharpen, translate, widgetOf, wired,
+  areaOf, canFollowModel, hasPick, inputSpec, make, patchAfter, post, redraw, setLabel, setValue, sharpen, translate, widgetOf, wired,
 } from "./canvas.js";
 import { api, app } from "./frontend.js";
 import { addressOf, isThere, pictureWidget, onUpstreamChoice } from "./picture.js";
 import { Live } from "./live.js";
-import { isHere, nodeAt, onResult, onStart } from "./runs.js";
+import { isHere, nodeAt, onEnd, onResult, onStart } from "./runs.js";
 import { show as showText } from "./text.js";
 import { Viewer } from "./viewer.js";
 
@@ -39,14 +39,12 @@ app.registerExtension({
       }
       previewing.clear();
     });
-    for (const end of ["interrupted", "error", "success"])
-      api.addEventListener(`execution_${end}`, () => {
-        for (const gallery of [...outdated].filter(isOutdated)) { // the run made no pictures here
-          setOutdated(gallery, false);
-          if (!previewing.has(gallery)) gallery.viewer.show(gallery.pictures);
-        }
-        outdated.clear();
-      });
+    onEnd(() => {
+      for (const gallery of outdated) { // the run made no pictures here
+        setOutdated(gallery, false);
+        if (!previewing.has(gallery)) gallery.viewer.show(gallery.pictures);
+      }
+    });
   },
 });
 
@@ -60,7 +58,6 @@ onStart((node) => {
   };
   if (!Object.entries(sent).some(isOther)) return;
   setOutdated(gallery, true);
-  outdated.add(gallery);
   translate("running").then((text) => (gallery.viewer.hint.textContent = text));
   gallery.viewer.show([]);
 });
@@ -109,8 +106,10 @@ async function showRuns(node, results, recalled) {
   markPicked(node);
 }
 
-const isOutdated = ({ grid }) => grid.classList.contains("outdated");
-const setOutdated = ({ grid }, is) => grid.classList.toggle("outdated", is);
+function setOutdated(gallery, isOutdated) {
+  gallery.grid.classList.toggle("outdated", isOutdated);
+  outdated[isOutdated ? "add" : "delete"](gallery);
+}
 
 /** The latest pictures; of those with the same file, the last. */
 const latest = (pictures) => [...new Map(pictures.map((picture) => [picture.filename, picture])).values()].slice(-MAX_PICTURES);
@@ -205,8 +204,7 @@ function addGallery(node) {
 /** Show a live picture over that in the viewer while numbers are dragged, until they are those of its run again. */
 function addLivePicture(node, gallery) {
   const { viewer } = gallery;
-  const { required, optional } = node.constructor.nodeData?.input ?? {};
-  const numbers = node.widgets.filter(({ name }) => (required?.[name] ?? optional?.[name])?.[0] === "FLOAT");
+  const numbers = node.widgets.filter(({ name }) => inputSpec(node, name)[0] === "FLOAT");
   const entry = (widget) => [widget.name, widget.serializeValue?.() ?? widget.value];
   const readNumbers = () => Object.fromEntries(numbers.filter(({ name }) => !wired(node, name)).map(entry));
   let sent;

@@ -8,8 +8,8 @@ export const translateMessage = (text) => text.split("\n").map(translateLine).jo
 
 function translateLine(line) {
   for (const { pattern, translated } of templates()) {
-    const [, ...values] = line.match(pattern) ?? [];
-    if (values.length || pattern.test(line)) return translated.replace(/\{(\d)\}/g, (_, number) => translateLine(values[number]));
+    const [matched, ...values] = line.match(pattern) ?? [];
+    if (matched !== undefined) return translated.replace(/\{(\d)\}/g, (_, number) => translateLine(values[number]));
   }
   const [, name, said] = line.match(/^(.+?: )(.+)$/) ?? []; // such as the file that a note is about
   return said ? name + translateLine(said) : line;
@@ -17,14 +17,14 @@ function translateLine(line) {
 
 /** The templates that have a translation, the longest first. */
 function templates() {
-  const own = language() === "en" ? undefined : loadedTexts[language()]?.flowcore?.messages;
-  if (!own) return [];
-  if (!templatesByLanguage.has(own)) {
-    const english = Object.entries(loadedTexts.en?.flowcore?.messages ?? {}).filter(([key]) => own[key]);
+  const name = language(), translations = name === "en" ? undefined : loadedTexts[name]?.flowcore?.messages;
+  if (!translations) return [];
+  if (!templatesByLanguage.has(name)) {
+    const english = Object.entries(loadedTexts.en?.flowcore?.messages ?? {}).filter(([key]) => translations[key]);
     english.sort(([, one], [, other]) => other.length - one.length);
-    templatesByLanguage.set(own, english.map(([key, text]) => ({ pattern: toPattern(text), translated: own[key] })));
+    templatesByLanguage.set(name, english.map(([key, text]) => ({ pattern: toPattern(text), translated: translations[key] })));
   }
-  return templatesByLanguage.get(own);
+  return templatesByLanguage.get(name);
 }
 
 const toPattern = (text) => new RegExp(`^${text.replace(/[.*+?^$()|[\]\\/]/g, "\\$&").replace(/\{\d\}/g, "(.*?)")}$`);

@@ -1,6 +1,6 @@
 // The menu of Load Flow Model: it offers only models that the connected nodes can use, and says what each is for. If a person
 // connects a model that cannot be used, one that can replaces it.
-import { patchAfter, language, refresh, setValue, texts, widgetOf, wired } from "./canvas.js";
+import { inputSpec, patchAfter, language, refresh, setValue, texts, widgetOf, wired } from "./canvas.js";
 import { app, isOpening, rankInSearch } from "./frontend.js";
 import { onUpstreamChoice, originOf } from "./picture.js";
 import { onResult } from "./runs.js";
@@ -69,7 +69,7 @@ async function usesOf(node) {
 }
 
 /** TASKS or FACTS of the models in the menu of a loader. */
-const statedBy = (loader, key) => loader.constructor.nodeData?.input?.required?.model_name?.[1]?.[key] ?? {};
+const statedBy = (loader, key) => inputSpec(loader, "model_name")[1]?.[key] ?? {};
 
 /**
  * Call `act` whenever a node gets another model, with what its file states: `styles`, and `own`, numbers by the names of
@@ -87,7 +87,7 @@ export function onModel(node, act) {
 export function usualFacts(node) {
   const { required } = LiteGraph.registered_node_types.FlowcoreLoadModel?.nodeData?.input ?? {};
   const { [TASKS]: tasks = {}, [FACTS]: facts = {} } = required?.model_name[1] ?? {};
-  const needs = node.constructor.nodeData?.input?.required?.model?.[1]?.[TASKS] ?? [];
+  const needs = inputSpec(node, "model")[1]?.[TASKS] ?? [];
   const usable = Object.keys(tasks).filter((name) => tasks[name].some((task) => needs.includes(task)));
   return facts[usable.find((name) => PREFERRED.includes(name)) ?? usable[0]];
 }
@@ -105,9 +105,7 @@ function neededTasks(node) {
     const link = node.graph?.getLink(id);
     const target = link && node.graph.getNodeById(link.target_id);
     if (target?.type === "Reroute") return neededTasks(target);
-    const { required, optional } = target?.constructor.nodeData?.input ?? {};
-    const { name } = target?.inputs[link.target_slot] ?? {};
-    const tasks = (required?.[name] ?? optional?.[name])?.[1]?.[TASKS];
+    const tasks = inputSpec(target, target?.inputs[link.target_slot]?.name)[1]?.[TASKS];
     return tasks ? [tasks] : [];
   });
 }

@@ -1,6 +1,6 @@
 // The picture at an input, if the page knows it: that of Load Image and Flow Example at once, that of other nodes after a
 // run. A picture that is dropped on one of our nodes goes to the node that its picture comes from. Flow Example takes several.
-import { patchAfter, consume, make, requestSnapshot, isOurs, setValue, widgetOf } from "./canvas.js";
+import { consume, inputSpec, isOurs, make, nodeAround, patchAfter, requestSnapshot, setValue, widgetOf } from "./canvas.js";
 import { api, app, shownBy } from "./frontend.js";
 
 const JUST_NOW = 5000; // ms after which a new Load Video node is not from a drop
@@ -47,8 +47,7 @@ function connectFilm(film) {
 
 /** The Flow Example that a file input is on. */
 function exampleOf(element) {
-  const id = element.type === "file" && element.closest("[data-node-id]")?.dataset.nodeId;
-  const node = id && app.canvas.graph.getNodeById(id);
+  const node = element.type === "file" && nodeAround(element);
   return node?.comfyClass === "FlowcoreExample" ? node : undefined;
 }
 
@@ -115,7 +114,7 @@ export function pictureAt(node, name) {
   if (!origin) return undefined;
   const file = pictureWidget(origin)?.value;
   if (["LoadImage", "FlowcoreExample"].includes(origin.type) && typeof file === "string" && file) {
-    const { flowcore_files: examples, flowcore_films: films } = origin.constructor.nodeData?.input?.required?.picture?.[1] ?? {};
+    const { flowcore_files: examples, flowcore_films: films } = inputSpec(origin, "picture")[1] ?? {};
     const isSingle = examples?.[file] ? examples[file].length === 1 : /\.\w+( \[\w+\])?$/.test(file); // no batch or folder
     if (films?.includes(file) || !isSingle) return undefined;
     const slash = file.lastIndexOf("/"); // the host handles a suffix such as in "a.png [output]"

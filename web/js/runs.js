@@ -39,6 +39,11 @@ api.addEventListener("execution_cached", ({ detail: { nodes: cached, prompt_id: 
   for (const [path, node] of nodesByPath()) if (isOurs(node) && !paths.has(path)) for (const listener of startListeners) listener(node);
 });
 
+/** Register a function that is called when any run ends: all is done, a node failed, or a person stopped it. */
+export function onEnd(listener) {
+  for (const end of ["success", "error", "interrupted"]) api.addEventListener(`execution_${end}`, listener);
+}
+
 /** All nodes that are not switched off, by the paths that the server names. */
 function* nodesByPath(graph = app.rootGraph ?? app.graph, before = "") {
   for (const node of graph.nodes) {

@@ -2,7 +2,7 @@
 import { areaOf, existingAreaOf, setExtraHeight, isOurs, make, translate } from "./canvas.js";
 import { api, app, onStop } from "./frontend.js";
 import { translateMessage } from "./messages.js";
-import { isHere, nodeAt, onResult, onStart } from "./runs.js";
+import { isHere, nodeAt, onEnd, onResult, onStart } from "./runs.js";
 
 let executing; // path of the running node
 let stopping; // the node that was asked to stop
@@ -25,9 +25,9 @@ app.registerExtension({
     api.addEventListener("execution_error", ({ detail: { prompt_id: run, node_id: place, exception_message: reason } }) =>
       isHere(run) && showError(nodeAt(place), reason));
     api.addEventListener("execution_start", () => failed && show(failed, ""));
-    for (const end of ["interrupted", "error", "success"]) api.addEventListener(`execution_${end}`, showStopped);
-    api.addEventListener("execution_success", () => { // nodes that were no part of the run
-      for (const box of outdated) box.classList.remove("outdated");
+    onEnd(() => {
+      showStopped();
+      for (const box of outdated) box.classList.remove("outdated"); // the run did not reach them
       outdated.clear();
     });
     api.addEventListener("flowcore.text", ({ detail: { prompt_id: run, node, text, warnings } }) =>

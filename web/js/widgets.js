@@ -1,6 +1,7 @@
 // How our nodes show their widgets: numbers that the model decides, `outside` only with a mask, and advanced inputs folded.
 import {
-  AREA, FROM_MODEL, canFollowModel, fitNode, hasPick, isOurs, isStepped, patchAfter, refresh, requestSnapshot, setHidden, translate, widgetOf, wired,
+  AREA, FROM_MODEL, canFollowModel, fitNode, hasPick, isOurs, isStepped, nodeAround, patchAfter, refresh, requestSnapshot, setHidden, translate,
+  widgetOf, wired,
 } from "./canvas.js";
 import { app, foldAdvanced } from "./frontend.js";
 import { onModel, usualFacts } from "./models.js";
@@ -149,8 +150,8 @@ const NEEDED = { outside: "mask", strength: "direction" }; // from a widget to t
 app.registerExtension({
   name: "flowcore.widgets",
   setup: () => window.addEventListener("dblclick", ({ target }) => { // on a slider of Nodes 2.0
-    const id = target.closest("[data-node-id]")?.dataset.nodeId, row = target.closest(".lg-node-widget");
-    if (id && row && !target.closest("input")) resets.get(app.canvas.graph.getNodeById(id))?.(row.querySelector("[aria-label]")?.ariaLabel);
+    const row = target.closest(".lg-node-widget");
+    if (row && !target.closest("input")) resets.get(nodeAround(row))?.(row.querySelector("[aria-label]")?.ariaLabel);
   }),
   nodeCreated(node) {
     if (!isOurs(node)) return;
