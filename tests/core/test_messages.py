@@ -38,8 +38,17 @@ def notes():
                 yield said
 
 
-def test_every_note_has_a_template():
-    assert len(said := set(notes())) > 40
+def errors():
+    """All errors that a node raises, but those of values that a canvas cannot send, and those that pass on another."""
+    for path in (ROOT / "nodes").glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8") if path.stem not in ("node", "sockets") else "")
+        raised = (node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call))
+        texts = filter(None, (template(call.args[0]) for call in raised if call.args))
+        yield from (text for text in texts if not re.fullmatch(r"\w+( \{0\})?: \{\d\}", text))
+
+
+def test_every_note_and_every_error_of_a_node_has_a_template():
+    assert len(said := {*notes(), *errors()}) > 80
     known = set(MESSAGES.values())
     assert [text for text in said if not known & {text, text.removeprefix("{0}: ")}] == []
 
