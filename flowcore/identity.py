@@ -91,12 +91,10 @@ def model_sha256(flow: FlowModel) -> str:
     SHA-256 over the architecture, the configuration's fields that differ from their defaults (so that fields of later
     versions make no difference), and the names, shapes and float32 values of its tensors; without styles, dequantizer,
     guide and recommendations for sampling, which leave the bijection as it is. Latents and recipes are for all models
-    that share it; ``fingerprint(flow)`` includes the rest.
+    that share it; pictures also depend on the rest, which ``fingerprint(flow)`` includes.
     """
     digest = hashlib.sha256(flow.architecture.encode() + b"\0")
-    fields = {field.name: field.default for field in dataclasses.fields(flow.config)}
-    values = {name: getattr(flow.config, name) for name in fields if name not in OTHER_FIELDS}
-    changed = {name: value for name, value in values.items() if value != fields[name]}
+    changed = {name: value for name, value in _changed_fields(flow).items() if name not in OTHER_FIELDS}
     digest.update(json.dumps(changed, sort_keys=True).encode() + b"\0")
     for name, tensor in sorted(flow.state_dict().items()):
         if not name.startswith(OTHER_TENSORS):
@@ -109,7 +107,14 @@ def model_sha256(flow: FlowModel) -> str:
 def model_fingerprint(flow: FlowModel, sha256: str) -> str:
     """Return ``fingerprint(flow)`` where its ``model_sha256`` is known, which takes most of the time."""
     others = {name: tensor for name, tensor in flow.state_dict().items() if name.startswith(OTHER_TENSORS)}
-    return fingerprint([sha256, flow.config, others])
+    return fingerprint([sha256, _changed_fields(flow), others])
+
+
+def _changed_fields(flow: FlowModel) -> dict[str, Any]:
+    """Return the fields of a configuration that differ from their defaults, and so not those of later versions."""
+    defaults = {field.name: field.default for field in dataclasses.fields(flow.config)}
+    values = {name: getattr(flow.config, name) for name in defaults}
+    return {name: value for name, value in values.items() if value != defaults[name]}
 
 
 def _of_tensor(values: Tensor) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from .checkpoints import load, read_header
 from .checkpoints.model_file import is_flowcore_file
 from .device import actual_precision
 from .errors import CheckpointError, FlowError
-from .identity import DIGITS, model_sha256
+from .identity import DIGITS, model_fingerprint, model_sha256
 from .images.opening import open_regular
 from .model import FlowModel
 from .models.fields import short_repr
@@ -64,6 +64,7 @@ class Provenance:
     sources: dict[str, Any] = field(default_factory=dict[str, Any])  # ``describe`` of every image or mask given to it
     pictures: tuple[str, ...] = ()  # ``picture_fingerprint`` of all pictures that it made
     version: str = ""  # of flowcore
+    model_fingerprint: str = ""  # also of what the bijection leaves out, such as a guide; "" in older recipes
 
     @staticmethod
     def of(
@@ -83,6 +84,7 @@ class Provenance:
         named = undrawn | {name: values[name] for name in OWN_FIELDS if name in values}
         fingerprints = tuple(picture_fingerprint(picture) for picture in islice(pictures, MAX_PICTURES))
         common: dict[str, Any] = {"architecture": flow.architecture, "pictures": fingerprints, "version": VERSION}
+        common["model_fingerprint"] = model_fingerprint(flow, fields["model_sha256"])
         return Provenance(settings=settings, **common, **named, **fields)
 
     def text(self) -> dict[str, str]:
@@ -126,6 +128,7 @@ def _is_name(value: Any) -> bool:
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("node_id", "node", "model", "architecture", "version"), (_is_name, "a short text")),
     "model_sha256": (lambda v: isinstance(v, str) and re.fullmatch("[0-9a-f]{64}", v) is not None, "64 hex digits"),
+    "model_fingerprint": (lambda v: isinstance(v, str) and re.fullmatch("([0-9a-f]{64})?", v) is not None, "a hash"),
     "temperature": (lambda v: type(v) in (int, float) and 0 <= v <= 1000, "a number of at least 0"),
     "seed": (lambda v: type(v) is int and 0 <= v < 2**64, "a whole number from 0 to 2^64 - 1"),
     "samples": (lambda v: type(v) is int and 1 <= v < 2**31, "a whole number of at least 1"),
@@ -228,12 +231,17 @@ def select(entries: Sequence[Provenance], picture: str) -> Provenance:
 
 
 def find_model(entry: Provenance, named: Path | None, others: Iterable[tuple[str, Path]]) -> tuple[str, FlowModel]:
-    """Find the model of a picture, and its name now: ``named``, the file of that name, or one of all ``others``."""
-    sha256 = ""
+    """Find the model of a picture, and its name now: ``named``, the file of that name, or one of all ``others``.
+
+    It may differ in what the bijection leaves out, see ``is_same``, if there is no other.
+    """
+    sha256, similar = "", None
     if named is not None:
         flow = load(named)
         if (sha256 := model_sha256(flow)) == entry.model_sha256:
-            return entry.model, flow
+            similar = entry.model, flow
+            if is_same(entry, flow):
+                return similar
     for name, path in others:
         # reading a header is cheap; files without one would have to be converted first, and are skipped
         if path == named or not is_flowcore_file(path):
@@ -242,7 +250,11 @@ def find_model(entry: Provenance, named: Path | None, others: Iterable[tuple[str
             if read_header(path).architecture == entry.architecture:
                 flow = load(path)
                 if model_sha256(flow) == entry.model_sha256:
-                    return name, flow
+                    similar = similar or (name, flow)
+                    if is_same(entry, flow):
+                        return name, flow
+    if similar:
+        return similar
     wanted = entry.model_sha256[:DIGITS]
     if sha256:
         raise ProvenanceError(
@@ -253,6 +265,11 @@ def find_model(entry: Provenance, named: Path | None, others: Iterable[tuple[str
         f"The recipe was made with {entry.model} (sha {wanted}), and there is no such model here. Put it into "
         "models/flows."
     )
+
+
+def is_same(entry: Provenance, flow: FlowModel) -> bool:
+    """Tell whether a model of the bijection of a picture has the same guide and defaults, as far as the entry tells."""
+    return entry.model_fingerprint in ("", model_fingerprint(flow, entry.model_sha256))
 
 
 def is_plain(value: Any) -> bool:

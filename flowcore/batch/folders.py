@@ -355,8 +355,7 @@ def is_done(job: Job, worker: Worker, *, again: bool = False) -> bool:
         picture = files.read_bytes(job.source)
     except ImageError:
         return False
-    ids = worker.work.ids(picture, worker.model_sha256, job.source.name)
-    return targets_done(job.targets, ids, worker.work.size_of(picture), again=again)
+    return targets_done(job.targets, worker.ids(picture, job.source.name), worker.work.size_of(picture), again=again)
 
 
 def targets_done(

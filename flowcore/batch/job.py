@@ -20,7 +20,7 @@ from ..checkpoints import load
 from ..checkpoints.color_memory import ColorMemory
 from ..checkpoints.writing import SavingError, beside, write_atomic
 from ..errors import FlowError
-from ..identity import describe, fingerprint, model_sha256
+from ..identity import describe, fingerprint, model_fingerprint, model_sha256
 from ..images import files
 from ..images.color import NEUTRAL, as_gray, luma, to_uint8, truncate_16_bits
 from ..images.files import DecodedImage, Format
@@ -103,7 +103,7 @@ class Work:
         return contents
 
     def ids(self, picture: bytes, model: str, name: str = "") -> list[str]:
-        """Fingerprint the results of a picture, from model, settings, seed, the picture itself and its guide.
+        """Fingerprint the results of a picture, from those of model, settings, seed, the picture itself and its guide.
 
         The payload is a format: results are known again only as long as its names and values stay the same.
         """
@@ -183,6 +183,7 @@ class Worker:
 
     def __init__(self, work: Work, flow: FlowModel) -> None:
         self.work, self.flow, self.model_sha256 = work, flow, model_sha256(flow)
+        self._model = model_fingerprint(flow, self.model_sha256)
         self._device = next(flow.parameters()).device
         self._reference = None if work.reference is None else files.read(work.reference, "the reference")
         face_model = work.settings.get("face_model")
@@ -201,7 +202,7 @@ class Worker:
         cancelled: Callable[[], bool] | None = None,
     ) -> list[bytes]:
         """Process the content of one picture file, of a clip: a file per sample that is kept; for ``score``, JSON."""
-        work, ids = self.work, self.work.ids(picture, self.model_sha256, name)
+        work, ids = self.work, self.ids(picture, name)
         if work.command == "score":
             return [json.dumps({**self._score(picture, name), "id": ids[0]}).encode()]
         # a film is one file of many frames; a clip is a folder of frames
@@ -247,6 +248,10 @@ class Worker:
         results = [files.encode(result, photograph.metadata, unique_id=id, **options) for result, id in named]
         self._state.add(ids[0])
         return results
+
+    def ids(self, picture: bytes, name: str = "") -> list[str]:
+        """Fingerprint the results of a picture, see ``Work.ids``."""
+        return self.work.ids(picture, self._model, name)
 
     def save_state(self) -> None:
         """Save what the next frame of the present clip needs, if there is one."""

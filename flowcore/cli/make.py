@@ -20,7 +20,7 @@ from ..checkpoints.color_memory import KEY, ColorMemory, starter_memory
 from ..checkpoints.model_file import is_flowcore_file
 from ..checkpoints.writing import check_writable, write_atomic
 from ..errors import FlowError
-from ..identity import describe, model_sha256
+from ..identity import describe, fingerprint, model_fingerprint, model_sha256
 from ..images import files
 from ..images.color import to_uint8
 from ..model import FlowModel
@@ -265,7 +265,7 @@ def _faces(options: Namespace) -> ModelRun:
     faces.require("upscale")
     temperature = faces.config.temperature if options.temperature is None else options.temperature
     settings = {name: getattr(options, name) for name in ("factor", "smallest", "largest", "number", "face_model")}
-    settings |= {"check": not options.paste_all, "face_sha256": model_sha256(faces), "temperature": temperature}
+    settings |= {"check": not options.paste_all, "face_sha256": fingerprint(faces), "temperature": temperature}
     file = Path(options.face_model).expanduser()
     face_model = None if options.face_model in catalog.names() else file.absolute()
     return model_run(options, flow, "faces", settings, f"faces_tau{temperature:g}", face_model=face_model)
@@ -340,7 +340,8 @@ def _prepare_save(
     sha = model_sha256(flow)
     format = named_format(options.out)
     targets = output_paths(options.out, names) if format else [options.out / f"{stem}_{name}.png" for name in names]
-    same = {**fields, **values, "samples": None, "model": sha}  # more samples leave the first as they are
+    # more samples leave the first as they are
+    same = {**fields, **values, "samples": None, "model": model_fingerprint(flow, sha)}
     ids = [picture_id({**same, "name": name}) for name in names]
     check_writable(targets[0])
 

@@ -55,7 +55,7 @@ def _score(options: Namespace, jobs: list[Job], run: ModelRun, table: Scores | N
         row = None if table is None or options.again else table.rows.get(_name(job))
         if row is None or not job.source.is_file():
             return False
-        return row["id"] == worker.work.ids(files.read_bytes(job.source), worker.model_sha256)[0]
+        return row["id"] == worker.ids(files.read_bytes(job.source))[0]
 
     for job, result in execute(options, [[job] for job in jobs], is_done, lambda _: run, bar):
         name = _name(job)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from builders import build_tiny
 
-from flowcore.batch.job import Work
+from flowcore.batch.job import Work, Worker
 from flowcore.checkpoints.color_memory import ColorMemory
 from flowcore.identity import describe, fingerprint, model_fingerprint, model_sha256
 from flowcore.networks.memory import CellMemory
@@ -61,7 +61,7 @@ def test_an_unknown_type_raises_at_any_depth():
             fingerprint(value)
 
 
-def test_a_model_differs_by_what_its_bijection_leaves_out(tmp_path):
+def test_a_model_differs_by_what_its_bijection_leaves_out():
     plain = build_tiny("srflow", guide_layers=2, guide_width=4)
     other_guide = build_tiny("srflow", guide_layers=2, guide_width=4)
     with torch.no_grad():
@@ -69,6 +69,8 @@ def test_a_model_differs_by_what_its_bijection_leaves_out(tmp_path):
     bolder = build_tiny("srflow", guide_layers=2, guide_width=4, temperature=0.3)
     assert len({model_sha256(flow) for flow in (plain, other_guide, bolder)}) == 1
     assert len({fingerprint(flow) for flow in (plain, other_guide, bolder)}) == 3
+    work = Work(command="clean", model="m")
+    assert len({Worker(work, flow).ids(b"picture")[0] for flow in (plain, other_guide, bolder)}) == 3
     assert fingerprint(plain) == fingerprint(build_tiny("srflow", guide_layers=2, guide_width=4))
     assert fingerprint(plain) == model_fingerprint(plain, model_sha256(plain))
 

@@ -198,6 +198,23 @@ def test_find_model_by_name_or_fingerprint(models):
     assert provenance.find_model(entry, models / "mine.safetensors", every)[0] == "renamed.safetensors"
 
 
+def test_of_two_models_that_differ_by_their_guide_the_one_of_the_recipe_is_found(tmp_path):
+    named, other = tmp_path / "mine.safetensors", tmp_path / "other.safetensors"
+    guides = [build_tiny("srflow", seed=5, guide_layers=2, guide_width=width) for width in (4, 5)]
+    for path, flow in zip((named, other), guides, strict=True):
+        save(flow, path)
+    values = {"temperature": 0.5, "seed": 1, "samples": 1}
+    fields = {"node_id": "3", "node": "FlowcoreUpscale", "model": named.name, "model_sha256": model_sha256(guides[0])}
+    entry = Provenance.of(values, guides[1], [], **fields)
+    assert provenance.find_model(entry, named, [(other.name, other)])[0] == other.name
+    # without that one, and with a recipe that does not tell, the other is used
+    assert provenance.find_model(entry, named, [])[0] == named.name
+    assert not provenance.is_same(entry, guides[0])
+    older = Provenance.from_json({name: v for name, v in entry.to_json().items() if name != "model_fingerprint"})
+    assert provenance.find_model(older, named, [(other.name, other)])[0] == named.name
+    assert provenance.is_same(older, guides[0])
+
+
 def test_missing_model_error_names_both_fingerprints(models):
     entry, other = provenance_of(build_tiny("glow")), load(models / "other.safetensors")
     with pytest.raises(ProvenanceError) as refused:
