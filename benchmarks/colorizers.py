@@ -51,7 +51,7 @@ from flowcore.flow import Flow
 from flowcore.identity import model_sha256
 from flowcore.images import color
 from flowcore.images.resize import resize_bilinear
-from flowcore.tasks.hints import hints_from_points
+from flowcore.runtime.hints import hints_from_points
 from flowcore.training.recipe import held_out_names
 
 from .measure import arguments, markdown, recall, say

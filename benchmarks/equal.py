@@ -37,8 +37,8 @@ import flowcore
 from flowcore import device
 from flowcore.checkpoints import catalog
 from flowcore.identity import model_sha256
+from flowcore.runtime.tiles import TileSize
 from flowcore.tasks import brighten, colorize, sample, upscale
-from flowcore.tasks.tiles import TileSize
 from flowcore.training.loop import train
 from flowcore.training.recipe import parse_recipe
 

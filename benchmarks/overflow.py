@@ -24,7 +24,7 @@ from flowcore.images.folders import image_files
 from flowcore.images.resize import enlarge
 from flowcore.inference.plan import planned
 from flowcore.prior import sample_latents
-from flowcore.tasks.overflow import bounded_decoder, decode_with_backoff
+from flowcore.runtime.overflow import bounded_decoder, decode_with_backoff
 from flowcore.tasks.upscale import MAX_DEVIATION
 
 from .measure import arguments, as_image, middle

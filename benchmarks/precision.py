@@ -37,7 +37,7 @@ from flowcore.images.color import as_stored, luma
 from flowcore.images.resize import shrink
 from flowcore.inference.plan import ActualPrecision, Plan
 from flowcore.prior import sample_latents
-from flowcore.tasks.chroma import schedule
+from flowcore.runtime.chroma import schedule
 
 from .measure import arguments, middle
 

@@ -23,11 +23,11 @@ from flowcore.checkpoints import catalog
 from flowcore.checkpoints.color_memory import backbone_sha256
 from flowcore.images import color, files
 from flowcore.images.resize import limit_shorter_side
+from flowcore.images.scans import find_border, is_tinted
 from flowcore.networks import LumaEncoder
 from flowcore.networks.memory import SIDE, CellMemory
-from flowcore.tasks.image_batch import ImageBatch
+from flowcore.runtime.image_batch import ImageBatch
 from flowcore.tasks.remember import COLORED, cells_of
-from flowcore.tasks.scans import find_border, is_tinted
 from flowcore.training.recipe import held_out_names
 
 CELLS = {"photos": 100, "photos-large": 100, "photos-small": 22, "photos-more": 8}

@@ -51,14 +51,14 @@ from .model import FlowModel
 from .models import register
 from .plug_ins import load_plugins
 from .provenance import VERSION as __version__
-from .tasks import Cancelled
+from .runtime import Cancelled
+from .runtime.hints import Hints
 from .tasks.audit import Audit, audit
 from .tasks.brighten import brighten
 from .tasks.clean import clean
 from .tasks.colorize import apply_chroma, colorize, decode_colors, encode_colors, transfer_palette
 from .tasks.consistency import match_source
 from .tasks.face_finder import Face, find_faces
-from .tasks.hints import Hints
 from .tasks.model_choice import upscaler_for
 from .tasks.ranking import ranked
 from .tasks.remember import remember

@@ -22,7 +22,7 @@ from .flow import Level
 from .images.color import to_uint8
 from .inference.plan import forget_plan
 from .model import FlowModel
-from .tasks.settings import UpscaleSettings
+from .runtime.settings import UpscaleSettings
 from .tasks.upscale import upscale
 from .transforms import Coupling
 

@@ -12,11 +12,11 @@ import flowcore
 from flowcore import ShapeError
 from flowcore.images.contact_sheet import glow, heat_map
 from flowcore.images.resize import resize_bilinear
+from flowcore.runtime.image_batch import ImageBatch
+from flowcore.runtime.model_input import ModelInput, prepare_input
 from flowcore.tasks import score as scoring
 from flowcore.tasks.colorize import memory_required as colorizer_memory
-from flowcore.tasks.image_batch import ImageBatch
 from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
-from flowcore.tasks.model_input import ModelInput, prepare_input
 from flowcore.tasks.ranking import By, diversity_map, ranked
 from flowcore.tasks.sample import memory_required
 from flowcore.tasks.upscale import memory_required as upscaler_memory

@@ -14,10 +14,10 @@ from flowcore import ColorMemory, FlowError, Hints, remember
 from flowcore.images.color import parse_color
 from flowcore.images.folders import folder_stamp
 from flowcore.prior import masked_temperature
+from flowcore.runtime.hints import combine_hints, hints_from_points, hints_from_strokes, palette_from, parse_points
+from flowcore.runtime.settings import ColorizeSettings, ColorSettings
 from flowcore.tasks.brighten import memory_required as brightening_memory
 from flowcore.tasks.colorize import memory_required
-from flowcore.tasks.hints import combine_hints, hints_from_points, hints_from_strokes, palette_from, parse_points
-from flowcore.tasks.settings import ColorizeSettings, ColorSettings
 
 from . import widgets
 from .host.compat import io

@@ -35,10 +35,10 @@ from flowcore.images.files import (
     upright_size,
 )
 from flowcore.images.fill import extend_over_blank
+from flowcore.runtime.image_batch import MAX_STRETCH, ImageBatch, append_alpha
+from flowcore.runtime.settings import model_defaults
 from flowcore.tasks.colorize import memory_required as memory_to_colorize
-from flowcore.tasks.image_batch import MAX_STRETCH, ImageBatch, append_alpha
 from flowcore.tasks.model_choice import FOR_CLEAN, upscaler_for_files
-from flowcore.tasks.settings import model_defaults
 from flowcore.tasks.upscale import memory_required
 
 from . import widgets

@@ -12,7 +12,7 @@ from torch import Tensor
 from flowcore import CheckpointError, FlowError
 from flowcore import latents as operations
 from flowcore.checkpoints.latents_file import load_latents, read_latents_header, save_latents
-from flowcore.tasks.model_input import Fit, prepare_input
+from flowcore.runtime.model_input import Fit, prepare_input
 from flowcore.tasks.sample import apply_style, encode, harmonize, memory_required, morph
 
 from . import widgets

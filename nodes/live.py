@@ -19,8 +19,8 @@ from torch import Tensor
 from flowcore import FlowError, dequantization
 from flowcore.images.resize import resize
 from flowcore.inference.condition_cache import RecentlyUsed
-from flowcore.tasks import Cancelled
-from flowcore.tasks.model_input import condition_for, source_for_latents
+from flowcore.runtime import Cancelled
+from flowcore.runtime.model_input import condition_for, source_for_latents
 from flowcore.tasks.sample import decode
 
 from .host.memory import free_callbacks, model_lock

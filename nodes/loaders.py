@@ -11,9 +11,9 @@ from flowcore.checkpoints import catalog, read_config
 from flowcore.images.color import truncate_16_bits
 from flowcore.images.files import read, read_bytes
 from flowcore.provenance import ProvenanceError
+from flowcore.runtime.model_input import label_names
+from flowcore.runtime.settings import calm_share, guide_share
 from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
-from flowcore.tasks.model_input import label_names
-from flowcore.tasks.settings import calm_share, guide_share
 
 from . import widgets
 from .host import paths
@@ -62,7 +62,7 @@ def _read_facts(path: Path, _fingerprint: str) -> dict[str, Any]:
     by_input |= zip(("temperature", "detail"), getattr(config, "temperatures", ()), strict=False)
     if hasattr(config, "scale"):
         by_input["factor"] = config.scale
-    by_input["boldness"] = 0.5  # the middle, see `tasks.settings`
+    by_input["boldness"] = 0.5  # the middle, see `runtime.settings`
     return {"tasks": tasks, "styles": list(getattr(config, "styles", ())), "own": by_input}
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hint
 
 from flowcore import FlowError
 from flowcore.identity import fingerprint
-from flowcore.tasks.settings import Option, RunOptions, options_of
+from flowcore.runtime.settings import Option, RunOptions, options_of
 
 from .host.compat import io
 from .host.paths import input_path

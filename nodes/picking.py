@@ -13,7 +13,7 @@ from flowcore.device import free_memory
 from flowcore.identity import describe, fingerprint
 from flowcore.inference.condition_cache import RecentlyUsed
 from flowcore.provenance import KEY, MAX_ENTRIES, Provenance
-from flowcore.tasks.settings import with_defaults
+from flowcore.runtime.settings import with_defaults
 
 from .by_picture import join_outputs, part_for, with_reason
 from .host.compat import components, io, log, video_of

@@ -10,8 +10,8 @@ import flowcore
 from flowcore import Hints
 from flowcore.images.strokes import paint_colors, paint_mask, parse_strokes
 from flowcore.inference.condition_cache import RecentlyUsed
+from flowcore.runtime.hints import combine_hints, hints_from_strokes
 from flowcore.tasks.clean import memory_required as cleaning_memory
-from flowcore.tasks.hints import combine_hints, hints_from_strokes
 from flowcore.tasks.scratch_finder import find_damage, mark_damage
 
 from . import widgets

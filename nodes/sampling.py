@@ -11,7 +11,7 @@ from flowcore import ConditionError, FlowError, FlowModel, dequantization
 from flowcore.images.contact_sheet import contact_sheet
 from flowcore.latents import scale, statistics
 from flowcore.prior import sample_latents
-from flowcore.tasks.model_input import (
+from flowcore.runtime.model_input import (
     condition_for,
     label_names,
     prepare_input,

@@ -17,7 +17,7 @@ from flowcore.device import free_memory
 from flowcore.identity import fingerprint, model_fingerprint, model_sha256
 from flowcore.images.faces import FacePlace
 from flowcore.model import Task
-from flowcore.tasks.image_batch import check_proportions
+from flowcore.runtime.image_batch import check_proportions
 from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, describe_damage
 
 from .host.compat import io

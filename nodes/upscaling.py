@@ -17,11 +17,8 @@ from flowcore.inference.plan import forget_plan
 from flowcore.integrations import Upscaler, descriptor, register
 from flowcore.prior import Temperature, masked_temperature
 from flowcore.quality.metrics import diversity
-from flowcore.tasks.calm_faces import KEPT_CALM
-from flowcore.tasks.consistency import consistency
-from flowcore.tasks.image_batch import ImageBatch
-from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, better_model
-from flowcore.tasks.settings import (
+from flowcore.runtime.image_batch import ImageBatch
+from flowcore.runtime.settings import (
     STEADINESS,
     RestoreSettings,
     UpscaleSettings,
@@ -29,6 +26,9 @@ from flowcore.tasks.settings import (
     guide_share,
     with_defaults,
 )
+from flowcore.tasks.calm_faces import KEPT_CALM
+from flowcore.tasks.consistency import consistency
+from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, better_model
 from flowcore.tasks.upscale import memory_required, target_size
 
 from . import widgets

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from torch import Tensor
 
-from flowcore import ConditionError, FlowError, tasks
-from flowcore.tasks import chroma, model_input
-from flowcore.tasks.settings import Option
+from flowcore import ConditionError, FlowError, runtime
+from flowcore.runtime import chroma, model_input
+from flowcore.runtime.settings import Option
 
 from .host.compat import io
 
@@ -133,7 +133,7 @@ ModelTemperature = Annotated[float | None, temperature(FROM_MODEL)]  # follows t
 Painting = Annotated[str, text(optional=True, socketless=True)]  # see web/js/brush.js
 Pick = Annotated[int, integer(0, 0, MAX_ITEMS, optional=True)]  # of every `PickingNode`
 Precision = Annotated[
-    tasks.Precision, choice("float32", "bfloat16", "float16", "auto", "tf32", optional=True, advanced=True)
+    runtime.Precision, choice("float32", "bfloat16", "float16", "auto", "tf32", optional=True, advanced=True)
 ]
 Samples = Annotated[int, integer(1, 1, 64, optional=True)]
 Seed = Annotated[int, seed()]

@@ -15,7 +15,7 @@ from flowcore.inference.plan import forget_plan
 from flowcore.latents import attribute_direction
 from flowcore.likelihood import with_probes
 from flowcore.models import ARCHITECTURES
-from flowcore.tasks.hints import hints_from_points
+from flowcore.runtime.hints import hints_from_points
 from flowcore.tasks.ranking import diversity_map, ranked
 from flowcore.tasks.rescale import restore, shrink
 from flowcore.tasks.sample import apply_style, harmonize

@@ -27,7 +27,7 @@ from ..errors import FlowError, ImageError
 from ..images import files
 from ..images.folders import is_image_name, walk_files, walk_folders
 from ..images.opening import IMAGE_SUFFIXES
-from ..tasks import Progress
+from ..runtime import Progress
 from .job import MARK, Worker, frames_done, remove_state
 
 MAGIC = re.compile(r"[*?[]")

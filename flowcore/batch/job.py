@@ -28,15 +28,15 @@ from ..images.folders import is_image_name
 from ..images.metadata import lost_on_save
 from ..model import FlowModel
 from ..provenance import KEY, Provenance, picture_fingerprint
-from ..tasks import Progress
+from ..runtime import Progress
+from ..runtime.chroma import chroma_and_condition
+from ..runtime.hints import Hints, combine_hints, hints_from_points, palette_from, parse_points
+from ..runtime.image_batch import ImageBatch
+from ..runtime.model_input import prepare_input, resize_to_own
 from ..tasks.brighten import brighten
-from ..tasks.chroma import chroma_and_condition
 from ..tasks.clean import clean
 from ..tasks.colorize import colorize, transfer_palette
 from ..tasks.faces import restore_faces
-from ..tasks.hints import Hints, combine_hints, hints_from_points, palette_from, parse_points
-from ..tasks.image_batch import ImageBatch
-from ..tasks.model_input import prepare_input, resize_to_own
 from ..tasks.ranking import By, ranked
 from ..tasks.repair import repair
 from ..tasks.rescale import restore, shrink

@@ -31,8 +31,8 @@ from ..images.files import FORMATS, SUFFIXES, Format, check_format, upright_size
 from ..images.opening import IMAGE_SUFFIXES
 from ..model import FlowModel, Task
 from ..prior import mark_seed
+from ..runtime.settings import model_defaults
 from ..tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, upscaler_for_files
-from ..tasks.settings import model_defaults
 from .allocation import keep_freed_memory
 from .options import AUTO, parse_assignments
 from .output import ProgressBar, log, write_result

@@ -26,14 +26,14 @@ from ..images.color import to_uint8
 from ..model import FlowModel
 from ..prior import mark_seed
 from ..provenance import Provenance
-from ..tasks import duration
+from ..runtime import duration
+from ..runtime.guide import NO_GUIDE
+from ..runtime.hints import palette_from, parse_points
+from ..runtime.model_input import label_number, resize_to_own
+from ..runtime.settings import ColorizeSettings, RunOptions, UpscaleSettings, options_of, with_defaults
 from ..tasks.clean import require_guide
-from ..tasks.guide import NO_GUIDE
-from ..tasks.hints import palette_from, parse_points
-from ..tasks.model_input import label_number, resize_to_own
 from ..tasks.remember import open_memory, remember
 from ..tasks.sample import check_styles, with_guidance
-from ..tasks.settings import ColorizeSettings, RunOptions, UpscaleSettings, options_of, with_defaults
 from ..tasks.video import colorize_video, upscale_video
 from .batches import (
     ModelRun,

@@ -14,11 +14,11 @@ from torch import Tensor
 from ..errors import FlowError
 from ..images.files import Format
 from ..models.fields import Range
-from ..tasks import Precision
+from ..runtime import Precision
+from ..runtime.ranges import SETTINGS, Setting, check_range
+from ..runtime.settings import ColorizeSettings, RestoreSettings, RunOptions, UpscaleSettings, options_of
 from ..tasks.faces import LARGEST
 from ..tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
-from ..tasks.ranges import SETTINGS, Setting, check_range
-from ..tasks.settings import ColorizeSettings, RestoreSettings, RunOptions, UpscaleSettings, options_of
 from ..tasks.upscale import MAX_SIDE
 
 AUTO = "auto"  # the model that suits the picture

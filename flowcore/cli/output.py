@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..checkpoints.writing import check_writable
 from ..errors import FlowError, printable
-from ..tasks import Progress, duration
+from ..runtime import Progress, duration
 
 if TYPE_CHECKING:
     from ..batch.folders import Job, Outputs

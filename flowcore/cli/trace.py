@@ -27,8 +27,8 @@ from ..images.contact_sheet import glow
 from ..images.resize import resize_bilinear
 from ..model import FlowModel
 from ..prior import mark_seed
+from ..runtime.image_batch import ImageBatch
 from ..tasks.audit import audit
-from ..tasks.image_batch import ImageBatch
 from ..tasks.model_choice import FOR_CLEAN
 from ..tasks.verify import COLD, verify
 from .batches import load_model

@@ -18,11 +18,11 @@ from ..model import FlowModel
 from ..networks.luma import STRIDE
 from ..prior import sample_latents
 from ..quality import metrics
-from ..tasks.chroma import chroma_and_condition, clamp_level, schedule, share_noise, working_sides
+from ..runtime.chroma import chroma_and_condition, clamp_level, schedule, share_noise, working_sides
+from ..runtime.settings import with_defaults
 from ..tasks.colorize import colorize
 from ..tasks.ranking import By, ranked
 from ..tasks.score import score
-from ..tasks.settings import with_defaults
 from .image_set import list_images, markdown, read_each, read_upright
 
 PORTRAIT_SAMPLES = 20  # usual number of colorings of a portrait, as less than one in eight has wrong skin

@@ -16,7 +16,7 @@ from ..errors import FlowError, ImageError, printable
 from ..images.files import read_bytes, read_rgb
 from ..images.folders import image_files
 from ..model import FlowModel
-from ..tasks.model_input import resize_to_own
+from ..runtime.model_input import resize_to_own
 from ..tasks.score import Dequantization, score
 from ..training.data import read_idx
 

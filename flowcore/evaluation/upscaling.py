@@ -13,8 +13,8 @@ from ..images.color import as_stored, to_uint8
 from ..images.resize import enlarge, shrink
 from ..model import FlowModel
 from ..quality import metrics, perceptual
+from ..runtime.settings import UpscaleSettings
 from ..tasks.score import score
-from ..tasks.settings import UpscaleSettings
 from ..tasks.upscale import upscale
 from .feature_distance import feature_distance
 from .image_set import list_images, markdown, read_cropped, read_each

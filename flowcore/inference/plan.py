@@ -177,7 +177,7 @@ class Plan(FlowModel):
             return super().encode(x, cond)
 
     def make_guide(self, source: Tensor) -> Tensor:
-        """Make the guide of ``tasks.guide``, not clamped, from the source of ``encode_condition``, ``(B, C, H, W)``."""
+        """Make the guide of ``runtime.guide``, not clamped, of the source of ``encode_condition``, ``(B, C, H, W)``."""
         assert self.guide is not None
         with self._arithmetic():
             return self.guide(source)

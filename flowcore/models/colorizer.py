@@ -66,7 +66,7 @@ class ColorizerConfig:
     working_size: Annotated[int, Range(16, 4096)] = 256  # shorter side of the luma at which colors are decided
     # Recommended for the palette (the coarsest grid) and for detail (the finest).
     temperatures: Annotated[tuple[float, float], Range(0, 10)] = (0.9, 0.3)
-    # Recommended share of the coarsest grid's noise that similar places share; see ``tasks.chroma``.
+    # Recommended share of the coarsest grid's noise that similar places share; see ``runtime.chroma``.
     coherence: Annotated[float, Range(0, 1)] = 0.0
     # Length scales of that similarity: in the features, and in cells of the coarsest grid.
     coherence_scales: Annotated[tuple[float, float], Range(0.01, 1000)] = (0.6, 4.0)

@@ -49,7 +49,7 @@ class SRFlowConfig:
     # at the bold end of the slider from faithful to bold; 0 for ``settings.BOLDEST`` times the temperature above
     boldest_temperature: Annotated[float, Range(0, 10)] = 0.0
     calm_edges: Annotated[float, Range(0, 1)] = 0.0  # recommended reduction of the temperature at edges
-    # Convolutions of ``networks.CompactUpscaler``, which makes a guide (``tasks.guide``); 0 for none.
+    # Convolutions of ``networks.CompactUpscaler``, which makes a guide (``runtime.guide``); 0 for none.
     guide_layers: Annotated[int, Range(0, 256)] = 0
     guide_width: Annotated[int, Range(1, 4096)] = 64  # channels between them
     guide_strength: Annotated[float, Range(0, 1)] = 0.5  # recommended share of the guide's latents

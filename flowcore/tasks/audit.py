@@ -16,10 +16,10 @@ from ..identity import DIGITS, model_sha256
 from ..images.color import to_uint8
 from ..images.resize import resize, shrink
 from ..model import FlowModel
+from ..runtime.image_batch import ImageBatch
+from ..runtime.model_input import prepare_input
+from ..runtime.runner import Reporting, RunOptions, part_of_run, runs_with
 from .consistency import consistency, samples_per_source
-from .image_batch import ImageBatch
-from .model_input import prepare_input
-from .runner import Reporting, RunOptions, part_of_run, runs_with
 from .score import score
 from .upscale import upscale
 

@@ -14,12 +14,12 @@ from ..model import FlowModel
 from ..models.fields import Range, check_integer
 from ..models.llflow import MAX_CELLS
 from ..networks.low_light import network_input
-from .image_batch import ImageBatch
-from .ranges import check_range
-from .runner import Runner, Running, runs_with
+from ..runtime.image_batch import ImageBatch
+from ..runtime.ranges import check_range
+from ..runtime.runner import Runner, Running, runs_with
+from ..runtime.settings import DrawSettings, with_defaults
+from ..runtime.tiles import STRIPS, Border, TiledDecoder, Tiling
 from .sample import MAX_DEVIATION
-from .settings import DrawSettings, with_defaults
-from .tiles import STRIPS, Border, TiledDecoder, Tiling
 
 PADDING = 16  # each side is padded to the next larger multiple, as the published program does
 GAMMA = 2.2  # of the curve between light and pixels

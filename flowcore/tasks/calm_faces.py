@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..prior import Temperature, resize_temperature_map
+from ..runtime.runner import Runner
+from ..runtime.settings import UpscaleSettings
 from .face_finder import faces_of
-from .runner import Runner
-from .settings import UpscaleSettings
 
 LEAST, MOST = 36, 120  # pixels: sides of the faces, with their hair, that are kept calm
 SIDE = 1.65  # of such a face, in widths of the box from eyebrows to chin

@@ -14,9 +14,9 @@ from ..inference.condition_cache import RecentlyUsed
 from ..model import FlowModel
 from ..networks import CompactUpscaler
 from ..quality.damage import jpeg_quality
-from .image_batch import ImageBatch
-from .ranges import check_range
-from .runner import Runner, Running, RunOptions, runs_with
+from ..runtime.image_batch import ImageBatch
+from ..runtime.ranges import check_range
+from ..runtime.runner import Runner, Running, RunOptions, runs_with
 
 ROWS = 256  # pixels of the height of the parts that go through the network one after the other
 KEPT = 17  # pixels: what is larger than that, such as colors and light, stays as it is

@@ -17,10 +17,11 @@ from ..images.resize import resize_bilinear
 from ..model import FlowModel
 from ..networks.luma import STRIDE
 from ..prior import sample_latents
-from .chroma import Colorization, blend_latents, enlarge, merge, share_noise, working_sides
-from .image_batch import ImageBatch, require_tensor
-from .runner import Batching, Runner, RunOptions, runs_with
-from .settings import AT_ONCE, ColorizeSettings, ColorSettings, Gamut
+from ..runtime.chroma import Colorization, blend_latents, enlarge, merge, share_noise, working_sides
+from ..runtime.image_batch import ImageBatch, require_tensor
+from ..runtime.runner import Batching, Runner, RunOptions, runs_with
+from ..runtime.settings import AT_ONCE, ColorizeSettings, ColorSettings, Gamut
+from . import skin
 
 MEMORY_STEPS = 20  # how far the colors of a memory spread, in positions of the finest grid
 ADVICE = "Ask for fewer at once (samples), lower working_size, shrink the picture, or free memory on the device."
@@ -79,7 +80,7 @@ def colorize(flow: FlowModel, image: Tensor, settings: ColorizeSettings) -> Tens
             cond = job.condition(batch, planes)
             reference = None if latents is None else job.resize_latents(latents, number)
             small_y = job.luma_on_grid(batch)
-            faces = job.find_faces(number) if settings.skin and free else ()
+            faces = skin.find_ovals(job.filled_luma[batch], run.check_cancelled) if settings.skin and free else ()
             calm = None
             if settings.cast < 1:
                 zeros = [torch.zeros(1, *shape, device=run.device) for shape in job.shapes]
@@ -103,7 +104,7 @@ def colorize(flow: FlowModel, image: Tensor, settings: ColorizeSettings) -> Tens
                     chroma = job.add_memory_colors(chroma, len(memories) - 1, batch, cond, part_seeds, MEMORY_STEPS)
                 chroma = make_vivid(chroma, small_y, settings.vivid)
                 if faces:
-                    chroma = job.add_skin(chroma, faces, batch, cond, seeds if taus[-1] else [None] * len(seeds))
+                    chroma = skin.add_skin(job, chroma, faces, batch, cond, seeds if taus[-1] else [None] * len(seeds))
                 if steps and planes is not None:
                     chroma = job.spread_colors(chroma, batch, cond, planes.pooled(job.grid), steps)
                 for one in chroma.split(1):

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from ..errors import ShapeError
-from ..images.resize import resize
+from ..images.resize import back_project, resize
 from ..quality.metrics import lr_psnr
-from .image_batch import ImageBatch, notify_of_range, require_pixels
-from .runner import Reporting, Runner, RunOptions, runs_with
+from ..runtime.image_batch import ImageBatch, notify_of_range, require_pixels
+from ..runtime.runner import Reporting, Runner, RunOptions, runs_with
 
 GOAL = 60.0  # dB; half a step of 8 bits, 1/510, would be 54
-STOP_DB = 70.0  # dB at which iterations end early
 MAX_DB = 100.0  # dB reported for equal pictures
-STEP = 1.6  # any step in (0, 2) converges: 25 to 100 % of a correction remain when it is enlarged and shrunk
 
 
 @torch.no_grad()
@@ -100,17 +96,6 @@ def match_source(images: Tensor, source: Tensor, *, iterations: int = 30, **opti
         return matched
 
     return run(task)
-
-
-def back_project(x: Tensor, y: Tensor, iterations: int, *, check: Callable[[], None]) -> Tensor:
-    """Change an enlargement ``(1, C, H, W)`` to shrink to its source ``(1, C, h, w)``, see ``match_source``."""
-    for _ in range(iterations):
-        check()
-        missing = y - resize(x, *y.shape[-2:])
-        if float(missing.square().mean()) <= 10 ** (-STOP_DB / 10):
-            break
-        x = resize(missing, *x.shape[-2:]).mul_(STEP).add_(x).clamp_(0, 1)
-    return x
 
 
 def samples_per_source(images: Tensor, source: Tensor) -> int:

@@ -20,9 +20,9 @@ from ..images.faces import EYE_LINE, LEFT, RIGHT, FacePlace, Point, cut_face
 from ..images.resize import resize
 from ..models.fields import Range
 from ..networks.blazeface import SIDE, BlazeFace, anchors
-from .image_batch import ImageBatch
-from .ranges import Setting, check_range
-from .runner import Reporting, Runner, RunOptions, runs_with
+from ..runtime.image_batch import ImageBatch
+from ..runtime.ranges import Setting, check_range
+from ..runtime.runner import Reporting, Runner, RunOptions, runs_with
 
 SMALLEST_FACE = Setting(float, Range(4, math.inf), "It is in pixels. Enlarge the picture.")
 SMALLEST = 8  # pixels: width of the smallest box that is looked for by default

@@ -29,9 +29,9 @@ from ..images.faces import (
 from ..images.resize import resize
 from ..model import FlowModel
 from ..quality.metrics import added_specks, lr_psnr
+from ..runtime.image_batch import ImageBatch, append_alpha
+from ..runtime.runner import Reporting, Running, RunOptions, part_of_run, runs_with
 from .face_finder import SMALLEST, Box, Face, find_faces
-from .image_batch import ImageBatch, append_alpha
-from .runner import Reporting, Running, RunOptions, part_of_run, runs_with
 from .upscale import upscale
 
 Eyes = tuple[Point, Point]

@@ -13,7 +13,7 @@ from ..checkpoints import catalog
 from ..images import files
 from ..model import FlowModel
 from ..quality.damage import SIDE, crop_middle, jpeg_quality, noise_level
-from .image_batch import ImageBatch, require_pixels
+from ..runtime.image_batch import ImageBatch, require_pixels
 
 BLOCKY = 93  # highest quality of JPEG at which the model for damaged photographs is better: docs/decisions/0024
 FOR_CLEAN, FOR_DAMAGED = "srflow-x4", "srflow-x4-photo"

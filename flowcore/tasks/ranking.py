@@ -22,11 +22,11 @@ from ..images.color import NEUTRAL
 from ..images.resize import limit_shorter_side
 from ..model import FlowModel
 from ..quality.metrics import colorfulness
-from .chroma import Colorization
+from ..runtime.chroma import Colorization
+from ..runtime.image_batch import ImageBatch
+from ..runtime.runner import Reporting, Runner, RunOptions, part_of_run, runs_with
 from .colorize import ADVICE, AT_ONCE
 from .consistency import consistency, samples_per_source
-from .image_batch import ImageBatch
-from .runner import Reporting, Runner, RunOptions, part_of_run, runs_with
 from .score import score
 
 SIDE = 64  # shorter side at which colorings are compared

@@ -16,14 +16,14 @@ from ..errors import ImageError
 from ..images import color, files
 from ..images.folders import image_files
 from ..images.resize import limit_shorter_side, resize_bilinear
+from ..images.scans import find_border, is_tinted
 from ..model import FlowModel
 from ..models.fields import Range
 from ..networks import LumaEncoder
 from ..networks.memory import CELL, MAX_CELLS, SIDE, CellMemory, evenly_spaced, renumber
-from .image_batch import ImageBatch
-from .ranges import Setting, check_range
-from .runner import Reporting, Runner, RunOptions, runs_with
-from .scans import find_border, is_tinted
+from ..runtime.image_batch import ImageBatch
+from ..runtime.ranges import Setting, check_range
+from ..runtime.runner import Reporting, Runner, RunOptions, runs_with
 
 MULTIPLE = 32  # which divides the sides that a backbone takes
 MAX_ASPECT = 4  # longer over shorter side, at most

@@ -12,9 +12,9 @@ from ..images.fill import extend_colors, fill
 from ..images.resize import pad_symmetric, shrink
 from ..model import FlowModel
 from ..prior import Temperature
-from .image_batch import ImageBatch, append_alpha, fit_mask
-from .ranges import check_range
-from .runner import Batching, Runner, RunOptions, check_draws, part_of_run, runs_with
+from ..runtime.image_batch import ImageBatch, append_alpha, fit_mask
+from ..runtime.ranges import check_range
+from ..runtime.runner import Batching, Runner, RunOptions, check_draws, part_of_run, runs_with
 from .upscale import upscale
 
 AROUND = 32  # pixels around what is repaired that the model sees

@@ -12,10 +12,10 @@ from ..errors import ImageError
 from ..images.color import as_stored
 from ..images.resize import resize
 from ..model import FlowModel
-from .image_batch import ImageBatch
-from .runner import Reporting, Runner, RunOptions, runs_with
-from .settings import RestoreSettings
-from .tiles import TiledDecoder, pad_by_reflection
+from ..runtime.image_batch import ImageBatch
+from ..runtime.runner import Reporting, Runner, RunOptions, runs_with
+from ..runtime.settings import RestoreSettings
+from ..runtime.tiles import TiledDecoder, pad_by_reflection
 from .upscale import TILING
 
 SHRINK_ADVICE = "Shrink a smaller image, or free memory on the device."

@@ -29,9 +29,9 @@ from ..likelihood import select_items
 from ..model import UNGUIDED, FlowModel
 from ..models.fields import Range
 from ..prior import sample_latents
-from . import duration, overflow, upscale
-from .image_batch import ImageBatch, notify_of_range
-from .model_input import (
+from ..runtime import duration, overflow
+from ..runtime.image_batch import ImageBatch, notify_of_range
+from ..runtime.model_input import (
     Fit,
     Labels,
     check_image,
@@ -41,8 +41,19 @@ from .model_input import (
     prepare_input,
     size_of_latents,
 )
-from .ranges import Setting, check_range, is_real
-from .runner import Batching, Reporting, Runner, Running, RunOptions, batch_size, check_draws, part_of_run, runs_with
+from ..runtime.ranges import Setting, check_range, is_real
+from ..runtime.runner import (
+    Batching,
+    Reporting,
+    Runner,
+    Running,
+    RunOptions,
+    batch_size,
+    check_draws,
+    part_of_run,
+    runs_with,
+)
+from . import upscale
 
 LARGE = 2**28  # bytes of weights whose copy counts in an estimate of memory
 MAX_DEVIATION = 100.0  # from 0.5: wild latents may give wild images, but no infinities

@@ -32,10 +32,10 @@ from ..inference.plan import Plan
 from ..likelihood import effective_samples, importance_weighted, select_items, with_probes
 from ..model import FlowModel
 from ..prior import log_density
+from ..runtime.image_batch import WHITE, notify_of_range, refuse_integer_range, require_pixels, require_tensor
+from ..runtime.ranges import check_range
+from ..runtime.runner import Batching, Runner, RunOptions, batch_size, check_draws, runs_with
 from ..transforms import Estimated, NoPositionsError
-from .image_batch import WHITE, notify_of_range, refuse_integer_range, require_pixels, require_tensor
-from .ranges import check_range
-from .runner import Batching, Runner, RunOptions, batch_size, check_draws, runs_with
 
 Dequantization = Literal["uniform", "gaussian", "variational"]
 

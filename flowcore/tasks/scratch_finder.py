@@ -12,9 +12,9 @@ from ..checkpoints.model_file import read_network
 from ..images.color import luma
 from ..images.resize import pad_symmetric
 from ..networks.unet import MULTIPLE, REACH, UNet
-from .image_batch import ImageBatch
-from .ranges import check_range
-from .runner import Reporting, Runner, RunOptions, runs_with
+from ..runtime.image_batch import ImageBatch
+from ..runtime.ranges import check_range
+from ..runtime.runner import Reporting, Runner, RunOptions, runs_with
 
 TILE = 768  # pixels that the network marks at once, a multiple of ``MULTIPLE``
 LEAST, MOST = 0.05, 0.95  # probabilities of damage from which a pixel is marked, at sensitivities of 1 and 0

@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..condition import Condition
 from ..images.resize import resize_bilinear
+from ..runtime.chroma import Colorization
+from ..runtime.hints import premultiply, unpremultiply
 from .face_finder import Oval, find_faces
-from .hints import premultiply, unpremultiply
 
 SMALLEST = 12  # pixels: width of the smallest box from eyebrows to chin that gets skin
 SEARCHED = 576  # pixels: longest side of the picture in which faces are looked for
@@ -49,6 +51,16 @@ def _find(pixels: bytes, height: int, width: int) -> tuple[Oval, ...]:
     image = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(1, 1, height, width)
     (faces,) = find_faces(image, smallest=SMALLEST, turned=False)
     return tuple(face.oval(height, width, high=HIGH, wide=WIDE, rise=RISE) for face in faces)
+
+
+def add_skin(
+    job: Colorization, chroma: Tensor, faces: Sequence[Oval], batch: slice, cond: Condition, seeds: Sequence[int | None]
+) -> Tensor:
+    """Give the faces of one image a color of skin, for each of its colorings that of a seed; None for the mean."""
+    y = job.working_luma[batch].to(job.run.device)
+    hints = [hint_skin(faces, y, job.chroma_size, seed) for seed in seeds]
+    pairs = zip(chroma.split(1), hints, strict=True)
+    return torch.cat([job.spread_colors(one, batch, cond, each, STEPS) for one, each in pairs])
 
 
 def hint_skin(ovals: Sequence[Oval], y: Tensor, grid: Sequence[int], seed: int | None) -> tuple[Tensor, Tensor]:

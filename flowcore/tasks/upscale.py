@@ -17,15 +17,15 @@ from ..model import FlowModel
 from ..models.hcflow import HCFlowConfig
 from ..models.srflow import SRFlowConfig
 from ..networks import CompactUpscaler
+from ..runtime.guide import prepare_guide
+from ..runtime.image_batch import ImageBatch
+from ..runtime.ranges import check_range
+from ..runtime.runner import Runner, Running, runs_with
+from ..runtime.settings import HALO, Strength, UpscaleSettings
+from ..runtime.tiles import STRIPS, TiledDecoder, Tiling
 from . import consistency
 from .calm_faces import with_calm_faces
-from .guide import prepare_guide
-from .image_batch import ImageBatch
 from .model_choice import notify_of_damage
-from .ranges import check_range
-from .runner import Runner, Running, runs_with
-from .settings import HALO, Strength, UpscaleSettings
-from .tiles import STRIPS, TiledDecoder, Tiling
 
 MAX_DEVIATION = 2.0  # largest |value - 0.5| that is no overflow; temperature 1 stays within 1.6: docs/decisions/0013
 MAX_SIDE = 2**16  # pixels of a side of the result

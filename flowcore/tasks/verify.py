@@ -25,11 +25,11 @@ from ..images.motion import blur
 from ..images.resize import resize, resize_bilinear, shrink
 from ..model import FlowModel
 from ..prior import Shape, check_seed, height_and_width, mark_seed, sample_latents
-from .chroma import Colorization
-from .image_batch import ImageBatch
-from .runner import Reporting, Runner, RunOptions, runs_with
-from .settings import HALO
-from .tiles import pad_by_reflection, tile_grid
+from ..runtime.chroma import Colorization
+from ..runtime.image_batch import ImageBatch
+from ..runtime.runner import Reporting, Runner, RunOptions, runs_with
+from ..runtime.settings import HALO
+from ..runtime.tiles import pad_by_reflection, tile_grid
 from .upscale import MAX_SIDE
 
 VERIFIED = 6.0  # z from which on a picture counts as verified; by chance one in a billion is beyond

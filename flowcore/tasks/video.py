@@ -14,12 +14,12 @@ from ..images.resize import shrink
 from ..inference.condition_cache import ConditionStore
 from ..model import FlowModel
 from ..prior import sample_latents
-from .chroma import Colorization, blend_latents, share_noise
+from ..runtime.chroma import Colorization, blend_latents, share_noise
+from ..runtime.image_batch import ImageBatch
+from ..runtime.runner import Runner, runs_with
+from ..runtime.settings import AT_ONCE, ColorizeVideoSettings, UpscaleSettings, UpscaleVideoSettings
 from .colorize import ADVICE
-from .image_batch import ImageBatch
 from .model_choice import notify_of_damage
-from .runner import Runner, runs_with
-from .settings import AT_ONCE, ColorizeVideoSettings, UpscaleSettings, UpscaleVideoSettings
 from .upscale import ADVICE as UPSCALE_ADVICE
 from .upscale import upscale
 

@@ -28,7 +28,7 @@ from ..models.colorizer import ColorizerConfig
 from ..networks import LumaEncoder
 from ..networks.luma import STRIDE
 from ..networks.memory import CELL, NEIGHBORS, SIDE, CellMemory
-from ..tasks import Progress
+from ..runtime import Progress
 from ..tasks.remember import cells_of
 from .degradation import darken, degrade, draw_degradation
 from .image_sources import Entry, Folders, describe, open_pixel_cache

@@ -30,7 +30,7 @@ from ..images.files import decode_rgb
 from ..images.folders import image_files, is_image_name, walk_folders
 from ..images.opening import IMAGE_SUFFIXES, open_image, read_image_bytes
 from ..images.resize import shrink
-from ..tasks import Progress
+from ..runtime import Progress
 from .recipe import Recipe
 
 MAX_MEMBER_BYTES = 2**28  # of an archive's member, unpacked

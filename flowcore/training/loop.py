@@ -22,7 +22,7 @@ from ..device import has_bfloat16, is_out_of_memory
 from ..errors import FlowError
 from ..models import build
 from ..networks import Conditioner
-from ..tasks import Progress
+from ..runtime import Progress
 from . import checkpoint
 from .data import ColorPhotographs, Photographs, Recall, count_images, fill_memory, open_data
 from .image_sources import Folders

@@ -21,7 +21,7 @@ from ..networks import IMDNEncoder, LREncoder, LumaEncoder
 from ..networks.luma import CHROMA_UNIT, STRIDE, split_source
 from ..prior import Temperature, sample_latents
 from ..quality.metrics import lr_psnr, psnr
-from ..tasks.chroma import schedule
+from ..runtime.chroma import schedule
 from ..transforms import Probes, path_costs
 from .data import Data
 from .recipe import Recipe, Stage

@@ -27,7 +27,7 @@ from ..model import FlowModel
 from ..models import build
 from ..models.class_conditional import ClassConditionalConfig
 from ..prior import Shape
-from ..tasks.model_input import prepare_input
+from ..runtime.model_input import prepare_input
 
 STYLES = ("bold", "wide", "slanted", "messy")
 BATCH_OF_DIGITS = 500  # images encoded at once

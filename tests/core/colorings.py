@@ -8,8 +8,8 @@ from builders import build_tiny
 from flowcore import Hints
 from flowcore.images import color
 from flowcore.images.color import NEUTRAL
-from flowcore.tasks import chroma
-from flowcore.tasks.runner import Runner, RunOptions
+from flowcore.runtime import chroma
+from flowcore.runtime.runner import Runner, RunOptions
 from flowcore.testing import perturbed
 
 from .photographs import photograph

@@ -13,8 +13,8 @@ from flowcore.images.color import luma
 from flowcore.images.files import read
 from flowcore.images.gain_grid import even_gain
 from flowcore.networks.low_light import equalize
+from flowcore.runtime.model_input import prepare_input
 from flowcore.tasks.brighten import memory_required
-from flowcore.tasks.model_input import prepare_input
 from flowcore.transforms import ActNorm
 
 PICTURES = Path(__file__).parents[2] / "workflows" / "pictures"

@@ -17,8 +17,8 @@ from flowcore.identity import model_sha256
 from flowcore.integrations import Upscaler
 from flowcore.prior import resize_temperature_map
 from flowcore.provenance import read as read_provenance
-from flowcore.tasks.settings import UpscaleSettings
-from flowcore.tasks.tiles import edge_map
+from flowcore.runtime.settings import UpscaleSettings
+from flowcore.runtime.tiles import edge_map
 
 from .commands import photograph, run
 

@@ -11,10 +11,10 @@ from flowcore.checkpoints.model_file import save
 from flowcore.images.files import read
 from flowcore.images.resize import resize
 from flowcore.provenance import read as read_provenance
+from flowcore.runtime.runner import Runner, RunOptions
+from flowcore.runtime.settings import UpscaleSettings
 from flowcore.tasks import calm_faces
 from flowcore.tasks.calm_faces import face_map, lower_within
-from flowcore.tasks.runner import Runner, RunOptions
-from flowcore.tasks.settings import UpscaleSettings
 from flowcore.tasks.upscale import upscale
 from flowcore.tasks.video import upscale_video
 

@@ -6,7 +6,7 @@ import torch
 from flowcore import FlowError, colorize, colorize_video, encode_colors
 from flowcore.condition import Condition
 from flowcore.models import configure
-from flowcore.tasks.chroma import coherent_factor, share_noise
+from flowcore.runtime.chroma import coherent_factor, share_noise
 
 from .colorings import colored, gray, tiny_colorizer
 

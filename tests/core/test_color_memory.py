@@ -13,8 +13,8 @@ from flowcore.checkpoints.model_file import read, save
 from flowcore.images import color
 from flowcore.models import build, configure
 from flowcore.networks.memory import COMPONENTS, WIDTH, CellMemory, _topk, neighbors_among
+from flowcore.runtime.hints import palette_from
 from flowcore.tasks.colorize import change_cast, make_vivid
-from flowcore.tasks.hints import palette_from
 
 from .commands import run
 

@@ -13,7 +13,7 @@ from flowcore.errors import ConditionError, FlowError, ShapeError
 from flowcore.images.color import NEUTRAL
 from flowcore.networks.luma import split_source
 from flowcore.prior import sample_latents
-from flowcore.tasks.chroma import _chroma_of_level, _level_of_chroma
+from flowcore.runtime.chroma import _chroma_of_level, _level_of_chroma
 from flowcore.testing import check, perturbed
 from flowcore.transforms import ChannelWhitening, Haar
 

@@ -32,13 +32,13 @@ from flowcore.images.color import luma
 from flowcore.provenance import picture_fingerprint
 from flowcore.provenance import read as read_provenance
 from flowcore.quality.damage import crop_middle
+from flowcore.runtime.hints import hints_from_points
+from flowcore.runtime.ranges import MAX_DRAWS
+from flowcore.runtime.settings import UpscaleSettings
 from flowcore.tasks.colorize import colorize, transfer_palette
 from flowcore.tasks.faces import restore_faces
-from flowcore.tasks.hints import hints_from_points
 from flowcore.tasks.model_choice import upscaler_for_files
-from flowcore.tasks.ranges import MAX_DRAWS
 from flowcore.tasks.ranking import ranked
-from flowcore.tasks.settings import UpscaleSettings
 from flowcore.tasks.upscale import upscale
 
 from .commands import StoppedAfter, names, near, photograph, pixels, run, write_colorizer

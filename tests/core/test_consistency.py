@@ -196,7 +196,7 @@ def test_lack_of_memory_is_explained(monkeypatch):
         tried.append(1)
         raise RuntimeError("CUDA out of memory. Tried to allocate a lot")
 
-    monkeypatch.setattr("flowcore.tasks.consistency.resize", refuse)
+    monkeypatch.setattr("flowcore.images.resize.resize", refuse)
     with pytest.raises(FlowError, match=r"Out of memory at 94x62 pixels\. Match smaller"):
         match_source(enlarge(source, 2).clamp(0, 1), source, notify=lambda _: None)
     assert len(tried) == 2

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import flowcore
 from flowcore.images.fill import extend_colors, extend_over_blank
-from flowcore.tasks.image_batch import ImageBatch
+from flowcore.runtime.image_batch import ImageBatch
 
 COLOR = torch.tensor([0.9, 0.6, 0.3]).view(1, 3, 1, 1)
 

@@ -26,7 +26,7 @@ from flowcore.cli.main import COMMANDS, build_parser
 from flowcore.images import files
 from flowcore.likelihood import bits_per_dim
 from flowcore.models.realnvp import RealNVPConfig, realnvp
-from flowcore.tasks.settings import ColorizeSettings, UpscaleSettings, options_of
+from flowcore.runtime.settings import ColorizeSettings, UpscaleSettings, options_of
 
 from . import agents_table, notebook
 from . import options_table as options

@@ -20,8 +20,8 @@ from flowcore.evaluation.upscaling import MEASURES, evaluate_upscaler, missing_m
 from flowcore.images.color import NEUTRAL, as_stored, compress, merge, split
 from flowcore.images.resize import enlarge, shrink
 from flowcore.quality import metrics, perceptual
+from flowcore.runtime.model_input import resize_to_own
 from flowcore.tasks.colorize import colorize
-from flowcore.tasks.model_input import resize_to_own
 from flowcore.tasks.score import score
 from flowcore.tasks.upscale import upscale
 from flowcore.training.recipe import held_out_names

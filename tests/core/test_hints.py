@@ -12,8 +12,8 @@ from flowcore import FlowError, Hints, ImageError, ShapeError, colorize, coloriz
 from flowcore.checkpoints.model_file import read, save
 from flowcore.images import color
 from flowcore.images.strokes import MAX_POINTS, Stroke, paint_colors, paint_mask, parse_strokes
-from flowcore.tasks import Cancelled, chroma
-from flowcore.tasks.hints import (
+from flowcore.runtime import Cancelled, chroma
+from flowcore.runtime.hints import (
     HINT_WEIGHT,
     NEIGHBORS,
     combine_hints,

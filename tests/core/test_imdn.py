@@ -14,12 +14,11 @@ from flowcore.checkpoints.model_file import read, read_header, save
 from flowcore.errors import FlowError
 from flowcore.identity import model_sha256
 from flowcore.images.grid import remove_grid
-from flowcore.images.resize import enlarge
+from flowcore.images.resize import back_project, enlarge
 from flowcore.inference.plan import Plan
 from flowcore.networks import IMDN, IMDNEncoder
-from flowcore.tasks.consistency import back_project
-from flowcore.tasks.guide import MATCHING
-from flowcore.tasks.settings import model_defaults
+from flowcore.runtime.guide import MATCHING
+from flowcore.runtime.settings import model_defaults
 from flowcore.tasks.upscale import STRIPS, memory_required
 from flowcore.testing import perturbed
 from flowcore.training.checkpoint import load_encoder, load_weights, take_sampling_defaults, with_guide_of

@@ -7,7 +7,7 @@ from builders import build_tiny, random_image
 from flowcore import Cancelled, ConditionError, FlowError, ImageError, ShapeError
 from flowcore.images.color import luma
 from flowcore.images.resize import shrink
-from flowcore.tasks.model_input import condition_for, prepare_input, source_for_latents
+from flowcore.runtime.model_input import condition_for, prepare_input, source_for_latents
 from flowcore.testing import tensors
 
 FLOWS = {

@@ -19,7 +19,7 @@ from flowcore.cli.output import ProgressBar
 from flowcore.identity import model_sha256
 from flowcore.images import files
 from flowcore.provenance import read
-from flowcore.tasks import duration
+from flowcore.runtime import duration
 
 from .commands import names, photograph, pixels, run
 

@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import flowcore
 from flowcore.inference.plan import forget_plan
+from flowcore.runtime.hints import hints_from_points
 from flowcore.tasks.colorize import encode_colors
-from flowcore.tasks.hints import hints_from_points
 from flowcore.tasks.score import score
 from flowcore.tasks.video import colorize_video
 

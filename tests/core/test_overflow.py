@@ -12,7 +12,7 @@ from flowcore.images.color import luma as luma_of
 from flowcore.images.resize import enlarge
 from flowcore.inference.plan import planned
 from flowcore.prior import sample_latents
-from flowcore.tasks import overflow
+from flowcore.runtime import overflow
 from flowcore.tasks.upscale import MAX_DEVIATION
 from flowcore.transforms import ActNorm, Coupling
 

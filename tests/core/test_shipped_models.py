@@ -20,9 +20,9 @@ from flowcore.images.resize import enlarge, shrink
 from flowcore.likelihood import log_prob
 from flowcore.prior import sample_latents
 from flowcore.quality.metrics import chroma_rmse, colorfulness, diversity, false_specks, lr_psnr, psnr
+from flowcore.runtime.settings import UpscaleSettings, model_defaults
 from flowcore.tasks.model_choice import better_model
 from flowcore.tasks.sample import apply_style
-from flowcore.tasks.settings import UpscaleSettings, model_defaults
 from flowcore.training.styles import STYLES, attributes, read_images
 
 PHOTO = Path(__file__).parents[2] / "workflows" / "photo.png"

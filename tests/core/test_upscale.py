@@ -12,18 +12,17 @@ from torch import Tensor
 
 from flowcore import FlowError, ImageError, match_source, upscale
 from flowcore.flow import Flow
-from flowcore.images.resize import enlarge, resize
+from flowcore.images.resize import back_project, enlarge, resize
 from flowcore.inference.condition_cache import ConditionStore
 from flowcore.inference.plan import Plan, planned
 from flowcore.inference.strips import minimum_memory
 from flowcore.prior import masked_temperature, sample_latents
 from flowcore.quality.metrics import lr_psnr
+from flowcore.runtime.guide import MATCHING
+from flowcore.runtime.runner import Runner
+from flowcore.runtime.settings import DrawSettings, RunOptions
+from flowcore.runtime.tiles import Latents, tile_grid
 from flowcore.tasks import upscale as task
-from flowcore.tasks.consistency import back_project
-from flowcore.tasks.guide import MATCHING
-from flowcore.tasks.runner import Runner
-from flowcore.tasks.settings import DrawSettings, RunOptions
-from flowcore.tasks.tiles import Latents, tile_grid
 
 flow = pytest.fixture(scope="module")(build_upscaler)
 

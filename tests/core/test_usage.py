@@ -16,7 +16,7 @@ from flowcore.cli.main import build_parser, main
 from flowcore.cli.options import NUMBERS
 from flowcore.cli.output import to_json
 from flowcore.errors import FlowError
-from flowcore.tasks.ranges import SETTINGS, check_range
+from flowcore.runtime.ranges import SETTINGS, check_range
 
 from .commands import names, photograph, run
 

@@ -8,7 +8,7 @@ from flowcore import Cancelled, FlowError, Hints, colorize, colorize_video, upsc
 from flowcore.images.color import NEUTRAL
 from flowcore.images.motion import blur, estimate_motion, move, sample_at
 from flowcore.inference.plan import planned
-from flowcore.tasks.hints import hints_from_points
+from flowcore.runtime.hints import hints_from_points
 
 from .colorings import WANTED, chroma_of, gray, middle, tiny_colorizer
 

@@ -12,11 +12,10 @@ from torch import Tensor
 from ..errors import ImageError
 from ..images.grid import remove_grid
 from ..images.motion import blur
-from ..images.resize import resize
+from ..images.resize import back_project, resize
 from ..model import FlowModel
 from ..prior import number_or_map
 from ..quality.metrics import lr_psnr
-from .consistency import back_project
 from .image_batch import ImageBatch
 from .ranges import check_range
 from .runner import Runner

@@ -21,18 +21,18 @@ from ..images import color
 from ..images.color import NEUTRAL
 from ..images.files import fit
 from ..images.resize import limit_shorter_side, pad_symmetric, resize_bilinear
+from ..images.scans import clear_borders, fill_borders, find_border, is_tinted
 from ..likelihood import select_items
 from ..model import FlowModel
 from ..networks import LumaEncoder
 from ..networks.luma import STRIDE
 from ..networks.memory import CELL, NEIGHBORS, neighbors_among
 from ..prior import Shape
-from . import overflow, skin
+from . import overflow
 from .hints import Hints, check_items, premultiply, spread_hints, unpremultiply
 from .image_batch import ImageBatch
 from .ranges import check_range
 from .runner import Runner
-from .scans import clear_borders, fill_borders, find_border, is_tinted
 from .settings import ColorSettings, Gamut, with_defaults
 
 MAX_ASPECT = 4  # the longer side of a working image is at most so many times ``working_size``
@@ -99,7 +99,7 @@ class Colorization:
         self.y = color.luma(images.rgb)  # (B, 1, H, W)
         self.hints = None if hints is None else hints.expand(len(self.y))
         self._crops = [None if frames else find_border(one) for one in rgb.split(1)]
-        self._guide = fill_borders(color.luma(rgb), self._crops)  # the luma that colors are decided and enlarged by
+        self.filled_luma = fill_borders(color.luma(rgb), self._crops)  # what colors are decided and enlarged by
         if notes:
             self._notify_of_scans(() if images.channels == 1 else rgb.split(1))
         rows, columns = self._working = working_sides(self.y.shape[-2], self.y.shape[-1], size)  # of the luma
@@ -107,7 +107,7 @@ class Colorization:
         self._padded = math.ceil(rows / multiple) * multiple, math.ceil(columns / multiple) * multiple
         self.grid = self._padded[0] // STRIDE, self._padded[1] // STRIDE  # of the chroma that the flow decodes
         self.chroma_size = rows // STRIDE, columns // STRIDE  # of the part of it that is no padding
-        self._small_y = resize_bilinear(self._guide, self._working)  # (B, 1, h, w)
+        self.working_luma = resize_bilinear(self.filled_luma, self._working)  # (B, 1, h, w)
         self.shapes: list[Shape] = flow.latent_shapes(*self.grid)
         self.repairs = overflow.OverflowCounts()
         encoder_memory = flow.encoder.memory if isinstance(flow.encoder, LumaEncoder) else None
@@ -159,7 +159,7 @@ class Colorization:
 
     def condition(self, batch: slice, hints: HintPlanes | None, seeds: Sequence[int] = ()) -> Condition:
         """Encode luma and hints; with seeds, of one image, add colors recalled from each seed's part of the memory."""
-        source = _pad(self._small_y[batch].to(self.run.device), self._padded)
+        source = _pad(self.working_luma[batch].to(self.run.device), self._padded)
         recalled, config = None, self.flow.config
         if seeds or (self._encoder_takes_memory and not self.memory_per_seed):
             recalled = self._recall(-1, source, seeds, config.memory_share, config.memory_neighbors)
@@ -196,7 +196,7 @@ class Colorization:
 
     def luma_on_grid(self, batch: slice) -> Tensor:
         """Resize the luma of some images to the finest grid, ``(B, 1, h, w)``."""
-        return resize_bilinear(self._small_y[batch], self.chroma_size).to(self.run.device)
+        return resize_bilinear(self.working_luma[batch], self.chroma_size).to(self.run.device)
 
     def decode(
         self,
@@ -243,7 +243,7 @@ class Colorization:
     ) -> Tensor:
         """Blend colorings of one image with the colors of a memory, or of each seed's part of it."""
         memory = self.memories[number]
-        y = _pad(self._small_y[batch].to(self.run.device), self._padded)
+        y = _pad(self.working_luma[batch].to(self.run.device), self._padded)
         recalled = F.interpolate(
             self._recall(number, y, seeds, memory.share, memory.neighbors), self.grid, mode="bilinear"
         )
@@ -253,19 +253,6 @@ class Colorization:
         pairs = zip(chroma.split(1), wanted * (len(chroma) // len(wanted)), strict=True)
         colored = [self.spread_colors(one, batch, cond, colors, steps) for one, colors in pairs]
         return torch.lerp(chroma, torch.cat(colored), memory.strength)
-
-    def find_faces(self, number: int) -> tuple[skin.Oval, ...]:
-        """Find the faces in image ``number``."""
-        return skin.find_ovals(self._guide[number : number + 1], self.run.check_cancelled)
-
-    def add_skin(
-        self, chroma: Tensor, faces: Sequence[skin.Oval], batch: slice, cond: Condition, seeds: Sequence[int | None]
-    ) -> Tensor:
-        """Give faces a color of skin, for each coloring that of its seed; None for the mean."""
-        y = self._small_y[batch].to(self.run.device)
-        hints = [skin.hint_skin(faces, y, self.chroma_size, seed) for seed in seeds]
-        pairs = zip(chroma.split(1), hints, strict=True)
-        return torch.cat([self.spread_colors(one, batch, cond, each, skin.STEPS) for one, each in pairs])
 
     def spread_colors(
         self, chroma: Tensor, batch: slice, cond: Condition, wanted: tuple[Tensor, Tensor], steps: float
@@ -283,7 +270,7 @@ class Colorization:
 
     def finish(self, chroma: Tensor, batch: slice, saturation: float | None, gamut: Gamut) -> Tensor:
         """Enlarge chroma to the size of the images, and merge it with their luma."""
-        y, guide = self.y[batch].to(self.run.device), self._guide[batch].to(self.run.device)
+        y, guide = self.y[batch].to(self.run.device), self.filled_luma[batch].to(self.run.device)
         full = enlarge(chroma.float(), resize_bilinear(guide, self.chroma_size), guide)
         full = full if saturation is None else full * saturation
         hints = self.hints
