@@ -26,8 +26,8 @@ class Condition:
             None where they see nothing.
         origin: ``(B, C, H, W)`` in image units, subtracted from the image before the first level; None if unused.
         labels: Weights of the classes, ``(B or 1, K)``, read by priors or by a TarFlow's steps; None if unused.
-        anchor: Mean of the flow's last output, ``(B, C, h, w)``: the LR image of a flow whose last latents are the
-            deviation from it; None for other flows.
+        lr_mean: Mean of the flow's last output, ``(B, C, h, w)``: the LR image, or an LLFlow's map of colors; the last
+            latents are the deviation from it. None for other flows.
         probes: Random vectors to estimate a log-determinant without a closed form, see ``likelihood.with_probes``.
             None for an exact log-determinant, and for other flows.
         guidance: Classifier-free guidance of decoding, see ``guided``; None if unused.
@@ -36,7 +36,7 @@ class Condition:
     features: tuple[Tensor | MultiScaleFeatures | None, ...]
     origin: Tensor | None = None
     labels: Tensor | None = None
-    anchor: Tensor | None = None
+    lr_mean: Tensor | None = None
     probes: Probes | None = None
     guidance: Guidance | None = None
 
@@ -54,7 +54,7 @@ class Condition:
             features=features,
             multi_scale=multi_scale,
             labels=self.labels,
-            anchor=self.anchor,
+            lr_mean=self.lr_mean,
             probes=self.probes,
             guidance=self.guidance,
         )

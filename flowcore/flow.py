@@ -18,12 +18,12 @@ from .prior import Shape, Temperature, height_and_width, log_density, log_prob, 
 from .transforms import (
     ActNorm,
     Chain,
-    Estimated,
     LevelCondition,
     Residual,
     SignedActNorm,
     Split,
     Squeeze,
+    StochasticLogdet,
     Transform,
     spread,
     use_batch_moments,
@@ -111,7 +111,7 @@ class Flow(Transform[list[Tensor], Condition]):
         top: Transform | None = None,
         image_size: int | Sequence[int] | None = None,
         fixed_size: bool = False,
-        anchored: bool = False,
+        predicts_lr: bool = False,
     ) -> None:
         """Assemble a flow.
 
@@ -120,18 +120,18 @@ class Flow(Transform[list[Tensor], Condition]):
             channels: Channels of the image.
             prelude: From pixels in [0, 1] to the range of the first level; None for the identity.
             top: Whitens the output of the last level; None for the identity. Gets the labels, as splits do, and the
-                condition's anchor.
+                condition's ``lr_mean``.
             image_size: Height and width of the training images, or the side of squares; None if unknown.
             fixed_size: Whether the flow accepts images of that size only.
-            anchored: Whether the condition has an anchor, so that the last latents are the deviation from it, which is
-                zero when sampling.
+            predicts_lr: Whether the last output is the LR image, so that the last latents are the deviation from the
+                condition's, which is zero when sampling.
         """
         super().__init__()
         self.levels = nn.ModuleList(levels)
-        self.channels, self.prelude, self.top, self.anchored = channels, prelude, top, anchored
+        self.channels, self.prelude, self.top, self.predicts_lr = channels, prelude, top, predicts_lr
         self.image_size = None if image_size is None else height_and_width(image_size)
         self.fixed_size = fixed_size
-        estimated = [part for part in self.levels.modules() if isinstance(part, Estimated)]
+        estimated = [part for part in self.levels.modules() if isinstance(part, StochasticLogdet)]
         for number, part in enumerate(estimated):
             part.number = number  # by which it finds its probes in a condition
         self.estimated = bool(estimated)
@@ -295,7 +295,7 @@ class Flow(Transform[list[Tensor], Condition]):
             ConditionError: As in ``inverse``.
         """
         shapes = self.latent_shapes(*self.sides(size))
-        latents = sample_latents(shapes, n, temperature, seed, anchored=self.anchored)
+        latents = sample_latents(shapes, n, temperature, seed, predicts_lr=self.predicts_lr)
         like = next(self.parameters(), latents[0])
         if cond is not None and cond.batch == 1:
             cond = cond.expand(n)
@@ -305,7 +305,7 @@ class Flow(Transform[list[Tensor], Condition]):
         """Encode images, without the log-determinant; see ``forward``."""
         return self._encode_parts(x, cond, lambda part, data, part_cond: (part.encode(data, part_cond), None))[0]
 
-    def by_position(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], list[Tensor]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward_with_logdet_map(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], list[Tensor]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Encode images, with the log density resolved by level and pixel; arguments and errors are ``forward``'s.
 
         A level's share is the logdet of its grid plus the prior of its latents; what has no position (an actnorm, a 1x1
@@ -315,7 +315,9 @@ class Flow(Transform[list[Tensor], Condition]):
             Latents, finest first, and for each the log density in nats by pixel, ``(B, H, W)``; the sum over all levels
             and pixels is ``log_prob``.
         """
-        latents, logdets = self._encode_parts(x, cond, lambda part, data, part_cond: part.by_position(data, part_cond))
+        latents, logdets = self._encode_parts(
+            x, cond, lambda part, data, part_cond: part.forward_with_logdet_map(data, part_cond)
+        )
         height, width = x.shape[-2:]
         maps = [x.new_zeros(x.shape[0], height, width) for _ in latents]
         for number, logdet in logdets:

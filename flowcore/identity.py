@@ -18,9 +18,14 @@ from torch import Tensor
 
 from .images.opening import open_regular
 from .model import FlowModel
-from .models.fields import OF_GUIDE, SAMPLING
+from .models.fields import GUIDE_FIELDS, SAMPLING_FIELDS
 
-OTHER_FIELDS = ("styles", "dequantizer_steps", *SAMPLING, *OF_GUIDE)  # fields that do not change the bijection
+OTHER_FIELDS = (
+    "styles",
+    "dequantizer_steps",
+    *SAMPLING_FIELDS,
+    *GUIDE_FIELDS,
+)  # fields that do not change the bijection
 OTHER_TENSORS = ("style_directions", "dequantizer.", "guide.")  # nor do tensors whose names start like this
 DIGITS = 12  # hexadecimal, of a shortened fingerprint
 

@@ -24,7 +24,7 @@ from .dequantization import Dequantizer, Uniform, quantization
 from .device import float64
 from .flow import Flow, Level
 from .prior import Shape
-from .transforms import Estimated, draw_probes, flat_parts, map_tensors
+from .transforms import StochasticLogdet, draw_probes, flat_parts, map_tensors
 
 T = TypeVar("T")
 
@@ -100,7 +100,7 @@ def with_probes(flow: Flow, shape: Sequence[int], seed: int | Sequence[int] = 0,
 
 def series_coefficients(flow: Flow, terms: int = 20) -> tuple[tuple[float, ...], ...]:
     """List the coefficients of truncated power series, for every estimated step; see ``Probes``."""
-    parts = [part for part in flow.levels.modules() if isinstance(part, Estimated)]
+    parts = [part for part in flow.levels.modules() if isinstance(part, StochasticLogdet)]
     return tuple((1.0,) * terms if part.has_series else () for part in parts)
 
 
@@ -113,7 +113,7 @@ def probe_shapes(flow: Flow, height: int, width: int) -> list[Shape]:
     for level in flow.levels:
         assert isinstance(level, Level)
         for part in [level.squeeze, *flat_parts(level.steps)]:
-            if isinstance(part, Estimated):
+            if isinstance(part, StochasticLogdet):
                 shapes.append(at)
             at = part.output_shape(at)
         if level.split is not None:

@@ -89,7 +89,7 @@ class FlowModel(Flow, Generic[C]):
         condition_encoder: Callable[[FlowModel[C], Tensor], Condition] | None = None,
         condition_scale: int = 1,
         classes: int = 0,
-        anchored: bool = False,
+        predicts_lr: bool = False,
         dequantizer: nn.Module | None = None,
         styles: Sequence[str] = (),
         guide: nn.Module | None = None,
@@ -105,7 +105,7 @@ class FlowModel(Flow, Generic[C]):
             top=top,
             image_size=image_size,
             fixed_size=fixed_size,
-            anchored=anchored,
+            predicts_lr=predicts_lr,
         )
         self.config, self.architecture, self.capabilities = config, architecture, capabilities
         self.encoder, self.condition_encoder, self.condition_scale = encoder, condition_encoder, condition_scale
@@ -133,7 +133,7 @@ class FlowModel(Flow, Generic[C]):
             top=flow.top,
             image_size=flow.image_size,
             fixed_size=flow.fixed_size,
-            anchored=flow.anchored,
+            predicts_lr=flow.predicts_lr,
         )
         model.conditional, model.levels = flow.conditional, flow.levels  # the same list: they share a cached plan
         return model
@@ -180,14 +180,14 @@ class FlowModel(Flow, Generic[C]):
         }
 
     def reduce(self, x: Tensor) -> Tensor:
-        """Compute an anchored flow's own LR image ``(B, C, h, w)``, not clamped: its last output, without a condition.
+        """Compute the flow's own LR image ``(B, C, h, w)``, not clamped: its last output, without a condition.
 
         Raises:
             ShapeError: If the model does not accept images of that shape.
-            ConditionError: If the flow is not anchored.
+            ConditionError: If the flow does not predict it.
         """
         self._check_image(x)
-        if not self.anchored:
+        if not self.predicts_lr:
             raise ConditionError(f"The last level of a {self.architecture} model is not an image; encode it instead.")
         x = x if self.prelude is None else self.prelude(x)[0]
         for level in self._levels():

@@ -47,7 +47,7 @@ def sample_latents(
     temperature: Temperature = 1.0,
     seed: int = 0,
     *,
-    anchored: bool = False,
+    predicts_lr: bool = False,
     mark: str | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> list[Tensor]:
@@ -57,14 +57,14 @@ def sample_latents(
     device, at every batch position and at every tile size. Item i has its own generator, seeded with ``seed + i``;
     torch's CPU generator uses only the low 32 bits of a seed.
 
-    Maps of temperatures are resized to each level; 0 gives the mode of the latents. ``anchored`` is the flow's
+    Maps of temperatures are resized to each level; 0 gives the mode of the latents. ``predicts_lr`` is the flow's
     attribute: then the last latents are a deviation, which is zero. ``check`` is called every few million draws; it
     may raise to cancel.
 
     ``mark`` is a phrase that ``tasks.verify`` finds in pictures without their seed: with b = ``MARK`` and its noise e,
     the same for every item, draws are ``sqrt(1 - b^2) n + b e``, which is standard normal as n is.
     """
-    if anchored:
+    if predicts_lr:
         deviation = torch.zeros(1, *shapes[-1]).expand(max(n, 1), -1, -1, -1)
         return [*sample_latents(shapes[:-1], n, temperature, seed, mark=mark, check=check), deviation]
     taus = [

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .device import autocast
-from .transforms import NoPositionsError, Transform, map_tensors
+from .transforms import NoLogdetMapError, Transform, map_tensors
 from .transforms import tensors as tensors
 
 M = TypeVar("M", bound=nn.Module)
@@ -44,8 +44,8 @@ def check(
         dead: Names of the parameters that are known to have no gradient; exactly these may have none.
         networks: Whether the transform holds networks that may run in low precision. Without, autocast must change
             nothing at all.
-        local: False where ``by_position`` spreads a logdet that depends on the data evenly, because a network sees a
-            flattened image, or the logdet is that of the whole Jacobian.
+        local: False where the map spreads a logdet that depends on the data evenly, because a network sees a flattened
+            image, or the logdet is that of the whole Jacobian.
         strength: Standard deviation of the perturbation.
     """
     is_fit = x.ndim == 4 and x.shape[0] > 1 and x.shape[2] != x.shape[3]
@@ -56,8 +56,8 @@ def check(
     check_logdet(transform, x, cond)
     check_items_independent(transform, x, cond)
     check_round_trip(transform, x, cond)
-    with suppress(NoPositionsError):  # a transform that does not say where its logdet comes from
-        check_by_position(transform, x, cond)
+    with suppress(NoLogdetMapError):  # a transform that does not say where its logdet comes from
+        check_logdet_map(transform, x, cond)
         if local:
             check_locality(transform, x, cond)
     check_gradients(transform, x, cond, dead)
@@ -117,14 +117,14 @@ def check_round_trip(transform: Transform[Any, Any], x: Tensor, cond: object = N
     _close(again, random_latent, "round trip: forward(inverse(z)) differs from z")
 
 
-def check_by_position(transform: Transform[Any, Any], x: Tensor, cond: object = None) -> None:
+def check_logdet_map(transform: Transform[Any, Any], x: Tensor, cond: object = None) -> None:
     """By position, there is the same latent, and amounts on the grid of the data that add up to logdet.
 
     A flow gives one grid per latent, each with the standard-normal density of that latent in it.
     """
     cond = condition(transform, x, cond)
     latent, expected = transform.forward(x, cond)
-    again, amounts = _watched(transform, (x, cond), transform.by_position)
+    again, amounts = _watched(transform, (x, cond), transform.forward_with_logdet_map)
     _close(again, latent, "by position: the latent differs from forward's")
     if isinstance(latent, list):
         assert isinstance(amounts, list), "by position: not one grid per latent"
@@ -145,11 +145,13 @@ def check_locality(transform: Transform[Any, Any], x: Tensor, cond: object = Non
     cond = condition(transform, x, cond)
     moved = x.clone()
     moved[:, :, 0, 0] *= 0.5  # stays in [0, 1] where the data must
-    before, after = (torch.stack(tensors(transform.by_position(data, cond)[1])).sum(0) for data in (x, moved))
+    before, after = (
+        torch.stack(tensors(transform.forward_with_logdet_map(data, cond)[1])).sum(0) for data in (x, moved)
+    )
     change = (after - before).detach().flatten(1)  # (B, H * W)
     largest, range_ = change.abs().amax(1), change.amax(1) - change.amin(1)
     even = (largest > TOLERANCE) & (range_ <= 1e-3 * largest)
-    assert not even.any(), "locality: by_position spreads evenly what depends on the data"
+    assert not even.any(), "locality: forward_with_logdet_map spreads evenly what depends on the data"
 
 
 def check_items_independent(transform: Transform[Any, Any], x: Tensor, cond: object = None) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flowcore import FlowError
 from flowcore.batch.folders import InputFile, Job, do, examine, find, is_done, make_jobs, split_name
-from flowcore.batch.job import Work, Worker, encode_like
+from flowcore.batch.job import JobSpec, Worker, encode_like
 from flowcore.batch.tables import NAME, Manifest
 from flowcore.checkpoints.color_memory import starter_memory
 from flowcore.checkpoints.writing import write_atomic
@@ -313,13 +313,13 @@ def _group_by_model(model: ModelByPicture, pictures: list[InputFile]) -> list[tu
     return [(model.load(name), suited) for name, suited in by_name.items()]
 
 
-def _make_work(model: HostModel, temperature: float | None, seed: int, samples: int) -> Work:
+def _make_work(model: HostModel, temperature: float | None, seed: int, samples: int) -> JobSpec:
     """Describe what to make of each picture."""
     flow, colorizes = model.flow, "colorize" in model.flow.capabilities.tasks
     from_model = ["detail", "coherence", "saturation"] if colorizes else ["calm_edges", "calm_faces"]
     from_model += ["guide_strength"] if flow.guide is not None and not colorizes else []
     settings: dict[str, Any] = {"temperature": temperature, **dict.fromkeys(from_model)}
-    return Work(
+    return JobSpec(
         command="colorize" if colorizes else "upscale",
         model=model.name,
         scale=flow.condition_scale,

@@ -13,7 +13,7 @@ from flowcore import CheckpointError, FlowError
 from flowcore import latents as operations
 from flowcore.checkpoints.latents_file import load_latents, read_latents_header, save_latents
 from flowcore.runtime.model_input import Fit, prepare_input
-from flowcore.tasks.sample import apply_style, encode, harmonize, memory_required, morph
+from flowcore.tasks.sample import apply_style, encode, memory_required, morph, normalize_image_latents
 
 from . import widgets
 from .host.compat import io
@@ -288,7 +288,9 @@ class FlowcoreHarmonize(FlowNode):
         count, _, height, width = image.shape
         flow = model.load(memory_required(model.flow, count, height, width))
         options = self.notes.task_options()
-        return self.output(harmonize(flow, image.cpu(), strength=strength, per=per, window=window, **options))
+        return self.output(
+            normalize_image_latents(flow, image.cpu(), strength=strength, per=per, window=window, **options)
+        )
 
 
 class FlowcoreSaveLatents(FlowNode):

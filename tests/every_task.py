@@ -18,7 +18,7 @@ from flowcore.models import ARCHITECTURES
 from flowcore.runtime.hints import hints_from_points
 from flowcore.tasks.ranking import diversity_map, ranked
 from flowcore.tasks.rescale import restore, shrink
-from flowcore.tasks.sample import apply_style, harmonize
+from flowcore.tasks.sample import apply_style, normalize_image_latents
 from flowcore.tasks.score import score
 
 Result = Tensor | Iterable[Tensor]
@@ -178,7 +178,7 @@ TASKS: dict[str, Callable[[Place], Result]] = {
     "encode and decode": _round_trip,
     "decode": lambda p: flowcore.decode(p.flow("small-glow"), _latents(p, "small-glow")),
     "interpolate": _interpolated,
-    "harmonize": lambda p: harmonize(p.flow("small-srflow"), p.image(2, 3, 20, 24)),
+    "harmonize": lambda p: normalize_image_latents(p.flow("small-srflow"), p.image(2, 3, 20, 24)),
     "score": lambda p: _scored(p, "small-glow"),
     "directions": _directions,
     "plain flows": _plain_flows,

@@ -23,7 +23,7 @@ from ..checkpoints import catalog, load
 from ..errors import FlowError, printable
 from ..images import files
 from .folders import Job, Outputs, save
-from .job import Work, Worker
+from .job import JobSpec, Worker
 
 MAX_BLOCKS = 4096  # of a run: one picture each, unless there are more pictures
 SHARED_MEMORY = 2**29  # bytes for pictures in transit, of a cluster that is started here
@@ -44,7 +44,7 @@ class Cluster:
 class _RayWorker:
     """A worker on some machine: rows of pictures in, rows of results out."""
 
-    def __init__(self, work: Work, cluster: Cluster, file: Any) -> None:
+    def __init__(self, work: JobSpec, cluster: Cluster, file: Any) -> None:
         torch.set_num_threads(cluster.threads)
         with tempfile.TemporaryDirectory() as folder:
             name = cluster.model
@@ -78,7 +78,7 @@ class _RayWorker:
 
 
 def execute(
-    work: Work, cluster: Cluster, notify: Callable[[str], None], jobs: Sequence[Job]
+    work: JobSpec, cluster: Cluster, notify: Callable[[str], None], jobs: Sequence[Job]
 ) -> Iterator[tuple[Job, Outputs | Exception]]:
     """Execute jobs on a cluster, and save and yield each when it is finished."""
     with _running(cluster) as ray:
@@ -96,7 +96,7 @@ def execute(
             yield job, FlowError("Its worker died; it may need more memory than there is.")
 
 
-def _rows(ray: Any, work: Work, cluster: Cluster, file: Any, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
+def _rows(ray: Any, work: JobSpec, cluster: Cluster, file: Any, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
     gpu = cluster.device.startswith("cuda")
     resources = ray.cluster_resources()
     available = int(resources.get("GPU", 0)) if gpu else int(resources.get("CPU", 1)) // cluster.threads

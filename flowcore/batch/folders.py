@@ -1,7 +1,7 @@
 """Folders of pictures: which files, where their results go, which are done, and which failed.
 
-Each result stores the fingerprint of its work (``job.Work.ids``) as EXIF ImageUniqueID. So a run that was stopped can
-be resumed, and a file that something else made is never replaced. A picture that fails does not stop the others.
+Each result stores its fingerprint (``job.JobSpec.ids``) as EXIF ImageUniqueID. So a run that was stopped can be
+resumed, and a file that something else made is never replaced. A picture that fails does not stop the others.
 Processes that share a folder of results make each picture once (``claim``).
 """
 

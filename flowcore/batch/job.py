@@ -54,7 +54,7 @@ NOT_SHRUNK = "Its file does not say that shrink made it. If so, it is enlarged, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class JobSpec:
     """What to do with every picture, in values that can be sent to another machine."""
 
     command: Command
@@ -179,9 +179,9 @@ def _size_text(photograph: Tensor) -> str:
 
 
 class Worker:
-    """Does a ``Work``, with the model in memory."""
+    """Does a ``JobSpec``, with the model in memory."""
 
-    def __init__(self, work: Work, flow: FlowModel) -> None:
+    def __init__(self, work: JobSpec, flow: FlowModel) -> None:
         self.work, self.flow, self.model_sha256 = work, flow, model_sha256(flow)
         self._model = model_fingerprint(flow, self.model_sha256)
         self._device = next(flow.parameters()).device

@@ -22,7 +22,7 @@ import torch
 from .. import load
 from ..batch import folders
 from ..batch.folders import InputFile, Job, Outputs, job_state
-from ..batch.job import Command, Work, Worker
+from ..batch.job import Command, JobSpec, Worker
 from ..batch.tables import NAME, Manifest
 from ..checkpoints.writing import check_writable
 from ..device import actual_precision
@@ -94,14 +94,14 @@ class ModelRun:
 def model_run(
     options: Namespace, flow: FlowModel, command: Command, settings: dict[str, Any], label: str = "", **fields: Any
 ) -> ModelRun:
-    """Describe the work of a model; ``settings`` and ``fields`` are those of the ``Work``."""
+    """Describe the work of a model; ``settings`` and ``fields`` are those of the ``JobSpec``."""
     settings = settings | {name: vars(options)[name] for name in ("tile", "precision") if name in options}
     if getattr(options, "mark", None) is not None:
         mark_seed(options.mark)  # raises for an empty phrase
         if settings.get("frames") == "video":
             raise FlowError("--mark is for pictures, and these are frames of a video. Remove it.")
         settings = {**settings, "mark": options.mark}
-    work = Work(
+    work = JobSpec(
         command=command,
         model=Path(options.model).name,  # pictures contain it, and leave the machine
         scale=flow.condition_scale,

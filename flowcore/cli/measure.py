@@ -11,7 +11,7 @@ from typing import Any, cast
 from .. import load
 from ..batch import folders
 from ..batch.folders import Job, Outputs
-from ..batch.job import Work, Worker
+from ..batch.job import JobSpec, Worker
 from ..batch.tables import Scores
 from ..checkpoints import catalog
 from ..checkpoints.writing import write_atomic
@@ -37,7 +37,7 @@ def prepare_score(options: Namespace) -> Callable[[], None]:
         settings["fit"] = options.fit
     if flow.estimated:
         settings |= {"probes": options.probes, "terms": options.terms}
-    work = Work(command="score", model=options.model, settings=settings, seed=options.seed, samples=options.samples)
+    work = JobSpec(command="score", model=options.model, settings=settings, seed=options.seed, samples=options.samples)
     table = None
     if options.out is not None:
         table = Scores(options.out if options.out.suffix.lower() == ".csv" else options.out / "scores.csv")

@@ -18,7 +18,7 @@ from ..model import FlowModel
 from ..networks.luma import STRIDE
 from ..prior import sample_latents
 from ..quality import metrics
-from ..runtime.chroma import chroma_and_condition, clamp_level, schedule, share_noise, working_sides
+from ..runtime.chroma import chroma_and_condition, clamp_level, correlate_noise, schedule, working_sides
 from ..runtime.settings import with_defaults
 from ..tasks.colorize import colorize
 from ..tasks.ranking import By, ranked
@@ -151,7 +151,7 @@ def _measure_grid(flow: FlowModel, image: Image.Image, settings: dict[str, Any])
     sampling = with_defaults(flow, {name: settings[name] for name in ("temperature", "detail", "coherence")})
     taus = schedule(sampling["temperature"], sampling["detail"], len(shapes))
     at_default = sample_latents(shapes, samples, taus, seed)
-    at_default[-1] = share_noise(flow, at_default[-1], cond, sampling["coherence"])
+    at_default[-1] = correlate_noise(flow, at_default[-1], cond, sampling["coherence"])
     row = {"bits_per_dim": float(score(flow, truth + NEUTRAL, cond, seed=seed, complexity=False).bits_per_dim)}
     at_1 = sample_latents(shapes, samples, 1.0, seed)
     for suffix, latents in (("", at_1), ("_default", at_default)):

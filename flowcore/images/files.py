@@ -34,9 +34,9 @@ from .metadata import (
     cmyk_to_srgb,
     fits_profile,
     is_complete,
-    lost_on_read,
     orientation_in_header,
     read_metadata,
+    read_warnings,
     resolution_tags,
     tags_and_orientation,
     tags_for_jpeg,
@@ -81,7 +81,7 @@ def read(data: bytes, name: str, *, all_frames: bool = False) -> DecodedImage:
         # Pillow decodes gray with alpha of 16 bits as RGBA
         gray = opened.mode in ("1", "L", "LA", "I") or opened.mode.startswith("I;") or "LA" in _raw_mode(opened)
         pixels, metadata = _decode(opened, data), read_metadata(opened, gray)
-        sentences = lost_on_read(opened, data, gray=gray, all_frames=all_frames)
+        sentences = read_warnings(opened, data, gray=gray, all_frames=all_frames)
     return DecodedImage(_to_tensor(pixels).contiguous(), metadata, gray, 8 * pixels.itemsize, sentences)
 
 

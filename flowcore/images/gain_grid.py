@@ -29,7 +29,7 @@ TRUSTED = 30.0  # luma over the error of chroma at which half of the color is th
 MEASURED = 2**16  # pixels that histograms are made of, at least, if there are as many
 
 
-def even_gain(photograph: Tensor, picture: Tensor, cells: int) -> Tensor:
+def bilateral_gain(photograph: Tensor, picture: Tensor, cells: int) -> Tensor:
     """Recompute the luma of a brightened ``picture`` by a bilateral grid of its photograph, without ghosts and halos.
 
     With u the logarithm of the photograph's luma, denoised along the picture's, and p a place, the luma is grid(u, p),

@@ -159,7 +159,7 @@ def cmyk_to_srgb(opened: Image.Image) -> Image.Image | None:
         return None
 
 
-def lost_on_read(opened: Image.Image, data: bytes, *, gray: bool, all_frames: bool) -> tuple[str, ...]:
+def read_warnings(opened: Image.Image, data: bytes, *, gray: bool, all_frames: bool) -> tuple[str, ...]:
     """Say what of a decoded file is dropped or changed; with ``all_frames``, its further frames are not dropped."""
     sentences: list[str] = []
     if C2PA in data:

@@ -109,14 +109,14 @@ class Plan(FlowModel):
             architecture=model.architecture,
             capabilities=model.capabilities,
             prelude=copy.deepcopy(model.prelude),
-            top=SharedChain(*top.parts()) if model.anchored and isinstance(top, Chain) else top,
+            top=SharedChain(*top.parts()) if model.predicts_lr and isinstance(top, Chain) else top,
             encoder=encoder,
             condition_encoder=model.condition_encoder,
             condition_scale=model.condition_scale,
             classes=model.classes,
             image_size=model.image_size,
             fixed_size=model.fixed_size,
-            anchored=model.anchored,
+            predicts_lr=model.predicts_lr,
             guide=FoldedCompactUpscaler(guide, dtype, budget) if isinstance(guide, CompactUpscaler) else guide,
         )
         self.conditional = flow.conditional
@@ -205,12 +205,12 @@ class Plan(FlowModel):
         with self._arithmetic():
             return super().inverse(z, cond, between)
 
-    def by_position(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], list[Tensor]]:
+    def forward_with_logdet_map(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], list[Tensor]]:
         with self._arithmetic(encodes=True):
-            return super().by_position(x, cond)
+            return super().forward_with_logdet_map(x, cond)
 
     def reduce(self, x: Tensor) -> Tensor:
-        """Compute the LR image of an anchored flow; see ``Flow.reduce``. PrecisionError unless in float32."""
+        """Compute the flow's own LR image; see ``FlowModel.reduce``. PrecisionError unless in float32."""
         with self._arithmetic(encodes=True):
             return super().reduce(x)
 

@@ -101,7 +101,7 @@ class FoldedAffine(Transform):
         if isinstance(transform, Coupling):
             self.coupling, self.swap, self.first = True, transform.swap, transform.first
 
-    def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
+    def forward_with_logdet_map(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         params = AffineParams(self, x, cond)
         z, log_scales = canvas(x.shape, x), x.new_zeros(x.shape[0], *x.shape[2:])
         for tile in self.network.tiles(x, self.budget):
@@ -302,12 +302,12 @@ def _reported(result: R) -> R:
 
 
 class SharedChain(Chain):
-    """``Chain`` that decodes once what all images of a batch share (expanded latents, one anchor)."""
+    """``Chain`` that decodes once what all images of a batch share (expanded latents, one mean)."""
 
     def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
-        anchor = None if cond is None else cond.anchor
-        if len(z) > 1 and z.stride(0) == 0 and anchor is not None and (len(anchor) == 1 or anchor.stride(0) == 0):
-            return super().inverse(z[:1], LevelCondition(anchor=anchor[:1])).expand(len(z), -1, -1, -1)
+        lr_mean = None if cond is None else cond.lr_mean
+        if len(z) > 1 and z.stride(0) == 0 and lr_mean is not None and (len(lr_mean) == 1 or lr_mean.stride(0) == 0):
+            return super().inverse(z[:1], LevelCondition(lr_mean=lr_mean[:1])).expand(len(z), -1, -1, -1)
         return super().inverse(z, cond)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from ..errors import FlowError
 
-SAMPLING = (
+SAMPLING_FIELDS = (
     "temperature",
     "temperatures",
     "calm_edges",
@@ -28,7 +28,7 @@ SAMPLING = (
     "gain_cells",
 )
 """Names of configuration fields that recommend how to sample; the flow itself does not depend on them."""
-OF_GUIDE = ("guide_layers", "guide_width")
+GUIDE_FIELDS = ("guide_layers", "guide_width")
 """Names of configuration fields of the network that makes a model's own guide; the flow does not depend on them."""
 
 _SHORT = reprlib.Repr()

@@ -95,7 +95,7 @@ def hcflow(config: HCFlowConfig) -> FlowModel[HCFlowConfig]:
         top=Chain(Center(), Standardize(FixedPrior(LR_LOG_STD))),
         condition_encoder=_encode_lr,
         condition_scale=config.scale,
-        anchored=True,
+        predicts_lr=True,
     )
     # Weights start as published: Xavier normal times 0.1; the output of a dense coupling starts at zero.
     for module in flow.modules():
@@ -139,4 +139,4 @@ def _details(continuing: int, channels: int, deeper: int, config: HCFlowConfig) 
 
 def _encode_lr(flow: FlowModel[HCFlowConfig], lr: Tensor) -> Condition:
     check_source(flow, lr, (IMAGE_CHANNELS,), LR, multiple=1)
-    return Condition(features=(None,) * len(flow.levels), anchor=lr)
+    return Condition(features=(None,) * len(flow.levels), lr_mean=lr)

@@ -87,4 +87,4 @@ def _encode_dark(flow: FlowModel[LLFlowConfig], source: Tensor) -> Condition:
     x = network_input(source) if source.shape[1] == 3 else source
     assert flow.encoder is not None  # a LowLightEncoder, or a plan's folded one
     features, color = flow.encoder(x)
-    return Condition(features=tuple(features), anchor=F.pixel_unshuffle(color.to(source.dtype), MULTIPLE))
+    return Condition(features=tuple(features), lr_mean=F.pixel_unshuffle(color.to(source.dtype), MULTIPLE))

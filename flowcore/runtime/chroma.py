@@ -368,7 +368,7 @@ def _pad(image: Tensor, size: tuple[int, int]) -> Tensor:
     return pad_symmetric(image, (0, width - image.shape[-1], 0, height - image.shape[-2]))
 
 
-def coherent_factor(features: Tensor, coherence: float, scales: tuple[float, float]) -> Tensor | None:
+def noise_cholesky(features: Tensor, coherence: float, scales: tuple[float, float]) -> Tensor | None:
     """Factorize the covariance of noise that similar places share, so that what belongs together gets one color.
 
     The noise of the coarsest grid is a Gaussian process over its positions, each standard normal, with the covariance
@@ -396,11 +396,11 @@ def coherent_factor(features: Tensor, coherence: float, scales: tuple[float, flo
     return factor / factor.norm(dim=1, keepdim=True)
 
 
-def share_noise(flow: FlowModel, noise: Tensor, cond: Condition, coherence: float) -> Tensor:
+def correlate_noise(flow: FlowModel, noise: Tensor, cond: Condition, coherence: float) -> Tensor:
     """Let similar places share the coarsest noise ``(B, C, h, w)``, with the scales that the colorizer states."""
     features, config = cond.features[-1], flow.config
     assert isinstance(features, Tensor)
-    factor = coherent_factor(features[:, : config.features], coherence, config.coherence_scales)
+    factor = noise_cholesky(features[:, : config.features], coherence, config.coherence_scales)
     if factor is None:
         return noise
     return (float64(noise).flatten(2) @ factor.to(noise.device).T).view(noise.shape).to(noise.dtype)

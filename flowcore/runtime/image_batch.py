@@ -44,7 +44,7 @@ class ImageBatch:
         """Whether each image has one channel or three equal ones."""
         return [bool((image == image[:1]).all()) for image in self.extended_rgb]
 
-    def like_input(self, pictures: Tensor, *, alpha: bool = True) -> Tensor:
+    def to_input_layout(self, pictures: Tensor, *, alpha: bool = True) -> Tensor:
         """Give results ``(B * N, 3, H, W)``, N per image, the device, the channels and the ``alpha`` of the images.
 
         Results of gray images become exactly gray; this changes ``pictures`` itself.

@@ -20,7 +20,7 @@ from ..checkpoints.color_memory import ColorMemory
 from ..errors import FlowError
 from ..inference.condition_cache import ConditionStore
 from ..model import FlowModel
-from ..models.fields import SAMPLING, Range, annotated_types
+from ..models.fields import SAMPLING_FIELDS, Range, annotated_types
 from ..prior import Temperature, check_seed
 from . import Precision, Progress, part_of
 from .hints import Hints
@@ -346,7 +346,7 @@ def model_defaults(flow: FlowModel, settings: Mapping[str, Any]) -> dict[str, An
     ``guide_strength`` its ``guide_match``, if there is a guide. The strength of the model's own guide follows the
     temperature, see ``guide_share``.
     """
-    config = {name: getattr(flow.config, name) for name in SAMPLING if hasattr(flow.config, name)}
+    config = {name: getattr(flow.config, name) for name in SAMPLING_FIELDS if hasattr(flow.config, name)}
     if "temperatures" in config:  # of a colorizer
         config["temperature"], config["detail"] = config.pop("temperatures")
     if settings.get("latents") is not None or settings.get("reference") is not None:

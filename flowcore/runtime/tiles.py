@@ -254,10 +254,10 @@ class Latents:
         (height, width), (left, right, top, bottom) = rgb.shape[-2:], border
         self.rows, scale = height + top + bottom, plan.condition_scale
         shapes = plan.latent_shapes(self.rows * scale, (width + left + right) * scale)
-        sampled = shapes[:-1] if plan.anchored else shapes
+        sampled = shapes[:-1] if plan.predicts_lr else shapes
         # for every image and temperature
         self.noise = sample_latents(sampled, first.samples, 1.0, first.seed, mark=first.mark, check=check)
-        # the last latents of an anchored flow are the deviation from the LR image: zero
+        # the last latents of a flow that predicts the LR image are the deviation from it: zero
         self.deviation = [torch.zeros(1, *shape) for shape in shapes[len(sampled) :]]
         check()
         factor = max(1, shapes[0][1] // self.rows)  # the finest latents may be coarser than the image

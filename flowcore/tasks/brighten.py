@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..images.gain_grid import even_gain
+from ..images.gain_grid import bilateral_gain
 from ..images.resize import pad_symmetric
 from ..inference.strips import DENSE_BYTES
 from ..model import FlowModel
@@ -98,13 +98,13 @@ def brighten(
         pictures = decoder(rgb, [settings], images.is_gray)
         if cells:
             for number, picture in enumerate(pictures.split(1)):
-                picture.copy_(even_gain(rgb[number // samples, None].to(picture), picture, cells))
+                picture.copy_(bilateral_gain(rgb[number // samples, None].to(picture), picture, cells))
                 run.check_cancelled()
         if exposure:
             pictures = (pictures * 2 ** (exposure / GAMMA)).clamp(0, 1)
         if strength < 1:
             pictures = _mix(rgb.to(pictures).repeat_interleave(samples, 0), pictures, strength)
-        return images.like_input(pictures)
+        return images.to_input_layout(pictures)
 
     return run(task, decoder.tiles.halve)
 

@@ -98,7 +98,7 @@ def clean(
                 bound = _damage(picture, difference) * strength / (1 - strength)
                 difference = bound * torch.tanh(difference / bound.clamp_min(1e-6))
             picture += difference
-        return images.like_input(pictures.clamp_(0, 1))
+        return images.to_input_layout(pictures.clamp_(0, 1))
 
     return run(task)
 

@@ -17,7 +17,7 @@ from ..images.resize import resize_bilinear
 from ..model import FlowModel
 from ..networks.luma import STRIDE
 from ..prior import sample_latents
-from ..runtime.chroma import Colorization, blend_latents, enlarge, merge, share_noise, working_sides
+from ..runtime.chroma import Colorization, blend_latents, correlate_noise, enlarge, merge, working_sides
 from ..runtime.image_batch import ImageBatch, require_tensor
 from ..runtime.runner import Batching, Runner, RunOptions, runs_with
 from ..runtime.settings import AT_ONCE, ColorizeSettings, ColorSettings, Gamut
@@ -50,7 +50,7 @@ def colorize(flow: FlowModel, image: Tensor, settings: ColorizeSettings) -> Tens
         FlowError: If the model is no colorizer, or another argument is out of its range.
         ShapeError: If hints or latents do not fit.
 
-    Source: Ardizzone et al. 2019, section 4.2 (sampling); see also ``coherent_factor`` and ``spread_hints``.
+    Source: Ardizzone et al. 2019, section 4.2 (sampling); see also ``noise_cholesky`` and ``spread_hints``.
     """
     memory, seed, samples = settings.memory, settings.seed, settings.samples
     hints, latents = settings.hints, settings.latents
@@ -88,7 +88,7 @@ def colorize(flow: FlowModel, image: Tensor, settings: ColorizeSettings) -> Tens
             for part in run.batches(samples, AT_ONCE):
                 seeds = [(seed + sample) % 2**64 for sample in range(part.start, part.stop)]
                 z = sample_latents(job.shapes, len(seeds), taus, seed=seeds[0], mark=settings.mark)
-                z = [level.to(run.device) for level in (*z[:-1], share_noise(flow, z[-1], cond, rho))]
+                z = [level.to(run.device) for level in (*z[:-1], correlate_noise(flow, z[-1], cond, rho))]
                 if reference is not None:
                     z = blend_latents(z, reference, settings.latents_strength, settings.latents_levels)
                 part_seeds = seeds if taus[-1] else []  # at temperature 0 the whole memory counts

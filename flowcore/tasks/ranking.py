@@ -85,7 +85,7 @@ def palette_bits(flow: FlowModel, images: Tensor, source: Tensor, **options: Unp
             bits: list[Tensor] = []
             for part in chroma.split(run.at_once(AT_ONCE)):
                 x = part + NEUTRAL
-                latents, shares = run.plan.by_position(x, cond.expand(len(part)))
+                latents, shares = run.plan.forward_with_logdet_map(x, cond.expand(len(part)))
                 dimensions = latents[-1][0].numel()
                 log_prob = float64(shares[-1]).flatten(1).sum(1)
                 if prelude is not None and len(shares) > 1:  # whose density belongs to all levels, by their dimensions

@@ -116,6 +116,6 @@ def restore(flow: FlowModel, small: Tensor, settings: RestoreSettings) -> Tensor
             )
         is_gray = [settings.gray or gray for gray in images.is_gray]
         pictures = decoder(rgb, [settings], is_gray)
-        return images.like_input(pictures)[..., :height, :width]
+        return images.to_input_layout(pictures)[..., :height, :width]
 
     return run(task, decoder.tiles.halve)

@@ -1,7 +1,7 @@
 """Sample: images from a seed, exact passes between images and latents, and edits in between.
 
     seed -> latents -> image          sample
-    image -> latents -> image         encode, decode; morph, harmonize
+    image -> latents -> image         encode, decode; morph, normalize_image_latents
 
 ``flowcore/latents.py`` has the operations on latents.
 """
@@ -442,7 +442,7 @@ def morph(
 
 
 @runs_with(Reporting)
-def harmonize(
+def normalize_image_latents(
     flow: FlowModel,
     image: Tensor,
     *,
@@ -468,4 +468,4 @@ def harmonize(
     latents = normalize(encode(flow, padded, cond, **part_of_run(options, 0, 0.5)), strength, per, window=window)
     decoded = decode(flow, latents, cond, **part_of_run(options, 0.5, 0.5), clamp=True)[..., :height, :width]
     pairs = zip(images.is_gray, decoded.split(1), strict=True)
-    return images.like_input(torch.cat([luma(one).expand_as(one) if gray else one for gray, one in pairs]))
+    return images.to_input_layout(torch.cat([luma(one).expand_as(one) if gray else one for gray, one in pairs]))

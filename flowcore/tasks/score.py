@@ -35,7 +35,7 @@ from ..prior import log_density
 from ..runtime.image_batch import WHITE, notify_of_range, refuse_integer_range, require_pixels, require_tensor
 from ..runtime.ranges import check_range
 from ..runtime.runner import Batching, Runner, RunOptions, batch_size, check_draws, runs_with
-from ..transforms import Estimated, NoPositionsError
+from ..transforms import NoLogdetMapError, StochasticLogdet
 
 Dequantization = Literal["uniform", "gaussian", "variational"]
 
@@ -66,8 +66,8 @@ class Score:
             spread over the levels by their dimensions.
         constant: ``-log2(width)``, the contribution of the bin width to every image: n_bits on the grid "bins".
         map: Share of every pixel, ``(B, H, W)``, summing to ``bits_per_dim``: where, not why, as receptive fields
-            overlap. None if a transform does not define ``by_position``; the log-determinant is then spread over the
-            levels by their dimensions, too.
+            overlap. None if a transform does not say where its logdet comes from; that is then spread over the levels
+            by their dimensions, too.
         complexity: Bits per dimension of the best lossless compressor, ``(B,)``; None if not requested.
         complexity_corrected: ``bits_per_dim - complexity``, ``(B,)``: high means more unusual than its detail explains;
             None if not requested.
@@ -176,7 +176,7 @@ def score(
     advice = "Score smaller images, ask for fewer samples, or free memory on the device."
     run = Runner(flow, RunOptions(**options), advice, image)
     probes = probes if flow.estimated else 0
-    has_series = any(isinstance(part, Estimated) and part.has_series for part in flow.modules())
+    has_series = any(isinstance(part, StochasticLogdet) and part.has_series for part in flow.modules())
     terms = terms if probes and has_series else 0
 
     def task() -> Score:
@@ -249,9 +249,9 @@ class _Densities:
         """Compute densities by level and place, ``(N, levels, H, W)`` (latents': ``(N, levels, 1)``), and log_prob."""
         if self.pixels is not None:
             try:
-                shares = torch.stack([share.cpu().double() for share in plan.by_position(x, cond)[1]], 1)
+                shares = torch.stack([share.cpu().double() for share in plan.forward_with_logdet_map(x, cond)[1]], 1)
                 return shares, shares.flatten(1).sum(1)
-            except NoPositionsError:
+            except NoLogdetMapError:
                 self.pixels = None
                 self.notes.append("No map: a part of this model does not say where its log-determinant comes from.")
         latents, logdet = plan(x, cond)

@@ -85,7 +85,7 @@ def upscale(flow: FlowModel, lr: Tensor, settings: UpscaleSettings) -> Tensor:
             run.notify(f"match_source is ignored: at {size[1]}x{size[0]} the result is smaller than the image.")
         elif settings.match_source:
             pictures = consistency.match_source(pictures, rgb, cancelled=settings.cancelled, notify=run.notify)
-        return images.like_input(pictures)
+        return images.to_input_layout(pictures)
 
     return run(task, decoder.tiles.halve)
 
@@ -138,7 +138,7 @@ def temperature_grid(  # noqa: D417
         notify_of_damage(flow, rgb, run.notify)
         guides = prepare_guide(run, flow, rgb, settings)
         calm = with_calm_faces(run, rgb, settings)
-        return images.like_input(decoder(rgb, calm, images.is_gray, guides), alpha=False)
+        return images.to_input_layout(decoder(rgb, calm, images.is_gray, guides), alpha=False)
 
     return run(task, decoder.tiles.halve)
 

@@ -276,13 +276,13 @@ class _Examination:
             return [z.cpu().float() for z in latents], (rows, columns)
         padded = pad_by_reflection(x, (0, -x.shape[-1] % m, 0, -x.shape[-2] % m))
         shapes = plan.latent_shapes(*padded.shape[-2:])
-        result = [torch.empty(1, *shape) for shape in (shapes[:-1] if plan.anchored else shapes)]
+        result = [torch.empty(1, *shape) for shape in (shapes[:-1] if plan.predicts_lr else shapes)]
         tile, halo = math.ceil(TILE / m) * m, HALO * self._flow.condition_scale
         for rows, columns in tile_grid(*padded.shape[-2:], tile=tile, halo=halo, multiple=m):
             run.check_cancelled()
             part = padded[..., rows.halo_start : rows.halo_end, columns.halo_start : columns.halo_end]
             part = part.to(run.device, run.dtype)
-            # the last latents of an anchored flow are the small picture, which is not drawn
+            # the last latents of a flow that predicts the LR image are not drawn
             for whole, z, f in zip(result, plan.encode(part, self._condition(part)), self._factors, strict=False):
                 top, left = (rows.start - rows.halo_start) // f, (columns.start - columns.halo_start) // f
                 target = whole[..., rows.start // f : rows.end // f, columns.start // f : columns.end // f]

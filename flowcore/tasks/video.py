@@ -14,7 +14,7 @@ from ..images.resize import shrink
 from ..inference.condition_cache import ConditionStore
 from ..model import FlowModel
 from ..prior import sample_latents
-from ..runtime.chroma import Colorization, blend_latents, share_noise
+from ..runtime.chroma import Colorization, blend_latents, correlate_noise
 from ..runtime.image_batch import ImageBatch
 from ..runtime.runner import Runner, runs_with
 from ..runtime.settings import AT_ONCE, ColorizeVideoSettings, UpscaleSettings, UpscaleVideoSettings
@@ -61,7 +61,7 @@ def colorize_video(flow: FlowModel, frames: Tensor, settings: ColorizeVideoSetti
         if before:
             coarsest = before[1]
         elif rho:
-            coarsest = share_noise(flow, coarsest, job.condition(first, job.hint_planes(first)), rho)
+            coarsest = correlate_noise(flow, coarsest, job.condition(first, job.hint_planes(first)), rho)
         z = [*finer, coarsest]
         if latents is not None:
             reference = job.resize_latents(latents, 0)

@@ -19,7 +19,7 @@ from ..checkpoints.writing import replacing
 from ..device import is_out_of_memory
 from ..errors import FlowError
 from ..model import FlowModel
-from ..models.fields import OF_GUIDE, SAMPLING
+from ..models.fields import GUIDE_FIELDS, SAMPLING_FIELDS
 from .objective import lr_encoder, pretrained_backbone
 from .run import Run, RunState
 from .run_folder import copy_file
@@ -138,7 +138,11 @@ def load_weights(flow: FlowModel, path: Path, *, other_encoder: bool = False) ->
     """Load a model of the same configuration; its dequantizer, guide and, if ``other_encoder``, encoder may differ."""
     other = read(path)
     expected, actual = dataclasses.asdict(flow.config), dataclasses.asdict(other.config)
-    may_differ = {"styles", *SAMPLING, *OF_GUIDE}  # settings measured after training, for a file's own weights
+    may_differ = {
+        "styles",
+        *SAMPLING_FIELDS,
+        *GUIDE_FIELDS,
+    }  # settings measured after training, for a file's own weights
     if (flow.dequantizer is None) != (other.dequantizer is None):
         may_differ.add("dequantizer_steps")
     if expected.get("memory"):  # it is filled again, and has no effect where there was none
@@ -165,7 +169,9 @@ def take_sampling_defaults(flows: Sequence[FlowModel], path: Path) -> None:
     """Copy from a model file how it is meant to be sampled, which hardly changes while it is fine-tuned."""
     config = read_header(path).config
     for flow in flows:
-        flow.config = dataclasses.replace(flow.config, **{name: config[name] for name in SAMPLING if name in config})
+        flow.config = dataclasses.replace(
+            flow.config, **{name: config[name] for name in SAMPLING_FIELDS if name in config}
+        )
 
 
 def with_guide_of(flow: FlowModel, start: Path) -> tuple[FlowModel, str]:
@@ -176,7 +182,7 @@ def with_guide_of(flow: FlowModel, start: Path) -> tuple[FlowModel, str]:
     # its license follows that of the rest of the file, after "; guide: "
     copied = copy.deepcopy(flow)
     copied.guide = other.guide.to(next(flow.parameters()).device)
-    copied.config = dataclasses.replace(flow.config, **{name: getattr(other.config, name) for name in OF_GUIDE})
+    copied.config = dataclasses.replace(flow.config, **{name: getattr(other.config, name) for name in GUIDE_FIELDS})
     _, separator, license_of_guide = str(read_header(start).provenance.get("licence", "")).partition("; guide: ")
     return copied, separator + license_of_guide
 

@@ -13,7 +13,7 @@ from ..dequantization import Uniform, VariationalDequantizer, dequantize, quanti
 from ..device import autocast
 from ..errors import FlowError
 from ..images.color import NEUTRAL, as_stored, compress
-from ..images.gain_grid import even_gain
+from ..images.gain_grid import bilateral_gain
 from ..images.resize import enlarge, shrink
 from ..likelihood import bits_per_dim, log_prob, log_weight, series_coefficients, with_probes
 from ..model import FlowModel
@@ -78,8 +78,8 @@ class AbsoluteError(Objective):
 class Brightening(Objective):
     """Mean absolute error of what a low-light model decodes from latents of zero: its best guess.
 
-    If its configuration has ``gain_cells``, half of the loss is the error that is left after ``even_gain``, which gives
-    no gradient to the brightness, only to details and colors.
+    If its configuration has ``gain_cells``, half of the loss is the error that is left after ``bilateral_gain``, which
+    gives no gradient to the brightness, only to details and colors.
     """
 
     def __init__(self, flow: FlowModel) -> None:
@@ -92,7 +92,7 @@ class Brightening(Objective):
         loss = F.l1_loss(picture, x)
         if cells:
             pairs = zip(dark.split(1), picture.clamp(0, 1).split(1), strict=True)
-            even = torch.cat([even_gain(photograph, guess, cells) for photograph, guess in pairs])
+            even = torch.cat([bilateral_gain(photograph, guess, cells) for photograph, guess in pairs])
             loss = (loss + F.l1_loss(even, x)) / 2
         return loss
 
@@ -178,7 +178,7 @@ class Likelihood(Objective):
         noise = (dequantizer or Uniform()).noise(shape, generator)
         if self.stage.color_weight:
             shapes, seed = self.flow.latent_shapes(*shape[2:]), int(torch.randint(2**62, (1,), generator=generator))
-            return noise, *sample_latents(shapes, shape[0], 1.0, seed, anchored=self.flow.anchored)
+            return noise, *sample_latents(shapes, shape[0], 1.0, seed, predicts_lr=self.flow.predicts_lr)
         if not self.flow.estimated:
             return (noise,)
         seeds = torch.randint(2**62, shape[:1], generator=generator).tolist()
@@ -242,7 +242,7 @@ def bits_by_level(flow: FlowModel, x: Tensor, cond: Condition | None, noise: Ten
     """Bits per dimension of every level's own latents, with uniform noise: ``(levels, B)``, finest first."""
     bins = quantization(flow)
     k = round_to_integers(x, bins.n_bits)
-    latents, shares = flow.by_position(bins.place(k, noise.to(k)).to(x), cond)
+    latents, shares = flow.forward_with_logdet_map(bins.place(k, noise.to(k)).to(x), cond)
     levels = zip(latents, shares, strict=True)
     return torch.stack([bits_per_dim(share.sum((1, 2)), z[0].numel(), bins.width) for z, share in levels])
 
@@ -435,7 +435,7 @@ def _upscale(flow: FlowModel, stage: Stage, temperatures: tuple[float, ...], hr:
     else:
         cond = flow.encode_condition(lr)
         for k, tau in enumerate(temperatures):
-            columns.append(_decode(flow, cond, hr, tau, seed=k * len(hr), anchored=flow.anchored))
+            columns.append(_decode(flow, cond, hr, tau, seed=k * len(hr), predicts_lr=flow.predicts_lr))
             names.append(f"tau{tau}")
     metrics: dict[str, float] = {}
     for name, column in zip(names, columns, strict=True):
@@ -446,11 +446,11 @@ def _upscale(flow: FlowModel, stage: Stage, temperatures: tuple[float, ...], hr:
 
 
 def _decode(
-    flow: FlowModel, cond: Condition | None, like: Tensor, tau: Temperature, *, seed: int = 0, anchored: bool = False
+    flow: FlowModel, cond: Condition | None, like: Tensor, tau: Temperature, *, seed: int = 0, predicts_lr: bool = False
 ) -> Tensor:
     """Decode latents drawn at a temperature to images of the shape of others."""
     shapes = flow.latent_shapes(*like.shape[-2:])
-    latents = sample_latents(shapes, len(like), tau, seed=seed, anchored=anchored)
+    latents = sample_latents(shapes, len(like), tau, seed=seed, predicts_lr=predicts_lr)
     return flow.inverse([z.to(like) for z in latents], cond)
 
 

@@ -349,7 +349,7 @@ def recompute_activations(flow: FlowModel) -> Generator[None, None, None]:
     changed: list[tuple[nn.Module, str]] = []
     for module in recomputable_modules(flow):
         # of an ODE every step of its solver
-        for method in ("step",) if isinstance(module, ODE) else ("forward", "by_position"):
+        for method in ("step",) if isinstance(module, ODE) else ("forward", "forward_with_logdet_map"):
             if hasattr(module, method):
                 changed.append((module, method))
                 setattr(module, method, _recomputing(module, getattr(module, method)))

@@ -3,7 +3,6 @@
 from .actnorm import ActNorm, BatchNorm, SignedActNorm, use_batch_moments
 from .autoregression import Autoregression
 from .coupling import CheckerboardCoupling, ConditionOnChannels, Coupling, Injector, Scaling
-from .estimated import Estimated, draw_probes
 from .invconv import InvertibleConv, Permutation
 from .level_condition import Guidance, LevelCondition, MultiScaleFeatures, Probes, ScaledFeatures
 from .ode import ODE, Solver, path_costs
@@ -11,7 +10,8 @@ from .pixels import ChannelWhitening, FixedAffine, Logit
 from .residual import Residual
 from .split import Center, Split, Standardize, Variances
 from .squeeze import CheckerboardSqueeze, Flatten, Haar, InterpolatedDetails, Squeeze, Unflatten, Unsqueeze
-from .transform import Chain, NoPositionsError, Transform, flat_parts, map_tensors, spread, tensors
+from .stochastic_logdet import StochasticLogdet, draw_probes
+from .transform import Chain, NoLogdetMapError, Transform, flat_parts, map_tensors, spread, tensors
 
 __all__ = [
     "ODE",
@@ -25,7 +25,6 @@ __all__ = [
     "CheckerboardSqueeze",
     "ConditionOnChannels",
     "Coupling",
-    "Estimated",
     "FixedAffine",
     "Flatten",
     "Guidance",
@@ -36,7 +35,7 @@ __all__ = [
     "LevelCondition",
     "Logit",
     "MultiScaleFeatures",
-    "NoPositionsError",
+    "NoLogdetMapError",
     "Permutation",
     "Probes",
     "Residual",
@@ -47,6 +46,7 @@ __all__ = [
     "Split",
     "Squeeze",
     "Standardize",
+    "StochasticLogdet",
     "Transform",
     "Unflatten",
     "Unsqueeze",

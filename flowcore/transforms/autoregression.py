@@ -29,7 +29,7 @@ class Autoregression(Transform):
         self.network: Any = network
         self.scale, self.reverse = scale, reverse
 
-    def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
+    def forward_with_logdet_map(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         sequence = self._sequence(x)  # (B, T, C)
         predicted = self.network(sequence, self._labels(cond, x.shape[0])).to(x.dtype)
         shifted = torch.cat([torch.zeros_like(predicted[:, :1]), predicted[:, :-1]], dim=1)

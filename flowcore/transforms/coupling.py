@@ -53,7 +53,7 @@ class Coupling(Transform):
         shift, scale, _ = self._shift_scale(z1, cond)
         return join_channels(z1, z2 / scale - shift, self.swap)
 
-    def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
+    def forward_with_logdet_map(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         z, log_scale = self._couple(x, cond)
         return z, log_scale.sum(1)
 
@@ -97,7 +97,7 @@ class Injector(Transform):
         shift, scale, _ = self._shift_scale(z, cond)
         return z / scale - shift
 
-    def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
+    def forward_with_logdet_map(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         shift, scale, log_scale = self._shift_scale(x, cond)
         return (x + shift) * scale, log_scale.sum(1)
 
@@ -138,7 +138,7 @@ class CheckerboardCoupling(Transform):
         mask, shift, log_scale = self._mask_shift_log_scale(z)
         return torch.where(mask, z, z * torch.exp(-log_scale) - shift)
 
-    def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
+    def forward_with_logdet_map(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         mask, shift, log_scale = self._mask_shift_log_scale(x)
         z = torch.where(mask, x, (x + shift) * torch.exp(log_scale))
         return z, torch.where(mask, 0, log_scale).sum(1)
@@ -185,9 +185,9 @@ class ConditionOnChannels(Transform):
         x1, z2 = split_channels(z, self.kept)
         return torch.cat([x1, self.transform.inverse(z2, self._add_channels(cond, x1))], dim=1)
 
-    def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
+    def forward_with_logdet_map(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         x1, x2 = split_channels(x, self.kept)
-        z2, logdet = self.transform.by_position(x2, self._add_channels(cond, x1))
+        z2, logdet = self.transform.forward_with_logdet_map(x2, self._add_channels(cond, x1))
         return torch.cat([x1, z2], dim=1), logdet
 
     @torch.no_grad()

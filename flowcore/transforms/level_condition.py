@@ -84,7 +84,7 @@ class LevelCondition:
         multi_scale: The same features before they are enlarged, which the steps of a ``Plan`` read instead.
         flow_channels: Channels of the flow itself, ``(B, C, H, W)``, on which other channels are conditioned.
         labels: Weights of the classes, ``(B or 1, K)``, for learned priors and ``Autoregression``.
-        anchor: Mean of the flow's last output, ``(B or 1, C, h, w)``, for ``Center``.
+        lr_mean: Mean of the flow's last output, ``(B or 1, C, h, w)``, for ``Center``.
         probes: Random vectors that estimate log-determinants without a closed form; None for exact ones.
         guidance: Classifier-free guidance toward the labels, for ``Autoregression.inverse``.
     """
@@ -93,7 +93,7 @@ class LevelCondition:
     multi_scale: MultiScaleFeatures | None = None
     flow_channels: Tensor | None = None
     labels: Tensor | None = None
-    anchor: Tensor | None = None
+    lr_mean: Tensor | None = None
     probes: Probes | None = None
     guidance: Guidance | None = None
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..device import float64, no_autocast
-from .estimated import Estimated, fixed_point, require_exact
 from .level_condition import LevelCondition
+from .stochastic_logdet import StochasticLogdet, fixed_point, require_exact
 
 Solver = Literal["rk4", "rk4_38", "midpoint", "euler"]
 
@@ -40,7 +40,7 @@ class Stage(NamedTuple):
     slopes: list[Tensor]
 
 
-class ODE(Estimated):
+class ODE(StochasticLogdet):
     """Follow the solution of ``dy/dt = f(t, y)`` from ``y(0) = x`` to ``z = y(T)``, with ``T = sqrt_end_time^2``.
 
     The velocity f is a network such as ``networks.VectorField``. Forward: ``steps`` equal steps ``y' = y + h phi(t,
@@ -78,7 +78,7 @@ class ODE(Estimated):
                 z = self.step_back(z, number)
         return z
 
-    def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
+    def forward_with_logdet_map(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         probe = None if self.how == "exact" else self.probe(x, cond)
         if probe is None:
             require_exact(x[0].numel())

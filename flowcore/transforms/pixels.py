@@ -47,7 +47,7 @@ class Logit(Transform):
     def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         return (torch.sigmoid(z) - self.alpha) / (1 - 2 * self.alpha)
 
-    def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
+    def forward_with_logdet_map(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         p = self.alpha + (1 - 2 * self.alpha) * x
         log_p, log_q = torch.log(p), torch.log1p(-p)
         return log_p - log_q, (math.log(1 - 2 * self.alpha) - log_p - log_q).sum(1)

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from ..device import float64
-from .estimated import Estimated, fixed_point, require_exact
 from .level_condition import LevelCondition, Probes
+from .stochastic_logdet import StochasticLogdet, fixed_point, require_exact
 
 ROWS_AT_ONCE = 256  # rows of a Jacobian that are computed together
 ADVICE = "Call flow.normalize(), which bounds the norms of its weights; if the model comes from a file, fetch it again."
 
 
-class Residual(Estimated):
+class Residual(StochasticLogdet):
     """Add a contraction g, such as a ``networks.ContractiveNetwork``, whose Jacobian J has a norm below 1.
 
     Forward: ``z = x + g(x)``; inverse: the fixed point of ``x = z - g(x)``, to rounding.
@@ -61,7 +61,7 @@ class Residual(Estimated):
         """Update the norms of the weights, by which g divides them; needed after every change of the weights."""
         self.network.normalize(tolerance)
 
-    def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
+    def forward_with_logdet_map(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         probe = self.probe(x, cond)
         if probe is not None and cond is not None and cond.probes is not None:
             return self._estimate(x, probe, cond.probes)

@@ -38,7 +38,9 @@ class Split(Transform[tuple[Tensor, Tensor], LevelCondition]):
         mean, log_std = _mean_log_std(self.conditioner, x1, cond.labels if self.labeled and cond else None)
         return torch.cat([x1, mean + torch.exp(log_std) * latent], dim=1)
 
-    def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    def forward_with_logdet_map(
+        self, x: Tensor, cond: LevelCondition | None = None
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
         x1, x2 = split_channels(x, self.kept_channels(x.shape[1]))
         if self.conditioner is None:
             return (x1, x2), x.new_zeros(x.shape[0], *x.shape[2:])
@@ -69,21 +71,21 @@ class Standardize(Transform):
         mean, log_std = _mean_log_std(self.prior, z, cond.labels if cond else None)
         return mean + torch.exp(log_std) * z
 
-    def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
+    def forward_with_logdet_map(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         mean, log_std = _mean_log_std(self.prior, x, cond.labels if cond else None)
         return (x - mean) * torch.exp(-log_std), -log_std.sum(1).expand(x.shape[0], -1, -1)
 
 
 class Center(Transform):
-    """Subtract the condition's anchor: ``z = x - anchor``; logdet: 0; inverse: ``x = z + anchor``."""
+    """Subtract the condition's mean: ``z = x - lr_mean``; logdet: 0; inverse: ``x = z + lr_mean``."""
 
     uniform_logdet = True
 
     def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
-        return x - _anchor(x, cond), x.new_zeros(x.shape[0])
+        return x - _lr_mean(x, cond), x.new_zeros(x.shape[0])
 
     def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
-        return z + _anchor(z, cond)
+        return z + _lr_mean(z, cond)
 
 
 class Variances(Transform):
@@ -99,7 +101,7 @@ class Variances(Transform):
         super().__init__()
         self.var = nn.Parameter(torch.ones(channels, height, width))
 
-    def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
+    def forward_with_logdet_map(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         var = self.var.clamp(min=MIN_VARIANCE)
         return x / var.sqrt(), (-0.5 * var.log()).sum(0).expand(x.shape[0], -1, -1)
 
@@ -112,15 +114,15 @@ class Variances(Transform):
         return self.encode(x)
 
 
-def _anchor(x: Tensor, cond: LevelCondition | None) -> Tensor:
-    anchor = None if cond is None else cond.anchor
-    if anchor is None or anchor.shape[1:] != x.shape[1:] or anchor.shape[0] not in (1, x.shape[0]):
+def _lr_mean(x: Tensor, cond: LevelCondition | None) -> Tensor:
+    lr_mean = None if cond is None else cond.lr_mean
+    if lr_mean is None or lr_mean.shape[1:] != x.shape[1:] or lr_mean.shape[0] not in (1, x.shape[0]):
         raise ConditionError(
-            f"Expected a condition of {x.shape[0]} items with an anchor of shape {tuple(x.shape[1:])}; got "
-            f"{'none' if anchor is None else tuple(anchor.shape)}. Encode the condition from an image of the matching "
-            "size and batch."
+            f"Expected a condition of {x.shape[0]} items with a mean of shape {tuple(x.shape[1:])}; got "
+            f"{'none' if lr_mean is None else tuple(lr_mean.shape)}. Encode the condition from an image of the "
+            "matching size and batch."
         )
-    return anchor
+    return lr_mean
 
 
 def _mean_log_std(network: nn.Module, x: Tensor, prior_input: Tensor | None) -> tuple[Tensor, Tensor]:

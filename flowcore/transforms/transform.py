@@ -8,7 +8,7 @@ the log density of the latents. Neither method changes its arguments, its module
 ``reverse=`` flag, and the sign of logdet is the same throughout the package.
 
 ``cond`` is what the transform is conditioned on: a ``LevelCondition``, of which it reads the fields it needs, or None.
-``by_position`` is ``forward`` with the logdet resolved by pixel, for score maps.
+``forward_with_logdet_map`` is ``forward`` with the logdet resolved by pixel, for score maps.
 
 ``initialize(x, cond) -> z`` is the only method that sets parameters from data (actnorm's first batch). Training calls
 it once; sampling, loading and ``forward`` never do.
@@ -34,7 +34,7 @@ Latent = TypeVar("Latent", default=Tensor)  # what forward returns first
 Cond = TypeVar("Cond", default=LevelCondition)  # given with ``Latent`` or not at all: old typing_extensions require it
 
 
-class NoPositionsError(FlowError):
+class NoLogdetMapError(FlowError):
     """A transform does not say which positions its log-determinant comes from."""
 
 
@@ -42,18 +42,18 @@ class Transform(nn.Module, Generic[Latent, Cond]):
     """A bijection with a known log-determinant; subclasses state their formulas and obey the law of this module.
 
     Data and latents are ``(B, C, H, W)`` unless a subclass says otherwise: a ``Split`` has a pair of latents, a
-    ``Flow`` a list. A subclass defines ``inverse``, and one of ``by_position``, from which ``forward`` follows, and
-    ``forward``, from which ``by_position`` follows if ``uniform_logdet``; or both.
+    ``Flow`` a list. A subclass defines ``inverse``, and one of ``forward_with_logdet_map``, from which ``forward``
+    follows, and ``forward``, from which ``forward_with_logdet_map`` follows if ``uniform_logdet``; or both.
 
     Attributes:
         uniform_logdet: Whether every position contributes the same to the logdet, whatever data and condition, as in
-            actnorms, 1x1 convolutions and permutations. ``forward`` is then all that ``by_position`` needs.
+            actnorms, 1x1 convolutions and permutations. ``forward`` is then all that ``forward_with_logdet_map`` needs.
     """
 
     uniform_logdet = False
 
     def forward(self, x: Tensor, cond: Cond | None = None) -> tuple[Latent, Tensor]:
-        """Map data to latent; unless overridden, by ``by_position``, summed.
+        """Map data to latent; unless overridden, by ``forward_with_logdet_map``, summed.
 
         Args:
             x: Data, ``(B, C, H, W)``.
@@ -63,7 +63,7 @@ class Transform(nn.Module, Generic[Latent, Cond]):
         Returns:
             The latent, and ``log|det dz/dx|`` in nats, ``(B,)``.
         """
-        z, logdet_map = self.by_position(x, cond)
+        z, logdet_map = self.forward_with_logdet_map(x, cond)
         return z, logdet_map.sum((1, 2))
 
     if TYPE_CHECKING:  # ``nn.Module`` types calls as Any
@@ -94,7 +94,7 @@ class Transform(nn.Module, Generic[Latent, Cond]):
         """Compute the shape of the latent of one item, ``(C, H, W)``, from that of its data."""
         return shape
 
-    def by_position(self, x: Tensor, cond: Cond | None = None) -> tuple[Latent, Tensor]:
+    def forward_with_logdet_map(self, x: Tensor, cond: Cond | None = None) -> tuple[Latent, Tensor]:
         """Map data to latent, with the log-determinant resolved by position.
 
         Returns:
@@ -102,13 +102,13 @@ class Transform(nn.Module, Generic[Latent, Cond]):
             ``uniform_logdet``.
 
         Raises:
-            NoPositionsError: If ``uniform_logdet`` is False, and the subclass does not define this method.
+            NoLogdetMapError: If ``uniform_logdet`` is False, and the subclass does not define this method.
         """
         if not self.uniform_logdet:
-            raise NoPositionsError(
+            raise NoLogdetMapError(
                 f"{type(self).__name__} does not say which positions its log-determinant comes from, so there is no "
-                "map. Define by_position; or set uniform_logdet = True if every position contributes the same, "
-                "whatever the data and the condition."
+                "map. Define forward_with_logdet_map; or set uniform_logdet = True if every position contributes the "
+                "same, whatever the data and the condition."
             )
         z, logdet = self.forward(x, cond)
         return z, spread(logdet[:, None, None], x.shape[-2], x.shape[-1])
@@ -185,11 +185,11 @@ class Chain(Transform):
             shape = part.output_shape(shape)
         return shape
 
-    def by_position(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
+    def forward_with_logdet_map(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:
         height, width = x.shape[-2:]
         total = x.new_zeros(x.shape[0], height, width)
         for part in self.parts():
-            x, logdet_map = part.by_position(x, cond)  # on the grid of this part's input
+            x, logdet_map = part.forward_with_logdet_map(x, cond)  # on the grid of this part's input
             total = total + spread(logdet_map, height, width)
         return x, total
 

@@ -52,9 +52,9 @@ def test_encode_and_decode(flow, recorded):
     for number, feature in enumerate(cond.features, start=1):
         near(feature, recorded[f"{t}.condition{number}"])
     near(flow.encoder(source)[1], recorded[f"{t}.color_map"])
-    near(cond.anchor, recorded[f"{t}.prior_mean"])
+    near(cond.lr_mean, recorded[f"{t}.prior_mean"])
     (eps,), logdet = flow(gt, cond)
-    near(eps + cond.anchor, recorded[f"{t}.enc.z"])
+    near(eps + cond.lr_mean, recorded[f"{t}.enc.z"])
     near(logdet, recorded[f"{t}.enc.logdet"], 5e-6)
     nll = -likelihood.log_prob(flow, gt, cond) / (math.log(2) * gt[0, 0].numel())
     near(nll, recorded[f"{t}.enc.nll"], 5e-6)

@@ -11,7 +11,7 @@ import flowcore
 from flowcore.errors import FlowError
 from flowcore.images.color import luma
 from flowcore.images.files import read
-from flowcore.images.gain_grid import even_gain
+from flowcore.images.gain_grid import bilateral_gain
 from flowcore.networks.low_light import equalize
 from flowcore.runtime.model_input import prepare_input
 from flowcore.tasks.brighten import memory_required
@@ -114,7 +114,7 @@ def uneven(height=96, width=128):
 
 def test_a_ghost_in_a_black_place_is_removed_and_the_gain_stays():
     photograph, picture = uneven()
-    made = even_gain(photograph, picture, 6)
+    made = bilateral_gain(photograph, picture, 6)
     blacks, lights = made[..., 2:-2, 4:28], made[..., 100:124]
     assert float(blacks.max() - blacks.min()) < 0.08  # 0.26 in the picture
     torch.testing.assert_close(lights, picture[..., 100:124], atol=0.05, rtol=0)
@@ -124,7 +124,7 @@ def test_the_hue_of_what_the_photograph_shows_is_kept():
     photograph = torch.tensor([0.24, 0.16, 0.10]).view(1, 3, 1, 1).expand(1, 3, 96, 128).clone()
     picture = (2.5 * photograph).clamp(0, 1)
     picture[:, :, :, 64:] = picture[:, :, :, 64:].flip(1)  # another hue, as a model draws it in a cell
-    made = even_gain(photograph, picture, 6)
+    made = bilateral_gain(photograph, picture, 6)
     hue = photograph / photograph.sum(1, keepdim=True)
     torch.testing.assert_close(made / made.sum(1, keepdim=True), hue, atol=0.02, rtol=0)
 
@@ -133,7 +133,7 @@ def test_black_stays_black_though_the_picture_lifts_it():
     photograph, picture = uneven()
     photograph[..., :32] = 1 / 255
     picture[..., :32] = 0.2
-    assert float(even_gain(photograph, picture, 6)[..., 4:28].max()) < 0.06
+    assert float(bilateral_gain(photograph, picture, 6)[..., 4:28].max()) < 0.06
 
 
 def test_lit_skin_in_a_dark_photograph_stays_nearly_as_it_is():
@@ -141,7 +141,7 @@ def test_lit_skin_in_a_dark_photograph_stays_nearly_as_it_is():
     photograph[..., 96:] = torch.tensor([0.95, 0.75, 0.6]).view(3, 1, 1)
     picture = (4 * photograph).clamp(0, 1)
     lit, made, lifted = (
-        float(luma(x)[..., 104:120].mean()) for x in (photograph, even_gain(photograph, picture, 6), picture)
+        float(luma(x)[..., 104:120].mean()) for x in (photograph, bilateral_gain(photograph, picture, 6), picture)
     )
     assert abs(made - lit) < 0.5 * (lifted - lit)
 
@@ -149,7 +149,7 @@ def test_lit_skin_in_a_dark_photograph_stays_nearly_as_it_is():
 def test_noise_that_the_picture_does_not_show_is_not_brightened():
     photograph, _ = uneven()
     noise = 0.01 * torch.randn(photograph.shape, generator=torch.Generator().manual_seed(3))
-    made = even_gain((photograph + noise).clamp(0, 1), 4 * photograph, 6)
+    made = bilateral_gain((photograph + noise).clamp(0, 1), 4 * photograph, 6)
     assert float(made[..., 100:124].std()) < 0.5 * 4 * 0.01
 
 

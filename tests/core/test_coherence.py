@@ -6,7 +6,7 @@ import torch
 from flowcore import FlowError, colorize, colorize_video, encode_colors
 from flowcore.condition import Condition
 from flowcore.models import configure
-from flowcore.runtime.chroma import coherent_factor, share_noise
+from flowcore.runtime.chroma import correlate_noise, noise_cholesky
 
 from .colorings import colored, gray, tiny_colorizer
 
@@ -26,22 +26,22 @@ def halves(height=6, width=8):
 
 
 def test_every_place_keeps_its_distribution_and_similar_places_share_it(flow):
-    factor = coherent_factor(halves(), 0.95, flow.config.coherence_scales)
+    factor = noise_cholesky(halves(), 0.95, flow.config.coherence_scales)
     covariance = factor @ factor.T
     assert torch.allclose(covariance.diagonal(), torch.ones(48).double())
     assert covariance[0, 1] > 0.9
     assert covariance[3, 4] < 0.1  # neighbors, but not of one thing
     noise = torch.randn(4000, 2, 6, 8, generator=torch.Generator().manual_seed(0))
-    mixed = share_noise(flow, noise, Condition(features=(halves(),)), 0.95)
+    mixed = correlate_noise(flow, noise, Condition(features=(halves(),)), 0.95)
     assert abs(float(mixed.std()) - 1) < 0.01
     assert torch.allclose(mixed[:, 0].flatten(1).T.cov().double(), covariance, atol=0.1)
 
 
 def test_coherence_0_a_single_place_and_huge_grids_stay_independent():
-    assert coherent_factor(halves(), 0.0, SCALES) is None
-    assert coherent_factor(torch.zeros(1, 4, 1, 1), 0.9, SCALES) is None
-    assert coherent_factor(torch.zeros(1, 1, 64, 65), 0.9, SCALES) is None
-    assert coherent_factor(torch.ones(1, 4, 6, 8), 1.0, SCALES).isfinite().all()  # one thing, no noise of its own
+    assert noise_cholesky(halves(), 0.0, SCALES) is None
+    assert noise_cholesky(torch.zeros(1, 4, 1, 1), 0.9, SCALES) is None
+    assert noise_cholesky(torch.zeros(1, 1, 64, 65), 0.9, SCALES) is None
+    assert noise_cholesky(torch.ones(1, 4, 6, 8), 1.0, SCALES).isfinite().all()  # one thing, no noise of its own
 
 
 def test_the_model_states_the_coherence_and_0_is_without(flow):

@@ -18,7 +18,7 @@ from PIL import Image, ImageCms
 import flowcore
 from flowcore.batch import folders
 from flowcore.batch.folders import Job, Outputs, claim
-from flowcore.batch.job import Work
+from flowcore.batch.job import JobSpec
 from flowcore.batch.tables import WHOLE_NUMBERS, Scores
 from flowcore.checkpoints.model_file import save
 from flowcore.checkpoints.writing import SavingError
@@ -340,7 +340,7 @@ def test_a_folder_of_guides_is_listed_once_until_it_changes(tmp_path, monkeypatc
         photograph(guides / f"{k}.png", (8, 6), seed=k)
     listing = Path.iterdir
     monkeypatch.setattr(Path, "iterdir", lambda path: listed.append(path) or listing(path))
-    work = Work(command="upscale", model="x", guide=guides)
+    work = JobSpec(command="upscale", model="x", guide=guides)
     for k in range(3):
         assert work.guide_and_mask(f"{k}.jpg") == {"guide": (guides / f"{k}.png").read_bytes()}
     assert listed == [guides]

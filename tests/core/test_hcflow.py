@@ -32,7 +32,7 @@ def test_a_sample_belongs_to_the_lr_image_exactly(flow):
     flow = build_hcflow().double()
     lr = picture(2, 3, 5, 7).double()
     cond = flow.encode_condition(lr)
-    drawn = [z.double() for z in sample_latents(flow.latent_shapes(20, 28), 2, 0.9, 3, anchored=True)]
+    drawn = [z.double() for z in sample_latents(flow.latent_shapes(20, 28), 2, 0.9, 3, predicts_lr=True)]
     with torch.no_grad():
         hr = flow.inverse(drawn, cond)
         assert torch.allclose(flow.reduce(hr), lr, atol=1e-12)
@@ -62,7 +62,7 @@ def test_any_size_comes_out_scaled(scale):
 
 def test_a_picture_is_what_the_model_decodes(flow):
     lr = picture(1, 3, 5, 7)
-    drawn = sample_latents(flow.latent_shapes(20, 28), 1, 0.8, 11, anchored=True)
+    drawn = sample_latents(flow.latent_shapes(20, 28), 1, 0.8, 11, predicts_lr=True)
     with torch.no_grad():
         expected = flow.inverse(drawn, flow.encode_condition(lr)).clamp(0, 1)
     assert torch.allclose(upscale(flow, lr, temperature=0.8, seed=11), expected, atol=1e-5)
@@ -158,7 +158,7 @@ def test_small_and_restored_pictures_are_the_models_own(rescaler):
         own = rescaler.reduce(hr).clamp(0, 1)
     assert torch.equal(shrink(rescaler, hr), as_stored(own))
     small = shrink(rescaler, picture(1, 3, 16, 24))
-    drawn = sample_latents(rescaler.latent_shapes(16, 24), 1, 0.1, 5, anchored=True)
+    drawn = sample_latents(rescaler.latent_shapes(16, 24), 1, 0.1, 5, predicts_lr=True)
     with torch.no_grad():
         expected = rescaler.inverse(drawn, rescaler.encode_condition(small)).clamp(0, 1)
     assert torch.allclose(restore(rescaler, small, temperature=0.1, seed=5), expected, atol=1e-5)

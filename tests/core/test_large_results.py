@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageFile
 
-from flowcore.batch.job import Work
+from flowcore.batch.job import JobSpec
 from flowcore.cli import batches
 from flowcore.cli.main import main
 from flowcore.images import files
@@ -29,7 +29,7 @@ def test_the_size_of_an_image_is_read_from_its_header(tmp_path, monkeypatch):
     Image.new("RGB", (60, 50)).save(tmp_path / "b.png", exif=turned)
     monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("A whole file was read."))
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("Pixels were decoded."))
-    work = Work(command="upscale", model="", scale=4)
+    work = JobSpec(command="upscale", model="", scale=4)
     assert (files.upright_size(tmp_path / "a.png"), work.size_of(tmp_path / "a.png")) == ((50, 60), (200, 240))
     assert files.upright_size(tmp_path / "b.png") == (60, 50)
 

@@ -121,12 +121,16 @@ def noisy_forward(t, x, cond=None):
 
 
 def amounts(mistake):
-    return wrong(Coupling, by_position=lambda t, x, cond=None: mistake(*Coupling.by_position(t, x, cond)))(network())
+    return wrong(
+        Coupling, forward_with_logdet_map=lambda t, x, cond=None: mistake(*Coupling.forward_with_logdet_map(t, x, cond))
+    )(network())
 
 
 def flow_amounts(mistake):
     flow = build_tiny("glow", channels=1)
-    flow.__class__ = wrong(Flow, by_position=lambda t, x, cond=None: mistake(*Flow.by_position(t, x, cond)))
+    flow.__class__ = wrong(
+        Flow, forward_with_logdet_map=lambda t, x, cond=None: mistake(*Flow.forward_with_logdet_map(t, x, cond))
+    )
     return flow, {"x": torch.rand(2, 1, 4, 8, generator=torch.Generator().manual_seed(1))}
 
 

@@ -104,7 +104,7 @@ def test_a_model_asks_for_its_condition_or_refuses_any(model):
         wrong, sentence = Condition(features=(None,) * len(flow.levels), labels=torch.eye(3)[:2]), "takes no condition"
     else:
         wrong, sentence = None, "takes a condition; make one with"
-    for ask, data in ((flow, x), (flow.inverse, latents), (flow.by_position, x), (flow.initialize, x)):
+    for ask, data in ((flow, x), (flow.inverse, latents), (flow.forward_with_logdet_map, x), (flow.initialize, x)):
         with pytest.raises(ConditionError, match=sentence):
             ask(data, wrong)
 
@@ -290,7 +290,7 @@ def test_initialize_normalizes_and_returns_the_latents_that_forward_then_makes(m
         eps = 0.2 if isinstance(norm, BatchNorm) else 1e-3
         assert (z.var(dim=(0, 2, 3), correction=0) - 1).abs().max() < eps
     flow.inverse(latents, cond)
-    flow.by_position(x, cond)
+    flow.forward_with_logdet_map(x, cond)
     assert all(torch.equal(t, after[name]) for name, t in flow.state_dict().items())
 
 

@@ -12,7 +12,7 @@ from flowcore.likelihood import with_probes
 from flowcore.networks import VectorField
 from flowcore.testing import check, check_gradients, check_round_trip, check_untouched, perturbed
 from flowcore.transforms import ODE, Chain, LevelCondition, Probes, path_costs
-from flowcore.transforms.estimated import fixed_point
+from flowcore.transforms.stochastic_logdet import fixed_point
 
 
 def field(channels=3, hidden=(4, 5), seed=1, **options):
@@ -101,19 +101,21 @@ def test_a_velocity_sees_the_time_as_it_should(time):
 
 def test_all_unit_vectors_give_the_exact_trace_and_its_map():
     ode, x = moving("trace", channels=2), batch(2, 2, 3)
-    exact, total = ode.by_position(x)[1], 0
+    exact, total = ode.forward_with_logdet_map(x)[1], 0
     for unit in torch.eye(x[0].numel(), dtype=x.dtype):
         e = unit.reshape(1, *x.shape[1:]).expand_as(x)
-        total = total + ode.by_position(x, LevelCondition(probes=Probes(vectors=(e,), coefficients=((),))))[1]
+        total = (
+            total + ode.forward_with_logdet_map(x, LevelCondition(probes=Probes(vectors=(e,), coefficients=((),))))[1]
+        )
     assert torch.allclose(total, exact, atol=1e-12)
 
 
 def test_exact_and_trace_in_parts_are_the_same(monkeypatch):
     for how in ("trace", "exact"):
         ode, x = moving(how), batch()
-        whole = ode.by_position(x)[1]
+        whole = ode.forward_with_logdet_map(x)[1]
         monkeypatch.setattr("flowcore.transforms.ode.CHUNK", 700)
-        assert torch.allclose(ode.by_position(x)[1], whole, atol=1e-12)
+        assert torch.allclose(ode.forward_with_logdet_map(x)[1], whole, atol=1e-12)
         monkeypatch.undo()
 
 

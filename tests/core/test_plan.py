@@ -81,7 +81,7 @@ def reference(model, dtype=torch.float64):
     flow, cond = flow_of(model, dtype), condition_of(flow_of(model, dtype), model, dtype)
     with torch.no_grad():
         image = flow.inverse(latents_of(model, dtype), cond)
-        return image, *flow(image, cond), flow.by_position(image, cond)[1]
+        return image, *flow(image, cond), flow.forward_with_logdet_map(image, cond)[1]
 
 
 def check_equal(plan, model, cond, tolerance, dtype=torch.float64):
@@ -90,13 +90,13 @@ def check_equal(plan, model, cond, tolerance, dtype=torch.float64):
     close(plan.inverse(latents_of(model, dtype), cond), image, tolerance)
     with torch.no_grad():
         encoded, change = plan(image, cond)
-        again, amounts = plan.by_position(image, cond)
+        again, amounts = plan.forward_with_logdet_map(image, cond)
     close(change, logdet, tolerance)
     for found, expected in ((encoded, latents), (again, latents), (amounts, shares)):
         for actual, wanted in zip(found[:-1], expected[:-1], strict=True):
             close(actual, wanted, tolerance)
         # the deviation from an anchor is in units of its standard deviation, exp(-6)
-        close(found[-1], expected[-1], tolerance * (math.exp(6) if plan.anchored else 1))
+        close(found[-1], expected[-1], tolerance * (math.exp(6) if plan.predicts_lr else 1))
 
 
 def held_tensors(module):
@@ -131,7 +131,7 @@ def test_plan_computes_what_its_flow_computes(model, strip_bytes, dtype):
     assert (plan.precision, plan.dtype) == ("float32", dtype)  # the flow's own
     for name in ("architecture", "config", "channels", "size_multiple", "condition_scale", "classes", "image_size"):
         assert getattr(plan, name) == getattr(flow, name)
-    assert (plan.fixed_size, plan.anchored) == (flow.fixed_size, flow.anchored)
+    assert (plan.fixed_size, plan.predicts_lr) == (flow.fixed_size, flow.predicts_lr)
     assert plan.capabilities == flow.capabilities
     assert plan.latent_shapes(*sides(model)) == flow.latent_shapes(*sides(model))
 
@@ -200,7 +200,7 @@ def test_samples_of_one_lr_image_share_its_features(strip_bytes):
     plan = plan_of(model, strip_bytes=strip_bytes)
     one = condition_of(plan, model, batch=1)
     shapes = flow_of(model).latent_shapes(*sides(model))
-    drawn = [z.double() for z in sample_latents(shapes, 3, 0.7, 3, anchored=True)]
+    drawn = [z.double() for z in sample_latents(shapes, 3, 0.7, 3, predicts_lr=True)]
     drawn[-1] = drawn[-1][:1].expand(3, -1, -1, -1)
     batches: list[tuple[int, int]] = []
     for number, level in enumerate(plan.levels):
@@ -222,10 +222,10 @@ def test_plans_obey_the_law_and_give_no_gradients(model):
     plan, image = plan_of(model, strip_bytes=1), reference(model)[0]
     cond = condition_of(plan, model)
     laws.check_round_trip(plan, image, cond)
-    laws.check_by_position(plan, image, cond)
+    laws.check_logdet_map(plan, image, cond)
     laws.check_items_independent(plan, image, cond)
     latents, logdet = plan(image.clone().requires_grad_(), cond)
-    _, shares = plan.by_position(image.clone().requires_grad_(), cond)
+    _, shares = plan.forward_with_logdet_map(image.clone().requires_grad_(), cond)
     results = [*latents, logdet, *shares, plan.inverse([z.requires_grad_() for z in latents_of(model)], cond)]
     assert not any(t.requires_grad for t in results)
 
@@ -378,7 +378,7 @@ def test_what_a_plan_cannot_do_is_refused():
         plan.initialize(image)
     for precision in ("bfloat16", "float16", "tf32"):
         plan = Plan(flow_of("glow", torch.float32), precision)
-        for encode in (plan, plan.by_position):
+        for encode in (plan, plan.forward_with_logdet_map):
             with pytest.raises(PrecisionError, match=f"runs in {precision}.*Make a plan in float32"):
                 encode(image)
     level = plan_of("srflow x2").levels[0]
@@ -498,7 +498,7 @@ def test_all_units_of_work_are_reported(architecture):
         x = plan.inverse(sample_latents(plan.latent_shapes(height, width), 1, 0.7, 0), cond)
         assert sum(reports) == plan.units > 0
         assert reports.count(0) > plan.units  # before every convolution
-        for encode in (plan, plan.by_position):
+        for encode in (plan, plan.forward_with_logdet_map):
             reports.clear()
             encode(x, cond)
             assert sum(reports) == plan.units

@@ -121,6 +121,6 @@ def test_a_plug_in_of_the_working_folder_is_found_without_python_m(tmp_path, mon
 
 def test_the_laws_take_what_a_plug_in_may_leave_out():
     class WithoutPositions(ActNorm):
-        uniform_logdet, by_position = False, Transform.by_position
+        uniform_logdet, forward_with_logdet_map = False, Transform.forward_with_logdet_map
 
     check(WithoutPositions(3), torch.rand(2, 3, 4, 6))

@@ -17,7 +17,7 @@ from flowcore.images.resize import resize
 from flowcore.runtime.hints import hints_from_points, parse_points
 from flowcore.runtime.settings import UpscaleSettings
 from flowcore.tasks.faces import restore_faces
-from flowcore.tasks.sample import harmonize, morph
+from flowcore.tasks.sample import morph, normalize_image_latents
 
 PHOTO, OTHER = random_image(1, 3, 32, 40), random_image(1, 3, 32, 40, seed=1)
 SMALL, LARGE = random_image(2, 3, 8, 12), random_image(1, 3, 32, 48)
@@ -64,7 +64,7 @@ TASKS = {  # of a flow and the images it works on
     "repair": (upscaler, functools.partial(flowcore.repair, mask=STROKE), PHOTO),
     "shrink": (rescaler, flowcore.shrink, PHOTO),
     "restore": (rescaler, flowcore.restore, SMALL),
-    "harmonize": (upscaler, harmonize, LARGE),
+    "harmonize": (upscaler, normalize_image_latents, LARGE),
     "match_source": (glow, lambda _, image, **options: flowcore.match_source(image, SMALL[:1], **options), PHOTO),
     "apply_chroma": (glow, lambda _, image, **options: flowcore.apply_chroma(image, OTHER), PHOTO),
 }
@@ -88,7 +88,7 @@ def test_settings_are_passed_by_name_or_as_one_object():
 
 def test_help_has_the_options_of_every_task():
     assert "\n    calm_edges: How much lower any ``temperature`` is at edges" in inspect.getdoc(flowcore.upscale)
-    for task in (flowcore.score, flowcore.match_source, morph, harmonize, restore_faces):
+    for task in (flowcore.score, flowcore.match_source, morph, normalize_image_latents, restore_faces):
         assert "\n\nOptions:\n" in inspect.getdoc(task)
         assert "\n    cancelled: Asked before every network layer" in inspect.getdoc(task), task
         assert ("\n    precision: " in inspect.getdoc(task)) == (task is restore_faces)

@@ -15,7 +15,16 @@ from flowcore.images.resize import pad_symmetric, shrink
 from flowcore.inference.plan import Plan
 from flowcore.latents import interpolate, normalize
 from flowcore.prior import sample_latents
-from flowcore.tasks.sample import MESSY_RATE, apply_style, decode, dequantized_image, encode, harmonize, morph, sample
+from flowcore.tasks.sample import (
+    MESSY_RATE,
+    apply_style,
+    decode,
+    dequantized_image,
+    encode,
+    morph,
+    normalize_image_latents,
+    sample,
+)
 
 LABELED = ["glow of classes", "digits"]
 KINDS = {
@@ -360,8 +369,8 @@ def test_harmonize_decodes_normalized_latents_under_the_small_image():
     step = flow.condition_scale * flow.size_multiple
     image = images(2, 3, 3 * step + 1, 2 * step + 3)
     padded = pad_symmetric(image, (0, 5, 0, 7))  # to sides that 8 divides
-    torch.testing.assert_close(harmonize(flow, image, strength=0.0), image, atol=1e-4, rtol=0)
-    changed = harmonize(flow, image, per="level")
+    torch.testing.assert_close(normalize_image_latents(flow, image, strength=0.0), image, atol=1e-4, rtol=0)
+    changed = normalize_image_latents(flow, image, per="level")
     cond = flow.encode_condition(shrink(padded, flow.condition_scale).clamp(0, 1))
     wanted = decode(flow, normalize(encode(flow, padded, cond)), cond, clamp=True)
     torch.testing.assert_close(changed, wanted[..., : 3 * step + 1, : 2 * step + 3])

@@ -113,14 +113,14 @@ def test_levels_and_pixels_sum_to_the_total(architecture, fields, constant):
     assert {t.dtype for t in vars(result).values() if isinstance(t, torch.Tensor)} == {torch.float64}
 
 
-def test_levels_and_pixels_are_those_of_by_position():
+def test_levels_and_pixels_are_those_of_the_logdet_map():
     """The mean over the draws; what has no place is spread by dimensions, and evenly over the pixels."""
     flow = build(levels=3).double()
     image = picture(2, 3, 8, 16)
     noise = torch.rand(2, *image.shape)
     result = score(flow, image, noise=noise, dequantization="gaussian")
     k, q = to_integers(image)[0].double(), Gaussian()
-    shares = [flow.by_position(Quantization().place(k, q.draw(k, noise[s])[0]))[1] for s in range(2)]
+    shares = [flow.forward_with_logdet_map(Quantization().place(k, q.draw(k, noise[s])[0]))[1] for s in range(2)]
     density = torch.stack([torch.stack(draw) for draw in shares]).mean(0)  # (levels, B, H, W), nats
     density = -density / (image[0].numel() * math.log(2))
     dimensions = torch.tensor([math.prod(shape) for shape in flow.latent_shapes(8, 16)], dtype=torch.float64)
@@ -132,7 +132,7 @@ def test_levels_and_pixels_are_those_of_by_position():
 
 
 class Cubed(Transform):
-    """A transform that somebody wrote without ``by_position``."""
+    """A transform that somebody wrote without ``forward_with_logdet_map``."""
 
     def forward(self, x, cond=None):
         return x + x**3, torch.log1p(3 * x**2).sum((1, 2, 3))
@@ -230,7 +230,7 @@ def test_noise_outside_the_bin_is_no_bound(flow, wide):
     assert not result.bound
     assert any("neighboring bins" in note for note in result.notes)
     x = Quantization().place(to_integers(image)[0].double(), noise[0].double())
-    log_prob = torch.stack([share.flatten(1).sum(1) for share in wide.by_position(x)[1]]).sum(0)
+    log_prob = torch.stack([share.flatten(1).sum(1) for share in wide.forward_with_logdet_map(x)[1]]).sum(0)
     by_hand = bits_per_dim(log_prob, x[0].numel(), 1 / 256).detach()
     assert torch.allclose(score(wide, image, noise=noise[:1]).bits_per_dim, by_hand, rtol=0, atol=1e-9)
     inside = noise.clamp(0, 0.999)

@@ -332,7 +332,7 @@ def test_balanced_levels_count_the_same_however_few_their_latents(photos, tmp_pa
     x, source = open_data(made, photos, tmp_path / "cache").batch(4, 32, made.seed, 0)
     noisy, cond = place(flow, x, made.seed * 1_000_003), flow.encode_condition(source)
     with torch.no_grad():
-        latents, shares = flow.by_position(noisy, cond)
+        latents, shares = flow.forward_with_logdet_map(noisy, cond)
         bits = bits_per_dim(log_prob(flow, noisy, cond), x[0].numel(), 1 / 255)
     assert [z[0].numel() for z in latents] == [96, 32]
     # bits per dimension of a level: its nats over its own number of latents, and bins of 1/255

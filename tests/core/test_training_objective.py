@@ -13,7 +13,7 @@ from flowcore.checkpoints.model_file import read
 from flowcore.dequantization import round_to_integers, to_integers
 from flowcore.errors import FlowError
 from flowcore.images.color import as_stored
-from flowcore.images.gain_grid import even_gain
+from flowcore.images.gain_grid import bilateral_gain
 from flowcore.images.resize import shrink
 from flowcore.models import build
 from flowcore.models.glow import GlowConfig, glow
@@ -190,7 +190,7 @@ def test_a_low_light_model_with_a_grid_also_learns_what_is_left_after_it():
     with torch.no_grad():
         latents = [torch.zeros(2, *shape) for shape in plain.latent_shapes(32, 48)]
         picture = plain.inverse(latents, plain.encode_condition(dark))
-        even = torch.cat([even_gain(dark[k : k + 1], picture[k : k + 1].clamp(0, 1), 1) for k in range(2)])
+        even = torch.cat([bilateral_gain(dark[k : k + 1], picture[k : k + 1].clamp(0, 1), 1) for k in range(2)])
     errors = [float((result - x).abs().mean()) for result in (picture, even)]
     losses = [float(make_objective(flow, stage)(x, dark).detach()) for flow in (plain, gridded)]
     assert losses == pytest.approx([errors[0], sum(errors) / 2], rel=1e-5)

@@ -71,7 +71,7 @@ def reached(transform, x, channel, row, column):
     """Positions, as (row, column), whose share of the logdet changes with one value of x."""
     moved = x.clone()
     moved[:, channel, row, column] += 1
-    before, after = (transform.by_position(image)[1] for image in (x, moved))
+    before, after = (transform.forward_with_logdet_map(image)[1] for image in (x, moved))
     return {(i, j) for _, i, j in (before != after).nonzero().tolist()}
 
 
@@ -92,8 +92,8 @@ def features(channels):
     return LevelCondition(features=data(channels, seed=2)) if channels else None
 
 
-def anchor(channels):
-    return LevelCondition(anchor=data(channels, seed=2))
+def lr_mean(channels):
+    return LevelCondition(lr_mean=data(channels, seed=2))
 
 
 def coupling(channels=5, cond_channels=0, swap=False, scaling="sigmoid", **options):
@@ -183,7 +183,7 @@ CASES = {
     **by_options(coupling, *options(scaling=["narrow"], swap=[False, True], first=[1, 3])),
     "coupling with dense convolutions": lambda: case(Coupling(DenseConvs(3, 2, 4), scaling="narrow", first=3), data(5)),
     "standardize by a fixed prior": lambda: plain(Standardize(FixedPrior(-2.0)), data(5)),
-    "center around an anchor": lambda: (Center(), data(5), anchor(5), False),
+    "center around a mean": lambda: (Center(), data(5), lr_mean(5), False),
     # odd sides have more squares of one color
     **by_options(checkerboard, *options(shape=[(1, 3, 5), (3, 4, 3)], parity=[0, 1], mask_channel=[False, True])),
     **by_options(injector, {"eps": 0.0}, {"eps": 1e-4}, {"scaling": "atan"}, {"scaling": "exp"}),
@@ -405,10 +405,10 @@ def test_only_a_labeled_split_sees_the_labels():
 def test_logdet_of_a_prior_lies_where_its_deviations_do():
     raw = data(6, seed=5)
     expected = -raw[:, 1::2].sum(1)
-    assert torch.allclose(Standardize(_Constant(raw)).by_position(data())[1], expected, atol=1e-12)
-    assert torch.allclose(Split(_Constant(raw)).by_position(data(6))[1], expected, atol=1e-12)
+    assert torch.allclose(Standardize(_Constant(raw)).forward_with_logdet_map(data())[1], expected, atol=1e-12)
+    assert torch.allclose(Split(_Constant(raw)).forward_with_logdet_map(data(6))[1], expected, atol=1e-12)
     table = perturbed(TablePrior(3, 4, 6)).double()
-    at_places = Standardize(table).by_position(data())[1]
+    at_places = Standardize(table).forward_with_logdet_map(data())[1]
     assert torch.allclose(at_places, -table.log_std.sum(1).expand(2, -1, -1), atol=1e-12)
 
 
@@ -416,7 +416,7 @@ def test_logdet_of_pixelwise_maps_is_spread_evenly():
     flat = Chain(Flatten(5, 4, 6), perturbed(Coupling(MLPConditioner(60, 6, 120))))
     norms = perturbed(ActNorm(5, log_factor=3.0)), perturbed(SignedActNorm(5)), move_buffers(BatchNorm(5))
     for transform in (*norms, perturbed(InvertibleConv(5)), FixedAffine(0.3, 0.7), whitening(5), flat):
-        amounts = transform.double().by_position(data(5))[1]
+        amounts = transform.double().forward_with_logdet_map(data(5))[1]
         expected = transform(data(5))[1][:, None, None] / 24
         assert expected.abs().min() > 1e-3
         assert torch.allclose(amounts, expected.expand(2, 4, 6), atol=1e-12)
@@ -431,15 +431,15 @@ def test_logdet_in_a_chain_covers_the_pixels_of_its_grid():
     assert reached(chain, x, 0, 0, 5) == {(i, j) for i in range(4) for j in range(4, 8)}
     first = Chain(*chain.parts()[:2])
     assert reached(first, x, 0, 0, 5) == {(0, 4), (0, 5), (1, 4), (1, 5)}
-    shares = first.by_position(x)[1]
+    shares = first.forward_with_logdet_map(x)[1]
     assert torch.equal(shares, shares[:, ::2, ::2].repeat_interleave(2, 1).repeat_interleave(2, 2))
 
 
 def test_logdet_of_a_finer_grid_is_summed():
     coupling = Coupling(local(1, 4))
     x = data(12)
-    fine = coupling.by_position(Unsqueeze()(x)[0])[1]  # (B, 8, 12)
-    amounts = Chain(Unsqueeze(), coupling).by_position(x)[1]
+    fine = coupling.forward_with_logdet_map(Unsqueeze()(x)[0])[1]  # (B, 8, 12)
+    amounts = Chain(Unsqueeze(), coupling).forward_with_logdet_map(x)[1]
     assert torch.allclose(amounts[:, 1, 2], fine[:, 2:4, 4:6].sum((1, 2)), atol=1e-12)
     check(Chain(Chain(Squeeze(), ActNorm(8)), Chain(Unsqueeze(), Coupling(network(1, 2)))), data(2))
 

@@ -13,7 +13,7 @@ from PIL import Image
 from small_flows import flow
 from talk import examples, graph, loader, newest, noise, opened, options, picture, pixels, refusal, report, shows
 
-from flowcore.tasks.sample import harmonize
+from flowcore.tasks.sample import normalize_image_latents
 
 FILES = comfyui.ROOT / "workflows"
 FILMS = {"black-and-white film": (16, 192, 336), "small film": (12, 72, 96)}
@@ -178,7 +178,7 @@ def test_harmonize_is_the_task(host, flows):
         report=report("harmonize.0"),
     )
     made = pixels(host.outputs(workflow)["report"])
-    wanted = harmonize(flow("small-srflow"), noise(1, 3, 16, 24), strength=0.5, notify=print)
+    wanted = normalize_image_latents(flow("small-srflow"), noise(1, 3, 16, 24), strength=0.5, notify=print)
     torch.testing.assert_close(made, wanted, atol=2e-3, rtol=0)
 
 

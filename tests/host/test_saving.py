@@ -12,7 +12,7 @@ from PIL import ImageCms
 from small_flows import flow
 from talk import graph, loader, noise, opened, picture, refusal
 
-from flowcore.batch.job import Work, Worker
+from flowcore.batch.job import JobSpec, Worker
 from flowcore.images import files
 from flowcore.images.metadata import C2PA, Metadata
 
@@ -62,7 +62,7 @@ def test_bits_alpha_and_metadata_of_an_enlarged_picture_are_those_of_the_command
     )
     (made,) = saved(host, workflow)[1]
     settings = {"temperature": 0.8, "calm_edges": 0.0}
-    work = Work(command="upscale", model="m", scale=2, seed=5, samples=1, bits=None, settings=settings)
+    work = JobSpec(command="upscale", model="m", scale=2, seed=5, samples=1, bits=None, settings=settings)
     (wanted,) = Worker(work, flow("small-srflow"))(data, "deep.png", notify=print)
     assert files.bits_per_channel(made) == 16
     assert same_metadata(made)

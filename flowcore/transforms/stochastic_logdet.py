@@ -15,7 +15,7 @@ MAX_ITERATIONS = 2000  # most iterations toward a fixed point
 PATIENCE = 50  # iterations without progress before giving up
 
 
-class Estimated(Transform):
+class StochasticLogdet(Transform):
     """A bijection whose logdet has no closed form: estimated if the condition has ``probes``, else exact."""
 
     number = 0  # index of its probe; set by ``Flow``, which numbers its estimated transforms
