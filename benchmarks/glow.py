@@ -28,7 +28,7 @@ from torch import Tensor, nn
 import flowcore
 from flowcore.checkpoints.sources.normflows import NORMFLOWS
 from flowcore.flow import Flow
-from flowcore.inference.plan import Plan
+from flowcore.inference.compiled import CompiledFlow
 from flowcore.likelihood import log_prob
 from flowcore.models.glow import GlowConfig, glow
 from flowcore.prior import sample_latents
@@ -120,7 +120,7 @@ def _inference(settings: Settings, setting: peers.Setting) -> list[Table]:
     def bits(nats: Tensor) -> Tensor:
         return 8 - nats / k[0].numel() / math.log(2)
 
-    low = Plan(flow, "bfloat16")
+    low = CompiledFlow(flow, "bfloat16")
     samplers: dict[str, Program] = {
         TASK: lambda: flowcore.sample(flow, n, temperature=1.0, batch=n),
         LOW: lambda: flowcore.sample(low, n, temperature=1.0, batch=n),

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import flowcore
 from flowcore import device as devices
-from flowcore.inference.plan import Plan
+from flowcore.inference.compiled import CompiledFlow
 
 from . import published
 from .measure import Settings, Table, arguments, machine, picture, say, seconds, write
@@ -113,9 +113,9 @@ def decodes(settings: Settings, most: Table) -> Table:
     rows: list[dict[str, Any]] = []
     for limit in most.rows:
         precision = limit["precision"]
-        plan = Plan(flow, cast(Any, precision))
+        compiled = CompiledFlow(flow, cast(Any, precision))
         for samples in settings.samples:
-            run = lambda n=samples, p=plan: flowcore.upscale(p, lr, temperature=TEMPERATURE, samples=n)  # noqa: E731
+            run = lambda n=samples, p=compiled: flowcore.upscale(p, lr, temperature=TEMPERATURE, samples=n)  # noqa: E731
             with Traffic() as traffic:
                 run()
             if on_gpu:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from flowcore.inference.fast import compiled
 from PIL import Image
 from torch import Tensor
 
@@ -22,7 +23,6 @@ from flowcore.evaluation.image_set import read_cropped
 from flowcore.flow import Flow
 from flowcore.images.folders import image_files
 from flowcore.images.resize import enlarge
-from flowcore.inference.plan import planned
 from flowcore.prior import sample_latents
 from flowcore.runtime.overflow import bounded_decoder, decode_with_backoff
 from flowcore.tasks.upscale import MAX_DEVIATION
@@ -69,13 +69,13 @@ def shares(folder: Path, models: Sequence[str] = MODELS) -> dict[str, dict[str, 
 
 
 def _one(flow: Flow, lr: Tensor, temperature: float) -> tuple[bool, float, float, float, float]:
-    plan, side = planned(flow), SIDE * flow.condition_scale
+    fast, side = compiled(flow), SIDE * flow.condition_scale
     z = sample_latents(flow.latent_shapes(side, side), 1, temperature, 0)
-    cond = plan.encode_condition(lr)
+    cond = fast.encode_condition(lr)
     begun = time.process_time()
-    plan.inverse(z, cond)
+    fast.inverse(z, cond)
     plain = time.process_time() - begun
-    done = decode_with_backoff(bounded_decoder(plan, cond, MAX_DEVIATION), z, lambda: enlarge(lr, flow.condition_scale))
+    done = decode_with_backoff(bounded_decoder(fast, cond, MAX_DEVIATION), z, lambda: enlarge(lr, flow.condition_scale))
     guarded = time.process_time() - begun - plain
     if done.attenuated is None or done.filled is None:
         return False, 0.0, 0.0, plain, guarded
@@ -85,7 +85,7 @@ def _one(flow: Flow, lr: Tensor, temperature: float) -> tuple[bool, float, float
 def sheet() -> Image.Image:
     """Draw results without and with the guard."""
     flow = flowcore.load("srflow-x4")
-    plan = planned(flow)
+    fast = compiled(flow)
     photo = read_cropped(PHOTO, 1)[..., 20 : 20 + SIDE, 84 : 84 + SIDE].contiguous()
     square = photo.clone()
     steps = torch.arange(20)
@@ -94,7 +94,7 @@ def sheet() -> Image.Image:
     below: list[Tensor] = []
     for lr, temperature in ((photo, 0.8), (photo, 1.5), (square, 0.8)):
         z = sample_latents(flow.latent_shapes(4 * SIDE, 4 * SIDE), 1, temperature, 0)
-        above.append(plan.inverse(z, plan.encode_condition(lr))[0].nan_to_num(0, 0, 0))
+        above.append(fast.inverse(z, fast.encode_condition(lr))[0].nan_to_num(0, 0, 0))
         below.append(flowcore.upscale(flow, lr, temperature=temperature, seed=0)[0])
     return as_image(torch.cat([torch.cat(above, dim=2), torch.cat(below, dim=2)], dim=1))
 

@@ -35,7 +35,7 @@ from flowcore.evaluation.image_set import list_images, read_cropped, read_uprigh
 from flowcore.flow import Flow
 from flowcore.images.color import as_stored, luma
 from flowcore.images.resize import shrink
-from flowcore.inference.plan import ActualPrecision, Plan
+from flowcore.inference.compiled import ActualPrecision, CompiledFlow
 from flowcore.prior import sample_latents
 from flowcore.runtime.chroma import schedule
 
@@ -100,8 +100,8 @@ def computed(name: str, files: Sequence[Path], device: str, precisions: Sequence
     flow.to(device)
     found: dict[str, dict[str, float]] = {}
     for precision in precisions:
-        plan = Plan(flow, cast(ActualPrecision, precision))
-        found[precision] = changes(expected, [_decoded(plan, source, z, device) for source, z in cases])
+        compiled = CompiledFlow(flow, cast(ActualPrecision, precision))
+        found[precision] = changes(expected, [_decoded(compiled, source, z, device) for source, z in cases])
     return found
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import flowcore
 from flowcore.images.resize import enlarge
-from flowcore.inference.plan import Plan
+from flowcore.inference.compiled import CompiledFlow
 from flowcore.models.srflow import SRFlowConfig
 from flowcore.prior import sample_latents
 
@@ -42,8 +42,11 @@ def _speed(settings: Settings) -> Table:
     precisions = ["float32", "bfloat16"] + (["float16"] if settings.device.startswith("cuda") else [])
     cases = [(precision, samples) for precision in precisions for samples in settings.samples]
     made: dict[str, Tensor] = {}
-    plans: dict[str, Plan] = {}
-    folding = {p: seconds(lambda p=p: plans.update({p: Plan(flow, cast(Any, p))}), settings.device) for p in precisions}
+    compiled: dict[str, CompiledFlow] = {}
+    folding = {
+        p: seconds(lambda p=p: compiled.update({p: CompiledFlow(flow, cast(Any, p))}), settings.device)
+        for p in precisions
+    }
     lr = picture(settings.lr, settings.lr).to(settings.device)
 
     def theirs(small: Tensor) -> None:
@@ -51,7 +54,7 @@ def _speed(settings: Settings) -> Table:
 
     def ours(small: Tensor, precision: str, samples: int) -> None:
         options = {"temperature": TEMPERATURE, "samples": samples}
-        made[f"{precision}, {samples}"] = flowcore.upscale(plans[precision], small, **options)
+        made[f"{precision}, {samples}"] = flowcore.upscale(compiled[precision], small, **options)
 
     programs: dict[str, Program] = {"published": lambda: theirs(lr)}
     programs |= {f"{p}, {n}": lambda p=p, n=n: ours(lr, p, n) for p, n in cases}

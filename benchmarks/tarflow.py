@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from flowcore.inference.plan import Plan
+from flowcore.inference.compiled import CompiledFlow
 from flowcore.models.tarflow import TarFlowConfig, tarflow
 from flowcore.training.stage import PeakMemory
 
@@ -19,22 +19,22 @@ def main() -> None:
     torch.set_num_threads(1)
     for layers, pictures in ((8, 1), (2, 1), (2, 2), (2, 4)):
         flow = tarflow(TarFlowConfig(blocks=1, layers=layers, classes=3)).eval()
-        plan, cond = Plan(flow), flow.encode_condition(torch.zeros(pictures, dtype=torch.long))
+        compiled, cond = CompiledFlow(flow), flow.encode_condition(torch.zeros(pictures, dtype=torch.long))
         latents = [torch.randn(pictures, *flow.latent_shapes(256, 256)[0])]
         start = time.process_time()
-        images = plan.inverse(latents, cond)
+        images = compiled.inverse(latents, cond)
         decoded = time.process_time()
-        plan.encode(images, cond)
+        compiled.encode(images, cond)
         encoded = time.process_time()
         taken = f"decode {decoded - start:.1f} s, encode {encoded - decoded:.1f} s"
         say(f"1 block of {layers} layers, {pictures} pictures: {taken}")
     flow = tarflow(TarFlowConfig(blocks=1, classes=3)).eval()
-    plan, cond = Plan(flow), flow.encode_condition(torch.zeros(2, dtype=torch.long))
+    compiled, cond = CompiledFlow(flow), flow.encode_condition(torch.zeros(2, dtype=torch.long))
     with torch.no_grad(), PeakMemory() as decoding:
-        step = plan.levels[0].steps.transforms[0].network.stepwise(torch.full((4, 3), 1 / 3))  # pyright: ignore
+        step = compiled.levels[0].steps.transforms[0].network.stepwise(torch.full((4, 3), 1 / 3))  # pyright: ignore
         step(torch.zeros(4, 192))
     with PeakMemory() as denoising:
-        plan.gradient(torch.rand(2, 3, 256, 256), cond)
+        compiled.gradient(torch.rand(2, 3, 256, 256), cond)
     say(f"2 pictures: guided {decoding.peak / 1e6:.0f} MB, their noise removed {denoising.peak / 1e6:.0f} MB")
 
 

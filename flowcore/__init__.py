@@ -11,7 +11,7 @@ torch.Size([3, 3, 48, 64])
 torch.Size([2, 3, 48, 64])
 >>> flowcore.colorize_video(flowcore.load("color-photos"), torch.rand(2, 1, 48, 64)).shape
 torch.Size([2, 3, 48, 64])
->>> flowcore.Plan(flow).encode_condition(small).batch  # an optimized flow, as tasks run it
+>>> flowcore.CompiledFlow(flow).encode_condition(small).batch  # an optimized flow, as tasks run it
 1
 >>> flowcore.save(flow, "mine.safetensors", provenance={"source": "my own"})
 
@@ -45,7 +45,8 @@ from .checkpoints.color_memory import ColorMemory
 from .condition import Condition, Guidance
 from .errors import CheckpointError, ConditionError, FlowError, ImageError, PrecisionError, ShapeError
 from .flow import Flow
-from .inference.plan import Plan
+from .inference.compiled import CompiledFlow
+from .inference.compiled import CompiledFlow as Plan  # its earlier name
 from .latents import interpolate, mix_levels, normalize
 from .model import FlowModel
 from .models import register
@@ -77,6 +78,7 @@ __all__ = [
     "Cancelled",
     "CheckpointError",
     "ColorMemory",
+    "CompiledFlow",
     "Condition",
     "ConditionError",
     "Face",

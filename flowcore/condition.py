@@ -86,13 +86,13 @@ class Condition:
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors(self)}
         return sum(storages.values())
 
-    def prepare(self, plan: Any) -> Condition:
-        """Precompute what depends on the condition alone; the result is valid only for this ``Plan``.
+    def prepare(self, compiled: Any) -> Condition:
+        """Precompute what depends on the condition alone; the result is valid only for this ``CompiledFlow``.
 
         These are an injector's shift and scale, and the condition's term of a coupling's first convolution, which all
         samples of an image share. It is worth its memory (``nbytes``) if several samples follow, and changes no result.
         """
-        return replace(self, features=plan.precompute(self.features))
+        return replace(self, features=compiled.precompute(self.features))
 
     def expand(self, samples: int) -> Condition:
         """Expand the condition of one image to ``samples`` items, without copying."""

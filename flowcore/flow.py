@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,10 +77,10 @@ class Level(nn.Module):
 class Flow(Transform[list[Tensor], Condition]):
     """A bijection between images and lists of latents, finest first, with or without a condition.
 
-    Forward: ``x = prelude(x)``; per level ``x = steps(squeeze(x)); (x, latent) = split(x)``; the last latent is
-    ``top(x)``. Logdet: the sum over all of them. Levels without a split pass on all their channels. Where levels have
-    ``details``, these turn what was factored out into latents, from the deepest level up. A ``FlowModel`` also has a
-    configuration and the networks around the flow; tasks take either.
+    Forward: ``x = preprocess(x)``; per level ``x = steps(squeeze(x)); (x, latent) = split(x)``; the last latent is
+    ``top_prior(x)``. Logdet: the sum over all of them. Levels without a split pass on all their channels. Where levels
+    have ``details``, these turn what was factored out into latents, from the deepest level up. A ``FlowModel`` also has
+    a configuration and the networks around the flow; tasks take either.
 
     Attributes:
         estimated: Whether its log-determinant has no closed form, so that ``forward`` takes probes for an estimate (see
@@ -107,8 +107,8 @@ class Flow(Transform[list[Tensor], Condition]):
         levels: Sequence[Level],
         *,
         channels: int,
-        prelude: Transform | None = None,
-        top: Transform | None = None,
+        preprocess: Transform | None = None,
+        top_prior: Transform | None = None,
         image_size: int | Sequence[int] | None = None,
         fixed_size: bool = False,
         predicts_lr: bool = False,
@@ -118,9 +118,9 @@ class Flow(Transform[list[Tensor], Condition]):
         Args:
             levels: Finest first.
             channels: Channels of the image.
-            prelude: From pixels in [0, 1] to the range of the first level; None for the identity.
-            top: Whitens the output of the last level; None for the identity. Gets the labels, as splits do, and the
-                condition's ``lr_mean``.
+            preprocess: From pixels in [0, 1] to the range of the first level; None for the identity.
+            top_prior: Whitens the output of the last level; None for the identity. Gets the labels, as splits do, and
+                the condition's ``lr_mean``.
             image_size: Height and width of the training images, or the side of squares; None if unknown.
             fixed_size: Whether the flow accepts images of that size only.
             predicts_lr: Whether the last output is the LR image, so that the last latents are the deviation from the
@@ -128,13 +128,25 @@ class Flow(Transform[list[Tensor], Condition]):
         """
         super().__init__()
         self.levels = nn.ModuleList(levels)
-        self.channels, self.prelude, self.top, self.predicts_lr = channels, prelude, top, predicts_lr
+        self.channels, self.predicts_lr = channels, predicts_lr
+        self.add_module("prelude", preprocess)  # a name in files, as "top" is
+        self.add_module("top", top_prior)
         self.image_size = None if image_size is None else height_and_width(image_size)
         self.fixed_size = fixed_size
         estimated = [part for part in self.levels.modules() if isinstance(part, StochasticLogdet)]
         for number, part in enumerate(estimated):
             part.number = number  # by which it finds its probes in a condition
         self.estimated = bool(estimated)
+
+    @property
+    def preprocess(self) -> Transform | None:
+        """The transform before the first level; "prelude" in the names of its tensors."""
+        return cast("Transform | None", self._modules["prelude"])
+
+    @property
+    def top_prior(self) -> Transform | None:
+        """The transform after the last level; "top" in the names of its tensors."""
+        return cast("Transform | None", self._modules["top"])
 
     def forward(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], Tensor]:
         """Encode images.
@@ -160,7 +172,7 @@ class Flow(Transform[list[Tensor], Condition]):
         cond: Condition | None,
         encode: Callable[[Transform[Any], Tensor, LevelCondition | None], tuple[Any, Any]],
     ) -> tuple[list[Tensor], list[tuple[int, Any]]]:
-        """Encode part by part, from the prelude to the top; ``encode`` returns a part's latent and its logdet.
+        """Encode part by part, from ``preprocess`` to ``top_prior``; ``encode`` returns a part's latent and its logdet.
 
         Returns the latents and, for every part, the number of the latent that its logdet belongs to, and the logdet in
         the form in which ``encode`` returned it.
@@ -177,8 +189,8 @@ class Flow(Transform[list[Tensor], Condition]):
             logdets.append((len(latents), logdet))  # attributed to the next latent
             return latent
 
-        if self.prelude is not None:
-            x = apply(self.prelude, x, None)
+        if self.preprocess is not None:
+            x = apply(self.preprocess, x, None)
         x = condition.subtract_origin(x)
         split_levels: list[tuple[Level, Tensor]] = []  # each with the channels that continue
         for number, level in enumerate(self._levels()):
@@ -196,8 +208,8 @@ class Flow(Transform[list[Tensor], Condition]):
                 details_condition = LevelCondition(features=features[0])
                 latents[number], logdet = encode(level.details.transform, latents[number], details_condition)
                 logdets.append((number, logdet))
-        if self.top is not None:
-            x = apply(self.top, x, condition.at_level(-1, merge=False))
+        if self.top_prior is not None:
+            x = apply(self.top_prior, x, condition.at_level(-1, merge=False))
         return [*latents, x], logdets
 
     def inverse(
@@ -222,8 +234,8 @@ class Flow(Transform[list[Tensor], Condition]):
         condition = self._check_condition(cond, z[0].shape[0])
         remaining = list(z)
         x = remaining.pop()
-        if self.top is not None:
-            x = self.top.inverse(x, condition.at_level(-1, merge=False))
+        if self.top_prior is not None:
+            x = self.top_prior.inverse(x, condition.at_level(-1, merge=False))
         features: list[Tensor] = []  # of all deeper levels, the next deeper one first
         for number, level in reversed(list(enumerate(self._levels()))):
             level_condition = self._at_level(condition, number)
@@ -237,7 +249,7 @@ class Flow(Transform[list[Tensor], Condition]):
             if between is not None:
                 x = between(number, x)
         x = condition.add_origin(x)
-        return x if self.prelude is None else self.prelude.inverse(x)
+        return x if self.preprocess is None else self.preprocess.inverse(x)
 
     def log_prob(self, x: Tensor, cond: Condition | None = None) -> Tensor:
         """Evaluate the log density in nats, ``(B,)``, at temperature 1: that of the latents plus the log-determinant.
@@ -397,7 +409,7 @@ class Flow(Transform[list[Tensor], Condition]):
         return cond
 
     def _at_level(self, cond: Condition, number: int) -> LevelCondition:
-        return cond.at_level(number)  # overridden by ``Plan``
+        return cond.at_level(number)  # overridden by ``CompiledFlow``
 
     def _check_values(self, x: Tensor) -> None:
         """Reject an empty batch, and any dtype but the model's."""

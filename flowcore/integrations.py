@@ -20,7 +20,7 @@ from .checkpoints.sources import SOURCES, SRFLOW
 from .errors import CheckpointError, FlowError
 from .flow import Level
 from .images.color import to_uint8
-from .inference.plan import forget_plan
+from .inference.compiled import drop_compiled
 from .model import FlowModel
 from .runtime.settings import UpscaleSettings
 from .tasks.upscale import upscale
@@ -90,8 +90,8 @@ class Upscaler(nn.Module):
         return (self.seed + int.from_bytes(digest.digest(), "little")) % 2**32
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Free plans that were made for the previous device."""
-        forget_plan()
+        """Free compiled flows that were made for the previous device."""
+        drop_compiled()
         return super()._apply(fn, recurse)
 
 

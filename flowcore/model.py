@@ -81,8 +81,8 @@ class FlowModel(Flow, Generic[C]):
         config: C,
         architecture: str,
         capabilities: Capabilities,
-        prelude: Transform | None = None,
-        top: Transform | None = None,
+        preprocess: Transform | None = None,
+        top_prior: Transform | None = None,
         image_size: int | Sequence[int] | None = None,
         fixed_size: bool = False,
         encoder: nn.Module | None = None,
@@ -101,8 +101,8 @@ class FlowModel(Flow, Generic[C]):
         super().__init__(
             levels,
             channels=channels,
-            prelude=prelude,
-            top=top,
+            preprocess=preprocess,
+            top_prior=top_prior,
             image_size=image_size,
             fixed_size=fixed_size,
             predicts_lr=predicts_lr,
@@ -129,13 +129,14 @@ class FlowModel(Flow, Generic[C]):
             config=None,
             architecture="custom",
             capabilities=Capabilities(source="none", tasks=frozenset({"sample"})),
-            prelude=flow.prelude,
-            top=flow.top,
+            preprocess=flow.preprocess,
+            top_prior=flow.top_prior,
             image_size=flow.image_size,
             fixed_size=flow.fixed_size,
             predicts_lr=flow.predicts_lr,
         )
-        model.conditional, model.levels = flow.conditional, flow.levels  # the same list: they share a cached plan
+        # the same list of levels: they share a cached compiled flow
+        model.conditional, model.levels = flow.conditional, flow.levels
         return model
 
     def encode_condition(self, source: Tensor) -> Condition:
@@ -189,7 +190,7 @@ class FlowModel(Flow, Generic[C]):
         self._check_image(x)
         if not self.predicts_lr:
             raise ConditionError(f"The last level of a {self.architecture} model is not an image; encode it instead.")
-        x = x if self.prelude is None else self.prelude(x)[0]
+        x = x if self.preprocess is None else self.preprocess(x)[0]
         for level in self._levels():
             x = level.steps(level.squeeze(x)[0])[0]
             x = x if level.split is None else level.split(x)[0][0]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from flowcore import FlowError
-from flowcore.batch.folders import InputFile, Job, do, examine, find, is_done, make_jobs, split_name
+from flowcore.batch.folders import InputFile, Job, is_done, iter_pending, list_inputs, make_jobs, process, split_name
 from flowcore.batch.job import JobSpec, Worker, encode_like
 from flowcore.batch.tables import NAME, Manifest
 from flowcore.checkpoints.color_memory import starter_memory
@@ -259,7 +259,10 @@ class FlowcoreFolder(FlowNode):
                 f"folder: {shown(folder)} is not a folder in ComfyUI's input folder. Put your pictures there."
             )
         skipped = dict[Path, str]()
-        pictures, manifest = find([str(source)], out, self.notes, skipped), Manifest(inside("output", out / NAME))
+        pictures, manifest = (
+            list_inputs([str(source)], out, self.notes, skipped),
+            Manifest(inside("output", out / NAME)),
+        )
         manifest.append_skipped({path.relative_to(source): reason for path, reason in skipped.items()})
         parts = [(model, pictures)] if isinstance(model, HostModel) else _group_by_model(model, pictures)
         for part, its_pictures in parts:
@@ -274,7 +277,7 @@ class FlowcoreFolder(FlowNode):
             memory, side = (memory_to_colorize, LARGE) if colorizes else (memory_required, ORDINARY_TILE)
             part.load(memory(part.flow, side, side))
             worker = Worker(work, part.flow)
-            for job, state in examine(([job] for job in jobs), partial(is_done, worker=worker), notify=self.notes):
+            for job, state in iter_pending(([job] for job in jobs), partial(is_done, worker=worker), notify=self.notes):
                 stop_if_cancelled()
                 if state == "done":
                     count["there already"] += 1
@@ -282,7 +285,7 @@ class FlowcoreFolder(FlowNode):
                 if state == "pending":
                     self.notes.show(f"{count.total() + 1} of {len(pictures)}: {job.source.name}")
                     of_job = progress.part(count.total() / len(pictures), 1 / len(pictures))
-                    result = do(job, worker, self.notes, of_job, stop_if_cancelled)
+                    result = process(job, worker, self.notes, of_job, stop_if_cancelled)
                 else:
                     result = state
                 # The manifest has paths relative to the two folders.

@@ -12,8 +12,8 @@ import flowcore
 from flowcore import FlowError, FlowModel
 from flowcore.checkpoints import catalog
 from flowcore.images.contact_sheet import contact_sheet
+from flowcore.inference.compiled import drop_compiled
 from flowcore.inference.condition_cache import ConditionStore
-from flowcore.inference.plan import forget_plan
 from flowcore.integrations import Upscaler, descriptor, register
 from flowcore.prior import Temperature, masked_temperature
 from flowcore.quality.metrics import diversity
@@ -57,7 +57,7 @@ MIN_DIVERSITY = 0.4  # in 1/255; samples that differ less look alike. At the def
 SAME, NEARLY_SAME = 48, 32  # decibels from which a picture shrunk again is called so
 ORDINARY_TILE = 512  # pixels of the low-resolution image
 STORE = ConditionStore()  # so that another seed or temperature does not encode the image again
-release_callbacks += [STORE.clear, forget_plan]
+release_callbacks += [STORE.clear, drop_compiled]
 
 LOOK_ALIKE = (
     "The samples look alike: with these settings the model has little to choose. Move faithful to bold to the right "

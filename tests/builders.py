@@ -128,7 +128,7 @@ _VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "on one grid": {"structure": "single", "steps": (2,), "hidden": (6,), "widths": (4, 4)},
     },
 }
-# The models on which the law is checked and whose plans are compared with them: architecture and fields.
+# The models on which the law is checked and whose compiled flows are compared with them: architecture and fields.
 MODELS = {
     f"{architecture} {name}".rstrip(): (architecture, {**MINIMAL[architecture], **fields})
     for architecture, variants in _VARIANTS.items()

@@ -11,7 +11,7 @@ from small_flows import flow as small_flow
 from torch import Tensor
 
 import flowcore
-from flowcore.inference.plan import forget_plan
+from flowcore.inference.compiled import drop_compiled
 from flowcore.latents import attribute_direction
 from flowcore.likelihood import with_probes
 from flowcore.models import ARCHITECTURES
@@ -144,7 +144,7 @@ def source_of(flow: flowcore.Flow, batch: int) -> Tensor | None:
 
 
 def _plain_flows(place: Place) -> list[Tensor]:
-    """The readable flows, there and back, without a plan."""
+    """The readable flows, there and back, without a compiled flow."""
     made: list[Tensor] = []
     for name in TINY:
         flow = place.flow(name)
@@ -186,8 +186,8 @@ TASKS: dict[str, Callable[[Place], Result]] = {
 
 
 def run(name: str, place: Place) -> list[Tensor]:
-    """The results of a task, on the CPU; no plan of an earlier call is used."""
-    forget_plan()
+    """The results of a task, on the CPU; no compiled flow of an earlier call is used."""
+    drop_compiled()
     made = TASKS[name](place)
     return [t.cpu() for t in ([made] if isinstance(made, Tensor) else made)]
 

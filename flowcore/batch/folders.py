@@ -75,7 +75,7 @@ State = Literal["done", "pending"] | FlowError  # of a job; an error says why it
 # --- which files ------------------------------------------------------------------------------------------------------
 
 
-def find(
+def list_inputs(
     words: Sequence[str],
     out: Path | None = None,
     notify: Callable[[str], None] | None = None,
@@ -252,7 +252,7 @@ def exclusive(target: Path) -> Generator[None]:
         release(lock)
 
 
-def examine(
+def iter_pending(
     units: Iterable[Sequence[Job]],
     is_done: Callable[[Job], bool],
     *,
@@ -302,7 +302,7 @@ def examine(
 
 
 def job_state(job: Job, is_done: Callable[[Job], bool]) -> State:
-    """Tell whether a job is to be done, see ``examine``."""
+    """Tell whether a job is to be done, see ``iter_pending``."""
     try:
         return FlowError(job.problem) if job.problem else "done" if is_done(job) else "pending"
     except FlowError as error:
@@ -323,7 +323,7 @@ def _frames_to_skip(unit: Sequence[Job], states: list[State]) -> int:
     return number
 
 
-def do(
+def process(
     job: Job,
     worker: Worker,
     notify: Callable[[str], None],

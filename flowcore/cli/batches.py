@@ -128,7 +128,7 @@ def prepare_images(
     models = (FOR_CLEAN, FOR_DAMAGED) if options.model == AUTO else (options.model,)
     runs = {name: prepare(Namespace(**{**vars(options), "model": name})) for name in models}
     skipped = dict[Path, str]()
-    pictures = folders.find(options.images, options.out, log, skipped)
+    pictures = folders.list_inputs(options.images, options.out, log, skipped)
     names = sample_names or seed_names(options)
     jobs = Jobs(runs, _jobs(options, pictures, runs, names), again=options.again)
     work = jobs.worker.work
@@ -301,17 +301,17 @@ def execute(
 ) -> Iterator[tuple[Job, Outputs | Exception | None]]:
     """Do the jobs that are not done, each with its model; yield what came of each, None if it was done.
 
-    ``units`` are those of ``folders.examine``. An exception ends the run, such as a ``SavingError``, after which
+    ``units`` are those of ``folders.iter_pending``. An exception ends the run, such as a ``SavingError``, after which
     nothing could be saved.
     """
     if uses_ray(options):
         yield from _execute_on_cluster(options, units, is_done, run_of)
         return
     limit: float | None = getattr(options, "time_limit", None)
-    for job, state in folders.examine(units, is_done, whole_clips=whole_clips, notify=log):
+    for job, state in folders.iter_pending(units, is_done, whole_clips=whole_clips, notify=log):
         if state == "pending":
             progress, worker = bar.start(job.source), run_of(job).worker
-            yield job, folders.do(job, worker, log, progress, _time_limit(limit))
+            yield job, folders.process(job, worker, log, progress, _time_limit(limit))
         else:
             yield job, None if state == "done" else state
 
@@ -348,7 +348,7 @@ def _execute_on_cluster(
     """Do as ``execute`` on a Ray cluster, one model after the other; other processes may make the same results."""
     cluster = import_cluster()
     pending: dict[str, list[Job]] = {}
-    for job, state in folders.examine(units, is_done, claims=False):
+    for job, state in folders.iter_pending(units, is_done, claims=False):
         if state == "pending":
             pending.setdefault(run_of(job).options.model, []).append(job)
         else:

@@ -41,7 +41,7 @@ def prepare_score(options: Namespace) -> Callable[[], None]:
     table = None
     if options.out is not None:
         table = Scores(options.out if options.out.suffix.lower() == ".csv" else options.out / "scores.csv")
-    jobs = [Job(picture.path) for picture in folders.find(options.images, notify=log)]
+    jobs = [Job(picture.path) for picture in folders.list_inputs(options.images, notify=log)]
     if uses_ray(options):
         import_cluster()
     return partial(_score, options, jobs, ModelRun(options=options, worker=Worker(work, flow)), table)

@@ -59,7 +59,7 @@ def prepare_verify(options: Namespace) -> Callable[[], None]:
 
     if options.model is not None:
         load_once(options.model)
-    pictures = folders.find(options.images, options.maps, log)
+    pictures = folders.list_inputs(options.images, options.maps, log)
     if options.maps is None:
         jobs = [folders.Job(picture.path) for picture in pictures]
     else:

@@ -2,7 +2,7 @@
 
 A first reading can skip this folder.
 
-- ``plan.py``: a ``Plan``, which ``planned(flow)`` returns: an immutable, optimized copy of a ``Flow``.
+- ``compiled.py``: a ``CompiledFlow``, which ``compiled(flow)`` returns: an immutable, optimized copy of a ``Flow``.
 - ``encoders.py``: its encoders, whose features are never enlarged.
 - ``steps.py``: a ``FoldedLevel`` is made of ``Mixing`` (``fold.py``: actnorms and 1x1 convolutions as one matrix) and
   ``FoldedAffine`` (couplings and injectors, each with a ``FoldedConditioner`` of ``conditioners.py``).

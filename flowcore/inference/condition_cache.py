@@ -12,7 +12,7 @@ from torch import Tensor
 from ..condition import Condition
 from ..device import free_memory
 from ..identity import fingerprint
-from .plan import Plan
+from .compiled import CompiledFlow
 
 V = TypeVar("V")
 
@@ -62,17 +62,17 @@ class ConditionStore(RecentlyUsed[Condition]):
         super().__init__(count, attrgetter("nbytes"))
         self.budget = budget
 
-    def condition(self, plan: Plan, source: Tensor) -> Condition:
-        """Look up, or encode and store, the condition of one image; ``source`` is as in ``plan.encode_condition``."""
-        key = (plan.identity, fingerprint(source))
+    def condition(self, compiled: CompiledFlow, source: Tensor) -> Condition:
+        """Look up, or encode and store, the condition of one image; ``source`` is as in ``encode_condition``."""
+        key = (compiled.identity, fingerprint(source))
         if (cached := self.get(key)) is not None:
             return cached
-        cond = plan.encode_condition(source.to(plan.device))
-        free = free_memory(plan.device)
+        cond = compiled.encode_condition(source.to(compiled.device))
+        free = free_memory(compiled.device)
         budget = self.budget if free is None else min(self.budget, (free + self.nbytes) // 8)
-        height, width = (side * plan.condition_scale for side in source.shape[-2:])
-        if cond.nbytes + plan.prepared_bytes(height, width) <= budget:
-            cond = cond.prepare(plan)
+        height, width = (side * compiled.condition_scale for side in source.shape[-2:])
+        if cond.nbytes + compiled.prepared_bytes(height, width) <= budget:
+            cond = cond.prepare(compiled)
         if cond.nbytes <= budget:
             self.put(key, cond, budget)
         return cond

@@ -59,12 +59,12 @@ class Conv(nn.Module):
     ) -> Iterator[tuple[int, int, Tensor]]:
         """Compute an image in strips of ``each`` rows; yield the first row, the row after the last, and the strip.
 
-        ``rows`` looks up the input. ``streams`` are convolutions before this one: they forget what is not read again.
+        ``rows`` looks up the input. ``streams`` are convolutions before this one: they drop what is not read again.
         """
         for top, bottom in strips(height, each):
             reads = self.reads(top, bottom, height)
             for stream in streams:
-                stream.forget(reads.start)
+                stream.drop_rows_before(reads.start)
             yield top, bottom, self(rows(reads.start, reads.stop), top, bottom, height)
 
     def on_canvas(self, x: Tensor, budget: StripBudget) -> Tensor:
@@ -81,8 +81,8 @@ class StreamedConv:
     """The rows of a convolution and its leaky ReLU, each computed once, when first requested (see ``Rows``).
 
     Strips are requested from top to bottom. In a chain of such convolutions each reads a halo of one row; so rows stay
-    here until ``forget``, for the next strip; or, where a single other convolution reads them, all but the last
-    ``keep`` are freed at once. The slope is a number, or one per channel.
+    here until ``drop_rows_before``, for the next strip; or, where a single other convolution reads them, all but the
+    last ``keep`` are freed at once. The slope is a number, or one per channel.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class StreamedConv:
         self.stored: Tensor | None = None
 
     def __call__(self, start: int, stop: int) -> Tensor:
-        """Return the rows of a range that has not been forgotten, ``(B, outputs, stop - start, W)``."""
+        """Return the rows of a range that has not been dropped, ``(B, outputs, stop - start, W)``."""
         stored, slope = self.stored, self.slope
         end = self.first + (0 if stored is None else stored.shape[2])
         if stored is None or stop > end:
@@ -103,10 +103,10 @@ class StreamedConv:
             self.stored = stored = rows if stored is None else torch.cat([stored, rows], dim=2)
         result = stored[:, :, start - self.first : stop - self.first]
         if self.keep is not None:
-            self.forget(stop - self.keep)
+            self.drop_rows_before(stop - self.keep)
         return result
 
-    def forget(self, first: int) -> None:
+    def drop_rows_before(self, first: int) -> None:
         """Free the rows above ``first``."""
         if self.stored is not None:
             rest = self.stored[:, :, first - self.first :]

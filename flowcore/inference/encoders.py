@@ -249,7 +249,7 @@ class FoldedIMDNEncoder(nn.Module):
         for top, bottom in strips(height, self._rows(result)):
             reads = fine.reads(top, bottom, height)
             first, end = reads.start // 2, -(-reads.stop // 2)
-            small.forget(first)
+            small.drop_rows_before(first)
             rows = F.pixel_shuffle(small(first, end), 2)[:, :, reads.start - 2 * first : reads.stop - 2 * first]
             result[:, :, top:bottom] = F.leaky_relu_(fine(rows, top, bottom, height), 0.2)
         return result

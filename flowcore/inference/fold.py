@@ -54,7 +54,7 @@ class Mixing(Transform):
         matrix, bias, log_det = reduce(ChannelAffine.then, maps)
         inverse = torch.linalg.inv(matrix)
         self.log_det = float(log_det)
-        self.to_latent = matrix.to(like), bias.to(like)  # not buffers: a plan is never moved
+        self.to_latent = matrix.to(like), bias.to(like)  # not buffers: ``.to()`` of a compiled flow raises
         self.to_data = inverse.to(like), -(inverse @ bias).to(like)
 
     def forward(self, x: Tensor, cond: LevelCondition | None = None) -> tuple[Tensor, Tensor]:

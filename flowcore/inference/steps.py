@@ -179,7 +179,7 @@ class AffineParams:
                 self.terms = rows_of(precomputed)
         elif part.network.condition is not None:
             if features is None:
-                raise ConditionError("This step needs a condition; got none. Pass plan.encode_condition(source).")
+                raise ConditionError("This step needs a condition; got none. Pass flow.encode_condition(source).")
             self.terms = StreamedConditionConv(part.network.condition, multi_scale(features), part.budget)
 
     def compute(self, tile: Tile) -> Tensor:

@@ -23,14 +23,14 @@ MIN_ROWS = 8  # lower strips would mostly recompute halo rows
 Rows = Callable[[int, int], Tensor]  # computes the rows from start to stop, (B or 1, C, stop - start, W)
 Tile = tuple[slice, int, int]  # some images of a batch; their rows from top to bottom
 
-_minimum: ContextVar[bool] = ContextVar("minimum", default=False)  # per thread: plans may be shared
+_minimum: ContextVar[bool] = ContextVar("minimum", default=False)  # per thread: compiled flows may be shared
 Observer = Callable[[int], None]
 _observer: ContextVar[Observer] = ContextVar("observer", default=lambda _: None)
 
 
 @contextmanager
 def minimum_memory() -> Generator[None, None, None]:
-    """Make strips as low as possible in all plans that the body of the ``with`` statement runs in this thread."""
+    """Make strips as low as possible in all compiled flows that run inside the ``with`` block, in this thread."""
     token = _minimum.set(True)
     try:
         yield
@@ -40,10 +40,10 @@ def minimum_memory() -> Generator[None, None, None]:
 
 @contextmanager
 def observed(observer: Observer) -> Generator[None, None, None]:
-    """Report the progress of all plans that run inside the ``with`` block, in this thread, to an observer.
+    """Report the progress of all compiled flows that run inside the ``with`` block, in this thread, to an observer.
 
     It is called with 0 before every convolution, and with the number of finished units of work (a block of
-    the encoder, a coupling, an injector) after them; see ``Plan.units``. An exception that it raises ends the run.
+    the encoder, a coupling, an injector) after them; see ``CompiledFlow.units``. Exceptions that it raises end the run.
     """
     token = _observer.set(observer)
     try:
@@ -63,7 +63,7 @@ def stop_before(layer: nn.Module) -> None:
 
 
 class StripBudget:
-    """Bytes that the tensors of a strip may take, for all parts of a plan; results depend on it by rounding at most."""
+    """Bytes that the tensors of a strip may take, for all parts of a flow; results depend on it by rounding at most."""
 
     def __init__(self, strip: int = STRIP_BYTES["cpu"], dense: int = DENSE_BYTES["cpu"]) -> None:
         self.usual_strip, self.usual_dense = strip, dense

@@ -66,7 +66,7 @@ def class_conditional(config: ClassConditionalConfig) -> FlowModel[ClassConditio
         config=config,
         architecture="class_conditional",
         capabilities=Capabilities(source="labels", tasks=config.tasks),
-        prelude=FixedAffine(config.shift, config.width),
+        preprocess=FixedAffine(config.shift, config.width),
         condition_encoder=_encode_labels,
         classes=config.classes,
         image_size=config.image_size,

@@ -137,7 +137,7 @@ def colorizer(config: ColorizerConfig) -> FlowModel[ColorizerConfig]:
         config=config,
         architecture="colorizer",
         capabilities=Capabilities(source="luma", tasks=config.tasks),
-        prelude=ChannelWhitening(2),
+        preprocess=ChannelWhitening(2),
         encoder=encoder,
         condition_encoder=_encode_luma,
     )
@@ -166,8 +166,9 @@ def _encode_luma(flow: FlowModel[ColorizerConfig], source: Tensor) -> Condition:
     features = flow.encoder(*split_source(source))
     origin = None
     if flow.config.residual:  # the chroma predicted on the finest grid, at stride 8, enlarged and whitened
-        prelude, first = flow.prelude, flow.config.features  # the encoder appends the prediction to its own features
-        assert isinstance(prelude, ChannelWhitening)
-        chroma = features[0][:, first : first + 2].to(prelude.get_buffer("mean")) * CHROMA_UNIT
-        origin = prelude(F.interpolate(chroma, scale_factor=2.0, mode="bicubic") + NEUTRAL)[0]
+        # the encoder appends the prediction to its own features
+        preprocess, first = flow.preprocess, flow.config.features
+        assert isinstance(preprocess, ChannelWhitening)
+        chroma = features[0][:, first : first + 2].to(preprocess.get_buffer("mean")) * CHROMA_UNIT
+        origin = preprocess(F.interpolate(chroma, scale_factor=2.0, mode="bicubic") + NEUTRAL)[0]
     return Condition(features=tuple(features if flow.config.structure == "pyramid" else features[:1]), origin=origin)

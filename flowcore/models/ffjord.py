@@ -81,7 +81,7 @@ def ffjord(config: FFJORDConfig) -> FlowModel[FFJORDConfig]:
         architecture="ffjord",
         # four stages of a step, each with its slopes
         capabilities=Capabilities(source="none", tasks=config.tasks, floats_per_pixel=8.0 * sum(config.hidden)),
-        prelude=Logit(config.alpha) if config.alpha else FixedAffine(0.5),
+        preprocess=Logit(config.alpha) if config.alpha else FixedAffine(0.5),
         image_size=config.image_size,
     )
 

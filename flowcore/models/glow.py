@@ -97,11 +97,13 @@ def glow(config: GlowConfig) -> FlowModel[GlowConfig]:
             split = Split(ZeroConv(channels // 2, channels, edge=config.edge))
         levels.append(Level(steps, split))
         channels = channels if last else channels // 2
-    top = None
+    top_prior = None
     if config.split_prior == "table":
-        top = Standardize(_table(channels, config.levels, config))
+        top_prior = Standardize(_table(channels, config.levels, config))
     elif config.learned_top or config.classes:
-        top = Standardize(TopPrior(channels, learned=config.learned_top, edge=config.edge, classes=config.classes))
+        top_prior = Standardize(
+            TopPrior(channels, learned=config.learned_top, edge=config.edge, classes=config.classes)
+        )
     source = "labels" if config.classes else "none"
     floats = 3 / 4 * config.hidden  # activations: three tensors of the hidden width, at a quarter of the pixels
     dequantizer = None
@@ -113,8 +115,8 @@ def glow(config: GlowConfig) -> FlowModel[GlowConfig]:
         config=config,
         architecture="glow",
         capabilities=Capabilities(source=source, tasks=config.tasks, floats_per_pixel=floats),
-        prelude=FixedAffine(0.5) if config.pixels == "centred" else None,
-        top=top,
+        preprocess=FixedAffine(0.5) if config.pixels == "centred" else None,
+        top_prior=top_prior,
         condition_encoder=_encode_labels if config.classes else None,
         classes=config.classes,
         image_size=config.image_size,

@@ -92,7 +92,7 @@ def hcflow(config: HCFlowConfig) -> FlowModel[HCFlowConfig]:
         config=config,
         architecture="hcflow",
         capabilities=Capabilities(source="low_resolution", tasks=config.tasks),
-        top=Chain(Center(), Standardize(FixedPrior(LR_LOG_STD))),
+        top_prior=Chain(Center(), Standardize(FixedPrior(LR_LOG_STD))),
         condition_encoder=_encode_lr,
         condition_scale=config.scale,
         predicts_lr=True,

@@ -76,7 +76,7 @@ def llflow(config: LLFlowConfig) -> FlowModel[LLFlowConfig]:
         config=config,
         architecture="llflow",
         capabilities=Capabilities(source="low_light", tasks=config.tasks),
-        top=Center(),
+        top_prior=Center(),
         encoder=encoder,
         condition_encoder=_encode_dark,
     )
@@ -85,6 +85,6 @@ def llflow(config: LLFlowConfig) -> FlowModel[LLFlowConfig]:
 def _encode_dark(flow: FlowModel[LLFlowConfig], source: Tensor) -> Condition:
     check_source(flow, source, (3, 6), "a dark photograph of shape (B, 3, H, W)", MULTIPLE)
     x = network_input(source) if source.shape[1] == 3 else source
-    assert flow.encoder is not None  # a LowLightEncoder, or a plan's folded one
+    assert flow.encoder is not None  # a LowLightEncoder, or a compiled flow's folded one
     features, color = flow.encoder(x)
     return Condition(features=tuple(features), lr_mean=F.pixel_unshuffle(color.to(source.dtype), MULTIPLE))

@@ -67,7 +67,7 @@ def realnvp(config: RealNVPConfig) -> FlowModel[RealNVPConfig]:
         config=config,
         architecture="realnvp",
         capabilities=Capabilities(source="none", tasks=config.tasks, floats_per_pixel=4.0 * config.hidden),
-        prelude=Logit(config.alpha),
+        preprocess=Logit(config.alpha),
         image_size=config.image_size,
     )
 

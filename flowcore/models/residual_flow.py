@@ -101,7 +101,7 @@ def residual_flow(config: ResidualFlowConfig) -> FlowModel[ResidualFlowConfig]:
         config=config,
         architecture="residual_flow",
         capabilities=Capabilities(source="none", tasks=config.tasks, floats_per_pixel=floats),
-        prelude=Logit(config.alpha),
+        preprocess=Logit(config.alpha),
         image_size=config.image_size,
         fixed_size=bool(config.full_blocks) or config.lipschitz == "grid",
     )

@@ -113,7 +113,7 @@ def srflow(config: SRFlowConfig) -> FlowModel[SRFlowConfig]:
 
 def _encode_lr(flow: FlowModel[SRFlowConfig], lr: Tensor) -> Condition:
     check_lr(flow, lr)
-    assert flow.encoder is not None  # an LREncoder, or a plan's folded one
+    assert flow.encoder is not None  # an LREncoder, or a compiled flow's folded one
     features, origin = flow.encoder(lr, flow.config.grids, with_enlargement=flow.config.residual)
     return Condition(features=tuple(features), origin=origin)
 

@@ -137,7 +137,7 @@ def srflow_da(config: SRFlowDAConfig) -> FlowModel[SRFlowDAConfig]:
 
 def _encode_lr(flow: FlowModel[SRFlowDAConfig], lr: Tensor) -> Condition:
     check_lr(flow, lr)
-    assert flow.encoder is not None  # an RRDBEncoder, or a plan's folded one
+    assert flow.encoder is not None  # an RRDBEncoder, or a compiled flow's folded one
     grids = flow.config.grids
     by_grid = dict(zip(grids, flow.encoder(lr, grids)[0], strict=True))
     return Condition(features=tuple(by_grid[grid] for grid in flow.config.grids_by_level))

@@ -91,7 +91,7 @@ def tarflow(config: TarFlowConfig) -> FlowModel[TarFlowConfig]:
         capabilities=Capabilities(
             source=source, tasks=config.tasks, floats_per_pixel=floats / config.patch**2, guided=config.classes > 0
         ),
-        prelude=FixedAffine(0.5, 0.5),
+        preprocess=FixedAffine(0.5, 0.5),
         condition_encoder=_encode_labels if config.classes else None,
         classes=config.classes,
         image_size=config.image_size,

@@ -7,7 +7,7 @@ from torch import Tensor
 PROGRESS_UNITS = 10_000  # resolution of a progress that several tasks share
 
 Precision = Literal["float32", "bfloat16", "float16", "auto", "tf32"]
-"""How conditioners and encoder compute, see ``inference.plan.Plan``; "auto" is ``device.preferred_precision``."""
+"""How conditioners and encoder compute, see ``CompiledFlow``; "auto" is ``device.preferred_precision``."""
 
 
 class Cancelled(Exception):

@@ -171,7 +171,7 @@ class Colorization:
         if recalled is not None:
             blocks = recalled.repeat_interleave(CELL, 2).repeat_interleave(CELL, 3)
             source = torch.cat([source.expand(len(blocks), -1, -1, -1), blocks], dim=1)  # (B, 8 + 5, h, w)
-        cond = self.run.plan.encode_condition(source.to(self.run.dtype))
+        cond = self.run.compiled.encode_condition(source.to(self.run.dtype))
         if not seeds:  # their work counts with their colorings
             self.run.advance()
         return cond.map_tensors(lambda t: t.to(self.run.dtype))
@@ -220,7 +220,7 @@ class Colorization:
             x = x if carry is None else carry(level, x)
             return x if hints is None or not hints.lock else lock_level(self.flow, cond, level, x, hints)
 
-        decoded = self.run.plan.inverse([level.to(self.run.dtype) for level in z], cond, after_level)
+        decoded = self.run.compiled.inverse([level.to(self.run.dtype) for level in z], cond, after_level)
         height, width = self.chroma_size
         chroma = (decoded - NEUTRAL)[..., :height, :width]
         if not torch.stack([mask.any() for mask in overflows]).any():
@@ -314,14 +314,14 @@ def lock_level(flow: FlowModel, cond: Condition, level: int, x: Tensor, hints: H
 
 def _chroma_of_level(flow: FlowModel, cond: Condition, level: int, x: Tensor) -> Tensor:
     """Invert ``_level_of_chroma``: the chroma that a level decodes to, averaged over its cells."""
-    assert flow.prelude is not None
-    return flow.prelude.inverse(x / 2**level + _origin_of_level(cond, level)) - NEUTRAL
+    assert flow.preprocess is not None
+    return flow.preprocess.inverse(x / 2**level + _origin_of_level(cond, level)) - NEUTRAL
 
 
 def _level_of_chroma(flow: FlowModel, cond: Condition, level: int, chroma: Tensor) -> Tensor:
     """Convert chroma to what a level decodes to: whitened, relative to the origin, doubled by every Haar step."""
-    assert flow.prelude is not None
-    return (flow.prelude(chroma + NEUTRAL)[0] - _origin_of_level(cond, level)) * 2**level
+    assert flow.preprocess is not None
+    return (flow.preprocess(chroma + NEUTRAL)[0] - _origin_of_level(cond, level)) * 2**level
 
 
 def _origin_of_level(cond: Condition, level: int) -> Tensor | float:

@@ -53,8 +53,8 @@ class Guide:
         if self.pictures is not None:
             picture = self.pictures[item, None]
         else:
-            with run.counting(run.plan.guide_units):
-                made = run.plan.make_guide(rgb[item, None].to(run.device, run.dtype)).to(rgb)
+            with run.counting(run.compiled.guide_units):
+                made = run.compiled.make_guide(rgb[item, None].to(run.device, run.dtype)).to(rgb)
             picture = remove_grid(made, rgb[item, None]).clamp_(0, 1)
         if self.match:
             matched = back_project(picture, rgb[item, None], MATCHING, check=run.check_cancelled)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..condition import Condition
-from ..inference.plan import Plan
+from ..inference.compiled import CompiledFlow
 from ..likelihood import select_items
 
 BACKOFF_SCALES = (1.0, 0.6, 0.3, 0.0)  # factors on a cell's latents: at first, after one overflow, after two, ...
@@ -68,9 +68,9 @@ class OverflowCounts:
 
 
 def bounded_decoder(
-    plan: Plan, cond: Condition | None, max_deviation: float, plausible: Sequence[float] = ()
+    compiled: CompiledFlow, cond: Condition | None, max_deviation: float, plausible: Sequence[float] = ()
 ) -> Decoder:
-    """Make a decoder of a plan and a condition of 1 or B images; beyond ``max_deviation`` from 0.5 values overflow.
+    """Make a decoder of a flow and a condition of 1 or B images; beyond ``max_deviation`` from 0.5 values overflow.
 
     Beyond ``plausible``, one number per image, or none for ``max_deviation``, they are implausible.
     """
@@ -78,7 +78,7 @@ def bounded_decoder(
 
     def decode(latents: Sequence[Tensor], items: Tensor | None) -> tuple[Tensor, Tensor | None]:
         of_items = cond if items is None or cond is None or cond.batch == 1 else select_items(cond, items)
-        images = plan.inverse(latents, of_items)
+        images = compiled.inverse(latents, of_items)
         low, high = images.aminmax()  # both are NaN if a value is
         if (low >= 0.5 - smallest) & (high <= 0.5 + smallest):
             return images, None

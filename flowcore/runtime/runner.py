@@ -1,4 +1,4 @@
-"""One runner for all tasks: the plan, progress, cancellation, and what happens when memory runs out."""
+"""One runner for all tasks: the compiled flow, progress, cancellation, and what happens when memory runs out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..checkpoints import load
 from ..device import actual_precision, empty_cache, float32_arithmetic, is_out_of_memory, no_autocast
 from ..errors import FlowError
 from ..flow import Flow
-from ..inference.plan import Plan, forget_plan, planned
+from ..inference.compiled import CompiledFlow, compiled, drop_compiled
 from ..inference.strips import minimum_memory, observed
 from ..model import FlowModel
 from ..prior import check_seed
@@ -149,7 +149,7 @@ class Runner:
     """Runs one task on an image, again with less at once if memory runs out; if that does not help, gives advice.
 
     Progress is counted in units of work: ``expect`` sets their number, ``advance`` counts finished ones, and within
-    ``counting`` they are counted while the plan computes them.
+    ``counting`` they are counted while the flow computes them.
     """
 
     def __init__(self, flow: FlowModel | None, options: RunOptions, advice: str, image: Tensor | None = None) -> None:
@@ -157,7 +157,7 @@ class Runner:
         parameter = torch.empty(0) if flow is None else next(flow.parameters(), torch.empty(0))
         self.device, self.dtype = parameter.device, parameter.dtype
         self.minimum_memory = False
-        self._plan: Plan | None = None
+        self._compiled: CompiledFlow | None = None
         self._notified: set[str] = set()
         self._total = self._required = self._done = self._missing = 0  # units of work, see ``expect`` and ``counting``
         self._weight = 1
@@ -168,7 +168,7 @@ class Runner:
         ``halve_tiles`` makes the next attempt smaller and says how ("with tiles of 64 pixels"), or returns None.
         """
         while True:
-            self._plan = None
+            self._compiled = None
             try:
                 strips = minimum_memory() if self.minimum_memory else nullcontext()
                 with torch.no_grad(), no_autocast(self.device), float32_arithmetic(), observed(self._observe), strips:
@@ -186,19 +186,19 @@ class Runner:
             # Outside of `except`: the error's traceback keeps the tensors of the failed attempt alive.
             self.minimum_memory = True
             self.notify(f"Out of memory: going on {change}.")
-            forget_plan(keep=self._flow)
+            drop_compiled(keep=self._flow)
             empty_cache()
 
     @property
-    def plan(self) -> Plan:
+    def compiled(self) -> CompiledFlow:
         """The model, folded in the precision of the options."""
-        if self._plan is None:
+        if self._compiled is None:
             assert self._flow is not None
             precision = self.options.precision
             if precision == "float16" and self.device.type == "cpu":
                 self.notify("float16 is many times slower than float32 on a CPU: going on in float32.")
-            self._plan = planned(self._flow, actual_precision(precision, self.device))
-        return self._plan
+            self._compiled = compiled(self._flow, actual_precision(precision, self.device))
+        return self._compiled
 
     def to_device(self, tensor: Tensor) -> Tensor:
         """Move a tensor to the model; floats get its precision."""
@@ -226,7 +226,7 @@ class Runner:
 
     def expect(self, total: int) -> None:
         """Start counting from 0 to so many units of work."""
-        self._total = self._required = total  # _required shrinks when planned units turn out to need no work
+        self._total = self._required = total  # _required shrinks when expected units turn out to need no work
         self._done = self._missing = 0
 
     def advance(self, units: int = 1, preview: Tensor | None = None) -> None:
@@ -237,7 +237,7 @@ class Runner:
 
     @contextmanager
     def counting(self, units: int, weight: int = 1) -> Generator[None, None, None]:
-        """Count units while the plan computes them, each ``weight`` times; skipped ones are no longer required."""
+        """Count units while the flow computes them, each ``weight`` times; skipped ones are no longer required."""
         self.check_cancelled()
         self._missing, self._weight = units, weight
         yield
@@ -245,7 +245,7 @@ class Runner:
         self._missing = 0
 
     def _observe(self, computed: int) -> None:
-        """Count units that the plan has computed; before a layer these are 0, and the caller may stop the task."""
+        """Count units that the flow has computed; before a layer these are 0, and the caller may stop the task."""
         if not computed:
             self.check_cancelled()
         counted = min(self._weight * computed, self._missing)

@@ -135,7 +135,7 @@ class TiledDecoder:
 
         Settings differ in what depends on the temperature.
         """
-        run, plan, tiling, scale = self._run, self._run.plan, self._tiling, self._flow.condition_scale
+        run, compiled, tiling, scale = self._run, self._run.compiled, self._tiling, self._flow.condition_scale
         if self._store is not None and run.minimum_memory:
             self._store.clear()
         border, tiles = self._layout(rgb, has_guide=guide is not None)
@@ -146,10 +146,10 @@ class TiledDecoder:
         at_once = run.at_once(min(canvas.samples, MAX_SAMPLES))
         reused = tiling.shares and (canvas.samples > at_once or guide is not None)
         # Units of work: of each tile its encoding, passes for the guide and every sample, and 1 per pasted sample.
-        encoding = ENCODING * (plan.encoder_units + (plan.prepare_units if reused else 0))
+        encoding = ENCODING * (compiled.encoder_units + (compiled.prepare_units if reused else 0))
         passes = canvas.samples + (guide is not None)
-        making = plan.guide_units if guide is not None and guide.pictures is None else 0  # of the model's own guide
-        run.expect(len(rgb) * (making + len(tiles) * (encoding + passes * plan.units + canvas.samples)))
+        making = compiled.guide_units if guide is not None and guide.pictures is None else 0  # of the model's own guide
+        run.expect(len(rgb) * (making + len(tiles) * (encoding + passes * compiled.units + canvas.samples)))
         for item in range(len(rgb)):
             padded = tiling.pad(rgb[item, None], border)
             encoder_input = tiling.encoder_input(padded)
@@ -159,9 +159,9 @@ class TiledDecoder:
                     cond = self._condition(_crop(encoder_input, tile).to(run.dtype), reused=reused)
                 guide_latents = None
                 if guide_picture is not None:
-                    with run.counting(plan.units):
+                    with run.counting(compiled.units):
                         cropped = _crop(guide_picture, tile, scale).to(run.device, run.dtype)
-                        guide_latents = plan.encode_guide(cropped, cond)
+                        guide_latents = compiled.encode_guide(cropped, cond)
                 step = at_once
                 if cond.prepared:  # show every sample as soon as it is ready
                     step = min(step, 1 if run.device.type == "cpu" else batch_size(*canvas.pictures.shape[-2:]))
@@ -170,8 +170,8 @@ class TiledDecoder:
                     z = [level.to(run.device, run.dtype) for level in latents.crop(item, batch, tile)]
                     z = z if guide_latents is None else latents.blend_guide(z, guide_latents, item, batch, tile)
                     plausible = [limits[sample // settings[0].samples] for sample in batch]
-                    decode = overflow.bounded_decoder(plan, cond, tiling.max_deviation, plausible)
-                    with run.counting(len(batch) * plan.units, len(batch)):
+                    decode = overflow.bounded_decoder(compiled, cond, tiling.max_deviation, plausible)
+                    with run.counting(len(batch) * compiled.units, len(batch)):
                         enlarged = partial(enlarge, _crop(padded, tile), scale)
                         decoded = overflow.decode_with_backoff(decode, z, enlarged)
                     del z
@@ -186,7 +186,7 @@ class TiledDecoder:
     def _layout(self, rgb: Tensor, *, has_guide: bool) -> tuple[Border, list[Tile]]:
         """Choose the padding of the images, and the tiles of padded ones."""
         (height, width), tiling = rgb.shape[-2:], self._tiling
-        multiple = max(1, self._run.plan.size_multiple // self._flow.condition_scale)
+        multiple = max(1, self._run.compiled.size_multiple // self._flow.condition_scale)
         border = tiling.border(height, width, multiple)
         left, right, top, bottom = border
         padded = height + top + bottom, width + left + right
@@ -205,16 +205,16 @@ class TiledDecoder:
 
     def _condition(self, source: Tensor, *, reused: bool) -> Condition:
         """Encode the condition of a tile, prepared if it is used again and memory allows."""
-        plan = self._run.plan
+        compiled = self._run.compiled
         if self._store is not None:
-            return self._store.condition(plan, source)
-        cond = plan.encode_condition(source.to(plan.device))
+            return self._store.condition(compiled, source)
+        cond = compiled.encode_condition(source.to(compiled.device))
         if not reused:
             return cond
-        height, width = (side * plan.condition_scale for side in source.shape[-2:])
-        free = free_memory(plan.device)
-        fits = free is not None and plan.prepared_bytes(height, width) <= free // 4
-        return cond.prepare(plan) if fits else cond
+        height, width = (side * compiled.condition_scale for side in source.shape[-2:])
+        free = free_memory(compiled.device)
+        fits = free is not None and compiled.prepared_bytes(height, width) <= free // 4
+        return cond.prepare(compiled) if fits else cond
 
 
 class _Canvas:
@@ -250,11 +250,11 @@ class Latents:
         settings: Sequence[DrawSettings],
         guide: Guide | None = None,
     ) -> None:
-        plan, check, first = run.plan, run.check_cancelled, settings[0]
+        compiled, check, first = run.compiled, run.check_cancelled, settings[0]
         (height, width), (left, right, top, bottom) = rgb.shape[-2:], border
-        self.rows, scale = height + top + bottom, plan.condition_scale
-        shapes = plan.latent_shapes(self.rows * scale, (width + left + right) * scale)
-        sampled = shapes[:-1] if plan.predicts_lr else shapes
+        self.rows, scale = height + top + bottom, compiled.condition_scale
+        shapes = compiled.latent_shapes(self.rows * scale, (width + left + right) * scale)
+        sampled = shapes[:-1] if compiled.predicts_lr else shapes
         # for every image and temperature
         self.noise = sample_latents(sampled, first.samples, 1.0, first.seed, mark=first.mark, check=check)
         # the last latents of a flow that predicts the LR image are the deviation from it: zero

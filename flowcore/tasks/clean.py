@@ -72,15 +72,15 @@ def clean(
     run = Runner(flow, RunOptions(**options), ADVICE, image)
 
     def restored(rgb: Tensor) -> Tensor:
-        key = () if store is None else (run.plan.identity, fingerprint(rgb))
+        key = () if store is None else (run.compiled.identity, fingerprint(rgb))
         if store is not None and (kept := store.get(key)) is not None:
             return kept
         parts: list[Tensor] = []
         height = rgb.shape[-2]
         for top in range(0, height, ROWS):
             first, last = max(0, top - halo), min(height, top + ROWS + halo)
-            with run.counting(run.plan.guide_units):
-                made = run.plan.make_guide(run.to_device(rgb[..., first:last, :])).to(rgb)
+            with run.counting(run.compiled.guide_units):
+                made = run.compiled.make_guide(run.to_device(rgb[..., first:last, :])).to(rgb)
             parts.append(shrink(made.clamp_(0, 1), flow.condition_scale)[..., top - first : top - first + ROWS, :])
         result = torch.cat(parts, dim=-2)
         if store is not None:
@@ -90,7 +90,7 @@ def clean(
     def task() -> Tensor:
         images = ImageBatch(image, run.notify)
         pictures = images.extended_rgb.clone()
-        run.expect(len(pictures) * -(-pictures.shape[-2] // ROWS) * run.plan.guide_units)
+        run.expect(len(pictures) * -(-pictures.shape[-2] // ROWS) * run.compiled.guide_units)
         for picture in pictures.split(1) if strength else ():
             difference = restored(picture) - picture
             difference -= blur(difference, KEPT)

@@ -76,7 +76,7 @@ def colorize(flow: FlowModel, image: Tensor, settings: ColorizeSettings) -> Tens
         for number in range(len(job.y)):
             batch = slice(number, number + 1)
             planes = job.hint_planes(batch)
-            locked = None if steps else planes  # locked now, hints would leave no difference to spread
+            locked = None if steps else planes  # hints that spread are applied to the decoded chroma below
             cond = job.condition(batch, planes)
             reference = None if latents is None else job.resize_latents(latents, number)
             small_y = job.luma_on_grid(batch)
@@ -151,7 +151,7 @@ def encode_colors(
         encoded: list[list[Tensor]] = []
         for batch in batches:
             x = job.chroma_on_grid(image[batch], batch) + color.NEUTRAL
-            encoded.append(run.plan.encode(x, job.condition(batch, None)))
+            encoded.append(run.compiled.encode(x, job.condition(batch, None)))
         return [torch.cat(levels).to(image.device) for levels in zip(*encoded, strict=True)]
 
     return run(task)

@@ -72,7 +72,7 @@ def palette_bits(flow: FlowModel, images: Tensor, source: Tensor, **options: Unp
     run = Runner(flow, RunOptions(**options), ADVICE, source)
 
     def task() -> Tensor:
-        job, prelude = Colorization(run, flow, source, None, notes=False), flow.prelude
+        job, preprocess = Colorization(run, flow, source, None, notes=False), flow.preprocess
         run.expect(len(job.y) + len(images))
         rows: list[Tensor] = []
         for number in range(len(job.y)):
@@ -85,11 +85,13 @@ def palette_bits(flow: FlowModel, images: Tensor, source: Tensor, **options: Unp
             bits: list[Tensor] = []
             for part in chroma.split(run.at_once(AT_ONCE)):
                 x = part + NEUTRAL
-                latents, shares = run.plan.forward_with_logdet_map(x, cond.expand(len(part)))
+                latents, shares = run.compiled.forward_with_logdet_map(x, cond.expand(len(part)))
                 dimensions = latents[-1][0].numel()
                 log_prob = float64(shares[-1]).flatten(1).sum(1)
-                if prelude is not None and len(shares) > 1:  # whose density belongs to all levels, by their dimensions
-                    log_prob = log_prob + float64(prelude(x)[1]) * dimensions / x[0].numel()
+                if (
+                    preprocess is not None and len(shares) > 1
+                ):  # whose density belongs to all levels, by their dimensions
+                    log_prob = log_prob + float64(preprocess(x)[1]) * dimensions / x[0].numel()
                 bits.append((-(log_prob / dimensions + math.log(quantization(flow).width)) / math.log(2)).cpu())
                 run.advance(len(part))
             rows.append(without_trend(torch.cat(bits), colorful.clamp_min(MIN_COLORFULNESS).log().cpu()))

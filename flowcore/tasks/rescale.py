@@ -65,7 +65,7 @@ def shrink(flow: FlowModel, image: Tensor, **options: Unpack[Reporting]) -> Tens
         for item in images.extended_rgb.split(1):
             run.check_cancelled()
             padded = pad_by_reflection(item, border).to(run.device, run.dtype)
-            small.append(as_stored(run.plan.reduce(padded).to(image.device, torch.float32)))
+            small.append(as_stored(run.compiled.reduce(padded).to(image.device, torch.float32)))
             run.advance(preview=small[-1][0])
         result = torch.cat(small)
         if images.alpha is None:

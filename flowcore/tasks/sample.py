@@ -130,7 +130,7 @@ def sample(
         latents = sample_latents(shapes, n, temperature, seed, mark=mark)
         if styles:
             latents = apply_style(flow, [z.to(run.device) for z in latents], styles)
-        cond = None if numbers is None else run.plan.encode_condition(numbers.to(run.device))
+        cond = None if numbers is None else run.compiled.encode_condition(numbers.to(run.device))
         cond = with_guidance(flow, cond, guidance)
         return _decode(run, flow, latents, cond, "cpu", denoise=denoise, snapped=snapped, clamp=clamp)
 
@@ -171,12 +171,12 @@ def encode(flow: FlowModel, image: Tensor, cond: Condition | None = None, **opti
         require_full_precision(run.dtype)
         if cond is not None:
             cond.check_batch(len(pixels))
-        run.expect(len(pixels) * (run.plan.units + 1))
+        run.expect(len(pixels) * (run.compiled.units + 1))
         encoded: list[list[Tensor]] = []
         for part in run.batches(len(pixels), batch_size(*pixels.shape[2:])):
             x, batch_cond = pixels[part], _select(run, cond, part)
-            with run.counting(len(x) * run.plan.units, len(x)):
-                latents = run.plan.encode(x.to(run.device), batch_cond)
+            with run.counting(len(x) * run.compiled.units, len(x)):
+                latents = run.compiled.encode(x.to(run.device), batch_cond)
             finite = torch.stack([z.isfinite().flatten(1).all(1) for z in latents]).all(0)  # (B,)
             if not finite.all():
                 i = int((~finite).nonzero()[0])
@@ -257,11 +257,11 @@ def _decode(
     ``denoise`` adds TarFlow's ``sigma^2 grad log p(x)``.
     """
     require_full_precision(run.dtype)
-    plan, count = run.plan, len(latents[0])
+    compiled, count = run.compiled, len(latents[0])
     if cond is not None:
         cond.check_batch(count)
     _announce(run, flow, latents, cond)
-    run.expect(count * (plan.units + 1))
+    run.expect(count * (compiled.units + 1))
     upscales = flow.capabilities.source == "low_resolution"
     max_deviation = upscale.MAX_DEVIATION if upscales else MAX_DEVIATION
     sigma = noise_level(flow) if denoise else 0.0
@@ -269,14 +269,14 @@ def _decode(
     overflows, result = overflow.OverflowCounts(), torch.empty(0)
     for part in run.batches(count, batch_size(*size_of_latents(flow, latents))):
         z, batch_cond = [level[part].to(run.device, run.dtype) for level in latents], _select(run, cond, part)
-        with run.counting(len(z[0]) * plan.units, len(z[0])):
-            decoder = overflow.bounded_decoder(plan, batch_cond, max_deviation)
+        with run.counting(len(z[0]) * compiled.units, len(z[0])):
+            decoder = overflow.bounded_decoder(compiled, batch_cond, max_deviation)
             decoded = overflow.decode_with_backoff(decoder, z, lambda: gray)
         overflows.add(part.start, decoded.attenuated, decoded.filled)
         images = decoded.images
         if sigma:
             unguided = None if batch_cond is None else replace(batch_cond, guidance=None)
-            images = images + sigma**2 * plan.gradient(images, unguided)
+            images = images + sigma**2 * compiled.gradient(images, unguided)
         images = images.to(device)
         del z, decoded  # or the next batch would have to fit beside this one
         images = quantize(flow, images) if snapped else images
@@ -299,17 +299,17 @@ def _select(run: Runner, cond: Condition | None, part: slice) -> Condition | Non
 
 def _announce(run: Runner, flow: FlowModel, latents: Sequence[Tensor], cond: Condition | None) -> None:
     """Tell the caller how long decoding patch by patch will take, from timing a few, unless it is short."""
-    plan, images = run.plan, len(latents[0])
-    predictors = [part for part in plan.modules() if isinstance(part, ReportingPredictor)]
-    if not predictors or plan.units < NOTEWORTHY:
+    compiled, images = run.compiled, len(latents[0])
+    predictors = [part for part in compiled.modules() if isinstance(part, ReportingPredictor)]
+    if not predictors or compiled.units < NOTEWORTHY:
         return
     height, width = size_of_latents(flow, latents)
     at_once = min(images, run.at_once(batch_size(height, width)))
     gigabytes = memory_required(flow, images, height, width) / 1e9
     passes = 1 if cond is None or cond.guidance is None else 2
-    seconds = predictors[0].seconds(passes * at_once) * plan.units * math.ceil(images / at_once)
+    seconds = predictors[0].seconds(passes * at_once) * compiled.units * math.ceil(images / at_once)
     run.notify(
-        f"{images} pictures, each of {plan.units} patches one after the other, will take about {gigabytes:.1f} GB "
+        f"{images} pictures, each of {compiled.units} patches one after the other, will take about {gigabytes:.1f} GB "
         f"of memory beside the model and {duration(seconds)}."
     )
 

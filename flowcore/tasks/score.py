@@ -28,7 +28,7 @@ from ..dequantization import (
     to_integers,
 )
 from ..errors import FlowError, ImageError, ShapeError
-from ..inference.plan import Plan
+from ..inference.compiled import CompiledFlow
 from ..likelihood import effective_samples, importance_weighted, select_items, with_probes
 from ..model import FlowModel
 from ..prior import log_density
@@ -186,7 +186,7 @@ def score(
         notify_of_range(image, run.notify)
         draws = _draws_per_image(samples, noise, integers)
         run.expect(len(integers) * (draws + complexity))
-        condition = run.plan.encode_condition(run.to_device(cond)) if isinstance(cond, Tensor) else cond
+        condition = run.compiled.encode_condition(run.to_device(cond)) if isinstance(cond, Tensor) else cond
         if condition is not None:
             condition.check_batch(len(integers))
         seeds = image_seeds(seed, integers)
@@ -195,10 +195,10 @@ def score(
         batches = dequantized_batches(integers, bins, dequantizer, samples=draws, seed=seeds, batch=size, noise=noise)
         for batch in batches:
             x, batch_cond = batch.x.to(run.device, run.dtype), select_items(condition, batch.items)
-            conditions = _probe_conditions(run.plan, batch, seeds, probes, terms) if probes else [batch_cond]
+            conditions = _probe_conditions(run.compiled, batch, seeds, probes, terms) if probes else [batch_cond]
             for number, cond_or_probes in enumerate(conditions):
                 run.check_cancelled()
-                densities.add(run.plan, batch, x, cond_or_probes, number)
+                densities.add(run.compiled, batch, x, cond_or_probes, number)
             run.advance(len(batch.items))
         bits = densities.bits(estimated=probes > 0)
         if probes:
@@ -234,10 +234,12 @@ class _Densities:
         self.pixels: Tensor | None = torch.zeros(images, height, width, dtype=torch.float64)
         self.inside = True  # whether all noise stays in its bin
 
-    def add(self, plan: Plan, batch: DequantizedBatch, x: Tensor, cond: Condition | None, number: int) -> None:
+    def add(
+        self, compiled: CompiledFlow, batch: DequantizedBatch, x: Tensor, cond: Condition | None, number: int
+    ) -> None:
         """Add a batch of draws under a condition, or under its probes of that number."""
         share = 1 / self.weights.shape[2]
-        density, log_prob = self._compute(plan, x, cond)
+        density, log_prob = self._compute(compiled, x, cond)
         log_prob = log_prob + x[0].numel() * math.log(self.bin_width)
         self.weights[batch.items, batch.draws, number] = log_prob - batch.log_q
         self.levels.index_add_(0, batch.items, density.flatten(2).sum(2) * share)
@@ -245,16 +247,18 @@ class _Densities:
             self.pixels.index_add_(0, batch.items, density.sum(1) * share)
         self.inside &= bool(batch.inside.all())
 
-    def _compute(self, plan: Plan, x: Tensor, cond: Condition | None) -> tuple[Tensor, Tensor]:
+    def _compute(self, compiled: CompiledFlow, x: Tensor, cond: Condition | None) -> tuple[Tensor, Tensor]:
         """Compute densities by level and place, ``(N, levels, H, W)`` (latents': ``(N, levels, 1)``), and log_prob."""
         if self.pixels is not None:
             try:
-                shares = torch.stack([share.cpu().double() for share in plan.forward_with_logdet_map(x, cond)[1]], 1)
+                shares = torch.stack(
+                    [share.cpu().double() for share in compiled.forward_with_logdet_map(x, cond)[1]], 1
+                )
                 return shares, shares.flatten(1).sum(1)
             except NoLogdetMapError:
                 self.pixels = None
                 self.notes.append("No map: a part of this model does not say where its log-determinant comes from.")
-        latents, logdet = plan(x, cond)
+        latents, logdet = compiled(x, cond)
         prior = torch.stack([log_density(z).cpu().double().flatten(1).sum(1) for z in latents], 1)
         return prior[:, :, None], prior.sum(1) + logdet.cpu().double()
 
@@ -300,14 +304,14 @@ class _Densities:
 
 
 def _probe_conditions(
-    plan: Plan, batch: DequantizedBatch, seeds: Sequence[int], probes: int, terms: int
+    compiled: CompiledFlow, batch: DequantizedBatch, seeds: Sequence[int], probes: int, terms: int
 ) -> Iterator[Condition]:
     """Draw the probes of a batch, the same whatever the batch and its order."""
     for probe in range(probes):
         numbers = (SEED_STEP * (batch.draws * probes + probe)).tolist()
         items = zip(batch.items.tolist(), numbers, strict=True)
         drawn_with = [(seeds[item] + number) % 2**64 for item, number in items]
-        yield with_probes(plan, batch.x.shape, drawn_with, terms=terms)
+        yield with_probes(compiled, batch.x.shape, drawn_with, terms=terms)
 
 
 def _estimate_note(error: Tensor, probes: int, terms: int) -> str:

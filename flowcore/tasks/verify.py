@@ -267,23 +267,23 @@ class _Examination:
 
     def _encode(self, x: Tensor) -> tuple[list[Tensor], tuple[int, int]]:
         """Encode a picture to the latents that are drawn; and say how many of the finest positions it covers."""
-        run, plan, m = self._run, self._run.plan, self._multiple
+        run, compiled, m = self._run, self._run.compiled, self._multiple
         if self._colors:
             job = Colorization(run, self._flow, x, None, notes=False)
             cond = job.condition(slice(0, 1), None)
-            latents = plan.encode(job.chroma_on_grid(x, slice(0, 1)) + NEUTRAL, cond)
+            latents = compiled.encode(job.chroma_on_grid(x, slice(0, 1)) + NEUTRAL, cond)
             rows, columns = (math.ceil(side * latents[0].shape[-1] / job.grid[1]) for side in job.chroma_size)
             return [z.cpu().float() for z in latents], (rows, columns)
         padded = pad_by_reflection(x, (0, -x.shape[-1] % m, 0, -x.shape[-2] % m))
-        shapes = plan.latent_shapes(*padded.shape[-2:])
-        result = [torch.empty(1, *shape) for shape in (shapes[:-1] if plan.predicts_lr else shapes)]
+        shapes = compiled.latent_shapes(*padded.shape[-2:])
+        result = [torch.empty(1, *shape) for shape in (shapes[:-1] if compiled.predicts_lr else shapes)]
         tile, halo = math.ceil(TILE / m) * m, HALO * self._flow.condition_scale
         for rows, columns in tile_grid(*padded.shape[-2:], tile=tile, halo=halo, multiple=m):
             run.check_cancelled()
             part = padded[..., rows.halo_start : rows.halo_end, columns.halo_start : columns.halo_end]
             part = part.to(run.device, run.dtype)
             # the last latents of a flow that predicts the LR image are not drawn
-            for whole, z, f in zip(result, plan.encode(part, self._condition(part)), self._factors, strict=False):
+            for whole, z, f in zip(result, compiled.encode(part, self._condition(part)), self._factors, strict=False):
                 top, left = (rows.start - rows.halo_start) // f, (columns.start - columns.halo_start) // f
                 target = whole[..., rows.start // f : rows.end // f, columns.start // f : columns.end // f]
                 target[:] = z[..., top : top + target.shape[-2], left : left + target.shape[-1]].cpu().float()
@@ -291,11 +291,13 @@ class _Examination:
 
     def _condition(self, x: Tensor) -> Condition | None:
         """Encode the condition that a picture tells of itself: the picture, shrunk."""
-        plan = self._run.plan
+        compiled = self._run.compiled
         if self._flow.capabilities.source != "low_resolution":
             return None
-        small = plan.reduce(x) if "rescale" in self._flow.capabilities.tasks else shrink(x, self._flow.condition_scale)
-        return plan.encode_condition(small.clamp(0, 1))
+        small = (
+            compiled.reduce(x) if "rescale" in self._flow.capabilities.tasks else shrink(x, self._flow.condition_scale)
+        )
+        return compiled.encode_condition(small.clamp(0, 1))
 
     # --- other places -------------------------------------------------------------------------------------------------
 

@@ -155,7 +155,7 @@ class ColorPhotographs(Photographs):
         """
         (rgb, _), entries = self._draw(size, crop, seed, step, held_out)
         y, chroma = split(rgb.contiguous())
-        rng = np.random.default_rng([seed, step, int(held_out), 1])  # another than those of ``_draw``
+        rng = np.random.default_rng([seed, step, int(held_out), 1])  # a stream of its own, beside that of ``_draw``
         if not held_out:
             y, chroma = _augment(y, chroma, rng)
         coarse = F.avg_pool2d(chroma, STRIDE)  # (B, 2, crop / 4, crop / 4)

@@ -255,7 +255,7 @@ def calm_error(flow: FlowModel, x: Tensor, cond: Condition | None) -> Tensor:
     """
     if flow.capabilities.source != "luma":
         return F.mse_loss(_decode_zeros(flow, x, cond), x)
-    whitened = x if flow.prelude is None else flow.prelude(x)[0]
+    whitened = x if flow.preprocess is None else flow.preprocess(x)[0]
     if cond is not None and cond.origin is not None:
         whitened = whitened - cond.origin
     errors: list[Tensor] = []
@@ -286,8 +286,8 @@ def color_error(flow: FlowModel, x: Tensor, cond: Condition | None, latents: lis
 def initialize_flow(flow: FlowModel, x: Tensor, source: Tensor | None, seed: int) -> None:
     """Set a flow's data-dependent parameters from one large batch of images in [0, 1] on the flow's device."""
     generator = torch.Generator("cpu").manual_seed(seed)
-    if flow.prelude is not None:  # the condition's origin, if there is one, is in its units
-        flow.prelude.initialize(x)
+    if flow.preprocess is not None:  # the condition's origin, if there is one, is in its units
+        flow.preprocess.initialize(x)
     cond = None if source is None else flow.encode_condition(source)
     noise = Uniform().noise(tuple(x.shape), generator).to(x)
     if quant_bins := getattr(flow.config, "quant_bins", 0):

@@ -81,7 +81,7 @@ class LevelCondition:
 
     Attributes:
         features: Conditioning features on the grid of the level, ``(B, C, H, W)``, for couplings and injectors.
-        multi_scale: The same features before they are enlarged, which the steps of a ``Plan`` read instead.
+        multi_scale: The same features before they are enlarged, which the steps of a ``CompiledFlow`` read instead.
         flow_channels: Channels of the flow itself, ``(B, C, H, W)``, on which other channels are conditioned.
         labels: Weights of the classes, ``(B or 1, K)``, for learned priors and ``Autoregression``.
         lr_mean: Mean of the flow's last output, ``(B or 1, C, h, w)``, for ``Center``.

@@ -181,7 +181,7 @@ def meta(shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str] | None =
 
 
 def as_ours(source: Source, state: Mapping[str, Tensor], precision: str, **fields) -> Flow:
-    """Convert a recorded network to "float32" or "float64"; that plans compute what flows do is in test_plan.py."""
+    """Convert a recorded network to "float32" or "float64"."""
     return source.convert(state, fields).to(dtype=getattr(torch, precision))
 
 

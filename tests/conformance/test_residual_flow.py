@@ -21,7 +21,7 @@ from flowcore.checkpoints.sources import RESIDUAL_FLOW
 from flowcore.checkpoints.sources.residual_flow import residual_flow_origins
 from flowcore.condition import Condition
 from flowcore.flow import Flow
-from flowcore.inference.plan import Plan
+from flowcore.inference.compiled import CompiledFlow
 from flowcore.likelihood import with_probes
 from flowcore.networks.contractive import LipschitzConv
 from flowcore.transforms import Probes, Residual, flat_parts
@@ -76,7 +76,7 @@ def test_latents_and_the_exact_logdet_of_every_block(case):
     assert torch.allclose(flat(latents), case.io["f64.z"], atol=1e-10, rtol=0)
     assert torch.allclose(logdet, case.io["f64.logdet"], atol=1e-10, rtol=1e-13)
     assert torch.allclose(bits(case, latents, logdet), case.io["f64.bpd"], atol=1e-10)
-    x = case.flow.prelude(case.x)[0]
+    x = case.flow.preprocess(case.x)[0]
     logdets = []
     for level in case.flow.levels:
         for part in [level.squeeze, *flat_parts(level.steps)]:
@@ -134,10 +134,10 @@ def test_gradients(kind):
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("how", ["flow", "plan"])
+@pytest.mark.parametrize("how", ["flow", "compiled"])
 def test_float32(name, how):
     case = Case(name, torch.float32)
-    flow = case.flow if how == "flow" else Plan(case.flow)
+    flow = case.flow if how == "flow" else CompiledFlow(case.flow)
     latents, logdet = flow(case.x)
     assert float((flat(latents) - case.io["f64.z"]).abs().max()) < 2e-5
     assert float((logdet / case.io["f64.logdet"] - 1).abs().max()) < 5e-7

@@ -52,8 +52,8 @@ def test_latents_logdet_and_samples(name, precision):
     x, eps, cond = in_model(flow, name)
     (z,), logdet = flow(x, cond)
     near(sequence(z) * WEIGHTS[name]["var"].to(z).sqrt(), io["z"])
-    prelude = x[0].numel() * math.log(2)  # from [0, 1] to [-1, 1]
-    near(logdet - prelude + WEIGHTS[name]["var"].to(z).log().sum() / 2, io["logdet"])
+    preprocess = x[0].numel() * math.log(2)  # from [0, 1] to [-1, 1]
+    near(logdet - preprocess + WEIGHTS[name]["var"].to(z).log().sum() / 2, io["logdet"])
     near(2 * flow.inverse([eps], cond) - 1, io["sample"])
     first = flow.levels[0].steps.transforms[0]
     near(sequence(first(flow.levels[0].squeeze(2 * x - 1)[0], cond and cond.at_level(0))[0]), io["block0"])

@@ -45,8 +45,8 @@ def photograph(path: Path, size: tuple[int, int], seed: int = 0, mode: str = "RG
 def write_colorizer(path: Path, **changes: object) -> Path:
     flow = build_tiny("colorizer", perturb=0.05, hidden=(4, 4), widths=(4, 4, 8), **changes)
     with torch.no_grad():
-        flow.prelude.mean.fill_(128 / 255)
-        flow.prelude.matrix.mul_(20)  # chroma of a spread of 1/20
+        flow.preprocess.mean.fill_(128 / 255)
+        flow.preprocess.matrix.mul_(20)  # chroma of a spread of 1/20
     save(flow, path, provenance={"licence": "CC0-1.0"})
     return path
 

@@ -115,7 +115,7 @@ def test_temperature_is_of_the_coarsest_latents_and_the_model_has_defaults(flow,
 )
 def test_luma_is_resized_to_the_working_size_and_padded_symmetrically(flow, call, size, arguments, working):
     image, seen = gray(*size), []
-    flow = copy.deepcopy(flow)  # a plan copies its flow with its hooks, once
+    flow = copy.deepcopy(flow)  # a compiled flow copies its flow with its hooks, once
     flow.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
     call(flow, image, **arguments)
     (luma,) = seen
@@ -165,7 +165,7 @@ def test_divergence_ends_in_the_most_colorful_colors(flow):
     with torch.no_grad():
         z = sample_latents(job.shapes, 2, 5.0)
         cond = job.condition(slice(0, 2), job.hint_planes(slice(0, 2)))
-        assert not job.run.plan.inverse(z, cond).isfinite().all()
+        assert not job.run.compiled.inverse(z, cond).isfinite().all()
     for result in (
         decode_colors(flow, wild, image),
         decode_colors(flow, [z * math.inf for z in wild], image),

@@ -27,8 +27,8 @@ tiny = functools.partial(build_minimal, "colorizer")
 def moved(strength=0.05, **fields):
     """One away from where it starts, whitening included."""
     flow = perturbed(tiny(**fields), strength)
-    flow.prelude.mean.copy_(torch.tensor([0.51, 0.49]))
-    flow.prelude.matrix.copy_(torch.tensor([[8.0, 0.0], [3.0, 11.0]]))
+    flow.preprocess.mean.copy_(torch.tensor([0.51, 0.49]))
+    flow.preprocess.matrix.copy_(torch.tensor([[8.0, 0.0], [3.0, 11.0]]))
     return flow
 
 
@@ -65,7 +65,7 @@ def test_coarse_colors_depend_on_the_coarsest_latents_alone_and_details_on_all()
     assert (one - two).abs().max() > 1e-3
     assert (F.avg_pool2d(one, 2) - F.avg_pool2d(other, 2)).abs().amax((2, 3)).min() > 1e-3
     # the same latents of the fine grid are other details on another coarse image
-    details, others = (Haar()(flow.prelude(colors)[0])[0][:, 2:] for colors in (one, other))
+    details, others = (Haar()(flow.preprocess(colors)[0])[0][:, 2:] for colors in (one, other))
     assert (details - others).abs().max() > 1e-3
 
 
@@ -77,8 +77,8 @@ def test_initialize_whitens_the_chroma():
     expected.initialize(x)
     assert (expected.matrix[0, 0] - 1).abs() > 1
     flow.initialize(x, cond)
-    assert torch.equal(flow.prelude.mean, expected.mean)
-    assert torch.equal(flow.prelude.matrix, expected.matrix)
+    assert torch.equal(flow.preprocess.mean, expected.mean)
+    assert torch.equal(flow.preprocess.matrix, expected.matrix)
 
 
 def test_missing_hints_and_palette_are_zeros():
@@ -126,7 +126,7 @@ def test_a_residual_flow_models_what_the_prediction_leaves():
     assert predicted.abs().max() > 1e-3
     latents, logdet = flow(x, flow.encode_condition(given))
     # whitening is linear, so the mean that it takes away is taken away twice
-    others, other = plain(x - predicted - NEUTRAL + flow.prelude.mean[:, None, None], plain.encode_condition(given))
+    others, other = plain(x - predicted - NEUTRAL + flow.preprocess.mean[:, None, None], plain.encode_condition(given))
     assert all(torch.allclose(one, two, atol=1e-9) for one, two in zip(latents, others, strict=True))
     assert torch.allclose(logdet, other)
 

@@ -192,7 +192,7 @@ def test_the_frames_of_a_clip_have_one_model(tmp_path):
         rng = np.random.default_rng(number)
         image = (128 + rng.normal(0, scale, (40, 40, 3))).round().astype(np.uint8)
         Image.fromarray(image).save(tmp_path / f"{number}.png")
-    paths = [one.path for one in folders.find([str(tmp_path)])]
+    paths = [one.path for one in folders.list_inputs([str(tmp_path)])]
     assert [upscaler_for_files([path])[0] for path in paths] == ["srflow-x4", "srflow-x4-photo"]
     assert upscaler_for_files(paths)[0] == "srflow-x4-photo"
     assert upscaler_for_files([]) == ("srflow-x4", "")

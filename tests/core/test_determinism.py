@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import flowcore
-from flowcore.inference.plan import forget_plan
+from flowcore.inference.compiled import drop_compiled
 
 from . import golden_pictures as golden
 
@@ -66,7 +66,7 @@ def test_a_second_run_is_equal_threads_change_rounding_only_and_bfloat16_is_near
     """Of bfloat16, measured: 0.0103 at most, 0.0456 where light follows a histogram, 0.003 as a root mean square."""
     flow, make, pictures = flowcore.load(name), golden.MAKERS[name], pictures_of(name)
     torch.rand(5)  # the state of torch's own generator does not matter
-    forget_plan()
+    drop_compiled()
     assert torch.equal(make(flow), pictures)
     change = make(flow, precision="bfloat16") - pictures
     assert 0 < change.abs().max() <= (0.06 if name == "brighten-photos" else 0.02)

@@ -16,8 +16,8 @@ from stand_in import stand_in
 
 import flowcore
 from flowcore import device as devices
-from flowcore.inference import plan as plans
-from flowcore.inference.plan import Plan, checksums, forget_plan
+from flowcore.inference import compiled
+from flowcore.inference.compiled import CompiledFlow, checksums, drop_compiled
 from flowcore.transforms import InvertibleConv
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,7 +65,7 @@ def driver(monkeypatch):
     devices.supports_float64.cache_clear()
     yield Driver(monkeypatch)
     devices.supports_float64.cache_clear()
-    forget_plan()
+    drop_compiled()
 
 
 def on(kind):
@@ -119,7 +119,7 @@ def test_devices_that_cannot_sum_are_read(monkeypatch, driver):
     def sums(tensors):
         raise RuntimeError("Int64 is not supported")
 
-    monkeypatch.setattr(plans, "_sums", sums)
+    monkeypatch.setattr(compiled, "_sums", sums)
     context, place = on("directml")
     with context:
         made = [number for *_, number in checksums(place.flow("small-glow"))]
@@ -145,14 +145,14 @@ def test_a_decode_does_not_wait_for_the_device(name, driver):
     context, place = on("nvidia")
     with context as device:
         flow = place.flow(name)
-        plan = Plan(flow)
+        compiled = CompiledFlow(flow)
         source = every_task.source_of(flow, 1)
         source = None if source is None else source.to(device.device)
         z = [noise(1, *shape).to(device.device) for shape in flow.latent_shapes(*every_task.sides(flow))]
         with device.watched():
-            cond = None if source is None else plan.encode_condition(source)
-            cond = None if cond is None else cond.prepare(plan)
-            picture = plan.inverse(z, cond)
+            cond = None if source is None else compiled.encode_condition(source)
+            cond = None if cond is None else cond.prepare(compiled)
+            picture = compiled.inverse(z, cond)
         assert device.operations > 20
         assert not device.waits
         float(picture.sum())
@@ -305,7 +305,7 @@ def test_pictures_do_not_change_with_the_settings_of_others(left_on, restored):
     cond = flow.encode_condition(image)
 
     def make():
-        forget_plan()
+        drop_compiled()
         made = flowcore.upscale(flow, image, seed=3, match_source=True)
         latents, mixed = flowcore.encode(flow, noise(1, 3, 32, 32), cond)[0], mixing(noise(1, 16, 32, 32))[0]
         return made, latents, mixing.inverse(mixed)

@@ -36,8 +36,8 @@ def model(perturb=0.0, **fields):
     """A small colorizer; without perturbation its chroma is white noise of a known spread, whatever the luma."""
     flow = build_tiny("colorizer", perturb=perturb, hidden=(4, 4), widths=(4, 4, 8), **fields)
     with torch.no_grad():
-        flow.prelude.mean.fill_(NEUTRAL)
-        flow.prelude.matrix.copy_(torch.eye(2) / SPREAD)
+        flow.preprocess.mean.fill_(NEUTRAL)
+        flow.preprocess.matrix.copy_(torch.eye(2) / SPREAD)
     return flow
 
 

@@ -40,11 +40,11 @@ def test_fields_choose_the_parts():
         assert [step[1].start for step in steps(principal)] == ["principal", "reverse", "reverse"] * 2
     for actnorm, factor in (("log3", 3.0), ("log", 1.0)):  # also in networks
         assert {m.log_factor for m in glow(actnorm=actnorm).modules() if isinstance(m, ActNorm)} == {factor}
-    assert glow(learned_top=False).top is None
-    assert glow().top is not None
-    assert glow(learned_top=False, classes=3).top is not None
-    assert glow(pixels="unit").prelude is None
-    assert torch.equal(glow().prelude(random_image(2, 3, 4, 8))[0], random_image(2, 3, 4, 8) - 0.5)
+    assert glow(learned_top=False).top_prior is None
+    assert glow().top_prior is not None
+    assert glow(learned_top=False, classes=3).top_prior is not None
+    assert glow(pixels="unit").preprocess is None
+    assert torch.equal(glow().preprocess(random_image(2, 3, 4, 8))[0], random_image(2, 3, 4, 8) - 0.5)
     dequantizer = glow(channels=1, dequantizer_steps=1, n_bits=5).dequantizer
     assert isinstance(dequantizer, VariationalDequantizer)
     assert dequantizer.n_bits == 5

@@ -141,7 +141,7 @@ def test_png_has_provenance(model, folder, tmp_path, capsys):
 
 def test_patterns_and_name_collisions(folder, tmp_path):
     def inside(*words):
-        return [str(file.relative) for file in folders.find(list(words))]
+        return [str(file.relative) for file in folders.list_inputs(list(words))]
 
     assert inside(f"{folder}/*.png") == ["a2.png", "a10.png"]
     assert inside(f"{folder}/**/*.png") == ["a2.png", "a10.png", "deep/b.png", "deep/er/c.png"]
@@ -149,7 +149,8 @@ def test_patterns_and_name_collisions(folder, tmp_path):
     assert inside(str(folder / "deep" / "er"), str(folder / "a2.png")) == ["c.png", "a2.png"]
     photograph(folder / "x[1].png", (4, 4))
     assert inside(f"{folder}/x[1].png") == ["x[1].png"]
-    assert len(folders.find([str(folder)], folder.parent)) == len(folders.find([str(folder)]))  # results go beside it
+    beside = folders.list_inputs([str(folder)], folder.parent)  # where results go
+    assert len(beside) == len(folders.list_inputs([str(folder)]))
     (tmp_path / "empty").mkdir()
     for message, *arguments in (
         ("Nothing matches", [f"{folder}/*.tif"]),
@@ -157,17 +158,19 @@ def test_patterns_and_name_collisions(folder, tmp_path):
         ("Choose another folder", [str(folder)], folder),
     ):
         with pytest.raises(FlowError, match=message):
-            folders.find(*arguments)
+            folders.list_inputs(*arguments)
 
     def targets(*words):
-        made = folders.make_jobs(folders.find(list(words)), Path("out"), lambda path, kind: [f"{path.name}_new.png"])
+        made = folders.make_jobs(
+            folders.list_inputs(list(words)), Path("out"), lambda path, kind: [f"{path.name}_new.png"]
+        )
         return [str(job.targets[0]) for job in made]
 
     photograph(folder / "other" / "b.png", (4, 4))
     named = targets(f"{folder}/deep/b.png", f"{folder}/other/b.png", f"{folder}/a10.png")
     assert named == ["out/deep/b.png_new.png", "out/other/b.png_new.png", "out/a10.png_new.png"]
     with pytest.raises(FlowError, match="would overwrite"):
-        folders.make_jobs(folders.find([f"{folder}/a10.png"]), folder, lambda path, kind: [path.name])
+        folders.make_jobs(folders.list_inputs([f"{folder}/a10.png"]), folder, lambda path, kind: [path.name])
 
 
 def test_names_depend_on_the_picture_alone_and_keep_sequences(model, tmp_path, capsys):
@@ -218,7 +221,7 @@ def test_links_are_followed_named_or_counted(model, folder, tmp_path, capsys):
     (folder / "lost").symlink_to("nowhere")
     for word in (str(folder), f"{folder}/**/*"):
         said = []
-        found = {str(one.relative) for one in folders.find([word], notify=said.append)}
+        found = {str(one.relative) for one in folders.list_inputs([word], notify=said.append)}
         assert found == {*NAMES, "gone.png", "linked/e.png"}
         (line,) = said
         assert "a broken link" in line
@@ -285,7 +288,7 @@ def test_a_claim_lasts_until_its_process_ends_and_waiting_for_it_is_said(tmp_pat
         other.wait()
 
     job, done = Job(tmp_path / "in.png", (target,)), lambda job: target.exists()
-    for _, state in folders.examine([[job]], done, notify=notify):
+    for _, state in folders.iter_pending([[job]], done, notify=notify):
         assert state == "pending"
         folders.save(job, Outputs([b"x"]))
     assert said == [("Waiting for 1 images that other processes are working on.", False)]
@@ -295,10 +298,10 @@ def test_a_claim_lasts_until_its_process_ends_and_waiting_for_it_is_said(tmp_pat
 def test_the_lock_file_of_a_killed_or_stopped_process_is_removed(tmp_path):
     job, lock = Job(tmp_path / "in.png", (tmp_path / "a.png",)), tmp_path / ".a.png.lock"
     lock.write_bytes(b"")
-    assert [*folders.examine([[job]], lambda job: True)] == [(job, "done")]
+    assert [*folders.iter_pending([[job]], lambda job: True)] == [(job, "done")]
     assert not lock.exists()
     with pytest.raises(ZeroDivisionError):  # when it looks again, because the job is claimed
-        next(folders.examine([[job]], lambda _: 1 / 0 if lock.exists() else False))
+        next(folders.iter_pending([[job]], lambda _: 1 / 0 if lock.exists() else False))
     assert not lock.exists()
 
 
@@ -306,7 +309,7 @@ def test_files_that_are_not_read_are_counted(folder):
     for name in ("notes.txt", "scan.exr", "deep/LICENSE", ".hidden"):
         (folder / name).write_text("no picture")
     said = []
-    assert len(folders.find([str(folder), f"{folder}/*"], notify=said.append)) == len(NAMES)
+    assert len(folders.list_inputs([str(folder), f"{folder}/*"], notify=said.append)) == len(NAMES)
     assert said == [
         "Skipped 3 files that flowcore does not read (.exr, .txt, no suffix): LICENSE, notes.txt, scan.exr."
     ]
@@ -329,7 +332,7 @@ def test_companions_of_macos_are_no_pictures(folder):
     with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
         archive.write(folder / "a2.png", "b.png")
         archive.writestr("._b.png", b"\0\5\x16\7")
-    assert len(folders.find([str(folder)])) == len(NAMES)
+    assert len(folders.list_inputs([str(folder)])) == len(NAMES)
     assert len(image_files(folder)) == len(find_images(folder)) == len(NAMES)
     assert [source.name for source in find_images(folder / "photos.zip")] == ["b.png"]
 

@@ -11,8 +11,8 @@ from small_flows import flow as small_flow
 
 import flowcore
 from flowcore import device as devices
+from flowcore.inference.compiled import CompiledFlow, drop_compiled
 from flowcore.inference.condition_cache import ConditionStore
-from flowcore.inference.plan import Plan, forget_plan
 from flowcore.prior import sample_latents
 
 pytestmark = pytest.mark.gpu
@@ -25,9 +25,9 @@ SMALL = (1, 3, 24, 20)
 
 @pytest.fixture(autouse=True)
 def left_as_found():
-    """Every test starts and ends without a plan, without memory held by torch, and without a limit."""
+    """Every test starts and ends without a compiled flow, without memory held by torch, and without a limit."""
     yield
-    forget_plan()
+    drop_compiled()
     if torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(1.0)
     devices.empty_cache()
@@ -39,11 +39,11 @@ def upscaler():
 
 
 def decoding(flow, batch=1):
-    """A plan with a prepared condition, and latents."""
-    plan, source = Plan(flow), every_task.source_of(flow, batch)
-    cond = None if source is None else plan.encode_condition(source.to(DEVICE)).prepare(plan)
+    """A compiled flow with a prepared condition, and latents."""
+    compiled, source = CompiledFlow(flow), every_task.source_of(flow, batch)
+    cond = None if source is None else compiled.encode_condition(source.to(DEVICE)).prepare(compiled)
     drawn = sample_latents(flow.latent_shapes(*every_task.sides(flow)), batch, seed=1)
-    return plan, cond, [z.to(DEVICE) for z in drawn]
+    return compiled, cond, [z.to(DEVICE) for z in drawn]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_reduced_precisions_are_near_float32(upscaler, precision):
     made = flowcore.upscale(upscaler, lr, seed=3, precision=precision)
     assert (made - exact).abs().mean() < 0.02
     actual = devices.actual_precision(precision, torch.device(DEVICE, 0))
-    forget_plan()
+    drop_compiled()
     assert torch.equal(made, flowcore.upscale(upscaler, lr, seed=3, precision=actual))
     assert torch.equal(made, exact) == (actual == "float32")
 
@@ -79,11 +79,11 @@ def test_reduced_precisions_are_near_float32(upscaler, precision):
 @pytest.mark.parametrize("name", ["small-srflow", "small-color", "small-glow", "small-digits", "realnvp"])
 def test_a_decode_does_not_wait_for_the_device(name):
     flow = every_task.Place(DEVICE, DEVICE).flow(name)
-    plan, cond, z = decoding(flow)
-    plan.inverse(z, cond)  # the first one loads kernels
+    compiled, cond, z = decoding(flow)
+    compiled.inverse(z, cond)  # the first one loads kernels
     torch.cuda.set_sync_debug_mode("error")  # torch raises where it would wait
     try:
-        picture = plan.inverse(z, cond)
+        picture = compiled.inverse(z, cond)
         with pytest.raises(RuntimeError, match="synchronizing"):
             float(picture.sum())  # so that this test can fail
     finally:
@@ -92,22 +92,22 @@ def test_a_decode_does_not_wait_for_the_device(name):
 
 def test_a_decode_is_captured_in_a_graph(upscaler):
     """A CUDA graph replays all kernels at once; it refuses whatever waits, and memory that moves."""
-    plan, cond, z = decoding(upscaler)
+    compiled, cond, z = decoding(upscaler)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # warm-up, as torch asks for
         for _ in range(2):
-            plan.inverse(z, cond)
+            compiled.inverse(z, cond)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        picture = plan.inverse(z, cond)
+        picture = compiled.inverse(z, cond)
     for seed in (7, 8):
         fresh = [t.to(DEVICE) for t in sample_latents([tuple(t.shape[1:]) for t in z], 1, seed=seed)]
         for held, drawn in zip(z, fresh, strict=True):
             held.copy_(drawn)
         graph.replay()
-        assert torch.allclose(picture, plan.inverse(fresh, cond), atol=1e-5)
+        assert torch.allclose(picture, compiled.inverse(fresh, cond), atol=1e-5)
 
 
 def test_two_streams_do_not_disturb_each_other(upscaler):
@@ -151,11 +151,11 @@ def limited(megabytes):
 
 
 def test_lack_of_memory_is_got_around(upscaler):
-    """Planned for much memory, which another program then takes."""
+    """Compiled for much memory, which another program then takes."""
     lr = noise(1, 3, 192, 192).to(DEVICE)
     known = flowcore.upscale(upscaler, lr, samples=4, seed=3)
-    forget_plan()
-    flowcore.upscale(upscaler, lr, samples=4, seed=3)  # its plan has wide strips
+    drop_compiled()
+    flowcore.upscale(upscaler, lr, samples=4, seed=3)  # its compiled flow has wide strips
     limited(24)
     made = flowcore.upscale(upscaler, lr, samples=4, seed=3)
     torch.cuda.set_per_process_memory_fraction(1.0)
@@ -181,7 +181,8 @@ def test_the_host_moves_a_model_away_and_back(upscaler, store):
     first = flowcore.upscale(upscaler, lr, seed=3, store=store)
     held = torch.cuda.memory_allocated()
     upscaler.to("cpu")
-    on_cpu = flowcore.upscale(upscaler, lr, seed=3, store=store)  # with a new plan: the old one lies on the GPU
+    # with a new compiled flow: the old one lies on the GPU
+    on_cpu = flowcore.upscale(upscaler, lr, seed=3, store=store)
     assert (on_cpu - first).abs().max() < TOLERANCE
     devices.empty_cache()
     assert store is not None or torch.cuda.memory_allocated() < held

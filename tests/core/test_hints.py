@@ -212,7 +212,7 @@ def test_the_encoder_reads_coverage_covered_chroma_and_palette(flow, call, optio
     hints.coverage[..., 8:24, 16:40] = 1
     hints.coverage[..., 40:, :] = 0.25
     image, seen = gray(64, 96, batch=2), []
-    flow = copy.deepcopy(flow)  # a plan copies its flow with its hooks, once
+    flow = copy.deepcopy(flow)  # a compiled flow copies its flow with its hooks, once
     flow.encoder.register_forward_pre_hook(lambda _, inputs: seen.append([t.clone() for t in inputs[:3]]))
     call(flow, image, hints=hints, **options)
     hinted = list(seen)

@@ -468,7 +468,7 @@ def test_unreadable_files_are_not_saved(tmp_path):
     with pytest.raises(FlowError, match=rf"1 of them in {name}\. It was not saved"):
         save(flow, tmp_path / "model.safetensors")
     colorizer = build_tiny("colorizer")
-    colorizer.prelude.matrix.zero_()
+    colorizer.preprocess.matrix.zero_()
     with pytest.raises(FlowError, match=r"singular, so nothing can be decoded\. It was not saved"):
         save(colorizer, tmp_path / "model.safetensors")
     read(tmp_path / "model.safetensors")  # the one from before

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from builders import build_minimal, random_image
+from flowcore.inference.fast import CompiledFlow
 from safetensors.torch import load_file, save_file
 
 import flowcore
@@ -15,7 +16,6 @@ from flowcore.errors import FlowError
 from flowcore.identity import model_sha256
 from flowcore.images.grid import remove_grid
 from flowcore.images.resize import back_project, enlarge
-from flowcore.inference.plan import Plan
 from flowcore.networks import IMDN, IMDNEncoder
 from flowcore.runtime.guide import MATCHING
 from flowcore.runtime.settings import model_defaults
@@ -51,9 +51,9 @@ def test_every_strip_size_gives_the_same_bits(dtype):
     flow, lr = tiny(), image(150, 6, batch=2)
     conditions = []
     for strip_bytes in (2**10, 2**14, 2**26):
-        plan = Plan(flow, dtype, strip_bytes=strip_bytes)
-        plan.budget.usual_dense = strip_bytes
-        conditions.append(plan.encode_condition(lr))
+        fast = CompiledFlow(flow, dtype, strip_bytes=strip_bytes)
+        fast.budget.usual_dense = strip_bytes
+        conditions.append(fast.encode_condition(lr))
     for cond in conditions[1:]:
         assert torch.equal(cond.origin, conditions[0].origin)
         for one, other in zip(cond.features, conditions[0].features, strict=True):
@@ -65,7 +65,7 @@ def test_the_picture_itself_is_never_rounded_to_bfloat16():
     torch.nn.init.zeros_(flow.encoder.backbone.conv_trunk.weight)  # nothing but the long skip
     torch.nn.init.zeros_(flow.encoder.backbone.conv_trunk.bias)
     exact = flow.encode_condition(lr).origin
-    assert torch.allclose(Plan(flow, "bfloat16").encode_condition(lr).origin, exact, atol=1e-6)
+    assert torch.allclose(CompiledFlow(flow, "bfloat16").encode_condition(lr).origin, exact, atol=1e-6)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.allclose(flow.encode_condition(lr).origin, exact, atol=1e-6)
 
@@ -95,8 +95,8 @@ def test_the_published_network_alone_can_be_loaded_and_its_picture_enlarged(tmp_
     larger = tiny(seed=7, scale=8, levels=4)
     load_encoder(larger, tmp_path / "imdn.safetensors")
     assert torch.equal(larger.encoder.enlargement(lr), enlarge(source(lr), 2))
-    planned = Plan(larger, "float32").encode_condition(lr).origin
-    assert torch.allclose(planned, enlarge(source(lr), 2), atol=1e-6)
+    compiled = CompiledFlow(larger, "float32").encode_condition(lr).origin
+    assert torch.allclose(compiled, enlarge(source(lr), 2), atol=1e-6)
 
     save_file(IMDN(4, 1, 3).state_dict(), tmp_path / "imdn.safetensors")
     with pytest.raises(FlowError, match=r"blocks\.1"):
@@ -130,9 +130,9 @@ def test_a_guide_is_the_same_in_strips_of_any_size(dtype):
     flow, lr = guided(), image(70, 6, batch=2)
     made = []
     for strip_bytes in (2**10, 2**26):
-        plan = Plan(flow, dtype, strip_bytes=strip_bytes)
-        plan.budget.usual_dense = strip_bytes
-        made.append(plan.make_guide(lr))
+        fast = CompiledFlow(flow, dtype, strip_bytes=strip_bytes)
+        fast.budget.usual_dense = strip_bytes
+        made.append(fast.make_guide(lr))
     assert torch.equal(*made)
     assert torch.allclose(made[0], flow.guide(lr), atol=1e-5 if dtype == "float32" else 1e-2)
     assert float((made[0] - enlarge(lr, 4)).abs().max()) > 0.01
@@ -142,14 +142,14 @@ def test_a_guide_is_the_same_in_strips_of_any_size(dtype):
 def test_the_network_of_a_guide_holds_a_few_rows_of_every_layer():
     """Measured: 1.2 MB beside the picture, where all layers of the whole image have 18 MB."""
     flow = tiny(guide_layers=34, guide_width=16)
-    plan = Plan(flow)
-    plan.budget.usual_dense = 1
+    fast = CompiledFlow(flow)
+    fast.budget.usual_dense = 1
     with PeakMemory() as memory:
-        picture = plan.make_guide(image(130, 64))
+        picture = fast.make_guide(image(130, 64))
     assert memory.peak - picture.nbytes < 2e6
-    plan = Plan(wide := tiny(guide_layers=34, guide_width=256))
+    fast = CompiledFlow(wide := tiny(guide_layers=34, guide_width=256))
     with PeakMemory() as memory:
-        plan.make_guide(image(60, 20))
+        fast.make_guide(image(60, 20))
     required = memory_required(wide, 60, 20, guided=True) - STRIPS
     assert memory.peak < required < 4 * memory.peak
     assert required > 2 * (memory_required(wide, 60, 20) - STRIPS)
@@ -158,7 +158,7 @@ def test_the_network_of_a_guide_holds_a_few_rows_of_every_layer():
 def test_a_model_draws_with_the_guide_that_it_carries():
     flow, lr, pass_on = guided(), image(40, 36), {"temperature": 0.1, "seed": 3}
     own = flowcore.upscale(flow, lr, **pass_on)
-    made = remove_grid(Plan(flow).make_guide(lr), lr).clamp(0, 1)
+    made = remove_grid(CompiledFlow(flow).make_guide(lr), lr).clamp(0, 1)
     torch.testing.assert_close(own, flowcore.upscale(flow, lr, guide=made, **pass_on), atol=1e-5, rtol=0)
     matched = made.lerp(back_project(made, lr, MATCHING, check=lambda: None), 0.9)
     torch.testing.assert_close(flowcore.upscale(flow, lr, guide_strength=1, **pass_on), matched, atol=2e-4, rtol=0)

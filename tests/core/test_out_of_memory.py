@@ -16,7 +16,7 @@ from small_flows import flow
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import flowcore
-from flowcore.inference.plan import forget_plan
+from flowcore.inference.compiled import drop_compiled
 from flowcore.runtime.hints import hints_from_points
 from flowcore.tasks.colorize import encode_colors
 from flowcore.tasks.score import score
@@ -102,8 +102,8 @@ WITHOUT_NOTIFY = {"encode colors"}  # it logs
 
 
 def run(task, **options):
-    """The result of a task as tensors, without a cached plan."""
-    forget_plan()
+    """The result of a task as tensors, without a cached compiled flow."""
+    drop_compiled()
     return tensors(TASKS[task][0](**options))
 
 

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 from builders import build_tiny, build_upscaler
+from flowcore.inference.fast import compiled
 
 import flowcore
 from flowcore import colorize, decode, sample, upscale
 from flowcore.images.color import luma as luma_of
 from flowcore.images.resize import enlarge
-from flowcore.inference.plan import planned
 from flowcore.prior import sample_latents
 from flowcore.runtime import overflow
 from flowcore.tasks.upscale import MAX_DEVIATION
@@ -48,14 +48,14 @@ def picture(*shape, seed=0):
 
 def plain(flow, lr, temperature, seed=0):
     """What the flow decodes, neither repaired nor clamped."""
-    plan, scale = planned(flow), flow.condition_scale
+    fast, scale = compiled(flow), flow.condition_scale
     z = sample_latents(flow.latent_shapes(*(scale * side for side in lr.shape[-2:])), 1, temperature, seed)
-    return plan.inverse(z, plan.encode_condition(lr))
+    return fast.inverse(z, fast.encode_condition(lr))
 
 
 def repaired(flow, lr, z):
-    plan = planned(flow)
-    decoder = overflow.bounded_decoder(plan, plan.encode_condition(lr), MAX_DEVIATION)
+    fast = compiled(flow)
+    decoder = overflow.bounded_decoder(fast, fast.encode_condition(lr), MAX_DEVIATION)
     return overflow.decode_with_backoff(decoder, z, lambda: torch.zeros(1, 3, 1, 1))
 
 
@@ -104,7 +104,7 @@ def test_other_samples_of_a_batch_do_not_change():
     flow, lr = build_upscaler(), picture(1, 3, 8, 8)
     z = sample_latents(flow.latent_shapes(32, 32), 3, 0.5, 0)
     z[-1][1] *= 1e30
-    expected = planned(flow).inverse(z, planned(flow).encode_condition(lr))
+    expected = compiled(flow).inverse(z, compiled(flow).encode_condition(lr))
     decoded = repaired(flow, lr, z)
     assert torch.equal(decoded.images[0::2], expected[0::2])
     assert decoded.images.isfinite().all()
@@ -116,7 +116,7 @@ def test_places_far_from_the_overflow_do_not_change():
     flow, lr = build_upscaler(), picture(1, 3, 96, 96)
     z = sample_latents(flow.latent_shapes(384, 384), 1, 0.5, 0)
     z[-1][..., 0, 0] *= 1e6  # in one corner
-    expected = planned(flow).inverse(z, planned(flow).encode_condition(lr))
+    expected = compiled(flow).inverse(z, compiled(flow).encode_condition(lr))
     decoded = repaired(flow, lr, z)
     assert (decoded.images[..., 200:, 200:] - expected[..., 200:, 200:]).abs().max() < 1e-5
     assert decoded.attenuated[..., :8, :8].all()

@@ -159,12 +159,12 @@ def test_likelihood_of_colorings_is_that_of_the_coarsest_grid(colorizer):
     strength = chroma.square().sum(1).mean((1, 2)).sqrt()
     chroma = chroma * (strength.median() / strength)[:, None, None, None]
     cond = colorizer.encode_condition(color.luma(y.expand(-1, 3, -1, -1)))
-    x = colorizer.prelude(chroma + color.NEUTRAL)[0]
+    x = colorizer.preprocess(chroma + color.NEUTRAL)[0]
     coarse = Haar()(x)[0][:, :2]  # two grids: the means of the finer one are the coarser one
     z, logdet = colorizer.levels[1].steps(Haar()(coarse)[0], cond.expand(3).at_level(1))
     log_prob = (logdet + log_density(z).flatten(1).sum(1)).double()
     size = z[0].numel()
-    whitening = colorizer.prelude(chroma)[1].double() * size / chroma[0].numel()
+    whitening = colorizer.preprocess(chroma)[1].double() * size / chroma[0].numel()
     bits = likelihood.bits_per_dim(log_prob + whitening, size, 1 / 255)
     assert torch.allclose(scores[0], bits.detach(), atol=1e-4)
 

@@ -12,7 +12,7 @@ from flowcore import likelihood
 from flowcore import testing as laws
 from flowcore.dequantization import quantization
 from flowcore.errors import ConditionError, FlowError
-from flowcore.inference.plan import Plan
+from flowcore.inference.compiled import CompiledFlow
 from flowcore.likelihood import with_probes
 from flowcore.networks import ContractiveNetwork
 from flowcore.networks.contractive import ELU, LipschitzConv, LipSwish
@@ -184,7 +184,7 @@ def test_what_does_not_fit_is_refused():
 def test_latents_do_not_depend_on_probes_and_need_none():
     flow, x = small_flow(), random_image(2, 3, 4, 6)
     cond = with_probes(flow, x.shape)
-    for z in (flow.encode(x), flow.encode(x, cond), flow(x, cond)[0], Plan(flow).encode(x)):
+    for z in (flow.encode(x), flow.encode(x, cond), flow(x, cond)[0], CompiledFlow(flow).encode(x)):
         for a, b in zip(z, flow(x)[0], strict=True):
             assert torch.allclose(a, b, atol=1e-6)
     large = random_image(1, 3, 64, 64)

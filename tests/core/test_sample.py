@@ -12,7 +12,7 @@ from flowcore import prior
 from flowcore.dequantization import quantize
 from flowcore.errors import ConditionError, FlowError, ImageError, PrecisionError, ShapeError
 from flowcore.images.resize import pad_symmetric, shrink
-from flowcore.inference.plan import Plan
+from flowcore.inference.compiled import CompiledFlow
 from flowcore.latents import interpolate, normalize
 from flowcore.prior import sample_latents
 from flowcore.tasks.sample import (
@@ -96,14 +96,14 @@ def test_sample_i_is_drawn_with_seed_plus_i_whatever_the_batch(glow):
     assert (together[0] - together[1]).abs().max() > 0.01
 
 
-def test_low_precision_stays_near_and_plans_have_their_own(glow):
+def test_low_precision_stays_near_and_compiled_flows_have_their_own(glow):
     wide, narrow = sample(glow, 2, seed=3), sample(glow, 2, seed=3, precision="bfloat16")
     assert 0 < (wide - narrow).abs().mean() < 0.02
     assert torch.equal(sample(glow, 2, seed=3, precision="tf32"), wide)  # no tensor cores on a CPU
     with pytest.raises(FlowError, match="precision must be one of float32, bfloat16, float16, auto, tf32; got 'half'"):
         sample(glow, 1, precision="half")
     for precision, expected in (("float32", wide), ("bfloat16", narrow)):
-        assert torch.equal(sample(Plan(glow, precision), 2, seed=3), expected)
+        assert torch.equal(sample(CompiledFlow(glow, precision), 2, seed=3), expected)
 
 
 def test_sizes_are_the_models_own_or_any_that_fit(flows):

@@ -9,7 +9,7 @@ from builders import build_tiny, random_image
 import flowcore
 from flowcore.cli.main import main
 from flowcore.errors import ConditionError, FlowError
-from flowcore.inference.plan import Plan
+from flowcore.inference.compiled import CompiledFlow
 from flowcore.tasks import sample as sampling
 from flowcore.tasks.sample import dequantized_image, memory_required
 from flowcore.training.objective import Likelihood
@@ -112,10 +112,10 @@ def test_the_memory_of_the_published_size_is_that_of_its_keys_and_values_and_of_
     assert 0 < memory_required(flow, 1, 256, 256) - weights - cache < 10e6
 
 
-def test_a_plan_in_low_precision_is_near():
+def test_a_compiled_flow_in_low_precision_is_near():
     flow = tiny(**NAMED)
     cond = flow.encode_condition(torch.tensor([0, 1]))
-    ours = Plan(flow, "bfloat16").inverse(latents(flow), cond)
+    ours = CompiledFlow(flow, "bfloat16").inverse(latents(flow), cond)
     assert (ours - flow.inverse(latents(flow), cond)).abs().max() < 0.05
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from builders import build_tiny, random_image
 from cases import LONG, tried
+from flowcore.inference.fast import compiled, drop_compiled
 
 import flowcore
-from flowcore.inference.plan import forget_plan, planned
 
 from .test_out_of_memory import TASKS, tensors
 
@@ -63,7 +63,7 @@ def test_progress_is_whole_and_cancelling_one_of_two_calls_changes_nothing_in_th
     with ThreadPoolExecutor(2) as pool:
         for number in range(ROUNDS):
             if number % 3 == 0:
-                forget_plan()  # both ask for the plan that one of them makes
+                drop_compiled()  # both ask for the compiled flow that one of them makes
             stopped, undisturbed = Caller(rng.randrange(alone.asked)), Caller()
             calls = [pool.submit(caller.run, task) for caller in rng.sample([stopped, undisturbed], 2)]
             results = {}
@@ -82,14 +82,14 @@ def test_progress_is_whole_and_cancelling_one_of_two_calls_changes_nothing_in_th
 
 
 def test_a_call_that_runs_out_of_memory_lowers_its_own_strips_until_its_end():
-    """Its own thread and another one are asked for the strips of the same plan while it runs."""
+    """Its own thread and another one are asked for the strips of the same compiled flow while it runs."""
     flow, seen = build_tiny("glow"), []
-    plan = planned(flow)
-    usual = plan.budget.strip
+    fast = compiled(flow)
+    usual = fast.budget.strip
     with ThreadPoolExecutor(1) as pool:
 
         def look():
-            seen.append((plan.budget.strip, pool.submit(lambda: plan.budget.strip).result()))
+            seen.append((fast.budget.strip, pool.submit(lambda: fast.budget.strip).result()))
             if len(seen) == 1:
                 raise MemoryError
             return False
@@ -97,4 +97,4 @@ def test_a_call_that_runs_out_of_memory_lowers_its_own_strips_until_its_end():
         flowcore.encode(flow, random_image(1, 3, 8, 8), cancelled=look, notify=lambda sentence: None)
     assert seen[0] == (usual, usual)
     assert set(seen[1:]) == {(2**18, usual)}
-    assert plan.budget.strip == usual > 2**18
+    assert fast.budget.strip == usual > 2**18

@@ -311,7 +311,7 @@ def test_the_calm_error_is_that_of_every_level_from_the_true_coarser_one(photos,
     cond = flow.encode_condition(source)
     latents = flow(x, cond)[0]
     zeros = [torch.zeros_like(z) for z in latents]
-    white = flow.prelude(x)[0] - (cond.origin if residual else 0)
+    white = flow.preprocess(x)[0] - (cond.origin if residual else 0)
     fine = F.avg_pool2d(white, 2) * 2  # what the coarser level decodes to
     seen = []
     flow.inverse([latents[0], zeros[1]], cond, lambda level, z: seen.append(z) or z)

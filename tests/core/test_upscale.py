@@ -8,13 +8,13 @@ import pytest
 import torch
 from builders import build_hcflow, build_tiny, build_upscaler
 from builders import random_image as picture
+from flowcore.inference.fast import CompiledFlow, compiled
 from torch import Tensor
 
 from flowcore import FlowError, ImageError, match_source, upscale
 from flowcore.flow import Flow
 from flowcore.images.resize import back_project, enlarge, resize
 from flowcore.inference.condition_cache import ConditionStore
-from flowcore.inference.plan import Plan, planned
 from flowcore.inference.strips import minimum_memory
 from flowcore.prior import masked_temperature, sample_latents
 from flowcore.quality.metrics import lr_psnr
@@ -29,14 +29,14 @@ flow = pytest.fixture(scope="module")(build_upscaler)
 
 @pytest.fixture
 def encoded(monkeypatch):
-    """Sources that plans have encoded."""
-    sources, encode = list[Tensor](), Plan.encode_condition
+    """Sources that compiled flows have encoded."""
+    sources, encode = list[Tensor](), CompiledFlow.encode_condition
 
-    def recording(plan: Plan, source: Tensor) -> object:
+    def recording(fast: CompiledFlow, source: Tensor) -> object:
         sources.append(source)
-        return encode(plan, source)
+        return encode(fast, source)
 
-    monkeypatch.setattr(Plan, "encode_condition", recording)
+    monkeypatch.setattr(CompiledFlow, "encode_condition", recording)
     return sources
 
 
@@ -131,7 +131,7 @@ def test_with_a_store_another_seed_skips_the_encoder(flow, encoded):
 
 
 def test_stored_conditions_belong_to_a_precision(flow):
-    """And to weights, as test_plan.py shows."""
+    """And to weights, as test_compiled.py shows."""
     store, lr = ConditionStore(), picture(1, 3, 6, 6)
     exact, low = (upscale(flow, lr, precision=precision, store=store) for precision in ("float32", "bfloat16"))
     assert torch.allclose(low, upscale(flow, lr, precision="bfloat16"), atol=1e-2)
@@ -140,10 +140,10 @@ def test_stored_conditions_belong_to_a_precision(flow):
 
 
 def test_a_store_does_not_grow(flow):
-    plan = planned(flow)
-    one = plan.encode_condition(picture(1, 3, 8, 8))
-    prepared = one.prepare(plan).nbytes
-    assert prepared == pytest.approx(one.nbytes + plan.prepared_bytes(32, 32), rel=0.01)
+    fast = compiled(flow)
+    one = fast.encode_condition(picture(1, 3, 8, 8))
+    prepared = one.prepare(fast).nbytes
+    assert prepared == pytest.approx(one.nbytes + fast.prepared_bytes(32, 32), rel=0.01)
     for budget, count, conditions, nbytes in [
         (3 * prepared + 100, 10, 3, 3 * prepared),
         (prepared - 1, 1, 1, one.nbytes),  # prepared it does not fit, as encoded it does
@@ -210,16 +210,16 @@ def test_samples_come_one_by_one_and_a_known_image_takes_the_whole_bar(flow):
 
 def test_out_of_memory_halves_the_tiles(flow, monkeypatch):
     """An encoder that raises what torch raises stands in for a device that is too small."""
-    lr, sentences, encode = picture(1, 3, 16, 104), list[str](), Plan.encode_condition
+    lr, sentences, encode = picture(1, 3, 16, 104), list[str](), CompiledFlow.encode_condition
     expected = upscale(flow, lr, tile=32)
     limit, message = 80, "CUDA out of memory. Tried to allocate a lot"
 
-    def small_device(plan: Plan, source: Tensor) -> object:
+    def small_device(fast: CompiledFlow, source: Tensor) -> object:
         if source.shape[-1] > limit:
             raise RuntimeError(message)
-        return encode(plan, source)
+        return encode(fast, source)
 
-    monkeypatch.setattr(Plan, "encode_condition", small_device)
+    monkeypatch.setattr(CompiledFlow, "encode_condition", small_device)
     result = upscale(flow, lr, notify=sentences.append)
     assert (result - expected).abs().max() <= 1 / 255
     assert "minimum memory" in sentences[0]
@@ -360,8 +360,8 @@ def test_a_bounded_guide_deviates_little_more_than_drawn_latents(flow):
 
 def test_guides_are_encoded_once_per_picture_and_stand_for_themselves(flow, monkeypatch):
     lr, guides, count = picture(2, 3, 8, 6), torch.rand(2, 3, 32, 24), list[Tensor]()
-    encode = Plan.encode_guide
-    monkeypatch.setattr(Plan, "encode_guide", lambda plan, x, cond: count.append(x) or encode(plan, x, cond))
+    encode = CompiledFlow.encode_guide
+    monkeypatch.setattr(CompiledFlow, "encode_guide", lambda fast, x, cond: count.append(x) or encode(fast, x, cond))
     options: dict[str, Any] = {"guide_strength": 0.7, "seed": 2}
     both = upscale(flow, lr, guide=guides, temperature=0.5, samples=3, **options)
     assert len(count) == 2

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from builders import build_upscaler, random_image
+from flowcore.inference.fast import compiled
 
 from flowcore import Cancelled, FlowError, Hints, colorize, colorize_video, upscale, upscale_video
 from flowcore.images.color import NEUTRAL
 from flowcore.images.motion import blur, estimate_motion, move, sample_at
-from flowcore.inference.plan import planned
 from flowcore.runtime.hints import hints_from_points
 
 from .colorings import WANTED, chroma_of, gray, middle, tiny_colorizer
@@ -20,10 +20,10 @@ flow = pytest.fixture(scope="module")(tiny_colorizer)
 
 @pytest.fixture
 def decoded(flow, monkeypatch):
-    """What the plan decodes between its levels, as a list of (level, before, after)."""
+    """What the compiled flow decodes between its levels, as a list of (level, before, after)."""
     seen = []
-    plan = planned(flow)
-    inverse = plan.inverse
+    fast = compiled(flow)
+    inverse = fast.inverse
 
     def watched(z, cond, between):
         def both(level, x):
@@ -32,7 +32,7 @@ def decoded(flow, monkeypatch):
 
         return inverse(z, cond, both)
 
-    monkeypatch.setattr(plan, "inverse", watched)
+    monkeypatch.setattr(fast, "inverse", watched)
     return seen
 
 
@@ -84,7 +84,7 @@ def test_locked_colors_are_not_carried_into_the_next_frame(flow, decoded):
     wanted = torch.tensor([0.05, -0.05])[:, None, None, None].repeat(1, 2, 32, 32)
     hints = Hints(coverage=torch.ones(2, 1, 32, 32), chroma=wanted, lock=True)
     colorize_video(flow, middle().expand(2, -1, -1, -1), carry=0.9, hints=hints)
-    coarsest = flow.prelude.inverse(decoded[0][2] / 2) - NEUTRAL
+    coarsest = flow.preprocess.inverse(decoded[0][2] / 2) - NEUTRAL
     assert (coarsest - wanted[..., :4, :4]).abs().max() < 1e-5
 
 

@@ -260,7 +260,7 @@ def test_freed_memory_is_gone_and_the_next_prompt_is_right(host):
     kept = graph(store=("FlowcoreTestStore", {}))
     facts = host.outputs(prompt.workflow, store=("FlowcoreTestStore", {"after": "made.0"}))["store"]
     assert facts["count"][0] > 0
-    assert facts["plans"] == [1]
+    assert facts["compiled"] == [1]
     # In the middle of a prompt, which then ends as it would have.
     long = upscaling(41, samples=32)
     run = host.queue(long.workflow)
@@ -269,7 +269,7 @@ def test_freed_memory_is_gone_and_the_next_prompt_is_right(host):
     freed = host.wait(run)["outputs"]["digest"]["bits"][0]
     until(lambda: host.outputs(kept)["store"]["count"] == [0])
     facts = host.outputs(kept)["store"]
-    assert (facts["count"], facts["bytes"], facts["plans"]) == ([0], [0], [0])
+    assert (facts["count"], facts["bytes"], facts["compiled"]) == ([0], [0], [0])
     assert outcome(host, prompt) == known
     assert outcome(host, long)[0] == freed
 

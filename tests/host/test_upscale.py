@@ -186,4 +186,4 @@ def test_what_is_kept_of_images_goes_when_no_workflow_uses_the_model_any_more(ho
     assert host.outputs(made)["store"]["count"][0] > 0
     assert until(lambda: host.outputs(alone)["store"]["count"] == [0], 30)
     facts = host.outputs(alone)["store"]
-    assert (facts["bytes"], facts["plans"]) == ([0], [0])
+    assert (facts["bytes"], facts["compiled"]) == ([0], [0])

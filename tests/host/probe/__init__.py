@@ -117,9 +117,9 @@ class TestStore(FreshReport, optional=True, after="IMAGE"):
 
     def run(self, after=None):
         (store,) = [m.STORE for name, m in list(sys.modules.items()) if name.endswith(".nodes.upscaling")]
-        (plans,) = [m.PLANS for name, m in list(sys.modules.items()) if name == "flowcore.inference.plan"]
+        (cache,) = [m.CACHE for name, m in list(sys.modules.items()) if name == "flowcore.inference.compiled"]
         facts = {"count": [len(store)], "bytes": [store.nbytes], "budget": [store.budget]}
-        return {"ui": facts | {"plans": [len(plans)]}}
+        return {"ui": facts | {"compiled": [len(cache)]}}
 
 
 class TestFree(FreshReport, number="INT"):

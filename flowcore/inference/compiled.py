@@ -1,7 +1,7 @@
-"""The inference plan: an immutable, optimized copy of a flow.
+"""Compiled flows: immutable, optimized copies of flows.
 
-A ``Flow`` of the transforms of ``transforms/`` is the readable reference. A ``Plan`` is the same bijection, faster and
-smaller (``benchmarks/README.md`` has the factors):
+A ``Flow`` of the transforms of ``transforms/`` is the readable reference. A ``CompiledFlow`` is the same bijection,
+faster and smaller (``benchmarks/README.md`` has the factors):
 
 - ``fold.py``: Per-pixel transforms (actnorm, 1x1 convolution, permutation) become one matrix, inverted once;
   actnorms and scales inside conditioners go into the weights beside them.
@@ -48,7 +48,7 @@ from .strips import StripBudget, report, stop_before
 FOLDED_ENCODERS = (FoldedEncoder, FoldedIMDNEncoder, FoldedLowLightEncoder)  # these report their units themselves
 
 
-class Plan(FlowModel):
+class CompiledFlow(FlowModel):
     """An optimized copy of a flow: the same images, latents and logdets up to rounding, without gradients.
 
     Besides what its flow takes, it takes the condition of one image for any number of samples, and prepared conditions.
@@ -59,14 +59,14 @@ class Plan(FlowModel):
         encoder_units: Units that one ``encode_condition`` reports.
         prepare_units: Units that ``Condition.prepare`` reports.
         guide_units: Units that one ``make_guide`` reports.
-        identity: Equal for plans of the same flow, weights and precision if ``planned`` made them.
+        identity: Equal for compiled flows of the same flow, weights and precision if ``compiled`` made them.
     """
 
     def __init__(self, flow: Flow, precision: ActualPrecision = "float32", *, strip_bytes: int = 0) -> None:
         """Fold a flow.
 
         Args:
-            flow: Its weights are copied now: later changes of the flow do not change the plan.
+            flow: Its weights are copied now: later changes of the flow do not change it.
             precision: Of conditioners and encoder. "float32": the flow's own, which may also be float64; "tf32": the
                 same, with convolutions on NVIDIA's tensor cores, which read 10 bits of mantissa. Latents and
                 invertible transforms always keep the flow's own. Only "float32" encodes.
@@ -91,7 +91,10 @@ class Plan(FlowModel):
                 channels = level.shape(channels, 1, 1)[0]
                 levels.append(folder.level(copy.deepcopy(level), channels))
                 channels = channels if level.split is None else level.split.kept_channels(channels)
-            encoder, top, guide = copy.deepcopy(model.encoder), copy.deepcopy(model.top), copy.deepcopy(model.guide)
+            encoder, guide = copy.deepcopy(model.encoder), copy.deepcopy(model.guide)
+            top_prior = copy.deepcopy(model.top_prior)
+            if model.predicts_lr and isinstance(top_prior, Chain):
+                top_prior = SharedChain(*top_prior.parts())
             if isinstance(encoder, RRDBEncoder):
                 encoder = FoldedEncoder(encoder, dtype, budget)
             elif isinstance(encoder, IMDNEncoder):
@@ -101,15 +104,15 @@ class Plan(FlowModel):
             elif encoder is not None:
                 for layer in encoder.modules():
                     if isinstance(layer, nn.Conv2d):
-                        stop_before(layer)  # the plan's own copy of the layer
+                        stop_before(layer)  # our own copy of the layer
         super().__init__(
             levels,
             channels=model.channels,
             config=model.config,
             architecture=model.architecture,
             capabilities=model.capabilities,
-            prelude=copy.deepcopy(model.prelude),
-            top=SharedChain(*top.parts()) if model.predicts_lr and isinstance(top, Chain) else top,
+            preprocess=copy.deepcopy(model.preprocess),
+            top_prior=top_prior,
             encoder=encoder,
             condition_encoder=model.condition_encoder,
             condition_scale=model.condition_scale,
@@ -134,7 +137,7 @@ class Plan(FlowModel):
         self.device = like.device
         self.budget = budget
         # callers read a flow's device and dtype off its first parameter
-        self.home = nn.Parameter(like.new_empty(0), requires_grad=False)
+        self.device_parameter = nn.Parameter(like.new_empty(0), requires_grad=False)
         self.identity: object = object()
 
     def encode_condition(self, source: Tensor) -> Condition:
@@ -183,7 +186,7 @@ class Plan(FlowModel):
             return self.guide(source)
 
     def encode_guide(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
-        """Encode in any precision of the plan: the round trip is off by 3/255 in bfloat16, by 0.5/255 in float16."""
+        """Encode in any precision: the round trip is off by 3/255 in bfloat16, by 0.5/255 in float16."""
         with self._arithmetic():
             return super().encode(x, cond)
 
@@ -215,12 +218,12 @@ class Plan(FlowModel):
             return super().reduce(x)
 
     def initialize(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
-        raise FlowError("A plan cannot be trained. Initialize the flow, and make a new plan.")
+        raise FlowError("A compiled flow cannot be trained. Initialize the flow, and compile it again.")
 
     def _apply(
         self, fn: Callable[[Tensor], Tensor], recurse: bool = True
-    ) -> Plan:  # behind ``to``, ``double``, ``cuda`` and their like
-        raise FlowError("A plan stays where and as it was made. Move the flow, and make a new plan.")
+    ) -> CompiledFlow:  # behind ``to``, ``double``, ``cuda`` and their like
+        raise FlowError("A compiled flow stays where and as it was made. Move the flow, and compile it again.")
 
     def _at_level(self, cond: Condition, number: int) -> LevelCondition:
         return cond.at_level(number, merge=False)  # folded parts enlarge and concatenate nothing
@@ -233,71 +236,72 @@ class Plan(FlowModel):
         """Without gradients, and with a GPU's tensor cores only if requested, which then must not encode."""
         if encodes and self.precision != "float32":
             raise PrecisionError(
-                f"This plan runs in {self.precision}, which is for decoding latents that were drawn: what it encoded "
-                "would not come back as the same image. Make a plan in float32."
+                f"This flow is compiled in {self.precision}, which is for decoding latents that were drawn: what it "
+                "encoded would not come back as the same image. Compile the flow in float32."
             )
         with torch.no_grad(), float32_arithmetic(tf32_convolutions=self.precision == "tf32"):
             yield
 
 
-class PlanCache:
-    """The two plans used last, keyed weakly by levels; the second only while both fit into an eighth of free memory."""
+class CompiledFlowCache:
+    """The two used last, keyed weakly by levels; the second only while both fit into an eighth of free memory."""
 
     def __init__(self) -> None:
-        self._plans: weakref.WeakKeyDictionary[nn.ModuleList, Plan] = weakref.WeakKeyDictionary()  # in order of use
+        # in order of use
+        self._flows: weakref.WeakKeyDictionary[nn.ModuleList, CompiledFlow] = weakref.WeakKeyDictionary()
         self._lock = RLock()
 
     def __len__(self) -> int:
-        return len(self._plans)
+        return len(self._flows)
 
-    def plan(self, flow: Flow, precision: ActualPrecision) -> Plan:
-        """Return the cached plan if it is this flow's and its parts and weights are unchanged, else a new one."""
+    def get(self, flow: Flow, precision: ActualPrecision) -> CompiledFlow:
+        """Return the cached copy if it is this flow's and its parts and weights are unchanged, else a new one."""
         parts = tuple((name, weakref.ref(part)) for name, part in flow.named_children())
         identity = parts, precision, checksums(flow)
         with self._lock:
-            plan = self._plans.pop(flow.levels, None)
-            if plan is None or plan.identity != identity:
-                plan = None  # free the old plan before folding
+            cached = self._flows.pop(flow.levels, None)
+            if cached is None or cached.identity != identity:
+                cached = None  # free the old one before folding
                 self._make_room(flow)
-                with torch.inference_mode(False):  # else ``Plan.gradient`` could never use it
-                    plan = Plan(flow, precision)
-                plan.identity = identity
-            self._plans[flow.levels] = plan
-            return plan
+                with torch.inference_mode(False):  # else ``CompiledFlow.gradient`` could never use it
+                    cached = CompiledFlow(flow, precision)
+                cached.identity = identity
+            self._flows[flow.levels] = cached
+            return cached
 
     def _make_room(self, flow: Flow) -> None:
-        """Drop all plans, or all but the last used if a plan of the flow fits beside it."""
-        latest = list(self._plans.items())[-1:]
-        self._plans.clear()
-        parts = [flow, *(plan for _, plan in latest)]
+        """Drop all, or all but the last used if a copy of the flow fits beside it."""
+        latest = list(self._flows.items())[-1:]
+        self._flows.clear()
+        parts = [flow, *(cached for _, cached in latest)]
         needed = sum(t.nbytes for part in parts for t in (*part.parameters(), *part.buffers()))
         free = free_memory(next(flow.parameters(), torch.empty(0)).device)
         if free is not None and needed <= free // 8:
-            self._plans.update(latest)
+            self._flows.update(latest)
 
-    def forget(self, *, keep: Flow | None = None) -> None:
-        """Free all plans but that of ``keep``, which is in use."""
+    def drop(self, *, keep: Flow | None = None) -> None:
+        """Free all but that of ``keep``, which is in use."""
         with self._lock:
-            for levels in [levels for levels in self._plans if keep is None or levels is not keep.levels]:
-                del self._plans[levels]
+            for levels in [levels for levels in self._flows if keep is None or levels is not keep.levels]:
+                del self._flows[levels]
 
 
-PLANS = PlanCache()
-forget_plan = PLANS.forget
+CACHE = CompiledFlowCache()
+drop_compiled = CACHE.drop
 
 
-def planned(flow: Flow, precision: ActualPrecision = "float32") -> Plan:
-    """Return a flow's plan, cached while the flow's weights stay the same (see ``PlanCache``), or a plan unchanged."""
-    return flow if isinstance(flow, Plan) else PLANS.plan(flow, precision)
+def compiled(flow: Flow, precision: ActualPrecision = "float32") -> CompiledFlow:
+    """Return a flow's compiled copy, cached while its weights stay the same (see ``CompiledFlowCache``)."""
+    return flow if isinstance(flow, CompiledFlow) else CACHE.get(flow, precision)
 
 
-# --- checksums of weights: does a cached plan still belong to its flow? -----------------------------------------------
+# --- checksums of weights: does a cached copy still belong to its flow? -----------------------------------------------
 
 # Addresses and version counters of tensors do not tell: ``p.data.copy_(...)`` and writes in inference mode leave both
 # as they were, and freed memory is used again. So the bytes themselves are read: 10 ms of processor time for the 20 MB
 # of ``srflow-x4``.
 #
-#     python -m timeit -p -n 20 -s "import flowcore; from flowcore.inference.plan import checksums" \
+#     python -m timeit -p -n 20 -s "import flowcore; from flowcore.inference.compiled import checksums" \
 #         -s "flow = flowcore.load('srflow-x4')" "checksums(flow)"
 
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
