@@ -120,7 +120,7 @@ def find_eyes(
 ) -> list[list[Eyes]]:
     """Find the eyes of the ``number`` largest faces of each image, 0 for all.
 
-    Faces that are, with their hair, less than ``smallest`` pixels wide do not count.
+    Faces that are, with their hair, less than ``smallest`` pixels wide, or mostly outside of their image, do not count.
     With ``boxes``, a list for each image or one for all, only of faces whose middle lies in one of them.
     """
     widest = max(SMALLEST, smallest / 2)  # a face's box is about three fifths as wide as the face with hair
@@ -134,10 +134,19 @@ def find_eyes(
             count = sum(len(regions) for _, regions in pairs)
             RunOptions(**options).tell(f"No face was found in {empty} of {count} boxes.")
         images = [[face for face in faces if any(_is_in(face, box) for box in regions)] for faces, regions in pairs]
+    places = [[_place(face, *image.shape[-2:]) for face in faces] for faces in images]
     return [
-        [face.eyes for face in faces if math.dist(*face.eyes) / (RIGHT - LEFT) >= smallest][: number or None]
-        for faces in images
+        [(place.left_eye, place.right_eye) for place in found if place and place.face >= smallest][: number or None]
+        for found in places
     ]
+
+
+def _place(face: Face, height: int, width: int) -> FacePlace | None:
+    """Return the place of a face that was found; None if the picture's border cuts off an eye, or most of it."""
+    try:
+        return locate_face(*face.eyes, height, width)
+    except ImageError:
+        return None
 
 
 def tell_of_missing(eyes: Sequence[Sequence[Eyes]], smallest: float, advice: str, notify: Notify) -> None:

@@ -438,6 +438,15 @@ def test_only_faces_in_boxes_are_taken_and_empty_boxes_are_counted():
         find_eyes(picture("group.png"), boxes=[[], []])
 
 
+def test_a_face_whose_eye_the_border_cuts_off_is_no_error():
+    (left, _), _, (_, right) = GROUP
+    cropped = picture("group.png")[..., round(left[0]) + 2 : round(right[0])]
+    (found,), (eyes,) = find_faces(cropped), find_eyes(cropped)
+    outside = [face for face in found if not all(0 <= x <= cropped.shape[-1] for x, _ in face.eyes)]
+    assert outside
+    assert eyes == [face.eyes for face in found if face not in outside]
+
+
 def test_faces_lying_sideways_are_found():
     upright = picture("portrait-1.jpg")
     (face,), *both = find_faces(torch.cat([upright, *(upright.rot90(turns, (-2, -1)) for turns in (1, 3))]))
