@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from ..color_index import MAX_CELLS, NEIGHBORS, CellMemory
 from ..errors import CheckpointError, FlowError
 from ..identity import fingerprint
 from ..model import FlowModel
 from ..networks import LumaEncoder
-from ..networks.memory import MAX_CELLS, NEIGHBORS, CellMemory
 from . import catalog, model_file
 from .writing import write_atomic
 

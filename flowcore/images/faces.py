@@ -11,11 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ImageError, ShapeError
-from .color import luma
 from .resize import keys_cubic, resize, sample_points, shrink
 
 LEFT, RIGHT, EYE_LINE = 0.377, 0.614, 0.447  # of the crop's side
@@ -23,21 +21,6 @@ MIN_SIDE = 8.0  # pixels of the crop's side; smaller ones hold no face
 MIN_INSIDE = 0.5  # of the crop's area within the picture
 MARGIN = 4  # pixels around what is resampled, for the cubic kernel
 SEPARATE = 2.0  # pixels between the dots of a mask
-
-# The left half of 8x8 cells from (0.2, 0.275) to (0.8, 0.875) of the crop: weights of brightness that separate faces
-# from other places, by ridge regression of 586 training faces and 73 of snapshots against misplaced crops. Correlations
-# below ALIKE have 1 % of other portraits, 87 % of misplaced crops of portraits, and 76 % of those of other photographs.
-TEMPLATE = (
-    (-33, -9, 41, 66),
-    (-24, -36, -18, 15),
-    (-6, -20, -99, 13),
-    (-27, 32, 71, 19),
-    (11, -1, -16, -20),
-    (17, 1, -9, -7),
-    (7, -12, 3, 44),
-    (-2, 8, 5, -15),
-)
-ALIKE = 0.08
 
 Point = tuple[float, float]
 
@@ -164,16 +147,6 @@ def cut_face(picture: Tensor, place: FacePlace, size: int | None = None) -> Tens
     region = picture[..., top:bottom, left:right]
     corner = torch.tensor([left, top], dtype=torch.float64)
     return shrink(sample_points(region, points - corner - 0.5, keys_cubic), supersampling).clamp(0, 1)
-
-
-def looks_like_face(picture: Tensor, place: FacePlace) -> bool:
-    """Tell whether a place of a picture ``(1, 3, H, W)`` has the brightness pattern of a face; see ``TEMPLATE``."""
-    crop = cut_face(luma(picture), replace(place, window=None), 40)
-    cells = F.avg_pool2d(crop[..., 11:35, 8:32].double(), 3).flatten()
-    half = torch.tensor(TEMPLATE, dtype=torch.float64)
-    template = torch.cat([half, half.flip(1)], 1).flatten().to(cells.device)
-    together = torch.stack([cells, template])
-    return float(torch.corrcoef(together)[0, 1]) >= ALIKE  # a flat crop gives NaN, for which this is False
 
 
 def paste_face(picture: Tensor, face: Tensor, place: FacePlace, *, feather: float = 0.15) -> Tensor:

@@ -71,7 +71,7 @@ class ColorizerConfig:
     # Length scales of that similarity: in the features, and in cells of the coarsest grid.
     coherence_scales: Annotated[tuple[float, float], Range(0.01, 1000)] = (0.6, 4.0)
     saturation: Annotated[float, Range(0, 10)] = 1.0  # recommended factor on chroma, except what the caller gives
-    memory: Annotated[int, Range(0, 2**20)] = 0  # cells of the memory of colors; see ``networks.memory``
+    memory: Annotated[int, Range(0, 2**20)] = 0  # cells of the memory of colors; see ``color_index``
     memory_share: Annotated[float, Range(0.001, 1)] = 0.15  # recommended share of its photographs per seed
     memory_neighbors: Annotated[int, Range(1, 4096)] = 20  # recommended number of similar cells to look up
     starter_memory: bool = False  # recommended: whether to use the shipped memory; see ``colorize``

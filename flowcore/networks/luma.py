@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..color_index import CELL, PLANES, CellMemory
 from ..errors import ConditionError
 from .conditioner import start_at_zero
 from .efficientnet import CHANNELS, EfficientNetLite0
-from .memory import CELL, PLANES, CellMemory, describe
 
 STRIDE = 4  # luma pixels per position of the finest grid
 HINT_PLANES, PALETTE_PLANES = 3, 4
@@ -25,7 +25,7 @@ class LumaEncoder(nn.Module):
     a memory recalls from similar cells are added on every grid, on the way down and on the way up.
 
     Source: Lin et al., "Feature Pyramid Networks for Object Detection" (2017); pre-trained to predict colors as in
-    Ardizzone et al. 2019; see also ``memory``.
+    Ardizzone et al. 2019; see also ``color_index``.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class LumaEncoder(nn.Module):
         return [head(x) for head, x in zip(self.chroma, grids, strict=True)]
 
     def describe(self, luma: Tensor) -> Tensor:
-        """Describe the cells of photographs ``(B, 1, H, W)``, to be looked up; see ``memory.describe``."""
+        """Describe the cells of photographs ``(B, 1, H, W)``, to be looked up; see ``describe``."""
         if self.backbone is None:
             raise ConditionError("A memory of colors needs a colorizer with a backbone, such as color-photos.")
         return describe(self.backbone(luma), luma)
@@ -199,3 +199,19 @@ def split_source(source: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]
     palette = padded[:, 1 + HINT_PLANES : planes].mean((2, 3))
     recalled = padded[:, planes:, ::CELL, ::CELL] if padded.shape[1] > planes else None
     return padded[:, :1], padded[:, 1 : 1 + HINT_PLANES], palette, recalled
+
+
+def describe(features: Sequence[Tensor], luma: Tensor) -> Tensor:
+    """Describe the cells of photographs ``(B, 1, H, W)`` in [0, 1]: ``(B, WIDTH, H / 16, W / 16)``.
+
+    With the features f8, f16 and f32 of ``EfficientNetLite0`` at strides 8, 16 and 32, and n dividing by the norm over
+    channels: ``[n(f16), n(f32 enlarged), n(f8 halved) / 2, 1.05 n(mean of f32 over the photograph), luma / 2]``.
+    """
+    fine, middle, coarse = features
+    size = middle.shape[2:]
+    overall = F.normalize(coarse.mean((2, 3), keepdim=True)).expand(-1, -1, *size)
+    enlarged = F.normalize(F.interpolate(coarse, size, mode="bilinear"))
+    halved = F.normalize(F.avg_pool2d(fine, 2))
+    return torch.cat(
+        [F.normalize(middle), enlarged, 0.5 * halved, 1.05 * overall, 0.5 * F.avg_pool2d(luma, CELL)], dim=1
+    )

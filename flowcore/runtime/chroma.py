@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..checkpoints.color_memory import ColorMemory
+from ..color_index import CELL, NEIGHBORS, neighbors_among
 from ..condition import Condition
 from ..device import float64
 from ..errors import ShapeError
@@ -26,7 +27,6 @@ from ..likelihood import select_items
 from ..model import FlowModel
 from ..networks import LumaEncoder
 from ..networks.luma import STRIDE
-from ..networks.memory import CELL, NEIGHBORS, neighbors_among
 from ..prior import Shape
 from . import overflow
 from .hints import Hints, check_items, premultiply, spread_hints, unpremultiply

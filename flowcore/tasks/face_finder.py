@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from typing_extensions import Unpack
 from ..checkpoints import catalog
 from ..checkpoints.model_file import read_network
 from ..errors import FlowError
+from ..images.color import luma
 from ..images.faces import EYE_LINE, LEFT, RIGHT, FacePlace, Point, cut_face
 from ..images.resize import resize
 from ..models.fields import Range
@@ -34,6 +35,20 @@ SECOND_LOOK = 0.6  # share of the required score that suffices for a second look
 NEAR = 0.4  # share of the wider box: detections whose middles are nearer are one face
 CROP = 2.8  # side of the crop for the second look, in widths of the box
 AT_ONCE = 4  # squares
+# The left half of 8x8 cells from (0.2, 0.275) to (0.8, 0.875) of the crop: weights of brightness that separate faces
+# from other places, by ridge regression of 586 training faces and 73 of snapshots against misplaced crops. Correlations
+# below ALIKE have 1 % of other portraits, 87 % of misplaced crops of portraits, and 76 % of those of other photographs.
+TEMPLATE = (
+    (-33, -9, 41, 66),
+    (-24, -36, -18, 15),
+    (-6, -20, -99, 13),
+    (-27, 32, 71, 19),
+    (11, -1, -16, -20),
+    (17, 1, -9, -7),
+    (7, -12, 3, 44),
+    (-2, 8, 5, -15),
+)
+ALIKE = 0.08
 Box = tuple[float, float, float, float]  # left, top, right and bottom, in pixels of the picture
 
 
@@ -237,6 +252,16 @@ def _distinct(detections: Tensor) -> Tensor:
         if not bool(((middles[best] - middles[k]).norm(dim=-1) < near).any()):
             best.append(k)
     return detections[torch.tensor(best, dtype=torch.long)]
+
+
+def looks_like_face(picture: Tensor, place: FacePlace) -> bool:
+    """Tell whether a place of a picture ``(1, 3, H, W)`` has the brightness pattern of a face; see ``TEMPLATE``."""
+    crop = cut_face(luma(picture), replace(place, window=None), 40)
+    cells = F.avg_pool2d(crop[..., 11:35, 8:32].double(), 3).flatten()
+    half = torch.tensor(TEMPLATE, dtype=torch.float64)
+    template = torch.cat([half, half.flip(1)], 1).flatten().to(cells.device)
+    together = torch.stack([cells, template])
+    return float(torch.corrcoef(together)[0, 1]) >= ALIKE  # a flat crop gives NaN, for which this is False
 
 
 @cache

@@ -23,7 +23,6 @@ from ..images.faces import (
     eyes_from_landmarks,
     is_profile,
     locate_face,
-    looks_like_face,
     paste_face,
 )
 from ..images.resize import resize
@@ -31,7 +30,7 @@ from ..model import FlowModel
 from ..quality.metrics import added_specks, lr_psnr
 from ..runtime.image_batch import ImageBatch, append_alpha
 from ..runtime.runner import Reporting, Running, RunOptions, part_of_run, runs_with
-from .face_finder import SMALLEST, Box, Face, find_faces
+from .face_finder import SMALLEST, Box, Face, find_faces, looks_like_face
 from .upscale import upscale
 
 Eyes = tuple[Point, Point]

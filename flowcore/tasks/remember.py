@@ -1,4 +1,4 @@
-"""Remember the colors of photographs, to color others with them; see ``networks.memory``."""
+"""Remember the colors of photographs, to color others with them; see ``color_index``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..checkpoints.color_memory import ColorMemory, backbone_sha256
+from ..color_index import CELL, MAX_CELLS, SIDE, CellMemory, evenly_spaced, renumber
 from ..errors import ImageError
 from ..images import color, files
 from ..images.folders import image_files
@@ -20,7 +21,6 @@ from ..images.scans import find_border, is_tinted
 from ..model import FlowModel
 from ..models.fields import Range
 from ..networks import LumaEncoder
-from ..networks.memory import CELL, MAX_CELLS, SIDE, CellMemory, evenly_spaced, renumber
 from ..runtime.image_batch import ImageBatch
 from ..runtime.ranges import Setting, check_range
 from ..runtime.runner import Reporting, Runner, RunOptions, runs_with

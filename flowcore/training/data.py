@@ -21,13 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..color_index import CELL, NEIGHBORS, SIDE, CellMemory
 from ..errors import FlowError, ImageError
 from ..images.color import NEUTRAL, luma, merge, palette_from_chroma, split
 from ..model import FlowModel
 from ..models.colorizer import ColorizerConfig
 from ..networks import LumaEncoder
 from ..networks.luma import STRIDE
-from ..networks.memory import CELL, NEIGHBORS, SIDE, CellMemory
 from ..runtime import Progress
 from ..tasks.remember import cells_of
 from .degradation import darken, degrade, draw_degradation

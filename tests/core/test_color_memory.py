@@ -10,9 +10,9 @@ import flowcore
 from flowcore import CheckpointError, ColorMemory, FlowError, Hints, ImageError, colorize, encode_colors, remember
 from flowcore.checkpoints.color_memory import KEY, starter_memory
 from flowcore.checkpoints.model_file import read, save
+from flowcore.color_index import COMPONENTS, WIDTH, CellMemory, _topk, neighbors_among
 from flowcore.images import color
 from flowcore.models import build, configure
-from flowcore.networks.memory import COMPONENTS, WIDTH, CellMemory, _topk, neighbors_among
 from flowcore.runtime.hints import palette_from
 from flowcore.tasks.colorize import change_cast, make_vivid
 
@@ -195,7 +195,7 @@ def test_two_albums_together_find_the_places_of_both(flow, album):
 
 
 def test_joined_albums_stay_within_what_a_file_holds(flow, album, tmp_path, monkeypatch):
-    for module in ("networks.memory", "checkpoints.color_memory"):
+    for module in ("color_index", "checkpoints.color_memory"):
         monkeypatch.setattr(f"flowcore.{module}.MAX_CELLS", 250, raising=False)
     album.merge(remember(flow, photograph(seed=8))).save(tmp_path / "album.safetensors")
     both = ColorMemory.load(tmp_path / "album.safetensors")

@@ -10,8 +10,8 @@ from builders import build_tiny
 
 from flowcore.batch.job import JobSpec, Worker
 from flowcore.checkpoints.color_memory import ColorMemory
+from flowcore.color_index import CellMemory
 from flowcore.identity import describe, fingerprint, model_fingerprint, model_sha256
-from flowcore.networks.memory import CellMemory
 
 
 @dataclasses.dataclass

@@ -20,7 +20,7 @@ HOST |= {"server"}
 ROWS = [
     {"errors", "device"},
     {"transforms"},
-    {"networks", "testing"},
+    {"networks", "color_index", "testing"},
     {"flow", "model", "condition", "prior", "latents", "likelihood", "dequantization"},
     {"inference", "models", "identity"},
     {"checkpoints"},

@@ -1,9 +1,9 @@
-"""A memory of colors: features of cells of photographs, with the chroma of these cells.
+"""An index of colors: features of cells of photographs, with the chroma of these cells, which are looked up by them.
 
 A cell covers 16 pixels of a photograph whose shorter side has 192. It is stored as 48 principal components of its
-description (see ``describe``), in 8 bits each. Similarity of two cells is the cosine between their components. Each
-position looks up its k most similar cells, weighted by softmax(similarity / 0.1): their mean chroma, its standard
-deviation, and the highest similarity.
+description (see ``networks.luma.describe``), in 8 bits each. Similarity of two cells is the cosine between their
+components. Each position looks up its k most similar cells, weighted by softmax(similarity / 0.1): their mean chroma,
+its standard deviation, and the highest similarity.
 
 Source: nearest neighbors over deep features as in He et al., "Deep exemplar-based colorization" (2018), section 3, of
 many photographs instead of one.
@@ -11,20 +11,17 @@ many photographs instead of one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .efficientnet import CHANNELS
-
 MAX_CELLS = 2**20  # most cells of a memory
 CELL = 16  # pixels of the luma
 SIDE = 192  # shorter side of the photographs, in pixels
 COMPONENTS = 48
-WIDTH = sum(CHANNELS) + CHANNELS[-1] + 1  # numbers that describe a cell
+WIDTH = 793  # numbers that describe a cell, see ``networks.luma.describe``
 PLANES = 5  # mean chroma, its spread, similarity
 SOFTNESS = 0.1  # temperature of the weights' softmax
 NEIGHBORS = 60
@@ -33,22 +30,6 @@ FEWEST = 4  # neighbors, also of the smallest memory
 CHUNK = 32  # cells whose maximum is taken first, so that only few are sorted
 SEED_XOR = 0x5DEECE66D  # mixed into seeds: the choice of photographs does not depend on latents of that seed
 MAX_INT8 = 127
-
-
-def describe(features: Sequence[Tensor], luma: Tensor) -> Tensor:
-    """Describe the cells of photographs ``(B, 1, H, W)`` in [0, 1]: ``(B, WIDTH, H / 16, W / 16)``.
-
-    With the features f8, f16 and f32 of ``EfficientNetLite0`` at strides 8, 16 and 32, and n dividing by the norm over
-    channels: ``[n(f16), n(f32 enlarged), n(f8 halved) / 2, 1.05 n(mean of f32 over the photograph), luma / 2]``.
-    """
-    fine, middle, coarse = features
-    size = middle.shape[2:]
-    overall = F.normalize(coarse.mean((2, 3), keepdim=True)).expand(-1, -1, *size)
-    enlarged = F.normalize(F.interpolate(coarse, size, mode="bilinear"))
-    halved = F.normalize(F.avg_pool2d(fine, 2))
-    return torch.cat(
-        [F.normalize(middle), enlarged, 0.5 * halved, 1.05 * overall, 0.5 * F.avg_pool2d(luma, CELL)], dim=1
-    )
 
 
 def evenly_spaced(count: int, limit: int) -> Tensor:
@@ -133,6 +114,7 @@ class CellMemory(nn.Module):
         self.photograph.copy_(photograph_ids)
 
     def all_cells(self) -> Cells:
+        """Return all cells, with keys of length 1."""
         chroma = (self.chroma.to(self.scale) - 128) / 255
         return Cells(F.normalize(self._keys(), dim=1), chroma, self.photograph.long())
 
