@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from flowcore.inference.fast import compiled
 from PIL import Image
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from flowcore.evaluation.image_set import read_cropped
 from flowcore.flow import Flow
 from flowcore.images.folders import image_files
 from flowcore.images.resize import enlarge
+from flowcore.inference.compiled import compiled
 from flowcore.prior import sample_latents
 from flowcore.runtime.overflow import bounded_decoder, decode_with_backoff
 from flowcore.tasks.upscale import MAX_DEVIATION

@@ -11,7 +11,6 @@ import every_task
 import pytest
 import torch
 from builders import MODELS, assemble, build_model, build_tiny, build_upscaler, random_image, sides_of, source_of
-from flowcore.inference.fast import CACHE, CompiledFlow, checksums, compiled, drop_compiled
 
 import flowcore
 from flowcore import testing as laws
@@ -19,6 +18,7 @@ from flowcore.condition import Condition
 from flowcore.errors import ConditionError, FlowError, PrecisionError
 from flowcore.flow import Level
 from flowcore.inference import strips
+from flowcore.inference.compiled import CACHE, CompiledFlow, checksums, compiled, drop_compiled
 from flowcore.inference.condition_cache import ConditionStore
 from flowcore.inference.convolutions import Conv
 from flowcore.inference.fold import Mixing

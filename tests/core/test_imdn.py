@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from builders import build_minimal, random_image
-from flowcore.inference.fast import CompiledFlow
 from safetensors.torch import load_file, save_file
 
 import flowcore
@@ -16,6 +15,7 @@ from flowcore.errors import FlowError
 from flowcore.identity import model_sha256
 from flowcore.images.grid import remove_grid
 from flowcore.images.resize import back_project, enlarge
+from flowcore.inference.compiled import CompiledFlow
 from flowcore.networks import IMDN, IMDNEncoder
 from flowcore.runtime.guide import MATCHING
 from flowcore.runtime.settings import model_defaults

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 from builders import build_tiny, build_upscaler
-from flowcore.inference.fast import compiled
 
 import flowcore
 from flowcore import colorize, decode, sample, upscale
 from flowcore.images.color import luma as luma_of
 from flowcore.images.resize import enlarge
+from flowcore.inference.compiled import compiled
 from flowcore.prior import sample_latents
 from flowcore.runtime import overflow
 from flowcore.tasks.upscale import MAX_DEVIATION

@@ -9,9 +9,9 @@ import pytest
 import torch
 from builders import build_tiny, random_image
 from cases import LONG, tried
-from flowcore.inference.fast import compiled, drop_compiled
 
 import flowcore
+from flowcore.inference.compiled import compiled, drop_compiled
 
 from .test_out_of_memory import TASKS, tensors
 
