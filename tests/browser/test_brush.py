@@ -5,8 +5,8 @@ from functools import partial
 
 import numpy as np
 import pytest
+from opened_workflows import digits, numbered, positions
 from PIL import Image
-from test_canvas import digits, numbered, positions
 
 BOARD = ".flowcore-brush-board"
 

@@ -1,6 +1,6 @@
 """Files that a person chooses: several through the button for one."""
 
-from test_canvas import RED, story
+from opened_workflows import RED, story
 
 
 def test_several_pictures_that_are_chosen_become_a_folder(canvas, page, served, tmp_path):

@@ -1,7 +1,7 @@
 """Every story after its run, in both renderers: nothing overlaps, all of it is seen, and pictures are large."""
 
 import pytest
-from test_canvas import story
+from opened_workflows import story
 from test_workflows import STORIES
 
 KEPT = {"audit", "faces", "smile", "morph", "morph-faces", "verify"}  # whose own pictures are small, or belong together

@@ -1,10 +1,12 @@
 """What the page makes of numbers: seen live, followed, stepped and folded; and of films and large pictures."""
 
 import io
+import json
 
 import av
 import numpy as np
-from test_canvas import PHOTO, numbered, story, upscaling
+import pytest
+from opened_workflows import PHOTO, counts, digits, numbered, story, upscaling
 
 LAID = """() => { const over = document.querySelector('.flowcore-viewer .after img:nth-of-type(2)');
     return !over.hidden && over.naturalWidth > 0 && document.querySelector('.flowcore-viewer .head').textContent }"""
@@ -182,3 +184,140 @@ def test_new_nodes_have_room_for_their_samples_and_for_what_a_run_shows(canvas, 
     tops = [button.bounding_box()["y"] for button in page.locator(".flowcore-gallery button").all()]
     assert len(tops) == 4
     assert max(tops) - min(tops) < 2
+
+
+def exploring():
+    """Four digits, and the pad between them."""
+    draw = {"model": "model.0", "samples": 1, "temperature": 0.7, "seed": 3}
+    drawn = {name: ("FlowcoreSample", draw | {"labels": str(k)}) for k, name in enumerate("abcd")}
+    place = {name: f"{name}.1" for name in "abcd"} | {"x": 0.5, "y": 0.5}
+    return digits(
+        "FlowcoreDecode",
+        {"latents": "explore.0", "model": "model.0"},
+        explore=("FlowcoreLatentExplorer", place),
+        **drawn,
+    )
+
+
+PAD = ".flowcore-pad section > div"
+
+
+def dot(pad):
+    """Where the point is drawn on the pad, as shares of its sides."""
+    return tuple(
+        pad.evaluate(
+            """pad => { const p = pad.getBoundingClientRect(), d = pad.querySelector('i').getBoundingClientRect();
+                return [(d.x + d.width / 2 - p.x) / p.width, (d.y + d.height / 2 - p.y) / p.height]; }"""
+        )
+    )
+
+
+def test_the_pad_moves_x_and_y_and_they_move_it(canvas, page):
+    canvas.open(exploring())
+    canvas.look_at("FlowcoreLatentExplorer", scale=1.3)
+    pad = page.locator(PAD)
+    number = int(canvas.only("FlowcoreLatentExplorer")["id"])
+    length = counts(canvas.saved())[number]
+    box = pad.bounding_box()
+    assert box["width"] == pytest.approx(box["height"], abs=2)
+    assert box["width"] > 100
+    if not canvas.vue:  # which lays it out by itself, some time later
+        (_, _, _, bottom) = canvas.bounds("FlowcoreLatentExplorer")
+        assert box["y"] + box["height"] <= bottom  # on the node, not across its edge
+    canvas.drag(*((box["x"] + u * box["width"], box["y"] + v * box["height"]) for u, v in ((0.5, 0.5), (0.25, 0.75))))
+    x, y = canvas.value("FlowcoreLatentExplorer", "x", "y")
+    assert (x, y) == (pytest.approx(0.25, abs=0.02), pytest.approx(0.75, abs=0.02))
+    assert dot(pad) == (pytest.approx(x, abs=0.02), pytest.approx(y, abs=0.02))
+    page.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + 0.9 * box["height"])  # the button is up: nothing moves
+    assert canvas.value("FlowcoreLatentExplorer", "x") == x
+    page.keyboard.press("ArrowRight")
+    assert canvas.value("FlowcoreLatentExplorer", "x") == pytest.approx(x + 0.01, abs=0.002)
+    assert page.locator(".flowcore-pad b.open").count() == 0
+    canvas.shot("explorer")
+
+    kept = canvas.saved()
+    assert counts(kept)[number] == length == 2
+    canvas.open(kept)
+    canvas.look_at("FlowcoreLatentExplorer", scale=1.3)
+    assert canvas.value("FlowcoreLatentExplorer", "y") == y
+    assert dot(page.locator(PAD)) == (pytest.approx(x + 0.01, abs=0.02), pytest.approx(y, abs=0.02))
+    # Numbers that come from elsewhere move the point.
+    canvas.move("FlowcoreLatentExplorer", "x", 1)
+    assert dot(page.locator(PAD))[0] == pytest.approx(1, abs=0.02)
+    canvas.run()
+    canvas.fit()
+    canvas.shot("explorer-run")
+
+
+def seen(canvas, picture):
+    return canvas.page.evaluate(
+        """async selector => { const image = document.querySelector(selector); await image.decode();
+            const table = Object.assign(document.createElement('canvas'), {width: 28, height: 28});
+            const context = table.getContext('2d'); context.drawImage(image, 0, 0, 28, 28);
+            return [...context.getImageData(0, 0, 28, 28).data]; }""",
+        picture,
+    )
+
+
+def test_pictures_follow_the_point_on_the_pad(canvas, page):
+    canvas.open(exploring())
+    assert page.locator(".flowcore-pad img").count() == 0  # before a run there is nothing to see
+    canvas.run()
+    page.wait_for_function("() => document.querySelectorAll('.flowcore-pad img').length === 5")
+    canvas.look_at("FlowcoreLatentExplorer", scale=1.3)
+    box = page.locator(PAD).bounding_box()
+
+    def drag(x, y):
+        src = page.locator(f"{PAD} > img").get_attribute("src")
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=4)
+        page.wait_for_function("([pad, src]) => document.querySelector(`${pad} > img`).src !== src", arg=[PAD, src])
+        page.wait_for_timeout(600)  # until the last place is there
+        return seen(canvas, f"{PAD} > img")
+
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
+    page.mouse.down()
+    corners = [seen(canvas, f".flowcore-pad b:nth-of-type({k}) img") for k in (1, 2, 3, 4)]
+    assert len({tuple(corner) for corner in corners}) == 4
+    middle = drag(0.45, 0.6)
+    assert drag(1.2, 1.2) == corners[3] != middle  # beyond the corner is the corner
+    canvas.shot("explorer-live")
+    page.mouse.up()
+    assert "flowcore_live" not in json.dumps(canvas.saved())
+    # A node that is removed while it waits for a picture asks for no other one.
+    page.wait_for_timeout(300)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url) if "/flowcore/live" in request.url else None)
+    page.evaluate(
+        """() => { const node = app.graph.nodes.find(n => n.type === 'FlowcoreLatentExplorer');
+            const w = node.widgets.find(w => w.name === 'x');
+            for (w.value of [0.1, 0.2]) w.callback(w.value, app.canvas, node);
+            app.graph.remove(node); }"""
+    )
+    page.wait_for_timeout(600)
+    assert len(asked) == 1
+
+
+def test_styles_are_seen_while_their_sliders_move(canvas, page):
+    canvas.open(story("digits"))
+    before = counts(canvas.saved())
+    canvas.run()
+    picture = ".flowcore-live img"
+    page.wait_for_function("selector => document.querySelector(selector)?.naturalWidth === 140", arg=picture)
+    first, src = seen(canvas, picture), page.locator(picture).get_attribute("src")
+    canvas.move("FlowcoreStyle", "bold", *(k / -10 for k in range(31)))
+    page.wait_for_function("([picture, src]) => document.querySelector(picture).src !== src", arg=[picture, src])
+    page.wait_for_timeout(600)
+    assert sum(seen(canvas, picture)) < sum(first)  # thinner strokes
+    assert canvas.overlapping() == []
+    canvas.look_at("FlowcoreStyle", scale=1.2)
+    canvas.shot("style-live")
+    there = """() => app.graph.nodes.find(n => n.type === 'FlowcoreStyle').widgets
+        .filter(w => typeof w.value === 'number' && !w.hidden).map(w => w.name)"""
+    assert page.evaluate(there) == ["bold", "wide", "slanted", "messy"]
+    for name in ("wide", "slanted", "messy"):
+        canvas.move("FlowcoreStyle", name, 0)
+    canvas.move("FlowcoreLoadModel", "model_name", "glow-faces")
+    page.wait_for_timeout(200)
+    assert page.evaluate(there) == ["bold", "smile", "age", "gender"]  # bold is set, and would be refused
+    canvas.move("FlowcoreLoadModel", "model_name", "mnist-styles")
+    assert counts(canvas.saved()) == before

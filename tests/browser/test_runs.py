@@ -1,7 +1,7 @@
 """What nodes show of their runs: beside the pictures, not on them, and nothing of the previous one during the next."""
 
+from opened_workflows import upscaling
 from PIL import Image
-from test_canvas import upscaling
 
 BOXES = """() => { const v = document.querySelector('.flowcore-viewer');
     return ['.after img', '.names select', '.names select:last-child', '.head', '.stage'].map(s => {

@@ -1,8 +1,10 @@
 """What is written on the canvas survives a reload, another tab, undo and copies; and results come back with it."""
 
 import pytest
+from opened_workflows import numbered, upscaling
 from test_brush import Brush, place
-from test_canvas import PAD, SAVED, numbered, upscaling
+from test_gallery import SAVED
+from test_numbers import PAD
 
 
 @pytest.fixture
