@@ -194,14 +194,6 @@ def test_every_story_that_loads_a_picture_takes_a_folder():
                 picture_node(workflow)
 
 
-@newest
-def test_a_picture_takes_the_place_of_an_example(small, folder, tmp_path):
-    done = run(folder / "deep", tmp_path / "out", *small, "--workflow", "best-of", "--set", "best.keep=1")
-    assert done.returncode == 0, done.stderr
-    assert sorted({Image.open(path).size for path in (tmp_path / "out").rglob("*.png")}) == [(32, 24)]
-    assert len(results(tmp_path / "out")) == 3
-
-
 def test_what_cannot_be_done_is_refused_before_any_work(folder, tmp_path):
     for option, value, said in (
         ("--set", "nothing.seed=1", "NODE.INPUT=VALUE"),

@@ -368,18 +368,6 @@ def test_8_clients_get_their_own_pictures_and_errors(host):
     print(f"8 clients, {time.monotonic() - start:.0f} s, {total} prompts; at most {longest(taken)}")  # noqa: T201
 
 
-@newest
-def test_cached_conditions_of_other_settings_are_not_mixed_up(host):
-    prompts = variants()
-    alone = []
-    for prompt in prompts:
-        host.forget()
-        alone.append(outcome(host, prompt))
-    assert alone[0] == alone[5]  # smaller than a tile
-    assert len(set(alone)) == len(alone) - 1
-    assert [outcome(host, prompt) for prompt in prompts[::-1]] == alone[::-1]
-
-
 # --- crash and full disk ----------------------------------------------------------------------------------------------
 
 

@@ -76,12 +76,6 @@ def test_every_widget_reaches_the_task(host, inputs, options):
     assert ("ordinary resize" in " ".join(outputs["upscale"]["text"])) == resized
 
 
-def test_a_strength_without_a_guide_is_not_said_to_guide(host):
-    text = host.outputs(probe(model_name="srflow-x8", guide_strength=0.5))["upscale"]["text"]
-    assert "guide_strength is ignored: there is no guide." in text
-    assert not any("guided" in line for line in text)
-
-
 def test_the_history_names_the_files_and_the_model(host, photo):
     host.forget()
     for seed in (17, 18):  # the second run finds the model in the host's cache, which repeats what it said
