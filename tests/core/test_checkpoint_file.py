@@ -172,8 +172,6 @@ def test_header_fields_and_overrides(flow, file):
     assert back.config.scale == flow.config.scale
     with pytest.raises(CheckpointError, match="a configuration field given for it is wrong"):
         read(file, {"hidden": 16})
-    with pytest.raises(CheckpointError, match="'colour'"):
-        read(file, {"colour": 8})
     rewrite(file, header=header_of(file) | {"format": 2})
     assert all(torch.equal(t, flow.state_dict()[name]) for name, t in read(file).state_dict().items())
 
@@ -215,7 +213,6 @@ LARGE = dict.fromkeys(("hidden", "encoder_width", "encoder_growth"), 4096) | {"h
 INVALID = [  # fields of the header, of the configuration, and what is said
     ({"format": FORMAT + 1}, {}, f"newer flowcore .format {FORMAT + 1}; this one reads up to {FORMAT}.*Update"),
     ({}, {"colour": 3}, "'colour'.*written by a newer flowcore"),
-    ({"architecture": "starflow"}, {}, "'starflow'.*srflow"),
     ({}, {"scale": 3}, "scale must be 2, 4 or 8; got 3"),
     ({}, LARGE, "do not fit its configuration"),  # compared before any tensor of a terabyte exists
 ]
@@ -244,14 +241,6 @@ def test_damaged_headers_are_refused(file):
             read_header(file)
         with pytest.raises(CheckpointError):
             read(file)
-
-
-def test_failed_save_keeps_the_previous_file(flow, file):
-    before = file.read_bytes()
-    with pytest.raises(TypeError):
-        save(flow, file, provenance={"source": object()})
-    assert file.read_bytes() == before
-    assert os.listdir(file.parent) == [file.name]
 
 
 DEAD = 2**22 + 1  # more than any process of Linux

@@ -74,9 +74,7 @@ def test_saturation_defaults_to_the_models_and_to_1_with_latents():
     assert torch.equal(colorize(vivid, picture, latents=latents), colorize(plain, picture, latents=latents))
 
 
-def test_values_out_of_range_are_refused(flow):
-    with pytest.raises(FlowError, match="coherence must lie in"):
-        colorize(flow, gray(), coherence=1.1)
+def test_values_out_of_range_are_refused():
     for fields in ({"coherence": 2}, {"coherence_scales": [0.6]}, {"coherence_scales": [0, 4]}, {"saturation": -1}):
         with pytest.raises(FlowError, match=next(iter(fields))):
             configure("colorizer", fields)

@@ -213,15 +213,6 @@ def test_an_album_joined_again_and_again_names_each_origin_once(album):
     assert noted.merge(album).merge(noted).provenance == {"merged": [{"licence": "CC0"}, {}]}
 
 
-def test_a_file_is_replaced_only_by_one_that_can_be_read(album, tmp_path):
-    path = tmp_path / "album.safetensors"
-    album.save(path)
-    before = path.read_bytes()
-    with pytest.raises(CheckpointError, match="has a header of"):
-        ColorMemory(album.places, album.backbone, {"licence": "x" * 2**22}).save(path)
-    assert path.read_bytes() == before
-
-
 def test_remember_replaces_only_a_memory_and_only_with_again(flow, tmp_path, capsys):
     model, album, foreign = (tmp_path / f"{name}.safetensors" for name in ("model", "album", "foreign"))
     save(flow, model)
@@ -361,12 +352,9 @@ def test_a_cast_becomes_that_of_the_calm_coloring_or_none():
     assert torch.equal(change_cast(drawn, calm, black, -1), drawn)
 
 
-def test_vivid_moves_colors_away_from_their_mean_and_impossible_values_are_refused(flow):
+def test_vivid_moves_colors_away_from_their_mean(flow):
     y = torch.full((1, 1, 4, 4), 0.5)
     chroma = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(2))
     mean = chroma.mean((2, 3), keepdim=True)
     assert torch.allclose(make_vivid(chroma, y, 1.3) - mean, 1.3 * (chroma - mean), atol=1e-6)
     assert torch.equal(colorize(flow, photograph(), seed=1, cast=1.0, vivid=1.0), colorize(flow, photograph(), seed=1))
-    for options, name in (({"cast": 1.5}, "cast"), ({"vivid": -1.0}, "vivid")):
-        with pytest.raises(FlowError, match=f"{name} must"):
-            colorize(flow, photograph(), **options)

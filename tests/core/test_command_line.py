@@ -28,7 +28,6 @@ from flowcore.errors import FlowError
 from flowcore.evaluation.upscaling import MEASURES
 from flowcore.identity import describe, model_sha256
 from flowcore.images import files
-from flowcore.images.color import luma
 from flowcore.provenance import picture_fingerprint
 from flowcore.provenance import read as read_provenance
 from flowcore.quality.damage import crop_middle
@@ -372,10 +371,8 @@ def test_errors_are_one_sentence_and_an_exit_code(model, tmp_path, capsys):
         (["sample", "--model", "glow-photos", "--size", 10**30], "in [1, 65536]; got 1"),
         (["sample", "--model", model], "sample needs"),  # before it asks for a size
         (["colorize", "a.png", "--model", junk], "needs an output"),
-        (["upscale", "x.png", "--model", model, "--samples", 10**30], f"in [1, {MAX_DRAWS}]; got 1{30 * '0'}."),
         (["score", "x.png", "--model", model, "--samples", 10**30], f"in [1, {MAX_DRAWS}]; got 1{30 * '0'}."),
         (["upscale", empty, "-o", tmp_path / "out"], "flowcore: Cannot read a.png as an image: it is empty.\n"),
-        (["sample", "--device", "cuda:99"], "flowcore: There is no device 'cuda:99' here. Choose from cpu"),
         (["train", "srflow-x4", "--data", tmp_path, "--device", "cudda"], "There is no device 'cudda' here."),
     ):
         assert main([*map(str, words)]) == (1 if words[0] == "inspect" or empty in words else 2)
@@ -505,19 +502,6 @@ def test_colorize_with_colors(small_colorizer, tmp_path, stderr_of):
         (["--lock"], "--hint"),
     ):
         assert said in stderr_of(*words, *wrong)
-
-
-def test_scans_of_16_bits_keep_their_levels(small_colorizer, tmp_path):
-    """A soft ramp of 1,120 levels within 18 of 256: no bands, in gray or in sepia."""
-    ramp = (20000 + 4 * torch.arange(40 * 28)).view(1, 28, 40).double() / 65535
-    source, target = tmp_path / "scan.png", tmp_path / "out.png"
-    for scan in (ramp, torch.cat([ramp + 0.04, ramp, ramp - 0.06])):
-        source.write_bytes(files.encode(scan.float(), bits=16))
-        assert run("colorize", source, target, "--model", small_colorizer, "--bits", 16, "--again") == 0
-        made = files.read(target.read_bytes(), target.name).pixels.double()
-        wanted = luma(scan[None]) if len(scan) == 3 else scan[None]
-        assert (luma(made) - wanted).abs().max() <= 1.1 / 65535
-        assert len(luma(made).mul(65535).round().unique()) >= 1100
 
 
 def test_eval_of_several_colorizers_and_sets(small_colorizer, tmp_path, capsys, small_glow, stderr_of):

@@ -93,13 +93,6 @@ def test_strokes_are_where_the_mask_is_or_where_there_is_color():
         assert torch.equal(made.chroma, chroma_of(strokes))
 
 
-def test_masks_of_another_size_are_resized():
-    mask = torch.tensor([1.0, 1, 0, 0]).view(1, 1, 4, 1).expand(-1, -1, -1, 5)
-    coverage = hints_from_strokes(colored(8, 10), mask).coverage
-    expected = F.interpolate(mask, (8, 10), mode="nearest")
-    assert ((coverage - expected).abs() < 0.01)[..., [0, 1, 2, 5, 6, 7], :].all()
-
-
 def test_transparent_strokes_do_not_count():
     strokes = torch.cat([torch.tensor(WANTED)[None, :, None, None].expand(1, 3, 6, 6), torch.zeros(1, 1, 6, 6)], dim=1)
     strokes[:, 3, :2], strokes[:, 3, 2:4] = 1, 0.5

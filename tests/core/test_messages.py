@@ -1,9 +1,11 @@
-"""What nodes say of their runs: the page translates it by the templates in the locales; see web/js/messages.js."""
+"""What nodes and errors say; the page translates notes by the templates in the locales, see web/js/messages.js."""
 
 import ast
 import json
 import re
 from pathlib import Path
+
+import flowcore
 
 ROOT = Path(__file__).resolve().parents[2]
 MESSAGES = json.loads((ROOT / "locales" / "en" / "main.json").read_text(encoding="utf-8"))["flowcore"]["messages"]
@@ -36,6 +38,23 @@ def notes():
             said = template(call.args[0]) or constants.get(ast.unparse(call.args[0]))
             if name in CALLS and said and re.search("[a-z]{3}", said):
                 yield said
+
+
+ERRORS = {"FlowError", *(kind.__name__ for kind in flowcore.FlowError.__subclasses__())}
+
+
+def test_every_error_is_a_sentence():
+    """Other tests match a word of it, if any, so that it can be said better."""
+    said = [
+        template(node.exc.args[0])
+        for tree in trees("flowcore", "nodes")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args
+        if ast.unparse(node.exc.func).split(".")[-1] in ERRORS
+    ]
+    assert len([text for text in said if text]) > 400
+    reasons = "it is |it. header|this version|[{]0[}](x[{]1| take up)"  # which follow "Cannot read NAME as an image: "
+    assert [text for text in said if text and not re.match(reasons, text) and text.rstrip()[-1] not in ".}`?"] == []
 
 
 def errors():

@@ -163,24 +163,6 @@ def test_eval(zoo, models, tmp_path, capsys, kind):
     assert json.dumps(numbers[0]) == json.dumps(numbers[1])
 
 
-def test_eval_of_nothing_readable(models, tmp_path, stderr_of):
-    (tmp_path / "text.png").write_text("no picture")
-    for kind in ("upscale", "colorize", "density"):
-        assert "None of the 1 images" in stderr_of("eval", tmp_path, *models(kind), code=1)
-
-
-def test_interpolate(zoo, models, tmp_path, stderr_of):
-    folder, plain, _ = zoo
-    made = []
-    for place, suffix in ((folder, ".tif"), (plain, ".png")):
-        words = ["interpolate", place / f"cmyk{suffix}", place / "rotated.png", "--frames", 1, *models("density")]
-        assert run(*words, "--out", tmp_path / place.name) == 0
-        made += [rgb_of(frame) for frame in (tmp_path / place.name).glob("*.png")]
-    assert torch.equal(*made)
-    words = ["interpolate", folder / "cut.png", plain / "rotated.png", *models("density")]
-    assert re.search(rf"Cannot read cut.png as an image: .*{REFUSED['cut.png']}", stderr_of(*words))
-
-
 def test_training(zoo, tmp_path):
     folder, _, shown = zoo
     cache = open_pixel_cache(folder, tmp_path / "cache", recipe_of_photographs(1))

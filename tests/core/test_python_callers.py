@@ -179,20 +179,21 @@ def to_bytes(image):
     return (image * 255).round().to(torch.uint8)
 
 
-@pytest.mark.parametrize("task", CLAMPING)
+@pytest.mark.parametrize("task", TASKS)
 def test_invalid_images_are_refused(task):
+    """Some take a fixed number of channels, which flows name in their own words."""
     make, run, image = TASKS[task]
     broken = image[:1].clone()
     broken[0, 0, 0, :2] = torch.tensor([math.nan, math.inf])
     for bad, words in (
-        (broken, "2 values that are not finite"),
-        (image[:0], "The batch is empty"),
-        (image[:, :2], r"\(., 2, \d+, \d+\)"),
-        (image[:, [0, 0, 0, 0, 0]], r"\(., 5, \d+, \d+\)"),
-        (image[0], "Expected images"),
+        (broken, "2 values"),
+        (image[:0], "empty"),
+        (image[:, :2], r"\(., 2, "),
+        (image[:, [0, 0, 0, 0, 0]], r"\(., 5, "),
+        (image[0], "Expected"),
         (image[..., :0], "no pixels"),
     ):
-        with pytest.raises(ImageError, match=words):
+        with pytest.raises((ImageError, ShapeError), match=words):
             run(make(), bad)
 
 

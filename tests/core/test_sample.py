@@ -10,7 +10,7 @@ from PIL import Image
 from flowcore import latents as la
 from flowcore import prior
 from flowcore.dequantization import quantize
-from flowcore.errors import ConditionError, FlowError, ImageError, PrecisionError, ShapeError
+from flowcore.errors import ConditionError, FlowError, ImageError, ShapeError
 from flowcore.images.resize import pad_symmetric, shrink
 from flowcore.inference.compiled import CompiledFlow
 from flowcore.latents import interpolate, normalize
@@ -147,8 +147,6 @@ def test_what_models_cannot_sample_is_refused(flows):
     assert sample(digits, 2, labels=digits.classes).shape == (2, 1, 8, 12)  # its label for no class
     with pytest.raises(ConditionError, match="not conditioned on labels"):
         sample(flows["glow"], 2, labels=1)
-    with pytest.raises(FlowError, match="sample needs a model that makes images"):
-        sample(flows["srflow"], 2)
     for arguments in ({"n": 0}, {"n": 10**30}, {"seed": -1}, {"seed": 2**64}, {"temperature": -1}, {"batch": -1}):
         with pytest.raises(FlowError):
             sample(flows["glow"], **{"n": 1, **arguments})
@@ -234,28 +232,14 @@ def test_one_condition_serves_many_images(flows, kind):
             call(flow, given, condition(flow, 2))
 
 
-def test_flows_in_low_precision_are_refused():
-    flow = make("glow")
-    latents = encode(flow, images())
-    for parameter in flow.parameters():
-        parameter.data = parameter.data.half()  # .half() itself is refused
-    for call in (lambda: encode(flow, images()), lambda: decode(flow, latents), lambda: sample(flow, 1)):
-        with pytest.raises(PrecisionError):
-            call()
-
-
 def test_images_and_conditions_that_do_not_fit_are_refused(flows):
-    cond, spoilt, beyond = condition(flows["digits"], 2), images(), images(3)
-    spoilt[0, 0, 0, :2] = math.nan
+    cond, beyond = condition(flows["digits"], 2), images(3)
     for kind, image, given, error, words in (
         ("srflow", images(), None, ConditionError, "a condition"),
         ("glow", images(), cond, ConditionError, "no condition"),
         *(("glow", image, None, ShapeError, r"\(B, 3, H, W\); got") for image in (images(2, 1), images()[0])),
         ("digits", images(), cond, ShapeError, "to gray"),
         ("glow", images(width=10), None, ShapeError, r"divisible by 4; got 8x10\. Crop \(to 8x8\)"),
-        ("glow", images()[:0], None, ImageError, "empty"),
-        ("glow", images().long(), None, ImageError, "uint16, or float"),
-        ("glow", spoilt, None, ImageError, "2 values"),
     ):
         with pytest.raises(error, match=words):
             encode(flows[kind], image, given)
@@ -358,8 +342,6 @@ def test_invalid_films_are_refused():
     for pictures in (Image.new("RGB", (16, 16)), [Image.new("RGB", (16, 16))] * 2):
         with pytest.raises(ImageError, match="Expected images as a tensor"):
             morph(build_tiny("glow", seed=3), pictures)
-    with pytest.raises(FlowError, match="sample needs"):
-        morph(build_tiny("srflow"), images(2, height=16, width=16))
     with pytest.raises(FlowError, match="frames must be a whole number >= 2; got 1"):
         morph(build_tiny("glow", seed=3), images(2, height=16, width=16), frames=1)
 

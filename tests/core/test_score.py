@@ -257,18 +257,8 @@ def test_changes_to_the_image_are_noted(flow):
 
 def test_invalid_arguments_raise_readable_errors(flow):
     image = picture()
-    broken = image.clone()
-    broken[0, 0, 0, :3] = math.nan
-    for wrong, error, words in [
-        (image[0], ImageError, r"\(3, 8, 12\)"),
-        (image[:0], ImageError, "empty"),
-        (image[:, :2], ImageError, "3 channels; got 2"),
-        (broken, ImageError, "3 values"),
-        (image.long(), ImageError, "int64"),
-        (image[..., :10], ShapeError, r"divisible by 4; got 8x10\. Crop \(to 8x8\)"),
-    ]:
-        with pytest.raises(error, match=words):
-            score(flow, wrong)
+    with pytest.raises(ShapeError, match="8x10"):
+        score(flow, image[..., :10])
     for arguments, words in [
         ({"samples": 0}, "samples"),
         ({"seed": 2**64}, "seed"),

@@ -148,31 +148,22 @@ def test_a_decode_that_is_stopped_leaves_nothing_and_does_not_disturb_another(fo
         if done == 2:
             raise KeyboardInterrupt
 
-    def meanwhile(done, total, preview=None):
+    others = []
+
+    def meanwhile(done, total, preview=None):  # another process begins and is stopped, and one does all of it
         if done == 2:
             with pytest.raises(KeyboardInterrupt):
                 opened(folder, tmp_path, progress=stop)
+            others.append(opened(folder, tmp_path))
 
     with pytest.raises(KeyboardInterrupt):
         opened(folder, tmp_path, progress=stop)
     assert seen == [(1, 3), (2, 3)]
     assert list((tmp_path / "cache").iterdir()) == []
-    hr, _ = opened(folder, tmp_path, progress=meanwhile).batch(4, 32, 0, 0)
-    alone, _ = Photographs(folder, tmp_path / "another cache", recipe_of_photographs(2)).batch(4, 32, 0, 0)
-    assert torch.equal(hr, alone)
-
-
-def test_two_processes_may_decode_at_the_same_time(folder, tmp_path):
-    """The second does all of it while the first is half way."""
-    seconds = []
-
-    def meanwhile(done, total, preview=None):
-        if done == 2:
-            seconds.append(opened(folder, tmp_path))
-
-    first = opened(folder, tmp_path, progress=meanwhile)
+    data = opened(folder, tmp_path, progress=meanwhile)
     assert sorted(p.suffix for p in (tmp_path / "cache").iterdir()) == [".json", ".u8"]
-    assert torch.equal(first.batch(4, 32, 0, 0)[0], seconds[0].batch(4, 32, 0, 0)[0])
+    alone, _ = Photographs(folder, tmp_path / "another cache", recipe_of_photographs(2)).batch(4, 32, 0, 0)
+    assert all(torch.equal(each.batch(4, 32, 0, 0)[0], alone) for each in (data, *others))
 
 
 @pytest.mark.parametrize(("budget", "most"), [(2**25, None), (3 * 32 * 32, 3)])
@@ -357,18 +348,13 @@ def bomb(path):
     path.write_bytes(png(60000, 60000, 8, 2, b""))
 
 
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [(bomb, ".*3600000000 pixels.*"), (lambda path: photograph(2, 40).save(path), "40x2 is too small")],
-)
-def test_a_damaged_file_is_skipped_and_listed(folder, tmp_path, damage, reason):
+def test_a_file_that_cannot_be_used_is_skipped_and_listed(folder, tmp_path):
     """Others are in test_one_reader.py."""
-    damage(folder / "a.png")
+    photograph(2, 40).save(folder / "a.png")
     data = opened(folder, tmp_path)
     assert len(data.training) == 3
     (skipped,) = data.skipped
-    assert re.fullmatch(f"a.png: {reason}", skipped)
-    assert not re.search(r"\b0x", skipped)  # no address in memory
+    assert skipped.startswith("a.png: 40x2 is too small")
     assert opened(folder, tmp_path).skipped == data.skipped  # also from the cache
     assert not list((tmp_path / "cache").glob("*.partial"))
     for file in folder.glob("photo*"):

@@ -1,15 +1,18 @@
 """What the command line refuses before anything starts, with exit code 2; and how Ctrl-C ends it."""
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 import torch
+from torch import Tensor
 
 import flowcore
 from flowcore.cli.main import build_parser, main
@@ -17,6 +20,7 @@ from flowcore.cli.options import NUMBERS
 from flowcore.cli.output import to_json
 from flowcore.errors import FlowError
 from flowcore.runtime.ranges import SETTINGS, check_range
+from flowcore.runtime.settings import RunOptions, options_of
 
 from .commands import names, photograph, run
 
@@ -81,11 +85,26 @@ def test_an_error_of_the_work_is_no_error_of_usage(words, tmp_path, monkeypatch)
     assert run(*words) == 1
 
 
+def kinds(kind=RunOptions):
+    """The settings of all tasks."""
+    return [kind, *(each for task in kind.__subclasses__() for each in kinds(task))]
+
+
 def test_python_callers_and_the_command_line_have_the_same_ranges():
     for name, (kind, bounds, *_) in SETTINGS.items():
         check_range(name, kind(bounds.low))
         with pytest.raises(FlowError, match=f"{name} must .*; got "):
             check_range(name, bounds.low - 1)
+    assert len(kinds()) > 8
+    for task in kinds():
+        for name, of, setting, *_ in options_of(task):
+            wrong = ["no choice"] * (get_origin(of) is Literal)
+            if setting.kind and Tensor not in get_args(of):  # maps are checked where the sides are known
+                wrong += [setting.bounds.low - 1, setting.bounds.high + 1, math.nan]
+                wrong += [setting.bounds.high] * setting.bounds.open
+            for value in wrong:
+                with pytest.raises(FlowError, match=f"{name} must"):
+                    task(**{name: value})
 
 
 def test_numbers_of_another_type_are_named_with_what_to_pass(model):
