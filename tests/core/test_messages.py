@@ -10,7 +10,7 @@ import flowcore
 ROOT = Path(__file__).resolve().parents[2]
 MESSAGES = json.loads((ROOT / "locales" / "en" / "main.json").read_text(encoding="utf-8"))["flowcore"]["messages"]
 COMPOSED = {"all_images_are_clean", "all_images_have", "this_picture_is_clean", "this_picture_has"}  # of single words
-SPOKEN = ("nodes", "flowcore/tasks")  # the rooms whose notes a canvas shows
+SPOKEN = ("nodes", "flowcore/tasks", "flowcore/runtime")  # the rooms whose notes a canvas shows
 CALLS = {"notes", "notify", "tell"}  # functions that a note is passed to
 
 
