@@ -106,7 +106,7 @@ def _inference(settings: Settings, setting: peers.Setting) -> list[Table]:
             say(f"building {name}")
             found[name] = builder(setting)
     theirs = found.get("normflows")
-    flow = NORMFLOWS.convert(theirs.model.state_dict(), {}) if theirs else _as_normflows(setting)
+    flow = NORMFLOWS.load(theirs.model.state_dict(), {}) if theirs else _as_normflows(setting)
     flow.to(settings.device).eval().requires_grad_(False)
     for peer in found.values():
         peer.model.to(settings.device)
@@ -228,7 +228,7 @@ def _training(settings: Settings, setting: peers.Setting) -> Table:
         return Table(subject="glow", title=title, rows=[{"program": "measured on a CPU only"}])
     torch.manual_seed(0)
     theirs = peers.normflows_glow(setting)
-    flow, images = NORMFLOWS.convert(theirs.state_dict(), {}), setting.images()
+    flow, images = NORMFLOWS.load(theirs.state_dict(), {}), setting.images()
     own, other = our_step(flow, images), their_step(theirs, images)
     steps: dict[str, Program] = {
         name: partial(other if name.startswith("normflows") else own, *how) for name, how in VARIANTS.items()

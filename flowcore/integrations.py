@@ -154,7 +154,7 @@ def flow_of(state: Mapping[str, Any], files: Files) -> FlowModel:
             raise CheckpointError(f"{wrong[0][:100]} is not a plain tensor. The file is damaged; fetch it again.")
         source = next((source for source in SOURCES if any(map(source.detect.match, state))), SRFLOW)
         try:
-            flow = source.convert(state, {})
+            flow = source.load(state, {})
         except FlowError as error:
             raise CheckpointError(
                 f"{error} Convert such a model once (python -m flowcore convert IN OUT --set FIELD=VALUE) and use the "

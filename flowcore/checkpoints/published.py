@@ -34,7 +34,7 @@ def convert(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Flo
     try:
         source, state = _find(_read(path))
         _check_tensors(source, state, path.stat().st_size)
-        flow = source.convert(state, overrides or {})
+        flow = source.load(state, overrides or {})
         flow.provenance = {
             "source": f"converted from {path.name} ({source.name})",
             "sha256": fingerprint(path),

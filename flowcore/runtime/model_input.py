@@ -103,7 +103,7 @@ def condition_for(
     if inputs is None:
         return None
     run = Runner(flow, RunOptions(**options), "Pass fewer or smaller images.", inputs)
-    return run(lambda: run.compiled.encode_condition(run.to_device(inputs)))
+    return run.retry_on_oom(lambda: run.compiled.encode_condition(run.to_device(inputs)))
 
 
 def source_for_latents(

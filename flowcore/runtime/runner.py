@@ -162,8 +162,8 @@ class Runner:
         self._total = self._required = self._done = self._missing = 0  # units of work, see ``expect`` and ``counting``
         self._weight = 1
 
-    def __call__(self, task: Callable[[], R], halve_tiles: Callable[[], str | None] | None = None) -> R:
-        """Run a task: all at once; if memory runs out, one image at a time with minimum memory; then ever smaller.
+    def retry_on_oom(self, task: Callable[[], R], halve_tiles: Callable[[], str | None] | None = None) -> R:
+        """Run a task: all at once; if memory runs out, one image at a time with minimum memory; then in smaller tiles.
 
         ``halve_tiles`` makes the next attempt smaller and says how ("with tiles of 64 pixels"), or returns None.
         """

@@ -121,7 +121,14 @@ class TileSize:
 
 
 class TiledDecoder:
-    """Decodes samples of a batch of images, tile by tile; what depends on the image alone is computed once per tile."""
+    """Decodes samples of a batch of images, tile by tile; what depends on the image alone is computed once per tile.
+
+    1. Pad the images, choose their tiles, and draw the latents of all samples.
+    2. Of each tile, encode the condition: what the flow sees of the image.
+    3. Encode the guide under this condition, if there is one, and blend its latents into those of each sample.
+    4. Decode them, at lower temperatures where they overflow.
+    5. Paste the tile into the pictures, without its halo.
+    """
 
     def __init__(self, tiling: Tiling, run: Runner, flow: FlowModel, settings: DrawSettings) -> None:
         self._tiling, self._run, self._flow = tiling, run, flow
@@ -138,6 +145,7 @@ class TiledDecoder:
         run, compiled, tiling, scale = self._run, self._run.compiled, self._tiling, self._flow.condition_scale
         if self._store is not None and run.minimum_memory:
             self._store.clear()
+        # 1. tiles and latents
         border, tiles = self._layout(rgb, has_guide=guide is not None)
         latents = Latents(run, tiling, rgb, border, settings, guide)
         canvas = _Canvas(rgb, len(settings) * settings[0].samples, scale, border, gray)
@@ -155,8 +163,10 @@ class TiledDecoder:
             encoder_input = tiling.encoder_input(padded)
             guide_picture = None if guide is None else self._padded_guide(guide, rgb, item, border)
             for tile in tiles:
+                # 2. condition
                 with run.counting(encoding, ENCODING):
                     cond = self._condition(_crop(encoder_input, tile).to(run.dtype), reused=reused)
+                # 3. guide
                 guide_latents = None
                 if guide_picture is not None:
                     with run.counting(compiled.units):
@@ -169,12 +179,14 @@ class TiledDecoder:
                     batch = range(start, min(start + step, canvas.samples))
                     z = [level.to(run.device, run.dtype) for level in latents.crop(item, batch, tile)]
                     z = z if guide_latents is None else latents.blend_guide(z, guide_latents, item, batch, tile)
+                    # 4. decode
                     plausible = [limits[sample // settings[0].samples] for sample in batch]
                     decode = overflow.bounded_decoder(compiled, cond, tiling.max_deviation, plausible)
                     with run.counting(len(batch) * compiled.units, len(batch)):
                         enlarged = partial(enlarge, _crop(padded, tile), scale)
                         decoded = overflow.decode_with_backoff(decode, z, enlarged)
                     del z
+                    # 5. paste
                     for picture in canvas.paste(decoded, item, batch, tile):
                         run.advance(preview=picture if tile is tiles[-1] else None)
                     del decoded

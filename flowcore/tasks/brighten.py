@@ -106,7 +106,7 @@ def brighten(
             pictures = _mix(rgb.to(pictures).repeat_interleave(samples, 0), pictures, strength)
         return images.to_input_layout(pictures)
 
-    return run(task, decoder.tiles.halve)
+    return run.retry_on_oom(task, decoder.tiles.halve)
 
 
 def _mix(photographs: Tensor, pictures: Tensor, strength: float) -> Tensor:

@@ -100,7 +100,7 @@ def clean(
             picture += difference
         return images.to_input_layout(pictures.clamp_(0, 1))
 
-    return run(task)
+    return run.retry_on_oom(task)
 
 
 def memory_required(flow: FlowModel, width: int) -> int:

@@ -113,7 +113,7 @@ def colorize(flow: FlowModel, image: Tensor, settings: ColorizeSettings) -> Tens
         job.repairs.report(run.notify, math.prod(job.chroma_size), "left gray")
         return torch.cat(pictures)
 
-    return run(task)
+    return run.retry_on_oom(task)
 
 
 @runs_with(Batching)
@@ -154,7 +154,7 @@ def encode_colors(
             encoded.append(run.compiled.encode(x, job.condition(batch, None)))
         return [torch.cat(levels).to(image.device) for levels in zip(*encoded, strict=True)]
 
-    return run(task)
+    return run.retry_on_oom(task)
 
 
 def decode_colors(flow: FlowModel, latents: Sequence[Tensor], image: Tensor, **options: Any) -> Tensor:

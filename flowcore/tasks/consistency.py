@@ -95,7 +95,7 @@ def match_source(images: Tensor, source: Tensor, *, iterations: int = 30, **opti
             )
         return matched
 
-    return run(task)
+    return run.retry_on_oom(task)
 
 
 def samples_per_source(images: Tensor, source: Tensor) -> int:

@@ -136,7 +136,7 @@ def find_faces(
             run.advance()
         return faces
 
-    return run(task)
+    return run.retry_on_oom(task)
 
 
 # A detection is a row of 12 numbers: score, width of the box, and x, y of its middle, both eyes, nose and mouth.

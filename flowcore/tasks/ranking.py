@@ -97,7 +97,7 @@ def palette_bits(flow: FlowModel, images: Tensor, source: Tensor, **options: Unp
             rows.append(without_trend(torch.cat(bits), colorful.clamp_min(MIN_COLORFULNESS).log().cpu()))
         return torch.stack(rows)
 
-    return run(task)
+    return run.retry_on_oom(task)
 
 
 def without_trend(bits: Tensor, colorful: Tensor) -> Tensor:

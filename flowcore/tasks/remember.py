@@ -108,7 +108,7 @@ def remember(
         memory.fill(torch.cat(features)[chosen], torch.cat(chroma)[chosen], renumber(sources[chosen]), encoder.memory)
         return ColorMemory(memory, backbone, provenance or {})
 
-    return run(task)
+    return run.retry_on_oom(task)
 
 
 def open_memory(flow: FlowModel, source: str | Path, **options: Unpack[Reporting]) -> ColorMemory:

@@ -122,7 +122,7 @@ def repair(
             inside.copy_(torch.where(target.to(result.device), repaired, inside))
         return append_alpha(result[:, :1] if images.channels == 1 else result, images.alpha)
 
-    return run(task)
+    return run.retry_on_oom(task)
 
 
 def opening(x: Tensor, window: int) -> Tensor:

@@ -73,7 +73,7 @@ def shrink(flow: FlowModel, image: Tensor, **options: Unpack[Reporting]) -> Tens
         alpha = resize(pad_by_reflection(images.alpha, border), *result.shape[-2:])
         return torch.cat([result, as_stored(alpha)], dim=1)
 
-    return run(task)
+    return run.retry_on_oom(task)
 
 
 @runs_with(RestoreSettings)
@@ -118,4 +118,4 @@ def restore(flow: FlowModel, small: Tensor, settings: RestoreSettings) -> Tensor
         pictures = decoder(rgb, [settings], is_gray)
         return images.to_input_layout(pictures)[..., :height, :width]
 
-    return run(task, decoder.tiles.halve)
+    return run.retry_on_oom(task, decoder.tiles.halve)

@@ -134,7 +134,7 @@ def sample(
         cond = with_guidance(flow, cond, guidance)
         return _decode(run, flow, latents, cond, "cpu", denoise=denoise, snapped=snapped, clamp=clamp)
 
-    return run(task)
+    return run.retry_on_oom(task)
 
 
 @runs_with(Batching)
@@ -190,7 +190,7 @@ def encode(flow: FlowModel, image: Tensor, cond: Condition | None = None, **opti
             run.advance(len(x))
         return [torch.cat(level) for level in zip(*encoded, strict=True)]
 
-    return run(task)
+    return run.retry_on_oom(task)
 
 
 @runs_with(Batching)
@@ -238,7 +238,7 @@ def decode(
         guided_cond = with_guidance(flow, cond, guidance)
         return _decode(run, flow, levels, guided_cond, levels[0].device, denoise=denoise, clamp=clamp)
 
-    return run(task)
+    return run.retry_on_oom(task)
 
 
 def _decode(

@@ -219,7 +219,7 @@ def score(
             terms=terms,
         )
 
-    return run(task)
+    return run.retry_on_oom(task)
 
 
 class _Densities:

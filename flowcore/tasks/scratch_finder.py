@@ -70,7 +70,7 @@ def find_damage(image: Tensor, **options: Unpack[Reporting]) -> Tensor:
             run.advance()
         return torch.cat(damage).to(image.device)
 
-    return run(task)
+    return run.retry_on_oom(task)
 
 
 def _damage(y: Tensor, run: Runner) -> Tensor:

@@ -87,7 +87,7 @@ def upscale(flow: FlowModel, lr: Tensor, settings: UpscaleSettings) -> Tensor:
             pictures = consistency.match_source(pictures, rgb, cancelled=settings.cancelled, notify=run.notify)
         return images.to_input_layout(pictures)
 
-    return run(task, decoder.tiles.halve)
+    return run.retry_on_oom(task, decoder.tiles.halve)
 
 
 @runs_with(Running)
@@ -140,7 +140,7 @@ def temperature_grid(  # noqa: D417
         calm = with_calm_faces(run, rgb, settings)
         return images.to_input_layout(decoder(rgb, calm, images.is_gray, guides), alpha=False)
 
-    return run(task, decoder.tiles.halve)
+    return run.retry_on_oom(task, decoder.tiles.halve)
 
 
 def target_size(scale: int, height: int, width: int, factor: float = 0.0, longest_side: int = 0) -> tuple[int, int]:

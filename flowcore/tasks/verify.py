@@ -168,7 +168,7 @@ def verify(
             mirrored=torch.tensor([result.place.mirrored for result in results]),
         )
 
-    return run(task)
+    return run.retry_on_oom(task)
 
 
 class _Place(NamedTuple):

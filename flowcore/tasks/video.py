@@ -89,7 +89,7 @@ def colorize_video(flow: FlowModel, frames: Tensor, settings: ColorizeVideoSetti
             run.advance(preview=result[batch][-1, :3])
         return result, [*carried, coarsest]
 
-    result, carried = run(task)
+    result, carried = run.retry_on_oom(task)
     if before is not None:
         before[:] = carried
     return result
@@ -148,7 +148,7 @@ def upscale_video(flow: FlowModel, frames: Tensor, settings: UpscaleVideoSetting
         return result, past
 
     ImageBatch(frames, run.notify)  # rejects invalid ones
-    result, past = run(task)
+    result, past = run.retry_on_oom(task)
     if before is not None:
         before[:] = past
     return result

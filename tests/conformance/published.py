@@ -182,7 +182,7 @@ def meta(shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str] | None =
 
 def as_ours(source: Source, state: Mapping[str, Tensor], precision: str, **fields) -> Flow:
     """Convert a recorded network to "float32" or "float64"."""
-    return source.convert(state, fields).to(dtype=getattr(torch, precision))
+    return source.load(state, fields).to(dtype=getattr(torch, precision))
 
 
 def near(ours: Tensor, theirs: Tensor, single: float = 1e-5) -> None:

@@ -21,7 +21,7 @@ BLOCKS = {"stacked_blocks": STACKED}
 
 @pytest.fixture(scope="module")
 def expected(small_state):
-    return SRFLOW.convert(small_state, BLOCKS)
+    return SRFLOW.load(small_state, BLOCKS)
 
 
 def refusal(path, **overrides) -> str:
@@ -87,7 +87,7 @@ def test_safetensors_and_half_precision(tmp_path, small_state, expected):
         torch.save(halved, tmp_path / "half.pth")
         flow = load(tmp_path / "half.pth", **BLOCKS)
         assert {p.dtype for p in flow.parameters()} == {torch.float32}
-        assert same(flow, SRFLOW.convert({name: t.float() for name, t in halved.items()}, BLOCKS))
+        assert same(flow, SRFLOW.load({name: t.float() for name, t in halved.items()}, BLOCKS))
 
 
 def test_converted_flow_owns_its_tensors(tmp_path, small_state, expected):

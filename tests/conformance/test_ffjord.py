@@ -131,10 +131,10 @@ def test_gradients_of_the_discrete_map():
 
 
 def test_the_model_of_cifar10_and_runs_with_regularization_are_recognized():
-    flow = FFJORD.convert(meta(published.keys("ffjord")["cifar10"]), {})
+    flow = FFJORD.load(meta(published.keys("ffjord")["cifar10"]), {})
     assert flow.config == FFJORDConfig(steps=16)
     wrapped = {key.replace(".odefunc.", ".odefunc.odefunc."): t for key, t in WEIGHTS["cifar_like"].items()}
-    assert same(FFJORD.convert(wrapped, {}), FFJORD.convert(WEIGHTS["cifar_like"], {}))
+    assert same(FFJORD.load(wrapped, {}), FFJORD.load(WEIGHTS["cifar_like"], {}))
 
 
 STRUCTURES = {  # and whether their names are those of the multiscale program
@@ -176,7 +176,7 @@ def test_every_structure_is_recognized(structure):
     flow = build("ffjord", configure("ffjord", {"steps": 16, "blocks": 1, "alpha": alpha, **fields}))
     for t in flow.state_dict().values():
         t.add_(0.1 * torch.rand(t.shape))
-    converted = FFJORD.convert(as_published(flow, multiscale), {})
+    converted = FFJORD.load(as_published(flow, multiscale), {})
     assert converted.config == flow.config
     x = published.image(1, 2, flow.channels, 16, 32)
     probes = with_probes(flow, x.shape)
@@ -196,10 +196,10 @@ def test_other_kinds_of_layers_coordinates_and_flat_images_are_refused_by_name()
     }.items():
         what = next(what for part, what in UNSUPPORTED.items() if re.search(part, name))
         with pytest.raises(CheckpointError, match=re.escape(what)):
-            FFJORD.convert({name: torch.zeros(shape)}, {})
+            FFJORD.load({name: torch.zeros(shape)}, {})
     for shape, what in (((6, 6, 3, 3), "concatcoord"), ((6, 4), "fully connected")):
         with pytest.raises(CheckpointError, match=what):
-            FFJORD.convert({**WEIGHTS["cifar_like"], f"transforms.0.{layers}_layer.weight": torch.zeros(shape)}, {})
+            FFJORD.load({**WEIGHTS["cifar_like"], f"transforms.0.{layers}_layer.weight": torch.zeros(shape)}, {})
 
 
 def test_a_file_of_the_program_says_how_to_save_its_weights(tmp_path, monkeypatch):

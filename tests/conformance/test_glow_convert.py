@@ -32,7 +32,7 @@ def weights(program: str) -> dict[str, Tensor]:
 
 def convert(program: str, state: dict[str, Tensor] | None = None, **overrides):
     source, _, needed = CASES[program]
-    return source.convert(weights(program) if state is None else state, {**needed, **overrides})
+    return source.load(weights(program) if state is None else state, {**needed, **overrides})
 
 
 def refusal(action: Callable, *arguments, **overrides) -> str:
@@ -124,12 +124,12 @@ def test_a_network_without_convolutions_needs_its_mixing(tmp_path):
 
 def test_missing_image_size():
     state = recorded_glow("normflows_glowbase_additive_plain")
-    message = refusal(NORMFLOWS.convert, state, {})
+    message = refusal(NORMFLOWS.load, state, {})
     assert "the field image_size is missing" in message
     assert "GlowBase" in message
     assert "--set image_size=32" in message
-    assert NORMFLOWS.convert(state, {"image_size": 16}).image_size == (16, 16)
-    assert "multiples of 4" in refusal(NORMFLOWS.convert, state, {"image_size": 10})
+    assert NORMFLOWS.load(state, {"image_size": 16}).image_size == (16, 16)
+    assert "multiples of 4" in refusal(NORMFLOWS.load, state, {"image_size": 10})
 
 
 def test_contradicting_unknown_and_consistent_overrides():
@@ -200,7 +200,7 @@ def test_invalid_stored_permutations(tmp_path):
     assert name in message
     assert "expected plain integers" in message
     state[name] = state[name] + 1
-    assert "does not list each of 0 to 11 once" in refusal(OPENAI.convert, state, {"n_bits": 8})
+    assert "does not list each of 0 to 11 once" in refusal(OPENAI.load, state, {"n_bits": 8})
 
 
 def test_unsupported_variants():

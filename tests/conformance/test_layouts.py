@@ -55,7 +55,7 @@ SRFLOW_LAYOUTS = {
 def test_srflow_layout(layout):
     fields = {**SMALL, **SRFLOW_LAYOUTS[layout]}
     state = small_srflow(**fields)
-    flow = SRFLOW.convert(state, {"stacked_blocks": fields["stacked_blocks"]})
+    flow = SRFLOW.load(state, {"stacked_blocks": fields["stacked_blocks"]})
     assert flow.config == SRFlowConfig(**fields)
     back = srflow_checkpoint(flow)
     assert back.keys() == {name for name in state if not name.startswith("flowUpsamplerNet.f.")}
@@ -112,10 +112,10 @@ def test_a_published_file_is_recognized_and_every_tensor_used_once(source, name,
 
 def test_deep_subnets_are_recognized_and_missing_injectors_refused(small_state):
     fields = {**SMALL, "hidden_layers": 36, "hidden_kernel": 3}
-    config = SRFLOW.convert(meta(srflow_shapes(**fields)), {"stacked_blocks": [2, 0, 3, 1]}).config
+    config = SRFLOW.load(meta(srflow_shapes(**fields)), {"stacked_blocks": [2, 0, 3, 1]}).config
     assert (config.hidden_layers, config.hidden_kernel) == (36, 3)
     with pytest.raises(CheckpointError, match=r"affine\.fFeatures\.\S+ is not known"):
-        SRFLOW.convert(small_state, {"stacked_blocks": (2, 0, 3, 1), "injector": False})
+        SRFLOW.load(small_state, {"stacked_blocks": (2, 0, 3, 1), "injector": False})
 
 
 # Configuration to tensor name to (shape, dtype).
@@ -175,7 +175,7 @@ VARIANTS |= {
 def test_glow_layout(variant):
     make, overrides = VARIANTS[variant]
     state = random_state(make())
-    flow = source_of(state).convert(state, overrides).double()
+    flow = source_of(state).load(state, overrides).double()
     multiple = 2**flow.config.levels
     x = image(2, 2, 3, *(flow.image_size if flow.fixed_size else (multiple, 2 * multiple)))
     cond = None
@@ -254,7 +254,7 @@ def test_published_configuration_is_recognized_and_every_tensor_used(name):
         state["data_constraint"] = torch.tensor([0.9])
     source = source_of(state)
     assert source.name.lower().endswith(program)
-    assert source.convert(state, overrides).config == expected
+    assert source.load(state, overrides).config == expected
     for key, t in state.items():  # the file reader's condition
         assert t.is_floating_point() or source.integers.fullmatch(key)
     layout = source.layout(Checkpoint(source.name, state), overrides)
@@ -285,7 +285,7 @@ def test_real_nvp_of_three_scales():
                 state[name.replace("flows.", prefix)] = torch.empty(shape, device="meta")
     last = "flows.next_block.next_block.in_couplings."
     state |= {name.replace(".2.", ".3.", 1): t for name, t in state.items() if name.startswith(f"{last}2.")}
-    config = CHRISCHUTE.convert(state, {"image_size": (32, 48)}).config
+    config = CHRISCHUTE.load(state, {"image_size": (32, 48)}).config
     assert (config.scales, config.channels, config.hidden, config.blocks) == (3, 3, 64, 8)
     assert config.alpha == pytest.approx(0.1, abs=1e-12)
     assert config.image_size == (32, 48)

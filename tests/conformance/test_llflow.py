@@ -66,7 +66,7 @@ def test_encode_and_decode(flow, recorded):
 def test_a_wrapped_file_is_found_and_another_depth_asks_for_the_field(tmp_path, state):
     torch.save({"net": {f"module.{name}": t for name, t in state.items()}}, tmp_path / "LOL.pth")
     flow = load(tmp_path / "LOL.pth", stacked_blocks=STACKED)
-    assert same(flow, LLFLOW.convert(state, {"stacked_blocks": STACKED}))
+    assert same(flow, LLFLOW.load(state, {"stacked_blocks": STACKED}))
     assert "LLFlow" in flow.provenance["source"]
     assert "CC BY-NC-SA" in flow.provenance["licence"]
     with pytest.raises(CheckpointError, match="no released LLFlow model has 3 blocks and stacks 2"):

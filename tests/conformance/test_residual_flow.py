@@ -41,7 +41,7 @@ class Case:
 
     def __init__(self, name: str, dtype: torch.dtype) -> None:
         self.name, self.settings = name, SETTINGS[name]
-        self.flow: Flow = RESIDUAL_FLOW.convert(weights(name), {}).to(dtype)
+        self.flow: Flow = RESIDUAL_FLOW.load(weights(name), {}).to(dtype)
         self.io = recording(f"residual_flow/{name}_io")
         self.x = ((self.io["x_uint8"].double() + self.io["u01"].double()) / 256).to(dtype)
 
@@ -166,7 +166,7 @@ def test_published_names():
         ("celebahq256", 256, 136_777_176, CELEBA),
     ):
         shapes = {key: tuple(shape) for key, (shape, _) in keys("residual_flow")[name].items()}
-        flow = RESIDUAL_FLOW.convert(meta(shapes), {})
+        flow = RESIDUAL_FLOW.load(meta(shapes), {})
         assert sum(p.numel() for p in flow.parameters()) == parameters
         for field, value in {**fields, "hidden": 512, "kernels": (3, 1, 3), "image_size": (side, side)}.items():
             assert getattr(flow.config, field) == value
@@ -237,7 +237,7 @@ def test_vectors_of_other_weights_are_renewed(tmp_path):
     for name, t in state.items():
         if name.endswith((".u", ".v")):
             state[name] = torch.nn.functional.normalize(torch.randn(t.shape, generator=generator, dtype=t.dtype), dim=0)
-    flow = RESIDUAL_FLOW.convert(state, {})
+    flow = RESIDUAL_FLOW.load(state, {})
     assert all(part.is_normalized(1e-3) for part in flow.modules() if isinstance(part, LipschitzConv))
     recorded = recording("residual_flow/cifar_like_io")
     x = (recorded["x_uint8"].float() + recorded["u01"].float()) / 256
@@ -259,4 +259,4 @@ def test_damaged_files_are_refused():
         state = weights("cifar_like")
         change(state)
         with pytest.raises(FlowError, match=message):
-            RESIDUAL_FLOW.convert(state, {})
+            RESIDUAL_FLOW.load(state, {})

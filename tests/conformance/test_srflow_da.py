@@ -101,11 +101,11 @@ def test_variants_compute_what_a_second_implementation_does(variant, tmp_path):
 def test_files_that_are_nearly_an_srflow_da_are_named_so(state):
     def refusal(change, **overrides):
         with pytest.raises(CheckpointError, match="SRFlow-DA") as caught:
-            SRFLOW_DA.convert({k: t for k, t in state.items() if change(k)}, {"stacked_blocks": STACKED, **overrides})
+            SRFLOW_DA.load({k: t for k, t in state.items() if change(k)}, {"stacked_blocks": STACKED, **overrides})
         return str(caught.value)
 
     with pytest.raises(CheckpointError, match=r"stacked_blocks is missing.*no released SRFlow-DA 4x has 4 blocks"):
-        SRFLOW_DA.convert(state, {})  # of 4 blocks; no published network has so few
+        SRFLOW_DA.load(state, {})  # of 4 blocks; no published network has so few
     assert "upconv1.weight is missing" in refusal(lambda k: "upconv1.weight" not in k, scale=4)
     assert "fAffine.4.weight is missing" in refusal(lambda k: "layers.4.affine.fAffine.4.weight" not in k)
     assert "no channels in layer 7, after a squeeze" in refusal(lambda k: "layers.7.invconv" not in k)

@@ -76,7 +76,7 @@ def test_guided_samples(guidance):
 @every_case
 def test_noise_is_removed_also_in_inference_mode(name):
     with torch.inference_mode():
-        flow = TARFLOW.convert(WEIGHTS[name], {"noise": 0.07}).double()
+        flow = TARFLOW.load(WEIGHTS[name], {"noise": 0.07}).double()
         _, eps, cond = in_model(flow, name)
         near(2 * decode(flow, [eps], cond) - 1, RECORDED[name]["sample"])
         near(2 * decode(flow, [eps], cond, denoise=True) - 1, RECORDED[name]["denoised_0.07"])
@@ -120,8 +120,8 @@ def test_patches_that_make_no_square_need_a_size():
     wide = TarFlowConfig(image_size=(4, 6), patch=2, width=64, blocks=1, layers=1)
     state = checkpoint_of(build("tarflow", wide))
     with pytest.raises(CheckpointError, match=r"6 patches, which make no square.*multiples of 2.*image_size=\(2, 12\)"):
-        TARFLOW.convert(state, {})
-    assert TARFLOW.convert(state, {"image_size": (4, 6)}).config.image_size == (4, 6)
+        TARFLOW.load(state, {})
+    assert TARFLOW.load(state, {"image_size": (4, 6)}).config.image_size == (4, 6)
 
 
 DAMAGES = [
@@ -146,6 +146,6 @@ def test_damaged_files_are_refused_with_a_reason(tmp_path):
 
 def test_overrides_may_not_contradict_the_tensors():
     with pytest.raises(CheckpointError, match=r"patch=2 was given.*tell patch=3"):
-        TARFLOW.convert(WEIGHTS["cond"], {"patch": 2})
-    assert TARFLOW.convert(WEIGHTS["cond"], {"labels": ["a", "b", "c", "d"]}).config.labels == ("a", "b", "c", "d")
+        TARFLOW.load(WEIGHTS["cond"], {"patch": 2})
+    assert TARFLOW.load(WEIGHTS["cond"], {"labels": ["a", "b", "c", "d"]}).config.labels == ("a", "b", "c", "d")
     assert configure("tarflow", {}).classes == 0

@@ -108,7 +108,7 @@ class Source:
     integers: re.Pattern[str] = NOTHING  # full names of tensors that may hold integers or booleans
     rename: Callable[[State], State] = dict  # from names that other versions of the program use to the usual ones
 
-    def convert(self, state: State, overrides: Mapping[str, Any]) -> FlowModel:
+    def load(self, state: State, overrides: Mapping[str, Any]) -> FlowModel:
         """Build our model, in float32 and evaluation mode, with copies of a checkpoint's tensors, if they fit."""
         state = self.rename(state)
         layout = self.layout(Checkpoint(self.name, state), overrides)
