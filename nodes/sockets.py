@@ -117,9 +117,9 @@ class ModelByPicture:
         result: list[SuitedImages] = []
         for name, by_place in damages.items():  # the rest writes a sentence, such as "srflow-x4: image 2 is clean"
             several = len(by_place) > 1
-            which = "this clip" if as_clip else "this picture" if len(images) == 1 else f"image {next(iter(by_place))}"
+            numbers = ", ".join(str(place + 1) for place in by_place)
+            which = "this clip" if as_clip else "this picture" if len(images) == 1 else f"image {numbers}"
             if several:
-                numbers = ", ".join(map(str, by_place))
                 which = f"all {len(images)} images" if len(by_place) == len(images) else f"images {numbers}"
             kinds = ", ".join(dict.fromkeys(by_place.values()))
             state = f"{'have' if several else 'has'} {kinds}" if kinds else f"{'are' if several else 'is'} clean"

@@ -67,8 +67,8 @@ def test_a_batch_takes_both_in_its_order_and_files_hold_the_one_that_was_taken(h
     assert {recipe["model"]: len(recipe["pictures"]) for recipe in recipes} == {CLEAN: 4, DAMAGED: 2}
     shown = entry["outputs"]["node"]
     assert [line for line in shown["text"] if "srflow" in line] == [
-        f"{CLEAN}: images 0, 2 are clean",
-        f"{DAMAGED}: image 1 has {BLOCKS}",
+        f"{CLEAN}: images 1, 3 are clean",
+        f"{DAMAGED}: image 2 has {BLOCKS}",
     ]
     assert [(p["number"], p["image"]) for p in shown["flowcore_gallery"]] == [(k + 1, k // 2) for k in range(6)]
     assert len(shown["each"]) == 6

@@ -146,7 +146,7 @@ async function nameAndGroup(pictures) {
   for (const picture of pictures) {
     const { seed, frame, temperature, image, score, run } = picture;
     const nameKey = temperature !== undefined ? "cell" : frame ? "frame" : seed !== undefined && "seed";
-    const imageName = image !== undefined && translate("image", { image });
+    const imageName = image !== undefined && translate("image", { image: image + 1 });
     const facts = await Promise.all([imageName, nameKey && translate(nameKey, picture), score]);
     const values = await Promise.all(keys.map((key) => describe(key, runs.get(run).get(key))));
     picture.name = [...facts, ...values].filter(Boolean).join(" · ");
