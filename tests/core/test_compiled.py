@@ -379,7 +379,7 @@ def test_what_a_compiled_flow_cannot_do_is_refused():
     for precision in ("bfloat16", "float16", "tf32"):
         fast = CompiledFlow(flow_of("glow", torch.float32), precision)
         for encode in (fast, fast.forward_with_logdet_map):
-            with pytest.raises(PrecisionError, match=f"runs in {precision}.*Compile the flow in float32"):
+            with pytest.raises(PrecisionError, match=f"compiled in {precision}.*Compile the flow in float32"):
                 encode(image)
     level = compiled_of("srflow x2").levels[0]
     with pytest.raises(ConditionError, match=r"needs a condition; got none.*encode_condition"):
