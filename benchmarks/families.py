@@ -66,7 +66,6 @@ held_out = "standard"
 ema = 0.999
 checkpoint_every = {every}
 evaluate = 64
-sheet = [0.8]
 init_batch = 256
 turn = false
 precision = "float32"

@@ -21,7 +21,6 @@ from ..checkpoints.model_file import read
 from ..device import has_bfloat16, is_out_of_memory
 from ..errors import FlowError
 from ..models import build
-from ..networks import Conditioner
 from ..runtime import Progress
 from . import checkpoint
 from .data import ColorPhotographs, Photographs, Recall, count_images, fill_memory, open_data
@@ -30,7 +29,7 @@ from .objective import initialize_flow, validate
 from .recipe import Recipe, Stage, fingerprint
 from .run import Distributed, Pace, Run, RunState, check_limits
 from .run_folder import Result, Results, RunLog, refuse_to_replace
-from .stage import Diverged, StageRunner, check_stage
+from .stage import PATIENCE, Diverged, StageRunner, check_stage
 
 MAX_ROLLBACKS = 6
 SYNC_EVERY = 10  # steps between reading counters off the device, which waits for it
@@ -187,10 +186,6 @@ class _Trainer:
         if run.total() < sum(stage.steps for stage in run.whole_stages()):
             lengths = ", ".join(f"{stage.name} {stage.steps}" for stage in run.stages())
             run.log.line(f"shortened to fit the time, steps: {lengths}")
-        if run.recipe.compile:
-            for module in run.flow.modules():
-                if isinstance(module, Conditioner):
-                    module.compile()
 
     def _measure_start(self) -> None:
         """Measure the model that the run starts from, at the crops of every stage that it trains."""
@@ -371,7 +366,7 @@ class _Trainer:
         """Return to the last good checkpoint with half the learning rate, or raise."""
         run, state = self.run, self.run.state
         stage = run.stages()[run.number_of(state.step)]
-        problem = f"{run.recipe.patience} steps in a row were not finite or exploded, the last at step {state.step}"
+        problem = f"{PATIENCE} steps in a row were not finite or exploded, the last at step {state.step}"
         run.distributed.barrier()
         content = self.checkpoints.read(run.log.line, good=True)
         if content is None or state.retreats >= MAX_ROLLBACKS:

@@ -363,9 +363,9 @@ def validate(flow: FlowModel, data: Data, recipe: Recipe, stage: Stage, *, devic
     if source is not None and isinstance(objective, Rescaling):
         more, columns = _rescale(objective, x, source)
     elif source is None or kind not in CROPS:
-        more, columns = {}, _sample(flow, recipe.sheet or TEMPERATURES, x[:ROWS], labeled=source is not None)
+        more, columns = {}, _sample(flow, x[:ROWS], labeled=source is not None)
     elif kind == "low_resolution":
-        more, columns = _upscale(flow, stage, recipe.sheet or UPSCALER_TEMPERATURES, x, source)
+        more, columns = _upscale(flow, stage, x, source)
     elif kind == "low_light":
         more, columns = _brighten(flow, x, source)
     else:
@@ -373,10 +373,10 @@ def validate(flow: FlowModel, data: Data, recipe: Recipe, stage: Stage, *, devic
     return metrics | more, [column[:: max(1, len(column) // ROWS)] for column in columns]
 
 
-def _sample(flow: FlowModel, temperatures: tuple[float, ...], x: Tensor, *, labeled: bool) -> list[Tensor]:
+def _sample(flow: FlowModel, x: Tensor, *, labeled: bool) -> list[Tensor]:
     """A row per seed, a column per temperature, and real images last."""
     cond = flow.encode_condition(torch.arange(len(x), device=x.device) % max(1, flow.classes)) if labeled else None
-    return [*(_decode(flow, cond, x, tau) for tau in temperatures), x]
+    return [*(_decode(flow, cond, x, tau) for tau in TEMPERATURES), x]
 
 
 def _colorize(flow: FlowModel, stage: Stage, x: Tensor, source: Tensor) -> Validation:
@@ -426,7 +426,7 @@ def _brighten(flow: FlowModel, x: Tensor, dark: Tensor) -> Validation:
     return {name: _over_batch(psnr, column, x) for name, column in zip(names, columns[1:], strict=False)}, columns
 
 
-def _upscale(flow: FlowModel, stage: Stage, temperatures: tuple[float, ...], hr: Tensor, lr: Tensor) -> Validation:
+def _upscale(flow: FlowModel, stage: Stage, hr: Tensor, lr: Tensor) -> Validation:
     """A row per crop: bicubic, the encoder's enlargement or a sample per temperature, and the original."""
     columns, names = [enlarge(lr, flow.condition_scale)], ["bicubic"]
     if stage.objective == "l1":
@@ -434,7 +434,7 @@ def _upscale(flow: FlowModel, stage: Stage, temperatures: tuple[float, ...], hr:
         names.append("l1")
     else:
         cond = flow.encode_condition(lr)
-        for k, tau in enumerate(temperatures):
+        for k, tau in enumerate(UPSCALER_TEMPERATURES):
             columns.append(_decode(flow, cond, hr, tau, seed=k * len(hr), predicts_lr=flow.predicts_lr))
             names.append(f"tau{tau}")
     metrics: dict[str, float] = {}

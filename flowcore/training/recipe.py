@@ -24,8 +24,7 @@ POSITIVE = Range(math.ulp(0.0), math.inf)
 RECIPES = Path(__file__).parent / "recipes"
 HELD_OUT = Path(__file__).parent / "held_out.txt"
 WITHOUT_EFFECT = {  # keys with which a run may be resumed although they changed; its checkpoint holds the precision
-    *("name", "data", "licence", "text", "checkpoint_every", "evaluate", "sheet"),
-    *("precision", "recompute", "compile"),
+    *("name", "data", "licence", "text", "checkpoint_every", "evaluate", "precision", "recompute"),
 }
 
 
@@ -50,13 +49,9 @@ class Stage:
     batch: Count = 16  # crops per step
     crop: Count = 96  # side of the HR crops in pixels
     learning_rate: float = 5e-4  # of the optimizer, at its peak after the warmup
-    optimiser: Literal["adamw", "adam"] = "adamw"  # or "adam", whose weight decay is part of the gradient
-    # "constant", "cosine" (to 1 % of the peak), or "halving" (at 50, 75, 90 and 95 % of the stage, as published)
-    schedule: Literal["constant", "cosine", "halving"] = "cosine"
-    warmup: int = 100  # steps over which the rate rises from 0
+    warmup: int = 100  # steps over which the rate rises from 0, before it falls to 1 % of the peak, by a cosine
     clip: float = 10.0  # maximum norm of the gradient; 0 for no clipping
     train_encoder_after: Share = 0.5  # part of a likelihood stage during which the encoder is frozen (published: 0.5)
-    encoder_rate: Share = 1.0  # factor on the learning rate for the encoder in a likelihood stage
     backbone_rate: Share = 0.1  # factor on the learning rate for an encoder's pretrained backbone; 0 keeps it fixed
     lr_consistency: float = 0.0  # weight of the error on the LR grid, of "l1" and "rescale"
     teacher_weight: float = 0.0  # weight of the distance to the start model's features of clean LR images, of "l1"
@@ -69,7 +64,7 @@ class Stage:
     # make the paths straight, so that few solver steps suffice (published: 0.01 each)
     kinetic_weight: float = 0.0
     jacobian_weight: float = 0.0
-    weight_decay: float = 0.0  # of the kernels of convolutions; "adamw" multiplies it by the learning rate
+    weight_decay: float = 0.0  # of the kernels of convolutions, times the learning rate (AdamW)
     balanced: bool = False  # whether all levels have the same weight in the loss, however few latents they have
     # how many of the coarsest levels a likelihood stage keeps fixed: they have few latents per image and overfit first.
     # If it is all levels, only a variational dequantizer is trained, and samples stay the same
@@ -99,12 +94,8 @@ class Recipe:
     # whether the backward pass recomputes activations, in a third more time and a fraction of the memory; "auto": only
     # where the batch would not fit otherwise
     recompute: Literal["auto", "always", "never"] = "auto"
-    compile: bool = False  # networks inside the flow, by ``torch.compile``; needs a C++ compiler on a CPU
-    patience: Count = 50  # skipped steps in a row, until a run goes back to a checkpoint at half the rate
     checkpoint_every: Count = 500  # steps between checkpoints, sample sheets and validation
     evaluate: int = 0  # number of held-out crops to measure; 0 for the model's default
-    # temperatures of the sample sheet's columns; empty for the model's default
-    sheet: Annotated[tuple[float, ...], Items("temperatures from 0 to 4, e.g. [0, 0.8]", Range(0, 4))] = ()
     init_batch: Count = 32  # crops in the batch of the data-dependent initialization
     turn: bool = True  # whether crops are rotated by random multiples of 90 degrees; half are mirrored anyway
     unlabelled: Share = 0.0  # share of labeled images shown without a label, so that the model can sample without

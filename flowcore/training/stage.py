@@ -27,6 +27,7 @@ from .recipe import Recipe, Stage
 from .run import Run
 
 NORM_TOLERANCE = 1e-3  # see ``Flow.normalize``: one or two iterations, which begin where those of the last step ended
+PATIENCE = 50  # skipped steps in a row, until a run goes back to a checkpoint at half the rate
 USUAL_STEPS = 100  # whose median gradient norm is the usual one
 EXPLOSION = 50.0  # times the usual norm: a gradient as large as this is not followed
 USABLE = 0.8  # share of the free memory that a batch may take
@@ -53,9 +54,9 @@ class StageRunner:
         self._freeze_backbone()
         self.objective = make_objective(self.flow, stage, run.teacher)
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
-        kind = torch.optim.AdamW if stage.optimiser == "adamw" else torch.optim.Adam
         self.fused = supports_fused_optimizer(device)
-        self.optimizer = kind(self._parameter_groups(), stage.learning_rate, betas=(0.9, 0.99), fused=self.fused)
+        groups = self._parameter_groups()
+        self.optimizer = torch.optim.AdamW(groups, stage.learning_rate, betas=(0.9, 0.99), fused=self.fused)
         self._freeze_encoder()
         self.module = self._distribute()
         # on the device, so that no step waits for it; ``bad`` counts the last steps, in a row, that were skipped
@@ -82,7 +83,7 @@ class StageRunner:
         """Read what was counted on the device; raise Diverged if too many consecutive steps were skipped."""
         self.state.skipped, self.state.bad = int(self.skipped), int(self.bad)
         self.state.norms = torch.stack([*self.norms]).tolist()
-        if self.state.bad >= self.run.recipe.patience:
+        if self.state.bad >= PATIENCE:
             raise Diverged
 
     def log_progress(self, steps_per_second: float, data_wait: float) -> None:
@@ -208,10 +209,8 @@ class StageRunner:
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Parameters by the factor on their learning rate; only kernels of convolutions decay."""
         factors: dict[int, float] = {}
-        if self.flow.encoder is not None and self.stage.objective == "likelihood":
-            factors |= {id(p): self.stage.encoder_rate for p in self.flow.encoder.parameters()}
         if (backbone := pretrained_backbone(self.flow)) is not None:
-            factors |= {id(p): factors.get(id(p), 1.0) * self.stage.backbone_rate for p in backbone.parameters()}
+            factors |= {id(p): self.stage.backbone_rate for p in backbone.parameters()}
         groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for p in sorted(self.parameters, key=lambda p: p.ndim != 4):  # checkpoints rely on this order
             groups.setdefault((factors.get(id(p), 1.0), p.ndim == 4), []).append(p)
@@ -223,11 +222,8 @@ class StageRunner:
     def _learning_rate(self) -> float:
         """The stage's rate at this step of its schedule."""
         stage, done = self.stage, self.state.step - self.first
-        part, factor = done / stage.steps, min(1.0, (done + 1) / max(stage.warmup, 1))
-        if stage.schedule == "cosine":
-            factor *= 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * part))
-        elif stage.schedule == "halving":
-            factor *= 0.5 ** sum(part >= p for p in (0.5, 0.75, 0.9, 0.95))
+        factor = min(1.0, (done + 1) / max(stage.warmup, 1))
+        factor *= 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done / stage.steps))
         return stage.learning_rate * self.state.rate * factor
 
     # --- memory
@@ -317,7 +313,7 @@ def check_stage(stage: Stage, recipe: Recipe, data: Data, flow: FlowModel) -> No
             f"calm_weight of stage {stage.name} applies to the best guess for a source image; a {flow.architecture} "
             "model samples without one. Leave it out."
         )
-    frozen = stage.objective == "likelihood" and (stage.train_encoder_after == 1 or not stage.encoder_rate)
+    frozen = stage.objective == "likelihood" and stage.train_encoder_after == 1
     if getattr(recipe.model, "memory", 0) and stage.backbone_rate and not frozen:
         raise FlowError(
             f"backbone_rate of stage {stage.name} must be 0: the memory is looked up by the features that the backbone "

@@ -39,7 +39,6 @@ validation = {validation}
 checkpoint_every = 1000
 init_batch = 16
 evaluate = 16
-sheet = [0.7]
 precision = "float32"
 turn = false
 unlabelled = {unlabelled}

@@ -284,11 +284,16 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(stopped, photos, tmp_p
     assert any("5 skipped" in line for line in lines)
 
 
-def test_too_many_steps_not_finite_in_a_row_stop_the_run(photos, tmp_path):
+def set_patience(monkeypatch, steps):
+    for module in ("loop", "stage"):
+        monkeypatch.setattr(f"flowcore.training.{module}.PATIENCE", steps)
+
+
+def test_too_many_steps_not_finite_in_a_row_stop_the_run(photos, tmp_path, monkeypatch):
+    set_patience(monkeypatch, 4)
     hopeless = [
         ("learning_rate = 3e-3", "learning_rate = 1e30"),
         ("steps = 8", "steps = 80"),
-        ("ema = 0.6", "ema = 0.6\npatience = 4"),
         ("checkpoint_every = 3", "checkpoint_every = 100"),
     ]
     with pytest.raises(FlowError, match=r"4 steps in a row were not finite.*Lower the learning rate of stage encoder"):
@@ -530,10 +535,10 @@ def test_a_gradient_that_explodes_is_not_followed(photos, tmp_path, monkeypatch)
     assert content(tmp_path)["progress"]["skipped"] == 1
 
 
-def test_after_many_bad_steps_a_run_goes_back_with_half_the_rate(photos, tmp_path):
+def test_after_many_bad_steps_a_run_goes_back_with_half_the_rate(photos, tmp_path, monkeypatch):
     """A batch of noise as large as this is never finite; the run meets it, retreats, and is given sense again."""
-    stubborn = [("ema = 0.6", "ema = 0.6\npatience = 5"), ("steps = 8", "steps = 60")]
-    stubborn += [("checkpoint_every = 3", "checkpoint_every = 100")]
+    set_patience(monkeypatch, 5)
+    stubborn = [("steps = 8", "steps = 60"), ("checkpoint_every = 3", "checkpoint_every = 100")]
     run = tmp_path / "run"
     run_recipe(photos, run, *stubborn, stop_after=6)
     good = content(run)

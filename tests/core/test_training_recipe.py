@@ -38,7 +38,7 @@ learning_rate = 1
 name = "flow"
 objective = "likelihood"
 steps = 20
-schedule = "halving"
+warmup = 7
 """
 
 
@@ -49,7 +49,7 @@ def test_a_recipe_is_read():
     assert recipe.model == SRFlowConfig(scale=2, levels=2, encoder_blocks=1, stacked_blocks=(0,))
     assert [type(stage) for stage in recipe.stages] == [Stage, Stage]
     assert recipe.stages[0].learning_rate == 1.0
-    assert recipe.stages[1].schedule == "halving"
+    assert recipe.stages[1].warmup == 7
     assert recipe.text == GOOD
 
 
