@@ -15,8 +15,8 @@ from ..errors import FlowError
 from ..images.files import Format
 from ..models.fields import Range
 from ..runtime import Precision
-from ..runtime.ranges import SETTINGS, Setting, check_range
-from ..runtime.settings import ColorizeSettings, RestoreSettings, RunOptions, UpscaleSettings, options_of
+from ..runtime.ranges import Setting, check_range
+from ..runtime.settings import SETTINGS, ColorizeSettings, RestoreSettings, RunOptions, UpscaleSettings, options_of
 from ..tasks.faces import LARGEST
 from ..tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
 from ..tasks.upscale import MAX_SIDE
@@ -36,7 +36,8 @@ CALM_EDGES_HELP = f"0 to 1: how much lower the temperature is at edges, which ke
 
 
 def _add_number(command: Any, flag: str, **more: Any) -> None:
-    command.add_argument(flag, type=_number_type(flag.removeprefix("--").replace("-", "_")), **more)
+    name = flag.removeprefix("--").replace("-", "_")
+    command.add_argument(flag, type=_number_type(name, {**SETTINGS, **NUMBERS}[name]), **more)
 
 
 def _add_model(command: ArgumentParser, default: str = AUTO) -> None:
@@ -116,7 +117,7 @@ def _add_settings(command: ArgumentParser, kind: type[RunOptions]) -> None:
             fields["metavar"] = option.setting.unit.upper()
         if option.setting.kind is not None:
             fields["help"] += f" {MODEL_DEFAULT}" if option.default is None else ""
-            fields["type"] = _number_type(option.name)
+            fields["type"] = _number_type(option.name, option.setting)
         elif option.type is bool:
             fields["action"] = BooleanOptionalAction if option.default else "store_true"
         elif get_origin(option.type) is Literal:
@@ -422,9 +423,8 @@ def add_train(command: ArgumentParser) -> None:
     number("--stop-after", metavar="STEPS", help="stop at this step, with a checkpoint")
 
 
-def _number_type(name: str) -> Callable[[str], float]:
-    """Make the type of a number's option, in its range of ``SETTINGS`` or ``NUMBERS``."""
-    setting = {**SETTINGS, **NUMBERS}[name]
+def _number_type(name: str, setting: Setting) -> Callable[[str], float]:
+    """Make the type of a number's option, in the range of its setting."""
 
     def parse(text: str) -> float:
         try:

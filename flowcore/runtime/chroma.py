@@ -31,9 +31,8 @@ from ..prior import Shape
 from . import overflow
 from .hints import Hints, check_items, premultiply, spread_hints, unpremultiply
 from .image_batch import ImageBatch
-from .ranges import check_range
 from .runner import Runner
-from .settings import ColorSettings, Gamut, with_defaults
+from .settings import ColorSettings, Gamut, check_setting, with_defaults
 
 MAX_ASPECT = 4  # the longer side of a working image is at most so many times ``working_size``
 MAX_DEVIATION = 2.0  # of chroma; at temperature 1 no coloring of the shipped model goes beyond 0.6
@@ -92,7 +91,7 @@ class Colorization:
     ) -> None:
         flow.require("colorize")
         size = flow.config.working_size if working_size is None else working_size
-        check_range("working_size", size)
+        check_setting("working_size", size)
         self.run, self.flow, self.memories = run, flow, memories
         images = ImageBatch(image, run.notify)  # not kept, because the colors of a clip take most of the memory
         rgb, self._alpha, self._device = images.extended_rgb, images.alpha, images.device

@@ -17,9 +17,8 @@ from ..model import FlowModel
 from ..prior import number_or_map
 from ..quality.metrics import lr_psnr
 from .image_batch import ImageBatch
-from .ranges import check_range
 from .runner import Runner
-from .settings import Strength, UpscaleSettings
+from .settings import Strength, UpscaleSettings, check_setting
 
 NEARBY = 9  # latents: side of the window in which the rms of a guide's latents is measured
 BOUND = 1.2  # highest ratio of that rms to drawn latents'; less blurs clips over time, more adds specks out of focus
@@ -66,7 +65,7 @@ def checked_strength(strength: Strength, images: int = 1) -> Strength:
     """Check the strength of a guide of some images."""
     value = number_or_map(strength, images, "guide strengths")
     for end in value.aminmax() if isinstance(value, Tensor) else [value]:
-        check_range("guide_strength", float(end))
+        check_setting("guide_strength", float(end))
     return value
 
 

@@ -16,7 +16,7 @@ from ..errors import FlowError, ImageError, ShapeError
 from ..images import color
 from ..images.resize import resize_bilinear
 from .image_batch import ImageBatch
-from .ranges import check_range
+from .ranges import check_range, nonnegative
 
 Color = str | Sequence[float]  # such as "#e0b080", or red, green and blue in [0, 1]
 Point = tuple[float, float, Color]  # column, row and color; pixels from the top left corner
@@ -27,6 +27,7 @@ FEATURE_SCALE, LUMA_SCALE = 0.35, 0.03  # s and t of ``spread_hints``
 MIN_REACH = 0.5  # reach of hints, of 1, below which their colors fade; see ``spread_hints``
 HINT_WEIGHT = 100.0  # of meeting a hint
 ITERATIONS = 150  # of conjugate gradients
+RADIUS = nonnegative("It is in pixels.")  # of the disc of a point
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,7 @@ def hints_from_points(
 ) -> Hints:
     """Make hints of colored discs at (column, row, color); where two overlap, the first counts. Radius 0: one pixel."""
     height, width = size
-    check_range("radius", radius)
+    check_range("radius", radius, RADIUS)
     coverage, chroma = torch.zeros(1, 1, height, width), torch.zeros(1, 2, height, width)
     radius = min(radius, height + width)
     reach = math.ceil(radius)

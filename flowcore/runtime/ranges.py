@@ -1,4 +1,4 @@
-"""The values that settings may have, by name: of every task, and on the command line."""
+"""The values that a setting may have, and the check of them."""
 
 import math
 from numbers import Integral, Real
@@ -11,7 +11,6 @@ from ..models.fields import Range, short_repr
 
 ANY = Range(0, math.inf)
 MAX_DRAWS = 2**20  # of an image; far more than anyone waits for
-MAX_EXPOSURE = 4  # stops
 
 
 class Setting(NamedTuple):
@@ -44,23 +43,9 @@ def count(low: int, high: float = math.inf, note: str = "", **shown: Any) -> Set
     return Setting(int, Range(low, high), note, **shown)
 
 
-SETTINGS: dict[str, Setting] = {  # by name, in tasks and on the command line; ``settings`` adds those of its fields
-    "sensitivity": share("Higher finds more."),
-    "exposure": Setting(float, Range(-MAX_EXPOSURE, MAX_EXPOSURE), "It is in stops."),
-    "strength": share("0 is the photograph as it is, 1 as drawn."),
-    "radius": nonnegative("It is in pixels."),
-    "probes": count(0),
-    "terms": count(1),
-    "smallest": nonnegative("It is in pixels."),
-    "largest": nonnegative("It is in pixels; 0 is no limit."),
-    "number": count(0, note="0 is all of them."),
-    "frames": count(1, MAX_DRAWS),
-}
-
-
-def check_range(name: str, value: object, setting: Setting | None = None) -> None:
-    """Raise FlowError unless a value is a number in the range of its setting, by default ``SETTINGS[name]``."""
-    kind, bounds, note, *_ = setting or SETTINGS[name]
+def check_range(name: str, value: object, setting: Setting) -> None:
+    """Raise FlowError unless a value is a number in the range of its setting."""
+    kind, bounds, note, *_ = setting
     is_number = is_whole(value) if kind is int else is_real(value)
     number: Any = value
     is_finite = is_number and -math.inf < number < math.inf

@@ -24,8 +24,7 @@ from ..inference.strips import minimum_memory, observed
 from ..model import FlowModel
 from ..prior import check_seed
 from . import Cancelled, Precision, Progress, part_of
-from .ranges import check_range
-from .settings import RunOptions, options_of
+from .settings import RunOptions, check_setting, options_of
 
 Function = TypeVar("Function", bound=Callable[..., Any])  # a task
 P = ParamSpec("P")  # the keywords of a class of settings
@@ -39,7 +38,7 @@ MAX_AT_ONCE = 64  # more than this is no faster
 
 def check_draws(seed: int, samples: int = 1) -> None:
     """Raise FlowError for an invalid seed or number of samples; sample s is drawn with ``seed + s``."""
-    check_range("samples", samples)
+    check_setting("samples", samples)
     check_seed(seed)
 
 

@@ -22,14 +22,15 @@ from ..inference.condition_cache import ConditionStore
 from ..model import FlowModel
 from ..models.fields import SAMPLING_FIELDS, Range, annotated_types
 from ..prior import Temperature, check_seed
-from . import Precision, Progress, part_of
-from .hints import Hints
-from .ranges import MAX_DRAWS, SETTINGS, Setting, check_range, count, nonnegative, share
+from . import Precision, Progress
+from .hints import RADIUS, Hints
+from .ranges import MAX_DRAWS, Setting, check_range, count, nonnegative, share
 
 AT_ONCE = 8  # colorings decoded together
 STEADINESS = 0.9  # how much of a moved frame's latents the next one keeps
 HALO = 24  # LR pixels; how far tiles then differ from the whole image: docs/decisions/0004
 IN_FACES = 0.4  # temperature, at most, within faces of 36 to 120 pixels: docs/decisions/0015
+MAX_EXPOSURE = 4  # stops
 BOLDEST = 1.6  # temperature at boldness 1, relative to the default, for files that do not state it
 
 Strength: TypeAlias = float | Tensor
@@ -99,10 +100,6 @@ class RunOptions:
     def tell(self, sentence: str) -> None:
         """Pass a sentence to the caller, or else to the log."""
         (self.notify or log.warning)(sentence)
-
-    def part(self, start: float, share: float) -> Self:
-        """Return the options of one task among several, with its part of the progress; see ``part_of``."""
-        return replace(self, progress=part_of(self.progress, start, share))
 
     def recorded(self) -> dict[str, Any]:
         """Return what records need: offered numbers, switches and texts that differ from their defaults.
@@ -330,8 +327,25 @@ class ColorizeVideoSettings(ColorSettings):
     before: Annotated[list[Tensor] | None, PYTHON] = None
 
 
-for _kind in (UpscaleSettings, UpscaleVideoSettings, ColorizeSettings, ColorizeVideoSettings):
-    SETTINGS.update({each.name: each.setting for each in options_of(_kind) if each.setting.kind})
+_KINDS = UpscaleSettings, UpscaleVideoSettings, ColorizeSettings, ColorizeVideoSettings
+SETTINGS: dict[str, Setting] = {  # numbers by name, in all tasks and on the command line
+    "sensitivity": share("Higher finds more."),
+    "exposure": Setting(float, Range(-MAX_EXPOSURE, MAX_EXPOSURE), "It is in stops."),
+    "strength": share("0 is the photograph as it is, 1 as drawn."),
+    "radius": RADIUS,
+    "probes": count(0),
+    "terms": count(1),
+    "smallest": nonnegative("It is in pixels."),
+    "largest": nonnegative("It is in pixels; 0 is no limit."),
+    "number": count(0, note="0 is all of them."),
+    "frames": count(1, MAX_DRAWS),
+    **{each.name: each.setting for kind in _KINDS for each in options_of(kind) if each.setting.kind},
+}
+
+
+def check_setting(name: str, value: object) -> None:
+    """Raise FlowError unless a value is a number in the range of ``SETTINGS[name]``."""
+    check_range(name, value, SETTINGS[name])
 
 
 def with_defaults(flow: FlowModel, settings: Mapping[str, Any]) -> dict[str, Any]:

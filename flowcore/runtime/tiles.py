@@ -23,7 +23,6 @@ from ..model import FlowModel
 from ..prior import Shape, level_temperatures, resize_temperature_map, sample_latents
 from . import overflow
 from .guide import NEARBY, Guide, drawn_share, limit_rms
-from .ranges import check_range
 from .runner import Runner, batch_size
 from .settings import DrawSettings, highest
 
@@ -92,8 +91,6 @@ class TileSize:
     """The largest side that a task's tiles may have, from one attempt of its ``Runner`` to the next."""
 
     def __init__(self, tile: int, halo: int, tiling: Tiling) -> None:
-        check_range("tile", tile)
-        check_range("halo", halo)
         self._sides, self._smallest, self._unit = tiling.sides, tiling.smallest, tiling.unit
         self._side = max(tile, tiling.smallest) if tile else 0  # 0: not chosen yet
         self._longest = 0  # side of the images while there are tiles to compute, else 0

@@ -15,9 +15,8 @@ from ..models.fields import Range, check_integer
 from ..models.llflow import MAX_CELLS
 from ..networks.low_light import network_input
 from ..runtime.image_batch import ImageBatch
-from ..runtime.ranges import check_range
 from ..runtime.runner import Runner, Running, runs_with
-from ..runtime.settings import DrawSettings, with_defaults
+from ..runtime.settings import DrawSettings, check_setting, with_defaults
 from ..runtime.tiles import STRIPS, Border, TiledDecoder, Tiling
 from .sample import MAX_DEVIATION
 
@@ -82,8 +81,8 @@ def brighten(
     Source: Wang et al., "Low-Light Image Enhancement with Normalizing Flow" (AAAI 2022); noise and tiling are ours.
     """
     flow.require("brighten")
-    check_range("exposure", exposure)
-    check_range("strength", strength)
+    check_setting("exposure", exposure)
+    check_setting("strength", strength)
     if gain_cells is not None:
         check_integer("gain_cells", gain_cells, Range(0, MAX_CELLS))
     tiles: dict[str, Any] = {"seed": seed, "samples": samples, "tile": tile, "halo": halo}

@@ -15,8 +15,8 @@ from ..model import FlowModel
 from ..networks import CompactUpscaler
 from ..quality.damage import jpeg_quality
 from ..runtime.image_batch import ImageBatch
-from ..runtime.ranges import check_range
 from ..runtime.runner import Runner, Running, RunOptions, runs_with
+from ..runtime.settings import check_setting
 
 ROWS = 256  # pixels of the height of the parts that go through the network one after the other
 KEPT = 17  # pixels: what is larger than that, such as colors and light, stays as it is
@@ -67,14 +67,15 @@ def clean(
 
     Source: Wang et al., "Real-ESRGAN" (2021), for the network; the rest is ours.
     """
-    check_range("strength", strength)
+    check_setting("strength", strength)
     halo = _halo(require_guide(flow))
     run = Runner(flow, RunOptions(**options), ADVICE, image)
 
     def restored(rgb: Tensor) -> Tensor:
         key = () if store is None else (run.compiled.identity, fingerprint(rgb))
         if store is not None and (kept := store.get(key)) is not None:
-            return kept
+            with run.counting(-(-rgb.shape[-2] // ROWS) * run.compiled.guide_units):
+                return kept
         parts: list[Tensor] = []
         height = rgb.shape[-2]
         for top in range(0, height, ROWS):
@@ -90,8 +91,9 @@ def clean(
     def task() -> Tensor:
         images = ImageBatch(image, run.notify)
         pictures = images.extended_rgb.clone()
-        run.expect(len(pictures) * -(-pictures.shape[-2] // ROWS) * run.compiled.guide_units)
-        for picture in pictures.split(1) if strength else ():
+        changed = pictures.split(1) if strength else ()
+        run.expect(len(changed) * -(-pictures.shape[-2] // ROWS) * run.compiled.guide_units)
+        for picture in changed:
             difference = restored(picture) - picture
             difference -= blur(difference, KEPT)
             if strength < 1:

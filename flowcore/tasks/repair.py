@@ -13,8 +13,8 @@ from ..images.resize import pad_symmetric, shrink
 from ..model import FlowModel
 from ..prior import Temperature
 from ..runtime.image_batch import ImageBatch, append_alpha, fit_mask
-from ..runtime.ranges import check_range
 from ..runtime.runner import Batching, Runner, RunOptions, check_draws, part_of_run, runs_with
+from ..runtime.settings import check_setting
 from .upscale import upscale
 
 AROUND = 32  # pixels around what is repaired that the model sees
@@ -76,7 +76,7 @@ def repair(
     """
     flow.require("upscale")
     check_draws(seed, samples)
-    check_range("guide_strength", guide_strength)
+    check_setting("guide_strength", guide_strength)
     run = Runner(None, RunOptions(**options), ADVICE, image)
 
     def task() -> Tensor:

@@ -33,8 +33,8 @@ from ..likelihood import effective_samples, importance_weighted, select_items, w
 from ..model import FlowModel
 from ..prior import log_density
 from ..runtime.image_batch import WHITE, notify_of_range, refuse_integer_range, require_pixels, require_tensor
-from ..runtime.ranges import check_range
 from ..runtime.runner import Batching, Runner, RunOptions, batch_size, check_draws, runs_with
+from ..runtime.settings import check_setting
 from ..transforms import NoLogdetMapError, StochasticLogdet
 
 Dequantization = Literal["uniform", "gaussian", "variational"]
@@ -171,8 +171,8 @@ def score(
         guarantee anomaly detection".
     """
     check_draws(seed, samples)
-    check_range("probes", probes)
-    check_range("terms", terms)
+    check_setting("probes", probes)
+    check_setting("terms", terms)
     advice = "Score smaller images, ask for fewer samples, or free memory on the device."
     run = Runner(flow, RunOptions(**options), advice, image)
     probes = probes if flow.estimated else 0

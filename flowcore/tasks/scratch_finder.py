@@ -13,8 +13,8 @@ from ..images.color import luma
 from ..images.resize import pad_symmetric
 from ..networks.unet import MULTIPLE, REACH, UNet
 from ..runtime.image_batch import ImageBatch
-from ..runtime.ranges import check_range
 from ..runtime.runner import Reporting, Runner, RunOptions, runs_with
+from ..runtime.settings import check_setting
 
 TILE = 768  # pixels that the network marks at once, a multiple of ``MULTIPLE``
 LEAST, MOST = 0.05, 0.95  # probabilities of damage from which a pixel is marked, at sensitivities of 1 and 0
@@ -48,7 +48,7 @@ def find_scratches(image: Tensor, *, sensitivity: float = 0.5, **options: Unpack
 
     Source: Ronneberger et al., "U-Net" (2015), trained by ``benchmarks/scratches.py``.
     """
-    check_range("sensitivity", sensitivity)
+    check_setting("sensitivity", sensitivity)
     return mark_damage(find_damage(image, **options), sensitivity)
 
 

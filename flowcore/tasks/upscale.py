@@ -19,9 +19,8 @@ from ..models.srflow import SRFlowConfig
 from ..networks import CompactUpscaler
 from ..runtime.guide import prepare_guide
 from ..runtime.image_batch import ImageBatch
-from ..runtime.ranges import check_range
 from ..runtime.runner import Runner, Running, runs_with
-from ..runtime.settings import HALO, Strength, UpscaleSettings
+from ..runtime.settings import HALO, Strength, UpscaleSettings, check_setting
 from ..runtime.tiles import STRIPS, TiledDecoder, Tiling
 from . import consistency
 from .calm_faces import with_calm_faces
@@ -145,8 +144,8 @@ def temperature_grid(  # noqa: D417
 
 def target_size(scale: int, height: int, width: int, factor: float = 0.0, longest_side: int = 0) -> tuple[int, int]:
     """Compute height and width of the pictures that ``upscale`` returns for an LR image with a model of a scale."""
-    check_range("factor", factor)
-    check_range("longest_side", longest_side)
+    check_setting("factor", factor)
+    check_setting("longest_side", longest_side)
     ratio = factor or scale
     if longest_side:
         ratio = longest_side / max(height, width, 1)

@@ -14,6 +14,7 @@ from ..images.resize import shrink
 from ..inference.condition_cache import ConditionStore
 from ..model import FlowModel
 from ..prior import sample_latents
+from ..runtime import part_of
 from ..runtime.chroma import Colorization, blend_latents, correlate_noise
 from ..runtime.image_batch import ImageBatch
 from ..runtime.runner import Runner, runs_with
@@ -133,16 +134,18 @@ def upscale_video(flow: FlowModel, frames: Tensor, settings: UpscaleVideoSetting
         for place, frame in enumerate(frames.split(1)):
             number = int(past[0]) + 1 if past else 0
             if not number:
-                notify_of_damage(flow, ImageBatch(frame).extended_rgb, run.notify)
+                notify_of_damage(flow, frame, run.notify)
             one = replace(drawn, store=ConditionStore(count=1))
             calm, guide, strength = None, None, None
             if steadiness:
-                still = replace(one, temperature=0.0).part(place / len(frames), 0.5 / len(frames))
+                half = part_of(settings.progress, place / len(frames), 0.5 / len(frames))
+                still = replace(one, temperature=0.0, progress=half)
                 calm = upscale(flow, frame, settings=still)[:, :3].to(run.device)
                 if len(past) > 1:
                     guide, strength = _moved(run, calm, past[1], past[2], flow.condition_scale, steadiness)
-            lively = replace(one, seed=(settings.seed + number) % 2**64, guide=guide, guide_strength=strength)
-            picture = upscale(flow, frame, settings=lively.part((place + 0.5) / len(frames), 0.5 / len(frames)))
+            half = part_of(settings.progress, (place + 0.5) / len(frames), 0.5 / len(frames))
+            one = replace(one, seed=(settings.seed + number) % 2**64, progress=half)
+            picture = upscale(flow, frame, settings=replace(one, guide=guide, guide_strength=strength))
             result[place] = picture[0]
             past = [torch.tensor(number), *([] if calm is None else [calm, picture[:, :3].to(run.device)])]
         return result, past

@@ -19,8 +19,7 @@ from flowcore.cli.main import build_parser, main
 from flowcore.cli.options import NUMBERS
 from flowcore.cli.output import to_json
 from flowcore.errors import FlowError
-from flowcore.runtime.ranges import SETTINGS, check_range
-from flowcore.runtime.settings import RunOptions, options_of
+from flowcore.runtime.settings import SETTINGS, RunOptions, check_setting, options_of
 
 from .commands import names, photograph, run
 
@@ -92,9 +91,9 @@ def kinds(kind=RunOptions):
 
 def test_python_callers_and_the_command_line_have_the_same_ranges():
     for name, (kind, bounds, *_) in SETTINGS.items():
-        check_range(name, kind(bounds.low))
+        check_setting(name, kind(bounds.low))
         with pytest.raises(FlowError, match=f"{name} must .*; got "):
-            check_range(name, bounds.low - 1)
+            check_setting(name, bounds.low - 1)
     assert len(kinds()) > 8
     for task in kinds():
         for name, of, setting, *_ in options_of(task):
