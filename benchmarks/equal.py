@@ -37,8 +37,8 @@ import flowcore
 from flowcore import device
 from flowcore.checkpoints import catalog
 from flowcore.identity import model_sha256
-from flowcore.runtime.tiles import TileSize
-from flowcore.tasks import brighten, colorize, sample, upscale
+from flowcore.runtime import tiles
+from flowcore.runtime.memory import memory_in_tiles, memory_required
 from flowcore.training.loop import train
 from flowcore.training.recipe import parse_recipe
 
@@ -117,17 +117,15 @@ def _tiles() -> dict[str, str]:
     from every_task import BUILDERS
 
     made: dict[str, list[int]] = {}
-    upscalers = {name: flowcore.load(name) for name in ("srflow-x4", "srflow-x8")} | {"hcflow": BUILDERS["hcflow"]()}
-    for name, flow in upscalers.items():
+    flows = {name: flowcore.load(name) for name in ("srflow-x4", "srflow-x8", "color-photos", "glow-photos")}
+    for name, flow in (flows | {each: BUILDERS[each]() for each in ("hcflow", "llflow")}).items():
         for h, w in SIZES:
-            estimates = [upscale.memory_required(flow, h, w, tile, samples=n) for tile in (0, 192) for n in (1, 4)]
-            made[f"{name} {h}x{w}"] = estimates + _sides(flowcore.upscale, flow, h, w)
-    dark, color, glow = BUILDERS["llflow"](), flowcore.load("color-photos"), flowcore.load("glow-photos")
-    for h, w in SIZES:
-        estimates = [brighten.memory_required(dark, h, w, tile, samples=n) for tile in (0, 512) for n in (1, 4)]
-        made[f"llflow {h}x{w}"] = estimates + _sides(flowcore.brighten, dark, h, w)
-        made[f"color-photos {h}x{w}"] = [colorize.memory_required(color, h, w, n) for n in (1, 4)]
-        made[f"glow-photos {h}x{w}"] = [sample.memory_required(glow, n, h, w) for n in (1, 4)]
+            made[f"{name} {h}x{w}"] = [memory_required(flow, n, h, w) for n in (1, 4)]
+            if name not in ("color-photos", "glow-photos"):
+                made[f"{name} {h}x{w}"] += [memory_in_tiles(flow, h, w, tile) for tile in (192, 10_000)]
+                made[f"{name} {h}x{w}"] += _sides(
+                    flowcore.brighten if name == "llflow" else flowcore.upscale, flow, h, w
+                )
     return {name: " ".join(map(str, numbers)) for name, numbers in made.items()}
 
 
@@ -137,14 +135,14 @@ class _Chosen(Exception):
 
 def _sides(task: Callable[..., Tensor], flow: flowcore.Flow, height: int, width: int) -> list[int]:
     """Sides of tiles that a task chooses with 256 MiB, 1 GiB and 4 GiB of free memory."""
-    choose, chosen = TileSize.choose, []
+    chosen: list[int] = []
 
-    def stop(*arguments: Any) -> int:
-        chosen.append(choose(*arguments))
+    def stop(*_sides: int, tile: int, **_others: int) -> Any:
+        chosen.append(tile)
         raise _Chosen
 
     for free in (2**28, 2**30, 2**32):
-        with patch.object(device, "_free_main_memory", lambda free=free: free), patch.object(TileSize, "choose", stop):
+        with patch.object(device, "_free_main_memory", lambda free=free: free), patch.object(tiles, "tile_grid", stop):
             try:
                 task(flow, torch.zeros(1, 3, height, width))
             except _Chosen:

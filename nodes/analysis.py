@@ -13,13 +13,11 @@ from flowcore import ShapeError
 from flowcore.images.contact_sheet import glow, heat_map
 from flowcore.images.resize import resize_bilinear
 from flowcore.runtime.image_batch import ImageBatch
+from flowcore.runtime.memory import memory_required
 from flowcore.runtime.model_input import ModelInput, prepare_input
 from flowcore.tasks import score as scoring
-from flowcore.tasks.colorize import memory_required as colorizer_memory
 from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
 from flowcore.tasks.ranking import By, diversity_map, ranked
-from flowcore.tasks.sample import memory_required
-from flowcore.tasks.upscale import memory_required as upscaler_memory
 from flowcore.tasks.verify import TILE, VERIFIED, Verification
 
 from . import widgets
@@ -249,11 +247,7 @@ class FlowcoreBestOf(PickingNode):
         flow = None
         if by == "likelihood" and model is not None:
             samples, size = max(1, len(images) // max(1, len(source))), images.shape[-2:]
-            if "colorize" in model.flow.capabilities.tasks:
-                memory = colorizer_memory(model.flow, size[0], size[1], samples)
-            else:
-                memory = memory_required(model.flow, samples, *size)
-            flow = model.load(2 * memory)  # as in `FlowcoreScore`
+            flow = model.load(2 * memory_required(model.flow, samples, *size))  # as in `FlowcoreScore`
         return ranked(images, source, by, flow, **self.notes.task_options())
 
 
@@ -349,7 +343,8 @@ class FlowcoreAudit(FlowNode):
 
     def run(self, image: Image, source: Image, model: HarmonizeModel) -> Any:
         height, width = source.shape[-2:]
-        flow = model.load(2 * upscaler_memory(model.flow, height, width))
+        scale = model.flow.condition_scale
+        flow = model.load(2 * memory_required(model.flow, 1, scale * height, scale * width))
         found = flowcore.audit(flow, image, source, **self.notes.task_options())
         maps = resize_bilinear(found.glow, image.shape[-2:])
         across, down = image.shape[3] / found.invention.shape[3], image.shape[2] / found.invention.shape[2]

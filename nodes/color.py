@@ -15,9 +15,8 @@ from flowcore.images.color import parse_color
 from flowcore.images.folders import folder_stamp
 from flowcore.prior import masked_temperature
 from flowcore.runtime.hints import combine_hints, hints_from_points, hints_from_strokes, palette_from, parse_points
+from flowcore.runtime.memory import memory_in_tiles, memory_required
 from flowcore.runtime.settings import ColorizeSettings, ColorSettings
-from flowcore.tasks.brighten import memory_required as brightening_memory
-from flowcore.tasks.colorize import memory_required
 
 from . import widgets
 from .host.compat import io
@@ -71,7 +70,7 @@ class FlowcoreColorize(ClipNode):
         results = count if video else count * samples
         check_memory(results, 3 * height * width, "pictures", "Lower samples, or pass fewer images.")
         at_once = count if video else samples
-        flow = model.load(memory_required(model.flow, height, width, at_once, working_size=size))
+        flow = model.load(memory_required(model.flow, at_once, height, width, working_size=size))
         levels = None
         if latents is not None:
             model.check_latents(latents)
@@ -194,7 +193,7 @@ class FlowcoreEncodeColor(FlowNode):
 
     def run(self, image: Image, model: ColorizeModel, working_size: widgets.WorkingSize) -> Any:
         count, _, height, width = image.shape
-        flow = model.load(memory_required(model.flow, height, width, count, working_size=working_size))
+        flow = model.load(memory_required(model.flow, count, height, width, working_size=working_size))
         levels = flowcore.encode_colors(flow, image, working_size=working_size or None, cancelled=stop_if_cancelled)
         return self.output(model.latents(levels))
 
@@ -243,7 +242,7 @@ class FlowcoreBrighten(PickingNode):
         count, _, height, width = image.shape
         check_memory(count * samples, 3 * height * width, "pictures", "Lower samples, or pass fewer images.")
         # Room for one tile: room for the whole picture would push out other models.
-        flow = model.load(brightening_memory(model.flow, height, width, tile or BRIGHTENING_TILE))
+        flow = model.load(memory_in_tiles(model.flow, height, width, tile or BRIGHTENING_TILE))
         pictures = flowcore.brighten(
             flow,
             image,

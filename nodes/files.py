@@ -36,10 +36,9 @@ from flowcore.images.files import (
 )
 from flowcore.images.fill import extend_over_blank
 from flowcore.runtime.image_batch import MAX_STRETCH, ImageBatch, append_alpha
+from flowcore.runtime.memory import memory_required
 from flowcore.runtime.settings import model_defaults
-from flowcore.tasks.colorize import memory_required as memory_to_colorize
 from flowcore.tasks.model_choice import FOR_CLEAN, upscaler_for_files
-from flowcore.tasks.upscale import memory_required
 
 from . import widgets
 from .host.compat import io
@@ -49,7 +48,6 @@ from .host.ui import Progress, png, png_texts
 from .live import side_by_side
 from .node import FileNode, FlowNode, file_fingerprint
 from .sockets import HostModel, Image, Mask, ModelByPicture, PhotoModel, check_memory, from_mask, shown
-from .upscaling import ORDINARY_TILE
 
 UPLOADED = r"^[0-9]{4} (?=.)"  # before the name of one of several files that were uploaded: web/js/picture.js
 WORKFLOWS = Path(__file__).parents[1] / "workflows"  # served by the host, too: web/js/picture.js
@@ -273,9 +271,7 @@ class FlowcoreFolder(FlowNode):
                 replace(job, problem=job.problem or _link_problem(job))
                 for job in make_jobs(its_pictures, out, partial(_result_names, names))
             ]
-            colorizes = work.command == "colorize"
-            memory, side = (memory_to_colorize, LARGE) if colorizes else (memory_required, ORDINARY_TILE)
-            part.load(memory(part.flow, side, side))
+            part.load(memory_required(part.flow, 1, LARGE, LARGE))
             worker = Worker(work, part.flow)
             for job, state in iter_pending(([job] for job in jobs), partial(is_done, worker=worker), notify=self.notes):
                 stop_if_cancelled()

@@ -12,8 +12,9 @@ from torch import Tensor
 from flowcore import CheckpointError, FlowError
 from flowcore import latents as operations
 from flowcore.checkpoints.latents_file import load_latents, read_latents_header, save_latents
+from flowcore.runtime.memory import memory_required
 from flowcore.runtime.model_input import Fit, prepare_input
-from flowcore.tasks.sample import apply_style, encode, memory_required, morph, normalize_image_latents
+from flowcore.tasks.sample import apply_style, encode, morph, normalize_image_latents
 
 from . import widgets
 from .host.compat import io

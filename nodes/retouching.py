@@ -11,7 +11,7 @@ from flowcore import Hints
 from flowcore.images.strokes import paint_colors, paint_mask, parse_strokes
 from flowcore.inference.condition_cache import RecentlyUsed
 from flowcore.runtime.hints import combine_hints, hints_from_strokes
-from flowcore.tasks.clean import memory_required as cleaning_memory
+from flowcore.tasks.clean import memory_to_clean
 from flowcore.tasks.scratch_finder import find_damage, mark_damage
 
 from . import widgets
@@ -117,7 +117,7 @@ class FlowcoreClean(PickingNode):
         precision: widgets.Precision,
         pick: widgets.Pick,
     ) -> Any:
-        flow = model.load(cleaning_memory(model.flow, image.shape[-1]))
+        flow = model.load(memory_to_clean(model.flow, image.shape[-1]))
         options: Any = {"precision": precision, "store": CLEANED, **self.notes.task_options(sources=image)}
         pictures = flowcore.clean(flow, image, strength=strength, **options)
         return self.show_samples(pictures, None, 1, image)

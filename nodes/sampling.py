@@ -11,6 +11,7 @@ from flowcore import ConditionError, FlowError, FlowModel, dequantization
 from flowcore.images.contact_sheet import contact_sheet
 from flowcore.latents import scale, statistics
 from flowcore.prior import sample_latents
+from flowcore.runtime.memory import memory_required
 from flowcore.runtime.model_input import (
     condition_for,
     label_names,
@@ -19,7 +20,7 @@ from flowcore.runtime.model_input import (
     size_of_latents,
     source_for_latents,
 )
-from flowcore.tasks.sample import decode, dequantized_image, encode, memory_required, sample
+from flowcore.tasks.sample import decode, dequantized_image, encode, sample
 
 from . import widgets
 from .host.compat import io

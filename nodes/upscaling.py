@@ -18,6 +18,7 @@ from flowcore.integrations import Upscaler, descriptor, register
 from flowcore.prior import Temperature, masked_temperature
 from flowcore.quality.metrics import diversity
 from flowcore.runtime.image_batch import ImageBatch
+from flowcore.runtime.memory import memory_in_tiles, memory_required
 from flowcore.runtime.settings import (
     STEADINESS,
     RestoreSettings,
@@ -29,7 +30,7 @@ from flowcore.runtime.settings import (
 from flowcore.tasks.calm_faces import KEPT_CALM
 from flowcore.tasks.consistency import consistency
 from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, better_model
-from flowcore.tasks.upscale import memory_required, target_size
+from flowcore.tasks.upscale import target_size
 
 from . import widgets
 from .host.compat import curve_values, io, log
@@ -156,7 +157,7 @@ class FlowcoreUpscale(PickingNode):
 
 def load_upscaler(model: HostModel, height: int, width: int, tile: int = 0, *, guided: bool = False) -> FlowModel:
     """Load a model with free memory for one tile (0: of 512 pixels): more would push other models off the device."""
-    return model.load(memory_required(model.flow, height, width, tile or ORDINARY_TILE, guided=guided))
+    return model.load(memory_in_tiles(model.flow, height, width, tile or ORDINARY_TILE, guided=guided))
 
 
 def _masked(inside: float | list[float], mask: Tensor, outside: float, notes: Notes) -> Temperature:
@@ -340,8 +341,7 @@ class FlowcoreShrink(FlowNode):
     def run(self, image: Image, model: RescaleModel) -> Any:
         model.flow.require("rescale")
         height, width = image.shape[-2:]
-        scale = model.flow.condition_scale
-        flow = model.load(memory_required(model.flow, -(-height // scale), -(-width // scale)))
+        flow = model.load(memory_required(model.flow, 1, height, width))
         if any(ImageBatch(image).is_gray):
             self.notes("The photograph is gray: switch on gray in Flow Restore.")
         return self.output(flowcore.shrink(flow, image, **self.notes.task_options()), width, height)

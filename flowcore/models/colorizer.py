@@ -136,7 +136,7 @@ def colorizer(config: ColorizerConfig) -> FlowModel[ColorizerConfig]:
         channels=2,
         config=config,
         architecture="colorizer",
-        capabilities=Capabilities(source="luma", tasks=config.tasks),
+        capabilities=Capabilities(source="luma", tasks=config.tasks, floats_per_pixel=1 + config.widths[0] / 2),
         preprocess=ChannelWhitening(2),
         encoder=encoder,
         condition_encoder=_encode_luma,

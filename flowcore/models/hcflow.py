@@ -86,12 +86,15 @@ def hcflow(config: HCFlowConfig) -> FlowModel[HCFlowConfig]:
         squeeze = Haar() if config.rescaling else None
         levels.append(Level(steps, Split(None, kept=continuing), squeeze=squeeze, details=details))
         channels = continuing
+    # features of all levels, and at the widest moment the extractor of the finest one
+    features = config.extractor_width * (1 if config.rescaling else 2)
+    floats = sum(features / 4**level for level in range(1, config.levels + 1)) + 3 / 4 * config.extractor_width
     flow = FlowModel(
         levels,
         channels=IMAGE_CHANNELS,
         config=config,
         architecture="hcflow",
-        capabilities=Capabilities(source="low_resolution", tasks=config.tasks),
+        capabilities=Capabilities(source="low_resolution", tasks=config.tasks, floats_per_pixel=floats),
         top_prior=Chain(Center(), Standardize(FixedPrior(LR_LOG_STD))),
         condition_encoder=_encode_lr,
         condition_scale=config.scale,

@@ -70,12 +70,14 @@ def llflow(config: LLFlowConfig) -> FlowModel[LLFlowConfig]:
             steps.append(Chain(*parts))
         levels.append(Level(steps, None))
     encoder = LowLightEncoder(config.encoder_blocks, config.encoder_width, config.encoder_growth, config.stacked_blocks)
+    # the first two convolutions see every pixel; later ones, and the features of all levels, see few
+    floats = config.encoder_width * max(3, 1 / 4 + 1 / 16 + 1 / 64 + len(config.stacked_blocks) / 4)
     return FlowModel(
         levels,
         channels=3,
         config=config,
         architecture="llflow",
-        capabilities=Capabilities(source="low_light", tasks=config.tasks),
+        capabilities=Capabilities(source="low_light", tasks=config.tasks, floats_per_pixel=floats),
         top_prior=Center(),
         encoder=encoder,
         condition_encoder=_encode_dark,

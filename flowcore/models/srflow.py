@@ -94,6 +94,8 @@ def srflow(config: SRFlowConfig) -> FlowModel[SRFlowConfig]:
         splits = number < config.levels - 1  # as published: none after the last two levels
         levels.append(Level(steps, Split(ZeroConv(channels // 2, channels)) if splits else None))
         channels = channels // 2 if splits else channels
+    floats = config.encoder_width * (1 if config.encoder == "imdn" else len(config.stacked_blocks)) / config.scale**2
+    floats += config.encoder_width * sum(1 / 4**grid for grid in config.grids)
     make_encoder = IMDNEncoder if config.encoder == "imdn" else RRDBEncoder
     encoder = make_encoder(
         config.scale, config.encoder_blocks, config.encoder_width, config.encoder_growth, config.stacked_blocks
@@ -103,7 +105,7 @@ def srflow(config: SRFlowConfig) -> FlowModel[SRFlowConfig]:
         channels=3,
         config=config,
         architecture="srflow",
-        capabilities=Capabilities(source="low_resolution", tasks=config.tasks),
+        capabilities=Capabilities(source="low_resolution", tasks=config.tasks, floats_per_pixel=floats),
         encoder=encoder,
         condition_encoder=_encode_lr,
         condition_scale=config.scale,

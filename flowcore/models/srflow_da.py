@@ -121,12 +121,14 @@ def srflow_da(config: SRFlowDAConfig) -> FlowModel[SRFlowDAConfig]:
         squeeze = Chain() if level.factor == 1 else Squeeze(level.factor)
         levels.append(Level(steps, split, squeeze=squeeze, downscale=level.factor))
         channels = channels // 2 if split else channels
+    floats = config.encoder_width * len(config.stacked_blocks) / config.scale**2
+    floats += config.encoder_width * sum(1 / 4**grid for grid in config.grids)
     return FlowModel(
         levels,
         channels=3,
         config=config,
         architecture="srflow_da",
-        capabilities=Capabilities(source="low_resolution", tasks=config.tasks),
+        capabilities=Capabilities(source="low_resolution", tasks=config.tasks, floats_per_pixel=floats),
         encoder=RRDBEncoder(
             config.scale, config.encoder_blocks, config.encoder_width, config.encoder_growth, config.stacked_blocks
         ),

@@ -23,10 +23,10 @@ from ..model import FlowModel
 from ..prior import Shape, level_temperatures, resize_temperature_map, sample_latents
 from . import overflow
 from .guide import NEARBY, Guide, drawn_share, limit_rms
+from .memory import memory_in_tiles
 from .runner import Runner, batch_size
 from .settings import DrawSettings, highest
 
-STRIPS = 2**26  # bytes that strips take at most, whatever the image
 ENCODING = 4  # cost of a unit of the encoder relative to one of decoding: srflow-x4, 72x48, one core
 MAX_SAMPLES = 8  # at once: they share what every step computes from the image; more would save little
 WEAK, STRONG = 0.08, 0.4  # luma's difference from its neighbors at weak and strong edges
@@ -72,11 +72,8 @@ def pad_by_reflection(image: Tensor, border: Border) -> Tensor:
 class Tiling:
     """How a task decodes in tiles; lengths are in pixels of the image that the model is given."""
 
-    sides: tuple[int, ...]  # of tiles, to choose from, largest first
     smallest: int  # side below which a tile is mostly halo
     unit: str  # what sides are counted in, for messages
-    memory: Callable[[FlowModel, Size, Size, int, int, bool], int]
-    """Bytes, by model, sizes of image and padded image, side of tiles, halo, and whether there is a guide."""
     border: Callable[[int, int, int], Border] = lambda height, width, n: (0, -width % n, 0, -height % n)
     """To add to a height and width, so that a number divides both."""
     pad: Callable[[Tensor, Border], Tensor] = pad_by_reflection
@@ -85,36 +82,6 @@ class Tiling:
     max_deviation: float  # from 0.5, beyond which a value is an overflow
     filled: str  # what replaces pixels that overflow at any temperature, for messages: "left gray"
     shares: bool  # whether samples share a prepared condition
-
-
-class TileSize:
-    """The largest side that a task's tiles may have, from one attempt of its ``Runner`` to the next."""
-
-    def __init__(self, tile: int, halo: int, tiling: Tiling) -> None:
-        self._sides, self._smallest, self._unit = tiling.sides, tiling.smallest, tiling.unit
-        self._side = max(tile, tiling.smallest) if tile else 0  # 0: not chosen yet
-        self._longest = 0  # side of the images while there are tiles to compute, else 0
-
-    def choose(self, longest: int, memory: Callable[[int], int], device: torch.device) -> int:
-        """Return the side; if none was asked for, the whole image or the largest one that half of free memory holds."""
-        self._longest = longest
-        if not self._side:
-            free = free_memory(device)
-            budget = 2 * 2**30 if free is None else free // 2
-            sides = [longest, *(side for side in self._sides if side < longest)]
-            self._side = next((side for side in sides if memory(side) <= budget), sides[-1])
-        return self._side
-
-    def finish(self) -> None:
-        """Stop offering smaller tiles: all are computed, and what comes after needs none."""
-        self._longest = 0
-
-    def halve(self) -> str | None:
-        """Halve the side for the next attempt and say so; None if that does not help, see ``Runner``."""
-        if not self._longest or self._side <= self._smallest:
-            return None
-        self._side = max(self._smallest, min(self._side, self._longest) // 2)
-        return f"with tiles of {self._side} {self._unit}. Set tile to {self._side} to start there"
 
 
 class TiledDecoder:
@@ -130,7 +97,8 @@ class TiledDecoder:
     def __init__(self, tiling: Tiling, run: Runner, flow: FlowModel, settings: DrawSettings) -> None:
         self._tiling, self._run, self._flow = tiling, run, flow
         self._halo, self._store = settings.halo, settings.store
-        self.tiles = TileSize(settings.tile, settings.halo, tiling)
+        self._side = max(settings.tile, tiling.smallest) if settings.tile else 0  # of tiles; 0: not chosen yet
+        self._longest = 0  # side of the images while there are tiles to compute, else 0
 
     def __call__(
         self, rgb: Tensor, settings: Sequence[DrawSettings], gray: Sequence[bool] = (), guide: Guide | None = None
@@ -189,7 +157,7 @@ class TiledDecoder:
                     del decoded
                 del cond, guide_latents  # or the next tile would have to fit beside this one
         canvas.overflows.report(run.notify, canvas.pictures[0, 0, 0].numel(), tiling.filled)
-        self.tiles.finish()
+        self._longest = 0  # smaller tiles would not help with what follows
         return canvas.pictures.flatten(0, 1)
 
     def _layout(self, rgb: Tensor, *, has_guide: bool) -> tuple[Border, list[Tile]]:
@@ -200,11 +168,23 @@ class TiledDecoder:
         left, right, top, bottom = border
         padded = height + top + bottom, width + left + right
 
-        def memory(side: int) -> int:
-            return tiling.memory(self._flow, (height, width), padded, side, self._halo, has_guide)
+        self._longest = max(padded)
+        if not self._side:  # the whole image, or the largest tile that half of free memory holds
+            self._side, free = self._longest, free_memory(self._run.device)
+            budget = 2 * 2**30 if free is None else free // 2
+            while memory_in_tiles(self._flow, *padded, self._side, self._halo, guided=has_guide) > budget:
+                if self.halve() is None:
+                    break
+        side = self._side // multiple * multiple
+        return border, tile_grid(*padded, tile=side, halo=self._halo, multiple=multiple)
 
-        side = self.tiles.choose(max(padded), memory, self._run.device)
-        return border, tile_grid(*padded, tile=side // multiple * multiple, halo=self._halo, multiple=multiple)
+    def halve(self) -> str | None:
+        """Halve the side of tiles for the next attempt and say so; None if that does not help, see ``Runner``."""
+        smallest, unit = self._tiling.smallest, self._tiling.unit
+        if not self._longest or self._side <= smallest:
+            return None
+        self._side = max(smallest, min(self._side, self._longest) // 2)
+        return f"with tiles of {self._side} {unit}. Set tile to {self._side} to start there"
 
     def _padded_guide(self, guide: Guide, rgb: Tensor, item: int, border: Border) -> Tensor:
         """Return the guide of an image, padded as the image is."""

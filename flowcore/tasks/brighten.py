@@ -9,7 +9,6 @@ from typing_extensions import Unpack
 
 from ..images.gain_grid import bilateral_gain
 from ..images.resize import pad_symmetric
-from ..inference.strips import DENSE_BYTES
 from ..model import FlowModel
 from ..models.fields import Range, check_integer
 from ..models.llflow import MAX_CELLS
@@ -17,7 +16,7 @@ from ..networks.low_light import network_input
 from ..runtime.image_batch import ImageBatch
 from ..runtime.runner import Runner, Running, runs_with
 from ..runtime.settings import DrawSettings, check_setting, with_defaults
-from ..runtime.tiles import STRIPS, Border, TiledDecoder, Tiling
+from ..runtime.tiles import Border, TiledDecoder, Tiling
 from .sample import MAX_DEVIATION
 
 PADDING = 16  # each side is padded to the next larger multiple, as the published program does
@@ -105,28 +104,13 @@ def brighten(
             pictures = _mix(rgb.to(pictures).repeat_interleave(samples, 0), pictures, strength)
         return images.to_input_layout(pictures)
 
-    return run.retry_on_oom(task, decoder.tiles.halve)
+    return run.retry_on_oom(task, decoder.halve)
 
 
 def _mix(photographs: Tensor, pictures: Tensor, strength: float) -> Tensor:
     """Mix in stops: ``photographs^(1 - strength) pictures^strength``, of values to which ``STEP`` is added."""
     mixed = (photographs + STEP) * ((pictures + STEP) / (photographs + STEP)) ** strength - STEP
     return mixed.clamp(0, 1) if strength else photographs
-
-
-def memory_required(flow: FlowModel, height: int, width: int, tile: int = 0, halo: int = HALO, samples: int = 1) -> int:
-    """Estimate the bytes that ``brighten`` works with in float32, beyond the weights and the resulting pictures.
-
-    The grid of gains is not counted: it runs later, on the CPU, and needs less than a whole image does here.
-    """
-    flow.require("brighten")
-    rows, columns = (min(n + PADDING, tile + 2 * halo) if tile else n + PADDING for n in (height, width))
-    config = flow.config
-    features = config.encoder_width * (1 / 4 + 1 / 16 + 1 / 64 + len(config.stacked_blocks) / 4)
-    first = 2 * config.encoder_width + 12  # the first two convolutions see every pixel
-    dense = min(2 * (4 * config.encoder_growth + 3 * config.encoder_width) * rows * columns, DENSE_BYTES["cuda"])
-    decoded = 4 * rows * columns * max(first + config.encoder_width / 4, features + samples * 5 * 3)
-    return round(decoded + dense) + STRIPS
 
 
 def border(height: int, width: int, _multiple: int = PADDING) -> Border:
@@ -136,10 +120,8 @@ def border(height: int, width: int, _multiple: int = PADDING) -> Border:
 
 
 TILING = Tiling(
-    sides=(2048, 1536, 1024, 768, 512, 384, 256),
     smallest=128,
     unit="pixels",
-    memory=lambda flow, image, _padded, tile, halo, _guided: memory_required(flow, *image, tile, halo),
     border=border,
     pad=pad_symmetric,
     pad_map=pad_symmetric,

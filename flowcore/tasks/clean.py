@@ -15,6 +15,7 @@ from ..model import FlowModel
 from ..networks import CompactUpscaler
 from ..quality.damage import jpeg_quality
 from ..runtime.image_batch import ImageBatch
+from ..runtime.memory import guide_bytes
 from ..runtime.runner import Runner, Running, RunOptions, runs_with
 from ..runtime.settings import check_setting
 
@@ -105,10 +106,9 @@ def clean(
     return run.retry_on_oom(task)
 
 
-def memory_required(flow: FlowModel, width: int) -> int:
+def memory_to_clean(flow: FlowModel, width: int) -> int:
     """Estimate the bytes that ``clean`` works with in float32 at a width in pixels, beyond weights and pictures."""
-    network = require_guide(flow)
-    return 4 * width * (ROWS + 2 * _halo(network)) * (3 * network.width + 2 * 3 * network.scale**2)
+    return guide_bytes(flow, ROWS + 2 * _halo(require_guide(flow)), width)
 
 
 def require_guide(flow: FlowModel) -> CompactUpscaler:

@@ -15,9 +15,8 @@ from ..errors import ImageError
 from ..images import color
 from ..images.resize import resize_bilinear
 from ..model import FlowModel
-from ..networks.luma import STRIDE
 from ..prior import sample_latents
-from ..runtime.chroma import Colorization, blend_latents, correlate_noise, enlarge, merge, working_sides
+from ..runtime.chroma import Colorization, blend_latents, correlate_noise, enlarge, merge
 from ..runtime.image_batch import ImageBatch, require_tensor
 from ..runtime.runner import Batching, Runner, RunOptions, runs_with
 from ..runtime.settings import AT_ONCE, ColorizeSettings, ColorSettings, Gamut
@@ -236,19 +235,6 @@ def apply_chroma(
         guide = color.luma(images.extended_rgb)
         chroma = enlarge(chroma, resize_bilinear(guide, chroma.shape[2:]), guide)
     return merge(y, chroma * saturation, images.alpha, gamut)
-
-
-def memory_required(
-    flow: FlowModel, height: int, width: int, samples: int = 1, *, working_size: int | None = None
-) -> int:
-    """Estimate the bytes that ``colorize`` works with in float32, beyond the weights and the resulting pictures."""
-    flow.require("colorize")
-    config = flow.config
-    rows, columns = working_sides(max(1, height), max(1, width), working_size or config.working_size)
-    positions = rows * columns / STRIDE**2
-    encoder = positions * (STRIDE**2 + 8 * config.widths[0])
-    conditioner = min(samples, AT_ONCE) * positions / 4 * (3 * config.hidden[0] + 2 * config.features + 40)
-    return round(4 * (encoder + conditioner + 24 * height * width))
 
 
 def change_cast(chroma: Tensor, calm: Tensor, y: Tensor, cast: float) -> Tensor:

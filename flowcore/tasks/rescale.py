@@ -118,4 +118,4 @@ def restore(flow: FlowModel, small: Tensor, settings: RestoreSettings) -> Tensor
         pictures = decoder(rgb, [settings], is_gray)
         return images.to_input_layout(pictures)[..., :height, :width]
 
-    return run.retry_on_oom(task, decoder.tiles.halve)
+    return run.retry_on_oom(task, decoder.halve)

@@ -31,6 +31,7 @@ from ..models.fields import Range
 from ..prior import sample_latents
 from ..runtime import duration, overflow
 from ..runtime.image_batch import ImageBatch, notify_of_range
+from ..runtime.memory import memory_required
 from ..runtime.model_input import (
     Fit,
     Labels,
@@ -55,7 +56,6 @@ from ..runtime.runner import (
 )
 from . import upscale
 
-LARGE = 2**28  # bytes of weights whose copy counts in an estimate of memory
 MAX_DEVIATION = 100.0  # from 0.5: wild latents may give wild images, but no infinities
 NOTEWORTHY = 1024  # patches; decoding fewer is so fast that no time is announced
 ADVICE = "Choose a smaller size (width, height), ask for fewer samples, or free memory on the device."
@@ -337,17 +337,6 @@ def dequantized_image(flow: FlowModel, image: Tensor, *, seed: int = 0) -> Tenso
     generators = [torch.Generator("cpu").manual_seed((seed + i) % 2**64) for i in range(len(pixels))]
     noise = torch.stack([draw(pixels.shape[1:], generator=generator) for generator in generators]).to(pixels)
     return pixels + sigma * noise if sigma else bins.place(to_integers(pixels, bins.n_bits)[0], noise)
-
-
-def memory_required(flow: FlowModel, images: int, height: int, width: int) -> int:
-    """Estimate the bytes of one pass: a batch between and within layers, and a copy of large weights."""
-    at_once = min(images, batch_size(height, width))
-    if flow.capabilities.source == "low_resolution":
-        small = (-(-side // flow.condition_scale) for side in (height, width))
-        return at_once * upscale.memory_required(flow, *small)
-    weights = sum(t.nbytes for t in flow.parameters())
-    working = 4 * at_once * height * width * (8 * flow.channels + flow.capabilities.floats_per_pixel)
-    return round(working) + (weights if weights > LARGE else 0)
 
 
 def check_styles(flow: FlowModel, styles: Mapping[str, object]) -> None:

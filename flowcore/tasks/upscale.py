@@ -11,17 +11,12 @@ from typing_extensions import Unpack
 from ..errors import FlowError
 from ..images.resize import resize
 from ..inference.condition_cache import ConditionStore
-from ..inference.encoders import IN_FLIGHT
-from ..inference.strips import DENSE_BYTES, MIN_ROWS
 from ..model import FlowModel
-from ..models.hcflow import HCFlowConfig
-from ..models.srflow import SRFlowConfig
-from ..networks import CompactUpscaler
 from ..runtime.guide import prepare_guide
 from ..runtime.image_batch import ImageBatch
 from ..runtime.runner import Runner, Running, runs_with
 from ..runtime.settings import HALO, Strength, UpscaleSettings, check_setting
-from ..runtime.tiles import STRIPS, TiledDecoder, Tiling
+from ..runtime.tiles import TiledDecoder, Tiling
 from . import consistency
 from .calm_faces import with_calm_faces
 from .model_choice import notify_of_damage
@@ -86,7 +81,7 @@ def upscale(flow: FlowModel, lr: Tensor, settings: UpscaleSettings) -> Tensor:
             pictures = consistency.match_source(pictures, rgb, cancelled=settings.cancelled, notify=run.notify)
         return images.to_input_layout(pictures)
 
-    return run.retry_on_oom(task, decoder.tiles.halve)
+    return run.retry_on_oom(task, decoder.halve)
 
 
 @runs_with(Running)
@@ -139,7 +134,7 @@ def temperature_grid(  # noqa: D417
         calm = with_calm_faces(run, rgb, settings)
         return images.to_input_layout(decoder(rgb, calm, images.is_gray, guides), alpha=False)
 
-    return run.retry_on_oom(task, decoder.tiles.halve)
+    return run.retry_on_oom(task, decoder.halve)
 
 
 def target_size(scale: int, height: int, width: int, factor: float = 0.0, longest_side: int = 0) -> tuple[int, int]:
@@ -155,52 +150,6 @@ def target_size(scale: int, height: int, width: int, factor: float = 0.0, longes
     return size
 
 
-def memory_required(
-    flow: FlowModel, height: int, width: int, tile: int = 0, halo: int = HALO, samples: int = 1, *, guided: bool = False
-) -> int:
-    """Estimate the bytes that ``upscale`` works with in float32, beyond the weights and the resulting pictures.
-
-    Counts what the whole image or tile needs at the widest moment, the end of level 1 (in small images a dense block of
-    the encoder): all features, every sample's latents and image, the strips, and a guide.
-    """
-    if flow.capabilities.source != "low_resolution":
-        flow.require("upscale")  # raises: every upscaling model has this source
-    rows, columns = (min(n, tile + 2 * halo) if tile else n for n in (height, width))
-    network = flow.guide if isinstance(flow.guide, CompactUpscaler) else None
-    pixel_bytes = 4 * 3 * flow.condition_scale**2  # of the HR pixels of one LR pixel
-    guide_bytes = making_bytes = 0
-    if guided:  # the guide, its change to shrink to the image, and of tiles a crop's latents
-        copies = 1 if (rows, columns) == (height, width) else 2
-        guide_bytes = pixel_bytes * (2 * height * width + copies * rows * columns)
-    if guided and network is not None:
-        # the enlargement, a strip's rows, those that the first layer is ahead, and two per layer
-        layers, row_bytes = len(network.convs), 4 * width * network.width
-        strip = max(2 * MIN_ROWS, DENSE_BYTES["cuda"] // (IN_FLIGHT * row_bytes)) + layers
-        making_bytes = pixel_bytes * height * width + row_bytes * (IN_FLIGHT * min(height, strip) + 2 * layers)
-    config = flow.config
-    if isinstance(config, HCFlowConfig):
-        return _hcflow_bytes(config, rows, columns, samples) + guide_bytes + STRIPS
-    is_imdn = isinstance(config, SRFlowConfig) and config.encoder == "imdn"
-    features = config.encoder_width * (1 if is_imdn else len(config.stacked_blocks))
-    positions = sum((config.scale / 2**level) ** 2 for level in config.grids)  # of all levels, per LR pixel
-    images = config.scale**2 * ((3 if config.residual else 0) + samples * 5 * 3)
-    decoding_bytes = 4 * (config.encoder_width * positions + images) * rows * columns
-    block = 24 * config.encoder_growth if is_imdn else 8 * config.encoder_growth + 6 * config.encoder_width
-    dense_bytes = min(4 * block * rows * columns, DENSE_BYTES["cuda"])
-    working_bytes = 4 * features * rows * columns + max(decoding_bytes, dense_bytes) + guide_bytes
-    return round(max(working_bytes, making_bytes)) + STRIPS
-
-
-def _hcflow_bytes(config: HCFlowConfig, rows: int, columns: int, samples: int) -> int:
-    """Estimate what an HCFlow needs for so many LR pixels at its widest moment, the extractor of the last sample."""
-    grids = [(config.scale / 2**level) ** 2 for level in range(1, config.levels + 1)]  # positions per LR pixel
-    features = config.extractor_width * (1 if config.rescaling else 2)
-    decoded = samples * (features * sum(grids) + 5 * 3 * config.scale**2)
-    trunk = 3 * config.extractor_width * grids[0]
-    dense = 2 * (4 * config.extractor_growth + config.extractor_width) * grids[0]
-    return round(4 * (decoded + trunk) * rows * columns + min(4 * dense * rows * columns, DENSE_BYTES["cuda"]))
-
-
 def _resize_each(run: Runner, pictures: Tensor, size: tuple[int, int]) -> Tensor:
     result = pictures.new_empty((*pictures.shape[:2], *size))
     for resized, picture in zip(result, pictures, strict=True):
@@ -210,10 +159,8 @@ def _resize_each(run: Runner, pictures: Tensor, size: tuple[int, int]) -> Tensor
 
 
 TILING = Tiling(
-    sides=(1024, 768, 512, 384, 256, 192, 128, 96, 64),
     smallest=32,
     unit="LR pixels",
-    memory=lambda flow, _image, padded, tile, halo, guided: memory_required(flow, *padded, tile, halo, guided=guided),
     max_deviation=MAX_DEVIATION,
     filled="enlarged by a bicubic resize",
     shares=True,

@@ -14,7 +14,6 @@ from flowcore.images.files import read
 from flowcore.images.gain_grid import bilateral_gain
 from flowcore.networks.low_light import equalize
 from flowcore.runtime.model_input import prepare_input
-from flowcore.tasks.brighten import memory_required
 from flowcore.transforms import ActNorm
 
 PICTURES = Path(__file__).parents[2] / "workflows" / "pictures"
@@ -171,7 +170,3 @@ def test_other_nodes_and_values_out_of_range_are_refused(flow):
     for name, value in wrong.items():
         with pytest.raises(FlowError, match=f"(?i){name}"):
             flowcore.brighten(flow, dark(), **{name: value})
-
-
-def test_tiles_take_less_memory(flow):
-    assert memory_required(flow, 2000, 3000, tile=256) < memory_required(flow, 2000, 3000)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import build_tiny
 from PIL import Image
 
 from flowcore import (
@@ -28,7 +27,7 @@ from flowcore.images.scans import find_border, is_tinted
 from flowcore.prior import sample_latents
 from flowcore.runtime.chroma import chroma_and_condition, schedule
 from flowcore.runtime.hints import combine_hints, hints_from_points, hints_from_strokes, palette_from
-from flowcore.tasks.colorize import memory_required
+from flowcore.runtime.memory import memory_required
 
 from .colorings import THREE_LEVELS, WANTED, chroma_of, colored, colorization, gray, luma_error, middle, tiny_colorizer
 
@@ -418,17 +417,12 @@ def test_low_precision_stays_near_and_float16_on_a_cpu_becomes_float32(flow):
 
 
 def test_the_memory_estimate_is_positive_and_grows(flow):
-    small = memory_required(flow, 256, 256)
-    assert 0 < small < memory_required(flow, 512, 256) < memory_required(flow, 512, 512)
-    assert small < memory_required(flow, 256, 256, 2) < memory_required(flow, 256, 256, 8)
-    assert memory_required(flow, 256, 256, 8) == memory_required(flow, 256, 256, 80)  # no more at once
-    assert memory_required(flow, 1, 1) > 0
-    assert memory_required(flow, 256, 256, working_size=2048) > 4 * small
-    for fields in ({"working_size": 256}, {"hidden": (256, 8)}):
-        assert memory_required(build_tiny("colorizer", **fields), 256, 256) > small
-    with pytest.raises(FlowError, match=r"colorize needs a colorizer, such as color-photos; got .* sample .glow."):
-        memory_required(build_tiny("glow", image_size=(8, 8)), 8, 8)
-    per_pixel = memory_required(flow, 40000, 60000) / (40000 * 60000)
+    small = memory_required(flow, 1, 256, 256)
+    assert 0 < memory_required(flow, 1, 1, 1) < small < memory_required(flow, 1, 512, 256)
+    assert small < memory_required(flow, 2, 256, 256) < memory_required(flow, 8, 256, 256)
+    assert memory_required(flow, 64, 256, 256) == memory_required(flow, 80, 256, 256)  # no more at once
+    assert memory_required(flow, 1, 256, 256, working_size=2048) > 4 * small
+    per_pixel = memory_required(flow, 1, 40000, 60000) / (40000 * 60000)
     assert per_pixel == pytest.approx(4 * 24, rel=0.01)  # the merge; nothing else grows with the picture
 
 

@@ -10,8 +10,9 @@ import flowcore
 from flowcore.cli.main import main
 from flowcore.errors import ConditionError, FlowError
 from flowcore.inference.compiled import CompiledFlow
+from flowcore.runtime.memory import memory_required
 from flowcore.tasks import sample as sampling
-from flowcore.tasks.sample import dequantized_image, memory_required
+from flowcore.tasks.sample import dequantized_image
 from flowcore.training.objective import Likelihood
 
 NAMED = {"classes": 3, "labels": ("cat", "dog", "wild")}

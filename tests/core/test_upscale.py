@@ -19,6 +19,7 @@ from flowcore.inference.strips import minimum_memory
 from flowcore.prior import masked_temperature, sample_latents
 from flowcore.quality.metrics import lr_psnr
 from flowcore.runtime.guide import MATCHING
+from flowcore.runtime.memory import memory_in_tiles, memory_required
 from flowcore.runtime.tiles import tile_grid
 from flowcore.tasks import upscale as task
 
@@ -225,11 +226,11 @@ def test_out_of_memory_halves_the_tiles(flow, monkeypatch):
 
 
 def test_memory_estimate_grows_with_the_image_and_falls_with_tiles(flow):
-    small, large = (task.memory_required(flow, n, 64) - task.STRIPS for n in (64, 128))
+    small, large = (memory_required(flow, 1, n, 64) for n in (64, 128))
     assert large == pytest.approx(2 * small, rel=1e-6)
-    assert task.memory_required(flow, 2048, 2048, tile=64) < task.memory_required(flow, 2048, 2048) / 10
-    guided, alone = (task.memory_required(flow, 64, 64, guided=on) for on in (True, False))
-    assert guided - alone == 3 * (4 * 3 * 256 * 256)  # the guide, its change to shrink to the image, and its latents
+    assert memory_in_tiles(flow, 2048, 2048, 64) < memory_in_tiles(flow, 2048, 2048, 2048) / 10
+    guided, alone = (memory_in_tiles(flow, 64, 64, 64, guided=on) for on in (True, False))
+    assert guided - alone == 2 * (4 * 3 * 256 * 256)  # the guide, and its change to shrink to the image
 
 
 def test_a_constant_map_equals_the_number(flow):
