@@ -97,10 +97,10 @@ def test_constant_attributes_and_other_models_are_refused(glow, folder, tmp_path
     lines = (folder / "attributes.tsv").read_text().splitlines()
     constant = [lines[0] + "\tknown", *(f"{folder}/{line}\t1" for line in lines[1:])]
     (tmp_path / "attributes.tsv").write_text("\n".join(constant))
-    with pytest.raises(FlowError, match="Attribute glad needs at least 8 images with different values"):
+    with pytest.raises(FlowError, match="glad"):
         measure_attributes(glow, table(tmp_path, "glad=known"))
     for flow in (build_tiny("class_conditional"), build_tiny("glow", image_size=None)):
-        with pytest.raises(FlowError, match="unconditional models that state their image_size"):
+        with pytest.raises(FlowError, match="image_size"):
             measure_attributes(flow, table(folder))
 
 

@@ -87,7 +87,7 @@ def test_band_and_bits_are_compared_with_samples_of_the_model(flow, small):
 def test_what_cannot_be_audited_is_refused(small):
     with pytest.raises(FlowError, match="upscale needs"):
         audit(build_tiny("glow"), small, small)
-    with pytest.raises(ShapeError, match="must be larger than its source"):
+    with pytest.raises(ShapeError):
         audit(build_upscaler(4), small, small)
 
 

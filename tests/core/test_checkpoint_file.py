@@ -170,7 +170,7 @@ def test_header_fields_and_overrides(flow, file):
     back = read(file, {"quant_bins": 64, "affine_eps": 0.0})
     assert (back.config.quant_bins, back.config.affine_eps) == (64, 0.0)
     assert back.config.scale == flow.config.scale
-    with pytest.raises(CheckpointError, match="a configuration field given for it is wrong"):
+    with pytest.raises(CheckpointError, match="field given"):
         read(file, {"hidden": 16})
     rewrite(file, header=header_of(file) | {"format": 2})
     assert all(torch.equal(t, flow.state_dict()[name]) for name, t in read(file).state_dict().items())
@@ -199,13 +199,13 @@ def test_reading_the_header_reads_no_tensor(tmp_path):
 
 
 def test_missing_and_foreign_files_are_refused_by_name(tmp_path, file):
-    with pytest.raises(CheckpointError, match=r"no file gone\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"gone\.safetensors"):
         read(tmp_path / "gone.safetensors")
     assert not is_flowcore_file(tmp_path / "gone.safetensors")
     rewrite(file, keep=False)
     assert not is_flowcore_file(file)
     for action in (read, read_header):
-        with pytest.raises(CheckpointError, match=r"without a flowcore header.*python -m flowcore convert"):
+        with pytest.raises(CheckpointError, match="flowcore convert"):
             action(file)
 
 
@@ -237,7 +237,7 @@ def test_damaged_headers_are_refused(file):
         *(json.dumps({**GOOD, field: value}) for field, values in DAMAGED.items() for value in values),
     ):
         rewrite(file, header=header)
-        with pytest.raises(CheckpointError, match=r"header of model\.safetensors is damaged"):
+        with pytest.raises(CheckpointError, match=r"header.*damaged"):
             read_header(file)
         with pytest.raises(CheckpointError):
             read(file)

@@ -133,7 +133,7 @@ def test_web_colors_are_parsed():
         assert parse_color(text) == pytest.approx((0xE0 / 255, 0xB0 / 255, 0x80 / 255))
     assert parse_color("#eb8") == parse_color("eb8") == parse_color("#eebb88")
     for text in ("", "#", "red", "#12345", "#1234567", "##eb8", "#e0b0g0", "0x123456", "#e0b08\u0660"):
-        with pytest.raises(ImageError, match="Expected a color such as #e0b080; got '"):
+        with pytest.raises(ImageError, match="#e0b080"):
             parse_color(text)
 
 

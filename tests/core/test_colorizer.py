@@ -170,9 +170,9 @@ def test_a_source_that_does_not_fit_is_refused_with_what_would_do():
 
 def test_a_condition_of_another_size_or_structure_is_refused():
     flow = tiny()
-    with pytest.raises(ConditionError, match=r"got .* on a 2x4 grid"):
+    with pytest.raises(ConditionError):
         flow(chroma(8, 8), condition_of(flow))
-    with pytest.raises(ConditionError, match="has 2 levels; the condition has 1"):
+    with pytest.raises(ConditionError):
         flow(chroma(), condition_of(tiny(structure="single")))
 
 

@@ -215,7 +215,7 @@ def test_source_image_is_stored(latents, tmp_path):
     save_latents(path, latents, model=SHA, architecture="glow")
     assert read_latents_header(path).source is None
     assert load_latents(path)[2] is None
-    with pytest.raises(ShapeError, match="source for these"):
+    with pytest.raises(ShapeError):
         save_latents(path, latents, model=SHA, architecture="srflow", source=torch.rand(7, 3, 4, 5))
     with pytest.raises(FlowError, match="not finite"):
         save_latents(path, latents, model=SHA, architecture="srflow", source=small / 0)

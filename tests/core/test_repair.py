@@ -164,6 +164,6 @@ def test_a_mask_has_the_proportions_of_its_image_and_any_size(model: flowcore.Fl
     mask[..., 10:14, 8:52] = 1
     large = mask.repeat_interleave(3, -1).repeat_interleave(3, -2)
     assert torch.equal(flowcore.repair(model, image, large), flowcore.repair(model, image, mask))
-    with pytest.raises(flowcore.ImageError, match="The mask has 58x40 pixels and the image 60x40: their "):
+    with pytest.raises(flowcore.ImageError, match="58x40"):
         flowcore.repair(model, image, mask[..., :58])
     assert torch.equal(flowcore.repair(model, image, torch.zeros(1, 1, 64, 64)), image)  # of one value

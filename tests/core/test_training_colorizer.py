@@ -199,9 +199,9 @@ def test_a_model_remembers_the_photographs_that_it_is_trained_on(photos, backbon
     memory = read(run.model).encoder.memory
     assert memory.get_buffer("photograph").tolist() == [0] * 6 + [1] * 6  # the third is held out
     assert memory.get_buffer("chroma").float().std() > 1
-    with pytest.raises(FlowError, match="backbone_rate of stage flow must be 0"):
+    with pytest.raises(FlowError, match="backbone_rate"):
         train(remembering_recipe(0.5), photos, tmp_path / "moving", encoder_from=backbone[0])
-    with pytest.raises(FlowError, match="at least the number of photographs to train on, 2"):
+    with pytest.raises(FlowError, match="photographs"):
         train(remembering_recipe(0.0, cells=1), photos, tmp_path / "few", encoder_from=backbone[0])
 
 
@@ -278,12 +278,12 @@ def test_without_a_file_the_backbone_is_that_of_the_shipped_model(photos, tmp_pa
 
 def test_a_backbone_without_weights_and_other_files_are_refused(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(catalog, "FOLDER", tmp_path / "shipped")
-    with pytest.raises(FlowError, match=r"pretrained weights must be loaded .*--encoder-from"):
+    with pytest.raises(FlowError, match="--encoder-from"):
         train(seeing_recipe(0.1), photos, tmp_path)
-    with pytest.raises(FlowError, match="predicts_chroma = true"):
+    with pytest.raises(FlowError, match="predicts_chroma"):
         train(parse_recipe(CHROMA.replace("predicts_chroma = true", "predicts_chroma = false")), photos, tmp_path)
     save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(FlowError, match=r"The encoder of other\.safetensors does not fit"):
+    with pytest.raises(FlowError, match=r"other\.safetensors"):
         train(seeing_recipe(0.1), photos, tmp_path / "run", encoder_from=tmp_path / "other.safetensors")
 
 

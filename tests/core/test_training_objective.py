@@ -89,7 +89,7 @@ def test_a_color_weight_adds_the_drift_of_samples_to_the_loss():
 
 def test_models_without_samples_of_a_small_image_refuse_a_color_weight():
     head, stage = COLORS[: COLORS.index("model =")], COLORS[COLORS.index("[[stages]]") :]
-    with pytest.raises(FlowError, match="color_weight must be 0 for a glow model"):
+    with pytest.raises(FlowError, match="color_weight"):
         parse_recipe(head.replace("srflow", "glow") + stage + "color_weight = 1.0\n")
 
 
@@ -137,10 +137,10 @@ def test_a_run_learns_from_its_start_as_teacher_and_resumes_exactly(photos, tmp_
 
 
 def test_without_a_start_or_for_another_objective_there_is_no_teacher(photos, tmp_path):
-    with pytest.raises(FlowError, match="teacher_weight of recipe tiny needs a model to start from"):
+    with pytest.raises(FlowError, match="teacher_weight of recipe"):
         train(parse_recipe(TEACHING + WEIGHT), photos, tmp_path / "run")
     text = TEACHING.replace('"l1"', '"likelihood"') + WEIGHT
-    with pytest.raises(FlowError, match=r'stages\[0\]\.teacher_weight must be 0 .*objective "l1"'):
+    with pytest.raises(FlowError, match="teacher_weight must be 0"):
         parse_recipe(text)
 
 

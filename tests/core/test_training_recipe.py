@@ -57,7 +57,7 @@ def test_a_recipe_is_read_from_a_file_or_by_the_name_of_a_shipped_one(tmp_path):
     (tmp_path / "mine.toml").write_text(GOOD)
     assert read_recipe(tmp_path / "mine.toml") == parse_recipe(GOOD)
     assert read_recipe("glow-photos") == read_recipe("glow-photos.toml") == read_recipe(RECIPES / "glow-photos.toml")
-    with pytest.raises(FlowError, match=r"no recipe .*nothing\.toml.*srflow-x4"):
+    with pytest.raises(FlowError, match=r"nothing\.toml"):
         read_recipe(tmp_path / "nothing.toml")
     with pytest.raises(FlowError, match=r"no recipe srflow-x44\. Did you mean srflow-x4\?"):
         read_recipe("srflow-x44")

@@ -152,7 +152,7 @@ def test_without_held_out_photographs_nothing_is_compared(photos, start, tmp_pat
 
 def test_a_run_goes_on_from_its_own_start_only(photos, start, tmp_path):
     run(recipe(), photos, tmp_path / "fresh", stop_after=1)
-    with pytest.raises(FlowError, match=r"holds a run that did not start from mine\. .*leave out --start"):
+    with pytest.raises(FlowError, match="--start"):
         run(recipe(), photos, tmp_path / "fresh", start=start)
 
 

@@ -163,7 +163,7 @@ def test_a_grid_is_every_temperature_with_every_seed_and_encodes_once(flow, enco
             first = item * 12 + row * 4
             torch.testing.assert_close(grid[first : first + 4], alone, atol=1e-5, rtol=0)
     for temperatures, seeds in (([], 1), ([0.5], 0)):
-        with pytest.raises(FlowError, match="at least one temperature and one seed"):
+        with pytest.raises(FlowError, match="at least one"):
             task.temperature_grid(flow, lr, temperatures, seeds=seeds)
 
 
@@ -218,7 +218,7 @@ def test_out_of_memory_halves_the_tiles(flow, monkeypatch):
     assert "minimum memory" in sentences[0]
     assert "tiles of 52" in sentences[1]
     limit = 0
-    with pytest.raises(FlowError, match=r"Out of memory at 104x16 pixels\. Set tile"):
+    with pytest.raises(FlowError, match=r"Out of memory.*tile"):
         upscale(flow, lr, notify=sentences.append)
     message = "something else"
     with pytest.raises(RuntimeError, match="something else"):

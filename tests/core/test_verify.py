@@ -176,9 +176,9 @@ def test_agreement_is_the_correlation_of_latents_and_noise():
 
 def test_what_cannot_be_verified_is_refused(flow, large):
     digits = build_tiny("class_conditional")
-    with pytest.raises(FlowError, match=r"verify is for models that enlarge.* got a class_conditional model"):
+    with pytest.raises(FlowError, match="class_conditional"):
         verify(digits, random_image(1, 1, 8, 12))
-    with pytest.raises(FlowError, match="sides divisible by 4; got 191x224"):
+    with pytest.raises(FlowError, match="191x224"):
         verify(flow, large, size=(191, 224))
-    with pytest.raises(FlowError, match="A mark needs a phrase"):
+    with pytest.raises(FlowError, match="phrase"):
         verify(flow, large, mark="  ")
