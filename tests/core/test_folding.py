@@ -48,6 +48,8 @@ def test_strips_and_canvas_follow_the_budget_and_the_model():
     assert StripBudget(10_000).rows(100) == StripBudget(10_099).rows(100) == 100
     assert StripBudget(1).rows(100) == 8
     assert StripBudget(50).rows(0) == 50
+    assert StripBudget(10_000).tiles(12, 10, 100) == [(slice(first, first + 5), 0, 10) for first in (0, 5, 10)]
+    assert StripBudget(10_000).tiles(1, 70, 100) == [(slice(0, 1), 0, 50), (slice(0, 1), 50, 70)]
     budget, small = StripBudget(), StripBudget(1, 1)
     with minimum_memory():
         assert budget.strip == budget.dense == 2**18
