@@ -34,14 +34,7 @@ from ..transforms import (
     Transform,
     flat_parts,
 )
-from ..transforms.coupling import (
-    SIGMOID_OFFSET,
-    concatenate,
-    join_channels,
-    log_scale_of,
-    scale_of,
-    split_channels,
-)
+from ..transforms.coupling import SIGMOID_OFFSET, concatenate, join_channels, log_scale_of, scale_of, split_channels
 from .conditioners import FoldedConditioner, UnsplitConditioner, folded_conditioner
 from .convolutions import ConditionConv, StreamedConditionConv, rows_of
 from .encoders import FoldedExtractor
@@ -87,10 +80,7 @@ class FoldedAffine(Transform):
     """A coupling or an injector: ``z = (x + shift) * scale``, of one half of the channels or of all, in strips."""
 
     def __init__(
-        self,
-        network: FoldedConditioner | UnsplitConditioner,
-        transform: Coupling | Injector,
-        budget: StripBudget,
+        self, network: FoldedConditioner | UnsplitConditioner, transform: Coupling | Injector, budget: StripBudget
     ) -> None:
         """Replace a transform, with its folded conditioner."""
         super().__init__()

@@ -1,16 +1,7 @@
 """Neural networks inside transforms, and encoders of conditions: they need no inverse, and may run in low precision."""
 
 from .causal_transformer import CausalTransformer
-from .conditioner import (
-    Conditioner,
-    Edge,
-    FixedPrior,
-    MLPConditioner,
-    PlainConditioner,
-    TablePrior,
-    TopPrior,
-    ZeroConv,
-)
+from .conditioner import Conditioner, Edge, FixedPrior, MLPConditioner, PlainConditioner, TablePrior, TopPrior, ZeroConv
 from .contractive import ContractiveNetwork
 from .imdn import IMDN, CompactUpscaler, IMDNEncoder
 from .low_light import LowLightEncoder

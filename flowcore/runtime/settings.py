@@ -298,8 +298,7 @@ class ColorizeSettings(ColorSettings):
     hint_steps: Annotated[int, count(0, most=200, advanced=True)] = 20
     memory: Annotated[ColorMemory | Literal["model"] | None, PYTHON] = "model"
     cast: Annotated[
-        float,
-        Setting(float, Range(-1, 1), "1 is as drawn, 0 that of the calmest coloring, -1 no cast.", advanced=True),
+        float, Setting(float, Range(-1, 1), "1 is as drawn, 0 that of the calmest coloring, -1 no cast.", advanced=True)
     ] = 1.0
     vivid: Annotated[float, nonnegative("1 is as drawn.", most=2, advanced=True)] = 1.0
     skin: Annotated[bool, Setting(advanced=True)] = True

@@ -159,9 +159,5 @@ def _resize_each(run: Runner, pictures: Tensor, size: tuple[int, int]) -> Tensor
 
 
 TILING = Tiling(
-    smallest=32,
-    unit="LR pixels",
-    max_deviation=MAX_DEVIATION,
-    filled="enlarged by a bicubic resize",
-    shares=True,
+    smallest=32, unit="LR pixels", max_deviation=MAX_DEVIATION, filled="enlarged by a bicubic resize", shares=True
 )

@@ -24,7 +24,7 @@ POSITIVE = Range(math.ulp(0.0), math.inf)
 RECIPES = Path(__file__).parent / "recipes"
 HELD_OUT = Path(__file__).parent / "held_out.txt"
 WITHOUT_EFFECT = {  # keys with which a run may be resumed although they changed; its checkpoint holds the precision
-    *("name", "data", "licence", "text", "checkpoint_every", "evaluate", "precision", "recompute"),
+    *("name", "data", "licence", "text", "checkpoint_every", "evaluate", "precision", "recompute")
 }
 
 

@@ -164,8 +164,7 @@ def test_samples_are_drawn_in_a_style(flows):
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype", "tolerance"),
-    [*((kind, torch.float64, 1e-11) for kind in KINDS), ("glow", torch.float32, 1e-4)],
+    ("kind", "dtype", "tolerance"), [*((kind, torch.float64, 1e-11) for kind in KINDS), ("glow", torch.float32, 1e-4)]
 )
 def test_decode_inverts_encode(kind, dtype, tolerance):
     flow = make(kind).to(dtype)

@@ -60,10 +60,7 @@ NAMED = {
     "palette-transfer": {"photo": "monochrome", "reference": "colors"},
     "clip": {"clip": "film"},
     "steady-clip": {"clip": "film"},
-    "old-scan": {
-        "model": "model_photographs",
-        "color_model": "model_colors",
-    },
+    "old-scan": {"model": "model_photographs", "color_model": "model_colors"},
     "thumbnail": {"ordinary": "ordinary"},
     "second-opinion": {"restorer": "second_opinion", "ours": "unguided", "guided": "guided"},
     "audit": {"photo": "small_photograph", "enlarged": "enlargement"},

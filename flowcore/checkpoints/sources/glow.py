@@ -15,18 +15,7 @@ from torch import Tensor
 
 from ...models.glow import GlowConfig
 from ..model_file import build_on_meta
-from .source import (
-    Check,
-    Checkpoint,
-    Layout,
-    Origin,
-    Source,
-    missing_field_error,
-    take,
-    take_all,
-    take_conv,
-    unchanged,
-)
+from .source import Check, Checkpoint, Layout, Origin, Source, missing_field_error, take, take_all, take_conv, unchanged
 
 LICENSE = "MIT for the program; none is stated with published weights: check the license of your file"
 
@@ -57,11 +46,7 @@ def steps_of(config: GlowConfig) -> Iterator[tuple[int, int, str]]:
 
 
 def glow_layout(
-    config: GlowConfig,
-    origins: Iterable[Origin],
-    *,
-    unused: re.Pattern[str],
-    checks: Sequence[Check] = (),
+    config: GlowConfig, origins: Iterable[Origin], *, unused: re.Pattern[str], checks: Sequence[Check] = ()
 ) -> Layout:
     """Use those origins, of all that a program may have, whose tensors are in this model; reversals are in no file."""
     ours, values = build_on_meta("glow", config).state_dict(), dict[str, Tensor]()
