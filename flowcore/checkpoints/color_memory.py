@@ -36,8 +36,7 @@ class ColorMemory:
         places: The cells: their colors, with the features that a colorizer's backbone has there.
         backbone: Fingerprint of that backbone, see ``backbone_sha256``.
         provenance: What it was made from: source, license, or whatever is known.
-        share: Recommended share of its photographs that every seed looks at; unlike ``memory_share`` of a model, which
-            is of the memory inside its encoder.
+        share: Recommended share of its photographs that every seed looks at.
         neighbors: Recommended number of similar cells whose colors are averaged for a seed.
         strength: Recommended share of its colors in a coloring; the rest is sampled.
         weight: Recommended weight of its colors relative to those of hints, above 0; low weights let an object share

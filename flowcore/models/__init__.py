@@ -22,6 +22,8 @@ from .tarflow import TarFlowConfig, tarflow
 
 __all__ = ["ARCHITECTURES", "Architecture", "build", "configure", "register"]
 
+RETIRED = ("memory", "memory_share", "memory_neighbors")  # fields of a colorizer, whose encoder had a memory of its own
+
 C = TypeVar("C", bound=Config)
 
 
@@ -64,6 +66,8 @@ def configure(architecture: str, fields: Mapping[str, Any]) -> Config:
             f"{suggestion(architecture, ARCHITECTURES)} Update flowcore, or register it (docs/plug-ins.md)."
         )
     config = ARCHITECTURES[architecture].config
+    if architecture == "colorizer" and not fields.get("memory"):  # files of color-photos state that theirs has none
+        fields = {name: value for name, value in fields.items() if name not in RETIRED}
     known = {field.name for field in dataclasses.fields(config)}
     unknown = sorted(set(fields) - known)
     if unknown:

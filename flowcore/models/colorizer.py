@@ -39,7 +39,7 @@ from ..transforms import (
 from .fields import Range, check_fields
 from .inputs import check_source
 
-SOURCE_CHANNELS = (1, 4, 8, 13)  # see ``colorizer``: luma, then hints, a palette, recalled colors
+SOURCE_CHANNELS = (1, 4, 8)  # see ``colorizer``: luma, then hints, a palette
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +71,6 @@ class ColorizerConfig:
     # Length scales of that similarity: in the features, and in cells of the coarsest grid.
     coherence_scales: Annotated[tuple[float, float], Range(0.01, 1000)] = (0.6, 4.0)
     saturation: Annotated[float, Range(0, 10)] = 1.0  # recommended factor on chroma, except what the caller gives
-    memory: Annotated[int, Range(0, 2**20)] = 0  # cells of the memory of colors; see ``color_index``
-    memory_share: Annotated[float, Range(0.001, 1)] = 0.15  # recommended share of its photographs per seed
-    memory_neighbors: Annotated[int, Range(1, 4096)] = 20  # recommended number of similar cells to look up
     starter_memory: bool = False  # recommended: whether to use the shipped memory; see ``colorize``
 
     def __post_init__(self) -> None:
@@ -90,8 +87,6 @@ class ColorizerConfig:
             raise FlowError("residual = true needs predicts_chroma = true: it subtracts what the encoder predicts.")
         if self.backbone != "none" and grids < 3:
             raise FlowError(f"A backbone needs at least 3 grids, for its strides 8, 16 and 32; got {grids}.")
-        if self.memory and self.backbone == "none":
-            raise FlowError("A memory of colors needs a backbone, whose features it is looked up by; got none.")
 
     @property
     def source_multiple(self) -> int:
@@ -101,12 +96,11 @@ class ColorizerConfig:
 def colorizer(config: ColorizerConfig) -> FlowModel[ColorizerConfig]:
     """Build a colorizer with random weights; its images are chroma, ``(B, 2, H, W)``: Cb and Cr of JPEG, over 255.
 
-    Its condition is encoded from 1, 4, 8 or 13 planes of four times the size, ``(B, C, 4H, 4W)``, in this order:
+    Its condition is encoded from 1, 4 or 8 planes of four times the size, ``(B, C, 4H, 4W)``, in this order:
 
     - 1, luma in [0, 1];
     - 3, hints: their coverage in [0, 1], and coverage times Cb and Cr, centered on 0;
-    - 4, a palette, each constant: whether there is one, and that times mean Cb, mean Cr and root mean square chroma;
-    - 5, what a memory recalled, in constant blocks of 16 pixels. Without it, all of a memory is looked up.
+    - 4, a palette, each constant: whether there is one, and that times mean Cb, mean Cr and root mean square chroma.
     """
     encoder = LumaEncoder(
         config.widths,
@@ -116,7 +110,6 @@ def colorizer(config: ColorizerConfig) -> FlowModel[ColorizerConfig]:
         backbone=config.backbone != "none",
         predicts_chroma=config.predicts_chroma,
         smooth=config.smooth,
-        memory=config.memory,
     )
     features = encoder.outputs
     grids = len(config.steps)
@@ -157,10 +150,7 @@ def _steps(channels: int, features: int, steps: int, hidden: int, *, global_cont
 
 
 def _encode_luma(flow: FlowModel[ColorizerConfig], source: Tensor) -> Condition:
-    expected = (
-        "luma of shape (B, 1, H, W), (B, 4, H, W) with hints, (B, 8, H, W) with hints and a palette or (B, 13, H, W) "
-        "with those and what a memory recalled"
-    )
+    expected = "luma of shape (B, 1, H, W), (B, 4, H, W) with hints or (B, 8, H, W) with hints and a palette"
     check_source(flow, source, SOURCE_CHANNELS, expected, flow.config.source_multiple)
     assert isinstance(flow.encoder, LumaEncoder)
     features = flow.encoder(*split_source(source))

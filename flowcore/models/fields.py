@@ -17,8 +17,6 @@ SAMPLING_FIELDS = (
     "coherence",
     "coherence_scales",
     "saturation",
-    "memory_share",
-    "memory_neighbors",
     "starter_memory",
     "guide_strength",
     "boldest_temperature",

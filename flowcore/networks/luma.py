@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..color_index import CELL, PLANES, CellMemory
+from ..color_index import CELL
 from ..errors import ConditionError
 from .conditioner import start_at_zero
 from .efficientnet import CHANNELS, EfficientNetLite0
@@ -21,11 +21,10 @@ class LumaEncoder(nn.Module):
     """A feature pyramid of luma and hints: down to a coarse grid with attention between all positions, and up again.
 
     Hints enter at every grid, pooled to it, and the palette at every position. Features of a backbone are added on the
-    way down, at strides 8, 16 and 32, and their average over the photograph at the coarsest grid. The colors that
-    a memory recalls from similar cells are added on every grid, on the way down and on the way up.
+    way down, at strides 8, 16 and 32, and their average over the photograph at the coarsest grid.
 
     Source: Lin et al., "Feature Pyramid Networks for Object Detection" (2017); pre-trained to predict colors as in
-    Ardizzone et al. 2019; see also ``color_index``.
+    Ardizzone et al. 2019.
     """
 
     def __init__(
@@ -38,14 +37,13 @@ class LumaEncoder(nn.Module):
         backbone: bool = False,
         predicts_chroma: bool = False,
         smooth: bool = False,
-        memory: int = 0,
     ) -> None:
-        """Build the network; the backbone's weights are zero until loaded, and the memory starts without effect.
+        """Build the network; the backbone's weights are zero until loaded.
 
         ``widths`` are channels at strides 4, 8, 16, ...; all but the first are of grids. ``merged`` are channels of the
         upward path, ``features`` those of each grid's output before predicted chroma, hints and palette. ``dropout``
         hides channels of the backbone and of the coarser half of the grids, which memorize photographs first.
-        ``smooth`` enlarges bilinearly on the upward path. ``memory`` is its number of cells; it needs a backbone.
+        ``smooth`` enlarges bilinearly on the upward path.
         """
         super().__init__()
         self.dropout = nn.Dropout2d(dropout)
@@ -71,36 +69,26 @@ class LumaEncoder(nn.Module):
             self.taps.extend(nn.Conv2d(tapped, width, 1) for tapped, width in zip(CHANNELS, widths[1:], strict=False))
         if self.chroma is not None:
             start_at_zero(self.chroma)
-        self.memory = CellMemory(memory) if memory else None
-        self.recall_down, self.recall_up = nn.ModuleList(), nn.ModuleList()
-        if memory:
-            self.recall_down.extend(nn.Conv2d(PLANES, width, 3, padding=1, bias=False) for width in widths[1:])
-            self.recall_up.extend(nn.Conv2d(PLANES, merged, 3, padding=1, bias=False) for _ in widths[1:])
-            start_at_zero(self.recall_down)
-            start_at_zero(self.recall_up)
 
-    def forward(self, luma: Tensor, hints: Tensor, palette: Tensor, recalled: Tensor | None = None) -> list[Tensor]:
+    def forward(self, luma: Tensor, hints: Tensor, palette: Tensor) -> list[Tensor]:
         """Compute features, predicted chroma over ``CHROMA_UNIT``, hints and palette on each grid, finest first.
 
         ``luma`` is ``(B, 1, H, W)`` in [0, 1], sides multiples of ``4 * 2^grids`` and, with a backbone, of 32.
         ``hints`` is ``(B, 3, H, W)``: coverage in [0, 1], and coverage times Cb and Cr, centered on 0. ``palette`` is
-        ``(B, 4)``: whether there is one (0 or 1), mean Cb, mean Cr and colorfulness, all times that. ``recalled`` is
-        from ``CellMemory.look_up``; None looks up in the encoder's own memory, if any.
+        ``(B, 4)``: whether there is one (0 or 1), mean Cb, mean Cr and colorfulness, all times that.
         """
         results: list[Tensor] = []
-        for number, x in enumerate(self._pyramid(luma, hints, palette, recalled)):
+        for number, x in enumerate(self._pyramid(luma, hints, palette)):
             features = self.heads[number](x)
             if self.chroma is not None:
                 features = torch.cat([features, self.chroma[number](x)], dim=1)
             results.append(_append_hints(features, hints, palette))
         return results
 
-    def predict_chroma(
-        self, luma: Tensor, hints: Tensor, palette: Tensor, recalled: Tensor | None = None
-    ) -> list[Tensor]:
+    def predict_chroma(self, luma: Tensor, hints: Tensor, palette: Tensor) -> list[Tensor]:
         """Predict mean Cb and Cr over ``CHROMA_UNIT``, centered on 0, of each grid; arguments as for ``forward``."""
         assert self.chroma is not None
-        grids = self._pyramid(luma, hints, palette, recalled)
+        grids = self._pyramid(luma, hints, palette)
         return [head(x) for head, x in zip(self.chroma, grids, strict=True)]
 
     def describe(self, luma: Tensor) -> Tensor:
@@ -109,14 +97,10 @@ class LumaEncoder(nn.Module):
             raise ConditionError("A memory of colors needs a colorizer with a backbone, such as color-photos.")
         return describe(self.backbone(luma), luma)
 
-    def _pyramid(self, luma: Tensor, hints: Tensor, palette: Tensor, recalled: Tensor | None) -> list[Tensor]:
+    def _pyramid(self, luma: Tensor, hints: Tensor, palette: Tensor) -> list[Tensor]:
         """The upward path, finest first: (B, merged, H / stride, W / stride)."""
         features = [] if self.backbone is None else self.backbone(luma)
         tapped = [self.dropout(F.group_norm(x, 1)) for x in features]  # each image's of mean 0 and variance 1
-        if self.memory is None:
-            recalled = None
-        elif recalled is None:
-            recalled = self.memory.look_up(describe(features, luma))
         x = F.pixel_unshuffle((luma - 0.45) / 0.25, STRIDE)  # (B, 16, H/4, W/4)
         x = self.first(self.stem(_append_hints(x, hints, palette)))
         skips: list[Tensor] = []  # of the downward path, finest first
@@ -124,8 +108,6 @@ class LumaEncoder(nn.Module):
             x = down(_append_hints(x, hints, palette))  # half the sides of the one before
             if number < len(self.taps):
                 x = x + self.taps[number](tapped[number])
-            if recalled is not None:
-                x = x + self.recall_down[number](_on_grid(recalled, x))
             x = block(F.leaky_relu(x, 0.1))
             skips.append(x)
         if self.average is not None:
@@ -136,8 +118,6 @@ class LumaEncoder(nn.Module):
             x = self.lateral[number](skips[number])
             if grids:
                 x = F.interpolate(grids[0], scale_factor=2.0, mode=self.upsampling) + x
-            if recalled is not None:
-                x = x + self.recall_up[number](_on_grid(recalled, x))
             grids.insert(0, self.merge[number](x))
         return [x if number < len(grids) // 2 else self.dropout(x) for number, x in enumerate(grids)]
 
@@ -182,23 +162,12 @@ def _append_hints(x: Tensor, hints: Tensor, palette: Tensor) -> Tensor:
     return torch.cat([x, *(plane.to(x.dtype) for plane in planes)], dim=1)
 
 
-def _on_grid(recalled: Tensor, x: Tensor) -> Tensor:
-    """Resize what a memory recalled to the grid of ``x``, (B, 5, h, w), with chroma over ``CHROMA_UNIT``."""
-    unit = recalled.new_tensor([CHROMA_UNIT] * 4 + [1]).view(1, PLANES, 1, 1)
-    size = x.shape[2], x.shape[3]
-    coarser = size[0] < recalled.shape[2]
-    resized = F.adaptive_avg_pool2d(recalled, size) if coarser else F.interpolate(recalled, size, mode="bilinear")
-    return (resized / unit).to(x.dtype)
-
-
-def split_source(source: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Split a colorizer's source ``(B, 1, 4, 8 or 13, H, W)`` into arguments of ``LumaEncoder``; missing are zero."""
+def split_source(source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Split a colorizer's source ``(B, 1, 4 or 8, H, W)`` into arguments of ``LumaEncoder``; missing are zero."""
     planes = 1 + HINT_PLANES + PALETTE_PLANES
-    missing = max(0, planes - source.shape[1])
+    missing = planes - source.shape[1]
     padded = torch.cat([source, source.new_zeros(source.shape[0], missing, *source.shape[2:])], dim=1)
-    palette = padded[:, 1 + HINT_PLANES : planes].mean((2, 3))
-    recalled = padded[:, planes:, ::CELL, ::CELL] if padded.shape[1] > planes else None
-    return padded[:, :1], padded[:, 1 : 1 + HINT_PLANES], palette, recalled
+    return padded[:, :1], padded[:, 1 : 1 + HINT_PLANES], padded[:, 1 + HINT_PLANES :].mean((2, 3))
 
 
 def describe(features: Sequence[Tensor], luma: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..checkpoints.color_memory import ColorMemory
-from ..color_index import CELL, NEIGHBORS, neighbors_among
+from ..color_index import NEIGHBORS, neighbors_among
 from ..condition import Condition
 from ..device import float64
 from ..errors import ShapeError
@@ -87,7 +87,7 @@ class Colorization:
         hints: Hints | None = None,
         notes: bool = True,  # whether to tell the caller what is ignored of the photographs
         frames: bool = False,  # whether they are frames of a clip, in which no borders are looked for
-        memories: Sequence[ColorMemory] = (),  # the last one also for a model that was trained with one
+        memories: Sequence[ColorMemory] = (),
     ) -> None:
         flow.require("colorize")
         size = flow.config.working_size if working_size is None else working_size
@@ -109,11 +109,8 @@ class Colorization:
         self.working_luma = resize_bilinear(self.filled_luma, self._working)  # (B, 1, h, w)
         self.shapes: list[Shape] = flow.latent_shapes(*self.grid)
         self.repairs = overflow.OverflowCounts()
-        encoder_memory = flow.encoder.memory if isinstance(flow.encoder, LumaEncoder) else None
-        self.memory_per_seed = encoder_memory is not None and not memories  # whether every seed recalls another part
         places = [copy.deepcopy(memory.places).to(run.device) for memory in memories]
-        self._memories = [(each, each.all_cells()) for each in places or filter(None, [encoder_memory])]
-        self._encoder_takes_memory = encoder_memory is not None  # it has input channels for recalled colors
+        self._places = [(each, each.all_cells()) for each in places]
 
     def resolve(self, settings: ColorSettings) -> tuple[list[float], float, float]:
         """Fill in the model's defaults: temperatures by level, coherence, and a factor on the chroma before hints."""
@@ -156,29 +153,21 @@ class Colorization:
             for z, shape in zip(latents, self.shapes, strict=True)
         ]
 
-    def condition(self, batch: slice, hints: HintPlanes | None, seeds: Sequence[int] = ()) -> Condition:
-        """Encode luma and hints; with seeds, of one image, add colors recalled from each seed's part of the memory."""
+    def condition(self, batch: slice, hints: HintPlanes | None) -> Condition:
+        """Encode luma and hints."""
         source = _pad(self.working_luma[batch].to(self.run.device), self._padded)
-        recalled, config = None, self.flow.config
-        if seeds or (self._encoder_takes_memory and not self.memory_per_seed):
-            recalled = self._recall(-1, source, seeds, config.memory_share, config.memory_neighbors)
-        if hints is not None or recalled is not None:
-            hints = hints or HintPlanes(source.new_zeros(1, 3, 1, 1), source.new_zeros(1, 4), lock=False)
-            planes = hints.planes.expand(len(source), -1, *self._padded)
+        if hints is not None:
             palette = hints.palette[:, :, None, None].expand(len(source), -1, *self._padded)
-            source = torch.cat([source, planes, palette], dim=1)  # (B, 1 + 3 + 4, h, w)
-        if recalled is not None:
-            blocks = recalled.repeat_interleave(CELL, 2).repeat_interleave(CELL, 3)
-            source = torch.cat([source.expand(len(blocks), -1, -1, -1), blocks], dim=1)  # (B, 8 + 5, h, w)
+            source = torch.cat([source, hints.planes, palette], dim=1)  # (B, 1 + 3 + 4, h, w)
         cond = self.run.compiled.encode_condition(source.to(self.run.dtype))
-        if not seeds:  # their work counts with their colorings
-            self.run.advance()
+        self.run.advance()
         return cond.map_tensors(lambda t: t.to(self.run.dtype))
 
-    def _recall(self, number: int, y: Tensor, seeds: Sequence[int], share: float, neighbors: int) -> Tensor:
+    def _recall(self, number: int, y: Tensor, seeds: Sequence[int]) -> Tensor:
         """Look up padded luma ``(B, 1, h, w)`` in all of a memory; with seeds, one image in each seed's part."""
         assert isinstance(self.flow.encoder, LumaEncoder)
-        memory, cells = self._memories[number]
+        memory, cells = self._places[number]
+        share, neighbors = self.memories[number].share, self.memories[number].neighbors
         described = self.flow.encoder.describe(y.to(self.run.dtype)).float()
         if not seeds:
             return memory.look_up(described, cells, min(NEIGHBORS, neighbors_among(memory.cells)))
@@ -243,9 +232,7 @@ class Colorization:
         """Blend colorings of one image with the colors of a memory, or of each seed's part of it."""
         memory = self.memories[number]
         y = _pad(self.working_luma[batch].to(self.run.device), self._padded)
-        recalled = F.interpolate(
-            self._recall(number, y, seeds, memory.share, memory.neighbors), self.grid, mode="bilinear"
-        )
+        recalled = F.interpolate(self._recall(number, y, seeds), self.grid, mode="bilinear")
         low, high = ALIKE if number else SIMILAR
         coverage = memory.weight * ((recalled[:, 4:] - low) / (high - low)).clamp(0, 1)
         wanted = list(zip(coverage.split(1), recalled[:, :2].split(1), strict=True))

@@ -284,8 +284,8 @@ class ColorizeSettings(ColorSettings):
             the working size each. They stop at its edges, see ``spread_hints``. 0: only what the model makes of them.
         memory: Photographs whose colors are taken over, object by object, see ``remember``; every seed uses another
             part of it, temperature 0 all. Where they show nothing similar, and with "model" everywhere, the memory that
-            the model's file recommends is used, if any, unless latents or a palette determine the colors. None: only
-            the memory that a model was trained with.
+            the model's file recommends is used, if any, unless latents or a palette determine the colors. None: no
+            memory.
         cast: Color cast of the whole picture, in [-1, 1]: 1 leaves it as drawn; 0 gives that of the coloring at
             temperature 0; -1 removes it.
         vivid: Factor by which colors move away from their mean, at least 0; 1 leaves them as drawn.

@@ -91,9 +91,7 @@ def colorize(flow: FlowModel, image: Tensor, settings: ColorizeSettings) -> Tens
                 if reference is not None:
                     z = blend_latents(z, reference, settings.latents_strength, settings.latents_levels)
                 part_seeds = seeds if taus[-1] else []  # at temperature 0 the whole memory counts
-                recalls_parts = bool(part_seeds) and job.memory_per_seed
-                sample_cond = job.condition(batch, planes, part_seeds) if recalls_parts else cond.expand(len(seeds))
-                chroma = job.decode_guarded(len(pictures), z, sample_cond, locked)
+                chroma = job.decode_guarded(len(pictures), z, cond.expand(len(seeds)), locked)
                 if calm is not None:
                     chroma = change_cast(chroma, calm, small_y, settings.cast)
                 if starter is not None:

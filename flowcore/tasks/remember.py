@@ -105,7 +105,7 @@ def remember(
         sources = torch.cat([torch.full((len(part),), number) for number, part in enumerate(features)])  # by cell
         chosen = evenly_spaced(len(sources), cells)  # fewer than there are if photographs outnumber cells
         memory = CellMemory(len(chosen))
-        memory.fill(torch.cat(features)[chosen], torch.cat(chroma)[chosen], renumber(sources[chosen]), encoder.memory)
+        memory.fill(torch.cat(features)[chosen], torch.cat(chroma)[chosen], renumber(sources[chosen]))
         return ColorMemory(memory, backbone, provenance or {})
 
     return run.retry_on_oom(task)

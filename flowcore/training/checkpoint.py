@@ -145,8 +145,6 @@ def load_weights(flow: FlowModel, path: Path, *, other_encoder: bool = False) ->
     }  # settings measured after training, for a file's own weights
     if (flow.dequantizer is None) != (other.dequantizer is None):
         may_differ.add("dequantizer_steps")
-    if expected.get("memory"):  # it is filled again, and has no effect where there was none
-        may_differ.add("memory")
     differing = [name for name in expected if name not in may_differ and expected[name] != actual.get(name)]
     of_encoder = [name for name in differing if name.startswith("encoder") or name == "stacked_blocks"]
     differences = [
@@ -159,8 +157,7 @@ def load_weights(flow: FlowModel, path: Path, *, other_encoder: bool = False) ->
             f"{path.name}, a {other.architecture} model, does not fit this recipe's {flow.architecture} model: "
             f"{'; '.join(differences[:3]) or 'another architecture'}. Start from a model of the same configuration."
         )
-    not_loaded = "encoder." if of_encoder else "encoder.memory."
-    weights = {name: t for name, t in other.state_dict().items() if not name.startswith(not_loaded)}
+    weights = {name: t for name, t in other.state_dict().items() if not (of_encoder and name.startswith("encoder."))}
     own = flow.state_dict()  # stays where the file's weights are not loaded
     flow.load_state_dict({name: weights.get(name, value) for name, value in own.items()})
 

@@ -7,7 +7,6 @@ list what there is.
 
 from __future__ import annotations
 
-import copy
 import gzip
 import zlib
 from collections import Counter
@@ -21,15 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..color_index import CELL, NEIGHBORS, SIDE, CellMemory
 from ..errors import FlowError, ImageError
 from ..images.color import NEUTRAL, luma, merge, palette_from_chroma, split
-from ..model import FlowModel
 from ..models.colorizer import ColorizerConfig
-from ..networks import LumaEncoder
 from ..networks.luma import STRIDE
 from ..runtime import Progress
-from ..tasks.remember import cells_of
 from .degradation import darken, degrade, draw_degradation
 from .image_sources import Entry, Folders, describe, open_pixel_cache
 from .recipe import Recipe, held_out_names
@@ -59,24 +54,12 @@ class Photographs:
         self.held_out = [entry for entry in self.cache.entries if entry.name in validation]
         self._candidates = lru_cache(maxsize=None)(self._list_candidates)
 
-    def names(self) -> list[str]:
-        """List the photographs to train on, whatever their sizes, sorted."""
-        return sorted({entry.name for entry in self.training})
-
     def batch(self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False) -> Batch:
         """Cut the crops of one step, rotated and mirrored at random, from the training or the held-out photographs.
 
         HR ``(B, 3, crop, crop)`` and LR ``(B, 3, crop / scale, crop / scale)``, float32 in [0, 1]; of low-light models
         the dark crop for LR; of others with scale 1 None.
         """
-        return self._draw(size, crop, seed, step, held_out)[0]
-
-    def fitting(self, crop: int, *, held_out: bool = False) -> list[Entry]:
-        """List the training or held-out images whose sides are both at least as long as the crop."""
-        return self._candidates(crop, held_out)[0]
-
-    def _draw(self, size: int, crop: int, seed: int, step: int, held_out: bool) -> tuple[Batch, list[Entry]]:
-        """Make a ``batch``, and list the images that it is cut from."""
         rng = np.random.default_rng([seed, step, int(held_out)])
         # the degradation has a generator of its own, so that HR crops do not depend on it
         degradation_rng = np.random.default_rng([seed, step, int(held_out), 2])
@@ -85,7 +68,11 @@ class Photographs:
         pairs = [self._crop(entry, crop, rng, degradation_rng) for entry in chosen]
         paired = self.recipe.scale > 1 or self.recipe.degradation == "dark"
         hr, lr = _to_batch([hr for hr, _ in pairs]), _to_batch([lr for _, lr in pairs]) if paired else None
-        return (hr, lr), chosen
+        return hr, lr
+
+    def fitting(self, crop: int, *, held_out: bool = False) -> list[Entry]:
+        """List the training or held-out images whose sides are both at least as long as the crop."""
+        return self._candidates(crop, held_out)[0]
 
     def _list_candidates(self, crop: int, held_out: bool) -> tuple[list[Entry], np.ndarray]:
         """Images to cut from, and their probabilities."""
@@ -133,7 +120,6 @@ class ColorPhotographs(Photographs):
 
     hinted = 0.5  # share of the crops that have hints
     palettes = 0.1  # share of those that have a palette
-    recall: Recall | None = None  # of the model that is trained, if it has a memory
 
     def leave_out_gray(self) -> None:
         """Skip photographs without color."""
@@ -150,12 +136,11 @@ class ColorPhotographs(Photographs):
     def batch(self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False) -> tuple[Tensor, Tensor]:
         """Cut the crops of one step, see ``Photographs.batch``; held-out ones are not augmented and have no hints.
 
-        Chroma as a colorizer takes it, ``(B, 2, crop / 4, crop / 4)``, and its source ``(B, 8, crop, crop)``; with a
-        memory to recall from ``(B, 13, crop, crop)``.
+        Chroma as a colorizer takes it, ``(B, 2, crop / 4, crop / 4)``, and its source ``(B, 8, crop, crop)``.
         """
-        (rgb, _), entries = self._draw(size, crop, seed, step, held_out)
+        rgb, _ = super().batch(size, crop, seed, step, held_out=held_out)
         y, chroma = split(rgb.contiguous())
-        rng = np.random.default_rng([seed, step, int(held_out), 1])  # a stream of its own, beside that of ``_draw``
+        rng = np.random.default_rng([seed, step, int(held_out), 1])  # a stream of its own, beside that of the crops
         if not held_out:
             y, chroma = _augment(y, chroma, rng)
         coarse = F.avg_pool2d(chroma, STRIDE)  # (B, 2, crop / 4, crop / 4)
@@ -166,9 +151,6 @@ class ColorPhotographs(Photographs):
                 source[i, 1:4] = _draw_hints(coarse[i], rng)
             if rng.random() < self.palettes:
                 source[i, 4:] = palette_from_chroma(coarse[i : i + 1])[0][:, None, None]
-        if self.recall is not None:
-            recalled = self.recall(y, [entry.name for entry in entries], None if held_out else rng)
-            source = torch.cat([source, recalled.repeat_interleave(CELL, 2).repeat_interleave(CELL, 3)], dim=1)
         return coarse + NEUTRAL, source
 
 
@@ -205,79 +187,6 @@ def _draw_hints(chroma: Tensor, rng: np.random.Generator) -> Tensor:
         planes[0][place] = 1
         planes[1:][place] = chroma[place].mean((1, 2), keepdim=True)
     return F.interpolate(planes[None], scale_factor=STRIDE, mode="nearest")[0]
-
-
-# --- memory -----------------------------------------------------------------------------------------------------------
-
-SERIES = 0.95  # similarity of entire photographs from which on they count as one series, of the same scene
-PARTS = ((1.0, 0.1), (0.15, 0.6), (0.04, 0.3))  # share of the photographs in which a step looks, and its probability
-
-
-class Recall:
-    """Looks up crops in a random part of a memory, each without the cells of its own photograph and of its series."""
-
-    def __init__(self, flow: FlowModel, data: Photographs) -> None:
-        """Take the memory of a model that was filled with the photographs to train on."""
-        # a copy, since the thread that makes batches uses it while the model trains
-        self.encoder, self.memory = _encoder_and_memory(copy.deepcopy(flow))
-        self.cells = self.memory.all_cells()
-        self.numbers = {name: number for number, name in enumerate(data.names())}
-        means = torch.zeros(len(self.numbers), self.cells.keys.shape[1])
-        means.index_add_(0, self.cells.photograph_ids, self.cells.keys)
-        means = F.normalize(means, dim=1)
-        self.series = means @ means.T > SERIES  # (photographs, photographs)
-        self.series.fill_diagonal_(True)
-
-    @torch.no_grad()
-    def __call__(self, y: Tensor, names: Sequence[str], rng: np.random.Generator | None) -> Tensor:
-        """Look up crops of luma ``(B, 1, H, W)``: ``(B, 5, H / 16, W / 16)``; without ``rng``, in all of the memory."""
-        described = self.encoder.describe(y)
-        if rng is None:
-            return self.memory.look_up(described, self.cells)
-        shares, chances = zip(*PARTS, strict=True)
-        share = float(rng.choice(shares, p=chances))
-        neighbors = round(NEIGHBORS * share**0.58)  # fewer among fewer cells: 20 at a share of 0.15
-        part = self.cells.select(self.memory.random_photographs(int(rng.integers(2**62)), share))
-        recalled: list[Tensor] = []
-        for features, name in zip(described.split(1), names, strict=True):
-            others = ~self.series[self.numbers[name]][part.photograph_ids]
-            recalled.append(self.memory.look_up(features, part.select(others), neighbors))
-        return torch.cat(recalled)
-
-
-@torch.no_grad()
-def fill_memory(flow: FlowModel, data: Photographs, progress: Progress | None = None) -> None:
-    """Fill the memory of a colorizer with cells, about as many of every training photograph."""
-    encoder, memory = _encoder_and_memory(flow)
-    names, total = data.names(), memory.cells
-    if total < len(names):
-        raise FlowError(
-            f"memory must be at least the number of photographs to train on, {len(names)}, so that each has a cell in "
-            f"it; got {total}."
-        )
-    by_distance = sorted(data.training, key=lambda entry: abs(min(entry.height, entry.width) - SIDE))
-    nearest = {entry.name: entry for entry in by_distance[::-1]}  # the last size of a name stays
-    rng = np.random.default_rng(0)
-    described, chroma, photograph = list[Tensor](), list[Tensor](), list[int]()
-    for number, name in enumerate(names):
-        pixels = data.cache.images(nearest[name])[0]
-        rgb = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float().div_(255)
-        features, colors = cells_of(encoder, rgb)
-        count = (number + 1) * total // len(names) - number * total // len(names)  # the counts add up to the total
-        chosen = torch.from_numpy(rng.choice(len(features), count, replace=count > len(features)))
-        described.append(features[chosen])
-        chroma.append(colors[chosen])
-        photograph += [number] * count
-        if progress is not None:
-            progress(number + 1, len(names))
-    memory.fill(torch.cat(described), torch.cat(chroma), torch.tensor(photograph))
-
-
-def _encoder_and_memory(flow: FlowModel) -> tuple[LumaEncoder, CellMemory]:
-    encoder = flow.encoder
-    assert isinstance(encoder, LumaEncoder)
-    assert encoder.memory is not None
-    return encoder, encoder.memory
 
 
 # --- digits -----------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from ..errors import FlowError
 from ..models import build
 from ..runtime import Progress
 from . import checkpoint
-from .data import ColorPhotographs, Photographs, Recall, count_images, fill_memory, open_data
+from .data import Photographs, count_images, open_data
 from .image_sources import Folders
 from .objective import initialize_flow, validate
 from .recipe import Recipe, Stage, fingerprint
@@ -163,12 +163,6 @@ class _Trainer:
             self.content = None
         else:
             checkpoint.load_start(run, start, encoder_from, self.results.start)
-        if isinstance(run.data, ColorPhotographs) and run.recipe.model.memory:
-            if not is_resumed:
-                run.log.line("remembering places of the photographs to train on")
-                fill_memory(run.flow, run.data, self._check_cancelled)
-                run.average.load_state_dict(run.flow.state_dict())
-            run.data.recall = Recall(run.flow, run.data)
         if any(stage.teacher_weight for stage in run.whole_stages()):
             run.teacher = read(start or self.results.start).to(run.device, memory_format=torch.channels_last)
         for model in (run.flow, run.average):

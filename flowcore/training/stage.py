@@ -313,12 +313,6 @@ def check_stage(stage: Stage, recipe: Recipe, data: Data, flow: FlowModel) -> No
             f"calm_weight of stage {stage.name} applies to the best guess for a source image; a {flow.architecture} "
             "model samples without one. Leave it out."
         )
-    frozen = stage.objective == "likelihood" and stage.train_encoder_after == 1
-    if getattr(recipe.model, "memory", 0) and stage.backbone_rate and not frozen:
-        raise FlowError(
-            f"backbone_rate of stage {stage.name} must be 0: the memory is looked up by the features that the backbone "
-            f"had when it was filled; got {stage.backbone_rate}."
-        )
     if stage.objective != "likelihood":
         make_objective(flow, stage)
     elif any(isinstance(m, InvertibleConv) and m.start == "principal" for m in flow.modules()):

@@ -22,7 +22,7 @@ from flowcore.likelihood import bits_per_dim, log_prob
 from flowcore.models import build
 from flowcore.networks.efficientnet import EfficientNetLite0
 from flowcore.networks.luma import split_source
-from flowcore.training.data import Recall, fill_memory, open_data
+from flowcore.training.data import open_data
 from flowcore.training.loop import train
 from flowcore.training.objective import calm_error, initialize_flow, make_objective
 from flowcore.training.recipe import parse_recipe
@@ -188,37 +188,6 @@ def test_objective_chroma_is_the_squared_error_of_every_grids_mean(photos, tmp_p
     for side, predicted in zip((4, 2), flow.encoder.predict_chroma(*split_source(source)), strict=True):
         expected += F.mse_loss(predicted, F.adaptive_avg_pool2d(x - NEUTRAL, side) / 0.1) / 2
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def remembering_recipe(backbone_rate, cells=12):
-    return parse_recipe(seeing_recipe(backbone_rate).text.replace(BACKBONE, f"{BACKBONE}, memory = {cells}"))
-
-
-def test_a_model_remembers_the_photographs_that_it_is_trained_on(photos, backbone, tmp_path):
-    run = train(remembering_recipe(0.0), photos, tmp_path / "run", encoder_from=backbone[0])
-    memory = read(run.model).encoder.memory
-    assert memory.get_buffer("photograph").tolist() == [0] * 6 + [1] * 6  # the third is held out
-    assert memory.get_buffer("chroma").float().std() > 1
-    with pytest.raises(FlowError, match="backbone_rate"):
-        train(remembering_recipe(0.5), photos, tmp_path / "moving", encoder_from=backbone[0])
-    with pytest.raises(FlowError, match="photographs"):
-        train(remembering_recipe(0.0, cells=1), photos, tmp_path / "few", encoder_from=backbone[0])
-
-
-def test_a_crop_never_finds_its_own_photograph(photos, backbone, tmp_path, monkeypatch):
-    monkeypatch.setattr("flowcore.training.data.PARTS", ((1.0, 1.0),))
-    monkeypatch.setattr("flowcore.training.data.SERIES", 2.0)
-    made = remembering_recipe(0.0)
-    flow, data = build("colorizer", made.model).eval(), open_data(made, photos, tmp_path)
-    flow.encoder.backbone.load_state_dict(backbone[1])
-    fill_memory(flow, data)
-    chroma = flow.encoder.memory.get_buffer("chroma")
-    chroma[:6], chroma[6:] = 28, 228  # whatever is found tells whose it is
-    recall = Recall(flow, data)
-    y = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(1))
-    found = recall(y, [data.training[0].name, data.training[-1].name], np.random.default_rng(0))
-    assert torch.allclose(found[0, :2], torch.tensor(100 / 255))
-    assert torch.allclose(found[1, :2], torch.tensor(-100 / 255))
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
