@@ -71,7 +71,7 @@ def perturbed(transform: M, strength: float = 0.1) -> M:
     with torch.no_grad():
         for parameter in transform.parameters():
             parameter += strength * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-    getattr(transform, "normalize", lambda: None)()  # measures the parameters' norms anew, as after training
+    getattr(transform, "normalize", lambda: None)()  # measures the norms of the parameters, as after training
     return transform
 
 

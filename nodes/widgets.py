@@ -106,7 +106,7 @@ class FileNames(list[str]):
 
 
 def file_choice(options: Callable[[], list[str]], facts: Callable[[], dict[str, Any]] = dict, **fields: Any) -> Input:
-    """Describe a choice among files, listed anew for every schema; `facts` are sent to the page with them."""
+    """Describe a choice among files, listed again for every schema; `facts` are sent to the page with them."""
 
     def describe(name: str) -> Any:
         return io.Combo.Input(name, options=FileNames(options()), extra_dict=facts(), **fields)

@@ -260,7 +260,7 @@ def iter_pending(
     whole_clips: bool = False,
     notify: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[Job, State]]:
-    """Yield each job with its state; one that is pending is to be done, and saved, before the next is asked for.
+    """Yield each job with its state; the caller makes and saves a pending one before it asks for the next.
 
     ``units`` are claimed together, and each is asked for when its turn comes: a job, or with ``whole_clips`` all frames
     of a clip. ``is_done`` raises FlowError if results cannot be saved. With ``claims``, pending jobs are claimed, and
@@ -302,7 +302,7 @@ def iter_pending(
 
 
 def job_state(job: Job, is_done: Callable[[Job], bool]) -> State:
-    """Tell whether a job is to be done, see ``iter_pending``."""
+    """Tell whether a job is pending; see ``iter_pending``."""
     try:
         return FlowError(job.problem) if job.problem else "done" if is_done(job) else "pending"
     except FlowError as error:

@@ -157,7 +157,7 @@ def fit(image: Image.Image, size: tuple[int, int], channels: int) -> Tensor:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read the contents of an image file; ImageError if it is none, or cannot be read, see ``opening``."""
+    """Read the contents of an image file; ImageError if it is not one, or cannot be read, see ``opening``."""
     try:
         return read_image_bytes(path)
     except ImageError as error:

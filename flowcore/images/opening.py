@@ -79,7 +79,7 @@ def open_image(data: bytes | Path) -> Generator[Image.Image]:
 
 
 def read_image_bytes(path: Path) -> bytes:
-    """Read the contents of an image file, after a look at its first bytes; ImageError with the reason if it is none."""
+    """Read the contents of an image file, after a look at its first bytes; ImageError says why it is not one."""
     try:
         with open_regular(path) as file:
             check_format_of(file)
@@ -105,7 +105,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def check_format_of(file: BinaryIO) -> str:
-    """Return Pillow's name of a file's format; ImageError, with the reason, if it is none of ``SIGNATURES``."""
+    """Return Pillow's name of a file's format; ImageError, with the reason, if ``SIGNATURES`` has none."""
     head, size = file.read(HEAD), file.seek(0, os.SEEK_END)
     file.seek(-min(size, len(TGA_END)), os.SEEK_END)
     end = file.read(len(TGA_END))

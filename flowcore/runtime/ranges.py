@@ -62,7 +62,7 @@ def check_range(name: str, value: object, setting: Setting) -> None:
 
 
 def is_real(value: object) -> bool:
-    """Tell whether a value is a number: Python's, NumPy's, or a tensor of no dimensions; True and False are none."""
+    """Tell whether a value is a number: Python's, NumPy's, or a tensor of no dimensions, but not True or False."""
     if isinstance(value, Tensor):
         return value.ndim == 0
     return not isinstance(value, bool) and isinstance(value, Real)

@@ -85,8 +85,8 @@ def runs_with(accepted: Any) -> Any:
 
     They are some fields of ``RunOptions``, which replace the task's ``**options``; or those of the class of its
     settings, with which the task is called. Other keywords are rejected. Scalars of NumPy become Python's, a ``Flow``
-    that was assembled by hand becomes a ``FlowModel``, and the name or file of a model is loaded, by every call anew,
-    onto the device of the images.
+    that was assembled by hand becomes a ``FlowModel``, and the name or file of a model is loaded by every call, onto
+    the device of the images.
     """
     kind: Any = accepted if issubclass(accepted, RunOptions) else None
     options = [each for each in options_of(kind or RunOptions) if kind or each.name in accepted.__annotations__]

@@ -155,7 +155,7 @@ class DrawSettings(TileSettings):
     Attributes:
         samples: Pictures per image, at least 1.
         mark: A secret phrase by which ``verify`` knows the results again without their seed. See
-            ``prior.sample_latents``. The results are other ones, not worse ones. None for no mark.
+            ``prior.sample_latents``. The results differ from those without, and are no worse. None for no mark.
         store: Where the conditions of the images are kept for the next call; None for nowhere.
     """
 

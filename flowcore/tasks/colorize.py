@@ -61,7 +61,7 @@ def colorize(flow: FlowModel, image: Tensor, settings: ColorizeSettings) -> Tens
     own = memory if isinstance(memory, ColorMemory) else None
     if starter is not None and own is not None and own.fingerprint == starter.fingerprint:
         own = None
-    memories = [each for each in (starter, own) if each is not None]  # the last one where it knows better
+    memories = [each for each in (starter, own) if each is not None]  # the last one wins where it has similar cells
 
     def task() -> Tensor:
         # else all colors come from latents

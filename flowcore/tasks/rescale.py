@@ -1,4 +1,4 @@
-"""Rescale: ``shrink`` encodes photographs and keeps only their LR images; ``restore`` draws the other latents anew."""
+"""Rescale: ``shrink`` encodes photographs and keeps only their LR images; ``restore`` draws the other latents."""
 
 from __future__ import annotations
 

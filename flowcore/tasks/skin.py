@@ -91,7 +91,7 @@ def hint_skin(ovals: Sequence[Oval], y: Tensor, grid: Sequence[int], seed: int |
 
 
 def skin_chroma(luma: float, length: float, hue: float) -> tuple[float, float]:
-    """Compute the chroma of skin of a luma, so many standard deviations from the mean length and hue, the least hue."""
+    """Compute the chroma of skin of a luma; length and hue are in standard deviations from the mean, the lowest hue."""
     long = float(np.interp(luma, LUMA, LENGTH)) * math.exp(LENGTH_SPREAD * length)
     turn = HUE_SPREAD * (HUE_FOLLOWS * length + math.sqrt(1 - HUE_FOLLOWS**2) * hue)
     angle = math.radians(float(np.interp(luma, LUMA, HUE)) + max(0.0, turn))  # below that mean, skin looks mauve

@@ -353,7 +353,7 @@ class NamedRun:
         if restart and self.folder.exists():
             settings.saved = "" if record is None else record.saved
             self._set_aside()
-            record = None  # begin anew
+            record = None  # start over
         elif record is not None and not any(self.folder.glob("checkpoint*.pt")):
             settings.saved, record = record.saved, None  # it stopped before its first step
         elif record is not None:
