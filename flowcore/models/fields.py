@@ -22,6 +22,7 @@ SAMPLING_FIELDS = (
     "boldest_temperature",
     "guide_temperatures",
     "guide_match",
+    "guide_sharpness",
     "plausible_deviation",
     "gain_cells",
 )

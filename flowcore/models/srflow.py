@@ -56,6 +56,7 @@ class SRFlowConfig:
     # between which temperatures the share of the model's own guide rises from 0 to that; if equal, it is always that
     guide_temperatures: Annotated[tuple[float, float], Range(0, 10)] = (0.0, 0.0)
     guide_match: Annotated[float, Range(0, 1)] = 1.0  # how far a guide is changed to shrink to the LR image
+    guide_sharpness: Annotated[float, Range(0, 5)] = 0.0  # amount of an unsharp mask on the model's own guide
     # from mid gray, of what it draws of photographs at low temperatures, see ``overflow.CALM``; 0 for not known
     plausible_deviation: Annotated[float, Range(0, 10)] = 0.0
 

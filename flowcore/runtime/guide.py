@@ -22,6 +22,7 @@ from .settings import Strength, UpscaleSettings, check_setting
 
 NEARBY = 9  # latents: side of the window in which the rms of a guide's latents is measured
 BOUND = 1.2  # highest ratio of that rms to drawn latents'; less blurs clips over time, more adds specks out of focus
+SOFT = 4  # pixels: window of the blur of the unsharp mask, a standard deviation of 1.15
 MATCHING = 6  # steps by which a guide is matched to the image, to 60 dB and more where nothing is clamped
 NO_GUIDE = "guide_strength is ignored: there is no guide."
 SAME_SCENE = 20.0  # dB between an image and its shrunk guide; published upscalers have 27 and more
@@ -31,6 +32,7 @@ SAME_SCENE = 20.0  # dB between an image and its shrunk guide; published upscale
 class Guide:
     """A reference enlargement of every image, ``(B, 3, s * h, s * w)``, whose latents are blended in with weight a.
 
+        guide += sharpness (guide - blur(guide))         if it is the model's own
         g   = guide + match (matched - guide)            ``matched`` shrinks to the image, so only detail is the guide's
         z_g = f(g | lr)                                  what the model would have had to draw to make it
         z   = a z_g + sqrt(1 - a^2) tau eps              per level
@@ -45,6 +47,7 @@ class Guide:
     pictures: Tensor | None  # None for the model's own
     strengths: list[Strength]  # by setting
     match: float = 0.0  # how far its pictures are changed to shrink to the images, see ``consistency.match_source``
+    sharpness: float = 0.0  # amount of an unsharp mask on the model's own, whose edges are softer than a photograph's
     bounded: bool = False  # whether its latents are limited to the rms of drawn ones, see ``limit_rms``
 
     def picture(self, run: Runner, rgb: Tensor, item: int) -> Tensor:
@@ -55,6 +58,8 @@ class Guide:
             with run.counting(run.compiled.guide_units):
                 made = run.compiled.make_guide(rgb[item, None].to(run.device, run.dtype)).to(rgb)
             picture = remove_grid(made, rgb[item, None]).clamp_(0, 1)
+            if self.sharpness:
+                picture = picture.lerp(blur(picture, SOFT), -self.sharpness).clamp_(0, 1)
         if self.match:
             matched = back_project(picture, rgb[item, None], MATCHING, check=run.check_cancelled)
             picture = picture.lerp(matched, self.match)
@@ -81,7 +86,7 @@ def prepare_guide(run: Runner, flow: FlowModel, rgb: Tensor, settings: Sequence[
         run.notify(NO_GUIDE)
         return None
     if guide is None:
-        return Guide(None, strengths, match)
+        return Guide(None, strengths, match, getattr(flow.config, "guide_sharpness", 0.0))
     try:
         pictures = ImageBatch(guide).extended_rgb.to(rgb.device)
     except ImageError as error:
@@ -101,7 +106,7 @@ def prepare_guide(run: Runner, flow: FlowModel, rgb: Tensor, settings: Sequence[
             f"The guide shows something other than the image: shrunk, it is {alike:.0f} dB from it, and an enlargement "
             f"of the image would be {SAME_SCENE:.0f} or more. It is used all the same."
         )
-    return Guide(pictures.expand(len(rgb), -1, -1, -1), strengths, 0.0 if bounded else match, bounded)
+    return Guide(pictures.expand(len(rgb), -1, -1, -1), strengths, 0.0 if bounded else match, bounded=bounded)
 
 
 def limit_rms(latents: Tensor, spread: Tensor | float) -> Tensor:

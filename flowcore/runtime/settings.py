@@ -356,8 +356,8 @@ def model_defaults(flow: FlowModel, settings: Mapping[str, Any]) -> dict[str, An
     """Return the model's defaults of settings that are None.
 
     If ``coherence`` is among the settings, the result also holds the model's ``coherence_scales``; likewise with
-    ``guide_strength`` its ``guide_match``, if there is a guide. The strength of the model's own guide follows the
-    temperature, see ``guide_share``.
+    ``guide_strength`` its ``guide_match`` and ``guide_sharpness``, if there is a guide. The strength of the model's own
+    guide follows the temperature, see ``guide_share``.
     """
     config = {name: getattr(flow.config, name) for name in SAMPLING_FIELDS if hasattr(flow.config, name)}
     if "temperatures" in config:  # of a colorizer
@@ -377,8 +377,8 @@ def model_defaults(flow: FlowModel, settings: Mapping[str, Any]) -> dict[str, An
         config["guide_strength"] = guide_share(flow.config, temperature)
     missing = [name for name, value in settings.items() if value is None and name in config]
     defaults: dict[str, Any] = {name: float(config[name]) for name in missing}
-    if "guide_strength" in settings and has_guide and "guide_match" in config:
-        defaults["guide_match"] = config["guide_match"]
+    if "guide_strength" in settings and has_guide:
+        defaults |= {name: config[name] for name in ("guide_match", "guide_sharpness") if name in config}
     if "coherence" in settings and "coherence_scales" in config:
         defaults["coherence_scales"] = list(config["coherence_scales"])
     return defaults

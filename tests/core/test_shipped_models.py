@@ -202,14 +202,14 @@ def test_defaults_are_nearly_as_close_to_the_original_as_temperature_0_and_sampl
     assert diversity(own) > 0.3
 
 
-@pytest.mark.parametrize(("name", "at_default"), [("srflow-x4", 0), ("srflow-x4-photo", 0.7)])
-def test_the_guide_has_no_share_at_the_default_for_clean_pictures_and_all_of_it_at_the_bold_end(name, at_default):
+@pytest.mark.parametrize(("name", "at_default"), [("srflow-x4", 0), ("srflow-x4-photo", 0.9)])
+def test_the_guide_has_all_of_its_share_at_the_bold_end_and_at_the_default_for_damaged_pictures(name, at_default):
     flow = load(name)
     taus = (0.0, flow.config.temperature, flow.config.boldest_temperature)
     shares = [
         model_defaults(flow, {"temperature": tau, "guide_strength": None})["guide_strength"] for tau in (*taus, None)
     ]
-    assert shares == [at_default, at_default, flow.config.guide_strength, at_default]
+    assert shares == [0, at_default, flow.config.guide_strength, at_default]
 
 
 def test_damaged_faces_are_drawn_by_the_model_that_is_made_for_them():
