@@ -208,7 +208,7 @@ def test_the_share_of_a_models_own_guide_follows_the_temperature():
     assert share(temperature=[0.0, 1.0]) == share(temperature=torch.tensor([[[[0.5, 1.0]]]])) == pytest.approx(0.2)
     assert share(guide=image(8, 8), temperature=0.0) == 0.4  # a guide that is given has all of it
     assert [share(other, temperature=tau) for tau in (0.0, 1.2)] == [other.config.guide_strength] * 2
-    assert "guide_strength" not in model_defaults(flow, {"guide_strength": 0.7, "temperature": 0.0})  # what is set holds
+    assert "guide_strength" not in model_defaults(flow, {"guide_strength": 0.7, "temperature": 0.0})  # is set
 
 
 def test_pictures_and_grids_of_temperatures_have_the_share_of_their_temperature():
@@ -251,7 +251,7 @@ def test_no_stripes_are_drawn_beside_a_level_line():
 @torch.no_grad()
 def test_a_models_own_guide_is_sharpened_before_it_is_matched():
     flow, lr = guided(guide_sharpness=0.8), image(9, 8)
-    made = remove_grid(Plan(flow).make_guide(lr), lr).clamp(0, 1)
+    made = remove_grid(CompiledFlow(flow).make_guide(lr), lr).clamp(0, 1)
     sharper = (made + 0.8 * (made - blur(made, 4))).clamp(0, 1)
     assert (sharper - made).abs().max() > 0.01
     one, other = (flowcore.upscale(flow, lr, guide_strength=1, **more) for more in ({}, {"guide": sharper}))
