@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowcore import Condition, Flow
 from flowcore.checkpoints.sources.hcflow import hcflow_origins
 from flowcore.checkpoints.sources.srflow import llflow_origins, srflow_da_origins, srflow_origins
-from flowcore.condition import Condition
-from flowcore.flow import Flow, Level
+from flowcore.flow import Level
 from flowcore.models import build, configure
 from flowcore.transforms import ActNorm, BatchNorm, ChannelWhitening, InvertibleConv
 

@@ -11,15 +11,14 @@ from small_flows import flow as small_flow
 from torch import Tensor
 
 import flowcore
+from flowcore import ranked, restore, score, shrink
 from flowcore.inference.compiled import drop_compiled
 from flowcore.latents import attribute_direction
 from flowcore.likelihood import with_probes
 from flowcore.models import ARCHITECTURES
 from flowcore.runtime.hints import hints_from_points
-from flowcore.tasks.ranking import diversity_map, ranked
-from flowcore.tasks.rescale import restore, shrink
+from flowcore.tasks.ranking import diversity_map
 from flowcore.tasks.sample import apply_style, normalize_image_latents
-from flowcore.tasks.score import score
 
 Result = Tensor | Iterable[Tensor]
 

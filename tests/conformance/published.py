@@ -18,9 +18,9 @@ from builders import hcflow_checkpoint, srflow_checkpoint
 from safetensors.torch import load_file
 from torch import Tensor
 
+from flowcore import Flow
 from flowcore.checkpoints.model_file import build_on_meta
 from flowcore.checkpoints.sources.source import Origin, Source
-from flowcore.flow import Flow
 from flowcore.models import build, configure
 
 HERE = Path(__file__).parent

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from flowcore.checkpoints import catalog, convert, load, model_file
+from flowcore import CheckpointError, FlowError, load
+from flowcore.checkpoints import catalog, convert, model_file
 from flowcore.checkpoints.sources import SRFLOW
-from flowcore.errors import CheckpointError, FlowError
 
 from .published import SMALL, same, small_srflow
 

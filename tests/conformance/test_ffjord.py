@@ -9,12 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowcore import likelihood, load, prior
+from flowcore import CheckpointError, Condition, Flow, FlowError, likelihood, load, prior
 from flowcore.checkpoints.sources import FFJORD
 from flowcore.checkpoints.sources.ffjord import UNSUPPORTED, ffjord_origins
-from flowcore.condition import Condition
-from flowcore.errors import CheckpointError, FlowError
-from flowcore.flow import Flow
 from flowcore.likelihood import with_probes
 from flowcore.models import build, configure
 from flowcore.models.ffjord import FFJORDConfig

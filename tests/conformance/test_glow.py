@@ -9,8 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flowcore import latents as latents_
-from flowcore import likelihood, prior
-from flowcore.checkpoints import load
+from flowcore import likelihood, load, prior
 from flowcore.transforms import CheckerboardSqueeze
 
 from .published import error, recorded_glow, recording

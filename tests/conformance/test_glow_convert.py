@@ -8,9 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flowcore.checkpoints import load
+from flowcore import FlowError, load
 from flowcore.checkpoints.sources import CHAIYUJIN, CHRISCHUTE, NORMFLOWS, OPENAI, ROSINALITY, Y0AST
-from flowcore.errors import FlowError
 
 from .published import random_state, recorded_glow, same
 from .test_layouts import UNUSED, shrink

@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowcore import likelihood, prior
+from flowcore import Flow, likelihood, prior
 from flowcore.checkpoints.sources import HCFLOW
 from flowcore.checkpoints.sources.hcflow import hcflow_origins
-from flowcore.flow import Flow
 
 from . import published
 from .published import PRECISIONS, given, near

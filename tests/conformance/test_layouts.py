@@ -15,12 +15,10 @@ from builders import srflow_checkpoint
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flowcore import likelihood
-from flowcore.checkpoints import load
+from flowcore import CheckpointError, likelihood, load
 from flowcore.checkpoints.model_file import build_on_meta
 from flowcore.checkpoints.sources import CHRISCHUTE, HCFLOW, LLFLOW, SOURCES, SRFLOW, SRFLOW_DA
 from flowcore.checkpoints.sources.source import Checkpoint
-from flowcore.errors import CheckpointError
 from flowcore.models.glow import GlowConfig
 from flowcore.models.hcflow import HCFlowConfig
 from flowcore.models.llflow import LLFlowConfig

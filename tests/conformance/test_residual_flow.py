@@ -15,13 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import flowcore
-from flowcore import FlowError, likelihood, prior
-from flowcore.checkpoints import load
+from flowcore import CompiledFlow, Condition, Flow, FlowError, likelihood, load, prior
 from flowcore.checkpoints.sources import RESIDUAL_FLOW
 from flowcore.checkpoints.sources.residual_flow import residual_flow_origins
-from flowcore.condition import Condition
-from flowcore.flow import Flow
-from flowcore.inference.compiled import CompiledFlow
 from flowcore.likelihood import with_probes
 from flowcore.networks.contractive import LipschitzConv
 from flowcore.transforms import Probes, Residual, flat_parts

@@ -13,11 +13,9 @@ import torch
 from builders import build_tiny, srflow_checkpoint
 from torch import Tensor
 
-from flowcore import likelihood, prior
-from flowcore.checkpoints import load
+from flowcore import CheckpointError, likelihood, load, prior
 from flowcore.checkpoints.sources import SRFLOW_DA
 from flowcore.checkpoints.sources.source import Checkpoint
-from flowcore.errors import CheckpointError
 
 from . import published
 from .published import PRECISIONS, given, near, recording

@@ -8,11 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flowcore import Guidance, decode, load
+from flowcore import CheckpointError, Flow, FlowError, Guidance, decode, load
 from flowcore.checkpoints.sources import TARFLOW
 from flowcore.checkpoints.sources.tarflow import tarflow_origins
-from flowcore.errors import CheckpointError, FlowError
-from flowcore.flow import Flow
 from flowcore.models import build, configure
 from flowcore.models.tarflow import TarFlowConfig
 

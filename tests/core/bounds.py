@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from flowcore import Flow
 from flowcore.dequantization import Dequantizer, Uniform, dequantized_batches, quantization
-from flowcore.flow import Flow
 from flowcore.likelihood import log_prob, select_items
 
 

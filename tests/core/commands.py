@@ -7,8 +7,8 @@ import torch
 from builders import build_tiny
 from PIL import Image
 
+from flowcore import save
 from flowcore.batch import folders
-from flowcore.checkpoints.model_file import save
 from flowcore.cli.main import main
 from flowcore.images import files
 

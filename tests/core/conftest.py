@@ -7,7 +7,7 @@ import pytest
 import torch
 from builders import build_tiny, build_upscaler
 
-from flowcore.checkpoints.model_file import save
+from flowcore import save
 
 from .commands import run, write_colorizer
 from .photographs import photographs

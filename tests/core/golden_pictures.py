@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 import flowcore
-from flowcore.flow import Flow
+from flowcore import Flow
 from flowcore.images.color import luma
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms
 
-from flowcore.errors import ImageError
+from flowcore import ImageError
 from flowcore.images import files
 from flowcore.images.opening import BYTES_PER_PIXEL, IMAGE_SUFFIXES, SIGNATURES, open_image
 

@@ -9,9 +9,8 @@ from builders import build_tiny
 from PIL import Image
 
 import flowcore
-from flowcore.checkpoints import save
+from flowcore import FlowError, save
 from flowcore.cli.main import main
-from flowcore.errors import FlowError
 from flowcore.tasks.sample import apply_style
 from flowcore.training.styles import measure_attributes, parse_attribute, read_attribute_table, read_images
 

@@ -7,10 +7,10 @@ import torch
 from builders import build_tiny, build_upscaler
 
 import flowcore
-from flowcore.errors import FlowError, ShapeError
+from flowcore import FlowError, ShapeError, audit
 from flowcore.images import files
 from flowcore.images.resize import enlarge, resize
-from flowcore.tasks.audit import BANDS, audit
+from flowcore.tasks.audit import BANDS
 
 from .commands import run
 from .golden_pictures import photo

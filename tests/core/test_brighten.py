@@ -8,7 +8,7 @@ import torch
 from builders import build_tiny
 
 import flowcore
-from flowcore.errors import FlowError
+from flowcore import FlowError
 from flowcore.images.color import luma
 from flowcore.images.files import read
 from flowcore.images.gain_grid import bilateral_gain

@@ -10,9 +10,8 @@ from builders import random_image as picture
 from torch import Tensor
 
 import flowcore
-from flowcore import FlowError, temperature_grid, upscale
-from flowcore.checkpoints.model_file import read_header, reconfigure, save
-from flowcore.flow import Flow
+from flowcore import Flow, FlowError, save, temperature_grid, upscale
+from flowcore.checkpoints.model_file import read_header, reconfigure
 from flowcore.identity import model_sha256
 from flowcore.integrations import Upscaler
 from flowcore.prior import resize_temperature_map

@@ -7,7 +7,7 @@ import torch
 from builders import build_upscaler
 from torch import Tensor
 
-from flowcore.checkpoints.model_file import save
+from flowcore import save, upscale, upscale_video
 from flowcore.images.files import read
 from flowcore.images.resize import resize
 from flowcore.provenance import read as read_provenance
@@ -15,8 +15,6 @@ from flowcore.runtime.runner import Runner, RunOptions
 from flowcore.runtime.settings import UpscaleSettings
 from flowcore.tasks import calm_faces
 from flowcore.tasks.calm_faces import face_map, lower_within
-from flowcore.tasks.upscale import upscale
-from flowcore.tasks.video import upscale_video
 
 from .commands import photograph, run
 

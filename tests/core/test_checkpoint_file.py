@@ -11,19 +11,10 @@ import torch
 from builders import build_tiny
 from safetensors.torch import load_file, save_file
 
+from flowcore import CheckpointError, FlowError, save
 from flowcore.checkpoints import writing
-from flowcore.checkpoints.model_file import (
-    FORMAT,
-    KEY,
-    is_flowcore_file,
-    read,
-    read_config,
-    read_header,
-    reconfigure,
-    save,
-)
+from flowcore.checkpoints.model_file import FORMAT, KEY, is_flowcore_file, read, read_config, read_header, reconfigure
 from flowcore.checkpoints.writing import SavingError, replacing, write_atomic
-from flowcore.errors import CheckpointError, FlowError
 from flowcore.models import build
 
 

@@ -8,7 +8,7 @@ from builders import build_tiny, random_image
 from PIL import Image
 
 import flowcore
-from flowcore.errors import FlowError
+from flowcore import FlowError
 from flowcore.images import files
 from flowcore.images.color import to_uint8
 from flowcore.images.motion import blur

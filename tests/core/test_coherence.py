@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from flowcore import FlowError, colorize, colorize_video, encode_colors
-from flowcore.condition import Condition
+from flowcore import Condition, FlowError, colorize, colorize_video, encode_colors
 from flowcore.models import configure
 from flowcore.runtime.chroma import correlate_noise, noise_cholesky
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from builders import random_image
 
-from flowcore.errors import ImageError, ShapeError
+from flowcore import ImageError, ShapeError
 from flowcore.images.color import (
     as_gray,
     compress,

@@ -7,9 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import flowcore
-from flowcore import CheckpointError, ColorMemory, FlowError, Hints, ImageError, colorize, encode_colors, remember
+from flowcore import CheckpointError, ColorMemory, FlowError, Hints, ImageError, colorize, encode_colors, remember, save
 from flowcore.checkpoints.color_memory import KEY, starter_memory
-from flowcore.checkpoints.model_file import save
 from flowcore.color_index import COMPONENTS, WIDTH, CellMemory, _topk, neighbors_among
 from flowcore.images import color
 from flowcore.models import build, configure

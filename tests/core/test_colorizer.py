@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from builders import build_minimal
 from torch import nn
 
-from flowcore.errors import ConditionError, FlowError, ShapeError
+from flowcore import ConditionError, FlowError, ShapeError
 from flowcore.images.color import NEUTRAL
 from flowcore.networks.luma import split_source
 from flowcore.prior import sample_latents

@@ -18,13 +18,12 @@ from builders import build_tiny, build_upscaler, srflow_checkpoint
 from PIL import Image
 
 import flowcore
+from flowcore import ColorMemory, FlowError, colorize, ranked, save, transfer_palette, upscale
 from flowcore.batch import folders
 from flowcore.checkpoints import catalog
-from flowcore.checkpoints.color_memory import ColorMemory
-from flowcore.checkpoints.model_file import reconfigure, save
+from flowcore.checkpoints.model_file import reconfigure
 from flowcore.cli import batches
 from flowcore.cli.main import main
-from flowcore.errors import FlowError
 from flowcore.evaluation.upscaling import MEASURES
 from flowcore.identity import describe, model_sha256
 from flowcore.images import files
@@ -34,11 +33,8 @@ from flowcore.quality.damage import crop_middle
 from flowcore.runtime.hints import hints_from_points
 from flowcore.runtime.ranges import MAX_DRAWS
 from flowcore.runtime.settings import UpscaleSettings
-from flowcore.tasks.colorize import colorize, transfer_palette
 from flowcore.tasks.faces import restore_faces
 from flowcore.tasks.model_choice import upscaler_for_files
-from flowcore.tasks.ranking import ranked
-from flowcore.tasks.upscale import upscale
 
 from .commands import StoppedAfter, names, near, photograph, pixels, run, write_colorizer
 from .digits import write_mnist

@@ -13,17 +13,15 @@ import torch
 from builders import MODELS, assemble, build_model, build_tiny, build_upscaler, random_image, sides_of, source_of
 
 import flowcore
+from flowcore import CompiledFlow, Condition, ConditionError, FlowError, FlowModel, PrecisionError
 from flowcore import testing as laws
-from flowcore.condition import Condition
-from flowcore.errors import ConditionError, FlowError, PrecisionError
 from flowcore.flow import Level
 from flowcore.inference import strips
-from flowcore.inference.compiled import CACHE, CompiledFlow, checksums, compiled, drop_compiled
+from flowcore.inference.compiled import CACHE, checksums, compiled, drop_compiled
 from flowcore.inference.condition_cache import ConditionStore
 from flowcore.inference.convolutions import Conv
 from flowcore.inference.fold import Mixing
 from flowcore.inference.strips import observed
-from flowcore.model import FlowModel
 from flowcore.models import build, configure
 from flowcore.networks import Conditioner
 from flowcore.prior import sample_latents

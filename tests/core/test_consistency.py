@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from flowcore.errors import FlowError, ImageError, ShapeError
+from flowcore import FlowError, ImageError, ShapeError, match_source
 from flowcore.images.resize import enlarge, limit_shorter_side, pad_symmetric, resize, shrink
 from flowcore.quality.metrics import lr_psnr, psnr
-from flowcore.tasks.consistency import GOAL, consistency, match_source
+from flowcore.tasks.consistency import GOAL, consistency
 
 PHOTO = Path(__file__).resolve().parents[2] / "workflows" / "photo.png"
 

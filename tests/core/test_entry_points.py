@@ -5,9 +5,9 @@ import sys
 import pytest
 
 import flowcore
+from flowcore import FlowError
 from flowcore.checkpoints import catalog
 from flowcore.cli.main import main
-from flowcore.errors import FlowError
 
 
 def install(folder, name, value):

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from builders import build_tiny
 from PIL import Image
 
-from flowcore import FlowError, ImageError, ShapeError
-from flowcore.checkpoints.model_file import save
+from flowcore import FlowError, ImageError, ShapeError, colorize, save, score, upscale
 from flowcore.evaluation import colorization
 from flowcore.evaluation.colorization import colorizer_table, evaluate_colorizer
 from flowcore.evaluation.feature_distance import feature_distance
@@ -21,9 +20,6 @@ from flowcore.images.color import NEUTRAL, as_stored, compress, merge, split
 from flowcore.images.resize import enlarge, shrink
 from flowcore.quality import metrics, perceptual
 from flowcore.runtime.model_input import resize_to_own
-from flowcore.tasks.colorize import colorize
-from flowcore.tasks.score import score
-from flowcore.tasks.upscale import upscale
 from flowcore.training.recipe import held_out_names
 
 from .commands import run

@@ -8,8 +8,7 @@ import torch
 from builders import build_upscaler
 from torch.nn.functional import interpolate
 
-from flowcore import Cancelled, FlowError, find_faces
-from flowcore.errors import ImageError, ShapeError
+from flowcore import Cancelled, FlowError, ImageError, ShapeError, find_faces, upscale
 from flowcore.images.color import luma
 from flowcore.images.faces import cut_face, eyes_from_landmarks, eyes_from_mask, is_profile, locate_face, paste_face
 from flowcore.images.files import read
@@ -18,7 +17,6 @@ from flowcore.tasks import face_finder
 from flowcore.tasks import faces as faces_task
 from flowcore.tasks.face_finder import network
 from flowcore.tasks.faces import align_faces, eyes_from_meshes, find_eyes, paste_faces, restore_faces
-from flowcore.tasks.upscale import upscale
 
 PICTURES = Path(__file__).parents[2] / "workflows" / "pictures"
 HEIGHT, WIDTH = 240, 320

@@ -7,9 +7,8 @@ import pytest
 import torch
 from builders import build_minimal, encode_source, move_buffers, random_image
 
-from flowcore import likelihood
+from flowcore import ConditionError, likelihood
 from flowcore.dequantization import VariationalDequantizer
-from flowcore.errors import ConditionError
 from flowcore.testing import perturbed
 from flowcore.transforms import ActNorm, InvertibleConv, Split, use_batch_moments
 

@@ -16,21 +16,19 @@ import torch
 from PIL import Image, ImageCms
 
 import flowcore
+from flowcore import FlowError, save, upscale
 from flowcore.batch import folders
 from flowcore.batch.folders import Job, Outputs, claim
 from flowcore.batch.job import JobSpec
 from flowcore.batch.tables import WHOLE_NUMBERS, Scores
-from flowcore.checkpoints.model_file import save
 from flowcore.checkpoints.writing import SavingError
 from flowcore.cli.main import main
-from flowcore.errors import FlowError
 from flowcore.identity import model_sha256
 from flowcore.images import files
 from flowcore.images.color import truncate_16_bits
 from flowcore.images.folders import image_files, walk_files
 from flowcore.provenance import picture_fingerprint
 from flowcore.provenance import read as read_provenance
-from flowcore.tasks.upscale import upscale
 from flowcore.training.image_sources import find_images
 
 from .colorings import tiny_colorizer

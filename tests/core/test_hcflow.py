@@ -11,9 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import flowcore
-from flowcore import CheckpointError, ConditionError, FlowError, ImageError, ShapeError, restore, shrink, upscale
+from flowcore import CheckpointError, ConditionError, FlowError, ImageError, ShapeError, restore, save, shrink, upscale
 from flowcore.batch.job import NOT_SHRUNK
-from flowcore.checkpoints import save
 from flowcore.images.color import as_stored
 from flowcore.images.files import bits_per_channel
 from flowcore.images.resize import shrink as bicubic

@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load as parse
 from safetensors.torch import save as serialize
 
-from flowcore.checkpoints import read, save
+from flowcore import FlowError, save
+from flowcore.checkpoints import read
 from flowcore.checkpoints.latents_file import save_latents
 from flowcore.checkpoints.model_file import MAX_HEADER, build_on_meta
-from flowcore.errors import FlowError
 from flowcore.models import configure
 from flowcore.training.styles import with_styles
 

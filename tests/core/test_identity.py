@@ -8,8 +8,8 @@ import pytest
 import torch
 from builders import build_tiny
 
+from flowcore import ColorMemory
 from flowcore.batch.job import JobSpec, Worker
-from flowcore.checkpoints.color_memory import ColorMemory
 from flowcore.color_index import CellMemory
 from flowcore.identity import describe, fingerprint, model_fingerprint, model_sha256
 

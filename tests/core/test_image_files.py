@@ -11,7 +11,7 @@ import torch
 from builders import png, png_chunk, png_header
 from PIL import Image, ImageCms, ImageFile, ImageOps
 
-from flowcore.errors import ImageError
+from flowcore import ImageError
 from flowcore.images.files import Metadata, check_format, encode, is_whole, read, read_frames, unique_id
 from flowcore.images.metadata import C2PA, lost_on_save, stated_bits
 from flowcore.images.opening import open_image

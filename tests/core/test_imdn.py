@@ -9,14 +9,13 @@ from builders import build_minimal, random_image
 from safetensors.torch import load_file, save_file
 
 import flowcore
+from flowcore import CompiledFlow, FlowError, save
 from flowcore.checkpoints import catalog
-from flowcore.checkpoints.model_file import read, read_header, save
-from flowcore.errors import FlowError
+from flowcore.checkpoints.model_file import read, read_header
 from flowcore.identity import model_sha256
 from flowcore.images.grid import remove_grid
 from flowcore.images.motion import blur
 from flowcore.images.resize import back_project, enlarge
-from flowcore.inference.compiled import CompiledFlow
 from flowcore.networks import IMDN, IMDNEncoder
 from flowcore.runtime.guide import MATCHING
 from flowcore.runtime.settings import model_defaults

@@ -6,9 +6,8 @@ import math
 import pytest
 import torch
 
+from flowcore import FlowError, PrecisionError, ShapeError, prior
 from flowcore import latents as la
-from flowcore import prior
-from flowcore.errors import FlowError, PrecisionError, ShapeError
 from flowcore.prior import masked_temperature, resize_temperature_map, sample_latents
 
 TWO_LEVELS = [(6, 4, 6), (12, 2, 3)]

@@ -10,9 +10,9 @@ import torch
 from builders import build_tiny
 from safetensors.torch import load_file, save_file
 
+from flowcore import CheckpointError, FlowError, ShapeError, save
 from flowcore.checkpoints.latents_file import FORMAT, KEY, load_latents, read_latents_header, save_latents
-from flowcore.checkpoints.model_file import read, save
-from flowcore.errors import CheckpointError, FlowError, ShapeError
+from flowcore.checkpoints.model_file import read
 from flowcore.identity import model_sha256
 from flowcore.models import build
 from flowcore.models.glow import GlowConfig

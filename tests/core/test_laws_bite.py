@@ -9,7 +9,7 @@ import pytest
 import torch
 from builders import build_tiny, move_buffers
 
-from flowcore.flow import Flow
+from flowcore import Flow, Transform
 from flowcore.networks import Conditioner
 from flowcore.testing import check, check_gradients, check_logdet, check_round_trip, check_untouched
 from flowcore.transforms import (
@@ -22,7 +22,6 @@ from flowcore.transforms import (
     Permutation,
     SignedActNorm,
     Split,
-    Transform,
     map_tensors,
     use_batch_moments,
 )

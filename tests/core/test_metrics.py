@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import flowcore
-from flowcore.errors import FlowError, ImageError, ShapeError
+from flowcore import FlowError, ImageError, ShapeError
 from flowcore.images.color import parse_color, split
 from flowcore.images.resize import enlarge, shrink
 from flowcore.quality import metrics, perceptual

@@ -13,10 +13,9 @@ from builders import MODELS, build_minimal, build_model, encode_source, random_i
 from safetensors import safe_open
 from torch import nn
 
-from flowcore.checkpoints.model_file import read, read_config, save
-from flowcore.condition import Condition
-from flowcore.errors import CheckpointError, ConditionError, FlowError, ShapeError
-from flowcore.models import ARCHITECTURES, build, configure, register
+from flowcore import CheckpointError, Condition, ConditionError, FlowError, ShapeError, register, save
+from flowcore.checkpoints.model_file import read, read_config
+from flowcore.models import ARCHITECTURES, build, configure
 from flowcore.models.fields import Range, annotated_types, short_repr
 from flowcore.networks import RRDBEncoder
 from flowcore.networks.contractive import LipschitzConv

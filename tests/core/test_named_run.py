@@ -2,7 +2,7 @@
 
 import pytest
 
-from flowcore.errors import FlowError
+from flowcore import FlowError
 from flowcore.training.run_folder import NamedRun, Record
 
 

@@ -7,7 +7,7 @@ import torch
 from builders import build_tiny, random_image
 from torch import nn
 
-from flowcore.errors import ConditionError, FlowError, ShapeError
+from flowcore import ConditionError, FlowError, ShapeError
 from flowcore.likelihood import with_probes
 from flowcore.networks import VectorField
 from flowcore.testing import check, check_gradients, check_round_trip, check_untouched, perturbed

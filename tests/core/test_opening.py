@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageFile
 
-from flowcore import provenance
-from flowcore.errors import ImageError
+from flowcore import ImageError, provenance
 from flowcore.images import files, opening
 from flowcore.images.opening import IMAGE_SUFFIXES, SIGNATURES, open_image, refuse_truncated
 from flowcore.training.image_sources import decode_each, find_images

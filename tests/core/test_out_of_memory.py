@@ -16,11 +16,9 @@ from small_flows import flow
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import flowcore
+from flowcore import colorize_video, encode_colors, score
 from flowcore.inference.compiled import drop_compiled
 from flowcore.runtime.hints import hints_from_points
-from flowcore.tasks.colorize import encode_colors
-from flowcore.tasks.score import score
-from flowcore.tasks.video import colorize_video
 
 pytestmark = pytest.mark.fuzz
 

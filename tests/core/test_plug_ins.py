@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from flowcore import CheckpointError, Transform
 from flowcore.checkpoints import convert
 from flowcore.cli.main import main
-from flowcore.errors import CheckpointError
 from flowcore.testing import check
-from flowcore.transforms import ActNorm, Transform
+from flowcore.transforms import ActNorm
 
 from .photographs import photographs
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from flowcore import FlowError, load, provenance
-from flowcore.checkpoints import catalog, save
+from flowcore import FlowError, load, provenance, save
+from flowcore.checkpoints import catalog
 from flowcore.identity import describe, model_sha256
 from flowcore.provenance import Provenance, ProvenanceError
 

@@ -13,10 +13,10 @@ from builders import build_tiny
 from torch import nn
 
 import flowcore
+from flowcore import FlowError
 from flowcore.checkpoints import catalog
 from flowcore.checkpoints.model_file import read_header
 from flowcore.cli.main import main
-from flowcore.errors import FlowError
 from flowcore.tasks.faces import restore_faces
 
 SMALL = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -12,7 +12,7 @@ from builders import build_hcflow, build_tiny, build_upscaler, random_image
 from PIL import Image
 
 import flowcore
-from flowcore.errors import FlowError, ImageError, PrecisionError, ShapeError
+from flowcore import FlowError, ImageError, PrecisionError, ShapeError
 from flowcore.images.resize import resize
 from flowcore.runtime.hints import hints_from_points, parse_points
 from flowcore.runtime.settings import UpscaleSettings

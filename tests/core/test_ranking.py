@@ -5,14 +5,13 @@ import torch
 from builders import build_upscaler, random_image
 
 import flowcore
-from flowcore import likelihood
-from flowcore.errors import FlowError, ShapeError
+from flowcore import FlowError, ShapeError, likelihood, ranked
 from flowcore.images import color
 from flowcore.images.contact_sheet import MAX_SIDE, contact_sheet
 from flowcore.images.resize import enlarge
 from flowcore.prior import log_density
 from flowcore.quality.metrics import colorfulness, diversity
-from flowcore.tasks.ranking import diversity_map, ranked
+from flowcore.tasks.ranking import diversity_map
 from flowcore.transforms import Haar
 
 from .colorings import colorization, gray, tiny_colorizer

@@ -8,11 +8,9 @@ from builders import build_minimal, build_model, build_tiny, random_image
 from torch import nn
 
 import flowcore
-from flowcore import likelihood
+from flowcore import CompiledFlow, ConditionError, FlowError, likelihood
 from flowcore import testing as laws
 from flowcore.dequantization import quantization
-from flowcore.errors import ConditionError, FlowError
-from flowcore.inference.compiled import CompiledFlow
 from flowcore.likelihood import with_probes
 from flowcore.networks import ContractiveNetwork
 from flowcore.networks.contractive import ELU, LipschitzConv, LipSwish

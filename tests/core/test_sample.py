@@ -7,24 +7,24 @@ import torch
 from builders import build_tiny, encode_source, random_image, source_of
 from PIL import Image
 
-from flowcore import latents as la
-from flowcore import prior
-from flowcore.dequantization import quantize
-from flowcore.errors import ConditionError, FlowError, ImageError, ShapeError
-from flowcore.images.resize import pad_symmetric, shrink
-from flowcore.inference.compiled import CompiledFlow
-from flowcore.latents import interpolate, normalize
-from flowcore.prior import sample_latents
-from flowcore.tasks.sample import (
-    MESSY_RATE,
-    apply_style,
+from flowcore import (
+    CompiledFlow,
+    ConditionError,
+    FlowError,
+    ImageError,
+    ShapeError,
     decode,
-    dequantized_image,
     encode,
-    morph,
-    normalize_image_latents,
+    interpolate,
+    normalize,
+    prior,
     sample,
 )
+from flowcore import latents as la
+from flowcore.dequantization import quantize
+from flowcore.images.resize import pad_symmetric, shrink
+from flowcore.prior import sample_latents
+from flowcore.tasks.sample import MESSY_RATE, apply_style, dequantized_image, morph, normalize_image_latents
 
 LABELED = ["glow of classes", "digits"]
 KINDS = {

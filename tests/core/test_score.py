@@ -10,13 +10,13 @@ import torch
 from builders import build_tiny
 from PIL import Image, features
 
-from flowcore import ConditionError, FlowError, ImageError, ShapeError
+from flowcore import ConditionError, FlowError, ImageError, Score, ShapeError, Transform, score
 from flowcore.dequantization import Gaussian, Quantization, Uniform, VariationalDequantizer, quantization, to_integers
 from flowcore.likelihood import bits_per_dim, effective_samples, importance_weighted
 from flowcore.tasks import score as task
-from flowcore.tasks.score import Score, image_seeds, lossless_bits, ranking_key, score
+from flowcore.tasks.score import image_seeds, lossless_bits, ranking_key
 from flowcore.testing import perturbed
-from flowcore.transforms import Chain, Transform
+from flowcore.transforms import Chain
 
 from .bounds import log_weights
 

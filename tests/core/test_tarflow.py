@@ -7,9 +7,8 @@ import torch
 from builders import build_tiny, random_image
 
 import flowcore
+from flowcore import CompiledFlow, ConditionError, FlowError
 from flowcore.cli.main import main
-from flowcore.errors import ConditionError, FlowError
-from flowcore.inference.compiled import CompiledFlow
 from flowcore.runtime.memory import memory_required
 from flowcore.tasks import sample as sampling
 from flowcore.tasks.sample import dequantized_image

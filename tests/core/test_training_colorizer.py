@@ -13,10 +13,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from flowcore import FlowError, save
 from flowcore.checkpoints import catalog
-from flowcore.checkpoints.model_file import read, read_header, save
+from flowcore.checkpoints.model_file import read, read_header
 from flowcore.dequantization import Uniform, quantization, to_integers
-from flowcore.errors import FlowError
 from flowcore.images.color import NEUTRAL, compress, luma
 from flowcore.likelihood import bits_per_dim, log_prob
 from flowcore.models import build

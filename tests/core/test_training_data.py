@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from builders import png
 from PIL import Image, ImageFile
 
-from flowcore.errors import FlowError, ImageError
+from flowcore import FlowError, ImageError
 from flowcore.images.color import NEUTRAL, luma, palette_from_chroma, split
 from flowcore.images.folders import folder_stamp
 from flowcore.images.opening import refuse_truncated

@@ -13,8 +13,8 @@ import torch
 from builders import build_tiny
 
 import flowcore
+from flowcore import FlowError, ImageError
 from flowcore.dequantization import VariationalDequantizer
-from flowcore.errors import FlowError, ImageError
 from flowcore.evaluation.image_set import density_table, evaluate_density
 from flowcore.models import build, configure
 from flowcore.training.data import MAX_DIGITS, Digits, Photographs, read_idx

@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
+from flowcore import FlowError
 from flowcore.checkpoints.model_file import read, read_header
-from flowcore.errors import FlowError
 from flowcore.training.loop import train
 from flowcore.training.recipe import parse_recipe
 from flowcore.training.run_folder import read_rows

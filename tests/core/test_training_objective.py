@@ -9,9 +9,9 @@ import torch
 from builders import build_tiny, random_image
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from flowcore import FlowError
 from flowcore.checkpoints.model_file import read
 from flowcore.dequantization import round_to_integers, to_integers
-from flowcore.errors import FlowError
 from flowcore.images.color import as_stored
 from flowcore.images.gain_grid import bilateral_gain
 from flowcore.images.resize import shrink

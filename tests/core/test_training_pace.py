@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from flowcore.errors import FlowError
+from flowcore import FlowError
 from flowcore.training import loop, stage
 from flowcore.training import run as pace
 from flowcore.training.data import open_data

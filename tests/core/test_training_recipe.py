@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from flowcore import FlowError
 from flowcore.cli.main import build_parser
-from flowcore.errors import FlowError
 from flowcore.models import build
 from flowcore.models.srflow import SRFlowConfig
 from flowcore.training.recipe import RECIPES, Recipe, Stage, parse_recipe, read_recipe

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from builders import move_buffers
 from torch import nn
 
-from flowcore.errors import ConditionError, FlowError, PrecisionError, ShapeError
+from flowcore import ConditionError, FlowError, PrecisionError, ShapeError
 from flowcore.networks import Conditioner, DenseConvs, FixedPrior, MLPConditioner, TablePrior, TopPrior, ZeroConv
 from flowcore.testing import check, perturbed, tensors
 from flowcore.transforms import (

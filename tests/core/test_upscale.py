@@ -10,10 +10,9 @@ from builders import build_hcflow, build_tiny, build_upscaler
 from builders import random_image as picture
 from torch import Tensor
 
-from flowcore import FlowError, ImageError, match_source, upscale
-from flowcore.flow import Flow
+from flowcore import CompiledFlow, Flow, FlowError, ImageError, match_source, upscale
 from flowcore.images.resize import back_project, enlarge, resize
-from flowcore.inference.compiled import CompiledFlow, compiled
+from flowcore.inference.compiled import compiled
 from flowcore.inference.condition_cache import ConditionStore
 from flowcore.inference.strips import minimum_memory
 from flowcore.prior import masked_temperature, sample_latents

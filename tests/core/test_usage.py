@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 import flowcore
+from flowcore import FlowError
 from flowcore.cli.main import build_parser, main
 from flowcore.cli.options import NUMBERS
 from flowcore.cli.output import to_json
-from flowcore.errors import FlowError
 from flowcore.runtime.settings import SETTINGS, RunOptions, check_setting, options_of
 
 from .commands import names, photograph, run

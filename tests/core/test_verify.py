@@ -10,11 +10,11 @@ from builders import build_tiny, random_image
 from PIL import Image
 
 import flowcore
-from flowcore.errors import FlowError
+from flowcore import FlowError, verify
 from flowcore.images import color
 from flowcore.prior import MARK, mark_seed, sample_latents
 from flowcore.tasks import verify as module
-from flowcore.tasks.verify import allow_for, local_statistics, statistic, verify
+from flowcore.tasks.verify import allow_for, local_statistics, statistic
 
 from .golden_pictures import photo
 

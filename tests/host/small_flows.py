@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from builders import build_tiny
 
-from flowcore import Flow
-from flowcore.checkpoints import save
+from flowcore import Flow, save
 from flowcore.training.styles import with_styles
 from flowcore.transforms import ActNorm
 

@@ -11,17 +11,10 @@ from small_flows import flow
 from talk import graph, loader, newest, noise, picture, pixels, refusal, report
 
 import flowcore
+from flowcore import Hints, interpolate
 from flowcore.images.color import parse_color
 from flowcore.images.strokes import paint_colors, paint_mask, parse_strokes
-from flowcore.latents import interpolate
-from flowcore.runtime.hints import (
-    Hints,
-    combine_hints,
-    hints_from_points,
-    hints_from_strokes,
-    palette_from,
-    parse_points,
-)
+from flowcore.runtime.hints import combine_hints, hints_from_points, hints_from_strokes, palette_from, parse_points
 
 pytestmark = newest
 CLOSE = 1e-5

@@ -12,8 +12,7 @@ from safetensors.torch import save_file
 from small_flows import flow
 from talk import PLUG_INS, graph, loader, shows, upscale
 
-from flowcore import load
-from flowcore.checkpoints import save
+from flowcore import load, save
 from flowcore.checkpoints.latents_file import save_latents
 from flowcore.identity import model_sha256
 from flowcore.prior import sample_latents

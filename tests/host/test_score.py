@@ -6,8 +6,8 @@ import torch
 from small_flows import flow
 from talk import graph, loader, newest, noise, picture, pixels, refusal, report, shows
 
+from flowcore import score
 from flowcore.images.resize import shrink
-from flowcore.tasks.score import score
 
 pytestmark = newest
 GLOW = "small-glow.safetensors"
