@@ -46,7 +46,6 @@ from .condition import Condition, Guidance
 from .errors import CheckpointError, ConditionError, FlowError, ImageError, PrecisionError, ShapeError
 from .flow import Flow
 from .inference.compiled import CompiledFlow
-from .inference.compiled import CompiledFlow as Plan  # its earlier name
 from .latents import interpolate, mix_levels, normalize
 from .model import FlowModel
 from .models import register
@@ -73,6 +72,8 @@ from .tasks.verify import Verification, verify
 from .tasks.video import colorize_video, upscale_video
 from .transforms import Transform
 
+Plan = CompiledFlow  # its earlier name
+
 __all__ = [
     "Audit",
     "Cancelled",
@@ -88,7 +89,6 @@ __all__ = [
     "Guidance",
     "Hints",
     "ImageError",
-    "Plan",
     "PrecisionError",
     "Score",
     "ShapeError",
