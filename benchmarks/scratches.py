@@ -27,7 +27,7 @@ from flowcore.checkpoints.model_file import write_network
 from flowcore.evaluation.image_set import list_images
 from flowcore.images.files import read_bytes, read_rgb
 from flowcore.networks.unet import UNet
-from flowcore.tasks.scratch_finder import network
+from flowcore.tasks.scratch_finder import look_twice
 from flowcore.training.recipe import held_out_names
 
 from .measure import arguments, markdown, say
@@ -376,14 +376,14 @@ def drawn(files: list[Path], side: int = 384) -> Iterator[tuple[np.ndarray, np.n
         )
 
 
-def measure(net: UNet, files: list[Path], thresholds: list[float]) -> None:
+def measure(files: list[Path], thresholds: list[float]) -> None:
     """Print the share of lines and dust that is marked, and of clean pixels, by threshold."""
     sums = {t: np.zeros(3) for t in thresholds}
     counts = np.zeros(3)
     for pixels, *parts in drawn(files):
         y = torch.from_numpy(pixels)[None, None].float() / 255
         with torch.inference_mode():
-            p = net(y).sigmoid()[0, 0].numpy()
+            p = look_twice(y).sigmoid()[0, 0].numpy()
         counts += [part.sum() for part in parts]
         for t in thresholds:
             sums[t] += [(p[part] > t).sum() for part in parts]
@@ -416,7 +416,7 @@ def main() -> None:
     if options.command == "train":
         train(files, options.run, options.minutes, options.seed)
         return
-    measure(network(), files[:: max(1, math.ceil(len(files) / options.limit))], [0.1, 0.3, 0.5, 0.7, 0.9])
+    measure(files[:: max(1, math.ceil(len(files) / options.limit))], [0.05, 0.1, 0.3, 0.5, 0.7, 0.9])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Finding scratches and dust in scans, with a small network."""
 
+import math
 from functools import cache
 
 import torch
@@ -10,14 +11,19 @@ from typing_extensions import Unpack
 from ..checkpoints import catalog
 from ..checkpoints.model_file import read_network
 from ..images.color import luma
-from ..images.resize import pad_symmetric
+from ..images.resize import pad_symmetric, resize
 from ..networks.unet import MULTIPLE, REACH, UNet
 from ..runtime.image_batch import ImageBatch
 from ..runtime.runner import Reporting, Runner, RunOptions, runs_with
 from ..runtime.settings import check_setting
+from .face_finder import Face, Oval, faces_of
 
-TILE = 768  # pixels that the network marks at once, a multiple of ``MULTIPLE``
+TILE = 768  # pixels that the network marks at once, a multiple of ``UNIT``
+UNIT = 2 * MULTIPLE  # pixels that the sides of tiles are divisible by, so that those of the enlarged ones fit, too
+ENLARGED = 1.5  # scale of the second look, in which dust and thin lines are seen better
 LEAST, MOST = 0.05, 0.95  # probabilities of damage from which a pixel is marked, at sensitivities of 1 and 0
+EYE = 0.45  # radius of an eye with its lids and glasses, in distances between the eyes
+SMALLEST_FACE, FACES_ACROSS = 16, 64  # of the smallest whose eyes are spared: pixels, and how many fill the picture
 
 
 @runs_with(Reporting)
@@ -25,8 +31,8 @@ def find_scratches(image: Tensor, *, sensitivity: float = 0.5, **options: Unpack
     """Find scratches, hairs, dust, tears and creases in scans, up to about 9 pixels wide.
 
     The network is small, runs on the CPU, and gives the same marks on every machine; no model has to be loaded. It
-    learned from damage that was drawn onto photographs. A lone wire in the sky may look like a scratch to it, so look
-    at the mask.
+    learned from damage that was drawn onto photographs. In the eyes of faces only what comes from outside is marked, so
+    that they keep their highlights. A lone wire in the sky may look like a scratch to the network, so look at the mask.
 
     >>> image = 0.4 + 0.02 * torch.rand(1, 1, 96, 96)
     >>> image[..., 20:80, 40:42] = 0.9
@@ -62,11 +68,13 @@ def find_damage(image: Tensor, **options: Unpack[Reporting]) -> Tensor:
     run = Runner(None, RunOptions(**options), "Pass fewer or smaller images.", image)
 
     def task() -> Tensor:
-        y = luma(ImageBatch(image, run.notify).rgb)
-        run.expect(len(y))
+        images = ImageBatch(image, run.notify).rgb
+        run.expect(len(images))
         damage: list[Tensor] = []
-        for one in y.split(1):
-            damage.append(_damage(one.cpu().float(), run))
+        for rgb in images.split(1):
+            picture = rgb.cpu().float()
+            smallest = max(SMALLEST_FACE, max(picture.shape) / FACES_ACROSS)
+            damage.append(_spare_eyes(_damage(luma(picture), run), faces_of(picture, run, smallest, doublings=1)))
             run.advance()
         return torch.cat(damage).to(image.device)
 
@@ -76,16 +84,38 @@ def find_damage(image: Tensor, **options: Unpack[Reporting]) -> Tensor:
 def _damage(y: Tensor, run: Runner) -> Tensor:
     """Compute the probability of damage of every pixel of luma ``(1, 1, H, W)``, in tiles that overlap."""
     height, width = y.shape[-2:]
-    after = (REACH + -width % MULTIPLE, REACH + -height % MULTIPLE)
+    after = (REACH + -width % UNIT, REACH + -height % UNIT)
     padded = pad_symmetric(y, (REACH, after[0], REACH, after[1]))
     result = torch.empty_like(padded[..., 2 * REACH :, 2 * REACH :])
     for top in range(0, result.shape[-2], TILE):
         for left in range(0, result.shape[-1], TILE):
             run.check_cancelled()
             part = padded[..., top : top + TILE + 2 * REACH, left : left + TILE + 2 * REACH]
-            marked = network()(part)[..., REACH:-REACH, REACH:-REACH].sigmoid()
+            marked = look_twice(part)[..., REACH:-REACH, REACH:-REACH].sigmoid()
             result[..., top : top + TILE, left : left + TILE] = marked
     return result[..., :height, :width]
+
+
+def look_twice(part: Tensor) -> Tensor:
+    """Return the mean of the network's logits for a picture and for an enlarged copy that lies on its side."""
+    height, width = part.shape[-2:]
+    larger = resize(part.rot90(1, (-2, -1)), round(ENLARGED * width), round(ENLARGED * height))
+    return (network()(part) + resize(network()(larger), width, height).rot90(-1, (-2, -1))) / 2
+
+
+def _spare_eyes(damage: Tensor, faces: list[Face]) -> Tensor:
+    """Keep of the damage in eyes, ``(1, 1, H, W)``, what is connected with damage around them, such as a scratch."""
+    height, width = damage.shape[-2:]
+    for x, y, radius in ((x, y, EYE * math.dist(*face.eyes)) for face in faces for x, y in face.eyes):
+        top, left = max(0, round(y - radius) - 1), max(0, round(x - radius) - 1)
+        part = damage[..., top : max(0, round(y + radius) + 1), left : max(0, round(x + radius) + 1)]
+        eye = Oval(y / height, x / width, radius / height, radius / width).distances(height, width)
+        eye = eye[top : top + part.shape[-2], left : left + part.shape[-1]] < 1
+        connected = part.masked_fill(eye, 0)
+        for _ in range(2 * round(radius) if connected.numel() else 0):  # a reconstruction by dilation
+            connected = torch.minimum(F.max_pool2d(connected, 3, 1, 1), part)
+        part.copy_(connected)
+    return damage
 
 
 @cache

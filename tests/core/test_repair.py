@@ -1,6 +1,7 @@
 """Repair, and finding scratches: ``tasks/repair.py``, ``tasks/scratch_finder.py`` and ``images/fill.py``."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor
 
 import flowcore
 from flowcore.checkpoints.catalog import FOLDER
+from flowcore.images.files import read
 from flowcore.images.fill import bend, fill
+from flowcore.images.resize import enlarge
 from flowcore.tasks.repair import opening
 
 model = pytest.fixture(scope="module")(build_upscaler)
@@ -147,6 +150,20 @@ def test_marks_lie_in_the_middle_of_the_lines_that_they_mark() -> None:
     for across, mask in (("rows", flowcore.find_scratches(image)), ("columns", flowcore.find_scratches(image.mT).mT)):
         rows = mask[0, 0, :, 40:120].nonzero()[:, 0].float()
         assert abs(float(rows.mean()) - 60.5) < 0.4, across
+
+
+def test_highlights_of_eyes_are_no_dust_but_a_scratch_across_an_eye_is_one() -> None:
+    file = Path(__file__).parents[2] / "workflows/pictures/portrait-1.jpg"
+    image = enlarge(read(file.read_bytes(), file.name).pixels, 2).clamp(0, 1)
+    ((face,),) = flowcore.find_faces(image)
+    (x, y), apart = face.eyes[1], math.dist(*face.eyes)
+    row, column, cheek = round(y), round(x), round(y + 0.8 * apart)
+    for top, value in ((row, 1.0), (cheek, 0.0)):
+        image[..., top - 2 : top + 2, column - 2 : column + 2] = value
+    assert not bool(marked(image)[..., row - 1 : row + 1, column - 1 : column + 1].any())
+    assert bool(marked(image)[..., cheek - 1 : cheek + 1, column - 1 : column + 1].all())
+    image[..., :, column : column + 2] = 1.0
+    assert bool(marked(image)[..., row - 2 : row + 2, column : column + 2].all())
 
 
 def test_the_scratch_finder_is_small() -> None:
