@@ -39,6 +39,7 @@ Notify = Callable[[str], None]
 LEANING = 45  # degrees beyond which a note asks whether the points are eyes, and faces are always turned
 COMPARED = 16  # side at which a picked face is compared with the faces of a picture
 LARGEST = 36  # pixels of a face's side up to which the shipped models of faces draw it better than those of photographs
+CLEAR = 0.72  # score from which a face of up to so many pixels is seen well enough; turned and hidden ones have less
 SPECKS = 6.0  # per mille, added: up to 4.7 where a model of faces suits, from 7.4 where it meets noise unknown to it
 PSNR_LOSS = 3.0  # decibels: how much less a pasted face may resemble the photograph than the picture does
 SUFFICIENT_PSNR = 30.0  # decibels: more resemblance of the picture does not count
@@ -119,7 +120,8 @@ def find_eyes(
 ) -> list[list[Eyes]]:
     """Find the eyes of the ``number`` largest faces of each image, 0 for all.
 
-    Faces that are, with their hair, less than ``smallest`` pixels wide, or mostly outside of their image, do not count.
+    Faces that are, with their hair, less than ``smallest`` pixels wide, or mostly outside of their image, do not count,
+    nor do those of up to ``LARGEST`` pixels that are hardly seen, unless there are boxes.
     With ``boxes``, a list for each image or one for all, only of faces whose middle lies in one of them.
     """
     widest = max(SMALLEST, smallest / 2)  # a face's box is about three fifths as wide as the face with hair
@@ -133,19 +135,21 @@ def find_eyes(
             count = sum(len(regions) for _, regions in pairs)
             RunOptions(**options).tell(f"No face was found in {empty} of {count} boxes.")
         images = [[face for face in faces if any(_is_in(face, box) for box in regions)] for faces, regions in pairs]
-    places = [[_place(face, *image.shape[-2:]) for face in faces] for faces in images]
+    height, width = image.shape[-2:]
+    least = CLEAR if boxes is None else 0.0
     return [
-        [(place.left_eye, place.right_eye) for place in found if place and place.face >= smallest][: number or None]
-        for found in places
+        [face.eyes for face in faces if _suits(face, height, width, smallest, least)][: number or None]
+        for faces in images
     ]
 
 
-def _place(face: Face, height: int, width: int) -> FacePlace | None:
-    """Return the place of a face that was found; None if the picture's border cuts off an eye, or most of it."""
+def _suits(face: Face, height: int, width: int, smallest: float, least: float) -> bool:
+    """Whether a face that was found is large enough, clear if it is small, and not cut off by the picture's border."""
     try:
-        return locate_face(*face.eyes, height, width)
+        side = locate_face(*face.eyes, height, width).face
     except ImageError:
-        return None
+        return False
+    return side >= smallest and (side > LARGEST or face.score >= least)
 
 
 def tell_of_missing(eyes: Sequence[Sequence[Eyes]], smallest: float, advice: str, notify: Notify) -> None:

@@ -433,6 +433,18 @@ def test_only_faces_in_boxes_are_taken_and_empty_boxes_are_counted():
         find_eyes(picture("group.png"), boxes=[[], []])
 
 
+def test_a_small_face_that_is_hardly_seen_is_left_out_unless_it_is_in_a_box(monkeypatch):
+    def face(score, x, apart):
+        box = (x - apart, 20.0, x + 2 * apart, 20.0 + 3 * apart)
+        return face_finder.Face(score=score, box=box, eyes=((x, 30.0), (x + apart, 30.0)), nose=(x, 33), mouth=(x, 36))
+
+    large, clear, unclear = face(0.6, 80.0, 10.0), face(0.8, 20.0, 7.0), face(0.6, 50.0, 7.0)
+    monkeypatch.setattr(faces_task, "find_faces", lambda *_, **__: [[large, clear, unclear]])
+    image = torch.rand(1, 3, 90, 130)
+    assert find_eyes(image) == [[large.eyes, clear.eyes]]
+    assert find_eyes(image, boxes=[[unclear.box]]) == [[unclear.eyes]]
+
+
 def test_a_face_whose_eye_the_border_cuts_off_is_no_error():
     (left, _), _, (_, right) = GROUP
     cropped = picture("group.png")[..., round(left[0]) + 2 : round(right[0])]
