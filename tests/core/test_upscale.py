@@ -151,6 +151,14 @@ def test_a_store_does_not_grow(flow):
         assert store.nbytes == 0
 
 
+def test_a_store_forgets_what_was_used_longest_ago(flow, encoded):
+    store = ConditionStore(count=2)
+    a, b, c = (picture(1, 3, 6, 6, seed=seed) for seed in range(3))
+    for lr in (a, b, a, c, a):
+        upscale(flow, lr, store=store)
+    assert len(encoded) == 3
+
+
 def test_a_grid_is_every_temperature_with_every_seed_and_encodes_once(flow, encoded):
     lr = picture(2, 3, 6, 8)
     grid = task.temperature_grid(flow, lr, [0.0, 0.5, 0.9], seed=7, seeds=4)
