@@ -175,6 +175,14 @@ def test_an_album_joined_again_and_again_names_each_origin_once(album):
     assert noted.merge(album).merge(noted).provenance == {"merged": [{"licence": "CC0"}, {}]}
 
 
+def test_a_file_is_replaced_only_by_one_that_can_be_read(album, tmp_path):
+    album.save(path := tmp_path / "album.safetensors")
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError):
+        ColorMemory(album.places, album.backbone, {"licence": "x" * 2**22}).save(path)
+    assert path.read_bytes() == before
+
+
 def test_remember_replaces_only_a_memory_and_only_with_again(flow, tmp_path, capsys):
     model, album, foreign = (tmp_path / f"{name}.safetensors" for name in ("model", "album", "foreign"))
     save(flow, model)
