@@ -110,6 +110,16 @@ def test_only_regular_files_are_opened(tmp_path):
     assert files.read_bytes(tmp_path / "linked.png") == good.read_bytes()
 
 
+@on_unix
+def test_guides_that_never_end_are_refused(tmp_path, model_files, capsys):
+    photo = photograph(tmp_path / "a.png", (16, 12))
+    os.mkfifo(tmp_path / "pipe.png")
+    for guide, kind in ((tmp_path / "pipe.png", "pipe"), ("/dev/zero", "device")):
+        words = ["--model", model_files["tiny"], "-o", tmp_path / "out.png"]
+        assert run("upscale", photo, "--guide", guide, *words) == 1
+        assert f"as an image: it is a {kind}, not a file." in capsys.readouterr().err
+
+
 def resident():
     import resource
 

@@ -12,6 +12,7 @@ from flowcore import (
     ConditionError,
     FlowError,
     ImageError,
+    PrecisionError,
     ShapeError,
     decode,
     encode,
@@ -229,6 +230,16 @@ def test_one_condition_serves_many_images(flows, kind):
     for call, given in ((encode, image), (decode, latents)):
         with pytest.raises(ConditionError):
             call(flow, given, condition(flow, 2))
+
+
+def test_flows_in_low_precision_are_refused():
+    flow = make("glow")
+    latents = encode(flow, images())
+    for parameter in flow.parameters():
+        parameter.data = parameter.data.half()  # .half() itself is refused
+    for call in (lambda: encode(flow, images()), lambda: decode(flow, latents), lambda: sample(flow, 1)):
+        with pytest.raises(PrecisionError):
+            call()
 
 
 def test_images_and_conditions_that_do_not_fit_are_refused(flows):

@@ -19,7 +19,9 @@ from flowcore.prior import masked_temperature, sample_latents
 from flowcore.quality.metrics import lr_psnr
 from flowcore.runtime.guide import MATCHING
 from flowcore.runtime.memory import memory_in_tiles, memory_required
-from flowcore.runtime.tiles import tile_grid
+from flowcore.runtime.runner import Runner
+from flowcore.runtime.settings import DrawSettings, RunOptions
+from flowcore.runtime.tiles import Latents, tile_grid
 from flowcore.tasks import upscale as task
 
 flow = pytest.fixture(scope="module")(build_upscaler)
@@ -258,6 +260,18 @@ def test_each_half_of_a_map_has_its_temperature(flow, resolution):
     assert (half - low)[..., : 128 - far].abs().max() < 1 / 255
     assert (half - high)[..., 128 + far :].abs().max() < 1 / 255
     assert (half - high)[..., : 128 - far].abs().max() > 0.05
+
+
+def test_a_map_covers_the_image_and_not_the_padded_one(flow):
+    """With 9 columns padded to 10, the middle of the map is column 4.5 of the image."""
+    lr, drawn = picture(1, 3, 8, 9), [DrawSettings(temperature=right_half(8, 90))]
+    latents = Latents(Runner(flow, RunOptions(), ""), task.TILING, lr, (0, 1, 0, 0), drawn)
+    tau = latents.taus[0][0]
+    assert isinstance(tau, Tensor)
+    assert tau.shape[-1] == 10 * 2
+    assert tau[0, 0, 0, :8].tolist() == [0.0] * 8
+    assert tau[0, 0, 0, 8:10].sum() == pytest.approx(1)  # the seam is after column 9 of 18
+    assert tau[0, 0, 0, 10:].tolist() == pytest.approx([1.0] * 10)
 
 
 def test_every_image_may_have_a_map_and_every_level_a_temperature(flow):
