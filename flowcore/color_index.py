@@ -3,7 +3,7 @@
 A cell covers 16 pixels of a photograph whose shorter side has 192. It is stored as 48 principal components of its
 description (see ``networks.luma.describe``), in 8 bits each. Similarity of two cells is the cosine between their
 components. Each position looks up its k most similar cells, weighted by softmax(similarity / 0.1): their mean chroma,
-and the highest similarity.
+its standard deviation, and the highest similarity.
 
 Source: nearest neighbors over deep features as in He et al., "Deep exemplar-based colorization" (2018), section 3, of
 many photographs instead of one.
@@ -22,6 +22,7 @@ CELL = 16  # pixels of the luma
 SIDE = 192  # shorter side of the photographs, in pixels
 COMPONENTS = 48
 WIDTH = 793  # numbers that describe a cell, see ``networks.luma.describe``
+PLANES = 5  # mean chroma, its spread, similarity
 SOFTNESS = 0.1  # temperature of the weights' softmax
 NEIGHBORS = 60
 SCARCE = 36  # cells of a memory per neighbor, at least: 60 of a single photograph's would mix all of its colors
@@ -120,20 +121,22 @@ class CellMemory(nn.Module):
     def look_up(self, descriptors: Tensor, cells: Cells | None = None, neighbors: int = NEIGHBORS) -> Tensor:
         """Look up the chroma of the cells most similar to descriptors ``(B, WIDTH, h, w)``, among ``cells`` or all.
 
-        Returns ``(B, 3, h, w)``: mean chroma (Cb, Cr) centered on 0, and the highest similarity; zero where there is
-        nothing to find.
+        Returns ``(B, 5, h, w)``: mean chroma (Cb, Cr) centered on 0, the standard deviation of either, and the highest
+        similarity; zero where there is nothing to find.
         """
         cells = cells or self.all_cells()
         batch, _, height, width = descriptors.shape
         if not len(cells.keys):
-            return descriptors.new_zeros(batch, 3, height, width)
+            return descriptors.new_zeros(batch, PLANES, height, width)
         planes: list[Tensor] = []
         for one in descriptors.to(cells.keys):
             query = F.normalize(one.flatten(1).T @ self.components.T, dim=1)
             similarity, index = _topk(query @ cells.keys.T, min(neighbors, len(cells.keys)))  # (h * w, k)
             weight = F.softmax(similarity / SOFTNESS, dim=1)[..., None]
-            mean = (weight * cells.chroma[index]).sum(1)  # of (h * w, k, 2)
-            planes.append(torch.cat([mean, similarity[:, :1]], dim=1).T.unflatten(1, (height, width)))
+            near = cells.chroma[index]  # (h * w, k, 2)
+            mean = (weight * near).sum(1)
+            spread = (weight * (near - mean[:, None]).square()).sum(1).sqrt()
+            planes.append(torch.cat([mean, spread, similarity[:, :1]], dim=1).T.unflatten(1, (height, width)))
         return torch.stack(planes).to(descriptors)
 
     def random_photographs(self, seed: int, share: float) -> Tensor:

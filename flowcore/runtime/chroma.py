@@ -234,7 +234,7 @@ class Colorization:
         y = _pad(self.working_luma[batch].to(self.run.device), self._padded)
         recalled = F.interpolate(self._recall(number, y, seeds), self.grid, mode="bilinear")
         low, high = ALIKE if number else SIMILAR
-        coverage = memory.weight * ((recalled[:, 2:] - low) / (high - low)).clamp(0, 1)
+        coverage = memory.weight * ((recalled[:, 4:] - low) / (high - low)).clamp(0, 1)
         wanted = list(zip(coverage.split(1), recalled[:, :2].split(1), strict=True))
         pairs = zip(chroma.split(1), wanted * (len(chroma) // len(wanted)), strict=True)
         colored = [self.spread_colors(one, batch, cond, colors, steps) for one, colors in pairs]

@@ -67,7 +67,8 @@ def test_a_place_finds_itself_with_its_color():
     memory, (described, chroma, _) = filled(), cells()
     found = memory.look_up(described.T.reshape(1, WIDTH, 7, 10), neighbors=1)
     assert torch.allclose(found[0, :2].flatten(1).T, chroma, atol=0.6 / 255)
-    assert found[0, 2].min() > 0.99
+    assert found[0, 2:4].abs().max() == 0  # a single neighbor is not spread
+    assert found[0, 4].min() > 0.99
 
 
 def test_the_largest_are_found_among_chunks_and_what_is_left():
