@@ -36,6 +36,11 @@ USUAL_BAND = 3.0
 GLOWING = 0.1  # beyond the band, where a map is brightest
 BOXES = 3
 CONTRADICTS = 35.0  # dB between the shrunk enlargement and the small image, below which the text says so
+PLACES = (  # whole, to be translated
+    ("at the top left", "at the top", "at the top right"),
+    ("at the left", "in the middle", "at the right"),
+    ("at the bottom left", "at the bottom", "at the bottom right"),
+)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -196,8 +201,5 @@ def _sentence(outside: float, db: float, boxes: list[tuple[int, int, int, int]],
 
 def _place(box: tuple[int, int, int, int], size: tuple[int, int]) -> str:
     left, top, right, bottom = box
-    thirds = [min(2, int(3 * middle)) for middle in ((top + bottom) / 2 / size[0], (left + right) / 2 / size[1])]
-    down, across = ("at the top", "", "at the bottom")[thirds[0]], ("left", "", "right")[thirds[1]]
-    if not down:
-        return f"at the {across}" if across else "in the middle"
-    return f"{down} {across}".rstrip()
+    down, across = (min(2, int(3 * m)) for m in ((top + bottom) / 2 / size[0], (left + right) / 2 / size[1]))
+    return PLACES[down][across]

@@ -6,12 +6,13 @@ import re
 from pathlib import Path
 
 import flowcore
+from flowcore.tasks import audit
 
 ROOT = Path(__file__).resolve().parents[2]
 MESSAGES = json.loads((ROOT / "locales" / "en" / "main.json").read_text(encoding="utf-8"))["flowcore"]["messages"]
 COMPOSED = re.compile("(all_images|images?|this_(clip|picture))_((is|are)_clean|has|have)")  # of single words
-SPOKEN = ("nodes", "flowcore/tasks", "flowcore/runtime")  # the rooms whose notes a canvas shows
-CALLS = {"notes", "notify", "tell"}  # functions that a note is passed to
+SPOKEN = ("nodes", "flowcore/tasks", "flowcore/runtime", "flowcore/images")  # the rooms whose notes a canvas shows
+CALLS = {"notes", "notify", "tell", "sentences.append"}  # functions that a note is passed to
 
 
 def template(node):
@@ -36,7 +37,7 @@ def notes():
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args):
             name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
             said = template(call.args[0]) or constants.get(ast.unparse(call.args[0]))
-            if name in CALLS and said and re.search("[a-z]{3}", said):
+            if {name, ast.unparse(call.func)} & CALLS and said and re.search("[a-z]{3}", said):
                 yield said
 
 
@@ -70,6 +71,14 @@ def test_every_note_and_every_error_of_a_node_has_a_template():
     assert len(said := {*notes(), *errors()}) > 80
     known = set(MESSAGES.values())
     assert [text for text in said if not known & {text, text.removeprefix("{0}: ")}] == []
+
+
+def test_what_an_audit_says_is_made_of_templates():
+    assert {place for row in audit.PLACES for place in row} <= set(MESSAGES.values())
+    where = MESSAGES["most_of_it"].format("at the top right")
+    contradiction = MESSAGES["it_contradicts_the_small_image_shrunk"].format(31)
+    said = MESSAGES["of_this_picture_lies_outside_what"].format(10, 5, where, contradiction)
+    assert audit._sentence(0.1, 31.0, [(8, 0, 9, 1)], (9, 9)) == said
 
 
 def test_every_template_is_something_that_is_said():
