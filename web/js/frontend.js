@@ -14,9 +14,11 @@ const store = (name) => app.extensionManager._p?._s?.get(name); // of Pinia, whi
 
 const locatorOf = ({ id, graph }) => (graph.isRootGraph ? String(id) : `${graph.id}:${id}`);
 
-/** Show a picture on a node in place of those in its output. */
+/** Show a picture on a node in place of those in its output; the store's own previews stand below them in Nodes 2.0. */
 export function showPreview(node, url) {
-  store("nodeOutput")?.setNodePreviewsByLocatorId?.(locatorOf(node), [url]);
+  const place = locatorOf(node), outputs = store("nodeOutput")?.nodeOutputs;
+  app.nodePreviewImages[place] = [url];
+  if (outputs?.[place]) outputs[place] = { ...outputs[place] }; // so that Nodes 2.0 looks again
   node.setDirtyCanvas?.(true, true);
 }
 
