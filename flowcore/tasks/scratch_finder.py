@@ -16,7 +16,7 @@ from ..networks.unet import MULTIPLE, REACH, UNet
 from ..runtime.image_batch import ImageBatch
 from ..runtime.runner import Reporting, Runner, RunOptions, runs_with
 from ..runtime.settings import check_setting
-from .face_finder import Face, Oval, faces_of
+from .face_finder import Face, faces_of
 
 TILE = 768  # pixels that the network marks at once, a multiple of ``UNIT``
 UNIT = 2 * MULTIPLE  # pixels that the sides of tiles are divisible by, so that those of the enlarged ones fit, too
@@ -105,17 +105,30 @@ def look_twice(part: Tensor) -> Tensor:
 
 def _spare_eyes(damage: Tensor, faces: list[Face]) -> Tensor:
     """Keep of the damage in eyes, ``(1, 1, H, W)``, what is connected with damage around them, such as a scratch."""
-    height, width = damage.shape[-2:]
     for x, y, radius in ((x, y, EYE * math.dist(*face.eyes)) for face in faces for x, y in face.eyes):
         top, left = max(0, round(y - radius) - 1), max(0, round(x - radius) - 1)
-        part = damage[..., top : max(0, round(y + radius) + 1), left : max(0, round(x + radius) + 1)]
-        eye = Oval(y / height, x / width, radius / height, radius / width).distances(height, width)
-        eye = eye[top : top + part.shape[-2], left : left + part.shape[-1]] < 1
-        connected = part.masked_fill(eye, 0)
-        for _ in range(2 * round(radius) if connected.numel() else 0):  # a reconstruction by dilation
-            connected = torch.minimum(F.max_pool2d(connected, 3, 1, 1), part)
-        part.copy_(connected)
+        part = damage[0, 0, top : max(0, round(y + radius) + 1), left : max(0, round(x + radius) + 1)]
+        rows, columns = (torch.arange(side) + 0.5 for side in part.shape)
+        eye = ((rows + top - y)[:, None].square() + (columns + left - x).square()).sqrt() < radius
+        part.copy_(reconstruct(part.masked_fill(eye, 0), part))
     return damage
+
+
+def reconstruct(seeds: Tensor, limit: Tensor) -> Tensor:
+    """Let seeds ``(H, W)`` spread to all 8 neighbors as far as a limit allows: a reconstruction by dilation.
+
+    Source: Vincent, "Morphological grayscale reconstruction in image analysis" (1993), section IV: sweeps over the
+    rows, here from all four sides, until nothing changes.
+    """
+    before = None
+    while seeds.numel() and (before is None or not torch.equal(before, seeds)):
+        before = seeds
+        for _ in range(4):
+            seeds, limit = seeds.rot90(), limit.rot90()
+            for above, row, bound in zip(seeds[:-1], seeds[1:], limit[1:], strict=True):
+                spread = F.max_pool1d(above[None], 3, 1, 1)[0]
+                row.copy_(torch.minimum(torch.maximum(row, spread), bound))
+    return seeds
 
 
 @cache

@@ -14,6 +14,7 @@ from flowcore.images.files import read
 from flowcore.images.fill import bend, fill
 from flowcore.images.resize import enlarge
 from flowcore.tasks.repair import opening
+from flowcore.tasks.scratch_finder import reconstruct
 
 model = pytest.fixture(scope="module")(build_upscaler)
 
@@ -164,6 +165,16 @@ def test_highlights_of_eyes_are_no_dust_but_a_scratch_across_an_eye_is_one() -> 
     assert bool(marked(image)[..., cheek - 1 : cheek + 1, column - 1 : column + 1].all())
     image[..., :, column : column + 2] = 1.0
     assert bool(marked(image)[..., row - 2 : row + 2, column : column + 2].all())
+
+
+def test_a_reconstruction_spreads_as_dilation_step_by_step_does() -> None:
+    generator = torch.Generator().manual_seed(73)
+    limit = torch.rand(23, 17, generator=generator)
+    seeds = limit * (torch.rand(23, 17, generator=generator) > 0.9)
+    expected = seeds
+    for _ in range(limit.numel()):
+        expected = torch.minimum(torch.nn.functional.max_pool2d(expected[None, None], 3, 1, 1)[0, 0], limit)
+    assert torch.equal(reconstruct(seeds, limit), expected)
 
 
 def test_the_scratch_finder_is_small() -> None:
