@@ -74,9 +74,8 @@ class CellMemory(nn.Module):
         super().__init__()
         self.cells = cells
         self.register_buffer("components", torch.zeros(COMPONENTS, WIDTH, dtype=torch.float32))
-        self.register_buffer(
-            "scale", torch.ones(COMPONENTS, dtype=torch.float32)
-        )  # quantization step of each component
+        # quantization step of each component
+        self.register_buffer("scale", torch.ones(COMPONENTS, dtype=torch.float32))
         self.register_buffer("keys", torch.zeros(cells, COMPONENTS, dtype=torch.uint8))  # in steps, offset by 128
         self.register_buffer("chroma", torch.zeros(cells, 2, dtype=torch.uint8))  # Cb and Cr around 128, over 255
         self.register_buffer("photograph", torch.zeros(cells, dtype=torch.int32))  # ids; a key of files

@@ -20,12 +20,8 @@ from .images.opening import open_regular
 from .model import FlowModel
 from .models.fields import GUIDE_FIELDS, SAMPLING_FIELDS
 
-OTHER_FIELDS = (
-    "styles",
-    "dequantizer_steps",
-    *SAMPLING_FIELDS,
-    *GUIDE_FIELDS,
-)  # fields that do not change the bijection
+# fields that do not change the bijection
+OTHER_FIELDS = ("styles", "dequantizer_steps", *SAMPLING_FIELDS, *GUIDE_FIELDS)
 OTHER_TENSORS = ("style_directions", "dequantizer.", "guide.")  # nor do tensors whose names start like this
 DIGITS = 12  # hexadecimal, of a shortened fingerprint
 

@@ -257,10 +257,8 @@ class FlowcoreFolder(FlowNode):
                 f"folder: {shown(folder)} is not a folder in ComfyUI's input folder. Put your pictures there."
             )
         skipped = dict[Path, str]()
-        pictures, manifest = (
-            list_inputs([str(source)], out, self.notes, skipped),
-            Manifest(inside("output", out / NAME)),
-        )
+        pictures = list_inputs([str(source)], out, self.notes, skipped)
+        manifest = Manifest(inside("output", out / NAME))
         manifest.append_skipped({path.relative_to(source): reason for path, reason in skipped.items()})
         parts = [(model, pictures)] if isinstance(model, HostModel) else _group_by_model(model, pictures)
         for part, its_pictures in parts:

@@ -250,7 +250,7 @@ class Worker:
         return results
 
     def ids(self, picture: bytes, name: str = "") -> list[str]:
-        """Fingerprint the results of a picture, see ``Work.ids``."""
+        """Fingerprint the results of a picture, see ``JobSpec.ids``."""
         return self.work.ids(picture, self._model, name)
 
     def save_state(self) -> None:

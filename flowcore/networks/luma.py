@@ -92,7 +92,7 @@ class LumaEncoder(nn.Module):
         return [head(x) for head, x in zip(self.chroma, grids, strict=True)]
 
     def describe(self, luma: Tensor) -> Tensor:
-        """Describe the cells of photographs ``(B, 1, H, W)``, to be looked up; see ``describe``."""
+        """Describe the cells of photographs ``(B, 1, H, W)``, to be looked up; see the function ``describe``."""
         if self.backbone is None:
             raise ConditionError("A memory of colors needs a colorizer with a backbone, such as color-photos.")
         return describe(self.backbone(luma), luma)

@@ -88,9 +88,8 @@ def palette_bits(flow: FlowModel, images: Tensor, source: Tensor, **options: Unp
                 latents, shares = run.compiled.forward_with_logdet_map(x, cond.expand(len(part)))
                 dimensions = latents[-1][0].numel()
                 log_prob = float64(shares[-1]).flatten(1).sum(1)
-                if (
-                    preprocess is not None and len(shares) > 1
-                ):  # whose density belongs to all levels, by their dimensions
+                # the density of ``preprocess`` belongs to all levels, by their dimensions
+                if preprocess is not None and len(shares) > 1:
                     log_prob = log_prob + float64(preprocess(x)[1]) * dimensions / x[0].numel()
                 bits.append((-(log_prob / dimensions + math.log(quantization(flow).width)) / math.log(2)).cpu())
                 run.advance(len(part))

@@ -294,9 +294,8 @@ class _Examination:
         compiled = self._run.compiled
         if self._flow.capabilities.source != "low_resolution":
             return None
-        small = (
-            compiled.reduce(x) if "rescale" in self._flow.capabilities.tasks else shrink(x, self._flow.condition_scale)
-        )
+        rescales = "rescale" in self._flow.capabilities.tasks
+        small = compiled.reduce(x) if rescales else shrink(x, self._flow.condition_scale)
         return compiled.encode_condition(small.clamp(0, 1))
 
     # --- other places -------------------------------------------------------------------------------------------------

@@ -138,11 +138,8 @@ def load_weights(flow: FlowModel, path: Path, *, other_encoder: bool = False) ->
     """Load a model of the same configuration; its dequantizer, guide and, if ``other_encoder``, encoder may differ."""
     other = read(path)
     expected, actual = dataclasses.asdict(flow.config), dataclasses.asdict(other.config)
-    may_differ = {
-        "styles",
-        *SAMPLING_FIELDS,
-        *GUIDE_FIELDS,
-    }  # settings measured after training, for a file's own weights
+    # settings measured after training, for a file's own weights
+    may_differ = {"styles", *SAMPLING_FIELDS, *GUIDE_FIELDS}
     if (flow.dequantizer is None) != (other.dequantizer is None):
         may_differ.add("dequantizer_steps")
     differing = [name for name in expected if name not in may_differ and expected[name] != actual.get(name)]
