@@ -165,6 +165,7 @@ def test_new_nodes_have_room_for_their_samples_and_for_what_a_run_shows(canvas, 
                 const loader = put('FlowcoreLoadModel', 400 + 500 * k, 900); loader.connect(0, node, 'model');
                 loader.widgets[0].value = kind === 'FlowcoreShrink' ? 'rescale-x4' : 'srflow-x4'; }
             const upscale = app.graph.nodes.find(n => n.type === kinds[0]);
+            upscale.connect(0, put('FlowcoreSave', 1900, 0), 'images');
             upscale.widgets.find(w => w.name === 'samples').value = 4; }""",
         kinds,
     )
@@ -180,6 +181,7 @@ def test_new_nodes_have_room_for_their_samples_and_for_what_a_run_shows(canvas, 
     after = page.evaluate(SIZES)
     canvas.fit()
     canvas.shot("new-nodes")
+    assert after["FlowcoreSave"][1] - before["FlowcoreSave"][1] < 100  # four pictures have two rows in Nodes 2.0
     for kind in kinds:
         assert after[kind][1] - before[kind][1] < 40, kind
     tops = [button.bounding_box()["y"] for button in page.locator(".flowcore-gallery button").all()]

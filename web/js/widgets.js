@@ -137,7 +137,7 @@ function stepBySamples(node) {
 }
 
 const WIDE = 400, USUAL = 300, PICTURE = 220; // pixels: widths of new nodes with and without a gallery, and the height of a picture
-const SHOW_PICTURES = ["Shrink", "Encode", "Decode", "Morph", "FindScratches"].map((name) => `Flowcore${name}`); // after a run
+const SHOW_PICTURES = ["Shrink", "Encode", "Decode", "Morph", "FindScratches", "Save", "Train"].map((name) => `Flowcore${name}`); // after a run
 
 /** Give a new node room for its labels, its samples in a row, and the pictures that the frontend will show on it. */
 function makeRoom(node) {
