@@ -172,6 +172,13 @@ def test_training_gains_nothing_from_a_small_picture_that_is_out_of_range(rescal
     assert [*(gradient > 0)] == [False, True, False]
 
 
+def test_alpha_is_shrunk_beside_the_colors(rescaler):
+    image = (picture(1, 4, 16, 24, seed=11) * 223 + 32).byte()  # visible everywhere
+    small = shrink(rescaler, image)
+    torch.testing.assert_close(small[:, :3], shrink(rescaler, image[:, :3]))
+    torch.testing.assert_close(small[:, 3:], as_stored(bicubic(image[:, 3:] / 255, 4)))
+
+
 def test_gray_stays_gray_through_a_small_picture_in_color(rescaler):
     gray, color = picture(1, 1, 20, 24), picture(1, 3, 20, 24, seed=2)
     small = shrink(rescaler, torch.cat([gray.expand(-1, 3, -1, -1), color]))
