@@ -163,6 +163,12 @@ def test_eval(zoo, models, tmp_path, capsys, kind):
     assert json.dumps(numbers[0]) == json.dumps(numbers[1])
 
 
+def test_eval_of_nothing_readable(models, tmp_path, stderr_of):
+    (tmp_path / "text.png").write_text("no picture")
+    for kind in ("upscale", "colorize", "density"):
+        assert "None of the 1 images" in stderr_of("eval", tmp_path, *models(kind), code=1)
+
+
 def test_training(zoo, tmp_path):
     folder, _, shown = zoo
     cache = open_pixel_cache(folder, tmp_path / "cache", recipe_of_photographs(1))
