@@ -2,16 +2,17 @@
 
 import pytest
 import torch
+from builders import move_buffers
 
 from flowcore.inference.conditioners import UnsplitConditioner, folded_conditioner
 from flowcore.inference.convolutions import ConditionConv, Conv, StreamedConditionConv
 from flowcore.inference.encoders import FoldedDenseBlock
-from flowcore.inference.fold import ChannelAffine, Mixing, conv_weights
+from flowcore.inference.fold import PIXELWISE, ChannelAffine, Mixing, channel_affine, conv_weights
 from flowcore.inference.strips import StripBudget, canvas, minimum_memory, strips
 from flowcore.networks import Conditioner
 from flowcore.networks.rrdb import DenseBlock
 from flowcore.testing import close, perturbed
-from flowcore.transforms import MultiScaleFeatures
+from flowcore.transforms import MultiScaleFeatures, Permutation
 
 LIKE = torch.zeros((), dtype=torch.float64)
 
@@ -65,6 +66,16 @@ def test_mixing_is_multiplied_and_inverted_in_float64_and_rounded_once():
     exact, rounded = Mixing([one, one], LIKE), Mixing([one, one], LIKE.float())
     for wide, narrow in zip((*exact.to_latent, *exact.to_data), (*rounded.to_latent, *rounded.to_data), strict=True):
         assert torch.equal(wide.float(), narrow)
+
+
+@pytest.mark.parametrize("kind", PIXELWISE, ids=lambda kind: kind.__name__)
+@torch.no_grad()
+def test_a_pixelwise_transform_is_folded_to_the_map_that_it_computes(kind):
+    transform = move_buffers(perturbed(kind(5 if kind is not Permutation else torch.tensor([3, 0, 4, 1, 2])))).double()
+    x = random(2, 5, 3, 4, seed=2)
+    folded = Mixing([channel_affine(transform)], LIKE)
+    for ours, expected in zip(folded(x), transform(x), strict=True):
+        assert torch.allclose(ours, expected, atol=1e-9)
 
 
 OUT = 6
