@@ -59,8 +59,9 @@ WIDGETS += [{"precision": "bfloat16"}, {"cast": -0.02}, {"cast": -0.1}]  # a key
 @pytest.mark.parametrize("options", WIDGETS)
 def test_every_widget_reaches_the_task(host, flows, options):
     made = colored(host, coloring(**options))
-    assert apart(made, known(**options)) < CLOSE
-    assert options == {"samples": 4} or apart(made, known()) > 1 / 255
+    close, far = (2e-3, CLOSE) if "precision" in options else (CLOSE, 1 / 255)  # bfloat16 rounds as threads share
+    assert apart(made, known(**options)) < close
+    assert options == {"samples": 4} or apart(made, known()) > far
 
 
 MILD, MIDDLE = picture(fill="0.5", **SIDES), torch.full((1, 3, 32, 48), 0.5)
