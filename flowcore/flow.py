@@ -138,6 +138,10 @@ class Flow(Transform[list[Tensor], Condition]):
             part.number = number  # by which it finds its probes in a condition
         self.estimated = bool(estimated)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # ``nn.Module`` would register a transform under the name of a property, which goes on reading the earlier one
+        super().__setattr__({"preprocess": "prelude", "top_prior": "top"}.get(name, name), value)
+
     @property
     def preprocess(self) -> Transform | None:
         """The transform before the first level; "prelude" in the names of its tensors."""

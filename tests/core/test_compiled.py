@@ -310,7 +310,7 @@ def test_compiled_makes_a_new_copy_after_a_part_without_weights_is_gone():
     flow = build_tiny("realnvp")
     assert not [*flow.preprocess.state_dict()]
     assert compiled(flow).preprocess is not None
-    flow.add_module("prelude", None)
+    flow.preprocess = None
     assert compiled(flow).preprocess is None
 
 

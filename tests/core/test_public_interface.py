@@ -17,7 +17,9 @@ from flowcore import FlowError
 from flowcore.checkpoints import catalog
 from flowcore.checkpoints.model_file import read_header
 from flowcore.cli.main import main
+from flowcore.flow import Level
 from flowcore.tasks.faces import restore_faces
+from flowcore.transforms import Chain, FixedAffine
 
 SMALL = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 PYRIGHT = Path(sys.executable).with_name("pyright")
@@ -52,6 +54,14 @@ def test_only_a_model_is_saved_and_only_as_safetensors(tmp_path):
         with pytest.raises(FlowError, match=r"\.safetensors"):
             flowcore.save(build_tiny("glow"), tmp_path / name)
     assert not [*tmp_path.iterdir()]
+
+
+def test_transforms_around_the_levels_can_be_replaced():
+    flow = flowcore.Flow([Level([], squeeze=Chain(), downscale=1)], channels=3)
+    flow.preprocess, flow.top_prior = FixedAffine(0.25, 2.0), FixedAffine(0.0, 0.5)
+    torch.testing.assert_close(flow.encode(SMALL)[0], SMALL - 0.25)
+    flow.preprocess = flow.top_prior = None
+    assert torch.equal(flow.encode(SMALL)[0], SMALL)
 
 
 def test_a_flow_that_trains_without_initialization_says_so_once():
