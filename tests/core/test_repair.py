@@ -85,6 +85,14 @@ def test_a_fill_continues_a_pattern() -> None:
     assert float((filled - stripes).abs().max()) < 0.05
 
 
+def test_a_fill_averages_places_that_differ_less_than_can_be_seen() -> None:
+    faint = 0.5 + 0.004 * torch.randn(1, 3, 64, 16).repeat(1, 1, 1, 4)  # with exact copies of every place
+    hole = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
+    hole[..., 30:32, 46:48] = True
+    filled = fill(faint.masked_fill(hole, 0.5), hole)
+    assert float((filled - 0.5)[..., 30:32, 46:48].std()) < 0.6 * 0.004
+
+
 def test_opening_keeps_the_blotch_and_removes_the_line_through_it() -> None:
     hole = torch.zeros(1, 1, 80, 80, dtype=torch.bool)
     hole[..., 40:43, :] = True

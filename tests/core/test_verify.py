@@ -75,12 +75,18 @@ def test_settings_need_not_be_known(flow, small):
 
 
 def test_the_place_of_a_mirrored_crop_is_found(flow, large):
-    part = saved(large[..., 37:173, 50:190], quality=90).flip(-1)
+    part = saved(large[..., 55:, 81:], quality=90).flip(-1)
     result = verify(flow, part, seed=11, size=(192, 224))
     assert result.verified.all()
-    assert result.offset.tolist() == [[37, 50]]
+    assert result.offset.tolist() == [[55, 81]]
     assert result.mirrored.all()
     assert not verify(flow, part, seed=12, size=(192, 224)).verified.any()
+
+
+def test_a_place_lies_within_the_picture_though_more_would_agree_beyond_its_border(flow, large):
+    part = torch.full((1, 3, 136, 140), 0.5)
+    part[..., :100] = large[..., 37:173, 124:]
+    assert int(verify(flow, part, seed=11, size=(192, 224)).offset[0, 1]) <= 224 - 140
 
 
 def test_the_map_is_dark_where_another_seed_was_pasted(flow, small, large):
