@@ -262,15 +262,15 @@ class FlowcoreFolder(FlowNode):
         manifest.append_skipped({path.relative_to(source): reason for path, reason in skipped.items()})
         parts = [(model, pictures)] if isinstance(model, HostModel) else _group_by_model(model, pictures)
         for part, its_pictures in parts:
-            work = _make_work(part, temperature, seed, samples)
+            spec = _job_spec(part, temperature, seed, samples)
             tag = Path(part.name).stem + ("" if temperature is None else f"_tau{temperature:g}")
-            names = [f"_{tag}_seed{seed}" for seed in work.seeds()]
+            names = [f"_{tag}_seed{seed}" for seed in spec.seeds()]
             jobs = [
                 replace(job, problem=job.problem or _link_problem(job))
                 for job in make_jobs(its_pictures, out, partial(_result_names, names))
             ]
             part.load(memory_required(part.flow, 1, LARGE, LARGE))
-            worker = Worker(work, part.flow)
+            worker = Worker(spec, part.flow)
             for job, state in iter_pending(([job] for job in jobs), partial(is_done, worker=worker), notify=self.notes):
                 stop_if_cancelled()
                 if state == "done":
@@ -310,7 +310,7 @@ def _group_by_model(model: ModelByPicture, pictures: list[InputFile]) -> list[tu
     return [(model.load(name), suited) for name, suited in by_name.items()]
 
 
-def _make_work(model: HostModel, temperature: float | None, seed: int, samples: int) -> JobSpec:
+def _job_spec(model: HostModel, temperature: float | None, seed: int, samples: int) -> JobSpec:
     """Describe what to make of each picture."""
     flow, colorizes = model.flow, "colorize" in model.flow.capabilities.tasks
     from_model = ["detail", "coherence", "saturation"] if colorizes else ["calm_edges", "calm_faces"]

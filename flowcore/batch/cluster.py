@@ -44,7 +44,7 @@ class Cluster:
 class _RayWorker:
     """A worker on some machine: rows of pictures in, rows of results out."""
 
-    def __init__(self, work: JobSpec, cluster: Cluster, file: Any) -> None:
+    def __init__(self, spec: JobSpec, cluster: Cluster, file: Any) -> None:
         torch.set_num_threads(cluster.threads)
         with tempfile.TemporaryDirectory() as folder:
             name = cluster.model
@@ -52,7 +52,7 @@ class _RayWorker:
                 path = Path(folder) / Path(name).name
                 path.write_bytes(import_ray().get(file))
                 name = str(path)
-            self._worker = Worker(work, load(name, cluster.device, **cluster.overrides))
+            self._worker = Worker(spec, load(name, cluster.device, **cluster.overrides))
 
     def __call__(self, batch: Any) -> Any:
         rows: list[dict[str, Any]] = []
@@ -78,13 +78,13 @@ class _RayWorker:
 
 
 def execute(
-    work: JobSpec, cluster: Cluster, notify: Callable[[str], None], jobs: Sequence[Job]
+    spec: JobSpec, cluster: Cluster, notify: Callable[[str], None], jobs: Sequence[Job]
 ) -> Iterator[tuple[Job, Outputs | Exception]]:
     """Execute jobs on a cluster, and save and yield each when it is finished."""
     with _running(cluster) as ray:
         file = None if cluster.model in catalog.names() else ray.put(Path(cluster.model).expanduser().read_bytes())
         left = dict(enumerate(jobs))
-        for row in _rows(ray, work, cluster, file, jobs):
+        for row in _rows(ray, spec, cluster, file, jobs):
             job = left.pop(row["number"])
             for note in row["notes"]:
                 notify(f"{job.source.name}: {note}")
@@ -96,7 +96,7 @@ def execute(
             yield job, FlowError("Its worker died; it may need more memory than there is.")
 
 
-def _rows(ray: Any, work: JobSpec, cluster: Cluster, file: Any, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
+def _rows(ray: Any, spec: JobSpec, cluster: Cluster, file: Any, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
     gpu = cluster.device.startswith("cuda")
     resources = ray.cluster_resources()
     available = int(resources.get("GPU", 0)) if gpu else int(resources.get("CPU", 1)) // cluster.threads
@@ -110,7 +110,7 @@ def _rows(ray: Any, work: JobSpec, cluster: Cluster, file: Any, jobs: Sequence[J
         warnings.simplefilter("ignore")  # about Ray's execution plan
         results = pictures.map_batches(
             _RayWorker,
-            fn_constructor_args=(work, cluster, file),
+            fn_constructor_args=(spec, cluster, file),
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),

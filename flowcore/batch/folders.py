@@ -355,7 +355,7 @@ def is_done(job: Job, worker: Worker, *, again: bool = False) -> bool:
         picture = files.read_bytes(job.source)
     except ImageError:
         return False
-    return targets_done(job.targets, worker.ids(picture, job.source.name), worker.work.size_of(picture), again=again)
+    return targets_done(job.targets, worker.ids(picture, job.source.name), worker.spec.size_of(picture), again=again)
 
 
 def targets_done(

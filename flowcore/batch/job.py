@@ -181,13 +181,13 @@ def _size_text(photograph: Tensor) -> str:
 class Worker:
     """Does a ``JobSpec``, with the model in memory."""
 
-    def __init__(self, work: JobSpec, flow: FlowModel) -> None:
-        self.work, self.flow, self.model_sha256 = work, flow, model_sha256(flow)
+    def __init__(self, spec: JobSpec, flow: FlowModel) -> None:
+        self.spec, self.flow, self.model_sha256 = spec, flow, model_sha256(flow)
         self._model = model_fingerprint(flow, self.model_sha256)
         self._device = next(flow.parameters()).device
-        self._reference = None if work.reference is None else files.read(work.reference, "the reference")
-        face_model = work.settings.get("face_model")
-        self._faces = None if face_model is None else load(work.face_model or face_model, self._device)
+        self._reference = None if spec.reference is None else files.read(spec.reference, "the reference")
+        face_model = spec.settings.get("face_model")
+        self._faces = None if face_model is None else load(spec.face_model or face_model, self._device)
         self._clip: Path | None = None
         self._state = ClipState()
 
@@ -202,47 +202,47 @@ class Worker:
         cancelled: Callable[[], bool] | None = None,
     ) -> list[bytes]:
         """Process the content of one picture file, of a clip: a file per sample that is kept; for ``score``, JSON."""
-        work, ids = self.work, self.ids(picture, name)
-        if work.command == "score":
+        spec, ids = self.spec, self.ids(picture, name)
+        if spec.command == "score":
             return [json.dumps({**self._score(picture, name), "id": ids[0]}).encode()]
         # a film is one file of many frames; a clip is a folder of frames
-        is_film = work.command == "upscale" and work.is_video and files.frame_count(picture) > 1
-        photograph, bits = files.read(picture, name, all_frames=is_film), work.bits_of(picture)
+        is_film = spec.command == "upscale" and spec.is_video and files.frame_count(picture) > 1
+        photograph, bits = files.read(picture, name, all_frames=is_film), spec.bits_of(picture)
         # an unsuitable format is rejected before the work
-        files.check_format(work.format, bits, work.quality, alpha=photograph.pixels.shape[1] == 4)
+        files.check_format(spec.format, bits, spec.quality, alpha=photograph.pixels.shape[1] == 4)
         image = photograph.pixels
         if is_film:
             image = files.read_frames(picture, name)
             image = image if bool((image[:, 3] < 1).any()) else image[:, :3]
-        elif photograph.gray and work.command not in ("colorize", "shrink") and image.shape[1] == 3:
+        elif photograph.gray and spec.command not in ("colorize", "shrink") and image.shape[1] == 3:
             image = image[:, :1]
         for note in photograph.notes:
             notify(note)
-        if work.is_video:
+        if spec.is_video:
             if clip != self._clip:
                 self._state = ClipState() if clip is None else ClipState.load(clip, self._device)
             self._clip = clip
             self._state.enter(name if is_film else "", *image.shape)
-        opened = {kind: files.read(data, f"the {kind} of {name}") for kind, data in work.guide_and_mask(name).items()}
+        opened = {kind: files.read(data, f"the {kind} of {name}") for kind, data in spec.guide_and_mask(name).items()}
         companions = {kind: companion.pixels for kind, companion in opened.items()}
         task_options = {"progress": progress, "notify": notify, "cancelled": cancelled}
         pictures = self._make(picture, image, companions, task_options)
-        text = {SIZE: _size_text(image)} if work.command == "shrink" else {}
+        text = {SIZE: _size_text(image)} if spec.command == "shrink" else {}
         text |= self._provenance(pictures, bits, {"image": photograph.pixels, **companions})
-        options: dict[str, Any] = {"format": work.format, "bits": bits, "quality": work.quality, "text": text}
+        options: dict[str, Any] = {"format": spec.format, "bits": bits, "quality": spec.quality, "text": text}
         # a loss of bits deserves a note unless ``--bits`` asks for it; ``shrink`` has 8 by its method
-        original_bits = photograph.bits if work.command == "shrink" or work.bits is None else bits
-        is_gray = photograph.gray and image.shape[1] == 4 and work.command not in ("colorize", "shrink") and not is_film
+        original_bits = photograph.bits if spec.command == "shrink" or spec.bits is None else bits
+        is_gray = photograph.gray and image.shape[1] == 4 and spec.command not in ("colorize", "shrink") and not is_film
         channels = (as_gray(pictures) if is_gray else pictures).shape[1]
-        for loss in lost_on_save(photograph.metadata, channels, original_bits, bits, work.format):
+        for loss in lost_on_save(photograph.metadata, channels, original_bits, bits, spec.format):
             notify(loss)
         if is_film:
             options |= {"more_frames": pictures[1:], "times": files.frame_times(picture)}
             pictures = pictures[:1]
-        if work.keep:
-            order = ranked(pictures, photograph.pixels, work.by, self.flow, notify=notify)[1][0, : work.keep]
-            seeds = ", ".join(str((work.seed + int(number)) % 2**64) for number in order)
-            notify(f"Kept of {len(pictures)}, best first, by {work.by}: seed {seeds}.")
+        if spec.keep:
+            order = ranked(pictures, photograph.pixels, spec.by, self.flow, notify=notify)[1][0, : spec.keep]
+            seeds = ", ".join(str((spec.seed + int(number)) % 2**64) for number in order)
+            notify(f"Kept of {len(pictures)}, best first, by {spec.by}: seed {seeds}.")
             pictures = pictures[order]
         named = zip(as_gray(pictures) if is_gray else pictures, ids, strict=True)
         results = [files.encode(result, photograph.metadata, unique_id=id, **options) for result, id in named]
@@ -251,7 +251,7 @@ class Worker:
 
     def ids(self, picture: bytes, name: str = "") -> list[str]:
         """Fingerprint the results of a picture, see ``JobSpec.ids``."""
-        return self.work.ids(picture, self._model, name)
+        return self.spec.ids(picture, self._model, name)
 
     def save_state(self) -> None:
         """Save what the next frame of the present clip needs, if there is one."""
@@ -260,15 +260,15 @@ class Worker:
 
     def _make(self, content: bytes, image: Tensor, companions: dict[str, Tensor], options: dict[str, Any]) -> Tensor:
         """Run the task on an image; ``content`` is its file's, ``options`` those that all tasks have."""
-        work, flow = self.work, self.flow
-        settings: dict[str, Any] = {"seed": work.seed, "samples": work.samples, **work.settings, **companions}
+        spec, flow = self.spec, self.flow
+        settings: dict[str, Any] = {"seed": spec.seed, "samples": spec.samples, **spec.settings, **companions}
         settings |= options
-        if work.is_video:
+        if spec.is_video:
             del settings["frames"], settings["samples"]
             settings["before"] = self._state.tensors
-        match work.command:
+        match spec.command:
             case "upscale":
-                return (upscale_video if work.is_video else upscale)(flow, image, **settings)
+                return (upscale_video if spec.is_video else upscale)(flow, image, **settings)
             case "faces":
                 assert self._faces is not None
                 settings = {name: value for name, value in settings.items() if not name.startswith("face_")}
@@ -276,7 +276,7 @@ class Worker:
             case "brighten":
                 return brighten(flow, image, **settings)
             case "clean":
-                return clean(flow, image, **work.settings, **options)
+                return clean(flow, image, **spec.settings, **options)
             case "repair":
                 del settings["precision"]
                 sensitivity, mask = settings.pop("sensitivity", 0.5), settings.pop("mask", None)
@@ -299,9 +299,9 @@ class Worker:
             hints_from_points(points, (image.shape[-2], image.shape[-1]), **brush) if points else None,
             Hints(coverage=None, chroma=None, palette=palette_from(colors), lock=False) if colors else None,
         )
-        if self.work.is_video:
+        if self.spec.is_video:
             return colorize_video(self.flow, image, **settings)
-        settings["memory"] = self.work.memory
+        settings["memory"] = self.spec.memory
         settings.pop("carry", None)
         strength = settings.pop("strength", 1.0)
         if self._reference is None:
@@ -309,22 +309,22 @@ class Worker:
         return transfer_palette(self.flow, image, self._reference.pixels, strength=strength, **settings)
 
     def _provenance(self, pictures: Tensor, bits: int, sources: dict[str, Tensor]) -> dict[str, str]:
-        work = self.work
+        spec = self.spec
         return Provenance.of(
-            {"temperature": 0.0, **work.settings, **work.model_defaults, "seed": work.seed, "samples": work.samples},
+            {"temperature": 0.0, **spec.settings, **spec.model_defaults, "seed": spec.seed, "samples": spec.samples},
             self.flow,
             map(truncate_16_bits if bits == 16 else to_uint8, pictures),
             node_id=COMMAND,
             # the node that makes the same picture
-            node="FlowcorePasteFace" if self._faces else f"Flowcore{work.command.capitalize()}",
-            model=work.model,
+            node="FlowcorePasteFace" if self._faces else f"Flowcore{spec.command.capitalize()}",
+            model=spec.model,
             model_sha256=self.model_sha256,
             sources=describe(sources),
         ).text()
 
     def _score(self, picture: bytes, name: str) -> dict[str, Any]:
         flow = self.flow
-        settings: dict[str, Any] = {"samples": self.work.samples, "seed": self.work.seed, **self.work.settings}
+        settings: dict[str, Any] = {"samples": self.spec.samples, "seed": self.spec.seed, **self.spec.settings}
         fit = settings.pop("fit", "resize")
         photograph, cond = files.read(picture, name), None
         notes = [*photograph.notes]

@@ -67,11 +67,11 @@ class Manifest:
 
     def append(self, job: Job, result: Outputs | Exception, worker: Worker) -> None:
         """Write the rows of a job that a worker has done to the disk."""
-        work, outputs, seconds, note = worker.work, [("", "")], None, str(result)
+        spec, outputs, seconds, note = worker.spec, [("", "")], None, str(result)
         if isinstance(result, Outputs):
-            outputs = zip(job.targets, work.seeds(), strict=True)
+            outputs = zip(job.targets, spec.seeds(), strict=True)
             seconds, note = round(result.seconds, 2), " ".join(result.notes)
-        rows = [(job.source, target, seed, work.model, worker.model_sha256, seconds, note) for target, seed in outputs]
+        rows = [(job.source, target, seed, spec.model, worker.model_sha256, seconds, note) for target, seed in outputs]
         with exclusive(self.path):
             _append(self.path, COLUMNS, rows)
 

@@ -101,7 +101,7 @@ def model_run(
         if settings.get("frames") == "video":
             raise FlowError("--mark is for pictures, and these are frames of a video. Remove it.")
         settings = {**settings, "mark": options.mark}
-    work = JobSpec(
+    spec = JobSpec(
         command=command,
         model=Path(options.model).name,  # pictures contain it, and leave the machine
         scale=flow.condition_scale,
@@ -114,7 +114,7 @@ def model_run(
         quality=options.quality,
         **fields,
     )
-    return ModelRun(options=options, worker=Worker(work, flow), label=label)
+    return ModelRun(options=options, worker=Worker(spec, flow), label=label)
 
 
 def prepare_images(
@@ -131,8 +131,8 @@ def prepare_images(
     pictures = folders.list_inputs(options.images, options.out, log, skipped)
     names = sample_names or seed_names(options)
     jobs = Jobs(runs, _jobs(options, pictures, runs, names), again=options.again)
-    work = jobs.worker.work
-    check_format(work.format, work.bits or 8, work.quality)
+    spec = jobs.worker.spec
+    check_format(spec.format, spec.bits or 8, spec.quality)
     check_writable(options.out if named_format(options.out) else options.out / NAME)
     if uses_ray(options):
         import_cluster()
@@ -147,9 +147,9 @@ def _make_images(options: Namespace, jobs: Jobs, manifest: Manifest | None, skip
     """Make images from all pictures, on this machine or a cluster, save them and list them in the manifest."""
     if manifest is not None:
         manifest.append_skipped(skipped)
-    if jobs.worker.work.command in ("upscale", "restore", "faces"):
+    if jobs.worker.spec.command in ("upscale", "restore", "faces"):
         jobs.problems = confirm_sizes(options, jobs)
-    bar, is_video = ProgressBar(jobs.sizes), jobs.worker.work.is_video
+    bar, is_video = ProgressBar(jobs.sizes), jobs.worker.spec.is_video
     for job, result in execute(options, jobs.units(), jobs.is_done, jobs.run_of, bar, whole_clips=is_video):
         if isinstance(result, Outputs) and (reason := jobs.reason(job)):
             result = replace(result, notes=(reason, *result.notes))
@@ -189,7 +189,7 @@ class Jobs:
         """Yield the job of a picture, or those of a clip's frames, and choose their model when their turn comes."""
         clips = defaultdict[Path | int, list[tuple[Job, ...]]](list)
         for number, candidates in enumerate(self._candidates.values()):
-            clips[candidates[0].source.parent if self.worker.work.is_video else number].append(candidates)
+            clips[candidates[0].source.parent if self.worker.spec.is_video else number].append(candidates)
         for clip in clips.values():
             model, reason = self._choose(clip)
             for candidates in clip:
@@ -255,21 +255,21 @@ def _result_names(run: ModelRun, sample_names: list[str], path: Path, kind: str 
 
     ``kind`` tells pictures apart that have one name but for their suffix.
     """
-    options, work, model = run.options, run.worker.work, Path(run.options.model).stem
-    suffix = SUFFIXES[work.format]
+    options, spec, model = run.options, run.worker.spec, Path(run.options.model).stem
+    suffix = SUFFIXES[spec.format]
     base, frame = folders.split_name(path.name)
     if options.name is not None:
         tokens = {"stem": f"{base}{kind}{frame}", "base": f"{base}{kind}", "frame": frame, "suffix": path.suffix[1:]}
         samples = {seed: f"_{seed}" if len(sample_names) > 1 else "" for seed in sample_names}
         names = [options.name.format(**tokens, model=model, seed=seed, sample=text) for seed, text in samples.items()]
         return [f"{name.removesuffix(suffix)}{suffix}" for name in names]
-    if work.is_video:
+    if spec.is_video:
         return [f"{base}{kind}{frame}{suffix}"]
-    if work.command == "shrink":
+    if spec.command == "shrink":
         return [f"{base}{kind}_{model}_small{frame}{suffix}"]
-    if work.command == "clean":
+    if spec.command == "clean":
         return [f"{base}{kind}_{result_label(options, run.label)}{frame}{suffix}"]
-    if work.command == "restore":
+    if spec.command == "restore":
         base = base.removesuffix(f"_{model}_small")
     return [f"{base}{kind}_{result_label(options, run.label)}_{name}{frame}{suffix}" for name in sample_names]
 
@@ -362,7 +362,7 @@ def _execute_on_cluster(
             workers=options.ray_workers,
             threads=max(1, options.ray_threads),
         )
-        yield from cluster.execute(run_of(its_jobs[0]).worker.work, machines, log, its_jobs)
+        yield from cluster.execute(run_of(its_jobs[0]).worker.spec, machines, log, its_jobs)
 
 
 # --- questions before large results are made --------------------------------------------------------------------------
@@ -374,12 +374,12 @@ def confirm_sizes(options: Namespace, jobs: Jobs) -> dict[Path, str]:
     Returns:
         Why pictures cannot be done: where nobody can be asked, because their results would be too large.
     """
-    work, limit = jobs.worker.work, options.max_megapixels or math.inf
+    spec, limit = jobs.worker.spec, options.max_megapixels or math.inf
     pixels, too_large = dict[Path, int](), dict[Path, str]()
     for path in jobs.sources:
         with suppress(FlowError):  # of results that are larger than possible: the picture will fail
             source = jobs.sizes[path]
-            if source and (result := work.size_of(path, source)):  # without a size it cannot be read, and will fail
+            if source and (result := spec.size_of(path, source)):  # without a size it cannot be read, and will fail
                 height, width = result
                 pixels[path] = height * width
                 size = height * width / 1e6
@@ -393,9 +393,9 @@ def confirm_sizes(options: Namespace, jobs: Jobs) -> dict[Path, str]:
     # results may be as large as if they were not compressed, since photographs hardly are
     folder = next(path for path in (options.out, *options.out.parents) if path.is_dir())
     rest, free = [path for path in pixels if path not in too_large], shutil.disk_usage(folder).free
-    if 6 * work.samples * sum(pixels[path] for path in rest) > free:  # else no need to look which results exist
-        sizes = (3 * work.bits_of(path) / 8 * pixels[path] for path in rest if jobs.is_pending(path))
-        if (required := work.samples * sum(sizes)) > free:
+    if 6 * spec.samples * sum(pixels[path] for path in rest) > free:  # else no need to look which results exist
+        sizes = (3 * spec.bits_of(path) / 8 * pixels[path] for path in rest if jobs.is_pending(path))
+        if (required := spec.samples * sum(sizes)) > free:
             text = f"The results may need {required / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {options.out}."
             _confirm(text, "Shrink the images, or make room.")
     advice = "Shrink the image, or raise --max-megapixels (0: never ask)."

@@ -37,14 +37,14 @@ def prepare_score(options: Namespace) -> Callable[[], None]:
         settings["fit"] = options.fit
     if flow.estimated:
         settings |= {"probes": options.probes, "terms": options.terms}
-    work = JobSpec(command="score", model=options.model, settings=settings, seed=options.seed, samples=options.samples)
+    spec = JobSpec(command="score", model=options.model, settings=settings, seed=options.seed, samples=options.samples)
     table = None
     if options.out is not None:
         table = Scores(options.out if options.out.suffix.lower() == ".csv" else options.out / "scores.csv")
     jobs = [Job(picture.path) for picture in folders.list_inputs(options.images, notify=log)]
     if uses_ray(options):
         import_cluster()
-    return partial(_score, options, jobs, ModelRun(options=options, worker=Worker(work, flow)), table)
+    return partial(_score, options, jobs, ModelRun(options=options, worker=Worker(spec, flow)), table)
 
 
 def _score(options: Namespace, jobs: list[Job], run: ModelRun, table: Scores | None) -> None:

@@ -153,7 +153,7 @@ def test_files_that_workers_of_a_cluster_open_are_absolute(model, tmp_path, monk
     works = []
 
     def execute(_options, units, _is_done, run_of, _bar, **_):
-        works.append(run_of(next(iter(units))[0]).worker.work)
+        works.append(run_of(next(iter(units))[0]).worker.spec)
         return []
 
     monkeypatch.setattr("flowcore.cli.batches.execute", execute)

@@ -341,16 +341,16 @@ def test_a_folder_of_guides_is_listed_once_until_it_changes(tmp_path, monkeypatc
         photograph(guides / f"{k}.png", (8, 6), seed=k)
     listing = Path.iterdir
     monkeypatch.setattr(Path, "iterdir", lambda path: listed.append(path) or listing(path))
-    work = JobSpec(command="upscale", model="x", guide=guides)
+    spec = JobSpec(command="upscale", model="x", guide=guides)
     for k in range(3):
-        assert work.guide_and_mask(f"{k}.jpg") == {"guide": (guides / f"{k}.png").read_bytes()}
+        assert spec.guide_and_mask(f"{k}.jpg") == {"guide": (guides / f"{k}.png").read_bytes()}
     assert listed == [guides]
     photograph(guides / "3.PNG", (8, 6))
     os.utime(guides, ns=(0, 0))  # whatever the clock's steps are
-    assert work.guide_and_mask("3.jpg") == {"guide": (guides / "3.PNG").read_bytes()}
+    assert spec.guide_and_mask("3.jpg") == {"guide": (guides / "3.PNG").read_bytes()}
     (guides / "3.bmp").write_bytes(b"")
     with pytest.raises(FlowError, match=r"Expected one guide named 3 in .*; got 2"):
-        work.guide_and_mask("3.jpg")
+        spec.guide_and_mask("3.jpg")
 
 
 def test_junctions_that_lead_back_are_not_followed(tmp_path, monkeypatch):

@@ -69,8 +69,8 @@ def test_a_model_differs_by_what_its_bijection_leaves_out():
     bolder = build_tiny("srflow", guide_layers=2, guide_width=4, temperature=0.3)
     assert len({model_sha256(flow) for flow in (plain, other_guide, bolder)}) == 1
     assert len({fingerprint(flow) for flow in (plain, other_guide, bolder)}) == 3
-    work = JobSpec(command="clean", model="m")
-    assert len({Worker(work, flow).ids(b"picture")[0] for flow in (plain, other_guide, bolder)}) == 3
+    spec = JobSpec(command="clean", model="m")
+    assert len({Worker(spec, flow).ids(b"picture")[0] for flow in (plain, other_guide, bolder)}) == 3
     assert fingerprint(plain) == fingerprint(build_tiny("srflow", guide_layers=2, guide_width=4))
     assert fingerprint(plain) == model_fingerprint(plain, model_sha256(plain))
 
@@ -90,7 +90,7 @@ def test_forms_that_files_have_recorded_stay_as_they_are(tmp_path):
     assert fingerprint(faint) == "f30915f1f583726c703ce0fa08dc8748c7fdb210c3cf61b3e8845df854d50fcf"
     (tmp_path / "guide.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     settings = {"points": ("1,2 #fff",), "tile": 64, "temperature": None}
-    work = JobSpec(
+    spec = JobSpec(
         command="colorize",
         model="m",
         settings=settings,
@@ -101,4 +101,4 @@ def test_forms_that_files_have_recorded_stay_as_they_are(tmp_path):
         memory=faint,
         guide=tmp_path / "guide.png",
     )
-    assert work.ids(b"picture", "ab" * 32) == ["f10c0de57a788e0892f5a7a62e9fc9ad", "f10c0de51465e52c555b593f9db593cc"]
+    assert spec.ids(b"picture", "ab" * 32) == ["f10c0de57a788e0892f5a7a62e9fc9ad", "f10c0de51465e52c555b593f9db593cc"]

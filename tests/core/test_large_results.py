@@ -29,8 +29,8 @@ def test_the_size_of_an_image_is_read_from_its_header(tmp_path, monkeypatch):
     Image.new("RGB", (60, 50)).save(tmp_path / "b.png", exif=turned)
     monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("A whole file was read."))
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("Pixels were decoded."))
-    work = JobSpec(command="upscale", model="", scale=4)
-    assert (files.upright_size(tmp_path / "a.png"), work.size_of(tmp_path / "a.png")) == ((50, 60), (200, 240))
+    spec = JobSpec(command="upscale", model="", scale=4)
+    assert (files.upright_size(tmp_path / "a.png"), spec.size_of(tmp_path / "a.png")) == ((50, 60), (200, 240))
     assert files.upright_size(tmp_path / "b.png") == (60, 50)
 
 
