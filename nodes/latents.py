@@ -312,7 +312,7 @@ class FlowcoreSaveLatents(FlowNode):
             extra={} if latents.labels is None else {"labels": latents.labels.tolist()},
             source=latents.source,
         )
-        return self.output(latents=[record], text=[f"saved {record['filename']}"])
+        return self.output(latents=[record], text=[f"Saved as {record['filename']}"])
 
 
 class FlowcoreLoadLatents(FileNode):

@@ -166,7 +166,7 @@ class FlowcoreTrain(FlowNode):
 
 
 def _verdict(result: "Result") -> str:
-    return f"{result.verdict[:1].upper()}{result.verdict[1:]}{result.files.say_where()}."
+    return f"{result.verdict}{result.files.say_where()}."
 
 
 def _describe(

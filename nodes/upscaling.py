@@ -365,8 +365,8 @@ class FlowcoreRestore(PickingNode):
         model.flow.require("rescale")
         count, _, rows, columns = small.shape
         scale = model.flow.condition_scale
-        advice = "Lower samples, or pass fewer or smaller pictures."
-        check_memory(count * settings.samples, 3 * scale**2 * rows * columns, "pictures", advice)
+        values = 3 * scale**2 * rows * columns
+        check_memory(count * settings.samples, values, "pictures", "Lower samples, or pass fewer images.")
         flow = load_upscaler(model, rows, columns, settings.tile)
         size = height or rows * scale, width or columns * scale
         settings = replace(settings, size=size, **self.notes.task_options(sources=small))

@@ -196,7 +196,7 @@ def eyes_from_mask(mask: Tensor, height: int, width: int) -> tuple[Point, Point]
         groups = list(points[order].tensor_split(cuts.cpu()))
     if len(groups) != 2:
         raise ImageError(
-            f"The mask must have two dots, one on each eye; it has {len(groups) or 'none'}. Paint them anew: "
+            f"The mask must have two dots, one on each eye; it has {len(groups)}. Paint them anew: "
             "right-click Load Image, Open in MaskEditor."
         )
     scale = torch.tensor([width / mask.shape[1], height / mask.shape[0]], dtype=torch.float64)

@@ -147,7 +147,7 @@ def verify(
     if source is not None and size is None:
         height, width = source.shape[-2:]
         size = height * flow.condition_scale, width * flow.condition_scale
-    run = Runner(flow, RunOptions(**options), "Verify fewer or smaller pictures, or free memory.", pictures)
+    run = Runner(flow, RunOptions(**options), "Pass fewer or smaller images.", pictures)
 
     def task() -> Verification:
         rgb = ImageBatch(pictures, run.notify).extended_rgb.cpu()

@@ -277,20 +277,20 @@ class Results:
         """Compare what was trained with the start, whose metrics are ``start``: whether it is better, and why."""
         if not start:
             unknown = "nothing tells whether this is better than the start"
-            return None, f"no held-out image is as large as a crop, so {unknown}"
+            return None, f"No held-out image is as large as a crop, so {unknown}"
         file = self.worse if self.worse.exists() else self.model
         if file == self.model and self.is_start():
-            return None, "stopped before it was measured"
+            return None, "Stopped before it was measured"
         metrics = read_header(file).provenance["metrics"]
         values = ", ".join(f"{name} {start[name]:g} -> {value:g}" for name, value in metrics.items() if name in start)
         if worse := worse_by(start, metrics):
-            return False, f"worse than the start {worse} ({values})"
+            return False, f"Worse than the start {worse} ({values})"
         main, *others = start
         gain = -loss_of_quality(main, start, metrics)
         if gain == 0:
-            return False, f"as good as the start ({values})"
+            return False, f"As good as the start ({values})"
         lost = ", ".join(name for name in others if loss_of_quality(name, start, metrics) > 0)
-        return True, f"better than the start by {gain:.4g} ({values})" + (f", but not in {lost}" if lost else "")
+        return True, f"Better than the start by {gain:.4g} ({values})" + (f", but not in {lost}" if lost else "")
 
 
 def worse_by(start: Mapping[str, float], metrics: Mapping[str, float]) -> str:

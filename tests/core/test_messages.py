@@ -4,9 +4,12 @@ import ast
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import flowcore
+from flowcore.model import SUITABLE_MODELS, Task
 from flowcore.tasks import audit
+from flowcore.tasks.ranking import By
 
 ROOT = Path(__file__).resolve().parents[2]
 MESSAGES = json.loads((ROOT / "locales" / "en" / "main.json").read_text(encoding="utf-8"))["flowcore"]["messages"]
@@ -71,6 +74,22 @@ def test_every_note_and_every_error_of_a_node_has_a_template():
     assert len(said := {*notes(), *errors()}) > 80
     known = set(MESSAGES.values())
     assert [text for text in said if not known & {text, text.removeprefix("{0}: ")}] == []
+
+
+PLACES_OF_ADVICE = {"Runner": 2, "check_memory": 3, "report": 2}  # by function
+
+
+def test_what_notes_and_errors_are_filled_with_has_a_template():
+    """Tasks, criteria, and what a person is told to do if memory runs out."""
+    said = [*get_args(Task), *get_args(By), *SUITABLE_MODELS.values(), " made to {0}"]
+    for node in (node for tree in trees("nodes", "flowcore/tasks", "flowcore/runtime") for node in ast.walk(tree)):
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).upper().endswith("ADVICE"):
+            said.append(template(node.value))
+        elif isinstance(node, ast.Call) and (name := ast.unparse(node.func).split(".")[-1]) in PLACES_OF_ADVICE:
+            place = PLACES_OF_ADVICE[name]
+            said += map(template, node.args[place : place + 1])
+    assert len(said) > 50
+    assert [text for text in said if text and text not in MESSAGES.values()] == []
 
 
 def test_what_an_audit_says_is_made_of_templates():

@@ -80,7 +80,7 @@ def test_a_better_model_takes_the_place_of_the_start(whole, photos):
     before = float(read_rows(folder / "held_out.csv")[0]["value"])
     gain = before - metrics["validation_bits_per_dim"]
     assert gain > 0
-    assert lines[-1].startswith(f"better than the start by {gain:.4g} (validation_bits_per_dim {before:g} -> ")
+    assert lines[-1].startswith(f"Better than the start by {gain:.4g} (validation_bits_per_dim {before:g} -> ")
     assert all(name in lines[-1] for name in metrics)
     assert read_header(folder / "model.safetensors").provenance["steps"] == STEPS
     assert not (folder / "worse.safetensors").exists()
@@ -93,7 +93,7 @@ def test_a_better_model_takes_the_place_of_the_start(whole, photos):
 def test_a_model_that_became_worse_does_not(photos, start, tmp_path):
     made, folder = recipe("start_rate = 30.0\n"), tmp_path / "run"
     lines = run(made, photos, folder, start=start)
-    assert lines[-1].startswith("worse than the start by ")
+    assert lines[-1].startswith("Worse than the start by ")
     assert f"model.safetensors is the start; the trained model is {folder / 'worse.safetensors'}" in lines[-1]
     assert (folder / "model.safetensors").read_bytes() == start.read_bytes()
     assert train(made, photos, folder).better_than_start is False
@@ -126,9 +126,9 @@ def test_measures_that_got_worse_are_named_and_nan_counts_as_worse(photos, start
     found = iter([MEASURED, MEASURED | better, MEASURED, none])
     monkeypatch.setattr("flowcore.training.loop.validate", lambda *_, **__: (next(found), [torch.zeros(1, 3, 8, 8)]))
     lines = run(recipe(), photos, tmp_path / "better", start=start, stop_after=1)
-    assert lines[-1].startswith("better than the start by 0.1 (validation_bits_per_dim 2 -> 1.9, ")
+    assert lines[-1].startswith("Better than the start by 0.1 (validation_bits_per_dim 2 -> 1.9, ")
     assert lines[-1].endswith("), but not in psnr_tau0.8")
-    assert run(recipe(), photos, tmp_path / "none", start=start, stop_after=1)[-1].startswith("worse than the start")
+    assert run(recipe(), photos, tmp_path / "none", start=start, stop_after=1)[-1].startswith("Worse than the start")
     assert (tmp_path / "none" / "model.safetensors").read_bytes() == start.read_bytes()
 
 
@@ -162,5 +162,5 @@ def test_a_cancelled_run_returns_what_it_has_come_to(photos, start, tmp_path):
     result = train(recipe(), photos, tmp_path, start=start, log=lines.append, **options)  # before a measurement
     assert (result.new_steps, result.is_finished, result.better_than_start) == (2, False, None)
     assert result.model.read_bytes() == start.read_bytes()
-    assert "stopped before it was measured" in result.verdict
+    assert "Stopped before it was measured" in result.verdict
     assert any("stopped: cancelled" in line for line in lines)

@@ -9,10 +9,16 @@ export const translateMessage = (text) => text.split("\n").map(translateLine).jo
 function translateLine(line) {
   for (const { pattern, translated } of templates()) {
     const [matched, ...values] = line.match(pattern) ?? [];
-    if (matched !== undefined) return translated.replace(/\{(\d)\}/g, (_, number) => translateLine(values[number]));
+    if (matched !== undefined) return translated.replace(/\{(\d)\}/g, (_, number) => translateValue(values[number]));
   }
   const [, name, said] = line.match(/^(.+?: )(.+)$/) ?? []; // such as the file that a note is about
   return said ? name + translateLine(said) : line;
+}
+
+/** What stands in a template may be a list, such as of kinds of damage. */
+function translateValue(value) {
+  const parts = value.split(", "), areKnown = parts.every((part) => templates().some(({ pattern }) => pattern.test(part)));
+  return areKnown ? new Intl.ListFormat(language()).format(parts.map(translateLine)) : translateLine(value);
 }
 
 /** The templates that have a translation, the longest first. */

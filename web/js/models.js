@@ -2,6 +2,7 @@
 // connects a model that cannot be used, one that can replaces it.
 import { inputSpec, patchAfter, language, refresh, setValue, texts, widgetOf, wired } from "./canvas.js";
 import { app, isOpening, rankInSearch } from "./frontend.js";
+import { translateMessage } from "./messages.js";
 import { onUpstreamChoice, originOf } from "./picture.js";
 import { onResult } from "./runs.js";
 import { offer, show } from "./text.js";
@@ -43,7 +44,7 @@ app.registerExtension({
     });
     const showUse = async () => {
       const useOf = await usesOf(node);
-      menu.options.getOptionLabel = (name) => (useOf(name) ? `${name}: ${useOf(name)}` : name);
+      menu.options.getOptionLabel = (name) => (useOf(name) ? `${translateMessage(name)}: ${useOf(name)}` : name);
       const use = wired(node, menu.name) ? "" : useOf(menu.value);
       show(node, use.slice(0, 1).toUpperCase() + use.slice(1));
       refresh(node);
