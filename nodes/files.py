@@ -35,6 +35,7 @@ from flowcore.images.files import (
     upright_size,
 )
 from flowcore.images.fill import extend_over_blank
+from flowcore.images.opening import is_transparent
 from flowcore.runtime.image_batch import MAX_STRETCH, ImageBatch, append_alpha
 from flowcore.runtime.memory import memory_required
 from flowcore.runtime.settings import model_defaults
@@ -54,6 +55,7 @@ WORKFLOWS = Path(__file__).parents[1] / "workflows"  # served by the host, too: 
 OPAQUE = "Its transparent parts are opaque in the result. Connect a mask to keep them."
 OPAQUE_JPEG = "Its transparent parts are opaque in the result: a JPEG file has none."
 LARGE = 2048  # pixels of the side of a photograph for which memory is made free
+LOADERS = {"FlowcoreExample": "picture", "LoadImage": "image"}  # nodes that load pictures: their inputs that name them
 BITS: dict[Any, int | None] = {"source": None, "8": 8, "16": 16}
 
 # The pictures that come with the pack: name in the menu to files. Append only: workflows contain the names.
@@ -190,14 +192,27 @@ def _picture_files(picture: str) -> list[Path]:
 
 
 def picture_names(prompt: Any, node_id: Any, name: str) -> list[str]:
-    """Name the files behind an input that is connected to Flow Example in a prompt; empty if it is not."""
+    """Name the files behind an input that is connected to a loader in a prompt; empty if it is not."""
+    return [re.sub(UPLOADED, "", file.name) for file in _loaded_files(prompt, node_id, name)[1]]
+
+
+def unmasked_picture(prompt: Any, node_id: Any, name: str) -> str | None:
+    """Name the first of these files that has transparent parts; None if some node gets their mask or source."""
+    loader, files = _loaded_files(prompt, node_id, name)
+    wires = [value for node in prompt.values() for value in node["inputs"].values()] if files else []
+    is_kept = [loader, 1] in wires or [loader, 3] in wires
+    return next((re.sub(UPLOADED, "", file.name) for file in files if not is_kept and is_transparent(file)), None)
+
+
+def _loaded_files(prompt: Any, node_id: Any, name: str) -> tuple[Any, list[Path]]:
+    """Find the loader at an input in a prompt, and its files."""
     nodes = prompt if isinstance(prompt, dict) else {}
     wire = nodes.get(str(node_id), {}).get("inputs", {}).get(name)
-    origin = nodes.get(wire[0], {}) if isinstance(wire, list) and len(wire) == 2 else {}
-    picture = origin.get("inputs", {}).get("picture")
-    if origin.get("class_type") != FlowcoreExample.__name__ or not isinstance(picture, str) or picture in FILMS:
-        return []
-    return [re.sub(UPLOADED, "", file.name) for file in _picture_files(picture)]
+    loader = wire[0] if isinstance(wire, list) and len(wire) == 2 else None
+    origin = nodes.get(loader, {})
+    picture = origin.get("inputs", {}).get(LOADERS.get(origin.get("class_type")))
+    known = isinstance(picture, str) and picture not in FILMS
+    return loader, _picture_files(picture) if known else []
 
 
 def _read_with_alpha(file: Path, notify: Callable[[str], None]) -> Tensor:

@@ -16,6 +16,7 @@ from flowcore.provenance import KEY, MAX_ENTRIES, Provenance
 from flowcore.runtime.settings import with_defaults
 
 from .by_picture import join_outputs, part_for, with_reason
+from .files import unmasked_picture
 from .host.compat import components, io, log, video_of
 from .host.memory import free_callbacks
 from .host.ui import Progress, from_canvas, gallery, sample_facts
@@ -43,6 +44,8 @@ class PickingNode(FlowNode):
 
     def answer(self, values: dict[str, Any]) -> Any:
         pick, model, image = values.pop("pick"), values.get("model"), values.get("image")
+        if name := unmasked_picture(self.hidden.prompt, self.hidden.unique_id, "image"):
+            self.notes(f"{name}: It has transparent parts. To keep them, connect its mask to Save Flow Picture.")
         if isinstance(model, ModelByPicture) and image is not None:
             parts = model.divide(image, as_clip=self.AS_CLIP)
             values["model"] = parts[0].model  # of live pictures, of which there are only those of a single image

@@ -93,6 +93,16 @@ def read_image_bytes(path: Path) -> bytes:
         raise ImageError(getattr(error, "strerror", None) or str(error)) from error
 
 
+def is_transparent(path: Path) -> bool:
+    """Tell whether parts of an image file are transparent; False if it cannot be decoded."""
+    try:
+        with open_image(path) as opened:
+            has_alpha = "A" in opened.getbands() or "transparency" in opened.info
+            return has_alpha and any(opened.convert("RGBA").getchannel("A").histogram()[:255])
+    except ImageError:
+        return False
+
+
 def open_regular(path: Path) -> BinaryIO:
     """Open a file to be read; ImageError, with the reason, if it is no regular file, nor a link to one.
 

@@ -387,6 +387,18 @@ def test_a_wire_that_is_dragged_from_a_model_input_gets_a_loader(classic):
     assert classic.sent("FlowcoreUpscale")["model"] == [str(classic.only("FlowcoreLoadModel")["id"]), 0]
 
 
+def test_a_node_is_found_by_another_word_on_the_first_screen_of_the_search(canvas, page):
+    canvas.open(numbered(photo=PHOTO))
+    page.mouse.dblclick(900, 930)
+    page.wait_for_timeout(500)
+    page.keyboard.type("inpaint")
+    rows = page.get_by_role("option")
+    rows.nth(11).wait_for(state="attached")  # the first that is seen only after scrolling
+    canvas.shot("search-inpaint")
+    assert any("Flow Repair" in text for text in rows.all_inner_texts()[:11])
+    page.keyboard.press("Escape")
+
+
 def test_a_selected_picture_is_enlarged_from_its_toolbox(canvas, page):
     canvas.open(numbered(photo=PHOTO))
     page.evaluate("() => app.canvas.selectItems([app.graph.nodes[0]])")

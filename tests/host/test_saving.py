@@ -150,6 +150,24 @@ def test_dropped_content_credentials_are_named(host):
     assert C2PA not in host.pictures(entry)[0]
 
 
+def test_transparent_parts_that_nothing_keeps_are_named(host, flows):
+    put(host, "cut-out.png", files.encode(deep()))
+
+    def said(seed, loads, **mask):
+        asked = {"image": "photo.0", "model": "model.0", "samples": 1, "temperature": 0.5, "seed": seed}
+        save = {"images": "upscale.0", "filename_prefix": "kept/c", "format": "png", "bits": "8", **mask}
+        nodes = {"photo": loads, "model": loader(flows["small-srflow"]), "upscale": ("FlowcoreUpscale", asked)}
+        return host.outputs(**nodes, save=("FlowcoreSave", save))["upscale"]["flowcore_notes"]
+
+    note = "cut-out.png: It has transparent parts. To keep them, connect its mask to Save Flow Picture."
+    for seed, loads in (
+        (1, ("FlowcoreExample", {"picture": "cut-out.png"})),
+        (3, ("LoadImage", {"image": "cut-out.png"})),
+    ):
+        assert note in said(seed, loads)
+        assert note not in said(seed + 1, loads, mask="photo.1")
+
+
 def test_no_file_is_replaced(host):
     values = {"images": "two.0", "format": "png", "bits": "8"}
     for prefix in ("never/", "never/b%batch_num%", "never/%width%x%height%"):

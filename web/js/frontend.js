@@ -40,6 +40,14 @@ export function rankInSearch(definition, worse = 0) {
   definition.postProcessSearchScores = ([match, ...others]) => [match + worse, -1, ...others];
 }
 
+/** Rank a node that was found by one of its aliases right behind those with this word in their title. */
+export function rankByAlias(definition) {
+  definition.postProcessSearchScores = ([match, ...others]) => {
+    const byAlias = match === 9 && others.at(-1) < 0.2; // 9: unlike its title; below 0.2: no letter differs
+    return byAlias ? [2, 0, Infinity] : [match, 0, ...others];
+  };
+}
+
 /** Call `act` when the page asks the server to stop. The page has no event for this, so watch its requests. */
 export function onStop(act) {
   const isStop = ({ name }) => /\/(interrupt|cancel)$/.test(name);

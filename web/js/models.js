@@ -1,7 +1,7 @@
 // The menu of Load Flow Model: it offers only models that the connected nodes can use, and says what each is for. If a person
 // connects a model that cannot be used, one that can replaces it.
 import { inputSpec, patchAfter, language, refresh, setValue, texts, widgetOf, wired } from "./canvas.js";
-import { app, isOpening, rankInSearch } from "./frontend.js";
+import { app, isOpening, rankByAlias, rankInSearch } from "./frontend.js";
 import { translateMessage } from "./messages.js";
 import { onUpstreamChoice, originOf } from "./picture.js";
 import { onResult } from "./runs.js";
@@ -17,6 +17,7 @@ app.registerExtension({
   beforeRegisterVueAppNodeDefs(every) {
     for (const definition of every) {
       if (definition.name === "FlowcoreLoadModel") rankInSearch(definition);
+      if (["FlowcoreClean", "FlowcoreRepair"].includes(definition.name)) rankByAlias(definition); // "denoise", "inpaint"
       if (definition.name === "FlowcoreRestore") rankInSearch(definition, 9); // "restore" usually means an old photograph
     }
   },
