@@ -19,7 +19,6 @@ from flowcore.tasks.calm_faces import face_map, lower_within
 from .commands import photograph, run
 
 PICTURES = Path(__file__).parents[2] / "workflows" / "pictures"
-EYES = (51, 64)  # row and column between those of the portrait of 128 pixels, in a picture around it
 
 
 def scene(side: int) -> Tensor:

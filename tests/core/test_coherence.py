@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from flowcore import Condition, FlowError, colorize, colorize_video, encode_colors
-from flowcore.models import configure
+from flowcore import Condition, colorize, colorize_video, encode_colors
 from flowcore.runtime.chroma import correlate_noise, noise_cholesky
 
 from .colorings import colored, gray, tiny_colorizer
@@ -71,9 +70,3 @@ def test_saturation_defaults_to_the_models_and_to_1_with_latents():
     assert torch.allclose(colorize(vivid, picture), colorize(plain, picture, saturation=1.5), atol=1e-5)
     latents = encode_colors(vivid, picture)
     assert torch.equal(colorize(vivid, picture, latents=latents), colorize(plain, picture, latents=latents))
-
-
-def test_values_out_of_range_are_refused():
-    for fields in ({"coherence": 2}, {"coherence_scales": [0.6]}, {"coherence_scales": [0, 4]}, {"saturation": -1}):
-        with pytest.raises(FlowError, match=next(iter(fields))):
-            configure("colorizer", fields)

@@ -391,20 +391,6 @@ def test_what_only_looks_like_a_border_is_colored():
         assert find_border(image) is None
 
 
-SIZES = {"working_size": (15, 4097, 0, -1, math.nan)}
-INVALID = {
-    "temperature": (-0.1, math.nan),
-    "detail": (-1, math.inf),
-    "saturation": (-0.1, math.inf),
-    "gamut": ("wrap",),
-    "precision": ("float8",),
-    "seed": (-1, 2**64),
-    "latents_strength": (-0.1, 1.1, math.nan),
-    "latents_levels": (-1,),
-    **SIZES,
-}
-
-
 def test_low_precision_stays_near_and_float16_on_a_cpu_becomes_float32(flow):
     image, notes = gray(), []
     expected = colorize(flow, image)
