@@ -313,7 +313,6 @@ class FlowcoreVerify(FlowNode):
 
 
 def _verdict(found: Verification, k: int, model: str, origin: str) -> str:
-    """Say of a picture whether it was made by a model from a seed, and how much of it was edited."""
     if not found.verified[k]:
         return f"Not made by {model} from {origin}, or changed too much since."
     share = float((found.edited[k] > 0.5).float().mean())

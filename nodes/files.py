@@ -313,7 +313,6 @@ class FlowcoreFolder(FlowNode):
 
 
 def _group_by_model(model: ModelByPicture, pictures: list[InputFile]) -> list[tuple[HostModel, list[InputFile]]]:
-    """Divide pictures among the upscalers that suit them."""
     by_name: dict[str, list[InputFile]] = {}
     for picture in pictures:
         stop_if_cancelled()
@@ -326,7 +325,6 @@ def _group_by_model(model: ModelByPicture, pictures: list[InputFile]) -> list[tu
 
 
 def _job_spec(model: HostModel, temperature: float | None, seed: int, samples: int) -> JobSpec:
-    """Describe what to make of each picture."""
     flow, colorizes = model.flow, "colorize" in model.flow.capabilities.tasks
     from_model = ["detail", "coherence", "saturation"] if colorizes else ["calm_edges", "calm_faces"]
     from_model += ["guide_strength"] if flow.guide is not None and not colorizes else []

@@ -364,7 +364,6 @@ def _depths(levels: int, single: float) -> list[float]:
 
 
 def _repeat(values: Tensor | None, count: int) -> Tensor | None:
-    """Give every item the value of a single one."""
     return values if values is None or len(values) == count else values.expand(count, *values.shape[1:])
 
 

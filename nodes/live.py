@@ -217,7 +217,6 @@ def _pictures_alone(pictures: Tensor, *_: Any, **_facts: Any) -> Tensor:
 
 
 def _span(side: int, at: float) -> tuple[int, int]:
-    """Return where a detail begins and ends, in pixels."""
     start = min(max(0, round(at * side) - DETAIL // 2), max(0, side - DETAIL))
     return start, min(side, start + DETAIL)
 

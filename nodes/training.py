@@ -149,7 +149,6 @@ class FlowcoreTrain(FlowNode):
         return show
 
     def _note_outcome(self, run: "NamedRun", result: "Result", kept_start: str) -> None:
-        """Note what a person should know or do now."""
         verdict = _verdict(result)
         if kept_start:
             self.notes(f"{verdict} So the node outputs {kept_start}, and saves nothing in models/flows.")

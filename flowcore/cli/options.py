@@ -109,7 +109,6 @@ def _add_verbosity(
 
 
 def _add_settings(command: ArgumentParser, kind: type[RunOptions]) -> None:
-    """Add the options of a task, which the class of its settings describes."""
     for option in options_of(kind):
         text = option.text.partition(". ")[0].rstrip(".").replace("``", "")
         fields: dict[str, Any] = {"default": option.default, "help": text[:1].lower() + text[1:]}

@@ -145,7 +145,6 @@ def _check_map(target: Path, *, again: bool) -> None:
 
 
 def _line(row: dict[str, Any]) -> str:
-    """Say what was found of a picture: a word, z, and its name."""
     state = {None: "unknown     ", True: "verified    ", False: "not verified"}[row["verified"]]
     return f"{state} {row['z']:8.1f}  {row['input']}" if "z" in row else f"{state}           {row['input']}"
 

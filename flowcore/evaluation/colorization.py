@@ -203,7 +203,6 @@ def _measure_colorings(
 
 
 def _worst(ratios: list[float]) -> float:
-    """Return the largest ratio; NaN if there is none."""
     return max((ratio for ratio in ratios if not math.isnan(ratio)), default=math.nan)
 
 

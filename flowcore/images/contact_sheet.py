@@ -60,7 +60,6 @@ def _font(size: int) -> Font:
 
 
 def _text_size(texts: Sequence[str], font: Font) -> tuple[int, int]:
-    """Return the largest width and height of texts."""
     boxes = [font.getbbox(text or " ") for text in texts]
     return round(max(box[2] for box in boxes) + 0.5), round(max(box[3] for box in boxes) + 0.5)
 

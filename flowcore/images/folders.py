@@ -63,5 +63,4 @@ def folder_stamp(folder: Path) -> str:
 
 
 def _is_link(folder: str) -> bool:
-    """Tell whether a folder is a link, or a junction of Windows."""
     return os.path.islink(folder) or getattr(os.lstat(folder), "st_reparse_tag", 0) == JUNCTION

@@ -349,7 +349,6 @@ def _lock(chroma: Tensor, coverage: Tensor, target: Tensor) -> Tensor:
 
 
 def _pad(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Continue an image symmetrically on the right and at the bottom."""
     height, width = size
     return pad_symmetric(image, (0, width - image.shape[-1], 0, height - image.shape[-2]))
 

@@ -192,7 +192,6 @@ def check_items(what: str, items: int, images: int) -> None:
 
 
 def _chroma_of(wanted: Color) -> Tensor:
-    """Chroma of a color, (2,)."""
     rgb = color.parse_color(wanted) if isinstance(wanted, str) else tuple(float(value) for value in wanted)
     if len(rgb) != 3 or not all(0 <= value <= 1 for value in rgb):
         raise ImageError(f'Expected a color such as "#e0b080", or red, green and blue in [0, 1]; got {wanted!r}.')

@@ -188,7 +188,6 @@ def _boxes(excess: Tensor) -> list[tuple[int, int, int, int]]:
 
 
 def _sentence(outside: float, db: float, boxes: list[tuple[int, int, int, int]], size: tuple[int, int]) -> str:
-    """Say what a person should know of a picture."""
     usual = 100 * (1 - COVERAGE)
     share = f"{100 * outside:.0f} % of this picture lies outside what the small image supports, where a photograph has "
     share += f"{usual:.0f} %"

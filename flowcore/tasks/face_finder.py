@@ -244,7 +244,6 @@ def _look_again(picture: Tensor, detection: Tensor, run: Runner) -> Tensor:
 
 
 def _distinct(detections: Tensor) -> Tensor:
-    """Keep the best of detections of the same face."""
     widths, middles = detections[:, 1], detections[:, 2:4]
     best: list[int] = []
     for k in detections[:, 0].argsort(descending=True, stable=True).tolist():

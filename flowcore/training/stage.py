@@ -220,7 +220,6 @@ class StageRunner:
         ]
 
     def _learning_rate(self) -> float:
-        """The stage's rate at this step of its schedule."""
         stage, done = self.stage, self.state.step - self.first
         factor = min(1.0, (done + 1) / max(stage.warmup, 1))
         factor *= 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done / stage.steps))

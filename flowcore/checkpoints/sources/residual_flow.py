@@ -79,12 +79,10 @@ def _layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
 
 
 def _blocks(checkpoint: Checkpoint, level: int, network: str) -> list[int]:
-    """Indices of a scale's blocks in its chain."""
     return sorted(checkpoint.indices(rf"transforms\.{level}\.chain\.(\d+)\.{network}"))
 
 
 def _layers(checkpoint: Checkpoint, network: str) -> list[int]:
-    """Indices of a network's linear layers among its parts."""
     layers = sorted(checkpoint.indices(re.escape(network) + r"\.(\d+)\.weight$"))
     if not layers or layers != list(range(layers[0], layers[0] + 2 * len(layers), 2)) or layers[0] > 1:
         raise checkpoint.error(f"has linear layers at {layers[:16]} in {network}; expected every other one.")
@@ -92,7 +90,6 @@ def _layers(checkpoint: Checkpoint, network: str) -> list[int]:
 
 
 def _weight(checkpoint: Checkpoint, network: str, dimensions: int) -> Shape:
-    """Look up the shape of a network's first weight."""
     return checkpoint.shape(f"{network}.{_layers(checkpoint, network)[0]}.weight", dimensions)
 
 

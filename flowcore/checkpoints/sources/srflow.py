@@ -64,7 +64,6 @@ def _layers(
 
 
 def _subnet(ours: str, published: str, hidden_layers: int) -> Iterator[Origin]:
-    """Pair the parameters of a ``Conditioner``."""
     for k in range(hidden_layers + 1):
         yield take(f"{ours}.hidden.{k}.weight", f"{published}.{2 * k}.weight")  # the odd indices are activations
         yield from actnorm(f"{ours}.hidden.{k}.actnorm", f"{published}.{2 * k}.actnorm")
