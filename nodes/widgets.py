@@ -64,11 +64,6 @@ def slider(default: float, lower: float, upper: float, step: float = 0.01, **fie
     return number(default, lower, upper, step, display_mode=io.NumberDisplay.slider, **fields)
 
 
-def model_slider(upper: float, **fields: Any) -> Input:
-    """Describe an optional number with a slider that leaves it to the model until it is moved."""
-    return slider(FROM_MODEL, FROM_MODEL, upper, optional=True, **fields)
-
-
 def choice(*options: str, **fields: Any) -> Input:
     """Describe a choice; its default is the first option unless `fields` say otherwise."""
     fields.setdefault("default", options[0])
@@ -124,7 +119,7 @@ def text(default: str = "", **fields: Any) -> Input:
     return partial(io.String.Input, default=default, **fields)
 
 
-CalmEdges = Annotated[float | None, model_slider(1.0, advanced=True)]
+CalmEdges = Annotated[float | None, slider(FROM_MODEL, FROM_MODEL, 1.0, optional=True, advanced=True)]
 Fit = Annotated[model_input.Fit, choice("resize", "crop", optional=True)]
 Gamut = Annotated[chroma.Gamut, choice("compress", "clip", optional=True, advanced=True)]
 Label = Annotated[int, integer(-1, -1, 9999, optional=True)]

@@ -226,7 +226,7 @@ def test_every_structure_is_converted_as_it_was_written(fields, tmp_path):
         assert torch.equal(a, b)
 
 
-def test_vectors_of_other_weights_are_renewed(tmp_path):
+def test_vectors_of_other_weights_are_renewed():
     """Published files hold averaged weights, but the vectors of the last ones."""
     state = weights("cifar_like")
     generator = torch.Generator().manual_seed(0)

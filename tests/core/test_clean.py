@@ -78,7 +78,7 @@ def test_parts_make_the_same_picture_as_the_whole(monkeypatch):
     assert (flowcore.clean(flow, image, strength=1.0) - whole).abs().max() < 1e-5
 
 
-def test_a_store_keeps_what_the_network_made(monkeypatch, photo):
+def test_a_store_keeps_what_the_network_made(photo):
     flow, store = build_tiny("srflow", perturb=0.05, guide_layers=2, guide_width=4), RecentlyUsed(2)
     first = flowcore.clean(flow, photo, strength=0.7, store=store)
     calls: list[int] = []

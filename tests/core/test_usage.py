@@ -82,7 +82,7 @@ def test_what_cannot_be_done_is_refused_before_anything_starts(words, tmp_path, 
     assert names(tmp_path) == ["in/a.png"]
 
 
-def test_an_error_of_the_work_is_no_error_of_usage(words, tmp_path, monkeypatch):
+def test_an_error_of_the_work_is_no_error_of_usage(words, monkeypatch):
     monkeypatch.undo()
     words[1].write_bytes(b"damaged")
     assert run(*words) == 1

@@ -187,7 +187,7 @@ def test_a_resized_picture_keeps_its_provenance(host, made):
     assert "precision: 'float32'" in "\n".join(told["text"])
 
 
-def test_16_bits_and_exr_keep_the_provenance(host, photo, flows, tmp_path, capsys):
+def test_16_bits_and_exr_keep_the_provenance(host, photo, flows, capsys):
     if not newer(host.version, "0.30.0"):
         pytest.skip("a node of later hosts")
     prompt = upscale(photo=photo, model_name=flows["small-srflow"], seed=40, samples=2)
