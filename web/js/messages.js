@@ -3,23 +3,25 @@ import { language, loadedTexts } from "./canvas.js";
 
 const templatesByLanguage = new Map();
 
-/** Translate the lines of a text that are known into the language of the frontend. */
-export const translateMessage = (text) => text.split("\n").map(translateLine).join("\n");
+/** Translate the lines of a text of a node that are known into the language of the frontend, with the names of the node's inputs. */
+export const translateMessage = (text, node) => text.split("\n").map((line) => translateLine(line, node?.comfyClass)).join("\n");
 
-function translateLine(line) {
+function translateLine(line, kind) {
   for (const { pattern, translated } of templates()) {
     const [matched, ...values] = line.match(pattern) ?? [];
-    if (matched !== undefined) return translated.replace(/\{(\d)\}/g, (_, number) => translateValue(values[number]));
+    if (matched !== undefined) return translated.replace(/\{(\d)\}/g, (_, number) => translateValue(values[number], kind));
   }
-  const [, name, said] = line.match(/^(.+?: )(.+)$/) ?? []; // such as the file that a note is about
-  return said ? name + translateLine(said) : line;
+  const [, name, said] = line.match(/^(.+?): (.+)$/) ?? []; // such as the file that a note is about
+  return said ? `${translateValue(name, kind)}: ${translateLine(said, kind)}` : inputName(line, kind);
 }
 
 /** What stands in a template may be a list, such as of kinds of damage. */
-function translateValue(value) {
+function translateValue(value, kind) {
   const parts = value.split(", "), areKnown = parts.every((part) => templates().some(({ pattern }) => pattern.test(part)));
-  return areKnown ? new Intl.ListFormat(language()).format(parts.map(translateLine)) : translateLine(value);
+  return areKnown ? new Intl.ListFormat(language()).format(parts.map((part) => translateLine(part, kind))) : translateLine(value, kind);
 }
+
+const inputName = (name, kind) => loadedTexts[language()]?.nodeDefs?.[kind]?.inputs[name]?.name ?? name;
 
 /** The templates that have a translation, the longest first. */
 function templates() {
@@ -33,4 +35,8 @@ function templates() {
   return templatesByLanguage.get(name);
 }
 
-const toPattern = (text) => new RegExp(`^${text.replace(/[.*+?^$()|[\]\\/]/g, "\\$&").replace(/\{\d\}/g, "(.*?)")}$`);
+/** Match a text; with one word, as in "seed {0}", only if the value is a number, because other lines begin or end with that word, too. */
+function toPattern(text) {
+  const value = /^(\w+ )?\{0\}( \w+)?$/.test(text) ? "([\\d.]+)" : "(.*?)";
+  return new RegExp(`^${text.replace(/[.*+?^$()|[\]\\/]/g, "\\$&").replace(/\{\d\}/g, value)}$`);
+}

@@ -106,9 +106,9 @@ function boxOf(node) {
 /** Replace the text on one of our nodes, warnings first; the part below the first empty line is folded. */
 export async function show(node, text, warnings = []) {
   if (!isOurs(node) || !(text || warnings.length || existingAreaOf(node))) return;
-  const [visible, ...folded] = translateMessage(text).split("\n\n");
+  const [visible, ...folded] = translateMessage(text, node).split("\n\n");
   const box = boxOf(node), warning = box.firstChild;
-  warning.textContent = warnings.map(translateMessage).join("\n");
+  warning.textContent = warnings.map((line) => translateMessage(line, node)).join("\n");
   box.replaceChildren(warning, visible);
   box.hidden = !text && !warnings.length;
   box.classList.remove("failed", "result", "outdated");
