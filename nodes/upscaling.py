@@ -36,7 +36,7 @@ from . import widgets
 from .host.compat import curve_values, io, log
 from .host.memory import load_to_device, release_callbacks, stop_if_cancelled
 from .host.paths import model_files, model_path, upscale_model_files
-from .host.ui import Notes, gallery, sample_facts
+from .host.ui import Notes, canvas_pictures, gallery, sample_facts
 from .node import FlowNode
 from .picking import ClipNode, PickingNode
 from .sampling import GRID_OUTPUTS
@@ -337,6 +337,7 @@ class FlowcoreShrink(FlowNode):
 
     ALIASES = "shrink, downscale, rescale, hcflow, compress, thumbnail, flow shrink"
     OUTPUTS = (io.Image.Output("small"), io.Int.Output("width"), io.Int.Output("height"))
+    HIDDEN = (io.Hidden.extra_pnginfo,)
 
     def run(self, image: Image, model: RescaleModel) -> Any:
         model.flow.require("rescale")
@@ -344,7 +345,8 @@ class FlowcoreShrink(FlowNode):
         flow = model.load(memory_required(model.flow, 1, height, width))
         if any(ImageBatch(image).is_gray):
             self.notes("The photograph is gray: switch on gray in Flow Restore.")
-        return self.output(flowcore.shrink(flow, image, **self.notes.task_options()), width, height)
+        small = flowcore.shrink(flow, image, **self.notes.task_options())
+        return self.output(small, width, height, **canvas_pictures(self, small))
 
 
 class FlowcoreRestore(PickingNode):

@@ -104,11 +104,12 @@ def test_a_film_that_is_dropped_on_a_story_is_connected(canvas, page):
     canvas.shot("film-dropped")
 
 
-SLIDER = """() => { const track = document.querySelector('[aria-label=temperature][role=slider]')?.parentElement;
+SLIDER = """([kind, name]) => {
+    const track = document.querySelector(`[aria-label=${name}][role=slider]`)?.parentElement;
     const box = track?.getBoundingClientRect(), half = 8; // of the thumb, which stays inside
     if (box) return {left: box.left + half, width: box.width - 2 * half, top: box.top, height: box.height};
-    const {scale, offset} = app.canvas.ds, node = app.graph.nodes.find(n => n.type === 'FlowcoreUpscale');
-    const widget = node.widgets.find(w => w.name === 'temperature'), page = app.canvas.canvas.getBoundingClientRect();
+    const {scale, offset} = app.canvas.ds, node = app.graph.nodes.find(n => n.type === kind);
+    const widget = node.widgets.find(w => w.name === name), page = app.canvas.canvas.getBoundingClientRect();
     return {left: page.left + (node.pos[0] + 15 + offset[0]) * scale, width: (node.size[0] - 30) * scale,
         top: page.top + (node.pos[1] + widget.y + offset[1]) * scale, height: 20 * scale}; }"""
 
@@ -116,7 +117,7 @@ SLIDER = """() => { const track = document.querySelector('[aria-label=temperatur
 def test_a_slider_begins_at_zero_and_a_double_click_gives_it_back_to_the_model(canvas, page):
     canvas.open(upscaling("fixed", -0.1))
     canvas.look_at("FlowcoreUpscale")
-    track = page.evaluate(SLIDER)
+    track = page.evaluate(SLIDER, ["FlowcoreUpscale", "temperature"])
     height = track["top"] + track["height"] / 2
 
     def shown():
@@ -131,6 +132,15 @@ def test_a_slider_begins_at_zero_and_a_double_click_gives_it_back_to_the_model(c
     page.wait_for_timeout(500)
     page.mouse.dblclick(track["left"] + 0.5 * track["width"], height)
     assert shown() == ("temperature (model's)", -0.1)
+
+
+def test_a_double_click_on_a_slider_without_a_number_of_the_model_brings_back_the_default(canvas, page):
+    canvas.open(numbered(clean=("FlowcoreClean", {"strength": 0.9})))
+    canvas.look_at("FlowcoreClean")
+    track = page.evaluate(SLIDER, ["FlowcoreClean", "strength"])
+    page.mouse.dblclick(track["left"] + 0.2 * track["width"], track["top"] + track["height"] / 2)
+    page.wait_for_timeout(200)
+    assert canvas.sent("FlowcoreClean")["strength"] == 0.5
 
 
 def test_marks_of_scratches_follow_the_slider(canvas, page):

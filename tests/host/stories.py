@@ -217,7 +217,7 @@ def size(node: dict[str, Any], info: dict[str, Any], shown: list[Any], folded: i
     """Return width and height of a node with so many inputs, of which some are folded, and with what it shows."""
     kind, height = node["class_type"], 60 + 26 * (len(shown) - folded) + TALLER.get(node["class_type"], 0)
     if not kind.startswith("Flowcore"):
-        return COLUMN, height
+        return MAIN if kind == "PreviewAny" else COLUMN, height  # a table
     if any(slot["name"] == "pick" for slot in shown):
         return MAIN, height + AREA
     says = "unique_id" in info["input"].get("hidden", {}) and "STRING" in info["output"]

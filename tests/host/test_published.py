@@ -113,8 +113,9 @@ def test_hcflow_story(host, hcflows, photo):
 def test_shrink_story(host, hcflows):
     photo = Image.fromarray((np.linspace(0, 255, 26 * 18 * 3) % 256).astype(np.uint8).reshape(18, 26, 3))
     name = host.put("odd.png", photo)
-    outputs = host.outputs(rescaling(name))
+    outputs = host.run_from_canvas(rescaling(name))["outputs"]
     assert "extended" in " ".join(outputs["shrink"]["text"])
+    assert len(outputs["shrink"]["images"]) == 1
     pictures = {picture.size: array(picture) for picture in host.images(rescaling(name))}
     assert pictures.keys() == {(7, 5), (26, 18)}
     flow = build_hcflow(rescaling=True)

@@ -1,14 +1,14 @@
 // How our nodes show their widgets: numbers that the model decides, `outside` only with a mask, and advanced inputs folded.
 import {
-  AREA, FROM_MODEL, canFollowModel, fitNode, hasPick, isOurs, isStepped, nodeAround, patchAfter, refresh, requestSnapshot, setHidden, translate,
-  widgetOf, wired,
+  AREA, FROM_MODEL, canFollowModel, fitNode, hasPick, inputSpec, isOurs, isStepped, nodeAround, patchAfter, refresh, requestSnapshot, setHidden,
+  setValue, translate, widgetOf, wired,
 } from "./canvas.js";
 import { app, foldAdvanced } from "./frontend.js";
 import { onModel, usualFacts } from "./models.js";
 
 const ZERO = { factor: "scale", pick: "all" }; // widgets whose 0 has a meaning of its own: keys of the texts for it
 
-const resets = new WeakMap(); // from a node to a function that lets its widget of a name follow the model again
+const resets = new WeakMap(); // from a node to a function that gives its slider of a name the default, or lets it follow the model
 
 /** Show the number that the model's file states in every widget that follows the model; files and prompts get FROM_MODEL or 0. */
 function followModel(node) {
@@ -46,6 +46,7 @@ function followModel(node) {
   let resetting = false;
   function reset(widget) {
     if (!widget || wired(node, widget.name)) return;
+    if (!numbers.includes(widget)) return setValue(node, widget, inputSpec(node, widget.name)[1].default);
     shownByUs.set(widget, widget.value);
     showStated();
     resetting = true;
@@ -54,10 +55,12 @@ function followModel(node) {
     requestSnapshot();
   }
 
-  resets.set(node, (name) => reset(numbers.find((widget) => widget.name === name)));
+  const sliders = node.widgets.filter(({ name }) => inputSpec(node, name)[1]?.display?.endsWith("slider"));
+  resets.set(node, (name) => reset(sliders.find((widget) => widget.name === name)));
+  // In the classic renderer:
+  for (const widget of sliders) widget.onPointerDown = (pointer) => void (pointer.onDoubleClick = () => reset(widget));
   for (const widget of numbers) {
     updateFollowing(widget);
-    widget.onPointerDown = (pointer) => void (pointer.onDoubleClick = () => reset(widget)); // in the classic renderer
     patchAfter(widget, "callback", () => {
       if (!resetting) updateFollowing(widget);
       showStated();
@@ -136,7 +139,7 @@ function stepBySamples(node) {
   }
 }
 
-const WIDE = 400, USUAL = 300, PICTURE = 220; // pixels: widths of new nodes with and without a gallery, and the height of a picture
+const WIDE = 400, USUAL = 300, PICTURE = 264; // pixels: widths of new nodes with and without a gallery, and the height of a picture with its caption
 const SHOW_PICTURES = ["Shrink", "Encode", "Decode", "Morph", "FindScratches", "Save", "Train"].map((name) => `Flowcore${name}`); // after a run
 
 /** Give a new node room for its labels, its samples in a row, and the pictures that the frontend will show on it. */
