@@ -78,6 +78,8 @@ def test_blueprints_are_placed_twice_in_an_empty_workflow_and_run(canvas, page):
             assert [(name, value) for name, _, value in node["widgets"] if name in controls] == list(
                 zip(controls, outer["widgets_values"], strict=True)
             )
+        least = "() => Math.min(...app.graph.nodes.filter(n => n.subgraph)[0].widgets.map(w => w.options.min ?? 0))"
+        assert page.evaluate(least) == 0  # no slider has a value for "the model's"
         page.evaluate(
             """([first, ids]) => ids.forEach((id, k) => { const node = app.graph.getNodeById(id);
                 node.widgets.find(w => w.name === first).value = 0.5 + k / 4; })""",

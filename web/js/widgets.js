@@ -157,6 +157,7 @@ app.registerExtension({
     if (row && !target.closest("input")) resets.get(nodeAround(row))?.(row.querySelector("[aria-label]")?.ariaLabel);
   }),
   nodeCreated(node) {
+    if (node.subgraph) patchAfter(node, "onConfigure", () => node.properties.cnr_id === "flowcore" && node.widgets.forEach(beginAtZero));
     if (!isOurs(node)) return;
     if (node.widgets) {
       followModel(node);
