@@ -447,8 +447,15 @@ def test_a_canvas_in_korean(canvases, host):
     canvas.open(workflow)
     note = canvas.only("MarkdownNote")
     assert (note["title"], note["widgets"][0][2]) == (own["stories"]["note"], own["stories"]["upscale"])
-    translate = "async ([path, text]) => (await import(path)).translateMessage(text)"
+    translate = "async ([path, text]) => (await import(path)).translateMessage(text, { comfyClass: 'FlowcoreUpscale' })"
     faces = "Of 3 faces, 2 of more than 36 pixels"
-    text = f"a.png: {faces}: left to the upscaler of the picture, which draws large ones better."
+    text = f"a.png: {faces}: left to the upscaler of the picture, which draws large ones better.\n"
+    text += "factor must be from 0 to 16; got 20. Choose a value in that range.\n"
+    text += "x: images 1, 2 have JPEG blocks (about quality 30), noise (about 5/255)\nseed it"
     translated = canvas.page.evaluate(translate, [f"/extensions/{comfyui.PACK_NAME}/js/messages.js", text])
-    assert translated == "a.png: 얼굴 3개 중 36픽셀보다 큰 2개: 큰 얼굴을 더 잘 그리는, 사진 업스케일러에 맡깁니다."
+    assert translated.splitlines() == [
+        "a.png: 얼굴 3개 중 36픽셀보다 큰 2개: 큰 얼굴을 더 잘 그리는, 사진 업스케일러에 맡깁니다.",
+        "'배율'은(는) 0부터 16까지여야 하는데 20입니다. 그 범위에서 고르세요.",
+        "x: 이미지 1, 2에 JPEG 블록(품질 약 30) 및 노이즈(약 5/255)이(가) 있습니다",
+        "seed it",
+    ]

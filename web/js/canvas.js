@@ -42,7 +42,7 @@ export function make(kind, fields = {}, ...children) {
 
 /** The hint that an empty view shows; see SHARED_STYLE_SHEET. */
 export function makeHint(key) {
-  const element = make("p");
+  const element = make("p", { dir: "auto" });
   translate(key).then((text) => (element.textContent = text));
   return element;
 }

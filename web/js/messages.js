@@ -4,7 +4,10 @@ import { language, loadedTexts } from "./canvas.js";
 const templatesByLanguage = new Map();
 
 /** Translate the lines of a text of a node that are known into the language of the frontend, with the names of the node's inputs. */
-export const translateMessage = (text, node) => text.split("\n").map((line) => translateLine(line, node?.comfyClass)).join("\n");
+export const translateMessage = (text, node) => text.split("\n").map((line) => {
+  const translated = translateLine(line, node?.comfyClass);
+  return translated !== line && language() === "ar" ? `\u200f${translated}` : translated; // even if it begins with a name in Latin letters
+}).join("\n");
 
 function translateLine(line, kind) {
   for (const { pattern, translated } of templates()) {

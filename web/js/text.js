@@ -126,7 +126,8 @@ const STYLE_SHEET = `<style>
 .flowcore-text {
   flex: 1 1 0; min-height: 0; box-sizing: border-box; padding: 6px 8px; overflow-y: auto; scrollbar-width: thin; border-radius: 6px; user-select: text;
   cursor: text; font: 12px/1.4 sans-serif; color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222); white-space: pre-line;
-  word-break: normal; overflow-wrap: break-word; unicode-bidi: plaintext; }
+  word-break: normal; overflow-wrap: break-word; }
+.flowcore-text, .flowcore-text > * { unicode-bidi: plaintext; }
 .flowcore-gallery ~ .flowcore-text, .flowcore-brush .flowcore-text { flex: none; max-height: calc(64px + var(--more, 0px)); }
 .flowcore-text .warning {
   margin: 0; padding-left: 6px; max-height: 400px; overflow-y: auto; scrollbar-width: thin; border-left: 3px solid orange;
