@@ -1,4 +1,4 @@
-"""The moving picture of README: a photograph is dropped, temperature dragged, run, the face painted calm, one picked.
+"""The moving picture of README: a photograph is dropped, temperature dragged, a face painted calm, one of four picked.
 
 make browser   (once: it fetches the frontend and the driver)
 .venv/bin/python tests/browser/record_film.py
@@ -29,20 +29,24 @@ from talk import Host  # noqa: E402
 
 FILM = comfyui.ROOT / "docs" / "canvas.webp"
 PHOTO = comfyui.ROOT / "workflows" / "photo.png"
-WIDE, HIGH = 1240, 760
+WIDE, HIGH = 1240, 800
 SHOWN = 930  # pixels of width in the film
 RATE = 12  # frames a second
 RUN_FRAMES = 14  # that are kept of a run
 RUN_SECONDS = 600  # that a run may take
 
-# Node to where it stands: left, top, width, height.
+# Node to where it stands: left, top, width, height; and the scale and the corner at which all are seen.
 PLACES = {
-    "FlowcoreExample": (0, 0, 230, 300),
-    "FlowcoreLoadModel": (0, 370, 230, 90),
-    "FlowcorePaintTemperature": (260, 0, 370, 380),
-    "FlowcoreUpscale": (660, 0, 400, 660),
-    "SaveImage": (1090, 0, 120, 60),
+    "FlowcoreExample": (0, 0, 250, 340),
+    "FlowcoreLoadModel": (0, 430, 250, 120),
+    "FlowcorePaintTemperature": (274, 0, 370, 420),
+    "FlowcoreUpscale": (668, 0, 410, 750),
+    "SaveImage": (1102, 0, 120, 60),
 }
+SCALE, CORNER = 0.85, (78, 130)
+OVER = [f"[data-testid=queue-{name}]" for name in ("notification-banner", "progress-overlay")]  # what covers nodes
+CALM = {"Comfy.Graph.CanvasInfo": False, "Comfy.Graph.CanvasMenu": False, "Comfy.EnableTooltips": False}
+CALM |= {"Comfy.Queue.ShowRunProgressBar": False}
 
 # A screenshot has no pointer.
 POINTER = """() => {
@@ -81,7 +85,6 @@ class Film:
     def __init__(self, canvas: Canvas) -> None:
         self.canvas, self.page = canvas, canvas.page
         self.frames: list[Image.Image] = []
-        self.runs = 0
         self.at = (WIDE - 300.0, HIGH - 60.0)
         self.page.evaluate(POINTER)
 
@@ -118,7 +121,6 @@ class Film:
         button = self.page.get_by_role("button", name="Run", exact=True).first.bounding_box()
         assert button is not None
         self.canvas.watch_end()
-        self.runs += 1
         self.click(button["x"] + button["width"] / 2, button["y"] + button["height"] / 2)
         before, self.frames = self.frames, []
         start = time.monotonic()
@@ -128,8 +130,7 @@ class Film:
             self.page.wait_for_timeout(150)
         assert self.page.evaluate("() => window.ended") == "execution_success"
         self.page.wait_for_function(
-            "n => [...document.querySelectorAll('.flowcore-gallery img')].filter(i => i.naturalWidth).length === n",
-            arg=4 * self.runs,  # those of the run before stay
+            "() => [...document.querySelectorAll('.flowcore-gallery img')].filter(i => i.naturalWidth).length === 4"
         )
         self.page.wait_for_timeout(800)
         self.shoot()
@@ -151,13 +152,19 @@ def node_selector(canvas: Canvas, kind: str) -> str:
 
 
 def record(server: comfyui.Server, browser: Browser, folder: Path) -> list[Image.Image]:
-    Host(server).post("/settings", {"Comfy.Graph.CanvasInfo": False})
+    Host(server).post("/settings", CALM)
     canvas = Canvas(server, browser, folder, vue=True, language="en")
     canvas.page.set_viewport_size({"width": WIDE, "height": HIGH})
     canvas.open(scene())
+    canvas.page.evaluate(
+        """([scale, [left, top]]) => { const {ds} = app.canvas; ds.scale = scale;
+            ds.offset = [left / scale, top / scale]; app.canvas.setDirty(true, true); }""",
+        [SCALE, CORNER],
+    )
     canvas.page.wait_for_timeout(1500)
     film = Film(canvas)
     page = canvas.page
+    page.add_style_tag(content=f"{', '.join(OVER)} {{ display: none }}")
     data = base64.b64encode(PHOTO.read_bytes()).decode()
 
     # A photograph is dropped on the sample of the story.
@@ -182,8 +189,6 @@ def record(server: comfyui.Server, browser: Browser, folder: Path) -> list[Image
     track = film.box(f"{node_selector(canvas, 'FlowcoreUpscale')} :has(> [role='slider'])")
     start = (x + width / 2, y + height / 2)
     film.drag(start, (track[0] + 0.57 * track[2], start[1]), steps=10)
-    film.run()
-    film.shoot(6)
 
     # The face is painted calm.
     x, y, width, height = film.box(".flowcore-brush-tools input.amount")
@@ -195,10 +200,16 @@ def record(server: comfyui.Server, browser: Browser, folder: Path) -> list[Image
     film.shoot(5)
 
     # One is picked.
-    x, y, width, height = film.box(".flowcore-gallery button >> nth=6")
+    x, y, width, height = film.box(".flowcore-gallery button >> nth=2")
     film.click(x + width / 2, y + height / 2, 8)
     page.wait_for_timeout(500)
-    film.shoot(12)
+    film.shoot(4)
+
+    # It is compared with its source.
+    x, y, width, height = film.box(".flowcore-viewer .after img")
+    middle = y + height / 2
+    film.drag(*[(x + share * width, middle) for share in (0.5, 0.95, 0.35, 0.35)], steps=9)
+    film.shoot(10)
     assert canvas.complaints == []
     return film.frames
 
@@ -206,7 +217,8 @@ def record(server: comfyui.Server, browser: Browser, folder: Path) -> list[Image
 def save(frames: list[Image.Image]) -> None:
     """Write the film, and say how large it is."""
     first, *rest = frames
-    first.save(FILM, save_all=True, append_images=rest, duration=1000 // RATE, loop=0, quality=82, method=4)
+    options = {"duration": 1000 // RATE, "loop": 0, "quality": 90, "method": 6, "minimize_size": True}
+    first.save(FILM, save_all=True, append_images=rest, **options)
     size = FILM.stat().st_size / 2**20
     sys.stdout.write(f"docs/{FILM.name}: {len(frames)} frames, {len(frames) / RATE:.1f} s, {size:.2f} MiB\n")
 
