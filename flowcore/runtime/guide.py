@@ -22,7 +22,8 @@ from .settings import Strength, UpscaleSettings, check_setting
 
 NEARBY = 9  # latents: side of the window in which the rms of a guide's latents is measured
 BOUND = 1.2  # highest ratio of that rms to drawn latents'; less blurs clips over time, more adds specks out of focus
-SOFT = 4  # pixels: window of the blur of the unsharp mask, a standard deviation of 1.15
+SOFT, AROUND = 4, 16  # pixels: windows of the unsharp mask and of its contrast, standard deviations of 1.15 and 4.6
+CRISP = 0.02  # rms of detail around a place at which the unsharp mask is half as strong
 MATCHING = 6  # steps by which a guide is matched to the image, to 60 dB and more where nothing is clamped
 NO_GUIDE = "guide_strength is ignored: there is no guide."
 SAME_SCENE = 20.0  # dB between an image and its shrunk guide; published upscalers have 27 and more
@@ -32,7 +33,7 @@ SAME_SCENE = 20.0  # dB between an image and its shrunk guide; published upscale
 class Guide:
     """A reference enlargement of every image, ``(B, 3, s * h, s * w)``, whose latents are blended in with weight a.
 
-        guide += sharpness (guide - blur(guide))         if it is the model's own
+        guide = sharpen(guide, sharpness)                if it is the model's own
         g   = guide + match (matched - guide)            ``matched`` shrinks to the image, so only detail is the guide's
         z_g = f(g | lr)                                  what the model would have had to draw to make it
         z   = a z_g + sqrt(1 - a^2) tau eps              per level
@@ -58,8 +59,7 @@ class Guide:
             with run.counting(run.compiled.guide_units):
                 made = run.compiled.make_guide(rgb[item, None].to(run.device, run.dtype)).to(rgb)
             picture = remove_grid(made, rgb[item, None]).clamp_(0, 1)
-            if self.sharpness:
-                picture = picture.lerp(blur(picture, SOFT), -self.sharpness).clamp_(0, 1)
+            picture = sharpen(picture, self.sharpness).clamp_(0, 1)
         if self.match:
             matched = back_project(picture, rgb[item, None], MATCHING, check=run.check_cancelled)
             picture = picture.lerp(matched, self.match)
@@ -107,6 +107,18 @@ def prepare_guide(run: Runner, flow: FlowModel, rgb: Tensor, settings: Sequence[
             f"of the image would be {SAME_SCENE:.0f} or more. It is used all the same."
         )
     return Guide(pictures.expand(len(rgb), -1, -1, -1), strengths, 0.0 if bounded else match, bounded=bounded)
+
+
+def sharpen(picture: Tensor, amount: float) -> Tensor:
+    """Sharpen pictures ``(B, C, H, W)`` by an unsharp mask, less where contrast is high: edges there would be outlined.
+
+    Source: as in AMD's Contrast Adaptive Sharpening (Lottes, 2019), with the rms of detail as the contrast.
+    """
+    if not amount:
+        return picture
+    detail = picture - blur(picture, SOFT)
+    contrast = blur(detail.square().mean(1, keepdim=True), AROUND)
+    return picture + amount * CRISP**2 / (CRISP**2 + contrast) * detail
 
 
 def limit_rms(latents: Tensor, spread: Tensor | float) -> Tensor:

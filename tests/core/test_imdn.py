@@ -14,10 +14,9 @@ from flowcore.checkpoints import catalog
 from flowcore.checkpoints.model_file import read, read_header
 from flowcore.identity import model_sha256
 from flowcore.images.grid import remove_grid
-from flowcore.images.motion import blur
 from flowcore.images.resize import back_project, enlarge
 from flowcore.networks import IMDN, IMDNEncoder
-from flowcore.runtime.guide import MATCHING
+from flowcore.runtime.guide import MATCHING, sharpen
 from flowcore.runtime.settings import model_defaults
 from flowcore.testing import perturbed
 from flowcore.training.checkpoint import load_encoder, load_weights, take_sampling_defaults, with_guide_of
@@ -251,10 +250,17 @@ def test_no_stripes_are_drawn_beside_a_level_line():
 def test_a_models_own_guide_is_sharpened_before_it_is_matched():
     flow, lr = guided(guide_sharpness=0.8), image(9, 8)
     made = remove_grid(CompiledFlow(flow).make_guide(lr), lr).clamp(0, 1)
-    sharper = (made + 0.8 * (made - blur(made, 4))).clamp(0, 1)
-    assert (sharper - made).abs().max() > 0.01
+    sharper = sharpen(made, 0.8).clamp(0, 1)
+    assert (sharper - made).abs().max() > 0.002
     one, other = (flowcore.upscale(flow, lr, guide_strength=1, **more) for more in ({}, {"guide": sharper}))
     torch.testing.assert_close(one, other, atol=2e-4, rtol=0)
+
+
+def test_a_strong_edge_is_sharpened_less_than_faint_detail():
+    faint, strong = (0.5 + height * (torch.arange(64) // 32 - 0.5).expand(1, 3, 64, -1) for height in (0.02, 0.8))
+    beyond = [(sharpen(edge, 0.6) - edge).abs().max() / (edge.max() - edge.min()) for edge in (faint, strong)]
+    assert 0.15 < beyond[0] < 0.25
+    assert beyond[1] < 0.02
 
 
 def test_a_training_may_start_from_a_model_with_a_guide(tmp_path):
