@@ -105,7 +105,7 @@ def test_a_film_that_is_dropped_on_a_story_is_connected(canvas, page):
 
 
 SLIDER = """([kind, name]) => {
-    const track = document.querySelector(`[aria-label=${name}][role=slider]`)?.parentElement;
+    const track = document.querySelector(`.lg-node-widget:has([aria-label=${name}]) [role=slider]`)?.parentElement;
     const box = track?.getBoundingClientRect(), half = 8; // of the thumb, which stays inside
     if (box) return {left: box.left + half, width: box.width - 2 * half, top: box.top, height: box.height};
     const {scale, offset} = app.canvas.ds, node = app.graph.nodes.find(n => n.type === kind);
@@ -116,22 +116,24 @@ SLIDER = """([kind, name]) => {
 
 def test_a_slider_begins_at_zero_and_a_double_click_gives_it_back_to_the_model(canvas, page):
     canvas.open(upscaling("fixed", -0.1))
-    canvas.look_at("FlowcoreUpscale")
-    track = page.evaluate(SLIDER, ["FlowcoreUpscale", "temperature"])
-    height = track["top"] + track["height"] / 2
+    page.evaluate("() => app.graph.nodes.find(n => n.type === 'FlowcoreUpscale').toggleAdvanced()")
+    canvas.look_at("FlowcoreUpscale", scale=0.75)
 
-    def shown():
+    def shown(name):
         page.wait_for_timeout(200)
-        (label,) = [label for name, label, _ in canvas.only("FlowcoreUpscale")["widgets"] if name == "temperature"]
-        return label, canvas.sent("FlowcoreUpscale")["temperature"]
+        (label,) = [label for each, label, _ in canvas.only("FlowcoreUpscale")["widgets"] if each == name]
+        return label, canvas.sent("FlowcoreUpscale")[name]
 
-    page.mouse.click(track["left"] + 0.05 * track["width"], height)  # which once was the model's
-    label, value = shown()
-    assert label == "temperature"
-    assert 0.04 < value < 0.11
-    page.wait_for_timeout(500)
-    page.mouse.dblclick(track["left"] + 0.5 * track["width"], height)
-    assert shown() == ("temperature (model's)", -0.1)
+    for name in ("temperature", "calm_faces"):  # the model's has more digits than the slider of the second
+        track = page.evaluate(SLIDER, ["FlowcoreUpscale", name])
+        height = track["top"] + track["height"] / 2
+        page.mouse.click(track["left"] + 0.05 * track["width"], height)  # which once was the model's
+        label, value = shown(name)
+        assert label == name.replace("_", " ")
+        assert 0.02 < value < 0.11
+        page.wait_for_timeout(500)
+        page.mouse.dblclick(track["left"] + 0.5 * track["width"], height)
+        assert shown(name) == (f"{label} (model's)", -0.1)
 
 
 def test_a_double_click_on_a_slider_without_a_number_of_the_model_brings_back_the_default(canvas, page):

@@ -62,7 +62,8 @@ function followModel(node) {
   for (const widget of numbers) {
     updateFollowing(widget);
     patchAfter(widget, "callback", () => {
-      if (!resetting) updateFollowing(widget);
+      if (resetting) shownByUs.set(widget, widget.value); // which the frontend has rounded
+      else updateFollowing(widget);
       showStated();
     });
     widget.serializeValue = () => (follows(widget) ? sentinel(widget) : widget.value);
