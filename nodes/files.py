@@ -193,26 +193,24 @@ def _picture_files(picture: str) -> list[Path]:
 
 def picture_names(prompt: Any, node_id: Any, name: str) -> list[str]:
     """Name the files behind an input that is connected to a loader in a prompt; empty if it is not."""
-    return [re.sub(UPLOADED, "", file.name) for file in _loaded_files(prompt, node_id, name)[1]]
+    return [re.sub(UPLOADED, "", file.name) for file in _loaded_files(prompt, node_id, name)]
 
 
-def unmasked_picture(prompt: Any, node_id: Any, name: str) -> str | None:
-    """Name the first of these files that has transparent parts; None if some node gets their mask or source."""
-    loader, files = _loaded_files(prompt, node_id, name)
-    wires = [value for node in prompt.values() for value in node["inputs"].values()] if files else []
-    is_kept = [loader, 1] in wires or [loader, 3] in wires
-    return next((re.sub(UPLOADED, "", file.name) for file in files if not is_kept and is_transparent(file)), None)
+def transparent_picture(prompt: Any, node_id: Any, name: str) -> str | None:
+    """Name the first of these files that has transparent parts; None if none has."""
+    files = filter(is_transparent, _loaded_files(prompt, node_id, name))
+    return next((re.sub(UPLOADED, "", file.name) for file in files), None)
 
 
-def _loaded_files(prompt: Any, node_id: Any, name: str) -> tuple[Any, list[Path]]:
-    """Find the loader at an input in a prompt, and its files."""
+def _loaded_files(prompt: Any, node_id: Any, name: str) -> list[Path]:
+    """Find the files of the loader at an input in a prompt."""
     nodes = prompt if isinstance(prompt, dict) else {}
     wire = nodes.get(str(node_id), {}).get("inputs", {}).get(name)
     loader = wire[0] if isinstance(wire, list) and len(wire) == 2 else None
     origin = nodes.get(loader, {})
     picture = origin.get("inputs", {}).get(LOADERS.get(origin.get("class_type")))
     known = isinstance(picture, str) and picture not in FILMS
-    return loader, _picture_files(picture) if known else []
+    return _picture_files(picture) if known else []
 
 
 def _read_with_alpha(file: Path, notify: Callable[[str], None]) -> Tensor:

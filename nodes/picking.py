@@ -16,7 +16,7 @@ from flowcore.provenance import KEY, MAX_ENTRIES, Provenance
 from flowcore.runtime.settings import with_defaults
 
 from .by_picture import join_outputs, part_for, with_reason
-from .files import unmasked_picture
+from .files import transparent_picture
 from .host.compat import components, io, log, video_of
 from .host.memory import free_callbacks
 from .host.ui import Progress, from_canvas, gallery, sample_facts
@@ -44,8 +44,6 @@ class PickingNode(FlowNode):
 
     def answer(self, values: dict[str, Any]) -> Any:
         pick, model, image = values.pop("pick"), values.get("model"), values.get("image")
-        if name := unmasked_picture(self.hidden.prompt, self.hidden.unique_id, "image"):
-            self.notes(f"{name}: It has transparent parts. To keep them, connect its mask to Save Flow Picture.")
         if isinstance(model, ModelByPicture) and image is not None:
             parts = model.divide(image, as_clip=self.AS_CLIP)
             values["model"] = parts[0].model  # of live pictures, of which there are only those of a single image
@@ -57,6 +55,14 @@ class PickingNode(FlowNode):
             raise FlowError(f"pick is {pick}, but this run made only {count}. Choose 1 to {count}, or 0 for all.")
         args = self.picked(output, pick - 1) if pick else output.args
         ui = dict(output.ui) | self._snapshot()
+        if name := transparent_picture(self.hidden.prompt, self.hidden.unique_id, "image"):
+            # Said whatever is wired to what, because the host repeats the text when it reuses the result.
+            fold = [*ui["text"], ""].index("")
+            sentences = ui["text"][:fold]
+            sentences.append(
+                f"{name}: It has transparent parts. Save Flow Picture keeps them if their mask is connected to it."
+            )
+            ui["text"] = sentences + ui["text"][fold:]
         if from_canvas(self):
             ui |= LIVE_RUNS.keep_source(type(self), values, self.PREVIEW)
         return io.NodeOutput(*args, ui=ui)

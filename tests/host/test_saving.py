@@ -150,22 +150,27 @@ def test_dropped_content_credentials_are_named(host):
     assert C2PA not in host.pictures(entry)[0]
 
 
-def test_transparent_parts_that_nothing_keeps_are_named(host, flows):
+def test_transparent_parts_are_named_however_the_graph_is_wired(host, flows):
     put(host, "cut-out.png", files.encode(deep()))
+    put(host, "whole.png", files.encode(deep(3)))
 
-    def said(seed, loads, **mask):
-        asked = {"image": "photo.0", "model": "model.0", "samples": 1, "temperature": 0.5, "seed": seed}
+    def run(loads, **mask):
+        asked = {"image": "photo.0", "model": "model.0", "samples": 1, "temperature": 0.5, "seed": 1}
         save = {"images": "upscale.0", "filename_prefix": "kept/c", "format": "png", "bits": "8", **mask}
         nodes = {"photo": loads, "model": loader(flows["small-srflow"]), "upscale": ("FlowcoreUpscale", asked)}
-        return host.outputs(**nodes, save=("FlowcoreSave", save))["upscale"]["flowcore_notes"]
+        return host.run(graph(**nodes, save=("FlowcoreSave", save)))
 
-    note = "cut-out.png: It has transparent parts. To keep them, connect its mask to Save Flow Picture."
-    for seed, loads in (
-        (1, ("FlowcoreExample", {"picture": "cut-out.png"})),
-        (3, ("LoadImage", {"image": "cut-out.png"})),
-    ):
-        assert note in said(seed, loads)
-        assert note not in said(seed + 1, loads, mask="photo.1")
+    fact = "It has transparent parts. Save Flow Picture keeps them if their mask is connected to it."
+    for kind, name in (("FlowcoreExample", "picture"), ("LoadImage", "image")):
+        run((kind, {name: "cut-out.png"}), mask="photo.1")
+        entry = run((kind, {name: "cut-out.png"}))
+        cached = [data["nodes"] for said, data in entry["status"]["messages"] if said == "execution_cached"]
+        told = entry["outputs"]["upscale"]
+        assert "upscale" in cached[0]
+        assert f"cut-out.png: {fact}" in told["text"][: told["text"].index("")]
+        assert told["flowcore_notes"] == []
+        told = run((kind, {name: "whole.png"}))["outputs"]["upscale"]
+        assert "transparent" not in " ".join(told["text"])
 
 
 def test_no_file_is_replaced(host):
