@@ -152,11 +152,15 @@ def test_marks_of_scratches_follow_the_slider(canvas, page):
     shown = "() => app.graph.nodes.find(n => n.type === 'FlowcoreFindScratches').imgs?.[0].src"
     if canvas.vue:
         shown = "() => [...document.querySelectorAll('[data-node-id=\"2\"] img')].map(image => image.src).join()"
+    said = page.get_by_text("of the picture is marked").filter(visible=True)
+    assert said.count() == 1
     canvas.move("FlowcoreFindScratches", "sensitivity", 0.6, 0.9)
     page.wait_for_function(f"() => (({shown})() ?? '').startsWith('blob:')")  # in place of the first picture
     assert not canvas.vue or page.locator('[data-node-id="2"] img').count() == 1
+    assert said.count() == 0  # which was said of the first picture
     canvas.run()  # with it: its own picture
     page.wait_for_function(f"() => (({shown})() ?? '').includes('/view?')")
+    assert said.count() == 1
 
 
 SIZES = "() => Object.fromEntries(app.graph.nodes.map(n => [n.type, [...n.size]]))"
