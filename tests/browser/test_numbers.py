@@ -6,6 +6,7 @@ import json
 import av
 import numpy as np
 import pytest
+from comfyui import ROOT
 from opened_workflows import PHOTO, counts, digits, numbered, story, upscaling
 
 LAID = """() => { const over = document.querySelector('.flowcore-viewer .after img:nth-of-type(2)');
@@ -143,6 +144,26 @@ def test_a_double_click_on_a_slider_without_a_number_of_the_model_brings_back_th
     page.mouse.dblclick(track["left"] + 0.2 * track["width"], track["top"] + track["height"] / 2)
     page.wait_for_timeout(200)
     assert canvas.sent("FlowcoreClean")["strength"] == 0.5
+
+
+def test_a_double_click_on_a_slider_of_a_blueprint_brings_back_the_number_inside(canvas, page):
+    canvas.open(numbered(photo=PHOTO))
+    kind = page.evaluate(
+        """text => { app.canvas.setGraph(app.graph); const {nodes, definitions: {subgraphs}} = JSON.parse(text);
+            const [made] = app.canvas._deserializeItems({nodes, subgraphs}, {position: [500, 100]}).nodes.values();
+            app.canvas.deselectAll(); return made.type; }""",
+        (ROOT / "subgraphs" / "restore old photo.json").read_text(),
+    )
+    canvas.look_at(kind)
+    for inner, name, usual in (("FlowcoreFindScratches", "sensitivity", 0.5), ("FlowcoreColorize", "saturation", 1.1)):
+        track = page.evaluate(SLIDER, [kind, name])
+        height = track["top"] + track["height"] / 2
+        page.mouse.click(track["left"] + 0.8 * track["width"], height)
+        page.wait_for_timeout(700)
+        assert canvas.sent(inner)[name] > 1.2 * usual
+        page.mouse.dblclick(track["left"] + 0.2 * track["width"], height)
+        page.wait_for_timeout(200)
+        assert canvas.sent(inner)[name] == canvas.value(kind, name) == usual
 
 
 def test_marks_of_scratches_follow_the_slider(canvas, page):

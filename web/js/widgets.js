@@ -8,7 +8,7 @@ import { onModel, usualFacts } from "./models.js";
 
 const ZERO = { factor: "scale", pick: "all" }; // widgets whose 0 has a meaning of its own: keys of the texts for it
 
-const resets = new WeakMap(); // from a node to a function that gives its slider of a name the default, or lets it follow the model
+const resets = new WeakMap(); // from a node to a function that resets its slider of a name
 
 /** Show the number that the model's file states in every widget that follows the model; files and prompts get FROM_MODEL or 0. */
 function followModel(node) {
@@ -56,9 +56,7 @@ function followModel(node) {
   }
 
   const sliders = node.widgets.filter(({ name }) => inputSpec(node, name)[1]?.display?.endsWith("slider"));
-  resets.set(node, (name) => reset(sliders.find((widget) => widget.name === name)));
-  // In the classic renderer:
-  for (const widget of sliders) widget.onPointerDown = (pointer) => void (pointer.onDoubleClick = () => reset(widget));
+  resetByDoubleClick(node, sliders, reset);
   for (const widget of numbers) {
     updateFollowing(widget);
     patchAfter(widget, "callback", () => {
@@ -80,6 +78,24 @@ function followModel(node) {
   onModel(node, (model) => {
     stated = model || !wired(node, "model") ? { ...usualFacts(node)?.own, ...model?.own } : {};
     showStated();
+  });
+}
+
+function resetByDoubleClick(node, sliders, reset) {
+  resets.set(node, (name) => reset(sliders.find((widget) => widget.name === name)));
+  // In the classic renderer:
+  for (const widget of sliders) widget.onPointerDown = (pointer) => void (pointer.onDoubleClick = () => reset(widget));
+}
+
+/** Let the sliders of a blueprint, which the frontend makes, begin at 0; a double-click brings back the number of the node inside. */
+function prepareBlueprint(node) {
+  node.widgets.forEach(beginAtZero);
+  resetByDoubleClick(node, node.widgets.filter(({ type }) => type.endsWith("slider")), (widget) => {
+    if (!widget || wired(node, widget.name)) return;
+    const { inputs, nodes } = node.subgraph, [wire] = inputs.find(({ name }) => name === widget.name).linkIds;
+    const isEnd = ({ link }) => link === wire; // its target_slot is outdated if the node has got inputs since
+    const inner = nodes.find((each) => each.inputs?.some(isEnd));
+    setValue(node, widget, widgetOf(inner, inner.inputs.find(isEnd).name).value);
   });
 }
 
@@ -158,7 +174,7 @@ app.registerExtension({
     if (row && !target.closest("input")) resets.get(nodeAround(row))?.(row.querySelector("[aria-label]")?.ariaLabel);
   }),
   nodeCreated(node) {
-    if (node.subgraph) patchAfter(node, "onConfigure", () => node.properties.cnr_id === "flowcore" && node.widgets.forEach(beginAtZero));
+    if (node.subgraph) patchAfter(node, "onConfigure", () => node.properties.cnr_id === "flowcore" && prepareBlueprint(node));
     if (!isOurs(node)) return;
     if (node.widgets) {
       followModel(node);
