@@ -36,9 +36,15 @@ def in_image_order(parts: Sequence[Any], places_per_part: list[list[int]]) -> An
 
 def with_reason(output: Any, reason: str) -> Any:
     """Put the reason for the choice of the model before the text of an output, and let it recommend no other model."""
+    output = with_sentence(output, reason)
+    return io.NodeOutput(*output.args, ui=output.ui | {"flowcore_better": []})
+
+
+def with_sentence(output: Any, sentence: str) -> Any:
+    """Put a sentence, which is no warning, before the text of an output and after its notes."""
     notes, text = output.ui["flowcore_notes"], output.ui["text"]
-    text = [*notes, reason, *text[len(notes) :]]
-    return io.NodeOutput(*output.args, ui=output.ui | {"text": text, "flowcore_better": []})
+    text = [*notes, sentence, *text[len(notes) :]]
+    return io.NodeOutput(*output.args, ui=output.ui | {"text": text})
 
 
 def join_outputs(outputs: list[Any], places_per_part: list[list[int]], counted: int) -> Any:

@@ -15,7 +15,7 @@ from flowcore.inference.condition_cache import RecentlyUsed
 from flowcore.provenance import KEY, MAX_ENTRIES, Provenance
 from flowcore.runtime.settings import with_defaults
 
-from .by_picture import join_outputs, part_for, with_reason
+from .by_picture import join_outputs, part_for, with_reason, with_sentence
 from .files import transparent_picture
 from .host.compat import components, io, log, video_of
 from .host.memory import free_callbacks
@@ -55,17 +55,14 @@ class PickingNode(FlowNode):
             raise FlowError(f"pick is {pick}, but this run made only {count}. Choose 1 to {count}, or 0 for all.")
         args = self.picked(output, pick - 1) if pick else output.args
         ui = dict(output.ui) | self._snapshot()
-        if name := transparent_picture(self.hidden.prompt, self.hidden.unique_id, "image"):
-            # Said whatever is wired to what, because the host repeats the text when it reuses the result.
-            fold = [*ui["text"], ""].index("")
-            sentences = ui["text"][:fold]
-            sentences.append(
-                f"{name}: It has transparent parts. Save Flow Picture keeps them if their mask is connected to it."
-            )
-            ui["text"] = sentences + ui["text"][fold:]
         if from_canvas(self):
             ui |= LIVE_RUNS.keep_source(type(self), values, self.PREVIEW)
-        return io.NodeOutput(*args, ui=ui)
+        output = io.NodeOutput(*args, ui=ui)
+        if name := transparent_picture(self.hidden.prompt, self.hidden.unique_id, "image"):
+            # Said whatever is wired to what, because the host repeats the text when it reuses the result.
+            kept = "Save Flow Picture keeps them if their mask is connected to it."
+            output = with_sentence(output, f"{name}: It has transparent parts. {kept}")
+        return output
 
     def _run_per_model(self, parts: list[SuitedImages], values: dict[str, Any]) -> Any:
         """Make all pictures, each with the model that suits it, in the order of the images."""
