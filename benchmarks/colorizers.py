@@ -45,13 +45,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import flowcore
-from flowcore.evaluation.colorization import PORTRAIT_SAMPLES, colorizer_table, evaluate_colorizer
-from flowcore.evaluation.image_set import list_images, read_cropped
-from flowcore.flow import Flow
-from flowcore.identity import model_sha256
+from flowcore.flows.flow import Flow
 from flowcore.images import color
 from flowcore.images.resize import resize_bilinear
-from flowcore.runtime.hints import hints_from_points
+from flowcore.models.identity import model_sha256
+from flowcore.tasks.hints import hints_from_points
+from flowcore.training.evaluation.colorization import PORTRAIT_SAMPLES, colorizer_table, evaluate_colorizer
+from flowcore.training.evaluation.image_set import list_images, read_cropped
 from flowcore.training.recipe import held_out_names
 
 from .measure import arguments, markdown, recall, say

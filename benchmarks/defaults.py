@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 import flowcore
-from flowcore.evaluation.feature_distance import feature_distance
-from flowcore.evaluation.image_set import list_images, read_cropped
-from flowcore.flow import Flow
+from flowcore.engine.condition_cache import ConditionStore
+from flowcore.flows.flow import Flow
 from flowcore.images.color import as_stored
+from flowcore.images.metrics import diversity, false_specks, grid_energy, lr_psnr, psnr
 from flowcore.images.resize import shrink
-from flowcore.inference.condition_cache import ConditionStore
-from flowcore.quality.metrics import diversity, false_specks, grid_energy, lr_psnr, psnr
+from flowcore.training.evaluation.feature_distance import feature_distance
+from flowcore.training.evaluation.image_set import list_images, read_cropped
 from flowcore.training.recipe import held_out_names
 
 from .measure import arguments, markdown, middle, recall, say

@@ -35,10 +35,10 @@ from torch import Tensor
 
 import flowcore
 from flowcore import device
-from flowcore.checkpoints import catalog
-from flowcore.identity import model_sha256
-from flowcore.runtime import tiles
-from flowcore.runtime.memory import memory_in_tiles, memory_required
+from flowcore.engine import tiles
+from flowcore.engine.memory import memory_in_tiles, memory_required
+from flowcore.models import catalog
+from flowcore.models.identity import model_sha256
 from flowcore.training.loop import train
 from flowcore.training.recipe import parse_recipe
 

@@ -20,12 +20,12 @@ from PIL import Image
 from torch import Tensor
 
 import flowcore
-from flowcore.checkpoints.model_file import read_header
-from flowcore.evaluation.image_set import evaluate_density, list_images, read_upright
-from flowcore.flow import Flow
+from flowcore.engine.model_input import resize_to_own
+from flowcore.flows.flow import Flow
 from flowcore.images.contact_sheet import contact_sheet
-from flowcore.runtime.model_input import resize_to_own
+from flowcore.models.model_file import read_header
 from flowcore.training.data import open_data
+from flowcore.training.evaluation.image_set import evaluate_density, list_images, read_upright
 from flowcore.training.loop import train
 from flowcore.training.recipe import Recipe, held_out_names, parse_recipe
 

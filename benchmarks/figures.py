@@ -20,10 +20,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 import flowcore
+from flowcore.flows.transforms import ODE, ActNorm, Chain, Coupling, LevelCondition, Probes, Residual, path_costs
 from flowcore.images.files import read
-from flowcore.networks import ContractiveNetwork, VectorField
+from flowcore.models.ffjord.vector_field import VectorField
+from flowcore.models.residual_flow.contractive import ContractiveNetwork
 from flowcore.tasks.sample import dequantized_image
-from flowcore.transforms import ODE, ActNorm, Chain, Coupling, LevelCondition, Probes, Residual, path_costs
 
 from .measure import as_image, say
 

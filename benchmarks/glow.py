@@ -26,12 +26,12 @@ import torch
 from torch import Tensor, nn
 
 import flowcore
-from flowcore.checkpoints.sources.normflows import NORMFLOWS
-from flowcore.flow import Flow
-from flowcore.inference.compiled import CompiledFlow
-from flowcore.likelihood import log_prob
+from flowcore.engine.compiled import CompiledFlow
+from flowcore.flows.flow import Flow
+from flowcore.flows.likelihood import log_prob
+from flowcore.flows.prior import sample_latents
 from flowcore.models.glow import GlowConfig, glow
-from flowcore.prior import sample_latents
+from flowcore.models.glow.normflows import NORMFLOWS
 from flowcore.training.objective import Likelihood
 from flowcore.training.stage import recompute_activations
 

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import flowcore
 from flowcore import device as devices
-from flowcore.inference.compiled import CompiledFlow
+from flowcore.engine.compiled import CompiledFlow
 
 from . import published
 from .measure import Settings, Table, arguments, machine, picture, say, seconds, write

@@ -21,12 +21,12 @@ from kornia.filters import bilateral_blur
 from torch import Tensor
 
 import flowcore
-from flowcore.evaluation.feature_distance import feature_distance
-from flowcore.evaluation.image_set import list_images, read_cropped
 from flowcore.images.color import as_stored, to_uint8
+from flowcore.images.metrics import psnr
 from flowcore.images.resize import shrink
-from flowcore.quality.metrics import psnr
 from flowcore.training.degradation import darken
+from flowcore.training.evaluation.feature_distance import feature_distance
+from flowcore.training.evaluation.image_set import list_images, read_cropped
 from flowcore.training.recipe import held_out_names
 
 from .measure import arguments, markdown, middle, say

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from flowcore.checkpoints.model_file import read, read_header, save
+from flowcore.models.model_file import read, read_header, save
 
 from .measure import arguments
 

@@ -18,14 +18,14 @@ from PIL import Image
 from torch import Tensor
 
 import flowcore
-from flowcore.evaluation.image_set import read_cropped
-from flowcore.flow import Flow
+from flowcore.engine.compiled import compiled
+from flowcore.engine.overflow import bounded_decoder, decode_with_backoff
+from flowcore.flows.flow import Flow
+from flowcore.flows.prior import sample_latents
 from flowcore.images.folders import image_files
 from flowcore.images.resize import enlarge
-from flowcore.inference.compiled import compiled
-from flowcore.prior import sample_latents
-from flowcore.runtime.overflow import bounded_decoder, decode_with_backoff
 from flowcore.tasks.upscale import MAX_DEVIATION
+from flowcore.training.evaluation.image_set import read_cropped
 
 from .measure import arguments, as_image, middle
 

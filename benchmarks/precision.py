@@ -30,14 +30,14 @@ from PIL import ImageOps
 from torch import Tensor
 
 import flowcore
-from flowcore.checkpoints.model_file import save
-from flowcore.evaluation.image_set import list_images, read_cropped, read_upright
-from flowcore.flow import Flow
+from flowcore.engine.compiled import ActualPrecision, CompiledFlow
+from flowcore.flows.flow import Flow
+from flowcore.flows.prior import sample_latents
 from flowcore.images.color import as_stored, luma
 from flowcore.images.resize import shrink
-from flowcore.inference.compiled import ActualPrecision, CompiledFlow
-from flowcore.prior import sample_latents
-from flowcore.runtime.chroma import schedule
+from flowcore.models.model_file import save
+from flowcore.tasks.chroma import schedule
+from flowcore.training.evaluation.image_set import list_images, read_cropped, read_upright
 
 from .measure import arguments, middle
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowcore.flow import Flow
+from flowcore.flows.flow import Flow
 from flowcore.models import build, configure
 
 

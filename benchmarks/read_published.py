@@ -33,11 +33,11 @@ from safetensors.torch import load_file, save_file
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from flowcore.checkpoints import catalog
-from flowcore.checkpoints.model_file import KEY, read, read_header
-from flowcore.checkpoints.writing import write_atomic
-from flowcore.networks import IMDN, CompactUpscaler
-from flowcore.networks.efficientnet import EfficientNetLite0
+from flowcore.models import catalog
+from flowcore.models.colorizer.efficientnet import EfficientNetLite0
+from flowcore.models.model_file import KEY, read, read_header
+from flowcore.models.srflow.imdn import IMDN, CompactUpscaler
+from flowcore.models.writing import write_atomic
 
 from .measure import arguments
 

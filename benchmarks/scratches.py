@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from flowcore.checkpoints.model_file import write_network
-from flowcore.evaluation.image_set import list_images
 from flowcore.images.files import read_bytes, read_rgb
-from flowcore.networks.unet import UNet
-from flowcore.tasks.scratch_finder import look_twice
+from flowcore.models.model_file import write_network
+from flowcore.tasks.finders.scratches import look_twice
+from flowcore.tasks.finders.unet import UNet
+from flowcore.training.evaluation.image_set import list_images
 from flowcore.training.recipe import held_out_names
 
 from .measure import arguments, markdown, say

@@ -19,12 +19,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 import flowcore
-from flowcore.evaluation.image_set import list_images, read_upright
-from flowcore.flow import Flow
+from flowcore.flows.flow import Flow
 from flowcore.images.color import as_stored, luma
 from flowcore.images.contact_sheet import contact_sheet
 from flowcore.images.files import fit
 from flowcore.images.resize import enlarge, shrink
+from flowcore.training.evaluation.image_set import list_images, read_upright
 from flowcore.training.recipe import held_out_names
 
 from .measure import arguments, as_image

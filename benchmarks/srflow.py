@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 import flowcore
+from flowcore.engine.compiled import CompiledFlow
+from flowcore.flows.prior import sample_latents
 from flowcore.images.resize import enlarge
-from flowcore.inference.compiled import CompiledFlow
 from flowcore.models.srflow import SRFlowConfig
-from flowcore.prior import sample_latents
 
 from . import published
 from .fresh import fresh

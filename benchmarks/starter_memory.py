@@ -19,14 +19,14 @@ from torch import Tensor
 
 import flowcore
 from flowcore import ColorMemory
-from flowcore.checkpoints import catalog
-from flowcore.checkpoints.color_memory import backbone_sha256
-from flowcore.color_index import SIDE, CellMemory
+from flowcore.engine.image_batch import ImageBatch
 from flowcore.images import color, files
 from flowcore.images.resize import limit_shorter_side
 from flowcore.images.scans import find_border, is_tinted
-from flowcore.networks import LumaEncoder
-from flowcore.runtime.image_batch import ImageBatch
+from flowcore.models import catalog
+from flowcore.models.colorizer.color_index import SIDE, CellMemory
+from flowcore.models.colorizer.color_memory import backbone_sha256
+from flowcore.models.colorizer.luma import LumaEncoder
 from flowcore.tasks.remember import COLORED, cells_of
 from flowcore.training.recipe import held_out_names
 

@@ -31,11 +31,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import flowcore
-from flowcore.dequantization import quantize
-from flowcore.flow import Flow
+from flowcore.flows.dequantization import quantize
+from flowcore.flows.flow import Flow
+from flowcore.flows.prior import sample_latents
 from flowcore.images.color import luma
 from flowcore.images.contact_sheet import contact_sheet
-from flowcore.prior import sample_latents
 from flowcore.tasks.sample import apply_style
 from flowcore.training.recipe import held_out_names
 from flowcore.training.styles import FACES, STYLES, attributes, parse_attribute, read_attribute_table, read_images

@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from flowcore.inference.compiled import CompiledFlow
+from flowcore.engine.compiled import CompiledFlow
 from flowcore.models.tarflow import TarFlowConfig, tarflow
 from flowcore.training.stage import PeakMemory
 

@@ -34,11 +34,11 @@ from torch import Tensor
 
 import flowcore
 from flowcore import FlowModel
-from flowcore.evaluation.image_set import list_images, read_cropped
-from flowcore.identity import DIGITS, model_sha256
 from flowcore.images.color import as_stored, luma
 from flowcore.images.resize import enlarge, resize, shrink
+from flowcore.models.identity import DIGITS, model_sha256
 from flowcore.tasks.audit import COVERAGE, expected
+from flowcore.training.evaluation.image_set import list_images, read_cropped
 from flowcore.training.recipe import held_out_names
 
 from .measure import arguments, as_image, markdown, means, middle, say

@@ -36,15 +36,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 import flowcore
-from flowcore.checkpoints import catalog
-from flowcore.evaluation.feature_distance import feature_distance
-from flowcore.evaluation.image_set import list_images, read_cropped
 from flowcore.images.color import as_stored, to_uint8
 from flowcore.images.contact_sheet import contact_sheet
+from flowcore.images.metrics import diversity, false_specks, grid_energy, lr_psnr, psnr
 from flowcore.images.resize import enlarge, shrink
-from flowcore.networks.rrdb import RRDB
-from flowcore.quality.metrics import diversity, false_specks, grid_energy, lr_psnr, psnr
+from flowcore.models import catalog
+from flowcore.models.srflow.rrdb import RRDB
 from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
+from flowcore.training.evaluation.feature_distance import feature_distance
+from flowcore.training.evaluation.image_set import list_images, read_cropped
 
 from .measure import arguments, as_image, markdown, means, middle, recall, say
 

@@ -19,14 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import flowcore
-from flowcore.evaluation.feature_distance import feature_distance
-from flowcore.evaluation.image_set import list_images
-from flowcore.flow import Flow
+from flowcore.flows.flow import Flow
 from flowcore.images import files
 from flowcore.images.color import as_stored
+from flowcore.images.metrics import psnr
 from flowcore.images.motion import estimate_motion, move, sample_at
 from flowcore.images.resize import shrink
-from flowcore.quality.metrics import psnr
+from flowcore.training.evaluation.feature_distance import feature_distance
+from flowcore.training.evaluation.image_set import list_images
 
 from .measure import arguments, markdown, means, say
 

@@ -21,7 +21,7 @@ your own.
 
 import signal
 import sys
-from importlib.util import find_spec
+from importlib.util import LazyLoader, find_spec, module_from_spec
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -39,26 +39,29 @@ if _missing := ", ".join(
         sys.exit(_advice)
     raise ImportError(_advice)
 
-from . import testing as testing
-from .checkpoints import catalog, load, register_source, save
-from .checkpoints.color_memory import ColorMemory
-from .condition import Condition, Guidance
+from .engine.compiled import CompiledFlow
+from .engine.progress import Cancelled
 from .errors import CheckpointError, ConditionError, FlowError, ImageError, PrecisionError, ShapeError
-from .flow import Flow
-from .inference.compiled import CompiledFlow
-from .latents import interpolate, mix_levels, normalize
-from .model import FlowModel
-from .models import register
-from .plug_ins import load_plugins
-from .provenance import VERSION as __version__
-from .runtime import Cancelled
-from .runtime.hints import Hints
+from .flows.condition import Condition, Guidance
+from .flows.flow import Flow
+from .flows.latents import interpolate, mix_levels, normalize
+from .flows.model import FlowModel
+from .flows.transforms import Transform
+from .models import catalog, load
+from .models.colorizer.color_memory import ColorMemory
+from .models.identity import VERSION as __version__
+from .models.model_file import save
+from .models.plug_ins import load_plugins
+from .models.registry import register
+from .models.sources import register_source
 from .tasks.audit import Audit, audit
 from .tasks.brighten import brighten
 from .tasks.clean import clean
 from .tasks.colorize import apply_chroma, colorize, decode_colors, encode_colors, transfer_palette
 from .tasks.consistency import match_source
-from .tasks.face_finder import Face, find_faces
+from .tasks.finders.faces import Face, find_faces
+from .tasks.finders.scratches import find_scratches
+from .tasks.hints import Hints
 from .tasks.model_choice import upscaler_for
 from .tasks.ranking import ranked
 from .tasks.remember import remember
@@ -66,11 +69,9 @@ from .tasks.repair import repair
 from .tasks.rescale import restore, shrink
 from .tasks.sample import decode, encode, sample
 from .tasks.score import Score, score
-from .tasks.scratch_finder import find_scratches
 from .tasks.upscale import temperature_grid, upscale
 from .tasks.verify import Verification, verify
 from .tasks.video import colorize_video, upscale_video
-from .transforms import Transform
 
 Plan = CompiledFlow  # its earlier name
 
@@ -132,8 +133,14 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .checkpoints.catalog import models as models
+    from .flows import testing as testing
+    from .models.catalog import models as models
 else:
+    # ``flowcore.testing`` is ``flows/testing.py``, imported when one of its names is first asked for.
+    _spec = find_spec(".flows.testing", __name__)
+    _spec.loader = LazyLoader(_spec.loader)
+    testing = sys.modules[_spec.name] = sys.modules[f"{__name__}.testing"] = module_from_spec(_spec)
+    _spec.loader.exec_module(testing)
 
     class _CallableModule(ModuleType):
         """``flowcore.models``: the architectures; called, it lists the shipped models."""

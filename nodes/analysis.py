@@ -10,11 +10,11 @@ from torch import Tensor
 
 import flowcore
 from flowcore import ShapeError
+from flowcore.engine.image_batch import ImageBatch
+from flowcore.engine.memory import memory_required
+from flowcore.engine.model_input import ModelInput, prepare_input
 from flowcore.images.contact_sheet import glow, heat_map
 from flowcore.images.resize import resize_bilinear
-from flowcore.runtime.image_batch import ImageBatch
-from flowcore.runtime.memory import memory_required
-from flowcore.runtime.model_input import ModelInput, prepare_input
 from flowcore.tasks import score as scoring
 from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
 from flowcore.tasks.ranking import By, diversity_map, ranked

@@ -11,12 +11,13 @@ import torch
 
 import flowcore
 from flowcore import ColorMemory, FlowError, Hints, remember
+from flowcore.engine.memory import memory_in_tiles, memory_required
+from flowcore.flows.prior import masked_temperature
 from flowcore.images.color import parse_color
 from flowcore.images.folders import folder_stamp
-from flowcore.prior import masked_temperature
-from flowcore.runtime.hints import combine_hints, hints_from_points, hints_from_strokes, palette_from, parse_points
-from flowcore.runtime.memory import memory_in_tiles, memory_required
-from flowcore.runtime.settings import ColorizeSettings, ColorSettings
+from flowcore.tasks.chroma import ColorSettings
+from flowcore.tasks.colorize import ColorizeSettings
+from flowcore.tasks.hints import combine_hints, hints_from_points, hints_from_strokes, palette_from, parse_points
 
 from . import widgets
 from .host.compat import io

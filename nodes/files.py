@@ -19,9 +19,9 @@ from flowcore import FlowError
 from flowcore.batch.folders import InputFile, Job, is_done, iter_pending, list_inputs, make_jobs, process, split_name
 from flowcore.batch.job import JobSpec, Worker, encode_like
 from flowcore.batch.tables import NAME, Manifest
-from flowcore.checkpoints.color_memory import starter_memory
-from flowcore.checkpoints.writing import write_atomic
-from flowcore.identity import fingerprint
+from flowcore.engine.defaults import model_defaults
+from flowcore.engine.image_batch import MAX_STRETCH, ImageBatch, append_alpha
+from flowcore.engine.memory import memory_required
 from flowcore.images.files import (
     SUFFIXES,
     Format,
@@ -36,9 +36,9 @@ from flowcore.images.files import (
 )
 from flowcore.images.fill import extend_over_blank
 from flowcore.images.opening import is_transparent
-from flowcore.runtime.image_batch import MAX_STRETCH, ImageBatch, append_alpha
-from flowcore.runtime.memory import memory_required
-from flowcore.runtime.settings import model_defaults
+from flowcore.models.colorizer.color_memory import starter_memory
+from flowcore.models.identity import fingerprint
+from flowcore.models.writing import write_atomic
 from flowcore.tasks.model_choice import FOR_CLEAN, upscaler_for_files
 
 from . import widgets

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from flowcore import CheckpointError, FlowError
-from flowcore import latents as operations
-from flowcore.checkpoints.latents_file import load_latents, read_latents_header, save_latents
-from flowcore.runtime.memory import memory_required
-from flowcore.runtime.model_input import Fit, prepare_input
+from flowcore.engine.memory import memory_required
+from flowcore.engine.model_input import Fit, prepare_input
+from flowcore.flows import latents as operations
+from flowcore.models.latents_file import load_latents, read_latents_header, save_latents
 from flowcore.tasks.sample import apply_style, encode, morph, normalize_image_latents
 
 from . import widgets

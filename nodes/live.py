@@ -16,11 +16,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from flowcore import FlowError, dequantization
+from flowcore import FlowError
+from flowcore.engine.condition_cache import RecentlyUsed
+from flowcore.engine.model_input import condition_for, source_for_latents
+from flowcore.engine.progress import Cancelled
+from flowcore.flows import dequantization
 from flowcore.images.resize import resize
-from flowcore.inference.condition_cache import RecentlyUsed
-from flowcore.runtime import Cancelled
-from flowcore.runtime.model_input import condition_for, source_for_latents
 from flowcore.tasks.sample import decode
 
 from .host.memory import free_callbacks, model_lock

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import flowcore
-from flowcore import ImageError, provenance
-from flowcore.checkpoints import catalog, read_config
+from flowcore import ImageError
+from flowcore.batch import provenance
+from flowcore.batch.provenance import ProvenanceError
+from flowcore.engine.defaults import calm_share, guide_share
+from flowcore.engine.model_input import label_names
 from flowcore.images.color import truncate_16_bits
 from flowcore.images.files import read, read_bytes
-from flowcore.provenance import ProvenanceError
-from flowcore.runtime.model_input import label_names
-from flowcore.runtime.settings import calm_share, guide_share
+from flowcore.models import catalog
+from flowcore.models.model_file import read_config
 from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
 
 from . import widgets
@@ -62,7 +64,7 @@ def _read_facts(path: Path, _fingerprint: str) -> dict[str, Any]:
     by_input |= zip(("temperature", "detail"), getattr(config, "temperatures", ()), strict=False)
     if hasattr(config, "scale"):
         by_input["factor"] = config.scale
-    by_input["boldness"] = 0.5  # the middle, see `runtime.settings`
+    by_input["boldness"] = 0.5  # the middle, see `engine.defaults`
     return {"tasks": tasks, "styles": list(getattr(config, "styles", ())), "own": by_input}
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
 
 from flowcore import FlowError
-from flowcore.identity import fingerprint
-from flowcore.runtime.settings import Option, RunOptions, options_of
+from flowcore.engine.options import Option, RunOptions, options_of
+from flowcore.models.identity import fingerprint
 
 from .host.compat import io
 from .host.paths import input_path

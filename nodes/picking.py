@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from flowcore import FlowError, provenance
+from flowcore import FlowError
+from flowcore.batch import provenance
+from flowcore.batch.provenance import KEY, MAX_ENTRIES, Provenance
 from flowcore.device import free_memory
-from flowcore.identity import describe, fingerprint
-from flowcore.inference.condition_cache import RecentlyUsed
-from flowcore.provenance import KEY, MAX_ENTRIES, Provenance
-from flowcore.runtime.settings import with_defaults
+from flowcore.engine.condition_cache import RecentlyUsed
+from flowcore.engine.defaults import with_defaults
+from flowcore.models.identity import describe, fingerprint
 
 from .by_picture import join_outputs, part_for, with_reason, with_sentence
 from .files import transparent_picture

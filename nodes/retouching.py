@@ -8,11 +8,11 @@ from torch.nn import functional
 
 import flowcore
 from flowcore import Hints
+from flowcore.engine.condition_cache import RecentlyUsed
 from flowcore.images.strokes import paint_colors, paint_mask, parse_strokes
-from flowcore.inference.condition_cache import RecentlyUsed
-from flowcore.runtime.hints import combine_hints, hints_from_strokes
 from flowcore.tasks.clean import memory_to_clean
-from flowcore.tasks.scratch_finder import find_damage, mark_damage
+from flowcore.tasks.finders.scratches import find_damage, mark_damage
+from flowcore.tasks.hints import combine_hints, hints_from_strokes
 
 from . import widgets
 from .host.compat import io

@@ -7,12 +7,9 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from flowcore import ConditionError, FlowError, FlowModel, dequantization
-from flowcore.images.contact_sheet import contact_sheet
-from flowcore.latents import scale, statistics
-from flowcore.prior import sample_latents
-from flowcore.runtime.memory import memory_required
-from flowcore.runtime.model_input import (
+from flowcore import ConditionError, FlowError, FlowModel
+from flowcore.engine.memory import memory_required
+from flowcore.engine.model_input import (
     condition_for,
     label_names,
     prepare_input,
@@ -20,6 +17,10 @@ from flowcore.runtime.model_input import (
     size_of_latents,
     source_for_latents,
 )
+from flowcore.flows import dequantization
+from flowcore.flows.latents import scale, statistics
+from flowcore.flows.prior import sample_latents
+from flowcore.images.contact_sheet import contact_sheet
 from flowcore.tasks.sample import decode, dequantized_image, encode, sample
 
 from . import widgets

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from flowcore import ColorMemory, FlowError, FlowModel, Hints, ImageError
-from flowcore.checkpoints import catalog
 from flowcore.device import free_memory
-from flowcore.identity import fingerprint, model_fingerprint, model_sha256
+from flowcore.engine.image_batch import check_proportions
+from flowcore.flows.model import Task
 from flowcore.images.faces import FacePlace
-from flowcore.model import Task
-from flowcore.runtime.image_batch import check_proportions
+from flowcore.models import catalog
+from flowcore.models.identity import fingerprint, model_fingerprint, model_sha256
 from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, describe_damage
 
 from .host.compat import io

@@ -12,10 +12,10 @@ from torch import Tensor
 
 import flowcore
 from flowcore import FlowError, FlowModel
-from flowcore.checkpoints.model_file import read_header
 from flowcore.images.files import read, read_bytes
 from flowcore.images.folders import folder_stamp
 from flowcore.images.opening import IMAGE_SUFFIXES
+from flowcore.models.model_file import read_header
 
 from . import widgets
 from .host.compat import io, log

@@ -10,27 +10,22 @@ from torch import Tensor
 
 import flowcore
 from flowcore import FlowError, FlowModel
-from flowcore.checkpoints import catalog
+from flowcore.engine.compiled import drop_compiled
+from flowcore.engine.condition_cache import ConditionStore
+from flowcore.engine.defaults import guide_share, with_defaults
+from flowcore.engine.image_batch import ImageBatch
+from flowcore.engine.memory import memory_in_tiles, memory_required
+from flowcore.flows.prior import Temperature, masked_temperature
 from flowcore.images.contact_sheet import contact_sheet
-from flowcore.inference.compiled import drop_compiled
-from flowcore.inference.condition_cache import ConditionStore
-from flowcore.integrations import Upscaler, descriptor, register
-from flowcore.prior import Temperature, masked_temperature
-from flowcore.quality.metrics import diversity
-from flowcore.runtime.image_batch import ImageBatch
-from flowcore.runtime.memory import memory_in_tiles, memory_required
-from flowcore.runtime.settings import (
-    STEADINESS,
-    RestoreSettings,
-    UpscaleSettings,
-    UpscaleVideoSettings,
-    guide_share,
-    with_defaults,
-)
+from flowcore.images.metrics import diversity
+from flowcore.models import catalog
 from flowcore.tasks.calm_faces import KEPT_CALM
 from flowcore.tasks.consistency import consistency
+from flowcore.tasks.integrations import Upscaler, descriptor, register
 from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, better_model
-from flowcore.tasks.upscale import target_size
+from flowcore.tasks.rescale import RestoreSettings
+from flowcore.tasks.upscale import UpscaleSettings, target_size
+from flowcore.tasks.video import STEADINESS, UpscaleVideoSettings
 
 from . import widgets
 from .host.compat import curve_values, io, log

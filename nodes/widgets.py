@@ -7,9 +7,11 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from torch import Tensor
 
-from flowcore import ConditionError, FlowError, runtime
-from flowcore.runtime import chroma, model_input
-from flowcore.runtime.settings import Option
+from flowcore import ConditionError, FlowError
+from flowcore.engine import model_input
+from flowcore.engine import progress as runtime
+from flowcore.engine.options import Option
+from flowcore.tasks import chroma
 
 from .host.compat import io
 
@@ -123,7 +125,7 @@ CalmEdges = Annotated[float | None, slider(FROM_MODEL, FROM_MODEL, 1.0, optional
 Fit = Annotated[model_input.Fit, choice("resize", "crop", optional=True)]
 Gamut = Annotated[chroma.Gamut, choice("compress", "clip", optional=True, advanced=True)]
 Label = Annotated[int, integer(-1, -1, 9999, optional=True)]
-Mark = Annotated[str, text(optional=True, advanced=True)]  # a phrase; see `flowcore.prior.sample_latents`
+Mark = Annotated[str, text(optional=True, advanced=True)]  # a phrase; see `flowcore.flows.prior.sample_latents`
 ModelTemperature = Annotated[float | None, temperature(FROM_MODEL)]  # follows the model until it is moved
 Painting = Annotated[str, text(optional=True, socketless=True)]  # see web/js/brush.js
 Pick = Annotated[int, integer(0, 0, MAX_ITEMS, optional=True)]  # of every `PickingNode`

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from flowcore import Condition, Flow
-from flowcore.checkpoints.sources.hcflow import hcflow_origins
-from flowcore.checkpoints.sources.srflow import llflow_origins, srflow_da_origins, srflow_origins
-from flowcore.flow import Level
+from flowcore.flows.flow import Level
+from flowcore.flows.transforms import ActNorm, BatchNorm, ChannelWhitening, InvertibleConv
 from flowcore.models import build, configure
-from flowcore.transforms import ActNorm, BatchNorm, ChannelWhitening, InvertibleConv
+from flowcore.models.hcflow.published import hcflow_origins
+from flowcore.models.srflow.published import llflow_origins, srflow_da_origins, srflow_origins
 
 ORIGINS = {"srflow": srflow_origins, "srflow_da": srflow_da_origins, "llflow": llflow_origins, "hcflow": hcflow_origins}
 

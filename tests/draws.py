@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowcore.testing import _random_states
+from flowcore.flows.testing import _random_states
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 import flowcore
 from flowcore import ranked, restore, score, shrink
-from flowcore.inference.compiled import drop_compiled
-from flowcore.latents import attribute_direction
-from flowcore.likelihood import with_probes
+from flowcore.engine.compiled import drop_compiled
+from flowcore.flows.latents import attribute_direction
+from flowcore.flows.likelihood import with_probes
 from flowcore.models import ARCHITECTURES
-from flowcore.runtime.hints import hints_from_points
+from flowcore.tasks.hints import hints_from_points
 from flowcore.tasks.ranking import diversity_map
 from flowcore.tasks.sample import apply_style, normalize_image_latents
 

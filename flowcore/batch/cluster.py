@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from ..checkpoints import catalog, load
 from ..errors import FlowError, printable
 from ..images import files
+from ..models import catalog, load
 from .folders import Job, Outputs, save
 from .job import JobSpec, Worker
 
@@ -35,7 +35,7 @@ class Cluster:
 
     model: str  # name of a shipped model, or a file
     device: str = "cpu"  # of every worker
-    overrides: dict[str, Any] = field(default_factory=dict[str, Any])  # see ``checkpoints.load``
+    overrides: dict[str, Any] = field(default_factory=dict[str, Any])  # see ``models.load``
     address: str | None = None  # of a running cluster, "auto" for the one of this machine; None starts one
     workers: int | None = None  # each with its own copy of the model; None for as many as CPUs, or GPUs, allow
     threads: int = 1  # of each worker

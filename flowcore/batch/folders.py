@@ -22,12 +22,12 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from ..checkpoints.writing import LONGEST_NAME, SavingError, beside, check_writable, write_atomic
+from ..engine.progress import Progress
 from ..errors import FlowError, ImageError
 from ..images import files
 from ..images.folders import is_image_name, walk_files, walk_folders
 from ..images.opening import IMAGE_SUFFIXES
-from ..runtime import Progress
+from ..models.writing import LONGEST_NAME, SavingError, beside, check_writable, write_atomic
 from .job import MARK, Worker, frames_done, remove_state
 
 MAGIC = re.compile(r"[*?[]")

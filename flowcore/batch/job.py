@@ -16,34 +16,34 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from ..checkpoints import load
-from ..checkpoints.color_memory import ColorMemory
-from ..checkpoints.writing import SavingError, beside, write_atomic
+from ..engine.image_batch import ImageBatch
+from ..engine.model_input import prepare_input, resize_to_own
+from ..engine.progress import Progress
 from ..errors import FlowError
-from ..identity import describe, fingerprint, model_fingerprint, model_sha256
+from ..flows.model import FlowModel
 from ..images import files
 from ..images.color import NEUTRAL, as_gray, luma, to_uint8, truncate_16_bits
 from ..images.files import DecodedImage, Format
 from ..images.folders import is_image_name
 from ..images.metadata import lost_on_save
-from ..model import FlowModel
-from ..provenance import KEY, Provenance, picture_fingerprint
-from ..runtime import Progress
-from ..runtime.chroma import chroma_and_condition
-from ..runtime.hints import Hints, combine_hints, hints_from_points, palette_from, parse_points
-from ..runtime.image_batch import ImageBatch
-from ..runtime.model_input import prepare_input, resize_to_own
+from ..models import load
+from ..models.colorizer.color_memory import ColorMemory
+from ..models.identity import describe, fingerprint, model_fingerprint, model_sha256
+from ..models.writing import SavingError, beside, write_atomic
 from ..tasks.brighten import brighten
+from ..tasks.chroma import chroma_and_condition
 from ..tasks.clean import clean
 from ..tasks.colorize import colorize, transfer_palette
 from ..tasks.faces import restore_faces
+from ..tasks.finders.scratches import find_scratches
+from ..tasks.hints import Hints, combine_hints, hints_from_points, palette_from, parse_points
 from ..tasks.ranking import By, ranked
 from ..tasks.repair import repair
 from ..tasks.rescale import restore, shrink
 from ..tasks.score import score
-from ..tasks.scratch_finder import find_scratches
 from ..tasks.upscale import target_size, upscale
 from ..tasks.video import colorize_video, upscale_video
+from .provenance import KEY, Provenance, picture_fingerprint
 
 Command = Literal["upscale", "colorize", "brighten", "clean", "repair", "shrink", "restore", "faces", "score"]
 IRRELEVANT = {"tile"}  # settings that change memory and time, not the picture

@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.writing import check_writable, write_atomic
 from ..errors import FlowError
+from ..models.writing import check_writable, write_atomic
 from .folders import Job, Outputs, exclusive
 from .job import Worker
 

@@ -24,14 +24,14 @@ from ..batch import folders
 from ..batch.folders import InputFile, Job, Outputs, job_state
 from ..batch.job import Command, JobSpec, Worker
 from ..batch.tables import NAME, Manifest
-from ..checkpoints.writing import check_writable
 from ..device import actual_precision
+from ..engine.defaults import model_defaults
 from ..errors import FlowError, printable
+from ..flows.model import FlowModel, Task
+from ..flows.prior import mark_seed
 from ..images.files import FORMATS, SUFFIXES, Format, check_format, upright_size
 from ..images.opening import IMAGE_SUFFIXES
-from ..model import FlowModel, Task
-from ..prior import mark_seed
-from ..runtime.settings import model_defaults
+from ..models.writing import check_writable
 from ..tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, upscaler_for_files
 from .allocation import keep_freed_memory
 from .options import AUTO, parse_assignments

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from .. import __version__
 from ..errors import FlowError, printable
-from ..plug_ins import find_plugins, load_plugins
+from ..models.plug_ins import find_plugins, load_plugins
 from . import options
 from .output import QUIET, SomeFailed, accept_all_names
 

@@ -15,25 +15,28 @@ from torch import Tensor
 from .. import decode, encode, interpolate, load, sample
 from ..batch.folders import Outputs, targets_done
 from ..batch.job import picture_id
-from ..checkpoints import catalog
-from ..checkpoints.color_memory import KEY, ColorMemory, starter_memory
-from ..checkpoints.model_file import is_flowcore_file
-from ..checkpoints.writing import check_writable, write_atomic
+from ..batch.provenance import Provenance
+from ..engine.defaults import with_defaults
+from ..engine.guide import NO_GUIDE
+from ..engine.model_input import label_number, resize_to_own
+from ..engine.options import RunOptions, options_of
+from ..engine.progress import duration
 from ..errors import FlowError
-from ..identity import describe, fingerprint, model_fingerprint, model_sha256
+from ..flows.model import FlowModel
+from ..flows.prior import mark_seed
 from ..images import files
 from ..images.color import to_uint8
-from ..model import FlowModel
-from ..prior import mark_seed
-from ..provenance import Provenance
-from ..runtime import duration
-from ..runtime.guide import NO_GUIDE
-from ..runtime.hints import palette_from, parse_points
-from ..runtime.model_input import label_number, resize_to_own
-from ..runtime.settings import ColorizeSettings, RunOptions, UpscaleSettings, options_of, with_defaults
+from ..models import catalog
+from ..models.colorizer.color_memory import KEY, ColorMemory, starter_memory
+from ..models.identity import describe, fingerprint, model_fingerprint, model_sha256
+from ..models.model_file import is_flowcore_file
+from ..models.writing import check_writable, write_atomic
 from ..tasks.clean import require_guide
+from ..tasks.colorize import ColorizeSettings
+from ..tasks.hints import palette_from, parse_points
 from ..tasks.remember import open_memory, remember
 from ..tasks.sample import check_styles, with_guidance
+from ..tasks.upscale import UpscaleSettings
 from ..tasks.video import colorize_video, upscale_video
 from .batches import (
     ModelRun,

@@ -13,15 +13,21 @@ from ..batch import folders
 from ..batch.folders import Job, Outputs
 from ..batch.job import JobSpec, Worker
 from ..batch.tables import Scores
-from ..checkpoints import catalog
-from ..checkpoints.writing import write_atomic
 from ..errors import FlowError, printable
-from ..evaluation.colorization import PORTRAIT_SAMPLES, colorizer_table, evaluate_colorizer
-from ..evaluation.image_set import density_table, evaluate_density, markdown, size_of
-from ..evaluation.upscaling import USUAL_MEASURES, check_measures, evaluate_upscaler, missing_measures, upscaler_table
+from ..flows.model import FlowModel
 from ..images import files
-from ..model import FlowModel
+from ..models import catalog
+from ..models.writing import write_atomic
 from ..tasks.score import ranking_key
+from ..training.evaluation.colorization import PORTRAIT_SAMPLES, colorizer_table, evaluate_colorizer
+from ..training.evaluation.image_set import density_table, evaluate_density, markdown, size_of
+from ..training.evaluation.upscaling import (
+    USUAL_MEASURES,
+    check_measures,
+    evaluate_upscaler,
+    missing_measures,
+    upscaler_table,
+)
 from ..training.recipe import held_out_names
 from .allocation import keep_freed_memory
 from .batches import ModelRun, execute, import_cluster, load_model, uses_ray

@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .. import load, provenance
-from ..checkpoints import catalog, color_memory, convert
-from ..checkpoints.model_file import is_flowcore_file, read_header, reconfigure, save
-from ..checkpoints.writing import check_writable
+from .. import load
+from ..batch import provenance
 from ..device import check_device
 from ..errors import FlowError, printable
+from ..flows.model import FlowModel
 from ..images.opening import IMAGE_SUFFIXES
-from ..model import FlowModel
+from ..models import catalog
+from ..models.colorizer import color_memory
+from ..models.model_file import is_flowcore_file, read_header, reconfigure, save
+from ..models.published import convert
+from ..models.writing import check_writable
 from .allocation import keep_freed_memory
 from .options import parse_assignments
 from .output import check_overwrite, log, to_json
@@ -56,7 +59,7 @@ def prepare_models(options: Namespace) -> Work:
 
 
 def _list_models(*, as_json: bool) -> None:
-    from ..evaluation.image_set import markdown
+    from ..training.evaluation.image_set import markdown
 
     infos = catalog.models()
     if as_json:

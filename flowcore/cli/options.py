@@ -11,21 +11,46 @@ from typing import Any, Literal, get_args, get_origin
 import torch
 from torch import Tensor
 
+from ..engine.options import RunOptions, options_of
+from ..engine.progress import Precision
+from ..engine.ranges import MAX_DRAWS, Setting, check_range, count, nonnegative
 from ..errors import FlowError
 from ..images.files import Format
 from ..models.fields import Range
-from ..runtime import Precision
-from ..runtime.ranges import Setting, check_range
-from ..runtime.settings import SETTINGS, ColorizeSettings, RestoreSettings, RunOptions, UpscaleSettings, options_of
+from ..tasks.brighten import EXPOSURE, STRENGTH
+from ..tasks.colorize import ColorizeSettings
 from ..tasks.faces import LARGEST
+from ..tasks.finders.scratches import SENSITIVITY
+from ..tasks.hints import RADIUS
 from ..tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
-from ..tasks.upscale import MAX_SIDE
+from ..tasks.rescale import RestoreSettings
+from ..tasks.score import PROBES, TERMS
+from ..tasks.upscale import MAX_SIDE, UpscaleSettings
+from ..tasks.video import ColorizeVideoSettings, UpscaleVideoSettings
 
 AUTO = "auto"  # the model that suits the picture
 MAX_MEGAPIXELS = 100  # of a result; the command asks before it makes a larger one
 MODEL_DEFAULT = "(default: the model's own)"
 TEMPERATURE_HELP = f"0 is calm, 1 has the model's full spread {MODEL_DEFAULT}"
 NONNEGATIVE, COUNT = Setting(float, Range(0, math.inf)), Setting(int, Range(1, math.inf))
+SETTINGS: dict[str, Setting] = {  # numbers of tasks, by name
+    "sensitivity": SENSITIVITY,
+    "exposure": EXPOSURE,
+    "strength": STRENGTH,
+    "radius": RADIUS,
+    "probes": PROBES,
+    "terms": TERMS,
+    "smallest": nonnegative("It is in pixels."),
+    "largest": nonnegative("It is in pixels; 0 is no limit."),
+    "number": count(0, note="0 is all of them."),
+    "frames": count(1, MAX_DRAWS),
+    **{
+        each.name: each.setting
+        for kind in (UpscaleSettings, UpscaleVideoSettings, ColorizeSettings, ColorizeVideoSettings)
+        for each in options_of(kind)
+        if each.setting.kind
+    },
+}
 NUMBERS = {  # that are no settings of tasks
     **dict.fromkeys(("time_limit", "max_megapixels", "minutes", "guidance"), NONNEGATIVE),
     **dict.fromkeys(("ray_workers", "ray_threads", "keep", "limit", "count", "stop_after"), COUNT),

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor
 from tqdm import tqdm
 
-from ..checkpoints.writing import check_writable
+from ..engine.progress import Progress, duration
 from ..errors import FlowError, printable
-from ..runtime import Progress, duration
+from ..models.writing import check_writable
 
 if TYPE_CHECKING:
     from ..batch.folders import Job, Outputs

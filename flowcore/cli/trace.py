@@ -15,19 +15,18 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import provenance
-from ..batch import folders, tables
+from ..batch import folders, provenance, tables
 from ..batch.job import picture_id
-from ..checkpoints.writing import write_atomic
+from ..engine.image_batch import ImageBatch
 from ..errors import FlowError, printable
-from ..identity import model_sha256
+from ..flows.model import FlowModel
+from ..flows.prior import mark_seed
 from ..images import files
 from ..images.color import to_uint8
 from ..images.contact_sheet import glow
 from ..images.resize import resize_bilinear
-from ..model import FlowModel
-from ..prior import mark_seed
-from ..runtime.image_batch import ImageBatch
+from ..models.identity import model_sha256
+from ..models.writing import write_atomic
 from ..tasks.audit import audit
 from ..tasks.model_choice import FOR_CLEAN
 from ..tasks.verify import COLD, verify

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..images import color
-from ..images.resize import pad_symmetric
+from . import color
+from .resize import pad_symmetric
 
 BORDER_DEVIATION = 0.06  # of a border's pixels from its color, in any channel
 BORDER_OUTLIERS = 0.05  # share of a row or column of the border that may deviate more: dust, scratches

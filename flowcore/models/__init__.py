@@ -1,99 +1,77 @@
-"""Model architectures, one module each: a frozen configuration and a builder; and their registry."""
+"""What can be loaded: families of models, one folder each; our files, public checkpoints, and the shipped models."""
 
-import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
-from ..errors import CheckpointError, FlowError
-from ..model import Config, FlowModel
-from .class_conditional import ClassConditionalConfig, class_conditional
-from .colorizer import ColorizerConfig, colorizer
-from .ffjord import FFJORDConfig, ffjord
-from .fields import short_repr, suggestion
-from .glow import GlowConfig, glow
-from .hcflow import HCFlowConfig, hcflow
-from .llflow import LLFlowConfig, llflow
-from .realnvp import RealNVPConfig, realnvp
-from .residual_flow import ResidualFlowConfig, residual_flow
-from .srflow import SRFlowConfig, srflow
-from .srflow_da import SRFlowDAConfig, srflow_da
-from .tarflow import TarFlowConfig, tarflow
+import torch
 
-__all__ = ["ARCHITECTURES", "Architecture", "build", "configure", "register"]
+from ..device import check_device
+from ..errors import CheckpointError
+from ..flows.model import FlowModel
+from . import catalog, colorizer, ffjord, glow, hcflow, llflow, realnvp, residual_flow, srflow, tarflow
+from .model_file import is_flowcore_file, read, read_config, read_header, save
+from .published import convert
+from .registry import ARCHITECTURES, Architecture, build, configure, register
+from .sources import register_source
 
-RETIRED = ("memory", "memory_share", "memory_neighbors")  # fields of a colorizer, whose encoder had a memory of its own
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "build",
+    "catalog",
+    "colorizer",
+    "configure",
+    "convert",
+    "ffjord",
+    "glow",
+    "hcflow",
+    "llflow",
+    "load",
+    "read",
+    "read_config",
+    "read_header",
+    "realnvp",
+    "register",
+    "register_source",
+    "residual_flow",
+    "save",
+    "srflow",
+    "tarflow",
+]
 
-C = TypeVar("C", bound=Config)
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """A registered architecture: the class of its configuration, and the builder of a flow from it."""
-
-    config: type[Config]
-    build: Callable[[Any], FlowModel]
-
-
-ARCHITECTURES: dict[str, Architecture] = {}
-
-
-def register(name: str, config: type[C], build: Callable[[C], FlowModel[C]], *, replace: bool = False) -> None:
-    """Register an architecture, so that its files can be loaded and recipes can train it.
+def load(path: str | Path, device: str | torch.device = "cpu", **config_overrides: Any) -> FlowModel:
+    """Load a model: a shipped one by name, a file in our format, or a public checkpoint, which is converted in memory.
 
     Args:
-        name: Its name in files and recipes.
-        config: A frozen, keyword-only dataclass of JSON types, which checks its fields.
-        build: From a configuration to a flow with random weights, whose ``architecture`` is ``name``.
-        replace: Whether to overwrite an architecture of that name, as when a notebook's cell runs again.
+        path: Name of a shipped model (see ``catalog.names``), or else a file.
+        device: Device of the model.
+        config_overrides: Configuration fields that replace the file's, or that a public checkpoint does not determine,
+            e.g. ``stacked_blocks=(1, 8, 15, 22)`` or ``n_bits=5``.
+
+    Returns:
+        The flow, in float32 and evaluation mode.
 
     Raises:
-        ValueError: If the name is taken.
-        TypeError: If the configuration is no dataclass, or the builder cannot be called.
+        CheckpointError: If there is no such model, or flowcore cannot read the file.
+        FlowError: If there is no such device.
     """
-    if not (dataclasses.is_dataclass(config) and callable(config) and callable(build)):
-        raise TypeError(f"register needs a dataclass and a function that builds a flow from it; got {config}, {build}.")
-    if name in ARCHITECTURES and not replace:
-        raise ValueError(f"There is already an architecture {name!r}. Choose another name, or replace=True.")
-    ARCHITECTURES[name] = Architecture(config, build)
-
-
-def configure(architecture: str, fields: Mapping[str, Any]) -> Config:
-    """Make a configuration from plain values; CheckpointError if a name is unknown, FlowError if a value is wrong."""
-    if architecture not in ARCHITECTURES:
-        raise CheckpointError(
-            f"Unknown architecture {short_repr(architecture)}; this flowcore knows {', '.join(ARCHITECTURES)}."
-            f"{suggestion(architecture, ARCHITECTURES)} Update flowcore, or register it (docs/plug-ins.md)."
-        )
-    config = ARCHITECTURES[architecture].config
-    if architecture == "colorizer" and not fields.get("memory"):  # files of color-photos state that theirs has none
-        fields = {name: value for name, value in fields.items() if name not in RETIRED}
-    known = {field.name for field in dataclasses.fields(config)}
-    unknown = sorted(set(fields) - known)
-    if unknown:
-        raise CheckpointError(
-            f"Unknown {architecture} field {', '.join(map(short_repr, unknown[:8]))}: written by a newer flowcore, or "
-            f"misspelled.{suggestion(unknown[0], known)} Known: {', '.join(sorted(known))}."
-        )
+    device = check_device(device)
+    name, file = str(path), Path(path)
+    if catalog.is_shipped(name):
+        file = catalog.path(name)
+        if not is_flowcore_file(file):
+            raise catalog.unusable(name, "is damaged, or only stands for it (Git LFS)")
     try:
-        return config(**fields)
-    except TypeError as error:
-        raise FlowError(f"A value of the {architecture} configuration has the wrong type: {error}.") from error
-
-
-def build(architecture: str, config: Config) -> FlowModel:
-    """Build a registered model with random weights."""
-    return ARCHITECTURES[architecture].build(config)
-
-
-register("srflow", SRFlowConfig, srflow)
-register("srflow_da", SRFlowDAConfig, srflow_da)
-register("glow", GlowConfig, glow)
-register("realnvp", RealNVPConfig, realnvp)
-register("ffjord", FFJORDConfig, ffjord)
-register("class_conditional", ClassConditionalConfig, class_conditional)
-register("colorizer", ColorizerConfig, colorizer)
-register("hcflow", HCFlowConfig, hcflow)
-register("llflow", LLFlowConfig, llflow)
-register("residual_flow", ResidualFlowConfig, residual_flow)
-register("tarflow", TarFlowConfig, tarflow)
+        file = file.expanduser()
+        exists = file.exists()
+    except (OSError, ValueError, RuntimeError):  # name too long, zero byte, unknown ~user
+        exists = False
+    if not exists:
+        shipped = ", ".join(catalog.names()) or "none"
+        raise CheckpointError(
+            f"There is no file {str(file)[:200]}, and no shipped model of that name (shipped: {shipped}). Check "
+            "the name."
+        )
+    flow = read(file, config_overrides) if is_flowcore_file(file) else convert(file, config_overrides)
+    return flow.to(device)

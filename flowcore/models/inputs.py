@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConditionError, ShapeError
-from ..model import FlowModel
+from ..flows.model import FlowModel
 
 LR = "an RGB source of shape (B, 3, h, w)"
 

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ..engine.image_batch import ImageBatch
+from ..engine.model_input import prepare_input
+from ..engine.runner import Reporting, RunOptions, part_of_run, runs_with
 from ..errors import ShapeError
-from ..identity import DIGITS, model_sha256
+from ..flows.model import FlowModel
 from ..images.color import to_uint8
 from ..images.resize import resize, shrink
-from ..model import FlowModel
-from ..runtime.image_batch import ImageBatch
-from ..runtime.model_input import prepare_input
-from ..runtime.runner import Reporting, RunOptions, part_of_run, runs_with
+from ..models.identity import DIGITS, model_sha256
 from .consistency import consistency, samples_per_source
 from .score import score
 from .upscale import upscale

@@ -7,19 +7,23 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ..engine.defaults import with_defaults
+from ..engine.image_batch import ImageBatch
+from ..engine.options import DrawSettings
+from ..engine.ranges import Setting, check_range, share
+from ..engine.runner import Runner, Running, runs_with
+from ..engine.tiles import Border, TiledDecoder, Tiling
+from ..flows.model import FlowModel
 from ..images.gain_grid import bilateral_gain
 from ..images.resize import pad_symmetric
-from ..model import FlowModel
 from ..models.fields import Range, check_integer
-from ..models.llflow import MAX_CELLS
-from ..networks.low_light import network_input
-from ..runtime.image_batch import ImageBatch
-from ..runtime.runner import Runner, Running, runs_with
-from ..runtime.settings import DrawSettings, check_setting, with_defaults
-from ..runtime.tiles import Border, TiledDecoder, Tiling
+from ..models.llflow.low_light import network_input
+from ..models.llflow.model import MAX_CELLS
 from .sample import MAX_DEVIATION
 
 PADDING = 16  # each side is padded to the next larger multiple, as the published program does
+EXPOSURE = Setting(float, Range(-4, 4), "It is in stops.")
+STRENGTH = share("0 is the photograph as it is, 1 as drawn.")
 GAMMA = 2.2  # of the curve between light and pixels
 STEP = 1 / 255  # an 8-bit step, added to values that are mixed so that black is not 0
 HALO = 96  # pixels read around a tile; brighten-photos sees no farther
@@ -80,8 +84,8 @@ def brighten(
     Source: Wang et al., "Low-Light Image Enhancement with Normalizing Flow" (AAAI 2022); noise and tiling are ours.
     """
     flow.require("brighten")
-    check_setting("exposure", exposure)
-    check_setting("strength", strength)
+    check_range("exposure", exposure, EXPOSURE)
+    check_range("strength", strength, STRENGTH)
     if gain_cells is not None:
         check_integer("gain_cells", gain_cells, Range(0, MAX_CELLS))
     tiles: dict[str, Any] = {"seed": seed, "samples": samples, "tile": tile, "halo": halo}

@@ -3,16 +3,12 @@
 Lips, lashes and glasses of small faces are a few pixels, which samples at the temperature of texture garble.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
-from ..prior import Temperature, resize_temperature_map
-from ..runtime.runner import Runner
-from ..runtime.settings import UpscaleSettings
-from .face_finder import faces_of
+from ..engine.runner import Runner
+from ..flows.prior import Temperature, resize_temperature_map
+from .finders.faces import faces_of
 
 LEAST, MOST = 36, 120  # pixels: sides of the faces, with their hair, that are kept calm
 SIDE = 1.65  # of such a face, in widths of the box from eyebrows to chin
@@ -20,14 +16,6 @@ WIDE, HIGH, RISE = 0.72, 0.88, 0.1  # radii of the oval, in widths of that box; 
 SOFT = 0.3  # share of the radii over which the temperature rises to that around the face
 # The notes on one face, and on several after their number. Nodes show them as facts, not as warnings.
 KEPT_CALM = "1 face is kept calm: less is invented there.", " faces are kept calm: less is invented there."
-
-
-def with_calm_faces(run: Runner, rgb: Tensor, settings: Sequence[UpscaleSettings]) -> list[UpscaleSettings]:
-    """Lower the temperatures of resolved settings within the faces of images ``(B, 3, h, w)`` in [0, 1]."""
-    faces = face_map(run, rgb) if any(each.calm_faces for each in settings) else None
-    if faces is None:
-        return [*settings]
-    return [replace(each, temperature=lower_within(each.tau, faces, each.calm_faces or 0.0)) for each in settings]
 
 
 def face_map(run: Runner, rgb: Tensor) -> Tensor | None:

@@ -6,19 +6,20 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ..engine.condition_cache import RecentlyUsed
+from ..engine.image_batch import ImageBatch
+from ..engine.memory import guide_bytes
+from ..engine.ranges import check_range, share
+from ..engine.runner import Runner, Running, RunOptions, runs_with
 from ..errors import FlowError
-from ..identity import fingerprint
+from ..flows.model import FlowModel
+from ..images.damage import jpeg_quality
 from ..images.motion import blur
 from ..images.resize import shrink
-from ..inference.condition_cache import RecentlyUsed
-from ..model import FlowModel
-from ..networks import CompactUpscaler
-from ..quality.damage import jpeg_quality
-from ..runtime.image_batch import ImageBatch
-from ..runtime.memory import guide_bytes
-from ..runtime.runner import Runner, Running, RunOptions, runs_with
-from ..runtime.settings import check_setting
+from ..models.identity import fingerprint
+from ..models.srflow.imdn import CompactUpscaler
 
+STRENGTH = share("0 is the photograph as it is, 1 as drawn.")
 ROWS = 256  # pixels of the height of the parts that go through the network one after the other
 KEPT = 17  # pixels: what is larger than that, such as colors and light, stays as it is
 CALM, WINDOW = 0.1, 9  # share of places in which noise is measured, and pixels of the side of a place
@@ -68,7 +69,7 @@ def clean(
 
     Source: Wang et al., "Real-ESRGAN" (2021), for the network; the rest is ours.
     """
-    check_setting("strength", strength)
+    check_range("strength", strength, STRENGTH)
     halo = _halo(require_guide(flow))
     run = Runner(flow, RunOptions(**options), ADVICE, image)
 

@@ -4,26 +4,60 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..checkpoints.color_memory import ColorMemory, starter_memory
+from ..engine.image_batch import ImageBatch, require_tensor
+from ..engine.options import PYTHON
+from ..engine.ranges import MAX_DRAWS, Setting, count, nonnegative
+from ..engine.runner import Batching, Runner, RunOptions, runs_with
 from ..errors import ImageError
+from ..flows.model import FlowModel
+from ..flows.prior import sample_latents
 from ..images import color
 from ..images.resize import resize_bilinear
-from ..model import FlowModel
-from ..prior import sample_latents
-from ..runtime.chroma import Colorization, blend_latents, correlate_noise, enlarge, merge
-from ..runtime.image_batch import ImageBatch, require_tensor
-from ..runtime.runner import Batching, Runner, RunOptions, runs_with
-from ..runtime.settings import AT_ONCE, ColorizeSettings, ColorSettings, Gamut
+from ..models.colorizer.color_memory import ColorMemory, starter_memory
+from ..models.fields import Range
 from . import skin
+from .chroma import AT_ONCE, Colorization, ColorSettings, Gamut, blend_latents, correlate_noise, enlarge, merge
 
 MEMORY_STEPS = 20  # how far the colors of a memory spread, in positions of the finest grid
 ADVICE = "Ask for fewer at once (samples), lower working_size, shrink the picture, or free memory on the device."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColorizeSettings(ColorSettings):
+    """What may be set of ``colorize``.
+
+    Attributes:
+        samples: Colorings per image, at least 1.
+        hint_steps: How far hints spread over what they are painted on, in positions of the finest grid, four pixels of
+            the working size each. They stop at its edges, see ``spread_hints``. 0: only what the model makes of them.
+        memory: Photographs whose colors are taken over, object by object, see ``remember``; every seed uses another
+            part of it, temperature 0 all. Where they show nothing similar, and with "model" everywhere, the memory that
+            the model's file recommends is used, if any, unless latents or a palette determine the colors. None: no
+            memory.
+        cast: Color cast of the whole picture, in [-1, 1]: 1 leaves it as drawn; 0 gives that of the coloring at
+            temperature 0; -1 removes it.
+        vivid: Factor by which colors move away from their mean, at least 0; 1 leaves them as drawn.
+        skin: Whether faces are looked for and get a color of skin, another one for every seed. Not if latents or a
+            palette determine the colors; see ``tasks.skin``.
+        mark: A secret phrase by which ``verify`` knows the results again without their seed. As in ``upscale``.
+    """
+
+    samples: Annotated[int, count(1, MAX_DRAWS, most=64)] = 1
+    hint_steps: Annotated[int, count(0, most=200, advanced=True)] = 20
+    memory: Annotated[ColorMemory | Literal["model"] | None, PYTHON] = "model"
+    cast: Annotated[
+        float, Setting(float, Range(-1, 1), "1 is as drawn, 0 that of the calmest coloring, -1 no cast.", advanced=True)
+    ] = 1.0
+    vivid: Annotated[float, nonnegative("1 is as drawn.", most=2, advanced=True)] = 1.0
+    skin: Annotated[bool, Setting(advanced=True)] = True
+    mark: Annotated[str | None, Setting(unit="phrase", advanced=True)] = None
 
 
 @runs_with(ColorizeSettings)

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ..engine.image_batch import ImageBatch, notify_of_range, require_pixels
+from ..engine.runner import Reporting, Runner, RunOptions, runs_with
 from ..errors import ShapeError
+from ..images.metrics import lr_psnr
 from ..images.resize import back_project, resize
-from ..quality.metrics import lr_psnr
-from ..runtime.image_batch import ImageBatch, notify_of_range, require_pixels
-from ..runtime.runner import Reporting, Runner, RunOptions, runs_with
 
 GOAL = 60.0  # dB; half a step of 8 bits, 1/510, would be 54
 MAX_DB = 100.0  # dB reported for equal pictures

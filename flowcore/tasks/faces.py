@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ..engine.image_batch import ImageBatch, append_alpha
+from ..engine.runner import Reporting, Running, RunOptions, part_of_run, runs_with
 from ..errors import ImageError, ShapeError
+from ..flows.model import FlowModel
 from ..images.color import luma
 from ..images.faces import (
     EYE_LINE,
@@ -25,12 +28,9 @@ from ..images.faces import (
     locate_face,
     paste_face,
 )
+from ..images.metrics import added_specks, lr_psnr
 from ..images.resize import resize
-from ..model import FlowModel
-from ..quality.metrics import added_specks, lr_psnr
-from ..runtime.image_batch import ImageBatch, append_alpha
-from ..runtime.runner import Reporting, Running, RunOptions, part_of_run, runs_with
-from .face_finder import SMALLEST, Box, Face, find_faces, looks_like_face
+from .finders.faces import SMALLEST, Box, Face, find_faces, looks_like_face
 from .upscale import upscale
 
 Eyes = tuple[Point, Point]

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoints import catalog
+from ..engine.image_batch import ImageBatch, require_pixels
+from ..flows.model import FlowModel
 from ..images import files
-from ..model import FlowModel
-from ..quality.damage import SIDE, crop_middle, jpeg_quality, noise_level
-from ..runtime.image_batch import ImageBatch, require_pixels
+from ..images.damage import SIDE, crop_middle, jpeg_quality, noise_level
+from ..models import catalog
 
 BLOCKY = 93  # highest quality of JPEG at which the model for damaged photographs is better: docs/decisions/0024
 FOR_CLEAN, FOR_DAMAGED = "srflow-x4", "srflow-x4-photo"

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..dequantization import quantization
 from ..device import float64
+from ..engine.image_batch import ImageBatch
+from ..engine.runner import Reporting, Runner, RunOptions, part_of_run, runs_with
 from ..errors import FlowError, ShapeError
+from ..flows.dequantization import quantization
+from ..flows.model import FlowModel
 from ..images import color
 from ..images.color import NEUTRAL
+from ..images.metrics import colorfulness
 from ..images.resize import limit_shorter_side
-from ..model import FlowModel
-from ..quality.metrics import colorfulness
-from ..runtime.chroma import Colorization
-from ..runtime.image_batch import ImageBatch
-from ..runtime.runner import Reporting, Runner, RunOptions, part_of_run, runs_with
+from .chroma import Colorization
 from .colorize import ADVICE, AT_ONCE
 from .consistency import consistency, samples_per_source
 from .score import score

@@ -11,19 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..checkpoints.color_memory import ColorMemory, backbone_sha256
-from ..color_index import CELL, MAX_CELLS, SIDE, CellMemory, evenly_spaced, renumber
+from ..engine.image_batch import ImageBatch
+from ..engine.ranges import Setting, check_range
+from ..engine.runner import Reporting, Runner, RunOptions, runs_with
 from ..errors import ImageError
+from ..flows.model import FlowModel
 from ..images import color, files
 from ..images.folders import image_files
 from ..images.resize import limit_shorter_side, resize_bilinear
 from ..images.scans import find_border, is_tinted
-from ..model import FlowModel
+from ..models.colorizer.color_index import CELL, MAX_CELLS, SIDE, CellMemory, evenly_spaced, renumber
+from ..models.colorizer.color_memory import ColorMemory, backbone_sha256
+from ..models.colorizer.luma import LumaEncoder
 from ..models.fields import Range
-from ..networks import LumaEncoder
-from ..runtime.image_batch import ImageBatch
-from ..runtime.ranges import Setting, check_range
-from ..runtime.runner import Reporting, Runner, RunOptions, runs_with
 
 MULTIPLE = 32  # which divides the sides that a backbone takes
 MAX_ASPECT = 4  # longer over shorter side, at most

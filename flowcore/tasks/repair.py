@@ -7,14 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ..engine.image_batch import ImageBatch, append_alpha, fit_mask
+from ..engine.options import GUIDE_STRENGTH
+from ..engine.ranges import check_range
+from ..engine.runner import Batching, Runner, RunOptions, check_draws, part_of_run, runs_with
 from ..errors import ImageError
+from ..flows.model import FlowModel
+from ..flows.prior import Temperature
 from ..images.fill import extend_colors, fill
 from ..images.resize import pad_symmetric, shrink
-from ..model import FlowModel
-from ..prior import Temperature
-from ..runtime.image_batch import ImageBatch, append_alpha, fit_mask
-from ..runtime.runner import Batching, Runner, RunOptions, check_draws, part_of_run, runs_with
-from ..runtime.settings import check_setting
 from .upscale import upscale
 
 AROUND = 32  # pixels around what is repaired that the model sees
@@ -76,7 +77,7 @@ def repair(
     """
     flow.require("upscale")
     check_draws(seed, samples)
-    check_setting("guide_strength", guide_strength)
+    check_range("guide_strength", guide_strength, GUIDE_STRENGTH)
     run = Runner(None, RunOptions(**options), ADVICE, image)
 
     def task() -> Tensor:

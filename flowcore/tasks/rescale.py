@@ -3,23 +3,41 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ..engine.image_batch import ImageBatch
+from ..engine.options import PYTHON, DrawSettings
+from ..engine.ranges import Setting
+from ..engine.runner import Reporting, Runner, RunOptions, runs_with
+from ..engine.tiles import TiledDecoder, pad_by_reflection
 from ..errors import ImageError
+from ..flows.model import FlowModel
 from ..images.color import as_stored
 from ..images.resize import resize
-from ..model import FlowModel
-from ..runtime.image_batch import ImageBatch
-from ..runtime.runner import Reporting, Runner, RunOptions, runs_with
-from ..runtime.settings import RestoreSettings
-from ..runtime.tiles import TiledDecoder, pad_by_reflection
 from .upscale import TILING
 
 SHRINK_ADVICE = "Shrink a smaller image, or free memory on the device."
 RESTORE_ADVICE = "Set tile to 32, ask for fewer samples, restore a smaller image, or free memory on the device."
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoreSettings(DrawSettings):
+    """What may be set of ``restore``.
+
+    Attributes:
+        temperature: Standard deviation of the latents: 0 gives the mean of all possible photographs. None for the
+            model's default. A number, one per level or maps, as in ``upscale``.
+        size: Height and width of the original, whose extension is cropped away; None keeps all.
+        gray: Whether the original was gray, so that what comes back is gray, too.
+    """
+
+    size: Annotated[tuple[int, int] | None, PYTHON] = None
+    gray: Annotated[bool, Setting(command=False)] = False
 
 
 @runs_with(Reporting)

@@ -3,7 +3,7 @@
     seed -> latents -> image          sample
     image -> latents -> image         encode, decode; morph, normalize_image_latents
 
-``flowcore/latents.py`` has the operations on latents.
+``flowcore/flows/latents.py`` has the operations on latents.
 """
 
 from __future__ import annotations
@@ -17,22 +17,11 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..condition import Condition, Guidance
-from ..dequantization import quantization, quantize, to_integers
 from ..device import require_full_precision
-from ..errors import ConditionError, FlowError, ImageError
-from ..images.color import luma
-from ..images.resize import pad_symmetric, shrink
-from ..inference.steps import ReportingPredictor
-from ..latents import Mode, Per, add, interpolate, normalize, scale
-from ..likelihood import select_items
-from ..model import UNGUIDED, FlowModel
-from ..models.fields import Range
-from ..prior import sample_latents
-from ..runtime import duration, overflow
-from ..runtime.image_batch import ImageBatch, notify_of_range
-from ..runtime.memory import memory_required
-from ..runtime.model_input import (
+from ..engine import overflow
+from ..engine.image_batch import ImageBatch, notify_of_range
+from ..engine.memory import memory_required
+from ..engine.model_input import (
     Fit,
     Labels,
     check_image,
@@ -42,8 +31,9 @@ from ..runtime.model_input import (
     prepare_input,
     size_of_latents,
 )
-from ..runtime.ranges import Setting, check_range, is_real
-from ..runtime.runner import (
+from ..engine.progress import duration
+from ..engine.ranges import Setting, check_range, is_real
+from ..engine.runner import (
     Batching,
     Reporting,
     Runner,
@@ -54,6 +44,17 @@ from ..runtime.runner import (
     part_of_run,
     runs_with,
 )
+from ..engine.steps import ReportingPredictor
+from ..errors import ConditionError, FlowError, ImageError
+from ..flows.condition import Condition, Guidance
+from ..flows.dequantization import quantization, quantize, to_integers
+from ..flows.latents import Mode, Per, add, interpolate, normalize, scale
+from ..flows.likelihood import select_items
+from ..flows.model import UNGUIDED, FlowModel
+from ..flows.prior import sample_latents
+from ..images.color import luma
+from ..images.resize import pad_symmetric, shrink
+from ..models.fields import Range
 from . import upscale
 
 MAX_DEVIATION = 100.0  # from 0.5: wild latents may give wild images, but no infinities

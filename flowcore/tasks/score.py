@@ -16,8 +16,13 @@ from PIL import Image, features
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..condition import Condition
-from ..dequantization import (
+from ..engine.compiled import CompiledFlow
+from ..engine.image_batch import WHITE, notify_of_range, refuse_integer_range, require_pixels, require_tensor
+from ..engine.ranges import check_range, count
+from ..engine.runner import Batching, Runner, RunOptions, batch_size, check_draws, runs_with
+from ..errors import FlowError, ImageError, ShapeError
+from ..flows.condition import Condition
+from ..flows.dequantization import (
     DequantizedBatch,
     Dequantizer,
     Gaussian,
@@ -27,18 +32,14 @@ from ..dequantization import (
     quantization,
     to_integers,
 )
-from ..errors import FlowError, ImageError, ShapeError
-from ..inference.compiled import CompiledFlow
-from ..likelihood import effective_samples, importance_weighted, select_items, with_probes
-from ..model import FlowModel
-from ..prior import log_density
-from ..runtime.image_batch import WHITE, notify_of_range, refuse_integer_range, require_pixels, require_tensor
-from ..runtime.runner import Batching, Runner, RunOptions, batch_size, check_draws, runs_with
-from ..runtime.settings import check_setting
-from ..transforms import NoLogdetMapError, StochasticLogdet
+from ..flows.likelihood import effective_samples, importance_weighted, select_items, with_probes
+from ..flows.model import FlowModel
+from ..flows.prior import log_density
+from ..flows.transforms import NoLogdetMapError, StochasticLogdet
 
 Dequantization = Literal["uniform", "gaussian", "variational"]
 
+PROBES, TERMS = count(0), count(1)
 OFF_GRID = 0.02  # of an 8-bit step; float32 stays below 1e-4
 WEBP_SIDE = 16383  # longest side of the format
 SEED_STEP = 1_000_003  # between the probes of an image
@@ -171,8 +172,8 @@ def score(
         guarantee anomaly detection".
     """
     check_draws(seed, samples)
-    check_setting("probes", probes)
-    check_setting("terms", terms)
+    check_range("probes", probes, PROBES)
+    check_range("terms", terms, TERMS)
     advice = "Score smaller images, ask for fewer samples, or free memory on the device."
     run = Runner(flow, RunOptions(**options), advice, image)
     probes = probes if flow.estimated else 0

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..condition import Condition
+from ..flows.condition import Condition
 from ..images.resize import resize_bilinear
-from ..runtime.chroma import Colorization
-from ..runtime.hints import premultiply, unpremultiply
-from .face_finder import Oval, find_faces
+from .chroma import Colorization
+from .finders.faces import Oval, find_faces
+from .hints import premultiply, unpremultiply
 
 SMALLEST = 12  # pixels: width of the smallest box from eyebrows to chin that gets skin
 SEARCHED = 576  # pixels: longest side of the picture in which faces are looked for

@@ -3,27 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ..engine.condition_cache import ConditionStore
+from ..engine.guide import Guide, prepare_guide
+from ..engine.image_batch import ImageBatch
+from ..engine.options import GUIDE_STRENGTH, HALO, PYTHON, DrawSettings, Strength
+from ..engine.ranges import Setting, check_range, count, nonnegative, share
+from ..engine.runner import Runner, Running, runs_with
+from ..engine.tiles import TiledDecoder, Tiling
 from ..errors import FlowError
+from ..flows.model import FlowModel
 from ..images.resize import resize
-from ..inference.condition_cache import ConditionStore
-from ..model import FlowModel
-from ..runtime.guide import prepare_guide
-from ..runtime.image_batch import ImageBatch
-from ..runtime.runner import Runner, Running, runs_with
-from ..runtime.settings import HALO, Strength, UpscaleSettings, check_setting
-from ..runtime.tiles import TiledDecoder, Tiling
 from . import consistency
-from .calm_faces import with_calm_faces
+from .calm_faces import face_map, lower_within
 from .model_choice import notify_of_damage
 
 MAX_DEVIATION = 2.0  # largest |value - 0.5| that is no overflow; temperature 1 stays within 1.6: docs/decisions/0013
 MAX_SIDE = 2**16  # pixels of a side of the result
 ADVICE = "Set tile to 32, ask for fewer samples, enlarge a smaller image, or free memory on the device."
+
+
+FACTOR = nonnegative("0 leaves it to the model.", label="x", most=16, step=0.05)
+LONGEST_SIDE = count(0, note="0 leaves it to the model.", label="side", unit="pixels", most=16384, advanced=True)
+CALM_EDGES = share("0 is off, 1 leaves no temperature at strong edges.", label="calm", advanced=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpscaleSettings(DrawSettings):
+    """What may be set of ``upscale``.
+
+    Attributes:
+        boldness: How much the model invents, from faithful to bold: the temperature is 0 at 0, the model's at 0.5, and
+            its boldest at 1. ``temperature`` overrides it.
+        calm_edges: How much lower any ``temperature`` is at edges, in [0, 1], where samples break lines into specks. 0
+            for off; None for the model's default, whatever the temperature.
+        calm_faces: How much lower the temperature is within faces of 36 to 120 pixels, in [0, 1], where samples garble
+            lips and lashes. 0 for off; None for off if ``temperature`` is given, else for what lowers it to 0.4.
+        guide: Another enlargement of the same images, whose latents are blended in. See ``guide.Guide``. ``(B or 1, C,
+            s * h, s * w)`` in [0, 1]; alpha is ignored, other sizes are resized. It is first changed to match ``lr``
+            when shrunk, as far as ``guide_match`` in the model file says (1, the default: fully).
+        guide_strength: Share of the guide's latents that is kept, in [0, 1]. A number, or a map as of ``temperature``.
+            0 ignores the guide, 1 gives it back as changed. None for the model's default, or 0.5; that of the model's
+            own guide follows the temperature, see ``guide_share``.
+        guide_bounded: Whether the guide's latents are scaled down where they deviate more than those that are drawn.
+            Needed when results become guides again and again, because their detail would otherwise build up.
+        factor: Total enlargement: one bicubic resize, up or down, follows the model's scale. 0 for that scale.
+        longest_side: Longest side of the result in pixels, reached the same way; 0 for no limit. Overrides ``factor``.
+        match_source: Whether to change the pictures so that they shrink to the LR image again. See the task of that
+            name.
+    """
+
+    boldness: Annotated[float | None, share("0 is faithful, 0.5 the model's default, 1 bold.")] = None
+    calm_edges: Annotated[float | None, CALM_EDGES] = None
+    calm_faces: Annotated[
+        float | None, share("0 is off, 1 leaves no temperature within faces.", label="faces", advanced=True)
+    ] = None
+    guide: Annotated[Tensor | None, Setting()] = None
+    guide_strength: Annotated[Strength | None, GUIDE_STRENGTH] = None
+    guide_bounded: Annotated[bool, PYTHON] = False
+    factor: Annotated[float, FACTOR] = 0.0
+    longest_side: Annotated[int, LONGEST_SIDE] = 0
+    match_source: Annotated[bool, Setting(label="matched", advanced=True)] = False
 
 
 @runs_with(UpscaleSettings)
@@ -71,8 +116,8 @@ def upscale(flow: FlowModel, lr: Tensor, settings: UpscaleSettings) -> Tensor:
             )
         if not settings.guide_bounded:  # bounded for frames of a clip: ``upscale_video`` examines the first
             notify_of_damage(flow, rgb, run.notify)
-        guides = prepare_guide(run, flow, rgb, [settings])
-        pictures = decoder(rgb, with_calm_faces(run, rgb, [settings]), images.is_gray, guides)
+        guides = _prepare_guide(run, flow, rgb, [settings])
+        pictures = decoder(rgb, _with_calm_faces(run, rgb, [settings]), images.is_gray, guides)
         if size != tuple(pictures.shape[-2:]):
             pictures = _resize_each(run, pictures, size)
         if settings.match_source and (size[0] < height or size[1] < width):
@@ -130,17 +175,30 @@ def temperature_grid(  # noqa: D417
         images = ImageBatch(lr, run.notify)
         rgb = images.extended_rgb
         notify_of_damage(flow, rgb, run.notify)
-        guides = prepare_guide(run, flow, rgb, settings)
-        calm = with_calm_faces(run, rgb, settings)
+        guides = _prepare_guide(run, flow, rgb, settings)
+        calm = _with_calm_faces(run, rgb, settings)
         return images.to_input_layout(decoder(rgb, calm, images.is_gray, guides), alpha=False)
 
     return run.retry_on_oom(task, decoder.halve)
 
 
+def _prepare_guide(run: Runner, flow: FlowModel, rgb: Tensor, settings: Sequence[UpscaleSettings]) -> Guide | None:
+    strengths = [0.0 if each.guide_strength is None else each.guide_strength for each in settings]
+    return prepare_guide(run, flow, rgb, strengths, settings[0].guide, bounded=settings[0].guide_bounded)
+
+
+def _with_calm_faces(run: Runner, rgb: Tensor, settings: Sequence[UpscaleSettings]) -> list[UpscaleSettings]:
+    """Lower the temperatures of resolved settings within the faces of images ``(B, 3, h, w)`` in [0, 1]."""
+    faces = face_map(run, rgb) if any(each.calm_faces for each in settings) else None
+    if faces is None:
+        return [*settings]
+    return [replace(each, temperature=lower_within(each.tau, faces, each.calm_faces or 0.0)) for each in settings]
+
+
 def target_size(scale: int, height: int, width: int, factor: float = 0.0, longest_side: int = 0) -> tuple[int, int]:
     """Compute height and width of the pictures that ``upscale`` returns for an LR image with a model of a scale."""
-    check_setting("factor", factor)
-    check_setting("longest_side", longest_side)
+    check_range("factor", factor, FACTOR)
+    check_range("longest_side", longest_side, LONGEST_SIDE)
     ratio = factor or scale
     if longest_side:
         ratio = longest_side / max(height, width, 1)

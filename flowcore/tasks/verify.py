@@ -18,18 +18,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..condition import Condition
+from ..engine.image_batch import ImageBatch
+from ..engine.options import HALO
+from ..engine.runner import Reporting, Runner, RunOptions, runs_with
+from ..engine.tiles import pad_by_reflection, tile_grid
 from ..errors import FlowError
+from ..flows.condition import Condition
+from ..flows.model import FlowModel
+from ..flows.prior import Shape, check_seed, height_and_width, mark_seed, sample_latents
 from ..images.color import NEUTRAL
 from ..images.motion import blur
 from ..images.resize import resize, resize_bilinear, shrink
-from ..model import FlowModel
-from ..prior import Shape, check_seed, height_and_width, mark_seed, sample_latents
-from ..runtime.chroma import Colorization
-from ..runtime.image_batch import ImageBatch
-from ..runtime.runner import Reporting, Runner, RunOptions, runs_with
-from ..runtime.settings import HALO
-from ..runtime.tiles import pad_by_reflection, tile_grid
+from .chroma import Colorization
 from .upscale import MAX_SIDE
 
 VERIFIED = 6.0  # z from which on a picture counts as verified; by chance one in a billion is beyond

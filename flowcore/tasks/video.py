@@ -2,33 +2,75 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..engine.condition_cache import ConditionStore
+from ..engine.image_batch import ImageBatch
+from ..engine.options import PYTHON, TileSettings
+from ..engine.progress import part_of
+from ..engine.ranges import Setting, count, share
+from ..engine.runner import Runner, runs_with
 from ..errors import ShapeError
+from ..flows.model import FlowModel
+from ..flows.prior import sample_latents
 from ..images.motion import blur, estimate_motion, move, sample_at
 from ..images.resize import shrink
-from ..inference.condition_cache import ConditionStore
-from ..model import FlowModel
-from ..prior import sample_latents
-from ..runtime import part_of
-from ..runtime.chroma import Colorization, blend_latents, correlate_noise
-from ..runtime.image_batch import ImageBatch
-from ..runtime.runner import Runner, runs_with
-from ..runtime.settings import AT_ONCE, ColorizeVideoSettings, UpscaleSettings, UpscaleVideoSettings
+from ..models.fields import Range
+from .chroma import AT_ONCE, Colorization, ColorSettings, blend_latents, correlate_noise
 from .colorize import ADVICE
 from .model_choice import notify_of_damage
 from .upscale import ADVICE as UPSCALE_ADVICE
-from .upscale import upscale
+from .upscale import CALM_EDGES, UpscaleSettings, upscale
 
+STEADINESS = 0.9  # how much of a moved frame's latents the next one keeps
 DISAGREEMENT = 2.0  # pixels between motion there and back at which half of the steadiness is left
 UNEXPLAINED = 8 / 255  # rms between the moved frame and the next one, both shrunk, at which half is left
 NEIGHBORS = 5  # LR pixels: the window of that comparison
 MOVED = 0.5  # pixels of motion from which on steadiness applies; what stands still is kept whole
 CUT = 0.5  # share of a frame that must be explained, on average; otherwise it is redrawn without a guide
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpscaleVideoSettings(TileSettings):
+    """What may be set of ``upscale_video``.
+
+    Attributes:
+        calm_edges: As in ``upscale``.
+        seed: Of the first frame, which is the picture that ``upscale`` draws with it; that of frame t is ``seed + t``.
+        steadiness: Share of the moved frame's latents that is kept, in [0, 1]. 0 draws every frame independently; 1
+            refreshes nothing, and blurs in the long run.
+        before: As in ``colorize_video``.
+    """
+
+    calm_edges: Annotated[float | None, CALM_EDGES] = None
+    steadiness: Annotated[float, share("0 draws every frame independently.", node=False)] = STEADINESS
+    before: Annotated[list[Tensor] | None, PYTHON] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColorizeVideoSettings(ColorSettings):
+    """What may be set of ``colorize_video``.
+
+    Attributes:
+        coherence: As in ``colorize``. Places are similar as they are in the first frame.
+        seed: One for all frames, in [0, 2^64).
+        hints: One for all frames, or one per frame; they do not spread.
+        latents: As in ``colorize``, 1 item.
+        carry: Share of the previous frame's coarsest chroma in each frame, in [0, 1). More is steadier, and slower to
+            follow a cut.
+        chunk: Frames decoded together. Changes memory and time, not the result.
+        before: For a clip in parts: an empty list with the first part, and the same list with all others. It receives
+            what the next part needs. None if these are all frames.
+    """
+
+    carry: Annotated[float, Setting(float, Range(0, 1, open=True))] = 0.0
+    chunk: Annotated[int, count(1, node=False, command=False)] = AT_ONCE
+    before: Annotated[list[Tensor] | None, PYTHON] = None
 
 
 @runs_with(ColorizeVideoSettings)

@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..checkpoints import catalog
-from ..checkpoints.model_file import is_flowcore_file, read, read_header
-from ..checkpoints.writing import replacing
 from ..device import is_out_of_memory
 from ..errors import FlowError
-from ..model import FlowModel
+from ..flows.model import FlowModel
+from ..models import catalog
 from ..models.fields import GUIDE_FIELDS, SAMPLING_FIELDS
+from ..models.model_file import is_flowcore_file, read, read_header
+from ..models.writing import replacing
 from .objective import lr_encoder, pretrained_backbone
 from .run import Run, RunState
 from .run_folder import copy_file

@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..engine.progress import Progress
 from ..errors import FlowError, ImageError
 from ..images.color import NEUTRAL, luma, merge, palette_from_chroma, split
-from ..models.colorizer import ColorizerConfig
-from ..networks.luma import STRIDE
-from ..runtime import Progress
+from ..models.colorizer.luma import STRIDE
+from ..models.colorizer.model import ColorizerConfig
 from .degradation import darken, degrade, draw_degradation
 from .image_sources import Entry, Folders, describe, open_pixel_cache
 from .recipe import Recipe, held_out_names

@@ -22,15 +22,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..checkpoints.writing import SavingError, clear_abandoned, replacing, write_atomic
+from ..engine.progress import Progress
 from ..errors import ImageError
-from ..identity import fingerprint
 from ..images.color import to_uint8
 from ..images.files import decode_rgb
 from ..images.folders import image_files, is_image_name, walk_folders
 from ..images.opening import IMAGE_SUFFIXES, open_image, read_image_bytes
 from ..images.resize import shrink
-from ..runtime import Progress
+from ..models.identity import fingerprint
+from ..models.writing import SavingError, clear_abandoned, replacing, write_atomic
 from .recipe import Recipe
 
 MAX_MEMBER_BYTES = 2**28  # of an archive's member, unpacked

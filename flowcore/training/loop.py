@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints.model_file import read
 from ..device import has_bfloat16, is_out_of_memory
+from ..engine.progress import Progress
 from ..errors import FlowError
-from ..models import build
-from ..runtime import Progress
+from ..models.model_file import read
+from ..models.registry import build
 from . import checkpoint
 from .data import Photographs, count_images, open_data
 from .image_sources import Folders

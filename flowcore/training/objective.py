@@ -8,21 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..condition import Condition
-from ..dequantization import Uniform, VariationalDequantizer, dequantize, quantization, round_to_integers
 from ..device import autocast
 from ..errors import FlowError
+from ..flows.condition import Condition
+from ..flows.dequantization import Uniform, VariationalDequantizer, dequantize, quantization, round_to_integers
+from ..flows.likelihood import bits_per_dim, log_prob, log_weight, series_coefficients, with_probes
+from ..flows.model import FlowModel
+from ..flows.prior import Temperature, sample_latents
+from ..flows.transforms import Probes, path_costs
 from ..images.color import NEUTRAL, as_stored, compress
 from ..images.gain_grid import bilateral_gain
+from ..images.metrics import lr_psnr, psnr
 from ..images.resize import enlarge, shrink
-from ..likelihood import bits_per_dim, log_prob, log_weight, series_coefficients, with_probes
-from ..model import FlowModel
-from ..networks import IMDNEncoder, LREncoder, LumaEncoder
-from ..networks.luma import CHROMA_UNIT, STRIDE, split_source
-from ..prior import Temperature, sample_latents
-from ..quality.metrics import lr_psnr, psnr
-from ..runtime.chroma import schedule
-from ..transforms import Probes, path_costs
+from ..models.colorizer.luma import CHROMA_UNIT, STRIDE, LumaEncoder, split_source
+from ..models.srflow.imdn import IMDNEncoder
+from ..models.srflow.rrdb import LREncoder
+from ..tasks.chroma import schedule
 from .data import Data
 from .recipe import Recipe, Stage
 

@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import torch
 
-from .. import identity
 from ..errors import FlowError
-from ..models import build, configure
-from ..models.class_conditional import ClassConditionalConfig
-from ..models.colorizer import ColorizerConfig
+from ..models import identity
+from ..models.colorizer.model import ColorizerConfig
 from ..models.fields import Range, annotated_types, suggestion
+from ..models.glow.class_conditional import ClassConditionalConfig
+from ..models.registry import build, configure
 from .degradation import DegradationKind
 
 Count = Annotated[int, Range(1, math.inf)]

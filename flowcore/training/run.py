@@ -16,7 +16,7 @@ import torch.distributed.nn.functional as differentiable
 from torch import Tensor
 
 from ..errors import FlowError
-from ..model import FlowModel
+from ..flows.model import FlowModel
 from .data import Data
 from .recipe import Recipe, Stage
 from .run_folder import RunLog

@@ -21,12 +21,12 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..checkpoints.model_file import read_header, save
-from ..checkpoints.writing import SavingError, replacing, write_atomic
 from ..errors import FlowError, printable
-from ..identity import fingerprint
+from ..flows.model import FlowModel
 from ..images.color import to_uint8
-from ..model import FlowModel
+from ..models.identity import fingerprint
+from ..models.model_file import read_header, save
+from ..models.writing import SavingError, replacing, write_atomic
 
 HISTORY, MEASURES = "history.csv", "held_out.csv"
 TABLES = {  # columns

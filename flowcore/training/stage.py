@@ -17,10 +17,10 @@ from torch.utils.checkpoint import checkpoint
 
 from ..device import autocast, free_memory, is_out_of_memory, supports_float64, supports_fused_optimizer
 from ..errors import FlowError
-from ..flow import Level
-from ..model import FlowModel
-from ..networks import LREncoder
-from ..transforms import ODE, BatchNorm, InvertibleConv, use_batch_moments
+from ..flows.flow import Level
+from ..flows.model import FlowModel
+from ..flows.transforms import ODE, BatchNorm, InvertibleConv, use_batch_moments
+from ..models.srflow.rrdb import LREncoder
 from .data import Data
 from .objective import Likelihood, Noise, make_objective, pretrained_backbone
 from .recipe import Recipe, Stage

@@ -20,14 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..dequantization import quantization, to_integers
+from ..engine.model_input import prepare_input
 from ..errors import FlowError
+from ..flows.dequantization import quantization, to_integers
+from ..flows.model import FlowModel
+from ..flows.prior import Shape
 from ..images import files
-from ..model import FlowModel
-from ..models import build
-from ..models.class_conditional import ClassConditionalConfig
-from ..prior import Shape
-from ..runtime.model_input import prepare_input
+from ..models.glow.class_conditional import ClassConditionalConfig
+from ..models.registry import build
 
 STYLES = ("bold", "wide", "slanted", "messy")
 BATCH_OF_DIGITS = 500  # images encoded at once

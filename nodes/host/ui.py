@@ -18,8 +18,8 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
+from flowcore.engine.progress import part_of
 from flowcore.images.color import to_uint8
-from flowcore.runtime import part_of
 
 from .compat import log
 from .memory import stop_if_cancelled
@@ -39,7 +39,7 @@ class Progress:
             self(0, 1, sources[0])
 
     def __call__(self, done: int, total: int, preview: Tensor | None = None) -> None:
-        """Move the bar, and show a finished picture, (C, H, W) in [0, 1]; see `flowcore.runtime.Progress`."""
+        """Move the bar, and show a finished picture, (C, H, W) in [0, 1]; see `flowcore.engine.progress.Progress`."""
         shown = None
         if preview is not None:
             short, long = sorted(preview.shape[-2:])

@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flowcore import Flow
-from flowcore.checkpoints.model_file import build_on_meta
-from flowcore.checkpoints.sources.source import Origin, Source
 from flowcore.models import build, configure
+from flowcore.models.model_file import build_on_meta
+from flowcore.models.source import Origin, Source
 
 HERE = Path(__file__).parent
 PRECISIONS = ("float32", "float64")

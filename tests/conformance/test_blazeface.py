@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flowcore.tasks.face_finder import network
+from flowcore.tasks.finders.faces import network
 
 from .published import recording
 

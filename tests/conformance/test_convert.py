@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from flowcore import CheckpointError, FlowError, load
-from flowcore.checkpoints import catalog, convert, model_file
-from flowcore.checkpoints.sources import SRFLOW
+from flowcore.models import catalog, model_file
+from flowcore.models.published import convert
+from flowcore.models.srflow.published import SRFLOW
 
 from .published import SMALL, same, small_srflow
 

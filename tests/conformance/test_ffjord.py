@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowcore import CheckpointError, Condition, Flow, FlowError, likelihood, load, prior
-from flowcore.checkpoints.sources import FFJORD
-from flowcore.checkpoints.sources.ffjord import UNSUPPORTED, ffjord_origins
-from flowcore.likelihood import with_probes
+from flowcore import CheckpointError, Condition, Flow, FlowError, load
+from flowcore.flows import likelihood, prior
+from flowcore.flows.likelihood import with_probes
+from flowcore.flows.transforms import ODE, Probes
 from flowcore.models import build, configure
 from flowcore.models.ffjord import FFJORDConfig
-from flowcore.transforms import ODE, Probes
+from flowcore.models.ffjord.published import FFJORD, UNSUPPORTED, ffjord_origins
 
 from . import published
 from .published import as_ours, error, flat, meta, recording, same, unflat

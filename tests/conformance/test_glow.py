@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flowcore import latents as latents_
-from flowcore import likelihood, load, prior
-from flowcore.transforms import CheckerboardSqueeze
+from flowcore import load
+from flowcore.flows import latents as latents_
+from flowcore.flows import likelihood, prior
+from flowcore.flows.transforms import CheckerboardSqueeze
 
 from .published import error, recorded_glow, recording
 

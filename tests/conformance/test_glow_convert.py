@@ -9,7 +9,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flowcore import FlowError, load
-from flowcore.checkpoints.sources import CHAIYUJIN, CHRISCHUTE, NORMFLOWS, OPENAI, ROSINALITY, Y0AST
+from flowcore.models.glow.normflows import NORMFLOWS
+from flowcore.models.glow.published import CHAIYUJIN, OPENAI, ROSINALITY, Y0AST
+from flowcore.models.realnvp.published import CHRISCHUTE
 
 from .published import random_state, recorded_glow, same
 from .test_layouts import UNUSED, shrink

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowcore import Flow, likelihood, prior
-from flowcore.checkpoints.sources import HCFLOW
-from flowcore.checkpoints.sources.hcflow import hcflow_origins
+from flowcore import Flow
+from flowcore.flows import likelihood, prior
+from flowcore.models.hcflow.published import HCFLOW, hcflow_origins
 
 from . import published
 from .published import PRECISIONS, given, near

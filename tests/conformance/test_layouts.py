@@ -15,16 +15,19 @@ from builders import srflow_checkpoint
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flowcore import CheckpointError, likelihood, load
-from flowcore.checkpoints.model_file import build_on_meta
-from flowcore.checkpoints.sources import CHRISCHUTE, HCFLOW, LLFLOW, SOURCES, SRFLOW, SRFLOW_DA
-from flowcore.checkpoints.sources.source import Checkpoint
+from flowcore import CheckpointError, load
+from flowcore.flows import likelihood
 from flowcore.models.glow import GlowConfig
 from flowcore.models.hcflow import HCFlowConfig
+from flowcore.models.hcflow.published import HCFLOW
 from flowcore.models.llflow import LLFlowConfig
+from flowcore.models.model_file import build_on_meta
 from flowcore.models.realnvp import RealNVPConfig
-from flowcore.models.srflow import SRFlowConfig
-from flowcore.models.srflow_da import SRFlowDAConfig
+from flowcore.models.realnvp.published import CHRISCHUTE
+from flowcore.models.source import Checkpoint
+from flowcore.models.sources import SOURCES
+from flowcore.models.srflow import SRFlowConfig, SRFlowDAConfig
+from flowcore.models.srflow.published import LLFLOW, SRFLOW, SRFLOW_DA
 from flowcore.models.tarflow import TarFlowConfig
 
 from .published import HERE, SMALL, image, keys, meta, random_state, recording, sample_of, small_srflow, srflow_shapes

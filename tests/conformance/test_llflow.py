@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowcore import CheckpointError, likelihood, load
-from flowcore.checkpoints.sources import LLFLOW
-from flowcore.networks.low_light import equalize, network_input
+from flowcore import CheckpointError, load
+from flowcore.flows import likelihood
+from flowcore.models.llflow.low_light import equalize, network_input
+from flowcore.models.srflow.published import LLFLOW
 
 from .published import PRECISIONS, as_ours, given, near, recording, same, with_unread
 

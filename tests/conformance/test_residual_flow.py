@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import flowcore
-from flowcore import CompiledFlow, Condition, Flow, FlowError, likelihood, load, prior
-from flowcore.checkpoints.sources import RESIDUAL_FLOW
-from flowcore.checkpoints.sources.residual_flow import residual_flow_origins
-from flowcore.likelihood import with_probes
-from flowcore.networks.contractive import LipschitzConv
-from flowcore.transforms import Probes, Residual, flat_parts
+from flowcore import CompiledFlow, Condition, Flow, FlowError, load
+from flowcore.flows import likelihood, prior
+from flowcore.flows.likelihood import with_probes
+from flowcore.flows.transforms import Probes, Residual, flat_parts
+from flowcore.models.residual_flow.contractive import LipschitzConv
+from flowcore.models.residual_flow.published import RESIDUAL_FLOW, residual_flow_origins
 
 from .published import HERE, flat, keys, meta, recording, unflat
 

@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowcore import likelihood, prior
-from flowcore.checkpoints.sources import SRFLOW
-from flowcore.checkpoints.sources.srflow import srflow_origins
+from flowcore.flows import likelihood, prior
+from flowcore.models.srflow.published import SRFLOW, srflow_origins
 
 from .published import PRECISIONS, as_ours, check_gradients, given, initialized, near, recorded_srflow, recording
 

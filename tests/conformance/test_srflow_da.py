@@ -13,9 +13,10 @@ import torch
 from builders import build_tiny, srflow_checkpoint
 from torch import Tensor
 
-from flowcore import CheckpointError, likelihood, load, prior
-from flowcore.checkpoints.sources import SRFLOW_DA
-from flowcore.checkpoints.sources.source import Checkpoint
+from flowcore import CheckpointError, load
+from flowcore.flows import likelihood, prior
+from flowcore.models.source import Checkpoint
+from flowcore.models.srflow.published import SRFLOW_DA
 
 from . import published
 from .published import PRECISIONS, given, near, recording

@@ -9,10 +9,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flowcore import CheckpointError, Flow, FlowError, Guidance, decode, load
-from flowcore.checkpoints.sources import TARFLOW
-from flowcore.checkpoints.sources.tarflow import tarflow_origins
 from flowcore.models import build, configure
 from flowcore.models.tarflow import TarFlowConfig
+from flowcore.models.tarflow.published import TARFLOW, tarflow_origins
 
 from .published import PRECISIONS, as_ours, near, recording, same
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from flowcore import Flow
-from flowcore.dequantization import Dequantizer, Uniform, dequantized_batches, quantization
-from flowcore.likelihood import log_prob, select_items
+from flowcore.flows.dequantization import Dequantizer, Uniform, dequantized_batches, quantization
+from flowcore.flows.likelihood import log_prob, select_items
 
 
 @torch.no_grad()

@@ -7,8 +7,8 @@ import json
 import re
 from pathlib import Path
 
-from flowcore.checkpoints import catalog
-from flowcore.checkpoints.model_file import open_safetensors
+from flowcore.models import catalog
+from flowcore.models.model_file import open_safetensors
 
 HEAD = re.compile(r"(?<=<!-- head -->\n).*(?=<!-- end -->)", re.DOTALL)
 CARDS = {path: path.with_suffix(".md") for path in sorted(catalog.FOLDER.glob("*.safetensors"))}

@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from builders import build_tiny
 
 from flowcore import Hints
+from flowcore.engine.runner import Runner, RunOptions
+from flowcore.flows.testing import perturbed
 from flowcore.images import color
 from flowcore.images.color import NEUTRAL
-from flowcore.runtime import chroma
-from flowcore.runtime.runner import Runner, RunOptions
-from flowcore.testing import perturbed
+from flowcore.tasks import chroma
 
 from .photographs import photograph
 

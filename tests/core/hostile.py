@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 
 import flowcore
-from flowcore.checkpoints import convert, latents_file, read, read_header
-from flowcore.checkpoints.model_file import is_flowcore_file
 from flowcore.errors import printable
-from flowcore.models import build
+from flowcore.models import build, latents_file
+from flowcore.models.model_file import is_flowcore_file, read, read_header
+from flowcore.models.published import convert
 
 MAX_SECONDS = 5.0  # to read a file
 TIMEOUT = 60  # seconds, after which a hang ends the process with a traceback
-MAX_MEMORY = 256 * 2**20  # bytes beside eight times the file, see flowcore/checkpoints/model_file.py
+MAX_MEMORY = 256 * 2**20  # bytes beside eight times the file, see flowcore/models/model_file.py
 MAX_MESSAGE = 1500  # characters
 
 

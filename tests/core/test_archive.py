@@ -11,9 +11,9 @@ from urllib.parse import unquote
 from safetensors import safe_open
 
 from flowcore import ColorMemory
-from flowcore.checkpoints import catalog
-from flowcore.checkpoints.color_memory import KEY as MEMORY
-from flowcore.checkpoints.model_file import KEY
+from flowcore.models import catalog
+from flowcore.models.colorizer.color_memory import KEY as MEMORY
+from flowcore.models.model_file import KEY
 from flowcore.training.recipe import held_out_names
 
 from .test_imports import imports, targets
@@ -32,8 +32,8 @@ WORDS = re.compile(
     r"|(?<![.\w])(eval|exec|compile|fetch)\("
 )
 REASONS = {
-    ("flowcore/checkpoints/published.py", "torch.load"): "a message says how to extract one of several models",
-    ("flowcore/checkpoints/torch_file.py", "torch.load"): "weights_only=True, see below",
+    ("flowcore/models/published.py", "torch.load"): "a message says how to extract one of several models",
+    ("flowcore/models/torch_file.py", "torch.load"): "weights_only=True, see below",
     ("flowcore/training/checkpoint.py", "torch.load"): "weights_only=True, see below",
     ("nodes/host/routes.py", "aiohttp"): "answers on the server that the host runs",
 }
@@ -95,8 +95,8 @@ MENTIONS = {
     "README.md",
     "CHANGELOG.md",
     "docs/published-weights.md",
-    "flowcore/checkpoints/sources/hcflow.py",
-    "flowcore/checkpoints/sources/srflow.py",
+    "flowcore/models/hcflow/published.py",
+    "flowcore/models/srflow/published.py",
     "flowcore/weights/SOURCES.tsv",
     "flowcore/weights/srflow.licences.txt",
     "web/docs/FlowcoreLoadModel.md",

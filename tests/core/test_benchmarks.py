@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowcore.prior import sample_latents
+from flowcore.flows.prior import sample_latents
 
 pytestmark = pytest.mark.slow
 

@@ -9,12 +9,12 @@ from builders import build_tiny
 
 import flowcore
 from flowcore import FlowError
+from flowcore.engine.model_input import prepare_input
+from flowcore.flows.transforms import ActNorm
 from flowcore.images.color import luma
 from flowcore.images.files import read
 from flowcore.images.gain_grid import bilateral_gain
-from flowcore.networks.low_light import equalize
-from flowcore.runtime.model_input import prepare_input
-from flowcore.transforms import ActNorm
+from flowcore.models.llflow.low_light import equalize
 
 PICTURES = Path(__file__).parents[2] / "workflows" / "pictures"
 

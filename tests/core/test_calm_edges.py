@@ -11,13 +11,13 @@ from torch import Tensor
 
 import flowcore
 from flowcore import Flow, FlowError, save, temperature_grid, upscale
-from flowcore.checkpoints.model_file import read_header, reconfigure
-from flowcore.identity import model_sha256
-from flowcore.integrations import Upscaler
-from flowcore.prior import resize_temperature_map
-from flowcore.provenance import read as read_provenance
-from flowcore.runtime.settings import UpscaleSettings
-from flowcore.runtime.tiles import edge_map
+from flowcore.batch.provenance import read as read_provenance
+from flowcore.engine.tiles import edge_map
+from flowcore.flows.prior import resize_temperature_map
+from flowcore.models.identity import model_sha256
+from flowcore.models.model_file import read_header, reconfigure
+from flowcore.tasks.integrations import Upscaler
+from flowcore.tasks.upscale import UpscaleSettings
 
 from .commands import photograph, run
 

@@ -8,13 +8,13 @@ from builders import build_upscaler
 from torch import Tensor
 
 from flowcore import save, upscale, upscale_video
+from flowcore.batch.provenance import read as read_provenance
+from flowcore.engine.runner import Runner, RunOptions
 from flowcore.images.files import read
 from flowcore.images.resize import resize
-from flowcore.provenance import read as read_provenance
-from flowcore.runtime.runner import Runner, RunOptions
-from flowcore.runtime.settings import UpscaleSettings
 from flowcore.tasks import calm_faces
 from flowcore.tasks.calm_faces import face_map, lower_within
+from flowcore.tasks.upscale import UpscaleSettings
 
 from .commands import photograph, run
 

@@ -12,10 +12,9 @@ from builders import build_tiny
 from safetensors.torch import load_file, save_file
 
 from flowcore import CheckpointError, FlowError, save
-from flowcore.checkpoints import writing
-from flowcore.checkpoints.model_file import FORMAT, KEY, is_flowcore_file, read, read_config, read_header, reconfigure
-from flowcore.checkpoints.writing import SavingError, replacing, write_atomic
-from flowcore.models import build
+from flowcore.models import build, writing
+from flowcore.models.model_file import FORMAT, KEY, is_flowcore_file, read, read_config, read_header, reconfigure
+from flowcore.models.writing import SavingError, replacing, write_atomic
 
 
 @pytest.fixture(scope="module")

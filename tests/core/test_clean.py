@@ -9,11 +9,11 @@ from PIL import Image
 
 import flowcore
 from flowcore import FlowError
+from flowcore.engine.condition_cache import RecentlyUsed
 from flowcore.images import files
 from flowcore.images.color import to_uint8
+from flowcore.images.metrics import psnr
 from flowcore.images.motion import blur
-from flowcore.inference.condition_cache import RecentlyUsed
-from flowcore.quality.metrics import psnr
 from flowcore.tasks import clean as module
 
 from . import golden_pictures

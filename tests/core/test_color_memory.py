@@ -8,12 +8,12 @@ from safetensors.torch import load_file, save_file
 
 import flowcore
 from flowcore import CheckpointError, ColorMemory, FlowError, Hints, ImageError, colorize, encode_colors, remember, save
-from flowcore.checkpoints.color_memory import KEY, starter_memory
-from flowcore.color_index import COMPONENTS, WIDTH, CellMemory, _topk, neighbors_among
 from flowcore.images import color
 from flowcore.models import build, configure
-from flowcore.runtime.hints import palette_from
+from flowcore.models.colorizer.color_index import COMPONENTS, WIDTH, CellMemory, _topk, neighbors_among
+from flowcore.models.colorizer.color_memory import KEY, starter_memory
 from flowcore.tasks.colorize import change_cast, make_vivid
+from flowcore.tasks.hints import palette_from
 
 from .commands import run
 
@@ -206,7 +206,7 @@ def test_remember_replaces_only_a_memory_and_only_with_again(flow, tmp_path, cap
 def damaged(change):
     def write(path):
         tensors = load_file(path)
-        with flowcore.checkpoints.model_file.open_safetensors(path, "") as file:
+        with flowcore.models.model_file.open_safetensors(path, "") as file:
             header = json.loads(file.metadata()[KEY])
         change(tensors, header)
         save_file(tensors, path, {KEY: json.dumps(header)})

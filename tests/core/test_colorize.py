@@ -21,13 +21,13 @@ from flowcore import (
     encode_colors,
     transfer_palette,
 )
+from flowcore.engine.memory import memory_required
+from flowcore.flows.prior import sample_latents
 from flowcore.images import color
 from flowcore.images.color import NEUTRAL
 from flowcore.images.scans import find_border, is_tinted
-from flowcore.prior import sample_latents
-from flowcore.runtime.chroma import chroma_and_condition, schedule
-from flowcore.runtime.hints import combine_hints, hints_from_points, hints_from_strokes, palette_from
-from flowcore.runtime.memory import memory_required
+from flowcore.tasks.chroma import chroma_and_condition, schedule
+from flowcore.tasks.hints import combine_hints, hints_from_points, hints_from_strokes, palette_from
 
 from .colorings import THREE_LEVELS, WANTED, chroma_of, colored, colorization, gray, luma_error, middle, tiny_colorizer
 

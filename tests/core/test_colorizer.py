@@ -7,15 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from builders import build_minimal
+from flowcore.testing import check, perturbed
 from torch import nn
 
 from flowcore import ConditionError, FlowError, ShapeError
+from flowcore.flows.prior import sample_latents
+from flowcore.flows.transforms import ChannelWhitening, Haar
 from flowcore.images.color import NEUTRAL
-from flowcore.networks.luma import split_source
-from flowcore.prior import sample_latents
-from flowcore.runtime.chroma import _chroma_of_level, _level_of_chroma
-from flowcore.testing import check, perturbed
-from flowcore.transforms import ChannelWhitening, Haar
+from flowcore.models.colorizer.luma import split_source
+from flowcore.tasks.chroma import _chroma_of_level, _level_of_chroma
 
 SEEING = {"backbone": "efficientnet-lite0", "predicts_chroma": True, "residual": True, "smooth": True}
 THREE = {"steps": (1, 2, 1), "hidden": (4, 4, 4), "widths": (4, 4, 4, 8), "merged": 8, "features": 2}

@@ -20,21 +20,21 @@ from PIL import Image
 import flowcore
 from flowcore import ColorMemory, FlowError, colorize, ranked, save, transfer_palette, upscale
 from flowcore.batch import folders
-from flowcore.checkpoints import catalog
-from flowcore.checkpoints.model_file import reconfigure
+from flowcore.batch.provenance import picture_fingerprint
+from flowcore.batch.provenance import read as read_provenance
 from flowcore.cli import batches
 from flowcore.cli.main import main
-from flowcore.evaluation.upscaling import MEASURES
-from flowcore.identity import describe, model_sha256
+from flowcore.engine.ranges import MAX_DRAWS
 from flowcore.images import files
-from flowcore.provenance import picture_fingerprint
-from flowcore.provenance import read as read_provenance
-from flowcore.quality.damage import crop_middle
-from flowcore.runtime.hints import hints_from_points
-from flowcore.runtime.ranges import MAX_DRAWS
-from flowcore.runtime.settings import UpscaleSettings
+from flowcore.images.damage import crop_middle
+from flowcore.models import catalog
+from flowcore.models.identity import describe, model_sha256
+from flowcore.models.model_file import reconfigure
 from flowcore.tasks.faces import restore_faces
+from flowcore.tasks.hints import hints_from_points
 from flowcore.tasks.model_choice import upscaler_for_files
+from flowcore.tasks.upscale import UpscaleSettings
+from flowcore.training.evaluation.upscaling import MEASURES
 
 from .commands import StoppedAfter, names, near, photograph, pixels, run, write_colorizer
 from .digits import write_mnist
@@ -233,7 +233,7 @@ def test_help_names_the_program_as_it_was_called(monkeypatch, capsys):
 def test_inspect_imports_neither_the_trainer_nor_torchvision():
     program = (
         "import sys, flowcore.cli.main as cli; cli.main(['inspect', 'srflow-x4'])\n"
-        "late = ('flowcore.training', 'flowcore.evaluation', 'flowcore.batch', 'torchvision')\n"
+        "late = ('flowcore.training', 'flowcore.batch', 'torchvision')\n"
         "assert not [name for name in sys.modules if name.startswith(late)]"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

@@ -11,23 +11,23 @@ import every_task
 import pytest
 import torch
 from builders import MODELS, assemble, build_model, build_tiny, build_upscaler, random_image, sides_of, source_of
+from flowcore.testing import close, perturbed, tensors
 
 import flowcore
 from flowcore import CompiledFlow, Condition, ConditionError, FlowError, FlowModel, PrecisionError
-from flowcore import testing as laws
-from flowcore.flow import Level
-from flowcore.inference import strips
-from flowcore.inference.compiled import CACHE, checksums, compiled, drop_compiled
-from flowcore.inference.condition_cache import ConditionStore
-from flowcore.inference.convolutions import Conv
-from flowcore.inference.fold import Mixing
-from flowcore.inference.strips import observed
+from flowcore.engine import strips
+from flowcore.engine.compiled import CACHE, checksums, compiled, drop_compiled
+from flowcore.engine.condition_cache import ConditionStore
+from flowcore.engine.convolutions import Conv
+from flowcore.engine.fold import Mixing
+from flowcore.engine.strips import observed
+from flowcore.flows import testing as laws
+from flowcore.flows.flow import Level
+from flowcore.flows.networks.conditioner import Conditioner
+from flowcore.flows.prior import sample_latents
+from flowcore.flows.transforms import ActNorm, Chain, Injector, Permutation, Squeeze
 from flowcore.models import build, configure
-from flowcore.networks import Conditioner
-from flowcore.prior import sample_latents
-from flowcore.testing import close, perturbed, tensors
 from flowcore.training.stage import PeakMemory
-from flowcore.transforms import ActNorm, Chain, Injector, Permutation, Squeeze
 
 ROWS = 10  # of the coarsest grid: strips have at least 8, so that there are several on every grid, and a lower last one
 FEW = ("srflow x4 residual", "hcflow", "glow with labels", "realnvp", "colorizer")
@@ -323,7 +323,7 @@ def test_two_models_take_turns_without_new_copies_where_memory_allows(monkeypatc
     assert compiled(two) is second
     assert compiled(one) is not first
     assert len(CACHE) == 2
-    monkeypatch.setattr("flowcore.inference.compiled.free_memory", lambda _: 1000)
+    monkeypatch.setattr("flowcore.engine.compiled.free_memory", lambda _: 1000)
     third = compiled(three)
     assert len(CACHE) == 1
     assert compiled(three) is third

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from flowcore import FlowError, ImageError, ShapeError, match_source
+from flowcore.images.metrics import lr_psnr, psnr
 from flowcore.images.resize import enlarge, limit_shorter_side, pad_symmetric, resize, shrink
-from flowcore.quality.metrics import lr_psnr, psnr
 from flowcore.tasks.consistency import GOAL, consistency
 
 PHOTO = Path(__file__).resolve().parents[2] / "workflows" / "photo.png"

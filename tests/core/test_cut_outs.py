@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 import flowcore
+from flowcore.engine.image_batch import ImageBatch
 from flowcore.images.fill import extend_colors, extend_over_blank
-from flowcore.runtime.image_batch import ImageBatch
 
 COLOR = torch.tensor([0.9, 0.6, 0.3]).view(1, 3, 1, 1)
 

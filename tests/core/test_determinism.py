@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import flowcore
-from flowcore.inference.compiled import drop_compiled
+from flowcore.engine.compiled import drop_compiled
 
 from . import golden_pictures as golden
 
@@ -57,7 +57,7 @@ def test_pictures_are_the_recorded_ones(name):
 
 
 def test_every_shipped_model_is_recorded():
-    shipped = set(flowcore.checkpoints.catalog.names())
+    shipped = set(flowcore.models.catalog.names())
     assert shipped == set(golden.MAKERS) == {file.stem for file in golden.GOLDEN.glob("*.png")}
 
 

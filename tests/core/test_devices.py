@@ -16,9 +16,9 @@ from stand_in import stand_in
 
 import flowcore
 from flowcore import device as devices
-from flowcore.inference import compiled
-from flowcore.inference.compiled import CompiledFlow, checksums, drop_compiled
-from flowcore.transforms import InvertibleConv
+from flowcore.engine import compiled
+from flowcore.engine.compiled import CompiledFlow, checksums, drop_compiled
+from flowcore.flows.transforms import InvertibleConv
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30

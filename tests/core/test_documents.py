@@ -21,12 +21,14 @@ from stories import TITLES
 
 import flowcore
 from flowcore.batch.tables import COLUMNS
-from flowcore.checkpoints import model_file
 from flowcore.cli.main import COMMANDS, build_parser
+from flowcore.engine.options import options_of
+from flowcore.flows.likelihood import bits_per_dim
 from flowcore.images import files
-from flowcore.likelihood import bits_per_dim
+from flowcore.models import model_file
 from flowcore.models.realnvp import RealNVPConfig, realnvp
-from flowcore.runtime.settings import ColorizeSettings, UpscaleSettings, options_of
+from flowcore.tasks.colorize import ColorizeSettings
+from flowcore.tasks.upscale import UpscaleSettings
 
 from . import agents_table, notebook
 from . import options_table as options

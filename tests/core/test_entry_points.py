@@ -6,8 +6,8 @@ import pytest
 
 import flowcore
 from flowcore import FlowError
-from flowcore.checkpoints import catalog
 from flowcore.cli.main import main
+from flowcore.models import catalog
 
 
 def install(folder, name, value):

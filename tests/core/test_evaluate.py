@@ -11,15 +11,15 @@ from builders import build_tiny
 from PIL import Image
 
 from flowcore import FlowError, ImageError, ShapeError, colorize, save, score, upscale
-from flowcore.evaluation import colorization
-from flowcore.evaluation.colorization import colorizer_table, evaluate_colorizer
-from flowcore.evaluation.feature_distance import feature_distance
-from flowcore.evaluation.image_set import evaluate_density
-from flowcore.evaluation.upscaling import MEASURES, evaluate_upscaler, missing_measures, upscaler_table
+from flowcore.engine.model_input import resize_to_own
+from flowcore.images import metrics, perceptual
 from flowcore.images.color import NEUTRAL, as_stored, compress, merge, split
 from flowcore.images.resize import enlarge, shrink
-from flowcore.quality import metrics, perceptual
-from flowcore.runtime.model_input import resize_to_own
+from flowcore.training.evaluation import colorization
+from flowcore.training.evaluation.colorization import colorizer_table, evaluate_colorizer
+from flowcore.training.evaluation.feature_distance import feature_distance
+from flowcore.training.evaluation.image_set import evaluate_density
+from flowcore.training.evaluation.upscaling import MEASURES, evaluate_upscaler, missing_measures, upscaler_table
 from flowcore.training.recipe import held_out_names
 
 from .commands import run
@@ -350,7 +350,7 @@ def test_the_feature_distance_is_that_of_normalized_features(monkeypatch):
             assert y.shape[1] == 1
             return iter([torch.cat([y, 1 - y], 1) * k for k in range(1, 9)])
 
-    monkeypatch.setattr("flowcore.evaluation.feature_distance._network", Stub)
+    monkeypatch.setattr("flowcore.training.evaluation.feature_distance._network", Stub)
     a, b = torch.ones(2, 3, 16, 16), torch.ones(2, 3, 16, 16)
     b[0, ..., :4] = 0  # a quarter of the positions point at a right angle: |difference|^2 = 2, in 5 layers
     assert feature_distance(a, b).tolist() == pytest.approx([5 * 2 / 4, 0])

@@ -13,10 +13,10 @@ from flowcore.images.color import luma
 from flowcore.images.faces import cut_face, eyes_from_landmarks, eyes_from_mask, is_profile, locate_face, paste_face
 from flowcore.images.files import read
 from flowcore.images.resize import resize
-from flowcore.tasks import face_finder
 from flowcore.tasks import faces as faces_task
-from flowcore.tasks.face_finder import network
 from flowcore.tasks.faces import align_faces, eyes_from_meshes, find_eyes, paste_faces, restore_faces
+from flowcore.tasks.finders import faces as face_finder
+from flowcore.tasks.finders.faces import network
 
 PICTURES = Path(__file__).parents[2] / "workflows" / "pictures"
 HEIGHT, WIDTH = 240, 320

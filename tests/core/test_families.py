@@ -7,10 +7,11 @@ import pytest
 import torch
 from builders import build_minimal, encode_source, move_buffers, random_image
 
-from flowcore import ConditionError, likelihood
-from flowcore.dequantization import VariationalDequantizer
-from flowcore.testing import perturbed
-from flowcore.transforms import ActNorm, InvertibleConv, Split, use_batch_moments
+from flowcore import ConditionError
+from flowcore.flows import likelihood
+from flowcore.flows.dequantization import VariationalDequantizer
+from flowcore.flows.testing import perturbed
+from flowcore.flows.transforms import ActNorm, InvertibleConv, Split, use_batch_moments
 
 glow, realnvp, digits = (functools.partial(build_minimal, name) for name in ("glow", "realnvp", "class_conditional"))
 

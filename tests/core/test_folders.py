@@ -20,15 +20,15 @@ from flowcore import FlowError, save, upscale
 from flowcore.batch import folders
 from flowcore.batch.folders import Job, Outputs, claim
 from flowcore.batch.job import JobSpec
+from flowcore.batch.provenance import picture_fingerprint
+from flowcore.batch.provenance import read as read_provenance
 from flowcore.batch.tables import WHOLE_NUMBERS, Scores
-from flowcore.checkpoints.writing import SavingError
 from flowcore.cli.main import main
-from flowcore.identity import model_sha256
 from flowcore.images import files
 from flowcore.images.color import truncate_16_bits
 from flowcore.images.folders import image_files, walk_files
-from flowcore.provenance import picture_fingerprint
-from flowcore.provenance import read as read_provenance
+from flowcore.models.identity import model_sha256
+from flowcore.models.writing import SavingError
 from flowcore.training.image_sources import find_images
 
 from .colorings import tiny_colorizer

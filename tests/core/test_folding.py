@@ -3,16 +3,16 @@
 import pytest
 import torch
 from builders import move_buffers
-
-from flowcore.inference.conditioners import UnsplitConditioner, folded_conditioner
-from flowcore.inference.convolutions import ConditionConv, Conv, StreamedConditionConv
-from flowcore.inference.encoders import FoldedDenseBlock
-from flowcore.inference.fold import PIXELWISE, ChannelAffine, Mixing, channel_affine, conv_weights
-from flowcore.inference.strips import StripBudget, canvas, minimum_memory, strips
-from flowcore.networks import Conditioner
-from flowcore.networks.rrdb import DenseBlock
 from flowcore.testing import close, perturbed
-from flowcore.transforms import MultiScaleFeatures, Permutation
+
+from flowcore.engine.conditioners import UnsplitConditioner, folded_conditioner
+from flowcore.engine.convolutions import ConditionConv, Conv, StreamedConditionConv
+from flowcore.engine.encoders import FoldedDenseBlock
+from flowcore.engine.fold import PIXELWISE, ChannelAffine, Mixing, channel_affine, conv_weights
+from flowcore.engine.strips import StripBudget, canvas, minimum_memory, strips
+from flowcore.flows.networks.conditioner import Conditioner
+from flowcore.flows.transforms import MultiScaleFeatures, Permutation
+from flowcore.models.srflow.rrdb import DenseBlock
 
 LIKE = torch.zeros((), dtype=torch.float64)
 

@@ -11,9 +11,9 @@ from small_flows import flow as small_flow
 
 import flowcore
 from flowcore import device as devices
-from flowcore.inference.compiled import CompiledFlow, drop_compiled
-from flowcore.inference.condition_cache import ConditionStore
-from flowcore.prior import sample_latents
+from flowcore.engine.compiled import CompiledFlow, drop_compiled
+from flowcore.engine.condition_cache import ConditionStore
+from flowcore.flows.prior import sample_latents
 
 pytestmark = pytest.mark.gpu
 

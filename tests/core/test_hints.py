@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from flowcore import FlowError, Hints, ImageError, ShapeError, colorize, colorize_video, decode_colors, encode_colors
-from flowcore.checkpoints.model_file import read, save
+from flowcore.engine.progress import Cancelled
 from flowcore.images import color
 from flowcore.images.strokes import MAX_POINTS, Stroke, paint_colors, paint_mask, parse_strokes
-from flowcore.runtime import Cancelled, chroma
-from flowcore.runtime.hints import (
+from flowcore.models.model_file import read, save
+from flowcore.tasks import chroma
+from flowcore.tasks.hints import (
     HINT_WEIGHT,
     NEIGHBORS,
     combine_hints,
@@ -208,7 +209,7 @@ WITHOUT_SPREADING = [(colorize, {"hint_steps": 0}), (colorize_video, {})]
 
 @pytest.mark.parametrize(("call", "options"), WITHOUT_SPREADING)
 def test_the_encoder_reads_coverage_covered_chroma_and_palette(flow, call, options):
-    """As ``networks.luma`` describes them, in pixels of the working size."""
+    """As ``luma`` describes them, in pixels of the working size."""
     hints = uniform_hints(0, 0.2, size=(64, 96), palette=palette_from(["#ff8040"]))
     hints.coverage[..., 8:24, 16:40] = 1
     hints.coverage[..., 40:, :] = 0.25

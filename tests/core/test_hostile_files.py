@@ -25,10 +25,9 @@ from safetensors.torch import load as parse
 from safetensors.torch import save as serialize
 
 from flowcore import FlowError, save
-from flowcore.checkpoints import read
-from flowcore.checkpoints.latents_file import save_latents
-from flowcore.checkpoints.model_file import MAX_HEADER, build_on_meta
 from flowcore.models import configure
+from flowcore.models.latents_file import save_latents
+from flowcore.models.model_file import MAX_HEADER, build_on_meta, read
 from flowcore.training.styles import with_styles
 
 from .hostile import (

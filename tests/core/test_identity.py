@@ -10,8 +10,8 @@ from builders import build_tiny
 
 from flowcore import ColorMemory
 from flowcore.batch.job import JobSpec, Worker
-from flowcore.color_index import CellMemory
-from flowcore.identity import describe, fingerprint, model_fingerprint, model_sha256
+from flowcore.models.colorizer.color_index import CellMemory
+from flowcore.models.identity import describe, fingerprint, model_fingerprint, model_sha256
 
 
 @dataclasses.dataclass

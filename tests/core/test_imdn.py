@@ -6,19 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 from builders import build_minimal, random_image
+from flowcore.testing import perturbed
 from safetensors.torch import load_file, save_file
 
 import flowcore
 from flowcore import CompiledFlow, FlowError, save
-from flowcore.checkpoints import catalog
-from flowcore.checkpoints.model_file import read, read_header
-from flowcore.identity import model_sha256
+from flowcore.engine.defaults import model_defaults
+from flowcore.engine.guide import MATCHING, sharpen
 from flowcore.images.grid import remove_grid
 from flowcore.images.resize import back_project, enlarge
-from flowcore.networks import IMDN, IMDNEncoder
-from flowcore.runtime.guide import MATCHING, sharpen
-from flowcore.runtime.settings import model_defaults
-from flowcore.testing import perturbed
+from flowcore.models import catalog
+from flowcore.models.identity import model_sha256
+from flowcore.models.model_file import read, read_header
+from flowcore.models.srflow.imdn import IMDN, IMDNEncoder
 from flowcore.training.checkpoint import load_encoder, load_weights, take_sampling_defaults, with_guide_of
 from flowcore.training.stage import PeakMemory, recomputable_modules
 

@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 
-from flowcore import FlowError, PrecisionError, ShapeError, prior
-from flowcore import latents as la
-from flowcore.prior import masked_temperature, resize_temperature_map, sample_latents
+from flowcore import FlowError, PrecisionError, ShapeError
+from flowcore.flows import latents as la
+from flowcore.flows import prior
+from flowcore.flows.prior import masked_temperature, resize_temperature_map, sample_latents
 
 TWO_LEVELS = [(6, 4, 6), (12, 2, 3)]
 SHAPES = [(6, 8, 10), (12, 4, 5), (24, 2, 3)]

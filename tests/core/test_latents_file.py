@@ -11,12 +11,12 @@ from builders import build_tiny
 from safetensors.torch import load_file, save_file
 
 from flowcore import CheckpointError, FlowError, ShapeError, save
-from flowcore.checkpoints.latents_file import FORMAT, KEY, load_latents, read_latents_header, save_latents
-from flowcore.checkpoints.model_file import read
-from flowcore.identity import model_sha256
+from flowcore.flows.prior import sample_latents
 from flowcore.models import build
 from flowcore.models.glow import GlowConfig
-from flowcore.prior import sample_latents
+from flowcore.models.identity import model_sha256
+from flowcore.models.latents_file import FORMAT, KEY, load_latents, read_latents_header, save_latents
+from flowcore.models.model_file import read
 from flowcore.training.styles import with_styles
 
 SHA = "0123456789abcdef" * 4

@@ -10,9 +10,9 @@ import torch
 from builders import build_tiny, move_buffers
 
 from flowcore import Flow, Transform
-from flowcore.networks import Conditioner
-from flowcore.testing import check, check_gradients, check_logdet, check_round_trip, check_untouched
-from flowcore.transforms import (
+from flowcore.flows.networks.conditioner import Conditioner
+from flowcore.flows.testing import check, check_gradients, check_logdet, check_round_trip, check_untouched
+from flowcore.flows.transforms import (
     ActNorm,
     BatchNorm,
     Coupling,
@@ -25,7 +25,7 @@ from flowcore.transforms import (
     map_tensors,
     use_batch_moments,
 )
-from flowcore.transforms.coupling import shift_scale, split_channels
+from flowcore.flows.transforms.coupling import shift_scale, split_channels
 
 
 def batch(channels=4):

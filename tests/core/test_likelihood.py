@@ -8,7 +8,7 @@ import torch
 from builders import assemble, build_tiny, random_image
 
 from flowcore import FlowError, ImageError, PrecisionError, ShapeError
-from flowcore.dequantization import (
+from flowcore.flows.dequantization import (
     Dequantizer,
     Gaussian,
     Quantization,
@@ -18,10 +18,10 @@ from flowcore.dequantization import (
     quantization,
     to_integers,
 )
-from flowcore.flow import Level
-from flowcore.likelihood import bits_per_dim, effective_samples, importance_weighted, log_prob, log_weight
-from flowcore.testing import check, jacobian_logdet, perturbed
-from flowcore.transforms import ActNorm, InvertibleConv, LevelCondition
+from flowcore.flows.flow import Level
+from flowcore.flows.likelihood import bits_per_dim, effective_samples, importance_weighted, log_prob, log_weight
+from flowcore.flows.testing import check, jacobian_logdet, perturbed
+from flowcore.flows.transforms import ActNorm, InvertibleConv, LevelCondition
 
 from .bounds import log_weights
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 import flowcore
-from flowcore.model import SUITABLE_MODELS, Task
+from flowcore.flows.model import SUITABLE_MODELS, Task
 from flowcore.tasks import audit
 from flowcore.tasks.ranking import By
 

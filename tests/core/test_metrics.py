@@ -11,10 +11,10 @@ from PIL import Image, ImageDraw
 
 import flowcore
 from flowcore import FlowError, ImageError, ShapeError
+from flowcore.images import metrics, perceptual
 from flowcore.images.color import parse_color, split
+from flowcore.images.damage import jpeg_quality
 from flowcore.images.resize import enlarge, shrink
-from flowcore.quality import metrics, perceptual
-from flowcore.quality.damage import jpeg_quality
 from flowcore.tasks import model_choice
 from flowcore.tasks.model_choice import describe_damage
 

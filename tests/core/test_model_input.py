@@ -5,10 +5,10 @@ import torch
 from builders import build_tiny, random_image
 
 from flowcore import Cancelled, ConditionError, FlowError, ImageError, ShapeError
+from flowcore.engine.model_input import condition_for, prepare_input, source_for_latents
+from flowcore.flows.testing import tensors
 from flowcore.images.color import luma
 from flowcore.images.resize import shrink
-from flowcore.runtime.model_input import condition_for, prepare_input, source_for_latents
-from flowcore.testing import tensors
 
 FLOWS = {
     "own size": ("glow", {"image_size": (12, 16)}),

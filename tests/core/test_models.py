@@ -10,18 +10,18 @@ import typing
 import pytest
 import torch
 from builders import MODELS, build_minimal, build_model, encode_source, random_image, sides_of, source_of
+from flowcore.testing import check
 from safetensors import safe_open
 from torch import nn
 
 from flowcore import CheckpointError, Condition, ConditionError, FlowError, ShapeError, register, save
-from flowcore.checkpoints.model_file import read, read_config
+from flowcore.flows.prior import sample_latents
+from flowcore.flows.transforms import ActNorm, BatchNorm, ChannelWhitening, InvertibleConv, SignedActNorm
 from flowcore.models import ARCHITECTURES, build, configure
 from flowcore.models.fields import Range, annotated_types, short_repr
-from flowcore.networks import RRDBEncoder
-from flowcore.networks.contractive import LipschitzConv
-from flowcore.prior import sample_latents
-from flowcore.testing import check
-from flowcore.transforms import ActNorm, BatchNorm, ChannelWhitening, InvertibleConv, SignedActNorm
+from flowcore.models.model_file import read, read_config
+from flowcore.models.residual_flow.contractive import LipschitzConv
+from flowcore.models.srflow.rrdb import RRDBEncoder
 
 every_model = pytest.mark.parametrize("model", MODELS)
 every_architecture = pytest.mark.parametrize("model", [*ARCHITECTURES, "srflow on imdn"])
@@ -213,7 +213,7 @@ def test_a_file_gives_the_model_back_or_rounds_it_to_float16(model, tmp_path):
 
 @every_architecture
 def test_a_file_in_eight_bits_rounds_networks_and_keeps_the_inverse(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("flowcore.checkpoints.model_file.MIN_SIZE", 1)
+    monkeypatch.setattr("flowcore.models.model_file.MIN_SIZE", 1)
     flow, path = build_model(model), tmp_path / "model.safetensors"
     save(flow, path, dtype=torch.int8)
     back, scales = read(path), {}

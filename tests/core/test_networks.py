@@ -3,24 +3,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from flowcore.testing import perturbed
 from torch import nn
 
+from flowcore.flows.networks.conditioner import Conditioner, MLPConditioner, PlainConditioner, TopPrior, ZeroConv
+from flowcore.flows.networks.residual import AffineBatchNorm, ResidualConditioner, WeightNormConv
+from flowcore.flows.transforms import BatchNorm
 from flowcore.images.resize import enlarge
-from flowcore.networks import (
-    Conditioner,
-    LumaEncoder,
-    MLPConditioner,
-    PlainConditioner,
-    ResidualConditioner,
-    RRDBEncoder,
-    TopPrior,
-    ZeroConv,
-)
-from flowcore.networks.efficientnet import EfficientNetLite0
-from flowcore.networks.luma import CHROMA_UNIT
-from flowcore.networks.residual import AffineBatchNorm, WeightNormConv
-from flowcore.testing import perturbed
-from flowcore.transforms import BatchNorm
+from flowcore.models.colorizer.efficientnet import EfficientNetLite0
+from flowcore.models.colorizer.luma import CHROMA_UNIT, LumaEncoder
+from flowcore.models.srflow.rrdb import RRDBEncoder
 
 
 def image(height=6, width=8, channels=3, batch=2):

@@ -41,9 +41,9 @@ assert state[1:] == (torch.get_default_dtype(), torch.get_num_threads(), torch.i
 host = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "server"} & sys.modules.keys()
 assert not slow | host, slow | host
 from flowcore.cli.main import main
-from flowcore.checkpoints import convert, save
-from flowcore.checkpoints.latents_file import load_latents, save_latents
-from flowcore.identity import model_sha256
+from flowcore.models import convert, save
+from flowcore.models.latents_file import load_latents, save_latents
+from flowcore.models.identity import model_sha256
 
 picture = torch.rand(1, 3, 8, 8)
 upscaler = flowcore.load("srflow-x4")

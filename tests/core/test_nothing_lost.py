@@ -13,13 +13,13 @@ from safetensors.torch import save as save_file
 
 import flowcore
 from flowcore.batch.folders import Job, Outputs
+from flowcore.batch.provenance import read
 from flowcore.batch.tables import COLUMNS
 from flowcore.cli.main import main
 from flowcore.cli.output import ProgressBar
-from flowcore.identity import model_sha256
+from flowcore.engine.progress import duration
 from flowcore.images import files
-from flowcore.provenance import read
-from flowcore.runtime import duration
+from flowcore.models.identity import model_sha256
 
 from .commands import names, photograph, pixels, run
 

@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 from builders import build_tiny, random_image
+from flowcore.testing import check, check_gradients, check_round_trip, check_untouched, perturbed
 from torch import nn
 
 from flowcore import ConditionError, FlowError, ShapeError
-from flowcore.likelihood import with_probes
-from flowcore.networks import VectorField
-from flowcore.testing import check, check_gradients, check_round_trip, check_untouched, perturbed
-from flowcore.transforms import ODE, Chain, LevelCondition, Probes, path_costs
-from flowcore.transforms.stochastic_logdet import fixed_point
+from flowcore.flows.likelihood import with_probes
+from flowcore.flows.transforms import ODE, Chain, LevelCondition, Probes, path_costs
+from flowcore.flows.transforms.stochastic_logdet import fixed_point
+from flowcore.models.ffjord.vector_field import VectorField
 
 
 def field(channels=3, hidden=(4, 5), seed=1, **options):
@@ -114,7 +114,7 @@ def test_exact_and_trace_in_parts_are_the_same(monkeypatch):
     for how in ("trace", "exact"):
         ode, x = moving(how), batch()
         whole = ode.forward_with_logdet_map(x)[1]
-        monkeypatch.setattr("flowcore.transforms.ode.CHUNK", 700)
+        monkeypatch.setattr("flowcore.flows.transforms.ode.CHUNK", 700)
         assert torch.allclose(ode.forward_with_logdet_map(x)[1], whole, atol=1e-12)
         monkeypatch.undo()
 

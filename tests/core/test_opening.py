@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageFile
 
-from flowcore import ImageError, provenance
+from flowcore import ImageError
+from flowcore.batch import provenance
 from flowcore.images import files, opening
 from flowcore.images.opening import IMAGE_SUFFIXES, SIGNATURES, open_image, refuse_truncated
 from flowcore.training.image_sources import decode_each, find_images

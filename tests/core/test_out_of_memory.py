@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import flowcore
 from flowcore import colorize_video, encode_colors, score
-from flowcore.inference.compiled import drop_compiled
-from flowcore.runtime.hints import hints_from_points
+from flowcore.engine.compiled import drop_compiled
+from flowcore.tasks.hints import hints_from_points
 
 pytestmark = pytest.mark.fuzz
 

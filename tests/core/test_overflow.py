@@ -8,13 +8,13 @@ from builders import build_tiny, build_upscaler
 
 import flowcore
 from flowcore import colorize, decode, sample, upscale
+from flowcore.engine import overflow
+from flowcore.engine.compiled import compiled
+from flowcore.flows.prior import sample_latents
+from flowcore.flows.transforms import ActNorm, Coupling
 from flowcore.images.color import luma as luma_of
 from flowcore.images.resize import enlarge
-from flowcore.inference.compiled import compiled
-from flowcore.prior import sample_latents
-from flowcore.runtime import overflow
 from flowcore.tasks.upscale import MAX_DEVIATION
-from flowcore.transforms import ActNorm, Coupling
 
 
 def exploding_with_temperature():

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from flowcore.testing import check
 
 from flowcore import CheckpointError, Transform
-from flowcore.checkpoints import convert
 from flowcore.cli.main import main
-from flowcore.testing import check
-from flowcore.transforms import ActNorm
+from flowcore.flows.transforms import ActNorm
+from flowcore.models.published import convert
 
 from .photographs import photographs
 

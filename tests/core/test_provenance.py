@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from flowcore import FlowError, load, provenance, save
-from flowcore.checkpoints import catalog
-from flowcore.identity import describe, model_sha256
-from flowcore.provenance import Provenance, ProvenanceError
+from flowcore import FlowError, load, save
+from flowcore.batch import provenance
+from flowcore.batch.provenance import Provenance, ProvenanceError
+from flowcore.models import catalog
+from flowcore.models.identity import describe, model_sha256
 
 ENTRY = Provenance(
     node_id="3",

@@ -14,12 +14,12 @@ from torch import nn
 
 import flowcore
 from flowcore import FlowError
-from flowcore.checkpoints import catalog
-from flowcore.checkpoints.model_file import read_header
 from flowcore.cli.main import main
-from flowcore.flow import Level
+from flowcore.flows.flow import Level
+from flowcore.flows.transforms import Chain, FixedAffine
+from flowcore.models import catalog
+from flowcore.models.model_file import read_header
 from flowcore.tasks.faces import restore_faces
-from flowcore.transforms import Chain, FixedAffine
 
 SMALL = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 PYRIGHT = Path(sys.executable).with_name("pyright")
@@ -102,7 +102,7 @@ def test_shipped_models_are_listed_in_python_and_on_the_command_line(capsys):
 
 
 def test_the_package_of_architectures_is_still_one():
-    glow = importlib.import_module("flowcore.models.glow")
+    glow = importlib.import_module("flowcore.models.glow.model")
     assert flowcore.models.ARCHITECTURES["glow"].config is glow.GlowConfig
 
 

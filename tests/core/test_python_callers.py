@@ -14,10 +14,10 @@ from PIL import Image
 import flowcore
 from flowcore import FlowError, ImageError, PrecisionError, ShapeError
 from flowcore.images.resize import resize
-from flowcore.runtime.hints import hints_from_points, parse_points
-from flowcore.runtime.settings import UpscaleSettings
 from flowcore.tasks.faces import restore_faces
+from flowcore.tasks.hints import hints_from_points, parse_points
 from flowcore.tasks.sample import morph, normalize_image_latents
+from flowcore.tasks.upscale import UpscaleSettings
 
 PHOTO, OTHER = random_image(1, 3, 32, 40), random_image(1, 3, 32, 40, seed=1)
 SMALL, LARGE = random_image(2, 3, 8, 12), random_image(1, 3, 32, 48)

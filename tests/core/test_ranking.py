@@ -5,14 +5,15 @@ import torch
 from builders import build_upscaler, random_image
 
 import flowcore
-from flowcore import FlowError, ShapeError, likelihood, ranked
+from flowcore import FlowError, ShapeError, ranked
+from flowcore.flows import likelihood
+from flowcore.flows.prior import log_density
+from flowcore.flows.transforms import Haar
 from flowcore.images import color
 from flowcore.images.contact_sheet import MAX_SIDE, contact_sheet
+from flowcore.images.metrics import colorfulness, diversity
 from flowcore.images.resize import enlarge
-from flowcore.prior import log_density
-from flowcore.quality.metrics import colorfulness, diversity
 from flowcore.tasks.ranking import diversity_map
-from flowcore.transforms import Haar
 
 from .colorings import colorization, gray, tiny_colorizer
 

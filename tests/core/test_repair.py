@@ -1,4 +1,4 @@
-"""Repair, and finding scratches: ``tasks/repair.py``, ``tasks/scratch_finder.py`` and ``images/fill.py``."""
+"""Repair, and finding scratches: ``tasks/repair.py``, ``tasks/finders/scratches.py`` and ``images/fill.py``."""
 
 import math
 from pathlib import Path
@@ -9,12 +9,12 @@ from builders import build_upscaler
 from torch import Tensor
 
 import flowcore
-from flowcore.checkpoints.catalog import FOLDER
 from flowcore.images.files import read
 from flowcore.images.fill import bend, fill
 from flowcore.images.resize import enlarge
+from flowcore.models.catalog import FOLDER
+from flowcore.tasks.finders.scratches import reconstruct
 from flowcore.tasks.repair import opening
-from flowcore.tasks.scratch_finder import reconstruct
 
 model = pytest.fixture(scope="module")(build_upscaler)
 
@@ -150,7 +150,7 @@ def test_marks_are_the_same_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     image[..., 10:290, 100:102] = image[..., 150:152, 20:330] = 0.9
     whole = flowcore.find_scratches(image, sensitivity=0.9)
     assert 0.001 < float(whole.mean()) < 0.1
-    monkeypatch.setattr("flowcore.tasks.scratch_finder.TILE", 64)
+    monkeypatch.setattr("flowcore.tasks.finders.scratches.TILE", 64)
     assert torch.equal(flowcore.find_scratches(image, sensitivity=0.9), whole)
 
 

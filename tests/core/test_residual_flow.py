@@ -8,13 +8,13 @@ from builders import build_minimal, build_model, build_tiny, random_image
 from torch import nn
 
 import flowcore
-from flowcore import CompiledFlow, ConditionError, FlowError, likelihood
-from flowcore import testing as laws
-from flowcore.dequantization import quantization
-from flowcore.likelihood import with_probes
-from flowcore.networks import ContractiveNetwork
-from flowcore.networks.contractive import ELU, LipschitzConv, LipSwish
-from flowcore.transforms import Residual
+from flowcore import CompiledFlow, ConditionError, FlowError
+from flowcore.flows import likelihood
+from flowcore.flows import testing as laws
+from flowcore.flows.dequantization import quantization
+from flowcore.flows.likelihood import with_probes
+from flowcore.flows.transforms import Residual
+from flowcore.models.residual_flow.contractive import ELU, ContractiveNetwork, LipschitzConv, LipSwish
 
 tiny = functools.partial(build_minimal, "residual_flow")
 

@@ -18,13 +18,13 @@ from flowcore import (
     encode,
     interpolate,
     normalize,
-    prior,
     sample,
 )
-from flowcore import latents as la
-from flowcore.dequantization import quantize
+from flowcore.flows import latents as la
+from flowcore.flows import prior
+from flowcore.flows.dequantization import quantize
+from flowcore.flows.prior import sample_latents
 from flowcore.images.resize import pad_symmetric, shrink
-from flowcore.prior import sample_latents
 from flowcore.tasks.sample import MESSY_RATE, apply_style, dequantized_image, morph, normalize_image_latents
 
 LABELED = ["glow of classes", "digits"]

@@ -11,12 +11,19 @@ from builders import build_tiny
 from PIL import Image, features
 
 from flowcore import ConditionError, FlowError, ImageError, Score, ShapeError, Transform, score
-from flowcore.dequantization import Gaussian, Quantization, Uniform, VariationalDequantizer, quantization, to_integers
-from flowcore.likelihood import bits_per_dim, effective_samples, importance_weighted
+from flowcore.flows.dequantization import (
+    Gaussian,
+    Quantization,
+    Uniform,
+    VariationalDequantizer,
+    quantization,
+    to_integers,
+)
+from flowcore.flows.likelihood import bits_per_dim, effective_samples, importance_weighted
+from flowcore.flows.testing import perturbed
+from flowcore.flows.transforms import Chain
 from flowcore.tasks import score as task
 from flowcore.tasks.score import image_seeds, lossless_bits, ranking_key
-from flowcore.testing import perturbed
-from flowcore.transforms import Chain
 
 from .bounds import log_weights
 

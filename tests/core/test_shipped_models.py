@@ -9,20 +9,21 @@ import torch
 from PIL import Image
 
 import flowcore
-from flowcore.checkpoints import catalog
-from flowcore.checkpoints.model_file import read_header
-from flowcore.dequantization import quantize
-from flowcore.evaluation.feature_distance import feature_distance
+from flowcore.engine.defaults import model_defaults
+from flowcore.flows.dequantization import quantize
+from flowcore.flows.likelihood import log_prob
+from flowcore.flows.prior import sample_latents
 from flowcore.images import color
 from flowcore.images.color import as_stored, to_uint8
 from flowcore.images.files import read
+from flowcore.images.metrics import chroma_rmse, colorfulness, diversity, false_specks, lr_psnr, psnr
 from flowcore.images.resize import enlarge, shrink
-from flowcore.likelihood import log_prob
-from flowcore.prior import sample_latents
-from flowcore.quality.metrics import chroma_rmse, colorfulness, diversity, false_specks, lr_psnr, psnr
-from flowcore.runtime.settings import UpscaleSettings, model_defaults
+from flowcore.models import catalog
+from flowcore.models.model_file import read_header
 from flowcore.tasks.model_choice import better_model
 from flowcore.tasks.sample import apply_style
+from flowcore.tasks.upscale import UpscaleSettings
+from flowcore.training.evaluation.feature_distance import feature_distance
 from flowcore.training.styles import STYLES, attributes, read_images
 
 PHOTO = Path(__file__).parents[2] / "workflows" / "photo.png"

@@ -11,9 +11,9 @@ import flowcore
 from flowcore import Hints, colorize, encode_colors
 from flowcore.images import color
 from flowcore.images.files import read
-from flowcore.quality.metrics import SKIN_HUES, SKIN_MIN_CHROMA
-from flowcore.runtime.hints import palette_from
+from flowcore.images.metrics import SKIN_HUES, SKIN_MIN_CHROMA
 from flowcore.tasks import skin
+from flowcore.tasks.hints import palette_from
 from flowcore.tasks.skin import Oval, find_ovals, hint_skin, skin_chroma
 
 PICTURES = Path(__file__).parents[2] / "workflows" / "pictures"

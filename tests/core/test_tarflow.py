@@ -9,7 +9,7 @@ from builders import build_tiny, random_image
 import flowcore
 from flowcore import CompiledFlow, ConditionError, FlowError
 from flowcore.cli.main import main
-from flowcore.runtime.memory import memory_required
+from flowcore.engine.memory import memory_required
 from flowcore.tasks import sample as sampling
 from flowcore.tasks.sample import dequantized_image
 from flowcore.training.objective import Likelihood
@@ -75,7 +75,7 @@ def test_training_and_encoding_draw_the_noise_that_the_model_states():
     flow = tiny(noise=0.2)
     objective, x = Likelihood(flow), random_image(4, 3, 8, 12)
     (noise,) = objective.noise(tuple(x.shape), torch.Generator().manual_seed(1))
-    expected = flowcore.likelihood.bits_per_dim(flow.log_prob(x + 0.1 * noise), x[0].numel(), 1 / 256).mean()
+    expected = flowcore.flows.likelihood.bits_per_dim(flow.log_prob(x + 0.1 * noise), x[0].numel(), 1 / 256).mean()
     assert torch.allclose(objective(x, None, (noise,)), expected)
     assert bool((noise < 0).any())
     assert 0.08 < float((dequantized_image(flow, x) - x).std()) < 0.12
@@ -120,7 +120,7 @@ def test_a_compiled_flow_in_low_precision_is_near():
 
 
 def test_the_command_line_takes_names_guidance_and_noise(tmp_path):
-    flowcore.checkpoints.save(tiny(**NAMED, noise=0.1), tmp_path / "animals.safetensors")
+    flowcore.models.save(tiny(**NAMED, noise=0.1), tmp_path / "animals.safetensors")
     words = ["sample", "--model", str(tmp_path / "animals.safetensors"), "-o", str(tmp_path / "out"), "--samples", "2"]
     main([*words, "--labels", "dog", "--guidance", "1.5", "--keep-noise"])
     main([*words, "--labels", "dog", "cat"])

@@ -11,7 +11,7 @@ from builders import build_tiny, random_image
 from cases import LONG, tried
 
 import flowcore
-from flowcore.inference.compiled import compiled, drop_compiled
+from flowcore.engine.compiled import compiled, drop_compiled
 
 from .test_out_of_memory import TASKS, tensors
 

@@ -14,14 +14,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from flowcore import FlowError, save
-from flowcore.checkpoints import catalog
-from flowcore.checkpoints.model_file import read, read_header
-from flowcore.dequantization import Uniform, quantization, to_integers
+from flowcore.flows.dequantization import Uniform, quantization, to_integers
+from flowcore.flows.likelihood import bits_per_dim, log_prob
 from flowcore.images.color import NEUTRAL, compress, luma
-from flowcore.likelihood import bits_per_dim, log_prob
-from flowcore.models import build
-from flowcore.networks.efficientnet import EfficientNetLite0
-from flowcore.networks.luma import split_source
+from flowcore.models import build, catalog
+from flowcore.models.colorizer.efficientnet import EfficientNetLite0
+from flowcore.models.colorizer.luma import split_source
+from flowcore.models.model_file import read, read_header
 from flowcore.training.data import open_data
 from flowcore.training.loop import train
 from flowcore.training.objective import calm_error, initialize_flow, make_objective

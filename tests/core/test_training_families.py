@@ -14,10 +14,10 @@ from builders import build_tiny
 
 import flowcore
 from flowcore import FlowError, ImageError
-from flowcore.dequantization import VariationalDequantizer
-from flowcore.evaluation.image_set import density_table, evaluate_density
+from flowcore.flows.dequantization import VariationalDequantizer
 from flowcore.models import build, configure
 from flowcore.training.data import MAX_DIGITS, Digits, Photographs, read_idx
+from flowcore.training.evaluation.image_set import density_table, evaluate_density
 from flowcore.training.loop import train
 from flowcore.training.objective import make_objective
 from flowcore.training.recipe import parse_recipe

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from flowcore import FlowError
-from flowcore.checkpoints.model_file import read, read_header
+from flowcore.models.model_file import read, read_header
 from flowcore.training.loop import train
 from flowcore.training.recipe import parse_recipe
 from flowcore.training.run_folder import read_rows

@@ -14,11 +14,11 @@ import pytest
 import torch
 from builders import TINY, build_tiny, source_of
 
-from flowcore.networks.residual import AffineBatchNorm
+from flowcore.flows.networks.residual import AffineBatchNorm
+from flowcore.flows.transforms import BatchNorm, use_batch_moments
 from flowcore.training.objective import NO_PENALTIES, Likelihood, make_objective
 from flowcore.training.recipe import Stage
 from flowcore.training.stage import PeakMemory, largest_batch, recomputable_modules, recompute_activations
-from flowcore.transforms import BatchNorm, use_batch_moments
 
 pytestmark = pytest.mark.slow
 

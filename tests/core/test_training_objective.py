@@ -10,14 +10,14 @@ from builders import build_tiny, random_image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowcore import FlowError
-from flowcore.checkpoints.model_file import read
-from flowcore.dequantization import round_to_integers, to_integers
+from flowcore.flows.dequantization import round_to_integers, to_integers
+from flowcore.flows.prior import sample_latents
 from flowcore.images.color import as_stored
 from flowcore.images.gain_grid import bilateral_gain
 from flowcore.images.resize import shrink
 from flowcore.models import build
 from flowcore.models.glow import GlowConfig, glow
-from flowcore.prior import sample_latents
+from flowcore.models.model_file import read
 from flowcore.training.loop import train
 from flowcore.training.objective import Likelihood, color_error, initialize_flow, make_objective
 from flowcore.training.recipe import Stage, parse_recipe

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flowcore import FlowError
-from flowcore.checkpoints.model_file import read, read_header, reconfigure
+from flowcore.models.model_file import read, read_header, reconfigure
 from flowcore.training.data import open_data
 from flowcore.training.loop import train
 from flowcore.training.objective import validate

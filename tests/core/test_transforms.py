@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from builders import move_buffers
+from flowcore.testing import check, perturbed, tensors
 from torch import nn
 
 from flowcore import ConditionError, FlowError, PrecisionError, ShapeError
-from flowcore.networks import Conditioner, DenseConvs, FixedPrior, MLPConditioner, TablePrior, TopPrior, ZeroConv
-from flowcore.testing import check, perturbed, tensors
-from flowcore.transforms import (
+from flowcore.flows.networks.conditioner import Conditioner, FixedPrior, MLPConditioner, TablePrior, TopPrior, ZeroConv
+from flowcore.flows.transforms import (
     ActNorm,
     BatchNorm,
     Center,
@@ -39,6 +39,7 @@ from flowcore.transforms import (
     spread,
     use_batch_moments,
 )
+from flowcore.models.srflow.rrdb import DenseConvs
 
 
 def data(channels=3, height=4, width=6, batch=2, seed=1):

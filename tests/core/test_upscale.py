@@ -11,17 +11,17 @@ from builders import random_image as picture
 from torch import Tensor
 
 from flowcore import CompiledFlow, Flow, FlowError, ImageError, match_source, upscale
+from flowcore.engine.compiled import compiled
+from flowcore.engine.condition_cache import ConditionStore
+from flowcore.engine.guide import MATCHING
+from flowcore.engine.memory import memory_in_tiles, memory_required
+from flowcore.engine.options import DrawSettings, RunOptions
+from flowcore.engine.runner import Runner
+from flowcore.engine.strips import minimum_memory
+from flowcore.engine.tiles import Latents, tile_grid
+from flowcore.flows.prior import masked_temperature, sample_latents
+from flowcore.images.metrics import lr_psnr
 from flowcore.images.resize import back_project, enlarge, resize
-from flowcore.inference.compiled import compiled
-from flowcore.inference.condition_cache import ConditionStore
-from flowcore.inference.strips import minimum_memory
-from flowcore.prior import masked_temperature, sample_latents
-from flowcore.quality.metrics import lr_psnr
-from flowcore.runtime.guide import MATCHING
-from flowcore.runtime.memory import memory_in_tiles, memory_required
-from flowcore.runtime.runner import Runner
-from flowcore.runtime.settings import DrawSettings, RunOptions
-from flowcore.runtime.tiles import Latents, tile_grid
 from flowcore.tasks import upscale as task
 
 flow = pytest.fixture(scope="module")(build_upscaler)

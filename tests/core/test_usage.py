@@ -15,15 +15,11 @@ import torch
 import flowcore
 from flowcore import FlowError
 from flowcore.cli.main import build_parser, main
-from flowcore.cli.options import NUMBERS
+from flowcore.cli.options import NUMBERS, SETTINGS
 from flowcore.cli.output import to_json
-from flowcore.runtime.settings import (
-    SETTINGS,
-    ColorizeSettings,
-    ColorizeVideoSettings,
-    UpscaleSettings,
-    UpscaleVideoSettings,
-)
+from flowcore.tasks.colorize import ColorizeSettings
+from flowcore.tasks.upscale import UpscaleSettings
+from flowcore.tasks.video import ColorizeVideoSettings, UpscaleVideoSettings
 
 from .commands import names, photograph, run
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 import flowcore
 from flowcore import FlowError, verify
+from flowcore.flows.prior import MARK, mark_seed, sample_latents
 from flowcore.images import color
-from flowcore.prior import MARK, mark_seed, sample_latents
 from flowcore.tasks import verify as module
 from flowcore.tasks.verify import allow_for, local_statistics, statistic
 

@@ -5,10 +5,10 @@ import torch
 from builders import build_upscaler, random_image
 
 from flowcore import Cancelled, Hints, colorize, colorize_video, upscale, upscale_video
+from flowcore.engine.compiled import compiled
 from flowcore.images.color import NEUTRAL
 from flowcore.images.motion import blur, estimate_motion, move, sample_at
-from flowcore.inference.compiled import compiled
-from flowcore.runtime.hints import hints_from_points
+from flowcore.tasks.hints import hints_from_points
 
 from .colorings import WANTED, chroma_of, gray, middle, tiny_colorizer
 

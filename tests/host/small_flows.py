@@ -9,8 +9,8 @@ import torch
 from builders import build_tiny
 
 from flowcore import Flow, save
+from flowcore.flows.transforms import ActNorm
 from flowcore.training.styles import with_styles
-from flowcore.transforms import ActNorm
 
 ANIMALS = ("cat", "dog", "wild")
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -27,10 +27,10 @@ from client import RunError
 from PIL import Image, ImageCms
 from talk import WORKFLOWS, graph, loader, newest, refusal, until
 
+from flowcore.batch.provenance import read as read_provenance
 from flowcore.batch.tables import COLUMNS, Manifest
 from flowcore.images.files import bits_per_channel
 from flowcore.images.opening import IMAGE_SUFFIXES
-from flowcore.provenance import read as read_provenance
 
 BATCH = WORKFLOWS / "api" / "batch.py"
 CUT = ["cut.jpg", "cut.png", "float.tif", "gone.png"]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from talk import SUITING, WORKFLOWS, graph, loader, newest, opened, options, refusal, shows
 
-from flowcore.provenance import read as read_provenance
+from flowcore.batch.provenance import read as read_provenance
 
 pytestmark = newest
 CLEAN, DAMAGED = "srflow-x4", "srflow-x4-photo"

@@ -14,7 +14,7 @@ import flowcore
 from flowcore import Hints, interpolate
 from flowcore.images.color import parse_color
 from flowcore.images.strokes import paint_colors, paint_mask, parse_strokes
-from flowcore.runtime.hints import combine_hints, hints_from_points, hints_from_strokes, palette_from, parse_points
+from flowcore.tasks.hints import combine_hints, hints_from_points, hints_from_strokes, palette_from, parse_points
 
 pytestmark = newest
 CLOSE = 1e-5

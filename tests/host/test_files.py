@@ -13,9 +13,9 @@ from small_flows import flow
 from talk import PLUG_INS, graph, loader, shows, upscale
 
 from flowcore import load, save
-from flowcore.checkpoints.latents_file import save_latents
-from flowcore.identity import model_sha256
-from flowcore.prior import sample_latents
+from flowcore.flows.prior import sample_latents
+from flowcore.models.identity import model_sha256
+from flowcore.models.latents_file import save_latents
 
 SHIPPED = comfyui.ROOT / "flowcore" / "weights" / "srflow-x4.safetensors"
 

@@ -16,8 +16,9 @@ from PIL import Image
 from talk import WORKFLOWS, array, graph, loader, refusal, upscale
 
 import flowcore
-from flowcore.checkpoints import CheckpointError, catalog, save
-from flowcore.integrations import ID, OURS, Upscaler, descriptor, detect, flow_of, support
+from flowcore.models import CheckpointError, catalog
+from flowcore.models.model_file import save
+from flowcore.tasks.integrations import ID, OURS, Upscaler, descriptor, detect, flow_of, support
 
 spandrel = pytest.importorskip("spandrel")
 
@@ -228,7 +229,7 @@ def test_an_upscale_model_has_what_others_ask_for():
 def test_without_spandrel_registering_raises_a_readable_error():
     program = """
 import sys; sys.modules["spandrel"] = None
-import flowcore, flowcore.integrations as s
+import flowcore, flowcore.tasks.integrations as s
 try: s.register(lambda: [])
 except flowcore.FlowError as error: print(error)
 """

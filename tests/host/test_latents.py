@@ -8,11 +8,11 @@ from small_flows import flow
 from talk import graph, loader, newest, noise, options, picture, pixels, refusal, report
 from test_sampling import encoding, sampling, tensors
 
-from flowcore import latents as material
-from flowcore.checkpoints.latents_file import load_latents, save_latents
-from flowcore.identity import model_sha256
+from flowcore.flows import latents as material
+from flowcore.flows.prior import sample_latents
 from flowcore.images.color import luma
-from flowcore.prior import sample_latents
+from flowcore.models.identity import model_sha256
+from flowcore.models.latents_file import load_latents, save_latents
 from flowcore.tasks.sample import apply_style, encode
 
 pytestmark = newest

@@ -10,8 +10,8 @@ from unittest.mock import ANY
 import comfyui
 from talk import PLUG_INS, SUITING, inputs, loader, options, report
 
-from flowcore.checkpoints import catalog
-from flowcore.model import Task
+from flowcore.flows.model import Task
+from flowcore.models import catalog
 
 ROOT = comfyui.ROOT
 # What every ComfyUI brings along; the pack has no requirements of its own. (tomllib is in Python from 3.11 on.)

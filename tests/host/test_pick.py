@@ -7,7 +7,7 @@ from small_flows import USED_BY
 from talk import graph, loader, newest, opened, picture, refusal, report, shows, upscale
 from test_recipe import recipes
 
-from flowcore.checkpoints.model_file import reconfigure
+from flowcore.models.model_file import reconfigure
 
 DRAWN = {"image": "image.0", "temperature": 0.9, "seed": 5, "samples": 3}
 ASKED = {

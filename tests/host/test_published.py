@@ -10,7 +10,7 @@ from PIL import Image
 from talk import WORKFLOWS, array, graph, loader, newest, pixels, refusal, report, upscale
 
 import flowcore
-from flowcore.transforms import ActNorm
+from flowcore.flows.transforms import ActNorm
 
 pytestmark = newest
 FILE = "LOL_smallNet.pth"

@@ -16,7 +16,7 @@ from test_workflows import STORIES, to_api, with_photo
 
 from flowcore import __version__, load
 from flowcore.cli.main import main
-from flowcore.identity import model_sha256
+from flowcore.models.identity import model_sha256
 
 
 def saved(host, prompt, canvas=None):

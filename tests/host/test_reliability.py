@@ -22,7 +22,7 @@ from client import RunError
 from PIL import Image
 from talk import HERE, WORKFLOWS, Host, graph, loader, newest, picture, until, upscale
 
-from flowcore.checkpoints.latents_file import load_latents
+from flowcore.models.latents_file import load_latents
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -376,8 +376,8 @@ SAVER = """
 import os, random, signal, sys, time
 import torch
 from pathlib import Path
-from flowcore.checkpoints import read, save
-from flowcore.checkpoints.latents_file import load_latents, save_latents
+from flowcore.models import read, save
+from flowcore.models.latents_file import load_latents, save_latents
 from flowcore.models import build, configure
 
 torch.set_num_threads(1)

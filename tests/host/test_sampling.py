@@ -11,7 +11,7 @@ from PIL import Image
 from small_flows import flow
 from talk import array, graph, loader, newest, noise, picture, pixels, refusal, report
 
-from flowcore.dequantization import quantize
+from flowcore.flows.dequantization import quantize
 from flowcore.images.resize import shrink
 from flowcore.tasks.sample import decode, dequantized_image, encode, sample
 

@@ -7,7 +7,7 @@ from PIL import Image
 from talk import WORKFLOWS, graph, loader, newest, opened, options, refusal, report, shows
 
 from flowcore import load
-from flowcore.checkpoints.model_file import read_header
+from flowcore.models.model_file import read_header
 from flowcore.training.recipe import RECIPES as INCLUDED
 
 pytestmark = newest

@@ -9,8 +9,9 @@ from PIL import Image
 from talk import WORKFLOWS, array, graph, newest, opened, pixels, probe, refusal, shows, until, upscale
 
 import flowcore
-from flowcore.checkpoints import catalog, read_header
-from flowcore.prior import masked_temperature
+from flowcore.flows.prior import masked_temperature
+from flowcore.models import catalog
+from flowcore.models.model_file import read_header
 
 ONE = 1.001 / 255  # the last bit of a picture
 WIDE = {"height": 20, "width": 50}

@@ -117,7 +117,7 @@ class TestStore(FreshReport, optional=True, after="IMAGE"):
 
     def run(self, after=None):
         (store,) = [m.STORE for name, m in list(sys.modules.items()) if name.endswith(".nodes.upscaling")]
-        (cache,) = [m.CACHE for name, m in list(sys.modules.items()) if name == "flowcore.inference.compiled"]
+        (cache,) = [m.CACHE for name, m in list(sys.modules.items()) if name == "flowcore.engine.compiled"]
         facts = {"count": [len(store)], "bytes": [store.nbytes], "budget": [store.budget]}
         return {"ui": facts | {"compiled": [len(cache)]}}
 

@@ -113,7 +113,7 @@ VARIANTS = {
     "FLOW_MODEL": lambda spec: models(),
     "FLOW_LATENTS": lambda spec: varied(latents()),
     "FLOW_HINTS": lambda spec: varied(
-        module("flowcore.runtime.hints").Hints(
+        module("flowcore.tasks.hints").Hints(
             coverage=picture(1, 1, 4, 5), chroma=picture(1, 2, 4, 5), palette=picture(1, 4), lock=True
         )
     ),

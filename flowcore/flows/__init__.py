@@ -1,0 +1,1 @@
+"""Bijections and probability: flows, their transforms and networks, priors, latents, likelihoods."""

@@ -1,1 +1,0 @@
-"""How good an image is: distances to an original, and measures that need none."""

@@ -1,0 +1,1 @@
+"""Networks that find things in photographs: faces, scratches."""
