@@ -13,6 +13,7 @@ from flowcore import ShapeError
 from flowcore.engine.image_batch import ImageBatch
 from flowcore.engine.memory import memory_required
 from flowcore.engine.model_input import ModelInput, prepare_input
+from flowcore.errors import FlowError
 from flowcore.images.contact_sheet import glow, heat_map
 from flowcore.images.resize import resize_bilinear
 from flowcore.tasks import score as scoring
@@ -276,6 +277,8 @@ class FlowcoreVerify(FlowNode):
     ) -> Any:
         # which of two models made it cannot be seen of the enlargement
         models = [model] if isinstance(model, HostModel) else [model.load(name) for name in (FOR_CLEAN, FOR_DAMAGED)]
+        if bool(width) != bool(height):
+            raise FlowError(f"width and height belong together; got {width}x{height}. Set both, or neither (0).")
         progress, best, name, phrase = Progress(image), None, "", mark.strip()
         sides = [min(side, TILE) for side in image.shape[-2:]]  # of what is encoded at once
         for number, each in enumerate(models):

@@ -228,14 +228,15 @@ class FlowcoreTemperatureGrid(PickingNode):
     ) -> Any:
         count, _, height, width = image.shape
         default = with_defaults(model.flow, {"temperature": None})["temperature"]
-        taus = [default if widgets.FROM_MODEL <= tau < 0 else tau for tau in widgets.temperature_list(temperatures)]
+        stated = [None if widgets.FROM_MODEL <= tau < 0 else tau for tau in widgets.temperature_list(temperatures)]
+        taus = [default if tau is None else tau for tau in stated]
         per_image = len(taus) * seeds
         values = 3 * math.prod(target_size(model.flow.condition_scale, height, width))
         check_memory(count * per_image, values, "pictures", "Ask for fewer temperatures or seeds.")
         flow = load_upscaler(model, height, width, tile, guided=guide_share(model.flow.config, taus) > 0)
         options: Any = {"tile": tile, "precision": precision, "store": STORE, **self.notes.task_options(sources=image)}
         options |= {"calm_edges": calm_edges, "seed": seed, "seeds": seeds}
-        pictures = flowcore.temperature_grid(flow, image, taus, **options)
+        pictures = flowcore.temperature_grid(flow, image, stated, **options)  # None keeps faces calm
         row_seeds = [(seed + k) % 2**64 for k in range(seeds)]
         rows, columns = [f"seed {k}" for k in row_seeds], [f"temperature {tau:g}" for tau in taus]
         sheets = [

@@ -157,8 +157,8 @@ def test_two_albums_together_find_the_places_of_both(flow, album):
 
 
 def test_joined_albums_stay_within_what_a_file_holds(flow, album, tmp_path, monkeypatch):
-    for module in ("color_index", "checkpoints.color_memory"):
-        monkeypatch.setattr(f"flowcore.{module}.MAX_CELLS", 250, raising=False)
+    for module in ("color_index", "color_memory"):
+        monkeypatch.setattr(f"flowcore.models.colorizer.{module}.MAX_CELLS", 250, raising=False)
     album.merge(remember(flow, photograph(seed=8))).save(tmp_path / "album.safetensors")
     both = ColorMemory.load(tmp_path / "album.safetensors")
     assert both.places.cells == 250

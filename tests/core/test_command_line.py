@@ -233,7 +233,7 @@ def test_help_names_the_program_as_it_was_called(monkeypatch, capsys):
 def test_inspect_imports_neither_the_trainer_nor_torchvision():
     program = (
         "import sys, flowcore.cli.main as cli; cli.main(['inspect', 'srflow-x4'])\n"
-        "late = ('flowcore.training', 'flowcore.batch', 'torchvision')\n"
+        "late = ('flowcore.training', 'flowcore.batch.job', 'torchvision')\n"
         "assert not [name for name in sys.modules if name.startswith(late)]"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

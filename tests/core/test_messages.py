@@ -14,7 +14,7 @@ from flowcore.tasks.ranking import By
 ROOT = Path(__file__).resolve().parents[2]
 MESSAGES = json.loads((ROOT / "locales" / "en" / "main.json").read_text(encoding="utf-8"))["flowcore"]["messages"]
 COMPOSED = re.compile("(all_images|images?|this_(clip|picture))_((is|are)_clean|has|have)")  # of single words
-SPOKEN = ("nodes", "flowcore/tasks", "flowcore/runtime", "flowcore/images")  # the rooms whose notes a canvas shows
+SPOKEN = ("nodes", "flowcore/tasks", "flowcore/engine", "flowcore/images")  # the rooms whose notes a canvas shows
 CALLS = {"notes", "notify", "tell", "sentences.append"}  # functions that a note is passed to
 
 
@@ -82,7 +82,7 @@ PLACES_OF_ADVICE = {"Runner": 2, "check_memory": 3, "report": 2}  # by function
 def test_what_notes_and_errors_are_filled_with_has_a_template():
     """Tasks, criteria, and what a person is told to do if memory runs out."""
     said = [*get_args(Task), *get_args(By), *SUITABLE_MODELS.values(), " made to {0}"]
-    for node in (node for tree in trees("nodes", "flowcore/tasks", "flowcore/runtime") for node in ast.walk(tree)):
+    for node in (node for tree in trees("nodes", "flowcore/tasks", "flowcore/engine") for node in ast.walk(tree)):
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).upper().endswith("ADVICE"):
             said.append(template(node.value))
         elif isinstance(node, ast.Call) and (name := ast.unparse(node.func).split(".")[-1]) in PLACES_OF_ADVICE:

@@ -118,6 +118,38 @@ def test_a_slider_that_nobody_moved_follows_the_models_file(host, photo):
 
 
 @newest
+def test_the_models_temperature_is_the_same_in_a_grid_as_alone(host, flows):
+    """With its calm faces, which a number that is given goes without."""
+    half = {"image": "photo.0", "upscale_method": "area", "scale_by": 0.5}
+    told = host.outputs(
+        graph(
+            grid=(
+                "FlowcoreTemperatureGrid",
+                {"image": "half.0", "model": "model.0", "temperatures": "-0.1", "seed": 3},
+            ),
+            model=("FlowcoreLoadModel", {"model_name": flows["small-srflow"]}),
+            photo=("FlowcoreExample", {"picture": "two portraits"}),
+            half=("ImageScaleBy", half),
+        )
+    )["grid"]
+    assert "2 faces are kept calm: less is invented there." in told["text"]
+
+
+@newest
+def test_verify_takes_no_width_without_a_height(host, flows):
+    workflow = graph(
+        verify=(
+            "FlowcoreVerify",
+            {"image": "photo.0", "model": "model.0", "seed": 3, "mark": "", "width": 64, "height": 0},
+        ),
+        model=("FlowcoreLoadModel", {"model_name": flows["small-srflow"]}),
+        photo=("FlowcoreExample", {"picture": "two portraits"}),
+        **shows(z="verify.3"),
+    )
+    refusal(host, workflow, "width", "64x0")
+
+
+@newest
 def test_faces_that_are_kept_calm_are_no_warning(host, flows):
     half = {"image": "photo.0", "upscale_method": "area", "scale_by": 0.5}
     told = host.outputs(
