@@ -73,8 +73,6 @@ from .tasks.upscale import temperature_grid, upscale
 from .tasks.verify import Verification, verify
 from .tasks.video import colorize_video, upscale_video
 
-Plan = CompiledFlow  # its earlier name
-
 __all__ = [
     "Audit",
     "Cancelled",
