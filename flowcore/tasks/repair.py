@@ -9,6 +9,7 @@ from typing_extensions import Unpack
 
 from ..engine.image_batch import ImageBatch, append_alpha, fit_mask
 from ..engine.options import GUIDE_STRENGTH
+from ..engine.progress import part_of
 from ..engine.ranges import check_range
 from ..engine.runner import Batching, Runner, RunOptions, check_draws, part_of_run, runs_with
 from ..errors import ImageError
@@ -93,6 +94,8 @@ def repair(
         result, scale = rgb.repeat_interleave(samples, 0), flow.condition_scale
         for item, (picture, hole, target) in enumerate(zip(rgb.split(1), holes.split(1), narrow.split(1), strict=True)):
             if not bool(target.any()):
+                if report := part_of(options.get("progress"), item / len(rgb), 1 / len(rgb)):
+                    report(1, 1)
                 continue
             rows, columns = _box(target, scale)
             picture, hole, target = (t[..., rows, columns].cpu() for t in (picture, hole, target))

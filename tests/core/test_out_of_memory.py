@@ -23,6 +23,16 @@ from flowcore.tasks.hints import hints_from_points
 pytestmark = pytest.mark.fuzz
 
 PACKAGE = str(Path(flowcore.__file__).parent)
+# Where a flow computes: files, below the package.
+OF_THE_FLOW = (
+    "flows/transforms",
+    "flows/networks",
+    "models/",
+    "engine/co",
+    "engine/encoders",
+    "engine/fold",
+    "engine/st",
+)
 
 
 class Allocator(TorchDispatchMode):
@@ -44,7 +54,7 @@ class Allocator(TorchDispatchMode):
             return made
         site = f"{place} {func.overloadpacket.__name__}"
         self.seen[site] += 1
-        of_the_flow = place.startswith(("inference", "transforms"))
+        of_the_flow = place.startswith(OF_THE_FLOW)
         self.largest = max(self.largest, size if of_the_flow else 0)
         here = site == self.site and self.seen[site] >= self.number and (self.for_good or not self.refused)
         if here or (of_the_flow and 0 < self.most < size):
